@@ -1,0 +1,1 @@
+"""Fusewire: what the services share. Import from the modules; this package exports nothing."""

@@ -1,0 +1,83 @@
+"""The candidate: what came back of a task, an answer or a failure."""
+
+from typing import ClassVar, Literal
+
+from pydantic import AwareDatetime, Field
+
+from fusewire.contracts.base import Part, Tier, Wire
+
+FinishReason = Literal["stop", "length", "content_filter"]
+
+ErrorCode = Literal[
+    "rate_limited",
+    "insufficient_quota",
+    "server_error",
+    "connect_error",
+    "timeout",
+    "truncated",
+    "refused",
+    "context_length_exceeded",
+    "model_not_found",
+    "unauthorized",
+    "bad_request",
+    "deadline_exceeded",
+    "engine_failed",
+    "answer_too_large",
+    "poison",
+]
+
+
+class CallFailure(Part):
+    """Why a call gave no answer."""
+
+    code: ErrorCode
+    message: str
+    """For people. Never holds prompt text, an answer or a secret."""
+    retryable: bool
+    """Whether the same task might succeed later."""
+
+
+class Usage(Part):
+    """Tokens, as the provider or the engine counted them."""
+
+    prompt_tokens: int = Field(default=0, ge=0)
+    completion_tokens: int = Field(default=0, ge=0)
+    cached_tokens: int = Field(default=0, ge=0)
+
+
+class Candidate(Wire):
+    """`fw.candidate.<fusion>.<round>.<call>`: a worker to the judge. Each task ends in exactly one."""
+
+    contract: ClassVar[str] = "candidate"
+
+    task_id: str
+    fusion_id: str
+    round: int = Field(ge=0)
+    call: str
+    member: str | None = None
+    model: str
+    tier: Tier
+    provider: str
+    content: str | None = None
+    """The answer; None if and only if `error` is set."""
+    error: CallFailure | None = None
+    finish_reason: FinishReason | None = None
+    usage: Usage = Usage()
+    cost_usd: float | None = None
+    """What the call cost; None when no price is known. Edge calls cost 0."""
+    price_version: str | None = None
+    attempts: int = Field(default=1, ge=1)
+    maybe_paid_twice: bool = False
+    """An earlier attempt's result is unknowable, so the call may have been billed once more."""
+    started_at: AwareDatetime
+    finished_at: AwareDatetime
+
+    @property
+    def ok(self) -> bool:
+        """Whether it holds an answer."""
+        return self.error is None and self.content is not None
+
+    @property
+    def latency_ms(self) -> float:
+        """Milliseconds from the first attempt to the end."""
+        return (self.finished_at - self.started_at).total_seconds() * 1000

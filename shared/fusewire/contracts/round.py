@@ -1,0 +1,38 @@
+"""The round: the model calls that the judge asks for."""
+
+from typing import ClassVar, Literal
+
+from pydantic import AwareDatetime, Field
+
+from fusewire.contracts.base import Part, Priority, Residency, Wire
+from fusewire.contracts.prompt import Message, Sampling
+
+CallKind = Literal["answer", "verdict", "analysis", "write", "debate"]
+
+
+class Call(Part):
+    """One model call: `name` is unique within its round."""
+
+    name: str
+    kind: CallKind
+    model: str
+    member: str | None = None
+    """The pool member that speaks, whose own system prompt and sampling then apply; None for the judge."""
+    messages: tuple[Message, ...] = Field(min_length=1)
+    sampling: Sampling = Sampling()
+
+
+class Round(Wire):
+    """`fw.round.<fusion>`: judge to dispatcher, which turns each call into a task."""
+
+    contract: ClassVar[str] = "round"
+
+    fusion_id: str
+    round: int = Field(ge=1)
+    tenant: str
+    pool: str
+    calls: tuple[Call, ...] = Field(min_length=1)
+    residency: Residency
+    priority: Priority
+    seed: int
+    deadline_at: AwareDatetime

@@ -1,0 +1,31 @@
+"""The task: one model call to make."""
+
+from typing import ClassVar
+
+from pydantic import AwareDatetime, Field
+
+from fusewire.contracts.base import Priority, Residency, Tier, Wire
+from fusewire.contracts.prompt import Message, Sampling
+from fusewire.contracts.round import CallKind
+
+
+class Task(Wire):
+    """`fw.task.<tier>.<model>.<priority>`: dispatcher to one worker."""
+
+    contract: ClassVar[str] = "task"
+
+    task_id: str
+    fusion_id: str
+    round: int = Field(ge=0)
+    call: str
+    kind: CallKind
+    member: str | None = None
+    model: str
+    tier: Tier
+    tenant: str
+    messages: tuple[Message, ...] = Field(min_length=1)
+    sampling: Sampling
+    residency: Residency
+    priority: Priority
+    deadline_at: AwareDatetime
+    """No answer is worth anything after this; a worker stops trying then."""

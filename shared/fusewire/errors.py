@@ -1,0 +1,25 @@
+"""Errors that more than one layer must recognise."""
+
+
+class Transient(Exception):  # noqa: N818 - it names a condition, as TimeoutError's users read it
+    """Something around us is down or busy; the same work will succeed later.
+
+    A handler that raises it gets its message again and never loses it to FW_DEAD.
+    """
+
+    def __init__(self, reason: str, retry_after_s: float | None = None) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(reason)
+
+
+class StartupError(Exception):
+    """A service cannot run as it is set up. Says what, why, and how to mend it."""
+
+    def __init__(self, what: str, mend: str) -> None:
+        self.what = what
+        self.mend = mend
+        super().__init__(f"{what}; {mend}")
+
+
+class Unacceptable(Exception):  # noqa: N818 - as above
+    """A message that will never be right: it goes to FW_DEAD at once, with the reason."""
