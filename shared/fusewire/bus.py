@@ -1,0 +1,399 @@
+"""The bus: one connection of one service to NATS JetStream.
+
+FastStream and nats-py lose messages by default: they drop a message on an unhandled
+exception, redeliver without delay, publish without an acknowledgement, give up
+reconnecting, and cancel what is running at shutdown. Each such setting is made here, once.
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from faststream import AckPolicy
+from faststream.nats import JStream, NatsBroker, NatsMessage, PullSub
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
+from nats.js.errors import APIError, NoStreamResponseError
+from nats.js.kv import KeyValue
+
+from fusewire import telemetry
+from fusewire.contracts import ContractError, Wire
+from fusewire.errors import StartupError, Transient, Unacceptable
+from fusewire.settings import Nats
+from fusewire.topology import MAX_DELIVERIES, Durable, dead_subject
+
+log = structlog.get_logger(__name__)
+
+PUBLISH_TIMEOUT_S = 5.0
+PULL_TIMEOUT_S = 1.0
+"""A pull request parked on a server dies with it, and nobody is told: so they are short."""
+PING_INTERVAL_S = 5
+HEARTBEAT_S = 4.0
+"""Under a third of the shortest `ack_wait_s` in the topology."""
+CRASH_LOOP_DELIVERIES = 20
+"""Delivered this often without an end: whatever handles it dies of it."""
+ALREADY_THERE = 10071
+"""JetStream's error code for a failed Nats-Expected-Last-Subject-Sequence."""
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One message as a handler sees it."""
+
+    data: bytes
+    subject: str
+    headers: Mapping[str, str]
+    deliveries: int
+    """How often it has been delivered, this time included."""
+    stream: str
+    sequence: int
+    raw: Msg
+
+    @classmethod
+    def of(cls, msg: Msg) -> "Delivery":
+        """Read what the server says about a message."""
+        meta = msg.metadata
+        return cls(msg.data, msg.subject, msg.headers or {}, meta.num_delivered, meta.stream, meta.sequence.stream, msg)
+
+
+Handler = Callable[[Delivery], Awaitable[None]]
+
+
+def retry_delay_s(deliveries: int, jitter: float) -> float:
+    """Seconds until a failed message is delivered again: 0.5, 1, 2 … 30, times 0.5 to 1 (`jitter` in 0..1)."""
+    return float(min(30.0, 0.5 * 2 ** (deliveries - 1))) * (0.5 + jitter / 2)
+
+
+def fault(exc: BaseException) -> str:
+    """Name an exception without its text, which may hold a prompt."""
+    if isinstance(exc, ContractError | Transient | StartupError | Unacceptable):
+        return str(exc)
+    frames = traceback.extract_tb(exc.__traceback__)
+    where = f" at {frames[-1].name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(exc).__name__}{where}"
+
+
+class Bus:
+    """One service's connection, and the only way it publishes or receives."""
+
+    def __init__(self, service: str, settings: Nats, *, drain_s: float = 10) -> None:
+        if settings.url == "embedded":
+            raise StartupError(
+                "nats.url is 'embedded', which only the fusewire command can start",
+                "set [nats] url (or FUSEWIRE_NATS__URL) to nats://HOST:PORT",
+            )
+        self.service = service
+        self.closed = asyncio.Event()
+        self._live: dict[int, Delivery] = {}
+        self._ticker: asyncio.Task[None] | None = None
+        self._client: Client | None = None
+        self._down_since: float | None = None
+        self.broker = NatsBroker(
+            settings.url,
+            name=f"fusewire-{service}",
+            inbox_prefix=f"_INBOX_{service}",
+            allow_reconnect=True,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=1,
+            ping_interval=PING_INTERVAL_S,
+            max_outstanding_pings=2,
+            connect_timeout=2,
+            drain_timeout=int(drain_s) + 5,
+            graceful_timeout=drain_s,
+            ack_policy=AckPolicy.MANUAL,
+            error_cb=self._on_error,
+            disconnected_cb=self._on_disconnected,
+            reconnected_cb=self._on_reconnected,
+            closed_cb=self._on_closed,
+            security=_security(settings),
+            middlewares=telemetry.broker_middlewares(service),
+            logger=None,
+        )
+
+    # -- life ---------------------------------------------------------------------------------
+
+    async def connect(self, timeout_s: float | None = None) -> None:
+        """Connect; keeps trying for ever, or for `timeout_s`.
+
+        Raises:
+            StartupError: no server answered in time.
+
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                self._client = await self.broker.connect()
+        except (TimeoutError, NatsError, OSError) as exc:
+            raise StartupError(
+                f"no NATS server answers at {_shown(self.broker)} ({type(exc).__name__})",
+                "start one, or mend [nats] url (FUSEWIRE_NATS__URL)",
+            ) from None
+        self._ticker = asyncio.create_task(self._heartbeat(), name=f"{self.service}-heartbeat")
+
+    async def start(self) -> None:
+        """Begin to deliver to the FastStream subscribers registered so far."""
+        await self.broker.start()
+
+    async def stop(self) -> None:
+        """Let what is running end (within the grace), then close."""
+        if self._ticker:
+            self._ticker.cancel()
+        try:
+            await self.broker.stop()
+        except (NatsError, OSError, TimeoutError):
+            # Draining needs a server; when there is none, closing is all that is left.
+            if self._client:
+                await self._client.close()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the server answers at this moment."""
+        return self._client is not None and self._client.is_connected
+
+    def faults(self) -> list[str]:
+        """Why the process should be restarted."""
+        return ["the connection to NATS is closed for good"] if self.closed.is_set() else []
+
+    def unready(self) -> list[str]:
+        """Why it should get no work now."""
+        return [] if self.connected else ["NATS does not answer"]
+
+    @property
+    def client(self) -> Client:
+        """The nats-py client; only after `connect`."""
+        if self._client is None:
+            raise StartupError("the bus is not connected", "call connect() first")
+        return self._client
+
+    @property
+    def js(self) -> JetStreamContext:
+        """The JetStream context."""
+        return self.client.jetstream(timeout=PUBLISH_TIMEOUT_S)
+
+    async def key_value(self, bucket: str) -> KeyValue:
+        """Open a bucket that `topology apply` has made."""
+        return await self.js.key_value(bucket)
+
+    # -- publishing ---------------------------------------------------------------------------
+
+    async def publish(
+        self,
+        subject: str,
+        message: Wire | bytes,
+        *,
+        msg_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        only_if_new: bool = False,
+    ) -> bool:
+        """Publish and wait until the server has stored it.
+
+        Args:
+            subject: where to; a stream must hold it.
+            message: the body.
+            msg_id: the server drops a second message of this id within its duplicate window.
+            headers: further headers; the trace context is added.
+            only_if_new: store only if the subject holds nothing yet.
+
+        Returns:
+            False if the message was already there, True if it was stored now.
+
+        Raises:
+            Transient: it is not known to be stored; publish again.
+
+        """
+        sent = {**telemetry.trace_headers(), **(headers or {})}
+        if msg_id:
+            sent["Nats-Msg-Id"] = msg_id
+        if only_if_new:
+            sent["Nats-Expected-Last-Subject-Sequence"] = "0"
+        body = message.encode() if isinstance(message, Wire) else message
+        try:
+            ack = await self.js.publish(subject, body, headers=sent, timeout=PUBLISH_TIMEOUT_S)
+        except NoStreamResponseError:
+            raise Transient(f"no stream holds {subject}: run `fusewire topology apply`") from None
+        except APIError as exc:
+            if only_if_new and exc.err_code == ALREADY_THERE:
+                return False
+            raise Transient(f"the server refused {subject}: {exc.err_code} {exc.description}") from None
+        except (NatsError, OSError, TimeoutError) as exc:
+            raise Transient(f"publishing to {subject} failed: {type(exc).__name__}") from None
+        telemetry.PUBLISHED.labels(self.service, ack.stream).inc()
+        return not ack.duplicate
+
+    # -- receiving ----------------------------------------------------------------------------
+
+    def subscribe(self, durable: Durable, handler: Handler, *, concurrency: int) -> None:
+        """Register a FastStream subscriber on a durable. Call before `start`."""
+        subscriber = self.broker.subscriber(
+            durable.subject,
+            durable=durable.name,
+            stream=JStream(durable.stream, declare=False),
+            # No more in hand than are being worked on: ack_wait runs while a message queues.
+            pull_sub=PullSub(batch_size=concurrency, timeout=PULL_TIMEOUT_S),
+            max_workers=concurrency,
+            ack_policy=AckPolicy.MANUAL,
+            inbox_prefix=f"_INBOX_{self.service}.".encode(),
+            decoder=_undecoded,
+        )
+
+        async def deliver(msg: NatsMessage) -> None:
+            raw = msg.raw_message
+            assert isinstance(raw, Msg)
+            await self.settle(raw, handler)
+
+        subscriber(deliver)
+
+    async def require(self, *durables: Durable) -> None:
+        """Check that the durables a service binds to are there.
+
+        Raises:
+            StartupError: one is not.
+
+        """
+        for durable in durables:
+            try:
+                await self.js.consumer_info(durable.stream, durable.name)
+            except (APIError, NatsError, TimeoutError):
+                raise StartupError(
+                    f"the consumer {durable.stream}/{durable.name} is not on the server",
+                    "run `fusewire topology apply`",
+                ) from None
+
+    async def settle(self, msg: Msg, handler: Handler) -> None:
+        """Run a handler over one message and give the server the answer that follows from how it ended."""
+        delivery = Delivery.of(msg)
+        started = time.perf_counter()
+        with telemetry.receiving(self.service, delivery.subject, delivery.headers), self.holding(delivery):
+            result = await self._run(delivery, handler)
+        telemetry.HANDLED.labels(self.service, delivery.stream, result).inc()
+        telemetry.HANDLE_SECONDS.labels(self.service, delivery.stream).observe(time.perf_counter() - started)
+
+    async def _run(self, delivery: Delivery, handler: Handler) -> str:
+        if delivery.deliveries > CRASH_LOOP_DELIVERIES:
+            return await self.bury(delivery, "crash_loop: its handler never came to an end")
+        try:
+            await handler(delivery)
+        except Exception as exc:  # noqa: BLE001 - whatever a handler raises decides the message's fate
+            return await self.refuse(delivery, exc)
+        await self.ack(delivery)
+        return "ok"
+
+    async def refuse(self, delivery: Delivery, exc: Exception) -> str:
+        """Answer for a handler that failed: later again, or FW_DEAD when it will never succeed."""
+        hopeless = isinstance(exc, Unacceptable)
+        if hopeless or (not isinstance(exc, Transient) and delivery.deliveries >= MAX_DELIVERIES):
+            return await self.bury(delivery, fault(exc))
+        delay = retry_delay_s(delivery.deliveries, random.random())  # noqa: S311 - spreads retries, guards nothing
+        if isinstance(exc, Transient) and exc.retry_after_s is not None:
+            delay = exc.retry_after_s
+        log.warning(
+            "bus.message_retried",
+            stream=delivery.stream,
+            sequence=delivery.sequence,
+            deliveries=delivery.deliveries,
+            fault=fault(exc),
+            delay_s=round(delay, 2),
+        )
+        with contextlib.suppress(NatsError, OSError):
+            await delivery.raw.nak(delay)
+        return "retried"
+
+    async def bury(self, delivery: Delivery, reason: str) -> str:
+        """Lay a message in FW_DEAD with the reason, and take it off its stream."""
+        # Only what is known to be allowed anywhere is copied: FW_DEAD is read by operators.
+        open_body = b'"residency":"any"' in delivery.data
+        headers = {
+            "Fw-Reason": reason.replace("\n", " ")[:500],
+            "Fw-Subject": delivery.subject,
+            "Fw-Stream-Sequence": str(delivery.sequence),
+            "Fw-Deliveries": str(delivery.deliveries),
+            "Fw-Body": "whole" if open_body else "withheld",
+        }
+        try:
+            await self.publish(
+                dead_subject(self.service, delivery.stream),
+                delivery.data if open_body else b"",
+                msg_id=f"dead-{delivery.stream}-{delivery.sequence}",
+                headers=headers,
+            )
+        except Transient as exc:
+            return await self.refuse(delivery, exc)
+        log.error("bus.message_buried", stream=delivery.stream, sequence=delivery.sequence, reason=reason)
+        await self.ack(delivery)
+        return "dead"
+
+    async def ack(self, delivery: Delivery) -> None:
+        """Acknowledge and wait for the server's word; a lost one only means a redelivery."""
+        try:
+            await delivery.raw.ack_sync(timeout=PUBLISH_TIMEOUT_S)
+        except (NatsError, OSError, TimeoutError) as exc:
+            log.warning("bus.ack_lost", stream=delivery.stream, sequence=delivery.sequence, fault=type(exc).__name__)
+
+    @contextlib.contextmanager
+    def holding(self, *deliveries: Delivery) -> Any:
+        """While inside, tell the server that these messages are being worked on."""
+        for delivery in deliveries:
+            self._live[id(delivery)] = delivery
+        try:
+            yield
+        finally:
+            for delivery in deliveries:
+                self._live.pop(id(delivery), None)
+
+    async def _heartbeat(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            for delivery in list(self._live.values()):
+                with contextlib.suppress(NatsError, OSError):
+                    await delivery.raw.in_progress()
+
+    # -- callbacks ----------------------------------------------------------------------------
+
+    async def _on_error(self, exc: Exception) -> None:
+        now = time.monotonic()
+        if self._down_since is None or now - self._down_since > 5:  # one line per 5 s of outage, not per attempt
+            self._down_since = now
+            log.warning("bus.error", service=self.service, fault=type(exc).__name__)
+
+    async def _on_disconnected(self) -> None:
+        log.warning("bus.disconnected", service=self.service)
+
+    async def _on_reconnected(self) -> None:
+        self._down_since = None
+        log.info("bus.reconnected", service=self.service)
+
+    async def _on_closed(self) -> None:
+        self.closed.set()
+        log.info("bus.closed", service=self.service)
+
+
+async def _undecoded(message: NatsMessage) -> bytes:
+    """Leave the body alone: FastStream would read the bytes `1` as a number."""
+    body = message.body
+    assert isinstance(body, bytes)
+    return body
+
+
+def _shown(broker: NatsBroker) -> str:
+    urls = [str(url).rpartition("@")[2] for url in broker.specification.url]
+    return ", ".join(urls)
+
+
+def _security(settings: Nats) -> Any:
+    if settings.credentials is None and settings.tls_ca is None:
+        return None
+    import ssl  # noqa: PLC0415 - only where it is asked for
+
+    from faststream.nats.security import NatsCredentials, NatsSecurity  # noqa: PLC0415
+
+    context = ssl.create_default_context(cafile=str(settings.tls_ca)) if settings.tls_ca else None
+    if settings.credentials is not None:
+        return NatsCredentials(str(settings.credentials), ssl_context=context, use_ssl=context is not None)
+    return NatsSecurity(ssl_context=context, use_ssl=True)

@@ -1,0 +1,164 @@
+"""`fusewire topology apply`: make a NATS server match the topology, and take nothing from its operator."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from nats.js import JetStreamContext, api
+from nats.js.errors import BucketNotFoundError, NotFoundError
+
+from fusewire.topology import Bucket, Durable, Stream, Topology
+
+Action = Literal["created", "updated", "unchanged"]
+
+UNLIMITED = (None, 0, -1)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What was done to one stream, durable or bucket."""
+
+    kind: Literal["stream", "durable", "bucket"]
+    name: str
+    action: Action
+
+
+class TopologyConflictError(Exception):
+    """What is on the server cannot be made to match without losing something."""
+
+
+def wider(have: float | None, want: float | None) -> float | None:
+    """The wider of two limits, where None, 0 and -1 mean "no limit"."""
+    if have in UNLIMITED or want in UNLIMITED:
+        return have if have in UNLIMITED else want
+    assert have is not None
+    assert want is not None
+    return max(have, want)
+
+
+async def apply(js: JetStreamContext, wanted: Topology) -> list[Change]:
+    """Create what is missing and mend what differs; idempotent.
+
+    Limits that an operator set wider than ours are kept, and so is everything we do not name.
+
+    Raises:
+        TopologyConflictError: a stream of that name exists with another retention.
+
+    """
+    changes = [await _stream(js, stream, wanted.replicas) for stream in wanted.streams]
+    changes += [await _durable(js, durable) for durable in wanted.durables]
+    changes += [await _bucket(js, bucket, wanted.replicas) for bucket in wanted.buckets]
+    return changes
+
+
+async def missing(js: JetStreamContext, wanted: Topology) -> list[str]:
+    """Names of the streams and durables that are not there."""
+    absent = []
+    for stream in wanted.streams:
+        try:
+            await js.stream_info(stream.name)
+        except NotFoundError:
+            absent.append(stream.name)
+    for durable in wanted.durables:
+        try:
+            await js.consumer_info(durable.stream, durable.name)
+        except NotFoundError:
+            absent.append(f"{durable.stream}/{durable.name}")
+    return absent
+
+
+def _stream_config(stream: Stream, replicas: int) -> api.StreamConfig:
+    return api.StreamConfig(
+        name=stream.name,
+        subjects=list(stream.subjects),
+        retention=api.RetentionPolicy.WORK_QUEUE if stream.retention == "workqueue" else api.RetentionPolicy.LIMITS,
+        storage=api.StorageType.FILE,
+        max_bytes=stream.max_bytes or -1,
+        max_age=stream.max_age_s or 0,
+        max_msgs_per_subject=stream.max_per_subject or -1,
+        discard=api.DiscardPolicy.NEW if stream.discard_new else api.DiscardPolicy.OLD,
+        discard_new_per_subject=stream.discard_new and stream.max_per_subject > 0,
+        duplicate_window=stream.duplicate_window_s,
+        allow_msg_schedules=stream.schedules or None,
+        num_replicas=replicas,
+    )
+
+
+async def _stream(js: JetStreamContext, stream: Stream, replicas: int) -> Change:
+    want = _stream_config(stream, replicas)
+    try:
+        have = (await js.stream_info(stream.name)).config
+    except NotFoundError:
+        await js.add_stream(want)
+        return Change("stream", stream.name, "created")
+    if have.retention != want.retention:
+        raise TopologyConflictError(
+            f"stream {stream.name} exists with retention {have.retention}, {want.retention} is needed; "
+            "back it up, delete it, and apply again"
+        )
+    merged = have.evolve(
+        subjects=sorted({*(have.subjects or []), *stream.subjects}),
+        max_bytes=wider(have.max_bytes, want.max_bytes),
+        max_age=wider(have.max_age, want.max_age),
+        duplicate_window=wider(have.duplicate_window, want.duplicate_window),
+        num_replicas=max(have.num_replicas or 1, replicas),
+        max_msgs_per_subject=want.max_msgs_per_subject,
+        discard=want.discard,
+        discard_new_per_subject=want.discard_new_per_subject,
+        allow_msg_schedules=want.allow_msg_schedules or have.allow_msg_schedules,
+    )
+    if merged == have.evolve(subjects=sorted(have.subjects or [])):
+        return Change("stream", stream.name, "unchanged")
+    await js.update_stream(merged)
+    return Change("stream", stream.name, "updated")
+
+
+async def _durable(js: JetStreamContext, durable: Durable) -> Change:
+    name = f"{durable.stream}/{durable.name}"
+    subject = durable.subject or None
+    try:
+        have = (await js.consumer_info(durable.stream, durable.name)).config
+    except NotFoundError:
+        have = None
+    if have is None:
+        config = api.ConsumerConfig(
+            durable_name=durable.name,
+            ack_policy=api.AckPolicy.EXPLICIT,
+            ack_wait=durable.ack_wait_s,
+            # Never dropped by the server for its count: our code lays poison in FW_DEAD, with the reason.
+            max_deliver=-1,
+            max_ack_pending=durable.max_ack_pending,
+            filter_subject=subject,
+        )
+        await js.add_consumer(durable.stream, config)
+        return Change("durable", name, "created")
+    merged = have.evolve(
+        ack_wait=wider(have.ack_wait, durable.ack_wait_s),
+        max_ack_pending=wider(have.max_ack_pending, durable.max_ack_pending),
+        max_deliver=-1,
+        filter_subject=subject,
+    )
+    if merged == have:
+        return Change("durable", name, "unchanged")
+    await js.add_consumer(durable.stream, merged)
+    return Change("durable", name, "updated")
+
+
+async def _bucket(js: JetStreamContext, bucket: Bucket, replicas: int) -> Change:
+    try:
+        await js.key_value(bucket.name)
+    except (BucketNotFoundError, NotFoundError):
+        config = api.KeyValueConfig(
+            bucket=bucket.name, history=1, ttl=bucket.ttl_s, max_bytes=bucket.max_bytes, replicas=replicas
+        )
+        await js.create_key_value(config)
+        return Change("bucket", bucket.name, "created")
+    return Change("bucket", bucket.name, "unchanged")
+
+
+def summary(changes: Iterable[Change]) -> dict[Action, int]:
+    """How many of each action."""
+    counts: dict[Action, int] = {"created": 0, "updated": 0, "unchanged": 0}
+    for change in changes:
+        counts[change.action] += 1
+    return counts

@@ -1,0 +1,180 @@
+"""What every service is, and the loop that runs one or several of them in a process."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NoReturn, Protocol
+
+import structlog
+import uvicorn
+from prometheus_client import generate_latest
+
+from fusewire import telemetry
+from fusewire.errors import StartupError
+from fusewire.settings import ConfigError, Http, Settings, load
+
+log = structlog.get_logger(__name__)
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Service(Protocol):
+    """One of the five services."""
+
+    name: str
+
+    async def start(self) -> None:
+        """Connect and begin to work. Raises StartupError when it cannot."""
+        ...
+
+    async def stop(self) -> None:
+        """Take no more work, finish or hand back what was begun, let go of everything."""
+        ...
+
+    def faults(self) -> list[str]:
+        """Why it should be restarted; empty while it is alive."""
+        ...
+
+    def unready(self) -> list[str]:
+        """Why it should get no work now; empty while it is ready."""
+        ...
+
+    def app(self) -> App | None:
+        """Its own HTTP interface, if it has one."""
+        ...
+
+
+def operations(services: Sequence[Service]) -> App:
+    """`/healthz`, `/readyz` and `/metrics` of all services in the process; everything else goes to their own app."""
+    doors = [door for s in services if (door := s.app()) is not None]
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "") if scope["type"] == "http" else ""
+        if path == "/healthz":
+            await _report(send, {s.name: s.faults() for s in services})
+        elif path == "/readyz":
+            await _report(send, {s.name: s.faults() + s.unready() for s in services})
+        elif path == "/metrics":
+            await _respond(send, 200, generate_latest(telemetry.REGISTRY), b"text/plain; version=0.0.4")
+        elif doors:
+            await doors[0](scope, receive, send)
+        elif scope["type"] == "http":
+            await _respond(send, 404, b"not found\n", b"text/plain")
+
+    return app
+
+
+async def _report(send: Send, complaints: dict[str, list[str]]) -> None:
+    bad = [f"{name}: {text}" for name, texts in complaints.items() for text in texts]
+    body = "\n".join(bad or [f"ok {' '.join(complaints)}"]) + "\n"
+    await _respond(send, 503 if bad else 200, body.encode(), b"text/plain; charset=utf-8")
+
+
+async def _respond(send: Send, status: int, body: bytes, content_type: bytes) -> None:
+    headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def listen(http: Http) -> socket.socket:
+    """Bind the HTTP port.
+
+    Raises:
+        StartupError: it is taken, or may not be used.
+
+    """
+    family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((http.host, http.port))
+    except OSError as exc:
+        sock.close()
+        raise StartupError(
+            f"port {http.port} on {http.host} cannot be used: {exc.strerror}",
+            "set FUSEWIRE_HTTP__PORT to another port (0 takes any free one)",
+        ) from None
+    return sock
+
+
+class Host:
+    """Runs services and their one HTTP server until told to stop."""
+
+    def __init__(self, services: Sequence[Service], sock: socket.socket) -> None:
+        self._services = list(services)
+        self._sock = sock
+        self._started: list[Service] = []
+        config = uvicorn.Config(
+            operations(services), log_config=None, lifespan="off", access_log=False, timeout_graceful_shutdown=5
+        )
+        self._server = _Server(config)
+        self._serving: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start the services in order, then serve HTTP."""
+        try:
+            for service in self._services:
+                await service.start()
+                self._started.append(service)
+        except BaseException:
+            await self.stop()
+            raise
+        self._serving = asyncio.create_task(self._server.serve(sockets=[self._sock]), name="http")
+        log.info("service.started", services=[s.name for s in self._services], port=self._sock.getsockname()[1])
+
+    async def stop(self) -> None:
+        """Stop in the opposite order: the door closes first."""
+        self._server.should_exit = True
+        if self._serving:
+            await asyncio.gather(self._serving, return_exceptions=True)
+        self._sock.close()
+        for service in reversed(self._started):
+            with contextlib.suppress(Exception):
+                await service.stop()
+        log.info("service.stopped", services=[s.name for s in self._services])
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn without its own signal handling: the host has the only one."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        yield
+
+
+async def run(services: Sequence[Service], http: Http) -> None:
+    """Run until SIGTERM or SIGINT, then drain."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for sig in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(sig, stop.set)
+    host = Host(services, listen(http))
+    await host.start()
+    await stop.wait()
+    await host.stop()
+
+
+def main(name: str, build: Callable[[Settings], Service]) -> NoReturn:
+    """Run one service as a process of its own: `python -m fusewire_<name>`.
+
+    Exits with 0 after a signal, 2 when it cannot run as it is configured, 1 on a fault of ours.
+    """
+    try:
+        settings = load()
+        telemetry.configure(settings.log, settings.telemetry, service=name)
+        asyncio.run(run([build(settings)], settings.http))
+    except ConfigError as exc:
+        for problem in exc.problems:
+            sys.stderr.write(f"fusewire: {exc.source}: {problem}\n")
+        sys.stderr.write(f"fusewire: {exc.hint}\n")
+        sys.exit(2)
+    except StartupError as exc:
+        sys.stderr.write(f"fusewire: {exc.what}\nfusewire: {exc.mend}\n")
+        sys.exit(2)
+    sys.exit(0)

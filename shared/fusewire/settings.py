@@ -1,0 +1,291 @@
+"""Configuration: one TOML file, every key also as `FUSEWIRE_…`, the environment wins."""
+
+import hashlib
+import json
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from fusewire.contracts import NAME, Mode, Residency
+
+CONFIG_ENV = "FUSEWIRE_CONFIG"
+DEFAULT_FILE = Path("fusewire.toml")
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. `problems` has one line for each fault."""
+
+    def __init__(self, source: str, problems: list[str], hint: str = "") -> None:
+        self.source = source
+        self.problems = problems
+        self.hint = hint or "run `fusewire config check` after mending it"
+        super().__init__(f"{source}: " + "; ".join(problems))
+
+
+def _name(value: str) -> str:
+    if not re.match(NAME, value):
+        raise ValueError(f"'{value}' must be 1 to 63 of a-z, 0-9, '-' and '_', and begin with a letter or digit")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
+FilePath = Annotated[Path, AfterValidator(lambda p: p.expanduser())]
+
+
+class Section(BaseModel):
+    """A table of the file. A key it does not know is a mistake, and refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Database(Section):
+    """`[database]`"""
+
+    url: str = "sqlite+aiosqlite:///.fusewire/fusewire.db"
+    pool_size: int = Field(default=5, ge=1)
+
+
+class Nats(Section):
+    """`[nats]`"""
+
+    url: str = "embedded"
+    credentials: FilePath | None = None
+    """A NATS credentials file (JWT and seed)."""
+    tls_ca: FilePath | None = None
+    """The certificate authority to trust, where the system's store does not have it."""
+    replicas: int = Field(default=1, ge=1, le=5)
+    """Copies of each stream that `topology apply` asks for; 3 in a cluster."""
+
+
+class Http(Section):
+    """`[http]`: where ingest's API and every service's health and metrics listen."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8484, ge=0, le=65535)
+    """0 takes any free port."""
+
+
+class Log(Section):
+    """`[log]`"""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["json", "console"] = "json"
+
+
+class Telemetry(Section):
+    """`[telemetry]`"""
+
+    metrics: bool = True
+    otlp_endpoint: str | None = None
+    """Where to send traces (OTLP over HTTP); None sends none."""
+
+
+class Limits(Section):
+    """`[limits]`"""
+
+    prompt_bytes: int = Field(default=262_144, ge=1024, le=524_288)
+    """The largest prompt accepted; it has to fit a NATS message several times over."""
+    drain_s: float = Field(default=10, gt=0)
+    """How long a service may finish what it began after it was told to stop."""
+
+
+class EdgeModel(Section):
+    """`[models.<name>]` with `kind = "edge"`: an ONNX folder on this machine."""
+
+    kind: Literal["edge"]
+    path: FilePath
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of one engine; None takes the processors that this process may use."""
+    max_tokens: int = Field(default=256, ge=1)
+    """Answer length where the prompt does not say."""
+    family: str | None = None
+
+
+class RemoteModel(Section):
+    """`[models.<name>]` with `kind = "remote"`: a hosted model."""
+
+    kind: Literal["remote"]
+    provider: Literal["openai"] = "openai"
+    """The protocol it speaks: `openai` is any OpenAI-compatible server."""
+    base_url: str
+    model: str
+    """The name it has at the provider."""
+    api_key_env: str | None = None
+    max_concurrency: int = Field(default=32, ge=1)
+    timeout_s: float = Field(default=120, gt=0)
+    max_attempts: int = Field(default=3, ge=1, le=10)
+    max_tokens: int | None = Field(default=None, ge=1)
+    price_provider: str | None = None
+    """The provider's id in the price list, where it cannot be told from `base_url`."""
+    family: str | None = None
+
+    @property
+    def api_key(self) -> SecretStr | None:
+        """The key, read from the environment at each use so that it is never stored."""
+        value = os.environ.get(self.api_key_env) if self.api_key_env else None
+        return SecretStr(value) if value else None
+
+
+Model = Annotated[EdgeModel | RemoteModel, Field(discriminator="kind")]
+
+
+class Member(Section):
+    """A member of a pool: a model, and what it does differently there."""
+
+    name: Name
+    model: Name
+    weight: float = Field(default=1.0, gt=0)
+    system: str | None = None
+    """A system prompt put before the conversation when it brings none of its own."""
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+
+
+class Pool(Section):
+    """`[pools.<name>]`"""
+
+    members: tuple[Member, ...] = Field(min_length=1, max_length=16)
+    judge: Name | None = None
+    """The model that judges. None: closed answers are voted, open ones chosen by similarity."""
+    mode: Mode = "best-of"
+    quorum: float = Field(default=0.67, gt=0, le=1)
+    """The share of the pool's weight that must have answered before grace begins to run."""
+    deadline_s: float = Field(default=60, gt=0)
+    batch_deadline_s: float = Field(default=86_400, gt=0)
+    """The deadline of a prompt that belongs to a batch."""
+    residency: Residency = "any"
+    debate_rounds: int = Field(default=2, ge=1, le=2)
+    max_tokens: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("members"), list | tuple):
+            members = [{"name": m, "model": m} if isinstance(m, str) else m for m in data["members"]]
+            return {**data, "members": members}
+        return data
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "Pool":
+        names = [m.name for m in self.members]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"member {', '.join(twice)} is named twice; give each member a name of its own")
+        return self
+
+
+class Settings(BaseSettings):
+    """Everything that can be configured."""
+
+    model_config = SettingsConfigDict(env_prefix="FUSEWIRE_", env_nested_delimiter="__", extra="forbid", frozen=True)
+
+    data_dir: FilePath = Path(".fusewire")
+    """Where the embedded broker, the database and the run file live."""
+    database: Database = Database()
+    nats: Nats = Nats()
+    http: Http = Http()
+    log: Log = Log()
+    telemetry: Telemetry = Telemetry()
+    limits: Limits = Limits()
+    models: dict[Name, Model] = Field(default_factory=dict)
+    pools: dict[Name, Pool] = Field(default_factory=dict)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is pydantic-settings'
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Environment over file: what `load` read from the file arrives as arguments."""
+        return env_settings, init_settings
+
+    @model_validator(mode="after")
+    def _references(self) -> "Settings":
+        known = ", ".join(sorted(self.models)) or "none"
+        for pool_name, pool in self.pools.items():
+            wanted = [(f"member '{m.name}'", m.model) for m in pool.members]
+            if pool.judge:
+                wanted.append(("judge", pool.judge))
+            for role, model in wanted:
+                if model not in self.models:
+                    raise ValueError(
+                        f"pool '{pool_name}': {role} uses model '{model}', which is not configured"
+                        f" (configured: {known}); add [models.{model}] or mend the name"
+                    )
+            if pool.residency == "edge-only" and not any(self.models[m.model].kind == "edge" for m in pool.members):
+                raise ValueError(f"pool '{pool_name}' is edge-only but has no edge member; add one or relax residency")
+        return self
+
+    def config_hash(self, pool: str) -> str:
+        """Twelve hex digits over a pool and its models, without secrets: the same hash, the same behaviour."""
+        chosen = self.pools[pool]
+        names = {m.model for m in chosen.members} | ({chosen.judge} if chosen.judge else set())
+        shown = {
+            "pool": chosen.model_dump(mode="json"),
+            "models": {n: self.models[n].model_dump(mode="json") for n in sorted(names)},
+        }
+        return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _problems(exc: ValidationError) -> list[str]:
+    lines = []
+    for error in exc.errors(include_url=False, include_input=False, include_context=False):
+        path = ".".join(str(p) for p in error["loc"] if p not in ("edge", "remote"))
+        message = str(error["msg"]).removeprefix("Value error, ")
+        lines.append(f"{path}: {message}" if path else message)
+    return lines
+
+
+def find_file() -> Path | None:
+    """The file that would be read: `$FUSEWIRE_CONFIG`, else ./fusewire.toml if it is there."""
+    named = os.environ.get(CONFIG_ENV)
+    if named:
+        return Path(named).expanduser()
+    return DEFAULT_FILE if DEFAULT_FILE.is_file() else None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read one TOML file.
+
+    Raises:
+        ConfigError: it is missing, unreadable, or not TOML.
+
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        hint = f"create {path}, or point {CONFIG_ENV} at another file"
+        raise ConfigError(str(path), [f"cannot be read: {exc.strerror}"], hint) from None
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(str(path), [f"cannot be parsed: {exc}"]) from None
+
+
+def load(path: Path | None = None, *, fallback: dict[str, Any] | None = None) -> Settings:
+    """Read the configuration.
+
+    Args:
+        path: the file; None looks where `find_file` says.
+        fallback: used in place of a file when there is none.
+
+    Raises:
+        ConfigError: with every fault that was found.
+
+    """
+    chosen = path or find_file()
+    data = read_file(chosen) if chosen else (fallback or {})
+    try:
+        return Settings(**data)
+    except ValidationError as exc:
+        raise ConfigError(str(chosen or "the built-in configuration"), _problems(exc)) from None

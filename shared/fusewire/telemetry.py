@@ -1,0 +1,147 @@
+"""Logs, metrics and traces: set up once per process, off where it is not wanted."""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import structlog
+from opentelemetry import propagate, trace
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from fusewire.settings import Log, Telemetry
+
+REGISTRY = CollectorRegistry()
+"""One registry per process; /metrics shows it."""
+
+PUBLISHED = Counter(
+    "fusewire_messages_published_total", "Messages the server has stored.", ["service", "stream"], registry=REGISTRY
+)
+HANDLED = Counter(
+    "fusewire_messages_handled_total",
+    "Messages handled, by result: ok, retried, dead.",
+    ["service", "stream", "result"],
+    registry=REGISTRY,
+)
+HANDLE_SECONDS = Histogram(
+    "fusewire_message_handle_seconds", "Time in the handler.", ["service", "stream"], registry=REGISTRY
+)
+CANDIDATES = Counter(
+    "fusewire_candidates_total", "Candidates made, by error code or ok.", ["tier", "model", "result"], registry=REGISTRY
+)
+CALL_SECONDS = Histogram(
+    "fusewire_call_seconds",
+    "Time of one model call.",
+    ["tier", "model"],
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300),
+    registry=REGISTRY,
+)
+OUTCOMES = Counter(
+    "fusewire_outcomes_total", "Outcomes stored.", ["pool", "mode", "status", "degraded"], registry=REGISTRY
+)
+OUTCOME_SECONDS = Histogram(
+    "fusewire_outcome_seconds",
+    "Time from acceptance to outcome.",
+    ["pool", "mode"],
+    buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900),
+    registry=REGISTRY,
+)
+ACCEPTED = Counter("fusewire_prompts_accepted_total", "Prompts committed.", ["door"], registry=REGISTRY)
+UNPUBLISHED = Gauge("fusewire_prompts_unpublished", "Prompts committed and not yet published.", registry=REGISTRY)
+
+_metrics_on = True
+_tracer = trace.get_tracer("fusewire")
+_tracing = False
+
+
+def configure(log: Log, telemetry: Telemetry, *, service: str) -> None:
+    """Set up logging to stderr, and tracing where an endpoint is given."""
+    global _metrics_on, _tracing  # noqa: PLW0603 - a process has one log and one tracer
+    _metrics_on = telemetry.metrics
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: Any = (
+        structlog.processors.JSONRenderer() if log.format == "json" else structlog.dev.ConsoleRenderer(colors=False)
+    )
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[log.level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    # What third parties say below a warning is theirs; above it, it goes to the same place.
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    if telemetry.otlp_endpoint:
+        _export_traces(telemetry.otlp_endpoint, service)
+        _tracing = True
+
+
+def _export_traces(endpoint: str, service: str) -> None:
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - an extra
+    from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
+    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+
+    provider = TracerProvider(resource=Resource.create({"service.name": f"fusewire-{service}"}))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
+    trace.set_tracer_provider(provider)
+
+
+def broker_middlewares(service: str) -> list[Any]:
+    """FastStream's own middlewares, as switched on by `configure`."""
+    chosen: list[Any] = []
+    if _metrics_on:
+        from faststream.nats.prometheus import NatsPrometheusMiddleware  # noqa: PLC0415
+
+        chosen.append(_prometheus(NatsPrometheusMiddleware, service))
+    if _tracing:
+        from faststream.nats.opentelemetry import NatsTelemetryMiddleware  # noqa: PLC0415
+
+        chosen.append(NatsTelemetryMiddleware(tracer_provider=trace.get_tracer_provider()))
+    return chosen
+
+
+_middleware: dict[str, Any] = {}
+
+
+def _prometheus(factory: Any, service: str) -> Any:
+    # Collectors of one name can stand in a registry once, and tests build many buses.
+    if service not in _middleware:
+        _middleware[service] = factory(
+            registry=REGISTRY, app_name=service, metrics_prefix=f"faststream_{service.replace('-', '_')}"
+        )
+    return _middleware[service]
+
+
+def trace_headers() -> dict[str, str]:
+    """W3C trace context of the current span; empty where tracing is off."""
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    return carrier
+
+
+@contextlib.contextmanager
+def receiving(service: str, subject: str, headers: Mapping[str, str]) -> Iterator[None]:
+    """A span around the handling of one message, continuing the sender's trace, and fusion_id on every log line."""
+    kind, _, rest = subject.removeprefix("fw.").partition(".")
+    fusion = {"fusion_id": rest.partition(".")[0]} if kind in ("round", "plan", "candidate", "due") else {}
+    with structlog.contextvars.bound_contextvars(service=service, **fusion):
+        if not _tracing:
+            yield
+            return
+        context = propagate.extract(headers)
+        with _tracer.start_as_current_span(f"{service} {kind}", context=context) as span:
+            for key, value in fusion.items():
+                span.set_attribute(f"fusewire.{key}", value)
+            yield
+
+
+def bind_fusion(fusion_id: str) -> None:
+    """Put the fusion's id on every log line until the current message is done."""
+    structlog.contextvars.bind_contextvars(fusion_id=fusion_id)
+    if _tracing:
+        trace.get_current_span().set_attribute("fusewire.fusion_id", fusion_id)

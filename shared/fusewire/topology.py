@@ -1,0 +1,173 @@
+"""Every stream, subject, durable, bucket and limit, as data.
+
+`provision.apply` makes a server match it; services only bind to what is there.
+Subjects are built here and nowhere else.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from fusewire.contracts import PRIORITIES, Priority, Tier
+
+GIB = 1024**3
+HOUR_S = 3600.0
+DAY_S = 24 * HOUR_S
+
+LEDGER_BUCKET = "fw_calls"
+
+MAX_DELIVERIES = 5
+"""A message that our own code has failed on this often goes to FW_DEAD."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One stream. 0 is "no limit" for every number."""
+
+    name: str
+    subjects: tuple[str, ...]
+    retention: Literal["workqueue", "limits"]
+    max_bytes: int = 0
+    max_age_s: float = 0
+    max_per_subject: int = 0
+    discard_new: bool = True
+    schedules: bool = False
+    duplicate_window_s: float = 120
+
+
+@dataclass(frozen=True)
+class Durable:
+    """One durable pull consumer.
+
+    `ack_wait_s` is how long a dead process holds its messages back: a live one sends
+    a heartbeat every third of it.
+    """
+
+    stream: str
+    name: str
+    subject: str
+    ack_wait_s: float = 15
+    max_ack_pending: int = 1000
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """One key-value bucket."""
+
+    name: str
+    ttl_s: float
+    max_bytes: int
+
+
+@dataclass(frozen=True)
+class Topology:
+    """All of it."""
+
+    streams: tuple[Stream, ...]
+    durables: tuple[Durable, ...]
+    buckets: tuple[Bucket, ...]
+    replicas: int = 1
+
+
+DISPATCHER_PROMPT = Durable("FW_PROMPT", "dispatcher", "fw.prompt.>")
+DISPATCHER_ROUND = Durable("FW_ROUND", "dispatcher", "fw.round.*")
+JUDGE = Durable("FW_CANDIDATE", "judge", "", max_ack_pending=4096)
+JUDGE_DUE = Durable("FW_TIMER", "judge-due", "fw.due.*", max_ack_pending=4096)
+INGEST = Durable("FW_IN", "ingest", "fw.in.*")
+
+STREAMS: tuple[Stream, ...] = (
+    Stream("FW_PROMPT", ("fw.prompt.*.*",), "workqueue", max_bytes=GIB),
+    Stream("FW_ROUND", ("fw.round.*",), "workqueue", max_bytes=GIB),
+    Stream("FW_TASK_EDGE", ("fw.task.edge.*.*",), "workqueue", max_bytes=4 * GIB),
+    Stream("FW_TASK_REMOTE", ("fw.task.remote.*.*",), "workqueue", max_bytes=4 * GIB),
+    Stream(
+        "FW_CANDIDATE",
+        ("fw.plan.*", "fw.candidate.*.*.*"),
+        "limits",
+        max_bytes=4 * GIB,
+        max_age_s=2 * DAY_S,
+        max_per_subject=1,
+    ),
+    # The server refuses "discard new" here, and a limit would drop the oldest schedule.
+    Stream("FW_TIMER", ("fw.sched.*", "fw.due.*"), "workqueue", discard_new=False, schedules=True),
+    Stream("FW_OUTCOME", ("fw.outcome.*.*",), "limits", max_bytes=GIB, max_age_s=DAY_S, discard_new=False),
+    Stream("FW_DEAD", ("fw.dead.>",), "limits", max_bytes=GIB, max_age_s=14 * DAY_S, discard_new=False),
+    Stream("FW_IN", ("fw.in.*",), "workqueue", max_bytes=GIB),
+)
+
+LEDGER = Bucket(LEDGER_BUCKET, ttl_s=7 * DAY_S, max_bytes=4 * GIB)
+
+
+def task_stream(tier: Tier) -> str:
+    """The stream that holds the tasks of a tier."""
+    return "FW_TASK_EDGE" if tier == "edge" else "FW_TASK_REMOTE"
+
+
+def task_durable(model: str, tier: Tier, priority: Priority) -> Durable:
+    """The durable from which workers take the tasks of one model and priority."""
+    return Durable(task_stream(tier), f"{model}-{priority}", task_subject(tier, model, priority))
+
+
+def topology(models: Mapping[str, Tier], replicas: int = 1) -> Topology:
+    """The whole topology for these models.
+
+    Args:
+        models: configured model names and their tiers; each gets a durable per priority.
+        replicas: copies of each stream.
+
+    """
+    tasks = tuple(
+        task_durable(model, tier, priority) for model, tier in sorted(models.items()) for priority in PRIORITIES
+    )
+    fixed = (DISPATCHER_PROMPT, DISPATCHER_ROUND, JUDGE, JUDGE_DUE, INGEST)
+    return Topology(STREAMS, fixed + tasks, (LEDGER,), replicas)
+
+
+def prompt_subject(priority: Priority, tenant: str) -> str:
+    """Where ingest publishes a prompt."""
+    return f"fw.prompt.{priority}.{tenant}"
+
+
+def round_subject(fusion: str) -> str:
+    """Where the judge publishes a round."""
+    return f"fw.round.{fusion}"
+
+
+def task_subject(tier: Tier, model: str, priority: Priority) -> str:
+    """Where dispatcher publishes a task."""
+    return f"fw.task.{tier}.{model}.{priority}"
+
+
+def plan_subject(fusion: str) -> str:
+    """Where dispatcher publishes a plan."""
+    return f"fw.plan.{fusion}"
+
+
+def candidate_subject(fusion: str, round_: int, call: str) -> str:
+    """Where a worker publishes a candidate; one message for ever."""
+    return f"fw.candidate.{fusion}.{round_}.{call}"
+
+
+def schedule_subject(fusion: str) -> str:
+    """Where the judge sets its timer; setting it again replaces it."""
+    return f"fw.sched.{fusion}"
+
+
+def due_subject(fusion: str) -> str:
+    """Where the timer arrives."""
+    return f"fw.due.{fusion}"
+
+
+def outcome_subject(tenant: str, fusion: str) -> str:
+    """Where the judge announces an outcome."""
+    return f"fw.outcome.{tenant}.{fusion}"
+
+
+def intake_subject(tenant: str) -> str:
+    """Where producers on the bus leave prompts."""
+    return f"fw.in.{tenant}"
+
+
+def dead_subject(service: str, stream: str) -> str:
+    """Where a service lays what it cannot handle."""
+    return f"fw.dead.{service}.{stream}"
