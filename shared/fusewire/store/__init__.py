@@ -1,0 +1,1 @@
+"""The SQL store: engine, tables, views, and the read side."""

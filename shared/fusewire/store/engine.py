@@ -1,0 +1,118 @@
+"""Connections and transactions, the same on SQLite and PostgreSQL."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, event, make_url, text
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from fusewire.errors import StartupError, Transient
+from fusewire.settings import Database
+
+_PRAGMAS = (
+    "PRAGMA journal_mode = WAL",
+    # Accepted means committed, also when the power fails.
+    "PRAGMA synchronous = FULL",
+    "PRAGMA busy_timeout = 10000",
+    "PRAGMA foreign_keys = ON",
+)
+
+
+def parse_url(database: Database) -> URL:
+    """Read the database's address.
+
+    Raises:
+        StartupError: it is no address, or of a database that Fusewire does not know.
+
+    """
+    mend = "use sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER@HOST/NAME as [database] url"
+    try:
+        url = make_url(database.url)
+    except ArgumentError:
+        raise StartupError("database.url cannot be read", mend) from None
+    if url.drivername not in ("sqlite+aiosqlite", "postgresql+asyncpg"):
+        raise StartupError(f"database.url names the driver '{url.drivername}'", mend)
+    return url
+
+
+class Store:
+    """The database. `read` and `write` are its transactions; both give a Core connection."""
+
+    def __init__(self, database: Database) -> None:
+        self.url = parse_url(database)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        options: dict[str, Any] = {"pool_size": database.pool_size, "pool_timeout": 10}
+        if self.is_sqlite:
+            if self.url.database:
+                Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
+        else:
+            options["connect_args"] = {"timeout": 5, "command_timeout": 30}
+        self.engine: AsyncEngine = create_async_engine(self.url, **options)
+        if self.is_sqlite:
+            _prepare_sqlite(self.engine)
+
+    @contextlib.asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that may write. On SQLite it takes the write lock at its beginning.
+
+        Raises:
+            Transient: the database is down, busy, or broke a deadlock at our expense.
+
+        """
+        async with self._transaction(write=True) as connection:
+            yield connection
+
+    @contextlib.asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that only reads. Raises Transient like `write`."""
+        async with self._transaction(write=False) as connection:
+            yield connection
+
+    @contextlib.asynccontextmanager
+    async def _transaction(self, *, write: bool) -> AsyncIterator[AsyncConnection]:
+        try:
+            async with self.engine.connect() as plain:
+                connection = await plain.execution_options(fusewire_write=write)
+                async with connection.begin():
+                    yield connection
+        except (IntegrityError, ProgrammingError, DataError):
+            raise
+        except (DBAPIError, PoolTimeoutError, OSError, TimeoutError) as exc:
+            raise Transient(
+                f"the database is not available ({type(getattr(exc, 'orig', None) or exc).__name__})"
+            ) from exc
+
+    async def ping(self) -> None:
+        """Raises StartupError when the database does not answer."""
+        try:
+            async with self.read() as connection:
+                await connection.execute(text("SELECT 1"))
+        except (Transient, DBAPIError) as exc:
+            where = self.url.render_as_string(hide_password=True)
+            raise StartupError(
+                f"no database answers at {where}: {exc}", "start it, or mend [database] url (FUSEWIRE_DATABASE__URL)"
+            ) from None
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self.engine.dispose()
+
+
+def _prepare_sqlite(engine: AsyncEngine) -> None:
+    @event.listens_for(engine.sync_engine, "connect")
+    def _connect(connection: Any, _record: Any) -> None:
+        # We say BEGIN ourselves: the driver's own would begin a read and fail at the first write.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in _PRAGMAS:
+            cursor.execute(pragma)
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def _begin(connection: Any) -> None:
+        write = connection.get_execution_options().get("fusewire_write", True)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")

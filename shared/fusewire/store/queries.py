@@ -1,0 +1,79 @@
+"""The read side: what became of a fusion."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import select
+
+from fusewire.contracts import Answer, Candidate, Outcome
+from fusewire.store.engine import Store
+from fusewire.store.tables import candidates, outcomes, prompts
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a fusion stands: `outcome` is None while it runs."""
+
+    fusion_id: str
+    batch_id: str | None
+    custom_id: str
+    submitted_at: datetime
+    outcome: Outcome | None
+
+
+async def standings(store: Store, tenant: str, fusion_ids: Sequence[str], *, texts: bool = True) -> list[Standing]:
+    """Where these fusions stand; unknown ones, and those of other tenants, are left out.
+
+    Args:
+        store: the database.
+        tenant: whose they must be.
+        fusion_ids: which.
+        texts: whether to fill in the members' answers.
+
+    """
+    query = (
+        select(prompts.c.fusion_id, prompts.c.batch_id, prompts.c.custom_id, prompts.c.submitted_at, outcomes.c.body)
+        .join(outcomes, outcomes.c.fusion_id == prompts.c.fusion_id, isouter=True)
+        .where(prompts.c.tenant == tenant, prompts.c.fusion_id.in_(fusion_ids))
+    )
+    async with store.read() as connection:
+        rows = (await connection.execute(query)).all()
+        done = [row.fusion_id for row in rows if row.body]
+        spoken: dict[tuple[str, str, int], str | None] = {}
+        if texts and done:
+            said = await connection.execute(select(candidates.c.body).where(candidates.c.fusion_id.in_(done)))
+            for (body,) in said:
+                candidate = Candidate.decode(body)
+                spoken[candidate.fusion_id, candidate.call, candidate.round] = candidate.content
+    found = []
+    for row in rows:
+        outcome = Outcome.decode(row.body) if row.body else None
+        if outcome and texts:
+            outcome = outcome.model_copy(
+                update={"answers": tuple(_with_text(a, outcome, spoken) for a in outcome.answers)}
+            )
+        found.append(Standing(row.fusion_id, row.batch_id, row.custom_id, row.submitted_at, outcome))
+    return found
+
+
+def _with_text(answer: Answer, outcome: Outcome, spoken: dict[tuple[str, str, int], str | None]) -> Answer:
+    if answer.round is None:
+        return answer
+    content = spoken.get((outcome.fusion_id, answer.member, answer.round))
+    return answer.model_copy(update={"content": content})
+
+
+def shown(standing: Standing) -> dict[str, object]:
+    """A standing as the API and the command line show it; what is degraded comes first."""
+    base: dict[str, object] = {
+        "id": standing.fusion_id,
+        "custom_id": standing.custom_id,
+        "batch_id": standing.batch_id,
+    }
+    if standing.outcome is None:
+        return {**base, "status": "running", "submitted_at": standing.submitted_at.isoformat()}
+    body = json.loads(standing.outcome.model_dump_json(exclude={"v", "fusion_id", "custom_id", "batch_id"}))
+    first = {key: body.pop(key) for key in ("is_degraded", "degraded_reasons", "status")}
+    return {**first, **base, **body, "latency_ms": round(standing.outcome.latency_ms, 1)}

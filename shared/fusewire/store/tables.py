@@ -1,0 +1,162 @@
+"""Tables. Ingest writes `prompts`, the judge everything else; others read, analysts through views only."""
+
+from datetime import UTC, datetime
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    text,
+)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware datetime, kept in UTC on both databases."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - SQLAlchemy's signature
+        """To the database."""
+        return value.astimezone(UTC) if value else None
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - SQLAlchemy's signature
+        """From the database; SQLite gives it back without its zone."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+metadata = MetaData()
+
+prompts = Table(
+    "prompts",
+    metadata,
+    Column("fusion_id", String(27), primary_key=True),
+    Column("tenant", String(63), nullable=False),
+    Column("batch_id", String(128)),
+    Column("custom_id", String(256), nullable=False),
+    Column("pool", String(63), nullable=False),
+    Column("mode", String(16), nullable=False),
+    Column("residency", String(16), nullable=False),
+    Column("priority", String(8), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("body_hash", String(64), nullable=False),
+    Column("prompt_hash", String(64), nullable=False),
+    Column("traceparent", String(64)),
+    Column("submitted_at", UtcDateTime, nullable=False),
+    Column("deadline_at", UtcDateTime, nullable=False),
+    Column("published_at", UtcDateTime),
+    Index("ix_prompts_batch", "tenant", "batch_id"),
+    Index(
+        "ix_prompts_unpublished",
+        "submitted_at",
+        sqlite_where=text("published_at IS NULL"),
+        postgresql_where=text("published_at IS NULL"),
+    ),
+    Index("ix_prompts_deadline", "deadline_at"),
+)
+
+fusions = Table(
+    "fusions",
+    metadata,
+    Column("fusion_id", String(27), primary_key=True),
+    Column("plan", Text),
+    Column("due_at", UtcDateTime),
+    Column("timer_at", UtcDateTime),
+    Column("is_done", Boolean, nullable=False),
+    Index("ix_fusions_due", "due_at", sqlite_where=text("is_done = 0"), postgresql_where=text("NOT is_done")),
+)
+
+rounds = Table(
+    "rounds",
+    metadata,
+    Column("fusion_id", String(27), primary_key=True),
+    Column("round", Integer, primary_key=True),
+    Column("body", Text, nullable=False),
+    Column("asked_at", UtcDateTime, nullable=False),
+)
+
+candidates = Table(
+    "candidates",
+    metadata,
+    Column("fusion_id", String(27), primary_key=True),
+    Column("round", Integer, primary_key=True),
+    Column("call", String(63), primary_key=True),
+    Column("model", String(63), nullable=False),
+    Column("tier", String(8), nullable=False),
+    Column("error_code", String(32)),
+    Column("is_late", Boolean, nullable=False),
+    Column("after_rounds", Integer, nullable=False),
+    Column("received_at", UtcDateTime, nullable=False),
+    Column("body", Text, nullable=False),
+)
+
+outcomes = Table(
+    "outcomes",
+    metadata,
+    Column("fusion_id", String(27), primary_key=True),
+    Column("is_degraded", Boolean, nullable=False),
+    Column("degraded_reasons", Text, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("tenant", String(63), nullable=False),
+    Column("batch_id", String(128)),
+    Column("custom_id", String(256), nullable=False),
+    Column("pool", String(63), nullable=False),
+    Column("mode", String(16), nullable=False),
+    Column("config_hash", String(12)),
+    Column("prompt_hash", String(64), nullable=False),
+    Column("content", Text),
+    Column("reason", Text),
+    Column("winner", String(63)),
+    Column("winner_model", String(63)),
+    Column("judge_model", String(63)),
+    Column("judge_rung", String(16)),
+    Column("agreement", Float),
+    Column("n_asked", Integer, nullable=False),
+    Column("n_answered", Integer, nullable=False),
+    Column("latency_ms", Float, nullable=False),
+    Column("panel_ms", Float),
+    Column("judge_ms", Float),
+    Column("tokens_in", Integer, nullable=False),
+    Column("tokens_out", Integer, nullable=False),
+    Column("cost_panel_usd", Float),
+    Column("cost_judge_usd", Float),
+    Column("cost_usd", Float),
+    Column("price_version", String(32)),
+    Column("error", Text),
+    Column("submitted_at", UtcDateTime, nullable=False),
+    Column("finished_at", UtcDateTime, nullable=False),
+    Column("body", Text, nullable=False),
+    Index("ix_outcomes_batch", "tenant", "batch_id"),
+    Index("ix_outcomes_finished", "finished_at"),
+)
+
+answers = Table(
+    "answers",
+    metadata,
+    Column("fusion_id", String(27), primary_key=True),
+    Column("member", String(63), primary_key=True),
+    Column("round", Integer),
+    Column("model", String(63), nullable=False),
+    Column("tier", String(8), nullable=False),
+    Column("provider", String(63)),
+    Column("status", String(8), nullable=False),
+    Column("error_code", String(32)),
+    Column("shown_position", Integer),
+    Column("is_winner", Boolean, nullable=False),
+    Column("attempts", Integer),
+    Column("latency_ms", Float),
+    Column("tokens_in", Integer),
+    Column("tokens_out", Integer),
+    Column("cost_usd", Float),
+)
