@@ -1,0 +1,1 @@
+"""Dispatcher: the only one that publishes tasks."""

@@ -1,0 +1,46 @@
+"""Messages in, messages out."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from datetime import datetime
+
+import structlog
+
+from fusewire import telemetry
+from fusewire.bus import Bus, Delivery
+from fusewire.contracts import Prompt, Round, Task
+from fusewire.topology import plan_subject, task_subject
+from fusewire_dispatcher.planning import Book, expand, plan
+
+log = structlog.get_logger(__name__)
+
+
+class Handlers:
+    """What dispatcher does with a prompt and with a round."""
+
+    def __init__(self, bus: Bus, book: Book, clock: Callable[[], datetime]) -> None:
+        self._bus = bus
+        self._book = book
+        self._clock = clock
+
+    async def on_prompt(self, delivery: Delivery) -> None:
+        """Plan it, and publish plan and tasks."""
+        prompt = Prompt.decode(delivery.data)
+        telemetry.bind_fusion(prompt.fusion_id)
+        made, tasks = plan(prompt, self._book, self._clock())
+        await asyncio.gather(
+            self._bus.publish(plan_subject(prompt.fusion_id), made, only_if_new=True), self._publish(tasks)
+        )
+        log.info("dispatcher.planned", members=len(tasks), excluded=len(made.excluded), residency=prompt.residency)
+
+    async def on_round(self, delivery: Delivery) -> None:
+        """Publish the tasks that the judge asks for."""
+        asked = Round.decode(delivery.data)
+        tasks = expand(asked, self._book)
+        await self._publish(tasks)
+        log.info("dispatcher.round_expanded", round=asked.round, calls=len(tasks))
+
+    async def _publish(self, tasks: Iterable[Task]) -> None:
+        await asyncio.gather(
+            *(self._bus.publish(task_subject(t.tier, t.model, t.priority), t, msg_id=t.task_id) for t in tasks)
+        )

@@ -1,0 +1,51 @@
+"""Wiring."""
+
+from datetime import UTC, datetime
+
+from fusewire.bus import Bus
+from fusewire.service import App
+from fusewire.settings import Settings
+from fusewire.topology import DISPATCHER_PROMPT, DISPATCHER_ROUND
+from fusewire_dispatcher.handlers import Handlers
+from fusewire_dispatcher.pools import book
+
+CONCURRENCY = 32
+
+
+class Dispatcher:
+    """The dispatcher as a service."""
+
+    name = "dispatcher"
+
+    def __init__(self, settings: Settings) -> None:
+        self._bus = Bus(self.name, settings.nats, drain_s=settings.limits.drain_s)
+        handlers = Handlers(self._bus, book(settings), lambda: datetime.now(UTC))
+        self._bus.subscribe(DISPATCHER_PROMPT, handlers.on_prompt, concurrency=CONCURRENCY)
+        self._bus.subscribe(DISPATCHER_ROUND, handlers.on_round, concurrency=CONCURRENCY)
+
+    async def start(self) -> None:
+        """Connect, check the topology, begin."""
+        await self._bus.connect()
+        await self._bus.require(DISPATCHER_PROMPT, DISPATCHER_ROUND)
+        await self._bus.start()
+
+    async def stop(self) -> None:
+        """Drain."""
+        await self._bus.stop()
+
+    def faults(self) -> list[str]:
+        """See Service."""
+        return self._bus.faults()
+
+    def unready(self) -> list[str]:
+        """See Service."""
+        return self._bus.unready()
+
+    def app(self) -> App | None:
+        """It has no HTTP interface of its own."""
+        return None
+
+
+def build(settings: Settings) -> Dispatcher:
+    """The entry point `fusewire.services`."""
+    return Dispatcher(settings)

@@ -1,0 +1,1 @@
+"""Ingest: the only door. What it has accepted is committed."""

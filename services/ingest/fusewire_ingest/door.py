@@ -1,0 +1,102 @@
+"""What every door does with a submission: admit it, commit it, hand it to the relay."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import structlog
+
+from fusewire import telemetry
+from fusewire.contracts import Prompt
+from fusewire_ingest.admission import PoolRule, RefusedError, Submission, admit, parse
+from fusewire_ingest.relay import Relay
+from fusewire_ingest.repository import Accepted, GroupCommit
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a JSONL body: accepted, or refused with the reason."""
+
+    number: int
+    accepted: Accepted | None
+    refused: RefusedError | None
+
+
+class Door:
+    """HTTP, JSONL and the bus all enter here. What `submit` returns is committed."""
+
+    def __init__(
+        self,
+        commit: GroupCommit,
+        relay: Relay,
+        *,
+        pools: Mapping[str, PoolRule],
+        prompt_bytes: int,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._commit = commit
+        self._relay = relay
+        self._pools = pools
+        self._prompt_bytes = prompt_bytes
+        self._clock = clock
+
+    def read(self, data: bytes, *, tenant: str, fallback_id: str, batch_id: str | None = None) -> Prompt:
+        """From bytes to a prompt. Raises RefusedError."""
+        submission = parse(data, self._prompt_bytes)
+        if batch_id and submission.batch_id is None:
+            submission = submission.model_copy(update={"batch_id": batch_id})
+        return self._admit(submission, tenant, fallback_id)
+
+    def _admit(self, submission: Submission, tenant: str, fallback_id: str) -> Prompt:
+        return admit(submission, tenant=tenant, fallback_id=fallback_id, pools=self._pools, now=self._clock())
+
+    async def submit(self, prompt: Prompt, *, door: str) -> Accepted:
+        """Commit one prompt.
+
+        Raises:
+            RefusedError: its custom_id belongs to another prompt.
+            Transient: it could not be committed.
+
+        """
+        traceparent = telemetry.trace_headers().get("traceparent")
+        (accepted,) = await self._commit.add([prompt], traceparent)
+        if accepted.is_conflict:
+            raise _conflict(accepted)
+        self._hand_over([accepted], door)
+        return accepted
+
+    async def submit_lines(self, lines: Sequence[tuple[int, bytes]], *, tenant: str, batch_id: str) -> list[Line]:
+        """Commit the good lines of a JSONL body; the bad ones stop nobody. Raises Transient."""
+        results: dict[int, Line] = {}
+        good: list[tuple[int, Prompt]] = []
+        for number, raw in lines:
+            try:
+                good.append((number, self.read(raw, tenant=tenant, fallback_id=f"line-{number}", batch_id=batch_id)))
+            except RefusedError as exc:
+                results[number] = Line(number, None, exc)
+        if good:
+            committed = await self._commit.add([p for _, p in good], telemetry.trace_headers().get("traceparent"))
+            for (number, _), accepted in zip(good, committed, strict=True):
+                refused = _conflict(accepted) if accepted.is_conflict else None
+                results[number] = Line(number, None if refused else accepted, refused)
+            self._hand_over([a for a in committed if not a.is_conflict], "jsonl")
+        return [results[number] for number in sorted(results)]
+
+    def _hand_over(self, batch: Sequence[Accepted], door: str) -> None:
+        fresh = [a.prompt for a in batch if a.is_new]
+        telemetry.ACCEPTED.labels(door).inc(len(fresh))
+        traceparent = telemetry.trace_headers().get("traceparent")
+        for prompt in fresh:
+            self._relay.offer(prompt, traceparent)
+            log.info("ingest.accepted", fusion_id=prompt.fusion_id, pool=prompt.pool, mode=prompt.mode, door=door)
+
+
+def _conflict(accepted: Accepted) -> RefusedError:
+    return RefusedError(
+        "custom_id_conflict",
+        f"custom_id '{accepted.prompt.custom_id}' was submitted before with another prompt or other settings; "
+        "give this one an id of its own",
+        "custom_id",
+    )

@@ -1,0 +1,126 @@
+"""The relay: gets what is committed onto the bus, and notices when the bus has lost it."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+
+import structlog
+from nats.errors import Error as NatsError
+from nats.js.errors import APIError
+
+from fusewire import telemetry
+from fusewire.bus import Bus
+from fusewire.contracts import Prompt
+from fusewire.errors import Transient
+from fusewire.topology import prompt_subject
+from fusewire_ingest.repository import Submissions
+
+log = structlog.get_logger(__name__)
+
+SWEEP_EVERY_S = 2.0
+SWEEP_BATCH = 500
+IN_FLIGHT = 64
+
+
+class Relay:
+    """Publishes prompts right after their commit; a sweep catches whatever that missed."""
+
+    def __init__(self, bus: Bus, submissions: Submissions, clock: Callable[[], datetime]) -> None:
+        self._bus = bus
+        self._submissions = submissions
+        self._clock = clock
+        self._queue: asyncio.Queue[tuple[Prompt, str | None]] = asyncio.Queue(maxsize=10_000)
+        self._slots = asyncio.Semaphore(IN_FLIGHT)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._store_created: datetime | None = None
+
+    def start(self) -> None:
+        """Begin to publish and to sweep."""
+        self._tasks = [
+            asyncio.create_task(self._publish_loop(), name="ingest-relay"),
+            asyncio.create_task(self._sweep_loop(), name="ingest-sweep"),
+        ]
+
+    async def stop(self) -> None:
+        """End; what was not published yet is committed, and the next sweep finds it."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def faults(self) -> list[str]:
+        """Names of loops that have ended."""
+        return [f"{t.get_name()} has ended" for t in self._tasks if t.done()]
+
+    def offer(self, prompt: Prompt, traceparent: str | None = None) -> None:
+        """Publish soon. When there is more than fits in memory, the sweep will take it from SQL."""
+        if not self._queue.full():
+            self._queue.put_nowait((prompt, traceparent))
+
+    async def _publish_loop(self) -> None:
+        while True:
+            batch = [await self._queue.get()]
+            while not self._queue.empty() and len(batch) < SWEEP_BATCH:
+                batch.append(self._queue.get_nowait())
+            await self.publish(batch)
+
+    async def publish(self, batch: Sequence[tuple[Prompt, str | None]]) -> int:
+        """Publish and mark; returns how many the broker now has."""
+        results = await asyncio.gather(*(self._publish_one(p, t) for p, t in batch))
+        done = [fusion for fusion in results if fusion]
+        if done:
+            try:
+                await self._submissions.mark_published(done, self._clock())
+            except Transient as exc:
+                # Published and not marked: the sweep publishes again, and the message id makes it one.
+                log.warning("ingest.mark_failed", count=len(done), fault=str(exc))
+        return len(done)
+
+    async def _publish_one(self, prompt: Prompt, traceparent: str | None) -> str | None:
+        headers = {"traceparent": traceparent} if traceparent else {}
+        async with self._slots:
+            try:
+                subject = prompt_subject(prompt.priority, prompt.tenant)
+                await self._bus.publish(subject, prompt, msg_id=prompt.fusion_id, headers=headers)
+            except Transient as exc:
+                log.warning("ingest.publish_failed", fusion_id=prompt.fusion_id, fault=str(exc))
+                return None
+        return prompt.fusion_id
+
+    async def _sweep_loop(self) -> None:
+        while True:
+            try:
+                await self.sweep()
+            except Transient as exc:
+                log.warning("ingest.sweep_failed", fault=str(exc))
+            except Exception:
+                # A sweep that ended would lose prompts in silence.
+                log.exception("ingest.sweep_broken")
+            await asyncio.sleep(SWEEP_EVERY_S)
+
+    async def sweep(self) -> int:
+        """Publish what was committed and never published; returns how many."""
+        if not self._bus.connected:
+            return 0
+        await self._notice_lost_store()
+        before = self._clock() - timedelta(seconds=SWEEP_EVERY_S)
+        waiting = await self._submissions.unpublished(before, SWEEP_BATCH)
+        telemetry.UNPUBLISHED.set(len(waiting))
+        if not waiting:
+            return 0
+        published = await self.publish(waiting)
+        log.info("ingest.swept", found=len(waiting), published=published)
+        return published
+
+    async def _notice_lost_store(self) -> None:
+        """A stream younger than what we published to it means that the broker's store was lost."""
+        try:
+            info = await self._bus.js.stream_info("FW_PROMPT")
+        except (APIError, NatsError, TimeoutError, OSError):
+            raise Transient("the stream FW_PROMPT cannot be read") from None
+        created = info.created
+        if created is None or created == self._store_created:
+            return
+        count = await self._submissions.forget_published(created)
+        self._store_created = created
+        if count:
+            log.warning("ingest.broker_store_lost", prompts=count)

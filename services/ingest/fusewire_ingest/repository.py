@@ -1,0 +1,175 @@
+"""Submissions in SQL: written here and nowhere else."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import exists, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from fusewire import ids
+from fusewire.contracts import Prompt
+from fusewire.store.engine import Store
+from fusewire.store.tables import fusions, outcomes, prompts
+from fusewire_ingest.admission import body_hash
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The fate of one submitted prompt."""
+
+    prompt: Prompt
+    is_new: bool
+    is_conflict: bool
+    """The custom_id is taken by a prompt with another body."""
+
+
+class Submissions:
+    """The `prompts` table."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def add(self, batch: Sequence[Prompt], traceparents: Sequence[str | None]) -> list[Accepted]:
+        """Commit prompts in one transaction; a repetition is recognised, not stored again.
+
+        Raises:
+            Transient: nothing was committed.
+
+        """
+        rows: dict[str, dict[str, Any]] = {}
+        hashes = [body_hash(p) for p in batch]
+        for prompt, hashed, traceparent in zip(batch, hashes, traceparents, strict=True):
+            rows.setdefault(prompt.fusion_id, _row(prompt, hashed, traceparent))
+        insert = sqlite.insert if self._store.is_sqlite else postgresql.insert
+        ordered = [rows[key] for key in sorted(rows)]
+        statement = insert(prompts).values(ordered).on_conflict_do_nothing().returning(prompts.c.fusion_id)
+        async with self._store.write() as connection:
+            fresh = set((await connection.execute(statement)).scalars())
+            if fresh:
+                # The judge only ever updates this row: a fusion that no one submitted cannot come to be.
+                opened = [_opened(row) for row in ordered if row["fusion_id"] in fresh]
+                await connection.execute(insert(fusions).values(opened))
+            known = {key: row["body_hash"] for key, row in rows.items() if key in fresh}
+            if stale := [key for key in rows if key not in fresh]:
+                found = await connection.execute(
+                    select(prompts.c.fusion_id, prompts.c.body_hash).where(prompts.c.fusion_id.in_(stale))
+                )
+                known |= {row.fusion_id: row.body_hash for row in found}
+        accepted = []
+        for prompt, hashed in zip(batch, hashes, strict=True):
+            is_new = prompt.fusion_id in fresh
+            fresh.discard(prompt.fusion_id)
+            accepted.append(Accepted(prompt, is_new, known[prompt.fusion_id] != hashed))
+        return accepted
+
+    async def mark_published(self, fusion_ids: Sequence[str], at: datetime) -> None:
+        """The broker has them."""
+        async with self._store.write() as connection:
+            await connection.execute(update(prompts).where(prompts.c.fusion_id.in_(fusion_ids)).values(published_at=at))
+
+    async def unpublished(self, before: datetime, limit: int) -> list[tuple[Prompt, str | None]]:
+        """Prompts committed before a time that the broker does not have, oldest first."""
+        query = (
+            select(prompts.c.body, prompts.c.traceparent)
+            .where(prompts.c.published_at.is_(None), prompts.c.submitted_at < before)
+            .order_by(prompts.c.submitted_at)
+            .limit(limit)
+        )
+        async with self._store.read() as connection:
+            return [(Prompt.decode(body), trace) for body, trace in await connection.execute(query)]
+
+    async def forget_published(self, before: datetime) -> int:
+        """Take back the mark of unfinished prompts published before a time: the broker's store is younger.
+
+        Returns:
+            How many.
+
+        """
+        unfinished = ~exists().where(outcomes.c.fusion_id == prompts.c.fusion_id)
+        statement = update(prompts).where(prompts.c.published_at < before, unfinished).values(published_at=None)
+        async with self._store.write() as connection:
+            return (await connection.execute(statement)).rowcount
+
+
+def _row(prompt: Prompt, hashed: str, traceparent: str | None) -> dict[str, Any]:
+    return {
+        "fusion_id": prompt.fusion_id,
+        "tenant": prompt.tenant,
+        "batch_id": prompt.batch_id,
+        "custom_id": prompt.custom_id,
+        "pool": prompt.pool,
+        "mode": prompt.mode,
+        "residency": prompt.residency,
+        "priority": prompt.priority,
+        "body": prompt.model_dump_json(),
+        "body_hash": hashed,
+        "prompt_hash": ids.digest("prompt", prompt.model_dump_json(include={"messages", "sampling"})).hex(),
+        "traceparent": traceparent,
+        "submitted_at": prompt.submitted_at,
+        "deadline_at": prompt.deadline_at,
+    }
+
+
+def _opened(row: dict[str, Any]) -> dict[str, Any]:
+    return {"fusion_id": row["fusion_id"], "due_at": row["deadline_at"], "is_done": False}
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    batch: Sequence[Prompt]
+    traceparent: str | None
+    done: asyncio.Future[list[Accepted]]
+
+
+class GroupCommit:
+    """Commits what arrives while the last commit runs as one transaction: one fsync for many clients."""
+
+    def __init__(self, submissions: Submissions, most: int = 500) -> None:
+        self._submissions = submissions
+        self._most = most
+        self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to commit."""
+        self._task = asyncio.create_task(self._run(), name="ingest-commit")
+
+    async def stop(self) -> None:
+        """End; whoever still waits gets a CancelledError and was not accepted."""
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def add(self, batch: Sequence[Prompt], traceparent: str | None = None) -> list[Accepted]:
+        """Like Submissions.add."""
+        done: asyncio.Future[list[Accepted]] = asyncio.get_running_loop().create_future()
+        self._queue.put_nowait(_Waiting(batch, traceparent, done))
+        return await done
+
+    async def _run(self) -> None:
+        while True:
+            waiting = [await self._queue.get()]
+            size = len(waiting[0].batch)
+            while not self._queue.empty() and size < self._most:
+                waiting.append(self._queue.get_nowait())
+                size += len(waiting[-1].batch)
+            await self._commit(waiting)
+
+    async def _commit(self, waiting: Sequence[_Waiting]) -> None:
+        prompts_ = [p for w in waiting for p in w.batch]
+        traces = [w.traceparent for w in waiting for _ in w.batch]
+        try:
+            accepted = await self._submissions.add(prompts_, traces)
+        except Exception as exc:  # noqa: BLE001 - it belongs to those who wait
+            for one in waiting:
+                if not one.done.done():
+                    one.done.set_exception(exc)
+            return
+        rest = iter(accepted)
+        for one in waiting:
+            share = [next(rest) for _ in one.batch]
+            if not one.done.done():
+                one.done.set_result(share)

@@ -1,0 +1,81 @@
+"""Wiring."""
+
+import secrets
+from datetime import UTC, datetime
+from typing import cast
+
+from fusewire.bus import Bus
+from fusewire.service import App
+from fusewire.settings import Settings
+from fusewire.store import migrate
+from fusewire.store.engine import Store
+from fusewire.topology import INGEST
+from fusewire_ingest import http
+from fusewire_ingest.admission import PoolRule
+from fusewire_ingest.door import Door
+from fusewire_ingest.relay import Relay
+from fusewire_ingest.repository import GroupCommit, Submissions
+from fusewire_ingest.subscribe import Intake
+from fusewire_ingest.waiting import Outcomes
+
+INTAKE_CONCURRENCY = 32
+
+
+class Ingest:
+    """Ingest as a service."""
+
+    name = "ingest"
+
+    def __init__(self, settings: Settings) -> None:
+        def clock() -> datetime:
+            return datetime.now(UTC)
+
+        self._bus = Bus(self.name, settings.nats, drain_s=settings.limits.drain_s)
+        self._store = Store(settings.database)
+        submissions = Submissions(self._store)
+        self._commit = GroupCommit(submissions)
+        self._relay = Relay(self._bus, submissions, clock)
+        pools = {
+            name: PoolRule(p.mode, p.residency, p.deadline_s, p.batch_deadline_s) for name, p in settings.pools.items()
+        }
+        limit = settings.limits.prompt_bytes
+        door = Door(self._commit, self._relay, pools=pools, prompt_bytes=limit, clock=clock)
+        self._outcomes = Outcomes(self._bus, self._store)
+        self._app = http.build(
+            door, self._outcomes, self._store, prompt_bytes=limit, new_id=lambda: f"req-{secrets.token_hex(12)}"
+        )
+        self._bus.subscribe(INGEST, Intake(door).handle, concurrency=INTAKE_CONCURRENCY)
+
+    async def start(self) -> None:
+        """Check the schema, connect, begin to commit, to publish and to listen."""
+        await migrate.check(self._store)
+        await self._bus.connect()
+        await self._bus.require(INGEST)
+        self._commit.start()
+        self._relay.start()
+        await self._outcomes.start()
+        await self._bus.start()
+
+    async def stop(self) -> None:
+        """Drain."""
+        await self._bus.stop()
+        await self._relay.stop()
+        await self._commit.stop()
+        await self._store.close()
+
+    def faults(self) -> list[str]:
+        """See Service."""
+        return self._bus.faults() + self._relay.faults()
+
+    def unready(self) -> list[str]:
+        """See Service. NATS may be down: what is accepted is committed, and published later."""
+        return []
+
+    def app(self) -> App | None:
+        """The API."""
+        return cast("App", self._app)
+
+
+def build(settings: Settings) -> Ingest:
+    """The entry point `fusewire.services`."""
+    return Ingest(settings)

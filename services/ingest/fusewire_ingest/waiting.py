@@ -1,0 +1,51 @@
+"""Clients that wait for their outcome."""
+
+import asyncio
+import contextlib
+from collections import defaultdict
+
+from nats.aio.msg import Msg
+
+from fusewire.bus import Bus
+from fusewire.store.engine import Store
+from fusewire.store.queries import Standing, standings
+
+POLL_S = 2.0
+"""How long a lost announcement can delay a waiting client."""
+
+
+class Outcomes:
+    """Wakes those who wait when the judge announces an outcome; the text always comes from SQL."""
+
+    def __init__(self, bus: Bus, store: Store) -> None:
+        self._bus = bus
+        self._store = store
+        self._events: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+
+    async def start(self) -> None:
+        """Listen to the announcements (a core subscription: losing one costs POLL_S, not the outcome)."""
+        await self._bus.client.subscribe("fw.outcome.*.*", cb=self._announced)
+
+    async def _announced(self, msg: Msg) -> None:
+        for event in self._events.get(msg.subject.rpartition(".")[2], ()):
+            event.set()
+
+    async def get(self, tenant: str, fusion_id: str, wait_s: float = 0) -> Standing | None:
+        """Where a fusion stands, after waiting up to `wait_s` for its end; None if there is none of that id."""
+        event = asyncio.Event()
+        self._events[fusion_id].add(event)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + wait_s
+        try:
+            while True:
+                found = await standings(self._store, tenant, [fusion_id])
+                left = until - loop.time()
+                if not found or found[0].outcome or left <= 0:
+                    return found[0] if found else None
+                event.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(event.wait(), min(left, POLL_S))
+        finally:
+            self._events[fusion_id].discard(event)
+            if not self._events[fusion_id]:
+                del self._events[fusion_id]

@@ -1,0 +1,226 @@
+"""Load, decide, save, publish: in that order, and acknowledged after the last."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+import structlog
+
+from fusewire import telemetry
+from fusewire.bus import Bus, Delivery
+from fusewire.contracts import Candidate, Outcome, Plan, Round
+from fusewire.errors import Unacceptable
+from fusewire.store.engine import Store
+from fusewire.topology import due_subject, outcome_subject, round_subject, schedule_subject
+from fusewire_judge import outcome
+from fusewire_judge.fusion.case import Ask, Case, Decided, Heard, Wait
+from fusewire_judge.fusion.decision import decide
+from fusewire_judge.repository import Record, Results
+
+log = structlog.get_logger(__name__)
+
+TIMER_WITHIN = timedelta(minutes=10)
+"""A due time further off than this is left to the sweep: a day-long batch need not fill the broker with timers."""
+SWEEP_BATCH = 100
+
+
+@dataclass
+class Work:
+    """What one transaction leads to: what it stores, and what is published after its commit."""
+
+    now: datetime
+    fired: bool
+    """Whether it was a due time that brought these fusions here, so that their timers are spent."""
+    made: list[tuple[Outcome, Record]] = field(default_factory=list)
+    asked: list[Round] = field(default_factory=list)
+    due: dict[str, tuple[datetime, datetime | None]] = field(default_factory=dict)
+    timers: dict[str, datetime] = field(default_factory=dict)
+    again: list[Round | Outcome] = field(default_factory=list)
+    """Stored by an earlier transaction that may have died before it could publish."""
+
+
+class Handlers:
+    """What the judge does with plans, candidates and due times."""
+
+    def __init__(self, bus: Bus, store: Store, clock: Callable[[], datetime]) -> None:
+        self._bus = bus
+        self._store = store
+        self._clock = clock
+
+    async def on_batch(self, batch: Sequence[Delivery]) -> None:
+        """Plans and candidates, as many as there were."""
+        plans: dict[str, Plan] = {}
+        said: list[Candidate] = []
+        again: set[str] = set()
+        for delivery in batch:
+            if delivery.subject.startswith("fw.plan."):
+                plan = Plan.decode(delivery.data)
+                plans[plan.fusion_id] = plan
+                again.add(plan.fusion_id)
+            else:
+                said.append(_genuine(Candidate.decode(delivery.data), delivery.subject))
+                if delivery.deliveries > 1:
+                    again.add(said[-1].fusion_id)
+        await self._turn(plans, said, again)
+
+    async def on_due(self, batch: Sequence[Delivery]) -> None:
+        """Timers that have fired."""
+        await self._turn({}, [], set(), touched={d.subject.rpartition(".")[2] for d in batch}, fired=True)
+
+    async def sweep(self) -> int:
+        """Look at every fusion whose time has come, timer or no timer; returns how many."""
+        async with self._store.write() as connection:
+            results = Results(connection, self._store)
+            due = await results.due(self._clock(), SWEEP_BATCH)
+            if not due:
+                return 0
+            work = await self._advance(results, {}, [], set(due), set(), fired=True)
+        await self._publish(work)
+        return len(due)
+
+    async def _turn(
+        self,
+        plans: dict[str, Plan],
+        said: list[Candidate],
+        again: set[str],
+        *,
+        touched: Iterable[str] = (),
+        fired: bool = False,
+    ) -> None:
+        keys = {*plans, *(c.fusion_id for c in said), *touched}
+        async with self._store.write() as connection:
+            results = Results(connection, self._store)
+            work = await self._advance(results, plans, said, keys, again, fired=fired)
+        await self._publish(work)
+
+    async def _advance(
+        self,
+        results: Results,
+        plans: dict[str, Plan],
+        said: list[Candidate],
+        keys: set[str],
+        again: set[str],
+        *,
+        fired: bool,
+    ) -> Work:
+        """Everything that happens inside the transaction."""
+        work = Work(self._clock(), fired)
+        await results.lock(keys)
+        unknown = keys - results.locked.keys()
+        for key in sorted(unknown):
+            # Nobody accepted a prompt of this id: the message is forged, or its tenant was erased.
+            log.warning("judge.unknown_fusion", fusion_id=key)
+        repeated = {k for k in again - unknown if k not in plans or results.locked[k].plan}
+        await results.add_plans({k: p for k, p in plans.items() if k not in unknown})
+        await results.add_candidates([c for c in said if c.fusion_id not in unknown], work.now)
+        records = await results.records(k for k, lock in results.locked.items() if not lock.is_done)
+        for key, record in records.items():
+            _decide(key, record, work)
+        await results.add_rounds(work.asked, work.now)
+        await results.add_outcomes(work.made)
+        await results.set_due(work.due)
+        work.again += [r for key in repeated & records.keys() for r in records[key].rounds]
+        if done := repeated - records.keys():
+            work.again += await results.outcomes(done)
+        return work
+
+    async def _publish(self, work: Work) -> None:
+        for done, _ in work.made:
+            _report(done)
+        await asyncio.gather(
+            *(self._announce(o) for o, _ in work.made),
+            *(self._announce(r) for r in work.asked),
+            *(self._announce(m) for m in work.again),
+            *(self._set_timer(key, at) for key, at in work.timers.items()),
+        )
+
+    async def _announce(self, message: Round | Outcome) -> None:
+        if isinstance(message, Round):
+            subject, msg_id = round_subject(message.fusion_id), f"{message.fusion_id}-{message.round}"
+        else:
+            subject, msg_id = outcome_subject(message.tenant, message.fusion_id), message.fusion_id
+        await self._bus.publish(subject, message, msg_id=msg_id)
+
+    async def _set_timer(self, key: str, at: datetime) -> None:
+        # No message id: setting the same timer again must not be swallowed as a duplicate.
+        headers = {
+            "Nats-Schedule": f"@at {at.isoformat(timespec='milliseconds')}",
+            "Nats-Schedule-Target": due_subject(key),
+        }
+        await self._bus.publish(schedule_subject(key), b"{}", headers=headers)
+
+
+def _decide(key: str, record: Record, work: Work) -> None:
+    """Decide one fusion, and note in `work` what follows."""
+    plan = record.plan
+    if plan is None:
+        if work.now >= record.prompt.deadline_at:
+            work.made.append((outcome.unplanned(record.prompt, work.now), record))
+        return
+    record = replace(record, heard=_planned(record, plan))
+    case = Case(record.prompt, plan, record.rounds, record.heard)
+    decision = decide(case, work.now)
+    if isinstance(decision, Decided):
+        made = outcome.build(case, decision.draft, work.now, judged_since=record.asked_at)
+        work.made.append((made, record))
+        return
+    if isinstance(decision, Ask):
+        work.asked.append(_round(case, decision))
+        decision = Wait(plan.deadline_at)
+    timer = None if work.fired else record.timer_at
+    if decision.until - work.now <= TIMER_WITHIN and (timer is None or decision.until < timer):
+        # One set for a later time is moved; one for an earlier time fires, finds nothing, and is set anew.
+        work.timers[key] = timer = decision.until
+    if (decision.until, timer) != (record.due_at, record.timer_at):
+        work.due[key] = (decision.until, timer)
+
+
+def _genuine(candidate: Candidate, subject: str) -> Candidate:
+    """A candidate must be what its subject says: the subject is what permissions guard."""
+    if subject != f"fw.candidate.{candidate.fusion_id}.{candidate.round}.{candidate.call}":
+        raise Unacceptable("the candidate names another task than its subject")
+    return candidate
+
+
+def _planned(record: Record, plan: Plan) -> dict[tuple[int, str], Heard]:
+    """What was heard, without candidates of tasks that nobody planned."""
+    wanted = {(0, m.name): m.model for m in plan.members}
+    wanted |= {(r.round, c.name): c.model for r in record.rounds for c in r.calls}
+    kept = {}
+    for key, heard in record.heard.items():
+        if wanted.get(key) == heard.candidate.model:
+            kept[key] = heard
+        else:
+            log.warning("judge.candidate_refused", fusion_id=record.prompt.fusion_id, round=key[0], call=key[1])
+    return kept
+
+
+def _round(case: Case, ask: Ask) -> Round:
+    plan = case.plan
+    return Round(
+        fusion_id=plan.fusion_id,
+        round=ask.number,
+        tenant=plan.tenant,
+        pool=plan.pool,
+        calls=ask.calls,
+        residency=plan.residency,
+        priority=plan.priority,
+        seed=plan.seed,
+        deadline_at=plan.deadline_at,
+    )
+
+
+def _report(done: Outcome) -> None:
+    telemetry.OUTCOMES.labels(done.pool, done.mode, done.status, str(done.is_degraded).lower()).inc()
+    telemetry.OUTCOME_SECONDS.labels(done.pool, done.mode).observe(done.latency_ms / 1000)
+    log.info(
+        "judge.decided",
+        fusion_id=done.fusion_id,
+        is_degraded=done.is_degraded,
+        status=done.status,
+        mode=done.mode,
+        rounds=done.rounds,
+        rung=done.judge_rung,
+        latency_ms=round(done.latency_ms, 1),
+    )

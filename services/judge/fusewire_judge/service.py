@@ -1,0 +1,88 @@
+"""Wiring."""
+
+import asyncio
+from datetime import UTC, datetime
+
+import structlog
+
+from fusewire.bus import Bus
+from fusewire.errors import Transient
+from fusewire.pull import BatchLoop
+from fusewire.service import App
+from fusewire.settings import Settings
+from fusewire.store import migrate
+from fusewire.store.engine import Store
+from fusewire.topology import JUDGE, JUDGE_DUE
+from fusewire_judge.handlers import Handlers
+
+log = structlog.get_logger(__name__)
+
+BATCH = 64
+SWEEP_EVERY_S = 2.0
+
+
+class Judge:
+    """The judge as a service. Any number of replicas may run: each message goes to one of them."""
+
+    name = "judge"
+
+    def __init__(self, settings: Settings) -> None:
+        self._drain_s = settings.limits.drain_s
+        self._bus = Bus(self.name, settings.nats, drain_s=self._drain_s)
+        self._store = Store(settings.database)
+        self._handlers = Handlers(self._bus, self._store, lambda: datetime.now(UTC))
+        self._loops = [
+            BatchLoop(self._bus, JUDGE, self._handlers.on_batch, batch=BATCH),
+            BatchLoop(self._bus, JUDGE_DUE, self._handlers.on_due, batch=BATCH),
+        ]
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Check the schema, connect, check the topology, begin."""
+        await migrate.check(self._store)
+        await self._bus.connect()
+        await self._bus.require(JUDGE, JUDGE_DUE)
+        for loop in self._loops:
+            await loop.start()
+        self._sweeper = asyncio.create_task(self._sweep(), name="judge-sweep")
+
+    async def stop(self) -> None:
+        """Drain."""
+        if self._sweeper:
+            self._sweeper.cancel()
+        for loop in self._loops:
+            await loop.stop(self._drain_s)
+        await self._bus.stop()
+        await self._store.close()
+
+    def faults(self) -> list[str]:
+        """See Service."""
+        stalled = [f"{loop.name} no longer fetches" for loop in self._loops if loop.stalled()]
+        if self._sweeper and self._sweeper.done():
+            stalled.append("judge-sweep has ended")
+        return self._bus.faults() + stalled
+
+    def unready(self) -> list[str]:
+        """See Service."""
+        return self._bus.unready()
+
+    def app(self) -> App | None:
+        """It has no HTTP interface of its own."""
+        return None
+
+    async def _sweep(self) -> None:
+        while True:
+            try:
+                while await self._handlers.sweep():
+                    pass
+            except Transient as exc:
+                log.warning("judge.sweep_failed", fault=str(exc))
+            except Exception:
+                # A sweep that ended would leave fusions undecided in silence.
+                log.exception("judge.sweep_broken")
+            await asyncio.sleep(SWEEP_EVERY_S)
+
+
+def build(settings: Settings) -> Judge:
+    """The entry point `fusewire.services`."""
+    return Judge(settings)
