@@ -1,0 +1,135 @@
+"""What a provider's failure means: which class it is, whether to call again, whether it was paid for.
+
+A failure's message is made of our own words, the status and the provider's error code. The
+provider's own message is read but never repeated: it may hold the prompt or a piece of the key.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from fusewire.contracts import ErrorCode, FinishReason, Usage
+from fusewire_worker_remote.backoff import retry_after_s
+
+_CODE = re.compile(r"[a-z]+(_[a-z]+)*")
+_CODE_LENGTH = 48
+_CONTEXT = re.compile(
+    r"context[ _](length|window|size)|maximum context|prompt is too long|too many (input )?tokens|input is too long"
+)
+_QUOTA_CODES = {"insufficient_quota", "insufficient_credits", "billing_hard_limit_reached", "billing_not_active"}
+_CONTEXT_CODES = {"context_length_exceeded", "string_above_max_length"}
+_REFUSAL_CODES = {"content_filter", "content_policy_violation", "moderation_blocked", "responsibleaipolicyviolation"}
+_MODEL_CODES = {"model_not_found", "model_not_available", "deployment_not_found", "deploymentnotfound"}
+_KEY_CODES = {"invalid_api_key", "authentication_error", "permission_denied", "invalid_authentication"}
+_RATE_CODES = {"rate_limit_exceeded", "rate_limit_error", "rate_limited"}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A call that gave no answer."""
+
+    code: ErrorCode
+    message: str
+    retryable: bool
+    retry_after_s: float | None = None
+    ambiguous: bool = False
+    """Bytes were sent and no complete result came back: it may have been billed, and another call may be too."""
+    billed: bool = False
+    """The provider did the work, and charges for it as far as anyone can tell."""
+    usage: Usage | None = None
+    finish_reason: FinishReason | None = None
+
+
+def truncated(what: str, usage: Usage | None = None) -> Failure:
+    """A reply that broke off: paid for, and its whole is unknowable."""
+    return Failure("truncated", what, retryable=True, ambiguous=True, billed=True, usage=usage)
+
+
+def refused(what: str, usage: Usage | None = None) -> Failure:
+    """The model, or a filter behind it, declined after the work was done. Asking again changes nothing."""
+    return Failure("refused", what, retryable=False, billed=True, usage=usage, finish_reason="content_filter")
+
+
+def classify(status: int, headers: Mapping[str, str], body: bytes, now: datetime) -> Failure:
+    """Say what an HTTP response that holds no answer means.
+
+    Args:
+        status: the HTTP status. Of a 200 the body's own `error.code` is taken, where it is one.
+        headers: with lower-case names.
+        body: any bytes; OpenAI's, vLLM's, FastAPI's and OpenRouter's shapes are understood.
+    """
+    error = _error(body)
+    codes = {c.lower() for c in (error.get("code"), error.get("type")) if isinstance(c, str)}
+    if status < 300:
+        status = _inner_status(error.get("code"), codes)
+    text = str(error.get("message", "")).lower()
+    what = _describe(status, error)
+    failure = _by_code(status, codes, text, what) or _by_status(status, headers, what, now)
+    if headers.get("x-should-retry") == "false":
+        return Failure(failure.code, what, retryable=False, ambiguous=failure.ambiguous)
+    return failure
+
+
+def _by_code(status: int, codes: set[str], text: str, what: str) -> Failure | None:
+    """What the body's own code settles, whatever the status."""
+    if status == 402 or codes & _QUOTA_CODES:
+        return Failure("insufficient_quota", what, retryable=False)
+    if codes & _CONTEXT_CODES or status == 413 or (status in {400, 422} and _CONTEXT.search(text)):
+        return Failure("context_length_exceeded", what, retryable=False)
+    if codes & _REFUSAL_CODES or (status == 403 and "moderation" in text):
+        return Failure("refused", what, retryable=False, finish_reason="content_filter")
+    if codes & _MODEL_CODES:
+        return Failure("model_not_found", what, retryable=False)
+    if codes & _KEY_CODES:
+        return Failure("unauthorized", what, retryable=False)
+    return None
+
+
+def _by_status(status: int, headers: Mapping[str, str], what: str, now: datetime) -> Failure:
+    if status == 429:
+        return Failure("rate_limited", what, retryable=True, retry_after_s=retry_after_s(headers, now))
+    if status in {401, 403}:
+        return Failure("unauthorized", what, retryable=False)
+    if status in {404, 410}:
+        return Failure("model_not_found", what, retryable=False)
+    if status in {504, 524}:  # a gateway gave up waiting: the model behind it may have finished
+        return Failure("timeout", what, retryable=True, ambiguous=True)
+    if status >= 500 or status in {408, 409}:
+        return Failure("server_error", what, retryable=True, retry_after_s=retry_after_s(headers, now))
+    return Failure("bad_request", what, retryable=False)
+
+
+def _inner_status(code: object, codes: set[str]) -> int:
+    """The status that a provider put into the body of a 200; 500 when it put none."""
+    if codes & _RATE_CODES:
+        return 429
+    try:
+        status = int(str(code))
+    except ValueError:
+        return 500
+    return status if 400 <= status < 600 else 500
+
+
+def _error(body: bytes) -> dict[str, Any]:
+    try:
+        parsed = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(parsed, dict):
+        return {}
+    error = parsed.get("error", parsed)
+    if isinstance(error, str):
+        return {"message": error}
+    return error if isinstance(error, dict) else {}
+
+
+def _describe(status: int, error: Mapping[str, Any]) -> str:
+    shown = [
+        value
+        for value in (error.get("code"), error.get("type"), error.get("param"))
+        if isinstance(value, str) and len(value) <= _CODE_LENGTH and _CODE.fullmatch(value)
+    ]
+    return f"HTTP {status}" + (f" ({', '.join(dict.fromkeys(shown))})" if shown else "")

@@ -1,0 +1,250 @@
+"""One task on a hosted model: a slot, the ledger, one retry loop, a price, a candidate."""
+
+import asyncio
+import itertools
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+
+from fusewire.contracts import CallFailure, Candidate, Task, Usage
+from fusewire.settings import RemoteModel
+from fusewire_worker_remote.backoff import Backoff
+from fusewire_worker_remote.claim import Claim, claim
+from fusewire_worker_remote.errors import Failure
+from fusewire_worker_remote.ledger import MAX_UNKNOWN, Ledger
+from fusewire_worker_remote.pricing import UNKNOWN, Price, price
+from fusewire_worker_remote.providers import PROVIDERS, Reply
+from fusewire_worker_remote.transport import Transport
+
+log = structlog.get_logger(__name__)
+
+MAX_ANSWER_BYTES = 768 * 1024
+"""Of an answer in JSON: the candidate and the ledger's entry around it have to fit a NATS message of 1 MiB."""
+
+_LATE = Failure("deadline_exceeded", "the deadline passed before a call could be made", retryable=False)
+_LOST = Failure("timeout", "calls were made and their results are unknowable", retryable=False)
+
+
+class RemoteGenerate:
+    """Implements `fusewire.worker.Generate` for hosted models.
+
+    `generate` raises `Busy` while another delivery of the task is being worked on and `LedgerUnavailable` when the
+    ledger cannot be reached; both want the task delivered again later.
+
+    Args:
+        models: by their names in the configuration.
+        clock: gives the current time, with a zone.
+        sleep: waits for seconds between attempts.
+        rng: draws from [0, 1), for jitter.
+        worker_id: unlike that of any other worker that runs at the same time.
+        lease_s: how long after this worker's death another may take its tasks.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, RemoteModel],
+        ledger: Ledger,
+        *,
+        clock: Callable[[], datetime],
+        sleep: Callable[[float], Awaitable[None]],
+        rng: Callable[[], float],
+        worker_id: str,
+        lease_s: float = 15.0,
+        backoff: Backoff = Backoff(),  # noqa: B008 - frozen
+    ) -> None:
+        self._models = dict(models)
+        self._slots = {name: asyncio.Semaphore(model.max_concurrency) for name, model in models.items()}
+        self._ledger = ledger
+        self._clock = clock
+        self._sleep = sleep
+        self._rng = rng
+        # With the time of the start, so that a restarted worker is not taken for its former self.
+        self._owner = f"{worker_id}@{clock():%Y%m%dT%H%M%S.%f}"
+        self._claims = itertools.count(1)
+        self._lease = timedelta(seconds=lease_s)
+        self._backoff = backoff
+        self._transport = Transport()
+
+    async def generate(self, task: Task) -> Candidate:
+        """See `Generate.generate`."""
+        if task.residency == "edge-only":
+            log.error("remote.edge_only_refused", task_id=task.task_id, fusion_id=task.fusion_id)
+            return self._uncalled(
+                task, Failure("bad_request", "an edge-only task came to worker-remote", retryable=False)
+            )
+        model = self._models.get(task.model)
+        if model is None:
+            what = f"model '{task.model}' is not configured here"
+            return self._uncalled(task, Failure("model_not_found", what, retryable=False))
+        if model.api_key_env and model.api_key is None:
+            what = f"the environment variable {model.api_key_env} is not set"
+            return self._uncalled(task, Failure("unauthorized", what, retryable=False))
+        return await self._in_slot(task, model)
+
+    async def aclose(self) -> None:
+        """See `Generate.aclose`."""
+        await self._transport.aclose()
+
+    async def _in_slot(self, task: Task, model: RemoteModel) -> Candidate:
+        slot = self._slots[task.model]
+        try:
+            async with asyncio.timeout(self._seconds_left(task)):
+                await slot.acquire()
+        except TimeoutError:
+            return self._uncalled(task, _LATE)
+        try:
+            return await self._claimed(task, model)
+        finally:
+            slot.release()
+
+    async def _claimed(self, task: Task, model: RemoteModel) -> Candidate:
+        taken = await claim(
+            self._ledger,
+            task.task_id,
+            me=f"{self._owner}#{next(self._claims)}",
+            lease=self._lease,
+            max_attempts=model.max_attempts,
+            clock=self._clock,
+        )
+        if isinstance(taken, Candidate):
+            log.info("remote.republished", task_id=task.task_id)
+            return taken
+        held, may_call = taken
+        if not may_call:
+            return await self._settled(task, model, held, _LOST, Usage())
+        return await self._called(task, model, held)
+
+    async def _called(self, task: Task, model: RemoteModel, held: Claim) -> Candidate:
+        """The retry loop, the only one there is."""
+        spent = Usage()
+        while True:
+            result = await held.during(self._call(task, model))
+            if isinstance(result, Reply):
+                return await self._settled(task, model, held, result, spent)
+            log.warning(
+                "remote.call_failed",
+                task_id=task.task_id,
+                model=task.model,
+                code=result.code,
+                attempt=held.entry.attempts,
+                ambiguous=result.ambiguous,
+            )
+            wait_s = self._wait_s(task, model, held, result)
+            if wait_s is None:
+                return await self._settled(task, model, held, result, spent)
+            spent = _sum(spent, result.usage)
+            await held.pause(ambiguous=result.ambiguous, wait_s=wait_s)
+            await self._sleep(wait_s)
+            await held.resend()
+
+    async def _call(self, task: Task, model: RemoteModel) -> Reply | Failure:
+        left_s = self._seconds_left(task)
+        if left_s <= 0:
+            return _LATE
+        provider = PROVIDERS[model.provider]
+        result = await self._transport.post(provider.request(task, model), min(model.timeout_s, left_s))
+        if isinstance(result, Failure):
+            cut = result.code == "timeout" and left_s <= model.timeout_s
+            return replace(result, code="deadline_exceeded", retryable=False) if cut else result
+        answer = provider.read(result, self._clock())
+        if isinstance(answer, Reply) and _is_too_large(answer.content):
+            what = f"the answer exceeds {MAX_ANSWER_BYTES} bytes"
+            return Failure("answer_too_large", what, retryable=False, billed=True, usage=answer.usage)
+        return answer
+
+    def _wait_s(self, task: Task, model: RemoteModel, held: Claim, failure: Failure) -> float | None:
+        """Seconds until the next attempt, or None when there is none."""
+        if not failure.retryable or held.entry.unknown + failure.ambiguous >= MAX_UNKNOWN:
+            return None
+        return self._backoff.wait_s(
+            attempt=held.entry.attempts,
+            max_attempts=model.max_attempts,
+            now=self._clock(),
+            deadline=task.deadline_at,
+            random=self._rng(),
+            retry_after_s=failure.retry_after_s,
+        )
+
+    async def _settled(
+        self, task: Task, model: RemoteModel, held: Claim, result: Reply | Failure, spent: Usage
+    ) -> Candidate:
+        """Make the candidate and write it down. `spent` is the usage of earlier calls that gave no answer."""
+        entry = held.entry
+        failure = result if isinstance(result, Failure) else None
+        maybe_paid = entry.unknown + (failure is None or failure.ambiguous or failure.billed)
+        usage = _sum(spent, result.usage)
+        if maybe_paid == 0:
+            cost = Price(0.0)
+        elif result.usage is None:
+            cost = UNKNOWN
+        else:
+            cost = await price(usage, model, entry.started_at)
+        candidate = Candidate(
+            **_about(task),
+            provider=model.provider,
+            content=result.content if isinstance(result, Reply) else None,
+            error=_error(failure, retryable=entry.unknown == 0) if failure else None,
+            finish_reason=result.finish_reason,
+            usage=usage,
+            cost_usd=cost.usd,
+            price_version=cost.version,
+            attempts=entry.attempts,
+            maybe_paid_twice=maybe_paid >= 2,
+            started_at=entry.started_at,
+            finished_at=self._clock(),
+        )
+        return await held.settle(candidate)
+
+    def _uncalled(self, task: Task, failure: Failure) -> Candidate:
+        """The candidate of a task for which nothing was called, so that the ledger need not know of it."""
+        now = self._clock()
+        model = self._models.get(task.model)
+        return Candidate(
+            **_about(task),
+            provider=model.provider if model else "unknown",
+            error=_error(failure, retryable=True),
+            cost_usd=0.0,
+            started_at=now,
+            finished_at=now,
+        )
+
+    def _seconds_left(self, task: Task) -> float:
+        return (task.deadline_at - self._clock()).total_seconds()
+
+
+def _about(task: Task) -> dict[str, Any]:
+    """What a candidate repeats of its task."""
+    return {
+        "task_id": task.task_id,
+        "fusion_id": task.fusion_id,
+        "round": task.round,
+        "call": task.call,
+        "member": task.member,
+        "model": task.model,
+        "tier": "remote",
+    }
+
+
+def _error(failure: Failure, *, retryable: bool) -> CallFailure:
+    """A failure as the candidate tells it. What may have been paid for is never worth another call later."""
+    is_safe = retryable and failure.retryable and not failure.ambiguous
+    return CallFailure(code=failure.code, message=failure.message, retryable=is_safe)
+
+
+def _sum(a: Usage, b: Usage | None) -> Usage:
+    if b is None:
+        return a
+    return Usage(
+        prompt_tokens=a.prompt_tokens + b.prompt_tokens,
+        completion_tokens=a.completion_tokens + b.completion_tokens,
+        cached_tokens=a.cached_tokens + b.cached_tokens,
+    )
+
+
+def _is_too_large(content: str) -> bool:
+    # JSON takes at most six bytes for a character, so most answers need no counting.
+    return len(content) * 6 > MAX_ANSWER_BYTES < len(json.dumps(content, ensure_ascii=False).encode())

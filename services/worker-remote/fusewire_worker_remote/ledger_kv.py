@@ -1,0 +1,67 @@
+"""The ledger in a JetStream key-value bucket."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import nats.errors
+from nats.js.errors import APIError, InvalidKeyError, KeyNotFoundError, KeyWrongLastSequenceError
+from nats.js.kv import KeyValue
+
+from fusewire_worker_remote.ledger import ConflictError, Entry, LedgerUnavailable
+
+BUCKET = "fw_calls"
+_PAUSES_S = (0.1, 0.5, 2.0)
+"""Before each further try: an election of a stream leader takes some seconds."""
+
+T = TypeVar("T")
+
+
+class KvLedger:
+    """Entries in `fw_calls`, by task id.
+
+    The bucket has to allow direct gets, the only read that a worker's permissions grant. A
+    direct get may be stale on a cluster; that is harmless, since no call is made before
+    a write that checks the revision.
+    """
+
+    def __init__(self, kv: KeyValue) -> None:
+        self._kv = kv
+
+    async def get(self, task_id: str) -> tuple[Entry | None, int]:
+        """See `Ledger.get`."""
+        try:
+            found = await _tried(lambda: self._kv.get(task_id))
+        except KeyNotFoundError:
+            return None, 0
+        if not found.value:  # what the server leaves behind when a key expires
+            return None, found.revision or 0
+        return Entry.decode(found.value), found.revision or 0
+
+    async def put(self, task_id: str, entry: Entry, revision: int) -> int:
+        """See `Ledger.put`."""
+        value = entry.encode()
+        try:
+            if revision:
+                return await _tried(lambda: self._kv.update(task_id, value, last=revision))
+            return await _tried(lambda: self._kv.create(task_id, value))
+        except KeyWrongLastSequenceError:
+            raise ConflictError from None
+
+
+async def _tried(call: Callable[[], Awaitable[T]]) -> T:
+    """Call until it is answered.
+
+    A write whose acknowledgement was lost may so be made twice; the second then meets the first
+    as a conflict, which the caller tells by the owner.
+    """
+    for pause in (*_PAUSES_S, None):
+        try:
+            return await call()
+        except (KeyNotFoundError, KeyWrongLastSequenceError, InvalidKeyError):
+            raise
+        except (nats.errors.Error, TimeoutError, OSError) as exc:
+            if pause is None or (isinstance(exc, APIError) and exc.code not in {None, 500, 503}):
+                raise LedgerUnavailable(f"the ledger does not answer: {type(exc).__name__}") from exc
+            await asyncio.sleep(pause)
+    raise AssertionError

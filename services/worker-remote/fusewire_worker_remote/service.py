@@ -1,0 +1,69 @@
+"""Wiring."""
+
+import asyncio
+import os
+import random
+import socket
+from datetime import UTC, datetime
+
+from fusewire.bus import Bus
+from fusewire.service import App
+from fusewire.settings import RemoteModel, Settings
+from fusewire.topology import LEDGER_BUCKET
+from fusewire.worker import Worker
+from fusewire_worker_remote.generate import RemoteGenerate
+from fusewire_worker_remote.ledger_kv import KvLedger
+
+
+class WorkerRemote:
+    """The worker for hosted models as a service."""
+
+    name = "worker-remote"
+
+    def __init__(self, settings: Settings) -> None:
+        self._drain_s = settings.limits.drain_s
+        self._models = {name: m for name, m in settings.models.items() if isinstance(m, RemoteModel)}
+        self._bus = Bus(self.name, settings.nats, drain_s=self._drain_s)
+        self._worker: Worker | None = None
+
+    async def start(self) -> None:
+        """Connect, open the ledger, begin to take tasks."""
+
+        def clock() -> datetime:
+            return datetime.now(UTC)
+
+        await self._bus.connect()
+        generate = RemoteGenerate(
+            self._models,
+            KvLedger(await self._bus.key_value(LEDGER_BUCKET)),
+            clock=clock,
+            sleep=asyncio.sleep,
+            rng=random.random,
+            worker_id=f"{socket.gethostname()}-{os.getpid()}",
+        )
+        hands = {name: model.max_concurrency for name, model in self._models.items()}
+        self._worker = Worker(self._bus, generate, hands, tier="remote", clock=clock)
+        await self._worker.start()
+
+    async def stop(self) -> None:
+        """Drain."""
+        if self._worker:
+            await self._worker.stop(self._drain_s)
+        await self._bus.stop()
+
+    def faults(self) -> list[str]:
+        """See Service."""
+        return self._bus.faults() + (self._worker.stalled() if self._worker else [])
+
+    def unready(self) -> list[str]:
+        """See Service."""
+        return self._bus.unready()
+
+    def app(self) -> App | None:
+        """It has no HTTP interface of its own."""
+        return None
+
+
+def build(settings: Settings) -> WorkerRemote:
+    """The entry point `fusewire.services`."""
+    return WorkerRemote(settings)

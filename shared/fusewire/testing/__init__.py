@@ -1,0 +1,1 @@
+"""Fakes and factories for tests and benchmarks. Nothing here serves a real prompt."""

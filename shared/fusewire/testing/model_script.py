@@ -1,0 +1,217 @@
+"""What the fake model server does: latencies, answers and faults, as data. For tests and benchmarks only."""
+
+import hashlib
+import json
+import math
+import random
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+ANY_MODEL = "*"
+"""The script of every model that has none of its own."""
+
+STATUS_FAULTS: dict[str, tuple[int, str, str]] = {
+    "rate_limited": (429, "rate_limit_exceeded", "requests"),
+    "insufficient_quota": (429, "insufficient_quota", "insufficient_quota"),
+    "server_error": (500, "", "server_error"),
+    "bad_gateway": (502, "", "server_error"),
+    "unavailable": (503, "", "server_error"),
+    "gateway_timeout": (504, "", "server_error"),
+    "overloaded": (529, "", "overloaded_error"),
+    "context_length_exceeded": (400, "context_length_exceeded", "invalid_request_error"),
+    "content_policy": (400, "content_policy_violation", "invalid_request_error"),
+    "bad_request": (400, "invalid_value", "invalid_request_error"),
+    "unauthorized": (401, "invalid_api_key", "invalid_request_error"),
+    "forbidden": (403, "permission_denied", "invalid_request_error"),
+    "model_not_found": (404, "model_not_found", "invalid_request_error"),
+    "gone": (410, "", "invalid_request_error"),
+    "redirect": (307, "", ""),
+}
+"""Faults that are an HTTP error: status, `error.code` and `error.type`."""
+
+FaultKind = Literal[
+    "none",
+    "rate_limited",
+    "insufficient_quota",
+    "server_error",
+    "bad_gateway",
+    "unavailable",
+    "gateway_timeout",
+    "overloaded",
+    "context_length_exceeded",
+    "content_policy",
+    "bad_request",
+    "unauthorized",
+    "forbidden",
+    "model_not_found",
+    "gone",
+    "redirect",
+    "error_in_200",  # an error object in a response of status 200, as OpenRouter sends
+    "hang",  # never answers
+    "close",  # closes before answering
+    "truncate",  # closes within the body
+    "drip",  # answers whole, over `seconds`
+    "garbage",  # 200, and no JSON
+    "no_finish_reason",
+    "length",
+    "content_filter",
+    "empty",
+    "huge",  # an answer of `bytes`
+]
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Fault(_Data):
+    """One request's fate."""
+
+    kind: FaultKind
+    headers: dict[str, str] = Field(default_factory=dict)
+    """Sent with an HTTP error, such as `retry-after`."""
+    seconds: float = 1.0
+    bytes: int = 4 * 1024 * 1024
+
+
+class Rule(_Data):
+    """The answer to prompts whose last user message `match` (a regular expression) is found in."""
+
+    match: str
+    answer: str
+
+
+class ModelScript(_Data):
+    """One model's behaviour."""
+
+    latency_ms: float = Field(default=0.0, ge=0)
+    """The median, if `latency_sigma` is not 0."""
+    latency_sigma: float = Field(default=0.0, ge=0)
+    """Of a log-normal distribution, heavy-tailed from about 1; 0 gives each request the same latency."""
+    rules: tuple[Rule, ...] = ()
+    """The first that matches answers, before anything below."""
+    answer: str | None = None
+    """The answer to all else; `{model}`, `{digest}` and `{prompt}` are filled in. None answers from the prompt."""
+    faults: tuple[Fault, ...] = ()
+    """The fates of the first requests, in order of arrival."""
+    repeat_faults: bool = False
+    """Begin again with the first fault when all are through."""
+    fault_rates: dict[FaultKind, float] = Field(default_factory=dict)
+    """Shares of the other requests that meet these faults."""
+    seed: int = 0
+
+
+class Script(_Data):
+    """Models' behaviours by the name that a request gives."""
+
+    models: dict[str, ModelScript] = Field(default_factory=dict)
+    recording: bool = False
+    """Keep every byte received."""
+
+    @classmethod
+    def of(cls, *faults: FaultKind | Fault, recording: bool = False, **model: Any) -> "Script":
+        """A script in which every model meets these faults in order, each model on its own."""
+        given = tuple(f if isinstance(f, Fault) else Fault(kind=f) for f in faults)
+        return cls(models={ANY_MODEL: ModelScript(faults=given, **model)}, recording=recording)
+
+
+class Model:
+    """A running model: its script, its place in it, its seeded randomness."""
+
+    def __init__(self, name: str, script: ModelScript) -> None:
+        self.name = name
+        self._script = script
+        self._random = random.Random(f"{script.seed}:{name}")  # noqa: S311 - a seeded benchmark, not a secret
+        self._arrived = 0
+        self._rules = [(re.compile(rule.match), rule.answer) for rule in script.rules]
+
+    def next_fault(self) -> Fault | None:
+        """The fate of the next request; None answers it."""
+        script, index = self._script, self._arrived
+        self._arrived += 1
+        if script.faults and script.repeat_faults:
+            index %= len(script.faults)
+        if index < len(script.faults):
+            fault = script.faults[index]
+            return None if fault.kind == "none" else fault
+        if script.fault_rates:
+            draw = self._random.random()
+            for kind, share in script.fault_rates.items():
+                if draw < share:
+                    return Fault(kind=kind)
+                draw -= share
+        return None
+
+    def next_latency_s(self) -> float:
+        """Seconds until the next request is answered."""
+        script = self._script
+        if script.latency_sigma == 0:
+            return script.latency_ms / 1000
+        return script.latency_ms * math.exp(script.latency_sigma * self._random.gauss(0.0, 1.0)) / 1000
+
+    def answer(self, request: Mapping[str, Any]) -> str:
+        """The answer's text: by rule, else fitting the schema that is asked for, else by template, else an echo."""
+        prompt = last_user_message(request)
+        for pattern, answer in self._rules:
+            if pattern.search(prompt):
+                return answer
+        schema = _schema(request)
+        if schema is not None:
+            return json.dumps(satisfying(schema, schema), ensure_ascii=False)
+        digest = hashlib.sha256(prompt.encode()).hexdigest()[:8]
+        if self._script.answer is None:
+            return f"{self.name} on {digest}: {prompt[:80]}"
+        return self._script.answer.replace("{model}", self.name).replace("{digest}", digest).replace("{prompt}", prompt)
+
+
+def last_user_message(request: Mapping[str, Any]) -> str:
+    """The text of a chat request's last user message; empty if it has none."""
+    for message in reversed(request.get("messages") or []):
+        if message.get("role") == "user" and isinstance(message.get("content"), str):
+            return str(message["content"])
+    return ""
+
+
+def _schema(request: Mapping[str, Any]) -> dict[str, Any] | None:
+    wanted = request.get("response_format") or {}
+    schema = (wanted.get("json_schema") or {}).get("schema")
+    return schema if isinstance(schema, dict) else None
+
+
+def satisfying(schema: Mapping[str, Any], root: Mapping[str, Any], index: int = 0) -> Any:
+    """A small value that fits a JSON Schema of the kinds that judges use.
+
+    Understands `$ref` within the document, `const`, `enum` (the value at `index`, so the first),
+    `anyOf`, `oneOf`, `allOf` (their first), types, and lengths and bounds of strings, numbers and arrays.
+    """
+    if "$ref" in schema:
+        target: Any = root
+        for part in str(schema["$ref"]).removeprefix("#/").split("/"):
+            target = target[part]
+        return satisfying(target, root, index)
+    if "const" in schema:
+        return schema["const"]
+    if "enum" in schema:
+        return schema["enum"][index % len(schema["enum"])]
+    for several in ("anyOf", "oneOf", "allOf"):
+        if schema.get(several):
+            return satisfying(schema[several][0], root, index)
+    kind = schema.get("type", "object" if "properties" in schema else "string")
+    return _of_type(kind[0] if isinstance(kind, list) else kind, schema, root, index)
+
+
+def _of_type(kind: str, schema: Mapping[str, Any], root: Mapping[str, Any], index: int) -> Any:
+    if kind == "object":
+        return {name: satisfying(inner, root) for name, inner in schema.get("properties", {}).items()}
+    if kind == "array":
+        item = schema.get("items") or {}
+        return [satisfying(item, root, i) for i in range(schema.get("minItems", 0))]
+    if kind == "string":
+        return "fits".ljust(schema.get("minLength", 0), ".")[: schema.get("maxLength", 4096)]
+    if kind in {"integer", "number"}:
+        low = schema.get("minimum", schema.get("exclusiveMinimum", 0) + ("exclusiveMinimum" in schema))
+        return min(low + index, schema.get("maximum", low + index))
+    return True if kind == "boolean" else None

@@ -1,0 +1,95 @@
+import string
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fusewire_worker_remote.backoff import Backoff, retry_after_s
+
+NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": "0"}, 0.0),
+        ({"retry-after": "1.5"}, 1.5),
+        ({"retry-after": "Mon, 23 Nov 2026 12:00:30 GMT"}, 30.0),
+        ({"retry-after": "Mon, 23 Nov 2026 11:00:00 GMT"}, 0.0),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "-3"}, None),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
+        ({"x-ratelimit-reset-requests": "1m30s"}, 90.0),
+        ({"x-ratelimit-reset-tokens": "17ms"}, 0.017),
+        ({"x-ratelimit-reset-requests": "2s", "x-ratelimit-reset-tokens": "6m0s"}, 360.0),
+        (
+            {
+                "x-ratelimit-reset-requests": "2s",
+                "x-ratelimit-remaining-requests": "0",
+                "x-ratelimit-reset-tokens": "6m0s",
+                "x-ratelimit-remaining-tokens": "4000",
+            },
+            2.0,
+        ),
+        ({"x-ratelimit-reset": str(int(NOW.timestamp()) + 5)}, 5.0),
+        ({"x-ratelimit-reset": str((int(NOW.timestamp()) + 5) * 1000)}, 5.0),
+        ({"x-ratelimit-reset": "7.66"}, 7.66),
+        ({"x-ratelimit-reset": "1m of rest"}, None),
+    ],
+)
+def test_reads_what_a_provider_asks_for(headers: dict[str, str], seconds: float | None) -> None:
+    assert retry_after_s(headers, NOW) == pytest.approx(seconds)
+
+
+@given(value=st.text(string.printable, max_size=20))
+def test_no_header_value_makes_it_fail_or_give_a_negative_wait(value: str) -> None:
+    for name in ("retry-after", "retry-after-ms", "x-ratelimit-reset", "x-ratelimit-remaining"):
+        wait = retry_after_s({name: value}, NOW)
+        assert wait is None or wait >= 0
+
+
+@given(
+    attempt=st.integers(1, 12),
+    max_attempts=st.integers(1, 10),
+    left_s=st.floats(-10, 200),
+    random=st.floats(0, 1, exclude_max=True),
+    asked=st.none() | st.floats(0, 300),
+    base_s=st.floats(0.01, 5),
+    cap_s=st.floats(0.01, 60),
+)
+def test_a_wait_is_bounded_by_attempts_deadline_cap_and_request(
+    attempt: int, max_attempts: int, left_s: float, random: float, asked: float | None, base_s: float, cap_s: float
+) -> None:
+    wait = Backoff(base_s=base_s, cap_s=cap_s).wait_s(
+        attempt=attempt,
+        max_attempts=max_attempts,
+        now=NOW,
+        deadline=NOW + timedelta(seconds=left_s),
+        random=random,
+        retry_after_s=asked,
+    )
+    if wait is None:
+        least = asked if asked is not None else 0.0
+        most = least + base_s if asked is not None else min(cap_s, base_s * 2 ** (attempt - 1))
+        assert attempt >= max_attempts or most >= left_s - 1e-5
+    else:
+        assert attempt < max_attempts
+        assert 0 <= wait < left_s + 1e-5
+        if asked is not None:
+            assert asked <= wait <= asked + base_s
+        else:
+            assert wait <= min(cap_s, base_s * 2 ** (attempt - 1))
+
+
+def test_waits_grow_with_the_attempts_up_to_the_cap() -> None:
+    waits = [
+        Backoff(base_s=1, cap_s=5).wait_s(
+            attempt=n, max_attempts=9, now=NOW, deadline=NOW + timedelta(hours=1), random=0.5
+        )
+        for n in range(1, 6)
+    ]
+    assert waits == [0.5, 1.0, 2.0, 2.5, 2.5]

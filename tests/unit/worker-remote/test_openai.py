@@ -1,0 +1,177 @@
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fusewire.contracts import Message, Sampling, Task, Usage
+from fusewire.settings import RemoteModel
+from fusewire_worker_remote.errors import Failure
+from fusewire_worker_remote.providers import HttpResponse, OpenAI, Reply
+
+NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
+MODEL = RemoteModel(kind="remote", base_url="https://models.example/v1/", model="big-1", api_key_env="EXAMPLE_KEY")
+
+
+def task(**sampling: Any) -> Task:
+    return Task(
+        task_id="f1-0-a",
+        fusion_id="f1",
+        round=0,
+        call="a",
+        kind="answer",
+        model="big",
+        tier="remote",
+        tenant="t",
+        messages=(Message(role="system", content="Be brief."), Message(role="user", content="Où est Köln? 🙂")),
+        sampling=Sampling(**sampling),
+        residency="any",
+        priority="normal",
+        deadline_at=NOW + timedelta(minutes=1),
+    )
+
+
+def completion(**changes: Any) -> dict[str, Any]:
+    choice = {"index": 0, "message": {"role": "assistant", "content": "Here."}, "finish_reason": "stop"}
+    usage = {"prompt_tokens": 11, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 4}}
+    return {"choices": [{**choice, **changes}], "usage": usage}
+
+
+def read(body: object, status: int = 200) -> Reply | Failure:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return OpenAI().read(HttpResponse(status, {}, raw), NOW)
+
+
+def test_a_plain_task_asks_for_the_messages_and_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXAMPLE_KEY", "sk-1")
+    request = OpenAI().request(task(), MODEL)
+    assert request.url == "https://models.example/v1/chat/completions"
+    assert request.headers["Authorization"] == "Bearer sk-1"
+    assert request.headers["Idempotency-Key"] == "f1-0-a"
+    assert json.loads(request.body) == {
+        "model": "big-1",
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Où est Köln? 🙂"}],
+    }
+    assert "sk-1" not in repr(request)
+    assert "Köln" not in repr(request)
+
+
+def test_sampling_is_mapped() -> None:
+    schema = {"type": "object", "properties": {"best": {"enum": ["A", "B"]}}}
+    wanted = task(max_tokens=9, temperature=0.0, top_p=0.5, seed=7, stop=("END",), response_schema=schema)
+    body = json.loads(OpenAI().request(wanted, MODEL).body)
+    assert {k: v for k, v in body.items() if k not in {"model", "messages"}} == {
+        "max_tokens": 9,
+        "temperature": 0.0,
+        "top_p": 0.5,
+        "seed": 7,
+        "stop": ["END"],
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "answer", "schema": schema, "strict": True},
+        },
+    }
+
+
+def test_the_models_own_limit_applies_where_the_task_has_none() -> None:
+    limited = MODEL.model_copy(update={"max_tokens": 77})
+    assert json.loads(OpenAI().request(task(), limited).body)["max_tokens"] == 77
+    assert json.loads(OpenAI().request(task(max_tokens=5), limited).body)["max_tokens"] == 5
+
+
+def test_openai_itself_is_given_the_limit_by_its_newer_name() -> None:
+    own = MODEL.model_copy(update={"base_url": "https://api.openai.com/v1"})
+    body = json.loads(OpenAI().request(task(max_tokens=5), own).body)
+    assert body["max_completion_tokens"] == 5
+    assert "max_tokens" not in body
+
+
+def test_the_key_is_read_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EXAMPLE_KEY", raising=False)
+    assert "Authorization" not in OpenAI().request(task(), MODEL).headers
+    monkeypatch.setenv("EXAMPLE_KEY", "sk-2")
+    assert OpenAI().request(task(), MODEL).headers["Authorization"] == "Bearer sk-2"
+
+
+def test_an_answer_is_read() -> None:
+    counted = Usage(prompt_tokens=11, completion_tokens=3, cached_tokens=4)
+    assert read(completion()) == Reply("Here.", "stop", counted)
+
+
+def test_an_answer_of_parts_is_joined() -> None:
+    parts = [{"type": "thinking", "thinking": "…"}, {"type": "text", "text": "He"}, {"type": "text", "text": "re."}]
+    reply = read(completion(message={"content": parts}))
+    assert isinstance(reply, Reply)
+    assert reply.content == "Here."
+
+
+def test_lone_surrogates_do_not_reach_the_candidate() -> None:
+    reply = read(json.dumps(completion(message={"content": "a\ud800b"})).encode())
+    assert isinstance(reply, Reply)
+    assert reply.content == "a?b"
+
+
+def test_usage_that_is_absent_is_unknown_and_not_zero() -> None:
+    reply = read({"choices": completion()["choices"]})
+    assert isinstance(reply, Reply)
+    assert reply.usage is None
+
+
+@pytest.mark.parametrize("finish", ["length", "max_tokens"])
+def test_a_cut_answer_is_accepted_and_flagged(finish: str) -> None:
+    reply = read(completion(finish_reason=finish))
+    assert isinstance(reply, Reply)
+    assert reply.finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "ambiguous", "billed"),
+    [
+        (completion(finish_reason="content_filter"), "refused", False, True),
+        (completion(message={"content": None, "refusal": "I cannot."}), "refused", False, True),
+        (completion(finish_reason=None), "truncated", True, True),
+        (completion(finish_reason="error"), "truncated", True, True),
+        (completion(error={"code": 502}), "truncated", True, True),
+        (completion(message={"content": ""}), "truncated", False, True),
+        (completion(message={"content": ""}, finish_reason="length"), "truncated", False, True),
+        (completion(message=None), "truncated", False, True),
+        ({"choices": []}, "truncated", True, True),
+        ({}, "truncated", True, True),
+        ([], "truncated", True, True),
+        (b"", "truncated", True, True),
+        (b'{"choices": [{"mess', "truncated", True, True),
+        (b"\xff\xfe\xff", "truncated", True, True),
+        (b"[" * 200_000, "truncated", True, True),
+        ({"error": {"code": 503, "message": "x"}}, "server_error", False, False),
+    ],
+)
+def test_what_is_no_answer_is_a_failure(body: object, code: str, ambiguous: bool, billed: bool) -> None:
+    failure = read(body)
+    assert isinstance(failure, Failure)
+    assert (failure.code, failure.ambiguous, failure.billed) == (code, ambiguous, billed)
+
+
+def test_a_withheld_answer_keeps_its_usage() -> None:
+    failure = read(completion(finish_reason="content_filter"))
+    assert isinstance(failure, Failure)
+    assert failure.usage == Usage(prompt_tokens=11, completion_tokens=3, cached_tokens=4)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(["error", "choices", "message", "content", "finish_reason", "usage", "prompt_tokens"]),
+            inner,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(body=JSON)
+def test_any_json_is_read(body: object) -> None:
+    assert isinstance(read(body), Reply | Failure)

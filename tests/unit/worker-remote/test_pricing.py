@@ -1,0 +1,68 @@
+import socket
+from datetime import UTC, datetime
+
+import pytest
+
+from fusewire.contracts import Usage
+from fusewire.settings import RemoteModel
+from fusewire_worker_remote.pricing import UNKNOWN, price
+
+AT = datetime(2026, 11, 1, tzinfo=UTC)
+USED = Usage(prompt_tokens=1_000_000, completion_tokens=1_000_000)
+
+
+def model(base_url: str, name: str = "gpt-4o-mini", price_provider: str | None = None) -> RemoteModel:
+    return RemoteModel(kind="remote", base_url=base_url, model=name, price_provider=price_provider)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a price was asked for over the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+async def test_a_known_model_is_priced_by_its_address() -> None:
+    found = await price(USED, model("https://api.openai.com/v1"), AT)
+    assert found.usd is not None
+    assert found.usd > 0
+    assert found.version is not None
+    assert found.version.startswith("genai-prices ")
+
+
+async def test_cost_is_proportional_and_cached_tokens_are_cheaper() -> None:
+    at_openai = model("https://api.openai.com/v1")
+    whole = await price(USED, at_openai, AT)
+    half = await price(Usage(prompt_tokens=500_000, completion_tokens=500_000), at_openai, AT)
+    cached = await price(USED.model_copy(update={"cached_tokens": 1_000_000}), at_openai, AT)
+    assert whole.usd is not None
+    assert half.usd == pytest.approx(whole.usd / 2)
+    assert cached.usd is not None
+    assert 0 < cached.usd < whole.usd
+
+
+@pytest.mark.parametrize(
+    "unpriced",
+    [
+        model("http://127.0.0.1:8000/v1"),
+        model("http://localhost:8000/v1"),
+        model("http://[::1]:8000/v1"),
+        model("https://models.example/v1"),
+        model("https://api.openai.com/v1", "no-such-model"),
+        model("https://api.openai.com/v1", "text-embedding-3-small"),  # has no price for what it would say
+        model("https://models.example/v1", price_provider="no-such-provider"),
+    ],
+)
+async def test_an_unknown_price_is_none_and_not_zero(unpriced: RemoteModel) -> None:
+    assert await price(USED, unpriced, AT) == UNKNOWN
+
+
+async def test_a_named_provider_prices_any_address() -> None:
+    named = await price(USED, model("http://127.0.0.1:8000/v1", price_provider="openai"), AT)
+    assert named == await price(USED, model("https://api.openai.com/v1"), AT)
+
+
+async def test_usage_that_contradicts_itself_has_no_price() -> None:
+    odd = Usage(prompt_tokens=1, completion_tokens=1, cached_tokens=50)
+    assert await price(odd, model("https://api.openai.com/v1"), AT) == UNKNOWN
