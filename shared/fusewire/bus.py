@@ -96,6 +96,7 @@ class Bus:
         self._ticker: asyncio.Task[None] | None = None
         self._client: Client | None = None
         self._down_since: float | None = None
+        self._stopping = False
         self.broker = NatsBroker(
             settings.url,
             name=f"fusewire-{service}",
@@ -125,7 +126,6 @@ class Bus:
 
         Raises:
             StartupError: no server answered in time.
-
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -143,6 +143,7 @@ class Bus:
 
     async def stop(self) -> None:
         """Let what is running end (within the grace), then close."""
+        self._stopping = True
         if self._ticker:
             self._ticker.cancel()
         try:
@@ -206,7 +207,6 @@ class Bus:
 
         Raises:
             Transient: it is not known to be stored; publish again.
-
         """
         sent = {**telemetry.trace_headers(), **(headers or {})}
         if msg_id:
@@ -255,7 +255,6 @@ class Bus:
 
         Raises:
             StartupError: one is not.
-
         """
         for durable in durables:
             try:
@@ -363,7 +362,8 @@ class Bus:
             log.warning("bus.error", service=self.service, fault=type(exc).__name__)
 
     async def _on_disconnected(self) -> None:
-        log.warning("bus.disconnected", service=self.service)
+        if not self._stopping:
+            log.warning("bus.disconnected", service=self.service)
 
     async def _on_reconnected(self) -> None:
         self._down_since = None
@@ -371,7 +371,8 @@ class Bus:
 
     async def _on_closed(self) -> None:
         self.closed.set()
-        log.info("bus.closed", service=self.service)
+        if not self._stopping:
+            log.error("bus.closed", service=self.service)
 
 
 async def _undecoded(message: NatsMessage) -> bytes:

@@ -43,7 +43,6 @@ async def apply(js: JetStreamContext, wanted: Topology) -> list[Change]:
 
     Raises:
         TopologyConflictError: a stream of that name exists with another retention.
-
     """
     changes = [await _stream(js, stream, wanted.replicas) for stream in wanted.streams]
     changes += [await _durable(js, durable) for durable in wanted.durables]
@@ -149,7 +148,13 @@ async def _bucket(js: JetStreamContext, bucket: Bucket, replicas: int) -> Change
         await js.key_value(bucket.name)
     except (BucketNotFoundError, NotFoundError):
         config = api.KeyValueConfig(
-            bucket=bucket.name, history=1, ttl=bucket.ttl_s, max_bytes=bucket.max_bytes, replicas=replicas
+            bucket=bucket.name,
+            history=1,
+            ttl=bucket.ttl_s,
+            max_bytes=bucket.max_bytes,
+            replicas=replicas,
+            # The only kind of read that least privilege can grant to a worker.
+            direct=True,
         )
         await js.create_key_value(config)
         return Change("bucket", bucket.name, "created")

@@ -77,7 +77,6 @@ class Puller:
 
         Returns:
             What came; empty when nothing did, or when the server does not answer.
-
         """
         self._open = f"{self._inbox}.{next(self._counter)}"
         request: dict[str, object] = {"batch": batch}

@@ -87,7 +87,6 @@ def listen(http: Http) -> socket.socket:
 
     Raises:
         StartupError: it is taken, or may not be used.
-
     """
     family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)

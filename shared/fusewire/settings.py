@@ -256,15 +256,15 @@ def find_file() -> Path | None:
     return DEFAULT_FILE if DEFAULT_FILE.is_file() else None
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read one TOML file.
+def read_file(path: Path) -> dict[str, Any]:
+    """Read one TOML file (or JSON, by its ending: what the local runner hands to its children).
 
     Raises:
         ConfigError: it is missing, unreadable, or not TOML.
-
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        return dict(json.loads(text)) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as exc:
         hint = f"create {path}, or point {CONFIG_ENV} at another file"
         raise ConfigError(str(path), [f"cannot be read: {exc.strerror}"], hint) from None
@@ -281,7 +281,6 @@ def load(path: Path | None = None, *, fallback: dict[str, Any] | None = None) ->
 
     Raises:
         ConfigError: with every fault that was found.
-
     """
     chosen = path or find_file()
     data = read_file(chosen) if chosen else (fallback or {})

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 from opentelemetry import propagate, trace
@@ -55,8 +55,8 @@ _tracer = trace.get_tracer("fusewire")
 _tracing = False
 
 
-def configure(log: Log, telemetry: Telemetry, *, service: str) -> None:
-    """Set up logging to stderr, and tracing where an endpoint is given."""
+def configure(log: Log, telemetry: Telemetry, *, service: str, stream: TextIO | None = None) -> None:
+    """Set up logging to a stream (stderr), and tracing where an endpoint is given."""
     global _metrics_on, _tracing  # noqa: PLW0603 - a process has one log and one tracer
     _metrics_on = telemetry.metrics
     shared: list[Any] = [
@@ -70,11 +70,13 @@ def configure(log: Log, telemetry: Telemetry, *, service: str) -> None:
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[log.level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(stream or sys.stderr),
         cache_logger_on_first_use=False,
     )
     # What third parties say below a warning is theirs; above it, it goes to the same place.
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    logging.basicConfig(
+        level=logging.WARNING, stream=stream or sys.stderr, force=True, format="%(levelname)s %(name)s %(message)s"
+    )
     if telemetry.otlp_endpoint:
         _export_traces(telemetry.otlp_endpoint, service)
         _tracing = True

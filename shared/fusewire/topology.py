@@ -114,7 +114,6 @@ def topology(models: Mapping[str, Tier], replicas: int = 1) -> Topology:
     Args:
         models: configured model names and their tiers; each gets a durable per priority.
         replicas: copies of each stream.
-
     """
     tasks = tuple(
         task_durable(model, tier, priority) for model, tier in sorted(models.items()) for priority in PRIORITIES

@@ -1,5 +1,6 @@
 """What both workers share: the loop that takes tasks and gives candidates."""
 
+import asyncio
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Protocol
@@ -47,9 +48,17 @@ def failed(task: Task, failure: CallFailure, *, provider: str, at: datetime) -> 
         tier=task.tier,
         provider=provider,
         error=failure,
+        attempts=0,
         started_at=at,
         finished_at=at,
     )
+
+
+def _storable(candidate: Candidate) -> Candidate:
+    """PostgreSQL keeps no NUL character in a text, so none goes further than here."""
+    if candidate.content is None or "\x00" not in candidate.content:
+        return candidate
+    return candidate.model_copy(update={"content": candidate.content.replace("\x00", "\ufffd")})
 
 
 class Worker:
@@ -82,8 +91,7 @@ class Worker:
 
     async def stop(self, drain_s: float) -> None:
         """Take no more; finish what runs within `drain_s`."""
-        for loop in self._loops:
-            await loop.stop(drain_s)
+        await asyncio.gather(*(loop.stop(drain_s) for loop in self._loops))
         await self._generate.aclose()
 
     def stalled(self) -> list[str]:
@@ -94,7 +102,7 @@ class Worker:
         """One task: exactly one candidate."""
         task = Task.decode(delivery.data)
         telemetry.bind_fusion(task.fusion_id)
-        candidate = await self._candidate(task, delivery.deliveries)
+        candidate = _storable(await self._candidate(task, delivery.deliveries))
         body = candidate.encode()
         if len(body) > MAX_CANDIDATE_BYTES:
             failure = CallFailure(

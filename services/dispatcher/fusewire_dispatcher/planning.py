@@ -114,7 +114,6 @@ def expand(asked: Round, book: Book) -> tuple[Task, ...]:
 
     Raises:
         Unacceptable: a call names a model that is unknown, or that may not see this prompt.
-
     """
     pool = book.pools.get(asked.pool)
     members = {m.name: m for m in pool.members} if pool else {}

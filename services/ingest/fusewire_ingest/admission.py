@@ -76,7 +76,6 @@ def parse(data: bytes | str, limit: int) -> Submission:
 
     Raises:
         RefusedError: it is too large, not JSON, or not a submission. The text of the prompt is never repeated.
-
     """
     size = len(data) if isinstance(data, bytes) else len(data.encode())
     if size > limit:
@@ -153,7 +152,6 @@ def admit(
 
     Raises:
         RefusedError: the pool or mode does not exist.
-
     """
     rule = pools.get(submission.pool)
     if rule is None:

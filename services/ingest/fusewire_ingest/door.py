@@ -58,7 +58,6 @@ class Door:
         Raises:
             RefusedError: its custom_id belongs to another prompt.
             Transient: it could not be committed.
-
         """
         traceparent = telemetry.trace_headers().get("traceparent")
         (accepted,) = await self._commit.add([prompt], traceparent)

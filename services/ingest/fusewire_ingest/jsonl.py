@@ -10,7 +10,6 @@ async def lines(chunks: AsyncIterator[bytes], limit: int) -> AsyncIterator[tuple
         chunks: the stream, cut anywhere.
         limit: a line longer than this is cut to `limit + 1` bytes, so that whoever parses
             it refuses it, and no line can fill the memory.
-
     """
     number = 1
     held = bytearray()

@@ -37,7 +37,6 @@ class Submissions:
 
         Raises:
             Transient: nothing was committed.
-
         """
         rows: dict[str, dict[str, Any]] = {}
         hashes = [body_hash(p) for p in batch]
@@ -86,7 +85,6 @@ class Submissions:
 
         Returns:
             How many.
-
         """
         unfinished = ~exists().where(outcomes.c.fusion_id == prompts.c.fusion_id)
         statement = update(prompts).where(prompts.c.published_at < before, unfinished).values(published_at=None)

@@ -15,7 +15,6 @@ def build(case: Case, draft: Draft, now: datetime, *, judged_since: datetime | N
         draft: what the strategy decided.
         now: when.
         judged_since: when the first round was asked, if one was.
-
     """
     plan, prompt = case.plan, case.prompt
     candidates = [h.candidate for h in case.heard.values()]

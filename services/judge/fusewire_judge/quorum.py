@@ -27,7 +27,6 @@ def panel(plan: Plan, heard: Mapping[str, Heard], now: datetime) -> datetime | N
 
     Returns:
         When it closes if nobody says anything more; None if it is over.
-
     """
     if len(heard) >= len(plan.members):
         return None

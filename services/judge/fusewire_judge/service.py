@@ -50,8 +50,7 @@ class Judge:
         """Drain."""
         if self._sweeper:
             self._sweeper.cancel()
-        for loop in self._loops:
-            await loop.stop(self._drain_s)
+        await asyncio.gather(*(loop.stop(self._drain_s) for loop in self._loops))
         await self._bus.stop()
         await self._store.close()
 

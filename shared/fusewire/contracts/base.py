@@ -47,7 +47,6 @@ class Wire(Part):
         Raises:
             ContractError: it is not JSON, a field is missing or of the wrong type, or
                 the version is not one this code knows. Names the first such field.
-
         """
         try:
             message = cls.model_validate_json(data)

@@ -66,7 +66,8 @@ class Candidate(Wire):
     cost_usd: float | None = None
     """What the call cost; None when no price is known. Edge calls cost 0."""
     price_version: str | None = None
-    attempts: int = Field(default=1, ge=1)
+    attempts: int = Field(default=1, ge=0)
+    """Calls made for it; 0 when none was."""
     maybe_paid_twice: bool = False
     """An earlier attempt's result is unknowable, so the call may have been billed once more."""
     started_at: AwareDatetime

@@ -27,7 +27,6 @@ def parse_url(database: Database) -> URL:
 
     Raises:
         StartupError: it is no address, or of a database that Fusewire does not know.
-
     """
     mend = "use sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER@HOST/NAME as [database] url"
     try:
@@ -61,7 +60,6 @@ class Store:
 
         Raises:
             Transient: the database is down, busy, or broke a deadlock at our expense.
-
         """
         async with self._transaction(write=True) as connection:
             yield connection

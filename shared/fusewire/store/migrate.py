@@ -53,7 +53,6 @@ async def upgrade(store: Store) -> tuple[str | None, str | None]:
 
     Returns:
         The version before and after.
-
     """
     before = await current(store)
 

@@ -31,7 +31,6 @@ async def standings(store: Store, tenant: str, fusion_ids: Sequence[str], *, tex
         tenant: whose they must be.
         fusion_ids: which.
         texts: whether to fill in the members' answers.
-
     """
     query = (
         select(prompts.c.fusion_id, prompts.c.batch_id, prompts.c.custom_id, prompts.c.submitted_at, outcomes.c.body)

@@ -19,7 +19,6 @@ def best_of(case: Case, said: Sequence[Said]) -> Steps:
     Args:
         case: the fusion.
         said: at least two answers.
-
     """
     voted = vote(case, said)
     if voted is not None:
@@ -34,7 +33,6 @@ def vote(case: Case, said: Sequence[Said], trail: Sequence[Said] = ()) -> Draft 
         case: the fusion.
         said: the answers on the table.
         trail: earlier answers that are counted too.
-
     """
     groups = votes([*said, *trail], case.prompt.sampling.response_schema)
     if groups is None or (is_tied(groups) and case.plan.judge is not None):
@@ -107,7 +105,6 @@ def ask_json(
 
     Returns:
         (value, rung), or Unreadable when the ladder has no rung left.
-
     """
     sampling = Sampling(temperature=0, max_tokens=max_tokens, response_schema=schema)
     unreadable = Unreadable("no_answer")

@@ -23,7 +23,6 @@ def debate(case: Case, said: Sequence[Said]) -> Steps:
     Args:
         case: the fusion.
         said: at least two answers.
-
     """
     current: list[Said] = list(said)
     trail: list[Said] = []

@@ -21,7 +21,6 @@ def merge(case: Case, said: Sequence[Said]) -> Steps:
     Args:
         case: the fusion.
         said: at least two answers.
-
     """
     voted = vote(case, said)
     if voted is not None:
