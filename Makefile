@@ -1,0 +1,64 @@
+# Everything installs itself: a clean machine with Python 3.11 to 3.13 and make is enough.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+export UV_SYSTEM_CERTS := 1
+# Never fetch an interpreter: the one that is here is the one that is meant.
+export UV_PYTHON_DOWNLOADS := never
+
+# uv from PATH, else one of our own in .uv/.
+UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
+export UV
+PYTHON ?= $(shell for v in python3.11 python3.12 python3.13 python3; do \
+	command -v $$v >/dev/null 2>&1 && $$v -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	2>/dev/null && { echo $$v; break; }; done)
+BIN := .venv/bin
+MEMBERS := shared services/ingest services/dispatcher services/worker-edge services/worker-remote services/judge cli
+SOURCES := $(MEMBERS) migrations tests
+
+.PHONY: help setup demo test check format bench lock docs clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-8s %s\n", $$1, $$2}'
+
+.uv/bin/uv:
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 to 3.13 found: install one, or name it with make PYTHON=…"; exit 2; }
+	@$(PYTHON) -m venv .uv && .uv/bin/python -m pip install -q --disable-pip-version-check 'uv>=0.9,<1'
+
+.venv/.ready: requirements.lock $(addsuffix /pyproject.toml,$(MEMBERS)) | $(filter .uv/bin/uv,$(UV))
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 to 3.13 found: install one, or name it with make PYTHON=…"; exit 2; }
+	@test -x $(BIN)/python || $(UV) venv -q --python $(PYTHON) .venv
+	@$(UV) pip install -q --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(UV) pip install -q --python $(BIN)/python --no-deps $(addprefix -e ./,$(MEMBERS))
+	@touch $@
+
+setup: .venv/.ready ## install everything into .venv (leaves .venv/bin/fusewire)
+
+demo: setup ## fuse ten prompts with a small model on this machine
+	@$(BIN)/fusewire demo
+
+test: setup ## run all tests (PostgreSQL and NATS are started by the tests)
+	@$(BIN)/python -m pytest
+
+check: setup ## ruff, mypy, import contracts, lock, docs
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/ruff format --check -q $(SOURCES) || { echo "run make format"; exit 1; }
+	@$(BIN)/mypy $(addsuffix /fusewire*,$(MEMBERS)) tests
+	@$(BIN)/lint-imports
+	@$(UV) pip check -q --python $(BIN)/python
+	@$(BIN)/python deploy/check_lock.py
+	@$(BIN)/python -m fusewire_cli.reference --check
+
+format: setup ## let ruff mend what it can
+	@$(BIN)/ruff check -q --fix $(SOURCES); $(BIN)/ruff format -q $(SOURCES)
+
+bench: setup ## measure overhead, throughput and CPU per fusion; writes build/bench.json
+	@$(BIN)/python tests/bench/bench.py
+
+lock: | $(filter .uv/bin/uv,$(UV)) ## resolve dependencies anew into requirements.lock
+	@$(UV) lock -q && $(UV) export -q --frozen --all-packages --no-emit-workspace --no-header > requirements.lock
+
+docs: setup ## write the generated references anew
+	@$(BIN)/python -m fusewire_cli.reference
+
+clean: ## remove what was installed and built (not .fusewire, your data)
+	@rm -rf .venv .uv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

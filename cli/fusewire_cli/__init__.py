@@ -1,0 +1,1 @@
+"""The fusewire command, and the local runner behind it."""

@@ -1,0 +1,49 @@
+"""`fusewire ask`."""
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+from fusewire_cli.client import ApiError
+from fusewire_cli.screen import EXIT_SOME_FAILED, fail, note
+from fusewire_cli.session import client, settings
+
+WAIT_S = 600
+
+
+def ask(prompt: str, *, pool: str | None, mode: str | None, as_json: bool) -> None:
+    """Submit, wait, print."""
+    text = sys.stdin.read() if prompt == "-" else prompt
+    body: dict[str, Any] = {"prompt": text}
+    body |= {key: value for key, value in (("pool", pool), ("mode", mode)) if value}
+
+    async def main() -> dict[str, Any]:
+        async with client(settings()) as api:
+            return await api.submit(body, wait_s=WAIT_S)
+
+    try:
+        outcome = asyncio.run(main())
+    except ApiError as exc:
+        fail(exc.message)
+    if as_json:
+        print(json.dumps(outcome, ensure_ascii=False))
+    else:
+        show(outcome)
+    if outcome["status"] not in ("fused", "voted", "single"):
+        sys.exit(EXIT_SOME_FAILED)
+
+
+def show(outcome: dict[str, Any]) -> None:
+    """The answer on stdout; what is degraded before it, and how it came to be after it, on stderr."""
+    if outcome.get("is_degraded"):
+        note(f"degraded: {', '.join(outcome['degraded_reasons']) or outcome['status']}")
+    if outcome.get("error"):
+        note(f"{outcome['status']}: {outcome['error']}")
+    if outcome.get("content"):
+        print(outcome["content"])
+    if outcome["status"] == "running":
+        note(f"still running: fusion {outcome['id']}")
+    else:
+        winner = f" · {outcome['winner']} won" if outcome.get("winner") else ""
+        note(f"— {outcome['status']}{winner} · {outcome['reason'] or ''} · {outcome['latency_ms'] / 1000:.1f} s")

@@ -1,0 +1,128 @@
+"""`fusewire doctor`."""
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from fusewire import provision
+from fusewire.bus import Bus
+from fusewire.errors import StartupError, Transient
+from fusewire.service import listen
+from fusewire.settings import EdgeModel, Settings, find_file
+from fusewire.store import migrate
+from fusewire.store.engine import Store
+from fusewire.topology import topology
+from fusewire_cli.local import nats
+from fusewire_cli.local.runner import running, running_nats
+from fusewire_cli.screen import EXIT_BAD_INPUT
+from fusewire_cli.session import settings
+
+LEAST_FREE_BYTES = 2 * 1024**3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check."""
+
+    check: str
+    state: Literal["ok", "warning", "fault"]
+    what: str
+    mend: str = ""
+
+
+def doctor(*, as_json: bool) -> None:
+    """Run every check; exit code 2 when one finds a fault."""
+    config = settings()
+    found = [*_local(config), *asyncio.run(_remote(config))]
+    if as_json:
+        print(json.dumps([asdict(f) for f in found]))
+    else:
+        for one in found:
+            print(f"{one.state:8} {one.check:10} {one.what}")
+            if one.mend:
+                print(f"{'':19} {one.mend}")
+    if any(f.state == "fault" for f in found):
+        sys.exit(EXIT_BAD_INPUT)
+
+
+def _local(config: Settings) -> Iterator[Finding]:
+    yield Finding("config", "ok", str(find_file() or "built-in; there is no fusewire.toml"))
+    yield Finding("python", "ok", sys.version.split()[0])
+    where = config.data_dir if config.data_dir.exists() else config.data_dir.absolute().parent
+    free = shutil.disk_usage(where).free
+    state: Literal["ok", "warning"] = "ok" if free > LEAST_FREE_BYTES else "warning"
+    # After a full disk a nats-server needs a restart before it takes messages again.
+    yield Finding("disk", state, f"{free / 1024**3:.1f} GiB free at {where}", "" if state == "ok" else "make room")
+    if url := running(config):
+        yield Finding("stack", "ok", f"runs at {url}")
+    else:
+        try:
+            listen(config.http).close()
+            yield Finding("port", "ok", f"{config.http.port} is free")
+        except StartupError as exc:
+            yield Finding("port", "fault", exc.what, exc.mend)
+    yield from _models(config)
+
+
+def _models(config: Settings) -> Iterator[Finding]:
+    from fusewire_worker_edge.folder import ModelFolderError, verify
+
+    for name, model in sorted(config.models.items()):
+        if isinstance(model, EdgeModel):
+            try:
+                verify(model.path)
+                yield Finding("model", "ok", f"{name}: {model.path}")
+            except ModelFolderError as exc:
+                yield Finding("model", "fault", f"{name}: {exc.what} ({exc.folder})", exc.mend)
+        elif model.api_key_env and not os.environ.get(model.api_key_env):
+            yield Finding("model", "fault", f"{name}: no key in {model.api_key_env}", f"export {model.api_key_env}=…")
+        else:
+            yield Finding("model", "ok", f"{name}: {model.model} at {model.base_url}")
+
+
+async def _remote(config: Settings) -> list[Finding]:
+    return [await _nats(config), await _database(config)]
+
+
+async def _nats(config: Settings) -> Finding:
+    url = config.nats.url
+    if url == "embedded":
+        try:
+            binary = nats.find()
+        except StartupError as exc:
+            return Finding("nats", "fault", exc.what, exc.mend)
+        if (url := running_nats(config) or "") == "":
+            return Finding("nats", "ok", f"embedded, {binary}")
+    bus = Bus("ops", config.nats.model_copy(update={"url": url}))
+    try:
+        await bus.connect(timeout_s=3)
+        models = {name: model.kind for name, model in config.models.items()}
+        absent = await provision.missing(bus.js, topology(models))
+    except (StartupError, Transient) as exc:
+        return Finding("nats", "fault", str(exc))
+    finally:
+        await bus.stop()
+    if absent:
+        return Finding("nats", "fault", f"missing: {', '.join(absent)}", "run `fusewire topology apply`")
+    return Finding("nats", "ok", f"{url.rpartition('@')[2]}, streams and durables are there")
+
+
+async def _database(config: Settings) -> Finding:
+    try:
+        store = Store(config.database)
+    except StartupError as exc:
+        return Finding("database", "fault", exc.what, exc.mend)
+    try:
+        await migrate.check(store)
+    except StartupError as exc:
+        # Before the first `up` there is no schema, and that is no fault.
+        fresh = "schema none" in exc.what
+        return Finding("database", "warning" if fresh else "fault", exc.what, exc.mend)
+    finally:
+        await store.close()
+    return Finding("database", "ok", store.url.render_as_string(hide_password=True))

@@ -1,0 +1,1 @@
+"""The local runner: broker, database and all services on one machine."""

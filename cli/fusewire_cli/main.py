@@ -1,0 +1,173 @@
+"""The `fusewire` command. Each subcommand imports what it needs when it runs: `--help` must be quick."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fusewire_cli.screen import Format, clear_errors
+
+app = typer.Typer(
+    help="Self-hosted model fusion: prompts to a pool of models, a judge, one stored outcome.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+batch_app = typer.Typer(help="Run files of prompts.", no_args_is_help=True, rich_markup_mode=None)
+model_app = typer.Typer(help="Get and check edge models.", no_args_is_help=True, rich_markup_mode=None)
+config_app = typer.Typer(help="Check the configuration.", no_args_is_help=True, rich_markup_mode=None)
+topology_app = typer.Typer(help="Provision NATS.", no_args_is_help=True, rich_markup_mode=None)
+db_app = typer.Typer(help="Migrate the database.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(batch_app, name="batch")
+app.add_typer(model_app, name="model")
+app.add_typer(config_app, name="config")
+app.add_typer(topology_app, name="topology")
+app.add_typer(db_app, name="db")
+
+PoolOption = Annotated[str | None, typer.Option("--pool", help="The pool to ask; the default is `default`.")]
+ModeOption = Annotated[str | None, typer.Option("--mode", help="best-of, merge or debate; the default is the pool's.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How to print rows.")]
+
+
+@app.command()
+def up(
+    processes: Annotated[
+        bool, typer.Option("--processes", help="Run each service as a process of its own, and restart it if it dies.")
+    ] = False,
+) -> None:
+    """Run broker, migrations and all services on this machine until Ctrl-C."""
+    from fusewire_cli import serve
+
+    with clear_errors():
+        serve.up(processes=processes)
+
+
+@app.command()
+def demo(json_: JsonOption = False) -> None:
+    """Fuse ten prompts with a small model on this machine, in all three modes, and show what happened."""
+    from fusewire_cli import demo as module
+
+    with clear_errors():
+        module.demo(as_json=json_)
+
+
+@app.command()
+def ask(
+    prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from stdin.")],
+    pool: PoolOption = None,
+    mode: ModeOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Fuse one prompt and print the answer. Uses the running stack, or starts one for the moment."""
+    from fusewire_cli import ask as module
+
+    with clear_errors():
+        module.ask(prompt, pool=pool, mode=mode, as_json=json_)
+
+
+@batch_app.command("run")
+def batch_run(
+    source: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="One JSON object a line; see README.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT.jsonl", help="Line i answers line i of IN.")],
+    pool: PoolOption = None,
+    mode: ModeOption = None,
+    window: Annotated[int, typer.Option(min=1, max=1000, help="Prompts in flight at once.")] = 32,
+    processes: Annotated[bool, typer.Option("--processes", help="As in `up`.")] = False,
+) -> None:
+    """Fuse a file of prompts. Run again after an interruption, it goes on where it was; nothing is asked twice.
+
+    Exit codes: 0 all answered, 1 fault, 2 bad input, 3 some lines failed, 130 interrupted.
+    """
+    from fusewire_cli import batch
+
+    with clear_errors():
+        batch.run(source, out, pool=pool, mode=mode, window=window, processes=processes)
+
+
+@app.command()
+def query(
+    sql: Annotated[str, typer.Argument(help="One SELECT; see the views v_outcome and v_answer.")],
+    form: FormatOption = Format.table,
+) -> None:
+    """Query stored outcomes, read-only."""
+    from fusewire_cli import query as module
+
+    with clear_errors():
+        module.query(sql, form)
+
+
+@app.command()
+def doctor(json_: JsonOption = False) -> None:
+    """Check what Fusewire needs: configuration, NATS, database, models, keys, disk."""
+    from fusewire_cli import doctor as module
+
+    with clear_errors():
+        module.doctor(as_json=json_)
+
+
+@config_app.command("check")
+def config_check(
+    file: Annotated[Path | None, typer.Argument(help="The file; the default is the one that would be used.")] = None,
+) -> None:
+    """Read the configuration and say what it means, or what is wrong with it."""
+    from fusewire_cli import admin
+
+    with clear_errors():
+        admin.config_check(file)
+
+
+@topology_app.command("apply")
+def topology_apply(json_: JsonOption = False) -> None:
+    """Create and mend streams, durables and buckets; idempotent, never narrows an operator's limits."""
+    from fusewire_cli import admin
+
+    with clear_errors():
+        admin.topology_apply(as_json=json_)
+
+
+@db_app.command("upgrade")
+def db_upgrade() -> None:
+    """Bring the database to the schema of this version; idempotent."""
+    from fusewire_cli import admin
+
+    with clear_errors():
+        admin.db_upgrade()
+
+
+@model_app.command("pull")
+def model_pull(
+    name: Annotated[str, typer.Argument(help="A name of the catalogue, such as smollm2-135m.")],
+    root: Annotated[Path | None, typer.Option(help="Where models live; default ~/.cache/fusewire/models.")] = None,
+) -> None:
+    """Fetch a model and convert it to an ONNX int4 folder."""
+    from fusewire_cli import models
+
+    with clear_errors():
+        models.pull(name, root)
+
+
+@model_app.command("verify")
+def model_verify(folder: Annotated[Path, typer.Argument(help="A model folder.")]) -> None:
+    """Check every file of a model folder against its manifest."""
+    from fusewire_cli import models
+
+    with clear_errors():
+        models.verify(folder)
+
+
+@model_app.command("list")
+def model_list(
+    root: Annotated[Path | None, typer.Option(help="Where models live; default ~/.cache/fusewire/models.")] = None,
+    form: FormatOption = Format.table,
+) -> None:
+    """List the models on this machine."""
+    from fusewire_cli import models
+
+    with clear_errors():
+        models.show(root, form)
+
+
+def run() -> None:
+    """The console script."""
+    app()

@@ -1,0 +1,38 @@
+"""`fusewire query`."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from fusewire.errors import Transient
+from fusewire.store.engine import Store
+from fusewire_cli.screen import Format, fail, rows
+from fusewire_cli.session import settings
+
+
+def query(sql: str, form: Format) -> None:
+    """Run one statement in a read-only transaction and print its rows."""
+    try:
+        columns, data = asyncio.run(_select(sql))
+    except (DBAPIError, Transient) as exc:
+        cause = exc if isinstance(exc, DBAPIError) else exc.__cause__
+        fail(f"the query failed: {getattr(cause, 'orig', None) or exc}", "the views are v_outcome and v_answer")
+    rows(columns, data, form)
+
+
+async def _select(sql: str) -> tuple[list[str], Sequence[Sequence[Any]]]:
+    store = Store(settings().database)
+    try:
+        await store.ping()
+        async with store.read() as connection:
+            read_only = "PRAGMA query_only = ON" if store.is_sqlite else "SET TRANSACTION READ ONLY"
+            await connection.execute(text(read_only))
+            result = await connection.exec_driver_sql(sql)
+            if not result.returns_rows:
+                fail("the statement returns no rows", "write a SELECT")
+            return list(result.keys()), result.fetchall()
+    finally:
+        await store.close()

@@ -1,0 +1,87 @@
+"""What the command line writes: results to stdout, everything else to stderr."""
+
+import contextlib
+import csv
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+from typing import Any, NoReturn
+
+EXIT_FAULT = 1
+EXIT_BAD_INPUT = 2
+EXIT_SOME_FAILED = 3
+EXIT_INTERRUPTED = 130
+
+
+class Format(StrEnum):
+    """How rows are printed."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+def note(text: str) -> None:
+    """A line for the person, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def fail(what: str, mend: str = "", code: int = EXIT_BAD_INPUT) -> NoReturn:
+    """End with a message: what is wrong, and how to mend it."""
+    note(f"fusewire: {what}")
+    if mend:
+        note(f"  to mend it: {mend}")
+    sys.exit(code)
+
+
+@contextlib.contextmanager
+def clear_errors() -> Iterator[None]:
+    """Turn the errors we know into one message and the right exit code; a traceback only with FUSEWIRE_DEBUG."""
+    from fusewire.errors import StartupError, Transient
+    from fusewire.settings import ConfigError
+
+    try:
+        yield
+    except ConfigError as exc:
+        for problem in exc.problems:
+            note(f"fusewire: {exc.source}: {problem}")
+        fail(f"{exc.source} cannot be used", exc.hint)
+    except StartupError as exc:
+        fail(exc.what, exc.mend)
+    except Transient as exc:
+        fail(str(exc), "try again; `fusewire doctor` tells what is down", EXIT_FAULT)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough, as with `| head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as exc:
+        if os.environ.get("FUSEWIRE_DEBUG"):
+            raise
+        fail(
+            f"{type(exc).__name__}: {exc}",
+            "this is a fault of ours; run again with FUSEWIRE_DEBUG=1 and report it",
+            EXIT_FAULT,
+        )
+
+
+def rows(columns: Sequence[str], data: Sequence[Sequence[Any]], form: Format) -> None:
+    """Print rows to stdout."""
+    if form is Format.json:
+        print(json.dumps([dict(zip(columns, row, strict=True)) for row in data], default=str, ensure_ascii=False))
+    elif form is Format.csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(data)
+    else:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for row in data:
+            table.add_row(*("" if cell is None else str(cell).replace("[", "\\[") for cell in row))
+        # Piped into a file, a table must not be cut to the width of a terminal that is not there.
+        Console(width=None if sys.stdout.isatty() else 400).print(table)
