@@ -1,0 +1,257 @@
+"""The parent's side of an engine: starts the child process, feeds it, and outlives its death."""
+
+import asyncio
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from fusewire_worker_edge.engine.api import (
+    Completion,
+    EngineDiedError,
+    EngineError,
+    EngineUnusableError,
+    GenerateRequest,
+    RequestCancelledError,
+    RequestRefusedError,
+)
+from fusewire_worker_edge.engine.frames import Frame, FrameError, pack, read_async
+
+log = structlog.get_logger(__name__)
+
+SLOTS = 1
+"""Requests that the child works on at once."""
+
+_BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
+"""How long to wait before starting again, by the number of deaths since the last answer."""
+
+_STUCK_S = 60.0
+"""A child that has not noticed a cancel for so long is killed."""
+
+_CLOSE_S = 5.0
+
+
+class _Child:
+    """One child process, and the requests it has."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        if process.stdin is None or process.stdout is None:
+            raise ValueError("the process has no pipes")
+        self.process = process
+        self.answered = False
+        self._stdin = process.stdin
+        self._stdout = process.stdout
+        self._replies: dict[str, asyncio.Future[Completion]] = {}
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still takes requests."""
+        return self.process.returncode is None and not self._stdin.is_closing()
+
+    async def ready(self) -> dict[str, Any]:
+        """Wait until the model is loaded. Returns what is worth logging of it.
+
+        Raises:
+            EngineUnusableError: the model folder is at fault.
+            EngineDiedError: the process ended.
+        """
+        try:
+            frame = await read_async(self._stdout)
+        except BaseException:
+            await self.end()
+            raise
+        if frame and frame.pop("type") == "ready":
+            return frame
+        await self.end()
+        if frame:
+            raise EngineUnusableError(frame["message"])
+        raise EngineDiedError("the engine's process ended while it loaded the model")
+
+    def submit(self, request: GenerateRequest) -> asyncio.Future[Completion]:
+        """Send a request; its reply is settled by `listen`.
+
+        Raises:
+            EngineDiedError: it has ended since it was ready.
+        """
+        if not self.alive:
+            raise EngineDiedError("the engine's process has ended")
+        reply = asyncio.get_running_loop().create_future()
+        # Whoever asked may be gone by the time it fails.
+        reply.add_done_callback(lambda r: r.cancelled() or r.exception())
+        self._send({"type": "generate", "request": request.model_dump(mode="json")})
+        self._replies[request.id] = reply
+        return reply
+
+    def cancel(self, request_id: str) -> None:
+        """Tell the process to stop a request, and end the process when it does not."""
+        reply = self._replies.get(request_id)
+        if reply is None:
+            return
+        self._send({"type": "cancel", "id": request_id})
+        stuck = asyncio.get_running_loop().call_later(_STUCK_S, self._kill)
+        reply.add_done_callback(lambda _: stuck.cancel())
+
+    async def listen(self) -> None:
+        """Settle replies until the process ends; those still open then fail with `EngineDiedError`."""
+        try:
+            while (frame := await read_async(self._stdout)) is not None:
+                self._settle(frame)
+        except FrameError as exc:
+            log.warning("edge.engine_garbled", pid=self.process.pid, reason=str(exc))
+        finally:
+            await self.end()
+            for reply in self._replies.values():
+                reply.set_exception(EngineDiedError(f"the engine's process ended with {self.process.returncode}"))
+            self._replies.clear()
+
+    async def end(self) -> None:
+        """End the process, which does so by itself when its input ends."""
+        self._stdin.close()
+        try:
+            async with asyncio.timeout(_CLOSE_S):
+                await self.process.wait()
+        except TimeoutError:
+            self._kill()
+            await self.process.wait()
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+
+    def _send(self, frame: Frame) -> None:
+        # Not drained: the child's reader takes frames as they come, and SLOTS bounds what is under way.
+        self._stdin.write(pack(frame))
+
+    def _settle(self, frame: Frame) -> None:
+        reply = self._replies.pop(frame["id"])
+        outcome = _outcome(frame)
+        self.answered = True
+        if isinstance(outcome, Completion):
+            reply.set_result(outcome)
+        else:
+            reply.set_exception(outcome)
+
+
+def _outcome(frame: Frame) -> Completion | EngineError:
+    match frame["type"]:
+        case "done":
+            return Completion.model_validate(frame["completion"])
+        case "cancelled":
+            return RequestCancelledError("cancelled")
+        case "refused":
+            return RequestRefusedError(frame["code"], frame["message"])
+        case _:
+            return EngineError(frame["message"])
+
+
+class ProcessEngine:
+    """An `Engine` whose model is in a child process, started when first needed and again after it died.
+
+    Args:
+        folder: the model folder.
+        threads: how many threads one step uses; None takes the processors that the process may use.
+    """
+
+    def __init__(self, folder: Path, threads: int | None = None) -> None:
+        self._folder = folder
+        self._threads = threads
+        self._slots = asyncio.Semaphore(SLOTS)
+        self._under_way: dict[str, asyncio.Task[Completion]] = {}
+        self._start: asyncio.Task[_Child] | None = None
+        self._child: _Child | None = None
+        self._listener: asyncio.Task[None] | None = None
+        self._deaths = 0
+        self._closed = False
+
+    @property
+    def pid(self) -> int | None:
+        """The process that holds the model, if there is one."""
+        return self._child.process.pid if self._child and self._child.alive else None
+
+    async def generate(self, request: GenerateRequest) -> Completion:
+        """Answer one request; see `Engine.generate`."""
+        task = asyncio.create_task(self._generate(request))
+        self._under_way[request.id] = task
+        try:
+            return await task
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if caller and caller.cancelling():
+                raise
+            raise RequestCancelledError("cancelled") from None
+        finally:
+            del self._under_way[request.id]
+
+    def cancel(self, request_id: str) -> None:
+        """Stop a request; see `Engine.cancel`."""
+        task = self._under_way.get(request_id)
+        if task:
+            task.cancel()
+
+    async def aclose(self) -> None:
+        """End the process."""
+        self._closed = True
+        if self._start:
+            self._start.cancel()
+            await asyncio.gather(self._start, return_exceptions=True)
+        if self._child:
+            await self._child.end()
+        if self._listener:
+            await self._listener
+
+    async def _generate(self, request: GenerateRequest) -> Completion:
+        await self._slots.acquire()
+        try:
+            child = await self._ready()
+            reply = child.submit(request)
+        except BaseException:
+            self._slots.release()
+            raise
+        # The slot is free when the child has answered, which may be after the caller gave up.
+        reply.add_done_callback(lambda _: self._slots.release())
+        try:
+            return await asyncio.shield(reply)
+        except asyncio.CancelledError:
+            child.cancel(request.id)
+            raise
+
+    async def _ready(self) -> _Child:
+        if self._closed:
+            raise EngineDiedError("the engine is closed")
+        if self._child and self._child.alive:
+            return self._child
+        if self._start is None or self._start.done():
+            self._start = asyncio.create_task(self._start_child())
+            self._start.add_done_callback(lambda t: t.cancelled() or t.exception())
+        # Only waited for: a request with a short deadline must not undo the loading of a large model.
+        await asyncio.wait([self._start])
+        if self._start.cancelled():
+            raise EngineDiedError("the engine is closed")
+        return self._start.result()
+
+    async def _start_child(self) -> _Child:
+        await asyncio.sleep(_BACKOFF_S[min(self._deaths, len(_BACKOFF_S) - 1)])
+        threads = [] if self._threads is None else ["--threads", str(self._threads)]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-P", "-m", "fusewire_worker_edge.engine.child", str(self._folder), *threads,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        child = _Child(process)
+        try:
+            ready = await child.ready()
+        except EngineError as exc:
+            self._deaths += isinstance(exc, EngineDiedError)
+            log.warning("edge.engine_not_started", reason=str(exc))
+            raise
+        self._child = child
+        self._listener = asyncio.create_task(self._listen(child))
+        log.info("edge.engine_started", pid=process.pid, **ready)
+        return child
+
+    async def _listen(self, child: _Child) -> None:
+        await child.listen()
+        self._deaths = 0 if child.answered else self._deaths + 1
+        if not self._closed:
+            log.warning("edge.engine_died", pid=child.process.pid, code=child.process.returncode)

@@ -1,0 +1,136 @@
+"""Tasks to candidates on local models."""
+
+import asyncio
+import itertools
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+
+import structlog
+
+from fusewire.contracts import CallFailure, Candidate, Task, Usage
+from fusewire.ids import seed
+from fusewire.settings import EdgeModel
+from fusewire_worker_edge.engine.api import (
+    Completion,
+    Engine,
+    EngineDiedError,
+    EngineError,
+    EngineUnusableError,
+    GenerateRequest,
+    RequestRefusedError,
+)
+from fusewire_worker_edge.engine.process import ProcessEngine
+
+log = structlog.get_logger(__name__)
+
+PROVIDER = "onnxruntime"
+ATTEMPTS = 2
+"""How often a task is tried when the engine's process dies under it."""
+
+OpenEngine = Callable[[Path, int | None], Engine]
+
+
+class EdgeGenerate:
+    """`fusewire.worker.Generate` on model folders of this machine.
+
+    Models whose paths are the same folder share one engine, with the threads of the first.
+
+    Args:
+        models: by the name that tasks use.
+        clock: the time now, with its zone.
+        open_engine: makes the engine of a folder; with so many threads, or None for its default.
+    """
+
+    def __init__(
+        self, models: Mapping[str, EdgeModel], clock: Callable[[], datetime], open_engine: OpenEngine = ProcessEngine
+    ) -> None:
+        self._models = models
+        self._clock = clock
+        self._calls = itertools.count()
+        self._engines: dict[Path, Engine] = {}
+        for model in models.values():
+            folder = model.path.resolve()
+            if folder not in self._engines:
+                self._engines[folder] = open_engine(folder, model.threads)
+
+    async def generate(self, task: Task) -> Candidate:
+        """Answer the task on its model; see `fusewire.worker.Generate`."""
+        started_at = self._clock()
+        attempts = 0
+        outcome: Completion | CallFailure
+        try:
+            async with asyncio.timeout((task.deadline_at - started_at).total_seconds()):
+                while True:
+                    attempts += 1
+                    try:
+                        outcome = await self._attempt(task)
+                        break
+                    except EngineDiedError:
+                        if attempts == ATTEMPTS:
+                            raise
+        except TimeoutError:
+            outcome = CallFailure(code="deadline_exceeded", message="the deadline came first", retryable=False)
+        except EngineError as exc:
+            outcome = _failure(exc)
+        return self._candidate(task, outcome, max(attempts, 1), started_at)
+
+    async def aclose(self) -> None:
+        """End the engines."""
+        await asyncio.gather(*(engine.aclose() for engine in self._engines.values()))
+
+    async def _attempt(self, task: Task) -> Completion | CallFailure:
+        model = self._models.get(task.model)
+        if model is None:
+            return CallFailure(
+                code="model_not_found", message=f"this worker has no model '{task.model}'", retryable=False
+            )
+        sampling = task.sampling
+        request = GenerateRequest(
+            # A task may be delivered again while its first delivery is still under way.
+            id=f"{task.task_id}.{next(self._calls)}",
+            messages=task.messages,
+            max_tokens=sampling.max_tokens or model.max_tokens,
+            temperature=sampling.temperature or 0.0,
+            top_p=1.0 if sampling.top_p is None else sampling.top_p,
+            seed=seed("edge", task.task_id) if sampling.seed is None else sampling.seed,
+            stop=sampling.stop,
+            response_schema=sampling.response_schema,
+        )
+        return await self._engines[model.path.resolve()].generate(request)
+
+    def _candidate(
+        self, task: Task, outcome: Completion | CallFailure, attempts: int, started_at: datetime
+    ) -> Candidate:
+        completion, error = (outcome, None) if isinstance(outcome, Completion) else (None, outcome)
+        return Candidate(
+            task_id=task.task_id,
+            fusion_id=task.fusion_id,
+            round=task.round,
+            call=task.call,
+            member=task.member,
+            model=task.model,
+            tier="edge",
+            provider=PROVIDER,
+            content=completion.text if completion else None,
+            error=error,
+            finish_reason=completion.finish_reason if completion else None,
+            usage=_usage(completion),
+            cost_usd=0.0,
+            attempts=attempts,
+            started_at=started_at,
+            finished_at=self._clock(),
+        )
+
+
+def _usage(completion: Completion | None) -> Usage:
+    if completion is None:
+        return Usage()
+    return Usage(prompt_tokens=completion.prompt_tokens, completion_tokens=completion.completion_tokens)
+
+
+def _failure(error: EngineError) -> CallFailure:
+    if isinstance(error, RequestRefusedError):
+        return CallFailure(code=error.code, message=str(error), retryable=False)
+    # A folder that cannot be used stays so until somebody mends it.
+    return CallFailure(code="engine_failed", message=str(error), retryable=not isinstance(error, EngineUnusableError))

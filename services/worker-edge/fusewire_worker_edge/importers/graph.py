@@ -1,0 +1,281 @@
+"""The ONNX graph of a llama decoder, with the names and shapes that onnxruntime-genai expects.
+
+Operators of the domain com.microsoft: onnxruntime's docs/ContribOperators.md. Inputs `input_ids` and
+`attention_mask` are int64 [B, S] and [B, T]; `past_key_values.<i>.key|value` and `present.<i>.key|value`
+are float32 [B, kv_heads, P, head_size]; `logits` is float32 [B, S, vocabulary].
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from fusewire_worker_edge.importers import ModelImportError
+from fusewire_worker_edge.importers.gguf import GgufFile, LlamaShape
+from fusewire_worker_edge.importers.repack import BLOCK_SIZE, Floats, Packed, stack
+
+MICROSOFT = "com.microsoft"
+ACCURACY_LEVEL = 4
+"""Activations are quantised to int8 for the product: the fast kernels of onnxruntime on CPUs."""
+
+_OPSET, _IR = 21, 10
+_ALIGNMENT = 4096
+"""So that onnxruntime can map the weights into memory."""
+
+
+class WeightFile:
+    """The external data of a model, written tensor after tensor so that the weights are never all in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self._name = path.name
+        self._file = path.open("xb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._file.close()
+
+    def add(self, name: str, array: np.ndarray[Any, Any]) -> TensorProto:
+        """Write an array, and describe where it is."""
+        self._file.write(b"\0" * (-self._file.tell() % _ALIGNMENT))
+        offset = self._file.tell()
+        self._file.write(np.ascontiguousarray(array).tobytes())
+        tensor = TensorProto(name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", self._name), ("offset", offset), ("length", array.nbytes)):
+            tensor.external_data.add(key=key, value=str(value))
+        return tensor
+
+
+class _Graph:
+    """Nodes and initialisers as they are added. Each method returns the name of what it computes."""
+
+    def __init__(self, weights: WeightFile) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.initialisers: list[TensorProto] = []
+        self._weights = weights
+
+    def node(self, op: str, inputs: Sequence[str], name: str, *, more: Sequence[str] = (), **attributes: Any) -> str:
+        """Add a node of the standard domain whose first output is `name`; `more` names the others."""
+        self.nodes.append(helper.make_node(op, inputs, [name, *more], name, **attributes))
+        return name
+
+    def contrib(self, op: str, inputs: Sequence[str], name: str, *, more: Sequence[str] = (), **attributes: Any) -> str:
+        """The same in the domain com.microsoft."""
+        return self.node(op, inputs, name, more=more, domain=MICROSOFT, **attributes)
+
+    def weight(self, name: str, array: np.ndarray[Any, Any]) -> str:
+        """Add a weight, kept in the external data."""
+        self.initialisers.append(self._weights.add(name, array))
+        return name
+
+    def constant(self, name: str, values: Sequence[int]) -> str:
+        """Add a small int64 vector, kept in the graph."""
+        self.initialisers.append(helper.make_tensor(name, TensorProto.INT64, [len(values)], list(values)))
+        return name
+
+    def packed(self, name: str, weights: Packed) -> dict[str, str]:
+        """Add the arrays of a quantised matrix."""
+        arrays: dict[str, np.ndarray[Any, Any] | None] = {
+            "codes": weights.codes,
+            "scales": weights.scales,
+            "offsets": weights.offsets,
+        }
+        return {part: self.weight(f"{name}.{part}", a) for part, a in arrays.items() if a is not None}
+
+    def quantised_product(self, x: str, name: str, weights: Packed, stored: dict[str, str]) -> str:
+        """`x` times the transposed matrix. The offset of a block is multiplied with the sum of x over it."""
+        product = self.contrib(
+            "MatMulNBits", [x, stored["codes"], stored["scales"]], f"{name}.product",
+            K=weights.columns, N=weights.rows, bits=weights.bits, block_size=BLOCK_SIZE, accuracy_level=ACCURACY_LEVEL,
+        )  # fmt: skip
+        if "offsets" not in stored:
+            return product
+        blocks = self.node("Reshape", [x, "in_blocks"], f"{name}.blocks")
+        sums = self.node("ReduceSum", [blocks, "last_axis"], f"{name}.sums", keepdims=0)
+        shift = self.contrib("FusedMatMul", [sums, stored["offsets"]], f"{name}.shift", transB=1)
+        return self.node("Add", [product, shift], f"{name}.out")
+
+    def linear(self, x: str, name: str, matrices: Sequence[Packed | Floats]) -> str:
+        """`x` times each transposed matrix, the results side by side."""
+        packed = [m for m in matrices if isinstance(m, Packed)]
+        if len(packed) == len(matrices) and len({m.encoding for m in packed}) == 1:
+            whole = stack(packed)
+            return self.quantised_product(x, name, whole, self.packed(name, whole))
+        outputs = []
+        for i, matrix in enumerate(matrices):
+            part = f"{name}.{i}"
+            if isinstance(matrix, Packed):
+                outputs.append(self.quantised_product(x, part, matrix, self.packed(part, matrix)))
+            else:
+                weight = self.weight(f"{part}.weight", matrix)
+                outputs.append(self.contrib("FusedMatMul", [x, weight], part, transB=1))
+        return outputs[0] if len(outputs) == 1 else self.node("Concat", outputs, name, axis=-1)
+
+
+class _Llama:
+    """Adds the parts of a llama decoder to a graph."""
+
+    def __init__(self, graph: _Graph, source: GgufFile) -> None:
+        self.graph = graph
+        self.source = source
+        self.shape = source.shape
+        self._used: set[str] = set()
+
+    def floats(self, name: str) -> Floats:
+        self._used.add(name)
+        return self.source.floats(name)
+
+    def matrix(self, name: str, columns: int) -> Packed | Floats:
+        self._used.add(name)
+        return self.source.matrix(name, columns)
+
+    def build(self) -> None:
+        g = self.graph
+        g.constant("last_axis", [-1])
+        g.constant("in_blocks", [0, 0, -1, BLOCK_SIZE])
+        self._lengths()
+        self._rotary_cache()
+        tied = "output.weight" not in self.source.names
+        embedding = self.matrix("token_embd.weight", self.shape.hidden)
+        x, stored = self._embed(embedding)
+        residual = ""
+        for layer in range(self.shape.layers):
+            x, residual = self._layer(layer, x, residual)
+        x, _ = self._norm("output_norm", x, residual)
+        if tied:
+            logits = self._tied_head(x, embedding, stored)
+        else:
+            logits = g.linear(x, "head", [self.matrix("output.weight", self.shape.hidden)])
+        g.node("Identity", [logits], "logits")
+        unused = sorted(self.source.names - self._used)
+        if unused:
+            raise ModelImportError(
+                f"{len(unused)} tensors have no place in a llama decoder, the first is '{unused[0]}'"
+            )
+
+    def _lengths(self) -> None:
+        """GroupQueryAttention wants the last position of each row and the length of the longest, as int32."""
+        g = self.graph
+        g.constant("one", [1])
+        g.constant("length_axis", [1])
+        row_lengths = g.node("ReduceSum", ["attention_mask", "length_axis"], "row_lengths", keepdims=0)
+        g.node("Cast", [g.node("Sub", [row_lengths, "one"], "last")], "seqlens_k", to=TensorProto.INT32)
+        g.initialisers.append(helper.make_tensor("length_index", TensorProto.INT64, [], [1]))
+        total = g.node("Gather", [g.node("Shape", ["attention_mask"], "mask_shape"), "length_index"], "mask_length")
+        g.node("Cast", [total], "total_length", to=TensorProto.INT32)
+
+    def _rotary_cache(self) -> None:
+        size = self.shape.head_size
+        frequency = self.shape.rope_theta ** (-np.arange(0, size, 2, dtype=np.float64) / size)
+        angle = np.arange(self.shape.context_length, dtype=np.float64)[:, None] * frequency
+        self.graph.weight("rotary.cos", np.cos(angle).astype(np.float32))
+        self.graph.weight("rotary.sin", np.sin(angle).astype(np.float32))
+
+    def _embed(self, weights: Packed | Floats) -> tuple[str, dict[str, str]]:
+        """Look the tokens up. Also returns the names of the stored arrays, which a tied head uses again."""
+        g = self.graph
+        if not isinstance(weights, Packed):
+            stored = {"weight": g.weight("embedding.weight", weights)}
+            return g.node("Gather", [stored["weight"], "input_ids"], "embedding"), stored
+        # Stored flat, as GatherBlockQuantized wants it; MatMulNBits is given a reshaped view.
+        flat = weights.codes.reshape(weights.rows, -1)
+        stored = {"flat": g.weight("embedding.codes", flat), "scales": g.weight("embedding.scales", weights.scales)}
+        x = g.contrib(
+            "GatherBlockQuantized", [stored["flat"], "input_ids", stored["scales"]], "embedding",
+            bits=weights.bits, block_size=BLOCK_SIZE, gather_axis=0, quantize_axis=1,
+        )  # fmt: skip
+        if weights.offsets is None:
+            return x, stored
+        stored["offsets"] = g.weight("embedding.offsets", weights.offsets)
+        per_block = g.node("Gather", [stored["offsets"], "input_ids"], "embedding.shift")
+        shift = g.node("Unsqueeze", [per_block, "last_axis"], "embedding.shift.column")
+        blocks = g.node("Add", [g.node("Reshape", [x, "in_blocks"], "embedding.blocks"), shift], "embedding.shifted")
+        whole = g.constant("whole_rows", [0, 0, self.shape.hidden])
+        return g.node("Reshape", [blocks, whole], "embedding.out"), stored
+
+    def _tied_head(self, x: str, weights: Packed | Floats, stored: dict[str, str]) -> str:
+        g = self.graph
+        if not isinstance(weights, Packed):
+            return g.contrib("FusedMatMul", [x, stored["weight"]], "head", transB=1)
+        codes_shape = g.constant("head.codes_shape", weights.codes.shape)
+        codes = g.node("Reshape", [stored["flat"], codes_shape], "head.codes")
+        return g.quantised_product(x, "head", weights, {**stored, "codes": codes})
+
+    def _norm(self, name: str, x: str, residual: str) -> tuple[str, str]:
+        """Add `x` to the residual stream (where there is one) and normalise it. Returns (normalised, residual)."""
+        g, epsilon = self.graph, self.shape.rms_epsilon
+        gain = g.weight(f"{name}.weight", self.floats(f"{name}.weight"))
+        if not residual:
+            g.node("SimplifiedLayerNormalization", [x, gain], name, epsilon=epsilon, axis=-1, stash_type=1)
+            return name, x
+        total = f"{name}.residual"
+        g.contrib("SkipSimplifiedLayerNormalization", [x, residual, gain], name, more=["", "", total], epsilon=epsilon)
+        return name, total
+
+    def _layer(self, layer: int, x: str, residual: str) -> tuple[str, str]:
+        g, s, prefix = self.graph, self.shape, f"blk.{layer}"
+        x, residual = self._norm(f"{prefix}.attn_norm", x, residual)
+        qkv = [self.matrix(f"{prefix}.attn_{part}.weight", s.hidden) for part in "qkv"]
+        past = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
+        projected = g.linear(x, f"{prefix}.attn_qkv", qkv)
+        attention = g.contrib(
+            "GroupQueryAttention",
+            [projected, "", "", *past, "seqlens_k", "total_length", "rotary.cos", "rotary.sin"],
+            f"{prefix}.attention", more=[f"present.{layer}.{part}" for part in ("key", "value")],
+            num_heads=s.heads, kv_num_heads=s.kv_heads, scale=s.head_size**-0.5, local_window_size=-1,
+            # The architecture `llama` is stored with the rows of q and k permuted for neighbouring pairs.
+            do_rotary=1, rotary_interleaved=1,
+        )  # fmt: skip
+        output = self.matrix(f"{prefix}.attn_output.weight", s.heads * s.head_size)
+        x = g.linear(attention, f"{prefix}.attn_output", [output])
+        x, residual = self._norm(f"{prefix}.ffn_norm", x, residual)
+        gate = g.linear(x, f"{prefix}.ffn_gate", [self.matrix(f"{prefix}.ffn_gate.weight", s.hidden)])
+        up_weights = self.matrix(f"{prefix}.ffn_up.weight", s.hidden)
+        up = g.linear(x, f"{prefix}.ffn_up", [up_weights])
+        silu = g.contrib("QuickGelu", [gate], f"{prefix}.silu", alpha=1.0)
+        inner = up_weights.rows if isinstance(up_weights, Packed) else up_weights.shape[0]
+        down = self.matrix(f"{prefix}.ffn_down.weight", inner)
+        return g.linear(g.node("Mul", [silu, up], f"{prefix}.gated"), f"{prefix}.ffn_down", [down]), residual
+
+
+def _values(shape: LlamaShape) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
+    def cache(name: str, length: str) -> list[onnx.ValueInfoProto]:
+        dims: list[str | int | None] = ["batch", shape.kv_heads, length, shape.head_size]
+        return [
+            helper.make_tensor_value_info(f"{name}.{layer}.{part}", TensorProto.FLOAT, dims)
+            for layer in range(shape.layers)
+            for part in ("key", "value")
+        ]
+
+    inputs = [
+        helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"]),
+        helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["batch", "total"]),
+        *cache("past_key_values", "past"),
+    ]
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "sequence", shape.vocab_size])
+    return inputs, [logits, *cache("present", "present")]
+
+
+def write_graph(source: GgufFile, folder: Path) -> None:
+    """Write `model.onnx` and `model.onnx.data` into the folder.
+
+    Raises:
+        ModelImportError: a tensor is missing, has another shape, or has no place in the graph.
+    """
+    with WeightFile(folder / "model.onnx.data") as weights:
+        graph = _Graph(weights)
+        _Llama(graph, source).build()
+    inputs, outputs = _values(source.shape)
+    model = helper.make_model(
+        helper.make_graph(graph.nodes, "llama", inputs, outputs, graph.initialisers),
+        opset_imports=[helper.make_opsetid("", _OPSET), helper.make_opsetid(MICROSOFT, 1)],
+        ir_version=_IR,
+        producer_name="fusewire",
+    )
+    (folder / "model.onnx").write_bytes(model.SerializeToString())

@@ -1,0 +1,66 @@
+"""Wiring."""
+
+import asyncio
+from datetime import UTC, datetime
+
+from fusewire.bus import Bus
+from fusewire.errors import StartupError
+from fusewire.service import App
+from fusewire.settings import EdgeModel, Settings
+from fusewire.worker import Worker
+from fusewire_worker_edge.folder import ModelFolderError, verify
+from fusewire_worker_edge.generate import EdgeGenerate
+
+HANDS = 2
+"""Tasks in hand per model: one in the engine, one ready, so that the engine never waits for the bus."""
+
+
+class WorkerEdge:
+    """The edge worker as a service."""
+
+    name = "worker-edge"
+
+    def __init__(self, settings: Settings) -> None:
+        self._drain_s = settings.limits.drain_s
+        self._models = {name: m for name, m in settings.models.items() if isinstance(m, EdgeModel)}
+        self._bus = Bus(self.name, settings.nats, drain_s=self._drain_s)
+        self._worker: Worker | None = None
+
+    async def start(self) -> None:
+        """Check every model's folder, connect, begin to take tasks."""
+        for folder in sorted({m.path for m in self._models.values()}):
+            try:
+                await asyncio.to_thread(verify, folder)
+            except ModelFolderError as exc:
+                raise StartupError(f"the model folder {exc.folder} cannot be used: {exc.what}", exc.mend) from None
+
+        def clock() -> datetime:
+            return datetime.now(UTC)
+
+        await self._bus.connect()
+        generate = EdgeGenerate(self._models, clock)
+        self._worker = Worker(self._bus, generate, dict.fromkeys(self._models, HANDS), tier="edge", clock=clock)
+        await self._worker.start()
+
+    async def stop(self) -> None:
+        """Drain."""
+        if self._worker:
+            await self._worker.stop(self._drain_s)
+        await self._bus.stop()
+
+    def faults(self) -> list[str]:
+        """See Service."""
+        return self._bus.faults() + (self._worker.stalled() if self._worker else [])
+
+    def unready(self) -> list[str]:
+        """See Service."""
+        return self._bus.unready()
+
+    def app(self) -> App | None:
+        """It has no HTTP interface of its own."""
+        return None
+
+
+def build(settings: Settings) -> WorkerEdge:
+    """The entry point `fusewire.services`."""
+    return WorkerEdge(settings)

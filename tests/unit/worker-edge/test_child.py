@@ -1,0 +1,153 @@
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import pytest
+
+from fusewire_worker_edge.engine.frames import Frame, pack, read
+
+DEADLINE_S = 60
+
+
+def generate(request_id: str, **fields: Any) -> bytes:
+    request = {"id": request_id, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 5, **fields}
+    return pack({"type": "generate", "request": request})
+
+
+class Child:
+    def __init__(self, folder: Path, python: tuple[str, ...] = ("-m", "fusewire_worker_edge.engine.child")) -> None:
+        command = [sys.executable, *python, str(folder), "--threads", "1"]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def send(self, data: bytes) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(data)
+        self.process.stdin.flush()
+
+    def receive(self) -> Frame | None:
+        return read(cast("BinaryIO", self.process.stdout))
+
+    def close(self) -> int:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.close()
+        self.process.stdout.close()
+        return self.process.wait(DEADLINE_S)
+
+
+@pytest.fixture
+def child(tiny_folder: Path) -> Iterator[Child]:
+    started = Child(tiny_folder)
+    yield started
+    started.close()
+
+
+def test_it_says_that_it_is_ready_and_answers_in_order(child: Child) -> None:
+    child.send(generate("a") + generate("b"))
+    ready, first, second = child.receive(), child.receive(), child.receive()
+    assert ready is not None
+    assert (ready["type"], ready["model"]) == ("ready", "tiny")
+    assert first is not None
+    assert second is not None
+    assert (first["type"], first["id"], second["id"]) == ("done", "a", "b")
+    assert first["completion"]["completion_tokens"] == 5
+
+
+def test_a_cancel_overtakes_requests_that_wait_or_run(child: Child) -> None:
+    assert child.receive()
+    long = {"max_tokens": 4000}
+    child.send(generate("a", **long) + generate("b", **long) + generate("c"))
+    child.send(pack({"type": "cancel", "id": "b"}) + pack({"type": "cancel", "id": "a"}))
+    answers = [child.receive() for _ in range(3)]
+    assert [(a["type"], a["id"]) for a in answers if a] == [("cancelled", "a"), ("cancelled", "b"), ("done", "c")]
+    child.send(generate("a"))
+    assert child.receive()["type"] == "done"  # type: ignore[index]
+
+
+def test_a_cancel_of_something_done_or_unheard_of_is_forgotten(child: Child) -> None:
+    child.send(pack({"type": "cancel", "id": "a"}) + generate("a"))
+    assert [child.receive(), child.receive()][1]["type"] == "done"  # type: ignore[index]
+    child.send(pack({"type": "cancel", "id": "a"}) + generate("a"))
+    assert child.receive()["type"] == "done"  # type: ignore[index]
+
+
+def test_a_request_that_cannot_be_answered_does_not_end_it(child: Child) -> None:
+    child.send(generate("a", max_tokens=10_000) + generate("b"))
+    answers = [child.receive() for _ in range(3)][1:]
+    assert [(a["type"], a.get("code")) for a in answers if a] == [
+        ("refused", "context_length_exceeded"),
+        ("done", None),
+    ]
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_it_ends_when_its_input_does(tiny_folder: Path, busy: bool) -> None:
+    child = Child(tiny_folder)
+    assert child.receive()
+    if busy:
+        child.send(generate("a", max_tokens=4000))
+    assert child.close() == 0
+
+
+def test_a_folder_that_does_not_verify_is_reported(tmp_path: Path) -> None:
+    child = Child(tmp_path / "none")
+    frame = child.receive()
+    assert frame is not None
+    assert frame["type"] == "unusable"
+    assert "no such folder" in frame["message"]
+    assert child.receive() is None
+    child.close()
+
+
+def test_a_model_that_computes_something_else_is_not_served(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "tiny"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["golden"]["ids"] = [i + 1 for i in manifest["golden"]["ids"]]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    child = Child(folder)
+    frame = child.receive()
+    assert frame is not None
+    assert "agrees with its golden answer" in frame["message"]
+    assert child.receive() is None
+    child.close()
+
+
+def test_what_is_printed_does_not_reach_the_frames(tiny_folder: Path) -> None:
+    code = (
+        "import os, sys, fusewire_worker_edge.engine.child as child\n"
+        "load = child.load\n"
+        "def noisy(*a):\n    print('noise'); os.write(1, b'noise'); return load(*a)\n"
+        "child.load = noisy\nchild.main()\n"
+    )
+    child = Child(tiny_folder, python=("-c", code))
+    child.send(generate("a"))
+    assert [frame["type"] for frame in (child.receive(), child.receive()) if frame] == ["ready", "done"]
+    assert child.close() == 0
+
+
+def test_the_process_does_not_outlive_its_parent(tiny_folder: Path) -> None:
+    code = (
+        "import asyncio, os, sys\n"
+        "from pathlib import Path\n"
+        "from fusewire.contracts import Message\n"
+        "from fusewire_worker_edge.engine.api import GenerateRequest\n"
+        "from fusewire_worker_edge.engine.process import ProcessEngine\n"
+        "async def main():\n"
+        "    engine = ProcessEngine(Path(sys.argv[1]), threads=1)\n"
+        "    message = (Message(role='user', content='hello'),)\n"
+        "    await engine.generate(GenerateRequest(id='a', messages=message, max_tokens=1))\n"
+        "    task = asyncio.create_task(engine.generate(GenerateRequest(id='b', messages=message, max_tokens=4000)))\n"
+        "    await asyncio.sleep(0.05)\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "asyncio.run(main())\n"
+    )
+    # The child shares this pipe: it is read to its end only when both processes are gone.
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tiny_folder)], stderr=subprocess.PIPE, timeout=DEADLINE_S, check=False
+    )
+    assert done.returncode == -signal.SIGKILL

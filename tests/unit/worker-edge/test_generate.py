@@ -1,0 +1,249 @@
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fusewire.contracts import Message, Sampling, Task
+from fusewire.settings import EdgeModel
+from fusewire_worker_edge.engine.api import (
+    Completion,
+    EngineDiedError,
+    EngineError,
+    EngineUnusableError,
+    GenerateRequest,
+    RequestRefusedError,
+)
+from fusewire_worker_edge.generate import EdgeGenerate
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+DONE = Completion(
+    text="Paris.", finish_reason="stop", prompt_tokens=11, completion_tokens=3, prefill_s=0.1, decode_s=0.2
+)
+
+
+class FakeEngine:
+    """Answers with what it was given, in turn: a completion, an error to raise, or None to wait for ever."""
+
+    def __init__(self, *outcomes: Completion | EngineError | None) -> None:
+        self.outcomes = list(outcomes)
+        self.requests: list[GenerateRequest] = []
+        self.asked = asyncio.Event()
+        self.given_up = 0
+        self.closed = False
+
+    async def generate(self, request: GenerateRequest) -> Completion:
+        self.requests.append(request)
+        self.asked.set()
+        outcome = self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
+        if isinstance(outcome, EngineError):
+            raise outcome
+        if outcome is None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.given_up += 1
+        assert outcome
+        return outcome
+
+    def cancel(self, request_id: str) -> None:
+        raise AssertionError("a task is cancelled by cancelling the wait for it")
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+def ticking() -> Callable[[], datetime]:
+    """A clock that is a second later each time."""
+    times = (NOW + timedelta(seconds=i) for i in range(1000))
+    return lambda: next(times)
+
+
+def edge_model(path: str = "/models/a", **fields: Any) -> EdgeModel:
+    return EdgeModel(kind="edge", path=Path(path), **fields)
+
+
+def service(engine: FakeEngine, **models: EdgeModel) -> EdgeGenerate:
+    return EdgeGenerate(models or {"small": edge_model()}, ticking(), lambda _folder, _threads: engine)
+
+
+def make_task(sampling: Sampling | None = None, deadline_s: float = 60, **fields: Any) -> Task:
+    return Task(
+        task_id="f1-0-a",
+        fusion_id="f1",
+        round=0,
+        call="a",
+        kind="answer",
+        member="m",
+        tier="edge",
+        tenant="t",
+        messages=(Message(role="user", content="What is the capital of France?"),),
+        sampling=sampling or Sampling(),
+        residency="edge-only",
+        priority="normal",
+        deadline_at=NOW + timedelta(seconds=deadline_s),
+        **{"model": "small", **fields},
+    )
+
+
+async def test_an_answer_becomes_a_candidate() -> None:
+    candidate = await service(FakeEngine(DONE)).generate(make_task())
+    assert candidate.ok
+    assert (candidate.content, candidate.finish_reason) == ("Paris.", "stop")
+    assert (candidate.usage.prompt_tokens, candidate.usage.completion_tokens) == (11, 3)
+    assert (candidate.task_id, candidate.fusion_id, candidate.round, candidate.call) == ("f1-0-a", "f1", 0, "a")
+    assert (candidate.member, candidate.model, candidate.tier) == ("m", "small", "edge")
+    assert (candidate.provider, candidate.cost_usd, candidate.attempts) == ("onnxruntime", 0.0, 1)
+    assert candidate.latency_ms == 1000
+
+
+async def test_what_the_task_leaves_open_is_the_models_default() -> None:
+    engine = FakeEngine(DONE)
+    edge = service(engine, small=edge_model(max_tokens=99))
+    await edge.generate(make_task())
+    await edge.generate(make_task())
+    first, second = engine.requests
+    assert (first.max_tokens, first.temperature, first.top_p, first.stop) == (99, 0.0, 1.0, ())
+    assert first.response_schema is None
+    assert first.seed == second.seed != 0
+    assert first.id != second.id
+
+
+async def test_what_the_task_says_is_asked_for() -> None:
+    engine, schema = FakeEngine(DONE), {"type": "object"}
+    sampling = Sampling(max_tokens=5, temperature=0.7, top_p=0.5, seed=0, stop=("x",), response_schema=schema)
+    task = make_task(sampling)
+    await service(engine).generate(task)
+    (asked,) = engine.requests
+    assert (asked.max_tokens, asked.temperature, asked.top_p, asked.seed) == (5, 0.7, 0.5, 0)
+    assert (asked.stop, asked.response_schema, asked.messages) == (("x",), schema, task.messages)
+
+
+FAILURES: dict[str, tuple[EngineError, str, bool]] = {
+    "context": (RequestRefusedError("context_length_exceeded", "too long"), "context_length_exceeded", False),
+    "request": (RequestRefusedError("bad_request", "no such schema"), "bad_request", False),
+    "folder": (EngineUnusableError("/models/a: no manifest"), "engine_failed", False),
+    "engine": (EngineError("the grammar is too large"), "engine_failed", True),
+    "death": (EngineDiedError("ended with -9"), "engine_failed", True),
+}
+
+
+@pytest.mark.parametrize(("error", "code", "retryable"), FAILURES.values(), ids=FAILURES.keys())
+async def test_a_failure_becomes_a_candidate(error: EngineError, code: str, retryable: bool) -> None:
+    candidate = await service(FakeEngine(error)).generate(make_task())
+    assert not candidate.ok
+    assert candidate.error
+    assert (candidate.error.code, candidate.error.message, candidate.error.retryable) == (code, str(error), retryable)
+    assert (candidate.content, candidate.finish_reason, candidate.usage.prompt_tokens) == (None, None, 0)
+
+
+async def test_a_death_is_tried_again_once() -> None:
+    engine = FakeEngine(EngineDiedError("x"), DONE)
+    candidate = await service(engine).generate(make_task())
+    assert (candidate.ok, candidate.attempts) == (True, 2)
+    assert engine.requests[0].id != engine.requests[1].id
+
+    engine = FakeEngine(EngineDiedError("x"), EngineDiedError("y"), DONE)
+    candidate = await service(engine).generate(make_task())
+    assert (candidate.ok, candidate.attempts, len(engine.requests)) == (False, 2, 2)
+
+
+async def test_a_refusal_is_not_tried_again() -> None:
+    engine = FakeEngine(RequestRefusedError("bad_request", "x"))
+    assert (await service(engine).generate(make_task())).attempts == 1
+    assert len(engine.requests) == 1
+
+
+@pytest.mark.parametrize("deadline_s", [-5, 0.05])
+async def test_the_deadline_ends_the_wait(deadline_s: float) -> None:
+    engine = FakeEngine(None)
+    candidate = await service(engine).generate(make_task(deadline_s=deadline_s))
+    assert candidate.error
+    assert (candidate.error.code, candidate.error.retryable) == ("deadline_exceeded", False)
+    assert engine.given_up == len(engine.requests)
+
+
+async def test_the_wait_is_as_long_as_the_deadline_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    timeout, waits = asyncio.timeout, []
+
+    def recorded(delay: float | None) -> asyncio.Timeout:
+        waits.append(delay)
+        return timeout(delay)
+
+    monkeypatch.setattr(asyncio, "timeout", recorded)
+    await service(FakeEngine(DONE)).generate(make_task(deadline_s=42))
+    assert waits == [42]
+
+
+async def test_the_deadline_also_ends_the_second_attempt() -> None:
+    engine = FakeEngine(EngineDiedError("x"), None)
+    candidate = await service(engine).generate(make_task(deadline_s=0.05))
+    assert candidate.error
+    assert (candidate.error.code, candidate.attempts) == ("deadline_exceeded", 2)
+
+
+async def test_whoever_cancels_the_call_gets_no_candidate() -> None:
+    engine = FakeEngine(None)
+    call = asyncio.create_task(service(engine).generate(make_task()))
+    await engine.asked.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert engine.given_up == 1
+
+
+async def test_a_model_that_is_not_here_is_a_failure() -> None:
+    candidate = await service(FakeEngine(DONE)).generate(make_task(model="large"))
+    assert candidate.error
+    assert (candidate.error.code, candidate.error.retryable) == ("model_not_found", False)
+
+
+async def test_models_of_one_folder_share_an_engine(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    opened: list[tuple[Path, int | None, FakeEngine]] = []
+
+    def open_engine(folder: Path, threads: int | None) -> FakeEngine:
+        opened.append((folder, threads, FakeEngine(DONE)))
+        return opened[-1][2]
+
+    models = {
+        "a": edge_model(str(tmp_path / "real"), threads=3),
+        "b": edge_model(str(tmp_path / "link")),
+        "c": edge_model(str(tmp_path / "other")),
+    }
+    edge = EdgeGenerate(models, ticking(), open_engine)
+    for name in models:
+        assert (await edge.generate(make_task(model=name))).ok
+    assert [(folder.name, threads, len(engine.requests)) for folder, threads, engine in opened] == [
+        ("real", 3, 2),
+        ("other", None, 1),
+    ]
+    await edge.aclose()
+    assert all(engine.closed for _, _, engine in opened)
+
+
+async def test_a_task_is_answered_by_a_real_model(tiny_folder: Path) -> None:
+    edge = EdgeGenerate({"small": edge_model(str(tiny_folder), threads=1, max_tokens=4)}, lambda: datetime.now(UTC))
+    task = make_task().model_copy(update={"deadline_at": datetime.now(UTC) + timedelta(minutes=5)})
+    try:
+        candidates = [await edge.generate(task), await edge.generate(task)]
+    finally:
+        await edge.aclose()
+    assert [c.usage.completion_tokens for c in candidates] == [4, 4]
+    assert candidates[0].content == candidates[1].content
+    assert candidates[0].finish_reason == "length"
+
+
+def test_the_package_is_cheap_to_import() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, fusewire_worker_edge.generate, fusewire_worker_edge.pull, fusewire_worker_edge.folder\n"
+        "print(*{'onnx', 'onnxruntime', 'numpy', 'gguf', 'tokenizers', 'llguidance'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -1,0 +1,159 @@
+import json
+from typing import Any
+
+import jsonschema
+import pytest
+
+from fusewire.contracts import Message
+from fusewire_worker_edge.engine.api import Completion, GenerateRequest, RequestCancelledError, RequestRefusedError
+from fusewire_worker_edge.engine.generation import Generator
+from fusewire_worker_edge.engine.model import CHUNK
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "verdict": {"enum": ["yes", "no"]},
+        "sure": {"type": "boolean"},
+        "why": {"type": "string", "maxLength": 5},
+    },
+    "required": ["verdict", "sure", "why"],
+    "additionalProperties": False,
+}
+
+
+def request(content: str = "hello", **fields: Any) -> GenerateRequest:
+    return GenerateRequest(id="r", messages=(Message(role="user", content=content),), **{"max_tokens": 20, **fields})
+
+
+def never() -> bool:
+    return False
+
+
+class After:
+    """Says yes when it has been asked so many times."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.asked = 0
+
+    def __call__(self) -> bool:
+        self.asked += 1
+        return self.asked > self.steps
+
+
+def run(generator: Generator, **fields: Any) -> Completion:
+    return generator.generate(request(**fields), never)
+
+
+def test_greedy_text_is_that_of_a_fresh_slot_each_time(tiny_generator: Generator) -> None:
+    first = run(tiny_generator)
+    run(tiny_generator, content="something else that is longer")
+    assert run(tiny_generator).text == first.text
+    assert (first.finish_reason, first.completion_tokens) == ("length", 20)
+
+
+def test_greedy_steps_equal_one_pass_over_the_text(tiny_generator: Generator) -> None:
+    prompt = tiny_generator.vocabulary.prompt([Message(role="user", content="hello")])
+    ids = tiny_generator.greedy(prompt, 20)
+    rows = tiny_generator.logits([*prompt, *ids])[len(prompt) - 1 : -1]
+    assert rows.argmax(axis=-1).tolist() == ids
+
+
+def test_a_prompt_of_several_chunks_is_one_prompt(tiny_generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = tiny_generator.vocabulary.prompt([Message(role="user", content="x" * 100)])
+    assert CHUNK > len(prompt) > 100
+    whole = tiny_generator.greedy(prompt, 10)
+    monkeypatch.setattr("fusewire_worker_edge.engine.generation.CHUNK", 16)
+    assert tiny_generator.greedy(prompt, 10) == whole
+
+
+def test_a_seed_settles_the_text(tiny_generator: Generator) -> None:
+    texts = [run(tiny_generator, temperature=1.0, top_p=0.95, seed=seed).text for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_tokens_are_counted(tiny_generator: Generator) -> None:
+    completion = run(tiny_generator, max_tokens=7)
+    prompt = tiny_generator.vocabulary.prompt([Message(role="user", content="hello")])
+    assert (completion.prompt_tokens, completion.completion_tokens) == (len(prompt), 7)
+
+
+def test_text_ends_before_a_stop_string(tiny_generator: Generator) -> None:
+    whole = run(tiny_generator).text
+    stop = whole[4:6]
+    completion = run(tiny_generator, stop=("never there", "", stop))
+    assert completion.finish_reason == "stop"
+    assert completion.text == whole[: whole.index(stop)]
+
+
+def test_an_end_token_ends_the_answer_and_is_not_counted(tiny_generator: Generator) -> None:
+    greedy = tiny_generator.greedy(tiny_generator.vocabulary.prompt(request().messages), 4)
+    manifest = tiny_generator.manifest
+    tiny_generator.manifest = manifest.model_copy(update={"end_tokens": (greedy[3],)})
+    try:
+        completion = run(tiny_generator)
+    finally:
+        tiny_generator.manifest = manifest
+    assert (completion.finish_reason, completion.completion_tokens) == ("stop", greedy.index(greedy[3]))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_answer_under_a_schema_satisfies_it(tiny_generator: Generator, seed: int) -> None:
+    fields: dict[str, Any] = {"max_tokens": 200, "temperature": 1.5, "seed": seed, "stop": ('"',)}
+    steps = After(1_000_000)
+    completion = tiny_generator.generate(request(response_schema=SCHEMA, **fields), steps)
+    assert completion.finish_reason == "stop"
+    assert steps.asked == completion.completion_tokens  # none is spent on an end token that has to come
+    jsonschema.validate(json.loads(completion.text), SCHEMA)
+
+
+def test_an_answer_under_a_schema_may_be_cut_by_its_length(tiny_generator: Generator) -> None:
+    completion = run(tiny_generator, response_schema=SCHEMA, max_tokens=3)
+    assert (completion.finish_reason, completion.completion_tokens) == ("length", 3)
+    assert completion.text.startswith("{")
+
+
+@pytest.mark.parametrize("schema", [{"type": 5}, {"$ref": "#/nowhere"}, {"type": "string", "format": "unheard-of"}])
+def test_a_schema_that_cannot_be_enforced_is_refused(tiny_generator: Generator, schema: dict[str, Any]) -> None:
+    with pytest.raises(RequestRefusedError) as refused:
+        run(tiny_generator, response_schema=schema)
+    assert refused.value.code == "bad_request"
+
+
+def test_what_does_not_fit_the_context_is_refused_before_a_step(tiny_generator: Generator) -> None:
+    prompt = len(tiny_generator.vocabulary.prompt(request().messages))
+    room = tiny_generator.manifest.context_length - prompt
+    cancelled = After(0)
+    with pytest.raises(RequestRefusedError, match=f"{prompt} tokens") as refused:
+        tiny_generator.generate(request(max_tokens=room + 1), cancelled)
+    assert refused.value.code == "context_length_exceeded"
+    with pytest.raises(RequestCancelledError):  # what just fits is begun
+        tiny_generator.generate(request(max_tokens=room), cancelled)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5])
+def test_a_cancel_is_seen_before_the_next_step(tiny_generator: Generator, steps: int) -> None:
+    cancelled = After(steps)
+    with pytest.raises(RequestCancelledError):
+        tiny_generator.generate(request(max_tokens=1000), cancelled)
+    assert cancelled.asked == steps + 1
+
+
+def test_a_cancel_is_seen_between_the_chunks_of_a_prompt(tiny_generator: Generator) -> None:
+    cancelled = After(2)
+    with pytest.raises(RequestCancelledError):
+        tiny_generator.generate(request(content="x" * (5 * CHUNK)), cancelled)
+    assert tiny_generator._slot.length == 2 * CHUNK
+
+
+def test_the_golden_answer_is_recognised(tiny_generator: Generator) -> None:
+    assert tiny_generator.golden_agreement() == 1
+    manifest = tiny_generator.manifest
+    golden = manifest.golden.model_copy(update={"ids": tuple(i + 1 for i in manifest.golden.ids)})
+    other = manifest.golden.model_copy(update={"prompt_ids": (1, 2, 3)})
+    try:
+        for changed in (golden, other):
+            tiny_generator.manifest = manifest.model_copy(update={"golden": changed})
+            assert tiny_generator.golden_agreement() < 0.5
+    finally:
+        tiny_generator.manifest = manifest
