@@ -4,10 +4,12 @@ import contextlib
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fusewire import telemetry
 from fusewire.settings import Settings, load, read_file
-from fusewire_cli.client import Client
+
+if TYPE_CHECKING:
+    from fusewire_cli.client import Client
 
 BUILTIN = Path(__file__).parent / "builtin.toml"
 
@@ -18,12 +20,14 @@ def settings() -> Settings:
 
 
 @contextlib.asynccontextmanager
-async def client(config: Settings, *, processes: bool = False) -> AsyncIterator[Client]:
+async def client(config: Settings, *, processes: bool = False) -> AsyncIterator["Client"]:
     """A client of the running stack; where there is none, of an embedded one that ends with the block.
 
     Raises:
         StartupError: the embedded stack cannot start.
     """
+    from fusewire import telemetry
+    from fusewire_cli.client import Client
     from fusewire_cli.local.runner import Stack, running
 
     url = running(config)

@@ -279,6 +279,11 @@ class Bus:
             return await self.bury(delivery, "crash_loop: its handler never came to an end")
         try:
             await handler(delivery)
+        except asyncio.CancelledError:
+            # Stopped before its end: another replica shall have it now, not after ack_wait.
+            with contextlib.suppress(NatsError, OSError):
+                await delivery.raw.nak()
+            raise
         except Exception as exc:  # noqa: BLE001 - whatever a handler raises decides the message's fate
             return await self.refuse(delivery, exc)
         await self.ack(delivery)

@@ -119,13 +119,19 @@ class Loop:
         self._task = asyncio.create_task(self._run(), name=self.name)
 
     async def stop(self, drain_s: float) -> None:
-        """Fetch no more, and let what is running end within `drain_s`."""
+        """Fetch no more, let what is running end within `drain_s`, and hand back the rest."""
         self._stopping.set()
         if self._task:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(self._task), drain_s)
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            unfinished = [self._task, *self.running()]
+            for task in unfinished:
+                task.cancel()
+            await asyncio.gather(*unfinished, return_exceptions=True)
+
+    def running(self) -> list[asyncio.Task[None]]:
+        """Handlers that run apart from the loop."""
+        return []
 
     def stalled(self, limit_s: float = 60) -> bool:
         """Whether the loop has ended without being told to, or stands still."""
@@ -203,14 +209,18 @@ class PriorityLoop(Loop):
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
+    def running(self) -> list[asyncio.Task[None]]:
+        """The handlers in hand."""
+        return list(self._running)
+
     async def finish(self) -> None:
         """Hand back what only waited, wait for the running handlers, let go of the durables."""
         for wait in self._waits.values():
             for msg in await wait:
                 await msg.nak()
-        await asyncio.gather(*self._running, return_exceptions=True)
         for puller in self._pullers:
             await puller.stop()
+        await asyncio.gather(*self._running, return_exceptions=True)
 
 
 BatchHandler = Callable[[Sequence[Delivery]], Awaitable[None]]

@@ -124,6 +124,8 @@ class Host:
         except BaseException:
             await self.stop()
             raise
+        # From here on nobody is turned away: what comes before uvicorn is up waits in the backlog.
+        self._sock.listen(1024)
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._sock]), name="http")
         log.info("service.started", services=[s.name for s in self._services], port=self._sock.getsockname()[1])
 

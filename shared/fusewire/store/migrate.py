@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -54,6 +53,8 @@ async def upgrade(store: Store) -> tuple[str | None, str | None]:
     Returns:
         The version before and after.
     """
+    from alembic import command  # noqa: PLC0415 - half a second that only a migration needs
+
     before = await current(store)
 
     def run(connection: Connection) -> None:
