@@ -44,20 +44,23 @@ FilePath = Annotated[Path, AfterValidator(lambda p: p.expanduser())]
 class Section(BaseModel):
     """A table of the file. A key it does not know is a mistake, and refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class Database(Section):
     """`[database]`"""
 
     url: str = "sqlite+aiosqlite:///.fusewire/fusewire.db"
+    """`sqlite+aiosqlite:///FILE` or `postgresql+asyncpg://USER@HOST/NAME`."""
     pool_size: int = Field(default=5, ge=1)
+    """Connections that one service keeps."""
 
 
 class Nats(Section):
     """`[nats]`"""
 
     url: str = "embedded"
+    """`nats://HOST:PORT`, or `embedded`: a server that `fusewire up` starts and ends."""
     credentials: FilePath | None = None
     """A NATS credentials file (JWT and seed)."""
     tls_ca: FilePath | None = None
@@ -70,6 +73,7 @@ class Http(Section):
     """`[http]`: where ingest's API and every service's health and metrics listen."""
 
     host: str = "127.0.0.1"
+    """The address to bind."""
     port: int = Field(default=8484, ge=0, le=65535)
     """0 takes any free port."""
 
@@ -78,15 +82,18 @@ class Log(Section):
     """`[log]`"""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least that is logged."""
     format: Literal["json", "console"] = "json"
+    """`json` for machines, `console` for people."""
 
 
 class Telemetry(Section):
     """`[telemetry]`"""
 
     metrics: bool = True
+    """FastStream's Prometheus middleware; the counters of Fusewire itself are always on."""
     otlp_endpoint: str | None = None
-    """Where to send traces (OTLP over HTTP); None sends none."""
+    """Where to send traces (OTLP over HTTP); unset sends none."""
 
 
 class Limits(Section):
@@ -102,31 +109,42 @@ class EdgeModel(Section):
     """`[models.<name>]` with `kind = "edge"`: an ONNX folder on this machine."""
 
     kind: Literal["edge"]
+    """Where it runs."""
     path: FilePath
+    """The model folder, as `fusewire model pull` leaves it."""
     threads: int | None = Field(default=None, ge=1)
-    """Threads of one engine; None takes the processors that this process may use."""
+    """Threads of one engine; unset takes the processors that this process may use."""
     max_tokens: int = Field(default=256, ge=1)
     """Answer length where the prompt does not say."""
     family: str | None = None
+    """Whose line of models it is; read from the name where it is not given."""
 
 
 class RemoteModel(Section):
     """`[models.<name>]` with `kind = "remote"`: a hosted model."""
 
     kind: Literal["remote"]
+    """Where it runs."""
     provider: Literal["openai"] = "openai"
     """The protocol it speaks: `openai` is any OpenAI-compatible server."""
     base_url: str
+    """Up to and without `/chat/completions`."""
     model: str
     """The name it has at the provider."""
     api_key_env: str | None = None
+    """The environment variable that holds the key."""
     max_concurrency: int = Field(default=32, ge=1)
+    """Calls in flight at once, per worker."""
     timeout_s: float = Field(default=120, gt=0)
+    """How long one call may take."""
     max_attempts: int = Field(default=3, ge=1, le=10)
+    """Calls made for one task, after restarts too."""
     max_tokens: int | None = Field(default=None, ge=1)
+    """Answer length where the prompt does not say."""
     price_provider: str | None = None
     """The provider's id in the price list, where it cannot be told from `base_url`."""
     family: str | None = None
+    """Whose line of models it is; read from the name where it is not given."""
 
     @property
     def api_key(self) -> SecretStr | None:
@@ -142,29 +160,40 @@ class Member(Section):
     """A member of a pool: a model, and what it does differently there."""
 
     name: Name
+    """Its name in this pool."""
     model: Name
+    """A configured model."""
     weight: float = Field(default=1.0, gt=0)
+    """How much its voice counts."""
     system: str | None = None
     """A system prompt put before the conversation when it brings none of its own."""
     temperature: float | None = Field(default=None, ge=0, le=2)
+    """Where the prompt does not say."""
     top_p: float | None = Field(default=None, gt=0, le=1)
+    """Where the prompt does not say."""
 
 
 class Pool(Section):
     """`[pools.<name>]`"""
 
     members: tuple[Member, ...] = Field(min_length=1, max_length=16)
+    """Names of models, or tables as `[[pools.<name>.members]]`."""
     judge: Name | None = None
-    """The model that judges. None: closed answers are voted, open ones chosen by similarity."""
+    """The model that judges. Unset: closed answers are voted, open ones chosen by similarity."""
     mode: Mode = "best-of"
+    """Where the prompt does not say."""
     quorum: float = Field(default=0.67, gt=0, le=1)
     """The share of the pool's weight that must have answered before grace begins to run."""
     deadline_s: float = Field(default=60, gt=0)
+    """From acceptance to outcome."""
     batch_deadline_s: float = Field(default=86_400, gt=0)
     """The deadline of a prompt that belongs to a batch."""
     residency: Residency = "any"
+    """`edge-only`: content goes to edge models alone. A prompt can tighten it, never loosen it."""
     debate_rounds: int = Field(default=2, ge=1, le=2)
+    """At most this many turns of a debate."""
     max_tokens: int | None = Field(default=None, ge=1)
+    """The members' answer length where the prompt does not say."""
 
     @model_validator(mode="before")
     @classmethod
@@ -186,7 +215,13 @@ class Pool(Section):
 class Settings(BaseSettings):
     """Everything that can be configured."""
 
-    model_config = SettingsConfigDict(env_prefix="FUSEWIRE_", env_nested_delimiter="__", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="FUSEWIRE_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
 
     data_dir: FilePath = Path(".fusewire")
     """Where the embedded broker, the database and the run file live."""

@@ -1,0 +1,112 @@
+"""Writes docs/reference/ from the code itself: `python -m fusewire_cli.reference [--check]`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+import typer
+import typer.main
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from fusewire.settings import EdgeModel, Member, Pool, RemoteModel, Settings
+from fusewire.store.views import CONTRACT, VIEWS
+from fusewire_cli.main import app
+
+FOLDER = Path(__file__).resolve().parents[2] / "docs" / "reference"
+MADE = "<!-- Written by `make docs`; `make check` fails when it is out of step. -->\n"
+
+
+def commands() -> str:
+    """Every command's own help."""
+    parts = [f"# Commands\n\n{MADE}"]
+
+    def walk(command: Any, path: str) -> None:
+        context = typer.Context(command, info_name=path, max_content_width=100, terminal_width=100)
+        text = "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
+        parts.append(f"## {path}\n\n```text\n{text}\n```\n")
+        for name, sub in getattr(command, "commands", {}).items():
+            walk(sub, f"{path} {name}")
+
+    walk(typer.main.get_command(app), "fusewire")
+    return "\n".join(parts)
+
+
+def configuration() -> str:
+    """Every key."""
+    lead = (
+        "One TOML file: `$FUSEWIRE_CONFIG`, else `./fusewire.toml`, else the built-in one. Every key is also an\n"
+        "environment variable, which wins: `[database] url` is `FUSEWIRE_DATABASE__URL`.\n"
+    )
+    parts = [f"# Configuration\n\n{MADE}\n{lead}"]
+    tables: list[tuple[str, type[BaseModel]]] = []
+    top: list[tuple[str, FieldInfo]] = []
+    for name, field in Settings.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            tables.append((f"[{name}]", field.annotation))
+        elif name not in ("models", "pools"):
+            top.append((name, field))
+    parts.append(_keys("Top level", top))
+    tables += [
+        ('[models.NAME] with kind = "edge"', EdgeModel),
+        ('[models.NAME] with kind = "remote"', RemoteModel),
+        ("[pools.NAME]", Pool),
+        ("[[pools.NAME.members]]", Member),
+    ]
+    parts += [_keys(f"`{title}`", list(model.model_fields.items())) for title, model in tables]
+    return "\n".join(parts)
+
+
+def _keys(title: str, fields: list[tuple[str, FieldInfo]]) -> str:
+    rows = [f"## {title}\n", "| key | type | default | meaning |", "|---|---|---|---|"]
+    for name, field in fields:
+        default = "required" if field.is_required() else f"`{_plain(field.get_default(call_default_factory=True))}`"
+        meaning = (field.description or "").replace("\n", " ")
+        rows.append(f"| `{name}` | {_type(field.annotation)} | {default} | {meaning} |")
+    return "\n".join(rows) + "\n"
+
+
+def _plain(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+def _type(annotation: Any) -> str:
+    if get_origin(annotation) is Annotated:
+        return _type(get_args(annotation)[0])
+    if get_origin(annotation) is not None:
+        inner = [_type(a) if not isinstance(a, str) else f"`{a}`" for a in get_args(annotation) if a is not Ellipsis]
+        shown = [part for part in inner if part != "NoneType"]
+        return f"list of {shown[0]}" if get_origin(annotation) is tuple else " or ".join(shown)
+    return getattr(annotation, "__name__", str(annotation)).lower().replace("nonetype", "NoneType")
+
+
+def views() -> str:
+    """The analysts' views."""
+    lead = f"Contract `{CONTRACT}`: the same names and columns on SQLite and PostgreSQL; changes are additive only.\n"
+    parts = [f"# Views\n\n{MADE}\n{lead}"]
+    for view in VIEWS:
+        rows = [f"## {view.name}\n", f"{view.comment}\n", "| column | meaning |", "|---|---|"]
+        rows += [f"| `{column.name}` | {column.comment} |" for column in view.columns]
+        parts.append("\n".join(rows) + "\n")
+    return "\n".join(parts)
+
+
+def main() -> None:
+    """Write the pages, or with --check say which are out of step."""
+    pages = {"commands.md": commands(), "configuration.md": configuration(), "views.md": views()}
+    stale = [name for name, text in pages.items() if not _same(FOLDER / name, text)]
+    if "--check" in sys.argv[1:]:
+        if stale:
+            sys.exit(f"out of step: {', '.join(stale)}; run make docs")
+        return
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name, text in pages.items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
+
+
+def _same(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_text(encoding="utf-8") == text
+
+
+if __name__ == "__main__":
+    main()
