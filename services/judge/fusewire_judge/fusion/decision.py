@@ -46,7 +46,7 @@ def _run(case: Case, steps: Steps, now: datetime) -> Decision:
     try:
         calls = next(steps)
         while True:
-            if number == len(case.rounds):
+            if number >= len(case.rounds):
                 if now < case.plan.deadline_at:
                     return Ask(calls, number + 1)
                 replies: Replies = {}

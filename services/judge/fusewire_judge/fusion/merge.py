@@ -49,7 +49,8 @@ def merge(case: Case, said: Sequence[Said]) -> Steps:
     replies = yield (call,)
     reply = replies.get("write")
     named = _by_member(value, shown) if value else None
-    if reply is None or not reply.ok or not (reply.content or "").strip():
+    written = shown.without_fences(reply.content or "") if reply and reply.ok else ""
+    if reply is None or not written:
         why = reply.error.code if reply and reply.error else "no_answer"
         single = by_likeness(said, "the merge failed, the answer most like the others")
         return replace(
@@ -63,7 +64,7 @@ def merge(case: Case, said: Sequence[Said]) -> Steps:
         degraded = (*degraded, "merge_cut_at_length")
     return Draft(
         status="fused",
-        content=reply.content,
+        content=written,
         said=tuple(said),
         shown=shown.members,
         rung=rung,

@@ -1,5 +1,6 @@
 """What the judge is told. Candidates are shown without names, in a seeded order, behind fences. Pure."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,10 @@ class Lineup:
             cut = one.content if len(one.content) <= SHOWN_CHARS else one.content[:SHOWN_CHARS] + "\n[cut]"
             parts.append(f"[[{self.fence} {label}]]\n{cut}\n[[/{self.fence} {label}]]")
         return "\n\n".join(parts)
+
+    def without_fences(self, text: str) -> str:
+        """A text that was written from the candidates, without fences it may have copied."""
+        return re.sub(rf"\[\[/?{self.fence}[^\]\n]*\]\]\s*", "", text).strip()
 
 
 def lineup(said: Sequence[Said], seed: int, turn: str) -> Lineup:
@@ -143,13 +148,16 @@ def write(prompt: Prompt, shown: Lineup, found: str | None) -> tuple[Message, ..
         "makes it, add nothing that none of them holds. Answer the request directly; do not mention the candidates."
     )
     notes = f"\n\nComparison of the candidates (JSON):\n{found}" if found else ""
-    return _messages(system, f"Request:\n{request(prompt)}\n\nCandidates:\n{shown.text()}{notes}")
+    asked = request(prompt)
+    # Small models answer what they read last, so the request stands at both ends.
+    user = f"Request:\n{asked}\n\nCandidates:\n{shown.text()}{notes}\n\nNow write the answer to this request:\n{asked}"
+    return _messages(system, user)
 
 
 def rebut(prompt: Prompt, own: Said, others: Lineup) -> tuple[Message, ...]:
     """Show a member the others' answers, and let it keep or mend its own.
 
-    One message that ends with the request itself: small models answer what they read last.
+    It ends with the request itself, as `write` does.
     """
     asked = request(prompt)
     ask = (
