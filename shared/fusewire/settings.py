@@ -1,5 +1,6 @@
 """Configuration: one TOML file, every key also as `FUSEWIRE_…`, the environment wins."""
 
+import difflib
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
 )
 
 from fusewire.contracts import NAME, Mode, Residency
@@ -279,8 +281,17 @@ def _problems(exc: ValidationError) -> list[str]:
     for error in exc.errors(include_url=False, include_input=False, include_context=False):
         path = ".".join(str(p) for p in error["loc"] if p not in ("edge", "remote"))
         message = str(error["msg"]).removeprefix("Value error, ")
+        if error["type"] == "extra_forbidden":
+            message = _unknown_key(str(error["loc"][-1]))
         lines.append(f"{path}: {message}" if path else message)
     return lines
+
+
+def _unknown_key(key: str) -> str:
+    tables: list[type[BaseModel]] = [Settings, *Section.__subclasses__()]
+    known = {name for table in tables for name in table.model_fields}
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"not a known key; did you mean '{near[0]}'?" if near else "not a known key; remove it"
 
 
 def find_file() -> Path | None:
@@ -321,5 +332,7 @@ def load(path: Path | None = None, *, fallback: dict[str, Any] | None = None) ->
     data = read_file(chosen) if chosen else (fallback or {})
     try:
         return Settings(**data)
+    except SettingsError as exc:
+        raise ConfigError("the environment", [str(exc)], "give the FUSEWIRE_… variable as JSON, or unset it") from None
     except ValidationError as exc:
         raise ConfigError(str(chosen or "the built-in configuration"), _problems(exc)) from None

@@ -118,15 +118,23 @@ class Worker:
         )
         self._report(candidate)
 
+    def _refused(self, task: Task) -> CallFailure | None:
+        """Why a task is not even tried, if it is not."""
+        if task.tier != self._tier:
+            text = f"a task for tier {task.tier} reached a worker of tier {self._tier}"
+            return CallFailure(code="bad_request", message=text, retryable=False)
+        if task.residency == "edge-only" and self._tier != "edge":
+            # Dispatcher sees to it; whoever calls a hosted model makes sure once more.
+            text = "the content of an edge-only prompt may not leave the edge"
+            return CallFailure(code="bad_request", message=text, retryable=False)
+        if task.deadline_at <= self._clock():
+            text = "the deadline had passed before the call could begin"
+            return CallFailure(code="deadline_exceeded", message=text, retryable=False)
+        return None
+
     async def _candidate(self, task: Task, deliveries: int) -> Candidate:
-        if task.tier != self._tier or task.deadline_at <= self._clock():
-            code, text = (
-                ("bad_request", f"a task for tier {task.tier} reached a worker of tier {self._tier}")
-                if task.tier != self._tier
-                else ("deadline_exceeded", "the deadline had passed before the call could begin")
-            )
-            failure = CallFailure.model_validate({"code": code, "message": text, "retryable": False})
-            return failed(task, failure, provider=self._tier, at=self._clock())
+        if refused := self._refused(task):
+            return failed(task, refused, provider=self._tier, at=self._clock())
         try:
             return await self._generate.generate(task)
         except (Transient, ContractError):

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -12,13 +13,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fusewire import ids
 from fusewire.contracts import MODES, Message, Mode, Priority, Prompt, Residency, Sampling
 
+MOST_DEPTH = 64
+"""Levels of nesting; the parser that reads messages gives up at 200, and a round wraps a prompt in some more."""
+MOST_ID_CHARS = 256
+
 
 class Submission(BaseModel):
     """One prompt as a client writes it: a body of `POST /v1/fusions`, a JSONL line, a message on `fw.in.<tenant>`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    custom_id: str | None = Field(default=None, min_length=1, max_length=256)
+    custom_id: str | None = Field(default=None, min_length=1, max_length=MOST_ID_CHARS)
     batch_id: str | None = Field(default=None, min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")
     pool: str = "default"
     mode: str | None = None
@@ -86,18 +91,20 @@ def parse(data: bytes | str, limit: int) -> Submission:
         value = json.loads(data, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
     except RefusedError:
         raise
-    except (ValueError, RecursionError) as exc:
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError as exc:
         where = f" at column {exc.colno}" if isinstance(exc, json.JSONDecodeError) else ""
         raise RefusedError("invalid_json", f"it is not valid JSON{where}") from None
     if not isinstance(value, dict):
         raise RefusedError("invalid_request", 'it must be a JSON object, such as {"prompt": "…"}')
+    _storable(value)
     try:
         submission = Submission.model_validate(value)
     except ValidationError as exc:
         raise _invalid(exc) from None
     if (submission.prompt is None) == (submission.messages is None):
         raise RefusedError("invalid_request", "give either `prompt` or `messages`", "messages")
-    _encodable(submission)
     return submission
 
 
@@ -114,13 +121,30 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _encodable(submission: Submission) -> None:
-    try:
-        text = submission.model_dump_json()
-    except ValueError:
-        raise RefusedError("invalid_json", "it holds half of a surrogate pair; send valid Unicode") from None
-    if "\\u0000" in text:
-        raise RefusedError("invalid_request", "it holds a NUL character, which no database keeps; remove it")
+def _storable(value: Any, depth: int = 0) -> None:
+    """Refuse what a later hop could not read: the bus, the database, or another service's JSON parser."""
+    if depth > MOST_DEPTH:
+        raise _too_deep()
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _storable(key)
+            _storable(inner, depth + 1)
+    elif isinstance(value, list):
+        for inner in value:
+            _storable(inner, depth + 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise RefusedError("invalid_json", "a number is too large; use one below 1.8e308")
+    elif isinstance(value, str):
+        if "\x00" in value:
+            raise RefusedError("invalid_request", "it holds a NUL character, which no database keeps; remove it")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise RefusedError("invalid_json", "it holds half of a surrogate pair; send valid Unicode") from None
+
+
+def _too_deep() -> RefusedError:
+    return RefusedError("invalid_request", f"it is nested more than {MOST_DEPTH} deep; make it flatter")
 
 
 def _invalid(exc: ValidationError) -> RefusedError:
@@ -151,7 +175,7 @@ def admit(
         now: the time of acceptance.
 
     Raises:
-        RefusedError: the pool or mode does not exist.
+        RefusedError: the pool or mode does not exist, or `fallback_id` cannot be an id.
     """
     rule = pools.get(submission.pool)
     if rule is None:
@@ -160,6 +184,9 @@ def admit(
     if mode is None:
         raise RefusedError("unknown_mode", _unknown("mode", submission.mode or "", MODES), "mode")
     custom_id = submission.custom_id or fallback_id
+    _storable(custom_id)
+    if not 0 < len(custom_id) <= MOST_ID_CHARS:
+        raise RefusedError("invalid_request", f"an id must have 1 to {MOST_ID_CHARS} characters", "custom_id")
     fusion_id = ids.fusion_id(tenant, submission.batch_id, custom_id)
     default = rule.batch_deadline_s if submission.batch_id else rule.deadline_s
     messages = submission.messages or (Message(role="user", content=submission.prompt or ""),)

@@ -11,7 +11,8 @@ from fusewire_judge.fusion.case import Said
 LABEL_CHARS = 32
 LABEL_WORDS = 4
 
-_FINAL = re.compile(r"(?:^|\n|\. )\W*(?:the )?(?:final )?answer(?: is|:)\s*(.+?)\s*$", re.IGNORECASE)
+# Nothing here may repeat without a bound next to its like: a model that loops writes pages of blanks.
+_FINAL = re.compile(r"(?:^|\n|\. )\W{0,8}(?:the )?(?:final )?answer(?: is:?|:)\s*(.+)$", re.IGNORECASE)
 _BOXED = re.compile(r"\\boxed\{([^{}]+)\}")
 _CHOICE = re.compile(r"^\(?([A-Ha-h])\)?[.):]?$")
 _NUMBER = re.compile(r"^[-+]?[$€£]?\s*[-+]?\d[\d,]*(?:\.\d+)?\s*%?$")
@@ -27,12 +28,12 @@ def canonical(content: str, schema: Mapping[str, Any] | None) -> str | None:
     if schema is not None:
         try:
             return "json:" + json.dumps(json.loads(content), sort_keys=True, separators=(",", ":"))
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     text = content.strip()
     if found := (_BOXED.search(text) or _FINAL.search(text)):
         text = found.group(1)
-    text = text.strip().strip("*_`\"'").rstrip(".!").strip()
+    text = text.lstrip("*_`\"' \n").rstrip("*_`\"' \n.!")
     if not text or "\n" in text or len(text) > LABEL_CHARS or len(text.split()) > LABEL_WORDS:
         return None
     if choice := _CHOICE.match(text):

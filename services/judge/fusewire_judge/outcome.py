@@ -55,7 +55,7 @@ def _answer(case: Case, draft: Draft, member: PlannedMember) -> Answer:
     round_ = said.round if said else 0
     heard = case.heard.get((round_, member.name))
     shown = draft.shown.index(member.name) + 1 if member.name in draft.shown else None
-    if heard is None:
+    if heard is None or heard.after_rounds > round_:  # too late to take part, though it is paid for
         return Answer(member=member.name, model=member.model, tier=member.tier, status="missing")
     candidate = heard.candidate
     return Answer(

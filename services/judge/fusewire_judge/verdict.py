@@ -1,6 +1,7 @@
 """The ladder by which a judge's output is read: strict, repaired, asked again, fallback. Pure."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,6 +10,8 @@ from json_repair import repair_json
 from jsonschema import Draft202012Validator
 
 MOST_CHARS = 100_000
+
+_FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*?)\n[ \t]*```", re.DOTALL | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -29,17 +32,20 @@ class Unreadable:
 def read(text: str | None, schema: dict[str, Any]) -> Read | Unreadable:
     """Read what a judge wrote as the JSON that was asked for.
 
-    The second rung mends broken JSON but never guesses between two objects: text with more
-    than one is refused, because the last one is where an injected verdict would stand.
+    The second rung mends broken JSON but never guesses between two objects, or two values of
+    one key: that is refused, because the last one is where an injected verdict would stand.
     """
     if not text or not text.strip():
         return Unreadable("empty")
     if len(text) > MOST_CHARS:
         return Unreadable("too_long")
-    strict = _valid(lambda: json.loads(text), schema)
+    try:
+        strict = _valid(lambda: json.loads(text, object_pairs_hook=_distinct), schema)
+    except _TwiceError:
+        return Unreadable("ambiguous")
     if strict is not None:
         return Read(strict, "strict")
-    repaired = _valid(lambda: repair_json(text, return_objects=True, strict=True), schema)
+    repaired = _valid(lambda: repair_json(_unfenced(text), return_objects=True, strict=True), schema)
     if repaired is not None:
         return Read(repaired, "repaired")
     return Unreadable("schema_mismatch" if _is_json(text) else "not_json")
@@ -52,7 +58,36 @@ def _valid(load: Callable[[], Any], schema: dict[str, Any]) -> dict[str, Any] | 
         return None
     if not isinstance(value, dict) or not Draft202012Validator(schema).is_valid(value):
         return None
-    return value
+    return value if _is_storable(value) else None
+
+
+class _TwiceError(Exception):
+    """A key stands twice in one object."""
+
+
+def _unfenced(text: str) -> str:
+    """What stands in the one code block, where nothing outside it could be meant instead."""
+    blocks = list(_FENCED.finditer(text))
+    if len(blocks) != 1 or "{" in text[: blocks[0].start()] + text[blocks[0].end() :]:
+        return text
+    return blocks[0].group(1)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _TwiceError
+    return found
+
+
+def _is_storable(value: Any) -> bool:
+    """Escapes can hide what no database keeps: NUL, and halves of surrogate pairs."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\\u0000" not in text
 
 
 def _is_json(text: str) -> bool:

@@ -47,7 +47,7 @@ class Store:
         options: dict[str, Any] = {"pool_size": database.pool_size, "pool_timeout": 10}
         if self.is_sqlite:
             if self.url.database:
-                Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
+                _make_folder(Path(self.url.database).parent)
         else:
             options["connect_args"] = {"timeout": 5, "command_timeout": 30}
         self.engine: AsyncEngine = create_async_engine(self.url, **options)
@@ -98,6 +98,16 @@ class Store:
     async def close(self) -> None:
         """Close every connection."""
         await self.engine.dispose()
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise StartupError(
+            f"the database's folder {folder} cannot be made: {exc.strerror}",
+            "mend [database] url (FUSEWIRE_DATABASE__URL)",
+        ) from None
 
 
 def _prepare_sqlite(engine: AsyncEngine) -> None:
