@@ -222,7 +222,13 @@ class Job:
 
 
 def _failed(line: Line, error: dict[str, Any]) -> dict[str, Any]:
-    return {"custom_id": line.custom_id, "status": "refused", "error": error}
+    return {
+        "custom_id": line.custom_id,
+        "status": "refused",
+        "error_code": error["code"],
+        "error": error["message"],
+        "param": error["param"],
+    }
 
 
 class _progress:  # noqa: N801 - used as a function

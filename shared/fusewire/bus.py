@@ -7,6 +7,7 @@ reconnecting, and cancel what is running at shutdown. Each such setting is made 
 
 import asyncio
 import contextlib
+import json
 import random
 import time
 import traceback
@@ -28,7 +29,7 @@ from fusewire import telemetry
 from fusewire.contracts import ContractError, Wire
 from fusewire.errors import StartupError, Transient, Unacceptable
 from fusewire.settings import Nats
-from fusewire.topology import MAX_DELIVERIES, Durable, dead_subject
+from fusewire.topology import INGEST, MAX_DELIVERIES, Durable, dead_subject
 
 log = structlog.get_logger(__name__)
 
@@ -95,6 +96,7 @@ class Bus:
         self._live: dict[int, Delivery] = {}
         self._ticker: asyncio.Task[None] | None = None
         self._client: Client | None = None
+        self._js: JetStreamContext | None = None
         self._down_since: float | None = None
         self._stopping = False
         self.broker = NatsBroker(
@@ -151,7 +153,8 @@ class Bus:
         except (NatsError, OSError, TimeoutError):
             # Draining needs a server; when there is none, closing is all that is left.
             if self._client:
-                await self._client.close()
+                with contextlib.suppress(NatsError, OSError, TimeoutError):
+                    await self._client.close()
 
     @property
     def connected(self) -> bool:
@@ -176,7 +179,9 @@ class Bus:
     @property
     def js(self) -> JetStreamContext:
         """The JetStream context."""
-        return self.client.jetstream(timeout=PUBLISH_TIMEOUT_S)
+        if self._js is None:
+            self._js = self.client.jetstream(timeout=PUBLISH_TIMEOUT_S)
+        return self._js
 
     async def key_value(self, bucket: str) -> KeyValue:
         """Open a bucket that `topology apply` has made."""
@@ -311,8 +316,7 @@ class Bus:
 
     async def bury(self, delivery: Delivery, reason: str) -> str:
         """Lay a message in FW_DEAD with the reason, and take it off its stream."""
-        # Only what is known to be allowed anywhere is copied: FW_DEAD is read by operators.
-        open_body = b'"residency":"any"' in delivery.data
+        open_body = _is_open(delivery)
         headers = {
             "Fw-Reason": reason.replace("\n", " ")[:500],
             "Fw-Subject": delivery.subject,
@@ -378,6 +382,17 @@ class Bus:
         self.closed.set()
         if not self._stopping:
             log.error("bus.closed", service=self.service)
+
+
+def _is_open(delivery: Delivery) -> bool:
+    """Whether a body is known to be allowed anywhere: nothing else is copied to FW_DEAD, which operators read."""
+    if delivery.stream == INGEST.stream:
+        return False  # not admitted yet: its pool may be edge-only, whatever it says itself
+    try:
+        value = json.loads(delivery.data)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and value.get("residency") == "any"
 
 
 async def _undecoded(message: NatsMessage) -> bytes:

@@ -8,6 +8,7 @@ from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from fusewire import telemetry
 from fusewire.errors import Transient
 from fusewire.store.engine import Store
 from fusewire.store.queries import Standing, shown, standings
@@ -57,12 +58,13 @@ def build(door: Door, outcomes: Outcomes, store: Store, *, prompt_bytes: int, ne
         batch_id: Annotated[str | None, Query(max_length=128)] = None,
     ) -> Response:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind in JSONL_TYPES:
-            return await _submit_lines(request, door, prompt_bytes, batch_id or new_id())
-        body = await _body(request, prompt_bytes)
-        fallback = request.headers.get("idempotency-key") or new_id()
-        prompt = door.read(body, tenant=TENANT, fallback_id=fallback, batch_id=batch_id)
-        accepted = await door.submit(prompt, door="http")
+        with telemetry.receiving("ingest", "http", request.headers):
+            if kind in JSONL_TYPES:
+                return await _submit_lines(request, door, prompt_bytes, batch_id or new_id())
+            body = await _body(request, prompt_bytes)
+            fallback = request.headers.get("idempotency-key") or new_id()
+            prompt = door.read(body, tenant=TENANT, fallback_id=fallback, batch_id=batch_id)
+            accepted = await door.submit(prompt, door="http")
         standing = await outcomes.get(TENANT, prompt.fusion_id, wait_s) if wait_s else None
         if standing is None:
             standing = Standing(prompt.fusion_id, prompt.batch_id, prompt.custom_id, prompt.submitted_at, None)

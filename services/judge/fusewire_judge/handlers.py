@@ -1,16 +1,16 @@
 """Load, decide, save, publish: in that order, and acknowledged after the last."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 import structlog
 
 from fusewire import telemetry
-from fusewire.bus import Bus, Delivery
+from fusewire.bus import Bus, Delivery, fault
 from fusewire.contracts import Candidate, Outcome, Plan, Round
-from fusewire.errors import Unacceptable
+from fusewire.errors import Transient, Unacceptable
 from fusewire.store.engine import Store
 from fusewire.topology import due_subject, outcome_subject, round_subject, schedule_subject
 from fusewire_judge import outcome
@@ -23,6 +23,8 @@ log = structlog.get_logger(__name__)
 TIMER_WITHIN = timedelta(minutes=10)
 """A due time further off than this is left to the sweep: a day-long batch need not fill the broker with timers."""
 SWEEP_BATCH = 100
+BROKEN_AGAIN = timedelta(minutes=1)
+"""When the sweep looks again at a fusion that it could not decide."""
 
 
 @dataclass
@@ -53,6 +55,7 @@ class Handlers:
         plans: dict[str, Plan] = {}
         said: list[Candidate] = []
         again: set[str] = set()
+        traces = {_fusion(d): d.headers["traceparent"] for d in batch if "traceparent" in d.headers}
         for delivery in batch:
             if delivery.subject.startswith("fw.plan."):
                 plan = Plan.decode(delivery.data)
@@ -62,22 +65,42 @@ class Handlers:
                 said.append(_genuine(Candidate.decode(delivery.data), delivery.subject))
                 if delivery.deliveries > 1:
                     again.add(said[-1].fusion_id)
-        await self._turn(plans, said, again)
+        await self._turn(plans, said, again, traces=traces)
 
     async def on_due(self, batch: Sequence[Delivery]) -> None:
         """Timers that have fired."""
-        await self._turn({}, [], set(), touched={d.subject.rpartition(".")[2] for d in batch}, fired=True)
+        touched = {d.subject.rpartition(".")[2]: d.deliveries > 1 for d in batch}
+        await self._turn({}, [], {key for key, again in touched.items() if again}, touched=touched, fired=True)
 
     async def sweep(self) -> int:
         """Look at every fusion whose time has come, timer or no timer; returns how many."""
-        async with self._store.write() as connection:
-            results = Results(connection, self._store)
-            due = await results.due(self._clock(), SWEEP_BATCH)
+        due: list[str] = []
+        try:
+            async with self._store.write() as connection:
+                results = Results(connection, self._store)
+                due = await results.due(self._clock(), SWEEP_BATCH)
+                work = await self._advance(results, {}, [], set(due), set(), fired=True)
+        except Transient:
+            raise
+        except Exception:
             if not due:
-                return 0
-            work = await self._advance(results, {}, [], set(due), set(), fired=True)
-        await self._publish(work)
+                raise
+            await self._sweep_apart(due)
+        else:
+            await self._publish(work, {})
         return len(due)
+
+    async def _sweep_apart(self, due: Iterable[str]) -> None:
+        """One by one, so that a fusion that cannot be decided keeps no other from its end."""
+        for key in due:
+            try:
+                await self._turn({}, [], set(), touched=[key], fired=True)
+            except Transient:
+                raise
+            except Exception as exc:  # noqa: BLE001 - whatever it is, it is this fusion's alone
+                log.error("judge.fusion_broken", fusion_id=key, fault=fault(exc))  # noqa: TRY400 - no text of its
+                async with self._store.write() as connection:
+                    await Results(connection, self._store).set_due({key: (self._clock() + BROKEN_AGAIN, None)})
 
     async def _turn(
         self,
@@ -86,13 +109,14 @@ class Handlers:
         again: set[str],
         *,
         touched: Iterable[str] = (),
+        traces: Mapping[str, str] | None = None,
         fired: bool = False,
     ) -> None:
         keys = {*plans, *(c.fusion_id for c in said), *touched}
         async with self._store.write() as connection:
             results = Results(connection, self._store)
             work = await self._advance(results, plans, said, keys, again, fired=fired)
-        await self._publish(work)
+        await self._publish(work, traces or {})
 
     async def _advance(
         self,
@@ -125,22 +149,23 @@ class Handlers:
             work.again += await results.outcomes(done)
         return work
 
-    async def _publish(self, work: Work) -> None:
+    async def _publish(self, work: Work, traces: Mapping[str, str]) -> None:
         for done, _ in work.made:
             _report(done)
         await asyncio.gather(
-            *(self._announce(o) for o, _ in work.made),
-            *(self._announce(r) for r in work.asked),
-            *(self._announce(m) for m in work.again),
+            *(self._announce(o, traces) for o, _ in work.made),
+            *(self._announce(r, traces) for r in work.asked),
+            *(self._announce(m, traces) for m in work.again),
             *(self._set_timer(key, at) for key, at in work.timers.items()),
         )
 
-    async def _announce(self, message: Round | Outcome) -> None:
+    async def _announce(self, message: Round | Outcome, traces: Mapping[str, str]) -> None:
         if isinstance(message, Round):
             subject, msg_id = round_subject(message.fusion_id), f"{message.fusion_id}-{message.round}"
         else:
             subject, msg_id = outcome_subject(message.tenant, message.fusion_id), message.fusion_id
-        await self._bus.publish(subject, message, msg_id=msg_id)
+        trace = traces.get(message.fusion_id)
+        await self._bus.publish(subject, message, msg_id=msg_id, headers={"traceparent": trace} if trace else None)
 
     async def _set_timer(self, key: str, at: datetime) -> None:
         # No message id: setting the same timer again must not be swallowed as a duplicate.
@@ -174,6 +199,11 @@ def _decide(key: str, record: Record, work: Work) -> None:
         work.timers[key] = timer = decision.until
     if (decision.until, timer) != (record.due_at, record.timer_at):
         work.due[key] = (decision.until, timer)
+
+
+def _fusion(delivery: Delivery) -> str:
+    """The fusion that a subject names: `fw.plan.<fusion>`, `fw.due.<fusion>`, `fw.candidate.<fusion>.…`."""
+    return delivery.subject.split(".")[2]
 
 
 def _genuine(candidate: Candidate, subject: str) -> Candidate:

@@ -1,0 +1,136 @@
+"""Every other command, its errors and its exit codes."""
+
+import json
+import signal
+import socket
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from fusewire.testing.command_line import Cli, bare
+
+
+def test_help_lists_every_command(cli: Cli) -> None:
+    shown = cli.run("--help")
+    assert shown.returncode == 0
+    for command in ("up", "demo", "ask", "batch", "query", "doctor", "config", "topology", "db", "model"):
+        assert command in shown.stdout
+
+
+def test_ask_prints_the_answer_and_stores_it(cli: Cli) -> None:
+    asked = cli.run("ask", "What is copper?", "--mode", "merge", "--json")
+    assert asked.returncode == 0, asked.stderr
+    outcome = json.loads(asked.stdout)
+    assert list(outcome)[:3] == ["is_degraded", "degraded_reasons", "status"]
+    assert (outcome["status"], outcome["mode"], outcome["winner"]) == ("fused", "merge", None)
+    stored = cli.run("query", "select content, n_answered from v_outcome", "-f", "json")
+    assert json.loads(stored.stdout) == [{"content": outcome["content"], "n_answered": 3}]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--pool", "defautl"), "did you mean 'default'?"),
+        (("--mode", "best"), "did you mean 'best-of'?"),
+    ],
+)
+def test_ask_names_the_nearest_pool_and_mode(cli: Cli, args: tuple[str, str], message: str) -> None:
+    refused = cli.run("ask", "hello", *args)
+    assert refused.returncode == 2
+    assert message in refused.stderr
+
+
+def test_up_serves_until_it_is_told_to_stop(cli: Cli) -> None:
+    with cli.start("up") as process:
+        assert process.stdout is not None
+        api = process.stdout.readline().split()[1]
+        base = api.removesuffix("/v1/fusions")
+        health = [urllib.request.urlopen(f"{base}/{path}", timeout=10).read() for path in ("healthz", "readyz")]
+        assert all(body.startswith(b"ok") for body in health)
+        assert cli.run("topology", "apply").stdout.strip().endswith("unchanged")
+        other = cli.run("up")
+        assert other.returncode == 2
+        assert "another Fusewire runs on the data folder" in other.stderr
+        # A second command finds the running stack and uses it.
+        assert cli.run("ask", "hello").returncode == 0
+        metrics = urllib.request.urlopen(f"{base}/metrics", timeout=10).read().decode()
+        assert 'fusewire_prompts_accepted_total{door="http"} 1.0' in metrics
+        assert cli.run("doctor").returncode == 0
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    assert not (cli.folder / ".fusewire" / "up.json").exists()
+
+
+def test_a_port_in_use_is_named_with_the_way_out(cli: Cli) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        refused = bare(cli.folder, FUSEWIRE_HTTP__PORT=str(port)).run("up")
+    assert refused.returncode == 2
+    assert f"port {port} on 127.0.0.1 cannot be used" in refused.stderr
+    assert "FUSEWIRE_HTTP__PORT" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "messages"),
+    [
+        ("this is no toml", ["cannot be parsed"]),
+        ('[pools.default]\nmembers = ["ghost"]\n', ["member 'ghost' uses model 'ghost', which is not configured"]),
+        ('[models.m]\nkind = "edge"\npth = "x"\n', ["models.m.path: Field required", "models.m.pth"]),
+        ('[nats]\nurl = "nats://127.0.0.1:1"\n', ["no NATS server answers at nats://127.0.0.1:1"]),
+        ('[database]\nurl = "mysql://x"\n', ["driver 'mysql'"]),
+        ('[database]\nurl = "postgresql+asyncpg://u@127.0.0.1:1/x"\n', ["no database answers"]),
+        (
+            '[models.m]\nkind = "edge"\npath = "nowhere"\n[pools.default]\nmembers = ["m"]\n',
+            ["the model folder nowhere cannot be used", "to mend it"],
+        ),
+    ],
+)
+def test_up_refuses_a_bad_configuration_with_one_clear_message(
+    tmp_path: Path, config: str, messages: list[str]
+) -> None:
+    (tmp_path / "fusewire.toml").write_text(
+        "[http]\nport = 0\n" * ("[http]" not in config) + config if "=" in config else config
+    )
+    refused = bare(tmp_path).run("up")
+    assert refused.returncode == 2, refused.stderr
+    for message in messages:
+        assert message in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_query_reads_only(cli: Cli) -> None:
+    assert cli.run("db", "upgrade").stdout.startswith("schema ")
+    assert cli.run("db", "upgrade").returncode == 0
+    table = cli.run("query", "select 1 as one, 'x' as two", "-f", "csv")
+    assert table.stdout == "one,two\n1,x\n"
+    for statement in ("delete from outcomes", "drop view v_outcome", "update prompts set pool = 'x'"):
+        refused = cli.run("query", statement)
+        assert refused.returncode == 2, statement
+    assert "no such column" in cli.run("query", "select no_such_thing from v_outcome").stderr
+
+
+def test_config_check_and_doctor_say_what_they_found(cli: Cli) -> None:
+    checked = cli.run("config", "check")
+    assert checked.returncode == 0
+    assert "pool      default: best-of, members a, b, c; judge j" in checked.stdout
+    found = json.loads(cli.run("doctor", "--json").stdout)
+    assert {f["check"] for f in found} >= {"config", "python", "disk", "nats", "database", "model"}
+    assert not [f for f in found if f["state"] == "fault"]
+
+
+def test_model_verify_names_what_is_wrong(cli: Cli, tmp_path: Path) -> None:
+    refused = cli.run("model", "verify", "nowhere")
+    assert refused.returncode == 2
+    assert "nowhere" in refused.stderr
+    assert cli.run("model", "pull", "smolm2-135m").returncode == 2
+    assert json.loads(cli.run("model", "list", "--root", str(tmp_path), "-f", "json").stdout) == []
+
+
+def test_a_reader_that_leaves_early_is_no_fault(cli: Cli) -> None:
+    with cli.start("config", "check") as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(30) == 0
