@@ -1,9 +1,10 @@
 """`fusewire ask`."""
 
-import asyncio
 import json
 import sys
 from typing import Any
+
+import uvloop
 
 from fusewire_cli.client import ApiError
 from fusewire_cli.screen import EXIT_SOME_FAILED, fail, note
@@ -23,7 +24,7 @@ def ask(prompt: str, *, pool: str | None, mode: str | None, as_json: bool) -> No
             return await api.submit(body, wait_s=WAIT_S)
 
     try:
-        outcome = asyncio.run(main())
+        outcome = uvloop.run(main())
     except ApiError as exc:
         fail(exc.message)
     if as_json:

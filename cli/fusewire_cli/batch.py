@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import uvloop
+
 from fusewire import ids
 from fusewire_cli.client import ApiError, Client
 from fusewire_cli.screen import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_SOME_FAILED, fail, note
@@ -120,7 +122,7 @@ def run(source: Path, out: Path, *, pool: str | None, mode: str | None, window: 
             return await job.run()
 
     try:
-        failed = asyncio.run(main()) if start < len(lines) else failed_in(out)
+        failed = uvloop.run(main()) if start < len(lines) else failed_in(out)
     except Interrupted:
         command = shlex.join(["fusewire", *sys.argv[1:]])
         note(f"interrupted; nothing is lost. Go on with:\n  {command}")

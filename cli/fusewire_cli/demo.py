@@ -1,6 +1,5 @@
 """`fusewire demo`: real prompts through the whole pipeline on this machine."""
 
-import asyncio
 import json
 import os
 import sys
@@ -9,6 +8,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import uvloop
 
 from fusewire.settings import Settings, read_file
 from fusewire_cli.client import Client
@@ -75,7 +76,7 @@ def demo(*, as_json: bool) -> None:
     note(f"{len(prompts)} prompts, a pool of {len(members)}: " + ", ".join(f"{m.name} ({m.model})" for m in members))
     if all(config.models[m.model].kind == "edge" for m in members):
         note("All members are one small model, asked in different ways; OPENAI_API_KEY would add a hosted one.")
-    outcomes = asyncio.run(_run(config, prompts))
+    outcomes = uvloop.run(_run(config, prompts))
     if as_json:
         print(json.dumps({"outcomes": [_summary(o) for o in outcomes]}, ensure_ascii=False))
     else:

@@ -3,6 +3,8 @@
 import asyncio
 import signal
 
+import uvloop
+
 from fusewire import telemetry
 from fusewire_cli.local.runner import Stack, wanted
 from fusewire_cli.screen import note
@@ -29,4 +31,4 @@ def up(*, processes: bool) -> None:
         note("draining …")
         await stack.stop()
 
-    asyncio.run(main())
+    uvloop.run(main())

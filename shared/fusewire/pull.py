@@ -23,6 +23,9 @@ from fusewire.topology import Durable
 
 log = structlog.get_logger(__name__)
 
+LINGER_S = 0.002
+"""How long a batch waits for company: members of one pool tend to answer together, and a transaction
+for three of them costs little more than for one."""
 GRACE_S = 0.5
 """How much longer than the server's own limit we wait for its word that a pull is over."""
 
@@ -249,6 +252,7 @@ class BatchLoop(Loop):
         """Wait for a first message, take the rest of what is there, handle it."""
         messages = await self._puller.fetch(1, PULL_TIMEOUT_S)
         if messages and self._batch > 1:
+            await asyncio.sleep(LINGER_S)
             messages += await self._puller.fetch(self._batch - 1)
         if messages:
             await self._settle([Delivery.of(m) for m in messages])
@@ -257,6 +261,11 @@ class BatchLoop(Loop):
         with self._bus.holding(*batch):
             try:
                 await self._handler(batch)
+            except asyncio.CancelledError:
+                for delivery in batch:
+                    with contextlib.suppress(NatsError, OSError):
+                        await delivery.raw.nak()
+                raise
             except Exception as exc:  # noqa: BLE001 - whatever a handler raises decides the messages' fate
                 if len(batch) == 1 or isinstance(exc, Transient):
                     for delivery in batch:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn, Protocol
 
 import structlog
 import uvicorn
+import uvloop
 from prometheus_client import generate_latest
 
 from fusewire import telemetry
@@ -169,7 +170,7 @@ def main(name: str, build: Callable[[Settings], Service]) -> NoReturn:
     try:
         settings = load()
         telemetry.configure(settings.log, settings.telemetry, service=name)
-        asyncio.run(run([build(settings)], settings.http))
+        uvloop.run(run([build(settings)], settings.http))
     except ConfigError as exc:
         for problem in exc.problems:
             sys.stderr.write(f"fusewire: {exc.source}: {problem}\n")

@@ -16,6 +16,8 @@ from fusewire.contracts import MODES, Message, Mode, Priority, Prompt, Residency
 MOST_DEPTH = 64
 """Levels of nesting; the parser that reads messages gives up at 200, and a round wraps a prompt in some more."""
 MOST_ID_CHARS = 256
+MOST_BATCH_CHARS = 128
+BATCH_ID = r"^[A-Za-z0-9._:-]+$"
 
 
 class Submission(BaseModel):
@@ -24,7 +26,7 @@ class Submission(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     custom_id: str | None = Field(default=None, min_length=1, max_length=MOST_ID_CHARS)
-    batch_id: str | None = Field(default=None, min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")
+    batch_id: str | None = Field(default=None, min_length=1, max_length=MOST_BATCH_CHARS, pattern=BATCH_ID)
     pool: str = "default"
     mode: str | None = None
     prompt: str | None = Field(default=None, min_length=1)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
@@ -12,7 +13,7 @@ from fusewire import telemetry
 from fusewire.errors import Transient
 from fusewire.store.engine import Store
 from fusewire.store.queries import Standing, shown, standings
-from fusewire_ingest.admission import RefusedError
+from fusewire_ingest.admission import BATCH_ID, MOST_BATCH_CHARS, RefusedError
 from fusewire_ingest.door import Door, Line
 from fusewire_ingest.jsonl import lines
 from fusewire_ingest.waiting import Outcomes
@@ -47,6 +48,12 @@ def build(door: Door, outcomes: Outcomes, store: Store, *, prompt_bytes: int, ne
     async def _unavailable(_request: Request, exc: Transient) -> JSONResponse:
         return error(503, "unavailable", f"nothing was accepted: {exc}; try again", retry_after="2")
 
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(_request: Request, exc: RequestValidationError) -> JSONResponse:
+        first = exc.errors()[0]
+        name = str(first["loc"][-1])
+        return error(400, "invalid_request", f"'{name}': {first['msg']}", name)
+
     @app.exception_handler(HTTPException)
     async def _http(_request: Request, exc: HTTPException) -> JSONResponse:
         return error(exc.status_code, "not_found" if exc.status_code == 404 else "http_error", str(exc.detail))
@@ -55,7 +62,7 @@ def build(door: Door, outcomes: Outcomes, store: Store, *, prompt_bytes: int, ne
     async def submit(
         request: Request,
         wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0,
-        batch_id: Annotated[str | None, Query(max_length=128)] = None,
+        batch_id: Annotated[str | None, Query(max_length=MOST_BATCH_CHARS, pattern=BATCH_ID)] = None,
     ) -> Response:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         with telemetry.receiving("ingest", "http", request.headers):
@@ -65,7 +72,9 @@ def build(door: Door, outcomes: Outcomes, store: Store, *, prompt_bytes: int, ne
             fallback = request.headers.get("idempotency-key") or new_id()
             prompt = door.read(body, tenant=TENANT, fallback_id=fallback, batch_id=batch_id)
             accepted = await door.submit(prompt, door="http")
-        standing = await outcomes.get(TENANT, prompt.fusion_id, wait_s) if wait_s else None
+        standing = None
+        if wait_s:
+            standing = await outcomes.get(TENANT, prompt.fusion_id, wait_s, just_begun=accepted.is_new)
         if standing is None:
             standing = Standing(prompt.fusion_id, prompt.batch_id, prompt.custom_id, prompt.submitted_at, None)
         status = 200 if standing.outcome else 202

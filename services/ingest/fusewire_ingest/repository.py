@@ -6,14 +6,23 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import exists, select, update
+from sqlalchemy import BindParameter, bindparam, exists, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from fusewire import ids
 from fusewire.contracts import Prompt
+from fusewire.errors import Transient
 from fusewire.store.engine import Store
 from fusewire.store.tables import fusions, outcomes, prompts
 from fusewire_ingest.admission import body_hash
+
+# Built once: to build a statement takes longer than to run it.
+_KEYS: BindParameter[list[str]] = bindparam("keys", expanding=True)
+_ADD = {
+    "sqlite": sqlite.insert(prompts).on_conflict_do_nothing().returning(prompts.c.fusion_id),
+    "postgresql": postgresql.insert(prompts).on_conflict_do_nothing().returning(prompts.c.fusion_id),
+}
+_MARK = update(prompts).where(prompts.c.fusion_id.in_(_KEYS)).values(published_at=bindparam("at"))
 
 
 @dataclass(frozen=True)
@@ -42,15 +51,13 @@ class Submissions:
         hashes = [body_hash(p) for p in batch]
         for prompt, hashed, traceparent in zip(batch, hashes, traceparents, strict=True):
             rows.setdefault(prompt.fusion_id, _row(prompt, hashed, traceparent))
-        insert = sqlite.insert if self._store.is_sqlite else postgresql.insert
         ordered = [rows[key] for key in sorted(rows)]
-        statement = insert(prompts).values(ordered).on_conflict_do_nothing().returning(prompts.c.fusion_id)
         async with self._store.write() as connection:
-            fresh = set((await connection.execute(statement)).scalars())
+            fresh = set((await connection.execute(_ADD[connection.dialect.name], ordered)).scalars())
             if fresh:
                 # The judge only ever updates this row: a fusion that no one submitted cannot come to be.
                 opened = [_opened(row) for row in ordered if row["fusion_id"] in fresh]
-                await connection.execute(insert(fusions).values(opened))
+                await connection.execute(insert(fusions), opened)
             known = {key: row["body_hash"] for key, row in rows.items() if key in fresh}
             if stale := [key for key in rows if key not in fresh]:
                 found = await connection.execute(
@@ -67,7 +74,7 @@ class Submissions:
     async def mark_published(self, fusion_ids: Sequence[str], at: datetime) -> None:
         """The broker has them."""
         async with self._store.write() as connection:
-            await connection.execute(update(prompts).where(prompts.c.fusion_id.in_(fusion_ids)).values(published_at=at))
+            await connection.execute(_MARK, {"keys": list(fusion_ids), "at": at})
 
     async def unpublished(self, before: datetime, limit: int) -> list[tuple[Prompt, str | None]]:
         """Prompts committed before a time that the broker does not have, oldest first."""
@@ -129,6 +136,7 @@ class GroupCommit:
         self._submissions = submissions
         self._most = most
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
+        self._open: set[asyncio.Future[list[Accepted]]] = set()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -136,16 +144,23 @@ class GroupCommit:
         self._task = asyncio.create_task(self._run(), name="ingest-commit")
 
     async def stop(self) -> None:
-        """End; whoever still waits gets a CancelledError and was not accepted."""
+        """End; whoever still waits gets a Transient."""
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        for done in self._open:
+            if not done.done():
+                done.set_exception(Transient("ingest is stopping"))
 
     async def add(self, batch: Sequence[Prompt], traceparent: str | None = None) -> list[Accepted]:
         """Like Submissions.add."""
         done: asyncio.Future[list[Accepted]] = asyncio.get_running_loop().create_future()
+        self._open.add(done)
         self._queue.put_nowait(_Waiting(batch, traceparent, done))
-        return await done
+        try:
+            return await done
+        finally:
+            self._open.discard(done)
 
     async def _run(self) -> None:
         while True:
@@ -162,6 +177,11 @@ class GroupCommit:
         try:
             accepted = await self._submissions.add(prompts_, traces)
         except Exception as exc:  # noqa: BLE001 - it belongs to those who wait
+            if len(waiting) > 1 and not isinstance(exc, Transient):
+                # Something is wrong with one of them: the others must not pay for it.
+                for one in waiting:
+                    await self._commit([one])
+                return
             for one in waiting:
                 if not one.done.done():
                     one.done.set_exception(exc)

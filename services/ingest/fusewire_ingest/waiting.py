@@ -30,22 +30,35 @@ class Outcomes:
         for event in self._events.get(msg.subject.rpartition(".")[2], ()):
             event.set()
 
-    async def get(self, tenant: str, fusion_id: str, wait_s: float = 0) -> Standing | None:
-        """Where a fusion stands, after waiting up to `wait_s` for its end; None if there is none of that id."""
+    async def get(self, tenant: str, fusion_id: str, wait_s: float = 0, *, just_begun: bool = False) -> Standing | None:
+        """Where a fusion stands, after waiting up to `wait_s` for its end; None if there is none of that id.
+
+        Args:
+            tenant: whose it must be.
+            fusion_id: which.
+            wait_s: how long to wait for its end.
+            just_begun: it was accepted a moment ago, so the first look is saved.
+        """
         event = asyncio.Event()
         self._events[fusion_id].add(event)
         loop = asyncio.get_running_loop()
         until = loop.time() + wait_s
         try:
+            if just_begun:
+                await _within(event, min(wait_s, POLL_S))
             while True:
                 found = await standings(self._store, tenant, [fusion_id])
                 left = until - loop.time()
                 if not found or found[0].outcome or left <= 0:
                     return found[0] if found else None
                 event.clear()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(event.wait(), min(left, POLL_S))
+                await _within(event, min(left, POLL_S))
         finally:
             self._events[fusion_id].discard(event)
             if not self._events[fusion_id]:
                 del self._events[fusion_id]
+
+
+async def _within(event: asyncio.Event, seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)

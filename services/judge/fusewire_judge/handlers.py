@@ -77,7 +77,7 @@ class Handlers:
         due: list[str] = []
         try:
             async with self._store.write() as connection:
-                results = Results(connection, self._store)
+                results = Results(connection)
                 due = await results.due(self._clock(), SWEEP_BATCH)
                 work = await self._advance(results, {}, [], set(due), set(), fired=True)
         except Transient:
@@ -100,7 +100,7 @@ class Handlers:
             except Exception as exc:  # noqa: BLE001 - whatever it is, it is this fusion's alone
                 log.error("judge.fusion_broken", fusion_id=key, fault=fault(exc))  # noqa: TRY400 - no text of its
                 async with self._store.write() as connection:
-                    await Results(connection, self._store).set_due({key: (self._clock() + BROKEN_AGAIN, None)})
+                    await Results(connection).set_due({key: (self._clock() + BROKEN_AGAIN, None)})
 
     async def _turn(
         self,
@@ -114,7 +114,7 @@ class Handlers:
     ) -> None:
         keys = {*plans, *(c.fusion_id for c in said), *touched}
         async with self._store.write() as connection:
-            results = Results(connection, self._store)
+            results = Results(connection)
             work = await self._advance(results, plans, said, keys, again, fired=fired)
         await self._publish(work, traces or {})
 

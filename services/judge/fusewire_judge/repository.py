@@ -7,15 +7,64 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import BindParameter, bindparam, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fusewire.contracts import Candidate, Outcome, Plan, Prompt, Round
-from fusewire.store.engine import Store
 from fusewire.store.tables import answers, candidates, fusions, outcomes, prompts, rounds
 from fusewire_judge.fusion.case import Heard
 from fusewire_judge.outcome import cost
+
+# Built once: to build a statement takes longer than to run it.
+_KEYS: BindParameter[list[str]] = bindparam("keys", expanding=True)
+_LOCK = (
+    select(
+        fusions.c.fusion_id,
+        fusions.c.plan,
+        fusions.c.is_done,
+        fusions.c.due_at,
+        fusions.c.timer_at,
+        prompts.c.body,
+        prompts.c.prompt_hash,
+    )
+    .join(prompts, prompts.c.fusion_id == fusions.c.fusion_id)
+    .where(fusions.c.fusion_id.in_(_KEYS))
+    .order_by(fusions.c.fusion_id)
+    .with_for_update(of=fusions)
+)
+_ROUNDS = (
+    select(rounds.c.fusion_id, rounds.c.body, rounds.c.asked_at)
+    .where(rounds.c.fusion_id.in_(_KEYS))
+    .order_by(rounds.c.fusion_id, rounds.c.round)
+)
+_HEARD = select(
+    candidates.c.fusion_id,
+    candidates.c.round,
+    candidates.c.call,
+    candidates.c.received_at,
+    candidates.c.after_rounds,
+    candidates.c.body,
+).where(candidates.c.fusion_id.in_(_KEYS))
+_OUTCOMES = select(outcomes.c.body).where(outcomes.c.fusion_id.in_(_KEYS))
+_DUE = (
+    select(fusions.c.fusion_id)
+    .where(fusions.c.is_done.is_(False), fusions.c.due_at <= bindparam("now"))
+    .order_by(fusions.c.due_at)
+    .limit(bindparam("most"))
+    .with_for_update(skip_locked=True)
+)
+_SET_PLAN = update(fusions).where(fusions.c.fusion_id == bindparam("key")).values(plan=bindparam("body"))
+_SET_DUE = (
+    update(fusions)
+    .where(fusions.c.fusion_id == bindparam("key"))
+    .values(due_at=bindparam("due"), timer_at=bindparam("timer"))
+)
+_CLOSE = update(fusions).where(fusions.c.fusion_id.in_(_KEYS)).values(is_done=True, due_at=None, timer_at=None)
+_ADD_CANDIDATE = {
+    "sqlite": sqlite.insert(candidates).on_conflict_do_nothing(),
+    "postgresql": postgresql.insert(candidates).on_conflict_do_nothing(),
+}
 
 
 @dataclass(frozen=True)
@@ -35,40 +84,43 @@ class Record:
 
 @dataclass(frozen=True)
 class Locked:
-    """One fusion's row, held until the transaction ends."""
+    """One fusion's row, held until the transaction ends, with its prompt and its rounds."""
 
     plan: str | None
     is_done: bool
     due_at: datetime | None
     timer_at: datetime | None
+    prompt: str
+    prompt_hash: str
+    rounds: tuple[Round, ...] = ()
+    asked_at: datetime | None = None
 
 
 class Results:
     """The judge's tables, inside one transaction."""
 
-    def __init__(self, connection: AsyncConnection, store: Store) -> None:
+    def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
-        self._insert = sqlite.insert if store.is_sqlite else postgresql.insert
         self.locked: dict[str, Locked] = {}
 
     async def lock(self, fusion_ids: Iterable[str]) -> None:
         """Hold the rows of these fusions, in sorted order so that two replicas never wait for each other."""
-        query = (
-            select(fusions.c.fusion_id, fusions.c.plan, fusions.c.is_done, fusions.c.due_at, fusions.c.timer_at)
-            .where(fusions.c.fusion_id.in_(sorted(fusion_ids)))
-            .order_by(fusions.c.fusion_id)
-            .with_for_update()
-        )
-        for row in await self._connection.execute(query):
-            self.locked[row.fusion_id] = Locked(row.plan, row.is_done, row.due_at, row.timer_at)
+        keys = sorted(fusion_ids)
+        for row in await self._connection.execute(_LOCK, {"keys": keys}):
+            self.locked[row.fusion_id] = Locked(
+                row.plan, row.is_done, row.due_at, row.timer_at, row.body, row.prompt_hash
+            )
+        for key, body, asked_at in await self._connection.execute(_ROUNDS, {"keys": keys}):
+            held = self.locked[key]
+            asked = (*held.rounds, Round.decode(body))
+            self.locked[key] = replace(held, rounds=asked, asked_at=held.asked_at or asked_at)
 
     async def add_plans(self, plans: Mapping[str, Plan]) -> None:
         """Store plans that are new; the first one stays."""
-        fresh = [(key, plan.model_dump_json()) for key, plan in plans.items() if not self.locked[key].plan]
+        fresh = [(key, plan.model_dump_json()) for key, plan in sorted(plans.items()) if not self.locked[key].plan]
         if not fresh:
             return
-        statement = update(fusions).where(fusions.c.fusion_id == bindparam("key")).values(plan=bindparam("body"))
-        await self._connection.execute(statement, [{"key": key, "body": body} for key, body in fresh])
+        await self._connection.execute(_SET_PLAN, [{"key": key, "body": body} for key, body in fresh])
         for key, body in fresh:
             self.locked[key] = replace(self.locked[key], plan=body)
 
@@ -76,12 +128,6 @@ class Results:
         """Store candidates; one that is there already stays as it is."""
         if not batch:
             return
-        asked: defaultdict[str, int] = defaultdict(int)
-        found = await self._connection.execute(
-            select(rounds.c.fusion_id).where(rounds.c.fusion_id.in_({c.fusion_id for c in batch}))
-        )
-        for (key,) in found:
-            asked[key] += 1
         rows = {
             (c.fusion_id, c.round, c.call): {
                 "fusion_id": c.fusion_id,
@@ -91,44 +137,26 @@ class Results:
                 "tier": c.tier,
                 "error_code": c.error.code if c.error else None,
                 "is_late": self.locked[c.fusion_id].is_done,
-                "after_rounds": asked[c.fusion_id],
+                "after_rounds": len(self.locked[c.fusion_id].rounds),
                 "received_at": now,
                 "body": c.model_dump_json(),
             }
             for c in reversed(batch)
         }
         await self._connection.execute(
-            self._insert(candidates).values([rows[k] for k in sorted(rows)]).on_conflict_do_nothing()
+            _ADD_CANDIDATE[self._connection.dialect.name], [rows[key] for key in sorted(rows)]
         )
 
     async def records(self, fusion_ids: Iterable[str]) -> dict[str, Record]:
-        """All that is stored of these fusions."""
+        """All that is stored of these fusions, which must be locked."""
         keys = sorted(fusion_ids)
         if not keys:
             return {}
-        asked: defaultdict[str, list[tuple[Round, datetime]]] = defaultdict(list)
-        query = select(rounds).where(rounds.c.fusion_id.in_(keys)).order_by(rounds.c.fusion_id, rounds.c.round)
-        for row in await self._connection.execute(query):
-            asked[row.fusion_id].append((Round.decode(row.body), row.asked_at))
         heard: defaultdict[str, dict[tuple[int, str], Heard]] = defaultdict(dict)
-        for row in await self._connection.execute(select(candidates).where(candidates.c.fusion_id.in_(keys))):
+        for row in await self._connection.execute(_HEARD, {"keys": keys}):
             candidate = Candidate.decode(row.body)
             heard[row.fusion_id][row.round, row.call] = Heard(candidate, row.received_at, row.after_rounds)
-        query_prompts = select(prompts.c.fusion_id, prompts.c.body, prompts.c.prompt_hash)
-        found = {}
-        for row in await self._connection.execute(query_prompts.where(prompts.c.fusion_id.in_(keys))):
-            lock = self.locked[row.fusion_id]
-            found[row.fusion_id] = Record(
-                prompt=Prompt.decode(row.body),
-                prompt_hash=row.prompt_hash,
-                plan=Plan.decode(lock.plan) if lock.plan else None,
-                rounds=tuple(r for r, _ in asked[row.fusion_id]),
-                asked_at=asked[row.fusion_id][0][1] if asked[row.fusion_id] else None,
-                heard=heard[row.fusion_id],
-                due_at=lock.due_at,
-                timer_at=lock.timer_at,
-            )
-        return found
+        return {key: _record(self.locked[key], heard[key]) for key in keys}
 
     async def add_rounds(self, asked: Sequence[Round], now: datetime) -> None:
         """Store rounds that are about to be published."""
@@ -137,47 +165,45 @@ class Results:
                 {"fusion_id": r.fusion_id, "round": r.round, "body": r.model_dump_json(), "asked_at": now}
                 for r in asked
             ]
-            await self._connection.execute(self._insert(rounds).values(rows))
+            await self._connection.execute(insert(rounds), rows)
 
     async def set_due(self, due: Mapping[str, tuple[datetime, datetime | None]]) -> None:
         """Store when each fusion must be looked at again, and which timer is set for it."""
         if due:
-            statement = (
-                update(fusions)
-                .where(fusions.c.fusion_id == bindparam("key"))
-                .values(due_at=bindparam("due"), timer_at=bindparam("timer"))
-            )
             rows = [{"key": key, "due": at, "timer": timer} for key, (at, timer) in sorted(due.items())]
-            await self._connection.execute(statement, rows)
+            await self._connection.execute(_SET_DUE, rows)
 
     async def add_outcomes(self, made: Sequence[tuple[Outcome, Record]]) -> None:
         """Store outcomes and close their fusions. The primary key lets there be one."""
         if not made:
             return
-        await self._connection.execute(self._insert(outcomes).values([_outcome_row(o, r) for o, r in made]))
+        await self._connection.execute(insert(outcomes), [_outcome_row(o, r) for o, r in made])
         said = [_answer_row(o, r, i) for o, r in made for i in range(len(o.answers))]
         if said:
-            await self._connection.execute(self._insert(answers).values(said))
-        closed = [o.fusion_id for o, _ in made]
-        await self._connection.execute(
-            update(fusions).where(fusions.c.fusion_id.in_(closed)).values(is_done=True, due_at=None, timer_at=None)
-        )
+            await self._connection.execute(insert(answers), said)
+        await self._connection.execute(_CLOSE, {"keys": [o.fusion_id for o, _ in made]})
 
     async def outcomes(self, fusion_ids: Iterable[str]) -> list[Outcome]:
         """Stored outcomes, to be announced again."""
-        query = select(outcomes.c.body).where(outcomes.c.fusion_id.in_(sorted(fusion_ids)))
-        return [Outcome.decode(body) for (body,) in await self._connection.execute(query)]
+        found = await self._connection.execute(_OUTCOMES, {"keys": sorted(fusion_ids)})
+        return [Outcome.decode(body) for (body,) in found]
 
     async def due(self, now: datetime, limit: int) -> list[str]:
         """Fusions whose time has come; rows that another replica holds are left to it."""
-        query = (
-            select(fusions.c.fusion_id)
-            .where(fusions.c.is_done.is_(False), fusions.c.due_at <= now)
-            .order_by(fusions.c.due_at)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-        )
-        return list((await self._connection.execute(query)).scalars())
+        return list((await self._connection.execute(_DUE, {"now": now, "most": limit})).scalars())
+
+
+def _record(held: Locked, heard: Mapping[tuple[int, str], Heard]) -> Record:
+    return Record(
+        prompt=Prompt.decode(held.prompt),
+        prompt_hash=held.prompt_hash,
+        plan=Plan.decode(held.plan) if held.plan else None,
+        rounds=held.rounds,
+        asked_at=held.asked_at,
+        heard=heard,
+        due_at=held.due_at,
+        timer_at=held.timer_at,
+    )
 
 
 def _outcome_row(outcome: Outcome, record: Record) -> dict[str, Any]:

@@ -45,6 +45,7 @@ class Store:
         self.url = parse_url(database)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         options: dict[str, Any] = {"pool_size": database.pool_size, "pool_timeout": 10}
+        options["hide_parameters"] = True  # an error's text would hold prompts
         if self.is_sqlite:
             if self.url.database:
                 _make_folder(Path(self.url.database).parent)
@@ -77,9 +78,9 @@ class Store:
                 connection = await plain.execution_options(fusewire_write=write)
                 async with connection.begin():
                     yield connection
-        except (IntegrityError, ProgrammingError, DataError):
-            raise
         except (DBAPIError, PoolTimeoutError, OSError, TimeoutError) as exc:
+            if _is_ours(exc):
+                raise
             raise Transient(
                 f"the database is not available ({type(getattr(exc, 'orig', None) or exc).__name__})"
             ) from exc
@@ -98,6 +99,14 @@ class Store:
     async def close(self) -> None:
         """Close every connection."""
         await self.engine.dispose()
+
+
+def _is_ours(exc: Exception) -> bool:
+    """Whether a statement failed for what it says, so that trying again changes nothing."""
+    if isinstance(exc, IntegrityError | ProgrammingError | DataError):
+        return True
+    # asyncpg's other errors come as they are; SQLSTATE classes: data, integrity, syntax or access.
+    return str(getattr(getattr(exc, "orig", None), "sqlstate", None))[:2] in ("22", "23", "42")
 
 
 def _make_folder(folder: Path) -> None:

@@ -5,11 +5,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import BindParameter, bindparam, select
 
 from fusewire.contracts import Answer, Candidate, Outcome
 from fusewire.store.engine import Store
 from fusewire.store.tables import candidates, outcomes, prompts
+
+# Built once: to build a statement takes longer than to run it.
+_KEYS: BindParameter[list[str]] = bindparam("keys", expanding=True)
+_STANDINGS = (
+    select(prompts.c.fusion_id, prompts.c.batch_id, prompts.c.custom_id, prompts.c.submitted_at, outcomes.c.body)
+    .join(outcomes, outcomes.c.fusion_id == prompts.c.fusion_id, isouter=True)
+    .where(prompts.c.tenant == bindparam("tenant"), prompts.c.fusion_id.in_(_KEYS))
+)
+_TEXTS = select(candidates.c.body).where(candidates.c.fusion_id.in_(_KEYS))
 
 
 @dataclass(frozen=True)
@@ -32,17 +41,14 @@ async def standings(store: Store, tenant: str, fusion_ids: Sequence[str], *, tex
         fusion_ids: which.
         texts: whether to fill in the members' answers.
     """
-    query = (
-        select(prompts.c.fusion_id, prompts.c.batch_id, prompts.c.custom_id, prompts.c.submitted_at, outcomes.c.body)
-        .join(outcomes, outcomes.c.fusion_id == prompts.c.fusion_id, isouter=True)
-        .where(prompts.c.tenant == tenant, prompts.c.fusion_id.in_(fusion_ids))
-    )
+    # PostgreSQL refuses even to look for a NUL.
+    keys = [key for key in fusion_ids if "\x00" not in key]
     async with store.read() as connection:
-        rows = (await connection.execute(query)).all()
+        rows = (await connection.execute(_STANDINGS, {"tenant": tenant, "keys": keys})).all()
         done = [row.fusion_id for row in rows if row.body]
         spoken: dict[tuple[str, str, int], str | None] = {}
         if texts and done:
-            said = await connection.execute(select(candidates.c.body).where(candidates.c.fusion_id.in_(done)))
+            said = await connection.execute(_TEXTS, {"keys": done})
             for (body,) in said:
                 candidate = Candidate.decode(body)
                 spoken[candidate.fusion_id, candidate.call, candidate.round] = candidate.content
