@@ -3,7 +3,9 @@
 import contextlib
 import logging
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, TextIO
 
 import structlog
@@ -63,6 +65,7 @@ def configure(log: Log, telemetry: Telemetry, *, service: str, stream: TextIO | 
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _without_text,
     ]
     renderer: Any = (
         structlog.processors.JSONRenderer() if log.format == "json" else structlog.dev.ConsoleRenderer(colors=False)
@@ -80,6 +83,17 @@ def configure(log: Log, telemetry: Telemetry, *, service: str, stream: TextIO | 
     if telemetry.otlp_endpoint:
         _export_traces(telemetry.otlp_endpoint, service)
         _tracing = True
+
+
+def _without_text(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """An exception as its type and where it came from: its text, and the locals on its way, may hold a prompt."""
+    found = event.pop("exc_info", None)
+    exc = found if isinstance(found, BaseException) else sys.exc_info()[1] if found else None
+    if exc is not None:
+        frames = traceback.extract_tb(exc.__traceback__)
+        event["fault"] = type(exc).__name__
+        event["trace"] = [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames]
+    return event
 
 
 def _export_traces(endpoint: str, service: str) -> None:

@@ -124,7 +124,7 @@ class Model:
     def __init__(self, name: str, script: ModelScript) -> None:
         self.name = name
         self._script = script
-        self._random = random.Random(f"{script.seed}:{name}")  # noqa: S311 - a seeded benchmark, not a secret
+        self._random = random.Random(f"{script.seed}:{name}")
         self._arrived = 0
         self._rules = [(re.compile(rule.match), rule.answer) for rule in script.rules]
 

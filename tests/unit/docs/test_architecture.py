@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
-from fusewire_cli.main import app
 from typer.main import get_command
 
 from fusewire.topology import LEDGER, STREAMS, topology
+from fusewire_cli.main import app
 
 ROOT = Path(__file__).resolve().parents[3]
 
