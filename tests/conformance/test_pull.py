@@ -1,0 +1,376 @@
+"""The fetch loops on a real server: strict priority, batches where one bad message harms no other, an end."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+import pytest
+from nats.js import api
+
+from fusewire import bus as bus_module
+from fusewire.bus import Bus, Delivery
+from fusewire.contracts import PRIORITIES
+from fusewire.errors import Transient, Unacceptable
+from fusewire.pull import BatchLoop, Loop, PriorityLoop, Puller
+from fusewire.testing.eventually import eventually
+from fusewire.topology import MAX_DELIVERIES, Durable
+
+MakeBus = Callable[..., Awaitable[Bus]]
+RANKED = tuple(Durable("WORK", name, f"work.{name}", ack_wait_s=600) for name in PRIORITIES)
+"""Nothing comes again by waiting: what is delivered twice was handed back."""
+HIGH, NORMAL, LOW = RANKED
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries come without delay."""
+    monkeypatch.setattr(bus_module, "retry_delay_s", lambda _deliveries, _jitter: 0.001)
+
+
+@pytest.fixture
+async def bus(make_bus: MakeBus) -> Bus:
+    made = await make_bus("tester", {})
+    await made.js.add_stream(name="WORK", subjects=["work.*"], retention=api.RetentionPolicy.WORK_QUEUE)
+    for durable in RANKED:
+        await made.js.add_consumer(
+            "WORK",
+            durable_name=durable.name,
+            ack_policy=api.AckPolicy.EXPLICIT,
+            ack_wait=durable.ack_wait_s,
+            max_deliver=-1,
+            filter_subject=durable.subject,
+        )
+    return made
+
+
+@pytest.fixture
+async def begin() -> AsyncIterator[Callable[[Loop], Awaitable[Loop]]]:
+    """Starts a loop that is stopped at the end of the test, whatever becomes of it."""
+    begun: list[Loop] = []
+
+    async def start(loop: Loop) -> Loop:
+        await loop.start()
+        begun.append(loop)
+        return loop
+
+    yield start
+    for loop in begun:
+        await loop.stop(2)
+
+
+Begin = Callable[[Loop], Awaitable[Loop]]
+
+
+async def send(bus: Bus, priority: str, *bodies: str) -> None:
+    for body in bodies:
+        await bus.publish(f"work.{priority}", body.encode())
+
+
+async def emptied(bus: Bus) -> None:
+    async def is_empty() -> bool:
+        return (await bus.js.stream_info("WORK")).state.messages == 0
+
+    await eventually(is_empty)
+
+
+async def in_hand(bus: Bus, durable: Durable) -> int:
+    """Delivered and not acknowledged."""
+    return (await bus.js.consumer_info("WORK", durable.name)).num_ack_pending or 0
+
+
+# -- priority ---------------------------------------------------------------------------------
+
+
+async def test_all_that_is_high_goes_before_what_is_normal_and_that_before_what_is_low(bus: Bus, begin: Begin) -> None:
+    handled: list[str] = []
+
+    async def note(delivery: Delivery) -> None:
+        handled.append(delivery.data.decode())
+
+    for i in range(5):
+        for priority in ("low", "normal", "high"):
+            await send(bus, priority, f"{priority}-{i}")
+
+    await begin(PriorityLoop(bus, RANKED, note, concurrency=1))
+    await emptied(bus)
+
+    assert handled == [f"{priority}-{i}" for priority in PRIORITIES for i in range(5)]
+
+
+async def test_what_is_high_overtakes_what_waits(bus: Bus, begin: Begin) -> None:
+    handled: list[str] = []
+    gate = asyncio.Event()
+
+    async def note(delivery: Delivery) -> None:
+        handled.append(delivery.data.decode())
+        await gate.wait()
+
+    await send(bus, "low", *(f"low-{i}" for i in range(6)))
+    await begin(PriorityLoop(bus, RANKED, note, concurrency=1))
+    await eventually(lambda: handled)
+    await send(bus, "high", "high-0", "high-1")
+    gate.set()
+    await emptied(bus)
+
+    assert handled[0] == "low-0"
+    assert handled[1:3] == ["high-0", "high-1"]
+    assert sorted(handled[3:]) == [f"low-{i}" for i in range(1, 6)]
+
+
+async def test_no_more_than_can_be_worked_on_is_taken(bus: Bus, begin: Begin) -> None:
+    gate, handled = asyncio.Event(), 0
+
+    async def wait(_delivery: Delivery) -> None:
+        nonlocal handled
+        handled += 1
+        await gate.wait()
+
+    await send(bus, "low", *(str(i) for i in range(20)))
+    await begin(PriorityLoop(bus, RANKED, wait, concurrency=3))
+    await eventually(lambda: handled == 3)
+
+    assert await in_hand(bus, LOW) == 3
+    gate.set()
+    await emptied(bus)
+    assert handled == 20
+
+
+async def test_an_idle_loop_takes_what_comes_at_any_priority(bus: Bus, begin: Begin) -> None:
+    handled: list[str] = []
+
+    async def note(delivery: Delivery) -> None:
+        handled.append(delivery.data.decode())
+
+    await begin(PriorityLoop(bus, RANKED, note, concurrency=2))
+    for i, priority in enumerate(("low", "high", "normal", "low")):
+        await send(bus, priority, f"{priority}-{i}")
+        await emptied(bus)
+
+    assert handled == ["low-0", "high-1", "normal-2", "low-3"]
+
+
+# -- the end ----------------------------------------------------------------------------------
+
+
+async def test_what_runs_is_finished_and_nothing_else_is_begun(bus: Bus) -> None:
+    gate, handled = asyncio.Event(), 0
+
+    async def wait(_delivery: Delivery) -> None:
+        nonlocal handled
+        handled += 1
+        await gate.wait()
+
+    await send(bus, "low", *(str(i) for i in range(5)))
+    loop = PriorityLoop(bus, RANKED, wait, concurrency=2)
+    await loop.start()
+    await eventually(lambda: handled == 2)
+
+    stopping = asyncio.create_task(loop.stop(60))
+    await asyncio.sleep(0)
+    gate.set()
+    await stopping
+
+    assert handled == 2
+    assert (await bus.js.stream_info("WORK")).state.messages == 3
+    assert await in_hand(bus, LOW) == 0
+
+
+async def test_what_is_not_finished_in_time_is_handed_back_at_once(bus: Bus, begin: Begin) -> None:
+    begun, again = asyncio.Event(), asyncio.Event()
+
+    async def never(_delivery: Delivery) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async def note(_delivery: Delivery) -> None:
+        again.set()
+
+    await send(bus, "low", "body")
+    loop = PriorityLoop(bus, RANKED, never, concurrency=1)
+    await loop.start()
+    await begun.wait()
+    await loop.stop(0.01)
+
+    await begin(PriorityLoop(bus, RANKED, note, concurrency=1))
+    async with asyncio.timeout(60):  # a tenth of what the server would wait
+        await again.wait()
+    await emptied(bus)
+
+
+async def test_what_had_only_arrived_is_handed_back(bus: Bus) -> None:
+    """As when a request was given up just before its answer came."""
+    puller = Puller(bus, LOW)
+    await puller.start()
+    await send(bus, "low", "one", "two")
+    request = f"{puller._inbox}.late"
+    await bus.client.publish(puller._subject, b'{"batch":2,"no_wait":true}', request)
+
+    other = Puller(bus, LOW)
+    await other.start()
+    taken: list[bytes] = []
+
+    async def both() -> bool:
+        for msg in await other.fetch(2, 0.2):
+            taken.append(msg.data)
+            await msg.ack()
+        return len(taken) == 2
+
+    await eventually(both)
+    assert sorted(taken) == [b"one", b"two"]
+    await other.stop()
+    await puller.stop()
+
+
+async def test_a_stopped_loop_lets_others_have_everything(bus: Bus, begin: Begin) -> None:
+    """Whatever it had asked for and not begun."""
+    seen: list[bytes] = []
+
+    async def note(delivery: Delivery) -> None:
+        seen.append(delivery.data)
+
+    for i in range(5):
+        loop = PriorityLoop(bus, RANKED, note, concurrency=3)
+        await loop.start()
+        sending = asyncio.gather(*(send(bus, p, f"{p}-{i}") for p in PRIORITIES))
+        await asyncio.sleep(0.01 * i)
+        await loop.stop(60)
+        await sending
+
+    await begin(PriorityLoop(bus, RANKED, note, concurrency=3))
+    await emptied(bus)
+
+    assert {b.decode() for b in seen} == {f"{p}-{i}" for p in PRIORITIES for i in range(5)}
+
+
+async def test_a_loop_that_turns_is_not_stalled_and_one_that_ended_is(bus: Bus) -> None:
+    async def nothing(_delivery: Delivery) -> None:
+        pass
+
+    loop = PriorityLoop(bus, RANKED, nothing, concurrency=1)
+    assert loop.stalled()
+    await loop.start()
+    assert not loop.stalled()
+    assert loop.stalled(limit_s=-1)
+    assert loop._task is not None
+    loop._task.cancel()
+    await asyncio.gather(loop._task, return_exceptions=True)
+
+    assert loop.stalled()
+    loop._task = None
+    await loop.stop(1)
+    assert not loop.stalled()
+
+
+async def test_a_fault_in_the_loop_itself_does_not_end_it(
+    bus: Bus, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handled: list[bytes] = []
+
+    async def note(delivery: Delivery) -> None:
+        handled.append(delivery.data)
+
+    fetch, broken = Puller.fetch, [True]
+
+    async def once_broken(self: Puller, batch: int, wait_s: float = 0) -> list[object]:
+        if broken:
+            broken.pop()
+            raise RuntimeError("a fault of ours")
+        return list(await fetch(self, batch, wait_s))
+
+    monkeypatch.setattr(Puller, "fetch", once_broken)
+    await send(bus, "low", "body")
+    await begin(PriorityLoop(bus, RANKED, note, concurrency=1))
+    await emptied(bus)
+
+    assert handled == [b"body"]
+
+
+# -- batches ----------------------------------------------------------------------------------
+
+
+class Batches:
+    """A handler of batches that notes them; a body in `bad` makes it raise."""
+
+    def __init__(self, bad: dict[bytes, Exception] | None = None) -> None:
+        self.taken: list[list[bytes]] = []
+        self.done: list[bytes] = []
+        self.bad = bad or {}
+
+    async def __call__(self, batch: Sequence[Delivery]) -> None:
+        bodies = [d.data for d in batch]
+        self.taken.append(bodies)
+        for body in bodies:
+            if exc := self.bad.get(body):
+                raise exc
+        self.done += bodies
+
+
+async def test_what_is_there_is_taken_as_one_batch_up_to_a_limit(bus: Bus, begin: Begin) -> None:
+    await send(bus, "low", *(str(i) for i in range(25)))
+    handler = Batches()
+
+    await begin(BatchLoop(bus, LOW, handler, batch=10))
+    await emptied(bus)
+
+    assert [len(batch) for batch in handler.taken] == [10, 10, 5]
+    assert handler.done == [b"%d" % i for i in range(25)]
+
+
+async def test_a_single_message_does_not_wait_for_more(bus: Bus, begin: Begin) -> None:
+    handler = Batches()
+    await begin(BatchLoop(bus, LOW, handler, batch=10))
+
+    await send(bus, "low", "alone")
+    await emptied(bus)
+
+    assert handler.taken == [[b"alone"]]
+
+
+@pytest.mark.parametrize(
+    ("exc", "tries"), [(ValueError(), MAX_DELIVERIES), (Unacceptable("never"), 1)], ids=["poison", "unacceptable"]
+)
+async def test_one_bad_message_of_a_batch_is_isolated_and_buried(
+    bus: Bus, begin: Begin, exc: Exception, tries: int
+) -> None:
+    await send(bus, "low", *(str(i) for i in range(9)))
+    handler = Batches({b"4": exc})
+
+    await begin(BatchLoop(bus, LOW, handler, batch=20))
+    await emptied(bus)
+
+    assert sorted(handler.done) == [b"%d" % i for i in range(9) if i != 4]
+    assert len(handler.taken[0]) == 9
+    assert handler.taken.count([b"4"]) == tries
+    state = (await bus.js.stream_info("FW_DEAD")).state
+    assert state.messages == 1
+
+
+async def test_what_is_down_brings_the_whole_batch_again(bus: Bus, begin: Begin) -> None:
+    await send(bus, "low", "1", "2", "3")
+    handler = Batches({b"2": Transient("the database is down", retry_after_s=0.001)})
+
+    await begin(BatchLoop(bus, LOW, handler, batch=20))
+    await eventually(lambda: len(handler.taken) > MAX_DELIVERIES + 1)
+    handler.bad.clear()
+    await emptied(bus)
+
+    assert sorted(set(handler.done)) == [b"1", b"2", b"3"]
+    assert [b"2"] not in handler.taken[: MAX_DELIVERIES + 1] or len(handler.taken[0]) == 1
+    assert (await bus.js.stream_info("FW_DEAD")).state.messages == 0
+
+
+async def test_a_batch_in_hand_is_handed_back_when_it_is_not_finished_in_time(bus: Bus, begin: Begin) -> None:
+    begun = asyncio.Event()
+
+    async def never(_batch: Sequence[Delivery]) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    await send(bus, "low", "1", "2", "3")
+    loop = BatchLoop(bus, LOW, never, batch=20)
+    await loop.start()
+    await begun.wait()
+    await loop.stop(0.01)
+
+    handler = Batches()
+    await begin(BatchLoop(bus, LOW, handler, batch=20))
+    await eventually(lambda: sorted(handler.done) == [b"1", b"2", b"3"])

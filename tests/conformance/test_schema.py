@@ -1,0 +1,310 @@
+"""Migrations and views, on SQLite and on PostgreSQL."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection, inspect, text
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from fusewire.errors import StartupError, Transient
+from fusewire.settings import Database
+from fusewire.store import engine, migrate
+from fusewire.store.engine import Store
+from fusewire.store.tables import metadata
+from fusewire.store.views import CONTRACT, V_ANSWER, V_OUTCOME, VIEWS
+
+# The contract that analysts rely on. A name may be added here, never taken away.
+OUTCOME_COLUMNS = """
+    outcome_id batch_id custom_id tenant submitted_at finished_at day pool strategy config_hash prompt_hash
+    judge_model status winner_model n_asked n_answered is_degraded is_fallback fallback_reason agreement verdict_parse
+    swap_consistent latency_ms panel_ms judge_ms tokens_in tokens_out cost_panel_usd cost_judge_usd cost_usd
+    price_version accepted
+"""
+ANSWER_COLUMNS = """
+    answer_id outcome_id day pool strategy model provider tier shown_position status error_code attempts latency_ms
+    ttft_ms tokens_in tokens_out cost_usd judge_score is_winner merge_share cached
+"""
+
+
+@pytest.fixture
+async def empty(empty_database: Database) -> Store:
+    return Store(empty_database)
+
+
+async def columns(store: Store, name: str) -> list[str]:
+    async with store.read() as connection:
+        return list((await connection.execute(text(f"SELECT * FROM {name}"))).keys())
+
+
+async def test_the_migrations_make_the_tables_that_the_code_knows(store: Store) -> None:
+    def differences(connection: Connection) -> list[object]:
+        views = {view.name for view in VIEWS}
+
+        def included(_object: object, name: str | None, kind: str, _reflected: bool, _to: object) -> bool:
+            return not (kind == "table" and name in views)
+
+        context = MigrationContext.configure(
+            connection, opts={"compare_type": True, "compare_server_default": True, "include_object": included}
+        )
+        return list(compare_metadata(context, metadata))
+
+    async with store.read() as connection:
+        assert await connection.run_sync(differences) == []
+
+
+async def test_an_index_has_its_condition_on_both_databases(store: Store) -> None:
+    """Alembic does not compare the WHERE of an index; without it the sweeps would read every row there ever was."""
+
+    def conditions(connection: Connection) -> dict[str, str]:
+        found = {}
+        for table in metadata.tables:
+            for index in inspect(connection).get_indexes(table):
+                where = index.get("dialect_options", {}).get(f"{connection.dialect.name}_where")
+                if index["name"] and where is not None:
+                    found[index["name"]] = str(where).strip("()").lower()
+        return found
+
+    async with store.read() as connection:
+        found = await connection.run_sync(conditions)
+
+    assert set(found) == {"ix_prompts_unpublished", "ix_fusions_due"}
+    assert found["ix_prompts_unpublished"] == "published_at is null"
+    assert "is_done" in found["ix_fusions_due"]
+
+
+async def test_upgrade_tells_the_version_before_and_after_and_does_nothing_twice(empty: Store) -> None:
+    assert await migrate.current(empty) is None
+
+    assert await migrate.upgrade(empty) == (None, migrate.head())
+    assert await migrate.upgrade(empty) == (migrate.head(), migrate.head())
+    await migrate.check(empty)
+    await empty.close()
+
+
+async def test_two_upgrades_at_once_are_one(empty_database: Database) -> None:
+    stores = [Store(empty_database) for _ in range(4)]
+
+    results = await asyncio.gather(*(migrate.upgrade(store) for store in stores))
+
+    assert {after for _, after in results} == {migrate.head()}
+    assert await columns(stores[0], "v_outcome")
+    for store in stores:
+        await store.close()
+
+
+async def test_upgrade_mends_views_that_are_missing_or_old(store: Store) -> None:
+    async with store.write() as connection:
+        await connection.execute(text("DROP VIEW v_answer"))
+        await connection.execute(text("DROP VIEW v_outcome"))
+        await connection.execute(text("CREATE VIEW v_outcome AS SELECT 1 AS one"))
+
+    await migrate.upgrade(store)
+
+    assert len(await columns(store, "v_outcome")) == len(V_OUTCOME.columns)
+    assert await columns(store, "v_answer")
+
+
+async def test_a_failed_upgrade_leaves_nothing_half_done(empty: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_connection: Connection) -> None:
+        raise RuntimeError("the machine went away")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(migrate, "_create_views", fail)
+        with pytest.raises(RuntimeError):
+            await migrate.upgrade(empty)
+
+    assert await migrate.current(empty) is None
+    assert await migrate.upgrade(empty) == (None, migrate.head())
+    await empty.close()
+
+
+async def test_a_database_that_was_not_migrated_is_refused_with_what_to_do(empty: Store) -> None:
+    with pytest.raises(StartupError) as caught:
+        await migrate.check(empty)
+
+    assert caught.value.what == f"the database is at schema none, this code needs {migrate.head()}"
+    assert "fusewire db upgrade" in caught.value.mend
+    await empty.close()
+
+
+async def test_views_have_the_columns_of_the_contract(store: Store) -> None:
+    for view, contract in ((V_OUTCOME, OUTCOME_COLUMNS), (V_ANSWER, ANSWER_COLUMNS)):
+        found = await columns(store, view.name)
+
+        assert found == [c.name for c in view.columns]
+        assert set(contract.split()) <= set(found)
+
+
+async def test_what_is_degraded_stands_first(store: Store) -> None:
+    assert (await columns(store, "v_outcome"))[:3] == ["is_degraded", "degraded_reasons", "status"]
+
+
+async def test_every_column_says_what_it_means(store: Store) -> None:
+    for view in VIEWS:
+        assert all(column.comment for column in view.columns)
+    if store.is_sqlite:
+        return  # it keeps no comments; the reference is written from the same data
+    async with store.read() as connection:
+        query = "SELECT obj_description('v_outcome'::regclass), col_description('v_outcome'::regclass, 1)"
+        whole, first = (await connection.execute(text(query))).one()
+    assert whole == f"{V_OUTCOME.comment} ({CONTRACT})"
+    assert first == V_OUTCOME.columns[0].comment
+
+
+# -- what is down -----------------------------------------------------------------------------
+
+
+async def test_a_database_that_does_not_answer_is_named_with_what_to_do() -> None:
+    store = Store(Database(url="postgresql+asyncpg://nobody@127.0.0.1:1/none"))
+
+    with pytest.raises(StartupError) as caught:
+        await store.ping()
+
+    assert "no database answers at postgresql+asyncpg://nobody@127.0.0.1:1/none" in caught.value.what
+    assert "FUSEWIRE_DATABASE__URL" in caught.value.mend
+
+
+def test_a_file_that_cannot_be_made_is_named_with_what_to_do() -> None:
+    with pytest.raises(StartupError) as caught:
+        Store(Database(url="sqlite+aiosqlite:////dev/null/folder/fusewire.db"))
+
+    assert "/dev/null/folder cannot be made: Not a directory" in caught.value.what
+    assert "FUSEWIRE_DATABASE__URL" in caught.value.mend
+
+
+async def test_a_file_that_is_no_database_is_named_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "fusewire.db").write_text("This is no database, but it is long enough to look at. " * 100)
+    store = Store(Database(url=f"sqlite+aiosqlite:///{tmp_path / 'fusewire.db'}"))
+
+    with pytest.raises(StartupError, match="no database answers at"):
+        await store.ping()
+    await store.close()
+
+
+async def test_a_password_is_never_told() -> None:
+    with pytest.raises(StartupError) as caught:
+        await Store(Database(url="postgresql+asyncpg://me:s3cr3t@127.0.0.1:1/none")).ping()
+
+    assert "s3cr3t" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["mysql://x/y", "not a url", "sqlite:///x.db", "postgresql://x/y"])
+def test_a_database_that_it_does_not_know_is_refused(url: str) -> None:
+    with pytest.raises(StartupError, match="sqlite\\+aiosqlite"):
+        Store(Database(url=url))
+
+
+async def test_a_write_that_waits_too_long_for_another_is_transient(
+    sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_PRAGMAS", ("PRAGMA busy_timeout = 1",))
+    one, two = Store(sqlite_database), Store(sqlite_database)
+
+    async with one.write():
+        with pytest.raises(Transient):
+            async with two.write():
+                pass
+
+    await one.close()
+    await two.close()
+
+
+async def test_an_error_s_text_holds_no_parameters(store: Store) -> None:
+    async def fail() -> None:
+        async with store.write() as connection:
+            query = text("INSERT INTO fusions (fusion_id, plan) VALUES (:id, :plan)")
+            await connection.execute(query, {"id": "f1", "plan": "s3cr3t"})
+
+    with pytest.raises(IntegrityError) as caught:
+        await fail()
+
+    assert "[SQL parameters hidden" in str(caught.value)
+
+
+async def test_sqlite_readers_do_not_wait_for_a_writer(sqlite_database: Database) -> None:
+    one, two = Store(sqlite_database), Store(sqlite_database)
+
+    async with one.write() as writer:
+        await writer.execute(text("DELETE FROM prompts"))
+        async with two.read() as reader:
+            assert (await reader.execute(text("SELECT count(*) FROM prompts"))).scalar() == 0
+
+    await one.close()
+    await two.close()
+
+
+async def test_sqlite_syncs_every_commit(sqlite_database: Database) -> None:
+    store = Store(sqlite_database)
+
+    async with store.read() as connection:
+        found = [(await connection.exec_driver_sql(f"PRAGMA {p}")).scalar() for p in ("journal_mode", "synchronous")]
+
+    assert found == ["wal", 2]
+    await store.close()
+
+
+async def test_a_failed_transaction_leaves_nothing(store: Store) -> None:
+    insert = "INSERT INTO fusions (fusion_id, is_done) VALUES ('f1', FALSE)"
+
+    async def twice() -> None:
+        async with store.write() as connection:
+            await connection.execute(text(insert))
+            await connection.execute(text(insert))
+
+    with pytest.raises(IntegrityError):
+        await twice()
+
+    async with store.read() as connection:
+        assert (await connection.execute(text("SELECT count(*) FROM fusions"))).scalar() == 0
+
+
+OURS = ["SELECT 1 / 0", "SELECT none_such", "SELECT CAST(:value AS text)", "SELECT 'x'::integer"]
+
+
+@pytest.mark.parametrize("statement", OURS, ids=["arithmetic", "name", "NUL", "type"])
+async def test_a_fault_of_a_statement_is_no_outage(postgres_database: Database, statement: str) -> None:
+    """Else whoever runs it would try for ever, and tell that the database is down."""
+    store = Store(postgres_database)
+
+    async def run() -> None:
+        async with store.read() as connection:
+            await connection.execute(text(statement), {"value": "a\x00b"} if ":value" in statement else {})
+
+    with pytest.raises(DBAPIError):
+        await run()
+    await store.close()
+
+
+async def test_a_connection_that_was_cut_is_transient_and_the_next_one_works(postgres_database: Database) -> None:
+    store = Store(postgres_database)
+
+    async def run(statement: str) -> object:
+        async with store.read() as connection:
+            return (await connection.exec_driver_sql(statement)).scalar()
+
+    with pytest.raises(Transient):
+        await run("SELECT pg_terminate_backend(pg_backend_pid())")
+    assert await run("SELECT 1") == 1
+    await store.close()
+
+
+async def test_a_deadlock_is_transient_for_one_and_done_for_the_other(postgres_database: Database) -> None:
+    store = Store(postgres_database)
+    async with store.write() as connection:
+        await connection.execute(text("INSERT INTO fusions (fusion_id, is_done) VALUES ('a', FALSE), ('b', FALSE)"))
+    both = asyncio.Barrier(2)
+
+    async def lock(first: str, second: str) -> None:
+        async with store.write() as connection:
+            query = text("SELECT 1 FROM fusions WHERE fusion_id = :id FOR UPDATE")
+            await connection.execute(query, {"id": first})
+            await both.wait()
+            await connection.execute(query, {"id": second})
+
+    results = await asyncio.gather(lock("a", "b"), lock("b", "a"), return_exceptions=True)
+
+    assert sorted(type(r).__name__ for r in results) == ["NoneType", "Transient"]
+    await store.close()

@@ -1,0 +1,278 @@
+"""Submissions in SQL: accepted once, on SQLite and on PostgreSQL."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import func, select
+from sqlalchemy.exc import DBAPIError
+
+from fusewire.contracts import Outcome, Prompt
+from fusewire.errors import Transient
+from fusewire.settings import Database
+from fusewire.store.engine import Store
+from fusewire.store.queries import standings
+from fusewire.store.tables import fusions, outcomes, prompts
+from fusewire.testing.factories import T0, make_outcome, make_prompt
+from fusewire_ingest.repository import Accepted, GroupCommit, Submissions
+
+
+@pytest.fixture
+def submissions(store: Store) -> Submissions:
+    return Submissions(store)
+
+
+@pytest.fixture
+async def group(submissions: Submissions) -> AsyncIterator[GroupCommit]:
+    commit = GroupCommit(submissions, most=10)
+    commit.start()
+    yield commit
+    await commit.stop()
+
+
+def some(count: int, first: int = 0) -> list[Prompt]:
+    return [make_prompt(custom_id=f"q{i}") for i in range(first, first + count)]
+
+
+async def add(submissions: Submissions, *batch: Prompt) -> list[Accepted]:
+    return await submissions.add(batch, [None] * len(batch))
+
+
+async def counted(store: Store) -> tuple[int, int]:
+    """Rows of prompts and of fusions."""
+    async with store.read() as connection:
+        found = [(await connection.execute(select(func.count()).select_from(t))).scalar() for t in (prompts, fusions)]
+    return found[0] or 0, found[1] or 0
+
+
+def fates(accepted: Sequence[Accepted]) -> list[str]:
+    return ["conflict" if a.is_conflict else "new" if a.is_new else "repetition" for a in accepted]
+
+
+async def test_what_is_accepted_stands_in_the_database(submissions: Submissions, store: Store) -> None:
+    prompt = make_prompt("Was kostet “die Welt”? 🌍", custom_id="one", batch_id="b1", residency="edge-only")
+
+    (accepted,) = await submissions.add([prompt], ["00-trace-01"])
+
+    assert (accepted.prompt, accepted.is_new, accepted.is_conflict) == (prompt, True, False)
+    async with store.read() as connection:
+        row = (await connection.execute(select(prompts))).one()
+        fusion = (await connection.execute(select(fusions))).one()
+    assert Prompt.decode(row.body) == prompt
+    assert (row.fusion_id, row.residency, row.traceparent) == (prompt.fusion_id, "edge-only", "00-trace-01")
+    assert (row.submitted_at, row.deadline_at, row.published_at) == (T0, prompt.deadline_at, None)
+    assert (fusion.fusion_id, fusion.due_at, fusion.is_done, fusion.plan) == (
+        prompt.fusion_id,
+        prompt.deadline_at,
+        False,
+        None,
+    )
+
+
+async def test_a_repetition_is_recognised_and_stored_once(submissions: Submissions, store: Store) -> None:
+    prompt = make_prompt()
+    later = prompt.model_copy(update={"submitted_at": T0 + timedelta(hours=1), "deadline_at": T0 + timedelta(hours=2)})
+
+    assert fates(await add(submissions, prompt)) == ["new"]
+    assert fates(await add(submissions, later)) == ["repetition"]
+
+    assert await counted(store) == (1, 1)
+    async with store.read() as connection:
+        assert (await connection.execute(select(prompts.c.submitted_at))).scalar() == T0
+
+
+async def test_another_prompt_under_the_same_id_is_a_conflict(submissions: Submissions, store: Store) -> None:
+    await add(submissions, make_prompt("Why?"))
+
+    assert fates(await add(submissions, make_prompt("Why not?"))) == ["conflict"]
+    assert await counted(store) == (1, 1)
+
+
+async def test_repetitions_and_conflicts_inside_one_batch(submissions: Submissions, store: Store) -> None:
+    one, other = make_prompt("Why?"), make_prompt("Why not?")
+    two = make_prompt(custom_id="two")
+
+    accepted = await add(submissions, one, two, one, other, two)
+
+    assert fates(accepted) == ["new", "new", "repetition", "conflict", "repetition"]
+    assert [a.prompt for a in accepted] == [one, two, one, other, two]
+    assert await counted(store) == (2, 2)
+
+
+async def test_the_same_id_in_another_batch_or_of_another_tenant_is_another_prompt(submissions: Submissions) -> None:
+    batch = [
+        make_prompt(),
+        make_prompt(batch_id="b"),
+        make_prompt(tenant="acme"),
+        make_prompt(tenant="acme", batch_id="b"),
+    ]
+
+    assert fates(await add(submissions, *batch)) == ["new"] * 4
+
+
+async def test_a_large_batch_is_one_transaction(submissions: Submissions, store: Store) -> None:
+    batch = some(700)
+
+    assert fates(await add(submissions, *batch)) == ["new"] * 700
+    assert fates(await add(submissions, *batch)) == ["repetition"] * 700
+    assert await counted(store) == (700, 700)
+
+
+async def test_many_at_once_are_each_accepted_once(submissions: Submissions, store: Store) -> None:
+    batches = [some(20, first) for first in (0, 10, 0, 5, 10, 0)]
+
+    results = await asyncio.gather(*(add(submissions, *batch) for batch in batches))
+
+    assert fates([a for accepted in results for a in accepted]).count("new") == 30
+    assert await counted(store) == (30, 30)
+
+
+async def test_group_commit_gives_each_its_own(group: GroupCommit, store: Store) -> None:
+    waiting = [group.add(some(3, first=i)) for i in range(0, 30, 3)] + [group.add(some(2)), group.add([make_prompt()])]
+
+    results = await asyncio.gather(*waiting)
+
+    for i, accepted in enumerate(results[:10]):
+        assert [a.prompt.custom_id for a in accepted] == [f"q{3 * i + j}" for j in range(3)]
+    assert fates([a for accepted in results[:10] for a in accepted]) == ["new"] * 30
+    assert fates(results[10]) == ["repetition"] * 2
+    assert fates(results[11]) == ["new"]
+    assert await counted(store) == (31, 31)
+
+
+async def test_group_commit_tells_a_conflict_to_the_one_who_made_it(group: GroupCommit) -> None:
+    good, bad, other = await asyncio.gather(
+        group.add([make_prompt("Why?")]), group.add([make_prompt("Why not?")]), group.add(some(1))
+    )
+
+    assert (fates(good), fates(bad), fates(other)) == (["new"], ["conflict"], ["new"])
+
+
+async def test_group_commit_makes_one_commit_of_what_waits(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    class Counting(Submissions):
+        async def add(self, batch: Sequence[Prompt], traceparents: Sequence[str | None]) -> list[Accepted]:
+            sizes.append(len(batch))
+            return await super().add(batch, traceparents)
+
+    commit = GroupCommit(Counting(store), most=10)
+    waiting = [asyncio.ensure_future(commit.add(some(1, i))) for i in range(25)]
+    await asyncio.sleep(0)
+    commit.start()
+    await asyncio.gather(*waiting)
+    await commit.stop()
+
+    assert sizes == [10, 10, 5]
+
+
+async def test_one_prompt_that_no_table_holds_harms_no_other(group: GroupCommit, store: Store) -> None:
+    """Admission refuses it; should one get past it, whoever shares its commit must not pay for it."""
+    bad = make_prompt(custom_id="i" * 300 + "\x00")
+
+    results = await asyncio.gather(group.add([bad]), group.add(some(2)), return_exceptions=True)
+
+    assert isinstance(results[1], list), results[1]
+    assert fates(results[1]) == ["new"] * 2
+    if isinstance(results[0], BaseException):
+        assert isinstance(results[0], DBAPIError)
+    assert (await group.add(some(1)))[0].is_new is False
+
+
+async def test_when_the_commit_fails_everyone_is_told_and_the_next_one_succeeds(
+    submissions: Submissions, group: GroupCommit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def down(*_args: object) -> list[Accepted]:
+        raise Transient("the database is not available")
+
+    with monkeypatch.context() as outage:
+        outage.setattr(Submissions, "add", down)
+        results = await asyncio.gather(group.add(some(1)), group.add(some(1, 5)), return_exceptions=True)
+
+    assert [type(r) for r in results] == [Transient, Transient]
+    assert fates(await group.add(some(1))) == ["new"]
+
+
+async def test_whoever_still_waits_when_it_stops_is_told(submissions: Submissions) -> None:
+    commit = GroupCommit(submissions)
+    waiting = asyncio.ensure_future(commit.add(some(1)))
+    await asyncio.sleep(0)
+    await commit.stop()
+
+    with pytest.raises(Transient):
+        await asyncio.wait_for(waiting, 30)
+
+
+# -- the sweep --------------------------------------------------------------------------------
+
+
+async def test_what_was_not_published_is_found_oldest_first(submissions: Submissions) -> None:
+    batch = [make_prompt(custom_id=f"q{i}", submitted_at=T0 + timedelta(seconds=s)) for i, s in enumerate([5, 1, 9, 3])]
+    await submissions.add(batch, ["t0", None, None, "t3"])
+
+    found = await submissions.unpublished(T0 + timedelta(seconds=9), 10)
+
+    assert [(p.custom_id, trace) for p, trace in found] == [("q1", None), ("q3", "t3"), ("q0", "t0")]
+    assert [p.custom_id for p, _ in await submissions.unpublished(T0 + timedelta(hours=1), 2)] == ["q1", "q3"]
+
+
+async def test_what_was_published_is_not_published_again(submissions: Submissions) -> None:
+    batch = some(3)
+    await add(submissions, *batch)
+
+    await submissions.mark_published([batch[0].fusion_id, batch[2].fusion_id], T0)
+
+    assert [p for p, _ in await submissions.unpublished(T0 + timedelta(seconds=1), 10)] == [batch[1]]
+
+
+async def test_a_lost_broker_store_takes_the_mark_back_from_what_is_unfinished(
+    submissions: Submissions, store: Store
+) -> None:
+    done, lost, fresh, never = some(4)
+    await add(submissions, done, lost, fresh, never)
+    await submissions.mark_published([done.fusion_id, lost.fusion_id], T0)
+    await submissions.mark_published([fresh.fusion_id], T0 + timedelta(seconds=20))
+    await finish(store, make_outcome(done))
+
+    count = await submissions.forget_published(T0 + timedelta(seconds=10))
+
+    assert count == 1
+    found = await submissions.unpublished(T0 + timedelta(hours=1), 10)
+    assert {p.custom_id for p, _ in found} == {lost.custom_id, never.custom_id}
+
+
+async def finish(store: Store, outcome: Outcome) -> None:
+    row = {
+        c.name: getattr(outcome, c.name)
+        for c in outcomes.columns
+        if hasattr(outcome, c.name) and c.name != "degraded_reasons"
+    }
+    row |= {"degraded_reasons": "[]", "prompt_hash": "", "n_asked": 0, "n_answered": 0, "tokens_in": 0, "tokens_out": 0}
+    async with store.write() as connection:
+        await connection.execute(outcomes.insert().values(**row, body=outcome.model_dump_json()))
+
+
+# -- the read side ----------------------------------------------------------------------------
+
+
+async def test_where_fusions_stand(submissions: Submissions, store: Store) -> None:
+    running, done, foreign = make_prompt(custom_id="r"), make_prompt(custom_id="d"), make_prompt(tenant="acme")
+    await add(submissions, running, done, foreign)
+    await finish(store, make_outcome(done))
+
+    found = await standings(store, "default", [running.fusion_id, done.fusion_id, foreign.fusion_id, "fnone", "f\x00"])
+
+    by_id = {s.fusion_id: s for s in found}
+    assert set(by_id) == {running.fusion_id, done.fusion_id}
+    assert by_id[running.fusion_id].outcome is None
+    assert by_id[running.fusion_id].submitted_at == T0
+    assert by_id[done.fusion_id].outcome == make_outcome(done)
+
+
+async def test_a_database_that_is_down_is_transient() -> None:
+    store = Store(Database(url="postgresql+asyncpg://nobody@127.0.0.1:1/none"))
+
+    with pytest.raises(Transient):
+        await add(Submissions(store), make_prompt())
+    await store.close()

@@ -1,0 +1,155 @@
+"""`topology apply` on a real server: idempotent, and never narrower than what an operator has set."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+from nats.js import JetStreamContext, api
+
+from fusewire import provision
+from fusewire.bus import Bus
+from fusewire.errors import StartupError
+from fusewire.provision import TopologyConflictError, apply, missing, summary
+from fusewire.settings import Nats
+from fusewire.testing.nats_server import NatsServer
+from fusewire.topology import DAY_S, GIB, JUDGE, STREAMS, Durable, topology
+
+MakeBus = Callable[..., Awaitable[Bus]]
+WANTED = topology({"tiny": "edge", "gpt": "remote"})
+COUNT = len(WANTED.streams) + len(WANTED.durables) + len(WANTED.buckets)
+
+
+@pytest.fixture
+async def js(make_bus: MakeBus) -> JetStreamContext:
+    return (await make_bus()).js
+
+
+async def test_it_makes_everything_and_then_changes_nothing(js: JetStreamContext) -> None:
+    assert len(await missing(js, WANTED)) == len(WANTED.streams) + len(WANTED.durables)
+
+    assert summary(await apply(js, WANTED)) == {"created": COUNT, "updated": 0, "unchanged": 0}
+    assert summary(await apply(js, WANTED)) == {"created": 0, "updated": 0, "unchanged": COUNT}
+    assert await missing(js, WANTED) == []
+
+
+async def test_what_it_makes_is_what_the_contract_says(js: JetStreamContext) -> None:
+    await apply(js, WANTED)
+
+    for stream in STREAMS:
+        config = (await js.stream_info(stream.name)).config
+        assert set(config.subjects or []) == set(stream.subjects)
+        assert config.retention == stream.retention
+        assert config.storage == "file"
+        assert (config.max_bytes or -1) == (stream.max_bytes or -1)
+        assert (config.max_age or 0) == stream.max_age_s
+        assert config.discard == ("new" if stream.discard_new else "old")
+        assert bool(config.allow_msg_schedules) == stream.schedules
+    candidates = (await js.stream_info("FW_CANDIDATE")).config
+    assert (candidates.max_msgs_per_subject, candidates.discard_new_per_subject) == (1, True)
+    for durable in WANTED.durables:
+        consumer = (await js.consumer_info(durable.stream, durable.name)).config
+        assert consumer.ack_policy == "explicit"
+        assert (consumer.ack_wait, consumer.max_deliver) == (durable.ack_wait_s, -1)
+        assert (consumer.filter_subject or "") == durable.subject
+
+
+async def test_a_model_more_adds_only_its_durables(js: JetStreamContext) -> None:
+    await apply(js, WANTED)
+
+    changes = await apply(js, topology({"tiny": "edge", "gpt": "remote", "new": "remote"}))
+
+    assert [c.name for c in changes if c.action == "created"] == [
+        f"FW_TASK_REMOTE/new-{p}" for p in ("high", "normal", "low")
+    ]
+    assert summary(changes)["updated"] == 0
+
+
+async def test_what_an_operator_set_wider_stays(js: JetStreamContext) -> None:
+    await apply(js, WANTED)
+    prompts = (await js.stream_info("FW_PROMPT")).config
+    await js.update_stream(prompts.evolve(max_bytes=8 * GIB, subjects=["fw.prompt.*.*", "legacy.prompt"]))
+    candidates = (await js.stream_info("FW_CANDIDATE")).config
+    await js.update_stream(candidates.evolve(max_age=9 * DAY_S, max_bytes=-1))
+    judge = (await js.consumer_info("FW_CANDIDATE", "judge")).config
+    await js.add_consumer("FW_CANDIDATE", judge.evolve(ack_wait=90, max_ack_pending=9_999))
+    await js.add_stream(name="THEIRS", subjects=["theirs.>"])
+
+    changes = await apply(js, WANTED)
+
+    assert summary(changes) == {"created": 0, "updated": 0, "unchanged": COUNT}
+    prompts = (await js.stream_info("FW_PROMPT")).config
+    assert (prompts.max_bytes, set(prompts.subjects or [])) == (8 * GIB, {"fw.prompt.*.*", "legacy.prompt"})
+    candidates = (await js.stream_info("FW_CANDIDATE")).config
+    assert (candidates.max_age, candidates.max_bytes) == (9 * DAY_S, -1)
+    judge = (await js.consumer_info("FW_CANDIDATE", "judge")).config
+    assert (judge.ack_wait, judge.max_ack_pending) == (90, 9_999)
+    assert (await js.stream_info("THEIRS")).config.subjects == ["theirs.>"]
+
+
+async def test_what_is_narrower_than_needed_is_widened_and_nothing_is_lost(js: JetStreamContext) -> None:
+    await apply(js, WANTED)
+    prompts = (await js.stream_info("FW_PROMPT")).config
+    await js.update_stream(prompts.evolve(max_bytes=1_000_000))
+    judge = (await js.consumer_info("FW_CANDIDATE", "judge")).config
+    await js.add_consumer("FW_CANDIDATE", judge.evolve(ack_wait=1, max_deliver=3))
+    await js.publish("fw.prompt.low.acme", b"kept")
+
+    changes = await apply(js, WANTED)
+
+    assert {c.name for c in changes if c.action == "updated"} == {"FW_PROMPT", "FW_CANDIDATE/judge"}
+    assert (await js.stream_info("FW_PROMPT")).config.max_bytes == GIB
+    consumer = (await js.consumer_info("FW_CANDIDATE", "judge")).config
+    assert (consumer.ack_wait, consumer.max_deliver) == (JUDGE.ack_wait_s, -1)
+    assert (await js.get_msg("FW_PROMPT", subject="fw.prompt.low.acme", direct=False)).data == b"kept"
+
+
+async def test_a_stream_of_another_kind_is_not_touched(js: JetStreamContext) -> None:
+    await js.add_stream(name="FW_PROMPT", subjects=["fw.prompt.*.*"], retention=api.RetentionPolicy.LIMITS)
+    await js.publish("fw.prompt.low.acme", b"kept")
+
+    with pytest.raises(TopologyConflictError) as caught:
+        await apply(js, WANTED)
+
+    assert "FW_PROMPT exists with retention" in str(caught.value)
+    assert "delete it, and apply again" in str(caught.value)
+    assert (await js.stream_info("FW_PROMPT")).state.messages == 1
+
+
+async def test_applied_twice_at_once(nats: NatsServer, make_bus: MakeBus) -> None:
+    buses = [await make_bus(f"ops{i}") for i in range(3)]
+
+    await asyncio.gather(*(provision.apply(bus.js, WANTED) for bus in buses))
+
+    assert await missing(buses[0].js, WANTED) == []
+
+
+# -- what a service needs of it ---------------------------------------------------------------
+
+
+async def test_a_service_without_its_durable_does_not_start(make_bus: MakeBus) -> None:
+    bus = await make_bus("judge")
+
+    with pytest.raises(StartupError) as caught:
+        await bus.require(JUDGE)
+    assert caught.value.what == "the consumer FW_CANDIDATE/judge is not on the server"
+    assert "fusewire topology apply" in caught.value.mend
+
+    await provision.apply(bus.js, WANTED)
+    await bus.require(JUDGE, Durable("FW_TASK_REMOTE", "gpt-high", ""))
+
+
+async def test_a_server_that_does_not_answer_is_named_with_what_to_do(nats: NatsServer) -> None:
+    url = nats.url.replace("nats://", "nats://me:s3cr3t@")
+    await nats.stop()
+
+    with pytest.raises(StartupError) as caught:
+        await Bus("judge", Nats(url=url)).connect(timeout_s=0.5)
+
+    assert f"no NATS server answers at {nats.url}" in caught.value.what
+    assert "FUSEWIRE_NATS__URL" in caught.value.mend
+    assert "s3cr3t" not in str(caught.value)
+
+
+def test_the_embedded_server_is_the_command_s_to_start() -> None:
+    with pytest.raises(StartupError, match="only the fusewire command can start"):
+        Bus("judge", Nats())

@@ -1,0 +1,313 @@
+"""The wire contracts: the golden JSON of every version is read for ever, and written as it is."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fusewire.contracts import (
+    Answer,
+    Call,
+    CallFailure,
+    Candidate,
+    ContractError,
+    Excluded,
+    Message,
+    Outcome,
+    Plan,
+    PlannedJudge,
+    PlannedMember,
+    Prompt,
+    Round,
+    Sampling,
+    Task,
+    Usage,
+    Wire,
+)
+
+GOLDEN = Path(__file__).parent / "golden"
+FUSION = "f0123456789abcdefghijklmnop"
+SUBMITTED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+PLANNED = datetime(2026, 1, 2, 3, 4, 5, 250_000, tzinfo=UTC)
+PANEL_END = datetime(2026, 1, 2, 3, 4, 50, tzinfo=UTC)
+DEADLINE = datetime(2026, 1, 2, 3, 5, 5, tzinfo=UTC)
+SCHEMA = {"type": "object", "properties": {"answer": {"type": "integer"}}, "required": ["answer"]}
+MESSAGES = (
+    Message(role="system", content="Be brief."),
+    Message(role="user", content="Was kostet die Welt? “€”\n\\u0000 🌍"),
+    Message(role="assistant", content="Nothing."),
+    Message(role="user", content="Really?"),
+)
+SAMPLING = Sampling(max_tokens=64, temperature=0.5, top_p=0.9, seed=11, stop=("\n\n", "END"), response_schema=SCHEMA)
+
+MESSAGES_V1: tuple[Wire, ...] = (
+    Prompt(
+        fusion_id=FUSION,
+        tenant="acme",
+        batch_id="b1",
+        custom_id="row 1",
+        pool="default",
+        mode="debate",
+        messages=MESSAGES,
+        sampling=SAMPLING,
+        residency="edge-only",
+        priority="low",
+        seed=7,
+        submitted_at=SUBMITTED,
+        deadline_at=DEADLINE,
+    ),
+    Plan(
+        fusion_id=FUSION,
+        tenant="acme",
+        pool="default",
+        mode="debate",
+        members=(PlannedMember(name="small", model="edge-small", tier="edge", family="smollm", weight=1.5),),
+        judge=PlannedJudge(model="edge-big", tier="edge", family="qwen"),
+        excluded=(Excluded(name="gpt", reason="residency"),),
+        quorum=0.67,
+        debate_rounds=2,
+        residency="edge-only",
+        priority="low",
+        seed=7,
+        submitted_at=SUBMITTED,
+        planned_at=PLANNED,
+        panel_deadline_at=PANEL_END,
+        deadline_at=DEADLINE,
+        config_hash="0123456789ab",
+    ),
+    Task(
+        task_id=f"{FUSION}-0-small",
+        fusion_id=FUSION,
+        round=0,
+        call="small",
+        kind="answer",
+        member="small",
+        model="edge-small",
+        tier="edge",
+        tenant="acme",
+        messages=MESSAGES,
+        sampling=SAMPLING,
+        residency="edge-only",
+        priority="low",
+        deadline_at=PANEL_END,
+    ),
+    Candidate(
+        task_id=f"{FUSION}-1-verdict",
+        fusion_id=FUSION,
+        round=1,
+        call="verdict",
+        member=None,
+        model="gpt",
+        tier="remote",
+        provider="openai",
+        content=None,
+        error=CallFailure(code="rate_limited", message="429, tried 3 times", retryable=True),
+        finish_reason=None,
+        usage=Usage(prompt_tokens=10, completion_tokens=2, cached_tokens=4),
+        cost_usd=0.00125,
+        price_version="genai-prices 0.2.3",
+        attempts=3,
+        maybe_paid_twice=True,
+        started_at=PLANNED,
+        finished_at=PANEL_END,
+    ),
+    Round(
+        fusion_id=FUSION,
+        round=1,
+        tenant="acme",
+        pool="default",
+        calls=(
+            Call(name="small", kind="debate", model="edge-small", member="small", messages=MESSAGES, sampling=SAMPLING),
+            Call(name="verdict", kind="verdict", model="edge-big", messages=MESSAGES[:1]),
+        ),
+        residency="edge-only",
+        priority="low",
+        seed=7,
+        deadline_at=DEADLINE,
+    ),
+    Outcome(
+        fusion_id=FUSION,
+        status="fused",
+        is_degraded=True,
+        degraded_reasons=("excluded:gpt:residency", "judge_failed:empty"),
+        content="Paris, “naturally” 🌍",
+        tenant="acme",
+        batch_id="b1",
+        custom_id="row 1",
+        pool="default",
+        mode="debate",
+        winner="small",
+        judge_model="edge-big",
+        judge_rung="reasked",
+        reason="A names it.",
+        analysis={"consensus": ["Paris"], "blind_spots": []},
+        agreement=0.5,
+        rounds=2,
+        answers=(
+            Answer(
+                member="small",
+                model="edge-small",
+                tier="edge",
+                status="ok",
+                round=1,
+                is_winner=True,
+                shown_position=1,
+                latency_ms=812.5,
+                usage=Usage(prompt_tokens=10, completion_tokens=2),
+                cost_usd=0.0,
+            ),
+            Answer(member="big", model="edge-big", tier="edge", status="error", round=0, error_code="engine_failed"),
+        ),
+        usage=Usage(prompt_tokens=20, completion_tokens=4),
+        cost_usd=0.0,
+        error=None,
+        submitted_at=SUBMITTED,
+        finished_at=PANEL_END,
+        panel_ms=900.0,
+        judge_ms=100.5,
+        config_hash="0123456789ab",
+    ),
+)
+
+every_message = pytest.mark.parametrize("message", MESSAGES_V1, ids=lambda m: m.contract)
+
+
+def golden(message: Wire) -> dict[str, Any]:
+    text = (GOLDEN / f"{message.contract}.v1.json").read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def required(message: Wire) -> list[str]:
+    return [name for name, field in type(message).model_fields.items() if field.is_required()]
+
+
+def test_every_contract_has_a_golden_file() -> None:
+    names = {m.contract for m in MESSAGES_V1}
+
+    assert names == {cls.contract for cls in Wire.__subclasses__()}
+    assert {f.name for f in GOLDEN.iterdir()} == {f"{name}.v1.json" for name in names}
+
+
+@every_message
+def test_golden_json_is_read_as_the_object_it_was_written_from(message: Wire) -> None:
+    assert type(message).decode(json.dumps(golden(message))) == message
+
+
+@every_message
+def test_a_message_is_written_as_its_golden_json(message: Wire) -> None:
+    assert json.loads(message.encode()) == golden(message)
+
+
+@every_message
+def test_golden_json_has_every_field(message: Wire) -> None:
+    assert set(golden(message)) == set(type(message).model_fields)
+
+
+@every_message
+def test_unknown_fields_are_ignored_at_every_depth(message: Wire) -> None:
+    def extended(value: Any) -> Any:
+        if isinstance(value, list):
+            return [extended(item) for item in value]
+        # What is free-form keeps everything; only contract parts have known fields.
+        if isinstance(value, dict):
+            free = {k: v for k, v in value.items() if k in ("response_schema", "analysis")}
+            return {k: extended(v) for k, v in value.items()} | {"from_the_future": [1]} | free
+        return value
+
+    assert type(message).decode(json.dumps(extended(golden(message)))) == message
+
+
+@every_message
+def test_a_missing_field_is_refused_with_its_path(message: Wire) -> None:
+    for name in required(message):
+        body = golden(message)
+        del body[name]
+
+        with pytest.raises(ContractError) as caught:
+            type(message).decode(json.dumps(body))
+
+        assert (caught.value.contract, caught.value.path) == (message.contract, f"$.{name}")
+        assert "required" in caught.value.reason
+
+
+NESTED = [
+    ("prompt", ("messages", 1, "content"), "$.messages[1].content"),
+    ("plan", ("members", 0, "weight"), "$.members[0].weight"),
+    ("plan", ("judge", "family"), "$.judge.family"),
+    ("plan", ("excluded", 0, "reason"), "$.excluded[0].reason"),
+    ("task", ("messages", 0, "role"), "$.messages[0].role"),
+    ("candidate", ("error", "code"), "$.error.code"),
+    ("round", ("calls", 1, "name"), "$.calls[1].name"),
+    ("round", ("calls", 0, "messages", 2, "content"), "$.calls[0].messages[2].content"),
+    ("outcome", ("answers", 1, "member"), "$.answers[1].member"),
+]
+
+
+@pytest.mark.parametrize(("contract", "keys", "path"), NESTED)
+def test_a_missing_field_inside_is_refused_with_its_path(contract: str, keys: tuple[Any, ...], path: str) -> None:
+    message = next(m for m in MESSAGES_V1 if m.contract == contract)
+    body = golden(message)
+    inner: Any = body
+    for key in keys[:-1]:
+        inner = inner[key]
+    del inner[keys[-1]]
+
+    with pytest.raises(ContractError) as caught:
+        type(message).decode(json.dumps(body))
+
+    assert caught.value.path == path
+
+
+@every_message
+def test_a_message_without_a_version_is_refused(message: Wire) -> None:
+    body = golden(message)
+    del body["v"]
+
+    with pytest.raises(ContractError, match=r"\$\.v: missing"):
+        type(message).decode(json.dumps(body))
+
+
+@every_message
+@pytest.mark.parametrize("version", [0, 2, "one", None])
+def test_an_unknown_version_is_refused(message: Wire, version: object) -> None:
+    with pytest.raises(ContractError) as caught:
+        type(message).decode(json.dumps(golden(message) | {"v": version}))
+
+    assert caught.value.path == "$.v"
+
+
+@every_message
+@pytest.mark.parametrize("data", [b"", b"not json", b"[]", b"null", b'{"v":1', b"\xff\xfe"])
+def test_what_is_no_message_is_refused(message: Wire, data: bytes) -> None:
+    with pytest.raises(ContractError) as caught:
+        type(message).decode(data)
+
+    assert caught.value.path.startswith("$")
+
+
+@every_message
+def test_a_refusal_never_repeats_what_was_in_the_message(message: Wire) -> None:
+    for name in type(message).model_fields:
+        body = golden(message) | {name: ["s3cr3t text"], "v": "s3cr3t text"}
+        with pytest.raises(ContractError) as caught:
+            type(message).decode(json.dumps(body))
+        assert "s3cr3t" not in str(caught.value)
+
+
+@every_message
+def test_a_message_cannot_be_changed(message: Wire) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        message.fusion_id = "other"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("field", ["submitted_at", "deadline_at"])
+def test_a_time_without_a_zone_is_refused(field: str) -> None:
+    body = golden(MESSAGES_V1[0]) | {field: "2026-01-02T03:04:05"}
+
+    with pytest.raises(ContractError) as caught:
+        Prompt.decode(json.dumps(body))
+
+    assert caught.value.path == f"$.{field}"

@@ -1,0 +1,167 @@
+"""The small pure pieces that everything is built on."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fusewire import ids, topology
+from fusewire.bus import fault, retry_delay_s
+from fusewire.contracts import ContractError
+from fusewire.errors import StartupError, Transient, Unacceptable
+from fusewire.provision import Change, summary, wider
+from fusewire.testing.factories import make_prompt
+
+# -- ids --------------------------------------------------------------------------------------
+
+
+def test_an_id_is_always_the_same_and_safe_in_a_subject() -> None:
+    found = ids.fusion_id("acme", "b1", "row 1")
+
+    assert found == "f" + found[1:] == ids.fusion_id("acme", "b1", "row 1")
+    assert re.fullmatch(r"f[a-v0-9]{26}", found)
+    assert re.fullmatch(r"b[a-v0-9]{26}", ids.batch_id("acme", "file.jsonl", "default", "merge"))
+    assert ids.task_id(found, 1, "verdict") == f"{found}-1-verdict"
+
+
+def test_ids_are_what_earlier_releases_made() -> None:
+    """A changed id would make a second fusion of a prompt that was submitted before the upgrade."""
+    assert ids.fusion_id("default", None, "one") == "fdfb4947qqkd5qf16o30teb8iqj"
+    assert ids.seed("7", "a") == 742661631
+
+
+@given(st.lists(st.text(max_size=5), max_size=4), st.lists(st.text(max_size=5), max_size=4))
+def test_no_two_lists_share_a_digest(a: list[str], b: list[str]) -> None:
+    assert (ids.digest(*a) == ids.digest(*b)) == (a == b)
+
+
+def test_a_batch_without_a_name_is_no_batch_of_the_empty_name() -> None:
+    assert ids.fusion_id("acme", None, "x") == ids.fusion_id("acme", "", "x")
+    assert ids.fusion_id("acme", "x", "") != ids.fusion_id("acme", "", "x")
+
+
+@given(st.text(max_size=8), st.text(max_size=8))
+def test_a_seed_fits_every_provider(a: str, b: str) -> None:
+    assert 0 <= ids.seed(a, b) < 2**31
+
+
+# -- limits -----------------------------------------------------------------------------------
+
+WIDER: list[tuple[float | None, float | None, float | None]] = [
+    (1, 2, 2),
+    (2, 1, 2),
+    (None, 5, None),
+    (0, 5, 0),
+    (-1, 5, -1),
+    (5, -1, -1),
+    (5, None, None),
+    (5, 0, 0),
+    (-1, 0, -1),
+    (3.5, 3.5, 3.5),
+]
+
+
+@pytest.mark.parametrize(("have", "want", "expected"), WIDER)
+def test_the_wider_of_two_limits(have: float | None, want: float | None, expected: float | None) -> None:
+    assert wider(have, want) == expected
+
+
+@given(*[st.none() | st.sampled_from([-1, 0]) | st.integers(1, 100)] * 2)
+def test_what_an_operator_has_is_never_narrowed(have: int | None, want: int | None) -> None:
+    unlimited = (None, 0, -1)
+    found = wider(have, want)
+
+    if have in unlimited:
+        assert found == have
+    elif found not in unlimited:
+        assert have is not None
+        assert found is not None
+        assert found >= have
+
+
+def test_a_summary_counts_each_action() -> None:
+    changes = [Change("stream", "A", "created"), Change("durable", "B", "created"), Change("bucket", "C", "unchanged")]
+
+    assert summary(changes) == {"created": 2, "updated": 0, "unchanged": 1}
+
+
+# -- topology ---------------------------------------------------------------------------------
+
+
+def test_every_model_has_a_durable_per_priority() -> None:
+    made = topology.topology({"tiny": "edge", "gpt": "remote"})
+
+    assert {(d.stream, d.name, d.subject) for d in made.durables if "TASK" in d.stream} == {
+        ("FW_TASK_EDGE", f"tiny-{p}", f"fw.task.edge.tiny.{p}") for p in ("high", "normal", "low")
+    } | {("FW_TASK_REMOTE", f"gpt-{p}", f"fw.task.remote.gpt.{p}") for p in ("high", "normal", "low")}
+
+
+def matches(pattern: str, subject: str) -> bool:
+    """As NATS does it."""
+    wanted, found = pattern.split("."), subject.split(".")
+    if wanted[-1] == ">":
+        return len(found) >= len(wanted) and matches(".".join(wanted[:-1]), ".".join(found[: len(wanted) - 1]))
+    return len(wanted) == len(found) and all(w in ("*", f) for w, f in zip(wanted, found, strict=True))
+
+
+FUSION = make_prompt().fusion_id
+SUBJECTS = [
+    (topology.prompt_subject("low", "acme"), "FW_PROMPT"),
+    (topology.round_subject(FUSION), "FW_ROUND"),
+    (topology.task_subject("edge", "tiny", "low"), "FW_TASK_EDGE"),
+    (topology.task_subject("remote", "gpt", "high"), "FW_TASK_REMOTE"),
+    (topology.plan_subject(FUSION), "FW_CANDIDATE"),
+    (topology.candidate_subject(FUSION, 1, "verdict-again"), "FW_CANDIDATE"),
+    (topology.schedule_subject(FUSION), "FW_TIMER"),
+    (topology.due_subject(FUSION), "FW_TIMER"),
+    (topology.outcome_subject("acme", FUSION), "FW_OUTCOME"),
+    (topology.intake_subject("acme"), "FW_IN"),
+    (topology.dead_subject("judge", "FW_CANDIDATE"), "FW_DEAD"),
+]
+
+
+@pytest.mark.parametrize(("subject", "stream"), SUBJECTS, ids=[s for _, s in SUBJECTS])
+def test_each_subject_is_held_by_one_stream(subject: str, stream: str) -> None:
+    assert [s.name for s in topology.STREAMS if any(matches(p, subject) for p in s.subjects)] == [stream]
+
+
+def test_an_edge_task_matches_nothing_that_a_remote_worker_reads() -> None:
+    edge = topology.task_subject("edge", "gpt", "high")
+
+    for durable in topology.topology({"gpt": "remote"}).durables:
+        if durable.stream == "FW_TASK_REMOTE":
+            assert not matches(durable.subject, edge)
+
+
+# -- faults and retries -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("deliveries", "whole"), [(1, 0.5), (2, 1), (3, 2), (6, 16), (7, 30), (50, 30)])
+def test_retries_come_ever_later_but_not_for_ever_later(deliveries: int, whole: float) -> None:
+    assert retry_delay_s(deliveries, 1.0) == whole
+    assert retry_delay_s(deliveries, 0.0) == whole / 2
+
+
+def test_a_fault_is_named_without_its_text() -> None:
+    def fails() -> None:
+        raise ValueError("the prompt was: s3cr3t")
+
+    with pytest.raises(ValueError, match="s3cr3t") as caught:
+        fails()
+
+    assert re.fullmatch(r"ValueError at fails:\d+", fault(caught.value))
+    assert fault(ValueError("s3cr3t")) == "ValueError"
+
+
+OURS = [
+    Transient("NATS is down"),
+    Unacceptable("unknown model"),
+    ContractError("task", "$.v", "missing"),
+    StartupError("no NATS", "start it"),
+]
+
+
+@pytest.mark.parametrize("exc", OURS, ids=lambda e: type(e).__name__)
+def test_a_fault_of_our_own_words_is_told_in_them(exc: Exception) -> None:
+    assert fault(exc) == str(exc)

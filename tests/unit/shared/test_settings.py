@@ -1,0 +1,227 @@
+"""Configuration: the environment wins, and every mistake is named with where it is and what to do."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fusewire.settings import ConfigError, EdgeModel, Settings, load
+
+MEMBERS = '["gpt", {name = "calm", model = "tiny", temperature = 0.0}]'
+GOOD = f"""
+[nats]
+url = "nats://127.0.0.1:4222"
+[models.gpt]
+kind = "remote"
+base_url = "http://127.0.0.1:1/v1"
+model = "gpt-x"
+api_key_env = "SOME_KEY"
+[models.tiny]
+kind = "edge"
+path = "~/models/tiny"
+[pools.default]
+members = {MEMBERS}
+judge = "gpt"
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "fusewire.toml"
+    path.write_text(GOOD)
+    monkeypatch.chdir(tmp_path)
+    return path
+
+
+def refused(path: Path, text: str | None = None) -> ConfigError:
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    return caught.value
+
+
+def test_a_file_is_read(file: Path) -> None:
+    settings = load(file)
+
+    assert settings.nats.url == "nats://127.0.0.1:4222"
+    assert [(m.name, m.model) for m in settings.pools["default"].members] == [("gpt", "gpt"), ("calm", "tiny")]
+    tiny = settings.models["tiny"]
+    assert isinstance(tiny, EdgeModel)
+    assert tiny.path == Path.home() / "models/tiny"
+
+
+def test_it_is_found_in_the_working_folder_or_where_the_environment_says(
+    file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert "default" in load().pools
+
+    other = tmp_path / "other.toml"
+    other.write_text(GOOD.replace("[pools.default]", "[pools.elsewhere]"))
+    monkeypatch.setenv("FUSEWIRE_CONFIG", str(other))
+    assert set(load().pools) == {"elsewhere"}
+
+
+def test_without_a_file_the_fallback_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    assert load().pools == {}
+    assert load(fallback={"http": {"port": 1}}).http.port == 1
+
+
+ENV = [
+    ("FUSEWIRE_NATS__URL", "nats://other:1", lambda s: s.nats.url, "nats://other:1"),
+    ("FUSEWIRE_HTTP__PORT", "0", lambda s: s.http.port, 0),
+    ("FUSEWIRE_DATA_DIR", "~/here", lambda s: s.data_dir, Path.home() / "here"),
+    ("FUSEWIRE_LOG__LEVEL", "debug", lambda s: s.log.level, "debug"),
+    ("FUSEWIRE_POOLS__DEFAULT__QUORUM", "0.5", lambda s: s.pools["default"].quorum, 0.5),
+    ("FUSEWIRE_MODELS__GPT__MODEL", "gpt-y", lambda s: s.models["gpt"].model, "gpt-y"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "seen", "expected"), ENV, ids=[row[0] for row in ENV])
+def test_the_environment_wins_over_the_file_key_by_key(
+    file: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, seen: Any, expected: object
+) -> None:
+    monkeypatch.setenv(name, value)
+
+    settings = load(file)
+
+    assert seen(settings) == expected
+    assert settings.pools["default"].judge == "gpt"
+    assert settings.models["tiny"].kind == "edge"
+
+
+def without(line: str) -> str:
+    assert line in GOOD
+    return GOOD.replace(line, "")
+
+
+BAD = [
+    # what, file, parts of the one problem
+    ("an unknown table", GOOD + '\n[natz]\nurl = "x"\n', ["natz: not a known key", "did you mean 'nats'"]),
+    ("an unknown key", GOOD + "\n[http]\nprot = 1\n", ["http.prot: not a known key", "did you mean 'port'"]),
+    ("a key like no other", GOOD + "\n[http]\nzzz = 1\n", ["http.zzz: not a known key", "remove it"]),
+    ("a model's unknown key", GOOD.replace("api_key_env", "api_kye_env"), ["models.gpt.api_kye_env", "'api_key_env'"]),
+    ("an unknown kind", GOOD.replace('"edge"', '"cloud"'), ["models.tiny", "'edge'", "'remote'"]),
+    ("no kind", without('kind = "edge"\n'), ["models.tiny", "kind"]),
+    ("no base_url", without('base_url = "http://127.0.0.1:1/v1"\n'), ["models.gpt.base_url", "required"]),
+    (
+        "a member's unknown model",
+        GOOD.replace('["gpt", ', '["gtp", '),
+        ["pool 'default'", "member 'gtp'", "configured: gpt, tiny", "add [models.gtp]"],
+    ),
+    ("a judge's unknown model", GOOD.replace('judge = "gpt"', 'judge = "g"'), ["judge uses model 'g'", "gpt, tiny"]),
+    (
+        "a member twice",
+        GOOD.replace('["gpt", ', '["gpt", "gpt", '),
+        ["pools.default", "gpt is named twice", "give each"],
+    ),
+    ("no members", GOOD.replace(MEMBERS, "[]"), ["pools.default.members", "at least 1"]),
+    ("a bad model name", GOOD.replace("[models.gpt]", '[models."G P"]'), ["models.G P", "a-z, 0-9", "letter or digit"]),
+    ("a dot in a member name", GOOD.replace('"calm"', '"ca.lm"'), ["members.1.name", "'ca.lm'", "a-z, 0-9"]),
+    ("a quorum above 1", GOOD + "quorum = 1.5\n", ["pools.default.quorum", "less than or equal to 1"]),
+    ("an unknown mode", GOOD + 'mode = "vote"\n', ["pools.default.mode", "'best-of'", "'merge'"]),
+    ("a port out of range", GOOD + "\n[http]\nport = 70000\n", ["http.port", "65535"]),
+    ("text for a number", GOOD + '\n[http]\nport = "many"\n', ["http.port", "integer"]),
+    (
+        "an edge-only pool without an edge",
+        GOOD.replace('"tiny"', '"gpt"') + 'residency = "edge-only"\n',
+        ["'default' is edge-only", "no edge member", "add one or relax"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "parts"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
+def test_a_mistake_is_named_with_its_place_and_its_remedy(file: Path, text: str, parts: list[str]) -> None:
+    found = refused(file, text)
+
+    assert found.source == str(file)
+    assert len(found.problems) == 1
+    for part in parts:
+        assert part in found.problems[0]
+    assert "fusewire config check" in found.hint
+
+
+def test_all_mistakes_are_told_at_once(file: Path) -> None:
+    found = refused(file, GOOD + "quorum = 2\n[http]\nport = -1\n[log]\nlevel = 'loud'\n")
+
+    assert len(found.problems) == 3
+    assert {p.partition(":")[0] for p in found.problems} == {"pools.default.quorum", "http.port", "log.level"}
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    found = refused(tmp_path / "none.toml")
+
+    assert "No such file" in found.problems[0]
+    assert "create" in found.hint
+    assert "FUSEWIRE_CONFIG" in found.hint
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    found = refused(tmp_path)  # a folder: nobody may read that as a file, not even root
+
+    assert "cannot be read: Is a directory" in found.problems[0]
+    assert str(tmp_path) in found.hint
+
+
+@pytest.mark.parametrize("text", ["[nats\nurl = 1", "a = [1,\nb = 2", "\x00"])
+def test_a_file_that_is_not_toml(file: Path, text: str) -> None:
+    found = refused(file, text)
+
+    assert "cannot be parsed" in found.problems[0]
+    assert "line" in found.problems[0]
+
+
+def test_a_file_that_is_not_utf_8(file: Path) -> None:
+    file.write_bytes(b'[nats]\nurl = "\xff"\n')
+
+    assert "cannot be parsed" in refused(file).problems[0]
+
+
+@pytest.mark.parametrize("name", ["FUSEWIRE_POOLS", "FUSEWIRE_MODELS", "FUSEWIRE_NATS"])
+def test_a_broken_variable_is_named(file: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "{not json")
+
+    found = refused(file)
+
+    assert name.removeprefix("FUSEWIRE_").lower() in " ".join(found.problems).lower()
+
+
+def test_a_wrong_variable_is_named_like_a_wrong_key(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSEWIRE_HTTP__PORT", "many")
+
+    assert refused(file).problems[0].startswith("http.port: ")
+
+
+def test_a_secret_is_read_when_it_is_used_and_never_shown(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(file)
+    gpt = settings.models["gpt"]
+    assert gpt.kind == "remote"
+    assert gpt.api_key is None
+
+    monkeypatch.setenv("SOME_KEY", "s3cr3t")
+
+    assert gpt.api_key is not None
+    assert gpt.api_key.get_secret_value() == "s3cr3t"
+    assert "s3cr3t" not in repr(settings) + str(gpt.api_key) + settings.model_dump_json()
+
+
+def test_the_hash_is_of_a_pool_and_its_models_alone(file: Path) -> None:
+    base = load(file)
+
+    def changed(old: str, new: str) -> Settings:
+        file.write_text(GOOD.replace(old, new))
+        return load(file)
+
+    assert base.config_hash("default") == load(file).config_hash("default")
+    assert changed("4222", "4223").config_hash("default") == base.config_hash("default")
+    for old, new in [("gpt-x", "gpt-y"), ("temperature = 0.0", "temperature = 0.1"), ('"calm"', '"cool"')]:
+        assert changed(old, new).config_hash("default") != base.config_hash("default")
+
+
+def test_settings_cannot_be_changed(file: Path) -> None:
+    settings = load(file)
+
+    with pytest.raises(ValueError, match="frozen"):
+        settings.nats.url = "nats://other:1"  # type: ignore[misc]

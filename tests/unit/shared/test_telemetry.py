@@ -1,0 +1,102 @@
+"""Logs: one JSON object a line, with what is bound to the fusion, and never the text of an exception."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import pytest
+import structlog
+
+from fusewire import telemetry
+from fusewire.settings import Log, Telemetry
+
+SECRET = "s3cr3t"
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    """The log's set-up, as it was."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+    structlog.contextvars.clear_contextvars()
+
+
+@pytest.fixture
+def stream(restored: None) -> io.StringIO:
+    return io.StringIO()
+
+
+def configured(stream: io.StringIO, style: Literal["json", "console"] = "json", **log: Any) -> Any:
+    telemetry.configure(Log(format=style, **log), Telemetry(), service="test", stream=stream)
+    return structlog.get_logger()
+
+
+def test_a_line_is_one_json_object(stream: io.StringIO) -> None:
+    log = configured(stream)
+
+    with telemetry.receiving("judge", "fw.plan.f123", {}):
+        log.info("judge.decided", status="voted")
+    log.debug("not.shown")
+
+    (line,) = stream.getvalue().splitlines()
+    event = json.loads(line)
+    assert event.pop("timestamp").endswith("Z")
+    assert event == {
+        "event": "judge.decided",
+        "level": "info",
+        "service": "judge",
+        "fusion_id": "f123",
+        "status": "voted",
+    }
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
+def test_an_exception_is_told_by_its_type_and_place_alone(
+    stream: io.StringIO, style: Literal["json", "console"]
+) -> None:
+    log = configured(stream, style)
+
+    def fails(prompt: str) -> None:
+        raise ValueError(f"cannot handle {prompt}")
+
+    try:
+        fails(SECRET)
+    except ValueError as exc:
+        log.exception("sweep.broken")
+        log.warning("again", exc_info=exc)
+
+    text = stream.getvalue()
+    assert SECRET not in text
+    assert text.count("ValueError") == 2
+    assert "test_telemetry.py" in text
+    assert "fails" in text
+
+
+SUBJECTS = [
+    ("fw.plan.f1", "f1"),
+    ("fw.candidate.f1.0.a", "f1"),
+    ("fw.round.f1", "f1"),
+    ("fw.due.f1", "f1"),
+    ("fw.task.edge.tiny.low", None),
+    ("fw.in.acme", None),
+]
+
+
+@pytest.mark.parametrize(("subject", "fusion_id"), SUBJECTS)
+def test_the_fusion_is_bound_while_its_message_is_handled(subject: str, fusion_id: str | None) -> None:
+    with telemetry.receiving("judge", subject, {}):
+        assert structlog.contextvars.get_contextvars().get("fusion_id") == fusion_id
+    assert structlog.contextvars.get_contextvars() == {}
+
+
+def test_others_are_heard_from_a_warning_up(stream: io.StringIO) -> None:
+    configured(stream)
+
+    logging.getLogger("someone").info("chatter")
+    logging.getLogger("someone").warning("trouble")
+
+    assert stream.getvalue() == "WARNING someone trouble\n"

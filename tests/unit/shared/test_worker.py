@@ -1,0 +1,182 @@
+"""The part that both workers share: each task ends in exactly one candidate."""
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, cast
+
+import pytest
+from nats.aio.msg import Msg
+
+from fusewire.bus import Bus, Delivery
+from fusewire.contracts import Candidate, ContractError, Task, Tier
+from fusewire.errors import Transient
+from fusewire.testing.factories import T0, FakeClock, make_candidate, make_prompt, make_task
+from fusewire.topology import MAX_DELIVERIES
+from fusewire.worker import MAX_CANDIDATE_BYTES, Worker, failed
+
+TASK = make_task()
+
+
+@dataclass
+class Published:
+    """A bus that keeps what is published."""
+
+    stored: dict[str, Candidate] = field(default_factory=dict)
+    msg_ids: list[str | None] = field(default_factory=list)
+    service: str = "worker-test"
+
+    async def publish(
+        self, subject: str, message: Candidate | bytes, *, msg_id: str | None = None, only_if_new: bool = False
+    ) -> bool:
+        assert only_if_new
+        if subject in self.stored:
+            return False
+        self.stored[subject] = message if isinstance(message, Candidate) else Candidate.decode(message)
+        self.msg_ids.append(msg_id)
+        return True
+
+
+@dataclass
+class Stub:
+    """A model that gives what it was told to, or raises it."""
+
+    gives: Candidate | Exception
+    calls: int = 0
+
+    async def generate(self, task: Task) -> Candidate:
+        self.calls += 1
+        if isinstance(self.gives, Exception):
+            raise self.gives
+        return self.gives
+
+    async def aclose(self) -> None:
+        pass
+
+
+def delivery(task: Task = TASK, deliveries: int = 1) -> Delivery:
+    return Delivery(task.encode(), "fw.task.remote.m-a.normal", {}, deliveries, "FW_TASK_REMOTE", 1, cast("Msg", None))
+
+
+async def handled(stub: Stub, message: Delivery, bus: Published | None = None, **given: Any) -> Candidate:
+    bus = bus or Published()
+    tier: Tier = given.pop("tier", "remote")
+    worker = Worker(cast("Bus", bus), stub, {}, tier=tier, clock=given.pop("clock", FakeClock()))
+    await worker.handle(message)
+    (candidate,) = bus.stored.values()
+    return candidate
+
+
+async def test_a_task_becomes_a_candidate_on_its_own_subject() -> None:
+    bus = Published()
+
+    candidate = await handled(Stub(make_candidate("Paris.")), delivery(), bus)
+
+    assert candidate == make_candidate("Paris.")
+    assert list(bus.stored) == [f"fw.candidate.{TASK.fusion_id}.0.a"]
+    assert bus.msg_ids == [TASK.task_id]
+
+
+async def test_a_task_delivered_again_leaves_the_first_candidate() -> None:
+    bus = Published()
+    await handled(Stub(make_candidate("first")), delivery(), bus)
+
+    assert (await handled(Stub(make_candidate("second")), delivery(deliveries=2), bus)).content == "first"
+
+
+@pytest.mark.parametrize("late", [0, 1])
+async def test_a_task_whose_deadline_has_passed_is_not_tried(late: float) -> None:
+    stub = Stub(make_candidate())
+
+    candidate = await handled(stub, delivery(), clock=FakeClock(TASK.deadline_at + timedelta(seconds=late)))
+
+    assert stub.calls == 0
+    assert candidate.error is not None
+    assert (candidate.error.code, candidate.attempts, candidate.content) == ("deadline_exceeded", 0, None)
+
+
+async def test_a_task_of_another_tier_is_not_tried() -> None:
+    stub = Stub(make_candidate())
+
+    candidate = await handled(stub, delivery(make_task(tier="edge")), tier="remote")
+
+    assert stub.calls == 0
+    assert candidate.error is not None
+    assert candidate.error.code == "bad_request"
+
+
+async def test_an_edge_only_task_is_not_shown_to_a_hosted_model_though_it_says_so() -> None:
+    stub = Stub(make_candidate())
+
+    candidate = await handled(stub, delivery(make_task(make_prompt(residency="edge-only"), tier="remote")))
+
+    assert stub.calls == 0
+    assert candidate.error is not None
+    assert candidate.error.code == "bad_request"
+
+
+async def test_an_answer_larger_than_a_message_becomes_an_error() -> None:
+    candidate = await handled(Stub(make_candidate("é" * MAX_CANDIDATE_BYTES)), delivery())
+
+    assert candidate.error is not None
+    assert (candidate.error.code, candidate.content) == ("answer_too_large", None)
+    assert str(MAX_CANDIDATE_BYTES) in candidate.error.message
+    assert candidate.cost_usd == 0.001  # it was paid for
+
+
+async def test_an_answer_of_just_a_message_is_kept() -> None:
+    room = MAX_CANDIDATE_BYTES - len(make_candidate("").encode())
+
+    assert (await handled(Stub(make_candidate("x" * room)), delivery())).content == "x" * room
+
+
+async def test_what_no_text_column_holds_is_replaced() -> None:
+    assert (await handled(Stub(make_candidate("a\x00b")), delivery())).content == "a\ufffdb"
+
+
+@pytest.mark.parametrize("deliveries", range(1, MAX_DELIVERIES))
+async def test_a_fault_of_ours_is_raised_so_that_the_task_comes_again(deliveries: int) -> None:
+    bus = Published()
+
+    with pytest.raises(RuntimeError):
+        await handled(Stub(RuntimeError("s3cr3t")), delivery(deliveries=deliveries), bus)
+
+    assert bus.stored == {}
+
+
+async def test_the_last_fault_leaves_a_candidate_and_is_buried() -> None:
+    bus = Published()
+
+    with pytest.raises(RuntimeError):
+        await handled(Stub(RuntimeError("s3cr3t")), delivery(deliveries=MAX_DELIVERIES), bus)
+
+    (candidate,) = bus.stored.values()
+    assert candidate.error is not None
+    assert candidate.error.code == "poison"
+    assert "RuntimeError" in candidate.error.message
+    assert "s3cr3t" not in candidate.error.message
+
+
+async def test_what_is_down_is_waited_for_and_poisons_nothing() -> None:
+    bus = Published()
+
+    with pytest.raises(Transient):
+        await handled(Stub(Transient("the ledger is down")), delivery(deliveries=MAX_DELIVERIES + 3), bus)
+
+    assert bus.stored == {}
+
+
+async def test_what_is_no_task_is_refused() -> None:
+    message = Delivery(b"{}", "fw.task.remote.m-a.normal", {}, 1, "FW_TASK_REMOTE", 1, cast("Msg", None))
+
+    with pytest.raises(ContractError):
+        await handled(Stub(make_candidate()), message)
+
+
+def test_a_failed_candidate_names_its_task() -> None:
+    failure = make_candidate(fails="timeout").error
+    assert failure is not None
+
+    candidate = failed(TASK, failure, provider="openai", at=T0)
+
+    assert (candidate.task_id, candidate.call, candidate.member) == (TASK.task_id, "a", "a")
+    assert (candidate.attempts, candidate.cost_usd, candidate.latency_ms) == (0, None, 0)
