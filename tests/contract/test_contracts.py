@@ -187,7 +187,9 @@ def required(message: Wire) -> list[str]:
 def test_every_contract_has_a_golden_file() -> None:
     names = {m.contract for m in MESSAGES_V1}
 
-    assert names == {cls.contract for cls in Wire.__subclasses__()}
+    # A service may keep records of its own in the same form; those are not on the bus.
+    on_the_bus = [cls for cls in Wire.__subclasses__() if cls.__module__.startswith("fusewire.contracts.")]
+    assert names == {cls.contract for cls in on_the_bus}
     assert {f.name for f in GOLDEN.iterdir()} == {f"{name}.v1.json" for name in names}
 
 
