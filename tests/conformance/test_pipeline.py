@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from nats.aio.msg import Msg
 from sqlalchemy import text
+from structlog.testing import capture_logs
 
+from fusewire import bus as bus_module
 from fusewire import ids, provision
 from fusewire.bus import Bus
 from fusewire.settings import Database, Nats, Settings
@@ -30,6 +32,7 @@ MakeSettings = Callable[..., Settings]
 Running = Callable[..., AbstractAsyncContextManager[Client]]
 ALL = ("judge", "worker-remote", "dispatcher", "ingest")
 WAIT_S = 60
+PLANNED = "SELECT count(*) FROM fusions WHERE plan IS NOT NULL"
 SLOW = Script(models={"*": ModelScript(latency_ms=300)})
 
 
@@ -286,11 +289,15 @@ async def submit(client: Client, first: int, last: int) -> None:
 
 
 async def test_what_is_accepted_while_nats_is_down_is_done_when_it_is_back(
-    settings: Settings, running: Running, nats: NatsServer
+    settings: Settings, running: Running, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(settings, *ALL) as client:
         await nats.kill()
-        await submit(client, 0, 5)
+        with monkeypatch.context() as outage, capture_logs() as told:
+            outage.setattr(bus_module, "PUBLISH_TIMEOUT_S", 0.2)
+            await submit(client, 0, 5)
+            # Not before every publication was given up: from here on only the sweep can help.
+            await eventually(lambda: [line["event"] for line in told].count("ingest.publish_failed") >= 5)
         assert (await client.get(ids.fusion_id("default", "b", "0")))["status"] == "running"
         await nats.start()
 
@@ -300,24 +307,39 @@ async def test_what_is_accepted_while_nats_is_down_is_done_when_it_is_back(
     assert await rows(settings, "SELECT count(*) FROM outcomes") == [(5,)]
 
 
-async def test_a_broker_whose_store_is_lost_loses_no_prompt(
-    settings: Settings, running: Running, nats: NatsServer, model_server: ModelServer
+async def test_what_was_committed_and_never_published_is_found_by_the_next_ingest(
+    settings: Settings, running: Running, nats: NatsServer
 ) -> None:
-    model_server.set_script(SLOW)
-    async with running(settings, *ALL) as client:
-        await submit(client, 0, 10)
-        await model_server.arrived(5)
+    async with running(settings, "ingest") as client:
         await nats.kill()
-        nats.wipe()
+        await submit(client, 0, 5)  # and it dies with what it had in memory
+    await nats.start()
+
+    async with running(settings, *ALL) as client:
+        done = await finish(client, 5)
+
+    assert [shown["status"] for shown in done] == ["fused"] * 5
+    assert await rows(settings, "SELECT count(*) FROM outcomes") == [(5,)]
+
+
+async def test_a_broker_whose_store_is_lost_loses_no_prompt(
+    settings: Settings, running: Running, nats: NatsServer, ops: Bus
+) -> None:
+    async with running(settings, "judge", "dispatcher", "ingest") as client:
+        await submit(client, 0, 10)
+
+        async def planned() -> bool:
+            tasks = await ops.js.stream_info("FW_TASK_REMOTE")
+            return tasks.state.messages == 30 and await rows(settings, PLANNED) == [(10,)]
+
+        await eventually(planned)
+        await nats.kill()
+        nats.wipe()  # with every task in it
         await submit(client, 10, 15)
         await nats.start()
-        # As the local runner does when it restarts the broker, and an operator who lost a cluster.
-        bus = Bus("ops", settings.nats)
-        await bus.connect(timeout_s=30)
-        await provision.apply(bus.js, topology(dict.fromkeys("abcj", "remote")))
-        await bus.stop()
-
-        done = await finish(client, 15)
+        # The worker's start applies the topology, as the local runner does, or an operator who lost a cluster.
+        async with running(settings, "worker-remote"):
+            done = await finish(client, 15)
 
     assert Counter(shown["status"] for shown in done) == {"fused": 15}
     assert await rows(settings, "SELECT count(*) FROM outcomes") == [(15,)]
