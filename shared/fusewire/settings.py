@@ -17,7 +17,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from fusewire.contracts import NAME, Mode, Residency
+from fusewire.contracts import NAME, Gate, Mode, Residency
 
 CONFIG_ENV = "FUSEWIRE_CONFIG"
 DEFAULT_FILE = Path("fusewire.toml")
@@ -167,6 +167,8 @@ class Member(Section):
     """A configured model."""
     weight: float = Field(default=1.0, gt=0)
     """How much its voice counts."""
+    required: bool = False
+    """Whether an outcome waits for it, quorum or not, until the panel's deadline."""
     system: str | None = None
     """A system prompt put before the conversation when it brings none of its own."""
     temperature: float | None = Field(default=None, ge=0, le=2)
@@ -175,13 +177,29 @@ class Member(Section):
     """Where the prompt does not say."""
 
 
+Preset = Literal["high", "budget", "fast"]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "high": {"quorum": 1.0, "early_stop": 1.0, "debate_rounds": 2, "control_share": 0.05},
+    "budget": {"gate": "edge-first", "early_stop": 0.87, "debate_rounds": 1},
+    "fast": {"quorum": 0.5, "early_stop": 0.87, "grace_most_s": 1.0, "hedge": 0.1, "debate_rounds": 1},
+}
+
+
 class Pool(Section):
     """`[pools.<name>]`"""
 
     members: tuple[Member, ...] = Field(min_length=1, max_length=16)
     """Names of models, or tables as `[[pools.<name>.members]]`."""
     judge: Name | None = None
-    """The model that judges. Unset: closed answers are voted, open ones chosen by similarity."""
+    """The model that judges, and writes merges. Unset: closed answers are voted, open ones chosen by similarity.
+    A judge that is also a member does not vote on its own answer."""
+    jury: tuple[Name, ...] = Field(default=(), max_length=5)
+    """Several models that judge together, best of different families; `judge` (or the first) then writes merges."""
+    criteria: str | None = Field(default=None, max_length=4000)
+    """What the judge shall value, in place of: correct first, complete second, clear third."""
+    preset: Preset | None = None
+    """A set of defaults for the keys below; a key that is given wins. See README."""
     mode: Mode = "best-of"
     """Where the prompt does not say."""
     quorum: float = Field(default=0.67, gt=0, le=1)
@@ -192,10 +210,39 @@ class Pool(Section):
     """The deadline of a prompt that belongs to a batch."""
     residency: Residency = "any"
     """`edge-only`: content goes to edge models alone. A prompt can tighten it, never loosen it."""
+    grace_most_s: float = Field(default=10.0, ge=0)
+    """The longest wait for stragglers after quorum; it is 0.35 of the time to quorum, at least 0.5 s."""
+    early_stop: float = Field(default=0.93, gt=0.5, le=1)
+    """A vote ends when its leader wins with this probability, whoever is still out: 0.93 is three of three,
+    0.87 two of two. One that cannot be caught ends it too. 1 waits for everybody."""
+    hedge: float = Field(default=0.0, ge=0, le=0.5)
+    """The share of extra calls that may be made to ask stragglers a second time; 0 is none."""
+    gate: Gate = "none"
+    """`edge-first`: the edge members are asked alone, and the hosted ones only where those disagree."""
+    gate_confidence: float | None = Field(default=None, gt=0, le=1)
+    """Confidence from which one edge answer alone opens the gate. It is not calibrated: measure first."""
+    guard: bool = True
+    """Whether a merge is returned only if it holds its own against the best single answer."""
     debate_rounds: int = Field(default=2, ge=1, le=2)
     """At most this many turns of a debate."""
+    debate_families: int = Field(default=2, ge=1, le=8)
+    """Debate takes members of at least this many families; 1 lets one model debate with itself."""
+    control_share: float = Field(default=0.02, ge=0, le=1)
+    """The share of a judge's line-ups that hold a control, an answer that only a broken judge picks."""
+    max_cost_usd: float | None = Field(default=None, gt=0)
+    """No further call is made for a prompt once its calls have cost this much."""
+    max_total_tokens: int | None = Field(default=None, ge=1)
+    """The most tokens that the calls for a prompt may take, by estimate before each; members that do not fit are
+    left out, last first."""
     max_tokens: int | None = Field(default=None, ge=1)
     """The members' answer length where the prompt does not say."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(preset := data.get("preset"), str):
+            return {**PRESETS.get(preset, {}), **data}
+        return data
 
     @model_validator(mode="before")
     @classmethod
@@ -204,6 +251,11 @@ class Pool(Section):
             members = [{"name": m, "model": m} if isinstance(m, str) else m for m in data["members"]]
             return {**data, "members": members}
         return data
+
+    @property
+    def judges(self) -> tuple[str, ...]:
+        """Models that judge or write, each once."""
+        return tuple(dict.fromkeys((*((self.judge,) if self.judge else ()), *self.jury)))
 
     @model_validator(mode="after")
     def _distinct(self) -> "Pool":
@@ -253,8 +305,7 @@ class Settings(BaseSettings):
         known = ", ".join(sorted(self.models)) or "none"
         for pool_name, pool in self.pools.items():
             wanted = [(f"member '{m.name}'", m.model) for m in pool.members]
-            if pool.judge:
-                wanted.append(("judge", pool.judge))
+            wanted += [("judge", name) for name in pool.judges]
             for role, model in wanted:
                 if model not in self.models:
                     raise ValueError(
@@ -268,7 +319,7 @@ class Settings(BaseSettings):
     def config_hash(self, pool: str) -> str:
         """Twelve hex digits over a pool and its models, without secrets: the same hash, the same behaviour."""
         chosen = self.pools[pool]
-        names = {m.model for m in chosen.members} | ({chosen.judge} if chosen.judge else set())
+        names = {m.model for m in chosen.members} | set(chosen.judges)
         shown = {
             "pool": chosen.model_dump(mode="json"),
             "models": {n: self.models[n].model_dump(mode="json") for n in sorted(names)},

@@ -8,11 +8,16 @@ from typing import Any
 import aiohttp
 import pytest
 
-from fusewire.testing.model_script import Model, ModelScript, Rule, Script
+from fusewire.testing.model_script import Model, ModelScript, Rule, Script, ScriptedCall
 from fusewire.testing.model_server import ModelServer
 
 
 async def ask(base_url: str, prompt: str, *, key: str = "", **more: Any) -> str:
+    choice = await chosen(base_url, prompt, key=key, **more)
+    return str(choice["message"]["content"])
+
+
+async def chosen(base_url: str, prompt: str, *, key: str = "", **more: Any) -> dict[str, Any]:
     body = {"model": "big-1", "messages": [{"role": "user", "content": prompt}], **more}
     headers = {"Idempotency-Key": key} if key else {}
     async with (
@@ -20,7 +25,8 @@ async def ask(base_url: str, prompt: str, *, key: str = "", **more: Any) -> str:
         client.post(f"{base_url}/chat/completions", json=body, headers=headers) as response,
     ):
         completion = await response.json()
-        return str(completion["choices"][0]["message"]["content"])
+        choice: dict[str, Any] = completion["choices"][0]
+        return choice
 
 
 async def test_answers_follow_the_script() -> None:
@@ -29,6 +35,31 @@ async def test_answers_follow_the_script() -> None:
     async with ModelServer(script) as server:
         assert await ask(server.base_url, "The capital of France?") == "Paris"
         assert await ask(server.base_url, "Hello {braces}") == "big-1 says Hello {braces}"
+
+
+async def test_tools_are_called_by_the_script_where_they_are_offered() -> None:
+    rules = (Rule(match="twice", calls=(ScriptedCall(name="clock"), ScriptedCall(name="clock", arguments="{no JSON"))),)
+    script = Script.of(
+        rules=rules, answer="In words.", calls=(ScriptedCall(name="weather", arguments={"city": "Rom"}),)
+    )
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    async with ModelServer(script) as server:
+        once = await chosen(server.base_url, "Weather?", tools=tools)
+        twice = await chosen(server.base_url, "Weather, twice", tools=tools)
+        plain = await chosen(server.base_url, "Weather?")
+        barred = await chosen(server.base_url, "Weather?", tools=tools, tool_choice="none")
+        turns = [{"role": "user", "content": "Weather?"}, {"role": "tool", "tool_call_id": "call_0", "content": "Wet."}]
+        answered = await chosen(server.base_url, "", tools=tools, messages=turns)
+    called = {"name": "weather", "arguments": '{"city": "Rom"}'}
+    assert once["message"] == {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "call_0", "type": "function", "function": called}],
+    }
+    assert once["finish_reason"] == "tool_calls"
+    assert [c["function"]["arguments"] for c in twice["message"]["tool_calls"]] == ["{}", "{no JSON"]
+    for said in (plain, barred, answered):
+        assert (said["message"]["content"], said["finish_reason"]) == ("In words.", "stop")
 
 
 async def test_without_a_script_answers_depend_on_the_prompt_alone() -> None:

@@ -76,12 +76,16 @@ async def subjects(bus: Bus, stream: str) -> set[str]:
     return set(info.state.subjects or {})
 
 
+MERGED = "A text that sorts first, so that the scripted judge prefers it."
+ABSENT = [f"missing:{member}:0.33:deadline" for member in "abc"]
+
 # -- modes ------------------------------------------------------------------------------------
 
 
 async def test_the_three_modes_on_the_local_stack(
     make_settings: MakeSettings, stack: Running, model_server: ModelServer
 ) -> None:
+    model_server.set_script(Script(models={"j": ModelScript(rules=(Rule(match="Now write", answer=MERGED),))}))
     async with stack(make_settings()) as client:
         best = await ask(client, "Why?", mode="best-of")
         merged = await ask(client, "Why?", mode="merge")
@@ -89,15 +93,18 @@ async def test_the_three_modes_on_the_local_stack(
         seen = await client.get(best["id"])
 
     assert (best["status"], best["is_degraded"], best["judge_rung"], best["rounds"]) == ("fused", False, "strict", 1)
+    assert best["swap_consistent"] is True
     assert best["content"] == next(a["content"] for a in best["answers"] if a["member"] == best["winner"])
     assert parts(best) == dict.fromkeys("abc", "ok")
-    assert (merged["status"], merged["winner"], merged["rounds"]) == ("fused", None, 2)
+    # Analysis and verdicts, the writing, and the guard.
+    assert (merged["status"], merged["guard"], merged["rounds"]) == ("fused", "passed", 3)
+    assert (merged["content"], merged["winner"]) == (MERGED, None)
     assert merged["analysis"] == {
         "consensus": [], "contradictions": [], "partial_coverage": [], "unique_insights": [], "blind_spots": []
     }  # fmt: skip
     assert (debated["status"], debated["is_degraded"]) == ("fused", False)
-    assert debated["rounds"] == 3
-    assert model_server.stats.by_model["j"] == 1 + 2 + 1
+    assert debated["rounds"] == 2  # nobody named an error in its answer
+    assert model_server.stats.by_model["j"] == 2 + 6 + 2
     assert {k: seen[k] for k in ("content", "status", "winner")} == {
         k: best[k] for k in ("content", "status", "winner")
     }
@@ -140,7 +147,7 @@ async def test_a_broken_verdict_is_asked_for_again(
     async with running(settings, *ALL) as client:
         shown = await ask(client, "Why?")
 
-    assert model_server.stats.by_model["j"] == 2
+    assert model_server.stats.by_model["j"] == 4
     assert (shown["status"], shown["judge_rung"], shown["degraded_reasons"]) == (
         "voted",
         "fallback",
@@ -157,7 +164,7 @@ async def test_the_same_submission_is_fused_once(
 
     assert (first["is_repetition"], again["is_repetition"]) == (False, True)
     assert first["content"] == again["content"]
-    assert model_server.stats.requests == 4
+    assert model_server.stats.requests == 5
 
 
 # -- what comes twice, late, or from nowhere --------------------------------------------------
@@ -202,7 +209,7 @@ async def test_a_prompt_published_again_is_not_asked_again(
         again = await client.get(shown["id"])
 
     assert again["content"] == shown["content"]
-    assert model_server.stats.requests == 4
+    assert model_server.stats.requests == 5
 
 
 async def test_a_forged_candidate_is_ignored(
@@ -247,7 +254,7 @@ async def test_a_deadline_ends_it_by_its_timer(
         shown = await ask(client, "Why?", deadline_s=2)
 
     assert (shown["status"], shown["is_degraded"]) == ("expired", True)
-    assert shown["degraded_reasons"] == ["missing:a", "missing:b", "missing:c"]
+    assert shown["degraded_reasons"] == ABSENT
 
 
 async def test_a_deadline_ends_it_by_the_sweep_when_timers_are_lost(
@@ -263,7 +270,7 @@ async def test_a_deadline_ends_it_by_the_sweep_when_timers_are_lost(
         await ops.js.purge_stream("FW_TIMER")
         shown = await client.get(shown["id"], wait_s=WAIT_S)
 
-    assert (shown["status"], shown["degraded_reasons"]) == ("expired", ["missing:a", "missing:b", "missing:c"])
+    assert (shown["status"], shown["degraded_reasons"]) == ("expired", ABSENT)
 
 
 async def test_without_a_dispatcher_it_still_ends(settings: Settings, running: Running) -> None:
@@ -414,7 +421,7 @@ async def test_two_judges_on_postgresql_finish_a_thousand_fusions_once_each(
         ("fused", False, 1000)
     ]
     assert set(told.values()) == {1}
-    assert model_server.stats.by_model == {"a": 1000, "b": 1000, "c": 1000, "j": 1000}
+    assert model_server.stats.by_model == {"a": 1000, "b": 1000, "c": 1000, "j": 2000}
     assert await rows(settings, "SELECT count(*), count(DISTINCT fusion_id) FROM answers") == [(3000, 1000)]
     query = "SELECT deadlocks, conflicts FROM pg_stat_database WHERE datname = current_database()"
     assert await rows(settings, query) == [(0, 0)]

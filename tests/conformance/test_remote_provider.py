@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from fusewire.contracts import Message, Sampling, Task
+from fusewire.contracts import Message, Sampling, Task, Tool, ToolCall
 from fusewire.settings import RemoteModel
 from fusewire.testing.memory_kv import MemoryKeyValue
-from fusewire.testing.model_script import Fault, FaultKind, Script
+from fusewire.testing.model_script import Fault, FaultKind, Script, ScriptedCall
 from fusewire.testing.model_server import ModelServer
 from fusewire_worker_remote.errors import Failure
 from fusewire_worker_remote.generate import RemoteGenerate
@@ -356,3 +356,48 @@ async def test_cost_comes_from_the_price_list_and_is_unknown_on_loopback() -> No
     assert priced.cost_usd > 0
     assert priced.price_version is not None
     assert (unpriced.cost_usd, unpriced.price_version) == (None, None)
+
+
+async def test_tool_calls_are_the_answer_and_are_republished() -> None:
+    tools = (Tool(name="weather", description="Now.", parameters={"type": "object"}),)
+    asked = ToolCall(id="abc123XYZ", name="weather", arguments='{"city":"Köln"}')
+    turns = (
+        Message(role="user", content="Weather?"),
+        Message(role="assistant", content="", tool_calls=(asked,)),
+        Message(role="tool", content="21 °C", tool_call_id=asked.id),
+        Message(role="user", content="And in Rome?"),
+    )
+    task = a_task(tools=tools, tool_choice="weather", messages=turns)
+    script = Script.of(calls=(ScriptedCall(name="weather", arguments={"city": "Rome"}),), recording=True)
+    async with ModelServer(script) as server, generating(server.base_url) as (generate, _):
+        candidate = await generate.generate(task)
+        again = await generate.generate(task)
+        (sent,) = server.stats.recorded
+    assert candidate.ok
+    assert (candidate.content, candidate.finish_reason) == (None, "tool_calls")
+    assert candidate.tool_calls == (ToolCall(id="call_0", name="weather", arguments='{"city": "Rome"}'),)
+    assert candidate.usage.completion_tokens > 1
+    assert again == candidate
+    assert sent.body["tool_choice"] == {"type": "function", "function": {"name": "weather"}}
+    assert [tool["function"]["name"] for tool in sent.body["tools"]] == ["weather"]
+    assert [turn["role"] for turn in sent.body["messages"]] == ["user", "assistant", "tool", "user"]
+    assert sent.body["messages"][1]["tool_calls"][0]["id"] == sent.body["messages"][2]["tool_call_id"] == asked.id
+
+
+@pytest.mark.parametrize(
+    ("calls", "result"),
+    [
+        ([ScriptedCall(name="")], "truncated"),
+        ([ScriptedCall(name="big", arguments="x" * 1_000_000)], "answer_too_large"),
+        ([ScriptedCall(name="many")] * 15_000, "answer_too_large"),
+    ],
+    ids=["no name", "long arguments", "many"],
+)
+async def test_calls_that_are_no_answer_are_paid_for_once(calls: list[ScriptedCall], result: str) -> None:
+    task = a_task(tools=(Tool(name="weather"),))
+    async with ModelServer(Script.of(calls=calls)) as server, generating(server.base_url) as (generate, _):
+        candidate = await generate.generate(task)
+        assert server.stats.requests == 1
+    assert not candidate.ok
+    assert candidate.error is not None
+    assert candidate.error.code == result

@@ -1,10 +1,8 @@
 """No content of an edge-only prompt reaches anything remote: read back from streams, subjects and logs."""
 
-import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -13,14 +11,12 @@ from nats.aio.msg import Msg
 
 from fusewire.bus import Bus
 from fusewire.contracts import Candidate, Task
-from fusewire.service import App
 from fusewire.settings import Nats, Settings
+from fusewire.testing.echo_worker import EchoWorker
 from fusewire.testing.eventually import eventually
-from fusewire.testing.factories import make_candidate
-from fusewire.testing.model_script import Script, last_user_message, satisfying
+from fusewire.testing.model_script import Script
 from fusewire.testing.model_server import ModelServer
 from fusewire.testing.nats_server import NatsServer
-from fusewire.worker import Worker
 from fusewire_cli.client import Client
 
 MakeSettings = Callable[..., Settings]
@@ -28,68 +24,6 @@ Running = Callable[..., AbstractAsyncContextManager[Client]]
 SECRET = "s3cr3t-0f-the-house"
 EDGE = {name: {"kind": "edge", "path": "/nowhere"} for name in ("tiny", "small", "big")}
 SERVICES = ("judge", "worker-remote", "dispatcher", "ingest")
-
-
-class Echo:
-    """An edge model in name: it says who it is and repeats the prompt, or gives JSON that fits what is demanded."""
-
-    def __init__(self) -> None:
-        self.tasks: list[Task] = []
-
-    async def generate(self, task: Task) -> Candidate:
-        self.tasks.append(task)
-        now = datetime.now(UTC)
-        schema = task.sampling.response_schema
-        text = f"{task.model} says {task.round}: " + last_user_message(
-            {"messages": [m.model_dump() for m in task.messages]}
-        )
-        return make_candidate(
-            json.dumps(satisfying(schema, schema)) if schema else text,
-            task.call,
-            task_id=task.task_id,
-            fusion_id=task.fusion_id,
-            round=task.round,
-            member=task.member,
-            model=task.model,
-            tier="edge",
-            provider="echo",
-            cost_usd=0.0,
-            started_at=now,
-            finished_at=now,
-        )
-
-    async def aclose(self) -> None:
-        pass
-
-
-class EdgeWorker:
-    """The edge worker's wiring around another engine."""
-
-    name = "worker-edge"
-
-    def __init__(self, settings: Settings) -> None:
-        self._bus = Bus(self.name, settings.nats, drain_s=2)
-        self.engine = Echo()
-        self._worker = Worker(
-            self._bus, self.engine, dict.fromkeys(EDGE, 2), tier="edge", clock=lambda: datetime.now(UTC)
-        )
-
-    async def start(self) -> None:
-        await self._bus.connect()
-        await self._worker.start()
-
-    async def stop(self) -> None:
-        await self._worker.stop(2)
-        await self._bus.stop()
-
-    def faults(self) -> list[str]:
-        return self._worker.stalled()
-
-    def unready(self) -> list[str]:
-        return []
-
-    def app(self) -> App | None:
-        return None
 
 
 @pytest.fixture
@@ -187,7 +121,7 @@ async def test_an_edge_only_prompt_stays_at_the_edge(
 ) -> None:
     model_server.set_script(Script(recording=True))
     settings = make_settings(nats=Nats(url=nats.url), pool=pool, models=EDGE)
-    edge = EdgeWorker(settings)
+    edge = EchoWorker(settings)
     async with running(settings, *SERVICES[:2], edge, *SERVICES[2:]) as client:
         shown = await client.submit({"prompt": f"Keep {SECRET}!", **fields}, wait_s=60)
 
@@ -223,15 +157,15 @@ async def test_the_same_prompt_without_the_mark_goes_everywhere(
 ) -> None:
     """Else the test above would also pass on a pipeline that never asks anyone remote."""
     settings = make_settings(nats=Nats(url=nats.url), pool={"members": ["a", "tiny", "b"]}, models=EDGE)
-    edge = EdgeWorker(settings)
+    edge = EchoWorker(settings)
     async with running(settings, *SERVICES[:2], edge, *SERVICES[2:]) as client:
         shown = await client.submit({"prompt": f"Keep {SECRET}!"}, wait_s=60)
 
     assert (shown["status"], shown["is_degraded"]) == ("fused", False)
     assert {answer["tier"] for answer in shown["answers"]} == {"edge", "remote"}
-    assert (await stored(settings, "FW_TASK_REMOTE"))[0] == 3
+    assert (await stored(settings, "FW_TASK_REMOTE"))[0] == 4  # two members, and the judge in both orders
     assert [msg.subject for msg in traffic if SECRET.encode() in msg.data and msg.subject.startswith("fw.task.remote")]
-    assert model_server.stats.requests == 3
+    assert model_server.stats.requests == 4
 
 
 async def test_no_log_holds_what_a_failing_service_had_in_hand(
@@ -243,7 +177,7 @@ async def test_no_log_holds_what_a_failing_service_had_in_hand(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = make_settings(nats=Nats(url=nats.url), pool={"members": ["tiny", "small"], "judge": None}, models=EDGE)
-    edge = EdgeWorker(settings)
+    edge = EchoWorker(settings)
 
     async def fail(task: Task) -> Candidate:
         raise RuntimeError(f"could not handle {task.messages}")

@@ -34,7 +34,7 @@ from fusewire_ingest.repository import Submissions
 from fusewire_judge.handlers import Handlers
 
 Message = Plan | Candidate
-VERDICT = json.dumps({"reason": "It is right about the city.", "winner": "A"})
+REASON = "It is right about the city."
 
 
 @dataclass
@@ -131,8 +131,17 @@ def everything(prompt: Prompt) -> list[Message]:
     return [make_plan(prompt), *answers(prompt, CLOSED)]
 
 
-def verdict(prompt: Prompt, content: str = VERDICT) -> Candidate:
-    return make_candidate(content, "verdict", prompt=prompt, round=1, member=None, model=JUDGE.model, cost_usd=0.01)
+def verdicts(desk: Desk, prompt: Prompt, member: str = "a", **overrides: Any) -> list[Candidate]:
+    """Both orders name one member."""
+    asked = next(m for m in desk.bus.messages if isinstance(m, Round) and m.fusion_id == prompt.fusion_id)
+    found = []
+    for call in asked.calls:
+        shown, said = call.messages[-1].content, OPEN_ANSWERS[member]
+        label = shown[: shown.index(said)].rstrip("]\n")[-2:]
+        content = json.dumps({"reason": REASON, "winner": label})
+        given = {"round": asked.round, "member": None, "model": JUDGE.model, "cost_usd": 0.01, **overrides}
+        found.append(make_candidate(content, call.name, prompt=prompt, **given))
+    return found
 
 
 CLOSED = {"a": "4", "b": "5", "c": "4"}
@@ -159,7 +168,7 @@ async def test_a_verdict(desk: Desk) -> None:
     await desk.take(make_plan(PROMPT), *answers(PROMPT))
     assert desk.bus.of(PROMPT) == ["round 1"]
 
-    await desk.take(verdict(PROMPT))
+    await desk.take(*verdicts(desk, PROMPT))
 
     outcome = await desk.outcome(PROMPT)
     assert outcome is not None
@@ -198,10 +207,11 @@ async def test_many_fusions_in_one_batch(desk: Desk) -> None:
 
 
 async def test_what_is_delivered_again_changes_nothing(desk: Desk) -> None:
-    messages: list[Message] = [make_plan(PROMPT), *answers(PROMPT), verdict(PROMPT)]
+    messages: list[Message] = [make_plan(PROMPT), *answers(PROMPT)]
     await desk.submit(PROMPT)
-    await desk.take(*messages[:4])
-    await desk.take(messages[4])
+    await desk.take(*messages)
+    messages += verdicts(desk, PROMPT)
+    await desk.take(*messages[4:])
     before = await desk.outcome(PROMPT)
     stored = {t: await desk.rows(f"SELECT * FROM {t} ORDER BY 1, 2") for t in ("candidates", "rounds", "fusions")}
 
@@ -228,9 +238,9 @@ async def test_what_an_earlier_transaction_could_not_publish_is_published_by_the
 
     desk.bus.is_down = True
     with pytest.raises(Transient):
-        await desk.take(verdict(PROMPT))
+        await desk.take(*verdicts(desk, PROMPT))
     desk.bus.is_down = False
-    await desk.take(verdict(PROMPT), deliveries=2)
+    await desk.take(*verdicts(desk, PROMPT), deliveries=2)
     assert desk.bus.of(PROMPT) == ["round 1", "outcome"]
     assert len(await desk.rows("SELECT * FROM outcomes")) == 1
 
@@ -281,12 +291,12 @@ async def test_the_first_candidate_of_a_call_stays(desk: Desk) -> None:
 
 async def test_a_late_candidate_is_kept_and_changes_nothing(desk: Desk) -> None:
     await desk.submit(PROMPT)
-    await desk.take(make_plan(PROMPT), *answers(PROMPT, {"a": "4", "b": "4"}))
+    await desk.take(make_plan(PROMPT, judge=None), *answers(PROMPT, {"a": "4", "b": "6"}))
     desk.clock.advance(1)
     await desk.fire(PROMPT)
     before = await desk.outcome(PROMPT)
     assert before is not None
-    assert before.degraded_reasons == ("missing:c",)
+    assert before.degraded_reasons == ("missing:c:0.33:quorum",)
 
     await desk.take(make_candidate("5", "c"))
 
@@ -313,7 +323,7 @@ async def test_a_candidate_of_a_fusion_that_nobody_submitted_is_ignored(desk: De
 FORGED = [
     ("a member that was not asked", {"call": "x"}),
     ("a model that was not asked", {"call": "a", "model": "m-other"}),
-    ("a call of no round", {"call": "verdict", "round": 1, "member": None, "model": JUDGE.model}),
+    ("a call of no round", {"call": "verdict-1-1", "round": 1, "member": None, "model": JUDGE.model}),
 ]
 
 
@@ -323,12 +333,10 @@ async def test_a_candidate_that_nobody_asked_for_does_not_count(desk: Desk, fiel
     await desk.take(make_plan(PROMPT), make_candidate("forged", **{"prompt": PROMPT, **fields}))
 
     await desk.take(*answers(PROMPT, {"b": "4", "c": "4"}))
-    desk.clock.advance(1)
-    await desk.fire(PROMPT)
 
     outcome = await desk.outcome(PROMPT)
     assert outcome is not None
-    assert (outcome.content, outcome.degraded_reasons) == ("4", ("missing:a",))
+    assert (outcome.content, outcome.closed_by, outcome.answers[0].status) == ("4", "certain", "missing")
     assert "forged" not in outcome.model_dump_json()
 
 
@@ -351,7 +359,7 @@ async def test_a_timer_is_set_for_the_panel_and_moved_when_the_quorum_is_there(d
     desk.clock.advance(2)
     await desk.take(make_candidate("4", "a"))
     desk.clock.advance(2)
-    await desk.take(make_candidate("4", "b"))
+    await desk.take(make_candidate("6", "b"))
 
     subjects = {subject for subject, _ in desk.bus.timers}
     times = [headers["Nats-Schedule"] for _, headers in desk.bus.timers]
@@ -389,7 +397,10 @@ async def test_a_far_deadline_has_no_timer_and_the_sweep_finds_it(desk: Desk) ->
 
     outcome = await desk.outcome(prompt)
     assert outcome is not None
-    assert (outcome.status, outcome.degraded_reasons) == ("single", ("missing:b", "missing:c"))
+    assert (outcome.status, outcome.degraded_reasons) == (
+        "single",
+        ("missing:b:0.33:deadline", "missing:c:0.33:deadline"),
+    )
     assert await desk.handlers.sweep() == 0
 
 
@@ -492,11 +503,11 @@ async def test_an_outcome_as_analysts_see_it(desk: Desk) -> None:
         make_candidate(call="c", fails="timeout", prompt=prompt),
     )
     desk.clock.advance(2)
-    await desk.take(verdict(prompt))
+    await desk.take(*verdicts(desk, prompt))
 
     (row,) = await desk.rows("SELECT * FROM v_outcome")
 
-    for name in ("is_degraded", "is_fallback"):
+    for name in ("is_degraded", "is_fallback", "swap_consistent", "is_replay"):
         row[name] = bool(row[name])
     winner = row["winner"]
     assert winner in ("a", "b")
@@ -527,18 +538,25 @@ async def test_an_outcome_as_analysts_see_it(desk: Desk) -> None:
         "is_fallback": False,
         "fallback_reason": None,
         "verdict_parse": "strict",
-        "swap_consistent": None,
+        "swap_consistent": True,
         "latency_ms": 3000,
         "panel_ms": 0,
         "judge_ms": 2000,
-        "tokens_in": 30,
-        "tokens_out": 6,
+        "tokens_in": 40,
+        "tokens_out": 8,
         "cost_panel_usd": pytest.approx(0.002),
-        "cost_judge_usd": pytest.approx(0.01),
-        "cost_usd": pytest.approx(0.012),
+        "cost_judge_usd": pytest.approx(0.02),
+        "cost_usd": pytest.approx(0.022),
         "price_version": "test-1",
         "accepted": None,
         "error": None,
+        "answer_kind": "open",
+        "closed_by": "complete",
+        "missing_weight": pytest.approx(1 / 3),
+        "guard": None,
+        "hedges": 0,
+        "is_replay": False,
+        "tool_calls": None,
     }
 
 
@@ -550,7 +568,7 @@ async def test_answers_as_analysts_see_them(desk: Desk) -> None:
     await desk.take(
         plan, edge, make_candidate(OPEN_ANSWERS["b"], "b"), make_candidate(call="c", fails="timeout", attempts=3)
     )
-    await desk.take(verdict(PROMPT))
+    await desk.take(*verdicts(desk, PROMPT))
 
     a, b, c = await desk.rows("SELECT * FROM v_answer ORDER BY member")
 
@@ -559,7 +577,6 @@ async def test_answers_as_analysts_see_them(desk: Desk) -> None:
     assert outcome is not None
     won = {row["member"] for row in (a, b, c) if row["is_winner"]}
     assert won == {outcome.winner}
-    assert {row["shown_position"] for row in (a, b) if row["is_winner"]} == {1}
     for row in (a, b, c):
         assert str(row["day"]) == "2026-01-02"
         assert row["answer_id"] == f"{PROMPT.fusion_id}/{row['member']}"
@@ -575,16 +592,15 @@ async def test_answers_as_analysts_see_them(desk: Desk) -> None:
     assert part(c, *told) == ("c", "m-c", "openai", "hosted", "error", "timeout", 3, 0)
     spent = ("latency_ms", "tokens_in", "tokens_out", "cost_usd", "content")
     assert part(a, *spent) == (1000, 10, 2, 0.0, OPEN_ANSWERS["a"])
-    assert part(c, *spent) == (1000, 0, 0, None, None)
+    assert part(c, *spent) == (1000, 0, 0, 0.0, None)
     assert part(a, "ttft_ms", "judge_score", "merge_share") == (None, None, None)
+    assert part(a, "call", "weight", "agreed", "vote_group", "is_right") == ("a", 1.0, None, None, None)
 
 
 async def test_a_fallback_as_analysts_see_it(desk: Desk) -> None:
     await desk.submit(PROMPT)
     await desk.take(make_plan(PROMPT), *answers(PROMPT, cost_usd=None, price_version=None))
-    await desk.take(
-        make_candidate(call="verdict", fails="server_error", prompt=PROMPT, round=1, member=None, model=JUDGE.model)
-    )
+    await desk.take(*verdicts(desk, PROMPT, fails="server_error", cost_usd=None))
 
     (row,) = await desk.rows("SELECT * FROM v_outcome")
 
@@ -610,10 +626,9 @@ async def test_the_day_is_utc_whatever_the_zone_of_the_session(postgres_database
 
 async def test_an_answer_of_any_text_is_shown_as_it_is(desk: Desk) -> None:
     prompt = make_prompt(members="ab")
-    texts = {"a": 'Quotes " and \\ and \n and \\u0000 and 🌍 and “€”.', "b": "%s :name {x} ' ; --"}
+    texts = {"a": 'Quotes " and \\ and \n and \\u0000 and 🌍 and “€”.', "b": "%s :name {x} ' ; -- as one may well say"}
     await desk.submit(prompt)
-    await desk.take(make_plan(prompt, members="ab"), *answers(prompt, texts))
-    await desk.take(verdict(prompt))
+    await desk.take(make_plan(prompt, members="ab", judge=None), *answers(prompt, texts))
 
     rows = await desk.rows("SELECT member, content FROM v_answer ORDER BY member")
 

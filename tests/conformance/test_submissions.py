@@ -3,18 +3,19 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 
-from fusewire.contracts import Outcome, Prompt
+from fusewire.contracts import Answer, Candidate, Outcome, Prompt, ToolCall
 from fusewire.errors import Transient
 from fusewire.settings import Database
 from fusewire.store.engine import Store
-from fusewire.store.queries import standings
-from fusewire.store.tables import fusions, outcomes, prompts
-from fusewire.testing.factories import T0, make_outcome, make_prompt
+from fusewire.store.queries import shown, standings
+from fusewire.store.tables import candidates, fusions, outcomes, prompts
+from fusewire.testing.factories import T0, make_candidate, make_outcome, make_prompt
 from fusewire_ingest.repository import Accepted, GroupCommit, Submissions
 
 
@@ -246,7 +247,7 @@ async def finish(store: Store, outcome: Outcome) -> None:
     row = {
         c.name: getattr(outcome, c.name)
         for c in outcomes.columns
-        if hasattr(outcome, c.name) and c.name != "degraded_reasons"
+        if hasattr(outcome, c.name) and c.name not in {"degraded_reasons", "tool_calls"}
     }
     row |= {"degraded_reasons": "[]", "prompt_hash": "", "n_asked": 0, "n_answered": 0, "tokens_in": 0, "tokens_out": 0}
     async with store.write() as connection:
@@ -268,6 +269,40 @@ async def test_where_fusions_stand(submissions: Submissions, store: Store) -> No
     assert by_id[running.fusion_id].outcome is None
     assert by_id[running.fusion_id].submitted_at == T0
     assert by_id[done.fusion_id].outcome == make_outcome(done)
+
+
+async def speak(store: Store, candidate: Candidate) -> None:
+    row = {name: getattr(candidate, name) for name in ("fusion_id", "round", "call", "model", "tier")}
+    row |= {"is_late": False, "after_rounds": 0, "received_at": T0, "body": candidate.model_dump_json()}
+    async with store.write() as connection:
+        await connection.execute(candidates.insert().values(**row))
+
+
+async def test_answers_are_shown_with_what_the_members_said_and_called(submissions: Submissions, store: Store) -> None:
+    prompt = make_prompt()
+    call = ToolCall(id="c1", name="weather", arguments='{"city":"Köln"}')
+    await add(submissions, prompt)
+    await speak(store, make_candidate("In words.", call="a", prompt=prompt))
+    await speak(store, make_candidate(None, call="b", prompt=prompt, tool_calls=(call,)))
+    answers = tuple(
+        Answer(member=name, model=f"m-{name}", tier="remote", status=status, round=round_)
+        for name, status, round_ in (("a", "ok", 0), ("b", "ok", 0), ("c", "missing", None))
+    )
+    await finish(store, make_outcome(prompt, answers=answers))
+
+    (plain,) = await standings(store, "default", [prompt.fusion_id], texts=False)
+    (whole,) = await standings(store, "default", [prompt.fusion_id])
+
+    assert plain.outcome is not None
+    assert plain.outcome.answers == answers
+    assert whole.outcome is not None
+    assert [(a.content, a.tool_calls) for a in whole.outcome.answers] == [
+        ("In words.", ()),
+        (None, (call,)),
+        (None, ()),
+    ]
+    shown_answers: Any = shown(whole)["answers"]
+    assert shown_answers[1]["tool_calls"] == [{"id": "c1", "name": "weather", "arguments": '{"city":"Köln"}'}]
 
 
 async def test_a_database_that_is_down_is_transient() -> None:

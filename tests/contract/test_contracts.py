@@ -1,6 +1,8 @@
 """The wire contracts: the golden JSON of every version is read for ever, and written as it is."""
 
 import json
+from collections import defaultdict
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -8,40 +10,56 @@ from typing import Any
 import pytest
 
 from fusewire.contracts import (
+    CONTROL,
     Answer,
     Call,
     CallFailure,
     Candidate,
     ContractError,
     Excluded,
+    Gold,
     Message,
     Outcome,
     Plan,
     PlannedJudge,
     PlannedMember,
+    Policy,
     Prompt,
+    Recorded,
     Round,
     Sampling,
     Task,
+    Tool,
+    ToolCall,
     Usage,
+    Verdict,
     Wire,
 )
+from fusewire.contracts.base import Part
 
 GOLDEN = Path(__file__).parent / "golden"
+OLD = GOLDEN / "old"
+"""What earlier releases wrote."""
 FUSION = "f0123456789abcdefghijklmnop"
 SUBMITTED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 PLANNED = datetime(2026, 1, 2, 3, 4, 5, 250_000, tzinfo=UTC)
 PANEL_END = datetime(2026, 1, 2, 3, 4, 50, tzinfo=UTC)
 DEADLINE = datetime(2026, 1, 2, 3, 5, 5, tzinfo=UTC)
 SCHEMA = {"type": "object", "properties": {"answer": {"type": "integer"}}, "required": ["answer"]}
+CALL = ToolCall(id="c1A2b3C4d", name="get_weather", arguments='{"city":"Köln","days":2}')
+TOOL = Tool(name="get_weather", description="The weather “now”.", parameters=SCHEMA)
 MESSAGES = (
     Message(role="system", content="Be brief."),
     Message(role="user", content="Was kostet die Welt? “€”\n\\u0000 🌍"),
+    Message(role="assistant", content="", tool_calls=(CALL,)),
+    Message(role="tool", content="21 °C", tool_call_id="c1A2b3C4d"),
     Message(role="assistant", content="Nothing."),
     Message(role="user", content="Really?"),
 )
 SAMPLING = Sampling(max_tokens=64, temperature=0.5, top_p=0.9, seed=11, stop=("\n\n", "END"), response_schema=SCHEMA)
+SPENT = Usage(prompt_tokens=10, completion_tokens=2, cached_tokens=4)
 
+# No real message has all of this at once; what matters here is that each field is there, and not as its default.
 MESSAGES_V1: tuple[Wire, ...] = (
     Prompt(
         fusion_id=FUSION,
@@ -52,6 +70,27 @@ MESSAGES_V1: tuple[Wire, ...] = (
         mode="debate",
         messages=MESSAGES,
         sampling=SAMPLING,
+        tools=(TOOL,),
+        tool_choice="get_weather",
+        judge="gpt",
+        criteria="Be strict about units.",
+        recorded=(
+            Recorded(
+                member="small",
+                model="edge-small",
+                family="smollm",
+                weight=1.5,
+                content="Nichts, “gratis” 🌍",
+                tool_calls=(CALL,),
+                error_code="timeout",
+                prompt_tokens=10,
+                completion_tokens=2,
+                latency_ms=812.5,
+                cost_usd=0.00125,
+            ),
+        ),
+        gold=Gold(answer="42", match="number"),
+        is_complete=True,
         residency="edge-only",
         priority="low",
         seed=7,
@@ -63,9 +102,40 @@ MESSAGES_V1: tuple[Wire, ...] = (
         tenant="acme",
         pool="default",
         mode="debate",
-        members=(PlannedMember(name="small", model="edge-small", tier="edge", family="smollm", weight=1.5),),
+        members=(
+            PlannedMember(
+                name="small",
+                model="edge-small",
+                tier="edge",
+                family="smollm",
+                weight=1.5,
+                learned={"number": 1.25, "open": 0.5},
+                is_required=True,
+                samples=3,
+                wave=1,
+                is_mute=True,
+                hedge_after_s=2.5,
+            ),
+        ),
         judge=PlannedJudge(model="edge-big", tier="edge", family="qwen"),
-        excluded=(Excluded(name="gpt", reason="residency"),),
+        jury=(
+            PlannedJudge(model="edge-big", tier="edge", family="qwen"),
+            PlannedJudge(model="edge-mid", tier="edge", family="phi"),
+        ),
+        policy=Policy(
+            early_stop=0.99,
+            grace_most_s=5.0,
+            gate="edge-first",
+            gate_confidence=0.75,
+            hedge=0.05,
+            guard=False,
+            debate_families=3,
+            control_share=0.25,
+            max_cost_usd=0.5,
+            max_total_tokens=4096,
+            criteria="Be strict about units.",
+        ),
+        excluded=(Excluded(name="gpt", reason="residency", weight=2.5),),
         quorum=0.67,
         debate_rounds=2,
         residency="edge-only",
@@ -89,26 +159,30 @@ MESSAGES_V1: tuple[Wire, ...] = (
         tenant="acme",
         messages=MESSAGES,
         sampling=SAMPLING,
+        tools=(TOOL,),
+        tool_choice="required",
         residency="edge-only",
         priority="low",
         deadline_at=PANEL_END,
     ),
     Candidate(
-        task_id=f"{FUSION}-1-verdict",
+        task_id=f"{FUSION}-1-small",
         fusion_id=FUSION,
         round=1,
-        call="verdict",
-        member=None,
+        call="small",
+        member="small",
         model="gpt",
         tier="remote",
         provider="openai",
-        content=None,
+        content="Paris, “naturally” 🌍",
+        tool_calls=(CALL,),
         error=CallFailure(code="rate_limited", message="429, tried 3 times", retryable=True),
-        finish_reason=None,
-        usage=Usage(prompt_tokens=10, completion_tokens=2, cached_tokens=4),
+        finish_reason="tool_calls",
+        usage=SPENT,
         cost_usd=0.00125,
         price_version="genai-prices 0.2.3",
         attempts=3,
+        confidence=0.875,
         maybe_paid_twice=True,
         started_at=PLANNED,
         finished_at=PANEL_END,
@@ -119,7 +193,16 @@ MESSAGES_V1: tuple[Wire, ...] = (
         tenant="acme",
         pool="default",
         calls=(
-            Call(name="small", kind="debate", model="edge-small", member="small", messages=MESSAGES, sampling=SAMPLING),
+            Call(
+                name="small",
+                kind="answer",
+                model="edge-small",
+                member="small",
+                messages=MESSAGES,
+                sampling=SAMPLING,
+                tools=(TOOL,),
+                tool_choice="none",
+            ),
             Call(name="verdict", kind="verdict", model="edge-big", messages=MESSAGES[:1]),
         ),
         residency="edge-only",
@@ -133,12 +216,35 @@ MESSAGES_V1: tuple[Wire, ...] = (
         is_degraded=True,
         degraded_reasons=("excluded:gpt:residency", "judge_failed:empty"),
         content="Paris, “naturally” 🌍",
+        tool_calls=(CALL,),
         tenant="acme",
         batch_id="b1",
         custom_id="row 1",
         pool="default",
         mode="debate",
         winner="small",
+        answer_kind="number",
+        closed_by="certain",
+        missing_weight=0.25,
+        guard="ungrounded",
+        swap_consistent=False,
+        verdicts=(
+            Verdict(
+                call="verdict-1",
+                kind="pair",
+                judge_model="edge-big",
+                shown=("small", CONTROL),
+                chars=(20, 31),
+                control="wrong_number",
+                winner="small",
+                rung="repaired",
+                void="control_won",
+                is_consistent=True,
+            ),
+        ),
+        hedges=1,
+        is_replay=True,
+        accepted=True,
         judge_model="edge-big",
         judge_rung="reasked",
         reason="A names it.",
@@ -152,17 +258,24 @@ MESSAGES_V1: tuple[Wire, ...] = (
                 tier="edge",
                 status="ok",
                 round=1,
+                call="small=2",
+                content="Paris.",
+                tool_calls=(CALL,),
+                weight=1.875,
+                agreed=False,
+                vote_group=1,
+                is_right=True,
                 is_winner=True,
                 shown_position=1,
                 latency_ms=812.5,
-                usage=Usage(prompt_tokens=10, completion_tokens=2),
+                usage=SPENT,
                 cost_usd=0.0,
             ),
             Answer(member="big", model="edge-big", tier="edge", status="error", round=0, error_code="engine_failed"),
         ),
-        usage=Usage(prompt_tokens=20, completion_tokens=4),
-        cost_usd=0.0,
-        error=None,
+        usage=Usage(prompt_tokens=20, completion_tokens=4, cached_tokens=8),
+        cost_usd=0.00125,
+        error="no judge answered",
         submitted_at=SUBMITTED,
         finished_at=PANEL_END,
         panel_ms=900.0,
@@ -172,6 +285,10 @@ MESSAGES_V1: tuple[Wire, ...] = (
 )
 
 every_message = pytest.mark.parametrize("message", MESSAGES_V1, ids=lambda m: m.contract)
+
+
+FREE = ("response_schema", "parameters", "analysis", "learned")
+"""Fields whose keys nobody prescribes."""
 
 
 def golden(message: Wire) -> dict[str, Any]:
@@ -190,7 +307,8 @@ def test_every_contract_has_a_golden_file() -> None:
     # A service may keep records of its own in the same form; those are not on the bus.
     on_the_bus = [cls for cls in Wire.__subclasses__() if cls.__module__.startswith("fusewire.contracts.")]
     assert names == {cls.contract for cls in on_the_bus}
-    assert {f.name for f in GOLDEN.iterdir()} == {f"{name}.v1.json" for name in names}
+    for folder in (GOLDEN, OLD):
+        assert {f.name for f in folder.glob("*.json")} == {f"{name}.v1.json" for name in names}
 
 
 @every_message
@@ -208,6 +326,39 @@ def test_golden_json_has_every_field(message: Wire) -> None:
     assert set(golden(message)) == set(type(message).model_fields)
 
 
+def parts(value: object) -> Iterator[Part]:
+    """A part, and all that it holds, at every depth."""
+    if isinstance(value, Part):
+        yield value
+        for name in type(value).model_fields:
+            yield from parts(getattr(value, name))
+    elif isinstance(value, tuple):
+        for inner in value:
+            yield from parts(inner)
+
+
+@every_message
+def test_golden_json_shows_every_field_at_every_depth_with_another_value_than_its_default(message: Wire) -> None:
+    telling: defaultdict[type[Part], set[str]] = defaultdict(set)
+    for part in parts(message):
+        for name, field in type(part).model_fields.items():
+            if name == "v" or getattr(part, name) != field.get_default(call_default_factory=True, validated_data={}):
+                telling[type(part)].add(name)
+
+    assert telling == {kind: set(kind.model_fields) for kind in telling}
+
+
+@every_message
+def test_what_an_earlier_release_wrote_is_read(message: Wire) -> None:
+    old = json.loads((OLD / f"{message.contract}.v1.json").read_text(encoding="utf-8"))
+
+    found = type(message).decode(json.dumps(old))
+
+    assert json.loads(found.model_dump_json(exclude_unset=True)) == old
+    for name in set(type(message).model_fields) - set(old):
+        assert getattr(found, name) == type(message).model_fields[name].get_default(call_default_factory=True)
+
+
 @every_message
 def test_unknown_fields_are_ignored_at_every_depth(message: Wire) -> None:
     def extended(value: Any) -> Any:
@@ -215,7 +366,7 @@ def test_unknown_fields_are_ignored_at_every_depth(message: Wire) -> None:
             return [extended(item) for item in value]
         # What is free-form keeps everything; only contract parts have known fields.
         if isinstance(value, dict):
-            free = {k: v for k, v in value.items() if k in ("response_schema", "analysis")}
+            free = {k: v for k, v in value.items() if k in FREE}
             return {k: extended(v) for k, v in value.items()} | {"from_the_future": [1]} | free
         return value
 
@@ -245,6 +396,13 @@ NESTED = [
     ("round", ("calls", 1, "name"), "$.calls[1].name"),
     ("round", ("calls", 0, "messages", 2, "content"), "$.calls[0].messages[2].content"),
     ("outcome", ("answers", 1, "member"), "$.answers[1].member"),
+    ("prompt", ("messages", 2, "tool_calls", 0, "arguments"), "$.messages[2].tool_calls[0].arguments"),
+    ("prompt", ("tools", 0, "name"), "$.tools[0].name"),
+    ("prompt", ("recorded", 0, "member"), "$.recorded[0].member"),
+    ("prompt", ("gold", "match"), "$.gold.match"),
+    ("plan", ("jury", 1, "model"), "$.jury[1].model"),
+    ("candidate", ("tool_calls", 0, "id"), "$.tool_calls[0].id"),
+    ("outcome", ("verdicts", 0, "shown"), "$.verdicts[0].shown"),
 ]
 
 

@@ -1,8 +1,10 @@
 """Planning: a prompt into a plan and tasks, a round into tasks. Pure."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 from fusewire import ids
 from fusewire.contracts import (
@@ -11,17 +13,24 @@ from fusewire.contracts import (
     Plan,
     PlannedJudge,
     PlannedMember,
+    Policy,
     Prompt,
+    Recorded,
     Round,
     Sampling,
     Task,
     Tier,
 )
 from fusewire.errors import Unacceptable
+from fusewire.tokens import estimate
 from fusewire_dispatcher.residency import permits
 
 JUDGE_SHARE = 0.25
 JUDGE_MOST_S = 120.0
+
+GATE_SAMPLES = 3
+"""Edge answers that an edge-first gate looks at, whoever gives them."""
+SAMPLE_TEMPERATURE = 0.7
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,8 @@ class ModelSpec:
 
     tier: Tier
     family: str
+    has_tools: bool = True
+    """Whether it can be given functions to call."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,7 @@ class MemberSpec:
     weight: float
     system: str | None
     sampling: Sampling
+    is_required: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,8 @@ class PoolSpec:
     quorum: float
     debate_rounds: int
     config_hash: str
+    jury: tuple[str, ...] = ()
+    policy: Policy = field(default_factory=Policy)
 
 
 @dataclass(frozen=True)
@@ -69,33 +83,26 @@ def plan(prompt: Prompt, book: Book, now: datetime) -> tuple[Plan, tuple[Task, .
     the judge turns into a failed outcome at once: a prompt is never just forgotten.
     """
     pool = book.pools.get(prompt.pool)
-    asked: list[MemberSpec] = []
-    excluded: list[Excluded] = []
-    for member in pool.members if pool else ():
-        reason = _barred(member.model, prompt, book)
-        if reason:
-            excluded.append(Excluded(name=member.name, reason=reason))
-        else:
-            asked.append(member)
+    policy = _policy(prompt, pool)
+    members: tuple[PlannedMember, ...] = ()
     if pool is None:
-        excluded.append(Excluded(name=prompt.pool, reason="unknown_pool"))
-    judge = None
-    if pool and pool.judge:
-        reason = _barred(pool.judge, prompt, book)
-        if reason:
-            excluded.append(Excluded(name="judge", reason=reason))
-        else:
-            model = book.models[pool.judge]
-            judge = PlannedJudge(model=pool.judge, tier=model.tier, family=model.family)
+        excluded = [Excluded(name=prompt.pool, reason="unknown_pool")]
+    elif prompt.recorded:
+        members, excluded = tuple(_replayed(one, prompt, book) for one in prompt.recorded), []
+    else:
+        members, excluded = _panel(prompt, pool, policy, book)
+    judge, jury, barred = _judges(prompt, pool, book)
     made = Plan(
         fusion_id=prompt.fusion_id,
         tenant=prompt.tenant,
         pool=prompt.pool,
         mode=prompt.mode,
-        members=tuple(_planned(m, book) for m in asked),
+        members=members,
         judge=judge,
-        excluded=tuple(excluded),
-        quorum=pool.quorum if pool else 1.0,
+        jury=jury,
+        policy=policy,
+        excluded=(*excluded, *barred),
+        quorum=1.0 if pool is None or prompt.is_complete else pool.quorum,
         debate_rounds=pool.debate_rounds if pool else 1,
         residency=prompt.residency,
         priority=prompt.priority,
@@ -106,7 +113,85 @@ def plan(prompt: Prompt, book: Book, now: datetime) -> tuple[Plan, tuple[Task, .
         deadline_at=prompt.deadline_at,
         config_hash=pool.config_hash if pool else "",
     )
-    return made, tuple(_answer_task(prompt, member, made, book) for member in asked)
+    if pool is None or prompt.recorded:
+        return made, ()
+    specs = {m.name: m for m in pool.members}
+    first = (m for m in members if m.wave == 0)
+    return made, tuple(_answer_task(prompt, specs[m.name], call, made, book) for m in first for call in m.calls)
+
+
+def _policy(prompt: Prompt, pool: PoolSpec | None) -> Policy:
+    policy = pool.policy if pool else Policy()
+    changed: dict[str, Any] = {"criteria": prompt.criteria} if prompt.criteria else {}
+    if prompt.is_complete:
+        changed |= {"early_stop": 1.0, "gate": "none", "hedge": 0.0}
+    return policy.model_copy(update=changed)
+
+
+def _panel(
+    prompt: Prompt, pool: PoolSpec, policy: Policy, book: Book
+) -> tuple[tuple[PlannedMember, ...], list[Excluded]]:
+    """Who is asked, in which wave and how often; and who is not."""
+    asked: list[MemberSpec] = []
+    excluded: list[Excluded] = []
+    left = policy.max_total_tokens
+    for member in pool.members:
+        reason = _barred(member.model, prompt, book, with_tools=_has_tools(prompt))
+        tokens = _estimate(prompt, member)
+        if reason is None and left is not None and tokens > left:
+            reason = "token_cap"
+        if reason:
+            excluded.append(Excluded(name=member.name, reason=reason, weight=member.weight))
+            continue
+        asked.append(member)
+        left = left - tokens if left is not None else None
+    tiers = [book.models[m.model].tier for m in asked]
+    is_gated = policy.gate == "edge-first" and len(set(tiers)) > 1
+    samples = math.ceil(GATE_SAMPLES / tiers.count("edge")) if is_gated else 1
+    return tuple(
+        PlannedMember(
+            name=member.name,
+            model=member.model,
+            tier=tier,
+            family=book.models[member.model].family,
+            weight=member.weight,
+            is_required=member.is_required,
+            wave=1 if is_gated and tier == "remote" else 0,
+            samples=samples if tier == "edge" else 1,
+        )
+        for member, tier in zip(asked, tiers, strict=True)
+    ), excluded
+
+
+def _replayed(one: Recorded, prompt: Prompt, book: Book) -> PlannedMember:
+    model = book.models.get(one.model)
+    return PlannedMember(
+        name=one.member,
+        model=one.model,
+        tier=model.tier if model else "remote",
+        family=one.family or (model.family if model else one.model),
+        weight=one.weight,
+        is_mute=_barred(one.model, prompt, book) is not None,
+    )
+
+
+def _judges(
+    prompt: Prompt, pool: PoolSpec | None, book: Book
+) -> tuple[PlannedJudge | None, tuple[PlannedJudge, ...], list[Excluded]]:
+    """Who writes, who votes, and who may not."""
+    if pool is None:
+        return None, (), []
+    writer, jury = (prompt.judge, ()) if prompt.judge else (pool.judge, pool.jury)
+    permitted: dict[str, PlannedJudge] = {}
+    excluded: list[Excluded] = []
+    for model in dict.fromkeys((*((writer,) if writer else ()), *jury)):
+        if reason := _barred(model, prompt, book):
+            excluded.append(Excluded(name="judge" if model == writer else f"juror-{model}", reason=reason))
+        else:
+            spec = book.models[model]
+            permitted[model] = PlannedJudge(model=model, tier=spec.tier, family=spec.family)
+    jurors = tuple(permitted[model] for model in jury if model in permitted)
+    return permitted.get(writer or "", next(iter(jurors), None)), jurors, excluded
 
 
 def expand(asked: Round, book: Book) -> tuple[Task, ...]:
@@ -128,6 +213,8 @@ def expand(asked: Round, book: Book) -> tuple[Task, ...]:
             )
         member = members.get(call.member) if call.member else None
         sampling = call.sampling.over(member.sampling) if member else call.sampling
+        if call.kind == "answer":
+            sampling = Sampling(seed=ids.seed(str(asked.seed), call.name)).over(sampling)
         tasks.append(
             Task(
                 task_id=ids.task_id(asked.fusion_id, asked.round, call.name),
@@ -141,6 +228,8 @@ def expand(asked: Round, book: Book) -> tuple[Task, ...]:
                 tenant=asked.tenant,
                 messages=with_system(call.messages, member.system if member else None),
                 sampling=sampling.over(Sampling(seed=ids.seed(str(asked.seed), str(asked.round), call.name))),
+                tools=call.tools,
+                tool_choice=call.tool_choice,
                 residency=asked.residency,
                 priority=asked.priority,
                 deadline_at=asked.deadline_at,
@@ -156,18 +245,24 @@ def with_system(messages: tuple[Message, ...], system: str | None) -> tuple[Mess
     return (Message(role="system", content=system), *messages)
 
 
-def _barred(model: str, prompt: Prompt, book: Book) -> str | None:
+def _barred(model: str, prompt: Prompt, book: Book, *, with_tools: bool = False) -> str | None:
     spec = book.models.get(model)
     if spec is None:
         return "unknown_model"
-    return None if permits(prompt.residency, spec.tier) else "residency"
+    if not permits(prompt.residency, spec.tier):
+        return "residency"
+    return "no_tools" if with_tools and not spec.has_tools else None
 
 
-def _planned(member: MemberSpec, book: Book) -> PlannedMember:
-    model = book.models[member.model]
-    return PlannedMember(
-        name=member.name, model=member.model, tier=model.tier, family=model.family, weight=member.weight
-    )
+def _has_tools(prompt: Prompt) -> bool:
+    """Whether it offers functions, or tells of calls that were made."""
+    return bool(prompt.tools) or any(m.tool_calls or m.role == "tool" for m in prompt.messages)
+
+
+def _estimate(prompt: Prompt, member: MemberSpec) -> int:
+    """About how many tokens one answer takes, prompt included."""
+    messages = with_system(prompt.messages, member.system)
+    return estimate(messages, prompt.sampling.over(member.sampling).max_tokens, prompt.tools)
 
 
 def _panel_deadline(prompt: Prompt, *, has_judge: bool) -> datetime:
@@ -176,22 +271,27 @@ def _panel_deadline(prompt: Prompt, *, has_judge: bool) -> datetime:
     return prompt.deadline_at - timedelta(seconds=reserve)
 
 
-def _answer_task(prompt: Prompt, member: MemberSpec, made: Plan, book: Book) -> Task:
+def _answer_task(prompt: Prompt, member: MemberSpec, call: str, made: Plan, book: Book) -> Task:
     # Members of one model must not give one answer three times, so each has a seed of its own,
     # also where the client fixed one.
-    own = Sampling(seed=ids.seed(str(prompt.seed), member.name))
+    sampling = Sampling(seed=ids.seed(str(prompt.seed), call)).over(prompt.sampling).over(member.sampling)
+    if call != member.name and not sampling.temperature:
+        # Without chance the samples could only agree.
+        sampling = sampling.model_copy(update={"temperature": SAMPLE_TEMPERATURE})
     return Task(
-        task_id=ids.task_id(prompt.fusion_id, 0, member.name),
+        task_id=ids.task_id(prompt.fusion_id, 0, call),
         fusion_id=prompt.fusion_id,
         round=0,
-        call=member.name,
+        call=call,
         kind="answer",
         member=member.name,
         model=member.model,
         tier=book.models[member.model].tier,
         tenant=prompt.tenant,
         messages=with_system(prompt.messages, member.system),
-        sampling=own.over(prompt.sampling).over(member.sampling),
+        sampling=sampling,
+        tools=prompt.tools,
+        tool_choice=prompt.tool_choice,
         residency=prompt.residency,
         priority=prompt.priority,
         deadline_at=made.panel_deadline_at,

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from fusewire import ids
-from fusewire.contracts import MODES, Message, Mode, Priority, Prompt, Residency, Sampling
+from fusewire.contracts import MODES, Gold, Message, Mode, Priority, Prompt, Recorded, Residency, Sampling
+from fusewire_ingest.openai_shape import Choice, Tools, Turns, check_choice
 
 MOST_DEPTH = 64
 """Levels of nesting; the parser that reads messages gives up at 200, and a round wraps a prompt in some more."""
@@ -30,16 +32,35 @@ class Submission(BaseModel):
     pool: str = "default"
     mode: str | None = None
     prompt: str | None = Field(default=None, min_length=1)
-    messages: tuple[Message, ...] | None = Field(default=None, min_length=1)
+    messages: Turns = None
     max_tokens: int | None = Field(default=None, ge=1, le=131_072)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     seed: int | None = None
     stop: tuple[str, ...] = Field(default=(), max_length=4)
+    tools: Tools = ()
+    tool_choice: Choice = None
     response_schema: dict[str, Any] | None = None
+    judge: str | None = None
+    criteria: str | None = Field(default=None, min_length=1, max_length=4000)
+    recorded: tuple[Recorded, ...] = Field(default=(), max_length=16)
+    gold: Gold | None = None
+    complete: bool = False
     residency: Residency | None = None
     priority: Priority | None = None
     deadline_s: float | None = Field(default=None, gt=0, le=604_800)
+
+    @field_validator("tool_choice")
+    @classmethod
+    def _offered(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return check_choice(value, info.data["tools"]) if "tools" in info.data else value
+
+    @field_validator("response_schema")
+    @classmethod
+    def _without_tools(cls, value: dict[str, Any] | None, info: ValidationInfo) -> dict[str, Any] | None:
+        if value is not None and info.data.get("tools"):
+            raise PydanticCustomError("refused", "it cannot be kept together with `tools`; give one or the other")
+        return value
 
 
 @dataclass(frozen=True)
@@ -50,6 +71,8 @@ class PoolRule:
     residency: Residency
     deadline_s: float
     batch_deadline_s: float
+    models: frozenset[str] = frozenset()
+    """All that are configured: those which a prompt may name as its judge."""
 
 
 class RefusedError(Exception):
@@ -63,6 +86,7 @@ class RefusedError(Exception):
             "prompt_too_large",
             "unknown_pool",
             "unknown_mode",
+            "unknown_model",
             "custom_id_conflict",
         ],
         message: str,
@@ -185,13 +209,18 @@ def admit(
     mode = next((m for m in MODES if m == (submission.mode or rule.mode)), None)
     if mode is None:
         raise RefusedError("unknown_mode", _unknown("mode", submission.mode or "", MODES), "mode")
+    if submission.judge is not None and submission.judge not in rule.models:
+        raise RefusedError("unknown_model", _unknown("model", submission.judge, rule.models), "judge")
+    names = [one.member for one in submission.recorded]
+    if len(set(names)) < len(names):
+        raise RefusedError("invalid_request", "a member is recorded twice; give each a name of its own", "recorded")
     custom_id = submission.custom_id or fallback_id
     _storable(custom_id)
     if not 0 < len(custom_id) <= MOST_ID_CHARS:
         raise RefusedError("invalid_request", f"an id must have 1 to {MOST_ID_CHARS} characters", "custom_id")
     fusion_id = ids.fusion_id(tenant, submission.batch_id, custom_id)
     default = rule.batch_deadline_s if submission.batch_id else rule.deadline_s
-    messages = submission.messages or (Message(role="user", content=submission.prompt or ""),)
+    turns = tuple(turn.message() for turn in submission.messages or ())
     tightest: Residency = "edge-only" if "edge-only" in (rule.residency, submission.residency) else "any"
     return Prompt(
         fusion_id=fusion_id,
@@ -200,7 +229,7 @@ def admit(
         custom_id=custom_id,
         pool=submission.pool,
         mode=mode,
-        messages=messages,
+        messages=turns or (Message(role="user", content=submission.prompt or ""),),
         sampling=Sampling(
             max_tokens=submission.max_tokens,
             temperature=submission.temperature,
@@ -209,6 +238,13 @@ def admit(
             stop=submission.stop,
             response_schema=submission.response_schema,
         ),
+        tools=tuple(one.tool() for one in submission.tools),
+        tool_choice=submission.tool_choice or "auto",
+        judge=submission.judge,
+        criteria=submission.criteria,
+        recorded=submission.recorded,
+        gold=submission.gold,
+        is_complete=submission.complete,
         residency=tightest,
         priority=submission.priority or ("low" if submission.batch_id else "normal"),
         seed=submission.seed if submission.seed is not None else ids.seed(fusion_id),
@@ -219,7 +255,8 @@ def admit(
 
 def body_hash(prompt: Prompt) -> str:
     """SHA-256 over everything that the client decides; equal for a true repetition."""
-    decided = prompt.model_dump_json(exclude={"v", "submitted_at", "deadline_at"})
+    # Without defaults, so that a field which a later version adds does not make old prompts look changed.
+    decided = prompt.model_dump_json(exclude={"v", "submitted_at", "deadline_at"}, exclude_defaults=True)
     return ids.digest("body", decided).hex()
 
 

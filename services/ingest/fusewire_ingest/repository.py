@@ -111,7 +111,10 @@ def _row(prompt: Prompt, hashed: str, traceparent: str | None) -> dict[str, Any]
         "priority": prompt.priority,
         "body": prompt.model_dump_json(),
         "body_hash": hashed,
-        "prompt_hash": ids.digest("prompt", prompt.model_dump_json(include={"messages", "sampling"})).hex(),
+        "prompt_hash": ids.digest(
+            "prompt",
+            prompt.model_dump_json(include={"messages", "sampling", "tools", "tool_choice"}, exclude_defaults=True),
+        ).hex(),
         "traceparent": traceparent,
         "submitted_at": prompt.submitted_at,
         "deadline_at": prompt.deadline_at,

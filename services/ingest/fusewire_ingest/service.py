@@ -36,7 +36,8 @@ class Ingest:
         self._commit = GroupCommit(submissions)
         self._relay = Relay(self._bus, submissions, clock)
         pools = {
-            name: PoolRule(p.mode, p.residency, p.deadline_s, p.batch_deadline_s) for name, p in settings.pools.items()
+            name: PoolRule(p.mode, p.residency, p.deadline_s, p.batch_deadline_s, frozenset(settings.models))
+            for name, p in settings.pools.items()
         }
         limit = settings.limits.prompt_bytes
         door = Door(self._commit, self._relay, pools=pools, prompt_bytes=limit, clock=clock)

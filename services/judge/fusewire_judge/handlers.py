@@ -9,13 +9,14 @@ import structlog
 
 from fusewire import telemetry
 from fusewire.bus import Bus, Delivery, fault
-from fusewire.contracts import Candidate, Outcome, Plan, Round
+from fusewire.contracts import Candidate, Outcome, Plan, Prompt, Round
 from fusewire.errors import Transient, Unacceptable
 from fusewire.store.engine import Store
 from fusewire.topology import due_subject, outcome_subject, round_subject, schedule_subject
-from fusewire_judge import outcome
+from fusewire_judge import outcome, replay
 from fusewire_judge.fusion.case import Ask, Case, Decided, Heard, Wait
 from fusewire_judge.fusion.decision import decide
+from fusewire_judge.memory import REMEMBERED, Memory, remember
 from fusewire_judge.repository import Record, Results
 
 log = structlog.get_logger(__name__)
@@ -23,6 +24,8 @@ log = structlog.get_logger(__name__)
 TIMER_WITHIN = timedelta(minutes=10)
 """A due time further off than this is left to the sweep: a day-long batch need not fill the broker with timers."""
 SWEEP_BATCH = 100
+QUARANTINE = timedelta(days=1)
+"""How long a judge that picked controls is left out, and how far back they are looked for."""
 BROKEN_AGAIN = timedelta(minutes=1)
 """When the sweep looks again at a fusion that it could not decide."""
 
@@ -42,13 +45,50 @@ class Work:
     """Stored by an earlier transaction that may have died before it could publish."""
 
 
+class HedgeBudget:
+    """How many second calls a pool may still make: a share of its first ones, saved up a little.
+
+    It is this process's own and begins with nothing; each replica keeps to the share, so all do.
+    """
+
+    SAVED = 10.0
+
+    def __init__(self) -> None:
+        self._credit: dict[str, float] = {}
+
+    def grant(self, plan: Plan) -> bool:
+        """Count a plan's calls, and tell whether it may make second ones."""
+        earned = plan.policy.hedge * len(plan.members)
+        self._credit[plan.pool] = min(self._credit.get(plan.pool, 0.0) + earned, self.SAVED)
+        return self._credit[plan.pool] >= 1
+
+    def spend(self, asked: Iterable[Round]) -> None:
+        """Count the second calls that are being made. It may go into debt, and grants nothing then."""
+        for round_ in asked:
+            second = sum(call.name.endswith("=h") for call in round_.calls)
+            self._credit[round_.pool] = self._credit.get(round_.pool, 0.0) - second
+
+
 class Handlers:
     """What the judge does with plans, candidates and due times."""
 
-    def __init__(self, bus: Bus, store: Store, clock: Callable[[], datetime]) -> None:
+    def __init__(self, bus: Bus, store: Store, clock: Callable[[], datetime], pools: Iterable[str] = ()) -> None:
         self._bus = bus
         self._store = store
         self._clock = clock
+        self._pools = tuple(pools)
+        self._memory = Memory()
+        self._hedges = HedgeBudget()
+
+    async def remember(self) -> None:
+        """Learn anew from what is stored."""
+        async with self._store.read() as connection:
+            results = Results(connection)
+            seen = [one for pool in self._pools for one in await results.seen(pool, REMEMBERED)]
+            memory = remember(seen, await results.controls(self._clock() - QUARANTINE))
+        for judge in memory.quarantined - self._memory.quarantined:
+            log.warning("judge.quarantined", model=judge)
+        self._memory = memory
 
     async def on_batch(self, batch: Sequence[Delivery]) -> None:
         """Plans and candidates, as many as there were."""
@@ -136,11 +176,18 @@ class Handlers:
             # Nobody accepted a prompt of this id: the message is forged, or its tenant was erased.
             log.warning("judge.unknown_fusion", fusion_id=key)
         repeated = {k for k in again - unknown if k not in plans or results.locked[k].plan}
-        await results.add_plans({k: p for k, p in plans.items() if k not in unknown})
-        await results.add_candidates([c for c in said if c.fusion_id not in unknown], work.now)
+        fresh = {
+            k: self._stamped(p, results.locked[k].prompt)
+            for k, p in plans.items()
+            if k not in unknown and not results.locked[k].plan
+        }
+        await results.add_plans(fresh)
+        replayed = [c for k, p in fresh.items() for c in _recorded(results.locked[k].prompt, p, work.now)]
+        await results.add_candidates([*(c for c in said if c.fusion_id not in unknown), *replayed], work.now)
         records = await results.records(k for k, lock in results.locked.items() if not lock.is_done)
         for key, record in records.items():
             _decide(key, record, work)
+        self._hedges.spend(work.asked)
         await results.add_rounds(work.asked, work.now)
         await results.add_outcomes(work.made)
         await results.set_due(work.due)
@@ -148,6 +195,9 @@ class Handlers:
         if done := repeated - records.keys():
             work.again += await results.outcomes(done)
         return work
+
+    def _stamped(self, plan: Plan, prompt: str) -> Plan:
+        return self._memory.stamp(plan, may_hedge=self._hedges.grant(plan), is_replay=_is_replay(prompt))
 
     async def _publish(self, work: Work, traces: Mapping[str, str]) -> None:
         for done, _ in work.made:
@@ -187,18 +237,28 @@ def _decide(key: str, record: Record, work: Work) -> None:
     case = Case(record.prompt, plan, record.rounds, record.heard)
     decision = decide(case, work.now)
     if isinstance(decision, Decided):
-        made = outcome.build(case, decision.draft, work.now, judged_since=record.asked_at)
+        made = outcome.build(case, decision, work.now, judged_since=record.asked_at)
         work.made.append((made, record))
         return
     if isinstance(decision, Ask):
         work.asked.append(_round(case, decision))
-        decision = Wait(plan.deadline_at)
+        decision = Wait(decision.until)
     timer = None if work.fired else record.timer_at
     if decision.until - work.now <= TIMER_WITHIN and (timer is None or decision.until < timer):
         # One set for a later time is moved; one for an earlier time fires, finds nothing, and is set anew.
         work.timers[key] = timer = decision.until
     if (decision.until, timer) != (record.due_at, record.timer_at):
         work.due[key] = (decision.until, timer)
+
+
+def _recorded(body: str, plan: Plan, now: datetime) -> Iterable[Candidate]:
+    """The recorded answers of a prompt, if it has any."""
+    return replay.candidates(Prompt.decode(body), plan, now) if _is_replay(body) else ()
+
+
+def _is_replay(body: str) -> bool:
+    # Looked for in the text first: most prompts are none, and to decode each would cost more than all the rest.
+    return '"recorded":[{' in body and bool(Prompt.decode(body).recorded)
 
 
 def _fusion(delivery: Delivery) -> str:
@@ -215,7 +275,7 @@ def _genuine(candidate: Candidate, subject: str) -> Candidate:
 
 def _planned(record: Record, plan: Plan) -> dict[tuple[int, str], Heard]:
     """What was heard, without candidates of tasks that nobody planned."""
-    wanted = {(0, m.name): m.model for m in plan.members}
+    wanted = {(0, call): m.model for m in plan.members if m.wave == 0 for call in m.calls}
     wanted |= {(r.round, c.name): c.model for r in record.rounds for c in r.calls}
     kept = {}
     for key, heard in record.heard.items():
@@ -237,7 +297,7 @@ def _round(case: Case, ask: Ask) -> Round:
         residency=plan.residency,
         priority=plan.priority,
         seed=plan.seed,
-        deadline_at=plan.deadline_at,
+        deadline_at=plan.panel_deadline_at if ask.calls[0].kind == "answer" else plan.deadline_at,
     )
 
 
@@ -252,5 +312,7 @@ def _report(done: Outcome) -> None:
         mode=done.mode,
         rounds=done.rounds,
         rung=done.judge_rung,
+        closed_by=done.closed_by,
+        guard=done.guard,
         latency_ms=round(done.latency_ms, 1),
     )

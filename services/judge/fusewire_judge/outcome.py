@@ -1,75 +1,124 @@
-"""From a draft to the outcome: who said what, how long it took, what it cost. Pure."""
+"""From a decision to the outcome: who said what, how long it took, what it cost. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from typing import Literal
 
-from fusewire.contracts import Answer, Candidate, Outcome, PlannedMember, Prompt, Usage
-from fusewire_judge.fusion.case import Case, Draft
+from fusewire.contracts import Answer, Candidate, Outcome, Plan, PlannedMember, Prompt, Usage
+from fusewire_judge.answers import agreed, votes
+from fusewire_judge.fusion.case import Case, Decided, Draft, Panel, Said
+from fusewire_judge.gold import is_right
+from fusewire_judge.replay import RECORDED
 
 
-def build(case: Case, draft: Draft, now: datetime, *, judged_since: datetime | None) -> Outcome:
+def build(case: Case, decided: Decided, now: datetime, *, judged_since: datetime | None) -> Outcome:
     """The outcome of a decided case.
 
     Args:
         case: the fusion.
-        draft: what the strategy decided.
+        decided: what the strategy decided, and of which panel.
         now: when.
-        judged_since: when the first round was asked, if one was.
+        judged_since: when the strategy's first round was asked, if one was.
     """
-    plan, prompt = case.plan, case.prompt
-    candidates = [h.candidate for h in case.heard.values()]
-    panel_end = judged_since or now
-    judges = case.plan.judge if any(r.calls[0].member is None for r in case.rounds) else None
+    plan, prompt, draft, panel = case.plan, case.prompt, decided.draft, decided.panel
+    bought = [h.candidate for h in case.heard.values() if h.candidate.provider != RECORDED]
+    is_judged = any(call.member is None for asked in case.rounds for call in asked.calls)
+    consistent = [one.is_consistent for one in draft.verdicts if one.is_consistent is not None]
     return Outcome(
         fusion_id=prompt.fusion_id,
         status=draft.status,
         is_degraded=bool(draft.degraded) or draft.status in ("failed", "expired"),
         degraded_reasons=draft.degraded,
         content=draft.content,
+        tool_calls=draft.tool_calls,
         tenant=prompt.tenant,
         batch_id=prompt.batch_id,
         custom_id=prompt.custom_id,
         pool=prompt.pool,
         mode=plan.mode,
         winner=draft.winner,
-        judge_model=judges.model if judges else None,
+        answer_kind=panel.kind if panel and panel.said else None,
+        closed_by=panel.closed_by if panel else None,
+        missing_weight=_missing(plan, panel),
+        guard=draft.guard,
+        swap_consistent=all(consistent) if consistent else None,
+        verdicts=draft.verdicts,
+        hedges=sum(call.name.endswith("=h") for asked in case.panel_rounds for call in asked.calls),
+        is_replay=bool(prompt.recorded),
+        accepted=is_right(draft.content, prompt.gold) if prompt.gold else None,
+        judge_model=_judge(plan) if is_judged else None,
         judge_rung=draft.rung,
         reason=draft.reason,
         analysis=draft.analysis,
         agreement=draft.agreement,
         rounds=len(case.rounds),
-        answers=tuple(_answer(case, draft, member) for member in plan.members),
-        usage=usage(candidates),
-        cost_usd=cost(candidates),
+        answers=_answers(case, draft, panel),
+        usage=usage(bought),
+        cost_usd=cost(bought),
         error=draft.error,
         submitted_at=prompt.submitted_at,
         finished_at=now,
-        panel_ms=_ms(plan.planned_at, panel_end),
+        panel_ms=_ms(plan.planned_at, judged_since or now),
         judge_ms=_ms(judged_since, now) if judged_since else None,
         config_hash=plan.config_hash,
     )
 
 
-def _answer(case: Case, draft: Draft, member: PlannedMember) -> Answer:
-    said = next((one for one in draft.said if one.member == member.name), None)
-    round_ = said.round if said else 0
-    heard = case.heard.get((round_, member.name))
-    shown = draft.shown.index(member.name) + 1 if member.name in draft.shown else None
-    if heard is None or heard.after_rounds > round_:  # too late to take part, though it is paid for
-        return Answer(member=member.name, model=member.model, tier=member.tier, status="missing")
-    candidate = heard.candidate
+def _judge(plan: Plan) -> str | None:
+    if len(plan.jurors) > 1:
+        return "jury"
+    return plan.judge.model if plan.judge else None
+
+
+def _missing(plan: Plan, panel: Panel | None) -> float:
+    """The share of the weight that had no part and was not spared one."""
+    whole = sum(m.weight for m in plan.members) + sum(e.weight for e in plan.excluded)
+    if not whole or panel is None:
+        return 1.0 if plan.excluded else 0.0
+    here = {one.member for one in panel.said} | panel.unasked
+    if panel.closed_by in ("certain", "likely"):
+        here |= {m.name for m in plan.members} - set(panel.heard)
+    return max(1.0 - sum(m.weight for m in plan.members if m.name in here) / whole, 0.0)
+
+
+def _answers(case: Case, draft: Draft, panel: Panel | None) -> tuple[Answer, ...]:
+    if panel is None:
+        return ()
+    is_closed = panel.kind not in ("open", "tool_call")
+    groups = votes(panel.said, case.prompt.sampling.response_schema) if is_closed else {}
+    return tuple(_answer(case, draft, panel, groups, member) for member in case.plan.members)
+
+
+def _answer(
+    case: Case, draft: Draft, panel: Panel, groups: Mapping[str, Sequence[Said]], member: PlannedMember
+) -> Answer:
+    name, gold = member.name, case.prompt.gold
+    if name not in panel.heard:  # perhaps it came too late to take part, though it is paid for
+        status: Literal["unasked", "missing"] = "unasked" if name in panel.unasked else "missing"
+        return Answer(member=name, model=member.model, tier=member.tier, status=status)
+    candidate = panel.heard[name].candidate
+    first = next((one for one in panel.said if one.member == name), None)
+    last = next((one for one in draft.said if one.member == name), first)
+    calls = [h.candidate for h in case.heard.values() if h.candidate.member == name]
+    group = next((i for i, g in enumerate(groups.values()) if any(one.member == name for one in g)), None)
     return Answer(
-        member=member.name,
+        member=name,
         model=member.model,
         tier=member.tier,
         status="ok" if candidate.ok else "error",
-        round=round_,
+        round=last.round if last else candidate.round,
+        call=last.call if last else candidate.call,
+        content=last.content if last and first and last.content != first.content else None,
         error_code=candidate.error.code if candidate.error else None,
-        is_winner=draft.winner == member.name,
-        shown_position=shown,
+        weight=first.weight if first else None,
+        agreed=agreed(name, groups) if groups else None,
+        vote_group=group,
+        is_right=is_right(first.content if first else None, gold) if gold else None,
+        is_winner=draft.winner == name,
+        shown_position=draft.shown.index(name) + 1 if name in draft.shown else None,
         latency_ms=candidate.latency_ms,
-        usage=candidate.usage,
-        cost_usd=candidate.cost_usd,
+        usage=usage(calls),
+        cost_usd=cost(calls),
     )
 
 

@@ -1,48 +1,66 @@
-"""Quorum: when the panel has said enough. Pure."""
+"""When a panel has said enough. Pure: names, weights and times in, a reason or a time out."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 
-from fusewire.contracts import Plan
-from fusewire_judge.fusion.case import Heard
+from fusewire.contracts import ClosedBy, Plan
+from fusewire_judge.answers import posterior, votes
+from fusewire_judge.fusion.case import Said
 
 GRACE_SHARE = 0.35
 GRACE_LEAST_S = 0.5
-GRACE_MOST_S = 10.0
 TOLERANCE = 0.005
 """A quorum of 0.67 is meant to be met by two of three."""
 
 
-def panel(plan: Plan, heard: Mapping[str, Heard], now: datetime) -> datetime | None:
-    """Whether round 0 is over.
-
-    It is when every member has answered or failed; or when members with enough weight (and
-    at least two of them) have answered and a grace has passed, which is 0.35 of the time
-    that took, at least 0.5 s and at most 10 s; or at the panel's deadline.
+def quorum_at(plan: Plan, weights: Mapping[str, float], answered: Mapping[str, datetime]) -> datetime | None:
+    """When members with enough weight, and at least two of them, had answered; None if they have not.
 
     Args:
-        plan: whom it asked.
-        heard: what came, by member.
-        now: the time.
-
-    Returns:
-        When it closes if nobody says anything more; None if it is over.
+        plan: with the quorum.
+        weights: of all who were asked. Learned ones too, lest two weak members close the panel to a strong one.
+        answered: when each answer came, by member.
     """
-    if len(heard) >= len(plan.members):
-        return None
-    arrivals = sorted((h.received_at, name) for name, h in heard.items())
-    weights = {m.name: m.weight for m in plan.members}
-    whole = sum(weights.values())
-    until = plan.panel_deadline_at
-    gathered, answers = 0.0, 0
-    for at, name in arrivals:
-        if not heard[name].candidate.ok:
-            continue
+    whole, gathered = sum(weights.values()), 0.0
+    for count, (at, name) in enumerate(sorted((at, name) for name, at in answered.items()), start=1):
         gathered += weights[name]
-        answers += 1
-        if gathered / whole >= plan.quorum - TOLERANCE and answers >= min(2, len(weights)):
-            took = (at - plan.planned_at).total_seconds()
-            grace = min(max(GRACE_SHARE * took, GRACE_LEAST_S), GRACE_MOST_S)
-            until = min(until, at + timedelta(seconds=grace))
-            break
-    return None if now >= until else until
+        if gathered / whole >= plan.quorum - TOLERANCE and count >= min(2, len(weights)):
+            return at
+    return None
+
+
+def closes_at(plan: Plan, quorum: datetime | None, *, is_required_out: bool) -> datetime:
+    """When the panel ends if nobody says anything more.
+
+    A grace after quorum: 0.35 of the time to it, at least 0.5 s and at most what the pool
+    allows; a required member that is still out is waited for until the panel's deadline.
+    """
+    if quorum is None or is_required_out:
+        return plan.panel_deadline_at
+    took = (quorum - plan.planned_at).total_seconds()
+    grace = min(max(GRACE_SHARE * took, GRACE_LEAST_S), plan.policy.grace_most_s)
+    return min(quorum + timedelta(seconds=grace), plan.panel_deadline_at)
+
+
+def settled_early(plan: Plan, said: Sequence[Said], out: Collection[float], schema: object) -> ClosedBy | None:
+    """Whether a vote is decided although members are out: for certain, or very likely.
+
+    Args:
+        plan: with the policy and the mode.
+        said: the answers so far, all of a closed kind.
+        out: weights of the members that may still answer.
+        schema: the prompt's response schema, if it has one.
+    """
+    threshold = plan.policy.early_stop
+    groups = list(votes(said, schema if isinstance(schema, dict) else None).values())
+    if threshold >= 1 or len(said) < 2 or not groups:
+        return None
+    if plan.mode == "debate" and len(groups) > 1:
+        return None
+    weights = [sum(one.weight for one in group) for group in groups]
+    runner_up = weights[1] if len(weights) > 1 else 0.0
+    if plan.mode != "debate" and weights[0] > runner_up + sum(out) + 1e-9:
+        return "certain"
+    leading, others = len(groups[0]), sum(len(group) for group in groups[1:])
+    is_ahead = leading > max((len(group) for group in groups[1:]), default=0)
+    return "likely" if is_ahead and posterior(leading, others) >= threshold else None

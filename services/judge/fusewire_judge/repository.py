@@ -11,10 +11,12 @@ from sqlalchemy import BindParameter, bindparam, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from fusewire.contracts import Candidate, Outcome, Plan, Prompt, Round
-from fusewire.store.tables import answers, candidates, fusions, outcomes, prompts, rounds
+from fusewire.contracts import CONTROL, Candidate, Outcome, Plan, Prompt, Round, Verdict
+from fusewire.store.tables import answers, candidates, fusions, outcomes, prompts, rounds, verdicts
 from fusewire_judge.fusion.case import Heard
+from fusewire_judge.memory import Seen
 from fusewire_judge.outcome import cost
+from fusewire_judge.replay import RECORDED
 
 # Built once: to build a statement takes longer than to run it.
 _KEYS: BindParameter[list[str]] = bindparam("keys", expanding=True)
@@ -54,6 +56,28 @@ _DUE = (
     .limit(bindparam("most"))
     .with_for_update(skip_locked=True)
 )
+_NEWEST = (
+    select(outcomes.c.fusion_id, outcomes.c.answer_kind)
+    .where(outcomes.c.pool == bindparam("pool"), outcomes.c.is_replay.is_(False), outcomes.c.answer_kind.is_not(None))
+    .order_by(outcomes.c.finished_at.desc())
+    .limit(bindparam("newest"))
+    .subquery()
+)
+_SEEN = select(
+    _NEWEST.c.fusion_id,
+    _NEWEST.c.answer_kind,
+    answers.c.member,
+    answers.c.agreed,
+    answers.c.is_right,
+    answers.c.vote_group,
+    answers.c.latency_ms,
+).join(answers, answers.c.fusion_id == _NEWEST.c.fusion_id)
+_CONTROLS = (
+    select(verdicts.c.judge_model, verdicts.c.is_control_winner)
+    .where(verdicts.c.control.is_not(None), verdicts.c.decided_at > bindparam("since"))
+    .order_by(verdicts.c.decided_at.desc())
+    .limit(10_000)
+)
 _SET_PLAN = update(fusions).where(fusions.c.fusion_id == bindparam("key")).values(plan=bindparam("body"))
 _SET_DUE = (
     update(fusions)
@@ -76,7 +100,7 @@ class Record:
     plan: Plan | None
     rounds: tuple[Round, ...]
     asked_at: datetime | None
-    """When the first round was asked."""
+    """When the strategy's first round was asked."""
     heard: Mapping[tuple[int, str], Heard]
     due_at: datetime | None
     timer_at: datetime | None
@@ -112,8 +136,9 @@ class Results:
             )
         for key, body, asked_at in await self._connection.execute(_ROUNDS, {"keys": keys}):
             held = self.locked[key]
-            asked = (*held.rounds, Round.decode(body))
-            self.locked[key] = replace(held, rounds=asked, asked_at=held.asked_at or asked_at)
+            asked = Round.decode(body)
+            since = held.asked_at or (None if asked.is_panel else asked_at)
+            self.locked[key] = replace(held, rounds=(*held.rounds, asked), asked_at=since)
 
     async def add_plans(self, plans: Mapping[str, Plan]) -> None:
         """Store plans that are new; the first one stays."""
@@ -181,12 +206,26 @@ class Results:
         said = [_answer_row(o, r, i) for o, r in made for i in range(len(o.answers))]
         if said:
             await self._connection.execute(insert(answers), said)
+        if judged := [_verdict_row(v, o, r) for o, r in made for v in o.verdicts]:
+            await self._connection.execute(insert(verdicts), judged)
         await self._connection.execute(_CLOSE, {"keys": [o.fusion_id for o, _ in made]})
 
     async def outcomes(self, fusion_ids: Iterable[str]) -> list[Outcome]:
         """Stored outcomes, to be announced again."""
         found = await self._connection.execute(_OUTCOMES, {"keys": sorted(fusion_ids)})
         return [Outcome.decode(body) for (body,) in found]
+
+    async def seen(self, pool: str, newest: int) -> list[Seen]:
+        """How the members of a pool did in its newest outcomes."""
+        found = await self._connection.execute(_SEEN, {"pool": pool, "newest": newest})
+        return [Seen(pool, *row) for row in found]
+
+    async def controls(self, since: datetime) -> dict[str, list[bool]]:
+        """By judge, whether it picked the control that it was shown; the newest first."""
+        picks: defaultdict[str, list[bool]] = defaultdict(list)
+        for judge, picked in await self._connection.execute(_CONTROLS, {"since": since}):
+            picks[judge].append(picked)
+        return picks
 
     async def due(self, now: datetime, limit: int) -> list[str]:
         """Fusions whose time has come; rows that another replica holds are left to it."""
@@ -207,7 +246,7 @@ def _record(held: Locked, heard: Mapping[tuple[int, str], Heard]) -> Record:
 
 
 def _outcome_row(outcome: Outcome, record: Record) -> dict[str, Any]:
-    calls = [h.candidate for h in record.heard.values()]
+    calls = [h.candidate for h in record.heard.values() if h.candidate.provider != RECORDED]
     panel = [c for c in calls if c.member is not None]
     judge = [c for c in calls if c.member is None]
     models = {a.member: a.model for a in outcome.answers}
@@ -225,13 +264,22 @@ def _outcome_row(outcome: Outcome, record: Record) -> dict[str, Any]:
         "config_hash": outcome.config_hash,
         "prompt_hash": record.prompt_hash,
         "content": outcome.content,
+        "tool_calls": json.dumps([call.model_dump() for call in outcome.tool_calls]) if outcome.tool_calls else None,
         "reason": outcome.reason,
         "winner": outcome.winner,
         "winner_model": models.get(outcome.winner) if outcome.winner else None,
         "judge_model": outcome.judge_model,
         "judge_rung": outcome.judge_rung,
         "agreement": outcome.agreement,
-        "n_asked": len(outcome.answers),
+        "answer_kind": outcome.answer_kind,
+        "closed_by": outcome.closed_by,
+        "missing_weight": outcome.missing_weight,
+        "guard": outcome.guard,
+        "swap_consistent": outcome.swap_consistent,
+        "hedges": outcome.hedges,
+        "is_replay": outcome.is_replay,
+        "accepted": outcome.accepted,
+        "n_asked": sum(a.status != "unasked" for a in outcome.answers),
         "n_answered": sum(a.status == "ok" for a in outcome.answers),
         "latency_ms": outcome.latency_ms,
         "panel_ms": outcome.panel_ms,
@@ -251,11 +299,17 @@ def _outcome_row(outcome: Outcome, record: Record) -> dict[str, Any]:
 
 def _answer_row(outcome: Outcome, record: Record, place: int) -> dict[str, Any]:
     answer = outcome.answers[place]
-    heard = record.heard.get((answer.round, answer.member)) if answer.round is not None else None
+    heard = record.heard.get((answer.round, answer.call or "")) if answer.round is not None else None
     return {
         "fusion_id": outcome.fusion_id,
         "member": answer.member,
         "round": answer.round,
+        "call": answer.call,
+        "content": answer.content,
+        "weight": answer.weight,
+        "agreed": answer.agreed,
+        "vote_group": answer.vote_group,
+        "is_right": answer.is_right,
         "model": answer.model,
         "tier": answer.tier,
         "provider": heard.candidate.provider if heard else None,
@@ -268,4 +322,29 @@ def _answer_row(outcome: Outcome, record: Record, place: int) -> dict[str, Any]:
         "tokens_in": answer.usage.prompt_tokens if heard else None,
         "tokens_out": answer.usage.completion_tokens if heard else None,
         "cost_usd": answer.cost_usd,
+    }
+
+
+def _verdict_row(verdict: Verdict, outcome: Outcome, record: Record) -> dict[str, Any]:
+    families = {m.name: m.family for m in record.plan.members} if record.plan else {}
+    jurors = record.plan.jurors if record.plan else ()
+    own = next((j.family for j in jurors if j.model == verdict.judge_model), None)
+    longest = max(verdict.chars, default=0)
+    return {
+        "fusion_id": outcome.fusion_id,
+        "call": verdict.call,
+        "kind": verdict.kind,
+        "judge_model": verdict.judge_model,
+        "n_shown": len(verdict.shown),
+        "winner": verdict.winner,
+        "winner_position": verdict.shown.index(verdict.winner) + 1 if verdict.winner else None,
+        "longest_position": verdict.chars.index(longest) + 1 if verdict.chars.count(longest) == 1 else None,
+        "n_own_family": sum(families.get(member) == own for member in verdict.shown),
+        "is_own_family_winner": families.get(verdict.winner) == own if verdict.winner else None,
+        "control": verdict.control,
+        "is_control_winner": verdict.winner == CONTROL,
+        "rung": verdict.rung,
+        "void": verdict.void,
+        "is_consistent": verdict.is_consistent,
+        "decided_at": outcome.finished_at,
     }

@@ -19,6 +19,7 @@ log = structlog.get_logger(__name__)
 
 BATCH = 64
 SWEEP_EVERY_S = 2.0
+REMEMBER_EVERY_S = 30.0
 
 
 class Judge:
@@ -30,26 +31,30 @@ class Judge:
         self._drain_s = settings.limits.drain_s
         self._bus = Bus(self.name, settings.nats, drain_s=self._drain_s)
         self._store = Store(settings.database)
-        self._handlers = Handlers(self._bus, self._store, lambda: datetime.now(UTC))
+        self._handlers = Handlers(self._bus, self._store, lambda: datetime.now(UTC), settings.pools)
         self._loops = [
             BatchLoop(self._bus, JUDGE, self._handlers.on_batch, batch=BATCH),
             BatchLoop(self._bus, JUDGE_DUE, self._handlers.on_due, batch=BATCH),
         ]
         self._sweeper: asyncio.Task[None] | None = None
+        self._rememberer: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Check the schema, connect, check the topology, begin."""
         await migrate.check(self._store)
         await self._bus.connect()
         await self._bus.require(JUDGE, JUDGE_DUE)
+        await self._handlers.remember()
         for loop in self._loops:
             await loop.start()
+        self._rememberer = asyncio.create_task(self._remember(), name="judge-memory")
         self._sweeper = asyncio.create_task(self._sweep(), name="judge-sweep")
 
     async def stop(self) -> None:
         """Drain."""
-        if self._sweeper:
-            self._sweeper.cancel()
+        for task in (self._sweeper, self._rememberer):
+            if task:
+                task.cancel()
         await asyncio.gather(*(loop.stop(self._drain_s) for loop in self._loops))
         await self._bus.stop()
         await self._store.close()
@@ -57,8 +62,7 @@ class Judge:
     def faults(self) -> list[str]:
         """See Service."""
         stalled = [f"{loop.name} no longer fetches" for loop in self._loops if loop.stalled()]
-        if self._sweeper and self._sweeper.done():
-            stalled.append("judge-sweep has ended")
+        stalled += [f"{t.get_name()} has ended" for t in (self._sweeper, self._rememberer) if t and t.done()]
         return self._bus.faults() + stalled
 
     def unready(self) -> list[str]:
@@ -68,6 +72,17 @@ class Judge:
     def app(self) -> App | None:
         """It has no HTTP interface of its own."""
         return None
+
+    async def _remember(self) -> None:
+        while True:
+            await asyncio.sleep(REMEMBER_EVERY_S)
+            try:
+                await self._handlers.remember()
+            except Transient as exc:
+                log.warning("judge.memory_failed", fault=str(exc))
+            except Exception:
+                # Weights that are no longer renewed harm less than a judge that has ended.
+                log.exception("judge.memory_broken")
 
     async def _sweep(self) -> None:
         while True:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from json_repair import repair_json
 from jsonschema import Draft202012Validator
+from referencing import Registry
 
 MOST_CHARS = 100_000
 
@@ -56,9 +57,16 @@ def _valid(load: Callable[[], Any], schema: dict[str, Any]) -> dict[str, Any] | 
         value = load()
     except (ValueError, RecursionError):
         return None
-    if not isinstance(value, dict) or not Draft202012Validator(schema).is_valid(value):
+    if not isinstance(value, dict) or not _fits(value, schema):
         return None
     return value if _is_storable(value) else None
+
+
+def _fits(value: dict[str, Any], schema: dict[str, Any]) -> bool:
+    try:
+        return Draft202012Validator(schema, registry=Registry()).is_valid(value)
+    except Exception:  # noqa: BLE001 - part of it is a client's: a reference or a pattern that leads nowhere
+        return False
 
 
 class _TwiceError(Exception):

@@ -116,6 +116,7 @@ class EdgeGenerate:
             error=error,
             finish_reason=completion.finish_reason if completion else None,
             usage=_usage(completion),
+            confidence=completion.confidence if completion else None,
             cost_usd=0.0,
             attempts=attempts,
             started_at=started_at,

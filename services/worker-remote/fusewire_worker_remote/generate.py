@@ -151,7 +151,7 @@ class RemoteGenerate:
             cut = result.code == "timeout" and left_s <= model.timeout_s
             return replace(result, code="deadline_exceeded", retryable=False) if cut else result
         answer = provider.read(result, self._clock())
-        if isinstance(answer, Reply) and _is_too_large(answer.content):
+        if isinstance(answer, Reply) and _is_too_large(answer):
             what = f"the answer exceeds {MAX_ANSWER_BYTES} bytes"
             return Failure("answer_too_large", what, retryable=False, billed=True, usage=answer.usage)
         return answer
@@ -187,6 +187,7 @@ class RemoteGenerate:
             **_about(task),
             provider=model.provider,
             content=result.content if isinstance(result, Reply) else None,
+            tool_calls=result.tool_calls if isinstance(result, Reply) else (),
             error=_error(failure, retryable=entry.unknown == 0) if failure else None,
             finish_reason=result.finish_reason,
             usage=usage,
@@ -245,6 +246,9 @@ def _sum(a: Usage, b: Usage | None) -> Usage:
     )
 
 
-def _is_too_large(content: str) -> bool:
+def _is_too_large(answer: Reply) -> bool:
     # JSON takes at most six bytes for a character, so most answers need no counting.
-    return len(content) * 6 > MAX_ANSWER_BYTES < len(json.dumps(content, ensure_ascii=False).encode())
+    if not answer.tool_calls and len(answer.content or "") * 6 <= MAX_ANSWER_BYTES:
+        return False
+    said = [answer.content, [call.model_dump() for call in answer.tool_calls]]
+    return len(json.dumps(said, ensure_ascii=False).encode()) > MAX_ANSWER_BYTES

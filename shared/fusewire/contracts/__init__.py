@@ -13,25 +13,57 @@ from fusewire.contracts.base import (
     contract_error,
 )
 from fusewire.contracts.candidate import CallFailure, Candidate, ErrorCode, FinishReason, Usage
-from fusewire.contracts.outcome import Answer, Outcome, Rung, Status
-from fusewire.contracts.plan import Excluded, Plan, PlannedJudge, PlannedMember
-from fusewire.contracts.prompt import NAME, Message, Prompt, Sampling
+from fusewire.contracts.outcome import (
+    CONTROL,
+    MERGED,
+    Answer,
+    AnswerKind,
+    ClosedBy,
+    Guard,
+    Outcome,
+    Rung,
+    Status,
+    Verdict,
+    VerdictKind,
+)
+from fusewire.contracts.plan import Excluded, Gate, Plan, PlannedJudge, PlannedMember, Policy
+from fusewire.contracts.prompt import (
+    NAME,
+    TOOL_NAME,
+    Gold,
+    Match,
+    Message,
+    Prompt,
+    Recorded,
+    Sampling,
+    Tool,
+    ToolCall,
+)
 from fusewire.contracts.round import Call, CallKind, Round
 from fusewire.contracts.task import Task
 
 __all__ = [
+    "CONTROL",
+    "MERGED",
     "MODES",
     "NAME",
     "PRIORITIES",
+    "TOOL_NAME",
     "Answer",
+    "AnswerKind",
     "Call",
     "CallFailure",
     "CallKind",
     "Candidate",
+    "ClosedBy",
     "ContractError",
     "ErrorCode",
     "Excluded",
     "FinishReason",
+    "Gate",
+    "Gold",
+    "Guard",
+    "Match",
     "Message",
     "Mode",
     "Outcome",
@@ -39,8 +71,10 @@ __all__ = [
     "Plan",
     "PlannedJudge",
     "PlannedMember",
+    "Policy",
     "Priority",
     "Prompt",
+    "Recorded",
     "Residency",
     "Round",
     "Rung",
@@ -48,7 +82,11 @@ __all__ = [
     "Status",
     "Task",
     "Tier",
+    "Tool",
+    "ToolCall",
     "Usage",
+    "Verdict",
+    "VerdictKind",
     "Wire",
     "contract_error",
 ]

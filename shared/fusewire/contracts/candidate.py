@@ -5,8 +5,9 @@ from typing import ClassVar, Literal
 from pydantic import AwareDatetime, Field
 
 from fusewire.contracts.base import Part, Tier, Wire
+from fusewire.contracts.prompt import ToolCall
 
-FinishReason = Literal["stop", "length", "content_filter"]
+FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
 
 ErrorCode = Literal[
     "rate_limited",
@@ -59,7 +60,8 @@ class Candidate(Wire):
     tier: Tier
     provider: str
     content: str | None = None
-    """The answer; None if and only if `error` is set."""
+    """The answer; None if `error` is set, or if it only calls tools."""
+    tool_calls: tuple[ToolCall, ...] = ()
     error: CallFailure | None = None
     finish_reason: FinishReason | None = None
     usage: Usage = Usage()
@@ -68,6 +70,8 @@ class Candidate(Wire):
     price_version: str | None = None
     attempts: int = Field(default=1, ge=0)
     """Calls made for it; 0 when none was."""
+    confidence: float | None = Field(default=None, ge=0, le=1)
+    """Geometric mean of the probabilities of the tokens it chose, where the engine tells; not calibrated."""
     maybe_paid_twice: bool = False
     """An earlier attempt's result is unknowable, so the call may have been billed once more."""
     started_at: AwareDatetime
@@ -76,7 +80,7 @@ class Candidate(Wire):
     @property
     def ok(self) -> bool:
         """Whether it holds an answer."""
-        return self.error is None and self.content is not None
+        return self.error is None and (self.content is not None or bool(self.tool_calls))
 
     @property
     def latency_ms(self) -> float:

@@ -9,12 +9,38 @@ from fusewire.contracts.base import Mode, Part, Priority, Residency, Wire
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 """Names of tenants, pools, members and models: safe as one token of a NATS subject."""
 
+TOOL_NAME = r"^[a-zA-Z0-9_-]{1,64}$"
+"""Names of functions, as all providers take them."""
+
+
+class ToolCall(Part):
+    """A call of a function that a model asks for. Fusewire never executes one."""
+
+    id: str
+    name: str
+    arguments: str
+    """The arguments as the model wrote them: JSON, if it kept to the rules."""
+
+
+class Tool(Part):
+    """A function that models may call."""
+
+    name: str = Field(pattern=TOOL_NAME)
+    description: str = ""
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    """A JSON Schema of the arguments."""
+
 
 class Message(Part):
     """One turn of a conversation, in OpenAI's shape."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    """Empty for an assistant's turn that only calls tools."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """What an assistant's turn asked for."""
+    tool_call_id: str | None = None
+    """The call that a tool's turn answers."""
 
 
 class Sampling(Part):
@@ -40,6 +66,34 @@ class Sampling(Part):
         )
 
 
+class Recorded(Part):
+    """An answer that was bought earlier and takes part again without a call."""
+
+    member: str = Field(pattern=NAME)
+    model: str = Field(pattern=NAME)
+    family: str = ""
+    weight: float = Field(default=1.0, gt=0)
+    content: str | None = None
+    """The answer; None with `error_code` for a failure."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    error_code: str | None = None
+    prompt_tokens: int = Field(default=0, ge=0)
+    completion_tokens: int = Field(default=0, ge=0)
+    latency_ms: float = Field(default=0.0, ge=0)
+    cost_usd: float | None = None
+    """What it cost then; the replay itself spends nothing on it."""
+
+
+Match = Literal["exact", "number", "choice", "json"]
+
+
+class Gold(Part):
+    """The right answer to a labelled prompt. No model ever sees it; the judge's service scores answers by it."""
+
+    answer: str
+    match: Match
+
+
 class Prompt(Wire):
     """`fw.prompt.<priority>.<tenant>`: ingest to dispatcher."""
 
@@ -53,6 +107,18 @@ class Prompt(Wire):
     mode: Mode
     messages: tuple[Message, ...] = Field(min_length=1)
     sampling: Sampling = Sampling()
+    tools: tuple[Tool, ...] = ()
+    tool_choice: str = "auto"
+    """`auto`, `none`, `required`, or the name of the one tool to call."""
+    judge: str | None = None
+    """A configured model that judges in place of the pool's judge or jury."""
+    criteria: str | None = None
+    """What the judge shall value, in place of the pool's criteria."""
+    recorded: tuple[Recorded, ...] = ()
+    """Answers that stand in for the pool's members, none of which is then called."""
+    gold: Gold | None = None
+    is_complete: bool = False
+    """Whether every member is asked and waited for: no gate, no early stop, no quorum."""
     residency: Residency
     priority: Priority
     seed: int

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import AwareDatetime, Field
 
 from fusewire.contracts.base import Part, Priority, Residency, Wire
-from fusewire.contracts.prompt import Message, Sampling
+from fusewire.contracts.prompt import Message, Sampling, Tool
 
 CallKind = Literal["answer", "verdict", "analysis", "write", "debate"]
 
@@ -20,6 +20,8 @@ class Call(Part):
     """The pool member that speaks, whose own system prompt and sampling then apply; None for the judge."""
     messages: tuple[Message, ...] = Field(min_length=1)
     sampling: Sampling = Sampling()
+    tools: tuple[Tool, ...] = ()
+    tool_choice: str = "auto"
 
 
 class Round(Wire):
@@ -36,3 +38,8 @@ class Round(Wire):
     priority: Priority
     seed: int
     deadline_at: AwareDatetime
+
+    @property
+    def is_panel(self) -> bool:
+        """Whether it asks members for answers, and not what a strategy wants of them or the judge."""
+        return self.calls[0].kind == "answer"

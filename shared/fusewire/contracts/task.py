@@ -5,7 +5,7 @@ from typing import ClassVar
 from pydantic import AwareDatetime, Field
 
 from fusewire.contracts.base import Priority, Residency, Tier, Wire
-from fusewire.contracts.prompt import Message, Sampling
+from fusewire.contracts.prompt import Message, Sampling, Tool
 from fusewire.contracts.round import CallKind
 
 
@@ -25,6 +25,8 @@ class Task(Wire):
     tenant: str
     messages: tuple[Message, ...] = Field(min_length=1)
     sampling: Sampling
+    tools: tuple[Tool, ...] = ()
+    tool_choice: str = "auto"
     residency: Residency
     priority: Priority
     deadline_at: AwareDatetime

@@ -39,19 +39,19 @@ async def standings(store: Store, tenant: str, fusion_ids: Sequence[str], *, tex
         store: the database.
         tenant: whose they must be.
         fusion_ids: which.
-        texts: whether to fill in the members' answers.
+        texts: whether to fill in the members' answers, text and tool calls.
     """
     # PostgreSQL refuses even to look for a NUL.
     keys = [key for key in fusion_ids if "\x00" not in key]
     async with store.read() as connection:
         rows = (await connection.execute(_STANDINGS, {"tenant": tenant, "keys": keys})).all()
         done = [row.fusion_id for row in rows if row.body]
-        spoken: dict[tuple[str, str, int], str | None] = {}
+        spoken: dict[tuple[str, str, int], Candidate] = {}
         if texts and done:
             said = await connection.execute(_TEXTS, {"keys": done})
             for (body,) in said:
                 candidate = Candidate.decode(body)
-                spoken[candidate.fusion_id, candidate.call, candidate.round] = candidate.content
+                spoken[candidate.fusion_id, candidate.call, candidate.round] = candidate
     found = []
     for row in rows:
         outcome = Outcome.decode(row.body) if row.body else None
@@ -63,11 +63,13 @@ async def standings(store: Store, tenant: str, fusion_ids: Sequence[str], *, tex
     return found
 
 
-def _with_text(answer: Answer, outcome: Outcome, spoken: dict[tuple[str, str, int], str | None]) -> Answer:
+def _with_text(answer: Answer, outcome: Outcome, spoken: dict[tuple[str, str, int], Candidate]) -> Answer:
     if answer.round is None:
         return answer
-    content = spoken.get((outcome.fusion_id, answer.member, answer.round))
-    return answer.model_copy(update={"content": content})
+    candidate = spoken.get((outcome.fusion_id, answer.call or answer.member, answer.round))
+    if candidate is None or answer.content is not None:
+        return answer
+    return answer.model_copy(update={"content": candidate.content, "tool_calls": candidate.tool_calls})
 
 
 def shown(standing: Standing) -> dict[str, object]:

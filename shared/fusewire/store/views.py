@@ -73,7 +73,7 @@ V_OUTCOME = View(
         Col("fallback_reason", "the rule, where one did", "CASE WHEN o.judge_rung = 'fallback' THEN o.reason END"),
         Col("agreement", "0 to 1; see the outcome contract", "o.agreement"),
         Col("verdict_parse", "strict, repaired, reasked or fallback", "o.judge_rung"),
-        Col("swap_consistent", "whether both orders agreed; NULL while one order is judged", "NULL", "NULL::boolean"),
+        Col("swap_consistent", "whether each judge named the same winner in both orders", "o.swap_consistent"),
         Col("latency_ms", "from acceptance to outcome", "o.latency_ms"),
         Col("panel_ms", "from plan to the last answer used", "o.panel_ms"),
         Col("judge_ms", "from the first judge call to the outcome", "o.judge_ms"),
@@ -83,8 +83,15 @@ V_OUTCOME = View(
         Col("cost_judge_usd", "NULL when any price is unknown", "o.cost_judge_usd"),
         Col("cost_usd", "NULL when any price is unknown", "o.cost_usd"),
         Col("price_version", "version of the price list", "o.price_version"),
-        Col("accepted", "whether a person or gold label accepted it; NULL until one says", "NULL", "NULL::boolean"),
+        Col("accepted", "whether it is right by the prompt's gold label; NULL without one", "o.accepted"),
         Col("error", "why it failed, where it did", "o.error"),
+        Col("answer_kind", "tool_call, json, number, choice, label or open", "o.answer_kind"),
+        Col("closed_by", "complete, certain, likely, gate, quorum or deadline: why the panel ended", "o.closed_by"),
+        Col("missing_weight", "share of the pool's weight that had no part, 0 to 1", "o.missing_weight"),
+        Col("guard", "passed, lost, ungrounded or unjudged: what became of a merge", "o.guard"),
+        Col("hedges", "second calls made for stragglers", "o.hedges"),
+        Col("is_replay", "whether its answers were recorded earlier", "o.is_replay"),
+        Col("tool_calls", "the fused tool calls, as JSON", "o.tool_calls"),
     ),
     "outcomes o",
 )
@@ -117,10 +124,80 @@ V_ANSWER = View(
         Col("merge_share", "NULL while merges do not say what they took", "NULL", "NULL::double precision"),
         Col("cached", "whether it was reused and not bought", "0", "FALSE"),
         Col("round", "the round it is from", "a.round"),
-        Col("content", "the answer", "json_extract(c.body, '$.content')", "c.body::json ->> 'content'"),
+        Col(
+            "content",
+            "the answer as it stood at the end",
+            "COALESCE(a.content, json_extract(c.body, '$.content'))",
+            "COALESCE(a.content, c.body::json ->> 'content')",
+        ),
+        Col("call", "the call it is from", "a.call"),
+        Col("weight", "what its voice counted", "a.weight"),
+        Col("agreed", "whether its first answer was what most of the others said", "a.agreed"),
+        Col("vote_group", "equal for first answers that say the same, 0 for the heaviest", "a.vote_group"),
+        Col("is_right", "whether its first answer is right by the gold label", "a.is_right"),
     ),
     "answers a JOIN outcomes o ON o.fusion_id = a.fusion_id"
-    " LEFT JOIN candidates c ON c.fusion_id = a.fusion_id AND c.round = a.round AND c.call = a.member",
+    " LEFT JOIN candidates c ON c.fusion_id = a.fusion_id AND c.round = a.round AND c.call = a.call",
 )
 
-VIEWS: tuple[View, ...] = (V_OUTCOME, V_ANSWER)
+V_VERDICT = View(
+    "v_verdict",
+    "One row per judge call that was asked for a winner.",
+    (
+        Col("outcome_id", "the fusion's id", "v.fusion_id"),
+        Col("call", "the call", "v.call"),
+        _day("v.decided_at"),
+        Col("pool", "the pool", "o.pool"),
+        Col("mode", "best-of, merge or debate", "o.mode"),
+        Col("kind", "listwise, pair, or guard of a merge", "v.kind"),
+        Col("judge_model", "who judged", "v.judge_model"),
+        Col("n_shown", "answers it was shown, a control included", "v.n_shown"),
+        Col("winner", "whom it named: a member, ~merged or ~control; NULL if it could not be read", "v.winner"),
+        Col("winner_position", "where that stood, from 1", "v.winner_position"),
+        Col("longest_position", "where the longest answer stood; NULL if two were as long", "v.longest_position"),
+        Col("n_own_family", "answers of the judge's own family", "v.n_own_family"),
+        Col("is_own_family_winner", "whether it named one of those", "v.is_own_family_winner"),
+        Col("control", "null or master_key, where a control was among them", "v.control"),
+        Col("is_control_winner", "whether it named the control", "v.is_control_winner"),
+        Col("verdict_parse", "strict, repaired or reasked", "v.rung"),
+        Col("void", "why it does not count", "v.void"),
+        Col("is_consistent", "whether the same judge named the same winner in the opposite order", "v.is_consistent"),
+    ),
+    "verdicts v JOIN outcomes o ON o.fusion_id = v.fusion_id",
+)
+
+
+def _count(name: str, comment: str, condition: str) -> Col:
+    return Col(name, comment, f"SUM(CASE WHEN {condition} THEN 1 ELSE 0 END)")
+
+
+V_JUDGE_BIAS = View(
+    "v_judge_bias",
+    "One row per pool and judge: counts to see by whether its verdicts follow place, length or family."
+    " Verdicts that could be read and held no control.",
+    (
+        Col("pool", "the pool", "o.pool"),
+        Col("judge_model", "who judged", "v.judge_model"),
+        Col("presentations", "verdicts", "COUNT(*)"),
+        _count("first_wins", "those for the first shown", "v.winner_position = 1"),
+        _count("second_wins", "those for the second shown", "v.winner_position = 2"),
+        Col(
+            "first_win_rate",
+            "first_wins / presentations; 1 / n_shown were fair",
+            "SUM(CASE WHEN v.winner_position = 1 THEN 1.0 ELSE 0.0 END) / COUNT(*)",
+        ),
+        Col("fair_first_rate", "what first_win_rate would be without a bias", "AVG(1.0 / v.n_shown)"),
+        Col("swapped", "pairs judged in both orders", "SUM(CASE WHEN v.is_consistent IS NULL THEN 0 ELSE 1 END) / 2"),
+        Col("flips", "those with another winner each", "SUM(CASE WHEN NOT v.is_consistent THEN 1 ELSE 0 END) / 2"),
+        _count("longer_wins", "verdicts for the one longest answer", "v.winner_position = v.longest_position"),
+        _count("longer_shown", "verdicts among which one was longest", "v.longest_position IS NOT NULL"),
+        _count("own_family_wins", "verdicts for the judge's own family", "v.is_own_family_winner"),
+        _count("own_family_shown", "verdicts with own family and others", "v.n_own_family BETWEEN 1 AND v.n_shown - 1"),
+        _count("repaired", "verdicts mended before they could be read", "v.rung = 'repaired'"),
+        _count("reasked", "verdicts asked for a second time", "v.rung = 'reasked'"),
+    ),
+    "verdicts v JOIN outcomes o ON o.fusion_id = v.fusion_id"
+    " WHERE v.winner IS NOT NULL AND v.control IS NULL GROUP BY o.pool, v.judge_model",
+)
+
+VIEWS: tuple[View, ...] = (V_OUTCOME, V_ANSWER, V_VERDICT, V_JUDGE_BIAS)

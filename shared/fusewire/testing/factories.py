@@ -118,6 +118,8 @@ def make_task(prompt: Prompt | None = None, member: str = "a", **overrides: Any)
         "tenant": prompt.tenant,
         "messages": prompt.messages,
         "sampling": prompt.sampling,
+        "tools": prompt.tools,
+        "tool_choice": prompt.tool_choice,
         "residency": prompt.residency,
         "priority": prompt.priority,
         "deadline_at": prompt.deadline_at,
@@ -149,7 +151,7 @@ def make_candidate(
         "error": CallFailure.model_validate({"code": fails, "message": "told to", "retryable": False})
         if fails
         else None,
-        "finish_reason": None if fails else "stop",
+        "finish_reason": None if fails else "tool_calls" if overrides.get("tool_calls") else "stop",
         "usage": {} if fails else {"prompt_tokens": 10, "completion_tokens": 2},
         "cost_usd": None if fails else 0.001,
         "price_version": None if fails else "test-1",

@@ -63,6 +63,10 @@ FaultKind = Literal[
 ]
 
 
+_CANDIDATE = re.compile(r"\[\[\w+ (\w+)\]\]\n(.*?)\n\[\[/", re.DOTALL)
+"""A candidate as it is shown to a judge: its label and its text."""
+
+
 class _Data(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -77,11 +81,21 @@ class Fault(_Data):
     bytes: int = 4 * 1024 * 1024
 
 
+class ScriptedCall(_Data):
+    """A tool call that a model makes."""
+
+    name: str
+    arguments: dict[str, Any] | str = Field(default_factory=dict)
+    """A text is sent as it is, JSON or not."""
+
+
 class Rule(_Data):
     """The answer to prompts whose last user message `match` (a regular expression) is found in."""
 
     match: str
-    answer: str
+    answer: str = ""
+    calls: tuple[ScriptedCall, ...] = ()
+    """Made in place of the answer, where `ModelScript.calls` would be."""
 
 
 class ModelScript(_Data):
@@ -95,12 +109,16 @@ class ModelScript(_Data):
     """The first that matches answers, before anything below."""
     answer: str | None = None
     """The answer to all else; `{model}`, `{digest}` and `{prompt}` are filled in. None answers from the prompt."""
+    calls: tuple[ScriptedCall, ...] = ()
+    """Made in place of `answer` by requests that offer tools, until the last message is a tool's result."""
     faults: tuple[Fault, ...] = ()
     """The fates of the first requests, in order of arrival."""
     repeat_faults: bool = False
     """Begin again with the first fault when all are through."""
     fault_rates: dict[FaultKind, float] = Field(default_factory=dict)
     """Shares of the other requests that meet these faults."""
+    judges: Literal["text", "first"] = "text"
+    """Asked for a verdict it names the candidate whose text sorts first, or the one that is shown first."""
     seed: int = 0
 
 
@@ -126,7 +144,7 @@ class Model:
         self._script = script
         self._random = random.Random(f"{script.seed}:{name}")
         self._arrived = 0
-        self._rules = [(re.compile(rule.match), rule.answer) for rule in script.rules]
+        self._rules = [(re.compile(rule.match), rule) for rule in script.rules]
 
     def next_fault(self) -> Fault | None:
         """The fate of the next request; None answers it."""
@@ -155,16 +173,40 @@ class Model:
     def answer(self, request: Mapping[str, Any]) -> str:
         """The answer's text: by rule, else fitting the schema that is asked for, else by template, else an echo."""
         prompt = last_user_message(request)
-        for pattern, answer in self._rules:
-            if pattern.search(prompt):
-                return answer
+        rule = self._rule(prompt)
+        if rule is not None:
+            return rule.answer
         schema = _schema(request)
         if schema is not None:
-            return json.dumps(satisfying(schema, schema), ensure_ascii=False)
+            return json.dumps(_with(satisfying(schema, schema), self._verdict(prompt, schema)), ensure_ascii=False)
         digest = hashlib.sha256(prompt.encode()).hexdigest()[:8]
         if self._script.answer is None:
             return f"{self.name} on {digest}: {prompt[:80]}"
         return self._script.answer.replace("{model}", self.name).replace("{digest}", digest).replace("{prompt}", prompt)
+
+    def _verdict(self, prompt: str, schema: Mapping[str, Any]) -> dict[str, str]:
+        """The winner that a judge names: the candidate whose text sorts first, wherever it stands."""
+        labels = schema.get("properties", {}).get("winner", {}).get("enum", ())
+        shown = {label: text for label, text in _CANDIDATE.findall(prompt) if label in labels}
+        if not shown or self._script.judges == "first":
+            return {}
+        return {"winner": min(shown, key=lambda label: shown[label])}
+
+    def calls(self, request: Mapping[str, Any]) -> tuple[ScriptedCall, ...]:
+        """The tool calls that it makes in place of a text; none where the request offers or allows no tools."""
+        messages = request.get("messages") or []
+        is_answered = bool(messages) and messages[-1].get("role") == "tool"
+        if not request.get("tools") or request.get("tool_choice") == "none" or is_answered:
+            return ()
+        rule = self._rule(last_user_message(request))
+        return rule.calls if rule is not None else self._script.calls
+
+    def _rule(self, prompt: str) -> Rule | None:
+        return next((rule for pattern, rule in self._rules if pattern.search(prompt)), None)
+
+
+def _with(value: Any, verdict: Mapping[str, str]) -> Any:
+    return {**value, **verdict} if verdict else value
 
 
 def last_user_message(request: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ import json
 import signal
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +27,7 @@ from typing import Any, Self, cast
 
 from pydantic import ValidationError
 
-from fusewire.testing.model_script import ANY_MODEL, STATUS_FAULTS, Fault, Model, ModelScript, Script
+from fusewire.testing.model_script import ANY_MODEL, STATUS_FAULTS, Fault, Model, ModelScript, Script, ScriptedCall
 
 _DRIPS = 20
 _END = b"\r\n\r\n"
@@ -235,7 +236,9 @@ class _Connection(asyncio.Protocol):
 
     def _reply(self, model: Model, request: dict[str, Any], fault: Fault | None) -> None:
         if fault is None:
-            self._send(200, _completion(model.name, request, model.answer(request)))
+            calls = model.calls(request)
+            message = _calling(calls) if calls else _saying(model.answer(request))
+            self._send(200, _completion(model.name, request, message, "tool_calls" if calls else "stop"))
         elif fault.kind in STATUS_FAULTS:
             status, code, kind = STATUS_FAULTS[fault.kind]
             self._send(status, _error(code, kind), fault.headers)
@@ -261,7 +264,7 @@ class _Connection(asyncio.Protocol):
             answer = answer[: len(answer) // 2]
         elif fault.kind == "no_finish_reason":
             finish = None
-        body = _completion(model.name, request, answer, finish)
+        body = _completion(model.name, request, _saying(answer), finish)
         if fault.kind == "truncate":
             self._transport.write(_head(200, len(body)) + body[: len(body) // 2])
             self._transport.close()
@@ -313,11 +316,24 @@ def _error(code: str, kind: str) -> bytes:
     return json.dumps({"error": error}).encode()
 
 
-def _completion(model: str, request: dict[str, Any], answer: str, finish: str | None = "stop") -> bytes:
+def _saying(answer: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": answer}
+
+
+def _calling(calls: Sequence[ScriptedCall]) -> dict[str, Any]:
+    wire = []
+    for index, call in enumerate(calls):
+        given = call.arguments if isinstance(call.arguments, str) else json.dumps(call.arguments)
+        function = {"name": call.name, "arguments": given}
+        wire.append({"id": f"call_{index}", "type": "function", "function": function})
+    return {"role": "assistant", "content": None, "tool_calls": wire}
+
+
+def _completion(model: str, request: dict[str, Any], message: dict[str, Any], finish: str | None) -> bytes:
     """A chat completion. Tokens are counted as four characters each, whatever the model."""
-    asked = sum(len(str(message.get("content"))) for message in request.get("messages") or []) // 4 + 1
-    said = len(answer) // 4 + 1
-    choice = {"index": 0, "message": {"role": "assistant", "content": answer}, "finish_reason": finish}
+    asked = sum(len(str(one.get("content"))) for one in request.get("messages") or []) // 4 + 1
+    said = sum(len(str(message[key])) for key in ("content", "tool_calls") if message.get(key)) // 4 + 1
+    choice = {"index": 0, "message": message, "finish_reason": finish}
     return json.dumps(
         {
             "id": "chatcmpl-fake",

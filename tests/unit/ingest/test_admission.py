@@ -240,7 +240,8 @@ def test_messages_are_kept_as_they_are() -> None:
 
     prompt = admit(submission, tenant="default", fallback_id="one", pools=POOLS, now=T0)
 
-    assert [m.model_dump() for m in prompt.messages] == messages
+    assert prompt.messages == tuple(Message.model_validate(m) for m in messages)
+    assert [m.model_dump(exclude_defaults=True) for m in prompt.messages] == messages
 
 
 def test_the_id_is_decided_by_tenant_batch_and_custom_id() -> None:

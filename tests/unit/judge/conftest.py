@@ -1,6 +1,7 @@
 """A fusion played through, message by message."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -8,10 +9,18 @@ from typing import Any, ClassVar
 
 import pytest
 
-from fusewire.contracts import Candidate, Plan, Prompt, Round, Sampling
-from fusewire.testing.factories import JUDGE, T0, make_candidate, make_plan, make_prompt
+from fusewire.contracts import CONTROL, MERGED, Call, Candidate, Outcome, Plan, PlannedJudge, Policy, Prompt, Round
+from fusewire.testing.factories import T0, make_candidate, make_plan, make_prompt
 from fusewire_judge.fusion.case import Ask, Case, Decided, Decision, Draft, Heard, Wait
 from fusewire_judge.fusion.decision import decide
+from fusewire_judge.fusion.wording import CONTROLS, clean
+from fusewire_judge.outcome import build
+
+_SHOWN = re.compile(r"\[\[([0-9a-f]{32}) ([A-Z]{2})\]\]\n(.*?)\n\[\[/\1 \2\]\]", re.DOTALL)
+
+
+def make_juror(model: str) -> PlannedJudge:
+    return PlannedJudge(model=model, tier="remote", family=model)
 
 
 @dataclass
@@ -19,6 +28,13 @@ class Play:
     """A fusion as the judge lives it: candidates come, it decides, its rounds are asked."""
 
     REASON: ClassVar[str] = "It alone is right about the city."
+    ANALYSIS: ClassVar[dict[str, Any]] = {
+        "consensus": ["There is a capital."],
+        "contradictions": [],
+        "partial_coverage": [],
+        "unique_insights": [],
+        "blind_spots": [],
+    }
 
     prompt: Prompt = field(default_factory=make_prompt)
     plan: Plan = field(default_factory=make_plan)
@@ -27,13 +43,24 @@ class Play:
     heard: dict[tuple[int, str], Heard] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, mode: str = "best-of", sampling: Sampling | None = None, deadline_s: float = 60, **plan: Any) -> "Play":
-        prompt = make_prompt(mode=mode, sampling=sampling or Sampling(), deadline_at=T0 + timedelta(seconds=deadline_s))
-        return cls(prompt, make_plan(prompt, **plan))
+    def of(
+        cls,
+        mode: str = "best-of",
+        deadline_s: float = 60,
+        prompt: dict[str, Any] | None = None,
+        policy: dict[str, Any] | None = None,
+        **plan: Any,
+    ) -> "Play":
+        """No line-up holds a control unless `policy` says so."""
+        given = {"mode": mode, "deadline_at": T0 + timedelta(seconds=deadline_s), **(prompt or {})}
+        made = make_prompt(**given)
+        return cls(made, make_plan(made, policy=Policy(**{"control_share": 0.0, **(policy or {})}), **plan))
 
     @property
     def case(self) -> Case:
         return Case(self.prompt, self.plan, tuple(self.rounds), dict(self.heard))
+
+    # -- members --------------------------------------------------------------------------
 
     def hear(self, candidate: Candidate) -> None:
         """Commit a candidate, unless there is one already."""
@@ -41,19 +68,31 @@ class Play:
         self.heard.setdefault(key, Heard(candidate, self.now, len(self.rounds)))
 
     def says(self, **answers: str) -> "Play":
-        """Members answer; a text that begins with `!` is an error code."""
+        """Members answer their first call; a text that begins with `!` is an error code."""
         for call, text in answers.items():
-            self.hear(self.spoken(0, call, text))
+            self.say(call, text)
         return self
 
-    def spoken(self, round_: int, call: str, text: str, **overrides: Any) -> Candidate:
+    def say(self, call: str, text: str | None, round_: int = 0, **overrides: Any) -> "Play":
+        """One call is answered: `a`, its second sample `a=2`, its hedge `a=h` in the round that asked for it."""
+        self.hear(self.spoken(round_, call, text, **overrides))
+        return self
+
+    def spoken(self, round_: int, call: str, text: str | None, **overrides: Any) -> Candidate:
         planned = {m.name: m.model for m in self.plan.members}
-        given = {"round": round_, "model": planned.get(call, JUDGE.model), **overrides}
-        if call not in planned:
-            given["member"] = None
-        if text.startswith("!"):
+        asked = {c.name: c.model for r in self.rounds if r.round == round_ for c in r.calls}
+        member = call.partition("=")[0]
+        given = {
+            "round": round_,
+            "member": member if member in planned else None,
+            "model": asked.get(call) or planned[member],
+            **overrides,
+        }
+        if text and text.startswith("!"):
             return make_candidate(call=call, fails=text[1:], **given)
         return make_candidate(text, call, **given)
+
+    # -- what it does ---------------------------------------------------------------------
 
     def decide(self) -> Decision:
         return decide(self.case, self.now)
@@ -64,6 +103,7 @@ class Play:
         assert isinstance(decision, Ask), decision
         assert decision.number == len(self.rounds) + 1
         plan = self.plan
+        is_panel = decision.calls[0].kind == "answer"
         self.rounds.append(
             Round(
                 fusion_id=plan.fusion_id,
@@ -74,22 +114,28 @@ class Play:
                 residency=plan.residency,
                 priority=plan.priority,
                 seed=plan.seed,
-                deadline_at=plan.deadline_at,
+                deadline_at=plan.panel_deadline_at if is_panel else plan.deadline_at,
             )
         )
         return {call.name: call.messages[-1].content for call in decision.calls}
 
-    def replies(self, **texts: str) -> "Play":
-        """What comes back of the last round; the call `verdict_again` stands for `verdict-again`."""
-        for call, text in texts.items():
-            self.hear(self.spoken(len(self.rounds), call.replace("_", "-"), text))
-        return self
-
     def ends(self) -> Draft:
         """It must be decided now."""
+        return self.decided().draft
+
+    def decided(self) -> Decided:
         decision = self.decide()
         assert isinstance(decision, Decided), decision
-        return decision.draft
+        return decision
+
+    def closed_by(self) -> str:
+        panel = self.decided().panel
+        assert panel is not None
+        return panel.closed_by
+
+    def outcome(self, judged_s: float | None = None) -> Outcome:
+        since = None if judged_s is None else T0 + timedelta(seconds=judged_s)
+        return build(self.case, self.decided(), self.now, judged_since=since)
 
     def waits(self) -> float:
         """It must wait now; returns until which second."""
@@ -98,23 +144,94 @@ class Play:
         return (decision.until - T0).total_seconds()
 
     def later(self, seconds: float) -> "Play":
+        """It is so many seconds after the prompt came."""
         self.now = T0 + timedelta(seconds=seconds)
         return self
 
-    def label_of(self, member: str) -> str:
-        """The letter behind which the judge sees a member in the last round."""
-        shown = self.rounds[-1].calls[0].messages[-1].content
-        for letter in "ABC":
-            _, _, rest = shown.partition(f" {letter}]]\n")
-            if rest.startswith(self.heard[0, member].candidate.content or "?"):
-                return letter
-        raise AssertionError("not shown")
+    # -- what comes back of the last round ------------------------------------------------
 
-    def verdict_for(self, member: str) -> str:
-        return json.dumps({"reason": self.REASON, "winner": self.label_of(member)})
+    def replies(self, **texts: str) -> "Play":
+        """By call; `verdict_1_1` stands for `verdict-1-1`."""
+        for call, text in texts.items():
+            self.say(call.replace("_", "-"), text, len(self.rounds))
+        return self
+
+    def verdict_calls(self, judge: str | None = None) -> list[Call]:
+        return [c for c in self.rounds[-1].calls if c.kind == "verdict" and judge in (None, c.model)]
+
+    def judge_says(self, *who: str, judge: str | None = None) -> "Play":
+        """Every verdict call of the last round (of one judge) names this one, wherever it stands; several: in turn."""
+        calls = self.verdict_calls(judge)
+        for place, call in enumerate(calls):
+            self.say(call.name, self.verdict(self.label(call, who[place % len(who)])), len(self.rounds))
+        return self
+
+    def judge_always_first(self) -> "Play":
+        for call in self.verdict_calls():
+            self.say(call.name, self.verdict(self.shown(call)[0][0]), len(self.rounds))
+        return self
+
+    def judge_writes(self, *texts: str, judge: str | None = None) -> "Play":
+        """Verdict calls of the last round are answered with these texts, in turn."""
+        for place, call in enumerate(self.verdict_calls(judge)):
+            self.say(call.name, texts[place % len(texts)], len(self.rounds))
+        return self
+
+    def analyses(self, text: str | None = None) -> "Play":
+        (call,) = [c for c in self.rounds[-1].calls if c.kind == "analysis"]
+        return self.say(call.name, json.dumps(self.ANALYSIS) if text is None else text, len(self.rounds))
+
+    def rebuts(self, **turns: tuple[str, Any] | str) -> "Play":
+        """Members reply in a debate: (error, answer), or a raw text."""
+        for call, turn in turns.items():
+            text = turn if isinstance(turn, str) else json.dumps({"error": turn[0], "answer": turn[1]})
+            self.say(call, text, len(self.rounds))
+        return self
+
+    def verdict(self, label: str) -> str:
+        return json.dumps({"reason": self.REASON, "winner": label})
+
+    @staticmethod
+    def shown(call: Call) -> list[tuple[str, str]]:
+        """Labels and texts, in the order in which a call shows them."""
+        return [(label, text) for _, label, text in _SHOWN.findall(call.messages[-1].content)]
+
+    def label(self, call: Call, who: str) -> str:
+        """Behind which label a call shows a member (or the control, or the merge)."""
+        labels = {text: label for label, text in self.shown(call)}
+        return next(labels[text] for text in self._texts(who) if text in labels)
+
+    def order(self, call: Call) -> list[str]:
+        """Members in the order in which a call shows them."""
+        names = [*(m.name for m in self.plan.members), CONTROL, MERGED]
+        return [next(name for name in names if text in self._texts(name)) for _, text in self.shown(call)]
+
+    def _texts(self, who: str) -> list[str]:
+        """What one has said, the earliest first."""
+        if who == CONTROL:
+            return [text for texts in CONTROLS.values() for text in texts]
+        found = []
+        for (_, call), heard in sorted(self.heard.items()):
+            text = heard.candidate.content or ""
+            if call.partition("=")[0] == ("write" if who == MERGED else who):
+                found += [clean(text), clean(text.strip()), _answer_in(text)]
+        return found
+
+
+def _answer_in(text: str) -> str:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return str(value["answer"]) if isinstance(value, dict) and "answer" in value else text
 
 
 @pytest.fixture(scope="session")
 def begin() -> Callable[..., Play]:
-    """Begins a fusion: `play(mode, sampling, deadline_s, **plan)`."""
+    """Begins a fusion: `begin(mode, deadline_s, prompt={…}, policy={…}, **plan)`."""
     return Play.of
+
+
+@pytest.fixture(scope="session")
+def juror() -> Callable[[str], PlannedJudge]:
+    return make_juror

@@ -6,10 +6,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusewire_judge.answers import agreement, canonical, is_tied, medoid, share, similarity, votes
+from fusewire_judge.answers import (
+    agreed,
+    agreement,
+    canonical,
+    flaw,
+    is_tied,
+    kind_of,
+    medoid,
+    posterior,
+    share,
+    similarity,
+    votes,
+)
 from fusewire_judge.fusion.case import Said
 
 SCHEMA: dict[str, Any] = {"type": "object"}
+OPEN = "It depends on whom one asks, and on the day."
 
 CANONICAL = [
     # text, what it says
@@ -40,6 +53,11 @@ CANONICAL = [
     ("The answer is **42**.", "number:42"),
     ("**Answer:** 42", "number:42"),
     ('"Paris".', "label:paris"),
+    ("Six times seven.\nA: 42", "number:42"),
+    ("Six times seven.\n#### 42", "number:42"),
+    ("A: 42\nThat is all there is to say of it.", None),
+    ("-0.0", "number:0"),
+    ("1" * 30 + "2", "number:" + "1" * 30 + "2"),
     ("", None),
     ("   ", None),
     ("**", None),
@@ -59,7 +77,11 @@ def test_canonical(text: str, expected: str | None) -> None:
 JSON = [
     ('{"a": 1, "b": [2]}', 'json:{"a":1,"b":[2]}'),
     ('{"b":[2],"a":1}', 'json:{"a":1,"b":[2]}'),
-    ("42", "json:42"),
+    ('{"a": 1.0, "b": [2.0, {"c": 1e1}]}', 'json:{"a":1,"b":[2,{"c":10}]}'),
+    ("42", None),
+    ('{"a": NaN}', None),
+    ('{"a": Infinity}', None),
+    ('["a"]', None),
     ("not JSON", None),
     ("", None),
     ("[" * 100_000, None),
@@ -70,6 +92,14 @@ JSON = [
 @pytest.mark.parametrize(("text", "expected"), JSON, ids=[t[:12] for t, _ in JSON])
 def test_where_a_schema_was_demanded_json_is_compared(text: str, expected: str | None) -> None:
     assert canonical(text, SCHEMA) == expected
+
+
+BROKEN = [{"$ref": "#/nowhere"}, {"$ref": "https://example.org/x"}, {"pattern": "("}, {"type": "no such"}]
+
+
+@pytest.mark.parametrize("schema", BROKEN, ids=str)
+def test_a_schema_that_leads_nowhere_is_satisfied_by_nothing(schema: dict[str, Any]) -> None:
+    assert canonical('"a"', schema) is None
 
 
 @given(st.text(max_size=200))
@@ -87,8 +117,8 @@ def said(*contents: str, weights: str = "1111111") -> list[Said]:
     ]
 
 
-def members(groups: dict[str, list[Said]] | None) -> dict[str, str] | None:
-    return None if groups is None else {value: "".join(s.member for s in group) for value, group in groups.items()}
+def members(groups: dict[str, list[Said]]) -> dict[str, str]:
+    return {value: "".join(s.member for s in group) for value, group in groups.items()}
 
 
 VOTES = [
@@ -97,30 +127,98 @@ VOTES = [
     ("weight beats heads", ("4", "5", "4"), "151", {"number:5": "b", "number:4": "ac"}),
     ("heads beat the pool's order at equal weight", ("5", "4", "4"), "211", {"number:4": "bc", "number:5": "a"}),
     ("the pool's order is last", ("5", "4"), "11", {"number:5": "a", "number:4": "b"}),
-    ("one open answer opens all", ("4", "It is four, as far as I can tell."), "11", None),
+    (
+        "an open answer has no vote",
+        ("4", "It is four, as far as I can tell.", "5"),
+        "191",
+        {"number:4": "a", "number:5": "c"},
+    ),
+    ("nobody has", ("It is four, as far as I can tell.",), "1", {}),
 ]
 
 
 @pytest.mark.parametrize(("contents", "weights", "expected"), [row[1:] for row in VOTES], ids=[row[0] for row in VOTES])
-def test_votes(contents: tuple[str, ...], weights: str, expected: dict[str, str] | None) -> None:
+def test_votes(contents: tuple[str, ...], weights: str, expected: dict[str, str]) -> None:
     found = votes(said(*contents, weights=weights), None)
 
     assert members(found) == expected
-    assert list(found or {}) == list(expected or {})
+    assert list(found) == list(expected)
 
 
 def test_what_breaks_a_demanded_schema_has_no_vote() -> None:
     assert members(votes(said('{"a":1}', "sorry", '{"a": 1}'), SCHEMA)) == {'json:{"a":1}': "ac"}
-    assert votes(said("sorry", "no"), SCHEMA) is None
+    assert votes(said("sorry", "no"), SCHEMA) == {}
+
+
+KINDS = [
+    ("numbers", ("4", "5"), None, "number"),
+    ("the most common kind", ("4", "(b)", "5"), None, "number"),
+    ("two of three are closed", ("yes", OPEN, "no"), None, "label"),
+    ("one of two is", ("yes", OPEN), None, "open"),
+    ("three of five are", ("4", "4", "4", OPEN, OPEN), None, "open"),
+    ("none is", (OPEN,), None, "open"),
+    ("choices", ("(a)", "b."), None, "choice"),
+    ("JSON", ('{"a":1}', "no"), SCHEMA, "json"),
+    ("no JSON where it was demanded", ("no", "4"), SCHEMA, "open"),
+]
+
+
+@pytest.mark.parametrize(("contents", "schema", "kind"), [r[1:] for r in KINDS], ids=[r[0] for r in KINDS])
+def test_kinds(contents: tuple[str, ...], schema: Any, kind: str) -> None:
+    assert kind_of(contents, schema) == kind
+
+
+FLAWS = [
+    ("", "empty"),
+    (" \n\t ", "empty"),
+    ("I'm sorry, but I can't help with that.", "refused"),
+    ("I’m sorry, I cannot assist with this request.", "refused"),
+    ("As an AI, I am unable to do so.", "refused"),
+    ("I apologize, but I won't do that.", "refused"),
+    ("Sorry for the delay: it is Paris.", None),
+    ("I'm sorry, I can't see it. " + "But let me say more of it. " * 20, None),
+    ("You can't do that.", None),
+    ("la " * 2000, "looped"),
+    ("\n".join(f"Line {n} of a table says {n * n}." for n in range(200)), None),
+    ("a" * 999, None),
+    ("a" * 1000, "looped"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), FLAWS, ids=[repr(text[:30]) for text, _ in FLAWS])
+def test_flaws(text: str, expected: str | None) -> None:
+    assert flaw(text) == expected
+
+
+AGREED = [
+    # what, contents, who, agreed
+    ("with two others", ("4", "4", "4"), "a", True),
+    ("with one other of two", ("4", "4", "5"), "a", None),
+    ("against two others", ("5", "4", "4"), "a", False),
+    ("its own voice is left out", ("4", "4", "5", "5"), "a", False),
+    ("with two of four others", ("4", "4", "4", "5", "6"), "a", True),
+    ("others tie", ("6", "4", "4", "5", "5"), "a", None),
+    ("no vote", (OPEN, "4", "4"), "a", None),
+]
+
+
+@pytest.mark.parametrize(("contents", "who", "expected"), [r[1:] for r in AGREED], ids=[r[0] for r in AGREED])
+def test_agreed(contents: tuple[str, ...], who: str, expected: bool | None) -> None:
+    assert agreed(who, votes(said(*contents), None)) is expected
+
+
+POSTERIOR = [(2, 0, 0.875), (3, 0, 0.9375), (4, 0, 0.9688), (3, 1, 0.8125), (4, 1, 0.8906), (5, 0, 0.9844), (1, 1, 0.5)]
+
+
+@pytest.mark.parametrize(("leading", "others", "expected"), POSTERIOR)
+def test_the_posterior_of_a_lead(leading: int, others: int, expected: float) -> None:
+    assert posterior(leading, others) == pytest.approx(expected, abs=5e-5)
 
 
 def test_ties_and_shares() -> None:
     tied = votes(said("4", "5"), None)
     led = votes(said("4", "5", "4"), None)
     weighed = votes(said("4", "5", "4", weights="121"), None)
-    assert tied
-    assert led
-    assert weighed
 
     assert (is_tied(tied), is_tied(led), is_tied(weighed)) == (True, False, True)
     assert share(tied) == 0.5
@@ -143,8 +241,12 @@ def test_agreement_is_the_mean_over_pairs() -> None:
 def test_the_medoid_is_most_like_the_others() -> None:
     assert medoid(said("blue green", "red blue green", "red blue")).member == "b"
     assert medoid(said("x", "y")).member == "a"
-    assert medoid(said("x y", "x", "y", weights="119")).member == "a"
-    assert medoid(said("x", "y z", "z", "x w", weights="1191")).member == "b"
+    assert medoid(said("x y", "x", "y", weights="112")).member == "a"
+
+
+def test_of_two_the_heavier_is_the_medoid() -> None:
+    assert medoid(said("red green", "red blue", weights="12")).member == "b"
+    assert medoid(said("red green", "red blue", weights="21")).member == "a"
 
 
 @given(st.lists(st.text(max_size=30), min_size=1, max_size=5))

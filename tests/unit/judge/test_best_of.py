@@ -1,15 +1,25 @@
-"""Best-of: closed answers are voted, open ones judged."""
+"""Best-of: closed answers are voted, open ones judged in two orders."""
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from fusewire.contracts import CONTROL
 from fusewire.testing.factories import JUDGE, make_member
 from fusewire.testing.factories import OPEN_ANSWERS as OPEN
 
 Begin = Callable[..., Any]
+Juror = Callable[[str], Any]
+
+TWO = {"a": OPEN["a"], "b": OPEN["b"]}
+FOUR = {**OPEN, "d": "Ask a geographer; I would rather speak about the weather in Brittany."}
+FIVE = {**FOUR, "e": "Lutetia was what Romans called this settlement of the Parisii tribe."}
+BOTH = ["verdict-1-1", "verdict-1-2"]
+
+# -- the vote -----------------------------------------------------------------------------
 
 
 def test_closed_answers_are_voted_without_a_judge_call(begin: Begin) -> None:
@@ -18,28 +28,37 @@ def test_closed_answers_are_voted_without_a_judge_call(begin: Begin) -> None:
     assert (draft.status, draft.content, draft.winner) == ("voted", "4", "a")
     assert draft.reason == "vote, 2 of 3 say the same"
     assert draft.agreement == pytest.approx(2 / 3)
-    assert (draft.rung, draft.shown, draft.degraded) == (None, (), ())
+    assert (draft.rung, draft.shown, draft.verdicts, draft.degraded) == (None, (), (), ())
 
 
-def test_weights_are_votes(begin: Begin) -> None:
-    members = [make_member("a"), make_member("b", 3), make_member("c")]
+WEIGHTS = [
+    # what, weight of b, what b learned, answers, who wins
+    ("configured", 3.0, {}, {"a": "4", "b": "5", "c": "4"}, "b"),
+    ("learned for the kind", 1.0, {"number": 3.0}, {"a": "4", "b": "5", "c": "4"}, "b"),
+    ("learned for another kind too", 1.0, {"label": 3.0, "number": 1.5}, {"a": "4", "b": "5", "c": "4"}, "a"),
+    ("learned for other kinds only", 1.0, {"label": 2.0, "choice": 4.0}, {"a": "4", "b": "5", "c": "4"}, "b"),
+    ("both together", 1.5, {"number": 1.5}, {"a": "4", "b": "5", "c": "4"}, "b"),
+    ("learned for labels", 1.0, {"label": 3.0}, {"a": "yes", "b": "no", "c": "yes"}, "b"),
+    ("learned to be weak", 3.0, {"number": 0.25}, {"a": "4", "b": "5", "c": "4"}, "a"),
+]
 
-    assert begin(members=members).says(a="4", b="5", c="4").ends().winner == "b"
 
+@pytest.mark.parametrize(
+    ("weight", "learned", "texts", "winner"), [r[1:] for r in WEIGHTS], ids=[r[0] for r in WEIGHTS]
+)
+def test_a_voice_counts_what_it_weighs(
+    begin: Begin, weight: float, learned: dict[str, float], texts: dict[str, str], winner: str
+) -> None:
+    members = [make_member("a"), make_member("b", weight, learned=learned), make_member("c")]
 
-def test_a_vote_is_taken_without_those_who_are_missing(begin: Begin) -> None:
-    draft = begin().says(a="4", b="4").later(45).ends()
-
-    assert (draft.status, draft.degraded) == ("voted", ("missing:c",))
+    assert begin(members=members).says(**texts).ends().winner == winner
 
 
 def test_a_tie_goes_to_the_judge(begin: Begin) -> None:
     play = begin(members="ab").says(a="4", b="5")
 
-    asked = play.asks()
-
-    assert list(asked) == ["verdict"]
-    draft = play.replies(verdict=play.verdict_for("b")).ends()
+    assert list(play.asks()) == BOTH
+    draft = play.judge_says("b").ends()
     assert (draft.status, draft.winner, draft.rung) == ("fused", "b", "strict")
 
 
@@ -49,115 +68,316 @@ def test_a_tie_without_a_judge_goes_to_the_first_of_the_pool(begin: Begin) -> No
     assert (draft.status, draft.winner, draft.reason) == ("voted", "a", "tie, the first of the pool")
 
 
-def test_open_answers_are_judged(begin: Begin) -> None:
+# -- both orders --------------------------------------------------------------------------
+
+
+def test_a_judge_that_agrees_with_itself_decides(begin: Begin) -> None:
     play = begin().says(**OPEN)
 
-    shown = play.asks()["verdict"]
+    asked = play.asks()
 
-    for text in OPEN.values():
-        assert text in shown
-    for member in play.plan.members:
-        assert member.model not in shown
-    (call,) = play.rounds[0].calls
-    assert (call.kind, call.model, call.member) == ("verdict", JUDGE.model, None)
-    assert (call.sampling.temperature, call.sampling.max_tokens) == (0, 256)
-    assert call.sampling.response_schema is not None
-    assert call.sampling.response_schema["properties"]["winner"]["enum"] == ["A", "B", "C"]
+    assert list(asked) == BOTH
+    for call in play.rounds[0].calls:
+        assert (call.kind, call.model, call.member) == ("verdict", JUDGE.model, None)
+        assert (call.sampling.temperature, call.sampling.max_tokens) == (0, 256)
+        assert call.sampling.response_schema["properties"]["winner"]["enum"] == [label for label, _ in play.shown(call)]
+        assert sorted(play.order(call)) == ["a", "b", "c"]
+        assert not any(m.model in text.content for m in play.plan.members for text in call.messages)
+    first, second = play.rounds[0].calls
+    assert play.order(first) == play.order(second)[::-1]
 
-    draft = play.replies(verdict=play.verdict_for("b")).ends()
+    draft = play.judge_says("b").ends()
 
     assert (draft.status, draft.content, draft.winner) == ("fused", OPEN["b"], "b")
     assert (draft.reason, draft.rung, draft.degraded) == (play.REASON, "strict", ())
-    assert sorted(draft.shown) == ["a", "b", "c"]
-    assert draft.shown.index("b") == "ABC".index(play.label_of("b"))
-    assert draft.agreement is not None
-    assert 0 < draft.agreement < 0.5
+    assert draft.shown == tuple(play.order(first))
+    assert [(v.call, v.winner, v.is_consistent, v.chars) for v in draft.verdicts] == [
+        (call.name, "b", True, tuple(len(OPEN[m]) for m in play.order(call))) for call in (first, second)
+    ]
 
 
 def test_the_order_shown_is_decided_by_the_seed(begin: Begin) -> None:
     def shown(seed: int) -> tuple[str, ...]:
         play = begin(seed=seed).says(**OPEN)
         play.asks()
-        found: tuple[str, ...] = play.replies(verdict=play.verdict_for("a")).ends().shown
+        found: tuple[str, ...] = play.judge_says("a").ends().shown
         return found
 
     assert shown(1) == shown(1)
     assert len({shown(seed) for seed in range(12)}) > 1
 
 
-def test_open_answers_without_a_judge_are_chosen_by_likeness(begin: Begin) -> None:
-    texts = {"a": "red green blue stripes everywhere", "b": "red green blue", "c": "red green dots in rows of five"}
+def test_the_pool_s_criteria_reach_the_judge(begin: Begin) -> None:
+    play = begin(policy={"criteria": "rhyme above all"}).says(**OPEN)
+    plain = begin().says(**OPEN)
+    play.asks()
+    plain.asks()
 
-    draft = begin(judge=None).says(**texts).ends()
+    assert "rhyme above all" in play.rounds[0].calls[0].messages[0].content
+    assert "correct first" in plain.rounds[0].calls[0].messages[0].content
 
-    assert (draft.status, draft.winner, draft.rung) == ("voted", "b", None)
-    assert draft.reason == "no judge, the answer most like the others"
-    assert draft.degraded == ()
+
+def split(play: Any, *who: str) -> Any:
+    """The two orders name different ones, neither always the one shown first."""
+    play.asks()
+    first, second = play.verdict_calls()
+    firsts = (play.order(first)[0], play.order(second)[0])
+    named = who if who != firsts else who[::-1]
+    return play.judge_says(*named)
+
+
+def test_a_judge_that_contradicts_itself_is_asked_about_the_two(begin: Begin) -> None:
+    play = split(begin().says(**OPEN), "a", "b")
+
+    assert list(play.asks()) == ["pair-1-1", "pair-1-2"]
+    for call in play.verdict_calls():
+        assert sorted(play.order(call)) == ["a", "b"]
+    draft = play.judge_says("b").ends()
+
+    assert (draft.status, draft.winner, draft.reason) == ("fused", "b", play.REASON)
+    assert [(v.kind, v.is_consistent) for v in draft.verdicts] == [
+        ("listwise", False), ("listwise", False), ("pair", True), ("pair", True)
+    ]  # fmt: skip
+    assert play.outcome(1).swap_consistent is False
+
+
+SETTLED = [
+    # what, answers, weights, costs, winner
+    (
+        "the medoid",
+        {"a": "red green", "b": "red green blue pink grey", "c": "blue pink grey"},
+        (1, 1, 1),
+        (1, 1, 1),
+        "b",
+    ),
+    ("then the weight", OPEN | {"a": "x y", "b": "z w"}, (1, 2, 1), (1, 1, 1), "b"),
+    ("then the cost", OPEN | {"a": "x y", "b": "z w"}, (1, 1, 1), (2, 1, 1), "b"),
+    ("a price beats none", OPEN | {"a": "x y", "b": "z w"}, (1, 1, 1), (None, 1, 1), "b"),
+    ("then the pool", OPEN | {"a": "x y", "b": "z w"}, (1, 1, 1), (1, 1, 1), "a"),
+]
+
+
+@pytest.mark.parametrize(("texts", "weights", "costs", "winner"), [r[1:] for r in SETTLED], ids=[r[0] for r in SETTLED])
+def test_a_pair_that_ties_is_settled_by_a_rule(
+    begin: Begin, texts: dict[str, str], weights: tuple[int, ...], costs: tuple[Any, ...], winner: str
+) -> None:
+    sentence = " for the one who asks, if I may put it so."
+    play = begin(members=[make_member(n, w) for n, w in zip("abc", weights, strict=True)])
+    for name, cost in zip("abc", costs, strict=True):
+        # One open answer in three would leave the others a vote.
+        text = texts[name] if texts[name] == OPEN.get(name) else f"{texts[name]} or so they say here"
+        play.say(name, text if "they say" in text else text + sentence, cost_usd=cost)
+    split(play, "a", "b").asks()
+
+    draft = play.judge_says("a", "b").ends()
+
+    assert draft.winner == winner
+    assert draft.reason == "the judges are tied; most like the others, then by weight, then by cost"
+
+
+def test_with_two_members_a_split_is_no_matter_for_a_pair(begin: Begin) -> None:
+    play = begin(members=[make_member("a"), make_member("b", 2)]).says(**TWO)
+    play.asks()
+
+    draft = play.judge_says("a", "b").ends()
+
+    assert (draft.winner, len(play.rounds)) == ("b", 1)
+    assert draft.reason.startswith("the judges are tied")
+
+
+@settings(max_examples=60)
+@given(seed=st.integers(0, 2**31 - 1), texts=st.sampled_from([TWO, OPEN, FOUR, FIVE]))
+def test_a_judge_that_names_the_first_it_sees_moves_no_winner(begin: Begin, seed: int, texts: dict[str, str]) -> None:
+    """The winner is the one that the rule alone prefers, whatever order the seed gives, and never for its place."""
+
+    def winner(seed: int, count: int) -> tuple[str, bool | None]:
+        members = [make_member(name, 1 + place / 10) for place, name in enumerate("abcde"[:count])]
+        play = begin(members=members, seed=seed).says(**texts)
+        while not hasattr(play.decide(), "draft"):
+            play.asks()
+            play.judge_always_first()
+        return play.ends().winner, play.outcome(1).swap_consistent
+
+    found, is_consistent = winner(seed, len(texts))
+
+    assert is_consistent is False
+    if len(texts) <= 4:
+        assert found == winner(0, len(texts))[0]
+
+
+def test_where_a_judge_follows_the_place_each_is_put_first(begin: Begin) -> None:
+    play = begin(members="abcd").says(**FOUR)
+    play.asks()
+    play.judge_always_first()
+    led = {play.order(call)[0] for call in play.verdict_calls()}
+
+    assert list(play.asks()) == ["turn-1-1", "turn-1-2"]
+    assert {play.order(call)[0] for call in play.verdict_calls()} == set("abcd") - led
+
+    other = next(iter(set("abcd") - led))
+    assert play.judge_says(other).ends().winner == other
+
+
+# -- a jury -------------------------------------------------------------------------------
+
+JURY = ("x", "y", "z")
+
+
+def seated(begin: Begin, juror: Juror, *models: str, **plan: Any) -> Any:
+    play = begin(jury=tuple(juror(model) for model in models or JURY), **plan).says(**OPEN)
+    play.asks()
+    return play
+
+
+def test_a_jury_is_pooled(begin: Begin, juror: Juror) -> None:
+    play = seated(begin, juror)
+    assert [(c.name, c.model) for c in play.verdict_calls()] == [
+        (f"verdict-{number}-{order}", model) for number, model in enumerate(JURY, 1) for order in (1, 2)
+    ]
+
+    play.judge_says("a", judge="x").judge_says("b", judge="y").judge_says("b", judge="z")
+
+    assert (play.ends().winner, play.ends().status) == ("b", "fused")
+    assert play.outcome(1).judge_model == "jury"
+    assert play.outcome(1).swap_consistent is True
+
+
+def test_each_juror_is_shown_an_order_of_its_own(begin: Begin, juror: Juror) -> None:
+    plays = [seated(begin, juror, seed=seed) for seed in range(8)]
+    orders = [[tuple(play.order(call)) for call in play.verdict_calls()[::2]] for play in plays]
+
+    assert any(len(set(shown)) > 1 for shown in orders)
+
+
+def test_a_broken_juror_leaves_the_verdict_to_the_others(begin: Begin, juror: Juror) -> None:
+    play = seated(begin, juror)
+    play.judge_says("a", judge="x").judge_says("a", judge="y").judge_writes("!server_error", judge="z")
+
+    draft = play.ends()
+
+    assert (draft.winner, draft.status, draft.degraded) == ("a", "fused", ("verdict_void:server_error",))
+    assert [v.void for v in draft.verdicts] == [None] * 4 + ["server_error"] * 2
+
+
+def test_a_juror_that_is_a_member_has_no_voice_on_its_own_answer(begin: Begin, juror: Juror) -> None:
+    play = seated(begin, juror, "m-a", "y")
+    own, other = (play.order(play.verdict_calls(model)[0]) for model in ("m-a", "y"))
+
+    assert (sorted(own), sorted(other)) == (["b", "c"], ["a", "b", "c"])
+
+    # `a` was named by all who could name it, `b` by half of those.
+    play.judge_says("b", judge="m-a").judge_says("a", judge="y")
+
+    assert play.ends().winner == "a"
+
+
+def test_a_sole_judge_that_is_a_member_judges_the_others(begin: Begin, juror: Juror) -> None:
+    texts = {
+        "a": "red green stripes in rows of seven",
+        "b": "red green blue dots on a plain sheet of paper",
+        "c": OPEN["c"],
+    }
+    play = begin(judge=juror("m-a")).says(**texts)
+    play.asks()
+
+    draft = play.judge_says("c").ends()
+
+    # Between the one it named and its own it does not choose: the one more like the others stands.
+    assert (draft.winner, set(draft.shown)) == ("a", {"b", "c"})
+    assert draft.reason.startswith("a judge does not vote on its own answer; most like the others")
+
+
+def test_a_judge_that_is_one_of_two_members_is_not_asked(begin: Begin, juror: Juror) -> None:
+    draft = begin(members=[make_member("a"), make_member("b", 2)], judge=juror("m-a")).says(**TWO).ends()
+
+    assert (draft.status, draft.winner, draft.verdicts) == ("voted", "b", ())
+    assert draft.reason.startswith("a judge does not vote on its own answer")
+
+
+def test_a_pool_of_the_judge_s_own_model_alone_is_judged(begin: Begin, juror: Juror) -> None:
+    members = [make_member(name, model="m-one") for name in "abc"]
+    play = begin(members=members, judge=juror("m-one")).says(**OPEN)
+    play.asks()
+
+    assert sorted(play.order(play.verdict_calls()[0])) == ["a", "b", "c"]
+    assert play.judge_says("c").ends().winner == "c"
+
+
+# -- judges that cannot be read -----------------------------------------------------------
+
+UNREADABLE = [
+    ("prose", "I like the first one best.", "not_json"),
+    ("an unknown label", '{"reason": "It is simply the best.", "winner": "ZZZ"}', "schema_mismatch"),
+    ("A, always", '{"reason": "It is simply the best.", "winner": "A"}', "schema_mismatch"),
+    ("nobody", '{"reason": "They are all the same.", "winner": ""}', "schema_mismatch"),
+    ("no winner", '{"reason": "They are all the same."}', "schema_mismatch"),
+    ("nothing", "", "empty"),
+    ("two verdicts", '{"winner":"BC","reason":"It is so good."}{"winner":"CD","reason":"It is so good."}', "not_json"),
+    ("1 MB", "x" * 1_000_000, "too_long"),
+]
+
+
+@pytest.mark.parametrize(("text", "why"), [r[1:] for r in UNREADABLE], ids=[r[0] for r in UNREADABLE])
+def test_what_cannot_be_read_is_asked_for_once_more_then_a_rule_decides(begin: Begin, text: str, why: str) -> None:
+    play = begin().says(**OPEN)
+    play.asks()
+    play.judge_writes(text)
+
+    assert list(play.asks()) == [f"{name}-again" for name in BOTH]
+    assert [c.messages for c in play.rounds[1].calls] == [c.messages for c in play.rounds[0].calls]
+    draft = play.judge_writes(text).ends()
+
+    assert (draft.status, draft.rung, draft.degraded) == ("voted", "fallback", (f"judge_failed:{why}",))
+    assert draft.reason == "no usable verdict, the answer most like the others"
+    assert draft.winner in OPEN
+    assert [v.void for v in draft.verdicts] == [why, why]
+
+
+def test_the_second_time_it_can_be_read(begin: Begin) -> None:
+    play = begin().says(**OPEN)
+    play.asks()
+    play.judge_writes("I like the first.").asks()
+
+    draft = play.judge_says("c").ends()
+
+    assert (draft.status, draft.winner, draft.rung, draft.degraded) == ("fused", "c", "reasked", ())
 
 
 def test_a_repaired_verdict_says_so(begin: Begin) -> None:
     play = begin().says(**OPEN)
     play.asks()
+    first, second = play.verdict_calls()
+    play.say(first.name, f"```json\n{play.verdict(play.label(first, 'c'))}\n```", 1)
+    play.say(second.name, play.verdict(play.label(second, "c")), 1)
 
-    draft = play.replies(verdict=f"```json\n{play.verdict_for('c')}\n```").ends()
+    draft = play.ends()
 
     assert (draft.status, draft.winner, draft.rung) == ("fused", "c", "repaired")
+    assert [v.rung for v in draft.verdicts] == ["repaired", "strict"]
 
 
-def test_an_invalid_verdict_is_asked_for_once_more(begin: Begin) -> None:
+def test_only_the_order_that_was_not_read_is_asked_for_again(begin: Begin) -> None:
     play = begin().says(**OPEN)
     play.asks()
-    play.replies(verdict="I like the first.")
+    first, second = play.verdict_calls()
+    play.say(first.name, "prose", 1).say(second.name, play.verdict(play.label(second, "b")), 1)
 
-    assert list(play.asks()) == ["verdict-again"]
-    assert play.rounds[1].calls[0].messages == play.rounds[0].calls[0].messages
-    draft = play.replies(verdict_again=play.verdict_for("c")).ends()
+    assert list(play.asks()) == ["verdict-1-1-again"]
+    draft = play.judge_writes("prose").ends()
 
-    assert (draft.status, draft.winner, draft.rung) == ("fused", "c", "reasked")
-    assert draft.degraded == ()
-
-
-INVALID = [
-    "I like the first.",
-    '{"winner": "A"}',
-    '{"reason": "It is simply the best.", "winner": "Z"}',
-    "!server_error",
-]
+    assert (draft.status, draft.winner, draft.rung) == ("fused", "b", "strict")
+    assert draft.degraded == ("verdict_void:not_json", "verdict_void:one_order")
+    assert play.outcome(1).swap_consistent is None
 
 
-@pytest.mark.parametrize("again", INVALID)
-def test_after_the_second_invalid_verdict_a_rule_decides(begin: Begin, again: str) -> None:
-    play = begin().says(**OPEN)
-    play.asks()
-    play.replies(verdict="I like the first.")
-    play.asks()
-
-    draft = play.replies(verdict_again=again).ends()
-
-    reason = {"I": "not_json", "{": "schema_mismatch", "!": "server_error"}[again[0]]
-    assert (draft.status, draft.rung) == ("voted", "fallback")
-    assert draft.degraded == (f"judge_failed:{reason}",)
-    assert draft.reason == "no usable verdict, the answer most like the others"
-    assert draft.winner in OPEN
-    assert len(draft.shown) == 3
-
-
-def test_a_verdict_for_nobody_is_void(begin: Begin) -> None:
-    play = begin(members="ab").says(a=OPEN["a"], b=OPEN["b"])
-    play.asks()
-
-    play.replies(verdict=json.dumps({"reason": play.REASON, "winner": "C"}))
-
-    assert list(play.asks()) == ["verdict-again"]
-
-
-def test_a_judge_that_fails_is_not_asked_again(begin: Begin) -> None:
+@pytest.mark.parametrize("code", ["server_error", "insufficient_quota", "timeout"])
+def test_a_judge_that_fails_is_not_asked_again(begin: Begin, code: str) -> None:
     play = begin().says(**OPEN)
     play.asks()
 
-    draft = play.replies(verdict="!insufficient_quota").ends()
+    draft = play.judge_writes(f"!{code}").ends()
 
-    assert (draft.status, draft.rung, draft.degraded) == ("voted", "fallback", ("judge_failed:insufficient_quota",))
+    assert (draft.status, draft.rung, draft.degraded) == ("voted", "fallback", (f"judge_failed:{code}",))
 
 
 def test_a_silent_judge_is_waited_for_until_the_deadline(begin: Begin) -> None:
@@ -174,4 +394,49 @@ def test_a_verdict_that_comes_with_the_deadline_still_counts(begin: Begin) -> No
     play = begin().says(**OPEN)
     play.asks()
 
-    assert play.later(61).replies(verdict=play.verdict_for("b")).ends().winner == "b"
+    assert play.later(61).judge_says("b").ends().winner == "b"
+
+
+def test_open_answers_without_a_judge_are_chosen_by_likeness(begin: Begin) -> None:
+    texts = {"a": "red green blue stripes everywhere", "b": "red green blue", "c": "red green dots in rows of five"}
+
+    draft = begin(judge=None).says(**texts).ends()
+
+    assert (draft.status, draft.winner, draft.rung, draft.degraded) == ("voted", "b", None, ())
+    assert draft.reason == "no judge, the answer most like the others"
+
+
+# -- controls -----------------------------------------------------------------------------
+
+
+def test_a_judge_that_picks_the_control_has_said_nothing(begin: Begin, juror: Juror) -> None:
+    play = seated(begin, juror, "x", "y", policy={"control_share": 1.0})
+    for call in play.verdict_calls():
+        assert sorted(play.order(call)) == ["a", "b", "c", CONTROL]
+    play.judge_says("b", CONTROL, judge="x").judge_says("a", judge="y")
+
+    draft = play.ends()
+
+    assert (draft.winner, draft.degraded) == ("a", ("verdict_void:picked_control",))
+    assert CONTROL not in draft.shown
+    assert [(v.void, v.is_consistent) for v in draft.verdicts] == [("picked_control", None)] * 2 + [(None, True)] * 2
+    assert {v.control for v in draft.verdicts} <= {"null", "master_key"}
+
+
+def test_if_all_pick_controls_a_rule_decides(begin: Begin) -> None:
+    play = begin(policy={"control_share": 1.0}).says(**OPEN)
+    play.asks()
+
+    draft = play.judge_says(CONTROL).ends()
+
+    assert (draft.status, draft.degraded) == ("voted", ("judge_failed:picked_control",))
+    assert draft.winner in OPEN
+
+
+def test_a_share_of_the_line_ups_holds_a_control(begin: Begin) -> None:
+    def holds(seed: int) -> bool:
+        play = begin(seed=seed, policy={"control_share": 0.25}).says(**OPEN)
+        play.asks()
+        return CONTROL in play.order(play.verdict_calls()[0])
+
+    assert 60 <= sum(map(holds, range(400))) <= 140

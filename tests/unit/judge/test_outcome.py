@@ -1,24 +1,28 @@
-"""From a draft to the outcome: who said what, how long it took, what it cost."""
+"""From a decision to the outcome: who said what, how long it took, what it cost."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from fusewire.contracts import Candidate, Outcome, Usage
+from fusewire.contracts import Candidate, Gold, Outcome, Recorded, Usage
 from fusewire.store.queries import Standing, shown
-from fusewire.testing.factories import T0, make_candidate, make_plan, make_prompt, make_round
-from fusewire_judge.fusion.case import Case, Draft, Heard, Said
+from fusewire.testing.factories import OPEN_ANSWERS as OPEN
+from fusewire.testing.factories import T0, make_candidate, make_member, make_plan, make_prompt, make_round
+from fusewire_judge import replay
+from fusewire_judge.fusion.case import Case, Decided, Draft, Heard, Panel, Said
 from fusewire_judge.outcome import build, cost, unplanned, usage
 
+Begin = Callable[..., Any]
 NOW = T0 + timedelta(seconds=3)
 DRAFT = Draft(
     status="fused",
     content="Paris.",
     winner="b",
-    said=(Said("a", 1, "Lyon.", 0), Said("b", 1, "Paris.", 1)),
+    said=(Said("a", 1, "Lyon.", 0, "a"), Said("b", 1, "Paris.", 1, "b")),
     shown=("b", "a"),
     rung="strict",
     reason="It is right.",
@@ -31,23 +35,28 @@ def heard(*candidates: Candidate, after_rounds: int = 0) -> dict[tuple[int, str]
 
 
 VERDICT = make_candidate("{}", "verdict", round=1, member=None, model="m-judge", cost_usd=0.01)
+ANSWERS = (make_candidate("Lyon.", "a"), make_candidate("Berlin.", "b"))
 
 
 def built(draft: Draft = DRAFT, judged: float | None = 1.5, **given: Any) -> Outcome:
+    """A debate between `a` and `b`, `c` missing, in which `b` changed its answer."""
     prompt = make_prompt(batch_id="b1")
     fields: dict[str, Any] = {
         "prompt": prompt,
         "plan": make_plan(prompt, planned_at=T0 + timedelta(seconds=0.5)),
         "rounds": (make_round(prompt),),
-        "heard": heard(
-            make_candidate("Lyon.", "a"),
-            make_candidate("Berlin.", "b"),
-            make_candidate("Paris.", "b", round=1),
-            VERDICT,
-        ),
+        "heard": heard(*ANSWERS, make_candidate("{}", "b", round=1), VERDICT),
     }
+    panel = Panel(
+        said=tuple(Said(c.call, 1, c.content or "", 0, c.call) for c in ANSWERS),
+        heard={c.call: Heard(c, T0, 0) for c in ANSWERS},
+        unasked=frozenset(),
+        flaws={},
+        kind="label",
+        closed_by="quorum",
+    )
     since = None if judged is None else T0 + timedelta(seconds=judged)
-    return build(Case(**{**fields, **given}), draft, NOW, judged_since=since)
+    return build(Case(**{**fields, **given}), Decided(draft, panel), NOW, judged_since=since)
 
 
 def test_it_says_what_was_asked_and_what_was_decided() -> None:
@@ -58,7 +67,9 @@ def test_it_says_what_was_asked_and_what_was_decided() -> None:
     assert (outcome.judge_model, outcome.judge_rung, outcome.reason) == ("m-judge", "strict", "It is right.")
     assert (outcome.submitted_at, outcome.finished_at, outcome.latency_ms) == (T0, NOW, 3000)
     assert (outcome.panel_ms, outcome.judge_ms) == (1000, 1500)
-    assert outcome.rounds == 1
+    assert (outcome.rounds, outcome.hedges, outcome.is_replay) == (1, 0, False)
+    assert (outcome.closed_by, outcome.answer_kind, outcome.accepted) == ("quorum", "label", None)
+    assert outcome.missing_weight == pytest.approx(1 / 3)
     assert outcome.config_hash == "0123456789ab"
 
 
@@ -70,27 +81,62 @@ def test_each_member_s_part_is_the_answer_that_stood_at_the_end() -> None:
     assert (c.member, c.status, c.round, c.shown_position, c.model) == ("c", "missing", None, None, "m-c")
     assert a.latency_ms == 1000
     assert a.usage == Usage(prompt_tokens=10, completion_tokens=2)
-    assert {x.content for x in (a, b, c)} == {None}
+    # Only what stands in no candidate word for word is kept here.
+    assert (a.content, b.content, c.content) == (None, "Paris.", None)
 
 
-def test_a_failed_member_says_why() -> None:
-    outcome = built(heard=heard(make_candidate("Paris.", "b"), make_candidate(call="c", fails="rate_limited")))
+def test_the_first_answers_are_grouped_and_compared(begin: Begin) -> None:
+    members = [make_member("a"), make_member("b", 2, learned={"number": 1.25}), *map(make_member, "cde")]
+    play = begin(members=members, policy={"early_stop": 1.0})
+    answers = play.says(a="4", b="5", c="4.0", d=OPEN["a"], e="4").outcome().answers
 
-    assert [(x.status, x.error_code) for x in outcome.answers] == [
-        ("missing", None),
-        ("missing", None),  # what stood for `b` was said in round 1, which nobody has heard
-        ("error", "rate_limited"),
-    ]
+    assert [a.vote_group for a in answers] == [0, 1, 0, None, 0]
+    assert [a.agreed for a in answers] == [True, False, True, None, True]
+    assert [a.weight for a in answers] == [1.0, 2.5, 1.0, 1.0, 1.0]
 
 
-def test_an_answer_that_came_too_late_did_not_take_part() -> None:
+def test_open_answers_have_no_groups(begin: Begin) -> None:
+    play = begin(judge=None).says(**OPEN)
+
+    assert {(a.vote_group, a.agreed) for a in play.outcome().answers} == {(None, None)}
+
+
+GOLD = [
+    # what, gold, answers, accepted, who is right
+    ("right", "4", {"a": "4", "b": "4", "c": "5"}, True, [True, True, False]),
+    ("wrong together", "5", {"a": "4", "b": "4", "c": "5"}, False, [False, False, True]),
+    ("one failed", "5", {"a": "5", "b": "5", "c": "!timeout"}, True, [True, True, False]),
+    ("all failed", "5", {"a": "!timeout", "b": "!timeout", "c": "!timeout"}, False, [False, False, False]),
+]
+
+
+@pytest.mark.parametrize(("gold", "said", "accepted", "right"), [r[1:] for r in GOLD], ids=[r[0] for r in GOLD])
+def test_a_label_tells_who_is_right(
+    begin: Begin, gold: str, said: dict[str, str], accepted: bool, right: list[bool]
+) -> None:
+    outcome = begin(prompt={"gold": Gold(answer=gold, match="number")}).says(**said).outcome()
+
+    assert outcome.accepted is accepted
+    assert [a.is_right for a in outcome.answers] == right
+
+
+def test_a_failed_member_says_why(begin: Begin) -> None:
+    outcome = begin().says(a="4", b="!rate_limited", c="4").outcome()
+
+    assert [(a.status, a.error_code) for a in outcome.answers] == [
+        ("ok", None), ("error", "rate_limited"), ("ok", None)
+    ]  # fmt: skip
+    assert outcome.missing_weight == pytest.approx(1 / 3)
+
+
+def test_an_answer_that_came_too_late_did_not_take_part_but_is_paid_for() -> None:
     late = heard(make_candidate("Madrid.", "c"), after_rounds=1)
-    on_time = heard(make_candidate("Lyon.", "a"), make_candidate("Paris.", "b", round=1))
 
-    outcome = built(replace(DRAFT, degraded=("missing:c",)), heard=on_time | late)
+    outcome = built(replace(DRAFT, degraded=("missing:c:0.33:quorum",)), heard=heard(*ANSWERS, VERDICT) | late)
 
     assert outcome.answers[2].status == "missing"
-    assert outcome.usage.prompt_tokens == 30  # but it was paid for
+    assert outcome.usage.prompt_tokens == 40
+    assert outcome.is_degraded
 
 
 def test_usage_and_cost_are_of_all_calls() -> None:
@@ -98,6 +144,7 @@ def test_usage_and_cost_are_of_all_calls() -> None:
 
     assert outcome.usage == Usage(prompt_tokens=40, completion_tokens=8)
     assert outcome.cost_usd == pytest.approx(0.013)
+    assert outcome.answers[1].usage.prompt_tokens == 20
 
 
 COSTS: list[tuple[str, list[dict[str, Any]], float | None]] = [
@@ -120,9 +167,55 @@ def test_usage_of_nobody_is_nothing() -> None:
     assert usage([]) == Usage()
 
 
+# -- a replay ---------------------------------------------------------------------------------
+
+
+def test_recorded_answers_take_part_and_cost_nothing(begin: Begin) -> None:
+    recorded = (
+        Recorded(member="a", model="m-a", content="4", prompt_tokens=9, latency_ms=1500, cost_usd=2.0),
+        Recorded(member="b", model="m-b", content="5", cost_usd=2.0),
+        Recorded(member="c", model="m-c", error_code="rate_limited"),
+    )
+    play = begin(prompt={"recorded": recorded})
+    for candidate in replay.candidates(play.prompt, play.plan, T0):
+        play.hear(candidate)
+    play.asks()
+    play.judge_says("b")
+
+    outcome = play.outcome(0)
+
+    assert (outcome.content, outcome.is_replay, outcome.hedges) == ("5", True, 0)
+    assert outcome.cost_usd == pytest.approx(0.002)  # the judge's two calls
+    assert outcome.usage == Usage(prompt_tokens=20, completion_tokens=4)
+    assert [(a.status, a.error_code, a.latency_ms, a.cost_usd) for a in outcome.answers] == [
+        ("ok", None, 1500.0, 2.0), ("ok", None, 0.0, 2.0), ("error", "rate_limited", 0.0, 0)
+    ]  # fmt: skip
+
+
+RECORDED = [
+    ("an answer", {"content": "4"}, None, "4"),
+    ("nothing", {}, "server_error", None),
+    ("a code of ours", {"error_code": "timeout"}, "timeout", None),
+    ("another's code", {"error_code": "boom"}, "server_error", None),
+    ("a code beside a text", {"content": "4", "error_code": "truncated"}, "truncated", None),
+]
+
+
+@pytest.mark.parametrize(("given", "code", "content"), [r[1:] for r in RECORDED], ids=[r[0] for r in RECORDED])
+def test_what_was_recorded(given: dict[str, Any], code: str | None, content: str | None) -> None:
+    prompt = make_prompt(recorded=(Recorded(member="a", model="m-a", **given),))
+
+    (found,) = replay.candidates(prompt, make_plan(prompt), NOW)
+
+    assert (found.error.code if found.error else None, found.content) == (code, content)
+    assert (found.provider, found.attempts, found.finished_at) == ("recorded", 0, NOW)
+
+
+# -- what it says first -----------------------------------------------------------------------
+
 DEGRADED = [
     (Draft("fused", "x"), False, ()),
-    (Draft("voted", "x", degraded=("missing:c",)), True, ("missing:c",)),
+    (Draft("voted", "x", degraded=("missing:c:0.33:quorum",)), True, ("missing:c:0.33:quorum",)),
     (Draft("single", "x"), False, ()),
     (Draft("failed", error="all"), True, ()),
     (Draft("expired", error="late"), True, ()),
@@ -137,7 +230,7 @@ def test_degraded(draft: Draft, is_degraded: bool, reasons: tuple[str, ...]) -> 
 
 
 def test_what_is_degraded_stands_first_wherever_an_outcome_is_shown() -> None:
-    outcome = built(replace(DRAFT, degraded=("missing:c",)))
+    outcome = built(replace(DRAFT, degraded=("missing:c:0.33:quorum",)))
     standing = Standing(outcome.fusion_id, outcome.batch_id, outcome.custom_id, outcome.submitted_at, outcome)
 
     assert list(shown(standing))[:3] == ["is_degraded", "degraded_reasons", "status"]
@@ -153,6 +246,17 @@ def test_without_a_judge_call_there_is_no_judge() -> None:
 
     assert (outcome.judge_model, outcome.judge_ms, outcome.rounds) == (None, None, 0)
     assert outcome.panel_ms == 2500
+
+
+def test_a_debate_without_a_judge_call_names_no_judge(begin: Begin) -> None:
+    play = begin("debate", debate_rounds=1).says(a="4", b="5", c="6")
+    play.asks()
+    play.rebuts(a=("I misread what was asked.", "5"), b=("", "5"), c=("", "6"))
+
+    outcome = play.outcome(1)
+
+    assert (outcome.judge_model, outcome.rounds, outcome.content) == (None, 1, "5")
+    assert [(a.content, a.vote_group) for a in outcome.answers] == [("5", 0), (None, 1), (None, 2)]
 
 
 def test_what_was_never_planned_expires() -> None:

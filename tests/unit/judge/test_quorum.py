@@ -6,102 +6,80 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusewire.contracts import Plan
-from fusewire.testing.factories import T0, make_candidate, make_member, make_plan
-from fusewire_judge.fusion.case import Heard
-from fusewire_judge.quorum import panel
+from fusewire.contracts import ClosedBy
+from fusewire.testing.factories import T0, make_plan
+from fusewire_judge.fusion.case import Said
+from fusewire_judge.quorum import closes_at, quorum_at, settled_early
 
-PANEL_S = 45.0
+EVEN = {"a": 1.0, "b": 1.0, "c": 1.0}
 
 
 def at(seconds: float) -> datetime:
     return T0 + timedelta(seconds=seconds)
 
 
-def heard(**arrivals: float) -> dict[str, Heard]:
-    """Answers by the second they came; a name in capitals failed."""
-    return {
-        name.lower(): Heard(
-            make_candidate(call=name.lower(), fails="server_error" if name.isupper() else None), at(seconds), 0
-        )
-        for name, seconds in arrivals.items()
-    }
-
-
-def closes(plan: Plan, arrivals: dict[str, float], now: float) -> float | None:
-    """When the panel closes, in seconds; None if it is over."""
-    found = panel(plan, heard(**arrivals), at(now))
-    return None if found is None else (found - T0).total_seconds()
-
-
-TABLE = [
-    # what, quorum, arrivals, now, closes
-    ("nobody yet", 0.67, {}, 0, PANEL_S),
-    ("one of three", 0.67, {"a": 1}, 1, PANEL_S),
-    ("two of three meet 0.67: the tolerance", 0.67, {"a": 2, "b": 4}, 4, 5.4),
-    ("grace is 0.35 of what it took", 0.67, {"a": 2, "b": 20}, 20, 27),
-    ("grace is half a second at least", 0.67, {"a": 0.1, "b": 0.2}, 0.2, 0.7),
-    ("grace is ten seconds at most", 0.5, {"a": 2, "b": 32}, 32, 42),
-    ("grace ends at the panel's deadline", 0.67, {"a": 2, "b": 40}, 40, PANEL_S),
-    ("grace is over", 0.67, {"a": 2, "b": 4}, 5.4, None),
-    ("grace is not over yet", 0.67, {"a": 2, "b": 4}, 5.3, 5.4),
-    ("everyone", 0.67, {"a": 1, "b": 1, "c": 1}, 1, None),
-    ("everyone, some failed", 1.0, {"a": 1, "B": 1, "C": 1}, 1, None),
-    ("a failure has no weight", 0.67, {"a": 1, "B": 1}, 1, PANEL_S),
-    ("two of three do not meet 0.7", 0.7, {"a": 1, "b": 1}, 1, PANEL_S),
-    ("two of three meet 0.671", 0.671, {"a": 1, "b": 1}, 1, 1.5),
-    ("all of them are needed", 1.0, {"a": 1, "b": 1}, 1, PANEL_S),
-    ("one alone is never enough", 0.1, {"a": 1}, 1, PANEL_S),
-    ("the deadline", 0.67, {"a": 1}, PANEL_S, None),
-    ("just before the deadline", 0.67, {"a": 1}, PANEL_S - 0.001, PANEL_S),
+QUORUM = [
+    # what, quorum, weights, answers by second, when
+    ("nobody yet", 0.67, EVEN, {}, None),
+    ("one of three", 0.67, EVEN, {"a": 1}, None),
+    ("two of three meet 0.67: the tolerance", 0.67, EVEN, {"a": 2, "b": 4}, 4),
+    ("two of three meet 0.671", 0.671, EVEN, {"a": 1, "b": 1}, 1),
+    ("two of three do not meet 0.7", 0.7, EVEN, {"a": 1, "b": 1}, None),
+    ("all of them are needed", 1.0, EVEN, {"a": 1, "b": 1}, None),
+    ("all of them came", 1.0, EVEN, {"a": 1, "b": 3, "c": 2}, 3),
+    ("one alone is never enough", 0.1, EVEN, {"a": 1}, None),
+    ("the second makes it", 0.1, EVEN, {"a": 1, "b": 5, "c": 9}, 5),
+    ("in a pool of one it is", 0.67, {"a": 1.0}, {"a": 1}, 1),
+    ("weights count", 0.8, {"a": 8.0, "b": 1.0, "c": 1.0}, {"b": 1, "c": 2}, None),
+    ("not heads", 0.8, {"a": 8.0, "b": 1.0, "c": 1.0}, {"a": 1, "c": 2}, 2),
+    ("a heavy one alone is none", 0.8, {"a": 98.0, "b": 1.0, "c": 1.0}, {"a": 1}, None),
+    ("by time, not by name", 0.67, EVEN, {"c": 1, "b": 2, "a": 9}, 2),
 ]
 
 
 @pytest.mark.parametrize(
-    ("quorum", "arrivals", "now", "expected"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE]
+    ("quorum", "weights", "answers", "when"), [row[1:] for row in QUORUM], ids=[row[0] for row in QUORUM]
 )
-def test_panel(quorum: float, arrivals: dict[str, float], now: float, expected: float | None) -> None:
-    assert closes(make_plan(quorum=quorum), arrivals, now) == pytest.approx(expected)
+def test_quorum(quorum: float, weights: dict[str, float], answers: dict[str, float], when: float | None) -> None:
+    found = quorum_at(make_plan(quorum=quorum), weights, {name: at(second) for name, second in answers.items()})
+
+    assert found == (None if when is None else at(when))
 
 
-def test_weights_count_not_heads() -> None:
-    plan = make_plan(members=[make_member("a", 8), make_member("b"), make_member("c")], quorum=0.8)
-
-    assert closes(plan, {"b": 1, "c": 1}, 1) == PANEL_S
-    assert closes(plan, {"a": 1, "b": 1}, 1) == 1.5
-
-
-def test_a_heavy_member_alone_is_not_a_quorum() -> None:
-    plan = make_plan(members=[make_member("a", 98), make_member("b"), make_member("c")], quorum=0.8)
-
-    assert closes(plan, {"a": 1}, 1) == PANEL_S
+CLOSES = [
+    # what, quorum at, a required one is out, closes at
+    ("no quorum", None, False, 45),
+    ("0.35 of what it took", 20, False, 27),
+    ("half a second at least", 0.1, False, 0.6),
+    ("ten seconds at most", 32, False, 42),
+    ("the panel's deadline", 40, False, 45),
+    ("a required one is waited for", 20, True, 45),
+]
 
 
-def test_a_pool_of_one_is_over_with_its_answer() -> None:
-    assert closes(make_plan(members="a"), {"a": 1}, 1) is None
+@pytest.mark.parametrize(("quorum", "is_out", "when"), [row[1:] for row in CLOSES], ids=[row[0] for row in CLOSES])
+def test_closes(quorum: float | None, is_out: bool, when: float) -> None:
+    found = closes_at(make_plan(), None if quorum is None else at(quorum), is_required_out=is_out)
+
+    assert (found - T0).total_seconds() == pytest.approx(when)
 
 
-def test_grace_runs_from_the_answer_that_made_the_quorum() -> None:
-    plan = make_plan(members="abcd", quorum=0.5)
+def test_the_time_to_quorum_runs_from_the_plan() -> None:
+    plan = make_plan(planned_at=at(10))
 
-    assert closes(plan, {"a": 2, "b": 10}, 10) == pytest.approx(13.5)
-    assert closes(plan, {"a": 2, "b": 10, "c": 13}, 13) == pytest.approx(13.5)
-
-
-ARRIVALS = st.dictionaries(
-    st.sampled_from(["a", "b", "c", "D", "E"]), st.floats(0, PANEL_S, allow_nan=False), max_size=5
-)
+    assert closes_at(plan, at(20), is_required_out=False) == at(23.5)
 
 
-@given(ARRIVALS, st.floats(0.05, 1), st.floats(0, 100), st.floats(0, 100))
-def test_a_panel_that_is_over_stays_over(arrivals: dict[str, float], quorum: float, now: float, later: float) -> None:
-    plan = make_plan(members="abcde", quorum=quorum)
-    come = {name: when for name, when in arrivals.items() if when <= now}
+WEIGHT = st.floats(0.25, 4)
 
-    closing = closes(plan, come, now)
 
-    if closing is None:
-        assert closes(plan, come, now + later) is None
-    else:
-        assert now < closing <= PANEL_S
-        assert closes(plan, come, closing) is None
+@given(st.lists(st.tuples(st.sampled_from("456"), WEIGHT), min_size=2, max_size=5), st.lists(WEIGHT, max_size=4))
+def test_what_is_certain_nobody_who_is_out_can_change(said: list[tuple[str, float]], out: list[float]) -> None:
+    texts = [Said(f"m{i}", weight, text, 0) for i, (text, weight) in enumerate(said)]
+    found: ClosedBy | None = settled_early(make_plan(), texts, out, None)
+
+    weights = {text: sum(w for t, w in said if t == text) for text, _ in said}
+    if found == "certain":
+        # The worst for the leader: all that are out say what the runner-up says, or something new.
+        first, *others = sorted(weights.values(), reverse=True)
+        assert first > max(others, default=0.0) + sum(out)

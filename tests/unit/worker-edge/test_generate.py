@@ -20,7 +20,13 @@ from fusewire_worker_edge.generate import EdgeGenerate
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DONE = Completion(
-    text="Paris.", finish_reason="stop", prompt_tokens=11, completion_tokens=3, prefill_s=0.1, decode_s=0.2
+    text="Paris.",
+    finish_reason="stop",
+    prompt_tokens=11,
+    completion_tokens=3,
+    confidence=0.8,
+    prefill_s=0.1,
+    decode_s=0.2,
 )
 
 
@@ -90,7 +96,9 @@ def make_task(sampling: Sampling | None = None, deadline_s: float = 60, **fields
 
 async def test_an_answer_becomes_a_candidate() -> None:
     candidate = await service(FakeEngine(DONE)).generate(make_task())
+
     assert candidate.ok
+    assert candidate.confidence == 0.8
     assert (candidate.content, candidate.finish_reason) == ("Paris.", "stop")
     assert (candidate.usage.prompt_tokens, candidate.usage.completion_tokens) == (11, 3)
     assert (candidate.task_id, candidate.fusion_id, candidate.round, candidate.call) == ("f1-0-a", "f1", 0, "a")

@@ -2,6 +2,7 @@ import json
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 
 from fusewire.contracts import Message
@@ -157,3 +158,13 @@ def test_the_golden_answer_is_recognised(tiny_generator: Generator) -> None:
             assert tiny_generator.golden_agreement() < 0.5
     finally:
         tiny_generator.manifest = manifest
+
+
+def test_confidence_is_the_geometric_mean_of_the_chosen_tokens_probabilities(tiny_generator: Generator) -> None:
+    prompt = tiny_generator.vocabulary.prompt([Message(role="user", content="hello")])
+    ids = tiny_generator.greedy(prompt, 20)
+    rows = tiny_generator.logits([*prompt, *ids])[len(prompt) - 1 : -1].astype(np.float64)
+    p = np.exp(rows - rows.max(axis=-1, keepdims=True))
+    chosen = (p / p.sum(axis=-1, keepdims=True))[np.arange(len(ids)), ids]
+
+    assert run(tiny_generator).confidence == pytest.approx(np.exp(np.log(chosen).mean()), rel=1e-4)

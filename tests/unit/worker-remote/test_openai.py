@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusewire.contracts import Message, Sampling, Task, Usage
+from fusewire.contracts import Message, Sampling, Task, Tool, ToolCall, Usage
 from fusewire.settings import RemoteModel
 from fusewire_worker_remote.errors import Failure
 from fusewire_worker_remote.providers import HttpResponse, OpenAI, Reply
@@ -75,6 +75,48 @@ def test_sampling_is_mapped() -> None:
     }
 
 
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
+TOOLS = (Tool(name="weather", description="Now.", parameters=SCHEMA), Tool(name="clock"))
+
+
+@pytest.mark.parametrize(
+    ("choice", "wire"),
+    [
+        ("auto", "auto"),
+        ("none", "none"),
+        ("required", "required"),
+        ("clock", {"type": "function", "function": {"name": "clock"}}),
+    ],
+)
+def test_tools_are_offered(choice: str, wire: object) -> None:
+    wanted = task().model_copy(update={"tools": TOOLS, "tool_choice": choice})
+    body = json.loads(OpenAI().request(wanted, MODEL).body)
+    assert {k: v for k, v in body.items() if k not in {"model", "messages"}} == {
+        "tools": [
+            {"type": "function", "function": {"name": "weather", "description": "Now.", "parameters": SCHEMA}},
+            {"type": "function", "function": {"name": "clock"}},
+        ],
+        "tool_choice": wire,
+    }
+
+
+def test_calls_and_their_results_are_sent_on() -> None:
+    call = ToolCall(id="abc123XYZ", name="weather", arguments='{"city":"Köln"}')
+    turns = (
+        Message(role="assistant", content="", tool_calls=(call,)),
+        Message(role="tool", content="21 °C", tool_call_id="abc123XYZ"),
+        Message(role="assistant", content="And now?", tool_calls=(call,)),
+    )
+    body = json.loads(OpenAI().request(task().model_copy(update={"messages": turns}), MODEL).body)
+    function = {"name": "weather", "arguments": '{"city":"Köln"}'}
+    calls = [{"id": "abc123XYZ", "type": "function", "function": function}]
+    assert body["messages"] == [
+        {"role": "assistant", "content": None, "tool_calls": calls},
+        {"role": "tool", "content": "21 °C", "tool_call_id": "abc123XYZ"},
+        {"role": "assistant", "content": "And now?", "tool_calls": calls},
+    ]
+
+
 def test_the_models_own_limit_applies_where_the_task_has_none() -> None:
     limited = MODEL.model_copy(update={"max_tokens": 77})
     assert json.loads(OpenAI().request(task(), limited).body)["max_tokens"] == 77
@@ -113,6 +155,80 @@ def test_lone_surrogates_do_not_reach_the_candidate() -> None:
     assert reply.content == "a?b"
 
 
+def call(name: object = "weather", arguments: object = "{}", id_: object = "c1") -> dict[str, Any]:
+    return {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+CALLED = ToolCall(id="c1", name="weather", arguments="{}")
+
+
+@pytest.mark.parametrize(
+    ("content", "calls", "finish", "read_content", "read_calls", "reason"),
+    [
+        (None, [call()], "tool_calls", None, (CALLED,), "tool_calls"),
+        ("", [call()], "stop", None, (CALLED,), "tool_calls"),
+        ("Let me look.", [call()], "tool_calls", "Let me look.", (CALLED,), "tool_calls"),
+        (None, [call()], "length", None, (CALLED,), "length"),
+        (
+            None,
+            [call(), call("clock", id_="c2")],
+            "tool_calls",
+            None,
+            (CALLED, ToolCall(id="c2", name="clock", arguments="{}")),
+            "tool_calls",
+        ),
+        (
+            None,
+            [call(id_=None)],
+            "tool_calls",
+            None,
+            (ToolCall(id="call_0", name="weather", arguments="{}"),),
+            "tool_calls",
+        ),
+        (None, [call(arguments="")], "tool_calls", None, (CALLED,), "tool_calls"),
+        (
+            None,
+            [call(arguments='{"x')],
+            "tool_calls",
+            None,
+            (ToolCall(id="c1", name="weather", arguments='{"x'),),
+            "tool_calls",
+        ),
+        (
+            None,
+            [call(arguments="\ud800")],
+            "tool_calls",
+            None,
+            (ToolCall(id="c1", name="weather", arguments="?"),),
+            "tool_calls",
+        ),
+        # What is no call is left out, and the rest is kept.
+        (
+            None,
+            [call(None), call(""), call(arguments={}), call(arguments=None), None, {"id": "x"}, call()],
+            "tool_calls",
+            None,
+            (CALLED,),
+            "tool_calls",
+        ),
+        ("Here.", [call(None)], "tool_calls", "Here.", (), "stop"),
+        ("Here.", {"not": "a list"}, "stop", "Here.", (), "stop"),
+    ],
+)
+def test_tool_calls_are_read(
+    content: str | None,
+    calls: object,
+    finish: str,
+    read_content: str | None,
+    read_calls: tuple[ToolCall, ...],
+    reason: str,
+) -> None:
+    message = {"role": "assistant", "content": content, "tool_calls": calls}
+    reply = read(json.dumps(completion(message=message, finish_reason=finish)).encode())
+    assert isinstance(reply, Reply)
+    assert (reply.content, reply.tool_calls, reply.finish_reason) == (read_content, read_calls, reason)
+
+
 def test_usage_that_is_absent_is_unknown_and_not_zero() -> None:
     reply = read({"choices": completion()["choices"]})
     assert isinstance(reply, Reply)
@@ -137,6 +253,9 @@ def test_a_cut_answer_is_accepted_and_flagged(finish: str) -> None:
         (completion(message={"content": ""}), "truncated", False, True),
         (completion(message={"content": ""}, finish_reason="length"), "truncated", False, True),
         (completion(message=None), "truncated", False, True),
+        (completion(message={"content": None, "tool_calls": []}), "truncated", False, True),
+        (completion(message={"tool_calls": [call(None)]}, finish_reason="tool_calls"), "truncated", False, True),
+        (completion(message={"tool_calls": [call(arguments={})]}, finish_reason="length"), "truncated", False, True),
         ({"choices": []}, "truncated", True, True),
         ({}, "truncated", True, True),
         ([], "truncated", True, True),
@@ -159,17 +278,25 @@ def test_a_withheld_answer_keeps_its_usage() -> None:
     assert failure.usage == Usage(prompt_tokens=11, completion_tokens=3, cached_tokens=4)
 
 
+TOOL_KEYS = ["tool_calls", "function", "name", "arguments"]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.text(max_size=3),
     lambda inner: (
         st.lists(inner, max_size=2)
         | st.dictionaries(
-            st.sampled_from(["error", "choices", "message", "content", "finish_reason", "usage", "prompt_tokens"]),
+            st.sampled_from(
+                ["error", "choices", "message", "content", "finish_reason", "usage", "prompt_tokens", *TOOL_KEYS]
+            ),
             inner,
         )
     ),
     max_leaves=12,
 )
+
+
+@given(calls=st.lists(JSON, max_size=3))
+def test_any_tool_calls_are_read(calls: object) -> None:
+    assert isinstance(read(completion(message={"tool_calls": calls})), Reply | Failure)
 
 
 @given(body=JSON)

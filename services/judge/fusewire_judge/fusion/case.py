@@ -3,9 +3,23 @@
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import takewhile
 from typing import Any
 
-from fusewire.contracts import Call, Candidate, Plan, Prompt, Round, Rung, Status
+from fusewire.contracts import (
+    AnswerKind,
+    Call,
+    Candidate,
+    ClosedBy,
+    Guard,
+    Plan,
+    Prompt,
+    Round,
+    Rung,
+    Status,
+    ToolCall,
+    Verdict,
+)
 
 
 @dataclass(frozen=True)
@@ -25,9 +39,14 @@ class Case:
     prompt: Prompt
     plan: Plan
     rounds: tuple[Round, ...]
-    """Rounds that were asked for, in order."""
+    """Rounds that were asked for, in order: first those that widen the panel, then the strategy's."""
     heard: Mapping[tuple[int, str], Heard]
     """By round and call. Only calls that the plan or a round names."""
+
+    @property
+    def panel_rounds(self) -> tuple[Round, ...]:
+        """Rounds in which members were asked for answers: a second wave, hedges."""
+        return tuple(takewhile(lambda asked: asked.is_panel, self.rounds))
 
 
 @dataclass(frozen=True)
@@ -38,6 +57,28 @@ class Said:
     weight: float
     content: str
     round: int
+    call: str = ""
+    """The call that said it."""
+    cost_usd: float | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    is_cut: bool = False
+    """Whether it ran into the token limit."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A panel that is over."""
+
+    said: tuple[Said, ...]
+    """The usable answers, in the pool's order."""
+    heard: Mapping[str, Heard]
+    """By member: the candidate that stands for it, an answer if it gave one."""
+    unasked: frozenset[str]
+    """Members that the gate spared."""
+    flaws: Mapping[str, str]
+    """By member: why what it said is no answer."""
+    kind: AnswerKind
+    closed_by: ClosedBy
 
 
 @dataclass(frozen=True)
@@ -53,6 +94,9 @@ class Draft:
     """Members in the order in which the judge saw them."""
     rung: Rung | None = None
     reason: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    guard: Guard | None = None
+    verdicts: tuple[Verdict, ...] = ()
     analysis: dict[str, Any] | None = None
     agreement: float | None = None
     degraded: tuple[str, ...] = ()
@@ -73,6 +117,8 @@ class Ask:
     calls: tuple[Call, ...]
     number: int
     """The round's number, from 1."""
+    until: datetime
+    """When the answers are no longer waited for."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +126,8 @@ class Decided:
     """The end."""
 
     draft: Draft
+    panel: Panel | None = None
+    """None where nobody was asked."""
 
 
 Decision = Wait | Ask | Decided

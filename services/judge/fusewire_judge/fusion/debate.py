@@ -1,53 +1,73 @@
 """Debate: members that disagree see each other's answers, then the whole course of it is counted."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
 from fusewire.contracts import Call
-from fusewire_judge.answers import agreement, canonical, votes
+from fusewire_judge.answers import agreement, canonical, flaw, votes
 from fusewire_judge.fusion.best_of import judged, vote
-from fusewire_judge.fusion.case import Case, Replies, Said, Steps
-from fusewire_judge.fusion.wording import lineup, rebut
+from fusewire_judge.fusion.case import Case, Panel, Replies, Said, Steps
+from fusewire_judge.fusion.panel import ALIKE
+from fusewire_judge.fusion.wording import lineup, rebut, rebuttal_schema
+from fusewire_judge.verdict import Read, read
 
-ALIKE = 0.8
-"""Open answers with a mean similarity above this do not disagree."""
+ERROR_TOKENS = 160
+"""Room for the error that a member names, on top of its answer."""
+LEAST_ERROR_CHARS = 8
 
 
-def debate(case: Case, said: Sequence[Said]) -> Steps:
+def debate(case: Case, panel: Panel) -> Steps:
     """Let members that disagree answer again, at most `plan.debate_rounds` times.
 
-    It ends when they agree or when nobody changes. Closed answers are then voted over the
-    whole trajectory, so that a right answer talked out of a member still counts (Free-MAD);
-    open ones are judged.
-
-    Args:
-        case: the fusion.
-        said: at least two answers.
+    A member that changes its answer must name the error it found in the old one, or the old
+    one stands. It ends when they agree or when nobody changes. Closed answers are then voted
+    over the whole trajectory, so that a right answer talked out of a member still counts
+    (Free-MAD, 2025); open ones are judged.
     """
-    current: list[Said] = list(said)
+    current: list[Said] = list(panel.said)
     trail: list[Said] = []
     turns = 0
-    while turns < case.plan.debate_rounds and disagree(case, current):
+    barred = _barred(case, current)
+    while not barred and turns < case.plan.debate_rounds and _disagree(case, panel, current):
         turns += 1
-        replies = yield tuple(_turn(case, one, current, turns) for one in current)
-        spoken = [_after(one, replies, turns) for one in current]
-        changed = any(_differs(case, a, b) for a, b in zip(current, spoken, strict=True))
+        replies = yield tuple(_turn(case, one, current, turns) for one in current if one.member in _speakers(case))
+        spoken = [_after(case, one, replies, turns) for one in current]
+        changed = spoken != current
         trail, current = [*trail, *current], spoken
         if not changed:
             break
-    course = f"after {turns} debate round{'s' if turns != 1 else ''}" if turns else "no disagreement, no debate"
-    voted = vote(case, current, trail)
+    course = (
+        f"after {turns} debate round{'s' if turns != 1 else ''}" if turns else barred or "no disagreement, no debate"
+    )
+    voted = vote(case, panel, current, trail)
     draft = voted if voted is not None else (yield from judged(case, current))
     return replace(draft, reason=f"{draft.reason} ({course})")
 
 
-def disagree(case: Case, said: Sequence[Said]) -> bool:
+def _speakers(case: Case) -> dict[str, str]:
+    """Members that can be asked again, and their families."""
+    return {m.name: m.family for m in case.plan.members if not m.is_mute}
+
+
+def _barred(case: Case, said: Sequence[Said]) -> str | None:
+    """Why there is no debate, if there is none."""
+    families = {family for name, family in _speakers(case).items() if any(one.member == name for one in said)}
+    wanted = case.plan.policy.debate_families
+    if not families:
+        return "nobody can be asked again, no debate"
+    return f"fewer than {wanted} families, no debate" if len(families) < wanted else None
+
+
+def _disagree(case: Case, panel: Panel, said: Sequence[Said]) -> bool:
     """Whether closed answers differ, or open ones are unlike."""
-    groups = votes(said, case.prompt.sampling.response_schema)
-    return len(groups) > 1 if groups is not None else agreement(said) < ALIKE
+    if panel.kind == "open":
+        return agreement(said) < ALIKE
+    return len(votes(said, case.prompt.sampling.response_schema)) > 1
 
 
 def _turn(case: Case, own: Said, said: Sequence[Said], turn: int) -> Call:
+    sampling = case.prompt.sampling
     members = {m.name: m for m in case.plan.members}
     others = lineup([one for one in said if one is not own], case.plan.seed, f"debate-{turn}-{own.member}")
     return Call(
@@ -56,21 +76,31 @@ def _turn(case: Case, own: Said, said: Sequence[Said], turn: int) -> Call:
         model=members[own.member].model,
         member=own.member,
         messages=rebut(case.prompt, own, others),
-        sampling=case.prompt.sampling.model_copy(update={"seed": None}),
+        sampling=sampling.model_copy(
+            update={
+                "seed": None,
+                "response_schema": rebuttal_schema(sampling.response_schema),
+                "max_tokens": sampling.max_tokens and sampling.max_tokens + ERROR_TOKENS,
+            }
+        ),
     )
 
 
-def _after(own: Said, replies: Replies, turn: int) -> Said:
-    """What a member holds now: its reply, or what it held before when none came."""
+def _after(case: Case, own: Said, replies: Replies, turn: int) -> Said:
+    """What a member holds now: the answer it gives with an error named, or what it held before."""
     reply = replies.get(own.member)
-    if reply is None or not reply.ok or not (reply.content or "").strip():
-        return own
-    return replace(own, content=reply.content or "", round=turn)
-
-
-def _differs(case: Case, before: Said, after: Said) -> bool:
     schema = case.prompt.sampling.response_schema
-    old, new = canonical(before.content, schema), canonical(after.content, schema)
-    if old is None or new is None:
-        return before.content.strip() != after.content.strip()
-    return old != new
+    said = read(reply.content, rebuttal_schema(schema)) if reply is not None and reply.ok else None
+    if not isinstance(said, Read) or len(said.value["error"].strip()) < LEAST_ERROR_CHARS:
+        return own
+    answer = said.value["answer"]
+    text = answer if isinstance(answer, str) and schema is None else json.dumps(answer, ensure_ascii=False)
+    if flaw(text) or _same(case, own.content, text):
+        return own
+    return replace(own, content=text, round=turn + len(case.panel_rounds), call=own.member, is_cut=False)
+
+
+def _same(case: Case, before: str, after: str) -> bool:
+    schema = case.prompt.sampling.response_schema
+    old, new = canonical(before, schema), canonical(after, schema)
+    return before.strip() == after.strip() if old is None or new is None else old == new

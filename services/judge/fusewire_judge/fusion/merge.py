@@ -1,36 +1,108 @@
-"""Merge: the judge compares the answers, then writes one from all of them."""
+"""Merge: the judge compares the answers, then writes one from all of them, which must hold its own."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from fusewire.contracts import Call, Rung, Sampling
+from fusewire.contracts import MERGED, Call, Guard, PlannedJudge, Rung, Sampling
 from fusewire_judge.answers import agreement
-from fusewire_judge.fusion.best_of import ask_json, by_likeness, vote
-from fusewire_judge.fusion.case import Case, Draft, Said, Steps
-from fusewire_judge.fusion.wording import Lineup, analysis, analysis_schema, lineup, write
+from fusewire_judge.fusion.ballot import Count, ask_json, both, poll
+from fusewire_judge.fusion.best_of import best_of, by_likeness, judged
+from fusewire_judge.fusion.case import Case, Draft, Panel, Replies, Said, Steps
+from fusewire_judge.fusion.grounding import ungrounded
+from fusewire_judge.fusion.wording import Lineup, analysis, analysis_schema, clean, lineup, request, write
 from fusewire_judge.verdict import Unreadable
 
 ANALYSIS_TOKENS = 768
 
 
-def merge(case: Case, said: Sequence[Said]) -> Steps:
-    """Write one answer from several. Closed answers are voted: there is nothing to merge in a number.
+@dataclass(frozen=True)
+class Written:
+    """A merge as it was written."""
 
-    Args:
-        case: the fusion.
-        said: at least two answers.
+    text: str
+    """Empty if the writing failed."""
+    shown: Lineup
+    rung: Rung
+    analysis: dict[str, Any] | None
+    degraded: tuple[str, ...] = ()
+
+
+def merge(case: Case, panel: Panel) -> Steps:
+    """Write one answer from several; return it if it is no worse than the best of them.
+
+    Closed answers are voted: there is nothing to merge in a number. While the merge is being
+    written, the judges choose the best single answer; then the two are compared in both
+    orders. The single answer is returned where it wins, and where the merge states a number,
+    an address or an identifier that no candidate and not the request holds.
     """
-    voted = vote(case, said)
-    if voted is not None:
-        return voted
-    judge = case.plan.judge
-    if judge is None:
+    if panel.kind != "open":
+        return (yield from best_of(case, panel))
+    writer, said = case.plan.judge, panel.said
+    if writer is None:
         return by_likeness(said, "no judge to merge, the answer most like the others")
+    if not case.plan.policy.guard:
+        written = yield from _written(case, writer, said)
+        return _draft(said, written) if written.text else _failed(said, written)
+    single, written = yield from both(judged(case, said), _written(case, writer, said))
+    if not written.text:
+        failed = _failed(said, written)
+        return replace(single, analysis=written.analysis, degraded=(*single.degraded, *failed.degraded))
+    if claims := ungrounded(written.text, [request(case.prompt), *(clean(one.content) for one in said)]):
+        found = f"{len(claims)} numbers, addresses or names" if len(claims) > 1 else "a number, address or name"
+        return _refused(single, written, "ungrounded", f"the merge holds {found}")
+    merged = Said(MERGED, 1.0, written.text, 0)
+    best = next(one for one in said if one.member == single.winner)
+    # Nobody judges its own writing while there is somebody else.
+    jurors = [one for one in case.plan.jurors if one.model != writer.model] or case.plan.jurors
+    count = yield from poll(case, (merged, best), "guard", "guard", jurors)
+    return _guarded(single, _draft(said, written), written, count)
+
+
+def _guarded(single: Draft, draft: Draft, written: Written, count: Count) -> Draft:
+    verdicts = (*single.verdicts, *count.verdicts)
+    leaders = count.leaders()
+    if not leaders:
+        fault = count.faults[0] if count.faults else "no_answer"
+        refused = _refused(single, written, "unjudged", "nobody could judge the merge")
+        return replace(refused, verdicts=verdicts, degraded=(*refused.degraded, f"guard_failed:{fault}"))
+    if leaders == [single.winner]:
+        return replace(_refused(single, written, "lost", "the merge lost to it"), verdicts=verdicts)
+    degraded = tuple(f"verdict_void:{fault}" for fault in count.faults)
+    return replace(draft, guard="passed", verdicts=verdicts, degraded=(*draft.degraded, *degraded))
+
+
+def _refused(single: Draft, written: Written, guard: Guard, why: str) -> Draft:
+    return replace(single, guard=guard, analysis=written.analysis, reason=f"{why}; {single.reason}")
+
+
+def _failed(said: Sequence[Said], written: Written) -> Draft:
+    single = by_likeness(said, "the merge failed, the answer most like the others")
+    return replace(
+        single, shown=written.shown.members, rung="fallback", analysis=written.analysis, degraded=written.degraded
+    )
+
+
+def _draft(said: Sequence[Said], written: Written) -> Draft:
+    return Draft(
+        status="fused",
+        content=written.text,
+        said=tuple(said),
+        shown=written.shown.members,
+        rung=written.rung,
+        reason=f"merged from {len(said)} answers",
+        analysis=written.analysis,
+        agreement=agreement(said),
+        degraded=written.degraded,
+    )
+
+
+def _written(case: Case, writer: PlannedJudge, said: Sequence[Said]) -> Generator[tuple[Call, ...], Replies, Written]:
+    """Compare, then write."""
     shown = lineup(said, case.plan.seed, "merge")
     found = yield from ask_json(
-        judge, "analysis", analysis(case.prompt, shown), analysis_schema(), max_tokens=ANALYSIS_TOKENS
+        writer, "analysis", analysis(case.prompt, shown), analysis_schema(), max_tokens=ANALYSIS_TOKENS
     )
     value: dict[str, Any] | None = None
     rung: Rung = "fallback"
@@ -42,37 +114,18 @@ def merge(case: Case, said: Sequence[Said]) -> Steps:
     call = Call(
         name="write",
         kind="write",
-        model=judge.model,
+        model=writer.model,
         messages=write(case.prompt, shown, json.dumps(value) if value else None),
         sampling=_without_chance(case.prompt.sampling),
     )
     replies = yield (call,)
     reply = replies.get("write")
-    named = _by_member(value, shown) if value else None
-    written = shown.without_fences(reply.content or "") if reply and reply.ok else ""
-    if reply is None or not written:
-        why = reply.error.code if reply and reply.error else "no_answer"
-        single = by_likeness(said, "the merge failed, the answer most like the others")
-        return replace(
-            single,
-            shown=shown.members,
-            rung="fallback",
-            analysis=named,
-            degraded=(*degraded, f"merge_failed:{why}"),
-        )
-    if reply.finish_reason == "length":
+    text = shown.without_fences(reply.content or "") if reply and reply.ok else ""
+    if reply is None or not text:
+        degraded = (*degraded, f"merge_failed:{reply.error.code if reply and reply.error else 'no_answer'}")
+    elif reply.finish_reason == "length":
         degraded = (*degraded, "merge_cut_at_length")
-    return Draft(
-        status="fused",
-        content=written,
-        said=tuple(said),
-        shown=shown.members,
-        rung=rung,
-        reason=f"merged from {len(said)} answers",
-        analysis=named,
-        agreement=agreement(said),
-        degraded=degraded,
-    )
+    return Written(text, shown, rung, _by_member(value, shown) if value else None, degraded)
 
 
 def _without_chance(sampling: Sampling) -> Sampling:
@@ -81,7 +134,7 @@ def _without_chance(sampling: Sampling) -> Sampling:
 
 
 def _by_member(value: Any, shown: Lineup) -> Any:
-    """Put members' names where the analysis has letters."""
+    """Put members' names where the analysis has labels."""
     if isinstance(value, list):
         return [_by_member(item, shown) for item in value]
     if not isinstance(value, dict):
@@ -90,10 +143,10 @@ def _by_member(value: Any, shown: Lineup) -> Any:
     if isinstance(named.get("model"), str):
         named["model"] = _member(named["model"], shown)
     if isinstance(named.get("models"), list):
-        named["models"] = [_member(letter, shown) for letter in named["models"]]
+        named["models"] = [_member(label, shown) for label in named["models"]]
     return named
 
 
-def _member(letter: str, shown: Lineup) -> str:
-    letter = letter.strip().upper()
-    return shown.by_label(letter).member if letter in shown.labels else "unknown"
+def _member(label: str, shown: Lineup) -> str:
+    label = label.strip().upper()
+    return shown.by_label(label).member if label in shown.labels else "unknown"

@@ -35,6 +35,8 @@ class Completion(_Part):
     finish_reason: Literal["stop", "length"]
     prompt_tokens: int
     completion_tokens: int
+    confidence: float = Field(ge=0, le=1)
+    """Geometric mean of the probabilities of its tokens at temperature 1; not calibrated."""
     prefill_s: float
     """Seconds from taking the request to knowing the first token."""
     decode_s: float

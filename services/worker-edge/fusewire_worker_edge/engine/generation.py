@@ -1,5 +1,6 @@
 """One request, from its messages to its answer, on a loaded model."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from fusewire.contracts import Message
 from fusewire_worker_edge.engine.api import Completion, GenerateRequest, RequestCancelledError, RequestRefusedError
 from fusewire_worker_edge.engine.constraint import Constraint, Grammars
 from fusewire_worker_edge.engine.model import CHUNK, OnnxModel
-from fusewire_worker_edge.engine.sampling import Floats, choose, generator, masked
+from fusewire_worker_edge.engine.sampling import Floats, choose, generator, log_probability, masked
 from fusewire_worker_edge.engine.tokens import TextStream, Vocabulary
 from fusewire_worker_edge.folder import Manifest
 
@@ -31,6 +32,8 @@ class Answer:
         self._constraint = constraint
         self._end_tokens = end_tokens
         self._random = generator(request.seed)
+        self._log_probability = 0.0
+        self._chosen = 0
         self.tokens = 0
         self.finish_reason: Literal["stop", "length"] | None = None
 
@@ -39,11 +42,18 @@ class Answer:
         """What there is of it."""
         return self._stream.text
 
+    @property
+    def confidence(self) -> float:
+        """Geometric mean of the probabilities of the tokens chosen so far, the end token included."""
+        return math.exp(self._log_probability / self._chosen) if self._chosen else 0.0
+
     def take(self, logits: Floats) -> int:
         """Choose the next token, [vocabulary] -> id, and append it. Sets `finish_reason` when it was the last."""
         if self._constraint:
             logits = masked(logits, self._constraint.allowed())
         token = choose(logits, self._request.temperature, self._request.top_p, self._random)
+        self._log_probability += log_probability(logits, token)
+        self._chosen += 1
         if token in self._end_tokens:
             self.finish_reason = "stop"
             return token
@@ -103,6 +113,7 @@ class Generator:
         return Completion(
             text=answer.text,
             finish_reason=answer.finish_reason,
+            confidence=min(answer.confidence, 1.0),
             prompt_tokens=len(prompt),
             completion_tokens=answer.tokens,
             prefill_s=prefilled - began,

@@ -41,6 +41,12 @@ def probabilities(logits: Floats, temperature: float, top_p: float) -> NDArray[n
     return np.asarray(kept / kept.sum())
 
 
+def log_probability(logits: Floats, token: int) -> float:
+    """The natural logarithm of a token's probability at temperature 1. Logits: [vocabulary]."""
+    top = logits.max()
+    return float(logits[token] - top - np.log(np.exp(logits - top).sum(dtype=np.float64)))
+
+
 def choose(logits: Floats, temperature: float, top_p: float, random: np.random.Generator) -> int:
     """The next token. A temperature of 0, or as good as 0, takes the most probable one."""
     if temperature < 1e-5:

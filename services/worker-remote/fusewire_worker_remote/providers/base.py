@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from fusewire.contracts import FinishReason, Task, Usage
+from fusewire.contracts import FinishReason, Task, ToolCall, Usage
 from fusewire.settings import RemoteModel
 from fusewire_worker_remote.errors import Failure
 
@@ -30,11 +30,12 @@ class HttpResponse:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A complete answer. `usage` is None when the provider did not count."""
+    """A complete answer: text, tool calls or both. `usage` is None when the provider did not count."""
 
-    content: str = field(repr=False)
+    content: str | None = field(repr=False)
     finish_reason: FinishReason
     usage: Usage | None
+    tool_calls: tuple[ToolCall, ...] = field(default=(), repr=False)
 
 
 class Provider(Protocol):

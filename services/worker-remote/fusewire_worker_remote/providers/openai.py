@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from fusewire.contracts import FinishReason, Sampling, Task, Usage
+from fusewire.contracts import FinishReason, Message, Sampling, Task, Tool, ToolCall, Usage
 from fusewire.settings import RemoteModel
 from fusewire_worker_remote.errors import Failure, classify, refused, truncated
 from fusewire_worker_remote.providers.base import HttpRequest, HttpResponse, Reply
 
 _LENGTH = {"length", "max_tokens"}
+_CHOICES = {"auto", "none", "required"}
 
 
 class OpenAI:
@@ -24,8 +25,9 @@ class OpenAI:
             headers["Authorization"] = f"Bearer {key.get_secret_value()}"
         payload = {
             "model": model.model,
-            "messages": [{"role": m.role, "content": m.content} for m in task.messages],
+            "messages": [_message(m) for m in task.messages],
             **_sampling(task.sampling, model),
+            **_tools(task),
         }
         body = json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode()
         return HttpRequest(f"{model.base_url.rstrip('/')}/chat/completions", headers, body)
@@ -66,6 +68,35 @@ def _sampling(sampling: Sampling, model: RemoteModel) -> dict[str, Any]:
     return {name: value for name, value in wanted.items() if value is not None}
 
 
+def _message(message: Message) -> dict[str, Any]:
+    wire: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        # No text is null here; some servers refuse an empty one.
+        wire["content"] = message.content or None
+        wire["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        wire["tool_call_id"] = message.tool_call_id
+    return wire
+
+
+def _tools(task: Task) -> dict[str, Any]:
+    if not task.tools:
+        return {}
+    choice = task.tool_choice
+    return {
+        "tools": [{"type": "function", "function": _function(tool)} for tool in task.tools],
+        "tool_choice": choice if choice in _CHOICES else {"type": "function", "function": {"name": choice}},
+    }
+
+
+def _function(tool: Tool) -> dict[str, Any]:
+    wanted = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+    return {name: value for name, value in wanted.items() if value}
+
+
 def _choice(choice: Mapping[str, Any], usage: Usage | None) -> Reply | Failure:
     message = choice.get("message")
     message = message if isinstance(message, dict) else {}
@@ -77,11 +108,26 @@ def _choice(choice: Mapping[str, Any], usage: Usage | None) -> Reply | Failure:
     if not finish:
         return truncated("the answer has no finish reason", usage)
     content = _text(message.get("content"))
-    if not content:
+    calls = _calls(message.get("tool_calls"))
+    if not content and not calls:
         what = "the token limit was reached before any answer" if finish in _LENGTH else "the answer is empty"
         return Failure("truncated", what, retryable=False, billed=True, usage=usage)
-    reason: FinishReason = "length" if finish in _LENGTH else "stop"
-    return Reply(content, reason, usage)
+    # Some servers say `stop` though there are calls.
+    reason: FinishReason = "length" if finish in _LENGTH else "tool_calls" if calls else "stop"
+    return Reply(content or None, reason, usage, calls)
+
+
+def _calls(calls: object) -> tuple[ToolCall, ...]:
+    """The tool calls that name a function and give its arguments; what else stands there is left out."""
+    found = []
+    for index, call in enumerate(calls if isinstance(calls, list) else ()):
+        function = call.get("function") if isinstance(call, dict) else None
+        name, given = (function.get("name"), function.get("arguments")) if isinstance(function, dict) else (None, None)
+        if isinstance(name, str) and name and isinstance(given, str):
+            # Some servers give no id, and some an empty text where a function takes no arguments.
+            arguments = _text(given) or "{}"
+            found.append(ToolCall(id=_text(call.get("id")) or f"call_{index}", name=_text(name), arguments=arguments))
+    return tuple(found)
 
 
 def _text(content: object) -> str:

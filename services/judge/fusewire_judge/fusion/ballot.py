@@ -1,0 +1,282 @@
+"""Asking judges: each in two opposite orders, each call with labels of its own, read on the ladder, then counted."""
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from fusewire.contracts import CONTROL, Call, Candidate, Message, PlannedJudge, Rung, Sampling, Verdict, VerdictKind
+from fusewire_judge.fusion.case import Case, Replies, Said
+from fusewire_judge.fusion.wording import Lineup, control, lineup, verdict, verdict_schema
+from fusewire_judge.verdict import Read, Unreadable, read
+
+_Left = TypeVar("_Left")
+_Right = TypeVar("_Right")
+
+JUDGE_TOKENS = 256
+RUNGS: tuple[Rung, ...] = ("strict", "repaired", "reasked", "fallback")
+
+
+@dataclass(frozen=True)
+class Count:
+    """What the judges said together."""
+
+    named: Mapping[str, int] = field(default_factory=dict)
+    """By member that was judged: the verdicts that named it."""
+    seen: Mapping[str, int] = field(default_factory=dict)
+    """By member that was judged: the verdicts that could have. Empty if no verdict counts."""
+    verdicts: tuple[Verdict, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """By member: the first judge's sentence for it."""
+    shown: tuple[str, ...] = ()
+    """Members in the first order."""
+    rung: Rung | None = None
+    """The lowest that a counted verdict was read on."""
+    faults: tuple[str, ...] = ()
+    """Why verdicts do not count."""
+
+    def leaders(self) -> list[str]:
+        """Who leads, by the share of the verdicts that could have named it; several on a tie."""
+        scores = {member: self.named[member] / seen for member, seen in self.seen.items()}
+        best = max(scores.values(), default=0.0)
+        return [member for member, score in scores.items() if score > best - 1e-9 and best > 0]
+
+    @property
+    def follows_place(self) -> bool:
+        """Whether each verdict that counts named what it was shown first."""
+        counted = [one for one in self.verdicts if not one.void]
+        return bool(counted) and all(one.winner == one.shown[0] for one in counted)
+
+    def plus(self, other: "Count") -> "Count":
+        """Both together, what this one says first."""
+        counted = [rung for rung in (self.rung, other.rung) if rung]
+        members = dict.fromkeys((*self.seen, *other.seen))
+        return Count(
+            named={m: self.named.get(m, 0) + other.named.get(m, 0) for m in members},
+            seen={m: self.seen.get(m, 0) + other.seen.get(m, 0) for m in members},
+            verdicts=(*self.verdicts, *other.verdicts),
+            reasons={**other.reasons, **self.reasons},
+            shown=self.shown,
+            rung=max(counted, key=RUNGS.index, default=None),
+            faults=tuple(dict.fromkeys((*self.faults, *other.faults))),
+        )
+
+
+@dataclass(frozen=True)
+class Paper:
+    """One judge call."""
+
+    name: str
+    juror: PlannedJudge
+    shown: Lineup
+    control: str | None
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """What the verdict must satisfy."""
+        return verdict_schema(self.shown.labels)
+
+
+def poll(
+    case: Case,
+    said: Sequence[Said],
+    turn: str,
+    kind: VerdictKind,
+    jurors: Sequence[PlannedJudge],
+    *,
+    firsts: Sequence[str] = (),
+) -> Generator[tuple[Call, ...], Replies, Count]:
+    """Ask every judge which answer is best, in two opposite orders at once.
+
+    A judge does not see answers of its own model among those of others, and has no voice
+    where that leaves less than two. A guard is shown whole to whoever is asked.
+
+    Args:
+        case: the fusion.
+        said: at least two answers.
+        turn: what the calls are named for.
+        kind: what is asked, for the record.
+        jurors: who is asked.
+        firsts: members to be shown first, each in one call, in place of the two orders.
+
+    Yields:
+        The calls to make; those that could not be read, once more.
+    """
+    stacks = [
+        _papers(case, said if kind == "guard" else _foreign(case, said, juror), f"{turn}-{number}", juror, firsts)
+        for number, juror in enumerate(jurors, 1)
+    ]
+    papers = [paper for stack in stacks for paper in stack]
+    found: dict[str, Read | Unreadable | None] = {}
+    rungs: dict[str, Rung] = {}
+    pending = papers
+    for suffix in ("", "-again"):
+        if not pending:
+            break
+        replies = yield tuple(_call(case, paper, suffix) for paper in pending)
+        again = []
+        for paper in pending:
+            reply = replies.get(paper.name + suffix)
+            result = found[paper.name] = _read(reply, paper.schema)
+            if isinstance(result, Read):
+                rungs[paper.name] = result.rung if not suffix else "reasked"
+            elif reply is not None and reply.ok:
+                again.append(paper)
+        pending = again
+    return _count(stacks, found, rungs, kind)
+
+
+def _foreign(case: Case, said: Sequence[Said], juror: PlannedJudge) -> Sequence[Said]:
+    """The answers that are not of the judge's own model; all of them where all are."""
+    models = {m.name: m.model for m in case.plan.members}
+    return [one for one in said if models.get(one.member) != juror.model] or said
+
+
+def _papers(case: Case, said: Sequence[Said], key: str, juror: PlannedJudge, firsts: Sequence[str]) -> list[Paper]:
+    if len(said) < 2:
+        return []
+    seen = list(said)
+    held = control(case.plan.seed, key, case.plan.policy.control_share)
+    if held:
+        seen.append(Said(CONTROL, 0.0, held[1], 0))
+    forward = lineup(seen, case.plan.seed, key)
+    if firsts:
+        here = [name for name in firsts if name in forward.members]
+        shown = [lineup(seen, case.plan.seed, f"{key}-{name}", first=name) for name in here]
+    else:
+        shown = [forward, lineup(seen, case.plan.seed, key, is_reversed=True)]
+    return [Paper(f"{key}-{order}", juror, one, held and held[0]) for order, one in enumerate(shown, 1)]
+
+
+def _call(case: Case, paper: Paper, suffix: str) -> Call:
+    return Call(
+        name=paper.name + suffix,
+        kind="verdict",
+        model=paper.juror.model,
+        messages=verdict(case.prompt, paper.shown, case.plan.policy.criteria),
+        sampling=Sampling(temperature=0, max_tokens=JUDGE_TOKENS, response_schema=paper.schema),
+    )
+
+
+def _read(reply: Candidate | None, schema: dict[str, Any]) -> Read | Unreadable:
+    if reply is None:
+        return Unreadable("no_answer")
+    return Unreadable(reply.error.code) if reply.error else read(reply.content, schema)
+
+
+def _count(
+    stacks: Sequence[Sequence[Paper]],
+    found: Mapping[str, Read | Unreadable | None],
+    rungs: Mapping[str, Rung],
+    kind: VerdictKind,
+) -> Count:
+    named: dict[str, int] = {}
+    seen: dict[str, int] = {}
+    reasons: dict[str, str] = {}
+    verdicts: list[Verdict] = []
+    faults: list[str] = []
+    for stack in stacks:
+        mine = [_verdict(paper, found[paper.name], rungs.get(paper.name), kind) for paper in stack]
+        winners = [one.winner for one in mine if one.winner]
+        if CONTROL in winners:
+            faults.append("picked_control")
+            verdicts += [one.model_copy(update={"void": one.void or "picked_control"}) for one in mine]
+            continue
+        faults += [one.void for one in mine if one.void]
+        is_swapped = len(stack) == 2 and stack[0].shown.members == stack[1].shown.members[::-1]
+        if is_swapped and len(winners) == 1:
+            faults.append("one_order")
+        agree = winners[0] == winners[1] if is_swapped and len(winners) == 2 else None
+        verdicts += [one.model_copy(update={"is_consistent": agree}) for one in mine]
+        for paper, one in zip(stack, mine, strict=True):
+            reading = found[paper.name]
+            if one.winner is None or not isinstance(reading, Read):
+                continue
+            for member in paper.shown.members:
+                if member != CONTROL:
+                    seen[member] = seen.get(member, 0) + 1
+                    named[member] = named.get(member, 0) + (member == one.winner)
+            reasons.setdefault(one.winner, reading.value["reason"])
+    counted = [one.rung for one in verdicts if one.rung and not one.void]
+    first = next((stack[0] for stack in stacks if stack), None)
+    return Count(
+        named=named,
+        seen=seen,
+        verdicts=tuple(verdicts),
+        reasons=reasons,
+        shown=tuple(m for m in first.shown.members if m != CONTROL) if first else (),
+        rung=max(counted, key=RUNGS.index, default=None),
+        faults=tuple(dict.fromkeys(faults)),
+    )
+
+
+def _verdict(paper: Paper, result: Read | Unreadable | None, rung: Rung | None, kind: VerdictKind) -> Verdict:
+    return Verdict(
+        call=paper.name,
+        kind=kind,
+        judge_model=paper.juror.model,
+        shown=paper.shown.members,
+        chars=tuple(len(one.content) for one in paper.shown.said),
+        control=paper.control,
+        winner=paper.shown.by_label(result.value["winner"]).member if isinstance(result, Read) else None,
+        rung=rung,
+        void=result.reason if isinstance(result, Unreadable) else None,
+    )
+
+
+def ask_json(
+    judge: PlannedJudge,
+    name: Literal["analysis"],
+    messages: tuple[Message, ...],
+    schema: dict[str, Any],
+    max_tokens: int,
+) -> Generator[tuple[Call, ...], Replies, tuple[dict[str, Any], Rung] | Unreadable]:
+    """Ask one judge for JSON, once more if it cannot be read.
+
+    Yields:
+        The calls to make.
+
+    Returns:
+        (value, rung), or Unreadable when the ladder has no rung left.
+    """
+    sampling = Sampling(temperature=0, max_tokens=max_tokens, response_schema=schema)
+    unreadable = Unreadable("no_answer")
+    for attempt in (name, f"{name}-again"):
+        replies = yield (Call(name=attempt, kind=name, model=judge.model, messages=messages, sampling=sampling),)
+        reply = replies.get(attempt)
+        result = _read(reply, schema)
+        if isinstance(result, Read):
+            return result.value, result.rung if attempt == name else "reasked"
+        unreadable = result
+        if reply is None or not reply.ok:
+            break
+    return unreadable
+
+
+def both(
+    left: Generator[tuple[Call, ...], Replies, _Left], right: Generator[tuple[Call, ...], Replies, _Right]
+) -> Generator[tuple[Call, ...], Replies, tuple[_Left, _Right]]:
+    """Run two courses of calls side by side: what both want next is asked in one round."""
+    ended: dict[int, Any] = {}
+    wanted: dict[int, tuple[Call, ...]] = {}
+    courses = (left, right)
+    for place, course in enumerate(courses):
+        _advance(course, None, place, wanted, ended)
+    while wanted:
+        replies = yield tuple(call for place in sorted(wanted) for call in wanted[place])
+        for place in sorted(wanted):
+            _advance(courses[place], replies, place, wanted, ended)
+    return ended[0], ended[1]
+
+
+def _advance(
+    course: Generator[tuple[Call, ...], Replies, Any],
+    replies: Replies | None,
+    place: int,
+    wanted: dict[int, tuple[Call, ...]],
+    ended: dict[int, Any],
+) -> None:
+    try:
+        wanted[place] = next(course) if replies is None else course.send(replies)
+    except StopIteration as end:
+        wanted.pop(place, None)
+        ended[place] = end.value

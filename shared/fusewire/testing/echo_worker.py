@@ -1,0 +1,86 @@
+"""An edge worker without a model, on the real bus: it is a fake, for tests only."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from fusewire.bus import Bus
+from fusewire.contracts import Candidate, Task
+from fusewire.service import App
+from fusewire.settings import Settings
+from fusewire.testing.factories import make_candidate
+from fusewire.testing.model_script import last_user_message, satisfying
+from fusewire.worker import Worker
+
+
+def echo(task: Task) -> str:
+    """It says who it is and repeats the prompt, or gives JSON that fits what is demanded."""
+    schema = task.sampling.response_schema
+    if schema:
+        return json.dumps(satisfying(schema, schema))
+    said = last_user_message({"messages": [m.model_dump() for m in task.messages]})
+    return f"{task.model} says {task.round}: {said}"
+
+
+class Echo:
+    """An edge engine in name."""
+
+    def __init__(self, answer: Callable[[Task], str]) -> None:
+        self.tasks: list[Task] = []
+        self._answer = answer
+
+    async def generate(self, task: Task) -> Candidate:
+        """See Generate."""
+        self.tasks.append(task)
+        now = datetime.now(UTC)
+        return make_candidate(
+            self._answer(task),
+            task.call,
+            task_id=task.task_id,
+            fusion_id=task.fusion_id,
+            round=task.round,
+            member=task.member,
+            model=task.model,
+            tier="edge",
+            provider="echo",
+            cost_usd=0.0,
+            started_at=now,
+            finished_at=now,
+        )
+
+    async def aclose(self) -> None:
+        """Nothing to end."""
+
+
+class EchoWorker:
+    """The edge worker's wiring around that engine, for all configured edge models."""
+
+    name = "worker-edge"
+
+    def __init__(self, settings: Settings, answer: Callable[[Task], str] = echo) -> None:
+        self._bus = Bus(self.name, settings.nats, drain_s=2)
+        self.engine = Echo(answer)
+        models = {name: 2 for name, model in settings.models.items() if model.kind == "edge"}
+        self._worker = Worker(self._bus, self.engine, models, tier="edge", clock=lambda: datetime.now(UTC))
+
+    async def start(self) -> None:
+        """See Service."""
+        await self._bus.connect()
+        await self._worker.start()
+
+    async def stop(self) -> None:
+        """See Service."""
+        await self._worker.stop(2)
+        await self._bus.stop()
+
+    def faults(self) -> list[str]:
+        """See Service."""
+        return self._worker.stalled()
+
+    def unready(self) -> list[str]:
+        """See Service."""
+        return []
+
+    def app(self) -> App | None:
+        """It has no HTTP interface of its own."""
+        return None

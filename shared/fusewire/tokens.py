@@ -1,0 +1,16 @@
+"""About how many tokens a call takes, for caps. Pure; no tokenizer, since each model has another."""
+
+from collections.abc import Iterable
+
+from fusewire.contracts import Message, Tool
+
+CHARS_PER_TOKEN = 4
+UNKNOWN_TOKENS = 1024
+"""What an answer is taken to need where nobody limits it."""
+
+
+def estimate(messages: Iterable[Message], max_tokens: int | None, tools: Iterable[Tool] = ()) -> int:
+    """Tokens of one call, its answer included."""
+    chars = sum(len(m.content) + sum(len(c.name) + len(c.arguments) for c in m.tool_calls) for m in messages)
+    chars += sum(len(tool.model_dump_json()) for tool in tools)
+    return chars // CHARS_PER_TOKEN + (max_tokens or UNKNOWN_TOKENS)

@@ -1,0 +1,273 @@
+"""What outcomes teach and what a pool's policy does, through the whole pipeline."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from fusewire.contracts import Plan, Task
+from fusewire.settings import Nats, Settings
+from fusewire.store.engine import Store
+from fusewire.testing.echo_worker import EchoWorker
+from fusewire.testing.eventually import eventually
+from fusewire.testing.model_script import Fault, ModelScript, Script, ScriptedCall
+from fusewire.testing.model_server import ModelServer
+from fusewire.testing.nats_server import NatsServer
+from fusewire_cli.client import Client
+from fusewire_judge import service as judge_service
+
+MakeSettings = Callable[..., Settings]
+Running = Callable[..., AbstractAsyncContextManager[Client]]
+ALL = ("judge", "worker-remote", "dispatcher", "ingest")
+WAIT_S = 60
+FOUR = ModelScript(answer="4")
+
+
+@pytest.fixture(autouse=True)
+def _quick_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge_service, "REMEMBER_EVERY_S", 0.1)
+
+
+@pytest.fixture
+def settings(make_settings: MakeSettings, nats: NatsServer) -> Callable[..., Settings]:
+    """Settings on the test's own broker: `settings(pool={…}, models={…})`."""
+
+    def make(**sections: Any) -> Settings:
+        return make_settings(nats=Nats(url=nats.url), **sections)
+
+    return make
+
+
+def script(**models: ModelScript) -> Script:
+    return Script(models=models)
+
+
+async def ask(client: Client, prompt: str = "Why?", **fields: Any) -> dict[str, Any]:
+    shown = await client.submit({"prompt": prompt, **fields}, wait_s=WAIT_S)
+    assert shown["status"] != "running", shown
+    return shown
+
+
+async def rows(settings: Settings, query: str) -> list[dict[str, Any]]:
+    store = Store(settings.database)
+    async with store.read() as connection:
+        found = [dict(row) for row in (await connection.execute(text(query))).mappings()]
+    await store.close()
+    return found
+
+
+async def weights(settings: Settings, outcome: dict[str, Any]) -> dict[str, float]:
+    """What a fusion's plan says that a number counts."""
+    (row,) = await rows(settings, f"SELECT plan FROM fusions WHERE fusion_id = '{outcome['id']}'")
+    return {m.name: m.weight_for("number") for m in Plan.decode(row["plan"]).members}
+
+
+async def test_members_are_weighed_by_their_labels(
+    settings: Callable[..., Settings], running: Running, model_server: ModelServer
+) -> None:
+    config = settings(pool={"judge": None})
+    model_server.set_script(script(a=ModelScript(answer="5"), b=ModelScript(answer="6"), c=ModelScript(answer="4")))
+    async with running(config, *ALL) as client:
+        before = await ask(client, "2 + 2?")
+        gold = {"answer": "4", "match": "number"}
+        await asyncio.gather(*(ask(client, f"2 + 2? {i}", gold=gold) for i in range(25)))
+        await asyncio.sleep(0.5)  # the memory is renewed
+        after = await ask(client, "And 2 + 2?")
+        learned = await weights(config, after)
+
+    # Nobody agrees, so before anything is known the first of the pool wins; then the one that was right.
+    assert (before["winner"], after["winner"]) == ("a", "c")
+    assert await weights(config, before) == {"a": 1.0, "b": 1.0, "c": 1.0}
+    assert learned["c"] > 2 > 1 > learned["a"] == learned["b"]
+    assert await rows(config, "SELECT member, sum(is_right) AS n FROM v_answer GROUP BY 1 ORDER BY 1") == [
+        {"member": "a", "n": 0},
+        {"member": "b", "n": 0},
+        {"member": "c", "n": 25},
+    ]
+    assert {row["accepted"] for row in await rows(config, "SELECT accepted FROM v_outcome")} == {0, None}
+
+
+async def test_a_judge_that_picks_a_control_is_left_out(
+    settings: Callable[..., Settings], running: Running, model_server: ModelServer
+) -> None:
+    """The scripted judge names the text that sorts first, and a control sorts before any of the answers."""
+    texts = {name: ModelScript(answer=f"zzz {name} says something of its own, {name * 3}") for name in "abc"}
+    model_server.set_script(script(**texts))
+    config = settings(pool={"control_share": 1.0})
+    async with running(config, *ALL) as client:
+        first = await ask(client)
+        calls = model_server.stats.by_model["j"]
+        await asyncio.sleep(0.5)
+        second = await ask(client, "Why not?")
+
+    assert first["degraded_reasons"] == ["judge_failed:picked_control"]
+    assert (second["status"], second["degraded_reasons"]) == ("voted", ["excluded:judge:quarantined"])
+    assert model_server.stats.by_model["j"] == calls == 2
+    found = await rows(config, "SELECT control, is_control_winner, void, n_shown FROM v_verdict")
+    assert {
+        (row["control"] is not None, bool(row["is_control_winner"]), row["void"], row["n_shown"]) for row in found
+    } == {(True, True, "picked_control", 4)}
+    assert await rows(config, "SELECT * FROM v_judge_bias") == []
+
+
+async def test_verdicts_tell_whether_a_judge_follows_place(
+    settings: Callable[..., Settings], running: Running, model_server: ModelServer
+) -> None:
+    model_server.set_script(script(j=ModelScript(judges="first")))
+    config = settings()
+    async with running(config, *ALL) as client:
+        outcomes = await asyncio.gather(*(ask(client, f"Why {i}?") for i in range(8)))
+
+    assert {o["swap_consistent"] for o in outcomes} == {False}
+    (bias,) = await rows(config, "SELECT * FROM v_judge_bias")
+    # Two orders, then the third candidate put first.
+    assert (bias["presentations"], bias["first_wins"], bias["swapped"], bias["flips"]) == (24, 24, 8, 8)
+    assert (bias["first_win_rate"], bias["fair_first_rate"]) == (1.0, pytest.approx(1 / 3))
+
+
+async def test_a_straggler_is_asked_a_second_time(
+    settings: Callable[..., Settings], running: Running, model_server: ModelServer
+) -> None:
+    config = settings(pool={"hedge": 0.5, "early_stop": 1.0, "judge": None})
+    async with running(config, *ALL) as client:
+        await asyncio.gather(*(ask(client, f"Why {i}?") for i in range(30)))
+        await asyncio.sleep(0.5)
+        hang = Fault(kind="drip", seconds=20)
+        model_server.set_script(script(c=ModelScript(faults=(hang,))))
+        shown = await ask(client, "Why now?")
+
+    assert shown["hedges"] >= 1
+    (late,) = [a for a in shown["answers"] if a["member"] == "c"]
+    assert (late["status"], late["call"]) == ("ok", "c=h")
+    assert (shown["closed_by"], shown["is_degraded"]) == ("complete", False)
+    assert shown["latency_ms"] < 15_000
+
+
+def edge(*answers: str) -> Callable[[Task], str]:
+    """What an edge model says, sample by sample."""
+    return lambda task: answers[int(task.call.partition("=")[2] or 1) - 1]
+
+
+TINY = {"tiny": {"kind": "edge", "path": "/nowhere"}}
+GATED = {"members": ["tiny", "a", "b"], "gate": "edge-first"}
+
+
+async def test_hosted_members_are_not_called_where_the_edge_agrees_with_itself(
+    settings: Callable[..., Settings], running: Running, model_server: ModelServer
+) -> None:
+    config = settings(models=TINY, pool=GATED)
+    async with running(config, *ALL, EchoWorker(config, edge("4", "4.0", "The answer is 4"))) as client:
+        shown = await ask(client, "2 + 2?")
+
+    assert model_server.stats.requests == 0
+    assert (shown["status"], shown["content"], shown["closed_by"], shown["rounds"]) == ("single", "4", "gate", 0)
+    assert (shown["is_degraded"], shown["missing_weight"]) == (False, 0)
+    assert {a["member"]: a["status"] for a in shown["answers"]} == {"tiny": "ok", "a": "unasked", "b": "unasked"}
+    assert (await rows(config, "SELECT n_asked, n_answered FROM v_outcome")) == [{"n_asked": 1, "n_answered": 1}]
+
+
+async def test_hosted_members_are_called_where_it_does_not(
+    settings: Callable[..., Settings], running: Running, model_server: ModelServer
+) -> None:
+    model_server.set_script(script(a=ModelScript(answer="5"), b=ModelScript(answer="5")))
+    config = settings(models=TINY, pool=GATED)
+    async with running(config, *ALL, EchoWorker(config, edge("4", "5", "6"))) as client:
+        shown = await ask(client, "2 + 3?")
+
+    assert model_server.stats.by_model == {"a": 1, "b": 1}
+    assert (shown["status"], shown["content"], shown["closed_by"]) == ("voted", "5", "complete")
+    assert {a["member"]: a["status"] for a in shown["answers"]} == dict.fromkeys(("tiny", "a", "b"), "ok")
+
+
+async def test_recorded_answers_are_fused_without_a_member_call(
+    settings: Callable[..., Settings], running: Running, model_server: ModelServer
+) -> None:
+    recorded = [
+        {"member": "x", "model": "gone", "content": "It is four, as everybody knows."},
+        {"member": "y", "model": "gone", "content": "A sum of two and two, which is five.", "cost_usd": 3.0},
+        {"member": "z", "model": "a", "error_code": "timeout"},
+    ]
+    config = settings()
+    async with running(config, *ALL) as client:
+        shown = await ask(client, "2 + 2?", recorded=recorded)
+
+    assert set(model_server.stats.by_model) == {"j"}
+    assert (shown["status"], shown["winner"], shown["is_replay"]) == ("fused", "y", True)
+    assert shown["degraded_reasons"] == ["failed:z:timeout"]
+    assert shown["cost_usd"] is None or shown["cost_usd"] < 3
+
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}, "days": {"type": "integer", "maximum": 5}},
+            "required": ["city"],
+        },
+    },
+}
+
+
+async def test_tool_calls_are_voted_argument_by_argument(
+    settings: Callable[..., Settings], running: Running, model_server: ModelServer
+) -> None:
+    def calls(**arguments: Any) -> ModelScript:
+        return ModelScript(calls=(ScriptedCall(name="weather", arguments=arguments),))
+
+    model_server.set_script(
+        script(a=calls(city="Rome", days=3), b=calls(city="Paris", days=3), c=calls(city="Rome", days=9))
+    )
+    config = settings()
+    async with running(config, *ALL) as client:
+        shown = await ask(client, "The weather in Rome?", tools=[TOOL], tool_choice="required")
+
+    (call,) = shown["tool_calls"]
+    assert json.loads(call["arguments"])["days"] == 3
+    assert (call["name"], len(call["id"])) == ("weather", 9)
+    assert (shown["status"], shown["answer_kind"], shown["content"]) == ("voted", "tool_call", None)
+    assert shown["degraded_reasons"] == ["invalid_call:c"]
+    assert "j" not in model_server.stats.by_model
+
+
+async def test_a_cap_ends_the_spending(
+    settings: Callable[..., Settings], running: Running, model_server: ModelServer
+) -> None:
+    config = settings(pool={"max_total_tokens": 400, "max_tokens": 100})
+    async with running(config, *ALL) as client:
+        shown = await ask(client)
+
+    assert (shown["status"], shown["degraded_reasons"][0]) == ("voted", "capped:tokens"), shown["degraded_reasons"]
+    assert "j" not in model_server.stats.by_model
+
+
+async def test_a_required_member_is_waited_for(
+    settings: Callable[..., Settings], running: Running, model_server: ModelServer
+) -> None:
+    model_server.set_script(script(a=FOUR, b=FOUR, c=ModelScript(latency_ms=1500)))
+    members = ["a", "b", {"name": "c", "model": "c", "required": True}]
+    async with running(settings(pool={"members": members, "quorum": 0.5}), *ALL) as client:
+        shown = await ask(client)
+
+    assert (shown["closed_by"], [a["status"] for a in shown["answers"]]) == ("complete", ["ok"] * 3)
+
+
+async def test_late_answers_are_stored_as_late(
+    settings: Callable[..., Settings], running: Running, model_server: ModelServer
+) -> None:
+    model_server.set_script(script(a=FOUR, b=FOUR, c=ModelScript(latency_ms=700)))
+    config = settings()
+    async with running(config, *ALL) as client:
+        shown = await ask(client)
+
+        async def stored() -> bool:
+            return await rows(config, "SELECT call FROM candidates WHERE is_late") == [{"call": "c"}]
+
+        await eventually(stored)
+
+    assert (shown["closed_by"], shown["is_degraded"], shown["content"]) == ("certain", False, "4")

@@ -1,0 +1,248 @@
+"""Tools and tool messages in OpenAI's shape: what they become, what is refused, and what the refusal says."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fusewire.contracts import Message, Prompt, Tool, ToolCall
+from fusewire.testing.factories import T0
+from fusewire_ingest.admission import PoolRule, RefusedError, admit, body_hash, parse
+
+LIMIT = 100_000
+POOLS = {"default": PoolRule("best-of", "any", 60, 86_400)}
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+
+
+def admitted(body: dict[str, Any]) -> Prompt:
+    given = body if "messages" in body else {"prompt": "Weather?", **body}
+    return admit(parse(json.dumps(given), LIMIT), tenant="default", fallback_id="one", pools=POOLS, now=T0)
+
+
+def refusal(body: dict[str, Any]) -> RefusedError:
+    with pytest.raises(RefusedError) as caught:
+        admitted(body)
+    return caught.value
+
+
+def tool(name: str = "weather", **function: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **function}}
+
+
+def call(id_: str = "c1", name: str = "weather", arguments: Any = '{"city": "Paris"}') -> dict[str, Any]:
+    return {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+USER = {"role": "user", "content": "Weather?"}
+CALLS = {"role": "assistant", "content": None, "tool_calls": [call()]}
+RESULT = {"role": "tool", "tool_call_id": "c1", "content": "21 °C"}
+
+
+def test_tools_become_the_prompts() -> None:
+    prompt = admitted({"tools": [tool(description="Now.", parameters=CITY, strict=True), tool("clock")]})
+
+    assert prompt.tools == (Tool(name="weather", description="Now.", parameters=CITY), Tool(name="clock"))
+    assert prompt.tool_choice == "auto"
+    assert Prompt.decode(prompt.encode()) == prompt
+
+
+@pytest.mark.parametrize(
+    ("choice", "kept"),
+    [(None, "auto"), ("auto", "auto"), ("none", "none"), ("required", "required"), (tool("clock"), "clock")],
+)
+def test_a_choice_is_a_word_or_names_a_tool(choice: Any, kept: str) -> None:
+    assert admitted({"tools": [tool(), tool("clock")], "tool_choice": choice}).tool_choice == kept
+
+
+def test_as_many_tools_as_openai_takes_are_let_in() -> None:
+    assert len(admitted({"tools": [tool(f"t{i}") for i in range(128)]}).tools) == 128
+
+
+def test_a_conversation_with_tools_is_kept() -> None:
+    said = {**CALLS, "content": "Let me look.", "tool_calls": [call(), call("c2", arguments="{}")]}
+    prompt = admitted({"messages": [USER, said, RESULT, {**RESULT, "tool_call_id": "c2"}]})
+
+    calls = (
+        ToolCall(id="c1", name="weather", arguments='{"city": "Paris"}'),
+        ToolCall(id="c2", name="weather", arguments="{}"),
+    )
+    assert prompt.messages == (
+        Message(role="user", content="Weather?"),
+        Message(role="assistant", content="Let me look.", tool_calls=calls),
+        Message(role="tool", content="21 °C", tool_call_id="c1"),
+        Message(role="tool", content="21 °C", tool_call_id="c2"),
+    )
+
+
+def test_an_assistants_turn_that_calls_tools_may_say_nothing() -> None:
+    for turn in (CALLS, {"role": "assistant", "tool_calls": [call()]}):
+        prompt = admitted({"messages": [USER, turn, RESULT]})
+        assert prompt.messages[1].content == ""
+        assert len(prompt.messages[1].tool_calls) == 1
+
+
+def test_what_an_sdk_dumps_of_its_message_is_let_in() -> None:
+    dumped = {"role": "assistant", "content": "Hi.", "refusal": None, "audio": None, "tool_calls": None, "name": "x"}
+
+    assert admitted({"messages": [USER, dumped]}).messages[1] == Message(role="assistant", content="Hi.")
+
+
+REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
+    # what, body, param, part of the message
+    ("a name twice", {"tools": [tool(), tool()]}, "tools", "two tools are called 'weather'; give each"),
+    ("a bad name", {"tools": [tool("get weather")]}, "tools.0.function.name", "match pattern '^[a-zA-Z0-9_-]{1,64}$'"),
+    ("no name", {"tools": [{"type": "function", "function": {}}]}, "tools.0.function.name", "required"),
+    ("a long name", {"tools": [tool("n" * 65)]}, "tools.0.function.name", "pattern"),
+    ("a name with a line's end", {"tools": [tool("n\n")]}, "tools.0.function.name", "pattern"),
+    ("a name that is a choice", {"tools": [tool("auto")]}, "tools.0.function.name", "no tool can be called 'auto'"),
+    ("no function", {"tools": [{"type": "custom", "custom": {}}]}, "tools.0.type", "'function'"),
+    ("too many", {"tools": [tool(f"t{i}") for i in range(129)]}, "tools", "at most 128"),
+    ("no schema", {"tools": [tool(parameters={"properties": 1})]}, "tools.0.function.parameters", "at $.properties;"),
+    (
+        "an unknown type",
+        {"tools": [tool(parameters={"properties": {"a": {"type": "text"}}})]},
+        "tools.0.function.parameters",
+        "no valid JSON Schema (draft 2020-12) at $.properties.a.type",
+    ),
+    ("no object", {"tools": [tool(parameters={"type": "array"})]}, "tools.0.function.parameters", "'object'"),
+    ("a schema in a text", {"tools": [tool(parameters="{}")]}, "tools.0.function.parameters", "dictionary"),
+    ("a bad pattern", {"tools": [tool(parameters={"pattern": "("})]}, "tools.0.function.parameters", "at $.pattern"),
+    (
+        "a reference out of it",
+        {"tools": [tool(parameters={"$ref": "https://models.example/schema.json"})]},
+        "tools.0.function.parameters",
+        "leads out of the schema or nowhere; put",
+    ),
+    (
+        "a reference to nowhere",
+        {"tools": [tool(parameters={"properties": {"a": {"$ref": "#/$defs/none"}}})]},
+        "tools.0.function.parameters",
+        "nowhere",
+    ),
+    (
+        "a reference into a number",
+        {"tools": [tool(parameters={"minProperties": 1, "allOf": [{"$ref": "#/minProperties/a"}]})]},
+        "tools.0.function.parameters",
+        "nowhere",
+    ),
+    ("a choice of no tool", {"tools": [tool()], "tool_choice": tool("clock")}, "tool_choice", "the tools: weather"),
+    ("an unknown choice", {"tools": [tool()], "tool_choice": "any"}, "tool_choice", "neither auto, none, required nor"),
+    ("a choice without a name", {"tools": [tool()], "tool_choice": {"type": "function"}}, "tool_choice", '{"type": "'),
+    ("a choice that is a number", {"tools": [tool()], "tool_choice": 1}, "tool_choice", "valid string"),
+    ("a choice without tools", {"tool_choice": "auto"}, "tool_choice", "no tools to choose from; give `tools`"),
+    ("a choice among none", {"tools": [], "tool_choice": "none"}, "tool_choice", "no tools"),
+    ("tools and a schema", {"tools": [tool()], "response_schema": {}}, "response_schema", "one or the other"),
+    ("a result of nothing", {"messages": [USER, RESULT]}, "messages", "message 1 answers a tool call that no earlier"),
+    ("a result before its call", {"messages": [USER, RESULT, CALLS]}, "messages", "no earlier message"),
+    (
+        "a result of another call",
+        {"messages": [USER, CALLS, {**RESULT, "tool_call_id": "c9"}]},
+        "messages",
+        "message 2 answers",
+    ),
+    (
+        "a result without its call's id",
+        {"messages": [USER, CALLS, {"role": "tool", "content": "x"}]},
+        "messages.2.tool_call_id",
+        "must name the call",
+    ),
+    (
+        "a result without content",
+        {"messages": [USER, CALLS, {**RESULT, "content": None}]},
+        "messages.2.content",
+        "required",
+    ),
+    (
+        "arguments that are no JSON",
+        {"messages": [USER, {**CALLS, "tool_calls": [call(arguments="{city")]}]},
+        "messages.1.tool_calls.0.function.arguments",
+        "the text of a JSON object",
+    ),
+    (
+        "arguments that are no text",
+        {"messages": [USER, {**CALLS, "tool_calls": [call(arguments={"city": "Paris"})]}]},
+        "messages.1.tool_calls.0.function.arguments",
+        "valid string",
+    ),
+    (
+        "arguments that are no object",
+        {"messages": [USER, {**CALLS, "tool_calls": [call(arguments="[1]")]}]},
+        "messages.1.tool_calls.0.function.arguments",
+        "JSON object",
+    ),
+    (
+        "arguments nested without end",
+        {"messages": [USER, {**CALLS, "tool_calls": [call(arguments="[" * 50_000)]}]},
+        "messages.1.tool_calls.0.function.arguments",
+        "JSON object",
+    ),
+    (
+        "a call without an id",
+        {"messages": [USER, {**CALLS, "tool_calls": [call("")]}]},
+        "messages.1.tool_calls.0.id",
+        "",
+    ),
+    ("calls by a user", {"messages": [{**USER, "tool_calls": [call()]}]}, "messages.0.tool_calls", "only an assistant"),
+    ("neither text nor calls", {"messages": [{**CALLS, "tool_calls": []}]}, "messages.0.content", "required"),
+]
+
+
+@pytest.mark.parametrize(("body", "param", "part"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
+def test_it_is_refused(body: dict[str, Any], param: str, part: str) -> None:
+    found = refusal(body)
+
+    assert (found.code, found.param) == ("invalid_request", param)
+    assert part in found.message
+
+
+def test_references_within_a_schema_are_let_in() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"from": {"$ref": "#/$defs/place"}, "$ref": {"type": "string"}},
+        "$defs": {"place": {"type": "object", "properties": {"near": {"$ref": "#/$defs/place"}}}},
+    }
+
+    assert admitted({"tools": [tool(parameters=schema)]}).tools[0].parameters == schema
+
+
+def test_tools_are_part_of_what_the_client_decides() -> None:
+    bodies: list[dict[str, Any]] = [
+        {},
+        {"tools": [tool()]},
+        {"tools": [tool(parameters=CITY)]},
+        {"tools": [tool()], "tool_choice": "required"},
+    ]
+
+    assert len({body_hash(admitted(body)) for body in bodies}) == len(bodies)
+
+
+KEYWORDS = st.sampled_from(
+    ["$ref", "$id", "$anchor", "$schema", "$defs", "type", "properties", "allOf", "items", "pattern", "multipleOf"]
+)
+LEAVES = st.none() | st.booleans() | st.integers(-2, 2) | st.sampled_from(["#", "#/$defs/a", "#a", "//[", "", "object"])
+ANYTHING = st.recursive(LEAVES, lambda x: st.lists(x, max_size=2) | st.dictionaries(KEYWORDS, x, max_size=3))
+
+
+def tried(body: dict[str, Any]) -> Prompt | str | None:
+    """The prompt, or where it was refused."""
+    try:
+        return admitted(body)
+    except RefusedError as exc:
+        return exc.param
+
+
+@given(st.dictionaries(KEYWORDS, ANYTHING, max_size=4))
+def test_a_schema_is_let_in_or_refused_and_nothing_else(parameters: dict[str, Any]) -> None:
+    found = tried({"tools": [tool(parameters=parameters)]})
+
+    given = found.tools[0].parameters if isinstance(found, Prompt) else found
+    assert given in (parameters, "tools.0.function.parameters")
+
+
+@given(st.lists(ANYTHING, max_size=3), ANYTHING)
+def test_any_messages_and_tools_are_let_in_or_refused(given: list[Any], other: Any) -> None:
+    for body in ({"messages": [USER, *given]}, {"tools": given, "tool_choice": other}):
+        found = tried(body)
+        assert isinstance(found, Prompt) or str(found).split(".")[0] in body
