@@ -9,7 +9,7 @@ from fusewire.provision import TopologyConflictError, summary
 from fusewire.settings import Settings, find_file, load
 from fusewire.store.engine import parse_url
 from fusewire_cli.local.runner import apply_topology, running_nats, upgrade_database
-from fusewire_cli.screen import fail
+from fusewire_cli.screen import fail, note
 from fusewire_cli.session import settings
 
 
@@ -25,8 +25,11 @@ def config_check(file: Path | None) -> None:
         print(f"model     {name}: {model.kind}, {where}")
     for name, pool in sorted(config.pools.items()):
         members = ", ".join(m.name if m.name == m.model else f"{m.name} ({m.model})" for m in pool.members)
-        judge = pool.judge or "none"
+        judge = ", ".join(pool.judges) or "none"
         print(f"pool      {name}: {pool.mode}, members {members}; judge {judge}; quorum {pool.quorum:g}")
+        models = {m.model for m in pool.members}
+        if partial := [j for j in (pool.jury or pool.judges) if j in models and len(models) > 1]:
+            note(f"pool {name}: {', '.join(partial)} is also a member and does not vote on its own answers")
 
 
 def topology_apply(*, as_json: bool) -> None:

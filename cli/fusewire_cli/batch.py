@@ -17,7 +17,7 @@ import uvloop
 
 from fusewire import ids
 from fusewire_cli.client import ApiError, Client
-from fusewire_cli.screen import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_SOME_FAILED, fail, note
+from fusewire_cli.screen import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_SOME_FAILED, fail, note, progress
 from fusewire_cli.session import client, settings
 from fusewire_ingest.admission import RefusedError, parse
 
@@ -173,7 +173,7 @@ class Job:
         for sig in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(sig, self._stop.set)
         self._failed = failed_in(self._out) if self._written else 0
-        with _progress(len(self._lines), self._written) as bar, self._out.open("a", encoding="utf-8") as file:
+        with progress(len(self._lines), self._written) as bar, self._out.open("a", encoding="utf-8") as file:
             while self._written < len(self._lines):
                 if self._stop.is_set():
                     raise Interrupted
@@ -231,34 +231,3 @@ def _failed(line: Line, error: dict[str, Any]) -> dict[str, Any]:
         "error": error["message"],
         "param": error["param"],
     }
-
-
-class _progress:  # noqa: N801 - used as a function
-    """A bar on a terminal, a line every tenth elsewhere; both on stderr."""
-
-    def __init__(self, total: int, done: int) -> None:
-        self._total = total
-        self._shown = done
-        self._bar: Any = None
-
-    def __enter__(self) -> Any:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[failed]} failed"))
-            self._bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
-            self._bar.start()
-            self._task = self._bar.add_task("batch", total=self._total, completed=self._shown, failed=0)
-        return self._update
-
-    def _update(self, done: int, failed: int) -> None:
-        if self._bar:
-            self._bar.update(self._task, completed=done, failed=failed)
-        elif done == self._total or (done - self._shown) * 10 >= self._total:
-            note(json.dumps({"done": done, "total": self._total, "failed": failed}))
-            self._shown = done
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar:
-            self._bar.stop()

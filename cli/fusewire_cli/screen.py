@@ -66,6 +66,37 @@ def clear_errors() -> Iterator[None]:
         )
 
 
+class progress:  # noqa: N801 - used as a function
+    """A bar on a terminal, a line every tenth elsewhere; both on stderr."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self._total = total
+        self._shown = done
+        self._bar: Any = None
+
+    def __enter__(self) -> Any:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[failed]} failed"))
+            self._bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+            self._bar.start()
+            self._task = self._bar.add_task("batch", total=self._total, completed=self._shown, failed=0)
+        return self._update
+
+    def _update(self, done: int, failed: int) -> None:
+        if self._bar:
+            self._bar.update(self._task, completed=done, failed=failed)
+        elif done == self._total or (done - self._shown) * 10 >= self._total:
+            note(json.dumps({"done": done, "total": self._total, "failed": failed}))
+            self._shown = done
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+
 def rows(columns: Sequence[str], data: Sequence[Sequence[Any]], form: Format) -> None:
     """Print rows to stdout."""
     if form is Format.json:

@@ -19,6 +19,7 @@ port = 0
 [pools.default]
 members = ["a", "b", "c"]
 judge = "j"
+control_share = 0.0
 [pools.closed]
 members = ["a", "b", "c"]
 """

@@ -1,0 +1,1 @@
+"""Evaluation on labelled prompts: is the fusion right more often than its members?"""

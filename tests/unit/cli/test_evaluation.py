@@ -1,0 +1,252 @@
+"""What an evaluation submits, learns and shows."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from fusewire.contracts import Gold, Recorded
+from fusewire.settings import Settings
+from fusewire_cli.eval import table, weighing
+from fusewire_cli.eval.asking import Target, is_equally_weighed, replies, scored_outcome, scored_reply
+from fusewire_cli.eval.command import bent, needed
+from fusewire_cli.eval.suite import Question, Reply
+from fusewire_cli.eval.table import Score
+
+TARGET = Target("default", None, "hash")
+
+
+def question(number: int = 0, answer: str = "2") -> Question:
+    name = f"q{number}"
+    return Question(number + 1, name, {"custom_id": name, "prompt": "?"}, Gold(answer=answer, match="number"))
+
+
+def reply(member: str, content: str | None, **figures: Any) -> Reply:
+    error = None if content is not None else "timeout"
+    return Reply(Recorded(member=member, model=member, content=content, error_code=error), **figures)
+
+
+def answer(member: str, content: str | None = "2", **fields: Any) -> dict[str, Any]:
+    usage = {"prompt_tokens": 1, "completion_tokens": 2, "cached_tokens": 0}
+    whole = {"member": member, "model": f"m-{member}", "status": "ok", "error_code": None, "usage": usage}
+    return {**whole, "latency_ms": 10.0, "cost_usd": 0.1, "weight": 1.0, "content": content, "tool_calls": [], **fields}
+
+
+# -- weights ----------------------------------------------------------------------------------
+
+
+def test_folds_are_stable_and_about_even() -> None:
+    folds = [weighing.fold(f"q{n}") for n in range(1000)]
+    assert folds[:5] == [weighing.fold(f"q{n}") for n in range(5)]
+    assert all(150 < folds.count(one) < 250 for one in range(weighing.FOLDS))
+
+
+def test_a_question_is_labelled_by_its_gold_and_by_the_wrong_answers_that_coincide() -> None:
+    said = [reply("a", "A: 2"), reply("b", "3"), reply("c", "3.0"), reply("d", "4"), reply("e", None)]
+    found = weighing.label(question(), said)
+    assert found.right == {"a": True, "b": False, "c": False, "d": False}
+    assert (found.same, found.different) == (1, 2)
+
+
+def test_weights_are_learned_from_the_other_folds_alone() -> None:
+    def labelled(flipped: int) -> list[weighing.Labelled]:
+        found = []
+        for number in range(200):
+            fold = number % weighing.FOLDS
+            strong, weak = number % 10 < 8, number % 10 < 3
+            right = {"strong": strong != (fold == flipped), "weak": weak != (fold == flipped)}
+            found.append(weighing.Labelled(fold, right, same=1, different=4))
+        return found
+
+    plain, turned = weighing.crossed(labelled(-1)), weighing.crossed(labelled(2))
+    assert all(weights["strong"] > 1 > weights["weak"] for weights in plain)
+    # What fold 2 holds does not show in the weights that fold 2 is judged by, and does in all others.
+    assert turned[2] == plain[2]
+    assert all(turned[fold] != plain[fold] for fold in (0, 1, 3, 4))
+
+
+def test_few_labels_leave_all_weights_at_one() -> None:
+    few = [weighing.Labelled(n % 5, {"a": True, "b": False}, 0, 0) for n in range(20)]
+    assert weighing.crossed(few) == [{"a": 1.0, "b": 1.0}] * 5
+
+
+# -- submissions ------------------------------------------------------------------------------
+
+
+def test_members_are_asked_once_with_the_gold_label_and_no_weights() -> None:
+    assert json.loads(TARGET.first(question(), "merge")) == {
+        "custom_id": "q0",
+        "prompt": "?",
+        "pool": "default",
+        "mode": "merge",
+        "gold": {"answer": "2", "match": "number"},
+        "complete": True,
+    }
+
+
+def test_answers_are_fused_again_under_the_weights_of_their_members() -> None:
+    judged = Target("default", "j", "hash")
+    body = json.loads(judged.again(question(), "debate", [reply("a", "2"), reply("b", None)], {"a": 2.5}))
+    assert (body["judge"], body["mode"]) == ("j", "debate")
+    assert body["recorded"] == [
+        {"member": "a", "model": "a", "weight": 2.5, "content": "2"},
+        {"member": "b", "model": "b", "error_code": "timeout"},
+    ]
+    assert "complete" not in body
+
+
+def test_the_id_of_a_batch_is_made_of_all_that_decides_it() -> None:
+    ids = {
+        TARGET.batch(["a"], "merge"),
+        TARGET.batch(["b"], "merge"),
+        TARGET.batch(["a"], "debate"),
+        Target("other", None, "hash").batch(["a"], "merge"),
+        Target("default", None, "changed").batch(["a"], "merge"),
+    }
+    assert len(ids) == 5
+    assert TARGET.batch(["a"], "merge") in ids
+
+
+# -- outcomes ---------------------------------------------------------------------------------
+
+
+def test_replies_are_read_back_from_an_outcome() -> None:
+    answers = [answer("a"), answer("b", None, status="error", error_code="timeout"), answer("c", status="missing")]
+    found = replies({"answers": answers})
+    assert [(r.recorded.member, r.recorded.content, r.recorded.error_code) for r in found] == [
+        ("a", "2", None),
+        ("b", None, "timeout"),
+        ("c", None, "missing"),
+    ]
+    assert (found[0].recorded.model, found[0].tokens, found[0].cost_usd) == ("m-a", 3, 0.1)
+    assert replies({"status": "refused"}) == []
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"), [([1.0, 1.0], True), ([2.0, 2.0], True), ([1.0, 2.0], False), ([None, None], False)]
+)
+def test_equal_weights_need_no_second_fusion(weights: Sequence[float | None], expected: bool) -> None:
+    answers = [answer("abc"[n], weight=weight) for n, weight in enumerate(weights)]
+    assert is_equally_weighed({"answers": answers}) is expected
+    assert not is_equally_weighed({})
+
+
+def test_a_reply_is_scored() -> None:
+    assert scored_reply(question(), reply("a", "A: 2", cost_usd=1.0, latency_ms=5.0, tokens=3)) == Score(
+        is_right=True, cost_usd=1.0, latency_ms=5.0, tokens=3
+    )
+    # A failure that used no tokens cost nothing; how long it took is not known.
+    assert scored_reply(question(), reply("a", None)) == Score(is_right=False, is_failed=True, cost_usd=0.0)
+    assert scored_reply(question(), None).is_failed
+
+
+def test_a_replayed_fusion_costs_what_its_members_cost_and_what_it_asked_itself() -> None:
+    said = [
+        reply("a", "2", cost_usd=1.0, latency_ms=5.0, tokens=3),
+        reply("b", "3", cost_usd=2.0, latency_ms=9.0, tokens=4),
+    ]
+    outcome = {
+        "status": "fused",
+        "content": "A: 2",
+        "is_degraded": True,
+        "is_replay": True,
+        "cost_usd": 0.5,
+        "judge_ms": 100.0,
+        "usage": {"prompt_tokens": 10, "completion_tokens": 20},
+    }
+    expected = Score(is_right=True, is_degraded=True, cost_usd=3.5, latency_ms=109.0, tokens=37)
+    assert scored_outcome(question(), outcome, said) == expected
+    live = scored_outcome(question(), {**outcome, "is_replay": False, "cost_usd": 3.5}, said)
+    assert (live.cost_usd, live.tokens) == (3.5, 30)
+    dear = scored_outcome(question(), outcome, [*said, reply("c", "2")])
+    assert (dear.cost_usd, dear.latency_ms, dear.tokens) == (None, None, None)
+    failed = scored_outcome(question(), {**outcome, "status": "expired"}, said)
+    assert (failed.is_right, failed.is_failed) == (False, True)
+    assert scored_outcome(question(), {"status": "refused"}, []).is_failed
+
+
+# -- the table --------------------------------------------------------------------------------
+
+
+def scores(rights: str, **figures: Any) -> list[Score]:
+    return [Score(is_right=right == "x", **figures) for right in rights]
+
+
+def test_the_table_holds_members_fusions_oracle_and_beta() -> None:
+    members = {"weak": scores("x---" * 10), "strong": scores("--x-" * 10), "best": scores("xx--" * 10)}
+    fused: dict[tuple[str, table.Kind], list[Score]] = {
+        ("merge", "merge"): scores("xxx-" * 10, cost_usd=0.03, latency_ms=600.0, tokens=7)
+    }
+    rows = {row.name: row for row in table.build(members, fused)}
+    assert list(rows) == ["weak", "strong", "best", "merge", "oracle (any member right)", "all wrong (beta)"]
+    assert table.best_member(members) == "best"
+    assert rows["best"].difference_points is None
+    merge = rows["merge"]
+    assert (merge.n, merge.right, merge.accuracy, merge.difference_points) == (40, 30, 0.75, 25.0)
+    assert merge.difference_low is not None
+    assert merge.difference_low > 0
+    assert merge.usd_per_right == pytest.approx(0.04)
+    assert merge.seconds_per_right == pytest.approx(0.8)
+    assert merge.tokens_per_prompt == 7
+    assert (rows["weak"].usd_per_right, rows["weak"].degraded, merge.degraded) == (None, None, 0)
+    assert rows["oracle (any member right)"].accuracy == 0.75
+    assert rows["all wrong (beta)"].accuracy == 0.25
+    assert rows["all wrong (beta)"].difference_low is None
+    assert len(table.cells(merge)) == len(table.COLUMNS)
+    assert "75.0%" in table.cells(merge)
+    assert "+25.0" in table.cells(merge)
+
+
+def test_a_rate_of_fewer_than_thirty_is_a_dash_and_its_interval_stands() -> None:
+    rows = table.build({"a": scores("x" * 29), "b": scores("-" * 29)}, {})
+    assert [row.accuracy for row in rows] == [None] * 4
+    assert rows[1].difference_points is None
+    assert table.cells(rows[0])[3:5] == ("–", "88.3% to 100.0%")
+    assert table.cells(rows[1])[5:7] == ("–", "-100.0 to -82.8")
+    assert "29 questions are fewer than 30" in table.notes(rows, "a")[0]
+    assert table.build({"a": scores("x" * 30)}, {})[0].accuracy == 1
+
+
+def test_nothing_right_has_no_price_per_right_answer() -> None:
+    row = table.build({"a": scores("-" * 30, cost_usd=1.0, latency_ms=1.0, tokens=1)}, {})[0]
+    assert (row.usd_per_right, row.seconds_per_right, row.tokens_per_prompt) == (None, None, 1)
+
+
+# -- the configuration of a replay -------------------------------------------------------------
+
+
+def configured(**pool: Any) -> Settings:
+    remote = {"kind": "remote", "base_url": "http://127.0.0.1:1/v1", "model": "m"}
+    absent = {"kind": "edge", "path": "/nowhere/at/all"}
+    members = ["absent", "hosted"]
+    return Settings(
+        models={"absent": absent, "hosted": remote, "j": remote},
+        pools={"default": {"members": members, **pool}},
+    )
+
+
+def test_the_built_in_configuration_bends_to_a_replay() -> None:
+    config, said = bent(configured(judge="absent"), "default", None)
+    assert config.pools["default"].judges == ()
+    assert "no judge" in said[0]
+    config, said = bent(configured(judge="j"), "default", None)
+    assert (config.pools["default"].judge, said) == ("j", [])
+    config, said = bent(configured(), "mine", None)
+    assert config.pools["mine"].members == ()
+    assert len(config.config_hash("mine")) == 12
+    assert bent(configured(judge="absent"), "default", "j")[1] == []
+
+
+@pytest.mark.parametrize(
+    ("judge", "modes", "models"),
+    [
+        (None, ["best-of"], {"j"}),
+        ("hosted", ["best-of", "merge"], {"hosted"}),
+        (None, ["debate"], {"absent", "hosted", "j"}),
+    ],
+)
+def test_a_replay_has_only_the_models_that_it_can_call(judge: str | None, modes: list[str], models: set[str]) -> None:
+    config = needed(configured(judge="j"), "default", judge, modes)
+    assert set(config.models) == models
+    assert len(config.config_hash("default")) == 12
