@@ -17,10 +17,10 @@ MEMBERS := shared services/ingest services/dispatcher services/worker-edge servi
 TESTS := tests/contract tests/conformance tests/e2e tests/bench $(wildcard tests/unit/*)
 SOURCES := $(MEMBERS) migrations tests
 
-.PHONY: help setup demo test check format bench lock docs clean
+.PHONY: help setup demo test check format bench bench-fusion lock docs clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
 .uv/bin/uv:
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 to 3.13 found: install one, or name it with make PYTHON=…"; exit 2; }
@@ -56,6 +56,9 @@ format: setup ## let ruff mend what it can
 
 bench: setup ## measure overhead, throughput and CPU per fusion; writes build/bench.json
 	@$(BIN)/python tests/bench/bench.py
+
+bench-fusion: setup ## measure how well the strategies fuse, simulated; writes build/bench-fusion.json
+	@PYTHONPATH=tests/bench $(BIN)/python -m fusion
 
 lock: | $(filter .uv/bin/uv,$(UV)) ## resolve dependencies anew into requirements.lock
 	@$(UV) lock -q && $(UV) export -q --frozen --all-packages --no-emit-workspace --no-header > requirements.lock

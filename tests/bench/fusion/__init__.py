@@ -1,0 +1,1 @@
+"""How well the strategies fuse: simulated members and judges, attacks, recorded answers. `make bench-fusion`."""

@@ -1,0 +1,121 @@
+"""What votes weigh: learned without labels, with labels, equal, and the best weights that there are."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from fusewire_judge.answers import agreed, kind_of, votes
+from fusewire_judge.fusion.case import Said
+from fusewire_judge.memory import Seen, remember
+
+from . import stats
+from .world import World
+
+HISTORY = 500
+HISTORIES = 40
+NUMBER = "number"
+EQUAL, UNLABELLED, LABELLED, OPTIMAL = "equal", "learned", "label_learned", "optimal"
+AIM = "at most 1 point below the optimal vote (lower 95 % bound)"
+
+Ballot = Mapping[str, str]
+"""What each member answered."""
+Weights = Mapping[str, float]
+ByKind = Mapping[str, Weights]
+"""Weights by kind of answer; a kind or a member that is missing counts 1."""
+
+
+def elected(ballot: Ballot, weights: ByKind) -> str | None:
+    """Who said what the vote says: the heaviest answer, of equals the first of the pool; None if nobody has a vote."""
+    known = weights.get(kind_of(list(ballot.values()), None), {})
+    groups = votes([Said(name, known.get(name, 1.0), text, 0) for name, text in ballot.items()], None)
+    return next(iter(groups.values()))[0].member if groups else None
+
+
+def learn(ballots: Sequence[Ballot], is_right: Callable[[int, str], bool] | None = None) -> ByKind:
+    """The weights that the judge would learn from earlier answers.
+
+    Args:
+        ballots: the answers.
+        is_right: by the number of the ballot and the member; None: no labels, so that a member counts as right if it
+            said what a strict plurality of at least two of the others did.
+    """
+    seen = []
+    for number, ballot in enumerate(ballots):
+        groups = votes([Said(name, 1.0, text, 0) for name, text in ballot.items()], None)
+        group_of = {one.member: place for place, group in enumerate(groups.values()) for one in group}
+        kind = kind_of(list(ballot.values()), None)
+        seen += [
+            Seen(
+                pool="",
+                fusion_id=str(number),
+                kind=kind,
+                member=name,
+                agreed=agreed(name, groups) if groups else None,
+                is_right=is_right(number, name) if is_right else None,
+                vote_group=group_of.get(name),
+                latency_ms=None,
+            )
+            for name in ballot
+        ]
+    return {kind: weights for (_, kind), weights in remember(seen, {}).weights.items()}
+
+
+def optimal(world: World) -> dict[str, float]:
+    """log(p / (1 - p)) - log(c): the best weights where errors are independent (Nitzan and Paroush, 1982)."""
+    return {
+        m.name: max(math.log(m.accuracy / (1 - m.accuracy)) - math.log(world.collision), 1e-6) for m in world.members
+    }
+
+
+def ballots(world: World, start: int, stop: int) -> list[Ballot]:
+    """What all members answer to some prompts."""
+    return [{m.name: q.answer(m) for m in world.members} for q in map(world.question, range(start, stop))]
+
+
+def learned_weights(world: World, history: int = HISTORY, *, start: int = 10_000_000) -> Weights:
+    """What the judge would have learned without labels from earlier prompts of a world of closed answers."""
+    return learn(ballots(world, start, start + history))[NUMBER]
+
+
+def _looked_up(right: Sequence[Mapping[str, bool]], number: int, name: str) -> bool:
+    return right[number][name]
+
+
+Row = dict[str, float]
+"""Share of right votes by scheme."""
+
+
+def rows(world: World, prompts: int, start: int, stop: int) -> list[Row]:
+    """Histories of a slice, each learned from and followed by so many prompts."""
+    found = []
+    for history in range(start, stop):
+        first = 20_000_000 + history * HISTORY
+        earlier = ballots(world, first, first + HISTORY)
+        questions = [world.question(first + n) for n in range(HISTORY)]
+        right = [{m.name: q.claim(m) == 0 for m in world.members} for q in questions]
+        weights: dict[str, ByKind] = {
+            EQUAL: {},
+            UNLABELLED: learn(earlier),
+            LABELLED: learn(earlier, partial(_looked_up, right)),
+            OPTIMAL: {NUMBER: optimal(world)},
+        }
+        hits = dict.fromkeys([*weights, "best"], 0)
+        for question in map(world.question, range(history * prompts, (history + 1) * prompts)):
+            ballot = {m.name: question.answer(m) for m in world.members}
+            for scheme, by_kind in weights.items():
+                hits[scheme] += question.is_right(ballot[elected(ballot, by_kind) or world.members[0].name])
+            hits["best"] += question.claim(world.best) == 0
+        found.append({scheme: count / prompts for scheme, count in hits.items()})
+    return found
+
+
+def report(found: Sequence[Row], prompts: int) -> dict[str, Any]:
+    """Each scheme less the optimal one; the interval is over histories, which weigh alike."""
+    figures: dict[str, Any] = {}
+    for scheme in (UNLABELLED, LABELLED, EQUAL, "best"):
+        value, ci = stats.mean([row[scheme] - row[OPTIMAL] for row in found])
+        accuracy = sum(row[scheme] for row in found) / len(found)
+        aim, met = (AIM, ci[0] >= -0.01) if scheme == UNLABELLED else ("", None)
+        figures[scheme] = stats.figure(value, ci, len(found) * prompts, aim, met, accuracy=accuracy)
+    return figures
