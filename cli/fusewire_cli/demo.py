@@ -25,6 +25,10 @@ NEXT = (
     "up",
 )
 WIDTH = 100
+ABSENT = {
+    "certain": "not waited for: the vote was decided",
+    "likely": "not waited for: the vote was as good as decided",
+}
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ def demo(*, as_json: bool) -> None:
     else:
         for prompt, outcome in zip(prompts, outcomes, strict=True):
             _show(prompt, outcome)
+        _tally(outcomes)
         _next_steps()
     unfinished = [o["custom_id"] for o in outcomes if o["status"] not in ("fused", "voted", "single")]
     if unfinished:
@@ -106,11 +111,16 @@ async def _wait(api: Client, fusion_id: str) -> dict[str, Any]:
 
 def _summary(outcome: dict[str, Any]) -> dict[str, Any]:
     kept = ("is_degraded", "degraded_reasons", "custom_id", "mode", "status", "content", "winner", "reason", "rounds")
+    told = ("closed_by", "guard", "swap_consistent")
     candidates = [
         {key: answer[key] for key in ("member", "model", "status", "content", "is_winner", "latency_ms")}
         for answer in outcome["answers"]
     ]
-    return {**{key: outcome[key] for key in kept}, "candidates": candidates, "latency_ms": outcome["latency_ms"]}
+    return {
+        **{key: outcome[key] for key in (*kept, *told)},
+        "candidates": candidates,
+        "latency_ms": outcome["latency_ms"],
+    }
 
 
 def _show(prompt: dict[str, Any], outcome: dict[str, Any]) -> None:
@@ -119,7 +129,7 @@ def _show(prompt: dict[str, Any], outcome: dict[str, Any]) -> None:
     for answer in outcome["answers"]:
         took = f"{answer['latency_ms'] / 1000:.1f} s" if answer["latency_ms"] else "–"
         mark = "→" if answer["is_winner"] else " "
-        said = answer["content"] or answer["error_code"] or answer["status"]
+        said = answer["content"] or answer["error_code"] or ABSENT.get(outcome["closed_by"], answer["status"])
         print(_wrapped(f"{mark} {answer['member']}", f"{said} [{took}]"))
     if outcome["is_degraded"]:
         print(_wrapped("degraded", ", ".join(outcome["degraded_reasons"])))
@@ -130,6 +140,24 @@ def _show(prompt: dict[str, Any], outcome: dict[str, Any]) -> None:
     )
     if not outcome["winner"]:
         print(_wrapped("answer", outcome["content"] or ""))
+
+
+def _tally(outcomes: list[dict[str, Any]]) -> None:
+    """What there was to see of fusion's own rules, none included."""
+    early = [o["custom_id"] for o in outcomes if o["closed_by"] in ("certain", "likely")]
+    merges = [o for o in outcomes if o["guard"]]
+    kept = [o["custom_id"] for o in merges if o["guard"] == "passed"]
+    refused = [f"{o['custom_id']} ({o['guard']})" for o in merges if o["guard"] != "passed"]
+    debates = [o for o in outcomes if o["mode"] == "debate"]
+    moved = [o["custom_id"] for o in debates if any(a["round"] for a in o["answers"])]
+    print("\nWhat to look for above:")
+    for label, found in (
+        ("votes that did not wait for the last member", early),
+        ("merges that held their own against the best single answer", kept),
+        ("merges that the guard refused", refused),
+        (f"debates, of {len(debates)}, in which somebody named an error and changed its answer", moved),
+    ):
+        print(f"  {label}: {', '.join(found) or 'none'}")
 
 
 def _wrapped(label: str, text: str) -> str:
