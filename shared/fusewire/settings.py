@@ -230,7 +230,7 @@ class Pool(Section):
     control_share: float = Field(default=0.02, ge=0, le=1)
     """The share of a judge's line-ups that hold a control, an answer that only a broken judge picks."""
     max_cost_usd: float | None = Field(default=None, gt=0)
-    """No further call is made for a prompt once its calls have cost this much."""
+    """No further call is made for a prompt once its calls have cost this much; an unknown price counts as nothing."""
     max_total_tokens: int | None = Field(default=None, ge=1)
     """The most tokens that the calls for a prompt may take, by estimate before each; members that do not fit are
     left out, last first."""

@@ -107,7 +107,7 @@ def test_a_merge_that_states_what_nobody_said_is_refused_without_a_call(begin: B
     draft = play.ends()
 
     assert (draft.content, draft.winner, draft.guard) == (OPEN["b"], "b", "ungrounded")
-    assert draft.reason == f"the merge holds 1 number, address or name that no candidate holds; {play.REASON}"
+    assert draft.reason == f"the merge holds a number, address or name that no candidate holds; {play.REASON}"
     assert len(play.rounds) == 2
 
 

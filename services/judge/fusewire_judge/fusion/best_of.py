@@ -70,7 +70,7 @@ def judged(case: Case, said: Sequence[Said]) -> Steps:
     unjudged = [one.member for one in said if one.member not in count.seen]
     if len(leaders) > 1 and len(count.seen) > 2:
         others = [name for name in count.seen if name not in leaders]
-        if count.follows_place and len(count.seen) <= MOST_TURNS:
+        if others and count.follows_place and len(count.seen) <= MOST_TURNS:
             # What was never first had no chance with a judge that names what it sees first.
             turns = yield from poll(case, said, "turn", "listwise", case.plan.jurors, firsts=others)
             count = count.plus(turns)

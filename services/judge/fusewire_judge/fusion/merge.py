@@ -51,7 +51,7 @@ def merge(case: Case, panel: Panel) -> Steps:
         return replace(single, analysis=written.analysis, degraded=(*single.degraded, *failed.degraded))
     if claims := ungrounded(written.text, [request(case.prompt), *(clean(one.content) for one in said)]):
         found = f"{len(claims)} numbers, addresses or names" if len(claims) > 1 else "a number, address or name"
-        return _refused(single, written, "ungrounded", f"the merge holds {found}")
+        return _refused(single, written, "ungrounded", f"the merge holds {found} that no candidate holds")
     merged = Said(MERGED, 1.0, written.text, 0)
     best = next(one for one in said if one.member == single.winner)
     # Nobody judges its own writing while there is somebody else.

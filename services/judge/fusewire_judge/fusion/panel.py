@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Literal
 
 from fusewire.contracts import AnswerKind, Call, ClosedBy, PlannedMember
 from fusewire_judge.answers import agreement, canonical, flaw, kind_of, posterior, votes
@@ -29,12 +30,13 @@ def convene(case: Case, now: datetime) -> Panel | Wait | Ask:
     is_frozen = len(case.rounds) > len(case.panel_rounds)
     asked, second = _asked(case)
     if second:
-        gate = None if is_frozen else _gate(case, voices, asked, now)
-        if gate is True:
+        gate: Literal["open", "shut"] | Wait | Ask = "shut" if is_frozen else _gate(case, voices, asked, now)
+        if gate == "shut" and not is_frozen and now < case.plan.panel_deadline_at:
+            gate = _fan_out(case, second)
+        if gate == "open":
             return _close(case, asked, voices, "gate")
-        if gate or not (is_frozen or now >= case.plan.panel_deadline_at):
-            return gate or _fan_out(case, second)
-        return _close(case, case.plan.members, voices, "deadline")  # it was too late to ask them
+        # Shut for good: it is too late to ask them.
+        return _close(case, case.plan.members, voices, "deadline") if gate == "shut" else gate
     closed = _over(case, asked, voices, now, is_frozen=is_frozen)
     if not isinstance(closed, datetime):
         return _close(case, asked, voices, closed)
@@ -77,34 +79,34 @@ def _is_settled(case: Case, member: PlannedMember, heard: Sequence[Heard]) -> bo
 # -- the gate ---------------------------------------------------------------------------------
 
 
-def _gate(case: Case, voices: Voices, first: Sequence[PlannedMember], now: datetime) -> bool | Wait | None:
-    """Whether the first wave is enough: True; not yet known: a Wait; it is not: None."""
+def _gate(case: Case, voices: Voices, first: Sequence[PlannedMember], now: datetime) -> Literal["open", "shut"] | Wait:
+    """Whether the first wave is enough, or until when that is not known."""
     plan, schema = case.plan, case.prompt.sampling.response_schema
     heard = [one for m in first for one in voices[m.name]]
     out = sum(_calls(case, m) for m in first) - len(heard)
     texts = [h.candidate.content or "" for h in heard if h.candidate.ok and not flaw(h.candidate.content or "")]
     if any(h.candidate.tool_calls for h in heard):
-        return None  # calls are fused from all
+        return "shut"  # calls are fused from all
     values = [canonical(text, schema) for text in texts]
     if texts and kind_of(texts, schema) != "open":
         counts = sorted((values.count(value) for value in set(values) if value), reverse=True)
         leading, others = counts[0], len(texts) - counts[0]
         wanted = min(plan.policy.early_stop, GATE_TAU)
         if leading >= 2 and posterior(leading, others) >= wanted:
-            return True
+            return "open"
         is_lost = posterior(leading + out, others) < wanted
     else:
         if len(texts) >= 2 and not out and agreement([Said("", 1.0, text, 0) for text in texts]) >= ALIKE:
-            return True
+            return "open"
         is_lost = False
     sure = plan.policy.gate_confidence
     is_one = len(texts) == 1 or (len(set(values)) == 1 and values[0] is not None)
     if sure is not None and is_one:
         best = max((h.candidate.confidence or 0.0 for h in heard if h.candidate.ok), default=0.0)
         if best >= sure:
-            return True
+            return "open"
     until = plan.planned_at + GATE_SHARE * (plan.panel_deadline_at - plan.planned_at)
-    return Wait(until) if out and not is_lost and now < until else None
+    return Wait(until) if out and not is_lost and now < until else "shut"
 
 
 def _fan_out(case: Case, second: Sequence[PlannedMember]) -> Ask:
