@@ -3,8 +3,8 @@
 Everything on this machine and durable as shipped (nats-server that syncs every write, SQLite in WAL with
 synchronous FULL): a fake model server in a process of its own; a pool of three and a judge, best-of with open
 answers, so five calls per fusion, the judge being asked in both orders; `fusewire up` in a child process, driven over
-its HTTP API. The openai SDK with SQLite (`peer.py`), which asks its judge once, runs in turn with it, round by round, so
-that the machine's moods meet both.
+its HTTP API. The openai SDK with SQLite (`peer.py`), which asks its judge once, runs in turn with it, round by round,
+so that the machine's moods meet both.
 
 Prints a table, writes build/bench.json. It fails when a fusion does, never for a figure.
 """
