@@ -76,6 +76,7 @@ async def subjects(bus: Bus, stream: str) -> set[str]:
     return set(info.state.subjects or {})
 
 
+WHY = "Why is the sky blue, and why is it not so at dusk?"  # its echo is too long for a label
 MERGED = "A text that sorts first, so that the scripted judge prefers it."
 ABSENT = [f"missing:{member}:0.33:deadline" for member in "abc"]
 
@@ -87,9 +88,9 @@ async def test_the_three_modes_on_the_local_stack(
 ) -> None:
     model_server.set_script(Script(models={"j": ModelScript(rules=(Rule(match="Now write", answer=MERGED),))}))
     async with stack(make_settings()) as client:
-        best = await ask(client, "Why?", mode="best-of")
-        merged = await ask(client, "Why?", mode="merge")
-        debated = await ask(client, "Why?", mode="debate")
+        best = await ask(client, WHY, mode="best-of")
+        merged = await ask(client, WHY, mode="merge")
+        debated = await ask(client, WHY, mode="debate")
         seen = await client.get(best["id"])
 
     assert (best["status"], best["is_degraded"], best["judge_rung"], best["rounds"]) == ("fused", False, "strict", 1)
