@@ -86,7 +86,9 @@ ABSENT = [f"missing:{member}:0.33:deadline" for member in "abc"]
 async def test_the_three_modes_on_the_local_stack(
     make_settings: MakeSettings, stack: Running, model_server: ModelServer
 ) -> None:
-    model_server.set_script(Script(models={"j": ModelScript(rules=(Rule(match="Now write", answer=MERGED),))}))
+    other = ModelScript(answer="Nothing of the kind is to be seen where this model happens to live.")
+    writer = ModelScript(rules=(Rule(match="Now write", answer=MERGED),))
+    model_server.set_script(Script(models={"c": other, "j": writer}))
     async with stack(make_settings()) as client:
         best = await ask(client, WHY, mode="best-of")
         merged = await ask(client, WHY, mode="merge")
