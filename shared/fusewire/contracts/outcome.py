@@ -43,7 +43,7 @@ class Verdict(Part):
     control: str | None = None
     """The control that was among them, if one was."""
     winner: str | None = None
-    """Whom it named; None if the verdict is void."""
+    """Whom it named; None if that could not be read."""
     rung: Rung | None = None
     void: str | None = None
     """Why it does not count."""

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusewire.contracts import MERGED, Message, Sampling
-from fusewire.testing.factories import JUDGE, make_member
+from fusewire.testing.factories import JUDGE, T0, make_member
 from fusewire.testing.factories import OPEN_ANSWERS as OPEN
 from fusewire_judge.fusion.grounding import ungrounded
 
@@ -194,6 +195,18 @@ def test_it_is_written_without_an_analysis_that_cannot_be_read(begin: Begin) -> 
     assert draft.degraded == ("analysis_failed:not_json",)
 
 
+def test_an_analysis_that_comes_after_the_writing_was_asked_is_too_late(begin: Begin) -> None:
+    play = begin("merge", policy={"guard": False}).says(**OPEN)
+    play.asks()
+    play.rounds[-1] = play.rounds[-1].model_copy(update={"deadline_at": T0 + timedelta(seconds=10)})
+    assert list(play.later(10).asks()) == ["write"]
+    play.say("analysis", json.dumps(play.ANALYSIS), 1).replies(write=MERGE)
+
+    draft = play.ends()
+
+    assert (draft.analysis, draft.degraded) == (None, ("analysis_failed:no_answer",))
+
+
 def test_judge_and_writer_go_on_side_by_side(begin: Begin) -> None:
     """The one's second asking does not wait for the other's end."""
     play = begin("merge").says(**OPEN)
@@ -333,3 +346,8 @@ def test_not_grounded(text: str, source: str, found: tuple[str, ...]) -> None:
 @given(st.text(max_size=200) | st.text("0123456789.,-aB_ /:hwtps\n", max_size=80))
 def test_a_text_is_grounded_in_itself(text: str) -> None:
     assert ungrounded(text, [text]) == ()
+
+
+def test_pages_of_blank_lines_are_no_trouble() -> None:
+    """Work that grows with the square of them would take many minutes."""
+    assert ungrounded("x" + "\n" * 200_000 + "in 1974", []) == ("1974",)

@@ -1,12 +1,13 @@
 """The ladder by which a judge's output is read."""
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusewire_judge.fusion.wording import analysis_schema, verdict_schema
+from fusewire_judge.fusion.wording import analysis_schema, rebuttal_schema, verdict_schema
 from fusewire_judge.verdict import MOST_CHARS, Read, Unreadable, read
 
 SCHEMA = verdict_schema("AB")
@@ -83,6 +84,13 @@ def test_an_analysis_is_read_whole() -> None:
 
     assert read(json.dumps(value), analysis_schema()) == Read(value, "strict")
     assert isinstance(read(json.dumps(value | {"consensus": "Paris"}), analysis_schema()), Unreadable)
+
+
+@pytest.mark.parametrize("broken", [{"$ref": "#/nowhere"}, {"$ref": "https://example.org/x"}, {"pattern": "("}])
+def test_a_client_s_schema_that_leads_nowhere_is_satisfied_by_nothing(broken: dict[str, Any]) -> None:
+    reply = json.dumps({"error": "I misread what was asked.", "answer": "4"})
+
+    assert read(reply, rebuttal_schema(broken)) == Unreadable("schema_mismatch")
 
 
 @given(st.text(max_size=80) | st.text(alphabet='{}[]":,AB\\`\n winner reason', max_size=80))
