@@ -176,8 +176,12 @@ def agreed(member: str, groups: Mapping[str, Sequence[Said]]) -> bool | None:
     Its own voice is left out, so that a member is not right because it is heavy.
 
     Returns:
-        None if it has no vote, or if no two others strictly lead.
+        None if it has no vote, if no two others strictly lead, or if two answers lead alike: each would
+        be wrong by the other.
     """
+    heads = sorted((len(group) for group in groups.values()), reverse=True)
+    if len(heads) > 1 and heads[0] == heads[1]:
+        return None
     others = {value: sum(one.member != member for one in group) for value, group in groups.items()}
     own = next((value for value, group in groups.items() if any(one.member == member for one in group)), None)
     lead = sorted(others.values(), reverse=True)

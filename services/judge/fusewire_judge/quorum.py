@@ -62,5 +62,4 @@ def settled_early(plan: Plan, said: Sequence[Said], out: Collection[float], sche
     if plan.mode != "debate" and weights[0] > runner_up + sum(out) + 1e-9:
         return "certain"
     leading, others = len(groups[0]), sum(len(group) for group in groups[1:])
-    is_ahead = leading > max((len(group) for group in groups[1:]), default=0)
-    return "likely" if is_ahead and posterior(leading, others) >= threshold else None
+    return "likely" if posterior(leading, others) >= threshold else None
