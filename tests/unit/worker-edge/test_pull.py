@@ -142,12 +142,12 @@ def test_two_pulls_at_once_download_once(
 def test_without_a_network_the_clients_own_words_are_passed_on(
     only: type[Client], catalogue: dict[str, Entry], tmp_path: Path
 ) -> None:
-    only(tmp_path / "one", None, "error: dns of https://me:secret@index.example/simple failed")
+    only(tmp_path / "one", None, "error: dns of https://me:secret@example.invalid/simple failed")
     only(tmp_path / "two", None, "ERROR: no route")
     with pytest.raises(PullError) as error:
         pull("tiny", tmp_path / "models", catalogue=catalogue)
     message = str(error.value)
-    assert "one: error: dns of https://index.example/simple failed" in message
+    assert "one: error: dns of https://example.invalid/simple failed" in message
     assert "two: ERROR: no route" in message
     assert "secret" not in message
     assert [p.name for p in (tmp_path / "models").iterdir()] == [".tiny.pull.lock"]
