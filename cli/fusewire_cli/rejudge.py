@@ -20,7 +20,8 @@ from fusewire_cli.eval.table import LEAST_N
 from fusewire_cli.fusing import fuse, run
 from fusewire_cli.screen import Format, fail, note, rows
 from fusewire_cli.session import client, settings
-from fusewire_ingest.admission import MOST_BATCH_CHARS, PoolRule, RefusedError, Submission
+from fusewire_ingest.admission import MOST_BATCH_CHARS, RefusedError, Submission
+from fusewire_ingest.rules import pool_rules
 from fusewire_judge.gold import is_right
 
 PAGE = 200
@@ -222,10 +223,7 @@ def rejudge(batch: str, change: Change, *, as_json: bool, window: int) -> None:
 
 
 def _check(config: Settings, pools: Iterable[str], change: Change) -> None:
-    rules = {
-        name: PoolRule(p.mode, p.residency, p.deadline_s, p.batch_deadline_s, frozenset(config.models))
-        for name, p in config.pools.items()
-    }
+    rules = pool_rules(config)
     try:
         for pool in pools:
             check(Submission(prompt="-", pool=pool, mode=change.mode, judge=change.judge), rules)

@@ -122,15 +122,25 @@ class EdgeModel(Section):
     """Whose line of models it is; read from the name where it is not given."""
 
 
+Provider = Literal["openai", "anthropic", "gemini", "mistral"]
+
+BASE_URLS = {
+    "anthropic": "https://api.anthropic.com/v1",
+    "gemini": "https://generativelanguage.googleapis.com/v1beta",
+    "mistral": "https://api.mistral.ai/v1",
+}
+
+
 class RemoteModel(Section):
     """`[models.<name>]` with `kind = "remote"`: a hosted model."""
 
     kind: Literal["remote"]
     """Where it runs."""
-    provider: Literal["openai"] = "openai"
+    provider: Provider = "openai"
     """The protocol it speaks: `openai` is any OpenAI-compatible server."""
     base_url: str
-    """Up to and without `/chat/completions`."""
+    """Up to and without `/chat/completions`, `/messages` or `/models/…`. Only `openai`, which many servers speak,
+    has no default."""
     model: str
     """The name it has at the provider."""
     api_key_env: str | None = None
@@ -143,10 +153,29 @@ class RemoteModel(Section):
     """Calls made for one task, after restarts too."""
     max_tokens: int | None = Field(default=None, ge=1)
     """Answer length where the prompt does not say."""
+    images: bool = False
+    """Whether it takes images; a model that does not is left out of prompts that hold some."""
     price_provider: str | None = None
     """The provider's id in the price list, where it cannot be told from `base_url`."""
+    input_usd_per_mtok: float | None = Field(default=None, ge=0)
+    """USD per million prompt tokens; with `output_usd_per_mtok`, in place of the price list."""
+    output_usd_per_mtok: float | None = Field(default=None, ge=0)
+    """USD per million tokens of answers."""
     family: str | None = None
     """Whose line of models it is; read from the name where it is not given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _base_url(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "base_url" not in data and data.get("provider") in BASE_URLS:
+            return {**data, "base_url": BASE_URLS[data["provider"]]}
+        return data
+
+    @model_validator(mode="after")
+    def _prices(self) -> "RemoteModel":
+        if (self.input_usd_per_mtok is None) != (self.output_usd_per_mtok is None):
+            raise ValueError("input_usd_per_mtok and output_usd_per_mtok belong together; give both or neither")
+        return self
 
     @property
     def api_key(self) -> SecretStr | None:
@@ -266,6 +295,15 @@ class Pool(Section):
         return self
 
 
+class Tenant(Section):
+    """`[tenants.<name>]`: what a tenant may do. One that has no table of its own has these defaults."""
+
+    residency: Residency = "any"
+    """`edge-only`: none of its content goes to hosted models. A prompt can tighten it, never loosen it."""
+    pools: tuple[Name, ...] = ()
+    """The pools that it may use; empty: all."""
+
+
 class Settings(BaseSettings):
     """Everything that can be configured."""
 
@@ -287,6 +325,9 @@ class Settings(BaseSettings):
     limits: Limits = Limits()
     models: dict[Name, Model] = Field(default_factory=dict)
     pools: dict[Name, Pool] = Field(default_factory=dict)
+    tenants: dict[Name, Tenant] = Field(default_factory=dict)
+    aliases: dict[str, Name] = Field(default_factory=dict)
+    """Other names under which clients may ask for a model, such as `"openai/gpt-latest" = "gpt"`."""
 
     @classmethod
     def settings_customise_sources(
@@ -314,7 +355,22 @@ class Settings(BaseSettings):
                     )
             if pool.residency == "edge-only" and not any(self.models[m.model].kind == "edge" for m in pool.members):
                 raise ValueError(f"pool '{pool_name}' is edge-only but has no edge member; add one or relax residency")
+        for alias, model in self.aliases.items():
+            if model not in self.models:
+                raise ValueError(
+                    f"alias '{alias}' names model '{model}', which is not configured (configured: {known})"
+                )
+        for tenant, rules in self.tenants.items():
+            if strangers := sorted(set(rules.pools) - self.pools.keys()):
+                raise ValueError(
+                    f"tenant '{tenant}': pool '{strangers[0]}' is not configured"
+                    f" (configured: {', '.join(sorted(self.pools)) or 'none'}); add it or mend the name"
+                )
         return self
+
+    def tenant(self, name: str) -> Tenant:
+        """The rules of a tenant."""
+        return self.tenants.get(name, Tenant())
 
     def config_hash(self, pool: str) -> str:
         """Twelve hex digits over a pool and its models, without secrets: the same hash, the same behaviour."""

@@ -162,6 +162,16 @@ def outcome_subject(tenant: str, fusion: str) -> str:
     return f"fw.outcome.{tenant}.{fusion}"
 
 
+def token_subject(fusion: str) -> str:
+    """Where a worker tells what it is writing; of core NATS, so nothing is kept."""
+    return f"fw.token.{fusion}"
+
+
+def cancel_subject(fusion: str) -> str:
+    """Where ingest tells that nobody wants a fusion any more; of core NATS. What counts is the mark in SQL."""
+    return f"fw.cancel.{fusion}"
+
+
 def intake_subject(tenant: str) -> str:
     """Where producers on the bus leave prompts."""
     return f"fw.in.{tenant}"

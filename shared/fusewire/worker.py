@@ -1,23 +1,65 @@
 """What both workers share: the loop that takes tasks and gives candidates."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Protocol
 
 import structlog
+from nats.errors import Error as NatsError
 
 from fusewire import telemetry
 from fusewire.bus import Bus, Delivery, fault
-from fusewire.contracts import PRIORITIES, CallFailure, Candidate, ContractError, Task, Tier
+from fusewire.cancel import Cancelled
+from fusewire.contracts import PRIORITIES, CallFailure, Candidate, ContractError, Task, Tier, Token
 from fusewire.errors import Transient
 from fusewire.pull import PriorityLoop
-from fusewire.topology import MAX_DELIVERIES, candidate_subject, task_durable
+from fusewire.topology import MAX_DELIVERIES, candidate_subject, task_durable, token_subject
 
 log = structlog.get_logger(__name__)
 
 MAX_CANDIDATE_BYTES = 900_000
 """Under NATS's default max_payload of 1 MiB, with room for headers."""
+
+
+class Tell:
+    """Publishes an answer while it is being written, for whoever reads along."""
+
+    def __init__(self, bus: Bus | None, task: Task) -> None:
+        self._bus = bus if task.is_streamed else None
+        self._task = task
+        self._attempt = 1
+        self._offset = 0
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether anybody wants to know."""
+        return self._bus is not None
+
+    async def __call__(self, text: str) -> None:
+        """Tell the next piece."""
+        if self._bus is None or not text:
+            return
+        text = _storable(text)
+        token = Token(
+            fusion_id=self._task.fusion_id,
+            round=self._task.round,
+            call=self._task.call,
+            attempt=self._attempt,
+            offset=self._offset,
+            text=text,
+        )
+        self._offset += len(text)
+        # Nobody is harmed if it is lost: the candidate holds the whole.
+        with contextlib.suppress(NatsError, OSError):
+            await self._bus.client.publish(token_subject(self._task.fusion_id), token.encode())
+
+    def restart(self) -> None:
+        """The call is made again; what was told of it counts no more."""
+        if self._offset:
+            self._attempt += 1
+            self._offset = 0
 
 
 class Generate(Protocol):
@@ -27,8 +69,13 @@ class Generate(Protocol):
     raises is a fault of ours; the task is then delivered again.
     """
 
-    async def generate(self, task: Task) -> Candidate:
-        """Make the call. Returns by `task.deadline_at` at the latest."""
+    async def generate(self, task: Task, tell: Tell | None = None) -> Candidate:
+        """Make the call. Returns by `task.deadline_at` at the latest.
+
+        Args:
+            task: what to ask.
+            tell: to be given the answer's text piece by piece, if it comes so and somebody reads along.
+        """
         ...
 
     async def aclose(self) -> None:
@@ -36,7 +83,9 @@ class Generate(Protocol):
         ...
 
 
-def failed(task: Task, failure: CallFailure, *, provider: str, at: datetime) -> Candidate:
+def failed(
+    task: Task, failure: CallFailure, *, provider: str, at: datetime, cost_usd: float | None = None
+) -> Candidate:
     """The candidate of a task that was not, or not successfully, tried."""
     return Candidate(
         task_id=task.task_id,
@@ -48,21 +97,30 @@ def failed(task: Task, failure: CallFailure, *, provider: str, at: datetime) -> 
         tier=task.tier,
         provider=provider,
         error=failure,
+        cost_usd=cost_usd,
         attempts=0,
         started_at=at,
         finished_at=at,
     )
 
 
-def _storable(candidate: Candidate) -> Candidate:
+def _storable(text: str) -> str:
     """PostgreSQL keeps no NUL character in a text, so none goes further than here."""
-    if candidate.content is None or "\x00" not in candidate.content:
-        return candidate
-    return candidate.model_copy(update={"content": candidate.content.replace("\x00", "\ufffd")})
+    return text.replace("\x00", "\ufffd")
 
 
 class Worker:
-    """One loop per model: take a task, make the call, publish the candidate, acknowledge."""
+    """One loop per model: take a task, make the call, publish the candidate, acknowledge.
+
+    Args:
+        bus: the service's connection.
+        generate: makes the calls.
+        concurrency: by model, how many tasks are in hand at once.
+        tier: whose tasks it takes.
+        clock: the time now.
+        on_cancel: told the fusions that are cancelled, to end what runs for them. Without it such calls end by
+            themselves, and are stored.
+    """
 
     def __init__(
         self,
@@ -72,9 +130,11 @@ class Worker:
         *,
         tier: Tier,
         clock: Callable[[], datetime],
+        on_cancel: Callable[[str], None] | None = None,
     ) -> None:
         self._bus = bus
         self._generate = generate
+        self._cancelled = Cancelled(on_cancel)
         self._tier = tier
         self._clock = clock
         self._durables = {m: [task_durable(m, tier, p) for p in PRIORITIES] for m in concurrency}
@@ -84,8 +144,9 @@ class Worker:
         ]
 
     async def start(self) -> None:
-        """Check that every durable is there, then begin."""
+        """Check that every durable is there, listen for what is cancelled, then begin."""
         await self._bus.require(*(d for durables in self._durables.values() for d in durables))
+        await self._cancelled.listen(self._bus)
         for loop in self._loops:
             await loop.start()
 
@@ -102,7 +163,9 @@ class Worker:
         """One task: exactly one candidate."""
         task = Task.decode(delivery.data)
         telemetry.bind_fusion(task.fusion_id)
-        candidate = _storable(await self._candidate(task, delivery.deliveries))
+        candidate = await self._candidate(task, delivery.deliveries)
+        if candidate.content is not None:
+            candidate = candidate.model_copy(update={"content": _storable(candidate.content)})
         body = candidate.encode()
         if len(body) > MAX_CANDIDATE_BYTES:
             failure = CallFailure(
@@ -130,13 +193,17 @@ class Worker:
         if task.deadline_at <= self._clock():
             text = "the deadline had passed before the call could begin"
             return CallFailure(code="deadline_exceeded", message=text, retryable=False)
+        if task.fusion_id in self._cancelled:
+            return CallFailure(
+                code="cancelled", message="it was cancelled before the call could begin", retryable=False
+            )
         return None
 
     async def _candidate(self, task: Task, deliveries: int) -> Candidate:
         if refused := self._refused(task):
-            return failed(task, refused, provider=self._tier, at=self._clock())
+            return failed(task, refused, provider=self._tier, at=self._clock(), cost_usd=0.0)
         try:
-            return await self._generate.generate(task)
+            return await self._generate.generate(task, Tell(self._bus, task))
         except (Transient, ContractError):
             raise
         except Exception as exc:

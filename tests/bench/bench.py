@@ -144,10 +144,12 @@ def config(base_url: str, folder: Path) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def fusewire_up(base_url: str, folder: Path, *, processes: bool) -> AsyncIterator[tuple[str, Pids]]:
+async def fusewire_up(
+    settings: dict[str, Any], folder: Path, *, processes: bool = False
+) -> AsyncIterator[tuple[str, Pids]]:
     """`fusewire up` on a fresh data folder: its URL and its processes."""
     file = folder / "fusewire.json"
-    file.write_text(json.dumps(config(base_url, folder)))
+    file.write_text(json.dumps(settings))
     env = {k: v for k, v in os.environ.items() if not k.startswith("FUSEWIRE_") or k == "FUSEWIRE_NATS_SERVER"}
     command = [str(Path(sys.executable).parent / "fusewire"), "up", *(["--processes"] if processes else [])]
     with (folder / "up.log").open("w") as log:
@@ -186,7 +188,8 @@ async def measure_fusewire(
     fake: Models, folder: Path, alone: Phase, loaded: Phase, numbers: Iterator[int], *, processes: bool
 ) -> Measured:
     """One round of Fusewire."""
-    async with fusewire_up(fake.base_url, folder, processes=processes) as (url, pids), Client(url) as client:
+    settings = config(fake.base_url, folder)
+    async with fusewire_up(settings, folder, processes=processes) as (url, pids), Client(url) as client:
 
         async def fuse() -> float:
             started = time.perf_counter()

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+import time
 from typing import Any
 
 import aiohttp
@@ -161,3 +162,35 @@ async def test_it_runs_in_a_process_of_its_own_and_is_controlled_over_http() -> 
     finally:
         process.terminate()
         assert await process.wait() == 0
+
+
+async def test_a_stream_comes_token_by_token_and_its_first_is_timed() -> None:
+    body = {"model": "big-1", "messages": [{"role": "user", "content": "Hello"}], "stream": True}
+    async with ModelServer(Script.of(answer="one two three", token_ms=1)) as server, aiohttp.ClientSession() as client:
+        before = time.monotonic_ns()
+        async with client.post(f"{server.base_url}/chat/completions", json=body) as response:
+            assert response.content_type == "text/event-stream"
+            lines = [line.decode().strip() async for line in response.content if line.strip()]
+        (written,) = server.stats.first_token_ns["big-1"]
+        assert before < written < time.monotonic_ns()
+    assert lines.pop() == "data: [DONE]"
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines]
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks if chunk["choices"]]
+    assert [d["content"] for d in deltas if d.get("content")] == ["one ", "two ", "three"]
+    assert chunks[-1]["usage"]["completion_tokens"] > 0
+
+
+STRANGE: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/messages", {"model": "m", "messages": []}),
+    ("/v1/messages", {"model": "m", "max_tokens": 1, "messages": [], "seed": 1}),
+    ("/mistral/v1/chat/completions", {"model": "m", "messages": [], "stream_options": {}}),
+    ("/v1/models/m:generateContent", {"contents": [], "stream": True}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), STRANGE)
+async def test_what_a_protocol_does_not_know_is_refused(path: str, body: dict[str, Any]) -> None:
+    async with ModelServer() as server, aiohttp.ClientSession() as client:
+        async with client.post(f"http://127.0.0.1:{server.port}{path}", json=body) as response:
+            assert response.status in {400, 422}
+        assert len(server.stats.unknown) == 1

@@ -179,7 +179,7 @@ async def test_no_log_holds_what_a_failing_service_had_in_hand(
     settings = make_settings(nats=Nats(url=nats.url), pool={"members": ["tiny", "small"], "judge": None}, models=EDGE)
     edge = EchoWorker(settings)
 
-    async def fail(task: Task) -> Candidate:
+    async def fail(task: Task, tell: object = None) -> Candidate:
         raise RuntimeError(f"could not handle {task.messages}")
 
     monkeypatch.setattr(edge.engine, "generate", fail)

@@ -30,7 +30,7 @@ from fusewire.testing.factories import (
     make_prompt,
 )
 from fusewire.topology import candidate_subject, plan_subject
-from fusewire_ingest.repository import Submissions
+from fusewire_ingest.repository.submissions import Submissions
 from fusewire_judge.handlers import Handlers
 
 Message = Plan | Candidate

@@ -70,7 +70,13 @@ async def test_an_index_has_its_condition_on_both_databases(store: Store) -> Non
     async with store.read() as connection:
         found = await connection.run_sync(conditions)
 
-    assert set(found) == {"ix_prompts_unpublished", "ix_fusions_due", "ix_verdicts_control"}
+    assert set(found) == {
+        "ix_prompts_unpublished",
+        "ix_prompts_request",
+        "ix_prompts_cancelled",
+        "ix_fusions_due",
+        "ix_verdicts_control",
+    }
     assert found["ix_verdicts_control"] == "control is not null"
     assert found["ix_prompts_unpublished"] == "published_at is null"
     assert "is_done" in found["ix_fusions_due"]

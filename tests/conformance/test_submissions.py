@@ -16,7 +16,7 @@ from fusewire.store.engine import Store
 from fusewire.store.queries import shown, standings
 from fusewire.store.tables import candidates, fusions, outcomes, prompts
 from fusewire.testing.factories import T0, make_candidate, make_outcome, make_prompt
-from fusewire_ingest.repository import Accepted, GroupCommit, Submissions
+from fusewire_ingest.repository.submissions import Accepted, GroupCommit, Submissions
 
 
 @pytest.fixture
@@ -154,9 +154,9 @@ async def test_group_commit_makes_one_commit_of_what_waits(store: Store, monkeyp
     sizes: list[int] = []
 
     class Counting(Submissions):
-        async def add(self, batch: Sequence[Prompt], traceparents: Sequence[str | None]) -> list[Accepted]:
+        async def add(self, batch: Sequence[Prompt], *of_each: Any) -> list[Accepted]:
             sizes.append(len(batch))
-            return await super().add(batch, traceparents)
+            return await super().add(batch, *of_each)
 
     commit = GroupCommit(Counting(store), most=10)
     waiting = [asyncio.ensure_future(commit.add(some(1, i))) for i in range(25)]
@@ -303,6 +303,39 @@ async def test_answers_are_shown_with_what_the_members_said_and_called(submissio
     ]
     shown_answers: Any = shown(whole)["answers"]
     assert shown_answers[1]["tool_calls"] == [{"id": "c1", "name": "weather", "arguments": '{"city":"Köln"}'}]
+
+
+async def test_a_request_finds_the_newest_fusion_of_its_hash_and_tenant(submissions: Submissions) -> None:
+    first, second, foreign = (
+        make_prompt(custom_id="first"),
+        make_prompt(custom_id="second", submitted_at=T0 + timedelta(minutes=1)),
+        make_prompt(custom_id="foreign", tenant="other", submitted_at=T0 + timedelta(minutes=2)),
+    )
+    await submissions.add([first, second, foreign], [None] * 3, ["same"] * 3)
+    await submissions.add([make_prompt(custom_id="plain", submitted_at=T0 + timedelta(minutes=3))], [None])
+
+    assert await submissions.newest("default", "same", T0 - timedelta(minutes=1)) == second.fusion_id
+    assert await submissions.newest("default", "same", T0 + timedelta(minutes=1)) is None
+    assert await submissions.newest("default", "another", T0 - timedelta(minutes=1)) is None
+
+
+async def test_only_the_tenant_s_own_and_undecided_are_cancelled(submissions: Submissions, store: Store) -> None:
+    running, done = make_prompt(custom_id="running"), make_prompt(custom_id="done")
+    foreign = make_prompt(custom_id="foreign", tenant="other")
+    await add(submissions, running, done, foreign)
+    await finish(store, make_outcome(done))
+    keys = [p.fusion_id for p in (running, done, foreign)]
+
+    marked = await submissions.cancel("default", [*keys, "unknown", "nul\x00"], T0)
+    again = await submissions.cancel("default", keys, T0 + timedelta(hours=1))
+
+    assert marked == again == [running.fusion_id]
+    # The first mark counts, so that the sweep knows how long the judge has had.
+    assert await submissions.cancelled(T0 + timedelta(seconds=1), 10) == [running.fusion_id]
+    assert await submissions.cancelled(T0, 10) == []
+    # The other two wait to be published; what is cancelled never is.
+    waiting = await submissions.unpublished(T0 + timedelta(hours=1), 10)
+    assert {prompt.fusion_id for prompt, _ in waiting} == {done.fusion_id, foreign.fusion_id}
 
 
 async def test_a_database_that_is_down_is_transient() -> None:

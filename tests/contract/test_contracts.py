@@ -18,6 +18,7 @@ from fusewire.contracts import (
     ContractError,
     Excluded,
     Gold,
+    Image,
     Message,
     Outcome,
     Plan,
@@ -29,6 +30,7 @@ from fusewire.contracts import (
     Round,
     Sampling,
     Task,
+    Token,
     Tool,
     ToolCall,
     Usage,
@@ -54,7 +56,7 @@ MESSAGES = (
     Message(role="assistant", content="", tool_calls=(CALL,)),
     Message(role="tool", content="21 °C", tool_call_id="c1A2b3C4d"),
     Message(role="assistant", content="Nothing."),
-    Message(role="user", content="Really?"),
+    Message(role="user", content="Really?", images=(Image(url="https://a.test/b.png", detail="low", at=3),)),
 )
 SAMPLING = Sampling(max_tokens=64, temperature=0.5, top_p=0.9, seed=11, stop=("\n\n", "END"), response_schema=SCHEMA)
 SPENT = Usage(prompt_tokens=10, completion_tokens=2, cached_tokens=4)
@@ -72,6 +74,8 @@ MESSAGES_V1: tuple[Wire, ...] = (
         sampling=SAMPLING,
         tools=(TOOL,),
         tool_choice="get_weather",
+        members=("small", "gpt"),
+        preset="high",
         judge="gpt",
         criteria="Be strict about units.",
         recorded=(
@@ -90,6 +94,8 @@ MESSAGES_V1: tuple[Wire, ...] = (
             ),
         ),
         gold=Gold(answer="42", match="number"),
+        is_streamed=True,
+        depth=1,
         is_complete=True,
         residency="edge-only",
         priority="low",
@@ -161,6 +167,8 @@ MESSAGES_V1: tuple[Wire, ...] = (
         sampling=SAMPLING,
         tools=(TOOL,),
         tool_choice="required",
+        is_streamed=True,
+        depth=1,
         residency="edge-only",
         priority="low",
         deadline_at=PANEL_END,
@@ -202,12 +210,14 @@ MESSAGES_V1: tuple[Wire, ...] = (
                 sampling=SAMPLING,
                 tools=(TOOL,),
                 tool_choice="none",
+                is_streamed=True,
             ),
             Call(name="verdict", kind="verdict", model="edge-big", messages=MESSAGES[:1]),
         ),
         residency="edge-only",
         priority="low",
         seed=7,
+        depth=1,
         deadline_at=DEADLINE,
     ),
     Outcome(
@@ -261,6 +271,7 @@ MESSAGES_V1: tuple[Wire, ...] = (
                 call="small=2",
                 content="Paris.",
                 tool_calls=(CALL,),
+                finish_reason="length",
                 weight=1.875,
                 agreed=False,
                 vote_group=1,
@@ -282,6 +293,7 @@ MESSAGES_V1: tuple[Wire, ...] = (
         judge_ms=100.5,
         config_hash="0123456789ab",
     ),
+    Token(fusion_id=FUSION, round=2, call="write", attempt=2, offset=14, text=" “naturally” 🌍"),
 )
 
 every_message = pytest.mark.parametrize("message", MESSAGES_V1, ids=lambda m: m.contract)

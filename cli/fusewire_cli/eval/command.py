@@ -17,7 +17,8 @@ from fusewire_cli.fusing import fuse, run
 from fusewire_cli.local.runner import running
 from fusewire_cli.screen import Format, fail, note, rows
 from fusewire_cli.session import client, settings
-from fusewire_ingest.admission import PoolRule, RefusedError, Submission, parse
+from fusewire_ingest.admission import RefusedError, Submission, parse
+from fusewire_ingest.rules import pool_rules
 
 MOST_FAULTS = 50
 """Faults that are told one by one."""
@@ -211,10 +212,7 @@ def _read(
     Raises:
         SystemExit: something is wrong with them, or with what is to be done with them.
     """
-    rules = {
-        name: PoolRule(p.mode, p.residency, p.deadline_s, p.batch_deadline_s, frozenset(config.models))
-        for name, p in config.pools.items()
-    }
+    rules = pool_rules(config)
     try:
         for mode in modes:
             check(Submission(prompt="-", pool=pool, mode=mode, judge=judge), rules)

@@ -8,6 +8,7 @@ import structlog
 
 from fusewire import telemetry
 from fusewire.bus import Bus, Delivery
+from fusewire.cancel import Cancelled
 from fusewire.contracts import Prompt, Round, Task
 from fusewire.topology import plan_subject, task_subject
 from fusewire_dispatcher.planning import Book, expand, plan
@@ -18,15 +19,19 @@ log = structlog.get_logger(__name__)
 class Handlers:
     """What dispatcher does with a prompt and with a round."""
 
-    def __init__(self, bus: Bus, book: Book, clock: Callable[[], datetime]) -> None:
+    def __init__(self, bus: Bus, book: Book, clock: Callable[[], datetime], cancelled: Cancelled) -> None:
         self._bus = bus
         self._book = book
         self._clock = clock
+        self._cancelled = cancelled
 
     async def on_prompt(self, delivery: Delivery) -> None:
         """Plan it, and publish plan and tasks."""
         prompt = Prompt.decode(delivery.data)
         telemetry.bind_fusion(prompt.fusion_id)
+        if prompt.fusion_id in self._cancelled:
+            log.info("dispatcher.cancelled", round=0)
+            return
         made, tasks = plan(prompt, self._book, self._clock())
         await asyncio.gather(
             self._bus.publish(plan_subject(prompt.fusion_id), made, only_if_new=True), self._publish(tasks)
@@ -36,6 +41,9 @@ class Handlers:
     async def on_round(self, delivery: Delivery) -> None:
         """Publish the tasks that the judge asks for."""
         asked = Round.decode(delivery.data)
+        if asked.fusion_id in self._cancelled:
+            log.info("dispatcher.cancelled", round=asked.round)
+            return
         tasks = expand(asked, self._book)
         await self._publish(tasks)
         log.info("dispatcher.round_expanded", round=asked.round, calls=len(tasks))

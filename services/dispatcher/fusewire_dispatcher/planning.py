@@ -1,8 +1,8 @@
 """Planning: a prompt into a plan and tasks, a round into tasks. Pure."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -41,6 +41,8 @@ class ModelSpec:
     family: str
     has_tools: bool = True
     """Whether it can be given functions to call."""
+    has_images: bool = False
+    """Whether it can be given images."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,21 @@ class PoolSpec:
     config_hash: str
     jury: tuple[str, ...] = ()
     policy: Policy = field(default_factory=Policy)
+    max_tokens: int | None = None
+    """The answer length of members that are not its own."""
+
+    def member(self, name: str, model: str) -> MemberSpec:
+        """A member of this name and model: its own, or one that a prompt names by its model.
+
+        The latter has the settings of the pool's first member of that model, if there is one.
+        """
+        alike = [one for one in self.members if one.model == model]
+        for own in alike:
+            if own.name == name:
+                return own
+        if alike and name == model:
+            return replace(alike[0], name=name)
+        return MemberSpec(name, model, 1.0, None, Sampling(max_tokens=self.max_tokens))
 
 
 @dataclass(frozen=True)
@@ -74,6 +91,14 @@ class Book:
 
     pools: Mapping[str, PoolSpec]
     models: Mapping[str, ModelSpec]
+    variants: Mapping[tuple[str, str], PoolSpec] = field(default_factory=dict)
+    """Pools under presets that prompts ask for."""
+
+    def pool(self, prompt: Prompt) -> PoolSpec | None:
+        """The pool of a prompt, as it asks for it."""
+        if prompt.preset is None:
+            return self.pools.get(prompt.pool)
+        return self.variants.get((prompt.pool, prompt.preset))
 
 
 def plan(prompt: Prompt, book: Book, now: datetime) -> tuple[Plan, tuple[Task, ...]]:
@@ -82,7 +107,7 @@ def plan(prompt: Prompt, book: Book, now: datetime) -> tuple[Plan, tuple[Task, .
     An unknown pool or one without a permitted member gives a plan without members, which
     the judge turns into a failed outcome at once: a prompt is never just forgotten.
     """
-    pool = book.pools.get(prompt.pool)
+    pool = book.pool(prompt)
     policy = _policy(prompt, pool)
     members: tuple[PlannedMember, ...] = ()
     if pool is None:
@@ -90,8 +115,13 @@ def plan(prompt: Prompt, book: Book, now: datetime) -> tuple[Plan, tuple[Task, .
     elif prompt.recorded:
         members, excluded = tuple(_replayed(one, prompt, book) for one in prompt.recorded), []
     else:
-        members, excluded = _panel(prompt, pool, policy, book)
-    judge, jury, barred = _judges(prompt, pool, book)
+        members, excluded = _panel(prompt, _wanted(prompt, pool), policy, book)
+    has_choice = len(members) + len(excluded) > 1
+    judge, jury, barred = _judges(prompt, pool, book) if has_choice else (None, (), [])
+    # What one member says is the outcome, word for word; where there are tools, it may yet be a call.
+    is_shown = prompt.is_streamed and len(members) == 1 and not prompt.tools
+    if is_shown:
+        policy = policy.model_copy(update={"hedge": 0.0})
     made = Plan(
         fusion_id=prompt.fusion_id,
         tenant=prompt.tenant,
@@ -109,15 +139,25 @@ def plan(prompt: Prompt, book: Book, now: datetime) -> tuple[Plan, tuple[Task, .
         seed=prompt.seed,
         submitted_at=prompt.submitted_at,
         planned_at=now,
-        panel_deadline_at=_panel_deadline(prompt, has_judge=judge is not None),
+        panel_deadline_at=_panel_deadline(prompt, has_judge=judge is not None and len(members) > 1),
         deadline_at=prompt.deadline_at,
         config_hash=pool.config_hash if pool else "",
     )
     if pool is None or prompt.recorded:
         return made, ()
-    specs = {m.name: m for m in pool.members}
-    first = (m for m in members if m.wave == 0)
-    return made, tuple(_answer_task(prompt, specs[m.name], call, made, book) for m in first for call in m.calls)
+    return made, tuple(
+        _answer_task(prompt, pool.member(m.name, m.model), m.tier, call, made.panel_deadline_at, is_streamed=is_shown)
+        for m in members
+        if m.wave == 0
+        for call in m.calls
+    )
+
+
+def _wanted(prompt: Prompt, pool: PoolSpec) -> Iterable[MemberSpec]:
+    """Whom the prompt wants to be asked."""
+    if not prompt.members:
+        return pool.members
+    return [pool.member(model, model) for model in dict.fromkeys(prompt.members)]
 
 
 def _policy(prompt: Prompt, pool: PoolSpec | None) -> Policy:
@@ -129,14 +169,15 @@ def _policy(prompt: Prompt, pool: PoolSpec | None) -> Policy:
 
 
 def _panel(
-    prompt: Prompt, pool: PoolSpec, policy: Policy, book: Book
+    prompt: Prompt, wanted: Iterable[MemberSpec], policy: Policy, book: Book
 ) -> tuple[tuple[PlannedMember, ...], list[Excluded]]:
     """Who is asked, in which wave and how often; and who is not."""
     asked: list[MemberSpec] = []
     excluded: list[Excluded] = []
     left = policy.max_total_tokens
-    for member in pool.members:
-        reason = _barred(member.model, prompt, book, with_tools=_has_tools(prompt))
+    with_tools, with_images = _has_tools(prompt), any(m.images for m in prompt.messages)
+    for member in wanted:
+        reason = _barred(member.model, prompt, book, with_tools=with_tools, with_images=with_images)
         tokens = _estimate(prompt, member)
         if reason is None and left is not None and tokens > left:
             reason = "token_cap"
@@ -201,7 +242,6 @@ def expand(asked: Round, book: Book) -> tuple[Task, ...]:
         Unacceptable: a call names a model that is unknown, or that may not see this prompt.
     """
     pool = book.pools.get(asked.pool)
-    members = {m.name: m for m in pool.members} if pool else {}
     tasks = []
     for call in asked.calls:
         model = book.models.get(call.model)
@@ -211,7 +251,7 @@ def expand(asked: Round, book: Book) -> tuple[Task, ...]:
             raise Unacceptable(
                 f"round {asked.round}, call {call.name}: model {call.model} is hosted, the prompt edge-only"
             )
-        member = members.get(call.member) if call.member else None
+        member = pool.member(call.member, call.model) if pool and call.member else None
         sampling = call.sampling.over(member.sampling) if member else call.sampling
         if call.kind == "answer":
             sampling = Sampling(seed=ids.seed(str(asked.seed), call.name)).over(sampling)
@@ -230,6 +270,8 @@ def expand(asked: Round, book: Book) -> tuple[Task, ...]:
                 sampling=sampling.over(Sampling(seed=ids.seed(str(asked.seed), str(asked.round), call.name))),
                 tools=call.tools,
                 tool_choice=call.tool_choice,
+                is_streamed=call.is_streamed,
+                depth=asked.depth,
                 residency=asked.residency,
                 priority=asked.priority,
                 deadline_at=asked.deadline_at,
@@ -245,13 +287,17 @@ def with_system(messages: tuple[Message, ...], system: str | None) -> tuple[Mess
     return (Message(role="system", content=system), *messages)
 
 
-def _barred(model: str, prompt: Prompt, book: Book, *, with_tools: bool = False) -> str | None:
+def _barred(
+    model: str, prompt: Prompt, book: Book, *, with_tools: bool = False, with_images: bool = False
+) -> str | None:
     spec = book.models.get(model)
     if spec is None:
         return "unknown_model"
     if not permits(prompt.residency, spec.tier):
         return "residency"
-    return "no_tools" if with_tools and not spec.has_tools else None
+    if with_tools and not spec.has_tools:
+        return "no_tools"
+    return "no_images" if with_images and not spec.has_images else None
 
 
 def _has_tools(prompt: Prompt) -> bool:
@@ -271,7 +317,9 @@ def _panel_deadline(prompt: Prompt, *, has_judge: bool) -> datetime:
     return prompt.deadline_at - timedelta(seconds=reserve)
 
 
-def _answer_task(prompt: Prompt, member: MemberSpec, call: str, made: Plan, book: Book) -> Task:
+def _answer_task(
+    prompt: Prompt, member: MemberSpec, tier: Tier, call: str, deadline_at: datetime, *, is_streamed: bool
+) -> Task:
     # Members of one model must not give one answer three times, so each has a seed of its own,
     # also where the client fixed one.
     sampling = Sampling(seed=ids.seed(str(prompt.seed), call)).over(prompt.sampling).over(member.sampling)
@@ -286,13 +334,15 @@ def _answer_task(prompt: Prompt, member: MemberSpec, call: str, made: Plan, book
         kind="answer",
         member=member.name,
         model=member.model,
-        tier=book.models[member.model].tier,
+        tier=tier,
         tenant=prompt.tenant,
         messages=with_system(prompt.messages, member.system),
         sampling=sampling,
         tools=prompt.tools,
         tool_choice=prompt.tool_choice,
+        is_streamed=is_streamed,
+        depth=prompt.depth,
         residency=prompt.residency,
         priority=prompt.priority,
-        deadline_at=made.panel_deadline_at,
+        deadline_at=deadline_at,
     )

@@ -1,39 +1,55 @@
 """From the configuration to what planning works on."""
 
 from fusewire.contracts import Policy, Sampling
-from fusewire.settings import Model, Pool, Settings
+from fusewire.settings import PRESETS, Model, Pool, Settings
 from fusewire_dispatcher.planning import Book, MemberSpec, ModelSpec, PoolSpec
 
 
 def book(settings: Settings) -> Book:
-    """All configured pools and models."""
-    pools = {
-        name: PoolSpec(
-            members=tuple(
-                MemberSpec(
-                    name=m.name,
-                    model=m.model,
-                    weight=m.weight,
-                    is_required=m.required,
-                    system=m.system,
-                    sampling=Sampling(temperature=m.temperature, top_p=m.top_p, max_tokens=pool.max_tokens),
-                )
-                for m in pool.members
-            ),
-            judge=pool.judge or next(iter(pool.jury), None),
-            jury=pool.jury,
-            policy=_policy(pool),
-            quorum=pool.quorum,
-            debate_rounds=pool.debate_rounds,
-            config_hash=settings.config_hash(name),
-        )
-        for name, pool in settings.pools.items()
-    }
+    """All configured pools and models, and each pool under each preset."""
     models = {
-        name: ModelSpec(tier=m.kind, family=m.family or _family(m), has_tools=m.kind == "remote")
+        name: ModelSpec(
+            tier=m.kind,
+            family=m.family or _family(m),
+            has_tools=m.kind == "remote",
+            has_images=m.kind == "remote" and m.images,
+        )
         for name, m in settings.models.items()
     }
-    return Book(pools, models)
+    variants = {
+        (name, preset): _spec(name, _under(settings, name, preset)) for name in settings.pools for preset in PRESETS
+    }
+    return Book({name: _spec(name, settings) for name in settings.pools}, models, variants)
+
+
+def _under(settings: Settings, name: str, preset: str) -> Settings:
+    """The settings with a preset laid over one pool; what a prompt asks for goes before the pool's own keys."""
+    pool = settings.pools[name].model_copy(update={"preset": preset, **PRESETS[preset]})
+    return settings.model_copy(update={"pools": {**settings.pools, name: pool}})
+
+
+def _spec(name: str, settings: Settings) -> PoolSpec:
+    pool = settings.pools[name]
+    return PoolSpec(
+        members=tuple(
+            MemberSpec(
+                name=m.name,
+                model=m.model,
+                weight=m.weight,
+                is_required=m.required,
+                system=m.system,
+                sampling=Sampling(temperature=m.temperature, top_p=m.top_p, max_tokens=pool.max_tokens),
+            )
+            for m in pool.members
+        ),
+        judge=pool.judge or next(iter(pool.jury), None),
+        jury=pool.jury,
+        policy=_policy(pool),
+        quorum=pool.quorum,
+        debate_rounds=pool.debate_rounds,
+        max_tokens=pool.max_tokens,
+        config_hash=settings.config_hash(name),
+    )
 
 
 def _policy(pool: Pool) -> Policy:

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 
 from fusewire.bus import Bus
+from fusewire.cancel import Cancelled
 from fusewire.service import App
 from fusewire.settings import Settings
 from fusewire.topology import DISPATCHER_PROMPT, DISPATCHER_ROUND
@@ -19,14 +20,16 @@ class Dispatcher:
 
     def __init__(self, settings: Settings) -> None:
         self._bus = Bus(self.name, settings.nats, drain_s=settings.limits.drain_s)
-        handlers = Handlers(self._bus, book(settings), lambda: datetime.now(UTC))
+        self._cancelled = Cancelled()
+        handlers = Handlers(self._bus, book(settings), lambda: datetime.now(UTC), self._cancelled)
         self._bus.subscribe(DISPATCHER_PROMPT, handlers.on_prompt, concurrency=CONCURRENCY)
         self._bus.subscribe(DISPATCHER_ROUND, handlers.on_round, concurrency=CONCURRENCY)
 
     async def start(self) -> None:
-        """Connect, check the topology, begin."""
+        """Connect, check the topology, listen for what is cancelled, begin."""
         await self._bus.connect()
         await self._bus.require(DISPATCHER_PROMPT, DISPATCHER_ROUND)
+        await self._cancelled.listen(self._bus)
         await self._bus.start()
 
     async def stop(self) -> None:

@@ -1,24 +1,48 @@
 """Admission: from what a client sent to a prompt, or to a clear refusal. Pure."""
 
-import difflib
-import json
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from fusewire import ids
-from fusewire.contracts import MODES, Gold, Message, Mode, Priority, Prompt, Recorded, Residency, Sampling
-from fusewire_ingest.openai_shape import Choice, Tools, Turns, check_choice
+from fusewire.contracts import (
+    MODES,
+    Gold,
+    Message,
+    Mode,
+    PresetName,
+    Priority,
+    Prompt,
+    Recorded,
+    Residency,
+    Sampling,
+)
+from fusewire_ingest.naming import Names, UnknownModelError
+from fusewire_ingest.openai_shape import Choice, Tools, Turns, check_choice, check_schema
+from fusewire_ingest.refusal import Code, RefusedError, unknown, validated
+from fusewire_ingest.strict_json import check_text, parse_object
 
-MOST_DEPTH = 64
-"""Levels of nesting; the parser that reads messages gives up at 200, and a round wraps a prompt in some more."""
+__all__ = [
+    "Code",
+    "PoolRule",
+    "RefusedError",
+    "Submission",
+    "TenantRule",
+    "admit",
+    "body_hash",
+    "parse",
+    "parse_object",
+    "resolve",
+    "submission",
+]
+
 MOST_ID_CHARS = 256
 MOST_BATCH_CHARS = 128
+MOST_MEMBERS = 16
 BATCH_ID = r"^[A-Za-z0-9._:-]+$"
 
 
@@ -36,11 +60,13 @@ class Submission(BaseModel):
     max_tokens: int | None = Field(default=None, ge=1, le=131_072)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    seed: int | None = None
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: tuple[str, ...] = Field(default=(), max_length=4)
     tools: Tools = ()
     tool_choice: Choice = None
     response_schema: dict[str, Any] | None = None
+    members: tuple[str, ...] = Field(default=(), max_length=MOST_MEMBERS)
+    preset: PresetName | None = None
     judge: str | None = None
     criteria: str | None = Field(default=None, min_length=1, max_length=4000)
     recorded: tuple[Recorded, ...] = Field(default=(), max_length=16)
@@ -60,6 +86,8 @@ class Submission(BaseModel):
     def _without_tools(cls, value: dict[str, Any] | None, info: ValidationInfo) -> dict[str, Any] | None:
         if value is not None and info.data.get("tools"):
             raise PydanticCustomError("refused", "it cannot be kept together with `tools`; give one or the other")
+        if value:
+            check_schema(value)
         return value
 
 
@@ -71,35 +99,21 @@ class PoolRule:
     residency: Residency
     deadline_s: float
     batch_deadline_s: float
-    models: frozenset[str] = frozenset()
-    """All that are configured: those which a prompt may name as its judge."""
+    names: Names = field(default_factory=Names)
+    """What clients may call models: those that a prompt may name as its members or its judge."""
 
 
-class RefusedError(Exception):
-    """A submission that cannot be accepted: what, why, how to mend it."""
+@dataclass(frozen=True)
+class TenantRule:
+    """What admission must know of a tenant."""
 
-    def __init__(
-        self,
-        code: Literal[
-            "invalid_json",
-            "invalid_request",
-            "prompt_too_large",
-            "unknown_pool",
-            "unknown_mode",
-            "unknown_model",
-            "custom_id_conflict",
-        ],
-        message: str,
-        param: str | None = None,
-    ) -> None:
-        self.code = code
-        self.message = message
-        self.param = param
-        super().__init__(message)
+    residency: Residency = "any"
+    pools: frozenset[str] = frozenset()
+    """The pools it may use; empty: all."""
 
 
 def parse(data: bytes | str, limit: int) -> Submission:
-    """Read one JSON object.
+    """Read a submission.
 
     Args:
         data: UTF-8 JSON.
@@ -108,79 +122,15 @@ def parse(data: bytes | str, limit: int) -> Submission:
     Raises:
         RefusedError: it is too large, not JSON, or not a submission. The text of the prompt is never repeated.
     """
-    size = len(data) if isinstance(data, bytes) else len(data.encode())
-    if size > limit:
-        raise RefusedError(
-            "prompt_too_large", f"it has {size} bytes, the limit is {limit}; shorten it or raise limits.prompt_bytes"
-        )
-    try:
-        value = json.loads(data, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
-    except RefusedError:
-        raise
-    except RecursionError:
-        raise _too_deep() from None
-    except ValueError as exc:
-        where = f" at column {exc.colno}" if isinstance(exc, json.JSONDecodeError) else ""
-        raise RefusedError("invalid_json", f"it is not valid JSON{where}") from None
-    if not isinstance(value, dict):
-        raise RefusedError("invalid_request", 'it must be a JSON object, such as {"prompt": "…"}')
-    _storable(value)
-    try:
-        submission = Submission.model_validate(value)
-    except ValidationError as exc:
-        raise _invalid(exc) from None
-    if (submission.prompt is None) == (submission.messages is None):
+    return submission(parse_object(data, limit))
+
+
+def submission(value: Mapping[str, Any]) -> Submission:
+    """Read what a JSON object says as a submission. Raises RefusedError."""
+    found = validated(Submission, value)
+    if (found.prompt is None) == (found.messages is None):
         raise RefusedError("invalid_request", "give either `prompt` or `messages`", "messages")
-    return submission
-
-
-def _no_constant(name: str) -> float:
-    raise RefusedError("invalid_json", f"{name} is not valid JSON; use a number or null")
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [k for k, _ in pairs]
-        twice = next(n for n in names if names.count(n) > 1)
-        raise RefusedError("invalid_json", f"the key '{twice[:40]}' stands twice in one object; keep one")
     return found
-
-
-def _storable(value: Any, depth: int = 0) -> None:
-    """Refuse what a later hop could not read: the bus, the database, or another service's JSON parser."""
-    if depth > MOST_DEPTH:
-        raise _too_deep()
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            _storable(key)
-            _storable(inner, depth + 1)
-    elif isinstance(value, list):
-        for inner in value:
-            _storable(inner, depth + 1)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise RefusedError("invalid_json", "a number is too large; use one below 1.8e308")
-    elif isinstance(value, str):
-        if "\x00" in value:
-            raise RefusedError("invalid_request", "it holds a NUL character, which no database keeps; remove it")
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise RefusedError("invalid_json", "it holds half of a surrogate pair; send valid Unicode") from None
-
-
-def _too_deep() -> RefusedError:
-    return RefusedError("invalid_request", f"it is nested more than {MOST_DEPTH} deep; make it flatter")
-
-
-def _invalid(exc: ValidationError) -> RefusedError:
-    first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
-    path = ".".join(str(p) for p in first["loc"])
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path, Submission.model_fields, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(Submission.model_fields)}"
-        return RefusedError("invalid_request", f"'{path}' is not supported; {hint}", path)
-    return RefusedError("invalid_request", f"'{path}': {first['msg']}", path)
 
 
 def admit(
@@ -190,6 +140,10 @@ def admit(
     fallback_id: str,
     pools: Mapping[str, PoolRule],
     now: datetime,
+    rule: TenantRule = TenantRule(),
+    is_streamed: bool = False,
+    depth: int = 0,
+    deadline_at: datetime | None = None,
 ) -> Prompt:
     """Turn a submission into a prompt.
 
@@ -199,29 +153,38 @@ def admit(
         fallback_id: the custom_id where the client gave none.
         pools: the pools that exist.
         now: the time of acceptance.
+        rule: what the client may.
+        is_streamed: whether somebody reads along.
+        depth: how many Fusewires it has come through.
+        deadline_at: when its outcome is due, where neither the submission nor the pool shall say.
 
     Raises:
-        RefusedError: the pool or mode does not exist, or `fallback_id` cannot be an id.
+        RefusedError: the pool, mode or a model does not exist, or `fallback_id` cannot be an id.
     """
-    rule = pools.get(submission.pool)
-    if rule is None:
-        raise RefusedError("unknown_pool", _unknown("pool", submission.pool, pools), "pool")
-    mode = next((m for m in MODES if m == (submission.mode or rule.mode)), None)
+    allowed = {name: pool for name, pool in pools.items() if not rule.pools or name in rule.pools}
+    pool = allowed.get(submission.pool)
+    if pool is None:
+        raise RefusedError("unknown_pool", unknown("pool", submission.pool, allowed), "pool")
+    mode = next((m for m in MODES if m == (submission.mode or pool.mode)), None)
     if mode is None:
-        raise RefusedError("unknown_mode", _unknown("mode", submission.mode or "", MODES), "mode")
-    if submission.judge is not None and submission.judge not in rule.models:
-        raise RefusedError("unknown_model", _unknown("model", submission.judge, rule.models), "judge")
+        raise RefusedError("unknown_mode", unknown("mode", submission.mode or "", MODES), "mode")
+    judge = resolve(submission.judge, pool.names, "judge") if submission.judge else None
+    members = tuple(dict.fromkeys(resolve(name, pool.names, "members") for name in submission.members))
+    if members and submission.recorded:
+        raise RefusedError("invalid_request", "recorded answers stand in for `members`; give one or the other")
     names = [one.member for one in submission.recorded]
     if len(set(names)) < len(names):
         raise RefusedError("invalid_request", "a member is recorded twice; give each a name of its own", "recorded")
     custom_id = submission.custom_id or fallback_id
-    _storable(custom_id)
+    check_text(custom_id)
     if not 0 < len(custom_id) <= MOST_ID_CHARS:
         raise RefusedError("invalid_request", f"an id must have 1 to {MOST_ID_CHARS} characters", "custom_id")
     fusion_id = ids.fusion_id(tenant, submission.batch_id, custom_id)
-    default = rule.batch_deadline_s if submission.batch_id else rule.deadline_s
+    default = pool.batch_deadline_s if submission.batch_id else pool.deadline_s
     turns = tuple(turn.message() for turn in submission.messages or ())
-    tightest: Residency = "edge-only" if "edge-only" in (rule.residency, submission.residency) else "any"
+    residencies = (rule.residency, pool.residency, submission.residency)
+    if deadline_at is None or submission.deadline_s is not None:
+        deadline_at = now + timedelta(seconds=submission.deadline_s or default)
     return Prompt(
         fusion_id=fusion_id,
         tenant=tenant,
@@ -240,28 +203,36 @@ def admit(
         ),
         tools=tuple(one.tool() for one in submission.tools),
         tool_choice=submission.tool_choice or "auto",
-        judge=submission.judge,
+        members=members,
+        preset=submission.preset,
+        judge=judge,
         criteria=submission.criteria,
         recorded=submission.recorded,
         gold=submission.gold,
+        is_streamed=is_streamed,
+        depth=depth,
         is_complete=submission.complete,
-        residency=tightest,
+        residency="edge-only" if "edge-only" in residencies else "any",
         priority=submission.priority or ("low" if submission.batch_id else "normal"),
         seed=submission.seed if submission.seed is not None else ids.seed(fusion_id),
         submitted_at=now,
-        deadline_at=now + timedelta(seconds=submission.deadline_s or default),
+        deadline_at=deadline_at,
     )
+
+
+def resolve(name: str, names: Names, param: str) -> str:
+    """The configured model that a client means. Raises RefusedError with those that are nearest."""
+    try:
+        return names.resolve(name)
+    except UnknownModelError as exc:
+        near = ", ".join(f"'{one}'" for one in exc.near) or "none"
+        raise RefusedError("unknown_model", f"there is no model '{name[:63]}'; nearest: {near}", param) from None
 
 
 def body_hash(prompt: Prompt) -> str:
     """SHA-256 over everything that the client decides; equal for a true repetition."""
     # Without defaults, so that a field which a later version adds does not make old prompts look changed.
-    decided = prompt.model_dump_json(exclude={"v", "submitted_at", "deadline_at"}, exclude_defaults=True)
+    decided = prompt.model_dump_json(
+        exclude={"v", "submitted_at", "deadline_at", "is_streamed", "depth"}, exclude_defaults=True
+    )
     return ids.digest("body", decided).hex()
-
-
-def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    return f"there is no {kind} '{name[:63]}'; {hint}known: {', '.join(names) or 'none'}"

@@ -2,17 +2,20 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import structlog
 
 from fusewire import telemetry
 from fusewire.contracts import Prompt
-from fusewire_ingest.admission import PoolRule, RefusedError, Submission, admit, parse
+from fusewire_ingest.admission import PoolRule, RefusedError, Submission, TenantRule, admit, parse
 from fusewire_ingest.relay import Relay
-from fusewire_ingest.repository import Accepted, GroupCommit
+from fusewire_ingest.repository.submissions import Accepted, GroupCommit, Submissions
 
 log = structlog.get_logger(__name__)
+
+ATTACH_WITHIN = timedelta(minutes=15)
+"""How long after its submission a request that is sent again still means the same fusion."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +33,17 @@ class Door:
     def __init__(
         self,
         commit: GroupCommit,
+        submissions: Submissions,
         relay: Relay,
         *,
         pools: Mapping[str, PoolRule],
+        tenants: Callable[[str], TenantRule] = lambda _: TenantRule(),
         prompt_bytes: int,
         clock: Callable[[], datetime],
     ) -> None:
         self._commit = commit
+        self._submissions = submissions
+        self._tenants = tenants
         self._relay = relay
         self._pools = pools
         self._prompt_bytes = prompt_bytes
@@ -47,20 +54,51 @@ class Door:
         submission = parse(data, self._prompt_bytes)
         if batch_id and submission.batch_id is None:
             submission = submission.model_copy(update={"batch_id": batch_id})
-        return self._admit(submission, tenant, fallback_id)
+        return self.admit(submission, tenant=tenant, fallback_id=fallback_id)
 
-    def _admit(self, submission: Submission, tenant: str, fallback_id: str) -> Prompt:
-        return admit(submission, tenant=tenant, fallback_id=fallback_id, pools=self._pools, now=self._clock())
+    def admit(
+        self, submission: Submission, *, tenant: str, fallback_id: str, is_streamed: bool = False, depth: int = 0
+    ) -> Prompt:
+        """From a submission to a prompt, by the rules of its tenant. Raises RefusedError."""
+        return admit(
+            submission,
+            tenant=tenant,
+            fallback_id=fallback_id,
+            pools=self._pools,
+            now=self._clock(),
+            rule=self._tenants(tenant),
+            is_streamed=is_streamed,
+            depth=depth,
+        )
 
-    async def submit(self, prompt: Prompt, *, door: str) -> Accepted:
+    async def attach(self, tenant: str, request_hash: str) -> str | None:
+        """The fusion that a request began when it was sent before, if that was a short while ago."""
+        return await self._submissions.newest(tenant, request_hash, self._clock() - ATTACH_WITHIN)
+
+    async def cancel(self, tenant: str, fusion_ids: Sequence[str]) -> list[str]:
+        """Make no further call for these. Returns those that had no outcome; their outcomes will say `cancelled`.
+
+        What was paid for is let end, and stored. Raises Transient.
+        """
+        marked = await self._submissions.cancel(tenant, fusion_ids, self._clock())
+        await self._relay.tell_cancelled(marked)
+        log.info("ingest.cancelled", asked=len(fusion_ids), running=len(marked))
+        return marked
+
+    async def submit(self, prompt: Prompt, *, door: str, request_hash: str | None = None) -> Accepted:
         """Commit one prompt.
+
+        Args:
+            prompt: what was admitted.
+            door: which way it came, for the metrics.
+            request_hash: by which `attach` finds it.
 
         Raises:
             RefusedError: its custom_id belongs to another prompt.
             Transient: it could not be committed.
         """
         traceparent = telemetry.trace_headers().get("traceparent")
-        (accepted,) = await self._commit.add([prompt], traceparent)
+        (accepted,) = await self._commit.add([prompt], traceparent, request_hash)
         if accepted.is_conflict:
             raise _conflict(accepted)
         self._hand_over([accepted], door)

@@ -1,19 +1,35 @@
 """Messages and tools as OpenAI's chat completions write them, read into the contracts' own. Pure."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Annotated, Any, Literal, NoReturn
 
 from jsonschema import Draft202012Validator, SchemaError
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError, PydanticKnownError
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
-from fusewire.contracts import TOOL_NAME, Message, Tool, ToolCall
+from fusewire.contracts import TOOL_NAME, Image, Message, Tool, ToolCall
+from fusewire_ingest.refusal import TAG, UNSUPPORTED
 
 MOST_TOOLS = 128
 MODES_OF_CHOICE = ("auto", "none", "required")
+MOST_IMAGES = 64
+OTHER_PARTS = ("input_audio", "file", "refusal", "video_url", "input_video", "input_text", "input_image", "document")
+IMAGE_URL = re.compile(r"https://\S+|data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/]+={0,2}")
 
 
 class _Shape(BaseModel):
@@ -44,14 +60,79 @@ class _Call(_Shape):
     function: _Called
 
 
-class Turn(_Shape):
-    """One message. `content` may be null or absent where there are tool calls."""
+class _TextPart(_Shape):
+    type: Literal["text"]
+    text: str
 
-    role: Literal["system", "user", "assistant", "tool"]
+
+class _ImageUrl(_Shape):
+    url: str
+    detail: Literal["auto", "low", "high"] | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _is_reachable(cls, value: str) -> str:
+        if not IMAGE_URL.fullmatch(value):
+            _refuse("it must be https://… or data:image/<png, jpeg, gif or webp>;base64,…")
+        return value
+
+
+class _ImagePart(_Shape):
+    type: Literal["image_url"]
+    image_url: _ImageUrl
+
+
+def _known_part(value: object) -> object:
+    kind = value.get("type") if isinstance(value, dict) else None
+    if not isinstance(kind, str):
+        _refuse('it must be a part such as {"type": "text", "text": "…"}')
+    if kind not in ("text", "image_url"):
+        named = f"parts of type '{kind}'" if kind in OTHER_PARTS else "parts of this type"
+        reason = f"{named} are not supported; send text and image_url parts"
+        raise PydanticCustomError(UNSUPPORTED, "{reason}", {"reason": reason})
+    return value
+
+
+def _part_tag(value: object) -> str | None:
+    return TAG + str(value.get("type")) if isinstance(value, dict) else None
+
+
+def _content_tag(value: object) -> str | None:
+    return _TEXT if isinstance(value, str) else _PARTS if isinstance(value, list | tuple) else None
+
+
+_TEXT, _PARTS = f"{TAG}text", f"{TAG}parts"
+_Part = Annotated[
+    Annotated[_TextPart, Tag(f"{TAG}text")] | Annotated[_ImagePart, Tag(f"{TAG}image_url")],
+    Discriminator(_part_tag),
+    BeforeValidator(_known_part),
+]
+# Tagged, so that a fault in one part is not also told as "should be a string".
+_Content = Annotated[
+    Annotated[str, Tag(_TEXT)] | Annotated[tuple[_Part, ...], Tag(_PARTS)],
+    Discriminator(
+        _content_tag,
+        custom_error_type="refused",
+        custom_error_message="it must be a text, or a list of text and image parts",
+    ),
+]
+
+
+def _as_system(role: object) -> object:
+    return "system" if role == "developer" else role
+
+
+class Turn(_Shape):
+    """One message; a `developer` counts as `system`.
+
+    `content` may be null or absent where there are tool calls, and a list of texts and images.
+    """
+
+    role: Annotated[Literal["system", "user", "assistant", "tool"], BeforeValidator(_as_system)]
     tool_calls: tuple[_Call, ...] | None = None
     tool_call_id: str | None = Field(default=None, validate_default=True)
     # After `tool_calls`, which its validator looks at.
-    content: str | None = Field(default=None, validate_default=True)
+    content: _Content | None = Field(default=None, validate_default=True)
 
     @field_validator("tool_calls")
     @classmethod
@@ -69,18 +150,25 @@ class Turn(_Shape):
 
     @field_validator("content")
     @classmethod
-    def _is_there(cls, value: str | None, info: ValidationInfo) -> str | None:
+    def _is_there(cls, value: str | tuple[_Part, ...] | None, info: ValidationInfo) -> str | tuple[_Part, ...] | None:
         if value is None and not info.data.get("tool_calls"):
             raise PydanticKnownError("missing")
+        images = [part for part in value if isinstance(part, _ImagePart)] if isinstance(value, tuple) else []
+        if images and info.data.get("role") != "user":
+            _refuse("only a user's message shows images; move them there")
+        if len(images) > MOST_IMAGES:
+            _refuse(f"it holds {len(images)} images, the limit is {MOST_IMAGES}")
         return value
 
     def message(self) -> Message:
         """The contract's message."""
         calls = tuple(ToolCall(id=c.id, name=c.function.name, arguments=c.function.arguments) for c in self.calls)
         is_result = self.role == "tool"
+        text, images = _read(self.content)
         return Message(
             role=self.role,
-            content=self.content or "",
+            content=text,
+            images=images,
             tool_calls=calls,
             tool_call_id=self.tool_call_id if is_result else None,
         )
@@ -89,6 +177,20 @@ class Turn(_Shape):
     def calls(self) -> tuple[_Call, ...]:
         """The calls that it asks for."""
         return self.tool_calls or ()
+
+
+def _read(content: str | tuple[_Part, ...] | None) -> tuple[str, tuple[Image, ...]]:
+    """The text of a message's parts, and the images at their places in it."""
+    if isinstance(content, str) or content is None:
+        return content or "", ()
+    text = ""
+    images = []
+    for part in content:
+        if isinstance(part, _TextPart):
+            text += part.text
+        else:
+            images.append(Image(url=part.image_url.url, detail=part.image_url.detail or "auto", at=len(text)))
+    return text, tuple(images)
 
 
 class _Function(_Shape):
@@ -107,7 +209,9 @@ class _Function(_Shape):
     @classmethod
     def _is_schema(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
         if value:
-            _check_schema(value)
+            if value.get("type", "object") != "object":
+                _refuse("arguments are always an object; make its type 'object'")
+            check_schema(value)
         return value
 
 
@@ -128,10 +232,14 @@ def _refuse(reason: str) -> NoReturn:
     raise PydanticCustomError("refused", "{reason}", {"reason": reason})
 
 
-def _check_schema(schema: dict[str, Any]) -> None:
-    """Refuse what no arguments could ever be checked against."""
-    if schema.get("type", "object") != "object":
-        _refuse("arguments are always an object; make its type 'object'")
+def check_schema(schema: dict[str, Any]) -> None:
+    """Refuse what nothing could ever be checked against. Raises PydanticCustomError."""
+    _check_text(json.dumps(schema))
+
+
+@lru_cache(256)  # a check takes milliseconds, and all lines of a batch bring the same schema
+def _check_text(text: str) -> None:
+    schema = json.loads(text)
     try:
         Draft202012Validator.check_schema(schema)
         # No registry that could fetch anything: a reference leads within the schema or nowhere.

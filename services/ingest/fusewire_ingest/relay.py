@@ -1,6 +1,7 @@
 """The relay: gets what is committed onto the bus, and notices when the bus has lost it."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
@@ -12,14 +13,16 @@ from fusewire import telemetry
 from fusewire.bus import Bus
 from fusewire.contracts import Prompt
 from fusewire.errors import Transient
-from fusewire.topology import prompt_subject
-from fusewire_ingest.repository import Submissions
+from fusewire.topology import cancel_subject, due_subject, prompt_subject
+from fusewire_ingest.repository.submissions import Submissions
 
 log = structlog.get_logger(__name__)
 
 SWEEP_EVERY_S = 2.0
 SWEEP_BATCH = 500
 IN_FLIGHT = 64
+NUDGE_AFTER_S = 5.0
+"""How long the judge may take to end a cancelled fusion before it is told again."""
 
 
 class Relay:
@@ -63,6 +66,20 @@ class Relay:
                 batch.append(self._queue.get_nowait())
             await self.publish(batch)
 
+    async def tell_cancelled(self, fusion_ids: Sequence[str]) -> None:
+        """Tell whoever works on them, and the judge, which ends them. Those that are not heard are told again."""
+        for fusion in fusion_ids:
+            with contextlib.suppress(NatsError, OSError):
+                await self._bus.client.publish(cancel_subject(fusion), b"")
+        results = await asyncio.gather(
+            *(self._bus.publish(due_subject(fusion), b"{}") for fusion in fusion_ids), return_exceptions=True
+        )
+        for result in results:
+            if isinstance(result, Transient):
+                log.warning("ingest.cancel_not_told", fault=str(result))
+            elif isinstance(result, BaseException):
+                raise result
+
     async def publish(self, batch: Sequence[tuple[Prompt, str | None]]) -> int:
         """Publish and mark; returns how many the broker now has."""
         results = await asyncio.gather(*(self._publish_one(p, t) for p, t in batch))
@@ -102,6 +119,9 @@ class Relay:
         if not self._bus.connected:
             return 0
         await self._notice_lost_store()
+        late = self._clock() - timedelta(seconds=NUDGE_AFTER_S)
+        if undecided := await self._submissions.cancelled(late, SWEEP_BATCH):
+            await self.tell_cancelled(undecided)
         before = self._clock() - timedelta(seconds=SWEEP_EVERY_S)
         waiting = await self._submissions.unpublished(before, SWEEP_BATCH)
         telemetry.UNPUBLISHED.set(len(waiting))

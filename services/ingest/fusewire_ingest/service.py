@@ -10,15 +10,20 @@ from fusewire.settings import Settings
 from fusewire.store import migrate
 from fusewire.store.engine import Store
 from fusewire.topology import INGEST
-from fusewire_ingest import http
-from fusewire_ingest.admission import PoolRule
+from fusewire_ingest.access import Access
+from fusewire_ingest.api import app as api
+from fusewire_ingest.api.parts import Parts
 from fusewire_ingest.door import Door
 from fusewire_ingest.relay import Relay
-from fusewire_ingest.repository import GroupCommit, Submissions
+from fusewire_ingest.repository.submissions import GroupCommit, Submissions
+from fusewire_ingest.rules import pool_rules, tenant_rule
 from fusewire_ingest.subscribe import Intake
 from fusewire_ingest.waiting import Outcomes
+from fusewire_ingest.watching import Watcher
 
 INTAKE_CONCURRENCY = 32
+HEARTBEAT_S = 10.0
+"""The longest that a stream is silent."""
 
 
 class Ingest:
@@ -35,15 +40,31 @@ class Ingest:
         submissions = Submissions(self._store)
         self._commit = GroupCommit(submissions)
         self._relay = Relay(self._bus, submissions, clock)
-        pools = {
-            name: PoolRule(p.mode, p.residency, p.deadline_s, p.batch_deadline_s, frozenset(settings.models))
-            for name, p in settings.pools.items()
-        }
+        pools = pool_rules(settings)
         limit = settings.limits.prompt_bytes
-        door = Door(self._commit, self._relay, pools=pools, prompt_bytes=limit, clock=clock)
+        door = Door(
+            self._commit,
+            submissions,
+            self._relay,
+            pools=pools,
+            tenants=lambda tenant: tenant_rule(settings, tenant),
+            prompt_bytes=limit,
+            clock=clock,
+        )
         self._outcomes = Outcomes(self._bus, self._store)
-        self._app = http.build(
-            door, self._outcomes, self._store, prompt_bytes=limit, new_id=lambda: f"req-{secrets.token_hex(12)}"
+        self._app = api.build(
+            Parts(
+                settings=settings,
+                store=self._store,
+                door=door,
+                outcomes=self._outcomes,
+                watcher=Watcher(self._bus),
+                access=Access(settings),
+                pools=pools,
+                new_id=lambda: f"req-{secrets.token_hex(12)}",
+                clock=clock,
+                heartbeat_s=HEARTBEAT_S,
+            )
         )
         self._bus.subscribe(INGEST, Intake(door).handle, concurrency=INTAKE_CONCURRENCY)
 

@@ -30,6 +30,10 @@ class Outcomes:
         for event in self._events.get(msg.subject.rpartition(".")[2], ()):
             event.set()
 
+    def is_awaited(self, fusion_id: str) -> bool:
+        """Whether somebody waits for its end, here."""
+        return fusion_id in self._events
+
     async def get(self, tenant: str, fusion_id: str, wait_s: float = 0, *, just_begun: bool = False) -> Standing | None:
         """Where a fusion stands, after waiting up to `wait_s` for its end; None if there is none of that id.
 
@@ -39,6 +43,8 @@ class Outcomes:
             wait_s: how long to wait for its end.
             just_begun: it was accepted a moment ago, so the first look is saved.
         """
+        if wait_s <= 0:
+            return await self._look(tenant, fusion_id)
         event = asyncio.Event()
         self._events[fusion_id].add(event)
         loop = asyncio.get_running_loop()
@@ -47,16 +53,19 @@ class Outcomes:
             if just_begun:
                 await _within(event, min(wait_s, POLL_S))
             while True:
-                found = await standings(self._store, tenant, [fusion_id])
+                found = await self._look(tenant, fusion_id)
                 left = until - loop.time()
-                if not found or found[0].outcome or left <= 0:
-                    return found[0] if found else None
+                if found is None or found.outcome or left <= 0:
+                    return found
                 event.clear()
                 await _within(event, min(left, POLL_S))
         finally:
             self._events[fusion_id].discard(event)
             if not self._events[fusion_id]:
                 del self._events[fusion_id]
+
+    async def _look(self, tenant: str, fusion_id: str) -> Standing | None:
+        return next(iter(await standings(self._store, tenant, [fusion_id])), None)
 
 
 async def _within(event: asyncio.Event, seconds: float) -> None:

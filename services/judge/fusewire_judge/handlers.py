@@ -191,7 +191,7 @@ class Handlers:
         await results.add_rounds(work.asked, work.now)
         await results.add_outcomes(work.made)
         await results.set_due(work.due)
-        work.again += [r for key in repeated & records.keys() for r in records[key].rounds]
+        work.again += [r for k in repeated & records.keys() if not records[k].is_cancelled for r in records[k].rounds]
         if done := repeated - records.keys():
             work.again += await results.outcomes(done)
         return work
@@ -230,11 +230,16 @@ def _decide(key: str, record: Record, work: Work) -> None:
     """Decide one fusion, and note in `work` what follows."""
     plan = record.plan
     if plan is None:
-        if work.now >= record.prompt.deadline_at:
+        if record.is_cancelled:
+            work.made.append((outcome.cancelled_unplanned(record.prompt, work.now), record))
+        elif work.now >= record.prompt.deadline_at:
             work.made.append((outcome.unplanned(record.prompt, work.now), record))
         return
     record = replace(record, heard=_planned(record, plan))
     case = Case(record.prompt, plan, record.rounds, record.heard)
+    if record.is_cancelled:
+        work.made.append((outcome.cancelled(case, work.now, judged_since=record.asked_at), record))
+        return
     decision = decide(case, work.now)
     if isinstance(decision, Decided):
         made = outcome.build(case, decision, work.now, judged_since=record.asked_at)
@@ -297,6 +302,7 @@ def _round(case: Case, ask: Ask) -> Round:
         residency=plan.residency,
         priority=plan.priority,
         seed=plan.seed,
+        depth=case.prompt.depth,
         deadline_at=plan.panel_deadline_at if ask.calls[0].kind == "answer" else plan.deadline_at,
     )
 

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from fusewire.contracts import Answer, Candidate, Outcome, Plan, PlannedMember, Prompt, Usage
 from fusewire_judge.answers import agreed, votes
 from fusewire_judge.fusion.case import Case, Decided, Draft, Panel, Said
+from fusewire_judge.fusion.panel import broken_off
 from fusewire_judge.gold import is_right
 from fusewire_judge.replay import RECORDED
+
+CANCELLED = "cancelled by the client"
 
 
 def build(case: Case, decided: Decided, now: datetime, *, judged_since: datetime | None) -> Outcome:
@@ -100,16 +103,19 @@ def _answer(
     first = next((one for one in panel.said if one.member == name), None)
     last = next((one for one in draft.said if one.member == name), first)
     calls = [h.candidate for h in case.heard.values() if h.candidate.member == name]
+    last_key = (last.round, last.call) if last else (candidate.round, candidate.call)
+    shown = case.heard.get(last_key)
     group = next((i for i, g in enumerate(groups.values()) if any(one.member == name for one in g)), None)
     return Answer(
         member=name,
         model=member.model,
         tier=member.tier,
         status="ok" if candidate.ok else "error",
-        round=last.round if last else candidate.round,
-        call=last.call if last else candidate.call,
+        round=last_key[0],
+        call=last_key[1],
         content=last.content if last and first and last.content != first.content else None,
         error_code=candidate.error.code if candidate.error else None,
+        finish_reason=shown.candidate.finish_reason if shown else None,
         weight=first.weight if first else None,
         agreed=agreed(name, groups) if groups else None,
         vote_group=group,
@@ -143,20 +149,42 @@ def _ms(since: datetime, until: datetime) -> float:
     return max((until - since).total_seconds() * 1000, 0.0)
 
 
+def cancelled(case: Case, now: datetime, *, judged_since: datetime | None) -> Outcome:
+    """The outcome of a fusion that nobody wants any more: no answer, but what came by then, and what it cost.
+
+    It is not degraded, since nobody waits for more. Nor does it teach: who had not answered yet was not slow.
+    """
+    made = build(case, Decided(Draft("cancelled", error=CANCELLED), broken_off(case)), now, judged_since=judged_since)
+    return made.model_copy(update={"answer_kind": None, "accepted": None})
+
+
+def cancelled_unplanned(prompt: Prompt, now: datetime) -> Outcome:
+    """The outcome of a prompt that was cancelled before a dispatcher planned it."""
+    return _of_nobody(prompt, now, status="cancelled", is_degraded=False, error=CANCELLED)
+
+
 def unplanned(prompt: Prompt, now: datetime) -> Outcome:
     """The outcome of a prompt that no dispatcher planned before its deadline."""
-    return Outcome(
-        fusion_id=prompt.fusion_id,
+    return _of_nobody(
+        prompt,
+        now,
         status="expired",
         is_degraded=True,
         degraded_reasons=("never_planned",),
+        error="no dispatcher took it before its deadline",
+    )
+
+
+def _of_nobody(prompt: Prompt, now: datetime, **fields: Any) -> Outcome:
+    return Outcome(
+        fusion_id=prompt.fusion_id,
         tenant=prompt.tenant,
         batch_id=prompt.batch_id,
         custom_id=prompt.custom_id,
         pool=prompt.pool,
         mode=prompt.mode,
         cost_usd=0.0,
-        error="no dispatcher took it before its deadline",
         submitted_at=prompt.submitted_at,
         finished_at=now,
+        **fields,
     )

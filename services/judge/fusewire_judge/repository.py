@@ -29,6 +29,7 @@ _LOCK = (
         fusions.c.timer_at,
         prompts.c.body,
         prompts.c.prompt_hash,
+        prompts.c.cancelled_at,
     )
     .join(prompts, prompts.c.fusion_id == fusions.c.fusion_id)
     .where(fusions.c.fusion_id.in_(_KEYS))
@@ -104,6 +105,8 @@ class Record:
     heard: Mapping[tuple[int, str], Heard]
     due_at: datetime | None
     timer_at: datetime | None
+    is_cancelled: bool
+    """Whether nobody wants it any more."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,7 @@ class Locked:
     timer_at: datetime | None
     prompt: str
     prompt_hash: str
+    is_cancelled: bool
     rounds: tuple[Round, ...] = ()
     asked_at: datetime | None = None
 
@@ -132,7 +136,13 @@ class Results:
         keys = sorted(fusion_ids)
         for row in await self._connection.execute(_LOCK, {"keys": keys}):
             self.locked[row.fusion_id] = Locked(
-                row.plan, row.is_done, row.due_at, row.timer_at, row.body, row.prompt_hash
+                row.plan,
+                row.is_done,
+                row.due_at,
+                row.timer_at,
+                row.body,
+                row.prompt_hash,
+                row.cancelled_at is not None,
             )
         for key, body, asked_at in await self._connection.execute(_ROUNDS, {"keys": keys}):
             held = self.locked[key]
@@ -242,6 +252,7 @@ def _record(held: Locked, heard: Mapping[tuple[int, str], Heard]) -> Record:
         heard=heard,
         due_at=held.due_at,
         timer_at=held.timer_at,
+        is_cancelled=held.is_cancelled,
     )
 
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import structlog
 from fusewire.contracts import CallFailure, Candidate, Task, Usage
 from fusewire.ids import seed
 from fusewire.settings import EdgeModel
+from fusewire.worker import Tell
 from fusewire_worker_edge.engine.api import (
     Completion,
     Engine,
@@ -18,6 +21,7 @@ from fusewire_worker_edge.engine.api import (
     EngineError,
     EngineUnusableError,
     GenerateRequest,
+    RequestCancelledError,
     RequestRefusedError,
 )
 from fusewire_worker_edge.engine.process import ProcessEngine
@@ -29,6 +33,15 @@ ATTEMPTS = 2
 """How often a task is tried when the engine's process dies under it."""
 
 OpenEngine = Callable[[Path, int | None], Engine]
+
+
+@dataclass
+class _Running:
+    """A call under way."""
+
+    engine: Engine | None = None
+    request_id: str = ""
+    is_cancelled: bool = False
 
 
 class EdgeGenerate:
@@ -48,14 +61,36 @@ class EdgeGenerate:
         self._models = models
         self._clock = clock
         self._calls = itertools.count()
+        self._running: defaultdict[str, list[_Running]] = defaultdict(list)
         self._engines: dict[Path, Engine] = {}
         for model in models.values():
             folder = model.path.resolve()
             if folder not in self._engines:
                 self._engines[folder] = open_engine(folder, model.threads)
 
-    async def generate(self, task: Task) -> Candidate:
+    async def generate(self, task: Task, tell: Tell | None = None) -> Candidate:
         """Answer the task on its model; see `fusewire.worker.Generate`."""
+        running = _Running()
+        self._running[task.fusion_id].append(running)
+        try:
+            return await self._generate(task, tell, running)
+        finally:
+            self._running[task.fusion_id].remove(running)
+            if not self._running[task.fusion_id]:
+                del self._running[task.fusion_id]
+
+    def cancel(self, fusion_id: str) -> None:
+        """End what runs for a fusion, within one step of the model; its candidates then say `cancelled`."""
+        for running in self._running.get(fusion_id, ()):
+            running.is_cancelled = True
+            if running.engine:
+                running.engine.cancel(running.request_id)
+
+    async def aclose(self) -> None:
+        """End the engines."""
+        await asyncio.gather(*(engine.aclose() for engine in self._engines.values()))
+
+    async def _generate(self, task: Task, tell: Tell | None, running: _Running) -> Candidate:
         started_at = self._clock()
         attempts = 0
         outcome: Completion | CallFailure
@@ -64,22 +99,20 @@ class EdgeGenerate:
                 while True:
                     attempts += 1
                     try:
-                        outcome = await self._attempt(task)
+                        outcome = await self._attempt(task, tell, running)
                         break
                     except EngineDiedError:
-                        if attempts == ATTEMPTS:
+                        if attempts == ATTEMPTS or running.is_cancelled:
                             raise
+                        if tell:
+                            tell.restart()
         except TimeoutError:
             outcome = CallFailure(code="deadline_exceeded", message="the deadline came first", retryable=False)
         except EngineError as exc:
-            outcome = _failure(exc)
+            outcome = _failure(RequestCancelledError() if running.is_cancelled else exc)
         return self._candidate(task, outcome, max(attempts, 1), started_at)
 
-    async def aclose(self) -> None:
-        """End the engines."""
-        await asyncio.gather(*(engine.aclose() for engine in self._engines.values()))
-
-    async def _attempt(self, task: Task) -> Completion | CallFailure:
+    async def _attempt(self, task: Task, tell: Tell | None, running: _Running) -> Completion | CallFailure:
         model = self._models.get(task.model)
         if model is None:
             return CallFailure(
@@ -96,8 +129,12 @@ class EdgeGenerate:
             seed=seed("edge", task.task_id) if sampling.seed is None else sampling.seed,
             stop=sampling.stop,
             response_schema=sampling.response_schema,
+            is_streamed=tell is not None and tell.is_heard,
         )
-        return await self._engines[model.path.resolve()].generate(request)
+        running.engine, running.request_id = self._engines[model.path.resolve()], request.id
+        if tell is None or not request.is_streamed:
+            return await running.engine.generate(request)
+        return await _aloud(running.engine, request, tell)
 
     def _candidate(
         self, task: Task, outcome: Completion | CallFailure, attempts: int, started_at: datetime
@@ -124,6 +161,22 @@ class EdgeGenerate:
         )
 
 
+async def _aloud(engine: Engine, request: GenerateRequest, tell: Tell) -> Completion:
+    """Generate, and tell the pieces as they come; all of them are told when it returns or raises."""
+    pieces: asyncio.Queue[str | None] = asyncio.Queue()
+
+    async def tell_all() -> None:
+        while (piece := await pieces.get()) is not None:
+            await tell(piece)
+
+    teller = asyncio.create_task(tell_all())
+    try:
+        return await engine.generate(request, pieces.put_nowait)
+    finally:
+        pieces.put_nowait(None)
+        await teller
+
+
 def _usage(completion: Completion | None) -> Usage:
     if completion is None:
         return Usage()
@@ -131,6 +184,8 @@ def _usage(completion: Completion | None) -> Usage:
 
 
 def _failure(error: EngineError) -> CallFailure:
+    if isinstance(error, RequestCancelledError):
+        return CallFailure(code="cancelled", message="it was cancelled", retryable=False)
     if isinstance(error, RequestRefusedError):
         return CallFailure(code=error.code, message=str(error), retryable=False)
     # A folder that cannot be used stays so until somebody mends it.

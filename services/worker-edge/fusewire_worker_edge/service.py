@@ -39,7 +39,8 @@ class WorkerEdge:
 
         await self._bus.connect()
         generate = EdgeGenerate(self._models, clock)
-        self._worker = Worker(self._bus, generate, dict.fromkeys(self._models, HANDS), tier="edge", clock=clock)
+        hands = dict.fromkeys(self._models, HANDS)
+        self._worker = Worker(self._bus, generate, hands, tier="edge", clock=clock, on_cancel=generate.cancel)
         await self._worker.start()
 
     async def stop(self) -> None:

@@ -7,7 +7,7 @@ provider's own message is read but never repeated: it may hold the prompt or a p
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -18,6 +18,7 @@ _CODE = re.compile(r"[a-z]+(_[a-z]+)*")
 _CODE_LENGTH = 48
 _CONTEXT = re.compile(
     r"context[ _](length|window|size)|maximum context|prompt is too long|too many (input )?tokens|input is too long"
+    r"|exceeds the maximum number of tokens"
 )
 _QUOTA_CODES = {"insufficient_quota", "insufficient_credits", "billing_hard_limit_reached", "billing_not_active"}
 _CONTEXT_CODES = {"context_length_exceeded", "string_above_max_length"}
@@ -25,6 +26,17 @@ _REFUSAL_CODES = {"content_filter", "content_policy_violation", "moderation_bloc
 _MODEL_CODES = {"model_not_found", "model_not_available", "deployment_not_found", "deploymentnotfound"}
 _KEY_CODES = {"invalid_api_key", "authentication_error", "permission_denied", "invalid_authentication"}
 _RATE_CODES = {"rate_limit_exceeded", "rate_limit_error", "rate_limited"}
+_STATUS_OF_TYPE = {
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+}
+"""Anthropic's words for a status, in a stream that had begun with 200."""
+_STATUS = re.compile(r"[A-Z]+(_[A-Z]+)*")
+_SECONDS = re.compile(r"(\d+(?:\.\d+)?)s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +71,7 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, now: datetime
     Args:
         status: the HTTP status. Of a 200 the body's own `error.code` is taken, where it is one.
         headers: with lower-case names.
-        body: any bytes; OpenAI's, vLLM's, FastAPI's and OpenRouter's shapes are understood.
+        body: any bytes; the shapes of OpenAI, vLLM, FastAPI, OpenRouter, Anthropic, Google and Mistral are understood.
     """
     error = _error(body)
     codes = {c.lower() for c in (error.get("code"), error.get("type")) if isinstance(c, str)}
@@ -67,7 +79,9 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, now: datetime
         status = _inner_status(error.get("code"), codes)
     text = str(error.get("message", "")).lower()
     what = _describe(status, error)
-    failure = _by_code(status, codes, text, what) or _by_status(status, headers, what, now)
+    failure = _by_code(status, codes, text, what) or _by_google(error, what) or _by_status(status, headers, what, now)
+    if failure.code == "rate_limited" and failure.retry_after_s is None:
+        failure = replace(failure, retry_after_s=_retry_delay_s(error))
     if headers.get("x-should-retry") == "false":
         return Failure(failure.code, what, retryable=False, ambiguous=failure.ambiguous)
     return failure
@@ -75,11 +89,11 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, now: datetime
 
 def _by_code(status: int, codes: set[str], text: str, what: str) -> Failure | None:
     """What the body's own code settles, whatever the status."""
-    if status == 402 or codes & _QUOTA_CODES:
+    if status == 402 or codes & _QUOTA_CODES or (status == 400 and "credit balance is too low" in text):
         return Failure("insufficient_quota", what, retryable=False)
     if codes & _CONTEXT_CODES or status == 413 or (status in {400, 422} and _CONTEXT.search(text)):
         return Failure("context_length_exceeded", what, retryable=False)
-    if codes & _REFUSAL_CODES or (status == 403 and "moderation" in text):
+    if codes & _REFUSAL_CODES or (status == 403 and "moderation" in text) or "content filtering policy" in text:
         return Failure("refused", what, retryable=False, finish_reason="content_filter")
     if codes & _MODEL_CODES:
         return Failure("model_not_found", what, retryable=False)
@@ -106,6 +120,8 @@ def _inner_status(code: object, codes: set[str]) -> int:
     """The status that a provider put into the body of a 200; 500 when it put none."""
     if codes & _RATE_CODES:
         return 429
+    if known := next((_STATUS_OF_TYPE[one] for one in codes if one in _STATUS_OF_TYPE), None):
+        return known
     try:
         status = int(str(code))
     except ValueError:
@@ -113,11 +129,40 @@ def _inner_status(code: object, codes: set[str]) -> int:
     return status if 400 <= status < 600 else 500
 
 
+def _by_google(error: Mapping[str, Any], what: str) -> Failure | None:
+    """What only the details of Google's errors tell."""
+    details = _details(error)
+    if any(one.get("reason") == "API_KEY_INVALID" for one in details):
+        return Failure("unauthorized", what, retryable=False)
+    broken = [v for one in details if isinstance(one.get("violations"), list) for v in one["violations"]]
+    if any(isinstance(one, dict) and "PerDay" in str(one.get("quotaId")) for one in broken):
+        return Failure("insufficient_quota", what, retryable=False)
+    return None
+
+
+def _retry_delay_s(error: Mapping[str, Any]) -> float | None:
+    """The wait that Google asks for, which is in the body and in no header."""
+    delays = (_SECONDS.fullmatch(str(one.get("retryDelay"))) for one in _details(error))
+    return next((float(found[1]) for found in delays if found), None)
+
+
+def _details(error: Mapping[str, Any]) -> list[dict[str, Any]]:
+    details = error.get("details")
+    return [one for one in details if isinstance(one, dict)] if isinstance(details, list) else []
+
+
+def is_error(body: Mapping[str, Any]) -> bool:
+    """Whether a body, or an event of a stream, that came with status 200 is an error all the same."""
+    return bool(body.get("error")) or body.get("object") == "error" or body.get("type") == "error"
+
+
 def _error(body: bytes) -> dict[str, Any]:
     try:
         parsed = json.loads(body)
     except (ValueError, RecursionError):
         return {}
+    if isinstance(parsed, list) and parsed:
+        parsed = parsed[0]  # Google's errors come so where a stream was asked for
     if not isinstance(parsed, dict):
         return {}
     error = parsed.get("error", parsed)
@@ -132,4 +177,7 @@ def _describe(status: int, error: Mapping[str, Any]) -> str:
         for value in (error.get("code"), error.get("type"), error.get("param"))
         if isinstance(value, str) and len(value) <= _CODE_LENGTH and _CODE.fullmatch(value)
     ]
+    google = error.get("status")
+    if isinstance(google, str) and len(google) <= _CODE_LENGTH and _STATUS.fullmatch(google):
+        shown.append(google.lower())
     return f"HTTP {status}" + (f" ({', '.join(dict.fromkeys(shown))})" if shown else "")

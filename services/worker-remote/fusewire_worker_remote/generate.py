@@ -11,12 +11,14 @@ from typing import Any
 import structlog
 
 from fusewire.contracts import CallFailure, Candidate, Task, Usage
+from fusewire.pricing import UNKNOWN, Price, price
 from fusewire.settings import RemoteModel
+from fusewire.worker import Tell
 from fusewire_worker_remote.backoff import Backoff
 from fusewire_worker_remote.claim import Claim, claim
 from fusewire_worker_remote.errors import Failure
+from fusewire_worker_remote.hearing import Hearing
 from fusewire_worker_remote.ledger import MAX_UNKNOWN, Ledger
-from fusewire_worker_remote.pricing import UNKNOWN, Price, price
 from fusewire_worker_remote.providers import PROVIDERS, Reply
 from fusewire_worker_remote.transport import Transport
 
@@ -69,7 +71,7 @@ class RemoteGenerate:
         self._backoff = backoff
         self._transport = Transport()
 
-    async def generate(self, task: Task) -> Candidate:
+    async def generate(self, task: Task, tell: Tell | None = None) -> Candidate:
         """See `Generate.generate`."""
         if task.residency == "edge-only":
             log.error("remote.edge_only_refused", task_id=task.task_id, fusion_id=task.fusion_id)
@@ -83,13 +85,14 @@ class RemoteGenerate:
         if model.api_key_env and model.api_key is None:
             what = f"the environment variable {model.api_key_env} is not set"
             return self._uncalled(task, Failure("unauthorized", what, retryable=False))
-        return await self._in_slot(task, model)
+        is_heard = tell is not None and task.is_streamed and tell.is_heard
+        return await self._in_slot(task, model, tell if is_heard else None)
 
     async def aclose(self) -> None:
         """See `Generate.aclose`."""
         await self._transport.aclose()
 
-    async def _in_slot(self, task: Task, model: RemoteModel) -> Candidate:
+    async def _in_slot(self, task: Task, model: RemoteModel, tell: Tell | None) -> Candidate:
         slot = self._slots[task.model]
         try:
             async with asyncio.timeout(self._seconds_left(task)):
@@ -97,11 +100,11 @@ class RemoteGenerate:
         except TimeoutError:
             return self._uncalled(task, _LATE)
         try:
-            return await self._claimed(task, model)
+            return await self._claimed(task, model, tell)
         finally:
             slot.release()
 
-    async def _claimed(self, task: Task, model: RemoteModel) -> Candidate:
+    async def _claimed(self, task: Task, model: RemoteModel, tell: Tell | None) -> Candidate:
         taken = await claim(
             self._ledger,
             task.task_id,
@@ -116,13 +119,13 @@ class RemoteGenerate:
         held, may_call = taken
         if not may_call:
             return await self._settled(task, model, held, _LOST, Usage())
-        return await self._called(task, model, held)
+        return await self._called(task, model, held, tell)
 
-    async def _called(self, task: Task, model: RemoteModel, held: Claim) -> Candidate:
+    async def _called(self, task: Task, model: RemoteModel, held: Claim, tell: Tell | None) -> Candidate:
         """The retry loop, the only one there is."""
         spent = Usage()
         while True:
-            result = await held.during(self._call(task, model))
+            result = await held.during(self._call(task, model, tell))
             if isinstance(result, Reply):
                 return await self._settled(task, model, held, result, spent)
             log.warning(
@@ -140,17 +143,27 @@ class RemoteGenerate:
             await held.pause(ambiguous=result.ambiguous, wait_s=wait_s)
             await self._sleep(wait_s)
             await held.resend()
+            if tell is not None:
+                tell.restart()
 
-    async def _call(self, task: Task, model: RemoteModel) -> Reply | Failure:
+    async def _call(self, task: Task, model: RemoteModel, tell: Tell | None) -> Reply | Failure:
+        """One call. With `tell` it is streamed, if the server does that."""
         left_s = self._seconds_left(task)
         if left_s <= 0:
             return _LATE
         provider = PROVIDERS[model.provider]
-        result = await self._transport.post(provider.request(task, model), min(model.timeout_s, left_s))
+        request = provider.request(task, model, is_streamed=tell is not None)
+        if isinstance(request, Failure):
+            return request
+        hearing = Hearing(provider.assemble(self._clock()), tell, max_chars=MAX_ANSWER_BYTES) if tell else None
+        result = await self._transport.post(request, min(model.timeout_s, left_s), hearing)
         if isinstance(result, Failure):
             cut = result.code == "timeout" and left_s <= model.timeout_s
             return replace(result, code="deadline_exceeded", retryable=False) if cut else result
-        answer = provider.read(result, self._clock())
+        is_heard = hearing is not None and result.is_heard
+        answer = await hearing.result() if hearing and is_heard else provider.read(result, self._clock())
+        if tell and not is_heard and isinstance(answer, Reply) and answer.content:
+            await tell(answer.content)
         if isinstance(answer, Reply) and _is_too_large(answer):
             what = f"the answer exceeds {MAX_ANSWER_BYTES} bytes"
             return Failure("answer_too_large", what, retryable=False, billed=True, usage=answer.usage)

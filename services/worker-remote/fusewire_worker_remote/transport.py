@@ -1,6 +1,7 @@
-"""HTTP to providers: one session, and what each way to fail on the wire means."""
+"""HTTP to providers: sessions, and what each way to fail on the wire means."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 
 import aiohttp
@@ -11,7 +12,13 @@ from fusewire_worker_remote.providers.base import HttpRequest, HttpResponse
 MAX_BODY_BYTES = 2 * 1024 * 1024
 """Above this a response is not read on. An answer has to fit a bus message, which takes half of it."""
 
+MAX_STREAM_BYTES = 32 * MAX_BODY_BYTES
+"""The same for a stream, in which some hundred bytes stand around each token."""
+
 _CONNECT_S = 10.0
+
+Hear = Callable[[bytes], Awaitable[bool]]
+"""Takes the next bytes of a stream; whether they were the last that count."""
 
 
 class Transport:
@@ -19,15 +26,21 @@ class Transport:
 
     def __init__(self, max_body_bytes: int = MAX_BODY_BYTES) -> None:
         self._max_body_bytes = max_body_bytes
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
 
-    async def post(self, request: HttpRequest, timeout_s: float) -> HttpResponse | Failure:
-        """Send and read whole. Whatever goes wrong is a failure, which knows whether bytes had been sent."""
+    async def post(self, request: HttpRequest, timeout_s: float, hear: Hear | None = None) -> HttpResponse | Failure:
+        """Send and read. Whatever goes wrong is a failure, which knows whether bytes had been sent.
+
+        Args:
+            request: what to send.
+            timeout_s: for all of it.
+            hear: gets the body as it comes, if that is a stream of events; any other is read whole all the same.
+        """
         sent = SimpleNamespace(any=False)
         try:
             async with (
                 asyncio.timeout(timeout_s),
-                self._open().post(
+                self._open(is_streamed=hear is not None).post(
                     request.url,
                     data=request.body,
                     headers=request.headers,
@@ -35,46 +48,66 @@ class Transport:
                     trace_request_ctx=sent,
                 ) as response,
             ):
-                try:
-                    body = await self._read(response.content)
-                except aiohttp.ClientError:
-                    return truncated("the connection closed within the response")
-                if body is None:
-                    what = f"the response exceeds {self._max_body_bytes} bytes"
-                    return Failure("answer_too_large", what, retryable=False, billed=True)
-                headers = {name.lower(): value for name, value in response.headers.items()}
-                return HttpResponse(response.status, headers, body)
+                if hear is not None and response.ok and response.content_type == "text/event-stream":
+                    return await self._heard(response, hear)
+                return await self._whole(response)
         except (TimeoutError, aiohttp.ClientError, OSError) as exc:
             return _broken(exc, sent=sent.any, timeout_s=timeout_s)
 
     async def aclose(self) -> None:
         """Close every connection."""
-        if self._session is not None:
-            await self._session.close()
+        for session in self._sessions.values():
+            await session.close()
 
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
+    def _open(self, *, is_streamed: bool) -> aiohttp.ClientSession:
+        if is_streamed not in self._sessions:
             tracing = aiohttp.TraceConfig()
             tracing.on_request_headers_sent.append(_mark_sent)
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),  # each model has a limit of its own
+            # Each model has a limit of its own. llama.cpp's server closes the connection after each stream and does
+            # not say so; a call begun on it meanwhile fails just as one whose answer was lost, and may be paid for.
+            connector = aiohttp.TCPConnector(limit=0, force_close=is_streamed)
+            self._sessions[is_streamed] = aiohttp.ClientSession(
+                connector=connector,
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=False,
                 trace_configs=[tracing],
             )
-        return self._session
+        return self._sessions[is_streamed]
 
-    async def _read(self, content: aiohttp.StreamReader) -> bytes | None:
-        """The whole body, or None if it is too large."""
+    async def _whole(self, response: aiohttp.ClientResponse) -> HttpResponse | Failure:
         chunks: list[bytes] = []
         size = 0
-        async for chunk in content.iter_any():
-            size += len(chunk)
-            if size > self._max_body_bytes:
-                return None
-            chunks.append(chunk)
-        return b"".join(chunks)
+        try:
+            async for chunk in response.content.iter_any():
+                size += len(chunk)
+                if size > self._max_body_bytes:
+                    return _too_large(self._max_body_bytes)
+                chunks.append(chunk)
+        except aiohttp.ClientError:
+            return truncated("the connection closed within the response")
+        return HttpResponse(response.status, _headers(response), b"".join(chunks))
+
+    async def _heard(self, response: aiohttp.ClientResponse, hear: Hear) -> HttpResponse | Failure:
+        size = 0
+        try:
+            async for chunk in response.content.iter_any():
+                size += len(chunk)
+                if size > MAX_STREAM_BYTES:
+                    return _too_large(MAX_STREAM_BYTES)
+                if await hear(chunk):
+                    break
+        except aiohttp.ClientError:
+            return truncated("the connection closed within the stream")
+        return HttpResponse(response.status, _headers(response), b"", is_heard=True)
+
+
+def _headers(response: aiohttp.ClientResponse) -> dict[str, str]:
+    return {name.lower(): value for name, value in response.headers.items()}
+
+
+def _too_large(most: int) -> Failure:
+    return Failure("answer_too_large", f"the response exceeds {most} bytes", retryable=False, billed=True)
 
 
 async def _mark_sent(

@@ -31,8 +31,10 @@ from fusewire.contracts.prompt import (
     NAME,
     TOOL_NAME,
     Gold,
+    Image,
     Match,
     Message,
+    PresetName,
     Prompt,
     Recorded,
     Sampling,
@@ -41,6 +43,7 @@ from fusewire.contracts.prompt import (
 )
 from fusewire.contracts.round import Call, CallKind, Round
 from fusewire.contracts.task import Task
+from fusewire.contracts.token import Token
 
 __all__ = [
     "CONTROL",
@@ -63,6 +66,7 @@ __all__ = [
     "Gate",
     "Gold",
     "Guard",
+    "Image",
     "Match",
     "Message",
     "Mode",
@@ -72,6 +76,7 @@ __all__ = [
     "PlannedJudge",
     "PlannedMember",
     "Policy",
+    "PresetName",
     "Priority",
     "Prompt",
     "Recorded",
@@ -82,6 +87,7 @@ __all__ = [
     "Status",
     "Task",
     "Tier",
+    "Token",
     "Tool",
     "ToolCall",
     "Usage",

@@ -25,6 +25,7 @@ ErrorCode = Literal[
     "engine_failed",
     "answer_too_large",
     "poison",
+    "cancelled",
 ]
 
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import AwareDatetime
 
 from fusewire.contracts.base import Mode, Part, Tier, Wire
-from fusewire.contracts.candidate import Usage
+from fusewire.contracts.candidate import FinishReason, Usage
 from fusewire.contracts.prompt import ToolCall
 
 Status = Literal["fused", "voted", "single", "failed", "expired", "cancelled"]
@@ -68,6 +68,8 @@ class Answer(Part):
     tool_calls: tuple[ToolCall, ...] = ()
     """Like `content`."""
     error_code: str | None = None
+    finish_reason: FinishReason | None = None
+    """Why its last answer ended."""
     weight: float | None = None
     """What its voice counted."""
     agreed: bool | None = None

@@ -31,6 +31,16 @@ class Tool(Part):
     """A JSON Schema of the arguments."""
 
 
+class Image(Part):
+    """An image within a message."""
+
+    url: str
+    """`https://…` or `data:image/…;base64,…`. Fusewire fetches nothing: the provider does."""
+    detail: Literal["auto", "low", "high"] = "auto"
+    at: int = Field(default=0, ge=0)
+    """Before which character of the message's text it stands."""
+
+
 class Message(Part):
     """One turn of a conversation, in OpenAI's shape."""
 
@@ -41,6 +51,8 @@ class Message(Part):
     """What an assistant's turn asked for."""
     tool_call_id: str | None = None
     """The call that a tool's turn answers."""
+    images: tuple[Image, ...] = ()
+    """In the order of their places. Models without eyes are not asked."""
 
 
 class Sampling(Part):
@@ -84,6 +96,8 @@ class Recorded(Part):
     """What it cost then; the replay itself spends nothing on it."""
 
 
+PresetName = Literal["high", "budget", "fast"]
+
 Match = Literal["exact", "number", "choice", "json"]
 
 
@@ -110,6 +124,10 @@ class Prompt(Wire):
     tools: tuple[Tool, ...] = ()
     tool_choice: str = "auto"
     """`auto`, `none`, `required`, or the name of the one tool to call."""
+    members: tuple[str, ...] = ()
+    """Configured models that are asked in place of the pool's members, each as a member of its own name."""
+    preset: PresetName | None = None
+    """A set of rules that goes over the pool's own."""
     judge: str | None = None
     """A configured model that judges in place of the pool's judge or jury."""
     criteria: str | None = None
@@ -117,6 +135,10 @@ class Prompt(Wire):
     recorded: tuple[Recorded, ...] = ()
     """Answers that stand in for the pool's members, none of which is then called."""
     gold: Gold | None = None
+    is_streamed: bool = False
+    """Whether somebody reads the answer while it is being written."""
+    depth: int = Field(default=0, ge=0)
+    """How many Fusewires it has come through before this one."""
     is_complete: bool = False
     """Whether every member is asked and waited for: no gate, no early stop, no quorum."""
     residency: Residency

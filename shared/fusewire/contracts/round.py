@@ -22,6 +22,8 @@ class Call(Part):
     sampling: Sampling = Sampling()
     tools: tuple[Tool, ...] = ()
     tool_choice: str = "auto"
+    is_streamed: bool = False
+    """Whether its text is the outcome's, whatever comes, and may be shown while it is being written."""
 
 
 class Round(Wire):
@@ -37,6 +39,8 @@ class Round(Wire):
     residency: Residency
     priority: Priority
     seed: int
+    depth: int = Field(default=0, ge=0)
+    """The prompt's."""
     deadline_at: AwareDatetime
 
     @property

@@ -27,6 +27,10 @@ class Task(Wire):
     sampling: Sampling
     tools: tuple[Tool, ...] = ()
     tool_choice: str = "auto"
+    is_streamed: bool = False
+    """Whether the worker shall publish the text while it is being written."""
+    depth: int = Field(default=0, ge=0)
+    """The prompt's; a request to another Fusewire says one more."""
     residency: Residency
     priority: Priority
     deadline_at: AwareDatetime

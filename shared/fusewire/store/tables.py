@@ -1,4 +1,4 @@
-"""Tables. Ingest writes `prompts`, the judge everything else; others read, analysts through views only."""
+"""Tables. The judge writes results (`fusions` to `verdicts`), ingest `prompts`; analysts read views only."""
 
 from datetime import UTC, datetime
 
@@ -57,6 +57,8 @@ prompts = Table(
     Column("submitted_at", UtcDateTime, nullable=False),
     Column("deadline_at", UtcDateTime, nullable=False),
     Column("published_at", UtcDateTime),
+    Column("request_hash", String(64)),
+    Column("cancelled_at", UtcDateTime),
     Index("ix_prompts_batch", "tenant", "batch_id"),
     Index(
         "ix_prompts_unpublished",
@@ -65,6 +67,20 @@ prompts = Table(
         postgresql_where=text("published_at IS NULL"),
     ),
     Index("ix_prompts_deadline", "deadline_at"),
+    Index(
+        "ix_prompts_request",
+        "tenant",
+        "request_hash",
+        "submitted_at",
+        sqlite_where=text("request_hash IS NOT NULL"),
+        postgresql_where=text("request_hash IS NOT NULL"),
+    ),
+    Index(
+        "ix_prompts_cancelled",
+        "cancelled_at",
+        sqlite_where=text("cancelled_at IS NOT NULL"),
+        postgresql_where=text("cancelled_at IS NOT NULL"),
+    ),
 )
 
 fusions = Table(

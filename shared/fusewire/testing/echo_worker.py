@@ -1,6 +1,7 @@
 """An edge worker without a model, on the real bus: it is a fake, for tests only."""
 
 import json
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -10,7 +11,7 @@ from fusewire.service import App
 from fusewire.settings import Settings
 from fusewire.testing.factories import make_candidate
 from fusewire.testing.model_script import last_user_message, satisfying
-from fusewire.worker import Worker
+from fusewire.worker import Tell, Worker
 
 
 def echo(task: Task) -> str:
@@ -29,12 +30,16 @@ class Echo:
         self.tasks: list[Task] = []
         self._answer = answer
 
-    async def generate(self, task: Task) -> Candidate:
-        """See Generate."""
+    async def generate(self, task: Task, tell: Tell | None = None) -> Candidate:
+        """See Generate. It tells its answer word by word."""
         self.tasks.append(task)
         now = datetime.now(UTC)
+        answer = self._answer(task)
+        if tell:
+            for word in re.findall(r"\S+\s*|\s+", answer):
+                await tell(word)
         return make_candidate(
-            self._answer(task),
+            answer,
             task.call,
             task_id=task.task_id,
             fusion_id=task.fusion_id,

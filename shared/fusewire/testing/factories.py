@@ -47,7 +47,9 @@ class FakeClock:
         return self.now
 
 
-def make_prompt(text: str = "What is the capital of France?", **overrides: Any) -> Prompt:
+def make_prompt(
+    text: str = "What is the capital of France?", *, members: Iterable[str] = (), **overrides: Any
+) -> Prompt:
     """A prompt to the pool `default`, submitted at T0, due a minute later."""
     tenant, batch = overrides.get("tenant", "default"), overrides.get("batch_id")
     custom_id = overrides.get("custom_id", "one")
@@ -60,6 +62,7 @@ def make_prompt(text: str = "What is the capital of France?", **overrides: Any) 
         "pool": "default",
         "mode": "best-of",
         "messages": (Message(role="user", content=text),),
+        "members": tuple(members),
         "residency": "any",
         "priority": "normal",
         "seed": 7,
@@ -120,6 +123,7 @@ def make_task(prompt: Prompt | None = None, member: str = "a", **overrides: Any)
         "sampling": prompt.sampling,
         "tools": prompt.tools,
         "tool_choice": prompt.tool_choice,
+        "depth": prompt.depth,
         "residency": prompt.residency,
         "priority": prompt.priority,
         "deadline_at": prompt.deadline_at,
@@ -180,6 +184,7 @@ def make_round(prompt: Prompt | None = None, calls: Sequence[Call] | None = None
         "residency": prompt.residency,
         "priority": prompt.priority,
         "seed": prompt.seed,
+        "depth": prompt.depth,
         "deadline_at": prompt.deadline_at,
     }
     return Round(**{**fields, **overrides})

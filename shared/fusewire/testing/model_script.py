@@ -28,9 +28,10 @@ STATUS_FAULTS: dict[str, tuple[int, str, str]] = {
     "forbidden": (403, "permission_denied", "invalid_request_error"),
     "model_not_found": (404, "model_not_found", "invalid_request_error"),
     "gone": (410, "", "invalid_request_error"),
+    "too_large": (413, "", "invalid_request_error"),
     "redirect": (307, "", ""),
 }
-"""Faults that are an HTTP error: status, `error.code` and `error.type`."""
+"""Faults that are an HTTP error: status, `error.code` and `error.type`, as OpenAI has them."""
 
 FaultKind = Literal[
     "none",
@@ -48,11 +49,12 @@ FaultKind = Literal[
     "forbidden",
     "model_not_found",
     "gone",
+    "too_large",
     "redirect",
     "error_in_200",  # an error object in a response of status 200, as OpenRouter sends
     "hang",  # never answers
     "close",  # closes before answering
-    "truncate",  # closes within the body
+    "truncate",  # closes within the body, or after half of the tokens of a stream
     "drip",  # answers whole, over `seconds`
     "garbage",  # 200, and no JSON
     "no_finish_reason",
@@ -60,6 +62,10 @@ FaultKind = Literal[
     "content_filter",
     "empty",
     "huge",  # an answer of `bytes`
+    # Of streams, after `tokens`; to a request that wants none the same befalls the whole body.
+    "stream_close",  # closes
+    "stream_error",  # sends an error, in a response of status 200
+    "stream_hang",  # sends nothing more
 ]
 
 
@@ -79,6 +85,7 @@ class Fault(_Data):
     """Sent with an HTTP error, such as `retry-after`."""
     seconds: float = 1.0
     bytes: int = 4 * 1024 * 1024
+    tokens: int = 1
 
 
 class ScriptedCall(_Data):
@@ -105,6 +112,10 @@ class ModelScript(_Data):
     """The median, if `latency_sigma` is not 0."""
     latency_sigma: float = Field(default=0.0, ge=0)
     """Of a log-normal distribution, heavy-tailed from about 1; 0 gives each request the same latency."""
+    token_ms: float = Field(default=0.0, ge=0)
+    """Between the tokens of a stream; 0 sends them all at once."""
+    cached_tokens: int = Field(default=0, ge=0)
+    """Of each prompt's tokens, so many were in the provider's cache."""
     rules: tuple[Rule, ...] = ()
     """The first that matches answers, before anything below."""
     answer: str | None = None
@@ -145,6 +156,16 @@ class Model:
         self._random = random.Random(f"{script.seed}:{name}")
         self._arrived = 0
         self._rules = [(re.compile(rule.match), rule) for rule in script.rules]
+
+    @property
+    def token_s(self) -> float:
+        """Seconds between the tokens of a stream."""
+        return self._script.token_ms / 1000
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of a prompt that were in the cache."""
+        return self._script.cached_tokens
 
     def next_fault(self) -> Fault | None:
         """The fate of the next request; None answers it."""
@@ -212,9 +233,16 @@ def _with(value: Any, verdict: Mapping[str, str]) -> Any:
 def last_user_message(request: Mapping[str, Any]) -> str:
     """The text of a chat request's last user message; empty if it has none."""
     for message in reversed(request.get("messages") or []):
-        if message.get("role") == "user" and isinstance(message.get("content"), str):
-            return str(message["content"])
+        if message.get("role") == "user":
+            return text_of(message.get("content"))
     return ""
+
+
+def text_of(content: object) -> str:
+    """The text of a message's content, which is a text or a list of parts."""
+    if isinstance(content, list):
+        return "".join(str(part.get("text", "")) for part in content)
+    return content if isinstance(content, str) else ""
 
 
 def _schema(request: Mapping[str, Any]) -> dict[str, Any] | None:

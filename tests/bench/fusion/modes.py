@@ -75,7 +75,7 @@ def rows(pool: str, name: str, seed: str, start: int, stop: int) -> list[Row]:
                 any=any(question.claim(m) == 0 for m in world.members),
                 calls=played.calls.total(),
                 total_s=played.total_s,
-                closed_by=played.panel.closed_by if played.panel else "",
+                closed_by=(played.panel.closed_by if played.panel else None) or "",
                 guard=played.draft.guard or "",
             )
         )

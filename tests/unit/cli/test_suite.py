@@ -8,8 +8,9 @@ import pytest
 from fusewire.contracts import Gold
 from fusewire_cli.eval.suite import Question, read_replay, read_suite, slug
 from fusewire_ingest.admission import PoolRule
+from fusewire_ingest.naming import Names
 
-POOLS = {"default": PoolRule("best-of", "any", 60, 600, frozenset("j"))}
+POOLS = {"default": PoolRule("best-of", "any", 60, 600, Names.of({"j": None}))}
 GOOD = {"custom_id": "one", "prompt": "1 + 1?", "answer": "2", "match": "number"}
 SAID = {"custom_id": "one", "model": "m", "content": "A: 2"}
 

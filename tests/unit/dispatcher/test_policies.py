@@ -110,7 +110,7 @@ def test_an_edge_only_prompt_is_judged_by_the_jurors_that_may_see_it() -> None:
 
 
 def test_a_prompt_can_name_its_judge_and_its_criteria() -> None:
-    made, _ = planned(pool("tiny", jury=("claude", "mini")), judge="mini", criteria="brevity")
+    made, _ = planned(pool("tiny", "gpt", jury=("claude", "mini")), judge="mini", criteria="brevity")
 
     assert made.judge is not None
     assert (made.judge.model, made.jury, made.policy.criteria) == ("mini", (), "brevity")
@@ -177,7 +177,7 @@ def test_required_members_are_marked() -> None:
 
 
 def test_a_missing_writer_is_stood_in_for_by_a_juror() -> None:
-    spec = replace(pool("tiny", jury=("mini",)), judge="gone")
+    spec = replace(pool("tiny", "gpt", jury=("mini",)), judge="gone")
     made, _ = planned(spec)
 
     assert made.judge is not None

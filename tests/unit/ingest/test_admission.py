@@ -14,6 +14,7 @@ from fusewire import ids
 from fusewire.contracts import Message, Prompt
 from fusewire.testing.factories import T0
 from fusewire_ingest.admission import PoolRule, RefusedError, Submission, admit, body_hash, parse
+from fusewire_ingest.naming import Names
 
 LIMIT = 10_000
 POOLS = {
@@ -44,6 +45,22 @@ REFUSED = [
     ("no JSON", "Why?", "invalid_json", None, "column 1"),
     ("cut off", '{"prompt": "Why', "invalid_json", None, "column"),
     ("not UTF-8", b'{"prompt": "\xff"}', "invalid_json", None, "not valid JSON"),
+    (
+        "on its third line",
+        '{"prompt":\n "x",\n  temperature: 1}',
+        "invalid_json",
+        None,
+        "line 3, column 3: expecting property",
+    ),
+    ("two objects", '{"prompt": "x"} {}', "invalid_json", None, "column 17: extra data"),
+    ("where UTF-8 ends", b'{"prompt": "ab\xff"}', "invalid_json", None, "from byte 15 on"),
+    ("a surrogate in bytes", b'{"prompt": "\xed\xa0\xbd"}', "invalid_json", None, "not UTF-8 from byte 13"),
+    ("a surrogate in a text", '{"prompt": "\ud83d"}', "invalid_json", None, "surrogate"),
+    ("a byte order mark", b'\xef\xbb\xbf{"prompt": "x"}', "invalid_json", None, "without one"),
+    ("a mark in a text", '\ufeff{"prompt": "x"}', "invalid_json", None, "byte order mark"),
+    ("UTF-16", '{"prompt": "x"}'.encode("utf-16"), "invalid_json", None, "byte order mark"),
+    ("UTF-16 without a mark", '{"prompt": "x"}'.encode("utf-16-le"), "invalid_json", None, "not valid JSON"),
+    ("a line's end in a text", '{"prompt": "a\nb"}', "invalid_json", None, "column 14"),
     ("NaN", '{"prompt": "x", "temperature": NaN}', "invalid_json", None, "NaN is not valid JSON"),
     ("Infinity", '{"prompt": "x", "deadline_s": -Infinity}', "invalid_json", None, "-Infinity"),
     (
@@ -138,6 +155,12 @@ def test_whatever_depth_is_let_in_every_service_can_read(depth: int) -> None:
         assert Prompt.decode(prompt.encode()) == prompt
 
 
+def test_the_limit_of_depth() -> None:
+    assert parse(f'{{"prompt":"x","response_schema":{nested(63)}}}', LIMIT).response_schema
+    for body in (nested(64), nested(63, "[1]")):
+        assert "more than 64 deep" in refusal(f'{{"prompt":"x","response_schema":{body}}}').message
+
+
 @pytest.mark.parametrize("text", ["[" * 100_000, nested(2_000), '{"a":' * 5_000])
 def test_nesting_without_end_is_refused(text: str) -> None:
     with pytest.raises(RefusedError):
@@ -172,6 +195,61 @@ def test_a_refusal_never_repeats_the_prompt(text: str) -> None:
         with pytest.raises(RefusedError) as caught:
             parse(json.dumps(body), LIMIT)
         assert text not in caught.value.message
+
+
+@pytest.mark.parametrize("schema", [{"type": "objekt"}, {"$ref": "https://models.example/a.json"}])
+def test_a_schema_that_nothing_can_be_checked_against_is_refused(schema: dict[str, Any]) -> None:
+    assert refusal(json.dumps({"prompt": "x", "response_schema": schema})).param == "response_schema"
+
+
+@pytest.mark.parametrize("seed", [-(2**63), 2**63 - 1])
+def test_a_seed_has_64_bits(seed: int) -> None:
+    assert admitted({"seed": seed}).seed == seed
+    assert refusal(json.dumps({"prompt": "x", "seed": seed * 2})).param == "seed"
+
+
+NAMES = Names.of({"gpt": "vendor/gpt-5", "edge": None})
+NAMED = {"default": PoolRule("best-of", "any", 60, 86_400, NAMES)}
+
+
+def named(**body: Any) -> Prompt:
+    submission = parse(json.dumps({"prompt": "x", **body}), LIMIT)
+    return admit(submission, tenant="default", fallback_id="one", pools=NAMED, now=T0)
+
+
+def test_members_and_judge_are_configured_models_and_each_is_asked_once() -> None:
+    prompt = named(members=["vendor/gpt-5", "edge", "gpt"], judge="~gpt", preset="fast")
+    assert (prompt.members, prompt.judge, prompt.preset) == (("gpt", "edge"), "gpt", "fast")
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "param", "part"),
+    [
+        ({"members": ["gpt", "nobody"]}, "unknown_model", "members", "'nobody'"),
+        ({"judge": "nobody"}, "unknown_model", "judge", "nearest: "),
+        ({"members": ["gpt"] * 17}, "invalid_request", "members", "at most 16"),
+        ({"members": "gpt"}, "invalid_request", "members", "tuple"),
+        ({"preset": "cheap"}, "invalid_request", "preset", "'budget'"),
+        (
+            {"members": ["gpt"], "recorded": [{"member": "a", "model": "m"}]},
+            "invalid_request",
+            None,
+            "one or the other",
+        ),
+    ],
+)
+def test_models_are_refused(body: dict[str, Any], code: str, param: str | None, part: str) -> None:
+    with pytest.raises(RefusedError) as caught:
+        named(**body)
+    assert (caught.value.code, caught.value.param) == (code, param)
+    assert part in caught.value.message
+
+
+def test_a_refusal_moves_with_what_it_is_about() -> None:
+    moved = refusal('{"prompt":"x","temperature":9}').moved(lambda path: f"body.{path}")
+    assert moved.param == "body.temperature"
+    assert moved.message.startswith("'body.temperature': ")
+    assert refusal("[]").moved(lambda path: f"body.{path}").param is None
 
 
 RESIDENCY = [

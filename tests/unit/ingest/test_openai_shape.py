@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusewire.contracts import Message, Prompt, Tool, ToolCall
+from fusewire.contracts import Image, Message, Prompt, Tool, ToolCall
 from fusewire.testing.factories import T0
 from fusewire_ingest.admission import PoolRule, RefusedError, admit, body_hash, parse
 
@@ -246,3 +246,72 @@ def test_any_messages_and_tools_are_let_in_or_refused(given: list[Any], other: A
     for body in ({"messages": [USER, *given]}, {"tools": given, "tool_choice": other}):
         found = tried(body)
         assert isinstance(found, Prompt) or str(found).split(".")[0] in body
+
+
+PNG = "data:image/png;base64,aGk="
+WEB = "https://example.org/a.png"
+
+
+def parts(*given: Any, **turn: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": list(given), **turn}]}
+
+
+def text(value: Any) -> dict[str, Any]:
+    return {"type": "text", "text": value}
+
+
+def image(url: Any = WEB, **more: Any) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url, **more}}
+
+
+def test_images_stand_where_they_stood() -> None:
+    (message,) = admitted(parts(text("Ä "), image(), text("or"), image(PNG, detail="low"))).messages
+    assert message.content == "Ä or"
+    assert message.images == (Image(url=WEB, at=2), Image(url=PNG, detail="low", at=4))
+    (alone,) = admitted(parts(image())).messages
+    assert (alone.content, len(alone.images)) == ("", 1)
+
+
+def test_a_developers_message_is_the_systems() -> None:
+    said = {"messages": [{"role": "developer", "content": "Be brief."}, USER]}
+    assert [m.role for m in admitted(said).messages] == ["system", "user"]
+
+
+UNSUPPORTED_PARTS = [{"type": "input_audio", "input_audio": {}}, {"type": "file", "file": {}}, {"type": "refusal"}]
+
+
+@pytest.mark.parametrize("part", UNSUPPORTED_PARTS)
+def test_other_parts_are_refused_by_their_name(part: dict[str, Any]) -> None:
+    found = refusal(parts(text("x"), part))
+    assert (found.code, found.param) == ("unsupported_parameter", "messages.0.content.1")
+    assert f"parts of type '{part['type']}' are not supported" in found.message
+
+
+SECRET = "the-clients-own-words"
+WRONG_PARTS: list[tuple[dict[str, Any], str, str]] = [
+    # body, param, part of the message
+    (parts(text("x"), {"type": SECRET}), "messages.0.content.1", "parts of this type"),
+    (parts(SECRET), "messages.0.content.0", '{"type": "text"'),
+    (parts({"text": SECRET}), "messages.0.content.0", '{"type": "text"'),
+    (parts({"type": "text"}), "messages.0.content.0.text", "required"),
+    (parts(text({"x": SECRET})), "messages.0.content.0.text", "valid string"),
+    (parts(image(f"http://{SECRET}")), "messages.0.content.0.image_url.url", "it must be https://"),
+    (parts(image(f"data:image/tiff;base64,{SECRET}")), "messages.0.content.0.image_url.url", "it must be https://"),
+    (parts(image(PNG + "\n")), "messages.0.content.0.image_url.url", "it must be https://"),
+    (parts({"type": "image_url"}), "messages.0.content.0.image_url", "required"),
+    (parts({"type": "image_url", "image_url": WEB}), "messages.0.content.0.image_url", "must be an object"),
+    (parts(image(detail=SECRET)), "messages.0.content.0.image_url.detail", "'auto'"),
+    (parts(image(), role="system"), "messages.0.content", "only a user's message"),
+    (parts(*[image()] * 65), "messages.0.content", "65 images, the limit is 64"),
+    ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content", "a text, or a list"),
+    ({"messages": [{"role": "user", "content": {"x": SECRET}}]}, "messages.0.content", "a text, or a list"),
+    ({"messages": [SECRET]}, "messages.0", "must be an object"),
+]
+
+
+@pytest.mark.parametrize(("body", "param", "part"), WRONG_PARTS)
+def test_a_wrong_part_is_named_and_never_repeated(body: dict[str, Any], param: str, part: str) -> None:
+    found = refusal(body)
+    assert found.param == param
+    assert part in found.message
+    assert SECRET not in found.message

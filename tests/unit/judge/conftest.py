@@ -128,7 +128,7 @@ class Play:
         assert isinstance(decision, Decided), decision
         return decision
 
-    def closed_by(self) -> str:
+    def closed_by(self) -> str | None:
         panel = self.decided().panel
         assert panel is not None
         return panel.closed_by

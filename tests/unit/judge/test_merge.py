@@ -129,6 +129,48 @@ def test_without_a_guard_the_merge_is_returned_as_it_is(begin: Begin) -> None:
     assert (draft.status, draft.content, draft.guard, draft.verdicts) == ("fused", "Paris, since 1974.", None, ())
 
 
+STREAMED = [
+    # is it read along, is there a guard, is it shown
+    (True, False, True),
+    (True, True, False),
+    (False, False, False),
+]
+
+
+@pytest.mark.parametrize(("is_read", "guard", "is_shown"), STREAMED)
+def test_a_merge_is_shown_early_only_where_nothing_can_refuse_it(
+    begin: Begin, is_read: bool, guard: bool, is_shown: bool
+) -> None:
+    play = begin("merge", policy={"guard": guard}, prompt={"is_streamed": is_read}).says(**OPEN)
+    play.asks()
+    if guard:
+        play.judge_says("b")
+    play.analyses().asks()
+
+    (call,) = play.rounds[-1].calls
+    assert call.name == "write"
+    assert call.is_streamed is is_shown
+    assert not any(c.is_streamed for c in play.rounds[0].calls)
+
+
+@pytest.mark.parametrize(("is_read", "expected"), [(True, " Paris.\n"), (False, "Paris.")])
+def test_a_merge_that_was_shown_early_stands_to_the_last_blank(begin: Begin, is_read: bool, expected: str) -> None:
+    play = begin("merge", policy={"guard": False}, prompt={"is_streamed": is_read}).says(**OPEN)
+    play.asks()
+    play.analyses().asks()
+
+    assert play.replies(write=" Paris.\n").ends().content == expected
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_a_merge_of_blanks_has_failed_though_it_was_shown(begin: Begin, text: str) -> None:
+    play = begin("merge", policy={"guard": False}, prompt={"is_streamed": True}).says(**OPEN)
+    play.asks()
+    play.analyses().asks()
+
+    assert play.replies(write=text).ends().degraded == ("merge_failed:no_answer",)
+
+
 def test_the_writer_does_not_judge_its_merge_where_there_is_a_jury(begin: Begin, juror: Juror) -> None:
     writer = juror("w")
     play = written(begin, judge=writer, jury=(writer, juror("x"), juror("y")))
@@ -226,6 +268,16 @@ def test_a_merge_that_was_cut_says_so(begin: Begin) -> None:
     draft = play.say("write", "Paris is", 2, finish_reason="length").ends()
 
     assert (draft.status, draft.degraded) == ("fused", ("merge_cut_at_length",))
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+def test_fences_that_the_writer_copied_are_taken_out_though_they_were_shown(begin: Begin, is_read: bool) -> None:
+    play = begin("merge", policy={"guard": False}, prompt={"is_streamed": is_read}).says(**OPEN)
+    play.asks()
+    user = play.analyses().asks()["write"]
+    fence = user[user.index("[[") : user.index("]]") + 2]
+
+    assert play.replies(write=f"{fence}\nParis.\n").ends().content == "Paris."
 
 
 def test_fences_that_the_writer_copied_are_taken_out(begin: Begin) -> None:

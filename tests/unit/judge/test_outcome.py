@@ -13,8 +13,9 @@ from fusewire.store.queries import Standing, shown
 from fusewire.testing.factories import OPEN_ANSWERS as OPEN
 from fusewire.testing.factories import T0, make_candidate, make_member, make_plan, make_prompt, make_round
 from fusewire_judge import replay
-from fusewire_judge.fusion.case import Case, Decided, Draft, Heard, Panel, Said
-from fusewire_judge.outcome import build, cost, unplanned, usage
+from fusewire_judge.fusion.case import Ask, Case, Decided, Draft, Heard, Panel, Said
+from fusewire_judge.handlers import _round
+from fusewire_judge.outcome import build, cancelled, cancelled_unplanned, cost, unplanned, usage
 
 Begin = Callable[..., Any]
 NOW = T0 + timedelta(seconds=3)
@@ -266,3 +267,93 @@ def test_what_was_never_planned_expires() -> None:
     assert (outcome.status, outcome.is_degraded, outcome.degraded_reasons) == ("expired", True, ("never_planned",))
     assert (outcome.cost_usd, outcome.answers, outcome.latency_ms) == (0.0, (), 60_000)
     assert Outcome.decode(outcome.encode()) == outcome
+
+
+# -- why an answer ended ----------------------------------------------------------------------
+
+
+def test_an_answer_ends_as_the_candidate_that_it_shows(begin: Begin) -> None:
+    play = begin().says(c="!timeout").say("a", OPEN["a"], finish_reason="length").say("b", OPEN["b"])
+    play.asks()
+    outcome = play.judge_says("a").outcome()
+
+    assert [a.finish_reason for a in outcome.answers] == ["length", "stop", None]
+
+
+def test_after_a_debate_it_ends_as_the_last_word_did() -> None:
+    cut = make_candidate("{}", "b", round=1, finish_reason="length")
+    a, b, _ = built(heard=heard(*ANSWERS, cut, VERDICT)).answers
+
+    assert (a.finish_reason, b.finish_reason) == ("stop", "length")
+
+
+def test_a_failure_says_how_it_ended_too(begin: Begin) -> None:
+    play = begin(members="ab", judge=None).says(a="4").say("b", "!refused", finish_reason="content_filter")
+
+    assert [a.finish_reason for a in play.outcome().answers] == ["stop", "content_filter"]
+
+
+# -- cancelled --------------------------------------------------------------------------------
+
+
+def broken_off(play: Any, judged_s: float | None = None) -> Outcome:
+    since = None if judged_s is None else T0 + timedelta(seconds=judged_s)
+    return cancelled(play.case, NOW, judged_since=since)
+
+
+def test_a_cancelled_fusion_has_no_answer_but_those_that_came(begin: Begin) -> None:
+    outcome = broken_off(begin(prompt={"gold": Gold(answer="4", match="number")}).says(a="4", b="!timeout"))
+
+    assert (outcome.status, outcome.error, outcome.content, outcome.winner) == (
+        "cancelled", "cancelled by the client", None, None
+    )  # fmt: skip
+    assert (outcome.is_degraded, outcome.degraded_reasons) == (False, ())
+    assert [(a.member, a.status, a.finish_reason) for a in outcome.answers] == [
+        ("a", "ok", "stop"), ("b", "error", None), ("c", "missing", None)
+    ]  # fmt: skip
+    assert not any(a.is_winner for a in outcome.answers)
+    assert (outcome.cost_usd, outcome.usage.prompt_tokens) == (0.001, 10)
+    assert outcome.closed_by is None
+    # It is no evidence of who is right, or slow.
+    assert (outcome.answer_kind, outcome.accepted) == (None, None)
+
+
+def test_a_cancelled_fusion_counts_what_the_judge_was_paid(begin: Begin) -> None:
+    play = begin().says(**OPEN)
+    play.asks()
+    play.judge_says("a")
+    calls = len(play.verdict_calls())
+
+    outcome = broken_off(play, judged_s=1.5)
+
+    assert (outcome.status, outcome.rounds, outcome.judge_model) == ("cancelled", 1, "m-judge")
+    assert outcome.cost_usd == pytest.approx(0.001 * (3 + calls))
+    assert (outcome.judge_ms, outcome.panel_ms) == (1500, 1500)
+
+
+def test_a_cost_that_is_unknown_stays_so_when_it_is_cancelled(begin: Begin) -> None:
+    assert broken_off(begin().say("a", "4", cost_usd=None)).cost_usd is None
+
+
+def test_members_that_a_gate_held_back_were_not_asked(begin: Begin) -> None:
+    members = [make_member("a", tier="edge", samples=3), make_member("b", wave=1)]
+    outcome = broken_off(begin(members=members, policy={"gate": "edge-first"}).says(a="4"))
+
+    assert [a.status for a in outcome.answers] == ["ok", "unasked"]
+
+
+def test_one_that_was_never_planned_is_cancelled_all_the_same() -> None:
+    prompt = make_prompt(batch_id="b1")
+    outcome = cancelled_unplanned(prompt, NOW)
+
+    assert (outcome.status, outcome.is_degraded, outcome.error) == ("cancelled", False, "cancelled by the client")
+    assert (outcome.fusion_id, outcome.batch_id, outcome.custom_id) == (prompt.fusion_id, "b1", "one")
+    assert (outcome.answers, outcome.cost_usd, outcome.finished_at) == ((), 0.0, NOW)
+
+
+def test_a_round_is_as_deep_as_its_prompt(begin: Begin) -> None:
+    play = begin(prompt={"depth": 2}).says(**OPEN)
+    decision = play.decide()
+    assert isinstance(decision, Ask)
+
+    assert _round(play.case, decision).depth == 2

@@ -2,12 +2,13 @@
 
 import re
 import unicodedata
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusewire.contracts import Message
+from fusewire.contracts import Image, Message
 from fusewire.testing.factories import OPEN_ANSWERS, make_prompt
 from fusewire_judge.fusion.case import Said
 from fusewire_judge.fusion.wording import (
@@ -196,3 +197,33 @@ def test_a_member_s_own_system_prompt_leads_its_debate() -> None:
     assert found[0] == messages[0]
     assert [m.role for m in found] == ["system", "user"]
     assert SAID[0].content in found[1].content
+
+
+def pictured(text: str, *places: int) -> Message:
+    images = tuple(Image(url=f"https://example.org/{at}.png", at=at) for at in places)
+    return Message(role="user", content=text, images=images)
+
+
+PICTURES = [
+    (("What is this?", 13), "What is this?[image]"),
+    (("", 0), "[image]"),
+    (("From this to that.", 0, 10), "[image]From this [image]to that."),
+    (("Two at once: which?", 13, 13), "Two at once: [image][image]which?"),
+    (("Said too far.", 99), "Said too far.[image]"),
+    (("Out of order.", 3, 0), "[image]Out[image] of order."),
+]
+
+
+@pytest.mark.parametrize(("message", "expected"), PICTURES, ids=[expected for _, expected in PICTURES])
+def test_a_judge_is_told_where_images_stand(message: tuple[Any, ...], expected: str) -> None:
+    assert request(make_prompt(messages=(pictured(*message),))) == expected
+
+
+def test_images_of_a_conversation_stand_in_their_turns_and_are_never_sent_to_a_judge() -> None:
+    prompt = make_prompt(messages=(pictured("See: ", 5), Message(role="assistant", content="A cat."), pictured("?", 0)))
+    asked = verdict(prompt, lineup(SAID, 7, "verdict"), None)
+
+    assert request(prompt) == "user: See: [image]\n\nassistant: A cat.\n\nuser: [image]?"
+    assert request(prompt) in asked[-1].content
+    assert not any(m.images for m in asked)
+    assert "example.org" not in asked[-1].content

@@ -6,13 +6,14 @@ from typing import Any, cast
 
 import pytest
 from nats.aio.msg import Msg
+from nats.errors import ConnectionClosedError
 
 from fusewire.bus import Bus, Delivery
-from fusewire.contracts import Candidate, ContractError, Task, Tier
+from fusewire.contracts import Candidate, ContractError, Task, Tier, Token
 from fusewire.errors import Transient
 from fusewire.testing.factories import T0, FakeClock, make_candidate, make_prompt, make_task
 from fusewire.topology import MAX_DELIVERIES
-from fusewire.worker import MAX_CANDIDATE_BYTES, Worker, failed
+from fusewire.worker import MAX_CANDIDATE_BYTES, Tell, Worker, failed
 
 TASK = make_task()
 
@@ -43,7 +44,7 @@ class Stub:
     gives: Candidate | Exception
     calls: int = 0
 
-    async def generate(self, task: Task) -> Candidate:
+    async def generate(self, task: Task, tell: object = None) -> Candidate:
         self.calls += 1
         if isinstance(self.gives, Exception):
             raise self.gives
@@ -180,3 +181,102 @@ def test_a_failed_candidate_names_its_task() -> None:
 
     assert (candidate.task_id, candidate.call, candidate.member) == (TASK.task_id, "a", "a")
     assert (candidate.attempts, candidate.cost_usd, candidate.latency_ms) == (0, None, 0)
+
+
+# -- cancelled --------------------------------------------------------------------------------
+
+
+async def test_a_task_of_a_cancelled_fusion_is_not_tried() -> None:
+    stub, bus = Stub(make_candidate()), Published()
+    worker = Worker(cast("Bus", bus), stub, {}, tier="remote", clock=FakeClock())
+    other = make_task(make_prompt(custom_id="two"))
+    worker._cancelled.add(TASK.fusion_id)
+
+    await worker.handle(delivery())
+    await worker.handle(delivery(other))
+
+    cancelled, answered = bus.stored.values()
+    assert stub.calls == 1
+    assert answered.ok
+    assert cancelled.error is not None
+    assert (cancelled.error.code, cancelled.error.retryable) == ("cancelled", False)
+    assert (cancelled.attempts, cancelled.cost_usd, cancelled.content) == (0, 0.0, None)
+    assert (cancelled.task_id, cancelled.call) == (TASK.task_id, "a")
+
+
+async def test_whoever_generates_is_told_what_is_cancelled() -> None:
+    heard: list[str] = []
+    worker = Worker(
+        cast("Bus", Published()), Stub(make_candidate()), {}, tier="edge", clock=FakeClock(), on_cancel=heard.append
+    )
+
+    worker._cancelled.add("f1")
+
+    assert heard == ["f1"]
+
+
+# -- what is told while it is written ---------------------------------------------------------
+
+
+@dataclass
+class Listened:
+    """The core of a bus: what was published is kept, unless the server is gone."""
+
+    tokens: list[Token] = field(default_factory=list)
+    is_down: bool = False
+
+    @property
+    def client(self) -> "Listened":
+        return self
+
+    async def publish(self, subject: str, body: bytes) -> None:
+        if self.is_down:
+            raise ConnectionClosedError
+        assert subject == f"fw.token.{TASK.fusion_id}"
+        self.tokens.append(Token.decode(body))
+
+
+def told(**task: Any) -> tuple[Tell, Listened]:
+    bus = Listened()
+    return Tell(cast("Bus", bus), make_task(**{"is_streamed": True, **task})), bus
+
+
+async def test_pieces_say_where_they_stand() -> None:
+    tell, bus = told(round=2, call="write")
+
+    for text in ("Par", "", "is\x00", "."):
+        await tell(text)
+
+    assert [(t.offset, t.text, t.attempt) for t in bus.tokens] == [(0, "Par", 1), (3, "is\ufffd", 1), (6, ".", 1)]
+    assert {(t.fusion_id, t.round, t.call) for t in bus.tokens} == {(TASK.fusion_id, 2, "write")}
+
+
+async def test_a_call_that_is_made_again_begins_at_its_beginning() -> None:
+    tell, bus = told()
+
+    tell.restart()  # nothing was told: it is the first attempt yet
+    await tell("Par")
+    tell.restart()
+    await tell("Rome")
+
+    assert [(t.offset, t.text, t.attempt) for t in bus.tokens] == [(0, "Par", 1), (0, "Rome", 2)]
+
+
+async def test_nothing_is_told_where_nobody_reads_along() -> None:
+    tell, bus = told(is_streamed=False)
+
+    await tell("Paris.")
+
+    assert not tell.is_heard
+    assert told()[0].is_heard
+    assert bus.tokens == []
+
+
+async def test_a_piece_that_cannot_be_told_harms_nobody() -> None:
+    tell, bus = told()
+    bus.is_down = True
+    await tell("Par")
+    bus.is_down = False
+    await tell("is")
+
+    assert [(t.offset, t.text) for t in bus.tokens] == [(3, "is")]

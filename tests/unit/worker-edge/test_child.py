@@ -58,6 +58,21 @@ def test_it_says_that_it_is_ready_and_answers_in_order(child: Child) -> None:
     assert first["completion"]["completion_tokens"] == 5
 
 
+def test_the_pieces_of_a_streamed_request_come_before_its_answer_and_of_others_none(child: Child) -> None:
+    child.send(generate("a") + generate("b", is_streamed=True) + generate("c"))
+    assert child.receive()
+    frames: list[Frame] = []
+    while not frames or (frames[-1]["type"], frames[-1]["id"]) != ("done", "c"):
+        frame = child.receive()
+        assert frame is not None
+        frames.append(frame)
+
+    pieces = [f for f in frames if f["type"] == "piece"]
+    assert [f["id"] for f in frames] == ["a", *["b"] * len(pieces), "b", "c"]
+    assert len(pieces) > 1
+    assert "".join(f["text"] for f in pieces) == frames[0]["completion"]["text"] == frames[-1]["completion"]["text"]
+
+
 def test_a_cancel_overtakes_requests_that_wait_or_run(child: Child) -> None:
     assert child.receive()
     long = {"max_tokens": 4000}

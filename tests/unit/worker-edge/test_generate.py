@@ -2,18 +2,21 @@ import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from fusewire.contracts import Message, Sampling, Task
+from fusewire.contracts import Candidate, Message, Sampling, Task
 from fusewire.settings import EdgeModel
+from fusewire.worker import Tell
 from fusewire_worker_edge.engine.api import (
     Completion,
     EngineDiedError,
     EngineError,
     EngineUnusableError,
     GenerateRequest,
+    Hear,
+    RequestCancelledError,
     RequestRefusedError,
 )
 from fusewire_worker_edge.generate import EdgeGenerate
@@ -31,31 +34,43 @@ DONE = Completion(
 
 
 class FakeEngine:
-    """Answers with what it was given, in turn: a completion, an error to raise, or None to wait for ever."""
+    """Answers with what it was given, in turn: a completion, an error to raise, or None to wait for ever.
 
-    def __init__(self, *outcomes: Completion | EngineError | None) -> None:
+    Streamed, it says `says` piece by piece first, whatever comes of it.
+    """
+
+    def __init__(self, *outcomes: Completion | EngineError | None, says: tuple[str, ...] = ()) -> None:
         self.outcomes = list(outcomes)
+        self.says = says
         self.requests: list[GenerateRequest] = []
+        self.waits: dict[str, asyncio.Future[None]] = {}
         self.asked = asyncio.Event()
         self.given_up = 0
         self.closed = False
 
-    async def generate(self, request: GenerateRequest) -> Completion:
+    async def generate(self, request: GenerateRequest, hear: Hear | None = None) -> Completion:
         self.requests.append(request)
         self.asked.set()
+        assert request.is_streamed == (hear is not None)
+        for piece in self.says if hear else ():
+            assert hear
+            hear(piece)
         outcome = self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
         if isinstance(outcome, EngineError):
             raise outcome
         if outcome is None:
+            self.waits[request.id] = asyncio.get_running_loop().create_future()
             try:
-                await asyncio.Event().wait()
+                await self.waits[request.id]
             finally:
+                del self.waits[request.id]
                 self.given_up += 1
         assert outcome
         return outcome
 
     def cancel(self, request_id: str) -> None:
-        raise AssertionError("a task is cancelled by cancelling the wait for it")
+        if request_id in self.waits and not self.waits[request_id].done():
+            self.waits[request_id].set_exception(RequestCancelledError("cancelled"))
 
     async def aclose(self) -> None:
         self.closed = True
@@ -76,22 +91,24 @@ def service(engine: FakeEngine, **models: EdgeModel) -> EdgeGenerate:
 
 
 def make_task(sampling: Sampling | None = None, deadline_s: float = 60, **fields: Any) -> Task:
-    return Task(
-        task_id="f1-0-a",
-        fusion_id="f1",
-        round=0,
-        call="a",
-        kind="answer",
-        member="m",
-        tier="edge",
-        tenant="t",
-        messages=(Message(role="user", content="What is the capital of France?"),),
-        sampling=sampling or Sampling(),
-        residency="edge-only",
-        priority="normal",
-        deadline_at=NOW + timedelta(seconds=deadline_s),
-        **{"model": "small", **fields},
-    )
+    given: dict[str, Any] = {
+        "task_id": "f1-0-a",
+        "fusion_id": "f1",
+        "round": 0,
+        "call": "a",
+        "kind": "answer",
+        "member": "m",
+        "model": "small",
+        "tier": "edge",
+        "tenant": "t",
+        "messages": (Message(role="user", content="What is the capital of France?"),),
+        "sampling": sampling or Sampling(),
+        "residency": "edge-only",
+        "priority": "normal",
+        "deadline_at": NOW + timedelta(seconds=deadline_s),
+        **fields,
+    }
+    return Task(**given)
 
 
 async def test_an_answer_becomes_a_candidate() -> None:
@@ -243,6 +260,169 @@ async def test_a_task_is_answered_by_a_real_model(tiny_folder: Path) -> None:
     assert [c.usage.completion_tokens for c in candidates] == [4, 4]
     assert candidates[0].content == candidates[1].content
     assert candidates[0].finish_reason == "length"
+
+
+# -- cancelled --------------------------------------------------------------------------------
+
+
+async def begun(edge: EdgeGenerate, engine: FakeEngine, **task: Any) -> asyncio.Task[Candidate]:
+    """A call that waits for the engine."""
+    number = len(engine.waits)
+    call = asyncio.create_task(edge.generate(make_task(**task)))
+    while len(engine.waits) == number and not call.done():  # noqa: ASYNC110 - it announces nothing
+        await asyncio.sleep(0)
+    return call
+
+
+async def test_what_runs_for_a_cancelled_fusion_ends_and_says_so() -> None:
+    engine = FakeEngine(None)
+    edge = service(engine)
+    calls = [await begun(edge, engine, **task) for task in ({}, {"call": "a=2"}, {"fusion_id": "f2"})]
+
+    edge.cancel("f1")
+    edge.cancel("never heard of")
+    first, second = await asyncio.gather(*calls[:2])
+    await asyncio.sleep(0)
+
+    for candidate in (first, second):
+        assert candidate.error
+        assert (candidate.error.code, candidate.error.retryable) == ("cancelled", False)
+        assert (candidate.content, candidate.cost_usd, candidate.attempts) == (None, 0.0, 1)
+    assert (first.call, second.call) == ("a", "a=2")
+    assert not calls[2].done()
+    edge.cancel("f2")
+    assert (await calls[2]).error
+    assert edge._running == {}
+
+
+async def test_a_cancelled_call_is_not_tried_again_when_its_engine_dies() -> None:
+    engine = FakeEngine(None, DONE)
+    edge = service(engine)
+    call = await begun(edge, engine)
+    (waiting,) = engine.waits.values()
+    waiting.set_exception(EngineDiedError("ended with -9"))
+
+    edge.cancel("f1")  # the call does not know yet
+    candidate = await call
+
+    assert candidate.error
+    assert (candidate.error.code, candidate.attempts, len(engine.requests)) == ("cancelled", 1, 1)
+
+
+async def test_the_second_attempt_is_cancelled_too() -> None:
+    engine = FakeEngine(EngineDiedError("ended with -9"), None)
+    edge = service(engine)
+    call = asyncio.create_task(edge.generate(make_task()))
+    while not engine.waits and not call.done():  # noqa: ASYNC110 - it announces nothing
+        await asyncio.sleep(0)
+
+    edge.cancel("f1")
+    candidate = await call
+
+    assert candidate.error
+    assert (candidate.error.code, candidate.attempts) == ("cancelled", 2)
+
+
+async def test_a_real_model_stops_when_it_is_cancelled(tiny_folder: Path) -> None:
+    edge = EdgeGenerate({"small": edge_model(str(tiny_folder), threads=1)}, lambda: datetime.now(UTC))
+    deadline = {"deadline_at": datetime.now(UTC) + timedelta(minutes=5)}
+    tell = Told()
+    long = make_task(Sampling(max_tokens=4000)).model_copy(update=deadline)
+    try:
+        call = asyncio.create_task(edge.generate(long, cast("Tell", tell)))
+        await tell.first.wait()
+        edge.cancel("f1")
+        candidate = await call
+        after = await edge.generate(make_task(Sampling(max_tokens=4)).model_copy(update=deadline))
+    finally:
+        await edge.aclose()
+
+    assert candidate.error
+    assert (candidate.error.code, candidate.content) == ("cancelled", None)
+    assert 0 < len(tell.pieces) < 4000
+    assert after.ok
+
+
+# -- told while it is written -----------------------------------------------------------------
+
+
+class Told:
+    """Keeps what it is told; a restart is a bar."""
+
+    def __init__(self, *, is_heard: bool = True) -> None:
+        self.is_heard = is_heard
+        self.pieces: list[str] = []
+        self.first = asyncio.Event()
+
+    async def __call__(self, text: str) -> None:
+        await asyncio.sleep(0)
+        self.pieces.append(text)
+        self.first.set()
+
+    def restart(self) -> None:
+        self.pieces.append("|")
+
+
+async def told(engine: FakeEngine, *, is_heard: bool = True) -> tuple[list[str], Candidate]:
+    tell = Told(is_heard=is_heard)
+    candidate = await service(engine).generate(make_task(), cast("Tell", tell))
+    return tell.pieces, candidate
+
+
+async def test_an_answer_is_told_while_it_is_written() -> None:
+    pieces, candidate = await told(FakeEngine(DONE, says=("Par", "is", ".")))
+
+    assert pieces == ["Par", "is", "."]
+    assert candidate.content == "Paris."
+
+
+async def test_nothing_is_streamed_where_nobody_listens() -> None:
+    engine = FakeEngine(DONE, says=("Par", "is."))
+
+    assert (await told(engine, is_heard=False))[0] == []
+    assert (await service(engine).generate(make_task())).ok
+    assert [r.is_streamed for r in engine.requests] == [False, False]
+
+
+async def test_what_is_tried_again_is_told_anew() -> None:
+    pieces, candidate = await told(FakeEngine(EngineDiedError("ended with -9"), DONE, says=("Par", "is.")))
+
+    # All of the first attempt before the bar, or it would count as the second's.
+    assert pieces == ["Par", "is.", "|", "Par", "is."]
+    assert candidate.attempts == 2
+
+
+async def test_what_is_not_tried_again_is_not_begun_anew() -> None:
+    pieces, candidate = await told(FakeEngine(EngineError("no"), says=("Par",)))
+
+    assert pieces == ["Par"]
+    assert not candidate.ok
+
+
+async def test_the_deadline_ends_the_telling() -> None:
+    tell = Told()
+    edge = service(FakeEngine(None, says=("Par",)))
+
+    candidate = await edge.generate(make_task(deadline_s=0.05), cast("Tell", tell))
+
+    assert candidate.error
+    assert candidate.error.code == "deadline_exceeded"
+    assert tell.pieces == ["Par"]
+
+
+async def test_a_real_model_s_pieces_are_its_answer(tiny_folder: Path) -> None:
+    edge = EdgeGenerate({"small": edge_model(str(tiny_folder), threads=1)}, lambda: datetime.now(UTC))
+    task = make_task(Sampling(max_tokens=30)).model_copy(
+        update={"deadline_at": datetime.now(UTC) + timedelta(minutes=5)}
+    )
+    tell = Told()
+    try:
+        candidate = await edge.generate(task, cast("Tell", tell))
+    finally:
+        await edge.aclose()
+
+    assert "".join(tell.pieces) == candidate.content
+    assert len(tell.pieces) > 10
 
 
 def test_the_package_is_cheap_to_import() -> None:

@@ -168,3 +168,72 @@ def test_confidence_is_the_geometric_mean_of_the_chosen_tokens_probabilities(tin
     chosen = (p / p.sum(axis=-1, keepdims=True))[np.arange(len(ids)), ids]
 
     assert run(tiny_generator).confidence == pytest.approx(np.exp(np.log(chosen).mean()), rel=1e-4)
+
+
+def heard(generator: Generator, **fields: Any) -> tuple[list[str], Completion]:
+    pieces: list[str] = []
+    return pieces, generator.generate(request(**fields), never, pieces.append)
+
+
+def test_the_pieces_of_an_answer_are_its_text(tiny_generator: Generator) -> None:
+    pieces, completion = heard(tiny_generator)
+
+    assert len(pieces) > 10
+    assert all(pieces)
+    assert "".join(pieces) == completion.text == run(tiny_generator).text
+
+
+def test_the_first_piece_comes_with_the_first_token(tiny_generator: Generator) -> None:
+    """Each piece is given before the next step."""
+    steps_by_then: list[int] = []
+    steps = After(1000)
+    tiny_generator.generate(request(), steps, lambda _: steps_by_then.append(steps.asked))
+
+    assert steps_by_then[0] == 1
+    assert steps_by_then == sorted(set(steps_by_then))
+
+
+def test_no_piece_holds_what_a_stop_string_takes_back(tiny_generator: Generator) -> None:
+    whole = run(tiny_generator).text
+    stop = whole[4:9]
+    assert whole.index(stop) == 4
+    pieces, completion = heard(tiny_generator, stop=(stop,))
+
+    assert "".join(pieces) == completion.text == whole[:4]
+
+
+def test_what_began_like_a_stop_string_and_was_none_comes_in_the_end(tiny_generator: Generator) -> None:
+    whole = run(tiny_generator).text
+    # The text ends within it, and goes on otherwise within it.
+    stops = (whole[-3:] + "never", whole[4:8] + "\x01")
+    pieces, completion = heard(tiny_generator, stop=stops)
+
+    assert completion.finish_reason == "length"
+    assert "".join(pieces) == completion.text == whole
+    assert len(pieces[-1]) >= 3
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_pieces_are_whole_characters_and_of_any_text_its_text(tiny_generator: Generator, seed: int) -> None:
+    fields: dict[str, Any] = {"max_tokens": 60, "temperature": 5.0, "seed": seed, "stop": ("the", "\ufffd\ufffd")}
+    pieces, completion = heard(tiny_generator, **fields)
+
+    assert "".join(pieces) == completion.text == run(tiny_generator, **fields).text
+    assert "".join(pieces).encode().decode() == completion.text
+
+
+def test_under_a_schema_no_stop_string_holds_anything_back(tiny_generator: Generator) -> None:
+    fields: dict[str, Any] = {"max_tokens": 200, "temperature": 1.5, "stop": ('{"verdict":"yes or no',)}
+    pieces, completion = heard(tiny_generator, response_schema=SCHEMA, **fields)
+
+    assert "".join(pieces) == completion.text
+    assert pieces[0] == completion.text[: len(pieces[0])]
+    assert len(pieces[0]) < 5
+
+
+def test_a_cancelled_answer_is_told_no_further(tiny_generator: Generator) -> None:
+    pieces: list[str] = []
+    with pytest.raises(RequestCancelledError):
+        tiny_generator.generate(request(max_tokens=1000), After(5), pieces.append)
+
+    assert 0 < len(pieces) <= 5

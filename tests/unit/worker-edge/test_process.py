@@ -74,6 +74,26 @@ async def test_requests_are_answered_in_the_order_in_which_they_came(shared: Pro
     assert done == list("abcdef")
 
 
+async def test_a_streamed_request_is_heard_piece_by_piece(shared: ProcessEngine) -> None:
+    first: list[str] = []
+    second: list[str] = []
+    fields: dict[str, Any] = {"max_tokens": 12, "is_streamed": True}
+    one, other = await asyncio.gather(
+        shared.generate(request("a", **fields), first.append),
+        shared.generate(request("b", content="something else", **fields), second.append),
+    )
+
+    assert ("".join(first), "".join(second)) == (one.text, other.text)
+    assert min(len(first), len(second)) > 1
+    assert one.text != other.text
+
+
+async def test_pieces_that_nobody_hears_harm_nobody(shared: ProcessEngine) -> None:
+    assert (await shared.generate(request("a", is_streamed=True))).completion_tokens == 5
+    assert shared._child
+    assert shared._child._hearers == {}
+
+
 async def test_a_refusal_is_told_and_harms_nobody(shared: ProcessEngine) -> None:
     with pytest.raises(RequestRefusedError) as refused:
         await shared.generate(request("a", max_tokens=100_000))

@@ -80,3 +80,24 @@ def test_text_is_cut_before_the_first_stop_string(
             return
     assert expected is None
     assert stream.text == "hello world"
+
+
+BEGUN = [
+    ((), 0),
+    (("world!",), 5),
+    (("world",), 0),  # it is cut already, not begun
+    (("ldx", "dxyz"), 2),
+    (("d",), 0),
+    (("", "xyz"), 0),
+    (("dd",), 1),
+]
+
+
+@pytest.mark.parametrize(("stops", "expected"), BEGUN)
+def test_the_end_of_a_text_may_be_the_beginning_of_a_stop_string(
+    vocabulary: Vocabulary, stops: tuple[str, ...], expected: int
+) -> None:
+    stream = vocabulary.text_stream()
+    stream.text = "hello world"
+
+    assert stream.begun(stops) == expected

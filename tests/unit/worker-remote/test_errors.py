@@ -15,6 +15,22 @@ def openai(message: str = "", code: Any = None, kind: str | None = None) -> byte
     return json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}}).encode()
 
 
+def anthropic(kind: str, message: str = "no") -> bytes:
+    return json.dumps({"type": "error", "error": {"type": kind, "message": message}}).encode()
+
+
+def google(code: int, status: str, message: str = "no", *details: dict[str, Any]) -> bytes:
+    return json.dumps({"error": {"code": code, "status": status, "message": message, "details": details}}).encode()
+
+
+def mistral(message: Any, kind: str, code: str = "1000") -> bytes:
+    return json.dumps({"object": "error", "message": message, "type": kind, "param": None, "code": code}).encode()
+
+
+BAD_KEY = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}
+PER_DAY = {"violations": [{"quotaId": "GenerateRequestsPerDayPerProjectPerModel-FreeTier"}]}
+TOO_MANY = "The input token count (2) exceeds the maximum number of tokens allowed (1)."
+PROMPT_TOO_LONG = "Prompt contains 4 tokens, too large for model with 3 maximum context length"
 QUOTA = openai("You exceeded your current quota", "insufficient_quota", "insufficient_quota")
 VLLM = {"object": "error", "message": "This model's maximum context length is 4096 tokens.", "type": "BadRequestError"}
 CASES: list[tuple[int, bytes, str, bool, bool]] = [
@@ -54,6 +70,37 @@ CASES: list[tuple[int, bytes, str, bool, bool]] = [
     (200, openai("Upstream timed out", 504), "timeout", True, True),
     (200, openai("something", "odd"), "server_error", True, False),
     (200, b'{"error": "plain words"}', "server_error", True, False),
+    (529, anthropic("overloaded_error"), "server_error", True, False),
+    (429, anthropic("rate_limit_error"), "rate_limited", True, False),
+    (401, anthropic("authentication_error"), "unauthorized", False, False),
+    (403, anthropic("permission_error"), "unauthorized", False, False),
+    (404, anthropic("not_found_error"), "model_not_found", False, False),
+    (413, anthropic("request_too_large"), "context_length_exceeded", False, False),
+    (504, anthropic("timeout_error"), "timeout", True, True),
+    (400, anthropic("invalid_request_error", "Your credit balance is too low"), "insufficient_quota", False, False),
+    (400, anthropic("invalid_request_error", "Blocked by content filtering policy"), "refused", False, False),
+    # In a stream that had begun with 200:
+    (200, anthropic("overloaded_error"), "server_error", True, False),
+    (200, anthropic("api_error"), "server_error", True, False),
+    (200, anthropic("rate_limit_error"), "rate_limited", True, False),
+    (200, anthropic("timeout_error"), "timeout", True, True),
+    (200, anthropic("billing_error"), "insufficient_quota", False, False),
+    (200, google(503, "UNAVAILABLE"), "server_error", True, False),
+    (429, google(429, "RESOURCE_EXHAUSTED"), "rate_limited", True, False),
+    (429, google(429, "RESOURCE_EXHAUSTED", "no", PER_DAY), "insufficient_quota", False, False),
+    (400, google(400, "INVALID_ARGUMENT"), "bad_request", False, False),
+    (400, google(400, "INVALID_ARGUMENT", "no", BAD_KEY), "unauthorized", False, False),
+    (400, google(400, "INVALID_ARGUMENT", TOO_MANY), "context_length_exceeded", False, False),
+    (400, google(400, "FAILED_PRECONDITION"), "bad_request", False, False),
+    (403, google(403, "PERMISSION_DENIED"), "unauthorized", False, False),
+    (404, google(404, "NOT_FOUND"), "model_not_found", False, False),
+    (500, google(500, "INTERNAL"), "server_error", True, False),
+    (504, google(504, "DEADLINE_EXCEEDED"), "timeout", True, True),
+    (429, mistral("Requests rate limit exceeded", "rate_limited", "1300"), "rate_limited", True, False),
+    (429, mistral("Capacity exceeded", "service_tier_capacity_exceeded", "3505"), "rate_limited", True, False),
+    (400, mistral(PROMPT_TOO_LONG, "invalid_request_error", "3051"), "context_length_exceeded", False, False),
+    (422, mistral({"detail": [{"msg": "Extra inputs"}]}, "invalid_request_error"), "bad_request", False, False),
+    (401, b'{"detail": "Unauthorized"}', "unauthorized", False, False),
 ]
 
 
@@ -67,6 +114,19 @@ def test_each_failure_has_its_class(status: int, body: bytes, code: str, retryab
 def test_a_rate_limit_carries_the_wait_that_is_asked_for() -> None:
     assert classify(429, {"retry-after": "12"}, b"", NOW).retry_after_s == 12
     assert classify(503, {"retry-after": "3"}, b"", NOW).retry_after_s == 3
+
+
+def test_googles_wait_is_in_the_body() -> None:
+    retry = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "34.5s"}
+    body = google(429, "RESOURCE_EXHAUSTED", "no", retry)
+    assert classify(429, {}, body, NOW).retry_after_s == 34.5
+    assert classify(429, {"retry-after": "3"}, body, NOW).retry_after_s == 3
+    assert classify(429, {}, b"[" + body + b"]", NOW).retry_after_s == 34.5
+    assert classify(429, {}, google(429, "X", "no", {**retry, "retryDelay": "soon"}), NOW).retry_after_s is None
+
+
+def test_googles_word_for_it_is_named() -> None:
+    assert classify(429, {}, google(429, "RESOURCE_EXHAUSTED"), NOW).message == "HTTP 429 (resource_exhausted)"
 
 
 def test_a_provider_that_says_not_to_retry_is_believed() -> None:
@@ -98,7 +158,9 @@ def test_a_message_never_repeats_what_the_provider_wrote() -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["error", "code", "type"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["error", "code", "type", "details"]), inner)
+    ),
     max_leaves=8,
 )
 

@@ -59,7 +59,12 @@ def test_a_plain_task_asks_for_the_messages_and_nothing_more(monkeypatch: pytest
 
 
 def test_sampling_is_mapped() -> None:
-    schema = {"type": "object", "properties": {"best": {"enum": ["A", "B"]}}}
+    schema = {
+        "type": "object",
+        "properties": {"best": {"enum": ["A", "B"]}},
+        "required": ["best"],
+        "additionalProperties": False,
+    }
     wanted = task(max_tokens=9, temperature=0.0, top_p=0.5, seed=7, stop=("END",), response_schema=schema)
     body = json.loads(OpenAI().request(wanted, MODEL).body)
     assert {k: v for k, v in body.items() if k not in {"model", "messages"}} == {

@@ -78,7 +78,8 @@ class Panel:
     flaws: Mapping[str, str]
     """By member: why what it said is no answer."""
     kind: AnswerKind
-    closed_by: ClosedBy
+    closed_by: ClosedBy | None
+    """None where it was broken off."""
 
 
 @dataclass(frozen=True)

@@ -117,10 +117,15 @@ def _written(case: Case, writer: PlannedJudge, said: Sequence[Said]) -> Generato
         model=writer.model,
         messages=write(case.prompt, shown, json.dumps(value) if value else None),
         sampling=_without_chance(case.prompt.sampling),
+        # A guard may yet refuse it.
+        is_streamed=case.prompt.is_streamed and not case.plan.policy.guard,
     )
     replies = yield (call,)
     reply = replies.get("write")
-    text = shown.without_fences(reply.content or "") if reply and reply.ok else ""
+    written = (reply.content or "") if reply and reply.ok else ""
+    text = shown.without_fences(written)
+    if text and call.is_streamed and shown.fence not in written:
+        text = written  # it has been read as it stands
     if reply is None or not text:
         degraded = (*degraded, f"merge_failed:{reply.error.code if reply and reply.error else 'no_answer'}")
     elif reply.finish_reason == "length":

@@ -47,6 +47,12 @@ def convene(case: Case, now: datetime) -> Panel | Wait | Ask:
     return Wait(min([closed, *(at for at, _ in due)]))
 
 
+def broken_off(case: Case) -> Panel:
+    """The panel of a fusion that is cancelled: what there is of it."""
+    asked, _ = _asked(case)
+    return _close(case, asked, _voices(case), None)
+
+
 def _voices(case: Case) -> dict[str, list[Heard]]:
     widened = len(case.panel_rounds)
     found: dict[str, list[Heard]] = {m.name: [] for m in case.plan.members}
@@ -169,7 +175,7 @@ def _hedges_due(case: Case, asked: Sequence[PlannedMember], voices: Voices) -> l
     ]
 
 
-def _close(case: Case, asked: Sequence[PlannedMember], voices: Voices, closed_by: ClosedBy) -> Panel:
+def _close(case: Case, asked: Sequence[PlannedMember], voices: Voices, closed_by: ClosedBy | None) -> Panel:
     said, flaws, kind = _said(case, asked, voices)
     return Panel(
         said=said,

@@ -138,10 +138,17 @@ def control(seed: int, turn: str, share: float) -> tuple[str, str] | None:
 
 
 def request(prompt: Prompt) -> str:
-    """The conversation that was submitted, as one text."""
+    """The conversation that was submitted, as one text: `[image]` stands for each image."""
     if len(prompt.messages) == 1:
-        return prompt.messages[0].content
-    return "\n\n".join(f"{m.role}: {m.content}" for m in prompt.messages)
+        return _text(prompt.messages[0])
+    return "\n\n".join(f"{m.role}: {_text(m)}" for m in prompt.messages)
+
+
+def _text(message: Message) -> str:
+    text = message.content
+    for image in sorted(message.images, key=lambda one: one.at, reverse=True):
+        text = f"{text[: image.at]}[image]{text[image.at :]}"
+    return text
 
 
 def _messages(system: str, user: str) -> tuple[Message, ...]:

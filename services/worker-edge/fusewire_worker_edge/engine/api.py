@@ -1,5 +1,6 @@
 """The interface of an engine: what is asked of it, what it answers, and how it fails."""
 
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -26,6 +27,8 @@ class GenerateRequest(_Part):
     """The answer ends before the first of these; not looked at where a schema rules the answer."""
     response_schema: dict[str, Any] | None = None
     """A JSON Schema: an answer that finishes with `stop` is a JSON document that it accepts."""
+    is_streamed: bool = False
+    """Whether its text is wanted while it is being generated."""
 
 
 class Completion(_Part):
@@ -67,11 +70,20 @@ class RequestRefusedError(EngineError):
         super().__init__(message)
 
 
+Hear = Callable[[str], None]
+"""Is given the answer's text piece by piece. Nothing is taken back: together the pieces of an answer that comes to
+its end are its text."""
+
+
 class Engine(Protocol):
     """A model that answers requests in the order in which they come."""
 
-    async def generate(self, request: GenerateRequest) -> Completion:
+    async def generate(self, request: GenerateRequest, hear: Hear | None = None) -> Completion:
         """Answer one request. Cancelling the awaiting task cancels the request.
+
+        Args:
+            request: what to answer.
+            hear: given the pieces, all of them before this returns, if the request is streamed.
 
         Raises:
             EngineError: one of its kinds, above.

@@ -1,7 +1,8 @@
 """The process that holds one model: `python -m fusewire_worker_edge.engine.child FOLDER [--threads N]`.
 
 Frames on standard input: `generate` with a request, `cancel` with an id. Frames on standard output:
-first `ready` or `unusable`, then for each request `done`, `refused`, `cancelled` or `failed`.
+first `ready` or `unusable`, then for each request `done`, `refused`, `cancelled` or `failed`, and
+before it any number of `piece` if the request is streamed.
 It ends when its input does, so that it never outlives whoever started it.
 """
 
@@ -12,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -91,10 +93,16 @@ def load(folder: Path, threads: int | None) -> Generator:
     return generator
 
 
-def answer(generator: Generator, request: GenerateRequest, inbox: Inbox) -> Frame:
-    """The frame that answers one request."""
+def answer(generator: Generator, request: GenerateRequest, inbox: Inbox, send: Callable[[Frame], None]) -> Frame:
+    """The frame that answers one request; the pieces of a streamed one are sent before it."""
+
+    def hear(text: str) -> None:
+        send({"type": "piece", "id": request.id, "text": text})
+
     try:
-        completion = generator.generate(request, lambda: inbox.is_cancelled(request.id))
+        completion = generator.generate(
+            request, lambda: inbox.is_cancelled(request.id), hear if request.is_streamed else None
+        )
     except RequestCancelledError:
         return {"type": "cancelled", "id": request.id}
     except RequestRefusedError as exc:
@@ -136,7 +144,7 @@ def main() -> int:
     send({"type": "ready", "model": generator.manifest.name, "load_s": load_s, "onnxruntime": onnxruntime.__version__})
     while True:
         request = inbox.next()
-        frame = answer(generator, request, inbox)
+        frame = answer(generator, request, inbox, send)
         inbox.done(request.id)
         send(frame)
 

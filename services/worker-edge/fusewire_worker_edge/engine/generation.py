@@ -9,7 +9,13 @@ from typing import Literal
 import numpy as np
 
 from fusewire.contracts import Message
-from fusewire_worker_edge.engine.api import Completion, GenerateRequest, RequestCancelledError, RequestRefusedError
+from fusewire_worker_edge.engine.api import (
+    Completion,
+    GenerateRequest,
+    Hear,
+    RequestCancelledError,
+    RequestRefusedError,
+)
 from fusewire_worker_edge.engine.constraint import Constraint, Grammars
 from fusewire_worker_edge.engine.model import CHUNK, OnnxModel
 from fusewire_worker_edge.engine.sampling import Floats, choose, generator, log_probability, masked
@@ -34,6 +40,7 @@ class Answer:
         self._random = generator(request.seed)
         self._log_probability = 0.0
         self._chosen = 0
+        self._given = 0
         self.tokens = 0
         self.finish_reason: Literal["stop", "length"] | None = None
 
@@ -46,6 +53,14 @@ class Answer:
     def confidence(self) -> float:
         """Geometric mean of the probabilities of the tokens chosen so far, the end token included."""
         return math.exp(self._log_probability / self._chosen) if self._chosen else 0.0
+
+    def piece(self) -> str:
+        """The text since the last piece that stands for good: nothing that a stop string may yet take back."""
+        stops = () if self._constraint or self.finish_reason else self._request.stop
+        stands = len(self.text) - self._stream.begun(stops)
+        piece = self.text[self._given : stands]
+        self._given = stands
+        return piece
 
     def take(self, logits: Floats) -> int:
         """Choose the next token, [vocabulary] -> id, and append it. Sets `finish_reason` when it was the last."""
@@ -89,8 +104,8 @@ class Generator:
         self._grammars = Grammars(self.vocabulary.tokenizer_json, manifest.vocab_size, manifest.end_tokens)
         self._slot = self._model.new_slot()
 
-    def generate(self, request: GenerateRequest, cancelled: Callable[[], bool]) -> Completion:
-        """Answer one request; `cancelled` is asked before every step.
+    def generate(self, request: GenerateRequest, cancelled: Callable[[], bool], hear: Hear | None = None) -> Completion:
+        """Answer one request; `cancelled` is asked before every step, `hear` given the text as it comes.
 
         Raises:
             RequestRefusedError: the prompt and the longest answer do not fit the context together, or the
@@ -108,8 +123,10 @@ class Generator:
         logits = self._advance(prompt, cancelled)
         prefilled = time.perf_counter()
         token = answer.take(logits[-1])
+        _tell(answer, hear)
         while answer.finish_reason is None:
             token = answer.take(self._advance([token], cancelled)[-1])
+            _tell(answer, hear)
         return Completion(
             text=answer.text,
             finish_reason=answer.finish_reason,
@@ -162,3 +179,8 @@ class Generator:
                 f"the prompt has {prompt_tokens} tokens and the answer may have {max_tokens};"
                 f" together they exceed the model's context of {context}",
             )
+
+
+def _tell(answer: Answer, hear: Hear | None) -> None:
+    if hear and (piece := answer.piece()):
+        hear(piece)

@@ -14,6 +14,7 @@ from fusewire_worker_edge.engine.api import (
     EngineError,
     EngineUnusableError,
     GenerateRequest,
+    Hear,
     RequestCancelledError,
     RequestRefusedError,
 )
@@ -44,6 +45,7 @@ class _Child:
         self._stdin = process.stdin
         self._stdout = process.stdout
         self._replies: dict[str, asyncio.Future[Completion]] = {}
+        self._hearers: dict[str, Hear] = {}
 
     @property
     def alive(self) -> bool:
@@ -69,7 +71,7 @@ class _Child:
             raise EngineUnusableError(frame["message"])
         raise EngineDiedError("the engine's process ended while it loaded the model")
 
-    def submit(self, request: GenerateRequest) -> asyncio.Future[Completion]:
+    def submit(self, request: GenerateRequest, hear: Hear | None) -> asyncio.Future[Completion]:
         """Send a request; its reply is settled by `listen`.
 
         Raises:
@@ -82,6 +84,9 @@ class _Child:
         reply.add_done_callback(lambda r: r.cancelled() or r.exception())
         self._send({"type": "generate", "request": request.model_dump(mode="json")})
         self._replies[request.id] = reply
+        if hear:
+            self._hearers[request.id] = hear
+            reply.add_done_callback(lambda _: self._hearers.pop(request.id, None))
         return reply
 
     def cancel(self, request_id: str) -> None:
@@ -97,7 +102,10 @@ class _Child:
         """Settle replies until the process ends; those still open then fail with `EngineDiedError`."""
         try:
             while (frame := await read_async(self._stdout)) is not None:
-                self._settle(frame)
+                if frame["type"] != "piece":
+                    self._settle(frame)
+                elif hear := self._hearers.get(frame["id"]):
+                    hear(frame["text"])
         except FrameError as exc:
             log.warning("edge.engine_garbled", pid=self.process.pid, reason=str(exc))
         finally:
@@ -170,9 +178,9 @@ class ProcessEngine:
         """The process that holds the model, if there is one."""
         return self._child.process.pid if self._child and self._child.alive else None
 
-    async def generate(self, request: GenerateRequest) -> Completion:
+    async def generate(self, request: GenerateRequest, hear: Hear | None = None) -> Completion:
         """Answer one request; see `Engine.generate`."""
-        task = asyncio.create_task(self._generate(request))
+        task = asyncio.create_task(self._generate(request, hear))
         self._under_way[request.id] = task
         try:
             return await task
@@ -201,11 +209,11 @@ class ProcessEngine:
         if self._listener:
             await self._listener
 
-    async def _generate(self, request: GenerateRequest) -> Completion:
+    async def _generate(self, request: GenerateRequest, hear: Hear | None) -> Completion:
         await self._slots.acquire()
         try:
             child = await self._ready()
-            reply = child.submit(request)
+            reply = child.submit(request, hear)
         except BaseException:
             self._slots.release()
             raise

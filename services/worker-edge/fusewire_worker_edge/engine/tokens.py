@@ -103,3 +103,7 @@ class TextStream:
         if found:
             self.text = self.text[: min(found)]
         return bool(found)
+
+    def begun(self, stops: Sequence[str]) -> int:
+        """How many characters at the end of the text may be the beginning of a stop string."""
+        return max((n for s in stops for n in range(1, len(s)) if self.text.endswith(s[:n])), default=0)

@@ -1,9 +1,28 @@
 """The protocols that hosted models speak, one file each."""
 
-from fusewire_worker_remote.providers.base import HttpRequest, HttpResponse, Provider, Reply
+from fusewire_worker_remote.providers.anthropic import Anthropic
+from fusewire_worker_remote.providers.base import Assembly, HttpRequest, HttpResponse, Provider, Reply
+from fusewire_worker_remote.providers.gemini import Gemini
+from fusewire_worker_remote.providers.mistral import Mistral
 from fusewire_worker_remote.providers.openai import OpenAI
 
-PROVIDERS: dict[str, Provider] = {"openai": OpenAI()}
+PROVIDERS: dict[str, Provider] = {
+    "openai": OpenAI(),
+    "anthropic": Anthropic(),
+    "gemini": Gemini(),
+    "mistral": Mistral(),
+}
 """By the name that `[models.<name>] provider` gives."""
 
-__all__ = ["PROVIDERS", "HttpRequest", "HttpResponse", "OpenAI", "Provider", "Reply"]
+__all__ = [
+    "PROVIDERS",
+    "Anthropic",
+    "Assembly",
+    "Gemini",
+    "HttpRequest",
+    "HttpResponse",
+    "Mistral",
+    "OpenAI",
+    "Provider",
+    "Reply",
+]

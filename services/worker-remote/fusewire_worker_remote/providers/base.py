@@ -1,13 +1,18 @@
 """What a provider's protocol has to say: how a task is asked, and how a response is read. No IO."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 from fusewire.contracts import FinishReason, Task, ToolCall, Usage
 from fusewire.settings import RemoteModel
 from fusewire_worker_remote.errors import Failure
+from fusewire_worker_remote.sse import Event
+
+DEPTH_HEADER = "x-fusewire-depth"
+"""How many Fusewires a request has come through, so that one that asks itself is found out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +26,14 @@ class HttpRequest:
 
 @dataclass(frozen=True, slots=True)
 class HttpResponse:
-    """A whole response; header names in lower case."""
+    """A response; header names in lower case."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes = field(repr=False)
+    """Whole; empty where `is_heard`."""
+    is_heard: bool = False
+    """Whether the body was a stream, and was handed on while it came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +46,66 @@ class Reply:
     tool_calls: tuple[ToolCall, ...] = field(default=(), repr=False)
 
 
+class Assembly(Protocol):
+    """A streamed answer in the making."""
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether nothing that may still come counts."""
+        ...
+
+    def add(self, event: Event) -> str:
+        """Take the next event; return the text that it adds to the answer."""
+        ...
+
+    def result(self) -> Reply | Failure:
+        """What the stream, now at its end, came to: just what the whole body would have."""
+        ...
+
+
 class Provider(Protocol):
     """One file per protocol implements this."""
 
-    def request(self, task: Task, model: RemoteModel) -> HttpRequest:
-        """Ask for one whole answer, not streamed. The key is read here, at call time."""
+    def request(self, task: Task, model: RemoteModel, *, is_streamed: bool = False) -> HttpRequest | Failure:
+        """Ask for an answer. The key is read here, at call time.
+
+        Returns:
+            A failure where the protocol has no way to say what the task holds.
+        """
         ...
 
     def read(self, response: HttpResponse, now: datetime) -> Reply | Failure:
-        """Tell an answer from a failure, whatever the bytes are."""
+        """Tell an answer that came whole from a failure, whatever the bytes are."""
         ...
+
+    def assemble(self, now: datetime) -> Assembly:
+        """Begin to put a streamed answer together."""
+        ...
+
+
+def request(
+    task: Task, model: RemoteModel, path: str, key_headers: Mapping[str, str], payload: Mapping[str, Any]
+) -> HttpRequest:
+    """The POST with what every protocol's requests have in common.
+
+    The task's id is the idempotency key, where a server knows such a thing.
+    """
+    headers = {
+        "Content-Type": "application/json",
+        "Idempotency-Key": task.task_id,
+        DEPTH_HEADER: str(task.depth + 1),
+        **key_headers,
+    }
+    body = json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode()
+    return HttpRequest(f"{model.base_url.rstrip('/')}/{path}", headers, body)
+
+
+def key_of(model: RemoteModel, header: str, prefix: str = "") -> dict[str, str]:
+    """The header with the key; none where the model has no key."""
+    key = model.api_key
+    return {header: prefix + key.get_secret_value()} if key is not None else {}
+
+
+def max_tokens(task: Task, model: RemoteModel) -> int | None:
+    """The answer's length that is asked for."""
+    return task.sampling.max_tokens if task.sampling.max_tokens is not None else model.max_tokens

@@ -1,4 +1,7 @@
-"""What a call cost, by the price list that ships with genai-prices. Never asks the network."""
+"""What a call cost: by the prices that a model is configured with, else by the price list that ships with genai-prices.
+
+Never asks the network.
+"""
 
 import asyncio
 import ipaddress
@@ -10,6 +13,13 @@ from urllib.parse import urlsplit
 
 from fusewire.contracts import Usage
 from fusewire.settings import RemoteModel
+
+CONFIGURED = "configured"
+"""The version of prices that stand in the configuration."""
+
+_MTOK = 1_000_000
+_SAMPLE_TOKENS = 100
+"""Few, so that a list with steps by length gives its first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +35,33 @@ UNKNOWN = Price()
 
 async def price(usage: Usage, model: RemoteModel, at: datetime) -> Price:
     """Price a call made at `at`. Loads the list at first need, beside the event loop: it takes about a second."""
+    if (configured := _configured(model)) is not None:
+        per_prompt, per_answer = configured
+        return Price(usage.prompt_tokens * per_prompt + usage.completion_tokens * per_answer, CONFIGURED)
     if model.price_provider is None and _is_local(model.base_url):
         return UNKNOWN
     lookup = _list() if _list.cache_info().currsize else await asyncio.to_thread(_list)
     return lookup(usage, model, at)
+
+
+async def rates(model: RemoteModel, at: datetime) -> tuple[float, float] | None:
+    """USD per prompt token and per token of answers, at `at`; None where they are unknown.
+
+    Without what caches save and without steps for very long prompts: those are for `price`.
+    """
+    if (configured := _configured(model)) is not None:
+        return configured
+    asked = await price(Usage(prompt_tokens=_SAMPLE_TOKENS), model, at)
+    said = await price(Usage(completion_tokens=_SAMPLE_TOKENS), model, at)
+    if asked.usd is None or said.usd is None:
+        return None
+    return asked.usd / _SAMPLE_TOKENS, said.usd / _SAMPLE_TOKENS
+
+
+def _configured(model: RemoteModel) -> tuple[float, float] | None:
+    if model.input_usd_per_mtok is None or model.output_usd_per_mtok is None:
+        return None
+    return model.input_usd_per_mtok / _MTOK, model.output_usd_per_mtok / _MTOK
 
 
 @cache

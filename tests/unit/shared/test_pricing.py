@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 import pytest
 
 from fusewire.contracts import Usage
+from fusewire.pricing import CONFIGURED, UNKNOWN, Price, price, rates
 from fusewire.settings import RemoteModel
-from fusewire_worker_remote.pricing import UNKNOWN, price
 
 AT = datetime(2026, 11, 1, tzinfo=UTC)
 USED = Usage(prompt_tokens=1_000_000, completion_tokens=1_000_000)
@@ -61,6 +61,31 @@ async def test_an_unknown_price_is_none_and_not_zero(unpriced: RemoteModel) -> N
 async def test_a_named_provider_prices_any_address() -> None:
     named = await price(USED, model("http://127.0.0.1:8000/v1", price_provider="openai"), AT)
     assert named == await price(USED, model("https://api.openai.com/v1"), AT)
+
+
+def configured(base_url: str, per_prompt: float, per_answer: float) -> RemoteModel:
+    return model(base_url).model_copy(update={"input_usd_per_mtok": per_prompt, "output_usd_per_mtok": per_answer})
+
+
+@pytest.mark.parametrize("base_url", ["http://127.0.0.1:8000/v1", "https://api.openai.com/v1"])
+async def test_configured_prices_come_before_the_list_and_hold_for_local_servers_too(base_url: str) -> None:
+    used = Usage(prompt_tokens=2_000_000, completion_tokens=500_000)
+    assert await price(used, configured(base_url, 3.0, 8.0), AT) == Price(10.0, CONFIGURED)
+    assert await price(used, configured(base_url, 0.0, 0.0), AT) == Price(0.0, CONFIGURED)
+
+
+async def test_rates_are_per_token() -> None:
+    assert await rates(configured("http://127.0.0.1:8000/v1", 3.0, 8.0), AT) == pytest.approx((3e-6, 8e-6))
+    listed = await rates(model("https://api.openai.com/v1"), AT)
+    whole = await price(USED, model("https://api.openai.com/v1"), AT)
+    assert listed is not None
+    assert sum(listed) * 1_000_000 == pytest.approx(whole.usd)
+    assert 0 < listed[0] < listed[1]
+
+
+async def test_unknown_rates_are_none_and_not_zero() -> None:
+    assert await rates(model("http://127.0.0.1:8000/v1"), AT) is None
+    assert await rates(model("https://api.openai.com/v1", "text-embedding-3-small"), AT) is None
 
 
 async def test_usage_that_contradicts_itself_has_no_price() -> None:

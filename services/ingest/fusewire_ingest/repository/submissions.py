@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BindParameter, bindparam, exists, insert, select, update
+from sqlalchemy import BindParameter, bindparam, exists, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fusewire import ids
 from fusewire.contracts import Prompt
@@ -22,6 +23,23 @@ _ADD = {
     "sqlite": sqlite.insert(prompts).on_conflict_do_nothing().returning(prompts.c.fusion_id),
     "postgresql": postgresql.insert(prompts).on_conflict_do_nothing().returning(prompts.c.fusion_id),
 }
+_NEWEST = (
+    select(prompts.c.fusion_id)
+    .where(
+        prompts.c.tenant == bindparam("tenant"),
+        prompts.c.request_hash == bindparam("request_hash"),
+        prompts.c.submitted_at > bindparam("since"),
+    )
+    .order_by(prompts.c.submitted_at.desc())
+    .limit(1)
+)
+_UNDECIDED = ~exists().where(outcomes.c.fusion_id == prompts.c.fusion_id)
+_CANCEL = (
+    update(prompts)
+    .where(prompts.c.tenant == bindparam("of"), prompts.c.fusion_id.in_(_KEYS), _UNDECIDED)
+    .values(cancelled_at=func.coalesce(prompts.c.cancelled_at, bindparam("at", type_=prompts.c.cancelled_at.type)))
+    .returning(prompts.c.fusion_id)
+)
 _MARK = update(prompts).where(prompts.c.fusion_id.in_(_KEYS)).values(published_at=bindparam("at"))
 
 
@@ -41,29 +59,50 @@ class Submissions:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def add(self, batch: Sequence[Prompt], traceparents: Sequence[str | None]) -> list[Accepted]:
+    async def add(
+        self,
+        batch: Sequence[Prompt],
+        traceparents: Sequence[str | None],
+        request_hashes: Sequence[str | None] | None = None,
+    ) -> list[Accepted]:
         """Commit prompts in one transaction; a repetition is recognised, not stored again.
+
+        Args:
+            batch: the prompts.
+            traceparents: the trace of each, if it has one.
+            request_hashes: by which each is found again when its client sends it once more.
 
         Raises:
             Transient: nothing was committed.
         """
+        async with self._store.write() as connection:
+            return await self.add_in(connection, batch, traceparents, request_hashes)
+
+    async def add_in(
+        self,
+        connection: AsyncConnection,
+        batch: Sequence[Prompt],
+        traceparents: Sequence[str | None],
+        request_hashes: Sequence[str | None] | None = None,
+    ) -> list[Accepted]:
+        """Like `add`, within a transaction of the caller's."""
         rows: dict[str, dict[str, Any]] = {}
         hashes = [body_hash(p) for p in batch]
-        for prompt, hashed, traceparent in zip(batch, hashes, traceparents, strict=True):
-            rows.setdefault(prompt.fusion_id, _row(prompt, hashed, traceparent))
+        requests = request_hashes or [None] * len(batch)
+        for prompt, hashed, traceparent, request in zip(batch, hashes, traceparents, requests, strict=True):
+            rows.setdefault(prompt.fusion_id, {**_row(prompt, hashed, traceparent), "request_hash": request})
         ordered = [rows[key] for key in sorted(rows)]
-        async with self._store.write() as connection:
-            fresh = set((await connection.execute(_ADD[connection.dialect.name], ordered)).scalars())
-            if fresh:
-                # The judge only ever updates this row: a fusion that no one submitted cannot come to be.
-                opened = [_opened(row) for row in ordered if row["fusion_id"] in fresh]
-                await connection.execute(insert(fusions), opened)
-            known = {key: row["body_hash"] for key, row in rows.items() if key in fresh}
-            if stale := [key for key in rows if key not in fresh]:
-                found = await connection.execute(
-                    select(prompts.c.fusion_id, prompts.c.body_hash).where(prompts.c.fusion_id.in_(stale))
-                )
-                known |= {row.fusion_id: row.body_hash for row in found}
+        fresh = set((await connection.execute(_ADD[connection.dialect.name], ordered)).scalars())
+        if fresh:
+            # The judge only ever updates this row: a fusion that no one submitted cannot come to be.
+            opened = [_opened(row) for row in ordered if row["fusion_id"] in fresh]
+            await connection.execute(insert(fusions), opened)
+        known = {key: row["body_hash"] for key, row in rows.items() if key in fresh}
+        if stale := [key for key in rows if key not in fresh]:
+            found = await connection.execute(
+                select(prompts.c.fusion_id, prompts.c.body_hash).where(prompts.c.fusion_id.in_(stale))
+            )
+            known |= {row.fusion_id: row.body_hash for row in found}
         accepted = []
         for prompt, hashed in zip(batch, hashes, strict=True):
             is_new = prompt.fusion_id in fresh
@@ -80,7 +119,7 @@ class Submissions:
         """Prompts committed before a time that the broker does not have, oldest first."""
         query = (
             select(prompts.c.body, prompts.c.traceparent)
-            .where(prompts.c.published_at.is_(None), prompts.c.submitted_at < before)
+            .where(prompts.c.published_at.is_(None), prompts.c.submitted_at < before, prompts.c.cancelled_at.is_(None))
             .order_by(prompts.c.submitted_at)
             .limit(limit)
         )
@@ -93,10 +132,34 @@ class Submissions:
         Returns:
             How many.
         """
-        unfinished = ~exists().where(outcomes.c.fusion_id == prompts.c.fusion_id)
-        statement = update(prompts).where(prompts.c.published_at < before, unfinished).values(published_at=None)
+        statement = update(prompts).where(prompts.c.published_at < before, _UNDECIDED).values(published_at=None)
         async with self._store.write() as connection:
             return (await connection.execute(statement)).rowcount
+
+    async def newest(self, tenant: str, request_hash: str, since: datetime) -> str | None:
+        """The newest fusion of a request, submitted after a time."""
+        wanted = {"tenant": tenant, "request_hash": request_hash, "since": since}
+        async with self._store.read() as connection:
+            return (await connection.execute(_NEWEST, wanted)).scalar()
+
+    async def cancel(self, tenant: str, fusion_ids: Sequence[str], at: datetime) -> list[str]:
+        """Mark those that have no outcome yet; returns them. One that is marked keeps its first mark."""
+        # PostgreSQL refuses even to look for a NUL.
+        keys = sorted(key for key in fusion_ids if "\x00" not in key)
+        async with self._store.write() as connection:
+            found = await connection.execute(_CANCEL, {"of": tenant, "keys": keys, "at": at})
+            return sorted(found.scalars())
+
+    async def cancelled(self, before: datetime, limit: int) -> list[str]:
+        """Fusions marked before a time that have no outcome yet."""
+        query = (
+            select(prompts.c.fusion_id)
+            .where(prompts.c.cancelled_at < before, _UNDECIDED)
+            .order_by(prompts.c.cancelled_at)
+            .limit(limit)
+        )
+        async with self._store.read() as connection:
+            return list((await connection.execute(query)).scalars())
 
 
 def _row(prompt: Prompt, hashed: str, traceparent: str | None) -> dict[str, Any]:
@@ -129,6 +192,7 @@ def _opened(row: dict[str, Any]) -> dict[str, Any]:
 class _Waiting:
     batch: Sequence[Prompt]
     traceparent: str | None
+    request_hash: str | None
     done: asyncio.Future[list[Accepted]]
 
 
@@ -155,11 +219,13 @@ class GroupCommit:
             if not done.done():
                 done.set_exception(Transient("ingest is stopping"))
 
-    async def add(self, batch: Sequence[Prompt], traceparent: str | None = None) -> list[Accepted]:
+    async def add(
+        self, batch: Sequence[Prompt], traceparent: str | None = None, request_hash: str | None = None
+    ) -> list[Accepted]:
         """Like Submissions.add."""
         done: asyncio.Future[list[Accepted]] = asyncio.get_running_loop().create_future()
         self._open.add(done)
-        self._queue.put_nowait(_Waiting(batch, traceparent, done))
+        self._queue.put_nowait(_Waiting(batch, traceparent, request_hash, done))
         try:
             return await done
         finally:
@@ -177,8 +243,9 @@ class GroupCommit:
     async def _commit(self, waiting: Sequence[_Waiting]) -> None:
         prompts_ = [p for w in waiting for p in w.batch]
         traces = [w.traceparent for w in waiting for _ in w.batch]
+        requests = [w.request_hash for w in waiting for _ in w.batch]
         try:
-            accepted = await self._submissions.add(prompts_, traces)
+            accepted = await self._submissions.add(prompts_, traces, requests)
         except Exception as exc:  # noqa: BLE001 - it belongs to those who wait
             if len(waiting) > 1 and not isinstance(exc, Transient):
                 # Something is wrong with one of them: the others must not pay for it.

@@ -1,0 +1,166 @@
+"""Every error in OpenAI's shape, and every response with an id."""
+
+import math
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from fusewire.bus import fault
+from fusewire.errors import Transient
+from fusewire_ingest.access import AccessError
+from fusewire_ingest.admission import RefusedError
+
+log = structlog.get_logger(__name__)
+
+STATUS = {
+    "prompt_too_large": 413,
+    "custom_id_conflict": 409,
+    "unknown_pool": 404,
+    "unknown_model": 404,
+    "budget_exceeded": 429,
+}
+"""Of refusals; all others are 400."""
+TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+"""OpenAI's names; else it is the request's fault or the server's."""
+GONE = 499
+"""For a client that nobody can answer any more."""
+UNAVAILABLE_S = 2.0
+
+
+class HttpError(Exception):
+    """A request that is answered with an error."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        is_final: bool = False,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.status = status
+        self.code = code
+        self.message = message
+        self.is_final = is_final
+        """Whether the same request would end in the same, whatever its status says to an SDK."""
+        self.headers = headers
+        super().__init__(message)
+
+
+class GoneError(Exception):
+    """The client went away."""
+
+
+def body(status: int, code: str, message: str, param: str | None = None) -> dict[str, Any]:
+    """An error in OpenAI's shape."""
+    default = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": message, "type": TYPES.get(status, default), "param": param, "code": code}}
+
+
+def error(
+    status: int,
+    code: str,
+    message: str,
+    param: str | None = None,
+    *,
+    retry_after_s: float | None = None,
+    is_final: bool = False,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """A response in OpenAI's shape, with what SDKs want to know before they try again by themselves."""
+    told = dict(headers or {})
+    if retry_after_s is not None:
+        told |= {"retry-after": str(math.ceil(retry_after_s)), "retry-after-ms": str(math.ceil(retry_after_s * 1000))}
+    if is_final or (status < 500 and status != 429):
+        told["x-should-retry"] = "false"
+    return JSONResponse(body(status, code, message, param), status, told)
+
+
+class Answering:
+    """The outermost layer: gives each response an id, and answers for what nobody foresaw."""
+
+    def __init__(self, app: ASGIApp, new_id: Callable[[], str]) -> None:
+        self._app = app
+        self._new_id = new_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = self._new_id()
+        is_begun = False
+
+        async def named(message: MutableMapping[str, Any]) -> None:
+            nonlocal is_begun
+            if message["type"] == "http.response.start":
+                is_begun = True
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, named)
+            except ClientDisconnect:
+                log.debug("api.client_gone")
+            except Exception as exc:  # noqa: BLE001 - what no handler knows is a fault of ours, and hides its text
+                # Further out, the web server would log it with its text, which may hold a prompt.
+                log.error("api.broken", fault=fault(exc), path=_route(scope))  # noqa: TRY400
+                if not is_begun:
+                    told = error(500, "internal_error", f"Fusewire failed; the log has more under {request_id}")
+                    await told(scope, receive, named)
+                # Else it ends without its end, and the web server closes the connection.
+
+
+def _route(scope: Scope) -> str:
+    """The route's pattern, without what a client filled in."""
+    return str(getattr(scope.get("route"), "path", ""))
+
+
+Handler = Callable[[Request, Any], Awaitable[Response]]
+
+
+def handle(app: FastAPI) -> None:
+    """Teach an application to answer with them."""
+
+    @app.exception_handler(HttpError)
+    async def _error(_request: Request, exc: HttpError) -> Response:
+        return error(exc.status, exc.code, exc.message, is_final=exc.is_final, headers=exc.headers)
+
+    @app.exception_handler(RefusedError)
+    async def _refused(_request: Request, exc: RefusedError) -> Response:
+        return error(STATUS.get(exc.code, 400), exc.code, exc.message, exc.param, is_final=True)
+
+    @app.exception_handler(AccessError)
+    async def _no_access(_request: Request, exc: AccessError) -> Response:
+        headers = {"www-authenticate": "Bearer"} if exc.status == 401 else None
+        return error(exc.status, exc.code, exc.message, retry_after_s=exc.retry_after_s, headers=headers)
+
+    @app.exception_handler(Transient)
+    async def _unavailable(_request: Request, exc: Transient) -> Response:
+        message = f"nothing was accepted: {exc}; try again"
+        return error(503, "unavailable", message, retry_after_s=exc.retry_after_s or UNAVAILABLE_S)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(_request: Request, exc: RequestValidationError) -> Response:
+        first = exc.errors()[0]
+        name = str(first["loc"][-1])
+        return error(400, "invalid_request", f"'{name}': {first['msg']}", name)
+
+    @app.exception_handler(HTTPException)
+    async def _http(_request: Request, exc: HTTPException) -> Response:
+        code = {404: "not_found", 405: "method_not_allowed"}.get(exc.status_code, "http_error")
+        message = {404: "there is nothing at this address", 405: "this address does not take this method"}
+        return error(exc.status_code, code, message.get(exc.status_code, str(exc.detail)), headers=exc.headers)
+
+    @app.exception_handler(GoneError)
+    async def _gone(_request: Request, _exc: GoneError) -> Response:
+        return Response(status_code=GONE)

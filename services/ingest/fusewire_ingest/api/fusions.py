@@ -1,0 +1,128 @@
+"""Fusions as Fusewire itself tells of them: one or many in, outcomes out."""
+
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse, Response
+
+from fusewire import telemetry
+from fusewire.store.queries import Standing, shown, standings
+from fusewire_ingest.admission import BATCH_ID, MOST_BATCH_CHARS
+from fusewire_ingest.api import bodies, schemas
+from fusewire_ingest.api.errors import HttpError
+from fusewire_ingest.api.leaving import unless_gone
+from fusewire_ingest.api.parts import Parts, Who
+from fusewire_ingest.door import Door, Line
+from fusewire_ingest.jsonl import lines
+
+JSONL_GROUP = 200
+JSONL_LINES = 50_000
+"""The most lines of one body: each has its result in the reply. More of them are a batch."""
+MAX_WAIT_S = 600.0
+MAX_IDS = 200
+
+
+def routes(of: Parts) -> APIRouter:
+    """`/v1/fusions`."""
+    router = APIRouter(tags=["fusions"])
+    door, outcomes, store, new_id = of.door, of.outcomes, of.store, of.new_id
+    prompt_bytes = of.settings.limits.prompt_bytes
+
+    @router.post(
+        "/fusions",
+        summary="Submit one prompt (JSON) or many (JSONL)",
+        openapi_extra=schemas.body("Submission", *bodies.JSONL_TYPES),
+        responses={**schemas.replies("Fusion"), **schemas.replies("Fusion", status=202)},
+    )
+    async def submit(
+        request: Request,
+        who: Who,
+        wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0,
+        batch_id: Annotated[str | None, Query(max_length=MOST_BATCH_CHARS, pattern=BATCH_ID)] = None,
+    ) -> Response:
+        with telemetry.receiving("ingest", "http", request.headers):
+            if bodies.kind(request) in bodies.JSONL_TYPES:
+                return await _submit_lines(request, door, prompt_bytes, batch_id or new_id(), who.tenant)
+            body = await bodies.whole(request, prompt_bytes)
+            fallback = request.headers.get("idempotency-key") or new_id()
+            prompt = door.read(body, tenant=who.tenant, fallback_id=fallback, batch_id=batch_id)
+            accepted = await door.submit(prompt, door="http")
+        standing = None
+        if wait_s:
+            waiting = outcomes.get(who.tenant, prompt.fusion_id, wait_s, just_begun=accepted.is_new)
+            standing = await unless_gone(request.receive, waiting)
+        if standing is None:
+            standing = Standing(prompt.fusion_id, prompt.batch_id, prompt.custom_id, prompt.submitted_at, None)
+        status = 200 if standing.outcome else 202
+        return JSONResponse({**shown(standing), "is_repetition": not accepted.is_new}, status)
+
+    @router.get(
+        "/fusions/{fusion_id}",
+        summary="One fusion: its outcome, or that it still runs",
+        responses=schemas.replies("Fusion"),
+    )
+    async def get(
+        request: Request, fusion_id: str, who: Who, wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0
+    ) -> Response:
+        standing = await unless_gone(request.receive, outcomes.get(who.tenant, fusion_id, wait_s))
+        if standing is None:
+            raise _none(fusion_id)
+        return JSONResponse(shown(standing))
+
+    @router.get("/fusions", summary="Several fusions by id", responses=schemas.replies("FusionList"))
+    async def get_many(who: Who, id: Annotated[list[str], Query(max_length=MAX_IDS)]) -> Response:  # noqa: A002 - the query's name
+        found = await standings(store, who.tenant, id)
+        return JSONResponse({"data": [shown(s) for s in found]})
+
+    @router.post(
+        "/fusions/{fusion_id}/cancel",
+        summary="Stop a fusion: no further call is made for it",
+        responses=schemas.replies("Fusion"),
+    )
+    async def cancel(fusion_id: str, who: Who) -> Response:
+        """Its outcome says `cancelled` soon after; one that had its outcome keeps it."""
+        was_running = await door.cancel(who.tenant, [fusion_id])
+        standing = await outcomes.get(who.tenant, fusion_id)
+        if standing is None:
+            raise _none(fusion_id)
+        return JSONResponse({**shown(standing), "is_cancelled": fusion_id in was_running})
+
+    return router
+
+
+def _none(fusion_id: str) -> HttpError:
+    return HttpError(404, "not_found", f"there is no fusion '{fusion_id[:64]}'")
+
+
+async def _submit_lines(request: Request, door: Door, limit: int, batch_id: str, tenant: str) -> Response:
+    results: list[dict[str, Any]] = []
+    group: list[tuple[int, bytes]] = []
+
+    async def flush() -> None:
+        results.extend(_line(line) for line in await door.submit_lines(group, tenant=tenant, batch_id=batch_id))
+        group.clear()
+
+    async for numbered in lines(bodies.pieces(request), limit, JSONL_LINES):
+        group.append(numbered)
+        if len(group) >= JSONL_GROUP:
+            await flush()
+    if group:
+        await flush()
+    refused = sum("error" in r for r in results)
+    body = {"batch_id": batch_id, "accepted": len(results) - refused, "refused": refused, "lines": results}
+    return Response(json.dumps(body), 202, media_type="application/json")
+
+
+def _line(line: Line) -> dict[str, Any]:
+    if line.refused:
+        fault = {"code": line.refused.code, "message": line.refused.message, "param": line.refused.param}
+        return {"line": line.number, "error": fault}
+    assert line.accepted is not None
+    prompt = line.accepted.prompt
+    return {
+        "line": line.number,
+        "id": prompt.fusion_id,
+        "custom_id": prompt.custom_id,
+        "is_repetition": not line.accepted.is_new,
+    }

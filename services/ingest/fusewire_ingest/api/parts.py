@@ -1,0 +1,46 @@
+"""What the routes work with."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from fusewire.settings import Settings
+from fusewire.store.engine import Store
+from fusewire_ingest.access import Access, Caller
+from fusewire_ingest.admission import PoolRule
+from fusewire_ingest.door import Door
+from fusewire_ingest.waiting import Outcomes
+from fusewire_ingest.watching import Watcher
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that the API stands on."""
+
+    settings: Settings
+    store: Store
+    door: Door
+    outcomes: Outcomes
+    watcher: Watcher
+    access: Access
+    pools: Mapping[str, PoolRule]
+    new_id: Callable[[], str]
+    clock: Callable[[], datetime]
+    heartbeat_s: float
+    """The longest that a stream is silent, seconds."""
+
+
+def parts(request: Request) -> Parts:
+    """The parts, as a dependency."""
+    return cast("Parts", request.app.state.parts)
+
+
+async def _who(request: Request) -> Caller:
+    return await parts(request).access.caller(request.headers)
+
+
+Who = Annotated[Caller, Depends(_who)]
+"""The caller, as a dependency; a request that may not come in ends here."""

@@ -1,0 +1,144 @@
+"""Bodies of requests and replies, for the OpenAPI document: routes read and write JSON themselves."""
+
+from typing import Any, Final
+
+from fusewire.contracts import MODES, PRIORITIES
+from fusewire_ingest.admission import Submission
+from fusewire_ingest.chat_request import MOST_ANALYSTS, PRESETS
+
+Schema = dict[str, Any]
+
+_REFS = "#/components/schemas/{model}"
+_TEXT: Schema = {"type": "string"}
+_MAYBE_TEXT: Schema = {"type": ["string", "null"]}
+_WHOLE: Schema = {"type": "integer"}
+_FLAG: Schema = {"type": "boolean"}
+_TOKENS: Schema = {"type": ["integer", "null"], "minimum": 1, "maximum": 131_072}
+_TEMPERATURE: Schema = {"type": ["number", "null"], "minimum": 0, "maximum": 2}
+_ANY: Schema = {"type": "object"}
+
+
+def body(name: str, *others: str) -> Schema:
+    """`openapi_extra` of a route whose body is this component, as JSON; `others`: types that have no component."""
+    content: Schema = {"application/json": {"schema": _ref(name)}}
+    content |= {other: {"schema": _TEXT} for other in others}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def replies(name: str, *others: str, status: int = 200) -> dict[int | str, Schema]:
+    """`responses` of a route that answers with this component, as JSON; `others` as in `body`."""
+    content: Schema = {"application/json": {"schema": _ref(name)}}
+    content |= {other: {"schema": _TEXT} for other in others}
+    return {status: {"description": "Done", "content": content}}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": _REFS.format(model=name)}
+
+
+def _list(items: Schema, **bounds: int) -> Schema:
+    return {"type": "array", "items": items, **bounds}
+
+
+def _object(*required: str, is_open: bool = True, **properties: Schema) -> Schema:
+    found: Schema = {"type": "object", "properties": properties, "additionalProperties": is_open}
+    return {**found, "required": list(required)} if required else found
+
+
+_IMAGE = _object("url", url={"type": "string", "pattern": "^(https://|data:image/)"}, detail=_TEXT)
+_PART = {
+    "oneOf": [
+        _object("type", "text", type={"const": "text"}, text=_TEXT),
+        _object("type", "image_url", type={"const": "image_url"}, image_url=_IMAGE),
+    ]
+}
+_CALL = _object(
+    "id",
+    "type",
+    "function",
+    id=_TEXT,
+    type={"const": "function"},
+    function=_object("name", "arguments", name=_TEXT, arguments=_TEXT),
+)
+_MESSAGE = _object(
+    "role",
+    role={"enum": ["system", "developer", "user", "assistant", "tool"]},
+    content={"anyOf": [_TEXT, _list(_PART), {"type": "null"}]},
+    tool_calls=_list(_CALL),
+    tool_call_id=_TEXT,
+)
+_OWN: Schema = {
+    "pool": _TEXT,
+    "mode": {"enum": list(MODES)},
+    "criteria": {"type": "string", "minLength": 1, "maxLength": 4000},
+    "residency": {"enum": ["any", "edge-only"]},
+    "strict": _FLAG,
+}
+_FUSION: Schema = {
+    **_OWN,
+    "analysis_models": _list(_TEXT, minItems=1, maxItems=MOST_ANALYSTS),
+    "model": _TEXT,
+    "preset": {"enum": list(PRESETS)},
+    "max_completion_tokens": _TOKENS,
+    "temperature": _TEMPERATURE,
+}
+_TOOL = {
+    "oneOf": [
+        _object("type", "function", type={"const": "function"}, function=_object("name", name=_TEXT, parameters=_ANY)),
+        _object("type", type={"const": "openrouter:fusion"}, parameters=_object(is_open=False, **_FUSION)),
+    ]
+}
+_CHAT = _object(
+    "messages",
+    model={
+        "type": "string",
+        "description": "`openrouter/fusion`, `fusewire/<pool>`, or a model that `/v1/models` lists.",
+    },
+    messages=_list(_MESSAGE, minItems=1),
+    stream=_FLAG,
+    stream_options=_object(include_usage=_FLAG),
+    max_tokens=_TOKENS,
+    max_completion_tokens=_TOKENS,
+    temperature=_TEMPERATURE,
+    top_p={"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1},
+    seed={"type": ["integer", "null"]},
+    stop={"anyOf": [_TEXT, _list(_TEXT, maxItems=4), {"type": "null"}]},
+    tools=_list(_TOOL),
+    tool_choice={"anyOf": [{"enum": ["none", "auto", "required"]}, _ANY]},
+    response_format=_object("type", type={"enum": ["text", "json_object", "json_schema"]}, json_schema=_ANY),
+    plugins=_list(_object("id", id={"const": "fusion"}, enabled=_FLAG, **_FUSION)),
+    fusewire=_object(
+        is_open=False,
+        **_OWN,
+        deadline_s={"type": "number", "exclusiveMinimum": 0, "maximum": 604_800},
+        priority={"enum": list(PRIORITIES)},
+        cancel_on_disconnect=_FLAG,
+    ),
+)
+_MODEL = _object("id", "object", "created", "owned_by", id=_TEXT, object=_TEXT, created=_WHOLE, owned_by=_TEXT)
+_USAGE = _object(prompt_tokens=_WHOLE, completion_tokens=_WHOLE, total_tokens=_WHOLE, cost={"type": ["number", "null"]})
+_CHOICE = _object(index=_WHOLE, message=_ANY, finish_reason=_TEXT)
+
+
+def _submission() -> dict[str, Schema]:
+    found = Submission.model_json_schema(ref_template=_REFS)
+    return {**found.pop("$defs", {}), "Submission": found}
+
+
+SCHEMAS: Final[dict[str, Schema]] = {
+    **_submission(),
+    "ChatCompletionRequest": _CHAT,
+    "ChatCompletion": _object(
+        "id", "object", "created", "model", "choices", "usage", "fusion",
+        id=_TEXT, object=_TEXT, created=_WHOLE, model=_TEXT, choices=_list(_CHOICE), usage=_USAGE, fusion=_ANY,
+    ),
+    "Fusion": _object("id", "status", id=_TEXT, status=_TEXT, custom_id=_MAYBE_TEXT, batch_id=_MAYBE_TEXT),
+    "FusionList": _object("data", data=_list(_ref("Fusion"))),
+    "Model": _MODEL,
+    "ModelList": _object("object", "data", object=_TEXT, data=_list(_MODEL)),
+    "Error": _object(
+        "error",
+        error=_object("message", "type", "param", "code", message=_TEXT, type=_TEXT, param=_MAYBE_TEXT, code=_TEXT),
+    ),
+}  # fmt: skip
+"""Every component."""

@@ -1,0 +1,291 @@
+"""An outcome as a chat completion: OpenAI's shape, and a `fusion` object with OpenRouter's names. Pure.
+
+The dicts parse with the models of both SDKs. What is not known is null, never 0.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from fusewire.contracts import Outcome
+
+Body = Mapping[str, Any]
+"""An outcome as JSON has it."""
+
+_JUDGE_REASONS = {
+    "empty": "judge_empty_completion",
+    "schema_mismatch": "judge_schema_mismatch",
+    "not_json": "judge_not_valid_json",
+    "ambiguous": "judge_not_valid_json",
+    "too_long": "judge_not_valid_json",
+    "picked_control": None,
+    "one_order": None,
+}
+"""By what a judge did wrong. Of anything else, no reply came; two things have no name at OpenRouter."""
+_MEMBER_STATUS = {"rate_limited": 429, "insufficient_quota": 402, "unauthorized": 401, "model_not_found": 404}
+"""By error code, where it stands for one status."""
+_RETRYABLE = {
+    "rate_limited",
+    "server_error",
+    "connect_error",
+    "timeout",
+    "truncated",
+    "deadline_exceeded",
+    "engine_failed",
+    "cancelled",
+}
+_ALL_ALIKE = {
+    "rate_limited": (429, "rate_limited", "try again later, or add members of other providers"),
+    "insufficient_quota": (402, "insufficient_credits", "the provider's account has no credit left; top it up"),
+    "context_length_exceeded": (400, "context_length_exceeded", "shorten the messages"),
+}
+"""What a failure is called where every member failed in one way, and what to do."""
+
+
+class SupersededError(Exception):
+    """The answer does not begin with what was streamed: another one was chosen since."""
+
+
+def completion(outcome: Outcome, *, model: str, created: int, warnings: Sequence[str] = ()) -> dict[str, Any]:
+    """The `chat.completion` of an outcome that has an answer.
+
+    Args:
+        outcome: with the members' texts, where they shall be in `fusion.responses`.
+        model: as the client asked.
+        created: seconds since 1970.
+        warnings: for `fusion.warnings`.
+    """
+    return completion_of(outcome.model_dump(mode="json"), model=model, created=created, warnings=warnings)
+
+
+def completion_of(body: Body, *, model: str, created: int, warnings: Sequence[str] = ()) -> dict[str, Any]:
+    """As `completion`, of an outcome's JSON."""
+    calls = _tool_calls(body)
+    message: dict[str, Any] = {"role": "assistant", "content": body.get("content"), "refusal": None}
+    if calls:
+        message["tool_calls"] = calls
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish_reason(body)}
+    return {
+        "id": _id(body["fusion_id"]),
+        "object": "chat.completion",
+        "created": created,
+        "model": model,
+        "system_fingerprint": None,
+        "choices": [choice],
+        "usage": usage_of(body),
+        "fusion": fusion_of(body, warnings),
+    }
+
+
+def chunks(
+    outcome: Outcome, *, model: str, created: int, sent: str, with_usage: bool, warnings: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """The chunks that are still to be sent.
+
+    Args:
+        outcome: one that has an answer.
+        model: as the client asked.
+        created: seconds since 1970; the same in all chunks of a stream.
+        sent: the text that went out in pieces.
+        with_usage: whether a chunk of usage ends the stream.
+        warnings: for `fusion.warnings` in the chunk with the finish reason.
+
+    Raises:
+        SupersededError: at once, where the answer does not begin with `sent`.
+    """
+    body = outcome.model_dump(mode="json")
+    content = body["content"] or ""
+    if not content.startswith(sent):
+        raise SupersededError
+    frame = _frame(outcome.fusion_id, model, created)
+    deltas = [] if sent else [_delta({"role": "assistant", "content": ""})]
+    if rest := content[len(sent) :]:
+        deltas.append(_delta({"content": rest}))
+    if calls := _tool_calls(body):
+        deltas.append(_delta({"tool_calls": [{"index": number, **call} for number, call in enumerate(calls)]}))
+    found = [{**frame, "choices": [delta]} for delta in deltas]
+    found.append({**frame, "choices": [_delta({}, _finish_reason(body))], "fusion": fusion_of(body, warnings)})
+    if with_usage:
+        found.append({**frame, "choices": [], "usage": usage_of(body)})
+    return iter(found)
+
+
+def piece(fusion_id: str, *, model: str, created: int, text: str, is_first: bool) -> dict[str, Any]:
+    """One chunk of an answer that is still being written; the first one names the role too."""
+    delta = {"role": "assistant", "content": text} if is_first else {"content": text}
+    return {**_frame(fusion_id, model, created), "choices": [_delta(delta)]}
+
+
+def failure(outcome: Outcome) -> tuple[int, str, str]:
+    """HTTP status, code and message of an outcome that has no answer."""
+    return failure_of(outcome.model_dump(mode="json"))
+
+
+def failure_of(body: Body) -> tuple[int, str, str]:
+    """As `failure`, of an outcome's JSON."""
+    why = body.get("error") or "there is no answer"
+    if body["status"] == "cancelled":
+        return 409, "cancelled", "it was cancelled before there was an answer"
+    if body["status"] == "expired":
+        return 504, "deadline_exceeded", f"{why}; try again, or give it more time"
+    codes = _codes(body)
+    if len(codes) == 1 and (alike := _ALL_ALIKE.get(next(iter(codes)))):
+        status, code, advice = alike
+        return status, code, f"{why}; {advice}"
+    if not body.get("answers"):
+        return 400, "no_member_available", f"{why}; ask for other members or another pool"
+    if not codes:
+        return 502, "invalid_tool_calls", f"{why}; try again, or mend the tools"
+    return 502, "all_panels_failed", f"{why}; see the outcome for each member's error"
+
+
+def is_retryable(body: Body) -> bool:
+    """Whether the same prompt, submitted again, might be answered; of an outcome's JSON that has no answer."""
+    if body["status"] in ("expired", "cancelled"):
+        return True
+    codes = _codes(body)
+    return bool(body.get("answers")) and (not codes or bool(codes & _RETRYABLE))
+
+
+def fusion(outcome: Outcome, warnings: Sequence[str] = ()) -> dict[str, Any]:
+    """How an outcome came to be. What is degraded stands first."""
+    return fusion_of(outcome.model_dump(mode="json"), warnings)
+
+
+def fusion_of(body: Body, warnings: Sequence[str] = ()) -> dict[str, Any]:
+    """As `fusion`, of an outcome's JSON; it parses as OpenRouter's `openrouter:fusion` output item."""
+    answers = body.get("answers", [])
+    responses = [{"model": a["model"], "content": a["content"]} for a in answers if _has_text(a)]
+    failed = [_failed(a) for a in answers if a["status"] in ("error", "missing")]
+    is_answered = body["status"] in ("fused", "voted", "single")
+    found = {
+        "is_degraded": body["is_degraded"],
+        "degraded_reasons": list(body.get("degraded_reasons", ())),
+        "type": "openrouter:fusion",
+        "status": "completed" if is_answered else "incomplete",
+        "outcome_id": body["fusion_id"],
+        "outcome_status": body["status"],
+        "strategy": body["mode"],
+        "pool": body["pool"],
+        "winner": body.get("winner"),
+        "reason": body.get("reason"),
+        "judge_model": body.get("judge_model"),
+        "answer_kind": body.get("answer_kind"),
+        "closed_by": body.get("closed_by"),
+        "agreement": body.get("agreement"),
+        "cost_usd": body.get("cost_usd"),
+        "members": [_member(a) for a in answers],
+        "warnings": list(warnings),
+        "responses": responses,
+        "failed_models": failed,
+        "failure_reason": _failure_reason(body, is_answered=is_answered),
+    }
+    if body.get("analysis") is not None:
+        found["analysis"] = body["analysis"]
+    if body.get("error"):
+        found["error"] = body["error"]
+    return found
+
+
+def usage_of(body: Body) -> dict[str, Any]:
+    """Tokens and cost of all members and the judge.
+
+    What prompts and what answers cost is known apart only where one of the two is nothing; else `cost_details`
+    is null, since the SDKs that read it want both.
+    """
+    used, cost = body.get("usage", {}), body.get("cost_usd")
+    asked, answered = used.get("prompt_tokens", 0), used.get("completion_tokens", 0)
+    return {
+        "prompt_tokens": asked,
+        "completion_tokens": answered,
+        "total_tokens": asked + answered,
+        "prompt_tokens_details": {"cached_tokens": used.get("cached_tokens", 0)},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+        "cost": cost,
+        "cost_details": _cost_details(cost, asked, answered),
+    }
+
+
+def _cost_details(cost: float | None, asked: int, answered: int) -> dict[str, float] | None:
+    if cost is None or (cost and asked and answered):
+        return None
+    return {
+        "upstream_inference_cost": cost,
+        "upstream_inference_prompt_cost": 0.0 if answered else cost,
+        "upstream_inference_completions_cost": cost if answered else 0.0,
+    }
+
+
+def _id(fusion_id: str) -> str:
+    return f"chatcmpl-{fusion_id}"
+
+
+def _frame(fusion_id: str, model: str, created: int) -> dict[str, Any]:
+    return {
+        "id": _id(fusion_id),
+        "object": "chat.completion.chunk",
+        "created": created,
+        "model": model,
+        "system_fingerprint": None,
+    }
+
+
+def _delta(delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+    return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+
+
+def _tool_calls(body: Body) -> list[dict[str, Any]]:
+    return [
+        {"id": call["id"], "type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}}
+        for call in body.get("tool_calls", ())
+    ]
+
+
+def _finish_reason(body: Body) -> str:
+    if body.get("tool_calls"):
+        return "tool_calls"
+    if "merge_cut_at_length" in body.get("degraded_reasons", ()):
+        return "length"
+    winner = body.get("winner")
+    of_winner = next(
+        (a.get("finish_reason") for a in body.get("answers", ()) if winner and a["member"] == winner), None
+    )
+    return of_winner if of_winner in ("length", "content_filter") else "stop"
+
+
+def _has_text(answer: Body) -> bool:
+    return answer["status"] == "ok" and answer.get("content") is not None
+
+
+def _failed(answer: Body) -> dict[str, Any]:
+    error = answer.get("error_code") or "missing"
+    return {"model": answer["model"], "error": error, "status_code": _MEMBER_STATUS.get(error)}
+
+
+def _member(answer: Body) -> dict[str, Any]:
+    used = answer.get("usage", {})
+    return {
+        "member": answer["member"],
+        "model": answer["model"],
+        "status": answer["status"],
+        "error_code": answer.get("error_code"),
+        "prompt_tokens": used.get("prompt_tokens", 0),
+        "completion_tokens": used.get("completion_tokens", 0),
+        "cost_usd": answer.get("cost_usd"),
+        "latency_ms": answer.get("latency_ms"),
+    }
+
+
+def _codes(body: Body) -> set[str]:
+    """The errors that members failed with."""
+    return {a["error_code"] for a in body.get("answers", ()) if a.get("error_code")}
+
+
+def _failure_reason(body: Body, *, is_answered: bool) -> str | None:
+    if not is_answered:
+        code = failure_of(body)[1]
+        return code if code in ("rate_limited", "insufficient_credits", "cancelled") else "all_panels_failed"
+    faults = (
+        r.removeprefix("judge_failed:") for r in body.get("degraded_reasons", ()) if r.startswith("judge_failed:")
+    )
+    fault = next(faults, None)
+    return _JUDGE_REASONS.get(fault, "judge_upstream_error") if fault is not None else None

@@ -1,0 +1,1 @@
+"""Ingest's tables: written here and nowhere else."""

@@ -1,0 +1,41 @@
+"""A streamed answer, told while it is being read."""
+
+from fusewire.worker import Tell
+from fusewire_worker_remote.errors import Failure
+from fusewire_worker_remote.providers import Assembly, Reply
+from fusewire_worker_remote.sse import Event, EventReader
+
+
+class Hearing:
+    """Takes a response's bytes as they come; what they say is told at once.
+
+    Args:
+        max_chars: of the answer's text; it is not read further.
+    """
+
+    def __init__(self, assembly: Assembly, tell: Tell, *, max_chars: int) -> None:
+        self._events = EventReader()
+        self._assembly = assembly
+        self._tell = tell
+        self._max_chars = max_chars
+        self._chars = 0
+
+    async def __call__(self, chunk: bytes) -> bool:
+        """Take the next bytes; whether they were the last that count."""
+        await self._take(self._events.feed(chunk))
+        return self._assembly.is_ended or self._chars > self._max_chars
+
+    async def result(self) -> Reply | Failure:
+        """What the stream, now at its end, came to."""
+        if self._chars > self._max_chars:
+            what = f"the answer exceeds {self._max_chars} characters"
+            return Failure("answer_too_large", what, retryable=False, billed=True)
+        await self._take(self._events.end())
+        return self._assembly.result()
+
+    async def _take(self, events: list[Event]) -> None:
+        for event in events:
+            text = self._assembly.add(event)
+            if text:
+                self._chars += len(text)
+                await self._tell(text)

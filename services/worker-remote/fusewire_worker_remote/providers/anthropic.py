@@ -1,0 +1,247 @@
+"""Anthropic's Messages API."""
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from fusewire.contracts import Image, Message, Task, ToolCall, Usage
+from fusewire.settings import RemoteModel
+from fusewire_worker_remote.errors import Failure, classify, is_error, refused, truncated
+from fusewire_worker_remote.providers import base
+from fusewire_worker_remote.providers.assembly import JsonAssembly
+from fusewire_worker_remote.providers.base import HttpRequest, HttpResponse, Reply
+from fusewire_worker_remote.providers.openai import answered
+from fusewire_worker_remote.providers.parts import (
+    Text,
+    arguments_of,
+    clean,
+    count,
+    given,
+    inline,
+    interleaved,
+    system_text,
+    word,
+)
+from fusewire_worker_remote.providers.schema import is_closed, without_bounds
+
+VERSION = "2023-06-01"
+DEFAULT_MAX_TOKENS = 4096
+"""The API demands a limit; this is the highest that all its models take."""
+
+_LENGTH = {"max_tokens", "model_context_window_exceeded"}
+_CHOICES: dict[str, dict[str, Any]] = {"auto": {"type": "auto"}, "none": {"type": "none"}, "required": {"type": "any"}}
+
+
+class Anthropic:
+    """`POST {base_url}/messages`."""
+
+    def request(self, task: Task, model: RemoteModel, *, is_streamed: bool = False) -> HttpRequest:
+        """See `Provider.request`. A seed has no counterpart here and is left out."""
+        sampling = task.sampling
+        system, output = _output(system_text(task.messages), sampling.response_schema)
+        turns = _turns(task.messages)
+        if not turns:  # a conversation needs a user
+            turns, system = [{"role": "user", "content": [{"type": "text", "text": system}]}], ""
+        payload = given(
+            {
+                "model": model.model,
+                "max_tokens": base.max_tokens(task, model) or DEFAULT_MAX_TOKENS,
+                "system": system or None,
+                "messages": turns,
+                # Its scale ends at 1.
+                "temperature": min(sampling.temperature, 1.0) if sampling.temperature is not None else None,
+                # Newer models refuse both together.
+                "top_p": sampling.top_p if sampling.temperature is None else None,
+                "stop_sequences": list(sampling.stop) or None,
+                "output_config": output,
+                "stream": True if is_streamed else None,
+                **_tools(task),
+            }
+        )
+        headers = {"anthropic-version": VERSION, **base.key_of(model, "x-api-key")}
+        return base.request(task, model, "messages", headers, payload)
+
+    def read(self, response: HttpResponse, now: datetime) -> Reply | Failure:
+        """See `Provider.read`."""
+        if not 200 <= response.status < 300:
+            return classify(response.status, response.headers, response.body, now)
+        try:
+            body = json.loads(response.body)
+        except (ValueError, RecursionError):
+            return truncated("the response is not whole JSON")
+        if not isinstance(body, dict):
+            return truncated("the response is not a JSON object")
+        if is_error(body):
+            return classify(response.status, response.headers, response.body, now)
+        return read_body(body)
+
+    def assemble(self, now: datetime) -> "MessageAssembly":
+        """See `Provider.assemble`."""
+        return MessageAssembly(now)
+
+
+def _output(system: str, schema: dict[str, Any] | None) -> tuple[str, dict[str, Any] | None]:
+    """The system prompt and `output_config` that make the answer's text JSON by a schema.
+
+    Structured outputs know closed objects only; an open one is asked for in words.
+    """
+    if schema is None:
+        return system, None
+    if is_closed(schema):
+        return system, {"format": {"type": "json_schema", "schema": without_bounds(schema)}}
+    wanted = json.dumps(schema, ensure_ascii=False)
+    told = f"Answer with one JSON value and nothing else, not even a code fence. It satisfies this schema: {wanted}"
+    return f"{system}\n\n{told}" if system else told, None
+
+
+def _turns(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
+    """The conversation, in which users and assistants take turns; results of tools are a user's."""
+    turns: list[dict[str, Any]] = []
+    for message in messages:
+        if message.role == "system":
+            continue
+        role = "assistant" if message.role == "assistant" else "user"
+        blocks = _blocks(message)
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["content"] += blocks
+        elif blocks:
+            turns.append({"role": role, "content": blocks})
+    return turns
+
+
+def _blocks(message: Message) -> list[dict[str, Any]]:
+    if message.role == "tool":
+        return [{"type": "tool_result", "tool_use_id": message.tool_call_id, "content": message.content}]
+    blocks = [_block(part) for part in interleaved(message)]
+    calls = message.tool_calls
+    return blocks + [
+        {"type": "tool_use", "id": call.id, "name": call.name, "input": arguments_of(call.arguments)} for call in calls
+    ]
+
+
+def _block(part: str | Image) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    held = inline(part.url)
+    if held is None:
+        return {"type": "image", "source": {"type": "url", "url": part.url}}
+    return {"type": "image", "source": {"type": "base64", "media_type": held[0], "data": held[1]}}
+
+
+def _tools(task: Task) -> dict[str, Any]:
+    if not task.tools:
+        return {}
+    tools = [
+        given(
+            {
+                "name": tool.name,
+                "description": tool.description or None,
+                "input_schema": {"type": "object", **tool.parameters},
+            }
+        )
+        for tool in task.tools
+    ]
+    choice = _CHOICES.get(task.tool_choice) or {"type": "tool", "name": task.tool_choice}
+    return {"tools": tools, "tool_choice": choice}
+
+
+def read_body(body: Mapping[str, Any]) -> Reply | Failure:
+    """Read a message."""
+    usage = _usage(body.get("usage"))
+    blocks = body.get("content")
+    if not isinstance(blocks, list):
+        return truncated("the response holds no content", usage)
+    reason = word(body.get("stop_reason"))
+    if reason == "refusal":
+        return refused("the provider withheld the answer", usage)
+    if not reason:
+        return truncated("the answer has no stop reason", usage)
+    found = [block for block in blocks if isinstance(block, dict)]
+    return answered(clean(found), _calls(found), usage, is_cut=reason in _LENGTH)
+
+
+def _calls(blocks: list[dict[str, Any]]) -> tuple[ToolCall, ...]:
+    calls: list[ToolCall] = []
+    for block in blocks:
+        if block.get("type") != "tool_use" or not isinstance(block.get("name"), str) or not block["name"]:
+            continue
+        held = block.get("input")
+        arguments = held if isinstance(held, str) else json.dumps(held if held is not None else {}, ensure_ascii=False)
+        id_ = clean(block.get("id")) or f"call_{len(calls)}"
+        calls.append(ToolCall(id=id_, name=clean(block["name"]), arguments=clean(arguments)))
+    return tuple(calls)
+
+
+def _usage(usage: object) -> Usage | None:
+    if not isinstance(usage, dict):
+        return None
+    # Its input tokens are those beside the cache.
+    cached = count(usage.get("cache_read_input_tokens"))
+    written = count(usage.get("cache_creation_input_tokens"))
+    return Usage(
+        prompt_tokens=count(usage.get("input_tokens")) + cached + written,
+        completion_tokens=count(usage.get("output_tokens")),
+        cached_tokens=cached,
+    )
+
+
+class MessageAssembly(JsonAssembly):
+    """Events of a message: blocks that begin, grow and end."""
+
+    def __init__(self, now: datetime) -> None:
+        super().__init__(now)
+        self._blocks: dict[int, dict[str, Any]] = {}
+        self._grown: dict[int, Text] = {}
+        self._usage: dict[str, Any] = {}
+        self._reason: object = None
+        self._is_begun = False
+
+    def take(self, chunk: Mapping[str, Any]) -> str:
+        """See `JsonAssembly`."""
+        kind, index = chunk.get("type"), count(chunk.get("index"))
+        if kind == "message_stop":
+            self.is_ended = True
+        elif kind == "message_start" and isinstance(chunk.get("message"), dict):
+            self._is_begun = True
+            self._count(chunk["message"].get("usage"))
+        elif kind == "message_delta":
+            self._count(chunk.get("usage"))
+            delta = chunk.get("delta")
+            self._reason = delta.get("stop_reason") if isinstance(delta, dict) else None
+        elif kind == "content_block_start" and isinstance(chunk.get("content_block"), dict):
+            self.has_answered = True
+            self._blocks[index] = chunk["content_block"]
+            self._grown[index] = Text()
+            return self._grow(index, chunk["content_block"].get("text"))
+        elif kind == "content_block_delta" and isinstance(chunk.get("delta"), dict):
+            delta = chunk["delta"]
+            return self._grow(index, delta.get("text") or delta.get("partial_json"))
+        return ""
+
+    def whole(self) -> Reply | Failure:
+        """See `JsonAssembly`."""
+        blocks = [self._block(index) for index in self._blocks] if self._is_begun else None
+        return read_body({"content": blocks, "stop_reason": self._reason, "usage": self._usage or None})
+
+    def _grow(self, index: int, piece: object) -> str:
+        block = self._blocks.get(index)
+        if block is None:
+            return ""
+        shown = self._grown[index].add(piece)
+        return shown if block.get("type") == "text" else ""
+
+    def _count(self, usage: object) -> None:
+        if isinstance(usage, dict):
+            self._usage.update(given(usage))
+
+    def _block(self, index: int) -> dict[str, Any]:
+        block, text = self._blocks[index], str(self._grown[index])
+        if block.get("type") == "text":
+            return {**block, "text": text}
+        if block.get("type") == "tool_use" and text:
+            try:
+                return {**block, "input": json.loads(text)}
+            except (ValueError, RecursionError):
+                return {**block, "input": text}
+        return block

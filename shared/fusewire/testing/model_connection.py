@@ -1,0 +1,362 @@
+"""A connection to the fake model server: reads requests, and answers or fails by the script. For tests only."""
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from pydantic import ValidationError
+
+from fusewire.testing.model_dialects import Dialect, MistralDialect, OpenAIDialect, Said, UnknownError
+from fusewire.testing.model_gemini import GeminiDialect
+from fusewire.testing.model_messages import AnthropicDialect
+from fusewire.testing.model_script import ANY_MODEL, STATUS_FAULTS, Fault, Model, ModelScript, Script
+
+_DRIPS = 20
+_END = b"\r\n\r\n"
+_LAST_CHUNK = b"0\r\n\r\n"
+
+_OPENAI = OpenAIDialect()
+_MISTRAL = MistralDialect()
+_ANTHROPIC = AnthropicDialect()
+_GEMINI = GeminiDialect()
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A chat request as it arrived."""
+
+    model: str
+    key: str
+    head: str
+    body: dict[str, Any]
+    request: dict[str, Any]
+    """The body in OpenAI's form, whatever the protocol."""
+
+
+@dataclass
+class Stats:
+    """Counts since the script was set."""
+
+    requests: int = 0
+    by_model: Counter[str] = field(default_factory=Counter)
+    by_key: Counter[str] = field(default_factory=Counter)
+    """By the `Idempotency-Key` header."""
+    peak_by_model: Counter[str] = field(default_factory=Counter)
+    """The most requests that were in flight at once."""
+    connections: int = 0
+    first_token_ns: dict[str, list[int]] = field(default_factory=dict)
+    """By model: when the first token of each stream was written, by `time.monotonic_ns`."""
+    unknown: list[str] = field(default_factory=list)
+    """What requests held that their protocol does not know; they were refused."""
+    recorded: list[Recorded] = field(default_factory=list)
+
+
+class Stage:
+    """What the connections of one server share: the script and the places in it, and what was counted."""
+
+    def __init__(self, script: Script) -> None:
+        self.connections: set[Connection] = set()
+        self.arrival = asyncio.Event()
+        self.set_script(script)
+
+    def set_script(self, script: Script) -> None:
+        """Replace the script; counts, recordings and places in the old script are gone."""
+        self.script = script
+        self.stats = Stats()
+        self.received = bytearray()
+        self.in_flight: Counter[str] = Counter()
+        self._models: dict[str, Model] = {}
+
+    def model(self, name: str) -> Model:
+        """The running model of this name."""
+        model = self._models.get(name)
+        if model is None:
+            models = self.script.models
+            model = self._models[name] = Model(name, models.get(name) or models.get(ANY_MODEL) or ModelScript())
+        return model
+
+    def count(self, model: str, key: str) -> None:
+        """Note a chat request."""
+        self.stats.requests += 1
+        self.stats.by_model[model] += 1
+        if key:
+            self.stats.by_key[key] += 1
+        self.arrival.set()
+
+    def opened(self, connection: "Connection") -> None:
+        """Note a connection."""
+        self.connections.add(connection)
+        self.stats.connections += 1
+
+    def closed(self, connection: "Connection") -> None:
+        """Forget a connection."""
+        self.connections.discard(connection)
+
+    def control(self, method: bytes, path: bytes, body: bytes) -> tuple[int, bytes]:
+        """Answer a control request: status and body."""
+        if (method, path) == (b"GET", b"/_control/stats"):
+            return 200, json.dumps(self.stats, default=vars).encode()
+        if (method, path) == (b"GET", b"/_control/received"):
+            return 200, bytes(self.received)
+        if (method, path) == (b"POST", b"/_control/script"):
+            try:
+                self.set_script(Script.model_validate_json(body))
+            except ValidationError as exc:
+                return 400, str(exc).encode()
+            return 200, b"{}"
+        return 404, _error("", "invalid_request_error")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A request: its protocol, what it says in OpenAI's form, whether it wants a stream."""
+
+    dialect: Dialect
+    request: dict[str, Any]
+    is_streamed: bool
+
+
+def _dialect(path: bytes) -> Dialect | None:
+    if path.endswith(b"/chat/completions"):
+        return _MISTRAL if path.startswith(b"/mistral/") else _OPENAI
+    if path.endswith(b"/messages"):
+        return _ANTHROPIC
+    return _GEMINI if b"/models/" in path and b"enerateContent" in path else None
+
+
+class Connection(asyncio.Protocol):
+    """One keep-alive connection: one request at a time, further ones wait in the buffer."""
+
+    def __init__(self, server: Stage, loop: asyncio.AbstractEventLoop) -> None:
+        self._server = server
+        self._loop = loop
+        self._buffer = b""
+        self._busy: str | None = None
+        self._in_flight = server.in_flight
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._server.opened(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        if self._timer is not None:
+            self._timer.cancel()
+        self._leave()
+        self._server.closed(self)
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if self._server.script.recording:
+            self._server.received += data
+        self._buffer = self._buffer + data if self._buffer else data
+        self._advance()
+
+    def _advance(self) -> None:
+        """Take requests from the buffer while nothing is in flight."""
+        while self._buffer and self._busy is None and not self._transport.is_closing():
+            end = self._buffer.find(_END)
+            if end < 0:
+                return
+            head = self._buffer[:end]
+            length = int(_header(head, b"content-length") or 0)
+            total = end + len(_END) + length
+            if len(self._buffer) < total:
+                return
+            body, self._buffer = self._buffer[end + len(_END) : total], self._buffer[total:]
+            self._take(head, body)
+
+    def _take(self, head: bytes, body: bytes) -> None:
+        method, path, _ = head[: head.find(b"\r\n")].split(b" ", 2)
+        if path.startswith(b"/_control/"):
+            self._send(*self._server.control(method, path, body))
+            return
+        dialect = _dialect(path) if method == b"POST" else None
+        if dialect is None:
+            self._send(404, _error("", "invalid_request_error"))
+            return
+        try:
+            given = json.loads(body)
+            request = dialect.normal(path.decode(), given)
+            name = str(request["model"])
+        except (ValueError, KeyError, TypeError, IndexError, UnknownError) as exc:
+            self._server.stats.unknown.append(f"{type(exc).__name__}: {exc}")
+            self._send(*dialect.error(400, "invalid_value", "invalid_request_error", {}))
+            return
+        self._chat(name, head, given, _Asked(dialect, request, bool(request.get("stream"))))
+
+    def _chat(self, name: str, head: bytes, given: dict[str, Any], asked: "_Asked") -> None:
+        server = self._server
+        key = _header(head, b"idempotency-key").decode("latin-1")
+        server.count(name, key)
+        stats = server.stats
+        if server.script.recording:
+            stats.recorded.append(Recorded(name, key, head.decode("latin-1"), given, asked.request))
+        self._busy = name
+        self._in_flight = server.in_flight  # the one to leave, though the script be replaced meanwhile
+        self._in_flight[name] += 1
+        stats.peak_by_model[name] = max(stats.peak_by_model[name], self._in_flight[name])
+        model = server.model(name)
+        fault, delay_s = model.next_fault(), model.next_latency_s()
+        if delay_s > 0:
+            self._timer = self._loop.call_later(delay_s, self._reply, model, asked, fault)
+        else:
+            self._reply(model, asked, fault)
+
+    def _reply(self, model: Model, asked: "_Asked", fault: Fault | None) -> None:
+        dialect = asked.dialect
+        if fault is None:
+            calls = model.calls(asked.request)
+            text = "" if calls else model.answer(asked.request)
+            self._answer(model, asked, Said.of(model, asked.request, text, "tool_calls" if calls else "stop", calls))
+        elif fault.kind in STATUS_FAULTS:
+            status, code, kind = STATUS_FAULTS[fault.kind]
+            headers = dict(fault.headers)
+            self._send(*dialect.error(status, code, kind, headers), headers)
+        elif fault.kind == "error_in_200" or (fault.kind == "stream_error" and not asked.is_streamed):
+            body = dialect.error(502, "", "server_error", {})[1]
+            if asked.is_streamed:
+                self._stream(model.name, [_failed(dialect)], 0.0, self._end_stream, has_tokens=False)
+            else:
+                self._send(200, body)
+        elif fault.kind == "garbage":
+            self._send(200, b"<html>not what you asked for</html>")
+        elif fault.kind == "close":
+            self._transport.close()
+        elif fault.kind != "hang" and (asked.is_streamed or fault.kind != "stream_hang"):
+            self._answer_oddly(model, asked, fault)
+
+    def _answer_oddly(self, model: Model, asked: "_Asked", fault: Fault) -> None:
+        """Faults that come with an answer, or a piece of one."""
+        answer = model.answer(asked.request)
+        finish: str | None = "stop"
+        if fault.kind == "huge":
+            answer = "x" * fault.bytes
+        elif fault.kind == "empty":
+            answer = ""
+        elif fault.kind in {"length", "content_filter"}:
+            finish = fault.kind
+            answer = answer[: len(answer) // 2]
+        elif fault.kind == "no_finish_reason":
+            finish = None
+        self._answer(model, asked, Said.of(model, asked.request, answer, finish), fault)
+
+    def _answer(self, model: Model, asked: "_Asked", said: Said, fault: Fault | None = None) -> None:
+        kind = fault.kind if fault else "none"
+        if asked.is_streamed:
+            self._answer_streamed(model, asked.dialect, said, fault)
+            return
+        body = asked.dialect.whole(said)
+        if kind in {"truncate", "stream_close"}:
+            self._transport.write(_head(200, len(body)) + body[: len(body) // 2])
+            self._transport.close()
+        elif fault and kind == "drip":
+            whole = _head(200, len(body)) + body
+            self._drip(whole, max(1, len(whole) // _DRIPS), fault.seconds / _DRIPS)
+        else:
+            self._send(200, body)
+
+    def _answer_streamed(self, model: Model, dialect: Dialect, said: Said, fault: Fault | None) -> None:
+        tokens = said.tokens()
+        end: Callable[[], None] = self._end_stream
+        pause_s = model.token_s
+        last = dialect.ended(said)
+        if fault and fault.kind in {"truncate", "stream_close", "stream_hang", "stream_error"}:
+            tokens = tokens[: len(tokens) // 2 if fault.kind == "truncate" else fault.tokens]
+            last = [_failed(dialect)] if fault.kind == "stream_error" else []
+            if fault.kind != "stream_error":
+                end = self._hang if fault.kind == "stream_hang" else self._transport.close
+        elif fault and fault.kind == "drip":
+            pause_s = fault.seconds / (len(tokens) + 1)
+        steps = [dialect.token(said, token) for token in tokens]
+        begun = b"".join(dialect.begun(said))
+        steps = [begun + steps[0], *steps[1:]] if steps else [begun]
+        self._stream(said.model, [*steps, *([b"".join(last)] if last else [])], pause_s, end, has_tokens=bool(tokens))
+
+    def _stream(
+        self, name: str, steps: list[bytes], pause_s: float, end: Callable[[], None], *, has_tokens: bool
+    ) -> None:
+        """Begin a stream: the first step at once, the others after a pause each."""
+        if has_tokens:
+            self._server.stats.first_token_ns.setdefault(name, []).append(time.monotonic_ns())
+        if pause_s == 0:
+            self._transport.write(_STREAM_HEAD + _chunk(b"".join(steps)))
+            end()
+            return
+        self._transport.write(_STREAM_HEAD + _chunk(steps[0]))
+        self._timer = self._loop.call_later(pause_s, self._go_on, steps, 1, pause_s, end)
+
+    def _go_on(self, steps: list[bytes], at: int, pause_s: float, end: Callable[[], None]) -> None:
+        if at == len(steps):
+            end()
+            return
+        self._transport.write(_chunk(steps[at]))
+        self._timer = self._loop.call_later(pause_s, self._go_on, steps, at + 1, pause_s, end)
+
+    def _end_stream(self) -> None:
+        self._transport.write(_LAST_CHUNK)
+        self._leave()
+        if self._buffer:
+            self._loop.call_soon(self._advance)
+
+    def _hang(self) -> None:
+        """Nothing more comes."""
+
+    def _drip(self, rest: bytes, size: int, pause_s: float) -> None:
+        self._transport.write(rest[:size])
+        if len(rest) > size:
+            self._timer = self._loop.call_later(pause_s, self._drip, rest[size:], size, pause_s)
+        else:
+            self._leave()
+            self._advance()
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self._transport.write(_head(status, len(body), headers) + body)
+        if self._busy is not None:
+            self._leave()
+            if self._buffer:
+                self._loop.call_soon(self._advance)
+
+    def _leave(self) -> None:
+        if self._busy is not None:
+            self._in_flight[self._busy] -= 1
+            self._busy = None
+        self._timer = None
+
+
+_STREAM_HEAD = b"HTTP/1.1 200 -\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+def _header(head: bytes, name: bytes) -> bytes:
+    """One header's value; empty if it is absent. `name` in lower case."""
+    at = head.lower().find(b"\r\n" + name + b":")
+    if at < 0:
+        return b""
+    start = at + len(name) + 3
+    end = head.find(b"\r\n", start)
+    return head[start : end if end >= 0 else len(head)].strip()
+
+
+def _head(status: int, length: int, headers: dict[str, str] | None = None) -> bytes:
+    extra = "".join(f"{name}: {value}\r\n" for name, value in headers.items()) if headers else ""
+    return f"HTTP/1.1 {status} -\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n{extra}\r\n".encode()
+
+
+def _error(code: str, kind: str) -> bytes:
+    error = {"message": "The fake server was told to fail.", "type": kind, "param": None, "code": code or None}
+    return json.dumps({"error": error}).encode()
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def _failed(dialect: Dialect) -> bytes:
+    """The event of a stream that fails."""
+    return dialect.event(json.loads(dialect.error(502, "", "server_error", {})[1]))

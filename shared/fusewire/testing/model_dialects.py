@@ -1,0 +1,279 @@
+"""The protocols that the fake model server speaks. For tests and benchmarks only.
+
+Requests are turned into OpenAI's form, which the script knows; answers are told in each protocol's own. What a
+protocol does not know is refused, as the real servers do: a field too many is a fault of the client.
+"""
+
+import json
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from fusewire.testing.model_script import Model, ScriptedCall
+
+_TOKEN = re.compile(r"\S{1,64}\s{0,8}|\s{1,8}")
+_LARGE = 65_536
+
+
+class UnknownError(Exception):
+    """A request holds what its protocol does not know."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a model says, in no protocol's form."""
+
+    model: str
+    text: str
+    calls: tuple[ScriptedCall, ...]
+    finish: str | None
+    """OpenAI's word for it; None where there shall be none."""
+    asked_tokens: int
+    said_tokens: int
+    cached_tokens: int
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        request: dict[str, Any],
+        text: str,
+        finish: str | None,
+        calls: tuple[ScriptedCall, ...] = (),
+    ) -> "Said":
+        """Tokens are counted as four characters each, whatever the model."""
+        asked = sum(len(str(one.get("content"))) for one in request.get("messages") or []) // 4 + 1
+        said = (len(text) + sum(len(str(call)) for call in calls)) // 4 + 1
+        return cls(model.name, text, calls, finish, asked, said, min(model.cached_tokens, asked))
+
+    def tokens(self) -> list[str]:
+        """The text in pieces."""
+        if len(self.text) > _LARGE:
+            return [self.text[at : at + _LARGE] for at in range(0, len(self.text), _LARGE)]
+        return _TOKEN.findall(self.text)
+
+    def arguments(self) -> list[str]:
+        """What the calls are given, as text."""
+        return [c.arguments if isinstance(c.arguments, str) else json.dumps(c.arguments) for c in self.calls]
+
+
+def encoded(value: object) -> bytes:
+    """JSON."""
+    return json.dumps(value, ensure_ascii=False).encode(errors="surrogatepass")
+
+
+class Dialect(ABC):
+    """One protocol."""
+
+    fields: frozenset[str] = frozenset()
+    """What a request may hold; empty: anything."""
+
+    def normal(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """A request in OpenAI's form.
+
+        Raises:
+            UnknownError: it holds a field that the protocol does not know.
+        """
+        if self.fields and (unknown := body.keys() - self.fields):
+            raise UnknownError(", ".join(sorted(unknown)))
+        return self.turned(path, body)
+
+    @abstractmethod
+    def turned(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The same, once the fields are known to be right."""
+
+    @abstractmethod
+    def whole(self, said: Said) -> bytes:
+        """An answer's body."""
+
+    @abstractmethod
+    def begun(self, said: Said) -> list[bytes]:
+        """Events before a stream's first token."""
+
+    @abstractmethod
+    def token(self, said: Said, text: str) -> bytes:
+        """The event of one token."""
+
+    @abstractmethod
+    def ended(self, said: Said) -> list[bytes]:
+        """Events after the last token: calls, the end, the usage."""
+
+    @abstractmethod
+    def error(self, status: int, code: str, kind: str, headers: dict[str, str]) -> tuple[int, bytes]:
+        """An error: the status that this protocol gives it, and the body. `code` and `kind` are OpenAI's."""
+
+    def event(self, body: object) -> bytes:
+        """One event of a stream."""
+        return b"data: " + encoded(body) + b"\n\n"
+
+
+MESSAGE = "The fake server was told to fail."
+
+
+def image(url: str) -> dict[str, Any]:
+    """An image part, in OpenAI's form."""
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def schema_format(schema: dict[str, Any]) -> dict[str, Any]:
+    """A `response_format`, in OpenAI's form."""
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+
+
+def turn(role: str, parts: list[dict[str, Any]], calls: list[dict[str, Any]]) -> dict[str, Any]:
+    """A message, in OpenAI's form."""
+    is_text = all(part["type"] == "text" for part in parts)
+    content = ("".join(part["text"] for part in parts) or None) if is_text else parts
+    return {"role": role, "content": content, **({"tool_calls": calls} if calls else {})}
+
+
+def called(id_: str, name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """A call, in OpenAI's form."""
+    return {"id": id_, "type": "function", "function": {"name": name, "arguments": json.dumps(given)}}
+
+
+def tool(name: str, description: str | None, parameters: dict[str, Any] | None) -> dict[str, Any]:
+    """A function on offer, in OpenAI's form."""
+    function = {"name": name, "description": description, "parameters": parameters}
+    return {"type": "function", "function": {key: value for key, value in function.items() if value}}
+
+
+class OpenAIDialect(Dialect):
+    """Any OpenAI-compatible server: lenient."""
+
+    def turned(self, path: str, body: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
+        return body
+
+    def whole(self, said: Said) -> bytes:
+        message: dict[str, Any] = {"role": "assistant", "content": None if said.calls else said.text}
+        if said.calls:
+            message["tool_calls"] = self._calls(said)
+        choice = {"index": 0, "message": message, "finish_reason": said.finish}
+        return json.dumps({**self._frame(said, "chat.completion"), "choices": [choice], "usage": _usage(said)}).encode()
+
+    def begun(self, said: Said) -> list[bytes]:
+        return [self._chunk(said, {"role": "assistant", "content": ""})]
+
+    def token(self, said: Said, text: str) -> bytes:
+        return self._chunk(said, {"content": text})
+
+    def ended(self, said: Said) -> list[bytes]:
+        events = []
+        for index, call in enumerate(self._calls(said)):
+            # In pieces, as OpenAI sends them.
+            given = call["function"].pop("arguments")
+            first = {**call, "index": index, "function": {**call["function"], "arguments": ""}}
+            events.append(self._chunk(said, {"tool_calls": [first]}))
+            half = len(given) // 2
+            events += [
+                self._chunk(said, {"tool_calls": [{"index": index, "function": {"arguments": piece}}]})
+                for piece in (given[:half], given[half:])
+            ]
+        if said.finish:
+            events.append(self._chunk(said, {}, said.finish))
+        return [*events, *self._counted(said), b"data: [DONE]\n\n"]
+
+    def error(self, status: int, code: str, kind: str, headers: dict[str, str]) -> tuple[int, bytes]:  # noqa: ARG002
+        return status, encoded({"error": {"message": MESSAGE, "type": kind, "param": None, "code": code or None}})
+
+    def _counted(self, said: Said) -> list[bytes]:
+        return [self.event({**self._frame(said, "chat.completion.chunk"), "choices": [], "usage": _usage(said)})]
+
+    def _chunk(self, said: Said, delta: dict[str, Any], finish: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish}
+        return self.event({**self._frame(said, "chat.completion.chunk"), "choices": [choice]})
+
+    def _frame(self, said: Said, kind: str) -> dict[str, Any]:
+        return {"id": "chatcmpl-fake", "object": kind, "created": 0, "model": said.model}
+
+    def _calls(self, said: Said) -> list[dict[str, Any]]:
+        return [
+            {"id": f"call_{index}", "type": "function", "function": {"name": call.name, "arguments": given}}
+            for index, (call, given) in enumerate(zip(said.calls, said.arguments(), strict=True))
+        ]
+
+
+class MistralDialect(OpenAIDialect):
+    """Mistral's own: strict, with ids of nine characters and answers of chunks."""
+
+    fields = frozenset(
+        [
+            "model",
+            "messages",
+            "temperature",
+            "top_p",
+            "max_tokens",
+            "stop",
+            "random_seed",
+            "response_format",
+            "tools",
+            "tool_choice",
+            "stream",
+        ]
+    )
+
+    def turned(self, path: str, body: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
+        for message in body["messages"]:
+            ids = [call["id"] for call in message.get("tool_calls", ())]
+            for one in [*ids, *([message["tool_call_id"]] if "tool_call_id" in message else [])]:
+                if not re.fullmatch(r"[a-zA-Z0-9]{9}", one):
+                    raise UnknownError("tool_call_id")
+        if body.get("tool_choice") == "required":
+            raise UnknownError("tool_choice")
+        normal = {("seed" if key == "random_seed" else key): value for key, value in body.items()}
+        if normal.get("tool_choice") == "any":
+            normal["tool_choice"] = "required"
+        return normal
+
+    def whole(self, said: Said) -> bytes:
+        content = [{"type": "thinking", "thinking": []}, {"type": "text", "text": said.text}] if said.text else ""
+        message: dict[str, Any] = {"role": "assistant", "content": content, "tool_calls": self._calls(said) or None}
+        choice = {"index": 0, "message": message, "finish_reason": _MISTRAL_FINISH.get(said.finish, said.finish)}
+        return encoded({**self._frame(said, "chat.completion"), "choices": [choice], "usage": _usage(said)})
+
+    def ended(self, said: Said) -> list[bytes]:
+        choice = {
+            "index": 0,
+            "delta": {"content": "", "tool_calls": [{**c, "index": n} for n, c in enumerate(self._calls(said))]},
+            "finish_reason": _MISTRAL_FINISH.get(said.finish, said.finish),
+        }
+        last = {**self._frame(said, "chat.completion.chunk"), "choices": [choice], "usage": _usage(said)}
+        return [self.event(last), b"data: [DONE]\n\n"]
+
+    def error(self, status: int, code: str, kind: str, headers: dict[str, str]) -> tuple[int, bytes]:  # noqa: ARG002
+        if code == "context_length_exceeded":
+            message = "Prompt contains 40000 tokens, too large for model with 32768 maximum context length"
+            return 400, encoded({"object": "error", "message": message, "type": kind, "code": "3051"})
+        if code == "content_policy_violation":
+            return 403, encoded({"object": "error", "message": "Blocked by moderation", "type": "guardrail"})
+        if code == "insufficient_quota":
+            return 402, encoded({"detail": "Payment required"})
+        if status == 400:
+            return 422, encoded({"detail": [{"type": "value_error", "loc": ["body", "stop"], "msg": MESSAGE}]})
+        kind = "rate_limited" if status == 429 else kind
+        return status, encoded({"object": "error", "message": MESSAGE, "type": kind, "param": None, "code": "1300"})
+
+    def _calls(self, said: Said) -> list[dict[str, Any]]:
+        return [
+            {
+                "id": f"fakecall{index}"[:9],
+                # An object where there is one, as the API's description allows.
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for index, call in enumerate(said.calls)
+        ]
+
+
+_MISTRAL_FINISH: dict[str | None, str] = {"length": "model_length"}
+
+
+def _usage(said: Said) -> dict[str, Any]:
+    counted: dict[str, Any] = {
+        "prompt_tokens": said.asked_tokens,
+        "completion_tokens": said.said_tokens,
+        "total_tokens": said.asked_tokens + said.said_tokens,
+    }
+    if said.cached_tokens:
+        counted["prompt_tokens_details"] = {"cached_tokens": said.cached_tokens}
+    return counted

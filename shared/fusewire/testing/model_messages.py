@@ -1,0 +1,192 @@
+"""Anthropic's protocol, for the fake model server. For tests and benchmarks only."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from fusewire.testing.model_dialects import (
+    MESSAGE,
+    Dialect,
+    Said,
+    UnknownError,
+    called,
+    encoded,
+    image,
+    schema_format,
+    tool,
+    turn,
+)
+from fusewire.testing.model_script import ScriptedCall
+
+
+class AnthropicDialect(Dialect):
+    """Anthropic's Messages API: strict."""
+
+    fields = frozenset(
+        [
+            "model",
+            "max_tokens",
+            "system",
+            "messages",
+            "temperature",
+            "top_p",
+            "stop_sequences",
+            "output_config",
+            "stream",
+            "tools",
+            "tool_choice",
+        ]
+    )
+    _bounds = frozenset(
+        ["minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "uniqueItems", "oneOf"]
+    )
+
+    def turned(self, path: str, body: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
+        if "max_tokens" not in body or body.get("temperature", 0) > 1 or {"temperature", "top_p"} <= body.keys():
+            raise UnknownError("max_tokens, temperature, top_p")
+        messages = [{"role": "system", "content": body["system"]}] if body.get("system") else []
+        last = None
+        for one in body["messages"]:
+            if one["role"] == last:
+                raise UnknownError("messages: two turns of one role")
+            last = one["role"]
+            messages += _from_blocks(one)
+        normal: dict[str, Any] = {
+            "model": body["model"],
+            "messages": messages,
+            "max_tokens": body["max_tokens"],
+            "stop": body.get("stop_sequences"),
+            "stream": body.get("stream"),
+            **{key: body[key] for key in ("temperature", "top_p") if key in body},
+        }
+        if wanted := body.get("output_config"):
+            schema = wanted["format"]["schema"]
+            _demand_closed(schema, self._bounds)
+            normal["response_format"] = schema_format(schema)
+        if "tools" in body:
+            normal["tools"] = [tool(t["name"], t.get("description"), t["input_schema"]) for t in body["tools"]]
+            choice = body["tool_choice"]
+            named = {"type": "function", "function": {"name": choice.get("name")}}
+            words: dict[str, Any] = {"auto": "auto", "none": "none", "any": "required", "tool": named}
+            normal["tool_choice"] = words[choice["type"]]
+        return normal
+
+    def whole(self, said: Said) -> bytes:
+        content: list[dict[str, Any]] = [{"type": "thinking", "thinking": "…", "signature": "x"}]
+        content += [{"type": "text", "text": said.text}] if said.text else []
+        for index, call in enumerate(said.calls):
+            content.append({**self._call(index, call), "input": call.arguments})
+        usage = {**self._asked(said), "output_tokens": said.said_tokens}
+        return encoded({**self._frame(said), "content": content, "stop_reason": self._finish(said), "usage": usage})
+
+    def begun(self, said: Said) -> list[bytes]:
+        usage = {**self._asked(said), "output_tokens": 1}
+        start = {"type": "message_start", "message": {**self._frame(said), "content": [], "usage": usage}}
+        thought = {"type": "thinking", "thinking": ""}
+        return [
+            self.event(start),
+            self.event({"type": "ping"}),
+            self.event({"type": "content_block_start", "index": 0, "content_block": thought}),
+            self._delta(0, {"type": "thinking_delta", "thinking": "…"}),
+            self.event({"type": "content_block_stop", "index": 0}),
+            self.event({"type": "content_block_start", "index": 1, "content_block": {"type": "text", "text": ""}}),
+        ]
+
+    def token(self, said: Said, text: str) -> bytes:  # noqa: ARG002
+        return self._delta(1, {"type": "text_delta", "text": text})
+
+    def ended(self, said: Said) -> list[bytes]:
+        events = [self.event({"type": "content_block_stop", "index": 1})]
+        for index, (call, given) in enumerate(zip(said.calls, said.arguments(), strict=True)):
+            block = {**self._call(index, call), "input": {}}
+            events.append(self.event({"type": "content_block_start", "index": index + 2, "content_block": block}))
+            pieces = ("", given[:3], given[3:])
+            events += [self._delta(index + 2, {"type": "input_json_delta", "partial_json": one}) for one in pieces]
+            events.append(self.event({"type": "content_block_stop", "index": index + 2}))
+        if said.finish:
+            delta = {"stop_reason": self._finish(said), "stop_sequence": None}
+            usage = {"output_tokens": said.said_tokens}
+            events.append(self.event({"type": "message_delta", "delta": delta, "usage": usage}))
+        return [*events, self.event({"type": "message_stop"})]
+
+    def error(self, status: int, code: str, kind: str, headers: dict[str, str]) -> tuple[int, bytes]:  # noqa: ARG002
+        message = MESSAGE
+        if code == "context_length_exceeded":
+            message = "prompt is too long: 210000 tokens > 200000 maximum"
+        elif code == "content_policy_violation":
+            message = "Output blocked by content filtering policy"
+        elif code == "insufficient_quota":
+            status, message = 400, "Your credit balance is too low to access the API"
+        named = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
+        return status, encoded({"type": "error", "error": {"type": named, "message": message}})
+
+    def event(self, body: object) -> bytes:
+        assert isinstance(body, dict)
+        return f"event: {body['type']}\n".encode() + super().event(body)
+
+    def _delta(self, index: int, delta: dict[str, Any]) -> bytes:
+        return self.event({"type": "content_block_delta", "index": index, "delta": delta})
+
+    def _frame(self, said: Said) -> dict[str, Any]:
+        return {"id": "msg_fake", "type": "message", "role": "assistant", "model": said.model}
+
+    def _asked(self, said: Said) -> dict[str, Any]:
+        beside = said.asked_tokens - said.cached_tokens
+        return {"input_tokens": beside, "cache_creation_input_tokens": 0, "cache_read_input_tokens": said.cached_tokens}
+
+    def _call(self, index: int, call: ScriptedCall) -> dict[str, Any]:
+        return {"type": "tool_use", "id": f"toolu_{index}", "name": call.name}
+
+    def _finish(self, said: Said) -> str | None:
+        words: dict[str | None, str] = {
+            "stop": "end_turn",
+            "length": "max_tokens",
+            "tool_calls": "tool_use",
+            "content_filter": "refusal",
+        }
+        return words.get(said.finish)
+
+
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    529: "overloaded_error",
+}
+
+
+def _from_blocks(given: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A turn's messages in OpenAI's form: each tool's result is one of its own."""
+    if isinstance(given["content"], str):
+        yield dict(given)
+        return
+    parts, calls = [], []
+    for block in given["content"]:
+        if block["type"] == "tool_result":
+            yield {"role": "tool", "tool_call_id": block["tool_use_id"], "content": block["content"]}
+        elif block["type"] == "tool_use":
+            calls.append(called(block["id"], block["name"], block["input"]))
+        elif block["type"] == "image":
+            source = block["source"]
+            held = source["type"] == "base64"
+            parts.append(image(f"data:{source['media_type']};base64,{source['data']}" if held else source["url"]))
+        else:
+            parts.append({"type": "text", "text": block["text"]})
+    if parts or calls:
+        yield turn(given["role"], parts, calls)
+
+
+def _demand_closed(schema: object, bounds: Iterable[str]) -> None:
+    """Refuse what Anthropic's structured outputs do not know."""
+    if isinstance(schema, list):
+        for one in schema:
+            _demand_closed(one, bounds)
+    elif isinstance(schema, dict):
+        if schema.get("type") == "object" and schema.get("additionalProperties") is not False:
+            raise UnknownError("additionalProperties")
+        if unknown := schema.keys() & set(bounds):
+            raise UnknownError(", ".join(sorted(unknown)))
+        for one in schema.values():
+            _demand_closed(one, bounds)

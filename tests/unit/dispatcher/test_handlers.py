@@ -1,0 +1,67 @@
+"""Messages in, messages out; nothing of what is cancelled."""
+
+import logging
+from dataclasses import dataclass, field
+from typing import cast
+
+import pytest
+import structlog
+from nats.aio.msg import Msg
+from structlog.testing import capture_logs
+
+from fusewire.bus import Bus, Delivery
+from fusewire.cancel import Cancelled
+from fusewire.contracts import Plan, Prompt, Round, Sampling, Task
+from fusewire.testing.factories import FakeClock, make_prompt, make_round
+from fusewire_dispatcher.handlers import Handlers
+from fusewire_dispatcher.planning import Book, MemberSpec, ModelSpec, PoolSpec
+
+MEMBERS = tuple(MemberSpec(name, f"m-{name}", 1.0, None, Sampling()) for name in "ab")
+POOL = PoolSpec(MEMBERS, judge="m-judge", quorum=0.67, debate_rounds=1, config_hash="cafe")
+BOOK = Book({"default": POOL}, {name: ModelSpec("remote", name) for name in ("m-a", "m-b", "m-judge")})
+
+
+@dataclass
+class Published:
+    """A bus that keeps what is published."""
+
+    messages: dict[str, Plan | Task] = field(default_factory=dict)
+
+    async def publish(
+        self, subject: str, message: Plan | Task, *, msg_id: str | None = None, only_if_new: bool = False
+    ) -> bool:
+        assert only_if_new == isinstance(message, Plan)
+        assert msg_id == (message.task_id if isinstance(message, Task) else None)
+        self.messages[subject] = message
+        return True
+
+
+def delivery(message: Prompt | Round) -> Delivery:
+    return Delivery(message.encode(), "", {}, 1, "", 1, cast("Msg", None))
+
+
+PROMPT, OTHER = make_prompt(), make_prompt(custom_id="two")
+MESSAGES = [
+    (PROMPT, {"fw.task.remote.m-a.normal", "fw.task.remote.m-b.normal", f"fw.plan.{PROMPT.fusion_id}"}),
+    (make_round(), {"fw.task.remote.m-judge.normal"}),
+]
+
+
+@pytest.mark.parametrize(("message", "subjects"), MESSAGES, ids=["prompt", "round"])
+async def test_what_is_cancelled_is_dropped_and_all_else_published(message: Prompt | Round, subjects: set[str]) -> None:
+    cancelled = Cancelled()
+    bus = Published()
+    handlers = Handlers(cast("Bus", bus), BOOK, FakeClock(), cancelled)
+    handle = handlers.on_prompt if isinstance(message, Prompt) else handlers.on_round
+
+    cancelled.add(OTHER.fusion_id)
+    await handle(delivery(message))
+    assert set(bus.messages) == subjects
+
+    bus.messages.clear()
+    cancelled.add(PROMPT.fusion_id)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
+    with capture_logs() as told:
+        await handle(delivery(message))
+    assert bus.messages == {}
+    assert [line["event"] for line in told] == ["dispatcher.cancelled"]

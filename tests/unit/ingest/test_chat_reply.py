@@ -1,0 +1,300 @@
+"""Outcomes as chat completions: both SDKs read them, what is not known is null, what is degraded stands first."""
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openrouter.components import ChatResult, ChatStreamChunk, OutputFusionServerToolItem
+
+from fusewire.contracts import Answer, Outcome, ToolCall, Usage
+from fusewire.testing.factories import make_outcome
+from fusewire_ingest.chat_reply import (
+    SupersededError,
+    chunks,
+    completion,
+    failure,
+    fusion,
+    is_retryable,
+    piece,
+)
+
+CREATED = 1_767_323_045
+ANALYSIS = {
+    "consensus": ["Paris"],
+    "contradictions": [{"topic": "t", "stances": [{"model": "m-a", "stance": "s"}]}],
+    "partial_coverage": [{"models": ["m-a"], "point": "p"}],
+    "unique_insights": [{"model": "m-a", "insight": "i"}],
+    "blind_spots": [],
+}
+CALL = ToolCall(id="c1", name="clock", arguments="{}")
+
+
+def answer(member: str = "a", **overrides: Any) -> Answer:
+    fields = {
+        "member": member,
+        "model": f"m-{member}",
+        "tier": "remote",
+        "status": "ok",
+        "content": "Paris.",
+        "usage": Usage(prompt_tokens=10, completion_tokens=2),
+        "cost_usd": 0.001,
+        "latency_ms": 900.0,
+    }
+    return Answer(**{**fields, **overrides})
+
+
+def error(member: str, code: str) -> Answer:
+    return answer(member, status="error", content=None, error_code=code, usage=Usage(), cost_usd=0.0)
+
+
+def outcome(**overrides: Any) -> Outcome:
+    used = Usage(prompt_tokens=30, completion_tokens=9, cached_tokens=4)
+    return make_outcome(**{"answers": (answer("a", is_winner=True), answer("b")), "usage": used, **overrides})
+
+
+def failed(*codes: str, **overrides: Any) -> Outcome:
+    answers = tuple(error(name, code) for name, code in zip("abcdef", codes, strict=False))
+    fields = {"status": "failed", "is_degraded": True, "content": None, "winner": None, "error": "every member failed"}
+    return outcome(**{**fields, "answers": answers, **overrides})
+
+
+def reply(of: Outcome, **more: Any) -> dict[str, Any]:
+    return completion(of, model="fusion", created=CREATED, **more)
+
+
+def streamed(of: Outcome, sent: str = "", *, with_usage: bool = True) -> list[dict[str, Any]]:
+    return list(chunks(of, model="fusion", created=CREATED, sent=sent, with_usage=with_usage, warnings=("w",)))
+
+
+SHAPES = {
+    "voted": outcome(),
+    "fused": outcome(status="fused", winner=None, analysis=ANALYSIS, judge_model="m-judge"),
+    "tools": outcome(content=None, tool_calls=(CALL,), winner=None),
+    "unpriced": outcome(cost_usd=None),
+    "free": outcome(cost_usd=0.0),
+    "degraded": outcome(
+        is_degraded=True,
+        degraded_reasons=("judge_failed:not_json",),
+        answers=(answer("a"), error("b", "rate_limited"), answer("c", status="missing", content=None)),
+    ),
+    "bare": make_outcome(),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_both_sdks_read_a_completion(name: str) -> None:
+    made = json.loads(json.dumps(reply(SHAPES[name], warnings=("w",))))
+
+    theirs = ChatCompletion.model_validate(made, strict=True)
+    assert theirs.choices[0].message.content == SHAPES[name].content
+    assert theirs.model_dump(exclude_unset=True)["fusion"] == made["fusion"]
+    routed = ChatResult.model_validate(made, strict=True)
+    assert routed.usage is not None
+    assert routed.usage.cost == SHAPES[name].cost_usd
+    item = OutputFusionServerToolItem.model_validate(made["fusion"], strict=True)
+    assert item.status == "completed"
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_both_sdks_read_every_chunk(name: str) -> None:
+    for made in [*streamed(SHAPES[name]), piece("f1", model="m", created=1, text="x", is_first=True)]:
+        sent = json.loads(json.dumps(made))
+        ChatCompletionChunk.model_validate(sent, strict=True)
+        ChatStreamChunk.model_validate(sent, strict=True)
+
+
+def test_a_completion() -> None:
+    made = reply(SHAPES["voted"])
+
+    assert made["id"] == f"chatcmpl-{SHAPES['voted'].fusion_id}"
+    assert (made["object"], made["created"], made["model"]) == ("chat.completion", CREATED, "fusion")
+    assert made["system_fingerprint"] is None
+    (choice,) = made["choices"]
+    assert choice["message"] == {"role": "assistant", "content": "Paris.", "refusal": None}
+    assert choice["finish_reason"] == "stop"
+
+
+def test_usage_is_that_of_the_whole_fusion() -> None:
+    usage = reply(SHAPES["voted"])["usage"]
+
+    assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (30, 9, 39)
+    assert usage["prompt_tokens_details"] == {"cached_tokens": 4}
+    assert usage["completion_tokens_details"] == {"reasoning_tokens": 0}
+    assert usage["cost"] == 0.002
+
+
+@pytest.mark.parametrize(
+    ("cost", "prompt_tokens", "completion_tokens", "parts"),
+    [
+        (None, 30, 9, None),
+        (0.002, 30, 9, None),
+        (0.0, 30, 9, (0.0, 0.0)),
+        (0.002, 30, 0, (0.002, 0.0)),
+        (0.002, 0, 9, (0.0, 0.002)),
+    ],
+)
+def test_the_parts_of_a_cost_are_told_only_where_they_are_known(
+    cost: float | None, prompt_tokens: int, completion_tokens: int, parts: tuple[float, float] | None
+) -> None:
+    used = Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+    usage = reply(outcome(cost_usd=cost, usage=used))["usage"]
+
+    assert usage["cost"] == cost
+    details = usage["cost_details"]
+    if parts is None:
+        assert details is None
+    else:
+        assert details["upstream_inference_cost"] == cost
+        assert details["upstream_inference_prompt_cost"] == parts[0]
+        assert details["upstream_inference_completions_cost"] == parts[1]
+
+
+def test_tool_calls_are_openais() -> None:
+    (choice,) = reply(SHAPES["tools"])["choices"]
+    call = {"id": "c1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
+
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"] == {"role": "assistant", "content": None, "refusal": None, "tool_calls": [call]}
+    deltas = [one["choices"][0]["delta"] for one in streamed(SHAPES["tools"], with_usage=False)]
+    assert deltas == [{"role": "assistant", "content": ""}, {"tool_calls": [{"index": 0, **call}]}, {}]
+
+
+@pytest.mark.parametrize(
+    ("of", "reason"),
+    [
+        (outcome(answers=(answer("b", finish_reason="length"), answer("a", finish_reason="stop"))), "stop"),
+        (outcome(answers=(answer("a", finish_reason="length"), answer("b", finish_reason="stop"))), "length"),
+        (outcome(answers=(answer("a", finish_reason="content_filter"),)), "content_filter"),
+        (outcome(answers=(answer("a", finish_reason="tool_calls"),)), "stop"),
+        (outcome(winner=None, degraded_reasons=("merge_cut_at_length",)), "length"),
+    ],
+)
+def test_the_finish_reason_is_that_of_the_text(of: Outcome, reason: str) -> None:
+    assert reply(of)["choices"][0]["finish_reason"] == reason
+    assert streamed(of, with_usage=False)[-1]["choices"][0]["finish_reason"] == reason
+
+
+def test_the_fusion_object() -> None:
+    of = outcome(
+        status="fused",
+        is_degraded=True,
+        degraded_reasons=("judge_failed:empty",),
+        analysis=ANALYSIS,
+        answers=(answer("a"), error("b", "rate_limited"), answer("c", status="missing", content=None)),
+        answer_kind="open",
+        closed_by="quorum",
+    )
+    made = fusion(of, ["w"])
+
+    assert list(made)[:2] == ["is_degraded", "degraded_reasons"]
+    assert (made["is_degraded"], made["degraded_reasons"]) == (True, ["judge_failed:empty"])
+    assert (made["status"], made["outcome_status"], made["strategy"]) == ("completed", "fused", "best-of")
+    assert (made["outcome_id"], made["winner"]) == (of.fusion_id, "a")
+    assert (made["answer_kind"], made["closed_by"], made["agreement"]) == ("open", "quorum", 1.0)
+    assert (made["cost_usd"], made["warnings"]) == (0.002, ["w"])
+    assert made["analysis"] == ANALYSIS
+    assert made["responses"] == [{"model": "m-a", "content": "Paris."}]
+    assert made["failed_models"] == [
+        {"model": "m-b", "error": "rate_limited", "status_code": 429},
+        {"model": "m-c", "error": "missing", "status_code": None},
+    ]
+    assert made["failure_reason"] == "judge_empty_completion"
+    assert made["members"][0] == {
+        "member": "a",
+        "model": "m-a",
+        "status": "ok",
+        "error_code": None,
+        "prompt_tokens": 10,
+        "completion_tokens": 2,
+        "cost_usd": 0.001,
+        "latency_ms": 900.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("reason", "name"),
+    [
+        ("judge_failed:not_json", "judge_not_valid_json"),
+        ("judge_failed:schema_mismatch", "judge_schema_mismatch"),
+        ("judge_failed:empty", "judge_empty_completion"),
+        ("judge_failed:rate_limited", "judge_upstream_error"),
+        ("judge_failed:no_answer", "judge_upstream_error"),
+        ("judge_failed:picked_control", None),
+        ("missing:a", None),
+    ],
+)
+def test_a_judges_failure_has_openrouters_name(reason: str, name: str | None) -> None:
+    assert fusion(outcome(is_degraded=True, degraded_reasons=(reason,)))["failure_reason"] == name
+
+
+FAILURES = [
+    # outcome, status, code, OpenRouter's reason, whether it may be tried again
+    (failed("rate_limited", "rate_limited"), 429, "rate_limited", "rate_limited", True),
+    (failed("rate_limited", "refused"), 502, "all_panels_failed", "all_panels_failed", True),
+    (failed("unauthorized", "refused"), 502, "all_panels_failed", "all_panels_failed", False),
+    (failed("insufficient_quota"), 402, "insufficient_credits", "insufficient_credits", False),
+    (failed("context_length_exceeded"), 400, "context_length_exceeded", "all_panels_failed", False),
+    (failed(error="no member may answer (images)"), 400, "no_member_available", "all_panels_failed", False),
+    (failed(answers=(answer("a", content=None),)), 502, "invalid_tool_calls", "all_panels_failed", True),
+    (failed("rate_limited", status="expired"), 504, "deadline_exceeded", "all_panels_failed", True),
+    (failed(status="expired"), 504, "deadline_exceeded", "all_panels_failed", True),
+    (failed("cancelled", status="cancelled"), 409, "cancelled", "cancelled", True),
+]
+
+
+@pytest.mark.parametrize(("of", "status", "code", "reason", "is_worth_it"), FAILURES)
+def test_a_failure_has_its_status(of: Outcome, status: int, code: str, reason: str, *, is_worth_it: bool) -> None:
+    found = failure(of)
+    made = fusion(of)
+
+    assert found[:2] == (status, code)
+    assert found[2]
+    assert (made["status"], made["failure_reason"]) == ("incomplete", reason)
+    assert is_retryable(of.model_dump(mode="json")) is is_worth_it
+    OutputFusionServerToolItem.model_validate(made, strict=True)
+
+
+def test_a_stream_in_one_go() -> None:
+    made = streamed(SHAPES["voted"])
+
+    assert [one["choices"] and one["choices"][0]["delta"] for one in made] == [
+        {"role": "assistant", "content": ""},
+        {"content": "Paris."},
+        {},
+        [],
+    ]
+    assert [one["choices"][0]["finish_reason"] for one in made[:-1]] == [None, None, "stop"]
+    assert made[2]["fusion"] == fusion(SHAPES["voted"], ["w"])
+    assert [i for i, one in enumerate(made) if "fusion" in one] == [2]
+    assert [i for i, one in enumerate(made) if "usage" in one] == [3]
+    assert {(one["id"], one["created"], one["object"]) for one in made} == {
+        (f"chatcmpl-{SHAPES['voted'].fusion_id}", CREATED, "chat.completion.chunk")
+    }
+    assert "usage" not in streamed(SHAPES["voted"], with_usage=False)[-1]
+
+
+@given(st.text(min_size=1), st.lists(st.integers(0, 50)))
+def test_pieces_and_what_follows_are_the_answer(content: str, cuts: list[int]) -> None:
+    of = outcome(content=content)
+    edges = sorted({0, *(min(cut, len(content)) for cut in cuts)})
+    texts = [content[since:until] for since, until in itertools.pairwise(edges)]
+    made = [
+        piece(of.fusion_id, model="fusion", created=CREATED, text=text, is_first=number == 0)
+        for number, text in enumerate(texts)
+    ]
+    made += streamed(of, "".join(texts), with_usage=False)
+
+    deltas = [one["choices"][0]["delta"] for one in made]
+    assert "".join(delta.get("content", "") for delta in deltas) == content
+    assert [number for number, delta in enumerate(deltas) if "role" in delta] == [0]
+    assert len({one["id"] for one in made}) == 1
+
+
+@pytest.mark.parametrize("sent", ["Lyon", "Paris. It is", "paris"])
+def test_an_answer_that_does_not_go_on_from_what_was_sent_is_told_at_once(sent: str) -> None:
+    with pytest.raises(SupersededError):
+        chunks(SHAPES["voted"], model="fusion", created=CREATED, sent=sent, with_usage=False)
