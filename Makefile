@@ -17,7 +17,7 @@ MEMBERS := shared services/ingest services/dispatcher services/worker-edge servi
 TESTS := tests/contract tests/conformance tests/e2e tests/bench $(wildcard tests/unit/*)
 SOURCES := $(MEMBERS) migrations tests
 
-.PHONY: help setup demo test check format bench bench-fusion lock docs clean
+.PHONY: help setup demo test check format bench bench-doors bench-fusion lock docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -54,8 +54,11 @@ check: setup ## ruff, mypy, import contracts, lock, docs
 format: setup ## let ruff mend what it can
 	@$(BIN)/ruff check -q --fix $(SOURCES); $(BIN)/ruff format -q $(SOURCES)
 
-bench: setup ## measure overhead, throughput and CPU per fusion; writes build/bench.json
+bench: setup bench-doors ## measure overhead, throughput and CPU per fusion, and the doors; writes build/bench.json
 	@$(BIN)/python tests/bench/bench.py
+
+bench-doors: setup ## measure the API's overhead, intake, memory and streaming; writes build/bench-doors.json
+	@$(BIN)/python tests/bench/doors.py
 
 bench-fusion: setup ## measure how well the strategies fuse, simulated; writes build/bench-fusion.json
 	@PYTHONPATH=tests/bench $(BIN)/python -m fusion

@@ -26,7 +26,7 @@ def ask(prompt: str, *, pool: str | None, mode: str | None, as_json: bool) -> No
     try:
         outcome = uvloop.run(main())
     except ApiError as exc:
-        fail(exc.message)
+        fail(exc.message, exc.mend)
     if as_json:
         print(json.dumps(outcome, ensure_ascii=False))
     else:

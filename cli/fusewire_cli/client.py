@@ -1,15 +1,29 @@
 """A client of ingest's HTTP API, as the command line uses it."""
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import aiohttp
 
 RETRY_FOR_S = 60.0
+PAUSE_S = 0.3
+SILENCE_S = 700.0
 IDS_AT_ONCE = 100
+LINES_AT_ONCE = 500
+BATCHES_AT_ONCE = 100
+
+BROKEN = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError, ConnectionError)
+"""What a connection that breaks raises."""
+
+Params = Sequence[tuple[str, str]]
+Order = Literal["line", "settled"]
+Form = Literal["openai", "outcome"]
 
 
 class ApiError(Exception):
@@ -21,16 +35,31 @@ class ApiError(Exception):
         self.message = message
         super().__init__(f"{code}: {message}")
 
+    @property
+    def mend(self) -> str:
+        """What to do about it on this side."""
+        return "set FUSEWIRE_API_KEY; `fusewire keys create` makes a key" if self.status == 401 else ""
+
+
+class BrokenOffError(Exception):
+    """An answer that was being read came to no end."""
+
 
 class Client:
-    """Talks to one Fusewire. A connection that breaks, or a 503, is tried again for a minute."""
+    """Talks to one Fusewire. What breaks, and what shall be tried again later, is tried again for a minute.
 
-    def __init__(self, url: str) -> None:
+    That is harmless: the same custom_id is the same fusion, and the same key the same batch.
+    """
+
+    def __init__(self, url: str, key: str | None = None) -> None:
         self._url = url
+        self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(self._url, timeout=aiohttp.ClientTimeout(total=700))
+        # An upload may take long; only silence is a fault.
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=SILENCE_S)
+        self._session = aiohttp.ClientSession(self._url, timeout=timeout, headers=self._headers)
         return self
 
     async def __aexit__(
@@ -67,31 +96,134 @@ class Client:
             found += answer["data"]
         return found
 
+    async def upload(self, path: Path) -> str:
+        """Upload a batch's input, a piece at a time; returns the file's id."""
+        with contextlib.ExitStack() as opened:
+
+            def form() -> aiohttp.FormData:
+                data = aiohttp.FormData()
+                data.add_field("purpose", "batch")
+                file = opened.enter_context(path.open("rb"))
+                data.add_field("file", file, filename=path.name, content_type="application/jsonl")
+                return data
+
+            return str((await self._request("POST", "/v1/files", body=form, kind=None))["id"])
+
+    async def create_batch(self, body: dict[str, Any], key: str) -> dict[str, Any]:
+        """Make a batch of an uploaded file; the same key is the same batch."""
+        return await self._request("POST", "/v1/batches", body=json.dumps(body), headers={"idempotency-key": key})
+
+    async def batch(self, batch_id: str) -> dict[str, Any]:
+        """One batch."""
+        return await self._request("GET", f"/v1/batches/{batch_id}")
+
+    async def batches(self) -> AsyncIterator[dict[str, Any]]:
+        """All batches, the newest first."""
+        after: list[tuple[str, str]] = []
+        while True:
+            page = await self._request("GET", "/v1/batches", params=[("limit", str(BATCHES_AT_ONCE)), *after])
+            for batch in page["data"]:
+                yield batch
+            if not page["has_more"]:
+                return
+            after = [("after", page["last_id"])]
+
+    async def cancel_batch(self, batch_id: str, *, drain: bool, reason: str) -> dict[str, Any]:
+        """Stop a batch; with `drain`, what is in flight is waited for."""
+        params = [("drain", str(drain).lower()), ("reason", reason)]
+        return await self._request("POST", f"/v1/batches/{batch_id}/cancel", params=params)
+
+    async def resume_batch(self, batch_id: str, max_cost_usd: float | None) -> dict[str, Any]:
+        """Go on with a cancelled batch."""
+        body = {} if max_cost_usd is None else {"max_cost_usd": max_cost_usd}
+        return await self._request("POST", f"/v1/batches/{batch_id}/resume", body=json.dumps(body))
+
+    async def retry_batch(self, batch_id: str, only: str) -> dict[str, Any]:
+        """Make a new batch of a batch's failed lines."""
+        return await self._request("POST", f"/v1/batches/{batch_id}/retry", body=json.dumps({"only": only}))
+
+    async def results(
+        self, batch_id: str, *, order: Order, after: int, form: Form, limit: int = LINES_AT_ONCE
+    ) -> AsyncGenerator[bytes, None]:
+        """Settled lines after line (or settled number) `after`, at most `limit`, each without its line feed.
+
+        Raises:
+            BrokenOffError: the connection broke, after a whole line; call again after what came.
+        """
+        params = [("order", order), ("after", str(after)), ("limit", str(limit)), ("form", form)]
+        held = b""
+        path = f"/v1/batches/{batch_id}/results"
+        try:
+            async with self._answer("GET", path, params=params, until=math.inf) as response:
+                async for chunk in response.content.iter_any():
+                    *whole, held = (held + chunk).split(b"\n")
+                    for line in whole:
+                        yield line
+        except _LaterError as later:
+            await asyncio.sleep(later.pause_s)
+            raise BrokenOffError from None
+        except BROKEN:
+            await asyncio.sleep(PAUSE_S)
+            raise BrokenOffError from None
+
     async def _request(
         self,
         method: str,
         path: str,
         *,
-        params: list[tuple[str, str]],
-        body: str | None = None,
-        kind: str = "application/json",
+        params: Params = (),
+        body: str | Callable[[], aiohttp.FormData] | None = None,
+        kind: str | None = "application/json",
+        headers: dict[str, str] | None = None,
     ) -> dict[str, Any]:
-        assert self._session is not None
-        loop = asyncio.get_running_loop()
-        until = loop.time() + RETRY_FOR_S
+        until = asyncio.get_running_loop().time() + RETRY_FOR_S
         while True:
+            data = body() if callable(body) else body
+            sent = {**({"content-type": kind} if kind else {}), **(headers or {})}
             try:
-                async with self._session.request(
-                    method, path, params=params, data=body, headers={"content-type": kind}
-                ) as response:
-                    answer: dict[str, Any] = await response.json()
-                    if response.status < 400:
-                        return answer
-                    fault = answer["error"]
-                    if response.status != 503 or loop.time() > until:
-                        raise ApiError(response.status, fault["code"], fault["message"])
-            except (aiohttp.ClientConnectionError, TimeoutError, ConnectionError):
-                # Submitting again is harmless: the same custom_id is the same fusion.
-                if loop.time() > until:
+                async with self._answer(method, path, params=params, data=data, headers=sent, until=until) as response:
+                    answer: dict[str, Any] = await response.json(content_type=None)
+                    return answer
+            except _LaterError as later:
+                pause_s = later.pause_s
+            except BROKEN:
+                if asyncio.get_running_loop().time() > until:
                     raise
-            await asyncio.sleep(0.3)
+                pause_s = PAUSE_S
+            await asyncio.sleep(pause_s)
+
+    @contextlib.asynccontextmanager
+    async def _answer(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Params,
+        data: str | aiohttp.FormData | None = None,
+        headers: dict[str, str] | None = None,
+        until: float = 0,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One answer. Raises ApiError, or _LaterError where it is worth to ask again before `until`."""
+        assert self._session is not None
+        async with self._session.request(method, path, params=params, data=data, headers=headers) as response:
+            if response.status < 400:
+                yield response
+                return
+            try:
+                fault = (await response.json(content_type=None))["error"]
+                error = ApiError(response.status, fault["code"], fault["message"])
+            except (ValueError, KeyError, TypeError):
+                # Not Fusewire: something between.
+                error = ApiError(response.status, "http_error", f"{self._url} answered {response.status}")
+            is_later = error.status == 503 or error.code == "rate_limited"
+            if is_later and asyncio.get_running_loop().time() < until:
+                raise _LaterError(float(response.headers.get("retry-after") or PAUSE_S))
+            raise error
+
+
+class _LaterError(Exception):
+    """Not now: to be asked again after a pause."""
+
+    def __init__(self, pause_s: float) -> None:
+        self.pause_s = pause_s
+        super().__init__()

@@ -29,7 +29,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
         note(f"interrupted; nothing is lost. Go on with:\n  {shlex.join(['fusewire', *sys.argv[1:]])}")
         sys.exit(EXIT_INTERRUPTED)
     except ApiError as exc:
-        fail(exc.message)
+        fail(exc.message, exc.mend)
     except OSError as exc:
         fail(f"the service cannot be reached: {exc}", "run the same command again; it goes on where it was", EXIT_FAULT)
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from fusewire_cli.batch.app import app as batch_app
 from fusewire_cli.screen import Format, clear_errors
 
 app = typer.Typer(
@@ -13,18 +14,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-batch_app = typer.Typer(help="Run files of prompts.", no_args_is_help=True, rich_markup_mode=None)
 eval_app = typer.Typer(help="Measure on labelled prompts.", no_args_is_help=True, rich_markup_mode=None)
 model_app = typer.Typer(help="Get and check edge models.", no_args_is_help=True, rich_markup_mode=None)
 config_app = typer.Typer(help="Check the configuration.", no_args_is_help=True, rich_markup_mode=None)
 topology_app = typer.Typer(help="Provision NATS.", no_args_is_help=True, rich_markup_mode=None)
 db_app = typer.Typer(help="Migrate the database.", no_args_is_help=True, rich_markup_mode=None)
+keys_app = typer.Typer(help="Let tenants in, and out.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(batch_app, name="batch")
 app.add_typer(eval_app, name="eval")
 app.add_typer(model_app, name="model")
 app.add_typer(config_app, name="config")
 app.add_typer(topology_app, name="topology")
 app.add_typer(db_app, name="db")
+app.add_typer(keys_app, name="keys")
 
 PoolOption = Annotated[str | None, typer.Option("--pool", help="The pool to ask; the default is `default`.")]
 ModeOption = Annotated[str | None, typer.Option("--mode", help="best-of, merge or debate; the default is the pool's.")]
@@ -70,25 +72,6 @@ def ask(
 
     with clear_errors():
         module.ask(prompt, pool=pool, mode=mode, as_json=json_)
-
-
-@batch_app.command("run")
-def batch_run(
-    source: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="One JSON object a line; see README.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT.jsonl", help="Line i answers line i of IN.")],
-    pool: PoolOption = None,
-    mode: ModeOption = None,
-    window: WindowOption = 32,
-    processes: Annotated[bool, typer.Option("--processes", help="As in `up`.")] = False,
-) -> None:
-    """Fuse a file of prompts. Run again after an interruption, it goes on where it was; nothing is asked twice.
-
-    Exit codes: 0 all answered, 1 fault, 2 bad input, 3 some lines failed, 130 interrupted.
-    """
-    from fusewire_cli import batch
-
-    with clear_errors():
-        batch.run(source, out, pool=pool, mode=mode, window=window, processes=processes)
 
 
 @eval_app.command("run")
@@ -201,6 +184,40 @@ def db_upgrade() -> None:
         admin.db_upgrade()
 
 
+@keys_app.command("create")
+def keys_create(
+    tenant: Annotated[str, typer.Option("--tenant", help="Whose requests it makes them.")],
+    name: Annotated[str, typer.Option("--name", help="What it is for, to know it again in the list.")],
+    expires_days: Annotated[
+        float | None, typer.Option("--expires-days", min=0.001, max=36_500, help="Days until it expires.")
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Make an API key. It is printed once, alone on stdout; only a hash of it is kept."""
+    from fusewire_cli import keys
+
+    with clear_errors():
+        keys.create(tenant, name, expires_days, as_json=json_)
+
+
+@keys_app.command("list")
+def keys_list(form: FormatOption = Format.table, json_: JsonOption = False) -> None:
+    """List the keys, revoked and expired ones too; never the keys themselves."""
+    from fusewire_cli import keys
+
+    with clear_errors():
+        keys.show(Format.json if json_ else form)
+
+
+@keys_app.command("revoke")
+def keys_revoke(key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="See `fusewire keys list`.")]) -> None:
+    """Revoke a key: every ingest refuses it within 5 seconds."""
+    from fusewire_cli import keys
+
+    with clear_errors():
+        keys.revoke(key_id)
+
+
 @model_app.command("pull")
 def model_pull(
     name: Annotated[str, typer.Argument(help="A name of the catalogue, such as smollm2-135m.")],
@@ -211,6 +228,26 @@ def model_pull(
 
     with clear_errors():
         models.pull(name, root)
+
+
+@model_app.command("import")
+def model_import(
+    source: Annotated[Path, typer.Argument(help="A GGUF file.")],
+    folder: Annotated[Path, typer.Argument(help="The model folder to make.")],
+    block_size: Annotated[
+        int,
+        typer.Option(help="32 keeps the file's own blocks; 128 is smaller and faster, and rounds anew."),
+    ] = 32,
+    bits: Annotated[
+        int | None,
+        typer.Option(help="4 or 8, of what is rounded anew; without it floating point is kept, and 4 bits stay 4."),
+    ] = None,
+) -> None:
+    """Convert a model that is here already into a folder, and measure how faithful it is."""
+    from fusewire_cli import models
+
+    with clear_errors():
+        models.import_(source, folder, block_size, bits)
 
 
 @model_app.command("verify")

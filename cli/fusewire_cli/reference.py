@@ -9,7 +9,7 @@ import typer.main
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from fusewire.settings import EdgeModel, Member, Pool, RemoteModel, Settings
+from fusewire.settings import EdgeModel, Member, Pool, RemoteModel, Settings, Tenant
 from fusewire.store.views import CONTRACT, VIEWS
 from fusewire_cli.main import app
 
@@ -44,7 +44,7 @@ def configuration() -> str:
     for name, field in Settings.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             tables.append((f"[{name}]", field.annotation))
-        elif name not in ("models", "pools"):
+        elif name not in ("models", "pools", "tenants"):
             top.append((name, field))
     parts.append(_keys("Top level", top))
     tables += [
@@ -52,6 +52,7 @@ def configuration() -> str:
         ('[models.NAME] with kind = "remote"', RemoteModel),
         ("[pools.NAME]", Pool),
         ("[[pools.NAME.members]]", Member),
+        ("[tenants.NAME]", Tenant),
     ]
     parts += [_keys(f"`{title}`", list(model.model_fields.items())) for title, model in tables]
     return "\n".join(parts)

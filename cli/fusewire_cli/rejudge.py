@@ -140,6 +140,7 @@ def submission(prompt: Prompt, said: Sequence[Recorded], change: Change) -> str:
     if prompt.tools:
         body["tools"] = [{"type": "function", "function": tool.model_dump(mode="json")} for tool in prompt.tools]
         body["tool_choice"] = prompt.tool_choice
+        body["parallel_tool_calls"] = prompt.parallel_tool_calls
     given = {"judge": change.judge or prompt.judge, "criteria": change.criteria or prompt.criteria}
     if prompt.gold:
         body["gold"] = prompt.gold.model_dump(mode="json")

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 EXIT_FAULT = 1
 EXIT_BAD_INPUT = 2
 EXIT_SOME_FAILED = 3
+EXIT_BUDGET = 4
 EXIT_INTERRUPTED = 130
 
 
@@ -21,6 +22,15 @@ class Format(StrEnum):
     table = "table"
     json = "json"
     csv = "csv"
+
+
+class Show(StrEnum):
+    """How the progress of a batch is shown."""
+
+    auto = "auto"
+    bar = "bar"
+    json = "json"
+    none = "none"
 
 
 def note(text: str) -> None:
@@ -43,7 +53,11 @@ def clear_errors() -> Iterator[None]:
     from fusewire.settings import ConfigError
 
     try:
-        yield
+        try:
+            yield
+        finally:
+            # Here, and not when the interpreter ends, which would make a fault of a reader that has left.
+            sys.stdout.flush()
     except ConfigError as exc:
         for problem in exc.problems:
             note(f"fusewire: {exc.source}: {problem}")

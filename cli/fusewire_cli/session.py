@@ -1,17 +1,27 @@
 """The stack that a command talks to: the one that runs here, or one of its own for as long as it needs it."""
 
 import contextlib
+import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
+from fusewire.errors import StartupError
 from fusewire.settings import Settings, load, read_file
 
 if TYPE_CHECKING:
     from fusewire_cli.client import Client
+    from fusewire_cli.local.runner import Stack
 
 BUILTIN = Path(__file__).parent / "builtin.toml"
+URL_ENV = "FUSEWIRE_URL"
+"""Where a Fusewire runs that is not of this folder."""
+KEY_ENV = "FUSEWIRE_API_KEY"
+"""The key that it asks for."""
+
+_own: list["Stack"] = []
 
 
 def settings() -> Settings:
@@ -19,28 +29,47 @@ def settings() -> Settings:
     return load(fallback=read_file(BUILTIN))
 
 
+def is_elsewhere() -> bool:
+    """Whether commands talk to a Fusewire that has another configuration than this folder's."""
+    return bool(os.environ.get(URL_ENV))
+
+
 @contextlib.asynccontextmanager
-async def client(config: Settings, *, processes: bool = False) -> AsyncIterator["Client"]:
-    """A client of the running stack; where there is none, of an embedded one that ends with the block.
+async def client(config: Settings, *, processes: bool = False, embeds: bool = True) -> AsyncIterator["Client"]:
+    """A client of the Fusewire at $FUSEWIRE_URL, else of the running stack.
+
+    Where there is neither, of an embedded one that ends with the block.
 
     Raises:
-        StartupError: the embedded stack cannot start.
+        StartupError: the embedded stack cannot start, or `embeds` is false and it would be needed.
     """
     from fusewire import telemetry
     from fusewire_cli.client import Client
     from fusewire_cli.local.runner import Stack, running
 
-    url = running(config)
+    url = os.environ.get(URL_ENV) or running(config)
     async with contextlib.AsyncExitStack() as end:
         if url is None:
+            if not embeds:
+                raise StartupError("no Fusewire is running here", f"start `fusewire up`, or set {URL_ENV}")
             config.data_dir.mkdir(parents=True, exist_ok=True)
             log = end.enter_context((config.data_dir / "fusewire.log").open("a", encoding="utf-8"))
             telemetry.configure(config.log, config.telemetry, service="local", stream=log)
             # Any port: nobody else needs to find this one.
             own = config.model_copy(update={"http": config.http.model_copy(update={"port": 0})})
             stack = Stack(own, processes=processes)
+            _own.append(stack)
             await stack.start()
             end.callback(lambda: telemetry.configure(config.log, config.telemetry, service="local", stream=sys.stderr))
             end.push_async_callback(stack.stop)
             url = stack.url
-        yield await end.enter_async_context(Client(url))
+        yield await end.enter_async_context(Client(url, os.environ.get(KEY_ENV)))
+
+
+def end_at_once(code: int) -> NoReturn:
+    """End this process and all that it has started, undrained: what was accepted is committed, and goes on later."""
+    for stack in _own:
+        for pid in filter(None, stack.pids.values()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    os._exit(code)

@@ -24,9 +24,10 @@ _SAMPLE_TOKENS = 100
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """US dollars, and the list they are from. Both None when the price is unknown; never 0 for that."""
+    """US dollars, how much of them the prompt cost, and the list. All None when the price is unknown, never 0."""
 
     usd: float | None = None
+    prompt_usd: float | None = None
     version: str | None = None
 
 
@@ -37,7 +38,8 @@ async def price(usage: Usage, model: RemoteModel, at: datetime) -> Price:
     """Price a call made at `at`. Loads the list at first need, beside the event loop: it takes about a second."""
     if (configured := _configured(model)) is not None:
         per_prompt, per_answer = configured
-        return Price(usage.prompt_tokens * per_prompt + usage.completion_tokens * per_answer, CONFIGURED)
+        asked = usage.prompt_tokens * per_prompt
+        return Price(asked + usage.completion_tokens * per_answer, asked, CONFIGURED)
     if model.price_provider is None and _is_local(model.base_url):
         return UNKNOWN
     lookup = _list() if _list.cache_info().currsize else await asyncio.to_thread(_list)
@@ -85,7 +87,7 @@ def _list() -> Callable[[Usage, RemoteModel, datetime], Price]:
             return UNKNOWN
         if any(getattr(found.model_price, unit, None) is None for unit in ("input_mtok", "output_mtok")):
             return UNKNOWN  # the list knows the model but not its price, and would count 0
-        return Price(float(found.total_price), version)
+        return Price(float(found.total_price), float(found.input_price), version)
 
     return lookup
 

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import ipaddress
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NoReturn, Protocol
@@ -51,8 +53,11 @@ class Service(Protocol):
         ...
 
 
-def operations(services: Sequence[Service]) -> App:
-    """`/healthz`, `/readyz` and `/metrics` of all services in the process; everything else goes to their own app."""
+def operations(services: Sequence[Service], *, is_public: bool = False) -> App:
+    """`/healthz`, `/readyz` and `/metrics` of all services in the process; everything else goes to their own app.
+
+    Where `is_public`, an app of their own is asked for `/metrics` too: it knows who may read them.
+    """
     doors = [door for s in services if (door := s.app()) is not None]
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,7 +66,7 @@ def operations(services: Sequence[Service]) -> App:
             await _report(send, {s.name: s.faults() for s in services})
         elif path == "/readyz":
             await _report(send, {s.name: s.faults() + s.unready() for s in services})
-        elif path == "/metrics":
+        elif path == "/metrics" and not (doors and is_public):
             await _respond(send, 200, generate_latest(telemetry.REGISTRY), b"text/plain; version=0.0.4")
         elif doors:
             await doors[0](scope, receive, send)
@@ -81,6 +86,40 @@ async def _respond(send: Send, status: int, body: bytes, content_type: bytes) ->
     headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens there."""
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def tls(http: Http) -> ssl.SSLContext | None:
+    """The server's side of TLS; None where it is not configured.
+
+    Raises:
+        StartupError: certificate and key are not both given, cannot be read, or do not belong together.
+    """
+    cert, key = http.tls_cert, http.tls_key
+    if cert is None and key is None:
+        return None
+    if cert is None or key is None:
+        raise StartupError("[http] has one of tls_cert and tls_key", "set both, or neither")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        # An encrypted key would be asked for on the terminal.
+        context.load_cert_chain(cert, key, password="")
+    except (OSError, ValueError) as exc:
+        reason = (
+            exc.strerror if isinstance(exc, FileNotFoundError | PermissionError) else "no PEM pair without password"
+        )
+        raise StartupError(
+            f"the certificate {cert} with the key {key} cannot be used: {reason}",
+            "mend [http] tls_cert (the whole chain) and tls_key (not encrypted)",
+        ) from None
+    return context
 
 
 def listen(http: Http) -> socket.socket:
@@ -104,14 +143,26 @@ def listen(http: Http) -> socket.socket:
 
 
 class Host:
-    """Runs services and their one HTTP server until told to stop."""
+    """Runs services and their one HTTP server until told to stop.
 
-    def __init__(self, services: Sequence[Service], sock: socket.socket) -> None:
+    Raises:
+        StartupError: TLS cannot be served as it is configured.
+    """
+
+    def __init__(self, services: Sequence[Service], sock: socket.socket, http: Http | None = None) -> None:
         self._services = list(services)
         self._sock = sock
         self._started: list[Service] = []
+        http = http or Http()
+        context = tls(http)
         config = uvicorn.Config(
-            operations(services), log_config=None, lifespan="off", access_log=False, timeout_graceful_shutdown=5
+            operations(services, is_public=not is_loopback(http.host)),
+            log_config=None,
+            lifespan="off",
+            access_log=False,
+            timeout_graceful_shutdown=5,
+            # Uvicorn's own takes the ciphers of 1999 as its default.
+            ssl_context_factory=(lambda *_: context) if context else None,
         )
         self._server = _Server(config)
         self._serving: asyncio.Task[None] | None = None
@@ -156,7 +207,7 @@ async def run(services: Sequence[Service], http: Http) -> None:
     loop = asyncio.get_running_loop()
     for sig in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(sig, stop.set)
-    host = Host(services, listen(http))
+    host = Host(services, listen(http), http)
     await host.start()
     await stop.wait()
     await host.stop()

@@ -78,6 +78,18 @@ class Http(Section):
     """The address to bind."""
     port: int = Field(default=8484, ge=0, le=65535)
     """0 takes any free port."""
+    tls_cert: FilePath | None = None
+    """A certificate chain (PEM); with `tls_key`, HTTPS is served."""
+    tls_key: FilePath | None = None
+    """Its private key (PEM)."""
+    keys: Literal["auto", "required"] = "auto"
+    """Whether the API asks for keys (`fusewire keys create`): `auto` asks wherever others than this machine can
+    reach it."""
+    allow_insecure: bool = False
+    """Whether ingest may listen beyond this machine without TLS, because a proxy before it has TLS."""
+    pepper_env: str = "FUSEWIRE_KEY_PEPPER"
+    """The environment variable with the secret that API keys are hashed with; where it is not set, a file in
+    `data_dir` that is made at the first use. All replicas of ingest need the same."""
 
 
 class Log(Section):
@@ -105,6 +117,12 @@ class Limits(Section):
     """The largest prompt accepted; it has to fit a NATS message several times over."""
     drain_s: float = Field(default=10, gt=0)
     """How long a service may finish what it began after it was told to stop."""
+    file_bytes: int = Field(default=2_147_483_648, ge=1024)
+    """The largest file that may be uploaded for a batch."""
+    batch_lines: int = Field(default=1_000_000, ge=1)
+    """The most lines that a batch may have."""
+    batch_window: int = Field(default=256, ge=1)
+    """Lines of all batches that are in flight at once; tenants share them in fair turns."""
 
 
 class EdgeModel(Section):
@@ -116,6 +134,12 @@ class EdgeModel(Section):
     """The model folder, as `fusewire model pull` leaves it."""
     threads: int | None = Field(default=None, ge=1)
     """Threads of one engine; unset takes the processors that this process may use."""
+    slots: int = Field(default=4, ge=1, le=64)
+    """Answers that are generated at once."""
+    kv_cache_mb: int = Field(default=2048, ge=1)
+    """MiB for the keys and values of running answers, and of prompts kept for those that begin alike."""
+    tools: bool = True
+    """Whether it is asked where a prompt has tools."""
     max_tokens: int = Field(default=256, ge=1)
     """Answer length where the prompt does not say."""
     family: str | None = None
@@ -298,10 +322,19 @@ class Pool(Section):
 class Tenant(Section):
     """`[tenants.<name>]`: what a tenant may do. One that has no table of its own has these defaults."""
 
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    """Prompts and other requests of the API, per ingest process; lines of batches do not count."""
+    budget_usd: float | None = Field(default=None, ge=0)
+    """What may be spent in each period. The highest cost of a prompt is reserved when it is accepted, and its true
+    cost settled at its outcome. All models it can reach need prices."""
+    budget_period: Literal["day", "month", "total"] = "month"
+    """When spending begins anew (UTC)."""
     residency: Residency = "any"
     """`edge-only`: none of its content goes to hosted models. A prompt can tighten it, never loosen it."""
     pools: tuple[Name, ...] = ()
     """The pools that it may use; empty: all."""
+    share: float = Field(default=1.0, ge=0.01, le=100)
+    """Its share of the batch window, relative to other tenants that have lines waiting."""
 
 
 class Settings(BaseSettings):

@@ -14,6 +14,7 @@ from fusewire.bus import Bus, Delivery, fault
 from fusewire.cancel import Cancelled
 from fusewire.contracts import PRIORITIES, CallFailure, Candidate, ContractError, Task, Tier, Token
 from fusewire.errors import Transient
+from fusewire.fence import Untouched
 from fusewire.pull import PriorityLoop
 from fusewire.topology import MAX_DELIVERIES, candidate_subject, task_durable, token_subject
 
@@ -31,6 +32,7 @@ class Tell:
         self._task = task
         self._attempt = 1
         self._offset = 0
+        self._merge = _merge(task)
 
     @property
     def is_heard(self) -> bool:
@@ -39,9 +41,13 @@ class Tell:
 
     async def __call__(self, text: str) -> None:
         """Tell the next piece."""
-        if self._bus is None or not text:
+        if self._bus is None:
             return
         text = _storable(text)
+        if self._merge:
+            text = self._merge.add(text)
+        if not text:
+            return
         token = Token(
             fusion_id=self._task.fusion_id,
             round=self._task.round,
@@ -57,9 +63,15 @@ class Tell:
 
     def restart(self) -> None:
         """The call is made again; what was told of it counts no more."""
+        self._merge = _merge(self._task)
         if self._offset:
             self._attempt += 1
             self._offset = 0
+
+
+def _merge(task: Task) -> Untouched | None:
+    # Judge takes fences out of a merge; what it would take out shall not have been told.
+    return Untouched() if task.kind == "write" else None
 
 
 class Generate(Protocol):

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import random
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,12 +18,14 @@ from tokenizers import Tokenizer
 from fusewire.contracts import Message
 from fusewire_worker_edge.engine.api import Completion, Engine, GenerateRequest, RequestCancelledError
 from fusewire_worker_edge.engine.generation import Generator
+from fusewire_worker_edge.engine.options import EngineOptions
 from fusewire_worker_edge.engine.process import ProcessEngine
 from fusewire_worker_edge.folder import verify
 from fusewire_worker_edge.pull import pull
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+CAREFUL = "You are a careful assistant who answers in a sentence or two. "
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -65,7 +68,7 @@ async def test_the_golden_answer_comes_out_again(engine: Engine, folder: Path) -
     manifest = verify(folder)
     golden = manifest.golden
     completion = await ask(engine, golden.message, max_tokens=len(golden.ids))
-    vocabulary = Generator(folder, manifest, threads=1).vocabulary
+    vocabulary = Generator(folder, manifest, EngineOptions(threads=1)).vocabulary
     stream = vocabulary.text_stream()
     for token in golden.ids:
         stream.append(token)
@@ -117,6 +120,41 @@ async def test_a_cancel_frees_the_slot(engine: Engine) -> None:
     whole = tokens * after.decode_s / after.completion_tokens
     # Had the long request run on, this one would have waited for all of it.
     assert time.perf_counter() - began < whole / 2
+
+
+async def test_sixteen_prompts_at_once_with_cancels_answer_what_each_does_alone(engine: Engine) -> None:
+    """Greedy, and to the last bit of the tokens' probabilities."""
+    chance = random.Random(5)
+    subjects = ["copper", "the sea", "chess", "Peru", "glass", "rain", "a fugue", "yeast"]
+    requests = [
+        GenerateRequest(
+            id=str(i),
+            messages=(
+                Message(role="system", content=CAREFUL * (i % 3)),
+                Message(role="user", content=f"Tell me about {subjects[i % 8]}{' in short' * (i // 8)}."),
+            ),
+            max_tokens=chance.randrange(4, 40),
+        )
+        for i in range(16)
+    ]
+    cancelled = {"3", "8", "13"}
+
+    async def together(one: GenerateRequest) -> Completion | None:
+        answer = asyncio.create_task(engine.generate(one))
+        if one.id in cancelled:
+            await asyncio.sleep(chance.random() * 2)
+            engine.cancel(one.id)
+        try:
+            return await answer
+        except RequestCancelledError:
+            return None
+
+    answers = await asyncio.gather(*(together(one) for one in requests))
+    assert all(answer for one, answer in zip(requests, answers, strict=True) if one.id not in cancelled)
+    for one, answer in zip(requests, answers, strict=True):
+        if answer:
+            alone = await engine.generate(one)
+            assert (answer.text, answer.mean_logprob) == (alone.text, alone.mean_logprob)
 
 
 async def test_the_conversion_is_faithful(folder: Path) -> None:

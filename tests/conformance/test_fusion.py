@@ -4,20 +4,26 @@ import asyncio
 import json
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from nats.aio.msg import Msg
 from sqlalchemy import text
 
-from fusewire.contracts import Plan, Task
+from fusewire.bus import Bus
+from fusewire.contracts import Plan, Task, Token
 from fusewire.settings import Nats, Settings
 from fusewire.store.engine import Store
-from fusewire.testing.echo_worker import EchoWorker
+from fusewire.testing.echo_worker import EchoWorker, echo
 from fusewire.testing.eventually import eventually
-from fusewire.testing.model_script import Fault, ModelScript, Script, ScriptedCall
+from fusewire.testing.factories import make_prompt
+from fusewire.testing.model_script import Fault, ModelScript, Script, ScriptedCall, last_user_message
 from fusewire.testing.model_server import ModelServer
 from fusewire.testing.nats_server import NatsServer
+from fusewire.topology import prompt_subject, token_subject
 from fusewire_cli.client import Client
+from fusewire_ingest.repository.submissions import Submissions
 from fusewire_judge import service as judge_service
 
 MakeSettings = Callable[..., Settings]
@@ -271,3 +277,131 @@ async def test_late_answers_are_stored_as_late(
         await eventually(stored)
 
     assert (shown["closed_by"], shown["is_degraded"], shown["content"]) == ("certain", False, "4")
+
+
+# -- what is asked for in place of the pool's own ----------------------------------------------
+
+
+async def test_one_model_alone_is_asked_by_its_name(
+    settings: Callable[..., Settings], running: Running, model_server: ModelServer
+) -> None:
+    async with running(settings(), *ALL) as client:
+        shown = await ask(client, members=["j"])
+
+    assert model_server.stats.by_model == {"j": 1}
+    assert (shown["status"], shown["winner"], shown["is_degraded"]) == ("single", "j", False)
+    assert [(a["member"], a["model"]) for a in shown["answers"]] == [("j", "j")]
+
+
+async def test_named_models_debate_as_members_do(
+    settings: Callable[..., Settings], running: Running, model_server: ModelServer
+) -> None:
+    models = {"x": {"kind": "remote", "base_url": model_server.base_url, "model": "another-x"}}
+    model_server.set_script(script(a=ModelScript(answer="4")))
+    async with running(settings(models=models), *ALL) as client:
+        shown = await ask(client, "2 + 2?", mode="debate", members=["a", "x"])
+
+    # Each is asked, and asked again: they differ.
+    assert {name: model_server.stats.by_model[name] for name in ("a", "another-x")} == {"a": 2, "another-x": 2}
+    assert (shown["mode"], shown["rounds"] >= 1) == ("debate", True)
+    assert {a["member"]: a["status"] for a in shown["answers"]} == {"a": "ok", "x": "ok"}
+
+
+async def test_a_preset_is_part_of_what_is_asked(
+    settings: Callable[..., Settings], running: Running, model_server: ModelServer
+) -> None:
+    model_server.set_script(script(a=FOUR, b=FOUR, c=ModelScript(answer="4", latency_ms=1500)))
+    async with running(settings(pool={"early_stop": 0.6}), *ALL) as client:
+        usual, high = await asyncio.gather(ask(client), ask(client, preset="high"))
+
+    # It stops early, though with the preset it waits for everybody.
+    assert (usual["closed_by"], high["closed_by"]) == ("certain", "complete")
+    assert usual["config_hash"] != high["config_hash"]
+
+
+# -- read while it is written -----------------------------------------------------------------
+
+
+async def streamed(
+    config: Settings, running: Running, *services: str | EchoWorker, **prompt: Any
+) -> tuple[dict[str, Any], list[Token]]:
+    """Fuse one prompt that somebody reads along; returns what came of it, and what was told meanwhile."""
+    now = datetime.now(UTC)
+    made = make_prompt("Why?", submitted_at=now, is_streamed=True, **prompt)
+    store = Store(config.database)
+    await Submissions(store).add([made], [None])
+    await store.close()
+    bus = Bus("ops", config.nats, drain_s=2)
+    await bus.connect(timeout_s=10)
+    told: list[Token] = []
+
+    async def hear(msg: Msg) -> None:
+        told.append(Token.decode(msg.data))
+
+    await bus.client.subscribe(token_subject(made.fusion_id), cb=hear)
+    async with running(config, "judge", "dispatcher", "ingest", *services) as client:
+        await bus.publish(prompt_subject("normal", "default"), made, msg_id=made.fusion_id)
+        shown = await client.get(made.fusion_id, wait_s=WAIT_S)
+        await bus.client.flush()
+    await bus.stop()
+    return shown, told
+
+
+async def test_one_answer_alone_can_be_read_while_it_is_written(
+    settings: Callable[..., Settings], running: Running
+) -> None:
+    config = settings(models=TINY)
+    text_ = "It is blue,  and this\nis why. "
+    shown, told = await streamed(config, running, EchoWorker(config, lambda _: text_), members=("tiny",))
+
+    assert (shown["status"], shown["content"]) == ("single", text_)
+    assert len(told) > 3
+    assert "".join(t.text for t in told) == text_
+    assert [t.offset for t in told] == [len("".join(t.text for t in told[:i])) for i in range(len(told))]
+    assert {(t.round, t.call, t.attempt) for t in told} == {(0, "tiny", 1)}
+
+
+@pytest.mark.parametrize("guard", [False, True])
+async def test_a_merge_can_be_read_while_it_is_written_where_nothing_can_refuse_it(
+    settings: Callable[..., Settings], running: Running, model_server: ModelServer, guard: bool
+) -> None:
+    texts = {"one": "Light is scattered by the air.", "two": "It is the colour that we see."}
+    merge = "Light is scattered by the air, and it is the colour that we see.\n"
+
+    def answer(task: Task) -> str:
+        if task.kind == "answer":
+            return texts[task.call]
+        return merge if task.kind == "write" else echo(task)
+
+    models = {name: {"kind": "edge", "path": "/nowhere"} for name in (*texts, "w")}
+    config = settings(models=models, pool={"members": list(texts), "judge": "w", "guard": guard})
+    shown, told = await streamed(config, running, EchoWorker(config, answer), mode="merge")
+
+    assert shown["status"] == "fused"
+    if guard:
+        assert told == []
+    else:
+        assert shown["content"] == "".join(t.text for t in told) == merge.strip()
+        assert {t.call for t in told} == {"write"}
+
+
+async def test_a_merge_with_fences_in_it_ends_as_it_was_told(
+    settings: Callable[..., Settings], running: Running
+) -> None:
+    texts = {"one": "Light is scattered by the air.", "two": "It is the colour that we see."}
+
+    def answer(task: Task) -> str:
+        if task.kind == "answer":
+            return texts[task.call]
+        if task.kind != "write":
+            return echo(task)
+        shown = last_user_message({"messages": [m.model_dump() for m in task.messages]})
+        return f"The best of them: \n{shown[shown.index('[[') :]}"
+
+    models = {name: {"kind": "edge", "path": "/nowhere"} for name in (*texts, "w")}
+    config = settings(models=models, pool={"members": list(texts), "judge": "w", "guard": False})
+    shown, told = await streamed(config, running, EchoWorker(config, answer), mode="merge")
+
+    assert (shown["status"], "[[" in shown["content"]) == ("fused", False)
+    assert "".join(t.text for t in told) == "The best of them:"
+    assert all(said in shown["content"] for said in texts.values())

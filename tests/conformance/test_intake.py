@@ -257,7 +257,7 @@ REFUSED = [
         "unknown_mode: there is no mode 'none'",
     ),
     ("too much", "fw.in.acme", b'{"prompt":"' + b"x" * LIMIT + b'"}', "prompt_too_large: it has"),
-    ("a bad tenant", "fw.in.ACME!", b'{"prompt":"x"}', "tenant 'ACME!' must be of"),
+    ("a bad tenant", "fw.in.ACME!", b'{"prompt":"x"}', "invalid_request: tenant 'ACME!' must be of"),
 ]
 
 
@@ -288,6 +288,59 @@ async def test_a_conflict_on_the_bus_is_refused(producer: Bus) -> None:
     dead = await producer.js.get_msg("FW_DEAD", subject="fw.dead.ingest.FW_IN", direct=False)
     assert dead.headers is not None
     assert dead.headers["Fw-Reason"].startswith("custom_id_conflict: ")
+
+
+async def replies(producer: Bus) -> tuple[str, Callable[[], Any]]:
+    """An inbox, and how to wait for its next message."""
+    inbox = producer.client.new_inbox()
+    heard = await producer.client.subscribe(inbox)
+
+    async def next_reply() -> Any:
+        return json.loads((await heard.next_msg(timeout=10)).data)
+
+    return inbox, next_reply
+
+
+async def test_a_producer_hears_what_became_of_its_prompt(producer: Bus, settings: Settings) -> None:
+    inbox, next_reply = await replies(producer)
+    headers = {"Fw-Reply-To": inbox}
+
+    await producer.publish("fw.in.acme", b'{"prompt":"Why?","custom_id":"one"}', headers=headers)
+    first = await next_reply()
+    await producer.publish("fw.in.acme", b'{"prompt":"Why?","custom_id":"one"}', headers=headers)
+    again = await next_reply()
+    await producer.publish("fw.in.acme", b'{"prompt":"Why?","pool":"none"}', headers=headers)
+    refused = await next_reply()
+
+    fusion = ids.fusion_id("acme", None, "one")
+    assert first == {"id": fusion, "custom_id": "one", "is_repetition": False}
+    assert again == {**first, "is_repetition": True}
+    assert (refused["error"]["code"], refused["error"]["param"]) == ("unknown_pool", "pool")
+    assert await standing(settings, "acme", "one")
+    await relayed(producer, 1)
+
+
+async def test_the_message_id_is_the_custom_id(producer: Bus) -> None:
+    inbox, next_reply = await replies(producer)
+
+    await producer.publish("fw.in.acme", b'{"prompt":"Why?"}', msg_id="m1", headers={"Fw-Reply-To": inbox})
+    assert (await next_reply())["custom_id"] == "m1"
+    await producer.publish("fw.in.acme", b'{"prompt":"Why?","custom_id":"m1"}', headers={"Fw-Reply-To": inbox})
+    assert (await next_reply())["is_repetition"]
+    await relayed(producer, 1)
+
+
+@pytest.mark.parametrize(
+    "subject", ["fw.dead.x", "_INBOX", "_INBOX.>", "_INBOX.a.*", "x._INBOX.a", "_INBOX." + "a" * 300]
+)
+async def test_nothing_is_said_but_to_an_inbox(producer: Bus, settings: Settings, subject: str) -> None:
+    await producer.publish("fw.in.acme", b'{"prompt":"Why?","custom_id":"one"}', headers={"Fw-Reply-To": subject})
+    await eventually(lambda: intake_is_empty(producer))
+
+    dead = await producer.js.get_msg("FW_DEAD", subject="fw.dead.ingest.FW_IN", direct=False)
+    assert dead.headers is not None
+    assert "Fw-Reply-To must be an inbox" in dead.headers["Fw-Reason"]
+    assert await standing(settings, "acme", "one") is None
 
 
 # -- operations -------------------------------------------------------------------------------

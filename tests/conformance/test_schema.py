@@ -1,6 +1,7 @@
 """Migrations and views, on SQLite and on PostgreSQL."""
 
 import asyncio
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from fusewire.settings import Database
 from fusewire.store import engine, migrate
 from fusewire.store.engine import Store
 from fusewire.store.tables import metadata
-from fusewire.store.views import CONTRACT, V_ANSWER, V_OUTCOME, VIEWS
+from fusewire.store.views import CONTRACT, V_ANSWER, V_BATCH, V_OUTCOME, VIEWS
 
 # The contract that analysts rely on. A name may be added here, never taken away.
 OUTCOME_COLUMNS = """
@@ -26,6 +27,10 @@ OUTCOME_COLUMNS = """
 ANSWER_COLUMNS = """
     answer_id outcome_id day pool strategy model provider tier shown_position status error_code attempts latency_ms
     ttft_ms tokens_in tokens_out cost_usd judge_score is_winner merge_share cached
+"""
+
+BATCH_COLUMNS = """
+    batch_id name status total completed failed created_at eta_at cost_usd max_cost_usd
 """
 
 
@@ -76,6 +81,8 @@ async def test_an_index_has_its_condition_on_both_databases(store: Store) -> Non
         "ix_prompts_cancelled",
         "ix_fusions_due",
         "ix_verdicts_control",
+        "ix_batch_lines_held",
+        "ix_batch_lines_flying",
     }
     assert found["ix_verdicts_control"] == "control is not null"
     assert found["ix_prompts_unpublished"] == "published_at is null"
@@ -100,6 +107,20 @@ async def test_two_upgrades_at_once_are_one(empty_database: Database) -> None:
     assert await columns(stores[0], "v_outcome")
     for store in stores:
         await store.close()
+
+
+async def test_a_new_file_is_opened_while_another_writes_it(tmp_path: Path) -> None:
+    file = tmp_path / "fusewire.db"
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    store = Store(Database(url=f"sqlite+aiosqlite:///{file}"))
+    opening = asyncio.create_task(store.ping())
+
+    await asyncio.sleep(0.3)
+    assert not opening.done(), "it waits as long as somebody writes"
+    other.close()
+    await opening
+    await store.close()
 
 
 async def test_upgrade_mends_views_that_are_missing_or_old(store: Store) -> None:
@@ -138,7 +159,7 @@ async def test_a_database_that_was_not_migrated_is_refused_with_what_to_do(empty
 
 
 async def test_views_have_the_columns_of_the_contract(store: Store) -> None:
-    for view, contract in ((V_OUTCOME, OUTCOME_COLUMNS), (V_ANSWER, ANSWER_COLUMNS)):
+    for view, contract in ((V_OUTCOME, OUTCOME_COLUMNS), (V_ANSWER, ANSWER_COLUMNS), (V_BATCH, BATCH_COLUMNS)):
         found = await columns(store, view.name)
 
         assert found == [c.name for c in view.columns]

@@ -5,30 +5,103 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from fusewire.testing.command_line import Cli
+import pytest
 
-README = Path(__file__).parents[2] / "README.md"
+from fusewire.testing.command_line import FUSEWIRE, Cli
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+URL = "http://localhost:8484"
 
 
-def test_the_snippet_for_those_who_come_from_openrouter(cli: Cli) -> None:
-    (snippet,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert snippet.count("http://localhost:8484") == 1
+def blocks(title: str, language: str) -> list[str]:
+    """The snippets of a section."""
+    (section,) = re.findall(rf"^#+ {title}\n(.*?)(?=^##? |^### |\Z)", README, re.DOTALL | re.MULTILINE)
+    found = re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)
+    assert found, f"there is nothing to run in '{title}'"
+    return found
+
+
+@pytest.fixture
+def url(cli: Cli) -> Iterator[str]:
+    """Fusewire as README's reader runs it, and a file in the form of OpenAI's batches."""
+    body = {"model": "meta-llama/Llama-3.1-8B", "messages": [{"role": "user", "content": "Why?"}]}
+    line = {"method": "POST", "url": "/v1/chat/completions", "body": body}
+    lines = [json.dumps({"custom_id": f"q{n}", **line}) for n in range(3)]
+    (cli.folder / "in.jsonl").write_text("\n".join(lines))
     with cli.start("up"):
         run, until = cli.folder / ".fusewire" / "up.json", time.monotonic() + 60
         while not run.exists():
             assert time.monotonic() < until, "it never came up"
             time.sleep(0.05)
-        url = json.loads(run.read_text())["url"]
-        done = subprocess.run(
-            [sys.executable, "-c", snippet.replace("http://localhost:8484", url)],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        yield json.loads(run.read_text())["url"]
+
+
+def python(cli: Cli, url: str, snippet: str) -> list[str]:
+    assert snippet.count(URL) == 1
+    return ran(cli, [sys.executable, "-c", snippet.replace(URL, url)])
+
+
+def sh(cli: Cli, snippet: str) -> list[str]:
+    return ran(cli, ["sh", "-ec", snippet])
+
+
+def ran(cli: Cli, command: list[str]) -> list[str]:
+    env = {**cli.env, "PATH": f"{FUSEWIRE.parent}:{cli.env['PATH']}"}
+    done = subprocess.run(command, cwd=cli.folder, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    answer, told = done.stdout.strip().rsplit("\n", 1)
+    return done.stdout.splitlines()
+
+
+def test_coming_from_openrouter_fusion(cli: Cli, url: str) -> None:
+    (snippet,) = blocks("Coming from OpenRouter Fusion", "python")
+
+    *answer, told = python(cli, url, snippet)
     assert answer
     assert re.fullmatch(r"f[a-v0-9]{26} (fused|voted) \S+", told)
+
+
+def test_coming_from_litellm(cli: Cli, url: str) -> None:
+    (snippet,) = blocks("Coming from LiteLLM", "python")
+
+    models, *answer = python(cli, url, snippet)
+    assert "'fusewire/default'" in models
+    assert answer
+
+
+def test_coming_from_vllm(cli: Cli, url: str) -> None:
+    assert url
+    (snippet,) = blocks("Coming from vLLM run-batch", "sh")
+
+    sh(cli, snippet)
+    results = [json.loads(line) for line in (cli.folder / "out.jsonl").read_text().splitlines()]
+    assert [one["custom_id"] for one in results] == ["q0", "q1", "q2"]
+    assert all(one["response"]["status_code"] == 200 for one in results)
+
+
+def test_batches(cli: Cli, url: str) -> None:
+    (snippet,) = blocks("Batches", "python")
+    status, first = python(cli, url, snippet)
+    assert status == "completed 3 of 3"
+    assert json.loads(first)["custom_id"] == "q0"
+
+    (snippet,) = blocks("Batches", "sh")
+    assert re.search(r"nightly\W+completed\W+3\W+0", "\n".join(sh(cli, snippet)))
+    assert len((cli.folder / "results.jsonl").read_text().splitlines()) == 3
+
+
+def test_tenants(cli: Cli, url: str) -> None:
+    assert url
+    (snippet,) = blocks("Tenants", "sh")
+
+    create, list_, revoke = snippet.splitlines()
+    (key,) = sh(cli, create)
+    assert key.startswith("fw")
+    ((key_id, _),) = re.findall(r"(\w+).*?(notebook)", "\n".join(sh(cli, list_)))
+    sh(cli, revoke.replace("ID", key_id))
+    (table,) = blocks("Tenants", "toml")
+    with (cli.folder / "fusewire.toml").open("a") as file:
+        file.write(table)
+    assert cli.run("config", "check").returncode == 0

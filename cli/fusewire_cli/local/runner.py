@@ -110,7 +110,8 @@ class Stack:
         self._take_folder()
         sock = listen(self._settings.http)
         host, port = sock.getsockname()[:2]
-        self.url = f"http://{host}:{port}"
+        scheme = "https" if self._settings.http.tls_cert else "http"
+        self.url = f"{scheme}://{host}:{port}"
         try:
             if self._nats:
                 await self._nats.start()
@@ -122,7 +123,8 @@ class Stack:
                 sock.close()
                 await self._start_children(port)
             else:
-                self._host = Host([_build(name, self._settings) for name in wanted(self._settings)], sock)
+                services = [_build(name, self._settings) for name in wanted(self._settings)]
+                self._host = Host(services, sock, self._settings.http)
                 await self._host.start()
         except BaseException:
             sock.close()

@@ -11,7 +11,7 @@ def book(settings: Settings) -> Book:
         name: ModelSpec(
             tier=m.kind,
             family=m.family or _family(m),
-            has_tools=m.kind == "remote",
+            has_tools=m.kind == "remote" or m.tools,
             has_images=m.kind == "remote" and m.images,
         )
         for name, m in settings.models.items()

@@ -64,6 +64,7 @@ class Submission(BaseModel):
     stop: tuple[str, ...] = Field(default=(), max_length=4)
     tools: Tools = ()
     tool_choice: Choice = None
+    parallel_tool_calls: bool = True
     response_schema: dict[str, Any] | None = None
     members: tuple[str, ...] = Field(default=(), max_length=MOST_MEMBERS)
     preset: PresetName | None = None
@@ -203,6 +204,7 @@ def admit(
         ),
         tools=tuple(one.tool() for one in submission.tools),
         tool_choice=submission.tool_choice or "auto",
+        parallel_tool_calls=submission.parallel_tool_calls,
         members=members,
         preset=submission.preset,
         judge=judge,

@@ -13,6 +13,7 @@ READ = {
     "stream_options",
     "tools",
     "tool_choice",
+    "parallel_tool_calls",
     "plugins",
     "fusewire",
     "max_tokens",
@@ -55,7 +56,6 @@ _NEUTRAL: dict[str, Any] = {
     "top_a": 0,
     "top_k": 0,
     "functions": [],
-    "parallel_tool_calls": True,
     "models": [],
     "stop_server_tools_when": [],
 }
@@ -66,7 +66,6 @@ WARNED = {
     "reasoning_effort": "models reason as their providers have it by default",
     "verbosity": "members are asked as the prompt stands",
     "cache_control": "providers cache as they do by default",
-    "parallel_tool_calls": "an answer may call several tools at once",
     "max_tool_calls": "members use no tools of the server",
     "stop_server_tools_when": "members use no tools of the server",
 }

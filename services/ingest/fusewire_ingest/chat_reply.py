@@ -63,7 +63,8 @@ def completion_of(body: Body, *, model: str, created: int, warnings: Sequence[st
     message: dict[str, Any] = {"role": "assistant", "content": body.get("content"), "refusal": None}
     if calls:
         message["tool_calls"] = calls
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish_reason(body)}
+    reason = _finish_reason(body)
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason, "native_finish_reason": reason}
     return {
         "id": _id(body["fusion_id"]),
         "object": "chat.completion",
@@ -189,8 +190,7 @@ def fusion_of(body: Body, warnings: Sequence[str] = ()) -> dict[str, Any]:
 def usage_of(body: Body) -> dict[str, Any]:
     """Tokens and cost of all members and the judge.
 
-    What prompts and what answers cost is known apart only where one of the two is nothing; else `cost_details`
-    is null, since the SDKs that read it want both.
+    `cost_details` is null where what prompts cost is not known apart: the SDKs that read it want both.
     """
     used, cost = body.get("usage", {}), body.get("cost_usd")
     asked, answered = used.get("prompt_tokens", 0), used.get("completion_tokens", 0)
@@ -201,17 +201,17 @@ def usage_of(body: Body) -> dict[str, Any]:
         "prompt_tokens_details": {"cached_tokens": used.get("cached_tokens", 0)},
         "completion_tokens_details": {"reasoning_tokens": 0},
         "cost": cost,
-        "cost_details": _cost_details(cost, asked, answered),
+        "cost_details": _cost_details(cost, body.get("cost_prompt_usd")),
     }
 
 
-def _cost_details(cost: float | None, asked: int, answered: int) -> dict[str, float] | None:
-    if cost is None or (cost and asked and answered):
+def _cost_details(cost: float | None, of_prompts: float | None) -> dict[str, float] | None:
+    if cost is None or (cost and of_prompts is None):
         return None
     return {
         "upstream_inference_cost": cost,
-        "upstream_inference_prompt_cost": 0.0 if answered else cost,
-        "upstream_inference_completions_cost": cost if answered else 0.0,
+        "upstream_inference_prompt_cost": of_prompts or 0.0,
+        "upstream_inference_completions_cost": max(cost - (of_prompts or 0.0), 0.0),
     }
 
 

@@ -208,6 +208,8 @@ class _Reader:
         is_of_server = isinstance(choice, dict) and str(choice.get("type", "")).startswith("openrouter:")
         if choice is not None and not is_of_server and (kept or "tools" not in self.body):
             self._fields["tool_choice"] = choice
+        if self.body.get("parallel_tool_calls") is not None:
+            self._fields["parallel_tool_calls"] = self.body["parallel_tool_calls"]
 
     def read_sampling(self) -> None:
         """How to sample, and in which form to answer."""

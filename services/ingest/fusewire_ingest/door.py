@@ -57,7 +57,14 @@ class Door:
         return self.admit(submission, tenant=tenant, fallback_id=fallback_id)
 
     def admit(
-        self, submission: Submission, *, tenant: str, fallback_id: str, is_streamed: bool = False, depth: int = 0
+        self,
+        submission: Submission,
+        *,
+        tenant: str,
+        fallback_id: str,
+        is_streamed: bool = False,
+        depth: int = 0,
+        deadline_at: datetime | None = None,
     ) -> Prompt:
         """From a submission to a prompt, by the rules of its tenant. Raises RefusedError."""
         return admit(
@@ -69,6 +76,7 @@ class Door:
             rule=self._tenants(tenant),
             is_streamed=is_streamed,
             depth=depth,
+            deadline_at=deadline_at,
         )
 
     async def attach(self, tenant: str, request_hash: str) -> str | None:
@@ -94,14 +102,14 @@ class Door:
             request_hash: by which `attach` finds it.
 
         Raises:
-            RefusedError: its custom_id belongs to another prompt.
+            RefusedError: its custom_id belongs to another prompt, or the tenant's budget does not allow it.
             Transient: it could not be committed.
         """
         traceparent = telemetry.trace_headers().get("traceparent")
         (accepted,) = await self._commit.add([prompt], traceparent, request_hash)
-        if accepted.is_conflict:
-            raise _conflict(accepted)
-        self._hand_over([accepted], door)
+        if refused := refusal(accepted):
+            raise refused
+        self.hand_over([accepted], door)
         return accepted
 
     async def submit_lines(self, lines: Sequence[tuple[int, bytes]], *, tenant: str, batch_id: str) -> list[Line]:
@@ -116,12 +124,13 @@ class Door:
         if good:
             committed = await self._commit.add([p for _, p in good], telemetry.trace_headers().get("traceparent"))
             for (number, _), accepted in zip(good, committed, strict=True):
-                refused = _conflict(accepted) if accepted.is_conflict else None
+                refused = refusal(accepted)
                 results[number] = Line(number, None if refused else accepted, refused)
-            self._hand_over([a for a in committed if not a.is_conflict], "jsonl")
+            self.hand_over(committed, "jsonl")
         return [results[number] for number in sorted(results)]
 
-    def _hand_over(self, batch: Sequence[Accepted], door: str) -> None:
+    def hand_over(self, batch: Sequence[Accepted], door: str) -> None:
+        """What was committed goes to the relay."""
         fresh = [a.prompt for a in batch if a.is_new]
         telemetry.ACCEPTED.labels(door).inc(len(fresh))
         traceparent = telemetry.trace_headers().get("traceparent")
@@ -130,7 +139,10 @@ class Door:
             log.info("ingest.accepted", fusion_id=prompt.fusion_id, pool=prompt.pool, mode=prompt.mode, door=door)
 
 
-def _conflict(accepted: Accepted) -> RefusedError:
+def refusal(accepted: Accepted) -> RefusedError | None:
+    """Why a prompt was not accepted after all; None if it was."""
+    if not accepted.is_conflict:
+        return accepted.refused
     return RefusedError(
         "custom_id_conflict",
         f"custom_id '{accepted.prompt.custom_id}' was submitted before with another prompt or other settings; "

@@ -4,9 +4,19 @@ from collections.abc import AsyncIterator
 
 from fusewire_ingest.refusal import RefusedError
 
+BOM = b"\xef\xbb\xbf"
+
 
 async def lines(chunks: AsyncIterator[bytes], limit: int, most: int | None = None) -> AsyncIterator[tuple[int, bytes]]:
-    """Split a byte stream into numbered lines, from 1; blank lines are passed over but counted.
+    """As `located`, without the offsets."""
+    async for number, _, line in located(chunks, limit, most):
+        yield number, line
+
+
+async def located(
+    chunks: AsyncIterator[bytes], limit: int, most: int | None = None
+) -> AsyncIterator[tuple[int, int, bytes]]:
+    """Split a byte stream into numbered lines, from 1, each with its offset; blank lines are passed over but counted.
 
     Args:
         chunks: the stream, cut anywhere.
@@ -17,7 +27,7 @@ async def lines(chunks: AsyncIterator[bytes], limit: int, most: int | None = Non
     Raises:
         RefusedError: there are more than `most`.
     """
-    number = 1
+    number, begun, passed = 1, 0, 0
     held = bytearray()
     async for chunk in chunks:
         start = 0
@@ -28,13 +38,19 @@ async def lines(chunks: AsyncIterator[bytes], limit: int, most: int | None = Non
                 )
             _keep(held, chunk[start:end], limit)
             if line := _whole(held, number):
-                yield number, line
+                yield number, _past_bom(begun, held, number), line
             held.clear()
             number += 1
             start = end + 1
+            begun = passed + start
         _keep(held, chunk[start:], limit)
+        passed += len(chunk)
     if line := _whole(held, number):
-        yield number, line
+        yield number, _past_bom(begun, held, number), line
+
+
+def _past_bom(begun: int, held: bytearray, number: int) -> int:
+    return begun + len(BOM) if number == 1 and held.startswith(BOM) else begun
 
 
 def _keep(held: bytearray, part: bytes, limit: int) -> None:
@@ -46,5 +62,5 @@ def _keep(held: bytearray, part: bytes, limit: int) -> None:
 def _whole(held: bytearray, number: int) -> bytes:
     line = bytes(held).rstrip(b"\r")
     if number == 1:
-        line = line.removeprefix(b"\xef\xbb\xbf")
+        line = line.removeprefix(BOM)
     return line if line.strip() else b""

@@ -26,6 +26,11 @@ Code = Literal[
     "recursion",
     "budget_exceeded",
     "price_unknown",
+    "file_too_large",
+    "file_in_use",
+    "unknown_file",
+    "idempotency_conflict",
+    "batch_state",
 ]
 
 

@@ -10,7 +10,8 @@ from nats.errors import Error as NatsError
 from nats.js.errors import APIError
 
 from fusewire import telemetry
-from fusewire.bus import Bus
+from fusewire.bus import Bus, fault
+from fusewire.cancel import Cancelled
 from fusewire.contracts import Prompt
 from fusewire.errors import Transient
 from fusewire.topology import cancel_subject, due_subject, prompt_subject
@@ -36,6 +37,7 @@ class Relay:
         self._slots = asyncio.Semaphore(IN_FLIGHT)
         self._tasks: list[asyncio.Task[None]] = []
         self._store_created: datetime | None = None
+        self._cancelled = Cancelled()
 
     def start(self) -> None:
         """Begin to publish and to sweep."""
@@ -69,16 +71,18 @@ class Relay:
     async def tell_cancelled(self, fusion_ids: Sequence[str]) -> None:
         """Tell whoever works on them, and the judge, which ends them. Those that are not heard are told again."""
         for fusion in fusion_ids:
+            self._cancelled.add(fusion)
             with contextlib.suppress(NatsError, OSError):
                 await self._bus.client.publish(cancel_subject(fusion), b"")
-        results = await asyncio.gather(
-            *(self._bus.publish(due_subject(fusion), b"{}") for fusion in fusion_ids), return_exceptions=True
-        )
-        for result in results:
-            if isinstance(result, Transient):
-                log.warning("ingest.cancel_not_told", fault=str(result))
-            elif isinstance(result, BaseException):
-                raise result
+        await asyncio.gather(*(self._nudge(fusion) for fusion in fusion_ids))
+
+    async def _nudge(self, fusion: str) -> None:
+        async with self._slots:
+            try:
+                # With an id: while no judge runs, they must not pile up.
+                await self._bus.publish(due_subject(fusion), b"{}", msg_id=f"cancel-{fusion}")
+            except Transient as exc:
+                log.warning("ingest.cancel_not_told", fusion_id=fusion, fault=str(exc))
 
     async def publish(self, batch: Sequence[tuple[Prompt, str | None]]) -> int:
         """Publish and mark; returns how many the broker now has."""
@@ -93,6 +97,8 @@ class Relay:
         return len(done)
 
     async def _publish_one(self, prompt: Prompt, traceparent: str | None) -> str | None:
+        if prompt.fusion_id in self._cancelled:
+            return None
         headers = {"traceparent": traceparent} if traceparent else {}
         async with self._slots:
             try:
@@ -105,14 +111,21 @@ class Relay:
 
     async def _sweep_loop(self) -> None:
         while True:
-            try:
-                await self.sweep()
-            except Transient as exc:
-                log.warning("ingest.sweep_failed", fault=str(exc))
-            except Exception:
-                # A sweep that ended would lose prompts in silence.
-                log.exception("ingest.sweep_broken")
+            for step in (self.sweep, self.settle):
+                try:
+                    await step()
+                except Transient as exc:
+                    log.warning("ingest.sweep_failed", what=step.__name__, fault=str(exc))
+                except Exception as exc:  # noqa: BLE001 - a sweep that ended would lose prompts in silence
+                    log.error("ingest.sweep_broken", what=step.__name__, fault=fault(exc))  # noqa: TRY400
             await asyncio.sleep(SWEEP_EVERY_S)
+
+    async def settle(self) -> int:
+        """Settle the budgets of what has ended; returns how many."""
+        settled = 0
+        while found := await self._submissions.settle():
+            settled += found
+        return settled
 
     async def sweep(self) -> int:
         """Publish what was committed and never published; returns how many."""

@@ -13,10 +13,18 @@ from fusewire.topology import INGEST
 from fusewire_ingest.access import Access
 from fusewire_ingest.api import app as api
 from fusewire_ingest.api.parts import Parts
+from fusewire_ingest.batch_check import Check, Reader, Rules
+from fusewire_ingest.batch_runner import Runner
+from fusewire_ingest.batching import Batching
 from fusewire_ingest.door import Door
 from fusewire_ingest.relay import Relay
+from fusewire_ingest.repository.batches import Batches
+from fusewire_ingest.repository.budgets import Budgets, Cap
+from fusewire_ingest.repository.files import Files
+from fusewire_ingest.repository.keys import Keys
+from fusewire_ingest.repository.lines import Lines
 from fusewire_ingest.repository.submissions import GroupCommit, Submissions
-from fusewire_ingest.rules import pool_rules, tenant_rule
+from fusewire_ingest.rules import book, default_pool, pool_rules, tenant_rule
 from fusewire_ingest.subscribe import Intake
 from fusewire_ingest.waiting import Outcomes
 from fusewire_ingest.watching import Watcher
@@ -37,7 +45,9 @@ class Ingest:
 
         self._bus = Bus(self.name, settings.nats, drain_s=settings.limits.drain_s)
         self._store = Store(settings.database)
-        submissions = Submissions(self._store)
+        caps = {n: Cap(t.budget_usd, t.budget_period) for n, t in settings.tenants.items() if t.budget_usd is not None}
+        self._budgets = Budgets(self._store, caps, lambda: book(settings, clock()))
+        submissions = Submissions(self._store, self._budgets)
         self._commit = GroupCommit(submissions)
         self._relay = Relay(self._bus, submissions, clock)
         pools = pool_rules(settings)
@@ -51,7 +61,33 @@ class Ingest:
             prompt_bytes=limit,
             clock=clock,
         )
-        self._outcomes = Outcomes(self._bus, self._store)
+        files, batches, lines = Files(self._store), Batches(self._store), Lines(self._store)
+        reader = Reader(
+            door,
+            Rules(
+                pools,
+                default_pool=lambda tenant: default_pool(pools, settings.tenant(tenant).pools),
+                line_bytes=limit,
+                most_lines=settings.limits.batch_lines,
+            ),
+        )
+        self._files = files
+        self._runner = Runner(
+            self._store,
+            batches,
+            lines,
+            files,
+            submissions,
+            door=door,
+            check=Check(files, batches, lines, reader=reader, book=lambda: book(settings, clock()), clock=clock),
+            reader=reader,
+            shares={name: tenant.share for name, tenant in settings.tenants.items()},
+            window=settings.limits.batch_window,
+            clock=clock,
+        )
+        batching = Batching(self._store, batches, lines, files, door, wake=self._runner.wake, clock=clock)
+        self._outcomes = Outcomes(self._bus, self._store, self._runner.outcome_announced)
+        self._access = Access(settings, Keys(self._store), clock)
         self._app = api.build(
             Parts(
                 settings=settings,
@@ -59,27 +95,36 @@ class Ingest:
                 door=door,
                 outcomes=self._outcomes,
                 watcher=Watcher(self._bus),
-                access=Access(settings),
+                files=files,
+                batches=batches,
+                lines=lines,
+                batching=batching,
+                access=self._access,
                 pools=pools,
                 new_id=lambda: f"req-{secrets.token_hex(12)}",
                 clock=clock,
                 heartbeat_s=HEARTBEAT_S,
             )
         )
-        self._bus.subscribe(INGEST, Intake(door).handle, concurrency=INTAKE_CONCURRENCY)
+        self._bus.subscribe(INGEST, Intake(door, self._bus).handle, concurrency=INTAKE_CONCURRENCY)
 
     async def start(self) -> None:
-        """Check the schema, connect, begin to commit, to publish and to listen."""
+        """Check the schema and who may come in, connect, begin to commit, to publish and to listen."""
         await migrate.check(self._store)
+        await self._access.start()
+        await self._budgets.start()
         await self._bus.connect()
         await self._bus.require(INGEST)
         self._commit.start()
         self._relay.start()
         await self._outcomes.start()
+        await self._files.forget_torn(datetime.now(UTC))
+        self._runner.start()
         await self._bus.start()
 
     async def stop(self) -> None:
         """Drain."""
+        await self._runner.stop()
         await self._bus.stop()
         await self._relay.stop()
         await self._commit.stop()
@@ -87,7 +132,7 @@ class Ingest:
 
     def faults(self) -> list[str]:
         """See Service."""
-        return self._bus.faults() + self._relay.faults()
+        return self._bus.faults() + self._relay.faults() + self._runner.faults()
 
     def unready(self) -> list[str]:
         """See Service. NATS may be down: what is accepted is committed, and published later."""

@@ -1,28 +1,63 @@
 """The door on the bus: producers that already live there leave prompts at `fw.in.<tenant>`."""
 
+import json
 import re
+from typing import Any
 
-from fusewire.bus import Delivery
+import structlog
+from nats.errors import Error as NatsError
+
+from fusewire.bus import Bus, Delivery
 from fusewire.contracts import NAME
 from fusewire.errors import Unacceptable
 from fusewire_ingest.admission import RefusedError
 from fusewire_ingest.door import Door
 
+log = structlog.get_logger(__name__)
+
+REPLY_TO = "Fw-Reply-To"
+"""The header with the subject at which a producer wants to hear what became of its prompt."""
+_INBOX = re.compile(r"_INBOX[A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)+", re.ASCII)
+MOST_SUBJECT = 256
+
 
 class Intake:
-    """Takes submissions from FW_IN. A refused one goes to FW_DEAD with the reason."""
+    """Takes submissions from FW_IN, each a Submission in JSON. A refused one goes to FW_DEAD with the reason."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Door, bus: Bus) -> None:
         self._door = door
+        self._bus = bus
 
     async def handle(self, delivery: Delivery) -> None:
-        """Commit one submission. Its custom_id, where it has none, is its Nats-Msg-Id or its place in the stream."""
+        """Commit one submission, then answer. Its custom_id, where it has none, is its Nats-Msg-Id or its place.
+
+        The answer is `{"id", "custom_id", "is_repetition"}` or `{"error": {"code", "message", "param"}}`. It is
+        sent once, on core NATS: a producer that hears nothing sends its prompt again.
+        """
         tenant = delivery.subject.rpartition(".")[2]
-        if not re.match(NAME, tenant):
-            raise Unacceptable(f"tenant '{tenant[:63]}' must be of a-z, 0-9, '-' and '_'")
-        fallback = delivery.headers.get("Nats-Msg-Id") or f"{delivery.stream}-{delivery.sequence}"
+        reply_to = delivery.headers.get(REPLY_TO)
+        if reply_to is not None and not (len(reply_to) <= MOST_SUBJECT and _INBOX.fullmatch(reply_to)):
+            # Anywhere else it would be Fusewire that speaks, with more rights than the producer's.
+            raise Unacceptable(f"invalid_request: {REPLY_TO} must be an inbox, which begins with _INBOX")
         try:
-            prompt = self._door.read(delivery.data, tenant=tenant, fallback_id=fallback)
-            await self._door.submit(prompt, door="nats")
+            told = await self._submit(delivery, tenant)
         except RefusedError as exc:
+            await self._answer(reply_to, {"error": {"code": exc.code, "message": exc.message, "param": exc.param}})
             raise Unacceptable(f"{exc.code}: {exc.message}") from None
+        await self._answer(reply_to, told)
+
+    async def _submit(self, delivery: Delivery, tenant: str) -> dict[str, Any]:
+        if not re.match(NAME, tenant):
+            raise RefusedError("invalid_request", f"tenant '{tenant[:63]}' must be of a-z, 0-9, '-' and '_'")
+        fallback = delivery.headers.get("Nats-Msg-Id") or f"{delivery.stream}-{delivery.sequence}"
+        prompt = self._door.read(delivery.data, tenant=tenant, fallback_id=fallback)
+        accepted = await self._door.submit(prompt, door="nats")
+        return {"id": prompt.fusion_id, "custom_id": prompt.custom_id, "is_repetition": not accepted.is_new}
+
+    async def _answer(self, reply_to: str | None, told: dict[str, Any]) -> None:
+        if reply_to is None:
+            return
+        try:
+            await self._bus.client.publish(reply_to, json.dumps(told).encode())
+        except (NatsError, OSError) as exc:
+            log.warning("ingest.reply_failed", fault=type(exc).__name__)

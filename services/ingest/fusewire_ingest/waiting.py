@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections import defaultdict
+from collections.abc import Callable
 
 from nats.aio.msg import Msg
 
@@ -17,8 +18,9 @@ POLL_S = 2.0
 class Outcomes:
     """Wakes those who wait when the judge announces an outcome; the text always comes from SQL."""
 
-    def __init__(self, bus: Bus, store: Store) -> None:
+    def __init__(self, bus: Bus, store: Store, announced: Callable[[], None] = lambda: None) -> None:
         self._bus = bus
+        self._heard = announced
         self._store = store
         self._events: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
 
@@ -27,6 +29,7 @@ class Outcomes:
         await self._bus.client.subscribe("fw.outcome.*.*", cb=self._announced)
 
     async def _announced(self, msg: Msg) -> None:
+        self._heard()
         for event in self._events.get(msg.subject.rpartition(".")[2], ()):
             event.set()
 

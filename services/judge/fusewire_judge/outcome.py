@@ -58,6 +58,7 @@ def build(case: Case, decided: Decided, now: datetime, *, judged_since: datetime
         answers=_answers(case, draft, panel),
         usage=usage(bought),
         cost_usd=cost(bought),
+        cost_prompt_usd=cost_of_prompts(bought),
         error=draft.error,
         submitted_at=prompt.submitted_at,
         finished_at=now,
@@ -143,6 +144,13 @@ def cost(candidates: Sequence[Candidate]) -> float | None:
     known = [c.cost_usd for c in candidates if c.cost_usd is not None]
     unknown = any(c.cost_usd is None and (c.usage.prompt_tokens or c.ok) for c in candidates)
     return None if unknown else sum(known)
+
+
+def cost_of_prompts(candidates: Sequence[Candidate]) -> float | None:
+    """How much of `cost` is for prompts; None where it is not known apart."""
+    parts = [c.cost_prompt_usd if c.cost_usd else 0.0 for c in candidates]
+    known = [part for part in parts if part is not None]
+    return sum(known) if len(known) == len(parts) and cost(candidates) is not None else None
 
 
 def _ms(since: datetime, until: datetime) -> float:

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ from pathlib import Path
 
 import structlog
 
-from fusewire.contracts import CallFailure, Candidate, Task, Usage
-from fusewire.ids import seed
+from fusewire.contracts import PRIORITIES, CallFailure, Candidate, Task, ToolCall, Usage
+from fusewire.ids import digest, seed
 from fusewire.settings import EdgeModel
 from fusewire.worker import Tell
 from fusewire_worker_edge.engine.api import (
@@ -24,6 +25,7 @@ from fusewire_worker_edge.engine.api import (
     RequestCancelledError,
     RequestRefusedError,
 )
+from fusewire_worker_edge.engine.options import EngineOptions
 from fusewire_worker_edge.engine.process import ProcessEngine
 
 log = structlog.get_logger(__name__)
@@ -32,7 +34,7 @@ PROVIDER = "onnxruntime"
 ATTEMPTS = 2
 """How often a task is tried when the engine's process dies under it."""
 
-OpenEngine = Callable[[Path, int | None], Engine]
+OpenEngine = Callable[[Path, EngineOptions], Engine]
 
 
 @dataclass
@@ -47,12 +49,12 @@ class _Running:
 class EdgeGenerate:
     """`fusewire.worker.Generate` on model folders of this machine.
 
-    Models whose paths are the same folder share one engine, with the threads of the first.
+    Models whose paths are the same folder share one engine, with the options of the first.
 
     Args:
         models: by the name that tasks use.
         clock: the time now, with its zone.
-        open_engine: makes the engine of a folder; with so many threads, or None for its default.
+        open_engine: makes the engine of a folder.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class EdgeGenerate:
         for model in models.values():
             folder = model.path.resolve()
             if folder not in self._engines:
-                self._engines[folder] = open_engine(folder, model.threads)
+                self._engines[folder] = open_engine(folder, _options(model))
 
     async def generate(self, task: Task, tell: Tell | None = None) -> Candidate:
         """Answer the task on its model; see `fusewire.worker.Generate`."""
@@ -129,7 +131,11 @@ class EdgeGenerate:
             seed=seed("edge", task.task_id) if sampling.seed is None else sampling.seed,
             stop=sampling.stop,
             response_schema=sampling.response_schema,
+            tools=task.tools,
+            tool_choice=task.tool_choice,
+            parallel_tool_calls=task.parallel_tool_calls,
             is_streamed=tell is not None and tell.is_heard,
+            rank=PRIORITIES.index(task.priority),
         )
         running.engine, running.request_id = self._engines[model.path.resolve()], request.id
         if tell is None or not request.is_streamed:
@@ -140,6 +146,10 @@ class EdgeGenerate:
         self, task: Task, outcome: Completion | CallFailure, attempts: int, started_at: datetime
     ) -> Candidate:
         completion, error = (outcome, None) if isinstance(outcome, Completion) else (None, outcome)
+        if completion and completion.finish_reason == "length" and not completion.text:
+            error = CallFailure(
+                code="truncated", message="max_tokens ended it within a tool call; raise it", retryable=False
+            )
         return Candidate(
             task_id=task.task_id,
             fusion_id=task.fusion_id,
@@ -149,16 +159,23 @@ class EdgeGenerate:
             model=task.model,
             tier="edge",
             provider=PROVIDER,
-            content=completion.text if completion else None,
+            content=completion.text if completion and not error and not completion.tool_calls else None,
+            tool_calls=_calls(task, completion),
             error=error,
             finish_reason=completion.finish_reason if completion else None,
             usage=_usage(completion),
-            confidence=completion.confidence if completion else None,
+            confidence=math.exp(completion.mean_logprob) if completion else None,
+            logprob_mean=completion.mean_logprob if completion else None,
+            logprob_min=completion.min_logprob if completion else None,
             cost_usd=0.0,
             attempts=attempts,
             started_at=started_at,
             finished_at=self._clock(),
         )
+
+
+def _options(model: EdgeModel) -> EngineOptions:
+    return EngineOptions(threads=model.threads, slots=model.slots, kv_cache_mb=model.kv_cache_mb)
 
 
 async def _aloud(engine: Engine, request: GenerateRequest, tell: Tell) -> Completion:
@@ -177,10 +194,22 @@ async def _aloud(engine: Engine, request: GenerateRequest, tell: Tell) -> Comple
         await teller
 
 
+def _calls(task: Task, completion: Completion | None) -> tuple[ToolCall, ...]:
+    """What an answer calls, with ids that a second delivery of the task makes again."""
+    return tuple(
+        ToolCall(id=f"call_{digest('call', task.task_id, str(i)).hex()[:24]}", name=call.name, arguments=call.arguments)
+        for i, call in enumerate(completion.tool_calls if completion else ())
+    )
+
+
 def _usage(completion: Completion | None) -> Usage:
     if completion is None:
         return Usage()
-    return Usage(prompt_tokens=completion.prompt_tokens, completion_tokens=completion.completion_tokens)
+    return Usage(
+        prompt_tokens=completion.prompt_tokens,
+        completion_tokens=completion.completion_tokens,
+        cached_tokens=completion.cached_tokens,
+    )
 
 
 def _failure(error: EngineError) -> CallFailure:

@@ -11,8 +11,8 @@ from fusewire.worker import Worker
 from fusewire_worker_edge.folder import ModelFolderError, verify
 from fusewire_worker_edge.generate import EdgeGenerate
 
-HANDS = 2
-"""Tasks in hand per model: one in the engine, one ready, so that the engine never waits for the bus."""
+AHEAD = 1
+"""Tasks in hand per model beyond its slots, so that a slot never waits for the bus."""
 
 
 class WorkerEdge:
@@ -39,7 +39,7 @@ class WorkerEdge:
 
         await self._bus.connect()
         generate = EdgeGenerate(self._models, clock)
-        hands = dict.fromkeys(self._models, HANDS)
+        hands = {name: model.slots + AHEAD for name, model in self._models.items()}
         self._worker = Worker(self._bus, generate, hands, tier="edge", clock=clock, on_cancel=generate.cancel)
         await self._worker.start()
 

@@ -191,7 +191,7 @@ class RemoteGenerate:
         maybe_paid = entry.unknown + (failure is None or failure.ambiguous or failure.billed)
         usage = _sum(spent, result.usage)
         if maybe_paid == 0:
-            cost = Price(0.0)
+            cost = Price(0.0, 0.0)
         elif result.usage is None:
             cost = UNKNOWN
         else:
@@ -205,6 +205,7 @@ class RemoteGenerate:
             finish_reason=result.finish_reason,
             usage=usage,
             cost_usd=cost.usd,
+            cost_prompt_usd=cost.prompt_usd,
             price_version=cost.version,
             attempts=entry.attempts,
             maybe_paid_twice=maybe_paid >= 2,

@@ -68,11 +68,17 @@ class Candidate(Wire):
     usage: Usage = Usage()
     cost_usd: float | None = None
     """What the call cost; None when no price is known. Edge calls cost 0."""
+    cost_prompt_usd: float | None = None
+    """How much of that the prompt cost; None where it is not known apart."""
     price_version: str | None = None
     attempts: int = Field(default=1, ge=0)
     """Calls made for it; 0 when none was."""
     confidence: float | None = Field(default=None, ge=0, le=1)
     """Geometric mean of the probabilities of the tokens it chose, where the engine tells; not calibrated."""
+    logprob_mean: float | None = Field(default=None, le=0)
+    """Mean natural logarithm of those probabilities; confidence is its exponential."""
+    logprob_min: float | None = Field(default=None, le=0)
+    """The least of them: the token that it was least sure of."""
     maybe_paid_twice: bool = False
     """An earlier attempt's result is unknowable, so the call may have been billed once more."""
     started_at: AwareDatetime

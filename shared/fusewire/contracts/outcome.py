@@ -133,6 +133,8 @@ class Outcome(Wire):
     """Summed over members and judge."""
     cost_usd: float | None = None
     """Summed over members and judge; None when any of it is unknown."""
+    cost_prompt_usd: float | None = None
+    """How much of that prompts cost; None where it is not known apart."""
     error: str | None = None
     submitted_at: AwareDatetime
     finished_at: AwareDatetime

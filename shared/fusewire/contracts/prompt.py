@@ -124,6 +124,8 @@ class Prompt(Wire):
     tools: tuple[Tool, ...] = ()
     tool_choice: str = "auto"
     """`auto`, `none`, `required`, or the name of the one tool to call."""
+    parallel_tool_calls: bool = True
+    """Whether an answer may call several tools at once."""
     members: tuple[str, ...] = ()
     """Configured models that are asked in place of the pool's members, each as a member of its own name."""
     preset: PresetName | None = None

@@ -22,6 +22,7 @@ class Call(Part):
     sampling: Sampling = Sampling()
     tools: tuple[Tool, ...] = ()
     tool_choice: str = "auto"
+    parallel_tool_calls: bool = True
     is_streamed: bool = False
     """Whether its text is the outcome's, whatever comes, and may be shown while it is being written."""
 

@@ -27,6 +27,7 @@ class Task(Wire):
     sampling: Sampling
     tools: tuple[Tool, ...] = ()
     tool_choice: str = "auto"
+    parallel_tool_calls: bool = True
     is_streamed: bool = False
     """Whether the worker shall publish the text while it is being written."""
     depth: int = Field(default=0, ge=0)

@@ -1,5 +1,6 @@
 """Connections and transactions, the same on SQLite and PostgreSQL."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,11 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from fusewire.errors import StartupError, Transient
 from fusewire.settings import Database
 
+_BUSY_S = 10
 _PRAGMAS = (
-    "PRAGMA journal_mode = WAL",
+    f"PRAGMA busy_timeout = {_BUSY_S * 1000}",
     # Accepted means committed, also when the power fails.
     "PRAGMA synchronous = FULL",
-    "PRAGMA busy_timeout = 10000",
     "PRAGMA foreign_keys = ON",
 )
 
@@ -127,9 +128,24 @@ def _prepare_sqlite(engine: AsyncEngine) -> None:
         cursor = connection.cursor()
         for pragma in _PRAGMAS:
             cursor.execute(pragma)
+        _journal(connection, cursor)
         cursor.close()
 
     @event.listens_for(engine.sync_engine, "begin")
     def _begin(connection: Any) -> None:
         write = connection.get_execution_options().get("fusewire_write", True)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def _journal(connection: Any, cursor: Any) -> None:
+    """Set the write-ahead log. SQLite heeds no busy_timeout where several open a new file and set it at once."""
+    tries = _BUSY_S * 20
+    for left in reversed(range(tries)):
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except connection.dbapi.OperationalError:
+            if not left:
+                raise
+            connection.run_async(lambda _: asyncio.sleep(_BUSY_S / tries))
+        else:
+            return

@@ -1,8 +1,9 @@
-"""Tables. The judge writes results (`fusions` to `verdicts`), ingest `prompts`; analysts read views only."""
+"""Tables. The judge writes results (`fusions` to `verdicts`), ingest everything else; analysts read views only."""
 
 from datetime import UTC, datetime
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     DateTime,
@@ -10,6 +11,7 @@ from sqlalchemy import (
     Float,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -220,4 +222,126 @@ verdicts = Table(
         sqlite_where=text("control IS NOT NULL"),
         postgresql_where=text("control IS NOT NULL"),
     ),
+)
+
+files = Table(
+    "files",
+    metadata,
+    Column("file_id", String(64), primary_key=True),
+    Column("tenant", String(63), nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("filename", String(256), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("is_whole", Boolean, nullable=False),
+    Column("batch_id", String(64)),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime),
+    Index("ix_files_tenant", "tenant", "created_at"),
+)
+
+file_chunks = Table(
+    "file_chunks",
+    metadata,
+    Column("file_id", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("batch_id", String(64), primary_key=True),
+    Column("tenant", String(63), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("stop_reason", String(16)),
+    Column("waiting_for", String(256)),
+    Column("endpoint", String(64), nullable=False),
+    Column("input_file_id", String(64), nullable=False),
+    Column("options", Text, nullable=False),
+    Column("priority", String(8), nullable=False),
+    Column("completion_window", String(16), nullable=False),
+    Column("errors", Text),
+    Column("total", Integer, nullable=False),
+    Column("completed", Integer, nullable=False),
+    Column("failed", Integer, nullable=False),
+    Column("degraded", Integer, nullable=False),
+    Column("tokens_in", BigInteger, nullable=False),
+    Column("tokens_out", BigInteger, nullable=False),
+    Column("cost_usd", Float, nullable=False),
+    Column("n_unpriced", Integer, nullable=False),
+    Column("max_cost_usd", Float),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("touched_at", UtcDateTime, nullable=False),
+    Column("in_progress_at", UtcDateTime),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Column("finalizing_at", UtcDateTime),
+    Column("completed_at", UtcDateTime),
+    Column("failed_at", UtcDateTime),
+    Column("expired_at", UtcDateTime),
+    Column("cancelling_at", UtcDateTime),
+    Column("cancelled_at", UtcDateTime),
+    Index("ix_batches_tenant", "tenant", "created_at"),
+    Index("ix_batches_status", "status"),
+)
+
+batch_lines = Table(
+    "batch_lines",
+    metadata,
+    Column("batch_id", String(64), primary_key=True),
+    Column("line", Integer, primary_key=True),
+    Column("custom_id", String(256), nullable=False),
+    Column("state", String(12), nullable=False),
+    Column("byte_offset", BigInteger, nullable=False),
+    Column("byte_length", Integer, nullable=False),
+    Column("warnings", Text),
+    Column("fusion_id", String(27)),
+    Column("settled", Integer),
+    Column("is_retryable", Boolean),
+    Column("error", Text),
+    Index("ux_batch_lines_custom_id", "batch_id", "custom_id", unique=True),
+    Index(
+        "ix_batch_lines_held",
+        "batch_id",
+        "line",
+        sqlite_where=text("state = 'held'"),
+        postgresql_where=text("state = 'held'"),
+    ),
+    Index(
+        "ix_batch_lines_flying",
+        "batch_id",
+        "fusion_id",
+        sqlite_where=text("state = 'flying'"),
+        postgresql_where=text("state = 'flying'"),
+    ),
+    Index("ix_batch_lines_settled", "batch_id", "settled"),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("key_id", String(16), primary_key=True),
+    Column("tenant", String(63), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("hash", String(64), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime),
+    Column("revoked_at", UtcDateTime),
+)
+
+budgets = Table(
+    "budgets",
+    metadata,
+    Column("tenant", String(63), primary_key=True),
+    Column("period", String(10), primary_key=True),
+    Column("reserved_usd", Float, nullable=False),
+    Column("spent_usd", Float, nullable=False),
+)
+
+reservations = Table(
+    "reservations",
+    metadata,
+    Column("fusion_id", String(27), primary_key=True),
+    Column("tenant", String(63), nullable=False),
+    Column("period", String(10), nullable=False),
+    Column("usd", Float, nullable=False),
 )

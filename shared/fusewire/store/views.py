@@ -38,6 +38,10 @@ def _day(column: str) -> Col:
     return Col("day", "UTC day of finished_at", f"date({column})", f"CAST({column} AT TIME ZONE 'UTC' AS date)")
 
 
+def _option(name: str) -> str:
+    return f"b.options::json #>> '{{metadata,{name}}}'"
+
+
 V_OUTCOME = View(
     "v_outcome",
     "One row per fused prompt.",
@@ -200,4 +204,47 @@ V_JUDGE_BIAS = View(
     " WHERE v.winner IS NOT NULL AND v.control IS NULL GROUP BY o.pool, v.judge_model",
 )
 
-VIEWS: tuple[View, ...] = (V_OUTCOME, V_ANSWER, V_VERDICT, V_JUDGE_BIAS)
+_DONE = "(b.completed + b.failed)"
+_IS_MOVING = f"b.status = 'in_progress' AND {_DONE} > 0"
+
+V_BATCH = View(
+    "v_batch",
+    "One row per batch.",
+    (
+        Col("batch_id", "the batch's id", "b.batch_id"),
+        Col("name", "`name` in its metadata", "json_extract(b.options, '$.metadata.name')", _option("name")),
+        Col("retry_of", "the batch it retries", "json_extract(b.options, '$.metadata.retry_of')", _option("retry_of")),
+        Col("tenant", "who submitted it", "b.tenant"),
+        Col("status", "validating, in_progress, finalizing, completed, failed, expired, cancel…", "b.status"),
+        Col("stop_reason", "why it was stopped: request, interrupted, budget, expired", "b.stop_reason"),
+        Col("waiting_for", "what holds it up, where something does", "b.waiting_for"),
+        Col("priority", "high, normal or low", "b.priority"),
+        Col("total", "lines", "b.total"),
+        Col("completed", "lines with an answer", "b.completed"),
+        Col("failed", "lines without one, of those that ended", "b.failed"),
+        Col("degraded", "lines whose outcome is degraded", "b.degraded"),
+        Col("created_at", "when it was submitted (UTC)", "b.created_at"),
+        Col("expires_at", "when it is stopped at the latest (UTC)", "b.expires_at"),
+        Col(
+            "finished_at",
+            "when it ended (UTC)",
+            "COALESCE(b.completed_at, b.failed_at, b.expired_at, b.cancelled_at)",
+        ),
+        Col(
+            "eta_at",
+            "when it will be done if it goes on as it went so far (UTC); NULL unless it runs",
+            f"CASE WHEN {_IS_MOVING} THEN strftime('%Y-%m-%d %H:%M:%f000', julianday(b.in_progress_at)"
+            f" + (julianday('now') - julianday(b.in_progress_at)) * b.total / {_DONE}) END",
+            f"CASE WHEN {_IS_MOVING} THEN b.in_progress_at"
+            f" + (now() - b.in_progress_at) * (b.total / CAST({_DONE} AS double precision)) END",
+        ),
+        Col("tokens_in", "prompt tokens of members and judge", "b.tokens_in"),
+        Col("tokens_out", "completion tokens of members and judge", "b.tokens_out"),
+        Col("cost_usd", "NULL when any price is unknown", "CASE WHEN b.n_unpriced = 0 THEN b.cost_usd END"),
+        Col("n_unpriced", "lines whose cost is not known", "b.n_unpriced"),
+        Col("max_cost_usd", "the limit that was set", "b.max_cost_usd"),
+    ),
+    "batches b",
+)
+
+VIEWS: tuple[View, ...] = (V_OUTCOME, V_ANSWER, V_VERDICT, V_JUDGE_BIAS, V_BATCH)

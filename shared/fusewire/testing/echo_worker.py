@@ -1,8 +1,9 @@
 """An edge worker without a model, on the real bus: it is a fake, for tests only."""
 
+import inspect
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 from fusewire.bus import Bus
@@ -23,10 +24,13 @@ def echo(task: Task) -> str:
     return f"{task.model} says {task.round}: {said}"
 
 
+Say = Callable[[Task], str | Awaitable[str]]
+
+
 class Echo:
     """An edge engine in name."""
 
-    def __init__(self, answer: Callable[[Task], str]) -> None:
+    def __init__(self, answer: Say) -> None:
         self.tasks: list[Task] = []
         self._answer = answer
 
@@ -34,7 +38,8 @@ class Echo:
         """See Generate. It tells its answer word by word."""
         self.tasks.append(task)
         now = datetime.now(UTC)
-        answer = self._answer(task)
+        said = self._answer(task)
+        answer = await said if inspect.isawaitable(said) else said
         if tell:
             for word in re.findall(r"\S+\s*|\s+", answer):
                 await tell(word)
@@ -62,7 +67,7 @@ class EchoWorker:
 
     name = "worker-edge"
 
-    def __init__(self, settings: Settings, answer: Callable[[Task], str] = echo) -> None:
+    def __init__(self, settings: Settings, answer: Say = echo) -> None:
         self._bus = Bus(self.name, settings.nats, drain_s=2)
         self.engine = Echo(answer)
         models = {name: 2 for name, model in settings.models.items() if model.kind == "edge"}

@@ -249,7 +249,7 @@ class Connection(asyncio.Protocol):
 
     def _answer(self, model: Model, asked: "_Asked", said: Said, fault: Fault | None = None) -> None:
         kind = fault.kind if fault else "none"
-        if asked.is_streamed:
+        if asked.is_streamed and kind != "stream_unknown":
             self._answer_streamed(model, asked.dialect, said, fault)
             return
         body = asked.dialect.whole(said)

@@ -66,6 +66,7 @@ FaultKind = Literal[
     "stream_close",  # closes
     "stream_error",  # sends an error, in a response of status 200
     "stream_hang",  # sends nothing more
+    "stream_unknown",  # answers whole, as a server that knows no streams
 ]
 
 
@@ -200,7 +201,7 @@ class Model:
         schema = _schema(request)
         if schema is not None:
             return json.dumps(_with(satisfying(schema, schema), self._verdict(prompt, schema)), ensure_ascii=False)
-        digest = hashlib.sha256(prompt.encode()).hexdigest()[:8]
+        digest = f"d1{hashlib.sha256(prompt.encode()).hexdigest()[:8]}"
         if self._script.answer is None:
             return f"{self.name} on {digest}: {prompt[:80]}"
         return self._script.answer.replace("{model}", self.name).replace("{digest}", digest).replace("{prompt}", prompt)

@@ -271,7 +271,7 @@ def settings(**sections: Any) -> Settings:
 def test_the_book_is_the_configuration() -> None:
     made = book(settings())
 
-    assert made.models == {"tiny": ModelSpec("edge", "smollm", has_tools=False), "mist": ModelSpec("remote", "mistral")}
+    assert made.models == {"tiny": ModelSpec("edge", "smollm"), "mist": ModelSpec("remote", "mistral")}
     pool = made.pools["default"]
     assert pool.members == (
         MemberSpec("one", "tiny", 3.0, "Hm.", Sampling(temperature=0.1, max_tokens=99)),

@@ -128,20 +128,19 @@ def test_usage_is_that_of_the_whole_fusion() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cost", "prompt_tokens", "completion_tokens", "parts"),
+    ("cost", "of_prompts", "parts"),
     [
-        (None, 30, 9, None),
-        (0.002, 30, 9, None),
-        (0.0, 30, 9, (0.0, 0.0)),
-        (0.002, 30, 0, (0.002, 0.0)),
-        (0.002, 0, 9, (0.0, 0.002)),
+        (None, None, None),
+        (0.003, None, None),
+        (0.0, None, (0.0, 0.0)),
+        (0.003, 0.001, (0.001, 0.002)),
+        (0.003, 0.003, (0.003, 0.0)),
     ],
 )
 def test_the_parts_of_a_cost_are_told_only_where_they_are_known(
-    cost: float | None, prompt_tokens: int, completion_tokens: int, parts: tuple[float, float] | None
+    cost: float | None, of_prompts: float | None, parts: tuple[float, float] | None
 ) -> None:
-    used = Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
-    usage = reply(outcome(cost_usd=cost, usage=used))["usage"]
+    usage = reply(outcome(cost_usd=cost, cost_prompt_usd=of_prompts))["usage"]
 
     assert usage["cost"] == cost
     details = usage["cost_details"]
@@ -213,6 +212,12 @@ def test_the_fusion_object() -> None:
         "cost_usd": 0.001,
         "latency_ms": 900.0,
     }
+
+
+def test_half_an_answer_is_a_failure_and_no_response() -> None:
+    made = fusion(outcome(answers=(answer("a"), answer("b", status="error", error_code="truncated"))))
+    assert [one["model"] for one in made["responses"]] == ["m-a"]
+    assert [one["model"] for one in made["failed_models"]] == ["m-b"]
 
 
 @pytest.mark.parametrize(

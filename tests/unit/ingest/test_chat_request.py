@@ -123,6 +123,9 @@ def test_our_tool_is_taken_out_and_the_clients_stay() -> None:
     assert [tool.function.name for tool in found.tools] == ["clock"]
     assert found.tool_choice == "required"
 
+    both = asked(tools=[FUSION_TOOL, CLOCK], tool_choice=FUSION_TOOL).submission
+    assert (len(both.tools), both.tool_choice) == (1, None)
+
     for choice in ("required", "auto", FUSION_TOOL):
         alone = asked(tools=[FUSION_TOOL], tool_choice=choice).submission
         assert (alone.tools, alone.tool_choice) == ((), None)
@@ -215,7 +218,6 @@ UNDONE = [
     # body, code under strict, param
     ({"models": ["a"]}, "unsupported_parameter", "models"),
     ({"reasoning_effort": "high"}, "unsupported_parameter", "reasoning_effort"),
-    ({"parallel_tool_calls": False}, "unsupported_parameter", "parallel_tool_calls"),
     ({"plugins": [{"id": "web"}]}, "unsupported_parameter", "plugins.0"),
     ({"tools": [{"type": "openrouter:web_search"}]}, "unsupported_tool", "tools.0"),
     ({"plugins": [{"id": "fusion", "max_tool_calls": 4}]}, "unsupported_parameter", "plugins.0.max_tool_calls"),

@@ -15,7 +15,7 @@ from fusewire.testing.factories import T0, make_candidate, make_member, make_pla
 from fusewire_judge import replay
 from fusewire_judge.fusion.case import Ask, Case, Decided, Draft, Heard, Panel, Said
 from fusewire_judge.handlers import _round
-from fusewire_judge.outcome import build, cancelled, cancelled_unplanned, cost, unplanned, usage
+from fusewire_judge.outcome import build, cancelled, cancelled_unplanned, cost, cost_of_prompts, unplanned, usage
 
 Begin = Callable[..., Any]
 NOW = T0 + timedelta(seconds=3)
@@ -162,6 +162,22 @@ COSTS: list[tuple[str, list[dict[str, Any]], float | None]] = [
 @pytest.mark.parametrize(("calls", "expected"), [row[1:] for row in COSTS], ids=[row[0] for row in COSTS])
 def test_an_unknown_price_makes_the_cost_unknown(calls: list[dict[str, Any]], expected: float | None) -> None:
     assert cost([make_candidate(**call) for call in calls]) == expected
+
+
+@pytest.mark.parametrize(
+    ("calls", "expected"),
+    [
+        ([{"cost_usd": 0.5, "cost_prompt_usd": 0.125}, {"cost_usd": 0.25, "cost_prompt_usd": 0.25}], 0.375),
+        ([{"cost_usd": 0.5, "cost_prompt_usd": 0.125}, {"cost_usd": 0.0}], 0.125),
+        ([{"cost_usd": 0.5, "cost_prompt_usd": 0.125}, {"cost_usd": 0.25}], None),
+        ([{"cost_usd": 0.5, "cost_prompt_usd": 0.125}, {"cost_usd": None}], None),
+    ],
+    ids=["known", "an edge call", "not apart", "one price unknown"],
+)
+def test_what_prompts_cost_is_told_where_it_is_known_of_all(
+    calls: list[dict[str, Any]], expected: float | None
+) -> None:
+    assert cost_of_prompts([make_candidate(**call) for call in calls]) == expected
 
 
 def test_usage_of_nobody_is_nothing() -> None:

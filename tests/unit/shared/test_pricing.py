@@ -26,7 +26,8 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_known_model_is_priced_by_its_address() -> None:
     found = await price(USED, model("https://api.openai.com/v1"), AT)
     assert found.usd is not None
-    assert found.usd > 0
+    assert found.prompt_usd is not None
+    assert 0 < found.prompt_usd < found.usd
     assert found.version is not None
     assert found.version.startswith("genai-prices ")
 
@@ -70,8 +71,8 @@ def configured(base_url: str, per_prompt: float, per_answer: float) -> RemoteMod
 @pytest.mark.parametrize("base_url", ["http://127.0.0.1:8000/v1", "https://api.openai.com/v1"])
 async def test_configured_prices_come_before_the_list_and_hold_for_local_servers_too(base_url: str) -> None:
     used = Usage(prompt_tokens=2_000_000, completion_tokens=500_000)
-    assert await price(used, configured(base_url, 3.0, 8.0), AT) == Price(10.0, CONFIGURED)
-    assert await price(used, configured(base_url, 0.0, 0.0), AT) == Price(0.0, CONFIGURED)
+    assert await price(used, configured(base_url, 3.0, 8.0), AT) == Price(10.0, 6.0, CONFIGURED)
+    assert await price(used, configured(base_url, 0.0, 0.0), AT) == Price(0.0, 0.0, CONFIGURED)
 
 
 async def test_rates_are_per_token() -> None:

@@ -280,3 +280,24 @@ async def test_a_piece_that_cannot_be_told_harms_nobody() -> None:
     await tell("is")
 
     assert [(t.offset, t.text) for t in bus.tokens] == [(3, "is")]
+
+
+async def test_of_a_merge_nothing_is_told_that_judge_takes_out() -> None:
+    fence = f"[[{'0a' * 16} BC]]"
+    tell, bus = told(kind="write")
+
+    for piece in (" ", "Par", "is. ", f"{fence}\n", "Rome."):
+        await tell(piece)
+    tell.restart()
+    await tell("Rome.\n")
+
+    assert [(t.offset, t.text, t.attempt) for t in bus.tokens] == [(0, "Par", 1), (3, "is.", 1), (0, "Rome.", 2)]
+
+
+async def test_a_member_s_answer_is_told_to_the_last_blank() -> None:
+    tell, bus = told()
+
+    for piece in (" ", f"[[{'0a' * 16} BC]]", "\n"):
+        await tell(piece)
+
+    assert "".join(t.text for t in bus.tokens) == f" [[{'0a' * 16} BC]]\n"

@@ -1,4 +1,5 @@
 import asyncio
+import math
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from fusewire_worker_edge.engine.api import (
     RequestCancelledError,
     RequestRefusedError,
 )
+from fusewire_worker_edge.engine.options import EngineOptions
 from fusewire_worker_edge.generate import EdgeGenerate
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -27,7 +29,8 @@ DONE = Completion(
     finish_reason="stop",
     prompt_tokens=11,
     completion_tokens=3,
-    confidence=0.8,
+    mean_logprob=math.log(0.8),
+    min_logprob=-2.0,
     prefill_s=0.1,
     decode_s=0.2,
 )
@@ -87,7 +90,7 @@ def edge_model(path: str = "/models/a", **fields: Any) -> EdgeModel:
 
 
 def service(engine: FakeEngine, **models: EdgeModel) -> EdgeGenerate:
-    return EdgeGenerate(models or {"small": edge_model()}, ticking(), lambda _folder, _threads: engine)
+    return EdgeGenerate(models or {"small": edge_model()}, ticking(), lambda _folder, _options: engine)
 
 
 def make_task(sampling: Sampling | None = None, deadline_s: float = 60, **fields: Any) -> Task:
@@ -115,7 +118,9 @@ async def test_an_answer_becomes_a_candidate() -> None:
     candidate = await service(FakeEngine(DONE)).generate(make_task())
 
     assert candidate.ok
-    assert candidate.confidence == 0.8
+    assert candidate.confidence == pytest.approx(0.8)
+    assert candidate.logprob_mean == pytest.approx(math.log(0.8))
+    assert candidate.logprob_min == -2.0
     assert (candidate.content, candidate.finish_reason) == ("Paris.", "stop")
     assert (candidate.usage.prompt_tokens, candidate.usage.completion_tokens) == (11, 3)
     assert (candidate.task_id, candidate.fusion_id, candidate.round, candidate.call) == ("f1-0-a", "f1", 0, "a")
@@ -230,8 +235,8 @@ async def test_models_of_one_folder_share_an_engine(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "real")
     opened: list[tuple[Path, int | None, FakeEngine]] = []
 
-    def open_engine(folder: Path, threads: int | None) -> FakeEngine:
-        opened.append((folder, threads, FakeEngine(DONE)))
+    def open_engine(folder: Path, options: EngineOptions) -> FakeEngine:
+        opened.append((folder, options.threads, FakeEngine(DONE)))
         return opened[-1][2]
 
     models = {

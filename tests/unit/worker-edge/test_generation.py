@@ -8,7 +8,7 @@ import pytest
 from fusewire.contracts import Message
 from fusewire_worker_edge.engine.api import Completion, GenerateRequest, RequestCancelledError, RequestRefusedError
 from fusewire_worker_edge.engine.generation import Generator
-from fusewire_worker_edge.engine.model import CHUNK
+from fusewire_worker_edge.engine.scheduler import CHUNK
 
 SCHEMA = {
     "type": "object",
@@ -104,7 +104,8 @@ def test_an_answer_under_a_schema_satisfies_it(tiny_generator: Generator, seed: 
     steps = After(1_000_000)
     completion = tiny_generator.generate(request(response_schema=SCHEMA, **fields), steps)
     assert completion.finish_reason == "stop"
-    assert steps.asked == completion.completion_tokens  # none is spent on an end token that has to come
+    # The first step gives two; none is spent on an end token that has to come.
+    assert steps.asked == completion.completion_tokens - 1
     jsonschema.validate(json.loads(completion.text), SCHEMA)
 
 
@@ -144,7 +145,7 @@ def test_a_cancel_is_seen_between_the_chunks_of_a_prompt(tiny_generator: Generat
     cancelled = After(2)
     with pytest.raises(RequestCancelledError):
         tiny_generator.generate(request(content="x" * (5 * CHUNK)), cancelled)
-    assert tiny_generator._slot.length == 2 * CHUNK
+    assert cancelled.asked == 3
 
 
 def test_the_golden_answer_is_recognised(tiny_generator: Generator) -> None:
@@ -160,14 +161,30 @@ def test_the_golden_answer_is_recognised(tiny_generator: Generator) -> None:
         tiny_generator.manifest = manifest
 
 
-def test_confidence_is_the_geometric_mean_of_the_chosen_tokens_probabilities(tiny_generator: Generator) -> None:
+def test_mean_and_least_log_probability_are_those_of_the_chosen_tokens(tiny_generator: Generator) -> None:
     prompt = tiny_generator.vocabulary.prompt([Message(role="user", content="hello")])
     ids = tiny_generator.greedy(prompt, 20)
     rows = tiny_generator.logits([*prompt, *ids])[len(prompt) - 1 : -1].astype(np.float64)
     p = np.exp(rows - rows.max(axis=-1, keepdims=True))
     chosen = (p / p.sum(axis=-1, keepdims=True))[np.arange(len(ids)), ids]
 
-    assert run(tiny_generator).confidence == pytest.approx(np.exp(np.log(chosen).mean()), rel=1e-4)
+    completion = run(tiny_generator)
+    assert completion.mean_logprob == pytest.approx(np.log(chosen).mean(), rel=1e-4)
+    assert completion.min_logprob == pytest.approx(np.log(chosen).min(), rel=1e-4)
+    assert completion.logprobs == ()
+
+
+def test_logprobs_are_told_of_each_token_and_its_alternatives(tiny_generator: Generator) -> None:
+    completion = run(tiny_generator, top_logprobs=3)
+
+    assert len(completion.logprobs) == completion.completion_tokens
+    assert "".join(t.token for t in completion.logprobs) == completion.text
+    for told in completion.logprobs:
+        assert len(told.top) == 3
+        assert told.top[0] == (told.token, told.logprob)
+        assert told.top[0][1] >= told.top[1][1] >= told.top[2][1]
+    assert completion.mean_logprob == pytest.approx(np.mean([t.logprob for t in completion.logprobs]))
+    assert run(tiny_generator, top_logprobs=0).logprobs[0].top == ()
 
 
 def heard(generator: Generator, **fields: Any) -> tuple[list[str], Completion]:
@@ -184,13 +201,13 @@ def test_the_pieces_of_an_answer_are_its_text(tiny_generator: Generator) -> None
 
 
 def test_the_first_piece_comes_with_the_first_token(tiny_generator: Generator) -> None:
-    """Each piece is given before the next step."""
+    """Each piece is given before the next step; the first step, of the prompt, is followed by one of a token."""
     steps_by_then: list[int] = []
     steps = After(1000)
     tiny_generator.generate(request(), steps, lambda _: steps_by_then.append(steps.asked))
 
     assert steps_by_then[0] == 1
-    assert steps_by_then == sorted(set(steps_by_then))
+    assert steps_by_then[1:] == sorted(set(steps_by_then))
 
 
 def test_no_piece_holds_what_a_stop_string_takes_back(tiny_generator: Generator) -> None:
@@ -236,4 +253,4 @@ def test_a_cancelled_answer_is_told_no_further(tiny_generator: Generator) -> Non
     with pytest.raises(RequestCancelledError):
         tiny_generator.generate(request(max_tokens=1000), After(5), pieces.append)
 
-    assert 0 < len(pieces) <= 5
+    assert 0 < len(pieces) <= 6

@@ -18,10 +18,12 @@ from fusewire_worker_edge.engine.api import (
     RequestCancelledError,
     RequestRefusedError,
 )
+from fusewire_worker_edge.engine.options import EngineOptions
 from fusewire_worker_edge.engine.process import ProcessEngine
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+ONE_THREAD = EngineOptions(threads=1)
 LONG = 4000
 """Tokens that take seconds, so that such a request is still under way when the test acts."""
 
@@ -35,14 +37,14 @@ def request(request_id: str, content: str = "hello", **fields: Any) -> GenerateR
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(tiny_folder: Path) -> AsyncIterator[ProcessEngine]:
     """For tests that leave the process alive."""
-    started = ProcessEngine(tiny_folder, threads=1)
+    started = ProcessEngine(tiny_folder, ONE_THREAD)
     yield started
     await started.aclose()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def engine(tiny_folder: Path) -> AsyncIterator[ProcessEngine]:
-    started = ProcessEngine(tiny_folder, threads=1)
+    started = ProcessEngine(tiny_folder, ONE_THREAD)
     yield started
     await started.aclose()
 
@@ -199,11 +201,13 @@ async def test_a_process_that_ignores_a_cancel_is_killed(
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    with pytest.raises(EngineDiedError, match="-9"):
+        await engine.generate(request("beside it"))
     assert (await engine.generate(request("next"))).completion_tokens == 5
 
 
 async def test_a_folder_that_cannot_be_used_is_reported_until_it_is_mended(tiny_folder: Path, tmp_path: Path) -> None:
-    engine = ProcessEngine(tmp_path / "link", threads=1)
+    engine = ProcessEngine(tmp_path / "link", ONE_THREAD)
     with pytest.raises(EngineUnusableError, match="no such folder; pull or import"):
         await engine.generate(request("a"))
     (tmp_path / "link").symlink_to(tiny_folder)

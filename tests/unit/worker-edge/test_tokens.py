@@ -4,6 +4,7 @@ import pytest
 
 from fusewire.contracts import Message
 from fusewire_worker_edge.engine.api import RequestRefusedError
+from fusewire_worker_edge.engine.generation import read_vocabulary
 from fusewire_worker_edge.engine.tokens import ChatTemplate, Vocabulary
 
 IM_START, IM_END = 1, 2
@@ -11,7 +12,7 @@ IM_START, IM_END = 1, 2
 
 @pytest.fixture(scope="module")
 def vocabulary(tiny_folder: Path) -> Vocabulary:
-    return Vocabulary(tiny_folder)
+    return read_vocabulary(tiny_folder)
 
 
 def text_of(vocabulary: Vocabulary, ids: list[int]) -> str:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusewire.contracts import ToolCall
+from fusewire.contracts import ToolCall, Usage
 from fusewire_worker_remote.errors import Failure
 from fusewire_worker_remote.providers import PROVIDERS, Reply
 from fusewire_worker_remote.sse import Event
@@ -122,6 +122,31 @@ def test_what_has_no_end_is_truncated(provider: str, rest: list[str]) -> None:
         _, failure = assembled(provider, *begun, *rest)
         assert isinstance(failure, Failure)
         assert (failure.code, failure.ambiguous, failure.billed) == ("truncated", True, True)
+
+
+ENDED: dict[str, list[Any]] = {
+    "openai": [delta("stop")],
+    "mistral": [delta("stop")],
+    "anthropic": [{"type": "message_delta", "delta": {"stop_reason": "end_turn"}}, {"type": "message_stop"}],
+    "gemini": [{"candidates": [{"finishReason": "STOP"}]}],
+}
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_an_event_that_cannot_be_read_may_have_held_a_piece_of_the_answer(provider: str) -> None:
+    _, reply = assembled(provider, *BEGUN[provider], *ENDED[provider])
+    _, failure = assembled(provider, *BEGUN[provider], '{"cut', *ENDED[provider])
+    assert isinstance(reply, Reply)
+    assert isinstance(failure, Failure)
+    assert (failure.code, failure.ambiguous) == ("truncated", True)
+
+
+def test_geminis_thoughts_are_paid_for() -> None:
+    counts = {"promptTokenCount": 9, "cachedContentTokenCount": 4, "candidatesTokenCount": 3, "thoughtsTokenCount": 5}
+    last = {"candidates": [{"finishReason": "STOP"}], "usageMetadata": counts}
+    _, reply = assembled("gemini", *BEGUN["gemini"], last)
+    assert isinstance(reply, Reply)
+    assert reply.usage == Usage(prompt_tokens=9, completion_tokens=8, cached_tokens=4)
 
 
 def test_geminis_thoughts_are_not_told() -> None:

@@ -80,6 +80,12 @@ def test_sampling_is_mapped() -> None:
     }
 
 
+@pytest.mark.parametrize("schema", [{"type": "object", "properties": {"a": {}}}, {"anyOf": [{"type": "object"}]}])
+def test_a_schema_that_strict_mode_refuses_is_asked_for_without_it(schema: dict[str, Any]) -> None:
+    body = json.loads(OpenAI().request(task(response_schema=schema), MODEL).body)
+    assert body["response_format"]["json_schema"] == {"name": "answer", "schema": schema, "strict": False}
+
+
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
 TOOLS = (Tool(name="weather", description="Now.", parameters=SCHEMA), Tool(name="clock"))
 

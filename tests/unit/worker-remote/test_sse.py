@@ -23,6 +23,7 @@ def read(*chunks: bytes) -> list[Event]:
         (b"\xef\xbb\xbf\xef\xbb\xbfdata: one\n\n", []),  # one mark and no more
         (b": comment\n\n:\n\ndata: one\n\n", [Event("one")]),
         (b"data: one\ndata: two\n\n", [Event("one\ntwo")]),
+        (b"data: one\r\ndata: two\r\n\r\n", [Event("one\ntwo")]),
         (b"data:one\n\ndata:  two\n\n", [Event("one"), Event(" two")]),
         (b"data\n\n", [Event("")]),
         (b"event: ping\n\ndata: one\n\n", [Event("one")]),
@@ -48,7 +49,8 @@ def test_an_event_is_given_as_soon_as_it_is_closed() -> None:
     assert reader.end() == []
 
 
-PIECES = st.sampled_from(
+LINES = [b"data: one", b"data:two", b"event: error", b": ping", b"", b"", b"data"]
+PIECES = st.tuples(st.sampled_from(LINES), st.sampled_from([b"\r\n", b"\n", b"\r"])).map(b"".join) | st.sampled_from(
     [b"\r", b"\n", b"\r\n", b"data:", b"data: ", b"event: ", b"{}", b":", b" ", b"\xef\xbb\xbf", "é🙂".encode(), b"x"]
 )
 

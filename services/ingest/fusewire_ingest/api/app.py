@@ -2,7 +2,7 @@
 
 from fastapi import FastAPI
 
-from fusewire_ingest.api import chat, docs, errors, fusions, models
+from fusewire_ingest.api import batches, chat, docs, errors, files, fusions, metrics, models
 from fusewire_ingest.api.parts import Parts
 
 PREFIXES = ("/v1", "/api/v1")
@@ -17,9 +17,10 @@ def build(parts: Parts) -> FastAPI:
     errors.handle(app)
     app.add_middleware(errors.Answering, new_id=parts.new_id)
     # Their paths have no prefix: each is there under both.
-    routers = [fusions.routes(parts), models.routes(parts), chat.routes(parts)]
+    routers = [part.routes(parts) for part in (fusions, models, chat, files, batches)]
     for number, prefix in enumerate(PREFIXES):
         for router in routers:
             app.include_router(router, prefix=prefix, include_in_schema=number == 0)
     app.include_router(docs.routes(app))
+    app.include_router(metrics.routes())
     return app

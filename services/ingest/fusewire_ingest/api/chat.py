@@ -19,6 +19,7 @@ from fusewire_ingest.api.leaving import unless_gone
 from fusewire_ingest.api.parts import Parts, Who
 from fusewire_ingest.api.stream import EventStream, Telling, events
 from fusewire_ingest.chat_request import ChatRequest
+from fusewire_ingest.rules import default_pool
 
 log = structlog.get_logger(__name__)
 
@@ -74,7 +75,7 @@ def routes(of: Parts) -> APIRouter:
         with telemetry.receiving("ingest", "http", request.headers):
             run = await _run(of, who, request.headers, body)
             if run.asked.is_streamed:
-                return await _stream(of, run)
+                return await _stream(of, run, request)
             is_new = await _submit(of, run)
         try:
             outcome = await unless_gone(request.receive, _outcome(of, run, just_begun=is_new))
@@ -91,7 +92,7 @@ def routes(of: Parts) -> APIRouter:
 async def _run(of: Parts, who: Caller, headers: Mapping[str, str], body: dict[str, object]) -> Run:
     """Read a request, and find the fusion that answers it."""
     depth = _depth(headers)
-    asked = chat_request.read(body, of.pools, _default_pool(of, who))
+    asked = chat_request.read(body, of.pools, default_pool(of.pools, who.rule.pools))
     request_hash = chat_request.request_hash(who.tenant, body)
     key = headers.get("idempotency-key")
     prompt = of.door.admit(
@@ -130,11 +131,6 @@ def _is_again(headers: Mapping[str, str]) -> bool:
     return headers.get("x-stainless-retry-count", "0") != "0" or headers.get("x-fusewire-attach", "").lower() == "true"
 
 
-def _default_pool(of: Parts, who: Caller) -> str:
-    allowed = who.rule.pools or tuple(of.pools)
-    return "default" if "default" in allowed or not allowed else allowed[0]
-
-
 async def _submit(of: Parts, run: Run) -> bool:
     """Begin it. Returns whether there was none."""
     if run.is_attached:
@@ -157,11 +153,13 @@ async def _outcome(of: Parts, run: Run, *, just_begun: bool) -> Outcome:
     return standing.outcome
 
 
-async def _stream(of: Parts, run: Run) -> Response:
+async def _stream(of: Parts, run: Run, request: Request) -> Response:
     async with contextlib.AsyncExitStack() as stack:
         watch = await stack.enter_async_context(of.watcher.watch(run.fusion_id))
         outcome = _outcome(of, run, just_begun=await _submit(of, run))
-        told = events(Telling(run.fusion_id, run.asked, run.created), watch, outcome, heartbeat_s=of.heartbeat_s)
+        told = events(
+            Telling(request, run.fusion_id, run.asked, run.created), watch, outcome, heartbeat_s=of.heartbeat_s
+        )
         return EventStream(told, stack.pop_all(), run.headers, lambda: _left(of, run))
 
 

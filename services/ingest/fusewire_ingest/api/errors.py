@@ -1,6 +1,7 @@
 """Every error in OpenAI's shape, and every response with an id."""
 
 import math
+import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
@@ -24,6 +25,11 @@ STATUS = {
     "custom_id_conflict": 409,
     "unknown_pool": 404,
     "unknown_model": 404,
+    "unknown_file": 404,
+    "file_too_large": 413,
+    "file_in_use": 409,
+    "idempotency_conflict": 409,
+    "batch_state": 409,
     "budget_exceeded": 429,
 }
 """Of refusals; all others are 400."""
@@ -32,6 +38,7 @@ TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_
 GONE = 499
 """For a client that nobody can answer any more."""
 UNAVAILABLE_S = 2.0
+_OPENROUTER_SDK = re.compile(r"speakeasy-sdk/.*openrouter", re.IGNORECASE)
 
 
 class HttpError(Exception):
@@ -55,17 +62,42 @@ class HttpError(Exception):
         super().__init__(message)
 
 
+_OPENROUTER_TYPES = {
+    401: "authentication",
+    402: "payment_required",
+    403: "permission_denied",
+    404: "not_found",
+    409: "precondition_failed",
+    413: "payload_too_large",
+    429: "rate_limit_exceeded",
+    502: "provider_unavailable",
+    503: "provider_overloaded",
+    504: "timeout",
+}
+
+
 class GoneError(Exception):
     """The client went away."""
 
 
-def body(status: int, code: str, message: str, param: str | None = None) -> dict[str, Any]:
+def is_openrouter(request: Request) -> bool:
+    """Whether it is OpenRouter's SDK that asks."""
+    return _OPENROUTER_SDK.match(request.headers.get("user-agent", "")) is not None
+
+
+def body(request: Request, status: int, code: str, message: str, param: str | None = None) -> dict[str, Any]:
     """An error in OpenAI's shape."""
     default = "invalid_request_error" if status < 500 else "server_error"
-    return {"error": {"message": message, "type": TYPES.get(status, default), "param": param, "code": code}}
+    found: dict[str, Any] = {"message": message, "type": TYPES.get(status, default), "param": param, "code": code}
+    # OpenRouter's SDK, unlike its users' other clients, cannot read an error whose code is no number.
+    if is_openrouter(request):
+        kind = _OPENROUTER_TYPES.get(status, "invalid_request" if status < 500 else "server")
+        found |= {"code": status, "metadata": {"code": code, "error_type": kind}}
+    return {"error": found}
 
 
 def error(
+    request: Request,
     status: int,
     code: str,
     message: str,
@@ -81,7 +113,7 @@ def error(
         told |= {"retry-after": str(math.ceil(retry_after_s)), "retry-after-ms": str(math.ceil(retry_after_s * 1000))}
     if is_final or (status < 500 and status != 429):
         told["x-should-retry"] = "false"
-    return JSONResponse(body(status, code, message, param), status, told)
+    return JSONResponse(body(request, status, code, message, param), status, told)
 
 
 class Answering:
@@ -115,7 +147,9 @@ class Answering:
                 # Further out, the web server would log it with its text, which may hold a prompt.
                 log.error("api.broken", fault=fault(exc), path=_route(scope))  # noqa: TRY400
                 if not is_begun:
-                    told = error(500, "internal_error", f"Fusewire failed; the log has more under {request_id}")
+                    told = error(
+                        Request(scope), 500, "internal_error", f"Fusewire failed; the log has more under {request_id}"
+                    )
                     await told(scope, receive, named)
                 # Else it ends without its end, and the web server closes the connection.
 
@@ -132,34 +166,34 @@ def handle(app: FastAPI) -> None:
     """Teach an application to answer with them."""
 
     @app.exception_handler(HttpError)
-    async def _error(_request: Request, exc: HttpError) -> Response:
-        return error(exc.status, exc.code, exc.message, is_final=exc.is_final, headers=exc.headers)
+    async def _error(request: Request, exc: HttpError) -> Response:
+        return error(request, exc.status, exc.code, exc.message, is_final=exc.is_final, headers=exc.headers)
 
     @app.exception_handler(RefusedError)
-    async def _refused(_request: Request, exc: RefusedError) -> Response:
-        return error(STATUS.get(exc.code, 400), exc.code, exc.message, exc.param, is_final=True)
+    async def _refused(request: Request, exc: RefusedError) -> Response:
+        return error(request, STATUS.get(exc.code, 400), exc.code, exc.message, exc.param, is_final=True)
 
     @app.exception_handler(AccessError)
-    async def _no_access(_request: Request, exc: AccessError) -> Response:
+    async def _no_access(request: Request, exc: AccessError) -> Response:
         headers = {"www-authenticate": "Bearer"} if exc.status == 401 else None
-        return error(exc.status, exc.code, exc.message, retry_after_s=exc.retry_after_s, headers=headers)
+        return error(request, exc.status, exc.code, exc.message, retry_after_s=exc.retry_after_s, headers=headers)
 
     @app.exception_handler(Transient)
-    async def _unavailable(_request: Request, exc: Transient) -> Response:
+    async def _unavailable(request: Request, exc: Transient) -> Response:
         message = f"nothing was accepted: {exc}; try again"
-        return error(503, "unavailable", message, retry_after_s=exc.retry_after_s or UNAVAILABLE_S)
+        return error(request, 503, "unavailable", message, retry_after_s=exc.retry_after_s or UNAVAILABLE_S)
 
     @app.exception_handler(RequestValidationError)
-    async def _invalid(_request: Request, exc: RequestValidationError) -> Response:
+    async def _invalid(request: Request, exc: RequestValidationError) -> Response:
         first = exc.errors()[0]
         name = str(first["loc"][-1])
-        return error(400, "invalid_request", f"'{name}': {first['msg']}", name)
+        return error(request, 400, "invalid_request", f"'{name}': {first['msg']}", name)
 
     @app.exception_handler(HTTPException)
-    async def _http(_request: Request, exc: HTTPException) -> Response:
+    async def _http(request: Request, exc: HTTPException) -> Response:
         code = {404: "not_found", 405: "method_not_allowed"}.get(exc.status_code, "http_error")
         message = {404: "there is nothing at this address", 405: "this address does not take this method"}
-        return error(exc.status_code, code, message.get(exc.status_code, str(exc.detail)), headers=exc.headers)
+        return error(request, exc.status_code, code, message.get(exc.status_code, str(exc.detail)), headers=exc.headers)
 
     @app.exception_handler(GoneError)
     async def _gone(_request: Request, _exc: GoneError) -> Response:

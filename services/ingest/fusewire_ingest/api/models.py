@@ -28,6 +28,7 @@ PARAMETERS = (
     "structured_outputs",
     "tools",
     "tool_choice",
+    "parallel_tool_calls",
 )
 
 

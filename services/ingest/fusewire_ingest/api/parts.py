@@ -11,7 +11,11 @@ from fusewire.settings import Settings
 from fusewire.store.engine import Store
 from fusewire_ingest.access import Access, Caller
 from fusewire_ingest.admission import PoolRule
+from fusewire_ingest.batching import Batching
 from fusewire_ingest.door import Door
+from fusewire_ingest.repository.batches import Batches
+from fusewire_ingest.repository.files import Files
+from fusewire_ingest.repository.lines import Lines
 from fusewire_ingest.waiting import Outcomes
 from fusewire_ingest.watching import Watcher
 
@@ -25,6 +29,10 @@ class Parts:
     door: Door
     outcomes: Outcomes
     watcher: Watcher
+    files: Files
+    batches: Batches
+    lines: Lines
+    batching: Batching
     access: Access
     pools: Mapping[str, PoolRule]
     new_id: Callable[[], str]

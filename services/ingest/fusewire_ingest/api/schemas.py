@@ -2,8 +2,11 @@
 
 from typing import Any, Final
 
+from pydantic import BaseModel
+
 from fusewire.contracts import MODES, PRIORITIES
 from fusewire_ingest.admission import Submission
+from fusewire_ingest.batch_shape import Asked, Resumed, Retried
 from fusewire_ingest.chat_request import MOST_ANALYSTS, PRESETS
 
 Schema = dict[str, Any]
@@ -23,6 +26,13 @@ def body(name: str, *others: str) -> Schema:
     content: Schema = {"application/json": {"schema": _ref(name)}}
     content |= {other: {"schema": _TEXT} for other in others}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def upload() -> Schema:
+    """`openapi_extra` of a route whose body is a form with a file."""
+    file: Schema = {"type": "string", "format": "binary"}
+    form = _object("purpose", "file", is_open=False, purpose={"const": "batch"}, file=file)
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}
 
 
 def replies(name: str, *others: str, status: int = 200) -> dict[int | str, Schema]:
@@ -105,6 +115,7 @@ _CHAT = _object(
     stop={"anyOf": [_TEXT, _list(_TEXT, maxItems=4), {"type": "null"}]},
     tools=_list(_TOOL),
     tool_choice={"anyOf": [{"enum": ["none", "auto", "required"]}, _ANY]},
+    parallel_tool_calls=_FLAG,
     response_format=_object("type", type={"enum": ["text", "json_object", "json_schema"]}, json_schema=_ANY),
     plugins=_list(_object("id", id={"const": "fusion"}, enabled=_FLAG, **_FUSION)),
     fusewire=_object(
@@ -120,13 +131,34 @@ _USAGE = _object(prompt_tokens=_WHOLE, completion_tokens=_WHOLE, total_tokens=_W
 _CHOICE = _object(index=_WHOLE, message=_ANY, finish_reason=_TEXT)
 
 
-def _submission() -> dict[str, Schema]:
-    found = Submission.model_json_schema(ref_template=_REFS)
-    return {**found.pop("$defs", {}), "Submission": found}
+_FILE = _object(
+    "id", "object", "bytes", "created_at", "filename", "purpose",
+    id=_TEXT, object=_TEXT, bytes=_WHOLE, created_at=_WHOLE, filename=_TEXT, purpose=_TEXT,
+)  # fmt: skip
+_BATCH = _object(
+    "id", "object", "endpoint", "status", "input_file_id", "request_counts", "x_fusewire",
+    id=_TEXT, object=_TEXT, endpoint=_TEXT, status=_TEXT, input_file_id=_TEXT, output_file_id=_MAYBE_TEXT,
+    error_file_id=_MAYBE_TEXT, request_counts=_object(total=_WHOLE, completed=_WHOLE, failed=_WHOLE), x_fusewire=_ANY,
+)  # fmt: skip
+
+
+def _page(of: str) -> Schema:
+    found = _object("object", "data", "has_more", object=_TEXT, data=_list(_ref(of)), has_more=_FLAG)
+    found["properties"] |= {"first_id": _MAYBE_TEXT, "last_id": _MAYBE_TEXT}
+    return found
+
+
+def _models(**models: type[BaseModel]) -> dict[str, Schema]:
+    """Components of models, and of the models within them."""
+    found: dict[str, Schema] = {}
+    for name, model in models.items():
+        schema = model.model_json_schema(ref_template=_REFS)
+        found |= schema.pop("$defs", {}) | {name: schema}
+    return found
 
 
 SCHEMAS: Final[dict[str, Schema]] = {
-    **_submission(),
+    **_models(Submission=Submission, NewBatch=Asked, ResumedBatch=Resumed, RetriedBatch=Retried),
     "ChatCompletionRequest": _CHAT,
     "ChatCompletion": _object(
         "id", "object", "created", "model", "choices", "usage", "fusion",
@@ -134,6 +166,11 @@ SCHEMAS: Final[dict[str, Schema]] = {
     ),
     "Fusion": _object("id", "status", id=_TEXT, status=_TEXT, custom_id=_MAYBE_TEXT, batch_id=_MAYBE_TEXT),
     "FusionList": _object("data", data=_list(_ref("Fusion"))),
+    "File": _FILE,
+    "FileList": _page("File"),
+    "Deleted": _object("id", "object", "deleted", id=_TEXT, object=_TEXT, deleted=_FLAG),
+    "Batch": _BATCH,
+    "BatchList": _page("Batch"),
     "Model": _MODEL,
     "ModelList": _object("object", "data", object=_TEXT, data=_list(_MODEL)),
     "Error": _object(

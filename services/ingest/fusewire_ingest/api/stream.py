@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -32,9 +33,21 @@ HEADERS = {
 class Telling:
     """What a stream tells of."""
 
+    request: Request
     fusion_id: str
     asked: ChatRequest
     created: int
+
+    def piece(self, text: str, *, is_first: bool) -> dict[str, Any]:
+        """A chunk of text."""
+        return chat_reply.piece(
+            self.fusion_id, model=self.asked.model, created=self.created, text=text, is_first=is_first
+        )
+
+    def error(self, status: int, code: str, message: str) -> dict[str, Any]:
+        """An error where a chunk is expected: OpenAI's SDK raises it, OpenRouter's reads it as a chunk's."""
+        frame = {**self.piece("", is_first=False), "choices": []}
+        return {**frame, **errors.body(self.request, status, code, message)}
 
 
 async def events(
@@ -60,7 +73,7 @@ async def events(
     try:
         while not isinstance(event := await watch.next(heartbeat_s), Ended):
             if isinstance(event, str):
-                yield _data(_piece(of, event, is_first=not sent))
+                yield _data(of.piece(event, is_first=not sent))
                 sent += event
             elif isinstance(event, Progress):
                 comment = _comment(event)
@@ -76,12 +89,13 @@ async def events(
         except HttpError as exc:
             if not is_begun:
                 raise
-            yield _data(errors.body(exc.status, exc.code, exc.message))
+            yield _data(of.error(exc.status, exc.code, exc.message))
             return
         except Transient:
             if not is_begun:
                 raise
-            yield _data(errors.body(503, "unavailable", f"it goes on; read it with GET /v1/fusions/{of.fusion_id}"))
+            message = f"it goes on; read it with GET /v1/fusions/{of.fusion_id}"
+            yield _data(of.error(503, "unavailable", message))
             return
         yield DONE
     finally:
@@ -110,10 +124,6 @@ def _rest(of: Telling, outcome: Outcome, sent: str) -> list[dict[str, Any]]:
             "another answer was chosen than the one that was streamed; read it with "
             f"GET /v1/fusions/{of.fusion_id}, it costs nothing",
         ) from None
-
-
-def _piece(of: Telling, text: str, *, is_first: bool) -> dict[str, Any]:
-    return chat_reply.piece(of.fusion_id, model=of.asked.model, created=of.created, text=text, is_first=is_first)
 
 
 def _comment(progress: Progress) -> bytes:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BindParameter, bindparam, exists, func, insert, select, update
+from sqlalchemy import BindParameter, bindparam, delete, exists, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -16,6 +16,8 @@ from fusewire.errors import Transient
 from fusewire.store.engine import Store
 from fusewire.store.tables import fusions, outcomes, prompts
 from fusewire_ingest.admission import body_hash
+from fusewire_ingest.refusal import RefusedError
+from fusewire_ingest.repository.budgets import Budgets
 
 # Built once: to build a statement takes longer than to run it.
 _KEYS: BindParameter[list[str]] = bindparam("keys", expanding=True)
@@ -40,6 +42,7 @@ _CANCEL = (
     .values(cancelled_at=func.coalesce(prompts.c.cancelled_at, bindparam("at", type_=prompts.c.cancelled_at.type)))
     .returning(prompts.c.fusion_id)
 )
+_REMOVE = delete(prompts).where(prompts.c.fusion_id.in_(_KEYS))
 _MARK = update(prompts).where(prompts.c.fusion_id.in_(_KEYS)).values(published_at=bindparam("at"))
 
 
@@ -51,13 +54,30 @@ class Accepted:
     is_new: bool
     is_conflict: bool
     """The custom_id is taken by a prompt with another body."""
+    refused: RefusedError | None = None
+    """Why the tenant's budget does not allow it: `budget_exceeded` or `price_unknown`. It is not stored."""
+
+    @property
+    def is_over_budget(self) -> bool:
+        """Whether it could be accepted when more of the budget is free."""
+        return self.refused is not None and self.refused.code == "budget_exceeded"
+
+
+_ASKED = {"messages", "sampling", "tools", "tool_choice", "parallel_tool_calls"}
+"""What makes two prompts the same to analysts, whoever sent them to whatever pool."""
 
 
 class Submissions:
-    """The `prompts` table."""
+    """The `prompts` table.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        store: the database.
+        budgets: what is asked before a prompt is accepted.
+    """
+
+    def __init__(self, store: Store, budgets: Budgets | None = None) -> None:
         self._store = store
+        self._budgets = budgets
 
     async def add(
         self,
@@ -93,12 +113,17 @@ class Submissions:
             rows.setdefault(prompt.fusion_id, {**_row(prompt, hashed, traceparent), "request_hash": request})
         ordered = [rows[key] for key in sorted(rows)]
         fresh = set((await connection.execute(_ADD[connection.dialect.name], ordered)).scalars())
+        # Stored first: only what is new is paid for, and of two that store it at once one waits here.
+        refused = await self._refused(connection, [p for p in batch if p.fusion_id in fresh])
+        if refused:
+            await connection.execute(_REMOVE, {"keys": list(refused)})
+            fresh -= refused.keys()
         if fresh:
             # The judge only ever updates this row: a fusion that no one submitted cannot come to be.
             opened = [_opened(row) for row in ordered if row["fusion_id"] in fresh]
             await connection.execute(insert(fusions), opened)
-        known = {key: row["body_hash"] for key, row in rows.items() if key in fresh}
-        if stale := [key for key in rows if key not in fresh]:
+        known = {key: row["body_hash"] for key, row in rows.items() if key in fresh or key in refused}
+        if stale := [key for key in rows if key not in known]:
             found = await connection.execute(
                 select(prompts.c.fusion_id, prompts.c.body_hash).where(prompts.c.fusion_id.in_(stale))
             )
@@ -107,8 +132,20 @@ class Submissions:
         for prompt, hashed in zip(batch, hashes, strict=True):
             is_new = prompt.fusion_id in fresh
             fresh.discard(prompt.fusion_id)
-            accepted.append(Accepted(prompt, is_new, known[prompt.fusion_id] != hashed))
+            is_conflict = known[prompt.fusion_id] != hashed
+            accepted.append(Accepted(prompt, is_new, is_conflict, refused.get(prompt.fusion_id)))
         return accepted
+
+    async def _refused(self, connection: AsyncConnection, batch: Sequence[Prompt]) -> dict[str, RefusedError]:
+        if self._budgets is None or not batch:
+            return {}
+        return await self._budgets.reserve_in(
+            connection, list({p.fusion_id: p for p in reversed(batch)}.values())[::-1]
+        )
+
+    async def settle(self) -> int:
+        """Settle the budgets of what has ended; see Budgets."""
+        return await self._budgets.settle() if self._budgets else 0
 
     async def mark_published(self, fusion_ids: Sequence[str], at: datetime) -> None:
         """The broker has them."""
@@ -176,7 +213,7 @@ def _row(prompt: Prompt, hashed: str, traceparent: str | None) -> dict[str, Any]
         "body_hash": hashed,
         "prompt_hash": ids.digest(
             "prompt",
-            prompt.model_dump_json(include={"messages", "sampling", "tools", "tool_choice"}, exclude_defaults=True),
+            prompt.model_dump_json(include=_ASKED, exclude_defaults=True),
         ).hex(),
         "traceparent": traceparent,
         "submitted_at": prompt.submitted_at,

@@ -96,7 +96,9 @@ def _called(case: Case, panel: Panel) -> tuple[Panel, Draft | None]:
     """The fused tool calls; or the panel of those who answered in text, where they outvote the callers."""
     is_forced = case.prompt.tool_choice not in ("auto", "none")
     callers = [one for one in panel.said if one.tool_calls or not is_forced]
-    voices = [Voice(one.member, one.weight, one.tool_calls) for one in callers]
+    # Not every provider can be told to make one call only; the first is the one that needs no other's result.
+    most = None if case.prompt.parallel_tool_calls else 1
+    voices = [Voice(one.member, one.weight, one.tool_calls[:most]) for one in callers]
     fused = fuse(voices, case.prompt.tools, (case.plan.fusion_id, "tool-call"))
     if fused is not None and fused.calls:
         draft = Draft(

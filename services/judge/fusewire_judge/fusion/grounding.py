@@ -6,9 +6,9 @@ from collections.abc import Iterable
 _URL = re.compile(r"(?:https?://|www\.)[^\s<>\"'`)\]}]+")
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?")
 _IDENTIFIER = re.compile(
-    r"\b(?:[A-Za-z]\w*_\w+|[a-z]+[A-Z]\w*|[A-Za-z]+\d\w*|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+|[A-Z]{2,}-\d+)\b"
+    r"\b(?:[A-Za-z]\w*_\w+|[a-z]+[A-Z]\w*|[A-Za-z]+\d\w*|\d+[A-Za-z]\w*\d\w*|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+|[A-Z]{2,}-\d+)\b"
 )
-"""snake_case, camelCase, letters with digits, dotted names, CVE- and ticket-like keys."""
+"""snake_case, camelCase, letters with digits (hashes too), dotted names, CVE- and ticket-like keys."""
 _LIST_MARK = re.compile(r"^[ \t]*(?:\(?\d{1,3}[.):]|[-*#]+)\s+", re.MULTILINE)
 FREE = frozenset(str(n) for n in range(11))
 """Small counts ("three reasons", "2 steps") are how one writes, not what one claims."""

@@ -123,9 +123,8 @@ def _written(case: Case, writer: PlannedJudge, said: Sequence[Said]) -> Generato
     replies = yield (call,)
     reply = replies.get("write")
     written = (reply.content or "") if reply and reply.ok else ""
+    # Where it was read while it was written, nothing was told that this takes out.
     text = shown.without_fences(written)
-    if text and call.is_streamed and shown.fence not in written:
-        text = written  # it has been read as it stands
     if reply is None or not text:
         degraded = (*degraded, f"merge_failed:{reply.error.code if reply and reply.error else 'no_answer'}")
     elif reply.finish_reason == "length":

@@ -131,6 +131,7 @@ def _answer_call(case: Case, member: PlannedMember, name: str) -> Call:
         sampling=prompt.sampling.model_copy(update={"seed": None}),
         tools=prompt.tools,
         tool_choice=prompt.tool_choice,
+        parallel_tool_calls=prompt.parallel_tool_calls,
     )
 
 

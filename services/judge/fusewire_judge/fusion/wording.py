@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from fusewire import ids
+from fusewire import fence, ids
 from fusewire.contracts import Message, Prompt
 from fusewire_judge.fusion.case import Said
 
@@ -72,7 +72,7 @@ class Lineup:
 
     def without_fences(self, text: str) -> str:
         """A text that was written from the candidates, without fences it may have copied."""
-        return re.sub(rf"\[\[/?{self.fence}[^\]\n]*\]\]\s*", "", text).strip()
+        return fence.without(self.fence, text)
 
 
 def clean(text: str) -> str:
@@ -107,7 +107,7 @@ def lineup(
         order.reverse()
     order.sort(key=lambda one: one.member != first)
     call = (str(seed), turn, str(is_reversed), *(one.content for one in said))
-    return Lineup(tuple(order), _labels(len(order), *call), ids.digest("fence", *call).hex()[:32])
+    return Lineup(tuple(order), _labels(len(order), *call), ids.digest("fence", *call).hex()[: fence.HEX])
 
 
 def _labels(count: int, *call: str) -> tuple[str, ...]:

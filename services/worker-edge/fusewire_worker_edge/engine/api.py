@@ -5,7 +5,9 @@ from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fusewire.contracts import Message
+from fusewire.contracts import Message, Tool
+
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class _Part(BaseModel):
@@ -27,19 +29,56 @@ class GenerateRequest(_Part):
     """The answer ends before the first of these; not looked at where a schema rules the answer."""
     response_schema: dict[str, Any] | None = None
     """A JSON Schema: an answer that finishes with `stop` is a JSON document that it accepts."""
+    tools: tuple[Tool, ...] = ()
+    """What the answer may call instead of being text."""
+    tool_choice: str = "auto"
+    """`auto`, `none`, `required`, or the name of the one tool to call."""
+    parallel_tool_calls: bool = True
+    """Whether several calls may be made at once."""
     is_streamed: bool = False
     """Whether its text is wanted while it is being generated."""
+    rank: int = Field(default=1, ge=0)
+    """Of those that wait, the lowest is begun first."""
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    """With a number, the log probability of each token and of so many alternatives is told."""
+
+
+class TokenLogprob(_Part):
+    """A token of an answer, and how probable it was."""
+
+    token: str
+    logprob: float
+    """Natural logarithm, at temperature 1, among the tokens that were allowed."""
+    top: tuple[tuple[str, float], ...] = ()
+    """The most probable tokens at its place."""
+
+
+class RequestedCall(_Part):
+    """A call that an answer asks for."""
+
+    name: str
+    arguments: str
+    """JSON that the tool's schema accepts."""
 
 
 class Completion(_Part):
     """A generated answer."""
 
     text: str
-    finish_reason: Literal["stop", "length"]
+    """Empty where it calls tools."""
+    tool_calls: tuple[RequestedCall, ...] = ()
+    finish_reason: FinishReason
+    """`length` with neither text nor calls: it was cut in the middle of a call."""
     prompt_tokens: int
     completion_tokens: int
-    confidence: float = Field(ge=0, le=1)
-    """Geometric mean of the probabilities of its tokens at temperature 1; not calibrated."""
+    cached_tokens: int = 0
+    """Of the prompt's tokens, those that were computed for another request."""
+    mean_logprob: float = Field(le=0)
+    """Mean of the log probabilities of its tokens at temperature 1; not calibrated."""
+    min_logprob: float = Field(le=0)
+    """The least of them."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """Of each token but the end token, if the request asks for them."""
     prefill_s: float
     """Seconds from taking the request to knowing the first token."""
     decode_s: float
@@ -76,7 +115,7 @@ its end are its text."""
 
 
 class Engine(Protocol):
-    """A model that answers requests in the order in which they come."""
+    """A model that answers several requests at once."""
 
     async def generate(self, request: GenerateRequest, hear: Hear | None = None) -> Completion:
         """Answer one request. Cancelling the awaiting task cancels the request.

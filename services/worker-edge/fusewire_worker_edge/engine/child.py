@@ -1,4 +1,4 @@
-"""The process that holds one model: `python -m fusewire_worker_edge.engine.child FOLDER [--threads N]`.
+"""The process that holds one model: `python -m fusewire_worker_edge.engine.child FOLDER OPTIONS`, options as JSON.
 
 Frames on standard input: `generate` with a request, `cancel` with an id. Frames on standard output:
 first `ready` or `unusable`, then for each request `done`, `refused`, `cancelled` or `failed`, and
@@ -7,13 +7,13 @@ It ends when its input does, so that it never outlives whoever started it.
 """
 
 import argparse
+import json
 import os
 import queue
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +22,8 @@ import onnxruntime
 from fusewire_worker_edge.engine.api import EngineError, GenerateRequest, RequestCancelledError, RequestRefusedError
 from fusewire_worker_edge.engine.frames import Frame, pack, read
 from fusewire_worker_edge.engine.generation import Generator
+from fusewire_worker_edge.engine.options import EngineOptions
+from fusewire_worker_edge.engine.scheduler import Event
 from fusewire_worker_edge.folder import ModelFolderError, verify
 
 GOLDEN_AGREEMENT = 0.75
@@ -32,57 +34,36 @@ Not 1: processors round differently, and a near tie may then fall to the other s
 
 
 class Inbox:
-    """What the parent sends, read by a thread so that a cancel is seen while the model runs."""
+    """What the parent sends, read by a thread so that it can be taken while the model is not running."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self._requests: queue.SimpleQueue[GenerateRequest] = queue.SimpleQueue()
-        self._cancelled: set[str] = set()
-        self._open: set[str] = set()
-        self._lock = threading.Lock()
+        self._frames: queue.SimpleQueue[Frame] = queue.SimpleQueue()
         threading.Thread(target=self._run, daemon=True).start()
 
-    def next(self) -> GenerateRequest:
-        """The oldest request that is not done; waits for one."""
-        return self._requests.get()
-
-    def is_cancelled(self, request_id: str) -> bool:
-        """Whether a request that is not done has been cancelled."""
-        return request_id in self._cancelled
-
-    def done(self, request_id: str) -> None:
-        """Forget a request."""
-        with self._lock:
-            self._open.discard(request_id)
-            self._cancelled.discard(request_id)
+    def take(self, *, wait: bool) -> list[Frame]:
+        """What has come since; waits for something if there is nothing and `wait`."""
+        frames = [self._frames.get()] if wait else []
+        while not self._frames.empty():
+            frames.append(self._frames.get())
+        return frames
 
     def _run(self) -> None:
         try:
             while (frame := read(self._stream)) is not None:
-                self._receive(frame)
+                self._frames.put(frame)
         finally:
             # Not sys.exit: the main thread may be inside onnxruntime, and nobody waits for its result.
             os._exit(0)
 
-    def _receive(self, frame: Frame) -> None:
-        if frame["type"] == "cancel":
-            with self._lock:
-                if frame["id"] in self._open:
-                    self._cancelled.add(frame["id"])
-            return
-        request = GenerateRequest.model_validate(frame["request"])
-        with self._lock:
-            self._open.add(request.id)
-        self._requests.put(request)
 
-
-def load(folder: Path, threads: int | None) -> Generator:
+def load(folder: Path, options: EngineOptions) -> Generator:
     """Verify a folder, load its model, and see that it computes what it should.
 
     Raises:
         ModelFolderError: it does not.
     """
-    generator = Generator(folder, verify(folder), threads)
+    generator = Generator(folder, verify(folder), options)
     agreement = generator.golden_agreement()
     if agreement < GOLDEN_AGREEMENT:
         raise ModelFolderError(
@@ -93,23 +74,35 @@ def load(folder: Path, threads: int | None) -> Generator:
     return generator
 
 
-def answer(generator: Generator, request: GenerateRequest, inbox: Inbox, send: Callable[[Frame], None]) -> Frame:
-    """The frame that answers one request; the pieces of a streamed one are sent before it."""
-
-    def hear(text: str) -> None:
-        send({"type": "piece", "id": request.id, "text": text})
-
+def receive(generator: Generator, frame: Frame) -> Frame | None:
+    """Hand a frame to the scheduler. Returns the refusal, if it is refused."""
+    if frame["type"] == "cancel":
+        generator.scheduler.cancel(frame["id"])
+        return None
+    request = GenerateRequest.model_validate(frame["request"])
     try:
-        completion = generator.generate(
-            request, lambda: inbox.is_cancelled(request.id), hear if request.is_streamed else None
-        )
-    except RequestCancelledError:
-        return {"type": "cancelled", "id": request.id}
-    except RequestRefusedError as exc:
-        return {"type": "refused", "id": request.id, "code": exc.code, "message": str(exc)}
+        generator.submit(request)
     except EngineError as exc:
-        return {"type": "failed", "id": request.id, "message": str(exc)}
-    return {"type": "done", "id": request.id, "completion": completion.model_dump(mode="json")}
+        return failure(request.id, exc)
+    return None
+
+
+def failure(request_id: str, error: EngineError) -> Frame:
+    """The frame of a request that was not answered."""
+    if isinstance(error, RequestCancelledError):
+        return {"type": "cancelled", "id": request_id}
+    if isinstance(error, RequestRefusedError):
+        return {"type": "refused", "id": request_id, "code": error.code, "message": str(error)}
+    return {"type": "failed", "id": request_id, "message": str(error)}
+
+
+def report(event: Event) -> Frame:
+    """The frame of an event."""
+    if event.error:
+        return failure(event.id, event.error)
+    if event.completion:
+        return {"type": "done", "id": event.id, "completion": event.completion.model_dump(mode="json")}
+    return {"type": "piece", "id": event.id, "text": event.piece}
 
 
 def _private_stdout() -> BinaryIO:
@@ -123,7 +116,7 @@ def main() -> int:
     """Serve until the input ends."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("options", type=lambda text: EngineOptions(**json.loads(text)))
     arguments = parser.parse_args()
     # Ctrl-C reaches the whole process group; the parent decides when this process ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -136,17 +129,18 @@ def main() -> int:
 
     began = time.perf_counter()
     try:
-        generator = load(arguments.folder, arguments.threads)
+        generator = load(arguments.folder, arguments.options)
     except ModelFolderError as exc:
         send({"type": "unusable", "message": str(exc)})
         return 1
     load_s = time.perf_counter() - began
     send({"type": "ready", "model": generator.manifest.name, "load_s": load_s, "onnxruntime": onnxruntime.__version__})
     while True:
-        request = inbox.next()
-        frame = answer(generator, request, inbox, send)
-        inbox.done(request.id)
-        send(frame)
+        for frame in inbox.take(wait=not generator.scheduler.is_busy):
+            if refused := receive(generator, frame):
+                send(refused)
+        for event in generator.scheduler.step():
+            send(report(event))
 
 
 if __name__ == "__main__":

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from fusewire_worker_edge.engine.cache import KvCache
+from fusewire_worker_edge.engine.options import EngineOptions
 from fusewire_worker_edge.engine.sampling import Floats
 from fusewire_worker_edge.folder import Manifest, ModelFolderError
-
-CHUNK = 128
-"""The most tokens that go through the model at once; between chunks a request can be cancelled."""
 
 
 def _usable_processors() -> int:
@@ -21,75 +20,87 @@ def _usable_processors() -> int:
     return os.cpu_count() or 1
 
 
-class Slot:
-    """The key-value cache of one sequence, and how many of its positions are filled.
-
-    The arrays are as long as the context. They are bound as both past and present, so that
-    GroupQueryAttention appends in place; memory that was never written is never touched.
-    """
-
-    def __init__(self, session: ort.InferenceSession, manifest: Manifest) -> None:
-        self.length = 0
-        self.binding = session.io_binding()
-        shape = (1, manifest.kv_heads, manifest.context_length, manifest.head_size)
-        for layer in range(manifest.layers):
-            for part in ("key", "value"):
-                cache = ort.OrtValue.ortvalue_from_numpy(np.empty(shape, np.float32))
-                self.binding.bind_ortvalue_input(f"past_key_values.{layer}.{part}", cache)
-                self.binding.bind_ortvalue_output(f"present.{layer}.{part}", cache)
-
-    def clear(self) -> None:
-        """Forget the sequence."""
-        self.length = 0
-
-
 class OnnxModel:
-    """A loaded model.
+    """A loaded model with its slots; implements `fusewire_worker_edge.engine.scheduler.Model`.
+
+    The cache's arrays are bound as both past and present, so that GroupQueryAttention appends in place.
 
     Args:
         folder: a verified model folder.
         manifest: its manifest.
-        threads: how many threads one step uses; None takes the processors that this process may use.
+        options: threads, slots, memory.
 
     Raises:
         ModelFolderError: onnxruntime does not load it, or its inputs are not those of the manifest.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, threads: int | None) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, options: EngineOptions) -> None:
         self.manifest = manifest
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or _usable_processors()
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # A spinning thread starves its neighbours on a shared machine, and gains little on an idle one.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            self._session = ort.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
-        except Exception as exc:  # noqa: BLE001 - onnxruntime's own exceptions share no base class
-            raise ModelFolderError(folder, f"onnxruntime {ort.__version__} does not load it: {exc}") from None
+        self._session = self._load(folder, options)
         self._check_inputs(folder)
-        self._ones = np.ones((1, manifest.context_length), np.int64)
-        self._logits = np.empty(CHUNK * manifest.vocab_size, np.float32)
+        self.budget = options.kv_tokens(manifest)
+        self.slots = options.slots
+        self.positions = min(manifest.context_length, self.budget)
+        self._cache = KvCache(manifest.layers, manifest.kv_heads, manifest.head_size, self.slots, self.positions)
+        self.move, self.keep = self._cache.move, self._cache.keep
+        self.restore, self.release = self._cache.restore, self._cache.release
+        self._bindings: dict[tuple[int, int], Any] = {}
 
-    def new_slot(self) -> Slot:
-        """An empty slot."""
-        return Slot(self._session, self.manifest)
+    def prefill(self, slot: int, ids: Sequence[int], past: int) -> Floats:
+        """See `Model.prefill`."""
+        return np.asarray(self.advance(slot, ids, past)[-1])
 
-    def advance(self, slot: Slot, ids: Sequence[int]) -> Floats:
-        """Append at most `CHUNK` tokens to the sequence.
+    def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> Floats:
+        """See `Model.decode`."""
+        total = np.array(lengths, np.int64) + 1
+        mask = (np.arange(total.max()) < total[:, None]).astype(np.int64)
+        return np.asarray(self._run(0, len(tokens), np.array(tokens, np.int64)[:, None], mask)[:, 0])
+
+    def advance(self, slot: int, ids: Sequence[int], past: int) -> Floats:
+        """Append tokens to a sequence of `past`. Returns the logits after each of them, [ids, vocabulary]."""
+        mask = np.ones((1, past + len(ids)), np.int64)
+        return np.asarray(self._run(slot, slot + 1, np.array([ids], np.int64), mask)[0])
+
+    def _run(self, start: int, stop: int, ids: np.ndarray[Any, Any], mask: np.ndarray[Any, Any]) -> Floats:
+        """Run the slots from `start` to `stop`.
+
+        Args:
+            ids: [slots, n], appended to each.
+            mask: [slots, longest]; ones for what a slot then has, zeros behind it.
 
         Returns:
-            The logits after each of them, [len(ids), vocabulary]; overwritten by the next call.
+            [slots, n, vocabulary].
         """
-        count, vocabulary = len(ids), self.manifest.vocab_size
-        total = slot.length + count
-        logits = self._logits[: count * vocabulary].reshape(1, count, vocabulary)
-        slot.binding.bind_cpu_input("input_ids", np.array([ids], np.int64))
-        slot.binding.bind_cpu_input("attention_mask", self._ones[:, :total])
-        slot.binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits))
-        self._session.run_with_iobinding(slot.binding)
-        slot.length = total
-        return np.asarray(logits[0])
+        binding = self._bindings.get((start, stop)) or self._bind(start, stop)
+        logits = np.empty((*ids.shape, self.manifest.vocab_size), np.float32)
+        binding.bind_cpu_input("input_ids", ids)
+        binding.bind_cpu_input("attention_mask", mask)
+        binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits))
+        self._session.run_with_iobinding(binding)
+        return logits
+
+    def _bind(self, start: int, stop: int) -> Any:
+        binding = self._session.io_binding()
+        arrays = iter(self._cache.arrays)
+        for layer in range(self.manifest.layers):
+            for part in ("key", "value"):
+                value = ort.OrtValue.ortvalue_from_numpy(next(arrays)[start:stop])
+                binding.bind_ortvalue_input(f"past_key_values.{layer}.{part}", value)
+                binding.bind_ortvalue_output(f"present.{layer}.{part}", value)
+        self._bindings[start, stop] = binding
+        return binding
+
+    def _load(self, folder: Path, options: EngineOptions) -> ort.InferenceSession:
+        session = ort.SessionOptions()
+        session.intra_op_num_threads = options.threads or _usable_processors()
+        session.inter_op_num_threads = 1
+        session.log_severity_level = 3
+        # A spinning thread starves its neighbours on a shared machine, and gains little on an idle one.
+        session.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            return ort.InferenceSession(folder / "model.onnx", session, providers=["CPUExecutionProvider"])
+        except Exception as exc:  # noqa: BLE001 - onnxruntime's own exceptions share no base class
+            raise ModelFolderError(folder, f"onnxruntime {ort.__version__} does not load it: {exc}") from None
 
     def _check_inputs(self, folder: Path) -> None:
         m = self.manifest

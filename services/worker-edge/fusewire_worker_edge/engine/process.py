@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,16 +21,14 @@ from fusewire_worker_edge.engine.api import (
     RequestRefusedError,
 )
 from fusewire_worker_edge.engine.frames import Frame, FrameError, pack, read_async
+from fusewire_worker_edge.engine.options import EngineOptions
 
 log = structlog.get_logger(__name__)
-
-SLOTS = 1
-"""Requests that the child works on at once."""
 
 _BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
 """How long to wait before starting again, by the number of deaths since the last answer."""
 
-_STUCK_S = 60.0
+_STUCK_S = 120.0
 """A child that has not noticed a cancel for so long is killed."""
 
 _CLOSE_S = 5.0
@@ -129,7 +129,7 @@ class _Child:
             self.process.kill()
 
     def _send(self, frame: Frame) -> None:
-        # Not drained: the child's reader takes frames as they come, and SLOTS bounds what is under way.
+        # Not drained: the child's reader takes frames as they come, and the worker bounds what is under way.
         self._stdin.write(pack(frame))
 
     def _settle(self, frame: Frame) -> None:
@@ -159,13 +159,12 @@ class ProcessEngine:
 
     Args:
         folder: the model folder.
-        threads: how many threads one step uses; None takes the processors that the process may use.
+        options: how to run it.
     """
 
-    def __init__(self, folder: Path, threads: int | None = None) -> None:
+    def __init__(self, folder: Path, options: EngineOptions | None = None) -> None:
         self._folder = folder
-        self._threads = threads
-        self._slots = asyncio.Semaphore(SLOTS)
+        self._options = options or EngineOptions()
         self._under_way: dict[str, asyncio.Task[Completion]] = {}
         self._start: asyncio.Task[_Child] | None = None
         self._child: _Child | None = None
@@ -210,15 +209,8 @@ class ProcessEngine:
             await self._listener
 
     async def _generate(self, request: GenerateRequest, hear: Hear | None) -> Completion:
-        await self._slots.acquire()
-        try:
-            child = await self._ready()
-            reply = child.submit(request, hear)
-        except BaseException:
-            self._slots.release()
-            raise
-        # The slot is free when the child has answered, which may be after the caller gave up.
-        reply.add_done_callback(lambda _: self._slots.release())
+        child = await self._ready()
+        reply = child.submit(request, hear)
         try:
             return await asyncio.shield(reply)
         except asyncio.CancelledError:
@@ -241,9 +233,9 @@ class ProcessEngine:
 
     async def _start_child(self) -> _Child:
         await asyncio.sleep(_BACKOFF_S[min(self._deaths, len(_BACKOFF_S) - 1)])
-        threads = [] if self._threads is None else ["--threads", str(self._threads)]
+        options = json.dumps(dataclasses.asdict(self._options))
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "fusewire_worker_edge.engine.child", str(self._folder), *threads,
+            sys.executable, "-P", "-m", "fusewire_worker_edge.engine.child", str(self._folder), options,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         child = _Child(process)

@@ -41,10 +41,18 @@ def probabilities(logits: Floats, temperature: float, top_p: float) -> NDArray[n
     return np.asarray(kept / kept.sum())
 
 
-def log_probability(logits: Floats, token: int) -> float:
-    """The natural logarithm of a token's probability at temperature 1. Logits: [vocabulary]."""
-    top = logits.max()
-    return float(logits[token] - top - np.log(np.exp(logits - top).sum(dtype=np.float64)))
+def log_probabilities(logits: Floats, token: int, top: int = 0) -> tuple[float, list[tuple[int, float]]]:
+    """The natural logarithm of a token's probability at temperature 1, and those of the `top` most probable tokens.
+
+    Logits: [vocabulary]. A masked token is never among the most probable ones.
+    """
+    highest = logits.max()
+    base = float(highest + np.log(np.exp(logits - highest).sum(dtype=np.float64)))
+    pairs: list[tuple[int, float]] = []
+    if top:
+        likely = np.argsort(-logits, kind="stable")[:top]
+        pairs = [(int(i), float(logits[i]) - base) for i in likely if np.isfinite(logits[i])]
+    return min(float(logits[token]) - base, 0.0), pairs
 
 
 def choose(logits: Floats, temperature: float, top_p: float, random: np.random.Generator) -> int:

@@ -2,8 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
@@ -11,8 +10,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from fusewire.contracts import Message
+from fusewire.contracts import Message, Tool
 from fusewire_worker_edge.engine.api import RequestRefusedError
+from fusewire_worker_edge.engine.dialects import HERMES, of_template
+from fusewire_worker_edge.engine.wording import conversation, in_words, signature
 
 _SHIELD = re.compile("\ue000(\\d+)\ue001")
 """Private-use characters around the number of a special token, standing for its text inside a message."""
@@ -20,6 +21,11 @@ _SHIELD = re.compile("\ue000(\\d+)\ue001")
 
 def _refuse(message: str) -> None:
     raise TemplateError(message)
+
+
+def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:
+    """As `transformers` has it, without jinja's escapes for HTML."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 class ChatTemplate:
@@ -30,35 +36,49 @@ class ChatTemplate:
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
         environment.globals["raise_exception"] = _refuse
+        environment.filters["tojson"] = _to_json
         self._template = environment.from_string(source)
         self._special_tokens = special_tokens
 
-    def render(self, messages: Sequence[dict[str, str]]) -> str:
+    def render(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> str:
         """The conversation as one text that ends where the answer begins.
+
+        Args:
+            messages, tools: in the shape that `transformers` gives to templates.
 
         Raises:
             RequestRefusedError: the template does not take such a conversation.
         """
         try:
-            return self._template.render(messages=messages, add_generation_prompt=True, **self._special_tokens)
+            return self._template.render(
+                messages=messages, tools=tools or None, add_generation_prompt=True, **self._special_tokens
+            )
         except TemplateError:
             raise RequestRefusedError("bad_request", "the model's chat template refuses this order of roles") from None
 
 
 class Vocabulary:
-    """The tokenizer and the chat template of a model folder."""
+    """The tokenizer and the chat template of a model folder.
 
-    def __init__(self, folder: Path) -> None:
-        self.tokenizer_json = (folder / "tokenizer.json").read_text(encoding="utf-8")
-        self._tokenizer = Tokenizer.from_str(self.tokenizer_json)
-        config: dict[str, Any] = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    Args:
+        tokenizer_json: the text of `tokenizer.json`.
+        config: what is in `tokenizer_config.json`.
+    """
+
+    def __init__(self, tokenizer_json: str, config: Mapping[str, Any]) -> None:
+        self.tokenizer_json = tokenizer_json
+        self._tokenizer = Tokenizer.from_str(tokenizer_json)
         named = {name: config[name] for name in ("bos_token", "eos_token", "pad_token", "unk_token") if name in config}
-        self._template = ChatTemplate(config["chat_template"], **named)
+        template = config.get("chat_template", "")
+        self._template = ChatTemplate(template, **named)
+        taught = of_template(template)
+        self._knows_tools = taught is not None
+        self.dialect = taught or HERMES
         self._special = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
         longest_first = sorted(self._special, key=len, reverse=True)
         self._special_text = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """The ids of a conversation, up to where the answer begins.
 
         A special token spelled out inside a message stays text: only the template may end a turn.
@@ -66,16 +86,28 @@ class Vocabulary:
         Raises:
             RequestRefusedError: the chat template does not take such a conversation.
         """
-        shielded = [{"role": m.role, "content": self._special_text.sub(self._shield, m.content)} for m in messages]
+        said, offered = conversation(messages), [signature(tool) for tool in tools]
+        if not self._knows_tools:
+            said, offered = in_words(said, offered), []
         ids: list[int] = []
-        for i, piece in enumerate(_SHIELD.split(self._template.render(shielded))):
+        for i, piece in enumerate(_SHIELD.split(self._template.render(self._shielded(said), self._shielded(offered)))):
             literal = i % 2 == 1
             ids += self._encode(self._special[int(piece)] if literal else piece, literal=literal)
         return ids
 
-    def text_stream(self) -> "TextStream":
-        """A new stream that turns ids into text."""
-        return TextStream(self._tokenizer)
+    def text_stream(self, *, special: bool = False) -> "TextStream":
+        """A new stream that turns ids into text, special tokens too where they are wanted."""
+        return TextStream(self._tokenizer, special=special)
+
+    def _shielded(self, value: Any) -> Any:
+        """A copy in which no string holds a special token."""
+        if isinstance(value, str):
+            return self._special_text.sub(self._shield, value)
+        if isinstance(value, list):
+            return [self._shielded(item) for item in value]
+        if isinstance(value, dict):
+            return {key: self._shielded(item) for key, item in value.items()}
+        return value
 
     def _shield(self, match: re.Match[str]) -> str:
         return f"\ue000{self._special.index(match[0])}\ue001"
@@ -88,14 +120,18 @@ class Vocabulary:
 class TextStream:
     """Turns ids into text as they come; the bytes of a character that is not whole yet wait."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, special: bool = False) -> None:
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._stream = DecodeStream(skip_special_tokens=not special)
         self.text = ""
 
     def append(self, token: int) -> None:
         """Add the text of one more id."""
         self.text += self._stream.step(self._tokenizer, token) or ""
+
+    def spell(self, token: int) -> str:
+        """The text of one id by itself; a part of a character is shown as the replacement character."""
+        return self._tokenizer.decode([token], skip_special_tokens=False)
 
     def cut_at(self, stops: Sequence[str], since: int) -> bool:
         """Cut the text before the first stop string that ends after position `since`; say whether there was one."""

@@ -1,4 +1,4 @@
-"""The ONNX graph of a llama decoder, with the names and shapes that onnxruntime-genai expects.
+"""The ONNX graph of a decoder like llama's, with the names and shapes that onnxruntime-genai expects.
 
 Operators of the domain com.microsoft: onnxruntime's docs/ContribOperators.md. Inputs `input_ids` and
 `attention_mask` are int64 [B, S] and [B, T]; `past_key_values.<i>.key|value` and `present.<i>.key|value`
@@ -16,9 +16,11 @@ from onnx import TensorProto, helper
 
 from fusewire_worker_edge.importers import ModelImportError
 from fusewire_worker_edge.importers.gguf import GgufFile, LlamaShape
-from fusewire_worker_edge.importers.repack import BLOCK_SIZE, Floats, Packed, stack
+from fusewire_worker_edge.importers.repack import Floats, Packed, stack
 
 MICROSOFT = "com.microsoft"
+ROPE_FACTORS = "rope_freqs.weight"
+"""What each frequency of the rotation is divided by; Llama 3.1 and later."""
 ACCURACY_LEVEL = 4
 """Activations are quantised to int8 for the product: the fast kernels of onnxruntime on CPUs."""
 
@@ -75,7 +77,9 @@ class _Graph:
         return name
 
     def constant(self, name: str, values: Sequence[int]) -> str:
-        """Add a small int64 vector, kept in the graph."""
+        """Add a small int64 vector, kept in the graph; one that is there already is used again."""
+        if any(known.name == name for known in self.initialisers):
+            return name
         self.initialisers.append(helper.make_tensor(name, TensorProto.INT64, [len(values)], list(values)))
         return name
 
@@ -92,14 +96,20 @@ class _Graph:
         """`x` times the transposed matrix. The offset of a block is multiplied with the sum of x over it."""
         product = self.contrib(
             "MatMulNBits", [x, stored["codes"], stored["scales"]], f"{name}.product",
-            K=weights.columns, N=weights.rows, bits=weights.bits, block_size=BLOCK_SIZE, accuracy_level=ACCURACY_LEVEL,
+            K=weights.columns, N=weights.rows, bits=weights.bits, block_size=weights.block_size,
+            accuracy_level=ACCURACY_LEVEL,
         )  # fmt: skip
         if "offsets" not in stored:
             return product
-        blocks = self.node("Reshape", [x, "in_blocks"], f"{name}.blocks")
+        blocks = self.in_blocks(x, f"{name}.blocks", weights)
         sums = self.node("ReduceSum", [blocks, "last_axis"], f"{name}.sums", keepdims=0)
         shift = self.contrib("FusedMatMul", [sums, stored["offsets"]], f"{name}.shift", transB=1)
         return self.node("Add", [product, shift], f"{name}.out")
+
+    def in_blocks(self, x: str, name: str, weights: Packed) -> str:
+        """[B, S, K] -> [B, S, K/b, b]."""
+        shape = self.constant(f"in_blocks_of_{weights.block_size}", [0, 0, -1, weights.block_size])
+        return self.node("Reshape", [x, shape], name)
 
     def linear(self, x: str, name: str, matrices: Sequence[Packed | Floats]) -> str:
         """`x` times each transposed matrix, the results side by side."""
@@ -118,8 +128,8 @@ class _Graph:
         return outputs[0] if len(outputs) == 1 else self.node("Concat", outputs, name, axis=-1)
 
 
-class _Llama:
-    """Adds the parts of a llama decoder to a graph."""
+class _Decoder:
+    """Adds the parts of a decoder to a graph."""
 
     def __init__(self, graph: _Graph, source: GgufFile) -> None:
         self.graph = graph
@@ -138,7 +148,6 @@ class _Llama:
     def build(self) -> None:
         g = self.graph
         g.constant("last_axis", [-1])
-        g.constant("in_blocks", [0, 0, -1, BLOCK_SIZE])
         self._lengths()
         self._rotary_cache()
         tied = "output.weight" not in self.source.names
@@ -155,9 +164,7 @@ class _Llama:
         g.node("Identity", [logits], "logits")
         unused = sorted(self.source.names - self._used)
         if unused:
-            raise ModelImportError(
-                f"{len(unused)} tensors have no place in a llama decoder, the first is '{unused[0]}'"
-            )
+            raise ModelImportError(f"{len(unused)} tensors have no place in such a decoder, the first is '{unused[0]}'")
 
     def _lengths(self) -> None:
         """GroupQueryAttention wants the last position of each row and the length of the longest, as int32."""
@@ -173,6 +180,8 @@ class _Llama:
     def _rotary_cache(self) -> None:
         size = self.shape.head_size
         frequency = self.shape.rope_theta ** (-np.arange(0, size, 2, dtype=np.float64) / size)
+        if ROPE_FACTORS in self.source.names:
+            frequency /= self.floats(ROPE_FACTORS)
         angle = np.arange(self.shape.context_length, dtype=np.float64)[:, None] * frequency
         self.graph.weight("rotary.cos", np.cos(angle).astype(np.float32))
         self.graph.weight("rotary.sin", np.sin(angle).astype(np.float32))
@@ -188,14 +197,14 @@ class _Llama:
         stored = {"flat": g.weight("embedding.codes", flat), "scales": g.weight("embedding.scales", weights.scales)}
         x = g.contrib(
             "GatherBlockQuantized", [stored["flat"], "input_ids", stored["scales"]], "embedding",
-            bits=weights.bits, block_size=BLOCK_SIZE, gather_axis=0, quantize_axis=1,
+            bits=weights.bits, block_size=weights.block_size, gather_axis=0, quantize_axis=1,
         )  # fmt: skip
         if weights.offsets is None:
             return x, stored
         stored["offsets"] = g.weight("embedding.offsets", weights.offsets)
         per_block = g.node("Gather", [stored["offsets"], "input_ids"], "embedding.shift")
         shift = g.node("Unsqueeze", [per_block, "last_axis"], "embedding.shift.column")
-        blocks = g.node("Add", [g.node("Reshape", [x, "in_blocks"], "embedding.blocks"), shift], "embedding.shifted")
+        blocks = g.node("Add", [g.in_blocks(x, "embedding.blocks", weights), shift], "embedding.shifted")
         whole = g.constant("whole_rows", [0, 0, self.shape.hidden])
         return g.node("Reshape", [blocks, whole], "embedding.out"), stored
 
@@ -224,13 +233,16 @@ class _Llama:
         qkv = [self.matrix(f"{prefix}.attn_{part}.weight", s.hidden) for part in "qkv"]
         past = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
         projected = g.linear(x, f"{prefix}.attn_qkv", qkv)
+        if f"{prefix}.attn_q.bias" in self.source.names:
+            bias = np.concatenate([self.floats(f"{prefix}.attn_{part}.bias") for part in "qkv"])
+            projected = g.node("Add", [projected, g.weight(f"{prefix}.attn_bias", bias)], f"{prefix}.attn_biased")
         attention = g.contrib(
             "GroupQueryAttention",
             [projected, "", "", *past, "seqlens_k", "total_length", "rotary.cos", "rotary.sin"],
             f"{prefix}.attention", more=[f"present.{layer}.{part}" for part in ("key", "value")],
             num_heads=s.heads, kv_num_heads=s.kv_heads, scale=s.head_size**-0.5, local_window_size=-1,
-            # The architecture `llama` is stored with the rows of q and k permuted for neighbouring pairs.
-            do_rotary=1, rotary_interleaved=1,
+            # GGUF stores a llama with the rows of q and k permuted for neighbouring pairs.
+            do_rotary=1, rotary_interleaved=int(s.rotary_interleaved),
         )  # fmt: skip
         output = self.matrix(f"{prefix}.attn_output.weight", s.heads * s.head_size)
         x = g.linear(attention, f"{prefix}.attn_output", [output])
@@ -270,7 +282,7 @@ def write_graph(source: GgufFile, folder: Path) -> None:
     """
     with WeightFile(folder / "model.onnx.data") as weights:
         graph = _Graph(weights)
-        _Llama(graph, source).build()
+        _Decoder(graph, source).build()
     inputs, outputs = _values(source.shape)
     model = helper.make_model(
         helper.make_graph(graph.nodes, "llama", inputs, outputs, graph.initialisers),

@@ -1,10 +1,10 @@
-"""Re-encode GGUF's quantised blocks as the blocks that onnxruntime's `MatMulNBits` computes with.
+"""Weights as the blocks that onnxruntime's `MatMulNBits` computes with.
 
-Nothing is quantised anew. A GGUF block of 32 weights is `w = d*q + m`. `MatMulNBits` computes
-`scale * (code - zero_point)` with a fixed integer zero point (8 for 4 bits, 128 for 8 bits), so the
-scale is `d` and what is left over is one number per block, the offset. It is zero for Q4_0 and Q8_0;
-for Q4_1 it is `m + 8*d`, and the graph adds `sum(x over the block) * offset` to the product.
-Block layouts: ggml's ggml-common.h (block_q4_0, block_q4_1, block_q8_0).
+`MatMulNBits` computes `scale * (code - zero_point)` with a fixed integer zero point (8 for 4 bits, 128 for
+8 bits). A GGUF block of weights is `w = d*q + m`, so the scale is `d` and what is left over is one number per
+block, the offset. It is zero for Q4_0, Q8_0 and Q6_K; for Q4_1 and Q4_K it is `m + 8*d`, and the graph adds
+`sum(x over the block) * offset` to the product. Such a block is re-encoded as it is; nothing is quantised anew.
+Block layouts: ggml's ggml-common.h (block_q4_0, block_q4_1, block_q8_0, block_q4_K, block_q6_K).
 """
 
 from collections.abc import Callable, Sequence
@@ -13,21 +13,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK_SIZE = 32
-
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A quantised matrix of N rows and K columns, in blocks of 32 columns.
+    """A quantised matrix of N rows and K columns, in blocks of b columns.
 
     Args:
         bits: 4 or 8 per weight.
-        codes: [N, K/32, 32*bits/8]; with 4 bits the even column is in the low nibble.
-        scales: [N, K/32].
-        offsets: [N, K/32], or None where every offset is zero.
+        codes: [N, K/b, b*bits/8]; with 4 bits the even column is in the low nibble.
+        scales: [N, K/b].
+        offsets: [N, K/b], or None where every offset is zero.
     """
 
     bits: int
@@ -43,12 +41,17 @@ class Packed:
     @property
     def columns(self) -> int:
         """K."""
-        return int(self.codes.shape[1]) * BLOCK_SIZE
+        return int(self.codes.shape[1]) * self.block_size
 
     @property
-    def encoding(self) -> tuple[int, bool]:
+    def block_size(self) -> int:
+        """B."""
+        return int(self.codes.shape[2]) * 8 // self.bits
+
+    @property
+    def encoding(self) -> tuple[int, int, bool]:
         """Matrices of the same encoding can be stacked."""
-        return self.bits, self.offsets is not None
+        return self.bits, self.block_size, self.offsets is not None
 
     def dequantize(self) -> Floats:
         """The weights, [N, K]."""
@@ -56,17 +59,21 @@ class Packed:
             codes = self.codes.astype(np.float32) - 128
         else:
             nibbles = np.stack([self.codes & 0x0F, self.codes >> 4], axis=-1)
-            codes = nibbles.reshape(*self.scales.shape, BLOCK_SIZE).astype(np.float32) - 8
+            codes = nibbles.reshape(*self.scales.shape, self.block_size).astype(np.float32) - 8
         weights = codes * self.scales[..., None]
         if self.offsets is not None:
             weights = weights + self.offsets[..., None]
         return weights.reshape(self.rows, self.columns)
 
 
-def _interleave(nibbles: Bytes) -> Bytes:
-    """From ggml, which keeps columns j and j+16 in a byte, to columns 2j and 2j+1. [..., 16] -> [..., 16]."""
-    ordered = np.concatenate([nibbles & 0x0F, nibbles >> 4], axis=-1)
-    return np.asarray(ordered[..., 0::2] | (ordered[..., 1::2] << 4))
+def _pairs(codes: Bytes) -> Bytes:
+    """Two codes of 4 bits to a byte, the even one low. [..., b] -> [..., b/2]."""
+    return np.asarray(codes[..., 0::2] | (codes[..., 1::2] << 4))
+
+
+def _halves(nibbles: Bytes) -> Bytes:
+    """From ggml, which keeps columns j and j+n/2 in a byte, to one code a byte. [..., n/2] -> [..., n]."""
+    return np.concatenate([nibbles & 0x0F, nibbles >> 4], axis=-1)
 
 
 def _half(raw: Bytes) -> Floats:
@@ -75,23 +82,50 @@ def _half(raw: Bytes) -> Floats:
 
 
 def _q4_0(blocks: Bytes) -> Packed:
-    return Packed(4, _interleave(blocks[..., 2:]), _half(blocks[..., :2]), None)
+    return Packed(4, _pairs(_halves(blocks[..., 2:])), _half(blocks[..., :2]), None)
 
 
 def _q4_1(blocks: Bytes) -> Packed:
     scales = _half(blocks[..., :2])
-    return Packed(4, _interleave(blocks[..., 4:]), scales, _half(blocks[..., 2:4]) + 8 * scales)
+    return Packed(4, _pairs(_halves(blocks[..., 4:])), scales, _half(blocks[..., 2:4]) + 8 * scales)
 
 
 def _q8_0(blocks: Bytes) -> Packed:
     return Packed(8, blocks[..., 2:] ^ np.uint8(0x80), _half(blocks[..., :2]), None)
 
 
+def _q4_k(blocks: Bytes) -> Packed:
+    """256 weights in 8 blocks of 32, whose scales and minima are 6 bits times one float each."""
+    rows, supers = blocks.shape[:2]
+    d, least = _half(blocks[..., :2]), _half(blocks[..., 2:4])
+    low, middle, high = (blocks[..., 4 + 4 * i : 8 + 4 * i] for i in range(3))
+    scale = np.concatenate([low & 63, (high & 0x0F) | (low >> 6 << 4)], axis=-1)
+    minimum = np.concatenate([middle & 63, (high >> 4) | (middle >> 6 << 4)], axis=-1)
+    scales = d[..., None] * scale
+    offsets = 8 * scales - least[..., None] * minimum
+    codes = _halves(blocks[..., 16:].reshape(rows, supers, 4, 32)).reshape(rows, supers * 8, 32)
+    return Packed(4, _pairs(codes), scales.reshape(rows, -1), offsets.reshape(rows, -1))
+
+
+def _q6_k(blocks: Bytes) -> Packed:
+    """256 weights of 6 bits in 16 blocks of 16, whose scales are 8 bits times one float; kept in 8 bits."""
+    rows, supers = blocks.shape[:2]
+    low = blocks[..., :128].reshape(rows, supers, 2, 1, 64) >> np.array([0, 4], np.uint8)[:, None] & 0x0F
+    high = blocks[..., 128:192].reshape(rows, supers, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3
+    codes = np.asarray(low.reshape(rows, -1, 16) | (high.reshape(rows, -1, 16) << 4), np.uint8)
+    scales = _half(blocks[..., 208:])[..., None] * blocks[..., 192:208].view(np.int8)
+    return Packed(8, codes + np.uint8(128 - 32), scales.reshape(rows, -1), None)
+
+
 _FORMATS: dict[str, tuple[int, Callable[[Bytes], Packed]]] = {
     "Q4_0": (18, _q4_0),
     "Q4_1": (20, _q4_1),
     "Q8_0": (34, _q8_0),
+    "Q4_K": (144, _q4_k),
+    "Q6_K": (210, _q6_k),
 }
+FOUR_BITS = frozenset({"Q4_0", "Q4_1", "Q4_K"})
+"""Those of them with 4 bits per weight."""
 QUANTISED = frozenset(_FORMATS)
 """The names of ggml's quantised types that can be repacked."""
 
@@ -105,6 +139,30 @@ def repack(raw: Bytes, quantisation: str) -> Packed:
     """
     block_bytes, convert = _FORMATS[quantisation]
     return convert(raw.reshape(raw.shape[0], -1, block_bytes))
+
+
+def quantize(weights: Floats, bits: int, block_size: int) -> Packed:
+    """Round a matrix to the nearest codes, block by block.
+
+    With 4 bits the codes reach from the least weight of a block to its greatest; with 8 they are symmetric.
+
+    Args:
+        weights: [N, K].
+        bits: 4 or 8.
+        block_size: a power of two. Where K is no multiple of it, the largest smaller one that divides K is taken.
+    """
+    rows, columns = weights.shape
+    while columns % block_size:
+        block_size //= 2
+    blocks = weights.reshape(rows, -1, block_size).astype(np.float32)
+    if bits == 8:
+        scales = np.abs(blocks).max(axis=-1) / 127
+        codes = np.rint(blocks / np.where(scales, scales, 1)[..., None]) + 128
+        return Packed(8, codes.astype(np.uint8), scales, None)
+    least = blocks.min(axis=-1)
+    scales = (blocks.max(axis=-1) - least) / 15
+    codes = np.rint((blocks - least[..., None]) / np.where(scales, scales, 1)[..., None])
+    return Packed(4, _pairs(codes.astype(np.uint8)), scales, least + 8 * scales)
 
 
 def stack(parts: Sequence[Packed]) -> Packed:

@@ -143,6 +143,8 @@ def _tools(task: Task) -> dict[str, Any]:
         for tool in task.tools
     ]
     choice = _CHOICES.get(task.tool_choice) or {"type": "tool", "name": task.tool_choice}
+    if not task.parallel_tool_calls and task.tool_choice != "none":
+        choice = {**choice, "disable_parallel_tool_use": True}
     return {"tools": tools, "tool_choice": choice}
 
 

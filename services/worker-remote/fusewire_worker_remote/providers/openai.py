@@ -77,6 +77,7 @@ class OpenAI:
         return {
             "tools": [{"type": "function", "function": _function(tool)} for tool in task.tools],
             "tool_choice": choice if choice in _CHOICES else {"type": "function", "function": {"name": choice}},
+            **({} if task.parallel_tool_calls else {"parallel_tool_calls": False}),
         }
 
     def streaming(self) -> dict[str, Any]:

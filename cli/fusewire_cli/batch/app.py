@@ -1,0 +1,293 @@
+"""`fusewire batch` as typer sees it. Each command imports what it needs when it runs: `--help` must be quick."""
+
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fusewire_cli.screen import Show, clear_errors
+
+if TYPE_CHECKING:
+    from fusewire_cli.batch.command import Asked, Shape
+
+app = typer.Typer(help="Run files of prompts.", no_args_is_help=True, rich_markup_mode=None)
+
+WINDOW = r"([1-9]\d*)([hd])"
+HOURS = {"h": 1, "d": 24}
+MOST_HOURS = 168
+
+
+class Priority(StrEnum):
+    """Who goes first."""
+
+    high = "high"
+    normal = "normal"
+    low = "low"
+
+
+class OutputFormat(StrEnum):
+    """What a line of results looks like."""
+
+    openai = "openai"
+    outcome = "outcome"
+
+
+class Only(StrEnum):
+    """Which failed lines."""
+
+    retryable = "retryable"
+    all = "all"
+
+
+def usd(text: str) -> float:
+    """Read `20usd`, `$20` or `20`."""
+    found = re.fullmatch(r"\$?(\d+(?:\.\d+)?)\s*(?:usd)?", text.strip().lower())
+    if found is None or not float(found[1]):
+        raise typer.BadParameter("give an amount such as 20usd")
+    return float(found[1])
+
+
+def window(text: str) -> str:
+    """Read `24h` or `7d`."""
+    found = re.fullmatch(WINDOW, text.strip().lower())
+    if found is None or int(found[1]) * HOURS[found[2]] > MOST_HOURS:
+        raise typer.BadParameter("give 1h to 168h, or 1d to 7d")
+    return found[0]
+
+
+SourceArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FILE",
+        help="JSONL: OpenAI's, Mistral's or Anthropic's batch lines, or bare ones with prompt or messages, also mixed. "
+        "Or .csv or .parquet. - reads JSONL from stdin.",
+    ),
+]
+BatchArgument = Annotated[str, typer.Argument(metavar="ID", help="The batch.")]
+PromptColOption = Annotated[
+    str | None, typer.Option("--prompt-col", help="The column of a table that holds the prompts; `prompt`.")
+]
+IdColOption = Annotated[
+    str | None,
+    typer.Option(
+        "--id-col",
+        help="The column that holds custom_ids; `custom_id`, where there is one. Rows count as lines, from 1.",
+    ),
+]
+PoolOption = Annotated[
+    str | None,
+    typer.Option("--pool", help="The pool to ask, whatever model a line names; a bare line's own pool wins."),
+]
+ModeOption = Annotated[
+    str | None, typer.Option("--mode", help="best-of, merge or debate; a bare line's own mode wins.")
+]
+PriorityOption = Annotated[Priority | None, typer.Option("--priority", help="Who goes first; batches are low.")]
+CostOption = Annotated[
+    float | None,
+    typer.Option("--max-cost", parser=usd, metavar="USD", help="Stop when it has cost this much, such as 20usd."),
+]
+WindowOption = Annotated[
+    str, typer.Option("--completion-window", parser=window, metavar="TIME", help="When to give up: 1h to 7d.")
+]
+NameOption = Annotated[str | None, typer.Option("--name", help="Another name makes another batch of the same file.")]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", "-o", metavar="OUT", help="The file for results, gone on with where it has some; - is stdout."
+    ),
+]
+OrderOption = Annotated[
+    bool,
+    typer.Option("--ordered/--as-completed", help="Results in the order of the input, or in that of completion."),
+]
+FormOption = Annotated[
+    OutputFormat,
+    typer.Option("--output-format", help="OpenAI's batch output lines, or whole outcomes."),
+]
+ShowOption = Annotated[
+    Show, typer.Option("--progress", help="On stderr; auto is a bar on a terminal, else a JSON line each 10 s.")
+]
+ProcessesOption = Annotated[bool, typer.Option("--processes", help="As in `up`, where one has to be started.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("run")
+def run(
+    source: SourceArgument,
+    out: OutOption = None,
+    prompt_col: PromptColOption = None,
+    id_col: IdColOption = None,
+    pool: PoolOption = None,
+    mode: ModeOption = None,
+    priority: PriorityOption = None,
+    max_cost: CostOption = None,
+    completion_window: WindowOption = "24h",
+    name: NameOption = None,
+    ordered: OrderOption = True,
+    output_format: FormOption = OutputFormat.openai,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check it and say what it would take; nothing is sent.")
+    ] = False,
+    progress: ShowOption = Show.auto,
+    processes: ProcessesOption = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print the dry run as JSON.")] = False,
+) -> None:
+    """Fuse a file of prompts; results go to stdout or OUT as they come.
+
+    The whole file is checked before anything is sent. The same file with the same pool, mode and name is the same
+    batch: run again after whatever ended it, it goes on where it was, and nothing is asked twice. Uses the Fusewire
+    at $FUSEWIRE_URL (with $FUSEWIRE_API_KEY), else the one that runs here, else one of its own for as long as it
+    takes. Ctrl-C waits for what is in flight; a second one does not.
+
+    Exit codes: 0 all answered, 1 fault, 2 bad input or configuration, 3 some lines failed, 4 budget stop,
+    130 interrupted.
+    """
+    with clear_errors():
+        asked = _asked(source, prompt_col, id_col, pool, mode, priority, max_cost, completion_window, name)
+        if dry_run:
+            from fusewire_cli.batch import plan
+
+            plan.show(asked, as_json=json_)
+        else:
+            from fusewire_cli.batch import command
+
+            shape = _shape(out, ordered, output_format)
+            command.run(asked, shape, show=progress, processes=processes)
+
+
+@app.command("submit")
+def submit(
+    source: SourceArgument,
+    prompt_col: PromptColOption = None,
+    id_col: IdColOption = None,
+    pool: PoolOption = None,
+    mode: ModeOption = None,
+    priority: PriorityOption = None,
+    max_cost: CostOption = None,
+    completion_window: WindowOption = "24h",
+    name: NameOption = None,
+) -> None:
+    """Check a file, hand it to the Fusewire that runs, and print the batch's id. See `run`."""
+    from fusewire_cli.batch import command
+
+    with clear_errors():
+        command.submit(_asked(source, prompt_col, id_col, pool, mode, priority, max_cost, completion_window, name))
+
+
+@app.command("status")
+def status(
+    batch_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="One batch; all without it.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Print how a batch stands, or all do. As all that follow, starts a Fusewire for the moment if none runs."""
+    from fusewire_cli.batch import command
+
+    with clear_errors():
+        command.status(batch_id, as_json=json_)
+
+
+@app.command("watch")
+def watch(batch_id: BatchArgument, progress: ShowOption = Show.auto) -> None:
+    """Follow a batch to its end; Ctrl-C only stops watching. Exit codes are those of `run`."""
+    from fusewire_cli.batch import command
+
+    with clear_errors():
+        command.watch(batch_id, show=progress)
+
+
+@app.command("resume")
+def resume(
+    batch_id: BatchArgument,
+    max_cost: CostOption = None,
+    out: OutOption = None,
+    ordered: OrderOption = True,
+    output_format: FormOption = OutputFormat.openai,
+    progress: ShowOption = Show.auto,
+    processes: ProcessesOption = False,
+) -> None:
+    """Go on with a stopped batch, and see it through as `run` does; without -o no results are written."""
+    from fusewire_cli.batch import command
+
+    with clear_errors():
+        shape = _shape(out, ordered, output_format)
+        command.resume(batch_id, shape, max_cost, show=progress, processes=processes)
+
+
+@app.command("retry")
+def retry(
+    batch_id: BatchArgument,
+    only: Annotated[
+        Only, typer.Option("--only", help="The failed lines that may do better, or all that failed.")
+    ] = Only.retryable,
+    out: OutOption = None,
+    ordered: OrderOption = True,
+    output_format: FormOption = OutputFormat.openai,
+    progress: ShowOption = Show.auto,
+    processes: ProcessesOption = False,
+) -> None:
+    """Ask a batch's failed lines again, as a batch of their own, and see it through as `run` does."""
+    from fusewire_cli.batch import command
+
+    with clear_errors():
+        shape = _shape(out, ordered, output_format)
+        command.retry(batch_id, shape, only.value, show=progress, processes=processes)
+
+
+@app.command("cancel")
+def cancel(
+    batch_id: BatchArgument,
+    drain: Annotated[bool, typer.Option("--drain", help="Let what is in flight come to its end.")] = False,
+) -> None:
+    """Stop a batch. What has settled stays; `resume` goes on."""
+    from fusewire_cli.batch import command
+
+    with clear_errors():
+        command.cancel(batch_id, drain=drain)
+
+
+@app.command("results")
+def results(
+    batch_id: BatchArgument,
+    out: OutOption = None,
+    ordered: OrderOption = True,
+    output_format: FormOption = OutputFormat.openai,
+) -> None:
+    """Write what has settled of a batch so far, to stdout or OUT."""
+    from fusewire_cli.batch import command
+
+    with clear_errors():
+        command.results(batch_id, _shape(out, ordered, output_format))
+
+
+def _asked(
+    source: Path,
+    prompt_col: str | None,
+    id_col: str | None,
+    pool: str | None,
+    mode: str | None,
+    priority: Priority | None,
+    max_cost: float | None,
+    completion_window: str,
+    name: str | None,
+) -> "Asked":
+    from fusewire_cli.batch.command import Asked
+    from fusewire_cli.batch.inputs import Columns
+
+    return Asked(
+        source,
+        Columns(prompt_col, id_col),
+        pool=pool,
+        mode=mode,
+        priority=priority and priority.value,
+        max_cost_usd=max_cost,
+        completion_window=completion_window,
+        name=name,
+    )
+
+
+def _shape(out: Path | None, ordered: bool, form: OutputFormat) -> "Shape":
+    from fusewire_cli.batch.command import Shape
+
+    return Shape(out, "line" if ordered else "settled", form.value)

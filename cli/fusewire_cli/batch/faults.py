@@ -1,0 +1,31 @@
+"""What is wrong with an input."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from fusewire_cli.screen import fail, note
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a line cannot be sent."""
+
+    line: int
+    path: str | None
+    reason: str
+
+    def __str__(self) -> str:
+        where = f"line {self.line}, {self.path}" if self.path else f"line {self.line}"
+        said_already = f"'{self.path}': "
+        return f"{where}: {self.reason.removeprefix(said_already)}"
+
+
+def refuse(source: Path | str, faults: Sequence[Fault], count: int) -> NoReturn:
+    """Say what is wrong with an input, and end."""
+    for fault in faults:
+        note(str(fault))
+    if count > len(faults):
+        note(f"and {count - len(faults)} more")
+    fail(f"{source} has {count} faults; nothing was sent", "mend these lines and run it again")

@@ -1,0 +1,143 @@
+"""A form with one file in it, read as it comes: nothing of the file is held or put on disk here."""
+
+from collections.abc import AsyncIterator
+from email.message import Message
+
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser
+from starlette.requests import Request
+
+from fusewire_ingest.api.bodies import pieces
+from fusewire_ingest.api.errors import HttpError
+from fusewire_ingest.refusal import RefusedError
+
+MOST_FIELD = 4096
+"""Bytes of a field that is no file, and of a part's header."""
+MOST_PARTS = 16
+
+
+class Form:
+    """The fields before the file, and then the file.
+
+    Args:
+        request: its body is the form. Fields must come before the file, as every SDK sends them.
+    """
+
+    def __init__(self, request: Request) -> None:
+        kind = _header("content-type", request.headers.get("content-type", ""))
+        boundary = kind.get_param("boundary")
+        if kind.get_content_type() != "multipart/form-data" or not isinstance(boundary, str):
+            raise HttpError(
+                415, "unsupported_media_type", "send the file as multipart/form-data, with the fields purpose and file"
+            )
+        self.fields: dict[str, str] = {}
+        self.filename = ""
+        self._source = pieces(request)
+        self._parser = MultipartParser(
+            boundary.encode("latin-1"),
+            {
+                "on_part_begin": self._begin,
+                "on_header_field": self._header_name,
+                "on_header_value": self._header_value,
+                "on_header_end": self._header_end,
+                "on_headers_finished": self._headers_end,
+                "on_part_data": self._data,
+                "on_part_end": self._end,
+                "on_end": self._all,
+            },
+        )
+        self._parts = 0
+        self._headers: dict[str, str] = {}
+        self._pair = [bytearray(), bytearray()]
+        self._name = ""
+        self._value = bytearray()
+        self._is_file = False
+        self._is_file_over = False
+        self._is_whole = False
+        self._got = bytearray()
+
+    async def to_file(self) -> None:
+        """Read up to the file. Raises RefusedError when there is none."""
+        async for piece in self._source:
+            self._feed(piece)
+            if self._is_file or self._is_file_over:
+                return
+        raise RefusedError("invalid_request", "the form has no file; send it as the field 'file'", "file")
+
+    async def file(self) -> AsyncIterator[bytes]:
+        """The file's content, cut anywhere. Raises RefusedError when the form breaks off."""
+        yield self._take()
+        async for piece in self._source:
+            self._feed(piece)
+            if self._got:
+                yield self._take()
+        if not self._is_whole:
+            raise RefusedError("invalid_request", "the form breaks off before its end; send it again", "file")
+
+    def _take(self) -> bytes:
+        got = bytes(self._got)
+        self._got.clear()
+        return got
+
+    def _feed(self, piece: bytes) -> None:
+        try:
+            self._parser.write(piece)
+        except MultipartParseError:
+            raise RefusedError("invalid_request", "the body is not valid multipart/form-data", "file") from None
+
+    def _begin(self) -> None:
+        self._parts += 1
+        if self._parts > MOST_PARTS:
+            raise RefusedError("invalid_request", f"the form has more than {MOST_PARTS} fields", "file")
+        self._headers = {}
+
+    def _header_name(self, data: bytes, start: int, end: int) -> None:
+        _grow(self._pair[0], data[start:end])
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        _grow(self._pair[1], data[start:end])
+
+    def _header_end(self) -> None:
+        name, value = (part.decode("utf-8", "replace") for part in self._pair)
+        self._headers[name.lower()] = value
+        self._pair = [bytearray(), bytearray()]
+
+    def _headers_end(self) -> None:
+        found = _header("content-disposition", self._headers.get("content-disposition", ""))
+        self._name = str(found.get_param("name", "", header="content-disposition"))
+        filename = found.get_filename()
+        self._value = bytearray()
+        if filename is None and self._name != "file":
+            return
+        if self._name != "file" or self._is_file_over:
+            raise RefusedError("invalid_request", "the form has one file, in the field 'file'", self._name[:80] or None)
+        self._is_file = True
+        self.filename = (filename or "").replace("\x00", "")
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        if self._is_file:
+            self._got += data[start:end]
+        else:
+            _grow(self._value, data[start:end])
+
+    def _end(self) -> None:
+        if self._is_file:
+            self._is_file, self._is_file_over = False, True
+        else:
+            self.fields[self._name] = self._value.decode("utf-8", "replace")
+
+    def _all(self) -> None:
+        self._is_whole = True
+
+
+def _grow(held: bytearray, more: bytes) -> None:
+    if len(held) + len(more) > MOST_FIELD:
+        raise RefusedError("invalid_request", f"a field of the form has more than {MOST_FIELD} bytes")
+    held += more
+
+
+def _header(name: str, value: str) -> Message:
+    found = Message()
+    # A line break would end the header.
+    found[name] = " ".join(value.split())
+    return found

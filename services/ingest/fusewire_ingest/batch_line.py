@@ -1,0 +1,148 @@
+"""One line of a batch's input: OpenAI's, Mistral's, Anthropic's, or a bare prompt. Pure."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fusewire_ingest import anthropic_shape, chat_request
+from fusewire_ingest.admission import MOST_ID_CHARS, PoolRule, Submission, submission
+from fusewire_ingest.refusal import RefusedError, unknown, wrong
+from fusewire_ingest.strict_json import parse_object
+
+Form = Literal["openai", "mistral", "anthropic", "bare"]
+
+CHAT_URL = "/v1/chat/completions"
+FUSIONS_URL = "/v1/fusions"
+_KEYS: dict[Form, tuple[str, ...]] = {
+    "openai": ("custom_id", "method", "url", "body"),
+    "mistral": ("custom_id", "body"),
+    "anthropic": ("custom_id", "params"),
+}
+
+
+@dataclass(frozen=True)
+class BatchLine:
+    """What a line asks for. The submission has neither custom_id nor batch_id."""
+
+    custom_id: str | None
+    submission: Submission
+    form: Form
+    warnings: tuple[str, ...] = ()
+    """What was asked, is not done, and what happens in its place."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a batch says about all of its lines."""
+
+    pools: Mapping[str, PoolRule]
+    default_pool: str
+    pool: str | None
+    mode: str | None
+
+
+def read(
+    data: bytes,
+    limit: int,
+    pools: Mapping[str, PoolRule],
+    default_pool: str,
+    *,
+    pool: str | None = None,
+    mode: str | None = None,
+) -> BatchLine:
+    """Read a line.
+
+    Args:
+        data: its bytes, without the line break, and without a byte order mark at the start of a file.
+        limit: the most bytes it may have.
+        pools: those that exist.
+        default_pool: the one that the fusion models stand for.
+        pool: asked in place of the models that lines name; a pool that a line itself names wins.
+        mode: of fusions; a mode that a line itself names wins.
+
+    Raises:
+        RefusedError: it cannot be done as it stands. `param` is a path in the line, such as `body.max_tokens`.
+    """
+    line = parse_object(data, limit)
+    asked = _Asked(pools, default_pool, pool, mode)
+    form = _form(line)
+    custom_id = _custom_id(line)
+    if form == "bare":
+        rest = {name: value for name, value in line.items() if name != "custom_id"}
+        found, warnings = _chat(rest, asked) if "model" in rest else (_own(rest, asked), ())
+        return BatchLine(custom_id, found, form, warnings)
+    _check_keys(line, form)
+    name = "params" if form == "anthropic" else "body"
+    is_own = form == "openai" and _url(line) == FUSIONS_URL
+    inner = line.get(name)
+    if not isinstance(inner, dict):
+        raise wrong(name, "it must be an object")
+    try:
+        if form == "anthropic":
+            found, warnings = _anthropic(inner, asked)
+        elif is_own:
+            found, warnings = _own(inner, asked), ()
+        else:
+            found, warnings = _chat(inner, asked)
+    except RefusedError as exc:
+        raise exc.moved(lambda path: f"{name}.{path}") from None
+    return BatchLine(custom_id, found, form, warnings)
+
+
+def _form(line: dict[str, Any]) -> Form:
+    if "params" in line:
+        return "anthropic"
+    if "method" in line or "url" in line:
+        return "openai"
+    return "mistral" if "body" in line else "bare"
+
+
+def _custom_id(line: dict[str, Any]) -> str | None:
+    value = line.get("custom_id")
+    if value is not None and not (isinstance(value, str) and 0 < len(value) <= MOST_ID_CHARS):
+        raise wrong("custom_id", f"it must be a text of 1 to {MOST_ID_CHARS} characters")
+    return value
+
+
+def _check_keys(line: dict[str, Any], form: Form) -> None:
+    for name in line:
+        if name not in _KEYS[form]:
+            near = difflib.get_close_matches(name[:80], _KEYS[form], n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(_KEYS[form])}"
+            raise RefusedError("invalid_request", f"'{name[:80]}' is not supported; {hint}", name[:80])
+    if form == "openai" and line.get("method") != "POST":
+        raise wrong("method", "it must be POST")
+
+
+def _url(line: dict[str, Any]) -> str:
+    url = line.get("url")
+    if url not in (CHAT_URL, FUSIONS_URL):
+        raise wrong("url", f"it must be {CHAT_URL} or {FUSIONS_URL}")
+    return str(url)
+
+
+def _chat(body: dict[str, Any], asked: _Asked) -> tuple[Submission, tuple[str, ...]]:
+    found = chat_request.read(body, asked.pools, asked.default_pool, pool=asked.pool, mode=asked.mode)
+    if found.is_streamed:
+        raise wrong("stream", "nobody reads a batch along; remove it")
+    return found.submission, found.warnings
+
+
+def _anthropic(params: dict[str, Any], asked: _Asked) -> tuple[Submission, tuple[str, ...]]:
+    written = anthropic_shape.chat_body(params)
+    try:
+        return _chat(written.body, asked)
+    except RefusedError as exc:
+        raise exc.moved(written.origin) from None
+
+
+def _own(body: dict[str, Any], asked: _Asked) -> Submission:
+    for name in ("custom_id", "batch_id"):
+        if name in body:
+            raise wrong(name, "the line and the batch say that; remove it")
+    chosen = {"pool": asked.pool or asked.default_pool, "mode": asked.mode}
+    found = submission(body | {name: value for name, value in chosen.items() if name not in body})
+    if found.pool not in asked.pools:
+        raise RefusedError("unknown_pool", unknown("pool", found.pool, asked.pools), "pool")
+    return found

@@ -1,0 +1,166 @@
+"""Budgets of tenants: reserved when a prompt is accepted, settled when it has ended."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
+from typing import Any
+
+import aiohttp
+import pytest
+from sqlalchemy import text
+
+from fusewire.contracts import Prompt
+from fusewire.settings import Database, Settings
+from fusewire.store.engine import Store
+from fusewire.testing.eventually import eventually
+from fusewire.testing.factories import make_prompt
+from fusewire_cli.client import Client
+from fusewire_ingest.estimate import Book, Member, Model, Pool, estimate
+from fusewire_ingest.repository.budgets import Budgets, Cap, period_key
+from fusewire_ingest.repository.submissions import Accepted, Submissions
+
+BOOK = Book(
+    {"default": Pool((Member("a", "a"),)), "dear": Pool((Member("u", "u"),))},
+    {"a": Model(False, (0.001, 0.01), 100), "u": Model(False, None)},
+)
+
+
+def prompts(count: int, **overrides: Any) -> list[Prompt]:
+    return [make_prompt("Why?", tenant="acme", custom_id=f"c{n}", **overrides) for n in range(count)]
+
+
+USD = estimate(prompts(1)[0], BOOK).usd_max or 0.0
+
+
+async def known() -> Book:
+    return BOOK
+
+
+def capped(store: Store, prompts_: float) -> Submissions:
+    """The budget is for so many prompts at their highest cost."""
+    return Submissions(store, Budgets(store, {"acme": Cap(USD * prompts_, "month")}, known))
+
+
+async def add(submissions: Submissions, *some: Prompt) -> list[Accepted]:
+    return await submissions.add(some, [None] * len(some))
+
+
+def codes(accepted: list[Accepted]) -> list[str | None]:
+    return [one.refused.code if one.refused else None for one in accepted]
+
+
+async def standing(store: Store) -> tuple[float, float]:
+    async with store.read() as connection:
+        (row,) = await connection.execute(text("SELECT reserved_usd, spent_usd FROM budgets"))
+    return row[0], row[1]
+
+
+@pytest.mark.parametrize(("period", "key"), [("day", "2026-11-30"), ("month", "2026-11"), ("total", "total")])
+def test_a_period_is_of_utc(period: Any, key: str) -> None:
+    assert period_key(period, datetime.fromisoformat("2026-12-01T00:30:00+01:00")) == key
+
+
+async def test_what_does_not_fit_is_refused_and_not_stored(store: Store) -> None:
+    accepted = await add(capped(store, 2.5), *prompts(4))
+
+    assert codes(accepted) == [None, None, "budget_exceeded", "budget_exceeded"]
+    assert list(await standing(store)) == pytest.approx([2 * USD, 0.0])
+    async with store.read() as connection:
+        for table in ("prompts", "fusions", "reservations"):
+            assert (await connection.execute(text(f"SELECT count(*) FROM {table}"))).scalar() == 2, table
+    assert codes(await add(capped(store, 3), *prompts(4))) == [None, None, None, "budget_exceeded"]
+
+
+async def test_a_repetition_is_reserved_for_once(store: Store) -> None:
+    submissions = capped(store, 1)
+    first = await add(submissions, *prompts(1), *prompts(1))
+    again = await add(submissions, *prompts(1))
+
+    assert codes(first + again) == [None, None, None]
+    assert list(await standing(store)) == pytest.approx([USD, 0.0])
+
+
+async def test_many_at_once_are_not_promised_the_same_money(store: Store) -> None:
+    each = [capped(store, 3) for _ in range(5)]
+    found = await asyncio.gather(*(add(each[n % 5], prompt) for n, prompt in enumerate(prompts(12))))
+
+    assert [one for (one,) in map(codes, found)].count(None) == 3
+    assert list(await standing(store)) == pytest.approx([3 * USD, 0.0])
+
+
+async def test_without_a_price_nothing_is_promised(store: Store) -> None:
+    (one,) = await add(capped(store, 9), *prompts(1, pool="dear"))
+
+    assert one.refused is not None
+    assert (one.refused.code, "'u'" in one.refused.message) == ("price_unknown", True)
+    (free,) = await add(capped(store, 9), make_prompt("Why?", pool="dear"))
+    assert free.is_new, "another tenant has no budget"
+
+
+# -- on the real parts ------------------------------------------------------------------------
+
+
+PRICES = {"input_usd_per_mtok": 1_000.0, "output_usd_per_mtok": 2_000.0}
+BUDGET = 1_000.0
+
+
+@pytest.fixture
+def settings(make_settings: Callable[..., Settings], database: Database) -> Settings:
+    base = make_settings(database=database, tenants={"default": {"budget_usd": BUDGET}})
+    models = {name: model.model_copy(update=PRICES) for name, model in base.models.items()}
+    return base.model_copy(update={"models": models})
+
+
+async def test_an_outcome_turns_what_was_reserved_into_what_it_cost(
+    settings: Settings, stack: Callable[..., AbstractAsyncContextManager[Client]]
+) -> None:
+    store = Store(settings.database)
+    most: dict[str, float] = {}
+
+    async def nothing_reserved() -> bool:
+        return (await standing(store))[0] == pytest.approx(0)
+
+    async with stack(settings) as client:
+        costs = []
+        for mode in ("best-of", "merge", "debate"):
+            shown = await client.submit({"prompt": f"Say something long of {mode}.", "mode": mode, "max_tokens": 50})
+            async with store.read() as connection:
+                rows = await connection.execute(text("SELECT fusion_id, usd FROM reservations"))
+                most |= {row[0]: row[1] for row in rows}
+            done = await client.get(shown["id"], wait_s=30)
+            assert 0 < done["cost_usd"] <= most.get(shown["id"], BUDGET), "the most that it can cost was reserved"
+            costs.append(done["cost_usd"])
+        await eventually(nothing_reserved)
+        assert (await standing(store))[1] == pytest.approx(sum(costs))
+
+        # What cannot be known has cost what was reserved, and is counted once.
+        async with store.write() as connection:
+            await connection.execute(text("UPDATE outcomes SET cost_usd = NULL"))
+            (fusion,) = (await connection.execute(text("SELECT min(fusion_id) FROM outcomes"))).one()
+            period = period_key("month", datetime.now(UTC))
+            row = {"of": fusion, "period": period}
+            await connection.execute(
+                text("INSERT INTO reservations (fusion_id, tenant, period, usd) VALUES (:of, 'default', :period, 5)"),
+                row,
+            )
+            await connection.execute(text("UPDATE budgets SET reserved_usd = reserved_usd + 5"))
+        await eventually(nothing_reserved)
+        assert (await standing(store))[1] == pytest.approx(sum(costs) + 5)
+    await store.close()
+
+
+async def test_a_client_is_told_what_is_left(
+    settings: Settings, stack: Callable[..., AbstractAsyncContextManager[Client]]
+) -> None:
+    poor = settings.model_copy(
+        update={"tenants": {"default": settings.tenants["default"].model_copy(update={"budget_usd": 0.001})}}
+    )
+    async with stack(poor) as client, aiohttp.ClientSession(client._url) as http:
+        body = {"model": "fusion", "messages": [{"role": "user", "content": "Why?"}]}
+        async with http.post("/v1/chat/completions", json=body) as response:
+            error = (await response.json())["error"]
+
+    assert (response.status, error["code"], error["type"]) == (429, "budget_exceeded", "rate_limit_error")
+    assert "0.001000 left" in error["message"]
+    assert response.headers["x-should-retry"] == "false"

@@ -1,0 +1,110 @@
+"""What a prompt will cost, before anything is asked."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fusewire.contracts import Sampling
+from fusewire.testing.factories import make_prompt
+from fusewire_ingest.estimate import Book, Estimate, Member, Model, Pool, estimate
+
+PRICED = Model(is_edge=False, rates=(0.001, 0.01), max_tokens=100)
+MODELS = {
+    "a": PRICED,
+    "b": PRICED,
+    "edge": Model(is_edge=True, rates=None, max_tokens=50),
+    "free": Model(is_edge=False, rates=(0.0, 0.0), max_tokens=100),
+    "unpriced": Model(is_edge=False, rates=None, max_tokens=100),
+    "j": PRICED,
+}
+
+
+def pool(*members: str, **rules: Any) -> Pool:
+    return Pool(tuple(Member(name, name) for name in members), **rules)
+
+
+def of(found: Pool, text: str = "x" * 40, **prompt: Any) -> Estimate:
+    return estimate(make_prompt(text, **prompt), Book({"default": found}, MODELS))
+
+
+def test_a_single_member_is_a_call_and_no_judge() -> None:
+    found = of(pool("a", judge="j"))
+
+    assert (found.calls, found.tokens_out, found.unpriced) == (1, 100, ())
+    # At most: a token for each byte, 8 for the turn, an answer at the model's limit.
+    assert found.usd_max == pytest.approx(48 * 0.001 + 100 * 0.01)
+    assert found.usd_min == pytest.approx(found.tokens_in * 0.001 + 0.01)
+
+
+def test_the_prompt_s_own_limit_comes_before_the_pool_s_and_the_model_s() -> None:
+    assert of(pool("a", max_tokens=30)).tokens_out == 30
+    assert of(pool("a", max_tokens=30), sampling=Sampling(max_tokens=7)).tokens_out == 7
+
+
+def test_a_judge_costs_two_orders_and_at_most_its_repetitions() -> None:
+    alone, judged = of(pool("a", "b")), of(pool("a", "b", judge="j"))
+
+    assert (alone.calls, judged.calls) == (2, 4)
+    assert alone.usd_max is not None
+    assert judged.usd_max is not None
+    assert judged.usd_max > alone.usd_max
+
+
+@pytest.mark.parametrize(
+    ("members", "unpriced"),
+    [(("a", "unpriced"), ("unpriced",)), (("edge", "free"), ()), (("edge",), ())],
+)
+def test_a_price_that_is_not_known_makes_the_sum_unknown(members: tuple[str, ...], unpriced: tuple[str, ...]) -> None:
+    found = of(pool(*members))
+
+    assert found.unpriced == unpriced
+    assert found.usd_max == (None if unpriced else 0.0)
+
+
+def test_what_may_not_leave_costs_nothing() -> None:
+    found = of(pool("a", "edge", judge="j"), residency="edge-only")
+
+    assert (found.calls, found.usd_max, found.edge_share) == (1, 0.0, 1.0)
+
+
+def test_an_edge_first_gate_can_save_all_hosted_calls() -> None:
+    found = of(pool("a", "edge", is_gated=True))
+
+    assert found.usd_min == 0.0
+    assert found.usd_max is not None
+    assert found.usd_max > 0
+
+
+def test_a_pool_that_is_gone_costs_nothing() -> None:
+    assert estimate(make_prompt("Why?", pool="gone"), Book({}, MODELS)).usd_max == 0.0
+
+
+RULES = st.fixed_dictionaries(
+    {},
+    optional={
+        "judge": st.sampled_from(["j", "edge", "a"]),
+        "jury": st.sampled_from([("j", "a"), ("edge", "j", "b")]),
+        "max_tokens": st.integers(1, 20_000),
+        "is_gated": st.booleans(),
+        "is_hedged": st.booleans(),
+        "is_guarded": st.booleans(),
+        "debate_rounds": st.integers(1, 5),
+        "criteria": st.sampled_from(["Be strict.", "x" * 4000]),
+    },
+)
+MEMBERS = st.lists(st.sampled_from(["a", "b", "edge", "free"]), min_size=1, max_size=4, unique=True)
+
+
+@given(MEMBERS, RULES, st.sampled_from(["best-of", "merge", "debate"]), st.text(max_size=300))
+def test_the_least_is_not_more_than_expected_nor_that_than_the_most(
+    members: list[str], rules: dict[str, Any], mode: str, text: str
+) -> None:
+    found = of(pool(*members, **rules), text, mode=mode)
+
+    assert found.usd_min is not None
+    assert found.usd_expected is not None
+    assert found.usd_max is not None
+    assert 0 <= found.usd_min <= found.usd_expected + 1e-12
+    assert found.usd_expected <= found.usd_max + 1e-12

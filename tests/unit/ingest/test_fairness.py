@@ -1,0 +1,70 @@
+"""Whose lines go next."""
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fusewire_ingest.fairness import QUANTUM, Turns, Waiting
+
+
+def lines(batch: str, count: int, cost: int = 100) -> list[Waiting]:
+    return [Waiting(batch, number, cost) for number in range(1, count + 1)]
+
+
+def by_batch(chosen: list[Waiting]) -> Counter[str]:
+    return Counter(one.batch_id for one in chosen)
+
+
+def test_one_tenant_has_all_the_room() -> None:
+    assert Turns().choose({"a": lines("x", 9)}, 5, {}) == lines("x", 5)
+
+
+def test_a_tenant_with_much_waiting_does_not_hold_up_another() -> None:
+    chosen = Turns().choose({"a": lines("x", 1000, QUANTUM), "b": lines("y", 10, QUANTUM)}, 20, {})
+
+    assert by_batch(chosen) == {"x": 10, "y": 10}
+
+
+def test_long_lines_have_fewer_turns_over_time() -> None:
+    turns, count = Turns(), Counter[str]()
+    for _ in range(300):
+        count += by_batch(turns.choose({"a": lines("x", 1, 4 * QUANTUM), "b": lines("y", 1, QUANTUM)}, 1, {}))
+
+    assert 3 <= count["y"] / count["x"] <= 5
+
+
+def test_a_share_is_kept_over_time() -> None:
+    turns, count = Turns(), Counter[str]()
+    for _ in range(300):
+        waiting = {"a": lines("x", 1, QUANTUM), "b": lines("y", 1, QUANTUM)}
+        count += by_batch(turns.choose(waiting, 1, {"b": 3.0}))
+
+    assert 2 <= count["y"] / count["x"] <= 4
+
+
+def test_who_has_nothing_waiting_saves_nothing_up() -> None:
+    turns = Turns()
+    for _ in range(100):
+        turns.choose({"a": lines("x", 1, QUANTUM)}, 1, {})
+    chosen = turns.choose({"a": lines("x", 50, QUANTUM), "b": lines("y", 50, QUANTUM)}, 20, {})
+
+    assert by_batch(chosen) == {"x": 10, "y": 10}
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcd"), st.lists(st.integers(1, 300_000), max_size=8)),
+    st.integers(0, 20),
+    st.dictionaries(st.sampled_from("abcd"), st.floats(0.01, 100)),
+)
+def test_no_room_is_left_while_something_waits(
+    costs: dict[str, list[int]], room: int, shares: dict[str, float]
+) -> None:
+    waiting = {t: [Waiting(t, n, cost) for n, cost in enumerate(some)] for t, some in costs.items()}
+
+    chosen = Turns().choose(waiting, room, shares)
+
+    assert len(chosen) == min(room, sum(map(len, waiting.values())))
+    for tenant, own in waiting.items():
+        taken = [one for one in chosen if one.batch_id == tenant]
+        assert taken == own[: len(taken)], "each tenant's lines go in their order"

@@ -1,0 +1,441 @@
+"""The scheduler on the tiny model, and on a fake one that records what it is asked."""
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusewire.contracts import Message
+from fusewire_worker_edge.engine.api import (
+    Completion,
+    EngineError,
+    GenerateRequest,
+    RequestCancelledError,
+    RequestRefusedError,
+)
+from fusewire_worker_edge.engine.cache import Kept, KvCache, PrefixCache
+from fusewire_worker_edge.engine.generation import Generator
+from fusewire_worker_edge.engine.scheduler import (
+    CHUNK,
+    SHARED_CHUNK,
+    WORTH_KEEPING,
+    Event,
+    Job,
+    Scheduler,
+    chunk_size,
+)
+
+SYSTEM = "You answer in one short sentence and never in two of them."
+
+
+def request(name: str, content: str, *, system: str = "", **fields: Any) -> GenerateRequest:
+    said = [Message(role="system", content=system)] if system else []
+    messages = (*said, Message(role="user", content=content))
+    return GenerateRequest(id=name, messages=messages, **{"max_tokens": 12, **fields})
+
+
+@pytest.fixture
+def generator(tiny_generator: Generator) -> Iterator[Generator]:
+    """With nothing kept from other tests."""
+    tiny_generator.scheduler = Scheduler(tiny_generator.model, tiny_generator.model.budget, itertools.count().__next__)
+    yield tiny_generator
+    assert not tiny_generator.scheduler.is_busy
+
+
+def drain(generator: Generator) -> list[Event]:
+    events = []
+    while generator.scheduler.is_busy:
+        events += generator.scheduler.step()
+    return events
+
+
+def completions(events: Sequence[Event]) -> dict[str, Completion]:
+    return {e.id: e.completion for e in events if e.completion}
+
+
+# -- on the tiny model --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sixteen_at_once_with_cancels_answer_what_each_does_alone(generator: Generator, seed: int) -> None:
+    """To the last bit: text, and the probabilities of its tokens."""
+    chance = random.Random(seed)
+    requests = [
+        request(
+            str(i),
+            "".join(chance.choices("abcdefgh ", k=chance.choice([1, 5, 40, 130, 300]))),
+            system=SYSTEM * chance.randrange(3),
+            max_tokens=chance.randrange(1, 40),
+            temperature=chance.choice([0.0, 0.0, 1.0]),
+            seed=i,
+            stop=chance.choice([(), ("e",)]),
+            top_logprobs=0,
+        )
+        for i in range(16)
+    ]
+    cancelled = set(chance.sample([r.id for r in requests], 5))
+    events: list[Event] = []
+    for one in requests:
+        generator.submit(one)
+        for _ in range(chance.randrange(3)):
+            events += generator.scheduler.step()
+        if cancelled and chance.random() < 0.4:
+            generator.scheduler.cancel(chance.choice(sorted(cancelled)))
+    for name in cancelled:
+        generator.scheduler.cancel(name)
+    events += drain(generator)
+    together = completions(events)
+    errors = {e.id for e in events if e.error}
+
+    assert together.keys() | errors == {r.id for r in requests}
+    assert not together.keys() & errors
+    assert errors <= cancelled
+    assert any(done.cached_tokens for done in together.values())
+    for one in requests:
+        if one.id in together:
+            generator.scheduler.prefixes = PrefixCache()
+            alone = generator.generate(one)
+            assert alone.cached_tokens == 0
+            assert together[one.id].text == alone.text
+            assert together[one.id].logprobs == alone.logprobs
+
+
+def test_a_repeated_system_prompt_is_computed_once(generator: Generator) -> None:
+    first = generator.generate(request("a", "one", system=SYSTEM))
+    second = generator.generate(request("b", "two", system=SYSTEM))
+
+    assert first.cached_tokens == 0
+    assert len(SYSTEM) * 0.8 < second.cached_tokens < second.prompt_tokens
+
+
+def test_a_prompt_is_used_again_while_its_request_still_runs(generator: Generator) -> None:
+    generator.submit(request("a", "one", system=SYSTEM, max_tokens=30))
+    while not generator.scheduler.decoding:
+        generator.scheduler.step()
+    generator.submit(request("b", "two", system=SYSTEM, max_tokens=3))
+    done = completions(drain(generator))
+
+    assert list(done) == ["b", "a"]
+    assert done["b"].cached_tokens > len(SYSTEM) * 0.8
+
+
+def test_the_same_prompt_again_leaves_two_tokens_to_compute(generator: Generator) -> None:
+    first = generator.generate(request("a", "x" * 50))
+    second = generator.generate(request("b", "x" * 50))
+
+    assert second.cached_tokens == first.prompt_tokens - 2
+    assert second.text == first.text
+
+
+def test_a_late_joiner_has_its_first_token_within_one_step(generator: Generator) -> None:
+    generator.submit(request("a", "hello", max_tokens=60, is_streamed=True))
+    while not generator.scheduler.decoding:
+        generator.scheduler.step()
+    for _ in range(10):
+        generator.scheduler.step()
+    generator.submit(request("b", "x", max_tokens=60, is_streamed=True, top_logprobs=0))
+    generator.scheduler.step()
+    joined = generator.scheduler.decoding[1].answer.tokens
+    drain(generator)
+
+    assert joined >= 1
+
+
+def test_the_memory_of_a_slot_is_given_back(generator: Generator) -> None:
+    generator.generate(request("a", "x" * 500))
+
+    assert not np.any(generator.model._cache.arrays[0][0])
+
+
+# -- on a fake model ----------------------------------------------------------------------
+
+
+class FakeModel:
+    """A fake. Its logits are the length of the sequence; it checks that each slot has what it should have."""
+
+    def __init__(self, slots: int = 4, positions: int = 1000) -> None:
+        self.slots = slots
+        self.positions = positions
+        self.held: dict[int, list[int]] = {}
+        self.log: list[str] = []
+
+    def prefill(self, slot: int, ids: Sequence[int], past: int) -> Any:
+        assert len(self.held.setdefault(slot, [])) == past
+        assert len(ids) != 1 or past == 0
+        self.held[slot] += ids
+        self.log.append(f"prefill {slot} {len(ids)}")
+        return np.array([sum(self.held[slot])], np.float32)
+
+    def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> Any:
+        self.log.append(f"decode {len(tokens)}")
+        for slot, (token, length) in enumerate(zip(tokens, lengths, strict=True)):
+            assert len(self.held[slot]) == length
+            self.held[slot].append(token)
+        return np.array([[sum(self.held[slot])] for slot in range(len(tokens))], np.float32)
+
+    def move(self, source: int, target: int, length: int) -> None:
+        assert length == len(self.held[source]) or target not in self.held
+        self.held[target] = self.held[source][:length]
+
+    def keep(self, slot: int, length: int) -> Any:
+        return list(self.held[slot][:length])
+
+    def restore(self, slot: int, kept: Any, length: int) -> None:
+        self.held[slot] = kept[:length]
+
+    def release(self, slot: int) -> None:
+        self.held.pop(slot, None)
+
+
+class FakeAnswer:
+    """A fake. Ends after so many tokens; remembers the logits that it was given."""
+
+    def __init__(self, tokens: int, error: EngineError | None = None) -> None:
+        self.left = tokens
+        self.error = error
+        self.given: list[float] = []
+        self.tokens = 0
+        self.finish_reason: str | None = None
+        self.text = ""
+        self.tool_calls = ()
+        self.mean_logprob = self.min_logprob = -1.0
+        self.logprobs: list[Any] = []
+
+    def piece(self) -> str:
+        return f"{self.tokens}"
+
+    def take(self, logits: Any) -> int:
+        if self.error:
+            raise self.error
+        self.given.append(float(logits[0]))
+        self.tokens += 1
+        self.left -= 1
+        if not self.left:
+            self.finish_reason = "stop"
+        return self.tokens
+
+
+def job(name: str, prompt: Sequence[int] = (7, 7), tokens: int = 3, **fields: Any) -> Job:
+    answer: Any = FakeAnswer(tokens, fields.pop("error", None))
+    return Job(name, list(prompt), fields.pop("max_tokens", tokens), answer, **fields)
+
+
+def scheduler(model: FakeModel, budget: int = 10_000) -> Scheduler:
+    return Scheduler(model, budget, itertools.count().__next__)
+
+
+def run(one: Scheduler) -> list[Event]:
+    events = []
+    while one.is_busy:
+        events += one.step()
+    return events
+
+
+def ends(events: Sequence[Event]) -> list[str]:
+    return [e.id for e in events if e.completion or e.error]
+
+
+def test_the_more_urgent_is_admitted_first_and_else_the_older() -> None:
+    one = scheduler(FakeModel(slots=1))
+    for name, rank in (("a", 2), ("b", 1), ("c", 0), ("d", 1)):
+        one.submit(job(name, rank=rank))
+
+    assert ends(run(one)) == ["c", "b", "d", "a"]
+
+
+def test_no_more_run_at_once_than_there_are_slots() -> None:
+    model = FakeModel(slots=3)
+    one = scheduler(model)
+    for i in range(9):
+        one.submit(job(str(i), tokens=5))
+    run(one)
+
+    assert "decode 3" in model.log
+    assert "decode 4" not in model.log
+
+
+def test_what_could_never_fit_is_refused_at_once() -> None:
+    one = scheduler(FakeModel(positions=10))
+
+    with pytest.raises(RequestRefusedError, match="8 tokens and the answer may have 3") as refused:
+        one.submit(job("a", [1] * 8, tokens=3))
+    assert refused.value.code == "context_length_exceeded"
+    one.submit(job("b", [1] * 8, tokens=2))
+    assert ends(run(one)) == ["b"]
+
+
+def test_what_does_not_fit_now_waits_until_it_does() -> None:
+    model = FakeModel()
+    one = scheduler(model, budget=20)
+    for name in "abc":
+        one.submit(job(name, [1] * 5, tokens=5))
+    one.step()
+    one.step()
+
+    assert [j.id for j in one.decoding] == ["a", "b"]
+    one.step()
+    assert one.prefilling is None
+    assert ends(run(one)) == ["a", "b", "c"]
+    assert "decode 3" not in model.log
+
+
+def test_a_long_prompt_is_computed_in_chunks_and_others_decode_between_them() -> None:
+    model = FakeModel()
+    one = scheduler(model)
+    one.submit(job("a", [1] * 4, tokens=50))
+    one.step()
+    one.submit(job("b", [2] * (2 * SHARED_CHUNK + 1)))
+    for _ in range(3):
+        one.step()
+
+    assert model.log[2:] == [
+        "prefill 1 32", "decode 1", "prefill 1 31", "decode 1", "prefill 1 2", "decode 2",
+    ]  # fmt: skip
+    run(one)
+
+
+def test_alone_a_prompt_is_computed_in_larger_chunks() -> None:
+    model = FakeModel()
+    one = scheduler(model)
+    one.submit(job("a", [1] * (CHUNK + 10)))
+    run(one)
+
+    assert model.log[:2] == ["prefill 0 128", "prefill 0 10"]
+
+
+@given(st.integers(1, 2000), st.integers(4, 200))
+def test_no_chunk_but_a_whole_prompt_is_a_single_token(length: int, limit: int) -> None:
+    sizes, left = [], length
+    while left:
+        sizes.append(chunk_size(left, limit))
+        left -= sizes[-1]
+
+    assert length == 1 or min(sizes) > 1
+    assert max(sizes) <= limit
+
+
+def test_a_cancel_ends_it_before_the_next_step_wherever_it_is() -> None:
+    model = FakeModel(slots=2)
+    one = scheduler(model)
+    for name, prompt in (("a", [1] * 4), ("b", [2] * 500), ("c", [3] * 4)):
+        one.submit(job(name, prompt, tokens=100))
+    one.step()
+    one.step()
+    assert ([j.id for j in one.decoding], one.prefilling and one.prefilling.id) == (["a"], "b")
+    before = len(model.log)
+    for name in ("a", "b", "c", "never heard of"):
+        one.cancel(name)
+    events = one.step()
+
+    assert sorted(ends(events)) == ["a", "b", "c"]
+    assert all(isinstance(e.error, RequestCancelledError) for e in events)
+    assert len(model.log) == before
+    assert not one.is_busy
+    assert model.held == {}
+
+
+def test_a_failed_answer_harms_no_other() -> None:
+    one = scheduler(FakeModel())
+    one.submit(job("a", error=EngineError("the grammar")))
+    one.submit(job("b"))
+    events = run(one)
+
+    assert {e.id: bool(e.error) for e in events if e.error or e.completion} == {"a": True, "b": False}
+
+
+def test_pieces_come_of_streamed_requests_only() -> None:
+    one = scheduler(FakeModel())
+    one.submit(job("a", is_streamed=True))
+    one.submit(job("b"))
+
+    assert [(e.id, e.piece) for e in run(one) if e.piece] == [("a", "1"), ("a", "2"), ("a", "3")]
+
+
+def test_kept_prompts_and_running_answers_stay_within_the_budget() -> None:
+    one = scheduler(FakeModel(), budget=300)
+    for i in range(20):
+        one.submit(job(str(i), [i] * 60, tokens=10))
+    while one.is_busy:
+        one.step()
+        running = [*one.decoding, *([one.prefilling] if one.prefilling else [])]
+        assert one.prefixes.tokens + sum(j.reserved for j in running) <= 300
+
+    assert one.prefixes.tokens > 100
+
+
+PROMPTS = st.lists(st.sampled_from([2, 10, 40, 100, 180]), min_size=1, max_size=12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(PROMPTS, st.randoms(use_true_random=False), st.integers(1, 4), st.sampled_from([400, 1000]))
+def test_whatever_comes_and_goes_each_answer_is_its_own(
+    lengths: list[int], chance: random.Random, slots: int, budget: int
+) -> None:
+    """The fake's logits are the sum of all that a sequence has: another's tokens would show in them."""
+    one = scheduler(FakeModel(slots=slots), budget)
+    jobs = [
+        job(str(i), [5] * (length // 2) + [i + 9] * (length - length // 2), tokens=chance.randrange(1, 9))
+        for i, length in enumerate(lengths)
+    ]
+    events: list[Event] = []
+    for each in jobs:
+        one.submit(each)
+        for _ in range(chance.randrange(4)):
+            events += one.step()
+        if chance.random() < 0.3:
+            one.cancel(chance.choice(jobs).id)
+    events += run(one)
+
+    assert sorted(ends(events)) == sorted(j.id for j in jobs)
+    for each in jobs:
+        answer: Any = each.answer
+        total = sum(each.prompt)
+        assert answer.given == [total + sum(range(1, n + 1)) for n in range(len(answer.given))]
+
+
+# -- memory -------------------------------------------------------------------------------
+
+
+def test_the_longest_kept_beginning_is_found_and_the_oldest_forgotten() -> None:
+    cache = PrefixCache()
+    kept: list[Kept] = [[np.zeros(1, np.float32)] for _ in range(3)]
+    cache.add([1, 2, 3], kept[0])
+    cache.add([1, 2, 9, 9], kept[1])
+    assert cache.match([1, 2, 9, 7]) == (3, kept[1])
+    assert cache.match([4]) == (0, [])
+    assert cache.holds([1, 2])
+    assert not cache.holds([1, 2, 3, 4])
+    assert cache.match([1, 2, 3])[1] is kept[0]
+    cache.shrink(5)
+    assert (cache.tokens, cache.match([1, 2, 9])[0]) == (3, 2)
+
+
+def test_a_kept_prompt_makes_way_for_one_that_begins_with_it() -> None:
+    cache = PrefixCache()
+    cache.add([1, 2], [])
+    cache.add([1, 2, 3], [])
+    assert cache.tokens == 3
+
+
+def test_slots_do_not_touch_each_other() -> None:
+    cache = KvCache(layers=1, heads=2, head_size=8, slots=3, positions=100)
+    for slot in range(3):
+        cache.arrays[0][slot] = slot + 1
+    kept = cache.keep(1, 5)
+    cache.release(1)
+    assert [float(cache.arrays[0][slot].sum()) for slot in range(3)] == [2 * 128 * 8, 0, 3 * 2 * 128 * 8]
+    cache.restore(0, kept, 4)
+    cache.move(0, 1, 3)
+    assert cache.arrays[0][:, 0, :6, 0].tolist() == [[2, 2, 2, 2, 1, 1], [2, 2, 2, 0, 0, 0], [3] * 6]
+
+
+def test_a_low_share_is_not_worth_keeping(generator: Generator) -> None:
+    generator.generate(request("a", "x"))
+    assert generator.scheduler.prefixes.tokens == 0
+    generator.generate(request("b", "x" * WORTH_KEEPING))
+    assert generator.scheduler.prefixes.tokens > 0
