@@ -17,7 +17,7 @@ MEMBERS := shared services/ingest services/dispatcher services/worker-edge servi
 TESTS := tests/contract tests/conformance tests/e2e tests/bench $(wildcard tests/unit/*)
 SOURCES := $(MEMBERS) migrations tests
 
-.PHONY: help setup demo test check format bench bench-doors bench-fusion lock docs clean
+.PHONY: help setup demo test test-batch test-unit check format bench bench-doors bench-fusion lock docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -38,8 +38,14 @@ setup: .venv/.ready ## install everything into .venv (leaves .venv/bin/fusewire)
 demo: setup ## fuse ten prompts with a small model on this machine
 	@$(BIN)/fusewire demo
 
-test: setup ## run all tests (PostgreSQL and NATS are started by the tests)
-	@$(BIN)/python -m pytest
+test: setup ## run all tests (PostgreSQL and NATS are started by the tests); ARGS="…" goes to pytest
+	@$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+test-batch: setup ## kill a batch of 2,000 lines whole, and go on with it
+	@BATCH_LINES=2000 $(BIN)/python -m pytest tests/e2e/test_batch.py -k killed_run $(ARGS)
+
+test-unit: setup ## run the tests of pure code alone; ARGS="…" goes to pytest
+	@$(BIN)/python -m pytest -n auto --dist worksteal tests/unit tests/contract $(ARGS)
 
 check: setup ## ruff, mypy, import contracts, lock, docs
 	@$(BIN)/ruff check $(SOURCES)

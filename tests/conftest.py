@@ -1,38 +1,19 @@
-"""Real parts for tests: a NATS server each, a database each on SQLite and PostgreSQL, services in this process."""
+"""What every test has: an environment of its own, a small model, and an order that keeps all processes busy.
 
-import asyncio
-import contextlib
+No server and no driver is imported here: a test of pure code must start at once.
+"""
+
+import fcntl
 import itertools
 import logging
 import os
-import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from importlib.metadata import entry_points
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import hypothesis
 import pytest
 import structlog
-
-from fusewire import bus as bus_module
-from fusewire import provision
-from fusewire import pull as pull_module
-from fusewire.bus import Bus
-from fusewire.contracts import Tier
-from fusewire.service import Host, Service, listen
-from fusewire.settings import Database, Http, Nats, Settings
-from fusewire.store import migrate
-from fusewire.store.engine import Store
-from fusewire.testing.model_server import ModelServer
-from fusewire.testing.nats_server import NatsServer
-from fusewire.testing.postgres import PostgresServer
-from fusewire.topology import topology
-from fusewire_cli.client import Client
-from fusewire_cli.local.runner import Stack
 
 # A slow machine is no fault, and a run in CI is the same every time.
 hypothesis.settings.register_profile(
@@ -45,9 +26,7 @@ hypothesis.settings.load_profile("fusewire")
 
 KEPT_ENV = ("FUSEWIRE_NATS_SERVER", "FUSEWIRE_MIGRATIONS")
 
-MakeBus = Callable[..., Awaitable[Bus]]
-MakeSettings = Callable[..., Settings]
-Running = Callable[..., AbstractAsyncContextManager[Client]]
+MakeGguf = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True)
@@ -63,214 +42,91 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-@pytest.fixture(autouse=True)
-def _short_pulls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An idle loop notices within a moment that it has to stop."""
-    monkeypatch.setattr(bus_module, "PULL_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(pull_module, "PULL_TIMEOUT_S", 0.2)
+# -- the order of tests -----------------------------------------------------------------------
+
+PROCESSES_PER_CORE = 2
+"""Most tests wait for a server more than they compute."""
 
 
-# -- NATS -------------------------------------------------------------------------------------
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """How many test processes `-n auto` starts."""
+    return PROCESSES_PER_CORE * len(os.sched_getaffinity(0))
 
 
-@pytest.fixture
-async def nats(tmp_path: Path) -> AsyncIterator[NatsServer]:
-    """A server of the test's own, without streams."""
-    async with NatsServer(tmp_path / "nats") as server:
-        yield server
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first, in turn one for each test process; the rest by module, so that its fixtures are made once.
 
-
-@pytest.fixture
-async def make_bus(nats: NatsServer) -> AsyncIterator[MakeBus]:
-    """Connects as a service; with `models`, the topology for them is applied first."""
-    async with AsyncExitStack() as stack:
-
-        async def connect(service: str = "test", models: dict[str, Tier] | None = None) -> Bus:
-            bus = Bus(service, Nats(url=nats.url), drain_s=2)
-            await bus.connect(timeout_s=10)
-            stack.push_async_callback(bus.stop)
-            if models is not None:
-                await provision.apply(bus.js, topology(models))
-            return bus
-
-        yield connect
-
-
-# -- databases --------------------------------------------------------------------------------
-
-
-def _in_thread(work: Callable[[], Awaitable[Any]]) -> None:
-    """Run a coroutine of a session's fixture apart from any test's event loop."""
-
-    async def run() -> None:
-        await work()
-
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(asyncio.run, run()).result()
-
-
-async def _migrate(url: str) -> None:
-    store = Store(Database(url=url))
-    try:
-        await migrate.upgrade(store)
-    finally:
-        await store.close()
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
-    """The session's PostgreSQL, with a migrated database `template` to copy and an empty one, `template0`."""
-    with PostgresServer() as server:
-
-        async def prepare() -> None:
-            connection = await asyncpg.connect(server.dsn)
-            await connection.execute("CREATE DATABASE migrated")
-            await connection.close()
-            await _migrate(server.url("migrated"))
-
-        _in_thread(prepare)
-        yield server
-
-
-@pytest.fixture(scope="session")
-def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated database file to copy."""
-    path = tmp_path_factory.mktemp("sqlite") / "migrated.db"
-    _in_thread(lambda: _migrate(f"sqlite+aiosqlite:///{path}"))
-    return path
-
-
-_numbers = itertools.count(1)
-
-
-async def _new_postgres(server: PostgresServer, template: str) -> Database:
-    name = f"t{next(_numbers)}"
-    connection = await asyncpg.connect(server.dsn)
-    await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-    await connection.close()
-    return Database(url=server.url(name))
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
-    """A database without tables, of either kind."""
-    if request.param == "sqlite":
-        return Database(url=f"sqlite+aiosqlite:///{tmp_path / 'fusewire.db'}")
-    return await _new_postgres(request.getfixturevalue("postgres"), "template0")
-
-
-@pytest.fixture
-def sqlite_database(migrated_sqlite: Path, tmp_path: Path) -> Database:
-    """A migrated SQLite database."""
-    return Database(url=f"sqlite+aiosqlite:///{shutil.copy(migrated_sqlite, tmp_path / 'fusewire.db')}")
-
-
-@pytest.fixture
-async def postgres_database(postgres: PostgresServer) -> Database:
-    """A migrated PostgreSQL database."""
-    return await _new_postgres(postgres, "migrated")
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest) -> Database:
-    """A migrated database: the test runs on both kinds."""
-    found: Database = request.getfixturevalue("sqlite_database" if request.param == "sqlite" else "postgres_database")
-    return found
-
-
-@pytest.fixture
-async def store(database: Database) -> AsyncIterator[Store]:
-    """The store of a migrated database: the test runs on both kinds."""
-    store = Store(database)
-    yield store
-    await store.close()
-
-
-# -- services ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-async def model_server() -> AsyncIterator[ModelServer]:
-    """The fake model server; it answers whatever name a request gives."""
-    async with ModelServer() as server:
-        yield server
-
-
-@pytest.fixture
-def make_settings(tmp_path: Path, sqlite_database: Database, model_server: ModelServer) -> MakeSettings:
-    """Settings with hosted models `a`, `b`, `c`, `j` at the fake server and a pool of the first three.
-
-    `pool` and `models` add to what is there; all else replaces a section.
+    pytest-xdist hands each process a slice of the list of equal length, and lets idle ones take over from others.
     """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    rest = [item for item in items if not item.get_closest_marker("slow")]
+    rest.sort(key=lambda item: _LADDER.index(item.path.relative_to(_TESTS).parts[0]))
+    slices = [slow[worker::workers] for worker in range(workers)]
+    for _, module in itertools.groupby(rest, key=lambda item: item.path):
+        min(slices, key=len).extend(module)
+    # Of equal length, so that each process begins where its slice does.
+    length = -(-len(items) // workers)
+    left = [item for one in slices for item in one[length:]]
+    for one in slices:
+        missing = length - len(one)
+        one[length:] = left[: max(0, missing)]
+        left = left[max(0, missing) :]
+    items[:] = [item for one in slices for item in one]
 
-    def make(*, pool: dict[str, Any] | None = None, models: dict[str, Any] | None = None, **sections: Any) -> Settings:
-        hosted = {n: {"kind": "remote", "base_url": model_server.base_url, "model": n} for n in "abcj"}
-        given: dict[str, Any] = {
-            "data_dir": tmp_path / "data",
-            "database": sqlite_database,
-            "http": Http(port=0),
-            "limits": {"drain_s": 2},
-            "models": hosted | (models or {}),
-            # Nobody is left out for being slow: how busy the machine is must not show in an outcome.
-            "pools": {
-                "default": {
-                    "members": ["a", "b", "c"],
-                    "judge": "j",
-                    "quorum": 1.0,
-                    "control_share": 0.0,
-                    **(pool or {}),
-                }
-            },
-        }
-        return Settings(**{**given, **sections})
+
+_TESTS = Path(__file__).parent
+_LADDER = ("e2e", "conformance", "unit", "contract", "bench")
+
+
+# -- a small model ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def make_gguf(tmp_path_factory: pytest.TempPathFactory) -> MakeGguf:
+    """Writes a llama with random weights, two layers and a byte vocabulary.
+
+    `types` by the end of a tensor's name, `tied` embeddings, `metadata`, `drop`, `add`.
+    """
+    from fusewire.testing.tiny_gguf import write_gguf
+
+    def make(
+        types: dict[str, str] | None = None,
+        *,
+        tied: bool = True,
+        metadata: dict[str, Any] | None = None,
+        drop: str = "",
+        add: str = "",
+    ) -> Path:
+        path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+        chosen = {**(types or {"token_embd": "Q8_0"}), **({} if types and "" in types else {"": "Q4_1"})}
+        write_gguf(path, chosen, tied=tied, metadata=metadata or {}, drop=drop, add=add)
+        return path
 
     return make
 
 
-@pytest.fixture
-async def running() -> Running:
-    """Runs services in this process on a given broker: `async with running(settings, "judge", "ingest") as client`.
-
-    A service is named, or brought along. The topology is applied first; the database is migrated already.
-    """
-
-    @contextlib.asynccontextmanager
-    async def run(settings: Settings, *services: str | Service) -> AsyncIterator[Client]:
-        bus = Bus("ops", settings.nats)
-        await bus.connect(timeout_s=10)
-        await provision.apply(bus.js, topology({name: m.kind for name, m in settings.models.items()}))
-        await bus.stop()
-        sock = listen(settings.http)
-        host = Host([_build(s, settings) if isinstance(s, str) else s for s in services], sock)
-        url = "http://{}:{}".format(*sock.getsockname()[:2])
-        await host.start()
-        try:
-            async with Client(url) as client:
-                yield client
-        finally:
-            await host.stop()
-
-    return run
+@pytest.fixture(scope="session")
+def tiny_gguf(make_gguf: MakeGguf) -> Path:
+    """The types of the model that the product pulls: Q4_1, and Q8_0 for the tied embedding."""
+    return make_gguf()
 
 
-def _build(name: str, settings: Settings) -> Service:
-    (point,) = entry_points(group="fusewire.services", name=name)
-    service: Service = point.load()(settings)
-    return service
+@pytest.fixture(scope="session")
+def tiny_folder(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory, session_folder: Path) -> Path:
+    """That model as a folder, converted once for all test processes. Tests that damage it copy it first."""
+    from fusewire_worker_edge.importers.convert import import_gguf
+
+    folder = session_folder / "tiny"
+    with (session_folder / "tiny.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            import_gguf(tiny_gguf, folder)
+    return folder
 
 
-@pytest.fixture
-async def stack() -> Running:
-    """Runs the whole local stack in this process: `async with stack(settings) as client`."""
-
-    @contextlib.asynccontextmanager
-    async def run(settings: Settings) -> AsyncIterator[Client]:
-        whole = Stack(settings)
-        await whole.start()
-        try:
-            async with Client(whole.url) as client:
-                yield client
-        finally:
-            await whole.stop()
-
-    return run
+@pytest.fixture(scope="session")
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all test processes share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base

@@ -8,7 +8,8 @@ from pathlib import Path
 from fusewire.provision import TopologyConflictError, summary
 from fusewire.settings import Settings, find_file, load
 from fusewire.store.engine import parse_url
-from fusewire_cli.local.runner import apply_topology, running_nats, upgrade_database
+from fusewire_cli.local.run_file import running_nats
+from fusewire_cli.local.runner import apply_topology, upgrade_database
 from fusewire_cli.screen import fail, note
 from fusewire_cli.session import settings
 
@@ -36,7 +37,7 @@ def topology_apply(*, as_json: bool) -> None:
     """Provision, and print what was done."""
     config = settings()
     try:
-        changes = asyncio.run(apply_topology(_reachable(config)))
+        changes = asyncio.run(apply_topology(config, _embedded_url(config)))
     except TopologyConflictError as exc:
         fail(str(exc))
     if as_json:
@@ -48,16 +49,16 @@ def topology_apply(*, as_json: bool) -> None:
     print(", ".join(f"{count} {action}" for action, count in summary(changes).items()))
 
 
-def _reachable(config: Settings) -> Settings:
+def _embedded_url(config: Settings) -> str | None:
     if config.nats.url != "embedded":
-        return config
+        return None
     url = running_nats(config)
     if url is None:
         fail(
             "nats.url is 'embedded' and no `fusewire up` runs here",
             "`fusewire up` provisions its own broker; for another one set [nats] url",
         )
-    return config.model_copy(update={"nats": config.nats.model_copy(update={"url": url})})
+    return url
 
 
 def db_upgrade() -> None:

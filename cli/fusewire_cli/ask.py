@@ -4,10 +4,8 @@ import json
 import sys
 from typing import Any
 
-import uvloop
-
-from fusewire_cli.client import ApiError
-from fusewire_cli.screen import EXIT_SOME_FAILED, fail, note
+from fusewire_cli import fusing
+from fusewire_cli.screen import EXIT_SOME_FAILED, note
 from fusewire_cli.session import client, settings
 
 WAIT_S = 600
@@ -23,10 +21,7 @@ def ask(prompt: str, *, pool: str | None, mode: str | None, as_json: bool) -> No
         async with client(settings()) as api:
             return await api.submit(body, wait_s=WAIT_S)
 
-    try:
-        outcome = uvloop.run(main())
-    except ApiError as exc:
-        fail(exc.message, exc.mend)
+    outcome = fusing.run(main(), goes_on=False)
     if as_json:
         print(json.dumps(outcome, ensure_ascii=False))
     else:

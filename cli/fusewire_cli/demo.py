@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import uvloop
-
 from fusewire.settings import Settings, read_file
+from fusewire_cli import fusing
 from fusewire_cli.client import Client
 from fusewire_cli.screen import EXIT_FAULT, fail, note
 from fusewire_cli.session import BUILTIN, client
@@ -80,7 +79,7 @@ def demo(*, as_json: bool) -> None:
     note(f"{len(prompts)} prompts, a pool of {len(members)}: " + ", ".join(f"{m.name} ({m.model})" for m in members))
     if all(config.models[m.model].kind == "edge" for m in members):
         note("All members are one small model, asked in different ways; OPENAI_API_KEY would add a hosted one.")
-    outcomes = uvloop.run(_run(config, prompts))
+    outcomes = fusing.run(_run(config, prompts), goes_on=False)
     if as_json:
         print(json.dumps({"outcomes": [_summary(o) for o in outcomes]}, ensure_ascii=False))
     else:

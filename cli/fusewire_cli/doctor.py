@@ -18,7 +18,8 @@ from fusewire.store import migrate
 from fusewire.store.engine import Store
 from fusewire.topology import topology
 from fusewire_cli.local import nats
-from fusewire_cli.local.runner import running, running_nats
+from fusewire_cli.local.run_file import running, running_nats
+from fusewire_cli.local.runner import storage_mb
 from fusewire_cli.screen import EXIT_BAD_INPUT
 from fusewire_cli.session import settings
 
@@ -58,6 +59,10 @@ def _local(config: Settings) -> Iterator[Finding]:
     state: Literal["ok", "warning"] = "ok" if free > LEAST_FREE_BYTES else "warning"
     # After a full disk a nats-server needs a restart before it takes messages again.
     yield Finding("disk", state, f"{free / 1024**3:.1f} GiB free at {where}", "" if state == "ok" else "make room")
+    try:
+        yield Finding("storage", "ok", f"streams may take {storage_mb(config)} MiB in all")
+    except StartupError as exc:
+        yield Finding("storage", "fault", exc.what, exc.mend)
     if url := running(config):
         yield Finding("stack", "ok", f"runs at {url}")
     else:

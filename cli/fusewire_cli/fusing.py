@@ -2,7 +2,6 @@
 
 import asyncio
 import shlex
-import signal
 import sys
 from collections import deque
 from collections.abc import Coroutine, Mapping
@@ -10,15 +9,21 @@ from typing import Any, TypeVar
 
 import uvloop
 
+from fusewire.lifeline import stop_signals
 from fusewire_cli.batch import ANSWERED, GROUP, POLL_S
 from fusewire_cli.client import ApiError, Client
 from fusewire_cli.screen import EXIT_FAULT, EXIT_INTERRUPTED, fail, note, progress
+from fusewire_cli.session import end_at_once, end_soon
 
 T = TypeVar("T")
 
 
-def run(main: Coroutine[Any, Any, T]) -> T:
+def run(main: Coroutine[Any, Any, T], *, goes_on: bool = True) -> T:
     """Run a command's work.
+
+    Args:
+        main: the work.
+        goes_on: whether the same command goes on where it was when it is run again.
 
     Raises:
         SystemExit: it was interrupted, was refused, or cannot reach the service; each with one message.
@@ -26,7 +31,10 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     try:
         return uvloop.run(_stoppable(main))
     except asyncio.CancelledError:
-        note(f"interrupted; nothing is lost. Go on with:\n  {shlex.join(['fusewire', *sys.argv[1:]])}")
+        if goes_on:
+            note(f"interrupted; nothing is lost. Go on with:\n  {shlex.join(['fusewire', *sys.argv[1:]])}")
+        else:
+            note("interrupted; what was accepted is finished by the next Fusewire that runs here")
         sys.exit(EXIT_INTERRUPTED)
     except ApiError as exc:
         fail(exc.message, exc.mend)
@@ -37,8 +45,15 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 async def _stoppable(main: Coroutine[Any, Any, T]) -> T:
     task = asyncio.current_task()
     assert task is not None
-    for sig in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(sig, task.cancel)
+
+    def stop() -> None:
+        if task.cancelling():
+            end_at_once(EXIT_INTERRUPTED)
+        end_soon(EXIT_INTERRUPTED)
+        task.cancel()
+
+    for sig in stop_signals():
+        asyncio.get_running_loop().add_signal_handler(sig, stop)
     return await main
 
 

@@ -1,33 +1,43 @@
 """`fusewire up`."""
 
 import asyncio
-import signal
 
 import uvloop
 
-from fusewire import telemetry
+from fusewire import lifeline, telemetry
 from fusewire_cli.local.runner import Stack, wanted
-from fusewire_cli.screen import note
-from fusewire_cli.session import settings
+from fusewire_cli.screen import EXIT_FAULT, note
+from fusewire_cli.session import end_at_once, owns, settings
 
 
 def up(*, processes: bool) -> None:
-    """Run until Ctrl-C or SIGTERM, then drain."""
+    """Run until Ctrl-C, SIGTERM or SIGHUP, then drain."""
     config = settings()
     telemetry.configure(config.log, config.telemetry, service="up")
 
     async def main() -> None:
         stop = asyncio.Event()
-        for sig in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(sig, stop.set)
-        stack = Stack(config, processes=processes)
-        await stack.start()
+        stack = owns(Stack(config, processes=processes))
+
+        def ask_to_stop() -> None:
+            lifeline.end_within(stack.stop_s, lambda: end_at_once(EXIT_FAULT))
+            stop.set()
+
+        for sig in lifeline.stop_signals():
+            asyncio.get_running_loop().add_signal_handler(sig, ask_to_stop)
+        starting, stopping = asyncio.create_task(stack.start()), asyncio.create_task(stop.wait())
+        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            return
+        starting.result()
         print(f"API       {stack.url}/v1/fusions", flush=True)
         print(f"Health    {stack.url}/healthz  {stack.url}/readyz  {stack.url}/metrics", flush=True)
         print(f"Data      {config.data_dir.resolve()}", flush=True)
         print(f"Services  {', '.join(wanted(config))}", flush=True)
         print("Ctrl-C drains and stops.", flush=True)
-        await stop.wait()
+        await stopping
         note("draining …")
         await stack.stop()
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from fusewire import lifeline
 from fusewire.errors import StartupError
 from fusewire.settings import Settings, load, read_file
 
@@ -45,25 +46,37 @@ async def client(config: Settings, *, processes: bool = False, embeds: bool = Tr
     """
     from fusewire import telemetry
     from fusewire_cli.client import Client
-    from fusewire_cli.local.runner import Stack, running
+    from fusewire_cli.local.run_file import running
 
     url = os.environ.get(URL_ENV) or running(config)
     async with contextlib.AsyncExitStack() as end:
         if url is None:
             if not embeds:
                 raise StartupError("no Fusewire is running here", f"start `fusewire up`, or set {URL_ENV}")
+            from fusewire_cli.local.runner import Stack
+
             config.data_dir.mkdir(parents=True, exist_ok=True)
             log = end.enter_context((config.data_dir / "fusewire.log").open("a", encoding="utf-8"))
             telemetry.configure(config.log, config.telemetry, service="local", stream=log)
             # Any port: nobody else needs to find this one.
             own = config.model_copy(update={"http": config.http.model_copy(update={"port": 0})})
-            stack = Stack(own, processes=processes)
-            _own.append(stack)
+            stack = owns(Stack(own, processes=processes))
             await stack.start()
             end.callback(lambda: telemetry.configure(config.log, config.telemetry, service="local", stream=sys.stderr))
             end.push_async_callback(stack.stop)
             url = stack.url
         yield await end.enter_async_context(Client(url, os.environ.get(KEY_ENV)))
+
+
+def owns(stack: "Stack") -> "Stack":
+    """Note a stack that this process has started, for `end_at_once`."""
+    _own.append(stack)
+    return stack
+
+
+def end_soon(code: int) -> None:
+    """End this process by force if it has not ended when its stacks must have."""
+    lifeline.end_within(max((stack.stop_s for stack in _own), default=lifeline.STOP_S), lambda: end_at_once(code))
 
 
 def end_at_once(code: int) -> NoReturn:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import ipaddress
-import signal
 import socket
 import ssl
 import sys
@@ -15,11 +14,15 @@ import uvicorn
 import uvloop
 from prometheus_client import generate_latest
 
-from fusewire import telemetry
+from fusewire import lifeline, telemetry
 from fusewire.errors import StartupError
+from fusewire.lifeline import STOP_S
 from fusewire.settings import ConfigError, Http, Settings, load
 
 log = structlog.get_logger(__name__)
+
+HTTP_STOP_S = 3
+"""How long requests under way may take to end; who waits for an outcome asks again."""
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -145,14 +148,23 @@ def listen(http: Http) -> socket.socket:
 class Host:
     """Runs services and their one HTTP server until told to stop.
 
+    Args:
+        services: in the order in which they start; the first is stopped last.
+        sock: where to listen.
+        http: how to listen.
+        drain_s: how long a service may take to finish what it has begun.
+
     Raises:
         StartupError: TLS cannot be served as it is configured.
     """
 
-    def __init__(self, services: Sequence[Service], sock: socket.socket, http: Http | None = None) -> None:
+    def __init__(
+        self, services: Sequence[Service], sock: socket.socket, http: Http | None = None, drain_s: float = 10
+    ) -> None:
         self._services = list(services)
         self._sock = sock
         self._started: list[Service] = []
+        self._drain_s = drain_s
         http = http or Http()
         context = tls(http)
         config = uvicorn.Config(
@@ -160,7 +172,7 @@ class Host:
             log_config=None,
             lifespan="off",
             access_log=False,
-            timeout_graceful_shutdown=5,
+            timeout_graceful_shutdown=HTTP_STOP_S,
             # Uvicorn's own takes the ciphers of 1999 as its default.
             ssl_context_factory=(lambda *_: context) if context else None,
         )
@@ -182,15 +194,34 @@ class Host:
         log.info("service.started", services=[s.name for s in self._services], port=self._sock.getsockname()[1])
 
     async def stop(self) -> None:
-        """Stop in the opposite order: the door closes first."""
+        """Stop: the door closes first, then all services but the first drain at once, then the first.
+
+        What does not stop in time, such as a service whose database is locked, is given up. Nothing is lost:
+        what it had begun is begun again by the next one.
+        """
+        end = asyncio.get_running_loop().time() + self._drain_s + STOP_S - 1
         self._server.should_exit = True
         if self._serving:
             await asyncio.gather(self._serving, return_exceptions=True)
         self._sock.close()
-        for service in reversed(self._started):
-            with contextlib.suppress(Exception):
-                await service.stop()
+        first, rest = self._started[:1], self._started[1:]
+        await _stop(rest, end - 1)
+        await _stop(first, end)
         log.info("service.stopped", services=[s.name for s in self._services])
+
+
+async def _stop(services: Sequence[Service], end: float) -> None:
+    """Stop services side by side, until `end` (the loop's time) at the latest."""
+    tasks = {asyncio.create_task(service.stop()): service.name for service in services}
+    if not tasks:
+        return
+    done, late = await asyncio.wait(tasks, timeout=max(0.0, end - asyncio.get_running_loop().time()))
+    for task in late:
+        task.cancel()
+        log.warning("service.stop_timed_out", service=tasks[task])
+    for task in done:
+        if error := task.exception():
+            log.warning("service.stop_failed", service=tasks[task], fault=type(error).__name__)
 
 
 class _Server(uvicorn.Server):
@@ -201,15 +232,30 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def run(services: Sequence[Service], http: Http) -> None:
-    """Run until SIGTERM or SIGINT, then drain."""
+async def run(services: Sequence[Service], http: Http, drain_s: float) -> None:
+    """Run until SIGTERM, SIGINT, SIGHUP or the end of the parent process, then drain."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for sig in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(sig, stop.set)
-    host = Host(services, listen(http), http)
-    await host.start()
-    await stop.wait()
+
+    def ask_to_stop() -> None:
+        # In a thread of its own: the event loop may be blocked, and the interpreter waits for threads that are.
+        lifeline.end_within(drain_s + STOP_S)
+        with contextlib.suppress(RuntimeError):  # the loop has ended already
+            loop.call_soon_threadsafe(stop.set)
+
+    for sig in lifeline.stop_signals():
+        loop.add_signal_handler(sig, ask_to_stop)
+    lifeline.on_parent_end(ask_to_stop)
+    host = Host(services, listen(http), http, drain_s)
+    starting = asyncio.create_task(host.start(), name="start")
+    stopping = asyncio.create_task(stop.wait(), name="stop")
+    await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        return
+    starting.result()
+    await stopping
     await host.stop()
 
 
@@ -221,7 +267,7 @@ def main(name: str, build: Callable[[Settings], Service]) -> NoReturn:
     try:
         settings = load()
         telemetry.configure(settings.log, settings.telemetry, service=name)
-        uvloop.run(run([build(settings)], settings.http))
+        uvloop.run(run([build(settings)], settings.http, settings.limits.drain_s))
     except ConfigError as exc:
         for problem in exc.problems:
             sys.stderr.write(f"fusewire: {exc.source}: {problem}\n")

@@ -69,6 +69,9 @@ class Nats(Section):
     """The certificate authority to trust, where the system's store does not have it."""
     replicas: int = Field(default=1, ge=1, le=5)
     """Copies of each stream that `topology apply` asks for; 3 in a cluster."""
+    storage_mb: int | None = Field(default=None, ge=128)
+    """MiB that all streams together may take (one copy). Unset: 21 GiB; for the embedded server half of what is free
+    on its disk, if that is less."""
 
 
 class Http(Section):

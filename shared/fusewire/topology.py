@@ -5,11 +5,12 @@ Subjects are built here and nowhere else.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fusewire.contracts import PRIORITIES, Priority, Tier
 
+MIB = 1024**2
 GIB = 1024**3
 HOUR_S = 3600.0
 DAY_S = 24 * HOUR_S
@@ -97,6 +98,11 @@ STREAMS: tuple[Stream, ...] = (
 
 LEDGER = Bucket(LEDGER_BUCKET, ttl_s=7 * DAY_S, max_bytes=4 * GIB)
 
+FULL_STORAGE_MB = (sum(stream.max_bytes for stream in STREAMS) + LEDGER.max_bytes) // MIB
+"""What all of them may take where there is room for it; streams without a limit are small."""
+LEAST_BYTES = 8 * MIB
+"""No stream's limit is below this: it holds eight of the largest messages."""
+
 
 def task_stream(tier: Tier) -> str:
     """The stream that holds the tasks of a tier."""
@@ -108,18 +114,26 @@ def task_durable(model: str, tier: Tier, priority: Priority) -> Durable:
     return Durable(task_stream(tier), f"{model}-{priority}", task_subject(tier, model, priority))
 
 
-def topology(models: Mapping[str, Tier], replicas: int = 1) -> Topology:
+def topology(models: Mapping[str, Tier], replicas: int = 1, storage_mb: int = FULL_STORAGE_MB) -> Topology:
     """The whole topology for these models.
 
     Args:
         models: configured model names and their tiers; each gets a durable per priority.
         replicas: copies of each stream.
+        storage_mb: MiB that all streams together may take, for one copy; each has its share of it.
     """
+    share = storage_mb / FULL_STORAGE_MB
+
+    def limit(max_bytes: int) -> int:
+        return max(LEAST_BYTES, int(max_bytes * share)) if max_bytes else 0
+
     tasks = tuple(
         task_durable(model, tier, priority) for model, tier in sorted(models.items()) for priority in PRIORITIES
     )
     fixed = (DISPATCHER_PROMPT, DISPATCHER_ROUND, JUDGE, JUDGE_DUE, INGEST)
-    return Topology(STREAMS, fixed + tasks, (LEDGER,), replicas)
+    streams = tuple(replace(stream, max_bytes=limit(stream.max_bytes)) for stream in STREAMS)
+    ledger = replace(LEDGER, max_bytes=limit(LEDGER.max_bytes))
+    return Topology(streams, fixed + tasks, (ledger,), replicas)
 
 
 def prompt_subject(priority: Priority, tenant: str) -> str:

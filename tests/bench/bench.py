@@ -32,7 +32,7 @@ import aiohttp
 from fusewire.testing.model_script import ModelScript, Script
 from fusewire_cli.client import Client
 from fusewire_cli.local.nats import find
-from fusewire_cli.local.runner import RUN_FILE
+from fusewire_cli.local.run_file import RUN_FILE
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build"

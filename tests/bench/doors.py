@@ -32,7 +32,7 @@ from nats.aio.msg import Msg
 
 from bench import BUILD, MEMBERS, ROOT, fusewire_up, models, spread
 from fusewire.testing.model_script import ModelScript, Script
-from fusewire_cli.local.runner import RUN_FILE
+from fusewire_cli.local.run_file import RUN_FILE
 
 JUDGE = "judge"
 LINE_CHARS = 1000

@@ -41,6 +41,14 @@ async def http(settings: Settings, stack: Running) -> AsyncIterator[Http]:
 
 
 @pytest.fixture
+async def few_at_once(settings: Settings, stack: Running) -> AsyncIterator[Http]:
+    """The whole of Fusewire, with so few lines in flight that a batch of hundreds is far from its end."""
+    limits = settings.limits.model_copy(update={"batch_window": 4})
+    async with stack(settings.model_copy(update={"limits": limits})) as client, Http(client._url) as session:
+        yield session
+
+
+@pytest.fixture
 async def door(
     make_settings: MakeSettings, running: Running, nats: NatsServer, database: Database
 ) -> AsyncIterator[Http]:
@@ -364,10 +372,12 @@ async def test_no_more_lines_than_the_window_are_in_flight(door: Http) -> None:
     assert (await in_flight(door, other, 0))["x_fusewire"]["held"] == 3
 
 
-async def test_what_was_cancelled_keeps_its_lines_and_goes_on(http: Http, model_server: ModelServer) -> None:
+async def test_what_was_cancelled_keeps_its_lines_and_goes_on(few_at_once: Http, model_server: ModelServer) -> None:
+    http = few_at_once
     model_server.set_script(Script.of(latency_ms=50))
     batch = await made(http, prompts(300))
     await standing(http, batch, "in_progress")
+    await model_server.arrived(1)
     status, stopped = await asked(
         http, "POST", f"/batches/{batch['id']}/cancel", params={"drain": "true", "reason": "interrupted"}
     )

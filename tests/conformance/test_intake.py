@@ -17,7 +17,7 @@ from fusewire.service import listen
 from fusewire.settings import Http, Nats, Settings
 from fusewire.store.engine import Store
 from fusewire.store.queries import Standing, standings
-from fusewire.testing.eventually import eventually
+from fusewire.testing.eventually import PATIENCE_S, eventually
 from fusewire.testing.nats_server import NatsServer
 from fusewire_cli.client import ApiError, Client
 
@@ -296,7 +296,7 @@ async def replies(producer: Bus) -> tuple[str, Callable[[], Any]]:
     heard = await producer.client.subscribe(inbox)
 
     async def next_reply() -> Any:
-        return json.loads((await heard.next_msg(timeout=10)).data)
+        return json.loads((await heard.next_msg(timeout=PATIENCE_S)).data)
 
     return inbox, next_reply
 

@@ -1,10 +1,7 @@
 """The paid-call ledger, in memory and in a real NATS bucket: what a crash at each point costs."""
 
 import asyncio
-import json
 import random
-import shutil
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -21,6 +18,7 @@ from fusewire.settings import RemoteModel
 from fusewire.testing.memory_kv import MemoryKeyValue
 from fusewire.testing.model_script import FaultKind, Script
 from fusewire.testing.model_server import ModelServer
+from fusewire.testing.nats_server import NatsServer
 from fusewire_worker_remote.generate import RemoteGenerate
 from fusewire_worker_remote.ledger import Busy, ConflictError, Entry, Ledger, LedgerUnavailable
 from fusewire_worker_remote.ledger_kv import BUCKET, KvLedger
@@ -28,33 +26,13 @@ from fusewire_worker_remote.ledger_kv import BUCKET, KvLedger
 LEASE_S = 15.0
 
 
-@asynccontextmanager
-async def nats_server(folder: Path) -> AsyncIterator[str]:
-    """A server of our own on a free port; gives its URL."""
-    binary = Path(sys.executable).with_name("nats-server")
-    process = await asyncio.create_subprocess_exec(
-        str(binary if binary.exists() else shutil.which("nats-server")),
-        *("-js", "-a", "127.0.0.1", "-p", "-1", "--ports_file_dir", str(folder), "-sd", str(folder)),
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    try:
-        ports = folder / f"nats-server_{process.pid}.ports"
-        while not (ports.exists() and ports.read_text()):
-            assert process.returncode is None, "nats-server ended"
-            await asyncio.sleep(0.01)
-        yield json.loads(ports.read_text())["nats"][0]
-    finally:
-        process.terminate()
-        await process.wait()
-
-
 @pytest.fixture(params=["memory", "nats"])
 async def kv(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[KeyValue]:
     if request.param == "memory":
         yield MemoryKeyValue()
         return
-    async with nats_server(tmp_path) as url:
-        client = await nats.connect(url)
+    async with NatsServer(tmp_path) as server:
+        client = await nats.connect(server.url)
         try:
             yield await client.jetstream().create_key_value(bucket=BUCKET, history=1, direct=True)
         finally:

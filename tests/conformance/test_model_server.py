@@ -11,6 +11,7 @@ import pytest
 
 from fusewire.testing.model_script import Model, ModelScript, Rule, Script, ScriptedCall
 from fusewire.testing.model_server import ModelServer
+from fusewire.testing.processes import bound
 
 
 async def ask(base_url: str, prompt: str, *, key: str = "", **more: Any) -> str:
@@ -139,9 +140,8 @@ async def test_requests_that_arrive_in_pieces_or_together_are_each_answered() ->
 
 
 async def test_it_runs_in_a_process_of_its_own_and_is_controlled_over_http() -> None:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "fusewire.testing.model_server", "--port", "0", stdout=asyncio.subprocess.PIPE
-    )
+    command = bound([sys.executable, "-m", "fusewire.testing.model_server", "--port", "0"])
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     try:
         assert process.stdout is not None
         url = f"http://127.0.0.1:{json.loads(await process.stdout.readline())['port']}"

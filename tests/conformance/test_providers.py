@@ -16,6 +16,7 @@ import pytest
 
 from fusewire.contracts import Candidate, Image, Message, Sampling, Task, Tool, ToolCall
 from fusewire.settings import RemoteModel
+from fusewire.testing.eventually import PATIENCE_S
 from fusewire.testing.memory_kv import MemoryKeyValue
 from fusewire.testing.model_connection import Recorded
 from fusewire.testing.model_script import Fault, FaultKind, Script, ScriptedCall
@@ -448,7 +449,7 @@ async def test_text_is_told_while_the_answer_is_being_written(provider: str) -> 
                     begun.set()
 
         running = asyncio.create_task(side.ask(tell=Telling()))
-        await asyncio.wait_for(begun.wait(), 20)
+        await asyncio.wait_for(begun.wait(), PATIENCE_S)
         assert not running.done()
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)

@@ -2,16 +2,14 @@
 
 import contextlib
 import json
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from fusewire.testing.command_line import Cli, FakeServer, bare
+from fusewire.testing.command_line import Cli, FakeServer, address, background, bare
+from fusewire.testing.eventually import until
 from fusewire.testing.served import Served
 
 CONFIG = """
@@ -31,17 +29,10 @@ members = ["a", "b", "c"]
 
 @contextlib.contextmanager
 def fake_models(latency: str) -> Iterator[FakeServer]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fusewire.testing.model_server", "--port", "0", "--latency-ms", latency],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    with process:
-        try:
-            yield FakeServer(json.loads(process.stdout.readline())["port"])
-        finally:
-            process.terminate()
+    command = [sys.executable, "-m", "fusewire.testing.model_server", "--port", "0", "--latency-ms", latency]
+    with background(command, cwd=Path.cwd()) as process:
+        until(lambda: process.stdout.endswith("\n") or process.returncode is not None, "the fake's port")
+        yield FakeServer(json.loads(process.stdout)["port"])
 
 
 @pytest.fixture
@@ -67,16 +58,9 @@ def cli(tmp_path: Path, server: FakeServer) -> Cli:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """One stack for all tests of a module."""
     folder = tmp_path_factory.mktemp("served")
-    with fake_models("5") as server, configured(folder, server).start("up") as process:
-        yield Served(**_running(folder / ".fusewire" / "up.json", process), server=server)
-
-
-def _running(file: Path, process: subprocess.Popen[str]) -> dict[str, Any]:
-    end = time.monotonic() + 60
-    while time.monotonic() < end and process.poll() is None:
-        if file.exists():
-            found = json.loads(file.read_text())
-            return {"url": found["url"], "nats": found["nats"]}
-        time.sleep(0.05)
-    process.kill()
-    raise AssertionError(f"the stack did not start: {process.communicate()[1]}")
+    with fake_models("5") as server:
+        cli = configured(folder, server)
+        with cli.start("up") as process:
+            url = address(cli, process)
+            nats = json.loads((folder / ".fusewire" / "up.json").read_text())["nats"]
+            yield Served(url, nats, server)

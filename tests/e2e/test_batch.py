@@ -5,11 +5,9 @@ import json
 import os
 import re
 import signal
-import subprocess
-import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -17,17 +15,13 @@ from typing import Any
 
 import pytest
 
-from fusewire.testing.command_line import Cli, FakeServer, write_lines
+from fusewire.testing.command_line import Cli, Command, FakeServer, address, write_lines
+from fusewire.testing.eventually import PATIENCE_S, until
 
 SAID = [{"role": "user", "content": "Is copper a metal?"}]
+LINES = int(os.environ.get("BATCH_LINES", "600"))
+"""Of the batch that is killed whole; `make test-batch` takes 2,000."""
 OPENAI = {"custom_id": "o", "method": "POST", "url": "/v1/chat/completions"}
-
-
-def until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"never saw: {what}"
-        time.sleep(0.05)
 
 
 def lines_in(path: Path) -> int:
@@ -43,7 +37,7 @@ def ids_of(text: str) -> list[str]:
 
 
 def stats(server: FakeServer) -> dict[str, Any]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/_control/stats", timeout=10) as reply:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/_control/stats", timeout=PATIENCE_S) as reply:
         return dict(json.load(reply))
 
 
@@ -54,7 +48,7 @@ def paid_calls(server: FakeServer) -> int:
 def play(server: FakeServer, **model: Any) -> None:
     """Have every model of the fake server do this from now on; its counts begin anew."""
     script = json.dumps({"models": {"*": model}}).encode()
-    urllib.request.urlopen(f"http://127.0.0.1:{server.port}/_control/script", data=script, timeout=10).close()
+    urllib.request.urlopen(f"http://127.0.0.1:{server.port}/_control/script", data=script, timeout=PATIENCE_S).close()
 
 
 def with_env(cli: Cli, **env: str) -> Cli:
@@ -92,22 +86,19 @@ def batch_of(stderr: str) -> str:
     return found[1]
 
 
-def stop_at_once(process: subprocess.Popen[str]) -> None:
+def stop_at_once(process: Command) -> None:
     """Ask to stop, and then again."""
     process.send_signal(signal.SIGTERM)
-    assert process.stderr is not None
-    while "what is in flight is waited for" not in process.stderr.readline():
-        assert process.poll() is None
+    until(lambda: "what is in flight is waited for a moment" in process.stderr, "the notice")
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130
+    assert process.wait() == 130
 
 
 @contextmanager
 def up(cli: Cli) -> Iterator[None]:
     """A Fusewire that runs."""
     with cli.start("up") as process:
-        assert process.stdout is not None
-        process.stdout.readline()
+        address(cli, process)
         yield
 
 
@@ -126,9 +117,8 @@ def test_a_batch_survives_kill_9_of_every_process(cli: Cli, server: FakeServer) 
             seen = lines_in(out)
             os.kill(pid, signal.SIGKILL)
             until(functools.partial(lambda seen: lines_in(out) > seen, seen), f"progress after the kill of {name}")
-            assert process.poll() is None, "the batch was over before every process had been killed"
-        _stdout, stderr = process.communicate(timeout=180)
-    assert process.returncode == 0, stderr
+            assert process.returncode is None, "the batch was over before every process had been killed"
+        assert process.wait() == 0, process.stderr
     results = sorted(read(out.read_text()), key=lambda result: result["index"])
     assert [r["custom_id"] for r in results] == names
     assert [r["index"] for r in results] == list(range(1, 301))
@@ -141,30 +131,30 @@ def test_a_batch_survives_kill_9_of_every_process(cli: Cli, server: FakeServer) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("server", [5], indirect=True)
-def test_a_killed_run_of_2000_lines_is_run_again_and_buys_no_answer_twice(cli: Cli, server: FakeServer) -> None:
-    names = write_lines(cli.folder / "in.jsonl", 2000)
+def test_a_killed_run_is_run_again_and_buys_no_answer_twice(cli: Cli, server: FakeServer) -> None:
+    names = write_lines(cli.folder / "in.jsonl", LINES)
     out = cli.folder / "out.jsonl"
     args = ("batch", "run", "in.jsonl", "-o", "out.jsonl", "--pool", "closed")
     cli = windowed(cli, 48)
     with cli.start(*args) as process:
-        until(lambda: lines_in(out) >= 500, "the first 500 lines")
+        until(lambda: lines_in(out) >= LINES // 4, "the first quarter")
         for pid in (process.pid, *processes_of(cli).values()):
             os.kill(pid, signal.SIGKILL)
-        process.communicate(timeout=60)
-    assert 500 <= lines_in(out) < 2000
-    again = cli.run(*args, timeout=300)
+        process.wait()
+    assert LINES // 4 <= lines_in(out) < LINES
+    again = cli.run(*args)
     assert again.returncode == 0, again.stderr
     results = read(out.read_text())
     assert [r["custom_id"] for r in results] == names
-    assert [r["index"] for r in results] == list(range(1, 2001))
+    assert [r["index"] for r in results] == list(range(1, LINES + 1))
     # Each call has an id; only those in flight at the kill may be made again, once.
     calls = Counter(stats(server)["by_key"])
-    assert len(calls) == 3 * 2000
+    assert len(calls) == 3 * LINES
     assert max(calls.values()) <= 2
-    assert calls.total() <= 3 * 2000 + 3 * 48
+    assert calls.total() <= 3 * LINES + 3 * 48
     whole = cli.run(*args)
     assert whole.returncode == 0
-    assert "2000 answered, 0 failed" in whole.stderr
+    assert f"{LINES} answered, 0 failed" in whole.stderr
     assert paid_calls(server) == calls.total()
 
 
@@ -173,11 +163,12 @@ def test_a_killed_run_of_2000_lines_is_run_again_and_buys_no_answer_twice(cli: C
 def test_ctrl_c_says_how_to_go_on_and_going_on_asks_nothing_twice(cli: Cli, server: FakeServer, way: str) -> None:
     names = write_lines(cli.folder / "in.jsonl", 60)
     out = cli.folder / "out.jsonl"
-    with windowed(cli, 4).start("batch", "run", "in.jsonl", "-o", "out.jsonl") as process:
+    patient = with_env(windowed(cli, 4), FUSEWIRE_LIMITS__DRAIN_S="200")
+    with patient.start("batch", "run", "in.jsonl", "-o", "out.jsonl") as process:
         until(lambda: lines_in(out) >= 8, "the first 8 lines")
         process.send_signal(signal.SIGINT)
-        _stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130, stderr
+        assert process.wait() == 130, process.stderr
+        stderr = process.stderr
     batch = batch_of(stderr)
     assert f"fusewire batch resume {batch} -o out.jsonl" in stderr
     stopped = lines_in(out)

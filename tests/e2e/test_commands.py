@@ -3,12 +3,14 @@
 import json
 import signal
 import socket
+import subprocess
 import urllib.request
 from pathlib import Path
 
 import pytest
 
-from fusewire.testing.command_line import Cli, bare
+from fusewire.testing.command_line import END_S, FUSEWIRE, Cli, address, bare
+from fusewire.testing.eventually import PATIENCE_S, until
 
 
 def test_help_lists_every_command(cli: Cli) -> None:
@@ -45,10 +47,11 @@ def test_ask_names_the_nearest_pool_and_mode(cli: Cli, args: tuple[str, str], me
 
 def test_up_serves_until_it_is_told_to_stop(cli: Cli) -> None:
     with cli.start("up") as process:
-        assert process.stdout is not None
-        api = process.stdout.readline().split()[1]
+        api = f"{address(cli, process)}/v1/fusions"
+        until(lambda: "Ctrl-C drains" in process.stdout, "what it says once it runs")
+        assert process.stdout.split()[:2] == ["API", api]
         base = api.removesuffix("/v1/fusions")
-        health = [urllib.request.urlopen(f"{base}/{path}", timeout=10).read() for path in ("healthz", "readyz")]
+        health = [urllib.request.urlopen(f"{base}/{path}", timeout=END_S).read() for path in ("healthz", "readyz")]
         assert all(body.startswith(b"ok") for body in health)
         assert cli.run("topology", "apply").stdout.strip().endswith("unchanged")
         other = cli.run("up")
@@ -56,11 +59,11 @@ def test_up_serves_until_it_is_told_to_stop(cli: Cli) -> None:
         assert "another Fusewire runs on the data folder" in other.stderr
         # A second command finds the running stack and uses it.
         assert cli.run("ask", "hello").returncode == 0
-        metrics = urllib.request.urlopen(f"{base}/metrics", timeout=10).read().decode()
+        metrics = urllib.request.urlopen(f"{base}/metrics", timeout=END_S).read().decode()
         assert 'fusewire_prompts_accepted_total{door="http"} 1.0' in metrics
         assert cli.run("doctor").returncode == 0
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait() == 0
     assert not (cli.folder / ".fusewire" / "up.json").exists()
 
 
@@ -132,7 +135,8 @@ def test_model_verify_names_what_is_wrong(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_a_reader_that_leaves_early_is_no_fault(cli: Cli) -> None:
-    with cli.start("config", "check") as process:
+    command = [str(FUSEWIRE), "config", "check"]
+    with subprocess.Popen(command, cwd=cli.folder, env=dict(cli.env), stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.close()
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE_S) == 0

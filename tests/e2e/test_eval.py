@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fusewire.testing.command_line import Cli, FakeServer, write_lines
+from fusewire.testing.eventually import PATIENCE_S
 
 DATA = Path(__file__).parent / "data"
 SUITE, REPLAY = str(DATA / "suite.jsonl"), str(DATA / "replay.jsonl")
@@ -15,7 +16,7 @@ SUITE, REPLAY = str(DATA / "suite.jsonl"), str(DATA / "replay.jsonl")
 
 def calls(server: FakeServer) -> dict[str, int]:
     """Requests that the model server has seen, by model."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/_control/stats", timeout=10) as reply:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/_control/stats", timeout=PATIENCE_S) as reply:
         return dict(json.loads(reply.read())["by_model"])
 
 

@@ -3,16 +3,13 @@
 import json
 import time
 
-from fusewire.testing.command_line import Cli
+from fusewire.testing.command_line import Cli, address
 
 
 def test_a_key_opens_the_door_until_it_is_revoked(cli: Cli) -> None:
     folder, cli = cli.folder, Cli(cli.folder, {**cli.env, "FUSEWIRE_HTTP__KEYS": "required"})
-    with cli.start("up"):
-        run, until = folder / ".fusewire" / "up.json", time.monotonic() + 60
-        while not run.exists():
-            assert time.monotonic() < until, "it never came up"
-            time.sleep(0.05)
+    with cli.start("up") as process:
+        address(cli, process)
         refused = cli.run("ask", "Why?")
         assert refused.returncode != 0
         assert "FUSEWIRE_API_KEY" in refused.stderr

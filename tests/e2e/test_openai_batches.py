@@ -4,13 +4,14 @@ import io
 import json
 import time
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import openai
 import pytest
 from openai import OpenAI
 from openai.types import Batch
 
+from fusewire.testing.eventually import until
 from fusewire.testing.model_script import Fault, Script
 from fusewire.testing.served import Served
 
@@ -40,12 +41,11 @@ def made(client: OpenAI, data: bytes, **more: Any) -> Batch:
 
 
 def ended(client: OpenAI, batch: Batch) -> Batch:
-    until = time.monotonic() + 60
-    while batch.status not in OVER:
-        assert time.monotonic() < until, batch.status
-        time.sleep(0.05)
-        batch = client.batches.retrieve(batch.id)
-    return batch
+    def over() -> Batch | None:
+        found = client.batches.retrieve(batch.id)
+        return found if found.status in OVER else None
+
+    return cast("Batch", until(over, "the end of the batch"))
 
 
 def content(client: OpenAI, file_id: str | None) -> list[dict[str, Any]]:

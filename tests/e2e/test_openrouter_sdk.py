@@ -11,6 +11,7 @@ from openrouter import OpenRouter, errors
 from openrouter.components import ChatResult, OpenAIFile, OpenAIFileDeleted, OpenAIFileList
 
 from fusewire import ids
+from fusewire.testing.eventually import until
 from fusewire.testing.model_script import Fault, Script, ScriptedCall
 from fusewire.testing.served import Served
 
@@ -155,12 +156,12 @@ def test_files(client: OpenRouter) -> None:
 
 def batch_of(client: OpenRouter, *requests: Any) -> Any:
     made = client.batch.create_batches(endpoint="/v1/chat/completions", model=MODEL, requests=requests)
-    until = time.monotonic() + 60
-    while made.status in ("validating", "in_progress", "finalizing"):
-        assert time.monotonic() < until, made.status
-        time.sleep(0.05)
-        made = client.batch.get_batches(id=made.id)
-    return made
+
+    def over() -> Any:
+        found = client.batch.get_batches(id=made.id)
+        return None if found.status in ("validating", "in_progress", "finalizing") else found
+
+    return until(over, "the end of the batch")
 
 
 def test_a_batch(client: OpenRouter, served: Served) -> None:

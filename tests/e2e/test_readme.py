@@ -2,15 +2,13 @@
 
 import json
 import re
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fusewire.testing.command_line import FUSEWIRE, Cli
+from fusewire.testing.command_line import FUSEWIRE, Cli, address, background
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 URL = "http://localhost:8484"
@@ -31,12 +29,8 @@ def url(cli: Cli) -> Iterator[str]:
     line = {"method": "POST", "url": "/v1/chat/completions", "body": body}
     lines = [json.dumps({"custom_id": f"q{n}", **line}) for n in range(3)]
     (cli.folder / "in.jsonl").write_text("\n".join(lines))
-    with cli.start("up"):
-        run, until = cli.folder / ".fusewire" / "up.json", time.monotonic() + 60
-        while not run.exists():
-            assert time.monotonic() < until, "it never came up"
-            time.sleep(0.05)
-        yield json.loads(run.read_text())["url"]
+    with cli.start("up") as process:
+        yield address(cli, process)
 
 
 def python(cli: Cli, url: str, snippet: str) -> list[str]:
@@ -50,9 +44,9 @@ def sh(cli: Cli, snippet: str) -> list[str]:
 
 def ran(cli: Cli, command: list[str]) -> list[str]:
     env = {**cli.env, "PATH": f"{FUSEWIRE.parent}:{cli.env['PATH']}"}
-    done = subprocess.run(command, cwd=cli.folder, env=env, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    with background(command, cwd=cli.folder, env=env) as process:
+        assert process.wait() == 0, process.stderr
+        return process.stdout.splitlines()
 
 
 def test_coming_from_openrouter_fusion(cli: Cli, url: str) -> None:

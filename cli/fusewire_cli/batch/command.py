@@ -1,5 +1,6 @@
 """`fusewire batch`: what its commands do."""
 
+import asyncio
 import contextlib
 import json
 import sys
@@ -15,6 +16,7 @@ from fusewire import ids as keys
 from fusewire.contracts import Prompt
 from fusewire.settings import Settings
 from fusewire_cli import fusing
+from fusewire_cli.batch import POLL_S
 from fusewire_cli.batch.checking import Checked, Rules, check
 from fusewire_cli.batch.custom_ids import Ids, new_ids
 from fusewire_cli.batch.ending import conclude
@@ -34,13 +36,13 @@ from fusewire_cli.screen import (
     note,
     rows,
 )
-from fusewire_cli.session import client, end_at_once, is_elsewhere, settings
+from fusewire_cli.session import client, end_at_once, end_soon, is_elsewhere, settings
 from fusewire_ingest.rules import pool_rules
 
 ENDPOINT = "/v1/chat/completions"
 RUN_KEY = "fusewire_run"
 """The metadata of a batch that says which file with which options it is."""
-DRAINING = "stopping: what is in flight is waited for; Ctrl-C again ends at once"
+DRAINING = "stopping: what is in flight is waited for a moment; Ctrl-C again ends at once"
 COLUMNS = (
     "id",
     "status",
@@ -141,7 +143,7 @@ def run(asked: Asked, shape: Shape, *, show: Show, processes: bool) -> None:
             sys.exit(EXIT_SOME_FAILED if output.failed else 0)
 
         async def main() -> int:
-            stop = _stop(DRAINING)
+            stop = _stop(DRAINING, config)
             async with client(config, processes=processes) as api:
                 batch = await _attach(api, asked, path, found.digest, stop)
                 return await _see_through(api, batch, output, show, stop)
@@ -156,7 +158,7 @@ def submit(asked: Asked) -> None:
     with checked(asked, config) as (path, found, _ids):
 
         async def main() -> int:
-            stop = _stop("stopping")
+            stop = _stop("stopping", config)
             async with client(config, embeds=False) as api:
                 batch = await _attach(api, asked, path, found.digest, stop)
             print(batch["id"])
@@ -182,7 +184,11 @@ async def _attach(api: Client, asked: Asked, path: Path, digest: str, stop: Stop
     counts = batch["request_counts"]
     done = counts["completed"] + counts["failed"]
     note(f"{batch['id']} is there: {done} of {counts['total']} lines are done already")
-    if batch["status"] == "cancelled":
+    while batch["status"] == "finalizing":
+        # A batch that was stopped is about to be over, and can then be gone on with.
+        await stop.guard(asyncio.sleep(POLL_S))
+        batch = await api.batch(batch["id"])
+    if batch["status"] in ("cancelled", "cancelling"):
         if batch["x_fusewire"]["stop_reason"] == "request":
             mend = f"go on with `fusewire batch resume {batch['id']}`, or make another with --name"
             fail(f"{batch['id']} was cancelled", mend)
@@ -231,7 +237,7 @@ def _go_on(
     config = settings()
 
     async def main() -> int:
-        stop = _stop(DRAINING)
+        stop = _stop(DRAINING, config)
         async with client(config, processes=processes) as api:
             batch = await begin(api)
             if shape.out is None:
@@ -257,7 +263,7 @@ def watch(batch_id: str, *, show: Show) -> None:
     config = settings()
 
     async def main() -> int:
-        stop = _stop("no longer watching")
+        stop = _stop("no longer watching", config)
         async with client(config) as api:
             with Progress(show) as progress:
                 batch = await follow(api, batch_id, None, progress, stop, cancels=False)
@@ -313,8 +319,13 @@ def results(batch_id: str, shape: Shape) -> None:
         note(f"{count} of {done} settled lines, up to the first that has not settled; --as-completed gives all")
 
 
-def _stop(notice: str) -> Stop:
-    return Stop(lambda: end_at_once(EXIT_INTERRUPTED), notice).listen()
+def _stop(notice: str, config: Settings) -> Stop:
+    return Stop(
+        at_once=lambda: end_at_once(EXIT_INTERRUPTED),
+        at_last=lambda: end_soon(EXIT_INTERRUPTED),
+        notice=notice,
+        drain_s=config.limits.drain_s,
+    ).listen()
 
 
 def _end(main: Coroutine[Any, Any, int]) -> int:

@@ -24,7 +24,7 @@ def conclude(batch: dict[str, Any], output: Output | None, *, is_interrupted: bo
         note(f"ask the failed again with: fusewire batch retry {batch['id']}")
     if batch["status"] == "expired":
         note(f"the completion window is over; {counts['total'] - counts['completed']} lines have no answer")
-    if batch["status"] == "cancelled":
+    if batch["status"] in ("cancelled", "cancelling"):
         out = f" -o {shlex.quote(output.name)}" if output and output.name != "stdout" else ""
         more = " --max-cost USD" if ours["stop_reason"] == "budget" else ""
         note(f"stopped: {ours['stop_reason']}; nothing is lost. Go on with:")

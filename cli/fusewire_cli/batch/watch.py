@@ -3,12 +3,12 @@
 import asyncio
 import contextlib
 import json
-import signal
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, Self, TypeVar
 
+from fusewire.lifeline import stop_signals
 from fusewire_cli.batch import GROUP, POLL_S
 from fusewire_cli.batch.output import Output, is_unsettled
 from fusewire_cli.client import BrokenOffError, Client, Form, Order
@@ -26,16 +26,28 @@ class InterruptedRunError(Exception):
 
 
 class Stop:
-    """Ctrl-C and SIGTERM: the first asks to stop, the second ends at once."""
+    """Ctrl-C, SIGTERM and SIGHUP: the first asks to stop, the second ends at once.
 
-    def __init__(self, at_once: Callable[[], None], notice: str) -> None:
+    Args:
+        at_once: ends the process.
+        at_last: sees to it that the process ends in time, whatever it waits for.
+        notice: what is said at the first.
+        drain_s: how long what is in flight is waited for.
+    """
+
+    def __init__(
+        self, *, at_once: Callable[[], None], at_last: Callable[[], None], notice: str, drain_s: float
+    ) -> None:
         self._at_once = at_once
+        self._at_last = at_last
         self._notice = notice
+        self._drain_s = drain_s
         self._asked = asyncio.Event()
+        self._until = 0.0
 
     def listen(self) -> Self:
         """From now on."""
-        for sig in (signal.SIGINT, signal.SIGTERM):
+        for sig in stop_signals():
             asyncio.get_running_loop().add_signal_handler(sig, self._take)
         return self
 
@@ -44,10 +56,17 @@ class Stop:
         """Whether somebody asked to stop."""
         return self._asked.is_set()
 
+    @property
+    def is_due(self) -> bool:
+        """Whether what is in flight has been waited for long enough."""
+        return self.is_asked and asyncio.get_running_loop().time() >= self._until
+
     def _take(self) -> None:
         if self.is_asked:
             self._at_once()
+        self._until = asyncio.get_running_loop().time() + self._drain_s
         self._asked.set()
+        self._at_last()
         note(self._notice)
 
     async def sleep(self, seconds: float) -> None:
@@ -162,7 +181,7 @@ async def follow(
         output: where results go, if anywhere.
         progress: shows how it stands.
         stop: who asks to stop.
-        cancels: whether to stop means to stop the batch, wait for what is in flight, and write that too;
+        cancels: whether to stop means to stop the batch, wait a moment for what is in flight, and write that too;
             else it means to stop watching.
 
     Returns:
@@ -174,7 +193,7 @@ async def follow(
         batch = await api.batch(batch_id)
         progress.update(batch)
         written = await write(api, batch_id, output) if output else 0
-        if batch["status"] in OVER or (stop.is_asked and not cancels):
+        if batch["status"] in OVER or (stop.is_asked and not cancels) or (is_told and stop.is_due):
             return batch
         if stop.is_asked and not is_told:
             await api.cancel_batch(batch_id, drain=True, reason="interrupted")

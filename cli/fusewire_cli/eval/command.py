@@ -14,7 +14,7 @@ from fusewire_cli.eval.asking import Target, is_equally_weighed, replies, scored
 from fusewire_cli.eval.suite import Fault, Question, Replay, Reply, check, read_replay, read_suite
 from fusewire_cli.eval.table import Kind, Score
 from fusewire_cli.fusing import fuse, run
-from fusewire_cli.local.runner import running
+from fusewire_cli.local.run_file import running
 from fusewire_cli.screen import Format, fail, note, rows
 from fusewire_cli.session import client, settings
 from fusewire_ingest.admission import RefusedError, Submission, parse

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import shutil
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
 from fusewire.errors import StartupError
 
@@ -21,6 +23,9 @@ jetstream {{
   store_dir: {store}
   # An acknowledged message has been synced: it survives the machine, not only the process.
   sync_interval: always
+  # The streams' own limits bound the disk (local/storage.py). The server's default, a share of what is free when it
+  # starts, would refuse streams on a disk that has become fuller.
+  max_file_store: 1TB
 }}
 """
 
@@ -47,12 +52,21 @@ def find() -> Path:
 
 
 class EmbeddedNats:
-    """One nats-server on loopback and a free port, with its store under the data folder."""
+    """One nats-server on loopback and a free port, with its store under the data folder.
+
+    The server itself holds a lock on its store for as long as it lives, whatever becomes of this process:
+    two servers on one store would corrupt it.
+    """
 
     def __init__(self, data_dir: Path) -> None:
         self._folder = data_dir / "nats"
         self._process: asyncio.subprocess.Process | None = None
         self._port = 0
+
+    @property
+    def store(self) -> Path:
+        """The folder of its messages."""
+        return self._folder / "store"
 
     @property
     def url(self) -> str:
@@ -73,20 +87,23 @@ class EmbeddedNats:
         """Start it and wait until it accepts connections; on a restart it takes the same port.
 
         Raises:
-            StartupError: it ended, or was not ready in time.
+            StartupError: it ended, was not ready in time, or another server lives on the store.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         config = self._folder / "nats.conf"
-        config.write_text(_CONFIG.format(store=json.dumps(str((self._folder / "store").resolve()))))
+        config.write_text(_CONFIG.format(store=json.dumps(str(self.store.resolve()))))
         ports = self._folder / "ports"
         shutil.rmtree(ports, ignore_errors=True)
         ports.mkdir()
         log = (self._folder / "nats.log").open("ab")
         fixed = ["-p", str(self._port)] if self._port else []
-        with log:
+        with log, self._locked() as lock:
             self._process = await asyncio.create_subprocess_exec(
                 str(find()), "-c", str(config), "--ports_file_dir", str(ports), *fixed,
                 stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
+                # A terminal's Ctrl-C is for the runner, which ends the server last.
+                start_new_session=True,
+                pass_fds=(lock.fileno(),),
             )  # fmt: skip
         until = time.monotonic() + READY_S
         while time.monotonic() < until:
@@ -99,14 +116,27 @@ class EmbeddedNats:
         await self.stop()
         raise StartupError("the embedded nats-server did not start", f"see {self._folder / 'nats.log'}")
 
-    async def stop(self) -> None:
-        """End it; it writes what it holds first."""
+    def _locked(self) -> IO[str]:
+        """The lock of the store, for the server to inherit."""
+        lock = (self._folder / "lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise StartupError(
+                f"another nats-server lives on the store {self.store}",
+                f"end it: `fuser {self._folder / 'lock'}` tells its process",
+            ) from None
+        return lock
+
+    async def stop(self, within_s: float = 10) -> None:
+        """End it; it writes what it holds first, for at most `within_s`."""
         if self._process is None:
             return
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
         try:
-            await asyncio.wait_for(self._process.wait(), 10)
+            await asyncio.wait_for(self._process.wait(), within_s)
         except TimeoutError:
             self._process.kill()
             await self._process.wait()

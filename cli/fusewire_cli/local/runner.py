@@ -3,12 +3,9 @@
 import asyncio
 import contextlib
 import fcntl
-import json
 import os
-import signal
-import sys
+import socket
 from collections.abc import Callable
-from datetime import UTC, datetime
 from importlib.metadata import entry_points
 from typing import IO
 
@@ -17,18 +14,27 @@ import structlog
 from fusewire import provision
 from fusewire.bus import Bus
 from fusewire.errors import StartupError
+from fusewire.lifeline import STOP_S
 from fusewire.service import Host, Service, listen
-from fusewire.settings import CONFIG_ENV, Settings
+from fusewire.settings import Settings
 from fusewire.store import migrate
 from fusewire.store.engine import Store
-from fusewire.topology import topology
+from fusewire.topology import FULL_STORAGE_MB, topology
+from fusewire_cli.local import process, run_file
+from fusewire_cli.local.children import Children
+from fusewire_cli.local.guard import Guard
 from fusewire_cli.local.nats import EmbeddedNats
+from fusewire_cli.local.process import Known
+from fusewire_cli.local.storage import measured_mb
 
 log = structlog.get_logger(__name__)
 
 ORDER = ("judge", "worker-edge", "worker-remote", "dispatcher", "ingest")
 """The door opens last and closes first."""
-RUN_FILE = "up.json"
+READY_S = 120.0
+"""How long services may take until they listen."""
+BROKER_S = 1.0
+"""How long the broker may take to end, after those that use it."""
 
 
 def wanted(settings: Settings) -> list[str]:
@@ -37,32 +43,29 @@ def wanted(settings: Settings) -> list[str]:
     return [s for s in ORDER if not s.startswith("worker-") or s.removeprefix("worker-") in tiers]
 
 
-def running(settings: Settings) -> str | None:
-    """The address of the stack that runs on this data folder, if one does."""
-    return _run_file(settings, "url")
+def storage_mb(settings: Settings) -> int:
+    """MiB that all streams together may take. Raises StartupError where the disk has too little room."""
+    if settings.nats.storage_mb is not None:
+        return settings.nats.storage_mb
+    if settings.nats.url != "embedded":
+        return FULL_STORAGE_MB
+    return measured_mb(EmbeddedNats(settings.data_dir).store)
 
 
-def running_nats(settings: Settings) -> str | None:
-    """The address of that stack's broker."""
-    return _run_file(settings, "nats")
+async def apply_topology(settings: Settings, nats_url: str | None = None) -> list[provision.Change]:
+    """Provision streams, durables and buckets. Raises StartupError when NATS does not answer.
 
-
-def _run_file(settings: Settings, key: str) -> str | None:
-    try:
-        found = json.loads((settings.data_dir / RUN_FILE).read_text())
-        os.kill(found["pid"], 0)
-        return str(found[key])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-async def apply_topology(settings: Settings) -> list[provision.Change]:
-    """Provision streams, durables and buckets. Raises StartupError when NATS does not answer."""
-    bus = Bus("ops", settings.nats)
+    Args:
+        settings: which models there are, and how much room.
+        nats_url: where the embedded broker listens.
+    """
+    nats = settings.nats.model_copy(update={"url": nats_url}) if nats_url else settings.nats
+    models = {name: model.kind for name, model in settings.models.items()}
+    wanted_topology = topology(models, nats.replicas, storage_mb(settings))
+    bus = Bus("ops", nats)
     await bus.connect(timeout_s=5)
     try:
-        models = {name: model.kind for name, model in settings.models.items()}
-        return await provision.apply(bus.js, topology(models, settings.nats.replicas))
+        return await provision.apply(bus.js, wanted_topology)
     finally:
         await bus.stop()
 
@@ -78,23 +81,32 @@ async def upgrade_database(settings: Settings) -> tuple[str | None, str | None]:
 
 
 class Stack:
-    """Broker, migrations, topology, services; and their end in the opposite order."""
+    """Broker, migrations, topology, services; and their end in the opposite order.
+
+    Nothing of it outlives this process, whatever ends it: see `Guard` and `Children`.
+    """
 
     def __init__(self, settings: Settings, *, processes: bool = False) -> None:
         self._settings = settings
         self._processes = processes
         self._nats = EmbeddedNats(settings.data_dir) if settings.nats.url == "embedded" else None
+        self._guard: Guard | None = None
         self._lock: IO[str] | None = None
         self._host: Host | None = None
-        self._children: dict[str, asyncio.subprocess.Process] = {}
+        self._children: Children | None = None
         self._watch: asyncio.Task[None] | None = None
-        self._stopping = False
+        self._drain_s = settings.limits.drain_s
         self.url = ""
+
+    @property
+    def stop_s(self) -> float:
+        """How long `stop` takes at most, s."""
+        return self._drain_s + STOP_S
 
     @property
     def pids(self) -> dict[str, int]:
         """Process ids of the broker and, where they are processes, of the services."""
-        found = {name: child.pid for name, child in self._children.items()}
+        found = self._children.pids if self._children else {}
         return {**found, **({"nats": self._nats.pid} if self._nats else {})}
 
     async def start(self) -> None:
@@ -106,38 +118,27 @@ class Stack:
             raise
 
     async def _start(self) -> None:
-        self._settings.data_dir.mkdir(parents=True, exist_ok=True)
+        data_dir = self._settings.data_dir
+        data_dir.mkdir(parents=True, exist_ok=True)
         self._take_folder()
+        self._guard = Guard()
+        await self._end_leftovers()
         sock = listen(self._settings.http)
         host, port = sock.getsockname()[:2]
         scheme = "https" if self._settings.http.tls_cert else "http"
         self.url = f"{scheme}://{host}:{port}"
         try:
-            if self._nats:
-                await self._nats.start()
-                nats = self._settings.nats.model_copy(update={"url": self._nats.url})
-                self._settings = self._settings.model_copy(update={"nats": nats})
+            nats_url = await self._start_broker()
             await upgrade_database(self._settings)
-            await apply_topology(self._settings)
-            if self._processes:
-                sock.close()
-                await self._start_children(port)
-            else:
-                services = [_build(name, self._settings) for name in wanted(self._settings)]
-                self._host = Host(services, sock, self._settings.http)
-                await self._host.start()
+            await apply_topology(self._settings, nats_url)
+            await self._start_services(self._with_broker(nats_url), sock, port)
         except BaseException:
             sock.close()
             raise
         self._watch = asyncio.create_task(self._supervise(), name="supervise")
-        run = {
-            "pid": os.getpid(),
-            "url": self.url,
-            "nats": self._settings.nats.url,
-            "started_at": datetime.now(UTC).isoformat(),
-            "pids": self.pids,
-        }
-        (self._settings.data_dir / RUN_FILE).write_text(json.dumps(run))
+        me = Known.of(os.getpid())
+        assert me is not None
+        run_file.write(data_dir, me, url=self.url, nats=nats_url or self._settings.nats.url, pids=self.pids)
 
     def _take_folder(self) -> None:
         self._lock = (self._settings.data_dir / "lock").open("w")
@@ -149,85 +150,87 @@ class Stack:
                 "use that one, stop it, or set FUSEWIRE_DATA_DIR",
             ) from None
 
-    async def _start_children(self, port: int) -> None:
-        config = self._settings.data_dir / "effective.json"
-        config.touch(mode=0o600)
-        config.write_text(self._settings.model_dump_json())
-        for name in wanted(self._settings):
-            await self._spawn(name, port)
-        async with asyncio.timeout(60):
-            while not await _answers(self._settings.http.host, port):
-                for name, child in self._children.items():
-                    if child.returncode is not None:
-                        raise StartupError(
-                            f"{name} ended with exit code {child.returncode}", "its message stands above"
-                        )
-                await asyncio.sleep(0.05)
+    async def _end_leftovers(self) -> None:
+        """End what a runner on this folder has left behind, as after a crash of the whole machine's session."""
+        noted = run_file.noted_processes(self._settings.data_dir)
+        for left in noted:
+            # In the order in which they were noted: services may still store what they have paid for.
+            if await asyncio.to_thread(process.end, [left], within_s=self.stop_s):
+                log.warning("up.leftover_ended", pid=left.pid)
 
-    async def _spawn(self, name: str, port: int) -> None:
-        # What is configured by FUSEWIRE_… stands in the file already, and would win over it.
-        env = {k: v for k, v in os.environ.items() if not (k.startswith("FUSEWIRE_") and "__" in k)}
-        env |= {CONFIG_ENV: str(self._settings.data_dir / "effective.json")}
-        env["FUSEWIRE_HTTP__PORT"] = str(port if name == "ingest" else 0)
-        module = f"fusewire_{name.replace('-', '_')}"
-        self._children[name] = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", module, env=env, stdin=asyncio.subprocess.DEVNULL, start_new_session=True
-        )
+    async def _start_broker(self) -> str | None:
+        """Start the embedded broker, if that is configured, and returns its address."""
+        if self._nats is None:
+            return None
+        await self._nats.start()
+        await self._note_processes()
+        return self._nats.url
+
+    async def _note_processes(self) -> None:
+        broker = Known.of(self._nats.pid) if self._nats else None
+        if broker and self._guard:
+            await self._guard.watch(broker)
+        services = [Known.of(pid) for pid in (self._children.pids.values() if self._children else ())]
+        run_file.note_processes(self._settings.data_dir, filter(None, [*services, broker]))
+
+    def _with_broker(self, nats_url: str | None) -> Settings:
+        if nats_url is None:
+            return self._settings
+        nats = self._settings.nats.model_copy(update={"url": nats_url})
+        return self._settings.model_copy(update={"nats": nats})
+
+    async def _start_services(self, settings: Settings, sock: socket.socket, port: int) -> None:
+        names = wanted(settings)
+        if not self._processes:
+            self._host = Host([_build(name, settings) for name in names], sock, settings.http, self._drain_s)
+            await self._host.start()
+            return
+        sock.close()
+        assert self._guard is not None
+        self._children = Children(settings, port, self._guard.held)
+        await self._children.start(names)
+        await self._note_processes()
+        await self._children.ready(settings.http.host, READY_S)
 
     async def _supervise(self) -> None:
         """Start again whatever has died."""
-        port = int(self.url.rpartition(":")[2])
         while True:
             await asyncio.sleep(0.2)
+            restarted = self._guard is not None and self._guard.has_ended
             if self._nats and not self._nats.running:
                 log.warning("up.restarted", what="nats-server")
                 with contextlib.suppress(StartupError):
                     await self._nats.start()
+                    restarted = True
                     # A wiped store comes back empty; this makes it whole and changes nothing else.
-                    await apply_topology(self._settings)
-            for name, child in list(self._children.items()):
-                if child.returncode is not None and not self._stopping:
-                    log.warning("up.restarted", what=name, exit_code=child.returncode)
-                    await self._spawn(name, port)
+                    await apply_topology(self._settings, self._nats.url)
+            for name, code in (self._children.ended() if self._children else {}).items():
+                log.warning("up.restarted", what=name, exit_code=code)
+                assert self._children is not None
+                await self._children.spawn(name)
+                restarted = True
+            if restarted:
+                await self._note_processes()
 
     async def stop(self) -> None:
-        """Drain and end everything."""
-        self._stopping = True
+        """Drain and end everything, within `stop_s`."""
+        end = asyncio.get_running_loop().time() + self.stop_s
         if self._watch:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
         if self._host:
             await self._host.stop()
-        for name in reversed(ORDER):
-            if name in self._children:
-                await _end(self._children[name], self._settings.limits.drain_s + 10)
+        if self._children:
+            await self._children.stop(self.stop_s - 2 * BROKER_S)
+        left_s = end - asyncio.get_running_loop().time()
         if self._nats:
-            await self._nats.stop()
-        if self._lock and self._watch:
-            (self._settings.data_dir / RUN_FILE).unlink(missing_ok=True)
+            await self._nats.stop(max(BROKER_S, left_s - BROKER_S))
+        if self._guard:
+            await self._guard.stop(BROKER_S)
         if self._lock:
+            if self._watch:
+                run_file.remove(self._settings.data_dir)
             self._lock.close()
-
-
-async def _end(child: asyncio.subprocess.Process, within_s: float) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        child.send_signal(signal.SIGTERM)
-    try:
-        await asyncio.wait_for(child.wait(), within_s)
-    except TimeoutError:
-        child.kill()
-        await child.wait()
-
-
-async def _answers(host: str, port: int) -> bool:
-    try:
-        _reader, writer = await asyncio.open_connection(host, port)
-    except OSError:
-        return False
-    writer.close()
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()
-    return True
 
 
 def _build(name: str, settings: Settings) -> Service:

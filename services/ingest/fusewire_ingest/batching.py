@@ -104,7 +104,7 @@ class Batching:
         return batch
 
     async def resume(self, tenant: str, batch_id: str, max_cost_usd: float | None) -> Batch | None:
-        """Go on with the lines that a cancelled batch still holds; None if there is none of that id.
+        """Go on with the lines that a stopped batch still holds; None if there is none of that id.
 
         Args:
             tenant: whose.
@@ -112,14 +112,16 @@ class Batching:
             max_cost_usd: another limit, over all that the batch has cost; None leaves it as it is.
 
         Raises:
-            RefusedError: it is not cancelled.
+            RefusedError: it was not stopped, or what it has in flight is being cancelled.
         """
         now = self._clock()
         async with self._store.write() as connection:
             batch = await self._batches.find_in(connection, tenant, batch_id)
             if batch is None:
                 return None
-            if batch.status != "cancelled":
+            # One that waits for what is in flight has not lost anything yet, and simply goes on.
+            is_draining = batch.status == "cancelling" and batch.stop_reason != "request"
+            if batch.status != "cancelled" and not is_draining:
                 raise RefusedError("batch_state", f"'{batch_id}' is {batch.status}; only a cancelled batch is resumed")
             await self._batches.forget_written_in(connection, batch_id)
             await self._batches.change_in(

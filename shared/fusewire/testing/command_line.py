@@ -1,15 +1,128 @@
-"""For tests: the `fusewire` command as a subprocess, in a folder of its own."""
+"""For tests: the `fusewire` command as a process of its own, in a folder of its own."""
 
 import contextlib
+import functools
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
+from fusewire.testing.eventually import PATIENCE_S, until
+from fusewire.testing.processes import bound
+from fusewire.testing.warm import WarmStart
+
+END_S = 60.0
+"""How long an ended command may take to be gone."""
 FUSEWIRE = Path(sys.executable).parent / "fusewire"
+
+
+class Command:
+    """A command that runs, at the head of a session of its own.
+
+    What it writes goes to files: nothing that has inherited them can make a test wait for their end.
+    """
+
+    def __init__(self, pid: int, poll: Callable[[], int | None], stdout: IO[str], stderr: IO[str]) -> None:
+        self.pid = pid
+        self._poll = poll
+        self._stdout = stdout
+        self._stderr = stderr
+
+    @property
+    def stdout(self) -> str:
+        """What it has written so far."""
+        return Path(self._stdout.name).read_text(encoding="utf-8")
+
+    @property
+    def stderr(self) -> str:
+        """What it has written so far."""
+        return Path(self._stderr.name).read_text(encoding="utf-8")
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit code, or the negative number of the signal that ended it; None while it runs."""
+        return self._poll()
+
+    def wait(self, seconds: float = PATIENCE_S) -> int:
+        """Wait for its end; returns the exit code.
+
+        Raises:
+            AssertionError: it still runs.
+        """
+        end = time.monotonic() + seconds
+        while (code := self._poll()) is None:
+            assert time.monotonic() < end, f"{self.pid} still runs after {seconds:g} s: {self.stderr[-2000:]}"
+            time.sleep(0.01)
+        return code
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        if self._poll() is None:
+            os.kill(self.pid, number)
+
+    def end(self) -> None:
+        """End it and its session, whatever it does."""
+        self.send_signal(signal.SIGTERM)
+        with contextlib.suppress(AssertionError):
+            self.wait(END_S)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.wait(END_S)
+
+
+@functools.cache
+def _warm() -> WarmStart | None:
+    """What starts commands quickly; one for each test process."""
+    return WarmStart() if sys.platform == "linux" else None
+
+
+@contextlib.contextmanager
+def background(
+    command: Sequence[str], *, cwd: Path, env: Mapping[str, str] | None = None, stdin: str = ""
+) -> Iterator[Command]:
+    """A command that runs beside the test; whatever becomes of the test, it is ended."""
+    with _files(stdin) as (given, out, err):
+        warm = _warm() if command[0] == str(FUSEWIRE) else None
+        if warm and env is not None:
+            pid = warm.start(command[1:], cwd, env, [file.fileno() for file in (given, out, err)])
+            started = Command(pid, functools.partial(_poll, pid, {}), out, err)
+        else:
+            process = subprocess.Popen(
+                bound(command), cwd=cwd, env=env, stdin=given, stdout=out, stderr=err, start_new_session=True
+            )
+            started = Command(process.pid, process.poll, out, err)
+        try:
+            yield started
+        finally:
+            started.end()
+
+
+def _poll(pid: int, ended: dict[int, int]) -> int | None:
+    if pid not in ended:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if not found:
+            return None
+        ended[pid] = os.waitstatus_to_exitcode(status)
+    return ended[pid]
+
+
+@contextlib.contextmanager
+def _files(stdin: str) -> Iterator[tuple[IO[str], IO[str], IO[str]]]:
+    with contextlib.ExitStack() as stack:
+        given, out, err = (
+            stack.enter_context(tempfile.NamedTemporaryFile("w+", encoding="utf-8", prefix=f"fusewire-{name}-"))
+            for name in ("stdin", "stdout", "stderr")
+        )
+        given.write(stdin)
+        given.seek(0)
+        yield given, out, err
 
 
 @dataclass(frozen=True)
@@ -19,38 +132,25 @@ class Cli:
     folder: Path
     env: Mapping[str, str]
 
-    def run(self, *args: str, timeout: float = 120, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(FUSEWIRE), *args],
-            cwd=self.folder,
-            env=dict(self.env),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            input=stdin,
-            check=False,
-        )
+    def run(self, *args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run to the end."""
+        with self.start(*args, stdin=stdin) as command:
+            code = command.wait()
+            return subprocess.CompletedProcess(args, code, command.stdout, command.stderr)
 
     @contextlib.contextmanager
-    def start(self, *args: str) -> Iterator[subprocess.Popen[str]]:
-        """Run in the background; whatever becomes of the test, it is ended."""
-        process = subprocess.Popen(
-            [str(FUSEWIRE), *args],
-            cwd=self.folder,
-            env=dict(self.env),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(30)
-            process.kill()
-            process.communicate()
+    def start(self, *args: str, stdin: str = "") -> Iterator[Command]:
+        """Run in the background."""
+        with background([str(FUSEWIRE), *args], cwd=self.folder, env=self.env, stdin=stdin) as command:
+            yield command
+
+
+def address(cli: Cli, command: Command) -> str:
+    """Where the `fusewire up` of a folder listens, once it does."""
+    file = cli.folder / ".fusewire" / "up.json"
+    until(lambda: file.exists() or command.returncode is not None, "the run file")
+    assert file.exists(), f"the stack did not start: {command.stderr}"
+    return str(json.loads(file.read_text())["url"])
 
 
 @dataclass(frozen=True)

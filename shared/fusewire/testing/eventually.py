@@ -2,11 +2,14 @@
 
 import asyncio
 import inspect
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-PATIENCE_S = 60.0
-"""Long enough for the slowest machine: it only matters where a test is about to fail."""
+PATIENCE_S = 280.0
+"""Long enough for the slowest machine: it only matters where a test is about to fail.
+
+A little less than the time limit of a test, so that what was seen last is told."""
 
 
 async def eventually(look: Callable[[], Awaitable[Any] | Any], *, timeout_s: float = PATIENCE_S) -> Any:
@@ -25,3 +28,17 @@ async def eventually(look: Callable[[], Awaitable[Any] | Any], *, timeout_s: flo
         if loop.time() > until:
             raise AssertionError(f"still {seen!r} after {timeout_s:g} s")
         await asyncio.sleep(0.02)
+
+
+def until(look: Callable[[], Any], what: str) -> Any:
+    """The same for a test without an event loop; returns what is seen.
+
+    Raises:
+        AssertionError: there still is nothing after `PATIENCE_S`; says `what` was waited for.
+    """
+    end = time.monotonic() + PATIENCE_S
+    while not (seen := look()):
+        if time.monotonic() > end:
+            raise AssertionError(f"never saw {what}")
+        time.sleep(0.05)
+    return seen

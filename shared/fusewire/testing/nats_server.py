@@ -10,8 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from fusewire.testing.eventually import PATIENCE_S
+from fusewire.testing.processes import bound
+
 BINARY_ENV = "FUSEWIRE_NATS_SERVER"
-READY_S = 30.0
 
 
 def binary() -> Path:
@@ -52,15 +54,14 @@ class NatsServer:
         shutil.rmtree(ports, ignore_errors=True)
         ports.mkdir(parents=True)
         with (self._folder / "nats.log").open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                str(binary()),
-                *("-a", "127.0.0.1", "-p", str(self._port or -1), "--ports_file_dir", str(ports)),
+            command = (
+                *(str(binary()), "-a", "127.0.0.1", "-p", str(self._port or -1), "--ports_file_dir", str(ports)),
                 *("-js", "-sd", str(self._folder / "store")),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
             )
-        async with asyncio.timeout(READY_S):
+            self._process = await asyncio.create_subprocess_exec(
+                *bound(command), stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        async with asyncio.timeout(PATIENCE_S):
             while not (port := _read_port(ports)):
                 if self._process.returncode is not None:
                     raise RuntimeError(f"nats-server ended: {(self._folder / 'nats.log').read_text()[-2000:]}")
@@ -85,7 +86,7 @@ class NatsServer:
         with contextlib.suppress(ProcessLookupError):
             self._process.kill() if kill else self._process.terminate()
         try:
-            await asyncio.wait_for(self._process.wait(), READY_S)
+            await asyncio.wait_for(self._process.wait(), PATIENCE_S)
         except TimeoutError:
             self._process.kill()
             await self._process.wait()

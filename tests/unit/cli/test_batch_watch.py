@@ -5,7 +5,7 @@ import io
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class Service:
         self.bodies: list[bytes] = []
         self.faults: list[tuple[int, str]] = []
         self.breaks = True
+        self.hangs = False
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.seen.append(request)
@@ -60,7 +61,7 @@ class Service:
         if request.path.endswith("/results"):
             return await self._results(request)
         if request.path.endswith("/cancel"):
-            self.status = "cancelled"
+            self.status = "cancelling" if self.hangs else "cancelled"
         if request.path == "/v1/files":
             return web.json_response({"id": "file-1"})
         return web.json_response(batch(self.status, completed=self.ready))
@@ -105,6 +106,10 @@ def never() -> None:
     raise AssertionError("ended at once")
 
 
+def stopper(at_once: Callable[[], None] = never, drain_s: float = 60) -> Stop:
+    return Stop(at_once=at_once, at_last=lambda: None, notice="stopping", drain_s=drain_s)
+
+
 async def indexes(api: Client, order: Order = "line", form: Form = "openai", after: int = 0) -> list[int]:
     return [one["index"] async for _, one in settled(api, "batch_b", order=order, form=form, after=after)]
 
@@ -124,7 +129,7 @@ async def test_a_batch_is_followed_to_its_end_and_written_whole(api: Client, ser
     service.status, service.ready = "in_progress", 3
     out = io.BytesIO()
     output = Output(out, "out", order="line", form="openai")
-    stop = Stop(never, "stopping")
+    stop = stopper()
 
     def finish() -> None:
         service.status, service.ready = "completed", TOTAL
@@ -139,7 +144,7 @@ async def test_the_first_signal_stops_the_batch_and_what_settled_is_written(api:
     service.status, service.ready = "in_progress", 3
     out = io.BytesIO()
     output = Output(out, "out", order="line", form="openai")
-    stop = Stop(never, "stopping").listen()
+    stop = stopper().listen()
     asyncio.get_running_loop().call_later(0.1, os.kill, os.getpid(), signal.SIGTERM)
     ended = await follow(api, "batch_b", output, Progress(Show.none), stop, cancels=True)
     assert ended["status"] == "cancelled"
@@ -148,9 +153,20 @@ async def test_the_first_signal_stops_the_batch_and_what_settled_is_written(api:
     assert [dict(request.query) for request in cancels] == [{"drain": "true", "reason": "interrupted"}]
 
 
+async def test_what_hangs_in_flight_is_waited_for_no_longer_than_a_drain(
+    api: Client, service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.status, service.ready, service.hangs = "in_progress", 3, True
+    stop = stopper(drain_s=0.2).listen()
+    os.kill(os.getpid(), signal.SIGTERM)
+    ended = await follow(api, "batch_b", None, Progress(Show.none), stop, cancels=True)
+    assert (ended["status"], conclude(ended, None, is_interrupted=True)) == ("cancelling", 130)
+    assert "fusewire batch resume batch_b" in capsys.readouterr().err
+
+
 async def test_to_stop_watching_stops_nothing(api: Client, service: Service) -> None:
     service.status = "in_progress"
-    stop = Stop(never, "stopping").listen()
+    stop = stopper().listen()
     asyncio.get_running_loop().call_later(0.1, os.kill, os.getpid(), signal.SIGINT)
     ended = await follow(api, "batch_b", None, Progress(Show.none), stop, cancels=False)
     assert ended["status"] == "in_progress"
@@ -159,7 +175,7 @@ async def test_to_stop_watching_stops_nothing(api: Client, service: Service) -> 
 
 async def test_the_second_signal_ends_at_once() -> None:
     ended: list[str] = []
-    stop = Stop(lambda: ended.append("at once"), "stopping").listen()
+    stop = stopper(lambda: ended.append("at once")).listen()
     for count in (1, 2):
         os.kill(os.getpid(), signal.SIGINT)
         await stop.sleep(0.05)
@@ -168,7 +184,7 @@ async def test_the_second_signal_ends_at_once() -> None:
 
 
 async def test_work_is_given_up_when_somebody_asks_to_stop() -> None:
-    stop = Stop(never, "stopping").listen()
+    stop = stopper().listen()
     assert await stop.guard(asyncio.sleep(0, "done")) == "done"
     asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), signal.SIGINT)
     with pytest.raises(InterruptedRunError):

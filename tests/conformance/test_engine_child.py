@@ -9,9 +9,9 @@ from typing import Any, BinaryIO, cast
 
 import pytest
 
+from fusewire.testing.eventually import PATIENCE_S
+from fusewire.testing.processes import bound
 from fusewire_worker_edge.engine.frames import Frame, pack, read
-
-DEADLINE_S = 60
 
 
 def generate(request_id: str, **fields: Any) -> bytes:
@@ -22,7 +22,7 @@ def generate(request_id: str, **fields: Any) -> bytes:
 class Child:
     def __init__(self, folder: Path, python: tuple[str, ...] = ("-m", "fusewire_worker_edge.engine.child")) -> None:
         command = [sys.executable, *python, str(folder), json.dumps({"threads": 1, "slots": 2})]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(bound(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def send(self, data: bytes) -> None:
         assert self.process.stdin
@@ -37,7 +37,7 @@ class Child:
         assert self.process.stdout
         self.process.stdin.close()
         self.process.stdout.close()
-        return self.process.wait(DEADLINE_S)
+        return self.process.wait(PATIENCE_S)
 
 
 @pytest.fixture
@@ -165,6 +165,6 @@ def test_the_process_does_not_outlive_its_parent(tiny_folder: Path) -> None:
     )
     # The child shares this pipe: it is read to its end only when both processes are gone.
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tiny_folder)], stderr=subprocess.PIPE, timeout=DEADLINE_S, check=False
+        [sys.executable, "-c", code, str(tiny_folder)], stderr=subprocess.PIPE, timeout=PATIENCE_S, check=False
     )
     assert done.returncode == -signal.SIGKILL

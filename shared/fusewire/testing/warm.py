@@ -1,0 +1,121 @@
+"""For tests: new `fusewire` processes that need not import anything first.
+
+Importing takes a command seconds of CPU, and tests run hundreds of commands. So one process imports what
+commands need, and forks for each of them. The new process takes over folder, environment and files and runs the
+command's entry point as the installed script does. It becomes a child of the test process (Linux's
+PR_SET_CHILD_SUBREAPER): it has an id, takes signals and gives an exit code like any other, and is killed when
+the test process ends.
+"""
+
+import array
+import atexit
+import ctypes
+import gc
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from fusewire.testing.processes import bound
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+LIMIT = 1_000_000
+"""Bytes of one request."""
+
+
+class WarmStart:
+    """Starts `fusewire` commands from a process that has imported them. Linux only."""
+
+    def __init__(self) -> None:
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = bound([sys.executable, "-m", "fusewire.testing.warm", str(theirs.fileno()), str(os.getpid())])
+        with theirs:
+            self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
+        atexit.register(self.close)
+
+    def start(self, args: Sequence[str], cwd: Path, env: Mapping[str, str], files: Sequence[int]) -> int:
+        """Start a command with these files as stdin, stdout and stderr. Returns its process id.
+
+        Raises:
+            RuntimeError: the process that forks has ended.
+        """
+        request = json.dumps({"args": list(args), "cwd": str(cwd), "env": dict(env)}).encode()
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))
+        self._socket.sendmsg([request], [rights])
+        reply = self._socket.recv(100)
+        if not reply:
+            raise RuntimeError(f"the warm process has ended with {self._process.poll()}")
+        return int(reply)
+
+    def close(self) -> None:
+        """End the process that forks."""
+        self._socket.close()
+        self._process.wait()
+
+
+def _serve(requests: socket.socket, tester: int) -> None:
+    """Fork for each request, until the test process has ended."""
+    run = _load()
+    gc.collect()
+    # What is shared with the children is not copied only because it is looked at.
+    gc.freeze()
+    while True:
+        data, files, _, _ = socket.recv_fds(requests, LIMIT, 3)
+        if not data:
+            return
+        told, tell = os.pipe()
+        middle = os.fork()
+        if middle:
+            # Not before the one between has ended is the new process a child of the test process.
+            os.waitpid(middle, 0)
+            requests.send(os.read(told, 100))
+            for file in (told, tell, *files):
+                os.close(file)
+            continue
+        child = os.fork()
+        if child:
+            os.write(tell, str(child).encode())
+            os._exit(0)
+        for end in (told, tell, requests.detach()):
+            os.close(end)
+        _become(json.loads(data), files, tester)
+        run()
+        return
+
+
+def _load() -> Any:
+    """Import what commands need. Returns the entry point of `fusewire`."""
+    (script,) = entry_points(group="console_scripts", name="fusewire")
+    for service in entry_points(group="fusewire.services"):
+        service.load()
+    for module in ("batch.command", "local.runner", "serve", "ask", "admin", "query", "doctor", "eval.command"):
+        __import__(f"{script.module.partition('.')[0]}.{module}")
+    return script.load()
+
+
+def _become(request: dict[str, Any], files: Sequence[int], tester: int) -> None:
+    """Take over what the new process is started with."""
+    os.setsid()
+    while os.getppid() != tester:
+        time.sleep(0.001)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    sys.argv = ["fusewire", *request["args"]]
+
+
+if __name__ == "__main__":
+    _serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))

@@ -1,0 +1,248 @@
+"""Real parts for tests: a NATS server each, a database each on SQLite and PostgreSQL, services in this process."""
+
+import asyncio
+import contextlib
+import itertools
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from fusewire import bus as bus_module
+from fusewire import provision
+from fusewire import pull as pull_module
+from fusewire.bus import Bus
+from fusewire.contracts import Tier
+from fusewire.service import Host, Service, listen
+from fusewire.settings import Database, Http, Nats, Settings
+from fusewire.store import migrate
+from fusewire.store.engine import Store
+from fusewire.testing.model_server import ModelServer
+from fusewire.testing.nats_server import NatsServer
+from fusewire.testing.postgres import PostgresServer
+from fusewire.topology import topology
+from fusewire_cli.client import Client
+from fusewire_cli.local.runner import Stack
+
+MakeBus = Callable[..., Awaitable[Bus]]
+MakeSettings = Callable[..., Settings]
+Running = Callable[..., AbstractAsyncContextManager[Client]]
+
+
+@pytest.fixture(autouse=True)
+def _short_pulls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An idle loop notices within a moment that it has to stop."""
+    monkeypatch.setattr(bus_module, "PULL_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(pull_module, "PULL_TIMEOUT_S", 0.2)
+
+
+# -- NATS -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def nats(tmp_path: Path) -> AsyncIterator[NatsServer]:
+    """A server of the test's own, without streams."""
+    async with NatsServer(tmp_path / "nats") as server:
+        yield server
+
+
+@pytest.fixture
+async def make_bus(nats: NatsServer) -> AsyncIterator[MakeBus]:
+    """Connects as a service; with `models`, the topology for them is applied first."""
+    async with AsyncExitStack() as stack:
+
+        async def connect(service: str = "test", models: dict[str, Tier] | None = None) -> Bus:
+            bus = Bus(service, Nats(url=nats.url), drain_s=2)
+            await bus.connect(timeout_s=10)
+            stack.push_async_callback(bus.stop)
+            if models is not None:
+                await provision.apply(bus.js, topology(models))
+            return bus
+
+        yield connect
+
+
+# -- databases --------------------------------------------------------------------------------
+
+
+def _in_thread(work: Callable[[], Awaitable[Any]]) -> None:
+    """Run a coroutine of a session's fixture apart from any test's event loop."""
+
+    async def run() -> None:
+        await work()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, run()).result()
+
+
+async def _migrate(url: str) -> None:
+    store = Store(Database(url=url))
+    try:
+        await migrate.upgrade(store)
+    finally:
+        await store.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """The session's PostgreSQL, with a migrated database `template` to copy and an empty one, `template0`."""
+    with PostgresServer() as server:
+
+        async def prepare() -> None:
+            connection = await asyncpg.connect(server.dsn)
+            await connection.execute("CREATE DATABASE migrated")
+            await connection.close()
+            await _migrate(server.url("migrated"))
+
+        _in_thread(prepare)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated database file to copy."""
+    path = tmp_path_factory.mktemp("sqlite") / "migrated.db"
+    _in_thread(lambda: _migrate(f"sqlite+aiosqlite:///{path}"))
+    return path
+
+
+_numbers = itertools.count(1)
+
+
+async def _new_postgres(server: PostgresServer, template: str) -> Database:
+    name = f"t{next(_numbers)}"
+    connection = await asyncpg.connect(server.dsn)
+    await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    await connection.close()
+    return Database(url=server.url(name))
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
+    """A database without tables, of either kind."""
+    if request.param == "sqlite":
+        return Database(url=f"sqlite+aiosqlite:///{tmp_path / 'fusewire.db'}")
+    return await _new_postgres(request.getfixturevalue("postgres"), "template0")
+
+
+@pytest.fixture
+def sqlite_database(migrated_sqlite: Path, tmp_path: Path) -> Database:
+    """A migrated SQLite database."""
+    return Database(url=f"sqlite+aiosqlite:///{shutil.copy(migrated_sqlite, tmp_path / 'fusewire.db')}")
+
+
+@pytest.fixture
+async def postgres_database(postgres: PostgresServer) -> Database:
+    """A migrated PostgreSQL database."""
+    return await _new_postgres(postgres, "migrated")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> Database:
+    """A migrated database: the test runs on both kinds."""
+    found: Database = request.getfixturevalue("sqlite_database" if request.param == "sqlite" else "postgres_database")
+    return found
+
+
+@pytest.fixture
+async def store(database: Database) -> AsyncIterator[Store]:
+    """The store of a migrated database: the test runs on both kinds."""
+    store = Store(database)
+    yield store
+    await store.close()
+
+
+# -- services ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def model_server() -> AsyncIterator[ModelServer]:
+    """The fake model server; it answers whatever name a request gives."""
+    async with ModelServer() as server:
+        yield server
+
+
+@pytest.fixture
+def make_settings(tmp_path: Path, sqlite_database: Database, model_server: ModelServer) -> MakeSettings:
+    """Settings with hosted models `a`, `b`, `c`, `j` at the fake server and a pool of the first three.
+
+    `pool` and `models` add to what is there; all else replaces a section.
+    """
+
+    def make(*, pool: dict[str, Any] | None = None, models: dict[str, Any] | None = None, **sections: Any) -> Settings:
+        hosted = {n: {"kind": "remote", "base_url": model_server.base_url, "model": n} for n in "abcj"}
+        given: dict[str, Any] = {
+            "data_dir": tmp_path / "data",
+            "database": sqlite_database,
+            "http": Http(port=0),
+            "limits": {"drain_s": 2},
+            "models": hosted | (models or {}),
+            # Nobody is left out for being slow: how busy the machine is must not show in an outcome.
+            "pools": {
+                "default": {
+                    "members": ["a", "b", "c"],
+                    "judge": "j",
+                    "quorum": 1.0,
+                    "control_share": 0.0,
+                    **(pool or {}),
+                }
+            },
+        }
+        return Settings(**{**given, **sections})
+
+    return make
+
+
+@pytest.fixture
+async def running() -> Running:
+    """Runs services in this process on a given broker: `async with running(settings, "judge", "ingest") as client`.
+
+    A service is named, or brought along. The topology is applied first; the database is migrated already.
+    """
+
+    @contextlib.asynccontextmanager
+    async def run(settings: Settings, *services: str | Service) -> AsyncIterator[Client]:
+        bus = Bus("ops", settings.nats)
+        await bus.connect(timeout_s=10)
+        await provision.apply(bus.js, topology({name: m.kind for name, m in settings.models.items()}))
+        await bus.stop()
+        sock = listen(settings.http)
+        host = Host([_build(s, settings) if isinstance(s, str) else s for s in services], sock)
+        url = "http://{}:{}".format(*sock.getsockname()[:2])
+        await host.start()
+        try:
+            async with Client(url) as client:
+                yield client
+        finally:
+            await host.stop()
+
+    return run
+
+
+def _build(name: str, settings: Settings) -> Service:
+    (point,) = entry_points(group="fusewire.services", name=name)
+    service: Service = point.load()(settings)
+    return service
+
+
+@pytest.fixture
+async def stack() -> Running:
+    """Runs the whole local stack in this process: `async with stack(settings) as client`."""
+
+    @contextlib.asynccontextmanager
+    async def run(settings: Settings) -> AsyncIterator[Client]:
+        whole = Stack(settings)
+        await whole.start()
+        try:
+            async with Client(whole.url) as client:
+                yield client
+        finally:
+            await whole.stop()
+
+    return run
