@@ -23,7 +23,7 @@ from fusewire_cli.local.runner import storage_mb
 from fusewire_cli.screen import EXIT_BAD_INPUT
 from fusewire_cli.session import settings
 
-LEAST_FREE_BYTES = 2 * 1024**3
+LEAST_FREE_BYTES = 512 * 1024**2
 
 
 @dataclass(frozen=True)

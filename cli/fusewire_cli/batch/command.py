@@ -39,7 +39,6 @@ from fusewire_cli.screen import (
 from fusewire_cli.session import client, end_at_once, end_soon, is_elsewhere, settings
 from fusewire_ingest.rules import pool_rules
 
-ENDPOINT = "/v1/chat/completions"
 RUN_KEY = "fusewire_run"
 """The metadata of a batch that says which file with which options it is."""
 DRAINING = "stopping: what is in flight is waited for a moment; Ctrl-C again ends at once"
@@ -75,7 +74,7 @@ class Asked:
         """The same for the same prompts and what decides their answers: then it is the same batch."""
         return keys.digest("run", digest, self.pool or "", self.mode or "", self.name or "").hex()[:40]
 
-    def body(self, file_id: str, key: str) -> dict[str, Any]:
+    def body(self, file_id: str, endpoint: str, key: str) -> dict[str, Any]:
         """What makes a batch of it."""
         ours = {
             "pool": self.pool,
@@ -86,7 +85,7 @@ class Asked:
         named = {"name": self.name} if self.name else {}
         return {
             "input_file_id": file_id,
-            "endpoint": ENDPOINT,
+            "endpoint": endpoint,
             "completion_window": self.completion_window,
             "metadata": {RUN_KEY: key, **named},
             "x_fusewire": {name: value for name, value in ours.items() if value is not None},
@@ -145,7 +144,7 @@ def run(asked: Asked, shape: Shape, *, show: Show, processes: bool) -> None:
         async def main() -> int:
             stop = _stop(DRAINING, config)
             async with client(config, processes=processes) as api:
-                batch = await _attach(api, asked, path, found.digest, stop)
+                batch = await _attach(api, asked, path, found, stop)
                 return await _see_through(api, batch, output, show, stop)
 
         code = _end(main())
@@ -160,7 +159,7 @@ def submit(asked: Asked) -> None:
         async def main() -> int:
             stop = _stop("stopping", config)
             async with client(config, embeds=False) as api:
-                batch = await _attach(api, asked, path, found.digest, stop)
+                batch = await _attach(api, asked, path, found, stop)
             print(batch["id"])
             return 0
 
@@ -168,14 +167,14 @@ def submit(asked: Asked) -> None:
     sys.exit(code)
 
 
-async def _attach(api: Client, asked: Asked, path: Path, digest: str, stop: Stop) -> dict[str, Any]:
+async def _attach(api: Client, asked: Asked, path: Path, checked: Checked, stop: Stop) -> dict[str, Any]:
     """The batch of a file: the one that there is, or a new one."""
-    key = asked.key(digest)
+    key = asked.key(checked.digest)
     batch = await stop.guard(_found(api, key))
     if batch is None:
         file_id = await stop.guard(api.upload(path))
         try:
-            return await api.create_batch(asked.body(file_id, key), key)
+            return await api.create_batch(asked.body(file_id, checked.endpoint, key), key)
         except ApiError as exc:
             # Somebody else has made it in the meantime, of another upload.
             batch = await _found(api, key)
@@ -184,16 +183,28 @@ async def _attach(api: Client, asked: Asked, path: Path, digest: str, stop: Stop
     counts = batch["request_counts"]
     done = counts["completed"] + counts["failed"]
     note(f"{batch['id']} is there: {done} of {counts['total']} lines are done already")
-    while batch["status"] == "finalizing":
-        # A batch that was stopped is about to be over, and can then be gone on with.
-        await stop.guard(asyncio.sleep(POLL_S))
-        batch = await api.batch(batch["id"])
-    if batch["status"] in ("cancelled", "cancelling"):
-        if batch["x_fusewire"]["stop_reason"] == "request":
-            mend = f"go on with `fusewire batch resume {batch['id']}`, or make another with --name"
-            fail(f"{batch['id']} was cancelled", mend)
-        batch = await api.resume_batch(batch["id"], asked.max_cost_usd)
+    reason = batch["x_fusewire"]["stop_reason"]
+    if reason == "request":
+        mend = f"go on with `fusewire batch resume {batch['id']}`, or make another with --name"
+        fail(f"{batch['id']} was cancelled", mend)
+    if reason in ("interrupted", "budget"):
+        return await stop.guard(_resumed(api, batch["id"], asked.max_cost_usd))
     return batch
+
+
+async def _resumed(api: Client, batch_id: str, max_cost_usd: float | None) -> dict[str, Any]:
+    """A batch that goes on. One that was stopped and is about to be over is waited for. Raises ApiError."""
+    while True:
+        batch = await api.batch(batch_id)
+        if batch["status"] in ("validating", "in_progress"):
+            return batch
+        try:
+            return await api.resume_batch(batch_id, max_cost_usd)
+        except ApiError as exc:
+            is_ending = (await api.batch(batch_id))["status"] in ("cancelling", "finalizing", "cancelled")
+            if exc.code != "batch_state" or not is_ending:
+                raise
+        await asyncio.sleep(POLL_S)
 
 
 async def _found(api: Client, key: str) -> dict[str, Any] | None:
@@ -214,8 +225,7 @@ def resume(batch_id: str, shape: Shape, max_cost_usd: float | None, *, show: Sho
     """Go on with a batch, and see it through."""
 
     async def begin(api: Client) -> dict[str, Any]:
-        batch = await api.batch(batch_id)
-        return batch if batch["status"] == "in_progress" else await api.resume_batch(batch_id, max_cost_usd)
+        return await _resumed(api, batch_id, max_cost_usd)
 
     _go_on(begin, shape, show=show, processes=processes)
 
