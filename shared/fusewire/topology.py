@@ -98,7 +98,8 @@ STREAMS: tuple[Stream, ...] = (
 
 LEDGER = Bucket(LEDGER_BUCKET, ttl_s=7 * DAY_S, max_bytes=4 * GIB)
 
-FULL_STORAGE_MB = (sum(stream.max_bytes for stream in STREAMS) + LEDGER.max_bytes) // MIB
+_LIMITS = [LEDGER.max_bytes, *(stream.max_bytes for stream in STREAMS if stream.max_bytes)]
+FULL_STORAGE_MB = sum(_LIMITS) // MIB
 """What all of them may take where there is room for it; streams without a limit are small."""
 LEAST_BYTES = 8 * MIB
 """No stream's limit is below this: it holds eight of the largest messages."""
@@ -122,10 +123,12 @@ def topology(models: Mapping[str, Tier], replicas: int = 1, storage_mb: int = FU
         replicas: copies of each stream.
         storage_mb: MiB that all streams together may take, for one copy; each has its share of it.
     """
-    share = storage_mb / FULL_STORAGE_MB
+    least = len(_LIMITS) * LEAST_BYTES
+    share = (storage_mb * MIB - least) / (sum(_LIMITS) - least)
 
     def limit(max_bytes: int) -> int:
-        return max(LEAST_BYTES, int(max_bytes * share)) if max_bytes else 0
+        within = LEAST_BYTES + int((max_bytes - LEAST_BYTES) * min(1.0, max(0.0, share)))
+        return within if max_bytes else 0
 
     tasks = tuple(
         task_durable(model, tier, priority) for model, tier in sorted(models.items()) for priority in PRIORITIES

@@ -10,6 +10,7 @@ import openai
 import pytest
 from openai import OpenAI
 from openai.types import Batch
+from openai.types.responses import Response
 
 from fusewire.testing.eventually import until
 from fusewire.testing.model_script import Fault, Script
@@ -88,6 +89,21 @@ def test_a_batch(client: OpenAI) -> None:
     assert batch.output_file_id
     assert client.files.retrieve(batch.output_file_id).purpose == "batch_output"
     assert batch.id in [one.id for one in client.batches.list(limit=1)]
+
+
+def test_a_batch_of_responses(client: OpenAI) -> None:
+    told = {"method": "POST", "url": "/v1/responses", "body": {"model": "fusion", "input": "Why?"}}
+    data = "\n".join(json.dumps({"custom_id": f"c{n}", **told}) for n in range(2)).encode()
+    asked = client.batches.create(
+        input_file_id=uploaded(client, data), endpoint="/v1/responses", completion_window="24h"
+    )
+    batch = ended(client, asked)
+
+    assert (batch.status, batch.endpoint) == ("completed", "/v1/responses")
+    for found in content(client, batch.output_file_id):
+        response = Response.model_validate(found["response"]["body"])
+        assert (found["response"]["status_code"], response.status) == (200, "completed")
+        assert response.output_text
 
 
 def test_lines_that_fail(client: OpenAI, served: Served) -> None:

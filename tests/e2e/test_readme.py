@@ -86,6 +86,20 @@ def test_batches(cli: Cli, url: str) -> None:
     assert len((cli.folder / "results.jsonl").read_text().splitlines()) == 3
 
 
+def test_prompts_from_the_bus(cli: Cli, url: str) -> None:
+    assert url
+    (snippet,) = blocks("Prompts from the bus", "python")
+    server = "nats://localhost:4222"
+    assert snippet.count(server) == 1
+    running = json.loads((cli.folder / ".fusewire" / "up.json").read_text())["nats"]
+
+    first, again = (
+        json.loads("".join(ran(cli, [sys.executable, "-c", snippet.replace(server, running)]))) for _ in range(2)
+    )
+    assert (first["custom_id"], first["is_repetition"]) == ("order-17", False)
+    assert again["id"] == first["id"]
+
+
 def test_tenants(cli: Cli, url: str) -> None:
     assert url
     (snippet,) = blocks("Tenants", "sh")

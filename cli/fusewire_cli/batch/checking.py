@@ -44,6 +44,8 @@ class Checked:
 
     digest: str = ""
     """SHA-256 of the file."""
+    endpoint: str = batch_line.CHAT_URL
+    """Of the batch, by its first line."""
     count: int = 0
     unnamed: int = 0
     """Lines without a custom_id: theirs is `line-<number>`."""
@@ -84,6 +86,8 @@ def check(path: Path, rules: Rules, ids: Ids, visit: Callable[[Prompt], None] | 
             if found.count > rules.most_lines:
                 found.blame(Fault(number, None, f"a batch has at most {rules.most_lines} lines; split the file"))
                 break
+            if found.count == 1:
+                found.endpoint = batch_line.url_of(data)
             try:
                 prompt = _read(number, data, rules, ids, found)
             except RefusedError as exc:
@@ -99,7 +103,15 @@ def _read(number: int, data: bytes, rules: Rules, ids: Ids, found: Checked) -> P
     """The prompt; None where only the Fusewire that it is for can tell. Raises RefusedError."""
     submission = None
     try:
-        line = batch_line.read(data, rules.limit, rules.pools, DEFAULT_POOL, pool=rules.pool, mode=rules.mode)
+        line = batch_line.read(
+            data,
+            rules.limit,
+            rules.pools,
+            DEFAULT_POOL,
+            pool=rules.pool,
+            mode=rules.mode,
+            endpoint=found.endpoint,
+        )
         given, submission = line.custom_id, line.submission
         found.forms[line.form] += 1
         found.warn(line.warnings)

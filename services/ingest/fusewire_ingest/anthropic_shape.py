@@ -1,46 +1,20 @@
 """A request in the shape of Anthropic's Messages, written anew as a chat completion. Pure."""
 
 import json
-from dataclasses import dataclass, field
 from typing import Any
 
 from fusewire_ingest.refusal import RefusedError, unsupported, wrong
+from fusewire_ingest.rewritten import Rewritten, as_list, as_text
 
 _SAME = ("model", "max_tokens", "temperature", "top_p", "service_tier", "metadata", "cache_control", "fusewire")
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 _READ = (*_SAME, "messages", "system", "stop_sequences", "tools", "tool_choice", "stream", "thinking")
+_RENAMED = ((".function.parameters", ".input_schema"), (".function.", "."))
 _LEFT_OUT = ("thinking", "redacted_thinking")
 """Only the model that wrote them can read them."""
 
 
-@dataclass
-class Written:
-    """A chat completion's body, and where each of its parts stood."""
-
-    body: dict[str, Any]
-    _origin: dict[str, str] = field(default_factory=dict)
-
-    def put(self, name: str, value: Any, origin: str) -> None:
-        """Set a parameter."""
-        self.body[name] = value
-        self._origin[name] = origin
-
-    def origin(self, path: str) -> str:
-        """Where the client wrote what stands at `path` of the body; of a message's inner parts, the message."""
-        path = path.replace(".function.parameters", ".input_schema").replace(".function.", ".")
-        parts = path.split(".")
-        if parts[0] == "messages" and len(parts) > 1:
-            return self._origin.get(".".join(parts[:2]), path)
-        return ".".join((self._origin.get(parts[0], parts[0]), *parts[1:]))
-
-    def add(self, message: dict[str, Any], origin: str) -> None:
-        """Append a message."""
-        messages = self.body.setdefault("messages", [])
-        self._origin[f"messages.{len(messages)}"] = origin
-        messages.append(message)
-
-
-def chat_body(params: dict[str, Any]) -> Written:
+def chat_body(params: dict[str, Any]) -> Rewritten:
     """Write it anew.
 
     Raises:
@@ -50,7 +24,7 @@ def chat_body(params: dict[str, Any]) -> Written:
     for name in given:
         if name not in _READ:
             raise unsupported(name, "it has no place here; remove it")
-    written = Written({name: given[name] for name in _SAME if name in given})
+    written = Rewritten({name: given[name] for name in _SAME if name in given}, _RENAMED)
     if given.get("stream") is True:
         written.body["stream"] = True
     thinking = given.get("thinking")
@@ -60,10 +34,10 @@ def chat_body(params: dict[str, Any]) -> Written:
         written.put("stop", given["stop_sequences"], "stop_sequences")
     if "system" in given:
         written.add({"role": "system", "content": _texts(given["system"], "system")}, "system")
-    for number, message in enumerate(_list(given.get("messages"), "messages")):
+    for number, message in enumerate(as_list(given.get("messages"), "messages")):
         _message(written, message, f"messages.{number}")
     if "tools" in given:
-        written.put("tools", [_tool(t, f"tools.{n}") for n, t in enumerate(_list(given["tools"], "tools"))], "tools")
+        written.put("tools", [_tool(t, f"tools.{n}") for n, t in enumerate(as_list(given["tools"], "tools"))], "tools")
     if "tool_choice" in given:
         choice = given["tool_choice"]
         written.put("tool_choice", _choice(choice), "tool_choice")
@@ -72,7 +46,7 @@ def chat_body(params: dict[str, Any]) -> Written:
     return written
 
 
-def _message(written: Written, message: object, path: str) -> None:
+def _message(written: Rewritten, message: object, path: str) -> None:
     if not isinstance(message, dict) or message.get("role") not in ("user", "assistant"):
         raise wrong(f"{path}.role", "it must be user or assistant")
     role, content = message["role"], message.get("content")
@@ -81,13 +55,13 @@ def _message(written: Written, message: object, path: str) -> None:
         return
     parts: list[dict[str, Any]] = []
     calls: list[dict[str, Any]] = []
-    for number, block in enumerate(_list(content, f"{path}.content")):
+    for number, block in enumerate(as_list(content, f"{path}.content")):
         at = f"{path}.content.{number}"
         kind = _kind(block, at)
         if kind in _LEFT_OUT:
             continue
         if kind == "text":
-            parts.append({"type": "text", "text": _text(block.get("text"), f"{at}.text")})
+            parts.append({"type": "text", "text": as_text(block.get("text"), f"{at}.text")})
         elif kind == "image":
             parts.append({"type": "image_url", "image_url": {"url": _image(block.get("source"), f"{at}.source")}})
         elif kind == "tool_use" and role == "assistant":
@@ -107,25 +81,25 @@ def _call(block: dict[str, Any], at: str) -> dict[str, Any]:
     given = block.get("input")
     if not isinstance(given, dict):
         raise wrong(f"{at}.input", "it must be an object")
-    function = {"name": _text(block.get("name"), f"{at}.name"), "arguments": json.dumps(given, ensure_ascii=False)}
-    return {"id": _text(block.get("id"), f"{at}.id"), "type": "function", "function": function}
+    function = {"name": as_text(block.get("name"), f"{at}.name"), "arguments": json.dumps(given, ensure_ascii=False)}
+    return {"id": as_text(block.get("id"), f"{at}.id"), "type": "function", "function": function}
 
 
 def _result(block: dict[str, Any], at: str) -> dict[str, Any]:
     content = block.get("content")
     return {
         "role": "tool",
-        "tool_call_id": _text(block.get("tool_use_id"), f"{at}.tool_use_id"),
+        "tool_call_id": as_text(block.get("tool_use_id"), f"{at}.tool_use_id"),
         "content": "" if content is None else _texts(content, f"{at}.content"),
     }
 
 
 def _image(source: object, at: str) -> str:
     if isinstance(source, dict) and source.get("type") == "url":
-        return _text(source.get("url"), f"{at}.url")
+        return as_text(source.get("url"), f"{at}.url")
     if isinstance(source, dict) and source.get("type") == "base64":
-        media = _text(source.get("media_type"), f"{at}.media_type")
-        return f"data:{media};base64,{_text(source.get('data'), f'{at}.data')}"
+        media = as_text(source.get("media_type"), f"{at}.media_type")
+        return f"data:{media};base64,{as_text(source.get('data'), f'{at}.data')}"
     raise unsupported(at, "give an image as base64 or url")
 
 
@@ -143,7 +117,7 @@ def _tool(tool: object, at: str) -> dict[str, Any]:
 def _choice(choice: object) -> object:
     kind = choice.get("type") if isinstance(choice, dict) else None
     if isinstance(choice, dict) and kind == "tool":
-        return {"type": "function", "function": {"name": _text(choice.get("name"), "tool_choice.name")}}
+        return {"type": "function", "function": {"name": as_text(choice.get("name"), "tool_choice.name")}}
     if not isinstance(kind, str) or kind not in _CHOICES:
         raise wrong("tool_choice.type", "it must be auto, any, none or tool")
     return _CHOICES[kind]
@@ -154,10 +128,10 @@ def _texts(value: object, at: str) -> str:
     if isinstance(value, str):
         return value
     found = []
-    for number, block in enumerate(_list(value, at)):
+    for number, block in enumerate(as_list(value, at)):
         if _kind(block, f"{at}.{number}") != "text":
             raise unsupported(f"{at}.{number}", "only text can stand here")
-        found.append(_text(block.get("text"), f"{at}.{number}.text"))
+        found.append(as_text(block.get("text"), f"{at}.{number}.text"))
     return "".join(found)
 
 
@@ -166,15 +140,3 @@ def _kind(block: Any, at: str) -> str:
     if not isinstance(kind, str):
         raise wrong(at, 'it must be a block such as {"type": "text", "text": "…"}')
     return kind
-
-
-def _list(value: object, at: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise wrong(at, "it must be a list")
-    return value
-
-
-def _text(value: object, at: str) -> str:
-    if not isinstance(value, str):
-        raise wrong(at, "it must be a text")
-    return value

@@ -56,6 +56,7 @@ class Reader:
             rules.default_pool(batch.tenant),
             pool=asked.get("pool"),
             mode=asked.get("mode"),
+            endpoint=batch.endpoint,
         )
         changes: dict[str, Any] = {"batch_id": batch.batch_id, "custom_id": line.custom_id}
         if line.submission.priority is None:

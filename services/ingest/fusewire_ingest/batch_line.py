@@ -1,19 +1,23 @@
-"""One line of a batch's input: OpenAI's, Mistral's, Anthropic's, or a bare prompt. Pure."""
+"""One line of a batch's input: OpenAI's (chat or responses), Mistral's, Anthropic's, or a bare prompt. Pure."""
 
 import difflib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fusewire_ingest import anthropic_shape, chat_request
+from fusewire_ingest import anthropic_shape, chat_request, responses_shape
 from fusewire_ingest.admission import MOST_ID_CHARS, PoolRule, Submission, submission
 from fusewire_ingest.refusal import RefusedError, unknown, wrong
+from fusewire_ingest.rewritten import Rewritten
 from fusewire_ingest.strict_json import parse_object
 
 Form = Literal["openai", "mistral", "anthropic", "bare"]
 
 CHAT_URL = "/v1/chat/completions"
 FUSIONS_URL = "/v1/fusions"
+RESPONSES_URL = "/v1/responses"
+URLS = (CHAT_URL, FUSIONS_URL, RESPONSES_URL)
 _KEYS: dict[Form, tuple[str, ...]] = {
     "openai": ("custom_id", "method", "url", "body"),
     "mistral": ("custom_id", "body"),
@@ -50,6 +54,7 @@ def read(
     *,
     pool: str | None = None,
     mode: str | None = None,
+    endpoint: str = CHAT_URL,
 ) -> BatchLine:
     """Read a line.
 
@@ -60,6 +65,7 @@ def read(
         default_pool: the one that the fusion models stand for.
         pool: asked in place of the models that lines name; a pool that a line itself names wins.
         mode: of fusions; a mode that a line itself names wins.
+        endpoint: of the batch. It decides the shape of all results, so responses have a batch of their own.
 
     Raises:
         RefusedError: it cannot be done as it stands. `param` is a path in the line, such as `body.max_tokens`.
@@ -74,14 +80,16 @@ def read(
         return BatchLine(custom_id, found, form, warnings)
     _check_keys(line, form)
     name = "params" if form == "anthropic" else "body"
-    is_own = form == "openai" and _url(line) == FUSIONS_URL
+    url = _url(line, endpoint) if form == "openai" else endpoint
     inner = line.get(name)
     if not isinstance(inner, dict):
         raise wrong(name, "it must be an object")
     try:
         if form == "anthropic":
-            found, warnings = _anthropic(inner, asked)
-        elif is_own:
+            found, warnings = _rewritten(anthropic_shape.chat_body(inner), asked)
+        elif url == RESPONSES_URL:
+            found, warnings = _rewritten(responses_shape.chat_body(inner), asked)
+        elif url == FUSIONS_URL and form == "openai":
             found, warnings = _own(inner, asked), ()
         else:
             found, warnings = _chat(inner, asked)
@@ -115,10 +123,21 @@ def _check_keys(line: dict[str, Any], form: Form) -> None:
         raise wrong("method", "it must be POST")
 
 
-def _url(line: dict[str, Any]) -> str:
+def url_of(data: bytes) -> str:
+    """The endpoint for a batch that begins with this line, which may be broken; then any will do."""
+    try:
+        url = json.loads(data).get("url")
+    except (ValueError, AttributeError):
+        return CHAT_URL
+    return RESPONSES_URL if url == RESPONSES_URL else CHAT_URL
+
+
+def _url(line: dict[str, Any], endpoint: str) -> str:
     url = line.get("url")
-    if url not in (CHAT_URL, FUSIONS_URL):
-        raise wrong("url", f"it must be {CHAT_URL} or {FUSIONS_URL}")
+    if url not in URLS:
+        raise wrong("url", f"it must be {', '.join(URLS[:-1])} or {URLS[-1]}")
+    if (url == RESPONSES_URL) != (endpoint == RESPONSES_URL):
+        raise wrong("url", f"the batch's endpoint is {endpoint}; give {url} a batch of its own")
     return str(url)
 
 
@@ -129,8 +148,7 @@ def _chat(body: dict[str, Any], asked: _Asked) -> tuple[Submission, tuple[str, .
     return found.submission, found.warnings
 
 
-def _anthropic(params: dict[str, Any], asked: _Asked) -> tuple[Submission, tuple[str, ...]]:
-    written = anthropic_shape.chat_body(params)
+def _rewritten(written: Rewritten, asked: _Asked) -> tuple[Submission, tuple[str, ...]]:
     try:
         return _chat(written.body, asked)
     except RefusedError as exc:

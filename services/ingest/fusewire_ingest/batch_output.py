@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncIterator
 
 from fusewire_ingest import batch_report
+from fusewire_ingest.batch_line import RESPONSES_URL
 from fusewire_ingest.repository.batches import OVER, Batch
 from fusewire_ingest.repository.lines import Kind, Lines, Shown
 
@@ -54,5 +55,7 @@ def _rendered(batch: Batch, one: Shown, form: batch_report.Form) -> bytes:
     if one.seq is None:
         code, message = _UNSETTLED["expired" if batch.stop_reason == "expired" else "cancelled"]
         error = {"code": code, "message": message}
+    if form == "openai" and batch.endpoint == RESPONSES_URL:
+        form = "responses"
     found = batch_report.report(one.line, one.custom_id, one.fusion_id, one.outcome, error, form, one.warnings)
     return json.dumps({**found, "seq": one.seq}, ensure_ascii=False).encode() + b"\n"

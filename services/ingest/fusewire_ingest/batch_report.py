@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from fusewire_ingest import chat_reply
+from fusewire_ingest import chat_reply, responses_shape
 
-Form = Literal["openai", "outcome"]
+Form = Literal["openai", "responses", "outcome"]
 
 _FIRST = ("is_degraded", "degraded_reasons", "status")
 _NOT_SHOWN = ("v", "fusion_id", "custom_id", "batch_id")
@@ -34,7 +34,8 @@ def report(  # noqa: PLR0917 - one line's columns, in their order
         outcome: `outcomes.body`, parsed.
         error: why there is no outcome: `code`, `message`, and what else `error` has in the result.
         form: `openai`: `{id, custom_id, response{status_code, request_id, body}, error, index}`, where `response` is
-            null without an outcome and `error` null with an answer; `outcome`: flat, as `store.queries.shown` has it.
+            null without an outcome and `error` null with an answer; `responses`: the same, with a response object
+            as body; `outcome`: flat, as `store.queries.shown` has it.
         warnings: what the line asked for and did not get.
     """
     if form == "outcome":
@@ -43,7 +44,7 @@ def report(  # noqa: PLR0917 - one line's columns, in their order
     response: dict[str, Any] | None = None
     fault = None
     if outcome is not None:
-        status, body = _reply(outcome, warnings)
+        status, body = _reply(outcome, form, warnings)
         response = {"status_code": status, "request_id": fusion_id, "body": body}
         fault = None if is_answered(outcome) else _fault(outcome)
     elif error is not None:
@@ -67,13 +68,14 @@ def is_retryable(outcome: Mapping[str, Any]) -> bool:
     return not is_answered(outcome) and chat_reply.is_retryable(outcome)
 
 
-def _reply(outcome: dict[str, Any], warnings: Sequence[str]) -> tuple[int, dict[str, Any]]:
+def _reply(outcome: dict[str, Any], form: Form, warnings: Sequence[str]) -> tuple[int, dict[str, Any]]:
     if not is_answered(outcome):
         status, code, message = chat_reply.failure_of(outcome)
         kind = "invalid_request_error" if status < 500 else "server_error"
         return status, {"error": {"message": message, "type": kind, "param": None, "code": code}}
     created = int(datetime.fromisoformat(outcome["finished_at"]).timestamp())
-    return 200, chat_reply.completion_of(outcome, model=_model(outcome), created=created, warnings=warnings)
+    write = responses_shape.response_of if form == "responses" else chat_reply.completion_of
+    return 200, write(outcome, model=_model(outcome), created=created, warnings=warnings)
 
 
 def _model(outcome: Mapping[str, Any]) -> str:

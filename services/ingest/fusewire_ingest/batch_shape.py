@@ -40,7 +40,7 @@ class Asked(_Strict):
     """The body of `POST /v1/batches`."""
 
     input_file_id: Annotated[str, StringConstraints(min_length=1, max_length=64)]
-    endpoint: Literal["/v1/chat/completions", "/v1/fusions"]
+    endpoint: Literal["/v1/chat/completions", "/v1/fusions", "/v1/responses"]
     completion_window: Annotated[str, StringConstraints(pattern=r"^[1-9]\d{0,2}[hd]$")] = "24h"
     metadata: (
         dict[Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=512)]] | None

@@ -1,0 +1,228 @@
+"""OpenAI's Responses: a request written anew as a chat completion, and an outcome as a response. Pure.
+
+Fields as in OpenAI's reference ("Create a model response", "The response object"). Nothing is kept between
+requests, so a request must hold its whole conversation.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fusewire_ingest import chat_reply
+from fusewire_ingest.refusal import RefusedError, unsupported, wrong
+from fusewire_ingest.rewritten import Rewritten, as_list, as_text
+
+_SAME = (
+    "model",
+    "temperature",
+    "top_p",
+    "metadata",
+    "user",
+    "safety_identifier",
+    "prompt_cache_key",
+    "service_tier",
+    "parallel_tool_calls",
+    "store",
+    "stream",
+    "plugins",
+    "fusewire",
+)
+_READ = (
+    *_SAME,
+    "input",
+    "instructions",
+    "max_output_tokens",
+    "reasoning",
+    "text",
+    "tools",
+    "tool_choice",
+    "truncation",
+)
+_RENAMED = ((".function.", "."),)
+_STATEFUL = ("previous_response_id", "conversation", "background", "prompt")
+_ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
+_TEXTS = ("input_text", "output_text", "text")
+_CHOICES = ("auto", "none", "required")
+
+
+def chat_body(body: dict[str, Any]) -> Rewritten:
+    """Write a request anew.
+
+    Raises:
+        RefusedError: a part of it has no place in a chat completion; `param` says where it stands.
+    """
+    given = {name: value for name, value in body.items() if value is not None}
+    for name in given:
+        if name in _STATEFUL:
+            raise unsupported(name, "no conversation is kept here; send the whole of it as `input`")
+        if name not in _READ:
+            raise unsupported(name, "it has no place here; remove it")
+    if given.get("truncation", "disabled") != "disabled":
+        raise unsupported("truncation", "nothing is cut; shorten the input")
+    written = Rewritten({name: given[name] for name in _SAME if name in given}, _RENAMED, {"messages": "input"})
+    if "max_output_tokens" in given:
+        written.put("max_completion_tokens", given["max_output_tokens"], "max_output_tokens")
+    if "reasoning" in given:
+        written.put("reasoning", given["reasoning"], "reasoning")
+    if "instructions" in given:
+        written.add({"role": "system", "content": as_text(given["instructions"], "instructions")}, "instructions")
+    _input(written, given.get("input"))
+    if "text" in given:
+        _format(written, given["text"])
+    if "tools" in given:
+        tools = [_tool(tool, f"tools.{number}") for number, tool in enumerate(as_list(given["tools"], "tools"))]
+        written.put("tools", tools, "tools")
+    if "tool_choice" in given:
+        written.put("tool_choice", _choice(given["tool_choice"]), "tool_choice")
+    return written
+
+
+def _input(written: Rewritten, given: object) -> None:
+    if isinstance(given, str):
+        written.add({"role": "user", "content": given}, "input")
+        return
+    for number, item in enumerate(as_list(given, "input")):
+        path = f"input.{number}"
+        if not isinstance(item, dict):
+            raise wrong(path, "it must be an object")
+        kind = item.get("type", "message")
+        if kind == "message":
+            written.add(_message(item, path), path)
+        elif kind == "function_call":
+            _call(written, item, path)
+        elif kind == "function_call_output":
+            output = as_text(item.get("output"), f"{path}.output")
+            call_id = as_text(item.get("call_id"), f"{path}.call_id")
+            written.add({"role": "tool", "tool_call_id": call_id, "content": output}, path)
+        elif kind != "reasoning":  # only the model that wrote it can read it
+            raise unsupported(path, "send messages, function_call and function_call_output")
+
+
+def _message(item: dict[str, Any], path: str) -> dict[str, Any]:
+    role = _ROLES.get(str(item.get("role")))
+    if role is None:
+        raise wrong(f"{path}.role", "it must be user, assistant, system or developer")
+    content = item.get("content")
+    if isinstance(content, str):
+        return {"role": role, "content": content}
+    parts = [_part(part, f"{path}.content.{n}") for n, part in enumerate(as_list(content, f"{path}.content"))]
+    return {"role": role, "content": parts}
+
+
+def _part(part: object, path: str) -> dict[str, Any]:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(part, dict) or not isinstance(kind, str):
+        raise wrong(path, 'it must be a part such as {"type": "input_text", "text": "…"}')
+    if kind in _TEXTS:
+        return {"type": "text", "text": as_text(part.get("text"), f"{path}.text")}
+    if kind == "input_image":
+        return {"type": "image_url", "image_url": {"url": as_text(part.get("image_url"), f"{path}.image_url")}}
+    raise unsupported(path, "only text and images by URL can stand here")
+
+
+def _call(written: Rewritten, item: dict[str, Any], path: str) -> None:
+    """Add a call to the assistant's message before it, or as a message of its own."""
+    function = {
+        "name": as_text(item.get("name"), f"{path}.name"),
+        "arguments": as_text(item.get("arguments"), f"{path}.arguments"),
+    }
+    call = {"id": as_text(item.get("call_id"), f"{path}.call_id"), "type": "function", "function": function}
+    last = written.last()
+    if last and last["role"] == "assistant":
+        last.setdefault("tool_calls", []).append(call)
+    else:
+        written.add({"role": "assistant", "content": None, "tool_calls": [call]}, path)
+
+
+def _format(written: Rewritten, text: object) -> None:
+    if not isinstance(text, dict):
+        raise wrong("text", "it must be an object")
+    for name in text:
+        if name not in ("format", "verbosity"):
+            raise unsupported(f"text.{name}", "it has no place here; remove it")
+    if "verbosity" in text:
+        written.put("verbosity", text["verbosity"], "text.verbosity")
+    form = text.get("format")
+    if isinstance(form, dict) and form.get("type") == "json_schema":
+        named = {name: value for name, value in form.items() if name != "type"}
+        form = {"type": "json_schema", "json_schema": named}
+    if form is not None:
+        written.put("response_format", form, "text.format")
+
+
+def _tool(tool: object, path: str) -> dict[str, Any]:
+    if not isinstance(tool, dict):
+        raise wrong(path, "it must be an object")
+    kind = tool.get("type")
+    if isinstance(kind, str) and kind.startswith("openrouter:"):
+        return tool
+    if kind != "function":
+        raise RefusedError("unsupported_tool", f"'{path}': tools of the server are not supported; remove it", path)
+    return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
+
+
+def _choice(choice: object) -> object:
+    if isinstance(choice, dict) and choice.get("type") == "function":
+        return {"type": "function", "function": {"name": as_text(choice.get("name"), "tool_choice.name")}}
+    if choice not in _CHOICES:
+        raise wrong("tool_choice", "it must be auto, none, required or a function")
+    return choice
+
+
+def response_of(body: chat_reply.Body, *, model: str, created: int, warnings: Sequence[str] = ()) -> dict[str, Any]:
+    """The response object of an outcome that has an answer.
+
+    Args:
+        body: the outcome, as JSON has it.
+        model: as the client asked.
+        created: seconds since 1970.
+        warnings: for `fusion.warnings`.
+    """
+    chat = chat_reply.completion_of(body, model=model, created=created, warnings=warnings)
+    choice = chat["choices"][0]
+    name = body["fusion_id"]
+    is_cut = choice["finish_reason"] in ("length", "content_filter")
+    reason = "max_output_tokens" if choice["finish_reason"] == "length" else "content_filter"
+    return {
+        "id": f"resp_{name}",
+        "object": "response",
+        "created_at": created,
+        "status": "incomplete" if is_cut else "completed",
+        "error": None,
+        "incomplete_details": {"reason": reason} if is_cut else None,
+        "instructions": None,
+        "metadata": {},
+        "model": model,
+        "output": _output(choice["message"], name),
+        "parallel_tool_calls": True,
+        "temperature": None,
+        "tool_choice": "auto",
+        "tools": [],
+        "top_p": None,
+        "usage": _usage(chat["usage"]),
+        "fusion": chat["fusion"],
+    }
+
+
+def _output(message: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    if message["content"]:
+        text = {"type": "output_text", "text": message["content"], "annotations": [], "logprobs": []}
+        told = {"type": "message", "id": f"msg_{name}", "status": "completed", "role": "assistant"}
+        found.append({**told, "content": [text]})
+    for number, call in enumerate(message.get("tool_calls", ())):
+        told = {"type": "function_call", "id": f"fc_{name}_{number}", "call_id": call["id"], "status": "completed"}
+        found.append({**told, **call["function"]})
+    return found
+
+
+def _usage(usage: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "input_tokens": usage["prompt_tokens"],
+        # The SDK wants both; what was written into a provider's cache is not told apart.
+        "input_tokens_details": {**usage["prompt_tokens_details"], "cache_write_tokens": 0},
+        "output_tokens": usage["completion_tokens"],
+        "output_tokens_details": usage["completion_tokens_details"],
+        "total_tokens": usage["total_tokens"],
+        "cost": usage["cost"],
+        "cost_details": usage["cost_details"],
+    }
