@@ -180,6 +180,12 @@ class RemoteModel(Section):
     """Calls made for one task, after restarts too."""
     max_tokens: int | None = Field(default=None, ge=1)
     """Answer length where the prompt does not say."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Further parameters, sent as they are, such as `{reasoning_effort = "low"}`."""
+    drop: tuple[str, ...] = ()
+    """Parameters that are never sent, such as `["seed"]`. What a server refuses by name is found out by itself."""
+    always_stream: bool = False
+    """Whether it is asked for a stream in any case, for servers and proxies that end long silent calls."""
     images: bool = False
     """Whether it takes images; a model that does not is left out of prompts that hold some."""
     price_provider: str | None = None

@@ -16,6 +16,7 @@ HOUR_S = 3600.0
 DAY_S = 24 * HOUR_S
 
 LEDGER_BUCKET = "fw_calls"
+DIALECT_BUCKET = "fw_dialects"
 
 MAX_DELIVERIES = 5
 """A message that our own code has failed on this often goes to FW_DEAD."""
@@ -99,6 +100,9 @@ STREAMS: tuple[Stream, ...] = (
 LEDGER = Bucket(LEDGER_BUCKET, ttl_s=7 * DAY_S, max_bytes=4 * GIB)
 
 _LIMITS = [LEDGER.max_bytes, *(stream.max_bytes for stream in STREAMS if stream.max_bytes)]
+DIALECTS = Bucket(DIALECT_BUCKET, ttl_s=90 * DAY_S, max_bytes=8 * MIB)
+"""Found once in a while anew: servers change."""
+
 FULL_STORAGE_MB = sum(_LIMITS) // MIB
 """What all of them may take where there is room for it; streams without a limit are small."""
 LEAST_BYTES = 8 * MIB
@@ -123,8 +127,8 @@ def topology(models: Mapping[str, Tier], replicas: int = 1, storage_mb: int = FU
         replicas: copies of each stream.
         storage_mb: MiB that all streams together may take, for one copy; each has its share of it.
     """
-    least = len(_LIMITS) * LEAST_BYTES
-    share = (storage_mb * MIB - least) / (sum(_LIMITS) - least)
+    least = len(_LIMITS) * LEAST_BYTES + DIALECTS.max_bytes
+    share = (storage_mb * MIB - least) / (sum(_LIMITS) - len(_LIMITS) * LEAST_BYTES)
 
     def limit(max_bytes: int) -> int:
         within = LEAST_BYTES + int((max_bytes - LEAST_BYTES) * min(1.0, max(0.0, share)))
@@ -136,7 +140,7 @@ def topology(models: Mapping[str, Tier], replicas: int = 1, storage_mb: int = FU
     fixed = (DISPATCHER_PROMPT, DISPATCHER_ROUND, JUDGE, JUDGE_DUE, INGEST)
     streams = tuple(replace(stream, max_bytes=limit(stream.max_bytes)) for stream in STREAMS)
     ledger = replace(LEDGER, max_bytes=limit(LEDGER.max_bytes))
-    return Topology(streams, fixed + tasks, (ledger,), replicas)
+    return Topology(streams, fixed + tasks, (ledger, DIALECTS), replicas)
 
 
 def prompt_subject(priority: Priority, tenant: str) -> str:

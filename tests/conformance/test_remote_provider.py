@@ -318,7 +318,7 @@ async def test_the_same_task_delivered_while_it_runs_is_busy() -> None:
 async def test_a_response_above_the_limit_is_not_read_on() -> None:
     async with ModelServer(Script.of(Fault(kind="huge", bytes=100_000))) as server:
         transport = Transport(max_body_bytes=50_000)
-        request = HttpRequest(f"{server.base_url}/chat/completions", {}, b'{"model": "m"}')
+        request = HttpRequest(f"{server.base_url}/chat/completions", {}, {"model": "m"})
         failure = await transport.post(request, 20)
         await transport.aclose()
     assert isinstance(failure, Failure)

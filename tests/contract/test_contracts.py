@@ -59,7 +59,7 @@ MESSAGES = (
     Message(role="user", content="Really?", images=(Image(url="https://a.test/b.png", detail="low", at=3),)),
 )
 SAMPLING = Sampling(max_tokens=64, temperature=0.5, top_p=0.9, seed=11, stop=("\n\n", "END"), response_schema=SCHEMA)
-SPENT = Usage(prompt_tokens=10, completion_tokens=2, cached_tokens=4)
+SPENT = Usage(prompt_tokens=10, completion_tokens=2, cached_tokens=4, reasoning_tokens=1)
 
 # No real message has all of this at once; what matters here is that each field is there, and not as its default.
 MESSAGES_V1: tuple[Wire, ...] = (
@@ -166,6 +166,7 @@ MESSAGES_V1: tuple[Wire, ...] = (
         tenant="acme",
         messages=MESSAGES,
         sampling=SAMPLING,
+        expected_tokens=256,
         tools=(TOOL,),
         tool_choice="required",
         parallel_tool_calls=False,
@@ -188,6 +189,8 @@ MESSAGES_V1: tuple[Wire, ...] = (
         tool_calls=(CALL,),
         error=CallFailure(code="rate_limited", message="429, tried 3 times", retryable=True),
         finish_reason="tool_calls",
+        provider_reason="tool_use",
+        reasoning="Hm.",
         usage=SPENT,
         cost_usd=0.00125,
         cost_prompt_usd=0.0005,
@@ -213,6 +216,7 @@ MESSAGES_V1: tuple[Wire, ...] = (
                 member="small",
                 messages=MESSAGES,
                 sampling=SAMPLING,
+                expected_tokens=256,
                 tools=(TOOL,),
                 tool_choice="none",
                 parallel_tool_calls=False,

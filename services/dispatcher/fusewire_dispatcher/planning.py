@@ -253,8 +253,9 @@ def expand(asked: Round, book: Book) -> tuple[Task, ...]:
             )
         member = pool.member(call.member, call.model) if pool and call.member else None
         sampling = call.sampling.over(member.sampling) if member else call.sampling
-        if call.kind == "answer":
-            sampling = Sampling(seed=ids.seed(str(asked.seed), call.name)).over(sampling)
+        if model.tier == "edge":
+            turn = () if call.kind == "answer" else (str(asked.round),)
+            sampling = Sampling(seed=ids.seed(str(asked.seed), *turn, call.name)).over(sampling)
         tasks.append(
             Task(
                 task_id=ids.task_id(asked.fusion_id, asked.round, call.name),
@@ -267,7 +268,8 @@ def expand(asked: Round, book: Book) -> tuple[Task, ...]:
                 tier=model.tier,
                 tenant=asked.tenant,
                 messages=with_system(call.messages, member.system if member else None),
-                sampling=sampling.over(Sampling(seed=ids.seed(str(asked.seed), str(asked.round), call.name))),
+                sampling=sampling,
+                expected_tokens=call.expected_tokens,
                 tools=call.tools,
                 tool_choice=call.tool_choice,
                 parallel_tool_calls=call.parallel_tool_calls,
@@ -321,10 +323,12 @@ def _panel_deadline(prompt: Prompt, *, has_judge: bool) -> datetime:
 def _answer_task(
     prompt: Prompt, member: MemberSpec, tier: Tier, call: str, deadline_at: datetime, *, is_streamed: bool
 ) -> Task:
-    # Members of one model must not give one answer three times, so each has a seed of its own,
-    # also where the client fixed one.
-    sampling = Sampling(seed=ids.seed(str(prompt.seed), call)).over(prompt.sampling).over(member.sampling)
-    if call != member.name and not sampling.temperature:
+    sampling = prompt.sampling.over(member.sampling)
+    if tier == "edge" or prompt.sampling.seed is not None:
+        # Members of one model must not give one answer three times, so each has a seed of its own, also where the
+        # client fixed one. Hosted models draw by themselves, and some refuse a seed.
+        sampling = Sampling(seed=ids.seed(str(prompt.seed), call)).over(sampling)
+    if tier == "edge" and call != member.name and not sampling.temperature:
         # Without chance the samples could only agree.
         sampling = sampling.model_copy(update={"temperature": SAMPLE_TEMPERATURE})
     return Task(

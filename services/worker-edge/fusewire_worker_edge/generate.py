@@ -125,7 +125,7 @@ class EdgeGenerate:
             # A task may be delivered again while its first delivery is still under way.
             id=f"{task.task_id}.{next(self._calls)}",
             messages=task.messages,
-            max_tokens=sampling.max_tokens or model.max_tokens,
+            max_tokens=sampling.max_tokens or task.expected_tokens or model.max_tokens,
             temperature=sampling.temperature or 0.0,
             top_p=1.0 if sampling.top_p is None else sampling.top_p,
             seed=seed("edge", task.task_id) if sampling.seed is None else sampling.seed,

@@ -35,6 +35,16 @@ _STATUS_OF_TYPE = {
     "overloaded_error": 529,
 }
 """Anthropic's words for a status, in a stream that had begun with 200."""
+_MINIMAX = {
+    1002: "rate_limit_exceeded",
+    1004: "invalid_api_key",
+    1008: "insufficient_quota",
+    1026: "content_filter",
+    1027: "content_filter",
+    1039: "context_length_exceeded",
+    2013: "invalid_request_error",
+}
+"""MiniMax's codes, which come in a body with status 200, in OpenAI's words."""
 _STATUS = re.compile(r"[A-Z]+(_[A-Z]+)*")
 _SECONDS = re.compile(r"(\d+(?:\.\d+)?)s")
 
@@ -153,7 +163,10 @@ def _details(error: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def is_error(body: Mapping[str, Any]) -> bool:
     """Whether a body, or an event of a stream, that came with status 200 is an error all the same."""
-    return bool(body.get("error")) or body.get("object") == "error" or body.get("type") == "error"
+    if body.get("error") or body.get("object") == "error" or body.get("type") == "error":
+        return True
+    minimax = body.get("base_resp")
+    return isinstance(minimax, dict) and minimax.get("status_code") not in (None, 0)
 
 
 def _error(body: bytes) -> dict[str, Any]:
@@ -165,6 +178,10 @@ def _error(body: bytes) -> dict[str, Any]:
         parsed = parsed[0]  # Google's errors come so where a stream was asked for
     if not isinstance(parsed, dict):
         return {}
+    if isinstance(minimax := parsed.get("base_resp"), dict) and not parsed.get("error"):
+        code = minimax.get("status_code")
+        told = _MINIMAX.get(code, "base_resp") if isinstance(code, int) else "base_resp"
+        return {"code": told, "message": minimax.get("status_msg")}
     error = parsed.get("error", parsed)
     if isinstance(error, str):
         return {"message": error}

@@ -16,16 +16,25 @@ from fusewire.settings import RemoteModel
 from fusewire.worker import Tell
 from fusewire_worker_remote.backoff import Backoff
 from fusewire_worker_remote.claim import Claim, claim
+from fusewire_worker_remote.dialect import Dialect, Refusal, refusal, without_fence
+from fusewire_worker_remote.dialects import Dialects, MemoryDialects
 from fusewire_worker_remote.errors import Failure
 from fusewire_worker_remote.hearing import Hearing
 from fusewire_worker_remote.ledger import MAX_UNKNOWN, Ledger
-from fusewire_worker_remote.providers import PROVIDERS, Reply
+from fusewire_worker_remote.providers import PROVIDERS, HttpResponse, Reply
 from fusewire_worker_remote.transport import Transport
 
 log = structlog.get_logger(__name__)
 
 MAX_ANSWER_BYTES = 768 * 1024
 """Of an answer in JSON: the candidate and the ledger's entry around it have to fit a NATS message of 1 MiB."""
+
+MOST_THOUGHT_CHARS = 10_000
+"""What is kept of a thought, so that answer and thought fit the same message."""
+
+MOST_REFUSALS = 8
+"""Of parameters, for one call."""
+REFUSAL_STATUS = (400, 422)
 
 _LATE = Failure("deadline_exceeded", "the deadline passed before a call could be made", retryable=False)
 _LOST = Failure("timeout", "calls were made and their results are unknowable", retryable=False)
@@ -39,6 +48,8 @@ class RemoteGenerate:
 
     Args:
         models: by their names in the configuration.
+        ledger: where paid calls are noted.
+        dialects: what is known of the models; None begins anew.
         clock: gives the current time, with a zone.
         sleep: waits for seconds between attempts.
         rng: draws from [0, 1), for jitter.
@@ -50,6 +61,7 @@ class RemoteGenerate:
         self,
         models: Mapping[str, RemoteModel],
         ledger: Ledger,
+        dialects: Dialects | None = None,
         *,
         clock: Callable[[], datetime],
         sleep: Callable[[float], Awaitable[None]],
@@ -61,6 +73,7 @@ class RemoteGenerate:
         self._models = dict(models)
         self._slots = {name: asyncio.Semaphore(model.max_concurrency) for name, model in models.items()}
         self._ledger = ledger
+        self._dialects = dialects or MemoryDialects()
         self._clock = clock
         self._sleep = sleep
         self._rng = rng
@@ -125,7 +138,7 @@ class RemoteGenerate:
         """The retry loop, the only one there is."""
         spent = Usage()
         while True:
-            result = await held.during(self._call(task, model, tell))
+            result = await held.during(self._negotiated(task, model, tell))
             if isinstance(result, Reply):
                 return await self._settled(task, model, held, result, spent)
             log.warning(
@@ -146,28 +159,44 @@ class RemoteGenerate:
             if tell is not None:
                 tell.restart()
 
-    async def _call(self, task: Task, model: RemoteModel, tell: Tell | None) -> Reply | Failure:
+    async def _negotiated(self, task: Task, model: RemoteModel, tell: Tell | None) -> Reply | Failure:
+        """One call, made again at once without a parameter that the server refuses: a refused call costs nothing."""
+        for _ in range(MOST_REFUSALS):
+            result = await self._call(task, model, self._dialects.of(model), tell)
+            if not isinstance(result, Refusal):
+                return result
+            log.info("remote.parameter_refused", model=task.model, parameter=result.parameter)
+            await self._dialects.learn(model, result.dialect)
+        what = f"the server refused {MOST_REFUSALS} parameters, one after the other"
+        return Failure("bad_request", what, retryable=False)
+
+    async def _call(
+        self, task: Task, model: RemoteModel, dialect: Dialect, tell: Tell | None
+    ) -> Reply | Failure | Refusal:
         """One call. With `tell` it is streamed, if the server does that."""
         left_s = self._seconds_left(task)
         if left_s <= 0:
             return _LATE
         provider = PROVIDERS[model.provider]
-        request = provider.request(task, model, is_streamed=tell is not None)
+        is_streamed = tell is not None or model.always_stream
+        request = provider.request(task, model, dialect, is_streamed=is_streamed)
         if isinstance(request, Failure):
             return request
-        hearing = Hearing(provider.assemble(self._clock()), tell, max_chars=MAX_ANSWER_BYTES) if tell else None
+        assembly = provider.assemble(self._clock())
+        hearing = Hearing(assembly, tell, max_chars=MAX_ANSWER_BYTES) if is_streamed else None
         result = await self._transport.post(request, min(model.timeout_s, left_s), hearing)
+        if hearing and (hearing.is_complete or (isinstance(result, HttpResponse) and result.is_heard)):
+            # What breaks off when the answer is complete had nothing more to say.
+            return _bounded(await hearing.result())
         if isinstance(result, Failure):
             cut = result.code == "timeout" and left_s <= model.timeout_s
             return replace(result, code="deadline_exceeded", retryable=False) if cut else result
-        is_heard = hearing is not None and result.is_heard
-        answer = await hearing.result() if hearing and is_heard else provider.read(result, self._clock())
-        if tell and not is_heard and isinstance(answer, Reply) and answer.content:
+        if result.status in REFUSAL_STATUS and (refused := refusal(request.payload, result.body, dialect)):
+            return refused
+        answer = provider.read(result, self._clock())
+        if tell and isinstance(answer, Reply) and answer.content:
             await tell(answer.content)
-        if isinstance(answer, Reply) and _is_too_large(answer):
-            what = f"the answer exceeds {MAX_ANSWER_BYTES} bytes"
-            return Failure("answer_too_large", what, retryable=False, billed=True, usage=answer.usage)
-        return answer
+        return _bounded(_unfenced(answer, task))
 
     def _wait_s(self, task: Task, model: RemoteModel, held: Claim, failure: Failure) -> float | None:
         """Seconds until the next attempt, or None when there is none."""
@@ -192,6 +221,8 @@ class RemoteGenerate:
         usage = _sum(spent, result.usage)
         if maybe_paid == 0:
             cost = Price(0.0, 0.0)
+        elif isinstance(result, Reply) and result.cost_usd is not None and maybe_paid == 1:
+            cost = Price(result.cost_usd, None, "provider")
         elif result.usage is None:
             cost = UNKNOWN
         else:
@@ -203,6 +234,8 @@ class RemoteGenerate:
             tool_calls=result.tool_calls if isinstance(result, Reply) else (),
             error=_error(failure, retryable=entry.unknown == 0) if failure else None,
             finish_reason=result.finish_reason,
+            provider_reason=result.provider_reason if isinstance(result, Reply) else None,
+            reasoning=_short(result.reasoning) if isinstance(result, Reply) else None,
             usage=usage,
             cost_usd=cost.usd,
             cost_prompt_usd=cost.prompt_usd,
@@ -257,7 +290,27 @@ def _sum(a: Usage, b: Usage | None) -> Usage:
         prompt_tokens=a.prompt_tokens + b.prompt_tokens,
         completion_tokens=a.completion_tokens + b.completion_tokens,
         cached_tokens=a.cached_tokens + b.cached_tokens,
+        reasoning_tokens=a.reasoning_tokens + b.reasoning_tokens,
     )
+
+
+def _short(thought: str | None) -> str | None:
+    return thought and thought[:MOST_THOUGHT_CHARS]
+
+
+def _unfenced(answer: Reply | Failure, task: Task) -> Reply | Failure:
+    """JSON that was asked for, without the code fence that some models put around it."""
+    if isinstance(answer, Failure) or answer.content is None or task.sampling.response_schema is None:
+        return answer
+    return replace(answer, content=without_fence(answer.content))
+
+
+def _bounded(answer: Reply | Failure) -> Reply | Failure:
+    """An answer that fits the message that carries it."""
+    if isinstance(answer, Failure) or not _is_too_large(answer):
+        return answer
+    what = f"the answer exceeds {MAX_ANSWER_BYTES} bytes"
+    return Failure("answer_too_large", what, retryable=False, billed=True, usage=answer.usage)
 
 
 def _is_too_large(answer: Reply) -> bool:

@@ -10,10 +10,12 @@ class Hearing:
     """Takes a response's bytes as they come; what they say is told at once.
 
     Args:
+        assembly: puts the answer together.
+        tell: whom to tell, if anybody wants to know.
         max_chars: of the answer's text; it is not read further.
     """
 
-    def __init__(self, assembly: Assembly, tell: Tell, *, max_chars: int) -> None:
+    def __init__(self, assembly: Assembly, tell: Tell | None, *, max_chars: int) -> None:
         self._events = EventReader()
         self._assembly = assembly
         self._tell = tell
@@ -24,6 +26,11 @@ class Hearing:
         """Take the next bytes; whether they were the last that count."""
         await self._take(self._events.feed(chunk))
         return self._assembly.is_ended or self._chars > self._max_chars
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the answer is whole, so that a stream that breaks off now has lost nothing."""
+        return self._assembly.is_complete and self._chars <= self._max_chars
 
     async def result(self) -> Reply | Failure:
         """What the stream, now at its end, came to."""
@@ -38,4 +45,5 @@ class Hearing:
             text = self._assembly.add(event)
             if text:
                 self._chars += len(text)
-                await self._tell(text)
+                if self._tell is not None:
+                    await self._tell(text)

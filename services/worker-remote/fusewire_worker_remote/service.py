@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from fusewire.bus import Bus
 from fusewire.service import App
 from fusewire.settings import RemoteModel, Settings
-from fusewire.topology import LEDGER_BUCKET
+from fusewire.topology import DIALECT_BUCKET, LEDGER_BUCKET
 from fusewire.worker import Worker
+from fusewire_worker_remote.dialects import KvDialects
 from fusewire_worker_remote.generate import RemoteGenerate
 from fusewire_worker_remote.ledger_kv import KvLedger
 
@@ -33,9 +34,12 @@ class WorkerRemote:
             return datetime.now(UTC)
 
         await self._bus.connect()
+        dialects = KvDialects(await self._bus.key_value(DIALECT_BUCKET))
+        await dialects.load(list(self._models.values()))
         generate = RemoteGenerate(
             self._models,
             KvLedger(await self._bus.key_value(LEDGER_BUCKET)),
+            dialects,
             clock=clock,
             sleep=asyncio.sleep,
             rng=random.random,

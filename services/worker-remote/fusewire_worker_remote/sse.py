@@ -59,6 +59,9 @@ class EventReader:
             return event
         field, _, value = line.partition(b":")  # a comment's field is empty
         text = value.removeprefix(b" ").decode(errors="replace")
+        if field == b"error" and text:
+            # llama.cpp's server wrote its errors so until 2025.
+            return Event(text, "error")
         if field == b"data":
             self._data.append(text)
         elif field == b"event":

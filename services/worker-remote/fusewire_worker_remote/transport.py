@@ -8,6 +8,7 @@ import aiohttp
 
 from fusewire_worker_remote.errors import Failure, truncated
 from fusewire_worker_remote.providers.base import HttpRequest, HttpResponse
+from fusewire_worker_remote.providers.reading import looks_like_events
 
 MAX_BODY_BYTES = 2 * 1024 * 1024
 """Above this a response is not read on. An answer has to fit a bus message, which takes half of it."""
@@ -48,9 +49,12 @@ class Transport:
                     trace_request_ctx=sent,
                 ) as response,
             ):
-                if hear is not None and response.ok and response.content_type == "text/event-stream":
-                    return await self._heard(response, hear)
-                return await self._whole(response)
+                if hear is None or not response.ok:
+                    return await self._whole(response, b"")
+                begun = await response.content.readany()
+                # Some servers stream events under another type.
+                is_stream = "event-stream" in response.headers.get("content-type", "") or looks_like_events(begun)
+                return await (self._heard(response, begun, hear) if is_stream else self._whole(response, begun))
         except (TimeoutError, aiohttp.ClientError, OSError) as exc:
             return _broken(exc, sent=sent.any, timeout_s=timeout_s)
 
@@ -75,9 +79,9 @@ class Transport:
             )
         return self._sessions[is_streamed]
 
-    async def _whole(self, response: aiohttp.ClientResponse) -> HttpResponse | Failure:
-        chunks: list[bytes] = []
-        size = 0
+    async def _whole(self, response: aiohttp.ClientResponse, begun: bytes) -> HttpResponse | Failure:
+        chunks = [begun]
+        size = len(begun)
         try:
             async for chunk in response.content.iter_any():
                 size += len(chunk)
@@ -88,15 +92,17 @@ class Transport:
             return truncated("the connection closed within the response")
         return HttpResponse(response.status, _headers(response), b"".join(chunks))
 
-    async def _heard(self, response: aiohttp.ClientResponse, hear: Hear) -> HttpResponse | Failure:
-        size = 0
+    async def _heard(self, response: aiohttp.ClientResponse, begun: bytes, hear: Hear) -> HttpResponse | Failure:
+        size = len(begun)
         try:
+            is_over = await hear(begun)
             async for chunk in response.content.iter_any():
+                if is_over:
+                    break
                 size += len(chunk)
                 if size > MAX_STREAM_BYTES:
                     return _too_large(MAX_STREAM_BYTES)
-                if await hear(chunk):
-                    break
+                is_over = await hear(chunk)
         except aiohttp.ClientError:
             return truncated("the connection closed within the stream")
         return HttpResponse(response.status, _headers(response), b"", is_heard=True)

@@ -29,6 +29,11 @@ ErrorCode = Literal[
 ]
 
 
+MOST_TOKENS = 2_000_000_000
+"""Of the calls for one task: what the databases hold as an integer."""
+MOST_USD = 1_000_000.0
+
+
 class CallFailure(Part):
     """Why a call gave no answer."""
 
@@ -42,9 +47,12 @@ class CallFailure(Part):
 class Usage(Part):
     """Tokens, as the provider or the engine counted them."""
 
-    prompt_tokens: int = Field(default=0, ge=0)
-    completion_tokens: int = Field(default=0, ge=0)
-    cached_tokens: int = Field(default=0, ge=0)
+    prompt_tokens: int = Field(default=0, ge=0, le=MOST_TOKENS)
+    completion_tokens: int = Field(default=0, ge=0, le=MOST_TOKENS)
+    cached_tokens: int = Field(default=0, ge=0, le=MOST_TOKENS)
+    """Of the prompt's, those that came from a cache."""
+    reasoning_tokens: int = Field(default=0, ge=0, le=MOST_TOKENS)
+    """Of the answer's, those that were thought."""
 
 
 class Candidate(Wire):
@@ -65,10 +73,15 @@ class Candidate(Wire):
     tool_calls: tuple[ToolCall, ...] = ()
     error: CallFailure | None = None
     finish_reason: FinishReason | None = None
+    """None too where the provider gave a reason that stands for none of ours."""
+    provider_reason: str | None = Field(default=None, max_length=64)
+    """Why it ended, in the provider's own word."""
+    reasoning: str | None = Field(default=None, max_length=10_000)
+    """What the model thought, as far as that came apart from the answer; no judge sees it."""
     usage: Usage = Usage()
-    cost_usd: float | None = None
+    cost_usd: float | None = Field(default=None, ge=0, le=MOST_USD)
     """What the call cost; None when no price is known. Edge calls cost 0."""
-    cost_prompt_usd: float | None = None
+    cost_prompt_usd: float | None = Field(default=None, ge=0, le=MOST_USD)
     """How much of that the prompt cost; None where it is not known apart."""
     price_version: str | None = None
     attempts: int = Field(default=1, ge=0)

@@ -20,6 +20,9 @@ class Call(Part):
     """The pool member that speaks, whose own system prompt and sampling then apply; None for the judge."""
     messages: tuple[Message, ...] = Field(min_length=1)
     sampling: Sampling = Sampling()
+    """What the client or the pool asks for; nothing else is sent to a hosted model, which may refuse it."""
+    expected_tokens: int | None = Field(default=None, ge=1)
+    """About how long the answer is. The limit at the edge, where models ramble; hosted ones need room for thought."""
     tools: tuple[Tool, ...] = ()
     tool_choice: str = "auto"
     parallel_tool_calls: bool = True

@@ -25,6 +25,8 @@ class Task(Wire):
     tenant: str
     messages: tuple[Message, ...] = Field(min_length=1)
     sampling: Sampling
+    expected_tokens: int | None = Field(default=None, ge=1)
+    """See `Call`."""
     tools: tuple[Tool, ...] = ()
     tool_choice: str = "auto"
     parallel_tool_calls: bool = True

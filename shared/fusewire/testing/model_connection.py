@@ -203,6 +203,10 @@ class Connection(asyncio.Protocol):
         self._in_flight[name] += 1
         stats.peak_by_model[name] = max(stats.peak_by_model[name], self._in_flight[name])
         model = server.model(name)
+        if refused := model.refusal(given):
+            message = refused.message.replace("{parameter}", refused.parameter)
+            self._send(*asked.dialect.refused(message, refused.parameter if refused.is_named else None))
+            return
         fault, delay_s = model.next_fault(), model.next_latency_s()
         if delay_s > 0:
             self._timer = self._loop.call_later(delay_s, self._reply, model, asked, fault)

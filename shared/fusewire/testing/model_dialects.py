@@ -103,6 +103,11 @@ class Dialect(ABC):
     def error(self, status: int, code: str, kind: str, headers: dict[str, str]) -> tuple[int, bytes]:
         """An error: the status that this protocol gives it, and the body. `code` and `kind` are OpenAI's."""
 
+    def refused(self, message: str, parameter: str | None) -> tuple[int, bytes]:
+        """The error of a request that holds a parameter which the model does not take."""
+        error = {"message": message, "type": "invalid_request_error", "param": parameter}
+        return 400, encoded({"error": {**error, "code": "unsupported_parameter" if parameter else None}})
+
     def event(self, body: object) -> bytes:
         """One event of a stream."""
         return b"data: " + encoded(body) + b"\n\n"
@@ -240,6 +245,10 @@ class MistralDialect(OpenAIDialect):
         }
         last = {**self._frame(said, "chat.completion.chunk"), "choices": [choice], "usage": _usage(said)}
         return [self.event(last), b"data: [DONE]\n\n"]
+
+    def refused(self, message: str, parameter: str | None) -> tuple[int, bytes]:
+        place = {"type": "extra_forbidden", "loc": ["body", parameter or ""], "msg": message}
+        return 422, encoded({"object": "error", "message": {"detail": [place]}, "type": "invalid_request_error"})
 
     def error(self, status: int, code: str, kind: str, headers: dict[str, str]) -> tuple[int, bytes]:  # noqa: ARG002
         if code == "context_length_exceeded":

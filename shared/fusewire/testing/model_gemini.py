@@ -93,6 +93,10 @@ class GeminiDialect(Dialect):
     def ended(self, said: Said) -> list[bytes]:
         return [self.event(self._response(said, self._called(said) or [{"text": ""}], is_last=True))]
 
+    def refused(self, message: str, parameter: str | None) -> tuple[int, bytes]:
+        told = f"Invalid JSON payload received. Unknown name '{parameter}' at 'generation_config'. {message}"
+        return 400, encoded({"error": {"code": 400, "message": told, "status": "INVALID_ARGUMENT"}})
+
     def error(self, status: int, code: str, kind: str, headers: dict[str, str]) -> tuple[int, bytes]:  # noqa: ARG002
         message = MESSAGE
         details: list[dict[str, Any]] = []

@@ -108,6 +108,10 @@ class AnthropicDialect(Dialect):
             events.append(self.event({"type": "message_delta", "delta": delta, "usage": usage}))
         return [*events, self.event({"type": "message_stop"})]
 
+    def refused(self, message: str, parameter: str | None) -> tuple[int, bytes]:  # noqa: ARG002 - it is in the message
+        error = {"type": "invalid_request_error", "message": message}
+        return 400, encoded({"type": "error", "error": error})
+
     def error(self, status: int, code: str, kind: str, headers: dict[str, str]) -> tuple[int, bytes]:  # noqa: ARG002
         message = MESSAGE
         if code == "context_length_exceeded":

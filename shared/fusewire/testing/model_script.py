@@ -74,6 +74,9 @@ _CANDIDATE = re.compile(r"\[\[\w+ (\w+)\]\]\n(.*?)\n\[\[/", re.DOTALL)
 """A candidate as it is shown to a judge: its label and its text."""
 
 
+_WORDS = re.compile(r"satisfies this schema: (\{.*\})$", re.DOTALL)
+
+
 class _Data(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -87,6 +90,70 @@ class Fault(_Data):
     seconds: float = 1.0
     bytes: int = 4 * 1024 * 1024
     tokens: int = 1
+
+
+class Refusal(_Data):
+    """A parameter that a model does not take: requests that hold it are refused with status 400."""
+
+    parameter: str
+    """Its name in the request as it is sent; `system` is a message of that role."""
+    unless: Any = None
+    """A value of it that is taken all the same."""
+    message: str = "Unsupported parameter: '{parameter}' is not supported with this model."
+    """What the error says."""
+    is_named: bool = True
+    """Whether the error names it in `param` too, as OpenAI's do."""
+
+    def concerns(self, request: Mapping[str, Any]) -> bool:
+        """Whether a request holds it."""
+        if self.parameter == "system":
+            messages = request.get("messages")
+            return isinstance(messages, list) and any(m.get("role") == "system" for m in messages)
+        for held in (request, request.get("generationConfig")):
+            if isinstance(held, Mapping) and self.parameter in held:
+                return bool(held[self.parameter] != self.unless)
+        return False
+
+
+REASONING = (
+    Refusal(
+        parameter="max_tokens",
+        message="Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' "
+        "instead.",
+    ),
+    Refusal(
+        parameter="temperature",
+        unless=1,
+        message="Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) value is "
+        "supported.",
+    ),
+    Refusal(parameter="top_p", unless=1),
+    Refusal(parameter="stop"),
+)
+"""As OpenAI's reasoning models refuse."""
+CLAUDE_5 = (
+    Refusal(parameter="temperature", message="`temperature` is deprecated for this model.", is_named=False),
+    Refusal(parameter="top_p", message="`top_p` is deprecated for this model.", is_named=False),
+)
+"""As Anthropic's models of 2026 refuse."""
+KIMI = (
+    Refusal(
+        parameter="temperature",
+        unless=1,
+        message="invalid temperature: only 1 is allowed for this model",
+        is_named=False,
+    ),
+)
+"""As Moonshot's thinking models refuse."""
+DEEPSEEK = (
+    Refusal(
+        parameter="response_format",
+        unless={"type": "json_object"},
+        message="This response_format type is unavailable now",
+        is_named=False,
+    ),
+)
+"""DeepSeek knows JSON objects and no schemas."""
 
 
 class ScriptedCall(_Data):
@@ -129,6 +196,10 @@ class ModelScript(_Data):
     """Begin again with the first fault when all are through."""
     fault_rates: dict[FaultKind, float] = Field(default_factory=dict)
     """Shares of the other requests that meet these faults."""
+    refuses: tuple[Refusal, ...] = ()
+    """Parameters that it does not take."""
+    thinks: str = ""
+    """What it thinks, in `<think>` before each answer."""
     judges: Literal["text", "first"] = "text"
     """Asked for a verdict it names the candidate whose text sorts first, or the one that is shown first."""
     seed: int = 0
@@ -185,6 +256,10 @@ class Model:
                 draw -= share
         return None
 
+    def refusal(self, request: Mapping[str, Any]) -> Refusal | None:
+        """The first parameter of a request, as it was sent, that it does not take."""
+        return next((one for one in self._script.refuses if one.concerns(request)), None)
+
     def next_latency_s(self) -> float:
         """Seconds until the next request is answered."""
         script = self._script
@@ -193,7 +268,12 @@ class Model:
         return script.latency_ms * math.exp(script.latency_sigma * self._random.gauss(0.0, 1.0)) / 1000
 
     def answer(self, request: Mapping[str, Any]) -> str:
-        """The answer's text: by rule, else fitting the schema that is asked for, else by template, else an echo."""
+        """The answer's text, and before it what it thinks."""
+        thought = f"<think>\n{self._script.thinks}\n</think>\n\n" if self._script.thinks else ""
+        return thought + self._said(request)
+
+    def _said(self, request: Mapping[str, Any]) -> str:
+        """By rule, else fitting the schema that is asked for, else by template, else an echo."""
         prompt = last_user_message(request)
         rule = self._rule(prompt)
         if rule is not None:
@@ -247,8 +327,12 @@ def text_of(content: object) -> str:
 
 
 def _schema(request: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The schema that is asked for, also where that is done in words."""
     wanted = request.get("response_format") or {}
     schema = (wanted.get("json_schema") or {}).get("schema")
+    for message in request.get("messages") or []:
+        found = _WORDS.search(text_of(message.get("content"))) if message.get("role") != "user" else None
+        schema = schema or (found and json.loads(found[1]))
     return schema if isinstance(schema, dict) else None
 
 
@@ -281,7 +365,10 @@ def _of_type(kind: str, schema: Mapping[str, Any], root: Mapping[str, Any], inde
         item = schema.get("items") or {}
         return [satisfying(item, root, i) for i in range(schema.get("minItems", 0))]
     if kind == "string":
-        return "fits".ljust(schema.get("minLength", 0), ".")[: schema.get("maxLength", 4096)]
+        # Anthropic's requests tell bounds in the description.
+        told = re.search(r"minLength: (\d+)", str(schema.get("description", "")))
+        least = schema.get("minLength", int(told[1]) if told else 0)
+        return "fits".ljust(least, ".")[: schema.get("maxLength", 4096)]
     if kind in {"integer", "number"}:
         low = schema.get("minimum", schema.get("exclusiveMinimum", 0) + ("exclusiveMinimum" in schema))
         return min(low + index, schema.get("maximum", low + index))

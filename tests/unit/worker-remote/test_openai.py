@@ -150,7 +150,7 @@ def test_the_key_is_read_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_answer_is_read() -> None:
     counted = Usage(prompt_tokens=11, completion_tokens=3, cached_tokens=4)
-    assert read(completion()) == Reply("Here.", "stop", counted)
+    assert read(completion()) == Reply("Here.", "stop", counted, provider_reason="stop")
 
 
 def test_an_answer_of_parts_is_joined() -> None:
@@ -216,10 +216,23 @@ CALLED = ToolCall(id="c1", name="weather", arguments="{}")
         # What is no call is left out, and the rest is kept.
         (
             None,
-            [call(None), call(""), call(arguments={}), call(arguments=None), None, {"id": "x"}, call()],
+            [call(None), call(""), None, {"id": "x"}, call()],
             "tool_calls",
             None,
             (CALLED,),
+            "tool_calls",
+        ),
+        # Arguments as they come: missing, an object, text within text; ids that repeat.
+        (
+            None,
+            [call(arguments=None), call(arguments={"a": 1}), call(arguments='"{\\"a\\": 1}"')],
+            "tool_calls",
+            None,
+            (
+                CALLED,
+                ToolCall(id="c1_1", name="weather", arguments='{"a": 1}'),
+                ToolCall(id="c1_2", name="weather", arguments='{"a": 1}'),
+            ),
             "tool_calls",
         ),
         ("Here.", [call(None)], "tool_calls", "Here.", (), "stop"),
@@ -258,7 +271,6 @@ def test_a_cut_answer_is_accepted_and_flagged(finish: str) -> None:
     [
         (completion(finish_reason="content_filter"), "refused", False, True),
         (completion(message={"content": None, "refusal": "I cannot."}), "refused", False, True),
-        (completion(finish_reason=None), "truncated", True, True),
         (completion(finish_reason="error"), "truncated", True, True),
         (completion(error={"code": 502}), "truncated", True, True),
         (completion(message={"content": ""}), "truncated", False, True),
@@ -266,9 +278,12 @@ def test_a_cut_answer_is_accepted_and_flagged(finish: str) -> None:
         (completion(message=None), "truncated", False, True),
         (completion(message={"content": None, "tool_calls": []}), "truncated", False, True),
         (completion(message={"tool_calls": [call(None)]}, finish_reason="tool_calls"), "truncated", False, True),
-        (completion(message={"tool_calls": [call(arguments={})]}, finish_reason="length"), "truncated", False, True),
+        (completion(finish_reason="network_error"), "truncated", True, True),
+        (completion(error={"code": 403, "message": "flagged by moderation"}), "refused", False, True),
         ({"choices": []}, "truncated", True, True),
-        ({}, "truncated", True, True),
+        # Some other service answers at that address.
+        ({}, "bad_request", False, False),
+        (b"<!doctype html><title>Hi</title>", "bad_request", False, False),
         ([], "truncated", True, True),
         (b"", "truncated", True, True),
         (b'{"choices": [{"mess', "truncated", True, True),

@@ -153,7 +153,8 @@ def _call(case: Case, paper: Paper, suffix: str) -> Call:
         kind="verdict",
         model=paper.juror.model,
         messages=verdict(case.prompt, paper.shown, case.plan.policy.criteria),
-        sampling=Sampling(temperature=0, max_tokens=JUDGE_TOKENS, response_schema=paper.schema),
+        sampling=Sampling(response_schema=paper.schema),
+        expected_tokens=JUDGE_TOKENS,
     )
 
 
@@ -228,7 +229,7 @@ def ask_json(
     name: Literal["analysis"],
     messages: tuple[Message, ...],
     schema: dict[str, Any],
-    max_tokens: int,
+    expected_tokens: int,
 ) -> Generator[tuple[Call, ...], Replies, tuple[dict[str, Any], Rung] | Unreadable]:
     """Ask one judge for JSON, once more if it cannot be read.
 
@@ -238,10 +239,18 @@ def ask_json(
     Returns:
         (value, rung), or Unreadable when the ladder has no rung left.
     """
-    sampling = Sampling(temperature=0, max_tokens=max_tokens, response_schema=schema)
+    sampling = Sampling(response_schema=schema)
     unreadable = Unreadable("no_answer")
     for attempt in (name, f"{name}-again"):
-        replies = yield (Call(name=attempt, kind=name, model=judge.model, messages=messages, sampling=sampling),)
+        call = Call(
+            name=attempt,
+            kind=name,
+            model=judge.model,
+            messages=messages,
+            sampling=sampling,
+            expected_tokens=expected_tokens,
+        )
+        replies = yield (call,)
         reply = replies.get(attempt)
         result = _read(reply, schema)
         if isinstance(result, Read):

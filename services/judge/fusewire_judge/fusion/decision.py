@@ -63,7 +63,9 @@ def _run(case: Case, steps: Steps, now: datetime) -> Ask | Wait | Decided:
                     return Wait(asked.deadline_at)
                 replies = {call: one.candidate for call, one in heard.items()}
             elif capped is None and now < case.plan.deadline_at:
-                wanted = sum(estimate(call.messages, call.sampling.max_tokens) for call in calls)
+                wanted = sum(
+                    estimate(call.messages, call.sampling.max_tokens or call.expected_tokens) for call in calls
+                )
                 capped = _cap(case, wanted)
                 if capped is None:
                     return Ask(calls, len(case.rounds) + 1, case.plan.deadline_at)

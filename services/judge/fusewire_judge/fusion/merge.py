@@ -102,7 +102,7 @@ def _written(case: Case, writer: PlannedJudge, said: Sequence[Said]) -> Generato
     """Compare, then write."""
     shown = lineup(said, case.plan.seed, "merge")
     found = yield from ask_json(
-        writer, "analysis", analysis(case.prompt, shown), analysis_schema(), max_tokens=ANALYSIS_TOKENS
+        writer, "analysis", analysis(case.prompt, shown), analysis_schema(), expected_tokens=ANALYSIS_TOKENS
     )
     value: dict[str, Any] | None = None
     rung: Rung = "fallback"
@@ -133,8 +133,8 @@ def _written(case: Case, writer: PlannedJudge, said: Sequence[Said]) -> Generato
 
 
 def _without_chance(sampling: Sampling) -> Sampling:
-    """The client's sampling, but without chance: the members were the place for variety."""
-    return sampling.model_copy(update={"temperature": 0.0, "seed": None})
+    """The client's sampling without what asks for variety: the members were the place for that."""
+    return sampling.model_copy(update={"temperature": None, "top_p": None, "seed": None})
 
 
 def _by_member(value: Any, shown: Lineup) -> Any:

@@ -7,20 +7,22 @@ from typing import Any
 
 from fusewire.contracts import Image, Message, Task, ToolCall, Usage
 from fusewire.settings import RemoteModel
-from fusewire_worker_remote.errors import Failure, classify, is_error, refused, truncated
-from fusewire_worker_remote.providers import base
+from fusewire_worker_remote.dialect import PLAIN, Dialect, asked_in_words
+from fusewire_worker_remote.errors import Failure, refused, truncated
+from fusewire_worker_remote.providers import base, reading
 from fusewire_worker_remote.providers.assembly import JsonAssembly
 from fusewire_worker_remote.providers.base import HttpRequest, HttpResponse, Reply
-from fusewire_worker_remote.providers.openai import answered
 from fusewire_worker_remote.providers.parts import (
     Text,
     arguments_of,
     clean,
-    count,
+    counted,
     given,
     inline,
     interleaved,
+    position,
     system_text,
+    tokens,
     word,
 )
 from fusewire_worker_remote.providers.schema import is_closed, without_bounds
@@ -29,17 +31,18 @@ VERSION = "2023-06-01"
 DEFAULT_MAX_TOKENS = 4096
 """The API demands a limit; this is the highest that all its models take."""
 
-_LENGTH = {"max_tokens", "model_context_window_exceeded"}
 _CHOICES: dict[str, dict[str, Any]] = {"auto": {"type": "auto"}, "none": {"type": "none"}, "required": {"type": "any"}}
 
 
 class Anthropic:
     """`POST {base_url}/messages`."""
 
-    def request(self, task: Task, model: RemoteModel, *, is_streamed: bool = False) -> HttpRequest:
+    def request(
+        self, task: Task, model: RemoteModel, dialect: Dialect = PLAIN, *, is_streamed: bool = False
+    ) -> HttpRequest:
         """See `Provider.request`. A seed has no counterpart here and is left out."""
         sampling = task.sampling
-        system, output = _output(system_text(task.messages), sampling.response_schema)
+        system, output = _output(system_text(task.messages), sampling.response_schema, dialect)
         turns = _turns(task.messages)
         if not turns:  # a conversation needs a user
             turns, system = [{"role": "user", "content": [{"type": "text", "text": system}]}], ""
@@ -60,38 +63,27 @@ class Anthropic:
             }
         )
         headers = {"anthropic-version": VERSION, **base.key_of(model, "x-api-key")}
-        return base.request(task, model, "messages", headers, payload)
+        return base.request(task, model, dialect, "messages", headers, payload)
 
     def read(self, response: HttpResponse, now: datetime) -> Reply | Failure:
         """See `Provider.read`."""
-        if not 200 <= response.status < 300:
-            return classify(response.status, response.headers, response.body, now)
-        try:
-            body = json.loads(response.body)
-        except (ValueError, RecursionError):
-            return truncated("the response is not whole JSON")
-        if not isinstance(body, dict):
-            return truncated("the response is not a JSON object")
-        if is_error(body):
-            return classify(response.status, response.headers, response.body, now)
-        return read_body(body)
+        return reading.read(response, now, read_body=read_body, assemble=self.assemble)
 
     def assemble(self, now: datetime) -> "MessageAssembly":
         """See `Provider.assemble`."""
         return MessageAssembly(now)
 
 
-def _output(system: str, schema: dict[str, Any] | None) -> tuple[str, dict[str, Any] | None]:
+def _output(system: str, schema: dict[str, Any] | None, dialect: Dialect) -> tuple[str, dict[str, Any] | None]:
     """The system prompt and `output_config` that make the answer's text JSON by a schema.
 
     Structured outputs know closed objects only; an open one is asked for in words.
     """
     if schema is None:
         return system, None
-    if is_closed(schema):
+    if is_closed(schema) and dialect.schema_form == "schema":
         return system, {"format": {"type": "json_schema", "schema": without_bounds(schema)}}
-    wanted = json.dumps(schema, ensure_ascii=False)
-    told = f"Answer with one JSON value and nothing else, not even a code fence. It satisfies this schema: {wanted}"
+    told = asked_in_words(schema)
     return f"{system}\n\n{told}" if system else told, None
 
 
@@ -148,19 +140,20 @@ def _tools(task: Task) -> dict[str, Any]:
     return {"tools": tools, "tool_choice": choice}
 
 
-def read_body(body: Mapping[str, Any]) -> Reply | Failure:
-    """Read a message."""
+def read_body(body: Mapping[str, Any], *, is_whole: bool = True) -> Reply | Failure:
+    """Read a message. Unless `is_whole`, only a stop reason tells that it is."""
     usage = _usage(body.get("usage"))
     blocks = body.get("content")
     if not isinstance(blocks, list):
-        return truncated("the response holds no content", usage)
+        return reading.no_answer(body, "content", usage)
     reason = word(body.get("stop_reason"))
     if reason == "refusal":
         return refused("the provider withheld the answer", usage)
-    if not reason:
+    if not reason and not is_whole:
         return truncated("the answer has no stop reason", usage)
     found = [block for block in blocks if isinstance(block, dict)]
-    return answered(clean(found), _calls(found), usage, is_cut=reason in _LENGTH)
+    thought = "".join(clean(block.get("thinking")) for block in found)
+    return reading.answered(clean(found), _calls(found), usage, reason=reason, reasoning=thought)
 
 
 def _calls(blocks: list[dict[str, Any]]) -> tuple[ToolCall, ...]:
@@ -178,14 +171,13 @@ def _calls(blocks: list[dict[str, Any]]) -> tuple[ToolCall, ...]:
 def _usage(usage: object) -> Usage | None:
     if not isinstance(usage, dict):
         return None
+    prompt = tokens(usage.get("input_tokens"))
+    if prompt is None:
+        return None
     # Its input tokens are those beside the cache.
-    cached = count(usage.get("cache_read_input_tokens"))
-    written = count(usage.get("cache_creation_input_tokens"))
-    return Usage(
-        prompt_tokens=count(usage.get("input_tokens")) + cached + written,
-        completion_tokens=count(usage.get("output_tokens")),
-        cached_tokens=cached,
-    )
+    cached = tokens(usage.get("cache_read_input_tokens")) or 0
+    written = tokens(usage.get("cache_creation_input_tokens")) or 0
+    return counted(prompt + cached + written, usage.get("output_tokens"), cached=cached)
 
 
 class MessageAssembly(JsonAssembly):
@@ -201,16 +193,19 @@ class MessageAssembly(JsonAssembly):
 
     def take(self, chunk: Mapping[str, Any]) -> str:
         """See `JsonAssembly`."""
-        kind, index = chunk.get("type"), count(chunk.get("index"))
+        kind, index = chunk.get("type"), position(chunk.get("index"))
         if kind == "message_stop":
             self.is_ended = True
+            self.is_complete = True
         elif kind == "message_start" and isinstance(chunk.get("message"), dict):
             self._is_begun = True
             self._count(chunk["message"].get("usage"))
         elif kind == "message_delta":
             self._count(chunk.get("usage"))
             delta = chunk.get("delta")
-            self._reason = delta.get("stop_reason") if isinstance(delta, dict) else None
+            # A second one may come without a reason.
+            self._reason = (delta.get("stop_reason") if isinstance(delta, dict) else None) or self._reason
+            self.is_complete = bool(word(self._reason))
         elif kind == "content_block_start" and isinstance(chunk.get("content_block"), dict):
             self.has_answered = True
             self._blocks[index] = chunk["content_block"]
@@ -218,13 +213,20 @@ class MessageAssembly(JsonAssembly):
             return self._grow(index, chunk["content_block"].get("text"))
         elif kind == "content_block_delta" and isinstance(chunk.get("delta"), dict):
             delta = chunk["delta"]
+            if index not in self._blocks and isinstance(delta.get("text"), str):
+                # Some servers begin a text without saying so.
+                self.has_answered = True
+                self._blocks[index], self._grown[index] = {"type": "text"}, Text()
             return self._grow(index, delta.get("text") or delta.get("partial_json"))
         return ""
 
     def whole(self) -> Reply | Failure:
         """See `JsonAssembly`."""
         blocks = [self._block(index) for index in self._blocks] if self._is_begun else None
-        return read_body({"content": blocks, "stop_reason": self._reason, "usage": self._usage or None})
+        if blocks is None:
+            return truncated("the stream holds no message", _usage(self._usage))
+        body = {"content": blocks, "stop_reason": self._reason, "usage": self._usage or None}
+        return read_body(body, is_whole=self.is_complete)
 
     def _grow(self, index: int, piece: object) -> str:
         block = self._blocks.get(index)
@@ -235,7 +237,10 @@ class MessageAssembly(JsonAssembly):
 
     def _count(self, usage: object) -> None:
         if isinstance(usage, dict):
-            self._usage.update(given(usage))
+            # Some servers count the prompt at the beginning and say 0 at the end.
+            self._usage.update(
+                {name: value for name, value in given(usage).items() if value or name not in self._usage}
+            )
 
     def _block(self, index: int) -> dict[str, Any]:
         block, text = self._blocks[index], str(self._grown[index])

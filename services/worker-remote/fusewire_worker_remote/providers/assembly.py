@@ -3,6 +3,7 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -11,10 +12,13 @@ from fusewire_worker_remote.providers.base import Reply
 from fusewire_worker_remote.sse import Event
 
 _DONE = "[DONE]"
+_KEEP_ALIVES = ("ping", "keepalive", "keep-alive", "heartbeat")
 
 
 class JsonAssembly(ABC):
     """Events of JSON objects. Implements `Assembly`.
+
+    Events that hold nothing are left out: servers send them to keep a connection alive.
 
     It rebuilds the body that would have come whole, so that one reader serves both.
     """
@@ -24,27 +28,50 @@ class JsonAssembly(ABC):
         self._failure: Failure | None = None
         self.is_ended = False
         """See `Assembly`."""
+        self.is_complete = False
+        """See `Assembly`."""
         self.has_answered = False
         """Whether anything of the answer has come, which is then paid for."""
 
     def add(self, event: Event) -> str:
         """See `Assembly`."""
-        if self.is_ended:
+        data = event.data.strip()
+        if self.is_ended or not data or event.name in _KEEP_ALIVES:
             return ""
-        if event.data.strip() == _DONE:
+        if data == _DONE:
             self.is_ended = True
+            self.is_complete = True
             return ""
         try:
-            chunk = json.loads(event.data)
+            chunk = json.loads(data)
         except (ValueError, RecursionError):
-            chunk = None
+            if event.name == "error":
+                return self._broken(data)
+            return self._fail(truncated("an event of the stream is no JSON"))
+        if event.name == "error" and isinstance(chunk, dict) and not is_error(chunk):
+            return self._broken(data)
+        return self.add_object(chunk)
+
+    def add_object(self, chunk: object) -> str:
+        """See `Assembly`."""
+        if self.is_ended or chunk is None:
+            return ""
         if not isinstance(chunk, dict):
             return self._fail(truncated("an event of the stream is no JSON object"))
-        if is_error(chunk) or event.name == "error":
-            if self.has_answered:
-                return self._fail(truncated("the provider failed while answering"))
-            return self._fail(classify(200, {}, event.data.encode(errors="replace"), self._now))
+        if is_error(chunk):
+            self.take(chunk)
+            return self._broken(json.dumps(chunk))
         return self.take(chunk)
+
+    def _broken(self, data: str) -> str:
+        """The server says that it failed. What came before may be whole all the same."""
+        if self.is_complete:
+            self.is_ended = True
+            return ""
+        found = classify(200, {}, data.encode(errors="replace"), self._now)
+        if self.has_answered and found.retryable:
+            return self._fail(truncated("the provider failed while answering"))
+        return self._fail(replace(found, billed=self.has_answered))
 
     def result(self) -> Reply | Failure:
         """See `Assembly`."""

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from fusewire.contracts import FinishReason, Task, ToolCall, Usage
 from fusewire.settings import RemoteModel
+from fusewire_worker_remote.dialect import PLAIN, Dialect
 from fusewire_worker_remote.errors import Failure
 from fusewire_worker_remote.sse import Event
 
@@ -21,7 +22,12 @@ class HttpRequest:
 
     url: str
     headers: Mapping[str, str] = field(repr=False)
-    body: bytes = field(repr=False)
+    payload: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def body(self) -> bytes:
+        """The payload as JSON."""
+        return json.dumps(self.payload, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +47,16 @@ class Reply:
     """A complete answer: text, tool calls or both. `usage` is None when the provider did not count."""
 
     content: str | None = field(repr=False)
-    finish_reason: FinishReason
+    finish_reason: FinishReason | None
+    """None where the provider gave a reason that stands for none of ours."""
     usage: Usage | None
     tool_calls: tuple[ToolCall, ...] = field(default=(), repr=False)
+    provider_reason: str | None = None
+    """Why it ended, in the provider's own word."""
+    cost_usd: float | None = None
+    """What the provider says that it charged."""
+    reasoning: str | None = field(default=None, repr=False)
+    """What the model thought, where that came beside or before the answer."""
 
 
 class Assembly(Protocol):
@@ -54,8 +67,17 @@ class Assembly(Protocol):
         """Whether nothing that may still come counts."""
         ...
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the answer is whole, though more may come; a stream that breaks off now has lost nothing."""
+        ...
+
     def add(self, event: Event) -> str:
         """Take the next event; return the text that it adds to the answer."""
+        ...
+
+    def add_object(self, chunk: object) -> str:
+        """Take what an event holds, parsed; return the text that it adds to the answer."""
         ...
 
     def result(self) -> Reply | Failure:
@@ -66,8 +88,10 @@ class Assembly(Protocol):
 class Provider(Protocol):
     """One file per protocol implements this."""
 
-    def request(self, task: Task, model: RemoteModel, *, is_streamed: bool = False) -> HttpRequest | Failure:
-        """Ask for an answer. The key is read here, at call time.
+    def request(
+        self, task: Task, model: RemoteModel, dialect: Dialect = PLAIN, *, is_streamed: bool = False
+    ) -> HttpRequest | Failure:
+        """Ask for an answer, as far as the model is known in the words that it takes. The key is read here.
 
         Returns:
             A failure where the protocol has no way to say what the task holds.
@@ -83,21 +107,27 @@ class Provider(Protocol):
         ...
 
 
-def request(
-    task: Task, model: RemoteModel, path: str, key_headers: Mapping[str, str], payload: Mapping[str, Any]
+def request(  # noqa: PLR0917 - the parts of a request, in their order
+    task: Task,
+    model: RemoteModel,
+    dialect: Dialect,
+    path: str,
+    key_headers: Mapping[str, str],
+    payload: Mapping[str, Any],
 ) -> HttpRequest:
     """The POST with what every protocol's requests have in common.
 
     The task's id is the idempotency key, where a server knows such a thing.
     """
+    left_out = Dialect(dropped=model.drop).merged(dialect)
+    sent = left_out.applied({**payload, **model.params})
     headers = {
         "Content-Type": "application/json",
         "Idempotency-Key": task.task_id,
         DEPTH_HEADER: str(task.depth + 1),
         **key_headers,
     }
-    body = json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode()
-    return HttpRequest(f"{model.base_url.rstrip('/')}/{path}", headers, body)
+    return HttpRequest(f"{model.base_url.rstrip('/')}/{path}", headers, sent)
 
 
 def key_of(model: RemoteModel, header: str, prefix: str = "") -> dict[str, str]:

@@ -9,21 +9,22 @@ from urllib.parse import quote
 
 from fusewire.contracts import Image, Message, Task, ToolCall, Usage
 from fusewire.settings import RemoteModel
-from fusewire_worker_remote.errors import Failure, classify, is_error, refused, truncated
-from fusewire_worker_remote.providers import base
+from fusewire_worker_remote.dialect import PLAIN, Dialect, asked_in_words
+from fusewire_worker_remote.errors import Failure, refused, truncated
+from fusewire_worker_remote.providers import base, reading
 from fusewire_worker_remote.providers.assembly import JsonAssembly
 from fusewire_worker_remote.providers.base import HttpRequest, HttpResponse, Reply
-from fusewire_worker_remote.providers.openai import answered
 from fusewire_worker_remote.providers.parts import (
     Text,
     arguments_of,
     clean,
-    count,
+    counted,
     given,
     inline,
     interleaved,
     media_type,
     system_text,
+    tokens,
     word,
 )
 
@@ -37,6 +38,7 @@ _REFUSALS = {
     "IMAGE_PROHIBITED_CONTENT",
     "IMAGE_RECITATION",
     "LANGUAGE",
+    "MODEL_ARMOR",
 }
 _MODES = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
 _MOST_SEED = 2**31
@@ -48,36 +50,30 @@ _WITHOUT_SIGNATURES = re.compile(r"gemini-[12]\b|gemini-[12]\.|gemma|learnlm")
 class Gemini:
     """`POST {base_url}/models/{model}:generateContent`, streamed `:streamGenerateContent?alt=sse`."""
 
-    def request(self, task: Task, model: RemoteModel, *, is_streamed: bool = False) -> HttpRequest:
+    def request(
+        self, task: Task, model: RemoteModel, dialect: Dialect = PLAIN, *, is_streamed: bool = False
+    ) -> HttpRequest:
         """See `Provider.request`."""
         system, turns = system_text(task.messages), _turns(task.messages, is_signed=_is_signed(model.model))
         if not turns:  # a conversation needs a user
             turns, system = [{"role": "user", "parts": [{"text": system}]}], ""
+        if task.sampling.response_schema is not None and dialect.schema_form != "schema":
+            system = f"{system}\n\n{asked_in_words(task.sampling.response_schema)}".strip()
         payload = given(
             {
                 "systemInstruction": {"parts": [{"text": system}]} if system else None,
                 "contents": turns,
-                "generationConfig": _generation(task, model) or None,
+                "generationConfig": _generation(task, model, dialect) or None,
                 **_tools(task),
             }
         )
         method = "streamGenerateContent?alt=sse" if is_streamed else "generateContent"
         path = f"models/{quote(model.model.removeprefix('models/'), safe='/@.-_')}:{method}"
-        return base.request(task, model, path, base.key_of(model, "x-goog-api-key"), payload)
+        return base.request(task, model, dialect, path, base.key_of(model, "x-goog-api-key"), payload)
 
     def read(self, response: HttpResponse, now: datetime) -> Reply | Failure:
         """See `Provider.read`."""
-        if not 200 <= response.status < 300:
-            return classify(response.status, response.headers, response.body, now)
-        try:
-            body = json.loads(response.body)
-        except (ValueError, RecursionError):
-            return truncated("the response is not whole JSON")
-        if not isinstance(body, dict):
-            return truncated("the response is not a JSON object")
-        if is_error(body):
-            return classify(response.status, response.headers, response.body, now)
-        return read_body(body)
+        return reading.read(response, now, read_body=read_body, assemble=self.assemble)
 
     def assemble(self, now: datetime) -> "ContentAssembly":
         """See `Provider.assemble`."""
@@ -88,9 +84,10 @@ def _is_signed(model: str) -> bool:
     return not _WITHOUT_SIGNATURES.search(model)
 
 
-def _generation(task: Task, model: RemoteModel) -> dict[str, Any]:
+def _generation(task: Task, model: RemoteModel, dialect: Dialect) -> dict[str, Any]:
     sampling = task.sampling
-    schema = sampling.response_schema
+    schema = sampling.response_schema if dialect.schema_form != "words" else None
+    is_open = schema == {"type": "object"} or dialect.schema_form == "json"
     return given(
         {
             "maxOutputTokens": base.max_tokens(task, model),
@@ -99,7 +96,7 @@ def _generation(task: Task, model: RemoteModel) -> dict[str, Any]:
             "seed": sampling.seed % _MOST_SEED if sampling.seed is not None else None,
             "stopSequences": list(sampling.stop) or None,
             "responseMimeType": "application/json" if schema is not None else None,
-            "responseJsonSchema": schema if schema != {"type": "object"} else None,
+            "responseJsonSchema": None if is_open else schema,
         }
     )
 
@@ -170,8 +167,8 @@ def _tools(task: Task) -> dict[str, Any]:
     return {"tools": [{"functionDeclarations": declared}], "toolConfig": {"functionCallingConfig": config}}
 
 
-def read_body(body: Mapping[str, Any]) -> Reply | Failure:
-    """Read a GenerateContentResponse."""
+def read_body(body: Mapping[str, Any], *, is_whole: bool = True) -> Reply | Failure:
+    """Read a GenerateContentResponse. Unless `is_whole`, only a finish reason tells that it is."""
     usage = _usage(body.get("usageMetadata"))
     feedback = body.get("promptFeedback")
     if isinstance(feedback, dict) and feedback.get("blockReason"):
@@ -179,17 +176,19 @@ def read_body(body: Mapping[str, Any]) -> Reply | Failure:
     candidates = body.get("candidates")
     candidate = candidates[0] if isinstance(candidates, list) and candidates else None
     if not isinstance(candidate, dict):
-        return truncated("the response holds no candidate", usage)
+        return reading.no_answer(body, "candidates", usage)
     reason = word(candidate.get("finishReason"))
     if reason in _REFUSALS:
         return refused("the provider withheld the answer", usage)
-    if not reason:
+    if not reason and not is_whole:
         return truncated("the answer has no finish reason", usage)
-    if reason not in {"STOP", "MAX_TOKENS"}:
-        return truncated("the provider failed while answering", usage)
     parts = _said(candidate)
     text = clean("".join(p["text"] for p in parts if isinstance(p.get("text"), str)))
-    return answered(text, _calls(parts), usage, is_cut=reason == "MAX_TOKENS")
+    calls = _calls(parts)
+    if reason == "STOP" and not text and not calls:
+        # Seen now and then, and gone with the next call.
+        return Failure("truncated", "the answer is empty", retryable=True, billed=True, usage=usage)
+    return reading.answered(text, calls, usage, reason=reason)
 
 
 def _said(candidate: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -214,10 +213,15 @@ def _calls(parts: list[dict[str, Any]]) -> tuple[ToolCall, ...]:
 def _usage(usage: object) -> Usage | None:
     if not isinstance(usage, dict):
         return None
-    return Usage(
-        prompt_tokens=count(usage.get("promptTokenCount")) + count(usage.get("toolUsePromptTokenCount")),
-        completion_tokens=count(usage.get("candidatesTokenCount")) + count(usage.get("thoughtsTokenCount")),
-        cached_tokens=count(usage.get("cachedContentTokenCount")),
+    prompt, answer = tokens(usage.get("promptTokenCount")), tokens(usage.get("candidatesTokenCount"))
+    thought = tokens(usage.get("thoughtsTokenCount")) or 0
+    if prompt is None:
+        return None
+    return counted(
+        prompt + (tokens(usage.get("toolUsePromptTokenCount")) or 0),
+        (answer or 0) + thought,
+        cached=usage.get("cachedContentTokenCount"),
+        reasoning=thought,
     )
 
 
@@ -241,6 +245,7 @@ class ContentAssembly(JsonAssembly):
             return ""
         self._is_begun = True
         self._reason = candidate.get("finishReason") or self._reason
+        self.is_complete = bool(word(self._reason))
         parts = _said(candidate)
         self._calls += [part for part in parts if "functionCall" in part]
         self.has_answered = self.has_answered or bool(candidate.get("content"))
@@ -250,4 +255,4 @@ class ContentAssembly(JsonAssembly):
         """See `JsonAssembly`."""
         content = {"parts": [{"text": str(self._text)}, *self._calls]}
         candidates = [{"content": content, "finishReason": self._reason}] if self._is_begun else []
-        return read_body({"candidates": candidates, **self._rest})
+        return read_body({"candidates": candidates, **self._rest}, is_whole=self.is_complete)

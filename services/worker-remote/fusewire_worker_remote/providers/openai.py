@@ -2,59 +2,70 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from fusewire.contracts import FinishReason, Image, Message, Task, Tool, ToolCall, Usage
+from fusewire.contracts import Image, Message, Task, Tool, ToolCall, Usage
 from fusewire.settings import RemoteModel
-from fusewire_worker_remote.errors import Failure, classify, is_error, refused, truncated
-from fusewire_worker_remote.providers import base
+from fusewire_worker_remote.dialect import PLAIN, Dialect, SchemaForm, asked_in_words
+from fusewire_worker_remote.errors import Failure, classify, refused, truncated
+from fusewire_worker_remote.providers import base, reading
 from fusewire_worker_remote.providers.assembly import JsonAssembly
 from fusewire_worker_remote.providers.base import HttpRequest, HttpResponse, Reply
-from fusewire_worker_remote.providers.parts import Text, clean, count, given, interleaved, word
+from fusewire_worker_remote.providers.parts import (
+    MOST_PARTS,
+    Text,
+    Thought,
+    arguments_text,
+    clean,
+    counted,
+    given,
+    interleaved,
+    is_json,
+    usd,
+    with_instruction,
+    without_thought,
+    word,
+)
 from fusewire_worker_remote.providers.schema import is_strict
 
-_LENGTH = {"length", "max_tokens", "model_length"}
+_REFUSALS = {"content_filter", "safety", "sensitive", "content_policy"}
 _CHOICES = {"auto", "none", "required"}
 
 
 class OpenAI:
     """`POST {base_url}/chat/completions`."""
 
-    def request(self, task: Task, model: RemoteModel, *, is_streamed: bool = False) -> HttpRequest:
+    def request(
+        self, task: Task, model: RemoteModel, dialect: Dialect = PLAIN, *, is_streamed: bool = False
+    ) -> HttpRequest:
         """See `Provider.request`."""
+        schema = task.sampling.response_schema
+        told = asked_in_words(schema) if schema is not None and dialect.schema_form != "schema" else ""
+        form = response_format(schema, dialect.schema_form)
         payload = {
             "model": model.model,
-            "messages": self.messages(task),
-            **given(self.sampling(task, model)),
+            "messages": self.messages(with_instruction(task.messages, told)),
+            **given({**self.sampling(task, model), "response_format": form}),
             **self.tools(task),
             **(self.streaming() if is_streamed else {}),
         }
         return base.request(
-            task, model, "chat/completions", base.key_of(model, "Authorization", prefix="Bearer "), payload
+            task, model, dialect, "chat/completions", base.key_of(model, "Authorization", prefix="Bearer "), payload
         )
 
     def read(self, response: HttpResponse, now: datetime) -> Reply | Failure:
         """See `Provider.read`."""
-        if not 200 <= response.status < 300:
-            return classify(response.status, response.headers, response.body, now)
-        try:
-            body = json.loads(response.body)
-        except (ValueError, RecursionError):
-            return truncated("the response is not whole JSON")
-        if not isinstance(body, dict):
-            return truncated("the response is not a JSON object")
-        if is_error(body):
-            return classify(response.status, response.headers, response.body, now)
-        return read_body(body)
+        return reading.read(response, now, read_body=lambda body: read_body(body, now), assemble=self.assemble)
 
     def assemble(self, now: datetime) -> "ChatAssembly":
         """See `Provider.assemble`."""
         return ChatAssembly(now)
 
-    def messages(self, task: Task) -> list[dict[str, Any]]:
+    def messages(self, messages: tuple[Message, ...]) -> list[dict[str, Any]]:
         """The conversation."""
-        return [_message(m) for m in task.messages]
+        return [_message(m) for m in messages]
 
     def sampling(self, task: Task, model: RemoteModel) -> dict[str, Any]:
         """How to sample; what is None is left out."""
@@ -66,7 +77,6 @@ class OpenAI:
             "top_p": task.sampling.top_p,
             "seed": task.sampling.seed,
             "stop": list(task.sampling.stop) or None,
-            "response_format": response_format(task.sampling.response_schema),
         }
 
     def tools(self, task: Task) -> dict[str, Any]:
@@ -85,11 +95,11 @@ class OpenAI:
         return {"stream": True, "stream_options": {"include_usage": True}}
 
 
-def response_format(schema: dict[str, Any] | None) -> dict[str, Any] | None:
+def response_format(schema: dict[str, Any] | None, form: SchemaForm = "schema") -> dict[str, Any] | None:
     """A schema as `response_format`; strict where its form allows that, for OpenAI refuses the request otherwise."""
-    if schema is None:
+    if schema is None or form == "words":
         return None
-    if schema == {"type": "object"}:
+    if schema == {"type": "object"} or form == "json":
         return {"type": "json_object"}
     wanted = {"name": "answer", "schema": schema, "strict": is_strict(schema)}
     return {"type": "json_schema", "json_schema": wanted}
@@ -123,61 +133,80 @@ def _function(tool: Tool) -> dict[str, Any]:
     return {name: value for name, value in wanted.items() if value}
 
 
-def read_body(body: Mapping[str, Any]) -> Reply | Failure:
-    """Read a chat completion."""
-    usage = _usage(body.get("usage"))
+def read_body(body: Mapping[str, Any], now: datetime, *, is_whole: bool = True) -> Reply | Failure:
+    """Read a chat completion.
+
+    Args:
+        body: it.
+        now: for waits that an error in it gives.
+        is_whole: whether it is known to be; else only a finish reason tells.
+    """
     choices = body.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
+    usage, cost = _usage(body, choice)
     if not isinstance(choice, dict):
-        return truncated("the response holds no choice", usage)
-    return _choice(choice, usage)
-
-
-def _choice(choice: Mapping[str, Any], usage: Usage | None) -> Reply | Failure:
+        return reading.no_answer(body, "choices", usage)
     message = choice.get("message")
     message = message if isinstance(message, dict) else {}
     finish = word(choice.get("finish_reason"))
-    if finish == "content_filter" or message.get("refusal"):
-        return refused("the provider withheld the answer", usage)
-    if choice.get("error") or finish == "error":
+    if isinstance(choice.get("error"), dict):
+        told = json.dumps({"error": choice["error"]}).encode()
+        failure = classify(200, {}, told, now)
+        if not failure.retryable:
+            return replace(failure, billed=True, usage=usage)
         return truncated("the provider failed while answering", usage)
-    if not finish:
+    if finish in _REFUSALS or message.get("refusal"):
+        return refused("the provider withheld the answer", usage)
+    if not finish and not is_whole:
         return truncated("the answer has no finish reason", usage)
-    return answered(clean(message.get("content")), _calls(message.get("tool_calls")), usage, is_cut=finish in _LENGTH)
-
-
-def answered(content: str, calls: tuple[ToolCall, ...], usage: Usage | None, *, is_cut: bool) -> Reply | Failure:
-    """A whole answer, or what it is when there is nothing in it."""
-    if not content and not calls:
-        what = "the token limit was reached before any answer" if is_cut else "the answer is empty"
-        return Failure("truncated", what, retryable=False, billed=True, usage=usage)
-    # Some servers say `stop` though there are calls.
-    reason: FinishReason = "length" if is_cut else "tool_calls" if calls else "stop"
-    return Reply(content or None, reason, usage, calls)
+    text, thought = without_thought(clean(message.get("content")))
+    told_apart = clean(message.get("reasoning_content") or message.get("reasoning"))
+    calls = _calls(message.get("tool_calls")) or _calls([{"function": message.get("function_call")}])
+    return reading.answered(text, calls, usage, reason=finish, cost_usd=cost, reasoning=thought or told_apart)
 
 
 def _calls(calls: object) -> tuple[ToolCall, ...]:
-    """The tool calls that name a function and give its arguments; what else stands there is left out."""
-    found = []
-    for index, call in enumerate(calls if isinstance(calls, list) else ()):
+    """The tool calls that name a function; what else stands there is left out."""
+    found: list[ToolCall] = []
+    for index, call in enumerate(calls[:MOST_PARTS] if isinstance(calls, list) else ()):
         function = call.get("function") if isinstance(call, dict) else None
-        name, given_ = (function.get("name"), function.get("arguments")) if isinstance(function, dict) else (None, None)
-        if isinstance(name, str) and name and isinstance(given_, str):
-            # Some servers give no id, and some an empty text where a function takes no arguments.
-            arguments = clean(given_) or "{}"
-            found.append(ToolCall(id=clean(call.get("id")) or f"call_{index}", name=clean(name), arguments=arguments))
+        if not isinstance(function, dict):
+            continue
+        name = clean(function.get("name"))
+        if name:
+            # Some servers give no id.
+            id_ = clean(call.get("id")) or f"call_{index}"
+            if any(id_ == other.id for other in found):
+                id_ = f"{id_}_{index}"
+            found.append(ToolCall(id=id_, name=name, arguments=arguments_text(function.get("arguments"))))
     return tuple(found)
 
 
-def _usage(usage: object) -> Usage | None:
-    if not isinstance(usage, dict):
-        return None
-    details = usage.get("prompt_tokens_details")
-    return Usage(
-        prompt_tokens=count(usage.get("prompt_tokens")),
-        completion_tokens=count(usage.get("completion_tokens")),
-        cached_tokens=count(details.get("cached_tokens")) if isinstance(details, dict) else 0,
+def _usage(body: Mapping[str, Any], choice: object) -> tuple[Usage | None, float | None]:
+    """Tokens, and what was charged, wherever a server tells them."""
+    groq = body.get("x_groq")
+    places = (
+        body.get("usage"),
+        choice.get("usage") if isinstance(choice, dict) else None,
+        groq.get("usage") if isinstance(groq, dict) else None,
     )
+    usage = next((place for place in places if isinstance(place, dict) and place), None)
+    if usage is None:
+        return None, None
+    prompt, answer = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
+    cached = (
+        prompt.get("cached_tokens") if isinstance(prompt, dict) else None,
+        usage.get("cached_tokens"),
+        usage.get("prompt_cache_hit_tokens"),
+    )
+    counted_ = counted(
+        usage.get("prompt_tokens"),
+        usage.get("completion_tokens"),
+        cached=next((value for value in cached if value is not None), None),
+        reasoning=answer.get("reasoning_tokens") if isinstance(answer, dict) else None,
+        total=usage.get("total_tokens"),
+    )
+    return counted_, usd(usage.get("cost"))
 
 
 class _CallParts:
@@ -187,10 +216,21 @@ class _CallParts:
         self.id = ""
         self.name = ""
         self.arguments: Text | None = None
+        self.given: object = None
+        """Arguments that came as an object."""
 
     def body(self) -> dict[str, Any]:
-        arguments = None if self.arguments is None else str(self.arguments)
+        arguments = self.given if self.arguments is None else str(self.arguments)
         return {"id": self.id, "function": {"name": self.name, "arguments": arguments}}
+
+    def is_another(self, name: str, id_: str) -> bool:
+        """Whether a piece with this name begins another call, though its index is this one's."""
+        if not name or not self.name:
+            return False
+        if id_ and self.id:
+            return id_ != self.id
+        written = str(self.arguments or "")
+        return name != self.name or self.given is not None or is_json(written)
 
 
 class ChatAssembly(JsonAssembly):
@@ -199,70 +239,79 @@ class ChatAssembly(JsonAssembly):
     def __init__(self, now: datetime) -> None:
         super().__init__(now)
         self._text = Text()
+        self._thought = Thought()
+        self._reasoning = Text()
         self._refusal = ""
         self._calls: list[_CallParts] = []
         self._by_index: dict[int, _CallParts] = {}
         self._choice: dict[str, Any] = {}
-        self._usage: object = None
+        self._rest: dict[str, Any] = {}
 
     def take(self, chunk: Mapping[str, Any]) -> str:
         """See `JsonAssembly`."""
-        if chunk.get("usage") is not None:
-            self._usage = chunk["usage"]
+        self._rest.update({key: chunk[key] for key in ("usage", "x_groq") if chunk.get(key) is not None})
         choices = chunk.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices else None
         if not isinstance(choice, dict):
             return ""
-        self._choice.update({key: choice[key] for key in ("finish_reason", "error") if choice.get(key)})
+        self._choice.update({key: choice[key] for key in ("finish_reason", "error", "usage") if choice.get(key)})
         self._choice.setdefault("index", 0)
-        delta = choice.get("delta")
-        return self._take_delta(delta) if isinstance(delta, dict) else ""
+        # Some servers send the whole message in place of a piece of it.
+        delta = choice.get("delta") or choice.get("message")
+        shown = self._take_delta(delta) if isinstance(delta, dict) else ""
+        self.is_complete = bool(word(self._choice.get("finish_reason")))
+        return shown
 
     def whole(self) -> Reply | Failure:
         """See `JsonAssembly`."""
         message = {
             "content": str(self._text),
+            "reasoning": str(self._reasoning),
             "refusal": self._refusal,
             "tool_calls": [call.body() for call in self._calls],
         }
-        choices = [{**self._choice, "message": message}] if self._choice else []
-        return read_body({"choices": choices, "usage": self._usage})
+        if not self._choice:
+            return truncated("the stream holds no choice", _usage(self._rest, None)[0])
+        body = {**self._rest, "choices": [{**self._choice, "message": message}]}
+        return read_body(body, self._now, is_whole=self.is_complete)
 
     def _take_delta(self, delta: Mapping[str, Any]) -> str:
         if isinstance(delta.get("refusal"), str):
             self._refusal += delta["refusal"]
-        for call in delta["tool_calls"] if isinstance(delta.get("tool_calls"), list) else ():
-            if isinstance(call, dict):
-                self._take_call(call)
+        calls = delta.get("tool_calls")
+        for call in calls[:MOST_PARTS] if isinstance(calls, list) else ():
+            if isinstance(call, dict) and len(self._calls) < MOST_PARTS:
+                self._take_call(call, call.get("index"))
+        if isinstance(delta.get("function_call"), dict):
+            self._take_call({"function": delta["function_call"]}, 0)
+        self._reasoning.add(delta.get("reasoning_content") or delta.get("reasoning"))
         content = delta.get("content")
-        shown = self._text.add(clean(content) if isinstance(content, list) else content)
+        piece = self._text.add(clean(content) if isinstance(content, list) else content)
         self.has_answered = self.has_answered or any(value for key, value in delta.items() if key != "role")
-        return shown
+        return self._thought.add(piece)
 
-    def _take_call(self, delta: Mapping[str, Any]) -> None:
-        given_id, function = delta.get("id"), delta.get("function")
-        call = self._call(delta.get("index"), given_id if isinstance(given_id, str) else "")
-        if not isinstance(function, dict):
-            return
-        if isinstance(function.get("name"), str) and not call.name:
-            call.name = function["name"]
+    def _take_call(self, call: Mapping[str, Any], index: object) -> None:
+        function = call.get("function")
+        function = function if isinstance(function, dict) else {}
+        name, id_ = clean(function.get("name")), clean(call.get("id"))
+        held = self._call(index, name, id_)
+        held.id = held.id or id_
+        held.name = held.name or name
         arguments = function.get("arguments")
-        if isinstance(arguments, dict):  # Mistral may send an object
-            arguments = json.dumps(arguments, ensure_ascii=False)
         if isinstance(arguments, str):
-            call.arguments = call.arguments or Text()
-            call.arguments.add(arguments)
+            held.arguments = held.arguments or Text()
+            held.arguments.add(arguments)
+        elif arguments is not None:
+            held.given = arguments
 
-    def _call(self, index: object, id_: str) -> _CallParts:
-        """The call that a piece belongs to. Some servers give no index, or the same to each call."""
-        if isinstance(index, int):
-            call = self._by_index.get(index)
-        else:
-            call = self._calls[-1] if self._calls and not id_ else None
-        if call is None or (id_ and call.id and call.id != id_):
+    def _call(self, index: object, name: str, id_: str) -> _CallParts:
+        """The call that a piece belongs to: by its index, else the last one. Some servers give all the same index."""
+        is_numbered = isinstance(index, int)
+        last = self._calls[-1] if self._calls else None
+        call = self._by_index.get(index) if isinstance(index, int) else last
+        if call is None or call.is_another(name, id_) or (not is_numbered and name and call.name):
             call = _CallParts()
             self._calls.append(call)
             if isinstance(index, int):
                 self._by_index[index] = call
-        call.id = call.id or id_
         return call

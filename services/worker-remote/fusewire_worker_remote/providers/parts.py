@@ -1,10 +1,14 @@
 """Pieces of messages and of answers that several protocols share. No IO."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fusewire.contracts import Image, Message
+from fusewire.contracts import Image, Message, Usage
+
+MOST_PARTS = 1_000
+"""Tool calls, or blocks, of one answer."""
 
 _MEDIA_TYPES = {".png": "image/png", ".gif": "image/gif", ".webp": "image/webp"}
 
@@ -38,6 +42,16 @@ def system_text(messages: tuple[Message, ...]) -> str:
     return "\n\n".join(m.content for m in messages if m.role == "system" and m.content)
 
 
+def with_instruction(messages: tuple[Message, ...], told: str) -> tuple[Message, ...]:
+    """The conversation, with this at the end of its first system prompt."""
+    if not told:
+        return messages
+    first = messages[0] if messages and messages[0].role == "system" else None
+    if first is None:
+        return (Message(role="system", content=told), *messages)
+    return (first.model_copy(update={"content": f"{first.content}\n\n{told}"}), *messages[1:])
+
+
 def arguments_of(text: str) -> dict[str, Any]:
     """A call's arguments as an object; what is none is kept as the member `arguments` of one."""
     try:
@@ -53,11 +67,16 @@ def given(wanted: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def clean(content: object) -> str:
-    """Text, of a string or of typed parts, without the lone surrogates that JSON can carry."""
+    """Text, of a string or of parts, without the lone surrogates that JSON can carry."""
     if isinstance(content, list):
-        texts = [p.get("text") for p in content if isinstance(p, dict) and p.get("type") == "text"]
-        content = "".join(t for t in texts if isinstance(t, str))
+        content = "".join(_text_of(part) for part in content)
     return content.encode(errors="replace").decode() if isinstance(content, str) else ""
+
+
+def _text_of(part: object) -> str:
+    if isinstance(part, dict) and part.get("type", "text") in ("text", "output_text"):
+        part = part.get("text")
+    return part if isinstance(part, str) else ""
 
 
 def word(value: object) -> str:
@@ -65,9 +84,144 @@ def word(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
-def count(value: object) -> int:
-    """A number of tokens; 0 for what is none."""
-    return value if isinstance(value, int) and value > 0 else 0
+MOST_TOKENS = 1_000_000_000
+"""Of one call. A number beyond it is a fault of the server, and would not fit the database."""
+MOST_USD = 100_000.0
+"""For one call, likewise."""
+
+
+def tokens(value: object) -> int | None:
+    """A number of tokens, also as a float or as text; None for what is none."""
+    found = number(value)
+    return int(found) if found is not None and found <= MOST_TOKENS else None
+
+
+def usd(value: object) -> float | None:
+    """An amount of money; None for what is none."""
+    found = number(value)
+    return found if found is not None and found <= MOST_USD else None
+
+
+def number(value: object) -> float | None:
+    """A number that is finite and not negative, also as text; None for what is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        found = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) and found >= 0 else None
+
+
+def position(value: object) -> int:
+    """A place in a list that a server gives; 0 for what is none."""
+    return value if isinstance(value, int) and 0 <= value <= MOST_PARTS else 0
+
+
+def counted(
+    prompt: object, completion: object, *, cached: object = None, reasoning: object = None, total: object = None
+) -> Usage | None:
+    """Tokens as a provider counted them, or None where it did not.
+
+    Args:
+        prompt: tokens of the prompt, those from a cache among them.
+        completion: tokens of the answer.
+        cached: of the prompt's, those that came from a cache.
+        reasoning: of the answer's, those that were thought.
+        total: of all; some servers count thought there alone, and then it belongs to the answer.
+    """
+    known_prompt, known_completion = tokens(prompt), tokens(completion)
+    known_total = tokens(total)
+    if known_prompt is None or known_completion is None or known_prompt + known_completion == 0:
+        return None
+    if known_total is not None:
+        known_completion = max(known_completion, known_total - known_prompt)
+    return Usage(
+        prompt_tokens=known_prompt,
+        completion_tokens=known_completion,
+        cached_tokens=min(known_prompt, tokens(cached) or 0),
+        reasoning_tokens=min(known_completion, tokens(reasoning) or 0),
+    )
+
+
+class Thought:
+    """Takes the thought off an answer that begins with `<think>`, as its pieces come.
+
+    Open models write it so where the server does not tell thought and answer apart.
+    """
+
+    def __init__(self) -> None:
+        self._held = ""
+        self._is_decided = False
+        self._is_thinking = False
+        self.text = ""
+        """What was thought."""
+
+    def add(self, piece: str) -> str:
+        """Take the next piece; return what of it belongs to the answer."""
+        if self._is_decided and not self._is_thinking:
+            return piece
+        self._held += piece
+        if not self._is_decided:
+            begun = self._held.lstrip()
+            if len(begun) < len(_THINK) and _THINK.startswith(begun):
+                return ""
+            self._is_decided = True
+            self._is_thinking = begun.startswith(_THINK)
+            if not self._is_thinking:
+                return self._take()
+            self._held = begun.removeprefix(_THINK)
+        thought, end, answer = self._held.partition(_END_THINK)
+        if not end:
+            return ""
+        self.text, self._held, self._is_thinking = thought.strip(), answer.lstrip(), False
+        # The space before the answer may come in the next piece.
+        self._is_decided = bool(self._held)
+        return self._take() if self._is_decided else ""
+
+    def end(self) -> str:
+        """The answer is over; return what was held back of it."""
+        if self._is_thinking:
+            self.text = self._held.strip()
+            return ""
+        return self._take()
+
+    def _take(self) -> str:
+        held, self._held = self._held, ""
+        return held.lstrip() if self.text else held
+
+
+_THINK, _END_THINK = "<think>", "</think>"
+
+
+def without_thought(content: str) -> tuple[str, str]:
+    """An answer that came whole, and what was thought before it."""
+    thought = Thought()
+    answer = thought.add(content) + thought.end()
+    return answer, thought.text
+
+
+def is_json(text: str) -> bool:
+    """Whether it is a whole JSON value."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def arguments_text(given_: object) -> str:
+    """A call's arguments as JSON text: of text, of an object, of text within text, or of nothing."""
+    if given_ is None or given_ == "":
+        return "{}"
+    if not isinstance(given_, str):
+        return clean(json.dumps(given_, ensure_ascii=False))
+    text = clean(given_)
+    try:
+        inner = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return clean(inner) if isinstance(inner, str) and inner.lstrip().startswith("{") and is_json(inner) else text
 
 
 class Text:
