@@ -103,7 +103,7 @@ _LIMITS = [LEDGER.max_bytes, *(stream.max_bytes for stream in STREAMS if stream.
 DIALECTS = Bucket(DIALECT_BUCKET, ttl_s=90 * DAY_S, max_bytes=8 * MIB)
 """Found once in a while anew: servers change."""
 
-FULL_STORAGE_MB = sum(_LIMITS) // MIB
+FULL_STORAGE_MB = (sum(_LIMITS) + DIALECTS.max_bytes) // MIB
 """What all of them may take where there is room for it; streams without a limit are small."""
 LEAST_BYTES = 8 * MIB
 """No stream's limit is below this: it holds eight of the largest messages."""

@@ -365,7 +365,7 @@ FATES: list[tuple[FaultKind | Fault, str, int, bool]] = [
     ("close", "ok", 2, True),
     ("garbage", "ok", 2, True),
     ("truncate", "ok", 2, True),
-    ("no_finish_reason", "ok", 2, True),
+    ("no_finish_reason", "ok", 1, False),
     ("stream_close", "ok", 2, True),
 ]
 
@@ -375,6 +375,9 @@ FATES: list[tuple[FaultKind | Fault, str, int, bool]] = [
 async def test_each_fate_has_its_candidate(
     provider: str, is_streamed: bool, fate: FaultKind | Fault, result: str, requests: int, twice: bool
 ) -> None:
+    if provider == "gemini" and (fate == "empty" or (fate == "no_finish_reason" and is_streamed)):
+        # An empty answer of Gemini's is mostly gone with the next call, and only its reason ends a stream.
+        result, requests, twice = "ok", 2, True
     tell = Heard() if is_streamed else None
     async with calling(provider, Script.of(fate, answer=SAID)) as side:
         candidate = await side.ask(tell=tell)
@@ -455,7 +458,7 @@ async def test_text_is_told_while_the_answer_is_being_written(provider: str) -> 
         await asyncio.gather(running, return_exceptions=True)
 
 
-BREAKS = ["stream_close", "stream_error", "stream_hang", "no_finish_reason"]
+BREAKS = ["stream_close", "stream_error", "stream_hang"]
 
 
 @pytest.mark.parametrize("kind", BREAKS)

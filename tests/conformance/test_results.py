@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, cast
 
 import pytest
@@ -31,7 +31,9 @@ from fusewire.testing.factories import (
 )
 from fusewire.topology import candidate_subject, plan_subject
 from fusewire_ingest.repository.submissions import Submissions
+from fusewire_judge.fusion.case import Case, Decision
 from fusewire_judge.handlers import Handlers
+from fusewire_judge.repository import Results
 
 Message = Plan | Candidate
 REASON = "It is right about the city."
@@ -447,6 +449,34 @@ async def test_one_fusion_that_cannot_be_decided_keeps_no_other_from_the_sweep(d
     assert await desk.handlers.sweep() == 0
     desk.clock.advance(61)
     assert await desk.handlers.sweep() == 1  # it is not forgotten
+
+
+async def test_a_fusion_on_which_the_judge_fails_ends_as_failed(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    late, early = make_prompt(custom_id="late"), make_prompt(custom_id="early")
+    await desk.submit(late, early)
+    await desk.take(make_plan(late), make_plan(early))
+
+    def fail(case: Case, now: datetime) -> Decision:
+        raise OverflowError
+
+    monkeypatch.setattr("fusewire_judge.handlers.decide", fail)
+    # Three times before its deadline, or once after it.
+    for count in range(1, 4):
+        async with desk.store.write() as connection:
+            await Results(connection).set_due({early.fusion_id: (desk.clock(), None)})
+        assert await desk.handlers.sweep() == 1
+        assert (await desk.outcome(early) is not None) == (count == 3)
+        desk.clock.advance(1)
+    desk.clock.advance(120)
+    assert await desk.handlers.sweep() == 1
+
+    for prompt in (late, early):
+        outcome = await desk.outcome(prompt)
+        assert outcome is not None
+        assert (outcome.status, outcome.degraded_reasons, outcome.cost_usd) == ("failed", ("undecidable",), None)
+        assert "OverflowError" in (outcome.error or "")
+        assert desk.bus.of(prompt)[-1] == "outcome"
+    assert await desk.handlers.sweep() == 0
 
 
 # -- replicas ---------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """Load, decide, save, publish: in that order, and acknowledged after the last."""
 
 import asyncio
+import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -9,7 +11,7 @@ import structlog
 
 from fusewire import telemetry
 from fusewire.bus import Bus, Delivery, fault
-from fusewire.contracts import Candidate, Outcome, Plan, Prompt, Round
+from fusewire.contracts import Candidate, ContractError, Outcome, Plan, Prompt, Round
 from fusewire.errors import Transient, Unacceptable
 from fusewire.store.engine import Store
 from fusewire.topology import due_subject, outcome_subject, round_subject, schedule_subject
@@ -26,8 +28,11 @@ TIMER_WITHIN = timedelta(minutes=10)
 SWEEP_BATCH = 100
 QUARANTINE = timedelta(days=1)
 """How long a judge that picked controls is left out, and how far back they are looked for."""
-BROKEN_AGAIN = timedelta(minutes=1)
-"""When the sweep looks again at a fusion that it could not decide."""
+BROKEN_AGAIN = timedelta(seconds=5)
+"""When the sweep looks again at a fusion that it could not decide; twice as late each time, up to BROKEN_LATEST."""
+BROKEN_LATEST = timedelta(minutes=1)
+BROKEN_MOST = 3
+"""A fusion that could not be decided this often ends as failed, and at its deadline in any case."""
 
 
 @dataclass
@@ -79,6 +84,8 @@ class Handlers:
         self._pools = tuple(pools)
         self._memory = Memory()
         self._hedges = HedgeBudget()
+        self._broken: Counter[str] = Counter()
+        """How often each fusion could not be decided here."""
 
     async def remember(self) -> None:
         """Learn anew from what is stored."""
@@ -138,9 +145,31 @@ class Handlers:
             except Transient:
                 raise
             except Exception as exc:  # noqa: BLE001 - whatever it is, it is this fusion's alone
+                self._broken[key] += 1
                 log.error("judge.fusion_broken", fusion_id=key, fault=fault(exc))  # noqa: TRY400 - no text of its
-                async with self._store.write() as connection:
-                    await Results(connection).set_due({key: (self._clock() + BROKEN_AGAIN, None)})
+                await self._look_again(key)
+                with contextlib.suppress(ContractError):  # what was submitted cannot be read: then nothing can be told
+                    await self._give_up(key, fault(exc))
+            else:
+                del self._broken[key]
+
+    async def _look_again(self, key: str) -> None:
+        pause = min(BROKEN_LATEST, BROKEN_AGAIN * 2 ** (self._broken[key] - 1))
+        async with self._store.write() as connection:
+            await Results(connection).set_due({key: (self._clock() + pause, None)})
+
+    async def _give_up(self, key: str, reason: str) -> None:
+        """End a fusion that cannot be decided as failed, if trying again helps no more or there is no more time."""
+        work = Work(self._clock(), fired=True)
+        async with self._store.write() as connection:
+            results = Results(connection)
+            await results.lock({key})
+            record = (await results.records([key])).get(key)
+            if record is None or (self._broken[key] < BROKEN_MOST and work.now < record.prompt.deadline_at):
+                return
+            work.made.append((outcome.undecidable(record.prompt, work.now, reason), record))
+            await results.add_outcomes(work.made)
+        await self._publish(work, {})
 
     async def _turn(
         self,

@@ -183,6 +183,20 @@ def unplanned(prompt: Prompt, now: datetime) -> Outcome:
     )
 
 
+def undecidable(prompt: Prompt, now: datetime, reason: str) -> Outcome:
+    """The outcome of a fusion on which the judge itself fails, again and again, for this reason."""
+    return _of_nobody(
+        prompt,
+        now,
+        status="failed",
+        is_degraded=True,
+        degraded_reasons=("undecidable",),
+        # Its calls may have been paid for.
+        cost_usd=None,
+        error=f"the judge cannot decide it: {reason}",
+    )
+
+
 def _of_nobody(prompt: Prompt, now: datetime, **fields: Any) -> Outcome:
     return Outcome(
         fusion_id=prompt.fusion_id,
@@ -191,8 +205,7 @@ def _of_nobody(prompt: Prompt, now: datetime, **fields: Any) -> Outcome:
         custom_id=prompt.custom_id,
         pool=prompt.pool,
         mode=prompt.mode,
-        cost_usd=0.0,
         submitted_at=prompt.submitted_at,
         finished_at=now,
-        **fields,
+        **{"cost_usd": 0.0, **fields},
     )

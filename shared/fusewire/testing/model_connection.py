@@ -230,7 +230,7 @@ class Connection(asyncio.Protocol):
             else:
                 self._send(200, body)
         elif fault.kind == "garbage":
-            self._send(200, b"<html>not what you asked for</html>")
+            self._send(200, b"not what you asked for")
         elif fault.kind == "close":
             self._transport.close()
         elif fault.kind != "hang" and (asked.is_streamed or fault.kind != "stream_hang"):
@@ -249,6 +249,8 @@ class Connection(asyncio.Protocol):
             answer = answer[: len(answer) // 2]
         elif fault.kind == "no_finish_reason":
             finish = None
+        elif fault.kind == "interrupted":
+            finish = "error"
         self._answer(model, asked, Said.of(model, asked.request, answer, finish), fault)
 
     def _answer(self, model: Model, asked: "_Asked", said: Said, fault: Fault | None = None) -> None:

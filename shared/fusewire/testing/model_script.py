@@ -58,6 +58,7 @@ FaultKind = Literal[
     "drip",  # answers whole, over `seconds`
     "garbage",  # 200, and no JSON
     "no_finish_reason",
+    "interrupted",  # a piece of an answer, with the finish reason `error`; OpenAI's protocol only
     "length",
     "content_filter",
     "empty",

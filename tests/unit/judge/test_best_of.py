@@ -79,7 +79,8 @@ def test_a_judge_that_agrees_with_itself_decides(begin: Begin) -> None:
     assert list(asked) == BOTH
     for call in play.rounds[0].calls:
         assert (call.kind, call.model, call.member) == ("verdict", JUDGE.model, None)
-        assert (call.sampling.temperature, call.sampling.max_tokens) == (0, 256)
+        # Nothing that a reasoning model would refuse, or spend on thought.
+        assert (call.sampling.temperature, call.sampling.max_tokens, call.expected_tokens) == (None, None, 256)
         assert call.sampling.response_schema["properties"]["winner"]["enum"] == [label for label, _ in play.shown(call)]
         assert sorted(play.order(call)) == ["a", "b", "c"]
         assert not any(m.model in text.content for m in play.plan.members for text in call.messages)

@@ -40,7 +40,7 @@ def test_the_answers_are_compared_and_judged_in_one_round_then_merged_then_guard
     assert "There is a capital." in prompt["write"]
     (call,) = play.rounds[1].calls
     assert (call.kind, call.member) == ("write", None)
-    assert (call.sampling.temperature, call.sampling.seed, call.sampling.max_tokens) == (0.0, None, 99)
+    assert (call.sampling.temperature, call.sampling.seed, call.sampling.max_tokens) == (None, None, 99)
     play.replies(write=MERGE)
     assert list(play.asks()) == GUARDS
     for guard in play.verdict_calls():

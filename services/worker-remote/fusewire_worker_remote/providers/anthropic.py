@@ -217,7 +217,7 @@ class MessageAssembly(JsonAssembly):
                 # Some servers begin a text without saying so.
                 self.has_answered = True
                 self._blocks[index], self._grown[index] = {"type": "text"}, Text()
-            return self._grow(index, delta.get("text") or delta.get("partial_json"))
+            return self._grow(index, delta.get("text") or delta.get("partial_json") or delta.get("thinking"))
         return ""
 
     def whole(self) -> Reply | Failure:
@@ -244,8 +244,9 @@ class MessageAssembly(JsonAssembly):
 
     def _block(self, index: int) -> dict[str, Any]:
         block, text = self._blocks[index], str(self._grown[index])
-        if block.get("type") == "text":
-            return {**block, "text": text}
+        for kind in ("text", "thinking"):
+            if block.get("type") == kind:
+                return {**block, kind: text}
         if block.get("type") == "tool_use" and text:
             try:
                 return {**block, "input": json.loads(text)}

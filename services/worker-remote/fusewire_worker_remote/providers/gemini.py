@@ -187,7 +187,7 @@ def read_body(body: Mapping[str, Any], *, is_whole: bool = True) -> Reply | Fail
     calls = _calls(parts)
     if reason == "STOP" and not text and not calls:
         # Seen now and then, and gone with the next call.
-        return Failure("truncated", "the answer is empty", retryable=True, billed=True, usage=usage)
+        return truncated("the answer is empty", usage)
     return reading.answered(text, calls, usage, reason=reason)
 
 

@@ -14,7 +14,6 @@ from fusewire_worker_remote.providers import base, reading
 from fusewire_worker_remote.providers.assembly import JsonAssembly
 from fusewire_worker_remote.providers.base import HttpRequest, HttpResponse, Reply
 from fusewire_worker_remote.providers.parts import (
-    MOST_PARTS,
     Text,
     Thought,
     arguments_text,
@@ -167,8 +166,8 @@ def read_body(body: Mapping[str, Any], now: datetime, *, is_whole: bool = True) 
 
 def _calls(calls: object) -> tuple[ToolCall, ...]:
     """The tool calls that name a function; what else stands there is left out."""
-    found: list[ToolCall] = []
-    for index, call in enumerate(calls[:MOST_PARTS] if isinstance(calls, list) else ()):
+    found: dict[str, ToolCall] = {}
+    for index, call in enumerate(calls if isinstance(calls, list) else ()):
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict):
             continue
@@ -176,10 +175,10 @@ def _calls(calls: object) -> tuple[ToolCall, ...]:
         if name:
             # Some servers give no id.
             id_ = clean(call.get("id")) or f"call_{index}"
-            if any(id_ == other.id for other in found):
+            if id_ in found:
                 id_ = f"{id_}_{index}"
-            found.append(ToolCall(id=id_, name=name, arguments=arguments_text(function.get("arguments"))))
-    return tuple(found)
+            found[id_] = ToolCall(id=id_, name=name, arguments=arguments_text(function.get("arguments")))
+    return tuple(found.values())
 
 
 def _usage(body: Mapping[str, Any], choice: object) -> tuple[Usage | None, float | None]:
@@ -279,8 +278,8 @@ class ChatAssembly(JsonAssembly):
         if isinstance(delta.get("refusal"), str):
             self._refusal += delta["refusal"]
         calls = delta.get("tool_calls")
-        for call in calls[:MOST_PARTS] if isinstance(calls, list) else ():
-            if isinstance(call, dict) and len(self._calls) < MOST_PARTS:
+        for call in calls if isinstance(calls, list) else ():
+            if isinstance(call, dict):
                 self._take_call(call, call.get("index"))
         if isinstance(delta.get("function_call"), dict):
             self._take_call({"function": delta["function_call"]}, 0)

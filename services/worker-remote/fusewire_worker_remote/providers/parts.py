@@ -7,8 +7,8 @@ from typing import Any
 
 from fusewire.contracts import Image, Message, Usage
 
-MOST_PARTS = 1_000
-"""Tool calls, or blocks, of one answer."""
+MOST_BLOCKS = 100_000
+"""Of one answer."""
 
 _MEDIA_TYPES = {".png": "image/png", ".gif": "image/gif", ".webp": "image/webp"}
 
@@ -115,7 +115,7 @@ def number(value: object) -> float | None:
 
 def position(value: object) -> int:
     """A place in a list that a server gives; 0 for what is none."""
-    return value if isinstance(value, int) and 0 <= value <= MOST_PARTS else 0
+    return value if isinstance(value, int) and 0 <= value <= MOST_BLOCKS else 0
 
 
 def counted(

@@ -8,7 +8,6 @@ from typing import Any
 from fusewire.contracts import FinishReason, ToolCall, Usage
 from fusewire_worker_remote.errors import Failure, classify, is_error, truncated
 from fusewire_worker_remote.providers.base import Assembly, HttpResponse, Reply
-from fusewire_worker_remote.providers.parts import MOST_PARTS
 from fusewire_worker_remote.sse import EventReader
 
 _LENGTH = {
@@ -114,7 +113,7 @@ def _from_events(body: bytes, assembly: Assembly) -> Reply | Failure:
 
 def _from_parts(body: list[Any], assembly: Assembly) -> Reply | Failure:
     """A stream whose events came as one JSON list."""
-    for part in body[:MOST_PARTS]:
+    for part in body:
         assembly.add_object(part)
     return assembly.result()
 
