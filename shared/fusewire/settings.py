@@ -212,8 +212,11 @@ class RemoteModel(Section):
 
     @property
     def api_key(self) -> SecretStr | None:
-        """The key, read from the environment at each use so that it is never stored."""
-        value = os.environ.get(self.api_key_env) if self.api_key_env else None
+        """The key, read from the environment at each use so that it is never stored; without space around it.
+
+        A line break at its end, as a file has, would make the header invalid.
+        """
+        value = os.environ.get(self.api_key_env, "").strip() if self.api_key_env else ""
         return SecretStr(value) if value else None
 
 

@@ -199,7 +199,7 @@ def usage_of(body: Body) -> dict[str, Any]:
         "completion_tokens": answered,
         "total_tokens": asked + answered,
         "prompt_tokens_details": {"cached_tokens": used.get("cached_tokens", 0)},
-        "completion_tokens_details": {"reasoning_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": used.get("reasoning_tokens", 0)},
         "cost": cost,
         "cost_details": _cost_details(cost, body.get("cost_prompt_usd")),
     }

@@ -136,6 +136,7 @@ def usage(candidates: Iterable[Candidate]) -> Usage:
         prompt_tokens=sum(u.prompt_tokens for u in spent),
         completion_tokens=sum(u.completion_tokens for u in spent),
         cached_tokens=sum(u.cached_tokens for u in spent),
+        reasoning_tokens=sum(u.reasoning_tokens for u in spent),
     )
 
 

@@ -14,16 +14,24 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)")
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _RESET = "x-ratelimit-reset"
 _REMAINING = "x-ratelimit-remaining"
+PATIENT_S = 600.0
+"""A prompt that still has so long, as those of batches do, waits in proportion."""
 _EPOCH_S = 1e9
 _EPOCH_MS = 1e11
 
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """The waits between attempts, in seconds: uniform over 0 to min(cap, base * 2^(attempt - 1))."""
+    """The waits between attempts, in seconds: uniform over 0 to min(cap, base * 2^(attempt - 1)).
+
+    A prompt that has an hour is not given up within seconds: from the second wait on, it is up to a share of the
+    time that is left.
+    """
 
     base_s: float = 0.5
     cap_s: float = 20.0
+    share: float = 0.05
+    longest_s: float = 60.0
 
     def wait_s(
         self,
@@ -44,11 +52,14 @@ class Backoff:
         """
         if attempt >= max_attempts:
             return None
+        left_s = (deadline - now).total_seconds()
         if retry_after_s is not None:
             wait = retry_after_s + random * self.base_s
         else:
-            wait = random * min(self.cap_s, self.base_s * 2 ** (attempt - 1))
-        return wait if wait < (deadline - now).total_seconds() else None
+            usual = min(self.cap_s, self.base_s * 2 ** (attempt - 1))
+            patient = min(self.longest_s, self.share * left_s) if attempt > 1 and left_s > PATIENT_S else 0.0
+            wait = random * max(usual, patient)
+        return wait if wait < left_s else None
 
 
 def retry_after_s(headers: Mapping[str, str], now: datetime) -> float | None:

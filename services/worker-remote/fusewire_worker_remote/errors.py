@@ -17,12 +17,41 @@ from fusewire_worker_remote.backoff import retry_after_s
 _CODE = re.compile(r"[a-z]+(_[a-z]+)*")
 _CODE_LENGTH = 48
 _CONTEXT = re.compile(
-    r"context[ _](length|window|size)|maximum context|prompt is too long|too many (input )?tokens|input is too long"
-    r"|exceeds the maximum number of tokens"
+    # The words of OpenAI, vLLM, sglang, TGI, llama.cpp, xAI, Kimi, Copilot, DashScope, LM Studio, MiniMax and Bedrock.
+    r"(context|sequence|prompt|input|message)s?[ _](length|window|size)|maximum (context|prompt|input)"
+    r"|too many (input |total )?tokens|(input|prompt|request) (is |was )?too (long|large)"
+    r"|exceeds? the (maximum number of tokens|model'?s? (max|maximum|context))|max_prompt_tokens"
+    r"|`?inputs`? (tokens|must have)|token count .{0,40}exceeds|exceeded model token limit|range of input length"
+    r"|number of tokens .{0,60}(greater|larger|more) than|(overflow|exceed).{0,20}context"
 )
-_QUOTA_CODES = {"insufficient_quota", "insufficient_credits", "billing_hard_limit_reached", "billing_not_active"}
-_CONTEXT_CODES = {"context_length_exceeded", "string_above_max_length"}
-_REFUSAL_CODES = {"content_filter", "content_policy_violation", "moderation_blocked", "responsibleaipolicyviolation"}
+_QUOTA_CODES = {
+    "insufficient_quota",
+    "insufficient_credits",
+    "insufficient_balance",
+    "billing_hard_limit_reached",
+    "billing_not_active",
+    "exceeded_current_quota_error",
+    "arrearage",
+}
+_CREDIT = re.compile(
+    r"credit balance is too low|insufficient (balance|credit|funds)|out of credits|used all available credits"
+)
+_CONTEXT_CODES = {
+    "context_length_exceeded",
+    "string_above_max_length",
+    "exceed_context_size_error",
+    "model_max_prompt_tokens_exceeded",
+    "context_window_exceeded",
+}
+_REFUSAL_CODES = {
+    "content_filter",
+    "content_policy_violation",
+    "moderation_blocked",
+    "responsibleaipolicyviolation",
+    "data_inspection_failed",
+    "datainspectionfailed",
+}
+_MODERATED = re.compile(r"moderation|flagged|violates? (our |the )?(content|usage|safety)|usage guidelines")
 _MODEL_CODES = {"model_not_found", "model_not_available", "deployment_not_found", "deploymentnotfound"}
 _KEY_CODES = {"invalid_api_key", "authentication_error", "permission_denied", "invalid_authentication"}
 _RATE_CODES = {"rate_limit_exceeded", "rate_limit_error", "rate_limited"}
@@ -99,11 +128,11 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, now: datetime
 
 def _by_code(status: int, codes: set[str], text: str, what: str) -> Failure | None:
     """What the body's own code settles, whatever the status."""
-    if status == 402 or codes & _QUOTA_CODES or (status == 400 and "credit balance is too low" in text):
+    if status == 402 or codes & _QUOTA_CODES or (status in {400, 403, 429} and _CREDIT.search(text)):
         return Failure("insufficient_quota", what, retryable=False)
     if codes & _CONTEXT_CODES or status == 413 or (status in {400, 422} and _CONTEXT.search(text)):
         return Failure("context_length_exceeded", what, retryable=False)
-    if codes & _REFUSAL_CODES or (status == 403 and "moderation" in text) or "content filtering policy" in text:
+    if codes & _REFUSAL_CODES or (status == 403 and _MODERATED.search(text)) or "content filtering policy" in text:
         return Failure("refused", what, retryable=False, finish_reason="content_filter")
     if codes & _MODEL_CODES:
         return Failure("model_not_found", what, retryable=False)
@@ -118,7 +147,7 @@ def _by_status(status: int, headers: Mapping[str, str], what: str, now: datetime
     if status in {401, 403}:
         return Failure("unauthorized", what, retryable=False)
     if status in {404, 410}:
-        return Failure("model_not_found", what, retryable=False)
+        return Failure("model_not_found", f"{what}: no such model there, or base_url leads elsewhere", retryable=False)
     if status in {504, 524}:  # a gateway gave up waiting: the model behind it may have finished
         return Failure("timeout", what, retryable=True, ambiguous=True)
     if status >= 500 or status in {408, 409}:

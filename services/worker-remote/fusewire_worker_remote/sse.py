@@ -23,7 +23,8 @@ class EventReader:
     """Turns chunks, cut anywhere, into events."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest: list[bytes] = []
+        """Pieces of a line that has not ended."""
         self._is_begun = False
         self._is_after_return = False
         self._name = ""
@@ -35,20 +36,27 @@ class EventReader:
             # A carriage return ended the last line at once; the line feed that belongs to it ends none.
             self._is_after_return = False
             chunk = chunk.removeprefix(b"\n")
-        buffer = self._rest + chunk
         if not self._is_begun:
-            if len(buffer) < len(_BOM) and _BOM.startswith(buffer):
-                self._rest = buffer
+            chunk = b"".join(self._rest) + chunk
+            self._rest = []
+            if len(chunk) < len(_BOM) and _BOM.startswith(chunk):
+                self._rest = [chunk]
                 return []
             self._is_begun = True
-            buffer = buffer.removeprefix(_BOM)
-        self._is_after_return = self._is_after_return or buffer.endswith(b"\r")
-        *lines, self._rest = _LINE_END.split(buffer)
+            chunk = chunk.removeprefix(_BOM)
+        self._is_after_return = self._is_after_return or chunk.endswith(b"\r")
+        first, *others = _LINE_END.split(chunk)
+        # Joined only when the line ends: to join at each piece would take time in the square of a long line.
+        self._rest.append(first)
+        if not others:
+            return []
+        lines = [b"".join(self._rest), *others[:-1]]
+        self._rest = [others[-1]]
         return [event for line in lines if (event := self._take(line)) is not None]
 
     def end(self) -> list[Event]:
         """The stream has ended: the event that was not closed, if there is one."""
-        rest, self._rest = self._rest, b""
+        rest, self._rest = b"".join(self._rest), []
         found = [self._take(rest) if rest else None, self._take(b"")]
         return [event for event in found if event is not None]
 

@@ -88,8 +88,17 @@ def test_a_wait_is_bounded_by_attempts_deadline_cap_and_request(
 def test_waits_grow_with_the_attempts_up_to_the_cap() -> None:
     waits = [
         Backoff(base_s=1, cap_s=5).wait_s(
-            attempt=n, max_attempts=9, now=NOW, deadline=NOW + timedelta(hours=1), random=0.5
+            attempt=n, max_attempts=9, now=NOW, deadline=NOW + timedelta(minutes=5), random=0.5
         )
         for n in range(1, 6)
     ]
     assert waits == [0.5, 1.0, 2.0, 2.5, 2.5]
+
+
+def test_a_prompt_with_hours_left_waits_in_proportion_but_for_the_first_time() -> None:
+    waits = [
+        Backoff().wait_s(attempt=n, max_attempts=4, now=NOW, deadline=NOW + timedelta(seconds=left), random=0.5)
+        for left in (1000, 86_400)
+        for n in (1, 2, 3)
+    ]
+    assert waits == [0.25, 25.0, 25.0, 0.25, 30.0, 30.0]

@@ -101,6 +101,29 @@ CASES: list[tuple[int, bytes, str, bool, bool]] = [
     (400, mistral(PROMPT_TOO_LONG, "invalid_request_error", "3051"), "context_length_exceeded", False, False),
     (422, mistral({"detail": [{"msg": "Extra inputs"}]}, "invalid_request_error"), "bad_request", False, False),
     (401, b'{"detail": "Unauthorized"}', "unauthorized", False, False),
+    # Context length in the words of vLLM, sglang, TGI, xAI, Kimi, Copilot, DashScope, LM Studio, MiniMax, Bedrock.
+    *(
+        (400, openai(words), "context_length_exceeded", False, False)
+        for words in (
+            "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens.",
+            "The input (5000 tokens) is longer than the model's context length (4096 tokens).",
+            "Requested token count exceeds the model's maximum context length of 4096 tokens.",
+            "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096. Given: 5000",
+            "This model's maximum prompt length is 131072 but the request contains 140000 tokens.",
+            "Invalid request: Your request exceeded model token limit: 8192",
+            "prompt token count of 70000 exceeds the limit of 64000",
+            "Range of input length should be [1, 30720]",
+            "Trying to keep the first 5000 tokens when context the overflows. The model has a context length of 4096",
+            "invalid params, context window exceeds limit",
+            "Input is too long for requested model.",
+        )
+    ),
+    (400, openai("no", "model_max_prompt_tokens_exceeded"), "context_length_exceeded", False, False),
+    (403, openai("Your team has used all available credits"), "insufficient_quota", False, False),
+    (429, openai("Insufficient balance", "exceeded_current_quota_error"), "insufficient_quota", False, False),
+    (403, openai("Content violates usage guidelines"), "refused", False, False),
+    (400, openai("Output data may contain inappropriate content", "data_inspection_failed"), "refused", False, False),
+    (200, b'{"base_resp": {"status_code": 1002, "status_msg": "rate limit"}}', "rate_limited", True, False),
 ]
 
 

@@ -17,6 +17,7 @@ def read(*chunks: bytes) -> list[Event]:
     [
         (b"", []),
         (b"data: one\n\ndata: two\n\n", [Event("one"), Event("two")]),
+        (b"error: odd\n\ndata: one\n\n", [Event("odd", "error"), Event("one")]),
         (b"data: one\r\n\r\ndata: two\r\n\r\n", [Event("one"), Event("two")]),
         (b"data: one\r\rdata: two\r\r", [Event("one"), Event("two")]),
         (b"\xef\xbb\xbfdata: one\n\n", [Event("one")]),
@@ -61,3 +62,14 @@ def test_events_are_the_same_however_the_bytes_are_cut(pieces: list[bytes], cuts
     places = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})
     chunks = [stream[a:b] for a, b in itertools.pairwise(places)]
     assert read(*chunks) == read(stream)
+
+
+def test_a_long_line_takes_time_in_proportion() -> None:
+    """A line of 16 MiB in pieces of 1 KiB; joined at each piece, it would be copied 128 GiB."""
+    reader = EventReader()
+    piece = b"x" * 1024
+    found = reader.feed(b"data: ")
+    for _ in range(16 * 1024):
+        found += reader.feed(piece)
+    (event,) = reader.feed(b"\n\n")
+    assert (len(event.data), found) == (16 * 1024 * 1024, [])
