@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from fusewire_cli.screen import fail, note
 from fusewire_cli.session import settings
 
 
-def config_check(file: Path | None) -> None:
-    """Print what the configuration means."""
+def config_check(file: Path | None, *, live: bool = False) -> None:
+    """Print what the configuration means, and with `live` what its hosted models say."""
     config = load(file) if file else settings()
     source = file or find_file() or "the built-in configuration (there is no fusewire.toml)"
     print(f"{source}: usable")
@@ -31,6 +32,10 @@ def config_check(file: Path | None) -> None:
         models = {m.model for m in pool.members}
         if partial := [j for j in (pool.jury or pool.judges) if j in models and len(models) > 1]:
             note(f"pool {name}: {', '.join(partial)} is also a member and does not vote on its own answers")
+    if live:
+        from fusewire_cli.live import check
+
+        sys.exit(check(config))
 
 
 def topology_apply(*, as_json: bool) -> None:

@@ -158,12 +158,18 @@ def doctor(json_: JsonOption = False) -> None:
 @config_app.command("check")
 def config_check(
     file: Annotated[Path | None, typer.Argument(help="The file; the default is the one that would be used.")] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Ask each hosted model one small question as member and as judge.")
+    ] = False,
 ) -> None:
-    """Read the configuration and say what it means, or what is wrong with it."""
+    """Read the configuration and say what it means, or what is wrong with it.
+
+    Exit codes: 0 usable, 2 not usable, 3 a model gave no answer (`--live`).
+    """
     from fusewire_cli import admin
 
     with clear_errors():
-        admin.config_check(file)
+        admin.config_check(file, live=live)
 
 
 @topology_app.command("apply")

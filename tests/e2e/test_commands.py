@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fusewire.testing.command_line import END_S, FUSEWIRE, Cli, address, bare
+from fusewire.testing.command_line import END_S, FUSEWIRE, Cli, FakeServer, address, bare
 from fusewire.testing.eventually import PATIENCE_S, until
 
 
@@ -124,6 +124,20 @@ def test_config_check_and_doctor_say_what_they_found(cli: Cli) -> None:
     found = json.loads(cli.run("doctor", "--json").stdout)
     assert {f["check"] for f in found} >= {"config", "python", "disk", "nats", "database", "model"}
     assert not [f for f in found if f["state"] == "fault"]
+
+
+def test_config_check_asks_the_models_when_it_is_told_to(cli: Cli, server: FakeServer) -> None:
+    config = (cli.folder / "fusewire.toml").read_text()
+    asked = cli.run("config", "check", "--live")
+    assert asked.returncode == 0, asked.stderr
+    assert [line.split()[:3] for line in asked.stdout.splitlines()[-8:]] == [
+        [model, role, "ok"] for model in "abcj" for role in ("member", "judge")
+    ]
+    unset = config.replace('model = "j"', 'model = "j"\napi_key_env = "NO_SUCH_KEY"')
+    (cli.folder / "fusewire.toml").write_text(unset)
+    refused = cli.run("config", "check", "--live")
+    assert refused.returncode == 3
+    assert "the environment variable NO_SUCH_KEY is not set" in refused.stdout
 
 
 def test_model_verify_names_what_is_wrong(cli: Cli, tmp_path: Path) -> None:

@@ -50,10 +50,13 @@ class Dialect(BaseModel):
     schema_form: SchemaForm = "schema"
     system_role: Literal["system", "developer", "user"] = "system"
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether nothing was found."""
-        return self == PLAIN
+    def told(self) -> str:
+        """What was found, for people; empty where that is nothing."""
+        parts = [f"without {name}" for name in self.dropped]
+        parts += [f"{ours} as {theirs}" for ours, theirs in sorted(self.renamed.items())]
+        parts += [f"schema as {self.schema_form}"] if self.schema_form != "schema" else []
+        parts += [f"system as {self.system_role}"] if self.system_role != "system" else []
+        return ", ".join(parts)
 
     def merged(self, other: "Dialect") -> "Dialect":
         """What was found here and elsewhere."""

@@ -1,6 +1,7 @@
 """Anthropic's Messages API."""
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -15,6 +16,7 @@ from fusewire_worker_remote.providers.base import HttpRequest, HttpResponse, Rep
 from fusewire_worker_remote.providers.parts import (
     Text,
     arguments_of,
+    call_id,
     clean,
     counted,
     given,
@@ -31,6 +33,8 @@ VERSION = "2023-06-01"
 DEFAULT_MAX_TOKENS = 4096
 """The API demands a limit; this is the highest that all its models take."""
 
+_CALL_ID = re.compile(r"[a-zA-Z0-9_-]+")
+_GO_ON = "Go on."
 _CHOICES: dict[str, dict[str, Any]] = {"auto": {"type": "auto"}, "none": {"type": "none"}, "required": {"type": "any"}}
 
 
@@ -99,17 +103,27 @@ def _turns(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
             turns[-1]["content"] += blocks
         elif blocks:
             turns.append({"role": role, "content": blocks})
+    if turns and turns[-1]["role"] == "assistant":
+        # Models since Claude 4.6 do not go on from a beginning of theirs.
+        turns.append({"role": "user", "content": [{"type": "text", "text": _GO_ON}]})
     return turns
 
 
 def _blocks(message: Message) -> list[dict[str, Any]]:
     if message.role == "tool":
-        return [{"type": "tool_result", "tool_use_id": message.tool_call_id, "content": message.content}]
-    blocks = [_block(part) for part in interleaved(message)]
+        result = {"type": "tool_result", "tool_use_id": _id(message.tool_call_id or "")}
+        return [{**result, "content": message.content}] if message.content.strip() else [result]
+    # A text of nothing but space is refused.
+    blocks = [_block(part) for part in interleaved(message) if not isinstance(part, str) or part.strip()]
     calls = message.tool_calls
     return blocks + [
-        {"type": "tool_use", "id": call.id, "name": call.name, "input": arguments_of(call.arguments)} for call in calls
+        {"type": "tool_use", "id": _id(call.id), "name": call.name, "input": arguments_of(call.arguments)}
+        for call in calls
     ]
+
+
+def _id(given_: str) -> str:
+    return call_id(given_, _CALL_ID, 40)
 
 
 def _block(part: str | Image) -> dict[str, Any]:

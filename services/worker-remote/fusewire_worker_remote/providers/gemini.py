@@ -42,6 +42,7 @@ _REFUSALS = {
 }
 _MODES = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
 _MOST_SEED = 2**31
+_MOST_STOPS = 5
 _UNSIGNED = "skip_thought_signature_validator"
 """Stands where the API wants the signature of a thought that is not at hand, as its documentation provides for."""
 _WITHOUT_SIGNATURES = re.compile(r"gemini-[12]\b|gemini-[12]\.|gemma|learnlm")
@@ -94,7 +95,7 @@ def _generation(task: Task, model: RemoteModel, dialect: Dialect) -> dict[str, A
             "temperature": sampling.temperature,
             "topP": sampling.top_p,
             "seed": sampling.seed % _MOST_SEED if sampling.seed is not None else None,
-            "stopSequences": list(sampling.stop) or None,
+            "stopSequences": list(sampling.stop[:_MOST_STOPS]) or None,
             "responseMimeType": "application/json" if schema is not None else None,
             "responseJsonSchema": None if is_open else schema,
         }
@@ -104,11 +105,19 @@ def _generation(task: Task, model: RemoteModel, dialect: Dialect) -> dict[str, A
 def _turns(messages: tuple[Message, ...], *, is_signed: bool) -> list[dict[str, Any]]:
     """The conversation. Results of tools are a user's, and name the function and not the call."""
     called = {call.id: call.name for message in messages for call in message.tool_calls}
+    waiting: list[str] = []
     turns: list[dict[str, Any]] = []
     for message in messages:
         if message.role == "system":
             continue
         role = "model" if message.role == "assistant" else "user"
+        waiting += [call.id for call in message.tool_calls]
+        if message.role == "tool":
+            # By its id, or where that is unknown in the order of the calls.
+            first = waiting[0] if waiting else ""
+            id_ = message.tool_call_id if message.tool_call_id in waiting else first
+            waiting = [other for other in waiting if other != id_]
+            message = message.model_copy(update={"tool_call_id": id_ or message.tool_call_id})  # noqa: PLW2901
         parts = _parts(message, called, is_signed=is_signed)
         if turns and turns[-1]["role"] == role:
             turns[-1]["parts"] += parts

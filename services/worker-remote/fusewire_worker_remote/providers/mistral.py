@@ -1,6 +1,5 @@
 """Mistral's chat completions: OpenAI's, with differences of its own."""
 
-import hashlib
 import re
 from typing import Any
 
@@ -8,8 +7,11 @@ from fusewire.contracts import Message, Task
 from fusewire.settings import RemoteModel
 from fusewire_worker_remote.providers.base import max_tokens
 from fusewire_worker_remote.providers.openai import OpenAI
+from fusewire_worker_remote.providers.parts import call_id
 
 _CALL_ID = re.compile(r"[a-zA-Z0-9]{9}")
+_AFTER_TOOL = "Understood."
+"""Stands between the results of tools and a user, whom the API does not take there."""
 _MOST_SEED = 2**31
 
 
@@ -17,13 +19,21 @@ class Mistral(OpenAI):
     """`POST {base_url}/chat/completions`."""
 
     def messages(self, messages: tuple[Message, ...]) -> list[dict[str, Any]]:
-        """See `OpenAI.messages`. Ids of calls have nine characters; those of other providers are translated."""
-        wire = super().messages(messages)
-        for message in wire:
+        """See `OpenAI.messages`. The rules of its API: who may follow whom, and ids of nine characters."""
+        wire: list[dict[str, Any]] = []
+        for message in super().messages(messages):
             for call in message.get("tool_calls", ()):
-                call["id"] = call_id(call["id"])
+                call["id"] = call_id(call["id"], _CALL_ID, 9)
             if "tool_call_id" in message:
-                message["tool_call_id"] = call_id(message["tool_call_id"])
+                message["tool_call_id"] = call_id(message["tool_call_id"], _CALL_ID, 9)
+            if message["role"] == "assistant" and not message["content"] and not message.get("tool_calls"):
+                continue
+            if message["role"] == "user" and wire and wire[-1]["role"] == "tool":
+                wire.append({"role": "assistant", "content": _AFTER_TOOL})
+            wire.append(message)
+        if wire and wire[-1]["role"] == "assistant" and not wire[-1].get("tool_calls"):
+            # It goes on from there.
+            wire[-1]["prefix"] = True
         return wire
 
     def sampling(self, task: Task, model: RemoteModel) -> dict[str, Any]:
@@ -38,15 +48,12 @@ class Mistral(OpenAI):
         }
 
     def tools(self, task: Task) -> dict[str, Any]:
-        """See `OpenAI.tools`."""
+        """See `OpenAI.tools`. A function needs parameters here."""
         wire = super().tools(task)
+        for tool in wire.get("tools", ()):
+            tool["function"].setdefault("parameters", {"type": "object", "properties": {}})
         return {**wire, "tool_choice": "any"} if wire.get("tool_choice") == "required" else wire
 
     def streaming(self) -> dict[str, Any]:
         """See `OpenAI.streaming`. Tokens are counted at the end in any case."""
         return {"stream": True}
-
-
-def call_id(given: str) -> str:
-    """An id that Mistral takes: the same for the same."""
-    return given if _CALL_ID.fullmatch(given) else hashlib.sha256(given.encode()).hexdigest()[:9]

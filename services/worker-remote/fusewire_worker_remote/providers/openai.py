@@ -1,6 +1,7 @@
 """OpenAI's chat completions, as OpenAI and the many servers compatible with it speak them."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -17,6 +18,7 @@ from fusewire_worker_remote.providers.parts import (
     Text,
     Thought,
     arguments_text,
+    call_id,
     clean,
     counted,
     given,
@@ -30,6 +32,7 @@ from fusewire_worker_remote.providers.parts import (
 from fusewire_worker_remote.providers.schema import is_strict
 
 _REFUSALS = {"content_filter", "safety", "sensitive", "content_policy"}
+_CALL_ID = re.compile(r".{1,40}", re.DOTALL)
 _CHOICES = {"auto", "none", "required"}
 
 
@@ -112,12 +115,16 @@ def _message(message: Message) -> dict[str, Any]:
         # No text is null here; some servers refuse an empty one.
         wire["content"] = message.content or None
         wire["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            {"id": _id(call.id), "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
             for call in message.tool_calls
         ]
     if message.tool_call_id is not None:
-        wire["tool_call_id"] = message.tool_call_id
+        wire["tool_call_id"] = _id(message.tool_call_id)
     return wire
+
+
+def _id(given_: str) -> str:
+    return call_id(given_, _CALL_ID, 40)
 
 
 def _part(part: str | Image) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Pieces of messages and of answers that several protocols share. No IO."""
 
+import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -40,6 +42,14 @@ def media_type(url: str) -> str:
 def system_text(messages: tuple[Message, ...]) -> str:
     """All system prompts as one, for protocols in which they are no part of the conversation."""
     return "\n\n".join(m.content for m in messages if m.role == "system" and m.content)
+
+
+def call_id(given_: str, taken: re.Pattern[str], length: int) -> str:
+    """An id of a tool call that a provider takes: as it is where it is taken, else the same for the same.
+
+    Conversations begin at one provider and go on at another.
+    """
+    return given_ if taken.fullmatch(given_) else hashlib.sha256(given_.encode()).hexdigest()[:length]
 
 
 def with_instruction(messages: tuple[Message, ...], told: str) -> tuple[Message, ...]:

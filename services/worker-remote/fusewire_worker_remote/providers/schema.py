@@ -7,6 +7,7 @@ _CHILDREN = ("items", "additionalItems", "not", "if", "then", "else", "contains"
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _MAPS = ("properties", "$defs", "definitions", "patternProperties")
 
+_NOT_STRICT = ("$ref", "oneOf", "allOf", "not", "if", "patternProperties", "dependentSchemas", "dependentRequired")
 _BOUNDS = (
     "minimum",
     "maximum",
@@ -52,7 +53,11 @@ def is_closed(schema: object) -> bool:
 
 
 def is_strict(schema: object) -> bool:
-    """Whether OpenAI's strict mode takes it: no object is open, and all members are required."""
+    """Whether OpenAI's strict mode takes it: an object, of which none is open and all members are required."""
+    if not isinstance(schema, dict) or schema.get("type") != "object":
+        return False
+    if any(name in part for part in parts(schema) for name in _NOT_STRICT):
+        return False
     return all(
         part.get("additionalProperties") is False
         and set(part.get("required") or ()) == set(part.get("properties") or ())
