@@ -74,6 +74,8 @@ _MINIMAX = {
     2013: "invalid_request_error",
 }
 """MiniMax's codes, which come in a body with status 200, in OpenAI's words."""
+_WORD = re.compile(r"[a-z]+(_[a-z]+)*|[A-Z]+(_[A-Z]+)*|\d{1,9}")
+_PARAM = re.compile(r"[a-z]+(_[a-z]+)*(\[\d+\]|\.[a-z]+(_[a-z]+)*)*")
 _STATUS = re.compile(r"[A-Z]+(_[A-Z]+)*")
 _SECONDS = re.compile(r"(\d+(?:\.\d+)?)s")
 
@@ -92,6 +94,9 @@ class Failure:
     """The provider did the work, and charges for it as far as anyone can tell."""
     usage: Usage | None = None
     finish_reason: FinishReason | None = None
+    status: int | None = None
+    provider_code: str | None = None
+    param: str | None = None
 
 
 def truncated(what: str, usage: Usage | None = None) -> Failure:
@@ -121,8 +126,9 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, now: datetime
     failure = _by_code(status, codes, text, what) or _by_google(error, what) or _by_status(status, headers, what, now)
     if failure.code == "rate_limited" and failure.retry_after_s is None:
         failure = replace(failure, retry_after_s=_retry_delay_s(error))
+    failure = replace(failure, status=status, provider_code=_code(error), param=_param(error))
     if headers.get("x-should-retry") == "false":
-        return Failure(failure.code, what, retryable=False, ambiguous=failure.ambiguous)
+        return replace(failure, retryable=False, retry_after_s=None)
     return failure
 
 
@@ -215,6 +221,21 @@ def _error(body: bytes) -> dict[str, Any]:
     if isinstance(error, str):
         return {"message": error}
     return error if isinstance(error, dict) else {}
+
+
+def _code(error: Mapping[str, Any]) -> str | None:
+    """The provider's own code. Only a number or a word of a fixed form: anything else may hold the prompt."""
+    for value in (error.get("code"), error.get("status"), error.get("type")):
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**9:
+            return str(value)
+        if isinstance(value, str) and len(value) <= _CODE_LENGTH and _WORD.fullmatch(value):
+            return value
+    return None
+
+
+def _param(error: Mapping[str, Any]) -> str | None:
+    value = error.get("param")
+    return value if isinstance(value, str) and len(value) <= _CODE_LENGTH and _PARAM.fullmatch(value) else None
 
 
 def _describe(status: int, error: Mapping[str, Any]) -> str:

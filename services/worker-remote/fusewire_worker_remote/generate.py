@@ -280,7 +280,14 @@ def _about(task: Task) -> dict[str, Any]:
 def _error(failure: Failure, *, retryable: bool) -> CallFailure:
     """A failure as the candidate tells it. What may have been paid for is never worth another call later."""
     is_safe = retryable and failure.retryable and not failure.ambiguous
-    return CallFailure(code=failure.code, message=failure.message, retryable=is_safe)
+    return CallFailure(
+        code=failure.code,
+        message=failure.message,
+        retryable=is_safe,
+        status=failure.status,
+        provider_code=failure.provider_code,
+        param=failure.param,
+    )
 
 
 def _sum(a: Usage, b: Usage | None) -> Usage:

@@ -42,6 +42,12 @@ class CallFailure(Part):
     """For people. Never holds prompt text, an answer or a secret."""
     retryable: bool
     """Whether the same task might succeed later."""
+    status: int | None = Field(default=None, ge=100, le=599)
+    """The HTTP status that the provider answered with, or put into its answer."""
+    provider_code: str | None = Field(default=None, max_length=64)
+    """Its own word for it."""
+    param: str | None = Field(default=None, max_length=64)
+    """The parameter that it names."""
 
 
 class Usage(Part):

@@ -68,6 +68,10 @@ class Answer(Part):
     tool_calls: tuple[ToolCall, ...] = ()
     """Like `content`."""
     error_code: str | None = None
+    error_status: int | None = None
+    """See `CallFailure.status`, and so on."""
+    provider_code: str | None = None
+    provider_param: str | None = None
     finish_reason: FinishReason | None = None
     """Why its last answer ended."""
     weight: float | None = None

@@ -196,3 +196,29 @@ def test_any_bytes_are_classified(status: int, body: bytes) -> None:
 
 def test_nesting_beyond_pythons_stack_is_classified() -> None:
     assert classify(500, {}, b"[" * 200_000, NOW).code == "server_error"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "told"),
+    [
+        (
+            400,
+            json.dumps({"error": {"code": "unsupported_value", "param": "messages[0].role"}}).encode(),
+            (400, "unsupported_value", "messages[0].role"),
+        ),
+        (429, google(429, "RESOURCE_EXHAUSTED"), (429, "429", None)),
+        (529, anthropic("overloaded_error"), (529, "overloaded_error", None)),
+        (200, openai("Provider returned error", 502), (502, "502", None)),
+        (500, b"oops", (500, None, None)),
+        (
+            400,
+            json.dumps({"error": {"code": "The patient's name", "param": "Ada Lovelace"}}).encode(),
+            (400, None, None),
+        ),
+    ],
+)
+def test_what_the_provider_says_is_kept_where_it_cannot_hold_the_prompt(
+    status: int, body: bytes, told: tuple[int, str | None, str | None]
+) -> None:
+    failure = classify(status, {}, body, NOW)
+    assert (failure.status, failure.provider_code, failure.param) == told
