@@ -9,14 +9,16 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from nats.js.errors import BucketNotFoundError
+
 from fusewire import provision
 from fusewire.bus import Bus
 from fusewire.errors import StartupError, Transient
 from fusewire.service import listen
-from fusewire.settings import EdgeModel, Settings, find_file
+from fusewire.settings import EdgeModel, RemoteModel, Settings, find_file
 from fusewire.store import migrate
 from fusewire.store.engine import Store
-from fusewire.topology import topology
+from fusewire.topology import DIALECT_BUCKET, topology
 from fusewire_cli.local import nats
 from fusewire_cli.local.run_file import running, running_nats
 from fusewire_cli.local.runner import storage_mb
@@ -36,10 +38,12 @@ class Finding:
     mend: str = ""
 
 
-def doctor(*, as_json: bool) -> None:
-    """Run every check; exit code 2 when one finds a fault."""
+def doctor(*, as_json: bool, models: bool) -> None:
+    """Run every check; exit code 2 when one finds a fault. With `models`, say too what hosted models refuse."""
     config = settings()
     found = [*_local(config), *asyncio.run(_remote(config))]
+    if models:
+        found += asyncio.run(_dialects(config))
     if as_json:
         print(json.dumps([asdict(f) for f in found]))
     else:
@@ -115,6 +119,26 @@ async def _nats(config: Settings) -> Finding:
     if absent:
         return Finding("nats", "fault", f"missing: {', '.join(absent)}", "run `fusewire topology apply`")
     return Finding("nats", "ok", f"{url.rpartition('@')[2]}, streams and durables are there")
+
+
+async def _dialects(config: Settings) -> list[Finding]:
+    """What workers have found of each hosted model."""
+    from fusewire_worker_remote.dialects import KvDialects
+
+    url = running_nats(config) if config.nats.url == "embedded" else config.nats.url
+    if url is None:
+        return [Finding("dialect", "warning", "no broker runs here, which keeps it", "start `fusewire up`")]
+    hosted = {name: model for name, model in sorted(config.models.items()) if isinstance(model, RemoteModel)}
+    bus = Bus("ops", config.nats.model_copy(update={"url": url}))
+    try:
+        await bus.connect(timeout_s=3)
+        known = KvDialects(await bus.key_value(DIALECT_BUCKET))
+        await known.load(list(hosted.values()))
+    except (StartupError, Transient, BucketNotFoundError) as exc:
+        return [Finding("dialect", "fault", f"what models refuse cannot be read: {exc}", "see the check `nats`")]
+    finally:
+        await bus.stop()
+    return [Finding("dialect", "ok", f"{n}: {known.of(m).told() or 'nothing is refused'}") for n, m in hosted.items()]
 
 
 async def _database(config: Settings) -> Finding:

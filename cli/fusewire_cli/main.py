@@ -147,12 +147,15 @@ def query(
 
 
 @app.command()
-def doctor(json_: JsonOption = False) -> None:
+def doctor(
+    models: Annotated[bool, typer.Option("--models", help="Say too what hosted models were found to refuse.")] = False,
+    json_: JsonOption = False,
+) -> None:
     """Check what Fusewire needs: configuration, NATS, database, models, keys, disk."""
     from fusewire_cli import doctor as module
 
     with clear_errors():
-        module.doctor(as_json=json_)
+        module.doctor(as_json=json_, models=models)
 
 
 @config_app.command("check")

@@ -62,6 +62,8 @@ def test_up_serves_until_it_is_told_to_stop(cli: Cli) -> None:
         metrics = urllib.request.urlopen(f"{base}/metrics", timeout=END_S).read().decode()
         assert 'fusewire_prompts_accepted_total{door="http"} 1.0' in metrics
         assert cli.run("doctor").returncode == 0
+        known = json.loads(cli.run("doctor", "--models", "--json").stdout)
+        assert [f["what"] for f in known if f["check"] == "dialect"] == [f"{n}: nothing is refused" for n in "abcj"]
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 0
     assert not (cli.folder / ".fusewire" / "up.json").exists()
