@@ -375,7 +375,7 @@ async def test_no_more_lines_than_the_window_are_in_flight(door: Http) -> None:
 async def test_what_was_cancelled_keeps_its_lines_and_goes_on(few_at_once: Http, model_server: ModelServer) -> None:
     http = few_at_once
     model_server.set_script(Script.of(latency_ms=50))
-    batch = await made(http, prompts(300))
+    batch = await made(http, prompts(80))
     await standing(http, batch, "in_progress")
     await model_server.arrived(1)
     status, stopped = await asked(
@@ -384,19 +384,19 @@ async def test_what_was_cancelled_keeps_its_lines_and_goes_on(few_at_once: Http,
     assert (status, stopped["status"]) == (200, "cancelling")
     stopped = await standing(http, batch, "cancelled")
     done = stopped["request_counts"]["completed"]
-    assert 0 < done < 300
+    assert 0 < done < 80
     assert stopped["x_fusewire"]["stop_reason"] == "interrupted"
     assert len(await content(http, stopped["output_file_id"])) == done
     errors = await content(http, stopped["error_file_id"])
     assert {line["error"]["code"] for line in errors} == {"batch_cancelled"}
-    assert len(errors) == 300 - done
+    assert len(errors) == 80 - done
 
     model_server.set_script(Script())
     status, resumed = await asked(http, "POST", f"/batches/{batch['id']}/resume", json={})
     assert (status, resumed["status"], resumed["output_file_id"]) == (200, "in_progress", None)
     over = await standing(http, batch, "completed")
-    assert over["request_counts"] == {"total": 300, "completed": 300, "failed": 0}
-    assert len(await content(http, over["output_file_id"])) == 300
+    assert over["request_counts"] == {"total": 80, "completed": 80, "failed": 0}
+    assert len(await content(http, over["output_file_id"])) == 80
     status, reply = await asked(http, "POST", f"/batches/{batch['id']}/resume", json={})
     assert (status, reply["error"]["code"]) == (409, "batch_state")
 
