@@ -59,7 +59,7 @@ async def make_bus(nats: NatsServer) -> AsyncIterator[MakeBus]:
 
         async def connect(service: str = "test", models: dict[str, Tier] | None = None) -> Bus:
             bus = Bus(service, Nats(url=nats.url), drain_s=2)
-            await bus.connect(timeout_s=10)
+            await bus.connect(timeout_s=120)
             stack.push_async_callback(bus.stop)
             if models is not None:
                 await provision.apply(bus.js, topology(models))
@@ -189,6 +189,7 @@ def make_settings(tmp_path: Path, sqlite_database: Database, model_server: Model
                     "members": ["a", "b", "c"],
                     "judge": "j",
                     "quorum": 1.0,
+                    "deadline_s": 250,
                     "control_share": 0.0,
                     **(pool or {}),
                 }
@@ -209,7 +210,7 @@ async def running() -> Running:
     @contextlib.asynccontextmanager
     async def run(settings: Settings, *services: str | Service) -> AsyncIterator[Client]:
         bus = Bus("ops", settings.nats)
-        await bus.connect(timeout_s=10)
+        await bus.connect(timeout_s=120)
         await provision.apply(bus.js, topology({name: m.kind for name, m in settings.models.items()}))
         await bus.stop()
         sock = listen(settings.http)

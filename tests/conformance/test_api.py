@@ -406,7 +406,7 @@ async def leave(http: aiohttp.ClientSession, model_server: ModelServer, key: str
     asking_ = asyncio.create_task(
         post(http, **{**given, "headers": {"Idempotency-Key": key, **given.get("headers", {})}})
     )
-    await asyncio.wait_for(model_server.arrived(3), 30)
+    await asyncio.wait_for(model_server.arrived(3), 250)
     asking_.cancel()
     await asyncio.gather(asking_, return_exceptions=True)
     return ids.fusion_id("default", None, f"key-{key}")
@@ -457,7 +457,7 @@ async def test_a_fusion_that_another_waits_for_is_not_cancelled(
     model_server.set_script(Script.of(latency_ms=500))
     wanted = {"x-fusewire-cancel-on-disconnect": "true"}
     other = asyncio.create_task(post(http, headers={"Idempotency-Key": "k"}))
-    await asyncio.wait_for(model_server.arrived(3), 30)
+    await asyncio.wait_for(model_server.arrived(3), 250)
 
     await leave(http, model_server, "k", headers=wanted)
 

@@ -23,7 +23,7 @@ from fusewire.topology import JUDGE_DUE, MAX_DELIVERIES, Durable, dead_subject
 MakeBus = Callable[..., Awaitable[Bus]]
 Consume = Callable[..., Awaitable[None]]
 PAST = "2020-01-01T00:00:00.000+00:00"
-WORK = Durable("WORK", "worker", "work.*", ack_wait_s=600)
+WORK = Durable("WORK", "worker", "work.*", ack_wait_s=2500)
 """Nothing comes again by waiting: what is delivered twice was handed back."""
 
 

@@ -32,7 +32,7 @@ from fusewire_worker_edge.service import WorkerEdge
 MakeSettings = Callable[..., Settings]
 Running = Callable[..., AbstractAsyncContextManager[Client]]
 ALL = ("judge", "worker-remote", "dispatcher", "ingest")
-WAIT_S = 60
+WAIT_S = 250
 SLOW = ModelScript(latency_ms=1500)
 TINY = {"tiny": {"kind": "edge", "path": "/nowhere"}}
 ONE = ids.fusion_id("default", None, "one")
@@ -52,7 +52,7 @@ def settings(make_settings: MakeSettings, nats: NatsServer, database: Database) 
 async def ops(nats: NatsServer) -> AsyncIterator[Bus]:
     """An operator's connection."""
     bus = Bus("ops", Nats(url=nats.url), drain_s=2)
-    await bus.connect(timeout_s=10)
+    await bus.connect(timeout_s=120)
     yield bus
     await bus.stop()
 

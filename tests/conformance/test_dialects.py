@@ -215,7 +215,7 @@ async def test_without_the_bucket_s_server_findings_last_as_long_as_the_process(
     model_server: ModelServer, nats: NatsServer
 ) -> None:
     bus = Bus("test", Nats(url=nats.url))
-    await bus.connect(timeout_s=10)
+    await bus.connect(timeout_s=120)
     await provision.apply(bus.js, topology({"big": "remote"}))
     dialects = KvDialects(await bus.key_value(DIALECT_BUCKET))
     await bus.stop()

@@ -36,7 +36,7 @@ def settings(make_settings: MakeSettings, nats: NatsServer) -> Settings:
 
 async def ask(client: Client, messages: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
     body = {"messages": messages, "tools": TOOLS, "max_tokens": 200, "residency": "edge-only", **fields}
-    outcome = await client.submit(body, wait_s=60)
+    outcome = await client.submit(body, wait_s=250)
     assert outcome["status"] == "single", outcome
     for call in outcome["tool_calls"]:
         jsonschema.validate(json.loads(call["arguments"]), PARAMETERS[call["name"]])
@@ -68,7 +68,7 @@ async def test_a_conversation_that_lacks_a_result_fails_with_the_reason(settings
     async with running(settings, "judge", "worker-edge", "dispatcher", "ingest") as client:
         call = {"id": "abc123def", "name": "get_time", "arguments": '{"city": "Oslo"}'}
         body = {"messages": [{"role": "user", "content": "x"}, _asked([call])], "tools": TOOLS}
-        outcome = await client.submit(body, wait_s=60)
+        outcome = await client.submit(body, wait_s=250)
 
     assert outcome["status"] == "failed"
     assert [answer["error_code"] for answer in outcome["answers"]] == ["bad_request"]
@@ -78,7 +78,7 @@ async def test_a_model_that_is_kept_from_tools_is_not_asked(settings: Settings, 
     models = {**settings.models, "tiny": settings.models["tiny"].model_copy(update={"tools": False})}
     kept = settings.model_copy(update={"models": models})
     async with running(kept, "judge", "worker-edge", "dispatcher", "ingest") as client:
-        outcome = await client.submit({"prompt": "What time is it?", "tools": TOOLS}, wait_s=60)
+        outcome = await client.submit({"prompt": "What time is it?", "tools": TOOLS}, wait_s=250)
 
     assert outcome["status"] == "failed"
     assert "no_tools" in json.dumps(outcome)

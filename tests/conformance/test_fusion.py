@@ -29,7 +29,7 @@ from fusewire_judge import service as judge_service
 MakeSettings = Callable[..., Settings]
 Running = Callable[..., AbstractAsyncContextManager[Client]]
 ALL = ("judge", "worker-remote", "dispatcher", "ingest")
-WAIT_S = 60
+WAIT_S = 250
 FOUR = ModelScript(answer="4")
 
 
@@ -332,7 +332,7 @@ async def streamed(
     await Submissions(store).add([made], [None])
     await store.close()
     bus = Bus("ops", config.nats, drain_s=2)
-    await bus.connect(timeout_s=10)
+    await bus.connect(timeout_s=120)
     told: list[Token] = []
 
     async def hear(msg: Msg) -> None:

@@ -49,7 +49,7 @@ async def http(client: Client) -> AsyncIterator[aiohttp.ClientSession]:
 async def producer(client: Client, nats: NatsServer) -> AsyncIterator[Bus]:
     """Someone who already lives on the bus."""
     bus = Bus("producer", Nats(url=nats.url), drain_s=2)
-    await bus.connect(timeout_s=10)
+    await bus.connect(timeout_s=120)
     yield bus
     await bus.stop()
 

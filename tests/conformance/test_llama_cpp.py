@@ -58,7 +58,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 async def generate(url: str) -> AsyncIterator[RemoteGenerate]:
     found = RemoteGenerate(
-        {"tiny": RemoteModel(kind="remote", base_url=url, model="tiny", timeout_s=60)},
+        {"tiny": RemoteModel(kind="remote", base_url=url, model="tiny", timeout_s=250)},
         KvLedger(MemoryKeyValue()),
         clock=lambda: datetime.now(UTC),
         sleep=asyncio.sleep,

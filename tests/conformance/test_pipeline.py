@@ -34,7 +34,7 @@ MANY = 400
 MakeSettings = Callable[..., Settings]
 Running = Callable[..., AbstractAsyncContextManager[Client]]
 ALL = ("judge", "worker-remote", "dispatcher", "ingest")
-WAIT_S = 60
+WAIT_S = 250
 PLANNED = "SELECT count(*) FROM fusions WHERE plan IS NOT NULL"
 SLOW = Script(models={"*": ModelScript(latency_ms=300)})
 
@@ -49,7 +49,7 @@ def settings(make_settings: MakeSettings, nats: NatsServer) -> Settings:
 async def ops(nats: NatsServer) -> AsyncIterator[Bus]:
     """An operator's connection."""
     bus = Bus("ops", Nats(url=nats.url), drain_s=2)
-    await bus.connect(timeout_s=10)
+    await bus.connect(timeout_s=120)
     yield bus
     await bus.stop()
 

@@ -15,7 +15,7 @@ from fusewire.testing.eventually import eventually
 from fusewire.topology import MAX_DELIVERIES, Durable
 
 MakeBus = Callable[..., Awaitable[Bus]]
-RANKED = tuple(Durable("WORK", name, f"work.{name}", ack_wait_s=600) for name in PRIORITIES)
+RANKED = tuple(Durable("WORK", name, f"work.{name}", ack_wait_s=2500) for name in PRIORITIES)
 """Nothing comes again by waiting: what is delivered twice was handed back."""
 HIGH, NORMAL, LOW = RANKED
 

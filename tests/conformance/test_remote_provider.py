@@ -35,7 +35,7 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def a_task(task_id: str = "f1-0-a", *, deadline_s: float = 60, **changes: Any) -> Task:
+def a_task(task_id: str = "f1-0-a", *, deadline_s: float = 250, **changes: Any) -> Task:
     given: dict[str, Any] = {
         "task_id": task_id,
         "fusion_id": "f1",

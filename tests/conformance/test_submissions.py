@@ -202,7 +202,7 @@ async def test_whoever_still_waits_when_it_stops_is_told(submissions: Submission
     await commit.stop()
 
     with pytest.raises(Transient):
-        await asyncio.wait_for(waiting, 30)
+        await asyncio.wait_for(waiting, 250)
 
 
 # -- the sweep --------------------------------------------------------------------------------

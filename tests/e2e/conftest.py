@@ -21,9 +21,11 @@ port = 0
 [pools.default]
 members = ["a", "b", "c"]
 judge = "j"
+deadline_s = 250
 control_share = 0.0
 [pools.closed]
 members = ["a", "b", "c"]
+deadline_s = 250
 """
 
 

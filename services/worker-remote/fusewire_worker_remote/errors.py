@@ -77,6 +77,11 @@ _MINIMAX = {
 _WORD = re.compile(r"[a-z]+(_[a-z]+)*|[A-Z]+(_[A-Z]+)*|\d{1,9}")
 _PARAM = re.compile(r"[a-z]+(_[a-z]+)*(\[\d+\]|\.[a-z]+(_[a-z]+)*)*")
 _STATUS = re.compile(r"[A-Z]+(_[A-Z]+)*")
+_WAIT = re.compile(
+    r"(?:try again|retry)[^.\d]{0,20}(\d{1,6}(?:\.\d{1,6})?) ?(ms|milliseconds|s\b|seconds?|m\b|minutes?)",
+    re.IGNORECASE,
+)
+_MOST_TEXT = 2_000
 _SECONDS = re.compile(r"(\d+(?:\.\d+)?)s")
 
 
@@ -125,7 +130,7 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, now: datetime
     what = _describe(status, error)
     failure = _by_code(status, codes, text, what) or _by_google(error, what) or _by_status(status, headers, what, now)
     if failure.code == "rate_limited" and failure.retry_after_s is None:
-        failure = replace(failure, retry_after_s=_retry_delay_s(error))
+        failure = replace(failure, retry_after_s=_retry_delay_s(error, now))
     failure = replace(failure, status=status, provider_code=_code(error), param=_param(error))
     if headers.get("x-should-retry") == "false":
         return replace(failure, retryable=False, retry_after_s=None)
@@ -185,10 +190,22 @@ def _by_google(error: Mapping[str, Any], what: str) -> Failure | None:
     return None
 
 
-def _retry_delay_s(error: Mapping[str, Any]) -> float | None:
-    """The wait that Google asks for, which is in the body and in no header."""
+def _retry_delay_s(error: Mapping[str, Any], now: datetime) -> float | None:
+    """The wait that a body asks for and no header: Google's, OpenRouter's, or OpenAI's and Azure's in words."""
     delays = (_SECONDS.fullmatch(str(one.get("retryDelay"))) for one in _details(error))
-    return next((float(found[1]) for found in delays if found), None)
+    if (found := next((float(found[1]) for found in delays if found), None)) is not None:
+        return found
+    metadata = error.get("metadata")
+    headers = metadata.get("headers") if isinstance(metadata, dict) else None
+    if isinstance(headers, dict):
+        return retry_after_s({str(name).lower(): str(value) for name, value in headers.items()}, now)
+    told = _WAIT.search(str(error.get("message", ""))[:_MOST_TEXT])
+    if told is None:
+        return None
+    unit = told[2].lower()
+    if unit.startswith(("ms", "mil")):
+        return float(told[1]) / 1000
+    return float(told[1]) * (60 if unit.startswith("m") else 1)
 
 
 def _details(error: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -148,6 +148,28 @@ def test_googles_wait_is_in_the_body() -> None:
     assert classify(429, {}, google(429, "X", "no", {**retry, "retryDelay": "soon"}), NOW).retry_after_s is None
 
 
+@pytest.mark.parametrize(
+    ("message", "seconds"),
+    [
+        ("Rate limit reached for m. Limit 3, Used 3. Please try again in 20s.", 20),
+        ("Rate limit reached. Please try again in 1.5s", 1.5),
+        ("Please try again in 250ms. Visit the page.", 0.25),
+        ("Requests have exceeded the limit. Please retry after 46 seconds.", 46),
+        ("Please try again in 250 milliseconds", 0.25),
+        ("Please try again in 2 minutes", 120),
+        ("Please try again later, in version 2", None),
+    ],
+)
+def test_a_wait_in_words_is_read(message: str, seconds: float | None) -> None:
+    assert classify(429, {}, openai(message, "rate_limit_exceeded"), NOW).retry_after_s == seconds
+
+
+def test_openrouter_s_wait_is_among_the_headers_of_its_provider() -> None:
+    metadata = {"headers": {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(int(NOW.timestamp() * 1000) + 7000)}}
+    body = json.dumps({"error": {"code": 429, "message": "no", "metadata": metadata}}).encode()
+    assert classify(429, {}, body, NOW).retry_after_s == 7
+
+
 def test_googles_word_for_it_is_named() -> None:
     assert classify(429, {}, google(429, "RESOURCE_EXHAUSTED"), NOW).message == "HTTP 429 (resource_exhausted)"
 
