@@ -252,7 +252,9 @@ async def test_results_of_tools_go_back_to_their_calls(provider: str) -> None:
     )
     async with calling(provider, said()) as side:
         messages = (await side.asked(a_task(messages=turns, tools=(WEATHER, CLOCK))))["messages"]
-    assert [m["role"] for m in messages] == ["user", "assistant", "tool", "tool", "user"]
+    # Mistral takes no user right after a result.
+    between = ["assistant"] if provider == "mistral" else []
+    assert [m["role"] for m in messages] == ["user", "assistant", "tool", "tool", *between, "user"]
     called = messages[1]["tool_calls"]
     assert messages[1]["content"] == "I look."
     assert [call["function"]["name"] for call in called] == ["weather", "clock"]
