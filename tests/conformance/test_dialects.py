@@ -136,6 +136,32 @@ async def test_what_cannot_be_left_out_is_the_answer(model_server: ModelServer) 
     assert (found.error.code, model_server.stats.requests) == ("bad_request", 1)
 
 
+@pytest.mark.parametrize(
+    ("parameter", "message", "code"),
+    [
+        ("max_tokens", "max_tokens is too large: 50. This model supports at most 40 completion tokens.", "bad_request"),
+        ("stop", "Invalid 'stop': maximum of 4 sequences", "bad_request"),
+        ("temperature", "temperature: must be less than or equal to 1", "bad_request"),
+        (
+            "max_tokens",
+            "This model's maximum context length is 40 tokens; 'max_tokens' is 50.",
+            "context_length_exceeded",
+        ),
+    ],
+)
+async def test_a_wrong_value_is_no_refusal_of_its_parameter(
+    model_server: ModelServer, parameter: str, message: str, code: str
+) -> None:
+    refuses = (Refusal(parameter=parameter, message=message, is_named=False),)
+    model_server.set_script(Script(models={"*": ModelScript(refuses=refuses)}))
+    dialects = MemoryDialects()
+    (found,) = await asked(model_server, "openai", a_task(), dialects=dialects)
+
+    assert found.error is not None
+    assert (found.error.code, model_server.stats.requests) == (code, 1)
+    assert dialects.of(RemoteModel(kind="remote", base_url=model_server.base_url, model="big")).told() == ""
+
+
 async def test_a_server_that_goes_on_refusing_is_left(model_server: ModelServer) -> None:
     names = (*NAMES["openai"], "max_completion_tokens", "model")
     model_server.set_script(Script(models={"*": ModelScript(refuses=tuple(Refusal(parameter=name) for name in names))}))

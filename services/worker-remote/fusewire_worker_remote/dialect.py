@@ -36,6 +36,15 @@ _NEGOTIABLE = (
 )
 """Parameters that can be left out. What is not here changes what is asked, and its refusal is the answer."""
 _RENAMES = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
+_VALUE = re.compile(
+    r"less than|greater than|more than|at (most|least)|maximum|minimum|between|range|[<>]=?|exceed"
+    r"|too (large|many|long|small|high)"
+)
+_NEVER = re.compile(
+    r"\bonly\b|default|unsupported|not support|deprecated|unknown|unrecognized|unexpected|not permitted|not allowed"
+    r"|forbidden|unavailable|extra (inputs|fields)"
+)
+"""Words of an error by which a value is refused, and by which a parameter is."""
 _NESTED = "generationConfig"
 _MOST_TEXT = 4_000
 
@@ -109,6 +118,9 @@ def refusal(payload: Mapping[str, Any], body: bytes, known: Dialect) -> Refusal 
     if _has_system(payload) and "role" in f"{named} {text}" and ("system" in text or "developer" in text):
         role = "developer" if known.system_role == "system" and "developer" in text else "user"
         return Refusal("role", known.model_copy(update={"system_role": role}))
+    if _VALUE.search(text) and not _NEVER.search(text):
+        # This value is wrong, and another would be taken: whoever gave it has to know.
+        return None
     sent = _sent(payload)
     head = re.split(r"[.\[]", named)[0]
     found = next((name for name in sent if name.lower() == head), None)

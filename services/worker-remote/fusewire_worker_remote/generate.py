@@ -191,9 +191,9 @@ class RemoteGenerate:
         if isinstance(result, Failure):
             cut = result.code == "timeout" and left_s <= model.timeout_s
             return replace(result, code="deadline_exceeded", retryable=False) if cut else result
-        if result.status in REFUSAL_STATUS and (refused := refusal(request.payload, result.body, dialect)):
-            return refused
         answer = provider.read(result, self._clock())
+        if isinstance(answer, Failure) and answer.code == "bad_request" and result.status in REFUSAL_STATUS:
+            return refusal(request.payload, result.body, dialect) or answer
         if tell and isinstance(answer, Reply) and answer.content:
             await tell(answer.content)
         return _bounded(_unfenced(answer, task))
