@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ipaddress
+import os
 import socket
 import ssl
 import sys
@@ -21,6 +22,8 @@ from fusewire.settings import ConfigError, Http, Settings, load
 
 log = structlog.get_logger(__name__)
 
+LISTEN_ENV = "FUSEWIRE_LISTEN_FD"
+"""Names the file descriptor of a bound socket: a port that was closed for a moment may be another's."""
 HTTP_STOP_S = 3
 """How long requests under way may take to end; who waits for an outcome asks again."""
 
@@ -126,11 +129,15 @@ def tls(http: Http) -> ssl.SSLContext | None:
 
 
 def listen(http: Http) -> socket.socket:
-    """Bind the HTTP port.
+    """Bind the HTTP port, or take the socket that whoever started this process has bound.
 
     Raises:
         StartupError: it is taken, or may not be used.
     """
+    if (named := os.environ.pop(LISTEN_ENV, None)) is not None:
+        bound = socket.socket(fileno=int(named))
+        bound.set_inheritable(False)
+        return bound
     family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

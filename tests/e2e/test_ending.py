@@ -122,6 +122,18 @@ def test_up_ends_whole_when_it_is_asked_to(cli: Cli, how: signal.Signals, option
     assert not (cli.folder / ".fusewire" / "up.json").exists()
 
 
+def test_nobody_else_gets_the_port_while_ingest_is_started_again(cli: Cli) -> None:
+    with cli.start("up", "--processes") as process:
+        url = address(cli, process)
+        port = int(url.rpartition(":")[2])
+        os.kill(json.loads((cli.folder / ".fusewire" / "up.json").read_text())["pids"]["ingest"], signal.SIGKILL)
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port))
+        # Whoever connects meanwhile waits, and is answered by the next.
+        with urllib.request.urlopen(f"{url}/healthz", timeout=PATIENCE_S) as reply:
+            assert reply.read().startswith(b"ok")
+
+
 def test_under_nohup_the_end_of_the_terminal_is_none(cli: Cli) -> None:
     command = ["nohup", str(FUSEWIRE), "up"]
     with background(command, cwd=cli.folder, env=dict(cli.env)) as process:

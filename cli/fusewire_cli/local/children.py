@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterable
 
@@ -11,6 +12,7 @@ import structlog
 
 from fusewire.errors import StartupError
 from fusewire.lifeline import LIFELINE_ENV
+from fusewire.service import LISTEN_ENV
 from fusewire.settings import CONFIG_ENV, Settings
 
 log = structlog.get_logger(__name__)
@@ -24,14 +26,14 @@ class Children:
 
     Args:
         settings: what they run with.
-        port: where ingest listens.
+        sock: bound; ingest listens on it. It stays open here, so that nobody else gets its port.
         held: a file descriptor that each of them inherits, and so keeps open as long as it lives.
     """
 
-    def __init__(self, settings: Settings, port: int, held: int) -> None:
+    def __init__(self, settings: Settings, sock: socket.socket, held: int) -> None:
         self._settings = settings
         self._config = settings.data_dir / "effective.json"
-        self._port = port
+        self._sock = sock
         self._held = held
         self._processes: dict[str, asyncio.subprocess.Process] = {}
         # The writing end stays in this process alone: see fusewire.lifeline.
@@ -60,7 +62,8 @@ class Children:
             StartupError: a service has ended, or ingest does not listen in time.
         """
         end = asyncio.get_running_loop().time() + within_s
-        while not await _listens(host, self._port):
+        port = self._sock.getsockname()[1]
+        while not await _listens(host, port):
             for name, code in self.ended().items():
                 raise StartupError(f"{name} ended with exit code {code}", "its message stands above")
             if asyncio.get_running_loop().time() > end:
@@ -73,13 +76,17 @@ class Children:
         env = {k: v for k, v in os.environ.items() if not (k.startswith("FUSEWIRE_") and "__" in k)}
         env[CONFIG_ENV] = str(self._config)
         env[LIFELINE_ENV] = str(self._lifeline)
-        env["FUSEWIRE_HTTP__PORT"] = str(self._port if name == "ingest" else 0)
+        env["FUSEWIRE_HTTP__PORT"] = "0"
+        passed = [self._lifeline, self._held]
+        if name == "ingest":
+            env[LISTEN_ENV] = str(self._sock.fileno())
+            passed.append(self._sock.fileno())
         module = f"fusewire_{name.replace('-', '_')}"
         self._processes[name] = await asyncio.create_subprocess_exec(
             sys.executable, "-m", module, env=env, stdin=asyncio.subprocess.DEVNULL,
             # A terminal's Ctrl-C is for the runner, which tells them.
             start_new_session=True,
-            pass_fds=(self._lifeline, self._held),
+            pass_fds=passed,
         )  # fmt: skip
 
     async def stop(self, within_s: float) -> None:
@@ -89,6 +96,7 @@ class Children:
         last = [process for name, process in self._processes.items() if name == "judge"]
         await _end(first, end - JUDGE_S)
         await _end(last, end)
+        self._sock.close()
         os.close(self._alive)
         os.close(self._lifeline)
 

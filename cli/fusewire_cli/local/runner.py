@@ -131,7 +131,7 @@ class Stack:
             nats_url = await self._start_broker()
             await upgrade_database(self._settings)
             await apply_topology(self._settings, nats_url)
-            await self._start_services(self._with_broker(nats_url), sock, port)
+            await self._start_services(self._with_broker(nats_url), sock)
         except BaseException:
             sock.close()
             raise
@@ -179,15 +179,14 @@ class Stack:
         nats = self._settings.nats.model_copy(update={"url": nats_url})
         return self._settings.model_copy(update={"nats": nats})
 
-    async def _start_services(self, settings: Settings, sock: socket.socket, port: int) -> None:
+    async def _start_services(self, settings: Settings, sock: socket.socket) -> None:
         names = wanted(settings)
         if not self._processes:
             self._host = Host([_build(name, settings) for name in names], sock, settings.http, self._drain_s)
             await self._host.start()
             return
-        sock.close()
         assert self._guard is not None
-        self._children = Children(settings, port, self._guard.held)
+        self._children = Children(settings, sock, self._guard.held)
         await self._children.start(names)
         await self._note_processes()
         await self._children.ready(settings.http.host, READY_S)
