@@ -36,6 +36,9 @@ def show(outcome: dict[str, Any]) -> None:
         note(f"degraded: {', '.join(outcome['degraded_reasons']) or outcome['status']}")
     if outcome.get("error"):
         note(f"{outcome['status']}: {outcome['error']}")
+    for answer in outcome.get("answers", ()):
+        if answer["status"] == "error":
+            note(failed(answer))
     if outcome.get("content"):
         print(outcome["content"])
     if outcome["status"] == "running":
@@ -43,3 +46,10 @@ def show(outcome: dict[str, Any]) -> None:
     else:
         winner = f" · {outcome['winner']} won" if outcome.get("winner") else ""
         note(f"— {outcome['status']}{winner} · {outcome['reason'] or ''} · {outcome['latency_ms'] / 1000:.1f} s")
+
+
+def failed(answer: dict[str, Any]) -> str:
+    """A member's failure in a line, with what its provider says of it."""
+    told = [answer.get("error_status"), answer.get("provider_code"), answer.get("provider_param")]
+    details = ", ".join(str(one) for one in told if one is not None)
+    return f"{answer['member']} failed: {answer['error_code']}" + (f" ({details})" if details else "")

@@ -106,8 +106,8 @@ def recorded(stored: Stored) -> tuple[Recorded, ...]:
             content=one.content if one.ok else None,
             tool_calls=one.tool_calls if one.ok else (),
             error_code=None if one.ok else (one.error.code if one.error else "no_answer"),
-            prompt_tokens=one.usage.prompt_tokens,
-            completion_tokens=one.usage.completion_tokens,
+            prompt_tokens=one.usage.prompt_tokens if one.usage else 0,
+            completion_tokens=one.usage.completion_tokens if one.usage else 0,
             latency_ms=max(one.latency_ms, 0.0),
             cost_usd=one.cost_usd,
         )

@@ -149,12 +149,13 @@ class EdgeModel(Section):
     """Whose line of models it is; read from the name where it is not given."""
 
 
-Provider = Literal["openai", "anthropic", "gemini", "mistral"]
+Provider = Literal["openai", "anthropic", "gemini", "mistral", "deepseek"]
 
 BASE_URLS = {
     "anthropic": "https://api.anthropic.com/v1",
     "gemini": "https://generativelanguage.googleapis.com/v1beta",
     "mistral": "https://api.mistral.ai/v1",
+    "deepseek": "https://api.deepseek.com/v1",
 }
 
 

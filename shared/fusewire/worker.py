@@ -241,5 +241,5 @@ class Worker:
             result=result,
             attempts=candidate.attempts,
             latency_ms=round(candidate.latency_ms, 1),
-            completion_tokens=candidate.usage.completion_tokens,
+            completion_tokens=candidate.usage.completion_tokens if candidate.usage else None,
         )

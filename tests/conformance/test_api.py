@@ -20,6 +20,7 @@ from fusewire.contracts import Candidate, Prompt, Token
 from fusewire.settings import Nats, Settings
 from fusewire.store.engine import Store
 from fusewire.testing.eventually import eventually
+from fusewire.testing.factories import used
 from fusewire.testing.model_script import Fault, ModelScript, Script, ScriptedCall
 from fusewire.testing.model_server import ModelServer
 from fusewire.testing.nats_server import NatsServer
@@ -99,8 +100,8 @@ async def test_usage_is_that_of_all_calls(http: aiohttp.ClientSession, settings:
 
     calls = [Candidate.decode(row["body"]) for row in await rows(settings, "SELECT body FROM candidates")]
     assert len(calls) == 5
-    assert reply["usage"]["prompt_tokens"] == sum(c.usage.prompt_tokens for c in calls)
-    assert reply["usage"]["completion_tokens"] == sum(c.usage.completion_tokens for c in calls)
+    assert reply["usage"]["prompt_tokens"] == sum(used(c).prompt_tokens for c in calls)
+    assert reply["usage"]["completion_tokens"] == sum(used(c).completion_tokens for c in calls)
     of_panel = sum(m["prompt_tokens"] for m in reply["fusion"]["members"])
     assert 0 < of_panel < reply["usage"]["prompt_tokens"], "the judge's calls are in the sum"
     assert reply["usage"]["cost"] is None, "of models without a price"

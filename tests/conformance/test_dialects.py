@@ -94,6 +94,7 @@ async def test_a_refused_parameter_is_left_out_and_never_sent_again(
     is_form = parameter in ("response_format", "output_config", "responseJsonSchema")
     assert model_server.stats.requests in ((3, 4) if is_form else (3,))
     sent = model_server.stats.recorded[-1].body
+    assert first.attempts + second.attempts == model_server.stats.requests
     assert parameter not in {**sent, **sent.get("generationConfig", {})}
     if is_form:
         assert "satisfies this schema" in str(sent)

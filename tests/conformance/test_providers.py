@@ -17,6 +17,7 @@ import pytest
 from fusewire.contracts import Candidate, Image, Message, Sampling, Task, Tool, ToolCall
 from fusewire.settings import RemoteModel
 from fusewire.testing.eventually import PATIENCE_S
+from fusewire.testing.factories import used
 from fusewire.testing.memory_kv import MemoryKeyValue
 from fusewire.testing.model_connection import Recorded
 from fusewire.testing.model_script import Fault, FaultKind, Script, ScriptedCall
@@ -25,11 +26,12 @@ from fusewire.worker import Tell
 from fusewire_worker_remote.generate import RemoteGenerate
 from fusewire_worker_remote.ledger_kv import KvLedger
 
-PROVIDERS = ["openai", "anthropic", "gemini", "mistral"]
+PROVIDERS = ["openai", "anthropic", "gemini", "mistral", "deepseek"]
 KEY = "sk-secret-5550123"
 KEY_HEADERS = {
     "openai": f"Authorization: Bearer {KEY}",
     "mistral": f"Authorization: Bearer {KEY}",
+    "deepseek": f"Authorization: Bearer {KEY}",
     "anthropic": f"x-api-key: {KEY}",
     "gemini": f"x-goog-api-key: {KEY}",
 }
@@ -169,8 +171,8 @@ async def test_a_plain_question_is_answered(provider: str, monkeypatch: pytest.M
         recorded = side.recorded
     assert (candidate.content, candidate.finish_reason, candidate.provider) == (SAID, "stop", provider)
     assert candidate.tool_calls == ()
-    assert candidate.usage.prompt_tokens > 0
-    assert candidate.usage.completion_tokens > 1
+    assert used(candidate).prompt_tokens > 0
+    assert used(candidate).completion_tokens > 1
     assert [(m["role"], m["content"]) for m in recorded.request["messages"]] == [("user", "Hello")]
     assert not recorded.request.get("stream")
     assert KEY_HEADERS[provider] in recorded.head
@@ -284,10 +286,15 @@ async def test_an_answer_by_a_schema_is_json(provider: str) -> None:
         candidate = await side.ask(task)
         told = Heard()
         streamed = await side.ask(task, told)
-        schema = side.recorded.request["response_format"]["json_schema"]["schema"]
+        request = side.recorded.request
     assert candidate.content is not None
     assert json.loads(candidate.content)["winner"] == "A"
     assert streamed.content == candidate.content == told.text
+    if provider == "deepseek":  # the schema stands in the prompt
+        assert request["response_format"] == {"type": "json_object"}
+        assert json.dumps(SCHEMA) in request["messages"][0]["content"]
+        return
+    schema = request["response_format"]["json_schema"]["schema"]
     assert set(schema["properties"]) == {"winner", "reason", "marks"}
     if provider != "anthropic":
         assert schema == SCHEMA
@@ -337,8 +344,8 @@ async def test_cached_tokens_are_part_of_the_prompts(provider: str) -> None:
     async with calling(provider, said(cached_tokens=50)) as side:
         cached = await side.ask(task)
         streamed = await side.ask(task, Heard())
-    assert cached.usage.cached_tokens == 50
-    assert cached.usage == plain.usage.model_copy(update={"cached_tokens": 50})
+    assert used(cached).cached_tokens == 50
+    assert cached.usage == used(plain).model_copy(update={"cached_tokens": 50})
     assert streamed.usage == cached.usage
 
 
@@ -395,7 +402,7 @@ async def test_each_fate_has_its_candidate(
         assert candidate.content == SAID[: len(SAID) // 2]
     if fate == "content_filter":
         assert candidate.finish_reason == "content_filter"
-        assert candidate.usage.prompt_tokens > 0
+        assert used(candidate).prompt_tokens > 0
 
 
 async def test_the_wait_that_is_asked_for_is_kept(provider: str) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,8 +13,9 @@ from structlog.testing import capture_logs
 
 from fusewire.contracts import Message, Sampling, Task, Tool, ToolCall
 from fusewire.settings import RemoteModel
+from fusewire.testing.factories import used
 from fusewire.testing.memory_kv import MemoryKeyValue
-from fusewire.testing.model_script import Fault, FaultKind, Script, ScriptedCall
+from fusewire.testing.model_script import Fault, FaultKind, ModelScript, Script, ScriptedCall
 from fusewire.testing.model_server import ModelServer
 from fusewire_worker_remote.errors import Failure
 from fusewire_worker_remote.generate import RemoteGenerate
@@ -68,7 +69,7 @@ class Waits:
 
 @asynccontextmanager
 async def generating(
-    server_url: str, *, waits: Waits | None = None, **model: Any
+    server_url: str, *, waits: Callable[[float], Awaitable[None]] | None = None, **model: Any
 ) -> AsyncIterator[tuple[RemoteGenerate, MemoryKeyValue]]:
     settings = {"kind": "remote", "base_url": server_url, "model": "big-1", "timeout_s": 20, **model}
     kv = MemoryKeyValue()
@@ -336,14 +337,37 @@ async def test_a_cancelled_call_frees_its_slot() -> None:
         assert (await generate.generate(a_task("f1-0-b"))).ok
 
 
+async def test_who_waits_to_call_again_leaves_its_place_to_others() -> None:
+    is_waiting, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def wait(_: float) -> None:
+        is_waiting.set()
+        await may_go_on.wait()
+
+    script = Script(models={"*": ModelScript(faults=(Fault(kind="server_error"),))})
+    async with ModelServer(script) as server, generating(server.base_url, waits=wait, max_concurrency=1) as (both, _):
+        first = asyncio.create_task(both.generate(a_task("f1-0-a")))
+        await is_waiting.wait()
+        assert (await both.generate(a_task("f1-0-b"))).ok
+        may_go_on.set()
+        assert (await first).attempts == 2
+
+
+async def test_what_nobody_counted_is_unknown_and_so_is_the_sum() -> None:
+    async with ModelServer(Script.of("close")) as server, generating(server.base_url) as (generate, _):
+        candidate = await generate.generate(a_task())
+    assert candidate.ok
+    assert (candidate.usage, candidate.cost_usd, candidate.maybe_paid_twice) == (None, None, True)
+
+
 async def test_usage_is_counted_over_the_calls_that_were_paid_for() -> None:
     async with ModelServer(Script.of("interrupted")) as server, generating(server.base_url) as (twice, _):
         both = await twice.generate(a_task())
         assert server.stats.requests == 2
     async with ModelServer() as server, generating(server.base_url) as (once, _):
         one = await once.generate(a_task())
-    assert both.usage.completion_tokens == 2 * one.usage.completion_tokens
-    assert both.usage.prompt_tokens == 2 * one.usage.prompt_tokens
+    assert used(both).completion_tokens == 2 * used(one).completion_tokens
+    assert used(both).prompt_tokens == 2 * used(one).prompt_tokens
 
 
 async def test_cost_comes_from_the_price_list_and_is_unknown_on_loopback() -> None:
@@ -376,7 +400,7 @@ async def test_tool_calls_are_the_answer_and_are_republished() -> None:
     assert candidate.ok
     assert (candidate.content, candidate.finish_reason) == (None, "tool_calls")
     assert candidate.tool_calls == (ToolCall(id="call_0", name="weather", arguments='{"city": "Rome"}'),)
-    assert candidate.usage.completion_tokens > 1
+    assert used(candidate).completion_tokens > 1
     assert again == candidate
     assert sent.body["tool_choice"] == {"type": "function", "function": {"name": "weather"}}
     assert [tool["function"]["name"] for tool in sent.body["tools"]] == ["weather"]
@@ -401,3 +425,14 @@ async def test_calls_that_are_no_answer_are_paid_for_once(calls: list[ScriptedCa
     assert not candidate.ok
     assert candidate.error is not None
     assert candidate.error.code == result
+
+
+async def test_a_key_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FAKE_KEY", raising=False)
+    async with ModelServer() as server, generating(server.base_url, api_key_env="FAKE_KEY") as (generate, _):
+        with capture_logs() as logs:
+            candidate = await generate.generate(a_task())
+        assert server.stats.requests == 0
+    assert candidate.error is not None
+    assert (candidate.error.code, candidate.error.param, candidate.attempts) == ("unauthorized", "FAKE_KEY", 0)
+    assert [(one["event"], one["variable"]) for one in logs] == [("remote.key_not_set", "FAKE_KEY")]

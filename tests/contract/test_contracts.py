@@ -53,7 +53,7 @@ TOOL = Tool(name="get_weather", description="The weather “now”.", parameters
 MESSAGES = (
     Message(role="system", content="Be brief."),
     Message(role="user", content="Was kostet die Welt? “€”\n\\u0000 🌍"),
-    Message(role="assistant", content="", tool_calls=(CALL,)),
+    Message(role="assistant", content="", tool_calls=(CALL,), reasoning="It depends on the weather."),
     Message(role="tool", content="21 °C", tool_call_id="c1A2b3C4d"),
     Message(role="assistant", content="Nothing."),
     Message(role="user", content="Really?", images=(Image(url="https://a.test/b.png", detail="low", at=3),)),

@@ -50,7 +50,7 @@ def replies(outcome: Mapping[str, Any]) -> list[Reply]:
 
 
 def _reply(answer: Mapping[str, Any]) -> Reply:
-    usage = answer["usage"]
+    usage = answer["usage"] or {}
     tool_calls = tuple(answer.get("tool_calls") or ())
     has_answer = answer["status"] == "ok" and (answer["content"] is not None or tool_calls)
     return Reply(
@@ -60,15 +60,20 @@ def _reply(answer: Mapping[str, Any]) -> Reply:
             content=answer["content"] if has_answer else None,
             tool_calls=tool_calls if has_answer else (),
             error_code=None if has_answer else answer["error_code"] or answer["status"],
-            prompt_tokens=usage["prompt_tokens"],
-            completion_tokens=usage["completion_tokens"],
+            prompt_tokens=usage.get("prompt_tokens", 0),
+            completion_tokens=usage.get("completion_tokens", 0),
             latency_ms=answer["latency_ms"] or 0.0,
             cost_usd=answer["cost_usd"],
         ),
-        tokens=usage["prompt_tokens"] + usage["completion_tokens"] or None,
+        tokens=_tokens(usage),
         latency_ms=answer["latency_ms"],
         cost_usd=answer["cost_usd"],
     )
+
+
+def _tokens(usage: Mapping[str, int]) -> int | None:
+    """Tokens of prompt and answer; None where they were not counted."""
+    return usage.get("prompt_tokens", 0) + usage.get("completion_tokens", 0) or None
 
 
 def is_equally_weighed(outcome: Mapping[str, Any]) -> bool:
@@ -97,9 +102,8 @@ def scored_outcome(question: Question, outcome: Mapping[str, Any], said: Sequenc
         said: the members' replies.
     """
     is_failed = outcome["status"] not in ANSWERED
-    usage = outcome.get("usage") or {}
     cost = outcome.get("cost_usd")
-    tokens = usage.get("prompt_tokens", 0) + usage.get("completion_tokens", 0)
+    tokens = _tokens(outcome.get("usage") or {})
     members = [scored_reply(question, reply) for reply in said]
     latencies = [member.latency_ms for member in members]
     if outcome.get("is_replay"):

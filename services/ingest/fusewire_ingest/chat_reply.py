@@ -187,12 +187,14 @@ def fusion_of(body: Body, warnings: Sequence[str] = ()) -> dict[str, Any]:
     return found
 
 
-def usage_of(body: Body) -> dict[str, Any]:
-    """Tokens and cost of all members and the judge.
+def usage_of(body: Body) -> dict[str, Any] | None:
+    """Tokens and cost of all members and the judge; None where not all were counted.
 
     `cost_details` is null where what prompts cost is not known apart: the SDKs that read it want both.
     """
     used, cost = body.get("usage", {}), body.get("cost_usd")
+    if used is None:
+        return None
     asked, answered = used.get("prompt_tokens", 0), used.get("completion_tokens", 0)
     return {
         "prompt_tokens": asked,
@@ -258,18 +260,24 @@ def _has_text(answer: Body) -> bool:
 
 def _failed(answer: Body) -> dict[str, Any]:
     error = answer.get("error_code") or "missing"
-    return {"model": answer["model"], "error": error, "status_code": _MEMBER_STATUS.get(error)}
+    return {
+        "model": answer["model"],
+        "error": error,
+        "status_code": answer.get("error_status") or _MEMBER_STATUS.get(error),
+        "provider_code": answer.get("provider_code"),
+        "param": answer.get("provider_param"),
+    }
 
 
 def _member(answer: Body) -> dict[str, Any]:
-    used = answer.get("usage", {})
+    used = answer.get("usage") or {}
     return {
         "member": answer["member"],
         "model": answer["model"],
         "status": answer["status"],
         "error_code": answer.get("error_code"),
-        "prompt_tokens": used.get("prompt_tokens", 0),
-        "completion_tokens": used.get("completion_tokens", 0),
+        "prompt_tokens": used.get("prompt_tokens"),
+        "completion_tokens": used.get("completion_tokens"),
         "cost_usd": answer.get("cost_usd"),
         "latency_ms": answer.get("latency_ms"),
     }

@@ -122,6 +122,10 @@ def _as_system(role: object) -> object:
     return "system" if role == "developer" else role
 
 
+_Thought = Annotated[str | None, BeforeValidator(lambda value: value if isinstance(value, str) else None)]
+"""What else a client copies into it is nothing that a model could be given."""
+
+
 class Turn(_Shape):
     """One message; a `developer` counts as `system`.
 
@@ -131,6 +135,9 @@ class Turn(_Shape):
     role: Annotated[Literal["system", "user", "assistant", "tool"], BeforeValidator(_as_system)]
     tool_calls: tuple[_Call, ...] | None = None
     tool_call_id: str | None = Field(default=None, validate_default=True)
+    reasoning_content: _Thought = None
+    reasoning: _Thought = None
+    """OpenRouter's name for the same."""
     # After `tool_calls`, which its validator looks at.
     content: _Content | None = Field(default=None, validate_default=True)
 
@@ -171,6 +178,7 @@ class Turn(_Shape):
             images=images,
             tool_calls=calls,
             tool_call_id=self.tool_call_id if is_result else None,
+            reasoning=self.reasoning_content or self.reasoning if self.role == "assistant" else None,
         )
 
     @property

@@ -215,7 +215,9 @@ def _output(message: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     return found
 
 
-def _usage(usage: Mapping[str, Any]) -> dict[str, Any]:
+def _usage(usage: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if usage is None:
+        return None
     return {
         "input_tokens": usage["prompt_tokens"],
         # The SDK wants both; what was written into a provider's cache is not told apart.

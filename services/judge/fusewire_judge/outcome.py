@@ -132,21 +132,20 @@ def _answer(
     )
 
 
-def usage(candidates: Iterable[Candidate]) -> Usage:
-    """Tokens of all calls together."""
-    spent = [c.usage for c in candidates]
-    return Usage(
-        prompt_tokens=sum(u.prompt_tokens for u in spent),
-        completion_tokens=sum(u.completion_tokens for u in spent),
-        cached_tokens=sum(u.cached_tokens for u in spent),
-        reasoning_tokens=sum(u.reasoning_tokens for u in spent),
-    )
+def usage(candidates: Iterable[Candidate]) -> Usage | None:
+    """Tokens of all calls together; None where one of them was not counted."""
+    total = Usage()
+    for candidate in candidates:
+        if candidate.usage is None:
+            return None
+        total = total.plus(candidate.usage)
+    return total
 
 
 def cost(candidates: Sequence[Candidate]) -> float | None:
     """USD of all calls together; None as soon as one that used tokens has no price."""
     known = [c.cost_usd for c in candidates if c.cost_usd is not None]
-    unknown = any(c.cost_usd is None and (c.usage.prompt_tokens or c.ok) for c in candidates)
+    unknown = any(c.cost_usd is None and (c.usage is None or c.usage.prompt_tokens or c.ok) for c in candidates)
     return None if unknown else sum(known)
 
 

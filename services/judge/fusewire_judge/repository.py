@@ -295,8 +295,8 @@ def _outcome_row(outcome: Outcome, record: Record) -> dict[str, Any]:
         "latency_ms": outcome.latency_ms,
         "panel_ms": outcome.panel_ms,
         "judge_ms": outcome.judge_ms,
-        "tokens_in": outcome.usage.prompt_tokens,
-        "tokens_out": outcome.usage.completion_tokens,
+        "tokens_in": outcome.usage.prompt_tokens if outcome.usage else None,
+        "tokens_out": outcome.usage.completion_tokens if outcome.usage else None,
         "cost_panel_usd": cost(panel),
         "cost_judge_usd": cost(judge),
         "cost_usd": outcome.cost_usd,
@@ -333,8 +333,8 @@ def _answer_row(outcome: Outcome, record: Record, place: int) -> dict[str, Any]:
         "is_winner": answer.is_winner,
         "attempts": heard.candidate.attempts if heard else None,
         "latency_ms": answer.latency_ms,
-        "tokens_in": answer.usage.prompt_tokens if heard else None,
-        "tokens_out": answer.usage.completion_tokens if heard else None,
+        "tokens_in": answer.usage.prompt_tokens if heard and answer.usage else None,
+        "tokens_out": answer.usage.completion_tokens if heard and answer.usage else None,
         "cost_usd": answer.cost_usd,
     }
 

@@ -58,6 +58,8 @@ class Dialect(BaseModel):
     renamed: dict[str, str] = {}
     schema_form: SchemaForm = "schema"
     system_role: Literal["system", "developer", "user"] = "system"
+    is_thinking: bool = False
+    """Whether it was seen to think before it answers."""
 
     def told(self) -> str:
         """What was found, for people; empty where that is nothing."""
@@ -65,6 +67,7 @@ class Dialect(BaseModel):
         parts += [f"{ours} as {theirs}" for ours, theirs in sorted(self.renamed.items())]
         parts += [f"schema as {self.schema_form}"] if self.schema_form != "schema" else []
         parts += [f"system as {self.system_role}"] if self.system_role != "system" else []
+        parts += ["thinks"] if self.is_thinking else []
         return ", ".join(parts)
 
     def merged(self, other: "Dialect") -> "Dialect":
@@ -75,6 +78,7 @@ class Dialect(BaseModel):
             renamed={**self.renamed, **other.renamed},
             schema_form=max(self.schema_form, other.schema_form, key=forms.index),
             system_role=other.system_role if self.system_role == "system" else self.system_role,
+            is_thinking=self.is_thinking or other.is_thinking,
         )
 
     def applied(self, payload: Mapping[str, Any]) -> dict[str, Any]:

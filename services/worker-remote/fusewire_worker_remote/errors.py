@@ -13,67 +13,18 @@ from typing import Any
 
 from fusewire.contracts import ErrorCode, FinishReason, Usage
 from fusewire_worker_remote.backoff import retry_after_s
+from fusewire_worker_remote.error_tables import TABLES
 
 _CODE = re.compile(r"[a-z]+(_[a-z]+)*")
 _CODE_LENGTH = 48
-_CONTEXT = re.compile(
-    # The words of OpenAI, vLLM, sglang, TGI, llama.cpp, xAI, Kimi, Copilot, DashScope, LM Studio, MiniMax and Bedrock.
-    r"(context|sequence|prompt|input|message)s?[ _](length|window|size)|maximum (context|prompt|input)"
-    r"|too many (input |total )?tokens|(input|prompt|request) (is |was )?too (long|large)"
-    r"|exceeds? the (maximum number of tokens|model'?s? (max|maximum|context))|max_prompt_tokens"
-    r"|`?inputs`? (tokens|must have)|token count .{0,40}exceeds|exceeded model token limit|range of input length"
-    r"|number of tokens .{0,60}(greater|larger|more) than|(overflow|exceed).{0,20}context"
-)
-_QUOTA_CODES = {
+_FINAL: tuple[ErrorCode, ...] = (
     "insufficient_quota",
-    "insufficient_credits",
-    "insufficient_balance",
-    "billing_hard_limit_reached",
-    "billing_not_active",
-    "exceeded_current_quota_error",
-    "arrearage",
-}
-_CREDIT = re.compile(
-    r"credit balance is too low|insufficient (balance|credit|funds)|out of credits|used all available credits"
-)
-_CONTEXT_CODES = {
     "context_length_exceeded",
-    "string_above_max_length",
-    "exceed_context_size_error",
-    "model_max_prompt_tokens_exceeded",
-    "context_window_exceeded",
-}
-_REFUSAL_CODES = {
-    "content_filter",
-    "content_policy_violation",
-    "moderation_blocked",
-    "responsibleaipolicyviolation",
-    "data_inspection_failed",
-    "datainspectionfailed",
-}
-_MODERATED = re.compile(r"moderation|flagged|violates? (our |the )?(content|usage|safety)|usage guidelines")
-_MODEL_CODES = {"model_not_found", "model_not_available", "deployment_not_found", "deploymentnotfound"}
-_KEY_CODES = {"invalid_api_key", "authentication_error", "permission_denied", "invalid_authentication"}
-_RATE_CODES = {"rate_limit_exceeded", "rate_limit_error", "rate_limited"}
-_STATUS_OF_TYPE = {
-    "billing_error": 402,
-    "permission_error": 403,
-    "not_found_error": 404,
-    "request_too_large": 413,
-    "timeout_error": 504,
-    "overloaded_error": 529,
-}
-"""Anthropic's words for a status, in a stream that had begun with 200."""
-_MINIMAX = {
-    1002: "rate_limit_exceeded",
-    1004: "invalid_api_key",
-    1008: "insufficient_quota",
-    1026: "content_filter",
-    1027: "content_filter",
-    1039: "context_length_exceeded",
-    2013: "invalid_request_error",
-}
-"""MiniMax's codes, which come in a body with status 200, in OpenAI's words."""
+    "refused",
+    "model_not_found",
+    "unauthorized",
+)
+"""Classes that a code or a wording settles, whatever the status; the first that fits."""
 _WORD = re.compile(r"[a-z]+(_[a-z]+)*|[A-Z]+(_[A-Z]+)*|\d{1,9}")
 _PARAM = re.compile(r"[a-z]+(_[a-z]+)*(\[\d+\]|\.[a-z]+(_[a-z]+)*)*")
 _STATUS = re.compile(r"[A-Z]+(_[A-Z]+)*")
@@ -128,7 +79,7 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, now: datetime
         status = _inner_status(error.get("code"), codes)
     text = str(error.get("message", "")).lower()
     what = _describe(status, error)
-    failure = _by_code(status, codes, text, what) or _by_google(error, what) or _by_status(status, headers, what, now)
+    failure = _by_code(status, codes, text, what) or _by_details(error, what) or _by_status(status, headers, what, now)
     if failure.code == "rate_limited" and failure.retry_after_s is None:
         failure = replace(failure, retry_after_s=_retry_delay_s(error, now))
     failure = replace(failure, status=status, provider_code=_code(error), param=_param(error))
@@ -138,18 +89,16 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, now: datetime
 
 
 def _by_code(status: int, codes: set[str], text: str, what: str) -> Failure | None:
-    """What the body's own code settles, whatever the status."""
-    if status == 402 or codes & _QUOTA_CODES or (status in {400, 403, 429} and _CREDIT.search(text)):
-        return Failure("insufficient_quota", what, retryable=False)
-    if codes & _CONTEXT_CODES or status == 413 or (status in {400, 422} and _CONTEXT.search(text)):
-        return Failure("context_length_exceeded", what, retryable=False)
-    if codes & _REFUSAL_CODES or (status == 403 and _MODERATED.search(text)) or "content filtering policy" in text:
-        return Failure("refused", what, retryable=False, finish_reason="content_filter")
-    if codes & _MODEL_CODES:
-        return Failure("model_not_found", what, retryable=False)
-    if codes & _KEY_CODES:
-        return Failure("unauthorized", what, retryable=False)
-    return None
+    """What the body's own code settles, or its words, whatever the status."""
+    of_status: dict[int, ErrorCode] = {402: "insufficient_quota", 413: "context_length_exceeded"}
+    found = {of_status.get(status)}
+    for table in TABLES:
+        found |= {code for word, code in table.codes.items() if word in codes}
+        found |= {one.code for one in table.wordings if status in one.statuses and one.pattern.search(text)}
+    code = next((code for code in _FINAL if code in found), None)
+    if code is None:
+        return None
+    return Failure(code, what, retryable=False, finish_reason="content_filter" if code == "refused" else None)
 
 
 def _by_status(status: int, headers: Mapping[str, str], what: str, now: datetime) -> Failure:
@@ -168,10 +117,9 @@ def _by_status(status: int, headers: Mapping[str, str], what: str, now: datetime
 
 def _inner_status(code: object, codes: set[str]) -> int:
     """The status that a provider put into the body of a 200; 500 when it put none."""
-    if codes & _RATE_CODES:
-        return 429
-    if known := next((_STATUS_OF_TYPE[one] for one in codes if one in _STATUS_OF_TYPE), None):
-        return known
+    known = [status for table in TABLES for word, status in table.statuses.items() if word in codes]
+    if known:
+        return known[0]
     try:
         status = int(str(code))
     except ValueError:
@@ -179,15 +127,15 @@ def _inner_status(code: object, codes: set[str]) -> int:
     return status if 400 <= status < 600 else 500
 
 
-def _by_google(error: Mapping[str, Any], what: str) -> Failure | None:
-    """What only the details of Google's errors tell."""
+def _by_details(error: Mapping[str, Any], what: str) -> Failure | None:
+    """What only the details of an error tell, as Google's do."""
     details = _details(error)
-    if any(one.get("reason") == "API_KEY_INVALID" for one in details):
-        return Failure("unauthorized", what, retryable=False)
     broken = [v for one in details if isinstance(one.get("violations"), list) for v in one["violations"]]
-    if any(isinstance(one, dict) and "PerDay" in str(one.get("quotaId")) for one in broken):
-        return Failure("insufficient_quota", what, retryable=False)
-    return None
+    told = [str(one.get("reason")) for one in details]
+    told += [str(one.get("quotaId")) for one in broken if isinstance(one, dict)]
+    known = [(reason, code) for table in TABLES for reason, code in table.reasons.items()]
+    code = next((code for reason, code in known if any(reason in one for one in told)), None)
+    return Failure(code, what, retryable=False) if code else None
 
 
 def _retry_delay_s(error: Mapping[str, Any], now: datetime) -> float | None:
@@ -232,8 +180,8 @@ def _error(body: bytes) -> dict[str, Any]:
         return {}
     if isinstance(minimax := parsed.get("base_resp"), dict) and not parsed.get("error"):
         code = minimax.get("status_code")
-        told = _MINIMAX.get(code, "base_resp") if isinstance(code, int) else "base_resp"
-        return {"code": told, "message": minimax.get("status_msg")}
+        named = [table.numbers[code] for table in TABLES if code in table.numbers] if isinstance(code, int) else []
+        return {"code": named[0] if named else "base_resp", "message": minimax.get("status_msg")}
     error = parsed.get("error", parsed)
     if isinstance(error, str):
         return {"message": error}

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -38,6 +38,22 @@ REFUSAL_STATUS = (400, 422)
 
 _LATE = Failure("deadline_exceeded", "the deadline passed before a call could be made", retryable=False)
 _LOST = Failure("timeout", "calls were made and their results are unknowable", retryable=False)
+
+
+@dataclass(slots=True)
+class _Spent:
+    """What the calls for one task came to that gave no answer."""
+
+    usage: Usage | None = Usage()  # noqa: RUF009 - frozen
+    """None as soon as one that may have been paid for was not counted."""
+    attempts: int = 0
+    """Attempts of this process, which are what the ledger counts."""
+    calls: int = 0
+    """Calls in these attempts: none where it was too late, more than one where parameters were refused."""
+
+    def add(self, failure: Failure) -> None:
+        """One more that failed."""
+        self.usage = _sum(self.usage, _used(failure))
 
 
 class RemoteGenerate:
@@ -96,8 +112,9 @@ class RemoteGenerate:
             what = f"model '{task.model}' is not configured here"
             return self._uncalled(task, Failure("model_not_found", what, retryable=False))
         if model.api_key_env and model.api_key is None:
+            log.error("remote.key_not_set", model=task.model, variable=model.api_key_env)
             what = f"the environment variable {model.api_key_env} is not set"
-            return self._uncalled(task, Failure("unauthorized", what, retryable=False))
+            return self._uncalled(task, Failure("unauthorized", what, retryable=False, param=model.api_key_env))
         is_heard = tell is not None and task.is_streamed and tell.is_heard
         return await self._in_slot(task, model, tell if is_heard else None)
 
@@ -106,18 +123,18 @@ class RemoteGenerate:
         await self._transport.aclose()
 
     async def _in_slot(self, task: Task, model: RemoteModel, tell: Tell | None) -> Candidate:
-        slot = self._slots[task.model]
+        slot = _Slot(self._slots[task.model])
         try:
             async with asyncio.timeout(self._seconds_left(task)):
-                await slot.acquire()
+                await slot.take()
         except TimeoutError:
             return self._uncalled(task, _LATE)
         try:
-            return await self._claimed(task, model, tell)
+            return await self._claimed(task, model, tell, slot)
         finally:
-            slot.release()
+            slot.leave()
 
-    async def _claimed(self, task: Task, model: RemoteModel, tell: Tell | None) -> Candidate:
+    async def _claimed(self, task: Task, model: RemoteModel, tell: Tell | None, slot: "_Slot") -> Candidate:
         taken = await claim(
             self._ledger,
             task.task_id,
@@ -131,14 +148,15 @@ class RemoteGenerate:
             return taken
         held, may_call = taken
         if not may_call:
-            return await self._settled(task, model, held, _LOST, Usage())
-        return await self._called(task, model, held, tell)
+            return await self._settled(task, model, held, _LOST, _Spent(usage=None))
+        return await self._called(task, model, held, tell, slot)
 
-    async def _called(self, task: Task, model: RemoteModel, held: Claim, tell: Tell | None) -> Candidate:
+    async def _called(self, task: Task, model: RemoteModel, held: Claim, tell: Tell | None, slot: "_Slot") -> Candidate:
         """The retry loop, the only one there is."""
-        spent = Usage()
+        spent = _Spent(usage=None if held.entry.unknown else Usage())
         while True:
-            result = await held.during(self._negotiated(task, model, tell))
+            spent.attempts += 1
+            result = await held.during(self._negotiated(task, model, tell, spent))
             if isinstance(result, Reply):
                 return await self._settled(task, model, held, result, spent)
             log.warning(
@@ -152,17 +170,23 @@ class RemoteGenerate:
             wait_s = self._wait_s(task, model, held, result)
             if wait_s is None:
                 return await self._settled(task, model, held, result, spent)
-            spent = _sum(spent, result.usage)
+            spent.add(result)
             await held.pause(ambiguous=result.ambiguous, wait_s=wait_s)
+            # Others may call meanwhile.
+            slot.leave()
             await self._sleep(wait_s)
+            await held.during(slot.take())
             await held.resend()
             if tell is not None:
                 tell.restart()
 
-    async def _negotiated(self, task: Task, model: RemoteModel, tell: Tell | None) -> Reply | Failure:
+    async def _negotiated(self, task: Task, model: RemoteModel, tell: Tell | None, spent: _Spent) -> Reply | Failure:
         """One call, made again at once without a parameter that the server refuses: a refused call costs nothing."""
         for _ in range(MOST_REFUSALS):
-            result = await self._call(task, model, self._dialects.of(model), tell)
+            dialect = PROVIDERS[model.provider].known.merged(self._dialects.of(model))
+            result = await self._call(task, model, dialect, tell, spent)
+            if isinstance(result, Reply) and not dialect.is_thinking and _is_thought(result):
+                await self._dialects.learn(model, dialect.model_copy(update={"is_thinking": True}))
             if not isinstance(result, Refusal):
                 return result
             log.info("remote.parameter_refused", model=task.model, parameter=result.parameter)
@@ -171,7 +195,7 @@ class RemoteGenerate:
         return Failure("bad_request", what, retryable=False)
 
     async def _call(
-        self, task: Task, model: RemoteModel, dialect: Dialect, tell: Tell | None
+        self, task: Task, model: RemoteModel, dialect: Dialect, tell: Tell | None, spent: _Spent
     ) -> Reply | Failure | Refusal:
         """One call. With `tell` it is streamed, if the server does that."""
         left_s = self._seconds_left(task)
@@ -184,6 +208,7 @@ class RemoteGenerate:
             return request
         assembly = provider.assemble(self._clock())
         hearing = Hearing(assembly, tell, max_chars=MAX_ANSWER_BYTES) if is_streamed else None
+        spent.calls += 1
         result = await self._transport.post(request, min(model.timeout_s, left_s), hearing)
         if hearing and (hearing.is_complete or (isinstance(result, HttpResponse) and result.is_heard)):
             # What breaks off when the answer is complete had nothing more to say.
@@ -212,18 +237,18 @@ class RemoteGenerate:
         )
 
     async def _settled(
-        self, task: Task, model: RemoteModel, held: Claim, result: Reply | Failure, spent: Usage
+        self, task: Task, model: RemoteModel, held: Claim, result: Reply | Failure, spent: _Spent
     ) -> Candidate:
-        """Make the candidate and write it down. `spent` is the usage of earlier calls that gave no answer."""
+        """Make the candidate and write it down. `spent` is what earlier calls came to that gave no answer."""
         entry = held.entry
         failure = result if isinstance(result, Failure) else None
         maybe_paid = entry.unknown + (failure is None or failure.ambiguous or failure.billed)
-        usage = _sum(spent, result.usage)
+        usage = _sum(spent.usage, _used(result))
         if maybe_paid == 0:
             cost = Price(0.0, 0.0)
         elif isinstance(result, Reply) and result.cost_usd is not None and maybe_paid == 1:
             cost = Price(result.cost_usd, None, "provider")
-        elif result.usage is None:
+        elif usage is None:
             cost = UNKNOWN
         else:
             cost = await price(usage, model, entry.started_at)
@@ -240,7 +265,7 @@ class RemoteGenerate:
             cost_usd=cost.usd,
             cost_prompt_usd=cost.prompt_usd,
             price_version=cost.version,
-            attempts=entry.attempts,
+            attempts=entry.attempts - spent.attempts + spent.calls,
             maybe_paid_twice=maybe_paid >= 2,
             started_at=entry.started_at,
             finished_at=self._clock(),
@@ -256,6 +281,7 @@ class RemoteGenerate:
             provider=model.provider if model else "unknown",
             error=_error(failure, retryable=True),
             cost_usd=0.0,
+            attempts=0,
             started_at=now,
             finished_at=now,
         )
@@ -290,15 +316,37 @@ def _error(failure: Failure, *, retryable: bool) -> CallFailure:
     )
 
 
-def _sum(a: Usage, b: Usage | None) -> Usage:
-    if b is None:
-        return a
-    return Usage(
-        prompt_tokens=a.prompt_tokens + b.prompt_tokens,
-        completion_tokens=a.completion_tokens + b.completion_tokens,
-        cached_tokens=a.cached_tokens + b.cached_tokens,
-        reasoning_tokens=a.reasoning_tokens + b.reasoning_tokens,
-    )
+def _is_thought(reply: Reply) -> bool:
+    return bool(reply.reasoning or (reply.usage and reply.usage.reasoning_tokens))
+
+
+def _used(result: Reply | Failure) -> Usage | None:
+    """The tokens of a call; None where it may be paid for and nobody counted."""
+    if result.usage is not None:
+        return result.usage
+    is_free = isinstance(result, Failure) and not result.ambiguous and not result.billed
+    return Usage() if is_free else None
+
+
+def _sum(a: Usage | None, b: Usage | None) -> Usage | None:
+    return None if a is None or b is None else a.plus(b)
+
+
+class _Slot:
+    """A place among the calls of a model that may run at once, taken and left again."""
+
+    def __init__(self, places: asyncio.Semaphore) -> None:
+        self._places = places
+        self._is_taken = False
+
+    async def take(self) -> None:
+        await self._places.acquire()
+        self._is_taken = True
+
+    def leave(self) -> None:
+        if self._is_taken:
+            self._is_taken = False
+            self._places.release()
 
 
 def _short(thought: str | None) -> str | None:

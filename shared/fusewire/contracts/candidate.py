@@ -47,7 +47,7 @@ class CallFailure(Part):
     provider_code: str | None = Field(default=None, max_length=64)
     """Its own word for it."""
     param: str | None = Field(default=None, max_length=64)
-    """The parameter that it names."""
+    """The parameter that it names; or the environment variable in which the key is missing."""
 
 
 class Usage(Part):
@@ -59,6 +59,15 @@ class Usage(Part):
     """Of the prompt's, those that came from a cache."""
     reasoning_tokens: int = Field(default=0, ge=0, le=MOST_TOKENS)
     """Of the answer's, those that were thought."""
+
+    def plus(self, other: "Usage") -> "Usage":
+        """Of both."""
+        return Usage(
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+            cached_tokens=self.cached_tokens + other.cached_tokens,
+            reasoning_tokens=self.reasoning_tokens + other.reasoning_tokens,
+        )
 
 
 class Candidate(Wire):
@@ -84,7 +93,8 @@ class Candidate(Wire):
     """Why it ended, in the provider's own word."""
     reasoning: str | None = Field(default=None, max_length=10_000)
     """What the model thought, as far as that came apart from the answer; no judge sees it."""
-    usage: Usage = Usage()
+    usage: Usage | None = Usage()
+    """None where calls were made that may be paid for and that nobody counted."""
     cost_usd: float | None = Field(default=None, ge=0, le=MOST_USD)
     """What the call cost; None when no price is known. Edge calls cost 0."""
     cost_prompt_usd: float | None = Field(default=None, ge=0, le=MOST_USD)

@@ -87,7 +87,8 @@ class Answer(Part):
     shown_position: int | None = None
     """Where the judge saw it, from 1; None if no judge did."""
     latency_ms: float | None = None
-    usage: Usage = Usage()
+    usage: Usage | None = Usage()
+    """Of all its calls; None where one of them was not counted."""
     cost_usd: float | None = None
 
 
@@ -133,8 +134,8 @@ class Outcome(Wire):
     mean similarity of the answers to each other (open ones); 0 to 1."""
     rounds: int = 0
     answers: tuple[Answer, ...] = ()
-    usage: Usage = Usage()
-    """Summed over members and judge."""
+    usage: Usage | None = Usage()
+    """Summed over members and judge; None where a call was not counted."""
     cost_usd: float | None = None
     """Summed over members and judge; None when any of it is unknown."""
     cost_prompt_usd: float | None = None

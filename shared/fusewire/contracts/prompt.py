@@ -49,6 +49,8 @@ class Message(Part):
     """Empty for an assistant's turn that only calls tools."""
     tool_calls: tuple[ToolCall, ...] = ()
     """What an assistant's turn asked for."""
+    reasoning: str | None = None
+    """What an assistant thought before that, for models that want it back."""
     tool_call_id: str | None = None
     """The call that a tool's turn answers."""
     images: tuple[Image, ...] = ()

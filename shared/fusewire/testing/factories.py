@@ -6,6 +6,7 @@ from typing import Any
 
 from fusewire import ids
 from fusewire.contracts import (
+    Answer,
     Call,
     CallFailure,
     Candidate,
@@ -18,6 +19,7 @@ from fusewire.contracts import (
     Round,
     Sampling,
     Task,
+    Usage,
 )
 
 T0 = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -211,3 +213,9 @@ def make_outcome(prompt: Prompt | None = None, **overrides: Any) -> Outcome:
         "finished_at": prompt.submitted_at + timedelta(seconds=2),
     }
     return Outcome(**{**fields, **overrides})
+
+
+def used(calls: Candidate | Answer | Outcome) -> Usage:
+    """What calls used, where it is known."""
+    assert calls.usage is not None
+    return calls.usage

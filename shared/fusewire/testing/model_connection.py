@@ -10,7 +10,14 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from fusewire.testing.model_dialects import Dialect, MistralDialect, OpenAIDialect, Said, UnknownError
+from fusewire.testing.model_dialects import (
+    DeepSeekDialect,
+    Dialect,
+    MistralDialect,
+    OpenAIDialect,
+    Said,
+    UnknownError,
+)
 from fusewire.testing.model_gemini import GeminiDialect
 from fusewire.testing.model_messages import AnthropicDialect
 from fusewire.testing.model_script import ANY_MODEL, STATUS_FAULTS, Fault, Model, ModelScript, Script
@@ -20,7 +27,7 @@ _END = b"\r\n\r\n"
 _LAST_CHUNK = b"0\r\n\r\n"
 
 _OPENAI = OpenAIDialect()
-_MISTRAL = MistralDialect()
+_BY_PATH: dict[bytes, Dialect] = {b"mistral": MistralDialect(), b"deepseek": DeepSeekDialect()}
 _ANTHROPIC = AnthropicDialect()
 _GEMINI = GeminiDialect()
 
@@ -122,7 +129,7 @@ class _Asked:
 
 def _dialect(path: bytes) -> Dialect | None:
     if path.endswith(b"/chat/completions"):
-        return _MISTRAL if path.startswith(b"/mistral/") else _OPENAI
+        return _BY_PATH.get(path.split(b"/", 2)[1], _OPENAI)
     if path.endswith(b"/messages"):
         return _ANTHROPIC
     return _GEMINI if b"/models/" in path and b"enerateContent" in path else None

@@ -199,6 +199,42 @@ class OpenAIDialect(Dialect):
         ]
 
 
+class DeepSeekDialect(OpenAIDialect):
+    """DeepSeek's own: no schemas, and the thought comes back with its calls of tools."""
+
+    fields = frozenset(
+        [
+            "model",
+            "messages",
+            "temperature",
+            "top_p",
+            "max_tokens",
+            "stop",
+            "seed",
+            "response_format",
+            "tools",
+            "tool_choice",
+            "parallel_tool_calls",
+            "stream",
+            "stream_options",
+        ]
+    )
+
+    def turned(self, path: str, body: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
+        if body.get("response_format", {}).get("type") == "json_schema":
+            raise UnknownError("response_format")
+        turns = body["messages"]
+        last_user = max((at for at, turn in enumerate(turns) if turn["role"] == "user"), default=-1)
+        for at, turn in enumerate(turns):
+            if ("reasoning_content" in turn) != (at > last_user and bool(turn.get("tool_calls"))):
+                raise UnknownError("reasoning_content")
+        return {**body, "messages": [_without_thought(turn) for turn in turns]}
+
+
+def _without_thought(turn: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in turn.items() if key != "reasoning_content"}
+
+
 class MistralDialect(OpenAIDialect):
     """Mistral's own: strict, with ids of nine characters and answers of chunks."""
 

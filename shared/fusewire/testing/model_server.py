@@ -7,6 +7,7 @@ prints `{"port": N}` on one line and serves until SIGTERM. In process: `async wi
 |---|---|
 | `POST …/chat/completions` | as an OpenAI-compatible server: answers, or fails, as the script says for the model |
 | `POST /mistral/…/chat/completions` | the same as Mistral's |
+| `POST /deepseek/…/chat/completions` | the same as DeepSeek's |
 | `POST …/messages` | the same as Anthropic's |
 | `POST …/models/<model>:generateContent`, `:streamGenerateContent` | the same as Gemini's |
 | `GET /_control/stats` | counts, when streams' first tokens left; with recording on, the requests too |
@@ -48,12 +49,12 @@ class ModelServer(Stage):
 
     @property
     def base_url(self) -> str:
-        """Such as `http://127.0.0.1:40123/v1`: of all protocols but Mistral's, whose path is also OpenAI's."""
+        """Such as `http://127.0.0.1:40123/v1`: of all protocols but those whose path is also OpenAI's."""
         return f"http://{self._host}:{self.port}/v1"
 
     def base_url_of(self, provider: str) -> str:
         """The address for a provider's protocol."""
-        return self.base_url.replace("/v1", "/mistral/v1") if provider == "mistral" else self.base_url
+        return self.base_url.replace("/v1", f"/{provider}/v1") if provider in ("mistral", "deepseek") else self.base_url
 
     async def arrived(self, requests: int) -> None:
         """Wait until so many chat requests have arrived since the script was set."""

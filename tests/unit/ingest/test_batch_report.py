@@ -125,4 +125,4 @@ def test_an_outcome_of_an_older_version_is_read() -> None:
     body = report(1, "one", "f1", old, None, "openai")["response"]["body"]
 
     ChatCompletion.model_validate(body, strict=True)
-    assert body["fusion"]["members"][0]["prompt_tokens"] == 0
+    assert body["fusion"]["members"][0]["prompt_tokens"] is None

@@ -198,8 +198,8 @@ def test_the_fusion_object() -> None:
     assert made["analysis"] == ANALYSIS
     assert made["responses"] == [{"model": "m-a", "content": "Paris."}]
     assert made["failed_models"] == [
-        {"model": "m-b", "error": "rate_limited", "status_code": 429},
-        {"model": "m-c", "error": "missing", "status_code": None},
+        {"model": "m-b", "error": "rate_limited", "status_code": 429, "provider_code": None, "param": None},
+        {"model": "m-c", "error": "missing", "status_code": None, "provider_code": None, "param": None},
     ]
     assert made["failure_reason"] == "judge_empty_completion"
     assert made["members"][0] == {

@@ -11,7 +11,7 @@ import pytest
 from fusewire.contracts import Candidate, Gold, Outcome, Recorded, Usage
 from fusewire.store.queries import Standing, shown
 from fusewire.testing.factories import OPEN_ANSWERS as OPEN
-from fusewire.testing.factories import T0, make_candidate, make_member, make_plan, make_prompt, make_round
+from fusewire.testing.factories import T0, make_candidate, make_member, make_plan, make_prompt, make_round, used
 from fusewire_judge import replay
 from fusewire_judge.fusion.case import Ask, Case, Decided, Draft, Heard, Panel, Said
 from fusewire_judge.handlers import _round
@@ -136,8 +136,16 @@ def test_an_answer_that_came_too_late_did_not_take_part_but_is_paid_for() -> Non
     outcome = built(replace(DRAFT, degraded=("missing:c:0.33:quorum",)), heard=heard(*ANSWERS, VERDICT) | late)
 
     assert outcome.answers[2].status == "missing"
-    assert outcome.usage.prompt_tokens == 40
+    assert used(outcome).prompt_tokens == 40
     assert outcome.is_degraded
+
+
+def test_a_sum_with_an_unknown_part_is_unknown() -> None:
+    uncounted = heard(*(one.model_copy(update={"usage": None, "cost_usd": None}) for one in ANSWERS[:1]), *ANSWERS[1:])
+    outcome = built(heard=uncounted)
+
+    assert (outcome.usage, outcome.cost_usd) == (None, None)
+    assert [answer.usage is None for answer in outcome.answers] == [True, False, False]
 
 
 def test_usage_and_cost_are_of_all_calls() -> None:
@@ -145,7 +153,7 @@ def test_usage_and_cost_are_of_all_calls() -> None:
 
     assert outcome.usage == Usage(prompt_tokens=40, completion_tokens=8)
     assert outcome.cost_usd == pytest.approx(0.013)
-    assert outcome.answers[1].usage.prompt_tokens == 20
+    assert used(outcome.answers[1]).prompt_tokens == 20
 
 
 COSTS: list[tuple[str, list[dict[str, Any]], float | None]] = [
@@ -328,7 +336,7 @@ def test_a_cancelled_fusion_has_no_answer_but_those_that_came(begin: Begin) -> N
         ("a", "ok", "stop"), ("b", "error", None), ("c", "missing", None)
     ]  # fmt: skip
     assert not any(a.is_winner for a in outcome.answers)
-    assert (outcome.cost_usd, outcome.usage.prompt_tokens) == (0.001, 10)
+    assert (outcome.cost_usd, used(outcome).prompt_tokens) == (0.001, 10)
     assert outcome.closed_by is None
     # It is no evidence of who is right, or slow.
     assert (outcome.answer_kind, outcome.accepted) == (None, None)

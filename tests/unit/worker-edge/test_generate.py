@@ -9,6 +9,7 @@ import pytest
 
 from fusewire.contracts import Candidate, Message, Sampling, Task
 from fusewire.settings import EdgeModel
+from fusewire.testing.factories import used
 from fusewire.worker import Tell
 from fusewire_worker_edge.engine.api import (
     Completion,
@@ -122,7 +123,7 @@ async def test_an_answer_becomes_a_candidate() -> None:
     assert candidate.logprob_mean == pytest.approx(math.log(0.8))
     assert candidate.logprob_min == -2.0
     assert (candidate.content, candidate.finish_reason) == ("Paris.", "stop")
-    assert (candidate.usage.prompt_tokens, candidate.usage.completion_tokens) == (11, 3)
+    assert (used(candidate).prompt_tokens, used(candidate).completion_tokens) == (11, 3)
     assert (candidate.task_id, candidate.fusion_id, candidate.round, candidate.call) == ("f1-0-a", "f1", 0, "a")
     assert (candidate.member, candidate.model, candidate.tier) == ("m", "small", "edge")
     assert (candidate.provider, candidate.cost_usd, candidate.attempts) == ("onnxruntime", 0.0, 1)
@@ -166,7 +167,7 @@ async def test_a_failure_becomes_a_candidate(error: EngineError, code: str, retr
     assert not candidate.ok
     assert candidate.error
     assert (candidate.error.code, candidate.error.message, candidate.error.retryable) == (code, str(error), retryable)
-    assert (candidate.content, candidate.finish_reason, candidate.usage.prompt_tokens) == (None, None, 0)
+    assert (candidate.content, candidate.finish_reason, used(candidate).prompt_tokens) == (None, None, 0)
 
 
 async def test_a_death_is_tried_again_once() -> None:
@@ -262,7 +263,7 @@ async def test_a_task_is_answered_by_a_real_model(tiny_folder: Path) -> None:
         candidates = [await edge.generate(task), await edge.generate(task)]
     finally:
         await edge.aclose()
-    assert [c.usage.completion_tokens for c in candidates] == [4, 4]
+    assert [used(c).completion_tokens for c in candidates] == [4, 4]
     assert candidates[0].content == candidates[1].content
     assert candidates[0].finish_reason == "length"
 

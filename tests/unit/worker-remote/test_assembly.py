@@ -89,12 +89,14 @@ def test_a_streamed_refusal_is_one() -> None:
 ERRORS = {
     "openai": {"error": {"code": 429, "message": "x"}},
     "mistral": {"object": "error", "message": "x", "type": "rate_limited"},
+    "deepseek": {"error": {"code": 429, "message": "x"}},
     "anthropic": {"type": "error", "error": {"type": "rate_limit_error", "message": "x"}},
     "gemini": {"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "x"}},
 }
 BEGUN: dict[str, list[Any]] = {
     "openai": [delta(role="assistant"), delta(content="Hi")],
     "mistral": [delta(content="Hi")],
+    "deepseek": [delta(role="assistant"), delta(content="Hi")],
     "anthropic": [
         {"type": "message_start", "message": {"usage": {"input_tokens": 3}}},
         {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
@@ -127,6 +129,7 @@ def test_what_has_no_end_is_truncated(provider: str, rest: list[str]) -> None:
 ENDED: dict[str, list[Any]] = {
     "openai": [delta("stop")],
     "mistral": [delta("stop")],
+    "deepseek": [delta("stop")],
     "anthropic": [{"type": "message_delta", "delta": {"stop_reason": "end_turn"}}, {"type": "message_stop"}],
     "gemini": [{"candidates": [{"finishReason": "STOP"}]}],
 }

@@ -57,6 +57,18 @@ def test_mistral_takes_no_user_after_a_result_and_no_empty_assistant() -> None:
     assert roles == ["user", "assistant", "tool", "assistant", "user"]
 
 
+def test_deepseek_gets_back_what_was_thought_before_a_call_since_the_user_last_spoke() -> None:
+    thought = CALLED.model_copy(update={"reasoning": "I need the weather."})
+    messages = sent("deepseek", ASKED, thought, RESULT, ASKED, thought, RESULT, CALLED, RESULT)["messages"]
+
+    assert [m.get("reasoning_content") for m in messages if m["role"] == "assistant"] == [
+        None,
+        "I need the weather.",
+        "",
+    ]
+    assert "reasoning_content" not in str(sent("openai", ASKED, thought, RESULT))
+
+
 def test_mistral_goes_on_from_an_answer_that_is_begun() -> None:
     begun = sent("mistral", ASKED, Message(role="assistant", content="It is"))["messages"]
 

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusewire.contracts import Message, Sampling, Task, Tool, ToolCall, Usage
+from fusewire.contracts import CallKind, Message, Sampling, Task, Tool, ToolCall, Usage
 from fusewire.settings import RemoteModel
+from fusewire.testing.factories import make_task
+from fusewire_worker_remote.dialect import Dialect
 from fusewire_worker_remote.errors import Failure
 from fusewire_worker_remote.providers import HttpResponse, OpenAI, Reply
 
@@ -328,3 +330,31 @@ def test_any_tool_calls_are_read(calls: object) -> None:
 @given(body=JSON)
 def test_any_json_is_read(body: object) -> None:
     assert isinstance(read(body), Reply | Failure)
+
+
+@pytest.mark.parametrize(
+    ("base_url", "kind", "is_thinking", "is_low"),
+    [
+        ("https://api.openai.com/v1", "verdict", True, True),
+        ("https://openrouter.ai/api/v1", "verdict", True, True),
+        ("https://api.openai.com/v1", "verdict", False, False),
+        ("https://api.openai.com/v1", "answer", True, False),
+        ("http://models.example/v1", "verdict", True, False),
+    ],
+)
+def test_a_model_that_thinks_thinks_little_over_a_verdict(
+    base_url: str, kind: CallKind, is_thinking: bool, is_low: bool
+) -> None:
+    model = RemoteModel(kind="remote", base_url=base_url, model="m")
+    request = OpenAI().request(make_task(kind=kind), model, Dialect(is_thinking=is_thinking))
+
+    assert request.payload.get("reasoning_effort") == ("low" if is_low else None)
+
+
+def test_the_configuration_decides_how_much_is_thought() -> None:
+    model = RemoteModel(
+        kind="remote", base_url="https://api.openai.com/v1", model="m", params={"reasoning_effort": "high"}
+    )
+    request = OpenAI().request(make_task(kind="verdict"), model, Dialect(is_thinking=True))
+
+    assert request.payload["reasoning_effort"] == "high"

@@ -76,6 +76,8 @@ _MESSAGE = _object(
     content={"anyOf": [_TEXT, _list(_PART), {"type": "null"}]},
     tool_calls=_list(_CALL),
     tool_call_id=_TEXT,
+    reasoning_content={"type": ["string", "null"]},
+    reasoning={"type": ["string", "null"]},
 )
 _OWN: Schema = {
     "pool": _TEXT,
@@ -128,6 +130,7 @@ _CHAT = _object(
 )
 _MODEL = _object("id", "object", "created", "owned_by", id=_TEXT, object=_TEXT, created=_WHOLE, owned_by=_TEXT)
 _USAGE = _object(prompt_tokens=_WHOLE, completion_tokens=_WHOLE, total_tokens=_WHOLE, cost={"type": ["number", "null"]})
+_MAYBE_USAGE = {"anyOf": [_USAGE, {"type": "null"}]}
 _CHOICE = _object(index=_WHOLE, message=_ANY, finish_reason=_TEXT)
 
 
@@ -162,7 +165,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "ChatCompletionRequest": _CHAT,
     "ChatCompletion": _object(
         "id", "object", "created", "model", "choices", "usage", "fusion",
-        id=_TEXT, object=_TEXT, created=_WHOLE, model=_TEXT, choices=_list(_CHOICE), usage=_USAGE, fusion=_ANY,
+        id=_TEXT, object=_TEXT, created=_WHOLE, model=_TEXT, choices=_list(_CHOICE), usage=_MAYBE_USAGE, fusion=_ANY,
     ),
     "Fusion": _object("id", "status", id=_TEXT, status=_TEXT, custom_id=_MAYBE_TEXT, batch_id=_MAYBE_TEXT),
     "FusionList": _object("data", data=_list(_ref("Fusion"))),

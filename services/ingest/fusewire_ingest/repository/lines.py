@@ -219,8 +219,8 @@ class Lines:
             answered=answered,
             failed=len(due) - answered,
             degraded=sum(bool(row.is_degraded) for row in due),
-            tokens_in=sum(row.tokens_in for row in due),
-            tokens_out=sum(row.tokens_out for row in due),
+            tokens_in=sum(row.tokens_in or 0 for row in due),
+            tokens_out=sum(row.tokens_out or 0 for row in due),
             cost_usd=sum(row.cost_usd or 0.0 for row in due),
             unpriced=sum(row.cost_usd is None for row in due),
         )

@@ -82,7 +82,9 @@ def _cap(case: Case, wanted: int) -> str | None:
     spent = [h.candidate for h in case.heard.values() if h.candidate.provider != RECORDED]
     if policy.max_cost_usd is not None and sum(c.cost_usd or 0.0 for c in spent) >= policy.max_cost_usd:
         return "cost"
-    tokens = sum(c.usage.prompt_tokens + c.usage.completion_tokens for c in spent)
+    # What nobody counted is taken for as long as it reads.
+    asked = estimate(case.prompt.messages, None)
+    tokens = sum(c.usage.prompt_tokens + c.usage.completion_tokens if c.usage else asked for c in spent)
     if policy.max_total_tokens is not None and tokens + wanted > policy.max_total_tokens:
         return "tokens"
     return None
@@ -154,7 +156,10 @@ def _through_the_gate(case: Case, said: tuple[Said, ...]) -> Draft:
 
 
 def _fault(heard: Heard) -> str:
-    return heard.candidate.error.code if heard.candidate.error else "empty_answer"
+    error = heard.candidate.error
+    if error is None:
+        return "empty_answer"
+    return f"{error.code}: {error.param}" if error.param else error.code
 
 
 def shortfall(case: Case, panel: Panel) -> tuple[str, ...]:

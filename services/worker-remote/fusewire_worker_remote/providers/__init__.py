@@ -2,6 +2,7 @@
 
 from fusewire_worker_remote.providers.anthropic import Anthropic
 from fusewire_worker_remote.providers.base import Assembly, HttpRequest, HttpResponse, Provider, Reply
+from fusewire_worker_remote.providers.deepseek import DeepSeek
 from fusewire_worker_remote.providers.gemini import Gemini
 from fusewire_worker_remote.providers.mistral import Mistral
 from fusewire_worker_remote.providers.openai import OpenAI
@@ -11,6 +12,7 @@ PROVIDERS: dict[str, Provider] = {
     "anthropic": Anthropic(),
     "gemini": Gemini(),
     "mistral": Mistral(),
+    "deepseek": DeepSeek(),
 }
 """By the name that `[models.<name>] provider` gives."""
 
@@ -18,6 +20,7 @@ __all__ = [
     "PROVIDERS",
     "Anthropic",
     "Assembly",
+    "DeepSeek",
     "Gemini",
     "HttpRequest",
     "HttpResponse",

@@ -41,6 +41,9 @@ _CHOICES: dict[str, dict[str, Any]] = {"auto": {"type": "auto"}, "none": {"type"
 class Anthropic:
     """`POST {base_url}/messages`."""
 
+    known = PLAIN
+    """See `Provider`."""
+
     def request(
         self, task: Task, model: RemoteModel, dialect: Dialect = PLAIN, *, is_streamed: bool = False
     ) -> HttpRequest:

@@ -88,6 +88,9 @@ class Assembly(Protocol):
 class Provider(Protocol):
     """One file per protocol implements this."""
 
+    known: Dialect
+    """What every model there is known not to take."""
+
     def request(
         self, task: Task, model: RemoteModel, dialect: Dialect = PLAIN, *, is_streamed: bool = False
     ) -> HttpRequest | Failure:

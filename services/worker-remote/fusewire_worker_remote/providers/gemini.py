@@ -51,6 +51,9 @@ _WITHOUT_SIGNATURES = re.compile(r"gemini-[12]\b|gemini-[12]\.|gemma|learnlm")
 class Gemini:
     """`POST {base_url}/models/{model}:generateContent`, streamed `:streamGenerateContent?alt=sse`."""
 
+    known = PLAIN
+    """See `Provider`."""
+
     def request(
         self, task: Task, model: RemoteModel, dialect: Dialect = PLAIN, *, is_streamed: bool = False
     ) -> HttpRequest:

@@ -36,8 +36,16 @@ _CALL_ID = re.compile(r".{1,40}", re.DOTALL)
 _CHOICES = {"auto", "none", "required"}
 
 
+_OPENAI = "https://api.openai.com/"
+_EFFORT = (_OPENAI, "https://openrouter.ai/")
+"""Where `reasoning_effort` exists, for models that think."""
+
+
 class OpenAI:
     """`POST {base_url}/chat/completions`."""
+
+    known = PLAIN
+    """See `Provider`."""
 
     def request(
         self, task: Task, model: RemoteModel, dialect: Dialect = PLAIN, *, is_streamed: bool = False
@@ -50,6 +58,7 @@ class OpenAI:
             "model": model.model,
             "messages": self.messages(with_instruction(task.messages, told)),
             **given({**self.sampling(task, model), "response_format": form}),
+            **({"reasoning_effort": "low"} if _is_short_thought(task, model, dialect) else {}),
             **self.tools(task),
             **(self.streaming() if is_streamed else {}),
         }
@@ -72,7 +81,7 @@ class OpenAI:
     def sampling(self, task: Task, model: RemoteModel) -> dict[str, Any]:
         """How to sample; what is None is left out."""
         # OpenAI's own newer models refuse `max_tokens`; others know no other name for it.
-        cap = "max_completion_tokens" if model.base_url.startswith("https://api.openai.com/") else "max_tokens"
+        cap = "max_completion_tokens" if model.base_url.startswith(_OPENAI) else "max_tokens"
         return {
             cap: base.max_tokens(task, model),
             "temperature": task.sampling.temperature,
@@ -105,6 +114,11 @@ def response_format(schema: dict[str, Any] | None, form: SchemaForm = "schema") 
         return {"type": "json_object"}
     wanted = {"name": "answer", "schema": schema, "strict": is_strict(schema)}
     return {"type": "json_schema", "json_schema": wanted}
+
+
+def _is_short_thought(task: Task, model: RemoteModel, dialect: Dialect) -> bool:
+    """Whether a model that thinks shall think little: a verdict is a short answer to a question that is laid out."""
+    return task.kind == "verdict" and dialect.is_thinking and model.base_url.startswith(_EFFORT)
 
 
 def _message(message: Message) -> dict[str, Any]:

@@ -1,0 +1,18 @@
+"""The words in which providers say why a call failed, one file for each.
+
+All are read together, whoever answered: gateways that speak one provider's protocol pass on the errors of others.
+"""
+
+from fusewire_worker_remote.error_tables import anthropic, compatible, google, minimax, mistral, openai
+from fusewire_worker_remote.error_tables.table import ErrorTable, Wording
+
+TABLES: tuple[ErrorTable, ...] = (
+    openai.TABLE,
+    anthropic.TABLE,
+    google.TABLE,
+    mistral.TABLE,
+    minimax.TABLE,
+    compatible.TABLE,
+)
+
+__all__ = ["TABLES", "ErrorTable", "Wording"]
