@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fusewire.settings import Settings, read_file
-from fusewire_cli import fusing
+from fusewire_cli import fusing, models
 from fusewire_cli.client import Client
 from fusewire_cli.screen import EXIT_FAULT, fail, note
 from fusewire_cli.session import BUILTIN, client
@@ -64,15 +64,7 @@ def configuration() -> Settings:
 
 def demo(*, as_json: bool) -> None:
     """Pull the model, run the prompts, print what happened."""
-    from fusewire_worker_edge import pull
-    from fusewire_worker_edge.folder import ModelFolderError
-
-    try:
-        pull.pull(MODEL, None, note)
-    except pull.PullError as exc:
-        fail(str(exc), code=EXIT_FAULT)
-    except ModelFolderError as exc:
-        fail(f"{exc.folder}: {exc.what}", exc.mend)
+    models.pull(MODEL, None)
     config = configuration()
     prompts = [json.loads(line) for line in PROMPTS.read_text(encoding="utf-8").splitlines()]
     members = config.pools["default"].members

@@ -236,7 +236,7 @@ def model_pull(
     from fusewire_cli import models
 
     with clear_errors():
-        models.pull(name, root)
+        print(models.pull(name, root))
 
 
 @model_app.command("import")
@@ -244,9 +244,12 @@ def model_import(
     source: Annotated[Path, typer.Argument(help="A GGUF file.")],
     folder: Annotated[Path, typer.Argument(help="The model folder to make.")],
     block_size: Annotated[
-        int,
-        typer.Option(help="32 keeps the file's own blocks; 128 is smaller and faster, and rounds anew."),
-    ] = 32,
+        int | None,
+        typer.Option(
+            help="32 keeps the file's own blocks; 128 is smaller and faster, and rounds anew. Without it 4 bits stay "
+            "as they are and the rest is kept in 8 bits, in blocks of 128."
+        ),
+    ] = None,
     bits: Annotated[
         int | None,
         typer.Option(help="4 or 8, of what is rounded anew; without it floating point is kept, and 4 bits stay 4."),
@@ -268,12 +271,24 @@ def model_verify(folder: Annotated[Path, typer.Argument(help="A model folder.")]
         models.verify(folder)
 
 
+@model_app.command("rm")
+def model_remove(
+    name: Annotated[str, typer.Argument(help="A model of `fusewire model list`.")],
+    root: Annotated[Path | None, typer.Option(help="Where models live; default ~/.cache/fusewire/models.")] = None,
+) -> None:
+    """Delete a model from this machine, and what a pull of it left."""
+    from fusewire_cli import models
+
+    with clear_errors():
+        models.remove(name, root)
+
+
 @model_app.command("list")
 def model_list(
     root: Annotated[Path | None, typer.Option(help="Where models live; default ~/.cache/fusewire/models.")] = None,
     form: FormatOption = Format.table,
 ) -> None:
-    """List the models on this machine."""
+    """List the models on this machine, and those that can be pulled."""
     from fusewire_cli import models
 
     with clear_errors():

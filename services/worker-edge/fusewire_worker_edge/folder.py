@@ -87,6 +87,8 @@ class Manifest(_Part):
     head_size: int = Field(ge=1)
     end_tokens: tuple[int, ...] = Field(min_length=1)
     """The ids that end an answer."""
+    tool_calls: Literal["hermes", "fenced"] | None = None
+    """How it writes calls of tools, where that is another way than its template teaches."""
     onnxruntime: str
     """The version that the golden answer was made with."""
     golden: Golden

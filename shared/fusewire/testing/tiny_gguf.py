@@ -39,12 +39,18 @@ PIECES = [
 """A SentencePiece vocabulary: what it cannot spell with its pieces, it spells in bytes."""
 
 
+_BLOCK_BYTES = {"Q4_K": 144, "Q5_K": 176, "Q6_K": 210}
+_SCALE = {"Q4_K": (0.0013, 7.5), "Q5_K": (0.00065, 15.5)}
+
+
 def random_blocks(kind: str, rows: int, columns: int, random: np.random.Generator) -> np.ndarray[Any, Any]:
-    """Rows of Q4_K or Q6_K blocks that hold random weights of about the size of the others."""
+    """Rows of Q4_K, Q5_K or Q6_K blocks that hold random weights of about the size of the others."""
     count = rows * columns // 256
-    blocks = random.integers(0, 256, (count, {"Q4_K": 144, "Q6_K": 210}[kind]), np.uint8)
-    if kind == "Q4_K":
-        blocks[:, :4] = np.array([[0.0013, 0.0013 * 7.5]], "<f2").view(np.uint8)
+    blocks = random.integers(0, 256, (count, _BLOCK_BYTES[kind]), np.uint8)
+    if kind in _SCALE:
+        # The minimum puts the middle of the codes at zero.
+        scale, middle = _SCALE[kind]
+        blocks[:, :4] = np.array([[scale, scale * middle]], "<f2").view(np.uint8)
     else:
         blocks[:, 192:208] = random.integers(-20, 21, (count, 16), np.int8).view(np.uint8)
         blocks[:, 208:] = np.array([[0.0009]], "<f2").view(np.uint8)
@@ -88,10 +94,14 @@ def _write_tokenizer(writer: GGUFWriter, metadata: dict[str, Any]) -> list[str]:
         writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * (len(PIECES) - 259))
         return PIECES
     writer.add_tokenizer_pre(metadata.get("pre", "smollm"))
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([3] * len(SPECIAL) + [1] * (len(TOKENS) - len(SPECIAL)))
+    fillers = [f"[PAD{i}]" for i in range(metadata.get("fillers", 0))]
+    called = metadata.get("added", [])
+    tokens = [*TOKENS, *called, *fillers]
+    plain = [1] * (len(TOKENS) - len(SPECIAL))
+    writer.add_token_list(tokens)
+    writer.add_token_types([3] * len(SPECIAL) + plain + [4] * len(called) + [5] * len(fillers))
     writer.add_token_merges(MERGES)
-    return TOKENS
+    return tokens
 
 
 def write_gguf(path: Path, types: dict[str, str], *, tied: bool, metadata: dict[str, Any], drop: str, add: str) -> None:
@@ -101,7 +111,8 @@ def write_gguf(path: Path, types: dict[str, str], *, tied: bool, metadata: dict[
         types: a tensor's type by the end of its name, "" the type of the others.
         tied: whether the head is the embedding.
         metadata: `architecture`, `hidden`, `tokenizer`, `pre`, `vocabulary` (SentencePiece: tokens, scores, types),
-            `rope_scaling`, `rope_factors`, `add_bos`, `template`, where they differ.
+            `rope_scaling`, `rope_factors`, `add_bos`, `template`, `name`, where they differ; `added` tokens that
+            are not special, and a number of `fillers`.
         drop, add: a tensor that is missing, one too many.
     """
     architecture, hidden = metadata.get("architecture", "llama"), metadata.get("hidden", HIDDEN)
@@ -117,6 +128,8 @@ def write_gguf(path: Path, types: dict[str, str], *, tied: bool, metadata: dict[
     writer.add_layer_norm_rms_eps(1e-5)
     if "rope_scaling" in metadata:
         writer.add_string(f"{architecture}.rope.scaling.type", metadata["rope_scaling"])
+    if "name" in metadata:
+        writer.add_name(metadata["name"])
     tokens = _write_tokenizer(writer, metadata)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
@@ -141,7 +154,7 @@ def write_gguf(path: Path, types: dict[str, str], *, tied: bool, metadata: dict[
             weights[[not (len(t) == 1 and t.isascii() and t.isalnum()) for t in tokens]] = 0
         kind = "F32" if len(shape) == 1 else next(t for end, t in types.items() if name.endswith(end))
         if name != drop:
-            made = random_blocks(kind, shape[0], shape[1], random) if kind in ("Q4_K", "Q6_K") else None
+            made = random_blocks(kind, shape[0], shape[1], random) if kind in _BLOCK_BYTES else None
             qtype = GGMLQuantizationType[kind]
             data = quantize(weights, qtype) if made is None else made
             writer.add_tensor(name if name.endswith(".bias") else f"{name}.weight", data, raw_dtype=qtype)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from fusewire.contracts import Message, Tool, ToolCall
 from fusewire_worker_edge.engine.api import Completion, GenerateRequest, RequestRefusedError
 from fusewire_worker_edge.engine.dialects import (
+    FENCED,
     HERMES,
     MISTRAL_LIST,
     MISTRAL_SPACED_LIST,
@@ -27,6 +28,7 @@ from fusewire_worker_edge.engine.wording import conversation, in_words, signatur
 
 DIALECTS = {
     "hermes": HERMES,
+    "fenced": FENCED,
     "phi": PHI,
     "list": MISTRAL_LIST,
     "spaced list": MISTRAL_SPACED_LIST,

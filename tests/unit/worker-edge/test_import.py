@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from gguf import GGUFReader, GGUFValueType, GGUFWriter
+from gguf.quants import dequantize
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -15,9 +17,10 @@ from tokenizers import Tokenizer
 from fusewire_worker_edge.folder import ModelFolderError, read_manifest
 from fusewire_worker_edge.importers import ModelImportError, convert
 from fusewire_worker_edge.importers.convert import import_gguf
-from fusewire_worker_edge.importers.gguf import GgufFile, ImportOptions
+from fusewire_worker_edge.importers.gguf import EXACT, GgufFile, ImportOptions
 from fusewire_worker_edge.importers.graph import write_graph
 from fusewire_worker_edge.importers.reference import divergence
+from fusewire_worker_edge.importers.repack import Packed
 
 MakeGguf = Callable[..., Path]
 
@@ -30,6 +33,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "q, k and v of different types": {"types": {"attn_v": "Q8_0", "attn_k": "F16", "": "Q4_0"}},
     "k-quants": {"types": {"ffn_down": "Q6_K", "": "Q4_K"}, "metadata": {"hidden": 256}, "tied": False},
     "k-quants with a tied embedding": {"types": {"token_embd": "Q6_K", "": "Q4_K"}, "metadata": {"hidden": 256}},
+    "five bits": {"types": {"attn_v": "Q5_1", "": "Q5_0"}},
+    "five bits of k-quants": {
+        "types": {"ffn_down": "Q6_K", "": "Q5_K"},
+        "metadata": {"hidden": 256},
+        "tied": False,
+    },
     "qwen2": {"metadata": {"architecture": "qwen2", "pre": "qwen2"}},
     "llama 3's factors of rotation": {"metadata": {"rope_factors": True, "pre": "llama-bpe"}},
     "sentencepiece": {"metadata": {"tokenizer": "llama"}},
@@ -38,7 +47,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
 def test_the_graph_computes_what_the_file_says(make_gguf: MakeGguf, tmp_path: Path, options: dict[str, Any]) -> None:
-    manifest = import_gguf(make_gguf(**options), tmp_path / "model")
+    manifest = import_gguf(make_gguf(**options), tmp_path / "model", options=ImportOptions(EXACT))
     # Rounding activations to int8 costs about this much; the next test shows what a wrong graph costs.
     assert manifest.fidelity.kl < 0.02
     assert manifest.fidelity.tokens > 30
@@ -105,7 +114,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"metadata": {"architecture": "gemma3"}},
         "'gemma3' cannot.*'llama' and 'qwen2' can",
     ),
-    "a quantisation that is not known": ({"types": {"ffn_down": "Q5_0"}}, r"Q5_0.*blk\.0\.ffn_down\.weight"),
+    "a quantisation that is not known": (
+        {"types": {"ffn_down": "TQ1_0"}, "metadata": {"hidden": 256}},
+        r"TQ1_0.*blk\.0\.ffn_down\.weight",
+    ),
     "no chat template": ({"metadata": {"template": ""}}, "no chat template.*take an instruct model's file"),
     "a tensor too many": ({"add": "blk.0.attn_sub_norm"}, r"no place.*blk\.0\.attn_sub_norm\.weight"),
     "a tensor too few": ({"drop": "blk.1.ffn_up"}, r"'blk\.1\.ffn_up\.weight' is missing"),
@@ -143,6 +155,22 @@ HOSTILE = {
     "more pairs than there are": b"GGUF" + struct.pack("<IQQ", 3, 0, 2**60),
     "a huge tensor": b"GGUF" + struct.pack("<IQQQ", 3, 1, 0, 1) + b"t" + struct.pack("<IQQIQ", 2, 2**40, 2**20, 0, 0),
     "an empty tensor": b"GGUF" + struct.pack("<IQQQ", 3, 1, 0, 1) + b"t" + struct.pack("<IQIQ", 1, 0, 0, 0),
+    "a tensor of an unknown type": b"GGUF"
+    + struct.pack("<IQQQ", 3, 1, 0, 1)
+    + b"t"
+    + struct.pack("<IQIQ", 1, 32, 999, 0)
+    + bytes(256),
+    "a tensor of no whole blocks": b"GGUF"
+    + struct.pack("<IQQQ", 3, 1, 0, 1)
+    + b"t"
+    + struct.pack("<IQIQ", 1, 33, 2, 0)
+    + bytes(256),
+    "a tensor beyond the end": b"GGUF"
+    + struct.pack("<IQQQ", 3, 1, 0, 1)
+    + b"t"
+    + struct.pack("<IQIQ", 1, 32, 0, 2**40)
+    + bytes(256),
+    "a text that is no UTF-8": HEADER + struct.pack("<IQ", 8, 1) + b"\xff",
     "too many dimensions": b"GGUF" + struct.pack("<IQQQ", 3, 1, 0, 1) + b"t" + struct.pack("<I", 2**31),
     "no GGUF": b"PK\x03\x04" + bytes(100),
     "nothing": b"",
@@ -162,6 +190,73 @@ def test_an_id_that_is_no_token_is_refused(make_gguf: MakeGguf, tmp_path: Path) 
     (tmp_path / "bad.gguf").write_bytes(data[:at] + b"\xff\xff\0\0" + data[at + 4 :])
     with pytest.raises(ModelImportError, match=r"eos_token_id' is 65535, and there are \d+ tokens"):
         GgufFile(tmp_path / "bad.gguf")
+
+
+MISMADE = {
+    "an odd alignment": ("general.alignment", 24, "alignment is 24"),
+    "tokens that are no texts": ("tokenizer.ggml.tokens", [1, 2], "no list of texts"),
+    "too few types of tokens": ("tokenizer.ggml.token_type", [1], "does not give each token a type"),
+    "no heads": ("llama.attention.head_count", 0, "is 0, where 1 to"),
+    "more layers than any model": ("llama.block_count", 2**31, "where 1 to 1000 can be meant"),
+    "a size that is a text": ("llama.embedding_length", "64", "no number"),
+    "an epsilon that is no number": ("llama.attention.layer_norm_rms_epsilon", float("nan"), "no number"),
+}
+
+
+@pytest.mark.parametrize(("key", "value", "message"), MISMADE.values(), ids=MISMADE.keys())
+def test_metadata_that_no_model_has_is_refused(
+    tiny_gguf: Path, tmp_path: Path, key: str, value: Any, message: str
+) -> None:
+    reader = GGUFReader(tiny_gguf)
+    writer = GGUFWriter(tmp_path / "bad.gguf", "llama")
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name not in ("general.architecture", key):
+            sub = field.types[1] if field.types[0] == GGUFValueType.ARRAY else None
+            writer.add_key_value(name, field.contents(), field.types[0], sub_type=sub)
+    if isinstance(value, list):
+        writer.add_array(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    else:
+        writer.add_uint32(key, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(ModelImportError, match=message):
+        GgufFile(tmp_path / "bad.gguf")
+
+
+def test_the_header_is_read_as_the_reference_reads_it(tiny_gguf: Path) -> None:
+    ours, theirs = GgufFile(tiny_gguf), GGUFReader(tiny_gguf)
+
+    expected = {name: field.contents() for name, field in theirs.fields.items() if not name.startswith("GGUF.")}
+    assert ours.metadata == expected
+    assert ours.names == {tensor.name for tensor in theirs.tensors}
+    for tensor in theirs.tensors:
+        assert np.array_equal(ours.floats(tensor.name), dequantize(tensor.data, tensor.tensor_type)), tensor.name
+
+
+def test_what_has_four_bits_is_kept_and_the_rest_is_rounded_to_eight(make_gguf: MakeGguf, tmp_path: Path) -> None:
+    made = make_gguf({"ffn_down": "Q6_K", "": "Q4_K"}, metadata={"hidden": 256}, tied=False)
+    source = GgufFile(made)
+    down, up = source.matrix("blk.0.ffn_down.weight", 512), source.matrix("blk.0.ffn_up.weight", 256)
+
+    assert isinstance(down, Packed)
+    assert isinstance(up, Packed)
+    assert (down.bits, down.block_size, up.bits, up.block_size) == (8, 128, 4, 32)
+    exact = source.floats("blk.0.ffn_down.weight")
+    assert np.sqrt(np.mean((down.dequantize() - exact) ** 2) / np.mean(exact**2)) < 0.01
+    assert np.allclose(up.dequantize(), source.floats("blk.0.ffn_up.weight"), atol=1e-6)
+
+
+def test_tokens_that_only_fill_up_the_vocabulary_are_left_out(make_gguf: MakeGguf, tmp_path: Path) -> None:
+    manifest = import_gguf(make_gguf(metadata={"fillers": 9}), tmp_path / "model")
+    plain = import_gguf(make_gguf(), tmp_path / "plain")
+
+    assert manifest.vocab_size == plain.vocab_size
+    assert manifest.fidelity.kl < 0.05
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

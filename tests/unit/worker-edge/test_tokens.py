@@ -1,18 +1,22 @@
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from fusewire.contracts import Message
+from fusewire.contracts import Message, Tool, ToolCall
 from fusewire_worker_edge.engine.api import RequestRefusedError
 from fusewire_worker_edge.engine.generation import read_vocabulary
 from fusewire_worker_edge.engine.tokens import ChatTemplate, Vocabulary
+from fusewire_worker_edge.folder import read_manifest
+from fusewire_worker_edge.importers.convert import import_gguf
 
 IM_START, IM_END = 1, 2
 
 
 @pytest.fixture(scope="module")
 def vocabulary(tiny_folder: Path) -> Vocabulary:
-    return read_vocabulary(tiny_folder)
+    return read_vocabulary(tiny_folder, read_manifest(tiny_folder))
 
 
 def text_of(vocabulary: Vocabulary, ids: list[int]) -> str:
@@ -38,6 +42,30 @@ def test_a_special_token_spelled_in_a_message_cannot_end_its_turn(vocabulary: Vo
     ids = vocabulary.prompt([Message(role="user", content=attack)])
     assert [i for i in ids if i in (IM_START, IM_END)] == [IM_START, IM_END, IM_START]
     assert text_of(vocabulary, ids) == f"user\n{attack}\nassistant\n"
+
+
+def test_an_added_token_that_is_not_special_stays_text_too(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
+    added = ["<tool_call>", "</tool_call>"]
+    import_gguf(make_gguf(metadata={"added": added}), tmp_path / "model")
+    vocabulary = read_vocabulary(tmp_path / "model", read_manifest(tmp_path / "model"))
+    own = {vocabulary._tokenizer.token_to_id(token) for token in added}
+    said = "".join(added)
+    tool = Tool(name="f", description=said)
+    call = ToolCall(id="1", name="f", arguments=json.dumps({"x": said}))
+    messages = [
+        Message(role="system", content=said),
+        Message(role="user", content=said),
+        Message(role="assistant", content=said, tool_calls=(call,)),
+        Message(role="tool", content=said, tool_call_id="1"),
+    ]
+    plain = [m.model_copy(update={"content": "x", "tool_calls": ()}) for m in messages if m.role != "tool"]
+
+    asked, told = vocabulary.prompt(messages[:2]), vocabulary.prompt(messages, (tool,))
+    assert not own & set(asked)
+    # What the words that teach tools spell out themselves is as much text as what was said.
+    assert not own & set(told)
+    assert not own & set(vocabulary.prompt(plain))
+    assert said in text_of(vocabulary, asked)
 
 
 def test_a_template_may_refuse_an_order_of_roles(vocabulary: Vocabulary) -> None:

@@ -35,6 +35,8 @@ class Dialect:
         marker: what `first` begins with, and no text.
         args: empty where a call is `{"name": …, "arguments": …}`; else what stands between name and arguments.
         call_id: stands after the name and before nine letters and digits, where the model writes an id.
+        hint: what a model that calls too readily is told besides.
+        text: the characters that begin text, where the marker is no special token; any, but then the marker is barred.
     """
 
     marker: str
@@ -43,6 +45,8 @@ class Dialect:
     last: str = ""
     args: str = ""
     call_id: str = ""
+    hint: str = ""
+    text: str = ""
 
     def grammar(self, tools: Sequence[Tool], *, is_parallel: bool, literal: Literal) -> str:
         """The rule `calls` and those that it needs."""
@@ -94,6 +98,16 @@ HERMES = Dialect(
     last="\n</tool_call>",
 )
 """Qwen2.5's, and that of Nous Hermes; also for models whose template knows no tools."""
+FENCED = Dialect(
+    "```json",
+    first="```json\n",
+    between="\n",
+    last="\n```",
+    text=r"[^`{\[<]",
+    hint="Call functions only when the request needs one of them, one call for each thing asked; otherwise answer in"
+    " plain text without a call.",
+)
+"""What Qwen2.5-Coder writes, whatever its template teaches: of 20 answers none had Hermes' tags, in both sizes."""
 PHI = Dialect("<|tool_call|>", first="<|tool_call|>[", between=", ", last="]<|/tool_call|>")
 MISTRAL_LIST = Dialect("[TOOL_CALLS]", first="[TOOL_CALLS][", between=", ", last="]")
 """Mistral's tokenizers v3 to v7."""
@@ -101,6 +115,10 @@ MISTRAL_SPACED_LIST = replace(MISTRAL_LIST, first="[TOOL_CALLS] [")
 """The same with SentencePiece, which puts a space after a control token."""
 MISTRAL_V11 = Dialect("[TOOL_CALLS]", "[TOOL_CALLS]", "[TOOL_CALLS]", args="[ARGS]", call_id="[CALL_ID]")
 MISTRAL_V13 = replace(MISTRAL_V11, call_id="")
+
+
+BY_NAME = {"hermes": HERMES, "fenced": FENCED}
+"""Those that a manifest may name, for models that write otherwise than their template teaches."""
 
 
 def of_template(template: str) -> Dialect | None:
@@ -139,16 +157,21 @@ def answer_grammar(
         if schema is not None:
             text = f"text: %json {json.dumps({**schema, 'x-guidance': {'whitespace_flexible': False}})}"
         else:
-            # A special token is no text, so no text can hold one.
-            barred = (
-                "" if literal(dialect.marker).startswith("<[") else f" & ~/(?s:.*){_escaped(dialect.marker)}(?s:.*)/"
-            )
-            text = f"text: TEXT\nTEXT: /(?s:.+)/{barred}"
+            text = f"text: TEXT\nTEXT: {_text(dialect, literal)}"
         lines.append(text)
     if choice != "none":
         lines.append(dialect.grammar(offered, is_parallel=is_parallel, literal=literal))
     start = {"auto": "text | calls", "none": "text"}.get(choice, "calls")
     return "\n".join(["%llguidance {}", f"start: {start}", *lines])
+
+
+def _text(dialect: Dialect, literal: Literal) -> str:
+    """The pattern of text that cannot be taken for calls."""
+    if dialect.text:
+        return f"/{dialect.text}(?s:.*)/"
+    # A special token is no text, so no text can hold one.
+    is_special = literal(dialect.marker).startswith("<[")
+    return "/(?s:.+)/" + ("" if is_special else f" & ~/(?s:.*){_escaped(dialect.marker)}(?s:.*)/")
 
 
 def arguments_grammar(tool: Tool) -> str:

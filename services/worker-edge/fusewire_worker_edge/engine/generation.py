@@ -11,7 +11,7 @@ from fusewire.contracts import Message
 from fusewire_worker_edge.engine.answer import Answer
 from fusewire_worker_edge.engine.api import Completion, GenerateRequest, Hear
 from fusewire_worker_edge.engine.constraint import Grammars
-from fusewire_worker_edge.engine.dialects import check_results
+from fusewire_worker_edge.engine.dialects import BY_NAME, check_results
 from fusewire_worker_edge.engine.mistral import FILES, MistralVocabulary
 from fusewire_worker_edge.engine.model import OnnxModel
 from fusewire_worker_edge.engine.options import EngineOptions
@@ -21,12 +21,16 @@ from fusewire_worker_edge.engine.tokens import Vocabulary
 from fusewire_worker_edge.folder import Manifest
 
 
-def read_vocabulary(folder: Path) -> Vocabulary:
+def read_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary:
     """The vocabulary of a verified model folder."""
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     tokenizer_json = (folder / "tokenizer.json").read_text(encoding="utf-8")
     own = next((folder / name for name in FILES if (folder / name).is_file()), None)
-    return MistralVocabulary(own, tokenizer_json, config) if own else Vocabulary(tokenizer_json, config)
+    return (
+        MistralVocabulary(own, tokenizer_json, config)
+        if own
+        else Vocabulary(tokenizer_json, config, BY_NAME.get(manifest.tool_calls or ""))
+    )
 
 
 class Generator:
@@ -40,7 +44,7 @@ class Generator:
 
     def __init__(self, folder: Path, manifest: Manifest, options: EngineOptions | None = None) -> None:
         self.manifest = manifest
-        self.vocabulary = read_vocabulary(folder)
+        self.vocabulary = read_vocabulary(folder, manifest)
         self.model = OnnxModel(folder, manifest, options or EngineOptions())
         self.scheduler = Scheduler(self.model, self.model.budget, time.perf_counter)
         self._grammars = Grammars(self.vocabulary.tokenizer_json, manifest.vocab_size, manifest.end_tokens)

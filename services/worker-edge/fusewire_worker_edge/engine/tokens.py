@@ -12,8 +12,8 @@ from tokenizers.decoders import DecodeStream
 
 from fusewire.contracts import Message, Tool
 from fusewire_worker_edge.engine.api import RequestRefusedError
-from fusewire_worker_edge.engine.dialects import HERMES, of_template
-from fusewire_worker_edge.engine.wording import conversation, in_words, signature
+from fusewire_worker_edge.engine.dialects import HERMES, Dialect, of_template
+from fusewire_worker_edge.engine.wording import conversation, in_words, signature, with_hint
 
 _SHIELD = re.compile("\ue000(\\d+)\ue001")
 """Private-use characters around the number of a special token, standing for its text inside a message."""
@@ -63,17 +63,20 @@ class Vocabulary:
     Args:
         tokenizer_json: the text of `tokenizer.json`.
         config: what is in `tokenizer_config.json`.
+        dialect: how the model writes calls of tools, where that is another way than its template teaches.
     """
 
-    def __init__(self, tokenizer_json: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, tokenizer_json: str, config: Mapping[str, Any], dialect: Dialect | None = None) -> None:
         self.tokenizer_json = tokenizer_json
         self._tokenizer = Tokenizer.from_str(tokenizer_json)
+        # One without added tokens spells them out, also those that are not marked special, such as `<tool_call>`.
+        self._literally = Tokenizer.from_str(json.dumps({**json.loads(tokenizer_json), "added_tokens": []}))
         named = {name: config[name] for name in ("bos_token", "eos_token", "pad_token", "unk_token") if name in config}
         template = config.get("chat_template", "")
         self._template = ChatTemplate(template, **named)
         taught = of_template(template)
         self._knows_tools = taught is not None
-        self.dialect = taught or HERMES
+        self.dialect = dialect or taught or HERMES
         self._special = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
         longest_first = sorted(self._special, key=len, reverse=True)
         self._special_text = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
@@ -87,6 +90,8 @@ class Vocabulary:
             RequestRefusedError: the chat template does not take such a conversation.
         """
         said, offered = conversation(messages), [signature(tool) for tool in tools]
+        if tools:
+            said = with_hint(said, self.dialect.hint)
         if not self._knows_tools:
             said, offered = in_words(said, offered), []
         ids: list[int] = []
@@ -113,8 +118,8 @@ class Vocabulary:
         return f"\ue000{self._special.index(match[0])}\ue001"
 
     def _encode(self, text: str, *, literal: bool) -> list[int]:
-        self._tokenizer.encode_special_tokens = literal
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        tokenizer = self._literally if literal else self._tokenizer
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 class TextStream:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnxruntime
 
@@ -12,7 +12,7 @@ from fusewire.contracts import Message
 from fusewire_worker_edge.engine.generation import Generator
 from fusewire_worker_edge.folder import MANIFEST, Fidelity, Golden, Manifest, Source, hash_file, staged
 from fusewire_worker_edge.importers import ModelImportError
-from fusewire_worker_edge.importers.gguf import GgufFile, ImportOptions
+from fusewire_worker_edge.importers.gguf import EXACT, GgufFile, ImportOptions
 from fusewire_worker_edge.importers.graph import write_graph
 from fusewire_worker_edge.importers.reference import AsStored, divergence, reference_logits
 from fusewire_worker_edge.importers.tokenizer import end_tokens, write_tokenizer
@@ -65,6 +65,12 @@ def _genai_config(source: GgufFile) -> dict[str, Any]:
     }
 
 
+def _tool_calls(source: GgufFile) -> Literal["fenced"] | None:
+    names = (source.metadata.get("general.basename"), source.metadata.get("general.name"))
+    is_coder = any(str(name).lower().replace(" ", "-").startswith("qwen2.5-coder") for name in names)
+    return "fenced" if is_coder else None
+
+
 def _unproven(source: GgufFile, name: str, folder: Path) -> Manifest:
     """The manifest but for what only running the model can tell."""
     shape = source.shape
@@ -73,13 +79,14 @@ def _unproven(source: GgufFile, name: str, folder: Path) -> Manifest:
         source=Source(name=source.path.name, sha256=source.sha256()),
         architecture=source.architecture,
         quantisation=source.quantisation,
-        block_size=source.options.block_size,
+        block_size=source.options.block_size or EXACT,
         context_length=shape.context_length,
         vocab_size=shape.vocab_size,
         layers=shape.layers,
         kv_heads=shape.kv_heads,
         head_size=shape.head_size,
         end_tokens=tuple(end_tokens(source)),
+        tool_calls=_tool_calls(source),
         onnxruntime=onnxruntime.__version__,
         golden=Golden(message=GOLDEN_MESSAGE, prompt_ids=(), ids=()),
         fidelity=Fidelity(tokens=0, kl=0, top1=0),
@@ -94,9 +101,12 @@ def _prove(source: GgufFile, folder: Path, manifest: Manifest) -> Manifest:
     ids = generator.greedy(prompt, GOLDEN_TOKENS)
     text = [*prompt, *ids]
     computed = generator.logits(text)
-    measured = divergence(reference_logits(source, text), computed)
-    # What quantising anew costs is the importer's choice; what the graph adds to it would be a fault.
-    graph = divergence(reference_logits(AsStored(source), text), computed) if source.is_rounded else measured
+    # Its memory is needed for the reference.
+    del generator
+    measured = graph = divergence(reference_logits(source, text), computed)
+    if measured.kl > MAX_KL and source.is_rounded:
+        # What quantising anew costs is the importer's choice; what the graph adds to it would be a fault.
+        graph = divergence(reference_logits(AsStored(source), text), computed)
     if graph.kl > MAX_KL:
         raise ModelImportError(
             f"the converted model computes something else than the file: its KL divergence over"

@@ -1,9 +1,7 @@
-"""Read a GGUF file: what the architecture is, and its tensors.
-
-The format: ggml's docs/gguf.md. Read with the `gguf` package, which is pure Python over a memory map.
-"""
+"""Read a GGUF file: what the architecture is, and its tensors as they are to be stored."""
 
 import hashlib
+import math
 import mmap
 from collections import Counter
 from dataclasses import dataclass
@@ -11,18 +9,38 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGUFReader
+from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
 
 from fusewire_worker_edge.importers import ModelImportError
-from fusewire_worker_edge.importers.gguf_check import gguf_problem
-from fusewire_worker_edge.importers.repack import FOUR_BITS, QUANTISED, Floats, Packed, quantize, repack
+from fusewire_worker_edge.importers.gguf_header import Header, MalformedError, TensorInfo, read_header
+from fusewire_worker_edge.importers.repack import (
+    FOUR_BITS,
+    QUANTISED,
+    Bytes,
+    Floats,
+    Packed,
+    Rows,
+    assembled,
+    quantize,
+    repack,
+)
 
 DENSE = frozenset({"F32", "F16", "BF16"})
 ARCHITECTURES = ("llama", "qwen2")
 """As GGUF names them; Mistral's models are of the first."""
+VOCABULARY = ("token_embd.weight", "output.weight")
+"""The matrices with a row for each token."""
+_UNUSED = 5
+"""The type of a token that only fills the vocabulary up to a round number."""
 EXACT = 32
 """The block size at which GGUF's blocks are kept as they are."""
+LARGE = 128
+"""The block size whose product reads the least memory and is fast on CPUs."""
+_CHUNK_BYTES = 32 << 20
+"""Of float32 weights at a time, so that no matrix is ever whole in memory as such."""
+_MOST = {"block_count": 1_000, "context_length": 1 << 20, "embedding_length": 1 << 20}
+"""Sizes beyond these are those of no model, and would fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +48,12 @@ class ImportOptions:
     """How weights are to be stored.
 
     Args:
-        block_size: of the product's blocks: 32 keeps the file's own blocks, 128 is smaller and faster, and rounds anew.
+        block_size: of the product's blocks. 32 keeps the file's own blocks; 128 is smaller and faster, and rounds anew;
+            None keeps what has 4 bits and rounds the rest to 8 bits in blocks of 128, which costs next to nothing.
         bits: of what is rounded anew, 4 or 8; None keeps floating point as it is, and 4 bits 4.
     """
 
-    block_size: int = EXACT
+    block_size: int | None = None
     bits: int | None = None
 
 
@@ -55,6 +74,12 @@ class LlamaShape:
     """Whether rotation pairs neighbours, as GGUF stores a llama, or the halves of a head."""
 
 
+def _header(data: mmap.mmap) -> Header:
+    """Read with a view that is let go, so that the map can be closed."""
+    with memoryview(data) as view:
+        return read_header(view)
+
+
 class GgufFile:
     """A GGUF file of one of `ARCHITECTURES`.
 
@@ -67,21 +92,18 @@ class GgufFile:
         self.options = options or ImportOptions()
         try:
             with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                problem = gguf_problem(memoryview(data))
-            if problem:
-                raise ModelImportError(f"{path.name} is not a whole GGUF file: {problem}")
-            reader = GGUFReader(path)
-            self.metadata: dict[str, Any] = {name: field.contents() for name, field in reader.fields.items()}
+                header = _header(data)
         except OSError as exc:
             raise ModelImportError(f"{path.name} cannot be read: {exc.strerror or 'I/O error'}") from None
-        except (ValueError, IndexError, KeyError, OverflowError) as exc:
+        except (MalformedError, ValueError) as exc:  # an empty file cannot be mapped
             raise ModelImportError(f"{path.name} is not a whole GGUF file: {exc}") from None
-        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self.metadata, self._tensors = header.metadata, header.tensors
         self._refuse_unknown_types()
         self.architecture = str(self.metadata.get("general.architecture"))
         if self.architecture not in ARCHITECTURES:
             known = " and ".join(f"'{name}'" for name in ARCHITECTURES)
             raise ModelImportError(f"architecture '{self.architecture}' cannot be converted; {known} can")
+        self.tokens, self.token_kinds = self._vocabulary()
         self.shape = self._shape()
         self._refuse_stray_ids()
 
@@ -93,7 +115,7 @@ class GgufFile:
     @property
     def quantisation(self) -> dict[str, int]:
         """How many tensors there are of each ggml type."""
-        return dict(sorted(Counter(t.tensor_type.name for t in self._tensors.values()).items()))
+        return dict(sorted(Counter(t.kind for t in self._tensors.values()).items()))
 
     def sha256(self) -> str:
         """The hash of the whole file."""
@@ -110,78 +132,157 @@ class GgufFile:
             raise ModelImportError(f"the metadata has no '{key}'")
         return self.metadata[key]
 
-    def floats(self, name: str) -> Floats:
-        """A tensor, dequantised, in its own shape (rows first)."""
+    def number(self, key: str) -> float:
+        """A number of the metadata that is not negative.
+
+        Raises:
+            ModelImportError: it is not there, or is no such number.
+        """
+        value = self.require(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+            raise ModelImportError(f"'{key}' is no number that could be meant")
+        return float(value)
+
+    def texts(self, key: str) -> list[str]:
+        """A list of texts of the metadata.
+
+        Raises:
+            ModelImportError: it is not there, or is no such list.
+        """
+        value = self.require(key)
+        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+            raise ModelImportError(f"'{key}' is no list of texts")
+        return value
+
+    def floats(self, name: str, rows: Rows = slice(None)) -> Floats:
+        """A tensor, dequantised, in its own shape (rows first); of a matrix those rows."""
         tensor = self._tensor(name)
-        return np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32)
+        if isinstance(rows, slice):
+            raw = self._raw(name, rows)
+        else:
+            raw = np.concatenate([self._raw(name, slice(row, row + 1)) for row in rows])
+        found = np.asarray(dequantize(raw, GGMLQuantizationType[tensor.kind]), np.float32)
+        return found.ravel() if len(tensor.shape) == 1 else found
+
+    def columns(self, name: str) -> int | None:
+        """How many columns a matrix has; None of a vector."""
+        shape = self._tensor(name).shape
+        return shape[1] if len(shape) == 2 else None
 
     def matrix(self, name: str, columns: int) -> Packed | Floats:
-        """A matrix with this many columns, stored as the options say."""
+        """A matrix with this many columns, stored as the options say.
+
+        Raises:
+            ModelImportError: it is missing, or no such matrix.
+        """
         tensor = self._tensor(name)
-        if int(tensor.shape[0]) != columns:
-            raise ModelImportError(f"tensor '{name}' has {int(tensor.shape[0])} columns where {columns} were expected")
-        kind, options = tensor.tensor_type.name, self.options
-        if kind in QUANTISED and options.block_size == EXACT:
-            return repack(np.asarray(tensor.data), kind)
-        if kind in QUANTISED:
-            bits = options.bits or 4 if kind in FOUR_BITS else 8
-            return quantize(self.floats(name), bits, options.block_size)
-        if options.bits is None:
-            return self.floats(name)
-        # The vocabulary's matrices suffer most from few bits.
-        bits = 8 if name in ("token_embd.weight", "output.weight") else options.bits
-        return quantize(self.floats(name), bits, options.block_size)
+        if len(tensor.shape) != 2 or tensor.shape[1] != columns:
+            raise ModelImportError(f"tensor '{name}' is {list(tensor.shape)} where {columns} columns were expected")
+        if self._is_kept(tensor):
+            return repack(self._raw(name), tensor.kind) if tensor.kind in QUANTISED else self.floats(name)
+        return self._rounded(name, tensor)
 
     @property
     def is_rounded(self) -> bool:
         """Whether any matrix is stored otherwise than the file has it."""
-        kinds = {t.tensor_type.name for t in self._tensors.values() if len(t.shape) > 1}
-        return (self.options.block_size != EXACT and bool(kinds & QUANTISED)) or (
-            self.options.bits is not None and bool(kinds & DENSE)
-        )
+        return any(len(t.shape) > 1 and not self._is_kept(t) for t in self._tensors.values())
 
-    def _tensor(self, name: str) -> Any:
+    def _is_kept(self, tensor: TensorInfo) -> bool:
+        """Whether a matrix is stored as the file has it."""
+        size = self.options.block_size
+        if tensor.kind in DENSE:
+            return self.options.bits is None
+        return size == EXACT or (size is None and tensor.kind in FOUR_BITS)
+
+    def _rounded(self, name: str, tensor: TensorInfo) -> Packed:
+        """A matrix in new codes, made in pieces."""
+        size, bits = self.options.block_size or LARGE, 8
+        if tensor.kind in FOUR_BITS:
+            bits = self.options.bits or 4
+        elif tensor.kind in DENSE and name not in VOCABULARY:
+            # The vocabulary's matrices suffer most from few bits.
+            bits = self.options.bits or 8
+        rows, step = self._rows(name), max(1, _CHUNK_BYTES // (4 * tensor.shape[1]))
+        starts = range(0, rows, step)
+        return assembled(rows, (quantize(self.floats(name, slice(at, at + step)), bits, size) for at in starts))
+
+    def _raw(self, name: str, rows: slice = slice(None)) -> Bytes:
+        """Rows of a tensor as bytes, [rows, bytes per row]. Read and not mapped, so that they do not stay in memory."""
+        tensor, whole = self._tensor(name), self._rows(name)
+        start, stop, _ = rows.indices(whole)
+        width = tensor.size // math.prod(tensor.shape[:-1])
+        with self.path.open("rb") as file:
+            file.seek(tensor.offset + start * width)
+            return np.fromfile(file, np.uint8, (stop - start) * width).reshape(stop - start, width)
+
+    def _rows(self, name: str) -> int:
+        """How many rows a tensor has; the vocabulary's matrices without those of no token."""
+        rows = math.prod(self._tensor(name).shape[:-1])
+        if name not in VOCABULARY:
+            return rows
+        if rows < len(self.tokens):
+            raise ModelImportError(f"tensor '{name}' has {rows} rows for {len(self.tokens)} tokens")
+        return len(self.tokens)
+
+    def _tensor(self, name: str) -> TensorInfo:
         if name not in self._tensors:
             raise ModelImportError(f"tensor '{name}' is missing")
         return self._tensors[name]
 
+    def _vocabulary(self) -> tuple[list[str], list[int]]:
+        """The tokens and their types, without those at the end that only fill up."""
+        tokens, kinds = self.texts("tokenizer.ggml.tokens"), self.require("tokenizer.ggml.token_type")
+        if not isinstance(kinds, list) or len(kinds) != len(tokens) or not all(isinstance(k, int) for k in kinds):
+            raise ModelImportError("'tokenizer.ggml.token_type' does not give each token a type")
+        used = [at for at, kind in enumerate(kinds) if kind != _UNUSED]
+        count = used[-1] + 1 if used else 0
+        return tokens[:count], kinds[:count]
+
     def _refuse_unknown_types(self) -> None:
         known = QUANTISED | DENSE
-        unknown = [t for t in self._tensors.values() if t.tensor_type.name not in known]
+        unknown = {name: t.kind for name, t in self._tensors.items() if t.kind not in known}
         if unknown:
-            types = ", ".join(sorted({t.tensor_type.name for t in unknown}))
             raise ModelImportError(
-                f"{len(unknown)} tensors are of type {types}, the first is '{unknown[0].name}';"
-                f" {', '.join(sorted(known))} can be converted: take such a file of the same model"
+                f"{len(unknown)} tensors are of type {', '.join(sorted(set(unknown.values())))}, the first is"
+                f" '{next(iter(unknown))}'; {', '.join(sorted(known))} can be converted: take such a file of the"
+                " same model"
             )
 
     def _refuse_stray_ids(self) -> None:
-        for key, value in self.metadata.items():
-            if key.endswith("_token_id") and not 0 <= int(value) < self.shape.vocab_size:
-                raise ModelImportError(f"'{key}' is {value}, and there are {self.shape.vocab_size} tokens")
+        for key in [key for key in self.metadata if key.endswith("_token_id")]:
+            if not 0 <= self.number(key) < self.shape.vocab_size:
+                raise ModelImportError(f"'{key}' is {self.metadata[key]}, and there are {self.shape.vocab_size} tokens")
+
+    def _size(self, key: str, default: int | None = None) -> int:
+        """A size of the architecture, at least 1."""
+        whole = f"{self.architecture}.{key}"
+        if default is not None and whole not in self.metadata:
+            return default
+        found = int(self.number(whole))
+        most = _MOST.get(key, 1 << 16)
+        if not 1 <= found <= most:
+            raise ModelImportError(f"'{whole}' is {found}, where 1 to {most} can be meant")
+        return found
 
     def _shape(self) -> LlamaShape:
-        def number(key: str, default: float | None = None) -> float:
-            if default is not None and f"{self.architecture}.{key}" not in self.metadata:
-                return default
-            return float(self.require(f"{self.architecture}.{key}"))
-
-        scaling = self.metadata.get(f"{self.architecture}.rope.scaling.type", "none")
+        name = self.architecture
+        scaling = self.metadata.get(f"{name}.rope.scaling.type", "none")
         if scaling != "none":
             raise ModelImportError(f"rope scaling '{scaling}' cannot be converted")
-        hidden, heads = int(number("embedding_length")), int(number("attention.head_count"))
-        head_size = int(number("attention.key_length", hidden // heads))
-        if int(number("rope.dimension_count", head_size)) != head_size:
+        hidden, heads = self._size("embedding_length"), self._size("attention.head_count")
+        head_size = self._size("attention.key_length", max(1, hidden // heads))
+        if self._size("rope.dimension_count", head_size) != head_size:
             raise ModelImportError("rotary embedding of a part of each head cannot be converted")
+        theta = f"{name}.rope.freq_base"
         return LlamaShape(
-            layers=int(number("block_count")),
+            layers=self._size("block_count"),
             hidden=hidden,
             heads=heads,
-            kv_heads=int(number("attention.head_count_kv", heads)),
+            kv_heads=self._size("attention.head_count_kv", heads),
             head_size=head_size,
-            vocab_size=len(self.require("tokenizer.ggml.tokens")),
-            context_length=int(number("context_length")),
-            rope_theta=number("rope.freq_base", 10000.0),
-            rms_epsilon=number("attention.layer_norm_rms_epsilon"),
-            rotary_interleaved=self.architecture == "llama",
+            vocab_size=len(self.tokens),
+            context_length=self._size("context_length"),
+            rope_theta=self.number(theta) if theta in self.metadata else 10000.0,
+            rms_epsilon=self.number(f"{name}.attention.layer_norm_rms_epsilon"),
+            rotary_interleaved=name == "llama",
         )

@@ -12,7 +12,12 @@ from typing import Protocol
 import numpy as np
 
 from fusewire_worker_edge.importers.gguf import GgufFile, LlamaShape
-from fusewire_worker_edge.importers.repack import Floats, Packed
+from fusewire_worker_edge.importers.repack import Floats, Packed, Rows
+
+_HEAD_ROWS = 8192
+"""Of the vocabulary's matrix at a time: whole it would be the largest thing in memory by far."""
+_POSITIONS = 32
+"""Compared at a time, for the same reason."""
 
 
 class Weights(Protocol):
@@ -28,8 +33,8 @@ class Weights(Protocol):
         """The names of the tensors."""
         ...
 
-    def floats(self, name: str) -> Floats:
-        """A tensor."""
+    def floats(self, name: str, rows: Rows = slice(None)) -> Floats:
+        """A tensor; of a matrix those rows."""
         ...
 
 
@@ -39,14 +44,17 @@ class AsStored:
     def __init__(self, source: GgufFile) -> None:
         self._source = source
         self.shape, self.names = source.shape, source.names
+        self._last: tuple[str, Packed | Floats] | None = None
 
-    def floats(self, name: str) -> Floats:
+    def floats(self, name: str, rows: Rows = slice(None)) -> Floats:
         """See `Weights.floats`."""
-        weights = self._source.floats(name)
-        if weights.ndim == 1:
-            return weights
-        stored = self._source.matrix(name, weights.shape[1])
-        return stored.dequantize() if isinstance(stored, Packed) else stored
+        columns = self._source.columns(name)
+        if columns is None:
+            return self._source.floats(name)
+        if self._last is None or self._last[0] != name:
+            self._last = (name, self._source.matrix(name, columns))
+        stored = self._last[1]
+        return stored.take(rows).dequantize() if isinstance(stored, Packed) else stored[rows]
 
 
 @dataclass(frozen=True)
@@ -112,21 +120,47 @@ def _mlp(source: Weights, layer: int, x: Floats) -> Floats:
     return np.asarray((gate / (1 + np.exp(-gate)) * up) @ source.floats(f"blk.{layer}.ffn_down.weight").T, np.float32)
 
 
-def reference_logits(source: Weights, ids: Sequence[int]) -> Floats:
-    """The logits after each token, [len(ids), vocabulary]."""
+def reference_states(source: Weights, ids: Sequence[int]) -> Floats:
+    """What the head is given after each token, [len(ids), hidden]."""
     epsilon = source.shape.rms_epsilon
-    embedding = source.floats("token_embd.weight")
-    x = embedding[np.asarray(ids)]
+    x = source.floats("token_embd.weight", list(ids))
     for layer in range(source.shape.layers):
         x = x + _attention(source, layer, _rms_norm(x, source.floats(f"blk.{layer}.attn_norm.weight"), epsilon))
         x = x + _mlp(source, layer, _rms_norm(x, source.floats(f"blk.{layer}.ffn_norm.weight"), epsilon))
-    x = _rms_norm(x, source.floats("output_norm.weight"), epsilon)
-    head = source.floats("output.weight") if "output.weight" in source.names else embedding
-    return np.asarray(x @ head.T, np.float32)
+    return _rms_norm(x, source.floats("output_norm.weight"), epsilon)
+
+
+def reference_head(source: Weights, states: Floats) -> Floats:
+    """The logits of such states, [positions, vocabulary]."""
+    name = "output.weight" if "output.weight" in source.names else "token_embd.weight"
+    starts = range(0, source.shape.vocab_size, _HEAD_ROWS)
+    parts = [states @ source.floats(name, slice(at, at + _HEAD_ROWS)).T for at in starts]
+    return np.concatenate(parts, axis=-1, dtype=np.float32)
+
+
+def reference_logits(source: Weights, ids: Sequence[int]) -> Floats:
+    """The logits after each token, [len(ids), vocabulary]."""
+    return reference_head(source, reference_states(source, ids))
 
 
 def divergence(reference: Floats, measured: Floats) -> Divergence:
     """Compare two sets of logits, both [positions, vocabulary]."""
+    starts = range(0, len(reference), _POSITIONS)
+    parts = [_divergence(reference[at : at + _POSITIONS], measured[at : at + _POSITIONS]) for at in starts]
+    return mean(parts)
+
+
+def mean(parts: Sequence[Divergence]) -> Divergence:
+    """Of several pieces of a text, as if it had been compared whole."""
+    tokens = sum(part.tokens for part in parts)
+    return Divergence(
+        tokens=tokens,
+        kl=sum(part.kl * part.tokens for part in parts) / tokens,
+        top1=sum(part.top1 * part.tokens for part in parts) / tokens,
+    )
+
+
+def _divergence(reference: Floats, measured: Floats) -> Divergence:
 
     def log_softmax(x: Floats) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
         shifted = x.astype(np.float64) - x.max(axis=-1, keepdims=True)

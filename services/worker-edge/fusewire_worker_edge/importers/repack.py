@@ -2,19 +2,25 @@
 
 `MatMulNBits` computes `scale * (code - zero_point)` with a fixed integer zero point (8 for 4 bits, 128 for
 8 bits). A GGUF block of weights is `w = d*q + m`, so the scale is `d` and what is left over is one number per
-block, the offset. It is zero for Q4_0, Q8_0 and Q6_K; for Q4_1 and Q4_K it is `m + 8*d`, and the graph adds
-`sum(x over the block) * offset` to the product. Such a block is re-encoded as it is; nothing is quantised anew.
-Block layouts: ggml's ggml-common.h (block_q4_0, block_q4_1, block_q8_0, block_q4_K, block_q6_K).
+block, the offset. It is zero for Q4_0, Q5_0, Q6_K and Q8_0; for Q4_1 and Q4_K it is `m + 8*d`, for Q5_1 and Q5_K
+`m + 16*d`, and the graph adds `sum(x over the block) * offset` to the product. Such a block is re-encoded as it is;
+nothing is quantised anew. Codes of 5 and 6 bits are kept in 8.
+Block layouts: ggml's ggml-common.h (block_q4_0, block_q5_0, block_q4_K and so on).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+Rows = slice | Sequence[int]
+
+_CENTRE = 128
+"""The code of 8 bits that stands for zero."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +59,15 @@ class Packed:
         """Matrices of the same encoding can be stacked."""
         return self.bits, self.block_size, self.offsets is not None
 
+    def take(self, rows: Rows) -> "Packed":
+        """Some of its rows."""
+        offsets = None if self.offsets is None else self.offsets[rows]
+        return Packed(self.bits, self.codes[rows], self.scales[rows], offsets)
+
     def dequantize(self) -> Floats:
         """The weights, [N, K]."""
         if self.bits == 8:
-            codes = self.codes.astype(np.float32) - 128
+            codes = self.codes.astype(np.float32) - _CENTRE
         else:
             nibbles = np.stack([self.codes & 0x0F, self.codes >> 4], axis=-1)
             codes = nibbles.reshape(*self.scales.shape, self.block_size).astype(np.float32) - 8
@@ -94,17 +105,46 @@ def _q8_0(blocks: Bytes) -> Packed:
     return Packed(8, blocks[..., 2:] ^ np.uint8(0x80), _half(blocks[..., :2]), None)
 
 
-def _q4_k(blocks: Bytes) -> Packed:
-    """256 weights in 8 blocks of 32, whose scales and minima are 6 bits times one float each."""
-    rows, supers = blocks.shape[:2]
+def _fifth_bits(raw: Bytes) -> Bytes:
+    """The high bits of 32 codes, from a little-endian number. [..., 4] -> [..., 32]."""
+    return np.unpackbits(raw, axis=-1, bitorder="little") << np.uint8(4)
+
+
+def _q5_0(blocks: Bytes) -> Packed:
+    codes = _halves(blocks[..., 6:]) | _fifth_bits(blocks[..., 2:6])
+    return Packed(8, codes + np.uint8(_CENTRE - 16), _half(blocks[..., :2]), None)
+
+
+def _q5_1(blocks: Bytes) -> Packed:
+    codes, scales = _halves(blocks[..., 8:]) | _fifth_bits(blocks[..., 4:8]), _half(blocks[..., :2])
+    return Packed(8, codes + np.uint8(_CENTRE - 16), scales, _half(blocks[..., 2:4]) + 16 * scales)
+
+
+def _k_scales(blocks: Bytes) -> tuple[Floats, Floats]:
+    """Of 256 weights in 8 blocks of 32: scales and minima, 6 bits each times one float. [..., 8] each."""
     d, least = _half(blocks[..., :2]), _half(blocks[..., 2:4])
     low, middle, high = (blocks[..., 4 + 4 * i : 8 + 4 * i] for i in range(3))
     scale = np.concatenate([low & 63, (high & 0x0F) | (low >> 6 << 4)], axis=-1)
     minimum = np.concatenate([middle & 63, (high >> 4) | (middle >> 6 << 4)], axis=-1)
-    scales = d[..., None] * scale
-    offsets = 8 * scales - least[..., None] * minimum
+    return d[..., None] * scale, least[..., None] * minimum
+
+
+def _q4_k(blocks: Bytes) -> Packed:
+    rows, supers = blocks.shape[:2]
+    scales, minima = _k_scales(blocks)
     codes = _halves(blocks[..., 16:].reshape(rows, supers, 4, 32)).reshape(rows, supers * 8, 32)
-    return Packed(4, _pairs(codes), scales.reshape(rows, -1), offsets.reshape(rows, -1))
+    return Packed(4, _pairs(codes), scales.reshape(rows, -1), (8 * scales - minima).reshape(rows, -1))
+
+
+def _q5_k(blocks: Bytes) -> Packed:
+    """As Q4_K; the high bits of the block i are the bits i of 32 bytes."""
+    rows, supers = blocks.shape[:2]
+    scales, minima = _k_scales(blocks)
+    low = _halves(blocks[..., 48:].reshape(rows, supers, 4, 32)).reshape(rows, supers, 8, 32)
+    high = blocks[..., None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1
+    codes = np.asarray(low | (high << 4), np.uint8).reshape(rows, supers * 8, 32)
+    offsets = (16 * scales - minima).reshape(rows, -1)
+    return Packed(8, codes + np.uint8(_CENTRE - 16), scales.reshape(rows, -1), offsets)
 
 
 def _q6_k(blocks: Bytes) -> Packed:
@@ -114,14 +154,17 @@ def _q6_k(blocks: Bytes) -> Packed:
     high = blocks[..., 128:192].reshape(rows, supers, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3
     codes = np.asarray(low.reshape(rows, -1, 16) | (high.reshape(rows, -1, 16) << 4), np.uint8)
     scales = _half(blocks[..., 208:])[..., None] * blocks[..., 192:208].view(np.int8)
-    return Packed(8, codes + np.uint8(128 - 32), scales.reshape(rows, -1), None)
+    return Packed(8, codes + np.uint8(_CENTRE - 32), scales.reshape(rows, -1), None)
 
 
 _FORMATS: dict[str, tuple[int, Callable[[Bytes], Packed]]] = {
     "Q4_0": (18, _q4_0),
     "Q4_1": (20, _q4_1),
+    "Q5_0": (22, _q5_0),
+    "Q5_1": (24, _q5_1),
     "Q8_0": (34, _q8_0),
     "Q4_K": (144, _q4_k),
+    "Q5_K": (176, _q5_k),
     "Q6_K": (210, _q6_k),
 }
 FOUR_BITS = frozenset({"Q4_0", "Q4_1", "Q4_K"})
@@ -157,12 +200,35 @@ def quantize(weights: Floats, bits: int, block_size: int) -> Packed:
     blocks = weights.reshape(rows, -1, block_size).astype(np.float32)
     if bits == 8:
         scales = np.abs(blocks).max(axis=-1) / 127
-        codes = np.rint(blocks / np.where(scales, scales, 1)[..., None]) + 128
+        codes = np.rint(blocks / np.where(scales, scales, 1)[..., None]) + _CENTRE
         return Packed(8, codes.astype(np.uint8), scales, None)
     least = blocks.min(axis=-1)
     scales = (blocks.max(axis=-1) - least) / 15
     codes = np.rint((blocks - least[..., None]) / np.where(scales, scales, 1)[..., None])
     return Packed(4, _pairs(codes.astype(np.uint8)), scales, least + 8 * scales)
+
+
+def assembled(rows: int, parts: Iterable[Packed]) -> Packed:
+    """A matrix of so many rows from pieces that are made one after the other, each forgotten when it has its place."""
+    whole: Packed | None = None
+    at = 0
+    for part in parts:
+        whole = whole or _empty(rows, part)
+        end = at + part.rows
+        whole.codes[at:end], whole.scales[at:end] = part.codes, part.scales
+        if whole.offsets is not None and part.offsets is not None:
+            whole.offsets[at:end] = part.offsets
+        at = end
+    if whole is None:
+        raise ValueError("there are no pieces")
+    return whole
+
+
+def _empty(rows: int, like: Packed) -> Packed:
+    def room(array: NDArray[Any]) -> NDArray[Any]:
+        return np.empty((rows, *array.shape[1:]), array.dtype)
+
+    return Packed(like.bits, room(like.codes), room(like.scales), None if like.offsets is None else room(like.offsets))
 
 
 def stack(parts: Sequence[Packed]) -> Packed:

@@ -74,17 +74,17 @@ def _tokenizer(source: GgufFile) -> dict[str, Any]:
         raise ModelImportError(
             f"tokenizer '{kind}' cannot be converted; 'gpt2' (byte-level BPE) and 'llama' (SentencePiece) can"
         )
-    tokens = source.require("tokenizer.ggml.tokens")
+    tokens = source.tokens
     post_processor = None
     # SentencePiece's own default is to begin every text with a token, byte-level BPE's is not to.
     if source.metadata.get("tokenizer.ggml.add_bos_token", kind == "llama"):
-        begin = int(source.require("tokenizer.ggml.bos_token_id"))
+        begin = int(source.number("tokenizer.ggml.bos_token_id"))
         post_processor = _begin_with(tokens[begin], begin)
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": _added_tokens(tokens, source.require("tokenizer.ggml.token_type")),
+        "added_tokens": _added_tokens(tokens, source.token_kinds),
         "post_processor": post_processor,
         **made(source, tokens),
     }
@@ -113,7 +113,7 @@ def _byte_level(source: GgufFile, tokens: list[str]) -> dict[str, Any]:
         "normalizer": {"type": "NFC"} if pre in _NORMALISED else None,
         "pre_tokenizer": _PRE_TOKENIZERS[pre],
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": _bpe(tokens, source.require("tokenizer.ggml.merges"), ignore_merges=pre in ("llama-bpe", "tekken")),
+        "model": _bpe(tokens, source.texts("tokenizer.ggml.merges"), ignore_merges=pre in ("llama-bpe", "tekken")),
     }
 
 
@@ -123,6 +123,8 @@ def _sentencepiece(source: GgufFile, tokens: list[str]) -> dict[str, Any]:
     As `SentencePieceExtractor` of transformers does it.
     """
     scores = source.require("tokenizer.ggml.scores")
+    if not isinstance(scores, list) or len(scores) < len(tokens):
+        raise ModelImportError("'tokenizer.ggml.scores' does not give each token a score")
     rank = {token: i for i, token in enumerate(tokens)}
     merges = []
     for piece in sorted((t for t in rank if len(t) > 1), key=lambda t: (-scores[rank[t]], rank[t])):
@@ -146,11 +148,10 @@ def _sentencepiece(source: GgufFile, tokens: list[str]) -> dict[str, Any]:
 
 def end_tokens(source: GgufFile) -> list[int]:
     """The ids that end an answer, the model's own end token first."""
-    tokens = source.require("tokenizer.ggml.tokens")
-    kinds = source.require("tokenizer.ggml.token_type")
-    ids = [int(source.require("tokenizer.ggml.eos_token_id"))]
+    tokens, kinds = source.tokens, source.token_kinds
+    ids = [int(source.number("tokenizer.ggml.eos_token_id"))]
     if "tokenizer.ggml.eot_token_id" in source.metadata:
-        ids.append(int(source.metadata["tokenizer.ggml.eot_token_id"]))
+        ids.append(int(source.number("tokenizer.ggml.eot_token_id")))
     ids += [i for i, (t, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind == _CONTROL and t in _END_OF_TURN]
     return list(dict.fromkeys(ids))
 
@@ -168,7 +169,7 @@ def write_tokenizer(source: GgufFile, folder: Path) -> None:
     Raises:
         ModelImportError: the vocabulary is of a kind that cannot be converted, or there is no chat template.
     """
-    tokens = source.require("tokenizer.ggml.tokens")
+    tokens = source.tokens
     is_mistral = source.metadata.get("tokenizer.ggml.model") == "llama" and copy_tokenizer(tokens, folder)
     config: dict[str, Any] = {
         "chat_template": source.metadata.get("tokenizer.chat_template", "") if is_mistral else _template(source),

