@@ -246,8 +246,8 @@ def model_import(
     block_size: Annotated[
         int | None,
         typer.Option(
-            help="32 keeps the file's own blocks; 128 is smaller and faster, and rounds anew. Without it 4 bits stay "
-            "as they are and the rest is kept in 8 bits, in blocks of 128."
+            help="32 keeps the file's own blocks; 128 is smaller and faster, and rounds anew. Without it 4 and 8 "
+            "bits stay as they are and the rest is kept in 8 bits, in blocks of 128."
         ),
     ] = None,
     bits: Annotated[

@@ -262,6 +262,12 @@ class Pool(Section):
     A judge that is also a member does not vote on its own answer."""
     jury: tuple[Name, ...] = Field(default=(), max_length=5)
     """Several models that judge together, best of different families; `judge` (or the first) then writes merges."""
+    judge_by: Literal["margin", "words"] = "margin"
+    """How edge judges choose. `margin`: by the probability of each answer's label, over orders in which each stands
+    everywhere once; small models that write a verdict name whatever stands first. Hosted judges always write."""
+    judge_own: bool = False
+    """Whether a judge by margin has a voice on answers of its own model too, for pools in which the strongest model is
+    both."""
     criteria: str | None = Field(default=None, max_length=4000)
     """What the judge shall value, in place of: correct first, complete second, clear third."""
     preset: Preset | None = None

@@ -374,7 +374,7 @@ async def test_a_merge_can_be_read_while_it_is_written_where_nothing_can_refuse_
         return merge if task.kind == "write" else echo(task)
 
     models = {name: {"kind": "edge", "path": "/nowhere"} for name in (*texts, "w")}
-    config = settings(models=models, pool={"members": list(texts), "judge": "w", "guard": guard})
+    config = settings(models=models, pool={"members": list(texts), "judge": "w", "judge_by": "words", "guard": guard})
     shown, told = await streamed(config, running, EchoWorker(config, answer), mode="merge")
 
     assert shown["status"] == "fused"

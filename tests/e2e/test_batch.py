@@ -125,8 +125,11 @@ def test_a_batch_survives_kill_9_of_every_process(cli: Cli, server: FakeServer) 
     assert {r["status"] for r in results} <= {"fused", "voted"}
     count = cli.run("query", "select count(*) n, count(distinct custom_id) d from v_outcome", "-f", "json")
     assert json.loads(count.stdout) == [{"n": 300, "d": 300}]
-    # Three members and two verdicts each; only calls in flight at the worker's death may be made again, once.
-    assert 1500 <= paid_calls(server) <= 1500 + 5 * 24
+    # Three members and two verdicts each; only calls in flight at the worker's death may be made again, once. One of a
+    # member that its panel closed without may not have been made yet.
+    missing = sum(answer["status"] == "missing" for r in results for answer in r["answers"])
+    assert missing <= 24
+    assert 1500 - missing <= paid_calls(server) <= 1500 + 5 * 24
 
 
 @pytest.mark.slow

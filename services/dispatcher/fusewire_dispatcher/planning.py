@@ -67,6 +67,9 @@ class PoolSpec:
     debate_rounds: int
     config_hash: str
     jury: tuple[str, ...] = ()
+    is_by_margin: bool = False
+    """How its edge judges choose."""
+    judges_own: bool = False
     policy: Policy = field(default_factory=Policy)
     max_tokens: int | None = None
     """The answer length of members that are not its own."""
@@ -230,7 +233,14 @@ def _judges(
             excluded.append(Excluded(name="judge" if model == writer else f"juror-{model}", reason=reason))
         else:
             spec = book.models[model]
-            permitted[model] = PlannedJudge(model=model, tier=spec.tier, family=spec.family)
+            by_margin = spec.tier == "edge" and pool.is_by_margin
+            permitted[model] = PlannedJudge(
+                model=model,
+                tier=spec.tier,
+                family=spec.family,
+                by_margin=by_margin,
+                sees_own=by_margin and pool.judges_own,
+            )
     jurors = tuple(permitted[model] for model in jury if model in permitted)
     return permitted.get(writer or "", next(iter(jurors), None)), jurors, excluded
 
@@ -270,6 +280,7 @@ def expand(asked: Round, book: Book) -> tuple[Task, ...]:
                 messages=with_system(call.messages, member.system if member else None),
                 sampling=sampling,
                 expected_tokens=call.expected_tokens,
+                choices=call.choices,
                 tools=call.tools,
                 tool_choice=call.tool_choice,
                 parallel_tool_calls=call.parallel_tool_calls,

@@ -44,6 +44,8 @@ def _spec(name: str, settings: Settings) -> PoolSpec:
         ),
         judge=pool.judge or next(iter(pool.jury), None),
         jury=pool.jury,
+        is_by_margin=pool.judge_by == "margin",
+        judges_own=pool.judge_own,
         policy=_policy(pool),
         quorum=pool.quorum,
         debate_rounds=pool.debate_rounds,

@@ -45,6 +45,8 @@ class Verdict(Part):
     winner: str | None = None
     """Whom it named; None if that could not be read."""
     rung: Rung | None = None
+    logprobs: tuple[float, ...] = ()
+    """Of each that was shown, from a judge that decides by margin."""
     void: str | None = None
     """Why it does not count."""
     is_consistent: bool | None = None

@@ -58,6 +58,10 @@ class PlannedJudge(Part):
     model: str
     tier: Tier
     family: str
+    by_margin: bool = False
+    """Whether it decides by the probabilities of the labels over several orders, and writes nothing."""
+    sees_own: bool = False
+    """Whether it has a voice on answers of its own model too."""
 
 
 Gate = Literal["none", "edge-first"]

@@ -23,6 +23,8 @@ class Call(Part):
     """What the client or the pool asks for; nothing else is sent to a hosted model, which may refuse it."""
     expected_tokens: int | None = Field(default=None, ge=1)
     """About how long the answer is. The limit at the edge, where models ramble; hosted ones need room for thought."""
+    choices: tuple[str, ...] = ()
+    """Single letters, of which the answer is one; the model then says how probable each is. Edge models only."""
     tools: tuple[Tool, ...] = ()
     tool_choice: str = "auto"
     parallel_tool_calls: bool = True

@@ -27,6 +27,8 @@ class Task(Wire):
     sampling: Sampling
     expected_tokens: int | None = Field(default=None, ge=1)
     """See `Call`."""
+    choices: tuple[str, ...] = ()
+    """See `Call`."""
     tools: tuple[Tool, ...] = ()
     tool_choice: str = "auto"
     parallel_tool_calls: bool = True

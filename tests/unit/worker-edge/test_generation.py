@@ -254,3 +254,23 @@ def test_a_cancelled_answer_is_told_no_further(tiny_generator: Generator) -> Non
         tiny_generator.generate(request(max_tokens=1000), After(5), pieces.append)
 
     assert 0 < len(pieces) <= 6
+
+
+def test_of_choices_the_most_probable_is_the_answer_and_each_is_told(tiny_generator: Generator) -> None:
+    asked = request(choices=("B", "K", "T"))
+    completion = tiny_generator.generate(asked, never)
+    vocabulary = tiny_generator.vocabulary
+    logits = tiny_generator.logits(vocabulary.prompt(asked.messages))[-1]
+    scores = [float(logits[vocabulary.single(choice)]) for choice in asked.choices]
+    expected = np.exp(scores) / np.exp(scores).sum()
+
+    assert np.allclose(np.exp(completion.choice_logprobs), expected, atol=1e-5)
+    assert completion.text == asked.choices[int(expected.argmax())]
+    assert (completion.finish_reason, completion.completion_tokens) == ("stop", 1)
+    assert completion.mean_logprob == pytest.approx(max(completion.choice_logprobs))
+
+
+@pytest.mark.parametrize("choice", ["yes", "é", ""])
+def test_a_choice_that_is_not_one_token_is_refused(tiny_generator: Generator, choice: str) -> None:
+    with pytest.raises(RequestRefusedError, match="is not one token"):
+        run(tiny_generator, choices=(choice, "B"))

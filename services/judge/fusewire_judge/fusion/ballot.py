@@ -1,12 +1,13 @@
 """Asking judges: each in two opposite orders, each call with labels of its own, read on the ladder, then counted."""
 
+import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from fusewire.contracts import CONTROL, Call, Candidate, Message, PlannedJudge, Rung, Sampling, Verdict, VerdictKind
 from fusewire_judge.fusion.case import Case, Replies, Said
-from fusewire_judge.fusion.wording import Lineup, control, lineup, verdict, verdict_schema
+from fusewire_judge.fusion.wording import Lineup, choice, control, lineup, rotations, verdict, verdict_schema
 from fusewire_judge.verdict import Read, Unreadable, read
 
 _Left = TypeVar("_Left")
@@ -62,6 +63,17 @@ class Count:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """How probable each label was to a judge by margin."""
+
+    logprobs: tuple[float, ...]
+
+
+Reading = Read | Scored | Unreadable | None
+"""What came of one judge call."""
+
+
+@dataclass(frozen=True)
 class Paper:
     """One judge call."""
 
@@ -69,6 +81,11 @@ class Paper:
     juror: PlannedJudge
     shown: Lineup
     control: str | None
+
+    @property
+    def is_by_margin(self) -> bool:
+        """Whether probabilities decide, and not words."""
+        return self.juror.by_margin
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -106,7 +123,7 @@ def poll(
         for number, juror in enumerate(jurors, 1)
     ]
     papers = [paper for stack in stacks for paper in stack]
-    found: dict[str, Read | Unreadable | None] = {}
+    found: dict[str, Reading] = {}
     rungs: dict[str, Rung] = {}
     pending = papers
     for suffix in ("", "-again"):
@@ -116,17 +133,21 @@ def poll(
         again = []
         for paper in pending:
             reply = replies.get(paper.name + suffix)
-            result = found[paper.name] = _read(reply, paper.schema)
-            if isinstance(result, Read):
+            result = found[paper.name] = _scored(reply, paper) if paper.is_by_margin else _read(reply, paper.schema)
+            if isinstance(result, Scored):
+                rungs[paper.name] = "strict"
+            elif isinstance(result, Read):
                 rungs[paper.name] = result.rung if not suffix else "reasked"
-            elif reply is not None and reply.ok:
+            elif not paper.is_by_margin and reply is not None and reply.ok:
                 again.append(paper)
         pending = again
     return _count(stacks, found, rungs, kind)
 
 
 def _foreign(case: Case, said: Sequence[Said], juror: PlannedJudge) -> Sequence[Said]:
-    """The answers that are not of the judge's own model; all of them where all are."""
+    """The answers that are not of the judge's own model; all of them where all are, or where it may see its own."""
+    if juror.sees_own:
+        return said
     models = {m.name: m.model for m in case.plan.members}
     return [one for one in said if models.get(one.member) != juror.model] or said
 
@@ -139,7 +160,9 @@ def _papers(case: Case, said: Sequence[Said], key: str, juror: PlannedJudge, fir
     if held:
         seen.append(Said(CONTROL, 0.0, held[1], 0))
     forward = lineup(seen, case.plan.seed, key)
-    if firsts:
+    if juror.by_margin:
+        shown = list(rotations(seen, case.plan.seed, key))
+    elif firsts:
         here = [name for name in firsts if name in forward.members]
         shown = [lineup(seen, case.plan.seed, f"{key}-{name}", first=name) for name in here]
     else:
@@ -148,6 +171,15 @@ def _papers(case: Case, said: Sequence[Said], key: str, juror: PlannedJudge, fir
 
 
 def _call(case: Case, paper: Paper, suffix: str) -> Call:
+    if paper.is_by_margin:
+        return Call(
+            name=paper.name + suffix,
+            kind="verdict",
+            model=paper.juror.model,
+            messages=choice(case.prompt, paper.shown, case.plan.policy.criteria),
+            expected_tokens=1,
+            choices=paper.shown.labels,
+        )
     return Call(
         name=paper.name + suffix,
         kind="verdict",
@@ -158,6 +190,16 @@ def _call(case: Case, paper: Paper, suffix: str) -> Call:
     )
 
 
+def _scored(reply: Candidate | None, paper: Paper) -> Scored | Unreadable:
+    if reply is None:
+        return Unreadable("no_answer")
+    if reply.error:
+        return Unreadable(reply.error.code)
+    if len(reply.choice_logprobs) != len(paper.shown.labels):
+        return Unreadable("no_probabilities")
+    return Scored(reply.choice_logprobs)
+
+
 def _read(reply: Candidate | None, schema: dict[str, Any]) -> Read | Unreadable:
     if reply is None:
         return Unreadable("no_answer")
@@ -166,7 +208,7 @@ def _read(reply: Candidate | None, schema: dict[str, Any]) -> Read | Unreadable:
 
 def _count(
     stacks: Sequence[Sequence[Paper]],
-    found: Mapping[str, Read | Unreadable | None],
+    found: Mapping[str, Reading],
     rungs: Mapping[str, Rung],
     kind: VerdictKind,
 ) -> Count:
@@ -177,7 +219,10 @@ def _count(
     faults: list[str] = []
     for stack in stacks:
         mine = [_verdict(paper, found[paper.name], rungs.get(paper.name), kind) for paper in stack]
-        winners = [one.winner for one in mine if one.winner]
+        preferred = _preferred(stack, found)
+        # Over all orders together; one order by itself would tell what the judge likes of a place.
+        counted_for = [one.winner and (preferred[0] if preferred else one.winner) for one in mine]
+        winners = [name for name in counted_for if name]
         if CONTROL in winners:
             faults.append("picked_control")
             verdicts += [one.model_copy(update={"void": one.void or "picked_control"}) for one in mine]
@@ -186,17 +231,18 @@ def _count(
         is_swapped = len(stack) == 2 and stack[0].shown.members == stack[1].shown.members[::-1]
         if is_swapped and len(winners) == 1:
             faults.append("one_order")
-        agree = winners[0] == winners[1] if is_swapped and len(winners) == 2 else None
+        agree = mine[0].winner == mine[1].winner if is_swapped and len(winners) == 2 else None
         verdicts += [one.model_copy(update={"is_consistent": agree}) for one in mine]
-        for paper, one in zip(stack, mine, strict=True):
-            reading = found[paper.name]
-            if one.winner is None or not isinstance(reading, Read):
+        for paper, winner in zip(stack, counted_for, strict=True):
+            if winner is None:
                 continue
             for member in paper.shown.members:
                 if member != CONTROL:
                     seen[member] = seen.get(member, 0) + 1
-                    named[member] = named.get(member, 0) + (member == one.winner)
-            reasons.setdefault(one.winner, reading.value["reason"])
+                    named[member] = named.get(member, 0) + (member == winner)
+            reading = found[paper.name]
+            told = reading.value["reason"] if isinstance(reading, Read) else preferred and preferred[1]
+            reasons.setdefault(winner, told or "")
     counted = [one.rung for one in verdicts if one.rung and not one.void]
     first = next((stack[0] for stack in stacks if stack), None)
     return Count(
@@ -210,7 +256,34 @@ def _count(
     )
 
 
-def _verdict(paper: Paper, result: Read | Unreadable | None, rung: Rung | None, kind: VerdictKind) -> Verdict:
+def _preferred(stack: Sequence[Paper], found: Mapping[str, Reading]) -> tuple[str, str] | None:
+    """Whom a judge by margin prefers over all orders together, and by how much; None for one that writes.
+
+    The mean log probability over orders in which each answer stands everywhere once, and each place has its letter:
+    what the model likes of a place or a letter falls out of the comparison. Over two orders it is the sum of both
+    margins.
+    """
+    scores: dict[str, list[float]] = {}
+    for paper in stack:
+        reading = found[paper.name]
+        if isinstance(reading, Scored):
+            for member, logprob in zip(paper.shown.members, reading.logprobs, strict=True):
+                scores.setdefault(member, []).append(logprob)
+    if not scores:
+        return None
+    means = {member: sum(each) / len(each) for member, each in scores.items()}
+    best = max(means, key=lambda member: means[member])
+    share = 1 / sum(math.exp(mean - means[best]) for mean in means.values())
+    orders = len(next(iter(scores.values())))
+    return best, f"preferred with {share:.0%} over {orders} orders"
+
+
+def _verdict(paper: Paper, result: Reading, rung: Rung | None, kind: VerdictKind) -> Verdict:
+    winner = None
+    if isinstance(result, Read):
+        winner = paper.shown.by_label(result.value["winner"]).member
+    elif isinstance(result, Scored):
+        winner = paper.shown.members[result.logprobs.index(max(result.logprobs))]
     return Verdict(
         call=paper.name,
         kind=kind,
@@ -218,8 +291,9 @@ def _verdict(paper: Paper, result: Read | Unreadable | None, rung: Rung | None, 
         shown=paper.shown.members,
         chars=tuple(len(one.content) for one in paper.shown.said),
         control=paper.control,
-        winner=paper.shown.by_label(result.value["winner"]).member if isinstance(result, Read) else None,
+        winner=winner,
         rung=rung,
+        logprobs=result.logprobs if isinstance(result, Scored) else (),
         void=result.reason if isinstance(result, Unreadable) else None,
     )
 

@@ -18,6 +18,8 @@ SHOWN_CHARS = 12_000
 LABEL_LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
 """Without vowels, so that no label is a word."""
 
+MOST_ROTATIONS = 4
+
 _TEMPLATE = re.compile(
     r"<\|[^|<>\n]{1,48}\|>|</?s>|<<?/?SYS>>?|<(?:start|end)_of_turn>|<｜[^｜\n]{1,48}｜>|<(?:bos|eos|pad|unk|extra_id_\d+)>"
     r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|CALL_ID|ARGS)\]",
@@ -110,6 +112,26 @@ def lineup(
     return Lineup(tuple(order), _labels(len(order), *call), ids.digest("fence", *call).hex()[: fence.HEX])
 
 
+def rotations(said: Sequence[Said], seed: int, turn: str) -> tuple[Lineup, ...]:
+    """Line-ups in which each answer stands in each place once, under the letter of that place.
+
+    So what a model likes of a place or a letter counts for all alike. Of more than MOST_ROTATIONS answers only an order
+    and its opposite are made, in which it nearly does.
+
+    Args:
+        said: the answers, no more than there are letters.
+        seed: the fusion's.
+        turn: what the calls are for; each turn has an order and letters of its own.
+    """
+    first = lineup(said, seed, turn).said
+    letters = sorted(LABEL_LETTERS, key=lambda letter: ids.digest("letters", str(seed), turn, letter))[: len(first)]
+    fences = (ids.digest("fence", str(seed), turn, str(at)).hex()[: fence.HEX] for at in range(len(first)))
+    orders = [(*first[at:], *first[:at]) for at in range(len(first))]
+    if len(first) > MOST_ROTATIONS:
+        orders = [first, first[::-1]]
+    return tuple(Lineup(order, tuple(letters), fence_) for order, fence_ in zip(orders, fences, strict=False))
+
+
 def _labels(count: int, *call: str) -> tuple[str, ...]:
     """Distinct pairs of letters, the same at each replay of the call."""
     found: list[str] = []
@@ -176,6 +198,19 @@ def verdict(prompt: Prompt, shown: Lineup, criteria: str | None) -> tuple[Messag
         '{"reason": one short sentence, "winner": the two letters of the best}.'
     )
     user = f"Request:\n{request(prompt)}\n\nCandidates:\n{shown.text()}\n\nWhich is best: {', '.join(shown.labels)}?"
+    return _messages(system, user)
+
+
+def choice(prompt: Prompt, shown: Lineup, criteria: str | None) -> tuple[Message, ...]:
+    """Ask which candidate is best, for a model whose answer is a letter."""
+    system = (
+        _RULES.format(fence=shown.fence) + f" Decide which one answers the request best: {criteria or CRITERIA}; "
+        "length counts for nothing. Answer with its letter alone."
+    )
+    asked = request(prompt)
+    letters = " or ".join(shown.labels)
+    # Small models weigh what they read last, so the request stands at both ends.
+    user = f"Request:\n{asked}\n\nCandidates:\n{shown.text()}\n\nThe request was:\n{asked}\n\nWhich is best, {letters}?"
     return _messages(system, user)
 
 

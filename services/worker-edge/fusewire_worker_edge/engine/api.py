@@ -39,6 +39,8 @@ class GenerateRequest(_Part):
     """Whether its text is wanted while it is being generated."""
     rank: int = Field(default=1, ge=0)
     """Of those that wait, the lowest is begun first."""
+    choices: tuple[str, ...] = ()
+    """The answer is one of these, each a single token; how probable each is, is told."""
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     """With a number, the log probability of each token and of so many alternatives is told."""
 
@@ -77,6 +79,8 @@ class Completion(_Part):
     """Mean of the log probabilities of its tokens at temperature 1; not calibrated."""
     min_logprob: float = Field(le=0)
     """The least of them."""
+    choice_logprobs: tuple[float, ...] = ()
+    """Natural logarithm of each choice's probability among the choices, at temperature 1."""
     logprobs: tuple[TokenLogprob, ...] = ()
     """Of each token but the end token, if the request asks for them."""
     prefill_s: float

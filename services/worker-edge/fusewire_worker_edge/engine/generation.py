@@ -63,7 +63,8 @@ class Generator:
         elif request.response_schema is not None:
             constraint = self._grammars.of_schema(request.response_schema)
         stream = self.vocabulary.text_stream(special=dialect is not None)
-        answer = Answer(request, stream, constraint, self.manifest.end_tokens, dialect)
+        choices = tuple(self.vocabulary.single(choice) for choice in request.choices)
+        answer = Answer(request, stream, constraint, self.manifest.end_tokens, dialect, choices=choices)
         prompt = self.vocabulary.prompt(request.messages, request.tools)
         rank, is_streamed = request.rank, request.is_streamed
         self.scheduler.submit(Job(request.id, prompt, request.max_tokens, answer, rank, is_streamed))

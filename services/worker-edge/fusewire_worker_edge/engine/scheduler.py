@@ -291,6 +291,7 @@ class Scheduler:
             finish_reason=answer.finish_reason,
             mean_logprob=answer.mean_logprob,
             min_logprob=answer.min_logprob,
+            choice_logprobs=answer.choice_logprobs,
             logprobs=tuple(answer.logprobs),
             prompt_tokens=len(job.prompt),
             cached_tokens=job.reused,

@@ -37,6 +37,8 @@ EXACT = 32
 """The block size at which GGUF's blocks are kept as they are."""
 LARGE = 128
 """The block size whose product reads the least memory and is fast on CPUs."""
+_KEPT = FOUR_BITS | {"Q8_0"}
+"""Types whose own blocks are as good for the product as others would be."""
 _CHUNK_BYTES = 32 << 20
 """Of float32 weights at a time, so that no matrix is ever whole in memory as such."""
 _MOST = {"block_count": 1_000, "context_length": 1 << 20, "embedding_length": 1 << 20}
@@ -49,7 +51,7 @@ class ImportOptions:
 
     Args:
         block_size: of the product's blocks. 32 keeps the file's own blocks; 128 is smaller and faster, and rounds anew;
-            None keeps what has 4 bits and rounds the rest to 8 bits in blocks of 128, which costs next to nothing.
+            None keeps what has 4 or 8 bits and rounds the rest to 8 bits in blocks of 128.
         bits: of what is rounded anew, 4 or 8; None keeps floating point as it is, and 4 bits 4.
     """
 
@@ -192,7 +194,7 @@ class GgufFile:
         size = self.options.block_size
         if tensor.kind in DENSE:
             return self.options.bits is None
-        return size == EXACT or (size is None and tensor.kind in FOUR_BITS)
+        return size == EXACT or (size is None and tensor.kind in _KEPT)
 
     def _rounded(self, name: str, tensor: TensorInfo) -> Packed:
         """A matrix in new codes, made in pieces."""
