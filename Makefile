@@ -35,7 +35,7 @@ help: ## list the targets
 
 setup: .venv/.ready ## install everything into .venv (leaves .venv/bin/fusewire)
 
-demo: setup ## fuse ten prompts with a small model on this machine
+demo: setup ## fuse 14 prompts with small models on this machine; SMALL=1 takes the smallest alone
 	@$(BIN)/fusewire demo
 
 test: setup ## run all tests (PostgreSQL and NATS are started by the tests); ARGS="…" goes to pytest

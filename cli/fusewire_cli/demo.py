@@ -5,29 +5,34 @@ import os
 import sys
 import textwrap
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fusewire.settings import Settings, read_file
-from fusewire_cli import fusing, models
-from fusewire_cli.client import Client
-from fusewire_cli.screen import EXIT_FAULT, fail, note
-from fusewire_cli.session import BUILTIN, client
+from fusewire.settings import Settings
+from fusewire_cli import builtin, fusing, models
+from fusewire_cli.screen import EXIT_FAULT, Format, fail, note, rows
+from fusewire_cli.session import client
 
-MODEL = "smollm2-135m"
+SMALL_MODEL = "smollm2-135m"
 PROMPTS = Path(__file__).parent / "demo.jsonl"
-WAIT_S = 120
+SMALL_PROMPTS = Path(__file__).parent / "demo-small.jsonl"
+DEADLINE_S = 600
 NEXT = (
     'query "select mode, status, count(*) n from v_outcome group by 1, 2"',
     'ask "Name three uses of copper." --mode merge',
     "up",
 )
 WIDTH = 100
+SHOWN_CHARS = 240
+ANSWERED = ("fused", "voted", "single")
 ABSENT = {
     "certain": "not waited for: the vote was decided",
     "likely": "not waited for: the vote was as good as decided",
 }
+CALLS = {"weather": ("get_weather", {"city": "Lima"})}
+"""The right call, by prompt; the gold label of all others is in their line."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +51,9 @@ HOSTED = (
 )
 
 
-def configuration() -> Settings:
+def configuration(*, is_small: bool) -> Settings:
     """The built-in configuration, with the hosted models whose keys are there."""
-    data = read_file(BUILTIN)
+    data = builtin.small() if is_small else builtin.edge()
     for hosted in HOSTED:
         if os.environ.get(hosted.key):
             name = hosted.key.removesuffix("_API_KEY").lower()
@@ -62,42 +67,76 @@ def configuration() -> Settings:
     return Settings(**data)
 
 
-def demo(*, as_json: bool) -> None:
-    """Pull the model, run the prompts, print what happened."""
-    models.pull(MODEL, None)
-    config = configuration()
-    prompts = [json.loads(line) for line in PROMPTS.read_text(encoding="utf-8").splitlines()]
+def demo(*, as_json: bool, is_small: bool) -> None:
+    """Pull the models, run the prompts, print what happened.
+
+    Args:
+        as_json: print one JSON object in place of text.
+        is_small: with the smallest model alone.
+    """
+    for name in [SMALL_MODEL] if is_small else builtin.names():
+        models.pull(name, None)
+    config = configuration(is_small=is_small)
+    source = SMALL_PROMPTS if is_small else PROMPTS
+    prompts = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
     members = config.pools["default"].members
     note(f"{len(prompts)} prompts, a pool of {len(members)}: " + ", ".join(f"{m.name} ({m.model})" for m in members))
-    if all(config.models[m.model].kind == "edge" for m in members):
-        note("All members are one small model, asked in different ways; OPENAI_API_KEY would add a hosted one.")
+    if is_small:
+        note("All members are one very small model, asked in different ways; without SMALL=1 there are better ones.")
+    began = time.monotonic()
     outcomes = fusing.run(_run(config, prompts), goes_on=False)
+    took_s = time.monotonic() - began
+    score = scored(prompts, outcomes)
     if as_json:
-        print(json.dumps({"outcomes": [_summary(o) for o in outcomes]}, ensure_ascii=False))
+        print(json.dumps({"outcomes": [_summary(o) for o in outcomes], "score": score}, ensure_ascii=False))
     else:
         for prompt, outcome in zip(prompts, outcomes, strict=True):
             _show(prompt, outcome)
         _tally(outcomes)
+        if score["known"]:
+            _compare(outcomes, score)
+        spent = [o["cost_usd"] for o in outcomes]
+        told = f"${sum(spent):.4f}" if None not in spent else "unknown, since a price is"
+        print(f"\n{len(outcomes)} prompts in {took_s:.0f} s, cost {told}.")
         _next_steps()
-    unfinished = [o["custom_id"] for o in outcomes if o["status"] not in ("fused", "voted", "single")]
+    unfinished = [o["custom_id"] for o in outcomes if o["status"] not in ANSWERED]
     if unfinished:
         fail(f"no answer for {', '.join(unfinished)}", "see .fusewire/fusewire.log", EXIT_FAULT)
 
 
+def scored(prompts: Sequence[dict[str, Any]], outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Who was right, over the prompts of which the right answer is known.
+
+    Returns:
+        `known`, their ids; `fused`, the ids of those that fusing had right; `members`, the same by member.
+    """
+    known = [o for p, o in zip(prompts, outcomes, strict=True) if "gold" in p or p["custom_id"] in CALLS]
+    members: dict[str, list[str]] = {}
+    for outcome in known:
+        for answer in outcome["answers"]:
+            right = members.setdefault(answer["member"], [])
+            if _is_right(outcome["custom_id"], answer["is_right"], answer["tool_calls"]):
+                right.append(outcome["custom_id"])
+    return {
+        "known": [o["custom_id"] for o in known],
+        "fused": [o["custom_id"] for o in known if _is_right(o["custom_id"], o["accepted"], o["tool_calls"])],
+        "members": members,
+    }
+
+
+def _is_right(custom_id: str, by_label: bool | None, calls: Sequence[dict[str, Any]]) -> bool:
+    wanted = CALLS.get(custom_id)
+    if wanted is None:
+        return bool(by_label)
+    return [(call["name"], json.loads(call["arguments"])) for call in calls] == [wanted]
+
+
 async def _run(config: Settings, prompts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     batch = time.strftime("demo-%Y%m%d-%H%M%S")
+    bodies = {prompt["custom_id"]: json.dumps({**prompt, "deadline_s": DEADLINE_S}) for prompt in prompts}
     async with client(config) as api:
-        lines = [json.dumps({**prompt, "deadline_s": 600}) for prompt in prompts]
-        accepted = await api.submit_lines(lines, batch)
-        return [await _wait(api, line["id"]) for line in accepted]
-
-
-async def _wait(api: Client, fusion_id: str) -> dict[str, Any]:
-    while True:
-        outcome = await api.get(fusion_id, wait_s=WAIT_S)
-        if outcome["status"] != "running":
-            note(f"  {outcome['custom_id']}: {outcome['status']} after {outcome['latency_ms'] / 1000:.1f} s")
-            return outcome
+        found = await fusing.fuse(api, batch, bodies, len(bodies))
+    return [found[prompt["custom_id"]] for prompt in prompts]
 
 
 def _summary(outcome: dict[str, Any]) -> dict[str, Any]:
@@ -120,17 +159,47 @@ def _show(prompt: dict[str, Any], outcome: dict[str, Any]) -> None:
     for answer in outcome["answers"]:
         took = f"{answer['latency_ms'] / 1000:.1f} s" if answer["latency_ms"] else "–"
         mark = "→" if answer["is_winner"] else " "
-        said = answer["content"] or answer["error_code"] or ABSENT.get(outcome["closed_by"], answer["status"])
+        said = _said(answer) or answer["error_code"] or ABSENT.get(outcome["closed_by"], answer["status"])
         print(_wrapped(f"{mark} {answer['member']}", f"{said} [{took}]"))
     if outcome["is_degraded"]:
         print(_wrapped("degraded", ", ".join(outcome["degraded_reasons"])))
-    how = f"{outcome['winner']} won" if outcome["winner"] else "merged"
-    judge = f", judge output {outcome['judge_rung']}" if outcome["judge_rung"] else ""
-    print(
-        _wrapped(outcome["status"], f"{how}: {outcome['reason']}{judge} [{outcome['latency_ms'] / 1000:.1f} s in all]")
-    )
+    how = f"{outcome['winner']} won" if outcome["winner"] else ("voted" if outcome["tool_calls"] else "merged")
+    told = f"{how}: {outcome['reason']} [{outcome['latency_ms'] / 1000:.1f} s in all]"
+    print(_wrapped(outcome["status"], told))
     if not outcome["winner"]:
-        print(_wrapped("answer", outcome["content"] or ""))
+        print(_wrapped("answer", _said(outcome)))
+
+
+def _compare(outcomes: Sequence[dict[str, Any]], score: dict[str, Any]) -> None:
+    """Who was right where that is known, and what fusing gained or lost against the best of its members."""
+    print("\nWho was right:\n")
+    names, known = list(score["members"]), score["known"]
+    by_id = {o["custom_id"]: o for o in outcomes}
+
+    def mark(right: Sequence[str], custom_id: str) -> str:
+        return "yes" if custom_id in right else "-"
+
+    lines = [
+        [one, *(mark(score["members"][name], one) for name in names), mark(score["fused"], one), _way(by_id[one])]
+        for one in known
+    ]
+    lines.append(["right", *(str(len(score["members"][name])) for name in names), str(len(score["fused"])), ""])
+    rows(["prompt", *names, "fused", "by"], lines, Format.table)
+    best = max(names, key=lambda name: len(score["members"][name]))
+    gained = [one for one in score["fused"] if one not in score["members"][best]]
+    lost = [one for one in score["members"][best] if one not in score["fused"]]
+    print(f"\nFusing was right {len(score['fused'])} times of {len(known)}; the best member by itself,", end=" ")
+    print(f"{best}, {len(score['members'][best])} times.")
+    print(f"  gained by fusing: {', '.join(gained) or 'none'}; lost: {', '.join(lost) or 'none'}")
+
+
+def _way(outcome: dict[str, Any]) -> str:
+    """What chose the answer."""
+    if outcome["tool_calls"]:
+        return "vote on each argument"
+    if outcome["status"] == "voted":
+        return "vote"
+    return "judge" if outcome["winner"] else "merge"
 
 
 def _tally(outcomes: list[dict[str, Any]]) -> None:
@@ -151,8 +220,15 @@ def _tally(outcomes: list[dict[str, Any]]) -> None:
         print(f"  {label}: {', '.join(found) or 'none'}")
 
 
+def _said(answer: dict[str, Any]) -> str:
+    """A text or calls, in one line that is no longer than can be read at a glance."""
+    calls = ", ".join(f"{call['name']}({call['arguments']})" for call in answer["tool_calls"])
+    flat = " ".join((answer["content"] or calls).split())
+    return flat if len(flat) <= SHOWN_CHARS else flat[:SHOWN_CHARS] + " …"
+
+
 def _wrapped(label: str, text: str) -> str:
-    lead = f"{label:>10}  "
+    lead = f"{label:>16}  "
     flat = " ".join(text.split())
     return textwrap.fill(flat, WIDTH, initial_indent=lead, subsequent_indent=" " * len(lead))
 

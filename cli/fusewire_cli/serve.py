@@ -5,6 +5,8 @@ import asyncio
 import uvloop
 
 from fusewire import lifeline, telemetry
+from fusewire.settings import find_file
+from fusewire_cli import builtin
 from fusewire_cli.local.runner import Stack, wanted
 from fusewire_cli.screen import EXIT_FAULT, note
 from fusewire_cli.session import end_at_once, owns, settings
@@ -13,6 +15,8 @@ from fusewire_cli.session import end_at_once, owns, settings
 def up(*, processes: bool) -> None:
     """Run until Ctrl-C, SIGTERM or SIGHUP, then drain."""
     config = settings()
+    if find_file() is None:
+        note(builtin.offer())
     telemetry.configure(config.log, config.telemetry, service="up")
 
     async def main() -> None:

@@ -5,18 +5,17 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from fusewire import lifeline
 from fusewire.errors import StartupError
-from fusewire.settings import Settings, load, read_file
+from fusewire.settings import Settings, load
+from fusewire_cli import builtin
 
 if TYPE_CHECKING:
     from fusewire_cli.client import Client
     from fusewire_cli.local.runner import Stack
 
-BUILTIN = Path(__file__).parent / "builtin.toml"
 URL_ENV = "FUSEWIRE_URL"
 """Where a Fusewire runs that is not of this folder."""
 KEY_ENV = "FUSEWIRE_API_KEY"
@@ -27,7 +26,7 @@ _own: list["Stack"] = []
 
 def settings() -> Settings:
     """The configuration: fusewire.toml or $FUSEWIRE_CONFIG, else the built-in one."""
-    return load(fallback=read_file(BUILTIN))
+    return load(fallback=builtin.chosen())
 
 
 def is_elsewhere() -> bool:

@@ -241,6 +241,9 @@ class Member(Section):
     """Where the prompt does not say."""
     top_p: float | None = Field(default=None, gt=0, le=1)
     """Where the prompt does not say."""
+    in_steps: bool = False
+    """Whether it writes the steps to its answer first, which are kept as its reasoning; edge models only. A small model
+    gets more right so, and takes longer."""
 
 
 Preset = Literal["high", "budget", "fast"]

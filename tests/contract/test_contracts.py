@@ -171,6 +171,7 @@ MESSAGES_V1: tuple[Wire, ...] = (
         tools=(TOOL,),
         tool_choice="required",
         parallel_tool_calls=False,
+        is_in_steps=True,
         is_streamed=True,
         depth=1,
         residency="edge-only",

@@ -55,6 +55,7 @@ class MemberSpec:
     system: str | None
     sampling: Sampling
     is_required: bool = False
+    is_in_steps: bool = False
 
 
 @dataclass(frozen=True)
@@ -281,6 +282,7 @@ def expand(asked: Round, book: Book) -> tuple[Task, ...]:
                 sampling=sampling,
                 expected_tokens=call.expected_tokens,
                 choices=call.choices,
+                is_in_steps=bool(member and member.is_in_steps and call.kind == "answer"),
                 tools=call.tools,
                 tool_choice=call.tool_choice,
                 parallel_tool_calls=call.parallel_tool_calls,
@@ -354,6 +356,7 @@ def _answer_task(
         tenant=prompt.tenant,
         messages=with_system(prompt.messages, member.system),
         sampling=sampling,
+        is_in_steps=member.is_in_steps,
         tools=prompt.tools,
         tool_choice=prompt.tool_choice,
         parallel_tool_calls=prompt.parallel_tool_calls,

@@ -38,6 +38,7 @@ def _spec(name: str, settings: Settings) -> PoolSpec:
                 weight=m.weight,
                 is_required=m.required,
                 system=m.system,
+                is_in_steps=m.in_steps,
                 sampling=Sampling(temperature=m.temperature, top_p=m.top_p, max_tokens=pool.max_tokens),
             )
             for m in pool.members

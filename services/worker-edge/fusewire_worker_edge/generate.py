@@ -15,6 +15,7 @@ from fusewire.contracts import PRIORITIES, CallFailure, Candidate, Task, ToolCal
 from fusewire.ids import digest, seed
 from fusewire.settings import EdgeModel
 from fusewire.worker import Tell
+from fusewire_worker_edge import steps
 from fusewire_worker_edge.engine.api import (
     Completion,
     Engine,
@@ -120,22 +121,23 @@ class EdgeGenerate:
             return CallFailure(
                 code="model_not_found", message=f"this worker has no model '{task.model}'", retryable=False
             )
-        sampling = task.sampling
+        sampling, in_steps = task.sampling, _is_in_steps(task)
         request = GenerateRequest(
             # A task may be delivered again while its first delivery is still under way.
             id=f"{task.task_id}.{next(self._calls)}",
-            messages=task.messages,
-            max_tokens=sampling.max_tokens or task.expected_tokens or model.max_tokens,
+            messages=steps.asked(task.messages) if in_steps else task.messages,
+            max_tokens=(sampling.max_tokens or task.expected_tokens or model.max_tokens)
+            + (steps.STEPS_TOKENS if in_steps else 0),
             temperature=sampling.temperature or 0.0,
             top_p=1.0 if sampling.top_p is None else sampling.top_p,
             seed=seed("edge", task.task_id) if sampling.seed is None else sampling.seed,
             stop=sampling.stop,
-            response_schema=sampling.response_schema,
+            response_schema=steps.schema_of(sampling.response_schema) if in_steps else sampling.response_schema,
             choices=task.choices,
             tools=task.tools,
             tool_choice=task.tool_choice,
             parallel_tool_calls=task.parallel_tool_calls,
-            is_streamed=tell is not None and tell.is_heard,
+            is_streamed=tell is not None and tell.is_heard and not in_steps,
             rank=PRIORITIES.index(task.priority),
         )
         running.engine, running.request_id = self._engines[model.path.resolve()], request.id
@@ -147,6 +149,13 @@ class EdgeGenerate:
         self, task: Task, outcome: Completion | CallFailure, attempts: int, started_at: datetime
     ) -> Candidate:
         completion, error = (outcome, None) if isinstance(outcome, Completion) else (None, outcome)
+        thought = None
+        if completion and _is_in_steps(task):
+            parts = steps.parted(completion.text, is_text=task.sampling.response_schema is None)
+            if parts is None:
+                error = CallFailure(code="truncated", message="max_tokens ended it within its steps", retryable=False)
+            else:
+                completion, thought = completion.model_copy(update={"text": parts[0]}), parts[1]
         if completion and completion.finish_reason == "length" and not completion.text:
             error = CallFailure(
                 code="truncated", message="max_tokens ended it within a tool call; raise it", retryable=False
@@ -164,6 +173,7 @@ class EdgeGenerate:
             tool_calls=_calls(task, completion),
             error=error,
             finish_reason=completion.finish_reason if completion else None,
+            reasoning=thought,
             usage=_usage(completion),
             confidence=math.exp(completion.mean_logprob) if completion else None,
             logprob_mean=completion.mean_logprob if completion else None,
@@ -174,6 +184,11 @@ class EdgeGenerate:
             started_at=started_at,
             finished_at=self._clock(),
         )
+
+
+def _is_in_steps(task: Task) -> bool:
+    """Whether the steps are wanted; calls of tools have a form of their own."""
+    return task.is_in_steps and not task.tools and not task.choices
 
 
 def _options(model: EdgeModel) -> EngineOptions:

@@ -32,6 +32,8 @@ class Task(Wire):
     tools: tuple[Tool, ...] = ()
     tool_choice: str = "auto"
     parallel_tool_calls: bool = True
+    is_in_steps: bool = False
+    """Whether an edge model shall write the steps to its answer first."""
     is_streamed: bool = False
     """Whether the worker shall publish the text while it is being written."""
     depth: int = Field(default=0, ge=0)

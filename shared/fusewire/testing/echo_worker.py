@@ -54,6 +54,8 @@ class Echo:
             tier="edge",
             provider="echo",
             cost_usd=0.0,
+            # It likes what stands first best.
+            choice_logprobs=tuple(-1.0 - place for place, _ in enumerate(task.choices)),
             started_at=now,
             finished_at=now,
         )

@@ -16,7 +16,7 @@ from fusewire_judge.fusion.decision import decide
 from fusewire_judge.fusion.wording import CONTROLS, clean
 from fusewire_judge.outcome import build
 
-_SHOWN = re.compile(r"\[\[([0-9a-f]{32}) ([A-Z]{1,2})\]\]\n(.*?)\n\[\[/\1 \2\]\]", re.DOTALL)
+_SHOWN = re.compile(r"\[\[([0-9a-f]{8,32}) ([A-Z]{1,2})\]\]\n(.*?)\n\[\[/\1 \2\]\]", re.DOTALL)
 
 
 def make_juror(model: str) -> PlannedJudge:

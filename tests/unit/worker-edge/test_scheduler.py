@@ -203,6 +203,7 @@ class FakeAnswer:
         self.finish_reason: str | None = None
         self.text = ""
         self.tool_calls = ()
+        self.choice_logprobs = ()
         self.mean_logprob = self.min_logprob = -1.0
         self.logprobs: list[Any] = []
 

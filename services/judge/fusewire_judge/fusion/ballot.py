@@ -219,7 +219,7 @@ def _count(
     faults: list[str] = []
     for stack in stacks:
         mine = [_verdict(paper, found[paper.name], rungs.get(paper.name), kind) for paper in stack]
-        preferred = _preferred(stack, found)
+        preferred = _preferred(stack, found, is_guard=kind == "guard")
         # Over all orders together; one order by itself would tell what the judge likes of a place.
         counted_for = [one.winner and (preferred[0] if preferred else one.winner) for one in mine]
         winners = [name for name in counted_for if name]
@@ -256,12 +256,13 @@ def _count(
     )
 
 
-def _preferred(stack: Sequence[Paper], found: Mapping[str, Reading]) -> tuple[str, str] | None:
+def _preferred(stack: Sequence[Paper], found: Mapping[str, Reading], *, is_guard: bool) -> tuple[str, str] | None:
     """Whom a judge by margin prefers over all orders together, and by how much; None for one that writes.
 
     The mean log probability over orders in which each answer stands everywhere once, and each place has its letter:
     what the model likes of a place or a letter falls out of the comparison. Over two orders it is the sum of both
-    margins.
+    margins. A member's weight is what is known of it before (Bayes): a small judge's evidence is weak, and does not
+    by itself lift a weak voice over a strong one. A guard compares without; a control weighs as much as the heaviest.
     """
     scores: dict[str, list[float]] = {}
     for paper in stack:
@@ -271,7 +272,10 @@ def _preferred(stack: Sequence[Paper], found: Mapping[str, Reading]) -> tuple[st
                 scores.setdefault(member, []).append(logprob)
     if not scores:
         return None
-    means = {member: sum(each) / len(each) for member, each in scores.items()}
+    weights = {one.member: one.weight for one in stack[0].shown.said if one.member != CONTROL}
+    heaviest = max(weights.values(), default=1.0)
+    prior = {member: 0.0 if is_guard else math.log(weights.get(member, heaviest) / heaviest) for member in scores}
+    means = {member: sum(each) / len(each) + prior[member] for member, each in scores.items()}
     best = max(means, key=lambda member: means[member])
     share = 1 / sum(math.exp(mean - means[best]) for mean in means.values())
     orders = len(next(iter(scores.values())))

@@ -19,6 +19,8 @@ LABEL_LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
 """Without vowels, so that no label is a word."""
 
 MOST_ROTATIONS = 4
+SHORT_FENCE = 8
+"""Digits of a fence for small models: nobody guesses one in four thousand millions that is drawn from all answers."""
 
 _TEMPLATE = re.compile(
     r"<\|[^|<>\n]{1,48}\|>|</?s>|<<?/?SYS>>?|<(?:start|end)_of_turn>|<｜[^｜\n]{1,48}｜>|<(?:bos|eos|pad|unk|extra_id_\d+)>"
@@ -125,11 +127,12 @@ def rotations(said: Sequence[Said], seed: int, turn: str) -> tuple[Lineup, ...]:
     """
     first = lineup(said, seed, turn).said
     letters = sorted(LABEL_LETTERS, key=lambda letter: ids.digest("letters", str(seed), turn, letter))[: len(first)]
-    fences = (ids.digest("fence", str(seed), turn, str(at)).hex()[: fence.HEX] for at in range(len(first)))
+    # One short fence for all: it is read by a small machine, and what calls begin with alike is computed once.
+    marked = ids.digest("fence", str(seed), turn, *(one.content for one in first)).hex()[:SHORT_FENCE]
     orders = [(*first[at:], *first[:at]) for at in range(len(first))]
     if len(first) > MOST_ROTATIONS:
         orders = [first, first[::-1]]
-    return tuple(Lineup(order, tuple(letters), fence_) for order, fence_ in zip(orders, fences, strict=False))
+    return tuple(Lineup(order, tuple(letters), marked) for order in orders)
 
 
 def _labels(count: int, *call: str) -> tuple[str, ...]:
@@ -207,10 +210,8 @@ def choice(prompt: Prompt, shown: Lineup, criteria: str | None) -> tuple[Message
         _RULES.format(fence=shown.fence) + f" Decide which one answers the request best: {criteria or CRITERIA}; "
         "length counts for nothing. Answer with its letter alone."
     )
-    asked = request(prompt)
     letters = " or ".join(shown.labels)
-    # Small models weigh what they read last, so the request stands at both ends.
-    user = f"Request:\n{asked}\n\nCandidates:\n{shown.text()}\n\nThe request was:\n{asked}\n\nWhich is best, {letters}?"
+    user = f"Request:\n{request(prompt)}\n\nCandidates:\n{shown.text()}\n\nWhich candidate is best, {letters}?"
     return _messages(system, user)
 
 
