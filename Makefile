@@ -17,7 +17,7 @@ MEMBERS := shared services/ingest services/dispatcher services/worker-edge servi
 TESTS := tests/contract tests/conformance tests/e2e tests/bench $(wildcard tests/unit/*)
 SOURCES := $(MEMBERS) migrations tests
 
-.PHONY: help setup demo test test-batch test-unit check format bench bench-doors bench-fusion lock docs clean
+.PHONY: help setup demo test test-batch test-unit check format bench bench-doors bench-edge bench-fusion lock docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -65,6 +65,9 @@ bench: setup bench-doors ## measure overhead, throughput and CPU per fusion, and
 
 bench-doors: setup ## measure the API's overhead, intake, memory and streaming; writes build/bench-doors.json
 	@$(BIN)/python tests/bench/doors.py
+
+bench-edge: setup ## measure edge models beside llama.cpp (downloads 1.7 GB); writes build/bench-edge.json
+	@$(BIN)/python tests/bench/edge.py
 
 bench-fusion: setup ## measure how well the strategies fuse, simulated; writes build/bench-fusion.json
 	@PYTHONPATH=tests/bench $(BIN)/python -m fusion

@@ -276,6 +276,22 @@ def model_verify(folder: Annotated[Path, typer.Argument(help="A model folder.")]
         models.verify(folder)
 
 
+@model_app.command("bench")
+def model_bench(
+    folder: Annotated[Path, typer.Argument(help="A model folder.")],
+    source: Annotated[
+        Path | None, typer.Option(help="The GGUF file that it was made from: how near is the folder to it?")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=64, help="Of the text that is compared.")] = 2048,
+    json_: JsonOption = False,
+) -> None:
+    """Measure a model on this machine: speed, memory, and how near it is to the file that it was made from."""
+    from fusewire_cli import models
+
+    with clear_errors():
+        models.bench(folder, source, tokens, as_json=json_)
+
+
 @model_app.command("rm")
 def model_remove(
     name: Annotated[str, typer.Argument(help="A model of `fusewire model list`.")],

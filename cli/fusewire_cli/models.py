@@ -1,5 +1,7 @@
 """`fusewire model`."""
 
+import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -57,6 +59,25 @@ def import_(source: Path, folder: Path, block_size: int | None, bits: int | None
     found = manifest.fidelity
     fidelity = f"KL {found.kl:.4f} and top-1 {found.top1:.1%} over {found.tokens} tokens"
     print(f"{folder}: {manifest.size / 1e6:.0f} MB, {fidelity}")
+
+
+def bench(folder: Path, source: Path | None, tokens: int, *, as_json: bool) -> None:
+    """Measure a folder."""
+    from fusewire_worker_edge.folder import ModelFolderError
+    from fusewire_worker_edge.importers import ModelImportError
+    from fusewire_worker_edge.measure import measure
+
+    try:
+        found = dataclasses.asdict(measure(folder, source, tokens=tokens))
+    except ModelImportError as exc:
+        fail(str(exc))
+    except ModelFolderError as exc:
+        fail(f"{exc.folder}: {exc.what}", exc.mend)
+    if as_json:
+        print(json.dumps(found))
+    else:
+        shown = [[name, value if isinstance(value, int) else f"{value:.4g}"] for name, value in found.items() if value]
+        rows(["figure", "value"], shown, Format.table)
 
 
 def verify(folder: Path) -> None:

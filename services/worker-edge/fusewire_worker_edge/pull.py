@@ -67,8 +67,8 @@ def pull(
         from fusewire_worker_edge.importers.convert import import_gguf  # noqa: PLC0415 - onnx is slow to import
 
         download = target.parent / f".{name}.download"
-        weights = _weights(entry, download, progress)
-        import_gguf(weights, target, lambda stage: progress(stage, 0, 0))
+        file = weights(entry, download, progress)
+        import_gguf(file, target, lambda stage: progress(stage, 0, 0))
         shutil.rmtree(download, ignore_errors=True)
     return target
 
@@ -79,8 +79,12 @@ def _check_present(target: Path, entry: Entry) -> None:
         raise ModelFolderError(target, "it was made from other weights", "delete the folder and pull again")
 
 
-def _weights(entry: Entry, folder: Path, progress: Progress) -> Path:
-    """The file with the weights, checked, in the folder."""
+def weights(entry: Entry, folder: Path, progress: Progress) -> Path:
+    """The file with a model's weights, checked, in the folder.
+
+    Raises:
+        PullError: there is no room for it, or it could not be had.
+    """
     path = folder / WEIGHTS
     if path.is_file() and _hash(path) == entry.sha256:
         return path

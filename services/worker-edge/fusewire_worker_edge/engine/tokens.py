@@ -100,6 +100,10 @@ class Vocabulary:
             ids += self._encode(self._special[int(piece)] if literal else piece, literal=literal)
         return ids
 
+    def ids(self, text: str) -> list[int]:
+        """The ids of a text by itself; what is spelled like an added token stays text."""
+        return self._encode(text, literal=True)
+
     def single(self, text: str) -> int:
         """The one token that spells a text at the beginning of an answer.
 
