@@ -305,8 +305,10 @@ def test_a_cost_limit_stops_the_batch_and_a_higher_one_goes_on(cli: Cli, server:
     some = lines_in(out)
     assert 0 < some < 30
     last = json.loads([line for line in stopped.stderr.splitlines() if line.startswith("{")][-1])
-    # Stopped at the limit, but for the lines that were in flight.
-    assert 5 <= last["cost_usd"] < 30 / some * last["cost_usd"]
+    # Stopped where one more line would pass the limit, but for those that were in flight.
+    line_usd = last["cost_usd"] / some
+    assert last["cost_usd"] + line_usd > 5
+    assert last["cost_usd"] < 5 + 3 * line_usd
     assert paid_calls(server) == 3 * some
     whole = cli.run("batch", "resume", batch, "-o", "out.jsonl", "--max-cost", "1000usd")
     assert whole.returncode == 0, whole.stderr
