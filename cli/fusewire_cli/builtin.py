@@ -1,6 +1,5 @@
 """The configuration of a folder that has none: a pool of the models that have been pulled."""
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -28,29 +27,25 @@ def names() -> list[str]:
     return [Path(model["path"]).name for model in read_file(EDGE)["models"].values()]
 
 
-def missing(pulled: Collection[str]) -> list[str]:
+def missing() -> list[str]:
     """Which of them have not been pulled."""
-    return [name for name in names() if name not in pulled]
-
-
-def pulled() -> set[str]:
-    """The model folders that there are; nothing in them is read."""
+    from fusewire_worker_edge.folder import list_models
     from fusewire_worker_edge.pull import DEFAULT_ROOT
 
-    root = DEFAULT_ROOT.expanduser()
-    return {path.name for path in root.iterdir() if path.is_dir()} if root.is_dir() else set()
+    here = {found.path.name for found in list_models(DEFAULT_ROOT.expanduser()) if found.manifest}
+    return [name for name in names() if name not in here]
 
 
 def chosen() -> dict[str, Any]:
     """`edge` where all its models are here, else `small`."""
-    return small() if missing(pulled()) else edge()
+    return small() if missing() else edge()
 
 
 def offer() -> str:
     """What a folder without a configuration runs with, and what it could; nothing is downloaded unasked."""
     from fusewire_worker_edge.catalogue import CATALOGUE
 
-    lacking = missing(pulled())
+    lacking = missing()
     if not lacking:
         return f"no fusewire.toml: the pool is `{POOL}`, of {', '.join(names())}, all on this machine"
     pulls = ", ".join(f"`fusewire model pull {name}` ({CATALOGUE[name].size / 1e6:.0f} MB)" for name in lacking)

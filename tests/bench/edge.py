@@ -19,18 +19,15 @@ import os
 import platform
 import random
 import statistics
-import subprocess
-import sys
 import unicodedata
-from collections.abc import Iterator
-from contextlib import contextmanager
+import urllib.request
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import requests
 from tool_tasks import rates
 
+from fusewire.testing.llama_server import llama_server
 from fusewire_worker_edge.catalogue import CATALOGUE
 from fusewire_worker_edge.engine.generation import Generator, read_vocabulary
 from fusewire_worker_edge.engine.options import EngineOptions
@@ -44,16 +41,6 @@ MODELS = ("smollm2-135m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b")
 ROUNDS = 3
 STRINGS = 200
 TIMEOUT_S = 600
-SERVER = """
-import sys, xllamacpp
-params = xllamacpp.CommonParams()
-params.model.path = sys.argv[1]
-params.n_ctx, params.n_parallel, params.port = 4096, 1, 0
-params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(sys.argv[2])
-server = xllamacpp.Server(params)
-print(server.listening_address, flush=True)
-sys.stdin.read()
-"""
 ALPHABETS = (
     "Basic",
     "äöüßéñç",
@@ -77,27 +64,11 @@ SPELLED = (
 )
 
 
-@contextmanager
-def llama(file: Path, threads: int) -> Iterator[str]:
-    """llama.cpp's own server on a file; its address."""
-    command = [sys.executable, "-c", SERVER, str(file), str(threads)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as server:
-        assert server.stdin is not None
-        assert server.stdout is not None
-        try:
-            yield server.stdout.readline().strip()
-        finally:
-            server.stdin.close()
-            server.wait(60)
-
-
 def ask(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
     """Post JSON, get JSON."""
-    reply = requests.post(f"{url}/{path}", json=body, timeout=TIMEOUT_S)
-    reply.raise_for_status()
-    return dict(reply.json())
+    request = urllib.request.Request(f"{url}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
+        return dict(json.load(reply))
 
 
 def strings(count: int) -> list[str]:
@@ -148,7 +119,7 @@ def bench(name: str, *, rounds: int, tokens: int, has_tools: bool) -> dict[str, 
         import_gguf(file, folder)
     ours: list[Figures] = []
     theirs: list[tuple[float, float]] = []
-    with llama(file, threads) as url:
+    with llama_server(file, context=4096, threads=threads) as url:
         agreement = tokenizer_agreement(folder, url)
         for number in range(rounds):
             # The long comparison once; speeds in turn.

@@ -3,8 +3,6 @@
 import asyncio
 import json
 import random
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,22 +13,13 @@ import pytest
 from fusewire.contracts import Candidate, Message, Sampling, Task
 from fusewire.settings import RemoteModel
 from fusewire.testing.factories import used
+from fusewire.testing.llama_server import llama_server
 from fusewire.testing.memory_kv import MemoryKeyValue
 from fusewire.testing.tiny_gguf import write_gguf
 from fusewire.worker import Tell
 from fusewire_worker_remote.generate import RemoteGenerate
 from fusewire_worker_remote.ledger_kv import KvLedger
 
-SERVER = """
-import sys, xllamacpp
-params = xllamacpp.CommonParams()
-params.model.path = sys.argv[1]
-params.n_ctx, params.n_parallel, params.port, params.use_jinja = 1024, 1, 0, True
-params.cpuparams.n_threads = 1
-server = xllamacpp.Server(params)
-print(server.listening_address, flush=True)
-sys.stdin.read()
-"""
 SCHEMA = {
     "type": "object",
     "properties": {"city": {"type": "string", "maxLength": 20}, "is_port": {"type": "boolean"}},
@@ -43,17 +32,8 @@ SCHEMA = {
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     path = tmp_path_factory.mktemp("llama") / "tiny.gguf"
     write_gguf(path, {"token_embd": "Q8_0", "": "Q4_1"}, tied=True, metadata={}, drop="", add="")
-    command = [sys.executable, "-c", SERVER, str(path)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as server:
-        assert server.stdin is not None
-        assert server.stdout is not None
-        try:
-            yield server.stdout.readline().strip() + "/v1"
-        finally:
-            server.stdin.close()
-            server.wait(30)
+    with llama_server(path) as address:
+        yield f"{address}/v1"
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from fusewire_worker_edge.engine.api import GenerateRequest
 from fusewire_worker_edge.engine.generation import Generator
 from fusewire_worker_edge.engine.options import EngineOptions
 from fusewire_worker_edge.engine.sampling import Floats
-from fusewire_worker_edge.engine.scheduler import CHUNK, chunk_size
 from fusewire_worker_edge.folder import verify
 from fusewire_worker_edge.importers.gguf import GgufFile
 from fusewire_worker_edge.importers.reference import Divergence, divergence, mean, reference_head, reference_states
@@ -67,7 +66,7 @@ def measure(folder: Path, source: Path | None = None, *, tokens: int = 2048, thr
     text = _text_ids(generator, max(tokens, PROMPT_TOKENS))
     prefill, plain, guided = [], [], []
     for number in range(ROUNDS):
-        prefill.append(_speed(lambda: _drain(_rows(generator, text[:PROMPT_TOKENS])), PROMPT_TOKENS))
+        prefill.append(_speed(lambda: _drain(generator.chunks(text[:PROMPT_TOKENS])), PROMPT_TOKENS))
         plain.append(_decode_speed(generator, f"plain-{number}", None))
         guided.append(_decode_speed(generator, f"guided-{number}", _LONG_TEXT))
     decode = statistics.median(plain)
@@ -92,18 +91,9 @@ def _compared(file: GgufFile, generator: Generator, ids: Sequence[int]) -> Itera
     """The divergence of each piece of a text, so that never all of its logits are in memory."""
     states = reference_states(file, ids)
     at = 0
-    for rows in _rows(generator, ids):
+    for rows in generator.chunks(ids):
         yield divergence(reference_head(file, states[at : at + len(rows)]), rows)
         at += len(rows)
-
-
-def _rows(generator: Generator, ids: Sequence[int]) -> Iterator[Floats]:
-    """The logits of a text, a chunk at a time."""
-    done = 0
-    while done < len(ids):
-        size = chunk_size(len(ids) - done, CHUNK)
-        yield generator.model.advance(0, ids[done : done + size], done)
-        done += size
 
 
 def _drain(rows: Iterator[Floats]) -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fusewire.answer_form import with_answer, with_instruction
 from fusewire.contracts import Message
 
 STEPS_TOKENS = 192
@@ -16,34 +17,16 @@ _ASK = (
     'Answer with JSON: {"reason": the steps that lead to the answer, in two or three short sentences, "answer": the '
     "answer alone}."
 )
-_SHARED = ("$defs", "definitions")
-"""What a schema refers to stands at its root."""
 
 
 def schema_of(answer: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The schema of steps and an answer.
-
-    Args:
-        answer: the schema of the answer; None where it is text.
-    """
-    return {
-        **{key: answer[key] for key in _SHARED if answer and key in answer},
-        "type": "object",
-        "properties": {
-            "reason": {"type": "string", "maxLength": _STEPS_CHARS},
-            "answer": dict(answer) if answer else {"type": "string", "minLength": 1},
-        },
-        "required": ["reason", "answer"],
-        "additionalProperties": False,
-    }
+    """The schema of the steps and an answer, which has a schema of its own or is text."""
+    return with_answer("reason", _STEPS_CHARS, answer or {"type": "string", "minLength": 1})
 
 
 def asked(messages: Sequence[Message]) -> tuple[Message, ...]:
     """The conversation, its system prompt ending with the form of the answer."""
-    first = messages[0]
-    if first.role != "system":
-        return (Message(role="system", content=_ASK), *messages)
-    return (first.model_copy(update={"content": f"{first.content}\n\n{_ASK}"}), *messages[1:])
+    return with_instruction(messages, _ASK)
 
 
 def parted(text: str, *, is_text: bool) -> tuple[str, str] | None:

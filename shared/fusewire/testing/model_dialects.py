@@ -199,26 +199,27 @@ class OpenAIDialect(Dialect):
         ]
 
 
+_CHAT_FIELDS = frozenset(
+    {
+        "model",
+        "messages",
+        "temperature",
+        "top_p",
+        "max_tokens",
+        "stop",
+        "response_format",
+        "tools",
+        "tool_choice",
+        "stream",
+    }
+)
+"""What all that are made after OpenAI's take."""
+
+
 class DeepSeekDialect(OpenAIDialect):
     """DeepSeek's own: no schemas, and the thought comes back with its calls of tools."""
 
-    fields = frozenset(
-        [
-            "model",
-            "messages",
-            "temperature",
-            "top_p",
-            "max_tokens",
-            "stop",
-            "seed",
-            "response_format",
-            "tools",
-            "tool_choice",
-            "parallel_tool_calls",
-            "stream",
-            "stream_options",
-        ]
-    )
+    fields = _CHAT_FIELDS | {"seed", "parallel_tool_calls", "stream_options"}
 
     def turned(self, path: str, body: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
         if body.get("response_format", {}).get("type") == "json_schema":
@@ -238,21 +239,7 @@ def _without_thought(turn: dict[str, Any]) -> dict[str, Any]:
 class MistralDialect(OpenAIDialect):
     """Mistral's own: strict, with ids of nine characters and answers of chunks."""
 
-    fields = frozenset(
-        [
-            "model",
-            "messages",
-            "temperature",
-            "top_p",
-            "max_tokens",
-            "stop",
-            "random_seed",
-            "response_format",
-            "tools",
-            "tool_choice",
-            "stream",
-        ]
-    )
+    fields = _CHAT_FIELDS | {"random_seed"}
 
     def turned(self, path: str, body: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
         for message in body["messages"]:

@@ -1,6 +1,7 @@
 """The demo: its prompts and pools are whole, and its table tells who was right."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from fusewire.settings import Settings
 from fusewire_cli import builtin, demo
 from fusewire_worker_edge.catalogue import CATALOGUE
+from fusewire_worker_edge.folder import MANIFEST
 
 
 def answer(member: str, *, is_right: bool | None, calls: list[dict[str, Any]] | None = None) -> dict[str, Any]:
@@ -71,7 +73,7 @@ def test_both_built_in_configurations_are_valid_and_their_models_can_be_pulled()
 
 
 def test_the_larger_pool_is_taken_only_where_all_its_models_are_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fusewire_worker_edge.pull.DEFAULT_ROOT", tmp_path)
     assert "smollm2" in builtin.chosen()["models"]
@@ -79,5 +81,7 @@ def test_the_larger_pool_is_taken_only_where_all_its_models_are_here(
     for name in builtin.names():
         assert f"fusewire model pull {name}" in builtin.offer()
         (tmp_path / name).mkdir()
+        assert f"fusewire model pull {name}" in builtin.offer(), "a folder without a manifest is no model"
+        shutil.copy(tiny_folder / MANIFEST, tmp_path / name)
     assert builtin.POOL in builtin.chosen()["pools"]
     assert "all on this machine" in builtin.offer()

@@ -82,7 +82,7 @@ def _cap(case: Case, wanted: int) -> str | None:
     spent = [h.candidate for h in case.heard.values() if h.candidate.provider != RECORDED]
     if policy.max_cost_usd is not None and sum(c.cost_usd or 0.0 for c in spent) >= policy.max_cost_usd:
         return "cost"
-    # What nobody counted is taken for as long as it reads.
+    # A call that nobody counted is estimated by the length of the prompt.
     asked = estimate(case.prompt.messages, None)
     tokens = sum(c.usage.prompt_tokens + c.usage.completion_tokens if c.usage else asked for c in spent)
     if policy.max_total_tokens is not None and tokens + wanted > policy.max_total_tokens:

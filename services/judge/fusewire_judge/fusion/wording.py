@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from fusewire import fence, ids
+from fusewire.answer_form import with_answer
 from fusewire.contracts import Message, Prompt
 from fusewire_judge.fusion.case import Said
 
@@ -128,11 +129,11 @@ def rotations(said: Sequence[Said], seed: int, turn: str) -> tuple[Lineup, ...]:
     first = lineup(said, seed, turn).said
     letters = sorted(LABEL_LETTERS, key=lambda letter: ids.digest("letters", str(seed), turn, letter))[: len(first)]
     # One short fence for all: it is read by a small machine, and what calls begin with alike is computed once.
-    marked = ids.digest("fence", str(seed), turn, *(one.content for one in first)).hex()[:SHORT_FENCE]
+    mark = ids.digest("fence", str(seed), turn, *(one.content for one in first)).hex()[:SHORT_FENCE]
     orders = [(*first[at:], *first[:at]) for at in range(len(first))]
     if len(first) > MOST_ROTATIONS:
         orders = [first, first[::-1]]
-    return tuple(Lineup(order, tuple(letters), marked) for order in orders)
+    return tuple(Lineup(order, tuple(letters), mark) for order in orders)
 
 
 def _labels(count: int, *call: str) -> tuple[str, ...]:
@@ -193,12 +194,17 @@ def verdict_schema(labels: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def _decide(shown: Lineup, criteria: str | None) -> str:
+    """What a judge is there for."""
+    task = f"Decide which one answers the request best: {criteria or CRITERIA}; length counts for nothing."
+    return f"{_RULES.format(fence=shown.fence)} {task}"
+
+
 def verdict(prompt: Prompt, shown: Lineup, criteria: str | None) -> tuple[Message, ...]:
     """Ask which candidate is best."""
     system = (
-        _RULES.format(fence=shown.fence) + f" Decide which one answers the request best: {criteria or CRITERIA}; "
-        "length counts for nothing. Answer with JSON only: "
-        '{"reason": one short sentence, "winner": the two letters of the best}.'
+        _decide(shown, criteria)
+        + ' Answer with JSON only: {"reason": one short sentence, "winner": the two letters of the best}.'
     )
     user = f"Request:\n{request(prompt)}\n\nCandidates:\n{shown.text()}\n\nWhich is best: {', '.join(shown.labels)}?"
     return _messages(system, user)
@@ -206,10 +212,7 @@ def verdict(prompt: Prompt, shown: Lineup, criteria: str | None) -> tuple[Messag
 
 def choice(prompt: Prompt, shown: Lineup, criteria: str | None) -> tuple[Message, ...]:
     """Ask which candidate is best, for a model whose answer is a letter."""
-    system = (
-        _RULES.format(fence=shown.fence) + f" Decide which one answers the request best: {criteria or CRITERIA}; "
-        "length counts for nothing. Answer with its letter alone."
-    )
+    system = _decide(shown, criteria) + " Answer with its letter alone."
     letters = " or ".join(shown.labels)
     user = f"Request:\n{request(prompt)}\n\nCandidates:\n{shown.text()}\n\nWhich candidate is best, {letters}?"
     return _messages(system, user)
@@ -268,15 +271,7 @@ def write(prompt: Prompt, shown: Lineup, found: str | None) -> tuple[Message, ..
 
 def rebuttal_schema(answer: dict[str, Any] | None) -> dict[str, Any]:
     """What a member says in a debate: the error it found in its own answer, if it did, and the answer it gives now."""
-    # What a schema refers to stands at its root.
-    shared: dict[str, Any] = {key: answer[key] for key in ("$defs", "definitions") if answer and key in answer}
-    return {
-        **shared,
-        "type": "object",
-        "properties": {"error": {"type": "string", "maxLength": 400}, "answer": answer or {"type": "string"}},
-        "required": ["error", "answer"],
-        "additionalProperties": False,
-    }
+    return with_answer("error", 400, answer or {"type": "string"})
 
 
 def rebut(prompt: Prompt, own: Said, others: Lineup) -> tuple[Message, ...]:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -99,13 +99,15 @@ class Generator:
 
     def logits(self, ids: Sequence[int]) -> Floats:
         """The logits after each token of a text, [len(ids), vocabulary]. Uses the first slot."""
-        rows: list[Floats] = []
+        return np.concatenate(list(self.chunks(ids)))
+
+    def chunks(self, ids: Sequence[int]) -> Iterator[Floats]:
+        """The same in pieces, as they are computed, for texts whose logits would fill the memory."""
         done = 0
         while done < len(ids):
             size = chunk_size(len(ids) - done, CHUNK)
-            rows.append(self.model.advance(0, ids[done : done + size], done))
+            yield self.model.advance(0, ids[done : done + size], done)
             done += size
-        return np.concatenate(rows)
 
     def golden_agreement(self) -> float:
         """The share of the manifest's golden answer that the model, given what is before each token, also prefers.

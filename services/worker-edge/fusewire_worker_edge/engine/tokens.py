@@ -10,10 +10,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from fusewire.answer_form import with_instruction
 from fusewire.contracts import Message, Tool
 from fusewire_worker_edge.engine.api import RequestRefusedError
 from fusewire_worker_edge.engine.dialects import HERMES, Dialect, of_template
-from fusewire_worker_edge.engine.wording import conversation, in_words, signature, with_hint
+from fusewire_worker_edge.engine.wording import conversation, in_words, signature
 
 _SHIELD = re.compile("\ue000(\\d+)\ue001")
 """Private-use characters around the number of a special token, standing for its text inside a message."""
@@ -89,9 +90,8 @@ class Vocabulary:
         Raises:
             RequestRefusedError: the chat template does not take such a conversation.
         """
-        said, offered = conversation(messages), [signature(tool) for tool in tools]
-        if tools:
-            said = with_hint(said, self.dialect.hint)
+        told = with_instruction(messages, self.dialect.hint if tools else "")
+        said, offered = conversation(told), [signature(tool) for tool in tools]
         if not self._knows_tools:
             said, offered = in_words(said, offered), []
         ids: list[int] = []

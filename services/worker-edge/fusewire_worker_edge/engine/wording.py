@@ -35,15 +35,6 @@ def conversation(messages: Sequence[Message]) -> list[Turn]:
     return [_turn(message) for message in messages]
 
 
-def with_hint(turns: Sequence[Turn], hint: str) -> list[Turn]:
-    """The same conversation, the system prompt ending with a hint."""
-    if not hint:
-        return list(turns)
-    if turns and turns[0]["role"] == "system":
-        return [{**turns[0], "content": f"{turns[0]['content']}\n\n{hint}"}, *turns[1:]]
-    return [{"role": "system", "content": hint}, *turns]
-
-
 def in_words(turns: Sequence[Turn], tools: Sequence[Turn]) -> list[Turn]:
     """The same conversation without the role `tool` and without calls: both are spelled out in the text."""
     told: list[Turn] = []

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from fusewire.answer_form import with_instruction
 from fusewire.contracts import Image, Message, Task, Tool, ToolCall, Usage
 from fusewire.settings import RemoteModel
 from fusewire_worker_remote.dialect import PLAIN, Dialect, SchemaForm, asked_in_words
@@ -25,7 +26,6 @@ from fusewire_worker_remote.providers.parts import (
     interleaved,
     is_json,
     usd,
-    with_instruction,
     without_thought,
     word,
 )

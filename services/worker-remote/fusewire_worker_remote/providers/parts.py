@@ -52,16 +52,6 @@ def call_id(given_: str, taken: re.Pattern[str], length: int) -> str:
     return given_ if taken.fullmatch(given_) else hashlib.sha256(given_.encode()).hexdigest()[:length]
 
 
-def with_instruction(messages: tuple[Message, ...], told: str) -> tuple[Message, ...]:
-    """The conversation, with this at the end of its first system prompt."""
-    if not told:
-        return messages
-    first = messages[0] if messages and messages[0].role == "system" else None
-    if first is None:
-        return (Message(role="system", content=told), *messages)
-    return (first.model_copy(update={"content": f"{first.content}\n\n{told}"}), *messages[1:])
-
-
 def arguments_of(text: str) -> dict[str, Any]:
     """A call's arguments as an object; what is none is kept as the member `arguments` of one."""
     try:
