@@ -291,3 +291,32 @@ def test_plan_and_tasks_survive_the_wire() -> None:
     assert [Task.decode(t.encode()) for t in tasks] == list(tasks)
     assert Round.decode(make_round().encode()) == make_round()
     assert Prompt.decode(make_prompt().encode()) == make_prompt()
+
+
+@pytest.mark.parametrize(
+    ("judge", "is_by_margin", "judges_own", "expected"),
+    [
+        ("tiny", True, False, (True, False)),
+        ("tiny", True, True, (True, True)),
+        ("tiny", False, True, (False, False)),
+        ("gpt", True, True, (False, False)),
+    ],
+)
+def test_only_a_judge_at_the_edge_decides_by_margin_and_only_such_a_one_may_see_its_own(
+    judge: str, is_by_margin: bool, judges_own: bool, expected: tuple[bool, bool]
+) -> None:
+    pool = replace(MIXED, judge=judge, is_by_margin=is_by_margin, judges_own=judges_own)
+    made, _ = plan(make_prompt(), Book({"default": pool}, MODELS), NOW)
+
+    assert made.judge is not None
+    assert (made.judge.by_margin, made.judge.sees_own) == expected
+
+
+def test_steps_are_for_answers_and_not_for_turns_of_a_debate() -> None:
+    pool = replace(MIXED, members=(member("small", "tiny", is_in_steps=True), member("big", "gpt")))
+    book = Book({"default": pool}, MODELS)
+    _, tasks = plan(make_prompt(), book, NOW)
+    calls = [a_call(name=kind, kind=kind, model="tiny", member="small") for kind in ("answer", "debate")]
+
+    assert [task.is_in_steps for task in tasks] == [True, False]
+    assert [task.is_in_steps for task in expand(make_round(calls=tuple(calls)), book)] == [True, False]

@@ -103,6 +103,7 @@ def test_a_judge_has_no_voice_on_its_own_answer_unless_the_pool_says_so(begin: B
     assert shown == [{"b", "c"}] * 2
 
     whole = begun(begin, judge=OWN.model_copy(update={"sees_own": True}))
+    assert [set(whole.order(call)) for call in whole.verdict_calls()] == [{"a", "b", "c"}] * 3
     assert judged(whole, {"a": 1.0, "b": 0.0, "c": 0.0}).ends().winner == "a"
 
 

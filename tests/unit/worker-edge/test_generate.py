@@ -23,6 +23,7 @@ from fusewire_worker_edge.engine.api import (
 )
 from fusewire_worker_edge.engine.options import EngineOptions
 from fusewire_worker_edge.generate import EdgeGenerate
+from fusewire_worker_edge.steps import STEPS_TOKENS
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DONE = Completion(
@@ -429,3 +430,30 @@ async def test_a_real_model_s_pieces_are_its_answer(tiny_folder: Path) -> None:
 
     assert "".join(tell.pieces) == candidate.content
     assert len(tell.pieces) > 10
+
+
+async def test_in_steps_the_answer_is_parted_from_the_steps_that_are_asked_for_first() -> None:
+    engine = FakeEngine(DONE.model_copy(update={"text": '{"reason": "France.", "answer": "Paris"}'}))
+    candidate = await service(engine).generate(make_task(Sampling(max_tokens=20), is_in_steps=True))
+
+    assert (candidate.content, candidate.reasoning) == ("Paris", "France.")
+    (request,) = engine.requests
+    assert request.max_tokens == 20 + STEPS_TOKENS
+    assert list((request.response_schema or {})["properties"]) == ["reason", "answer"]
+    assert [m.role for m in request.messages] == ["system", "user"]
+
+
+async def test_what_was_cut_within_its_steps_is_no_answer() -> None:
+    cut = DONE.model_copy(update={"text": '{"reason": "It is', "finish_reason": "length"})
+    candidate = await service(FakeEngine(cut)).generate(make_task(is_in_steps=True))
+
+    assert candidate.error is not None
+    assert (candidate.content, candidate.error.code) == (None, "truncated")
+
+
+async def test_how_probable_each_choice_was_is_passed_on() -> None:
+    engine = FakeEngine(DONE.model_copy(update={"text": "K", "choice_logprobs": (-0.5, -1.0)}))
+    candidate = await service(engine).generate(make_task(choices=("K", "B")))
+
+    assert engine.requests[0].choices == ("K", "B")
+    assert (candidate.content, candidate.choice_logprobs) == ("K", (-0.5, -1.0))

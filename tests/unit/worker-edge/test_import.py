@@ -170,6 +170,15 @@ HOSTILE = {
     + b"t"
     + struct.pack("<IQIQ", 1, 32, 0, 2**40)
     + bytes(256),
+    "two tensors of one name": b"GGUF"
+    + struct.pack("<IQQ", 3, 2, 0)
+    + 2 * (struct.pack("<Q", 1) + b"t" + struct.pack("<IQIQ", 1, 32, 0, 0))
+    + bytes(256),
+    "a tensor that is not aligned": b"GGUF"
+    + struct.pack("<IQQQ", 3, 1, 0, 1)
+    + b"t"
+    + struct.pack("<IQIQ", 1, 32, 0, 8)
+    + bytes(256),
     "a text that is no UTF-8": HEADER + struct.pack("<IQ", 8, 1) + b"\xff",
     "too many dimensions": b"GGUF" + struct.pack("<IQQQ", 3, 1, 0, 1) + b"t" + struct.pack("<I", 2**31),
     "no GGUF": b"PK\x03\x04" + bytes(100),
