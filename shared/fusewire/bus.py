@@ -161,6 +161,14 @@ class Bus:
         """Whether the server answers at this moment."""
         return self._client is not None and self._client.is_connected
 
+    @property
+    def connection(self) -> int | None:
+        """Which connection this is, counted from 0; None while there is none.
+
+        An answer to what was asked on an earlier one never comes.
+        """
+        return int(self.client.stats["reconnects"]) if self.connected else None
+
     def faults(self) -> list[str]:
         """Why the process should be restarted."""
         return ["the connection to NATS is closed for good"] if self.closed.is_set() else []

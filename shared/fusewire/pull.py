@@ -26,8 +26,11 @@ log = structlog.get_logger(__name__)
 LINGER_S = 0.002
 """How long a batch waits for company: members of one pool tend to answer together, and a transaction
 for three of them costs little more than for one."""
-GRACE_S = 0.5
-"""How much longer than the server's own limit we wait for its word that a pull is over."""
+ANSWER_S = 5.0
+"""How much longer than its own limit a pull may stay unanswered. A server that is only slow must not be given up:
+what it sends later is handed back and sent again, and a loop that gives up each time gets nowhere."""
+LOOK_S = 0.5
+"""How soon a pull is given up whose connection is gone."""
 
 
 class Puller:
@@ -79,8 +82,13 @@ class Puller:
             wait_s: 0 takes what is there now; otherwise waits this long for the first one.
 
         Returns:
-            What came; empty when nothing did, or when the server does not answer.
+            What came; empty when nothing did, or when there is no server.
         """
+        connection = self._bus.connection
+        if connection is None:
+            # The client would keep the request, and send it when the server is back: to nobody, by then.
+            await asyncio.sleep(LOOK_S)
+            return []
         self._open = f"{self._inbox}.{next(self._counter)}"
         request: dict[str, object] = {"batch": batch}
         if wait_s:
@@ -88,20 +96,28 @@ class Puller:
         else:
             request["no_wait"] = True
         taken: list[Msg] = []
+        end = time.monotonic() + wait_s + ANSWER_S
         try:
             await self._bus.client.publish(self._subject, json.dumps(request).encode(), self._open)
-            async with asyncio.timeout(wait_s + GRACE_S):
-                while len(taken) < batch:
-                    msg = await self._arrived.get()
-                    if _is_status(msg):
-                        break
-                    taken.append(msg)
-        except (TimeoutError, NatsError, OSError):
-            # No answer, or none in time: the loop comes back, and the client reconnects by itself.
-            await asyncio.sleep(0 if taken else GRACE_S)
+            while len(taken) < batch:
+                msg = await self._next(connection, end)
+                if msg is None or _is_status(msg):
+                    break
+                taken.append(msg)
+        except (NatsError, OSError):
+            # It could not be sent: the loop comes back, and the client reconnects by itself.
+            await asyncio.sleep(LOOK_S)
         finally:
             self._open = None
         return taken
+
+    async def _next(self, connection: int, end: float) -> Msg | None:
+        """What comes next on a connection until `end`; None when nothing will."""
+        while self._bus.connection == connection and time.monotonic() < end:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    return await self._arrived.get()
+        return None
 
 
 def _is_status(msg: Msg) -> bool:

@@ -11,7 +11,10 @@ from fusewire.bus import Bus, Delivery
 from fusewire.contracts import PRIORITIES
 from fusewire.errors import Transient, Unacceptable
 from fusewire.pull import BatchLoop, Loop, PriorityLoop, Puller
+from fusewire.settings import Nats
 from fusewire.testing.eventually import eventually
+from fusewire.testing.nats_server import NatsServer
+from fusewire.testing.slow_line import slow_line
 from fusewire.topology import MAX_DELIVERIES, Durable
 
 MakeBus = Callable[..., Awaitable[Bus]]
@@ -313,6 +316,44 @@ async def test_what_is_there_is_taken_as_one_batch_up_to_a_limit(bus: Bus, begin
 
     assert [len(batch) for batch in handler.taken] == [10, 10, 5]
     assert handler.done == [b"%d" % i for i in range(25)]
+
+
+async def test_a_slow_server_is_waited_for(bus: Bus, nats: NatsServer, begin: Begin) -> None:
+    """Given up, each pull would get one message at most, and the server would send all others again and again."""
+    await send(bus, "low", *(str(i) for i in range(25)))
+    deliveries: list[int] = []
+
+    async def note(batch: Sequence[Delivery]) -> None:
+        deliveries.extend(d.deliveries for d in batch)
+
+    async with slow_line(int(nats.url.rpartition(":")[2]), delay_s=0.3) as port:
+        far = Bus("far", Nats(url=f"nats://127.0.0.1:{port}"), drain_s=2)
+        await far.connect()
+        loop = await begin(BatchLoop(far, LOW, note, batch=10))
+        await emptied(bus)
+        await loop.stop(5)
+        await far.stop()
+
+    assert deliveries == [1] * 25
+
+
+async def test_a_pull_ends_with_its_connection(bus: Bus, nats: NatsServer) -> None:
+    """Well before a server that is there would be given up."""
+    puller = Puller(bus, LOW)
+    await puller.start()
+    pull = asyncio.create_task(puller.fetch(1, wait_s=3600))
+    await asyncio.sleep(0.1)
+    await nats.kill()
+    assert await pull == []
+    assert await puller.fetch(1) == []
+
+    await nats.start()
+    await eventually(lambda: bus.connected)
+    await send(bus, "low", "body")
+    (msg,) = await puller.fetch(1, wait_s=60)
+    assert msg.data == b"body"
+    await msg.ack()
+    await puller.stop()
 
 
 async def test_a_single_message_does_not_wait_for_more(bus: Bus, begin: Begin) -> None:
