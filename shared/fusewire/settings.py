@@ -399,17 +399,8 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _references(self) -> "Settings":
         known = ", ".join(sorted(self.models)) or "none"
-        for pool_name, pool in self.pools.items():
-            wanted = [(f"member '{m.name}'", m.model) for m in pool.members]
-            wanted += [("judge", name) for name in pool.judges]
-            for role, model in wanted:
-                if model not in self.models:
-                    raise ValueError(
-                        f"pool '{pool_name}': {role} uses model '{model}', which is not configured"
-                        f" (configured: {known}); add [models.{model}] or mend the name"
-                    )
-            if pool.residency == "edge-only" and not any(self.models[m.model].kind == "edge" for m in pool.members):
-                raise ValueError(f"pool '{pool_name}' is edge-only but has no edge member; add one or relax residency")
+        for name, pool in self.pools.items():
+            self._check_members(name, pool, known)
         for alias, model in self.aliases.items():
             if model not in self.models:
                 raise ValueError(
@@ -422,6 +413,24 @@ class Settings(BaseSettings):
                     f" (configured: {', '.join(sorted(self.pools)) or 'none'}); add it or mend the name"
                 )
         return self
+
+    def _check_members(self, name: str, pool: Pool, known: str) -> None:
+        wanted = [(f"member '{m.name}'", m.model) for m in pool.members]
+        wanted += [("judge", model) for model in pool.judges]
+        for role, model in wanted:
+            if model not in self.models:
+                raise ValueError(
+                    f"pool '{name}': {role} uses model '{model}', which is not configured"
+                    f" (configured: {known}); add [models.{model}] or mend the name"
+                )
+        if pool.residency == "edge-only" and not any(self.models[m.model].kind == "edge" for m in pool.members):
+            raise ValueError(f"pool '{name}' is edge-only but has no edge member; add one or relax residency")
+        for member in pool.members:
+            if member.in_steps and self.models[member.model].kind != "edge":
+                raise ValueError(
+                    f"pool '{name}': member '{member.name}' is in_steps, which edge models alone can be;"
+                    f" model '{member.model}' is hosted: remove in_steps, or ask for steps in its system prompt"
+                )
 
     def tenant(self, name: str) -> Tenant:
         """The rules of a tenant."""

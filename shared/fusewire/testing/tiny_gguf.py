@@ -5,10 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFWriter
+from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType
 from gguf.quants import quantize
 
 LAYERS, HIDDEN, HEADS, KV_HEADS, CONTEXT = 2, 64, 4, 2, 4096
+HEADS_APART = ("qwen3", "gemma3")
+"""Architectures whose tiny models have another size of heads than the hidden size divided by their number."""
+WINDOW = 16
+"""Positions that Gemma's first layers look back over."""
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = (
     "{% for message in messages %}{% if message.role == 'system' and not loop.first %}"
@@ -57,26 +61,74 @@ def random_blocks(kind: str, rows: int, columns: int, random: np.random.Generato
     return blocks.reshape(rows, -1)
 
 
-def _shapes(vocabulary: int, hidden: int, *, tied: bool, biased: bool) -> dict[str, tuple[int, ...]]:
-    size, inner = hidden // HEADS, 2 * hidden
+def _shapes(architecture: str, vocabulary: int, hidden: int, *, tied: bool) -> dict[str, tuple[int, ...]]:
+    size, inner = _head_size(architecture, hidden), 2 * hidden
+    queries, keys = HEADS * size, KV_HEADS * size
     shapes: dict[str, tuple[int, ...]] = {"token_embd": (vocabulary, hidden), "output_norm": (hidden,)}
     if not tied:
         shapes["output"] = (vocabulary, hidden)
-    for layer in range(LAYERS):
-        shapes |= {
-            f"blk.{layer}.attn_norm": (hidden,),
-            f"blk.{layer}.ffn_norm": (hidden,),
-            f"blk.{layer}.attn_q": (hidden, hidden),
-            f"blk.{layer}.attn_k": (KV_HEADS * size, hidden),
-            f"blk.{layer}.attn_v": (KV_HEADS * size, hidden),
-            f"blk.{layer}.attn_output": (hidden, hidden),
-            f"blk.{layer}.ffn_gate": (inner, hidden),
-            f"blk.{layer}.ffn_up": (inner, hidden),
-            f"blk.{layer}.ffn_down": (hidden, inner),
+    for layer in range(_layers(architecture)):
+        found: dict[str, tuple[int, ...]] = {
+            "attn_norm": (hidden,),
+            "ffn_norm": (hidden,),
+            "attn_q": (queries, hidden),
+            "attn_k": (keys, hidden),
+            "attn_v": (keys, hidden),
+            "attn_output": (hidden, queries),
+            "ffn_gate": (inner, hidden),
+            "ffn_up": (inner, hidden),
+            "ffn_down": (hidden, inner),
         }
-        if biased:
-            shapes |= {f"blk.{layer}.attn_{part}.bias": (shapes[f"blk.{layer}.attn_{part}"][0],) for part in "qkv"}
+        if architecture == "qwen2":
+            found |= {f"attn_{part}.bias": (found[f"attn_{part}"][0],) for part in "qkv"}
+        if architecture in ("qwen3", "gemma3"):
+            found |= {"attn_q_norm": (size,), "attn_k_norm": (size,)}
+        if architecture == "gemma3":
+            found |= {"post_attention_norm": (hidden,), "post_ffw_norm": (hidden,)}
+        if architecture == "phi3":
+            found |= {"attn_qkv": (queries + 2 * keys, hidden), "ffn_up": (2 * inner, hidden)}
+            for gone in ("attn_q", "attn_k", "attn_v", "ffn_gate"):
+                del found[gone]
+        shapes |= {f"blk.{layer}.{name}": shape for name, shape in found.items()}
     return shapes
+
+
+def _head_size(architecture: str, hidden: int) -> int:
+    """The heads together are wider than the model where the file says how large they are."""
+    return hidden // HEADS * (2 if architecture in HEADS_APART else 1)
+
+
+def _layers(architecture: str) -> int:
+    """Gemma's sixth layer is the first of its kind."""
+    return 6 if architecture == "gemma3" else LAYERS
+
+
+def _write_sizes(writer: GGUFWriter, architecture: str, hidden: int) -> None:
+    size = _head_size(architecture, hidden)
+    writer.add_block_count(_layers(architecture))
+    writer.add_context_length(CONTEXT)
+    writer.add_embedding_length(hidden)
+    writer.add_feed_forward_length(2 * hidden)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_rope_freq_base(1e6 if architecture == "gemma3" else 1e4)
+    writer.add_layer_norm_rms_eps(1e-5)
+    if architecture in HEADS_APART:
+        writer.add_key_length(size)
+        writer.add_value_length(size)
+    if architecture == "phi3":
+        writer.add_rope_dimension_count(size // 2)
+        writer.add_rope_scaling_orig_ctx_len(CONTEXT // 2)
+        writer.add_rope_scaling_attn_factors(1.19)
+        for name, most in (("short", 2), ("long", 8)):
+            factors = np.linspace(1, most, size // 4, dtype=np.float32)
+            writer.add_tensor(f"rope_factors_{name}.weight", factors, raw_dtype=GGMLQuantizationType.F32)
+    else:
+        writer.add_rope_dimension_count(size)
+    if architecture == "gemma3":
+        writer.add_sliding_window(WINDOW)
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(8.0)
 
 
 def _write_tokenizer(writer: GGUFWriter, metadata: dict[str, Any]) -> list[str]:
@@ -117,15 +169,7 @@ def write_gguf(path: Path, types: dict[str, str], *, tied: bool, metadata: dict[
     """
     architecture, hidden = metadata.get("architecture", "llama"), metadata.get("hidden", HIDDEN)
     writer = GGUFWriter(path, architecture)
-    writer.add_block_count(LAYERS)
-    writer.add_context_length(CONTEXT)
-    writer.add_embedding_length(hidden)
-    writer.add_feed_forward_length(2 * hidden)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_rope_dimension_count(hidden // HEADS)
-    writer.add_layer_norm_rms_eps(1e-5)
+    _write_sizes(writer, architecture, hidden)
     if "rope_scaling" in metadata:
         writer.add_string(f"{architecture}.rope.scaling.type", metadata["rope_scaling"])
     if "name" in metadata:
@@ -137,7 +181,7 @@ def write_gguf(path: Path, types: dict[str, str], *, tied: bool, metadata: dict[
     if metadata.get("template", TEMPLATE):
         writer.add_chat_template(metadata.get("template", TEMPLATE))
     random = np.random.default_rng(4)
-    shapes = _shapes(len(tokens), hidden, tied=tied, biased=architecture == "qwen2")
+    shapes = _shapes(architecture, len(tokens), hidden, tied=tied)
     if add:
         shapes[add] = (hidden,)
     if metadata.get("rope_factors"):

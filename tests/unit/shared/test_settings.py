@@ -129,6 +129,11 @@ BAD = [
         GOOD.replace('"tiny"', '"gpt"') + 'residency = "edge-only"\n',
         ["'default' is edge-only", "no edge member", "add one or relax"],
     ),
+    (
+        "a hosted member in steps",
+        GOOD.replace('["gpt", ', '[{ name = "gpt", model = "gpt", in_steps = true }, '),
+        ["pool 'default'", "member 'gpt' is in_steps", "'gpt' is hosted", "remove in_steps"],
+    ),
 ]
 
 

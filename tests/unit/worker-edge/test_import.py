@@ -40,6 +40,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "tied": False,
     },
     "qwen2": {"metadata": {"architecture": "qwen2", "pre": "qwen2"}},
+    "qwen3": {"metadata": {"architecture": "qwen3", "pre": "qwen2"}},
+    "phi3": {"metadata": {"architecture": "phi3", "pre": "gpt-4o", "hidden": 128}},
+    "gemma3": {"metadata": {"architecture": "gemma3", "tokenizer": "llama"}},
     "llama 3's factors of rotation": {"metadata": {"rope_factors": True, "pre": "llama-bpe"}},
     "sentencepiece": {"metadata": {"tokenizer": "llama"}},
 }
@@ -111,8 +114,8 @@ def test_what_a_killed_import_left_is_cleared_away(tiny_gguf: Path, tmp_path: Pa
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "another architecture": (
-        {"metadata": {"architecture": "gemma3"}},
-        "'gemma3' cannot.*'llama' and 'qwen2' can",
+        {"metadata": {"architecture": "mamba"}},
+        "'mamba' cannot.*'llama', 'qwen2', 'qwen3', 'phi3' and 'gemma3' can",
     ),
     "a quantisation that is not known": (
         {"types": {"ffn_down": "TQ1_0"}, "metadata": {"hidden": 256}},
@@ -122,6 +125,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a tensor too many": ({"add": "blk.0.attn_sub_norm"}, r"no place.*blk\.0\.attn_sub_norm\.weight"),
     "a tensor too few": ({"drop": "blk.1.ffn_up"}, r"'blk\.1\.ffn_up\.weight' is missing"),
     "scaled rotation": ({"metadata": {"rope_scaling": "yarn"}}, "rope scaling 'yarn'"),
+    "a rotation of half a block": (
+        {"metadata": {"architecture": "phi3"}},
+        r"rope.dimension_count. is 8: a multiple of 16",
+    ),
     "another tokenizer": ({"metadata": {"tokenizer": "bert"}}, "tokenizer 'bert'"),
     "another pre-tokenizer": ({"metadata": {"pre": "bloom"}}, "pre-tokenizer 'bloom'"),
 }

@@ -4,9 +4,9 @@ import hashlib
 import math
 import mmap
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from gguf.constants import GGMLQuantizationType
@@ -27,8 +27,12 @@ from fusewire_worker_edge.importers.repack import (
 )
 
 DENSE = frozenset({"F32", "F16", "BF16"})
-ARCHITECTURES = ("llama", "qwen2")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "phi3", "gemma3")
 """As GGUF names them; Mistral's models are of the first."""
+ROPE_FACTORS = "rope_freqs.weight"
+"""What each frequency of the rotation is divided by; Llama 3.1 and later."""
+SHORT_FACTORS, LONG_FACTORS = "rope_factors_short.weight", "rope_factors_long.weight"
+"""The same of LongRoPE, up to the length that a model was first trained for, and beyond."""
 VOCABULARY = ("token_embd.weight", "output.weight")
 """The matrices with a row for each token."""
 _UNUSED = 5
@@ -41,6 +45,14 @@ _KEPT = FOUR_BITS | {"Q8_0"}
 """Types whose own blocks are as good for the product as others would be."""
 _CHUNK_BYTES = 32 << 20
 """Of float32 weights at a time, so that no matrix is ever whole in memory as such."""
+_ROTATED_TOGETHER = 16
+"""GroupQueryAttention rotates this many elements at a time."""
+_LONGEST = 32_768
+"""Positions: the tables of the rotation are in memory for each of them, and a longer cache has no room at an edge."""
+_GEMMA_WINDOW_EVERY, _GEMMA_WINDOW_THETA = 6, 10_000.0
+"""Of Gemma 3, whose files do not say it: all but each sixth layer look back over a window only, and rotate by this."""
+_GEMMA_27B = 62
+"""Its layers."""
 _MOST = {"block_count": 1_000, "context_length": 1 << 20, "embedding_length": 1 << 20}
 """Sizes beyond these are those of no model, and would fill the memory."""
 
@@ -60,8 +72,44 @@ class ImportOptions:
 
 
 @dataclass(frozen=True)
-class LlamaShape:
-    """The sizes of a decoder."""
+class Rotation:
+    """How a layer rotates queries and keys by their positions (Su et al., arXiv:2104.09864).
+
+    Args:
+        size: how many elements of each head are rotated, the first ones.
+        theta: the base of the frequencies.
+        position_scale: what positions are multiplied with.
+        magnitude: what the rotated elements are multiplied with.
+        factors: the tensor of what each frequency is divided by.
+        is_interleaved: whether neighbours are pairs, as GGUF stores a llama, or an element and that half a size on.
+    """
+
+    size: int
+    theta: float
+    position_scale: float = 1.0
+    magnitude: float = 1.0
+    factors: str | None = None
+    is_interleaved: bool = False
+
+
+@dataclass(frozen=True)
+class Window:
+    """Layers that look back over so many positions only, their own included.
+
+    Args:
+        positions: how many.
+        every: each layer of this number, counted from 1, and its multiples look back over all.
+        rotation: of the layers with a window.
+    """
+
+    positions: int
+    every: int
+    rotation: Rotation
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a decoder, and where architectures differ beyond the tensors that they have."""
 
     layers: int
     hidden: int
@@ -70,10 +118,21 @@ class LlamaShape:
     head_size: int
     vocab_size: int
     context_length: int
-    rope_theta: float
     rms_epsilon: float
-    rotary_interleaved: bool = True
-    """Whether rotation pairs neighbours, as GGUF stores a llama, or the halves of a head."""
+    rotation: Rotation
+    window: Window | None = None
+    attention_scale: float = 1.0
+    embedding_scale: float = 1.0
+    activation: Literal["silu", "gelu"] = "silu"
+
+    def window_of(self, layer: int) -> Window | None:
+        """The window of a layer, counted from 0."""
+        return self.window if self.window and (layer + 1) % self.window.every else None
+
+    def rotation_of(self, layer: int) -> Rotation:
+        """The rotation of a layer, counted from 0."""
+        window = self.window_of(layer)
+        return window.rotation if window else self.rotation
 
 
 def _header(data: mmap.mmap) -> Header:
@@ -103,7 +162,8 @@ class GgufFile:
         self._refuse_unknown_types()
         self.architecture = str(self.metadata.get("general.architecture"))
         if self.architecture not in ARCHITECTURES:
-            known = " and ".join(f"'{name}'" for name in ARCHITECTURES)
+            *most, last = (f"'{name}'" for name in ARCHITECTURES)
+            known = f"{', '.join(most)} and {last}"
             raise ModelImportError(f"architecture '{self.architecture}' cannot be converted; {known} can")
         self.tokens, self.token_kinds = self._vocabulary()
         self.shape = self._shape()
@@ -266,25 +326,56 @@ class GgufFile:
             raise ModelImportError(f"'{whole}' is {found}, where 1 to {most} can be meant")
         return found
 
-    def _shape(self) -> LlamaShape:
+    def _shape(self) -> Shape:
         name = self.architecture
-        scaling = self.metadata.get(f"{name}.rope.scaling.type", "none")
-        if scaling != "none":
-            raise ModelImportError(f"rope scaling '{scaling}' cannot be converted")
         hidden, heads = self._size("embedding_length"), self._size("attention.head_count")
         head_size = self._size("attention.key_length", max(1, hidden // heads))
-        if self._size("rope.dimension_count", head_size) != head_size:
-            raise ModelImportError("rotary embedding of a part of each head cannot be converted")
-        theta = f"{name}.rope.freq_base"
-        return LlamaShape(
-            layers=self._size("block_count"),
+        if self._size("attention.value_length", head_size) != head_size:
+            raise ModelImportError("values of another size than the keys cannot be converted")
+        rotation = self._rotation(head_size)
+        length = min(self._size("context_length"), _LONGEST)
+        if rotation.factors == SHORT_FACTORS:
+            length = min(length, self._size("rope.scaling.original_context_length", _LONGEST))
+        is_gemma, layers = name == "gemma3", self._size("block_count")
+        return Shape(
+            layers=layers,
             hidden=hidden,
             heads=heads,
             kv_heads=self._size("attention.head_count_kv", heads),
             head_size=head_size,
             vocab_size=len(self.tokens),
-            context_length=self._size("context_length"),
-            rope_theta=self.number(theta) if theta in self.metadata else 10000.0,
+            context_length=length,
             rms_epsilon=self.number(f"{name}.attention.layer_norm_rms_epsilon"),
-            rotary_interleaved=name == "llama",
+            rotation=rotation,
+            window=self._window(rotation) if is_gemma else None,
+            # Gemma 3 of 27B scales as if its heads shared the hidden size.
+            attention_scale=(hidden // heads if is_gemma and layers == _GEMMA_27B else head_size) ** -0.5,
+            embedding_scale=math.sqrt(hidden) if is_gemma else 1.0,
+            activation="gelu" if is_gemma else "silu",
         )
+
+    def _rotation(self, head_size: int) -> Rotation:
+        name = self.architecture
+        size = self._size("rope.dimension_count", head_size)
+        if size > head_size or size % _ROTATED_TOGETHER:
+            raise ModelImportError(
+                f"'{name}.rope.dimension_count' is {size}: a multiple of {_ROTATED_TOGETHER}, up to the {head_size}"
+                " elements of a head, can be converted"
+            )
+        scaling = str(self.metadata.get(f"{name}.rope.scaling.type", "none"))
+        if scaling not in ("none", "linear", "longrope"):
+            raise ModelImportError(f"rope scaling '{scaling}' cannot be converted")
+        theta, factor = f"{name}.rope.freq_base", f"{name}.rope.scaling.factor"
+        magnitude = f"{name}.rope.scaling.attn_factor"
+        return Rotation(
+            size=size,
+            theta=self.number(theta) if theta in self.metadata else 10_000.0,
+            position_scale=1 / (self.number(factor) or 1) if scaling == "linear" and factor in self.metadata else 1.0,
+            magnitude=self.number(magnitude) if magnitude in self.metadata else 1.0,
+            factors=next((found for found in (ROPE_FACTORS, SHORT_FACTORS) if found in self._tensors), None),
+            is_interleaved=name == "llama",
+        )
+
+    def _window(self, rotation: Rotation) -> Window:
+        local = replace(rotation, theta=_GEMMA_WINDOW_THETA, position_scale=1.0)
+        return Window(self._size("attention.sliding_window"), _GEMMA_WINDOW_EVERY, local)

@@ -1,4 +1,4 @@
-"""The ONNX graph of a decoder like llama's, with the names and shapes that onnxruntime-genai expects.
+"""The ONNX graph of a decoder of one of `gguf.ARCHITECTURES`, with the names and shapes that onnxruntime-genai expects.
 
 Operators of the domain com.microsoft: onnxruntime's docs/ContribOperators.md. Inputs `input_ids` and
 `attention_mask` are int64 [B, S] and [B, T]; `past_key_values.<i>.key|value` and `present.<i>.key|value`
@@ -15,12 +15,10 @@ import onnx
 from onnx import TensorProto, helper
 
 from fusewire_worker_edge.importers import ModelImportError
-from fusewire_worker_edge.importers.gguf import GgufFile, LlamaShape
+from fusewire_worker_edge.importers.gguf import LONG_FACTORS, GgufFile, Rotation, Shape
 from fusewire_worker_edge.importers.repack import Floats, Packed, stack
 
 MICROSOFT = "com.microsoft"
-ROPE_FACTORS = "rope_freqs.weight"
-"""What each frequency of the rotation is divided by; Llama 3.1 and later."""
 ACCURACY_LEVEL = 4
 """Activations are quantised to int8 for the product: the fast kernels of onnxruntime on CPUs."""
 
@@ -81,6 +79,11 @@ class _Graph:
         if any(known.name == name for known in self.initialisers):
             return name
         self.initialisers.append(helper.make_tensor(name, TensorProto.INT64, [len(values)], list(values)))
+        return name
+
+    def scalar(self, name: str, value: float) -> str:
+        """Add a number, kept in the graph."""
+        self.initialisers.append(helper.make_tensor(name, TensorProto.FLOAT, [], [value]))
         return name
 
     def packed(self, name: str, weights: Packed) -> dict[str, str]:
@@ -149,10 +152,14 @@ class _Decoder:
         g = self.graph
         g.constant("last_axis", [-1])
         self._lengths()
-        self._rotary_cache()
+        self._rotary_cache("rotary", self.shape.rotation)
+        if self.shape.window:
+            self._rotary_cache("rotary.window", self.shape.window.rotation)
         tied = "output.weight" not in self.source.names
         embedding = self.matrix("token_embd.weight", self.shape.hidden)
         x, stored = self._embed(embedding)
+        if self.shape.embedding_scale != 1:
+            x = g.node("Mul", [x, g.scalar("embedding.scale", self.shape.embedding_scale)], "embedding.scaled")
         residual = ""
         for layer in range(self.shape.layers):
             x, residual = self._layer(layer, x, residual)
@@ -162,7 +169,8 @@ class _Decoder:
         else:
             logits = g.linear(x, "head", [self.matrix("output.weight", self.shape.hidden)])
         g.node("Identity", [logits], "logits")
-        unused = sorted(self.source.names - self._used)
+        # LongRoPE's second set of factors is for lengths that are not offered.
+        unused = sorted(self.source.names - self._used - {LONG_FACTORS})
         if unused:
             raise ModelImportError(f"{len(unused)} tensors have no place in such a decoder, the first is '{unused[0]}'")
 
@@ -177,14 +185,14 @@ class _Decoder:
         total = g.node("Gather", [g.node("Shape", ["attention_mask"], "mask_shape"), "length_index"], "mask_length")
         g.node("Cast", [total], "total_length", to=TensorProto.INT32)
 
-    def _rotary_cache(self) -> None:
-        size = self.shape.head_size
-        frequency = self.shape.rope_theta ** (-np.arange(0, size, 2, dtype=np.float64) / size)
-        if ROPE_FACTORS in self.source.names:
-            frequency /= self.floats(ROPE_FACTORS)
-        angle = np.arange(self.shape.context_length, dtype=np.float64)[:, None] * frequency
-        self.graph.weight("rotary.cos", np.cos(angle).astype(np.float32))
-        self.graph.weight("rotary.sin", np.sin(angle).astype(np.float32))
+    def _rotary_cache(self, name: str, rotation: Rotation) -> None:
+        frequency = rotation.theta ** (-np.arange(0, rotation.size, 2, dtype=np.float64) / rotation.size)
+        if rotation.factors:
+            frequency /= self.floats(rotation.factors)
+        positions = np.arange(self.shape.context_length, dtype=np.float64) * rotation.position_scale
+        angle = positions[:, None] * frequency
+        self.graph.weight(f"{name}.cos", (np.cos(angle) * rotation.magnitude).astype(np.float32))
+        self.graph.weight(f"{name}.sin", (np.sin(angle) * rotation.magnitude).astype(np.float32))
 
     def _embed(self, weights: Packed | Floats) -> tuple[str, dict[str, str]]:
         """Look the tokens up. Also returns the names of the stored arrays, which a tied head uses again."""
@@ -228,35 +236,82 @@ class _Decoder:
         return name, total
 
     def _layer(self, layer: int, x: str, residual: str) -> tuple[str, str]:
-        g, s, prefix = self.graph, self.shape, f"blk.{layer}"
+        prefix = f"blk.{layer}"
         x, residual = self._norm(f"{prefix}.attn_norm", x, residual)
-        qkv = [self.matrix(f"{prefix}.attn_{part}.weight", s.hidden) for part in "qkv"]
+        x = self._after(f"{prefix}.post_attention_norm", self._attention(layer, x))
+        x, residual = self._norm(f"{prefix}.ffn_norm", x, residual)
+        return self._after(f"{prefix}.post_ffw_norm", self._mlp(prefix, x)), residual
+
+    def _after(self, name: str, x: str) -> str:
+        """Normalise what a block adds to the residual stream, where the model does."""
+        return self._norm(name, x, "")[0] if f"{name}.weight" in self.source.names else x
+
+    def _attention(self, layer: int, x: str) -> str:
+        g, s, prefix = self.graph, self.shape, f"blk.{layer}"
+        rotation, window = s.rotation_of(layer), s.window_of(layer)
+        rotary = "rotary.window" if window else "rotary"
         past = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
-        projected = g.linear(x, f"{prefix}.attn_qkv", qkv)
-        if f"{prefix}.attn_q.bias" in self.source.names:
-            bias = np.concatenate([self.floats(f"{prefix}.attn_{part}.bias") for part in "qkv"])
-            projected = g.node("Add", [projected, g.weight(f"{prefix}.attn_bias", bias)], f"{prefix}.attn_biased")
         attention = g.contrib(
             "GroupQueryAttention",
-            [projected, "", "", *past, "seqlens_k", "total_length", "rotary.cos", "rotary.sin"],
+            [*self._projections(prefix, x), *past, "seqlens_k", "total_length", f"{rotary}.cos", f"{rotary}.sin"],
             f"{prefix}.attention", more=[f"present.{layer}.{part}" for part in ("key", "value")],
-            num_heads=s.heads, kv_num_heads=s.kv_heads, scale=s.head_size**-0.5, local_window_size=-1,
+            num_heads=s.heads, kv_num_heads=s.kv_heads, scale=s.attention_scale,
+            local_window_size=window.positions if window else -1,
             # GGUF stores a llama with the rows of q and k permuted for neighbouring pairs.
-            do_rotary=1, rotary_interleaved=int(s.rotary_interleaved),
+            do_rotary=1, rotary_interleaved=int(rotation.is_interleaved),
         )  # fmt: skip
         output = self.matrix(f"{prefix}.attn_output.weight", s.heads * s.head_size)
-        x = g.linear(attention, f"{prefix}.attn_output", [output])
-        x, residual = self._norm(f"{prefix}.ffn_norm", x, residual)
-        gate = g.linear(x, f"{prefix}.ffn_gate", [self.matrix(f"{prefix}.ffn_gate.weight", s.hidden)])
+        return g.linear(attention, f"{prefix}.attn_output", [output])
+
+    def _projections(self, prefix: str, x: str) -> list[str]:
+        """Query, key and value: as one packed tensor and two empty names, or as three tensors."""
+        g, s = self.graph, self.shape
+        is_one = f"{prefix}.attn_qkv.weight" in self.source.names
+        parts = ["attn_qkv"] if is_one else [f"attn_{part}" for part in "qkv"]
+        matrices = [self.matrix(f"{prefix}.{part}.weight", s.hidden) for part in parts]
+        packed = g.linear(x, f"{prefix}.attn_qkv", matrices)
+        if f"{prefix}.attn_q.bias" in self.source.names:
+            bias = np.concatenate([self.floats(f"{prefix}.attn_{part}.bias") for part in "qkv"])
+            packed = g.node("Add", [packed, g.weight(f"{prefix}.attn_bias", bias)], f"{prefix}.attn_biased")
+        if f"{prefix}.attn_q_norm.weight" not in self.source.names:
+            return [packed, "", ""]
+        queries, keys = s.heads * s.head_size, s.kv_heads * s.head_size
+        sizes = g.constant("qkv_sizes", [queries, keys, keys])
+        query, key, value = (f"{prefix}.attn_{part}" for part in "qkv")
+        g.node("Split", [packed, sizes], query, more=[key, value], axis=-1)
+        return [self._head_norm(f"{query}_norm", query, queries), self._head_norm(f"{key}_norm", key, keys), value]
+
+    def _head_norm(self, name: str, x: str, width: int) -> str:
+        """Normalise each head apart."""
+        g = self.graph
+        heads = g.node("Reshape", [x, g.constant("in_heads", [0, 0, -1, self.shape.head_size])], f"{name}.heads")
+        normed, _ = self._norm(name, heads, "")
+        return g.node("Reshape", [normed, g.constant(f"heads_of_{width}", [0, 0, width])], f"{name}.out")
+
+    def _mlp(self, prefix: str, x: str) -> str:
+        g, s = self.graph, self.shape
         up_weights = self.matrix(f"{prefix}.ffn_up.weight", s.hidden)
-        up = g.linear(x, f"{prefix}.ffn_up", [up_weights])
-        silu = g.contrib("QuickGelu", [gate], f"{prefix}.silu", alpha=1.0)
         inner = up_weights.rows if isinstance(up_weights, Packed) else up_weights.shape[0]
-        down = self.matrix(f"{prefix}.ffn_down.weight", inner)
-        return g.linear(g.node("Mul", [silu, up], f"{prefix}.gated"), f"{prefix}.ffn_down", [down]), residual
+        up = g.linear(x, f"{prefix}.ffn_up", [up_weights])
+        if f"{prefix}.ffn_gate.weight" in self.source.names:
+            gate = g.linear(x, f"{prefix}.ffn_gate", [self.matrix(f"{prefix}.ffn_gate.weight", s.hidden)])
+        else:
+            # One matrix: the gate's rows, then as many of the other.
+            inner //= 2
+            gate = f"{prefix}.ffn_gate"
+            g.node(
+                "Split", [up, g.constant("ffn_sizes", [inner, inner])], gate, more=[f"{prefix}.ffn_only_up"], axis=-1
+            )
+            up = f"{prefix}.ffn_only_up"
+        if s.activation == "gelu":
+            active = g.node("Gelu", [gate], f"{prefix}.gelu", approximate="tanh")
+        else:
+            active = g.contrib("QuickGelu", [gate], f"{prefix}.silu", alpha=1.0)
+        gated = g.node("Mul", [active, up], f"{prefix}.gated")
+        return g.linear(gated, f"{prefix}.ffn_down", [self.matrix(f"{prefix}.ffn_down.weight", inner)])
 
 
-def _values(shape: LlamaShape) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
+def _values(shape: Shape) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
     def cache(name: str, length: str) -> list[onnx.ValueInfoProto]:
         dims: list[str | int | None] = ["batch", shape.kv_heads, length, shape.head_size]
         return [
@@ -285,7 +340,7 @@ def write_graph(source: GgufFile, folder: Path) -> None:
         _Decoder(graph, source).build()
     inputs, outputs = _values(source.shape)
     model = helper.make_model(
-        helper.make_graph(graph.nodes, "llama", inputs, outputs, graph.initialisers),
+        helper.make_graph(graph.nodes, source.architecture, inputs, outputs, graph.initialisers),
         opset_imports=[helper.make_opsetid("", _OPSET), helper.make_opsetid(MICROSOFT, 1)],
         ir_version=_IR,
         producer_name="fusewire",

@@ -1,8 +1,8 @@
 """The forward pass in plain float32 numpy: what a conversion is measured against.
 
 It reads the GGUF's own weights, dequantised, and shares no code with the graph.
-Architecture: Touvron et al., "LLaMA" (arXiv:2302.13971); rotary embedding as ggml stores it,
-pairs of neighbouring elements (Su et al., arXiv:2104.09864).
+Architectures: Touvron et al., "LLaMA" (arXiv:2302.13971); Qwen2 (arXiv:2407.10671), Qwen3 (arXiv:2505.09388);
+Phi-3 (arXiv:2404.14219); Gemma 3 (arXiv:2503.19786). Rotary embedding: Su et al. (arXiv:2104.09864).
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fusewire_worker_edge.importers.gguf import GgufFile, LlamaShape
+from fusewire_worker_edge.importers.gguf import GgufFile, Rotation, Shape
 from fusewire_worker_edge.importers.repack import Floats, Packed, Rows
 
 _HEAD_ROWS = 8192
@@ -24,7 +24,7 @@ class Weights(Protocol):
     """Where the reference has its weights from."""
 
     @property
-    def shape(self) -> LlamaShape:
+    def shape(self) -> Shape:
         """The sizes."""
         ...
 
@@ -73,21 +73,22 @@ def _rms_norm(x: Floats, gain: Floats, epsilon: float) -> Floats:
     return np.asarray(x / scale * gain, np.float32)
 
 
-def _rotate(x: Floats, source: Weights) -> Floats:
+def _rotate(x: Floats, rotation: Rotation, source: Weights) -> Floats:
     """Rotary embedding. [S, heads, size] -> the same."""
-    positions, half = np.arange(x.shape[0]), np.arange(x.shape[-1] // 2)
-    frequency = source.shape.rope_theta ** (-2.0 * half / x.shape[-1])
-    if "rope_freqs.weight" in source.names:
-        frequency = frequency / source.floats("rope_freqs.weight")
+    kept, x = x[..., rotation.size :], x[..., : rotation.size]
+    positions, half = np.arange(x.shape[0]) * rotation.position_scale, np.arange(rotation.size // 2)
+    frequency = rotation.theta ** (-2.0 * half / rotation.size)
+    if rotation.factors:
+        frequency = frequency / source.floats(rotation.factors)
     angle = positions[:, None] * frequency
-    cos, sin = np.cos(angle)[:, None, :], np.sin(angle)[:, None, :]
-    if source.shape.rotary_interleaved:
+    cos, sin = (rotation.magnitude * f(angle)[:, None, :] for f in (np.cos, np.sin))
+    if rotation.is_interleaved:
         even, odd = x[..., 0::2], x[..., 1::2]
         turned = np.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape)
     else:
         first, second = np.split(x, 2, axis=-1)
         turned = np.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
-    return np.asarray(turned, np.float32)
+    return np.asarray(np.concatenate([turned, kept], axis=-1), np.float32)
 
 
 def _softmax(x: Floats) -> Floats:
@@ -95,39 +96,73 @@ def _softmax(x: Floats) -> Floats:
     return np.asarray(e / e.sum(axis=-1, keepdims=True), np.float32)
 
 
-def _projected(source: Weights, name: str, x: Floats) -> Floats:
-    product = x @ source.floats(f"{name}.weight").T
-    return product + source.floats(f"{name}.bias") if f"{name}.bias" in source.names else product
+def _projected(source: Weights, layer: int, x: Floats) -> list[Floats]:
+    """Queries, keys and values, each [S, heads, size]."""
+    shape, prefix = source.shape, f"blk.{layer}"
+    sizes = np.cumsum([shape.heads, shape.kv_heads]) * shape.head_size
+    if f"{prefix}.attn_qkv.weight" in source.names:
+        flat = np.split(x @ source.floats(f"{prefix}.attn_qkv.weight").T, sizes, axis=-1)
+    else:
+        flat = [x @ source.floats(f"{prefix}.attn_{part}.weight").T for part in "qkv"]
+    found = []
+    for part, product in zip("qkv", flat, strict=True):
+        name = f"{prefix}.attn_{part}"
+        if f"{name}.bias" in source.names:
+            product += source.floats(f"{name}.bias")
+        heads = product.reshape(len(x), -1, shape.head_size)
+        if f"{name}_norm.weight" in source.names:
+            heads = _rms_norm(heads, source.floats(f"{name}_norm.weight"), shape.rms_epsilon)
+        found.append(heads)
+    return found
 
 
 def _attention(source: Weights, layer: int, x: Floats) -> Floats:
     shape, length = source.shape, x.shape[0]
-    q, k, v = (_projected(source, f"blk.{layer}.attn_{name}", x) for name in "qkv")
-    q = _rotate(q.reshape(length, shape.heads, shape.head_size), source)
-    k = _rotate(k.reshape(length, shape.kv_heads, shape.head_size), source)
-    v = v.reshape(length, shape.kv_heads, shape.head_size)
+    q, k, v = _projected(source, layer, x)
+    rotation, window = shape.rotation_of(layer), shape.window_of(layer)
+    q, k = _rotate(q, rotation, source), _rotate(k, rotation, source)
     group = shape.heads // shape.kv_heads
     k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
-    scores = np.einsum("shd,thd->hst", q, k) / np.float32(np.sqrt(shape.head_size))
-    scores = np.where(np.tri(length, dtype=bool), scores, np.float32(-np.inf))
+    scores = np.einsum("shd,thd->hst", q, k) * np.float32(shape.attention_scale)
+    seen = np.tri(length, dtype=bool)
+    if window:
+        seen &= ~np.tri(length, k=-window.positions, dtype=bool)
+    scores = np.where(seen, scores, np.float32(-np.inf))
     mixed = np.einsum("hst,thd->shd", _softmax(scores), v).reshape(length, -1)
     return np.asarray(mixed @ source.floats(f"blk.{layer}.attn_output.weight").T, np.float32)
 
 
 def _mlp(source: Weights, layer: int, x: Floats) -> Floats:
-    gate = x @ source.floats(f"blk.{layer}.ffn_gate.weight").T
-    up = x @ source.floats(f"blk.{layer}.ffn_up.weight").T
-    return np.asarray((gate / (1 + np.exp(-gate)) * up) @ source.floats(f"blk.{layer}.ffn_down.weight").T, np.float32)
+    prefix = f"blk.{layer}"
+    up = x @ source.floats(f"{prefix}.ffn_up.weight").T
+    if f"{prefix}.ffn_gate.weight" in source.names:
+        gate = x @ source.floats(f"{prefix}.ffn_gate.weight").T
+    else:
+        gate, up = np.split(up, 2, axis=-1)
+    if source.shape.activation == "gelu":
+        # The approximation of Hendrycks and Gimpel (arXiv:1606.08415), which Gemma is trained with.
+        active = gate / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
+    else:
+        active = gate / (1 + np.exp(-gate))
+    return np.asarray((active * up) @ source.floats(f"{prefix}.ffn_down.weight").T, np.float32)
 
 
 def reference_states(source: Weights, ids: Sequence[int]) -> Floats:
     """What the head is given after each token, [len(ids), hidden]."""
-    epsilon = source.shape.rms_epsilon
-    x = source.floats("token_embd.weight", list(ids))
+
+    def norm(name: str, x: Floats) -> Floats:
+        return _rms_norm(x, source.floats(f"{name}.weight"), source.shape.rms_epsilon)
+
+    def after(name: str, x: Floats) -> Floats:
+        return norm(name, x) if f"{name}.weight" in source.names else x
+
+    x = source.floats("token_embd.weight", list(ids)) * np.float32(source.shape.embedding_scale)
     for layer in range(source.shape.layers):
-        x = x + _attention(source, layer, _rms_norm(x, source.floats(f"blk.{layer}.attn_norm.weight"), epsilon))
-        x = x + _mlp(source, layer, _rms_norm(x, source.floats(f"blk.{layer}.ffn_norm.weight"), epsilon))
-    return _rms_norm(x, source.floats("output_norm.weight"), epsilon)
+        prefix = f"blk.{layer}"
+        attention = _attention(source, layer, norm(f"{prefix}.attn_norm", x))
+        x = x + after(f"{prefix}.post_attention_norm", attention)
+        x = x + after(f"{prefix}.post_ffw_norm", _mlp(source, layer, norm(f"{prefix}.ffn_norm", x)))
+    return norm("output_norm", x)
 
 
 def reference_head(source: Weights, states: Floats) -> Floats:
