@@ -115,13 +115,13 @@ def tiny_gguf(make_gguf: MakeGguf) -> Path:
 @pytest.fixture(scope="session")
 def tiny_folder(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory, session_folder: Path) -> Path:
     """That model as a folder, converted once for all test processes. Tests that damage it copy it first."""
-    from fusewire_worker_edge.importers.convert import import_gguf
+    from fusewire_worker_edge.importers.convert import import_model
 
     folder = session_folder / "tiny"
     with (session_folder / "tiny.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():
-            import_gguf(tiny_gguf, folder)
+            import_model(tiny_gguf, folder)
     return folder
 
 

@@ -43,21 +43,21 @@ def import_(source: Path, folder: Path, block_size: int | None, bits: int | None
     """Convert."""
     from fusewire_worker_edge.folder import ModelFolderError
     from fusewire_worker_edge.importers import ModelImportError
-    from fusewire_worker_edge.importers.convert import import_gguf
-    from fusewire_worker_edge.importers.gguf import ImportOptions
+    from fusewire_worker_edge.importers.convert import import_model
+    from fusewire_worker_edge.importers.source import ImportOptions
 
     if block_size not in (None, 32, 128):
         fail(f"--block-size is {block_size}", "give 32 or 128, or leave it out")
     if bits not in (None, 4, 8):
         fail(f"--bits is {bits}", "give 4 or 8, or leave it out")
     try:
-        manifest = import_gguf(source, folder, note, ImportOptions(block_size, bits))
+        manifest = import_model(source, folder, note, ImportOptions(block_size, bits))
     except ModelImportError as exc:
         fail(str(exc))
     except ModelFolderError as exc:
         fail(f"{exc.folder}: {exc.what}", exc.mend)
     found = manifest.fidelity
-    fidelity = f"KL {found.kl:.4f} and top-1 {found.top1:.1%} over {found.tokens} tokens"
+    fidelity = f"KL {found.kl:.4f} and top-1 {found.top1:.1%} over {found.tokens} tokens" if found else "taken as it is"
     print(f"{folder}: {manifest.size / 1e6:.0f} MB, {fidelity}")
 
 

@@ -32,7 +32,7 @@ from fusewire_worker_edge.catalogue import CATALOGUE
 from fusewire_worker_edge.engine.generation import Generator, read_vocabulary
 from fusewire_worker_edge.engine.options import EngineOptions
 from fusewire_worker_edge.folder import verify
-from fusewire_worker_edge.importers.convert import import_gguf
+from fusewire_worker_edge.importers.convert import import_model
 from fusewire_worker_edge.measure import ANSWER_TOKENS, PROMPT_TOKENS, Figures, measure
 from fusewire_worker_edge.pull import weights
 
@@ -116,7 +116,7 @@ def bench(name: str, *, rounds: int, tokens: int, has_tools: bool) -> dict[str, 
     folder = BUILD / "models" / name
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        import_gguf(file, folder)
+        import_model(file, folder)
     ours: list[Figures] = []
     theirs: list[tuple[float, float]] = []
     with llama_server(file, context=4096, threads=threads) as url:

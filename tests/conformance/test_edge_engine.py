@@ -159,6 +159,7 @@ async def test_sixteen_prompts_at_once_with_cancels_answer_what_each_does_alone(
 
 async def test_the_conversion_is_faithful(folder: Path) -> None:
     manifest = verify(folder)
+    assert manifest.fidelity is not None
     assert manifest.fidelity.tokens > 30
     assert manifest.fidelity.kl < 0.02
     assert manifest.fidelity.top1 > 0.9

@@ -12,7 +12,7 @@ import pytest
 from fusewire.testing.eventually import PATIENCE_S
 from fusewire.testing.llama_server import llama_server
 from fusewire_worker_edge.engine.generation import Generator
-from fusewire_worker_edge.importers.convert import import_gguf
+from fusewire_worker_edge.importers.convert import import_model
 
 MakeGguf = Callable[..., Path]
 
@@ -43,7 +43,7 @@ def test_a_conversion_computes_what_llama_cpp_does(
     make_gguf: MakeGguf, tmp_path: Path, metadata: dict[str, Any]
 ) -> None:
     file = make_gguf({"": "F32"}, metadata=metadata)
-    generator = Generator(tmp_path / "model", import_gguf(file, tmp_path / "model"))
+    generator = Generator(tmp_path / "model", import_model(file, tmp_path / "model"))
     random = np.random.default_rng(1)
     prompt = [int(i) for i in random.integers(10, generator.manifest.vocab_size, PROMPT_TOKENS)]
     with llama_server(file) as url:

@@ -24,6 +24,9 @@ GRAPH = "model.onnx"
 _PULL_AGAIN = "delete the folder and pull or import the model again"
 
 
+ToolCalls = Literal["hermes", "fenced"]
+
+
 class ModelFolderError(Exception):
     """A model folder that cannot be used: where, why, and how to mend it."""
 
@@ -87,12 +90,13 @@ class Manifest(_Part):
     head_size: int = Field(ge=1)
     end_tokens: tuple[int, ...] = Field(min_length=1)
     """The ids that end an answer."""
-    tool_calls: Literal["hermes", "fenced"] | None = None
+    tool_calls: ToolCalls | None = None
     """How it writes calls of tools, where that is another way than its template teaches."""
     onnxruntime: str
     """The version that the golden answer was made with."""
     golden: Golden
-    fidelity: Fidelity
+    fidelity: Fidelity | None = None
+    """None of a graph that was taken over: there are no weights of its source to compare it with."""
     files: dict[str, FileEntry]
     """Every file of the folder but the manifest."""
 

@@ -64,11 +64,11 @@ def pull(
         if target.exists():
             _check_present(target, entry)
             return target
-        from fusewire_worker_edge.importers.convert import import_gguf  # noqa: PLC0415 - onnx is slow to import
+        from fusewire_worker_edge.importers.convert import import_model  # noqa: PLC0415 - onnx is slow to import
 
         download = target.parent / f".{name}.download"
         file = weights(entry, download, progress)
-        import_gguf(file, target, lambda stage: progress(stage, 0, 0))
+        import_model(file, target, lambda stage: progress(stage, 0, 0))
         shutil.rmtree(download, ignore_errors=True)
     return target
 

@@ -16,11 +16,12 @@ from tokenizers import Tokenizer
 
 from fusewire_worker_edge.folder import ModelFolderError, read_manifest
 from fusewire_worker_edge.importers import ModelImportError, convert
-from fusewire_worker_edge.importers.convert import import_gguf
-from fusewire_worker_edge.importers.gguf import EXACT, GgufFile, ImportOptions
+from fusewire_worker_edge.importers.convert import import_model
+from fusewire_worker_edge.importers.gguf import GgufFile
 from fusewire_worker_edge.importers.graph import write_graph
 from fusewire_worker_edge.importers.reference import divergence
 from fusewire_worker_edge.importers.repack import Packed
+from fusewire_worker_edge.importers.source import EXACT, ImportOptions
 
 MakeGguf = Callable[..., Path]
 
@@ -50,15 +51,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
 def test_the_graph_computes_what_the_file_says(make_gguf: MakeGguf, tmp_path: Path, options: dict[str, Any]) -> None:
-    manifest = import_gguf(make_gguf(**options), tmp_path / "model", options=ImportOptions(EXACT))
+    manifest = import_model(make_gguf(**options), tmp_path / "model", options=ImportOptions(EXACT))
     # Rounding activations to int8 costs about this much; the next test shows what a wrong graph costs.
+    assert manifest.fidelity is not None
     assert manifest.fidelity.kl < 0.02
     assert manifest.fidelity.tokens > 30
 
 
 @pytest.mark.parametrize("kind", ["F16", "F32"])
 def test_without_quantisation_the_graph_is_exact(make_gguf: MakeGguf, tmp_path: Path, kind: str) -> None:
-    fidelity = import_gguf(make_gguf({"": kind}), tmp_path / "model").fidelity
+    fidelity = import_model(make_gguf({"": kind}), tmp_path / "model").fidelity
+    assert fidelity is not None
     assert fidelity.kl < 1e-9
     assert fidelity.top1 == 1
 
@@ -75,7 +78,7 @@ def test_a_conversion_that_computes_something_else_is_refused(
 
     monkeypatch.setattr(convert, "write_graph", without_rotation)
     with pytest.raises(ModelImportError, match="computes something else"):
-        import_gguf(tiny_gguf, tmp_path / "model")
+        import_model(tiny_gguf, tmp_path / "model")
     assert [p.name for p in tmp_path.iterdir()] == [".model.build.lock"]
 
 
@@ -96,19 +99,19 @@ def test_the_folder_says_what_it_is(tiny_folder: Path, tiny_gguf: Path) -> None:
 
 
 def test_two_imports_of_one_file_are_the_same(tiny_folder: Path, tiny_gguf: Path, tmp_path: Path) -> None:
-    assert import_gguf(tiny_gguf, tmp_path / "tiny") == read_manifest(tiny_folder)
+    assert import_model(tiny_gguf, tmp_path / "tiny") == read_manifest(tiny_folder)
 
 
 def test_an_import_does_not_overwrite(tiny_gguf: Path, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     with pytest.raises(ModelFolderError, match="something already"):
-        import_gguf(tiny_gguf, tmp_path / "model")
+        import_model(tiny_gguf, tmp_path / "model")
 
 
 def test_what_a_killed_import_left_is_cleared_away(tiny_gguf: Path, tmp_path: Path) -> None:
     (tmp_path / ".model.partial").mkdir()
     (tmp_path / ".model.partial" / "model.onnx.data").write_bytes(b"half")
-    import_gguf(tiny_gguf, tmp_path / "model")
+    import_model(tiny_gguf, tmp_path / "model")
     assert not (tmp_path / ".model.partial").exists()
 
 
@@ -139,7 +142,7 @@ def test_what_cannot_be_converted_is_named(
     make_gguf: MakeGguf, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ModelImportError, match=message):
-        import_gguf(make_gguf(**options), tmp_path / "model")
+        import_model(make_gguf(**options), tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 
@@ -147,7 +150,7 @@ def test_what_cannot_be_converted_is_named(
 def test_a_file_that_is_not_whole_is_refused(tiny_gguf: Path, tmp_path: Path, keep: int) -> None:
     (tmp_path / "cut.gguf").write_bytes(tiny_gguf.read_bytes()[:keep])
     with pytest.raises(ModelImportError, match=r"cut\.gguf is not a whole GGUF file"):
-        import_gguf(tmp_path / "cut.gguf", tmp_path / "model")
+        import_model(tmp_path / "cut.gguf", tmp_path / "model")
 
 
 HEADER = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"k"
@@ -268,20 +271,21 @@ def test_what_has_four_bits_is_kept_and_the_rest_is_rounded_to_eight(make_gguf: 
 
 
 def test_tokens_that_only_fill_up_the_vocabulary_are_left_out(make_gguf: MakeGguf, tmp_path: Path) -> None:
-    manifest = import_gguf(make_gguf(metadata={"fillers": 9}), tmp_path / "model")
-    plain = import_gguf(make_gguf(), tmp_path / "plain")
+    manifest = import_model(make_gguf(metadata={"fillers": 9}), tmp_path / "model")
+    plain = import_model(make_gguf(), tmp_path / "plain")
 
     assert manifest.vocab_size == plain.vocab_size
+    assert manifest.fidelity is not None
     assert manifest.fidelity.kl < 0.05
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelImportError, match=r"none\.gguf cannot be read: No such file"):
-        import_gguf(tmp_path / "none.gguf", tmp_path / "model")
+        import_model(tmp_path / "none.gguf", tmp_path / "model")
 
 
 def test_a_begin_token_is_written_where_the_model_wants_one(make_gguf: MakeGguf, tmp_path: Path) -> None:
-    import_gguf(make_gguf(metadata={"add_bos": True}), tmp_path / "model")
+    import_model(make_gguf(metadata={"add_bos": True}), tmp_path / "model")
     tokenizer = Tokenizer.from_file(str(tmp_path / "model" / "tokenizer.json"))
     assert tokenizer.encode("a").ids == [1, *tokenizer.encode("a", add_special_tokens=False).ids]
 
@@ -302,7 +306,7 @@ BLOCKS: dict[str, tuple[dict[str, Any], ImportOptions, int]] = {
 def test_rounding_anew_computes_what_is_stored(
     make_gguf: MakeGguf, tmp_path: Path, made: dict[str, Any], options: ImportOptions, size: int
 ) -> None:
-    manifest = import_gguf(make_gguf(**made), tmp_path / "model", options=options)
+    manifest = import_model(make_gguf(**made), tmp_path / "model", options=options)
     graph = onnx.load(tmp_path / "model" / "model.onnx", load_external_data=False).graph
     sizes = {a.i for node in graph.node for a in node.attribute if a.name == "block_size"}
 
@@ -310,11 +314,12 @@ def test_rounding_anew_computes_what_is_stored(
     assert max(sizes) == size
     assert manifest.block_size == options.block_size
     # A wrong graph would have been refused; random weights round far worse than a trained model's.
+    assert manifest.fidelity is not None
     assert (manifest.fidelity.kl < 0.02) == (options.bits == 8)
 
 
 def test_sentencepiece_spells_what_it_has_no_piece_for_in_bytes(make_gguf: MakeGguf, tmp_path: Path) -> None:
-    import_gguf(make_gguf(metadata={"tokenizer": "llama"}), tmp_path / "model")
+    import_model(make_gguf(metadata={"tokenizer": "llama"}), tmp_path / "model")
     tokenizer = Tokenizer.from_file(str(tmp_path / "model" / "tokenizer.json"))
     ids = tokenizer.encode("the hé", add_special_tokens=False)
 

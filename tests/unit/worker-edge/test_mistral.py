@@ -19,7 +19,7 @@ from fusewire_worker_edge.engine.generation import Generator
 from fusewire_worker_edge.engine.mistral import MistralVocabulary
 from fusewire_worker_edge.engine.options import EngineOptions
 from fusewire_worker_edge.folder import verify
-from fusewire_worker_edge.importers.convert import import_gguf
+from fusewire_worker_edge.importers.convert import import_model
 
 DATA = Path(mistral_common.__file__).parent / "data"
 V3 = DATA / "mistral_instruct_tokenizer_240323.model.v3"
@@ -58,7 +58,7 @@ def mistral(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     root = tmp_path_factory.mktemp("mistral")
     metadata = {"tokenizer": "llama", "vocabulary": vocabulary_of(request.param), "template": "", "add_bos": True}
     write_gguf(root / "m.gguf", {"": "Q8_0"}, tied=True, metadata=metadata, drop="", add="")
-    import_gguf(root / "m.gguf", root / "m")
+    import_model(root / "m.gguf", root / "m")
     generator = Generator(root / "m", verify(root / "m"), EngineOptions(threads=1))
     assert isinstance(generator.vocabulary, MistralVocabulary)
     generator.own = MistralTokenizer.from_file(str(request.param))  # type: ignore[attr-defined]

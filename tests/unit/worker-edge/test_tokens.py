@@ -9,7 +9,7 @@ from fusewire_worker_edge.engine.api import RequestRefusedError
 from fusewire_worker_edge.engine.generation import read_vocabulary
 from fusewire_worker_edge.engine.tokens import ChatTemplate, Vocabulary
 from fusewire_worker_edge.folder import read_manifest
-from fusewire_worker_edge.importers.convert import import_gguf
+from fusewire_worker_edge.importers.convert import import_model
 
 IM_START, IM_END = 1, 2
 
@@ -46,7 +46,7 @@ def test_a_special_token_spelled_in_a_message_cannot_end_its_turn(vocabulary: Vo
 
 def test_an_added_token_that_is_not_special_stays_text_too(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
     added = ["<tool_call>", "</tool_call>"]
-    import_gguf(make_gguf(metadata={"added": added}), tmp_path / "model")
+    import_model(make_gguf(metadata={"added": added}), tmp_path / "model")
     vocabulary = read_vocabulary(tmp_path / "model", read_manifest(tmp_path / "model"))
     own = {vocabulary._tokenizer.token_to_id(token) for token in added}
     said = "".join(added)

@@ -104,11 +104,12 @@ class OnnxModel:
 
     def _check_inputs(self, folder: Path) -> None:
         m = self.manifest
-        cache: list[Any] = ["batch", m.kv_heads, "past", m.head_size]
-        wanted: dict[str, list[Any]] = {"input_ids": ["batch", "sequence"], "attention_mask": ["batch", "total"]}
+        cache = [None, m.kv_heads, None, m.head_size]
+        wanted: dict[str, list[Any]] = {"input_ids": [None, None], "attention_mask": [None, None]}
         for layer in range(m.layers):
             wanted[f"past_key_values.{layer}.key"] = wanted[f"past_key_values.{layer}.value"] = cache
-        found = {i.name: i.shape for i in self._session.get_inputs()}
+        # A size that is not fixed has a name, or none.
+        found = {i.name: [n if isinstance(n, int) else None for n in i.shape] for i in self._session.get_inputs()}
         wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         if wrong:
             raise ModelFolderError(folder, f"its graph and its manifest disagree about the input '{wrong[0]}'")

@@ -4,9 +4,9 @@ import hashlib
 import math
 import mmap
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from gguf.constants import GGMLQuantizationType
@@ -21,118 +21,34 @@ from fusewire_worker_edge.importers.repack import (
     Floats,
     Packed,
     Rows,
-    assembled,
-    quantize,
+    quantize_rows,
     repack,
+)
+from fusewire_worker_edge.importers.source import (
+    ARCHITECTURES,
+    EXACT,
+    LARGE,
+    LONGEST,
+    ROPE_FACTORS,
+    SHORT_FACTORS,
+    VOCABULARY,
+    ImportOptions,
+    Rotation,
+    Shape,
+    Window,
+    rotated,
+    sized,
 )
 
 DENSE = frozenset({"F32", "F16", "BF16"})
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "phi3", "gemma3")
-"""As GGUF names them; Mistral's models are of the first."""
-ROPE_FACTORS = "rope_freqs.weight"
-"""What each frequency of the rotation is divided by; Llama 3.1 and later."""
-SHORT_FACTORS, LONG_FACTORS = "rope_factors_short.weight", "rope_factors_long.weight"
-"""The same of LongRoPE, up to the length that a model was first trained for, and beyond."""
-VOCABULARY = ("token_embd.weight", "output.weight")
-"""The matrices with a row for each token."""
 _UNUSED = 5
 """The type of a token that only fills the vocabulary up to a round number."""
-EXACT = 32
-"""The block size at which GGUF's blocks are kept as they are."""
-LARGE = 128
-"""The block size whose product reads the least memory and is fast on CPUs."""
 _KEPT = FOUR_BITS | {"Q8_0"}
 """Types whose own blocks are as good for the product as others would be."""
-_CHUNK_BYTES = 32 << 20
-"""Of float32 weights at a time, so that no matrix is ever whole in memory as such."""
-_ROTATED_TOGETHER = 16
-"""GroupQueryAttention rotates this many elements at a time."""
-_LONGEST = 32_768
-"""Positions: the tables of the rotation are in memory for each of them, and a longer cache has no room at an edge."""
 _GEMMA_WINDOW_EVERY, _GEMMA_WINDOW_THETA = 6, 10_000.0
 """Of Gemma 3, whose files do not say it: all but each sixth layer look back over a window only, and rotate by this."""
 _GEMMA_27B = 62
 """Its layers."""
-_MOST = {"block_count": 1_000, "context_length": 1 << 20, "embedding_length": 1 << 20}
-"""Sizes beyond these are those of no model, and would fill the memory."""
-
-
-@dataclass(frozen=True)
-class ImportOptions:
-    """How weights are to be stored.
-
-    Args:
-        block_size: of the product's blocks. 32 keeps the file's own blocks; 128 is smaller and faster, and rounds anew;
-            None keeps what has 4 or 8 bits and rounds the rest to 8 bits in blocks of 128.
-        bits: of what is rounded anew, 4 or 8; None keeps floating point as it is, and 4 bits 4.
-    """
-
-    block_size: int | None = None
-    bits: int | None = None
-
-
-@dataclass(frozen=True)
-class Rotation:
-    """How a layer rotates queries and keys by their positions (Su et al., arXiv:2104.09864).
-
-    Args:
-        size: how many elements of each head are rotated, the first ones.
-        theta: the base of the frequencies.
-        position_scale: what positions are multiplied with.
-        magnitude: what the rotated elements are multiplied with.
-        factors: the tensor of what each frequency is divided by.
-        is_interleaved: whether neighbours are pairs, as GGUF stores a llama, or an element and that half a size on.
-    """
-
-    size: int
-    theta: float
-    position_scale: float = 1.0
-    magnitude: float = 1.0
-    factors: str | None = None
-    is_interleaved: bool = False
-
-
-@dataclass(frozen=True)
-class Window:
-    """Layers that look back over so many positions only, their own included.
-
-    Args:
-        positions: how many.
-        every: each layer of this number, counted from 1, and its multiples look back over all.
-        rotation: of the layers with a window.
-    """
-
-    positions: int
-    every: int
-    rotation: Rotation
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a decoder, and where architectures differ beyond the tensors that they have."""
-
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    vocab_size: int
-    context_length: int
-    rms_epsilon: float
-    rotation: Rotation
-    window: Window | None = None
-    attention_scale: float = 1.0
-    embedding_scale: float = 1.0
-    activation: Literal["silu", "gelu"] = "silu"
-
-    def window_of(self, layer: int) -> Window | None:
-        """The window of a layer, counted from 0."""
-        return self.window if self.window and (layer + 1) % self.window.every else None
-
-    def rotation_of(self, layer: int) -> Rotation:
-        """The rotation of a layer, counted from 0."""
-        window = self.window_of(layer)
-        return window.rotation if window else self.rotation
 
 
 def _header(data: mmap.mmap) -> Header:
@@ -150,7 +66,9 @@ class GgufFile:
 
     def __init__(self, path: Path, options: ImportOptions | None = None) -> None:
         self.path = path
+        self.name = path.name
         self.options = options or ImportOptions()
+        self.block_size = self.options.block_size or EXACT
         try:
             with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 header = _header(data)
@@ -264,9 +182,7 @@ class GgufFile:
         elif tensor.kind in DENSE and name not in VOCABULARY:
             # The vocabulary's matrices suffer most from few bits.
             bits = self.options.bits or 8
-        rows, step = self._rows(name), max(1, _CHUNK_BYTES // (4 * tensor.shape[1]))
-        starts = range(0, rows, step)
-        return assembled(rows, (quantize(self.floats(name, slice(at, at + step)), bits, size) for at in starts))
+        return quantize_rows(self._rows(name), lambda rows: self.floats(name, rows), bits, size)
 
     def _raw(self, name: str, rows: slice = slice(None)) -> Bytes:
         """Rows of a tensor as bytes, [rows, bytes per row]. Read and not mapped, so that they do not stay in memory."""
@@ -320,11 +236,7 @@ class GgufFile:
         whole = f"{self.architecture}.{key}"
         if default is not None and whole not in self.metadata:
             return default
-        found = int(self.number(whole))
-        most = _MOST.get(key, 1 << 16)
-        if not 1 <= found <= most:
-            raise ModelImportError(f"'{whole}' is {found}, where 1 to {most} can be meant")
-        return found
+        return sized(whole, self.number(whole))
 
     def _shape(self) -> Shape:
         name = self.architecture
@@ -333,9 +245,9 @@ class GgufFile:
         if self._size("attention.value_length", head_size) != head_size:
             raise ModelImportError("values of another size than the keys cannot be converted")
         rotation = self._rotation(head_size)
-        length = min(self._size("context_length"), _LONGEST)
+        length = min(self._size("context_length"), LONGEST)
         if rotation.factors == SHORT_FACTORS:
-            length = min(length, self._size("rope.scaling.original_context_length", _LONGEST))
+            length = min(length, self._size("rope.scaling.original_context_length", LONGEST))
         is_gemma, layers = name == "gemma3", self._size("block_count")
         return Shape(
             layers=layers,
@@ -356,12 +268,7 @@ class GgufFile:
 
     def _rotation(self, head_size: int) -> Rotation:
         name = self.architecture
-        size = self._size("rope.dimension_count", head_size)
-        if size > head_size or size % _ROTATED_TOGETHER:
-            raise ModelImportError(
-                f"'{name}.rope.dimension_count' is {size}: a multiple of {_ROTATED_TOGETHER}, up to the {head_size}"
-                " elements of a head, can be converted"
-            )
+        size = rotated(f"{name}.rope.dimension_count", self._size("rope.dimension_count", head_size), head_size)
         scaling = str(self.metadata.get(f"{name}.rope.scaling.type", "none"))
         if scaling not in ("none", "linear", "longrope"):
             raise ModelImportError(f"rope scaling '{scaling}' cannot be converted")

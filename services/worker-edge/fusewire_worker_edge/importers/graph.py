@@ -1,4 +1,4 @@
-"""The ONNX graph of a decoder of one of `gguf.ARCHITECTURES`, with the names and shapes that onnxruntime-genai expects.
+"""The ONNX graph of a decoder, with the names and shapes that onnxruntime-genai expects.
 
 Operators of the domain com.microsoft: onnxruntime's docs/ContribOperators.md. Inputs `input_ids` and
 `attention_mask` are int64 [B, S] and [B, T]; `past_key_values.<i>.key|value` and `present.<i>.key|value`
@@ -15,8 +15,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from fusewire_worker_edge.importers import ModelImportError
-from fusewire_worker_edge.importers.gguf import LONG_FACTORS, GgufFile, Rotation, Shape
 from fusewire_worker_edge.importers.repack import Floats, Packed, stack
+from fusewire_worker_edge.importers.source import LONG_FACTORS, ModelSource, Rotation, Shape
 
 MICROSOFT = "com.microsoft"
 ACCURACY_LEVEL = 4
@@ -134,7 +134,7 @@ class _Graph:
 class _Decoder:
     """Adds the parts of a decoder to a graph."""
 
-    def __init__(self, graph: _Graph, source: GgufFile) -> None:
+    def __init__(self, graph: _Graph, source: ModelSource) -> None:
         self.graph = graph
         self.source = source
         self.shape = source.shape
@@ -329,7 +329,7 @@ def _values(shape: Shape) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInf
     return inputs, [logits, *cache("present", "present")]
 
 
-def write_graph(source: GgufFile, folder: Path) -> None:
+def write_graph(source: ModelSource, folder: Path) -> None:
     """Write `model.onnx` and `model.onnx.data` into the folder.
 
     Raises:

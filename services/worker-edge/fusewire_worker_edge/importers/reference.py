@@ -1,18 +1,17 @@
 """The forward pass in plain float32 numpy: what a conversion is measured against.
 
-It reads the GGUF's own weights, dequantised, and shares no code with the graph.
+It reads the source's own weights, dequantised, and shares no code with the graph.
 Architectures: Touvron et al., "LLaMA" (arXiv:2302.13971); Qwen2 (arXiv:2407.10671), Qwen3 (arXiv:2505.09388);
 Phi-3 (arXiv:2404.14219); Gemma 3 (arXiv:2503.19786). Rotary embedding: Su et al. (arXiv:2104.09864).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
-from fusewire_worker_edge.importers.gguf import GgufFile, Rotation, Shape
 from fusewire_worker_edge.importers.repack import Floats, Packed, Rows
+from fusewire_worker_edge.importers.source import ModelSource, Rotation, Weights
 
 _HEAD_ROWS = 8192
 """Of the vocabulary's matrix at a time: whole it would be the largest thing in memory by far."""
@@ -20,28 +19,10 @@ _POSITIONS = 32
 """Compared at a time, for the same reason."""
 
 
-class Weights(Protocol):
-    """Where the reference has its weights from."""
-
-    @property
-    def shape(self) -> Shape:
-        """The sizes."""
-        ...
-
-    @property
-    def names(self) -> set[str]:
-        """The names of the tensors."""
-        ...
-
-    def floats(self, name: str, rows: Rows = slice(None)) -> Floats:
-        """A tensor; of a matrix those rows."""
-        ...
-
-
 class AsStored:
     """The weights of a source as the conversion stores them, its own rounding included."""
 
-    def __init__(self, source: GgufFile) -> None:
+    def __init__(self, source: ModelSource) -> None:
         self._source = source
         self.shape, self.names = source.shape, source.names
         self._last: tuple[str, Packed | Floats] | None = None
@@ -107,9 +88,8 @@ def _projected(source: Weights, layer: int, x: Floats) -> list[Floats]:
     found = []
     for part, product in zip("qkv", flat, strict=True):
         name = f"{prefix}.attn_{part}"
-        if f"{name}.bias" in source.names:
-            product += source.floats(f"{name}.bias")
-        heads = product.reshape(len(x), -1, shape.head_size)
+        bias = source.floats(f"{name}.bias") if f"{name}.bias" in source.names else np.float32(0)
+        heads = np.asarray(product + bias, np.float32).reshape(len(x), -1, shape.head_size)
         if f"{name}_norm.weight" in source.names:
             heads = _rms_norm(heads, source.floats(f"{name}_norm.weight"), shape.rms_epsilon)
         found.append(heads)

@@ -19,6 +19,8 @@ Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Rows = slice | Sequence[int]
 
+_CHUNK_WEIGHTS = 8 << 20
+"""As floats at a time, so that no matrix is ever whole in memory as such."""
 _CENTRE = 128
 """The code of 8 bits that stands for zero."""
 
@@ -208,7 +210,15 @@ def quantize(weights: Floats, bits: int, block_size: int) -> Packed:
     return Packed(4, _pairs(codes.astype(np.uint8)), scales, least + 8 * scales)
 
 
-def assembled(rows: int, parts: Iterable[Packed]) -> Packed:
+def quantize_rows(count: int, read: Callable[[slice], Floats], bits: int, block_size: int) -> Packed:
+    """The same of a matrix of `count` rows that is read in pieces, of some rows each."""
+    width = read(slice(0, 1)).shape[1]
+    step = max(1, _CHUNK_WEIGHTS // width)
+    spans = (slice(at, min(at + step, count)) for at in range(0, count, step))
+    return _assembled(count, (quantize(read(span), bits, block_size) for span in spans))
+
+
+def _assembled(rows: int, parts: Iterable[Packed]) -> Packed:
     """A matrix of so many rows from pieces that are made one after the other, each forgotten when it has its place."""
     whole: Packed | None = None
     at = 0
