@@ -219,6 +219,32 @@ def test_a_folder_is_taken_over_as_it_is(genai: Path, tiny_folder: Path, tmp_pat
     assert Generator(tmp_path / "model", made).golden_agreement() == 1
 
 
+BUILT = Path(__file__).parent / "data" / "genai-phi"
+"""A tiny Phi-4-mini with random weights, as onnxruntime-genai 0.18's own builder wrote it (-p int4 -e cpu)."""
+
+
+def test_a_folder_of_the_builder_answers_as_onnxruntime_genai_does(tmp_path: Path) -> None:
+    made = import_model(BUILT, tmp_path / "model")
+    theirs = json.loads(BUILT.with_suffix(".expected.json").read_text())
+    generator = Generator(tmp_path / "model", made)
+    assert generator.greedy(theirs["prompt"], len(theirs["greedy"])) == theirs["greedy"]
+    assert (made.architecture, made.end_tokens, made.block_size) == ("phi3", (258, 256), 32)
+    # Beyond, its graph rotates by another table, for all sequences of a step.
+    assert made.context_length == 256
+
+
+def deciding(model: Any) -> None:
+    (node,) = (node for node in model.graph.node if node.op_type == "Greater")
+    node.op_type = "Less"
+
+
+def test_a_graph_that_decides_by_something_else_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(BUILT, tmp_path / "genai")
+    changed_graph(tmp_path / "genai", deciding)
+    with pytest.raises(ModelImportError, match="decides by '/model/rope_caches_subgraph/Greater/output_0'"):
+        import_model(tmp_path / "genai", tmp_path / "model")
+
+
 def with_positions(model: Any) -> None:
     model.graph.input.append(onnx.helper.make_tensor_value_info("position_ids", onnx.TensorProto.INT64, ["b", "s"]))
 

@@ -108,8 +108,14 @@ class OnnxModel:
         wanted: dict[str, list[Any]] = {"input_ids": [None, None], "attention_mask": [None, None]}
         for layer in range(m.layers):
             wanted[f"past_key_values.{layer}.key"] = wanted[f"past_key_values.{layer}.value"] = cache
-        # A size that is not fixed has a name, or none.
-        found = {i.name: [n if isinstance(n, int) else None for n in i.shape] for i in self._session.get_inputs()}
-        wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        found = {one.name: one.shape for one in self._session.get_inputs()}
+        wrong = sorted(name for name in wanted.keys() | found.keys() if not _fits(found.get(name), wanted.get(name)))
         if wrong:
             raise ModelFolderError(folder, f"its graph and its manifest disagree about the input '{wrong[0]}'")
+
+
+def _fits(found: Sequence[int | str | None] | None, wanted: Sequence[int | None] | None) -> bool:
+    """Whether an input has the sizes that are wanted. One that its graph leaves open has a name, or none."""
+    if found is None or wanted is None or len(found) != len(wanted):
+        return False
+    return all(size == one for size, one in zip(found, wanted, strict=True) if isinstance(size, int))

@@ -7,11 +7,13 @@ https://onnxruntime.ai/docs/genai/howto/build-model.html.
 import hashlib
 import shutil
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
+from onnx.numpy_helper import to_array
 
 from fusewire_worker_edge.folder import GRAPH
 from fusewire_worker_edge.graph_check import graph_problem
@@ -62,6 +64,7 @@ class GenaiFolder:
         self._model = onnx.ModelProto.FromString(self._data)
         self._data_files = _external(self._model)
         self._check()
+        self.sizes = replace(self.sizes, context_length=min([self.sizes.context_length, *self._switches()]))
 
     @property
     def quantisation(self) -> dict[str, int]:
@@ -107,7 +110,7 @@ class GenaiFolder:
         for name in sorted(found.keys() - wanted.keys()):
             raise ModelImportError(f"its graph has '{name}', which this engine does not know")
         for name, (kind, sizes) in wanted.items():
-            if found[name] != (kind, sizes):
+            if not _fits(found[name], kind, sizes):
                 raise ModelImportError(
                     f"'{name}' of its graph is {_shown(*found[name])}, where {_shown(kind, sizes)} was expected;"
                     " build it with -p int4 -e cpu"
@@ -125,6 +128,25 @@ class GenaiFolder:
             for part in ("key", "value"):
                 wanted[f"past_key_values.{layer}.{part}"] = wanted[f"present.{layer}.{part}"] = cache
         return wanted
+
+    def _switches(self) -> Iterator[int]:
+        """Lengths beyond which the graph rotates by another table, as LongRoPE does.
+
+        It does so for all sequences of a step, also those that are shorter: so none may become longer.
+        """
+        made_by = {name: node for node in self._model.graph.node for name in node.output}
+        constants = {one.name: to_array(one) for one in self._model.graph.initializer if not one.external_data}
+        for node in self._model.graph.node:
+            if node.op_type == "Constant":
+                constants[node.output[0]] = to_array(node.attribute[0].t)
+        for node in self._model.graph.node:
+            if node.op_type != "If":
+                continue
+            condition = made_by.get(node.input[0])
+            limit = constants.get(condition.input[1]) if condition and condition.op_type == "Greater" else None
+            if limit is None or limit.size != 1:
+                raise ModelImportError(f"its graph decides by '{node.input[0]}', which this engine does not know")
+            yield int(limit.item())
 
     def _products(self) -> list[onnx.NodeProto]:
         return [node for node in self._model.graph.node if node.op_type == "MatMulNBits"]
@@ -147,6 +169,15 @@ def _typed(value: onnx.ValueInfoProto) -> tuple[int, list[int | None]]:
     """Its element type, and its sizes with None where they are not fixed."""
     tensor = value.type.tensor_type
     return tensor.elem_type, [one.dim_value if one.HasField("dim_value") else None for one in tensor.shape.dim]
+
+
+def _fits(found: tuple[int, list[int | None]], kind: int, sizes: list[int | None]) -> bool:
+    """Whether a tensor may be the one that is wanted; a size that its graph leaves open is what it is given."""
+    return (
+        found[0] == kind
+        and len(found[1]) == len(sizes)
+        and all(one in (None, wanted) for one, wanted in zip(found[1], sizes, strict=True))
+    )
 
 
 def _shown(kind: int, sizes: list[int | None]) -> str:
