@@ -52,14 +52,14 @@ class Client:
     """
 
     def __init__(self, url: str, key: str | None = None) -> None:
-        self._url = url
+        self.url = url
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
         # An upload may take long; only silence is a fault.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=SILENCE_S)
-        self._session = aiohttp.ClientSession(self._url, timeout=timeout, headers=self._headers)
+        self._session = aiohttp.ClientSession(self.url, timeout=timeout, headers=self._headers)
         return self
 
     async def __aexit__(
@@ -214,7 +214,7 @@ class Client:
                 error = ApiError(response.status, fault["code"], fault["message"])
             except (ValueError, KeyError, TypeError):
                 # Not Fusewire: something between.
-                error = ApiError(response.status, "http_error", f"{self._url} answered {response.status}")
+                error = ApiError(response.status, "http_error", f"{self.url} answered {response.status}")
             is_later = error.status == 503 or error.code == "rate_limited"
             if is_later and asyncio.get_running_loop().time() < until:
                 raise _LaterError(float(response.headers.get("retry-after") or PAUSE_S))

@@ -48,7 +48,7 @@ def settings(make_settings: MakeSettings) -> Settings:
 @pytest.fixture
 async def http(settings: Settings, stack: Running) -> AsyncIterator[aiohttp.ClientSession]:
     """The whole of Fusewire, and a plain client: nothing is tried again, and the answer is seen as it is."""
-    async with stack(settings) as client, aiohttp.ClientSession(client._url) as session:
+    async with stack(settings) as client, aiohttp.ClientSession(client.url) as session:
         yield session
 
 
@@ -56,7 +56,7 @@ async def http(settings: Settings, stack: Running) -> AsyncIterator[aiohttp.Clie
 async def door(make_settings: MakeSettings, running: Running, nats: NatsServer) -> AsyncIterator[aiohttp.ClientSession]:
     """Ingest alone: what is accepted stays undecided."""
     settings = make_settings(nats=Nats(url=nats.url), limits={"drain_s": 2, "prompt_bytes": 20_000})
-    async with running(settings, "ingest") as client, aiohttp.ClientSession(client._url) as session:
+    async with running(settings, "ingest") as client, aiohttp.ClientSession(client.url) as session:
         yield session
 
 
@@ -377,7 +377,7 @@ async def test_a_failure_after_the_first_byte_travels_as_data(
 ) -> None:
     monkeypatch.setattr(service, "HEARTBEAT_S", 0.05)
     model_server.set_script(Script.of("bad_request", latency_ms=400))
-    async with stack(make_settings()) as client, aiohttp.ClientSession(client._url) as http, streaming(http) as heard:
+    async with stack(make_settings()) as client, aiohttp.ClientSession(client.url) as http, streaming(http) as heard:
         pass
 
     assert heard.status == 200
@@ -557,7 +557,7 @@ async def test_a_stream_is_never_silent_for_long(
     monkeypatch.setattr(service, "HEARTBEAT_S", 0.05)
     slow = {"b": ModelScript(latency_ms=500), "c": ModelScript(latency_ms=500)}
     model_server.set_script(Script(models=slow))
-    async with stack(make_settings()) as client, aiohttp.ClientSession(client._url) as http, streaming(http) as heard:
+    async with stack(make_settings()) as client, aiohttp.ClientSession(client.url) as http, streaming(http) as heard:
         pass
 
     beats = [c for c, after in zip(heard.comments, heard.comments[1:], strict=False) if c == after]
@@ -590,7 +590,7 @@ async def written(
     names = ("judge", "worker-remote", "dispatcher", "ingest")
     async with (
         running(make_settings(nats=Nats(url=nats.url)), *names) as client,
-        aiohttp.ClientSession(client._url) as http,
+        aiohttp.ClientSession(client.url) as http,
     ):
         yield http, Writer(await make_bus(), "k")
 

@@ -36,7 +36,7 @@ def settings(make_settings: MakeSettings, database: Database) -> Settings:
 @pytest.fixture
 async def http(settings: Settings, stack: Running) -> AsyncIterator[Http]:
     """The whole of Fusewire."""
-    async with stack(settings) as client, Http(client._url) as session:
+    async with stack(settings) as client, Http(client.url) as session:
         yield session
 
 
@@ -44,7 +44,7 @@ async def http(settings: Settings, stack: Running) -> AsyncIterator[Http]:
 async def few_at_once(settings: Settings, stack: Running) -> AsyncIterator[Http]:
     """The whole of Fusewire, with so few lines in flight that a batch of hundreds is far from its end."""
     limits = settings.limits.model_copy(update={"batch_window": 4})
-    async with stack(settings.model_copy(update={"limits": limits})) as client, Http(client._url) as session:
+    async with stack(settings.model_copy(update={"limits": limits})) as client, Http(client.url) as session:
         yield session
 
 
@@ -55,7 +55,7 @@ async def door(
     """Ingest alone: what is released stays undecided."""
     limits = {"drain_s": 2, "prompt_bytes": 20_000, "file_bytes": 2_000_000, "batch_lines": 50, "batch_window": 4}
     settings = make_settings(nats=Nats(url=nats.url), database=database, limits=limits)
-    async with running(settings, "ingest") as client, Http(client._url) as session:
+    async with running(settings, "ingest") as client, Http(client.url) as session:
         yield session
 
 
@@ -436,7 +436,7 @@ async def test_a_limit_of_cost_stops_it_and_a_higher_one_goes_on(make_settings: 
     priced = {"input_usd_per_mtok": 10_000.0, "output_usd_per_mtok": 10_000.0}
     base = make_settings()
     models = {name: model.model_copy(update=priced) for name, model in base.models.items()}
-    async with stack(base.model_copy(update={"models": models})) as client, Http(client._url) as http:
+    async with stack(base.model_copy(update={"models": models})) as client, Http(client.url) as http:
         batch = await made(http, prompts(60), max_cost_usd=10.0)
         stopped = await standing(http, batch, "cancelled")
         ours = stopped["x_fusewire"]
@@ -453,7 +453,7 @@ async def test_an_interrupted_check_is_begun_again(
     make_settings: MakeSettings, running: Running, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = make_settings(nats=Nats(url=nats.url))
-    async with running(settings, "ingest") as client, Http(client._url) as http:
+    async with running(settings, "ingest") as client, Http(client.url) as http:
         batch = await made(http, prompts(3))
         await standing(http, batch, "in_progress")
     store = Store(settings.database)
@@ -462,7 +462,7 @@ async def test_an_interrupted_check_is_begun_again(
         await connection.execute(text("DELETE FROM batch_lines WHERE line = 3"))
     await store.close()
     monkeypatch.setattr(batch_runner, "ORPHANED_AFTER", timedelta(0))
-    async with running(settings, "ingest") as client, Http(client._url) as http:
+    async with running(settings, "ingest") as client, Http(client.url) as http:
         found = await standing(http, batch, "in_progress")
         assert found["request_counts"]["total"] == 3
 
@@ -471,7 +471,7 @@ async def test_an_analyst_sees_how_batches_stand(
     make_settings: MakeSettings, running: Running, nats: NatsServer, database: Database
 ) -> None:
     settings = make_settings(nats=Nats(url=nats.url), database=database)
-    async with running(settings, "ingest") as client, Http(client._url) as http:
+    async with running(settings, "ingest") as client, Http(client.url) as http:
         body = {"input_file_id": await uploaded(http, prompts(8)), "endpoint": "/v1/chat/completions"}
         _, batch = await asked(http, "POST", "/batches", json={**body, "metadata": {"name": "nightly"}})
         await standing(http, batch, "in_progress")

@@ -156,7 +156,7 @@ async def test_a_client_is_told_what_is_left(
     poor = settings.model_copy(
         update={"tenants": {"default": settings.tenants["default"].model_copy(update={"budget_usd": 0.001})}}
     )
-    async with stack(poor) as client, aiohttp.ClientSession(client._url) as http:
+    async with stack(poor) as client, aiohttp.ClientSession(client.url) as http:
         body = {"model": "fusion", "messages": [{"role": "user", "content": "Why?"}]}
         async with http.post("/v1/chat/completions", json=body) as response:
             error = (await response.json())["error"]

@@ -5,10 +5,18 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jsonschema
 import pytest
+from openai import AsyncOpenAI
+from openai.types.chat import (
+    ChatCompletion,
+    ChatCompletionMessage,
+    ChatCompletionMessageFunctionToolCall,
+    ChatCompletionMessageParam,
+    ChatCompletionToolUnionParam,
+)
 
 from fusewire.settings import Nats, Settings
 from fusewire.testing.nats_server import NatsServer
@@ -18,9 +26,12 @@ from fusewire_worker_edge.pull import pull
 MakeSettings = Callable[..., Settings]
 Running = Callable[..., AbstractAsyncContextManager[Client]]
 
-CITY = {"type": "object", "properties": {"city": {"enum": ["Paris", "Lima", "Oslo"]}}, "required": ["city"]}
-PARAMETERS = {"get_weather": CITY, "get_time": CITY}
-TOOLS = [{"type": "function", "function": {"name": n, "parameters": p}} for n, p in PARAMETERS.items()]
+CITY: dict[str, object] = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Paris", "Lima", "Oslo"]}},
+    "required": ["city"],
+}
+PARAMETERS: dict[str, dict[str, object]] = {"get_weather": CITY, "get_time": CITY}
 
 
 @pytest.fixture
@@ -34,51 +45,74 @@ def settings(make_settings: MakeSettings, nats: NatsServer) -> Settings:
     )
 
 
-async def ask(client: Client, messages: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
-    body = {"messages": messages, "tools": TOOLS, "max_tokens": 200, "residency": "edge-only", **fields}
-    outcome = await client.submit(body, wait_s=250)
-    assert outcome["status"] == "single", outcome
-    for call in outcome["tool_calls"]:
-        jsonschema.validate(json.loads(call["arguments"]), PARAMETERS[call["name"]])
-    return outcome
+@pytest.fixture
+def tools() -> list[ChatCompletionToolUnionParam]:
+    return [{"type": "function", "function": {"name": n, "parameters": p}} for n, p in PARAMETERS.items()]
 
 
-async def test_three_turns_with_parallel_calls(settings: Settings, running: Running) -> None:
-    async with running(settings, "judge", "worker-edge", "dispatcher", "ingest") as client:
-        messages: list[dict[str, Any]] = [
-            {"role": "user", "content": "What is the weather in Paris and in Lima? Call get_weather for each."}
-        ]
-        calls = (await ask(client, messages, tool_choice="required"))["tool_calls"]
+async def test_three_turns_with_parallel_calls(
+    settings: Settings, running: Running, tools: list[ChatCompletionToolUnionParam]
+) -> None:
+    """With OpenAI's SDK as the client: what it is given, it can give back."""
+    messages: list[ChatCompletionMessageParam] = [
+        {"role": "user", "content": "What is the weather in Paris and in Lima? Call get_weather for each."}
+    ]
+    services = ("judge", "worker-edge", "dispatcher", "ingest")
+    async with running(settings, *services) as client, AsyncOpenAI(base_url=f"{client.url}/v1", api_key="any") as sdk:
+
+        async def ask(**chosen: Any) -> ChatCompletionMessage:
+            reply: ChatCompletion = await sdk.chat.completions.create(
+                model="fusewire/default", messages=messages, tools=tools, max_tokens=200, timeout=250, **chosen
+            )
+            said = reply.choices[0]
+            assert said.finish_reason == ("tool_calls" if said.message.tool_calls else "stop")
+            for call in functions(said.message):
+                jsonschema.validate(json.loads(call.function.arguments), PARAMETERS[call.function.name])
+            return said.message
+
+        first = await ask(tool_choice="required")
+        calls = functions(first)
         assert len(calls) > 1
 
-        messages.append(_asked(calls))
-        messages += [_result(call["id"], {"celsius": 21 + i}) for i, call in enumerate(calls)]
-        answer = await ask(client, messages, tool_choice="none")
-        assert answer["content"]
-        assert answer["tool_calls"] == []
+        messages.append(cast("ChatCompletionMessageParam", first.model_dump(exclude_none=True)))
+        for i, call in enumerate(calls):
+            messages.append({"role": "tool", "tool_call_id": call.id, "content": json.dumps({"celsius": 21 + i})})
+        second = await ask(tool_choice="none")
+        assert second.content
+        assert not second.tool_calls
 
-        messages.append({"role": "assistant", "content": answer["content"]})
+        messages.append(cast("ChatCompletionMessageParam", second.model_dump(exclude_none=True)))
         messages.append({"role": "user", "content": "And what time is it in Oslo?"})
-        chosen = {"type": "function", "function": {"name": "get_time"}}
-        third = await ask(client, messages, tool_choice=chosen, parallel_tool_calls=False)
-        assert [call["name"] for call in third["tool_calls"]] == ["get_time"]
+        named = {"type": "function", "function": {"name": "get_time"}}
+        third = await ask(tool_choice=named, parallel_tool_calls=False)
+        assert [call.function.name for call in functions(third)] == ["get_time"]
 
 
-async def test_a_conversation_that_lacks_a_result_fails_with_the_reason(settings: Settings, running: Running) -> None:
+def functions(message: ChatCompletionMessage) -> list[ChatCompletionMessageFunctionToolCall]:
+    found = message.tool_calls or []
+    assert all(call.type == "function" for call in found)
+    return [call for call in found if call.type == "function"]
+
+
+async def test_a_conversation_that_lacks_a_result_fails_with_the_reason(
+    settings: Settings, running: Running, tools: list[ChatCompletionToolUnionParam]
+) -> None:
     async with running(settings, "judge", "worker-edge", "dispatcher", "ingest") as client:
         call = {"id": "abc123def", "name": "get_time", "arguments": '{"city": "Oslo"}'}
-        body = {"messages": [{"role": "user", "content": "x"}, _asked([call])], "tools": TOOLS}
+        body = {"messages": [{"role": "user", "content": "x"}, _asked([call])], "tools": tools}
         outcome = await client.submit(body, wait_s=250)
 
     assert outcome["status"] == "failed"
     assert [answer["error_code"] for answer in outcome["answers"]] == ["bad_request"]
 
 
-async def test_a_model_that_is_kept_from_tools_is_not_asked(settings: Settings, running: Running) -> None:
+async def test_a_model_that_is_kept_from_tools_is_not_asked(
+    settings: Settings, running: Running, tools: list[ChatCompletionToolUnionParam]
+) -> None:
     models = {**settings.models, "tiny": settings.models["tiny"].model_copy(update={"tools": False})}
     kept = settings.model_copy(update={"models": models})
     async with running(kept, "judge", "worker-edge", "dispatcher", "ingest") as client:
-        outcome = await client.submit({"prompt": "What time is it?", "tools": TOOLS}, wait_s=250)
+        outcome = await client.submit({"prompt": "What time is it?", "tools": tools}, wait_s=250)
 
     assert outcome["status"] == "failed"
     assert "no_tools" in json.dumps(outcome)
@@ -93,7 +127,3 @@ def _asked(calls: list[dict[str, Any]]) -> dict[str, Any]:
             for call, function in zip(calls, functions, strict=True)
         ],
     }
-
-
-def _result(call_id: str, value: dict[str, Any]) -> dict[str, Any]:
-    return {"role": "tool", "tool_call_id": call_id, "content": json.dumps(value)}

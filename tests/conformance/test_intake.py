@@ -41,7 +41,7 @@ async def client(settings: Settings, running: Running) -> AsyncIterator[Client]:
 @pytest.fixture
 async def http(client: Client) -> AsyncIterator[aiohttp.ClientSession]:
     """A plain HTTP client: nothing is tried again, and the answer is seen as it is."""
-    async with aiohttp.ClientSession(client._url) as session:
+    async with aiohttp.ClientSession(client.url) as session:
         yield session
 
 
@@ -364,7 +364,7 @@ async def test_health_readiness_and_metrics(http: aiohttp.ClientSession, nats: N
 async def test_a_service_that_needs_nats_is_not_ready_without_it(
     settings: Settings, running: Running, nats: NatsServer
 ) -> None:
-    async with running(settings, "judge") as client, aiohttp.ClientSession(client._url) as http:
+    async with running(settings, "judge") as client, aiohttp.ClientSession(client.url) as http:
 
         async def status(path: str) -> int:
             async with http.get(path) as response:

@@ -40,7 +40,7 @@ def settings(make_settings: MakeSettings, nats: NatsServer, database: Database) 
 @pytest.fixture
 async def web(settings: Settings, running: Running) -> AsyncIterator[Web]:
     """Ingest alone."""
-    async with running(settings, "ingest") as client, Web(client._url) as session:
+    async with running(settings, "ingest") as client, Web(client.url) as session:
         yield session
 
 
@@ -106,7 +106,7 @@ async def test_a_revoked_key_is_refused_soon(web: Web, settings: Settings, monke
 
 async def test_on_the_machine_itself_no_key_is_needed(settings: Settings, running: Running) -> None:
     local = settings.model_copy(update={"http": Http(port=0)})
-    async with running(local, "ingest") as client, Web(client._url) as web:
+    async with running(local, "ingest") as client, Web(client.url) as web:
         assert await told(web, None) == (200, None)
         assert await told(web, "sk-of-another-service") == (200, None)
         unknown = keys.make(secrets.token_bytes(keys.RANDOM_BYTES))

@@ -89,7 +89,16 @@ CATALOGUE: Mapping[str, Entry] = {
         ),
     ),
     "qwen2.5-7b": _hub("bartowski/Qwen2.5-7B-Instruct-GGUF", "Qwen2.5-7B-Instruct-Q4_K_M.gguf", "Apache-2.0", "qwen2"),
+    "qwen3-4b": _hub("Qwen/Qwen3-4B-GGUF", "Qwen3-4B-Q4_K_M.gguf", "Apache-2.0", "qwen3"),
+    "phi-4-mini": _hub("unsloth/Phi-4-mini-instruct-GGUF", "Phi-4-mini-instruct-Q4_K_M.gguf", "MIT", "phi3"),
+    "gemma-3-4b": _hub("ggml-org/gemma-3-4b-it-GGUF", "gemma-3-4b-it-Q4_K_M.gguf", "Gemma Terms of Use", "gemma3"),
     "mistral-7b-instruct-v0.3": _hub(
         "bartowski/Mistral-7B-Instruct-v0.3-GGUF", "Mistral-7B-Instruct-v0.3-Q4_K_M.gguf", "Apache-2.0", "llama"
+    ),
+    "ministral": _hub(
+        "bartowski/Ministral-8B-Instruct-2410-GGUF",
+        "Ministral-8B-Instruct-2410-Q4_K_M.gguf",
+        "Mistral AI Research License",
+        "llama",
     ),
 }

@@ -257,6 +257,11 @@ def of_half(model: Any) -> None:
     model.graph.input[2].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
 
 
+def windowed(model: Any) -> None:
+    node = next(node for node in model.graph.node if node.op_type == "GroupQueryAttention")
+    node.attribute.append(onnx.helper.make_attribute("sliding_window_cache", 1))
+
+
 def foreign(model: Any) -> None:
     model.graph.node[0].domain = "com.example"
 
@@ -288,6 +293,7 @@ GRAPHS: dict[str, tuple[Callable[[Any], object], str]] = {
     "an input that is not given": (with_positions, "'position_ids', which this engine does not know"),
     "no cache": (without_past, "no 'present.1.value'"),
     "another number": (of_half, r"'past_key_values.0.key'.*float16.*float\[.*build it with -p int4 -e cpu"),
+    "a window of the past": (windowed, "keeps a window of the past.*windowed_kv_cache=false"),
     "foreign code": (foreign, "operator domain 'com.example'"),
     "no memory of what was": (of_the_length, "does not compute the same token by token as it does at once"),
     "data elsewhere": (elsewhere, "'../secret', which is not a file of the folder"),

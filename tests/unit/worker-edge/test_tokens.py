@@ -85,6 +85,12 @@ def test_a_template_cannot_leave_its_sandbox(source: str) -> None:
         ChatTemplate(source).render([{"role": "user", "content": "x"}])
 
 
+def test_a_model_that_can_think_first_is_told_not_to() -> None:
+    """As Qwen3's template asks; a member that shall think is `in_steps`."""
+    template = ChatTemplate("{% if enable_thinking is defined and enable_thinking is false %}at once{% endif %}")
+    assert template.render([]) == "at once"
+
+
 def test_characters_appear_when_their_last_byte_does(vocabulary: Vocabulary) -> None:
     stream, seen = vocabulary.text_stream(), []
     for token in vocabulary._encode("é東", literal=False):

@@ -52,7 +52,12 @@ class ChatTemplate:
         """
         try:
             return self._template.render(
-                messages=messages, tools=tools or None, add_generation_prompt=True, **self._special_tokens
+                messages=messages,
+                tools=tools or None,
+                add_generation_prompt=True,
+                # As Qwen3's template calls it: what a member thinks first, it thinks in steps (`in_steps`).
+                enable_thinking=False,
+                **self._special_tokens,
             )
         except TemplateError:
             raise RequestRefusedError("bad_request", "the model's chat template refuses this order of roles") from None

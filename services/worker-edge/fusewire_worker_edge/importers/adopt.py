@@ -103,6 +103,11 @@ class GenaiFolder:
         files = {path.name for path in self.folder.iterdir() if path.is_file() and not path.is_symlink()}
         if problem := graph_problem(self._data, files):
             raise ModelImportError(f"{self._graph_file} {problem}")
+        if any(_attribute(node, "sliding_window_cache", 0) for node in self._model.graph.node):
+            raise ModelImportError(
+                "its graph keeps a window of the past alone in some layers, which this engine cannot share between"
+                " prompts; build it with --extra_options windowed_kv_cache=false"
+            )
         found = {one.name: _typed(one) for one in (*self._model.graph.input, *self._model.graph.output)}
         wanted = self._wanted()
         for name in sorted(wanted.keys() - found.keys()):
