@@ -14,10 +14,10 @@ PYTHON ?= $(shell for v in python3.11 python3.12 python3.13 python3; do \
 BIN := .venv/bin
 MEMBERS := shared services/ingest services/dispatcher services/worker-edge services/worker-remote services/judge cli
 # One by one: two files named conftest.py are one module to mypy.
-TESTS := tests/contract tests/conformance tests/e2e tests/bench $(wildcard tests/unit/*)
+TESTS := tests/contract tests/conformance tests/e2e tests/bench tests/fuzz $(wildcard tests/unit/*)
 SOURCES := $(MEMBERS) migrations tests
 
-.PHONY: help setup demo test test-batch test-unit check format bench bench-doors bench-edge bench-fusion lock docs clean
+.PHONY: help setup demo test test-batch test-unit check format bench bench-doors bench-edge bench-fusion fuzz lock docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -71,6 +71,11 @@ bench-edge: setup ## measure edge models beside llama.cpp (downloads 1.7 GB); wr
 
 bench-fusion: setup ## measure how well the strategies fuse, simulated; writes build/bench-fusion.json
 	@PYTHONPATH=tests/bench $(BIN)/python -m fusion
+
+fuzz: setup ## fuzz what reads model files; SECONDS=… for each of three readers (default 60)
+	@for target in gguf safetensors config; do \
+		$(BIN)/python tests/fuzz/models.py $$target --seconds $(or $(SECONDS),60) 2>&1 | tail -n 3; \
+		test $${PIPESTATUS[0]} -eq 0 || exit 1; done
 
 lock: | $(filter .uv/bin/uv,$(UV)) ## resolve dependencies anew into requirements.lock
 	@$(UV) lock -q && $(UV) export -q --frozen --all-packages --no-emit-workspace --no-header > requirements.lock

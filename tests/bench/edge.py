@@ -7,7 +7,7 @@ build/bench-edge.json.
 | tokenizer | 200 strings of many scripts and forms, ids equal to llama.cpp's |
 | RSS over weights | what loading and answering adds to a process |
 | guided over unguided | decoding with a JSON Schema, and without |
-| right tool, right arguments | shares of 40 small tasks with 8 tools, greedy, calls constrained |
+| right tool, right arguments | shares of 40 small tasks with 8 tools, greedy: calls constrained, and free |
 | decode and prefill over llama.cpp's | the same file, threads and prompt, in turn; medians |
 
 The files are downloaded once, into build/gguf. It fails when something does not run, never for a figure.
@@ -149,6 +149,8 @@ AIMS = {
     "guided_over_unguided": ">= 0.85",
     "right_tool": "none",
     "right_arguments": "none",
+    "free_right_tool": "none",
+    "free_right_arguments": "none",
     "decode_over_llama_cpp": ">= 0.9",
     "prefill_over_llama_cpp": ">= 1.2",
 }

@@ -4,8 +4,10 @@ import json
 from typing import Any
 
 from fusewire.contracts import Message, Tool
+from fusewire_worker_edge.engine.answer import Answer
 from fusewire_worker_edge.engine.api import Completion, GenerateRequest
 from fusewire_worker_edge.engine.generation import Generator
+from fusewire_worker_edge.engine.scheduler import Job
 
 MAX_TOKENS = 160
 
@@ -79,15 +81,57 @@ TASKS: tuple[tuple[str, tuple[Call, ...]], ...] = (
 
 
 def rates(generator: Generator) -> dict[str, float]:
-    """The shares of tasks with the right tools, and with the right arguments too; greedy, all calls constrained."""
-    names = arguments = 0
-    for number, (ask, right) in enumerate(TASKS):
-        message = Message(role="user", content=ask)
-        request = GenerateRequest(id=str(number), messages=(message,), tools=TOOLS, max_tokens=MAX_TOKENS)
-        made = _calls(generator.generate(request))
-        names += sorted(name for name, _ in made) == sorted(name for name, _ in right)
-        arguments += _plain(made) == _plain(right)
-    return {"right_tool": names / len(TASKS), "right_arguments": arguments / len(TASKS)}
+    """The shares of tasks with the right tools, and with the right arguments too; greedy.
+
+    Once with calls constrained, and once with the model left free: whatever JSON of a name and arguments it writes,
+    wherever in its answer, counts as a call.
+    """
+    found = {}
+    for prefix, answered in (("", _constrained), ("free_", _free)):
+        names = arguments = 0
+        for number, (ask, right) in enumerate(TASKS):
+            message = Message(role="user", content=ask)
+            request = GenerateRequest(id=f"{prefix}{number}", messages=(message,), tools=TOOLS, max_tokens=MAX_TOKENS)
+            made = answered(generator, request)
+            names += sorted(name for name, _ in made) == sorted(name for name, _ in right)
+            arguments += _plain(made) == _plain(right)
+        found[f"{prefix}right_tool"] = names / len(TASKS)
+        found[f"{prefix}right_arguments"] = arguments / len(TASKS)
+    return found
+
+
+def _constrained(generator: Generator, request: GenerateRequest) -> list[Call]:
+    return _calls(generator.generate(request))
+
+
+def _free(generator: Generator, request: GenerateRequest) -> list[Call]:
+    """What the scheduler makes of the same prompt without a grammar."""
+    vocabulary = generator.vocabulary
+    prompt = vocabulary.prompt(request.messages, request.tools)
+    stream = vocabulary.text_stream(special=True)
+    answer = Answer(request.model_copy(update={"tools": ()}), stream, None, generator.manifest.end_tokens, None)
+    generator.scheduler.submit(Job(request.id, prompt, request.max_tokens, answer))
+    while not any(event.completion for event in generator.scheduler.step()):
+        pass
+    return _written(answer.text)
+
+
+def _written(text: str) -> list[Call]:
+    """All JSON objects of a name and arguments in a text."""
+    found: list[Call] = []
+    at = 0
+    while (at := text.find("{", at)) >= 0:
+        try:
+            value, end = json.JSONDecoder().raw_decode(text, at)
+        except ValueError:
+            at += 1
+            continue
+        if isinstance(value, dict) and isinstance(value.get("arguments"), dict):
+            found.append((str(value.get("name")), value["arguments"]))
+            at = end
+        else:
+            at += 1
+    return found
 
 
 def _calls(completion: Completion) -> list[Call]:
@@ -101,4 +145,7 @@ def _plain(calls: Any) -> list[str]:
 
 
 def _value(value: Any) -> Any:
-    return value.casefold().strip("?.! ") if isinstance(value, str) else float(value)
+    if isinstance(value, str):
+        return value.casefold().strip("?.! ")
+    # A model that is left free may write anything.
+    return float(value) if isinstance(value, int | float) else value

@@ -53,6 +53,17 @@ def test_greedy_text_is_that_of_a_fresh_slot_each_time(tiny_generator: Generator
     assert (first.finish_reason, first.completion_tokens) == ("length", 20)
 
 
+def test_a_prompt_costs_the_product_of_one_row(tiny_generator: Generator) -> None:
+    model = tiny_generator.model
+    prompt = tiny_generator.vocabulary.ids("a prompt of some length")
+    wanted = model.advance(0, prompt, 0)
+    assert wanted.shape == (len(prompt), tiny_generator.manifest.vocab_size)
+    given = model._advance(0, prompt, 0, last_row=True)
+    assert given.shape == (1, tiny_generator.manifest.vocab_size)
+    assert given[0] == pytest.approx(wanted[-1], abs=1e-4)
+    assert np.array_equal(model.prefill(0, prompt, 0), given[0])
+
+
 def test_greedy_steps_equal_one_pass_over_the_text(tiny_generator: Generator) -> None:
     prompt = tiny_generator.vocabulary.prompt([Message(role="user", content="hello")])
     ids = tiny_generator.greedy(prompt, 20)

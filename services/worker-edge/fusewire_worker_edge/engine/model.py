@@ -13,6 +13,10 @@ from fusewire_worker_edge.engine.options import EngineOptions
 from fusewire_worker_edge.engine.sampling import Floats
 from fusewire_worker_edge.folder import Manifest, ModelFolderError
 
+FIRST_ROW = "first_row"
+"""An input that a graph may have and that may be left out, int64 [1]: the first row of `logits`, counted from the end
+where it is negative. A vocabulary's product is the largest of all, and of a prompt the last row is wanted."""
+
 
 def _usable_processors() -> int:
     if hasattr(os, "sched_getaffinity"):
@@ -45,10 +49,13 @@ class OnnxModel:
         self.move, self.keep = self._cache.move, self._cache.keep
         self.restore, self.release = self._cache.restore, self._cache.release
         self._bindings: dict[tuple[int, int], Any] = {}
+        optional = {one.name for one in self._session.get_overridable_initializers()}
+        self._gives_last_row = FIRST_ROW in optional
+        self._all_rows, self._last_row = (ort.OrtValue.ortvalue_from_numpy(np.array([n], np.int64)) for n in (0, -1))
 
     def prefill(self, slot: int, ids: Sequence[int], past: int) -> Floats:
         """See `Model.prefill`."""
-        return np.asarray(self.advance(slot, ids, past)[-1])
+        return np.asarray(self._advance(slot, ids, past, last_row=True)[-1])
 
     def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> Floats:
         """See `Model.decode`."""
@@ -58,21 +65,39 @@ class OnnxModel:
 
     def advance(self, slot: int, ids: Sequence[int], past: int) -> Floats:
         """Append tokens to a sequence of `past`. Returns the logits after each of them, [ids, vocabulary]."""
-        mask = np.ones((1, past + len(ids)), np.int64)
-        return np.asarray(self._run(slot, slot + 1, np.array([ids], np.int64), mask)[0])
+        return self._advance(slot, ids, past, last_row=False)
 
-    def _run(self, start: int, stop: int, ids: np.ndarray[Any, Any], mask: np.ndarray[Any, Any]) -> Floats:
+    def _advance(self, slot: int, ids: Sequence[int], past: int, *, last_row: bool) -> Floats:
+        mask = np.ones((1, past + len(ids)), np.int64)
+        return np.asarray(self._run(slot, slot + 1, np.array([ids], np.int64), mask, last_row=last_row)[0])
+
+    def _run(
+        self,
+        start: int,
+        stop: int,
+        ids: np.ndarray[Any, Any],
+        mask: np.ndarray[Any, Any],
+        *,
+        last_row: bool = False,
+    ) -> Floats:
         """Run the slots from `start` to `stop`.
 
         Args:
+            start, stop: which.
             ids: [slots, n], appended to each.
             mask: [slots, longest]; ones for what a slot then has, zeros behind it.
+            last_row: whether the logits after the last token are enough.
 
         Returns:
-            [slots, n, vocabulary].
+            [slots, n, vocabulary], or [slots, 1, vocabulary] where the last row is enough and the graph can give it.
         """
         binding = self._bindings.get((start, stop)) or self._bind(start, stop)
-        logits = np.empty((*ids.shape, self.manifest.vocab_size), np.float32)
+        rows = ids.shape[1]
+        if self._gives_last_row:
+            rows = 1 if last_row else rows
+            # As a value that exists already: the other way looks among the inputs that must be given alone.
+            binding.bind_ortvalue_input(FIRST_ROW, self._last_row if last_row else self._all_rows)
+        logits = np.empty((stop - start, rows, self.manifest.vocab_size), np.float32)
         binding.bind_cpu_input("input_ids", ids)
         binding.bind_cpu_input("attention_mask", mask)
         binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits))

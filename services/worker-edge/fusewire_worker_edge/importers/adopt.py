@@ -108,7 +108,13 @@ class GenaiFolder:
                 "its graph keeps a window of the past alone in some layers, which this engine cannot share between"
                 " prompts; build it with --extra_options windowed_kv_cache=false"
             )
-        found = {one.name: _typed(one) for one in (*self._model.graph.input, *self._model.graph.output)}
+        # An input with a value among the initialisers may be left out.
+        optional = {one.name for one in self._model.graph.initializer}
+        found = {
+            one.name: _typed(one)
+            for one in (*self._model.graph.input, *self._model.graph.output)
+            if one.name not in optional
+        }
         wanted = self._wanted()
         for name in sorted(wanted.keys() - found.keys()):
             raise ModelImportError(f"its graph has no '{name}'")

@@ -2,7 +2,7 @@
 
 Operators of the domain com.microsoft: onnxruntime's docs/ContribOperators.md. Inputs `input_ids` and
 `attention_mask` are int64 [B, S] and [B, T]; `past_key_values.<i>.key|value` and `present.<i>.key|value`
-are float32 [B, kv_heads, P, head_size]; `logits` is float32 [B, S, vocabulary].
+are float32 [B, kv_heads, P, head_size]; `logits` is float32 [B, S, vocabulary], or fewer rows, see `FIRST_ROW`.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from fusewire_worker_edge.engine.model import FIRST_ROW
 from fusewire_worker_edge.importers import ModelImportError
 from fusewire_worker_edge.importers.repack import Floats, Packed, stack
 from fusewire_worker_edge.importers.source import LONG_FACTORS, ModelSource, Rotation, Shape
@@ -22,6 +23,7 @@ MICROSOFT = "com.microsoft"
 ACCURACY_LEVEL = 4
 """Activations are quantised to int8 for the product: the fast kernels of onnxruntime on CPUs."""
 
+_END = 2**63 - 1
 _OPSET, _IR = 21, 10
 _ALIGNMENT = 4096
 """So that onnxruntime can map the weights into memory."""
@@ -164,6 +166,7 @@ class _Decoder:
         for layer in range(self.shape.layers):
             x, residual = self._layer(layer, x, residual)
         x, _ = self._norm("output_norm", x, residual)
+        x = self._wanted_rows(x)
         if tied:
             logits = self._tied_head(x, embedding, stored)
         else:
@@ -173,6 +176,12 @@ class _Decoder:
         unused = sorted(self.source.names - self._used - {LONG_FACTORS})
         if unused:
             raise ModelImportError(f"{len(unused)} tensors have no place in such a decoder, the first is '{unused[0]}'")
+
+    def _wanted_rows(self, x: str) -> str:
+        """Those from `FIRST_ROW` on, all of them where it is not given."""
+        g = self.graph
+        g.constant(FIRST_ROW, [0])
+        return g.node("Slice", [x, FIRST_ROW, g.constant("last_row", [_END]), "one"], "wanted_rows")
 
     def _lengths(self) -> None:
         """GroupQueryAttention wants the last position of each row and the length of the longest, as int32."""
@@ -325,7 +334,9 @@ def _values(shape: Shape) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInf
         helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["batch", "total"]),
         *cache("past_key_values", "past"),
     ]
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "sequence", shape.vocab_size])
+    # Its value among the initialisers is what it is where it is not given.
+    inputs.append(helper.make_tensor_value_info(FIRST_ROW, TensorProto.INT64, [1]))
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "rows", shape.vocab_size])
     return inputs, [logits, *cache("present", "present")]
 
 

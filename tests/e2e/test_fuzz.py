@@ -1,0 +1,19 @@
+"""`make fuzz`, for a moment."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from fusewire.testing.command_line import background
+
+SCRIPT = Path(__file__).parents[1] / "fuzz" / "models.py"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="atheris is installed on Linux alone")
+@pytest.mark.parametrize("target", ["gguf", "safetensors", "config"])
+def test_hostile_model_files_are_refused_by_name(target: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), target, "--runs", "1500", "--folder", str(tmp_path)]
+    with background(command, cwd=tmp_path) as fuzzing:
+        assert fuzzing.wait() == 0, fuzzing.stdout[-3000:] + fuzzing.stderr[-3000:]
+        assert "Done 1500 runs" in fuzzing.stderr
