@@ -1,4 +1,4 @@
-"""How the form of an answer is asked for: in the system prompt, and by a schema. Pure."""
+"""What a conversation says besides its turns: who speaks, and in which form to answer. Pure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +17,21 @@ def with_instruction(messages: Sequence[Message], told: str) -> tuple[Message, .
         return (Message(role="system", content=told), *messages)
     first = messages[0]
     return (first.model_copy(update={"content": f"{first.content}\n\n{told}"}), *messages[1:])
+
+
+def with_names(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The conversation for a model that knows no names: who speaks stands before what is said."""
+    return tuple(_spoken(message) for message in messages)
+
+
+def _spoken(message: Message) -> Message:
+    if message.name is None:
+        return message
+    if message.role == "tool" or not message.content:
+        return message.model_copy(update={"name": None})
+    said = f"{message.name}: "
+    images = tuple(image.model_copy(update={"at": image.at + len(said)}) for image in message.images)
+    return message.model_copy(update={"content": said + message.content, "images": images, "name": None})
 
 
 def with_answer(name: str, most_chars: int, answer: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,6 +42,10 @@ class Service(Protocol):
         """Connect and begin to work. Raises StartupError when it cannot."""
         ...
 
+    def close(self) -> None:
+        """Let clients go that wait for something; called before the HTTP server stops."""
+        ...
+
     async def stop(self) -> None:
         """Take no more work, finish or hand back what was begun, let go of everything."""
         ...
@@ -180,6 +184,7 @@ class Host:
             lifespan="off",
             access_log=False,
             timeout_graceful_shutdown=HTTP_STOP_S,
+            timeout_keep_alive=http.keep_alive_s,
             # Uvicorn's own takes the ciphers of 1999 as its default.
             ssl_context_factory=(lambda *_: context) if context else None,
         )
@@ -207,6 +212,8 @@ class Host:
         what it had begun is begun again by the next one.
         """
         end = asyncio.get_running_loop().time() + self._drain_s + STOP_S - 1
+        for service in self._started:
+            service.close()
         self._server.should_exit = True
         if self._serving:
             await asyncio.gather(self._serving, return_exceptions=True)

@@ -90,6 +90,15 @@ class Http(Section):
     reach it."""
     allow_insecure: bool = False
     """Whether ingest may listen beyond this machine without TLS, because a proxy before it has TLS."""
+    attach: bool = True
+    """Whether a chat request whose client has left, or that a client sends again, is answered by the fusion that it
+    began the first time. A request with an `Idempotency-Key` always is."""
+    keep_alive_s: int = Field(default=75, ge=1)
+    """How long an idle connection is kept open: longer than the proxy before it keeps one, or requests are lost."""
+    origins: tuple[str, ...] = ()
+    """Web pages that may call the API, such as `https://app.example`; `*` is all of them."""
+    panel_comments: bool = True
+    """Whether streams tell in comments how many members have answered, for clients that cannot read comments."""
     pepper_env: str = "FUSEWIRE_KEY_PEPPER"
     """The environment variable with the secret that API keys are hashed with; where it is not set, a file in
     `data_dir` that is made at the first use. All replicas of ingest need the same."""

@@ -188,6 +188,11 @@ def token_subject(fusion: str) -> str:
     return f"fw.token.{fusion}"
 
 
+def held_subject(holder: str) -> str:
+    """Where a process of ingest is asked whether a client waits there for a fusion; kept by no stream."""
+    return f"fw.held.{holder}"
+
+
 def cancel_subject(fusion: str) -> str:
     """Where ingest tells that nobody wants a fusion any more; of core NATS. What counts is the mark in SQL."""
     return f"fw.cancel.{fusion}"

@@ -1,10 +1,11 @@
 """OpenAI's and OpenRouter's routes on the real parts: what is answered, what is refused, what is streamed."""
 
 import asyncio
+import contextlib
 import gzip
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from fusewire.testing.factories import used
 from fusewire.testing.model_script import Fault, ModelScript, Script, ScriptedCall
 from fusewire.testing.model_server import ModelServer
 from fusewire.testing.nats_server import NatsServer
+from fusewire.testing.served import code_of
 from fusewire.topology import token_subject
 from fusewire_cli.client import Client
 from fusewire_ingest import service
@@ -84,7 +86,11 @@ async def test_a_conversation_is_answered(
     status, reply, headers = await post(http, f"{prefix}/chat/completions")
 
     assert status == 200
-    assert (reply["object"], reply["model"], reply["system_fingerprint"]) == ("chat.completion", ASKED["model"], None)
+    assert (reply["object"], reply["model"], reply["system_fingerprint"]) == (
+        "chat.completion",
+        ASKED["model"],
+        "fusewire",
+    )
     assert reply["fusion"]["outcome_id"] == headers[OUTCOME_HEADER]
     assert headers["x-request-id"].startswith("req-")
     async with http.get(f"{prefix}/fusions/{headers[OUTCOME_HEADER]}") as response:
@@ -169,7 +175,7 @@ REFUSED = [
     ("too much", {}, asking(user="x" * 20_000), 413, "prompt_too_large", None),
     ("too much by far", {}, b"x" * 1_000_000, 413, "prompt_too_large", None),
     ("an unknown pool", {}, asking(model="fusewire/none"), 404, "unknown_pool", "model"),
-    ("an unknown model", {}, asking(model="gtp"), 404, "unknown_model", "model"),
+    ("an unknown model", {}, asking(model="gtp"), 404, "model_not_found", "model"),
     ("what is not done", {}, asking(n=2), 400, "unsupported_parameter", "n"),
     ("a tool of the server", {}, asking(fusewire={"strict": True}, tools=[{"type": "openrouter:web_search"}]),
      400, "unsupported_tool", "tools.0"),
@@ -196,8 +202,10 @@ async def test_a_bad_request_is_refused_in_openai_s_shape(door: aiohttp.ClientSe
             given = {"content-type": "application/json", **headers}
             async with door.post(f"{prefix}/chat/completions", data=body, headers=given) as response:
                 answer = await response.json()
-            assert set(answer["error"]) == {"message", "type", "param", "code"}, what
-            told = (response.status, answer["error"]["code"], answer["error"]["param"])
+            error, number = answer["error"], {"metadata"} if prefix == "/api/v1" else set()
+            assert set(error) == {"message", "type", "param", "code", *number}, what
+            assert not number or error["code"] == status, what
+            told = (response.status, code_of(error), error["param"])
             assert told == (status, code, param), what
             assert answer["error"]["type"] == "invalid_request_error", what
             assert response.headers["x-should-retry"] == "false", what
@@ -214,7 +222,7 @@ async def test_a_bad_address_is_refused_in_openai_s_shape(door: aiohttp.ClientSe
     ]:
         async with door.request(method, prefix + path) as response:
             answer = await response.json()
-        assert (response.status, answer["error"]["code"]) == (status, code), path
+        assert (response.status, code_of(answer["error"])) == (status, code), path
         assert response.headers["x-request-id"].startswith("req-")
 
 
@@ -301,9 +309,9 @@ async def test_a_retry_is_answered_by_the_run_in_flight(http: aiohttp.ClientSess
     leaving.cancel()
     await asyncio.gather(leaving, return_exceptions=True)
 
-    answers = [await post(http, headers=h) for h in (AGAIN, {"x-fusewire-attach": "true"})]
+    answers = [await post(http, headers=h) for h in ({}, AGAIN, {"x-fusewire-attach": "true"})]
 
-    assert [status for status, _, _ in answers] == [200, 200]
+    assert [status for status, _, _ in answers] == [200, 200, 200]
     assert len({headers[OUTCOME_HEADER] for _, _, headers in answers}) == 1
     assert dict(model_server.stats.by_model) == {"a": 1, "b": 1, "c": 1, "j": 2}
     # A reply that travels in another way is the same request; a stream attaches to it too.
@@ -311,6 +319,102 @@ async def test_a_retry_is_answered_by_the_run_in_flight(http: aiohttp.ClientSess
         assert response.headers[OUTCOME_HEADER] == answers[0][2][OUTCOME_HEADER]
         assert b"[DONE]" in await response.read()
     assert model_server.stats.requests == 5
+
+
+LEFT = "SELECT fusion_id FROM prompts WHERE left_at IS NOT NULL"
+
+
+async def ask_and_leave(http: aiohttp.ClientSession, settings: Settings) -> str:
+    """Ask, leave before the answer, and wait until that is known; returns the fusion's id."""
+    asked = asyncio.create_task(post(http))
+    # It is known to have come in when whoever left before it has been forgotten.
+    await eventually(lambda: rows(settings, "SELECT 1 FROM prompts WHERE left_at IS NULL"))
+    asked.cancel()
+    await asyncio.gather(asked, return_exceptions=True)
+    (row,) = await eventually(lambda: rows(settings, LEFT))
+    return str(row["fusion_id"])
+
+
+@pytest.mark.parametrize("is_ended", [False, True], ids=["runs", "ended"])
+async def test_a_client_that_left_and_asks_again_without_a_word_buys_nothing(
+    http: aiohttp.ClientSession, settings: Settings, model_server: ModelServer, is_ended: bool
+) -> None:
+    """As OpenRouter's SDK does for an hour. What is asked after it was answered is another fusion."""
+    model_server.set_script(Script.of(latency_ms=300))
+    fusion_id = await ask_and_leave(http, settings)
+    if is_ended:
+        assert await ended(http, fusion_id) == "fused"
+    else:
+        assert await ask_and_leave(http, settings) == fusion_id
+
+    status, _, headers = await post(http)
+    assert (status, headers[OUTCOME_HEADER]) == (200, fusion_id)
+    assert dict(model_server.stats.by_model) == {"a": 1, "b": 1, "c": 1, "j": 2}
+    assert (await post(http))[2][OUTCOME_HEADER] != fusion_id
+
+
+async def test_requests_on_open_connections_are_fusions_of_their_own(
+    http: aiohttp.ClientSession, model_server: ModelServer
+) -> None:
+    model_server.set_script(Script.of(latency_ms=300))
+    found = await asyncio.gather(*(post(http) for _ in range(4)))
+    assert len({headers[OUTCOME_HEADER] for _, _, headers in found}) == 4
+
+
+async def test_a_request_is_found_again_when_its_ingest_is_gone(
+    make_settings: MakeSettings, running: Running, nats: NatsServer
+) -> None:
+    """And not while it waits at another ingest that lives."""
+    settings = make_settings(nats=Nats(url=nats.url))
+    fusions = "SELECT fusion_id, held_by FROM prompts ORDER BY submitted_at"
+    waiting: list[asyncio.Task[Any]] = []
+
+    async def ask(http: aiohttp.ClientSession) -> None:
+        waiting.append(asyncio.create_task(post(http)))
+
+    async with (
+        running(settings, "ingest") as here,
+        running(settings, "ingest") as there,
+        aiohttp.ClientSession(here.url) as http,
+        aiohttp.ClientSession(there.url) as elsewhere,
+    ):
+        await ask(elsewhere)
+        await eventually(lambda: rows(settings, fusions))
+        await ask(http)
+        first, second = await eventually(lambda: two(rows(settings, fusions)))
+        assert first["held_by"] != second["held_by"]
+
+        store = Store(settings.database)
+        async with store.write() as connection:
+            await connection.execute(text("UPDATE prompts SET held_by = 'gone'"))
+        await store.close()
+        await ask(http)
+        again = f"SELECT 1 FROM prompts WHERE fusion_id = '{second['fusion_id']}' AND held_by != 'gone'"
+        await eventually(lambda: rows(settings, again))
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+    assert len(await rows(settings, fusions)) == 2
+
+
+async def two(found: Awaitable[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Rows, once there are two."""
+    listed = await found
+    return listed if len(listed) == 2 else []
+
+
+async def test_attaching_can_be_switched_off(
+    make_settings: MakeSettings, stack: Running, model_server: ModelServer
+) -> None:
+    model_server.set_script(Script.of(latency_ms=200))
+    settings = make_settings(http={"port": 0, "attach": False})
+    async with stack(settings) as client, aiohttp.ClientSession(client.url) as http:
+        asked = asyncio.create_task(post(http))
+        await model_server.arrived(3)
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        status, _, _ = await post(http, headers=AGAIN)
+        assert (status, model_server.stats.by_model["a"]) == (200, 2)
 
 
 async def test_what_is_no_retry_is_a_run_of_its_own(http: aiohttp.ClientSession, model_server: ModelServer) -> None:
@@ -352,39 +456,86 @@ async def test_a_fusion_may_ask_a_fusion_and_says_so(door: aiohttp.ClientSession
 
 # -- failures ---------------------------------------------------------------------------------
 
+WAITS = {"a": "50", "b": "40", "c": "3600"}
 FAILURES: list[tuple[Any, int, str]] = [
-    ("bad_request", 502, "all_panels_failed"),
+    ("bad_request", 400, "bad_request"),
+    ("server_error", 424, "all_panels_failed"),
     (Fault(kind="rate_limited", headers={"retry-after": "3600"}), 429, "rate_limited"),
 ]
 
 
 @pytest.mark.parametrize(("fault", "status", "code"), FAILURES, ids=[row[2] for row in FAILURES])
-async def test_what_all_members_fail_at_is_an_error_before_the_first_byte(
+async def test_what_all_members_fail_at_says_whose_fault_it_is(
     http: aiohttp.ClientSession, model_server: ModelServer, fault: Any, status: int, code: str
 ) -> None:
-    for stream in (False, True):
-        model_server.set_script(Script.of(*[fault] * 9))
-        found, answer, headers = await post(http, json={**ASKED, "stream": stream})
+    """And never in a way that makes a client buy it again by itself."""
+    model_server.set_script(Script.of(*[fault] * 99))
+    found, answer, headers = await post(http)
 
-        assert (found, answer["error"]["code"]) == (status, code)
-        assert headers["x-should-retry"] == "false", "a retry would be attached to the same outcome"
-        async with http.get(f"/v1/fusions/{headers[OUTCOME_HEADER]}") as response:
-            assert (await response.json())["status"] == "failed"
+    error = answer["error"]
+    assert (found, error["code"]) == (status, code)
+    told = error["fusion"]
+    assert told["outcome_id"] == headers[OUTCOME_HEADER]
+    assert [one["model"] for one in told["failed_models"]] == ["a", "b", "c"]
+    assert headers["x-should-retry"] == "false"
+    assert headers.get("retry-after") == ("3600" if status == 429 else None)
+    async with http.get(f"/v1/fusions/{headers[OUTCOME_HEADER]}") as response:
+        assert (await response.json())["status"] == "failed"
 
 
-async def test_a_failure_after_the_first_byte_travels_as_data(
-    make_settings: MakeSettings, stack: Running, model_server: ModelServer, monkeypatch: pytest.MonkeyPatch
+async def test_a_short_wait_is_the_clients_own(http: aiohttp.ClientSession, model_server: ModelServer) -> None:
+    limited = {name: Fault(kind="rate_limited", headers={"retry-after": wait}) for name, wait in WAITS.items()}
+    model_server.set_script(Script(models={name: ModelScript(faults=(one,) * 9) for name, one in limited.items()}))
+    status, _, headers = await post(http, json={**ASKED, "fusewire": {"deadline_s": 5}})
+
+    assert (status, headers["retry-after"], "x-should-retry" in headers) == (429, "40", False)
+
+
+@pytest.mark.parametrize(("fault", "status", "code"), FAILURES, ids=[row[2] for row in FAILURES])
+async def test_within_a_stream_a_failure_travels_as_data(
+    http: aiohttp.ClientSession, model_server: ModelServer, fault: Any, status: int, code: str
 ) -> None:
-    monkeypatch.setattr(service, "HEARTBEAT_S", 0.05)
-    model_server.set_script(Script.of("bad_request", latency_ms=400))
-    async with stack(make_settings()) as client, aiohttp.ClientSession(client.url) as http, streaming(http) as heard:
+    model_server.set_script(Script.of(*[fault] * 99))
+    async with streaming(http) as heard:
         pass
 
     assert heard.status == 200
-    assert "fusewire panel 0/3" in heard.comments
     (error,) = [chunk["error"] for chunk in heard.chunks]
-    assert (error["code"], error["type"]) == ("all_panels_failed", "server_error")
+    assert (error["code"], len(error["fusion"]["failed_models"])) == (code, 3)
     assert not heard.is_done
+
+
+async def test_what_all_members_decline_is_a_refusal(http: aiohttp.ClientSession, model_server: ModelServer) -> None:
+    model_server.set_script(Script.of(*[Fault(kind="content_filter")] * 99))
+    status, reply, _ = await post(http)
+    async with streaming(http) as heard:
+        pass
+
+    (choice,) = reply["choices"]
+    assert (status, choice["finish_reason"], choice["message"]["content"]) == (200, "content_filter", None)
+    assert choice["message"]["refusal"]
+    deltas = [c["choices"][0] for c in heard.chunks]
+    assert [d["delta"]["refusal"] for d in deltas if "refusal" in d["delta"]] == [choice["message"]["refusal"]]
+    assert deltas[-1]["finish_reason"] == "content_filter"
+
+
+async def test_who_waits_when_it_stops_is_told_to_come_back(
+    make_settings: MakeSettings, running: Running, nats: NatsServer
+) -> None:
+    """Nothing is lost: the next one that runs is asked again, and has it."""
+    async with contextlib.AsyncExitStack() as end:
+        client = await end.enter_async_context(running(make_settings(nats=Nats(url=nats.url)), "ingest"))
+        async with aiohttp.ClientSession(client.url) as http:
+            waiting = asyncio.create_task(post(http))
+            async with streaming(http, headers=KEY) as heard:
+                await heard.until(lambda: bool(heard.comments))
+                await end.aclose()
+            status, answer, headers = await waiting
+
+    assert (status, answer["error"]["code"]) == (503, "draining")
+    assert headers[OUTCOME_HEADER] in answer["error"]["message"]
+    assert int(headers["retry-after"]) >= 1
+    assert heard.chunks[-1]["error"]["code"] == "draining"
 
 
 async def test_a_wait_without_an_outcome_names_the_fusion(
@@ -531,7 +682,7 @@ async def test_a_stream_has_the_order_that_clients_expect(http: aiohttp.ClientSe
     assert heard.status == 200
     kept = ("content-type", "cache-control", "x-accel-buffering")
     assert [heard.response.headers[name] for name in kept] == ["text/event-stream; charset=utf-8", "no-cache", "no"]
-    assert heard.comments == [f"fusewire panel {number}/3" for number in (1, 2, 3)]
+    assert heard.comments == ["fusewire", *(f"fusewire panel {number}/3" for number in (0, 1, 2, 3))]
     first, *content, finish, usage = heard.chunks
     assert first["choices"][0]["delta"]["role"] == "assistant"
     assert [c["choices"][0]["finish_reason"] for c in (first, *content)] == [None] * (1 + len(content))
@@ -608,7 +759,7 @@ async def test_text_is_told_while_it_is_written(
     writing = asyncio.create_task(write())
     async with streaming(http, headers=KEY) as heard:
         await heard.until(lambda: heard.text == "Hello world")
-        assert not heard.comments, "no member has answered yet"
+        assert heard.comments == ["fusewire", "fusewire panel 0/3"], "no member has answered yet"
     await writing
 
     assert heard.text == ANSWER
@@ -679,7 +830,7 @@ async def test_models_are_the_fusion_the_pools_and_the_models(door: aiohttp.Clie
         async with door.get(f"/v1/models/{name}") as response:
             found = await response.json()
         assert (response.status, found["id"]) == (200, name.removeprefix("~"))
-    for name, code in (("fusewire/none", "unknown_pool"), ("gtp", "unknown_model")):
+    for name, code in (("fusewire/none", "unknown_pool"), ("gtp", "model_not_found")):
         async with door.get(f"/v1/models/{name}") as response:
             answer = await response.json()
         assert (response.status, answer["error"]["code"]) == (404, code)

@@ -16,7 +16,7 @@ from fusewire.store.engine import Store
 from fusewire.store.queries import shown, standings
 from fusewire.store.tables import candidates, fusions, outcomes, prompts
 from fusewire.testing.factories import T0, make_candidate, make_outcome, make_prompt
-from fusewire_ingest.repository.submissions import Accepted, GroupCommit, Submissions
+from fusewire_ingest.repository.submissions import Accepted, GroupCommit, Origin, Submissions, Twin
 
 
 @pytest.fixture
@@ -308,15 +308,30 @@ async def test_answers_are_shown_with_what_the_members_said_and_called(submissio
 async def test_a_request_finds_the_newest_fusion_of_its_hash_and_tenant(submissions: Submissions) -> None:
     first, second, foreign = (
         make_prompt(custom_id="first"),
-        make_prompt(custom_id="second", submitted_at=T0 + timedelta(minutes=1)),
+        make_prompt(
+            custom_id="second",
+            submitted_at=T0 + timedelta(minutes=1),
+            deadline_at=T0 + timedelta(minutes=9),
+        ),
         make_prompt(custom_id="foreign", tenant="other", submitted_at=T0 + timedelta(minutes=2)),
     )
-    await submissions.add([first, second, foreign], [None] * 3, ["same"] * 3)
+    origin = Origin("same", "here")
+    await submissions.add([first, second, foreign], [None] * 3, [origin] * 3)
     await submissions.add([make_prompt(custom_id="plain", submitted_at=T0 + timedelta(minutes=3))], [None])
+    soon, late = T0 + timedelta(minutes=2), T0 + timedelta(days=9)
 
-    assert await submissions.newest("default", "same", T0 - timedelta(minutes=1)) == second.fusion_id
-    assert await submissions.newest("default", "same", T0 + timedelta(minutes=1)) is None
-    assert await submissions.newest("default", "another", T0 - timedelta(minutes=1)) is None
+    twin = Twin(second.fusion_id, "here", None, is_undecided=True)
+    assert await submissions.newest("default", "same", T0 - timedelta(minutes=1), late) == twin
+    assert await submissions.newest("default", "same", late, soon) == twin, "its deadline is not over"
+    assert await submissions.newest("default", "same", late, late) is None
+    assert await submissions.newest("default", "another", T0 - timedelta(minutes=1), soon) is None
+
+    await submissions.leave(second.fusion_id, soon)
+    left = await submissions.newest("default", "same", T0, soon)
+    assert left == Twin(second.fusion_id, "here", soon, is_undecided=True)
+    await submissions.hold(second.fusion_id, "there")
+    held = await submissions.newest("default", "same", T0, soon)
+    assert held == Twin(second.fusion_id, "there", None, is_undecided=True)
 
 
 async def test_only_the_tenant_s_own_and_undecided_are_cancelled(submissions: Submissions, store: Store) -> None:

@@ -56,9 +56,24 @@ MESSAGES = (
     Message(role="assistant", content="", tool_calls=(CALL,), reasoning="It depends on the weather."),
     Message(role="tool", content="21 °C", tool_call_id="c1A2b3C4d"),
     Message(role="assistant", content="Nothing."),
-    Message(role="user", content="Really?", images=(Image(url="https://a.test/b.png", detail="low", at=3),)),
+    Message(
+        role="user", name="ann", content="Really?", images=(Image(url="https://a.test/b.png", detail="low", at=3),)
+    ),
 )
-SAMPLING = Sampling(max_tokens=64, temperature=0.5, top_p=0.9, seed=11, stop=("\n\n", "END"), response_schema=SCHEMA)
+SAMPLING = Sampling(
+    max_tokens=64,
+    temperature=0.5,
+    top_p=0.9,
+    seed=11,
+    stop=("\n\n", "END"),
+    top_k=40,
+    min_p=0.05,
+    frequency_penalty=0.5,
+    presence_penalty=-0.5,
+    repetition_penalty=1.1,
+    logit_bias={"50256": -100.0},
+    response_schema=SCHEMA,
+)
 SPENT = Usage(prompt_tokens=10, completion_tokens=2, cached_tokens=4, reasoning_tokens=1)
 
 # No real message has all of this at once; what matters here is that each field is there, and not as its default.
@@ -196,6 +211,7 @@ MESSAGES_V1: tuple[Wire, ...] = (
             status=429,
             provider_code="rate_limit_exceeded",
             param="messages[0].content",
+            retry_after_s=2.5,
         ),
         finish_reason="tool_calls",
         provider_reason="tool_use",
@@ -314,6 +330,7 @@ MESSAGES_V1: tuple[Wire, ...] = (
                 error_status=503,
                 provider_code="overloaded",
                 provider_param="model",
+                retry_after_s=2.5,
             ),
         ),
         usage=Usage(prompt_tokens=20, completion_tokens=4, cached_tokens=8),
@@ -332,7 +349,7 @@ MESSAGES_V1: tuple[Wire, ...] = (
 every_message = pytest.mark.parametrize("message", MESSAGES_V1, ids=lambda m: m.contract)
 
 
-FREE = ("response_schema", "parameters", "analysis", "learned")
+FREE = ("logit_bias", "response_schema", "parameters", "analysis", "learned")
 """Fields whose keys nobody prescribes."""
 
 

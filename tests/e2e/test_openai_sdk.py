@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from fusewire import ids
 from fusewire.testing.model_script import Fault, Script, ScriptedCall
-from fusewire.testing.served import Served
+from fusewire.testing.served import Served, code_of
 
 MODEL = "openrouter/fusion"
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Why?"}]
@@ -44,7 +44,7 @@ def test_models(client: OpenAI) -> None:
     assert client.models.retrieve("fusewire/default").owned_by == "fusewire"
     with pytest.raises(openai.NotFoundError) as caught:
         client.models.retrieve("gtp")
-    assert (caught.value.code, caught.value.param) == ("unknown_model", "model")
+    assert (code_of(caught.value.body), caught.value.param) == ("model_not_found", "model")
 
 
 def test_chat(client: OpenAI, served: Served) -> None:
@@ -136,10 +136,10 @@ def test_a_fusion_by_tool(client: OpenAI, served: Served) -> None:
 def test_errors_have_their_types(client: OpenAI, served: Served) -> None:
     with pytest.raises(openai.NotFoundError) as absent:
         client.chat.completions.create(model="fusewire/none", messages=MESSAGES)
-    assert (absent.value.code, absent.value.param) == ("unknown_pool", "model")
+    assert (code_of(absent.value.body), absent.value.param) == ("unknown_pool", "model")
     with pytest.raises(openai.BadRequestError) as bad:
         client.chat.completions.create(model=MODEL, messages=MESSAGES, n=2)
-    assert (bad.value.code, bad.value.param) == ("unsupported_parameter", "n")
+    assert (code_of(bad.value.body), bad.value.param) == ("unsupported_parameter", "n")
     assert bad.value.request_id is not None
     assert served.calls() == {}
 
@@ -149,14 +149,21 @@ def test_what_failed_is_not_tried_again(client: OpenAI, served: Served) -> None:
     served.script(Script.of(*[limited] * 9))
     with pytest.raises(openai.RateLimitError) as caught:
         client.chat.completions.create(model=MODEL, messages=MESSAGES)
-    assert caught.value.code == "rate_limited"
+    assert code_of(caught.value.body) == "rate_limited"
     assert served.calls() == {"a": 1, "b": 1, "c": 1}
 
     served.script(Script.of(*[Fault(kind="bad_request")] * 9))
-    with pytest.raises(openai.InternalServerError) as broken:
-        client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True)
-    assert (broken.value.status_code, broken.value.code) == (502, "all_panels_failed")
+    with pytest.raises(openai.APIError) as broken:
+        list(client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True))
+    assert code_of(broken.value.body) == "bad_request"
     assert served.calls() == {"a": 1, "b": 1, "c": 1}
+
+    # A server's fault, which the client would repeat if it were told as one.
+    served.script(Script.of(*[Fault(kind="server_error")] * 99))
+    with pytest.raises(openai.APIStatusError) as failed:
+        client.chat.completions.create(model=MODEL, messages=MESSAGES)
+    assert (failed.value.status_code, code_of(failed.value.body)) == (424, "all_panels_failed")
+    assert failed.value.response.headers["x-should-retry"] == "false"
 
 
 def test_an_error_within_a_stream(patient: OpenAI, served: Served) -> None:

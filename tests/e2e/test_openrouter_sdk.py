@@ -1,192 +1,139 @@
 """OpenRouter's own SDK, unchanged but for its `server_url`, against a running stack."""
 
 import json
-import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from openrouter import OpenRouter, errors
-from openrouter.components import ChatResult, OpenAIFile, OpenAIFileDeleted, OpenAIFileList
+from openrouter import OpenRouter, components, errors
 
-from fusewire import ids
-from fusewire.testing.eventually import until
 from fusewire.testing.model_script import Fault, Script, ScriptedCall
 from fusewire.testing.served import Served
 
 MODEL = "openrouter/fusion"
-MESSAGES: Any = [{"role": "user", "content": "Why?"}]
-ANSWER = "a on d15d8a995a: Why?"
+MESSAGES: list[components.ChatMessagesTypedDict] = [{"role": "user", "content": "Why?"}]
+FUSED = {"a": 1, "b": 1, "c": 1, "j": 2}
+"""Calls of one fusion: three members, and the judge in both orders."""
+CITY = {"type": "object", "properties": {"city": {"enum": ["Oslo"]}}, "required": ["city"]}
 
 
 @pytest.fixture
 def client(served: Served) -> Iterator[OpenRouter]:
     served.script(Script())
-    with OpenRouter(api_key="sk-or-any", server_url=f"{served.url}/api/v1") as client:
+    with OpenRouter(api_key="sk-any", server_url=f"{served.url}/api/v1") as client:
         yield client
 
 
-def chat(client: OpenRouter, **given: Any) -> ChatResult:
-    reply = client.chat.send(**{"model": MODEL, "messages": MESSAGES, **given})
-    assert isinstance(reply, ChatResult)
-    return reply
-
-
-def streamed(client: OpenRouter, **given: Any) -> list[Any]:
-    with client.chat.send(**{"model": MODEL, "messages": MESSAGES, "stream": True, **given}) as stream:
-        return list(stream)
-
-
 def test_models(client: OpenRouter) -> None:
-    listed = client.models.list()
-
-    assert listed is not None
-    assert [m.id for m in listed.result.data] == [MODEL, "fusewire/default", "fusewire/closed", "a", "b", "c", "j"]
-    found = client.models.get(author="openrouter", slug="fusion")
-    assert found.data.id == MODEL
-    with pytest.raises(errors.NotFoundResponseError):
-        client.models.get(author="fusewire", slug="none")
+    page = client.models.list()
+    assert page is not None
+    listed = page.result.data
+    assert listed[0].id == MODEL
+    assert client.models.count().data.count == len(listed)
 
 
 def test_chat(client: OpenRouter, served: Served) -> None:
-    reply = chat(client)
+    reply = client.chat.send(model=MODEL, messages=MESSAGES)
 
-    assert reply.choices[0].message.content == ANSWER
-    assert (reply.choices[0].finish_reason, reply.model) == ("stop", MODEL)
+    assert reply.choices[0].message.content == "a on d15d8a995a: Why?"
+    assert reply.choices[0].finish_reason == "stop"
     assert reply.usage is not None
     assert reply.usage.total_tokens > 0
-    assert served.calls() == {"a": 1, "b": 1, "c": 1, "j": 2}
+    assert served.calls() == FUSED
 
 
-def test_a_stream(client: OpenRouter) -> None:
-    chunks = streamed(client, stream_options={"include_usage": True})
+def test_a_stream_has_usage_and_cost_unasked(client: OpenRouter, served: Served) -> None:
+    with client.chat.send(model=MODEL, messages=MESSAGES, stream=True) as stream:
+        heard = list(stream)
 
-    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == ANSWER
-    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
-    assert chunks[-1].usage.total_tokens > 0
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in heard if chunk.choices)
+    assert text == "a on d15d8a995a: Why?"
+    assert heard[-1].usage is not None
+    assert heard[-1].usage.total_tokens > 0
+    assert served.calls() == FUSED
+
+
+def test_its_ways_to_sample_and_to_name_models(client: OpenRouter, served: Served) -> None:
+    sampled: dict[str, Any] = {"top_k": 40, "min_p": 0.05, "frequency_penalty": 0.5, "repetition_penalty": 1.1}
+    reply = client.chat.send(model="b:nitro", messages=MESSAGES, seed=5, **sampled)
+    assert reply.choices[0].message.content == "b on d15d8a995a: Why?"
+    assert served.calls() == {"b": 1}
+    with pytest.raises(errors.OpenRouterError) as caught:
+        client.chat.send(model=f"{MODEL}@preset/mine", messages=MESSAGES)
+    assert caught.value.status_code == 400
+    assert "presets" in caught.value.body
 
 
 def test_tools(client: OpenRouter, served: Served) -> None:
     served.script(Script.of(calls=(ScriptedCall(name="weather", arguments={"city": "Oslo"}),)))
-    tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+    tools: Any = [{"type": "function", "function": {"name": "weather", "parameters": CITY}}]
+    reply = client.chat.send(model=MODEL, messages=MESSAGES, tools=tools)
 
-    (call,) = chat(client, tools=tools).choices[0].message.tool_calls or []
-
-    assert (call.function.name, json.loads(call.function.arguments)) == ("weather", {"city": "Oslo"})
+    calls = reply.choices[0].message.tool_calls
+    assert calls
+    call = calls[0]
+    assert json.loads(call.function.arguments) == {"city": "Oslo"}
 
 
 def test_an_answer_in_a_schema(client: OpenRouter) -> None:
-    schema = {"type": "object", "properties": {"city": {"enum": ["Oslo"]}}, "required": ["city"]}
-    form = {"type": "json_schema", "json_schema": {"name": "place", "schema": schema}}
-
-    reply = chat(client, response_format=form)
-
+    form: Any = {"type": "json_schema", "json_schema": {"name": "place", "schema": CITY}}
+    reply = client.chat.send(model=MODEL, messages=MESSAGES, response_format=form)
     assert json.loads(str(reply.choices[0].message.content)) == {"city": "Oslo"}
-
-
-def test_a_fusion_by_plugin(client: OpenRouter, served: Served) -> None:
-    plugin = {"id": "fusion", "analysis_models": ["a", "b"], "model": "j", "preset": "general-high"}
-
-    chat(client, model="c", plugins=[plugin])
-
-    assert set(served.calls()) == {"a", "b", "j"}
-
-
-def test_a_fusion_by_tool(client: OpenRouter, served: Served) -> None:
-    tool = {"type": "openrouter:fusion", "parameters": {"analysis_models": ["b", "c"]}}
-
-    chat(client, model="j", tools=[tool])
-
-    assert set(served.calls()) == {"b", "c", "j"}
 
 
 def test_errors_have_their_types(client: OpenRouter, served: Served) -> None:
     with pytest.raises(errors.NotFoundResponseError) as absent:
-        chat(client, model="fusewire/none")
-    assert "there is no pool 'none'" in str(absent.value)
-    with pytest.raises(errors.BadRequestResponseError) as bad:
-        chat(client, logprobs=True)
-    assert bad.value.data.error.code == 400
-    assert (bad.value.data.error.metadata or {})["code"] == "unsupported_parameter"
+        client.chat.send(model="gtp", messages=MESSAGES)
+    assert absent.value.status_code == 404
+    assert "nearest" in absent.value.message
+    with pytest.raises(errors.BadRequestResponseError):
+        client.chat.send(model=MODEL, messages=MESSAGES, logprobs=True)
     assert served.calls() == {}
 
-    served.script(Script.of(*[Fault(kind="rate_limited", headers={"retry-after": "3600"})] * 9))
-    with pytest.raises(errors.TooManyRequestsResponseError):
-        chat(client)
-    assert served.calls() == {"a": 1, "b": 1, "c": 1}
 
-
-def test_an_error_within_a_stream(client: OpenRouter, served: Served) -> None:
-    served.script(Script.of(latency_ms=800))
-    fusion_id = ids.fusion_id("default", None, "key-mid-stream-2")
-
-    def write() -> None:
-        while not served.calls():
-            time.sleep(0.02)
-        served.write(fusion_id, "Something that will not be chosen")
-
-    writing = threading.Thread(target=write)
-    writing.start()
-    chunks = streamed(client, http_headers={"Idempotency-Key": "mid-stream-2"})
-    writing.join()
-
-    assert chunks[0].choices[0].delta.content == "Something that will not be chosen"
-    assert (chunks[-1].error.code, chunks[-1].choices) == (409, [])
-
-
-def test_files(client: OpenRouter) -> None:
-    data = b'{"prompt": "Why?"}\n'
-    made = client.files.upload(file={"file_name": "in.jsonl", "content": data})
-
-    assert isinstance(made, OpenAIFile)
-    assert (made.filename, made.bytes_, made.status) == ("in.jsonl", len(data), "processed")
-    found = client.files.retrieve(file_id=made.id)
-    assert isinstance(found, OpenAIFile)
-    assert found.id == made.id
-    listed = client.files.list()
-    assert listed is not None
-    assert isinstance(listed.result, OpenAIFileList)
-    assert made.id in [file.id for file in listed.result.data]
-    assert client.files.download(file_id=made.id).read() == data
-    assert isinstance(client.files.delete(file_id=made.id), OpenAIFileDeleted)
-    with pytest.raises(errors.NotFoundResponseError):
-        client.files.retrieve(file_id=made.id)
-
-
-def batch_of(client: OpenRouter, *requests: Any) -> Any:
-    made = client.batch.create_batches(endpoint="/v1/chat/completions", model=MODEL, requests=requests)
-
-    def over() -> Any:
-        found = client.batch.get_batches(id=made.id)
-        return None if found.status in ("validating", "in_progress", "finalizing") else found
-
-    return until(over, "the end of the batch")
-
-
-def test_a_batch(client: OpenRouter, served: Served) -> None:
-    done = batch_of(client, *({"custom_id": f"c{n}", "body": {"messages": MESSAGES}} for n in range(3)))
-
-    assert (done.status, done.model, done.request_counts.completed) == ("completed", MODEL, 3)
-    assert [result.custom_id for result in done.results] == ["c0", "c1", "c2"]
-    assert all(result.error is None and result.response.status_code == 200 for result in done.results)
-    assert done.usage.total_tokens > 0
-    listed = client.batch.list(limit=1)
-    assert listed is not None
-    assert [one.id for one in listed.result.data] == [done.id]
-
-    served.script(Script.of(*[Fault(kind="bad_request")] * 99))
-    failed = batch_of(client, {"custom_id": "c", "body": {"messages": MESSAGES}})
-    assert (failed.status, failed.request_counts.failed) == ("completed", 1)
-    assert failed.results[0].response is None
-    assert "every member failed" in failed.results[0].error.message
-
-
-def test_a_batch_that_cannot_be_done(client: OpenRouter, served: Served) -> None:
-    refused = batch_of(client, {"custom_id": "c", "body": {"messages": MESSAGES, "n": 2}})
-    assert refused.status == "failed"
-    assert "'body.n'" in refused.error.message
+def test_what_failed_is_not_bought_again(client: OpenRouter, served: Served) -> None:
+    """Its SDK repeats whatever has a status of 500 and more, for an hour."""
+    served.script(Script.of(*[Fault(kind="server_error")] * 99))
     with pytest.raises(errors.OpenRouterError) as caught:
-        batch_of(client)
-    assert caught.value.status_code == 400
-    assert served.calls() == {}
+        client.chat.send(model=MODEL, messages=MESSAGES)
+    assert caught.value.status_code == 424
+    first = json.loads(caught.value.body)["error"]["metadata"]
+    assert first["code"] == "all_panels_failed"
+    assert len(first["fusion"]["failed_models"]) == 3
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_gives_up_and_repeats_buys_one_panel(served: Served, stream: bool) -> None:
+    """As the SDK does after five seconds by default; here after less than the members take."""
+    served.script(Script.of(latency_ms=1500))
+    with OpenRouter(api_key="sk-any", server_url=f"{served.url}/api/v1", timeout_ms=500) as client:
+        if stream:
+            # A comment comes at once, and each piece within the client's patience.
+            with (
+                pytest.raises(Exception, match="timed out"),
+                client.chat.send(model=MODEL, messages=MESSAGES, stream=True) as heard,
+            ):
+                list(heard)
+            with client.chat.send(model=MODEL, messages=MESSAGES, stream=True, timeout_ms=60_000) as heard:
+                told = list(heard)
+            assert "".join(chunk.choices[0].delta.content or "" for chunk in told if chunk.choices)
+        else:
+            reply = client.chat.send(model=MODEL, messages=MESSAGES)
+            assert reply.choices[0].message.content
+    assert served.calls() == FUSED
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its own, of fields that it reads
+def test_a_generation_a_key_and_its_credits(client: OpenRouter) -> None:
+    reply = client.chat.send(model=MODEL, messages=MESSAGES)
+    made = client.generations.get_generation(id=reply.id).data
+    assert (made.id, made.finish_reason, made.tokens_prompt) == (
+        reply.id,
+        "stop",
+        reply.usage and reply.usage.prompt_tokens,
+    )
+    mine = client.api_keys.get_current_key_metadata().data
+    assert (mine.label, mine.limit, mine.usage >= 0) == ("default", None, True)
+    assert client.credits.get_credits().data.total_usage == mine.usage
+    with pytest.raises(errors.NotFoundResponseError):
+        client.generations.get_generation(id="chatcmpl-none")

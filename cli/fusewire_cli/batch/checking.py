@@ -19,7 +19,7 @@ from fusewire_ingest.admission import PoolRule, RefusedError, admit
 MOST_SHOWN = 20
 DEFAULT_POOL = "default"
 TENANT = "default"
-KNOWN_THERE = ("unknown_pool", "unknown_model")
+KNOWN_THERE = ("unknown_pool", "model_not_found")
 """What a Fusewire elsewhere may know though this configuration does not."""
 
 

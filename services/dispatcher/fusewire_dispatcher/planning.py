@@ -337,7 +337,9 @@ def _answer_task(
     prompt: Prompt, member: MemberSpec, tier: Tier, call: str, deadline_at: datetime, *, is_streamed: bool
 ) -> Task:
     sampling = prompt.sampling.over(member.sampling)
-    if tier == "edge" or prompt.sampling.seed is not None:
+    # A client that names one model is given what that model makes of its seed.
+    is_given = prompt.sampling.seed is not None and prompt.members == (member.model,) and call == member.name
+    if not is_given and (tier == "edge" or prompt.sampling.seed is not None):
         # Members of one model must not give one answer three times, so each has a seed of its own, also where the
         # client fixed one. Hosted models draw by themselves, and some refuse a seed.
         sampling = Sampling(seed=ids.seed(str(prompt.seed), call)).over(sampling)

@@ -32,6 +32,9 @@ class Dispatcher:
         await self._cancelled.listen(self._bus)
         await self._bus.start()
 
+    def close(self) -> None:
+        """Nobody waits here."""
+
     async def stop(self) -> None:
         """Drain."""
         await self._bus.stop()

@@ -43,6 +43,7 @@ __all__ = [
 MOST_ID_CHARS = 256
 MOST_BATCH_CHARS = 128
 MOST_MEMBERS = 16
+MOST_BIASES = 300
 BATCH_ID = r"^[A-Za-z0-9._:-]+$"
 
 
@@ -62,6 +63,12 @@ class Submission(BaseModel):
     top_p: float | None = Field(default=None, gt=0, le=1)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: tuple[str, ...] = Field(default=(), max_length=4)
+    top_k: int | None = Field(default=None, ge=1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=2)
+    logit_bias: dict[str, float] | None = Field(default=None, max_length=MOST_BIASES)
     tools: Tools = ()
     tool_choice: Choice = None
     parallel_tool_calls: bool = True
@@ -77,6 +84,11 @@ class Submission(BaseModel):
     priority: Priority | None = None
     deadline_s: float | None = Field(default=None, gt=0, le=604_800)
 
+    @field_validator("stop")
+    @classmethod
+    def _not_empty(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(text for text in value if text)
+
     @field_validator("tool_choice")
     @classmethod
     def _offered(cls, value: str | None, info: ValidationInfo) -> str | None:
@@ -90,6 +102,9 @@ class Submission(BaseModel):
         if value:
             check_schema(value)
         return value
+
+
+_SAMPLING = set(Sampling.model_fields)
 
 
 @dataclass(frozen=True)
@@ -171,6 +186,9 @@ def admit(
         raise RefusedError("unknown_mode", unknown("mode", submission.mode or "", MODES), "mode")
     judge = resolve(submission.judge, pool.names, "judge") if submission.judge else None
     members = tuple(dict.fromkeys(resolve(name, pool.names, "members") for name in submission.members))
+    if submission.logit_bias and len(members) != 1:
+        mend = "its token ids are those of one model; name that model alone in `members`"
+        raise RefusedError("invalid_request", f"'logit_bias': {mend}", "logit_bias")
     if members and submission.recorded:
         raise RefusedError("invalid_request", "recorded answers stand in for `members`; give one or the other")
     names = [one.member for one in submission.recorded]
@@ -194,14 +212,7 @@ def admit(
         pool=submission.pool,
         mode=mode,
         messages=turns or (Message(role="user", content=submission.prompt or ""),),
-        sampling=Sampling(
-            max_tokens=submission.max_tokens,
-            temperature=submission.temperature,
-            top_p=submission.top_p,
-            seed=submission.seed,
-            stop=submission.stop,
-            response_schema=submission.response_schema,
-        ),
+        sampling=Sampling.model_validate(submission.model_dump(include=_SAMPLING)),
         tools=tuple(one.tool() for one in submission.tools),
         tool_choice=submission.tool_choice or "auto",
         parallel_tool_calls=submission.parallel_tool_calls,
@@ -228,7 +239,7 @@ def resolve(name: str, names: Names, param: str) -> str:
         return names.resolve(name)
     except UnknownModelError as exc:
         near = ", ".join(f"'{one}'" for one in exc.near) or "none"
-        raise RefusedError("unknown_model", f"there is no model '{name[:63]}'; nearest: {near}", param) from None
+        raise RefusedError("model_not_found", f"there is no model '{name[:63]}'; nearest: {near}", param) from None
 
 
 def body_hash(prompt: Prompt) -> str:

@@ -70,9 +70,9 @@ def is_retryable(outcome: Mapping[str, Any]) -> bool:
 
 def _reply(outcome: dict[str, Any], form: Form, warnings: Sequence[str]) -> tuple[int, dict[str, Any]]:
     if not is_answered(outcome):
-        status, code, message = chat_reply.failure_of(outcome)
-        kind = "invalid_request_error" if status < 500 else "server_error"
-        return status, {"error": {"message": message, "type": kind, "param": None, "code": code}}
+        found = chat_reply.failure_of(outcome)
+        kind = "invalid_request_error" if found.status < 500 else "server_error"
+        return found.status, {"error": {"message": found.message, "type": kind, "param": None, "code": found.code}}
     created = int(datetime.fromisoformat(outcome["finished_at"]).timestamp())
     write = responses_shape.response_of if form == "responses" else chat_reply.completion_of
     return 200, write(outcome, model=_model(outcome), created=created, warnings=warnings)
@@ -84,12 +84,12 @@ def _model(outcome: Mapping[str, Any]) -> str:
 
 
 def _fault(outcome: dict[str, Any]) -> dict[str, Any]:
-    _, code, message = chat_reply.failure_of(outcome)
+    found = chat_reply.failure_of(outcome)
     failed = {a["model"] for a in outcome.get("answers", ()) if a["status"] in ("error", "missing")}
     return _complete(
         {
-            "code": code,
-            "message": message,
+            "code": found.code,
+            "message": found.message,
             "retryable": is_retryable(outcome),
             "stage": "panel",
             "model": failed.pop() if len(failed) == 1 else None,

@@ -23,8 +23,11 @@ READ = {
     "seed",
     "stop",
     "response_format",
+    "logit_bias",
 }
 """They are read."""
+PASSED_ON = ("top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty")
+"""They are read, and do something where a member's provider takes them."""
 _HARMLESS = {
     "user",
     "metadata",
@@ -82,6 +85,11 @@ _INSTEAD = {
 }
 
 
+def is_neutral(name: str, value: object) -> bool:
+    """Whether a parameter asks for nothing."""
+    return name in _NEUTRAL and value == _NEUTRAL[name]
+
+
 def undone(body: Mapping[str, Any]) -> list[str]:
     """Parameters that ask for what is not done here, though the answer is as good without.
 
@@ -90,7 +98,7 @@ def undone(body: Mapping[str, Any]) -> list[str]:
     """
     found = []
     for name, value in body.items():
-        if name in READ or name in _HARMLESS or (name in _NEUTRAL and value == _NEUTRAL[name]):
+        if name in READ or name in PASSED_ON or name in _HARMLESS or is_neutral(name, value):
             continue
         if name not in WARNED:
             instead = _INSTEAD.get(name) or _hint(name)
@@ -100,5 +108,5 @@ def undone(body: Mapping[str, Any]) -> list[str]:
 
 
 def _hint(name: str) -> str:
-    near = difflib.get_close_matches(name[:80], READ, n=1)
+    near = difflib.get_close_matches(name[:80], (*READ, *PASSED_ON), n=1)
     return f"did you mean '{near[0]}'?" if near else "remove it"

@@ -3,7 +3,9 @@
 The dicts parse with the models of both SDKs. What is not known is null, never 0.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fusewire.contracts import Outcome
@@ -33,12 +35,47 @@ _RETRYABLE = {
     "engine_failed",
     "cancelled",
 }
+_FAILED = 424
+"""For what failed behind the server and has its outcome: many clients send a request again by themselves after any
+status of 500 and more, and would buy it again."""
 _ALL_ALIKE = {
     "rate_limited": (429, "rate_limited", "try again later, or add members of other providers"),
     "insufficient_quota": (402, "insufficient_credits", "the provider's account has no credit left; top it up"),
     "context_length_exceeded": (400, "context_length_exceeded", "shorten the messages"),
+    "bad_request": (400, "bad_request", "the providers refuse it as it stands; see each member's code"),
+    "model_not_found": (404, "model_not_found", "no provider knows its model; mend `model` in the configuration"),
+    "unauthorized": (_FAILED, "provider_key_refused", "the providers refuse this Fusewire's keys; mend them"),
 }
 """What a failure is called where every member failed in one way, and what to do."""
+_WITHHELD = "refused"
+"""The code of members that declined to answer."""
+FINGERPRINT = "fusewire"
+"""Where OpenAI names the configuration of its servers: its schema wants a text, OpenRouter's the field."""
+REFUSAL = "The models declined to answer this."
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An outcome without an answer, as HTTP tells it.
+
+    Attributes:
+        status: of the response.
+        code: OpenAI's, or a word of ours.
+        message: what, and how to mend it.
+        retry_after_s: when it is worth to ask again; None where that is not known, or never.
+        failed: the members, as `fusion.failed_models`.
+    """
+
+    status: int
+    code: str
+    message: str
+    retry_after_s: float | None = None
+    failed: tuple[dict[str, Any], ...] = ()
+
+
+PIECE_CHARS = 4_000
+LINE_CHARS = 24_000
+"""Of JSON: some clients read lines of 32 KiB at most, and a character may take more than a byte."""
 
 
 class SupersededError(Exception):
@@ -60,19 +97,19 @@ def completion(outcome: Outcome, *, model: str, created: int, warnings: Sequence
 def completion_of(body: Body, *, model: str, created: int, warnings: Sequence[str] = ()) -> dict[str, Any]:
     """As `completion`, of an outcome's JSON."""
     calls = _tool_calls(body)
-    message: dict[str, Any] = {"role": "assistant", "content": body.get("content"), "refusal": None}
+    message: dict[str, Any] = {"role": "assistant", "content": body.get("content"), "refusal": _refusal(body)}
     if calls:
         message["tool_calls"] = calls
-    reason = _finish_reason(body)
+    reason = finish_reason(body)
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason, "native_finish_reason": reason}
     return {
         "id": _id(body["fusion_id"]),
         "object": "chat.completion",
         "created": created,
         "model": model,
-        "system_fingerprint": None,
+        "system_fingerprint": FINGERPRINT,
         "choices": [choice],
-        "usage": usage_of(body),
+        **({"usage": used} if (used := usage_of(body)) else {}),
         "fusion": fusion_of(body, warnings),
     }
 
@@ -98,16 +135,47 @@ def chunks(
     if not content.startswith(sent):
         raise SupersededError
     frame = _frame(outcome.fusion_id, model, created)
-    deltas = [] if sent else [_delta({"role": "assistant", "content": ""})]
-    if rest := content[len(sent) :]:
-        deltas.append(_delta({"content": rest}))
-    if calls := _tool_calls(body):
-        deltas.append(_delta({"tool_calls": [{"index": number, **call} for number, call in enumerate(calls)]}))
-    found = [{**frame, "choices": [delta]} for delta in deltas]
-    found.append({**frame, "choices": [_delta({}, _finish_reason(body))], "fusion": fusion_of(body, warnings)})
+    deltas: list[dict[str, Any]] = [] if sent else [{"role": "assistant", "content": ""}]
+    deltas += [{"content": one} for one in pieces(content[len(sent) :])]
+    deltas += [{"tool_calls": [part]} for part in _call_parts(body)]
+    deltas += [{"refusal": refusal}] if (refusal := _refusal(body)) else []
+    found = [{**frame, "choices": [_delta(delta)]} for delta in deltas]
+    told, apart = _told_apart(fusion_of(body, warnings))
+    found += [{**frame, "choices": [], "fusion": one} for one in apart]
+    found.append({**frame, "choices": [_delta({}, finish_reason(body))], "fusion": told})
     if with_usage:
         found.append({**frame, "choices": [], "usage": usage_of(body)})
     return iter(found)
+
+
+def pieces(text: str) -> Iterator[str]:
+    """A text in pieces, none of which makes too long a line."""
+    return (text[at : at + PIECE_CHARS] for at in range(0, len(text), PIECE_CHARS))
+
+
+def _call_parts(body: Body) -> Iterator[dict[str, Any]]:
+    """The calls as deltas: the first of each names it, and all have a piece of its arguments."""
+    for number, call in enumerate(_tool_calls(body)):
+        first, *rest = list(pieces(call["function"]["arguments"])) or [""]
+        yield {"index": number, **call, "function": {**call["function"], "arguments": first}}
+        for one in rest:
+            yield {"index": number, "function": {"arguments": one}}
+
+
+def _told_apart(told: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The `fusion` object, and what is told before it in pieces because it would make too long a line."""
+    if len(json.dumps(told)) <= LINE_CHARS:
+        return told, []
+    apart = [
+        {"outcome_id": told["outcome_id"], "response": {"index": number, "model": one["model"], "content": text}}
+        for number, one in enumerate(told["responses"])
+        for text in pieces(one["content"])
+    ]
+    short = {**told, "responses": [{**one, "content": None} for one in told["responses"]]}
+    if len(json.dumps(short)) > LINE_CHARS:
+        short["analysis"] = None
+        short["warnings"] = [*told["warnings"], "the analysis is left out of the stream; read it with GET /v1/fusions"]
+    return short, apart
 
 
 def piece(fusion_id: str, *, model: str, created: int, text: str, is_first: bool) -> dict[str, Any]:
@@ -116,13 +184,20 @@ def piece(fusion_id: str, *, model: str, created: int, text: str, is_first: bool
     return {**_frame(fusion_id, model, created), "choices": [_delta(delta)]}
 
 
-def failure(outcome: Outcome) -> tuple[int, str, str]:
-    """HTTP status, code and message of an outcome that has no answer."""
+def failure(outcome: Outcome) -> Failure:
+    """What became of an outcome that has no answer."""
     return failure_of(outcome.model_dump(mode="json"))
 
 
-def failure_of(body: Body) -> tuple[int, str, str]:
+def failure_of(body: Body) -> Failure:
     """As `failure`, of an outcome's JSON."""
+    status, code, message = _failed_with(body)
+    waits = [a["retry_after_s"] for a in body.get("answers", ()) if a.get("retry_after_s") is not None]
+    failed = tuple(_failed(a) for a in body.get("answers", ()) if a["status"] in ("error", "missing"))
+    return Failure(status, code, message, min(waits, default=None) if status == 429 else None, failed)
+
+
+def _failed_with(body: Body) -> tuple[int, str, str]:
     why = body.get("error") or "there is no answer"
     if body["status"] == "cancelled":
         return 409, "cancelled", "it was cancelled before there was an answer"
@@ -135,8 +210,13 @@ def failure_of(body: Body) -> tuple[int, str, str]:
     if not body.get("answers"):
         return 400, "no_member_available", f"{why}; ask for other members or another pool"
     if not codes:
-        return 502, "invalid_tool_calls", f"{why}; try again, or mend the tools"
-    return 502, "all_panels_failed", f"{why}; see the outcome for each member's error"
+        return _FAILED, "invalid_tool_calls", f"{why}; try again, or mend the tools"
+    return _FAILED, "all_panels_failed", f"{why}; see each member's error"
+
+
+def is_withheld(outcome: Outcome) -> bool:
+    """Whether there is no answer because every member declined: that is an answer too, to OpenAI's clients."""
+    return outcome.status == "failed" and {a.error_code for a in outcome.answers if a.error_code} == {_WITHHELD}
 
 
 def is_retryable(body: Body) -> bool:
@@ -227,7 +307,7 @@ def _frame(fusion_id: str, model: str, created: int) -> dict[str, Any]:
         "object": "chat.completion.chunk",
         "created": created,
         "model": model,
-        "system_fingerprint": None,
+        "system_fingerprint": FINGERPRINT,
     }
 
 
@@ -242,7 +322,14 @@ def _tool_calls(body: Body) -> list[dict[str, Any]]:
     ]
 
 
-def _finish_reason(body: Body) -> str:
+def _refusal(body: Body) -> str | None:
+    return REFUSAL if body["status"] == "failed" and _codes(body) == {_WITHHELD} else None
+
+
+def finish_reason(body: Body) -> str:
+    """Why the answer ends, in OpenAI's words."""
+    if _refusal(body):
+        return "content_filter"
     if body.get("tool_calls"):
         return "tool_calls"
     if "merge_cut_at_length" in body.get("degraded_reasons", ()):
@@ -290,7 +377,7 @@ def _codes(body: Body) -> set[str]:
 
 def _failure_reason(body: Body, *, is_answered: bool) -> str | None:
     if not is_answered:
-        code = failure_of(body)[1]
+        code = failure_of(body).code
         return code if code in ("rate_limited", "insufficient_credits", "cancelled") else "all_panels_failed"
     faults = (
         r.removeprefix("judge_failed:") for r in body.get("degraded_reasons", ()) if r.startswith("judge_failed:")

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fusewire import ids
 from fusewire.contracts import Mode, PresetName, Priority, Residency
 from fusewire_ingest.admission import PoolRule, Submission, resolve, submission
-from fusewire_ingest.chat_parameters import WARNED, undone
+from fusewire_ingest.chat_parameters import PASSED_ON, WARNED, is_neutral, undone
 from fusewire_ingest.naming import Names
 from fusewire_ingest.refusal import Code, RefusedError, unknown, validated, wrong
 
@@ -20,6 +20,18 @@ POOL = "fusewire/"
 """Before the name of a pool in place of a model's."""
 FUSION_TOOL = "openrouter:fusion"
 MOST_ANALYSTS = 8
+PRESET_MARK = "@preset/"
+_ROUTED = "a model is asked where it is configured"
+VARIANTS = {
+    "online": "nothing is looked up by the server; members answer from what they know",
+    "nitro": _ROUTED,
+    "floor": _ROUTED,
+    "free": _ROUTED,
+    "exacto": _ROUTED,
+    "extended": _ROUTED,
+    "thinking": "models reason as their providers have it by default",
+}
+"""What OpenRouter's clients put behind a model's name, and what happens in its place."""
 
 PRESETS: dict[str, PresetName] = {
     "general-high": "high",
@@ -133,10 +145,10 @@ def read(
     )
 
 
-def request_hash(tenant: str, body: dict[str, Any]) -> str:
-    """SHA-256, hex: equal for requests of one tenant that differ at most in how the reply shall travel."""
+def request_hash(tenant: str, key_id: str | None, body: dict[str, Any]) -> str:
+    """SHA-256, hex: equal for requests of one tenant's key that differ at most in how the reply shall travel."""
     asked = {name: value for name, value in body.items() if name not in ("stream", "stream_options")}
-    return ids.digest("request", tenant, json.dumps(asked, sort_keys=True, separators=(",", ":"))).hex()
+    return ids.digest("request", tenant, key_id or "", json.dumps(asked, sort_keys=True, separators=(",", ":"))).hex()
 
 
 class _Reader:
@@ -155,6 +167,8 @@ class _Reader:
         self._written: dict[str, str] = {}
         """From paths in the submission to paths in the body, where they differ."""
         self._undone: list[tuple[Code, str, str]] = []
+        self._told: list[str] = []
+        """What is done, and perhaps not by everybody."""
 
     def _put(self, name: str, value: Any, written: str) -> None:
         self._fields[name] = value
@@ -216,6 +230,10 @@ class _Reader:
         for name in ("messages", "temperature", "top_p", "seed"):
             if name in self.body:
                 self._fields[name] = self.body[name]
+        for name in PASSED_ON:
+            if name in self.body and not is_neutral(name, self.body[name]):
+                self._fields[name] = self.body[name]
+                self._told.append(f"'{name}' goes to members whose providers take it; others sample without it")
         for name in ("max_tokens", "max_completion_tokens"):
             if name in self.body:
                 self._put("max_tokens", self.body[name], name)
@@ -237,13 +255,15 @@ class _Reader:
         model = self.body.get("model", POOL + (pool or default_pool))
         if not isinstance(model, str):
             raise wrong("model", "it must be a text")
-        outer, by_model = self._outer(model, default_pool, names, is_overruled=pool is not None)
+        plain = self._without_variant(model, names)
+        outer, by_model = self._outer(plain, default_pool, names, is_overruled=pool is not None)
         own = self._set("pool")
         chosen, written = own or ((pool, "pool") if pool else (by_model, "model"))
         if chosen not in pools:
             raise RefusedError("unknown_pool", unknown("pool", chosen, pools), written)
         self._put("pool", chosen, written)
         is_alone = outer is not None and own is None and not self._is_fusion
+        self._bias(is_alone=is_alone)
         if is_alone:
             self._put("members", (outer,), "model")
         elif outer is not None:
@@ -255,6 +275,25 @@ class _Reader:
                 self._put(name, *found)
         self._panel(names)
         return model
+
+    def _without_variant(self, model: str, names: Names) -> str:
+        """A model's name without what OpenRouter's clients put behind it. Raises RefusedError for a preset."""
+        if PRESET_MARK in model:
+            mend = "there are no presets of OpenRouter's here; set `plugins.0.preset`, or a pool's own"
+            raise RefusedError("invalid_request", f"'model': {mend}", "model")
+        plain, colon, variant = model.rpartition(":")
+        if not colon or variant not in VARIANTS or model in names.spellings:
+            return model
+        self._undone.append(("unsupported_parameter", "model", f"':{variant}': {VARIANTS[variant]}"))
+        return plain
+
+    def _bias(self, *, is_alone: bool) -> None:
+        bias = self.body.get("logit_bias")
+        if bias and is_alone:
+            self._fields["logit_bias"] = bias
+        elif bias:
+            instead = "its token ids are those of one model; name that model, or leave it out"
+            self._undone.append(("unsupported_parameter", "logit_bias", instead))
 
     def _outer(self, model: str, default_pool: str, names: Names, *, is_overruled: bool) -> tuple[str | None, str]:
         """The model that the body asks for, if it is one and not a fusion, and the pool."""
@@ -300,7 +339,7 @@ class _Reader:
         if self._undone and any(source["strict"] for _, source in self._sources):
             code, path, instead = self._undone[0]
             raise RefusedError(code, f"'{path}' is not supported: {instead}; remove it, or do not be strict", path)
-        return tuple(f"'{path}' was ignored: {instead}" for _, path, instead in self._undone)
+        return (*self._told, *(f"'{path}' was ignored: {instead}" for _, path, instead in self._undone))
 
     def submission(self) -> Submission:
         """The submission. Raises RefusedError with the path in the body."""

@@ -8,14 +8,16 @@ import structlog
 
 from fusewire import telemetry
 from fusewire.contracts import Prompt
+from fusewire.errors import Transient
 from fusewire_ingest.admission import PoolRule, RefusedError, Submission, TenantRule, admit, parse
+from fusewire_ingest.holding import Holding
 from fusewire_ingest.relay import Relay
-from fusewire_ingest.repository.submissions import Accepted, GroupCommit, Submissions
+from fusewire_ingest.repository.submissions import Accepted, GroupCommit, Origin, Submissions, Twin
 
 log = structlog.get_logger(__name__)
 
 ATTACH_WITHIN = timedelta(minutes=15)
-"""How long after its submission a request that is sent again still means the same fusion."""
+"""How long after its submission a request that is sent again still means the same fusion; or up to its deadline."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Door:
         commit: GroupCommit,
         submissions: Submissions,
         relay: Relay,
+        holding: Holding,
         *,
         pools: Mapping[str, PoolRule],
         tenants: Callable[[str], TenantRule] = lambda _: TenantRule(),
@@ -45,6 +48,7 @@ class Door:
         self._submissions = submissions
         self._tenants = tenants
         self._relay = relay
+        self.holding = holding
         self._pools = pools
         self._prompt_bytes = prompt_bytes
         self._clock = clock
@@ -79,9 +83,37 @@ class Door:
             deadline_at=deadline_at,
         )
 
-    async def attach(self, tenant: str, request_hash: str) -> str | None:
-        """The fusion that a request began when it was sent before, if that was a short while ago."""
-        return await self._submissions.newest(tenant, request_hash, self._clock() - ATTACH_WITHIN)
+    async def attach(self, tenant: str, request_hash: str, *, is_again: bool) -> str | None:
+        """The fusion that this request began when it was sent before, if this is that once more.
+
+        It is where the client says so, where it has left meanwhile, or where the process that it waited at is gone.
+        Two that wait at once are two.
+
+        Args:
+            tenant: whose.
+            request_hash: equal for the same request of the same client.
+            is_again: whether the client says so.
+        """
+        now = self._clock()
+        twin = await self._submissions.newest(tenant, request_hash, now - ATTACH_WITHIN, now)
+        if twin is None:
+            return None
+        if not is_again and twin.left_at is None and not await self._is_forsaken(twin):
+            return None
+        await self._submissions.hold(twin.fusion_id, self.holding.name)
+        return twin.fusion_id
+
+    async def _is_forsaken(self, twin: Twin) -> bool:
+        if not twin.is_undecided or twin.held_by is None:
+            return False
+        return not await self.holding.is_held_by(twin.held_by, twin.fusion_id)
+
+    async def leave(self, fusion_id: str) -> None:
+        """Its client has left before it was answered."""
+        try:
+            await self._submissions.leave(fusion_id, self._clock())
+        except Transient as exc:
+            log.warning("ingest.leave_not_stored", fusion_id=fusion_id, fault=str(exc))
 
     async def cancel(self, tenant: str, fusion_ids: Sequence[str]) -> list[str]:
         """Make no further call for these. Returns those that had no outcome; their outcomes will say `cancelled`.
@@ -106,7 +138,8 @@ class Door:
             Transient: it could not be committed.
         """
         traceparent = telemetry.trace_headers().get("traceparent")
-        (accepted,) = await self._commit.add([prompt], traceparent, request_hash)
+        origin = Origin(request_hash, self.holding.name) if request_hash else None
+        (accepted,) = await self._commit.add([prompt], traceparent, origin)
         if refused := refusal(accepted):
             raise refused
         self.hand_over([accepted], door)

@@ -18,7 +18,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic_core import PydanticCustomError, PydanticKnownError
+from pydantic_core import PydanticCustomError
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
@@ -28,7 +28,9 @@ from fusewire_ingest.refusal import TAG, UNSUPPORTED
 MOST_TOOLS = 128
 MODES_OF_CHOICE = ("auto", "none", "required")
 MOST_IMAGES = 64
-OTHER_PARTS = ("input_audio", "file", "refusal", "video_url", "input_video", "input_text", "input_image", "document")
+MOST_NAME_CHARS = 64
+ROLES = ("developer", "system", "user", "assistant", "tool")
+OTHER_PARTS = ("input_audio", "file", "video_url", "input_video", "input_text", "input_image", "document")
 IMAGE_URL = re.compile(r"https://\S+|data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/]+={0,2}")
 
 
@@ -41,17 +43,7 @@ class _Shape(BaseModel):
 class _Called(_Shape):
     name: str = Field(pattern=TOOL_NAME)
     arguments: str
-
-    @field_validator("arguments")
-    @classmethod
-    def _is_object(cls, value: str) -> str:
-        try:
-            found = json.loads(value)
-        except (ValueError, RecursionError):
-            found = None
-        if not isinstance(found, dict):
-            _refuse('it must be the text of a JSON object, such as "{}"')
-        return value
+    """Any text: what a model once wrote is history, and no reason to refuse what follows."""
 
 
 class _Call(_Shape):
@@ -63,6 +55,17 @@ class _Call(_Shape):
 class _TextPart(_Shape):
     type: Literal["text"]
     text: str
+
+
+class _RefusalPart(_Shape):
+    """What a model said in place of an answer: text, to the models that read on."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+    @property
+    def text(self) -> str:
+        return self.refusal
 
 
 class _ImageUrl(_Shape):
@@ -86,7 +89,7 @@ def _known_part(value: object) -> object:
     kind = value.get("type") if isinstance(value, dict) else None
     if not isinstance(kind, str):
         _refuse('it must be a part such as {"type": "text", "text": "…"}')
-    if kind not in ("text", "image_url"):
+    if kind not in ("text", "image_url", "refusal"):
         named = f"parts of type '{kind}'" if kind in OTHER_PARTS else "parts of this type"
         reason = f"{named} are not supported; send text and image_url parts"
         raise PydanticCustomError(UNSUPPORTED, "{reason}", {"reason": reason})
@@ -103,7 +106,9 @@ def _content_tag(value: object) -> str | None:
 
 _TEXT, _PARTS = f"{TAG}text", f"{TAG}parts"
 _Part = Annotated[
-    Annotated[_TextPart, Tag(f"{TAG}text")] | Annotated[_ImagePart, Tag(f"{TAG}image_url")],
+    Annotated[_TextPart, Tag(f"{TAG}text")]
+    | Annotated[_RefusalPart, Tag(f"{TAG}refusal")]
+    | Annotated[_ImagePart, Tag(f"{TAG}image_url")],
     Discriminator(_part_tag),
     BeforeValidator(_known_part),
 ]
@@ -119,6 +124,8 @@ _Content = Annotated[
 
 
 def _as_system(role: object) -> object:
+    if role not in ROLES:
+        _refuse(f"it must be {', '.join(ROLES[:-1])} or {ROLES[-1]}")
     return "system" if role == "developer" else role
 
 
@@ -133,6 +140,7 @@ class Turn(_Shape):
     """
 
     role: Annotated[Literal["system", "user", "assistant", "tool"], BeforeValidator(_as_system)]
+    name: str | None = Field(default=None, max_length=MOST_NAME_CHARS)
     tool_calls: tuple[_Call, ...] | None = None
     tool_call_id: str | None = Field(default=None, validate_default=True)
     reasoning_content: _Thought = None
@@ -159,7 +167,7 @@ class Turn(_Shape):
     @classmethod
     def _is_there(cls, value: str | tuple[_Part, ...] | None, info: ValidationInfo) -> str | tuple[_Part, ...] | None:
         if value is None and not info.data.get("tool_calls"):
-            raise PydanticKnownError("missing")
+            _refuse("it must be a text, or a list of text and image parts; it may be null only beside tool calls")
         images = [part for part in value if isinstance(part, _ImagePart)] if isinstance(value, tuple) else []
         if images and info.data.get("role") != "user":
             _refuse("only a user's message shows images; move them there")
@@ -174,6 +182,7 @@ class Turn(_Shape):
         text, images = _read(self.content)
         return Message(
             role=self.role,
+            name=self.name or None,
             content=text,
             images=images,
             tool_calls=calls,
@@ -193,10 +202,13 @@ def _read(content: str | tuple[_Part, ...] | None) -> tuple[str, tuple[Image, ..
         return content or "", ()
     text = ""
     images = []
+    is_after_text = False
     for part in content:
-        if isinstance(part, _TextPart):
-            text += part.text
+        if not isinstance(part, _ImagePart):
+            text += f"\n{part.text}" if is_after_text else part.text
+            is_after_text = True
         else:
+            is_after_text = False
             images.append(Image(url=part.image_url.url, detail=part.image_url.detail or "auto", at=len(text)))
     return text, tuple(images)
 

@@ -5,11 +5,30 @@ from collections.abc import Callable, Iterable
 from typing import Literal, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 UNSUPPORTED = "unsupported"
 """The type of a validator's error about what is well written and yet not done here."""
 TAG = "\x00"
 """Begins the tags of unions, so that none is taken for a key: no key that is let in has this character."""
+
+_IN_JSON = {
+    "missing": "it is missing",
+    "model_type": "it must be an object",
+    "model_attributes_type": "it must be an object",
+    "dict_type": "it must be an object",
+    "tuple_type": "it must be a list",
+    "list_type": "it must be a list",
+    "string_type": "it must be a text",
+    "int_type": "it must be a whole number",
+    "int_parsing": "it must be a whole number",
+    "int_from_float": "it must be a whole number",
+    "float_type": "it must be a number",
+    "float_parsing": "it must be a number",
+    "bool_type": "it must be true or false",
+    "bool_parsing": "it must be true or false",
+}
+"""What must be there, by pydantic's type of an error: its own words are Python's."""
 
 _M = TypeVar("_M", bound=BaseModel)
 
@@ -19,7 +38,7 @@ Code = Literal[
     "prompt_too_large",
     "unknown_pool",
     "unknown_mode",
-    "unknown_model",
+    "model_not_found",
     "unsupported_parameter",
     "unsupported_tool",
     "custom_id_conflict",
@@ -81,9 +100,9 @@ def validated(model: type[_M], value: object, at: str = "") -> _M:
     try:
         return model.model_validate(value)
     except ValidationError as exc:
-        first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
+        first = exc.errors(include_url=False)[0]
     path = _path(first["loc"])
-    reason = "it must be an object" if first["type"] == "model_type" else str(first["msg"])
+    reason = _reason(first)
     path = f"{at}.{path}".strip(".") if at else path
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(path.rpartition(".")[2], model.model_fields, n=1)
@@ -91,6 +110,17 @@ def validated(model: type[_M], value: object, at: str = "") -> _M:
         return _refuse("invalid_request", f"'{path[:80]}' is not supported; {hint}", path[:80])
     code: Code = "unsupported_parameter" if first["type"] == UNSUPPORTED else "invalid_request"
     return _refuse(code, f"'{path}': {reason}", path)
+
+
+def _reason(error: ErrorDetails) -> str:
+    """What is wrong, in the words of JSON, and without the value."""
+    kind = error["type"]
+    if kind == "literal_error":
+        return f"it must be {error['ctx']['expected']}"
+    said = _IN_JSON.get(kind)
+    if said is None:
+        return str(error["msg"])
+    return f"{said}, and not null" if error["input"] is None and kind != "missing" else said
 
 
 def _refuse(code: Code, message: str, param: str) -> NoReturn:

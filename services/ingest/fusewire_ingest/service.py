@@ -17,6 +17,7 @@ from fusewire_ingest.batch_check import Check, Reader, Rules
 from fusewire_ingest.batch_runner import Runner
 from fusewire_ingest.batching import Batching
 from fusewire_ingest.door import Door
+from fusewire_ingest.holding import Holding
 from fusewire_ingest.relay import Relay
 from fusewire_ingest.repository.batches import Batches
 from fusewire_ingest.repository.budgets import Budgets, Cap
@@ -50,12 +51,14 @@ class Ingest:
         submissions = Submissions(self._store, self._budgets)
         self._commit = GroupCommit(submissions)
         self._relay = Relay(self._bus, submissions, clock)
+        self._holding = Holding(self._bus)
         pools = pool_rules(settings)
         limit = settings.limits.prompt_bytes
         door = Door(
             self._commit,
             submissions,
             self._relay,
+            self._holding,
             pools=pools,
             tenants=lambda tenant: tenant_rule(settings, tenant),
             prompt_bytes=limit,
@@ -100,6 +103,7 @@ class Ingest:
                 lines=lines,
                 batching=batching,
                 access=self._access,
+                budgets=self._budgets,
                 pools=pools,
                 new_id=lambda: f"req-{secrets.token_hex(12)}",
                 clock=clock,
@@ -118,9 +122,14 @@ class Ingest:
         self._commit.start()
         self._relay.start()
         await self._outcomes.start()
+        await self._holding.start()
         await self._files.forget_torn(datetime.now(UTC))
         self._runner.start()
         await self._bus.start()
+
+    def close(self) -> None:
+        """Whoever waits for an outcome is told to ask again."""
+        self._outcomes.close()
 
     async def stop(self) -> None:
         """Drain."""

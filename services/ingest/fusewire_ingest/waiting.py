@@ -23,19 +23,24 @@ class Outcomes:
         self._heard = announced
         self._store = store
         self._events: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self.is_closing = False
+        """Whether nobody is let wait any more, because this process stops."""
 
     async def start(self) -> None:
         """Listen to the announcements (a core subscription: losing one costs POLL_S, not the outcome)."""
         await self._bus.client.subscribe("fw.outcome.*.*", cb=self._announced)
 
+    def close(self) -> None:
+        """Let those who wait go, with what there is."""
+        self.is_closing = True
+        for events in list(self._events.values()):
+            for event in events:
+                event.set()
+
     async def _announced(self, msg: Msg) -> None:
         self._heard()
         for event in self._events.get(msg.subject.rpartition(".")[2], ()):
             event.set()
-
-    def is_awaited(self, fusion_id: str) -> bool:
-        """Whether somebody waits for its end, here."""
-        return fusion_id in self._events
 
     async def get(self, tenant: str, fusion_id: str, wait_s: float = 0, *, just_begun: bool = False) -> Standing | None:
         """Where a fusion stands, after waiting up to `wait_s` for its end; None if there is none of that id.
@@ -58,7 +63,7 @@ class Outcomes:
             while True:
                 found = await self._look(tenant, fusion_id)
                 left = until - loop.time()
-                if found is None or found.outcome or left <= 0:
+                if found is None or found.outcome or left <= 0 or self.is_closing:
                     return found
                 event.clear()
                 await _within(event, min(left, POLL_S))

@@ -119,6 +119,7 @@ def _answer(
         error_status=candidate.error.status if candidate.error else None,
         provider_code=candidate.error.provider_code if candidate.error else None,
         provider_param=candidate.error.param if candidate.error else None,
+        retry_after_s=candidate.error.retry_after_s if candidate.error else None,
         finish_reason=shown.candidate.finish_reason if shown else None,
         weight=first.weight if first else None,
         agreed=agreed(name, groups) if groups else None,

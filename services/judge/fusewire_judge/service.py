@@ -50,6 +50,9 @@ class Judge:
         self._rememberer = asyncio.create_task(self._remember(), name="judge-memory")
         self._sweeper = asyncio.create_task(self._sweep(), name="judge-sweep")
 
+    def close(self) -> None:
+        """Nobody waits here."""
+
     async def stop(self) -> None:
         """Drain."""
         for task in (self._sweeper, self._rememberer):

@@ -43,6 +43,9 @@ class WorkerEdge:
         self._worker = Worker(self._bus, generate, hands, tier="edge", clock=clock, on_cancel=generate.cancel)
         await self._worker.start()
 
+    def close(self) -> None:
+        """Nobody waits here."""
+
     async def stop(self) -> None:
         """Drain."""
         if self._worker:

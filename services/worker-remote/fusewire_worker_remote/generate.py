@@ -313,6 +313,7 @@ def _error(failure: Failure, *, retryable: bool) -> CallFailure:
         status=failure.status,
         provider_code=failure.provider_code,
         param=failure.param,
+        retry_after_s=failure.retry_after_s,
     )
 
 

@@ -49,6 +49,9 @@ class WorkerRemote:
         self._worker = Worker(self._bus, generate, hands, tier="remote", clock=clock)
         await self._worker.start()
 
+    def close(self) -> None:
+        """Nobody waits here."""
+
     async def stop(self) -> None:
         """Drain."""
         if self._worker:

@@ -48,6 +48,8 @@ class CallFailure(Part):
     """Its own word for it."""
     param: str | None = Field(default=None, max_length=64)
     """The parameter that it names; or the environment variable in which the key is missing."""
+    retry_after_s: float | None = Field(default=None, ge=0)
+    """How long it asks to wait before the next call."""
 
 
 class Usage(Part):

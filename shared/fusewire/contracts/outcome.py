@@ -74,6 +74,7 @@ class Answer(Part):
     """See `CallFailure.status`, and so on."""
     provider_code: str | None = None
     provider_param: str | None = None
+    retry_after_s: float | None = None
     finish_reason: FinishReason | None = None
     """Why its last answer ended."""
     weight: float | None = None

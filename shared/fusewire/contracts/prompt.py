@@ -47,6 +47,8 @@ class Message(Part):
     role: Literal["system", "user", "assistant", "tool"]
     content: str
     """Empty for an assistant's turn that only calls tools."""
+    name: str | None = None
+    """Who among several speaks so, for models that are told."""
     tool_calls: tuple[ToolCall, ...] = ()
     """What an assistant's turn asked for."""
     reasoning: str | None = None
@@ -65,19 +67,21 @@ class Sampling(Part):
     top_p: float | None = Field(default=None, gt=0, le=1)
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    top_k: int | None = Field(default=None, ge=1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=2)
+    """The last five go to the members whose providers take them; others sample without."""
+    logit_bias: dict[str, Any] | None = None
+    """By the model's own token ids; only where one model is asked."""
     response_schema: dict[str, Any] | None = None
     """A JSON Schema that the answer must satisfy."""
 
     def over(self, default: "Sampling") -> "Sampling":
         """This sampling, with what it leaves open taken from `default`."""
-        return Sampling(
-            max_tokens=self.max_tokens if self.max_tokens is not None else default.max_tokens,
-            temperature=self.temperature if self.temperature is not None else default.temperature,
-            top_p=self.top_p if self.top_p is not None else default.top_p,
-            seed=self.seed if self.seed is not None else default.seed,
-            stop=self.stop or default.stop,
-            response_schema=self.response_schema if self.response_schema is not None else default.response_schema,
-        )
+        given = {name: value for name, value in self if value is not None and value != ()}
+        return default.model_copy(update=given)
 
 
 class Recorded(Part):

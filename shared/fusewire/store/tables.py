@@ -61,6 +61,8 @@ prompts = Table(
     Column("published_at", UtcDateTime),
     Column("request_hash", String(64)),
     Column("cancelled_at", UtcDateTime),
+    Column("held_by", String(32)),
+    Column("left_at", UtcDateTime),
     Index("ix_prompts_batch", "tenant", "batch_id"),
     Index(
         "ix_prompts_unpublished",

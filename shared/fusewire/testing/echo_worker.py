@@ -80,6 +80,9 @@ class EchoWorker:
         await self._bus.connect()
         await self._worker.start()
 
+    def close(self) -> None:
+        """Nobody waits here."""
+
     async def stop(self) -> None:
         """See Service."""
         await self._worker.stop(2)

@@ -17,6 +17,12 @@ from fusewire.testing.model_script import Script
 from fusewire.topology import token_subject
 
 
+def code_of(error: object) -> str:
+    """The code of an `error` object in our words; at OpenRouter's address `code` is the status."""
+    assert isinstance(error, dict)
+    return str(error.get("metadata", error)["code"])
+
+
 @dataclass(frozen=True)
 class Served:
     """A running stack, and the fake models behind it."""

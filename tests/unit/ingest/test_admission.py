@@ -89,8 +89,14 @@ REFUSED = [
     ),
     ("empty prompt", '{"prompt": ""}', "invalid_request", "prompt", "at least 1"),
     ("no messages", '{"messages": []}', "invalid_request", "messages", "at least 1"),
-    ("unknown role", '{"messages":[{"role":"wizard","content":"x"}]}', "invalid_request", "messages.0.role", "'user'"),
-    ("no content", '{"messages":[{"role":"user"}]}', "invalid_request", "messages.0.content", "required"),
+    (
+        "unknown role",
+        '{"messages":[{"role":"wizard","content":"x"}]}',
+        "invalid_request",
+        "messages.0.role",
+        "developer, system, user",
+    ),
+    ("no content", '{"messages":[{"role":"user"}]}', "invalid_request", "messages.0.content", "a text, or a list of"),
     ("a key misspelt", '{"prompt":"x","temprature":1}', "invalid_request", "temprature", "did you mean 'temperature'"),
     ("a key not known", '{"prompt":"x","zzz":1}', "invalid_request", "zzz", "known are custom_id, batch_id"),
     ("too hot", '{"prompt":"x","temperature":2.1}', "invalid_request", "temperature", "less than or equal to 2"),
@@ -225,10 +231,10 @@ def test_members_and_judge_are_configured_models_and_each_is_asked_once() -> Non
 @pytest.mark.parametrize(
     ("body", "code", "param", "part"),
     [
-        ({"members": ["gpt", "nobody"]}, "unknown_model", "members", "'nobody'"),
-        ({"judge": "nobody"}, "unknown_model", "judge", "nearest: "),
+        ({"members": ["gpt", "nobody"]}, "model_not_found", "members", "'nobody'"),
+        ({"judge": "nobody"}, "model_not_found", "judge", "nearest: "),
         ({"members": ["gpt"] * 17}, "invalid_request", "members", "at most 16"),
-        ({"members": "gpt"}, "invalid_request", "members", "tuple"),
+        ({"members": "gpt"}, "invalid_request", "members", "it must be a list"),
         ({"preset": "cheap"}, "invalid_request", "preset", "'budget'"),
         (
             {"members": ["gpt"], "recorded": [{"member": "a", "model": "m"}]},
@@ -294,7 +300,12 @@ def test_what_the_client_says_wins() -> None:
             "max_tokens": 5,
             "temperature": 0,
             "top_p": 0.5,
-            "stop": ["END"],
+            "stop": ["END", ""],
+            "top_k": 40,
+            "min_p": 0.05,
+            "frequency_penalty": 0.5,
+            "presence_penalty": -0.5,
+            "repetition_penalty": 1.1,
             "response_schema": {"type": "object"},
         }
     )
@@ -308,6 +319,12 @@ def test_what_the_client_says_wins() -> None:
         "top_p": 0.5,
         "seed": 3,
         "stop": ("END",),
+        "top_k": 40,
+        "min_p": 0.05,
+        "frequency_penalty": 0.5,
+        "presence_penalty": -0.5,
+        "repetition_penalty": 1.1,
+        "logit_bias": None,
         "response_schema": {"type": "object"},
     }
 

@@ -66,7 +66,7 @@ def test_a_failure_says_the_same_twice() -> None:
         "model": "m-a",
         "attempts": None,
     }
-    assert made["response"]["status_code"] == 502
+    assert made["response"]["status_code"] == 424
     assert made["response"]["body"]["error"]["code"] == "all_panels_failed"
 
 
@@ -75,7 +75,7 @@ def test_a_line_without_an_outcome_has_only_its_error() -> None:
 
     assert made["response"] is None
     assert (made["error"]["code"], made["error"]["retryable"], made["error"]["attempts"]) == ("batch_expired", True, 0)
-    refused = report(3, "one", None, None, {"code": "unknown_model", "message": "m", "param": "body.model"}, "openai")
+    refused = report(3, "one", None, None, {"code": "model_not_found", "message": "m", "param": "body.model"}, "openai")
     assert (refused["error"]["param"], refused["error"]["retryable"]) == ("body.model", False)
     assert made["id"] == "batch_req_3"
 
@@ -90,7 +90,7 @@ def test_the_flat_form_is_what_the_api_shows() -> None:
 
 @pytest.mark.parametrize(
     ("code", "status"),
-    [("batch_expired", "expired"), ("batch_cancelled", "cancelled"), ("unknown_model", "failed")],
+    [("batch_expired", "expired"), ("batch_cancelled", "cancelled"), ("model_not_found", "failed")],
 )
 def test_the_flat_form_of_a_line_without_an_outcome(code: str, status: str) -> None:
     made = report(5, "one", None, None, {"code": code, "message": "m", "param": "p"}, "outcome")

@@ -13,12 +13,14 @@ from openrouter.components import ChatResult, ChatStreamChunk, OutputFusionServe
 from fusewire.contracts import Answer, Outcome, ToolCall, Usage
 from fusewire.testing.factories import make_outcome
 from fusewire_ingest.chat_reply import (
+    REFUSAL,
     SupersededError,
     chunks,
     completion,
     failure,
     fusion,
     is_retryable,
+    is_withheld,
     piece,
 )
 
@@ -112,7 +114,7 @@ def test_a_completion() -> None:
 
     assert made["id"] == f"chatcmpl-{SHAPES['voted'].fusion_id}"
     assert (made["object"], made["created"], made["model"]) == ("chat.completion", CREATED, "fusion")
-    assert made["system_fingerprint"] is None
+    assert made["system_fingerprint"] == "fusewire"
     (choice,) = made["choices"]
     assert choice["message"] == {"role": "assistant", "content": "Paris.", "refusal": None}
     assert choice["finish_reason"] == "stop"
@@ -239,12 +241,15 @@ def test_a_judges_failure_has_openrouters_name(reason: str, name: str | None) ->
 FAILURES = [
     # outcome, status, code, OpenRouter's reason, whether it may be tried again
     (failed("rate_limited", "rate_limited"), 429, "rate_limited", "rate_limited", True),
-    (failed("rate_limited", "refused"), 502, "all_panels_failed", "all_panels_failed", True),
-    (failed("unauthorized", "refused"), 502, "all_panels_failed", "all_panels_failed", False),
+    (failed("rate_limited", "refused"), 424, "all_panels_failed", "all_panels_failed", True),
+    (failed("unauthorized", "refused"), 424, "all_panels_failed", "all_panels_failed", False),
+    (failed("bad_request"), 400, "bad_request", "all_panels_failed", False),
+    (failed("model_not_found"), 404, "model_not_found", "all_panels_failed", False),
+    (failed("unauthorized"), 424, "provider_key_refused", "all_panels_failed", False),
     (failed("insufficient_quota"), 402, "insufficient_credits", "insufficient_credits", False),
     (failed("context_length_exceeded"), 400, "context_length_exceeded", "all_panels_failed", False),
     (failed(error="no member may answer (images)"), 400, "no_member_available", "all_panels_failed", False),
-    (failed(answers=(answer("a", content=None),)), 502, "invalid_tool_calls", "all_panels_failed", True),
+    (failed(answers=(answer("a", content=None),)), 424, "invalid_tool_calls", "all_panels_failed", True),
     (failed("rate_limited", status="expired"), 504, "deadline_exceeded", "all_panels_failed", True),
     (failed(status="expired"), 504, "deadline_exceeded", "all_panels_failed", True),
     (failed("cancelled", status="cancelled"), 409, "cancelled", "cancelled", True),
@@ -256,11 +261,47 @@ def test_a_failure_has_its_status(of: Outcome, status: int, code: str, reason: s
     found = failure(of)
     made = fusion(of)
 
-    assert found[:2] == (status, code)
-    assert found[2]
+    assert (found.status, found.code) == (status, code)
+    assert found.message
     assert (made["status"], made["failure_reason"]) == ("incomplete", reason)
     assert is_retryable(of.model_dump(mode="json")) is is_worth_it
     OutputFusionServerToolItem.model_validate(made, strict=True)
+
+
+def test_the_shortest_wait_that_a_provider_asks_for_is_told() -> None:
+    waits = {"a": 20.0, "b": 2.5, "c": None}
+    limited = [answer(n, status="error", error_code="rate_limited", retry_after_s=s) for n, s in waits.items()]
+    found = failure(failed(answers=tuple(limited)))
+    assert (found.status, found.retry_after_s, len(found.failed)) == (429, 2.5, 3)
+    refused = answer("a", status="error", error_code="bad_request", retry_after_s=1.0)
+    assert failure(failed(answers=(refused,))).retry_after_s is None
+
+
+@pytest.mark.parametrize("codes", [("refused",), ("refused", "refused")])
+def test_what_everybody_declines_is_a_refusal(codes: tuple[str, ...]) -> None:
+    declined = failed(*codes)
+    made = completion(declined, model="m", created=1)
+    assert is_withheld(declined)
+    assert made["choices"][0]["message"]["refusal"] == REFUSAL
+    assert made["choices"][0]["finish_reason"] == "content_filter"
+    assert not is_withheld(failed("refused", "timeout"))
+
+
+def test_no_chunk_makes_a_long_line() -> None:
+    long = "é" * 30_000
+    call = ToolCall(id="c1", name="f", arguments=json.dumps({"x": "y" * 30_000}))
+    made = streamed(outcome(content=long, tool_calls=(call,), answers=(answer("a", content=long), answer("b"))))
+    assert max(len(json.dumps(one, ensure_ascii=False).encode()) for one in made) < 32 * 1024
+    deltas = [one["choices"][0]["delta"] for one in made if one["choices"]]
+    assert "".join(delta.get("content") or "" for delta in deltas) == long
+    calls = [part for delta in deltas for part in delta.get("tool_calls", ())]
+    assert "".join(part["function"]["arguments"] for part in calls) == call.arguments
+    assert [part["index"] for part in calls] == [0] * len(calls)
+    assert (calls[0]["id"], calls[0]["function"]["name"], "id" in calls[1]) == ("c1", "f", False)
+    told = [one["fusion"]["response"] for one in made if "response" in one.get("fusion", {})]
+    assert "".join(one["content"] for one in told if one["index"] == 0) == long
+    (whole,) = [one["fusion"] for one in made if "responses" in one.get("fusion", {})]
+    assert [one["content"] for one in whole["responses"]] == [None, None]
 
 
 def test_a_stream_in_one_go() -> None:

@@ -257,19 +257,43 @@ def test_a_model_named_twice_is_told_to_be_asked_once() -> None:
     assert "asked once" in found.warnings[0]
 
 
+def test_how_to_sample_is_passed_on_to_whoever_takes_it() -> None:
+    wanted = {
+        "top_k": 40,
+        "min_p": 0.1,
+        "frequency_penalty": 0.5,
+        "presence_penalty": 0.5,
+        "repetition_penalty": 1.2,
+        "stop": "",
+    }
+    found = asked(**wanted)
+    assert found.submission.model_dump(include=set(wanted)) == {**wanted, "stop": ()}
+    assert [told.split("'")[1] for told in found.warnings] == list(wanted)[:5]
+    assert "others sample without it" in found.warnings[0]
+
+
+def test_a_bias_goes_to_a_model_that_is_named_alone() -> None:
+    bias = {"1": 2.0}
+    alone = asked(model="gpt", logit_bias=bias)
+    assert (alone.submission.logit_bias, alone.warnings) == (bias, ())
+    fused = asked(logit_bias=bias)
+    assert fused.submission.logit_bias is None
+    assert "token ids are those of one model" in fused.warnings[0]
+
+
 REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     # body, code, param, part of the message
     ({"n": 2}, "unsupported_parameter", "n", "send the request n times"),
     ({"logprobs": True}, "unsupported_parameter", "logprobs", "`fusion`"),
-    ({"presence_penalty": 0.1}, "unsupported_parameter", "presence_penalty", "remove it"),
-    ({"logit_bias": {"1": 2}}, "unsupported_parameter", "logit_bias", "remove it"),
+    ({"presence_penalty": 3}, "invalid_request", "presence_penalty", "less than or equal to 2"),
+    ({"presence_penalti": 1}, "unsupported_parameter", "presence_penalti", "did you mean 'presence_penalty'?"),
     ({"audio": {"voice": "x"}}, "unsupported_parameter", "audio", "only text"),
     ({"functions": [{"name": "f"}]}, "unsupported_parameter", "functions", "`tools`"),
     ({"prediction": {}}, "unsupported_parameter", "prediction", "remove it"),
     ({"web_search_options": {}}, "unsupported_parameter", "web_search_options", "looked up"),
     ({"temprature": 1}, "unsupported_parameter", "temprature", "did you mean 'temperature'?"),
     ({"modalities": ["text", "audio"]}, "unsupported_parameter", "modalities", "only text"),
-    ({"model": "vendor/gpt-6"}, "unknown_model", "model", "'vendor/gpt-5'"),
+    ({"model": "vendor/gpt-6"}, "model_not_found", "model", "'vendor/gpt-5'"),
     ({"model": 5}, "invalid_request", "model", "a text"),
     ({"model": "fusewire/smal"}, "unknown_pool", "model", "did you mean 'small'?"),
     ({"fusewire": {"pool": "x"}}, "unknown_pool", "fusewire.pool", "known: default, small"),
@@ -287,11 +311,11 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ),
     (
         {"plugins": [{"id": "fusion", "analysis_models": ["gpt", "nobody"]}]},
-        "unknown_model",
+        "model_not_found",
         "plugins.0.analysis_models.1",
         "'nobody'",
     ),
-    ({"plugins": [{"id": "fusion", "model": "nobody"}]}, "unknown_model", "plugins.0.model", "'nobody'"),
+    ({"plugins": [{"id": "fusion", "model": "nobody"}]}, "model_not_found", "plugins.0.model", "'nobody'"),
     ({"plugins": [{"id": "fusion", "preset": "general-hi"}]}, "invalid_request", "plugins.0.preset", "general-high"),
     ({"plugins": [{"id": "fusion", "panel": []}]}, "invalid_request", "plugins.0.panel", "known are pool"),
     (
@@ -301,11 +325,11 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
         "equal to 2",
     ),
     ({"tools": [{"type": "custom"}]}, "unsupported_tool", "tools.0", "send functions"),
-    ({"tools": [FUSION_TOOL, {"type": "function"}]}, "invalid_request", "tools.1.function", "required"),
+    ({"tools": [FUSION_TOOL, {"type": "function"}]}, "invalid_request", "tools.1.function", "it is missing"),
     ({"tools": [CLOCK], "tool_choice": "clok"}, "invalid_request", "tool_choice", "clock"),
     ({"tool_choice": "required"}, "invalid_request", "tool_choice", "no tools"),
     ({"max_completion_tokens": 0}, "invalid_request", "max_completion_tokens", "equal to 1"),
-    ({"max_tokens": "9x"}, "invalid_request", "max_tokens", "integer"),
+    ({"max_tokens": "9x"}, "invalid_request", "max_tokens", "a whole number"),
     ({"response_format": {"type": "grammar"}}, "invalid_request", "response_format.type", "json_schema"),
     ({"response_format": {"type": "json_schema"}}, "invalid_request", "response_format.json_schema.schema", "object"),
     (
@@ -318,7 +342,7 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ({"stream": "yes"}, "invalid_request", "stream", "true or false"),
     ({"stream_options": 5}, "invalid_request", "stream_options", "object"),
     ({"messages": None}, "invalid_request", "messages", "messages"),
-    ({"messages": [{"role": "function", "content": "x"}]}, "invalid_request", "messages.0.role", "'user'"),
+    ({"messages": [{"role": "function", "content": "x"}]}, "invalid_request", "messages.0.role", "developer"),
 ]
 
 
@@ -376,6 +400,7 @@ def test_the_hash_knows_no_order_and_no_way_of_travelling(body: dict[str, Any], 
     random.shuffle(items)
     again = json.loads(json.dumps({**dict(items), "stream": True, "stream_options": {"include_usage": True}}))
 
-    assert request_hash("a", again) == request_hash("a", body)
-    assert request_hash("b", body) != request_hash("a", body)
-    assert request_hash("a", {**body, "something": 1}) != request_hash("a", body)
+    assert request_hash("a", "k", again) == request_hash("a", "k", body)
+    assert request_hash("b", "k", body) != request_hash("a", "k", body)
+    assert request_hash("a", None, body) != request_hash("a", "k", body)
+    assert request_hash("a", "k", {**body, "something": 1}) != request_hash("a", "k", body)

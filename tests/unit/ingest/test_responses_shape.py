@@ -147,7 +147,7 @@ def test_the_form_of_the_answer() -> None:
         ({"input": "x", "tools": [{"type": "web_search"}]}, "unsupported_tool", "body.tools.0", "remove it"),
         ({"input": "x", "tools": [{"type": "function"}]}, "invalid_request", "body.tools.0.name", ""),
         ({"input": "x", "tool_choice": "some"}, "invalid_request", "body.tool_choice", "required"),
-        ({"input": "x", "model": "nobody"}, "unknown_model", "body.model", "'nobody'"),
+        ({"input": "x", "model": "nobody"}, "model_not_found", "body.model", "'nobody'"),
     ],
 )
 def test_it_is_refused(body: dict[str, Any], code: str, param: str, part: str) -> None:

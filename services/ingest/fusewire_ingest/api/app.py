@@ -1,11 +1,12 @@
 """The application: every route, every error in one shape."""
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
-from fusewire_ingest.api import batches, chat, docs, errors, files, fusions, metrics, models
+from fusewire_ingest.api import batches, chat, docs, errors, files, fusions, metrics, models, openrouter
 from fusewire_ingest.api.parts import Parts
 
-PREFIXES = ("/v1", "/api/v1")
+PREFIXES = ("/v1", errors.OPENROUTER_PREFIX)
 """OpenAI's, and OpenRouter's."""
 
 
@@ -15,9 +16,14 @@ def build(parts: Parts) -> FastAPI:
     app = FastAPI(title="Fusewire", version="1", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.parts = parts
     errors.handle(app)
+    if origins := parts.settings.http.origins:
+        told = ["x-request-id", "x-fusewire-outcome", "retry-after"]
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=told
+        )
     app.add_middleware(errors.Answering, new_id=parts.new_id)
     # Their paths have no prefix: each is there under both.
-    routers = [part.routes(parts) for part in (fusions, models, chat, files, batches)]
+    routers = [part.routes(parts) for part in (fusions, models, chat, files, batches, openrouter)]
     for number, prefix in enumerate(PREFIXES):
         for router in routers:
             app.include_router(router, prefix=prefix, include_in_schema=number == 0)

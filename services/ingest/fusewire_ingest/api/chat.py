@@ -14,7 +14,7 @@ from fusewire_ingest import chat_reply, chat_request
 from fusewire_ingest.access import Caller
 from fusewire_ingest.admission import RefusedError
 from fusewire_ingest.api import bodies, schemas
-from fusewire_ingest.api.errors import GoneError, HttpError
+from fusewire_ingest.api.errors import UNAVAILABLE_S, GoneError, HttpError
 from fusewire_ingest.api.leaving import unless_gone
 from fusewire_ingest.api.parts import Parts, Who
 from fusewire_ingest.api.stream import EventStream, Telling, events
@@ -28,6 +28,8 @@ MOST_DEPTH = 1
 DEPTH_HEADERS = ("x-fusewire-depth", "x-openrouter-fusion-depth")
 OUTCOME_HEADER = "x-fusewire-outcome"
 ANSWERED = ("fused", "voted", "single")
+MOST_WAIT_S = 60.0
+"""The longest that a client may be asked to wait before it asks again by itself."""
 PATIENCE_S = 10.0
 """How long the outcome may take beyond the deadline: the judge decides then, and stores."""
 
@@ -78,7 +80,8 @@ def routes(of: Parts) -> APIRouter:
                 return await _stream(of, run, request)
             is_new = await _submit(of, run)
         try:
-            outcome = await unless_gone(request.receive, _outcome(of, run, just_begun=is_new))
+            with of.door.holding.held(run.fusion_id):
+                outcome = await unless_gone(request.receive, _outcome(of, run, just_begun=is_new))
         except GoneError:
             await _left(of, run)
             raise
@@ -93,7 +96,7 @@ async def _run(of: Parts, who: Caller, headers: Mapping[str, str], body: dict[st
     """Read a request, and find the fusion that answers it."""
     depth = _depth(headers)
     asked = chat_request.read(body, of.pools, default_pool(of.pools, who.rule.pools))
-    request_hash = chat_request.request_hash(who.tenant, body)
+    request_hash = chat_request.request_hash(who.tenant, who.key_id, body)
     key = headers.get("idempotency-key")
     prompt = of.door.admit(
         asked.submission,
@@ -103,8 +106,8 @@ async def _run(of: Parts, who: Caller, headers: Mapping[str, str], body: dict[st
         depth=depth,
     )
     attached = None
-    if not key and _is_again(headers):
-        attached = await of.door.attach(who.tenant, request_hash)
+    if not key and of.settings.http.attach:
+        attached = await of.door.attach(who.tenant, request_hash, is_again=_is_again(headers))
     cancels = asked.cancel_on_disconnect or headers.get("x-fusewire-cancel-on-disconnect", "").lower() == "true"
     return Run(asked, prompt, attached or prompt.fusion_id, request_hash, cancels)
 
@@ -143,29 +146,44 @@ async def _outcome(of: Parts, run: Run, *, just_begun: bool) -> Outcome:
     """Wait for the outcome. Raises HttpError where it has no answer, or is not there in time."""
     left = (run.prompt.deadline_at - of.clock()).total_seconds() + PATIENCE_S
     standing = await of.outcomes.get(run.prompt.tenant, run.fusion_id, max(left, 0), just_begun=just_begun)
+    if (standing is None or standing.outcome is None) and of.outcomes.is_closing:
+        message = f"this Fusewire stops; fusion {run.fusion_id} goes on: send the request again, it costs nothing"
+        raise HttpError(503, "draining", message, retry_after_s=UNAVAILABLE_S, headers=run.headers)
     if standing is None or standing.outcome is None:
         message = f"fusion {run.fusion_id} has no outcome yet; it goes on: read it with GET /v1/fusions/{run.fusion_id}"
         raise HttpError(504, "timeout", message, headers=run.headers)
-    if standing.outcome.status not in ANSWERED:
-        status, code, message = chat_reply.failure(standing.outcome)
-        # An SDK that tries again is attached to this very outcome.
-        raise HttpError(status, code, message, is_final=True, headers=run.headers)
-    return standing.outcome
+    outcome = standing.outcome
+    if outcome.status in ANSWERED or chat_reply.is_withheld(outcome):
+        return outcome
+    found = chat_reply.failure(outcome)
+    raise HttpError(
+        found.status,
+        found.code,
+        found.message,
+        # Some clients take a longer wait for none, and ask again at once.
+        is_final=found.retry_after_s is None or found.retry_after_s > MOST_WAIT_S,
+        retry_after_s=found.retry_after_s,
+        headers=run.headers,
+        about={"outcome_id": run.fusion_id, "failed_models": list(found.failed)},
+    )
 
 
 async def _stream(of: Parts, run: Run, request: Request) -> Response:
     async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(of.door.holding.held(run.fusion_id))
         watch = await stack.enter_async_context(of.watcher.watch(run.fusion_id))
         outcome = _outcome(of, run, just_begun=await _submit(of, run))
-        told = events(
-            Telling(request, run.fusion_id, run.asked, run.created), watch, outcome, heartbeat_s=of.heartbeat_s
-        )
+        telling = Telling(request, run.fusion_id, run.asked, run.created, tells_panel=of.settings.http.panel_comments)
+        told = events(telling, watch, outcome, heartbeat_s=of.heartbeat_s)
         return EventStream(told, stack.pop_all(), run.headers, lambda: _left(of, run))
 
 
 async def _left(of: Parts, run: Run) -> None:
     # Another request may have been attached to it.
-    is_cancelled = run.cancels and not of.outcomes.is_awaited(run.fusion_id)
+    is_last = not of.door.holding.is_held(run.fusion_id)
+    is_cancelled = run.cancels and is_last
     if is_cancelled:
         await of.door.cancel(run.prompt.tenant, [run.fusion_id])
+    elif is_last:
+        await of.door.leave(run.fusion_id)
     log.info("chat.client_left", fusion_id=run.fusion_id, cancelled=is_cancelled)

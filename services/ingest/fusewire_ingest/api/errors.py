@@ -24,7 +24,7 @@ STATUS = {
     "prompt_too_large": 413,
     "custom_id_conflict": 409,
     "unknown_pool": 404,
-    "unknown_model": 404,
+    "model_not_found": 404,
     "unknown_file": 404,
     "file_too_large": 413,
     "file_in_use": 409,
@@ -38,6 +38,7 @@ TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_
 GONE = 499
 """For a client that nobody can answer any more."""
 UNAVAILABLE_S = 2.0
+OPENROUTER_PREFIX = "/api/v1"
 _OPENROUTER_SDK = re.compile(r"speakeasy-sdk/.*openrouter", re.IGNORECASE)
 
 
@@ -51,14 +52,19 @@ class HttpError(Exception):
         message: str,
         *,
         is_final: bool = False,
+        retry_after_s: float | None = None,
         headers: Mapping[str, str] | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         self.status = status
         self.code = code
         self.message = message
         self.is_final = is_final
         """Whether the same request would end in the same, whatever its status says to an SDK."""
+        self.retry_after_s = retry_after_s
         self.headers = headers
+        self.about = about
+        """The fusion that it is about, and its members' errors."""
         super().__init__(message)
 
 
@@ -81,18 +87,32 @@ class GoneError(Exception):
 
 
 def is_openrouter(request: Request) -> bool:
-    """Whether it is OpenRouter's SDK that asks."""
-    return _OPENROUTER_SDK.match(request.headers.get("user-agent", "")) is not None
+    """Whether a client of OpenRouter's asks: at its address, or by its name."""
+    agent = request.headers.get("user-agent", "")
+    return request.url.path.startswith(OPENROUTER_PREFIX) or _OPENROUTER_SDK.match(agent) is not None
 
 
-def body(request: Request, status: int, code: str, message: str, param: str | None = None) -> dict[str, Any]:
+def body(
+    request: Request,
+    status: int,
+    code: str,
+    message: str,
+    param: str | None = None,
+    *,
+    about: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """An error in OpenAI's shape."""
     default = "invalid_request_error" if status < 500 else "server_error"
     found: dict[str, Any] = {"message": message, "type": TYPES.get(status, default), "param": param, "code": code}
-    # OpenRouter's SDK, unlike its users' other clients, cannot read an error whose code is no number.
+    # Codes are numbers at OpenRouter, and its SDK cannot read others.
     if is_openrouter(request):
         kind = _OPENROUTER_TYPES.get(status, "invalid_request" if status < 500 else "server")
-        found |= {"code": status, "metadata": {"code": code, "error_type": kind}}
+        found |= {
+            "code": status,
+            "metadata": {"code": code, "error_type": kind, **({"fusion": about} if about else {})},
+        }
+    elif about:
+        found["fusion"] = about
     return {"error": found}
 
 
@@ -106,6 +126,7 @@ def error(
     retry_after_s: float | None = None,
     is_final: bool = False,
     headers: Mapping[str, str] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> JSONResponse:
     """A response in OpenAI's shape, with what SDKs want to know before they try again by themselves."""
     told = dict(headers or {})
@@ -113,7 +134,7 @@ def error(
         told |= {"retry-after": str(math.ceil(retry_after_s)), "retry-after-ms": str(math.ceil(retry_after_s * 1000))}
     if is_final or (status < 500 and status != 429):
         told["x-should-retry"] = "false"
-    return JSONResponse(body(request, status, code, message, param), status, told)
+    return JSONResponse(body(request, status, code, message, param, about=about), status, told)
 
 
 class Answering:
@@ -167,7 +188,16 @@ def handle(app: FastAPI) -> None:
 
     @app.exception_handler(HttpError)
     async def _error(request: Request, exc: HttpError) -> Response:
-        return error(request, exc.status, exc.code, exc.message, is_final=exc.is_final, headers=exc.headers)
+        return error(
+            request,
+            exc.status,
+            exc.code,
+            exc.message,
+            retry_after_s=exc.retry_after_s,
+            is_final=exc.is_final,
+            headers=exc.headers,
+            about=exc.about,
+        )
 
     @app.exception_handler(RefusedError)
     async def _refused(request: Request, exc: RefusedError) -> Response:

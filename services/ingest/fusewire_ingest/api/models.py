@@ -24,6 +24,12 @@ PARAMETERS = (
     "max_completion_tokens",
     "seed",
     "stop",
+    "top_k",
+    "min_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "logit_bias",
     "response_format",
     "structured_outputs",
     "tools",
@@ -38,10 +44,12 @@ def routes(of: Parts) -> APIRouter:
 
     @router.get("/models", summary="What may be asked", responses=schemas.replies("ModelList"))
     async def list_all(who: Who) -> Response:
-        pools = _pools(of, who)
-        names = [*(FUSION[:1] if pools else ()), *(POOL + name for name in pools), *of.settings.models]
-        data = [await _model(of, name) for name in names]
+        data = [await _model(of, name) for name in _names(of, who)]
         return JSONResponse({"object": "list", "data": data, "total_count": len(data), "links": {"next": None}})
+
+    @router.get("/models/count", include_in_schema=False)
+    async def count(who: Who) -> Response:
+        return JSONResponse({"data": {"count": len(_names(of, who))}})
 
     @router.get("/models/{model:path}", summary="One of them", responses=schemas.replies("Model"))
     async def get(model: str, who: Who) -> Response:
@@ -53,6 +61,11 @@ def routes(of: Parts) -> APIRouter:
         return JSONResponse({"data": await _model(of, _known(of, who, model))})
 
     return router
+
+
+def _names(of: Parts, who: Caller) -> list[str]:
+    pools = _pools(of, who)
+    return [*(FUSION[:1] if pools else ()), *(POOL + name for name in pools), *of.settings.models]
 
 
 def _pools(of: Parts, who: Caller) -> list[str]:

@@ -14,6 +14,7 @@ from fusewire_ingest.admission import PoolRule
 from fusewire_ingest.batching import Batching
 from fusewire_ingest.door import Door
 from fusewire_ingest.repository.batches import Batches
+from fusewire_ingest.repository.budgets import Budgets
 from fusewire_ingest.repository.files import Files
 from fusewire_ingest.repository.lines import Lines
 from fusewire_ingest.waiting import Outcomes
@@ -34,6 +35,7 @@ class Parts:
     lines: Lines
     batching: Batching
     access: Access
+    budgets: Budgets
     pools: Mapping[str, PoolRule]
     new_id: Callable[[], str]
     clock: Callable[[], datetime]

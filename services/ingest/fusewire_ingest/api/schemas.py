@@ -100,6 +100,12 @@ _TOOL = {
         _object("type", type={"const": "openrouter:fusion"}, parameters=_object(is_open=False, **_FUSION)),
     ]
 }
+
+
+def _number(least: float, most: float) -> Schema:
+    return {"type": ["number", "null"], "minimum": least, "maximum": most}
+
+
 _CHAT = _object(
     "messages",
     model={
@@ -114,6 +120,12 @@ _CHAT = _object(
     temperature=_TEMPERATURE,
     top_p={"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1},
     seed={"type": ["integer", "null"]},
+    top_k={"type": ["integer", "null"], "minimum": 0},
+    min_p=_number(0, 1),
+    frequency_penalty=_number(-2, 2),
+    presence_penalty=_number(-2, 2),
+    repetition_penalty={"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 2},
+    logit_bias={"type": ["object", "null"], "additionalProperties": {"type": "number"}},
     stop={"anyOf": [_TEXT, _list(_TEXT, maxItems=4), {"type": "null"}]},
     tools=_list(_TOOL),
     tool_choice={"anyOf": [{"enum": ["none", "auto", "required"]}, _ANY]},

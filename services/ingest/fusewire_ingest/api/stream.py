@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,10 @@ from fusewire_ingest.api.leaving import unless_gone
 from fusewire_ingest.chat_request import ChatRequest
 from fusewire_ingest.watching import Ended, Progress, Watch
 
+COMMENT = b": fusewire\n\n"
 DONE = b"data: [DONE]\n\n"
+_LINE_ENDS = {ord(one): f"\\u{ord(one):04x}" for one in "\u0085\u2028\u2029"}
+"""What some clients take for the end of a line, as JSON may also write it."""
 HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache",
@@ -37,6 +40,8 @@ class Telling:
     fusion_id: str
     asked: ChatRequest
     created: int
+    tells_panel: bool = True
+    """Whether comments tell how many members have answered."""
 
     def piece(self, text: str, *, is_first: bool) -> dict[str, Any]:
         """A chunk of text."""
@@ -44,10 +49,10 @@ class Telling:
             self.fusion_id, model=self.asked.model, created=self.created, text=text, is_first=is_first
         )
 
-    def error(self, status: int, code: str, message: str) -> dict[str, Any]:
+    def error(self, status: int, code: str, message: str, about: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """An error where a chunk is expected: OpenAI's SDK raises it, OpenRouter's reads it as a chunk's."""
         frame = {**self.piece("", is_first=False), "choices": []}
-        return {**frame, **errors.body(self.request, status, code, message)}
+        return {**frame, **errors.body(self.request, status, code, message, about=about)}
 
 
 async def events(
@@ -55,45 +60,37 @@ async def events(
 ) -> AsyncGenerator[bytes, None]:
     """Tell of a fusion while it runs.
 
-    The first event is sent when there is text, an answer of a member, or nothing for `heartbeat_s`: what fails
-    before that is still an HTTP error.
+    A comment is sent at once, for clients that wait a few seconds for a first byte and then ask again. So whatever
+    fails is told within the stream.
 
     Args:
         of: of what.
         watch: listening since before the prompt was submitted.
         outcome: its end.
         heartbeat_s: the longest silence.
-
-    Raises:
-        HttpError: nothing has been told, and it failed.
     """
     ended = asyncio.ensure_future(outcome)
     ended.add_done_callback(lambda _: watch.end())
-    sent, is_begun, comment = "", False, b": fusewire\n\n"
+    sent, comment = "", COMMENT
     try:
+        yield comment
         while not isinstance(event := await watch.next(heartbeat_s), Ended):
             if isinstance(event, str):
                 yield _data(of.piece(event, is_first=not sent))
                 sent += event
-            elif isinstance(event, Progress):
+                continue
+            if isinstance(event, Progress) and of.tells_panel:
                 comment = _comment(event)
-                if not is_begun and not event.answered:
-                    continue
-                yield comment
-            else:
-                yield comment
-            is_begun = True
+            elif isinstance(event, Progress):
+                continue
+            yield comment
         try:
             for chunk in _rest(of, await ended, sent):
                 yield _data(chunk)
         except HttpError as exc:
-            if not is_begun:
-                raise
-            yield _data(of.error(exc.status, exc.code, exc.message))
+            yield _data(of.error(exc.status, exc.code, exc.message, exc.about))
             return
         except Transient:
-            if not is_begun:
-                raise
             message = f"it goes on; read it with GET /v1/fusions/{of.fusion_id}"
             yield _data(of.error(503, "unavailable", message))
             return
@@ -113,7 +110,7 @@ def _rest(of: Telling, outcome: Outcome, sent: str) -> list[dict[str, Any]]:
                 model=asked.model,
                 created=of.created,
                 sent=sent,
-                with_usage=asked.with_usage,
+                with_usage=asked.with_usage or errors.is_openrouter(of.request),
                 warnings=asked.warnings,
             )
         )
@@ -134,7 +131,8 @@ def _comment(progress: Progress) -> bytes:
 
 
 def _data(value: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return b"data: " + text.translate(_LINE_ENDS).encode() + b"\n\n"
 
 
 class EventStream(Response):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from sqlalchemy import and_, bindparam, delete, insert, select, update
+from sqlalchemy import and_, bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -64,6 +64,12 @@ def period_key(period: Period, at: datetime) -> str:
     return at.astimezone(UTC).strftime(_KEYS[period])
 
 
+def period_start(period: Period, at: datetime) -> datetime | None:
+    """When the period began that a time is in; None of the one that never began."""
+    day = at.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    return {"day": day, "month": day.replace(day=1), "total": None}[period]
+
+
 class Budgets:
     """The `budgets` and `reservations` tables.
 
@@ -102,6 +108,14 @@ class Budgets:
         for tenant, period in sorted(asked):
             refused |= await self._reserve(connection, tenant, period, asked[tenant, period])
         return refused
+
+    async def spent(self, tenant: str, since: datetime | None) -> float:
+        """What a tenant's outcomes since a time have cost, USD; unknown prices count as nothing."""
+        asked = select(func.coalesce(func.sum(outcomes.c.cost_usd), 0.0)).where(outcomes.c.tenant == tenant)
+        if since is not None:
+            asked = asked.where(outcomes.c.submitted_at >= since)
+        async with self._store.read() as connection:
+            return float((await connection.execute(asked)).scalar_one())
 
     async def _known(self) -> Book:
         async with self._loading:

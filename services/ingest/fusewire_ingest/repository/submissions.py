@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BindParameter, bindparam, delete, exists, func, insert, select, update
+from sqlalchemy import BindParameter, bindparam, delete, exists, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -25,17 +25,23 @@ _ADD = {
     "sqlite": sqlite.insert(prompts).on_conflict_do_nothing().returning(prompts.c.fusion_id),
     "postgresql": postgresql.insert(prompts).on_conflict_do_nothing().returning(prompts.c.fusion_id),
 }
+_UNDECIDED = ~exists().where(outcomes.c.fusion_id == prompts.c.fusion_id)
 _NEWEST = (
-    select(prompts.c.fusion_id)
+    select(prompts.c.fusion_id, prompts.c.held_by, prompts.c.left_at, _UNDECIDED.label("is_undecided"))
     .where(
         prompts.c.tenant == bindparam("tenant"),
         prompts.c.request_hash == bindparam("request_hash"),
-        prompts.c.submitted_at > bindparam("since"),
+        or_(prompts.c.submitted_at > bindparam("since"), prompts.c.deadline_at > bindparam("now")),
     )
     .order_by(prompts.c.submitted_at.desc())
     .limit(1)
 )
-_UNDECIDED = ~exists().where(outcomes.c.fusion_id == prompts.c.fusion_id)
+_LEAVE = (
+    update(prompts)
+    .where(prompts.c.fusion_id == bindparam("key"))
+    .values(left_at=bindparam("at", type_=prompts.c.left_at.type))
+)
+_HOLD = update(prompts).where(prompts.c.fusion_id == bindparam("key")).values(held_by=bindparam("holder"), left_at=None)
 _CANCEL = (
     update(prompts)
     .where(prompts.c.tenant == bindparam("of"), prompts.c.fusion_id.in_(_KEYS), _UNDECIDED)
@@ -44,6 +50,36 @@ _CANCEL = (
 )
 _REMOVE = delete(prompts).where(prompts.c.fusion_id.in_(_KEYS))
 _MARK = update(prompts).where(prompts.c.fusion_id.in_(_KEYS)).values(published_at=bindparam("at"))
+
+
+@dataclass(frozen=True)
+class Origin:
+    """By what a request is found again when its client sends it once more.
+
+    Attributes:
+        request_hash: equal for the same request of the same client.
+        held_by: the ingest process that its client waits at.
+    """
+
+    request_hash: str
+    held_by: str
+
+
+@dataclass(frozen=True)
+class Twin:
+    """An earlier request that was the same.
+
+    Attributes:
+        fusion_id: what answers it.
+        held_by: the ingest process that its client waits at, or waited.
+        left_at: when its client left before it was answered; None where it did not.
+        is_undecided: whether it has no outcome yet.
+    """
+
+    fusion_id: str
+    held_by: str | None
+    left_at: datetime | None
+    is_undecided: bool
 
 
 @dataclass(frozen=True)
@@ -83,34 +119,34 @@ class Submissions:
         self,
         batch: Sequence[Prompt],
         traceparents: Sequence[str | None],
-        request_hashes: Sequence[str | None] | None = None,
+        origins: Sequence[Origin | None] | None = None,
     ) -> list[Accepted]:
         """Commit prompts in one transaction; a repetition is recognised, not stored again.
 
         Args:
             batch: the prompts.
             traceparents: the trace of each, if it has one.
-            request_hashes: by which each is found again when its client sends it once more.
+            origins: by which each is found again when its client sends it once more.
 
         Raises:
             Transient: nothing was committed.
         """
         async with self._store.write() as connection:
-            return await self.add_in(connection, batch, traceparents, request_hashes)
+            return await self.add_in(connection, batch, traceparents, origins)
 
     async def add_in(
         self,
         connection: AsyncConnection,
         batch: Sequence[Prompt],
         traceparents: Sequence[str | None],
-        request_hashes: Sequence[str | None] | None = None,
+        origins: Sequence[Origin | None] | None = None,
     ) -> list[Accepted]:
         """Like `add`, within a transaction of the caller's."""
         rows: dict[str, dict[str, Any]] = {}
         hashes = [body_hash(p) for p in batch]
-        requests = request_hashes or [None] * len(batch)
-        for prompt, hashed, traceparent, request in zip(batch, hashes, traceparents, requests, strict=True):
-            rows.setdefault(prompt.fusion_id, {**_row(prompt, hashed, traceparent), "request_hash": request})
+        found = origins or [None] * len(batch)
+        for prompt, hashed, traceparent, origin in zip(batch, hashes, traceparents, found, strict=True):
+            rows.setdefault(prompt.fusion_id, {**_row(prompt, hashed, traceparent), **_found_by(origin)})
         ordered = [rows[key] for key in sorted(rows)]
         fresh = set((await connection.execute(_ADD[connection.dialect.name], ordered)).scalars())
         # Stored first: only what is new is paid for, and of two that store it at once one waits here.
@@ -124,10 +160,10 @@ class Submissions:
             await connection.execute(insert(fusions), opened)
         known = {key: row["body_hash"] for key, row in rows.items() if key in fresh or key in refused}
         if stale := [key for key in rows if key not in known]:
-            found = await connection.execute(
+            stored = await connection.execute(
                 select(prompts.c.fusion_id, prompts.c.body_hash).where(prompts.c.fusion_id.in_(stale))
             )
-            known |= {row.fusion_id: row.body_hash for row in found}
+            known |= {row.fusion_id: row.body_hash for row in stored}
         accepted = []
         for prompt, hashed in zip(batch, hashes, strict=True):
             is_new = prompt.fusion_id in fresh
@@ -173,11 +209,22 @@ class Submissions:
         async with self._store.write() as connection:
             return (await connection.execute(statement)).rowcount
 
-    async def newest(self, tenant: str, request_hash: str, since: datetime) -> str | None:
-        """The newest fusion of a request, submitted after a time."""
-        wanted = {"tenant": tenant, "request_hash": request_hash, "since": since}
+    async def newest(self, tenant: str, request_hash: str, since: datetime, now: datetime) -> Twin | None:
+        """The newest of the requests that were the same, submitted after a time or not yet at its deadline."""
+        wanted = {"tenant": tenant, "request_hash": request_hash, "since": since, "now": now}
         async with self._store.read() as connection:
-            return (await connection.execute(_NEWEST, wanted)).scalar()
+            row = (await connection.execute(_NEWEST, wanted)).one_or_none()
+        return Twin(row.fusion_id, row.held_by, row.left_at, bool(row.is_undecided)) if row else None
+
+    async def leave(self, fusion_id: str, at: datetime) -> None:
+        """Its client has left before it was answered."""
+        async with self._store.write() as connection:
+            await connection.execute(_LEAVE, {"key": fusion_id, "at": at})
+
+    async def hold(self, fusion_id: str, holder: str) -> None:
+        """A client waits for it again, at this process."""
+        async with self._store.write() as connection:
+            await connection.execute(_HOLD, {"key": fusion_id, "holder": holder})
 
     async def cancel(self, tenant: str, fusion_ids: Sequence[str], at: datetime) -> list[str]:
         """Mark those that have no outcome yet; returns them. One that is marked keeps its first mark."""
@@ -221,6 +268,12 @@ def _row(prompt: Prompt, hashed: str, traceparent: str | None) -> dict[str, Any]
     }
 
 
+def _found_by(origin: Origin | None) -> dict[str, str | None]:
+    if origin is None:
+        return {"request_hash": None, "held_by": None}
+    return {"request_hash": origin.request_hash, "held_by": origin.held_by}
+
+
 def _opened(row: dict[str, Any]) -> dict[str, Any]:
     return {"fusion_id": row["fusion_id"], "due_at": row["deadline_at"], "is_done": False}
 
@@ -229,7 +282,7 @@ def _opened(row: dict[str, Any]) -> dict[str, Any]:
 class _Waiting:
     batch: Sequence[Prompt]
     traceparent: str | None
-    request_hash: str | None
+    origin: Origin | None
     done: asyncio.Future[list[Accepted]]
 
 
@@ -257,12 +310,12 @@ class GroupCommit:
                 done.set_exception(Transient("ingest is stopping"))
 
     async def add(
-        self, batch: Sequence[Prompt], traceparent: str | None = None, request_hash: str | None = None
+        self, batch: Sequence[Prompt], traceparent: str | None = None, origin: Origin | None = None
     ) -> list[Accepted]:
         """Like Submissions.add."""
         done: asyncio.Future[list[Accepted]] = asyncio.get_running_loop().create_future()
         self._open.add(done)
-        self._queue.put_nowait(_Waiting(batch, traceparent, request_hash, done))
+        self._queue.put_nowait(_Waiting(batch, traceparent, origin, done))
         try:
             return await done
         finally:
@@ -280,9 +333,9 @@ class GroupCommit:
     async def _commit(self, waiting: Sequence[_Waiting]) -> None:
         prompts_ = [p for w in waiting for p in w.batch]
         traces = [w.traceparent for w in waiting for _ in w.batch]
-        requests = [w.request_hash for w in waiting for _ in w.batch]
+        origins = [w.origin for w in waiting for _ in w.batch]
         try:
-            accepted = await self._submissions.add(prompts_, traces, requests)
+            accepted = await self._submissions.add(prompts_, traces, origins)
         except Exception as exc:  # noqa: BLE001 - it belongs to those who wait
             if len(waiting) > 1 and not isinstance(exc, Transient):
                 # Something is wrong with one of them: the others must not pay for it.

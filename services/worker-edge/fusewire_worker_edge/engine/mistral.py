@@ -18,6 +18,7 @@ from mistral_common.protocol.instruct.tool_calls import Tool as MistralTool
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from mistral_common.tokens.tokenizers.sentencepiece import SentencePieceTokenizer
 
+from fusewire.answer_form import with_names
 from fusewire.contracts import Message, Tool
 from fusewire_worker_edge.engine.api import RequestRefusedError
 from fusewire_worker_edge.engine.dialects import (
@@ -61,7 +62,7 @@ class MistralVocabulary(Vocabulary):
 
     def _turns(self, messages: Sequence[Message]) -> list[ChatMessage]:
         names = {call.id: call.name for message in messages for call in message.tool_calls}
-        return [self._turn(message, names) for message in messages]
+        return [self._turn(message, names) for message in with_names(messages)]
 
     def _turn(self, message: Message, names: Mapping[str, str]) -> ChatMessage:
         match message.role:

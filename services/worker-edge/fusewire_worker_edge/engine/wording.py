@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from fusewire.answer_form import with_names
 from fusewire.contracts import Message, Tool, ToolCall
 
 _INTRODUCTION = """# Tools
@@ -32,7 +33,7 @@ def signature(tool: Tool) -> Turn:
 
 def conversation(messages: Sequence[Message]) -> list[Turn]:
     """Messages as `transformers` gives them to templates: arguments are objects there, not their JSON."""
-    return [_turn(message) for message in messages]
+    return [_turn(message) for message in with_names(messages)]
 
 
 def in_words(turns: Sequence[Turn], tools: Sequence[Turn]) -> list[Turn]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from fusewire.answer_form import with_names
 from fusewire.contracts import Image, Message, Task, ToolCall, Usage
 from fusewire.settings import RemoteModel
 from fusewire_worker_remote.dialect import PLAIN, Dialect, asked_in_words
@@ -50,7 +51,7 @@ class Anthropic:
         """See `Provider.request`. A seed has no counterpart here and is left out."""
         sampling = task.sampling
         system, output = _output(system_text(task.messages), sampling.response_schema, dialect)
-        turns = _turns(task.messages)
+        turns = _turns(with_names(task.messages))
         if not turns:  # a conversation needs a user
             turns, system = [{"role": "user", "content": [{"type": "text", "text": system}]}], ""
         payload = given(
@@ -63,6 +64,7 @@ class Anthropic:
                 "temperature": min(sampling.temperature, 1.0) if sampling.temperature is not None else None,
                 # Newer models refuse both together.
                 "top_p": sampling.top_p if sampling.temperature is None else None,
+                "top_k": sampling.top_k,
                 "stop_sequences": list(sampling.stop) or None,
                 "output_config": output,
                 "stream": True if is_streamed else None,

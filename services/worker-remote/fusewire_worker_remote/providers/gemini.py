@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
+from fusewire.answer_form import with_names
 from fusewire.contracts import Image, Message, Task, ToolCall, Usage
 from fusewire.settings import RemoteModel
 from fusewire_worker_remote.dialect import PLAIN, Dialect, asked_in_words
@@ -58,7 +59,7 @@ class Gemini:
         self, task: Task, model: RemoteModel, dialect: Dialect = PLAIN, *, is_streamed: bool = False
     ) -> HttpRequest:
         """See `Provider.request`."""
-        system, turns = system_text(task.messages), _turns(task.messages, is_signed=_is_signed(model.model))
+        system, turns = system_text(task.messages), _turns(with_names(task.messages), is_signed=_is_signed(model.model))
         if not turns:  # a conversation needs a user
             turns, system = [{"role": "user", "parts": [{"text": system}]}], ""
         if task.sampling.response_schema is not None and dialect.schema_form != "schema":
@@ -97,6 +98,9 @@ def _generation(task: Task, model: RemoteModel, dialect: Dialect) -> dict[str, A
             "maxOutputTokens": base.max_tokens(task, model),
             "temperature": sampling.temperature,
             "topP": sampling.top_p,
+            "topK": sampling.top_k,
+            "frequencyPenalty": sampling.frequency_penalty,
+            "presencePenalty": sampling.presence_penalty,
             "seed": sampling.seed % _MOST_SEED if sampling.seed is not None else None,
             "stopSequences": list(sampling.stop[:_MOST_STOPS]) or None,
             "responseMimeType": "application/json" if schema is not None else None,

@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from fusewire.answer_form import with_names
 from fusewire.contracts import Message, Task
 from fusewire.settings import RemoteModel
 from fusewire_worker_remote.providers.base import max_tokens
@@ -21,7 +22,7 @@ class Mistral(OpenAI):
     def messages(self, messages: tuple[Message, ...]) -> list[dict[str, Any]]:
         """See `OpenAI.messages`. The rules of its API: who may follow whom, and ids of nine characters."""
         wire: list[dict[str, Any]] = []
-        for message in super().messages(messages):
+        for message in super().messages(with_names(messages)):
             for call in message.get("tool_calls", ()):
                 call["id"] = call_id(call["id"], _CALL_ID, 9)
             if "tool_call_id" in message:
@@ -45,6 +46,8 @@ class Mistral(OpenAI):
             "top_p": task.sampling.top_p,
             "random_seed": seed % _MOST_SEED if seed is not None else None,
             "stop": list(task.sampling.stop) or None,
+            "frequency_penalty": task.sampling.frequency_penalty,
+            "presence_penalty": task.sampling.presence_penalty,
         }
 
     def tools(self, task: Task) -> dict[str, Any]:

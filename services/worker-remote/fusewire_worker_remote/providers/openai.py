@@ -37,6 +37,7 @@ _CHOICES = {"auto", "none", "required"}
 
 
 _OPENAI = "https://api.openai.com/"
+_NOT_AT_OPENAI = ("top_k", "min_p", "repetition_penalty")
 _EFFORT = (_OPENAI, "https://openrouter.ai/")
 """Where `reasoning_effort` exists, for models that think."""
 
@@ -81,13 +82,20 @@ class OpenAI:
     def sampling(self, task: Task, model: RemoteModel) -> dict[str, Any]:
         """How to sample; what is None is left out."""
         # OpenAI's own newer models refuse `max_tokens`; others know no other name for it.
-        cap = "max_completion_tokens" if model.base_url.startswith(_OPENAI) else "max_tokens"
+        is_openai, asked = model.base_url.startswith(_OPENAI), task.sampling
+        cap = "max_completion_tokens" if is_openai else "max_tokens"
+        # Many of the others take these too, and whoever refuses one is not sent it again.
+        others = {} if is_openai else {name: getattr(asked, name) for name in _NOT_AT_OPENAI}
         return {
             cap: base.max_tokens(task, model),
-            "temperature": task.sampling.temperature,
-            "top_p": task.sampling.top_p,
-            "seed": task.sampling.seed,
-            "stop": list(task.sampling.stop) or None,
+            "temperature": asked.temperature,
+            "top_p": asked.top_p,
+            "seed": asked.seed,
+            "stop": list(asked.stop) or None,
+            "frequency_penalty": asked.frequency_penalty,
+            "presence_penalty": asked.presence_penalty,
+            "logit_bias": asked.logit_bias,
+            **others,
         }
 
     def tools(self, task: Task) -> dict[str, Any]:
@@ -123,6 +131,8 @@ def _is_short_thought(task: Task, model: RemoteModel, dialect: Dialect) -> bool:
 
 def _message(message: Message) -> dict[str, Any]:
     wire: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.name is not None and message.role != "tool":
+        wire["name"] = message.name
     if message.images:
         wire["content"] = [_part(part) for part in interleaved(message)]
     if message.tool_calls:

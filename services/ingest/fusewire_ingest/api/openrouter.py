@@ -1,0 +1,41 @@
+"""The addresses that only OpenRouter has, and that its clients ask beside the chat."""
+
+from datetime import timedelta
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+
+from fusewire_ingest import openrouter_shape
+from fusewire_ingest.api.errors import HttpError
+from fusewire_ingest.api.parts import Parts, Who
+from fusewire_ingest.repository.budgets import period_start
+
+DAY, WEEK, MONTH = timedelta(days=1), timedelta(days=7), timedelta(days=30)
+
+
+def routes(of: Parts) -> APIRouter:
+    """`/generation`, `/key`, `/credits`."""
+    router = APIRouter(tags=["openrouter"], include_in_schema=False)
+
+    @router.get("/generation")
+    async def generation(id: str, who: Who) -> Response:  # noqa: A002 - the parameter is called so
+        standing = await of.outcomes.get(who.tenant, id.removeprefix(openrouter_shape.PREFIX))
+        if standing is None or standing.outcome is None:
+            raise HttpError(404, "unknown_generation", "there is no such generation, or it has not ended yet")
+        return JSONResponse({"data": openrouter_shape.generation(standing.outcome.model_dump(mode="json"))})
+
+    @router.get("/key")
+    async def key(who: Who) -> Response:
+        now, rule = of.clock(), who.rule
+        since = {"day": now - DAY, "week": now - WEEK, "month": now - MONTH, "total": None}
+        spent = {name: await of.budgets.spent(who.tenant, start) for name, start in since.items()}
+        spent["period"] = await of.budgets.spent(who.tenant, period_start(rule.budget_period, now))
+        found = openrouter_shape.key(who.key_id or who.tenant, rule.budget_usd, spent, None)
+        return JSONResponse({"data": found})
+
+    @router.get("/credits")
+    async def credits_(who: Who) -> Response:
+        spent = await of.budgets.spent(who.tenant, None)
+        return JSONResponse({"data": {"total_credits": who.rule.budget_usd or 0.0, "total_usage": spent}})
+
+    return router
