@@ -133,6 +133,22 @@ def test_a_fusion_by_tool(client: OpenAI, served: Served) -> None:
     assert set(served.calls()) == {"b", "c", "j"}
 
 
+def test_tools_together_with_a_schema(client: OpenAI, served: Served) -> None:
+    """First the call, then the answer in the schema: as agents' frameworks ask."""
+    served.script(Script.of(calls=(ScriptedCall(name="weather", arguments={"city": "Oslo"}),)))
+    schema = {"type": "object", "properties": {"city": {"enum": ["Oslo"]}}, "required": ["city"]}
+    asked: Any = {
+        "tools": [{"type": "function", "function": {"name": "weather", "parameters": schema}}],
+        "response_format": {"type": "json_schema", "json_schema": {"name": "place", "schema": schema}},
+    }
+    first = client.chat.completions.create(model=MODEL, messages=MESSAGES, **asked).choices[0].message
+    assert first.tool_calls
+    told: Any = [*MESSAGES, first.model_dump(exclude_none=True)]
+    told += [{"role": "tool", "tool_call_id": call.id, "content": "Sunny."} for call in first.tool_calls]
+    second = client.chat.completions.create(model=MODEL, messages=told, **asked).choices[0].message
+    assert json.loads(second.content or "") == {"city": "Oslo"}
+
+
 def test_errors_have_their_types(client: OpenAI, served: Served) -> None:
     with pytest.raises(openai.NotFoundError) as absent:
         client.chat.completions.create(model="fusewire/none", messages=MESSAGES)

@@ -6,7 +6,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
 
 from fusewire import ids
 from fusewire.contracts import (
@@ -96,9 +95,7 @@ class Submission(BaseModel):
 
     @field_validator("response_schema")
     @classmethod
-    def _without_tools(cls, value: dict[str, Any] | None, info: ValidationInfo) -> dict[str, Any] | None:
-        if value is not None and info.data.get("tools"):
-            raise PydanticCustomError("refused", "it cannot be kept together with `tools`; give one or the other")
+    def _is_schema(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
         if value:
             check_schema(value)
         return value

@@ -24,6 +24,7 @@ _LAST_LINE = re.compile(r"\n(?:A:|####)[ \t]*+([^\n]++)$")
 _BOXED = re.compile(r"\\boxed\{([^{}]+)\}")
 _CHOICE = re.compile(r"^\(?([A-Ha-h])\)?[.):]?$")
 _NUMBER = re.compile(r"^[-+]?[$€£]?\s*[-+]?\d[\d,]*(?:\.\d+)?\s*%?$")
+_FENCED = re.compile(r"^```(?:json)?[ \t]*\n(.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE)
 _WORD = re.compile(r"\w+")
 _REFUSAL = re.compile(
     r"^\W{0,4}(?:i['’]?m sorry|i am sorry|sorry|i apologi[sz]e|i can(?:no|['’])t|i am (?:unable|not able)"
@@ -72,6 +73,15 @@ def canonical(content: str, schema: Mapping[str, Any] | None) -> str | None:
     if _NUMBER.match(text):
         return _number(text)
     return "label:" + " ".join(text.casefold().split())
+
+
+def unwrapped(content: str, schema: Mapping[str, Any] | None) -> str:
+    """An answer without what a model puts around JSON, where it satisfies the schema only so; else as it is."""
+    if schema is None or _json(content, schema) is not None:
+        return content
+    blocks = _FENCED.findall(content)
+    inner = blocks[0].strip() if len(blocks) == 1 else content.strip()
+    return inner if _json(inner, schema) is not None else content
 
 
 def _json(content: str, schema: Mapping[str, Any]) -> str | None:

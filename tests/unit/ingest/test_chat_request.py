@@ -338,7 +338,6 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
         "response_format",
         "no valid JSON Schema",
     ),
-    ({"response_format": {"type": "json_object"}, "tools": [CLOCK]}, "invalid_request", "response_format", "`tools`"),
     ({"stream": "yes"}, "invalid_request", "stream", "true or false"),
     ({"stream_options": 5}, "invalid_request", "stream_options", "object"),
     ({"messages": None}, "invalid_request", "messages", "messages"),

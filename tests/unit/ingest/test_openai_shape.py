@@ -133,7 +133,6 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("a choice that is a number", {"tools": [tool()], "tool_choice": 1}, "tool_choice", "it must be a text"),
     ("a choice without tools", {"tool_choice": "auto"}, "tool_choice", "no tools to choose from; give `tools`"),
     ("a choice among none", {"tools": [], "tool_choice": "none"}, "tool_choice", "no tools"),
-    ("tools and a schema", {"tools": [tool()], "response_schema": {}}, "response_schema", "one or the other"),
     ("a result of nothing", {"messages": [USER, RESULT]}, "messages", "message 1 answers a tool call that no earlier"),
     ("a result before its call", {"messages": [USER, RESULT, CALLS]}, "messages", "no earlier message"),
     (
@@ -252,6 +251,12 @@ def test_images_stand_where_they_stood() -> None:
     assert message.images == (Image(url=WEB, at=2), Image(url=PNG, detail="low", at=4))
     (alone,) = admitted(parts(image())).messages
     assert (alone.content, len(alone.images)) == ("", 1)
+
+
+def test_tools_and_a_schema_go_together() -> None:
+    """As most agents ask: the schema is that of the answer in the end."""
+    found = admitted({"messages": [USER], "tools": [tool()], "response_schema": CITY})
+    assert (len(found.tools), found.sampling.response_schema) == (1, CITY)
 
 
 @pytest.mark.parametrize("arguments", ["", "{city", "[1]", "[" * 50_000])

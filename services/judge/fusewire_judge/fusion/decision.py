@@ -10,6 +10,7 @@ from fusewire_judge.answers import agreement, kind_of, share, votes
 from fusewire_judge.fusion.best_of import best_of
 from fusewire_judge.fusion.case import Ask, Case, Decided, Decision, Draft, Heard, Panel, Replies, Said, Steps, Wait
 from fusewire_judge.fusion.debate import debate
+from fusewire_judge.fusion.mending import is_off_schema, mend
 from fusewire_judge.fusion.merge import merge
 from fusewire_judge.fusion.panel import convene
 from fusewire_judge.fusion.tools import Voice, fuse
@@ -34,16 +35,28 @@ def decide(case: Case, now: datetime) -> Decision:
     panel = convene(case, now)
     if not isinstance(panel, Panel):
         return panel
-    draft = _without_choice(case, panel)
+    draft = None if is_off_schema(panel) else _without_choice(case, panel)
     if draft is None and panel.kind == "tool_call":
         panel, draft = _called(case, panel)
     if draft is None:
-        decision = _run(case, STRATEGIES[plan.mode](case, panel), now)
+        steps = _off_schema(case, panel) if is_off_schema(panel) else STRATEGIES[plan.mode](case, panel)
+        decision = _run(case, steps, now)
         if not isinstance(decision, Decided):
             return decision
         draft = decision.draft
     cut = tuple(f"winner_cut:{one.member}" for one in draft.said if one.is_cut and one.member == draft.winner)
     return Decided(replace(draft, degraded=(*shortfall(case, panel), *draft.degraded, *cut)), panel)
+
+
+def _off_schema(case: Case, panel: Panel) -> Steps:
+    """Answers of which none has the form that was asked: one is mended, or the best of them is returned as it is."""
+    mended = yield from mend(case, panel)
+    if mended is not None:
+        return mended
+    chosen = _without_choice(case, panel)
+    if chosen is None:
+        chosen = yield from STRATEGIES[case.plan.mode](case, panel)
+    return replace(chosen, degraded=("schema_unmet", *chosen.degraded))
 
 
 def _run(case: Case, steps: Steps, now: datetime) -> Ask | Wait | Decided:
@@ -100,9 +113,7 @@ def _called(case: Case, panel: Panel) -> tuple[Panel, Draft | None]:
     """The fused tool calls; or the panel of those who answered in text, where they outvote the callers."""
     is_forced = case.prompt.tool_choice not in ("auto", "none")
     callers = [one for one in panel.said if one.tool_calls or not is_forced]
-    # Not every provider can be told to make one call only; the first is the one that needs no other's result.
-    most = None if case.prompt.parallel_tool_calls else 1
-    voices = [Voice(one.member, one.weight, one.tool_calls[:most]) for one in callers]
+    voices = [Voice(one.member, one.weight, one.tool_calls) for one in callers]
     fused = fuse(voices, case.prompt.tools, (case.plan.fusion_id, "tool-call"))
     if fused is not None and fused.calls:
         draft = Draft(

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from fusewire.contracts import AnswerKind, Call, ClosedBy, PlannedMember
-from fusewire_judge.answers import agreement, canonical, flaw, kind_of, posterior, votes
+from fusewire_judge.answers import agreement, canonical, flaw, kind_of, posterior, unwrapped, votes
 from fusewire_judge.fusion.case import Ask, Case, Heard, Panel, Said, Wait
 from fusewire_judge.quorum import closes_at, quorum_at, settled_early
 
@@ -90,7 +90,8 @@ def _gate(case: Case, voices: Voices, first: Sequence[PlannedMember], now: datet
     plan, schema = case.plan, case.prompt.sampling.response_schema
     heard = [one for m in first for one in voices[m.name]]
     out = sum(_calls(case, m) for m in first) - len(heard)
-    texts = [h.candidate.content or "" for h in heard if h.candidate.ok and not flaw(h.candidate.content or "")]
+    texts = [unwrapped(h.candidate.content or "", schema) for h in heard if h.candidate.ok]
+    texts = [text for text in texts if not flaw(text)]
     if any(h.candidate.tool_calls for h in heard):
         return "shut"  # calls are fused from all
     values = [canonical(text, schema) for text in texts]
@@ -201,14 +202,14 @@ def _said(
     found: list[Said] = []
     flaws: dict[str, str] = {}
     for member in asked:
-        own = [_as_said(member, one) for one in voices[member.name] if one.candidate.ok]
-        sound = [one for one in own if one.tool_calls or not flaw(one.content)]
+        own = [_as_said(case, member, one) for one in voices[member.name] if one.candidate.ok]
+        sound = [one for one in own if _fault(case, one) is None]
         if sound:
             # Of several samples the one that most of them agree with.
             grouped = votes(sound, schema) if len(sound) > 1 else {}
             found.append(next(iter(grouped.values()))[0] if grouped else sound[0])
         elif own:
-            flaws[member.name] = flaw(own[0].content) or "empty"
+            flaws[member.name] = _fault(case, own[0]) or "empty"
             found.append(own[0])
     # Where nobody did better, a refusal is what the pool says.
     if any(one.member not in flaws for one in found):
@@ -223,15 +224,33 @@ def _said(
     return tuple(replace(one, weight=weights[one.member]) for one in found), flaws, kind
 
 
-def _as_said(member: PlannedMember, heard: Heard) -> Said:
-    candidate = heard.candidate
+def _fault(case: Case, one: Said) -> str | None:
+    """Why what a member said is no answer to what was asked; None if it is one."""
+    prompt = case.prompt
+    if one.tool_calls:
+        return None
+    if prompt.tool_choice not in ("auto", "none"):
+        return "no_call"
+    if found := flaw(one.content):
+        return found
+    schema = prompt.sampling.response_schema
+    return "off_schema" if schema is not None and canonical(one.content, schema) is None else None
+
+
+def _as_said(case: Case, member: PlannedMember, heard: Heard) -> Said:
+    """What a member said, within what it was allowed to: providers do not all keep to that."""
+    candidate, prompt = heard.candidate, case.prompt
+    calls = candidate.tool_calls if prompt.tool_choice != "none" else ()
+    if prompt.tool_choice not in ("auto", "none", "required"):
+        calls = tuple(call for call in calls if call.name == prompt.tool_choice)
     return Said(
         member=member.name,
         weight=1.0,
-        content=candidate.content or "",
+        content=unwrapped(candidate.content or "", prompt.sampling.response_schema),
         round=candidate.round,
         call=candidate.call,
         cost_usd=candidate.cost_usd,
-        tool_calls=candidate.tool_calls,
+        # The first call is the one that needs no other's result.
+        tool_calls=calls if prompt.parallel_tool_calls else calls[:1],
         is_cut=candidate.finish_reason == "length",
     )
