@@ -243,7 +243,7 @@ async def test_a_batch_whose_every_line_fails_is_completed_without_an_output(
     assert batch["request_counts"] == {"total": 3, "completed": 0, "failed": 3}
     assert batch["output_file_id"] is None
     lines = await content(http, batch["error_file_id"])
-    assert [line["error"]["code"] for line in lines] == ["all_panels_failed"] * 3
+    assert [line["error"]["code"] for line in lines] == ["bad_request"] * 3
     assert not any(line["error"]["retryable"] for line in lines)
     status, reply = await asked(http, "POST", f"/batches/{batch['id']}/retry", json={})
     assert (status, reply["error"]["code"]) == (409, "batch_state")

@@ -198,7 +198,7 @@ def response_of(body: chat_reply.Body, *, model: str, created: int, warnings: Se
         "tool_choice": "auto",
         "tools": [],
         "top_p": None,
-        "usage": _usage(chat["usage"]),
+        "usage": _usage(chat.get("usage")),
         "fusion": chat["fusion"],
     }
 
