@@ -108,6 +108,10 @@ class Door:
             return False
         return not await self.holding.is_held_by(twin.held_by, twin.fusion_id)
 
+    async def prompt(self, tenant: str, fusion_id: str) -> Prompt | None:
+        """What was submitted; None if a tenant has no such prompt."""
+        return await self._submissions.get(tenant, fusion_id)
+
     async def leave(self, fusion_id: str) -> None:
         """Its client has left before it was answered."""
         try:

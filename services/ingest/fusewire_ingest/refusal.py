@@ -48,6 +48,7 @@ Code = Literal[
     "file_too_large",
     "file_in_use",
     "unknown_file",
+    "unknown_response",
     "idempotency_conflict",
     "batch_state",
 ]

@@ -1,16 +1,19 @@
 """OpenAI's Responses: a request written anew as a chat completion, and an outcome as a response. Pure.
 
-Fields as in OpenAI's reference ("Create a model response", "The response object"). Nothing is kept between
-requests, so a request must hold its whole conversation.
+Fields as in OpenAI's reference ("Create a model response", "The response object").
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fusewire.contracts import Message, Outcome, Prompt
 from fusewire_ingest import chat_reply
 from fusewire_ingest.refusal import RefusedError, unsupported, wrong
 from fusewire_ingest.rewritten import Rewritten, as_list, as_text
 
+PREVIOUS = "previous_response_id"
+RESPONSE = "resp_"
+"""Before the fusion's id."""
 _SAME = (
     "model",
     "temperature",
@@ -36,28 +39,28 @@ _READ = (
     "tools",
     "tool_choice",
     "truncation",
+    PREVIOUS,
+    "include",
 )
 _RENAMED = ((".function.", "."),)
-_STATEFUL = ("previous_response_id", "conversation", "background", "prompt")
+_STATEFUL = ("conversation", "background", "prompt")
 _ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 _TEXTS = ("input_text", "output_text", "text")
 _CHOICES = ("auto", "none", "required")
 
 
-def chat_body(body: dict[str, Any]) -> Rewritten:
+def chat_body(body: dict[str, Any], before: Sequence[Message] | None = None) -> Rewritten:
     """Write a request anew.
+
+    Args:
+        body: it.
+        before: the conversation that `previous_response_id` names; None where there is none to be had.
 
     Raises:
         RefusedError: a part of it has no place in a chat completion; `param` says where it stands.
     """
     given = {name: value for name, value in body.items() if value is not None}
-    for name in given:
-        if name in _STATEFUL:
-            raise unsupported(name, "no conversation is kept here; send the whole of it as `input`")
-        if name not in _READ:
-            raise unsupported(name, "it has no place here; remove it")
-    if given.get("truncation", "disabled") != "disabled":
-        raise unsupported("truncation", "nothing is cut; shorten the input")
+    _check(given, can_go_on=before is not None)
     written = Rewritten({name: given[name] for name in _SAME if name in given}, _RENAMED, {"messages": "input"})
     if "max_output_tokens" in given:
         written.put("max_completion_tokens", given["max_output_tokens"], "max_output_tokens")
@@ -65,6 +68,8 @@ def chat_body(body: dict[str, Any]) -> Rewritten:
         written.put("reasoning", given["reasoning"], "reasoning")
     if "instructions" in given:
         written.add({"role": "system", "content": as_text(given["instructions"], "instructions")}, "instructions")
+    for message in _without_instructions(before or (), is_instructed="instructions" in given):
+        written.add(_as_chat(message), PREVIOUS)
     _input(written, given.get("input"))
     if "text" in given:
         _format(written, given["text"])
@@ -74,6 +79,51 @@ def chat_body(body: dict[str, Any]) -> Rewritten:
     if "tool_choice" in given:
         written.put("tool_choice", _choice(given["tool_choice"]), "tool_choice")
     return written
+
+
+def _check(given: Mapping[str, Any], *, can_go_on: bool) -> None:
+    """Refuse what has no place here."""
+    if not can_go_on and PREVIOUS in given:
+        raise unsupported(PREVIOUS, "no conversation goes on here; send the whole of it as `input`")
+    for name in given:
+        if name in _STATEFUL:
+            raise unsupported(name, "go on with `previous_response_id`, or send the whole conversation as `input`")
+        if name not in _READ:
+            raise unsupported(name, "it has no place here; remove it")
+    if given.get("truncation", "disabled") != "disabled":
+        raise unsupported("truncation", "nothing is cut; shorten the input")
+
+
+def _without_instructions(before: Sequence[Message], *, is_instructed: bool) -> Sequence[Message]:
+    """A conversation without the instructions of the request before, where this one has its own."""
+    return before[1:] if is_instructed and before and before[0].role == "system" else before
+
+
+def _as_chat(message: Message) -> dict[str, Any]:
+    parts: list[dict[str, Any]] = []
+    at = 0
+    for image in message.images:
+        parts += [{"type": "text", "text": message.content[at : image.at]}] if image.at > at else []
+        parts.append({"type": "image_url", "image_url": {"url": image.url, "detail": image.detail}})
+        at = image.at
+    parts += [{"type": "text", "text": message.content[at:]}] if parts and at < len(message.content) else []
+    calls = [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in message.tool_calls
+    ]
+    told = {"name": message.name, "tool_call_id": message.tool_call_id, "tool_calls": calls or None}
+    return {"role": message.role, "content": parts or message.content, **{k: v for k, v in told.items() if v}}
+
+
+def conversation(prompt: Prompt, outcome: Outcome) -> tuple[Message, ...]:
+    """What was said up to an outcome, with it."""
+    said = Message(role="assistant", content=outcome.content or "", tool_calls=outcome.tool_calls)
+    return (*prompt.messages, said)
+
+
+def message_id(response_id: str) -> str:
+    """The id of a response's message."""
+    return f"msg_{response_id.removeprefix(RESPONSE)}"
 
 
 def _input(written: Rewritten, given: object) -> None:
@@ -183,23 +233,34 @@ def response_of(body: chat_reply.Body, *, model: str, created: int, warnings: Se
     is_cut = choice["finish_reason"] in ("length", "content_filter")
     reason = "max_output_tokens" if choice["finish_reason"] == "length" else "content_filter"
     return {
-        "id": f"resp_{name}",
+        **shell(name, model=model, created=created),
+        "status": "incomplete" if is_cut else "completed",
+        "incomplete_details": {"reason": reason} if is_cut else None,
+        "output": _output(choice["message"], name),
+        "usage": _usage(chat.get("usage")),
+        "fusion": chat["fusion"],
+    }
+
+
+def shell(fusion_id: str, *, model: str, created: int) -> dict[str, Any]:
+    """A response that is in progress."""
+    return {
+        "id": RESPONSE + fusion_id,
         "object": "response",
         "created_at": created,
-        "status": "incomplete" if is_cut else "completed",
+        "status": "in_progress",
         "error": None,
-        "incomplete_details": {"reason": reason} if is_cut else None,
+        "incomplete_details": None,
         "instructions": None,
         "metadata": {},
         "model": model,
-        "output": _output(choice["message"], name),
+        "output": [],
         "parallel_tool_calls": True,
         "temperature": None,
         "tool_choice": "auto",
         "tools": [],
         "top_p": None,
-        "usage": _usage(chat.get("usage")),
-        "fusion": chat["fusion"],
+        "usage": None,
     }
 
 

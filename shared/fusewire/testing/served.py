@@ -8,6 +8,7 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from nats.aio.client import Client
 
@@ -38,6 +39,10 @@ class Served:
     def calls(self) -> dict[str, int]:
         """Calls by model."""
         return dict(json.loads(self._control("stats"))["by_model"])
+
+    def requests(self, model: str) -> list[dict[str, Any]]:
+        """The bodies of a model's requests, where the script has them recorded."""
+        return [one["body"] for one in json.loads(self._control("stats"))["recorded"] if one["model"] == model]
 
     def _control(self, what: str, body: bytes | None = None) -> bytes:
         address = f"http://127.0.0.1:{self.server.port}/_control/{what}"

@@ -3,7 +3,7 @@
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from fusewire_ingest.api import batches, chat, docs, errors, files, fusions, metrics, models, openrouter
+from fusewire_ingest.api import batches, chat, docs, errors, files, fusions, metrics, models, openrouter, responses
 from fusewire_ingest.api.parts import Parts
 
 PREFIXES = ("/v1", errors.OPENROUTER_PREFIX)
@@ -23,7 +23,7 @@ def build(parts: Parts) -> FastAPI:
         )
     app.add_middleware(errors.Answering, new_id=parts.new_id)
     # Their paths have no prefix: each is there under both.
-    routers = [part.routes(parts) for part in (fusions, models, chat, files, batches, openrouter)]
+    routers = [part.routes(parts) for part in (fusions, models, chat, responses, files, batches, openrouter)]
     for number, prefix in enumerate(PREFIXES):
         for router in routers:
             app.include_router(router, prefix=prefix, include_in_schema=number == 0)

@@ -1,65 +1,20 @@
 """Chat completions: OpenAI's route, answered by a fusion."""
 
-import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-import structlog
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from fusewire import telemetry
-from fusewire.contracts import Outcome, Prompt
+from fusewire.contracts import Outcome
 from fusewire_ingest import chat_reply, chat_request
-from fusewire_ingest.access import Caller
-from fusewire_ingest.admission import RefusedError
-from fusewire_ingest.api import bodies, schemas
-from fusewire_ingest.api.errors import UNAVAILABLE_S, GoneError, HttpError
-from fusewire_ingest.api.leaving import unless_gone
+from fusewire_ingest.api import bodies, errors, schemas
 from fusewire_ingest.api.parts import Parts, Who
-from fusewire_ingest.api.stream import EventStream, Telling, events
-from fusewire_ingest.chat_request import ChatRequest
+from fusewire_ingest.api.running import Run, answered, begin, streamed
+from fusewire_ingest.api.stream import DONE, data
 from fusewire_ingest.rules import default_pool
-
-log = structlog.get_logger(__name__)
-
-MOST_DEPTH = 1
-"""A fusion may be a member of a fusion, and no deeper: else two that name each other would never end."""
-DEPTH_HEADERS = ("x-fusewire-depth", "x-openrouter-fusion-depth")
-OUTCOME_HEADER = "x-fusewire-outcome"
-ANSWERED = ("fused", "voted", "single")
-MOST_WAIT_S = 60.0
-"""The longest that a client may be asked to wait before it asks again by itself."""
-PATIENCE_S = 10.0
-"""How long the outcome may take beyond the deadline: the judge decides then, and stores."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A request, and the fusion that answers it."""
-
-    asked: ChatRequest
-    prompt: Prompt
-    """As it is submitted, or would be if there were nothing to attach to."""
-    fusion_id: str
-    request_hash: str
-    cancels: bool
-    """Whether it is cancelled when the client leaves."""
-
-    @property
-    def created(self) -> int:
-        """Seconds since 1970."""
-        return int(self.prompt.submitted_at.timestamp())
-
-    @property
-    def is_attached(self) -> bool:
-        """Whether it began with an earlier request."""
-        return self.fusion_id != self.prompt.fusion_id
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Of every response."""
-        return {OUTCOME_HEADER: self.fusion_id}
 
 
 def routes(of: Parts) -> APIRouter:
@@ -75,115 +30,53 @@ def routes(of: Parts) -> APIRouter:
     async def complete(request: Request, who: Who) -> Response:
         body = await bodies.json_object(request, of.settings.limits.prompt_bytes)
         with telemetry.receiving("ingest", "http", request.headers):
-            run = await _run(of, who, request.headers, body)
-            if run.asked.is_streamed:
-                return await _stream(of, run, request)
-            is_new = await _submit(of, run)
-        try:
-            with of.door.holding.held(run.fusion_id):
-                outcome = await unless_gone(request.receive, _outcome(of, run, just_begun=is_new))
-        except GoneError:
-            await _left(of, run)
-            raise
-        asked = run.asked
+            asked = chat_request.read(body, of.pools, default_pool(of.pools, who.rule.pools))
+            run = await begin(of, who, request.headers, asked, body)
+            if asked.is_streamed:
+                return await streamed(of, run, Chunks(request, run))
+            outcome = await answered(of, run, request)
         reply = chat_reply.completion(outcome, model=asked.model, created=run.created, warnings=asked.warnings)
         return JSONResponse(reply, headers=run.headers)
 
     return router
 
 
-async def _run(of: Parts, who: Caller, headers: Mapping[str, str], body: dict[str, object]) -> Run:
-    """Read a request, and find the fusion that answers it."""
-    depth = _depth(headers)
-    asked = chat_request.read(body, of.pools, default_pool(of.pools, who.rule.pools))
-    request_hash = chat_request.request_hash(who.tenant, who.key_id, body)
-    key = headers.get("idempotency-key")
-    prompt = of.door.admit(
-        asked.submission,
-        tenant=who.tenant,
-        fallback_id=f"key-{key}" if key else of.new_id(),
-        is_streamed=asked.is_streamed,
-        depth=depth,
-    )
-    attached = None
-    if not key and of.settings.http.attach:
-        attached = await of.door.attach(who.tenant, request_hash, is_again=_is_again(headers))
-    cancels = asked.cancel_on_disconnect or headers.get("x-fusewire-cancel-on-disconnect", "").lower() == "true"
-    return Run(asked, prompt, attached or prompt.fusion_id, request_hash, cancels)
+@dataclass
+class Chunks:
+    """Tells of a run in chunks; see `Telling`."""
 
+    request: Request
+    run: Run
+    sent: str = ""
 
-def _depth(headers: Mapping[str, str]) -> int:
-    depth = 0
-    for name in DEPTH_HEADERS:
-        value = headers.get(name, "0")
-        if not (value.isascii() and value.isdigit()):
-            raise RefusedError("invalid_request", f"the header '{name}' must be a number", name)
-        # Its length first: a number of any length takes any time to read.
-        depth = max(depth, MOST_DEPTH + 1 if len(value) > 3 else int(value))
-    if depth > MOST_DEPTH:
-        raise RefusedError(
-            "recursion",
-            "a fusion within a fusion within a fusion is refused; do not make Fusewire a member of its own pool",
-            "x-fusewire-depth",
+    def begin(self) -> Iterator[bytes]:
+        """See `Telling.begin`."""
+        return iter(())
+
+    def text(self, piece: str) -> Iterator[bytes]:
+        """See `Telling.text`."""
+        told = self._piece(piece, is_first=not self.sent)
+        self.sent += piece
+        yield data(told)
+
+    def end(self, outcome: Outcome) -> Iterator[bytes]:
+        """See `Telling.end`."""
+        asked = self.run.asked
+        found = chat_reply.chunks(
+            outcome,
+            model=asked.model,
+            created=self.run.created,
+            sent=self.sent,
+            with_usage=asked.with_usage or errors.is_openrouter(self.request),
+            warnings=asked.warnings,
         )
-    return depth
+        return iter((*map(data, found), DONE))
 
+    def fail(self, status: int, code: str, message: str, about: Mapping[str, Any] | None) -> Iterator[bytes]:
+        """See `Telling.fail`. OpenAI's SDK raises it, OpenRouter's reads it as a chunk's."""
+        frame = {**self._piece("", is_first=False), "choices": []}
+        yield data({**frame, **errors.body(self.request, status, code, message, about=about)})
 
-def _is_again(headers: Mapping[str, str]) -> bool:
-    """Whether a client sends a request once more. OpenAI's SDK does by itself, without any key."""
-    return headers.get("x-stainless-retry-count", "0") != "0" or headers.get("x-fusewire-attach", "").lower() == "true"
-
-
-async def _submit(of: Parts, run: Run) -> bool:
-    """Begin it. Returns whether there was none."""
-    if run.is_attached:
-        log.info("chat.attached", fusion_id=run.fusion_id)
-        return False
-    return (await of.door.submit(run.prompt, door="chat", request_hash=run.request_hash)).is_new
-
-
-async def _outcome(of: Parts, run: Run, *, just_begun: bool) -> Outcome:
-    """Wait for the outcome. Raises HttpError where it has no answer, or is not there in time."""
-    left = (run.prompt.deadline_at - of.clock()).total_seconds() + PATIENCE_S
-    standing = await of.outcomes.get(run.prompt.tenant, run.fusion_id, max(left, 0), just_begun=just_begun)
-    if (standing is None or standing.outcome is None) and of.outcomes.is_closing:
-        message = f"this Fusewire stops; fusion {run.fusion_id} goes on: send the request again, it costs nothing"
-        raise HttpError(503, "draining", message, retry_after_s=UNAVAILABLE_S, headers=run.headers)
-    if standing is None or standing.outcome is None:
-        message = f"fusion {run.fusion_id} has no outcome yet; it goes on: read it with GET /v1/fusions/{run.fusion_id}"
-        raise HttpError(504, "timeout", message, headers=run.headers)
-    outcome = standing.outcome
-    if outcome.status in ANSWERED or chat_reply.is_withheld(outcome):
-        return outcome
-    found = chat_reply.failure(outcome)
-    raise HttpError(
-        found.status,
-        found.code,
-        found.message,
-        # Some clients take a longer wait for none, and ask again at once.
-        is_final=found.retry_after_s is None or found.retry_after_s > MOST_WAIT_S,
-        retry_after_s=found.retry_after_s,
-        headers=run.headers,
-        about={"outcome_id": run.fusion_id, "failed_models": list(found.failed)},
-    )
-
-
-async def _stream(of: Parts, run: Run, request: Request) -> Response:
-    async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(of.door.holding.held(run.fusion_id))
-        watch = await stack.enter_async_context(of.watcher.watch(run.fusion_id))
-        outcome = _outcome(of, run, just_begun=await _submit(of, run))
-        telling = Telling(request, run.fusion_id, run.asked, run.created, tells_panel=of.settings.http.panel_comments)
-        told = events(telling, watch, outcome, heartbeat_s=of.heartbeat_s)
-        return EventStream(told, stack.pop_all(), run.headers, lambda: _left(of, run))
-
-
-async def _left(of: Parts, run: Run) -> None:
-    # Another request may have been attached to it.
-    is_last = not of.door.holding.is_held(run.fusion_id)
-    is_cancelled = run.cancels and is_last
-    if is_cancelled:
-        await of.door.cancel(run.prompt.tenant, [run.fusion_id])
-    elif is_last:
-        await of.door.leave(run.fusion_id)
-    log.info("chat.client_left", fusion_id=run.fusion_id, cancelled=is_cancelled)
+    def _piece(self, text: str, *, is_first: bool) -> dict[str, Any]:
+        run = self.run
+        return chat_reply.piece(run.fusion_id, model=run.asked.model, created=run.created, text=text, is_first=is_first)

@@ -26,6 +26,7 @@ STATUS = {
     "unknown_pool": 404,
     "model_not_found": 404,
     "unknown_file": 404,
+    "unknown_response": 404,
     "file_too_large": 413,
     "file_in_use": 409,
     "idempotency_conflict": 409,

@@ -19,6 +19,8 @@ _FLAG: Schema = {"type": "boolean"}
 _TOKENS: Schema = {"type": ["integer", "null"], "minimum": 1, "maximum": 131_072}
 _TEMPERATURE: Schema = {"type": ["number", "null"], "minimum": 0, "maximum": 2}
 _ANY: Schema = {"type": "object"}
+_MAYBE_ANY: Schema = {"type": ["object", "null"]}
+_ANY_VALUE: Schema = {}
 
 
 def body(name: str, *others: str) -> Schema:
@@ -140,6 +142,19 @@ _CHAT = _object(
         cancel_on_disconnect=_FLAG,
     ),
 )
+_RESPONSE_REQUEST = _object(
+    "input",
+    model=_CHAT["properties"]["model"],
+    input={"anyOf": [_TEXT, _list(_ANY, minItems=1)]},
+    instructions=_MAYBE_TEXT,
+    previous_response_id=_MAYBE_TEXT,
+    stream=_FLAG,
+    max_output_tokens=_TOKENS,
+    temperature=_TEMPERATURE,
+    text=_object(format=_ANY),
+    tools=_list(_ANY),
+    tool_choice=_ANY_VALUE,
+)
 _MODEL = _object("id", "object", "created", "owned_by", id=_TEXT, object=_TEXT, created=_WHOLE, owned_by=_TEXT)
 _USAGE = _object(prompt_tokens=_WHOLE, completion_tokens=_WHOLE, total_tokens=_WHOLE, cost={"type": ["number", "null"]})
 _MAYBE_USAGE = {"anyOf": [_USAGE, {"type": "null"}]}
@@ -178,6 +193,11 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "ChatCompletion": _object(
         "id", "object", "created", "model", "choices", "usage", "fusion",
         id=_TEXT, object=_TEXT, created=_WHOLE, model=_TEXT, choices=_list(_CHOICE), usage=_MAYBE_USAGE, fusion=_ANY,
+    ),
+    "ResponseRequest": _RESPONSE_REQUEST,
+    "Response": _object(
+        "id", "object", "created_at", "status", "model", "output",
+        id=_TEXT, object=_TEXT, created_at=_WHOLE, status=_TEXT, model=_TEXT, output=_list(_ANY), usage=_MAYBE_ANY,
     ),
     "Fusion": _object("id", "status", id=_TEXT, status=_TEXT, custom_id=_MAYBE_TEXT, batch_id=_MAYBE_TEXT),
     "FusionList": _object("data", data=_list(_ref("Fusion"))),

@@ -1,23 +1,19 @@
-"""A chat completion as server-sent events."""
+"""A fusion as server-sent events."""
 
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from typing import Any, Protocol
 
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from fusewire.contracts import Outcome
 from fusewire.errors import Transient
 from fusewire_ingest import chat_reply
-from fusewire_ingest.api import errors
 from fusewire_ingest.api.errors import GoneError, HttpError
 from fusewire_ingest.api.leaving import unless_gone
-from fusewire_ingest.chat_request import ChatRequest
 from fusewire_ingest.watching import Ended, Progress, Watch
 
 COMMENT = b": fusewire\n\n"
@@ -32,31 +28,32 @@ HEADERS = {
 }
 
 
-@dataclass(frozen=True)
-class Telling:
-    """What a stream tells of."""
+class Telling(Protocol):
+    """How a run is told of, in the words of one API. Each method gives what is sent."""
 
-    request: Request
-    fusion_id: str
-    asked: ChatRequest
-    created: int
-    tells_panel: bool = True
-    """Whether comments tell how many members have answered."""
+    def begin(self) -> Iterator[bytes]:
+        """It has begun."""
+        ...
 
-    def piece(self, text: str, *, is_first: bool) -> dict[str, Any]:
-        """A chunk of text."""
-        return chat_reply.piece(
-            self.fusion_id, model=self.asked.model, created=self.created, text=text, is_first=is_first
-        )
+    def text(self, piece: str) -> Iterator[bytes]:
+        """More of its answer."""
+        ...
 
-    def error(self, status: int, code: str, message: str, about: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """An error where a chunk is expected: OpenAI's SDK raises it, OpenRouter's reads it as a chunk's."""
-        frame = {**self.piece("", is_first=False), "choices": []}
-        return {**frame, **errors.body(self.request, status, code, message, about=about)}
+    def end(self, outcome: Outcome) -> Iterator[bytes]:
+        """Whatever is still to be told of it.
+
+        Raises:
+            SupersededError: at once, where its answer does not begin with what was told.
+        """
+        ...
+
+    def fail(self, status: int, code: str, message: str, about: Mapping[str, Any] | None) -> Iterator[bytes]:
+        """It has no answer."""
+        ...
 
 
 async def events(
-    of: Telling, watch: Watch, outcome: Awaitable[Outcome], *, heartbeat_s: float
+    of: Telling, watch: Watch, outcome: Awaitable[Outcome], *, heartbeat_s: float, tells_panel: bool
 ) -> AsyncGenerator[bytes, None]:
     """Tell of a fusion while it runs.
 
@@ -64,63 +61,52 @@ async def events(
     fails is told within the stream.
 
     Args:
-        of: of what.
+        of: how.
         watch: listening since before the prompt was submitted.
         outcome: its end.
         heartbeat_s: the longest silence.
+        tells_panel: whether comments tell how many members have answered.
     """
     ended = asyncio.ensure_future(outcome)
     ended.add_done_callback(lambda _: watch.end())
-    sent, comment = "", COMMENT
+    comment = COMMENT
     try:
         yield comment
+        for told in of.begin():
+            yield told
         while not isinstance(event := await watch.next(heartbeat_s), Ended):
             if isinstance(event, str):
-                yield _data(of.piece(event, is_first=not sent))
-                sent += event
+                for told in of.text(event):
+                    yield told
                 continue
-            if isinstance(event, Progress) and of.tells_panel:
+            if isinstance(event, Progress):
+                if not tells_panel:
+                    continue
                 comment = _comment(event)
-            elif isinstance(event, Progress):
-                continue
             yield comment
-        try:
-            for chunk in _rest(of, await ended, sent):
-                yield _data(chunk)
-        except HttpError as exc:
-            yield _data(of.error(exc.status, exc.code, exc.message, exc.about))
-            return
-        except Transient:
-            message = f"it goes on; read it with GET /v1/fusions/{of.fusion_id}"
-            yield _data(of.error(503, "unavailable", message))
-            return
-        yield DONE
+        for told in await _rest(of, ended):
+            yield told
     finally:
         ended.cancel()
         # Whoever asks next whether somebody still waits shall not find this one.
         await asyncio.gather(ended, return_exceptions=True)
 
 
-def _rest(of: Telling, outcome: Outcome, sent: str) -> list[dict[str, Any]]:
-    asked = of.asked
+async def _rest(of: Telling, ended: Awaitable[Outcome]) -> Iterator[bytes]:
     try:
-        return list(
-            chat_reply.chunks(
-                outcome,
-                model=asked.model,
-                created=of.created,
-                sent=sent,
-                with_usage=asked.with_usage or errors.is_openrouter(of.request),
-                warnings=asked.warnings,
-            )
-        )
+        outcome = await ended
+    except HttpError as exc:
+        return of.fail(exc.status, exc.code, exc.message, exc.about)
+    except Transient:
+        return of.fail(503, "unavailable", "it goes on; send the request again, it costs nothing", None)
+    try:
+        return of.end(outcome)
     except chat_reply.SupersededError:
-        raise HttpError(
-            409,
-            "stream_superseded",
+        message = (
             "another answer was chosen than the one that was streamed; read it with "
-            f"GET /v1/fusions/{of.fusion_id}, it costs nothing",
-        ) from None
+            f"GET /v1/fusions/{outcome.fusion_id}, it costs nothing"
+        )
+        return of.fail(409, "stream_superseded", message, None)
 
 
 def _comment(progress: Progress) -> bytes:
@@ -130,9 +116,11 @@ def _comment(progress: Progress) -> bytes:
     return f": fusewire panel {told}\n\n".encode()
 
 
-def _data(value: dict[str, Any]) -> bytes:
+def data(value: dict[str, Any], event: str | None = None) -> bytes:
+    """A value as an event, of this name if it has one."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return b"data: " + text.translate(_LINE_ENDS).encode() + b"\n\n"
+    named = f"event: {event}\n" if event else ""
+    return f"{named}data: {text.translate(_LINE_ENDS)}\n\n".encode()
 
 
 class EventStream(Response):

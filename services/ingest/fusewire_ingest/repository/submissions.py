@@ -216,6 +216,13 @@ class Submissions:
             row = (await connection.execute(_NEWEST, wanted)).one_or_none()
         return Twin(row.fusion_id, row.held_by, row.left_at, bool(row.is_undecided)) if row else None
 
+    async def get(self, tenant: str, fusion_id: str) -> Prompt | None:
+        """A prompt of a tenant's."""
+        wanted = select(prompts.c.body).where(prompts.c.tenant == tenant, prompts.c.fusion_id == fusion_id)
+        async with self._store.read() as connection:
+            body = (await connection.execute(wanted)).scalar()
+        return Prompt.decode(body) if body else None
+
     async def leave(self, fusion_id: str, at: datetime) -> None:
         """Its client has left before it was answered."""
         async with self._store.write() as connection:

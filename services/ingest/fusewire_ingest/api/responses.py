@@ -1,0 +1,108 @@
+"""OpenAI's Responses, answered by a fusion."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from fusewire import telemetry
+from fusewire.contracts import Message, Outcome
+from fusewire_ingest import chat_request, responses_shape
+from fusewire_ingest.access import Caller
+from fusewire_ingest.api import bodies, schemas
+from fusewire_ingest.api.errors import HttpError
+from fusewire_ingest.api.parts import Parts, Who
+from fusewire_ingest.api.running import Run, answered, begin, streamed
+from fusewire_ingest.api.stream import data
+from fusewire_ingest.refusal import RefusedError
+from fusewire_ingest.responses_stream import Event, ResponseEvents
+from fusewire_ingest.rules import default_pool
+
+
+def routes(of: Parts) -> APIRouter:
+    """`/responses`."""
+    router = APIRouter(tags=["responses"])
+
+    @router.post(
+        "/responses",
+        summary="Answer a conversation, or go on with one",
+        openapi_extra=schemas.body("ResponseRequest"),
+        responses=schemas.replies("Response", "text/event-stream"),
+    )
+    async def respond(request: Request, who: Who) -> Response:
+        body = await bodies.json_object(request, of.settings.limits.prompt_bytes)
+        with telemetry.receiving("ingest", "http", request.headers):
+            written = responses_shape.chat_body(body, await _before(of, who, body.get(responses_shape.PREVIOUS)))
+            try:
+                asked = chat_request.read(written.body, of.pools, default_pool(of.pools, who.rule.pools))
+            except RefusedError as exc:
+                raise exc.moved(written.origin) from None
+            run = await begin(of, who, request.headers, asked, body)
+            if asked.is_streamed:
+                return await streamed(of, run, Events(run))
+            outcome = await answered(of, run, request)
+        return JSONResponse(_response(run, outcome), headers=run.headers)
+
+    @router.get("/responses/{response_id}", summary="One that has been made", responses=schemas.replies("Response"))
+    async def get(response_id: str, who: Who) -> Response:
+        standing = await of.outcomes.get(who.tenant, _fusion(response_id))
+        if standing is None or standing.outcome is None:
+            raise HttpError(404, "unknown_response", "there is no such response, or it has not ended yet")
+        body = standing.outcome.model_dump(mode="json")
+        created = int(standing.submitted_at.timestamp())
+        return JSONResponse(responses_shape.response_of(body, model=f"fusewire/{body['pool']}", created=created))
+
+    return router
+
+
+def _fusion(response_id: str) -> str:
+    return response_id.removeprefix(responses_shape.RESPONSE)
+
+
+async def _before(of: Parts, who: Caller, previous: object) -> tuple[Message, ...]:
+    """The conversation up to an earlier response. Raises RefusedError where there is none."""
+    if previous is None:
+        return ()
+    fusion_id = _fusion(previous) if isinstance(previous, str) else ""
+    standing = await of.outcomes.get(who.tenant, fusion_id) if fusion_id else None
+    prompt = await of.door.prompt(who.tenant, fusion_id) if standing and standing.outcome else None
+    if standing is None or standing.outcome is None or prompt is None:
+        path = responses_shape.PREVIOUS
+        raise RefusedError("unknown_response", f"'{path}': there is no such response, or it has not ended yet", path)
+    return responses_shape.conversation(prompt, standing.outcome)
+
+
+def _response(run: Run, outcome: Outcome) -> dict[str, Any]:
+    asked = run.asked
+    body = outcome.model_dump(mode="json")
+    return responses_shape.response_of(body, model=asked.model, created=run.created, warnings=asked.warnings)
+
+
+class Events:
+    """Tells of a run in the events of the Responses API; see `Telling`."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        shell = responses_shape.shell(run.fusion_id, model=run.asked.model, created=run.created)
+        self._events = ResponseEvents(shell)
+
+    def begin(self) -> Iterator[bytes]:
+        """See `Telling.begin`."""
+        return map(_data, self._events.begin())
+
+    def text(self, piece: str) -> Iterator[bytes]:
+        """See `Telling.text`."""
+        return map(_data, self._events.text(piece))
+
+    def end(self, outcome: Outcome) -> Iterator[bytes]:
+        """See `Telling.end`."""
+        return map(_data, self._events.end(_response(self._run, outcome)))
+
+    def fail(self, _status: int, code: str, message: str, about: Mapping[str, Any] | None) -> Iterator[bytes]:
+        """See `Telling.fail`."""
+        return map(_data, self._events.fail(code, message, about))
+
+
+def _data(event: Event) -> bytes:
+    return data(event, event["type"])
