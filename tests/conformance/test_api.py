@@ -30,7 +30,7 @@ from fusewire.topology import token_subject
 from fusewire_cli.client import Client
 from fusewire_ingest import service
 from fusewire_ingest.api.fusions import JSONL_LINES
-from fusewire_ingest.api.running import OUTCOME_HEADER
+from fusewire_ingest.api.run import OUTCOME_HEADER
 from fusewire_ingest.door import Door
 
 MakeSettings = Callable[..., Settings]
@@ -541,7 +541,7 @@ async def test_who_waits_when_it_stops_is_told_to_come_back(
 async def test_a_wait_without_an_outcome_names_the_fusion(
     door: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fusewire_ingest.api.running.PATIENCE_S", 0.1)
+    monkeypatch.setattr("fusewire_ingest.api.run.PATIENCE_S", 0.1)
 
     status, answer, headers = await post(door, json={**ASKED, "fusewire": {"deadline_s": 0.1}})
 

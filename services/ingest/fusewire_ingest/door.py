@@ -10,7 +10,7 @@ from fusewire import telemetry
 from fusewire.contracts import Prompt
 from fusewire.errors import Transient
 from fusewire_ingest.admission import PoolRule, RefusedError, Submission, TenantRule, admit, parse
-from fusewire_ingest.holding import Holding
+from fusewire_ingest.open_requests import OpenRequests
 from fusewire_ingest.relay import Relay
 from fusewire_ingest.repository.submissions import Accepted, GroupCommit, Origin, Submissions, Twin
 
@@ -37,7 +37,7 @@ class Door:
         commit: GroupCommit,
         submissions: Submissions,
         relay: Relay,
-        holding: Holding,
+        open_requests: OpenRequests,
         *,
         pools: Mapping[str, PoolRule],
         tenants: Callable[[str], TenantRule] = lambda _: TenantRule(),
@@ -48,7 +48,7 @@ class Door:
         self._submissions = submissions
         self._tenants = tenants
         self._relay = relay
-        self.holding = holding
+        self.open_requests = open_requests
         self._pools = pools
         self._prompt_bytes = prompt_bytes
         self._clock = clock
@@ -100,13 +100,13 @@ class Door:
             return None
         if not is_again and twin.left_at is None and not await self._is_forsaken(twin):
             return None
-        await self._submissions.hold(twin.fusion_id, self.holding.name)
+        await self._submissions.hold(twin.fusion_id, self.open_requests.name)
         return twin.fusion_id
 
     async def _is_forsaken(self, twin: Twin) -> bool:
         if not twin.is_undecided or twin.held_by is None:
             return False
-        return not await self.holding.is_held_by(twin.held_by, twin.fusion_id)
+        return not await self.open_requests.is_held_by(twin.held_by, twin.fusion_id)
 
     async def prompt(self, tenant: str, fusion_id: str) -> Prompt | None:
         """What was submitted; None if a tenant has no such prompt."""
@@ -142,7 +142,7 @@ class Door:
             Transient: it could not be committed.
         """
         traceparent = telemetry.trace_headers().get("traceparent")
-        origin = Origin(request_hash, self.holding.name) if request_hash else None
+        origin = Origin(request_hash, self.open_requests.name) if request_hash else None
         (accepted,) = await self._commit.add([prompt], traceparent, origin)
         if refused := refusal(accepted):
             raise refused

@@ -17,7 +17,7 @@ from fusewire_ingest.batch_check import Check, Reader, Rules
 from fusewire_ingest.batch_runner import Runner
 from fusewire_ingest.batching import Batching
 from fusewire_ingest.door import Door
-from fusewire_ingest.holding import Holding
+from fusewire_ingest.open_requests import OpenRequests
 from fusewire_ingest.relay import Relay
 from fusewire_ingest.repository.batches import Batches
 from fusewire_ingest.repository.budgets import Budgets, Cap
@@ -51,14 +51,14 @@ class Ingest:
         submissions = Submissions(self._store, self._budgets)
         self._commit = GroupCommit(submissions)
         self._relay = Relay(self._bus, submissions, clock)
-        self._holding = Holding(self._bus)
+        self._open_requests = OpenRequests(self._bus)
         pools = pool_rules(settings)
         limit = settings.limits.prompt_bytes
         door = Door(
             self._commit,
             submissions,
             self._relay,
-            self._holding,
+            self._open_requests,
             pools=pools,
             tenants=lambda tenant: tenant_rule(settings, tenant),
             prompt_bytes=limit,
@@ -122,7 +122,7 @@ class Ingest:
         self._commit.start()
         self._relay.start()
         await self._outcomes.start()
-        await self._holding.start()
+        await self._open_requests.start()
         await self._files.forget_torn(datetime.now(UTC))
         self._runner.start()
         await self._bus.start()

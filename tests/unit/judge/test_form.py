@@ -50,13 +50,13 @@ def test_three_fenced_answers_win_over_a_bare_one(begin: Begin) -> None:
 def test_where_nobody_has_the_form_one_answer_is_written_anew(begin: Begin) -> None:
     play = begin(prompt=ASKED).says(a="The city is Oslo.", b="The city is Oslo!", c="Rome, of course.")
     asked = play.asks()
-    assert list(asked) == ["mended"]
-    assert "The city is Oslo" in asked["mended"]
-    assert "Rome" not in asked["mended"]
+    assert list(asked) == ["repair"]
+    assert "The city is Oslo" in asked["repair"]
+    assert "Rome" not in asked["repair"]
     (call,) = play.rounds[-1].calls
     assert (call.kind, call.sampling.response_schema, call.sampling.temperature) == ("write", CITY, None)
 
-    draft = play.replies(mended=fenced(OSLO)).ends()
+    draft = play.replies(repair=fenced(OSLO)).ends()
     assert (draft.status, draft.content) == ("fused", OSLO)
     assert draft.degraded == ("off_schema:a", "off_schema:b", "off_schema:c")
 
@@ -65,7 +65,7 @@ def test_where_nobody_has_the_form_one_answer_is_written_anew(begin: Begin) -> N
 def test_where_that_fails_too_the_outcome_says_so(begin: Begin, reply: str) -> None:
     play = begin(prompt=ASKED).says(a="The city is Oslo.", b="Oslo.", c="Rome.")
     play.asks()
-    play.replies(mended=reply).asks()
+    play.replies(repair=reply).asks()
     draft = play.judge_says("b").ends()
     assert draft.content == "Oslo."
     assert "schema_unmet" in draft.degraded

@@ -12,7 +12,7 @@ from fusewire.contracts import Outcome
 from fusewire_ingest import chat_reply, chat_request
 from fusewire_ingest.api import bodies, errors, schemas
 from fusewire_ingest.api.parts import Parts, Who
-from fusewire_ingest.api.running import Run, answered, begin, streamed
+from fusewire_ingest.api.run import Run, answered, begin, streamed
 from fusewire_ingest.api.stream import DONE, data
 from fusewire_ingest.rules import default_pool
 

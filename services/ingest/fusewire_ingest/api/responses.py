@@ -13,7 +13,7 @@ from fusewire_ingest.access import Caller
 from fusewire_ingest.api import bodies, schemas
 from fusewire_ingest.api.errors import HttpError
 from fusewire_ingest.api.parts import Parts, Who
-from fusewire_ingest.api.running import Run, answered, begin, streamed
+from fusewire_ingest.api.run import Run, answered, begin, streamed
 from fusewire_ingest.api.stream import data
 from fusewire_ingest.refusal import RefusedError
 from fusewire_ingest.responses_stream import Event, ResponseEvents

@@ -10,9 +10,9 @@ from fusewire_judge.answers import agreement, kind_of, share, votes
 from fusewire_judge.fusion.best_of import best_of
 from fusewire_judge.fusion.case import Ask, Case, Decided, Decision, Draft, Heard, Panel, Replies, Said, Steps, Wait
 from fusewire_judge.fusion.debate import debate
-from fusewire_judge.fusion.mending import is_off_schema, mend
 from fusewire_judge.fusion.merge import merge
 from fusewire_judge.fusion.panel import convene
+from fusewire_judge.fusion.repair import is_off_schema, repair
 from fusewire_judge.fusion.tools import Voice, fuse
 from fusewire_judge.replay import RECORDED
 
@@ -49,10 +49,10 @@ def decide(case: Case, now: datetime) -> Decision:
 
 
 def _off_schema(case: Case, panel: Panel) -> Steps:
-    """Answers of which none has the form that was asked: one is mended, or the best of them is returned as it is."""
-    mended = yield from mend(case, panel)
-    if mended is not None:
-        return mended
+    """Answers of which none has the form that was asked: one is repaired, or the best of them is returned as it is."""
+    repaired = yield from repair(case, panel)
+    if repaired is not None:
+        return repaired
     chosen = _without_choice(case, panel)
     if chosen is None:
         chosen = yield from STRATEGIES[case.plan.mode](case, panel)

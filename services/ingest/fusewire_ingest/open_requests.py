@@ -17,7 +17,7 @@ ASK_S = 1.0
 _YES, _NO = b"1", b"0"
 
 
-class Holding:
+class OpenRequests:
     """The open requests of this process, and a question to the others about theirs."""
 
     def __init__(self, bus: Bus) -> None:

@@ -116,7 +116,7 @@ async def answered(of: Parts, run: Run, request: Request) -> Outcome:
     """
     is_new = await _submit(of, run)
     try:
-        with of.door.holding.held(run.fusion_id):
+        with of.door.open_requests.held(run.fusion_id):
             return await unless_gone(request.receive, _outcome(of, run, just_begun=is_new))
     except GoneError:
         await _left(of, run)
@@ -126,7 +126,7 @@ async def answered(of: Parts, run: Run, request: Request) -> Outcome:
 async def streamed(of: Parts, run: Run, telling: Telling) -> Response:
     """Submit a run and tell of it while it goes on."""
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(of.door.holding.held(run.fusion_id))
+        stack.enter_context(of.door.open_requests.held(run.fusion_id))
         watch = await stack.enter_async_context(of.watcher.watch(run.fusion_id))
         outcome = _outcome(of, run, just_begun=await _submit(of, run))
         told = events(telling, watch, outcome, heartbeat_s=of.heartbeat_s, tells_panel=of.settings.http.panel_comments)
@@ -169,7 +169,7 @@ async def _outcome(of: Parts, run: Run, *, just_begun: bool) -> Outcome:
 
 async def _left(of: Parts, run: Run) -> None:
     # Another request may have been attached to it.
-    is_last = not of.door.holding.is_held(run.fusion_id)
+    is_last = not of.door.open_requests.is_held(run.fusion_id)
     is_cancelled = run.cancels and is_last
     if is_cancelled:
         await of.door.cancel(run.prompt.tenant, [run.fusion_id])

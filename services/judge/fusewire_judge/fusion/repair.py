@@ -7,7 +7,7 @@ from fusewire_judge.answers import canonical, medoid, unwrapped
 from fusewire_judge.fusion.case import Case, Draft, Panel, Replies
 from fusewire_judge.fusion.wording import lineup, reform
 
-MENDED = "mended"
+CALL = "repair"
 """The name of the call."""
 
 
@@ -16,7 +16,7 @@ def is_off_schema(panel: Panel) -> bool:
     return bool(panel.said) and all(panel.flaws.get(one.member) == "off_schema" for one in panel.said)
 
 
-def mend(case: Case, panel: Panel) -> Generator[tuple[Call, ...], Replies, Draft | None]:
+def repair(case: Case, panel: Panel) -> Generator[tuple[Call, ...], Replies, Draft | None]:
     """Ask the judge's model, once and held to the schema, to write the answer most like the others in that form.
 
     Yields:
@@ -29,16 +29,16 @@ def mend(case: Case, panel: Panel) -> Generator[tuple[Call, ...], Replies, Draft
     if judge is None:
         return None
     chosen = medoid(panel.said)
-    shown = lineup((chosen,), case.plan.seed, MENDED)
+    shown = lineup((chosen,), case.plan.seed, CALL)
     call = Call(
-        name=MENDED,
+        name=CALL,
         kind="write",
         model=judge.model,
         messages=reform(case.prompt, shown),
         sampling=sampling.model_copy(update={"temperature": None, "top_p": None, "seed": None}),
     )
     replies = yield (call,)
-    reply = replies.get(MENDED)
+    reply = replies.get(CALL)
     text = unwrapped((reply.content or "") if reply and reply.ok else "", sampling.response_schema)
     if canonical(text, sampling.response_schema) is None:
         return None
