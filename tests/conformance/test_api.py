@@ -226,6 +226,46 @@ async def test_a_bad_address_is_refused_in_openai_s_shape(door: aiohttp.ClientSe
         assert response.headers["x-request-id"].startswith("req-")
 
 
+async def test_an_address_is_the_same_with_a_slash_and_without_a_body(door: aiohttp.ClientSession) -> None:
+    async with door.get("/v1/models") as response:
+        whole = await response.read()
+    async with door.get("/v1/models/", allow_redirects=False) as response:
+        assert (response.status, await response.read()) == (200, whole)
+    async with door.head("/v1/models") as response:
+        assert (response.status, response.headers["content-length"]) == (200, str(len(whole)))
+        assert await response.read() == b""
+    async with door.post(f"{CHAT}/", json={"messages": []}, allow_redirects=False) as response:
+        assert (response.status, (await response.json())["error"]["param"]) == (400, "messages")
+
+
+@pytest.mark.parametrize(
+    ("path", "instead"),
+    [("completions", CHAT), ("embeddings", "/v1/fusions"), ("assistants/a1", "/v1/responses"), ("messages", CHAT)],
+)
+async def test_what_others_have_and_we_have_not_names_what_there_is(
+    door: aiohttp.ClientSession, path: str, instead: str
+) -> None:
+    for prefix in ("/v1", "/api/v1"):
+        async with door.post(f"{prefix}/{path}", json={}) as response:
+            answer = await response.json()
+        assert (response.status, code_of(answer["error"])) == (404, "not_found")
+        assert instead in answer["error"]["message"]
+
+
+async def test_pages_elsewhere_may_call_where_they_are_named(
+    make_settings: MakeSettings, running: Running, nats: NatsServer
+) -> None:
+    asked = {"origin": "https://app.example", "access-control-request-method": "POST"}
+    for origins, allowed in (((), None), (("https://app.example",), "https://app.example")):
+        settings = make_settings(nats=Nats(url=nats.url), http={"port": 0, "origins": origins})
+        async with (
+            running(settings, "ingest") as client,
+            aiohttp.ClientSession(client.url) as http,
+            http.options(CHAT, headers=asked) as response,
+        ):
+            assert response.headers.get("access-control-allow-origin") == allowed
+
+
 async def test_what_nobody_foresaw_is_told_and_logged_without_its_text(
     door: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,18 @@ OPENROUTER_PREFIX = "/api/v1"
 _OPENROUTER_SDK = re.compile(r"speakeasy-sdk/.*openrouter", re.IGNORECASE)
 
 
+_ELSEWHERE = {
+    "completions": "send the prompt as a message to /v1/chat/completions",
+    **dict.fromkeys(("assistants", "threads"), "keep the conversation yourself, or go on with /v1/responses"),
+    **dict.fromkeys(("messages", "complete"), "send the conversation to /v1/chat/completions"),
+    **dict.fromkeys(
+        ("embeddings", "images", "audio", "moderations", "fine_tuning", "vector_stores", "realtime", "videos"),
+        "Fusewire fuses answers in text: /v1/chat/completions, /v1/responses, /v1/fusions, /v1/batches",
+    ),
+}
+"""What stands in for addresses of OpenAI's and Anthropic's that are not there, by their first part."""
+
+
 class HttpError(Exception):
     """A request that is answered with an error."""
 
@@ -152,12 +164,17 @@ class Answering:
             return
         request_id = self._new_id()
         is_begun = False
+        is_head = scope["method"] == "HEAD"
+        # An address with a slash at its end is the same, and HEAD is GET without the body.
+        scope = {**scope, "path": scope["path"].rstrip("/") or "/", "method": "GET" if is_head else scope["method"]}
 
         async def named(message: MutableMapping[str, Any]) -> None:
             nonlocal is_begun
             if message["type"] == "http.response.start":
                 is_begun = True
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+            elif is_head:
+                message = {**message, "body": b""}
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
@@ -179,6 +196,13 @@ class Answering:
 def _route(scope: Scope) -> str:
     """The route's pattern, without what a client filled in."""
     return str(getattr(scope.get("route"), "path", ""))
+
+
+def _absent(path: str) -> str:
+    """What to say of an address at which there is nothing."""
+    tail = path.removeprefix(OPENROUTER_PREFIX).removeprefix("/v1").strip("/").partition("/")[0]
+    instead = _ELSEWHERE.get(tail)
+    return f"there is nothing at this address; {instead}" if instead else "there is nothing at this address"
 
 
 Handler = Callable[[Request, Any], Awaitable[Response]]
@@ -223,7 +247,7 @@ def handle(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _http(request: Request, exc: HTTPException) -> Response:
         code = {404: "not_found", 405: "method_not_allowed"}.get(exc.status_code, "http_error")
-        message = {404: "there is nothing at this address", 405: "this address does not take this method"}
+        message = {404: _absent(request.url.path), 405: "this address does not take this method"}
         return error(request, exc.status_code, code, message.get(exc.status_code, str(exc.detail)), headers=exc.headers)
 
     @app.exception_handler(GoneError)
