@@ -17,7 +17,7 @@ MEMBERS := shared services/ingest services/dispatcher services/worker-edge servi
 TESTS := tests/contract tests/conformance tests/e2e tests/bench tests/fuzz $(wildcard tests/unit/*)
 SOURCES := $(MEMBERS) migrations tests
 
-.PHONY: help setup demo test test-batch test-unit check format bench bench-doors bench-edge bench-fusion fuzz lock docs clean
+.PHONY: help setup demo test test-batch test-unit check format bench bench-doors bench-edge bench-judge bench-fusion fuzz lock docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -68,6 +68,9 @@ bench-doors: setup ## measure the API's overhead, intake, memory and streaming; 
 
 bench-edge: setup ## measure edge models beside llama.cpp (downloads 1.7 GB); writes build/bench-edge.json
 	@$(BIN)/python tests/bench/edge.py
+
+bench-judge: setup ## measure edge judges on 288 pairs of answers, with the models that have been pulled
+	@PYTHONPATH=tests/bench $(BIN)/python tests/bench/judge.py
 
 bench-fusion: setup ## measure how well the strategies fuse, simulated; writes build/bench-fusion.json
 	@PYTHONPATH=tests/bench $(BIN)/python -m fusion

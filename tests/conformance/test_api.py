@@ -742,6 +742,18 @@ async def test_a_stream_without_usage_ends_with_its_finish(http: aiohttp.ClientS
     assert heard.chunks[-1]["fusion"]["outcome_id"] == heard.response.headers[OUTCOME_HEADER]
 
 
+async def test_what_some_clients_take_for_a_line_end_is_none(
+    http: aiohttp.ClientSession, model_server: ModelServer
+) -> None:
+    said = "one\u2028two\u2029three\u0085four"
+    model_server.set_script(Script.of(answer=said))
+    async with http.post(CHAT, json={**ASKED, "stream": True}) as response:
+        raw = (await response.read()).decode()
+    assert len(raw.splitlines()) == raw.count("\n")
+    chunks = [json.loads(line.removeprefix("data: ")) for line in raw.splitlines() if line.startswith("data: {")]
+    assert "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks if c["choices"]) == said
+
+
 async def test_a_stream_is_never_silent_for_long(
     make_settings: MakeSettings, stack: Running, model_server: ModelServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
