@@ -4,6 +4,7 @@ No server and no driver is imported here: a test of pure code must start at once
 """
 
 import fcntl
+import functools
 import itertools
 import logging
 import os
@@ -11,18 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hypothesis
 import pytest
 import structlog
-
-# A slow machine is no fault, and a run in CI is the same every time.
-hypothesis.settings.register_profile(
-    "fusewire",
-    deadline=None,
-    derandomize="CI" in os.environ,
-    suppress_health_check=[hypothesis.HealthCheck.too_slow],
-)
-hypothesis.settings.load_profile("fusewire")
 
 KEPT_ENV = ("FUSEWIRE_NATS_SERVER", "FUSEWIRE_MIGRATIONS")
 
@@ -40,6 +31,27 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         logger_factory=structlog.PrintLoggerFactory(),
         cache_logger_on_first_use=False,
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> None:
+    """Load hypothesis's profile before a module that has property tests, and for no other: it takes half a second."""
+    if isinstance(collector, pytest.Module) and "hypothesis" in collector.path.read_text():
+        _load_profile()
+
+
+@functools.cache
+def _load_profile() -> None:
+    """A slow machine is no fault, and a run in CI is the same every time."""
+    import hypothesis
+
+    hypothesis.settings.register_profile(
+        "fusewire",
+        deadline=None,
+        derandomize="CI" in os.environ,
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    )
+    hypothesis.settings.load_profile("fusewire")
 
 
 # -- the order of tests -----------------------------------------------------------------------
