@@ -102,6 +102,25 @@ def test_tools(client: OpenAI, served: Served) -> None:
     assert reply.choices[0].message.content
 
 
+def test_what_one_model_says_beside_its_calls_is_told_while_it_writes(client: OpenAI, served: Served) -> None:
+    said = "I look at the weather first, then at the clock."
+    weather = ScriptedCall(name="weather", arguments={"city": "Oslo"})
+    served.script(Script.of(calls=(weather,), beside=said, token_ms=20))
+    tools: Any = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+    with client.chat.completions.stream(model="a", messages=MESSAGES, tools=tools) as stream:
+        pieces = [event.delta for event in stream if event.type == "content.delta"]
+        message = stream.get_final_completion().choices[0].message
+    whole = client.chat.completions.create(model="a", messages=MESSAGES, tools=tools).choices[0].message
+
+    # As it comes, and not in one piece at the end.
+    assert len(pieces) > 3
+    assert ("".join(pieces), message.content, whole.content) == (said, said, said)
+    for one in (message, whole):
+        (call,) = one.tool_calls or []
+        assert call.type == "function"
+        assert json.loads(call.function.arguments) == {"city": "Oslo"}
+
+
 class Place(BaseModel):
     city: Literal["Oslo"]
     height_m: int

@@ -122,8 +122,8 @@ def plan(prompt: Prompt, book: Book, now: datetime) -> tuple[Plan, tuple[Task, .
         members, excluded = _panel(prompt, _wanted(prompt, pool), policy, book)
     has_choice = len(members) + len(excluded) > 1
     judge, jury, barred = _judges(prompt, pool, book) if has_choice else (None, (), [])
-    # What one member says is the outcome, word for word; where there are tools, it may yet be a call.
-    is_shown = prompt.is_streamed and len(members) == 1 and not prompt.tools
+    # What one member says is the outcome, word for word.
+    is_shown = prompt.is_streamed and len(members) == 1
     if is_shown:
         policy = policy.model_copy(update={"hedge": 0.0})
     made = Plan(

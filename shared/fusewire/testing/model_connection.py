@@ -224,7 +224,7 @@ class Connection(asyncio.Protocol):
         dialect = asked.dialect
         if fault is None:
             calls = model.calls(asked.request)
-            text = "" if calls else model.answer(asked.request)
+            text = model.beside if calls else model.answer(asked.request)
             self._answer(model, asked, Said.of(model, asked.request, text, "tool_calls" if calls else "stop", calls))
         elif fault.kind in STATUS_FAULTS:
             status, code, kind = STATUS_FAULTS[fault.kind]

@@ -151,7 +151,7 @@ class OpenAIDialect(Dialect):
         return body
 
     def whole(self, said: Said) -> bytes:
-        message: dict[str, Any] = {"role": "assistant", "content": None if said.calls else said.text}
+        message: dict[str, Any] = {"role": "assistant", "content": (said.text or None) if said.calls else said.text}
         if said.calls:
             message["tool_calls"] = self._calls(said)
         choice = {"index": 0, "message": message, "finish_reason": said.finish}

@@ -191,6 +191,8 @@ class ModelScript(_Data):
     """The answer to all else; `{model}`, `{digest}` and `{prompt}` are filled in. None answers from the prompt."""
     calls: tuple[ScriptedCall, ...] = ()
     """Made in place of `answer` by requests that offer tools, until the last message is a tool's result."""
+    beside: str = ""
+    """What it says in the same turn as its calls."""
     faults: tuple[Fault, ...] = ()
     """The fates of the first requests, in order of arrival."""
     repeat_faults: bool = False
@@ -303,6 +305,11 @@ class Model:
             return ()
         rule = self._rule(last_user_message(request))
         return rule.calls if rule is not None else self._script.calls
+
+    @property
+    def beside(self) -> str:
+        """What it says in the same turn as its calls."""
+        return self._script.beside
 
     def _rule(self, prompt: str) -> Rule | None:
         return next((rule for pattern, rule in self._rules if pattern.search(prompt)), None)

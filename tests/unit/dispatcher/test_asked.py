@@ -180,13 +180,14 @@ def test_the_one_call_whose_text_is_the_outcome_is_streamed() -> None:
     assert [t.is_streamed for t in tasks.values()] == [True]
     # A second call could win with another text than was shown.
     assert made.policy.hedge == 0
+    _, tasks = planned(members=("mist",), is_streamed=True, tools=(Tool(name="look"),))
+    assert [t.is_streamed for t in tasks.values()] == [True]
     assert planned(book(settings(hedge=0.5)), members=("mist",))[0].policy.hedge == 0.5
 
 
 NOT_STREAMED: dict[str, dict[str, Any]] = {
     "nobody reads along": {"members": ("mist",), "is_streamed": False},
     "several are asked": {"members": ("mist", "claude")},
-    "what it says may be a call": {"members": ("mist",), "tools": (Tool(name="look"),)},
 }
 
 

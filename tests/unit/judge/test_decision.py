@@ -237,6 +237,20 @@ def test_one_caller_alone_is_single(begin: Begin) -> None:
     assert draft.degraded == ("failed:b:timeout", "empty:c")
 
 
+def test_what_is_said_beside_calls_is_kept_of_one_member_and_of_several_of_none(begin: Begin) -> None:
+    call = ToolCall(id="1", name="weather", arguments='{"city": "Paris"}')
+    alone = (
+        begin(prompt={"tools": (WEATHER,)}, members=[make_member("a")]).say("a", "I look.", tool_calls=(call,)).ends()
+    )
+    play = begin(prompt={"tools": (WEATHER,)})
+    for member in "abc":
+        play.say(member, f"{member} looks.", tool_calls=(call,))
+    several = play.ends()
+
+    assert (alone.content, len(alone.tool_calls)) == ("I look.", 1)
+    assert (several.content, len(several.tool_calls)) == (None, 1)
+
+
 def test_text_outvotes_calls(begin: Begin) -> None:
     play = called(begin, {"a": ["Paris"], "b": OPEN["b"], "c": OPEN["c"]})
 

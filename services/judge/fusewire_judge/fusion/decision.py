@@ -116,8 +116,11 @@ def _called(case: Case, panel: Panel) -> tuple[Panel, Draft | None]:
     voices = [Voice(one.member, one.weight, one.tool_calls) for one in callers]
     fused = fuse(voices, case.prompt.tools, (case.plan.fusion_id, "tool-call"))
     if fused is not None and fused.calls:
+        alone = panel.said[0] if len(panel.said) == 1 else None
         draft = Draft(
-            status="single" if len(panel.said) == 1 else "voted",
+            status="single" if alone else "voted",
+            # What several say beside their calls belongs to none of the fused ones.
+            content=(alone.content or None) if alone else None,
             said=panel.said,
             tool_calls=fused.calls,
             reason=f"tool calls of {', '.join(fused.members)}, voted argument by argument",
