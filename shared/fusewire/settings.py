@@ -275,8 +275,8 @@ class Pool(Section):
     jury: tuple[Name, ...] = Field(default=(), max_length=5)
     """Several models that judge together, best of different families; `judge` (or the first) then writes merges."""
     judge_by: Literal["margin", "words"] = "margin"
-    """How edge judges choose. `margin`: by the probability of each answer's label, over orders in which each stands
-    everywhere once; small models that write a verdict name whatever stands first. Hosted judges always write."""
+    """How edge judges choose. `margin`: by how much more probable the model finds one answer than the others as its own
+    reply; small models that write a verdict name whatever stands first. Hosted judges always write."""
     judge_own: bool = False
     """Whether a judge by margin has a voice on answers of its own model too, for pools in which the strongest model is
     both."""

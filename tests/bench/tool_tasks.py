@@ -7,7 +7,7 @@ from fusewire.contracts import Message, Tool
 from fusewire_worker_edge.engine.answer import Answer
 from fusewire_worker_edge.engine.api import Completion, GenerateRequest
 from fusewire_worker_edge.engine.generation import Generator
-from fusewire_worker_edge.engine.scheduler import Job
+from fusewire_worker_edge.engine.scheduler import AnswerJob
 
 MAX_TOKENS = 160
 
@@ -110,7 +110,7 @@ def _free(generator: Generator, request: GenerateRequest) -> list[Call]:
     prompt = vocabulary.prompt(request.messages, request.tools)
     stream = vocabulary.text_stream(special=True)
     answer = Answer(request.model_copy(update={"tools": ()}), stream, None, generator.manifest.end_tokens, None)
-    generator.scheduler.submit(Job(request.id, prompt, request.max_tokens, answer))
+    generator.scheduler.submit(AnswerJob(id=request.id, prompt=prompt, answer=answer, max_tokens=request.max_tokens))
     while not any(event.completion for event in generator.scheduler.step()):
         pass
     return _written(answer.text)

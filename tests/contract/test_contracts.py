@@ -264,6 +264,7 @@ MESSAGES_V1: tuple[Wire, ...] = (
         degraded_reasons=("excluded:gpt:residency", "judge_failed:empty"),
         content="Paris, “naturally” 🌍",
         tool_calls=(CALL,),
+        reasoning="It is on the Seine.",
         tenant="acme",
         batch_id="b1",
         custom_id="row 1",

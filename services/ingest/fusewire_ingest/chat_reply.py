@@ -98,6 +98,8 @@ def completion_of(body: Body, *, model: str, created: int, warnings: Sequence[st
     """As `completion`, of an outcome's JSON."""
     calls = _tool_calls(body)
     message: dict[str, Any] = {"role": "assistant", "content": body.get("content"), "refusal": _refusal(body)}
+    if thought := body.get("reasoning"):
+        message |= _thought(thought)
     if calls:
         message["tool_calls"] = calls
     reason = finish_reason(body)
@@ -136,6 +138,7 @@ def chunks(
         raise SupersededError
     frame = _frame(outcome.fusion_id, model, created)
     deltas: list[dict[str, Any]] = [] if sent else [{"role": "assistant", "content": ""}]
+    deltas += [_thought(one) for one in pieces(body.get("reasoning") or "", PIECE_CHARS // 2)]
     deltas += [{"content": one} for one in pieces(content[len(sent) :])]
     deltas += [{"tool_calls": [part]} for part in _call_parts(body)]
     deltas += [{"refusal": refusal}] if (refusal := _refusal(body)) else []
@@ -148,9 +151,14 @@ def chunks(
     return iter(found)
 
 
-def pieces(text: str) -> Iterator[str]:
+def pieces(text: str, size: int = PIECE_CHARS) -> Iterator[str]:
     """A text in pieces, none of which makes too long a line."""
-    return (text[at : at + PIECE_CHARS] for at in range(0, len(text), PIECE_CHARS))
+    return (text[at : at + size] for at in range(0, len(text), size))
+
+
+def _thought(text: str) -> dict[str, str]:
+    """What was thought, by OpenRouter's name and by the one of DeepSeek, vLLM and llama.cpp."""
+    return {"reasoning": text, "reasoning_content": text}
 
 
 def _call_parts(body: Body) -> Iterator[dict[str, Any]]:

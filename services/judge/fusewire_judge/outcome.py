@@ -34,6 +34,7 @@ def build(case: Case, decided: Decided, now: datetime, *, judged_since: datetime
         degraded_reasons=draft.degraded,
         content=draft.content,
         tool_calls=draft.tool_calls,
+        reasoning=_reasoning(case, draft),
         tenant=prompt.tenant,
         batch_id=prompt.batch_id,
         custom_id=prompt.custom_id,
@@ -72,6 +73,13 @@ def _judge(plan: Plan) -> str | None:
     if len(plan.jurors) > 1:
         return "jury"
     return plan.judge.model if plan.judge else None
+
+
+def _reasoning(case: Case, draft: Draft) -> str | None:
+    """What the winner thought before the answer that stands."""
+    chosen = next((one for one in draft.said if one.member == draft.winner), None)
+    heard = chosen and case.heard.get((chosen.round, chosen.call))
+    return heard.candidate.reasoning if heard else None
 
 
 def _missing(plan: Plan, panel: Panel | None) -> float:

@@ -111,7 +111,7 @@ class Candidate(Wire):
     logprob_min: float | None = Field(default=None, le=0)
     """The least of them: the token that it was least sure of."""
     choice_logprobs: tuple[float, ...] = ()
-    """Natural logarithm of the probability of each of the call's choices, among these alone."""
+    """By choice of the call: the mean natural logarithm of the probabilities of its tokens and of the end after it."""
     maybe_paid_twice: bool = False
     """An earlier attempt's result is unknowable, so the call may have been billed once more."""
     started_at: AwareDatetime

@@ -46,7 +46,7 @@ class Verdict(Part):
     """Whom it named; None if that could not be read."""
     rung: Rung | None = None
     logprobs: tuple[float, ...] = ()
-    """Of each that was shown, from a judge that decides by margin."""
+    """From a judge that decides by margin: of each that was shown, the mean per token."""
     void: str | None = None
     """Why it does not count."""
     is_consistent: bool | None = None
@@ -106,6 +106,8 @@ class Outcome(Wire):
     degraded_reasons: tuple[str, ...] = ()
     content: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+    reasoning: str | None = None
+    """What the winner thought before its answer, as far as that came apart from it."""
     tenant: str
     batch_id: str | None = None
     custom_id: str

@@ -59,7 +59,7 @@ class PlannedJudge(Part):
     tier: Tier
     family: str
     by_margin: bool = False
-    """Whether it decides by the probabilities of the labels over several orders, and writes nothing."""
+    """Whether it decides by how probable it finds each answer as its own reply, and writes nothing."""
     sees_own: bool = False
     """Whether it has a voice on answers of its own model too."""
 

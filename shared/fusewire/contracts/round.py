@@ -24,7 +24,7 @@ class Call(Part):
     expected_tokens: int | None = Field(default=None, ge=1)
     """About how long the answer is. The limit at the edge, where models ramble; hosted ones need room for thought."""
     choices: tuple[str, ...] = ()
-    """Single letters, of which the answer is one; the model then says how probable each is. Edge models only."""
+    """Texts: the model says how probable each is as its answer, and writes none. Edge models only."""
     tools: tuple[Tool, ...] = ()
     tool_choice: str = "auto"
     parallel_tool_calls: bool = True

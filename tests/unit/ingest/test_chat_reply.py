@@ -83,6 +83,7 @@ SHAPES = {
         degraded_reasons=("judge_failed:not_json",),
         answers=(answer("a"), error("b", "rate_limited"), answer("c", status="missing", content=None)),
     ),
+    "thought": outcome(reasoning="It is on the Seine. " * 500),
     "bare": make_outcome(),
 }
 
@@ -285,6 +286,21 @@ def test_what_everybody_declines_is_a_refusal(codes: tuple[str, ...]) -> None:
     assert made["choices"][0]["message"]["refusal"] == REFUSAL
     assert made["choices"][0]["finish_reason"] == "content_filter"
     assert not is_withheld(failed("refused", "timeout"))
+
+
+def test_what_the_winner_thought_is_told_by_both_of_its_names_and_before_the_answer() -> None:
+    thought = "ein Gedanke é\n" * 700
+    of = outcome(reasoning=thought)
+    message = reply(of)["choices"][0]["message"]
+    made = streamed(of)
+    deltas = [one["choices"][0]["delta"] for one in made if one["choices"]]
+
+    assert message["reasoning"] == message["reasoning_content"] == thought
+    for name in ("reasoning", "reasoning_content"):
+        assert "".join(delta.get(name, "") for delta in deltas) == thought
+    assert [name for delta in deltas for name in ("reasoning", "content") if delta.get(name)][-1] == "content"
+    assert max(len(json.dumps(one).encode()) for one in made) < 32 * 1024
+    assert "reasoning" not in reply(outcome())["choices"][0]["message"]
 
 
 def test_no_chunk_makes_a_long_line() -> None:

@@ -1,15 +1,14 @@
-"""Judges that decide by probabilities: what they like of a place or a letter falls out of the comparison."""
+"""Judges that decide by how probable they find each answer as their own reply."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from fusewire.contracts import CONTROL, Call, PlannedJudge
+from fusewire.contracts import CONTROL, Call, Message, PlannedJudge
 from fusewire.testing.factories import OPEN_ANSWERS as OPEN
-from fusewire.testing.factories import make_member
-from fusewire_judge.fusion.case import Said
-from fusewire_judge.fusion.wording import MOST_ROTATIONS, rotations
+from fusewire.testing.factories import make_member, make_prompt
+from fusewire_judge.fusion.wording import PLAIN
 
 Begin = Callable[..., Any]
 
@@ -17,11 +16,16 @@ EDGE = PlannedJudge(model="m-edge", tier="edge", family="edge", by_margin=True)
 OWN = EDGE.model_copy(update={"model": "m-a"})
 
 
-def judged(play: Any, liking: dict[str, float], *, of_first: float = 0.0) -> Any:
-    """Each call is answered with log probabilities: what the judge likes of an answer, and of the first place."""
+def order(call: Call) -> list[str]:
+    """Who is behind each of the texts."""
+    by_text = {text: name for name, text in OPEN.items()}
+    return [by_text.get(text, CONTROL) for text in call.choices]
+
+
+def judged(play: Any, liking: dict[str, float]) -> Any:
+    """Each call is answered with what the judge finds of each text."""
     for call in play.verdict_calls():
-        names = play.order(call)
-        scores = tuple(liking[name] + (of_first if place == 0 else 0.0) - 20 for place, name in enumerate(names))
+        scores = tuple(liking[name] - 20 for name in order(call))
         play.say(call.name, call.choices[0], len(play.rounds), choice_logprobs=scores)
     return play
 
@@ -32,50 +36,41 @@ def begun(begin: Begin, **given: Any) -> Any:
     return play
 
 
-def test_each_answer_stands_in_each_place_once_and_each_place_has_its_letter() -> None:
-    said = [Said(name, 1.0, f"{name} says", 0) for name in "abc"]
-    made = rotations(said, 7, "verdict-1")
+def test_one_call_reads_every_answer_after_the_request_itself(begin: Begin) -> None:
+    (call,) = begun(begin).verdict_calls()
 
-    assert [sorted(one.members[place] for one in made) for place in range(3)] == [["a", "b", "c"]] * 3
-    assert len({one.labels for one in made}) == 1
-    assert all(len(label) == 1 for label in made[0].labels)
-    assert len({one.fence for one in made}) == 1
-
-
-def test_of_many_answers_an_order_and_its_opposite_are_asked() -> None:
-    said = [Said(f"m{i}", 1.0, f"{i}", 0) for i in range(MOST_ROTATIONS + 1)]
-    first, second = rotations(said, 7, "verdict-1")
-
-    assert first.members == second.members[::-1]
+    assert sorted(call.choices) == sorted(OPEN.values())
+    assert call.sampling.response_schema is None
+    assert [(m.role, m.content) for m in call.messages] == [
+        ("system", PLAIN),
+        ("user", make_prompt().messages[0].content),
+    ]
 
 
-def test_the_calls_offer_letters_and_want_no_text(begin: Begin) -> None:
-    play = begun(begin)
-    calls: list[Call] = play.verdict_calls()
+def test_a_conversation_stays_one_and_the_pool_s_criteria_are_asked_for(begin: Begin) -> None:
+    messages = [
+        Message(role="system", content="You are a guide."),
+        Message(role="user", content="Hello"),
+        Message(role="assistant", content="Good day."),
+        Message(role="user", content="Where to?"),
+    ]
+    play = begun(begin, prompt={"messages": tuple(messages)}, policy={"criteria": "kind first"})
+    (call,) = play.verdict_calls()
 
-    assert len(calls) == 3
-    assert all(len(call.choices) == 3 and call.sampling.response_schema is None for call in calls)
-    assert [label for label, _ in play.shown(calls[0])] == list(calls[0].choices)
+    assert call.messages[0].content == "You are a guide.\n\nAnswer by this: kind first."
+    assert list(call.messages[1:]) == messages[1:]
 
 
-def test_what_a_judge_likes_of_the_first_place_decides_nothing(begin: Begin) -> None:
-    draft = judged(begun(begin), {"a": 0.0, "b": 0.5, "c": 0.2}, of_first=6.0).ends()
+def test_what_it_finds_most_probable_wins(begin: Begin) -> None:
+    draft = judged(begun(begin), {"a": 0.0, "b": 0.5, "c": 0.2}).ends()
 
-    # Each order by itself names what stands first; together they name b.
-    assert [one.winner == one.shown[0] for one in draft.verdicts] == [True] * 3
     assert (draft.status, draft.winner) == ("fused", "b")
-    assert draft.reason == "preferred with 43% over 3 orders"
+    # Odds of e^(2.9 * 0.3) over c and e^(2.9 * 0.5) over a.
+    assert draft.reason == "preferred with 60%"
     assert draft.degraded == ()
-    assert all(len(one.logprobs) == 3 for one in draft.verdicts)
-
-
-def test_two_answers_are_compared_by_the_sum_of_both_margins(begin: Begin) -> None:
-    play = begin(judge=EDGE, members=[make_member("a"), make_member("b")]).says(a=OPEN["a"], b=OPEN["b"])
-    play.asks()
-    draft = judged(play, {"a": 1.0, "b": 0.0}, of_first=9.0).ends()
-
-    assert draft.winner == "a"
-    assert [one.is_consistent for one in draft.verdicts] == [False, False]
+    (verdict,) = draft.verdicts
+    assert (verdict.winner, verdict.rung, verdict.is_consistent) == ("b", "strict", None)
+    assert dict(zip(verdict.shown, verdict.logprobs, strict=True)) == {"a": -20.0, "b": -19.5, "c": -19.8}
 
 
 def test_a_weak_voice_needs_more_than_a_small_judge_s_leaning(begin: Begin) -> None:
@@ -86,8 +81,23 @@ def test_a_weak_voice_needs_more_than_a_small_judge_s_leaning(begin: Begin) -> N
         play.asks()
         return str(judged(play, {"a": 0.0, "b": liking}).ends().winner)
 
-    # A quarter of the weight is made up for by odds of four.
-    assert (winner(1.3), winner(1.5)) == ("a", "b")
+    # A quarter of the weight is made up for by odds of four: 2.9 times the difference is ln 4 at 0.478.
+    assert (winner(0.47), winner(0.49)) == ("a", "b")
+
+
+def test_an_answer_that_was_cut_off_is_not_read_beside_two_whole_ones(begin: Begin) -> None:
+    play = begin(judge=EDGE).says(a=OPEN["a"], b=OPEN["b"]).say("c", OPEN["c"], finish_reason="length")
+    play.asks()
+    (call,) = play.verdict_calls()
+    assert set(order(call)) == {"a", "b"}
+    assert judged(play, {"a": 0.0, "b": 1.0}).ends().winner == "b"
+
+    play = begin(judge=EDGE).says(a=OPEN["a"])
+    for member in "bc":
+        play.say(member, OPEN[member], finish_reason="length")
+    play.asks()
+    (call,) = play.verdict_calls()
+    assert set(order(call)) == {"a", "b", "c"}
 
 
 def test_a_judge_that_prefers_the_control_is_void(begin: Begin) -> None:
@@ -99,29 +109,33 @@ def test_a_judge_that_prefers_the_control_is_void(begin: Begin) -> None:
 
 
 def test_a_judge_has_no_voice_on_its_own_answer_unless_the_pool_says_so(begin: Begin) -> None:
-    shown = [set(play.order(call)) for play in [begun(begin, judge=OWN)] for call in play.verdict_calls()]
-    assert shown == [{"b", "c"}] * 2
+    (call,) = begun(begin, judge=OWN).verdict_calls()
+    assert set(order(call)) == {"b", "c"}
 
     whole = begun(begin, judge=OWN.model_copy(update={"sees_own": True}))
-    assert [set(whole.order(call)) for call in whole.verdict_calls()] == [{"a", "b", "c"}] * 3
+    assert set(order(*whole.verdict_calls())) == {"a", "b", "c"}
     assert judged(whole, {"a": 1.0, "b": 0.0, "c": 0.0}).ends().winner == "a"
+
+
+def test_judges_by_margin_that_disagree_are_not_asked_the_same_again(begin: Begin) -> None:
+    other = EDGE.model_copy(update={"model": "m-other"})
+    play = begun(begin, judge=EDGE, jury=(EDGE, other))
+    liked = iter(({"a": 1.0, "b": 0.0, "c": 0.0}, {"a": 0.0, "b": 1.0, "c": 0.0}))
+    for call in play.verdict_calls():
+        liking = next(liked)
+        scores = tuple(liking[name] - 20 for name in order(call))
+        play.say(call.name, call.choices[0], len(play.rounds), choice_logprobs=scores)
+    draft = play.ends()
+
+    assert draft.reason.startswith("the judges are tied")
 
 
 @pytest.mark.parametrize(("said", "why"), [("!engine_failed", "engine_failed"), ("B", "no_probabilities")])
 def test_what_cannot_be_read_is_told_and_not_asked_again(begin: Begin, said: str, why: str) -> None:
     play = begun(begin)
-    for call in play.verdict_calls():
-        play.say(call.name, said, len(play.rounds))
+    (call,) = play.verdict_calls()
+    play.say(call.name, said, len(play.rounds))
     draft = play.ends()
 
     assert draft.degraded == (f"judge_failed:{why}",)
     assert draft.rung == "fallback"
-
-
-def test_one_order_that_failed_leaves_the_others(begin: Begin) -> None:
-    play = begun(begin)
-    first, *_ = play.verdict_calls()
-    play.say(first.name, "!engine_failed", len(play.rounds))
-    draft = judged(play, {"a": 0.0, "b": 2.0, "c": 0.0}).ends()
-
-    assert (draft.winner, draft.degraded) == ("b", ("verdict_void:engine_failed",))

@@ -74,6 +74,14 @@ def test_it_says_what_was_asked_and_what_was_decided() -> None:
     assert outcome.config_hash == "0123456789ab"
 
 
+def test_what_the_winner_thought_before_the_answer_that_stands_is_kept() -> None:
+    first = make_candidate("Berlin.", "b", reasoning="It is large.")
+    last = make_candidate("{}", "b", round=1, reasoning="It is on the Seine.")
+
+    assert built(heard=heard(ANSWERS[0], first, last)).reasoning == "It is on the Seine."
+    assert built(replace(DRAFT, winner=None), heard=heard(ANSWERS[0], first, last)).reasoning is None
+
+
 def test_each_member_s_part_is_the_answer_that_stood_at_the_end() -> None:
     a, b, c = built().answers
 

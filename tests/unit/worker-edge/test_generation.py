@@ -267,21 +267,33 @@ def test_a_cancelled_answer_is_told_no_further(tiny_generator: Generator) -> Non
     assert 0 < len(pieces) <= 6
 
 
-def test_of_choices_the_most_probable_is_the_answer_and_each_is_told(tiny_generator: Generator) -> None:
-    asked = request(choices=("B", "K", "T"))
+def score(generator: Generator, asked: GenerateRequest, choice: str) -> float:
+    """By one run over the whole conversation: the mean log probability of the text's tokens and of an end."""
+    vocabulary, ends = generator.vocabulary, list(generator.manifest.end_tokens)
+    prompt, text = vocabulary.prompt(asked.messages), vocabulary.ids(choice)
+    rows = generator.logits([*prompt, *text])[len(prompt) - 1 :].astype(np.float64)
+    rows = rows - np.log(np.exp(rows).sum(axis=-1, keepdims=True))
+    by_token = [rows[place, token] for place, token in enumerate(text)]
+    return float(np.mean([*by_token, np.log(np.exp(rows[-1, ends]).sum())]))
+
+
+CHOICES = ("B", "a longer text, with more tokens than are read at once by this engine", "", "ünïcode <|im_end|>")
+
+
+def test_how_probable_each_choice_is_as_the_answer_is_told(tiny_generator: Generator) -> None:
+    asked = request(choices=CHOICES)
     completion = tiny_generator.generate(asked, never)
-    vocabulary = tiny_generator.vocabulary
-    logits = tiny_generator.logits(vocabulary.prompt(asked.messages))[-1]
-    scores = [float(logits[vocabulary.single(choice)]) for choice in asked.choices]
-    expected = np.exp(scores) / np.exp(scores).sum()
+    expected = [score(tiny_generator, asked, choice) for choice in CHOICES]
 
-    assert np.allclose(np.exp(completion.choice_logprobs), expected, atol=1e-5)
-    assert completion.text == asked.choices[int(expected.argmax())]
-    assert (completion.finish_reason, completion.completion_tokens) == ("stop", 1)
-    assert completion.mean_logprob == pytest.approx(max(completion.choice_logprobs))
+    assert completion.choice_logprobs == pytest.approx(expected, abs=1e-4)
+    assert completion.text == CHOICES[int(np.argmax(expected))]
+    assert (completion.finish_reason, completion.completion_tokens) == ("stop", 0)
+    assert completion.mean_logprob == max(completion.choice_logprobs) >= completion.min_logprob
+    read = sum(len(tiny_generator.vocabulary.ids(choice)) + 1 for choice in CHOICES)
+    assert completion.prompt_tokens == len(tiny_generator.vocabulary.prompt(asked.messages)) + read
 
 
-@pytest.mark.parametrize("choice", ["yes", "é", ""])
-def test_a_choice_that_is_not_one_token_is_refused(tiny_generator: Generator, choice: str) -> None:
-    with pytest.raises(RequestRefusedError, match="is not one token"):
-        run(tiny_generator, choices=(choice, "B"))
+def test_a_choice_that_is_longer_than_the_context_is_refused(tiny_generator: Generator) -> None:
+    with pytest.raises(RequestRefusedError) as caught:
+        run(tiny_generator, choices=("x" * 10_000, "B"))
+    assert caught.value.code == "context_length_exceeded"

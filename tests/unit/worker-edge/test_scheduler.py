@@ -19,13 +19,15 @@ from fusewire_worker_edge.engine.api import (
     RequestRefusedError,
 )
 from fusewire_worker_edge.engine.cache import Kept, KvCache, PrefixCache
+from fusewire_worker_edge.engine.comparison import Comparison
 from fusewire_worker_edge.engine.generation import Generator
 from fusewire_worker_edge.engine.scheduler import (
     CHUNK,
     SHARED_CHUNK,
     WORTH_KEEPING,
+    AnswerJob,
+    ComparisonJob,
     Event,
-    Job,
     Scheduler,
     chunk_size,
 )
@@ -152,7 +154,47 @@ def test_the_memory_of_a_slot_is_given_back(generator: Generator) -> None:
     assert not np.any(generator.model._cache.arrays[0][0])
 
 
+@pytest.mark.parametrize("before", [0, 3])
+def test_what_runs_beside_a_comparison_changes_nothing(generator: Generator, before: int) -> None:
+    asked = request("compared", "one", system=SYSTEM, choices=("yes " * 30, "no", "x" * 70))
+    alone = generator.generate(asked)
+    others = [request(f"other-{i}", "x" * (5 * i + 3), max_tokens=4 + 3 * i, top_logprobs=0) for i in range(4)]
+    apart = {one.id: generator.generate(one) for one in others}
+    events = []
+    for one in others[:before]:
+        generator.submit(one)
+        events += generator.scheduler.step()
+    generator.submit(asked)
+    for one in others[before:]:
+        generator.submit(one)
+    done = completions([*events, *drain(generator)])
+
+    assert done["compared"].choice_logprobs == alone.choice_logprobs
+    assert {name: done[name].logprobs for name in apart} == {name: one.logprobs for name, one in apart.items()}
+
+
+def test_a_comparison_s_prompt_is_computed_once(generator: Generator) -> None:
+    first = generator.generate(request("a", "one", system=SYSTEM, choices=("yes", "no")))
+    second = generator.generate(request("b", "two", system=SYSTEM))
+
+    assert first.cached_tokens == 0
+    assert second.cached_tokens > len(SYSTEM) * 0.8
+
+
+def test_a_comparison_can_be_cancelled_in_the_middle(generator: Generator) -> None:
+    generator.submit(request("a", "one", choices=("x" * 200, "no")))
+    generator.scheduler.step()
+    generator.scheduler.step()
+    generator.scheduler.cancel("a")
+    (event,) = drain(generator)
+
+    assert isinstance(event.error, RequestCancelledError)
+
+
 # -- on a fake model ----------------------------------------------------------------------
+
+
+VOCABULARY = 10
 
 
 class FakeModel:
@@ -169,7 +211,13 @@ class FakeModel:
         assert len(ids) != 1 or past == 0
         self.held[slot] += ids
         self.log.append(f"prefill {slot} {len(ids)}")
-        return np.array([sum(self.held[slot])], np.float32)
+        return np.full(VOCABULARY, sum(self.held[slot]), np.float32)
+
+    def advance(self, slot: int, ids: Sequence[int], past: int) -> Any:
+        assert len(ids) > 1
+        self.held[slot] = [*self.held[slot][:past], *ids]
+        self.log.append(f"advance {slot} {past} {len(ids)}")
+        return np.zeros((len(ids), VOCABULARY), np.float32)
 
     def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> Any:
         self.log.append(f"decode {len(tokens)}")
@@ -221,9 +269,9 @@ class FakeAnswer:
         return self.tokens
 
 
-def job(name: str, prompt: Sequence[int] = (7, 7), tokens: int = 3, **fields: Any) -> Job:
+def job(name: str, prompt: Sequence[int] = (7, 7), tokens: int = 3, **fields: Any) -> AnswerJob:
     answer: Any = FakeAnswer(tokens, fields.pop("error", None))
-    return Job(name, list(prompt), fields.pop("max_tokens", tokens), answer, **fields)
+    return AnswerJob(id=name, prompt=list(prompt), answer=answer, **{"max_tokens": tokens, **fields})
 
 
 def scheduler(model: FakeModel, budget: int = 10_000) -> Scheduler:
@@ -440,3 +488,18 @@ def test_a_low_share_is_not_worth_keeping(generator: Generator) -> None:
     assert generator.scheduler.prefixes.tokens == 0
     generator.generate(request("b", "x" * WORTH_KEEPING))
     assert generator.scheduler.prefixes.tokens > 0
+
+
+def test_a_sequence_that_takes_a_comparison_s_place_finds_it_moved_whole() -> None:
+    model = FakeModel()
+    one = scheduler(model)
+    one.submit(job("a", tokens=4))
+    one.step()
+    comparison = Comparison([7, 7], [[1] * (SHARED_CHUNK + 5), [2]], [0])
+    one.submit(ComparisonJob(id="b", prompt=[7, 7], comparison=comparison, choices=("long", "short")))
+    done = completions(run(one))
+
+    # The first leaves while the second is read, in the slot after it.
+    read = [line for line in model.log if line.startswith("advance")]
+    assert read == ["advance 1 2 32", "advance 0 34 6", "advance 0 2 2"]
+    assert done["b"].choice_logprobs == pytest.approx([-np.log(VOCABULARY)] * 2)

@@ -1,19 +1,27 @@
-"""Asking judges: each in two opposite orders, each call with labels of its own, read on the ladder, then counted."""
+"""Asking judges, and counting what they say.
+
+Those that write see two opposite orders, each call with labels of its own, and are read on the ladder. Those that
+decide by margin read each answer by itself.
+"""
 
 import math
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from fusewire.contracts import CONTROL, Call, Candidate, Message, PlannedJudge, Rung, Sampling, Verdict, VerdictKind
 from fusewire_judge.fusion.case import Case, Replies, Said
-from fusewire_judge.fusion.wording import Lineup, choice, control, lineup, rotations, verdict, verdict_schema
+from fusewire_judge.fusion.wording import Lineup, clean, control, conversation, lineup, verdict, verdict_schema
 from fusewire_judge.verdict import Read, Unreadable, read
 
 _Left = TypeVar("_Left")
 _Right = TypeVar("_Right")
 
 JUDGE_TOKENS = 256
+SLOPE = 2.9
+"""The odds of a right answer against a wrong one, as a multiple of the difference of their mean log probabilities per
+token: a logistic regression on the first half of `make bench-judge`'s pairs, with a 1.5B as the judge. A smaller one
+deserves less, and has less to say: its differences are smaller too."""
 RUNGS: tuple[Rung, ...] = ("strict", "repaired", "reasked", "fallback")
 
 
@@ -43,8 +51,8 @@ class Count:
 
     @property
     def follows_place(self) -> bool:
-        """Whether each verdict that counts named what it was shown first."""
-        counted = [one for one in self.verdicts if not one.void]
+        """Whether each verdict that counts, and that saw an order, named what it was shown first."""
+        counted = [one for one in self.verdicts if not one.void and not one.logprobs]
         return bool(counted) and all(one.winner == one.shown[0] for one in counted)
 
     def plus(self, other: "Count") -> "Count":
@@ -63,14 +71,14 @@ class Count:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """How probable each label was to a judge by margin."""
+class Choice:
+    """What one judge call chose."""
 
-    logprobs: tuple[float, ...]
-
-
-Reading = Read | Scored | Unreadable | None
-"""What came of one judge call."""
+    winner: str
+    reason: str
+    rung: Rung
+    logprobs: tuple[float, ...] = ()
+    """By answer shown: how probable it was to a judge by margin, per token."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,7 @@ def poll(
     *,
     firsts: Sequence[str] = (),
 ) -> Generator[tuple[Call, ...], Replies, Count]:
-    """Ask every judge which answer is best, in two opposite orders at once.
+    """Ask every judge which answer is best: in two opposite orders at once, or by margin in one call without any.
 
     A judge does not see answers of its own model among those of others, and has no voice
     where that leaves less than two. A guard is shown whole to whoever is asked.
@@ -123,8 +131,7 @@ def poll(
         for number, juror in enumerate(jurors, 1)
     ]
     papers = [paper for stack in stacks for paper in stack]
-    found: dict[str, Reading] = {}
-    rungs: dict[str, Rung] = {}
+    found: dict[str, Choice | Unreadable] = {}
     pending = papers
     for suffix in ("", "-again"):
         if not pending:
@@ -133,15 +140,14 @@ def poll(
         again = []
         for paper in pending:
             reply = replies.get(paper.name + suffix)
-            result = found[paper.name] = _scored(reply, paper) if paper.is_by_margin else _read(reply, paper.schema)
-            if isinstance(result, Scored):
-                rungs[paper.name] = "strict"
-            elif isinstance(result, Read):
-                rungs[paper.name] = result.rung if not suffix else "reasked"
-            elif not paper.is_by_margin and reply is not None and reply.ok:
+            chosen = _preferred(reply, paper, kind) if paper.is_by_margin else _named(reply, paper)
+            if suffix and isinstance(chosen, Choice):
+                chosen = replace(chosen, rung="reasked")
+            found[paper.name] = chosen
+            if isinstance(chosen, Unreadable) and not paper.is_by_margin and reply is not None and reply.ok:
                 again.append(paper)
         pending = again
-    return _count(stacks, found, rungs, kind)
+    return _count(stacks, found, kind)
 
 
 def _foreign(case: Case, said: Sequence[Said], juror: PlannedJudge) -> Sequence[Said]:
@@ -155,13 +161,13 @@ def _foreign(case: Case, said: Sequence[Said], juror: PlannedJudge) -> Sequence[
 def _papers(case: Case, said: Sequence[Said], key: str, juror: PlannedJudge, firsts: Sequence[str]) -> list[Paper]:
     if len(said) < 2:
         return []
-    seen = list(said)
+    seen = _whole(said) if juror.by_margin else list(said)
     held = control(case.plan.seed, key, case.plan.policy.control_share)
     if held:
         seen.append(Said(CONTROL, 0.0, held[1], 0))
     forward = lineup(seen, case.plan.seed, key)
     if juror.by_margin:
-        shown = list(rotations(seen, case.plan.seed, key))
+        shown = [forward]
     elif firsts:
         here = [name for name in firsts if name in forward.members]
         shown = [lineup(seen, case.plan.seed, f"{key}-{name}", first=name) for name in here]
@@ -170,15 +176,21 @@ def _papers(case: Case, said: Sequence[Said], key: str, juror: PlannedJudge, fir
     return [Paper(f"{key}-{order}", juror, one, held and held[0]) for order, one in enumerate(shown, 1)]
 
 
+def _whole(said: Sequence[Said]) -> list[Said]:
+    """Without answers that were cut off, where two are left: what has no end yet is not less probable for that."""
+    whole = [one for one in said if not one.is_cut]
+    return whole if len(whole) > 1 else list(said)
+
+
 def _call(case: Case, paper: Paper, suffix: str) -> Call:
     if paper.is_by_margin:
         return Call(
             name=paper.name + suffix,
             kind="verdict",
             model=paper.juror.model,
-            messages=choice(case.prompt, paper.shown, case.plan.policy.criteria),
+            messages=conversation(case.prompt, case.plan.policy.criteria),
             expected_tokens=1,
-            choices=paper.shown.labels,
+            choices=tuple(clean(one.content) for one in paper.shown.said),
         )
     return Call(
         name=paper.name + suffix,
@@ -190,26 +202,47 @@ def _call(case: Case, paper: Paper, suffix: str) -> Call:
     )
 
 
-def _scored(reply: Candidate | None, paper: Paper) -> Scored | Unreadable:
-    if reply is None:
-        return Unreadable("no_answer")
-    if reply.error:
-        return Unreadable(reply.error.code)
-    if len(reply.choice_logprobs) != len(paper.shown.labels):
-        return Unreadable("no_probabilities")
-    return Scored(reply.choice_logprobs)
-
-
 def _read(reply: Candidate | None, schema: dict[str, Any]) -> Read | Unreadable:
     if reply is None:
         return Unreadable("no_answer")
     return Unreadable(reply.error.code) if reply.error else read(reply.content, schema)
 
 
+def _named(reply: Candidate | None, paper: Paper) -> Choice | Unreadable:
+    """Whom a judge that writes names."""
+    result = _read(reply, paper.schema)
+    if isinstance(result, Unreadable):
+        return result
+    return Choice(paper.shown.by_label(result.value["winner"]).member, result.value["reason"], result.rung)
+
+
+def _preferred(reply: Candidate | None, paper: Paper, kind: VerdictKind) -> Choice | Unreadable:
+    """Whom a judge by margin prefers.
+
+    What the model finds probable as its own reply is evidence; a member's weight is what is known of it before (Bayes).
+    So a small judge does not by itself lift a weak voice over a strong one. A guard compares without; a control weighs
+    as much as the heaviest.
+    """
+    if reply is None:
+        return Unreadable("no_answer")
+    if reply.error:
+        return Unreadable(reply.error.code)
+    if len(reply.choice_logprobs) != len(paper.shown.said):
+        return Unreadable("no_probabilities")
+    weights = {one.member: one.weight for one in paper.shown.said if one.member != CONTROL}
+    heaviest = max(weights.values(), default=1.0)
+    odds = {}
+    for member, logprob in zip(paper.shown.members, reply.choice_logprobs, strict=True):
+        prior = 0.0 if kind == "guard" else math.log(weights.get(member, heaviest) / heaviest)
+        odds[member] = SLOPE * logprob + prior
+    best = max(odds, key=lambda member: odds[member])
+    share = 1 / sum(math.exp(each - odds[best]) for each in odds.values())
+    return Choice(best, f"preferred with {share:.0%}", "strict", reply.choice_logprobs)
+
+
 def _count(
     stacks: Sequence[Sequence[Paper]],
-    found: Mapping[str, Reading],
-    rungs: Mapping[str, Rung],
+    found: Mapping[str, Choice | Unreadable],
     kind: VerdictKind,
 ) -> Count:
     named: dict[str, int] = {}
@@ -218,11 +251,8 @@ def _count(
     verdicts: list[Verdict] = []
     faults: list[str] = []
     for stack in stacks:
-        mine = [_verdict(paper, found[paper.name], rungs.get(paper.name), kind) for paper in stack]
-        preferred = _preferred(stack, found, is_guard=kind == "guard")
-        # Over all orders together; one order by itself would tell what the judge likes of a place.
-        counted_for = [one.winner and (preferred[0] if preferred else one.winner) for one in mine]
-        winners = [name for name in counted_for if name]
+        mine = [_verdict(paper, found[paper.name], kind) for paper in stack]
+        winners = [one.winner for one in mine if one.winner]
         if CONTROL in winners:
             faults.append("picked_control")
             verdicts += [one.model_copy(update={"void": one.void or "picked_control"}) for one in mine]
@@ -233,16 +263,15 @@ def _count(
             faults.append("one_order")
         agree = mine[0].winner == mine[1].winner if is_swapped and len(winners) == 2 else None
         verdicts += [one.model_copy(update={"is_consistent": agree}) for one in mine]
-        for paper, winner in zip(stack, counted_for, strict=True):
-            if winner is None:
+        for paper in stack:
+            chosen = found[paper.name]
+            if isinstance(chosen, Unreadable):
                 continue
             for member in paper.shown.members:
                 if member != CONTROL:
                     seen[member] = seen.get(member, 0) + 1
-                    named[member] = named.get(member, 0) + (member == winner)
-            reading = found[paper.name]
-            told = reading.value["reason"] if isinstance(reading, Read) else preferred and preferred[1]
-            reasons.setdefault(winner, told or "")
+                    named[member] = named.get(member, 0) + (member == chosen.winner)
+            reasons.setdefault(chosen.winner, chosen.reason)
     counted = [one.rung for one in verdicts if one.rung and not one.void]
     first = next((stack[0] for stack in stacks if stack), None)
     return Count(
@@ -256,38 +285,8 @@ def _count(
     )
 
 
-def _preferred(stack: Sequence[Paper], found: Mapping[str, Reading], *, is_guard: bool) -> tuple[str, str] | None:
-    """Whom a judge by margin prefers over all orders together, and by how much; None for one that writes.
-
-    The mean log probability over orders in which each answer stands everywhere once, and each place has its letter:
-    what the model likes of a place or a letter falls out of the comparison. Over two orders it is the sum of both
-    margins. A member's weight is what is known of it before (Bayes): a small judge's evidence is weak, and does not
-    by itself lift a weak voice over a strong one. A guard compares without; a control weighs as much as the heaviest.
-    """
-    scores: dict[str, list[float]] = {}
-    for paper in stack:
-        reading = found[paper.name]
-        if isinstance(reading, Scored):
-            for member, logprob in zip(paper.shown.members, reading.logprobs, strict=True):
-                scores.setdefault(member, []).append(logprob)
-    if not scores:
-        return None
-    weights = {one.member: one.weight for one in stack[0].shown.said if one.member != CONTROL}
-    heaviest = max(weights.values(), default=1.0)
-    prior = {member: 0.0 if is_guard else math.log(weights.get(member, heaviest) / heaviest) for member in scores}
-    means = {member: sum(each) / len(each) + prior[member] for member, each in scores.items()}
-    best = max(means, key=lambda member: means[member])
-    share = 1 / sum(math.exp(mean - means[best]) for mean in means.values())
-    orders = len(next(iter(scores.values())))
-    return best, f"preferred with {share:.0%} over {orders} orders"
-
-
-def _verdict(paper: Paper, result: Reading, rung: Rung | None, kind: VerdictKind) -> Verdict:
-    winner = None
-    if isinstance(result, Read):
-        winner = paper.shown.by_label(result.value["winner"]).member
-    elif isinstance(result, Scored):
-        winner = paper.shown.members[result.logprobs.index(max(result.logprobs))]
+def _verdict(paper: Paper, chosen: Choice | Unreadable, kind: VerdictKind) -> Verdict:
+    choice = chosen if isinstance(chosen, Choice) else None
     return Verdict(
         call=paper.name,
         kind=kind,
@@ -295,10 +294,10 @@ def _verdict(paper: Paper, result: Reading, rung: Rung | None, kind: VerdictKind
         shown=paper.shown.members,
         chars=tuple(len(one.content) for one in paper.shown.said),
         control=paper.control,
-        winner=winner,
-        rung=rung,
-        logprobs=result.logprobs if isinstance(result, Scored) else (),
-        void=result.reason if isinstance(result, Unreadable) else None,
+        winner=choice and choice.winner,
+        rung=choice and choice.rung,
+        logprobs=choice.logprobs if choice else (),
+        void=chosen.reason if isinstance(chosen, Unreadable) else None,
     )
 
 

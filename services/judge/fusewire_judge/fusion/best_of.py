@@ -66,9 +66,11 @@ def judged(case: Case, said: Sequence[Said]) -> Steps:
         return replace(
             fallback, shown=count.shown, rung="fallback", verdicts=count.verdicts, degraded=(f"judge_failed:{why}",)
         )
-    # Answers that no judge may vote on, because they are its own.
-    unjudged = [one.member for one in said if one.member not in count.seen]
-    if len(leaders) > 1 and len(count.seen) > 2:
+    # Answers that no judge may vote on, because they are its own. One that was cut off is not worth a doubt.
+    unjudged = [one.member for one in said if one.member not in count.seen and not one.is_cut]
+    # Judges by margin see no order, and would say the same again.
+    may_change = any(not juror.by_margin for juror in case.plan.jurors)
+    if may_change and len(leaders) > 1 and len(count.seen) > 2:
         others = [name for name in count.seen if name not in leaders]
         if others and count.follows_place and len(count.seen) <= MOST_TURNS:
             # What was never first had no chance with a judge that names what it sees first.

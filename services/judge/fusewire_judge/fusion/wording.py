@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from fusewire import fence, ids
-from fusewire.answer_form import with_answer
+from fusewire.answer_form import with_answer, with_instruction
 from fusewire.contracts import Message, Prompt
 from fusewire_judge.fusion.case import Said
 
@@ -19,10 +19,6 @@ SHOWN_CHARS = 12_000
 
 LABEL_LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
 """Without vowels, so that no label is a word."""
-
-MOST_ROTATIONS = 4
-SHORT_FENCE = 8
-"""Digits of a fence for small models: nobody guesses one in four thousand millions that is drawn from all answers."""
 
 _TEMPLATE = re.compile(
     r"<\|[^|<>\n]{1,48}\|>|</?s>|<<?/?SYS>>?|<(?:start|end)_of_turn>|<｜[^｜\n]{1,48}｜>|<(?:bos|eos|pad|unk|extra_id_\d+)>"
@@ -36,6 +32,8 @@ _NAMES = r"(?:ChatGPT|GPT-[\w.]+|Claude|Gemini|Mistral|Qwen|Llama|DeepSeek|Grok|
 _SELF = re.compile(rf"\b(I am|I['’]m|As|My name is) {_NAMES}\b", re.IGNORECASE)
 
 CRITERIA = "correct first, complete second, clear third"
+PLAIN = "Answer correctly and briefly."
+"""Of the instructions that were tried, the one after which small models find right answers most probable."""
 
 CONTROLS = {
     "null": ("N/A", ".", "I have no answer."),
@@ -116,27 +114,6 @@ def lineup(
     return Lineup(tuple(order), _labels(len(order), *call), ids.digest("fence", *call).hex()[: fence.HEX])
 
 
-def rotations(said: Sequence[Said], seed: int, turn: str) -> tuple[Lineup, ...]:
-    """Line-ups in which each answer stands in each place once, under the letter of that place.
-
-    So what a model likes of a place or a letter counts for all alike. Of more than MOST_ROTATIONS answers only an order
-    and its opposite are made, in which it nearly does.
-
-    Args:
-        said: the answers, no more than there are letters.
-        seed: the fusion's.
-        turn: what the calls are for; each turn has an order and letters of its own.
-    """
-    first = lineup(said, seed, turn).said
-    letters = sorted(LABEL_LETTERS, key=lambda letter: ids.digest("letters", str(seed), turn, letter))[: len(first)]
-    # One short fence for all: it is read by a small machine, and what calls begin with alike is computed once.
-    mark = ids.digest("fence", str(seed), turn, *(one.content for one in first)).hex()[:SHORT_FENCE]
-    orders = [(*first[at:], *first[:at]) for at in range(len(first))]
-    if len(first) > MOST_ROTATIONS:
-        orders = [first, first[::-1]]
-    return tuple(Lineup(order, tuple(letters), mark) for order in orders)
-
-
 def _labels(count: int, *call: str) -> tuple[str, ...]:
     """Distinct pairs of letters, the same at each replay of the call."""
     found: list[str] = []
@@ -195,28 +172,20 @@ def verdict_schema(labels: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _decide(shown: Lineup, criteria: str | None) -> str:
-    """What a judge is there for."""
-    task = f"Decide which one answers the request best: {criteria or CRITERIA}; length counts for nothing."
-    return f"{_RULES.format(fence=shown.fence)} {task}"
-
-
 def verdict(prompt: Prompt, shown: Lineup, criteria: str | None) -> tuple[Message, ...]:
     """Ask which candidate is best."""
     system = (
-        _decide(shown, criteria)
+        _RULES.format(fence=shown.fence)
+        + f" Decide which one answers the request best: {criteria or CRITERIA}; length counts for nothing."
         + ' Answer with JSON only: {"reason": one short sentence, "winner": the two letters of the best}.'
     )
     user = f"Request:\n{request(prompt)}\n\nCandidates:\n{shown.text()}\n\nWhich is best: {', '.join(shown.labels)}?"
     return _messages(system, user)
 
 
-def choice(prompt: Prompt, shown: Lineup, criteria: str | None) -> tuple[Message, ...]:
-    """Ask which candidate is best, for a model whose answer is a letter."""
-    system = _decide(shown, criteria) + " Answer with its letter alone."
-    letters = " or ".join(shown.labels)
-    user = f"Request:\n{request(prompt)}\n\nCandidates:\n{shown.text()}\n\nWhich candidate is best, {letters}?"
-    return _messages(system, user)
+def conversation(prompt: Prompt, criteria: str | None) -> tuple[Message, ...]:
+    """What was submitted, as a model sees it that is to answer well: for a judge that reads answers as its own."""
+    return with_instruction(prompt.messages, f"Answer by this: {criteria}." if criteria else PLAIN)
 
 
 def analysis_schema() -> dict[str, Any]:

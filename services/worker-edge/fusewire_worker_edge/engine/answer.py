@@ -2,8 +2,6 @@
 
 import math
 
-import numpy as np
-
 from fusewire_worker_edge.engine.api import FinishReason, GenerateRequest, RequestedCall, TokenLogprob
 from fusewire_worker_edge.engine.constraint import Constraint
 from fusewire_worker_edge.engine.dialects import Dialect
@@ -21,8 +19,6 @@ class Answer:
         constraint: Constraint | None,
         end_tokens: tuple[int, ...],
         dialect: Dialect | None = None,
-        *,
-        choices: tuple[int, ...] = (),
     ) -> None:
         self._request = request
         self._stream = stream
@@ -36,8 +32,6 @@ class Answer:
         self._least = 0.0
         self._chosen = 0
         self._given = 0
-        self._choices = choices
-        self.choice_logprobs: tuple[float, ...] = ()
         self.tokens = 0
         self.logprobs: list[TokenLogprob] = []
         self.finish_reason: FinishReason | None = None
@@ -81,8 +75,6 @@ class Answer:
 
     def take(self, logits: Floats) -> int:
         """Choose the next token, [vocabulary] -> id, and append it. Sets `finish_reason` when it was the last."""
-        if self._choices:
-            return self._choose(logits)
         if self._constraint:
             logits = masked(logits, self._constraint.allowed())
         token = choose(logits, self._request.temperature, self._request.top_p, self._random)
@@ -97,19 +89,6 @@ class Answer:
             self._finish("stop")
         elif self.tokens == self._request.max_tokens:
             self._finish("length")
-        return token
-
-    def _choose(self, logits: Floats) -> int:
-        """Take the most probable choice for the whole answer."""
-        scores = logits[list(self._choices)].astype(np.float64)
-        scores -= scores.max()
-        scores -= math.log(float(np.exp(scores).sum()))
-        self.choice_logprobs = tuple(min(float(score), 0.0) for score in scores)
-        token = self._choices[int(scores.argmax())]
-        self._log_probability = self._least = min(float(scores.max()), 0.0)
-        self._chosen = self.tokens = 1
-        self._stream.append(token)
-        self._finish("stop")
         return token
 
     def _finish(self, reason: FinishReason) -> None:

@@ -40,7 +40,7 @@ class GenerateRequest(_Part):
     rank: int = Field(default=1, ge=0)
     """Of those that wait, the lowest is begun first."""
     choices: tuple[str, ...] = ()
-    """The answer is one of these, each a single token; how probable each is, is told."""
+    """With any, nothing is generated: how probable each of these texts is as the answer is told."""
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     """With a number, the log probability of each token and of so many alternatives is told."""
 
@@ -67,7 +67,7 @@ class Completion(_Part):
     """A generated answer."""
 
     text: str
-    """Empty where it calls tools."""
+    """Empty where it calls tools; of choices, the most probable."""
     tool_calls: tuple[RequestedCall, ...] = ()
     finish_reason: FinishReason
     """`length` with neither text nor calls: it was cut in the middle of a call."""
@@ -80,7 +80,7 @@ class Completion(_Part):
     min_logprob: float = Field(le=0)
     """The least of them."""
     choice_logprobs: tuple[float, ...] = ()
-    """Natural logarithm of each choice's probability among the choices, at temperature 1."""
+    """By choice: the mean natural logarithm of the probabilities of its tokens and of the end after them."""
     logprobs: tuple[TokenLogprob, ...] = ()
     """Of each token but the end token, if the request asks for them."""
     prefill_s: float

@@ -10,13 +10,14 @@ import numpy as np
 from fusewire.contracts import Message
 from fusewire_worker_edge.engine.answer import Answer
 from fusewire_worker_edge.engine.api import Completion, GenerateRequest, Hear
+from fusewire_worker_edge.engine.comparison import Comparison
 from fusewire_worker_edge.engine.constraint import Grammars
 from fusewire_worker_edge.engine.dialects import BY_NAME, check_results
 from fusewire_worker_edge.engine.mistral import FILES, MistralVocabulary
 from fusewire_worker_edge.engine.model import OnnxModel
 from fusewire_worker_edge.engine.options import EngineOptions
 from fusewire_worker_edge.engine.sampling import Floats
-from fusewire_worker_edge.engine.scheduler import CHUNK, Job, Scheduler, chunk_size
+from fusewire_worker_edge.engine.scheduler import CHUNK, AnswerJob, ComparisonJob, Scheduler, chunk_size
 from fusewire_worker_edge.engine.tokens import Vocabulary
 from fusewire_worker_edge.folder import Manifest
 
@@ -56,6 +57,10 @@ class Generator:
             RequestRefusedError: it does not fit the context, or its messages or its schema are not usable.
         """
         check_results(request.messages)
+        prompt = self.vocabulary.prompt(request.messages, request.tools)
+        if request.choices:
+            self.scheduler.submit(self._comparison(request, prompt))
+            return
         dialect = self.vocabulary.dialect if request.tools else None
         constraint = None
         if dialect:
@@ -63,11 +68,24 @@ class Generator:
         elif request.response_schema is not None:
             constraint = self._grammars.of_schema(request.response_schema)
         stream = self.vocabulary.text_stream(special=dialect is not None)
-        choices = tuple(self.vocabulary.single(choice) for choice in request.choices)
-        answer = Answer(request, stream, constraint, self.manifest.end_tokens, dialect, choices=choices)
-        prompt = self.vocabulary.prompt(request.messages, request.tools)
-        rank, is_streamed = request.rank, request.is_streamed
-        self.scheduler.submit(Job(request.id, prompt, request.max_tokens, answer, rank, is_streamed))
+        answer = Answer(request, stream, constraint, self.manifest.end_tokens, dialect)
+        self.scheduler.submit(
+            AnswerJob(
+                id=request.id,
+                prompt=prompt,
+                rank=request.rank,
+                answer=answer,
+                max_tokens=request.max_tokens,
+                is_streamed=request.is_streamed,
+            )
+        )
+
+    def _comparison(self, request: GenerateRequest, prompt: Sequence[int]) -> ComparisonJob:
+        texts = [self.vocabulary.ids(choice) for choice in request.choices]
+        comparison = Comparison(prompt, texts, self.manifest.end_tokens)
+        return ComparisonJob(
+            id=request.id, prompt=prompt, rank=request.rank, comparison=comparison, choices=request.choices
+        )
 
     def generate(
         self, request: GenerateRequest, cancelled: Callable[[], bool] = lambda: False, hear: Hear | None = None

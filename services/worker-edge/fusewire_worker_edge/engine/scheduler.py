@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from fusewire_worker_edge.engine.answer import Answer
 from fusewire_worker_edge.engine.api import Completion, EngineError, RequestCancelledError, RequestRefusedError
 from fusewire_worker_edge.engine.cache import Kept, PrefixCache, common_prefix
+from fusewire_worker_edge.engine.comparison import Comparison
 from fusewire_worker_edge.engine.sampling import Floats
 
 CHUNK = 128
@@ -53,6 +54,10 @@ class Model(Protocol):
         """Append tokens to a sequence of `past`. Returns the logits after the last, [vocabulary]."""
         ...
 
+    def advance(self, slot: int, ids: Sequence[int], past: int) -> Floats:
+        """The same. Returns the logits after each of them, [ids, vocabulary]."""
+        ...
+
     def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> Floats:
         """Append a token to each of the first sequences, which have so many. Returns [sequences, vocabulary]."""
         ...
@@ -74,28 +79,60 @@ class Model(Protocol):
         ...
 
 
-@dataclass(eq=False)
-class Job:
+@dataclass(eq=False, kw_only=True)
+class _Job:
     """A request that is under way."""
 
     id: str
     prompt: Sequence[int]
-    max_tokens: int
-    answer: Answer
     rank: int = 1
     """0 is admitted first."""
-    is_streamed: bool = False
     began_s: float = 0.0
     prefilled_s: float = 0.0
     length: int = 0
     """Positions that are filled."""
     reused: int = 0
-    last: int = 0
+
+    @property
+    def most_after(self) -> int:
+        """Positions that it may need after its prompt."""
+        raise NotImplementedError
 
     @property
     def reserved(self) -> int:
         """Positions that it may need."""
-        return len(self.prompt) + self.max_tokens
+        return len(self.prompt) + self.most_after
+
+
+@dataclass(eq=False, kw_only=True)
+class AnswerJob(_Job):
+    """An answer to generate."""
+
+    answer: Answer
+    max_tokens: int
+    is_streamed: bool = False
+    last: int = 0
+
+    @property
+    def most_after(self) -> int:
+        """See `_Job`."""
+        return self.max_tokens
+
+
+@dataclass(eq=False, kw_only=True)
+class ComparisonJob(_Job):
+    """Answers to read, to say how probable each is."""
+
+    comparison: Comparison
+    choices: Sequence[str]
+
+    @property
+    def most_after(self) -> int:
+        """See `_Job`."""
+        return self.comparison.longest
+
+
+Job = AnswerJob | ComparisonJob
 
 
 @dataclass(frozen=True)
@@ -122,7 +159,7 @@ class Scheduler:
     budget: int
     clock: Callable[[], float]
     prefixes: PrefixCache = field(default_factory=PrefixCache)
-    decoding: list[Job] = field(default_factory=list, init=False)
+    decoding: list[AnswerJob] = field(default_factory=list, init=False)
     """By slot."""
     prefilling: Job | None = field(default=None, init=False)
     """In the slot after those."""
@@ -146,7 +183,7 @@ class Scheduler:
         if job.reserved > self.model.positions:
             raise RequestRefusedError(
                 "context_length_exceeded",
-                f"the prompt has {len(job.prompt)} tokens and the answer may have {job.max_tokens};"
+                f"the prompt has {len(job.prompt)} tokens and the answer may have {job.most_after};"
                 f" together they exceed the {self.model.positions} that this model has room for here",
             )
         job.began_s = self.clock()
@@ -162,7 +199,10 @@ class Scheduler:
         events = self._drop_cancelled()
         self._admit()
         if job := self.prefilling:
-            events += self._prefill(job)
+            if isinstance(job, ComparisonJob) and job.length >= len(job.prompt):
+                events += self._compare(job)
+            else:
+                events += self._prefill(job)
         if self.decoding:
             events += self._decode()
         return events
@@ -177,7 +217,7 @@ class Scheduler:
         dropped = [job for job in self._jobs() if job.id in self._cancelled]
         self._cancelled.clear()
         for job in dropped:
-            if job in self.decoding:
+            if isinstance(job, AnswerJob) and job in self.decoding:
                 self._leave(job)
             elif job is self.prefilling:
                 self._keep(job, len(self.decoding))
@@ -227,10 +267,29 @@ class Scheduler:
         job.length += size
         if job.length < len(job.prompt):
             return []
+        job.prefilled_s = self.clock()
+        if isinstance(job, ComparisonJob):
+            job.comparison.begin(logits)
+            return []
         self.prefilling = None
         self.decoding.append(job)
-        job.prefilled_s = self.clock()
         return self._take([(job, logits)])
+
+    def _compare(self, job: ComparisonJob) -> list[Event]:
+        """Read the next piece of a text; each text takes the positions of the one before."""
+        slot, comparison = len(self.decoding), job.comparison
+        past = len(job.prompt) + comparison.done
+        # Logits are wanted after each token: in small pieces, since those of a chunk fill much memory.
+        size = chunk_size(len(comparison.left), SHARED_CHUNK)
+        ids = comparison.left[:size]
+        comparison.take(self.model.advance(slot, ids, past))
+        job.length = past + size
+        if not comparison.is_complete:
+            return []
+        self._keep(job, slot)
+        self.model.release(slot)
+        self.prefilling = None
+        return [Event(job.id, completion=self._compared(job))]
 
     def _decode(self) -> list[Event]:
         jobs = list(self.decoding)
@@ -239,7 +298,7 @@ class Scheduler:
             job.length += 1
         return self._take(list(zip(jobs, rows, strict=True)))
 
-    def _take(self, rows: Sequence[tuple[Job, Floats]]) -> list[Event]:
+    def _take(self, rows: Sequence[tuple[AnswerJob, Floats]]) -> list[Event]:
         """Choose the next token of each; those that are complete leave."""
         events = []
         for job, logits in rows:
@@ -256,7 +315,7 @@ class Scheduler:
                 events.append(Event(job.id, completion=self._completion(job)))
         return events
 
-    def _leave(self, job: Job) -> None:
+    def _leave(self, job: AnswerJob) -> None:
         """Free a decoding request's slot, and fill it with the last one's sequence."""
         slot, last = self.decoding.index(job), len(self.decoding) - 1
         self._keep(job, slot)
@@ -281,7 +340,7 @@ class Scheduler:
                 self.prefixes.shrink(room - len(computed))
                 self.prefixes.add(computed, kept)
 
-    def _completion(self, job: Job) -> Completion:
+    def _completion(self, job: AnswerJob) -> Completion:
         answer = job.answer
         if answer.finish_reason is None:
             raise ValueError("the answer is not complete")
@@ -291,11 +350,26 @@ class Scheduler:
             finish_reason=answer.finish_reason,
             mean_logprob=answer.mean_logprob,
             min_logprob=answer.min_logprob,
-            choice_logprobs=answer.choice_logprobs,
             logprobs=tuple(answer.logprobs),
             prompt_tokens=len(job.prompt),
             cached_tokens=job.reused,
             completion_tokens=answer.tokens,
+            prefill_s=job.prefilled_s - job.began_s,
+            decode_s=self.clock() - job.prefilled_s,
+        )
+
+    def _compared(self, job: ComparisonJob) -> Completion:
+        comparison = job.comparison
+        return Completion(
+            text=job.choices[comparison.best],
+            finish_reason="stop",
+            mean_logprob=comparison.logprobs[comparison.best],
+            min_logprob=comparison.least,
+            choice_logprobs=comparison.logprobs,
+            # All of it was read, nothing generated.
+            prompt_tokens=len(job.prompt) + comparison.tokens,
+            completion_tokens=0,
+            cached_tokens=job.reused,
             prefill_s=job.prefilled_s - job.began_s,
             decode_s=self.clock() - job.prefilled_s,
         )

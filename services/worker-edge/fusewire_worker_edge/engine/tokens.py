@@ -109,18 +109,6 @@ class Vocabulary:
         """The ids of a text by itself; what is spelled like an added token stays text."""
         return self._encode(text, literal=True)
 
-    def single(self, text: str) -> int:
-        """The one token that spells a text at the beginning of an answer.
-
-        Raises:
-            RequestRefusedError: it takes more than one.
-        """
-        ids = self._encode(text, literal=True)
-        spelled = [i for i in ids if self._tokenizer.decode([i]).strip() == text]
-        if len(spelled) != 1 or len("".join(self._tokenizer.decode([i]) for i in ids).strip()) != len(text):
-            raise RequestRefusedError("bad_request", f"the choice '{text}' is not one token of this model")
-        return spelled[0]
-
     def text_stream(self, *, special: bool = False) -> "TextStream":
         """A new stream that turns ids into text, special tokens too where they are wanted."""
         return TextStream(self._tokenizer, special=special)
