@@ -7,7 +7,7 @@ from typing import Literal
 from nats.js import JetStreamContext, api
 from nats.js.errors import BucketNotFoundError, NotFoundError
 
-from fusewire.topology import Bucket, Durable, Stream, Topology
+from fusewire.topology import Bucket, Durable, ObjectStore, Stream, Topology
 
 Action = Literal["created", "updated", "unchanged"]
 
@@ -18,7 +18,7 @@ UNLIMITED = (None, 0, -1)
 class Change:
     """What was done to one stream, durable or bucket."""
 
-    kind: Literal["stream", "durable", "bucket"]
+    kind: Literal["stream", "durable", "bucket", "object store"]
     name: str
     action: Action
 
@@ -47,6 +47,7 @@ async def apply(js: JetStreamContext, wanted: Topology) -> list[Change]:
     changes = [await _stream(js, stream, wanted.replicas) for stream in wanted.streams]
     changes += [await _durable(js, durable) for durable in wanted.durables]
     changes += [await _bucket(js, bucket, wanted.replicas) for bucket in wanted.buckets]
+    changes += [await _object_store(js, store, wanted.replicas) for store in wanted.object_stores]
     return changes
 
 
@@ -159,6 +160,17 @@ async def _bucket(js: JetStreamContext, bucket: Bucket, replicas: int) -> Change
         await js.create_key_value(config)
         return Change("bucket", bucket.name, "created")
     return Change("bucket", bucket.name, "unchanged")
+
+
+async def _object_store(js: JetStreamContext, store: ObjectStore, replicas: int) -> Change:
+    try:
+        await js.object_store(store.name)
+    except (BucketNotFoundError, NotFoundError):
+        await js.create_object_store(
+            store.name, api.ObjectStoreConfig(ttl=store.ttl_s, max_bytes=store.max_bytes, replicas=replicas)
+        )
+        return Change("object store", store.name, "created")
+    return Change("object store", store.name, "unchanged")
 
 
 def summary(changes: Iterable[Change]) -> dict[Action, int]:

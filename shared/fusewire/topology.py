@@ -17,6 +17,7 @@ DAY_S = 24 * HOUR_S
 
 LEDGER_BUCKET = "fw_calls"
 DIALECT_BUCKET = "fw_dialects"
+BLOB_STORE = "fw_blobs"
 
 MAX_DELIVERIES = 5
 """A message that our own code has failed on this often goes to FW_DEAD."""
@@ -62,12 +63,22 @@ class Bucket:
 
 
 @dataclass(frozen=True)
+class ObjectStore:
+    """One object store."""
+
+    name: str
+    ttl_s: float
+    max_bytes: int
+
+
+@dataclass(frozen=True)
 class Topology:
     """All of it."""
 
     streams: tuple[Stream, ...]
     durables: tuple[Durable, ...]
     buckets: tuple[Bucket, ...]
+    object_stores: tuple[ObjectStore, ...]
     replicas: int = 1
 
 
@@ -98,8 +109,10 @@ STREAMS: tuple[Stream, ...] = (
 )
 
 LEDGER = Bucket(LEDGER_BUCKET, ttl_s=7 * DAY_S, max_bytes=4 * GIB)
+BLOBS = ObjectStore(BLOB_STORE, ttl_s=7 * DAY_S, max_bytes=4 * GIB)
+"""As long as a prompt may wait for its deadline. Of prompts that hosted models may see alone."""
 
-_LIMITS = [LEDGER.max_bytes, *(stream.max_bytes for stream in STREAMS if stream.max_bytes)]
+_LIMITS = [LEDGER.max_bytes, BLOBS.max_bytes, *(stream.max_bytes for stream in STREAMS if stream.max_bytes)]
 DIALECTS = Bucket(DIALECT_BUCKET, ttl_s=90 * DAY_S, max_bytes=8 * MIB)
 """Found once in a while anew: servers change."""
 
@@ -140,7 +153,8 @@ def topology(models: Mapping[str, Tier], replicas: int = 1, storage_mb: int = FU
     fixed = (DISPATCHER_PROMPT, DISPATCHER_ROUND, JUDGE, JUDGE_DUE, INGEST)
     streams = tuple(replace(stream, max_bytes=limit(stream.max_bytes)) for stream in STREAMS)
     ledger = replace(LEDGER, max_bytes=limit(LEDGER.max_bytes))
-    return Topology(streams, fixed + tasks, (ledger, DIALECTS), replicas)
+    blobs = replace(BLOBS, max_bytes=limit(BLOBS.max_bytes))
+    return Topology(streams, fixed + tasks, (ledger, DIALECTS), (blobs,), replicas)
 
 
 def prompt_subject(priority: Priority, tenant: str) -> str:

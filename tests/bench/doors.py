@@ -6,6 +6,7 @@
 | beyond the decision, ms | the same, the fusion ending where judge dates it, before its outcome is stored |
 | intake, lines/s | from the creation of a batch to the last of its lines committed; 1 KB lines |
 | RSS growth, MB | the most that `fusewire up` holds during a batch, less what it held before |
+| RSS with pictures, MB | the most that `fusewire up` holds while 100 requests with 5 MB pictures are in flight |
 | first token, ms | from the fake judge's first token of a merge to the client's first; two processes, one clock |
 
 A fusion is from the acceptance of its prompt to the announcement of its outcome, as the bench hears it on the bus.
@@ -15,13 +16,15 @@ does, never for a figure.
 
 import argparse
 import asyncio
+import base64
 import contextlib
 import json
 import os
 import platform
+import random
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,9 @@ from fusewire_cli.local.run_file import RUN_FILE
 
 JUDGE = "judge"
 LINE_CHARS = 1000
+PICTURE_BYTES = 5_000_000
+PICTURE_PREFIX = "data:image/png;base64,"
+PIECE = 65_536
 TIMEOUT = aiohttp.ClientTimeout(total=None)
 
 
@@ -47,7 +53,9 @@ def config(base_url: str, folder: Path) -> dict[str, Any]:
         "database": {"url": f"sqlite+aiosqlite:///{folder / 'fusewire.db'}"},
         "http": {"port": 0},
         "log": {"level": "warning"},
-        "models": {name: {"kind": "remote", "base_url": base_url, "model": name} for name in [*MEMBERS, JUDGE]},
+        "models": {
+            name: {"kind": "remote", "base_url": base_url, "model": name, "images": True} for name in [*MEMBERS, JUDGE]
+        },
         "pools": {
             "default": {"members": MEMBERS, **common},
             "merging": {"members": MEMBERS, "judge": JUDGE, "mode": "merge", "guard": False, **common},
@@ -104,6 +112,25 @@ class Door:
             if reply.status >= 400:
                 raise RuntimeError(f"{path}: {reply.status} {await reply.text()}")
             return dict(await reply.json())
+
+    async def show(self, picture: str) -> None:
+        """Ask about a picture, base64. Written in pieces: what a hundred whole bodies take is not measured."""
+        asked = [{"type": "text", "text": "Yes or no?"}, {"type": "image_url", "image_url": {"url": PICTURE_PREFIX}}]
+        body = json.dumps({"model": "fusion", "messages": [{"role": "user", "content": asked}]})
+        head, tail = (part.encode() for part in body.split(PICTURE_PREFIX))
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield head + PICTURE_PREFIX.encode()
+            for at in range(0, len(picture), PIECE):
+                yield picture[at : at + PIECE].encode()
+            yield tail
+
+        length = len(head) + len(PICTURE_PREFIX) + len(picture) + len(tail)
+        headers = {"content-type": "application/json", "content-length": str(length)}
+        async with self._session.post(f"{self.url}/v1/chat/completions", data=pieces(), headers=headers) as reply:
+            if reply.status >= 400:
+                raise RuntimeError(f"{reply.status} {await reply.text()}")
+            await reply.read()
 
     async def first_token_ns(self, body: dict[str, Any]) -> int:
         """Stream a chat; when its first text arrived, by the monotonic clock."""
@@ -207,6 +234,28 @@ async def intake(door: Door, folder: Path, lines: int) -> dict[str, float]:
     }
 
 
+async def with_pictures(door: Door, requests: int, pids: dict[str, int]) -> dict[str, Any]:
+    """Memory while requests with pictures are in flight, all at once, each with a picture of its own."""
+    slow = ModelScript(answer="yes", latency_ms=2_000)
+    await door.play(Script(models=dict.fromkeys(MEMBERS, slow)))
+    rest = base64.b64encode(random.Random(1).randbytes(PICTURE_BYTES - 6)).decode()
+    before = {name: rss_mb(pid) for name, pid in pids.items()}
+    most = dict(before)
+    started = time.perf_counter()
+    asked = asyncio.gather(*(door.show(f"{number:08d}{rest}") for number in range(requests)))
+    while not asked.done():
+        for name, pid in pids.items():
+            most[name] = max(most[name], rss_mb(pid))
+        await asyncio.sleep(0.05)
+    await asked
+    return {
+        "requests": requests,
+        "seconds": round(time.perf_counter() - started, 1),
+        "rss_before_mb": {name: round(mb, 1) for name, mb in before.items()},
+        "rss_most_mb": {name: round(mb, 1) for name, mb in most.items()},
+    }
+
+
 async def growth(door: Door, folder: Path, lines: int, pids: dict[str, int]) -> dict[str, Any]:
     """Memory during a batch, and how fast it went."""
     await door.play(script())
@@ -235,8 +284,8 @@ async def growth(door: Door, folder: Path, lines: int, pids: dict[str, int]) -> 
     }
 
 
-async def bench(lines: int, intake_lines: int, requests: int) -> dict[str, Any]:
-    """All four."""
+async def bench(lines: int, intake_lines: int, requests: int, pictures: int) -> dict[str, Any]:
+    """All of them."""
     BUILD.mkdir(exist_ok=True)
     # On the disk of the repository: a temporary folder may lie in memory, where a sync costs nothing.
     with tempfile.TemporaryDirectory(prefix="bench-", dir=BUILD) as scratch, models() as fake:
@@ -253,6 +302,7 @@ async def bench(lines: int, intake_lines: int, requests: int) -> dict[str, Any]:
                 "first_token_ms": spread(await first_tokens_ms(door, requests)),
                 "intake": await intake(door, folder, intake_lines),
             }
+            figures["pictures"] = await with_pictures(door, pictures, pids)
             _say(figures)
             figures["batch"] = await growth(door, folder, lines, pids)
     figures["machine"] = {"cores": os.cpu_count(), "system": platform.platform()}
@@ -271,7 +321,13 @@ def _say(figures: dict[str, Any]) -> None:
         found = figures[figure]
         print(f"{label:50} {found['median']:8.1f} ({found['min']:.1f} to {found['max']:.1f}), aim {aim}")
     taken = figures["intake"]
-    print(f"{'intake, lines/s committed':50} {taken['lines_per_s']:8.0f}, aim >= 5000", flush=True)
+    print(f"{'intake, lines/s committed':50} {taken['lines_per_s']:8.0f}, aim >= 5000")
+    shown = figures["pictures"]
+    print(
+        f"{'RSS with pictures in flight, MB':50} {shown['rss_most_mb']['up']:8.0f}, aim < 400 "
+        f"(before {shown['rss_before_mb']['up']:.0f}; {shown['requests']} requests in {shown['seconds']} s)",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -281,7 +337,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small run: does it run at all")
     options = parser.parse_args()
     lines, intake_lines, requests = (200, 500, 3) if options.quick else (options.lines, 50_000, 50)
-    figures = asyncio.run(bench(lines, intake_lines, requests))
+    figures = asyncio.run(bench(lines, intake_lines, requests, pictures=3 if options.quick else 100))
     found = figures["batch"]
     print(
         f"{'RSS growth over the batch, MB':50} {found['rss_growth_mb']['up']:8.1f}, aim <= 100 "

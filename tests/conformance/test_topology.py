@@ -16,7 +16,7 @@ from fusewire.topology import DAY_S, GIB, JUDGE, STREAMS, Durable, topology
 
 MakeBus = Callable[..., Awaitable[Bus]]
 WANTED = topology({"tiny": "edge", "gpt": "remote"})
-COUNT = len(WANTED.streams) + len(WANTED.durables) + len(WANTED.buckets)
+COUNT = len(WANTED.streams) + len(WANTED.durables) + len(WANTED.buckets) + len(WANTED.object_stores)
 
 
 @pytest.fixture

@@ -53,9 +53,19 @@ class Door:
         self._prompt_bytes = prompt_bytes
         self._clock = clock
 
-    def read(self, data: bytes, *, tenant: str, fallback_id: str, batch_id: str | None = None) -> Prompt:
-        """From bytes to a prompt. Raises RefusedError."""
-        submission = parse(data, self._prompt_bytes)
+    def read(
+        self, data: bytes, *, tenant: str, fallback_id: str, batch_id: str | None = None, limit: int | None = None
+    ) -> Prompt:
+        """From bytes to a prompt. Raises RefusedError.
+
+        Args:
+            data: JSON.
+            tenant: whose.
+            fallback_id: its custom_id where it has none.
+            batch_id: its batch where it names none.
+            limit: the most bytes; that of a prompt without large images where it is not given.
+        """
+        submission = parse(data, limit or self._prompt_bytes)
         if batch_id and submission.batch_id is None:
             submission = submission.model_copy(update={"batch_id": batch_id})
         return self.admit(submission, tenant=tenant, fallback_id=fallback_id)

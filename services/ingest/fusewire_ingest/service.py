@@ -9,7 +9,7 @@ from fusewire.service import App
 from fusewire.settings import Settings
 from fusewire.store import migrate
 from fusewire.store.engine import Store
-from fusewire.topology import INGEST
+from fusewire.topology import INGEST, MIB
 from fusewire_ingest.access import Access
 from fusewire_ingest.api import app as api
 from fusewire_ingest.api.parts import Parts
@@ -17,11 +17,14 @@ from fusewire_ingest.batch_check import Check, Reader, Rules
 from fusewire_ingest.batch_runner import Runner
 from fusewire_ingest.batching import Batching
 from fusewire_ingest.door import Door
+from fusewire_ingest.image_store import ImageStore
+from fusewire_ingest.memory import ByteBudget, give_back_large_buffers
 from fusewire_ingest.open_requests import OpenRequests
 from fusewire_ingest.relay import Relay
 from fusewire_ingest.repository.batches import Batches
 from fusewire_ingest.repository.budgets import Budgets, Cap
 from fusewire_ingest.repository.files import Files
+from fusewire_ingest.repository.images import Images
 from fusewire_ingest.repository.keys import Keys
 from fusewire_ingest.repository.lines import Lines
 from fusewire_ingest.repository.submissions import GroupCommit, Submissions
@@ -50,7 +53,8 @@ class Ingest:
         self._budgets = Budgets(self._store, caps, lambda: book(settings, clock()))
         submissions = Submissions(self._store, self._budgets)
         self._commit = GroupCommit(submissions)
-        self._relay = Relay(self._bus, submissions, clock)
+        images = ImageStore(self._bus, Images(self._store), settings.limits, clock)
+        self._relay = Relay(self._bus, submissions, images, clock)
         self._open_requests = OpenRequests(self._bus)
         pools = pool_rules(settings)
         limit = settings.limits.prompt_bytes
@@ -96,6 +100,8 @@ class Ingest:
                 settings=settings,
                 store=self._store,
                 door=door,
+                images=images,
+                body_memory=ByteBudget(settings.limits.image_memory_mb * MIB),
                 outcomes=self._outcomes,
                 watcher=Watcher(self._bus),
                 files=files,
@@ -114,6 +120,7 @@ class Ingest:
 
     async def start(self) -> None:
         """Check the schema and who may come in, connect, begin to commit, to publish and to listen."""
+        give_back_large_buffers()
         await migrate.check(self._store)
         await self._access.start()
         await self._budgets.start()

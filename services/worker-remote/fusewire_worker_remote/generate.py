@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -10,6 +11,7 @@ from typing import Any
 
 import structlog
 
+from fusewire import image_refs
 from fusewire.contracts import CallFailure, Candidate, Task, Usage
 from fusewire.pricing import UNKNOWN, Price, price
 from fusewire.settings import RemoteModel
@@ -20,6 +22,7 @@ from fusewire_worker_remote.dialect import Dialect, Refusal, refusal, without_fe
 from fusewire_worker_remote.dialects import Dialects, MemoryDialects
 from fusewire_worker_remote.errors import Failure
 from fusewire_worker_remote.hearing import Hearing
+from fusewire_worker_remote.image_body import Source
 from fusewire_worker_remote.ledger import MAX_UNKNOWN, Ledger
 from fusewire_worker_remote.providers import PROVIDERS, HttpResponse, Reply
 from fusewire_worker_remote.transport import Transport
@@ -69,6 +72,7 @@ class RemoteGenerate:
         clock: gives the current time, with a zone.
         sleep: waits for seconds between attempts.
         rng: draws from [0, 1), for jitter.
+        images: where the large ones of prompts are read.
         worker_id: unlike that of any other worker that runs at the same time.
         lease_s: how long after this worker's death another may take its tasks.
     """
@@ -82,6 +86,7 @@ class RemoteGenerate:
         clock: Callable[[], datetime],
         sleep: Callable[[float], Awaitable[None]],
         rng: Callable[[], float],
+        images: Source | None = None,
         worker_id: str,
         lease_s: float = 15.0,
         backoff: Backoff = Backoff(),  # noqa: B008 - frozen
@@ -98,7 +103,7 @@ class RemoteGenerate:
         self._claims = itertools.count(1)
         self._lease = timedelta(seconds=lease_s)
         self._backoff = backoff
-        self._transport = Transport()
+        self._transport = Transport(images=images)
 
     async def generate(self, task: Task, tell: Tell | None = None) -> Candidate:
         """See `Generate.generate`."""
@@ -203,13 +208,14 @@ class RemoteGenerate:
             return _LATE
         provider = PROVIDERS[model.provider]
         is_streamed = tell is not None or model.always_stream
-        request = provider.request(task, model, dialect, is_streamed=is_streamed)
+        marked, images = _marked(task)
+        request = provider.request(marked, model, dialect, is_streamed=is_streamed)
         if isinstance(request, Failure):
             return request
         assembly = provider.assemble(self._clock())
         hearing = Hearing(assembly, tell, max_chars=MAX_ANSWER_BYTES) if is_streamed else None
         spent.calls += 1
-        result = await self._transport.post(request, min(model.timeout_s, left_s), hearing)
+        result = await self._transport.post(request, min(model.timeout_s, left_s), hearing, images)
         if hearing and (hearing.is_complete or (isinstance(result, HttpResponse) and result.is_heard)):
             # What breaks off when the answer is complete had nothing more to say.
             return _bounded(await hearing.result())
@@ -352,6 +358,18 @@ class _Slot:
 
 def _short(thought: str | None) -> str | None:
     return thought and thought[:MOST_THOUGHT_CHARS]
+
+
+def _marked(task: Task) -> tuple[Task, dict[str, str]]:
+    """The task with a mark in place of each large image, and their names by mark."""
+    names = image_refs.names(task.messages)
+    if not names:
+        return task, {}
+    # Not to be guessed: a text that holds it would be taken for the image.
+    call = secrets.token_hex(16)
+    marks = {name: f"{call}{number:04d}" for number, name in enumerate(names)}
+    marked = task.model_copy(update={"messages": image_refs.put_back(task.messages, marks)})
+    return marked, {mark: name for name, mark in marks.items()}
 
 
 def _unfenced(answer: Reply | Failure, task: Task) -> Reply | Failure:

@@ -6,10 +6,11 @@ import random
 import socket
 from datetime import UTC, datetime
 
+from fusewire.blobs import Blobs
 from fusewire.bus import Bus
 from fusewire.service import App
 from fusewire.settings import RemoteModel, Settings
-from fusewire.topology import DIALECT_BUCKET, LEDGER_BUCKET
+from fusewire.topology import BLOB_STORE, DIALECT_BUCKET, LEDGER_BUCKET
 from fusewire.worker import Worker
 from fusewire_worker_remote.dialects import KvDialects
 from fusewire_worker_remote.generate import RemoteGenerate
@@ -43,6 +44,7 @@ class WorkerRemote:
             clock=clock,
             sleep=asyncio.sleep,
             rng=random.random,
+            images=Blobs(self._bus.js, BLOB_STORE),
             worker_id=f"{socket.gethostname()}-{os.getpid()}",
         )
         hands = {name: model.max_concurrency for name, model in self._models.items()}

@@ -1,12 +1,13 @@
 """HTTP to providers: sessions, and what each way to fail on the wire means."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from types import SimpleNamespace
 
 import aiohttp
 
 from fusewire_worker_remote.errors import Failure, truncated
+from fusewire_worker_remote.image_body import ImageBody, Source, with_images
 from fusewire_worker_remote.providers.base import HttpRequest, HttpResponse
 from fusewire_worker_remote.providers.reading import looks_like_events
 
@@ -25,26 +26,38 @@ Hear = Callable[[bytes], Awaitable[bool]]
 class Transport:
     """Posts requests. Follows no redirect and heeds no proxy variable: only the configured address is called."""
 
-    def __init__(self, max_body_bytes: int = MAX_BODY_BYTES) -> None:
+    def __init__(self, max_body_bytes: int = MAX_BODY_BYTES, images: Source | None = None) -> None:
+        self._images = images
         self._max_body_bytes = max_body_bytes
         self._sessions: dict[bool, aiohttp.ClientSession] = {}
 
-    async def post(self, request: HttpRequest, timeout_s: float, hear: Hear | None = None) -> HttpResponse | Failure:
+    async def post(
+        self,
+        request: HttpRequest,
+        timeout_s: float,
+        hear: Hear | None = None,
+        images: Mapping[str, str] | None = None,
+    ) -> HttpResponse | Failure:
         """Send and read. Whatever goes wrong is a failure, which knows whether bytes had been sent.
 
         Args:
             request: what to send.
             timeout_s: for all of it.
             hear: gets the body as it comes, if that is a stream of events; any other is read whole all the same.
+            images: names of large images, by the mark that stands for each in the request.
         """
+        body = await self._with_images(request, images or {})
+        if isinstance(body, Failure):
+            return body
+        length = {"Content-Length": str(body.size)} if isinstance(body, ImageBody) else {}
         sent = SimpleNamespace(any=False)
         try:
             async with (
                 asyncio.timeout(timeout_s),
                 self._open(is_streamed=hear is not None).post(
                     request.url,
-                    data=request.body,
-                    headers=request.headers,
+                    data=body,
+                    headers={**request.headers, **length},
                     allow_redirects=False,
                     trace_request_ctx=sent,
                 ) as response,
@@ -56,7 +69,15 @@ class Transport:
                 is_stream = "event-stream" in response.headers.get("content-type", "") or looks_like_events(begun)
                 return await (self._heard(response, begun, hear) if is_stream else self._whole(response, begun))
         except (TimeoutError, aiohttp.ClientError, OSError) as exc:
-            return _broken(exc, sent=sent.any, timeout_s=timeout_s)
+            broken_off = body.failure if isinstance(body, ImageBody) else None
+            return broken_off or _broken(exc, sent=sent.any, timeout_s=timeout_s)
+
+    async def _with_images(self, request: HttpRequest, names: Mapping[str, str]) -> bytes | ImageBody | Failure:
+        if not names:
+            return request.body
+        if self._images is None:
+            return Failure("bad_request", "there is no store to read its images from", retryable=False)
+        return await with_images(request.body, names, self._images)
 
     async def aclose(self) -> None:
         """Close every connection."""

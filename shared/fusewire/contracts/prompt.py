@@ -35,7 +35,8 @@ class Image(Part):
     """An image within a message."""
 
     url: str
-    """`https://…` or `data:image/…;base64,…`. Fusewire fetches nothing: the provider does."""
+    """`https://…` or `data:image/…;base64,…`; with `blob:` and a name in place of its data where those stand in the
+    object store (`image_refs`). Fusewire fetches nothing else: the provider does."""
     detail: Literal["auto", "low", "high"] = "auto"
     at: int = Field(default=0, ge=0)
     """Before which character of the message's text it stands."""

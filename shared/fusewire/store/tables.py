@@ -252,6 +252,25 @@ file_chunks = Table(
     Column("data", LargeBinary, nullable=False),
 )
 
+images = Table(
+    "images",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("tenant", String(63), nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    Column("used_at", UtcDateTime, nullable=False),
+    Column("published_at", UtcDateTime),
+    Index("ix_images_used", "used_at"),
+    Index("ix_images_published", "published_at"),
+)
+
+image_uses = Table(
+    "image_uses",
+    metadata,
+    Column("image", String(64), primary_key=True),
+    Column("fusion_id", String(27), primary_key=True),
+)
+
 batches = Table(
     "batches",
     metadata,

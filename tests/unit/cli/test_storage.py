@@ -43,6 +43,7 @@ def test_the_limits_keep_within_the_allowance_and_hold_some_messages(storage_mb:
     made = topology({"m": "edge"}, storage_mb=storage_mb)
     limits = [stream.max_bytes for stream in made.streams if stream.max_bytes]
     limits += [bucket.max_bytes for bucket in made.buckets]
+    limits += [store.max_bytes for store in made.object_stores]
 
     assert sum(limits) <= storage_mb * MIB
     assert min(limits) >= LEAST_BYTES

@@ -1,14 +1,17 @@
 """Bodies of requests: their types, encodings and limits. Nothing is held beyond a limit."""
 
 import asyncio
+import contextlib
 import zlib
 from collections.abc import AsyncIterator
 from typing import Any
 
 from starlette.requests import Request
 
+from fusewire.settings import Limits
 from fusewire_ingest.admission import RefusedError, parse_object
 from fusewire_ingest.api.errors import HttpError
+from fusewire_ingest.memory import ByteBudget
 
 JSON_TYPES = ("application/json", "application/octet-stream")
 JSONL_TYPES = ("application/x-ndjson", "application/jsonl", "application/jsonlines")
@@ -29,6 +32,22 @@ def kind(request: Request) -> str:
 async def json_object(request: Request, limit: int) -> dict[str, Any]:
     """Read a JSON object. Raises as `whole` and `parse_object` do."""
     return parse_object(await whole(request, limit), limit)
+
+
+@contextlib.asynccontextmanager
+async def room(request: Request, limits: Limits, memory: ByteBudget) -> AsyncIterator[int]:
+    """Wait for room for a body that shows images. Yields the most bytes that it may have.
+
+    One that does not say its length, or is compressed, may only have those of a prompt without images.
+    """
+    said = request.headers.get("content-length", "")
+    length = int(said) if said.isascii() and said.isdigit() and len(said) < 16 else 0
+    if length <= limits.prompt_bytes or "content-encoding" in request.headers:
+        yield limits.prompt_bytes
+        return
+    most = limits.prompt_bytes + -(-limits.image_bytes * 4 // 3)
+    async with memory.hold(min(length, most)):
+        yield most
 
 
 async def whole(request: Request, limit: int) -> bytes:
@@ -57,7 +76,8 @@ async def whole(request: Request, limit: int) -> bytes:
             break
     if len(held) > limit:
         raise RefusedError(
-            "prompt_too_large", f"the body has more than {limit} bytes; shorten it or raise limits.prompt_bytes"
+            "prompt_too_large",
+            f"the body has more than {limit} bytes; shorten it or raise limits.prompt_bytes, or limits.image_bytes",
         )
     return bytes(held)
 

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from fusewire import telemetry
 from fusewire.contracts import Outcome
 from fusewire_ingest import chat_reply, chat_request
+from fusewire_ingest.access import Caller
 from fusewire_ingest.api import bodies, errors, schemas
 from fusewire_ingest.api.parts import Parts, Who
 from fusewire_ingest.api.run import Run, answered, begin, streamed
@@ -28,17 +29,23 @@ def routes(of: Parts) -> APIRouter:
         responses=schemas.replies("ChatCompletion", "text/event-stream"),
     )
     async def complete(request: Request, who: Who) -> Response:
-        body = await bodies.json_object(request, of.settings.limits.prompt_bytes)
         with telemetry.receiving("ingest", "http", request.headers):
-            asked = chat_request.read(body, of.pools, default_pool(of.pools, who.rule.pools))
-            run = await begin(of, who, request.headers, asked, body)
-            if asked.is_streamed:
+            run = await _begin(of, who, request)
+            if run.is_streamed:
                 return await streamed(of, run, Chunks(request, run))
             outcome = await answered(of, run, request)
-        reply = chat_reply.completion(outcome, model=asked.model, created=run.created, warnings=asked.warnings)
+        reply = chat_reply.completion(outcome, model=run.model, created=run.created, warnings=run.warnings)
         return JSONResponse(reply, headers=run.headers)
 
     return router
+
+
+async def _begin(of: Parts, who: Caller, request: Request) -> Run:
+    """Read a request. Its body, which may be large, is held no longer than that."""
+    async with bodies.room(request, of.settings.limits, of.body_memory) as limit:
+        body = await bodies.json_object(request, limit)
+        asked = chat_request.read(body, of.pools, default_pool(of.pools, who.rule.pools))
+        return await begin(of, who, request.headers, asked, body)
 
 
 @dataclass
@@ -61,14 +68,14 @@ class Chunks:
 
     def end(self, outcome: Outcome) -> Iterator[bytes]:
         """See `Telling.end`."""
-        asked = self.run.asked
+        run = self.run
         found = chat_reply.chunks(
             outcome,
-            model=asked.model,
-            created=self.run.created,
+            model=run.model,
+            created=run.created,
             sent=self.sent,
-            with_usage=asked.with_usage or errors.is_openrouter(self.request),
-            warnings=asked.warnings,
+            with_usage=run.with_usage or errors.is_openrouter(self.request),
+            warnings=run.warnings,
         )
         return iter((*map(data, found), DONE))
 
@@ -79,4 +86,4 @@ class Chunks:
 
     def _piece(self, text: str, *, is_first: bool) -> dict[str, Any]:
         run = self.run
-        return chat_reply.piece(run.fusion_id, model=run.asked.model, created=run.created, text=text, is_first=is_first)
+        return chat_reply.piece(run.fusion_id, model=run.model, created=run.created, text=text, is_first=is_first)

@@ -44,9 +44,12 @@ def routes(of: Parts) -> APIRouter:
         with telemetry.receiving("ingest", "http", request.headers):
             if bodies.kind(request) in bodies.JSONL_TYPES:
                 return await _submit_lines(request, door, prompt_bytes, batch_id or new_id(), who.tenant)
-            body = await bodies.whole(request, prompt_bytes)
-            fallback = request.headers.get("idempotency-key") or new_id()
-            prompt = door.read(body, tenant=who.tenant, fallback_id=fallback, batch_id=batch_id)
+            async with bodies.room(request, of.settings.limits, of.body_memory) as limit:
+                body = await bodies.whole(request, limit)
+                fallback = request.headers.get("idempotency-key") or new_id()
+                prompt = door.read(body, tenant=who.tenant, fallback_id=fallback, batch_id=batch_id, limit=limit)
+                del body
+                prompt = await of.images.put_aside(prompt)
             accepted = await door.submit(prompt, door="http")
         standing = None
         if wait_s:
@@ -87,6 +90,18 @@ def routes(of: Parts) -> APIRouter:
         if standing is None:
             raise _none(fusion_id)
         return JSONResponse({**shown(standing), "is_cancelled": fusion_id in was_running})
+
+    @router.delete(
+        "/fusions/{fusion_id}/images",
+        summary="Erase the large images of a fusion's prompt",
+        responses=schemas.replies("Erased"),
+    )
+    async def erase_images(fusion_id: str, who: Who) -> Response:
+        """Other prompts of the tenant that show the same images lose them too. What was answered stays."""
+        prompt = await door.prompt(who.tenant, fusion_id)
+        if prompt is None:
+            raise _none(fusion_id)
+        return JSONResponse({"id": fusion_id, "erased": await of.images.erase(prompt)})
 
     return router
 

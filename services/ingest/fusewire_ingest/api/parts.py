@@ -13,6 +13,8 @@ from fusewire_ingest.access import Access, Caller
 from fusewire_ingest.admission import PoolRule
 from fusewire_ingest.batching import Batching
 from fusewire_ingest.door import Door
+from fusewire_ingest.image_store import ImageStore
+from fusewire_ingest.memory import ByteBudget
 from fusewire_ingest.repository.batches import Batches
 from fusewire_ingest.repository.budgets import Budgets
 from fusewire_ingest.repository.files import Files
@@ -28,6 +30,9 @@ class Parts:
     settings: Settings
     store: Store
     door: Door
+    images: ImageStore
+    body_memory: ByteBudget
+    """Of bodies that are larger than a prompt without images."""
     outcomes: Outcomes
     watcher: Watcher
     files: Files

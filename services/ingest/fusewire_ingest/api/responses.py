@@ -31,15 +31,9 @@ def routes(of: Parts) -> APIRouter:
         responses=schemas.replies("Response", "text/event-stream"),
     )
     async def respond(request: Request, who: Who) -> Response:
-        body = await bodies.json_object(request, of.settings.limits.prompt_bytes)
         with telemetry.receiving("ingest", "http", request.headers):
-            written = responses_shape.chat_body(body, await _before(of, who, body.get(responses_shape.PREVIOUS)))
-            try:
-                asked = chat_request.read(written.body, of.pools, default_pool(of.pools, who.rule.pools))
-            except RefusedError as exc:
-                raise exc.moved(written.origin) from None
-            run = await begin(of, who, request.headers, asked, body)
-            if asked.is_streamed:
+            run = await _begin(of, who, request)
+            if run.is_streamed:
                 return await streamed(of, run, Events(run))
             outcome = await answered(of, run, request)
         return JSONResponse(_response(run, outcome), headers=run.headers)
@@ -56,6 +50,18 @@ def routes(of: Parts) -> APIRouter:
     return router
 
 
+async def _begin(of: Parts, who: Caller, request: Request) -> Run:
+    """Read a request. Its body, which may be large, is held no longer than that."""
+    async with bodies.room(request, of.settings.limits, of.body_memory) as limit:
+        body = await bodies.json_object(request, limit)
+        written = responses_shape.chat_body(body, await _before(of, who, body.get(responses_shape.PREVIOUS)))
+        try:
+            asked = chat_request.read(written.body, of.pools, default_pool(of.pools, who.rule.pools))
+        except RefusedError as exc:
+            raise exc.moved(written.origin) from None
+        return await begin(of, who, request.headers, asked, body)
+
+
 def _fusion(response_id: str) -> str:
     return response_id.removeprefix(responses_shape.RESPONSE)
 
@@ -70,13 +76,13 @@ async def _before(of: Parts, who: Caller, previous: object) -> tuple[Message, ..
     if standing is None or standing.outcome is None or prompt is None:
         path = responses_shape.PREVIOUS
         raise RefusedError("unknown_response", f"'{path}': there is no such response, or it has not ended yet", path)
-    return responses_shape.conversation(prompt, standing.outcome)
+    messages = await of.images.put_back(who.tenant, prompt.messages)
+    return responses_shape.conversation(prompt.model_copy(update={"messages": messages}), standing.outcome)
 
 
 def _response(run: Run, outcome: Outcome) -> dict[str, Any]:
-    asked = run.asked
     body = outcome.model_dump(mode="json")
-    return responses_shape.response_of(body, model=asked.model, created=run.created, warnings=asked.warnings)
+    return responses_shape.response_of(body, model=run.model, created=run.created, warnings=run.warnings)
 
 
 class Events:
@@ -84,7 +90,7 @@ class Events:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        shell = responses_shape.shell(run.fusion_id, model=run.asked.model, created=run.created)
+        shell = responses_shape.shell(run.fusion_id, model=run.model, created=run.created)
         self._events = ResponseEvents(shell)
 
     def begin(self) -> Iterator[bytes]:

@@ -35,7 +35,11 @@ PATIENCE_S = 10.0
 class Run:
     """A request, and the fusion that answers it."""
 
-    asked: ChatRequest
+    model: str
+    """See `ChatRequest`, and so on."""
+    is_streamed: bool
+    with_usage: bool
+    warnings: tuple[str, ...]
     prompt: Prompt
     """As it is submitted, or would be if there were nothing to attach to."""
     fusion_id: str
@@ -78,11 +82,21 @@ async def begin(of: Parts, who: Caller, headers: Mapping[str, str], asked: ChatR
         is_streamed=asked.is_streamed,
         depth=_depth(headers),
     )
+    prompt = await of.images.put_aside(prompt)
     attached = None
     if not key and of.settings.http.attach:
         attached = await of.door.attach(who.tenant, request_hash, is_again=_is_again(headers))
     cancels = asked.cancel_on_disconnect or headers.get("x-fusewire-cancel-on-disconnect", "").lower() == "true"
-    return Run(asked, prompt, attached or prompt.fusion_id, request_hash, cancels)
+    return Run(
+        model=asked.model,
+        is_streamed=asked.is_streamed,
+        with_usage=asked.with_usage,
+        warnings=asked.warnings,
+        prompt=prompt,
+        fusion_id=attached or prompt.fusion_id,
+        request_hash=request_hash,
+        cancels=cancels,
+    )
 
 
 def _depth(headers: Mapping[str, str]) -> int:

@@ -200,6 +200,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
         id=_TEXT, object=_TEXT, created_at=_WHOLE, status=_TEXT, model=_TEXT, output=_list(_ANY), usage=_MAYBE_ANY,
     ),
     "Fusion": _object("id", "status", id=_TEXT, status=_TEXT, custom_id=_MAYBE_TEXT, batch_id=_MAYBE_TEXT),
+    "Erased": _object("id", "erased", id=_TEXT, erased=_WHOLE),
     "FusionList": _object("data", data=_list(_ref("Fusion"))),
     "File": _FILE,
     "FileList": _page("File"),

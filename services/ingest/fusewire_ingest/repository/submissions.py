@@ -18,6 +18,7 @@ from fusewire.store.tables import fusions, outcomes, prompts
 from fusewire_ingest.admission import body_hash
 from fusewire_ingest.refusal import RefusedError
 from fusewire_ingest.repository.budgets import Budgets
+from fusewire_ingest.repository.images import add_uses_in
 
 # Built once: to build a statement takes longer than to run it.
 _KEYS: BindParameter[list[str]] = bindparam("keys", expanding=True)
@@ -158,6 +159,7 @@ class Submissions:
             # The judge only ever updates this row: a fusion that no one submitted cannot come to be.
             opened = [_opened(row) for row in ordered if row["fusion_id"] in fresh]
             await connection.execute(insert(fusions), opened)
+            await add_uses_in(connection, list({p.fusion_id: p for p in batch if p.fusion_id in fresh}.values()))
         known = {key: row["body_hash"] for key, row in rows.items() if key in fresh or key in refused}
         if stale := [key for key in rows if key not in known]:
             stored = await connection.execute(

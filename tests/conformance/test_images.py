@@ -1,0 +1,506 @@
+"""Large images on the real parts: where they go, where they never go, and what becomes of them."""
+
+import asyncio
+import base64
+import contextlib
+import io
+import json
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import aiohttp
+import pytest
+from nats.aio.msg import Msg
+
+from fusewire import image_refs, provision
+from fusewire.blobs import CHUNK, Blob, BlobDamagedError, BlobMissingError, Blobs
+from fusewire.bus import Bus
+from fusewire.contracts import Image, Message, Prompt, Task
+from fusewire.settings import Limits, Nats, RemoteModel, Settings
+from fusewire.store.engine import Store
+from fusewire.testing.eventually import eventually
+from fusewire.testing.factories import FakeClock, make_prompt, make_task
+from fusewire.testing.memory_kv import MemoryKeyValue
+from fusewire.testing.model_script import Script
+from fusewire.testing.model_server import ModelServer
+from fusewire.testing.nats_server import NatsServer
+from fusewire.topology import BLOB_STORE, topology
+from fusewire_cli.client import Client
+from fusewire_ingest import image_store
+from fusewire_ingest.image_store import IDLE, ImageStore
+from fusewire_ingest.refusal import RefusedError
+from fusewire_ingest.repository.images import Images
+from fusewire_ingest.repository.submissions import Submissions
+from fusewire_worker_remote.generate import RemoteGenerate
+from fusewire_worker_remote.ledger_kv import KvLedger
+
+MakeSettings = Callable[..., Settings]
+Running = Callable[..., AbstractAsyncContextManager[Client]]
+SERVICES = ("judge", "worker-remote", "dispatcher", "ingest")
+PANEL = ("a", "b", "c")
+
+
+def picture(size: int, seed: int = 1) -> str:
+    """A data URL of so many bytes."""
+    return "data:image/png;base64," + base64.b64encode(random.Random(seed).randbytes(size)).decode()
+
+
+LARGE = picture(5_000_000)
+
+
+def data_of(url: str) -> bytes:
+    """Its base64."""
+    return url.partition(",")[2].encode()
+
+
+def message(*urls: str) -> Message:
+    return Message(role="user", content="Which?", images=tuple(Image(url=url) for url in urls))
+
+
+def as_json(body: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a request with a large body."""
+    return {"data": io.BytesIO(json.dumps(body).encode()), "headers": {"content-type": "application/json"}}
+
+
+def asked(*urls: str, **fields: Any) -> dict[str, Any]:
+    parts: list[dict[str, Any]] = [{"type": "text", "text": "Which?"}]
+    parts += [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return {"model": "openrouter/fusion", "messages": [{"role": "user", "content": parts}], **fields}
+
+
+@pytest.fixture
+def settings(make_settings: MakeSettings, nats: NatsServer, model_server: ModelServer) -> Settings:
+    """Three members that take images; their judge takes none."""
+    hosted = {"kind": "remote", "base_url": model_server.base_url, "images": True}
+    return make_settings(nats=Nats(url=nats.url), models={name: {**hosted, "model": name} for name in PANEL})
+
+
+@pytest.fixture
+async def traffic(nats: NatsServer) -> AsyncIterator[list[Msg]]:
+    """Everything that is published, on any subject."""
+    bus = Bus("ops", Nats(url=nats.url), drain_s=2)
+    await bus.connect(timeout_s=120)
+    seen: list[Msg] = []
+
+    async def note(msg: Msg) -> None:
+        seen.append(msg)
+
+    await bus.client.subscribe(">", cb=note, pending_bytes_limit=512 * 1024**2)
+    await bus.client.flush()
+    yield seen
+    await bus.stop()
+
+
+@pytest.fixture
+async def bus(nats: NatsServer) -> AsyncIterator[Bus]:
+    bus = Bus("test", Nats(url=nats.url), drain_s=2)
+    await bus.connect(timeout_s=120)
+    await provision.apply(bus.js, topology({}))
+    yield bus
+    await bus.stop()
+
+
+@pytest.fixture
+def blobs(bus: Bus) -> Blobs:
+    return Blobs(bus.js, BLOB_STORE)
+
+
+# -- through all of Fusewire --------------------------------------------------------------------
+
+
+@pytest.mark.slow
+async def test_each_member_is_shown_it_and_no_message_holds_it(
+    settings: Settings, running: Running, model_server: ModelServer, traffic: list[Msg]
+) -> None:
+    model_server.set_script(Script(recording=True))
+    async with (
+        running(settings, *SERVICES) as client,
+        aiohttp.ClientSession(client.url) as http,
+        http.post("/v1/chat/completions", **as_json(asked(LARGE))) as response,
+    ):
+        reply = await response.json()
+
+    assert (response.status, reply["fusion"]["outcome_status"]) == (200, "fused")
+    shown = [r for r in model_server.stats.recorded if r.model in PANEL]
+    assert sorted(r.model for r in shown) == list(PANEL)
+    for one in shown:
+        (part,) = [p for p in one.request["messages"][0]["content"] if p["type"] == "image_url"]
+        assert part["image_url"]["url"] == LARGE
+    ours = [m for m in traffic if m.subject.startswith("fw.")]
+    assert {m.subject.split(".")[1] for m in ours} >= {"prompt", "task", "candidate", "outcome"}
+    assert max(len(m.data) for m in ours) < 64 * 1024
+    assert not any(LARGE[1000:1100].encode() in m.data for m in ours)
+
+
+async def test_the_conversation_after_a_response_still_shows_it(
+    settings: Settings, running: Running, model_server: ModelServer
+) -> None:
+    large = picture(40_000)
+    model_server.set_script(Script(recording=True))
+    content = [{"type": "input_text", "text": "Which?"}, {"type": "input_image", "image_url": large}]
+    first = {"model": "a", "input": [{"role": "user", "content": content}]}
+    async with running(settings, *SERVICES) as client, aiohttp.ClientSession(client.url) as http:
+        async with http.post("/v1/responses", json=first) as response:
+            before = await response.json()
+        then = {"model": "a", "input": "And now?", "previous_response_id": before["id"]}
+        async with http.post("/v1/responses", json=then) as response:
+            assert (response.status, (await response.json())["status"]) == (200, "completed")
+
+    messages = model_server.stats.recorded[-1].request["messages"]
+    assert [m["role"] for m in messages] == ["user", "assistant", "user"]
+    assert [p["image_url"]["url"] for p in messages[0]["content"] if p["type"] == "image_url"] == [large]
+
+
+async def test_nothing_of_an_edge_only_prompt_goes_to_where_hosted_models_read(
+    settings: Settings, running: Running, traffic: list[Msg]
+) -> None:
+    body = {"messages": asked(picture(40_000))["messages"], "residency": "edge-only"}
+    async with running(settings, *SERVICES) as client:
+        shown = await client.submit(body, wait_s=250)
+
+    assert (shown["status"], shown["content"]) == ("failed", None)
+    assert not [m.subject for m in traffic if m.subject.startswith("$O.")]
+
+
+async def test_images_that_were_erased_are_shown_to_nobody(settings: Settings, running: Running) -> None:
+    body = {"messages": asked(picture(40_000))["messages"]}
+    async with running(settings, "ingest") as client, aiohttp.ClientSession(client.url) as http:
+        prompt = await client.submit(body)
+        path = f"/v1/fusions/{prompt['id']}/images"
+        async with http.delete(path) as response:
+            assert (response.status, await response.json()) == (200, {"id": prompt["id"], "erased": 1})
+        async with http.delete(path) as response:
+            assert await response.json() == {"id": prompt["id"], "erased": 0}
+        async with http.delete("/v1/fusions/01JZZZZZZZZZZZZZZZZZZZZZZZ/images") as response:
+            assert response.status == 404
+    async with running(settings, *SERVICES) as client:
+        shown = await client.get(prompt["id"], wait_s=250)
+
+    assert shown["status"] == "failed"
+    assert {a["error_code"] for a in shown["answers"]} == {"bad_request"}
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        (asked(picture(90_000), picture(90_000, seed=2)), "limits.image_bytes"),
+        (asked(messages=[{"role": "user", "content": "x" * 60_000}]), "limits.prompt_bytes"),
+    ],
+    ids=["images", "text"],
+)
+async def test_what_is_too_large_is_refused(
+    make_settings: MakeSettings, nats: NatsServer, running: Running, body: dict[str, Any], named: str
+) -> None:
+    limits = {"drain_s": 2, "prompt_bytes": 20_000, "image_bytes": 100_000}
+    settings = make_settings(nats=Nats(url=nats.url), limits=limits)
+    async with (
+        running(settings, "ingest") as client,
+        aiohttp.ClientSession(client.url) as http,
+        http.post("/v1/chat/completions", json=body) as response,
+    ):
+        error = (await response.json())["error"]
+
+    assert response.status == 413
+    assert error["code"] == "prompt_too_large"
+    assert named in error["message"]
+
+
+async def test_a_body_of_unknown_length_has_the_limit_of_one_without_images(
+    make_settings: MakeSettings, nats: NatsServer, running: Running
+) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b'{"prompt": "'
+        yield b"x" * 60_000
+
+    settings = make_settings(nats=Nats(url=nats.url), limits={"drain_s": 2, "prompt_bytes": 20_000})
+    kind = {"content-type": "application/json"}
+    async with (
+        running(settings, "ingest") as client,
+        aiohttp.ClientSession(client.url) as http,
+        http.post("/v1/fusions", data=pieces(), headers=kind) as response,
+    ):
+        error = (await response.json())["error"]
+
+    assert (response.status, error["code"]) == (413, "prompt_too_large")
+
+
+async def test_what_a_lost_broker_held_is_published_again(
+    settings: Settings, running: Running, nats: NatsServer, model_server: ModelServer
+) -> None:
+    body = {"messages": asked(picture(40_000))["messages"]}
+    async with running(settings, "ingest") as client:
+        prompt = await client.submit(body)
+        bus = Bus("ops", settings.nats, drain_s=2)
+        await bus.connect(timeout_s=120)
+        published = Blobs(bus.js, BLOB_STORE)
+        (name,) = image_refs.put_aside("default", (message(picture(40_000)),))[1]
+        await eventually(lambda: published.has(name))
+        await bus.js.delete_stream("FW_PROMPT")
+        await bus.js.delete_object_store(BLOB_STORE)
+        await bus.stop()
+    async with running(settings, *SERVICES) as client:
+        shown = await client.get(prompt["id"], wait_s=250)
+
+    assert (shown["status"], shown["is_degraded"]) == ("fused", False)
+
+
+# -- what is kept, and for how long -------------------------------------------------------------
+
+
+class Kept:
+    """An image store on a real broker and database, with a clock of the test's."""
+
+    def __init__(self, bus: Bus, store: Store) -> None:
+        self.clock = FakeClock()
+        self.images = Images(store)
+        self.store = ImageStore(bus, self.images, Limits(image_days=2), self.clock)
+        self.submissions = Submissions(store)
+
+    async def submit(self, *urls: str, **fields: Any) -> Prompt:
+        prompt = await self.store.put_aside(make_prompt(messages=(message(*urls),), **fields))
+        await self.submissions.add([prompt], [None])
+        await self.store.publish(prompt)
+        return prompt
+
+
+@pytest.fixture
+def kept(bus: Bus, store: Store) -> Kept:
+    return Kept(bus, store)
+
+
+async def end(store: Store, prompt: Prompt) -> None:
+    async with store.write() as connection:
+        await connection.exec_driver_sql(f"UPDATE fusions SET is_done = true WHERE fusion_id = '{prompt.fusion_id}'")
+
+
+async def test_the_broker_has_it_as_long_as_a_fusion_waits_for_it(kept: Kept, store: Store, blobs: Blobs) -> None:
+    prompt = await kept.submit(LARGE)
+    (name,) = image_refs.names(prompt.messages)
+    assert await read(blobs, name) == data_of(LARGE)
+
+    kept.clock.advance(5 * 24 * 3600)
+    await kept.store.tidy()
+    assert await blobs.has(name)
+    assert await kept.images.get(prompt.tenant, name)
+
+    await end(store, prompt)
+    kept.clock.advance(60)
+    await kept.store.tidy()
+    assert not await blobs.has(name)
+    assert await kept.images.get(prompt.tenant, name) is None
+
+
+async def test_one_that_is_shown_again_is_published_again(kept: Kept, store: Store, blobs: Blobs) -> None:
+    first = await kept.submit(LARGE, custom_id="1")
+    (name,) = image_refs.names(first.messages)
+    await end(store, first)
+    kept.clock.advance(IDLE.total_seconds() + 1)
+    await kept.store.tidy()
+    assert not await blobs.has(name)
+    assert await kept.images.get(first.tenant, name), "it may be shown again"
+
+    await kept.submit(LARGE, custom_id="2")
+    assert await read(blobs, name) == data_of(LARGE)
+
+
+async def test_one_that_was_just_shown_stays_for_the_prompt_that_comes(kept: Kept, store: Store, blobs: Blobs) -> None:
+    first = await kept.submit(LARGE)
+    (name,) = image_refs.names(first.messages)
+    await end(store, first)
+    kept.clock.advance(IDLE.total_seconds() - 1)
+    await kept.store.tidy()
+
+    assert await blobs.has(name)
+
+
+async def test_one_that_is_published_by_several_at_once_is_put_once(
+    kept: Kept, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    puts: list[str] = []
+
+    class Counted(Blobs):
+        async def put(self, name: str, data: bytes) -> None:
+            puts.append(name)
+            await super().put(name, data)
+
+    monkeypatch.setattr(image_store, "Blobs", Counted)
+    prompt = await kept.store.put_aside(make_prompt(messages=(message(LARGE),)))
+    await asyncio.gather(*(kept.store.publish(prompt) for _ in range(5)))
+
+    assert puts == list(image_refs.names(prompt.messages))
+    assert await read(blobs, puts[0]) == data_of(LARGE)
+
+
+async def test_each_tenant_has_its_own(kept: Kept) -> None:
+    prompt = await kept.submit(LARGE, tenant="acme")
+    (name,) = image_refs.names(prompt.messages)
+
+    assert await kept.images.get("umbrella", name) is None
+    assert await kept.images.remove("umbrella", [name]) == 0
+    with pytest.raises(RefusedError, match="no longer kept"):
+        await kept.store.put_back("umbrella", prompt.messages)
+    assert await kept.store.put_back("acme", prompt.messages) == (message(LARGE),)
+
+
+# -- the object store ---------------------------------------------------------------------------
+
+
+async def read(blobs: Blobs, name: str) -> bytes:
+    return b"".join([piece async for piece in blobs.read(await blobs.find(name))])
+
+
+@pytest.mark.parametrize("size", [1, CHUNK, CHUNK + 1, 3 * CHUNK])
+async def test_what_was_put_is_read(blobs: Blobs, size: int) -> None:
+    await blobs.put("other", b"x" * CHUNK)
+    data = random.Random(1).randbytes(size)
+    await blobs.put("one", data)
+
+    assert await read(blobs, "one") == data
+    assert (await blobs.find("one")).size == size
+
+
+async def test_one_that_was_never_put_or_was_erased_is_missing(blobs: Blobs) -> None:
+    await blobs.put("one", b"x")
+    await blobs.delete("one")
+    await blobs.delete("one")
+
+    for name in ("one", "other"):
+        assert not await blobs.has(name)
+        with pytest.raises(BlobMissingError):
+            await blobs.find(name)
+
+
+async def damage(bus: Bus, sequence: int, data: bytes | None) -> None:
+    """Take a message out of the object store, and put another in its place."""
+    stream = f"OBJ_{BLOB_STORE}"
+    subject = str((await bus.js.get_msg(stream, sequence)).subject)
+    await bus.js.delete_msg(stream, sequence)
+    if data is not None:
+        await bus.js.publish(subject, data)
+
+
+async def test_a_lost_piece_is_noticed(blobs: Blobs, bus: Bus) -> None:
+    await blobs.put("one", random.Random(1).randbytes(3 * CHUNK))
+    await damage(bus, 2, None)
+
+    with pytest.raises(BlobMissingError):
+        await read(blobs, "one")
+
+
+@pytest.mark.parametrize("other", [b"y" * 1000, b"x" * 999 + b"y", b"x" * 1001])
+async def test_of_other_bytes_the_last_piece_never_comes(blobs: Blobs, bus: Bus, other: bytes) -> None:
+    await blobs.put("one", b"x" * 1000)
+    await damage(bus, 1, other)
+
+    with pytest.raises(BlobDamagedError):
+        await read(blobs, "one")
+
+
+# -- a hosted call ------------------------------------------------------------------------------
+
+
+async def no_wait(_seconds: float) -> None:
+    """Attempts follow at once."""
+
+
+@contextlib.asynccontextmanager
+async def calling(server: ModelServer, provider: str, blobs: Blobs) -> AsyncIterator[RemoteGenerate]:
+    settings = {"kind": "remote", "provider": provider, "base_url": server.base_url_of(provider), "max_attempts": 2}
+    generate = RemoteGenerate(
+        {"a": RemoteModel.model_validate({**settings, "model": "a"})},
+        KvLedger(MemoryKeyValue()),
+        clock=lambda: datetime.now(UTC),
+        sleep=no_wait,
+        rng=lambda: 0.0,
+        worker_id="test",
+        images=blobs,
+    )
+    yield generate
+    await generate.aclose()
+
+
+def a_task(*messages: Message) -> Task:
+    until = datetime.now(UTC) + timedelta(seconds=250)
+    return make_task(messages=messages, model="a", deadline_at=until)
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic", "gemini", "mistral"])
+async def test_each_protocol_sends_images_as_they_were(model_server: ModelServer, blobs: Blobs, provider: str) -> None:
+    model_server.set_script(Script(recording=True))
+    urls = [picture(40_000), picture(3 * CHUNK, seed=2), picture(40_000), picture(100, seed=3)]
+    slim, apart = image_refs.put_aside("acme", [message(*urls), message(urls[1])])
+    for name, data in apart.items():
+        await blobs.put(name, data.encode())
+
+    async with calling(model_server, provider, blobs) as generate:
+        candidate = await generate.generate(a_task(*slim))
+
+    assert candidate.ok, candidate.error
+    (recorded,) = model_server.stats.recorded
+    parts = [part for m in recorded.request["messages"] for part in m["content"] if part["type"] == "image_url"]
+    assert [part["image_url"]["url"] for part in parts] == [*urls, urls[1]]
+
+
+@pytest.mark.parametrize("fault", ["missing", "damaged"])
+async def test_a_call_without_its_image_fails_before_anybody_could_be_paid(
+    model_server: ModelServer, blobs: Blobs, bus: Bus, fault: str
+) -> None:
+    slim, apart = image_refs.put_aside("acme", [message(picture(3 * CHUNK))])
+    ((name, data),) = apart.items()
+    await blobs.put(name, data.encode())
+    if fault == "missing":
+        await blobs.delete(name)
+    else:
+        await damage(bus, 2, b"x" * CHUNK)
+
+    async with calling(model_server, "openai", blobs) as generate:
+        candidate = await generate.generate(a_task(*slim))
+
+    assert candidate.error is not None
+    assert (candidate.error.code, candidate.maybe_paid_twice) == ("bad_request", False)
+    assert "send the prompt again" in candidate.error.message
+    assert (candidate.attempts, candidate.cost_usd, model_server.stats.requests) == (1, 0.0, 0)
+
+
+async def test_one_that_is_put_again_while_it_is_sent_is_sent_again(
+    model_server: ModelServer, blobs: Blobs, bus: Bus
+) -> None:
+    model_server.set_script(Script(recording=True))
+    url = picture(3 * CHUNK)
+    slim, apart = image_refs.put_aside("acme", [message(url)])
+    ((name, data),) = apart.items()
+
+    class PutAgain(Blobs):
+        puts = 0
+
+        async def read(self, blob: Blob) -> AsyncIterator[bytes]:
+            async for piece in super().read(blob):
+                yield piece
+                if not self.puts:
+                    self.puts += 1
+                    await self.put(name, data.encode())
+
+    await blobs.put(name, data.encode())
+    put_again = PutAgain(bus.js, BLOB_STORE)
+    async with calling(model_server, "openai", put_again) as generate:
+        candidate = await generate.generate(a_task(*slim))
+
+    assert (candidate.ok, candidate.attempts, candidate.maybe_paid_twice) == (True, 2, False)
+    assert model_server.stats.requests == 1
+    assert model_server.stats.recorded[0].request["messages"][0]["content"][0]["image_url"]["url"] == url
+
+
+async def test_a_broker_that_does_not_answer_is_asked_again(
+    model_server: ModelServer, blobs: Blobs, nats: NatsServer
+) -> None:
+    slim, _ = image_refs.put_aside("acme", [message(LARGE)])
+    await nats.stop()
+
+    async with calling(model_server, "openai", blobs) as generate:
+        candidate = await generate.generate(a_task(*slim))
+
+    assert candidate.error is not None
+    assert (candidate.error.code, candidate.attempts, model_server.stats.requests) == ("connect_error", 2, 0)
