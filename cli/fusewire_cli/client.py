@@ -11,6 +11,8 @@ from typing import Any, Literal, Self
 
 import aiohttp
 
+from fusewire import replies
+
 RETRY_FOR_S = 60.0
 PAUSE_S = 0.3
 SILENCE_S = 700.0
@@ -68,31 +70,36 @@ class Client:
         if self._session:
             await self._session.close()
 
-    async def submit(self, body: dict[str, Any], wait_s: float = 0) -> dict[str, Any]:
+    async def submit(self, body: dict[str, Any], wait_s: float = 0) -> replies.Fusion:
         """Submit one prompt; with `wait_s`, wait for its outcome."""
-        return await self._request("POST", "/v1/fusions", params=[("wait_s", str(wait_s))], body=json.dumps(body))
+        params = [("wait_s", str(wait_s))]
+        fusion: replies.Fusion = await self._request("POST", "/v1/fusions", params=params, body=json.dumps(body))
+        return fusion
 
-    async def submit_lines(self, lines: Sequence[str], batch_id: str) -> list[dict[str, Any]]:
+    async def submit_lines(self, lines: Sequence[str], batch_id: str) -> list[replies.SubmittedLine]:
         """Submit JSONL; one result per line."""
-        answer = await self._request(
+        answer: replies.SubmittedLines = await self._request(
             "POST",
             "/v1/fusions",
             params=[("batch_id", batch_id)],
             body="\n".join(lines) + "\n",
             kind="application/x-ndjson",
         )
-        return list(answer["lines"])
+        return answer["lines"]
 
-    async def get(self, fusion_id: str, wait_s: float = 0) -> dict[str, Any]:
+    async def get(self, fusion_id: str, wait_s: float = 0) -> replies.Fusion:
         """One fusion."""
-        return await self._request("GET", f"/v1/fusions/{fusion_id}", params=[("wait_s", str(wait_s))])
+        params = [("wait_s", str(wait_s))]
+        fusion: replies.Fusion = await self._request("GET", f"/v1/fusions/{fusion_id}", params=params)
+        return fusion
 
-    async def get_many(self, fusion_ids: Sequence[str]) -> list[dict[str, Any]]:
+    async def get_many(self, fusion_ids: Sequence[str]) -> list[replies.Fusion]:
         """Several fusions."""
-        found: list[dict[str, Any]] = []
+        found: list[replies.Fusion] = []
         for start in range(0, len(fusion_ids), IDS_AT_ONCE):
             some = fusion_ids[start : start + IDS_AT_ONCE]
-            answer = await self._request("GET", "/v1/fusions", params=[("id", one) for one in some])
+            params = [("id", one) for one in some]
+            answer: replies.FusionList = await self._request("GET", "/v1/fusions", params=params)
             found += answer["data"]
         return found
 
@@ -107,40 +114,43 @@ class Client:
                 data.add_field("file", file, filename=path.name, content_type="application/jsonl")
                 return data
 
-            return str((await self._request("POST", "/v1/files", body=form, kind=None))["id"])
+            uploaded: replies.File = await self._request("POST", "/v1/files", body=form, kind=None)
+            return uploaded["id"]
 
-    async def create_batch(self, body: dict[str, Any], key: str) -> dict[str, Any]:
+    async def create_batch(self, body: dict[str, Any], key: str) -> replies.Batch:
         """Make a batch of an uploaded file; the same key is the same batch."""
-        return await self._request("POST", "/v1/batches", body=json.dumps(body), headers={"idempotency-key": key})
+        named = {"idempotency-key": key}
+        return await self._batch("POST", "/v1/batches", body=json.dumps(body), headers=named)
 
-    async def batch(self, batch_id: str) -> dict[str, Any]:
+    async def batch(self, batch_id: str) -> replies.Batch:
         """One batch."""
-        return await self._request("GET", f"/v1/batches/{batch_id}")
+        return await self._batch("GET", f"/v1/batches/{batch_id}")
 
-    async def batches(self) -> AsyncIterator[dict[str, Any]]:
+    async def batches(self) -> AsyncIterator[replies.Batch]:
         """All batches, the newest first."""
         after: list[tuple[str, str]] = []
         while True:
-            page = await self._request("GET", "/v1/batches", params=[("limit", str(BATCHES_AT_ONCE)), *after])
+            params = [("limit", str(BATCHES_AT_ONCE)), *after]
+            page: replies.BatchList = await self._request("GET", "/v1/batches", params=params)
             for batch in page["data"]:
                 yield batch
             if not page["has_more"]:
                 return
-            after = [("after", page["last_id"])]
+            after = [("after", page["last_id"] or "")]
 
-    async def cancel_batch(self, batch_id: str, *, drain: bool, reason: str) -> dict[str, Any]:
+    async def cancel_batch(self, batch_id: str, *, drain: bool, reason: str) -> replies.Batch:
         """Stop a batch; with `drain`, what is in flight is waited for."""
         params = [("drain", str(drain).lower()), ("reason", reason)]
-        return await self._request("POST", f"/v1/batches/{batch_id}/cancel", params=params)
+        return await self._batch("POST", f"/v1/batches/{batch_id}/cancel", params=params)
 
-    async def resume_batch(self, batch_id: str, max_cost_usd: float | None) -> dict[str, Any]:
+    async def resume_batch(self, batch_id: str, max_cost_usd: float | None) -> replies.Batch:
         """Go on with a cancelled batch."""
         body = {} if max_cost_usd is None else {"max_cost_usd": max_cost_usd}
-        return await self._request("POST", f"/v1/batches/{batch_id}/resume", body=json.dumps(body))
+        return await self._batch("POST", f"/v1/batches/{batch_id}/resume", body=json.dumps(body))
 
-    async def retry_batch(self, batch_id: str, only: str) -> dict[str, Any]:
+    async def retry_batch(self, batch_id: str, only: str) -> replies.Batch:
         """Make a new batch of a batch's failed lines."""
-        return await self._request("POST", f"/v1/batches/{batch_id}/retry", body=json.dumps({"only": only}))
+        return await self._batch("POST", f"/v1/batches/{batch_id}/retry", body=json.dumps({"only": only}))
 
     async def results(
         self, batch_id: str, *, order: Order, after: int, form: Form, limit: int = LINES_AT_ONCE
@@ -166,6 +176,10 @@ class Client:
             await asyncio.sleep(PAUSE_S)
             raise BrokenOffError from None
 
+    async def _batch(self, method: str, path: str, **sent: Any) -> replies.Batch:
+        batch: replies.Batch = await self._request(method, path, **sent)
+        return batch
+
     async def _request(
         self,
         method: str,
@@ -175,15 +189,15 @@ class Client:
         body: str | Callable[[], aiohttp.FormData] | None = None,
         kind: str | None = "application/json",
         headers: dict[str, str] | None = None,
-    ) -> dict[str, Any]:
+    ) -> Any:
+        """The JSON of one answer; which it is, who asks knows."""
         until = asyncio.get_running_loop().time() + RETRY_FOR_S
         while True:
             data = body() if callable(body) else body
             sent = {**({"content-type": kind} if kind else {}), **(headers or {})}
             try:
                 async with self._answer(method, path, params=params, data=data, headers=sent, until=until) as response:
-                    answer: dict[str, Any] = await response.json(content_type=None)
-                    return answer
+                    return await response.json(content_type=None)
             except _LaterError as later:
                 pause_s = later.pause_s
             except BROKEN:

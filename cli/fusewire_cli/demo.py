@@ -5,7 +5,7 @@ import os
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ def demo(*, as_json: bool, is_small: bool) -> None:
         fail(f"no answer for {', '.join(unfinished)}", "see .fusewire/fusewire.log", EXIT_FAULT)
 
 
-def scored(prompts: Sequence[dict[str, Any]], outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def scored(prompts: Sequence[dict[str, Any]], outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Who was right, over the prompts of which the right answer is known.
 
     Returns:
@@ -131,7 +131,7 @@ def _is_right(custom_id: str, by_label: bool | None, calls: Sequence[dict[str, A
     return [(call["name"], json.loads(call["arguments"])) for call in calls] == [wanted]
 
 
-async def _run(config: Settings, prompts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+async def _run(config: Settings, prompts: list[dict[str, Any]]) -> list[Mapping[str, Any]]:
     batch = time.strftime("demo-%Y%m%d-%H%M%S")
     bodies = {prompt["custom_id"]: json.dumps({**prompt, "deadline_s": DEADLINE_S}) for prompt in prompts}
     async with client(config) as api:
@@ -139,7 +139,7 @@ async def _run(config: Settings, prompts: list[dict[str, Any]]) -> list[dict[str
     return [found[prompt["custom_id"]] for prompt in prompts]
 
 
-def _summary(outcome: dict[str, Any]) -> dict[str, Any]:
+def _summary(outcome: Mapping[str, Any]) -> dict[str, Any]:
     kept = ("is_degraded", "degraded_reasons", "custom_id", "mode", "status", "content", "winner", "reason", "rounds")
     told = ("closed_by", "guard", "swap_consistent")
     candidates = [
@@ -153,7 +153,7 @@ def _summary(outcome: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _show(prompt: dict[str, Any], outcome: dict[str, Any]) -> None:
+def _show(prompt: dict[str, Any], outcome: Mapping[str, Any]) -> None:
     print(f"\n━━ {outcome['custom_id']} · {outcome['mode']} " + "━" * 40)
     print(_wrapped("asked", prompt["prompt"]))
     for answer in outcome["answers"]:
@@ -170,7 +170,7 @@ def _show(prompt: dict[str, Any], outcome: dict[str, Any]) -> None:
         print(_wrapped("answer", _said(outcome)))
 
 
-def _compare(outcomes: Sequence[dict[str, Any]], score: dict[str, Any]) -> None:
+def _compare(outcomes: Sequence[Mapping[str, Any]], score: dict[str, Any]) -> None:
     """Who was right where that is known, and what fusing gained or lost against the best of its members."""
     print("\nWho was right:\n")
     names, known = list(score["members"]), score["known"]
@@ -193,7 +193,7 @@ def _compare(outcomes: Sequence[dict[str, Any]], score: dict[str, Any]) -> None:
     print(f"  gained by fusing: {', '.join(gained) or 'none'}; lost: {', '.join(lost) or 'none'}")
 
 
-def _way(outcome: dict[str, Any]) -> str:
+def _way(outcome: Mapping[str, Any]) -> str:
     """What chose the answer."""
     if outcome["tool_calls"]:
         return "vote on each argument"
@@ -202,7 +202,7 @@ def _way(outcome: dict[str, Any]) -> str:
     return "judge" if outcome["winner"] else "merge"
 
 
-def _tally(outcomes: list[dict[str, Any]]) -> None:
+def _tally(outcomes: list[Mapping[str, Any]]) -> None:
     """What there was to see of fusion's own rules, none included."""
     early = [o["custom_id"] for o in outcomes if o["closed_by"] in ("certain", "likely")]
     merges = [o for o in outcomes if o["guard"]]
@@ -220,7 +220,7 @@ def _tally(outcomes: list[dict[str, Any]]) -> None:
         print(f"  {label}: {', '.join(found) or 'none'}")
 
 
-def _said(answer: dict[str, Any]) -> str:
+def _said(answer: Mapping[str, Any]) -> str:
     """A text or calls, in one line that is no longer than can be read at a glance."""
     calls = ", ".join(f"{call['name']}({call['arguments']})" for call in answer["tool_calls"])
     flat = " ".join((answer["content"] or calls).split())

@@ -57,7 +57,7 @@ async def _stoppable(main: Coroutine[Any, Any, T]) -> T:
     return await main
 
 
-async def fuse(api: Client, batch: str, bodies: Mapping[str, str], window: int) -> dict[str, dict[str, Any]]:
+async def fuse(api: Client, batch: str, bodies: Mapping[str, str], window: int) -> dict[str, Mapping[str, Any]]:
     """Submit prompts and wait for all of them.
 
     Args:
@@ -71,7 +71,7 @@ async def fuse(api: Client, batch: str, bodies: Mapping[str, str], window: int) 
     """
     todo = deque(bodies.items())
     pending: dict[str, str] = {}
-    done: dict[str, dict[str, Any]] = {}
+    done: dict[str, Mapping[str, Any]] = {}
     failed = 0
     with progress(len(bodies), 0) as bar:
         while len(done) < len(bodies):

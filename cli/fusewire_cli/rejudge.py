@@ -216,7 +216,7 @@ def rejudge(batch: str, change: Change, *, as_json: bool, window: int) -> None:
     _check(config, {change.pool or one.prompt.pool for one in stored}, change)
     note(f"rejudging {len(bodies)} of {len(stored)} prompts as batch {into}")
 
-    async def main() -> dict[str, dict[str, Any]]:
+    async def main() -> dict[str, Mapping[str, Any]]:
         async with client(config) as api:
             return await fuse(api, into, bodies, window)
 

@@ -173,7 +173,7 @@ REFUSED = [
     ("a NUL", {}, BODY.replace(b"Why?", b"\\u0000"), 400, "invalid_request", None),
     ("too deep", {}, BODY[:-1] + b',"metadata":' + b"[" * 70 + b"]" * 70 + b"}", 400, "invalid_request", None),
     ("too much", {}, asking(user="x" * 20_000), 413, "prompt_too_large", None),
-    ("too much by far", {}, b"x" * 1_000_000, 413, "prompt_too_large", None),
+    ("too much by far", {}, asking(user="x" * 1_000_000), 413, "prompt_too_large", None),
     ("an unknown pool", {}, asking(model="fusewire/none"), 404, "unknown_pool", "model"),
     ("an unknown model", {}, asking(model="gtp"), 404, "model_not_found", "model"),
     ("what is not done", {}, asking(n=2), 400, "unsupported_parameter", "n"),
@@ -314,18 +314,18 @@ async def test_bombs_fill_no_memory(door: aiohttp.ClientSession) -> None:
     jsonl = {"content-type": "application/x-ndjson"}
     fusions = "/v1/fusions"
     bombs: list[tuple[str, str, dict[str, str], Any, int]] = [
-        ("zeros, zipped", CHAT, ZIPPED, _zipped(b"0" * mib, 64), 413),
-        ("spaces, zipped", fusions, ZIPPED, _zipped(b" " * mib, 64), 413),
-        ("one long line, zipped", fusions, {**jsonl, "content-encoding": "gzip"}, _zipped(b"x" * mib, 64), 202),
-        ("blank lines, zipped", fusions, {**jsonl, "content-encoding": "gzip"}, _zipped(b"\n" * mib, 64), 400),
+        ("zeros, zipped", CHAT, ZIPPED, _zipped(b"0" * mib, 128), 413),
+        ("spaces, zipped", fusions, ZIPPED, _zipped(b" " * mib, 128), 413),
+        ("one long line, zipped", fusions, {**jsonl, "content-encoding": "gzip"}, _zipped(b"x" * mib, 128), 202),
+        ("blank lines, zipped", fusions, {**jsonl, "content-encoding": "gzip"}, _zipped(b"\n" * mib, 128), 400),
         ("bad lines", fusions, jsonl, b"{}\n" * (JSONL_LINES + 2), 400),
         ("nesting", CHAT, JSON, b"[" * 20_000, 400),
         ("nesting of objects", CHAT, JSON, b'{"a":' * 4_000, 400),
         ("a number", CHAT, JSON, b'{"seed":' + b"9" * 19_000 + b"}", 400),
         ("many keys", CHAT, JSON, json.dumps({f"k{n}": n for n in range(1_200)}).encode(), 400),
         ("no end", CHAT, JSON, _endless(b"x" * mib, 7), 413),
-        ("one line without end", fusions, jsonl, _endless(b"x" * mib, 64), 202),
-        ("zipped twice", CHAT, ZIPPED, gzip.compress(_zipped(b"0" * mib, 64)), 413),
+        ("one line without end", fusions, jsonl, _endless(b"x" * mib, 128), 202),
+        ("zipped twice", CHAT, ZIPPED, gzip.compress(_zipped(b"0" * mib, 128)), 413),
     ]  # fmt: skip
     Path("/proc/self/clear_refs").write_text("5")
     before = _peak_kib()
@@ -336,7 +336,8 @@ async def test_bombs_fill_no_memory(door: aiohttp.ClientSession) -> None:
         assert response.status == status, what
 
     grown_mib = (_peak_kib() - before) / 1024
-    assert grown_mib < 48, f"the peak grew by {grown_mib:.0f} MiB"
+    # Half of what any of them holds; the rest is what the process takes and gives back anyway.
+    assert grown_mib < 64, f"the peak grew by {grown_mib:.0f} MiB"
 
 
 # -- again ------------------------------------------------------------------------------------

@@ -129,8 +129,10 @@ async def test_an_outcome_turns_what_was_reserved_into_what_it_cost(
                 rows = await connection.execute(text("SELECT fusion_id, usd FROM reservations"))
                 most |= {row[0]: row[1] for row in rows}
             done = await client.get(shown["id"], wait_s=30)
-            assert 0 < done["cost_usd"] <= most.get(shown["id"], BUDGET), "the most that it can cost was reserved"
-            costs.append(done["cost_usd"])
+            cost = done["cost_usd"]
+            assert cost is not None
+            assert 0 < cost <= most.get(shown["id"], BUDGET), "the most that it can cost was reserved"
+            costs.append(cost)
         await eventually(nothing_reserved)
         assert (await standing(store))[1] == pytest.approx(sum(costs))
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 from sqlalchemy import text, update
 
-from fusewire import ids
+from fusewire import ids, replies
 from fusewire.bus import Bus
 from fusewire.contracts import Candidate, Task
 from fusewire.settings import Database, Nats, Settings
@@ -102,7 +102,7 @@ def submission(custom_id: str = "one", **fields: Any) -> dict[str, Any]:
     return {"prompt": "Why?", "custom_id": custom_id, **fields}
 
 
-def parts(shown: dict[str, Any]) -> dict[str, str]:
+def parts(shown: replies.Fusion) -> dict[str, str]:
     return {answer["member"]: answer["status"] for answer in shown["answers"]}
 
 
@@ -137,6 +137,7 @@ async def test_answers_that_came_are_listed_and_those_that_come_later_are_stored
     ended = await heard(config)
     assert all(one.ok for one in ended.values())
     listed = [one for name, one in ended.items() if parts(shown)[name] == "ok"]
+    assert shown["usage"] is not None
     assert shown["usage"]["prompt_tokens"] == sum(used(one).prompt_tokens for one in listed) > 0
     assert after == shown
     assert "j" not in model_server.stats.by_model

@@ -11,6 +11,7 @@ import pytest
 from nats.aio.msg import Msg
 from sqlalchemy import text
 
+from fusewire import replies
 from fusewire.bus import Bus
 from fusewire.contracts import Plan, Task, Token
 from fusewire.settings import Nats, Settings
@@ -52,7 +53,7 @@ def script(**models: ModelScript) -> Script:
     return Script(models=models)
 
 
-async def ask(client: Client, prompt: str = "Why?", **fields: Any) -> dict[str, Any]:
+async def ask(client: Client, prompt: str = "Why?", **fields: Any) -> replies.Fusion:
     shown = await client.submit({"prompt": prompt, **fields}, wait_s=WAIT_S)
     assert shown["status"] != "running", shown
     return shown
@@ -66,7 +67,7 @@ async def rows(settings: Settings, query: str) -> list[dict[str, Any]]:
     return found
 
 
-async def weights(settings: Settings, outcome: dict[str, Any]) -> dict[str, float]:
+async def weights(settings: Settings, outcome: replies.Fusion) -> dict[str, float]:
     """What a fusion's plan says that a number counts."""
     (row,) = await rows(settings, f"SELECT plan FROM fusions WHERE fusion_id = '{outcome['id']}'")
     return {m.name: m.weight_for("number") for m in Plan.decode(row["plan"]).members}
@@ -324,7 +325,7 @@ async def test_a_preset_is_part_of_what_is_asked(
 
 async def streamed(
     config: Settings, running: Running, *services: str | EchoWorker, **prompt: Any
-) -> tuple[dict[str, Any], list[Token]]:
+) -> tuple[replies.Fusion, list[Token]]:
     """Fuse one prompt that somebody reads along; returns what came of it, and what was told meanwhile."""
     now = datetime.now(UTC)
     made = make_prompt("Why?", submitted_at=now, is_streamed=True, **prompt)
@@ -402,6 +403,6 @@ async def test_a_merge_with_fences_in_it_ends_as_it_was_told(
     config = settings(models=models, pool={"members": list(texts), "judge": "w", "guard": False})
     shown, told = await streamed(config, running, EchoWorker(config, answer), mode="merge")
 
-    assert (shown["status"], "[[" in shown["content"]) == ("fused", False)
+    assert (shown["status"], "[[" in (shown["content"] or "")) == ("fused", False)
     assert "".join(t.text for t in told) == "The best of them:"
-    assert all(said in shown["content"] for said in texts.values())
+    assert all(said in (shown["content"] or "") for said in texts.values())

@@ -574,6 +574,8 @@ async def test_an_outcome_as_analysts_see_it(desk: Desk) -> None:
         "judge_ms": 2000,
         "tokens_in": 40,
         "tokens_out": 8,
+        "tokens_cached": 0,
+        "tokens_thought": 0,
         "cost_panel_usd": pytest.approx(0.002),
         "cost_judge_usd": pytest.approx(0.02),
         "cost_usd": pytest.approx(0.022),

@@ -21,8 +21,8 @@ from fusewire.store.views import CONTRACT, V_ANSWER, V_BATCH, V_OUTCOME, VIEWS
 OUTCOME_COLUMNS = """
     outcome_id batch_id custom_id tenant submitted_at finished_at day pool strategy config_hash prompt_hash
     judge_model status winner_model n_asked n_answered is_degraded is_fallback fallback_reason agreement verdict_parse
-    swap_consistent latency_ms panel_ms judge_ms tokens_in tokens_out cost_panel_usd cost_judge_usd cost_usd
-    price_version accepted
+    swap_consistent latency_ms panel_ms judge_ms tokens_in tokens_out tokens_cached tokens_thought cost_panel_usd
+    cost_judge_usd cost_usd price_version accepted
 """
 ANSWER_COLUMNS = """
     answer_id outcome_id day pool strategy model provider tier shown_position status error_code attempts latency_ms

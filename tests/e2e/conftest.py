@@ -6,10 +6,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from fusewire.testing.command_line import Cli, FakeServer, address, background, bare
 from fusewire.testing.eventually import until
+from fusewire.testing.openai_document import CheckedTransport, Document
 from fusewire.testing.served import Served
 
 CONFIG = """
@@ -66,3 +68,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             url = address(cli, process)
             nats = json.loads((folder / ".fusewire" / "up.json").read_text())["nats"]
             yield Served(url, nats, server)
+
+
+@pytest.fixture
+def checked() -> Iterator[httpx2.Client]:
+    """A client for an SDK: whatever is answered is held against OpenAI's own document."""
+    transport = CheckedTransport(Document(Path(__file__).parent / "data" / "openai_replies.json"))
+    with httpx2.Client(transport=transport, timeout=httpx2.Timeout(600, connect=5)) as client:
+        yield client
+    assert transport.faults == []

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Final, cast
 
+import httpx2
 import openai
 import pytest
 from openai import OpenAI
@@ -21,9 +22,9 @@ CHAT: Final = "/v1/chat/completions"
 
 
 @pytest.fixture(params=["/v1", "/api/v1"])
-def client(request: pytest.FixtureRequest, served: Served) -> Iterator[OpenAI]:
+def client(request: pytest.FixtureRequest, served: Served, checked: httpx2.Client) -> Iterator[OpenAI]:
     served.script(Script())
-    with OpenAI(base_url=served.url + request.param, api_key="sk-any", max_retries=0) as client:
+    with OpenAI(base_url=served.url + request.param, api_key="sk-any", http_client=checked, max_retries=0) as client:
         yield client
 
 

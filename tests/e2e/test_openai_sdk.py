@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import httpx2
 import openai
 import pytest
 from openai import OpenAI
@@ -23,9 +24,9 @@ FUSED = {"a": 1, "b": 1, "c": 1, "j": 2}
 
 
 @pytest.fixture(params=["/v1", "/api/v1"])
-def client(request: pytest.FixtureRequest, served: Served) -> Iterator[OpenAI]:
+def client(request: pytest.FixtureRequest, served: Served, checked: httpx2.Client) -> Iterator[OpenAI]:
     served.script(Script())
-    with OpenAI(base_url=served.url + request.param, api_key="sk-any") as client:
+    with OpenAI(base_url=served.url + request.param, api_key="sk-any", http_client=checked) as client:
         yield client
 
 

@@ -1,20 +1,19 @@
 """How a batch has ended: what is said of it, and the exit code."""
 
 import shlex
-from typing import Any
 
+from fusewire import replies
 from fusewire_cli.batch.faults import Fault
 from fusewire_cli.batch.output import Output
 from fusewire_cli.screen import EXIT_BAD_INPUT, EXIT_BUDGET, EXIT_INTERRUPTED, EXIT_SOME_FAILED, note
 
 
-def conclude(batch: dict[str, Any], output: Output | None, *, is_interrupted: bool = False) -> int:
+def conclude(batch: replies.Batch, output: Output | None, *, is_interrupted: bool = False) -> int:
     """Say how a batch has ended and what can be done; returns the exit code."""
     if batch["status"] == "failed":
-        told = (batch.get("errors") or {}).get("data", [])
-        faults = [Fault(one.get("line") or 0, one.get("param"), one["message"]) for one in told]
-        for fault in faults:
-            note(str(fault))
+        errors = batch.get("errors")
+        for one in errors["data"] if errors else ():
+            note(str(Fault(one.get("line") or 0, one.get("param"), one["message"])))
         note(f"fusewire: {batch['id']} was refused; nothing was spent")
         return EXIT_BAD_INPUT
     counts, ours = batch["request_counts"], batch["x_fusewire"]
@@ -33,7 +32,7 @@ def conclude(batch: dict[str, Any], output: Output | None, *, is_interrupted: bo
     return exit_code(batch, is_interrupted=is_interrupted)
 
 
-def exit_code(batch: dict[str, Any], *, is_interrupted: bool = False) -> int:
+def exit_code(batch: replies.Batch, *, is_interrupted: bool = False) -> int:
     """How a command ends that has followed this batch."""
     if is_interrupted:
         return EXIT_INTERRUPTED

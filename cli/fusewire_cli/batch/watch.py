@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, Self, TypeVar
 
+from fusewire import replies
 from fusewire.lifeline import stop_signals
 from fusewire_cli.batch import GROUP, POLL_S
 from fusewire_cli.batch.output import Output, is_unsettled
@@ -95,7 +96,7 @@ class Stop:
             await asyncio.gather(task, asked, return_exceptions=True)
 
 
-def figures(batch: dict[str, Any], now_s: float) -> dict[str, Any]:
+def figures(batch: replies.Batch, now_s: float) -> dict[str, Any]:
     """What progress says of a batch.
 
     Args:
@@ -139,7 +140,7 @@ class Progress:
             self._task = self._bar.add_task("batch", total=None, more="")
         return self
 
-    def update(self, batch: dict[str, Any]) -> None:
+    def update(self, batch: replies.Batch) -> None:
         """Show how a batch stands."""
         self._last = found = figures(batch, time.time())
         waiting_for = batch["x_fusewire"].get("waiting_for")
@@ -172,7 +173,7 @@ def _more(found: dict[str, Any]) -> str:
 
 async def follow(
     api: Client, batch_id: str, output: Output | None, progress: Progress, stop: Stop, *, cancels: bool
-) -> dict[str, Any]:
+) -> replies.Batch:
     """Watch a batch until it is over, or until somebody asks to stop, and write its results as they come.
 
     Args:

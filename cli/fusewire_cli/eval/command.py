@@ -34,7 +34,7 @@ class Evaluation:
     window: int
     titles: dict[str, str] = field(default_factory=dict)
     said: dict[str, list[Reply]] = field(default_factory=dict)
-    first: dict[str, dict[str, Any]] = field(default_factory=dict)
+    first: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     """Outcomes of asking the members, where they were asked."""
     notes: list[str] = field(default_factory=list)
 
@@ -86,8 +86,8 @@ class Evaluation:
         mode: str,
         weights: Mapping[str, Mapping[str, float]],
         *,
-        same: Mapping[str, dict[str, Any]] | None = None,
-    ) -> dict[str, dict[str, Any]]:
+        same: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> dict[str, Mapping[str, Any]]:
         """Fuse the answers again, save where an outcome of the same answers and weights is there already.
 
         Args:
@@ -97,7 +97,7 @@ class Evaluation:
             weights: by custom_id, the members' weights; without one, all are 1.
             same: outcomes of this mode with equal weights.
         """
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, Mapping[str, Any]] = {}
         bodies: dict[str, str] = {}
         for question in self.questions:
             key = question.custom_id
@@ -133,7 +133,7 @@ class Evaluation:
         )
         return {q.custom_id: by_fold[one.fold] for q, one in zip(self.questions, labelled, strict=True)}
 
-    def _scores(self, outcomes: Mapping[str, dict[str, Any]]) -> list[Score]:
+    def _scores(self, outcomes: Mapping[str, Mapping[str, Any]]) -> list[Score]:
         return [scored_outcome(q, outcomes[q.custom_id], self.said[q.custom_id]) for q in self.questions]
 
 

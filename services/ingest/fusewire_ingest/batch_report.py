@@ -68,7 +68,7 @@ def is_retryable(outcome: Mapping[str, Any]) -> bool:
     return not is_answered(outcome) and chat_reply.is_retryable(outcome)
 
 
-def _reply(outcome: dict[str, Any], form: Form, warnings: Sequence[str]) -> tuple[int, dict[str, Any]]:
+def _reply(outcome: dict[str, Any], form: Form, warnings: Sequence[str]) -> tuple[int, Mapping[str, object]]:
     if not is_answered(outcome):
         found = chat_reply.failure_of(outcome)
         kind = "invalid_request_error" if found.status < 500 else "server_error"

@@ -321,6 +321,8 @@ def _added(batch: Batch, settled: Settled) -> dict[str, Any]:
         "degraded": batch.degraded + settled.degraded,
         "tokens_in": batch.tokens_in + settled.tokens_in,
         "tokens_out": batch.tokens_out + settled.tokens_out,
+        "tokens_cached": batch.tokens_cached + settled.tokens_cached,
+        "tokens_thought": batch.tokens_thought + settled.tokens_thought,
         "cost_usd": batch.cost_usd + settled.cost_usd,
         "n_unpriced": batch.n_unpriced + settled.unpriced,
     }

@@ -3,11 +3,13 @@
 The dicts parse with the models of both SDKs. What is not known is null, never 0.
 """
 
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fusewire import replies
 from fusewire.contracts import Outcome
 
 Body = Mapping[str, Any]
@@ -70,7 +72,7 @@ class Failure:
     code: str
     message: str
     retry_after_s: float | None = None
-    failed: tuple[dict[str, Any], ...] = ()
+    failed: tuple[replies.FailedModel, ...] = ()
 
 
 PIECE_CHARS = 4_000
@@ -82,7 +84,7 @@ class SupersededError(Exception):
     """The answer does not begin with what was streamed: another one was chosen since."""
 
 
-def completion(outcome: Outcome, *, model: str, created: int, warnings: Sequence[str] = ()) -> dict[str, Any]:
+def completion(outcome: Outcome, *, model: str, created: int, warnings: Sequence[str] = ()) -> replies.ChatCompletion:
     """The `chat.completion` of an outcome that has an answer.
 
     Args:
@@ -94,31 +96,44 @@ def completion(outcome: Outcome, *, model: str, created: int, warnings: Sequence
     return completion_of(outcome.model_dump(mode="json"), model=model, created=created, warnings=warnings)
 
 
-def completion_of(body: Body, *, model: str, created: int, warnings: Sequence[str] = ()) -> dict[str, Any]:
+def completion_of(body: Body, *, model: str, created: int, warnings: Sequence[str] = ()) -> replies.ChatCompletion:
     """As `completion`, of an outcome's JSON."""
     calls = _tool_calls(body)
-    message: dict[str, Any] = {"role": "assistant", "content": body.get("content"), "refusal": _refusal(body)}
+    message: replies.ChatMessage = {
+        "role": "assistant",
+        "content": body.get("content"),
+        "refusal": _refusal(body),
+    }
     if thought := body.get("reasoning"):
-        message |= _thought(thought)
+        message["reasoning"] = message["reasoning_content"] = thought
     if calls:
         message["tool_calls"] = calls
     reason = finish_reason(body)
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason, "native_finish_reason": reason}
-    return {
+    found: replies.ChatCompletion = {
         "id": _id(body["fusion_id"]),
         "object": "chat.completion",
         "created": created,
         "model": model,
         "system_fingerprint": FINGERPRINT,
-        "choices": [choice],
-        **({"usage": used} if (used := usage_of(body)) else {}),
+        "choices": [
+            {
+                "index": 0,
+                "message": message,
+                "logprobs": None,
+                "finish_reason": reason,
+                "native_finish_reason": reason,
+            }
+        ],
         "fusion": fusion_of(body, warnings),
     }
+    if used := usage_of(body):
+        found["usage"] = used
+    return found
 
 
 def chunks(
     outcome: Outcome, *, model: str, created: int, sent: str, with_usage: bool, warnings: Sequence[str] = ()
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[replies.ChatChunk]:
     """The chunks that are still to be sent.
 
     Args:
@@ -136,18 +151,18 @@ def chunks(
     content = body["content"] or ""
     if not content.startswith(sent):
         raise SupersededError
-    frame = _frame(outcome.fusion_id, model, created)
-    deltas: list[dict[str, Any]] = [] if sent else [{"role": "assistant", "content": ""}]
+    chunk = functools.partial(_chunk, outcome.fusion_id, model, created)
+    deltas: list[replies.Delta] = [] if sent else [{"role": "assistant", "content": ""}]
     deltas += [_thought(one) for one in pieces(body.get("reasoning") or "", PIECE_CHARS // 2)]
     deltas += [{"content": one} for one in pieces(content[len(sent) :])]
     deltas += [{"tool_calls": [part]} for part in _call_parts(body)]
     deltas += [{"refusal": refusal}] if (refusal := _refusal(body)) else []
-    found = [{**frame, "choices": [_delta(delta)]} for delta in deltas]
+    found = [chunk(delta) for delta in deltas]
     told, apart = _told_apart(fusion_of(body, warnings))
-    found += [{**frame, "choices": [], "fusion": one} for one in apart]
-    found.append({**frame, "choices": [_delta({}, finish_reason(body))], "fusion": told})
+    found.extend({**chunk(None), "fusion": one} for one in apart)
+    found.append({**chunk({}, finish_reason(body)), "fusion": told})
     if with_usage:
-        found.append({**frame, "choices": [], "usage": usage_of(body)})
+        found.append({**chunk(None), "usage": usage_of(body)})
     return iter(found)
 
 
@@ -156,40 +171,44 @@ def pieces(text: str, size: int = PIECE_CHARS) -> Iterator[str]:
     return (text[at : at + size] for at in range(0, len(text), size))
 
 
-def _thought(text: str) -> dict[str, str]:
+def _thought(text: str) -> replies.Delta:
     """What was thought, by OpenRouter's name and by the one of DeepSeek, vLLM and llama.cpp."""
     return {"reasoning": text, "reasoning_content": text}
 
 
-def _call_parts(body: Body) -> Iterator[dict[str, Any]]:
+def _call_parts(body: Body) -> Iterator[replies.ToolCallDelta]:
     """The calls as deltas: the first of each names it, and all have a piece of its arguments."""
     for number, call in enumerate(_tool_calls(body)):
         first, *rest = list(pieces(call["function"]["arguments"])) or [""]
-        yield {"index": number, **call, "function": {**call["function"], "arguments": first}}
+        function: replies.FunctionDelta = {"name": call["function"]["name"], "arguments": first}
+        yield {"index": number, "id": call["id"], "type": call["type"], "function": function}
         for one in rest:
             yield {"index": number, "function": {"arguments": one}}
 
 
-def _told_apart(told: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _told_apart(told: replies.FusionReport) -> tuple[replies.FusionReport, list[replies.FusionPiece]]:
     """The `fusion` object, and what is told before it in pieces because it would make too long a line."""
     if len(json.dumps(told)) <= LINE_CHARS:
         return told, []
-    apart = [
+    apart: list[replies.FusionPiece] = [
         {"outcome_id": told["outcome_id"], "response": {"index": number, "model": one["model"], "content": text}}
         for number, one in enumerate(told["responses"])
-        for text in pieces(one["content"])
+        for text in pieces(one["content"] or "")
     ]
-    short = {**told, "responses": [{**one, "content": None} for one in told["responses"]]}
+    short: replies.FusionReport = {
+        **told,
+        "responses": [{"model": one["model"], "content": None} for one in told["responses"]],
+    }
     if len(json.dumps(short)) > LINE_CHARS:
         short["analysis"] = None
         short["warnings"] = [*told["warnings"], "the analysis is left out of the stream; read it with GET /v1/fusions"]
     return short, apart
 
 
-def piece(fusion_id: str, *, model: str, created: int, text: str, is_first: bool) -> dict[str, Any]:
+def piece(fusion_id: str, *, model: str, created: int, text: str, is_first: bool) -> replies.ChatChunk:
     """One chunk of an answer that is still being written; the first one names the role too."""
-    delta = {"role": "assistant", "content": text} if is_first else {"content": text}
-    return {**_frame(fusion_id, model, created), "choices": [_delta(delta)]}
+    delta: replies.Delta = {"role": "assistant", "content": text} if is_first else {"content": text}
+    return _chunk(fusion_id, model, created, delta)
 
 
 def failure(outcome: Outcome) -> Failure:
@@ -235,18 +254,20 @@ def is_retryable(body: Body) -> bool:
     return bool(body.get("answers")) and (not codes or bool(codes & _RETRYABLE))
 
 
-def fusion(outcome: Outcome, warnings: Sequence[str] = ()) -> dict[str, Any]:
+def fusion(outcome: Outcome, warnings: Sequence[str] = ()) -> replies.FusionReport:
     """How an outcome came to be. What is degraded stands first."""
     return fusion_of(outcome.model_dump(mode="json"), warnings)
 
 
-def fusion_of(body: Body, warnings: Sequence[str] = ()) -> dict[str, Any]:
+def fusion_of(body: Body, warnings: Sequence[str] = ()) -> replies.FusionReport:
     """As `fusion`, of an outcome's JSON; it parses as OpenRouter's `openrouter:fusion` output item."""
     answers = body.get("answers", [])
-    responses = [{"model": a["model"], "content": a["content"]} for a in answers if _has_text(a)]
+    responses: list[replies.MemberText] = [
+        {"model": a["model"], "content": a["content"]} for a in answers if _has_text(a)
+    ]
     failed = [_failed(a) for a in answers if a["status"] in ("error", "missing")]
     is_answered = body["status"] in ("fused", "voted", "single")
-    found = {
+    found: replies.FusionReport = {
         "is_degraded": body["is_degraded"],
         "degraded_reasons": list(body.get("degraded_reasons", ())),
         "type": "openrouter:fusion",
@@ -275,7 +296,7 @@ def fusion_of(body: Body, warnings: Sequence[str] = ()) -> dict[str, Any]:
     return found
 
 
-def usage_of(body: Body) -> dict[str, Any] | None:
+def usage_of(body: Body) -> replies.Usage | None:
     """Tokens and cost of all members and the judge; None where not all were counted.
 
     `cost_details` is null where what prompts cost is not known apart: the SDKs that read it want both.
@@ -295,7 +316,7 @@ def usage_of(body: Body) -> dict[str, Any] | None:
     }
 
 
-def _cost_details(cost: float | None, of_prompts: float | None) -> dict[str, float] | None:
+def _cost_details(cost: float | None, of_prompts: float | None) -> replies.CostDetails | None:
     if cost is None or (cost and of_prompts is None):
         return None
     return {
@@ -309,21 +330,27 @@ def _id(fusion_id: str) -> str:
     return f"chatcmpl-{fusion_id}"
 
 
-def _frame(fusion_id: str, model: str, created: int) -> dict[str, Any]:
+def _chunk(
+    fusion_id: str, model: str, created: int, delta: replies.Delta | None, finish_reason: str | None = None
+) -> replies.ChatChunk:
+    """A chunk with a piece of the answer, or with none."""
+    choice: replies.ChunkChoice = {
+        "index": 0,
+        "delta": delta or {},
+        "logprobs": None,
+        "finish_reason": finish_reason,
+    }
     return {
         "id": _id(fusion_id),
         "object": "chat.completion.chunk",
         "created": created,
         "model": model,
         "system_fingerprint": FINGERPRINT,
+        "choices": [] if delta is None else [choice],
     }
 
 
-def _delta(delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
-    return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-
-
-def _tool_calls(body: Body) -> list[dict[str, Any]]:
+def _tool_calls(body: Body) -> list[replies.ToolCall]:
     return [
         {"id": call["id"], "type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}}
         for call in body.get("tool_calls", ())
@@ -353,7 +380,7 @@ def _has_text(answer: Body) -> bool:
     return answer["status"] == "ok" and answer.get("content") is not None
 
 
-def _failed(answer: Body) -> dict[str, Any]:
+def _failed(answer: Body) -> replies.FailedModel:
     error = answer.get("error_code") or "missing"
     return {
         "model": answer["model"],
@@ -364,7 +391,7 @@ def _failed(answer: Body) -> dict[str, Any]:
     }
 
 
-def _member(answer: Body) -> dict[str, Any]:
+def _member(answer: Body) -> replies.FusionMember:
     used = answer.get("usage") or {}
     return {
         "member": answer["member"],

@@ -22,8 +22,6 @@ from fusewire_ingest.repository.images import Images
 
 log = structlog.get_logger(__name__)
 
-OWN_BYTES = 16_384
-"""What a prompt has besides what its client wrote, at most."""
 TIDY_EVERY = timedelta(minutes=1)
 IDLE = timedelta(minutes=1)
 """How long the broker keeps an image that no fusion waits for: its prompt may be about to be committed."""
@@ -50,8 +48,12 @@ class ImageStore:
         self._publication = asyncio.Lock()
         self._tidied_at: datetime | None = None
 
-    async def put_aside(self, prompt: Prompt) -> Prompt:
+    async def put_aside(self, prompt: Prompt, written: int = 0) -> Prompt:
         """The prompt with references in place of its large images, which are committed.
+
+        Args:
+            prompt: it.
+            written: bytes of the body that it came in; 0 where they are few enough without a look at its images.
 
         Raises:
             RefusedError: they are too large, or the rest is.
@@ -63,9 +65,8 @@ class ImageStore:
             raise RefusedError(
                 "prompt_too_large", f"its images have {size} bytes, the limit is {most}; raise limits.image_bytes"
             )
-        slim = prompt.model_copy(update={"messages": messages})
-        rest, most = len(slim.encode()), self._limits.prompt_bytes
-        if rest > most + OWN_BYTES:
+        rest, most = written - _chars(prompt.messages) + _chars(messages), self._limits.prompt_bytes
+        if rest > most:
             raise RefusedError(
                 "prompt_too_large",
                 f"it has {rest} bytes besides its images, the limit is {most}; shorten it or raise limits.prompt_bytes",
@@ -74,7 +75,7 @@ class ImageStore:
             # One after the other: they are large, and on SQLite each would wait with a limit of time for the others.
             async with self._commit:
                 await self._images.add(prompt.tenant, apart, self._clock())
-        return slim
+        return prompt.model_copy(update={"messages": messages})
 
     async def put_back(self, tenant: str, messages: Sequence[Message]) -> tuple[Message, ...]:
         """A stored conversation with its images.
@@ -150,3 +151,8 @@ class ImageStore:
 
     def _blobs(self) -> Blobs:
         return Blobs(self._bus.js, BLOB_STORE)
+
+
+def _chars(messages: Sequence[Message]) -> int:
+    """Of all images, also of those that are shown twice."""
+    return sum(len(image.url) for message in messages for image in message.images)

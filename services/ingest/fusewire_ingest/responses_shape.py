@@ -6,6 +6,7 @@ Fields as in OpenAI's reference ("Create a model response", "The response object
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fusewire import replies
 from fusewire.contracts import Message, Outcome, Prompt
 from fusewire_ingest import chat_reply
 from fusewire_ingest.refusal import RefusedError, unsupported, wrong
@@ -218,7 +219,7 @@ def _choice(choice: object) -> object:
     return choice
 
 
-def response_of(body: chat_reply.Body, *, model: str, created: int, warnings: Sequence[str] = ()) -> dict[str, Any]:
+def response_of(body: chat_reply.Body, *, model: str, created: int, warnings: Sequence[str] = ()) -> replies.Response:
     """The response object of an outcome that has an answer.
 
     Args:
@@ -231,18 +232,20 @@ def response_of(body: chat_reply.Body, *, model: str, created: int, warnings: Se
     choice = chat["choices"][0]
     name = body["fusion_id"]
     is_cut = choice["finish_reason"] in ("length", "content_filter")
-    reason = "max_output_tokens" if choice["finish_reason"] == "length" else "content_filter"
+    why: replies.IncompleteDetails = {
+        "reason": "max_output_tokens" if choice["finish_reason"] == "length" else "content_filter"
+    }
     return {
         **shell(name, model=model, created=created),
         "status": "incomplete" if is_cut else "completed",
-        "incomplete_details": {"reason": reason} if is_cut else None,
+        "incomplete_details": why if is_cut else None,
         "output": _output(choice["message"], name),
         "usage": _usage(chat.get("usage")),
         "fusion": chat["fusion"],
     }
 
 
-def shell(fusion_id: str, *, model: str, created: int) -> dict[str, Any]:
+def shell(fusion_id: str, *, model: str, created: int) -> replies.Response:
     """A response that is in progress."""
     return {
         "id": RESPONSE + fusion_id,
@@ -264,25 +267,46 @@ def shell(fusion_id: str, *, model: str, created: int) -> dict[str, Any]:
     }
 
 
-def _output(message: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+def _output(message: replies.ChatMessage, name: str) -> list[replies.OutputMessage | replies.OutputCall]:
+    found: list[replies.OutputMessage | replies.OutputCall] = []
     if message["content"]:
-        text = {"type": "output_text", "text": message["content"], "annotations": [], "logprobs": []}
-        told = {"type": "message", "id": f"msg_{name}", "status": "completed", "role": "assistant"}
-        found.append({**told, "content": [text]})
+        text: replies.OutputText = {
+            "type": "output_text",
+            "text": message["content"],
+            "annotations": [],
+            "logprobs": [],
+        }
+        found.append(
+            {
+                "type": "message",
+                "id": message_id(name),
+                "status": "completed",
+                "role": "assistant",
+                "content": [text],
+            }
+        )
     for number, call in enumerate(message.get("tool_calls", ())):
-        told = {"type": "function_call", "id": f"fc_{name}_{number}", "call_id": call["id"], "status": "completed"}
-        found.append({**told, **call["function"]})
+        found.append(
+            {
+                "type": "function_call",
+                "id": f"fc_{name}_{number}",
+                "call_id": call["id"],
+                "status": "completed",
+                "name": call["function"]["name"],
+                "arguments": call["function"]["arguments"],
+            }
+        )
     return found
 
 
-def _usage(usage: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _usage(usage: replies.Usage | None) -> replies.ResponseUsage | None:
     if usage is None:
         return None
+    cached = usage["prompt_tokens_details"]["cached_tokens"]
     return {
         "input_tokens": usage["prompt_tokens"],
         # The SDK wants both; what was written into a provider's cache is not told apart.
-        "input_tokens_details": {**usage["prompt_tokens_details"], "cache_write_tokens": 0},
+        "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
         "output_tokens": usage["completion_tokens"],
         "output_tokens_details": usage["completion_tokens_details"],
         "total_tokens": usage["total_tokens"],

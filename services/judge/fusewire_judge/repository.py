@@ -297,6 +297,8 @@ def _outcome_row(outcome: Outcome, record: Record) -> dict[str, Any]:
         "judge_ms": outcome.judge_ms,
         "tokens_in": outcome.usage.prompt_tokens if outcome.usage else None,
         "tokens_out": outcome.usage.completion_tokens if outcome.usage else None,
+        "tokens_cached": outcome.usage.cached_tokens if outcome.usage else None,
+        "tokens_thought": outcome.usage.reasoning_tokens if outcome.usage else None,
         "cost_panel_usd": cost(panel),
         "cost_judge_usd": cost(judge),
         "cost_usd": outcome.cost_usd,

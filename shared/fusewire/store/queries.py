@@ -4,9 +4,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import cast
 
 from sqlalchemy import BindParameter, bindparam, select
 
+from fusewire import replies
 from fusewire.contracts import Answer, Candidate, Outcome
 from fusewire.store.engine import Store
 from fusewire.store.tables import candidates, outcomes, prompts
@@ -72,15 +74,13 @@ def _with_text(answer: Answer, outcome: Outcome, spoken: dict[tuple[str, str, in
     return answer.model_copy(update={"content": candidate.content, "tool_calls": candidate.tool_calls})
 
 
-def shown(standing: Standing) -> dict[str, object]:
+def shown(standing: Standing) -> replies.Fusion:
     """A standing as the API and the command line show it; what is degraded comes first."""
-    base: dict[str, object] = {
-        "id": standing.fusion_id,
-        "custom_id": standing.custom_id,
-        "batch_id": standing.batch_id,
-    }
+    base = {"id": standing.fusion_id, "custom_id": standing.custom_id, "batch_id": standing.batch_id}
     if standing.outcome is None:
-        return {**base, "status": "running", "submitted_at": standing.submitted_at.isoformat()}
+        running = {**base, "status": "running", "submitted_at": standing.submitted_at.isoformat()}
+        return cast("replies.Fusion", running)
     body = json.loads(standing.outcome.model_dump_json(exclude={"v", "fusion_id", "custom_id", "batch_id"}))
     first = {key: body.pop(key) for key in ("is_degraded", "degraded_reasons", "status")}
-    return {**first, **base, **body, "latency_ms": round(standing.outcome.latency_ms, 1)}
+    found = {**first, **base, **body, "latency_ms": round(standing.outcome.latency_ms, 1)}
+    return cast("replies.Fusion", found)

@@ -83,6 +83,8 @@ V_OUTCOME = View(
         Col("judge_ms", "from the first judge call to the outcome", "o.judge_ms"),
         Col("tokens_in", "prompt tokens of members and judge; null where a call was not counted", "o.tokens_in"),
         Col("tokens_out", "completion tokens of members and judge, likewise", "o.tokens_out"),
+        Col("tokens_cached", "prompt tokens that came from a provider's cache, likewise", "o.tokens_cached"),
+        Col("tokens_thought", "completion tokens that were thought, likewise", "o.tokens_thought"),
         Col("cost_panel_usd", "NULL when any price is unknown", "o.cost_panel_usd"),
         Col("cost_judge_usd", "NULL when any price is unknown", "o.cost_judge_usd"),
         Col("cost_usd", "NULL when any price is unknown", "o.cost_usd"),

@@ -21,7 +21,7 @@ from fusewire_cli.screen import Show
 TOTAL = 7
 
 
-def batch(status: str = "in_progress", *, completed: int = 0, failed: int = 0, **ours: Any) -> dict[str, Any]:
+def batch(status: str = "in_progress", *, completed: int = 0, failed: int = 0, **ours: Any) -> Any:
     shown = {
         "stop_reason": None,
         "degraded": 1,
@@ -249,7 +249,7 @@ def test_figures_are_those_of_the_batch() -> None:
         (batch("failed"), False, 2),
     ],
 )
-def test_exit_codes(ended: dict[str, Any], is_interrupted: bool, code: int) -> None:
+def test_exit_codes(ended: Any, is_interrupted: bool, code: int) -> None:
     assert conclude(ended, None, is_interrupted=is_interrupted) == code
 
 

@@ -64,11 +64,11 @@ def failed(*codes: str, **overrides: Any) -> Outcome:
     return outcome(**{**fields, "answers": answers, **overrides})
 
 
-def reply(of: Outcome, **more: Any) -> dict[str, Any]:
+def reply(of: Outcome, **more: Any) -> Any:
     return completion(of, model="fusion", created=CREATED, **more)
 
 
-def streamed(of: Outcome, sent: str = "", *, with_usage: bool = True) -> list[dict[str, Any]]:
+def streamed(of: Outcome, sent: str = "", *, with_usage: bool = True) -> list[Any]:
     return list(chunks(of, model="fusion", created=CREATED, sent=sent, with_usage=with_usage, warnings=("w",)))
 
 
@@ -344,7 +344,7 @@ def test_pieces_and_what_follows_are_the_answer(content: str, cuts: list[int]) -
     of = outcome(content=content)
     edges = sorted({0, *(min(cut, len(content)) for cut in cuts)})
     texts = [content[since:until] for since, until in itertools.pairwise(edges)]
-    made = [
+    made: list[Any] = [
         piece(of.fusion_id, model="fusion", created=CREATED, text=text, is_first=number == 0)
         for number, text in enumerate(texts)
     ]

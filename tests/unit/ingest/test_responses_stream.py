@@ -23,7 +23,7 @@ def begun() -> ResponseEvents:
     return ResponseEvents(shell("f1", model="fusion", created=1))
 
 
-def response(**fields: Any) -> dict[str, Any]:
+def response(**fields: Any) -> Any:
     return response_of(make_outcome(**fields).model_dump(mode="json"), model="fusion", created=1)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from fusewire import ids
+from fusewire import ids, replies
 from fusewire_ingest import batch_output, batch_shape
 from fusewire_ingest.api import bodies, schemas
 from fusewire_ingest.api.errors import HttpError
@@ -24,16 +24,6 @@ BODY_BYTES = 8 * 1024 * 1024
 MOST_KEY = 256
 MOST_LISTED = 100
 MOST_RESULTS = 10_000
-TIMES = (
-    "in_progress_at",
-    "expires_at",
-    "finalizing_at",
-    "completed_at",
-    "failed_at",
-    "expired_at",
-    "cancelling_at",
-    "cancelled_at",
-)
 
 
 def routes(of: Parts) -> APIRouter:
@@ -45,7 +35,7 @@ def routes(of: Parts) -> APIRouter:
         "/batches",
         summary="Make a batch of an uploaded file",
         openapi_extra=schemas.body("NewBatch"),
-        responses=schemas.replies("Batch"),
+        responses=schemas.reply("Batch"),
     )
     async def create(request: Request, who: Who) -> Response:
         """The same `Idempotency-Key` gives the same batch. In place of a file it may hold up to 1,000 `requests`."""
@@ -59,7 +49,7 @@ def routes(of: Parts) -> APIRouter:
         batch = await batching.create(who.tenant, batch_shape.asked(body), key)
         return await _shown(of, batch, batch.batch_id)
 
-    @router.get("/batches", summary="Your batches, the newest first", responses=schemas.replies("BatchList"))
+    @router.get("/batches", summary="Your batches, the newest first", responses=schemas.reply("BatchList"))
     async def listed(
         who: Who,
         limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 20,
@@ -68,11 +58,11 @@ def routes(of: Parts) -> APIRouter:
         page = await batches.listed(who.tenant, after=after and after.replace("\x00", ""), limit=limit + 1)
         return JSONResponse(paged([_object(batch, None, clock()) for batch in page], limit))
 
-    @router.get("/batches/{batch_id}", summary="One batch", responses=schemas.replies("Batch"))
+    @router.get("/batches/{batch_id}", summary="One batch", responses=schemas.reply("Batch"))
     async def get(batch_id: str, who: Who) -> Response:
         return await _shown(of, await batches.get(who.tenant, _known(batch_id)), batch_id)
 
-    @router.post("/batches/{batch_id}/cancel", summary="Stop a batch", responses=schemas.replies("Batch"))
+    @router.post("/batches/{batch_id}/cancel", summary="Stop a batch", responses=schemas.reply("Batch"))
     async def cancel(batch_id: str, who: Who, drain: bool = False, reason: Reason = "request") -> Response:
         """Nothing more of it is submitted; with `drain`, what is in flight comes to its end. What settled stays."""
         found = await batching.cancel(who.tenant, _known(batch_id), drain=drain, reason=reason)
@@ -90,7 +80,7 @@ def _more(router: APIRouter, of: Parts) -> None:
         "/batches/{batch_id}/resume",
         summary="Go on with a cancelled batch",
         openapi_extra=schemas.body("ResumedBatch"),
-        responses=schemas.replies("Batch"),
+        responses=schemas.reply("Batch"),
     )
     async def resume(request: Request, batch_id: str, who: Who) -> Response:
         asked = validated(batch_shape.Resumed, await bodies.json_object(request, BODY_BYTES))
@@ -100,7 +90,7 @@ def _more(router: APIRouter, of: Parts) -> None:
         "/batches/{batch_id}/retry",
         summary="Make a batch of a batch's failed lines",
         openapi_extra=schemas.body("RetriedBatch"),
-        responses=schemas.replies("Batch"),
+        responses=schemas.reply("Batch"),
     )
     async def retry(request: Request, batch_id: str, who: Who) -> Response:
         asked = validated(batch_shape.Retried, await bodies.json_object(request, BODY_BYTES))
@@ -174,7 +164,7 @@ def _none(batch_id: str) -> HttpError:
     return HttpError(404, "not_found", f"there is no batch '{batch_id[:64]}'")
 
 
-def _object(batch: Batch, motion: Motion | None, now: datetime) -> dict[str, Any]:
+def _object(batch: Batch, motion: Motion | None, now: datetime) -> replies.Batch:
     """OpenAI's object; `motion` is only measured for one that runs."""
     asked = batch.asked
     is_over = batch.status in OVER
@@ -182,12 +172,14 @@ def _object(batch: Batch, motion: Motion | None, now: datetime) -> dict[str, Any
     has_errors = is_over and batch.status != "failed" and batch.completed < batch.total
     errors = json.loads(batch.errors) if batch.errors else None
     # OpenAI's names and OpenRouter's.
-    tokens = {
+    tokens: replies.BatchUsage = {
         "prompt_tokens": batch.tokens_in,
         "completion_tokens": batch.tokens_out,
         "cost": batch.cost_usd if not batch.n_unpriced else None,
         "input_tokens": batch.tokens_in,
+        "input_tokens_details": {"cached_tokens": batch.tokens_cached},
         "output_tokens": batch.tokens_out,
+        "output_tokens_details": {"reasoning_tokens": batch.tokens_thought},
         "total_tokens": batch.tokens_in + batch.tokens_out,
     }
     return {
@@ -205,7 +197,14 @@ def _object(batch: Batch, motion: Motion | None, now: datetime) -> dict[str, Any
         "output_file_id": f"file-{batch.batch_id}-output" if has_output else None,
         "error_file_id": f"file-{batch.batch_id}-error" if has_errors else None,
         "created_at": int(batch.created_at.timestamp()),
-        **{name: at and int(at.timestamp()) for name in TIMES for at in (getattr(batch, name),)},
+        "in_progress_at": _seconds(batch.in_progress_at),
+        "expires_at": _seconds(batch.expires_at),
+        "finalizing_at": _seconds(batch.finalizing_at),
+        "completed_at": _seconds(batch.completed_at),
+        "failed_at": _seconds(batch.failed_at),
+        "expired_at": _seconds(batch.expired_at),
+        "cancelling_at": _seconds(batch.cancelling_at),
+        "cancelled_at": _seconds(batch.cancelled_at),
         "finalized_at": int(batch.touched_at.timestamp()) if is_over else None,
         "request_counts": {"total": batch.total, "completed": batch.completed, "failed": batch.failed},
         "usage": tokens,
@@ -224,6 +223,10 @@ def _object(batch: Batch, motion: Motion | None, now: datetime) -> dict[str, Any
             "priority": batch.priority,
         },
     }
+
+
+def _seconds(at: datetime | None) -> int | None:
+    return int(at.timestamp()) if at else None
 
 
 def _eta(batch: Batch, motion: Motion | None, now: datetime) -> int | None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import zlib
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
@@ -34,20 +35,33 @@ async def json_object(request: Request, limit: int) -> dict[str, Any]:
     return parse_object(await whole(request, limit), limit)
 
 
-@contextlib.asynccontextmanager
-async def room(request: Request, limits: Limits, memory: ByteBudget) -> AsyncIterator[int]:
-    """Wait for room for a body that shows images. Yields the most bytes that it may have.
+@dataclass(frozen=True)
+class Room:
+    """What a body may have.
 
-    One that does not say its length, or is compressed, may only have those of a prompt without images.
+    Attributes:
+        limit: the most bytes.
+        written: how many it says that it has; 0 where it shows no large image.
+    """
+
+    limit: int
+    written: int
+
+
+@contextlib.asynccontextmanager
+async def room(request: Request, limits: Limits, memory: ByteBudget) -> AsyncIterator[Room]:
+    """Wait for room for a body that shows images.
+
+    One that does not say its length, or is compressed, may only have the bytes of a prompt without images.
     """
     said = request.headers.get("content-length", "")
     length = int(said) if said.isascii() and said.isdigit() and len(said) < 16 else 0
     if length <= limits.prompt_bytes or "content-encoding" in request.headers:
-        yield limits.prompt_bytes
+        yield Room(limits.prompt_bytes, 0)
         return
     most = limits.prompt_bytes + -(-limits.image_bytes * 4 // 3)
     async with memory.hold(min(length, most)):
-        yield most
+        yield Room(most, length)
 
 
 async def whole(request: Request, limit: int) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from fusewire import telemetry
+from fusewire import replies, telemetry
 from fusewire.contracts import Outcome
 from fusewire_ingest import chat_reply, chat_request
 from fusewire_ingest.access import Caller
@@ -26,7 +26,7 @@ def routes(of: Parts) -> APIRouter:
         "/chat/completions",
         summary="Answer a conversation",
         openapi_extra=schemas.body("ChatCompletionRequest"),
-        responses=schemas.replies("ChatCompletion", "text/event-stream"),
+        responses=schemas.reply("ChatCompletion", "text/event-stream"),
     )
     async def complete(request: Request, who: Who) -> Response:
         with telemetry.receiving("ingest", "http", request.headers):
@@ -42,10 +42,10 @@ def routes(of: Parts) -> APIRouter:
 
 async def _begin(of: Parts, who: Caller, request: Request) -> Run:
     """Read a request. Its body, which may be large, is held no longer than that."""
-    async with bodies.room(request, of.settings.limits, of.body_memory) as limit:
-        body = await bodies.json_object(request, limit)
+    async with bodies.room(request, of.settings.limits, of.body_memory) as room:
+        body = await bodies.json_object(request, room.limit)
         asked = chat_request.read(body, of.pools, default_pool(of.pools, who.rule.pools))
-        return await begin(of, who, request.headers, asked, body)
+        return await begin(of, who, request.headers, asked, body, written=room.written)
 
 
 @dataclass
@@ -84,6 +84,6 @@ class Chunks:
         frame = {**self._piece("", is_first=False), "choices": []}
         yield data({**frame, **errors.body(self.request, status, code, message, about=about)})
 
-    def _piece(self, text: str, *, is_first: bool) -> dict[str, Any]:
+    def _piece(self, text: str, *, is_first: bool) -> replies.ChatChunk:
         run = self.run
         return chat_reply.piece(run.fusion_id, model=run.model, created=run.created, text=text, is_first=is_first)

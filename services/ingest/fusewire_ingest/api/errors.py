@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from fusewire import replies
 from fusewire.bus import fault
 from fusewire.errors import Transient
 from fusewire_ingest.access import AccessError
@@ -113,19 +114,22 @@ def body(
     param: str | None = None,
     *,
     about: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> replies.Error:
     """An error in OpenAI's shape."""
     default = "invalid_request_error" if status < 500 else "server_error"
-    found: dict[str, Any] = {"message": message, "type": TYPES.get(status, default), "param": param, "code": code}
+    found: replies.ErrorDetail = {
+        "message": message,
+        "type": TYPES.get(status, default),
+        "param": param,
+        "code": code,
+    }
     # Codes are numbers at OpenRouter, and its SDK cannot read others.
     if is_openrouter(request):
         kind = _OPENROUTER_TYPES.get(status, "invalid_request" if status < 500 else "server")
-        found |= {
-            "code": status,
-            "metadata": {"code": code, "error_type": kind, **({"fusion": about} if about else {})},
-        }
+        found["code"] = status
+        found["metadata"] = {"code": code, "error_type": kind, **({"fusion": about} if about else {})}
     elif about:
-        found["fusion"] = about
+        found["fusion"] = dict(about)
     return {"error": found}
 
 

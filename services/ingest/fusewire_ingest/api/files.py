@@ -2,11 +2,12 @@
 
 import secrets
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, TypeVar
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from fusewire import replies
 from fusewire_ingest import batch_output
 from fusewire_ingest.api import schemas
 from fusewire_ingest.api.errors import HttpError, is_openrouter
@@ -37,7 +38,7 @@ def routes(of: Parts) -> APIRouter:
         "/files",
         summary="Upload the input of a batch (JSONL)",
         openapi_extra=schemas.upload(),
-        responses=schemas.replies("File"),
+        responses=schemas.reply("File"),
     )
     async def upload(request: Request, who: Who) -> Response:
         form = Form(request)
@@ -56,7 +57,7 @@ def routes(of: Parts) -> APIRouter:
         )
         return JSONResponse(_shown(await files.keep(file, form.file(), limit)))
 
-    @router.get("/files", summary="Your files, the newest first", responses=schemas.replies("FileList"))
+    @router.get("/files", summary="Your files, the newest first", responses=schemas.reply("FileList"))
     async def listed(
         who: Who,
         purpose: Annotated[str | None, Query(max_length=32)] = None,
@@ -72,18 +73,21 @@ def routes(of: Parts) -> APIRouter:
             limit=limit + 1,
             is_newest_first=order == "desc",
         )
-        return JSONResponse({"_shape": "openai", **paged([_shown(file) for file in page], limit)})
+        data = [_shown(file) for file in page]
+        shown: replies.FileList = {"_shape": "openai", **paged(data, limit)}
+        return JSONResponse(shown)
 
-    @router.get("/files/{file_id}", summary="One file", responses=schemas.replies("File"))
+    @router.get("/files/{file_id}", summary="One file", responses=schemas.reply("File"))
     async def get(file_id: str, who: Who) -> Response:
         return JSONResponse(_shown(await found(who.tenant, file_id)))
 
-    @router.delete("/files/{file_id}", summary="Delete a file", responses=schemas.replies("Deleted"))
+    @router.delete("/files/{file_id}", summary="Delete a file", responses=schemas.reply("Deleted"))
     async def delete(file_id: str, who: Who) -> Response:
         await found(who.tenant, file_id)
         if not await files.delete(who.tenant, file_id, clock()):
             raise _none(file_id)
-        return JSONResponse({"_shape": "openai", "id": file_id, "object": "file", "deleted": True})
+        gone: replies.Deleted = {"_shape": "openai", "id": file_id, "object": "file", "deleted": True}
+        return JSONResponse(gone)
 
     @router.get(
         "/files/{file_id}/content",
@@ -110,7 +114,10 @@ def _clean(text: str | None) -> str | None:
     return None if text is None else text.replace("\x00", "")
 
 
-def paged(found: list[dict[str, Any]], limit: int) -> dict[str, Any]:
+T = TypeVar("T", replies.File, replies.Batch)
+
+
+def paged(found: list[T], limit: int) -> replies.Page[T]:
     """A page as OpenAI shows it, of up to one more than its limit."""
     data = found[:limit]
     return {
@@ -126,7 +133,7 @@ def _none(file_id: str) -> HttpError:
     return HttpError(404, "not_found", f"there is no file '{file_id[:64]}'")
 
 
-def _shown(file: File) -> dict[str, Any]:
+def _shown(file: File) -> replies.File:
     """OpenAI's object."""
     return {
         "id": file.file_id,

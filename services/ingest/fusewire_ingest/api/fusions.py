@@ -1,12 +1,12 @@
 """Fusions as Fusewire itself tells of them: one or many in, outcomes out."""
 
 import json
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
-from fusewire import telemetry
+from fusewire import replies, telemetry
 from fusewire.store.queries import Standing, shown, standings
 from fusewire_ingest.admission import BATCH_ID, MOST_BATCH_CHARS
 from fusewire_ingest.api import bodies, schemas
@@ -33,7 +33,7 @@ def routes(of: Parts) -> APIRouter:
         "/fusions",
         summary="Submit one prompt (JSON) or many (JSONL)",
         openapi_extra=schemas.body("Submission", *bodies.JSONL_TYPES),
-        responses={**schemas.replies("Fusion"), **schemas.replies("Fusion", status=202)},
+        responses={**schemas.reply("Fusion"), **schemas.reply("Fusion", status=202, instead="SubmittedLines")},
     )
     async def submit(
         request: Request,
@@ -44,12 +44,12 @@ def routes(of: Parts) -> APIRouter:
         with telemetry.receiving("ingest", "http", request.headers):
             if bodies.kind(request) in bodies.JSONL_TYPES:
                 return await _submit_lines(request, door, prompt_bytes, batch_id or new_id(), who.tenant)
-            async with bodies.room(request, of.settings.limits, of.body_memory) as limit:
-                body = await bodies.whole(request, limit)
+            async with bodies.room(request, of.settings.limits, of.body_memory) as room:
+                body = await bodies.whole(request, room.limit)
                 fallback = request.headers.get("idempotency-key") or new_id()
-                prompt = door.read(body, tenant=who.tenant, fallback_id=fallback, batch_id=batch_id, limit=limit)
+                prompt = door.read(body, tenant=who.tenant, fallback_id=fallback, batch_id=batch_id, limit=room.limit)
                 del body
-                prompt = await of.images.put_aside(prompt)
+                prompt = await of.images.put_aside(prompt, room.written)
             accepted = await door.submit(prompt, door="http")
         standing = None
         if wait_s:
@@ -58,12 +58,13 @@ def routes(of: Parts) -> APIRouter:
         if standing is None:
             standing = Standing(prompt.fusion_id, prompt.batch_id, prompt.custom_id, prompt.submitted_at, None)
         status = 200 if standing.outcome else 202
-        return JSONResponse({**shown(standing), "is_repetition": not accepted.is_new}, status)
+        told: replies.Fusion = {**shown(standing), "is_repetition": not accepted.is_new}
+        return JSONResponse(told, status)
 
     @router.get(
         "/fusions/{fusion_id}",
         summary="One fusion: its outcome, or that it still runs",
-        responses=schemas.replies("Fusion"),
+        responses=schemas.reply("Fusion"),
     )
     async def get(
         request: Request, fusion_id: str, who: Who, wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0
@@ -73,15 +74,16 @@ def routes(of: Parts) -> APIRouter:
             raise _none(fusion_id)
         return JSONResponse(shown(standing))
 
-    @router.get("/fusions", summary="Several fusions by id", responses=schemas.replies("FusionList"))
+    @router.get("/fusions", summary="Several fusions by id", responses=schemas.reply("FusionList"))
     async def get_many(who: Who, id: Annotated[list[str], Query(max_length=MAX_IDS)]) -> Response:  # noqa: A002 - the query's name
         found = await standings(store, who.tenant, id)
-        return JSONResponse({"data": [shown(s) for s in found]})
+        told: replies.FusionList = {"data": [shown(s) for s in found]}
+        return JSONResponse(told)
 
     @router.post(
         "/fusions/{fusion_id}/cancel",
         summary="Stop a fusion: no further call is made for it",
-        responses=schemas.replies("Fusion"),
+        responses=schemas.reply("Fusion"),
     )
     async def cancel(fusion_id: str, who: Who) -> Response:
         """Its outcome says `cancelled` soon after; one that had its outcome keeps it."""
@@ -89,19 +91,21 @@ def routes(of: Parts) -> APIRouter:
         standing = await outcomes.get(who.tenant, fusion_id)
         if standing is None:
             raise _none(fusion_id)
-        return JSONResponse({**shown(standing), "is_cancelled": fusion_id in was_running})
+        told: replies.Fusion = {**shown(standing), "is_cancelled": fusion_id in was_running}
+        return JSONResponse(told)
 
     @router.delete(
         "/fusions/{fusion_id}/images",
         summary="Erase the large images of a fusion's prompt",
-        responses=schemas.replies("Erased"),
+        responses=schemas.reply("Erased"),
     )
     async def erase_images(fusion_id: str, who: Who) -> Response:
         """Other prompts of the tenant that show the same images lose them too. What was answered stays."""
         prompt = await door.prompt(who.tenant, fusion_id)
         if prompt is None:
             raise _none(fusion_id)
-        return JSONResponse({"id": fusion_id, "erased": await of.images.erase(prompt)})
+        told: replies.Erased = {"id": fusion_id, "erased": await of.images.erase(prompt)}
+        return JSONResponse(told)
 
     return router
 
@@ -111,7 +115,7 @@ def _none(fusion_id: str) -> HttpError:
 
 
 async def _submit_lines(request: Request, door: Door, limit: int, batch_id: str, tenant: str) -> Response:
-    results: list[dict[str, Any]] = []
+    results: list[replies.SubmittedLine] = []
     group: list[tuple[int, bytes]] = []
 
     async def flush() -> None:
@@ -125,11 +129,16 @@ async def _submit_lines(request: Request, door: Door, limit: int, batch_id: str,
     if group:
         await flush()
     refused = sum("error" in r for r in results)
-    body = {"batch_id": batch_id, "accepted": len(results) - refused, "refused": refused, "lines": results}
+    body: replies.SubmittedLines = {
+        "batch_id": batch_id,
+        "accepted": len(results) - refused,
+        "refused": refused,
+        "lines": results,
+    }
     return Response(json.dumps(body), 202, media_type="application/json")
 
 
-def _line(line: Line) -> dict[str, Any]:
+def _line(line: Line) -> replies.SubmittedLine:
     if line.refused:
         fault = {"code": line.refused.code, "message": line.refused.message, "param": line.refused.param}
         return {"line": line.number, "error": fault}

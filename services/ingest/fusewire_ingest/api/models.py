@@ -1,11 +1,9 @@
 """What may be asked: the fusion, the pools, the models. In the shape that both OpenAI's and OpenRouter's SDK read."""
 
-from typing import Any
-
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
-from fusewire import pricing
+from fusewire import pricing, replies
 from fusewire.settings import RemoteModel
 from fusewire_ingest.access import Caller
 from fusewire_ingest.admission import resolve
@@ -42,16 +40,22 @@ def routes(of: Parts) -> APIRouter:
     """`/models`."""
     router = APIRouter(tags=["models"])
 
-    @router.get("/models", summary="What may be asked", responses=schemas.replies("ModelList"))
+    @router.get("/models", summary="What may be asked", responses=schemas.reply("ModelList"))
     async def list_all(who: Who) -> Response:
         data = [await _model(of, name) for name in _names(of, who)]
-        return JSONResponse({"object": "list", "data": data, "total_count": len(data), "links": {"next": None}})
+        found: replies.ModelList = {
+            "object": "list",
+            "data": data,
+            "total_count": len(data),
+            "links": {"next": None},
+        }
+        return JSONResponse(found)
 
     @router.get("/models/count", include_in_schema=False)
     async def count(who: Who) -> Response:
         return JSONResponse({"data": {"count": len(_names(of, who))}})
 
-    @router.get("/models/{model:path}", summary="One of them", responses=schemas.replies("Model"))
+    @router.get("/models/{model:path}", summary="One of them", responses=schemas.reply("Model"))
     async def get(model: str, who: Who) -> Response:
         return JSONResponse(await _model(of, _known(of, who, model)))
 
@@ -83,7 +87,7 @@ def _known(of: Parts, who: Caller, asked: str) -> str:
     return resolve(asked, names, "model")
 
 
-async def _model(of: Parts, name: str) -> dict[str, Any]:
+async def _model(of: Parts, name: str) -> replies.Model:
     """One entry. What is not known is null."""
     models = of.settings.models
     found = models.get(name)
@@ -108,7 +112,7 @@ async def _model(of: Parts, name: str) -> dict[str, Any]:
             "modality": None,
         },
         "pricing": {"prompt": prompt, "completion": answer},
-        "supported_parameters": PARAMETERS,
+        "supported_parameters": list(PARAMETERS),
         "default_parameters": None,
         "per_request_limits": None,
         "supported_voices": None,

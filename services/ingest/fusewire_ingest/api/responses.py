@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from fusewire import telemetry
+from fusewire import replies, telemetry
 from fusewire.contracts import Message, Outcome
 from fusewire_ingest import chat_request, responses_shape
 from fusewire_ingest.access import Caller
@@ -28,7 +28,7 @@ def routes(of: Parts) -> APIRouter:
         "/responses",
         summary="Answer a conversation, or go on with one",
         openapi_extra=schemas.body("ResponseRequest"),
-        responses=schemas.replies("Response", "text/event-stream"),
+        responses=schemas.reply("Response", "text/event-stream"),
     )
     async def respond(request: Request, who: Who) -> Response:
         with telemetry.receiving("ingest", "http", request.headers):
@@ -38,7 +38,7 @@ def routes(of: Parts) -> APIRouter:
             outcome = await answered(of, run, request)
         return JSONResponse(_response(run, outcome), headers=run.headers)
 
-    @router.get("/responses/{response_id}", summary="One that has been made", responses=schemas.replies("Response"))
+    @router.get("/responses/{response_id}", summary="One that has been made", responses=schemas.reply("Response"))
     async def get(response_id: str, who: Who) -> Response:
         standing = await of.outcomes.get(who.tenant, _fusion(response_id))
         if standing is None or standing.outcome is None:
@@ -52,14 +52,14 @@ def routes(of: Parts) -> APIRouter:
 
 async def _begin(of: Parts, who: Caller, request: Request) -> Run:
     """Read a request. Its body, which may be large, is held no longer than that."""
-    async with bodies.room(request, of.settings.limits, of.body_memory) as limit:
-        body = await bodies.json_object(request, limit)
+    async with bodies.room(request, of.settings.limits, of.body_memory) as room:
+        body = await bodies.json_object(request, room.limit)
         written = responses_shape.chat_body(body, await _before(of, who, body.get(responses_shape.PREVIOUS)))
         try:
             asked = chat_request.read(written.body, of.pools, default_pool(of.pools, who.rule.pools))
         except RefusedError as exc:
             raise exc.moved(written.origin) from None
-        return await begin(of, who, request.headers, asked, body)
+        return await begin(of, who, request.headers, asked, body, written=room.written)
 
 
 def _fusion(response_id: str) -> str:
@@ -80,7 +80,7 @@ async def _before(of: Parts, who: Caller, previous: object) -> tuple[Message, ..
     return responses_shape.conversation(prompt.model_copy(update={"messages": messages}), standing.outcome)
 
 
-def _response(run: Run, outcome: Outcome) -> dict[str, Any]:
+def _response(run: Run, outcome: Outcome) -> replies.Response:
     body = outcome.model_dump(mode="json")
     return responses_shape.response_of(body, model=run.model, created=run.created, warnings=run.warnings)
 

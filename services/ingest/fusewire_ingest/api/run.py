@@ -63,7 +63,9 @@ class Run:
         return {OUTCOME_HEADER: self.fusion_id}
 
 
-async def begin(of: Parts, who: Caller, headers: Mapping[str, str], asked: ChatRequest, body: dict[str, object]) -> Run:
+async def begin(
+    of: Parts, who: Caller, headers: Mapping[str, str], asked: ChatRequest, body: dict[str, object], *, written: int
+) -> Run:
     """Find the fusion that answers a request, an earlier one if this is that request once more.
 
     Args:
@@ -72,6 +74,7 @@ async def begin(of: Parts, who: Caller, headers: Mapping[str, str], asked: ChatR
         headers: of the request.
         asked: what it asks for.
         body: as the client wrote it.
+        written: its bytes; 0 where they are few enough without a look at its images.
     """
     request_hash = chat_request.request_hash(who.tenant, who.key_id, body)
     key = headers.get("idempotency-key")
@@ -82,7 +85,7 @@ async def begin(of: Parts, who: Caller, headers: Mapping[str, str], asked: ChatR
         is_streamed=asked.is_streamed,
         depth=_depth(headers),
     )
-    prompt = await of.images.put_aside(prompt)
+    prompt = await of.images.put_aside(prompt, written)
     attached = None
     if not key and of.settings.http.attach:
         attached = await of.door.attach(who.tenant, request_hash, is_again=_is_again(headers))

@@ -2,8 +2,9 @@
 
 from typing import Any, Final
 
-from pydantic import BaseModel
+from pydantic import TypeAdapter
 
+from fusewire import replies
 from fusewire.contracts import MODES, PRIORITIES
 from fusewire_ingest.admission import Submission
 from fusewire_ingest.batch_shape import Asked, Resumed, Retried
@@ -37,9 +38,10 @@ def upload() -> Schema:
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}
 
 
-def replies(name: str, *others: str, status: int = 200) -> dict[int | str, Schema]:
-    """`responses` of a route that answers with this component, as JSON; `others` as in `body`."""
-    content: Schema = {"application/json": {"schema": _ref(name)}}
+def reply(name: str, *others: str, status: int = 200, instead: str | None = None) -> dict[int | str, Schema]:
+    """`responses` of a route that answers with this component, or another `instead`; `others` as in `body`."""
+    schema = {"anyOf": [_ref(name), _ref(instead)]} if instead else _ref(name)
+    content: Schema = {"application/json": {"schema": schema}}
     content |= {other: {"schema": _TEXT} for other in others}
     return {status: {"description": "Done", "content": content}}
 
@@ -155,63 +157,39 @@ _RESPONSE_REQUEST = _object(
     tools=_list(_ANY),
     tool_choice=_ANY_VALUE,
 )
-_MODEL = _object("id", "object", "created", "owned_by", id=_TEXT, object=_TEXT, created=_WHOLE, owned_by=_TEXT)
-_USAGE = _object(prompt_tokens=_WHOLE, completion_tokens=_WHOLE, total_tokens=_WHOLE, cost={"type": ["number", "null"]})
-_MAYBE_USAGE = {"anyOf": [_USAGE, {"type": "null"}]}
-_CHOICE = _object(index=_WHOLE, message=_ANY, finish_reason=_TEXT)
 
 
-_FILE = _object(
-    "id", "object", "bytes", "created_at", "filename", "purpose",
-    id=_TEXT, object=_TEXT, bytes=_WHOLE, created_at=_WHOLE, filename=_TEXT, purpose=_TEXT,
-)  # fmt: skip
-_BATCH = _object(
-    "id", "object", "endpoint", "status", "input_file_id", "request_counts", "x_fusewire",
-    id=_TEXT, object=_TEXT, endpoint=_TEXT, status=_TEXT, input_file_id=_TEXT, output_file_id=_MAYBE_TEXT,
-    error_file_id=_MAYBE_TEXT, request_counts=_object(total=_WHOLE, completed=_WHOLE, failed=_WHOLE), x_fusewire=_ANY,
-)  # fmt: skip
-
-
-def _page(of: str) -> Schema:
-    found = _object("object", "data", "has_more", object=_TEXT, data=_list(_ref(of)), has_more=_FLAG)
-    found["properties"] |= {"first_id": _MAYBE_TEXT, "last_id": _MAYBE_TEXT}
-    return found
-
-
-def _models(**models: type[BaseModel]) -> dict[str, Schema]:
-    """Components of models, and of the models within them."""
+def _components(**types: Any) -> dict[str, Schema]:
+    """Components of models and typed dictionaries, and of those within them."""
     found: dict[str, Schema] = {}
-    for name, model in models.items():
-        schema = model.model_json_schema(ref_template=_REFS)
+    for name, kind in types.items():
+        schema = TypeAdapter(kind).json_schema(ref_template=_REFS)
         found |= schema.pop("$defs", {}) | {name: schema}
     return found
 
 
+REPLIES = (
+    replies.ChatCompletion,
+    replies.Response,
+    replies.Fusion,
+    replies.FusionList,
+    replies.SubmittedLines,
+    replies.Erased,
+    replies.File,
+    replies.FileList,
+    replies.Deleted,
+    replies.Batch,
+    replies.BatchList,
+    replies.Model,
+    replies.ModelList,
+    replies.Error,
+)
+
+
 SCHEMAS: Final[dict[str, Schema]] = {
-    **_models(Submission=Submission, NewBatch=Asked, ResumedBatch=Resumed, RetriedBatch=Retried),
+    **_components(Submission=Submission, NewBatch=Asked, ResumedBatch=Resumed, RetriedBatch=Retried),
+    **_components(**{kind.__name__: kind for kind in REPLIES}),
     "ChatCompletionRequest": _CHAT,
-    "ChatCompletion": _object(
-        "id", "object", "created", "model", "choices", "usage", "fusion",
-        id=_TEXT, object=_TEXT, created=_WHOLE, model=_TEXT, choices=_list(_CHOICE), usage=_MAYBE_USAGE, fusion=_ANY,
-    ),
     "ResponseRequest": _RESPONSE_REQUEST,
-    "Response": _object(
-        "id", "object", "created_at", "status", "model", "output",
-        id=_TEXT, object=_TEXT, created_at=_WHOLE, status=_TEXT, model=_TEXT, output=_list(_ANY), usage=_MAYBE_ANY,
-    ),
-    "Fusion": _object("id", "status", id=_TEXT, status=_TEXT, custom_id=_MAYBE_TEXT, batch_id=_MAYBE_TEXT),
-    "Erased": _object("id", "erased", id=_TEXT, erased=_WHOLE),
-    "FusionList": _object("data", data=_list(_ref("Fusion"))),
-    "File": _FILE,
-    "FileList": _page("File"),
-    "Deleted": _object("id", "object", "deleted", id=_TEXT, object=_TEXT, deleted=_FLAG),
-    "Batch": _BATCH,
-    "BatchList": _page("Batch"),
-    "Model": _MODEL,
-    "ModelList": _object("object", "data", object=_TEXT, data=_list(_MODEL)),
-    "Error": _object(
-        "error",
-        error=_object("message", "type", "param", "code", message=_TEXT, type=_TEXT, param=_MAYBE_TEXT, code=_TEXT),
-    ),
-}  # fmt: skip
+}
 """Every component."""

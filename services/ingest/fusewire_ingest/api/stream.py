@@ -116,7 +116,7 @@ def _comment(progress: Progress) -> bytes:
     return f": fusewire panel {told}\n\n".encode()
 
 
-def data(value: dict[str, Any], event: str | None = None) -> bytes:
+def data(value: Mapping[str, object], event: str | None = None) -> bytes:
     """A value as an event, of this name if it has one."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     named = f"event: {event}\n" if event else ""

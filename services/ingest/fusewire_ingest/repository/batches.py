@@ -43,6 +43,8 @@ class Batch:
     degraded: int
     tokens_in: int
     tokens_out: int
+    tokens_cached: int
+    tokens_thought: int
     cost_usd: float
     n_unpriced: int
     max_cost_usd: float | None

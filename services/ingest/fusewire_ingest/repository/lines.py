@@ -44,6 +44,8 @@ _DUE = (
         outcomes.c.is_degraded,
         outcomes.c.tokens_in,
         outcomes.c.tokens_out,
+        outcomes.c.tokens_cached,
+        outcomes.c.tokens_thought,
         outcomes.c.cost_usd,
         case((outcomes.c.status.in_(ANSWERED), None), else_=outcomes.c.body).label("body"),
     )
@@ -80,6 +82,8 @@ class Settled:
     degraded: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
+    tokens_cached: int = 0
+    tokens_thought: int = 0
     cost_usd: float = 0.0
     unpriced: int = 0
 
@@ -221,6 +225,8 @@ class Lines:
             degraded=sum(bool(row.is_degraded) for row in due),
             tokens_in=sum(row.tokens_in or 0 for row in due),
             tokens_out=sum(row.tokens_out or 0 for row in due),
+            tokens_cached=sum(row.tokens_cached or 0 for row in due),
+            tokens_thought=sum(row.tokens_thought or 0 for row in due),
             cost_usd=sum(row.cost_usd or 0.0 for row in due),
             unpriced=sum(row.cost_usd is None for row in due),
         )
