@@ -17,7 +17,7 @@ MEMBERS := shared services/ingest services/dispatcher services/worker-edge servi
 TESTS := tests/contract tests/conformance tests/e2e tests/bench tests/fuzz $(wildcard tests/unit/*)
 SOURCES := $(MEMBERS) migrations tests
 
-.PHONY: help setup demo test test-batch test-unit check format bench bench-doors bench-edge bench-judge bench-fusion fuzz lock docs clean
+.PHONY: help setup demo test test-node test-batch test-unit check format bench bench-doors bench-edge bench-judge bench-fusion fuzz lock docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -40,6 +40,11 @@ demo: setup ## fuse 14 prompts with small models on this machine; SMALL=1 takes 
 
 test: setup ## run all tests (PostgreSQL and NATS are started by the tests); ARGS="…" goes to pytest
 	@$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+test-node: setup ## run clients of node against a running stack; they are installed from npm
+	@mkdir -p build/node && cp tests/e2e/node/package.json tests/e2e/node/calls.mjs build/node
+	@cd build/node && npm install --silent --no-package-lock --no-audit --no-fund
+	@$(BIN)/python -m pytest -n 2 tests/e2e/node/clients.py $(ARGS)
 
 test-batch: setup ## kill a batch of 2,000 lines whole, and go on with it
 	@BATCH_LINES=2000 $(BIN)/python -m pytest tests/e2e/test_batch.py -k killed_run $(ARGS)

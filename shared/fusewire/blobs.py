@@ -17,7 +17,7 @@ from nats.js.object_store import ObjectStore
 from fusewire.errors import Transient
 
 CHUNK = 512 * 1024
-PAUSES_S = (0.1, 0.5, 2.0)
+PAUSES_S = (0.2, 1.0)
 
 T = TypeVar("T")
 

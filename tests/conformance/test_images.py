@@ -494,12 +494,13 @@ async def test_one_that_is_put_again_while_it_is_sent_is_sent_again(
 
 
 async def test_a_broker_that_does_not_answer_is_asked_again(
-    model_server: ModelServer, blobs: Blobs, nats: NatsServer
+    model_server: ModelServer, bus: Bus, nats: NatsServer
 ) -> None:
     slim, _ = image_refs.put_aside("acme", [message(LARGE)])
+    silent = Blobs(bus.client.jetstream(timeout=0.1), BLOB_STORE)
     await nats.stop()
 
-    async with calling(model_server, "openai", blobs) as generate:
+    async with calling(model_server, "openai", silent) as generate:
         candidate = await generate.generate(a_task(*slim))
 
     assert candidate.error is not None
