@@ -18,7 +18,7 @@ def ask(prompt: str, *, pool: str | None, mode: str | None, as_json: bool) -> No
     body: dict[str, Any] = {"prompt": text}
     body |= {key: value for key, value in (("pool", pool), ("mode", mode)) if value}
 
-    async def main() -> replies.Fusion:
+    async def main() -> replies.fusions.Fusion:
         async with client(settings()) as api:
             return await api.submit(body, wait_s=WAIT_S)
 
@@ -31,7 +31,7 @@ def ask(prompt: str, *, pool: str | None, mode: str | None, as_json: bool) -> No
         sys.exit(EXIT_SOME_FAILED)
 
 
-def show(outcome: replies.Fusion) -> None:
+def show(outcome: replies.fusions.Fusion) -> None:
     """The answer on stdout; what is degraded before it, and how it came to be after it, on stderr."""
     if outcome.get("is_degraded"):
         note(f"degraded: {', '.join(outcome['degraded_reasons']) or outcome['status']}")
@@ -49,7 +49,7 @@ def show(outcome: replies.Fusion) -> None:
         note(f"— {outcome['status']}{winner} · {outcome['reason'] or ''} · {outcome['latency_ms'] / 1000:.1f} s")
 
 
-def failed(answer: replies.FusionAnswer) -> str:
+def failed(answer: replies.fusions.FusionAnswer) -> str:
     """A member's failure in a line, with what its provider says of it."""
     told = [answer.get("error_status"), answer.get("provider_code"), answer.get("provider_param")]
     details = ", ".join(str(one) for one in told if one is not None)

@@ -70,15 +70,17 @@ class Client:
         if self._session:
             await self._session.close()
 
-    async def submit(self, body: dict[str, Any], wait_s: float = 0) -> replies.Fusion:
+    async def submit(self, body: dict[str, Any], wait_s: float = 0) -> replies.fusions.Fusion:
         """Submit one prompt; with `wait_s`, wait for its outcome."""
         params = [("wait_s", str(wait_s))]
-        fusion: replies.Fusion = await self._request("POST", "/v1/fusions", params=params, body=json.dumps(body))
+        fusion: replies.fusions.Fusion = await self._request(
+            "POST", "/v1/fusions", params=params, body=json.dumps(body)
+        )
         return fusion
 
-    async def submit_lines(self, lines: Sequence[str], batch_id: str) -> list[replies.SubmittedLine]:
+    async def submit_lines(self, lines: Sequence[str], batch_id: str) -> list[replies.fusions.SubmittedLine]:
         """Submit JSONL; one result per line."""
-        answer: replies.SubmittedLines = await self._request(
+        answer: replies.fusions.SubmittedLines = await self._request(
             "POST",
             "/v1/fusions",
             params=[("batch_id", batch_id)],
@@ -87,19 +89,19 @@ class Client:
         )
         return answer["lines"]
 
-    async def get(self, fusion_id: str, wait_s: float = 0) -> replies.Fusion:
+    async def get(self, fusion_id: str, wait_s: float = 0) -> replies.fusions.Fusion:
         """One fusion."""
         params = [("wait_s", str(wait_s))]
-        fusion: replies.Fusion = await self._request("GET", f"/v1/fusions/{fusion_id}", params=params)
+        fusion: replies.fusions.Fusion = await self._request("GET", f"/v1/fusions/{fusion_id}", params=params)
         return fusion
 
-    async def get_many(self, fusion_ids: Sequence[str]) -> list[replies.Fusion]:
+    async def get_many(self, fusion_ids: Sequence[str]) -> list[replies.fusions.Fusion]:
         """Several fusions."""
-        found: list[replies.Fusion] = []
+        found: list[replies.fusions.Fusion] = []
         for start in range(0, len(fusion_ids), IDS_AT_ONCE):
             some = fusion_ids[start : start + IDS_AT_ONCE]
             params = [("id", one) for one in some]
-            answer: replies.FusionList = await self._request("GET", "/v1/fusions", params=params)
+            answer: replies.fusions.FusionList = await self._request("GET", "/v1/fusions", params=params)
             found += answer["data"]
         return found
 
@@ -114,41 +116,41 @@ class Client:
                 data.add_field("file", file, filename=path.name, content_type="application/jsonl")
                 return data
 
-            uploaded: replies.File = await self._request("POST", "/v1/files", body=form, kind=None)
+            uploaded: replies.batches.File = await self._request("POST", "/v1/files", body=form, kind=None)
             return uploaded["id"]
 
-    async def create_batch(self, body: dict[str, Any], key: str) -> replies.Batch:
+    async def create_batch(self, body: dict[str, Any], key: str) -> replies.batches.Batch:
         """Make a batch of an uploaded file; the same key is the same batch."""
         named = {"idempotency-key": key}
         return await self._batch("POST", "/v1/batches", body=json.dumps(body), headers=named)
 
-    async def batch(self, batch_id: str) -> replies.Batch:
+    async def batch(self, batch_id: str) -> replies.batches.Batch:
         """One batch."""
         return await self._batch("GET", f"/v1/batches/{batch_id}")
 
-    async def batches(self) -> AsyncIterator[replies.Batch]:
+    async def batches(self) -> AsyncIterator[replies.batches.Batch]:
         """All batches, the newest first."""
         after: list[tuple[str, str]] = []
         while True:
             params = [("limit", str(BATCHES_AT_ONCE)), *after]
-            page: replies.BatchList = await self._request("GET", "/v1/batches", params=params)
+            page: replies.batches.BatchList = await self._request("GET", "/v1/batches", params=params)
             for batch in page["data"]:
                 yield batch
             if not page["has_more"]:
                 return
             after = [("after", page["last_id"] or "")]
 
-    async def cancel_batch(self, batch_id: str, *, drain: bool, reason: str) -> replies.Batch:
+    async def cancel_batch(self, batch_id: str, *, drain: bool, reason: str) -> replies.batches.Batch:
         """Stop a batch; with `drain`, what is in flight is waited for."""
         params = [("drain", str(drain).lower()), ("reason", reason)]
         return await self._batch("POST", f"/v1/batches/{batch_id}/cancel", params=params)
 
-    async def resume_batch(self, batch_id: str, max_cost_usd: float | None) -> replies.Batch:
+    async def resume_batch(self, batch_id: str, max_cost_usd: float | None) -> replies.batches.Batch:
         """Go on with a cancelled batch."""
         body = {} if max_cost_usd is None else {"max_cost_usd": max_cost_usd}
         return await self._batch("POST", f"/v1/batches/{batch_id}/resume", body=json.dumps(body))
 
-    async def retry_batch(self, batch_id: str, only: str) -> replies.Batch:
+    async def retry_batch(self, batch_id: str, only: str) -> replies.batches.Batch:
         """Make a new batch of a batch's failed lines."""
         return await self._batch("POST", f"/v1/batches/{batch_id}/retry", body=json.dumps({"only": only}))
 
@@ -176,8 +178,8 @@ class Client:
             await asyncio.sleep(PAUSE_S)
             raise BrokenOffError from None
 
-    async def _batch(self, method: str, path: str, **sent: Any) -> replies.Batch:
-        batch: replies.Batch = await self._request(method, path, **sent)
+    async def _batch(self, method: str, path: str, **sent: Any) -> replies.batches.Batch:
+        batch: replies.batches.Batch = await self._request(method, path, **sent)
         return batch
 
     async def _request(

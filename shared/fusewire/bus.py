@@ -26,6 +26,7 @@ from nats.js.errors import APIError, NoStreamResponseError
 from nats.js.kv import KeyValue
 
 from fusewire import telemetry
+from fusewire.blobs import Blobs
 from fusewire.contracts import ContractError, Wire
 from fusewire.errors import StartupError, Transient, Unacceptable
 from fusewire.settings import Nats
@@ -194,6 +195,10 @@ class Bus:
     async def key_value(self, bucket: str) -> KeyValue:
         """Open a bucket that `topology apply` has made."""
         return await self.js.key_value(bucket)
+
+    def blobs(self, store: str) -> Blobs:
+        """An object store that `topology apply` has made."""
+        return Blobs(self.js, store)
 
     # -- publishing ---------------------------------------------------------------------------
 

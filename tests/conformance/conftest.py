@@ -13,6 +13,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from nats.aio.msg import Msg
 
 from fusewire import bus as bus_module
 from fusewire import provision
@@ -66,6 +67,23 @@ async def make_bus(nats: NatsServer) -> AsyncIterator[MakeBus]:
             return bus
 
         yield connect
+
+
+@pytest.fixture
+async def traffic(nats: NatsServer) -> AsyncIterator[list[Msg]]:
+    """Everything that goes over the broker, on any subject."""
+    bus = Bus("ops", Nats(url=nats.url), drain_s=2)
+    await bus.connect(timeout_s=120)
+    seen: list[Msg] = []
+
+    async def note(msg: Msg) -> None:
+        seen.append(msg)
+
+    # More than any test sends: a client that falls behind is told less.
+    await bus.client.subscribe(">", cb=note, pending_bytes_limit=512 * 1024**2)
+    await bus.client.flush()
+    yield seen
+    await bus.stop()
 
 
 # -- databases --------------------------------------------------------------------------------

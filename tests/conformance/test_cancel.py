@@ -102,7 +102,7 @@ def submission(custom_id: str = "one", **fields: Any) -> dict[str, Any]:
     return {"prompt": "Why?", "custom_id": custom_id, **fields}
 
 
-def parts(shown: replies.Fusion) -> dict[str, str]:
+def parts(shown: replies.fusions.Fusion) -> dict[str, str]:
     return {answer["member"]: answer["status"] for answer in shown["answers"]}
 
 

@@ -53,7 +53,7 @@ def script(**models: ModelScript) -> Script:
     return Script(models=models)
 
 
-async def ask(client: Client, prompt: str = "Why?", **fields: Any) -> replies.Fusion:
+async def ask(client: Client, prompt: str = "Why?", **fields: Any) -> replies.fusions.Fusion:
     shown = await client.submit({"prompt": prompt, **fields}, wait_s=WAIT_S)
     assert shown["status"] != "running", shown
     return shown
@@ -67,7 +67,7 @@ async def rows(settings: Settings, query: str) -> list[dict[str, Any]]:
     return found
 
 
-async def weights(settings: Settings, outcome: replies.Fusion) -> dict[str, float]:
+async def weights(settings: Settings, outcome: replies.fusions.Fusion) -> dict[str, float]:
     """What a fusion's plan says that a number counts."""
     (row,) = await rows(settings, f"SELECT plan FROM fusions WHERE fusion_id = '{outcome['id']}'")
     return {m.name: m.weight_for("number") for m in Plan.decode(row["plan"]).members}
@@ -325,7 +325,7 @@ async def test_a_preset_is_part_of_what_is_asked(
 
 async def streamed(
     config: Settings, running: Running, *services: str | EchoWorker, **prompt: Any
-) -> tuple[replies.Fusion, list[Token]]:
+) -> tuple[replies.fusions.Fusion, list[Token]]:
     """Fuse one prompt that somebody reads along; returns what came of it, and what was told meanwhile."""
     now = datetime.now(UTC)
     made = make_prompt("Why?", submitted_at=now, is_streamed=True, **prompt)

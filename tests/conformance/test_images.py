@@ -29,7 +29,6 @@ from fusewire.testing.model_server import ModelServer
 from fusewire.testing.nats_server import NatsServer
 from fusewire.topology import BLOB_STORE, topology
 from fusewire_cli.client import Client
-from fusewire_ingest import image_store
 from fusewire_ingest.image_store import IDLE, ImageStore
 from fusewire_ingest.refusal import RefusedError
 from fusewire_ingest.repository.images import Images
@@ -79,22 +78,6 @@ def settings(make_settings: MakeSettings, nats: NatsServer, model_server: ModelS
 
 
 @pytest.fixture
-async def traffic(nats: NatsServer) -> AsyncIterator[list[Msg]]:
-    """Everything that is published, on any subject."""
-    bus = Bus("ops", Nats(url=nats.url), drain_s=2)
-    await bus.connect(timeout_s=120)
-    seen: list[Msg] = []
-
-    async def note(msg: Msg) -> None:
-        seen.append(msg)
-
-    await bus.client.subscribe(">", cb=note, pending_bytes_limit=512 * 1024**2)
-    await bus.client.flush()
-    yield seen
-    await bus.stop()
-
-
-@pytest.fixture
 async def bus(nats: NatsServer) -> AsyncIterator[Bus]:
     bus = Bus("test", Nats(url=nats.url), drain_s=2)
     await bus.connect(timeout_s=120)
@@ -105,7 +88,7 @@ async def bus(nats: NatsServer) -> AsyncIterator[Bus]:
 
 @pytest.fixture
 def blobs(bus: Bus) -> Blobs:
-    return Blobs(bus.js, BLOB_STORE)
+    return bus.blobs(BLOB_STORE)
 
 
 # -- through all of Fusewire --------------------------------------------------------------------
@@ -235,7 +218,7 @@ async def test_what_a_lost_broker_held_is_published_again(
         prompt = await client.submit(body)
         bus = Bus("ops", settings.nats, drain_s=2)
         await bus.connect(timeout_s=120)
-        published = Blobs(bus.js, BLOB_STORE)
+        published = bus.blobs(BLOB_STORE)
         (name,) = image_refs.put_aside("default", (message(picture(40_000)),))[1]
         await eventually(lambda: published.has(name))
         await bus.js.delete_stream("FW_PROMPT")
@@ -317,7 +300,7 @@ async def test_one_that_was_just_shown_stays_for_the_prompt_that_comes(kept: Kep
 
 
 async def test_one_that_is_published_by_several_at_once_is_put_once(
-    kept: Kept, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+    kept: Kept, bus: Bus, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     puts: list[str] = []
 
@@ -326,7 +309,7 @@ async def test_one_that_is_published_by_several_at_once_is_put_once(
             puts.append(name)
             await super().put(name, data)
 
-    monkeypatch.setattr(image_store, "Blobs", Counted)
+    monkeypatch.setattr(bus, "blobs", lambda store: Counted(bus.js, store))
     prompt = await kept.store.put_aside(make_prompt(messages=(message(LARGE),)))
     await asyncio.gather(*(kept.store.publish(prompt) for _ in range(5)))
 

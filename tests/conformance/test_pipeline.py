@@ -54,14 +54,14 @@ async def ops(nats: NatsServer) -> AsyncIterator[Bus]:
     await bus.stop()
 
 
-async def ask(client: Client, prompt: str, **fields: Any) -> replies.Fusion:
+async def ask(client: Client, prompt: str, **fields: Any) -> replies.fusions.Fusion:
     """Submit, and wait for the outcome."""
     shown = await client.submit({"prompt": prompt, **fields}, wait_s=WAIT_S)
     assert shown["status"] != "running", shown
     return shown
 
 
-def parts(shown: replies.Fusion) -> dict[str, str]:
+def parts(shown: replies.fusions.Fusion) -> dict[str, str]:
     return {answer["member"]: answer["status"] for answer in shown["answers"]}
 
 
@@ -289,7 +289,7 @@ async def test_without_a_dispatcher_it_still_ends(settings: Settings, running: R
 # -- what goes down ---------------------------------------------------------------------------
 
 
-async def finish(client: Client, count: int) -> list[replies.Fusion]:
+async def finish(client: Client, count: int) -> list[replies.fusions.Fusion]:
     """Wait for the outcomes of the prompts 0 to count."""
     wanted = [ids.fusion_id("default", "b", str(i)) for i in range(count)]
     return [await client.get(fusion_id, wait_s=WAIT_S) for fusion_id in wanted]

@@ -1,7 +1,7 @@
 """No content of an edge-only prompt reaches anything remote: read back from streams, subjects and logs."""
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -41,22 +41,6 @@ def told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> l
     )
     caplog.set_level(logging.WARNING)
     return lines
-
-
-@pytest.fixture
-async def traffic(nats: NatsServer) -> AsyncIterator[list[Msg]]:
-    """Everything that goes over the broker, on any subject."""
-    bus = Bus("ops", Nats(url=nats.url), drain_s=2)
-    await bus.connect(timeout_s=120)
-    seen: list[Msg] = []
-
-    async def note(msg: Msg) -> None:
-        seen.append(msg)
-
-    await bus.client.subscribe(">", cb=note)
-    await bus.client.flush()
-    yield seen
-    await bus.stop()
 
 
 async def stored(settings: Settings, stream: str) -> tuple[int, list[Msg]]:

@@ -168,7 +168,7 @@ def submit(asked: Asked) -> None:
     sys.exit(code)
 
 
-async def _attach(api: Client, asked: Asked, path: Path, checked: Checked, stop: Stop) -> replies.Batch:
+async def _attach(api: Client, asked: Asked, path: Path, checked: Checked, stop: Stop) -> replies.batches.Batch:
     """The batch of a file: the one that there is, or a new one."""
     key = asked.key(checked.digest)
     batch = await stop.guard(_found(api, key))
@@ -193,7 +193,7 @@ async def _attach(api: Client, asked: Asked, path: Path, checked: Checked, stop:
     return batch
 
 
-async def _resumed(api: Client, batch_id: str, max_cost_usd: float | None) -> replies.Batch:
+async def _resumed(api: Client, batch_id: str, max_cost_usd: float | None) -> replies.batches.Batch:
     """A batch that goes on. One that was stopped and is about to be over is waited for. Raises ApiError."""
     while True:
         batch = await api.batch(batch_id)
@@ -208,14 +208,14 @@ async def _resumed(api: Client, batch_id: str, max_cost_usd: float | None) -> re
         await asyncio.sleep(POLL_S)
 
 
-async def _found(api: Client, key: str) -> replies.Batch | None:
+async def _found(api: Client, key: str) -> replies.batches.Batch | None:
     async for batch in api.batches():
         if (batch.get("metadata") or {}).get(RUN_KEY) == key:
             return batch
     return None
 
 
-async def _see_through(api: Client, batch: replies.Batch, output: Output | None, show: Show, stop: Stop) -> int:
+async def _see_through(api: Client, batch: replies.batches.Batch, output: Output | None, show: Show, stop: Stop) -> int:
     """Follow a batch to its end, or stop it; returns the exit code."""
     with Progress(show) as progress:
         batch = await follow(api, batch["id"], output, progress, stop, cancels=True)
@@ -225,7 +225,7 @@ async def _see_through(api: Client, batch: replies.Batch, output: Output | None,
 def resume(batch_id: str, shape: Shape, max_cost_usd: float | None, *, show: Show, processes: bool) -> None:
     """Go on with a batch, and see it through."""
 
-    async def begin(api: Client) -> replies.Batch:
+    async def begin(api: Client) -> replies.batches.Batch:
         return await _resumed(api, batch_id, max_cost_usd)
 
     _go_on(begin, shape, show=show, processes=processes)
@@ -234,7 +234,7 @@ def resume(batch_id: str, shape: Shape, max_cost_usd: float | None, *, show: Sho
 def retry(batch_id: str, shape: Shape, only: str, *, show: Show, processes: bool) -> None:
     """Ask a batch's failed lines again, as a batch of their own, and see it through."""
 
-    async def begin(api: Client) -> replies.Batch:
+    async def begin(api: Client) -> replies.batches.Batch:
         batch = await api.retry_batch(batch_id, only)
         note(f"{batch['id']} retries {batch_id}")
         return batch
@@ -243,7 +243,7 @@ def retry(batch_id: str, shape: Shape, only: str, *, show: Show, processes: bool
 
 
 def _go_on(
-    begin: Callable[[Client], Coroutine[Any, Any, replies.Batch]], shape: Shape, *, show: Show, processes: bool
+    begin: Callable[[Client], Coroutine[Any, Any, replies.batches.Batch]], shape: Shape, *, show: Show, processes: bool
 ) -> None:
     config = settings()
 
@@ -286,7 +286,7 @@ def watch(batch_id: str, *, show: Show) -> None:
 def status(batch_id: str | None, *, as_json: bool) -> None:
     """Print how one batch stands, or all."""
 
-    async def main() -> list[replies.Batch]:
+    async def main() -> list[replies.batches.Batch]:
         async with client(settings()) as api:
             return [await api.batch(batch_id)] if batch_id else [one async for one in api.batches()]
 
@@ -305,7 +305,7 @@ def status(batch_id: str | None, *, as_json: bool) -> None:
 def cancel(batch_id: str, *, drain: bool) -> None:
     """Stop a batch."""
 
-    async def main() -> replies.Batch:
+    async def main() -> replies.batches.Batch:
         async with client(settings()) as api:
             return await api.cancel_batch(batch_id, drain=drain, reason="request")
 
@@ -315,7 +315,7 @@ def cancel(batch_id: str, *, drain: bool) -> None:
 def results(batch_id: str, shape: Shape) -> None:
     """Write what has settled of a batch."""
 
-    async def main() -> tuple[replies.Batch, int]:
+    async def main() -> tuple[replies.batches.Batch, int]:
         async with client(settings()) as api:
             batch = await api.batch(batch_id)
             with new_ids() as ids:

@@ -8,7 +8,7 @@ from fusewire_cli.batch.output import Output
 from fusewire_cli.screen import EXIT_BAD_INPUT, EXIT_BUDGET, EXIT_INTERRUPTED, EXIT_SOME_FAILED, note
 
 
-def conclude(batch: replies.Batch, output: Output | None, *, is_interrupted: bool = False) -> int:
+def conclude(batch: replies.batches.Batch, output: Output | None, *, is_interrupted: bool = False) -> int:
     """Say how a batch has ended and what can be done; returns the exit code."""
     if batch["status"] == "failed":
         errors = batch.get("errors")
@@ -32,7 +32,7 @@ def conclude(batch: replies.Batch, output: Output | None, *, is_interrupted: boo
     return exit_code(batch, is_interrupted=is_interrupted)
 
 
-def exit_code(batch: replies.Batch, *, is_interrupted: bool = False) -> int:
+def exit_code(batch: replies.batches.Batch, *, is_interrupted: bool = False) -> int:
     """How a command ends that has followed this batch."""
     if is_interrupted:
         return EXIT_INTERRUPTED

@@ -96,7 +96,7 @@ class Stop:
             await asyncio.gather(task, asked, return_exceptions=True)
 
 
-def figures(batch: replies.Batch, now_s: float) -> dict[str, Any]:
+def figures(batch: replies.batches.Batch, now_s: float) -> dict[str, Any]:
     """What progress says of a batch.
 
     Args:
@@ -140,7 +140,7 @@ class Progress:
             self._task = self._bar.add_task("batch", total=None, more="")
         return self
 
-    def update(self, batch: replies.Batch) -> None:
+    def update(self, batch: replies.batches.Batch) -> None:
         """Show how a batch stands."""
         self._last = found = figures(batch, time.time())
         waiting_for = batch["x_fusewire"].get("waiting_for")
@@ -173,7 +173,7 @@ def _more(found: dict[str, Any]) -> str:
 
 async def follow(
     api: Client, batch_id: str, output: Output | None, progress: Progress, stop: Stop, *, cancels: bool
-) -> replies.Batch:
+) -> replies.batches.Batch:
     """Watch a batch until it is over, or until somebody asks to stop, and write its results as they come.
 
     Args:

@@ -72,7 +72,7 @@ class Failure:
     code: str
     message: str
     retry_after_s: float | None = None
-    failed: tuple[replies.FailedModel, ...] = ()
+    failed: tuple[replies.chat.FailedModel, ...] = ()
 
 
 PIECE_CHARS = 4_000
@@ -84,7 +84,9 @@ class SupersededError(Exception):
     """The answer does not begin with what was streamed: another one was chosen since."""
 
 
-def completion(outcome: Outcome, *, model: str, created: int, warnings: Sequence[str] = ()) -> replies.ChatCompletion:
+def completion(
+    outcome: Outcome, *, model: str, created: int, warnings: Sequence[str] = ()
+) -> replies.chat.ChatCompletion:
     """The `chat.completion` of an outcome that has an answer.
 
     Args:
@@ -96,10 +98,10 @@ def completion(outcome: Outcome, *, model: str, created: int, warnings: Sequence
     return completion_of(outcome.model_dump(mode="json"), model=model, created=created, warnings=warnings)
 
 
-def completion_of(body: Body, *, model: str, created: int, warnings: Sequence[str] = ()) -> replies.ChatCompletion:
+def completion_of(body: Body, *, model: str, created: int, warnings: Sequence[str] = ()) -> replies.chat.ChatCompletion:
     """As `completion`, of an outcome's JSON."""
     calls = _tool_calls(body)
-    message: replies.ChatMessage = {
+    message: replies.chat.ChatMessage = {
         "role": "assistant",
         "content": body.get("content"),
         "refusal": _refusal(body),
@@ -109,7 +111,7 @@ def completion_of(body: Body, *, model: str, created: int, warnings: Sequence[st
     if calls:
         message["tool_calls"] = calls
     reason = finish_reason(body)
-    found: replies.ChatCompletion = {
+    found: replies.chat.ChatCompletion = {
         "id": _id(body["fusion_id"]),
         "object": "chat.completion",
         "created": created,
@@ -133,7 +135,7 @@ def completion_of(body: Body, *, model: str, created: int, warnings: Sequence[st
 
 def chunks(
     outcome: Outcome, *, model: str, created: int, sent: str, with_usage: bool, warnings: Sequence[str] = ()
-) -> Iterator[replies.ChatChunk]:
+) -> Iterator[replies.chat.ChatChunk]:
     """The chunks that are still to be sent.
 
     Args:
@@ -152,7 +154,7 @@ def chunks(
     if not content.startswith(sent):
         raise SupersededError
     chunk = functools.partial(_chunk, outcome.fusion_id, model, created)
-    deltas: list[replies.Delta] = [] if sent else [{"role": "assistant", "content": ""}]
+    deltas: list[replies.chat.Delta] = [] if sent else [{"role": "assistant", "content": ""}]
     deltas += [_thought(one) for one in pieces(body.get("reasoning") or "", PIECE_CHARS // 2)]
     deltas += [{"content": one} for one in pieces(content[len(sent) :])]
     deltas += [{"tool_calls": [part]} for part in _call_parts(body)]
@@ -171,31 +173,31 @@ def pieces(text: str, size: int = PIECE_CHARS) -> Iterator[str]:
     return (text[at : at + size] for at in range(0, len(text), size))
 
 
-def _thought(text: str) -> replies.Delta:
+def _thought(text: str) -> replies.chat.Delta:
     """What was thought, by OpenRouter's name and by the one of DeepSeek, vLLM and llama.cpp."""
     return {"reasoning": text, "reasoning_content": text}
 
 
-def _call_parts(body: Body) -> Iterator[replies.ToolCallDelta]:
+def _call_parts(body: Body) -> Iterator[replies.chat.ToolCallDelta]:
     """The calls as deltas: the first of each names it, and all have a piece of its arguments."""
     for number, call in enumerate(_tool_calls(body)):
         first, *rest = list(pieces(call["function"]["arguments"])) or [""]
-        function: replies.FunctionDelta = {"name": call["function"]["name"], "arguments": first}
+        function: replies.chat.FunctionDelta = {"name": call["function"]["name"], "arguments": first}
         yield {"index": number, "id": call["id"], "type": call["type"], "function": function}
         for one in rest:
             yield {"index": number, "function": {"arguments": one}}
 
 
-def _told_apart(told: replies.FusionReport) -> tuple[replies.FusionReport, list[replies.FusionPiece]]:
+def _told_apart(told: replies.chat.FusionReport) -> tuple[replies.chat.FusionReport, list[replies.chat.FusionPiece]]:
     """The `fusion` object, and what is told before it in pieces because it would make too long a line."""
     if len(json.dumps(told)) <= LINE_CHARS:
         return told, []
-    apart: list[replies.FusionPiece] = [
+    apart: list[replies.chat.FusionPiece] = [
         {"outcome_id": told["outcome_id"], "response": {"index": number, "model": one["model"], "content": text}}
         for number, one in enumerate(told["responses"])
         for text in pieces(one["content"] or "")
     ]
-    short: replies.FusionReport = {
+    short: replies.chat.FusionReport = {
         **told,
         "responses": [{"model": one["model"], "content": None} for one in told["responses"]],
     }
@@ -205,9 +207,9 @@ def _told_apart(told: replies.FusionReport) -> tuple[replies.FusionReport, list[
     return short, apart
 
 
-def piece(fusion_id: str, *, model: str, created: int, text: str, is_first: bool) -> replies.ChatChunk:
+def piece(fusion_id: str, *, model: str, created: int, text: str, is_first: bool) -> replies.chat.ChatChunk:
     """One chunk of an answer that is still being written; the first one names the role too."""
-    delta: replies.Delta = {"role": "assistant", "content": text} if is_first else {"content": text}
+    delta: replies.chat.Delta = {"role": "assistant", "content": text} if is_first else {"content": text}
     return _chunk(fusion_id, model, created, delta)
 
 
@@ -254,20 +256,20 @@ def is_retryable(body: Body) -> bool:
     return bool(body.get("answers")) and (not codes or bool(codes & _RETRYABLE))
 
 
-def fusion(outcome: Outcome, warnings: Sequence[str] = ()) -> replies.FusionReport:
+def fusion(outcome: Outcome, warnings: Sequence[str] = ()) -> replies.chat.FusionReport:
     """How an outcome came to be. What is degraded stands first."""
     return fusion_of(outcome.model_dump(mode="json"), warnings)
 
 
-def fusion_of(body: Body, warnings: Sequence[str] = ()) -> replies.FusionReport:
+def fusion_of(body: Body, warnings: Sequence[str] = ()) -> replies.chat.FusionReport:
     """As `fusion`, of an outcome's JSON; it parses as OpenRouter's `openrouter:fusion` output item."""
     answers = body.get("answers", [])
-    responses: list[replies.MemberText] = [
+    responses: list[replies.chat.MemberText] = [
         {"model": a["model"], "content": a["content"]} for a in answers if _has_text(a)
     ]
     failed = [_failed(a) for a in answers if a["status"] in ("error", "missing")]
     is_answered = body["status"] in ("fused", "voted", "single")
-    found: replies.FusionReport = {
+    found: replies.chat.FusionReport = {
         "is_degraded": body["is_degraded"],
         "degraded_reasons": list(body.get("degraded_reasons", ())),
         "type": "openrouter:fusion",
@@ -296,7 +298,7 @@ def fusion_of(body: Body, warnings: Sequence[str] = ()) -> replies.FusionReport:
     return found
 
 
-def usage_of(body: Body) -> replies.Usage | None:
+def usage_of(body: Body) -> replies.chat.Usage | None:
     """Tokens and cost of all members and the judge; None where not all were counted.
 
     `cost_details` is null where what prompts cost is not known apart: the SDKs that read it want both.
@@ -316,7 +318,7 @@ def usage_of(body: Body) -> replies.Usage | None:
     }
 
 
-def _cost_details(cost: float | None, of_prompts: float | None) -> replies.CostDetails | None:
+def _cost_details(cost: float | None, of_prompts: float | None) -> replies.chat.CostDetails | None:
     if cost is None or (cost and of_prompts is None):
         return None
     return {
@@ -331,10 +333,10 @@ def _id(fusion_id: str) -> str:
 
 
 def _chunk(
-    fusion_id: str, model: str, created: int, delta: replies.Delta | None, finish_reason: str | None = None
-) -> replies.ChatChunk:
+    fusion_id: str, model: str, created: int, delta: replies.chat.Delta | None, finish_reason: str | None = None
+) -> replies.chat.ChatChunk:
     """A chunk with a piece of the answer, or with none."""
-    choice: replies.ChunkChoice = {
+    choice: replies.chat.ChunkChoice = {
         "index": 0,
         "delta": delta or {},
         "logprobs": None,
@@ -350,7 +352,7 @@ def _chunk(
     }
 
 
-def _tool_calls(body: Body) -> list[replies.ToolCall]:
+def _tool_calls(body: Body) -> list[replies.chat.ChatToolCall]:
     return [
         {"id": call["id"], "type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}}
         for call in body.get("tool_calls", ())
@@ -380,7 +382,7 @@ def _has_text(answer: Body) -> bool:
     return answer["status"] == "ok" and answer.get("content") is not None
 
 
-def _failed(answer: Body) -> replies.FailedModel:
+def _failed(answer: Body) -> replies.chat.FailedModel:
     error = answer.get("error_code") or "missing"
     return {
         "model": answer["model"],
@@ -391,7 +393,7 @@ def _failed(answer: Body) -> replies.FailedModel:
     }
 
 
-def _member(answer: Body) -> replies.FusionMember:
+def _member(answer: Body) -> replies.chat.FusionMember:
     used = answer.get("usage") or {}
     return {
         "member": answer["member"],

@@ -11,7 +11,6 @@ from datetime import datetime, timedelta
 import structlog
 
 from fusewire import image_refs
-from fusewire.blobs import Blobs
 from fusewire.bus import Bus
 from fusewire.contracts import Message, Prompt
 from fusewire.errors import Transient
@@ -103,16 +102,16 @@ class ImageStore:
                 await self._publish(prompt, name)
 
     async def _publish(self, prompt: Prompt, name: str) -> None:
-        blobs = self._blobs()
-        if await self._images.is_published(name) and await blobs.has(name):
-            return
-        data = await self._images.get(prompt.tenant, name)
-        if data is None:
+        # Marked first: what may be there is always taken back.
+        if not await self._images.mark_published(prompt.tenant, name, self._clock()):
             # The call that wants it fails, and says so.
             log.warning("ingest.image_expired", fusion_id=prompt.fusion_id)
             return
-        await blobs.put(name, data)
-        await self._images.mark_published(name, self._clock())
+        blobs = self._bus.blobs(BLOB_STORE)
+        if await blobs.has(name):
+            return
+        if data := await self._images.get(prompt.tenant, name):
+            await blobs.put(name, data)
 
     async def erase(self, prompt: Prompt) -> int:
         """Erase the prompt's images everywhere; other prompts of the tenant that show them lose them too.
@@ -123,7 +122,7 @@ class ImageStore:
         names = image_refs.names(prompt.messages)
         erased = await self._images.remove(prompt.tenant, names) if names else 0
         for name in names:
-            await self._blobs().delete(name)
+            await self._bus.blobs(BLOB_STORE).delete(name)
         return erased
 
     async def tidy(self) -> None:
@@ -145,12 +144,9 @@ class ImageStore:
     async def _withdraw(self, name: str) -> None:
         try:
             async with asyncio.timeout(WITHDRAWAL_S):
-                await self._blobs().delete(name)
+                await self._bus.blobs(BLOB_STORE).delete(name)
         except TimeoutError:
             raise Transient("the broker does not erase an image") from None
-
-    def _blobs(self) -> Blobs:
-        return Blobs(self._bus.js, BLOB_STORE)
 
 
 def _chars(messages: Sequence[Message]) -> int:

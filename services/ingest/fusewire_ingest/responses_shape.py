@@ -219,7 +219,9 @@ def _choice(choice: object) -> object:
     return choice
 
 
-def response_of(body: chat_reply.Body, *, model: str, created: int, warnings: Sequence[str] = ()) -> replies.Response:
+def response_of(
+    body: chat_reply.Body, *, model: str, created: int, warnings: Sequence[str] = ()
+) -> replies.responses.Response:
     """The response object of an outcome that has an answer.
 
     Args:
@@ -232,7 +234,7 @@ def response_of(body: chat_reply.Body, *, model: str, created: int, warnings: Se
     choice = chat["choices"][0]
     name = body["fusion_id"]
     is_cut = choice["finish_reason"] in ("length", "content_filter")
-    why: replies.IncompleteDetails = {
+    why: replies.responses.IncompleteDetails = {
         "reason": "max_output_tokens" if choice["finish_reason"] == "length" else "content_filter"
     }
     return {
@@ -245,7 +247,7 @@ def response_of(body: chat_reply.Body, *, model: str, created: int, warnings: Se
     }
 
 
-def shell(fusion_id: str, *, model: str, created: int) -> replies.Response:
+def shell(fusion_id: str, *, model: str, created: int) -> replies.responses.Response:
     """A response that is in progress."""
     return {
         "id": RESPONSE + fusion_id,
@@ -267,10 +269,12 @@ def shell(fusion_id: str, *, model: str, created: int) -> replies.Response:
     }
 
 
-def _output(message: replies.ChatMessage, name: str) -> list[replies.OutputMessage | replies.OutputCall]:
-    found: list[replies.OutputMessage | replies.OutputCall] = []
+def _output(
+    message: replies.chat.ChatMessage, name: str
+) -> list[replies.responses.OutputMessage | replies.responses.OutputCall]:
+    found: list[replies.responses.OutputMessage | replies.responses.OutputCall] = []
     if message["content"]:
-        text: replies.OutputText = {
+        text: replies.responses.OutputText = {
             "type": "output_text",
             "text": message["content"],
             "annotations": [],
@@ -299,7 +303,7 @@ def _output(message: replies.ChatMessage, name: str) -> list[replies.OutputMessa
     return found
 
 
-def _usage(usage: replies.Usage | None) -> replies.ResponseUsage | None:
+def _usage(usage: replies.chat.Usage | None) -> replies.responses.ResponseUsage | None:
     if usage is None:
         return None
     cached = usage["prompt_tokens_details"]["cached_tokens"]

@@ -6,7 +6,6 @@ import random
 import socket
 from datetime import UTC, datetime
 
-from fusewire.blobs import Blobs
 from fusewire.bus import Bus
 from fusewire.service import App
 from fusewire.settings import RemoteModel, Settings
@@ -44,7 +43,7 @@ class WorkerRemote:
             clock=clock,
             sleep=asyncio.sleep,
             rng=random.random,
-            images=Blobs(self._bus.js, BLOB_STORE),
+            images=self._bus.blobs(BLOB_STORE),
             worker_id=f"{socket.gethostname()}-{os.getpid()}",
         )
         hands = {name: model.max_concurrency for name, model in self._models.items()}

@@ -74,13 +74,13 @@ def _with_text(answer: Answer, outcome: Outcome, spoken: dict[tuple[str, str, in
     return answer.model_copy(update={"content": candidate.content, "tool_calls": candidate.tool_calls})
 
 
-def shown(standing: Standing) -> replies.Fusion:
+def shown(standing: Standing) -> replies.fusions.Fusion:
     """A standing as the API and the command line show it; what is degraded comes first."""
     base = {"id": standing.fusion_id, "custom_id": standing.custom_id, "batch_id": standing.batch_id}
     if standing.outcome is None:
         running = {**base, "status": "running", "submitted_at": standing.submitted_at.isoformat()}
-        return cast("replies.Fusion", running)
+        return cast("replies.fusions.Fusion", running)
     body = json.loads(standing.outcome.model_dump_json(exclude={"v", "fusion_id", "custom_id", "batch_id"}))
     first = {key: body.pop(key) for key in ("is_degraded", "degraded_reasons", "status")}
     found = {**first, **base, **body, "latency_ms": round(standing.outcome.latency_ms, 1)}
-    return cast("replies.Fusion", found)
+    return cast("replies.fusions.Fusion", found)

@@ -10,15 +10,15 @@ ONLY_THERE = {"v", "fusion_id"}
 
 
 def test_a_fusion_has_every_field_of_an_outcome() -> None:
-    assert set(replies.Fusion.__annotations__) - ONLY_HERE == set(Outcome.model_fields) - ONLY_THERE
+    assert set(replies.fusions.Fusion.__annotations__) - ONLY_HERE == set(Outcome.model_fields) - ONLY_THERE
 
 
 def test_its_parts_have_every_field_of_theirs() -> None:
     pairs: dict[Any, Any] = {
-        replies.FusionAnswer: Answer,
-        replies.FusionVerdict: Verdict,
-        replies.PlainCall: ToolCall,
-        replies.PlainUsage: Usage,
+        replies.fusions.FusionAnswer: Answer,
+        replies.fusions.FusionVerdict: Verdict,
+        replies.fusions.PlainCall: ToolCall,
+        replies.fusions.PlainUsage: Usage,
     }
     for shown, kept in pairs.items():
         assert set(shown.__annotations__) == set(kept.model_fields), kept

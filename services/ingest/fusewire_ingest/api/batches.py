@@ -164,7 +164,7 @@ def _none(batch_id: str) -> HttpError:
     return HttpError(404, "not_found", f"there is no batch '{batch_id[:64]}'")
 
 
-def _object(batch: Batch, motion: Motion | None, now: datetime) -> replies.Batch:
+def _object(batch: Batch, motion: Motion | None, now: datetime) -> replies.batches.Batch:
     """OpenAI's object; `motion` is only measured for one that runs."""
     asked = batch.asked
     is_over = batch.status in OVER
@@ -172,7 +172,7 @@ def _object(batch: Batch, motion: Motion | None, now: datetime) -> replies.Batch
     has_errors = is_over and batch.status != "failed" and batch.completed < batch.total
     errors = json.loads(batch.errors) if batch.errors else None
     # OpenAI's names and OpenRouter's.
-    tokens: replies.BatchUsage = {
+    tokens: replies.batches.BatchUsage = {
         "prompt_tokens": batch.tokens_in,
         "completion_tokens": batch.tokens_out,
         "cost": batch.cost_usd if not batch.n_unpriced else None,

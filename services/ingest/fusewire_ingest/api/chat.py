@@ -84,6 +84,6 @@ class Chunks:
         frame = {**self._piece("", is_first=False), "choices": []}
         yield data({**frame, **errors.body(self.request, status, code, message, about=about)})
 
-    def _piece(self, text: str, *, is_first: bool) -> replies.ChatChunk:
+    def _piece(self, text: str, *, is_first: bool) -> replies.chat.ChatChunk:
         run = self.run
         return chat_reply.piece(run.fusion_id, model=run.model, created=run.created, text=text, is_first=is_first)

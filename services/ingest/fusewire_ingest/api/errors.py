@@ -114,10 +114,10 @@ def body(
     param: str | None = None,
     *,
     about: Mapping[str, Any] | None = None,
-) -> replies.Error:
+) -> replies.errors.Error:
     """An error in OpenAI's shape."""
     default = "invalid_request_error" if status < 500 else "server_error"
-    found: replies.ErrorDetail = {
+    found: replies.errors.ErrorDetail = {
         "message": message,
         "type": TYPES.get(status, default),
         "param": param,

@@ -74,7 +74,7 @@ def routes(of: Parts) -> APIRouter:
             is_newest_first=order == "desc",
         )
         data = [_shown(file) for file in page]
-        shown: replies.FileList = {"_shape": "openai", **paged(data, limit)}
+        shown: replies.batches.FileList = {"_shape": "openai", **paged(data, limit)}
         return JSONResponse(shown)
 
     @router.get("/files/{file_id}", summary="One file", responses=schemas.reply("File"))
@@ -86,7 +86,7 @@ def routes(of: Parts) -> APIRouter:
         await found(who.tenant, file_id)
         if not await files.delete(who.tenant, file_id, clock()):
             raise _none(file_id)
-        gone: replies.Deleted = {"_shape": "openai", "id": file_id, "object": "file", "deleted": True}
+        gone: replies.batches.Deleted = {"_shape": "openai", "id": file_id, "object": "file", "deleted": True}
         return JSONResponse(gone)
 
     @router.get(
@@ -114,10 +114,10 @@ def _clean(text: str | None) -> str | None:
     return None if text is None else text.replace("\x00", "")
 
 
-T = TypeVar("T", replies.File, replies.Batch)
+T = TypeVar("T", replies.batches.File, replies.batches.Batch)
 
 
-def paged(found: list[T], limit: int) -> replies.Page[T]:
+def paged(found: list[T], limit: int) -> replies.batches.Page[T]:
     """A page as OpenAI shows it, of up to one more than its limit."""
     data = found[:limit]
     return {
@@ -133,7 +133,7 @@ def _none(file_id: str) -> HttpError:
     return HttpError(404, "not_found", f"there is no file '{file_id[:64]}'")
 
 
-def _shown(file: File) -> replies.File:
+def _shown(file: File) -> replies.batches.File:
     """OpenAI's object."""
     return {
         "id": file.file_id,

@@ -58,7 +58,7 @@ def routes(of: Parts) -> APIRouter:
         if standing is None:
             standing = Standing(prompt.fusion_id, prompt.batch_id, prompt.custom_id, prompt.submitted_at, None)
         status = 200 if standing.outcome else 202
-        told: replies.Fusion = {**shown(standing), "is_repetition": not accepted.is_new}
+        told: replies.fusions.Fusion = {**shown(standing), "is_repetition": not accepted.is_new}
         return JSONResponse(told, status)
 
     @router.get(
@@ -77,7 +77,7 @@ def routes(of: Parts) -> APIRouter:
     @router.get("/fusions", summary="Several fusions by id", responses=schemas.reply("FusionList"))
     async def get_many(who: Who, id: Annotated[list[str], Query(max_length=MAX_IDS)]) -> Response:  # noqa: A002 - the query's name
         found = await standings(store, who.tenant, id)
-        told: replies.FusionList = {"data": [shown(s) for s in found]}
+        told: replies.fusions.FusionList = {"data": [shown(s) for s in found]}
         return JSONResponse(told)
 
     @router.post(
@@ -91,7 +91,7 @@ def routes(of: Parts) -> APIRouter:
         standing = await outcomes.get(who.tenant, fusion_id)
         if standing is None:
             raise _none(fusion_id)
-        told: replies.Fusion = {**shown(standing), "is_cancelled": fusion_id in was_running}
+        told: replies.fusions.Fusion = {**shown(standing), "is_cancelled": fusion_id in was_running}
         return JSONResponse(told)
 
     @router.delete(
@@ -104,7 +104,7 @@ def routes(of: Parts) -> APIRouter:
         prompt = await door.prompt(who.tenant, fusion_id)
         if prompt is None:
             raise _none(fusion_id)
-        told: replies.Erased = {"id": fusion_id, "erased": await of.images.erase(prompt)}
+        told: replies.fusions.Erased = {"id": fusion_id, "erased": await of.images.erase(prompt)}
         return JSONResponse(told)
 
     return router
@@ -115,7 +115,7 @@ def _none(fusion_id: str) -> HttpError:
 
 
 async def _submit_lines(request: Request, door: Door, limit: int, batch_id: str, tenant: str) -> Response:
-    results: list[replies.SubmittedLine] = []
+    results: list[replies.fusions.SubmittedLine] = []
     group: list[tuple[int, bytes]] = []
 
     async def flush() -> None:
@@ -129,7 +129,7 @@ async def _submit_lines(request: Request, door: Door, limit: int, batch_id: str,
     if group:
         await flush()
     refused = sum("error" in r for r in results)
-    body: replies.SubmittedLines = {
+    body: replies.fusions.SubmittedLines = {
         "batch_id": batch_id,
         "accepted": len(results) - refused,
         "refused": refused,
@@ -138,7 +138,7 @@ async def _submit_lines(request: Request, door: Door, limit: int, batch_id: str,
     return Response(json.dumps(body), 202, media_type="application/json")
 
 
-def _line(line: Line) -> replies.SubmittedLine:
+def _line(line: Line) -> replies.fusions.SubmittedLine:
     if line.refused:
         fault = {"code": line.refused.code, "message": line.refused.message, "param": line.refused.param}
         return {"line": line.number, "error": fault}

@@ -43,7 +43,7 @@ def routes(of: Parts) -> APIRouter:
     @router.get("/models", summary="What may be asked", responses=schemas.reply("ModelList"))
     async def list_all(who: Who) -> Response:
         data = [await _model(of, name) for name in _names(of, who)]
-        found: replies.ModelList = {
+        found: replies.models.ModelList = {
             "object": "list",
             "data": data,
             "total_count": len(data),
@@ -87,7 +87,7 @@ def _known(of: Parts, who: Caller, asked: str) -> str:
     return resolve(asked, names, "model")
 
 
-async def _model(of: Parts, name: str) -> replies.Model:
+async def _model(of: Parts, name: str) -> replies.models.Model:
     """One entry. What is not known is null."""
     models = of.settings.models
     found = models.get(name)

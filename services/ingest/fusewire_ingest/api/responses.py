@@ -80,7 +80,7 @@ async def _before(of: Parts, who: Caller, previous: object) -> tuple[Message, ..
     return responses_shape.conversation(prompt.model_copy(update={"messages": messages}), standing.outcome)
 
 
-def _response(run: Run, outcome: Outcome) -> replies.Response:
+def _response(run: Run, outcome: Outcome) -> replies.responses.Response:
     body = outcome.model_dump(mode="json")
     return responses_shape.response_of(body, model=run.model, created=run.created, warnings=run.warnings)
 

@@ -164,31 +164,38 @@ def _components(**types: Any) -> dict[str, Schema]:
     found: dict[str, Schema] = {}
     for name, kind in types.items():
         schema = TypeAdapter(kind).json_schema(ref_template=_REFS)
-        found |= schema.pop("$defs", {}) | {name: schema}
+        for part, told in {**schema.pop("$defs", {}), name: schema}.items():
+            if found.setdefault(part, told) != told:
+                raise ValueError(f"two components are called {part}; rename one")
     return found
 
 
 REPLIES = (
-    replies.ChatCompletion,
-    replies.Response,
-    replies.Fusion,
-    replies.FusionList,
-    replies.SubmittedLines,
-    replies.Erased,
-    replies.File,
-    replies.FileList,
-    replies.Deleted,
-    replies.Batch,
-    replies.BatchList,
-    replies.Model,
-    replies.ModelList,
-    replies.Error,
+    replies.chat.ChatCompletion,
+    replies.responses.Response,
+    replies.fusions.Fusion,
+    replies.fusions.FusionList,
+    replies.fusions.SubmittedLines,
+    replies.fusions.Erased,
+    replies.batches.File,
+    replies.batches.FileList,
+    replies.batches.Deleted,
+    replies.batches.Batch,
+    replies.batches.BatchList,
+    replies.models.Model,
+    replies.models.ModelList,
+    replies.errors.Error,
 )
 
 
 SCHEMAS: Final[dict[str, Schema]] = {
-    **_components(Submission=Submission, NewBatch=Asked, ResumedBatch=Resumed, RetriedBatch=Retried),
-    **_components(**{kind.__name__: kind for kind in REPLIES}),
+    **_components(
+        Submission=Submission,
+        NewBatch=Asked,
+        ResumedBatch=Resumed,
+        RetriedBatch=Retried,
+        **{kind.__name__: kind for kind in REPLIES},
+    ),
     "ChatCompletionRequest": _CHAT,
     "ResponseRequest": _RESPONSE_REQUEST,
 }

@@ -49,16 +49,11 @@ class Images:
             data = (await connection.execute(wanted)).scalar()
         return None if data is None else bytes(data)
 
-    async def is_published(self, name: str) -> bool:
-        """Whether the broker was given it."""
-        wanted = select(images.c.name).where(images.c.name == name, images.c.published_at.is_not(None))
-        async with self._store.read() as connection:
-            return (await connection.execute(wanted)).scalar() is not None
-
-    async def mark_published(self, name: str, at: datetime) -> None:
-        """The broker has it."""
+    async def mark_published(self, tenant: str, name: str, at: datetime) -> bool:
+        """The broker is given an image of a tenant's; False where it has expired."""
+        mark = update(images).where(images.c.name == name, images.c.tenant == tenant).values(published_at=at)
         async with self._store.write() as connection:
-            await connection.execute(update(images).where(images.c.name == name).values(published_at=at))
+            return bool((await connection.execute(mark)).rowcount)
 
     async def withdraw_one(self, before: datetime, from_broker: Callable[[str], Awaitable[None]]) -> bool:
         """Take one image back from the broker that no fusion waits for, and that was last used before a time.

@@ -14,6 +14,7 @@ each row takes other kernels; and what is used again was computed as a prompt, n
 
 import heapq
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -80,7 +81,7 @@ class Model(Protocol):
 
 
 @dataclass(eq=False, kw_only=True)
-class _Job:
+class _Job(ABC):
     """A request that is under way."""
 
     id: str
@@ -94,9 +95,9 @@ class _Job:
     reused: int = 0
 
     @property
+    @abstractmethod
     def most_after(self) -> int:
         """Positions that it may need after its prompt."""
-        raise NotImplementedError
 
     @property
     def reserved(self) -> int:

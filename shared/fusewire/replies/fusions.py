@@ -1,0 +1,151 @@
+"""Fusions as Fusewire itself tells of them. Fields as in the contract of outcomes."""
+
+from typing import Any, Literal, NotRequired
+
+# Pydantic reads no other before Python 3.12.
+from typing_extensions import TypedDict
+
+from fusewire.contracts.base import Mode, Tier
+from fusewire.contracts.candidate import FinishReason
+from fusewire.contracts.outcome import AnswerKind, ClosedBy, Guard, Rung, Status, VerdictKind
+
+
+class PlainCall(TypedDict):
+    """A tool call as Fusewire keeps it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class PlainUsage(TypedDict):
+    """Tokens as Fusewire keeps them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    reasoning_tokens: int
+
+
+class FusionVerdict(TypedDict):
+    """See `contracts.Verdict`."""
+
+    call: str
+    kind: VerdictKind
+    judge_model: str
+    shown: list[str]
+    chars: list[int]
+    control: str | None
+    winner: str | None
+    rung: Rung | None
+    logprobs: list[float]
+    void: str | None
+    is_consistent: bool | None
+
+
+class FusionAnswer(TypedDict):
+    """See `contracts.Answer`."""
+
+    member: str
+    model: str
+    tier: Tier
+    status: Literal["ok", "error", "missing", "unasked"]
+    round: int | None
+    call: str | None
+    content: str | None
+    tool_calls: list[PlainCall]
+    error_code: str | None
+    error_status: int | None
+    provider_code: str | None
+    provider_param: str | None
+    retry_after_s: float | None
+    finish_reason: FinishReason | None
+    weight: float | None
+    agreed: bool | None
+    vote_group: int | None
+    is_right: bool | None
+    is_winner: bool
+    shown_position: int | None
+    latency_ms: float | None
+    usage: PlainUsage | None
+    cost_usd: float | None
+
+
+class Fusion(TypedDict):
+    """A fusion; see `contracts.Outcome`. One that runs has its status, its ids and `submitted_at` alone."""
+
+    is_degraded: NotRequired[bool]
+    degraded_reasons: NotRequired[list[str]]
+    status: Status | Literal["running"]
+    id: str
+    custom_id: str
+    batch_id: str | None
+    content: NotRequired[str | None]
+    tool_calls: NotRequired[list[PlainCall]]
+    reasoning: NotRequired[str | None]
+    tenant: NotRequired[str]
+    pool: NotRequired[str]
+    mode: NotRequired[Mode]
+    winner: NotRequired[str | None]
+    answer_kind: NotRequired[AnswerKind | None]
+    closed_by: NotRequired[ClosedBy | None]
+    missing_weight: NotRequired[float]
+    guard: NotRequired[Guard | None]
+    swap_consistent: NotRequired[bool | None]
+    verdicts: NotRequired[list[FusionVerdict]]
+    hedges: NotRequired[int]
+    is_replay: NotRequired[bool]
+    accepted: NotRequired[bool | None]
+    judge_model: NotRequired[str | None]
+    judge_rung: NotRequired[Rung | None]
+    reason: NotRequired[str | None]
+    analysis: NotRequired[dict[str, Any] | None]
+    agreement: NotRequired[float | None]
+    rounds: NotRequired[int]
+    answers: NotRequired[list[FusionAnswer]]
+    usage: NotRequired[PlainUsage | None]
+    cost_usd: NotRequired[float | None]
+    cost_prompt_usd: NotRequired[float | None]
+    error: NotRequired[str | None]
+    submitted_at: str
+    finished_at: NotRequired[str]
+    panel_ms: NotRequired[float | None]
+    judge_ms: NotRequired[float | None]
+    config_hash: NotRequired[str | None]
+    latency_ms: NotRequired[float]
+    is_repetition: NotRequired[bool]
+    """Of a submission: whether it was there before."""
+    is_cancelled: NotRequired[bool]
+    """Of a request to cancel it: whether it still ran."""
+
+
+class FusionList(TypedDict):
+    """`GET /v1/fusions`."""
+
+    data: list[Fusion]
+
+
+class SubmittedLine(TypedDict):
+    """What became of one line: an id, or an error."""
+
+    line: int
+    id: NotRequired[str]
+    custom_id: NotRequired[str]
+    is_repetition: NotRequired[bool]
+    error: NotRequired[dict[str, Any]]
+
+
+class SubmittedLines(TypedDict):
+    """`POST /v1/fusions` with JSONL."""
+
+    batch_id: str
+    accepted: int
+    refused: int
+    lines: list[SubmittedLine]
+
+
+class Erased(TypedDict):
+    """`DELETE /v1/fusions/{id}/images`."""
+
+    id: str
+    erased: int
