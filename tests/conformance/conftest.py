@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import asyncpg
 import pytest
 from nats.aio.msg import Msg
@@ -265,3 +266,26 @@ async def stack() -> Running:
             await whole.stop()
 
     return run
+
+
+# -- the API ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def settings(make_settings: MakeSettings) -> Settings:
+    return make_settings()
+
+
+@pytest.fixture
+async def http(settings: Settings, stack: Running) -> AsyncIterator[aiohttp.ClientSession]:
+    """The whole of Fusewire, and a plain client: nothing is tried again, and the answer is seen as it is."""
+    async with stack(settings) as client, aiohttp.ClientSession(client.url) as session:
+        yield session
+
+
+@pytest.fixture
+async def door(make_settings: MakeSettings, running: Running, nats: NatsServer) -> AsyncIterator[aiohttp.ClientSession]:
+    """Ingest alone: what is accepted stays undecided."""
+    settings = make_settings(nats=Nats(url=nats.url), limits={"drain_s": 2, "prompt_bytes": 20_000})
+    async with running(settings, "ingest") as client, aiohttp.ClientSession(client.url) as session:
+        yield session

@@ -390,7 +390,7 @@ async def no_wait(_seconds: float) -> None:
 
 
 @contextlib.asynccontextmanager
-async def calling(server: ModelServer, provider: str, blobs: Blobs) -> AsyncIterator[RemoteGenerate]:
+async def calling(server: ModelServer, provider: str, blobs: Blobs | None) -> AsyncIterator[RemoteGenerate]:
     settings = {"kind": "remote", "provider": provider, "base_url": server.base_url_of(provider), "max_attempts": 2}
     generate = RemoteGenerate(
         {"a": RemoteModel.model_validate({**settings, "model": "a"})},
@@ -425,6 +425,31 @@ async def test_each_protocol_sends_images_as_they_were(model_server: ModelServer
     (recorded,) = model_server.stats.recorded
     parts = [part for m in recorded.request["messages"] for part in m["content"] if part["type"] == "image_url"]
     assert [part["image_url"]["url"] for part in parts] == [*urls, urls[1]]
+
+
+async def test_text_that_names_an_image_stays_text(model_server: ModelServer, blobs: Blobs) -> None:
+    model_server.set_script(Script(recording=True))
+    url = picture(40_000)
+    ((shown,), apart) = image_refs.put_aside("acme", [message(url)])
+    ((name, data),) = apart.items()
+    await blobs.put(name, data.encode())
+    text = f"{name} and {shown.images[0].url}"
+
+    async with calling(model_server, "openai", blobs) as generate:
+        await generate.generate(a_task(shown.model_copy(update={"content": text})))
+
+    (image, said) = model_server.stats.recorded[0].request["messages"][0]["content"]
+    assert (image["image_url"]["url"], said["text"]) == (url, text)
+
+
+async def test_without_a_store_a_reference_is_not_sent(model_server: ModelServer) -> None:
+    slim, _ = image_refs.put_aside("acme", [message(LARGE)])
+
+    async with calling(model_server, "openai", None) as generate:
+        candidate = await generate.generate(a_task(*slim))
+
+    assert candidate.error is not None
+    assert (candidate.error.code, model_server.stats.requests) == ("bad_request", 0)
 
 
 @pytest.mark.parametrize("fault", ["missing", "damaged"])

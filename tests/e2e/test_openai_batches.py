@@ -72,6 +72,16 @@ def test_files(client: OpenAI) -> None:
     assert code_of(caught.value.body) == "not_found"
 
 
+def test_usage_is_summed_with_its_details(client: OpenAI, served: Served) -> None:
+    served.script(Script.of(cached_tokens=1))
+    usage = ended(client, made(client, lines(2))).usage
+    served.script(Script())
+
+    assert usage is not None
+    # Two lines of three members and a judge in both orders, of each one prompt token.
+    assert (usage.input_tokens_details.cached_tokens, usage.output_tokens_details.reasoning_tokens) == (10, 0)
+
+
 def test_a_batch(client: OpenAI) -> None:
     batch = made(client, lines(3), metadata={"name": "mine"})
     assert (batch.object, batch.endpoint, batch.completion_window) == ("batch", CHAT, "24h")

@@ -159,7 +159,7 @@ _RESPONSE_REQUEST = _object(
 )
 
 
-def _components(**types: Any) -> dict[str, Schema]:
+def components(**types: Any) -> dict[str, Schema]:
     """Components of models and typed dictionaries, and of those within them."""
     found: dict[str, Schema] = {}
     for name, kind in types.items():
@@ -189,7 +189,7 @@ REPLIES = (
 
 
 SCHEMAS: Final[dict[str, Schema]] = {
-    **_components(
+    **components(
         Submission=Submission,
         NewBatch=Asked,
         ResumedBatch=Resumed,

@@ -1,0 +1,36 @@
+"""Components of the OpenAPI document: each name says one thing."""
+
+import json
+
+import pytest
+from typing_extensions import TypedDict
+
+from fusewire.contracts import ToolCall
+from fusewire_ingest.api import schemas
+
+
+class Call(TypedDict):
+    name: str
+
+
+class Wrapped(TypedDict):
+    call: Call
+
+
+def test_parts_of_components_are_components() -> None:
+    found = schemas.components(Outer=Wrapped)
+
+    assert set(found) == {"Outer", "Call"}
+    assert found["Outer"]["properties"]["call"] == {"$ref": "#/components/schemas/Call"}
+
+
+def test_two_that_are_called_alike_are_refused() -> None:
+    with pytest.raises(ValueError, match="two components are called Call; rename one"):
+        schemas.components(Outer=Wrapped, Call=ToolCall)
+
+
+def test_every_reference_leads_somewhere() -> None:
+    written = json.dumps(schemas.SCHEMAS)
+    referred = {part.partition('"')[0] for part in written.split("#/components/schemas/")[1:]}
+
+    assert referred <= set(schemas.SCHEMAS)
