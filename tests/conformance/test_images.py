@@ -169,10 +169,11 @@ async def test_images_that_were_erased_are_shown_to_nobody(settings: Settings, r
 @pytest.mark.parametrize(
     ("body", "named"),
     [
-        (asked(picture(90_000), picture(90_000, seed=2)), "limits.image_bytes"),
+        (asked(picture(90_000), picture(90_000, seed=2)), "the body has more than"),
+        (asked(picture(51_000), picture(50_001, seed=2)), "its images have 101001 bytes, the limit is 100000"),
         (asked(messages=[{"role": "user", "content": "x" * 60_000}]), "limits.prompt_bytes"),
     ],
-    ids=["images", "text"],
+    ids=["images by far", "images", "text"],
 )
 async def test_what_is_too_large_is_refused(
     make_settings: MakeSettings, nats: NatsServer, running: Running, body: dict[str, Any], named: str

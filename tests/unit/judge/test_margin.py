@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
-from fusewire.contracts import CONTROL, Call, Message, PlannedJudge
+from fusewire.contracts import CONTROL, MERGED, Call, Message, PlannedJudge, Verdict
 from fusewire.testing.factories import OPEN_ANSWERS as OPEN
-from fusewire.testing.factories import make_member, make_prompt
+from fusewire.testing.factories import make_candidate, make_member, make_prompt
+from fusewire_judge.fusion.ballot import Count, poll
+from fusewire_judge.fusion.case import Said
 from fusewire_judge.fusion.wording import PLAIN
 
 Begin = Callable[..., Any]
@@ -90,7 +92,9 @@ def test_an_answer_that_was_cut_off_is_not_read_beside_two_whole_ones(begin: Beg
     play.asks()
     (call,) = play.verdict_calls()
     assert set(order(call)) == {"a", "b"}
-    assert judged(play, {"a": 0.0, "b": 1.0}).ends().winner == "b"
+    draft = judged(play, {"a": 0.0, "b": 1.0}).ends()
+    # Nor is it a doubt that it was not.
+    assert (draft.winner, draft.reason) == ("b", "preferred with 95%")
 
     play = begin(judge=EDGE).says(a=OPEN["a"])
     for member in "bc":
@@ -139,3 +143,26 @@ def test_what_cannot_be_read_is_told_and_not_asked_again(begin: Begin, said: str
 
     assert draft.degraded == (f"judge_failed:{why}",)
     assert draft.rung == "fallback"
+
+
+def test_a_guard_compares_without_weights(begin: Begin) -> None:
+    case = begin(judge=EDGE).says(**OPEN).case
+    said = (Said(MERGED, 1.0, "Both.", 0), Said("b", 0.25, OPEN["b"], 0))
+    asked = poll(case, said, "guard", "guard", [EDGE])
+    (call,) = next(asked)
+    liking = {"Both.": -20.0, OPEN["b"]: -19.9}
+    reply = make_candidate(call=call.name, choice_logprobs=tuple(liking[text] for text in call.choices))
+
+    with pytest.raises(StopIteration) as ended:
+        asked.send({call.name: reply})
+
+    assert ended.value.value.leaders() == ["b"]
+
+
+def test_what_saw_no_order_says_nothing_of_places() -> None:
+    shown = ("a", "b")
+    by_place = Verdict(call="1", kind="listwise", judge_model="m", shown=shown, winner="a")
+    by_margin = Verdict(call="2", kind="listwise", judge_model="e", shown=shown, winner="b", logprobs=(-2.0, -1.0))
+
+    assert Count({}, {}, (by_place, by_margin), {}, (), None, ()).follows_place
+    assert not Count({}, {}, (by_margin,), {}, (), None, ()).follows_place
