@@ -66,6 +66,18 @@ async def test_usage_is_that_of_all_calls(http: aiohttp.ClientSession, settings:
     assert reply["usage"]["cost"] is None, "of models without a price"
 
 
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_a_cost_that_is_not_known_is_absent_at_openrouters_address(
+    http: aiohttp.ClientSession, is_streamed: bool
+) -> None:
+    async with http.post("/api/v1/chat/completions", json={**ASKED, "stream": is_streamed}) as response:
+        text = await response.text()
+    told = [json.loads(line) for line in text.removesuffix("data: [DONE]\n\n").split("data: ")[1:]] or [json.loads(text)]
+
+    assert "cost" not in told[-1]["usage"]
+    assert told[-1]["usage"]["total_tokens"]
+
+
 async def test_one_model_alone_answers_by_its_name(http: aiohttp.ClientSession, model_server: ModelServer) -> None:
     status, reply, _ = await post(http, json={**ASKED, "model": "b"})
 

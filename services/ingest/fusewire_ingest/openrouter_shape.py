@@ -1,4 +1,4 @@
-"""What OpenRouter's own addresses tell of keys and generations. Pure.
+"""What OpenRouter's own addresses tell of keys, generations and usage. Pure.
 
 Their SDK wants every field; what has no meaning here is null, or what means "none".
 """
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from fusewire import replies
 from fusewire_ingest import chat_reply
 
 PREFIX = "chatcmpl-"
@@ -17,6 +18,15 @@ _OF_GENERATION = (
     *("upstream_id", "user_agent", "web_search_engine", "workspace_id"),
 )
 _OF_KEY = ("creator_user_id", "effective_budget", "limit_reset", "organization_id", "workspace_id")
+
+
+def usage(of: replies.chat.Usage) -> replies.chat.Usage:
+    """Without a cost that is not known: OpenRouter's provider for Vercel's AI SDK refuses a reply whose cost is null."""
+    if of.get("cost") is not None:
+        return of
+    found = of.copy()
+    found.pop("cost", None)
+    return found
 
 
 def generation(body: Mapping[str, Any]) -> dict[str, Any]:

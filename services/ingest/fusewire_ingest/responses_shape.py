@@ -314,6 +314,6 @@ def _usage(usage: replies.chat.Usage | None) -> replies.responses.ResponseUsage 
         "output_tokens": usage["completion_tokens"],
         "output_tokens_details": usage["completion_tokens_details"],
         "total_tokens": usage["total_tokens"],
-        "cost": usage["cost"],
+        "cost": usage.get("cost"),
         "cost_details": usage["cost_details"],
     }

@@ -73,8 +73,8 @@ class Usage(TypedDict):
     total_tokens: int
     prompt_tokens_details: PromptDetails
     completion_tokens_details: CompletionDetails
-    cost: float | None
-    """USD."""
+    cost: NotRequired[float | None]
+    """USD; null where it is not known, and absent then at OpenRouter's address."""
     cost_details: CostDetails | None
 
 

@@ -1,6 +1,7 @@
 // One call of a client, as its users make it: `node calls.mjs <client> <call> <address>` prints what came, as JSON.
 
 import { createOpenAI } from "@ai-sdk/openai";
+import { createOpenRouter } from "@openrouter/ai-sdk-provider";
 import { OpenRouter } from "@openrouter/sdk";
 import { generateText, jsonSchema, Output, stepCountIs, streamText, tool } from "ai";
 import OpenAI from "openai";
@@ -98,6 +99,9 @@ function chosen() {
   if (client === "openai") return openai();
   if (client === "openrouter") return openrouter();
   if (client === "ai-responses") return ai(own()(name));
+  if (client === "ai-openrouter") {
+    return ai(createOpenRouter({ baseURL: `${address}/api/v1`, apiKey: "sk-any" }).chat(name));
+  }
   return ai(own().chat(name));
 }
 

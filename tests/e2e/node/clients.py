@@ -1,6 +1,6 @@
 """Clients of node, unchanged but for their address, against a running stack. `make test-node`: they come from npm.
 
-OpenAI's and OpenRouter's own, and Vercel's AI SDK, which asks OpenAI's Responses or OpenAI's chat.
+OpenAI's and OpenRouter's own, and Vercel's AI SDK, which asks OpenAI's Responses, OpenAI's chat or OpenRouter's.
 """
 
 import json
@@ -20,7 +20,7 @@ FUSED = {"a": 1, "b": 1, "c": 1, "j": 2}
 """Calls of one fusion: three members, and the judge in both orders."""
 MODEL = "openrouter/fusion"
 OSLO = ScriptedCall(name="weather", arguments={"city": "Oslo"})
-AI = ["ai-responses", "ai-chat"]
+AI = ["ai-responses", "ai-chat", "ai-openrouter"]
 CLIENTS = ["openai", "openrouter", *AI]
 
 

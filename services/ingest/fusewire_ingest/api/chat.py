@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, Response
 
 from fusewire import replies, telemetry
 from fusewire.contracts import Outcome
-from fusewire_ingest import chat_reply, chat_request
+from fusewire_ingest import chat_reply, chat_request, openrouter_shape
 from fusewire_ingest.access import Caller
 from fusewire_ingest.api import bodies, errors, schemas
 from fusewire_ingest.api.parts import Parts, Who
@@ -35,9 +35,14 @@ def routes(of: Parts) -> APIRouter:
                 return await streamed(of, run, Chunks(request, run))
             outcome = await answered(of, run, request)
         reply = chat_reply.completion(outcome, model=run.model, created=run.created, warnings=run.warnings)
-        return JSONResponse(reply, headers=run.headers)
+        return JSONResponse(_at_openrouter(reply) if errors.is_openrouter(request) else reply, headers=run.headers)
 
     return router
+
+
+def _at_openrouter(reply: replies.chat.ChatCompletion | replies.chat.ChatChunk) -> Mapping[str, object]:
+    used = reply.get("usage")
+    return {**reply, "usage": openrouter_shape.usage(used)} if used else reply
 
 
 async def _begin(of: Parts, who: Caller, request: Request) -> Run:
@@ -69,15 +74,17 @@ class Chunks:
     def end(self, outcome: Outcome) -> Iterator[bytes]:
         """See `Telling.end`."""
         run = self.run
+        is_openrouter = errors.is_openrouter(self.request)
         found = chat_reply.chunks(
             outcome,
             model=run.model,
             created=run.created,
             sent=self.sent,
-            with_usage=run.with_usage or errors.is_openrouter(self.request),
+            with_usage=run.with_usage or is_openrouter,
             warnings=run.warnings,
         )
-        return iter((*map(data, found), DONE))
+        shown = map(_at_openrouter, found) if is_openrouter else found
+        return iter((*map(data, shown), DONE))
 
     def fail(self, status: int, code: str, message: str, about: Mapping[str, Any] | None) -> Iterator[bytes]:
         """See `Telling.fail`. OpenAI's SDK raises it, OpenRouter's reads it as a chunk's."""
