@@ -10,6 +10,7 @@ from sqlalchemy import bindparam, text
 
 from fusewire import ids
 from fusewire.contracts import Candidate, Message, Outcome, Plan, Prompt, Recorded, Round
+from fusewire.references.texts import excerpt
 from fusewire.settings import Settings
 from fusewire.store import migrate
 from fusewire.store.engine import Store
@@ -132,7 +133,7 @@ def submission(prompt: Prompt, said: Sequence[Recorded], change: Change) -> str:
         "custom_id": prompt.custom_id,
         "pool": change.pool or prompt.pool,
         "mode": change.mode or prompt.mode,
-        "messages": [_turn(message) for message in prompt.messages],
+        "messages": [_turn(message) for message in excerpt(prompt.messages)],
         **prompt.sampling.model_dump(mode="json", exclude_defaults=True),
         "recorded": [one.model_dump(mode="json", exclude_defaults=True) for one in said],
         "residency": prompt.residency,

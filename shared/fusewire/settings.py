@@ -130,10 +130,13 @@ class Limits(Section):
     image_bytes: int = Field(default=20_971_520, ge=0, le=67_108_864)
     """The most bytes that the images of one request may have together, beside `prompt_bytes`; 0 takes only what fits
     there. A body with more than that must say its length."""
+    text_bytes: int = Field(default=4_194_304, ge=0, le=16_777_216)
+    """The most bytes that the long texts of one request may have together, beside `prompt_bytes`, which hosted models
+    alone are asked about then; 0 takes none. A body with more than `prompt_bytes` must say its length."""
     image_days: float = Field(default=7, ge=0.01)
-    """How long an image is kept after the last request that showed it; a replay later than that is without it."""
+    """How long a large image or text is kept after the last request with it; a replay later than that is without."""
     image_memory_mb: int = Field(default=64, ge=1)
-    """MiB of bodies with large images that a process of ingest reads at once; more of them wait."""
+    """MiB of bodies with large images or texts that a process of ingest reads at once; more of them wait."""
     drain_s: float = Field(default=10, gt=0)
     """How long a service may finish what it began after it was told to stop."""
     file_bytes: int = Field(default=2_147_483_648, ge=1024)

@@ -11,6 +11,9 @@ UNKNOWN_TOKENS = 1024
 
 def estimate(messages: Iterable[Message], max_tokens: int | None, tools: Iterable[Tool] = ()) -> int:
     """Tokens of one call, its answer included."""
-    chars = sum(len(m.content) + sum(len(c.name) + len(c.arguments) for c in m.tool_calls) for m in messages)
+    chars = 0
+    for message in messages:
+        chars += len(message.content) + sum(text.chars for text in message.texts)
+        chars += sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
     chars += sum(len(tool.model_dump_json()) for tool in tools)
     return chars // CHARS_PER_TOKEN + (max_tokens or UNKNOWN_TOKENS)

@@ -72,7 +72,9 @@ async def test_a_cost_that_is_not_known_is_absent_at_openrouters_address(
 ) -> None:
     async with http.post("/api/v1/chat/completions", json={**ASKED, "stream": is_streamed}) as response:
         text = await response.text()
-    told = [json.loads(line) for line in text.removesuffix("data: [DONE]\n\n").split("data: ")[1:]] or [json.loads(text)]
+    told = [json.loads(line) for line in text.removesuffix("data: [DONE]\n\n").split("data: ")[1:]] or [
+        json.loads(text)
+    ]
 
     assert "cost" not in told[-1]["usage"]
     assert told[-1]["usage"]["total_tokens"]

@@ -30,6 +30,7 @@ from fusewire.contracts import (
     Round,
     Sampling,
     Task,
+    TextReference,
     Token,
     Tool,
     ToolCall,
@@ -57,7 +58,11 @@ MESSAGES = (
     Message(role="tool", content="21 °C", tool_call_id="c1A2b3C4d"),
     Message(role="assistant", content="Nothing."),
     Message(
-        role="user", name="ann", content="Really?", images=(Image(url="https://a.test/b.png", detail="low", at=3),)
+        role="user",
+        name="ann",
+        content="Really?",
+        images=(Image(url="https://a.test/b.png", detail="low", at=3),),
+        texts=(TextReference(name="a0" * 32, chars=9000, size=9100, at=4),),
     ),
 )
 SAMPLING = Sampling(

@@ -179,9 +179,9 @@ def _panel(
     asked: list[MemberSpec] = []
     excluded: list[Excluded] = []
     left = policy.max_total_tokens
-    with_tools, with_images = _has_tools(prompt), any(m.images for m in prompt.messages)
+    needs = _needs(prompt)
     for member in wanted:
-        reason = _barred(member.model, prompt, book, with_tools=with_tools, with_images=with_images)
+        reason = _barred(member.model, prompt, book) or _unable(book.models[member.model], needs)
         tokens = _estimate(prompt, member)
         if reason is None and left is not None and tokens > left:
             reason = "token_cap"
@@ -303,22 +303,46 @@ def with_system(messages: tuple[Message, ...], system: str | None) -> tuple[Mess
     return (Message(role="system", content=system), *messages)
 
 
-def _barred(
-    model: str, prompt: Prompt, book: Book, *, with_tools: bool = False, with_images: bool = False
-) -> str | None:
+def _barred(model: str, prompt: Prompt, book: Book) -> str | None:
+    """Why a model may not be asked at all, as a judge or as a member."""
     spec = book.models.get(model)
     if spec is None:
         return "unknown_model"
     if not permits(prompt.residency, spec.tier):
         return "residency"
-    if with_tools and not spec.has_tools:
+    return None
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """What a prompt needs of its members.
+
+    Attributes:
+        tools: it offers functions, or tells of calls that were made.
+        images: it shows some.
+        long_texts: a part of its text stands in the object store, which the edge does not read.
+    """
+
+    tools: bool
+    images: bool
+    long_texts: bool
+
+
+def _needs(prompt: Prompt) -> _Needs:
+    return _Needs(
+        tools=bool(prompt.tools) or any(m.tool_calls or m.role == "tool" for m in prompt.messages),
+        images=any(m.images for m in prompt.messages),
+        long_texts=any(m.texts for m in prompt.messages),
+    )
+
+
+def _unable(model: ModelSpec, needs: _Needs) -> str | None:
+    """Why a model cannot answer, if it cannot."""
+    if needs.tools and not model.has_tools:
         return "no_tools"
-    return "no_images" if with_images and not spec.has_images else None
-
-
-def _has_tools(prompt: Prompt) -> bool:
-    """Whether it offers functions, or tells of calls that were made."""
-    return bool(prompt.tools) or any(m.tool_calls or m.role == "tool" for m in prompt.messages)
+    if needs.images and not model.has_images:
+        return "no_images"
+    return "no_long_texts" if needs.long_texts and model.tier == "edge" else None
 
 
 def _estimate(prompt: Prompt, member: MemberSpec) -> int:

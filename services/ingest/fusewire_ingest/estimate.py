@@ -167,6 +167,8 @@ class _Size:
     def messages(self, messages: Sequence[Message]) -> int:
         calls = [call.name + call.arguments for m in messages for call in m.tool_calls]
         texts = sum(self.text(m.content) for m in messages) + sum(self.text(one) for one in calls)
+        apart = [text for m in messages for text in m.texts]
+        texts += sum(one.size if self.is_most else math.ceil(one.chars / CHARS_PER_TOKEN) for one in apart)
         return texts + (TURN_TOKENS * len(messages) if self.is_most else 0)
 
     def images(self, messages: Sequence[Message]) -> int:

@@ -21,7 +21,7 @@ _OF_KEY = ("creator_user_id", "effective_budget", "limit_reset", "organization_i
 
 
 def usage(of: replies.chat.Usage) -> replies.chat.Usage:
-    """Without a cost that is not known: OpenRouter's provider for Vercel's AI SDK refuses a reply whose cost is null."""
+    """Without a cost that is not known: OpenRouter's provider for Vercel's AI SDK refuses one that is null."""
     if of.get("cost") is not None:
         return of
     found = of.copy()

@@ -15,7 +15,7 @@ from fusewire.cancel import Cancelled
 from fusewire.contracts import Prompt
 from fusewire.errors import Transient
 from fusewire.topology import cancel_subject, due_subject, prompt_subject
-from fusewire_ingest.image_store import ImageStore
+from fusewire_ingest.large_parts import LargeParts
 from fusewire_ingest.repository.submissions import Submissions
 
 log = structlog.get_logger(__name__)
@@ -30,10 +30,12 @@ NUDGE_AFTER_S = 5.0
 class Relay:
     """Publishes prompts right after their commit; a sweep catches whatever that missed."""
 
-    def __init__(self, bus: Bus, submissions: Submissions, images: ImageStore, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, bus: Bus, submissions: Submissions, large_parts: LargeParts, clock: Callable[[], datetime]
+    ) -> None:
         self._bus = bus
         self._submissions = submissions
-        self._images = images
+        self._large_parts = large_parts
         self._clock = clock
         self._queue: asyncio.Queue[tuple[Prompt, str | None]] = asyncio.Queue(maxsize=10_000)
         self._slots = asyncio.Semaphore(IN_FLIGHT)
@@ -104,7 +106,7 @@ class Relay:
         headers = {"traceparent": traceparent} if traceparent else {}
         async with self._slots:
             try:
-                await self._images.publish(prompt)
+                await self._large_parts.publish(prompt)
                 subject = prompt_subject(prompt.priority, prompt.tenant)
                 await self._bus.publish(subject, prompt, msg_id=prompt.fusion_id, headers=headers)
             except Transient as exc:
@@ -114,7 +116,7 @@ class Relay:
 
     async def _sweep_loop(self) -> None:
         while True:
-            for step in (self.sweep, self.settle, self._images.tidy):
+            for step in (self.sweep, self.settle, self._large_parts.tidy):
                 try:
                     await step()
                 except Transient as exc:

@@ -17,7 +17,7 @@ from fusewire_ingest.batch_check import Check, Reader, Rules
 from fusewire_ingest.batch_runner import Runner
 from fusewire_ingest.batching import Batching
 from fusewire_ingest.door import Door
-from fusewire_ingest.image_store import ImageStore
+from fusewire_ingest.large_parts import LargeParts
 from fusewire_ingest.memory import ByteBudget, give_back_large_buffers
 from fusewire_ingest.open_requests import OpenRequests
 from fusewire_ingest.relay import Relay
@@ -53,8 +53,8 @@ class Ingest:
         self._budgets = Budgets(self._store, caps, lambda: book(settings, clock()))
         submissions = Submissions(self._store, self._budgets)
         self._commit = GroupCommit(submissions)
-        images = ImageStore(self._bus, Images(self._store), settings.limits, clock)
-        self._relay = Relay(self._bus, submissions, images, clock)
+        large_parts = LargeParts(self._bus, Images(self._store), settings.limits, clock)
+        self._relay = Relay(self._bus, submissions, large_parts, clock)
         self._open_requests = OpenRequests(self._bus)
         pools = pool_rules(settings)
         limit = settings.limits.prompt_bytes
@@ -100,7 +100,7 @@ class Ingest:
                 settings=settings,
                 store=self._store,
                 door=door,
-                images=images,
+                large_parts=large_parts,
                 body_memory=ByteBudget(settings.limits.image_memory_mb * MIB),
                 outcomes=self._outcomes,
                 watcher=Watcher(self._bus),

@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from fusewire import image_refs
+from fusewire import references
 from fusewire.contracts import CallFailure, Candidate, Task, Usage
 from fusewire.pricing import UNKNOWN, Price, price
 from fusewire.settings import RemoteModel
@@ -361,14 +361,15 @@ def _short(thought: str | None) -> str | None:
 
 
 def _marked(task: Task) -> tuple[Task, dict[str, str]]:
-    """The task with a mark in place of each large image, and their names by mark."""
-    names = image_refs.names(task.messages)
+    """The task with a mark in place of each large image and text, and their names by mark."""
+    names = references.names(task.messages)
     if not names:
         return task, {}
-    # Not to be guessed: a text that holds it would be taken for the image.
+    # Not to be guessed: a text that holds it would be taken for what it stands for.
     call = secrets.token_hex(16)
     marks = {name: f"{call}{number:04d}" for number, name in enumerate(names)}
-    marked = task.model_copy(update={"messages": image_refs.put_back(task.messages, marks)})
+    with_texts = references.texts.filled(task.messages, lambda text: marks[text.name])
+    marked = task.model_copy(update={"messages": references.images.put_back(with_texts, marks)})
     return marked, {mark: name for name, mark in marks.items()}
 
 

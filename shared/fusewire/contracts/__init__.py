@@ -38,6 +38,7 @@ from fusewire.contracts.prompt import (
     Prompt,
     Recorded,
     Sampling,
+    TextReference,
     Tool,
     ToolCall,
 )
@@ -86,6 +87,7 @@ __all__ = [
     "Sampling",
     "Status",
     "Task",
+    "TextReference",
     "Tier",
     "Token",
     "Tool",

@@ -36,10 +36,21 @@ class Image(Part):
 
     url: str
     """`https://…` or `data:image/…;base64,…`; with `blob:` and a name in place of its data where those stand in the
-    object store (`image_refs`). Fusewire fetches nothing else: the provider does."""
+    object store (`references.images`). Fusewire fetches nothing else: the provider does."""
     detail: Literal["auto", "low", "high"] = "auto"
     at: int = Field(default=0, ge=0)
     """Before which character of the message's text it stands."""
+
+
+class TextReference(Part):
+    """The middle of a long text, which stands in the object store (`references.texts`)."""
+
+    name: str
+    chars: int = Field(ge=1)
+    size: int = Field(ge=1)
+    """Bytes in UTF-8."""
+    at: int = Field(ge=0)
+    """Before which character of the message's text it belongs."""
 
 
 class Message(Part):
@@ -58,6 +69,8 @@ class Message(Part):
     """The call that a tool's turn answers."""
     images: tuple[Image, ...] = ()
     """In the order of their places. Models without eyes are not asked."""
+    texts: tuple[TextReference, ...] = ()
+    """What `content` is without, in the order of their places. Models at the edge are not asked."""
 
 
 class Sampling(Part):

@@ -254,6 +254,7 @@ file_chunks = Table(
     Column("data", LargeBinary, nullable=False),
 )
 
+# Large texts of prompts too.
 images = Table(
     "images",
     metadata,

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fusewire.contracts import Call, Image, Message, Plan, Prompt, Recorded, Sampling, Task, Tool
+from fusewire.contracts import Call, Image, Message, Plan, Prompt, Recorded, Sampling, Task, TextReference, Tool
 from fusewire.settings import PRESETS, Settings
 from fusewire.testing.factories import T0, make_prompt, make_round
 from fusewire_dispatcher.planning import Book, expand, plan
@@ -165,6 +165,15 @@ def test_models_without_eyes_are_not_shown_images(later: tuple[Message, ...]) ->
     # It judges by the text.
     assert made.judge is not None
     assert made.judge.model == "claude"
+
+
+def test_models_at_the_edge_are_not_asked_about_what_only_hosted_ones_can_read() -> None:
+    aside = TextReference(name="ab" * 32, chars=900_000, size=900_000, at=3)
+    made, tasks = planned(messages=(Message(role="user", content="So: .", texts=(aside,)),))
+
+    assert "tiny" not in tasks
+    assert tasks["one"].messages[0].texts == (aside,)
+    assert [(e.name, e.reason) for e in made.excluded] == [("tiny", "no_long_texts")]
 
 
 def test_without_images_nobody_needs_eyes() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusewire.contracts import Sampling
+from fusewire.contracts import Message, Sampling, TextReference
 from fusewire.testing.factories import make_prompt
 from fusewire_ingest.estimate import Book, Estimate, Member, Model, Pool, estimate
 
@@ -36,6 +36,16 @@ def test_a_single_member_is_a_call_and_no_judge() -> None:
     # At most: a token for each byte, 8 for the turn, an answer at the model's limit.
     assert found.usd_max == pytest.approx(48 * 0.001 + 100 * 0.01)
     assert found.usd_min == pytest.approx(found.tokens_in * 0.001 + 0.01)
+
+
+def test_a_text_that_stands_apart_counts_as_if_it_were_within() -> None:
+    aside = TextReference(name="ab" * 32, chars=4_000, size=5_000, at=3)
+    short = Message(role="user", content="x" * 40)
+    found = of(pool("a"), messages=(short.model_copy(update={"texts": (aside,)}),))
+
+    alone = of(pool("a"), messages=(short,))
+    assert found.tokens_in - alone.tokens_in == 1_000
+    assert found.usd_max == pytest.approx((alone.usd_max or 0) + 5_000 * 0.001)
 
 
 def test_the_prompt_s_own_limit_comes_before_the_pool_s_and_the_model_s() -> None:

@@ -22,6 +22,9 @@ MOST_UNHEARD = 8 * 1024 * 1024
 """So much of a refused body is still taken and thrown away: a client that is cut off while it sends may never
 read why."""
 
+MOST_ESCAPED = 3
+"""Bytes of JSON for a byte of text: `json.dumps` of Python writes six for a character of two or three."""
+
 _GZIP = 16 + zlib.MAX_WBITS
 
 
@@ -41,27 +44,27 @@ class Room:
 
     Attributes:
         limit: the most bytes.
-        written: how many it says that it has; 0 where it shows no large image.
+        is_large: whether it is too large for a message of the bus, unless what is large in it stands apart.
     """
 
     limit: int
-    written: int
+    is_large: bool
 
 
 @contextlib.asynccontextmanager
 async def room(request: Request, limits: Limits, memory: ByteBudget) -> AsyncIterator[Room]:
-    """Wait for room for a body that shows images.
+    """Wait for room for a body with large images or texts.
 
-    One that does not say its length, or is compressed, may only have the bytes of a prompt without images.
+    One that does not say its length, or is compressed, may only have the bytes of a prompt without them.
     """
     said = request.headers.get("content-length", "")
     length = int(said) if said.isascii() and said.isdigit() and len(said) < 16 else 0
     if length <= limits.prompt_bytes or "content-encoding" in request.headers:
-        yield Room(limits.prompt_bytes, 0)
+        yield Room(limits.prompt_bytes, is_large=False)
         return
-    most = limits.prompt_bytes + -(-limits.image_bytes * 4 // 3)
+    most = limits.prompt_bytes + limits.text_bytes * MOST_ESCAPED + -(-limits.image_bytes * 4 // 3)
     async with memory.hold(min(length, most)):
-        yield Room(most, length)
+        yield Room(most, is_large=True)
 
 
 async def whole(request: Request, limit: int) -> bytes:
@@ -91,7 +94,8 @@ async def whole(request: Request, limit: int) -> bytes:
     if len(held) > limit:
         raise RefusedError(
             "prompt_too_large",
-            f"the body has more than {limit} bytes; shorten it or raise limits.prompt_bytes, or limits.image_bytes",
+            f"the body has more than {limit} bytes; shorten it or raise limits.prompt_bytes, limits.text_bytes or "
+            "limits.image_bytes",
         )
     return bytes(held)
 

@@ -50,7 +50,7 @@ async def _begin(of: Parts, who: Caller, request: Request) -> Run:
     async with bodies.room(request, of.settings.limits, of.body_memory) as room:
         body = await bodies.json_object(request, room.limit)
         asked = chat_request.read(body, of.pools, default_pool(of.pools, who.rule.pools))
-        return await begin(of, who, request.headers, asked, body, written=room.written)
+        return await begin(of, who, request.headers, asked, body, is_large=room.is_large)
 
 
 @dataclass

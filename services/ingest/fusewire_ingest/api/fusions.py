@@ -49,7 +49,7 @@ def routes(of: Parts) -> APIRouter:
                 fallback = request.headers.get("idempotency-key") or new_id()
                 prompt = door.read(body, tenant=who.tenant, fallback_id=fallback, batch_id=batch_id, limit=room.limit)
                 del body
-                prompt = await of.images.put_aside(prompt, room.written)
+                prompt = await of.large_parts.put_aside(prompt, is_large=room.is_large)
             accepted = await door.submit(prompt, door="http")
         standing = None
         if wait_s:
@@ -96,15 +96,15 @@ def routes(of: Parts) -> APIRouter:
 
     @router.delete(
         "/fusions/{fusion_id}/images",
-        summary="Erase the large images of a fusion's prompt",
+        summary="Erase the large images and texts of a fusion's prompt",
         responses=schemas.reply("Erased"),
     )
     async def erase_images(fusion_id: str, who: Who) -> Response:
-        """Other prompts of the tenant that show the same images lose them too. What was answered stays."""
+        """Other prompts of the tenant with the same ones lose them too. What was answered stays."""
         prompt = await door.prompt(who.tenant, fusion_id)
         if prompt is None:
             raise _none(fusion_id)
-        told: replies.fusions.Erased = {"id": fusion_id, "erased": await of.images.erase(prompt)}
+        told: replies.fusions.Erased = {"id": fusion_id, "erased": await of.large_parts.erase(prompt)}
         return JSONResponse(told)
 
     return router

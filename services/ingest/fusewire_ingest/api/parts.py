@@ -13,7 +13,7 @@ from fusewire_ingest.access import Access, Caller
 from fusewire_ingest.admission import PoolRule
 from fusewire_ingest.batching import Batching
 from fusewire_ingest.door import Door
-from fusewire_ingest.image_store import ImageStore
+from fusewire_ingest.large_parts import LargeParts
 from fusewire_ingest.memory import ByteBudget
 from fusewire_ingest.repository.batches import Batches
 from fusewire_ingest.repository.budgets import Budgets
@@ -30,9 +30,9 @@ class Parts:
     settings: Settings
     store: Store
     door: Door
-    images: ImageStore
+    large_parts: LargeParts
     body_memory: ByteBudget
-    """Of bodies that are larger than a prompt without images."""
+    """Of bodies that are larger than a prompt that has nothing large."""
     outcomes: Outcomes
     watcher: Watcher
     files: Files

@@ -54,12 +54,13 @@ async def _begin(of: Parts, who: Caller, request: Request) -> Run:
     """Read a request. Its body, which may be large, is held no longer than that."""
     async with bodies.room(request, of.settings.limits, of.body_memory) as room:
         body = await bodies.json_object(request, room.limit)
-        written = responses_shape.chat_body(body, await _before(of, who, body.get(responses_shape.PREVIOUS)))
+        before = await _before(of, who, body.get(responses_shape.PREVIOUS))
+        written = responses_shape.chat_body(body, before)
         try:
             asked = chat_request.read(written.body, of.pools, default_pool(of.pools, who.rule.pools))
         except RefusedError as exc:
             raise exc.moved(written.origin) from None
-        return await begin(of, who, request.headers, asked, body, written=room.written)
+        return await begin(of, who, request.headers, asked, body, is_large=room.is_large or bool(before))
 
 
 def _fusion(response_id: str) -> str:
@@ -76,7 +77,7 @@ async def _before(of: Parts, who: Caller, previous: object) -> tuple[Message, ..
     if standing is None or standing.outcome is None or prompt is None:
         path = responses_shape.PREVIOUS
         raise RefusedError("unknown_response", f"'{path}': there is no such response, or it has not ended yet", path)
-    messages = await of.images.put_back(who.tenant, prompt.messages)
+    messages = await of.large_parts.put_back(who.tenant, prompt.messages)
     return responses_shape.conversation(prompt.model_copy(update={"messages": messages}), standing.outcome)
 
 

@@ -1,7 +1,7 @@
 """A request of a client, from its submission to its outcome, whatever shape it came in and is answered in."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -9,6 +9,7 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from fusewire.contracts import Outcome, Prompt
+from fusewire.references.texts import END_CHARS
 from fusewire_ingest import chat_reply, chat_request
 from fusewire_ingest.access import Caller
 from fusewire_ingest.admission import RefusedError
@@ -64,7 +65,7 @@ class Run:
 
 
 async def begin(
-    of: Parts, who: Caller, headers: Mapping[str, str], asked: ChatRequest, body: dict[str, object], *, written: int
+    of: Parts, who: Caller, headers: Mapping[str, str], asked: ChatRequest, body: dict[str, object], *, is_large: bool
 ) -> Run:
     """Find the fusion that answers a request, an earlier one if this is that request once more.
 
@@ -74,7 +75,7 @@ async def begin(
         headers: of the request.
         asked: what it asks for.
         body: as the client wrote it.
-        written: its bytes; 0 where they are few enough without a look at its images.
+        is_large: whether it is too large for a message of the bus, unless what is large in it stands apart.
     """
     request_hash = chat_request.request_hash(who.tenant, who.key_id, body)
     key = headers.get("idempotency-key")
@@ -85,7 +86,7 @@ async def begin(
         is_streamed=asked.is_streamed,
         depth=_depth(headers),
     )
-    prompt = await of.images.put_aside(prompt, written)
+    prompt = await of.large_parts.put_aside(prompt, is_large=is_large)
     attached = None
     if not key and of.settings.http.attach:
         attached = await of.door.attach(who.tenant, request_hash, is_again=_is_again(headers))
@@ -94,12 +95,17 @@ async def begin(
         model=asked.model,
         is_streamed=asked.is_streamed,
         with_usage=asked.with_usage,
-        warnings=asked.warnings,
+        warnings=(*asked.warnings, *_warnings(prompt)),
         prompt=prompt,
         fusion_id=attached or prompt.fusion_id,
         request_hash=request_hash,
         cancels=cancels,
     )
+
+
+def _warnings(prompt: Prompt) -> Iterator[str]:
+    if any(message.texts for message in prompt.messages):
+        yield f"judges read the first and the last {END_CHARS} characters of each long text; members read the whole"
 
 
 def _depth(headers: Mapping[str, str]) -> int:

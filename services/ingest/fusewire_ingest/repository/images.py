@@ -1,4 +1,4 @@
-"""Large images in SQL: what the broker's copy is made of, and made of again where that was lost."""
+"""Large images and texts in SQL: what the broker's copy is made of, and made of again where that was lost."""
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -7,7 +7,7 @@ from sqlalchemy import delete, exists, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from fusewire import image_refs
+from fusewire import references
 from fusewire.contracts import Prompt
 from fusewire.store.engine import Store
 from fusewire.store.tables import fusions, image_uses, images
@@ -22,7 +22,7 @@ _IN_USE = exists().where(
 
 
 class Images:
-    """The tables `images` and `image_uses`.
+    """The tables `images` and `image_uses`, which hold texts too.
 
     Args:
         store: the database.
@@ -97,7 +97,7 @@ class Images:
 
 
 async def add_uses_in(connection: AsyncConnection, prompts: Sequence[Prompt]) -> None:
-    """Write down which images new prompts show, within a transaction of the caller's."""
-    rows = [{"image": name, "fusion_id": p.fusion_id} for p in prompts for name in image_refs.names(p.messages)]
+    """Write down which images and texts new prompts refer to, within a transaction of the caller's."""
+    rows = [{"image": name, "fusion_id": p.fusion_id} for p in prompts for name in references.names(p.messages)]
     if rows:
         await connection.execute(insert(image_uses), rows)

@@ -12,6 +12,7 @@ from typing import Any
 from fusewire import fence, ids
 from fusewire.answer_form import with_answer, with_instruction
 from fusewire.contracts import Message, Prompt
+from fusewire.references.texts import excerpt
 from fusewire_judge.fusion.case import Said
 
 SHOWN_CHARS = 12_000
@@ -142,10 +143,14 @@ def control(seed: int, turn: str, share: float) -> tuple[str, str] | None:
 
 
 def request(prompt: Prompt) -> str:
-    """The conversation that was submitted, as one text: `[image]` stands for each image."""
-    if len(prompt.messages) == 1:
-        return _text(prompt.messages[0])
-    return "\n\n".join(f"{m.role}: {_text(m)}" for m in prompt.messages)
+    """The conversation that was submitted, as one text.
+
+    `[image]` stands for each image; of a text that stands apart there are the ends.
+    """
+    messages = excerpt(prompt.messages)
+    if len(messages) == 1:
+        return _text(messages[0])
+    return "\n\n".join(f"{m.role}: {_text(m)}" for m in messages)
 
 
 def _text(message: Message) -> str:
@@ -185,7 +190,7 @@ def verdict(prompt: Prompt, shown: Lineup, criteria: str | None) -> tuple[Messag
 
 def conversation(prompt: Prompt, criteria: str | None) -> tuple[Message, ...]:
     """What was submitted, as a model sees it that is to answer well: for a judge that reads answers as its own."""
-    return with_instruction(prompt.messages, f"Answer by this: {criteria}." if criteria else PLAIN)
+    return with_instruction(excerpt(prompt.messages), f"Answer by this: {criteria}." if criteria else PLAIN)
 
 
 def analysis_schema() -> dict[str, Any]:
@@ -269,5 +274,5 @@ def rebut(prompt: Prompt, own: Said, others: Lineup) -> tuple[Message, ...]:
         '{"error": the specific error in your answer, or "" if you find none, "answer": your answer, mended if there '
         f"was an error, otherwise unchanged}}.\n\n{asked}"
     )
-    lead = tuple(m for m in prompt.messages if m.role == "system")
+    lead = tuple(m for m in excerpt(prompt.messages) if m.role == "system")
     return (*lead, Message(role="user", content=ask))

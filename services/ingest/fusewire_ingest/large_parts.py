@@ -1,7 +1,9 @@
-"""Large images of prompts: in SQL from when a request is read, in the broker's object store from when it is published.
+"""Large images and texts of prompts, in SQL and in the broker's object store.
 
-SQL is what counts: a broker whose store was lost is given them again. Workers have no database, so they read the
-broker's. What is of an edge-only prompt is never put there: no model at the edge sees images, and others may not.
+In SQL they are from when a request is read, in the broker's store from when it is published. SQL is what counts: a
+broker whose store was lost is given them again. Workers have no database, so they read the broker's. What is of an
+edge-only prompt is never put there: no model at the edge sees it, and others may not. Texts stand apart only where the
+whole prompt is larger than `limits.prompt_bytes`.
 """
 
 import asyncio
@@ -10,7 +12,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from fusewire import image_refs
+from fusewire import references
 from fusewire.bus import Bus
 from fusewire.contracts import Message, Prompt
 from fusewire.errors import Transient
@@ -28,8 +30,8 @@ WITHDRAWAL_S = 2.0
 """How long the broker may take to erase one: others wait for the database meanwhile."""
 
 
-class ImageStore:
-    """Where large images are while their prompts are worked on.
+class LargeParts:
+    """Where large images and texts are while their prompts are worked on.
 
     Args:
         bus: the connection.
@@ -47,56 +49,77 @@ class ImageStore:
         self._publication = asyncio.Lock()
         self._tidied_at: datetime | None = None
 
-    async def put_aside(self, prompt: Prompt, written: int = 0) -> Prompt:
-        """The prompt with references in place of its large images, which are committed.
+    async def put_aside(self, prompt: Prompt, *, is_large: bool = False) -> Prompt:
+        """The prompt with references in place of what is large in it, which is committed.
 
         Args:
             prompt: it.
-            written: bytes of the body that it came in; 0 where they are few enough without a look at its images.
+            is_large: whether it may be too large for a message of the bus.
 
         Raises:
-            RefusedError: they are too large, or the rest is.
-            Transient: they could not be committed.
+            RefusedError: it is too large, or the rest is.
+            Transient: it could not be committed.
         """
-        messages, apart = image_refs.put_aside(prompt.tenant, prompt.messages)
+        messages, apart = references.images.put_aside(prompt.tenant, prompt.messages)
         size, most = sum(map(len, apart.values())) * 3 // 4, self._limits.image_bytes
         if size > most:
             raise RefusedError(
                 "prompt_too_large", f"its images have {size} bytes, the limit is {most}; raise limits.image_bytes"
             )
-        rest, most = written - _chars(prompt.messages) + _chars(messages), self._limits.prompt_bytes
-        if rest > most:
-            raise RefusedError(
-                "prompt_too_large",
-                f"it has {rest} bytes besides its images, the limit is {most}; shorten it or raise limits.prompt_bytes",
-            )
+        found = prompt.model_copy(update={"messages": messages})
+        if is_large:
+            found, texts = self._without_texts(found)
+            apart |= texts
         if apart:
             # One after the other: they are large, and on SQLite each would wait with a limit of time for the others.
             async with self._commit:
                 await self._images.add(prompt.tenant, apart, self._clock())
-        return prompt.model_copy(update={"messages": messages})
+        return found
+
+    def _without_texts(self, prompt: Prompt) -> tuple[Prompt, dict[str, str]]:
+        """A prompt that fits its messages, and its long texts by name where it would not. Raises RefusedError."""
+        most = self._limits.prompt_bytes
+        if len(prompt.encode()) <= most:
+            return prompt, {}
+        apart: dict[str, str] = {}
+        if prompt.residency != "edge-only" and self._limits.text_bytes:
+            messages, apart = references.texts.put_aside(prompt.tenant, prompt.messages)
+            prompt = prompt.model_copy(update={"messages": messages})
+        size, most_apart = sum(len(text.encode()) for text in apart.values()), self._limits.text_bytes
+        if size > most_apart:
+            raise RefusedError(
+                "prompt_too_large",
+                f"its long texts have {size} bytes, the limit is {most_apart}; shorten it or raise limits.text_bytes",
+            )
+        if (rest := len(prompt.encode())) > most:
+            whose = "an edge-only prompt" if prompt.residency == "edge-only" else "what is not in long texts or images"
+            raise RefusedError(
+                "prompt_too_large",
+                f"it has {rest} bytes, the limit of {whose} is {most}; shorten it or raise limits.prompt_bytes",
+            )
+        return prompt, apart
 
     async def put_back(self, tenant: str, messages: Sequence[Message]) -> tuple[Message, ...]:
-        """A stored conversation with its images.
+        """A stored conversation, whole.
 
         Raises:
             RefusedError: one has expired.
         """
         found: dict[str, str] = {}
-        for name in image_refs.names(messages):
+        for name in references.names(messages):
             data = await self._images.get(tenant, name)
             if data is None:
                 raise RefusedError(
-                    "invalid_request", "an image of the conversation so far is no longer kept; send the whole of it"
+                    "invalid_request", "a part of the conversation so far is no longer kept; send the whole of it"
                 )
             found[name] = data.decode()
-        return image_refs.put_back(messages, found)
+        return references.images.put_back(references.texts.put_back(messages, found), found)
 
     async def publish(self, prompt: Prompt) -> None:
-        """See that the broker has the prompt's images. Raises Transient."""
+        """See that the broker has what the prompt refers to. Raises Transient."""
         if prompt.residency == "edge-only":
             return
-        for name in image_refs.names(prompt.messages):
+        for name in references.names(prompt.messages):
             # One after the other: each is whole in memory, and one that is put twice is gone for who reads the first.
             async with self._publication:
                 await self._publish(prompt, name)
@@ -114,12 +137,12 @@ class ImageStore:
             await blobs.put(name, data)
 
     async def erase(self, prompt: Prompt) -> int:
-        """Erase the prompt's images everywhere; other prompts of the tenant that show them lose them too.
+        """Erase the prompt's large parts everywhere; other prompts of the tenant with the same ones lose them too.
 
         Returns:
             How many there were.
         """
-        names = image_refs.names(prompt.messages)
+        names = references.names(prompt.messages)
         erased = await self._images.remove(prompt.tenant, names) if names else 0
         for name in names:
             await self._bus.blobs(BLOB_STORE).delete(name)
@@ -147,8 +170,3 @@ class ImageStore:
                 await self._bus.blobs(BLOB_STORE).delete(name)
         except TimeoutError:
             raise Transient("the broker does not erase an image") from None
-
-
-def _chars(messages: Sequence[Message]) -> int:
-    """Of all images, also of those that are shown twice."""
-    return sum(len(image.url) for message in messages for image in message.images)

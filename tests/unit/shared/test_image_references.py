@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusewire import image_refs
 from fusewire.contracts import Image, Message
+from fusewire.references import images
 
 SMALL = "data:image/png;base64," + "a" * 100
-LARGE = "data:image/png;base64," + "a" * image_refs.LEAST_CHARS
-OTHER = "data:image/png;base64," + "b" * image_refs.LEAST_CHARS
-AWAY = "https://example.org/" + "a" * image_refs.LEAST_CHARS
+LARGE = "data:image/png;base64," + "a" * images.LEAST_CHARS
+OTHER = "data:image/png;base64," + "b" * images.LEAST_CHARS
+AWAY = "https://example.org/" + "a" * images.LEAST_CHARS
 
 
 def shown(*urls: str) -> Message:
@@ -20,39 +20,39 @@ def shown(*urls: str) -> Message:
 def test_large_ones_stand_aside_and_all_else_stays() -> None:
     messages = (Message(role="system", content="Look."), shown(SMALL, LARGE, AWAY))
 
-    slim, apart = image_refs.put_aside("acme", messages)
+    slim, apart = images.put_aside("acme", messages)
 
     ((name, data),) = apart.items()
     assert f"data:image/png;base64,{data}" == LARGE
     assert slim == (messages[0], shown(SMALL, f"data:image/png;base64,blob:{name}", AWAY))
-    assert image_refs.names(slim) == (name,)
+    assert images.names(slim) == (name,)
 
 
 def test_one_that_is_shown_twice_is_kept_once() -> None:
-    slim, apart = image_refs.put_aside("acme", (shown(LARGE, OTHER), shown(LARGE)))
+    slim, apart = images.put_aside("acme", (shown(LARGE, OTHER), shown(LARGE)))
 
     assert sorted(apart.values()) == [LARGE.partition(",")[2], OTHER.partition(",")[2]]
-    assert len(image_refs.names(slim)) == 2
+    assert len(images.names(slim)) == 2
 
 
 def test_no_tenant_has_the_name_of_anothers() -> None:
-    _, mine = image_refs.put_aside("acme", (shown(LARGE),))
-    _, theirs = image_refs.put_aside("umbrella", (shown(LARGE),))
+    _, mine = images.put_aside("acme", (shown(LARGE),))
+    _, theirs = images.put_aside("umbrella", (shown(LARGE),))
 
     assert mine.keys().isdisjoint(theirs)
 
 
 def test_one_that_is_not_there_is_said() -> None:
-    slim, apart = image_refs.put_aside("acme", (shown(LARGE),))
+    slim, apart = images.put_aside("acme", (shown(LARGE),))
 
     with pytest.raises(KeyError, match=next(iter(apart))):
-        image_refs.put_back(slim, {})
+        images.put_back(slim, {})
 
 
 @given(st.lists(st.lists(st.sampled_from([SMALL, LARGE, OTHER, AWAY]), max_size=3), max_size=3))
 def test_back_is_as_before(urls: list[list[str]]) -> None:
     messages = tuple(shown(*some) for some in urls)
-    slim, apart = image_refs.put_aside("acme", messages)
+    slim, apart = images.put_aside("acme", messages)
 
-    assert image_refs.put_back(slim, apart) == messages
-    assert image_refs.put_aside("acme", slim) == (slim, {})
+    assert images.put_back(slim, apart) == messages
+    assert images.put_aside("acme", slim) == (slim, {})

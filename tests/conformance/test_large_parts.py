@@ -1,4 +1,4 @@
-"""Large images on the real parts: where they go, where they never go, and what becomes of them."""
+"""Large images and texts on the real parts: where they go, where they never go, and what becomes of them."""
 
 import asyncio
 import base64
@@ -15,10 +15,11 @@ import aiohttp
 import pytest
 from nats.aio.msg import Msg
 
-from fusewire import image_refs, provision
+from fusewire import provision, references
 from fusewire.blobs import CHUNK, Blob, BlobDamagedError, BlobMissingError, Blobs
 from fusewire.bus import Bus
 from fusewire.contracts import Image, Message, Prompt, Task
+from fusewire.references.texts import END_CHARS
 from fusewire.settings import Limits, Nats, RemoteModel, Settings
 from fusewire.store.engine import Store
 from fusewire.testing.eventually import eventually
@@ -29,7 +30,7 @@ from fusewire.testing.model_server import ModelServer
 from fusewire.testing.nats_server import NatsServer
 from fusewire.topology import BLOB_STORE, topology
 from fusewire_cli.client import Client
-from fusewire_ingest.image_store import IDLE, ImageStore
+from fusewire_ingest.large_parts import IDLE, LargeParts
 from fusewire_ingest.refusal import RefusedError
 from fusewire_ingest.repository.images import Images
 from fusewire_ingest.repository.submissions import Submissions
@@ -48,6 +49,8 @@ def picture(size: int, seed: int = 1) -> str:
 
 
 LARGE = picture(5_000_000)
+LONG = "".join(f'{number} "ä\\ \n' for number in range(120_000))
+"""1.5 MB of text, as JSON and UTF-8 write it in more than one byte a character."""
 
 
 def data_of(url: str) -> bytes:
@@ -137,6 +140,73 @@ async def test_the_conversation_after_a_response_still_shows_it(
     assert [p["image_url"]["url"] for p in messages[0]["content"] if p["type"] == "image_url"] == [large]
 
 
+@pytest.mark.slow
+async def test_each_member_reads_a_long_text_and_the_judge_its_ends(
+    settings: Settings, running: Running, model_server: ModelServer, traffic: list[Msg]
+) -> None:
+    model_server.set_script(Script(recording=True))
+    body = {"model": "openrouter/fusion", "messages": [{"role": "user", "content": LONG}]}
+    async with (
+        running(settings, *SERVICES) as client,
+        aiohttp.ClientSession(client.url) as http,
+        http.post("/v1/chat/completions", **as_json(body)) as response,
+    ):
+        reply = await response.json()
+
+    assert (response.status, reply["fusion"]["outcome_status"]) == (200, "fused")
+    assert reply["fusion"]["warnings"] == [
+        f"judges read the first and the last {END_CHARS} characters of each long text; members read the whole"
+    ]
+    said = {r.model: r.request["messages"][-1]["content"] for r in model_server.stats.recorded}
+    assert said.keys() == {*PANEL, "j"}
+    assert all(said[name] == LONG for name in PANEL)
+    left_out = len(LONG) - 2 * END_CHARS
+    assert f"[{left_out} characters are left out here]" in said["j"]
+    assert LONG[:END_CHARS] in said["j"]
+    ours = [m for m in traffic if m.subject.startswith("fw.")]
+    assert max(len(m.data) for m in ours) < 64 * 1024
+
+
+async def test_the_conversation_after_a_response_has_its_long_text_again(
+    settings: Settings, running: Running, model_server: ModelServer
+) -> None:
+    model_server.set_script(Script(recording=True))
+    async with running(settings, *SERVICES) as client, aiohttp.ClientSession(client.url) as http:
+        async with http.post("/v1/responses", **as_json({"model": "a", "input": LONG})) as response:
+            before = await response.json()
+        then = {"model": "a", "input": "And now?", "previous_response_id": before["id"]}
+        async with http.post("/v1/responses", json=then) as response:
+            assert (response.status, (await response.json())["status"]) == (200, "completed")
+
+    messages = model_server.stats.recorded[-1].request["messages"]
+    assert [m["role"] for m in messages] == ["user", "assistant", "user"]
+    assert messages[0]["content"] == LONG
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ({"residency": "edge-only"}, "the limit of an edge-only prompt is"),
+        ({"messages": [{"role": "user", "content": LONG * 3}]}, "raise limits.text_bytes"),
+        ({"messages": [{"role": "user", "content": "x" * 8000}] * 40}, "not in long texts or images is"),
+    ],
+    ids=["edge-only", "too long", "many short ones"],
+)
+async def test_a_text_that_no_message_can_hold_is_refused(
+    settings: Settings, running: Running, more: dict[str, Any], named: str
+) -> None:
+    body = {"messages": [{"role": "user", "content": LONG}], **more}
+    async with (
+        running(settings, "ingest") as client,
+        aiohttp.ClientSession(client.url) as http,
+        http.post("/v1/fusions", **as_json(body)) as response,
+    ):
+        error = (await response.json())["error"]
+
+    assert (response.status, error["code"]) == (413, "prompt_too_large")
+    assert named in error["message"]
+
+
 async def test_nothing_of_an_edge_only_prompt_goes_to_where_hosted_models_read(
     settings: Settings, running: Running, traffic: list[Msg]
 ) -> None:
@@ -169,16 +239,16 @@ async def test_images_that_were_erased_are_shown_to_nobody(settings: Settings, r
 @pytest.mark.parametrize(
     ("body", "named"),
     [
-        (asked(picture(90_000), picture(90_000, seed=2)), "the body has more than"),
+        (asked(picture(110_000), picture(110_000, seed=2)), "the body has more than"),
         (asked(picture(51_000), picture(50_001, seed=2)), "its images have 101001 bytes, the limit is 100000"),
-        (asked(messages=[{"role": "user", "content": "x" * 60_000}]), "limits.prompt_bytes"),
+        (asked(messages=[{"role": "user", "content": "x" * 60_000}]), "limits.text_bytes"),
     ],
     ids=["images by far", "images", "text"],
 )
 async def test_what_is_too_large_is_refused(
     make_settings: MakeSettings, nats: NatsServer, running: Running, body: dict[str, Any], named: str
 ) -> None:
-    limits = {"drain_s": 2, "prompt_bytes": 20_000, "image_bytes": 100_000}
+    limits = {"drain_s": 2, "prompt_bytes": 20_000, "image_bytes": 100_000, "text_bytes": 10_000}
     settings = make_settings(nats=Nats(url=nats.url), limits=limits)
     async with (
         running(settings, "ingest") as client,
@@ -220,7 +290,7 @@ async def test_what_a_lost_broker_held_is_published_again(
         bus = Bus("ops", settings.nats, drain_s=2)
         await bus.connect(timeout_s=120)
         published = bus.blobs(BLOB_STORE)
-        (name,) = image_refs.put_aside("default", (message(picture(40_000)),))[1]
+        (name,) = references.images.put_aside("default", (message(picture(40_000)),))[1]
         await eventually(lambda: published.has(name))
         await bus.js.delete_stream("FW_PROMPT")
         await bus.js.delete_object_store(BLOB_STORE)
@@ -240,7 +310,7 @@ class Kept:
     def __init__(self, bus: Bus, store: Store) -> None:
         self.clock = FakeClock()
         self.images = Images(store)
-        self.store = ImageStore(bus, self.images, Limits(image_days=2), self.clock)
+        self.store = LargeParts(bus, self.images, Limits(image_days=2), self.clock)
         self.submissions = Submissions(store)
 
     async def submit(self, *urls: str, **fields: Any) -> Prompt:
@@ -262,7 +332,7 @@ async def end(store: Store, prompt: Prompt) -> None:
 
 async def test_the_broker_has_it_as_long_as_a_fusion_waits_for_it(kept: Kept, store: Store, blobs: Blobs) -> None:
     prompt = await kept.submit(LARGE)
-    (name,) = image_refs.names(prompt.messages)
+    (name,) = references.images.names(prompt.messages)
     assert await read(blobs, name) == data_of(LARGE)
 
     kept.clock.advance(5 * 24 * 3600)
@@ -279,7 +349,7 @@ async def test_the_broker_has_it_as_long_as_a_fusion_waits_for_it(kept: Kept, st
 
 async def test_one_that_is_shown_again_is_published_again(kept: Kept, store: Store, blobs: Blobs) -> None:
     first = await kept.submit(LARGE, custom_id="1")
-    (name,) = image_refs.names(first.messages)
+    (name,) = references.images.names(first.messages)
     await end(store, first)
     kept.clock.advance(IDLE.total_seconds() + 1)
     await kept.store.tidy()
@@ -292,7 +362,7 @@ async def test_one_that_is_shown_again_is_published_again(kept: Kept, store: Sto
 
 async def test_one_that_was_just_shown_stays_for_the_prompt_that_comes(kept: Kept, store: Store, blobs: Blobs) -> None:
     first = await kept.submit(LARGE)
-    (name,) = image_refs.names(first.messages)
+    (name,) = references.images.names(first.messages)
     await end(store, first)
     kept.clock.advance(IDLE.total_seconds() - 1)
     await kept.store.tidy()
@@ -314,13 +384,13 @@ async def test_one_that_is_published_by_several_at_once_is_put_once(
     prompt = await kept.store.put_aside(make_prompt(messages=(message(LARGE),)))
     await asyncio.gather(*(kept.store.publish(prompt) for _ in range(5)))
 
-    assert puts == list(image_refs.names(prompt.messages))
+    assert puts == list(references.images.names(prompt.messages))
     assert await read(blobs, puts[0]) == data_of(LARGE)
 
 
 async def test_each_tenant_has_its_own(kept: Kept) -> None:
     prompt = await kept.submit(LARGE, tenant="acme")
-    (name,) = image_refs.names(prompt.messages)
+    (name,) = references.images.names(prompt.messages)
 
     assert await kept.images.get("umbrella", name) is None
     assert await kept.images.remove("umbrella", [name]) == 0
@@ -415,7 +485,7 @@ def a_task(*messages: Message) -> Task:
 async def test_each_protocol_sends_images_as_they_were(model_server: ModelServer, blobs: Blobs, provider: str) -> None:
     model_server.set_script(Script(recording=True))
     urls = [picture(40_000), picture(3 * CHUNK, seed=2), picture(40_000), picture(100, seed=3)]
-    slim, apart = image_refs.put_aside("acme", [message(*urls), message(urls[1])])
+    slim, apart = references.images.put_aside("acme", [message(*urls), message(urls[1])])
     for name, data in apart.items():
         await blobs.put(name, data.encode())
 
@@ -428,10 +498,36 @@ async def test_each_protocol_sends_images_as_they_were(model_server: ModelServer
     assert [part["image_url"]["url"] for part in parts] == [*urls, urls[1]]
 
 
+@pytest.mark.parametrize("provider", ["openai", "anthropic", "gemini", "mistral"])
+async def test_each_protocol_sends_texts_as_they_were(model_server: ModelServer, blobs: Blobs, provider: str) -> None:
+    model_server.set_script(Script(recording=True))
+    url = picture(100)
+    image = Image(url=url, at=len(LONG) // 2)
+    whole = (
+        Message(role="system", content=LONG[::-1]),
+        Message(role="user", content=LONG, images=(image,)),
+    )
+    slim, apart = references.texts.put_aside("acme", whole)
+    assert len(apart) == 3
+    for name, data in apart.items():
+        await blobs.put(name, data.encode())
+
+    async with calling(model_server, provider, blobs) as generate:
+        candidate = await generate.generate(a_task(*slim))
+
+    assert candidate.ok, candidate.error
+    system, user = model_server.stats.recorded[0].request["messages"]
+    assert system["content"] == LONG[::-1]
+    first, shown, second = user["content"]
+    assert first["text"] + second["text"] == LONG
+    assert len(first["text"]) == image.at
+    assert shown["image_url"]["url"] == url
+
+
 async def test_text_that_names_an_image_stays_text(model_server: ModelServer, blobs: Blobs) -> None:
     model_server.set_script(Script(recording=True))
     url = picture(40_000)
-    ((shown,), apart) = image_refs.put_aside("acme", [message(url)])
+    ((shown,), apart) = references.images.put_aside("acme", [message(url)])
     ((name, data),) = apart.items()
     await blobs.put(name, data.encode())
     text = f"{name} and {shown.images[0].url}"
@@ -444,7 +540,7 @@ async def test_text_that_names_an_image_stays_text(model_server: ModelServer, bl
 
 
 async def test_without_a_store_a_reference_is_not_sent(model_server: ModelServer) -> None:
-    slim, _ = image_refs.put_aside("acme", [message(LARGE)])
+    slim, _ = references.images.put_aside("acme", [message(LARGE)])
 
     async with calling(model_server, "openai", None) as generate:
         candidate = await generate.generate(a_task(*slim))
@@ -457,7 +553,7 @@ async def test_without_a_store_a_reference_is_not_sent(model_server: ModelServer
 async def test_a_call_without_its_image_fails_before_anybody_could_be_paid(
     model_server: ModelServer, blobs: Blobs, bus: Bus, fault: str
 ) -> None:
-    slim, apart = image_refs.put_aside("acme", [message(picture(3 * CHUNK))])
+    slim, apart = references.images.put_aside("acme", [message(picture(3 * CHUNK))])
     ((name, data),) = apart.items()
     await blobs.put(name, data.encode())
     if fault == "missing":
@@ -479,7 +575,7 @@ async def test_one_that_is_put_again_while_it_is_sent_is_sent_again(
 ) -> None:
     model_server.set_script(Script(recording=True))
     url = picture(3 * CHUNK)
-    slim, apart = image_refs.put_aside("acme", [message(url)])
+    slim, apart = references.images.put_aside("acme", [message(url)])
     ((name, data),) = apart.items()
 
     class PutAgain(Blobs):
@@ -505,7 +601,7 @@ async def test_one_that_is_put_again_while_it_is_sent_is_sent_again(
 async def test_a_broker_that_does_not_answer_is_asked_again(
     model_server: ModelServer, bus: Bus, nats: NatsServer
 ) -> None:
-    slim, _ = image_refs.put_aside("acme", [message(LARGE)])
+    slim, _ = references.images.put_aside("acme", [message(LARGE)])
     silent = Blobs(bus.client.jetstream(timeout=0.1), BLOB_STORE)
     await nats.stop()
 
