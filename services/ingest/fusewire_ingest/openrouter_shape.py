@@ -11,13 +11,6 @@ from fusewire import replies
 from fusewire_ingest import chat_reply
 
 PREFIX = "chatcmpl-"
-_OF_GENERATION = (
-    *("api_type", "app_id", "cache_discount", "external_user", "http_referer", "moderation_latency"),
-    *("native_tokens_completion_images", "num_fetches", "num_input_audio_prompt", "num_media_completion"),
-    *("num_media_prompt", "num_search_results", "preset_id", "provider_name", "provider_responses", "service_tier"),
-    *("upstream_id", "user_agent", "web_search_engine", "workspace_id"),
-)
-_OF_KEY = ("creator_user_id", "effective_budget", "limit_reset", "organization_id", "workspace_id")
 
 
 def usage(of: replies.chat.Usage) -> replies.chat.Usage:
@@ -29,7 +22,7 @@ def usage(of: replies.chat.Usage) -> replies.chat.Usage:
     return found
 
 
-def generation(body: Mapping[str, Any]) -> dict[str, Any]:
+def generation(body: Mapping[str, Any]) -> replies.openrouter.Generation:
     """An outcome as `GET /generation` tells of one.
 
     Args:
@@ -39,7 +32,6 @@ def generation(body: Mapping[str, Any]) -> dict[str, Any]:
     reason = chat_reply.finish_reason(body)
     asked, answered = used.get("prompt_tokens"), used.get("completion_tokens")
     return {
-        **dict.fromkeys(_OF_GENERATION),
         "id": PREFIX + body["fusion_id"],
         "model": f"fusewire/{body['pool']}",
         "origin": "",
@@ -63,10 +55,32 @@ def generation(body: Mapping[str, Any]) -> dict[str, Any]:
         # They are no numbers there where nothing is known.
         "total_cost": cost or 0.0,
         "usage": cost or 0.0,
+        "api_type": None,
+        "app_id": None,
+        "cache_discount": None,
+        "external_user": None,
+        "http_referer": None,
+        "moderation_latency": None,
+        "native_tokens_completion_images": None,
+        "num_fetches": None,
+        "num_input_audio_prompt": None,
+        "num_media_completion": None,
+        "num_media_prompt": None,
+        "num_search_results": None,
+        "preset_id": None,
+        "provider_name": None,
+        "provider_responses": None,
+        "service_tier": None,
+        "upstream_id": None,
+        "user_agent": None,
+        "web_search_engine": None,
+        "workspace_id": None,
     }
 
 
-def key(label: str, limit: float | None, spent: Mapping[str, float], expires_at: datetime | None) -> dict[str, Any]:
+def key(
+    label: str, limit: float | None, spent: Mapping[str, float], expires_at: datetime | None
+) -> replies.openrouter.Key:
     """What a client may know of its own key.
 
     Args:
@@ -75,9 +89,7 @@ def key(label: str, limit: float | None, spent: Mapping[str, float], expires_at:
         spent: USD by `total`, `day`, `week`, `month`, and of the budget's period by `period`.
         expires_at: the end of the key.
     """
-    unlimited = {"limit": 0, "remaining": 0, "used": 0}
     return {
-        **dict.fromkeys(_OF_KEY),
         "label": label,
         "limit": limit,
         "limit_remaining": None if limit is None else max(limit - spent["period"], 0.0),
@@ -85,14 +97,22 @@ def key(label: str, limit: float | None, spent: Mapping[str, float], expires_at:
         "usage_daily": spent["day"],
         "usage_weekly": spent["week"],
         "usage_monthly": spent["month"],
-        **dict.fromkeys(("byok_usage", "byok_usage_daily", "byok_usage_weekly", "byok_usage_monthly"), 0.0),
+        "byok_usage": 0.0,
+        "byok_usage_daily": 0.0,
+        "byok_usage_weekly": 0.0,
+        "byok_usage_monthly": 0.0,
         "include_byok_in_limit": False,
         "is_free_tier": False,
         "is_management_key": False,
         "is_provisioning_key": False,
         "allowed_data_regions": [],
         "budgets": [],
-        "free_model_daily_requests": unlimited,
+        "free_model_daily_requests": {"limit": 0, "remaining": 0, "used": 0},
         "rate_limit": {"requests": -1, "interval": "10s", "note": "see the tenant's limits"},
         "expires_at": expires_at.isoformat() if expires_at else None,
+        "creator_user_id": None,
+        "effective_budget": None,
+        "limit_reset": None,
+        "organization_id": None,
+        "workspace_id": None,
     }

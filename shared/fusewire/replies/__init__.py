@@ -4,6 +4,6 @@ Names and fields are OpenAI's ("API reference") and OpenRouter's; what only Fuse
 `x_fusewire`. What is not known is null.
 """
 
-from fusewire.replies import batches, chat, errors, fusions, models, responses
+from fusewire.replies import batches, chat, errors, fusions, models, openrouter, responses
 
-__all__ = ["batches", "chat", "errors", "fusions", "models", "responses"]
+__all__ = ["batches", "chat", "errors", "fusions", "models", "openrouter", "responses"]

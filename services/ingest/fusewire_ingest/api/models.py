@@ -51,9 +51,10 @@ def routes(of: Parts) -> APIRouter:
         }
         return JSONResponse(found)
 
-    @router.get("/models/count", include_in_schema=False)
+    @router.get("/models/count", summary="How many there are", responses=schemas.reply("ModelCountReply"))
     async def count(who: Who) -> Response:
-        return JSONResponse({"data": {"count": len(_names(of, who))}})
+        told: replies.openrouter.ModelCountReply = {"data": {"count": len(_names(of, who))}}
+        return JSONResponse(told)
 
     @router.get("/models/{model:path}", summary="One of them", responses=schemas.reply("Model"))
     async def get(model: str, who: Who) -> Response:

@@ -5,7 +5,9 @@ from datetime import timedelta
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
+from fusewire import replies
 from fusewire_ingest import openrouter_shape
+from fusewire_ingest.api import schemas
 from fusewire_ingest.api.errors import HttpError
 from fusewire_ingest.api.parts import Parts, Who
 from fusewire_ingest.repository.budgets import period_start
@@ -15,27 +17,32 @@ DAY, WEEK, MONTH = timedelta(days=1), timedelta(days=7), timedelta(days=30)
 
 def routes(of: Parts) -> APIRouter:
     """`/generation`, `/key`, `/credits`."""
-    router = APIRouter(tags=["openrouter"], include_in_schema=False)
+    router = APIRouter(tags=["openrouter"])
 
-    @router.get("/generation")
+    @router.get("/generation", summary="An outcome by its id", responses=schemas.reply("GenerationReply"))
     async def generation(id: str, who: Who) -> Response:  # noqa: A002 - the parameter is called so
         standing = await of.outcomes.get(who.tenant, id.removeprefix(openrouter_shape.PREFIX))
         if standing is None or standing.outcome is None:
             raise HttpError(404, "unknown_generation", "there is no such generation, or it has not ended yet")
-        return JSONResponse({"data": openrouter_shape.generation(standing.outcome.model_dump(mode="json"))})
+        found = openrouter_shape.generation(standing.outcome.model_dump(mode="json"))
+        told: replies.openrouter.GenerationReply = {"data": found}
+        return JSONResponse(told)
 
-    @router.get("/key")
+    @router.get("/key", summary="The caller's own key", responses=schemas.reply("KeyReply"))
     async def key(who: Who) -> Response:
         now, rule = of.clock(), who.rule
         since = {"day": now - DAY, "week": now - WEEK, "month": now - MONTH, "total": None}
         spent = {name: await of.budgets.spent(who.tenant, start) for name, start in since.items()}
         spent["period"] = await of.budgets.spent(who.tenant, period_start(rule.budget_period, now))
         found = openrouter_shape.key(who.key_id or who.tenant, rule.budget_usd, spent, None)
-        return JSONResponse({"data": found})
+        told: replies.openrouter.KeyReply = {"data": found}
+        return JSONResponse(told)
 
-    @router.get("/credits")
+    @router.get("/credits", summary="The tenant's budget", responses=schemas.reply("CreditsReply"))
     async def credits_(who: Who) -> Response:
         spent = await of.budgets.spent(who.tenant, None)
-        return JSONResponse({"data": {"total_credits": who.rule.budget_usd or 0.0, "total_usage": spent}})
+        found: replies.openrouter.Credits = {"total_credits": who.rule.budget_usd or 0.0, "total_usage": spent}
+        told: replies.openrouter.CreditsReply = {"data": found}
+        return JSONResponse(told)
 
     return router

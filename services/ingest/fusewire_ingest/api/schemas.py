@@ -184,6 +184,10 @@ REPLIES = (
     replies.batches.BatchList,
     replies.models.Model,
     replies.models.ModelList,
+    replies.openrouter.GenerationReply,
+    replies.openrouter.KeyReply,
+    replies.openrouter.CreditsReply,
+    replies.openrouter.ModelCountReply,
     replies.errors.Error,
 )
 

@@ -1,0 +1,139 @@
+"""What only OpenRouter's addresses tell. What has no meaning here is null: its SDK wants every field."""
+
+# Pydantic reads no other before Python 3.12.
+from typing_extensions import TypedDict
+
+
+class Generation(TypedDict):
+    """An outcome, as OpenRouter tells of a generation."""
+
+    id: str
+    model: str
+    origin: str
+    router: str
+    data_region: str
+    is_byok: bool
+    streamed: None
+    cancelled: bool
+    created_at: str
+    latency: float | None
+    """Milliseconds."""
+    generation_time: float | None
+    """Milliseconds."""
+    finish_reason: str | None
+    native_finish_reason: str | None
+    tokens_prompt: int | None
+    tokens_completion: int | None
+    native_tokens_prompt: int | None
+    native_tokens_completion: int | None
+    native_tokens_cached: int | None
+    native_tokens_reasoning: int | None
+    native_tokens_completion_images: None
+    upstream_inference_cost: float | None
+    """USD; null where it is not known."""
+    total_cost: float
+    """USD; 0 where it is not known."""
+    usage: float
+    """As `total_cost`."""
+    api_type: None
+    app_id: None
+    cache_discount: None
+    external_user: None
+    http_referer: None
+    moderation_latency: None
+    num_fetches: None
+    num_input_audio_prompt: None
+    num_media_completion: None
+    num_media_prompt: None
+    num_search_results: None
+    preset_id: None
+    provider_name: None
+    provider_responses: None
+    service_tier: None
+    upstream_id: None
+    user_agent: None
+    web_search_engine: None
+    workspace_id: None
+
+
+class GenerationReply(TypedDict):
+    """`GET /generation`."""
+
+    data: Generation
+
+
+class FreeRequests(TypedDict):
+    """Of models without a price: they are not counted."""
+
+    limit: int
+    remaining: int
+    used: int
+
+
+class RateLimit(TypedDict):
+    """OpenRouter's own field, which it calls outdated."""
+
+    requests: int
+    interval: str
+    note: str
+
+
+class Key(TypedDict):
+    """A client's own key: its tenant's budget and what was spent of it, USD."""
+
+    label: str
+    limit: float | None
+    limit_remaining: float | None
+    limit_reset: None
+    usage: float
+    usage_daily: float
+    usage_weekly: float
+    usage_monthly: float
+    byok_usage: float
+    byok_usage_daily: float
+    byok_usage_weekly: float
+    byok_usage_monthly: float
+    include_byok_in_limit: bool
+    is_free_tier: bool
+    is_management_key: bool
+    is_provisioning_key: bool
+    allowed_data_regions: list[str]
+    budgets: list[str]
+    free_model_daily_requests: FreeRequests
+    rate_limit: RateLimit
+    expires_at: str | None
+    creator_user_id: None
+    effective_budget: None
+    organization_id: None
+    workspace_id: None
+
+
+class KeyReply(TypedDict):
+    """`GET /key`."""
+
+    data: Key
+
+
+class Credits(TypedDict):
+    """A tenant's budget and what it has spent, USD."""
+
+    total_credits: float
+    total_usage: float
+
+
+class CreditsReply(TypedDict):
+    """`GET /credits`."""
+
+    data: Credits
+
+
+class ModelCount(TypedDict):
+    """How many may be asked."""
+
+    count: int
+
+
+class ModelCountReply(TypedDict):
+    """`GET /models/count`."""
+
+    data: ModelCount
