@@ -286,6 +286,7 @@ async def http(settings: Settings, stack: Running) -> AsyncIterator[aiohttp.Clie
 @pytest.fixture
 async def door(make_settings: MakeSettings, running: Running, nats: NatsServer) -> AsyncIterator[aiohttp.ClientSession]:
     """Ingest alone: what is accepted stays undecided."""
-    settings = make_settings(nats=Nats(url=nats.url), limits={"drain_s": 2, "prompt_bytes": 20_000})
+    limits = {"drain_s": 2, "prompt_bytes": 20_000, "text_bytes": 1_000}
+    settings = make_settings(nats=Nats(url=nats.url), limits=limits)
     async with running(settings, "ingest") as client, aiohttp.ClientSession(client.url) as session:
         yield session

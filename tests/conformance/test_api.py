@@ -67,10 +67,11 @@ async def test_usage_is_that_of_all_calls(http: aiohttp.ClientSession, settings:
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
-async def test_a_cost_that_is_not_known_is_absent_at_openrouters_address(
+async def test_a_cost_that_is_not_known_is_absent_for_the_ai_sdk(
     http: aiohttp.ClientSession, is_streamed: bool
 ) -> None:
-    async with http.post("/api/v1/chat/completions", json={**ASKED, "stream": is_streamed}) as response:
+    body, agent = {**ASKED, "stream": is_streamed}, {"user-agent": "ai/7.0 ai-sdk/openrouter/3.1.0 runtime/node.js/22"}
+    async with http.post("/api/v1/chat/completions", json=body, headers=agent) as response:
         text = await response.text()
     told = [json.loads(line) for line in text.removesuffix("data: [DONE]\n\n").split("data: ")[1:]] or [
         json.loads(text)
@@ -127,6 +128,10 @@ def asking(**fields: Any) -> bytes:
     return json.dumps({**ASKED, **fields}).encode()
 
 
+def long(chars: int) -> list[dict[str, str]]:
+    return [{"role": "user", "content": "x" * chars}]
+
+
 REFUSED = [
     # what, headers, body, status, code, param
     ("no JSON", {}, b"Why?", 400, "invalid_json", None),
@@ -139,8 +144,8 @@ REFUSED = [
     ("invalid UTF-8", {}, BODY.replace(b"Why?", b"\xff"), 400, "invalid_json", None),
     ("a NUL", {}, BODY.replace(b"Why?", b"\\u0000"), 400, "invalid_request", None),
     ("too deep", {}, BODY[:-1] + b',"metadata":' + b"[" * 70 + b"]" * 70 + b"}", 400, "invalid_request", None),
-    ("too much", {}, asking(user="x" * 20_000), 413, "prompt_too_large", None),
-    ("too much by far", {}, asking(user="x" * 1_000_000), 413, "prompt_too_large", None),
+    ("too much", {}, asking(messages=long(20_000)), 413, "prompt_too_large", None),
+    ("too much by far", {}, asking(messages=long(1_000_000)), 413, "prompt_too_large", None),
     ("an unknown pool", {}, asking(model="fusewire/none"), 404, "unknown_pool", "model"),
     ("an unknown model", {}, asking(model="gtp"), 404, "model_not_found", "model"),
     ("what is not done", {}, asking(n=2), 400, "unsupported_parameter", "n"),

@@ -318,6 +318,15 @@ def usage_of(body: Body) -> replies.chat.Usage | None:
     }
 
 
+def without_null_cost(usage: replies.chat.Usage) -> replies.chat.Usage:
+    """For clients that may be told no cost, but not that it is unknown."""
+    if usage.get("cost") is not None:
+        return usage
+    found = usage.copy()
+    found.pop("cost", None)
+    return found
+
+
 def _cost_details(cost: float | None, of_prompts: float | None) -> replies.chat.CostDetails | None:
     if cost is None or (cost and of_prompts is None):
         return None

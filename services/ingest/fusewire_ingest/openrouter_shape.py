@@ -1,4 +1,4 @@
-"""What OpenRouter's own addresses tell of keys, generations and usage. Pure.
+"""What OpenRouter's own addresses tell of keys and generations. Pure.
 
 Their SDK wants every field; what has no meaning here is null, or what means "none".
 """
@@ -11,15 +11,6 @@ from fusewire import replies
 from fusewire_ingest import chat_reply
 
 PREFIX = "chatcmpl-"
-
-
-def usage(of: replies.chat.Usage) -> replies.chat.Usage:
-    """Without a cost that is not known: OpenRouter's provider for Vercel's AI SDK refuses one that is null."""
-    if of.get("cost") is not None:
-        return of
-    found = of.copy()
-    found.pop("cost", None)
-    return found
 
 
 def generation(body: Mapping[str, Any]) -> replies.openrouter.Generation:

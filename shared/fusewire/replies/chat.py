@@ -74,7 +74,7 @@ class Usage(TypedDict):
     prompt_tokens_details: PromptDetails
     completion_tokens_details: CompletionDetails
     cost: NotRequired[float | None]
-    """USD; null where it is not known, and absent then at OpenRouter's address."""
+    """USD; null where it is not known, and absent then for clients that cannot read that."""
     cost_details: CostDetails | None
 
 

@@ -172,7 +172,7 @@ def test_models_at_the_edge_are_not_asked_about_what_only_hosted_ones_can_read()
     made, tasks = planned(messages=(Message(role="user", content="So: .", texts=(aside,)),))
 
     assert "tiny" not in tasks
-    assert tasks["one"].messages[0].texts == (aside,)
+    assert tasks["one"].messages[-1].texts == (aside,)
     assert [(e.name, e.reason) for e in made.excluded] == [("tiny", "no_long_texts")]
 
 

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, Response
 
 from fusewire import replies, telemetry
 from fusewire.contracts import Outcome
-from fusewire_ingest import chat_reply, chat_request, openrouter_shape
+from fusewire_ingest import chat_reply, chat_request
 from fusewire_ingest.access import Caller
 from fusewire_ingest.api import bodies, errors, schemas
 from fusewire_ingest.api.parts import Parts, Who
@@ -35,14 +35,16 @@ def routes(of: Parts) -> APIRouter:
                 return await streamed(of, run, Chunks(request, run))
             outcome = await answered(of, run, request)
         reply = chat_reply.completion(outcome, model=run.model, created=run.created, warnings=run.warnings)
-        return JSONResponse(_at_openrouter(reply) if errors.is_openrouter(request) else reply, headers=run.headers)
+        return JSONResponse(
+            _without_null_cost(reply) if errors.takes_no_null_cost(request) else reply, headers=run.headers
+        )
 
     return router
 
 
-def _at_openrouter(reply: replies.chat.ChatCompletion | replies.chat.ChatChunk) -> Mapping[str, object]:
+def _without_null_cost(reply: replies.chat.ChatCompletion | replies.chat.ChatChunk) -> Mapping[str, object]:
     used = reply.get("usage")
-    return {**reply, "usage": openrouter_shape.usage(used)} if used else reply
+    return {**reply, "usage": chat_reply.without_null_cost(used)} if used else reply
 
 
 async def _begin(of: Parts, who: Caller, request: Request) -> Run:
@@ -74,16 +76,15 @@ class Chunks:
     def end(self, outcome: Outcome) -> Iterator[bytes]:
         """See `Telling.end`."""
         run = self.run
-        is_openrouter = errors.is_openrouter(self.request)
         found = chat_reply.chunks(
             outcome,
             model=run.model,
             created=run.created,
             sent=self.sent,
-            with_usage=run.with_usage or is_openrouter,
+            with_usage=run.with_usage or errors.is_openrouter(self.request),
             warnings=run.warnings,
         )
-        shown = map(_at_openrouter, found) if is_openrouter else found
+        shown = map(_without_null_cost, found) if errors.takes_no_null_cost(self.request) else found
         return iter((*map(data, shown), DONE))
 
     def fail(self, status: int, code: str, message: str, about: Mapping[str, Any] | None) -> Iterator[bytes]:

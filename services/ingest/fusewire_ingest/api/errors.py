@@ -42,6 +42,8 @@ GONE = 499
 UNAVAILABLE_S = 2.0
 OPENROUTER_PREFIX = "/api/v1"
 _OPENROUTER_SDK = re.compile(r"speakeasy-sdk/.*openrouter", re.IGNORECASE)
+_AI_SDK = "ai-sdk/openrouter/"
+"""In the name of Vercel's AI SDK where it asks through OpenRouter's provider."""
 
 
 _ELSEWHERE = {
@@ -104,6 +106,11 @@ def is_openrouter(request: Request) -> bool:
     """Whether a client of OpenRouter's asks: at its address, or by its name."""
     agent = request.headers.get("user-agent", "")
     return request.url.path.startswith(OPENROUTER_PREFIX) or _OPENROUTER_SDK.match(agent) is not None
+
+
+def takes_no_null_cost(request: Request) -> bool:
+    """Whether a client asks that cannot read a reply whose cost is null."""
+    return _AI_SDK in request.headers.get("user-agent", "")
 
 
 def body(
