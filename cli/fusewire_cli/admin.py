@@ -1,41 +1,15 @@
-"""`fusewire config`, `topology` and `db`."""
+"""`fusewire topology` and `db`."""
 
 import asyncio
 import json
-import sys
 from dataclasses import asdict
-from pathlib import Path
 
 from fusewire.provision import TopologyConflictError, summary
-from fusewire.settings import Settings, find_file, load
-from fusewire.store.engine import parse_url
+from fusewire.settings import Settings
 from fusewire_cli.local.run_file import running_nats
 from fusewire_cli.local.runner import apply_topology, upgrade_database
-from fusewire_cli.screen import fail, note
+from fusewire_cli.screen import fail
 from fusewire_cli.session import settings
-
-
-def config_check(file: Path | None, *, live: bool = False) -> None:
-    """Print what the configuration means, and with `live` what its hosted models say."""
-    config = load(file) if file else settings()
-    source = file or find_file() or "the built-in configuration (there is no fusewire.toml)"
-    print(f"{source}: usable")
-    print(f"database  {parse_url(config.database).render_as_string(hide_password=True)}")
-    print(f"nats      {config.nats.url.rpartition('@')[2]}")
-    for name, model in sorted(config.models.items()):
-        where = model.path if model.kind == "edge" else f"{model.base_url} {model.model}"
-        print(f"model     {name}: {model.kind}, {where}")
-    for name, pool in sorted(config.pools.items()):
-        members = ", ".join(m.name if m.name == m.model else f"{m.name} ({m.model})" for m in pool.members)
-        judge = ", ".join(pool.judges) or "none"
-        print(f"pool      {name}: {pool.mode}, members {members}; judge {judge}; quorum {pool.quorum:g}")
-        models = {m.model for m in pool.members}
-        if partial := [j for j in (pool.jury or pool.judges) if j in models and len(models) > 1]:
-            note(f"pool {name}: {', '.join(partial)} is also a member and does not vote on its own answers")
-    if live:
-        from fusewire_cli.live import check
-
-        sys.exit(check(config))
 
 
 def topology_apply(*, as_json: bool) -> None:

@@ -174,10 +174,10 @@ def config_check(
 
     Exit codes: 0 usable, 2 not usable, 3 a model gave no answer (`--live`).
     """
-    from fusewire_cli import admin
+    from fusewire_cli import config
 
     with clear_errors():
-        admin.config_check(file, live=live)
+        config.check(file, live=live)
 
 
 @topology_app.command("apply")

@@ -39,6 +39,19 @@ def _name(value: str) -> str:
     return value
 
 
+DATABASES = ("sqlite+aiosqlite", "postgresql+asyncpg")
+"""What an address of a database begins with."""
+
+
+def _database(value: str) -> str:
+    driver, found, _ = value.partition("://")
+    if not found or driver not in DATABASES:
+        raise ValueError(
+            f"it names the driver '{driver[:40]}'; use sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER@HOST/NAME"
+        )
+    return value
+
+
 Name = Annotated[str, AfterValidator(_name)]
 FilePath = Annotated[Path, AfterValidator(lambda p: p.expanduser())]
 
@@ -52,7 +65,7 @@ class Section(BaseModel):
 class Database(Section):
     """`[database]`"""
 
-    url: str = "sqlite+aiosqlite:///.fusewire/fusewire.db"
+    url: Annotated[str, AfterValidator(_database)] = "sqlite+aiosqlite:///.fusewire/fusewire.db"
     """`sqlite+aiosqlite:///FILE` or `postgresql+asyncpg://USER@HOST/NAME`."""
     pool_size: int = Field(default=5, ge=1)
     """Connections that one service keeps."""

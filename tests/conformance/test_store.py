@@ -1,10 +1,10 @@
 """Transactions on a real SQLite file: writers of one process stand in line."""
 
 import asyncio
-from typing import Any
+from collections.abc import AsyncIterator
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import QueuePool, text
 
 from fusewire.errors import Transient
 from fusewire.settings import Database
@@ -13,7 +13,7 @@ from fusewire.store.engine import Store
 
 
 @pytest.fixture
-async def stores(sqlite_database: Database) -> Any:
+async def stores(sqlite_database: Database) -> AsyncIterator[tuple[Store, Store]]:
     """Two on one file, as ingest's and the judge's in `fusewire up`."""
     found = Store(sqlite_database), Store(sqlite_database)
     yield found
@@ -29,7 +29,9 @@ async def write(store: Store, number: int, done: list[int]) -> None:
 
 def connections(store: Store) -> int:
     """Of its pool, those in use."""
-    return store.engine.pool.checkedout()  # type: ignore[attr-defined]
+    pool = store.engine.pool
+    assert isinstance(pool, QueuePool)
+    return pool.checkedout()
 
 
 async def test_writers_of_one_file_have_their_turns_in_order_and_hold_no_connection_before(

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,9 @@ def test_config_check_and_doctor_say_what_they_found(cli: Cli) -> None:
     checked = cli.run("config", "check")
     assert checked.returncode == 0
     assert "pool      default: best-of, members a, b, c; judge j" in checked.stdout
+    elsewhere = {**cli.env, "FUSEWIRE_DATABASE__URL": "postgresql+asyncpg://me:secret@db/fw"}
+    shown = replace(cli, env=elsewhere).run("config", "check")
+    assert "database  postgresql+asyncpg://me:***@db/fw\n" in shown.stdout
     found = json.loads(cli.run("doctor", "--json").stdout)
     assert {f["check"] for f in found} >= {"config", "python", "disk", "nats", "database", "model"}
     assert not [f for f in found if f["state"] == "fault"]

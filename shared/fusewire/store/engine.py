@@ -29,16 +29,13 @@ def parse_url(database: Database) -> URL:
     """Read the database's address.
 
     Raises:
-        StartupError: it is no address, or of a database that Fusewire does not know.
+        StartupError: it is no address.
     """
-    mend = "use sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER@HOST/NAME as [database] url"
     try:
-        url = make_url(database.url)
-    except ArgumentError:
+        return make_url(database.url)
+    except (ArgumentError, ValueError):
+        mend = "use sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER@HOST/NAME as [database] url"
         raise StartupError("database.url cannot be read", mend) from None
-    if url.drivername not in ("sqlite+aiosqlite", "postgresql+asyncpg"):
-        raise StartupError(f"database.url names the driver '{url.drivername}'", mend)
-    return url
 
 
 _LINES: WeakValueDictionary[tuple[str | None, int], asyncio.Lock] = WeakValueDictionary()
