@@ -11,8 +11,10 @@ from fusewire.bus import Bus
 from fusewire.store.engine import Store
 from fusewire.store.queries import Standing, standings
 
-POLL_S = 2.0
-"""How long a lost announcement can delay a waiting client."""
+POLL_S = 10.0
+"""How long an announcement that the judge could not make can delay a waiting client."""
+CONNECTION_S = 2.0
+"""How soon it is noticed that the connection was lost, and announcements with it."""
 
 
 class Outcomes:
@@ -27,7 +29,7 @@ class Outcomes:
         """Whether nobody is let wait any more, because this process stops."""
 
     async def start(self) -> None:
-        """Listen to the announcements (a core subscription: losing one costs POLL_S, not the outcome)."""
+        """Listen to the announcements (a core subscription: losing one costs time, not the outcome)."""
         await self._bus.client.subscribe("fw.outcome.*.*", cb=self._announced)
 
     def close(self) -> None:
@@ -59,18 +61,28 @@ class Outcomes:
         until = loop.time() + wait_s
         try:
             if just_begun:
-                await _within(event, min(wait_s, POLL_S))
+                await self._announcement(event, wait_s)
             while True:
                 found = await self._look(tenant, fusion_id)
                 left = until - loop.time()
                 if found is None or found.outcome or left <= 0 or self.is_closing:
                     return found
                 event.clear()
-                await _within(event, min(left, POLL_S))
+                await self._announcement(event, left)
         finally:
             self._events[fusion_id].discard(event)
             if not self._events[fusion_id]:
                 del self._events[fusion_id]
+
+    async def _announcement(self, event: asyncio.Event, seconds: float) -> None:
+        """Wait until it is worth a look at SQL: each costs a millisecond, and hundreds may wait."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + min(seconds, POLL_S)
+        connection = self._bus.connection
+        while (left := end - loop.time()) > 0 and not event.is_set():
+            await _within(event, min(left, CONNECTION_S))
+            if connection is None or self._bus.connection != connection:
+                return
 
     async def _look(self, tenant: str, fusion_id: str) -> Standing | None:
         return next(iter(await standings(self._store, tenant, [fusion_id])), None)

@@ -1,0 +1,79 @@
+"""Clients that wait: how often they look at a real database, and what wakes them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from nats.aio.msg import Msg
+from sqlalchemy import event
+
+from fusewire.bus import Bus
+from fusewire.settings import Database
+from fusewire.store.engine import Store
+from fusewire.testing.eventually import eventually
+from fusewire.testing.factories import make_prompt
+from fusewire_ingest import waiting
+from fusewire_ingest.repository.submissions import Submissions
+from fusewire_ingest.waiting import Outcomes
+
+PROMPT = make_prompt()
+
+
+class Looks:
+    """A connection that can be lost, and a database whose reads of outcomes are counted."""
+
+    def __init__(self, store: Store) -> None:
+        self.connection = SimpleNamespace(connection=0)
+        self.outcomes = Outcomes(cast("Bus", self.connection), store)
+        self.count = 0
+        event.listen(store.engine.sync_engine, "before_cursor_execute", self._executed)
+
+    def _executed(self, *args: Any) -> None:
+        self.count += "outcomes" in args[2]
+
+    def wait(self, seconds: float) -> asyncio.Task[Any]:
+        return asyncio.create_task(self.outcomes.get(PROMPT.tenant, PROMPT.fusion_id, seconds))
+
+    async def announce(self) -> None:
+        subject = f"fw.outcome.{PROMPT.tenant}.{PROMPT.fusion_id}"
+        await self.outcomes._announced(Msg(cast("Any", None), subject=subject))
+
+
+@pytest.fixture
+async def looks(sqlite_database: Database, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Looks]:
+    monkeypatch.setattr(waiting, "CONNECTION_S", 0.01)
+    monkeypatch.setattr(waiting, "POLL_S", 600.0)
+    store = Store(sqlite_database)
+    await Submissions(store).add([PROMPT], [None])
+    yield Looks(store)
+    await store.close()
+
+
+async def test_who_waits_looks_at_the_beginning_and_at_the_end(looks: Looks) -> None:
+    found = await looks.wait(0.3)
+
+    assert found.outcome is None
+    assert looks.count == 2
+
+
+async def test_an_announcement_is_worth_a_look(looks: Looks) -> None:
+    waits = looks.wait(60)
+    await eventually(lambda: looks.count == 1)
+    await looks.announce()
+    await eventually(lambda: looks.count == 2)
+
+    waits.cancel()
+    await asyncio.gather(waits, return_exceptions=True)
+
+
+@pytest.mark.parametrize("lost", [None, 1], ids=["down", "another"])
+async def test_a_connection_that_was_lost_is_worth_a_look(looks: Looks, lost: int | None) -> None:
+    waits = looks.wait(60)
+    await eventually(lambda: looks.count == 1)
+    looks.connection.connection = lost
+    await eventually(lambda: looks.count >= 2)
+
+    waits.cancel()
+    await asyncio.gather(waits, return_exceptions=True)
