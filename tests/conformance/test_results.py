@@ -355,9 +355,25 @@ async def test_a_candidate_that_names_another_task_than_its_subject_is_refused(d
 # -- time -------------------------------------------------------------------------------------
 
 
+SOON = make_prompt(custom_id="soon", deadline_at=T0 + timedelta(seconds=8))
+"""Its panel has six seconds."""
+
+
 async def test_a_timer_is_set_for_the_panel_and_moved_when_the_quorum_is_there(desk: Desk) -> None:
+    await desk.submit(SOON)
+    await desk.take(make_plan(SOON))
+    desk.clock.advance(1)
+    await desk.take(make_candidate("4", "a", prompt=SOON), make_candidate("6", "b", prompt=SOON))
+
+    first, moved = (headers["Nats-Schedule"] for _, headers in desk.bus.timers)
+    assert first == "@at 2026-01-02T03:04:11.000+00:00"
+    assert "@at 2026-01-02T03:04:06" <= moved < first
+
+
+async def test_the_panel_s_deadline_is_left_to_the_sweep_and_the_quorum_s_has_a_timer(desk: Desk) -> None:
     await desk.submit(PROMPT)
     await desk.take(make_plan(PROMPT))
+    assert desk.bus.timers == []
     desk.clock.advance(2)
     await desk.take(make_candidate("4", "a"))
     desk.clock.advance(2)
@@ -367,23 +383,23 @@ async def test_a_timer_is_set_for_the_panel_and_moved_when_the_quorum_is_there(d
     times = [headers["Nats-Schedule"] for _, headers in desk.bus.timers]
     assert subjects == {f"fw.sched.{PROMPT.fusion_id}"}
     assert {h["Nats-Schedule-Target"] for _, h in desk.bus.timers} == {f"fw.due.{PROMPT.fusion_id}"}
-    assert times == ["@at 2026-01-02T03:04:50.000+00:00", "@at 2026-01-02T03:04:10.400+00:00"]
+    assert times == ["@at 2026-01-02T03:04:10.400+00:00"]
 
 
 async def test_a_timer_that_fires_too_soon_is_set_anew(desk: Desk) -> None:
-    await desk.submit(PROMPT)
-    await desk.take(make_plan(PROMPT), *answers(PROMPT, {"a": OPEN_ANSWERS["a"], "b": OPEN_ANSWERS["b"]}))
+    await desk.submit(SOON)
+    await desk.take(make_plan(SOON), *answers(SOON, {"a": OPEN_ANSWERS["a"], "b": OPEN_ANSWERS["b"]}))
     desk.clock.advance(1)
-    await desk.fire(PROMPT)  # the panel is closed by its timer; the judge is asked
-    assert desk.bus.of(PROMPT) == ["round 1"]
+    await desk.fire(SOON)  # the panel is closed by its timer; the judge is asked
+    assert desk.bus.of(SOON) == ["round 1"]
     asked = len(desk.bus.timers)
 
     desk.clock.advance(1)
-    await desk.fire(PROMPT)
+    await desk.fire(SOON)
 
     assert len(desk.bus.timers) == asked + 1
-    assert desk.bus.timers[-1][1]["Nats-Schedule"] == "@at 2026-01-02T03:05:05.000+00:00"
-    assert await desk.outcome(PROMPT) is None
+    assert desk.bus.timers[-1][1]["Nats-Schedule"] == "@at 2026-01-02T03:04:13.000+00:00"
+    assert await desk.outcome(SOON) is None
 
 
 async def test_a_far_deadline_has_no_timer_and_the_sweep_finds_it(desk: Desk) -> None:

@@ -23,8 +23,9 @@ from fusewire_judge.repository import Record, Results
 
 log = structlog.get_logger(__name__)
 
-TIMER_WITHIN = timedelta(minutes=10)
-"""A due time further off than this is left to the sweep: a day-long batch need not fill the broker with timers."""
+TIMER_WITHIN = timedelta(seconds=10)
+"""A due time further off than this is left to the sweep, which comes every second: most fusions end long before their
+deadline, and each timer would be a durable message, and another when it fires for nothing."""
 SWEEP_BATCH = 100
 QUARANTINE = timedelta(days=1)
 """How long a judge that picked controls is left out, and how far back they are looked for."""

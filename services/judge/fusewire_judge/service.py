@@ -18,7 +18,7 @@ from fusewire_judge.handlers import Handlers
 log = structlog.get_logger(__name__)
 
 BATCH = 64
-SWEEP_EVERY_S = 2.0
+SWEEP_EVERY_S = 1.0
 REMEMBER_EVERY_S = 30.0
 
 
