@@ -45,11 +45,11 @@ DATABASES = ("sqlite+aiosqlite", "postgresql+asyncpg")
 
 def _database(value: str) -> str:
     driver, found, _ = value.partition("://")
-    if not found or driver not in DATABASES:
-        raise ValueError(
-            f"it names the driver '{driver[:40]}'; use sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER@HOST/NAME"
-        )
-    return value
+    if driver in DATABASES:
+        return value
+    # What is no address may hold a password.
+    what = f"it names the driver '{driver[:40]}'" if found else "it is no address"
+    raise ValueError(f"{what}; use sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER@HOST/NAME")
 
 
 Name = Annotated[str, AfterValidator(_name)]

@@ -233,7 +233,7 @@ class Worker:
         result = candidate.error.code if candidate.error else "ok"
         telemetry.CANDIDATES.labels(candidate.tier, candidate.model, result).inc()
         telemetry.CALL_SECONDS.labels(candidate.tier, candidate.model).observe(candidate.latency_ms / 1000)
-        log.info(
+        log.debug(
             "worker.candidate",
             call=candidate.call,
             round=candidate.round,

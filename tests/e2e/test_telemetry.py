@@ -1,5 +1,6 @@
 """Traces and logs go where they are sent, and no prompt goes with them."""
 
+import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -57,3 +58,12 @@ def test_a_fusion_leaves_one_trace_and_its_log_and_neither_holds_the_prompt(cli:
     assert CANARY.encode() not in b"".join(collector.received)
     assert CANARY not in log
     assert CANARY not in asked.stderr
+
+
+def test_a_fusion_is_one_line_of_the_log_unless_more_is_asked_for(cli: Cli) -> None:
+    asked = bare(cli.folder, FUSEWIRE_LOG__LEVEL="info").run("ask", "Why?")
+    assert asked.returncode == 0, asked.stderr
+
+    lines = (cli.folder / ".fusewire" / "fusewire.log").read_text().splitlines()
+    of_fusion = [line for line in map(json.loads, lines) if "fusion_id" in line]
+    assert [line["event"] for line in of_fusion] == ["judge.decided"]

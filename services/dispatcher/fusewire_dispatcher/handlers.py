@@ -36,7 +36,7 @@ class Handlers:
         await asyncio.gather(
             self._bus.publish(plan_subject(prompt.fusion_id), made, only_if_new=True), self._publish(tasks)
         )
-        log.info("dispatcher.planned", members=len(tasks), excluded=len(made.excluded), residency=prompt.residency)
+        log.debug("dispatcher.planned", members=len(tasks), excluded=len(made.excluded), residency=prompt.residency)
 
     async def on_round(self, delivery: Delivery) -> None:
         """Publish the tasks that the judge asks for."""
@@ -46,7 +46,7 @@ class Handlers:
             return
         tasks = expand(asked, self._book)
         await self._publish(tasks)
-        log.info("dispatcher.round_expanded", round=asked.round, calls=len(tasks))
+        log.debug("dispatcher.round_expanded", round=asked.round, calls=len(tasks))
 
     async def _publish(self, tasks: Iterable[Task]) -> None:
         await asyncio.gather(

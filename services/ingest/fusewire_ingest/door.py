@@ -183,7 +183,7 @@ class Door:
         traceparent = telemetry.trace_headers().get("traceparent")
         for prompt in fresh:
             self._relay.offer(prompt, traceparent)
-            log.info("ingest.accepted", fusion_id=prompt.fusion_id, pool=prompt.pool, mode=prompt.mode, door=door)
+            log.debug("ingest.accepted", fusion_id=prompt.fusion_id, pool=prompt.pool, mode=prompt.mode, door=door)
 
 
 def refusal(accepted: Accepted) -> RefusedError | None:

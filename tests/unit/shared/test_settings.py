@@ -148,6 +148,24 @@ def test_a_mistake_is_named_with_its_place_and_its_remedy(file: Path, text: str,
     assert "fusewire config check" in found.hint
 
 
+@pytest.mark.parametrize(
+    ("url", "what"),
+    [
+        ("mysql://me:s3cr3t@x/y", "it names the driver 'mysql'"),
+        ("sqlite:///x.db", "it names the driver 'sqlite'"),
+        ("postgresql://x/y", "it names the driver 'postgresql'"),
+        ("me:s3cr3t@x/y", "it is no address"),
+    ],
+)
+def test_a_database_that_it_does_not_know_is_refused(file: Path, url: str, what: str) -> None:
+    file.write_text(f'[database]\nurl = "{url}"\n')
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+
+    assert f"{what}; use sqlite+aiosqlite:///FILE" in str(caught.value)
+    assert "s3cr3t" not in str(caught.value)
+
+
 def test_all_mistakes_are_told_at_once(file: Path) -> None:
     found = refused(file, GOOD + "quorum = 2\n[http]\nport = -1\n[log]\nlevel = 'loud'\n")
 
