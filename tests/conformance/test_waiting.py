@@ -68,6 +68,15 @@ async def test_an_announcement_is_worth_a_look(looks: Looks) -> None:
     await asyncio.gather(waits, return_exceptions=True)
 
 
+async def test_who_comes_when_it_stops_does_not_wait(looks: Looks) -> None:
+    looks.outcomes.close()
+    async with asyncio.timeout(20):
+        found = await looks.outcomes.get(PROMPT.tenant, PROMPT.fusion_id, 60, just_begun=True)
+
+    assert found is not None
+    assert (found.outcome, looks.count) == (None, 1)
+
+
 @pytest.mark.parametrize("lost", [None, 1], ids=["down", "another"])
 async def test_a_connection_that_was_lost_is_worth_a_look(looks: Looks, lost: int | None) -> None:
     waits = looks.wait(60)

@@ -1,9 +1,11 @@
 """Wiring."""
 
+import asyncio
 from datetime import UTC, datetime
 
 from fusewire.bus import Bus
 from fusewire.cancel import Cancelled
+from fusewire.pull import PriorityLoop
 from fusewire.service import App
 from fusewire.settings import Settings
 from fusewire.topology import DISPATCHER_PROMPT, DISPATCHER_ROUND
@@ -19,29 +21,34 @@ class Dispatcher:
     name = "dispatcher"
 
     def __init__(self, settings: Settings) -> None:
-        self._bus = Bus(self.name, settings.nats, drain_s=settings.limits.drain_s)
+        self._drain_s = settings.limits.drain_s
+        self._bus = Bus(self.name, settings.nats, drain_s=self._drain_s)
         self._cancelled = Cancelled()
         handlers = Handlers(self._bus, book(settings), lambda: datetime.now(UTC), self._cancelled)
-        self._bus.subscribe(DISPATCHER_PROMPT, handlers.on_prompt, concurrency=CONCURRENCY)
-        self._bus.subscribe(DISPATCHER_ROUND, handlers.on_round, concurrency=CONCURRENCY)
+        self._loops = [
+            PriorityLoop(self._bus, [durable], handle, concurrency=CONCURRENCY)
+            for durable, handle in ((DISPATCHER_PROMPT, handlers.on_prompt), (DISPATCHER_ROUND, handlers.on_round))
+        ]
 
     async def start(self) -> None:
         """Connect, check the topology, listen for what is cancelled, begin."""
         await self._bus.connect()
         await self._bus.require(DISPATCHER_PROMPT, DISPATCHER_ROUND)
         await self._cancelled.listen(self._bus)
-        await self._bus.start()
+        for loop in self._loops:
+            await loop.start()
 
     def close(self) -> None:
         """Nobody waits here."""
 
     async def stop(self) -> None:
         """Drain."""
+        await asyncio.gather(*(loop.stop(self._drain_s) for loop in self._loops))
         await self._bus.stop()
 
     def faults(self) -> list[str]:
         """See Service."""
-        return self._bus.faults()
+        return self._bus.faults() + [f"{loop.name} no longer fetches" for loop in self._loops if loop.stalled()]
 
     def unready(self) -> list[str]:
         """See Service."""

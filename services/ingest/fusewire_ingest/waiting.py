@@ -75,11 +75,14 @@ class Outcomes:
                 del self._events[fusion_id]
 
     async def _announcement(self, event: asyncio.Event, seconds: float) -> None:
-        """Wait until it is worth a look at SQL: each costs a millisecond, and hundreds may wait."""
+        """Wait until it is worth a look at SQL: each costs a millisecond, and hundreds may wait.
+
+        Who comes when this process stops already does not wait.
+        """
         loop = asyncio.get_running_loop()
         end = loop.time() + min(seconds, POLL_S)
         connection = self._bus.connection
-        while (left := end - loop.time()) > 0 and not event.is_set():
+        while (left := end - loop.time()) > 0 and not (event.is_set() or self.is_closing):
             await _within(event, min(left, CONNECTION_S))
             if connection is None or self._bus.connection != connection:
                 return
