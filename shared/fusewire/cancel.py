@@ -1,9 +1,11 @@
 """Which fusions nobody wants any more, as far as this process has heard."""
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Callable
 
 from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
 
 from fusewire.bus import Bus
 from fusewire.topology import cancel_subject
@@ -26,8 +28,11 @@ class Cancelled:
         return fusion_id in self._known
 
     async def listen(self, bus: Bus) -> None:
-        """Begin to listen; call after `bus.connect`."""
+        """Begin to listen; call after `bus.connect`. On return the server knows of it, if it answers."""
         await bus.client.subscribe(cancel_subject("*"), cb=self._heard)
+        # The client sends a subscription later, with whatever comes next.
+        with contextlib.suppress(NatsError, OSError, TimeoutError):
+            await bus.client.flush()
 
     async def _heard(self, msg: Msg) -> None:
         self.add(msg.subject.rpartition(".")[2])

@@ -55,7 +55,8 @@ async def test_who_waits_looks_at_the_beginning_and_at_the_end(looks: Looks) -> 
     found = await looks.wait(0.3)
 
     assert found.outcome is None
-    assert looks.count == 2
+    # Two, or one where the first took longer than that.
+    assert 1 <= looks.count <= 2
 
 
 async def test_an_announcement_is_worth_a_look(looks: Looks) -> None:
