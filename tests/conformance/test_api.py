@@ -70,7 +70,8 @@ async def test_usage_is_that_of_all_calls(http: aiohttp.ClientSession, settings:
 async def test_a_cost_that_is_not_known_is_absent_for_the_ai_sdk(
     http: aiohttp.ClientSession, is_streamed: bool
 ) -> None:
-    body, agent = {**ASKED, "stream": is_streamed}, {"user-agent": "ai/7.0 ai-sdk/openrouter/3.1.0 runtime/node.js/22"}
+    agent = {"user-agent": "ai/7.0.173 ai-sdk/provider-utils/5.0.42 runtime/node.js/v20.20.2"}
+    body = {**ASKED, "stream": is_streamed}
     async with http.post("/api/v1/chat/completions", json=body, headers=agent) as response:
         text = await response.text()
     told = [json.loads(line) for line in text.removesuffix("data: [DONE]\n\n").split("data: ")[1:]] or [

@@ -42,8 +42,8 @@ GONE = 499
 UNAVAILABLE_S = 2.0
 OPENROUTER_PREFIX = "/api/v1"
 _OPENROUTER_SDK = re.compile(r"speakeasy-sdk/.*openrouter", re.IGNORECASE)
-_AI_SDK = "ai-sdk/openrouter/"
-"""In the name of Vercel's AI SDK where it asks through OpenRouter's provider."""
+_AI_SDK = "ai-sdk/"
+"""In the name of Vercel's AI SDK; it names OpenRouter's provider in requests for a stream alone."""
 
 
 _ELSEWHERE = {
