@@ -31,10 +31,7 @@ def _spoken(message: Message) -> Message:
         return message.model_copy(update={"name": None})
     said = f"{message.name}: "
     images = tuple(image.model_copy(update={"at": image.at + len(said)}) for image in message.images)
-    texts = tuple(text.model_copy(update={"at": text.at + len(said)}) for text in message.texts)
-    return message.model_copy(
-        update={"content": said + message.content, "images": images, "texts": texts, "name": None}
-    )
+    return message.model_copy(update={"content": said + message.content, "images": images, "name": None})
 
 
 def with_answer(name: str, most_chars: int, answer: Mapping[str, Any]) -> dict[str, Any]:

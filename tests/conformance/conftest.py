@@ -19,6 +19,7 @@ from nats.aio.msg import Msg
 from fusewire import bus as bus_module
 from fusewire import provision
 from fusewire import pull as pull_module
+from fusewire.blobs import Blobs
 from fusewire.bus import Bus
 from fusewire.contracts import Tier
 from fusewire.service import Host, Service, listen
@@ -28,7 +29,7 @@ from fusewire.store.engine import Store
 from fusewire.testing.model_server import ModelServer
 from fusewire.testing.nats_server import NatsServer
 from fusewire.testing.postgres import PostgresServer
-from fusewire.topology import topology
+from fusewire.topology import BLOB_STORE, topology
 from fusewire_cli.client import Client
 from fusewire_cli.local.runner import Stack
 
@@ -175,6 +176,22 @@ async def store(database: Database) -> AsyncIterator[Store]:
     store = Store(database)
     yield store
     await store.close()
+
+
+@pytest.fixture
+async def bus(nats: NatsServer) -> AsyncIterator[Bus]:
+    """A connection to a broker of the test's own, with all that is not of one model."""
+    bus = Bus("test", Nats(url=nats.url), drain_s=2)
+    await bus.connect(timeout_s=120)
+    await provision.apply(bus.js, topology({}))
+    yield bus
+    await bus.stop()
+
+
+@pytest.fixture
+def blobs(bus: Bus) -> Blobs:
+    """Its object store."""
+    return bus.blobs(BLOB_STORE)
 
 
 # -- services ---------------------------------------------------------------------------------

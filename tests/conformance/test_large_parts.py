@@ -1,41 +1,35 @@
 """Large images and texts on the real parts: where they go, where they never go, and what becomes of them."""
 
 import asyncio
-import base64
-import contextlib
 import io
 import json
-import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import aiohttp
 import pytest
 from nats.aio.msg import Msg
 
-from fusewire import provision, references
-from fusewire.blobs import CHUNK, Blob, BlobDamagedError, BlobMissingError, Blobs
+from fusewire import references
+from fusewire.blobs import Blobs
 from fusewire.bus import Bus
-from fusewire.contracts import Image, Message, Prompt, Task
+from fusewire.contracts import Prompt
 from fusewire.references.texts import END_CHARS
-from fusewire.settings import Limits, Nats, RemoteModel, Settings
+from fusewire.settings import Limits, Nats, Settings
 from fusewire.store.engine import Store
 from fusewire.testing.eventually import eventually
-from fusewire.testing.factories import FakeClock, make_prompt, make_task
-from fusewire.testing.memory_kv import MemoryKeyValue
+from fusewire.testing.factories import FakeClock, make_prompt
+from fusewire.testing.large_parts import LONG, picture, read, showing
 from fusewire.testing.model_script import Script
 from fusewire.testing.model_server import ModelServer
 from fusewire.testing.nats_server import NatsServer
-from fusewire.topology import BLOB_STORE, topology
+from fusewire.topology import BLOB_STORE
 from fusewire_cli.client import Client
 from fusewire_ingest.large_parts import IDLE, LargeParts
 from fusewire_ingest.refusal import RefusedError
 from fusewire_ingest.repository.images import Images
 from fusewire_ingest.repository.submissions import Submissions
-from fusewire_worker_remote.generate import RemoteGenerate
-from fusewire_worker_remote.ledger_kv import KvLedger
 
 MakeSettings = Callable[..., Settings]
 Running = Callable[..., AbstractAsyncContextManager[Client]]
@@ -43,23 +37,12 @@ SERVICES = ("judge", "worker-remote", "dispatcher", "ingest")
 PANEL = ("a", "b", "c")
 
 
-def picture(size: int, seed: int = 1) -> str:
-    """A data URL of so many bytes."""
-    return "data:image/png;base64," + base64.b64encode(random.Random(seed).randbytes(size)).decode()
-
-
 LARGE = picture(5_000_000)
-LONG = "".join(f'{number} "ä\\ \n' for number in range(120_000))
-"""1.5 MB of text, as JSON and UTF-8 write it in more than one byte a character."""
 
 
 def data_of(url: str) -> bytes:
     """Its base64."""
     return url.partition(",")[2].encode()
-
-
-def message(*urls: str) -> Message:
-    return Message(role="user", content="Which?", images=tuple(Image(url=url) for url in urls))
 
 
 def as_json(body: dict[str, Any]) -> dict[str, Any]:
@@ -78,20 +61,6 @@ def settings(make_settings: MakeSettings, nats: NatsServer, model_server: ModelS
     """Three members that take images; their judge takes none."""
     hosted = {"kind": "remote", "base_url": model_server.base_url, "images": True}
     return make_settings(nats=Nats(url=nats.url), models={name: {**hosted, "model": name} for name in PANEL})
-
-
-@pytest.fixture
-async def bus(nats: NatsServer) -> AsyncIterator[Bus]:
-    bus = Bus("test", Nats(url=nats.url), drain_s=2)
-    await bus.connect(timeout_s=120)
-    await provision.apply(bus.js, topology({}))
-    yield bus
-    await bus.stop()
-
-
-@pytest.fixture
-def blobs(bus: Bus) -> Blobs:
-    return bus.blobs(BLOB_STORE)
 
 
 # -- through all of Fusewire --------------------------------------------------------------------
@@ -121,19 +90,24 @@ async def test_each_member_is_shown_it_and_no_message_holds_it(
     assert not any(LARGE[1000:1100].encode() in m.data for m in ours)
 
 
+async def go_on(client: Client, first: Any) -> None:
+    """Ask one model something, and then something after it."""
+    async with aiohttp.ClientSession(client.url) as http:
+        async with http.post("/v1/responses", **as_json({"model": "a", "input": first})) as response:
+            before = await response.json()
+        then = {"model": "a", "input": "And now?", "previous_response_id": before["id"]}
+        async with http.post("/v1/responses", json=then) as response:
+            assert (response.status, (await response.json())["status"]) == (200, "completed")
+
+
 async def test_the_conversation_after_a_response_still_shows_it(
     settings: Settings, running: Running, model_server: ModelServer
 ) -> None:
     large = picture(40_000)
     model_server.set_script(Script(recording=True))
     content = [{"type": "input_text", "text": "Which?"}, {"type": "input_image", "image_url": large}]
-    first = {"model": "a", "input": [{"role": "user", "content": content}]}
-    async with running(settings, *SERVICES) as client, aiohttp.ClientSession(client.url) as http:
-        async with http.post("/v1/responses", json=first) as response:
-            before = await response.json()
-        then = {"model": "a", "input": "And now?", "previous_response_id": before["id"]}
-        async with http.post("/v1/responses", json=then) as response:
-            assert (response.status, (await response.json())["status"]) == (200, "completed")
+    async with running(settings, *SERVICES) as client:
+        await go_on(client, [{"role": "user", "content": content}])
 
     messages = model_server.stats.recorded[-1].request["messages"]
     assert [m["role"] for m in messages] == ["user", "assistant", "user"]
@@ -171,12 +145,8 @@ async def test_the_conversation_after_a_response_has_its_long_text_again(
     settings: Settings, running: Running, model_server: ModelServer
 ) -> None:
     model_server.set_script(Script(recording=True))
-    async with running(settings, *SERVICES) as client, aiohttp.ClientSession(client.url) as http:
-        async with http.post("/v1/responses", **as_json({"model": "a", "input": LONG})) as response:
-            before = await response.json()
-        then = {"model": "a", "input": "And now?", "previous_response_id": before["id"]}
-        async with http.post("/v1/responses", json=then) as response:
-            assert (response.status, (await response.json())["status"]) == (200, "completed")
+    async with running(settings, *SERVICES) as client:
+        await go_on(client, LONG)
 
     messages = model_server.stats.recorded[-1].request["messages"]
     assert [m["role"] for m in messages] == ["user", "assistant", "user"]
@@ -290,7 +260,7 @@ async def test_what_a_lost_broker_held_is_published_again(
         bus = Bus("ops", settings.nats, drain_s=2)
         await bus.connect(timeout_s=120)
         published = bus.blobs(BLOB_STORE)
-        (name,) = references.images.put_aside("default", (message(picture(40_000)),))[1]
+        (name,) = references.images.put_aside("default", (showing(picture(40_000)),))[1]
         await eventually(lambda: published.has(name))
         await bus.js.delete_stream("FW_PROMPT")
         await bus.js.delete_object_store(BLOB_STORE)
@@ -314,7 +284,7 @@ class Kept:
         self.submissions = Submissions(store)
 
     async def submit(self, *urls: str, **fields: Any) -> Prompt:
-        prompt = await self.store.put_aside(make_prompt(messages=(message(*urls),), **fields))
+        prompt = await self.store.put_aside(make_prompt(messages=(showing(*urls),), **fields))
         await self.submissions.add([prompt], [None])
         await self.store.publish(prompt)
         return prompt
@@ -381,7 +351,7 @@ async def test_one_that_is_published_by_several_at_once_is_put_once(
             await super().put(name, data)
 
     monkeypatch.setattr(bus, "blobs", lambda store: Counted(bus.js, store))
-    prompt = await kept.store.put_aside(make_prompt(messages=(message(LARGE),)))
+    prompt = await kept.store.put_aside(make_prompt(messages=(showing(LARGE),)))
     await asyncio.gather(*(kept.store.publish(prompt) for _ in range(5)))
 
     assert puts == list(references.images.names(prompt.messages))
@@ -396,217 +366,4 @@ async def test_each_tenant_has_its_own(kept: Kept) -> None:
     assert await kept.images.remove("umbrella", [name]) == 0
     with pytest.raises(RefusedError, match="no longer kept"):
         await kept.store.put_back("umbrella", prompt.messages)
-    assert await kept.store.put_back("acme", prompt.messages) == (message(LARGE),)
-
-
-# -- the object store ---------------------------------------------------------------------------
-
-
-async def read(blobs: Blobs, name: str) -> bytes:
-    return b"".join([piece async for piece in blobs.read(await blobs.find(name))])
-
-
-@pytest.mark.parametrize("size", [1, CHUNK, CHUNK + 1, 3 * CHUNK])
-async def test_what_was_put_is_read(blobs: Blobs, size: int) -> None:
-    await blobs.put("other", b"x" * CHUNK)
-    data = random.Random(1).randbytes(size)
-    await blobs.put("one", data)
-
-    assert await read(blobs, "one") == data
-    assert (await blobs.find("one")).size == size
-
-
-async def test_one_that_was_never_put_or_was_erased_is_missing(blobs: Blobs) -> None:
-    await blobs.put("one", b"x")
-    await blobs.delete("one")
-    await blobs.delete("one")
-
-    for name in ("one", "other"):
-        assert not await blobs.has(name)
-        with pytest.raises(BlobMissingError):
-            await blobs.find(name)
-
-
-async def damage(bus: Bus, sequence: int, data: bytes | None) -> None:
-    """Take a message out of the object store, and put another in its place."""
-    stream = f"OBJ_{BLOB_STORE}"
-    subject = str((await bus.js.get_msg(stream, sequence)).subject)
-    await bus.js.delete_msg(stream, sequence)
-    if data is not None:
-        await bus.js.publish(subject, data)
-
-
-async def test_a_lost_piece_is_noticed(blobs: Blobs, bus: Bus) -> None:
-    await blobs.put("one", random.Random(1).randbytes(3 * CHUNK))
-    await damage(bus, 2, None)
-
-    with pytest.raises(BlobMissingError):
-        await read(blobs, "one")
-
-
-@pytest.mark.parametrize("other", [b"y" * 1000, b"x" * 999 + b"y", b"x" * 1001])
-async def test_of_other_bytes_the_last_piece_never_comes(blobs: Blobs, bus: Bus, other: bytes) -> None:
-    await blobs.put("one", b"x" * 1000)
-    await damage(bus, 1, other)
-
-    with pytest.raises(BlobDamagedError):
-        await read(blobs, "one")
-
-
-# -- a hosted call ------------------------------------------------------------------------------
-
-
-async def no_wait(_seconds: float) -> None:
-    """Attempts follow at once."""
-
-
-@contextlib.asynccontextmanager
-async def calling(server: ModelServer, provider: str, blobs: Blobs | None) -> AsyncIterator[RemoteGenerate]:
-    settings = {"kind": "remote", "provider": provider, "base_url": server.base_url_of(provider), "max_attempts": 2}
-    generate = RemoteGenerate(
-        {"a": RemoteModel.model_validate({**settings, "model": "a"})},
-        KvLedger(MemoryKeyValue()),
-        clock=lambda: datetime.now(UTC),
-        sleep=no_wait,
-        rng=lambda: 0.0,
-        worker_id="test",
-        images=blobs,
-    )
-    yield generate
-    await generate.aclose()
-
-
-def a_task(*messages: Message) -> Task:
-    until = datetime.now(UTC) + timedelta(seconds=250)
-    return make_task(messages=messages, model="a", deadline_at=until)
-
-
-@pytest.mark.parametrize("provider", ["openai", "anthropic", "gemini", "mistral"])
-async def test_each_protocol_sends_images_as_they_were(model_server: ModelServer, blobs: Blobs, provider: str) -> None:
-    model_server.set_script(Script(recording=True))
-    urls = [picture(40_000), picture(3 * CHUNK, seed=2), picture(40_000), picture(100, seed=3)]
-    slim, apart = references.images.put_aside("acme", [message(*urls), message(urls[1])])
-    for name, data in apart.items():
-        await blobs.put(name, data.encode())
-
-    async with calling(model_server, provider, blobs) as generate:
-        candidate = await generate.generate(a_task(*slim))
-
-    assert candidate.ok, candidate.error
-    (recorded,) = model_server.stats.recorded
-    parts = [part for m in recorded.request["messages"] for part in m["content"] if part["type"] == "image_url"]
-    assert [part["image_url"]["url"] for part in parts] == [*urls, urls[1]]
-
-
-@pytest.mark.parametrize("provider", ["openai", "anthropic", "gemini", "mistral"])
-async def test_each_protocol_sends_texts_as_they_were(model_server: ModelServer, blobs: Blobs, provider: str) -> None:
-    model_server.set_script(Script(recording=True))
-    url = picture(100)
-    image = Image(url=url, at=len(LONG) // 2)
-    whole = (
-        Message(role="system", content=LONG[::-1]),
-        Message(role="user", content=LONG, images=(image,)),
-    )
-    slim, apart = references.texts.put_aside("acme", whole)
-    assert len(apart) == 3
-    for name, data in apart.items():
-        await blobs.put(name, data.encode())
-
-    async with calling(model_server, provider, blobs) as generate:
-        candidate = await generate.generate(a_task(*slim))
-
-    assert candidate.ok, candidate.error
-    system, user = model_server.stats.recorded[0].request["messages"]
-    assert system["content"] == LONG[::-1]
-    first, shown, second = user["content"]
-    assert first["text"] + second["text"] == LONG
-    assert len(first["text"]) == image.at
-    assert shown["image_url"]["url"] == url
-
-
-async def test_text_that_names_an_image_stays_text(model_server: ModelServer, blobs: Blobs) -> None:
-    model_server.set_script(Script(recording=True))
-    url = picture(40_000)
-    ((shown,), apart) = references.images.put_aside("acme", [message(url)])
-    ((name, data),) = apart.items()
-    await blobs.put(name, data.encode())
-    text = f"{name} and {shown.images[0].url}"
-
-    async with calling(model_server, "openai", blobs) as generate:
-        await generate.generate(a_task(shown.model_copy(update={"content": text})))
-
-    (image, said) = model_server.stats.recorded[0].request["messages"][0]["content"]
-    assert (image["image_url"]["url"], said["text"]) == (url, text)
-
-
-async def test_without_a_store_a_reference_is_not_sent(model_server: ModelServer) -> None:
-    slim, _ = references.images.put_aside("acme", [message(LARGE)])
-
-    async with calling(model_server, "openai", None) as generate:
-        candidate = await generate.generate(a_task(*slim))
-
-    assert candidate.error is not None
-    assert (candidate.error.code, model_server.stats.requests) == ("bad_request", 0)
-
-
-@pytest.mark.parametrize("fault", ["missing", "damaged"])
-async def test_a_call_without_its_image_fails_before_anybody_could_be_paid(
-    model_server: ModelServer, blobs: Blobs, bus: Bus, fault: str
-) -> None:
-    slim, apart = references.images.put_aside("acme", [message(picture(3 * CHUNK))])
-    ((name, data),) = apart.items()
-    await blobs.put(name, data.encode())
-    if fault == "missing":
-        await blobs.delete(name)
-    else:
-        await damage(bus, 2, b"x" * CHUNK)
-
-    async with calling(model_server, "openai", blobs) as generate:
-        candidate = await generate.generate(a_task(*slim))
-
-    assert candidate.error is not None
-    assert (candidate.error.code, candidate.maybe_paid_twice) == ("bad_request", False)
-    assert "send the prompt again" in candidate.error.message
-    assert (candidate.attempts, candidate.cost_usd, model_server.stats.requests) == (1, 0.0, 0)
-
-
-async def test_one_that_is_put_again_while_it_is_sent_is_sent_again(
-    model_server: ModelServer, blobs: Blobs, bus: Bus
-) -> None:
-    model_server.set_script(Script(recording=True))
-    url = picture(3 * CHUNK)
-    slim, apart = references.images.put_aside("acme", [message(url)])
-    ((name, data),) = apart.items()
-
-    class PutAgain(Blobs):
-        puts = 0
-
-        async def read(self, blob: Blob) -> AsyncIterator[bytes]:
-            async for piece in super().read(blob):
-                yield piece
-                if not self.puts:
-                    self.puts += 1
-                    await self.put(name, data.encode())
-
-    await blobs.put(name, data.encode())
-    put_again = PutAgain(bus.js, BLOB_STORE)
-    async with calling(model_server, "openai", put_again) as generate:
-        candidate = await generate.generate(a_task(*slim))
-
-    assert (candidate.ok, candidate.attempts, candidate.maybe_paid_twice) == (True, 2, False)
-    assert model_server.stats.requests == 1
-    assert model_server.stats.recorded[0].request["messages"][0]["content"][0]["image_url"]["url"] == url
-
-
-async def test_a_broker_that_does_not_answer_is_asked_again(
-    model_server: ModelServer, bus: Bus, nats: NatsServer
-) -> None:
-    slim, _ = references.images.put_aside("acme", [message(LARGE)])
-    silent = Blobs(bus.client.jetstream(timeout=0.1), BLOB_STORE)
-    await nats.stop()
-
-    async with calling(model_server, "openai", silent) as generate:
-        candidate = await generate.generate(a_task(*slim))
-
-    assert candidate.error is not None
-    assert (candidate.error.code, candidate.attempts, model_server.stats.requests) == ("connect_error", 2, 0)
+    assert await kept.store.put_back("acme", prompt.messages) == (showing(LARGE),)

@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 TIDY_EVERY = timedelta(minutes=1)
 IDLE = timedelta(minutes=1)
-"""How long the broker keeps an image that no fusion waits for: its prompt may be about to be committed."""
+"""How long the broker keeps one that no fusion waits for: its prompt may be about to be committed."""
 WITHDRAWAL_S = 2.0
 """How long the broker may take to erase one: others wait for the database meanwhile."""
 
@@ -128,7 +128,7 @@ class LargeParts:
         # Marked first: what may be there is always taken back.
         if not await self._images.mark_published(prompt.tenant, name, self._clock()):
             # The call that wants it fails, and says so.
-            log.warning("ingest.image_expired", fusion_id=prompt.fusion_id)
+            log.warning("ingest.large_part_expired", fusion_id=prompt.fusion_id)
             return
         blobs = self._bus.blobs(BLOB_STORE)
         if await blobs.has(name):
@@ -162,11 +162,11 @@ class LargeParts:
             withdrawn += 1
         forgotten = await self._images.forget(now - timedelta(days=self._limits.image_days))
         if withdrawn or forgotten:
-            log.info("ingest.images_tidied", withdrawn=withdrawn, forgotten=forgotten)
+            log.info("ingest.large_parts_tidied", withdrawn=withdrawn, forgotten=forgotten)
 
     async def _withdraw(self, name: str) -> None:
         try:
             async with asyncio.timeout(WITHDRAWAL_S):
                 await self._bus.blobs(BLOB_STORE).delete(name)
         except TimeoutError:
-            raise Transient("the broker does not erase an image") from None
+            raise Transient("the broker does not erase a large part") from None

@@ -22,7 +22,7 @@ from fusewire_worker_remote.dialect import Dialect, Refusal, refusal, without_fe
 from fusewire_worker_remote.dialects import Dialects, MemoryDialects
 from fusewire_worker_remote.errors import Failure
 from fusewire_worker_remote.hearing import Hearing
-from fusewire_worker_remote.image_body import Source
+from fusewire_worker_remote.large_body import Source
 from fusewire_worker_remote.ledger import MAX_UNKNOWN, Ledger
 from fusewire_worker_remote.providers import PROVIDERS, HttpResponse, Reply
 from fusewire_worker_remote.transport import Transport

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import aiohttp
 
 from fusewire_worker_remote.errors import Failure, truncated
-from fusewire_worker_remote.image_body import ImageBody, Source, with_images
+from fusewire_worker_remote.large_body import LargeBody, Source, with_large_parts
 from fusewire_worker_remote.providers.base import HttpRequest, HttpResponse
 from fusewire_worker_remote.providers.reading import looks_like_events
 
@@ -46,10 +46,10 @@ class Transport:
             hear: gets the body as it comes, if that is a stream of events; any other is read whole all the same.
             images: names of large images, by the mark that stands for each in the request.
         """
-        body = await self._with_images(request, images or {})
+        body = await self._with_large_parts(request, images or {})
         if isinstance(body, Failure):
             return body
-        length = {"Content-Length": str(body.size)} if isinstance(body, ImageBody) else {}
+        length = {"Content-Length": str(body.size)} if isinstance(body, LargeBody) else {}
         sent = SimpleNamespace(any=False)
         try:
             async with (
@@ -69,15 +69,15 @@ class Transport:
                 is_stream = "event-stream" in response.headers.get("content-type", "") or looks_like_events(begun)
                 return await (self._heard(response, begun, hear) if is_stream else self._whole(response, begun))
         except (TimeoutError, aiohttp.ClientError, OSError) as exc:
-            broken_off = body.failure if isinstance(body, ImageBody) else None
+            broken_off = body.failure if isinstance(body, LargeBody) else None
             return broken_off or _broken(exc, sent=sent.any, timeout_s=timeout_s)
 
-    async def _with_images(self, request: HttpRequest, names: Mapping[str, str]) -> bytes | ImageBody | Failure:
+    async def _with_large_parts(self, request: HttpRequest, names: Mapping[str, str]) -> bytes | LargeBody | Failure:
         if not names:
             return request.body
         if self._images is None:
-            return Failure("bad_request", "there is no store to read its images from", retryable=False)
-        return await with_images(request.body, names, self._images)
+            return Failure("bad_request", "there is no store to read its images and long texts from", retryable=False)
+        return await with_large_parts(request.body, names, self._images)
 
     async def aclose(self) -> None:
         """Close every connection."""

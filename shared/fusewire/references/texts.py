@@ -87,7 +87,7 @@ def _filled(message: Message, fill: Callable[[TextReference], str]) -> Message:
 
 def _middles(message: Message) -> Iterator[tuple[int, int]]:
     """What may stand aside: stretches between images, without their ends."""
-    places = (0, *sorted(image.at for image in message.images), len(message.content))
+    places = (0, *sorted(min(image.at, len(message.content)) for image in message.images), len(message.content))
     for first, last in itertools.pairwise(places):
         start, end = first + END_CHARS, last - END_CHARS
         if end - start >= LEAST_CHARS:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fusewire.contracts import Answer, Gold, Message, Outcome, Prompt, Recorded, Sampling, Tool, ToolCall
+from fusewire.contracts import Answer, Gold, Message, Outcome, Prompt, Recorded, Sampling, TextReference, Tool, ToolCall
 from fusewire.testing.factories import T0, make_candidate, make_member, make_plan, make_prompt, make_round
 from fusewire_cli.rejudge import Change, Stored, compare, recorded, submission
 from fusewire_ingest.admission import parse
@@ -142,3 +142,13 @@ def test_few_outcomes_have_no_rate_of_agreement() -> None:
     assert (found.agreement, found.kappa, found.winners) == (None, None, 1)
     assert found.agreement_low == pytest.approx(0.2065, abs=1e-4)
     assert json.dumps(found.agreement_high) == "1.0"
+
+
+def test_of_a_text_that_stands_apart_it_has_what_the_judge_saw() -> None:
+    apart = TextReference(name="ab" * 32, chars=900_000, size=900_000, at=5)
+    prompt = make_prompt(messages=(Message(role="user", content="BeginEnd", texts=(apart,)),))
+    said = (Recorded(member="a", model="m-a", content="4"),)
+
+    (turn,) = parse(submission(prompt, said, Change()).encode(), 262_144).messages or ()
+
+    assert turn.message().content == "Begin\n\n[900000 characters are left out here]\n\nEnd"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusewire.contracts import Image, Message
+from fusewire.contracts import Image, Message, TextReference
 from fusewire.testing.factories import OPEN_ANSWERS, make_prompt
 from fusewire_judge.fusion.case import Said
 from fusewire_judge.fusion.wording import (
@@ -17,6 +17,7 @@ from fusewire_judge.fusion.wording import (
     SHOWN_CHARS,
     clean,
     control,
+    conversation,
     lineup,
     rebut,
     request,
@@ -227,3 +228,18 @@ def test_images_of_a_conversation_stand_in_their_turns_and_are_never_sent_to_a_j
     assert request(prompt) in asked[-1].content
     assert not any(m.images for m in asked)
     assert "example.org" not in asked[-1].content
+
+
+def test_of_a_text_that_stands_apart_a_judge_is_told_the_ends_in_whatever_way_it_is_asked() -> None:
+    apart = TextReference(name="ab" * 32, chars=900_000, size=900_000, at=5)
+    system, user = (Message(role=role, content="BeginEnd", texts=(apart,)) for role in ("system", "user"))
+    prompt = make_prompt(messages=(system, user))
+    shown = "Begin\n\n[900000 characters are left out here]\n\nEnd"
+
+    assert request(prompt) == f"system: {shown}\n\nuser: {shown}"
+    asked = conversation(prompt, None)
+    assert asked[0].content.startswith(shown)
+    assert asked[1].content == shown
+    led = rebut(prompt, SAID[0], lineup(SAID[1:], 7, "debate"))
+    assert led[0].content == shown
+    assert not any(message.texts for message in (*asked, *led))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from fusewire.contracts import Image, Message
 from fusewire.references import names, texts
 from fusewire.references.texts import END_CHARS, LEAST_CHARS
+from fusewire.tokens import estimate
 
 LONG = "".join(f'{number} "ä\\ \n' for number in range(12_000))
 SHORT = "x" * (LEAST_CHARS + 2 * END_CHARS - 1)
@@ -54,6 +55,19 @@ def test_one_that_is_not_there_is_said() -> None:
 
     with pytest.raises(KeyError, match=next(iter(apart))):
         texts.put_back(slim, {})
+
+
+def test_a_text_that_stands_apart_counts_for_caps_of_tokens() -> None:
+    slim, _ = texts.put_aside("acme", (said(LONG),))
+
+    assert estimate(slim, 1) == estimate((said(LONG),), 1) == len(LONG) // 4 + 1
+
+
+def test_an_image_beyond_the_end_takes_no_end_away() -> None:
+    (slim,), apart = texts.put_aside("acme", (said(LONG, len(LONG) + 999),))
+
+    assert slim.content.endswith(LONG[-END_CHARS:])
+    assert texts.put_back((slim,), apart) == (said(LONG, len(LONG) + 999),)
 
 
 @given(st.lists(st.integers(0, len(LONG)), max_size=4), st.booleans())

@@ -1,4 +1,4 @@
-"""The body of a request with large images, which are read from the object store while it is sent.
+"""The body of a request with large images or texts, which are read from the object store while it is sent.
 
 So a call never holds one whole, and while its answer is awaited it holds none.
 """
@@ -13,7 +13,7 @@ from fusewire_worker_remote.errors import Failure
 
 
 class Source(Protocol):
-    """Where images come from; see `Blobs`."""
+    """Where they come from; see `Blobs`."""
 
     async def find(self, name: str) -> Blob:
         """See `Blobs.find`."""
@@ -24,12 +24,12 @@ class Source(Protocol):
         ...
 
 
-class ImageBody:
+class LargeBody:
     """One request's body.
 
     Args:
-        pieces: text, and images between.
-        source: where the images are read.
+        pieces: JSON, and what is large between.
+        source: where that is read.
     """
 
     def __init__(self, pieces: Sequence[bytes | Blob], source: Source) -> None:
@@ -51,19 +51,19 @@ class ImageBody:
                     yield part
         except BlobMissingError:
             # It was there a moment ago: another ingest has put it again, or it was erased. The next attempt finds out.
-            self.failure = Failure("connect_error", "an image was replaced while it was sent", retryable=True)
+            self.failure = Failure("connect_error", "a large part of it was replaced while it was sent", retryable=True)
             raise
         except (Transient, BlobDamagedError) as exc:
             self.failure = _failure(exc)
             raise
 
 
-async def with_images(body: bytes, names: Mapping[str, str], source: Source) -> ImageBody | Failure:
-    """The body with images in place of their marks, or why one cannot be had.
+async def with_large_parts(body: bytes, names: Mapping[str, str], source: Source) -> LargeBody | Failure:
+    """The body with images and texts in place of their marks, or why one cannot be had.
 
     Args:
         body: JSON.
-        names: of the images, by the mark that stands for each.
+        names: of them, by the mark that stands for each.
         source: where they are.
     """
     try:
@@ -71,11 +71,11 @@ async def with_images(body: bytes, names: Mapping[str, str], source: Source) -> 
     except (Transient, BlobMissingError) as exc:
         return _failure(exc)
     texts = re.split(b"(" + b"|".join(map(re.escape, found)) + b")", body)
-    return ImageBody([found.get(text, text) for text in texts], source)
+    return LargeBody([found.get(text, text) for text in texts], source)
 
 
 def _failure(exc: Exception) -> Failure:
     if isinstance(exc, Transient):
         return Failure("connect_error", str(exc), retryable=True)
     what = "is no longer kept (limits.image_days)" if isinstance(exc, BlobMissingError) else "is damaged"
-    return Failure("bad_request", f"an image {what}; send the prompt again", retryable=False)
+    return Failure("bad_request", f"an image or a long text {what}; send the prompt again", retryable=False)
