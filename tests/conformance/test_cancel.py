@@ -13,6 +13,7 @@ from sqlalchemy import text, update
 
 from fusewire import ids, replies
 from fusewire.bus import Bus
+from fusewire.cancel import Cancelled
 from fusewire.contracts import Candidate, Task
 from fusewire.settings import Database, Nats, Settings
 from fusewire.store.engine import Store
@@ -268,6 +269,12 @@ async def test_a_round_that_was_not_published_never_is(
 
     assert (shown["status"], shown["rounds"]) == ("cancelled", 1)
     assert await is_drained(ops, "FW_ROUND")
+
+
+async def test_who_listens_is_known_to_the_server_at_once(ops: Bus) -> None:
+    await Cancelled().listen(ops)
+
+    assert ops.client.pending_data_size == 0, "the subscription is still to be sent"
 
 
 async def test_dispatcher_drops_what_is_cancelled(
