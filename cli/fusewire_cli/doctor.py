@@ -111,7 +111,7 @@ async def _nats(config: Settings) -> Finding:
     try:
         await bus.connect(timeout_s=3)
         models = {name: model.kind for name, model in config.models.items()}
-        absent = await provision.missing(bus.js, topology(models))
+        absent = await provision.missing(bus.js, topology(models, config.pools))
     except (StartupError, Transient) as exc:
         return Finding("nats", "fault", str(exc))
     finally:

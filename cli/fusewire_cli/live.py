@@ -40,10 +40,10 @@ class _Apart:
 
     revision: int = 0
 
-    async def get(self, task_id: str) -> tuple[Entry | None, int]:  # noqa: ARG002 - the signature is the ledger's
+    async def get(self, key: str) -> tuple[Entry | None, int]:  # noqa: ARG002 - the signature is the ledger's
         return None, 0
 
-    async def put(self, task_id: str, entry: Entry, revision: int) -> int:  # noqa: ARG002
+    async def put(self, key: str, entry: Entry, revision: int, keep_s: float) -> int:  # noqa: ARG002
         return revision + 1
 
 

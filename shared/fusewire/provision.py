@@ -39,10 +39,11 @@ def wider(have: float | None, want: float | None) -> float | None:
 async def apply(js: JetStreamContext, wanted: Topology) -> list[Change]:
     """Create what is missing and mend what differs; idempotent.
 
-    Limits that an operator set wider than ours are kept, and so is everything we do not name.
+    Limits that an operator set wider than ours are kept, and so is everything we do not name. A stream of another
+    retention, which the server cannot change, is made anew once all that it holds has been handled.
 
     Raises:
-        TopologyConflictError: a stream of that name exists with another retention.
+        TopologyConflictError: such a stream holds what nobody has handled yet.
     """
     changes = [await _stream(js, stream, wanted.replicas) for stream in wanted.streams]
     changes += [await _durable(js, durable) for durable in wanted.durables]
@@ -92,10 +93,15 @@ async def _stream(js: JetStreamContext, stream: Stream, replicas: int) -> Change
         await js.add_stream(want)
         return Change("stream", stream.name, "created")
     if have.retention != want.retention:
-        raise TopologyConflictError(
-            f"stream {stream.name} exists with retention {have.retention}, {want.retention} is needed; "
-            "back it up, delete it, and apply again"
-        )
+        if not await _is_handled(js, stream.name):
+            raise TopologyConflictError(
+                f"stream {stream.name} exists with retention {have.retention}, {want.retention} is needed, and it "
+                "holds messages that nobody has handled; let the services of the old version handle them, stop those, "
+                "and apply again"
+            )
+        await js.delete_stream(stream.name)
+        await js.add_stream(want)
+        return Change("stream", stream.name, "updated")
     merged = have.evolve(
         subjects=sorted({*(have.subjects or []), *stream.subjects}),
         max_bytes=wider(have.max_bytes, want.max_bytes),
@@ -111,6 +117,14 @@ async def _stream(js: JetStreamContext, stream: Stream, replicas: int) -> Change
         return Change("stream", stream.name, "unchanged")
     await js.update_stream(merged)
     return Change("stream", stream.name, "updated")
+
+
+async def _is_handled(js: JetStreamContext, stream: str) -> bool:
+    """Whether every message of a stream has been acknowledged by all who take from it."""
+    if not (await js.stream_info(stream)).state.messages:
+        return True
+    takers = await js.consumers_info(stream)
+    return bool(takers) and not any(taker.num_pending or taker.num_ack_pending for taker in takers)
 
 
 async def _durable(js: JetStreamContext, durable: Durable) -> Change:

@@ -176,19 +176,25 @@ class Loop:
         """Wait for what is still running."""
 
 
-class PriorityLoop(Loop):
+Release = Callable[[], None]
+"""Called by a handler whose message no longer counts against the loop's concurrency, though it has not ended."""
+
+
+class _Priorities(Loop):
     """Takes from several durables in strict order.
 
     When all of them are empty it waits on each for one message, so for a moment it may hold
     up to `len(durables) - 1` more than it has hands for; they are worked on, not parked.
     """
 
-    def __init__(self, bus: Bus, durables: Sequence[Durable], handler: Handler, *, concurrency: int) -> None:
+    def __init__(self, bus: Bus, durables: Sequence[Durable], concurrency: int) -> None:
         super().__init__(f"{bus.service}-{durables[0].name}")
         self._bus = bus
-        self._handler = handler
         self._pullers = [Puller(bus, d) for d in durables]
         self._concurrency = concurrency
+        self._counting = 0
+        """Messages in hand that count against the concurrency."""
+        self._released = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
         self._waits: dict[int, asyncio.Task[list[Msg]]] = {}
 
@@ -199,8 +205,9 @@ class PriorityLoop(Loop):
         await super().start()
 
     async def turn(self) -> None:
-        """Take as many as there are free hands, highest priority first; wait where there is nothing to do."""
-        free = self._concurrency - len(self._running)
+        """Take as many as may be taken, highest priority first; wait where there is nothing to do."""
+        free = self._free()
+        self._released.clear()
         if free > 0:
             if taken := await self._take(free):
                 self._begin(taken)
@@ -208,12 +215,18 @@ class PriorityLoop(Loop):
             for rank, puller in enumerate(self._pullers):
                 if rank not in self._waits:
                     self._waits[rank] = asyncio.create_task(puller.fetch(1, PULL_TIMEOUT_S))
-        await asyncio.wait(
-            {*self._waits.values(), *self._running}, timeout=PULL_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
-        )
+        await self._change()
         for rank in sorted(self._waits):
             if self._waits[rank].done():
                 self._begin(self._waits.pop(rank).result())
+
+    async def _change(self) -> None:
+        """Wait until a message comes or one no longer counts."""
+        released = asyncio.ensure_future(self._released.wait())
+        await asyncio.wait(
+            {*self._waits.values(), released}, timeout=PULL_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
+        )
+        released.cancel()
 
     async def _take(self, free: int) -> list[Msg]:
         for rank, puller in enumerate(self._pullers):
@@ -224,9 +237,34 @@ class PriorityLoop(Loop):
 
     def _begin(self, messages: Sequence[Msg]) -> None:
         for msg in messages:
-            task = asyncio.create_task(self._bus.settle(msg, self._handler))
+            self._counting += 1
+            task = asyncio.create_task(self._handle(msg))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
+
+    async def _handle(self, msg: Msg) -> None:
+        counts = True
+
+        def release() -> None:
+            nonlocal counts
+            if counts:
+                counts = False
+                self._counting -= 1
+                self._released.set()
+
+        try:
+            await self._bus.settle(msg, self._handler(release))
+        finally:
+            release()
+            self._released.set()
+
+    def _handler(self, release: Release) -> Handler:
+        """What handles a message."""
+        raise NotImplementedError
+
+    def _free(self) -> int:
+        """How many more may be taken."""
+        return self._concurrency - self._counting
 
     def running(self) -> list[asyncio.Task[None]]:
         """The handlers in hand."""
@@ -240,6 +278,42 @@ class PriorityLoop(Loop):
         for puller in self._pullers:
             await puller.stop()
         await asyncio.gather(*self._running, return_exceptions=True)
+
+
+class PriorityLoop(_Priorities):
+    """Takes from several durables in strict order, as many at once as `concurrency` says."""
+
+    def __init__(self, bus: Bus, durables: Sequence[Durable], handler: Handler, *, concurrency: int) -> None:
+        super().__init__(bus, durables, concurrency)
+        self._handle_whole = handler
+
+    def _handler(self, release: Release) -> Handler:  # noqa: ARG002 - each counts until its end
+        return self._handle_whole
+
+
+MOST_IN_HAND = 512
+"""Messages that a `ReleaseLoop` holds at most, those included that no longer count."""
+
+
+class ReleaseLoop(_Priorities):
+    """The same, where a handler tells when its message counts no more."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        durables: Sequence[Durable],
+        handler: Callable[[Delivery, Release], Awaitable[None]],
+        *,
+        concurrency: int,
+    ) -> None:
+        super().__init__(bus, durables, concurrency)
+        self._handle_with_release = handler
+
+    def _handler(self, release: Release) -> Handler:
+        return lambda delivery: self._handle_with_release(delivery, release)
+
+    def _free(self) -> int:
+        return min(super()._free(), MOST_IN_HAND - len(self._running))
 
 
 BatchHandler = Callable[[Sequence[Delivery]], Awaitable[None]]

@@ -135,6 +135,8 @@ def _prometheus(factory: Any, service: str) -> Any:
 
 def trace_headers() -> dict[str, str]:
     """W3C trace context of the current span; empty where tracing is off."""
+    if not _tracing:
+        return {}
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
     return carrier

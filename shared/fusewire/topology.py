@@ -4,7 +4,7 @@
 Subjects are built here and nowhere else.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -93,14 +93,8 @@ STREAMS: tuple[Stream, ...] = (
     Stream("FW_ROUND", ("fw.round.*",), "workqueue", max_bytes=GIB),
     Stream("FW_TASK_EDGE", ("fw.task.edge.*.*",), "workqueue", max_bytes=4 * GIB),
     Stream("FW_TASK_REMOTE", ("fw.task.remote.*.*",), "workqueue", max_bytes=4 * GIB),
-    Stream(
-        "FW_CANDIDATE",
-        ("fw.plan.*", "fw.candidate.*.*.*"),
-        "limits",
-        max_bytes=4 * GIB,
-        max_age_s=2 * DAY_S,
-        max_per_subject=1,
-    ),
+    # Work queue: what the judge has committed leaves it.
+    Stream("FW_CANDIDATE", ("fw.plan.*", "fw.candidate.*.*.*"), "workqueue", max_bytes=4 * GIB, max_per_subject=1),
     # The server refuses "discard new" here, and a limit would drop the oldest schedule.
     Stream("FW_TIMER", ("fw.sched.*", "fw.due.*"), "workqueue", discard_new=False, schedules=True),
     Stream("FW_OUTCOME", ("fw.outcome.*.*",), "limits", max_bytes=GIB, max_age_s=DAY_S, discard_new=False),
@@ -127,16 +121,19 @@ def task_stream(tier: Tier) -> str:
     return "FW_TASK_EDGE" if tier == "edge" else "FW_TASK_REMOTE"
 
 
-def task_durable(model: str, tier: Tier, priority: Priority) -> Durable:
-    """The durable from which workers take the tasks of one model and priority."""
-    return Durable(task_stream(tier), f"{model}-{priority}", task_subject(tier, model, priority))
+def task_durable(queue: str, tier: Tier, priority: Priority) -> Durable:
+    """The durable from which workers take the tasks of one queue and priority."""
+    return Durable(task_stream(tier), f"{queue}-{priority}", task_subject(tier, queue, priority))
 
 
-def topology(models: Mapping[str, Tier], replicas: int = 1, storage_mb: int = FULL_STORAGE_MB) -> Topology:
-    """The whole topology for these models.
+def topology(
+    models: Mapping[str, Tier], pools: Collection[str], replicas: int = 1, storage_mb: int = FULL_STORAGE_MB
+) -> Topology:
+    """The whole topology for these models and pools.
 
     Args:
-        models: configured model names and their tiers; each gets a durable per priority.
+        models: configured model names and their tiers; each at the edge gets a durable per priority.
+        pools: names of the pools; where there are hosted models, each gets a durable per priority.
         replicas: copies of each stream.
         storage_mb: MiB that all streams together may take, for one copy; each has its share of it.
     """
@@ -147,9 +144,10 @@ def topology(models: Mapping[str, Tier], replicas: int = 1, storage_mb: int = FU
         within = LEAST_BYTES + int((max_bytes - LEAST_BYTES) * min(1.0, max(0.0, share)))
         return within if max_bytes else 0
 
-    tasks = tuple(
-        task_durable(model, tier, priority) for model, tier in sorted(models.items()) for priority in PRIORITIES
-    )
+    queues: list[tuple[str, Tier]] = [(model, tier) for model, tier in sorted(models.items()) if tier == "edge"]
+    if "remote" in models.values():
+        queues += [(pool, "remote") for pool in sorted(pools)]
+    tasks = tuple(task_durable(queue, tier, priority) for queue, tier in queues for priority in PRIORITIES)
     fixed = (DISPATCHER_PROMPT, DISPATCHER_ROUND, JUDGE, JUDGE_DUE, INGEST)
     streams = tuple(replace(stream, max_bytes=limit(stream.max_bytes)) for stream in STREAMS)
     ledger = replace(LEDGER, max_bytes=limit(LEDGER.max_bytes))
@@ -167,9 +165,9 @@ def round_subject(fusion: str) -> str:
     return f"fw.round.{fusion}"
 
 
-def task_subject(tier: Tier, model: str, priority: Priority) -> str:
-    """Where dispatcher publishes a task."""
-    return f"fw.task.{tier}.{model}.{priority}"
+def task_subject(tier: Tier, queue: str, priority: Priority) -> str:
+    """Where dispatcher publishes tasks: by the pool for hosted models, by the model for those at the edge."""
+    return f"fw.task.{tier}.{queue}.{priority}"
 
 
 def plan_subject(fusion: str) -> str:
@@ -200,6 +198,11 @@ def outcome_subject(tenant: str, fusion: str) -> str:
 def token_subject(fusion: str) -> str:
     """Where a worker tells what it is writing; of core NATS, so nothing is kept."""
     return f"fw.token.{fusion}"
+
+
+def stored_subject(fusion: str) -> str:
+    """Where the judge is asked which candidates of a fusion have come; of core NATS."""
+    return f"fw.stored.{fusion}"
 
 
 def held_subject(holder: str) -> str:

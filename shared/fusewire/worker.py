@@ -1,8 +1,11 @@
 """What both workers share: the loop that takes tasks and gives candidates."""
 
+import abc
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Protocol
 
@@ -10,12 +13,12 @@ import structlog
 from nats.errors import Error as NatsError
 
 from fusewire import telemetry
-from fusewire.bus import Bus, Delivery, fault
+from fusewire.bus import Bus, Delivery, fault, retry_delay_s
 from fusewire.cancel import Cancelled
-from fusewire.contracts import PRIORITIES, CallFailure, Candidate, ContractError, Task, Tier, Token
+from fusewire.contracts import PRIORITIES, CallFailure, Candidate, ContractError, Task, Tasks, Tier, Token
 from fusewire.errors import Transient
 from fusewire.fence import Untouched
-from fusewire.pull import PriorityLoop
+from fusewire.pull import Release, ReleaseLoop
 from fusewire.topology import MAX_DELIVERIES, candidate_subject, task_durable, token_subject
 
 log = structlog.get_logger(__name__)
@@ -74,25 +77,43 @@ def _merge(task: Task) -> Untouched | None:
     return Untouched() if task.kind == "write" else None
 
 
+Make = Callable[[Task, Tell | None], Awaitable[Candidate | None]]
+"""Makes the call of one task, and returns by its deadline at the latest; None where its candidate has come already.
+
+It never raises for what a model or a provider did: a failure is a candidate too. What it raises is a fault of ours; the
+tasks are then delivered again. The second argument is given the answer's text piece by piece, if it comes so.
+"""
+
+
 class Generate(Protocol):
-    """Turns a task into a candidate.
+    """Turns tasks into candidates."""
 
-    It never raises for what a model or a provider did: a failure is a candidate too. What it
-    raises is a fault of ours; the task is then delivered again.
-    """
-
-    async def generate(self, task: Task, tell: Tell | None = None) -> Candidate:
-        """Make the call. Returns by `task.deadline_at` at the latest.
+    def hold(self, tasks: Tasks, deliveries: int, begun: Callable[[], None]) -> AbstractAsyncContextManager[Make]:
+        """While inside, the calls of one message are this worker's to make.
 
         Args:
-            task: what to ask.
-            tell: to be given the answer's text piece by piece, if it comes so and somebody reads along.
+            tasks: what to ask.
+            deliveries: how often the message has been delivered, this time included.
+            begun: to be told when a call is about to be made, so that it no longer stands in line.
         """
         ...
 
     async def aclose(self) -> None:
         """Let go of processes and connections."""
         ...
+
+
+class Unpaid(abc.ABC):
+    """The `hold` of engines whose calls cost nothing, so that nothing need be remembered of them."""
+
+    @abc.abstractmethod
+    async def generate(self, task: Task, tell: Tell | None = None) -> Candidate:
+        """See `Make`."""
+
+    @contextlib.asynccontextmanager
+    async def hold(self, tasks: Tasks, deliveries: int, begun: Callable[[], None]) -> AsyncIterator[Make]:  # noqa: ARG002
+        """See `Generate.hold`. A message stands in line until it has ended."""
+        yield self.generate
 
 
 def failed(
@@ -121,13 +142,26 @@ def _storable(text: str) -> str:
     return text.replace("\x00", "\ufffd")
 
 
+def _held() -> None:
+    """A message that stands in no line."""
+
+
+def _too_large(candidate: Candidate) -> Candidate:
+    failure = CallFailure(
+        code="answer_too_large",
+        message=f"the answer exceeds {MAX_CANDIDATE_BYTES} bytes, which is what a message holds; lower max_tokens",
+        retryable=False,
+    )
+    return candidate.model_copy(update={"content": None, "error": failure})
+
+
 class Worker:
-    """One loop per model: take a task, make the call, publish the candidate, acknowledge.
+    """One loop per queue: take the tasks of a round, make the calls, publish each candidate, acknowledge.
 
     Args:
         bus: the service's connection.
         generate: makes the calls.
-        concurrency: by model, how many tasks are in hand at once.
+        concurrency: by queue, how many messages may stand in line here at once.
         tier: whose tasks it takes.
         clock: the time now.
         on_cancel: told the fusions that are cancelled, to end what runs for them. Without it such calls end by
@@ -149,11 +183,13 @@ class Worker:
         self._cancelled = Cancelled(on_cancel)
         self._tier = tier
         self._clock = clock
-        self._durables = {m: [task_durable(m, tier, p) for p in PRIORITIES] for m in concurrency}
+        self._durables = {q: [task_durable(q, tier, p) for p in PRIORITIES] for q in concurrency}
         self._loops = [
-            PriorityLoop(bus, self._durables[model], self.handle, concurrency=hands)
-            for model, hands in concurrency.items()
+            ReleaseLoop(bus, self._durables[queue], self.handle, concurrency=hands)
+            for queue, hands in concurrency.items()
         ]
+        self._running: dict[str, asyncio.Future[None]] = {}
+        """By key, the messages in hand."""
 
     async def start(self) -> None:
         """Check that every durable is there, listen for what is cancelled, then begin."""
@@ -171,27 +207,57 @@ class Worker:
         """Names of loops that no longer turn."""
         return [loop.name for loop in self._loops if loop.stalled()]
 
-    async def handle(self, delivery: Delivery) -> None:
-        """One task: exactly one candidate."""
-        task = Task.decode(delivery.data)
-        telemetry.bind_fusion(task.fusion_id)
-        candidate = await self._candidate(task, delivery.deliveries)
+    async def handle(self, delivery: Delivery, release: Release = _held) -> None:
+        """The tasks of one message: of each exactly one candidate.
+
+        Args:
+            delivery: the message.
+            release: to be called when it no longer stands in line.
+        """
+        tasks = Tasks.decode(delivery.data)
+        telemetry.bind_fusion(tasks.fusion_id)
+        if running := self._running.get(tasks.key):
+            # Delivered again while its calls are under way: they are what it asks for.
+            release()
+            await asyncio.shield(running)
+            return
+        running = self._running[tasks.key] = asyncio.ensure_future(self._all(tasks, delivery.deliveries, release))
+        running.add_done_callback(lambda _: self._running.pop(tasks.key, None))
+        await running
+
+    async def _all(self, tasks: Tasks, deliveries: int, release: Release) -> None:
+        async with self._generate.hold(tasks, deliveries, release) as make:
+            one_by_one = [self._one(task, make, deliveries) for task in tasks.each()]
+            # Whatever becomes of one, the others have their end: they may be paid for.
+            ends = await asyncio.gather(*one_by_one, return_exceptions=True)
+            for end in ends:
+                if isinstance(end, BaseException):
+                    raise end
+
+    async def _one(self, task: Task, make: Make, deliveries: int) -> None:
+        candidate = await self._candidate(task, make, deliveries)
+        if candidate is None:
+            return
         if candidate.content is not None:
             candidate = candidate.model_copy(update={"content": _storable(candidate.content)})
         body = candidate.encode()
         if len(body) > MAX_CANDIDATE_BYTES:
-            failure = CallFailure(
-                code="answer_too_large",
-                message=f"the answer has {len(body)} bytes, a message holds {MAX_CANDIDATE_BYTES}; lower max_tokens",
-                retryable=False,
-            )
-            candidate = candidate.model_copy(update={"content": None, "error": failure})
+            candidate = _too_large(candidate)
             body = candidate.encode()
-        # False means that an earlier delivery of this task has published already: done either way.
-        await self._bus.publish(
-            candidate_subject(task.fusion_id, task.round, task.call), body, msg_id=task.task_id, only_if_new=True
-        )
+        await self._publish(task, body)
         self._report(candidate)
+
+    async def _publish(self, task: Task, body: bytes) -> None:
+        """Publish a candidate, however long the broker is away: it may be paid for, and nobody else has it."""
+        subject = candidate_subject(task.fusion_id, task.round, task.call)
+        for tries in itertools.count(1):
+            try:
+                await self._bus.publish(subject, body, msg_id=task.task_id, only_if_new=True)
+            except Transient as exc:
+                log.warning("worker.candidate_not_published", call=task.call, round=task.round, fault=str(exc))
+                await asyncio.sleep(retry_delay_s(tries, 1.0))
+            else:
+                return
 
     def _refused(self, task: Task) -> CallFailure | None:
         """Why a task is not even tried, if it is not."""
@@ -211,11 +277,13 @@ class Worker:
             )
         return None
 
-    async def _candidate(self, task: Task, deliveries: int) -> Candidate:
+    async def _candidate(self, task: Task, make: Make, deliveries: int) -> Candidate | None:
         if refused := self._refused(task):
-            return failed(task, refused, provider=self._tier, at=self._clock(), cost_usd=0.0)
+            # Of an earlier delivery a call may have been made.
+            cost = 0.0 if deliveries == 1 else None
+            return failed(task, refused, provider=self._tier, at=self._clock(), cost_usd=cost)
         try:
-            return await self._generate.generate(task, Tell(self._bus, task))
+            return await make(task, Tell(self._bus, task))
         except (Transient, ContractError):
             raise
         except Exception as exc:

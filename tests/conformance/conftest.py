@@ -65,7 +65,7 @@ async def make_bus(nats: NatsServer) -> AsyncIterator[MakeBus]:
             await bus.connect(timeout_s=120)
             stack.push_async_callback(bus.stop)
             if models is not None:
-                await provision.apply(bus.js, topology(models))
+                await provision.apply(bus.js, topology(models, ["default"]))
             return bus
 
         yield connect
@@ -183,7 +183,7 @@ async def bus(nats: NatsServer) -> AsyncIterator[Bus]:
     """A connection to a broker of the test's own, with all that is not of one model."""
     bus = Bus("test", Nats(url=nats.url), drain_s=2)
     await bus.connect(timeout_s=120)
-    await provision.apply(bus.js, topology({}))
+    await provision.apply(bus.js, topology({}, ["default"]))
     yield bus
     await bus.stop()
 
@@ -247,7 +247,7 @@ async def running() -> Running:
     async def run(settings: Settings, *services: str | Service) -> AsyncIterator[Client]:
         bus = Bus("ops", settings.nats)
         await bus.connect(timeout_s=120)
-        await provision.apply(bus.js, topology({name: m.kind for name, m in settings.models.items()}))
+        await provision.apply(bus.js, topology({name: m.kind for name, m in settings.models.items()}, settings.pools))
         await bus.stop()
         sock = listen(settings.http)
         host = Host([_build(s, settings) if isinstance(s, str) else s for s in services], sock)

@@ -243,7 +243,7 @@ async def test_without_the_bucket_s_server_findings_last_as_long_as_the_process(
 ) -> None:
     bus = Bus("test", Nats(url=nats.url))
     await bus.connect(timeout_s=120)
-    await provision.apply(bus.js, topology({"big": "remote"}))
+    await provision.apply(bus.js, topology({"big": "remote"}, ["default"]))
     dialects = KvDialects(await bus.key_value(DIALECT_BUCKET))
     await bus.stop()
     model_server.set_script(Script(models={"*": ModelScript(refuses=KIMI)}))

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,14 +13,18 @@ import nats.errors
 import pytest
 from nats.js.kv import KeyValue
 
-from fusewire.contracts import Candidate, Message, Sampling, Task
+from fusewire import provision
+from fusewire.contracts import Candidate, Message, Sampling, Task, Tasks
+from fusewire.errors import Transient
 from fusewire.settings import RemoteModel
+from fusewire.testing.eventually import eventually
 from fusewire.testing.memory_kv import MemoryKeyValue
 from fusewire.testing.model_script import FaultKind, Script
 from fusewire.testing.model_server import ModelServer
 from fusewire.testing.nats_server import NatsServer
+from fusewire.topology import topology
 from fusewire_worker_remote.generate import RemoteGenerate
-from fusewire_worker_remote.ledger import Busy, ConflictError, Entry, Ledger, LedgerUnavailable
+from fusewire_worker_remote.ledger import Busy, Calls, ConflictError, Entry, Ledger, LedgerUnavailable
 from fusewire_worker_remote.ledger_kv import BUCKET, KvLedger
 
 LEASE_S = 15.0
@@ -56,23 +60,47 @@ class Died(BaseException):
     """The worker is gone: nothing of it runs any more."""
 
 
+def state(entry: Entry) -> str:
+    """What an entry of one call says."""
+    (known,) = entry.calls.values()
+    if known.is_sent:
+        return "sent"
+    return "ambiguous" if known.unknown else "paused"
+
+
 class Dying:
     """A ledger whose worker dies before or after the write of a state."""
 
     def __init__(self, ledger: Ledger, point: str) -> None:
         self._ledger = ledger
         self._when, self._state = point.split()
+        self.is_dead = False
 
-    async def get(self, task_id: str) -> tuple[Entry | None, int]:
-        return await self._ledger.get(task_id)
+    async def get(self, key: str) -> tuple[Entry | None, int]:
+        return await self._ledger.get(key)
 
-    async def put(self, task_id: str, entry: Entry, revision: int) -> int:
-        if entry.state == self._state and self._when == "before":
+    async def put(self, key: str, entry: Entry, revision: int, keep_s: float) -> int:
+        if self.is_dead:
+            raise LedgerUnavailable("nothing of it runs any more")
+        if state(entry) == self._state and self._when == "before":
+            self.is_dead = True
             raise Died
-        revision = await self._ledger.put(task_id, entry, revision)
-        if entry.state == self._state:
+        revision = await self._ledger.put(key, entry, revision, keep_s)
+        if state(entry) == self._state:
+            self.is_dead = True
             raise Died
         return revision
+
+
+class Published:
+    """Candidates that have come: what the judge tells."""
+
+    def __init__(self) -> None:
+        self.candidates: list[Candidate] = []
+
+    async def __call__(self, fusion_id: str, round_: int, calls: Collection[str]) -> Collection[str]:
+        come = {(c.fusion_id, c.round, c.call) for c in self.candidates}
+        return [call for call in calls if (fusion_id, round_, call) in come]
 
 
 def a_task(clock: Callable[[], datetime]) -> Task:
@@ -101,10 +129,12 @@ async def worker(
     ledger: Ledger, server: ModelServer, clock: Clock, name: str = "w", **settings: Any
 ) -> AsyncIterator[RemoteGenerate]:
     lease_s = settings.pop("lease_s", LEASE_S)
+    stored = settings.pop("stored", Published())
     model = {"kind": "remote", "base_url": server.base_url, "model": "big-1", "timeout_s": 20, **settings}
     generate = RemoteGenerate(
         {"big": RemoteModel.model_validate(model)},
         ledger,
+        stored=stored,
         clock=clock,
         sleep=no_wait,
         rng=random.Random(0).random,
@@ -117,25 +147,42 @@ async def worker(
         await generate.aclose()
 
 
-async def die(ledger: Ledger, server: ModelServer, clock: Clock, task: Task, point: str) -> None:
-    async with worker(Dying(ledger, point), server, clock) as generate:
-        with pytest.raises(Died):
-            await generate.generate(task)
+async def abandon(ledger: Dying, server: ModelServer, clock: Clock, deliveries: int) -> None:
+    """A worker takes the message, and dies before its candidate is published if not before."""
+    async with (
+        worker(ledger, server, clock) as generate,
+        generate.hold(Tasks.of("default", [a_task(clock)]), deliveries, lambda: None) as make,
+    ):
+        await make(a_task(clock), None)
+        ledger.is_dead = True
+        raise Died
 
 
-async def deliver(ledger: Ledger, server: ModelServer, clock: Clock, task: Task) -> Candidate:
-    async with worker(ledger, server, clock) as generate:
-        return await generate.generate(task)
+async def die(ledger: Ledger, server: ModelServer, clock: Clock, point: str, deliveries: int = 1) -> None:
+    """A worker takes the message and dies at a point."""
+    with pytest.raises(Died):
+        await abandon(Dying(ledger, point), server, clock, deliveries)
+
+
+async def deliver(ledger: Ledger, server: ModelServer, clock: Clock, published: Published) -> Candidate | None:
+    """Another worker has it delivered again, and publishes what it comes to; None where nothing is left to do."""
+    async with (
+        worker(ledger, server, clock, "other", stored=published) as generate,
+        generate.hold(Tasks.of("default", [a_task(clock)]), 2, lambda: None) as make,
+    ):
+        candidate = await make(a_task(clock), None)
+    if candidate:
+        published.candidates.append(candidate)
+    return candidate
 
 
 # where the worker dies, fates of the requests, requests when it dies, requests in all, may be paid twice
 CRASHES = [
     ("before sent", [], 0, 1, False),
     ("after sent", [], 0, 1, True),  # no byte left, but nothing tells that from a call under way
-    ("before settled", [], 1, 2, True),
-    ("after settled", [], 1, 1, False),
-    ("before reserved", ["rate_limited"], 1, 2, True),
-    ("after reserved", ["rate_limited"], 1, 2, False),
+    ("after answer", [], 1, 2, True),
+    ("before paused", ["rate_limited"], 1, 2, True),
+    ("after paused", ["rate_limited"], 1, 2, False),
     ("before ambiguous", ["truncate"], 1, 2, True),
     ("after ambiguous", ["truncate"], 1, 2, True),
 ]
@@ -145,45 +192,113 @@ CRASHES = [
 async def test_a_crash_costs_at_most_one_more_call(
     kv: KeyValue, point: str, fates: list[Any], at_death: int, in_all: int, twice: bool
 ) -> None:
-    ledger, clock = KvLedger(kv), Clock()
-    task = a_task(clock)
+    ledger, clock, published = KvLedger(kv), Clock(), Published()
     async with ModelServer(Script.of(*fates)) as server:
-        await die(ledger, server, clock, task, point)
+        await die(ledger, server, clock, point)
         assert server.stats.requests == at_death
 
-        if point not in {"before sent", "after settled"}:
+        if point != "before sent":
             with pytest.raises(Busy) as busy:
-                await deliver(ledger, server, clock, task)
+                await deliver(ledger, server, clock, published)
             assert busy.value.retry_after_s is not None
             assert 0 < busy.value.retry_after_s <= LEASE_S + 1
             assert server.stats.requests == at_death
 
         clock.outlive_lease()
-        candidate = await deliver(ledger, server, clock, task)
+        candidate = await deliver(ledger, server, clock, published)
+        assert candidate is not None
         assert candidate.ok
         assert candidate.maybe_paid_twice is twice
         assert server.stats.requests == in_all
 
-        assert await deliver(ledger, server, clock, task) == candidate
+        clock.outlive_lease()
+        assert await deliver(ledger, server, clock, published) is None
         assert server.stats.requests == in_all
 
 
-@pytest.mark.parametrize("point", ["before settled", "after sent"])
+@pytest.mark.parametrize("point", ["after answer", "after sent"])
 async def test_a_second_crash_ends_the_task_without_a_third_call(kv: KeyValue, point: str) -> None:
-    ledger, clock = KvLedger(kv), Clock()
-    task = a_task(clock)
+    ledger, clock, published = KvLedger(kv), Clock(), Published()
     async with ModelServer() as server:
-        for _ in range(2):
-            await die(ledger, server, clock, task, point)
-            clock.outlive_lease()
+        await die(ledger, server, clock, point)
+        clock.outlive_lease()
+        await die(ledger, server, clock, point, deliveries=2)
+        clock.outlive_lease()
         called = server.stats.requests
-        assert called == (2 if point == "before settled" else 0)
-        candidate = await deliver(ledger, server, clock, task)
+        candidate = await deliver(ledger, server, clock, published)
+        assert candidate is not None
         assert candidate.error is not None
         assert (candidate.error.code, candidate.error.retryable) == ("timeout", False)
         assert (candidate.maybe_paid_twice, candidate.cost_usd) == (True, None)
-        assert await deliver(ledger, server, clock, task) == candidate
+        clock.outlive_lease()
+        assert await deliver(ledger, server, clock, published) is None
         assert server.stats.requests == called
+
+
+async def test_a_worker_that_stops_lets_go_so_that_nobody_waits_for_its_lease(kv: KeyValue) -> None:
+    ledger, clock, published = KvLedger(kv), Clock(), Published()
+    async with ModelServer(Script.of("hang")) as server:
+        async with worker(ledger, server, clock) as generate:
+
+            async def handle() -> None:
+                async with generate.hold(Tasks.of("default", [a_task(clock)]), 1, lambda: None) as make:
+                    await make(a_task(clock), None)
+
+            handling = asyncio.create_task(handle())
+            await server.arrived(1)
+            handling.cancel()
+            await asyncio.gather(handling, return_exceptions=True)
+        server.set_script(Script())
+        candidate = await deliver(ledger, server, clock, published)
+    assert candidate is not None
+    assert (candidate.ok, candidate.maybe_paid_twice) == (True, True)
+
+
+async def test_without_an_answer_from_the_judge_nothing_is_called_again(kv: KeyValue) -> None:
+    ledger, clock = KvLedger(kv), Clock()
+
+    async def silent(*_: Any) -> Collection[str]:
+        raise Transient("no judge")
+
+    async with ModelServer() as server:
+        await die(ledger, server, clock, "after answer")
+        clock.outlive_lease()
+        async with worker(ledger, server, clock, stored=silent) as generate:
+            with pytest.raises(Transient, match="no judge"):
+                await generate.hold(Tasks.of("default", [a_task(clock)]), 2, lambda: None).__aenter__()
+        assert server.stats.requests == 1
+
+
+async def test_the_calls_of_a_message_are_noted_in_one_write(kv: KeyValue) -> None:
+    ledger, clock = KvLedger(kv), Clock()
+    tasks = [a_task(clock).model_copy(update={"call": call, "task_id": f"f1-0-{call}"}) for call in "abc"]
+    async with (
+        ModelServer() as server,
+        worker(ledger, server, clock) as generate,
+        generate.hold(Tasks.of("default", tasks), 1, lambda: None) as make,
+    ):
+        candidates = await asyncio.gather(*(make(task, None) for task in tasks))
+        entry, revision = await ledger.get("f1-0-default")
+    assert all(c and c.ok for c in candidates)
+    assert entry is not None
+    assert set(entry.calls) == {"a", "b", "c"}
+    assert revision == 1
+
+
+async def test_a_copy_of_a_message_that_has_ended_makes_no_call(kv: KeyValue) -> None:
+    ledger, clock, published = KvLedger(kv), Clock(), Published()
+    async with ModelServer() as server:
+        assert await deliver(ledger, server, clock, published)
+        async with (
+            worker(ledger, server, clock, stored=published) as generate,
+            generate.hold(Tasks.of("default", [a_task(clock)]), 1, lambda: None) as make,
+        ):
+            # It cannot know before it tries, and comes again.
+            with pytest.raises(Busy):
+                await make(a_task(clock), None)
+        clock.outlive_lease()
+        assert await deliver(ledger, server, clock, published) is None
+        assert server.stats.requests == 1
 
 
 async def test_of_many_workers_with_one_task_one_calls(kv: KeyValue) -> None:
@@ -200,73 +315,76 @@ async def test_of_many_workers_with_one_task_one_calls(kv: KeyValue) -> None:
     async with ModelServer(Script.of(latency_ms=50)) as server:
         candidates = [c for c in await asyncio.gather(*(attempt(n) for n in range(20))) if c]
         assert server.stats.requests == 1
-        assert candidates
-        assert all(c == candidates[0] for c in candidates)
+        assert len(candidates) == 1
 
 
 async def test_a_long_call_keeps_its_lease(kv: KeyValue) -> None:
     ledger, clock = KvLedger(kv), Clock()
     async with ModelServer(Script.of(latency_ms=500)) as server, worker(ledger, server, clock, lease_s=0.3) as generate:
         assert (await generate.generate(a_task(clock))).ok
-        settled = await kv.get("f1-0-a")
-    assert settled.revision is not None
-    assert settled.revision > 2, "written only when sent and when settled"
+        noted = await kv.get("f1-0-a")
+    assert noted.revision is not None
+    assert noted.revision > 2, "written only when sent"
 
 
 class Stalling:
-    """A ledger whose worker stands still after its first call, before it writes, until it is told to go on."""
+    """A ledger whose worker stands still after its first call, before its next word to the ledger, until told."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+        self._is_noted = False
         self.stands = asyncio.Event()
         self.go_on = asyncio.Event()
 
-    async def get(self, task_id: str) -> tuple[Entry | None, int]:
-        return await self._ledger.get(task_id)
+    async def get(self, key: str) -> tuple[Entry | None, int]:
+        await self._stand_still()
+        return await self._ledger.get(key)
 
-    async def put(self, task_id: str, entry: Entry, revision: int) -> int:
-        if entry.state != "sent":
+    async def put(self, key: str, entry: Entry, revision: int, keep_s: float) -> int:
+        await self._stand_still()
+        self._is_noted = True
+        return await self._ledger.put(key, entry, revision, keep_s)
+
+    async def _stand_still(self) -> None:
+        if self._is_noted:
             self.stands.set()
             await self.go_on.wait()
-        return await self._ledger.put(task_id, entry, revision)
 
 
 @asynccontextmanager
 async def lease_lost(
     kv: KeyValue, *fates: FaultKind, then: FaultKind
 ) -> AsyncIterator[tuple[Stalling, asyncio.Task[Candidate], asyncio.Task[Candidate], ModelServer]]:
-    """A first worker stalls after its call and loses its lease; a second has called, too (and is at `then`)."""
+    """A first worker stalls within its call and loses its lease; a second has called, too (and is at `then`)."""
     clock = Clock()
     stalling = Stalling(KvLedger(kv))
     task = a_task(clock)
     async with (
-        ModelServer(Script.of(*fates, then)) as server,
+        ModelServer(Script.of(*fates, then, latency_ms=100)) as server,
         worker(stalling, server, clock, "first") as first,
         worker(KvLedger(kv), server, clock, "second") as second,
     ):
         stalled = asyncio.create_task(first.generate(task))
-        await stalling.stands.wait()
+        await server.arrived(1)
         clock.outlive_lease()
         taken_over = asyncio.create_task(second.generate(task))
+        await stalling.stands.wait()
         await server.arrived(2)
         yield stalling, stalled, taken_over, server
         taken_over.cancel()
         await asyncio.gather(stalled, taken_over, return_exceptions=True)
 
 
-async def test_an_answer_settles_over_a_call_that_has_none_yet(kv: KeyValue) -> None:
+async def test_an_answer_ends_a_task_over_a_call_that_has_none_yet(kv: KeyValue) -> None:
     async with lease_lost(kv, "none", then="hang") as (stalling, stalled, _, server):
         stalling.go_on.set()
         candidate = await stalled
         assert candidate.ok
         assert candidate.maybe_paid_twice
-        entry, _ = await KvLedger(kv).get(candidate.task_id)
-        assert entry is not None
-        assert entry.candidate == candidate
         assert server.stats.requests == 2
 
 
-async def test_a_failure_does_not_settle_over_a_call_that_may_yet_answer(kv: KeyValue) -> None:
+async def test_a_failure_does_not_end_it_over_a_call_that_may_yet_answer(kv: KeyValue) -> None:
     async with lease_lost(kv, "unauthorized", then="hang") as (stalling, stalled, _, _server):
         stalling.go_on.set()
         with pytest.raises(Busy):
@@ -282,12 +400,12 @@ async def test_without_its_lease_a_worker_makes_no_further_call(kv: KeyValue, fa
         assert server.stats.requests == 2
 
 
-async def test_of_two_answers_the_first_to_settle_is_the_tasks_end(kv: KeyValue) -> None:
+async def test_of_two_answers_each_says_that_there_may_be_another(kv: KeyValue) -> None:
     async with lease_lost(kv, "none", then="none") as (stalling, stalled, taken_over, _):
-        winner = await taken_over
+        second = await taken_over
         stalling.go_on.set()
-        assert await stalled == winner
-        assert winner.maybe_paid_twice
+        assert second.maybe_paid_twice
+        assert (await stalled).maybe_paid_twice
 
 
 class Deaf(MemoryKeyValue):
@@ -298,9 +416,9 @@ class Deaf(MemoryKeyValue):
         self._lost = set(lost)
         self._writes = 0
 
-    async def update(self, key: str, value: bytes, last: int | None = None, validate_keys: bool = True) -> int:
+    async def _update(self, key: str, value: bytes, last: int | None = None, *rest: Any, **more: Any) -> int:
         self._writes += 1
-        revision = await super().update(key, value, last)
+        revision = await super()._update(key, value, last, *rest, **more)
         if self._writes in self._lost:
             raise nats.errors.TimeoutError
         return revision
@@ -310,7 +428,8 @@ class Deaf(MemoryKeyValue):
 async def test_a_lost_acknowledgement_costs_no_call(lost: set[int]) -> None:
     clock = Clock()
     async with ModelServer(Script.of("rate_limited")) as server:
-        candidate = await deliver(KvLedger(Deaf(*lost)), server, clock, a_task(clock))
+        candidate = await deliver(KvLedger(Deaf(*lost)), server, clock, Published())
+        assert candidate is not None
         assert candidate.ok
         assert not candidate.maybe_paid_twice
         assert server.stats.requests == 2
@@ -323,11 +442,11 @@ class Down(MemoryKeyValue):
         super().__init__()
         self._left = first - 1
 
-    async def update(self, key: str, value: bytes, last: int | None = None, validate_keys: bool = True) -> int:
+    async def _update(self, key: str, value: bytes, last: int | None = None, *rest: Any, **more: Any) -> int:
         if self._left == 0:
             raise nats.errors.TimeoutError
         self._left -= 1
-        return await super().update(key, value, last)
+        return await super()._update(key, value, last, *rest, **more)
 
 
 @pytest.fixture
@@ -340,7 +459,7 @@ async def test_without_a_ledger_nothing_is_called() -> None:
     clock = Clock()
     async with ModelServer() as server:
         with pytest.raises(LedgerUnavailable):
-            await deliver(KvLedger(Down(1)), server, clock, a_task(clock))
+            await deliver(KvLedger(Down(1)), server, clock, Published())
         assert server.stats.requests == 0
 
 
@@ -348,24 +467,54 @@ async def test_without_a_ledger_nothing_is_called() -> None:
 async def test_a_paid_answer_is_not_thrown_away_when_the_ledger_goes_down() -> None:
     clock = Clock()
     async with ModelServer() as server:
-        assert (await deliver(KvLedger(Down(2)), server, clock, a_task(clock))).ok
+        candidate = await deliver(KvLedger(Down(2)), server, clock, Published())
+    assert candidate is not None
+    assert candidate.ok
 
 
 async def test_what_the_server_leaves_of_an_expired_key_is_no_entry() -> None:
     kv, clock = MemoryKeyValue(), Clock()
-    kv._entries["f1-0-a"] = KeyValue.Entry(BUCKET, "f1-0-a", None, 7, None, None, None)
+    kv._entries["f1-0-default"] = KeyValue.Entry(BUCKET, "f1-0-default", None, 7, None, None, None)
     async with ModelServer() as server:
-        assert (await deliver(KvLedger(kv), server, clock, a_task(clock))).ok
+        candidate = await deliver(KvLedger(kv), server, clock, Published())
+    assert candidate is not None
+    assert candidate.ok
 
 
 async def test_a_revision_that_is_not_the_last_is_refused(kv: KeyValue) -> None:
     ledger, clock = KvLedger(kv), Clock()
-    entry = Entry(state="sent", owner="w", until=clock(), started_at=clock(), attempts=1)
+    entry = Entry(owner="w", until=clock(), calls={"a": Calls(started_at=clock())})
+    late = 3600.0
     assert await ledger.get("t") == (None, 0)
-    first = await ledger.put("t", entry, 0)
+    first = await ledger.put("t", entry, 0, late)
     with pytest.raises(ConflictError):
-        await ledger.put("t", entry, 0)
-    second = await ledger.put("t", entry, first)
+        await ledger.put("t", entry, 0, late)
+    second = await ledger.put("t", entry, first, late)
     with pytest.raises(ConflictError):
-        await ledger.put("t", entry, first)
+        await ledger.put("t", entry, first, late)
     assert await ledger.get("t") == (entry, second)
+
+
+async def test_the_server_forgets_an_entry_when_its_time_has_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fusewire_worker_remote.ledger_kv.LEAST_TTL_S", 1.0)
+    clock = Clock()
+    entry = Entry(owner="w", until=clock(), calls={"a": Calls(started_at=clock())})
+    async with NatsServer(tmp_path) as server:
+        client = await nats.connect(server.url)
+        js = client.jetstream()
+        await provision.apply(js, topology({}, ()))
+        ledger = KvLedger(await js.key_value(BUCKET))
+        kept = await ledger.put("kept", entry, 0, 3600.0)
+        await ledger.put("kept", entry, kept, 3600.0)
+        first = await ledger.put("over", entry, 0, 0.0)
+        await ledger.put("over", entry, first, 0.0)
+
+        async def is_over() -> bool:
+            return await ledger.get("over") == (None, 0)
+
+        await eventually(is_over)
+        assert (await ledger.get("kept"))[0] == entry
+        assert await ledger.put("over", entry, 0, 0.0), "what is forgotten is as if it had never been"
+        await client.close()

@@ -19,10 +19,10 @@ Running = Callable[..., AbstractAsyncContextManager[Client]]
 WRITTEN = {
     "FW_PROMPT": 1,
     "FW_CANDIDATE": 6,  # the plan, three answers, two verdicts
-    "FW_TASK_REMOTE": 5,
+    "FW_TASK_REMOTE": 2,  # of each round
     "FW_ROUND": 1,
     "FW_OUTCOME": 1,
-    "KV_fw_calls": 10,  # of each call that it is sent, and how it ended
+    "KV_fw_calls": 2,  # of each round, that its calls are sent
 }
 """By stream, of best-of with three members and a judge that is asked in both orders."""
 

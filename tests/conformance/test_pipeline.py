@@ -185,7 +185,7 @@ async def test_everything_delivered_again_changes_nothing(
         calls = model_server.stats.requests
         # The consumer begins anew: every plan and candidate that ever was comes again.
         await ops.js.delete_consumer("FW_CANDIDATE", "judge")
-        await provision.apply(ops.js, topology(dict.fromkeys("abcj", "remote")))
+        await provision.apply(ops.js, topology(dict.fromkeys("abcj", "remote"), ["default"]))
 
         async def all_again() -> bool:
             info = await ops.js.consumer_info("FW_CANDIDATE", "judge")
@@ -343,7 +343,7 @@ async def test_a_broker_whose_store_is_lost_loses_no_prompt(
 
         async def planned() -> bool:
             tasks = await ops.js.stream_info("FW_TASK_REMOTE")
-            return tasks.state.messages == 30 and await rows(settings, PLANNED) == [(10,)]
+            return tasks.state.messages == 10 and await rows(settings, PLANNED) == [(10,)]
 
         await eventually(planned)
         await nats.kill()

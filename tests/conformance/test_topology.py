@@ -15,7 +15,7 @@ from fusewire.testing.nats_server import NatsServer
 from fusewire.topology import DAY_S, GIB, JUDGE, STREAMS, Durable, topology
 
 MakeBus = Callable[..., Awaitable[Bus]]
-WANTED = topology({"tiny": "edge", "gpt": "remote"})
+WANTED = topology({"tiny": "edge", "gpt": "remote"}, ["default"])
 COUNT = len(WANTED.streams) + len(WANTED.durables) + len(WANTED.buckets) + len(WANTED.object_stores)
 
 
@@ -53,13 +53,15 @@ async def test_what_it_makes_is_what_the_contract_says(js: JetStreamContext) -> 
         assert (consumer.filter_subject or "") == durable.subject
 
 
-async def test_a_model_more_adds_only_its_durables(js: JetStreamContext) -> None:
+async def test_a_pool_and_an_edge_model_more_add_only_their_durables(js: JetStreamContext) -> None:
     await apply(js, WANTED)
 
-    changes = await apply(js, topology({"tiny": "edge", "gpt": "remote", "new": "remote"}))
+    changes = await apply(js, topology({"tiny": "edge", "small": "edge", "gpt": "remote"}, ["default", "new"]))
 
     assert [c.name for c in changes if c.action == "created"] == [
-        f"FW_TASK_REMOTE/new-{p}" for p in ("high", "normal", "low")
+        f"{stream}-{priority}"
+        for stream in ("FW_TASK_EDGE/small", "FW_TASK_REMOTE/new")
+        for priority in ("high", "normal", "low")
     ]
     assert summary(changes)["updated"] == 0
 
@@ -69,7 +71,9 @@ async def test_what_an_operator_set_wider_stays(js: JetStreamContext) -> None:
     prompts = (await js.stream_info("FW_PROMPT")).config
     await js.update_stream(prompts.evolve(max_bytes=8 * GIB, subjects=["fw.prompt.*.*", "legacy.prompt"]))
     candidates = (await js.stream_info("FW_CANDIDATE")).config
-    await js.update_stream(candidates.evolve(max_age=9 * DAY_S, max_bytes=-1))
+    await js.update_stream(candidates.evolve(max_bytes=-1))
+    dead = (await js.stream_info("FW_DEAD")).config
+    await js.update_stream(dead.evolve(max_age=90 * DAY_S))
     judge = (await js.consumer_info("FW_CANDIDATE", "judge")).config
     await js.add_consumer("FW_CANDIDATE", judge.evolve(ack_wait=90, max_ack_pending=9_999))
     await js.add_stream(name="THEIRS", subjects=["theirs.>"])
@@ -80,7 +84,8 @@ async def test_what_an_operator_set_wider_stays(js: JetStreamContext) -> None:
     prompts = (await js.stream_info("FW_PROMPT")).config
     assert (prompts.max_bytes, set(prompts.subjects or [])) == (8 * GIB, {"fw.prompt.*.*", "legacy.prompt"})
     candidates = (await js.stream_info("FW_CANDIDATE")).config
-    assert (candidates.max_age, candidates.max_bytes) == (9 * DAY_S, -1)
+    assert candidates.max_bytes == -1
+    assert (await js.stream_info("FW_DEAD")).config.max_age == 90 * DAY_S
     judge = (await js.consumer_info("FW_CANDIDATE", "judge")).config
     assert (judge.ack_wait, judge.max_ack_pending) == (90, 9_999)
     assert (await js.stream_info("THEIRS")).config.subjects == ["theirs.>"]
@@ -103,16 +108,42 @@ async def test_what_is_narrower_than_needed_is_widened_and_nothing_is_lost(js: J
     assert (await js.get_msg("FW_PROMPT", subject="fw.prompt.low.acme", direct=False)).data == b"kept"
 
 
-async def test_a_stream_of_another_kind_is_not_touched(js: JetStreamContext) -> None:
-    await js.add_stream(name="FW_PROMPT", subjects=["fw.prompt.*.*"], retention=api.RetentionPolicy.LIMITS)
-    await js.publish("fw.prompt.low.acme", b"kept")
+async def of_another_kind(js: JetStreamContext) -> None:
+    """FW_CANDIDATE as it was until it became a work queue, with a message that the judge has not had."""
+    subjects = ["fw.plan.*", "fw.candidate.*.*.*"]
+    await js.add_stream(name="FW_CANDIDATE", subjects=subjects, retention=api.RetentionPolicy.LIMITS)
+    await js.add_consumer("FW_CANDIDATE", durable_name="judge", ack_policy=api.AckPolicy.EXPLICIT)
+    await js.publish("fw.plan.f1", b"kept")
+
+
+@pytest.mark.parametrize("state", ["waits", "in hand", "no taker"])
+async def test_a_stream_of_another_kind_is_not_touched_while_it_holds_something(
+    js: JetStreamContext, state: str
+) -> None:
+    await of_another_kind(js)
+    if state == "in hand":
+        await (await js.pull_subscribe_bind("judge", "FW_CANDIDATE")).fetch(1)
+    elif state == "no taker":
+        await js.delete_consumer("FW_CANDIDATE", "judge")
 
     with pytest.raises(TopologyConflictError) as caught:
         await apply(js, WANTED)
 
-    assert "FW_PROMPT exists with retention" in str(caught.value)
-    assert "delete it, and apply again" in str(caught.value)
-    assert (await js.stream_info("FW_PROMPT")).state.messages == 1
+    assert "FW_CANDIDATE exists with retention" in str(caught.value)
+    assert "let the services of the old version handle them" in str(caught.value)
+    assert (await js.stream_info("FW_CANDIDATE")).state.messages == 1
+
+
+async def test_a_stream_of_another_kind_is_made_anew_when_all_is_handled(js: JetStreamContext) -> None:
+    await of_another_kind(js)
+    (message,) = await (await js.pull_subscribe_bind("judge", "FW_CANDIDATE")).fetch(1)
+    await message.ack_sync()
+
+    changes = await apply(js, WANTED)
+
+    assert ("FW_CANDIDATE", "updated") in {(c.name, c.action) for c in changes}
+    assert (await js.stream_info("FW_CANDIDATE")).config.retention == "workqueue"
+    assert await missing(js, WANTED) == []
 
 
 async def test_applied_twice_at_once(nats: NatsServer, make_bus: MakeBus) -> None:
@@ -135,7 +166,7 @@ async def test_a_service_without_its_durable_does_not_start(make_bus: MakeBus) -
     assert "fusewire topology apply" in caught.value.mend
 
     await provision.apply(bus.js, WANTED)
-    await bus.require(JUDGE, Durable("FW_TASK_REMOTE", "gpt-high", ""))
+    await bus.require(JUDGE, Durable("FW_TASK_REMOTE", "default-high", ""))
 
 
 async def test_a_server_that_does_not_answer_is_named_with_what_to_do(nats: NatsServer) -> None:

@@ -56,12 +56,12 @@ async def apply_topology(settings: Settings, nats_url: str | None = None) -> lis
     """Provision streams, durables and buckets. Raises StartupError when NATS does not answer.
 
     Args:
-        settings: which models there are, and how much room.
+        settings: which models and pools there are, and how much room.
         nats_url: where the embedded broker listens.
     """
     nats = settings.nats.model_copy(update={"url": nats_url}) if nats_url else settings.nats
     models = {name: model.kind for name, model in settings.models.items()}
-    wanted_topology = topology(models, nats.replicas, storage_mb(settings))
+    wanted_topology = topology(models, settings.pools, nats.replicas, storage_mb(settings))
     bus = Bus("ops", nats)
     await bus.connect(timeout_s=5)
     try:

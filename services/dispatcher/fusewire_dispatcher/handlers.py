@@ -11,7 +11,7 @@ from fusewire.bus import Bus, Delivery
 from fusewire.cancel import Cancelled
 from fusewire.contracts import Prompt, Round, Task
 from fusewire.topology import plan_subject, task_subject
-from fusewire_dispatcher.planning import Book, expand, plan
+from fusewire_dispatcher.planning import Book, by_queue, expand, plan
 
 log = structlog.get_logger(__name__)
 
@@ -34,9 +34,12 @@ class Handlers:
             return
         made, tasks = plan(prompt, self._book, self._clock())
         await asyncio.gather(
-            self._bus.publish(plan_subject(prompt.fusion_id), made, only_if_new=True), self._publish(tasks)
+            self._bus.publish(plan_subject(prompt.fusion_id), made, only_if_new=True),
+            self._publish(prompt.pool, tasks),
         )
-        log.debug("dispatcher.planned", members=len(tasks), excluded=len(made.excluded), residency=prompt.residency)
+        log.debug(
+            "dispatcher.planned", members=len(made.members), excluded=len(made.excluded), residency=prompt.residency
+        )
 
     async def on_round(self, delivery: Delivery) -> None:
         """Publish the tasks that the judge asks for."""
@@ -45,10 +48,13 @@ class Handlers:
             log.info("dispatcher.cancelled", round=asked.round)
             return
         tasks = expand(asked, self._book)
-        await self._publish(tasks)
+        await self._publish(asked.pool, tasks)
         log.debug("dispatcher.round_expanded", round=asked.round, calls=len(tasks))
 
-    async def _publish(self, tasks: Iterable[Task]) -> None:
+    async def _publish(self, pool: str, tasks: Iterable[Task]) -> None:
         await asyncio.gather(
-            *(self._bus.publish(task_subject(t.tier, t.model, t.priority), t, msg_id=t.task_id) for t in tasks)
+            *(
+                self._bus.publish(task_subject(t.tier, t.queue, t.priority), t, msg_id=t.key)
+                for t in by_queue(pool, tasks)
+            )
         )

@@ -19,6 +19,7 @@ from fusewire.contracts import (
     Round,
     Sampling,
     Task,
+    Tasks,
     Tier,
 )
 from fusewire.errors import Unacceptable
@@ -294,6 +295,15 @@ def expand(asked: Round, book: Book) -> tuple[Task, ...]:
             )
         )
     return tuple(tasks)
+
+
+def by_queue(pool: str, tasks: Iterable[Task]) -> tuple[Tasks, ...]:
+    """The tasks of one round, those together that one worker takes: all hosted ones, and those of each edge model."""
+    queues: dict[tuple[Tier, str], list[Task]] = {}
+    for task in tasks:
+        queue = task.model if task.tier == "edge" else pool
+        queues.setdefault((task.tier, queue), []).append(task)
+    return tuple(Tasks.of(queue, together) for (_, queue), together in queues.items())
 
 
 def with_system(messages: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:

@@ -49,6 +49,10 @@ _HEARD = select(
     candidates.c.after_rounds,
     candidates.c.body,
 ).where(candidates.c.fusion_id.in_(_KEYS))
+_IS_DONE = select(fusions.c.is_done).where(fusions.c.fusion_id == bindparam("key"))
+_STORED = select(candidates.c.call).where(
+    candidates.c.fusion_id == bindparam("key"), candidates.c.round == bindparam("round")
+)
 _OUTCOMES = select(outcomes.c.body).where(outcomes.c.fusion_id.in_(_KEYS))
 _DUE = (
     select(fusions.c.fusion_id)
@@ -224,6 +228,14 @@ class Results:
         """Stored outcomes, to be announced again."""
         found = await self._connection.execute(_OUTCOMES, {"keys": sorted(fusion_ids)})
         return [Outcome.decode(body) for (body,) in found]
+
+    async def is_open(self, fusion_id: str) -> bool:
+        """Whether a fusion was accepted and has no outcome yet."""
+        return (await self._connection.execute(_IS_DONE, {"key": fusion_id})).scalar() is False
+
+    async def calls_stored(self, fusion_id: str, round_: int) -> set[str]:
+        """The calls of a round whose candidates are stored."""
+        return set((await self._connection.execute(_STORED, {"key": fusion_id, "round": round_})).scalars())
 
     async def seen(self, pool: str, newest: int) -> list[Seen]:
         """How the members of a pool did in its newest outcomes."""

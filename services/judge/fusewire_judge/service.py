@@ -14,6 +14,7 @@ from fusewire.store import migrate
 from fusewire.store.engine import Store
 from fusewire.topology import JUDGE, JUDGE_DUE
 from fusewire_judge.handlers import Handlers
+from fusewire_judge.stored import StoredCandidates
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +33,7 @@ class Judge:
         self._bus = Bus(self.name, settings.nats, drain_s=self._drain_s)
         self._store = Store(settings.database)
         self._handlers = Handlers(self._bus, self._store, lambda: datetime.now(UTC), settings.pools)
+        self._stored = StoredCandidates(self._bus, self._store)
         self._loops = [
             BatchLoop(self._bus, JUDGE, self._handlers.on_batch, batch=BATCH),
             BatchLoop(self._bus, JUDGE_DUE, self._handlers.on_due, batch=BATCH),
@@ -45,6 +47,7 @@ class Judge:
         await self._bus.connect()
         await self._bus.require(JUDGE, JUDGE_DUE)
         await self._handlers.remember()
+        await self._stored.start()
         for loop in self._loops:
             await loop.start()
         self._rememberer = asyncio.create_task(self._remember(), name="judge-memory")

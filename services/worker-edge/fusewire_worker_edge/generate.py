@@ -14,7 +14,7 @@ import structlog
 from fusewire.contracts import PRIORITIES, CallFailure, Candidate, Task, ToolCall, Usage
 from fusewire.ids import digest, seed
 from fusewire.settings import EdgeModel
-from fusewire.worker import Tell
+from fusewire.worker import Tell, Unpaid
 from fusewire_worker_edge import steps
 from fusewire_worker_edge.engine.api import (
     Completion,
@@ -47,7 +47,7 @@ class _Running:
     is_cancelled: bool = False
 
 
-class EdgeGenerate:
+class EdgeGenerate(Unpaid):
     """`fusewire.worker.Generate` on model folders of this machine.
 
     Models whose paths are the same folder share one engine, with the options of the first.

@@ -12,7 +12,7 @@ from fusewire_worker_edge.folder import ModelFolderError, verify
 from fusewire_worker_edge.generate import EdgeGenerate
 
 AHEAD = 1
-"""Tasks in hand per model beyond its slots, so that a slot never waits for the bus."""
+"""Messages of tasks in hand per model beyond its slots, so that a slot never waits for the bus."""
 
 
 class WorkerEdge:

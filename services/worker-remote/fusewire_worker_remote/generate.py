@@ -4,7 +4,8 @@ import asyncio
 import itertools
 import json
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -12,28 +13,31 @@ from typing import Any
 import structlog
 
 from fusewire import references
-from fusewire.contracts import CallFailure, Candidate, Task, Usage
+from fusewire.contracts import CallFailure, Candidate, Task, Tasks, Usage
 from fusewire.pricing import UNKNOWN, Price, price
 from fusewire.settings import RemoteModel
-from fusewire.worker import Tell
+from fusewire.worker import Make, Tell
 from fusewire_worker_remote.backoff import Backoff
-from fusewire_worker_remote.claim import Claim, claim
 from fusewire_worker_remote.dialect import Dialect, Refusal, refusal, without_fence
 from fusewire_worker_remote.dialects import Dialects, MemoryDialects
 from fusewire_worker_remote.errors import Failure
 from fusewire_worker_remote.hearing import Hearing
+from fusewire_worker_remote.hold import Came, Hold, Terms
 from fusewire_worker_remote.large_body import Source
-from fusewire_worker_remote.ledger import MAX_UNKNOWN, Ledger
+from fusewire_worker_remote.ledger import MAX_UNKNOWN, Calls, Ledger
 from fusewire_worker_remote.providers import PROVIDERS, HttpResponse, Reply
 from fusewire_worker_remote.transport import Transport
 
 log = structlog.get_logger(__name__)
 
 MAX_ANSWER_BYTES = 768 * 1024
-"""Of an answer in JSON: the candidate and the ledger's entry around it have to fit a NATS message of 1 MiB."""
+"""Of an answer in JSON: the candidate around it has to fit a NATS message of 1 MiB."""
 
 MOST_THOUGHT_CHARS = 10_000
 """What is kept of a thought, so that answer and thought fit the same message."""
+
+KEPT_AFTER = timedelta(minutes=10)
+"""How long after its deadline a call is remembered: by then nobody makes it any more."""
 
 MOST_REFUSALS = 8
 """Of parameters, for one call."""
@@ -41,6 +45,18 @@ REFUSAL_STATUS = (400, 422)
 
 _LATE = Failure("deadline_exceeded", "the deadline passed before a call could be made", retryable=False)
 _LOST = Failure("timeout", "calls were made and their results are unknowable", retryable=False)
+
+
+Stored = Callable[[str, int, Collection[str]], Awaitable[Collection[str]]]
+"""Tells of a fusion, a round and calls of it which have a candidate; all, where the fusion is over.
+
+Raises:
+    Transient: nobody can tell now.
+"""
+
+
+async def _none_stored(fusion_id: str, round_: int, calls: Collection[str]) -> Collection[str]:  # noqa: ARG001
+    return ()
 
 
 @dataclass(slots=True)
@@ -62,12 +78,14 @@ class _Spent:
 class RemoteGenerate:
     """Implements `fusewire.worker.Generate` for hosted models.
 
-    `generate` raises `Busy` while another delivery of the task is being worked on and `LedgerUnavailable` when the
-    ledger cannot be reached; both want the task delivered again later.
+    `hold` and what it gives raise `Busy` while another delivery of the tasks is being worked on, `LedgerUnavailable`
+    when the ledger cannot be reached, and `Transient` when nobody can tell which candidates have come; all want the
+    tasks delivered again later.
 
     Args:
         models: by their names in the configuration.
         ledger: where paid calls are noted.
+        stored: tells which candidates have come; without it, none ever has.
         dialects: what is known of the models; None begins anew.
         clock: gives the current time, with a zone.
         sleep: waits for seconds between attempts.
@@ -83,6 +101,7 @@ class RemoteGenerate:
         ledger: Ledger,
         dialects: Dialects | None = None,
         *,
+        stored: Stored = _none_stored,
         clock: Callable[[], datetime],
         sleep: Callable[[float], Awaitable[None]],
         rng: Callable[[], float],
@@ -94,19 +113,47 @@ class RemoteGenerate:
         self._models = dict(models)
         self._slots = {name: asyncio.Semaphore(model.max_concurrency) for name, model in models.items()}
         self._ledger = ledger
+        self._stored = stored
         self._dialects = dialects or MemoryDialects()
         self._clock = clock
         self._sleep = sleep
         self._rng = rng
         # With the time of the start, so that a restarted worker is not taken for its former self.
         self._owner = f"{worker_id}@{clock():%Y%m%dT%H%M%S.%f}"
-        self._claims = itertools.count(1)
+        self._holds = itertools.count(1)
         self._lease = timedelta(seconds=lease_s)
         self._backoff = backoff
         self._transport = Transport(images=images)
 
+    @asynccontextmanager
+    async def hold(self, tasks: Tasks, deliveries: int, begun: Callable[[], None]) -> AsyncIterator[Make]:
+        """See `Generate.hold`."""
+
+        async def came(calls: Collection[str]) -> Collection[str]:
+            return await self._stored(tasks.fusion_id, tasks.round, calls)
+
+        async with self._hold(tasks.key, tasks.deadline_at, came, is_first=deliveries == 1) as held:
+
+            async def make(task: Task, tell: Tell | None) -> Candidate | None:
+                return None if held.has_ended(task.call) else await self._generate(task, tell, held, begun)
+
+            yield make
+
     async def generate(self, task: Task, tell: Tell | None = None) -> Candidate:
-        """See `Generate.generate`."""
+        """One task by itself, noted under its own name; as `hold` otherwise."""
+
+        async def came(calls: Collection[str]) -> Collection[str]:
+            return await self._stored(task.fusion_id, task.round, calls)
+
+        async with self._hold(task.task_id, task.deadline_at, came, is_first=False) as held:
+            return await self._generate(task, tell, held, _unheard)
+
+    def _hold(self, key: str, deadline_at: datetime, came: Came, *, is_first: bool) -> Hold:
+        me = f"{self._owner}#{next(self._holds)}"
+        terms = Terms(me, self._lease, deadline_at + KEPT_AFTER, self._clock)
+        return Hold(self._ledger, key, terms, came, is_first=is_first)
+
+    async def _generate(self, task: Task, tell: Tell | None, held: Hold, begun: Callable[[], None]) -> Candidate:
         if task.residency == "edge-only":
             log.error("remote.edge_only_refused", task_id=task.task_id, fusion_id=task.fusion_id)
             return self._uncalled(
@@ -121,13 +168,15 @@ class RemoteGenerate:
             what = f"the environment variable {model.api_key_env} is not set"
             return self._uncalled(task, Failure("unauthorized", what, retryable=False, param=model.api_key_env))
         is_heard = tell is not None and task.is_streamed and tell.is_heard
-        return await self._in_slot(task, model, tell if is_heard else None)
+        return await self._in_slot(task, model, tell if is_heard else None, held, begun)
 
     async def aclose(self) -> None:
         """See `Generate.aclose`."""
         await self._transport.aclose()
 
-    async def _in_slot(self, task: Task, model: RemoteModel, tell: Tell | None) -> Candidate:
+    async def _in_slot(
+        self, task: Task, model: RemoteModel, tell: Tell | None, held: Hold, begun: Callable[[], None]
+    ) -> Candidate:
         slot = _Slot(self._slots[task.model])
         try:
             async with asyncio.timeout(self._seconds_left(task)):
@@ -135,53 +184,42 @@ class RemoteGenerate:
         except TimeoutError:
             return self._uncalled(task, _LATE)
         try:
-            return await self._claimed(task, model, tell, slot)
+            begun()
+            return await self._called(task, model, held, tell, slot)
         finally:
             slot.leave()
 
-    async def _claimed(self, task: Task, model: RemoteModel, tell: Tell | None, slot: "_Slot") -> Candidate:
-        taken = await claim(
-            self._ledger,
-            task.task_id,
-            me=f"{self._owner}#{next(self._claims)}",
-            lease=self._lease,
-            max_attempts=model.max_attempts,
-            clock=self._clock,
-        )
-        if isinstance(taken, Candidate):
-            log.info("remote.republished", task_id=task.task_id)
-            return taken
-        held, may_call = taken
-        if not may_call:
-            return await self._settled(task, model, held, _LOST, _Spent(usage=None))
-        return await self._called(task, model, held, tell, slot)
-
-    async def _called(self, task: Task, model: RemoteModel, held: Claim, tell: Tell | None, slot: "_Slot") -> Candidate:
+    async def _called(self, task: Task, model: RemoteModel, held: Hold, tell: Tell | None, slot: "_Slot") -> Candidate:
         """The retry loop, the only one there is."""
-        spent = _Spent(usage=None if held.entry.unknown else Usage())
+        earlier = held.calls(task.call)
+        known = await held.begin(task.call, model.max_attempts)
+        if known is None:
+            assert earlier is not None
+            return await self._ended(task, held, earlier, _LOST, _Spent(usage=None))
+        spent = _Spent(usage=None if known.unknown else Usage())
         while True:
             spent.attempts += 1
             result = await held.during(self._negotiated(task, model, tell, spent))
             if isinstance(result, Reply):
-                return await self._settled(task, model, held, result, spent)
+                return await self._ended(task, held, known, result, spent)
             log.warning(
                 "remote.call_failed",
                 task_id=task.task_id,
                 model=task.model,
                 code=result.code,
-                attempt=held.entry.attempts,
+                attempt=known.attempts,
                 ambiguous=result.ambiguous,
             )
-            wait_s = self._wait_s(task, model, held, result)
+            wait_s = self._wait_s(task, model, known, result)
             if wait_s is None:
-                return await self._settled(task, model, held, result, spent)
+                return await self._ended(task, held, known, result, spent)
             spent.add(result)
-            await held.pause(ambiguous=result.ambiguous, wait_s=wait_s)
+            await held.pause(task.call, ambiguous=result.ambiguous)
             # Others may call meanwhile.
             slot.leave()
             await self._sleep(wait_s)
-            await held.during(slot.take())
-            await held.resend()
+            await slot.take()
+            known = await held.resend(task.call)
             if tell is not None:
                 tell.restart()
 
@@ -229,12 +267,12 @@ class RemoteGenerate:
             await tell(answer.content)
         return _bounded(_unfenced(answer, task))
 
-    def _wait_s(self, task: Task, model: RemoteModel, held: Claim, failure: Failure) -> float | None:
+    def _wait_s(self, task: Task, model: RemoteModel, known: Calls, failure: Failure) -> float | None:
         """Seconds until the next attempt, or None when there is none."""
-        if not failure.retryable or held.entry.unknown + failure.ambiguous >= MAX_UNKNOWN:
+        if not failure.retryable or known.unknown + failure.ambiguous >= MAX_UNKNOWN:
             return None
         return self._backoff.wait_s(
-            attempt=held.entry.attempts,
+            attempt=known.attempts,
             max_attempts=model.max_attempts,
             now=self._clock(),
             deadline=task.deadline_at,
@@ -242,13 +280,11 @@ class RemoteGenerate:
             retry_after_s=failure.retry_after_s,
         )
 
-    async def _settled(
-        self, task: Task, model: RemoteModel, held: Claim, result: Reply | Failure, spent: _Spent
-    ) -> Candidate:
-        """Make the candidate and write it down. `spent` is what earlier calls came to that gave no answer."""
-        entry = held.entry
+    async def _ended(self, task: Task, held: Hold, known: Calls, result: Reply | Failure, spent: _Spent) -> Candidate:
+        """Make the candidate. `spent` is what earlier calls came to that gave no answer."""
+        model = self._models[task.model]
         failure = result if isinstance(result, Failure) else None
-        maybe_paid = entry.unknown + (failure is None or failure.ambiguous or failure.billed)
+        maybe_paid = known.unknown + (failure is None or failure.ambiguous or failure.billed)
         usage = _sum(spent.usage, _used(result))
         if maybe_paid == 0:
             cost = Price(0.0, 0.0)
@@ -257,13 +293,13 @@ class RemoteGenerate:
         elif usage is None:
             cost = UNKNOWN
         else:
-            cost = await price(usage, model, entry.started_at)
+            cost = await price(usage, model, known.started_at)
         candidate = Candidate(
             **_about(task),
             provider=model.provider,
             content=result.content if isinstance(result, Reply) else None,
             tool_calls=result.tool_calls if isinstance(result, Reply) else (),
-            error=_error(failure, retryable=entry.unknown == 0) if failure else None,
+            error=_error(failure, retryable=known.unknown == 0) if failure else None,
             finish_reason=result.finish_reason,
             provider_reason=result.provider_reason if isinstance(result, Reply) else None,
             reasoning=_short(result.reasoning) if isinstance(result, Reply) else None,
@@ -271,12 +307,12 @@ class RemoteGenerate:
             cost_usd=cost.usd,
             cost_prompt_usd=cost.prompt_usd,
             price_version=cost.version,
-            attempts=entry.attempts - spent.attempts + spent.calls,
+            attempts=known.attempts - spent.attempts + spent.calls,
             maybe_paid_twice=maybe_paid >= 2,
-            started_at=entry.started_at,
+            started_at=known.started_at,
             finished_at=self._clock(),
         )
-        return await held.settle(candidate)
+        return await held.end(candidate)
 
     def _uncalled(self, task: Task, failure: Failure) -> Candidate:
         """The candidate of a task for which nothing was called, so that the ledger need not know of it."""
@@ -294,6 +330,10 @@ class RemoteGenerate:
 
     def _seconds_left(self, task: Task) -> float:
         return (task.deadline_at - self._clock()).total_seconds()
+
+
+def _unheard() -> None:
+    """Nobody wants to know when the call begins."""
 
 
 def _about(task: Task) -> dict[str, Any]:

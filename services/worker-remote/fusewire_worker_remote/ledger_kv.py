@@ -11,6 +11,7 @@ from nats.js.kv import KeyValue
 from fusewire_worker_remote.ledger import ConflictError, Entry, LedgerUnavailable
 
 BUCKET = "fw_calls"
+LEAST_TTL_S = 60.0
 _PAUSES_S = (0.1, 0.5, 2.0)
 """Before each further try: an election of a stream leader takes some seconds."""
 
@@ -18,7 +19,7 @@ T = TypeVar("T")
 
 
 class KvLedger:
-    """Entries in `fw_calls`, by task id.
+    """Entries in `fw_calls`, by the message's key. Each is removed by the server when its time has come.
 
     The bucket has to allow direct gets, the only read that a worker's permissions grant. A
     direct get may be stale on a cluster; that is harmless, since no call is made before
@@ -28,23 +29,27 @@ class KvLedger:
     def __init__(self, kv: KeyValue) -> None:
         self._kv = kv
 
-    async def get(self, task_id: str) -> tuple[Entry | None, int]:
+    async def get(self, key: str) -> tuple[Entry | None, int]:
         """See `Ledger.get`."""
         try:
-            found = await _tried(lambda: self._kv.get(task_id))
+            found = await _tried(lambda: self._kv.get(key))
         except KeyNotFoundError:
             return None, 0
         if not found.value:  # what the server leaves behind when a key expires
             return None, found.revision or 0
         return Entry.decode(found.value), found.revision or 0
 
-    async def put(self, task_id: str, entry: Entry, revision: int) -> int:
+    async def put(self, key: str, entry: Entry, revision: int, keep_s: float) -> int:
         """See `Ledger.put`."""
         value = entry.encode()
+        ttl_s = max(keep_s, LEAST_TTL_S)
+
+        def write() -> Awaitable[int]:
+            # nats-py's `update` takes no TTL, and what it calls does.
+            return self._kv._update(key, value, last=revision, msg_ttl=ttl_s)  # noqa: SLF001
+
         try:
-            if revision:
-                return await _tried(lambda: self._kv.update(task_id, value, last=revision))
-            return await _tried(lambda: self._kv.create(task_id, value))
+            return await _tried(write)
         except KeyWrongLastSequenceError:
             raise ConflictError from None
 

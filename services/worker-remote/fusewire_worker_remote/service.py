@@ -14,6 +14,7 @@ from fusewire.worker import Worker
 from fusewire_worker_remote.dialects import KvDialects
 from fusewire_worker_remote.generate import RemoteGenerate
 from fusewire_worker_remote.ledger_kv import KvLedger
+from fusewire_worker_remote.stored import AskJudge
 
 
 class WorkerRemote:
@@ -24,6 +25,7 @@ class WorkerRemote:
     def __init__(self, settings: Settings) -> None:
         self._drain_s = settings.limits.drain_s
         self._models = {name: m for name, m in settings.models.items() if isinstance(m, RemoteModel)}
+        self._pools = settings.pools
         self._bus = Bus(self.name, settings.nats, drain_s=self._drain_s)
         self._worker: Worker | None = None
 
@@ -40,13 +42,16 @@ class WorkerRemote:
             self._models,
             KvLedger(await self._bus.key_value(LEDGER_BUCKET)),
             dialects,
+            stored=AskJudge(self._bus),
             clock=clock,
             sleep=asyncio.sleep,
             rng=random.random,
             images=self._bus.blobs(BLOB_STORE),
             worker_id=f"{socket.gethostname()}-{os.getpid()}",
         )
-        hands = {name: model.max_concurrency for name, model in self._models.items()}
+        # As many rounds stand in line as any model has places; each stands there until one of its calls begins.
+        widest = max((model.max_concurrency for model in self._models.values()), default=0)
+        hands = dict.fromkeys(self._pools, widest) if self._models else {}
         self._worker = Worker(self._bus, generate, hands, tier="remote", clock=clock)
         await self._worker.start()
 

@@ -43,7 +43,8 @@ from fusewire.contracts.prompt import (
     ToolCall,
 )
 from fusewire.contracts.round import Call, CallKind, Round
-from fusewire.contracts.task import Task
+from fusewire.contracts.stored import StoredQuery, StoredReply
+from fusewire.contracts.task import Task, Tasks
 from fusewire.contracts.token import Token
 
 __all__ = [
@@ -86,7 +87,10 @@ __all__ = [
     "Rung",
     "Sampling",
     "Status",
+    "StoredQuery",
+    "StoredReply",
     "Task",
+    "Tasks",
     "TextReference",
     "Tier",
     "Token",

@@ -1,44 +1,154 @@
-"""The task: one model call to make."""
+"""The task: one model call to make; and the message in which the tasks of a round travel."""
 
-from typing import ClassVar
+from collections.abc import Iterable, Sequence
+from typing import Annotated, ClassVar, Self, TypeVar
 
 from pydantic import AwareDatetime, Field
 
-from fusewire.contracts.base import Priority, Residency, Tier, Wire
+from fusewire import ids
+from fusewire.contracts.base import ContractError, Part, Priority, Residency, Tier, Wire
 from fusewire.contracts.prompt import Message, Sampling, Tool
 from fusewire.contracts.round import CallKind
 
+Shared = TypeVar("Shared")
+Place = Annotated[int, Field(ge=0)]
 
-class Task(Wire):
-    """`fw.task.<tier>.<model>.<priority>`: dispatcher to one worker."""
 
-    contract: ClassVar[str] = "task"
+class TaskSettings(Part):
+    """What a task has for itself, besides its messages and tools."""
 
-    task_id: str
-    fusion_id: str
-    round: int = Field(ge=0)
     call: str
     kind: CallKind
     member: str | None = None
     model: str
-    tier: Tier
-    tenant: str
-    messages: tuple[Message, ...] = Field(min_length=1)
     sampling: Sampling
     expected_tokens: int | None = Field(default=None, ge=1)
     """See `Call`."""
     choices: tuple[str, ...] = ()
     """See `Call`."""
-    tools: tuple[Tool, ...] = ()
     tool_choice: str = "auto"
     parallel_tool_calls: bool = True
     is_in_steps: bool = False
     """Whether an edge model shall write the steps to its answer first."""
     is_streamed: bool = False
     """Whether the worker shall publish the text while it is being written."""
+
+
+class Task(TaskSettings):
+    """One model call to make, as a worker sees it."""
+
+    task_id: str
+    fusion_id: str
+    round: int = Field(ge=0)
+    tier: Tier
+    tenant: str
+    messages: tuple[Message, ...] = Field(min_length=1)
+    tools: tuple[Tool, ...] = ()
     depth: int = Field(default=0, ge=0)
     """The prompt's; a request to another Fusewire says one more."""
     residency: Residency
     priority: Priority
     deadline_at: AwareDatetime
     """No answer is worth anything after this; a worker stops trying then."""
+
+
+class PackedTask(TaskSettings):
+    """A task in `Tasks`: its messages and tools stand there, once for all tasks."""
+
+    messages: tuple[Place, ...] = Field(min_length=1)
+    """Their places in `Tasks.messages`."""
+    tools: tuple[Place, ...] = ()
+    """Their places in `Tasks.tools`."""
+
+
+class Tasks(Wire):
+    """`fw.task.<tier>.<queue>.<priority>`: dispatcher to one worker, which makes the calls side by side."""
+
+    contract: ClassVar[str] = "tasks"
+
+    fusion_id: str
+    round: int = Field(ge=0)
+    tier: Tier
+    queue: str
+    """Who takes it: the pool's name for hosted models, the model's name for one at the edge."""
+    tenant: str
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+    tasks: tuple[PackedTask, ...] = Field(min_length=1)
+    depth: int = Field(default=0, ge=0)
+    residency: Residency
+    priority: Priority
+    deadline_at: AwareDatetime
+
+    @property
+    def key(self) -> str:
+        """Its name, the same whenever dispatcher makes it again; also the key of the paid-call ledger."""
+        return f"{self.fusion_id}-{self.round}-{self.queue}"
+
+    @classmethod
+    def of(cls, queue: str, tasks: Sequence[Task]) -> Self:
+        """Put tasks of one round and one queue into a message."""
+        first = tasks[0]
+        messages = _places(message for task in tasks for message in task.messages)
+        tools = _places(tool for task in tasks for tool in task.tools)
+        return cls(
+            fusion_id=first.fusion_id,
+            round=first.round,
+            tier=first.tier,
+            queue=queue,
+            tenant=first.tenant,
+            messages=tuple(one for _, one in messages.values()),
+            tools=tuple(one for _, one in tools.values()),
+            tasks=tuple(
+                PackedTask(
+                    **{name: getattr(task, name) for name in TaskSettings.model_fields},
+                    messages=tuple(messages[id(one)][0] for one in task.messages),
+                    tools=tuple(tools[id(one)][0] for one in task.tools),
+                )
+                for task in tasks
+            ),
+            depth=first.depth,
+            residency=first.residency,
+            priority=first.priority,
+            deadline_at=first.deadline_at,
+        )
+
+    def each(self) -> tuple[Task, ...]:
+        """The tasks.
+
+        Raises:
+            ContractError: one names a message or a tool that is not there.
+        """
+        return tuple(self._task(place, packed) for place, packed in enumerate(self.tasks))
+
+    def _task(self, place: int, packed: PackedTask) -> Task:
+        try:
+            messages = tuple(self.messages[at] for at in packed.messages)
+            tools = tuple(self.tools[at] for at in packed.tools)
+        except IndexError:
+            raise ContractError(
+                self.contract, f"$.tasks[{place}]", "names a message or tool that is not there"
+            ) from None
+        # Everything was checked when the message was read.
+        return Task.model_construct(
+            **{name: getattr(packed, name) for name in TaskSettings.model_fields},
+            task_id=ids.task_id(self.fusion_id, self.round, packed.call),
+            fusion_id=self.fusion_id,
+            round=self.round,
+            tier=self.tier,
+            tenant=self.tenant,
+            messages=messages,
+            tools=tools,
+            depth=self.depth,
+            residency=self.residency,
+            priority=self.priority,
+            deadline_at=self.deadline_at,
+        )
+
+
+def _places(items: Iterable[Shared]) -> dict[int, tuple[int, Shared]]:
+    """Distinct objects and their places, by identity: tasks that are planned together share them."""
+    found: dict[int, tuple[int, Shared]] = {}
+    for one in items:
+        found.setdefault(id(one), (len(found), one))
+    return found

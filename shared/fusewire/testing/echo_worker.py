@@ -12,7 +12,7 @@ from fusewire.service import App
 from fusewire.settings import Settings
 from fusewire.testing.factories import make_candidate
 from fusewire.testing.model_script import last_user_message, satisfying
-from fusewire.worker import Tell, Worker
+from fusewire.worker import Tell, Unpaid, Worker
 
 
 def echo(task: Task) -> str:
@@ -27,7 +27,7 @@ def echo(task: Task) -> str:
 Say = Callable[[Task], str | Awaitable[str]]
 
 
-class Echo:
+class Echo(Unpaid):
     """An edge engine in name."""
 
     def __init__(self, answer: Say) -> None:

@@ -23,8 +23,18 @@ class MemoryKeyValue(KeyValue):
         """Write a key that is not there."""
         return await self.update(key, value, last=0)
 
-    async def update(self, key: str, value: bytes, last: int | None = None, validate_keys: bool = True) -> int:  # noqa: ARG002
+    async def update(self, key: str, value: bytes, last: int | None = None, validate_keys: bool = True) -> int:
         """Write over revision `last`."""
+        return await self._update(key, value, last, validate_keys)
+
+    async def _update(
+        self,
+        key: str,
+        value: bytes,
+        last: int | None = None,
+        validate_keys: bool = True,  # noqa: ARG002
+        msg_ttl: float | None = None,  # noqa: ARG002
+    ) -> int:
         current = self._entries.get(key)
         if (current.revision if current else 0) != (last or 0):
             raise KeyWrongLastSequenceError(description="wrong last sequence")

@@ -40,7 +40,7 @@ def test_a_folder_that_is_not_there_yet_is_measured(tmp_path: Path) -> None:
 
 @given(st.integers(min_value=128, max_value=2 * FULL_STORAGE_MB))
 def test_the_limits_keep_within_the_allowance_and_hold_some_messages(storage_mb: int) -> None:
-    made = topology({"m": "edge"}, storage_mb=storage_mb)
+    made = topology({"m": "edge"}, (), storage_mb=storage_mb)
     limits = [stream.max_bytes for stream in made.streams if stream.max_bytes]
     limits += [bucket.max_bytes for bucket in made.buckets]
     limits += [store.max_bytes for store in made.object_stores]
@@ -52,5 +52,5 @@ def test_the_limits_keep_within_the_allowance_and_hold_some_messages(storage_mb:
 
 
 def test_with_room_the_limits_are_the_full_ones() -> None:
-    limits = {stream.name: stream.max_bytes for stream in topology({}).streams}
+    limits = {stream.name: stream.max_bytes for stream in topology({}, ()).streams}
     assert (limits["FW_PROMPT"], limits["FW_CANDIDATE"]) == (GIB, 4 * GIB)

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from fusewire.bus import Bus, Delivery
 from fusewire.cancel import Cancelled
-from fusewire.contracts import Plan, Prompt, Round, Sampling, Task
+from fusewire.contracts import Plan, Prompt, Round, Sampling, Tasks
 from fusewire.testing.factories import FakeClock, make_prompt, make_round
 from fusewire_dispatcher.handlers import Handlers
 from fusewire_dispatcher.planning import Book, MemberSpec, ModelSpec, PoolSpec
@@ -25,13 +25,13 @@ BOOK = Book({"default": POOL}, {name: ModelSpec("remote", name) for name in ("m-
 class Published:
     """A bus that keeps what is published."""
 
-    messages: dict[str, Plan | Task] = field(default_factory=dict)
+    messages: dict[str, Plan | Tasks] = field(default_factory=dict)
 
     async def publish(
-        self, subject: str, message: Plan | Task, *, msg_id: str | None = None, only_if_new: bool = False
+        self, subject: str, message: Plan | Tasks, *, msg_id: str | None = None, only_if_new: bool = False
     ) -> bool:
         assert only_if_new == isinstance(message, Plan)
-        assert msg_id == (message.task_id if isinstance(message, Task) else None)
+        assert msg_id == (message.key if isinstance(message, Tasks) else None)
         self.messages[subject] = message
         return True
 
@@ -42,8 +42,8 @@ def delivery(message: Prompt | Round) -> Delivery:
 
 PROMPT, OTHER = make_prompt(), make_prompt(custom_id="two")
 MESSAGES = [
-    (PROMPT, {"fw.task.remote.m-a.normal", "fw.task.remote.m-b.normal", f"fw.plan.{PROMPT.fusion_id}"}),
-    (make_round(), {"fw.task.remote.m-judge.normal"}),
+    (PROMPT, {"fw.task.remote.default.normal", f"fw.plan.{PROMPT.fusion_id}"}),
+    (make_round(), {"fw.task.remote.default.normal"}),
 ]
 
 

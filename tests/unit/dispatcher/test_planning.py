@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from fusewire import ids
-from fusewire.contracts import Call, Message, Plan, Prompt, Round, Sampling, Task, Tier
+from fusewire.contracts import Call, ContractError, Message, Plan, Prompt, Round, Sampling, Task, Tasks, Tier, Tool
 from fusewire.errors import Unacceptable
 from fusewire.settings import Settings
 from fusewire.testing.factories import T0, make_prompt, make_round
-from fusewire_dispatcher.planning import Book, MemberSpec, ModelSpec, PoolSpec, expand, plan, with_system
+from fusewire_dispatcher.planning import Book, MemberSpec, ModelSpec, PoolSpec, by_queue, expand, plan, with_system
 from fusewire_dispatcher.pools import book
 from fusewire_dispatcher.residency import permits
 
@@ -284,11 +284,46 @@ def test_the_book_is_the_configuration() -> None:
     assert pool.config_hash == settings().config_hash("default")
 
 
+def test_hosted_tasks_travel_together_and_those_of_an_edge_model() -> None:
+    pool = replace(MIXED, members=(*MIXED.members, member("again", "tiny")))
+    _, tasks = plan(make_prompt(), replace(BOOK, pools={"default": pool}), NOW)
+
+    messages = by_queue("default", tasks)
+
+    assert {(m.tier, m.queue): [t.call for t in m.tasks] for m in messages} == {
+        ("edge", "tiny"): ["small", "again"],
+        ("remote", "default"): ["big", "other"],
+    }
+    assert len({m.key for m in messages}) == 2
+    assert [task for m in messages for task in m.each()] == sorted(tasks, key=lambda t: t.tier)
+
+
+def test_what_tasks_share_travels_once() -> None:
+    tool = Tool(name="look")
+    _, tasks = plan(make_prompt("x" * 10_000, tools=(tool,)), BOOK, NOW)
+    (message,) = by_queue("default", [t for t in tasks if t.tier == "remote"])
+
+    assert len(message.messages) == len(message.tools) == 1
+    assert len(message.encode()) < 12_000
+    assert all(task.tools == (tool,) for task in message.each())
+
+
+@pytest.mark.parametrize("missing", [{"messages": (0, 7)}, {"messages": (0,), "tools": (0,)}])
+def test_a_task_that_names_a_message_that_is_not_there_is_refused(missing: dict[str, Any]) -> None:
+    _, tasks = plan(make_prompt(), BOOK, NOW)
+    message = by_queue("default", tasks)[0]
+    broken = message.model_copy(update={"tasks": (message.tasks[0].model_copy(update=missing),)})
+
+    with pytest.raises(ContractError, match=r"\$\.tasks\[0\]"):
+        Tasks.decode(broken.encode()).each()
+
+
 def test_plan_and_tasks_survive_the_wire() -> None:
     made, tasks = plan(make_prompt(residency="edge-only"), BOOK, NOW)
 
     assert Plan.decode(made.encode()) == made
-    assert [Task.decode(t.encode()) for t in tasks] == list(tasks)
+    sent = [Tasks.decode(together.encode()) for together in by_queue("default", tasks)]
+    assert [task for together in sent for task in together.each()] == list(tasks)
     assert Round.decode(make_round().encode()) == make_round()
     assert Prompt.decode(make_prompt().encode()) == make_prompt()
 

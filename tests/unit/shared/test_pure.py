@@ -89,12 +89,12 @@ def test_a_summary_counts_each_action() -> None:
 # -- topology ---------------------------------------------------------------------------------
 
 
-def test_every_model_has_a_durable_per_priority() -> None:
-    made = topology.topology({"tiny": "edge", "gpt": "remote"})
+def test_every_edge_model_and_every_pool_has_a_durable_per_priority() -> None:
+    made = topology.topology({"tiny": "edge", "gpt": "remote"}, ["default"])
 
     assert {(d.stream, d.name, d.subject) for d in made.durables if "TASK" in d.stream} == {
         ("FW_TASK_EDGE", f"tiny-{p}", f"fw.task.edge.tiny.{p}") for p in ("high", "normal", "low")
-    } | {("FW_TASK_REMOTE", f"gpt-{p}", f"fw.task.remote.gpt.{p}") for p in ("high", "normal", "low")}
+    } | {("FW_TASK_REMOTE", f"default-{p}", f"fw.task.remote.default.{p}") for p in ("high", "normal", "low")}
 
 
 def matches(pattern: str, subject: str) -> bool:
@@ -110,7 +110,7 @@ SUBJECTS = [
     (topology.prompt_subject("low", "acme"), "FW_PROMPT"),
     (topology.round_subject(FUSION), "FW_ROUND"),
     (topology.task_subject("edge", "tiny", "low"), "FW_TASK_EDGE"),
-    (topology.task_subject("remote", "gpt", "high"), "FW_TASK_REMOTE"),
+    (topology.task_subject("remote", "default", "high"), "FW_TASK_REMOTE"),
     (topology.plan_subject(FUSION), "FW_CANDIDATE"),
     (topology.candidate_subject(FUSION, 1, "verdict-again"), "FW_CANDIDATE"),
     (topology.schedule_subject(FUSION), "FW_TIMER"),
@@ -127,9 +127,9 @@ def test_each_subject_is_held_by_one_stream(subject: str, stream: str) -> None:
 
 
 def test_an_edge_task_matches_nothing_that_a_remote_worker_reads() -> None:
-    edge = topology.task_subject("edge", "gpt", "high")
+    edge = topology.task_subject("edge", "default", "high")
 
-    for durable in topology.topology({"gpt": "remote"}).durables:
+    for durable in topology.topology({"gpt": "remote"}, ["default"]).durables:
         if durable.stream == "FW_TASK_REMOTE":
             assert not matches(durable.subject, edge)
 

@@ -1,5 +1,8 @@
 """The part that both workers share: each task ends in exactly one candidate."""
 
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, cast
@@ -9,11 +12,11 @@ from nats.aio.msg import Msg
 from nats.errors import ConnectionClosedError
 
 from fusewire.bus import Bus, Delivery
-from fusewire.contracts import Candidate, ContractError, Task, Tier, Token
+from fusewire.contracts import Candidate, ContractError, Task, Tasks, Tier, Token
 from fusewire.errors import Transient
 from fusewire.testing.factories import T0, FakeClock, make_candidate, make_prompt, make_task
 from fusewire.topology import MAX_DELIVERIES
-from fusewire.worker import MAX_CANDIDATE_BYTES, Tell, Worker, failed
+from fusewire.worker import MAX_CANDIDATE_BYTES, Make, Tell, Unpaid, Worker, failed
 
 TASK = make_task()
 
@@ -24,12 +27,17 @@ class Published:
 
     stored: dict[str, Candidate] = field(default_factory=dict)
     msg_ids: list[str | None] = field(default_factory=list)
+    refusals: int = 0
+    """How often it is away yet."""
     service: str = "worker-test"
 
     async def publish(
         self, subject: str, message: Candidate | bytes, *, msg_id: str | None = None, only_if_new: bool = False
     ) -> bool:
         assert only_if_new
+        if self.refusals:
+            self.refusals -= 1
+            raise Transient("the broker is away")
         if subject in self.stored:
             return False
         self.stored[subject] = message if isinstance(message, Candidate) else Candidate.decode(message)
@@ -38,7 +46,7 @@ class Published:
 
 
 @dataclass
-class Stub:
+class Stub(Unpaid):
     """A model that gives what it was told to, or raises it."""
 
     gives: Candidate | Exception
@@ -54,8 +62,35 @@ class Stub:
         pass
 
 
-def delivery(task: Task = TASK, deliveries: int = 1) -> Delivery:
-    return Delivery(task.encode(), "fw.task.remote.m-a.normal", {}, deliveries, "FW_TASK_REMOTE", 1, cast("Msg", None))
+class Panel(Stub):
+    """Models that give by name; while the gate is shut they are at it."""
+
+    def __init__(self, **by_call: Candidate | Exception | None) -> None:
+        super().__init__(make_candidate())
+        self.by_call = by_call
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.begun: list[str] = []
+
+    @asynccontextmanager
+    async def hold(self, tasks: Tasks, deliveries: int, begun: Callable[[], None]) -> AsyncIterator[Make]:
+        async def make(task: Task, _tell: object) -> Candidate | None:
+            self.begun.append(task.call)
+            begun()
+            await self.gate.wait()
+            given = self.by_call[task.call]
+            if isinstance(given, Exception):
+                raise given
+            return given
+
+        yield make
+
+
+def delivery(*tasks: Task, deliveries: int = 1) -> Delivery:
+    message = Tasks.of("default", tasks or (TASK,))
+    return Delivery(
+        message.encode(), "fw.task.remote.default.normal", {}, deliveries, "FW_TASK_REMOTE", 1, cast("Msg", None)
+    )
 
 
 async def handled(stub: Stub, message: Delivery, bus: Published | None = None, **given: Any) -> Candidate:
@@ -167,7 +202,7 @@ async def test_what_is_down_is_waited_for_and_poisons_nothing() -> None:
 
 
 async def test_what_is_no_task_is_refused() -> None:
-    message = Delivery(b"{}", "fw.task.remote.m-a.normal", {}, 1, "FW_TASK_REMOTE", 1, cast("Msg", None))
+    message = Delivery(b"{}", "fw.task.remote.default.normal", {}, 1, "FW_TASK_REMOTE", 1, cast("Msg", None))
 
     with pytest.raises(ContractError):
         await handled(Stub(make_candidate()), message)
@@ -181,6 +216,83 @@ def test_a_failed_candidate_names_its_task() -> None:
 
     assert (candidate.task_id, candidate.call, candidate.member) == (TASK.task_id, "a", "a")
     assert (candidate.attempts, candidate.cost_usd, candidate.latency_ms) == (0, None, 0)
+
+
+# -- several in one message -------------------------------------------------------------------
+
+TWO = [make_task(member=name) for name in "ab"]
+
+
+def worker(bus: Published, generate: Stub) -> Worker:
+    return Worker(cast("Bus", bus), generate, {}, tier="remote", clock=FakeClock())
+
+
+async def test_each_task_of_a_message_ends_in_its_own_candidate() -> None:
+    bus = Published()
+
+    await worker(bus, Panel(a=make_candidate("A"), b=make_candidate("B", "b"))).handle(delivery(*TWO))
+
+    assert {c.call: c.content for c in bus.stored.values()} == {"a": "A", "b": "B"}
+
+
+async def test_a_fault_in_one_takes_nothing_from_the_others() -> None:
+    bus = Published()
+
+    with pytest.raises(RuntimeError):
+        await worker(bus, Panel(a=RuntimeError(), b=make_candidate("B", "b"))).handle(delivery(*TWO))
+
+    assert [c.call for c in bus.stored.values()] == ["b"]
+
+
+async def test_what_has_its_candidate_already_gets_no_second_one() -> None:
+    bus = Published()
+
+    await worker(bus, Panel(a=None, b=make_candidate("B", "b"))).handle(delivery(*TWO, deliveries=2))
+
+    assert [c.call for c in bus.stored.values()] == ["b"]
+
+
+async def test_a_redelivery_beside_running_calls_waits_for_them_and_makes_none() -> None:
+    bus, panel = Published(), Panel(a=make_candidate("A"), b=make_candidate("B", "b"))
+    panel.gate.clear()
+    one = worker(bus, panel)
+    first, again = (asyncio.create_task(one.handle(delivery(*TWO, deliveries=n))) for n in (1, 2))
+    await asyncio.sleep(0.01)
+    assert not again.done()
+
+    panel.gate.set()
+    await asyncio.gather(first, again)
+
+    assert sorted(panel.begun) == ["a", "b"]
+    assert len(bus.stored) == 2
+    await one.handle(delivery(*TWO, deliveries=3))
+    assert len(panel.begun) == 4, "what has ended is not attached to"
+
+
+async def test_a_message_counts_no_more_once_a_call_has_begun() -> None:
+    released: list[str] = []
+    panel = Panel(a=make_candidate("A"), b=make_candidate("B", "b"))
+    panel.gate.clear()
+    handling = asyncio.create_task(worker(Published(), panel).handle(delivery(*TWO), lambda: released.append("yes")))
+    await asyncio.sleep(0.01)
+
+    assert released
+    panel.gate.set()
+    await handling
+
+
+async def test_a_candidate_is_published_however_long_the_broker_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fusewire.worker.retry_delay_s", lambda *_: 0.0)
+    bus = Published(refusals=7)
+
+    assert (await handled(Stub(make_candidate("Paris.")), delivery(), bus)).content == "Paris."
+
+
+async def test_what_was_delivered_before_may_have_cost_something() -> None:
+    late = FakeClock(TASK.deadline_at)
+
+    assert (await handled(Stub(make_candidate()), delivery(), clock=late)).cost_usd == 0.0
+    assert (await handled(Stub(make_candidate()), delivery(deliveries=2), clock=late)).cost_usd is None
 
 
 # -- cancelled --------------------------------------------------------------------------------

@@ -1,0 +1,55 @@
+"""Tells workers, who have no database, which candidates have come."""
+
+import structlog
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.js.errors import APIError, NotFoundError
+
+from fusewire.bus import Bus
+from fusewire.contracts import ContractError, StoredQuery, StoredReply
+from fusewire.errors import Transient
+from fusewire.store.engine import Store
+from fusewire.topology import JUDGE, candidate_subject, stored_subject
+from fusewire_judge.repository import Results
+
+log = structlog.get_logger(__name__)
+
+
+class StoredCandidates:
+    """Answers `fw.stored`. Whoever gets no answer asks again."""
+
+    def __init__(self, bus: Bus, store: Store) -> None:
+        self._bus = bus
+        self._store = store
+
+    async def start(self) -> None:
+        """Begin to answer; one of all judges does."""
+        await self._bus.client.subscribe(stored_subject("*"), queue=JUDGE.name, cb=self._answer)
+
+    async def _answer(self, msg: Msg) -> None:
+        try:
+            found = await self.of(StoredQuery.decode(msg.data))
+            await self._bus.client.publish(msg.reply, StoredReply(calls=found).encode())
+        except (Transient, ContractError, NatsError, OSError, TimeoutError) as exc:
+            log.warning("judge.stored_not_told", fault=type(exc).__name__)
+
+    async def of(self, query: StoredQuery) -> tuple[str, ...]:
+        """The calls that need not be made any more. Raises Transient, and what nats-py raises."""
+        # In this order: what the judge has taken from the stream meanwhile, it has committed before.
+        waiting = {call for call in query.calls if await self._waits(query, call)}
+        async with self._store.read() as connection:
+            results = Results(connection)
+            if not await results.is_open(query.fusion_id):
+                return query.calls
+            committed = await results.calls_stored(query.fusion_id, query.round)
+        return tuple(call for call in query.calls if call in waiting | committed)
+
+    async def _waits(self, query: StoredQuery, call: str) -> bool:
+        """Whether a candidate is published and not committed yet."""
+        try:
+            await self._bus.js.get_last_msg(JUDGE.stream, candidate_subject(query.fusion_id, query.round, call))
+        except NotFoundError:
+            return False
+        except APIError as exc:
+            raise Transient(f"{JUDGE.stream} cannot be read ({exc.err_code})") from None
+        return True
