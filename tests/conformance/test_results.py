@@ -4,14 +4,15 @@ import asyncio
 import itertools
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, cast
 
 import pytest
 from nats.aio.msg import Msg
-from sqlalchemy import text, update
+from sqlalchemy import event, text, update
 
 from fusewire.bus import Bus, Delivery
 from fusewire.contracts import Candidate, Outcome, Plan, Prompt, Round
@@ -203,6 +204,78 @@ async def test_many_fusions_in_one_batch(desk: Desk) -> None:
         assert desk.bus.of(prompt) == ["outcome"]
     assert (await desk.rows("SELECT count(*) AS n FROM v_outcome"))[0]["n"] == 20
     assert (await desk.rows("SELECT count(*) AS n FROM v_answer"))[0]["n"] == 60
+
+
+# -- what is kept between turns ---------------------------------------------------------------
+
+
+@contextmanager
+def statements(store: Store) -> Iterator[list[str]]:
+    """What is said to the database."""
+    said: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        said.append(statement)
+
+    event.listen(store.engine.sync_engine, "before_cursor_execute", note)
+    yield said
+    event.remove(store.engine.sync_engine, "before_cursor_execute", note)
+
+
+async def test_what_is_stored_is_read_once(desk: Desk) -> None:
+    await desk.submit(PROMPT)
+    with statements(desk.store) as said:
+        await desk.take(make_plan(PROMPT))
+        await desk.take(*answers(PROMPT))
+        await desk.take(*verdicts(desk, PROMPT))
+
+    assert sum("prompts.body" in one for one in said) == 1
+    assert not [one for one in said if "candidates.body" in one and one.startswith("SELECT")]
+    assert not [one for one in said if "rounds.body" in one and one.startswith("SELECT")]
+    outcome = await desk.outcome(PROMPT)
+    assert outcome is not None
+    assert (outcome.status, outcome.rounds, len(outcome.answers)) == ("fused", 1, 3)
+
+
+@pytest.mark.parametrize("turns", [(0, 1, 0, 1, 0), (1, 1, 0, 0, 1), (0, 1, 1, 1, 0)])
+async def test_judges_that_take_turns_each_see_what_the_other_stored(desk: Desk, turns: Sequence[int]) -> None:
+    desks = [desk, Desk(desk.store)]
+    desks[1].bus = desk.bus
+    desks[1].handlers = Handlers(cast("Bus", desk.bus), desk.store, desk.clock)
+    await desk.submit(PROMPT)
+
+    messages: list[Message] = [make_plan(PROMPT), *answers(PROMPT)[:2]]
+    for turn, message in zip(turns[:3], messages, strict=True):
+        await desks[turn].take(message)
+    await desks[turns[3]].take(answers(PROMPT)[2])
+    assert desk.bus.of(PROMPT) == ["round 1"]
+    await desks[turns[4]].take(*verdicts(desk, PROMPT))
+
+    outcome = await desk.outcome(PROMPT)
+    assert outcome is not None
+    assert (outcome.status, outcome.rounds, len(outcome.answers)) == ("fused", 1, 3)
+    assert desk.bus.of(PROMPT) == ["round 1", "outcome"]
+
+
+async def test_a_transaction_that_fails_leaves_nothing_behind(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    await desk.submit(PROMPT)
+    await desk.take(make_plan(PROMPT))
+    with monkeypatch.context() as patched:
+        patched.setattr(Results, "set_due", _fails)
+        patched.setattr(Results, "add_outcomes", _fails)
+        with pytest.raises(Transient):
+            await desk.take(*answers(PROMPT, CLOSED))
+    assert await desk.outcome(PROMPT) is None
+
+    await desk.take(*answers(PROMPT, CLOSED), deliveries=2)
+
+    outcome = await desk.outcome(PROMPT)
+    assert outcome is not None
+    assert outcome.content == "4"
+
+
+async def _fails(*_: Any) -> None:
+    raise Transient("the database went away")
 
 
 # -- redelivery -------------------------------------------------------------------------------

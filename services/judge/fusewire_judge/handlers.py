@@ -19,7 +19,8 @@ from fusewire_judge import outcome, replay
 from fusewire_judge.fusion.case import Ask, Case, Decided, Heard, Wait
 from fusewire_judge.fusion.decision import decide
 from fusewire_judge.memory import REMEMBERED, Memory, remember
-from fusewire_judge.repository import Record, Results
+from fusewire_judge.recent import Recent, Record
+from fusewire_judge.repository import Results, Told
 
 log = structlog.get_logger(__name__)
 
@@ -49,6 +50,8 @@ class Work:
     timers: dict[str, datetime] = field(default_factory=dict)
     again: list[Round | Outcome] = field(default_factory=list)
     """Stored by an earlier transaction that may have died before it could publish."""
+    left: dict[str, Record] = field(default_factory=dict)
+    """The fusions that are still open, as the transaction leaves them."""
 
 
 class HedgeBudget:
@@ -84,6 +87,7 @@ class Handlers:
         self._clock = clock
         self._pools = tuple(pools)
         self._memory = Memory()
+        self._recent = Recent()
         self._hedges = HedgeBudget()
         self._broken: Counter[str] = Counter()
         """How often each fusion could not be decided here."""
@@ -101,7 +105,7 @@ class Handlers:
     async def on_batch(self, batch: Sequence[Delivery]) -> None:
         """Plans and candidates, as many as there were."""
         plans: dict[str, Plan] = {}
-        said: list[Candidate] = []
+        said: list[Told] = []
         again: set[str] = set()
         traces = {_fusion(d): d.headers["traceparent"] for d in batch if "traceparent" in d.headers}
         for delivery in batch:
@@ -110,9 +114,11 @@ class Handlers:
                 plans[plan.fusion_id] = plan
                 again.add(plan.fusion_id)
             else:
-                said.append(_genuine(Candidate.decode(delivery.data), delivery.subject))
+                body = delivery.data.decode()
+                candidate = _genuine(Candidate.decode(body), delivery.subject)
+                said.append((candidate, body))
                 if delivery.deliveries > 1:
-                    again.add(said[-1].fusion_id)
+                    again.add(candidate.fusion_id)
         await self._turn(plans, said, again, traces=traces)
 
     async def on_due(self, batch: Sequence[Delivery]) -> None:
@@ -135,6 +141,7 @@ class Handlers:
                 raise
             await self._sweep_apart(due)
         else:
+            self._remember_cases(work)
             await self._publish(work, {})
         return len(due)
 
@@ -164,35 +171,42 @@ class Handlers:
         work = Work(self._clock(), fired=True)
         async with self._store.write() as connection:
             results = Results(connection)
-            await results.lock({key})
-            record = (await results.records([key])).get(key)
+            await results.lock({key}, self._recent)
+            record = results.open().get(key)
             if record is None or (self._broken[key] < BROKEN_MOST and work.now < record.prompt.deadline_at):
                 return
             work.made.append((outcome.undecidable(record.prompt, work.now, reason), record))
             await results.add_outcomes(work.made)
+        self._remember_cases(work)
         await self._publish(work, {})
 
     async def _turn(
         self,
         plans: dict[str, Plan],
-        said: list[Candidate],
+        said: list[Told],
         again: set[str],
         *,
         touched: Iterable[str] = (),
         traces: Mapping[str, str] | None = None,
         fired: bool = False,
     ) -> None:
-        keys = {*plans, *(c.fusion_id for c in said), *touched}
+        keys = {*plans, *(c.fusion_id for c, _ in said), *touched}
         async with self._store.write() as connection:
             results = Results(connection)
             work = await self._advance(results, plans, said, keys, again, fired=fired)
+        self._remember_cases(work)
         await self._publish(work, traces or {})
+
+    def _remember_cases(self, work: Work) -> None:
+        """Once its transaction is committed."""
+        self._recent.keep(work.left)
+        self._recent.drop(done.fusion_id for done, _ in work.made)
 
     async def _advance(
         self,
         results: Results,
         plans: dict[str, Plan],
-        said: list[Candidate],
+        said: list[Told],
         keys: set[str],
         again: set[str],
         *,
@@ -200,21 +214,20 @@ class Handlers:
     ) -> Work:
         """Everything that happens inside the transaction."""
         work = Work(self._clock(), fired)
-        await results.lock(keys)
+        await results.lock(keys, self._recent)
         unknown = keys - results.locked.keys()
         for key in sorted(unknown):
             # Nobody accepted a prompt of this id: the message is forged, or its tenant was erased.
             log.warning("judge.unknown_fusion", fusion_id=key)
-        repeated = {k for k in again - unknown if k not in plans or results.locked[k].plan}
-        fresh = {
-            k: self._stamped(p, results.locked[k].prompt)
-            for k, p in plans.items()
-            if k not in unknown and not results.locked[k].plan
-        }
+        repeated = {k for k in again - unknown if k not in plans or results.locked[k].is_planned}
+        opened = results.open()
+        fresh = {k: self._stamped(p, opened[k].prompt) for k, p in plans.items() if k in opened and not opened[k].plan}
         await results.add_plans(fresh)
-        replayed = [c for k, p in fresh.items() for c in _recorded(results.locked[k].prompt, p, work.now)]
-        await results.add_candidates([*(c for c in said if c.fusion_id not in unknown), *replayed], work.now)
-        records = await results.records(k for k, lock in results.locked.items() if not lock.is_done)
+        replayed = [
+            (c, c.model_dump_json()) for k, p in fresh.items() for c in replay.candidates(opened[k].prompt, p, work.now)
+        ]
+        await results.add_candidates([*(c for c in said if c[0].fusion_id not in unknown), *replayed], work.now)
+        records = results.open()
         for key, record in records.items():
             _decide(key, record, work)
         self._hedges.spend(work.asked)
@@ -224,10 +237,12 @@ class Handlers:
         work.again += [r for k in repeated & records.keys() if not records[k].is_cancelled for r in records[k].rounds]
         if done := repeated - records.keys():
             work.again += await results.outcomes(done)
+        made = {done.fusion_id for done, _ in work.made}
+        work.left = {key: record for key, record in results.open().items() if key not in made}
         return work
 
-    def _stamped(self, plan: Plan, prompt: str) -> Plan:
-        return self._memory.stamp(plan, may_hedge=self._hedges.grant(plan), is_replay=_is_replay(prompt))
+    def _stamped(self, plan: Plan, prompt: Prompt) -> Plan:
+        return self._memory.stamp(plan, may_hedge=self._hedges.grant(plan), is_replay=bool(prompt.recorded))
 
     async def _publish(self, work: Work, traces: Mapping[str, str]) -> None:
         for done, _ in work.made:
@@ -284,16 +299,6 @@ def _decide(key: str, record: Record, work: Work) -> None:
         work.timers[key] = timer = decision.until
     if (decision.until, timer) != (record.due_at, record.timer_at):
         work.due[key] = (decision.until, timer)
-
-
-def _recorded(body: str, plan: Plan, now: datetime) -> Iterable[Candidate]:
-    """The recorded answers of a prompt, if it has any."""
-    return replay.candidates(Prompt.decode(body), plan, now) if _is_replay(body) else ()
-
-
-def _is_replay(body: str) -> bool:
-    # Looked for in the text first: most prompts are none, and to decode each would cost more than all the rest.
-    return '"recorded":[{' in body and bool(Prompt.decode(body).recorded)
 
 
 def _fusion(delivery: Delivery) -> str:

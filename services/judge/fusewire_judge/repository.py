@@ -1,13 +1,13 @@
 """Results in SQL: written here and nowhere else."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BindParameter, bindparam, insert, select, update
+from sqlalchemy import BindParameter, bindparam, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -16,25 +16,38 @@ from fusewire.store.tables import answers, candidates, fusions, outcomes, prompt
 from fusewire_judge.fusion.case import Heard
 from fusewire_judge.memory import Seen
 from fusewire_judge.outcome import cost
+from fusewire_judge.recent import Recent, Record
 from fusewire_judge.replay import RECORDED
+
+Told = tuple[Candidate, str]
+"""A candidate, and its JSON."""
 
 # Built once: to build a statement takes longer than to run it.
 _KEYS: BindParameter[list[str]] = bindparam("keys", expanding=True)
 _LOCK = (
     select(
         fusions.c.fusion_id,
-        fusions.c.plan,
+        fusions.c.plan.is_not(None).label("is_planned"),
         fusions.c.is_done,
         fusions.c.due_at,
         fusions.c.timer_at,
-        prompts.c.body,
-        prompts.c.prompt_hash,
         prompts.c.cancelled_at,
     )
     .join(prompts, prompts.c.fusion_id == fusions.c.fusion_id)
     .where(fusions.c.fusion_id.in_(_KEYS))
     .order_by(fusions.c.fusion_id)
     .with_for_update(of=fusions)
+)
+# A statement of its own, once the rows are held: what another judge committed while this one waited for them counts.
+_NUMBERS = select(
+    fusions.c.fusion_id,
+    select(func.count()).where(rounds.c.fusion_id == fusions.c.fusion_id).scalar_subquery(),
+    select(func.count()).where(candidates.c.fusion_id == fusions.c.fusion_id).scalar_subquery(),
+).where(fusions.c.fusion_id.in_(_KEYS))
+_PROMPTS = (
+    select(prompts.c.fusion_id, prompts.c.body, prompts.c.prompt_hash, fusions.c.plan)
+    .join(fusions, prompts.c.fusion_id == fusions.c.fusion_id)
+    .where(prompts.c.fusion_id.in_(_KEYS))
 )
 _ROUNDS = (
     select(rounds.c.fusion_id, rounds.c.body, rounds.c.asked_at)
@@ -97,35 +110,15 @@ _ADD_CANDIDATE = {
 
 
 @dataclass(frozen=True)
-class Record:
-    """Everything stored of one fusion that is not done."""
-
-    prompt: Prompt
-    prompt_hash: str
-    plan: Plan | None
-    rounds: tuple[Round, ...]
-    asked_at: datetime | None
-    """When the strategy's first round was asked."""
-    heard: Mapping[tuple[int, str], Heard]
-    due_at: datetime | None
-    timer_at: datetime | None
-    is_cancelled: bool
-    """Whether nobody wants it any more."""
-
-
-@dataclass(frozen=True)
 class Locked:
-    """One fusion's row, held until the transaction ends, with its prompt and its rounds."""
+    """One fusion's row, held until the transaction ends, with all that is stored of it."""
 
-    plan: str | None
+    is_planned: bool
     is_done: bool
-    due_at: datetime | None
-    timer_at: datetime | None
-    prompt: str
-    prompt_hash: str
-    is_cancelled: bool
-    rounds: tuple[Round, ...] = ()
-    asked_at: datetime | None = None
+    rounds: int
+    """How many were asked."""
+    record: Record | None
+    """None where it is done."""
 
 
 class Results:
@@ -135,76 +128,118 @@ class Results:
         self._connection = connection
         self.locked: dict[str, Locked] = {}
 
-    async def lock(self, fusion_ids: Iterable[str]) -> None:
-        """Hold the rows of these fusions, in sorted order so that two replicas never wait for each other."""
+    async def lock(self, fusion_ids: Iterable[str], recent: Recent) -> None:
+        """Hold the rows of these fusions, in sorted order so that two replicas never wait for each other.
+
+        What is stored of those that are open is read where `recent` does not hold it.
+        """
         keys = sorted(fusion_ids)
-        for row in await self._connection.execute(_LOCK, {"keys": keys}):
-            self.locked[row.fusion_id] = Locked(
-                row.plan,
-                row.is_done,
-                row.due_at,
-                row.timer_at,
-                row.body,
-                row.prompt_hash,
-                row.cancelled_at is not None,
-            )
-        for key, body, asked_at in await self._connection.execute(_ROUNDS, {"keys": keys}):
-            held = self.locked[key]
-            asked = Round.decode(body)
-            since = held.asked_at or (None if asked.is_panel else asked_at)
-            self.locked[key] = replace(held, rounds=(*held.rounds, asked), asked_at=since)
-
-    async def add_plans(self, plans: Mapping[str, Plan]) -> None:
-        """Store plans that are new; the first one stays."""
-        fresh = [(key, plan.model_dump_json()) for key, plan in sorted(plans.items()) if not self.locked[key].plan]
-        if not fresh:
-            return
-        await self._connection.execute(_SET_PLAN, [{"key": key, "body": body} for key, body in fresh])
-        for key, body in fresh:
-            self.locked[key] = replace(self.locked[key], plan=body)
-
-    async def add_candidates(self, batch: Sequence[Candidate], now: datetime) -> None:
-        """Store candidates; one that is there already stays as it is."""
-        if not batch:
-            return
-        rows = {
-            (c.fusion_id, c.round, c.call): {
-                "fusion_id": c.fusion_id,
-                "round": c.round,
-                "call": c.call,
-                "model": c.model,
-                "tier": c.tier,
-                "error_code": c.error.code if c.error else None,
-                "is_late": self.locked[c.fusion_id].is_done,
-                "after_rounds": len(self.locked[c.fusion_id].rounds),
-                "received_at": now,
-                "body": c.model_dump_json(),
-            }
-            for c in reversed(batch)
+        rows = (await self._connection.execute(_LOCK, {"keys": keys})).all()
+        numbers = {
+            key: (n_rounds, n_candidates)
+            for key, n_rounds, n_candidates in await self._connection.execute(_NUMBERS, {"keys": keys})
         }
-        await self._connection.execute(
-            _ADD_CANDIDATE[self._connection.dialect.name], [rows[key] for key in sorted(rows)]
-        )
+        known: dict[str, Record] = {}
+        for row in rows:
+            n_rounds, n_candidates = numbers[row.fusion_id]
+            copy = recent.get(row.fusion_id, is_planned=row.is_planned, rounds=n_rounds, candidates=n_candidates)
+            if copy and not row.is_done:
+                known[row.fusion_id] = copy
+        known |= await self._read([r.fusion_id for r in rows if not r.is_done and r.fusion_id not in known], numbers)
+        for row in rows:
+            record = known.get(row.fusion_id)
+            if record:
+                is_cancelled = row.cancelled_at is not None
+                record = replace(record, due_at=row.due_at, timer_at=row.timer_at, is_cancelled=is_cancelled)
+            self.locked[row.fusion_id] = Locked(row.is_planned, row.is_done, numbers[row.fusion_id][0], record)
 
-    async def records(self, fusion_ids: Iterable[str]) -> dict[str, Record]:
-        """All that is stored of these fusions, which must be locked."""
-        keys = sorted(fusion_ids)
+    async def _read(self, keys: Sequence[str], numbers: Mapping[str, tuple[int, int]]) -> dict[str, Record]:
+        """All that is stored of these fusions."""
         if not keys:
             return {}
-        heard: defaultdict[str, dict[tuple[int, str], Heard]] = defaultdict(dict)
-        for row in await self._connection.execute(_HEARD, {"keys": keys}):
-            candidate = Candidate.decode(row.body)
-            heard[row.fusion_id][row.round, row.call] = Heard(candidate, row.received_at, row.after_rounds)
-        return {key: _record(self.locked[key], heard[key]) for key in keys}
+        found = {
+            key: Record(
+                prompt=Prompt.decode(body),
+                prompt_hash=prompt_hash,
+                plan=Plan.decode(plan) if plan else None,
+                rounds=(),
+                asked_at=None,
+                heard={},
+                due_at=None,
+                timer_at=None,
+                is_cancelled=False,
+                chars=len(body) + len(plan or ""),
+            )
+            for key, body, prompt_hash, plan in await self._connection.execute(_PROMPTS, {"keys": keys})
+        }
+        if asked := [key for key in keys if numbers[key][0]]:
+            for key, body, asked_at in await self._connection.execute(_ROUNDS, {"keys": asked}):
+                found[key] = found[key].asked(Round.decode(body), len(body), asked_at)
+        if told := [key for key in keys if numbers[key][1]]:
+            heard: defaultdict[str, dict[tuple[int, str], Heard]] = defaultdict(dict)
+            chars: Counter[str] = Counter()
+            for row in await self._connection.execute(_HEARD, {"keys": told}):
+                candidate = Candidate.decode(row.body)
+                heard[row.fusion_id][row.round, row.call] = Heard(candidate, row.received_at, row.after_rounds)
+                chars[row.fusion_id] += len(row.body)
+            for key in told:
+                found[key] = replace(found[key], heard=heard[key], chars=found[key].chars + chars[key])
+        return found
+
+    def open(self) -> dict[str, Record]:
+        """The fusions that are held and not done, with what this transaction has added so far."""
+        return {key: held.record for key, held in self.locked.items() if held.record}
+
+    async def add_plans(self, plans: Mapping[str, Plan]) -> None:
+        """Store the plans of open fusions that have none."""
+        if not plans:
+            return
+        bodies = {key: plan.model_dump_json() for key, plan in sorted(plans.items())}
+        await self._connection.execute(_SET_PLAN, [{"key": key, "body": body} for key, body in bodies.items()])
+        for key, record in self.open().items():
+            if key in plans:
+                self._set(key, record.planned(plans[key], len(bodies[key])))
+
+    async def add_candidates(self, batch: Sequence[Told], now: datetime) -> None:
+        """Store candidates; one that is there already stays as it is."""
+        rows: dict[tuple[str, int, str], dict[str, Any]] = {}
+        for candidate, body in batch:
+            held = self.locked[candidate.fusion_id]
+            name = candidate.round, candidate.call
+            if (candidate.fusion_id, *name) in rows or (held.record and name in held.record.heard):
+                continue
+            rows[candidate.fusion_id, *name] = {
+                "fusion_id": candidate.fusion_id,
+                "round": candidate.round,
+                "call": candidate.call,
+                "model": candidate.model,
+                "tier": candidate.tier,
+                "error_code": candidate.error.code if candidate.error else None,
+                "is_late": held.is_done,
+                "after_rounds": held.rounds,
+                "received_at": now,
+                "body": body,
+            }
+            if held.record:
+                self._set(candidate.fusion_id, held.record.told(candidate, len(body), now))
+        if rows:
+            await self._connection.execute(
+                _ADD_CANDIDATE[self._connection.dialect.name], [rows[key] for key in sorted(rows)]
+            )
+
+    def _set(self, key: str, record: Record) -> None:
+        self.locked[key] = replace(self.locked[key], record=record)
 
     async def add_rounds(self, asked: Sequence[Round], now: datetime) -> None:
         """Store rounds that are about to be published."""
-        if asked:
-            rows = [
-                {"fusion_id": r.fusion_id, "round": r.round, "body": r.model_dump_json(), "asked_at": now}
-                for r in asked
-            ]
-            await self._connection.execute(insert(rounds), rows)
+        if not asked:
+            return
+        bodies = [(r, r.model_dump_json()) for r in asked]
+        rows = [{"fusion_id": r.fusion_id, "round": r.round, "body": body, "asked_at": now} for r, body in bodies]
+        await self._connection.execute(insert(rounds), rows)
+        open_ = self.open()
+        for r, body in bodies:
+            self._set(r.fusion_id, open_[r.fusion_id].asked(r, len(body), now))
 
     async def set_due(self, due: Mapping[str, tuple[datetime, datetime | None]]) -> None:
         """Store when each fusion must be looked at again, and which timer is set for it."""
@@ -252,20 +287,6 @@ class Results:
     async def due(self, now: datetime, limit: int) -> list[str]:
         """Fusions whose time has come; rows that another replica holds are left to it."""
         return list((await self._connection.execute(_DUE, {"now": now, "most": limit})).scalars())
-
-
-def _record(held: Locked, heard: Mapping[tuple[int, str], Heard]) -> Record:
-    return Record(
-        prompt=Prompt.decode(held.prompt),
-        prompt_hash=held.prompt_hash,
-        plan=Plan.decode(held.plan) if held.plan else None,
-        rounds=held.rounds,
-        asked_at=held.asked_at,
-        heard=heard,
-        due_at=held.due_at,
-        timer_at=held.timer_at,
-        is_cancelled=held.is_cancelled,
-    )
 
 
 def _outcome_row(outcome: Outcome, record: Record) -> dict[str, Any]:

@@ -149,7 +149,7 @@ def test_a_guard_compares_without_weights(begin: Begin) -> None:
     case = begin(judge=EDGE).says(**OPEN).case
     said = (Said(MERGED, 1.0, "Both.", 0), Said("b", 0.25, OPEN["b"], 0))
     asked = poll(case, said, "guard", "guard", [EDGE])
-    (call,) = next(asked)
+    (call,) = next(asked)()
     liking = {"Both.": -20.0, OPEN["b"]: -19.9}
     reply = make_candidate(call=call.name, choice_logprobs=tuple(liking[text] for text in call.choices))
 

@@ -5,12 +5,13 @@ decide by margin read each answer by itself.
 """
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from fusewire.contracts import CONTROL, Call, Candidate, Message, PlannedJudge, Rung, Sampling, Verdict, VerdictKind
-from fusewire_judge.fusion.case import Case, Replies, Said
+from fusewire_judge.fusion.case import Case, Replies, Said, Wanted, wanted
 from fusewire_judge.fusion.wording import Lineup, clean, control, conversation, lineup, verdict, verdict_schema
 from fusewire_judge.verdict import Read, Unreadable, read
 
@@ -109,7 +110,7 @@ def poll(
     jurors: Sequence[PlannedJudge],
     *,
     firsts: Sequence[str] = (),
-) -> Generator[tuple[Call, ...], Replies, Count]:
+) -> Generator[Wanted, Replies, Count]:
     """Ask every judge which answer is best: in two opposite orders at once, or by margin in one call without any.
 
     A judge does not see answers of its own model among those of others, and has no voice
@@ -136,7 +137,7 @@ def poll(
     for suffix in ("", "-again"):
         if not pending:
             break
-        replies = yield tuple(_call(case, paper, suffix) for paper in pending)
+        replies = yield partial(_calls, case, pending, suffix)
         again = []
         for paper in pending:
             reply = replies.get(paper.name + suffix)
@@ -180,6 +181,10 @@ def _whole(said: Sequence[Said]) -> list[Said]:
     """Without answers that were cut off, where two are left: what has no end yet is not less probable for that."""
     whole = [one for one in said if not one.is_cut]
     return whole if len(whole) > 1 else list(said)
+
+
+def _calls(case: Case, papers: Sequence[Paper], suffix: str) -> tuple[Call, ...]:
+    return tuple(_call(case, paper, suffix) for paper in papers)
 
 
 def _call(case: Case, paper: Paper, suffix: str) -> Call:
@@ -307,7 +312,7 @@ def ask_json(
     messages: tuple[Message, ...],
     schema: dict[str, Any],
     expected_tokens: int,
-) -> Generator[tuple[Call, ...], Replies, tuple[dict[str, Any], Rung] | Unreadable]:
+) -> Generator[Wanted, Replies, tuple[dict[str, Any], Rung] | Unreadable]:
     """Ask one judge for JSON, once more if it cannot be read.
 
     Yields:
@@ -327,7 +332,7 @@ def ask_json(
             sampling=sampling,
             expected_tokens=expected_tokens,
         )
-        replies = yield (call,)
+        replies = yield wanted(call)
         reply = replies.get(attempt)
         result = _read(reply, schema)
         if isinstance(result, Read):
@@ -339,30 +344,34 @@ def ask_json(
 
 
 def both(
-    left: Generator[tuple[Call, ...], Replies, _Left], right: Generator[tuple[Call, ...], Replies, _Right]
-) -> Generator[tuple[Call, ...], Replies, tuple[_Left, _Right]]:
+    left: Generator[Wanted, Replies, _Left], right: Generator[Wanted, Replies, _Right]
+) -> Generator[Wanted, Replies, tuple[_Left, _Right]]:
     """Run two courses of calls side by side: what both want next is asked in one round."""
     ended: dict[int, Any] = {}
-    wanted: dict[int, tuple[Call, ...]] = {}
+    waiting: dict[int, Wanted] = {}
     courses = (left, right)
     for place, course in enumerate(courses):
-        _advance(course, None, place, wanted, ended)
-    while wanted:
-        replies = yield tuple(call for place in sorted(wanted) for call in wanted[place])
-        for place in sorted(wanted):
-            _advance(courses[place], replies, place, wanted, ended)
+        _advance(course, None, place, waiting, ended)
+    while waiting:
+        replies = yield partial(_together, [waiting[place] for place in sorted(waiting)])
+        for place in sorted(waiting):
+            _advance(courses[place], replies, place, waiting, ended)
     return ended[0], ended[1]
 
 
+def _together(courses: Iterable[Wanted]) -> tuple[Call, ...]:
+    return tuple(call for course in courses for call in course())
+
+
 def _advance(
-    course: Generator[tuple[Call, ...], Replies, Any],
+    course: Generator[Wanted, Replies, Any],
     replies: Replies | None,
     place: int,
-    wanted: dict[int, tuple[Call, ...]],
+    waiting: dict[int, Wanted],
     ended: dict[int, Any],
 ) -> None:
     try:
-        wanted[place] = next(course) if replies is None else course.send(replies)
+        waiting[place] = next(course) if replies is None else course.send(replies)
     except StopIteration as end:
-        wanted.pop(place, None)
+        waiting.pop(place, None)
         ended[place] = end.value

@@ -1,6 +1,6 @@
 """What a strategy works on, and what it may answer."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import takewhile
@@ -136,9 +136,18 @@ Decision = Wait | Ask | Decided
 Replies = Mapping[str, Candidate]
 """What came back of a round, by call; a call that gave nothing in time is absent."""
 
-Steps = Generator[tuple[Call, ...], Replies, Draft]
+Wanted = Callable[[], tuple[Call, ...]]
+"""Makes the calls that a strategy needs. It is called only when they are to be asked: to write them takes longer than
+all the rest."""
+
+Steps = Generator[Wanted, Replies, Draft]
 """A strategy: yields the calls it needs, is sent their replies, returns a draft.
 
 It is run from its beginning at each message and fed the rounds that were already asked,
 so it must ask for the same calls whenever it sees the same case. Nothing of it is stored.
 """
+
+
+def wanted(*calls: Call) -> Wanted:
+    """Calls that are made already."""
+    return lambda: calls

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from fusewire.contracts import Call
 from fusewire_judge.answers import agreement, canonical, flaw, votes
@@ -31,7 +32,7 @@ def debate(case: Case, panel: Panel) -> Steps:
     barred = _barred(case, current)
     while not barred and turns < case.plan.debate_rounds and _disagree(case, panel, current):
         turns += 1
-        replies = yield tuple(_turn(case, one, current, turns) for one in current if one.member in _speakers(case))
+        replies = yield partial(_calls, case, current, turns)
         spoken = [_after(case, one, replies, turns) for one in current]
         changed = spoken != current
         trail, current = [*trail, *current], spoken
@@ -43,6 +44,10 @@ def debate(case: Case, panel: Panel) -> Steps:
     voted = vote(case, panel, current, trail)
     draft = voted if voted is not None else (yield from judged(case, current))
     return replace(draft, reason=f"{draft.reason} ({course})")
+
+
+def _calls(case: Case, said: Sequence[Said], turn: int) -> tuple[Call, ...]:
+    return tuple(_turn(case, one, said, turn) for one in said if one.member in _speakers(case))
 
 
 def _speakers(case: Case) -> dict[str, str]:

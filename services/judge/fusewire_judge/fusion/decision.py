@@ -65,7 +65,7 @@ def _run(case: Case, steps: Steps, now: datetime) -> Ask | Wait | Decided:
     number = 0
     capped: str | None = None
     try:
-        calls = next(steps)
+        wanted = next(steps)
         while True:
             replies: Replies = {}
             if number < len(rounds):
@@ -76,14 +76,15 @@ def _run(case: Case, steps: Steps, now: datetime) -> Ask | Wait | Decided:
                     return Wait(asked.deadline_at)
                 replies = {call: one.candidate for call, one in heard.items()}
             elif capped is None and now < case.plan.deadline_at:
-                wanted = sum(
-                    estimate(call.messages, call.sampling.max_tokens or call.expected_tokens) for call in calls
+                calls = wanted()
+                capped = _cap(
+                    case,
+                    sum(estimate(call.messages, call.sampling.max_tokens or call.expected_tokens) for call in calls),
                 )
-                capped = _cap(case, wanted)
                 if capped is None:
                     return Ask(calls, len(case.rounds) + 1, case.plan.deadline_at)
             number += 1
-            calls = steps.send(replies)
+            wanted = steps.send(replies)
     except StopIteration as end:
         draft: Draft = end.value
     return Decided(replace(draft, degraded=(f"capped:{capped}", *draft.degraded)) if capped else draft)

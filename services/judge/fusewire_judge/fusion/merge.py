@@ -9,7 +9,7 @@ from fusewire.contracts import MERGED, Call, Guard, PlannedJudge, Rung, Sampling
 from fusewire_judge.answers import agreement
 from fusewire_judge.fusion.ballot import Count, ask_json, both, poll
 from fusewire_judge.fusion.best_of import best_of, by_likeness, judged
-from fusewire_judge.fusion.case import Case, Draft, Panel, Replies, Said, Steps
+from fusewire_judge.fusion.case import Case, Draft, Panel, Replies, Said, Steps, Wanted, wanted
 from fusewire_judge.fusion.grounding import ungrounded
 from fusewire_judge.fusion.wording import Lineup, analysis, analysis_schema, clean, lineup, request, write
 from fusewire_judge.verdict import Unreadable
@@ -98,7 +98,7 @@ def _draft(said: Sequence[Said], written: Written) -> Draft:
     )
 
 
-def _written(case: Case, writer: PlannedJudge, said: Sequence[Said]) -> Generator[tuple[Call, ...], Replies, Written]:
+def _written(case: Case, writer: PlannedJudge, said: Sequence[Said]) -> Generator[Wanted, Replies, Written]:
     """Compare, then write."""
     shown = lineup(said, case.plan.seed, "merge")
     found = yield from ask_json(
@@ -120,7 +120,7 @@ def _written(case: Case, writer: PlannedJudge, said: Sequence[Said]) -> Generato
         # A guard may yet refuse it.
         is_streamed=case.prompt.is_streamed and not case.plan.policy.guard,
     )
-    replies = yield (call,)
+    replies = yield wanted(call)
     reply = replies.get("write")
     written = (reply.content or "") if reply and reply.ok else ""
     # Where it was read while it was written, nothing was told that this takes out.

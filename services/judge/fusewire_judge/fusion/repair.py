@@ -4,7 +4,7 @@ from collections.abc import Generator
 
 from fusewire.contracts import Call
 from fusewire_judge.answers import canonical, medoid, unwrapped
-from fusewire_judge.fusion.case import Case, Draft, Panel, Replies
+from fusewire_judge.fusion.case import Case, Draft, Panel, Replies, Wanted, wanted
 from fusewire_judge.fusion.wording import lineup, reform
 
 CALL = "repair"
@@ -16,7 +16,7 @@ def is_off_schema(panel: Panel) -> bool:
     return bool(panel.said) and all(panel.flaws.get(one.member) == "off_schema" for one in panel.said)
 
 
-def repair(case: Case, panel: Panel) -> Generator[tuple[Call, ...], Replies, Draft | None]:
+def repair(case: Case, panel: Panel) -> Generator[Wanted, Replies, Draft | None]:
     """Ask the judge's model, once and held to the schema, to write the answer most like the others in that form.
 
     Yields:
@@ -37,7 +37,7 @@ def repair(case: Case, panel: Panel) -> Generator[tuple[Call, ...], Replies, Dra
         messages=reform(case.prompt, shown),
         sampling=sampling.model_copy(update={"temperature": None, "top_p": None, "seed": None}),
     )
-    replies = yield (call,)
+    replies = yield wanted(call)
     reply = replies.get(CALL)
     text = unwrapped((reply.content or "") if reply and reply.ok else "", sampling.response_schema)
     if canonical(text, sampling.response_schema) is None:
