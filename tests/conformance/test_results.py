@@ -4,15 +4,15 @@ import asyncio
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, cast
 
 import pytest
 from nats.aio.msg import Msg
-from sqlalchemy import event, text, update
+from sqlalchemy import Connection, text, update
 
 from fusewire.bus import Bus, Delivery
 from fusewire.contracts import Candidate, Outcome, Plan, Prompt, Round
@@ -30,6 +30,7 @@ from fusewire.testing.factories import (
     make_plan,
     make_prompt,
 )
+from fusewire.testing.statements import statements
 from fusewire.topology import candidate_subject, plan_subject
 from fusewire_ingest.repository.submissions import Submissions
 from fusewire_judge.fusion.case import Case, Decision
@@ -209,19 +210,6 @@ async def test_many_fusions_in_one_batch(desk: Desk) -> None:
 # -- what is kept between turns ---------------------------------------------------------------
 
 
-@contextmanager
-def statements(store: Store) -> Iterator[list[str]]:
-    """What is said to the database."""
-    said: list[str] = []
-
-    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        said.append(statement)
-
-    event.listen(store.engine.sync_engine, "before_cursor_execute", note)
-    yield said
-    event.remove(store.engine.sync_engine, "before_cursor_execute", note)
-
-
 async def test_what_is_stored_is_read_once(desk: Desk) -> None:
     await desk.submit(PROMPT)
     with statements(desk.store) as said:
@@ -274,7 +262,11 @@ async def test_a_transaction_that_fails_leaves_nothing_behind(desk: Desk, monkey
     assert outcome.content == "4"
 
 
-async def _fails(*_: Any) -> None:
+def set_due(due: dict[str, tuple[datetime, datetime | None]], connection: Connection) -> None:
+    Results(connection).set_due(due)
+
+
+def _fails(*_: Any) -> None:
     raise Transient("the database went away")
 
 
@@ -551,8 +543,7 @@ async def test_a_fusion_on_which_the_judge_fails_ends_as_failed(desk: Desk, monk
     monkeypatch.setattr("fusewire_judge.handlers.decide", fail)
     # Three times before its deadline, or once after it.
     for count in range(1, 4):
-        async with desk.store.write() as connection:
-            await Results(connection).set_due({early.fusion_id: (desk.clock(), None)})
+        await desk.store.run(partial(set_due, {early.fusion_id: (desk.clock(), None)}), write=True)
         assert await desk.handlers.sweep() == 1
         assert (await desk.outcome(early) is not None) == (count == 3)
         desk.clock.advance(1)

@@ -1,15 +1,19 @@
-"""Transactions on a real SQLite file: writers of one process stand in line."""
+"""Transactions on real databases; on SQLite, writers of one process stand in line."""
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
-from sqlalchemy import QueuePool, text
+from sqlalchemy import Connection, QueuePool, func, insert, select, text
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from fusewire.errors import Transient
 from fusewire.settings import Database
 from fusewire.store import engine
 from fusewire.store.engine import Store
+from fusewire.store.tables import files
+from fusewire.testing.factories import T0
 
 
 @pytest.fixture
@@ -69,3 +73,81 @@ async def test_who_gives_up_leaves_the_line(stores: tuple[Store, Store], monkeyp
     await write(second, 2, done)
 
     assert done == [2]
+
+
+# -- whole transactions, on both databases ----------------------------------------------------
+
+
+def add(connection: Connection, key: str) -> str:
+    connection.execute(insert(files), {**FILE, "file_id": key})
+    return key
+
+
+def count(connection: Connection) -> int:
+    return int(connection.execute(select(func.count()).select_from(files)).scalar_one())
+
+
+FILE = {"tenant": "t", "purpose": "batch", "filename": "f", "bytes": 1, "is_whole": True, "created_at": T0}
+
+
+async def test_what_a_transaction_returns_is_returned_once_it_is_committed(store: Store) -> None:
+    assert await store.run(partial(add, key="one"), write=True) == "one"
+
+    async with store.read() as connection:
+        assert (await connection.execute(select(files.c.file_id))).scalars().all() == ["one"]
+    assert await store.run(count, write=False) == 1
+
+
+async def test_what_raises_leaves_nothing_and_the_next_one_is_run(store: Store) -> None:
+    def fail(connection: Connection) -> None:
+        add(connection, "one")
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        await store.run(fail, write=True)
+
+    assert await store.run(count, write=False) == 0
+    await store.run(partial(add, key="one"), write=True)
+    assert await store.run(count, write=False) == 1
+
+
+async def test_a_statement_that_is_wrong_is_a_fault_and_one_that_finds_no_database_is_not(store: Store) -> None:
+    await store.run(partial(add, key="one"), write=True)
+    with pytest.raises(IntegrityError):
+        await store.run(partial(add, key="one"), write=True)
+
+    def lost(_: Connection) -> None:
+        raise OperationalError("", {}, Exception())
+
+    with pytest.raises(Transient, match="not available"):
+        await store.run(lost, write=True)
+
+
+async def test_many_at_once_are_each_run_once(store: Store) -> None:
+    await asyncio.gather(*(store.run(partial(add, key=f"f{number}"), write=True) for number in range(50)))
+
+    assert await store.run(count, write=False) == 50
+
+
+async def test_whole_transactions_stand_in_line_with_the_others(stores: tuple[Store, Store]) -> None:
+    first, second = stores
+    done: list[str] = []
+
+    async def run() -> None:
+        await second.run(lambda connection: connection.execute(text("SELECT 1")), write=True)
+        done.append("run")
+
+    async with first.write():
+        running = asyncio.create_task(run())
+        assert await second.run(count, write=False) == 0, "who reads waits for no writer"
+        done.append("first")
+    await running
+
+    assert done == ["first", "run"]
+
+
+async def test_a_whole_transaction_is_synced_as_the_others_are(stores: tuple[Store, Store]) -> None:
+    def settings(connection: Connection) -> list[object]:
+        return [connection.execute(text(f"PRAGMA {name}")).scalar() for name in ("synchronous", "journal_mode")]
+
+    assert await stores[0].run(settings, write=True) == [2, "wal"]

@@ -1,7 +1,7 @@
 """What a worker is told whose tasks are delivered again: which candidates have come. On a real broker and databases."""
 
 from collections.abc import Iterable
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from nats.aio.msg import Msg
@@ -93,13 +93,13 @@ async def test_a_judge_without_its_database_tells_nothing(
     bus: Bus, judge: Judge, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fusewire_worker_remote.stored.ASK_S", 0.3)
-    monkeypatch.setattr(store, "read", _down)
+    monkeypatch.setattr(store, "run", _down)
 
     with pytest.raises(Transient, match="TimeoutError"):
         await asked(bus)
 
 
-def _down() -> None:
+async def _down(*_: Any, **__: Any) -> None:
     raise Transient("the database is not available")
 
 

@@ -261,6 +261,7 @@ class Runner:
 
     async def _submit(self, batch_id: str, numbers: Sequence[int]) -> None:
         """Submit some lines: what is stored of them and what the batch says of them is one transaction."""
+        await self._submissions.ready()
         async with self._store.write() as connection:
             batch = await self._batches.lock_in(connection, batch_id)
             if batch.status != "in_progress":
@@ -269,7 +270,9 @@ class Runner:
             spans = [(one.byte_offset, one.byte_length) for one in held]
             data = await self._files.cut_in(connection, batch.input_file_id, spans)
             prompts, failed = self._read(batch, held, data)
-            accepted = await self._submissions.add_in(connection, list(prompts.values()), [None] * len(prompts))
+            accepted = await connection.run_sync(
+                self._submissions.add_in, list(prompts.values()), [None] * len(prompts)
+            )
             flown: list[tuple[int, str]] = []
             waits_for = None
             for line, one in zip(prompts, accepted, strict=True):

@@ -23,6 +23,9 @@ log = structlog.get_logger(__name__)
 SWEEP_EVERY_S = 2.0
 SWEEP_BATCH = 500
 IN_FLIGHT = 64
+MARK_EVERY_S = 0.5
+"""How long what is published waits to be marked as such together with others: a commit for each would be in the way of
+the judge's, and who dies meanwhile publishes again what the broker knows."""
 NUDGE_AFTER_S = 5.0
 """How long the judge may take to end a cancelled fusion before it is told again."""
 
@@ -39,6 +42,10 @@ class Relay:
         self._clock = clock
         self._queue: asyncio.Queue[tuple[Prompt, str | None]] = asyncio.Queue(maxsize=10_000)
         self._slots = asyncio.Semaphore(IN_FLIGHT)
+        self._published: list[str] = []
+        """Not marked yet."""
+        self._published_at: datetime | None = None
+        """Before the first of them was."""
         self._tasks: list[asyncio.Task[None]] = []
         self._store_created: datetime | None = None
         self._cancelled = Cancelled()
@@ -47,6 +54,7 @@ class Relay:
         """Begin to publish and to sweep."""
         self._tasks = [
             asyncio.create_task(self._publish_loop(), name="ingest-relay"),
+            asyncio.create_task(self._mark_loop(), name="ingest-mark"),
             asyncio.create_task(self._sweep_loop(), name="ingest-sweep"),
         ]
 
@@ -55,6 +63,7 @@ class Relay:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.mark()
 
     def faults(self) -> list[str]:
         """Names of loops that have ended."""
@@ -89,16 +98,31 @@ class Relay:
                 log.warning("ingest.cancel_not_told", fusion_id=fusion, fault=str(exc))
 
     async def publish(self, batch: Sequence[tuple[Prompt, str | None]]) -> int:
-        """Publish and mark; returns how many the broker now has."""
+        """Publish; returns how many the broker now has. They are marked soon."""
+        at = self._clock()
         results = await asyncio.gather(*(self._publish_one(p, t) for p, t in batch))
         done = [fusion for fusion in results if fusion]
-        if done:
-            try:
-                await self._submissions.mark_published(done, self._clock())
-            except Transient as exc:
-                # Published and not marked: the sweep publishes again, and the message id makes it one.
-                log.warning("ingest.mark_failed", count=len(done), fault=str(exc))
+        self._published += done
+        self._published_at = min(at, self._published_at or at)
         return len(done)
+
+    async def _mark_loop(self) -> None:
+        while True:
+            await asyncio.sleep(MARK_EVERY_S)
+            await self.mark()
+
+    async def mark(self) -> None:
+        """Mark what is published."""
+        done, at = self._published, self._published_at
+        self._published, self._published_at = [], None
+        if not done or at is None:
+            return
+        try:
+            # A store that was lost since then must look younger than the mark.
+            await self._submissions.mark_published(done, at)
+        except Transient as exc:
+            # Published and not marked: the sweep publishes again, and the message id makes it one.
+            log.warning("ingest.mark_failed", count=len(done), fault=str(exc))
 
     async def _publish_one(self, prompt: Prompt, traceparent: str | None) -> str | None:
         if prompt.fusion_id in self._cancelled:
@@ -146,6 +170,7 @@ class Relay:
         if not waiting:
             return 0
         published = await self.publish(waiting)
+        await self.mark()
         log.info("ingest.swept", found=len(waiting), published=published)
         return published
 

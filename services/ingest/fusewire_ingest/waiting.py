@@ -24,6 +24,9 @@ class Outcomes:
         self._bus = bus
         self._heard = announced
         self._store = store
+        self._asked: defaultdict[str, dict[str, asyncio.Future[Standing | None]]] = defaultdict(dict)
+        """By tenant and fusion: who is about to be told from SQL."""
+        self._looking: asyncio.Task[None] | None = None
         self._events: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self.is_closing = False
         """Whether nobody is let wait any more, because this process stops."""
@@ -88,7 +91,28 @@ class Outcomes:
                 return
 
     async def _look(self, tenant: str, fusion_id: str) -> Standing | None:
-        return next(iter(await standings(self._store, tenant, [fusion_id])), None)
+        """Where it stands by SQL. Those who ask while another look is under way share the next one."""
+        asked = self._asked[tenant]
+        if fusion_id not in asked:
+            asked[fusion_id] = asyncio.get_running_loop().create_future()
+        found = asked[fusion_id]
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look_for_all(), name="ingest-look")
+        return await asyncio.shield(found)
+
+    async def _look_for_all(self) -> None:
+        # Outcomes are announced in groups.
+        await asyncio.sleep(0)
+        while self._asked:
+            tenant, asked = self._asked.popitem()
+            try:
+                found = {one.fusion_id: one for one in await standings(self._store, tenant, list(asked))}
+            except Exception as exc:  # noqa: BLE001 - it belongs to those who wait
+                for waiting in asked.values():
+                    waiting.set_exception(exc)
+                continue
+            for fusion_id, waiting in asked.items():
+                waiting.set_result(found.get(fusion_id))
 
 
 async def _within(event: asyncio.Event, seconds: float) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 import structlog
+from sqlalchemy import Connection
 
 from fusewire import telemetry
 from fusewire.bus import Bus, Delivery, fault
@@ -94,10 +95,14 @@ class Handlers:
 
     async def remember(self) -> None:
         """Learn anew from what is stored."""
-        async with self._store.read() as connection:
+        since = self._clock() - QUARANTINE
+
+        def look(connection: Connection) -> Memory:
             results = Results(connection)
-            seen = [one for pool in self._pools for one in await results.seen(pool, REMEMBERED)]
-            memory = remember(seen, await results.controls(self._clock() - QUARANTINE))
+            seen = [one for pool in self._pools for one in results.seen(pool, REMEMBERED)]
+            return remember(seen, results.controls(since))
+
+        memory = await self._store.run(look, write=False)
         for judge in memory.quarantined - self._memory.quarantined:
             log.warning("judge.quarantined", model=judge)
         self._memory = memory
@@ -129,11 +134,14 @@ class Handlers:
     async def sweep(self) -> int:
         """Look at every fusion whose time has come, timer or no timer; returns how many."""
         due: list[str] = []
+
+        def advance(connection: Connection) -> Work:
+            results = Results(connection)
+            due.extend(results.due(self._clock(), SWEEP_BATCH))
+            return self._advance(results, {}, [], set(due), set(), fired=True)
+
         try:
-            async with self._store.write() as connection:
-                results = Results(connection)
-                due = await results.due(self._clock(), SWEEP_BATCH)
-                work = await self._advance(results, {}, [], set(due), set(), fired=True)
+            work = await self._store.run(advance, write=True)
         except Transient:
             raise
         except Exception:
@@ -163,20 +171,23 @@ class Handlers:
 
     async def _look_again(self, key: str) -> None:
         pause = min(BROKEN_LATEST, BROKEN_AGAIN * 2 ** (self._broken[key] - 1))
-        async with self._store.write() as connection:
-            await Results(connection).set_due({key: (self._clock() + pause, None)})
+        due = {key: (self._clock() + pause, None)}
+        await self._store.run(lambda connection: Results(connection).set_due(due), write=True)
 
     async def _give_up(self, key: str, reason: str) -> None:
         """End a fusion that cannot be decided as failed, if trying again helps no more or there is no more time."""
         work = Work(self._clock(), fired=True)
-        async with self._store.write() as connection:
+
+        def end(connection: Connection) -> None:
             results = Results(connection)
-            await results.lock({key}, self._recent)
+            results.lock({key}, self._recent)
             record = results.open().get(key)
             if record is None or (self._broken[key] < BROKEN_MOST and work.now < record.prompt.deadline_at):
                 return
             work.made.append((outcome.undecidable(record.prompt, work.now, reason), record))
-            await results.add_outcomes(work.made)
+            results.add_outcomes(work.made)
+
+        await self._store.run(end, write=True)
         self._remember_cases(work)
         await self._publish(work, {})
 
@@ -191,9 +202,9 @@ class Handlers:
         fired: bool = False,
     ) -> None:
         keys = {*plans, *(c.fusion_id for c, _ in said), *touched}
-        async with self._store.write() as connection:
-            results = Results(connection)
-            work = await self._advance(results, plans, said, keys, again, fired=fired)
+        work = await self._store.run(
+            lambda connection: self._advance(Results(connection), plans, said, keys, again, fired=fired), write=True
+        )
         self._remember_cases(work)
         await self._publish(work, traces or {})
 
@@ -202,7 +213,7 @@ class Handlers:
         self._recent.keep(work.left)
         self._recent.drop(done.fusion_id for done, _ in work.made)
 
-    async def _advance(
+    def _advance(
         self,
         results: Results,
         plans: dict[str, Plan],
@@ -214,7 +225,7 @@ class Handlers:
     ) -> Work:
         """Everything that happens inside the transaction."""
         work = Work(self._clock(), fired)
-        await results.lock(keys, self._recent)
+        results.lock(keys, self._recent)
         unknown = keys - results.locked.keys()
         for key in sorted(unknown):
             # Nobody accepted a prompt of this id: the message is forged, or its tenant was erased.
@@ -222,21 +233,21 @@ class Handlers:
         repeated = {k for k in again - unknown if k not in plans or results.locked[k].is_planned}
         opened = results.open()
         fresh = {k: self._stamped(p, opened[k].prompt) for k, p in plans.items() if k in opened and not opened[k].plan}
-        await results.add_plans(fresh)
+        results.add_plans(fresh)
         replayed = [
             (c, c.model_dump_json()) for k, p in fresh.items() for c in replay.candidates(opened[k].prompt, p, work.now)
         ]
-        await results.add_candidates([*(c for c in said if c[0].fusion_id not in unknown), *replayed], work.now)
+        results.add_candidates([*(c for c in said if c[0].fusion_id not in unknown), *replayed], work.now)
         records = results.open()
         for key, record in records.items():
             _decide(key, record, work)
         self._hedges.spend(work.asked)
-        await results.add_rounds(work.asked, work.now)
-        await results.add_outcomes(work.made)
-        await results.set_due(work.due)
+        results.add_rounds(work.asked, work.now)
+        results.add_outcomes(work.made)
+        results.set_due(work.due)
         work.again += [r for k in repeated & records.keys() if not records[k].is_cancelled for r in records[k].rounds]
         if done := repeated - records.keys():
-            work.again += await results.outcomes(done)
+            work.again += results.outcomes(done)
         made = {done.fusion_id for done, _ in work.made}
         work.left = {key: record for key, record in results.open().items() if key not in made}
         return work

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BindParameter, bindparam, func, insert, select, update
+from sqlalchemy import BindParameter, Connection, bindparam, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fusewire.contracts import CONTROL, Candidate, Outcome, Plan, Prompt, Round, Verdict
 from fusewire.store.tables import answers, candidates, fusions, outcomes, prompts, rounds, verdicts
@@ -124,20 +123,20 @@ class Locked:
 class Results:
     """The judge's tables, inside one transaction."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.locked: dict[str, Locked] = {}
 
-    async def lock(self, fusion_ids: Iterable[str], recent: Recent) -> None:
+    def lock(self, fusion_ids: Iterable[str], recent: Recent) -> None:
         """Hold the rows of these fusions, in sorted order so that two replicas never wait for each other.
 
         What is stored of those that are open is read where `recent` does not hold it.
         """
         keys = sorted(fusion_ids)
-        rows = (await self._connection.execute(_LOCK, {"keys": keys})).all()
+        rows = (self._connection.execute(_LOCK, {"keys": keys})).all()
         numbers = {
             key: (n_rounds, n_candidates)
-            for key, n_rounds, n_candidates in await self._connection.execute(_NUMBERS, {"keys": keys})
+            for key, n_rounds, n_candidates in self._connection.execute(_NUMBERS, {"keys": keys})
         }
         known: dict[str, Record] = {}
         for row in rows:
@@ -145,7 +144,7 @@ class Results:
             copy = recent.get(row.fusion_id, is_planned=row.is_planned, rounds=n_rounds, candidates=n_candidates)
             if copy and not row.is_done:
                 known[row.fusion_id] = copy
-        known |= await self._read([r.fusion_id for r in rows if not r.is_done and r.fusion_id not in known], numbers)
+        known |= self._read([r.fusion_id for r in rows if not r.is_done and r.fusion_id not in known], numbers)
         for row in rows:
             record = known.get(row.fusion_id)
             if record:
@@ -153,7 +152,7 @@ class Results:
                 record = replace(record, due_at=row.due_at, timer_at=row.timer_at, is_cancelled=is_cancelled)
             self.locked[row.fusion_id] = Locked(row.is_planned, row.is_done, numbers[row.fusion_id][0], record)
 
-    async def _read(self, keys: Sequence[str], numbers: Mapping[str, tuple[int, int]]) -> dict[str, Record]:
+    def _read(self, keys: Sequence[str], numbers: Mapping[str, tuple[int, int]]) -> dict[str, Record]:
         """All that is stored of these fusions."""
         if not keys:
             return {}
@@ -170,15 +169,15 @@ class Results:
                 is_cancelled=False,
                 chars=len(body) + len(plan or ""),
             )
-            for key, body, prompt_hash, plan in await self._connection.execute(_PROMPTS, {"keys": keys})
+            for key, body, prompt_hash, plan in self._connection.execute(_PROMPTS, {"keys": keys})
         }
         if asked := [key for key in keys if numbers[key][0]]:
-            for key, body, asked_at in await self._connection.execute(_ROUNDS, {"keys": asked}):
+            for key, body, asked_at in self._connection.execute(_ROUNDS, {"keys": asked}):
                 found[key] = found[key].asked(Round.decode(body), len(body), asked_at)
         if told := [key for key in keys if numbers[key][1]]:
             heard: defaultdict[str, dict[tuple[int, str], Heard]] = defaultdict(dict)
             chars: Counter[str] = Counter()
-            for row in await self._connection.execute(_HEARD, {"keys": told}):
+            for row in self._connection.execute(_HEARD, {"keys": told}):
                 candidate = Candidate.decode(row.body)
                 heard[row.fusion_id][row.round, row.call] = Heard(candidate, row.received_at, row.after_rounds)
                 chars[row.fusion_id] += len(row.body)
@@ -190,17 +189,17 @@ class Results:
         """The fusions that are held and not done, with what this transaction has added so far."""
         return {key: held.record for key, held in self.locked.items() if held.record}
 
-    async def add_plans(self, plans: Mapping[str, Plan]) -> None:
+    def add_plans(self, plans: Mapping[str, Plan]) -> None:
         """Store the plans of open fusions that have none."""
         if not plans:
             return
         bodies = {key: plan.model_dump_json() for key, plan in sorted(plans.items())}
-        await self._connection.execute(_SET_PLAN, [{"key": key, "body": body} for key, body in bodies.items()])
+        self._connection.execute(_SET_PLAN, [{"key": key, "body": body} for key, body in bodies.items()])
         for key, record in self.open().items():
             if key in plans:
                 self._set(key, record.planned(plans[key], len(bodies[key])))
 
-    async def add_candidates(self, batch: Sequence[Told], now: datetime) -> None:
+    def add_candidates(self, batch: Sequence[Told], now: datetime) -> None:
         """Store candidates; one that is there already stays as it is."""
         rows: dict[tuple[str, int, str], dict[str, Any]] = {}
         for candidate, body in batch:
@@ -223,70 +222,68 @@ class Results:
             if held.record:
                 self._set(candidate.fusion_id, held.record.told(candidate, len(body), now))
         if rows:
-            await self._connection.execute(
-                _ADD_CANDIDATE[self._connection.dialect.name], [rows[key] for key in sorted(rows)]
-            )
+            self._connection.execute(_ADD_CANDIDATE[self._connection.dialect.name], [rows[key] for key in sorted(rows)])
 
     def _set(self, key: str, record: Record) -> None:
         self.locked[key] = replace(self.locked[key], record=record)
 
-    async def add_rounds(self, asked: Sequence[Round], now: datetime) -> None:
+    def add_rounds(self, asked: Sequence[Round], now: datetime) -> None:
         """Store rounds that are about to be published."""
         if not asked:
             return
         bodies = [(r, r.model_dump_json()) for r in asked]
         rows = [{"fusion_id": r.fusion_id, "round": r.round, "body": body, "asked_at": now} for r, body in bodies]
-        await self._connection.execute(insert(rounds), rows)
+        self._connection.execute(insert(rounds), rows)
         open_ = self.open()
         for r, body in bodies:
             self._set(r.fusion_id, open_[r.fusion_id].asked(r, len(body), now))
 
-    async def set_due(self, due: Mapping[str, tuple[datetime, datetime | None]]) -> None:
+    def set_due(self, due: Mapping[str, tuple[datetime, datetime | None]]) -> None:
         """Store when each fusion must be looked at again, and which timer is set for it."""
         if due:
             rows = [{"key": key, "due": at, "timer": timer} for key, (at, timer) in sorted(due.items())]
-            await self._connection.execute(_SET_DUE, rows)
+            self._connection.execute(_SET_DUE, rows)
 
-    async def add_outcomes(self, made: Sequence[tuple[Outcome, Record]]) -> None:
+    def add_outcomes(self, made: Sequence[tuple[Outcome, Record]]) -> None:
         """Store outcomes and close their fusions. The primary key lets there be one."""
         if not made:
             return
-        await self._connection.execute(insert(outcomes), [_outcome_row(o, r) for o, r in made])
+        self._connection.execute(insert(outcomes), [_outcome_row(o, r) for o, r in made])
         said = [_answer_row(o, r, i) for o, r in made for i in range(len(o.answers))]
         if said:
-            await self._connection.execute(insert(answers), said)
+            self._connection.execute(insert(answers), said)
         if judged := [_verdict_row(v, o, r) for o, r in made for v in o.verdicts]:
-            await self._connection.execute(insert(verdicts), judged)
-        await self._connection.execute(_CLOSE, {"keys": [o.fusion_id for o, _ in made]})
+            self._connection.execute(insert(verdicts), judged)
+        self._connection.execute(_CLOSE, {"keys": [o.fusion_id for o, _ in made]})
 
-    async def outcomes(self, fusion_ids: Iterable[str]) -> list[Outcome]:
+    def outcomes(self, fusion_ids: Iterable[str]) -> list[Outcome]:
         """Stored outcomes, to be announced again."""
-        found = await self._connection.execute(_OUTCOMES, {"keys": sorted(fusion_ids)})
+        found = self._connection.execute(_OUTCOMES, {"keys": sorted(fusion_ids)})
         return [Outcome.decode(body) for (body,) in found]
 
-    async def is_open(self, fusion_id: str) -> bool:
+    def is_open(self, fusion_id: str) -> bool:
         """Whether a fusion was accepted and has no outcome yet."""
-        return (await self._connection.execute(_IS_DONE, {"key": fusion_id})).scalar() is False
+        return (self._connection.execute(_IS_DONE, {"key": fusion_id})).scalar() is False
 
-    async def calls_stored(self, fusion_id: str, round_: int) -> set[str]:
+    def calls_stored(self, fusion_id: str, round_: int) -> set[str]:
         """The calls of a round whose candidates are stored."""
-        return set((await self._connection.execute(_STORED, {"key": fusion_id, "round": round_})).scalars())
+        return set((self._connection.execute(_STORED, {"key": fusion_id, "round": round_})).scalars())
 
-    async def seen(self, pool: str, newest: int) -> list[Seen]:
+    def seen(self, pool: str, newest: int) -> list[Seen]:
         """How the members of a pool did in its newest outcomes."""
-        found = await self._connection.execute(_SEEN, {"pool": pool, "newest": newest})
+        found = self._connection.execute(_SEEN, {"pool": pool, "newest": newest})
         return [Seen(pool, *row) for row in found]
 
-    async def controls(self, since: datetime) -> dict[str, list[bool]]:
+    def controls(self, since: datetime) -> dict[str, list[bool]]:
         """By judge, whether it picked the control that it was shown; the newest first."""
         picks: defaultdict[str, list[bool]] = defaultdict(list)
-        for judge, picked in await self._connection.execute(_CONTROLS, {"since": since}):
+        for judge, picked in self._connection.execute(_CONTROLS, {"since": since}):
             picks[judge].append(picked)
         return picks
 
-    async def due(self, now: datetime, limit: int) -> list[str]:
+    def due(self, now: datetime, limit: int) -> list[str]:
         """Fusions whose time has come; rows that another replica holds are left to it."""
-        return list((await self._connection.execute(_DUE, {"now": now, "most": limit})).scalars())
+        return list((self._connection.execute(_DUE, {"now": now, "most": limit})).scalars())
 
 
 def _outcome_row(outcome: Outcome, record: Record) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import structlog
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js.errors import APIError, NotFoundError
+from sqlalchemy import Connection
 
 from fusewire.bus import Bus
 from fusewire.contracts import ContractError, StoredQuery, StoredReply
@@ -37,11 +38,13 @@ class StoredCandidates:
         """The calls that need not be made any more. Raises Transient, and what nats-py raises."""
         # In this order: what the judge has taken from the stream meanwhile, it has committed before.
         waiting = {call for call in query.calls if await self._waits(query, call)}
-        async with self._store.read() as connection:
+
+        def look(connection: Connection) -> set[str]:
             results = Results(connection)
-            if not await results.is_open(query.fusion_id):
-                return query.calls
-            committed = await results.calls_stored(query.fusion_id, query.round)
+            is_open = results.is_open(query.fusion_id)
+            return results.calls_stored(query.fusion_id, query.round) if is_open else set(query.calls)
+
+        committed = await self._store.run(look, write=False)
         return tuple(call for call in query.calls if call in waiting | committed)
 
     async def _waits(self, query: StoredQuery, call: str) -> bool:

@@ -2,18 +2,23 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
-from sqlalchemy import URL, event, make_url, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from fusewire.errors import StartupError, Transient
 from fusewire.settings import Database
+
+T = TypeVar("T")
 
 _BUSY_S = 10
 _LINE_S = 10
@@ -42,8 +47,12 @@ _LINES: WeakValueDictionary[tuple[str | None, int], asyncio.Lock] = WeakValueDic
 """By SQLite's file and event loop: where the writers of this process wait for each other."""
 
 
+READERS = 2
+"""Threads that read SQLite at once."""
+
+
 class Store:
-    """The database. `read` and `write` are its transactions; both give a Core connection."""
+    """The database. `read` and `write` are its transactions; both give a Core connection. `run` is for hot paths."""
 
     def __init__(self, database: Database) -> None:
         self.url = parse_url(database)
@@ -56,9 +65,20 @@ class Store:
         else:
             options["connect_args"] = {"timeout": 5, "command_timeout": 30}
         self.engine: AsyncEngine = create_async_engine(self.url, **options)
+        self._threads: dict[bool, ThreadPoolExecutor] = {}
+        self._plain: Engine | None = None
         if self.is_sqlite:
             _prepare_sqlite(self.engine)
+            # As many connections as threads; each transaction has one for itself.
+            self._plain = create_engine(self.url.set(drivername="sqlite"), pool_size=1 + READERS, hide_parameters=True)
+            _prepare_plain_sqlite(self._plain)
+            self._threads = {True: ThreadPoolExecutor(1, "sqlite-write"), False: ThreadPoolExecutor(READERS, "sqlite")}
         self._line: asyncio.Lock | None = None
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """The engines beneath, for whoever listens to them."""
+        return (self.engine.sync_engine, *([self._plain] if self._plain else []))
 
     @contextlib.asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
@@ -76,19 +96,28 @@ class Store:
         async with self._transaction(write=False) as connection:
             yield connection
 
+    async def run(self, work: Callable[[Connection], T], *, write: bool) -> T:
+        """Run a whole transaction that waits for nothing but the database, and return what `work` does.
+
+        On SQLite it runs on a thread of its own from BEGIN to COMMIT: to go there and back for each statement, as
+        `read` and `write` do, takes longer than the statements. Raises Transient like `write`. Where the caller is
+        cancelled, it may have been committed all the same.
+        """
+        with _refined():
+            if self._plain is None:
+                async with self.engine.connect() as connection, connection.begin():
+                    return await connection.run_sync(work)
+            async with self._turn() if write else contextlib.nullcontext():
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self._threads[write], _transact, self._plain, work, write)
+
     @contextlib.asynccontextmanager
     async def _transaction(self, *, write: bool) -> AsyncIterator[AsyncConnection]:
-        try:
+        with _refined():
             async with self._turn() if write else contextlib.nullcontext(), self.engine.connect() as plain:
                 connection = await plain.execution_options(fusewire_write=write)
                 async with connection.begin():
                     yield connection
-        except (DBAPIError, PoolTimeoutError, OSError, TimeoutError) as exc:
-            if _is_ours(exc):
-                raise
-            raise Transient(
-                f"the database is not available ({type(getattr(exc, 'orig', None) or exc).__name__})"
-            ) from exc
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
@@ -124,6 +153,26 @@ class Store:
     async def close(self) -> None:
         """Close every connection."""
         await self.engine.dispose()
+        for threads in self._threads.values():
+            await asyncio.to_thread(threads.shutdown)
+        if self._plain:
+            self._plain.dispose()
+
+
+@contextlib.contextmanager
+def _refined() -> Iterator[None]:
+    """Turn whatever says that the database is not there into Transient."""
+    try:
+        yield
+    except (DBAPIError, PoolTimeoutError, OSError, TimeoutError) as exc:
+        if _is_ours(exc):
+            raise
+        raise Transient(f"the database is not available ({type(getattr(exc, 'orig', None) or exc).__name__})") from exc
+
+
+def _transact(engine: Engine, work: Callable[[Connection], T], write: bool) -> T:
+    with engine.connect().execution_options(fusewire_write=write) as connection, connection.begin():
+        return work(connection)
 
 
 def _is_ours(exc: Exception) -> bool:
@@ -145,31 +194,42 @@ def _make_folder(folder: Path) -> None:
 
 
 def _prepare_sqlite(engine: AsyncEngine) -> None:
-    @event.listens_for(engine.sync_engine, "connect")
+    def pause(connection: Any, seconds: float) -> None:
+        connection.run_async(lambda _: asyncio.sleep(seconds))
+
+    _listen(engine.sync_engine, pause)
+
+
+def _prepare_plain_sqlite(engine: Engine) -> None:
+    _listen(engine, lambda _, seconds: time.sleep(seconds))
+
+
+def _listen(engine: Engine, pause: Callable[[Any, float], None]) -> None:
+    @event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: Any) -> None:
         # We say BEGIN ourselves: the driver's own would begin a read and fail at the first write.
         connection.isolation_level = None
         cursor = connection.cursor()
         for pragma in _PRAGMAS:
             cursor.execute(pragma)
-        _journal(connection, cursor)
+        _journal(connection, cursor, pause)
         cursor.close()
 
-    @event.listens_for(engine.sync_engine, "begin")
+    @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
         write = connection.get_execution_options().get("fusewire_write", True)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
-def _journal(connection: Any, cursor: Any) -> None:
+def _journal(connection: Any, cursor: Any, pause: Callable[[Any, float], None]) -> None:
     """Set the write-ahead log. SQLite heeds no busy_timeout where several open a new file and set it at once."""
     tries = _BUSY_S * 20
     for left in reversed(range(tries)):
         try:
             cursor.execute("PRAGMA journal_mode = WAL")
-        except connection.dbapi.OperationalError:
+        except sqlite3.OperationalError:
             if not left:
                 raise
-            connection.run_async(lambda _: asyncio.sleep(_BUSY_S / tries))
+            pause(connection, _BUSY_S / tries)
         else:
             return

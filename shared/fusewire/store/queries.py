@@ -4,12 +4,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import cast
+from typing import Any, cast
 
-from sqlalchemy import BindParameter, bindparam, select
+from sqlalchemy import BindParameter, Connection, bindparam, select
 
 from fusewire import replies
-from fusewire.contracts import Answer, Candidate, Outcome
+from fusewire.contracts import Answer, Outcome, ToolCall
 from fusewire.store.engine import Store
 from fusewire.store.tables import candidates, outcomes, prompts
 
@@ -20,7 +20,13 @@ _STANDINGS = (
     .join(outcomes, outcomes.c.fusion_id == prompts.c.fusion_id, isouter=True)
     .where(prompts.c.tenant == bindparam("tenant"), prompts.c.fusion_id.in_(_KEYS))
 )
-_TEXTS = select(candidates.c.body).where(candidates.c.fusion_id.in_(_KEYS))
+_TEXTS = select(candidates.c.fusion_id, candidates.c.round, candidates.c.call, candidates.c.body).where(
+    candidates.c.fusion_id.in_(_KEYS)
+)
+
+
+Spoken = dict[tuple[str, int, str], str]
+"""By fusion, round and call: a candidate's JSON."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +51,14 @@ async def standings(store: Store, tenant: str, fusion_ids: Sequence[str], *, tex
     """
     # PostgreSQL refuses even to look for a NUL.
     keys = [key for key in fusion_ids if "\x00" not in key]
-    async with store.read() as connection:
-        rows = (await connection.execute(_STANDINGS, {"tenant": tenant, "keys": keys})).all()
+
+    def look(connection: Connection) -> tuple[Sequence[Any], Sequence[Any]]:
+        rows = connection.execute(_STANDINGS, {"tenant": tenant, "keys": keys}).all()
         done = [row.fusion_id for row in rows if row.body]
-        spoken: dict[tuple[str, str, int], Candidate] = {}
-        if texts and done:
-            said = await connection.execute(_TEXTS, {"keys": done})
-            for (body,) in said:
-                candidate = Candidate.decode(body)
-                spoken[candidate.fusion_id, candidate.call, candidate.round] = candidate
+        return rows, connection.execute(_TEXTS, {"keys": done}).all() if texts and done else ()
+
+    rows, said = await store.run(look, write=False)
+    spoken: Spoken = {(row.fusion_id, row.round, row.call): row.body for row in said}
     found = []
     for row in rows:
         outcome = Outcome.decode(row.body) if row.body else None
@@ -65,13 +70,16 @@ async def standings(store: Store, tenant: str, fusion_ids: Sequence[str], *, tex
     return found
 
 
-def _with_text(answer: Answer, outcome: Outcome, spoken: dict[tuple[str, str, int], Candidate]) -> Answer:
-    if answer.round is None:
+def _with_text(answer: Answer, outcome: Outcome, spoken: Spoken) -> Answer:
+    if answer.round is None or answer.content is not None:
         return answer
-    candidate = spoken.get((outcome.fusion_id, answer.call or answer.member, answer.round))
-    if candidate is None or answer.content is not None:
+    body = spoken.get((outcome.fusion_id, answer.round, answer.call or answer.member))
+    if body is None:
         return answer
-    return answer.model_copy(update={"content": candidate.content, "tool_calls": candidate.tool_calls})
+    # The judge has checked the whole when it stored it.
+    said = json.loads(body)
+    calls = tuple(ToolCall.model_validate(call) for call in said.get("tool_calls", ()))
+    return answer.model_copy(update={"content": said.get("content"), "tool_calls": calls})
 
 
 def shown(standing: Standing) -> replies.fusions.Fusion:
@@ -80,7 +88,7 @@ def shown(standing: Standing) -> replies.fusions.Fusion:
     if standing.outcome is None:
         running = {**base, "status": "running", "submitted_at": standing.submitted_at.isoformat()}
         return cast("replies.fusions.Fusion", running)
-    body = json.loads(standing.outcome.model_dump_json(exclude={"v", "fusion_id", "custom_id", "batch_id"}))
+    body = standing.outcome.model_dump(mode="json", exclude={"v", "fusion_id", "custom_id", "batch_id"})
     first = {key: body.pop(key) for key in ("is_degraded", "degraded_reasons", "status")}
     found = {**first, **base, **body, "latency_ms": round(standing.outcome.latency_ms, 1)}
     return cast("replies.fusions.Fusion", found)

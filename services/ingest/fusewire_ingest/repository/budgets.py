@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from sqlalchemy import and_, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fusewire.contracts import Prompt
 from fusewire.store.engine import Store
@@ -90,15 +89,19 @@ class Budgets:
         if self._caps:
             await self._known()
 
-    async def reserve_in(self, connection: AsyncConnection, prompts: Sequence[Prompt]) -> dict[str, RefusedError]:
-        """Reserve for prompts that are stored in this transaction. Returns, by fusion, why some may not be."""
+    def reserve_in(self, connection: Connection, prompts: Sequence[Prompt]) -> dict[str, RefusedError]:
+        """Reserve for prompts that are stored in this transaction. Returns, by fusion, why some may not be.
+
+        Only after `start`.
+        """
         refused: dict[str, RefusedError] = {}
         asked: dict[tuple[str, str], list[tuple[Prompt, float]]] = defaultdict(list)
         for prompt in prompts:
             cap = self._caps.get(prompt.tenant)
             if cap is None:
                 continue
-            found = estimate(prompt, await self._known())
+            assert self._book is not None
+            found = estimate(prompt, self._book)
             if found.usd_max is None:
                 refused[prompt.fusion_id] = _unpriced(prompt.tenant, found.unpriced)
             else:
@@ -106,7 +109,7 @@ class Budgets:
                 asked[prompt.tenant, period_key(cap.period, prompt.submitted_at)].append((prompt, usd))
         # Whoever locks several budgets locks them in one order.
         for tenant, period in sorted(asked):
-            refused |= await self._reserve(connection, tenant, period, asked[tenant, period])
+            refused |= self._reserve(connection, tenant, period, asked[tenant, period])
         return refused
 
     async def spent(self, tenant: str, since: datetime | None) -> float:
@@ -123,13 +126,13 @@ class Budgets:
                 self._book = await self._load()
         return self._book
 
-    async def _reserve(
-        self, connection: AsyncConnection, tenant: str, period: str, asked: Sequence[tuple[Prompt, float]]
+    def _reserve(
+        self, connection: Connection, tenant: str, period: str, asked: Sequence[tuple[Prompt, float]]
     ) -> dict[str, RefusedError]:
         cap, name = self._caps[tenant].usd, {"of": tenant, "within": period}
         opened = {"tenant": tenant, "period": period, "reserved_usd": 0.0, "spent_usd": 0.0}
-        await connection.execute(_OPEN[connection.dialect.name], opened)
-        reserved, spent = (await connection.execute(_STANDING, name)).one()
+        connection.execute(_OPEN[connection.dialect.name], opened)
+        reserved, spent = connection.execute(_STANDING, name).one()
         refused: dict[str, RefusedError] = {}
         rows = []
         more = 0.0
@@ -140,8 +143,8 @@ class Budgets:
                 more += usd
                 rows.append({"fusion_id": prompt.fusion_id, "tenant": tenant, "period": period, "usd": usd})
         if rows:
-            await connection.execute(insert(reservations), rows)
-            await connection.execute(_MOVE, {**name, "reserved": more, "spent": 0.0})
+            connection.execute(insert(reservations), rows)
+            connection.execute(_MOVE, {**name, "reserved": more, "spent": 0.0})
         return refused
 
     async def settle(self) -> int:

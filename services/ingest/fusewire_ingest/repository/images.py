@@ -3,9 +3,8 @@
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import delete, exists, insert, select, update
+from sqlalchemy import Connection, delete, exists, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fusewire import references
 from fusewire.contracts import Prompt
@@ -96,8 +95,8 @@ class Images:
             return count
 
 
-async def add_uses_in(connection: AsyncConnection, prompts: Sequence[Prompt]) -> None:
+def add_uses_in(connection: Connection, prompts: Sequence[Prompt]) -> None:
     """Write down which images and texts new prompts refer to, within a transaction of the caller's."""
     rows = [{"image": name, "fusion_id": p.fusion_id} for p in prompts for name in references.names(p.messages)]
     if rows:
-        await connection.execute(insert(image_uses), rows)
+        connection.execute(insert(image_uses), rows)

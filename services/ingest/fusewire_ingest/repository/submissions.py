@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BindParameter, bindparam, delete, exists, func, insert, or_, select, update
+from sqlalchemy import BindParameter, Connection, bindparam, delete, exists, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fusewire import ids
 from fusewire.contracts import Prompt
@@ -132,37 +131,44 @@ class Submissions:
         Raises:
             Transient: nothing was committed.
         """
-        async with self._store.write() as connection:
-            return await self.add_in(connection, batch, traceparents, origins)
+        await self.ready()
+        return await self._store.run(
+            lambda connection: self.add_in(connection, batch, traceparents, origins), write=True
+        )
 
-    async def add_in(
+    async def ready(self) -> None:
+        """Load what `add_in` must not wait for."""
+        if self._budgets:
+            await self._budgets.start()
+
+    def add_in(
         self,
-        connection: AsyncConnection,
+        connection: Connection,
         batch: Sequence[Prompt],
         traceparents: Sequence[str | None],
         origins: Sequence[Origin | None] | None = None,
     ) -> list[Accepted]:
-        """Like `add`, within a transaction of the caller's."""
+        """Like `add`, within a transaction of the caller's, once `ready`."""
         rows: dict[str, dict[str, Any]] = {}
         hashes = [body_hash(p) for p in batch]
         found = origins or [None] * len(batch)
         for prompt, hashed, traceparent, origin in zip(batch, hashes, traceparents, found, strict=True):
             rows.setdefault(prompt.fusion_id, {**_row(prompt, hashed, traceparent), **_found_by(origin)})
         ordered = [rows[key] for key in sorted(rows)]
-        fresh = set((await connection.execute(_ADD[connection.dialect.name], ordered)).scalars())
+        fresh = set(connection.execute(_ADD[connection.dialect.name], ordered).scalars())
         # Stored first: only what is new is paid for, and of two that store it at once one waits here.
-        refused = await self._refused(connection, [p for p in batch if p.fusion_id in fresh])
+        refused = self._refused(connection, [p for p in batch if p.fusion_id in fresh])
         if refused:
-            await connection.execute(_REMOVE, {"keys": list(refused)})
+            connection.execute(_REMOVE, {"keys": list(refused)})
             fresh -= refused.keys()
         if fresh:
             # The judge only ever updates this row: a fusion that no one submitted cannot come to be.
             opened = [_opened(row) for row in ordered if row["fusion_id"] in fresh]
-            await connection.execute(insert(fusions), opened)
-            await add_uses_in(connection, list({p.fusion_id: p for p in batch if p.fusion_id in fresh}.values()))
+            connection.execute(insert(fusions), opened)
+            add_uses_in(connection, list({p.fusion_id: p for p in batch if p.fusion_id in fresh}.values()))
         known = {key: row["body_hash"] for key, row in rows.items() if key in fresh or key in refused}
         if stale := [key for key in rows if key not in known]:
-            stored = await connection.execute(
+            stored = connection.execute(
                 select(prompts.c.fusion_id, prompts.c.body_hash).where(prompts.c.fusion_id.in_(stale))
             )
             known |= {row.fusion_id: row.body_hash for row in stored}
@@ -174,12 +180,10 @@ class Submissions:
             accepted.append(Accepted(prompt, is_new, is_conflict, refused.get(prompt.fusion_id)))
         return accepted
 
-    async def _refused(self, connection: AsyncConnection, batch: Sequence[Prompt]) -> dict[str, RefusedError]:
+    def _refused(self, connection: Connection, batch: Sequence[Prompt]) -> dict[str, RefusedError]:
         if self._budgets is None or not batch:
             return {}
-        return await self._budgets.reserve_in(
-            connection, list({p.fusion_id: p for p in reversed(batch)}.values())[::-1]
-        )
+        return self._budgets.reserve_in(connection, list({p.fusion_id: p for p in reversed(batch)}.values())[::-1])
 
     async def settle(self) -> int:
         """Settle the budgets of what has ended; see Budgets."""
@@ -187,8 +191,8 @@ class Submissions:
 
     async def mark_published(self, fusion_ids: Sequence[str], at: datetime) -> None:
         """The broker has them."""
-        async with self._store.write() as connection:
-            await connection.execute(_MARK, {"keys": list(fusion_ids), "at": at})
+        marked = {"keys": list(fusion_ids), "at": at}
+        await self._store.run(lambda connection: connection.execute(_MARK, marked), write=True)
 
     async def unpublished(self, before: datetime, limit: int) -> list[tuple[Prompt, str | None]]:
         """Prompts committed before a time that the broker does not have, oldest first."""
