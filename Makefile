@@ -66,10 +66,10 @@ format: setup ## let ruff mend what it can
 	@$(BIN)/ruff check -q --fix $(SOURCES); $(BIN)/ruff format -q $(SOURCES)
 
 bench: setup bench-doors ## measure overhead, throughput and CPU per fusion, and the doors; writes build/bench.json
-	@$(BIN)/python tests/bench/bench.py
+	@PYTHONPATH=tests/bench $(BIN)/python -m cost
 
 bench-doors: setup ## measure the API's overhead, intake, memory and streaming; writes build/bench-doors.json
-	@$(BIN)/python tests/bench/doors.py
+	@PYTHONPATH=tests/bench $(BIN)/python tests/bench/doors.py
 
 bench-edge: setup ## measure edge models beside llama.cpp (downloads 1.7 GB); writes build/bench-edge.json
 	@$(BIN)/python tests/bench/edge.py

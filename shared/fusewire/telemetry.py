@@ -52,6 +52,10 @@ OUTCOME_SECONDS = Histogram(
 ACCEPTED = Counter("fusewire_prompts_accepted_total", "Prompts committed.", ["door"], registry=REGISTRY)
 UNPUBLISHED = Gauge("fusewire_prompts_unpublished", "Prompts committed and not yet published.", registry=REGISTRY)
 
+TRANSACTIONS = Counter(
+    "fusewire_transactions_total", "Transactions begun on the database: read or write.", ["kind"], registry=REGISTRY
+)
+
 _metrics_on = True
 _tracer = trace.get_tracer("fusewire")
 _tracing = False

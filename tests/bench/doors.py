@@ -30,10 +30,11 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from cost.machine import BUILD, ROOT, fusewire_up, models, spread
+from cost.scenes import MEMBERS
 from nats import connect
 from nats.aio.msg import Msg
 
-from bench import BUILD, MEMBERS, ROOT, fusewire_up, models, spread
 from fusewire.testing.model_script import ModelScript, Script
 from fusewire_cli.local.run_file import RUN_FILE
 

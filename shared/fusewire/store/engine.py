@@ -15,6 +15,7 @@ from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError,
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from fusewire import telemetry
 from fusewire.errors import StartupError, Transient
 from fusewire.settings import Database
 
@@ -46,6 +47,8 @@ def parse_url(database: Database) -> URL:
 _LINES: WeakValueDictionary[tuple[str | None, int], asyncio.Lock] = WeakValueDictionary()
 """By SQLite's file and event loop: where the writers of this process wait for each other."""
 
+
+_BEGUN = {is_write: telemetry.TRANSACTIONS.labels("write" if is_write else "read") for is_write in (True, False)}
 
 READERS = 2
 """Threads that read SQLite at once."""
@@ -103,6 +106,7 @@ class Store:
         `read` and `write` do, takes longer than the statements. Raises Transient like `write`. Where the caller is
         cancelled, it may have been committed all the same.
         """
+        _BEGUN[write].inc()
         with _refined():
             if self._plain is None:
                 async with self.engine.connect() as connection, connection.begin():
@@ -113,6 +117,7 @@ class Store:
 
     @contextlib.asynccontextmanager
     async def _transaction(self, *, write: bool) -> AsyncIterator[AsyncConnection]:
+        _BEGUN[write].inc()
         with _refined():
             async with self._turn() if write else contextlib.nullcontext(), self.engine.connect() as plain:
                 connection = await plain.execution_options(fusewire_write=write)
