@@ -46,6 +46,10 @@ ALREADY_THERE = 10071
 """JetStream's error code for a failed Nats-Expected-Last-Subject-Sequence."""
 
 
+_ACK_TOKENS = 9
+"""Of the reply subject by which a message is acknowledged, where the server has no domain."""
+
+
 @dataclass(frozen=True)
 class Delivery:
     """One message as a handler sees it."""
@@ -62,8 +66,14 @@ class Delivery:
     @classmethod
     def of(cls, msg: Msg) -> "Delivery":
         """Read what the server says about a message."""
-        meta = msg.metadata
-        return cls(msg.data, msg.subject, msg.headers or {}, meta.num_delivered, meta.stream, meta.sequence.stream, msg)
+        # $JS.ACK.<stream>.<consumer>.<deliveries>.<stream sequence>.… (ADR-15); with a domain there are more tokens.
+        tokens = msg.reply.split(".")
+        if len(tokens) == _ACK_TOKENS:
+            stream, deliveries, sequence = tokens[2], int(tokens[4]), int(tokens[5])
+        else:
+            meta = msg.metadata
+            stream, deliveries, sequence = meta.stream, meta.num_delivered, meta.sequence.stream
+        return cls(msg.data, msg.subject, msg.headers or {}, deliveries, stream, sequence, msg)
 
 
 Handler = Callable[[Delivery], Awaitable[None]]

@@ -46,6 +46,10 @@ class Puller:
         self._arrived: asyncio.Queue[Msg] = asyncio.Queue()
         self._counter = itertools.count()
         self._open: str | None = None
+        self._credit = 0
+        """How many more the open request may bring, where `collect` has left it open."""
+        self._until = 0.0
+        self._opened_on: int | None = None
         self._inbox = ""
         self._subscription: Subscription | None = None
 
@@ -56,9 +60,11 @@ class Puller:
 
     async def stop(self) -> None:
         """Stop listening, and hand back what nobody has taken."""
+        self._open = None
         with contextlib.suppress(NatsError, OSError):
             if self._subscription:
                 await self._subscription.unsubscribe()
+                self._subscription = None
             while not self._arrived.empty():
                 msg = self._arrived.get_nowait()
                 if not _is_status(msg):
@@ -109,6 +115,50 @@ class Puller:
             await asyncio.sleep(LOOK_S)
         finally:
             self._open = None
+        return taken
+
+    async def collect(self, batch: int, wait_s: float, linger_s: float) -> list[Msg]:
+        """Wait for a first message, and for its company.
+
+        The request stays open between two calls, so that what comes meanwhile waits here and not at the server.
+
+        Args:
+            batch: at most this many, and the most that may wait here.
+            wait_s: how long to wait for the first one.
+            linger_s: how long to wait for more, once it is there.
+
+        Returns:
+            What came; empty when nothing did, or when there is no server.
+        """
+        connection = self._bus.connection
+        if connection is None:
+            self._open = None
+            await asyncio.sleep(LOOK_S)
+            return []
+        if self._open is None or self._credit <= 0 or connection != self._opened_on or time.monotonic() > self._until:
+            self._open = f"{self._inbox}.{next(self._counter)}"
+            self._credit, self._opened_on, self._until = batch, connection, time.monotonic() + wait_s
+            request = {"batch": batch, "expires": int(wait_s * 1e9)}
+            try:
+                await self._bus.client.publish(self._subject, json.dumps(request).encode(), self._open)
+            except (NatsError, OSError):
+                self._open = None
+                await asyncio.sleep(LOOK_S)
+                return []
+        first = await self._next(connection, self._until + ANSWER_S)
+        if first is None or _is_status(first):
+            self._open = None
+            return []
+        if batch > 1:
+            await asyncio.sleep(linger_s)
+        taken = [first]
+        while len(taken) < batch and not self._arrived.empty():
+            msg = self._arrived.get_nowait()
+            if _is_status(msg):
+                self._open = None
+                break
+            taken.append(msg)
+        self._credit -= len(taken)
         return taken
 
     async def _next(self, connection: int, end: float) -> Msg | None:
@@ -340,11 +390,7 @@ class BatchLoop(Loop):
 
     async def turn(self) -> None:
         """Wait for a first message, take the rest of what is there, handle it."""
-        messages = await self._puller.fetch(1, PULL_TIMEOUT_S)
-        if messages and self._batch > 1:
-            await asyncio.sleep(LINGER_S)
-            messages += await self._puller.fetch(self._batch - 1)
-        if messages:
+        if messages := await self._puller.collect(self._batch, PULL_TIMEOUT_S, LINGER_S):
             await self._settle([Delivery.of(m) for m in messages])
 
     async def _settle(self, batch: list[Delivery]) -> None:
@@ -352,6 +398,8 @@ class BatchLoop(Loop):
             try:
                 await self._handler(batch)
             except asyncio.CancelledError:
+                # First: what is handed back would come here again.
+                await self._puller.stop()
                 for delivery in batch:
                     with contextlib.suppress(NatsError, OSError):
                         await delivery.raw.nak()

@@ -7,6 +7,7 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 from typing import Any, Literal, cast
 
 from jsonschema import Draft202012Validator
@@ -156,8 +157,13 @@ def share(groups: Mapping[str, Sequence[Said]]) -> float:
 
 def similarity(a: str, b: str) -> float:
     """Jaccard similarity of the two texts' words, 0 to 1; of long texts, of their beginnings."""
-    left, right = (set(_WORD.findall(text[:COMPARED_CHARS].casefold())) for text in (a, b))
+    left, right = _words(a[:COMPARED_CHARS]), _words(b[:COMPARED_CHARS])
     return len(left & right) / len(left | right) if left | right else 1.0
+
+
+@lru_cache(maxsize=128)
+def _words(text: str) -> frozenset[str]:
+    return frozenset(_WORD.findall(text.casefold()))
 
 
 def agreement(said: Sequence[Said]) -> float:

@@ -138,6 +138,8 @@ class Handlers:
         def advance(connection: Connection) -> Work:
             results = Results(connection)
             due.extend(results.due(self._clock(), SWEEP_BATCH))
+            if not due:
+                return Work(self._clock(), fired=True)
             return self._advance(results, {}, [], set(due), set(), fired=True)
 
         try:

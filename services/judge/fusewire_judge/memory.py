@@ -71,6 +71,8 @@ class Memory:
         after = None
         if hedge and not member.is_mute and len(times) >= LEAST_SEEN:
             after = times[min(int(len(times) * (1 - hedge)), len(times) - 1)] / 1000
+        if (known, after) == (member.learned, member.hedge_after_s):
+            return member  # to copy it for nothing would take as long as all else here
         return member.model_copy(update={"learned": known, "hedge_after_s": after})
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BindParameter, Connection, bindparam, func, insert, select, update
+from sqlalchemy import BindParameter, Connection, bindparam, false, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from fusewire.contracts import CONTROL, Candidate, Outcome, Plan, Prompt, Round, Verdict
@@ -68,7 +68,8 @@ _STORED = select(candidates.c.call).where(
 _OUTCOMES = select(outcomes.c.body).where(outcomes.c.fusion_id.in_(_KEYS))
 _DUE = (
     select(fusions.c.fusion_id)
-    .where(fusions.c.is_done.is_(False), fusions.c.due_at <= bindparam("now"))
+    # As the partial index says it: `IS false` would read every fusion that ever was.
+    .where(fusions.c.is_done == false(), fusions.c.due_at <= bindparam("now"))
     .order_by(fusions.c.due_at)
     .limit(bindparam("most"))
     .with_for_update(skip_locked=True)

@@ -224,7 +224,6 @@ verdicts = Table(
     Column("decided_at", UtcDateTime, nullable=False),
     Index(
         "ix_verdicts_control",
-        "judge_model",
         "decided_at",
         sqlite_where=text("control IS NOT NULL"),
         postgresql_where=text("control IS NOT NULL"),

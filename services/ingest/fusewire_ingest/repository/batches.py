@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from fusewire.store.engine import Store
 from fusewire.store.tables import batch_lines, batches, files, outcomes
 
+OPEN = ("validating", "in_progress", "finalizing", "cancelling")
 OVER = ("completed", "failed", "expired", "cancelled")
 RATE_OVER = 50
 """How many of the last outcomes a batch's rate is measured over."""
@@ -135,7 +136,7 @@ class Batches:
     async def open(self) -> list[Batch]:
         """All that are not over, those of high priority first, then the oldest."""
         oldest = (batches.c.created_at, batches.c.batch_id)
-        query = select(*_COLUMNS).where(batches.c.status.not_in(OVER)).order_by(*oldest)
+        query = select(*_COLUMNS).where(batches.c.status.in_(OPEN)).order_by(*oldest)
         async with self._store.read() as connection:
             found = [Batch(**row) for row in (await connection.execute(query)).mappings()]
         return sorted(found, key=lambda batch: ("high", "normal", "low").index(batch.priority))

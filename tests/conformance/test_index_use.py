@@ -1,0 +1,129 @@
+"""Every sweep and poll finds its rows by an index: none gets slower with the outcomes that are stored."""
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any, cast
+
+import pytest
+from sqlalchemy import Connection, event
+
+from fusewire.bus import Bus
+from fusewire.store.engine import Store
+from fusewire.store.queries import standings
+from fusewire.testing.factories import T0, FakeClock, make_prompt
+from fusewire_ingest.repository.batches import Batches
+from fusewire_ingest.repository.budgets import Budgets
+from fusewire_ingest.repository.images import Images
+from fusewire_ingest.repository.lines import Lines
+from fusewire_ingest.repository.submissions import Submissions
+from fusewire_judge.handlers import Handlers
+from fusewire_judge.repository import Results
+
+PROMPT = make_prompt()
+
+
+class Plans:
+    """How the database finds the rows of each statement, as it says itself."""
+
+    def __init__(self, store: Store) -> None:
+        self._is_sqlite = store.is_sqlite
+        self._is_asking = False
+        self.found: list[tuple[str, list[str]]] = []
+
+    def ask(self, connection: Connection, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if self._is_asking or not statement.startswith(("SELECT", "UPDATE", "DELETE", "WITH")):
+            return
+        self._is_asking = True
+        try:
+            given = parameters[0] if isinstance(parameters, list) else parameters
+            if not self._is_sqlite:
+                # An empty table is always read whole, unless that is forbidden.
+                connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+            explain = "EXPLAIN QUERY PLAN " if self._is_sqlite else "EXPLAIN "
+            rows = connection.exec_driver_sql(explain + statement, given).all()
+            self.found.append((statement, [str(row[-1]).strip() for row in rows]))
+        finally:
+            self._is_asking = False
+
+    def whole_reads(self) -> list[tuple[str, str]]:
+        """Statements that read a table from its beginning to its end, and how they do it."""
+        return [
+            (statement[:200], step)
+            for statement, steps in self.found
+            for step in steps
+            if ("Seq Scan" in step or step.startswith("SCAN ")) and _table(step)
+        ]
+
+
+SMALL = (
+    "anon_1",  # what the statement has made itself, such as the newest hundred
+    "(subquery",
+    "CONSTANT ROW",
+    "reservations",  # of fusions that have not ended
+    "ix_batch_lines_flying",  # holds the lines in flight, and no others
+)
+
+
+def _table(step: str) -> bool:
+    return not any(name in step for name in SMALL)
+
+
+@pytest.fixture
+async def plans(store: Store) -> AsyncIterator[Plans]:
+    await Submissions(store).add([PROMPT], [None])
+    found = Plans(store)
+    for engine in store.engines:
+        event.listen(engine, "before_cursor_execute", found.ask)
+    yield found
+    for engine in store.engines:
+        event.remove(engine, "before_cursor_execute", found.ask)
+
+
+async def test_the_judges_sweep_and_memory(plans: Plans, store: Store) -> None:
+    handlers = Handlers(cast("Bus", None), store, FakeClock(), ["default"])
+    await handlers.remember()
+    assert await handlers.sweep() == 0
+    await store.run(lambda connection: Results(connection).outcomes([PROMPT.fusion_id]), write=False)
+
+    assert len(plans.found) >= 3
+    assert plans.whole_reads() == []
+
+
+async def test_ingests_sweeps(plans: Plans, store: Store) -> None:
+    submissions = Submissions(store, Budgets(store, {}, cast("Any", None)))
+    await submissions.unpublished(T0, 10)
+    await submissions.cancelled(T0, 10)
+    await submissions.newest("t", "h", T0 - timedelta(minutes=1), T0)
+    await submissions.mark_published([PROMPT.fusion_id], T0)
+    await submissions.settle()
+    await Images(store).forget(T0)
+    await Images(store).withdraw_one(T0, cast("Any", None))
+
+    assert len(plans.found) >= 6
+    assert plans.whole_reads() == []
+
+
+async def test_those_who_wait(plans: Plans, store: Store) -> None:
+    await standings(store, PROMPT.tenant, [PROMPT.fusion_id])
+
+    assert plans.found
+    assert plans.whole_reads() == []
+
+
+async def test_the_batch_runners_polls(plans: Plans, store: Store) -> None:
+    lines = Lines(store)
+    await Batches(store).open()
+    await lines.in_flight()
+    await lines.waiting(["b"], 10)
+    await lines.is_due("b")
+    await lines.flying("b")
+
+    assert len(plans.found) >= 5
+    assert plans.whole_reads() == []
+
+
+async def test_a_statement_that_reads_a_whole_table_is_seen(plans: Plans, store: Store) -> None:
+    async with store.read() as connection:
+        await connection.exec_driver_sql("SELECT fusion_id FROM prompts WHERE custom_id = 'x'")
+
+    assert len(plans.whole_reads()) == 1
