@@ -23,7 +23,7 @@ from fusewire.topology import Durable
 
 log = structlog.get_logger(__name__)
 
-LINGER_S = 0.002
+LINGER_S = 0.001
 """How long a batch waits for company: members of one pool tend to answer together, and a transaction
 for three of them costs little more than for one."""
 ANSWER_S = 5.0

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 import structlog
@@ -22,6 +22,9 @@ from fusewire.pull import Release, ReleaseLoop
 from fusewire.topology import MAX_DELIVERIES, candidate_subject, task_durable, token_subject
 
 log = structlog.get_logger(__name__)
+
+KEPT_AFTER = timedelta(minutes=10)
+"""How long after its deadline a candidate that the broker does not take is kept."""
 
 MAX_CANDIDATE_BYTES = 900_000
 """Under NATS's default max_payload of 1 MiB, with room for headers."""
@@ -248,12 +251,18 @@ class Worker:
         self._report(candidate)
 
     async def _publish(self, task: Task, body: bytes) -> None:
-        """Publish a candidate, however long the broker is away: it may be paid for, and nobody else has it."""
+        """Publish a candidate, however long the broker is away: it may be paid for, and nobody else has it.
+
+        Raises:
+            Transient: its deadline is long past.
+        """
         subject = candidate_subject(task.fusion_id, task.round, task.call)
         for tries in itertools.count(1):
             try:
                 await self._bus.publish(subject, body, msg_id=task.task_id, only_if_new=True)
             except Transient as exc:
+                if self._clock() > task.deadline_at + KEPT_AFTER:
+                    raise
                 log.warning("worker.candidate_not_published", call=task.call, round=task.round, fault=str(exc))
                 await asyncio.sleep(retry_delay_s(tries, 1.0))
             else:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
@@ -97,6 +99,13 @@ async def test_upgrade_tells_the_version_before_and_after_and_does_nothing_twice
     assert await migrate.upgrade(empty) == (migrate.head(), migrate.head())
     await migrate.check(empty)
     await empty.close()
+
+
+def test_the_newest_migration_is_the_one_that_alembic_ends_with() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(migrate.folder()))
+
+    assert ScriptDirectory.from_config(config).get_current_head() == migrate.head()
 
 
 async def test_two_upgrades_at_once_are_one(empty_database: Database) -> None:

@@ -33,3 +33,8 @@ def test_checking_the_configuration_imports_neither_database_nor_bus() -> None:
 def test_a_client_s_command_imports_neither_database_nor_bus() -> None:
     found = imported("import fusewire_cli.main, fusewire_cli.batch.command, fusewire_cli.session, fusewire_cli.client")
     assert not {"sqlalchemy", "alembic", "nats", "faststream", "fastapi"} & found
+
+
+def test_a_stack_whose_database_is_up_to_date_imports_no_migrations() -> None:
+    found = imported("import fusewire_cli.serve, fusewire_ingest.service, fusewire_judge.service")
+    assert "alembic" not in found

@@ -2,16 +2,16 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, inspect, text
 
 from fusewire.errors import StartupError
 from fusewire.store.engine import Store
 from fusewire.store.views import CONTRACT, VIEWS
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 MIGRATIONS_ENV = "FUSEWIRE_MIGRATIONS"
 
@@ -25,23 +25,27 @@ def folder() -> Path:
     return path
 
 
-def _config(connection: Connection | None = None) -> Config:
+def _config(connection: Connection) -> "Config":
+    from alembic.config import Config  # noqa: PLC0415 - see `upgrade`
+
     config = Config()
     config.set_main_option("script_location", str(folder()))
     config.attributes["connection"] = connection
     return config
 
 
-def head() -> str | None:
-    """The newest version that this code knows."""
-    return ScriptDirectory.from_config(_config()).get_current_head()
+def head() -> str:
+    """The newest version that this code knows: the number that leads the newest migration's name."""
+    return max(path.name.partition("_")[0] for path in (folder() / "versions").glob("[0-9]*_*.py"))
 
 
 async def current(store: Store) -> str | None:
     """The version of the database; None for an empty one."""
 
     def ask(connection: Connection) -> str | None:
-        return MigrationContext.configure(connection).get_current_revision()
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
 
     async with store.read() as connection:
         return await connection.run_sync(ask)
@@ -53,15 +57,16 @@ async def upgrade(store: Store) -> tuple[str | None, str | None]:
     Returns:
         The version before and after.
     """
-    from alembic import command  # noqa: PLC0415 - half a second that only a migration needs
-
     before = await current(store)
 
     def run(connection: Connection) -> None:
         # Two of these at once (a Job retried, two laptops): the second waits and finds nothing to do.
         if not store.is_sqlite:
             connection.execute(text("SELECT pg_advisory_xact_lock(7305737)"))
-        command.upgrade(_config(connection), "head")
+        if before != head():
+            from alembic import command  # noqa: PLC0415 - takes a second or two that only a migration needs
+
+            command.upgrade(_config(connection), "head")
         _create_views(connection)
 
     async with store.write() as connection:

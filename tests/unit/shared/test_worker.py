@@ -288,6 +288,20 @@ async def test_a_candidate_is_published_however_long_the_broker_is_away(monkeypa
     assert (await handled(Stub(make_candidate("Paris.")), delivery(), bus)).content == "Paris."
 
 
+async def test_a_candidate_that_is_never_taken_is_given_up_long_after_its_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = FakeClock()
+
+    def later(*_: object) -> float:
+        clock.now += timedelta(minutes=5)
+        return 0.0
+
+    monkeypatch.setattr("fusewire.worker.retry_delay_s", later)
+    with pytest.raises(Transient):
+        await handled(Stub(make_candidate()), delivery(), Published(refusals=99), clock=clock)
+
+
 async def test_what_was_delivered_before_may_have_cost_something() -> None:
     late = FakeClock(TASK.deadline_at)
 
