@@ -285,6 +285,31 @@ async def test_the_calls_of_a_message_are_noted_in_one_write(kv: KeyValue) -> No
     assert revision == 1
 
 
+async def test_a_message_stands_in_line_until_one_of_its_calls_has_a_place(kv: KeyValue) -> None:
+    clock = Clock()
+    begun: list[str] = []
+    async with (
+        ModelServer(Script.of("hang")) as server,
+        worker(KvLedger(kv), server, clock, max_concurrency=1) as generate,
+    ):
+
+        async def handle(call: str) -> None:
+            task = a_task(clock).model_copy(update={"call": call})
+            async with generate.hold(Tasks.of(call, [task]), 1, lambda: begun.append(call)) as make:
+                await make(task, None)
+
+        first = asyncio.create_task(handle("a"))
+        await server.arrived(1)
+        second = asyncio.create_task(handle("b"))
+        await asyncio.sleep(0.05)
+        assert begun == ["a"]
+        first.cancel()
+        await server.arrived(2)
+        assert begun == ["a", "b"]
+        second.cancel()
+        await asyncio.gather(first, second, return_exceptions=True)
+
+
 async def test_a_copy_of_a_message_that_has_ended_makes_no_call(kv: KeyValue) -> None:
     ledger, clock, published = KvLedger(kv), Clock(), Published()
     async with ModelServer() as server:

@@ -7,10 +7,11 @@ import pytest
 from nats.js import api
 
 from fusewire import bus as bus_module
+from fusewire import pull
 from fusewire.bus import Bus, Delivery
 from fusewire.contracts import PRIORITIES
 from fusewire.errors import Transient, Unacceptable
-from fusewire.pull import BatchLoop, Loop, PriorityLoop, Puller
+from fusewire.pull import BatchLoop, Loop, PriorityLoop, Puller, Release, ReleaseLoop
 from fusewire.settings import Nats
 from fusewire.testing.eventually import eventually
 from fusewire.testing.nats_server import NatsServer
@@ -149,6 +150,65 @@ async def test_an_idle_loop_takes_what_comes_at_any_priority(bus: Bus, begin: Be
         await emptied(bus)
 
     assert handled == ["low-0", "high-1", "normal-2", "low-3"]
+
+
+# -- messages that count no more --------------------------------------------------------------
+
+
+class Line:
+    """A handler whose messages stand in line until they are let through, and then run until the gate opens."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Release] = []
+        self.gate = asyncio.Event()
+        self.done = 0
+
+    async def __call__(self, _: Delivery, release: Release) -> None:
+        self.waiting.append(release)
+        await self.gate.wait()
+        self.done += 1
+
+    def let_through(self, count: int) -> None:
+        """As often as is said; a second word for one message changes nothing."""
+        for release in self.waiting[:count]:
+            release()
+            release()
+
+
+async def test_what_no_longer_stands_in_line_makes_room_though_it_has_not_ended(bus: Bus, begin: Begin) -> None:
+    line = Line()
+    await send(bus, "low", *(f"low-{i}" for i in range(6)))
+    await begin(ReleaseLoop(bus, [LOW], line, concurrency=2))
+
+    await eventually(lambda: len(line.waiting) == 2)
+    line.let_through(2)
+    await eventually(lambda: len(line.waiting) == 4)
+    await asyncio.sleep(0.1)
+    assert (len(line.waiting), await in_hand(bus, LOW)) == (4, 4)
+
+    line.gate.set()
+    await emptied(bus)
+    assert line.done == 6
+
+
+async def test_not_everything_is_taken_whatever_stands_in_no_line(
+    bus: Bus, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pull, "MOST_IN_HAND", 3)
+    line = Line()
+    await send(bus, "low", *(f"low-{i}" for i in range(6)))
+    await begin(ReleaseLoop(bus, [LOW], line, concurrency=2))
+
+    await eventually(lambda: len(line.waiting) == 2)
+    line.let_through(2)
+    await eventually(lambda: len(line.waiting) == 3)
+    line.let_through(3)
+    await asyncio.sleep(0.1)
+    assert len(line.waiting) == 3
+
+    line.gate.set()
+    await emptied(bus)
+    assert line.done == 6
 
 
 # -- the end ----------------------------------------------------------------------------------

@@ -1,13 +1,15 @@
 """The small pure pieces that everything is built on."""
 
 import re
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nats.aio.msg import Msg
 
 from fusewire import ids, topology
-from fusewire.bus import fault, retry_delay_s
+from fusewire.bus import Delivery, fault, retry_delay_s
 from fusewire.contracts import ContractError
 from fusewire.errors import StartupError, Transient, Unacceptable
 from fusewire.provision import Change, summary, wider
@@ -132,6 +134,20 @@ def test_an_edge_task_matches_nothing_that_a_remote_worker_reads() -> None:
     for durable in topology.topology({"gpt": "remote"}, ["default"]).durables:
         if durable.stream == "FW_TASK_REMOTE":
             assert not matches(durable.subject, edge)
+
+
+ACKS = {
+    "without a domain": "$JS.ACK.FW_PROMPT.dispatcher.3.17.5.1700000000000000000.4",
+    "with a domain": "$JS.ACK.hub.AHASH.FW_PROMPT.dispatcher.3.17.5.1700000000000000000.4.Xyz",
+}
+
+
+@pytest.mark.parametrize("reply", ACKS.values(), ids=ACKS)
+def test_what_the_server_says_of_a_message_is_read(reply: str) -> None:
+    found = Delivery.of(Msg(cast("Any", None), subject="fw.prompt.low.acme", reply=reply, data=b"x"))
+
+    assert (found.stream, found.deliveries, found.sequence) == ("FW_PROMPT", 3, 17)
+    assert (found.subject, found.data, found.headers) == ("fw.prompt.low.acme", b"x", {})
 
 
 # -- faults and retries -----------------------------------------------------------------------

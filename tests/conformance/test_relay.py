@@ -1,0 +1,90 @@
+"""The relay on a real broker and databases: what is published is marked soon, and never as younger than it is."""
+
+from datetime import datetime
+from typing import Any, cast
+
+import pytest
+from sqlalchemy import select
+
+from fusewire.bus import Bus
+from fusewire.errors import Transient
+from fusewire.store.engine import Store
+from fusewire.store.tables import prompts
+from fusewire.testing.eventually import eventually
+from fusewire.testing.factories import T0, FakeClock, make_prompt
+from fusewire_ingest.relay import Relay
+from fusewire_ingest.repository.submissions import Submissions
+
+PROMPTS = [make_prompt(custom_id=name) for name in ("one", "two", "three")]
+
+
+class NoLargeParts:
+    """Prompts that refer to nothing."""
+
+    async def publish(self, prompt: Any) -> None:
+        """Nothing to see to."""
+
+    async def tidy(self) -> None:
+        """Nothing to take back."""
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+async def relay(bus: Bus, store: Store, clock: FakeClock) -> Relay:
+    submissions = Submissions(store)
+    await submissions.add(PROMPTS, [None] * len(PROMPTS))
+    return Relay(bus, submissions, cast("Any", NoLargeParts()), clock)
+
+
+async def marks(store: Store) -> dict[str, datetime | None]:
+    async with store.read() as connection:
+        rows = await connection.execute(select(prompts.c.custom_id, prompts.c.published_at))
+        return dict(tuple(row) for row in rows)
+
+
+async def test_a_mark_is_no_younger_than_the_first_message_that_it_stands_for(
+    relay: Relay, store: Store, clock: FakeClock
+) -> None:
+    """A broker whose store was lost in between must not seem to have them."""
+    await relay.publish([(PROMPTS[0], None)])
+    clock.advance(3)
+    await relay.publish([(PROMPTS[1], None)])
+    clock.advance(3)
+    assert set((await marks(store)).values()) == {None}
+
+    await relay.mark()
+
+    assert await marks(store) == {"one": T0, "two": T0, "three": None}
+
+
+async def test_what_is_published_is_marked_soon_and_when_it_stops(relay: Relay, store: Store) -> None:
+    relay.start()
+    relay.offer(PROMPTS[0])
+
+    async def is_marked() -> bool:
+        return (await marks(store))["one"] is not None
+
+    await eventually(is_marked)
+    await relay.publish([(PROMPTS[1], None)])
+    await relay.stop()
+
+    assert (await marks(store))["two"] is not None
+
+
+async def test_what_cannot_be_marked_is_found_again(
+    relay: Relay, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def down(*_: Any) -> None:
+        raise Transient("the database is not available")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Submissions, "mark_published", down)
+        await relay.publish([(PROMPTS[0], None)])
+        await relay.mark()
+
+    assert (await marks(store))["one"] is None
+    assert len(await Submissions(store).unpublished(T0.replace(year=2100), 10)) == 3
