@@ -140,6 +140,9 @@ async def test_whole_transactions_stand_in_line_with_the_others(stores: tuple[St
     async with first.write():
         running = asyncio.create_task(run())
         assert await second.run(count, write=False) == 0, "who reads waits for no writer"
+        await asyncio.sleep(0.05)
+        assert second._plain is not None
+        assert second._plain.pool.checkedout() == 0, "who stands in line holds no connection"  # type: ignore[attr-defined]
         done.append("first")
     await running
 
