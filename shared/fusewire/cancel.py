@@ -30,8 +30,10 @@ class Cancelled:
     async def listen(self, bus: Bus) -> None:
         """Begin to listen; call after `bus.connect`. On return the server knows of it, if it answers."""
         await bus.client.subscribe(cancel_subject("*"), cb=self._heard)
-        # The client sends a subscription later, with whatever comes next.
+        # The client sends a subscription later, with whatever comes next, and even its ping before it: only the second
+        # ping is answered by a server that knows of the subscription.
         with contextlib.suppress(NatsError, OSError, TimeoutError):
+            await bus.client.flush()
             await bus.client.flush()
 
     async def _heard(self, msg: Msg) -> None:
