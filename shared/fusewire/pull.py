@@ -4,12 +4,14 @@ Measured: FastStream costs about six times a raw fetch loop per message, its bat
 stalls, and it cannot take from several durables in order of priority.
 """
 
+import abc
 import asyncio
 import contextlib
 import itertools
 import json
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import structlog
 from nats.aio.msg import Msg
@@ -33,6 +35,23 @@ LOOK_S = 0.5
 """How soon a pull is given up whose connection is gone."""
 
 
+@dataclass
+class _Request:
+    """A pull request that the server may still answer.
+
+    Attributes:
+        inbox: where the server says that it is over.
+        connection: the one that it was made on.
+        left: how many more messages it may bring.
+        end: when it is given up (`time.monotonic`).
+    """
+
+    inbox: str
+    connection: int
+    left: int
+    end: float
+
+
 class Puller:
     """Pull requests on one durable, one at a time, answered on one inbox.
 
@@ -43,13 +62,10 @@ class Puller:
     def __init__(self, bus: Bus, durable: Durable) -> None:
         self._bus = bus
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{durable.stream}.{durable.name}"
-        self._arrived: asyncio.Queue[Msg] = asyncio.Queue()
+        self._arrived: asyncio.Queue[Msg | None] = asyncio.Queue()
+        """Messages, and None where a request is over."""
         self._counter = itertools.count()
-        self._open: str | None = None
-        self._credit = 0
-        """How many more the open request may bring, where `collect` has left it open."""
-        self._until = 0.0
-        self._opened_on: int | None = None
+        self._open: _Request | None = None
         self._inbox = ""
         self._subscription: Subscription | None = None
 
@@ -65,20 +81,8 @@ class Puller:
             if self._subscription:
                 await self._subscription.unsubscribe()
                 self._subscription = None
-            while not self._arrived.empty():
-                msg = self._arrived.get_nowait()
-                if not _is_status(msg):
-                    await msg.nak()
-
-    async def _arrive(self, msg: Msg) -> None:
-        # Only the word that a request is over comes with the request's own inbox as its subject.
-        if _is_status(msg):
-            if msg.subject == self._open:
-                self._arrived.put_nowait(msg)
-        elif self._open is not None:
-            self._arrived.put_nowait(msg)
-        else:
-            await msg.nak()
+            for msg in self._waiting():
+                await msg.nak()
 
     async def fetch(self, batch: int, wait_s: float = 0) -> list[Msg]:
         """Take up to `batch` messages.
@@ -90,29 +94,11 @@ class Puller:
         Returns:
             What came; empty when nothing did, or when there is no server.
         """
-        connection = self._bus.connection
-        if connection is None:
-            # The client would keep the request, and send it when the server is back: to nobody, by then.
-            await asyncio.sleep(LOOK_S)
-            return []
-        self._open = f"{self._inbox}.{next(self._counter)}"
-        request: dict[str, object] = {"batch": batch}
-        if wait_s:
-            request["expires"] = int(wait_s * 1e9)
-        else:
-            request["no_wait"] = True
+        request = await self._ask(batch, wait_s)
         taken: list[Msg] = []
-        end = time.monotonic() + wait_s + ANSWER_S
         try:
-            await self._bus.client.publish(self._subject, json.dumps(request).encode(), self._open)
-            while len(taken) < batch:
-                msg = await self._next(connection, end)
-                if msg is None or _is_status(msg):
-                    break
+            while request and len(taken) < batch and (msg := await self._next(request)):
                 taken.append(msg)
-        except (NatsError, OSError):
-            # It could not be sent: the loop comes back, and the client reconnects by itself.
-            await asyncio.sleep(LOOK_S)
         finally:
             self._open = None
         return taken
@@ -130,44 +116,65 @@ class Puller:
         Returns:
             What came; empty when nothing did, or when there is no server.
         """
-        connection = self._bus.connection
-        if connection is None:
-            self._open = None
-            await asyncio.sleep(LOOK_S)
+        request = self._open
+        if request is None or request.left <= 0 or request.connection != self._bus.connection:
+            request = await self._ask(batch, wait_s)
+        if request is None:
             return []
-        if self._open is None or self._credit <= 0 or connection != self._opened_on or time.monotonic() > self._until:
-            self._open = f"{self._inbox}.{next(self._counter)}"
-            self._credit, self._opened_on, self._until = batch, connection, time.monotonic() + wait_s
-            request = {"batch": batch, "expires": int(wait_s * 1e9)}
-            try:
-                await self._bus.client.publish(self._subject, json.dumps(request).encode(), self._open)
-            except (NatsError, OSError):
-                self._open = None
-                await asyncio.sleep(LOOK_S)
-                return []
-        first = await self._next(connection, self._until + ANSWER_S)
-        if first is None or _is_status(first):
+        first = await self._next(request)
+        if first is None:
             self._open = None
             return []
         if batch > 1:
             await asyncio.sleep(linger_s)
-        taken = [first]
-        while len(taken) < batch and not self._arrived.empty():
-            msg = self._arrived.get_nowait()
-            if _is_status(msg):
-                self._open = None
-                break
-            taken.append(msg)
-        self._credit -= len(taken)
-        return taken
+        more = list(itertools.islice(self._waiting(), batch - 1))
+        request.left -= len(more)
+        return [first, *more]
 
-    async def _next(self, connection: int, end: float) -> Msg | None:
-        """What comes next on a connection until `end`; None when nothing will."""
-        while self._bus.connection == connection and time.monotonic() < end:
+    async def _ask(self, batch: int, wait_s: float) -> _Request | None:
+        """Open a request; None when there is no server."""
+        connection = self._bus.connection
+        if connection is not None:
+            inbox = f"{self._inbox}.{next(self._counter)}"
+            wanted = {"batch": batch, **({"expires": int(wait_s * 1e9)} if wait_s else {"no_wait": True})}
+            self._open = _Request(inbox, connection, batch, time.monotonic() + wait_s + ANSWER_S)
+            with contextlib.suppress(NatsError, OSError):
+                await self._bus.client.publish(self._subject, json.dumps(wanted).encode(), inbox)
+                return self._open
+        # The client would keep the request, and send it when the server is back: to nobody, by then.
+        self._open = None
+        await asyncio.sleep(LOOK_S)
+        return None
+
+    async def _arrive(self, msg: Msg) -> None:
+        # Only the word that a request is over comes with the request's own inbox as its subject.
+        if _is_status(msg):
+            if self._open and msg.subject == self._open.inbox:
+                self._open.left = 0
+                self._arrived.put_nowait(None)
+        elif self._open:
+            self._arrived.put_nowait(msg)
+        else:
+            await msg.nak()
+
+    async def _next(self, request: _Request) -> Msg | None:
+        """What a request brings next; None when it is over or given up."""
+        while self._bus.connection == request.connection and time.monotonic() < request.end:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
-                    return await self._arrived.get()
+                    msg = await self._arrived.get()
+                if msg is not None:
+                    request.left -= 1
+                    return msg
+                if request.left <= 0:
+                    return None
         return None
+
+    def _waiting(self) -> Iterator[Msg]:
+        """Messages that are here already."""
+        while not self._arrived.empty():
+            if (msg := self._arrived.get_nowait()) is not None:
+                yield msg
 
 
 def _is_status(msg: Msg) -> bool:
@@ -230,7 +237,7 @@ Release = Callable[[], None]
 """Called by a handler whose message no longer counts against the loop's concurrency, though it has not ended."""
 
 
-class _Priorities(Loop):
+class _Priorities(Loop, abc.ABC):
     """Takes from several durables in strict order.
 
     When all of them are empty it waits on each for one message, so for a moment it may hold
@@ -308,9 +315,9 @@ class _Priorities(Loop):
             release()
             self._released.set()
 
+    @abc.abstractmethod
     def _handler(self, release: Release) -> Handler:
         """What handles a message."""
-        raise NotImplementedError
 
     def _free(self) -> int:
         """How many more may be taken."""

@@ -24,7 +24,7 @@ from fusewire.topology import MAX_DELIVERIES, candidate_subject, task_durable, t
 log = structlog.get_logger(__name__)
 
 KEPT_AFTER = timedelta(minutes=10)
-"""How long after its deadline a candidate that the broker does not take is kept."""
+"""How long after its deadline a candidate that the broker does not take is kept, and a call that was made is known."""
 
 MAX_CANDIDATE_BYTES = 900_000
 """Under NATS's default max_payload of 1 MiB, with room for headers."""

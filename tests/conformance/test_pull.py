@@ -175,13 +175,18 @@ class Line:
             release()
 
 
-async def test_what_no_longer_stands_in_line_makes_room_though_it_has_not_ended(bus: Bus, begin: Begin) -> None:
+async def two_let_through(bus: Bus, begin: Begin) -> Line:
+    """Of six messages two may stand in line; they did, and run."""
     line = Line()
     await send(bus, "low", *(f"low-{i}" for i in range(6)))
     await begin(ReleaseLoop(bus, [LOW], line, concurrency=2))
-
     await eventually(lambda: len(line.waiting) == 2)
     line.let_through(2)
+    return line
+
+
+async def test_what_no_longer_stands_in_line_makes_room_though_it_has_not_ended(bus: Bus, begin: Begin) -> None:
+    line = await two_let_through(bus, begin)
     await eventually(lambda: len(line.waiting) == 4)
     await asyncio.sleep(0.1)
     assert (len(line.waiting), await in_hand(bus, LOW)) == (4, 4)
@@ -195,12 +200,7 @@ async def test_not_everything_is_taken_whatever_stands_in_no_line(
     bus: Bus, begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pull, "MOST_IN_HAND", 3)
-    line = Line()
-    await send(bus, "low", *(f"low-{i}" for i in range(6)))
-    await begin(ReleaseLoop(bus, [LOW], line, concurrency=2))
-
-    await eventually(lambda: len(line.waiting) == 2)
-    line.let_through(2)
+    line = await two_let_through(bus, begin)
     await eventually(lambda: len(line.waiting) == 3)
     line.let_through(3)
     await asyncio.sleep(0.1)

@@ -6,7 +6,7 @@ copy is whole: another judge's transaction changes them.
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from fusewire.contracts import Candidate, Plan, Prompt, Round
@@ -23,16 +23,16 @@ class Record:
     prompt: Prompt
     prompt_hash: str
     plan: Plan | None
-    rounds: tuple[Round, ...]
-    asked_at: datetime | None
-    """When the strategy's first round was asked."""
-    heard: Mapping[tuple[int, str], Heard]
-    due_at: datetime | None
-    timer_at: datetime | None
-    is_cancelled: bool
-    """Whether nobody wants it any more."""
     chars: int
     """The length of its JSON."""
+    rounds: tuple[Round, ...] = ()
+    asked_at: datetime | None = None
+    """When the strategy's first round was asked."""
+    heard: Mapping[tuple[int, str], Heard] = field(default_factory=dict)
+    due_at: datetime | None = None
+    timer_at: datetime | None = None
+    is_cancelled: bool = False
+    """Whether nobody wants it any more. Like the two before it read anew for each transaction."""
 
     def planned(self, plan: Plan, chars: int) -> "Record":
         """With its plan."""

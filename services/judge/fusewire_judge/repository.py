@@ -134,7 +134,7 @@ class Results:
         What is stored of those that are open is read where `recent` does not hold it.
         """
         keys = sorted(fusion_ids)
-        rows = (self._connection.execute(_LOCK, {"keys": keys})).all()
+        rows = self._connection.execute(_LOCK, {"keys": keys}).all()
         numbers = {
             key: (n_rounds, n_candidates)
             for key, n_rounds, n_candidates in self._connection.execute(_NUMBERS, {"keys": keys})
@@ -159,16 +159,7 @@ class Results:
             return {}
         found = {
             key: Record(
-                prompt=Prompt.decode(body),
-                prompt_hash=prompt_hash,
-                plan=Plan.decode(plan) if plan else None,
-                rounds=(),
-                asked_at=None,
-                heard={},
-                due_at=None,
-                timer_at=None,
-                is_cancelled=False,
-                chars=len(body) + len(plan or ""),
+                Prompt.decode(body), prompt_hash, Plan.decode(plan) if plan else None, len(body) + len(plan or "")
             )
             for key, body, prompt_hash, plan in self._connection.execute(_PROMPTS, {"keys": keys})
         }

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import structlog
@@ -16,7 +17,7 @@ from fusewire import references
 from fusewire.contracts import CallFailure, Candidate, Task, Tasks, Usage
 from fusewire.pricing import UNKNOWN, Price, price
 from fusewire.settings import RemoteModel
-from fusewire.worker import Make, Tell
+from fusewire.worker import KEPT_AFTER, Make, Tell
 from fusewire_worker_remote.backoff import Backoff
 from fusewire_worker_remote.dialect import Dialect, Refusal, refusal, without_fence
 from fusewire_worker_remote.dialects import Dialects, MemoryDialects
@@ -35,9 +36,6 @@ MAX_ANSWER_BYTES = 768 * 1024
 
 MOST_THOUGHT_CHARS = 10_000
 """What is kept of a thought, so that answer and thought fit the same message."""
-
-KEPT_AFTER = timedelta(minutes=10)
-"""How long after its deadline a call is remembered: by then nobody makes it any more."""
 
 MOST_REFUSALS = 8
 """Of parameters, for one call."""
@@ -128,10 +126,7 @@ class RemoteGenerate:
     @asynccontextmanager
     async def hold(self, tasks: Tasks, deliveries: int, begun: Callable[[], None]) -> AsyncIterator[Make]:
         """See `Generate.hold`."""
-
-        async def came(calls: Collection[str]) -> Collection[str]:
-            return await self._stored(tasks.fusion_id, tasks.round, calls)
-
+        came = partial(self._stored, tasks.fusion_id, tasks.round)
         async with self._hold(tasks.key, tasks.deadline_at, came, is_first=deliveries == 1) as held:
 
             async def make(task: Task, tell: Tell | None) -> Candidate | None:
@@ -141,10 +136,7 @@ class RemoteGenerate:
 
     async def generate(self, task: Task, tell: Tell | None = None) -> Candidate:
         """One task by itself, noted under its own name; as `hold` otherwise."""
-
-        async def came(calls: Collection[str]) -> Collection[str]:
-            return await self._stored(task.fusion_id, task.round, calls)
-
+        came = partial(self._stored, task.fusion_id, task.round)
         async with self._hold(task.task_id, task.deadline_at, came, is_first=False) as held:
             return await self._generate(task, tell, held, _unheard)
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Self, TypeVar
 
 import structlog
 
@@ -23,16 +23,12 @@ _CONFLICT_S = 1.0
 """When a message is delivered again whose entry somebody has made meanwhile."""
 
 
-class Came(Protocol):
-    """Tells which candidates have come."""
+Came = Callable[[Collection[str]], Awaitable[Collection[str]]]
+"""Tells which of these calls have a candidate; all of them where the fusion is over.
 
-    async def __call__(self, calls: Collection[str]) -> Collection[str]:
-        """Those of these calls that have a candidate; all of them where the fusion is over.
-
-        Raises:
-            Transient: nobody can tell now.
-        """
-        ...
+Raises:
+    Transient: nobody can tell now.
+"""
 
 
 @dataclass(frozen=True)

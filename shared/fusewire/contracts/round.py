@@ -10,26 +10,31 @@ from fusewire.contracts.prompt import Message, Sampling, Tool
 CallKind = Literal["answer", "verdict", "analysis", "write", "debate"]
 
 
-class Call(Part):
-    """One model call: `name` is unique within its round."""
+class CallSettings(Part):
+    """How a model is called: of what the judge asks for, and of the task that dispatcher makes of it."""
 
-    name: str
     kind: CallKind
     model: str
     member: str | None = None
     """The pool member that speaks, whose own system prompt and sampling then apply; None for the judge."""
-    messages: tuple[Message, ...] = Field(min_length=1)
     sampling: Sampling = Sampling()
     """What the client or the pool asks for; nothing else is sent to a hosted model, which may refuse it."""
     expected_tokens: int | None = Field(default=None, ge=1)
     """About how long the answer is. The limit at the edge, where models ramble; hosted ones need room for thought."""
     choices: tuple[str, ...] = ()
     """Texts: the model says how probable each is as its answer, and writes none. Edge models only."""
-    tools: tuple[Tool, ...] = ()
     tool_choice: str = "auto"
     parallel_tool_calls: bool = True
     is_streamed: bool = False
     """Whether its text is the outcome's, whatever comes, and may be shown while it is being written."""
+
+
+class Call(CallSettings):
+    """One model call: `name` is unique within its round."""
+
+    name: str
+    messages: tuple[Message, ...] = Field(min_length=1)
+    tools: tuple[Tool, ...] = ()
 
 
 class Round(Wire):

@@ -1,55 +1,48 @@
 """The task: one model call to make; and the message in which the tasks of a round travel."""
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import AwareDatetime, Field
 
 from fusewire import ids
 from fusewire.contracts.base import ContractError, Part, Priority, Residency, Tier, Wire
-from fusewire.contracts.prompt import Message, Sampling, Tool
-from fusewire.contracts.round import CallKind
+from fusewire.contracts.prompt import Message, Tool
+from fusewire.contracts.round import CallSettings
 
 Shared = TypeVar("Shared")
 Place = Annotated[int, Field(ge=0)]
 
 
-class TaskSettings(Part):
+class TaskSettings(CallSettings):
     """What a task has for itself, besides its messages and tools."""
 
     call: str
-    kind: CallKind
-    member: str | None = None
-    model: str
-    sampling: Sampling
-    expected_tokens: int | None = Field(default=None, ge=1)
-    """See `Call`."""
-    choices: tuple[str, ...] = ()
-    """See `Call`."""
-    tool_choice: str = "auto"
-    parallel_tool_calls: bool = True
     is_in_steps: bool = False
     """Whether an edge model shall write the steps to its answer first."""
-    is_streamed: bool = False
-    """Whether the worker shall publish the text while it is being written."""
 
 
-class Task(TaskSettings):
-    """One model call to make, as a worker sees it."""
+class SharedSettings(Part):
+    """What all tasks of a message have in common."""
 
-    task_id: str
     fusion_id: str
     round: int = Field(ge=0)
     tier: Tier
     tenant: str
-    messages: tuple[Message, ...] = Field(min_length=1)
-    tools: tuple[Tool, ...] = ()
     depth: int = Field(default=0, ge=0)
     """The prompt's; a request to another Fusewire says one more."""
     residency: Residency
     priority: Priority
     deadline_at: AwareDatetime
     """No answer is worth anything after this; a worker stops trying then."""
+
+
+class Task(TaskSettings, SharedSettings):
+    """One model call to make, as a worker sees it."""
+
+    task_id: str
+    messages: tuple[Message, ...] = Field(min_length=1)
+    tools: tuple[Tool, ...] = ()
 
 
 class PackedTask(TaskSettings):
@@ -61,24 +54,16 @@ class PackedTask(TaskSettings):
     """Their places in `Tasks.tools`."""
 
 
-class Tasks(Wire):
+class Tasks(Wire, SharedSettings):
     """`fw.task.<tier>.<queue>.<priority>`: dispatcher to one worker, which makes the calls side by side."""
 
     contract: ClassVar[str] = "tasks"
 
-    fusion_id: str
-    round: int = Field(ge=0)
-    tier: Tier
     queue: str
     """Who takes it: the pool's name for hosted models, the model's name for one at the edge."""
-    tenant: str
     messages: tuple[Message, ...]
     tools: tuple[Tool, ...] = ()
     tasks: tuple[PackedTask, ...] = Field(min_length=1)
-    depth: int = Field(default=0, ge=0)
-    residency: Residency
-    priority: Priority
-    deadline_at: AwareDatetime
 
     @property
     def key(self) -> str:
@@ -88,29 +73,21 @@ class Tasks(Wire):
     @classmethod
     def of(cls, queue: str, tasks: Sequence[Task]) -> Self:
         """Put tasks of one round and one queue into a message."""
-        first = tasks[0]
         messages = _places(message for task in tasks for message in task.messages)
         tools = _places(tool for task in tasks for tool in task.tools)
         return cls(
-            fusion_id=first.fusion_id,
-            round=first.round,
-            tier=first.tier,
+            **_values(SharedSettings, tasks[0]),
             queue=queue,
-            tenant=first.tenant,
             messages=tuple(one for _, one in messages.values()),
             tools=tuple(one for _, one in tools.values()),
             tasks=tuple(
                 PackedTask(
-                    **{name: getattr(task, name) for name in TaskSettings.model_fields},
+                    **_values(TaskSettings, task),
                     messages=tuple(messages[id(one)][0] for one in task.messages),
                     tools=tuple(tools[id(one)][0] for one in task.tools),
                 )
                 for task in tasks
             ),
-            depth=first.depth,
-            residency=first.residency,
-            priority=first.priority,
-            deadline_at=first.deadline_at,
         )
 
     def each(self) -> tuple[Task, ...]:
@@ -131,19 +108,17 @@ class Tasks(Wire):
             ) from None
         # Everything was checked when the message was read.
         return Task.model_construct(
-            **{name: getattr(packed, name) for name in TaskSettings.model_fields},
+            **_values(TaskSettings, packed),
+            **_values(SharedSettings, self),
             task_id=ids.task_id(self.fusion_id, self.round, packed.call),
-            fusion_id=self.fusion_id,
-            round=self.round,
-            tier=self.tier,
-            tenant=self.tenant,
             messages=messages,
             tools=tools,
-            depth=self.depth,
-            residency=self.residency,
-            priority=self.priority,
-            deadline_at=self.deadline_at,
         )
+
+
+def _values(kind: type[Part], of: Part) -> dict[str, Any]:
+    """What a part has of a kind of fields that it shares with others."""
+    return {name: getattr(of, name) for name in kind.model_fields}
 
 
 def _places(items: Iterable[Shared]) -> dict[int, tuple[int, Shared]]:

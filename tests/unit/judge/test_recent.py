@@ -8,18 +8,7 @@ from fusewire_judge.recent import Recent, Record
 
 PROMPT = make_prompt()
 PLAN: Plan = make_plan(PROMPT)
-NEW = Record(
-    prompt=PROMPT,
-    prompt_hash="",
-    plan=None,
-    rounds=(),
-    asked_at=None,
-    heard={},
-    due_at=None,
-    timer_at=None,
-    is_cancelled=False,
-    chars=100,
-)
+NEW = Record(PROMPT, prompt_hash="", plan=None, chars=100)
 LATER = T0 + timedelta(seconds=1)
 
 
