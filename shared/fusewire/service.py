@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import os
 import socket
@@ -26,6 +27,8 @@ LISTEN_ENV = "FUSEWIRE_LISTEN_FD"
 """Names the file descriptor of a bound socket: a port that was closed for a moment may be another's."""
 HTTP_STOP_S = 3
 """How long requests under way may take to end; who waits for an outcome asks again."""
+GARBAGE_THRESHOLDS = (50_000, 20, 50)
+"""How many objects more than were freed start a collection of each generation. See `collect_rarely`."""
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -156,6 +159,17 @@ def listen(http: Http) -> socket.socket:
     return sock
 
 
+def collect_rarely() -> None:
+    """Look for cycles of garbage rarely, and not among what was made until now.
+
+    Python's own thresholds (700, 10, 10) look at all that is alive many times a second. That took a sixth of
+    the CPU of a fusion, measured at 64 in flight, for next to no garbage: what is not in a cycle is freed
+    without it.
+    """
+    gc.freeze()
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
+
+
 class Host:
     """Runs services and their one HTTP server until told to stop.
 
@@ -197,6 +211,7 @@ class Host:
             for service in self._services:
                 await service.start()
                 self._started.append(service)
+            collect_rarely()
         except BaseException:
             await self.stop()
             raise
