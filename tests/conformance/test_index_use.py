@@ -82,10 +82,12 @@ async def plans(store: Store) -> AsyncIterator[Plans]:
 async def test_the_judges_sweep_and_memory(plans: Plans, store: Store) -> None:
     handlers = Handlers(cast("Bus", None), store, FakeClock(), ["default"])
     await handlers.remember()
+    assert await handlers.publish_again() == 0
     assert await handlers.sweep() == 0
     await store.run(lambda connection: Results(connection).outcomes([PROMPT.fusion_id]), write=False)
+    await store.run(lambda connection: Results(connection).open_rounds([PROMPT.fusion_id]), write=False)
 
-    assert len(plans.found) >= 3
+    assert len(plans.found) >= 5
     assert plans.whole_reads() == []
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -17,7 +17,7 @@ from fusewire import ids, provision, replies
 from fusewire.bus import Bus
 from fusewire.settings import Database, Nats, Settings
 from fusewire.store.engine import Store
-from fusewire.testing.eventually import eventually
+from fusewire.testing.eventually import PATIENCE_S, eventually
 from fusewire.testing.factories import make_candidate, make_prompt
 from fusewire.testing.model_script import ModelScript, Rule, Script
 from fusewire.testing.model_server import ModelServer
@@ -27,6 +27,7 @@ from fusewire.topology import candidate_subject, prompt_subject, topology
 from fusewire_cli.client import Client
 from fusewire_cli.local.runner import upgrade_database
 from fusewire_judge import service as judge_service
+from fusewire_judge.handlers import Handlers, Work
 
 MANY = 400
 """Fusions: enough for two judges to meet over and over."""
@@ -356,6 +357,42 @@ async def test_a_broker_whose_store_is_lost_loses_no_prompt(
 
     assert Counter(shown["status"] for shown in done) == {"fused": 15}
     assert await rows(settings, "SELECT count(*) FROM outcomes") == [(15,)]
+
+
+@pytest.mark.parametrize("when", ["a round", "an outcome"])
+async def test_a_broker_that_ends_while_it_is_published_loses_no_message(
+    settings: Settings,
+    running: Running,
+    nats: NatsServer,
+    ops: Bus,
+    monkeypatch: pytest.MonkeyPatch,
+    when: str,
+) -> None:
+    """The broker forgets how often it delivered what had led to it: only a mark in SQL can tell."""
+    seen, announced = asyncio.Event(), asyncio.Event()
+    publish = Handlers._publish
+
+    async def ended(self: Handlers, work: Work, traces: Mapping[str, str]) -> None:
+        if (work.asked if when == "a round" else work.made) and not seen.is_set():
+            seen.set()
+            await nats.kill()
+            await nats.start()
+            # The answers are taken as handled, as by a judge that died before it could publish.
+            return
+        await publish(self, work, traces)
+
+    async def listen(_message: Msg) -> None:
+        announced.set()
+
+    monkeypatch.setattr(Handlers, "_publish", ended)
+    await ops.client.subscribe("fw.outcome.>", cb=listen)
+    async with running(settings, *ALL) as client:
+        await ask(client, "Why?")
+        await asyncio.wait_for(announced.wait(), PATIENCE_S)
+        none_marked = "SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM fusions WHERE unpublished_since IS NOT NULL)"
+        await eventually(lambda: rows(settings, none_marked))
+
+    assert seen.is_set()
 
 
 async def test_services_that_restart_in_the_middle_lose_nothing(

@@ -34,7 +34,7 @@ from fusewire.testing.statements import statements
 from fusewire.topology import candidate_subject, plan_subject
 from fusewire_ingest.repository.submissions import Submissions
 from fusewire_judge.fusion.case import Case, Decision
-from fusewire_judge.handlers import Handlers
+from fusewire_judge.handlers import PUBLISHED_WITHIN, Handlers
 from fusewire_judge.repository import Results
 
 Message = Plan | Candidate
@@ -81,7 +81,7 @@ class Desk:
         self.store = store
         self.bus = Published()
         self.clock = FakeClock()
-        self.handlers = Handlers(cast("Bus", self.bus), store, self.clock)
+        self.restart()
         self._sequence = itertools.count(1)
 
     async def submit(self, *batch: Prompt) -> None:
@@ -111,6 +111,10 @@ class Desk:
             for p in batch
         ]
         await self.handlers.on_due(due)
+
+    def restart(self) -> None:
+        """Another judge, which knows what is stored."""
+        self.handlers = Handlers(cast("Bus", self.bus), self.store, self.clock)
 
     async def outcome(self, prompt: Prompt) -> Outcome | None:
         (standing,) = await standings(self.store, prompt.tenant, [prompt.fusion_id])
@@ -291,39 +295,94 @@ async def test_what_is_delivered_again_changes_nothing(desk: Desk) -> None:
         assert await desk.rows(f"SELECT * FROM {table} ORDER BY 1, 2") == rows
 
 
-async def test_what_an_earlier_transaction_could_not_publish_is_published_by_the_redelivery(desk: Desk) -> None:
-    messages: list[Message] = [make_plan(PROMPT), *answers(PROMPT)]
+async def later(desk: Desk) -> int:
+    """The sweep comes, once what is on its way has had its time."""
+    desk.clock.advance(PUBLISHED_WITHIN.total_seconds())
+    return await desk.handlers.publish_again()
+
+
+async def marked(desk: Desk) -> set[str]:
+    return {row["fusion_id"] for row in await desk.rows("SELECT * FROM fusions WHERE unpublished_since IS NOT NULL")}
+
+
+async def test_what_the_broker_was_not_there_for_is_published_by_the_sweep(desk: Desk) -> None:
     await desk.submit(PROMPT)
+    await desk.take(make_plan(PROMPT), *answers(PROMPT)[:2])
 
     desk.bus.is_down = True
     with pytest.raises(Transient):
-        await desk.take(*messages)
+        await desk.take(answers(PROMPT)[2])
+    with pytest.raises(Transient):
+        await later(desk)
     desk.bus.is_down = False
     assert desk.bus.of(PROMPT) == []
-    await desk.take(*messages, deliveries=2)
+    assert await later(desk) == 1
     assert desk.bus.of(PROMPT) == ["round 1"]
 
     desk.bus.is_down = True
     with pytest.raises(Transient):
         await desk.take(*verdicts(desk, PROMPT))
     desk.bus.is_down = False
-    await desk.take(*verdicts(desk, PROMPT), deliveries=2)
+    assert await later(desk) == 1
     assert desk.bus.of(PROMPT) == ["round 1", "outcome"]
     assert len(await desk.rows("SELECT * FROM outcomes")) == 1
 
+    assert await later(desk) == 0
+    assert await marked(desk) == set()
 
-async def test_what_a_timer_led_to_is_published_by_its_redelivery(desk: Desk) -> None:
+
+async def test_what_a_judge_that_ended_could_not_publish_is_published_by_the_next(desk: Desk) -> None:
+    """Neither a message that is delivered again nor what the first one held in memory is needed for it."""
     await desk.submit(PROMPT, OTHER)
     await desk.take(make_plan(PROMPT), *answers(PROMPT)[:2], make_plan(OTHER), *answers(OTHER, CLOSED)[:1])
     desk.clock.advance(45)
-
     desk.bus.is_down = True
     with pytest.raises(Transient):
         await desk.fire(PROMPT, OTHER)
+
     desk.bus.is_down = False
-    await desk.fire(PROMPT, OTHER, deliveries=2)
+    desk.restart()
+    assert await desk.handlers.publish_again() == 0, "it may still be on its way"
+    assert await later(desk) == 2
 
     assert (desk.bus.of(PROMPT), desk.bus.of(OTHER)) == (["round 1"], ["outcome"])
+
+
+async def test_what_the_broker_has_is_not_published_again(desk: Desk) -> None:
+    await desk.submit(PROMPT, OTHER)
+    await desk.take(make_plan(PROMPT), *answers(PROMPT), *everything(OTHER))
+    assert await marked(desk) == {PROMPT.fusion_id, OTHER.fusion_id}
+
+    assert await later(desk) == 0
+
+    assert await marked(desk) == set()
+    assert (desk.bus.of(PROMPT), desk.bus.of(OTHER)) == (["round 1"], ["outcome"])
+
+
+async def test_a_mark_that_was_set_meanwhile_stays(desk: Desk) -> None:
+    await desk.submit(PROMPT)
+    await desk.take(make_plan(PROMPT), *answers(PROMPT))
+    desk.clock.advance(1)
+    desk.bus.is_down = True
+    with pytest.raises(Transient):
+        await desk.take(*verdicts(desk, PROMPT))
+
+    desk.bus.is_down = False
+    assert await desk.handlers.publish_again() == 0, "it takes the mark of the round off, and not that of the outcome"
+    assert await later(desk) == 1
+    assert desk.bus.of(PROMPT) == ["round 1", "outcome"]
+
+
+async def test_marks_wait_for_a_database_that_is_away(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    await desk.submit(PROMPT)
+    await desk.take(*everything(PROMPT))
+    with monkeypatch.context() as patched:
+        patched.setattr(Results, "set_published", _fails)
+        with pytest.raises(Transient):
+            await desk.handlers.publish_again()
+
+    assert await later(desk) == 0
+    assert await marked(desk) == set()
 
 
 async def test_a_round_is_published_again_when_the_broker_lost_it(desk: Desk) -> None:

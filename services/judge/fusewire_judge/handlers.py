@@ -34,6 +34,8 @@ QUARANTINE = timedelta(days=1)
 BROKEN_AGAIN = timedelta(seconds=5)
 """When the sweep looks again at a fusion that it could not decide; twice as late each time, up to BROKEN_LATEST."""
 BROKEN_LATEST = timedelta(minutes=1)
+PUBLISHED_WITHIN = timedelta(seconds=5)
+"""What is committed and not known to be on the broker after this long is published again."""
 BROKEN_MOST = 3
 """A fusion that could not be decided this often ends as failed, and at its deadline in any case."""
 
@@ -50,7 +52,9 @@ class Work:
     due: dict[str, tuple[datetime, datetime | None]] = field(default_factory=dict)
     timers: dict[str, datetime] = field(default_factory=dict)
     again: list[Round | Outcome] = field(default_factory=list)
-    """Stored by an earlier transaction that may have died before it could publish."""
+    """Stored by an earlier transaction, and perhaps not on the broker."""
+    marks: dict[str, datetime] = field(default_factory=dict)
+    """By fusion, the mark that is taken off once the broker has what is published here."""
     left: dict[str, Record] = field(default_factory=dict)
     """The fusions that are still open, as the transaction leaves them."""
 
@@ -92,6 +96,8 @@ class Handlers:
         self._hedges = HedgeBudget()
         self._broken: Counter[str] = Counter()
         """How often each fusion could not be decided here."""
+        self._published: dict[str, datetime] = {}
+        """The marks that can be taken off."""
 
     async def remember(self) -> None:
         """Learn anew from what is stored."""
@@ -111,25 +117,46 @@ class Handlers:
         """Plans and candidates, as many as there were."""
         plans: dict[str, Plan] = {}
         said: list[Told] = []
-        again: set[str] = set()
         traces = {_fusion(d): d.headers["traceparent"] for d in batch if "traceparent" in d.headers}
         for delivery in batch:
             if delivery.subject.startswith("fw.plan."):
                 plan = Plan.decode(delivery.data)
                 plans[plan.fusion_id] = plan
-                again.add(plan.fusion_id)
             else:
                 body = delivery.data.decode()
                 candidate = _genuine(Candidate.decode(body), delivery.subject)
                 said.append((candidate, body))
-                if delivery.deliveries > 1:
-                    again.add(candidate.fusion_id)
-        await self._turn(plans, said, again, traces=traces)
+        await self._turn(plans, said, traces=traces)
 
     async def on_due(self, batch: Sequence[Delivery]) -> None:
         """Timers that have fired."""
-        touched = {d.subject.rpartition(".")[2]: d.deliveries > 1 for d in batch}
-        await self._turn({}, [], {key for key, again in touched.items() if again}, touched=touched, fired=True)
+        await self._turn({}, [], touched=[_fusion(d) for d in batch], fired=True)
+
+    async def publish_again(self) -> int:
+        """Publish what is committed and not on the broker, as far as is known; returns of how many fusions.
+
+        The broker or this process may have ended between the commit and the acknowledgement.
+        """
+        published, self._published = self._published, {}
+
+        def look(connection: Connection) -> Work:
+            results = Results(connection)
+            results.set_published(published)
+            work = Work(self._clock(), fired=False)
+            work.marks = results.unpublished(work.now - PUBLISHED_WITHIN, SWEEP_BATCH)
+            if work.marks:
+                work.again = [*results.open_rounds(work.marks), *results.outcomes(work.marks)]
+            return work
+
+        try:
+            work = await self._store.run(look, write=True)
+        except BaseException:
+            self._published = {**published, **self._published}
+            raise
+        if work.marks:
+            log.warning("judge.published_again", fusions=len(work.marks), messages=len(work.again))
+        await self._publish(work, {})
+        return len(work.marks)
 
     async def sweep(self) -> int:
         """Look at every fusion whose time has come, timer or no timer; returns how many."""
@@ -140,7 +167,7 @@ class Handlers:
             due.extend(results.due(self._clock(), SWEEP_BATCH))
             if not due:
                 return Work(self._clock(), fired=True)
-            return self._advance(results, {}, [], set(due), set(), fired=True)
+            return self._advance(results, {}, [], set(due), fired=True)
 
         try:
             work = await self._store.run(advance, write=True)
@@ -159,7 +186,7 @@ class Handlers:
         """One by one, so that a fusion that cannot be decided keeps no other from its end."""
         for key in due:
             try:
-                await self._turn({}, [], set(), touched=[key], fired=True)
+                await self._turn({}, [], touched=[key], fired=True)
             except Transient:
                 raise
             except Exception as exc:  # noqa: BLE001 - whatever it is, it is this fusion's alone
@@ -187,7 +214,7 @@ class Handlers:
             if record is None or (self._broken[key] < BROKEN_MOST and work.now < record.prompt.deadline_at):
                 return
             work.made.append((outcome.undecidable(record.prompt, work.now, reason), record))
-            results.add_outcomes(work.made)
+            self._save(results, work)
 
         await self._store.run(end, write=True)
         self._remember_cases(work)
@@ -197,7 +224,6 @@ class Handlers:
         self,
         plans: dict[str, Plan],
         said: list[Told],
-        again: set[str],
         *,
         touched: Iterable[str] = (),
         traces: Mapping[str, str] | None = None,
@@ -205,7 +231,7 @@ class Handlers:
     ) -> None:
         keys = {*plans, *(c.fusion_id for c, _ in said), *touched}
         work = await self._store.run(
-            lambda connection: self._advance(Results(connection), plans, said, keys, again, fired=fired), write=True
+            lambda connection: self._advance(Results(connection), plans, said, keys, fired=fired), write=True
         )
         self._remember_cases(work)
         await self._publish(work, traces or {})
@@ -221,7 +247,6 @@ class Handlers:
         plans: dict[str, Plan],
         said: list[Told],
         keys: set[str],
-        again: set[str],
         *,
         fired: bool,
     ) -> Work:
@@ -232,7 +257,7 @@ class Handlers:
         for key in sorted(unknown):
             # Nobody accepted a prompt of this id: the message is forged, or its tenant was erased.
             log.warning("judge.unknown_fusion", fusion_id=key)
-        repeated = {k for k in again - unknown if k not in plans or results.locked[k].is_planned}
+        repeated = {key for key in plans.keys() - unknown if results.locked[key].is_planned}
         opened = results.open()
         fresh = {k: self._stamped(p, opened[k].prompt) for k, p in plans.items() if k in opened and not opened[k].plan}
         results.add_plans(fresh)
@@ -244,15 +269,22 @@ class Handlers:
         for key, record in records.items():
             _decide(key, record, work)
         self._hedges.spend(work.asked)
-        results.add_rounds(work.asked, work.now)
-        results.add_outcomes(work.made)
-        results.set_due(work.due)
+        self._save(results, work)
         work.again += [r for k in repeated & records.keys() if not records[k].is_cancelled for r in records[k].rounds]
         if done := repeated - records.keys():
             work.again += results.outcomes(done)
         made = {done.fusion_id for done, _ in work.made}
         work.left = {key: record for key, record in results.open().items() if key not in made}
         return work
+
+    @staticmethod
+    def _save(results: Results, work: Work) -> None:
+        """Store what was decided."""
+        results.add_rounds(work.asked, work.now)
+        results.add_outcomes(work.made, work.now)
+        results.set_due(work.due)
+        work.marks |= dict.fromkeys((r.fusion_id for r in work.asked), work.now)
+        work.marks |= dict.fromkeys((o.fusion_id for o, _ in work.made), work.now)
 
     def _stamped(self, plan: Plan, prompt: Prompt) -> Plan:
         return self._memory.stamp(plan, may_hedge=self._hedges.grant(plan), is_replay=bool(prompt.recorded))
@@ -266,6 +298,7 @@ class Handlers:
             *(self._announce(m, traces) for m in work.again),
             *(self._set_timer(key, at) for key, at in work.timers.items()),
         )
+        self._published |= work.marks
 
     async def _announce(self, message: Round | Outcome, traces: Mapping[str, str]) -> None:
         if isinstance(message, Round):

@@ -102,7 +102,31 @@ _SET_DUE = (
     .where(fusions.c.fusion_id == bindparam("key"))
     .values(due_at=bindparam("due"), timer_at=bindparam("timer"))
 )
-_CLOSE = update(fusions).where(fusions.c.fusion_id.in_(_KEYS)).values(is_done=True, due_at=None, timer_at=None)
+_CLOSE = (
+    update(fusions)
+    .where(fusions.c.fusion_id.in_(_KEYS))
+    .values(is_done=True, due_at=None, timer_at=None, unpublished_since=bindparam("now"))
+)
+_SET_UNPUBLISHED = update(fusions).where(fusions.c.fusion_id.in_(_KEYS)).values(unpublished_since=bindparam("now"))
+_SET_PUBLISHED = (
+    update(fusions)
+    # Not the mark that a later transaction has set.
+    .where(fusions.c.fusion_id == bindparam("key"), fusions.c.unpublished_since == bindparam("since"))
+    .values(unpublished_since=None)
+)
+_UNPUBLISHED = (
+    select(fusions.c.fusion_id, fusions.c.unpublished_since)
+    .where(fusions.c.unpublished_since <= bindparam("before"))
+    .order_by(fusions.c.unpublished_since)
+    .limit(bindparam("most"))
+    .with_for_update(skip_locked=True)
+)
+_OPEN_ROUNDS = (
+    select(rounds.c.body)
+    .join(fusions, rounds.c.fusion_id == fusions.c.fusion_id)
+    .where(rounds.c.fusion_id.in_(_KEYS), fusions.c.is_done == false())
+    .order_by(rounds.c.fusion_id, rounds.c.round)
+)
 _ADD_CANDIDATE = {
     "sqlite": sqlite.insert(candidates).on_conflict_do_nothing(),
     "postgresql": postgresql.insert(candidates).on_conflict_do_nothing(),
@@ -226,6 +250,7 @@ class Results:
         bodies = [(r, r.model_dump_json()) for r in asked]
         rows = [{"fusion_id": r.fusion_id, "round": r.round, "body": body, "asked_at": now} for r, body in bodies]
         self._connection.execute(insert(rounds), rows)
+        self._connection.execute(_SET_UNPUBLISHED, {"keys": [r.fusion_id for r in asked], "now": now})
         open_ = self.open()
         for r, body in bodies:
             self._set(r.fusion_id, open_[r.fusion_id].asked(r, len(body), now))
@@ -236,7 +261,7 @@ class Results:
             rows = [{"key": key, "due": at, "timer": timer} for key, (at, timer) in sorted(due.items())]
             self._connection.execute(_SET_DUE, rows)
 
-    def add_outcomes(self, made: Sequence[tuple[Outcome, Record]]) -> None:
+    def add_outcomes(self, made: Sequence[tuple[Outcome, Record]], now: datetime) -> None:
         """Store outcomes and close their fusions. The primary key lets there be one."""
         if not made:
             return
@@ -246,7 +271,22 @@ class Results:
             self._connection.execute(insert(answers), said)
         if judged := [_verdict_row(v, o, r) for o, r in made for v in o.verdicts]:
             self._connection.execute(insert(verdicts), judged)
-        self._connection.execute(_CLOSE, {"keys": [o.fusion_id for o, _ in made]})
+        self._connection.execute(_CLOSE, {"keys": [o.fusion_id for o, _ in made], "now": now})
+
+    def set_published(self, marks: Mapping[str, datetime]) -> None:
+        """Take marks off: the broker has what was stored when they were set."""
+        if marks:
+            rows = [{"key": key, "since": since} for key, since in sorted(marks.items())]
+            self._connection.execute(_SET_PUBLISHED, rows)
+
+    def unpublished(self, before: datetime, limit: int) -> dict[str, datetime]:
+        """Fusions with a mark set by then, and it; rows that another replica holds are left to it."""
+        return {key: since for key, since in self._connection.execute(_UNPUBLISHED, {"before": before, "most": limit})}
+
+    def open_rounds(self, fusion_ids: Iterable[str]) -> list[Round]:
+        """The rounds of those fusions that are not done."""
+        found = self._connection.execute(_OPEN_ROUNDS, {"keys": sorted(fusion_ids)})
+        return [Round.decode(body) for (body,) in found]
 
     def outcomes(self, fusion_ids: Iterable[str]) -> list[Outcome]:
         """Stored outcomes, to be announced again."""

@@ -93,6 +93,8 @@ class Judge:
     async def _sweep(self) -> None:
         while True:
             try:
+                while await self._handlers.publish_again():
+                    pass
                 while await self._handlers.sweep():
                     pass
             except Transient as exc:

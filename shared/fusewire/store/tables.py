@@ -95,7 +95,14 @@ fusions = Table(
     Column("due_at", UtcDateTime),
     Column("timer_at", UtcDateTime),
     Column("is_done", Boolean, nullable=False),
+    Column("unpublished_since", UtcDateTime),
     Index("ix_fusions_due", "due_at", sqlite_where=text("is_done = 0"), postgresql_where=text("NOT is_done")),
+    Index(
+        "ix_fusions_unpublished",
+        "unpublished_since",
+        sqlite_where=text("unpublished_since IS NOT NULL"),
+        postgresql_where=text("unpublished_since IS NOT NULL"),
+    ),
 )
 
 rounds = Table(
