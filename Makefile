@@ -65,7 +65,7 @@ check: setup ## ruff, mypy, import contracts, lock, docs
 format: setup ## let ruff mend what it can
 	@$(BIN)/ruff check -q --fix $(SOURCES); $(BIN)/ruff format -q $(SOURCES)
 
-bench: setup bench-doors ## measure overhead, throughput and CPU per fusion, and the doors; writes build/bench.json
+bench: setup ## measure overhead, throughput and CPU per fusion; writes build/bench.json
 	@PYTHONPATH=tests/bench $(BIN)/python -m cost
 
 bench-doors: setup ## measure the API's overhead, intake, memory and streaming; writes build/bench-doors.json

@@ -1,6 +1,7 @@
 """A real PostgreSQL on a free port of this machine, for tests and benchmarks only.
 
-It trusts whoever connects and does not sync to disk: what it holds survives `kill`, not the machine.
+It trusts whoever connects and, unless it is told to, does not sync to disk: what it holds survives `kill`, not the
+machine.
 """
 
 import contextlib
@@ -49,9 +50,13 @@ class PostgresServer:
 
     `kill` and `start` again is a crash and a restart on the same port and data. PostgreSQL
     refuses to run as root, so for root it runs as `postgres` or `nobody`.
+
+    Args:
+        syncs: whether each commit is on the disk before it is acknowledged.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, syncs: bool = False) -> None:
+        self._syncs = "on" if syncs else "off"
         self._folder = Path(tempfile.mkdtemp(prefix="fusewire-pg-"))
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
@@ -68,6 +73,13 @@ class PostgresServer:
     def dsn(self) -> str:
         """As asyncpg takes it; the database `postgres`."""
         return self.url().replace("+asyncpg", "")
+
+    @property
+    def pid(self) -> int:
+        """Of the process that all others are children of."""
+        if self._process is None:
+            raise RuntimeError("not started")
+        return self._process.pid
 
     def start(self) -> None:
         """Make the cluster if there is none yet, start the server, and wait until it accepts connections."""
@@ -121,10 +133,10 @@ class PostgresServer:
         settings = {
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": "",
-            "fsync": "off",
+            "fsync": self._syncs,
             # Off would be a little faster, and `kill` would lose commits that were acknowledged.
             "synchronous_commit": "on",
-            "full_page_writes": "off",
+            "full_page_writes": self._syncs,
             "max_connections": "100",
         }
         arguments = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
