@@ -206,9 +206,9 @@ class Worker:
         await asyncio.gather(*(loop.stop(drain_s) for loop in self._loops))
         await self._generate.aclose()
 
-    def stalled(self) -> list[str]:
-        """Names of loops that no longer turn."""
-        return [loop.name for loop in self._loops if loop.stalled()]
+    def faults(self) -> list[str]:
+        """Why it does no work any more; empty while it does."""
+        return [fault for loop in self._loops for fault in loop.faults()]
 
     async def handle(self, delivery: Delivery, release: Release = _held) -> None:
         """The tasks of one message: of each exactly one candidate.
