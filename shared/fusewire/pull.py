@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 from nats.aio.msg import Msg
@@ -19,7 +20,7 @@ from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
 from fusewire import telemetry
-from fusewire.bus import PULL_TIMEOUT_S, Bus, Delivery, Handler
+from fusewire.bus import PULL_TIMEOUT_S, SUSPECT_DELIVERIES, Bus, Delivery, Handler
 from fusewire.errors import Transient
 from fusewire.topology import Durable
 
@@ -441,7 +442,15 @@ class BatchLoop(Loop):
     async def turn(self) -> None:
         """Wait for a first message, take the rest of what is there, handle it."""
         if messages := await self._puller.collect(self._batch, PULL_TIMEOUT_S, LINGER_S):
-            await self._settle([Delivery.of(m) for m in messages])
+            batch = [Delivery.of(m) for m in messages]
+            for suspect in [d for d in batch if d.deliveries > SUSPECT_DELIVERIES]:
+                await self._bus.guarded(suspect, partial(self._settle_one, suspect))
+            if rest := [d for d in batch if d.deliveries <= SUSPECT_DELIVERIES]:
+                await self._settle(rest)
+
+    async def _settle_one(self, delivery: Delivery) -> str:
+        await self._settle([delivery])
+        return "ended"
 
     async def _settle(self, batch: list[Delivery]) -> None:
         with self._bus.holding(*batch):
