@@ -300,7 +300,7 @@ async def test_what_is_down_is_waited_for_and_not_buried(bus: Bus, consume: Cons
 
 async def test_what_processes_die_of_is_buried(bus: Bus, consume: Consume) -> None:
     """It was begun, and then nothing more was heard of whoever had begun it."""
-    attempts = await bus.js.create_key_value(bucket=ATTEMPT_BUCKET)
+    attempts = await bus.key_value(ATTEMPT_BUCKET)
     await attempts.put("WORK-1", str(CRASHES).encode())
     seen = Seen(failing(Transient("the database is down", retry_after_s=0.001)))
     await consume(seen)
@@ -315,7 +315,7 @@ async def test_what_processes_die_of_is_buried(bus: Bus, consume: Consume) -> No
 
 
 async def test_an_attempt_counts_until_it_ends(bus: Bus, consume: Consume) -> None:
-    attempts = await bus.js.create_key_value(bucket=ATTEMPT_BUCKET)
+    attempts = await bus.key_value(ATTEMPT_BUCKET)
     begun = []
 
     async def note(delivery: Delivery) -> None:
