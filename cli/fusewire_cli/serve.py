@@ -2,6 +2,7 @@
 
 import asyncio
 
+import typer
 import uvloop
 
 from fusewire import lifeline, telemetry
@@ -13,13 +14,13 @@ from fusewire_cli.session import end_at_once, owns, settings
 
 
 def up(*, processes: bool) -> None:
-    """Run until Ctrl-C, SIGTERM or SIGHUP, then drain."""
+    """Run until Ctrl-C, SIGTERM, SIGHUP or a fault that only a new start can mend, then drain."""
     config = settings()
     if find_file() is None:
         note(builtin.offer())
     telemetry.configure(config.log, config.telemetry, service="up")
 
-    async def main() -> None:
+    async def main() -> int:
         stop = asyncio.Event()
         stack = owns(Stack(config, processes=processes))
 
@@ -34,15 +35,24 @@ def up(*, processes: bool) -> None:
         if not starting.done():
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
-            return
+            return 0
         starting.result()
         print(f"API       {stack.url}/v1/fusions", flush=True)
         print(f"Health    {stack.url}/healthz  {stack.url}/readyz  {stack.url}/metrics", flush=True)
         print(f"Data      {config.data_dir.resolve()}", flush=True)
         print(f"Services  {', '.join(wanted(config))}", flush=True)
         print("Ctrl-C drains and stops.", flush=True)
-        await stopping
+        failing = asyncio.create_task(stack.faulty())
+        await asyncio.wait((stopping, failing), return_when=asyncio.FIRST_COMPLETED)
+        faults = failing.result() if failing.done() else []
+        failing.cancel()
+        if faults:
+            lifeline.end_within(stack.stop_s, lambda: end_at_once(EXIT_FAULT))
+        for fault in faults:
+            note(f"fault: {fault}")
         note("draining …")
         await stack.stop()
+        return EXIT_FAULT if faults else 0
 
-    uvloop.run(main())
+    if code := uvloop.run(main()):
+        raise typer.Exit(code)

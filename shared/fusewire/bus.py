@@ -22,7 +22,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
-from nats.js.errors import APIError, NoStreamResponseError
+from nats.js.errors import APIError, KeyNotFoundError, NoStreamResponseError
 from nats.js.kv import KeyValue
 
 from fusewire import telemetry
@@ -30,7 +30,7 @@ from fusewire.blobs import Blobs
 from fusewire.contracts import ContractError, Wire
 from fusewire.errors import StartupError, Transient, Unacceptable
 from fusewire.settings import Nats
-from fusewire.topology import INGEST, MAX_DELIVERIES, Durable, dead_subject
+from fusewire.topology import ATTEMPT_BUCKET, INGEST, MAX_DELIVERIES, Durable, dead_subject
 
 log = structlog.get_logger(__name__)
 
@@ -40,8 +40,11 @@ PULL_TIMEOUT_S = 1.0
 PING_INTERVAL_S = 5
 HEARTBEAT_S = 4.0
 """Under a third of the shortest `ack_wait_s` in the topology."""
-CRASH_LOOP_DELIVERIES = 20
-"""Delivered this often without an end: whatever handles it dies of it."""
+SUSPECT_DELIVERIES = 20
+"""A message that was delivered more often is counted each time its handling begins, until it ends. Deliveries alone
+do not tell what a process dies of: what waits for a database comes back as often."""
+CRASHES = 3
+"""Begun this often without an end: whatever handles it dies of it."""
 ALREADY_THERE = 10071
 """JetStream's error code for a failed Nats-Expected-Last-Subject-Sequence."""
 
@@ -128,7 +131,7 @@ class Bus:
             reconnected_cb=self._on_reconnected,
             closed_cb=self._on_closed,
             security=_security(settings),
-            middlewares=telemetry.broker_middlewares(service),
+            middlewares=telemetry.broker_middlewares(),
             logger=None,
         )
 
@@ -298,13 +301,37 @@ class Bus:
         delivery = Delivery.of(msg)
         started = time.perf_counter()
         with telemetry.receiving(self.service, delivery.subject, delivery.headers), self.holding(delivery):
-            result = await self._run(delivery, handler)
+            result = await self.guarded(delivery, lambda: self._run(delivery, handler))
         telemetry.HANDLED.labels(self.service, delivery.stream, result).inc()
         telemetry.HANDLE_SECONDS.labels(self.service, delivery.stream).observe(time.perf_counter() - started)
 
-    async def _run(self, delivery: Delivery, handler: Handler) -> str:
-        if delivery.deliveries > CRASH_LOOP_DELIVERIES:
+    async def guarded(self, delivery: Delivery, handle: Callable[[], Awaitable[str]]) -> str:
+        """Handle a message, unless processes that began to handle it died, again and again: then bury it."""
+        if delivery.deliveries <= SUSPECT_DELIVERIES:
+            return await handle()
+        key = f"{delivery.stream}-{delivery.sequence}"
+        if await self._count_attempt(key) > CRASHES:
             return await self.bury(delivery, "crash_loop: its handler never came to an end")
+        try:
+            return await handle()
+        finally:
+            with contextlib.suppress(NatsError, OSError, TimeoutError):
+                await (await self.key_value(ATTEMPT_BUCKET)).delete(key)
+
+    async def _count_attempt(self, key: str) -> int:
+        """How often it was begun without an end, this time included; 0 where that cannot be counted."""
+        try:
+            attempts = await self.key_value(ATTEMPT_BUCKET)
+            try:
+                before = int((await attempts.get(key)).value or b"0")
+            except KeyNotFoundError:
+                before = 0
+            await attempts.put(key, str(before + 1).encode())
+        except (NatsError, OSError, TimeoutError):
+            return 0
+        return before + 1
+
+    async def _run(self, delivery: Delivery, handler: Handler) -> str:
         try:
             await handler(delivery)
         except asyncio.CancelledError:

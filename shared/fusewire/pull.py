@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 from nats.aio.msg import Msg
@@ -19,7 +20,7 @@ from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
 from fusewire import telemetry
-from fusewire.bus import PULL_TIMEOUT_S, Bus, Delivery, Handler
+from fusewire.bus import PULL_TIMEOUT_S, SUSPECT_DELIVERIES, Bus, Delivery, Handler
 from fusewire.errors import Transient
 from fusewire.topology import Durable
 
@@ -33,6 +34,16 @@ ANSWER_S = 5.0
 what it sends later is handed back and sent again, and a loop that gives up each time gets nowhere."""
 LOOK_S = 0.5
 """How soon a pull is given up whose connection is gone."""
+MISSING_PAUSE_S = 1.0
+"""How long a pull waits where the last one found no durable: the server answers that at once."""
+MISSING_S = 30.0
+"""A durable that is missing for longer will not come back by itself, as one whose leader changes does."""
+STALLED_S = 60.0
+"""A loop that has not turned for so long stands still."""
+
+
+NO_RESPONDERS = "503"
+"""What the server says where nothing listens on a subject: there is no such durable, or nobody leads it just now."""
 
 
 @dataclass
@@ -60,6 +71,8 @@ class Puller:
     """
 
     def __init__(self, bus: Bus, durable: Durable) -> None:
+        self.name = f"{durable.stream}/{durable.name}"
+        self._missing_since: float | None = None
         self._bus = bus
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{durable.stream}.{durable.name}"
         self._arrived: asyncio.Queue[Msg | None] = asyncio.Queue()
@@ -83,6 +96,10 @@ class Puller:
                 self._subscription = None
             for msg in self._waiting():
                 await msg.nak()
+
+    def missing_s(self) -> float:
+        """For how long the server has said that there is no such durable; 0 where there is."""
+        return time.monotonic() - self._missing_since if self._missing_since is not None else 0.0
 
     async def fetch(self, batch: int, wait_s: float = 0) -> list[Msg]:
         """Take up to `batch` messages.
@@ -133,6 +150,8 @@ class Puller:
 
     async def _ask(self, batch: int, wait_s: float) -> _Request | None:
         """Open a request; None when there is no server."""
+        if self._missing_since is not None:
+            await asyncio.sleep(MISSING_PAUSE_S)
         connection = self._bus.connection
         if connection is not None:
             inbox = f"{self._inbox}.{next(self._counter)}"
@@ -149,13 +168,23 @@ class Puller:
     async def _arrive(self, msg: Msg) -> None:
         # Only the word that a request is over comes with the request's own inbox as its subject.
         if _is_status(msg):
+            self._note(msg)
             if self._open and msg.subject == self._open.inbox:
                 self._open.left = 0
                 self._arrived.put_nowait(None)
         elif self._open:
+            self._missing_since = None
             self._arrived.put_nowait(msg)
         else:
             await msg.nak()
+
+    def _note(self, status: Msg) -> None:
+        """What the end of a request says of the durable."""
+        if (status.headers or {}).get("Status") != NO_RESPONDERS:
+            self._missing_since = None
+        elif self._missing_since is None:
+            self._missing_since = time.monotonic()
+            log.warning("pull.durable_missing", durable=self.name)
 
     async def _next(self, request: _Request) -> Msg | None:
         """What a request brings next; None when it is over or given up."""
@@ -209,11 +238,18 @@ class Loop:
         """Handlers that run apart from the loop."""
         return []
 
-    def stalled(self, limit_s: float = 60) -> bool:
-        """Whether the loop has ended without being told to, or stands still."""
+    def pullers(self) -> Sequence[Puller]:
+        """What it fetches from."""
+        return ()
+
+    def faults(self) -> list[str]:
+        """Why it does no work any more, though nobody told it to stop; empty while it does."""
         if self._stopping.is_set():
-            return False
-        return self._task is None or self._task.done() or time.monotonic() - self.last_turn > limit_s
+            return []
+        if self._task is None or self._task.done() or time.monotonic() - self.last_turn > STALLED_S:
+            return [f"{self.name} no longer fetches"]
+        missing = [puller.name for puller in self.pullers() if puller.missing_s() > MISSING_S]
+        return [f"the durable {name} is not on the server: run `fusewire topology apply`" for name in missing]
 
     async def _run(self) -> None:
         while not self._stopping.is_set():
@@ -254,6 +290,10 @@ class _Priorities(Loop, abc.ABC):
         self._released = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
         self._waits: dict[int, asyncio.Task[list[Msg]]] = {}
+
+    def pullers(self) -> Sequence[Puller]:
+        """One for each durable."""
+        return self._pullers
 
     async def start(self) -> None:
         """Bind to the durables and begin."""
@@ -390,6 +430,10 @@ class BatchLoop(Loop):
         self._puller = Puller(bus, durable)
         self._batch = batch
 
+    def pullers(self) -> Sequence[Puller]:
+        """The one."""
+        return (self._puller,)
+
     async def start(self) -> None:
         """Bind to the durable and begin."""
         await self._puller.start()
@@ -398,7 +442,15 @@ class BatchLoop(Loop):
     async def turn(self) -> None:
         """Wait for a first message, take the rest of what is there, handle it."""
         if messages := await self._puller.collect(self._batch, PULL_TIMEOUT_S, LINGER_S):
-            await self._settle([Delivery.of(m) for m in messages])
+            batch = [Delivery.of(m) for m in messages]
+            for suspect in [d for d in batch if d.deliveries > SUSPECT_DELIVERIES]:
+                await self._bus.guarded(suspect, partial(self._settle_one, suspect))
+            if rest := [d for d in batch if d.deliveries <= SUSPECT_DELIVERIES]:
+                await self._settle(rest)
+
+    async def _settle_one(self, delivery: Delivery) -> str:
+        await self._settle([delivery])
+        return "ended"
 
     async def _settle(self, batch: list[Delivery]) -> None:
         with self._bus.holding(*batch):

@@ -27,6 +27,8 @@ LISTEN_ENV = "FUSEWIRE_LISTEN_FD"
 """Names the file descriptor of a bound socket: a port that was closed for a moment may be another's."""
 HTTP_STOP_S = 3
 """How long requests under way may take to end; who waits for an outcome asks again."""
+FAULTY_S = 5.0
+"""A service with faults for so long ends its process, which its supervisor then starts again."""
 GARBAGE_THRESHOLDS = (50_000, 20, 50)
 """How many objects more than were freed start a collection of each generation. See `collect_rarely`."""
 
@@ -54,7 +56,7 @@ class Service(Protocol):
         ...
 
     def faults(self) -> list[str]:
-        """Why it should be restarted; empty while it is alive."""
+        """Why it can do nothing any more until it is started again; empty while it can."""
         ...
 
     def unready(self) -> list[str]:
@@ -220,6 +222,21 @@ class Host:
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._sock]), name="http")
         log.info("service.started", services=[s.name for s in self._services], port=self._sock.getsockname()[1])
 
+    async def faulty(self) -> list[str]:
+        """Wait until a service can do nothing any more, and return why."""
+        loop = asyncio.get_running_loop()
+        since: float | None = None
+        while True:
+            await asyncio.sleep(FAULTY_S / 5)
+            found = [f"{service.name}: {fault}" for service in self._started for fault in service.faults()]
+            if not found:
+                since = None
+                continue
+            since = since or loop.time()
+            if loop.time() - since >= FAULTY_S:
+                log.error("service.faulty", faults=found)
+                return found
+
     async def stop(self) -> None:
         """Stop: the door closes first, then all services but the first drain at once, then the first.
 
@@ -261,8 +278,12 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def run(services: Sequence[Service], http: Http, drain_s: float) -> None:
-    """Run until SIGTERM, SIGINT, SIGHUP or the end of the parent process, then drain."""
+async def run(services: Sequence[Service], http: Http, drain_s: float) -> list[str]:
+    """Run until SIGTERM, SIGINT, SIGHUP, the end of the parent process, or a fault of a service; then drain.
+
+    Returns:
+        The faults; empty after a signal.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -282,21 +303,27 @@ async def run(services: Sequence[Service], http: Http, drain_s: float) -> None:
     if not starting.done():
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
-        return
+        return []
     starting.result()
-    await stopping
+    failing = asyncio.create_task(host.faulty(), name="faulty")
+    await asyncio.wait((stopping, failing), return_when=asyncio.FIRST_COMPLETED)
+    if failing.done():
+        lifeline.end_within(drain_s + STOP_S)
     await host.stop()
+    failing.cancel()
+    found = await asyncio.gather(failing, return_exceptions=True)
+    return found[0] if isinstance(found[0], list) else []
 
 
 def main(name: str, build: Callable[[Settings], Service]) -> NoReturn:
     """Run one service as a process of its own: `python -m fusewire_<name>`.
 
-    Exits with 0 after a signal, 2 when it cannot run as it is configured, 1 on a fault of ours.
+    Exits with 0 after a signal, 2 when it cannot run as it is configured, 1 where it can do nothing any more.
     """
     try:
         settings = load()
         telemetry.configure(settings.log, settings.telemetry, service=name)
-        uvloop.run(run([build(settings)], settings.http, settings.limits.drain_s))
+        faults = uvloop.run(run([build(settings)], settings.http, settings.limits.drain_s))
     except ConfigError as exc:
         for problem in exc.problems:
             sys.stderr.write(f"fusewire: {exc.source}: {problem}\n")
@@ -305,4 +332,4 @@ def main(name: str, build: Callable[[Settings], Service]) -> NoReturn:
     except StartupError as exc:
         sys.stderr.write(f"fusewire: {exc.what}\nfusewire: {exc.mend}\n")
         sys.exit(2)
-    sys.exit(0)
+    sys.exit(1 if faults else 0)

@@ -129,8 +129,6 @@ class Log(Section):
 class Telemetry(Section):
     """`[telemetry]`"""
 
-    metrics: bool = True
-    """FastStream's Prometheus middleware; the counters of Fusewire itself are always on."""
     otlp_endpoint: str | None = None
     """Where to send traces (OTLP over HTTP); unset sends none."""
 

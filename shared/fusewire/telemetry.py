@@ -56,15 +56,13 @@ TRANSACTIONS = Counter(
     "fusewire_transactions_total", "Transactions begun on the database: read or write.", ["kind"], registry=REGISTRY
 )
 
-_metrics_on = True
 _tracer = trace.get_tracer("fusewire")
 _tracing = False
 
 
 def configure(log: Log, telemetry: Telemetry, *, service: str, stream: TextIO | None = None) -> None:
     """Set up logging to a stream (stderr), and tracing where an endpoint is given."""
-    global _metrics_on, _tracing  # noqa: PLW0603 - a process has one log and one tracer
-    _metrics_on = telemetry.metrics
+    global _tracing  # noqa: PLW0603 - a process has one tracer
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -111,30 +109,13 @@ def _export_traces(endpoint: str, service: str) -> None:
     trace.set_tracer_provider(provider)
 
 
-def broker_middlewares(service: str) -> list[Any]:
-    """FastStream's own middlewares, as switched on by `configure`."""
-    chosen: list[Any] = []
-    if _metrics_on:
-        from faststream.nats.prometheus import NatsPrometheusMiddleware  # noqa: PLC0415
+def broker_middlewares() -> list[Any]:
+    """FastStream's own middlewares. Not that for metrics: it labels them with each subject, which holds ids."""
+    if not _tracing:
+        return []
+    from faststream.nats.opentelemetry import NatsTelemetryMiddleware  # noqa: PLC0415
 
-        chosen.append(_prometheus(NatsPrometheusMiddleware, service))
-    if _tracing:
-        from faststream.nats.opentelemetry import NatsTelemetryMiddleware  # noqa: PLC0415
-
-        chosen.append(NatsTelemetryMiddleware(tracer_provider=trace.get_tracer_provider()))
-    return chosen
-
-
-_middleware: dict[str, Any] = {}
-
-
-def _prometheus(factory: Any, service: str) -> Any:
-    # Collectors of one name can stand in a registry once, and tests build many buses.
-    if service not in _middleware:
-        _middleware[service] = factory(
-            registry=REGISTRY, app_name=service, metrics_prefix=f"faststream_{service.replace('-', '_')}"
-        )
-    return _middleware[service]
+    return [NatsTelemetryMiddleware(tracer_provider=trace.get_tracer_provider())]
 
 
 def trace_headers() -> dict[str, str]:

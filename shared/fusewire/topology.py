@@ -17,6 +17,7 @@ DAY_S = 24 * HOUR_S
 
 LEDGER_BUCKET = "fw_calls"
 DIALECT_BUCKET = "fw_dialects"
+ATTEMPT_BUCKET = "fw_attempts"
 BLOB_STORE = "fw_blobs"
 
 MAX_DELIVERIES = 5
@@ -109,8 +110,11 @@ BLOBS = ObjectStore(BLOB_STORE, ttl_s=7 * DAY_S, max_bytes=4 * GIB)
 _LIMITS = [LEDGER.max_bytes, BLOBS.max_bytes, *(stream.max_bytes for stream in STREAMS if stream.max_bytes)]
 DIALECTS = Bucket(DIALECT_BUCKET, ttl_s=90 * DAY_S, max_bytes=8 * MIB)
 """Found once in a while anew: servers change."""
+ATTEMPTS = Bucket(ATTEMPT_BUCKET, ttl_s=DAY_S, max_bytes=8 * MIB)
+_SMALL = (DIALECTS, ATTEMPTS)
+_SMALL_BYTES = sum(bucket.max_bytes for bucket in _SMALL)
 
-FULL_STORAGE_MB = (sum(_LIMITS) + DIALECTS.max_bytes) // MIB
+FULL_STORAGE_MB = (sum(_LIMITS) + _SMALL_BYTES) // MIB
 """What all of them may take where there is room for it; streams without a limit are small."""
 LEAST_BYTES = 8 * MIB
 """No stream's limit is below this: it holds eight of the largest messages."""
@@ -137,7 +141,7 @@ def topology(
         replicas: copies of each stream.
         storage_mb: MiB that all streams together may take, for one copy; each has its share of it.
     """
-    least = len(_LIMITS) * LEAST_BYTES + DIALECTS.max_bytes
+    least = len(_LIMITS) * LEAST_BYTES + _SMALL_BYTES
     share = (storage_mb * MIB - least) / (sum(_LIMITS) - len(_LIMITS) * LEAST_BYTES)
 
     def limit(max_bytes: int) -> int:
@@ -152,7 +156,7 @@ def topology(
     streams = tuple(replace(stream, max_bytes=limit(stream.max_bytes)) for stream in STREAMS)
     ledger = replace(LEDGER, max_bytes=limit(LEDGER.max_bytes))
     blobs = replace(BLOBS, max_bytes=limit(BLOBS.max_bytes))
-    return Topology(streams, fixed + tasks, (ledger, DIALECTS), (blobs,), replicas)
+    return Topology(streams, fixed + tasks, (ledger, *_SMALL), (blobs,), replicas)
 
 
 def prompt_subject(priority: Priority, tenant: str) -> str:

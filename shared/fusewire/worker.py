@@ -7,7 +7,7 @@ import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 from nats.errors import Error as NatsError
@@ -140,9 +140,23 @@ def failed(
     )
 
 
-def _storable(text: str) -> str:
-    """PostgreSQL keeps no NUL character in a text, so none goes further than here."""
-    return text.replace("\x00", "\ufffd")
+def _storable(value: Any) -> Any:
+    """The same without a NUL in any text: PostgreSQL keeps none, and reads no JSON that has one, whatever is asked."""
+    if isinstance(value, str):
+        return value.replace("\x00", "\ufffd")
+    if isinstance(value, dict):
+        return {_storable(key): _storable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_storable(inner) for inner in value]
+    return value
+
+
+def _encoded(candidate: Candidate) -> bytes:
+    """Its JSON, with nothing in it that cannot be stored."""
+    body = candidate.encode()
+    if b"\\u0000" not in body:
+        return body
+    return Candidate.model_validate(_storable(candidate.model_dump())).encode()
 
 
 def _held() -> None:
@@ -206,9 +220,9 @@ class Worker:
         await asyncio.gather(*(loop.stop(drain_s) for loop in self._loops))
         await self._generate.aclose()
 
-    def stalled(self) -> list[str]:
-        """Names of loops that no longer turn."""
-        return [loop.name for loop in self._loops if loop.stalled()]
+    def faults(self) -> list[str]:
+        """Why it does no work any more; empty while it does."""
+        return [fault for loop in self._loops for fault in loop.faults()]
 
     async def handle(self, delivery: Delivery, release: Release = _held) -> None:
         """The tasks of one message: of each exactly one candidate.
@@ -241,12 +255,10 @@ class Worker:
         candidate = await self._candidate(task, make, deliveries)
         if candidate is None:
             return
-        if candidate.content is not None:
-            candidate = candidate.model_copy(update={"content": _storable(candidate.content)})
-        body = candidate.encode()
+        body = _encoded(candidate)
         if len(body) > MAX_CANDIDATE_BYTES:
             candidate = _too_large(candidate)
-            body = candidate.encode()
+            body = _encoded(candidate)
         await self._publish(task, body)
         self._report(candidate)
 

@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 from nats.js import api
+from nats.js.errors import KeyNotFoundError
 
 from fusewire import bus as bus_module
-from fusewire.bus import CRASH_LOOP_DELIVERIES, Bus, Delivery, Handler
+from fusewire.bus import CRASHES, SUSPECT_DELIVERIES, Bus, Delivery, Handler
 from fusewire.contracts import ContractError, Prompt
 from fusewire.errors import Transient, Unacceptable
 from fusewire.pull import BatchLoop, PriorityLoop
 from fusewire.testing.eventually import eventually
 from fusewire.testing.factories import make_prompt
 from fusewire.testing.nats_server import NatsServer
-from fusewire.topology import JUDGE_DUE, MAX_DELIVERIES, Durable, dead_subject
+from fusewire.topology import ATTEMPT_BUCKET, JUDGE_DUE, MAX_DELIVERIES, Durable, dead_subject
 
 MakeBus = Callable[..., Awaitable[Bus]]
 Consume = Callable[..., Awaitable[None]]
@@ -286,7 +287,7 @@ async def test_what_can_never_be_right_is_buried_at_once(bus: Bus, consume: Cons
 
 
 async def test_what_is_down_is_waited_for_and_not_buried(bus: Bus, consume: Consume) -> None:
-    often = CRASH_LOOP_DELIVERIES - 1
+    often = 2 * SUSPECT_DELIVERIES
     seen = Seen(failing(Transient("the database is down", retry_after_s=0.001), times=often))
     await consume(seen)
     await bus.publish("work.a", b"body")
@@ -295,6 +296,43 @@ async def test_what_is_down_is_waited_for_and_not_buried(bus: Bus, consume: Cons
 
     assert await buried(bus) == []
     assert len(seen.deliveries) == often + 1
+
+
+async def test_what_processes_die_of_is_buried(bus: Bus, consume: Consume) -> None:
+    """It was begun, and then nothing more was heard of whoever had begun it."""
+    attempts = await bus.key_value(ATTEMPT_BUCKET)
+    await attempts.put("WORK-1", str(CRASHES).encode())
+    seen = Seen(failing(Transient("the database is down", retry_after_s=0.001)))
+    await consume(seen)
+    await bus.publish("work.a", b"body")
+
+    await emptied(bus)
+
+    (dead,) = await buried(bus)
+    assert dead.headers is not None
+    assert dead.headers["Fw-Reason"].startswith("crash_loop")
+    assert len(seen.deliveries) == SUSPECT_DELIVERIES
+
+
+async def test_an_attempt_counts_until_it_ends(bus: Bus, consume: Consume) -> None:
+    attempts = await bus.key_value(ATTEMPT_BUCKET)
+    begun = []
+
+    async def note(delivery: Delivery) -> None:
+        if delivery.deliveries <= SUSPECT_DELIVERIES + 2:
+            if delivery.deliveries > SUSPECT_DELIVERIES:
+                begun.append((await attempts.get("WORK-1")).value)
+            raise Transient("the database is down", retry_after_s=0.001)
+
+    await consume(Seen(note))
+    await bus.publish("work.a", b"body")
+
+    await emptied(bus)
+
+    assert begun == [b"1", b"1"]
+    assert await buried(bus) == []
+    with pytest.raises(KeyNotFoundError):
+        await attempts.get("WORK-1")
 
 
 EDGE = make_prompt("s3cr3t", residency="edge-only")

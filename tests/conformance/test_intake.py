@@ -248,16 +248,16 @@ async def test_a_prompt_left_on_the_bus_is_accepted(producer: Bus, settings: Set
 
 
 REFUSED = [
-    ("no JSON", "fw.in.acme", b"Why?", "invalid_json: it is not valid JSON at column 1"),
-    ("an unknown pool", "fw.in.acme", b'{"prompt":"x","pool":"none"}', "unknown_pool: there is no pool 'none'"),
+    ("no JSON", "fw.in.acme", b"Why?", "invalid_json"),
+    ("an unknown pool", "fw.in.acme", b'{"prompt":"x","pool":"none"}', "unknown_pool"),
     (
         "an unknown mode, by one who cannot know that its pool is edge-only",
         "fw.in.acme",
         b'{"prompt":"x","residency":"any","mode":"none"}',
-        "unknown_mode: there is no mode 'none'",
+        "unknown_mode",
     ),
-    ("too much", "fw.in.acme", b'{"prompt":"' + b"x" * LIMIT + b'"}', "prompt_too_large: it has"),
-    ("a bad tenant", "fw.in.ACME!", b'{"prompt":"x"}', "invalid_request: tenant 'ACME!' must be of"),
+    ("too much", "fw.in.acme", b'{"prompt":"' + b"x" * LIMIT + b'"}', "prompt_too_large"),
+    ("a bad tenant", "fw.in.ACME!", b'{"prompt":"x"}', "invalid_request"),
 ]
 
 
@@ -272,7 +272,8 @@ async def test_what_is_refused_on_the_bus_lies_in_fw_dead_with_the_reason(
 
     dead: api.RawStreamMsg = await producer.js.get_msg("FW_DEAD", subject="fw.dead.ingest.FW_IN", direct=False)
     assert dead.headers is not None
-    assert dead.headers["Fw-Reason"].startswith(reason)
+    # Not the message, which may quote the prompt: that is told to the producer alone.
+    assert dead.headers["Fw-Reason"] == reason
     assert dead.headers["Fw-Subject"] == subject
     assert dead.headers["Fw-Body"] == "withheld"
     assert (await producer.js.stream_info("FW_DEAD")).state.messages == 1
@@ -287,7 +288,7 @@ async def test_a_conflict_on_the_bus_is_refused(producer: Bus) -> None:
 
     dead = await producer.js.get_msg("FW_DEAD", subject="fw.dead.ingest.FW_IN", direct=False)
     assert dead.headers is not None
-    assert dead.headers["Fw-Reason"].startswith("custom_id_conflict: ")
+    assert dead.headers["Fw-Reason"] == "custom_id_conflict"
 
 
 async def replies(producer: Bus) -> tuple[str, Callable[[], Any]]:

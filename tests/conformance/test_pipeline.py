@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+import aiohttp
 import pytest
 from nats.aio.msg import Msg
 from sqlalchemy import text
@@ -409,6 +410,12 @@ async def test_services_that_restart_in_the_middle_lose_nothing(
     assert await rows(settings, "SELECT count(*) FROM outcomes") == [(20,)]
 
 
+async def readiness(client: Client, status: int) -> str | None:
+    """What /readyz says, if it says it with this status."""
+    async with aiohttp.ClientSession() as session, session.get(f"{client.url}/readyz") as response:
+        return await response.text() if response.status == status else None
+
+
 async def test_a_database_that_goes_down_in_the_middle_loses_nothing(
     make_settings: MakeSettings, nats: NatsServer, running: Running, model_server: ModelServer
 ) -> None:
@@ -423,8 +430,11 @@ async def test_a_database_that_goes_down_in_the_middle_loses_nothing(
             refused = asyncio.create_task(client.submit({"prompt": "Why 10?", "custom_id": "10", "batch_id": "b"}))
             await asyncio.sleep(1)  # candidates come meanwhile, and cannot be stored
             assert not refused.done()  # it is told 503, and tries again
+            told = await eventually(lambda: readiness(client, 503))
+            assert "the database does not answer" in told
             await asyncio.to_thread(server.start)
             assert (await refused)["is_repetition"] is False
+            await eventually(lambda: readiness(client, 200))
 
             done = await finish(client, 11)
 

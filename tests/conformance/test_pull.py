@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import pytest
 from nats.js import api
+from structlog.testing import capture_logs
 
 from fusewire import bus as bus_module
 from fusewire import pull
@@ -35,15 +36,19 @@ async def bus(make_bus: MakeBus) -> Bus:
     made = await make_bus("tester", {})
     await made.js.add_stream(name="WORK", subjects=["work.*"], retention=api.RetentionPolicy.WORK_QUEUE)
     for durable in RANKED:
-        await made.js.add_consumer(
-            "WORK",
-            durable_name=durable.name,
-            ack_policy=api.AckPolicy.EXPLICIT,
-            ack_wait=durable.ack_wait_s,
-            max_deliver=-1,
-            filter_subject=durable.subject,
-        )
+        await add_consumer(made, durable)
     return made
+
+
+async def add_consumer(bus: Bus, durable: Durable) -> None:
+    await bus.js.add_consumer(
+        "WORK",
+        durable_name=durable.name,
+        ack_policy=api.AckPolicy.EXPLICIT,
+        ack_wait=durable.ack_wait_s,
+        max_deliver=-1,
+        filter_subject=durable.subject,
+    )
 
 
 @pytest.fixture
@@ -308,23 +313,62 @@ async def test_a_stopped_loop_lets_others_have_everything(bus: Bus, begin: Begin
     assert {b.decode() for b in seen} == {f"{p}-{i}" for p in PRIORITIES for i in range(5)}
 
 
-async def test_a_loop_that_turns_is_not_stalled_and_one_that_ended_is(bus: Bus) -> None:
+async def test_a_loop_that_turns_has_no_faults_and_one_that_ended_has(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def nothing(_delivery: Delivery) -> None:
         pass
 
     loop = PriorityLoop(bus, RANKED, nothing, concurrency=1)
-    assert loop.stalled()
+    assert loop.faults()
     await loop.start()
-    assert not loop.stalled()
-    assert loop.stalled(limit_s=-1)
+    assert not loop.faults()
+    with monkeypatch.context() as impatient:
+        impatient.setattr(pull, "STALLED_S", -1)
+        assert loop.faults() == [f"{loop.name} no longer fetches"]
     assert loop._task is not None
     loop._task.cancel()
     await asyncio.gather(loop._task, return_exceptions=True)
 
-    assert loop.stalled()
+    assert loop.faults()
     loop._task = None
     await loop.stop(1)
-    assert not loop.stalled()
+    assert not loop.faults()
+
+
+@pytest.mark.parametrize("kind", ["batches", "priorities"])
+async def test_a_durable_that_is_missing_is_told_and_does_not_make_a_loop_spin(
+    bus: Bus, begin: Begin, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    handled: list[bytes] = []
+
+    async def note(delivery: Delivery) -> None:
+        handled.append(delivery.data)
+
+    async def note_all(batch: Sequence[Delivery]) -> None:
+        handled.extend(d.data for d in batch)
+
+    monkeypatch.setattr(pull, "MISSING_S", 0.2)
+    monkeypatch.setattr(pull, "MISSING_PAUSE_S", 0.1)
+    loop: Loop = (
+        BatchLoop(bus, LOW, note_all, batch=10)
+        if kind == "batches"
+        else PriorityLoop(bus, [LOW], note, concurrency=1)
+    )
+    await begin(loop)
+    with capture_logs() as told:
+        await bus.js.delete_consumer(LOW.stream, LOW.name)
+        asked = bus.client.stats["out_msgs"]
+        await eventually(loop.faults)
+        asked = bus.client.stats["out_msgs"] - asked
+    assert loop.faults() == [f"the durable {LOW.stream}/{LOW.name} is not on the server: run `fusewire topology apply`"]
+    assert [line["event"] for line in told].count("pull.durable_missing") == 1
+    assert asked < 100
+
+    await add_consumer(bus, LOW)
+    await send(bus, "low", "body")
+    await eventually(lambda: handled)
+    assert loop.faults() == []
 
 
 async def test_a_fault_in_the_loop_itself_does_not_end_it(

@@ -7,12 +7,12 @@ import os
 import socket
 from collections.abc import Callable
 from importlib.metadata import entry_points
-from typing import IO
+from typing import IO, Any
 
 import structlog
 
 from fusewire import provision
-from fusewire.bus import Bus
+from fusewire.bus import Bus, fault
 from fusewire.errors import StartupError
 from fusewire.lifeline import STOP_S
 from fusewire.service import Host, Service, listen
@@ -191,25 +191,45 @@ class Stack:
         await self._note_processes()
         await self._children.ready(settings.http.host, READY_S)
 
+    async def faulty(self) -> list[str]:
+        """Wait until this process can do nothing any more, and return why."""
+        assert self._watch is not None
+        waits: set[asyncio.Future[Any]] = {self._watch}
+        if self._host:
+            waits.add(asyncio.ensure_future(self._host.faulty()))
+        try:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits - {self._watch}:
+                wait.cancel()
+        return ["nobody watches the services any more"] if self._watch in done else done.pop().result()
+
     async def _supervise(self) -> None:
-        """Start again whatever has died."""
+        """Start again whatever has died, whatever happens meanwhile."""
         while True:
             await asyncio.sleep(0.2)
-            restarted = self._guard is not None and self._guard.has_ended
-            if self._nats and not self._nats.running:
-                log.warning("up.restarted", what="nats-server")
-                with contextlib.suppress(StartupError):
-                    await self._nats.start()
-                    restarted = True
-                    # A wiped store comes back empty; this makes it whole and changes nothing else.
-                    await apply_topology(self._settings, self._nats.url)
-            for name, code in (self._children.ended() if self._children else {}).items():
+            try:
+                await self._restart_ended()
+            except Exception as exc:  # noqa: BLE001 - without it nothing would ever be started again
+                log.error("up.restart_failed", fault=fault(exc))  # noqa: TRY400 - no text of its
+                await asyncio.sleep(1)
+
+    async def _restart_ended(self) -> None:
+        restarted = self._guard is not None and self._guard.has_ended
+        if self._nats and not self._nats.running:
+            log.warning("up.restarted", what="nats-server")
+            with contextlib.suppress(StartupError):
+                await self._nats.start()
+                restarted = True
+                # A wiped store comes back empty; this makes it whole and changes nothing else.
+                await apply_topology(self._settings, self._nats.url)
+        if self._children:
+            for name, code in self._children.ended().items():
                 log.warning("up.restarted", what=name, exit_code=code)
-                assert self._children is not None
                 await self._children.spawn(name)
                 restarted = True
-            if restarted:
-                await self._note_processes()
+        if restarted:
+            await self._note_processes()
 
     async def stop(self) -> None:
         """Drain and end everything, within `stop_s`."""

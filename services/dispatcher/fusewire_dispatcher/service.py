@@ -48,7 +48,7 @@ class Dispatcher:
 
     def faults(self) -> list[str]:
         """See Service."""
-        return self._bus.faults() + [f"{loop.name} no longer fetches" for loop in self._loops if loop.stalled()]
+        return self._bus.faults() + [fault for loop in self._loops for fault in loop.faults()]
 
     def unready(self) -> list[str]:
         """See Service."""

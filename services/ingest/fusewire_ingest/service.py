@@ -152,7 +152,7 @@ class Ingest:
 
     def unready(self) -> list[str]:
         """See Service. NATS may be down: what is accepted is committed, and published later."""
-        return []
+        return self._store.unready()
 
     def app(self) -> App | None:
         """The API."""

@@ -43,7 +43,8 @@ class Intake:
             told = await self._submit(delivery, tenant)
         except RefusedError as exc:
             await self._answer(reply_to, {"error": {"code": exc.code, "message": exc.message, "param": exc.param}})
-            raise Unacceptable(f"{exc.code}: {exc.message}") from None
+            # The message may quote the prompt, which may be edge-only; only the producer is told it.
+            raise Unacceptable(exc.code) from None
         await self._answer(reply_to, told)
 
     async def _submit(self, delivery: Delivery, tenant: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """When a panel has said enough. Pure: names, weights and times in, a reason or a time out."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 
@@ -62,4 +63,32 @@ def settled_early(plan: Plan, said: Sequence[Said], out: Collection[float], sche
     if plan.mode != "debate" and weights[0] > runner_up + sum(out) + 1e-9:
         return "certain"
     leading, others = len(groups[0]), sum(len(group) for group in groups[1:])
-    return "likely" if posterior(leading, others) >= threshold else None
+    lead = weights[0] - runner_up
+    likely = min(posterior(leading, others), stays_ahead(leading, others, lead, out))
+    return "likely" if likely >= threshold else None
+
+
+def stays_ahead(leading: int, others: int, lead: float, out: Collection[float]) -> float:
+    """The least probability that the heaviest answer of a vote still leads when those that are out have voted.
+
+    Each of them says it with the same unknown probability, of which Beta(leading + 1, others + 1) is what the heads
+    tell, as in `posterior`; whoever does not says what the runner-up says, the heaviest first.
+
+    Args:
+        leading: how many said it.
+        others: how many said something else.
+        lead: by how much weight it leads the runner-up.
+        out: weights of the members that may still answer.
+    """
+    heaviest = sorted(out, reverse=True)
+    kept = lead + sum(heaviest)
+    ahead = [against for against in range(len(heaviest) + 1) if kept - 2 * sum(heaviest[:against]) > 1e-9]
+    return sum(_chance(against, len(heaviest), leading, others) for against in ahead)
+
+
+def _chance(against: int, asked: int, leading: int, others: int) -> float:
+    """The beta-binomial probability that so many of those asked do not say what leads."""
+    before = leading + others + 1
+    ways = math.comb(asked, against) * math.comb(before - 1, leading) * before
+    after = before + asked
+    return ways / (after * math.comb(after - 1, leading + asked - against))

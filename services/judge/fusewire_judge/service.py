@@ -67,13 +67,13 @@ class Judge:
 
     def faults(self) -> list[str]:
         """See Service."""
-        stalled = [f"{loop.name} no longer fetches" for loop in self._loops if loop.stalled()]
-        stalled += [f"{t.get_name()} has ended" for t in (self._sweeper, self._rememberer) if t and t.done()]
-        return self._bus.faults() + stalled
+        found = [fault for loop in self._loops for fault in loop.faults()]
+        found += [f"{t.get_name()} has ended" for t in (self._sweeper, self._rememberer) if t and t.done()]
+        return self._bus.faults() + found
 
     def unready(self) -> list[str]:
         """See Service."""
-        return self._bus.unready()
+        return self._bus.unready() + self._store.unready()
 
     def app(self) -> App | None:
         """It has no HTTP interface of its own."""

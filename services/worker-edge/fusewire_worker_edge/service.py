@@ -54,7 +54,7 @@ class WorkerEdge:
 
     def faults(self) -> list[str]:
         """See Service."""
-        return self._bus.faults() + (self._worker.stalled() if self._worker else [])
+        return self._bus.faults() + (self._worker.faults() if self._worker else [])
 
     def unready(self) -> list[str]:
         """See Service."""

@@ -66,7 +66,7 @@ class WorkerRemote:
 
     def faults(self) -> list[str]:
         """See Service."""
-        return self._bus.faults() + (self._worker.stalled() if self._worker else [])
+        return self._bus.faults() + (self._worker.faults() if self._worker else [])
 
     def unready(self) -> list[str]:
         """See Service."""

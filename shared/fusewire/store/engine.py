@@ -77,6 +77,12 @@ class Store:
             _prepare_plain_sqlite(self._plain)
             self._threads = {True: ThreadPoolExecutor(1, "sqlite-write"), False: ThreadPoolExecutor(READERS, "sqlite")}
         self._line: asyncio.Lock | None = None
+        self._is_away = False
+        """Whether the last transaction that ended found no database."""
+
+    def unready(self) -> list[str]:
+        """Why it can be used for nothing now; empty while it can."""
+        return ["the database does not answer"] if self._is_away else []
 
     @property
     def engines(self) -> tuple[Engine, ...]:
@@ -107,7 +113,7 @@ class Store:
         cancelled, it may have been committed all the same.
         """
         _BEGUN[write].inc()
-        with _refined():
+        with self._noted():
             if self._plain is None:
                 async with self.engine.connect() as connection, connection.begin():
                     return await connection.run_sync(work)
@@ -118,11 +124,22 @@ class Store:
     @contextlib.asynccontextmanager
     async def _transaction(self, *, write: bool) -> AsyncIterator[AsyncConnection]:
         _BEGUN[write].inc()
-        with _refined():
+        with self._noted():
             async with self._turn() if write else contextlib.nullcontext(), self.engine.connect() as plain:
                 connection = await plain.execution_options(fusewire_write=write)
                 async with connection.begin():
                     yield connection
+
+    @contextlib.contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Note whether the database was there."""
+        try:
+            with _refined():
+                yield
+        except Transient:
+            self._is_away = True
+            raise
+        self._is_away = False
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:

@@ -90,7 +90,7 @@ class EchoWorker:
 
     def faults(self) -> list[str]:
         """See Service."""
-        return self._worker.stalled()
+        return self._worker.faults()
 
     def unready(self) -> list[str]:
         """See Service."""

@@ -1,15 +1,16 @@
 """Quorum: when the panel has said enough."""
 
+import itertools
 from datetime import datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fusewire.contracts import ClosedBy
 from fusewire.testing.factories import T0, make_plan
 from fusewire_judge.fusion.case import Said
-from fusewire_judge.quorum import closes_at, quorum_at, settled_early
+from fusewire_judge.quorum import closes_at, quorum_at, settled_early, stays_ahead
 
 EVEN = {"a": 1.0, "b": 1.0, "c": 1.0}
 
@@ -83,3 +84,53 @@ def test_what_is_certain_nobody_who_is_out_can_change(said: list[tuple[str, floa
         # The worst for the leader: all that are out say what the runner-up says, or something new.
         first, *others = sorted(weights.values(), reverse=True)
         assert first > max(others, default=0.0) + sum(out)
+
+
+def test_a_heavy_member_that_is_out_is_waited_for() -> None:
+    """Two light ones are the majority of heads, and not of the vote."""
+    two = [Said("a", 1.0, "41", 0), Said("b", 1.0, "41", 0)]
+    plan = make_plan(policy=make_plan().policy.model_copy(update={"early_stop": 0.87}))
+
+    assert settled_early(plan, two, [3.0], None) is None
+    assert settled_early(plan, two, [1.0, 1.0, 1.0], None) == "likely"
+
+
+def test_many_heads_do_not_stop_a_vote_that_a_few_heavy_members_decide() -> None:
+    said = [Said(f"m{i}", 0.25, "41", 0) for i in range(4)]
+
+    assert settled_early(make_plan(), said, [4.0], None) is None
+
+
+@given(st.integers(0, 6), st.integers(0, 6), st.lists(WEIGHT, max_size=6))
+def test_probabilities_of_a_vote_sum_to_one(leading: int, others: int, out: list[float]) -> None:
+    assert stays_ahead(leading, others, sum(out) + 1, out) == pytest.approx(1)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("45"), WEIGHT), min_size=2, max_size=4), st.lists(WEIGHT, min_size=1, max_size=4)
+)
+def test_a_vote_differs_from_the_full_one_as_rarely_as_it_says(
+    said: list[tuple[str, float]], out: list[float]
+) -> None:
+    """Over all that those who are out may say, each as likely as the heads before it make it (Laplace's rule)."""
+    texts = [Said(f"m{i}", weight, text, 0) for i, (text, weight) in enumerate(said)]
+    weights = {text: sum(w for t, w in said if t == text) for text in "45"}
+    leader = max(weights, key=lambda text: weights[text])
+    heads, lead = sum(t == leader for t, _ in said), 2 * weights[leader] - sum(weights.values())
+
+    differs = 0.0
+    for votes in itertools.product((True, False), repeat=len(out)):
+        chance, ahead, leading = 1.0, lead, heads
+        for count, (is_for, weight) in enumerate(zip(votes, out, strict=True), start=len(said)):
+            share = (leading + 1) / (count + 2)
+            chance *= share if is_for else 1 - share
+            ahead += weight if is_for else -weight
+            leading += is_for
+        differs += chance if ahead < 0 else 0.0
+
+    sure = stays_ahead(heads, len(said) - heads, lead, out)
+    assert differs <= 1 - sure + 1e-9
+    for threshold in (0.6, 0.75, 0.87, 0.93):
+        plan = make_plan(policy=make_plan().policy.model_copy(update={"early_stop": threshold}))
+        if settled_early(plan, texts, out, None) == "likely":
+            assert sure >= threshold

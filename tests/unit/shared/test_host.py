@@ -1,26 +1,97 @@
 """The loop that runs services."""
 
+import asyncio
 import gc
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from fusewire.service import GARBAGE_THRESHOLDS, Host, listen
+from fusewire import service
+from fusewire.service import GARBAGE_THRESHOLDS, Host, Service, listen
 from fusewire.settings import Http
 
 
+class Stub(Service):
+    """A service that does nothing, and has the faults that it is given."""
+
+    name = "stub"
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+        self.is_stopped = False
+
+    async def start(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        self.is_stopped = True
+
+    def faults(self) -> list[str]:
+        return self.found
+
+    def unready(self) -> list[str]:
+        return []
+
+    def app(self) -> None:
+        return None
+
+
 @pytest.fixture
-async def host() -> Host:
-    """One that runs no service, on a port of its own."""
-    return Host([], listen(Http(port=0)))
+def stub() -> Stub:
+    return Stub()
+
+
+@pytest.fixture(autouse=True)
+def _collects_as_before() -> Iterator[None]:
+    before = gc.get_threshold()
+    gc.unfreeze()
+    yield
+    gc.set_threshold(*before)
+
+
+@pytest.fixture
+async def host(stub: Stub) -> AsyncIterator[Host]:
+    """Started, on a port of its own."""
+    made = Host([stub], listen(Http(port=0)))
+    await made.start()
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "FAULTY_S", 0.1)
 
 
 async def test_host_that_has_started_collects_garbage_rarely(host: Host) -> None:
-    before = gc.get_threshold()
-    gc.unfreeze()
-    try:
-        await host.start()
-        assert gc.get_threshold() == GARBAGE_THRESHOLDS
-        assert gc.get_freeze_count() > 0
-    finally:
-        await host.stop()
-        gc.set_threshold(*before)
+    assert host
+    assert gc.get_threshold() == GARBAGE_THRESHOLDS
+    assert gc.get_freeze_count() > 0
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_a_fault_that_stays_is_told(host: Host, stub: Stub) -> None:
+    telling = asyncio.create_task(host.faulty())
+    for _ in range(10):  # one that passes is not
+        stub.found = ["it stands still"] * (not stub.found)
+        await asyncio.sleep(0.02)
+    assert not telling.done()
+
+    stub.found = ["it stands still"]
+
+    assert await telling == ["stub: it stands still"]
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_a_process_whose_service_is_faulty_drains_and_ends(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: list[float] = []
+    monkeypatch.setattr(service.lifeline, "end_within", ends.append)
+    stub.found = ["it stands still"]
+
+    assert await service.run([stub], Http(port=0), drain_s=1) == ["stub: it stands still"]
+
+    assert stub.is_stopped
+    assert ends == [1 + service.STOP_S], "it is ended by force where it does not end by itself"

@@ -12,7 +12,7 @@ from nats.aio.msg import Msg
 from nats.errors import ConnectionClosedError
 
 from fusewire.bus import Bus, Delivery
-from fusewire.contracts import Candidate, ContractError, Task, Tasks, Tier, Token
+from fusewire.contracts import Candidate, ContractError, Task, Tasks, Tier, Token, ToolCall
 from fusewire.errors import Transient
 from fusewire.testing.factories import T0, FakeClock, make_candidate, make_prompt, make_task
 from fusewire.topology import MAX_DELIVERIES
@@ -165,8 +165,23 @@ async def test_an_answer_of_just_a_message_is_kept() -> None:
     assert (await handled(Stub(make_candidate("x" * room)), delivery())).content == "x" * room
 
 
-async def test_what_no_text_column_holds_is_replaced() -> None:
-    assert (await handled(Stub(make_candidate("a\x00b")), delivery())).content == "a\ufffdb"
+async def test_what_no_text_column_holds_is_replaced_wherever_it_stands() -> None:
+    call = ToolCall(id="c\x00", name="f", arguments='{"place": "a\x00b"}')
+    said = make_candidate("a\x00b", tool_calls=[call], provider_reason="stop\x00")
+
+    candidate = await handled(Stub(said), delivery())
+
+    assert candidate.content == "a\ufffdb"
+    assert candidate.tool_calls == (ToolCall(id="c\ufffd", name="f", arguments='{"place": "a\ufffdb"}'),)
+    assert candidate.provider_reason == "stop\ufffd"
+
+
+async def test_what_only_spells_a_nul_stays_as_it_is() -> None:
+    call = ToolCall(id="c", name="f", arguments='{"place": "a\\u0000b"}')
+
+    candidate = await handled(Stub(make_candidate(r"\u0000", tool_calls=[call])), delivery())
+
+    assert (candidate.content, candidate.tool_calls) == (r"\u0000", (call,))
 
 
 @pytest.mark.parametrize("deliveries", range(1, MAX_DELIVERIES))

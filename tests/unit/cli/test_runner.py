@@ -1,0 +1,43 @@
+"""The runner of the local stack: what it does when something ends."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from fusewire.settings import Settings
+from fusewire_cli.local.runner import Stack
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Stack:
+    return Stack(Settings(data_dir=tmp_path))
+
+
+async def test_a_restart_that_fails_is_tried_again(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it fails of: else nothing would be started again from then on, and nobody would know."""
+    tries = 0
+    done = asyncio.Event()
+
+    async def restart() -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise OSError("too many open files")
+        done.set()
+
+    monkeypatch.setattr(stack, "_restart_ended", restart)
+    with capture_logs() as told:
+        watch = asyncio.create_task(stack._supervise())
+        await asyncio.wait_for(done.wait(), 60)
+        watch.cancel()
+        await asyncio.gather(watch, return_exceptions=True)
+
+    assert "up.restart_failed" in [line["event"] for line in told]
+
+
+async def test_a_runner_that_watches_nothing_any_more_says_so(stack: Stack) -> None:
+    stack._watch = asyncio.create_task(asyncio.sleep(0))
+
+    assert await stack.faulty() == ["nobody watches the services any more"]
