@@ -17,7 +17,7 @@ MEMBERS := shared services/ingest services/dispatcher services/worker-edge servi
 TESTS := tests/contract tests/conformance tests/e2e tests/bench tests/fuzz $(wildcard tests/unit/*)
 SOURCES := $(MEMBERS) migrations tests
 
-.PHONY: help setup demo test test-node test-batch test-unit check format bench bench-doors bench-edge bench-judge bench-fusion fuzz lock docs clean
+.PHONY: help setup demo test test-node test-batch test-unit check format bench bench-scale bench-plots bench-doors bench-edge bench-judge bench-fusion fuzz lock docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -67,6 +67,12 @@ format: setup ## let ruff mend what it can
 
 bench: setup ## measure overhead, throughput and CPU per fusion; writes build/bench.json
 	@PYTHONPATH=tests/bench $(BIN)/python -m cost
+
+bench-scale: setup ## measure a fusion with more in flight, stored and running (takes 20 GB); writes build/bench-scale.json
+	@PYTHONPATH=tests/bench $(BIN)/python -m cost.scale
+
+bench-plots: setup ## draw docs/scale.png of what bench-scale measured
+	@PYTHONPATH=tests/bench $(BIN)/python -m cost.plots
 
 bench-doors: setup ## measure the API's overhead, intake, memory and streaming; writes build/bench-doors.json
 	@PYTHONPATH=tests/bench $(BIN)/python tests/bench/doors.py

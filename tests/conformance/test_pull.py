@@ -351,9 +351,7 @@ async def test_a_durable_that_is_missing_is_told_and_does_not_make_a_loop_spin(
     monkeypatch.setattr(pull, "MISSING_S", 0.2)
     monkeypatch.setattr(pull, "MISSING_PAUSE_S", 0.1)
     loop: Loop = (
-        BatchLoop(bus, LOW, note_all, batch=10)
-        if kind == "batches"
-        else PriorityLoop(bus, [LOW], note, concurrency=1)
+        BatchLoop(bus, LOW, note_all, batch=10) if kind == "batches" else PriorityLoop(bus, [LOW], note, concurrency=1)
     )
     await begin(loop)
     with capture_logs() as told:

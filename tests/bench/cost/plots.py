@@ -75,7 +75,9 @@ def _cost(row: Mapping[str, Any]) -> float:
 def _in_flight(axes: Axes, rows: Rows) -> None:
     for database, some in _each(rows):
         axes.plot([r["at_once"] for r in some], [_cost(r) for r in some], "o-", color=COLORS[database], label=database)
-    axes.set(title="CPU of a fusion by fusions in flight", xlabel="in flight", ylabel="ms", xscale="log", ylim=(0, None))
+    axes.set(
+        title="CPU of a fusion by fusions in flight", xlabel="in flight", ylabel="ms", xscale="log", ylim=(0, None)
+    )
     axes.legend()
 
 

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import false, func, select
 
 from cost.machine import BUILD, ROOT, Models, Pids, cpu_s, fusewire_up, models
 from cost.ours import config
@@ -109,12 +109,13 @@ class Loaded:
             for line in await self._client.submit_lines(lines[first : first + LINES], f"scale-{time.time_ns()}"):
                 if "error" in line:
                     raise RuntimeError(f"refused: {line}")
-        while await self._open():
+        while await self._open():  # noqa: ASYNC110 - another process closes them
             await asyncio.sleep(LOOK_S)
 
     async def _open(self) -> int:
         # As the partial index says it: it holds what is open, and no more.
-        query = select(func.count()).select_from(fusions).where(fusions.c.is_done == False, fusions.c.due_at.is_not(None))  # noqa: E712 # fmt: skip
+        is_open = fusions.c.is_done == false(), fusions.c.due_at.is_not(None)
+        query = select(func.count()).select_from(fusions).where(*is_open)
         async with self._store.read() as connection:
             return int((await connection.execute(query)).scalar_one())
 
@@ -202,7 +203,7 @@ def store_more(file: Path, wanted: int) -> int:
             body = BODIES.get(table)
             taken = ["''" if c == body else "c.fusion_id" if c == "fusion_id" else f"t.{c}" for c in columns]
             database.execute(
-                f"INSERT INTO {table} ({', '.join(columns)}) SELECT {', '.join(taken)} "  # noqa: S608 - names of ours
+                f"INSERT INTO {table} ({', '.join(columns)}) SELECT {', '.join(taken)} "
                 f"FROM copies c CROSS JOIN {table} t WHERE t.fusion_id = ? ORDER BY c.fusion_id",
                 (model,),
             )
@@ -287,7 +288,9 @@ async def measure(*, quick: bool) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="scale-", dir=BUILD) as scratch, models() as fake:
         await fake.play(scene().script)
         folder = Path(scratch)
-        print("| curve | database | at once | stored | replicas | fusions/s | CPU per fusion, ms |\n|---|---|---|---|---|---|---|")
+        print(
+            "| curve | database | at once | stored | replicas | fusions/s | CPU per fusion, ms |\n|---|---|---|---|---|---|---|"
+        )
         rows = await at_once(fake, folder, numbers, AT_ONCE[:few])
         rows += await replicas(fake, folder, numbers, REPLICAS[:few])
         rows += await stored(fake, folder, numbers, STORED[:few])

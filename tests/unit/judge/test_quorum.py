@@ -4,7 +4,7 @@ import itertools
 from datetime import datetime, timedelta
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fusewire.contracts import ClosedBy
@@ -109,9 +109,7 @@ def test_probabilities_of_a_vote_sum_to_one(leading: int, others: int, out: list
 @given(
     st.lists(st.tuples(st.sampled_from("45"), WEIGHT), min_size=2, max_size=4), st.lists(WEIGHT, min_size=1, max_size=4)
 )
-def test_a_vote_differs_from_the_full_one_as_rarely_as_it_says(
-    said: list[tuple[str, float]], out: list[float]
-) -> None:
+def test_a_vote_differs_from_the_full_one_as_rarely_as_it_says(said: list[tuple[str, float]], out: list[float]) -> None:
     """Over all that those who are out may say, each as likely as the heads before it make it (Laplace's rule)."""
     texts = [Said(f"m{i}", weight, text, 0) for i, (text, weight) in enumerate(said)]
     weights = {text: sum(w for t, w in said if t == text) for text in "45"}
