@@ -41,6 +41,7 @@ STEP = 64
 LINES = 1_000
 """Prompts in one request."""
 LOOK_S = 0.05
+HEAD = "| curve | database | at once | stored | replicas | fusions/s | CPU per fusion, ms |\n" + "|---" * 7 + "|"
 
 
 @dataclass(frozen=True)
@@ -288,9 +289,7 @@ async def measure(*, quick: bool) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="scale-", dir=BUILD) as scratch, models() as fake:
         await fake.play(scene().script)
         folder = Path(scratch)
-        print(
-            "| curve | database | at once | stored | replicas | fusions/s | CPU per fusion, ms |\n|---|---|---|---|---|---|---|"
-        )
+        print(HEAD)
         rows = await at_once(fake, folder, numbers, AT_ONCE[:few])
         rows += await replicas(fake, folder, numbers, REPLICAS[:few])
         rows += await stored(fake, folder, numbers, STORED[:few])

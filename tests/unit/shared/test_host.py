@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from fusewire import service
+from fusewire import lifeline, service
 from fusewire.service import GARBAGE_THRESHOLDS, Host, Service, listen
 from fusewire.settings import Http
 
@@ -66,8 +66,8 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "FAULTY_S", 0.1)
 
 
-async def test_host_that_has_started_collects_garbage_rarely(host: Host) -> None:
-    assert host
+@pytest.mark.usefixtures("host")
+async def test_host_that_has_started_collects_garbage_rarely() -> None:
     assert gc.get_threshold() == GARBAGE_THRESHOLDS
     assert gc.get_freeze_count() > 0
 
@@ -88,10 +88,10 @@ async def test_a_fault_that_stays_is_told(host: Host, stub: Stub) -> None:
 @pytest.mark.usefixtures("_impatient")
 async def test_a_process_whose_service_is_faulty_drains_and_ends(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     ends: list[float] = []
-    monkeypatch.setattr(service.lifeline, "end_within", ends.append)
+    monkeypatch.setattr(lifeline, "end_within", ends.append)
     stub.found = ["it stands still"]
 
     assert await service.run([stub], Http(port=0), drain_s=1) == ["stub: it stands still"]
 
     assert stub.is_stopped
-    assert ends == [1 + service.STOP_S], "it is ended by force where it does not end by itself"
+    assert ends == [1 + lifeline.STOP_S], "it is ended by force where it does not end by itself"
