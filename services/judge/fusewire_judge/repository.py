@@ -281,7 +281,8 @@ class Results:
 
     def unpublished(self, before: datetime, limit: int) -> dict[str, datetime]:
         """Fusions with a mark set by then, and it; rows that another replica holds are left to it."""
-        return dict(self._connection.execute(_UNPUBLISHED, {"before": before, "most": limit}).tuples().all())
+        found = self._connection.execute(_UNPUBLISHED, {"before": before, "most": limit})
+        return {row.fusion_id: row.unpublished_since for row in found}
 
     def open_rounds(self, fusion_ids: Iterable[str]) -> list[Round]:
         """The rounds of those fusions that are not done."""
