@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Annotated, Any, Literal, NoReturn
 
-from jsonschema import Draft202012Validator, SchemaError
+from jsonschema_rs import Draft202012Validator, ValidationError
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -23,6 +23,7 @@ from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
 from fusewire.contracts import TOOL_NAME, Image, Message, Tool, ToolCall
+from fusewire.json_schema import is_pattern
 from fusewire_ingest.refusal import TAG, UNSUPPORTED
 
 MOST_TOOLS = 128
@@ -32,6 +33,16 @@ MOST_NAME_CHARS = 64
 ROLES = ("developer", "system", "user", "assistant", "tool")
 OTHER_PARTS = ("input_audio", "file", "video_url", "input_video", "input_text", "input_image", "document")
 IMAGE_URL = re.compile(r"https://\S+|data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/]+={0,2}")
+
+
+def _fetch_nothing(uri: str) -> NoReturn:
+    raise ValueError(f"{uri} is not fetched")
+
+
+# The library's own `meta` goes by a schema's $schema, and would fetch it.
+_SCHEMA_OF_SCHEMAS = Draft202012Validator(
+    {"$ref": "https://json-schema.org/draft/2020-12/schema"}, retriever=_fetch_nothing, validate_formats=False
+)
 
 
 class _Shape(BaseModel):
@@ -257,31 +268,46 @@ def check_schema(schema: dict[str, Any]) -> None:
     _check_text(json.dumps(schema))
 
 
-@lru_cache(256)  # a check takes milliseconds, and all lines of a batch bring the same schema
+@lru_cache(256)  # all lines of a batch bring the same schema
 def _check_text(text: str) -> None:
     schema = json.loads(text)
     try:
-        Draft202012Validator.check_schema(schema)
+        _SCHEMA_OF_SCHEMAS.validate(schema)
+    except ValidationError as exc:
+        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in exc.instance_path)
+        _refuse(f"it is no valid JSON Schema (draft 2020-12) at ${path[:80]}; mend that part")
+    for pattern in _patterns(schema):
+        if not is_pattern(pattern):
+            _refuse(f"the pattern '{pattern[:80]}' in it is no regular expression; mend it")
+    try:
         # No registry that could fetch anything: a reference leads within the schema or nowhere.
         resolver = Registry().resolver_with_root(DRAFT202012.create_resource(schema))
         for ref in _refs(schema):
             resolver.lookup(ref)
-    except SchemaError as exc:
-        _refuse(f"it is no valid JSON Schema (draft 2020-12) at {exc.json_path[:80]}; mend that part")
     except Exception:  # noqa: BLE001 - the library raises whatever a wrong reference runs into
         _refuse("a $ref in it leads out of the schema or nowhere; put what it names under $defs")
 
 
-def _refs(value: Any) -> Iterator[str]:
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    """All objects within, itself included."""
     if isinstance(value, dict):
-        for key, inner in value.items():
-            if key in ("$ref", "$dynamicRef") and isinstance(inner, str):
-                yield inner
-            else:
-                yield from _refs(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _refs(inner)
+        yield value
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _objects(inner)
+
+
+def _patterns(schema: Any) -> Iterator[str]:
+    for part in _objects(schema):
+        if isinstance(pattern := part.get("pattern"), str):
+            yield pattern
+        if isinstance(patterns := part.get("patternProperties"), dict):
+            yield from patterns
+
+
+def _refs(schema: Any) -> Iterator[str]:
+    for part in _objects(schema):
+        yield from (part[key] for key in ("$ref", "$dynamicRef") if isinstance(part.get(key), str))
 
 
 def _distinct(tools: tuple[FunctionTool, ...]) -> tuple[FunctionTool, ...]:

@@ -10,10 +10,8 @@ from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Any, Literal, cast
 
-from jsonschema import Draft202012Validator
-from referencing import Registry
-
 from fusewire.contracts import AnswerKind
+from fusewire.json_schema import Check, plain
 from fusewire_judge.fusion.case import Said
 
 LABEL_CHARS = 32
@@ -88,24 +86,15 @@ def unwrapped(content: str, schema: Mapping[str, Any] | None) -> str:
 def _json(content: str, schema: Mapping[str, Any]) -> str | None:
     try:
         value = json.loads(content, parse_constant=_no_constant)
-        if Draft202012Validator(schema, registry=Registry()).is_valid(value):
-            return "json:" + json.dumps(_plain(value), sort_keys=True, separators=(",", ":"))
-    except Exception:  # noqa: BLE001 - no JSON; a client's schema whose reference or pattern leads nowhere
+        if Check(schema).fits(value):
+            return "json:" + json.dumps(plain(value), sort_keys=True, separators=(",", ":"))
+    except (ValueError, RecursionError):
         return None
     return None
 
 
 def _no_constant(name: str) -> Any:
     raise ValueError(name)
-
-
-def _plain(value: Any) -> Any:
-    """JSON with 1.0 written as 1, as JSON Schema counts them equal."""
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_plain(inner) for inner in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def kind_of(contents: Sequence[str], schema: Mapping[str, Any] | None) -> AnswerKind:

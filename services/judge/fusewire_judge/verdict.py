@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from json_repair import repair_json
-from jsonschema import Draft202012Validator
-from referencing import Registry
+
+from fusewire.json_schema import Check
 
 MOST_CHARS = 100_000
 
@@ -57,16 +57,9 @@ def _valid(load: Callable[[], Any], schema: dict[str, Any]) -> dict[str, Any] | 
         value = load()
     except (ValueError, RecursionError):
         return None
-    if not isinstance(value, dict) or not _fits(value, schema):
+    if not isinstance(value, dict) or not Check(schema).fits(value):
         return None
     return value if _is_storable(value) else None
-
-
-def _fits(value: dict[str, Any], schema: dict[str, Any]) -> bool:
-    try:
-        return Draft202012Validator(schema, registry=Registry()).is_valid(value)
-    except Exception:  # noqa: BLE001 - part of it is a client's: a reference or a pattern that leads nowhere
-        return False
 
 
 class _TwiceError(Exception):

@@ -1,6 +1,7 @@
 """Tools and tool messages in OpenAI's shape: what they become, what is refused, and what the refusal says."""
 
 import json
+import socket
 from typing import Any
 
 import pytest
@@ -108,7 +109,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     ("no object", {"tools": [tool(parameters={"type": "array"})]}, "tools.0.function.parameters", "'object'"),
     ("a schema in a text", {"tools": [tool(parameters="{}")]}, "tools.0.function.parameters", "an object"),
-    ("a bad pattern", {"tools": [tool(parameters={"pattern": "("})]}, "tools.0.function.parameters", "at $.pattern"),
+    ("a bad pattern", {"tools": [tool(parameters={"pattern": "("})]}, "tools.0.function.parameters", "the pattern '(' in it"),
     (
         "a reference out of it",
         {"tools": [tool(parameters={"$ref": "https://models.example/schema.json"})]},
@@ -186,6 +187,22 @@ def test_references_within_a_schema_are_let_in() -> None:
     }
 
     assert admitted({"tools": [tool(parameters=schema)]}).tools[0].parameters == schema
+
+
+@pytest.mark.parametrize("pattern", [r"^(?!\.)[a-z]+$", r"^(a)\1$", r"^\p{L}{1,100}$", "^(a+)+$"])
+def test_patterns_that_clients_write_are_let_in(pattern: str) -> None:
+    admitted({"tools": [tool(parameters={"pattern": pattern})]})
+
+
+def test_no_address_in_a_schema_is_ever_fetched() -> None:
+    """Its own `$schema` is no more than a remark: it is read as draft 2020-12 all the same."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0)
+        url = "http://127.0.0.1:{}/schema".format(server.getsockname()[1])
+        admitted({"tools": [tool(parameters={"$schema": url, "type": "object"})]})
+        refusal({"tools": [tool(parameters={"$ref": url})]})
+        with pytest.raises(BlockingIOError):
+            server.accept()
 
 
 def test_tools_are_part_of_what_the_client_decides() -> None:

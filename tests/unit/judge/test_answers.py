@@ -94,7 +94,7 @@ def test_where_a_schema_was_demanded_json_is_compared(text: str, expected: str |
     assert canonical(text, SCHEMA) == expected
 
 
-BROKEN = [{"$ref": "#/nowhere"}, {"$ref": "https://example.org/x"}, {"pattern": "("}, {"type": "no such"}]
+BROKEN = [{"$ref": "#/nowhere"}, {"$ref": "https://example.org/x"}, {"type": "no such"}]
 
 
 @pytest.mark.parametrize("schema", BROKEN, ids=str)

@@ -86,7 +86,7 @@ def test_an_analysis_is_read_whole() -> None:
     assert isinstance(read(json.dumps(value | {"consensus": "Paris"}), analysis_schema()), Unreadable)
 
 
-@pytest.mark.parametrize("broken", [{"$ref": "#/nowhere"}, {"$ref": "https://example.org/x"}, {"pattern": "("}])
+@pytest.mark.parametrize("broken", [{"$ref": "#/nowhere"}, {"$ref": "https://example.org/x"}])
 def test_a_client_s_schema_that_leads_nowhere_is_satisfied_by_nothing(broken: dict[str, Any]) -> None:
     reply = json.dumps({"error": "I misread what was asked.", "answer": "4"})
 

@@ -7,11 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from jsonschema import Draft202012Validator
-from referencing import Registry
-
 from fusewire import ids
 from fusewire.contracts import Tool, ToolCall
+from fusewire.json_schema import Check, plain
 
 T = TypeVar("T")
 
@@ -65,7 +63,7 @@ def fuse(said: Sequence[Voice], tools: Sequence[Tool], seed_parts: tuple[str, ..
     Returns:
         None if nobody's voice counts.
     """
-    checks = {tool.name: Draft202012Validator(tool.parameters, registry=Registry()) for tool in tools}
+    checks = {tool.name: Check(tool.parameters) for tool in tools}
     read = [(voice, _read(voice.calls, checks)) for voice in said]
     valid = [(voice, calls) for voice, calls in read if calls is not None]
     if not valid:
@@ -85,12 +83,12 @@ def fuse(said: Sequence[Voice], tools: Sequence[Tool], seed_parts: tuple[str, ..
     )
 
 
-def _read(calls: Sequence[ToolCall], checks: Mapping[str, Draft202012Validator]) -> tuple[_Asked, ...] | None:
+def _read(calls: Sequence[ToolCall], checks: Mapping[str, Check]) -> tuple[_Asked, ...] | None:
     """A member's set; None if any of it is invalid."""
     found = []
     for call in calls:
         arguments = _arguments(call.arguments)
-        if call.name not in checks or arguments is None or not _fits(arguments, checks[call.name]):
+        if call.name not in checks or arguments is None or not checks[call.name].fits(arguments):
             return None
         found.append((call.name, _canonical(arguments)))
     return tuple(found)
@@ -99,33 +97,15 @@ def _read(calls: Sequence[ToolCall], checks: Mapping[str, Draft202012Validator])
 def _arguments(text: str) -> dict[str, Any] | None:
     """The object that a model wrote; None if it is none, or one that no database or JSON parser takes."""
     try:
-        value = _plain(json.loads(text))
+        value = plain(json.loads(text))
         _canonical(value).encode()
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
-def _plain(value: Any) -> Any:
-    """The value with 1.0 written as 1, which JSON does not tell apart."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, list):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return value
-
-
 def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def _fits(arguments: dict[str, Any], check: Draft202012Validator) -> bool:
-    try:
-        return check.is_valid(arguments)
-    except Exception:  # noqa: BLE001 - a reference that leads nowhere, endless recursion, a number too large to divide
-        return False
 
 
 def _names(calls: Iterable[_Asked]) -> tuple[str, ...]:
@@ -133,7 +113,7 @@ def _names(calls: Iterable[_Asked]) -> tuple[str, ...]:
 
 
 def _assembled(
-    sets: Sequence[tuple[tuple[_Asked, ...], float]], checks: Mapping[str, Draft202012Validator]
+    sets: Sequence[tuple[tuple[_Asked, ...], float]], checks: Mapping[str, Check]
 ) -> tuple[_Asked, ...]:
     """One set made of weighted sets that call the same tools."""
     order = _heaviest((tuple(name for name, _ in calls), weight) for calls, weight in sets)
@@ -146,7 +126,7 @@ def _assembled(
     return tuple(fused) if len(set(fused)) == len(fused) else _heaviest(sets)
 
 
-def _merged(group: Sequence[tuple[str, float]], check: Draft202012Validator) -> str:
+def _merged(group: Sequence[tuple[str, float]], check: Check) -> str:
     """One argument object made of weighted ones."""
     objects = [(json.loads(text), weight) for text, weight in group]
     merged = {}
@@ -155,7 +135,7 @@ def _merged(group: Sequence[tuple[str, float]], check: Draft202012Validator) -> 
         chosen = _heaviest((_canonical(one[key]) if key in one else "", weight) for one, weight in objects)
         if chosen:
             merged[key] = json.loads(chosen)
-    return _canonical(merged) if _fits(merged, check) else _heaviest(group)
+    return _canonical(merged) if check.fits(merged) else _heaviest(group)
 
 
 def _heaviest(votes: Iterable[tuple[T, float]]) -> T:
