@@ -17,10 +17,11 @@ from fusewire.cancel import Cancelled
 from fusewire.contracts import Candidate, Task
 from fusewire.settings import Database, Nats, Settings
 from fusewire.store.engine import Store
+from fusewire.store.tables import fusions
 from fusewire.store.tables import prompts
 from fusewire.testing.echo_worker import EchoWorker
 from fusewire.testing.eventually import eventually
-from fusewire.testing.factories import used
+from fusewire.testing.factories import T0, used
 from fusewire.testing.model_script import ModelScript, Script
 from fusewire.testing.model_server import ModelServer
 from fusewire.testing.nats_server import NatsServer
@@ -240,7 +241,7 @@ async def test_others_go_on(
 async def test_a_round_that_was_not_published_never_is(
     settings: Callable[..., Settings], running: Running, ops: Bus, model_server: ModelServer
 ) -> None:
-    """A judge that died before it could publish a round leaves that to the redelivery; not when it is cancelled."""
+    """A judge that died before it could publish a round leaves that to the sweep; not when it is cancelled."""
     config = settings()
     async with running(config, "judge", "ingest", "dispatcher", "worker-remote") as client:
         await client.submit(submission())
@@ -250,7 +251,7 @@ async def test_a_round_that_was_not_published_never_is(
         for table in ("outcomes", "answers", "verdicts"):
             await connection.execute(text(f"DELETE FROM {table}"))
         await connection.execute(text("DELETE FROM candidates WHERE round > 0"))
-        await connection.execute(text("UPDATE fusions SET is_done = false"))
+        await connection.execute(fusions.update().values(is_done=False, unpublished_since=T0))
     await store.close()
     await mark(config, ONE)
     for stream in ("FW_ROUND", "FW_TASK_REMOTE"):  # with what they remember of message ids
@@ -266,6 +267,8 @@ async def test_a_round_that_was_not_published_never_is(
             return (info.num_pending, info.num_ack_pending) == (0, 0)
 
         await eventually(all_again)
+        marked = "SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM fusions WHERE unpublished_since IS NOT NULL)"
+        await eventually(lambda: rows(config, marked))
 
     assert (shown["status"], shown["rounds"]) == ("cancelled", 1)
     assert await is_drained(ops, "FW_ROUND")

@@ -442,6 +442,33 @@ async def test_a_database_that_goes_down_in_the_middle_loses_nothing(
         assert await rows(settings, "SELECT count(*) FROM outcomes") == [(11,)]
 
 
+async def test_who_waits_for_what_was_accepted_is_never_told_that_it_was_not(
+    make_settings: MakeSettings, nats: NatsServer, running: Running, model_server: ModelServer
+) -> None:
+    """Whoever believes it buys everything again."""
+    model_server.set_script(SLOW)
+    chat = {"model": "fusion", "messages": [{"role": "user", "content": "Why not?"}]}
+    with PostgresServer() as server:
+        settings = make_settings(nats=Nats(url=nats.url), database=Database(url=server.url()))
+        await upgrade_database(settings)
+        async with running(settings, *ALL) as client, aiohttp.ClientSession(client.url) as http:
+            waits = [
+                asyncio.create_task(told(http, "/v1/fusions?wait_s=2", {"prompt": "Why?"})),
+                asyncio.create_task(told(http, f"/v1/fusions?wait_s={WAIT_S}", {"prompt": "Why then?"})),
+                asyncio.create_task(told(http, "/v1/chat/completions", chat)),
+            ]
+            await model_server.arrived(9)
+            server.kill()
+            assert await waits[0] == 202  # its time is over before the database is back
+            await asyncio.to_thread(server.start)
+            assert await asyncio.gather(*waits[1:]) == [200, 200]
+
+
+async def told(http: aiohttp.ClientSession, path: str, body: dict[str, Any]) -> int:
+    async with http.post(path, json=body) as response:
+        return response.status
+
+
 # -- replicas ---------------------------------------------------------------------------------
 
 

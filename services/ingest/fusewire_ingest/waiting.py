@@ -8,11 +8,14 @@ from collections.abc import Callable
 from nats.aio.msg import Msg
 
 from fusewire.bus import Bus
+from fusewire.errors import Transient
 from fusewire.store.engine import Store
 from fusewire.store.queries import Standing, standings
 
 POLL_S = 10.0
 """How long an announcement that the judge could not make can delay a waiting client."""
+AWAY_S = 0.5
+"""How long a database that is away is left alone, while there is time."""
 CONNECTION_S = 2.0
 """How soon it is noticed that the connection was lost, and announcements with it."""
 
@@ -55,6 +58,9 @@ class Outcomes:
             fusion_id: which.
             wait_s: how long to wait for its end.
             just_begun: it was accepted a moment ago, so the first look is saved.
+
+        Raises:
+            Transient: the database is still away at the end.
         """
         if wait_s <= 0:
             return await self._look(tenant, fusion_id)
@@ -66,7 +72,13 @@ class Outcomes:
             if just_begun:
                 await self._announcement(event, wait_s)
             while True:
-                found = await self._look(tenant, fusion_id)
+                try:
+                    found = await self._look(tenant, fusion_id)
+                except Transient:
+                    if loop.time() + AWAY_S >= until or self.is_closing:
+                        raise
+                    await asyncio.sleep(AWAY_S)
+                    continue
                 left = until - loop.time()
                 if found is None or found.outcome or left <= 0 or self.is_closing:
                     return found

@@ -124,7 +124,8 @@ _UNPUBLISHED = (
 _OPEN_ROUNDS = (
     select(rounds.c.body)
     .join(fusions, rounds.c.fusion_id == fusions.c.fusion_id)
-    .where(rounds.c.fusion_id.in_(_KEYS), fusions.c.is_done == false())
+    .join(prompts, rounds.c.fusion_id == prompts.c.fusion_id)
+    .where(rounds.c.fusion_id.in_(_KEYS), fusions.c.is_done == false(), prompts.c.cancelled_at.is_(None))
     .order_by(rounds.c.fusion_id, rounds.c.round)
 )
 _ADD_CANDIDATE = {
@@ -285,7 +286,7 @@ class Results:
         return {row.fusion_id: row.unpublished_since for row in found}
 
     def open_rounds(self, fusion_ids: Iterable[str]) -> list[Round]:
-        """The rounds of those fusions that are not done."""
+        """The rounds of those fusions that are not done, nor to be cancelled."""
         found = self._connection.execute(_OPEN_ROUNDS, {"keys": sorted(fusion_ids)})
         return [Round.decode(body) for (body,) in found]
 

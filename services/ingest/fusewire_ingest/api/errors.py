@@ -246,7 +246,8 @@ def handle(app: FastAPI) -> None:
 
     @app.exception_handler(Transient)
     async def _unavailable(request: Request, exc: Transient) -> Response:
-        message = f"nothing was accepted: {exc}; try again"
+        # A commit whose answer was lost may have been one: nobody knows that nothing was accepted.
+        message = f"{exc}; try again: with the same custom_id or Idempotency-Key nothing is begun twice"
         return error(request, 503, "unavailable", message, retry_after_s=exc.retry_after_s or UNAVAILABLE_S)
 
     @app.exception_handler(RequestValidationError)

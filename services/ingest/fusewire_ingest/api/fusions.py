@@ -1,5 +1,6 @@
 """Fusions as Fusewire itself tells of them: one or many in, outcomes out."""
 
+import contextlib
 import json
 from typing import Annotated
 
@@ -7,6 +8,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from fusewire import replies, telemetry
+from fusewire.errors import Transient
 from fusewire.store.queries import Standing, shown, standings
 from fusewire_ingest.admission import BATCH_ID, MOST_BATCH_CHARS
 from fusewire_ingest.api import bodies, schemas
@@ -54,7 +56,9 @@ def routes(of: Parts) -> APIRouter:
         standing = None
         if wait_s:
             waiting = outcomes.get(who.tenant, prompt.fusion_id, wait_s, just_begun=accepted.is_new)
-            standing = await unless_gone(request.receive, waiting)
+            # It is accepted, whatever becomes of the wait.
+            with contextlib.suppress(Transient):
+                standing = await unless_gone(request.receive, waiting)
         if standing is None:
             standing = Standing(prompt.fusion_id, prompt.batch_id, prompt.custom_id, prompt.submitted_at, None)
         status = 200 if standing.outcome else 202
@@ -119,7 +123,13 @@ async def _submit_lines(request: Request, door: Door, limit: int, batch_id: str,
     group: list[tuple[int, bytes]] = []
 
     async def flush() -> None:
-        results.extend(_line(line) for line in await door.submit_lines(group, tenant=tenant, batch_id=batch_id))
+        try:
+            results.extend(_line(line) for line in await door.submit_lines(group, tenant=tenant, batch_id=batch_id))
+        except Transient as exc:
+            if not any("id" in result for result in results):
+                raise
+            # Those before are accepted, and must be told.
+            results.extend(_unavailable(number, exc) for number, _ in group)
         group.clear()
 
     async for numbered in lines(bodies.pieces(request), limit, JSONL_LINES):
@@ -136,6 +146,10 @@ async def _submit_lines(request: Request, door: Door, limit: int, batch_id: str,
         "lines": results,
     }
     return Response(json.dumps(body), 202, media_type="application/json")
+
+
+def _unavailable(number: int, exc: Transient) -> replies.fusions.SubmittedLine:
+    return {"line": number, "error": {"code": "unavailable", "message": f"{exc}; send this line again", "param": None}}
 
 
 def _line(line: Line) -> replies.fusions.SubmittedLine:

@@ -9,6 +9,7 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from fusewire.contracts import Outcome, Prompt
+from fusewire.errors import Transient
 from fusewire.references.texts import END_CHARS
 from fusewire_ingest import chat_reply, chat_request
 from fusewire_ingest.access import Caller
@@ -167,7 +168,10 @@ async def _submit(of: Parts, run: Run) -> bool:
 async def _outcome(of: Parts, run: Run, *, just_begun: bool) -> Outcome:
     """Wait for the outcome. Raises HttpError where it has no answer, or is not there in time."""
     left = (run.prompt.deadline_at - of.clock()).total_seconds() + PATIENCE_S
-    standing = await of.outcomes.get(run.prompt.tenant, run.fusion_id, max(left, 0), just_begun=just_begun)
+    standing = None
+    # It is accepted, whatever becomes of the wait.
+    with contextlib.suppress(Transient):
+        standing = await of.outcomes.get(run.prompt.tenant, run.fusion_id, max(left, 0), just_begun=just_begun)
     if (standing is None or standing.outcome is None) and of.outcomes.is_closing:
         message = f"this Fusewire stops; fusion {run.fusion_id} goes on: send the request again, it costs nothing"
         raise HttpError(503, "draining", message, retry_after_s=UNAVAILABLE_S, headers=run.headers)
