@@ -17,8 +17,7 @@ from fusewire.cancel import Cancelled
 from fusewire.contracts import Candidate, Task
 from fusewire.settings import Database, Nats, Settings
 from fusewire.store.engine import Store
-from fusewire.store.tables import fusions
-from fusewire.store.tables import prompts
+from fusewire.store.tables import fusions, prompts
 from fusewire.testing.echo_worker import EchoWorker
 from fusewire.testing.eventually import eventually
 from fusewire.testing.factories import T0, used

@@ -109,7 +109,12 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     ("no object", {"tools": [tool(parameters={"type": "array"})]}, "tools.0.function.parameters", "'object'"),
     ("a schema in a text", {"tools": [tool(parameters="{}")]}, "tools.0.function.parameters", "an object"),
-    ("a bad pattern", {"tools": [tool(parameters={"pattern": "("})]}, "tools.0.function.parameters", "the pattern '(' in it"),
+    (
+        "a bad pattern",
+        {"tools": [tool(parameters={"pattern": "("})]},
+        "tools.0.function.parameters",
+        "the pattern '(' in it",
+    ),
     (
         "a reference out of it",
         {"tools": [tool(parameters={"$ref": "https://models.example/schema.json"})]},
@@ -198,7 +203,7 @@ def test_no_address_in_a_schema_is_ever_fetched() -> None:
     """Its own `$schema` is no more than a remark: it is read as draft 2020-12 all the same."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0)
-        url = "http://127.0.0.1:{}/schema".format(server.getsockname()[1])
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/schema"
         admitted({"tools": [tool(parameters={"$schema": url, "type": "object"})]})
         refusal({"tools": [tool(parameters={"$ref": url})]})
         with pytest.raises(BlockingIOError):

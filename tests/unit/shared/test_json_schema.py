@@ -43,7 +43,11 @@ ENDLESS: list[tuple[str, dict[str, Any], Any]] = [
     ("a pattern for names", {"propertyNames": {"pattern": "^(a+)+$"}}, {RUNS: 1}),
     ("references that double", doubling(60), "x"),
     ("references that double with the value", *recursive(50)),
-    ("items that are all different", {"uniqueItems": True, "required": ["b"], "type": "object"}, [{"a": i} for i in range(30_000)]),
+    (
+        "items that are all different",
+        {"uniqueItems": True, "required": ["b"], "type": "object"},
+        [{"a": i} for i in range(30_000)],
+    ),
 ]
 
 

@@ -112,9 +112,7 @@ def _names(calls: Iterable[_Asked]) -> tuple[str, ...]:
     return tuple(sorted(name for name, _ in calls))
 
 
-def _assembled(
-    sets: Sequence[tuple[tuple[_Asked, ...], float]], checks: Mapping[str, Check]
-) -> tuple[_Asked, ...]:
+def _assembled(sets: Sequence[tuple[tuple[_Asked, ...], float]], checks: Mapping[str, Check]) -> tuple[_Asked, ...]:
     """One set made of weighted sets that call the same tools."""
     order = _heaviest((tuple(name for name, _ in calls), weight) for calls, weight in sets)
     fused = []
