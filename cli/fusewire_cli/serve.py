@@ -9,7 +9,7 @@ from fusewire import lifeline, telemetry
 from fusewire.settings import find_file
 from fusewire_cli import builtin
 from fusewire_cli.local.runner import Stack, wanted
-from fusewire_cli.screen import EXIT_FAULT, note
+from fusewire_cli.screen import EXIT_FAULT, EXIT_INTERRUPTED, note
 from fusewire_cli.session import end_at_once, owns, settings
 
 
@@ -25,6 +25,9 @@ def up(*, processes: bool) -> None:
         stack = owns(Stack(config, processes=processes))
 
         def ask_to_stop() -> None:
+            if stop.is_set():
+                note("ended at once: calls under way are made again, and may be paid for twice")
+                end_at_once(EXIT_INTERRUPTED)
             lifeline.end_within(stack.stop_s, lambda: end_at_once(EXIT_FAULT))
             stop.set()
 
@@ -41,7 +44,7 @@ def up(*, processes: bool) -> None:
         print(f"Health    {stack.url}/healthz  {stack.url}/readyz  {stack.url}/metrics", flush=True)
         print(f"Data      {config.data_dir.resolve()}", flush=True)
         print(f"Services  {', '.join(wanted(config))}", flush=True)
-        print("Ctrl-C drains and stops.", flush=True)
+        print("Ctrl-C drains and stops; once more, and it stops at once.", flush=True)
         failing = asyncio.create_task(stack.faulty())
         await asyncio.wait((stopping, failing), return_when=asyncio.FIRST_COMPLETED)
         faults = failing.result() if failing.done() else []

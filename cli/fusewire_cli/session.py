@@ -58,7 +58,9 @@ async def client(config: Settings, *, processes: bool = False, embeds: bool = Tr
             log = end.enter_context((config.data_dir / "fusewire.log").open("a", encoding="utf-8"))
             telemetry.configure(config.log, config.telemetry, service="local", stream=log)
             # Any port: nobody else needs to find this one.
-            own = config.model_copy(update={"http": config.http.model_copy(update={"port": 0})})
+            # Nor does a command wait for long at its end: it has waited for its calls already.
+            limits = config.limits.model_copy(update={"call_drain_s": config.limits.drain_s})
+            own = config.model_copy(update={"http": config.http.model_copy(update={"port": 0}), "limits": limits})
             stack = owns(Stack(own, processes=processes))
             await stack.start()
             end.callback(lambda: telemetry.configure(config.log, config.telemetry, service="local", stream=sys.stderr))

@@ -42,6 +42,8 @@ class Service(Protocol):
     """One of the five services."""
 
     name: str
+    drain_s: float
+    """How long it may take to finish what it has begun once it is told to stop."""
 
     async def start(self) -> None:
         """Connect and begin to work. Raises StartupError when it cannot."""
@@ -179,19 +181,16 @@ class Host:
         services: in the order in which they start; the first is stopped last.
         sock: where to listen.
         http: how to listen.
-        drain_s: how long a service may take to finish what it has begun.
 
     Raises:
         StartupError: TLS cannot be served as it is configured.
     """
 
-    def __init__(
-        self, services: Sequence[Service], sock: socket.socket, http: Http | None = None, drain_s: float = 10
-    ) -> None:
+    def __init__(self, services: Sequence[Service], sock: socket.socket, http: Http | None = None) -> None:
         self._services = list(services)
         self._sock = sock
         self._started: list[Service] = []
-        self._drain_s = drain_s
+        self._drain_s = max(service.drain_s for service in services)
         http = http or Http()
         context = tls(http)
         config = uvicorn.Config(
@@ -278,7 +277,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def run(services: Sequence[Service], http: Http, drain_s: float) -> list[str]:
+async def run(services: Sequence[Service], http: Http) -> list[str]:
     """Run until SIGTERM, SIGINT, SIGHUP, the end of the parent process, or a fault of a service; then drain.
 
     Returns:
@@ -286,6 +285,7 @@ async def run(services: Sequence[Service], http: Http, drain_s: float) -> list[s
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    drain_s = max(service.drain_s for service in services)
 
     def ask_to_stop() -> None:
         # In a thread of its own: the event loop may be blocked, and the interpreter waits for threads that are.
@@ -296,7 +296,7 @@ async def run(services: Sequence[Service], http: Http, drain_s: float) -> list[s
     for sig in lifeline.stop_signals():
         loop.add_signal_handler(sig, ask_to_stop)
     lifeline.on_parent_end(ask_to_stop)
-    host = Host(services, listen(http), http, drain_s)
+    host = Host(services, listen(http), http)
     starting = asyncio.create_task(host.start(), name="start")
     stopping = asyncio.create_task(stop.wait(), name="stop")
     await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -323,7 +323,7 @@ def main(name: str, build: Callable[[Settings], Service]) -> NoReturn:
     try:
         settings = load()
         telemetry.configure(settings.log, settings.telemetry, service=name)
-        faults = uvloop.run(run([build(settings)], settings.http, settings.limits.drain_s))
+        faults = uvloop.run(run([build(settings)], settings.http))
     except ConfigError as exc:
         for problem in exc.problems:
             sys.stderr.write(f"fusewire: {exc.source}: {problem}\n")

@@ -150,6 +150,8 @@ class Limits(Section):
     """MiB of bodies with large images or texts that a process of ingest reads at once; more of them wait."""
     drain_s: float = Field(default=10, gt=0)
     """How long a service may finish what it began after it was told to stop."""
+    call_drain_s: float = Field(default=120, gt=0)
+    """How long worker-remote may wait then for calls that are under way, which are paid for; it begins none."""
     file_bytes: int = Field(default=2_147_483_648, ge=1024)
     """The largest file that may be uploaded for a batch."""
     batch_lines: int = Field(default=1_000_000, ge=1)

@@ -101,6 +101,10 @@ class Generate(Protocol):
         """
         ...
 
+    def stop(self) -> None:
+        """Begin no call any more that costs something; whoever would is told Transient."""
+        ...
+
     async def aclose(self) -> None:
         """Let go of processes and connections."""
         ...
@@ -112,6 +116,9 @@ class Unpaid(abc.ABC):
     @abc.abstractmethod
     async def generate(self, task: Task, tell: Tell | None = None) -> Candidate:
         """See `Make`."""
+
+    def stop(self) -> None:
+        """See `Generate.stop`."""
 
     @contextlib.asynccontextmanager
     async def hold(self, tasks: Tasks, deliveries: int, begun: Callable[[], None]) -> AsyncIterator[Make]:  # noqa: ARG002
@@ -216,7 +223,8 @@ class Worker:
             await loop.start()
 
     async def stop(self, drain_s: float) -> None:
-        """Take no more; finish what runs within `drain_s`."""
+        """Take no more; finish what runs within `drain_s`, and hand back what has not begun."""
+        self._generate.stop()
         await asyncio.gather(*(loop.stop(drain_s) for loop in self._loops))
         await self._generate.aclose()
 

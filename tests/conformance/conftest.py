@@ -217,7 +217,7 @@ def make_settings(tmp_path: Path, sqlite_database: Database, model_server: Model
             "data_dir": tmp_path / "data",
             "database": sqlite_database,
             "http": Http(port=0),
-            "limits": {"drain_s": 2},
+            "limits": {"drain_s": 2, "call_drain_s": 2},
             "models": hosted | (models or {}),
             # Nobody is left out for being slow: how busy the machine is must not show in an outcome.
             "pools": {

@@ -416,6 +416,33 @@ async def readiness(client: Client, status: int) -> str | None:
         return await response.text() if response.status == status else None
 
 
+async def test_a_worker_that_is_told_to_stop_lets_its_calls_end_and_begins_none(
+    make_settings: MakeSettings, nats: NatsServer, running: Running, model_server: ModelServer
+) -> None:
+    """A call that is cut is paid for and made once more."""
+    model_server.set_script(Script(models={"*": ModelScript(latency_ms=3_000)}))
+    narrow = {"kind": "remote", "base_url": model_server.base_url, "max_concurrency": 2}
+    settings = make_settings(
+        nats=Nats(url=nats.url),
+        limits={"drain_s": 1, "call_drain_s": 200},
+        models={name: {**narrow, "model": name} for name in "abcj"},
+    )
+    async with running(settings, "judge", "dispatcher", "ingest") as client:
+        async with running(settings, "worker-remote"):
+            await submit(client, 0, 5)
+            await model_server.arrived(6)
+        assert model_server.stats.requests == 6, "as many as there were places"
+
+        model_server.set_script(Script(models={"*": ModelScript()}))
+        async with running(settings, "worker-remote"):
+            done = await finish(client, 5)
+
+    assert Counter(shown["status"] for shown in done) == {"fused": 5}
+    assert model_server.stats.requests == 5 * 5 - 6, "five calls a fusion, and six were made before"
+    twice = "SELECT count(*) FROM candidates WHERE body LIKE '%\"maybe_paid_twice\":true%'"
+    assert await rows(settings, twice) == [(0,)]
+
+
 async def test_a_database_that_goes_down_in_the_middle_loses_nothing(
     make_settings: MakeSettings, nats: NatsServer, running: Running, model_server: ModelServer
 ) -> None:

@@ -96,6 +96,8 @@ class Stack:
         self._children: Children | None = None
         self._watch: asyncio.Task[None] | None = None
         self._drain_s = settings.limits.drain_s
+        if "worker-remote" in wanted(settings):
+            self._drain_s = max(self._drain_s, settings.limits.call_drain_s)
         self.url = ""
 
     @property
@@ -182,7 +184,7 @@ class Stack:
     async def _start_services(self, settings: Settings, sock: socket.socket) -> None:
         names = wanted(settings)
         if not self._processes:
-            self._host = Host([_build(name, settings) for name in names], sock, settings.http, self._drain_s)
+            self._host = Host([_build(name, settings) for name in names], sock, settings.http)
             await self._host.start()
             return
         assert self._guard is not None

@@ -21,8 +21,8 @@ class Dispatcher:
     name = "dispatcher"
 
     def __init__(self, settings: Settings) -> None:
-        self._drain_s = settings.limits.drain_s
-        self._bus = Bus(self.name, settings.nats, drain_s=self._drain_s)
+        self.drain_s = settings.limits.drain_s
+        self._bus = Bus(self.name, settings.nats, drain_s=self.drain_s)
         self._cancelled = Cancelled()
         handlers = Handlers(self._bus, book(settings), lambda: datetime.now(UTC), self._cancelled)
         self._loops = [
@@ -43,7 +43,7 @@ class Dispatcher:
 
     async def stop(self) -> None:
         """Drain."""
-        await asyncio.gather(*(loop.stop(self._drain_s) for loop in self._loops))
+        await asyncio.gather(*(loop.stop(self.drain_s) for loop in self._loops))
         await self._bus.stop()
 
     def faults(self) -> list[str]:

@@ -47,7 +47,8 @@ class Ingest:
         def clock() -> datetime:
             return datetime.now(UTC)
 
-        self._bus = Bus(self.name, settings.nats, drain_s=settings.limits.drain_s)
+        self.drain_s = settings.limits.drain_s
+        self._bus = Bus(self.name, settings.nats, drain_s=self.drain_s)
         self._store = Store(settings.database)
         caps = {n: Cap(t.budget_usd, t.budget_period) for n, t in settings.tenants.items() if t.budget_usd is not None}
         self._budgets = Budgets(self._store, caps, lambda: book(settings, clock()))

@@ -29,8 +29,8 @@ class Judge:
     name = "judge"
 
     def __init__(self, settings: Settings) -> None:
-        self._drain_s = settings.limits.drain_s
-        self._bus = Bus(self.name, settings.nats, drain_s=self._drain_s)
+        self.drain_s = settings.limits.drain_s
+        self._bus = Bus(self.name, settings.nats, drain_s=self.drain_s)
         self._store = Store(settings.database)
         self._handlers = Handlers(self._bus, self._store, lambda: datetime.now(UTC), settings.pools)
         self._stored = StoredCandidates(self._bus, self._store)
@@ -61,7 +61,7 @@ class Judge:
         for task in (self._sweeper, self._rememberer):
             if task:
                 task.cancel()
-        await asyncio.gather(*(loop.stop(self._drain_s) for loop in self._loops))
+        await asyncio.gather(*(loop.stop(self.drain_s) for loop in self._loops))
         await self._bus.stop()
         await self._store.close()
 

@@ -21,9 +21,9 @@ class WorkerEdge:
     name = "worker-edge"
 
     def __init__(self, settings: Settings) -> None:
-        self._drain_s = settings.limits.drain_s
+        self.drain_s = settings.limits.drain_s
         self._models = {name: m for name, m in settings.models.items() if isinstance(m, EdgeModel)}
-        self._bus = Bus(self.name, settings.nats, drain_s=self._drain_s)
+        self._bus = Bus(self.name, settings.nats, drain_s=self.drain_s)
         self._worker: Worker | None = None
 
     async def start(self) -> None:
@@ -49,7 +49,7 @@ class WorkerEdge:
     async def stop(self) -> None:
         """Drain."""
         if self._worker:
-            await self._worker.stop(self._drain_s)
+            await self._worker.stop(self.drain_s)
         await self._bus.stop()
 
     def faults(self) -> list[str]:

@@ -15,6 +15,7 @@ import structlog
 
 from fusewire import references
 from fusewire.contracts import CallFailure, Candidate, Task, Tasks, Usage
+from fusewire.errors import Transient
 from fusewire.pricing import UNKNOWN, Price, price
 from fusewire.settings import RemoteModel
 from fusewire.worker import KEPT_AFTER, Make, Tell
@@ -122,6 +123,11 @@ class RemoteGenerate:
         self._lease = timedelta(seconds=lease_s)
         self._backoff = backoff
         self._transport = Transport(images=images)
+        self._is_stopping = False
+
+    def stop(self) -> None:
+        """See `Generate.stop`."""
+        self._is_stopping = True
 
     @asynccontextmanager
     async def hold(self, tasks: Tasks, deliveries: int, begun: Callable[[], None]) -> AsyncIterator[Make]:
@@ -176,10 +182,15 @@ class RemoteGenerate:
         except TimeoutError:
             return self._uncalled(task, _LATE)
         try:
+            self._may_call()
             begun()
             return await self._called(task, model, held, tell, slot)
         finally:
             slot.leave()
+
+    def _may_call(self) -> None:
+        if self._is_stopping:
+            raise Transient("this worker stops, and begins no call", retry_after_s=0)
 
     async def _called(self, task: Task, model: RemoteModel, held: Hold, tell: Tell | None, slot: "_Slot") -> Candidate:
         """The retry loop, the only one there is."""
@@ -211,6 +222,7 @@ class RemoteGenerate:
             slot.leave()
             await self._sleep(wait_s)
             await slot.take()
+            self._may_call()
             known = await held.resend(task.call)
             if tell is not None:
                 tell.restart()

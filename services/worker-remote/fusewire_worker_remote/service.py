@@ -23,10 +23,10 @@ class WorkerRemote:
     name = "worker-remote"
 
     def __init__(self, settings: Settings) -> None:
-        self._drain_s = settings.limits.drain_s
+        self.drain_s = max(settings.limits.drain_s, settings.limits.call_drain_s)
         self._models = {name: m for name, m in settings.models.items() if isinstance(m, RemoteModel)}
         self._pools = settings.pools
-        self._bus = Bus(self.name, settings.nats, drain_s=self._drain_s)
+        self._bus = Bus(self.name, settings.nats, drain_s=settings.limits.drain_s)
         self._worker: Worker | None = None
 
     async def start(self) -> None:
@@ -61,7 +61,7 @@ class WorkerRemote:
     async def stop(self) -> None:
         """Drain."""
         if self._worker:
-            await self._worker.stop(self._drain_s)
+            await self._worker.stop(self.drain_s)
         await self._bus.stop()
 
     def faults(self) -> list[str]:

@@ -68,9 +68,10 @@ class EchoWorker:
     """The edge worker's wiring around that engine, for all configured edge models."""
 
     name = "worker-edge"
+    drain_s = 2.0
 
     def __init__(self, settings: Settings, answer: Say = echo) -> None:
-        self._bus = Bus(self.name, settings.nats, drain_s=2)
+        self._bus = Bus(self.name, settings.nats, drain_s=self.drain_s)
         self.engine = Echo(answer)
         models = {name: 2 for name, model in settings.models.items() if model.kind == "edge"}
         self._worker = Worker(self._bus, self.engine, models, tier="edge", clock=lambda: datetime.now(UTC))
@@ -85,7 +86,7 @@ class EchoWorker:
 
     async def stop(self) -> None:
         """See Service."""
-        await self._worker.stop(2)
+        await self._worker.stop(self.drain_s)
         await self._bus.stop()
 
     def faults(self) -> list[str]:

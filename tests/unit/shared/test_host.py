@@ -15,6 +15,7 @@ class Stub(Service):
     """A service that does nothing, and has the faults that it is given."""
 
     name = "stub"
+    drain_s = 1.0
 
     def __init__(self) -> None:
         self.found: list[str] = []
@@ -91,7 +92,7 @@ async def test_a_process_whose_service_is_faulty_drains_and_ends(stub: Stub, mon
     monkeypatch.setattr(lifeline, "end_within", ends.append)
     stub.found = ["it stands still"]
 
-    assert await service.run([stub], Http(port=0), drain_s=1) == ["stub: it stands still"]
+    assert await service.run([stub], Http(port=0)) == ["stub: it stands still"]
 
     assert stub.is_stopped
     assert ends == [1 + lifeline.STOP_S], "it is ended by force where it does not end by itself"
