@@ -34,6 +34,8 @@ ANSWER_S = 5.0
 what it sends later is handed back and sent again, and a loop that gives up each time gets nowhere."""
 LOOK_S = 0.5
 """How soon a pull is given up whose connection is gone."""
+AGAIN_LEAST_S, AGAIN_MOST_S = 0.05, 2.0
+"""How soon a batch that is kept is handed over again: twice as late each time."""
 MISSING_PAUSE_S = 1.0
 """How long a pull waits where the last one found no durable: the server answers that at once."""
 MISSING_S = 30.0
@@ -419,8 +421,9 @@ BatchHandler = Callable[[Sequence[Delivery]], Awaitable[None]]
 class BatchLoop(Loop):
     """Takes what there is, up to a limit, and hands it over as one batch.
 
-    The handler answers for the whole batch: when it raises, each message is delivered
-    again, alone where the batch was more than one, so that one bad message harms no other.
+    The handler answers for the whole batch. While something around it is down (`Transient`), the batch is kept and
+    handed over again: it goes on at once when that is back. When it raises anything else, each message of a batch of
+    more than one is handed over alone, so that one bad message harms no other.
     """
 
     def __init__(self, bus: Bus, durable: Durable, handler: BatchHandler, *, batch: int) -> None:
@@ -455,7 +458,7 @@ class BatchLoop(Loop):
     async def _settle(self, batch: list[Delivery]) -> None:
         with self._bus.holding(*batch):
             try:
-                await self._handler(batch)
+                await self._until_up(batch)
             except asyncio.CancelledError:
                 # First: what is handed back would come here again.
                 await self._puller.stop()
@@ -464,9 +467,8 @@ class BatchLoop(Loop):
                         await delivery.raw.nak()
                 raise
             except Exception as exc:  # noqa: BLE001 - whatever a handler raises decides the messages' fate
-                if len(batch) == 1 or isinstance(exc, Transient):
-                    for delivery in batch:
-                        await self._bus.refuse(delivery, exc)
+                if len(batch) == 1:
+                    await self._bus.refuse(batch[0], exc)
                 else:
                     log.warning("pull.batch_split", loop=self.name, size=len(batch))
                     for delivery in batch:
@@ -477,6 +479,18 @@ class BatchLoop(Loop):
                 with contextlib.suppress(NatsError, OSError):
                     await delivery.raw.ack()
             telemetry.HANDLED.labels(self._bus.service, batch[0].stream, "ok").inc(len(batch))
+
+    async def _until_up(self, batch: list[Delivery]) -> None:
+        for tries in itertools.count(1):
+            self.last_turn = time.monotonic()
+            try:
+                return await self._handler(batch)
+            except Transient as exc:
+                if self._stopping.is_set():
+                    raise
+                delay = min(AGAIN_MOST_S, AGAIN_LEAST_S * 2 ** min(tries, 10))
+                log.warning("pull.batch_kept", loop=self.name, size=len(batch), fault=str(exc), delay_s=delay)
+                await asyncio.sleep(delay)
 
     async def finish(self) -> None:
         """Let go of the durable."""

@@ -184,6 +184,11 @@ def candidate_subject(fusion: str, round_: int, call: str) -> str:
     return f"fw.candidate.{fusion}.{round_}.{call}"
 
 
+def candidate_subjects(fusion: str) -> str:
+    """All candidates of a fusion."""
+    return f"fw.candidate.{fusion}.>"
+
+
 def schedule_subject(fusion: str) -> str:
     """Where the judge sets its timer; setting it again replaces it."""
     return f"fw.sched.{fusion}"

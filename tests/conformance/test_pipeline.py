@@ -439,7 +439,7 @@ async def test_a_worker_that_is_told_to_stop_lets_its_calls_end_and_begins_none(
 
     assert Counter(shown["status"] for shown in done) == {"fused": 5}
     assert model_server.stats.requests == 5 * 5 - 6, "five calls a fusion, and six were made before"
-    twice = "SELECT count(*) FROM candidates WHERE body LIKE '%\"maybe_paid_twice\":true%'"
+    twice = "SELECT count(*) FROM candidates WHERE body LIKE '%paid_twice\"_true%'"
     assert await rows(settings, twice) == [(0,)]
 
 

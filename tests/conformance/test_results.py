@@ -34,7 +34,7 @@ from fusewire.testing.statements import statements
 from fusewire.topology import candidate_subject, plan_subject
 from fusewire_ingest.repository.submissions import Submissions
 from fusewire_judge.fusion.case import Case, Decision
-from fusewire_judge.handlers import PUBLISHED_WITHIN, Handlers
+from fusewire_judge.handlers import ARRIVED_WITHIN, PUBLISHED_WITHIN, Handlers
 from fusewire_judge.repository import Results
 
 Message = Plan | Candidate
@@ -80,6 +80,8 @@ class Desk:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.bus = Published()
+        self.arrived: set[str] = set()
+        """Fusions of which something waits in the stream."""
         self.clock = FakeClock()
         self.restart()
         self._sequence = itertools.count(1)
@@ -112,9 +114,12 @@ class Desk:
         ]
         await self.handlers.on_due(due)
 
+    async def _waits(self, fusion_id: str) -> bool:
+        return fusion_id in self.arrived
+
     def restart(self) -> None:
         """Another judge, which knows what is stored."""
-        self.handlers = Handlers(cast("Bus", self.bus), self.store, self.clock)
+        self.handlers = Handlers(cast("Bus", self.bus), self.store, self.clock, waits=self._waits)
 
     async def outcome(self, prompt: Prompt) -> Outcome | None:
         (standing,) = await standings(self.store, prompt.tenant, [prompt.fusion_id])
@@ -572,6 +577,36 @@ async def test_a_judge_that_was_down_past_the_deadline_decides_all_the_same(desk
     assert outcome is not None
     assert outcome.status == "voted"
     assert outcome.is_degraded
+
+
+async def test_what_has_arrived_is_waited_for_past_a_deadline_and_not_for_ever(desk: Desk) -> None:
+    """As after an outage of the database, when its answers are in the stream."""
+    await desk.submit(PROMPT, OTHER)
+    await desk.take(make_plan(PROMPT), make_plan(OTHER))
+    desk.arrived = {PROMPT.fusion_id}
+    desk.clock.advance(46)
+
+    await desk.handlers.sweep()
+    await desk.fire(PROMPT)
+    assert (await desk.outcome(PROMPT), desk.bus.of(OTHER)) == (None, ["outcome"])
+
+    desk.clock.advance(ARRIVED_WITHIN.total_seconds())
+    await desk.handlers.sweep()
+    assert desk.bus.of(PROMPT) == ["outcome"]
+
+
+async def test_what_arrives_past_a_deadline_that_waited_for_it_counts(desk: Desk) -> None:
+    await desk.submit(PROMPT)
+    await desk.take(make_plan(PROMPT))
+    desk.arrived = {PROMPT.fusion_id}
+    desk.clock.advance(46)
+    await desk.handlers.sweep()
+
+    await desk.take(*answers(PROMPT, CLOSED))
+
+    outcome = await desk.outcome(PROMPT)
+    assert outcome is not None
+    assert (outcome.content, outcome.is_degraded) == ("4", False)
 
 
 async def test_one_fusion_that_cannot_be_decided_keeps_no_other_from_the_sweep(desk: Desk) -> None:

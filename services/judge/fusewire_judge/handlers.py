@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -34,6 +34,8 @@ QUARANTINE = timedelta(days=1)
 BROKEN_AGAIN = timedelta(seconds=5)
 """When the sweep looks again at a fusion that it could not decide; twice as late each time, up to BROKEN_LATEST."""
 BROKEN_LATEST = timedelta(minutes=1)
+ARRIVED_WITHIN = timedelta(seconds=15)
+"""How long a fusion that is due is left alone while something of it waits in the stream, as after an outage."""
 PUBLISHED_WITHIN = timedelta(seconds=5)
 """What is committed and not known to be on the broker after this long is published again."""
 BROKEN_MOST = 3
@@ -83,10 +85,22 @@ class HedgeBudget:
             self._credit[round_.pool] = self._credit.get(round_.pool, 0.0) - second
 
 
+async def _nothing_waits(_fusion_id: str) -> bool:
+    return False
+
+
 class Handlers:
     """What the judge does with plans, candidates and due times."""
 
-    def __init__(self, bus: Bus, store: Store, clock: Callable[[], datetime], pools: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        store: Store,
+        clock: Callable[[], datetime],
+        pools: Iterable[str] = (),
+        waits: Callable[[str], Awaitable[bool]] = _nothing_waits,
+    ) -> None:
+        self._waits = waits
         self._bus = bus
         self._store = store
         self._clock = clock
@@ -130,7 +144,15 @@ class Handlers:
 
     async def on_due(self, batch: Sequence[Delivery]) -> None:
         """Timers that have fired."""
-        await self._turn({}, [], touched=[_fusion(d) for d in batch], fired=True)
+        touched = [_fusion(d) for d in batch]
+        # What has arrived decides it, or the sweep does.
+        held = await self._waiting(touched)
+        await self._turn({}, [], touched=[key for key in touched if key not in held], fired=True)
+
+    async def _waiting(self, keys: Sequence[str]) -> set[str]:
+        """Those of which something waits in the stream."""
+        found = await asyncio.gather(*(self._waits(key) for key in keys))
+        return {key for key, waits in zip(keys, found, strict=True) if waits}
 
     async def publish_again(self) -> int:
         """Publish what is committed and not on the broker, as far as is known; returns of how many fusions.
@@ -161,10 +183,15 @@ class Handlers:
     async def sweep(self) -> int:
         """Look at every fusion whose time has come, timer or no timer; returns how many."""
         due: list[str] = []
+        now = self._clock()
+        passed = await self._store.run(lambda connection: Results(connection).due(now, SWEEP_BATCH), write=False)
+        if not passed:
+            return 0
+        held = await self._waiting([key for key, at in passed.items() if now - at < ARRIVED_WITHIN])
 
         def advance(connection: Connection) -> Work:
             results = Results(connection)
-            due.extend(results.due(self._clock(), SWEEP_BATCH))
+            due.extend(key for key in results.due(now, SWEEP_BATCH) if key not in held)
             if not due:
                 return Work(self._clock(), fired=True)
             return self._advance(results, {}, [], set(due), fired=True)

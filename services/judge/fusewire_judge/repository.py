@@ -67,7 +67,7 @@ _STORED = select(candidates.c.call).where(
 )
 _OUTCOMES = select(outcomes.c.body).where(outcomes.c.fusion_id.in_(_KEYS))
 _DUE = (
-    select(fusions.c.fusion_id)
+    select(fusions.c.fusion_id, fusions.c.due_at)
     # As the partial index says it: `IS false` would read every fusion that ever was.
     .where(fusions.c.is_done == false(), fusions.c.due_at <= bindparam("now"))
     .order_by(fusions.c.due_at)
@@ -315,9 +315,9 @@ class Results:
             picks[judge].append(picked)
         return picks
 
-    def due(self, now: datetime, limit: int) -> list[str]:
-        """Fusions whose time has come; rows that another replica holds are left to it."""
-        return list((self._connection.execute(_DUE, {"now": now, "most": limit})).scalars())
+    def due(self, now: datetime, limit: int) -> dict[str, datetime]:
+        """Fusions whose time has come, and when it did; rows that another replica holds are left to it."""
+        return {row.fusion_id: row.due_at for row in self._connection.execute(_DUE, {"now": now, "most": limit})}
 
 
 def _outcome_row(outcome: Outcome, record: Record) -> dict[str, Any]:

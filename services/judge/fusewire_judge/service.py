@@ -32,8 +32,10 @@ class Judge:
         self.drain_s = settings.limits.drain_s
         self._bus = Bus(self.name, settings.nats, drain_s=self.drain_s)
         self._store = Store(settings.database)
-        self._handlers = Handlers(self._bus, self._store, lambda: datetime.now(UTC), settings.pools)
         self._stored = StoredCandidates(self._bus, self._store)
+        self._handlers = Handlers(
+            self._bus, self._store, lambda: datetime.now(UTC), settings.pools, self._stored.waits
+        )
         self._loops = [
             BatchLoop(self._bus, JUDGE, self._handlers.on_batch, batch=BATCH),
             BatchLoop(self._bus, JUDGE_DUE, self._handlers.on_due, batch=BATCH),

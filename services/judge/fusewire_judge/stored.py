@@ -10,7 +10,7 @@ from fusewire.bus import Bus
 from fusewire.contracts import ContractError, StoredQuery, StoredReply
 from fusewire.errors import Transient
 from fusewire.store.engine import Store
-from fusewire.topology import JUDGE, candidate_subject, stored_subject
+from fusewire.topology import JUDGE, candidate_subject, candidate_subjects, plan_subject, stored_subject
 from fusewire_judge.repository import Results
 
 log = structlog.get_logger(__name__)
@@ -37,7 +37,8 @@ class StoredCandidates:
     async def of(self, query: StoredQuery) -> tuple[str, ...]:
         """The calls that need not be made any more. Raises Transient, and what nats-py raises."""
         # In this order: what the judge has taken from the stream meanwhile, it has committed before.
-        waiting = {call for call in query.calls if await self._waits(query, call)}
+        subjects = {call: candidate_subject(query.fusion_id, query.round, call) for call in query.calls}
+        waiting = {call for call, subject in subjects.items() if await self._holds(subject)}
 
         def look(connection: Connection) -> set[str]:
             results = Results(connection)
@@ -47,10 +48,17 @@ class StoredCandidates:
         committed = await self._store.run(look, write=False)
         return tuple(call for call in query.calls if call in waiting | committed)
 
-    async def _waits(self, query: StoredQuery, call: str) -> bool:
-        """Whether a candidate is published and not committed yet."""
+    async def waits(self, fusion_id: str) -> bool:
+        """Whether something of a fusion is published and not committed yet; so too where the broker cannot be asked."""
         try:
-            await self._bus.js.get_last_msg(JUDGE.stream, candidate_subject(query.fusion_id, query.round, call))
+            return await self._holds(plan_subject(fusion_id)) or await self._holds(candidate_subjects(fusion_id))
+        except (Transient, NatsError, OSError, TimeoutError):
+            return True
+
+    async def _holds(self, subject: str) -> bool:
+        """Whether the stream holds a message of a subject: what is committed leaves it."""
+        try:
+            await self._bus.js.get_last_msg(JUDGE.stream, subject)
         except NotFoundError:
             return False
         except APIError as exc:
