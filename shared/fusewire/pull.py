@@ -484,13 +484,15 @@ class BatchLoop(Loop):
         for tries in itertools.count(1):
             self.last_turn = time.monotonic()
             try:
-                return await self._handler(batch)
+                await self._handler(batch)
             except Transient as exc:
                 if self._stopping.is_set():
                     raise
                 delay = min(AGAIN_MOST_S, AGAIN_LEAST_S * 2 ** min(tries, 10))
                 log.warning("pull.batch_kept", loop=self.name, size=len(batch), fault=str(exc), delay_s=delay)
                 await asyncio.sleep(delay)
+            else:
+                return
 
     async def finish(self) -> None:
         """Let go of the durable."""

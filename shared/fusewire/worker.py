@@ -117,7 +117,7 @@ class Unpaid(abc.ABC):
     async def generate(self, task: Task, tell: Tell | None = None) -> Candidate:
         """See `Make`."""
 
-    def stop(self) -> None:
+    def stop(self) -> None:  # noqa: B027 - there is nothing to do
         """See `Generate.stop`."""
 
     @contextlib.asynccontextmanager

@@ -33,9 +33,7 @@ class Judge:
         self._bus = Bus(self.name, settings.nats, drain_s=self.drain_s)
         self._store = Store(settings.database)
         self._stored = StoredCandidates(self._bus, self._store)
-        self._handlers = Handlers(
-            self._bus, self._store, lambda: datetime.now(UTC), settings.pools, self._stored.waits
-        )
+        self._handlers = Handlers(self._bus, self._store, lambda: datetime.now(UTC), settings.pools, self._stored.waits)
         self._loops = [
             BatchLoop(self._bus, JUDGE, self._handlers.on_batch, batch=BATCH),
             BatchLoop(self._bus, JUDGE_DUE, self._handlers.on_due, batch=BATCH),
