@@ -19,6 +19,7 @@ model_app = typer.Typer(help="Get and check edge models.", no_args_is_help=True,
 config_app = typer.Typer(help="Check the configuration.", no_args_is_help=True, rich_markup_mode=None)
 topology_app = typer.Typer(help="Provision NATS.", no_args_is_help=True, rich_markup_mode=None)
 db_app = typer.Typer(help="Migrate the database.", no_args_is_help=True, rich_markup_mode=None)
+dead_app = typer.Typer(help="Messages that no service could handle.", no_args_is_help=True, rich_markup_mode=None)
 keys_app = typer.Typer(help="Let tenants in, and out.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(batch_app, name="batch")
 app.add_typer(eval_app, name="eval")
@@ -27,6 +28,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(topology_app, name="topology")
 app.add_typer(db_app, name="db")
 app.add_typer(keys_app, name="keys")
+app.add_typer(dead_app, name="dead")
 
 PoolOption = Annotated[str | None, typer.Option("--pool", help="The pool to ask; the default is `default`.")]
 ModeOption = Annotated[str | None, typer.Option("--mode", help="best-of, merge or debate; the default is the pool's.")]
@@ -196,6 +198,36 @@ def db_upgrade() -> None:
 
     with clear_errors():
         admin.db_upgrade()
+
+
+@dead_app.command("list")
+def dead_list(form: FormatOption = Format.table) -> None:
+    """List them, and why each was given up."""
+    from fusewire_cli import dead
+
+    with clear_errors():
+        dead.show(form)
+
+
+@dead_app.command("show")
+def dead_show(number: Annotated[int, typer.Argument(min=1, help="See `fusewire dead list`.")]) -> None:
+    """Print one with its body, as JSON; it may hold a prompt."""
+    from fusewire_cli import dead
+
+    with clear_errors():
+        dead.show_one(number)
+
+
+@dead_app.command("replay")
+def dead_replay(
+    numbers: Annotated[list[int] | None, typer.Argument(help="See `fusewire dead list`.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+) -> None:
+    """Publish them again, once what they failed of is mended."""
+    from fusewire_cli import dead
+
+    with clear_errors():
+        dead.replay(numbers or [], everything=everything)
 
 
 @keys_app.command("create")

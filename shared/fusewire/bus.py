@@ -30,7 +30,7 @@ from fusewire.blobs import Blobs
 from fusewire.contracts import ContractError, Wire
 from fusewire.errors import StartupError, Transient, Unacceptable
 from fusewire.settings import Nats
-from fusewire.topology import ATTEMPT_BUCKET, INGEST, MAX_DELIVERIES, Durable, dead_subject
+from fusewire.topology import ATTEMPT_BUCKET, INGEST, MAX_DELIVERIES, Durable, dead_subject, sealed_subject
 
 log = structlog.get_logger(__name__)
 
@@ -365,20 +365,29 @@ class Bus:
         return "retried"
 
     async def bury(self, delivery: Delivery, reason: str) -> str:
-        """Lay a message in FW_DEAD with the reason, and take it off its stream."""
+        """Lay a message in FW_DEAD with the reason, and take it off its stream.
+
+        Its body lies there too if it may go anywhere, else in FW_DEAD_EDGE.
+        """
         open_body = _is_open(delivery)
+        dead_id = f"dead-{delivery.stream}-{delivery.sequence}"
         headers = {
             "Fw-Reason": reason.replace("\n", " ")[:500],
             "Fw-Subject": delivery.subject,
             "Fw-Stream-Sequence": str(delivery.sequence),
             "Fw-Deliveries": str(delivery.deliveries),
-            "Fw-Body": "whole" if open_body else "withheld",
+            "Fw-Body": "whole" if open_body else "sealed",
         }
+        if msg_id := delivery.headers.get("Nats-Msg-Id"):
+            headers["Fw-Msg-Id"] = msg_id
         try:
+            if not open_body:
+                sealed = sealed_subject(delivery.stream, delivery.sequence)
+                await self.publish(sealed, delivery.data, msg_id=dead_id)
             await self.publish(
                 dead_subject(self.service, delivery.stream),
                 delivery.data if open_body else b"",
-                msg_id=f"dead-{delivery.stream}-{delivery.sequence}",
+                msg_id=dead_id,
                 headers=headers,
             )
         except Transient as exc:

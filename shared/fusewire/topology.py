@@ -100,6 +100,8 @@ STREAMS: tuple[Stream, ...] = (
     Stream("FW_TIMER", ("fw.sched.*", "fw.due.*"), "workqueue", discard_new=False, schedules=True),
     Stream("FW_OUTCOME", ("fw.outcome.*.*",), "limits", max_bytes=GIB, max_age_s=DAY_S, discard_new=False),
     Stream("FW_DEAD", ("fw.dead.>",), "limits", max_bytes=GIB, max_age_s=14 * DAY_S, discard_new=False),
+    # The bodies of those that may not be read by everybody who reads FW_DEAD.
+    Stream("FW_DEAD_EDGE", ("fw.sealed.>",), "limits", max_bytes=GIB, max_age_s=14 * DAY_S, discard_new=False),
     Stream("FW_IN", ("fw.in.*",), "workqueue", max_bytes=GIB),
 )
 
@@ -232,3 +234,8 @@ def intake_subject(tenant: str) -> str:
 def dead_subject(service: str, stream: str) -> str:
     """Where a service lays what it cannot handle."""
     return f"fw.dead.{service}.{stream}"
+
+
+def sealed_subject(stream: str, sequence: int) -> str:
+    """Where the body of a dead message lies that not every operator may read."""
+    return f"fw.sealed.{stream}.{sequence}"
