@@ -185,7 +185,10 @@ class Bus:
 
     def faults(self) -> list[str]:
         """Why the process should be restarted."""
-        return ["the connection to NATS is closed for good"] if self.closed.is_set() else []
+        found = ["the connection to NATS is closed for good"] if self.closed.is_set() else []
+        if self._ticker and self._ticker.done() and not self._stopping:
+            found.append("messages in hand are no longer kept")
+        return found
 
     def unready(self) -> list[str]:
         """Why it should get no work now."""

@@ -521,6 +521,18 @@ async def test_a_connection_closed_for_good_is_a_fault(make_bus: MakeBus) -> Non
     assert bus.faults() == ["the connection to NATS is closed for good"]
 
 
+async def test_a_heartbeat_that_has_ended_is_a_fault(bus: Bus) -> None:
+    """What is in hand would be delivered to others meanwhile."""
+    assert bus.faults() == []
+
+    assert bus._ticker is not None
+    bus._ticker.cancel()
+    await asyncio.gather(bus._ticker, return_exceptions=True)
+
+    assert bus.faults() == ["messages in hand are no longer kept"]
+
+
+
 # -- timers -----------------------------------------------------------------------------------
 
 

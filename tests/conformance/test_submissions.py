@@ -142,6 +142,17 @@ async def test_group_commit_gives_each_its_own(group: GroupCommit, store: Store)
     assert await counted(store) == (31, 31)
 
 
+async def test_group_commit_that_has_ended_is_a_fault(group: GroupCommit) -> None:
+    """Whoever submits from then on would wait for ever."""
+    assert group.faults() == []
+
+    assert group._task is not None
+    group._task.cancel()
+    await asyncio.gather(group._task, return_exceptions=True)
+
+    assert group.faults() == ["ingest-commit has ended"]
+
+
 async def test_group_commit_tells_a_conflict_to_the_one_who_made_it(group: GroupCommit) -> None:
     good, bad, other = await asyncio.gather(
         group.add([make_prompt("Why?")]), group.add([make_prompt("Why not?")]), group.add(some(1))

@@ -149,7 +149,7 @@ class Ingest:
 
     def faults(self) -> list[str]:
         """See Service."""
-        return self._bus.faults() + self._relay.faults() + self._runner.faults()
+        return self._bus.faults() + self._commit.faults() + self._relay.faults() + self._runner.faults()
 
     def unready(self) -> list[str]:
         """See Service. NATS may be down: what is accepted is committed, and published later."""

@@ -313,6 +313,10 @@ class GroupCommit:
         """Begin to commit."""
         self._task = asyncio.create_task(self._run(), name="ingest-commit")
 
+    def faults(self) -> list[str]:
+        """Why nothing is committed any more; empty while it is."""
+        return ["ingest-commit has ended"] if self._task and self._task.done() else []
+
     async def stop(self) -> None:
         """End; whoever still waits gets a Transient."""
         if self._task:
