@@ -72,7 +72,7 @@ async def apply_topology(settings: Settings, nats_url: str | None = None) -> lis
 
 async def upgrade_database(settings: Settings) -> tuple[str | None, str | None]:
     """Migrate. Raises StartupError when the database does not answer."""
-    store = Store(settings.database)
+    store = Store(settings.database, is_patient=True)
     try:
         await store.ping()
         return await migrate.upgrade(store)

@@ -55,9 +55,14 @@ READERS = 2
 
 
 class Store:
-    """The database. `read` and `write` are its transactions; both give a Core connection. `run` is for hot paths."""
+    """The database. `read` and `write` are its transactions; both give a Core connection. `run` is for hot paths.
 
-    def __init__(self, database: Database) -> None:
+    Args:
+        database: where it is.
+        is_patient: whether a statement may take any time, as where an index is made of millions of rows.
+    """
+
+    def __init__(self, database: Database, *, is_patient: bool = False) -> None:
         self.url = parse_url(database)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         options: dict[str, Any] = {"pool_size": database.pool_size, "pool_timeout": 10}
@@ -66,7 +71,7 @@ class Store:
             if self.url.database:
                 _make_folder(Path(self.url.database).parent)
         else:
-            options["connect_args"] = {"timeout": 5, "command_timeout": 30}
+            options["connect_args"] = {"timeout": 5, "command_timeout": None if is_patient else 30}
         self.engine: AsyncEngine = create_async_engine(self.url, **options)
         self._threads: dict[bool, ThreadPoolExecutor] = {}
         self._plain: Engine | None = None

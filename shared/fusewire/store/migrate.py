@@ -1,19 +1,25 @@
 """`fusewire db upgrade`: bring the schema to the version of this code."""
 
+import hashlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, bindparam, inspect, text
+from sqlalchemy.exc import DBAPIError
 
-from fusewire.errors import StartupError
+from fusewire.errors import StartupError, Transient
 from fusewire.store.engine import Store
-from fusewire.store.views import CONTRACT, VIEWS
+from fusewire.store.views import CONTRACT, VIEWS, View
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
 MIGRATIONS_ENV = "FUSEWIRE_MIGRATIONS"
+LOCK_S = 30
+"""How long a migration waits for whoever uses what it changes."""
+LOCK_NOT_AVAILABLE, DEPENDENTS = "55P03", "2BP01"
+"""PostgreSQL's codes of two errors."""
 
 
 def folder() -> Path:
@@ -52,32 +58,59 @@ async def current(store: Store) -> str | None:
 
 
 async def upgrade(store: Store) -> tuple[str | None, str | None]:
-    """Migrate to the newest version and create the views anew; idempotent.
+    """Migrate to the newest version and make the views what this code says; idempotent.
 
     Returns:
         The version before and after.
+
+    Raises:
+        StartupError: the schema is newer than this code, or somebody's queries or views are in the way.
     """
     before = await current(store)
+    _refuse_newer(before)
 
     def run(connection: Connection) -> None:
-        # Two of these at once (a Job retried, two laptops): the second waits and finds nothing to do.
         if not store.is_sqlite:
+            # Two of these at once (a Job retried, two laptops): the second waits and finds nothing to do.
             connection.execute(text("SELECT pg_advisory_xact_lock(7305737)"))
+            # Who waits for a long query makes all others wait behind it.
+            connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_S}s'"))
         if before != head():
             from alembic import command  # noqa: PLC0415 - takes a second or two that only a migration needs
 
             command.upgrade(_config(connection), "head")
         _create_views(connection)
 
-    async with store.write() as connection:
-        await connection.run_sync(run)
+    try:
+        async with store.write() as connection:
+            await connection.run_sync(run)
+    except Transient as exc:
+        if _sqlstate(exc.__cause__) != LOCK_NOT_AVAILABLE:
+            raise
+        raise StartupError(
+            f"a table or view that must change was in use for {LOCK_S} s",
+            "end long queries (pg_stat_activity shows them), then run `fusewire db upgrade` again",
+        ) from None
     return before, await current(store)
+
+
+def _refuse_newer(have: str | None) -> None:
+    if have is not None and have > head():
+        raise StartupError(
+            f"the database is at schema {have}, which is newer than this code, which knows {head()}",
+            "run the newer Fusewire; a schema does not go back by itself",
+        )
+
+
+def _sqlstate(exc: BaseException | None) -> str | None:
+    return getattr(getattr(exc, "orig", None), "sqlstate", None)
 
 
 async def check(store: Store) -> None:
     """Raises StartupError unless the database answers and has the schema that this code needs."""
     await store.ping()
     have, want = await current(store), head()
+    _refuse_newer(have)
     if have != want:
         raise StartupError(
             f"the database is at schema {have or 'none'}, this code needs {want}", "run `fusewire db upgrade`"
@@ -85,19 +118,76 @@ async def check(store: Store) -> None:
 
 
 def _create_views(connection: Connection) -> None:
-    dialect = connection.dialect.name
+    if connection.dialect.name == "postgresql":
+        _create_views_beside_users(connection)
+        return
     for view in reversed(VIEWS):
         connection.execute(text(f"DROP VIEW IF EXISTS {view.name}"))
     for view in VIEWS:
-        connection.exec_driver_sql(view.create(dialect))
-        if dialect == "postgresql":
-            _comment(connection, view.name, view.comment, {c.name: c.comment for c in view.columns})
+        connection.exec_driver_sql(view.create("sqlite"))
 
 
-def _comment(connection: Connection, view: str, comment: str, columns: dict[str, str]) -> None:
+def _create_views_beside_users(connection: Connection) -> None:
+    """Touch only what has changed, and keep who may read it: analysts have rights, and views of their own on ours."""
+    found = connection.execute(_COMMENTS, {"names": [view.name for view in VIEWS]})
+    comments = {row.relname: row.comment for row in found}
+    changed = [view for view in VIEWS if comments.get(view.name) != _stamped(view)]
+    if not changed:
+        return
+    try:
+        with connection.begin_nested():
+            for view in changed:
+                connection.exec_driver_sql(view.create("postgresql").replace("CREATE VIEW", "CREATE OR REPLACE VIEW", 1))
+    except DBAPIError as exc:
+        if _sqlstate(exc) == LOCK_NOT_AVAILABLE:
+            raise
+        # A column that is gone, or in another place. Views stand on each other, so all are made anew.
+        changed = list(VIEWS)
+        _make_anew(connection)
+    for view in changed:
+        _comment(connection, view)
+
+
+def _make_anew(connection: Connection) -> None:
+    names = [view.name for view in VIEWS]
+    grants = connection.execute(_GRANTS, {"names": names}).all()
+    for name in reversed(names):
+        try:
+            connection.execute(text(f"DROP VIEW IF EXISTS {name}"))
+        except DBAPIError as exc:
+            if _sqlstate(exc) != DEPENDENTS:
+                raise
+            raise StartupError(
+                f"{name} has other columns in this version, and a view of somebody else's stands on it",
+                "drop that view, run `fusewire db upgrade`, and make it again",
+            ) from None
+    for view in VIEWS:
+        connection.exec_driver_sql(view.create("postgresql"))
+    for name, grantee, right in grants:
+        whom = grantee if grantee == "PUBLIC" else '"' + grantee.replace('"', '""') + '"'
+        connection.exec_driver_sql(f"GRANT {right} ON {name} TO {whom}")
+
+
+_COMMENTS = text(
+    "SELECT relname, obj_description(oid, 'pg_class') AS comment FROM pg_class "
+    "WHERE relname IN :names AND relkind = 'v' AND relnamespace = current_schema()::regnamespace"
+).bindparams(bindparam("names", expanding=True))
+_GRANTS = text(
+    "SELECT table_name, grantee, privilege_type FROM information_schema.table_privileges "
+    "WHERE table_name IN :names AND table_schema = current_schema() AND grantee <> current_user"
+).bindparams(bindparam("names", expanding=True))
+
+
+def _stamped(view: View) -> str:
+    """The comment of a view, which ends with a hash of what it is: so it is known whether it is of this version."""
+    told = [view.create("postgresql"), *(column.comment for column in view.columns)]
+    return f"{view.comment} ({CONTRACT} {hashlib.sha256(chr(0).join(told).encode()).hexdigest()[:12]})"
+
+
+def _comment(connection: Connection, view: View) -> None:
     def quoted(value: str) -> Any:
         return "'" + value.replace("'", "''") + "'"
 
-    connection.exec_driver_sql(f"COMMENT ON VIEW {view} IS {quoted(f'{comment} ({CONTRACT})')}")
-    for name, words in columns.items():
-        connection.exec_driver_sql(f"COMMENT ON COLUMN {view}.{name} IS {quoted(words)}")
+    connection.exec_driver_sql(f"COMMENT ON VIEW {view.name} IS {quoted(_stamped(view))}")
+    for column in view.columns:
+        connection.exec_driver_sql(f"COMMENT ON COLUMN {view.name}.{column.name} IS {quoted(column.comment)}")
