@@ -532,7 +532,6 @@ async def test_a_heartbeat_that_has_ended_is_a_fault(bus: Bus) -> None:
     assert bus.faults() == ["messages in hand are no longer kept"]
 
 
-
 # -- timers -----------------------------------------------------------------------------------
 
 

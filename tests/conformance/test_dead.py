@@ -73,9 +73,7 @@ async def test_what_was_given_up_is_listed_without_any_text(bus: Bus, capsys: py
 
 
 @pytest.mark.parametrize(("number", "text"), [(1, "Why?"), (2, "s3cr3t")])
-async def test_one_is_shown_with_its_body(
-    bus: Bus, capsys: pytest.CaptureFixture[str], number: int, text: str
-) -> None:
+async def test_one_is_shown_with_its_body(bus: Bus, capsys: pytest.CaptureFixture[str], number: int, text: str) -> None:
     await buried(bus, *BOTH)
 
     await asyncio.to_thread(dead.show_one, number)

@@ -137,7 +137,9 @@ def _create_views_beside_users(connection: Connection) -> None:
     try:
         with connection.begin_nested():
             for view in changed:
-                connection.exec_driver_sql(view.create("postgresql").replace("CREATE VIEW", "CREATE OR REPLACE VIEW", 1))
+                connection.exec_driver_sql(
+                    view.create("postgresql").replace("CREATE VIEW", "CREATE OR REPLACE VIEW", 1)
+                )
     except DBAPIError as exc:
         if _sqlstate(exc) == LOCK_NOT_AVAILABLE:
             raise
