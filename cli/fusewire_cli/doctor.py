@@ -18,7 +18,7 @@ from fusewire.service import listen
 from fusewire.settings import EdgeModel, RemoteModel, Settings, find_file
 from fusewire.store import migrate
 from fusewire.store.engine import Store
-from fusewire.topology import DIALECT_BUCKET, topology
+from fusewire.topology import ALARM, DIALECT_BUCKET, STORES, topology
 from fusewire_cli.local import nats
 from fusewire_cli.local.run_file import running, running_nats
 from fusewire_cli.local.runner import storage_mb
@@ -112,12 +112,16 @@ async def _nats(config: Settings) -> Finding:
         await bus.connect(timeout_s=3)
         models = {name: model.kind for name, model in config.models.items()}
         absent = await provision.missing(bus.js, topology(models, config.pools))
+        full = {name: used for name in STORES if not absent and (used := await provision.used(bus.js, name)) >= ALARM}
     except (StartupError, Transient) as exc:
         return Finding("nats", "fault", str(exc))
     finally:
         await bus.stop()
     if absent:
         return Finding("nats", "fault", f"missing: {', '.join(absent)}", "run `fusewire topology apply`")
+    if full:
+        told = ", ".join(f"{name} {used:.0%}" for name, used in full.items())
+        return Finding("nats", "warning", f"stores fill: {told}", "add workers or judges, or widen [nats] storage_mb")
     return Finding("nats", "ok", f"{url.rpartition('@')[2]}, streams and durables are there")
 
 

@@ -34,6 +34,8 @@ from fusewire.topology import ATTEMPT_BUCKET, INGEST, MAX_DELIVERIES, Durable, d
 
 log = structlog.get_logger(__name__)
 
+LEAST_PAYLOAD = 1_000_000
+"""Bytes that a server must take in one message: prompts, rounds and answers are bounded so that they fit."""
 PUBLISH_TIMEOUT_S = 5.0
 PULL_TIMEOUT_S = 1.0
 """A pull request parked on a server dies with it, and nobody is told: so they are short."""
@@ -141,7 +143,7 @@ class Bus:
         """Connect; keeps trying for ever, or for `timeout_s`.
 
         Raises:
-            StartupError: no server answered in time.
+            StartupError: no server answered in time, or it takes no messages as large as ours.
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -151,6 +153,11 @@ class Bus:
                 f"no NATS server answers at {_shown(self.broker)} ({type(exc).__name__})",
                 "start one, or mend [nats] url (FUSEWIRE_NATS__URL)",
             ) from None
+        if self._client.max_payload < LEAST_PAYLOAD:
+            raise StartupError(
+                f"the NATS server at {_shown(self.broker)} takes messages of {self._client.max_payload} bytes at most",
+                f"set its max_payload to {LEAST_PAYLOAD} or more",
+            )
         self._ticker = asyncio.create_task(self._heartbeat(), name=f"{self.service}-heartbeat")
 
     async def start(self) -> None:

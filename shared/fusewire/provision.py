@@ -68,6 +68,13 @@ async def missing(js: JetStreamContext, wanted: Topology) -> list[str]:
     return absent
 
 
+async def used(js: JetStreamContext, stream: str) -> float:
+    """The share of its limit that a stream takes, 0 to 1; 0 where it has none."""
+    info = await js.stream_info(stream)
+    limit = info.config.max_bytes or 0
+    return info.state.bytes / limit if limit > 0 else 0.0
+
+
 def _stream_config(stream: Stream, replicas: int) -> api.StreamConfig:
     return api.StreamConfig(
         name=stream.name,

@@ -50,6 +50,9 @@ OUTCOME_SECONDS = Histogram(
     registry=REGISTRY,
 )
 ACCEPTED = Counter("fusewire_prompts_accepted_total", "Prompts committed.", ["door"], registry=REGISTRY)
+STORE_USED = Gauge(
+    "fusewire_store_used_ratio", "Share of a stream's limit that is taken, 0 to 1.", ["stream"], registry=REGISTRY
+)
 UNPUBLISHED = Gauge("fusewire_prompts_unpublished", "Prompts committed and not yet published.", registry=REGISTRY)
 
 TRANSACTIONS = Counter(

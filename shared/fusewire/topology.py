@@ -105,6 +105,11 @@ STREAMS: tuple[Stream, ...] = (
     Stream("FW_IN", ("fw.in.*",), "workqueue", max_bytes=GIB),
 )
 
+STORES = ("FW_PROMPT", "FW_ROUND", "FW_TASK_EDGE", "FW_TASK_REMOTE", "FW_CANDIDATE", f"KV_{LEDGER_BUCKET}")
+"""The streams that all that is accepted goes through."""
+ALARM = 0.7
+"""The share of a stream's limit at which it is told."""
+
 LEDGER = Bucket(LEDGER_BUCKET, ttl_s=7 * DAY_S, max_bytes=4 * GIB)
 BLOBS = ObjectStore(BLOB_STORE, ttl_s=7 * DAY_S, max_bytes=4 * GIB)
 """As long as a prompt may wait for its deadline. Of prompts that hosted models may see alone."""

@@ -8,14 +8,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from nats.aio.client import Client
 from nats.js import api
 from nats.js.errors import KeyNotFoundError
 
 from fusewire import bus as bus_module
 from fusewire.bus import CRASHES, SUSPECT_DELIVERIES, Bus, Delivery, Handler
 from fusewire.contracts import ContractError, Prompt
-from fusewire.errors import Transient, Unacceptable
+from fusewire.errors import StartupError, Transient, Unacceptable
 from fusewire.pull import BatchLoop, PriorityLoop
+from fusewire.settings import Nats
 from fusewire.testing.eventually import eventually
 from fusewire.testing.factories import make_prompt
 from fusewire.testing.nats_server import NatsServer
@@ -519,6 +521,20 @@ async def test_a_connection_closed_for_good_is_a_fault(make_bus: MakeBus) -> Non
     await bus.client.close()
 
     assert bus.faults() == ["the connection to NATS is closed for good"]
+
+
+async def test_a_server_that_takes_only_small_messages_is_refused(
+    nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is too large for it would be published again and again."""
+    monkeypatch.setattr(Client, "max_payload", 65_536)
+    bus = Bus("tester", Nats(url=nats.url), drain_s=2)
+
+    with pytest.raises(StartupError, match="65536 bytes at most") as caught:
+        await bus.connect(timeout_s=60)
+
+    assert "max_payload" in caught.value.mend
+    await bus.stop()
 
 
 async def test_a_heartbeat_that_has_ended_is_a_fault(bus: Bus) -> None:

@@ -33,6 +33,7 @@ from fusewire.testing.factories import (
 from fusewire.testing.statements import statements
 from fusewire.topology import candidate_subject, plan_subject
 from fusewire_ingest.repository.submissions import Submissions
+from fusewire_judge import handlers
 from fusewire_judge.fusion.case import Case, Decision
 from fusewire_judge.handlers import ARRIVED_WITHIN, PUBLISHED_WITHIN, Handlers
 from fusewire_judge.repository import Results
@@ -609,6 +610,26 @@ async def test_what_arrives_past_a_deadline_that_waited_for_it_counts(desk: Desk
     assert (outcome.content, outcome.is_degraded) == ("4", False)
 
 
+async def test_a_question_that_no_message_holds_has_failed_at_once(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be published again and again, until the deadline."""
+    monkeypatch.setattr(handlers, "MOST_ROUND_BYTES", 2_000)
+    await desk.submit(PROMPT)
+
+    await desk.take(make_plan(PROMPT), *answers(PROMPT))
+
+    outcome = await desk.outcome(PROMPT)
+    assert outcome is not None
+    assert (outcome.status, outcome.judge_rung, outcome.is_degraded) == ("fused", "fallback", True)
+    assert desk.bus.of(PROMPT) == ["outcome"]
+    failed = await desk.rows("SELECT error_code, after_rounds, is_late FROM candidates WHERE round = 1")
+    assert {row["error_code"] for row in failed} == {"context_length_exceeded"}
+    assert {row["after_rounds"] for row in failed} == {1}
+    assert await later(desk) == 0
+    assert desk.bus.of(PROMPT) == ["outcome"]
+
+
 async def test_one_fusion_that_cannot_be_decided_keeps_no_other_from_the_sweep(desk: Desk) -> None:
     batch = [make_prompt(custom_id=f"q{i}", submitted_at=T0 + timedelta(seconds=i)) for i in range(4)]
     await desk.submit(*batch)
@@ -801,6 +822,20 @@ async def test_answers_as_analysts_see_them(desk: Desk) -> None:
     assert part(c, *spent) == (1000, 0, 0, 0.0, None)
     assert part(a, "ttft_ms", "judge_score", "merge_share") == (None, None, None)
     assert part(a, "call", "weight", "agreed", "vote_group", "is_right") == ("a", 1.0, None, None, None)
+
+
+async def test_what_came_too_late_has_cost_something_too(desk: Desk) -> None:
+    await desk.submit(PROMPT)
+    await desk.take(make_plan(PROMPT), *answers(PROMPT, CLOSED)[:2])
+    desk.clock.advance(50)
+    await desk.handlers.sweep()
+    (before,) = await desk.rows("SELECT cost_usd, cost_late_usd FROM v_outcome")
+
+    await desk.take(answers(PROMPT, CLOSED, cost_usd=0.25)[2])
+
+    (after,) = await desk.rows("SELECT cost_usd, cost_late_usd FROM v_outcome")
+    assert (before["cost_late_usd"], after["cost_late_usd"]) == (None, 0.25)
+    assert after["cost_usd"] == before["cost_usd"]
 
 
 async def test_a_fallback_as_analysts_see_it(desk: Desk) -> None:

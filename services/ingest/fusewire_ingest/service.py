@@ -28,6 +28,7 @@ from fusewire_ingest.repository.images import Images
 from fusewire_ingest.repository.keys import Keys
 from fusewire_ingest.repository.lines import Lines
 from fusewire_ingest.repository.submissions import GroupCommit, Submissions
+from fusewire_ingest.room import Room
 from fusewire_ingest.rules import book, default_pool, pool_rules, tenant_rule
 from fusewire_ingest.subscribe import Intake
 from fusewire_ingest.waiting import Outcomes
@@ -52,7 +53,8 @@ class Ingest:
         self._store = Store(settings.database)
         caps = {n: Cap(t.budget_usd, t.budget_period) for n, t in settings.tenants.items() if t.budget_usd is not None}
         self._budgets = Budgets(self._store, caps, lambda: book(settings, clock()))
-        submissions = Submissions(self._store, self._budgets)
+        self._room = Room(self._bus)
+        submissions = Submissions(self._store, self._budgets, self._room.check)
         self._commit = GroupCommit(submissions)
         large_parts = LargeParts(self._bus, Images(self._store), settings.limits, clock)
         self._relay = Relay(self._bus, submissions, large_parts, clock)
@@ -129,6 +131,7 @@ class Ingest:
         await self._bus.require(INGEST)
         self._commit.start()
         self._relay.start()
+        self._room.start()
         await self._outcomes.start()
         await self._open_requests.start()
         await self._files.forget_torn(datetime.now(UTC))
@@ -143,13 +146,15 @@ class Ingest:
         """Drain."""
         await self._runner.stop()
         await self._bus.stop()
+        await self._room.stop()
         await self._relay.stop()
         await self._commit.stop()
         await self._store.close()
 
     def faults(self) -> list[str]:
         """See Service."""
-        return self._bus.faults() + self._commit.faults() + self._relay.faults() + self._runner.faults()
+        owned = (self._bus, self._commit, self._relay, self._room, self._runner)
+        return [fault for part in owned for fault in part.faults()]
 
     def unready(self) -> list[str]:
         """See Service. NATS may be down: what is accepted is committed, and published later."""

@@ -12,8 +12,9 @@ from sqlalchemy import Connection
 
 from fusewire import telemetry
 from fusewire.bus import Bus, Delivery, fault
-from fusewire.contracts import Candidate, ContractError, Outcome, Plan, Prompt, Round
+from fusewire.contracts import Call, CallFailure, Candidate, ContractError, Outcome, Plan, Prompt, Round
 from fusewire.errors import Transient, Unacceptable
+from fusewire.ids import task_id
 from fusewire.store.engine import Store
 from fusewire.topology import due_subject, outcome_subject, round_subject, schedule_subject
 from fusewire_judge import outcome, replay
@@ -21,7 +22,7 @@ from fusewire_judge.fusion.case import Ask, Case, Decided, Heard, Wait
 from fusewire_judge.fusion.decision import decide
 from fusewire_judge.memory import REMEMBERED, Memory, remember
 from fusewire_judge.recent import Recent, Record
-from fusewire_judge.repository import Results, Told
+from fusewire_judge.repository import Results, Told, Written
 
 log = structlog.get_logger(__name__)
 
@@ -29,6 +30,8 @@ TIMER_WITHIN = timedelta(seconds=10)
 """A due time further off than this is left to the sweep, which comes every second: most fusions end long before their
 deadline, and each timer would be a durable message, and another when it fires for nothing."""
 SWEEP_BATCH = 100
+MOST_ROUND_BYTES = 800_000
+"""Of a round's JSON: dispatcher's tasks, which are larger, have to fit NATS's messages of 1 MiB."""
 QUARANTINE = timedelta(days=1)
 """How long a judge that picked controls is left out, and how far back they are looked for."""
 BROKEN_AGAIN = timedelta(seconds=5)
@@ -50,7 +53,9 @@ class Work:
     fired: bool
     """Whether it was a due time that brought these fusions here, so that their timers are spent."""
     made: list[tuple[Outcome, Record]] = field(default_factory=list)
-    asked: list[Round] = field(default_factory=list)
+    asked: list[Written] = field(default_factory=list)
+    unsent: list[tuple[Written, list[Candidate]]] = field(default_factory=list)
+    """Rounds that no message holds, with what came of their calls."""
     due: dict[str, tuple[datetime, datetime | None]] = field(default_factory=dict)
     timers: dict[str, datetime] = field(default_factory=dict)
     again: list[Round | Outcome] = field(default_factory=list)
@@ -167,7 +172,7 @@ class Handlers:
             work = Work(self._clock(), fired=False)
             work.marks = results.unpublished(work.now - PUBLISHED_WITHIN, SWEEP_BATCH)
             if work.marks:
-                work.again = [*results.open_rounds(work.marks), *results.outcomes(work.marks)]
+                work.again = [*_sendable(results.open_rounds(work.marks)), *results.outcomes(work.marks)]
             return work
 
         try:
@@ -295,9 +300,10 @@ class Handlers:
         records = results.open()
         for key, record in records.items():
             _decide(key, record, work)
-        self._hedges.spend(work.asked)
+        self._hedges.spend(round_ for round_, _ in work.asked)
         self._save(results, work)
-        work.again += [r for k in repeated & records.keys() if not records[k].is_cancelled for r in records[k].rounds]
+        wanted = sorted(key for key in repeated & records.keys() if not records[key].is_cancelled)
+        work.again += _sendable((r, r.model_dump_json()) for key in wanted for r in records[key].rounds)
         if done := repeated - records.keys():
             work.again += results.outcomes(done)
         made = {done.fusion_id for done, _ in work.made}
@@ -307,10 +313,13 @@ class Handlers:
     @staticmethod
     def _save(results: Results, work: Work) -> None:
         """Store what was decided."""
+        for written, failures in work.unsent:
+            results.add_rounds([written], work.now)
+            results.add_candidates([(c, c.model_dump_json()) for c in failures], work.now)
         results.add_rounds(work.asked, work.now)
         results.add_outcomes(work.made, work.now)
         results.set_due(work.due)
-        work.marks |= dict.fromkeys((r.fusion_id for r in work.asked), work.now)
+        work.marks |= dict.fromkeys((r.fusion_id for r, _ in work.asked), work.now)
         work.marks |= dict.fromkeys((o.fusion_id for o, _ in work.made), work.now)
 
     def _stamped(self, plan: Plan, prompt: Prompt) -> Plan:
@@ -321,7 +330,7 @@ class Handlers:
             _report(done)
         await asyncio.gather(
             *(self._announce(o, traces) for o, _ in work.made),
-            *(self._announce(r, traces) for r in work.asked),
+            *(self._announce(r, traces) for r, _ in work.asked),
             *(self._announce(m, traces) for m in work.again),
             *(self._set_timer(key, at) for key, at in work.timers.items()),
         )
@@ -358,13 +367,24 @@ def _decide(key: str, record: Record, work: Work) -> None:
     if record.is_cancelled:
         work.made.append((outcome.cancelled(case, work.now, judged_since=record.asked_at), record))
         return
-    decision = decide(case, work.now)
+    while isinstance(decision := decide(case, work.now), Ask):
+        round_ = _round(case, decision)
+        body = round_.model_dump_json()
+        if _is_sendable(body):
+            work.asked.append((round_, body))
+            break
+        # Published again and again it would only wait for the deadline: what it asks for has failed.
+        failures = [_unsent(case, round_, call, len(body), work.now) for call in round_.calls]
+        work.unsent.append(((round_, body), failures))
+        record = record.asked(round_, 0, work.now)
+        for failure in failures:
+            record = record.told(failure, 0, work.now)
+        case = Case(record.prompt, plan, record.rounds, record.heard)
     if isinstance(decision, Decided):
         made = outcome.build(case, decision, work.now, judged_since=record.asked_at)
         work.made.append((made, record))
         return
     if isinstance(decision, Ask):
-        work.asked.append(_round(case, decision))
         decision = Wait(decision.until)
     timer = None if work.fired else record.timer_at
     if decision.until - work.now <= TIMER_WITHIN and (timer is None or decision.until < timer):
@@ -412,6 +432,36 @@ def _round(case: Case, ask: Ask) -> Round:
         seed=plan.seed,
         depth=case.prompt.depth,
         deadline_at=plan.panel_deadline_at if ask.calls[0].kind == "answer" else plan.deadline_at,
+    )
+
+
+def _is_sendable(body: str) -> bool:
+    # No character has more than four bytes: short ones need not be encoded for it.
+    return 4 * len(body) <= MOST_ROUND_BYTES or len(body.encode()) <= MOST_ROUND_BYTES
+
+
+def _sendable(rounds: Iterable[Written]) -> list[Round]:
+    """Those that fit a message; the calls of the others have failed already."""
+    return [round_ for round_, body in rounds if _is_sendable(body)]
+
+
+def _unsent(case: Case, round_: Round, call: Call, size: int, now: datetime) -> Candidate:
+    tiers = {member.name: member.tier for member in case.plan.members}
+    message = f"the round has {size} bytes, the limit is {MOST_ROUND_BYTES}"
+    return Candidate(
+        task_id=task_id(round_.fusion_id, round_.round, call.name),
+        fusion_id=round_.fusion_id,
+        round=round_.round,
+        call=call.name,
+        member=call.member,
+        model=call.model,
+        tier=tiers.get(call.member or "", "remote"),
+        provider="none",
+        error=CallFailure(code="context_length_exceeded", message=message, retryable=False),
+        cost_usd=0.0,
+        attempts=0,
+        started_at=now,
+        finished_at=now,
     )
 
 

@@ -20,6 +20,8 @@ from fusewire_judge.replay import RECORDED
 
 Told = tuple[Candidate, str]
 """A candidate, and its JSON."""
+Written = tuple[Round, str]
+"""A round, and its JSON."""
 
 # Built once: to build a statement takes longer than to run it.
 _KEYS: BindParameter[list[str]] = bindparam("keys", expanding=True)
@@ -232,7 +234,7 @@ class Results:
                 "tier": candidate.tier,
                 "error_code": candidate.error.code if candidate.error else None,
                 "is_late": held.is_done,
-                "after_rounds": held.rounds,
+                "after_rounds": len(held.record.rounds) if held.record else held.rounds,
                 "received_at": now,
                 "body": body,
             }
@@ -244,16 +246,15 @@ class Results:
     def _set(self, key: str, record: Record) -> None:
         self.locked[key] = replace(self.locked[key], record=record)
 
-    def add_rounds(self, asked: Sequence[Round], now: datetime) -> None:
+    def add_rounds(self, asked: Sequence[Written], now: datetime) -> None:
         """Store rounds that are about to be published."""
         if not asked:
             return
-        bodies = [(r, r.model_dump_json()) for r in asked]
-        rows = [{"fusion_id": r.fusion_id, "round": r.round, "body": body, "asked_at": now} for r, body in bodies]
+        rows = [{"fusion_id": r.fusion_id, "round": r.round, "body": body, "asked_at": now} for r, body in asked]
         self._connection.execute(insert(rounds), rows)
-        self._connection.execute(_SET_UNPUBLISHED, {"keys": [r.fusion_id for r in asked], "now": now})
+        self._connection.execute(_SET_UNPUBLISHED, {"keys": [r.fusion_id for r, _ in asked], "now": now})
         open_ = self.open()
-        for r, body in bodies:
+        for r, body in asked:
             self._set(r.fusion_id, open_[r.fusion_id].asked(r, len(body), now))
 
     def set_due(self, due: Mapping[str, tuple[datetime, datetime | None]]) -> None:
@@ -285,10 +286,10 @@ class Results:
         found = self._connection.execute(_UNPUBLISHED, {"before": before, "most": limit})
         return {row.fusion_id: row.unpublished_since for row in found}
 
-    def open_rounds(self, fusion_ids: Iterable[str]) -> list[Round]:
+    def open_rounds(self, fusion_ids: Iterable[str]) -> list[Written]:
         """The rounds of those fusions that are not done, nor to be cancelled."""
         found = self._connection.execute(_OPEN_ROUNDS, {"keys": sorted(fusion_ids)})
-        return [Round.decode(body) for (body,) in found]
+        return [(Round.decode(body), body) for (body,) in found]
 
     def outcomes(self, fusion_ids: Iterable[str]) -> list[Outcome]:
         """Stored outcomes, to be announced again."""

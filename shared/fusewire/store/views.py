@@ -42,6 +42,8 @@ def _option(name: str) -> str:
     return f"b.options::json #>> '{{metadata,{name}}}'"
 
 
+_LATE = "FROM candidates c WHERE c.fusion_id = o.fusion_id AND c.is_late"
+
 V_OUTCOME = View(
     "v_outcome",
     "One row per fused prompt.",
@@ -98,6 +100,12 @@ V_OUTCOME = View(
         Col("hedges", "second calls made for stragglers", "o.hedges"),
         Col("is_replay", "whether its answers were recorded earlier", "o.is_replay"),
         Col("tool_calls", "the fused tool calls, as JSON", "o.tool_calls"),
+        Col(
+            "cost_late_usd",
+            "of calls that ended after it was decided, as those of members that were not waited for; not in cost_usd",
+            f"(SELECT SUM(json_extract(c.body, '$.cost_usd')) {_LATE})",
+            f"(SELECT SUM(CAST(c.body::json ->> 'cost_usd' AS double precision)) {_LATE})",
+        ),
     ),
     "outcomes o",
 )

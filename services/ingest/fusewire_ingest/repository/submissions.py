@@ -1,7 +1,7 @@
 """Submissions in SQL: written here and nowhere else."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -109,10 +109,14 @@ class Submissions:
     Args:
         store: the database.
         budgets: what is asked before a prompt is accepted.
+        has_room: raises Transient where nothing may be accepted.
     """
 
-    def __init__(self, store: Store, budgets: Budgets | None = None) -> None:
+    def __init__(
+        self, store: Store, budgets: Budgets | None = None, has_room: Callable[[], None] = lambda: None
+    ) -> None:
         self._store = store
+        self._has_room = has_room
         self._budgets = budgets
 
     async def add(
@@ -137,7 +141,8 @@ class Submissions:
         )
 
     async def ready(self) -> None:
-        """Load what `add_in` must not wait for."""
+        """Load what `add_in` must not wait for. Raises Transient where nothing may be accepted."""
+        self._has_room()
         if self._budgets:
             await self._budgets.start()
 
