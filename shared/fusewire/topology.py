@@ -105,8 +105,10 @@ STREAMS: tuple[Stream, ...] = (
     Stream("FW_IN", ("fw.in.*",), "workqueue", max_bytes=GIB),
 )
 
-STORES = ("FW_PROMPT", "FW_ROUND", "FW_TASK_EDGE", "FW_TASK_REMOTE", "FW_CANDIDATE", f"KV_{LEDGER_BUCKET}")
-"""The streams that all that is accepted goes through."""
+CARRIERS = ("FW_PROMPT", "FW_ROUND", "FW_TASK_EDGE", "FW_TASK_REMOTE", "FW_CANDIDATE")
+"""The streams that all that is accepted goes through: something of an open fusion is in one of them."""
+STORES = (*CARRIERS, f"KV_{LEDGER_BUCKET}")
+"""Those that must not be full."""
 ALARM = 0.7
 """The share of a stream's limit at which it is told."""
 

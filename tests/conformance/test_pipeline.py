@@ -1,6 +1,7 @@
 """The whole pipeline in this process, on a real broker and database, against the fake model server."""
 
 import asyncio
+import contextlib
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -24,9 +25,10 @@ from fusewire.testing.model_script import ModelScript, Rule, Script
 from fusewire.testing.model_server import ModelServer
 from fusewire.testing.nats_server import NatsServer
 from fusewire.testing.postgres import PostgresServer
-from fusewire.topology import candidate_subject, prompt_subject, topology
+from fusewire.topology import CARRIERS, candidate_subject, prompt_subject, topology
 from fusewire_cli.client import Client
 from fusewire_cli.local.runner import upgrade_database
+from fusewire_ingest import relay
 from fusewire_judge import service as judge_service
 from fusewire_judge.handlers import Handlers, Work
 
@@ -358,6 +360,40 @@ async def test_a_broker_whose_store_is_lost_loses_no_prompt(
 
     assert Counter(shown["status"] for shown in done) == {"fused": 15}
     assert await rows(settings, "SELECT count(*) FROM outcomes") == [(15,)]
+
+
+@pytest.mark.parametrize("stream", ["FW_PROMPT", "FW_TASK_REMOTE", "FW_CANDIDATE"])
+async def test_what_a_stream_has_lost_is_noticed_and_made_anew(
+    settings: Settings,
+    running: Running,
+    ops: Bus,
+    model_server: ModelServer,
+    monkeypatch: pytest.MonkeyPatch,
+    stream: str,
+) -> None:
+    """The stream is there, and so the store: only that nothing moves tells."""
+    before = {"FW_PROMPT": (), "FW_TASK_REMOTE": ("dispatcher",), "FW_CANDIDATE": ("dispatcher", "worker-remote")}
+    monkeypatch.setattr(relay, "STALLED_S", 0.0)
+    monkeypatch.setattr(relay, "LOST_EVERY_S", 0.0)
+    async with running(settings, "ingest") as client:
+        async with running(settings, *before[stream]) if before[stream] else contextlib.nullcontext():
+            await submit(client, 0, 3)
+
+            async def is_there() -> bool:
+                return (await ops.js.stream_info(stream)).state.messages >= 3
+
+            await eventually(is_there)
+        for name in CARRIERS:
+            await ops.js.purge_stream(name)
+            # With what it remembers of message ids, as where its files are removed.
+            config = (await ops.js.stream_info(name)).config
+            await ops.js.update_stream(config.evolve(duplicate_window=0.1))
+        calls = model_server.stats.requests
+        async with running(settings, "judge", "worker-remote", "dispatcher"):
+            done = await finish(client, 3)
+
+    assert Counter(shown["status"] for shown in done) == {"fused": 3}
+    assert calls in (0, 9)
 
 
 @pytest.mark.parametrize("when", ["a round", "an outcome"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
@@ -14,7 +15,7 @@ from fusewire.bus import Bus, fault
 from fusewire.cancel import Cancelled
 from fusewire.contracts import Prompt
 from fusewire.errors import Transient
-from fusewire.topology import cancel_subject, due_subject, prompt_subject
+from fusewire.topology import CARRIERS, cancel_subject, due_subject, prompt_subject
 from fusewire_ingest.large_parts import LargeParts
 from fusewire_ingest.repository.submissions import Submissions
 
@@ -26,6 +27,11 @@ IN_FLIGHT = 64
 MARK_EVERY_S = 0.5
 """How long what is published waits to be marked as such together with others: a commit for each would be in the way of
 the judge's, and who dies meanwhile publishes again what the broker knows."""
+STALLED_S = 30.0
+"""A prompt published so long ago is open only while something of it lies in a stream."""
+LOST_EVERY_S = 5.0
+LOST_LOOKS = 4
+"""So many looks in a row have to find all streams empty: between two of its steps a fusion is in none for a moment."""
 NUDGE_AFTER_S = 5.0
 """How long the judge may take to end a cancelled fusion before it is told again."""
 
@@ -48,6 +54,8 @@ class Relay:
         """Before the first of them was."""
         self._tasks: list[asyncio.Task[None]] = []
         self._store_created: datetime | None = None
+        self._empty_looks = 0
+        self._looked_at = -math.inf
         self._cancelled = Cancelled()
 
     def start(self) -> None:
@@ -161,6 +169,7 @@ class Relay:
         if not self._bus.connected:
             return 0
         await self._notice_lost_store()
+        await self._notice_lost_messages()
         late = self._clock() - timedelta(seconds=NUDGE_AFTER_S)
         if undecided := await self._submissions.cancelled(late, SWEEP_BATCH):
             await self.tell_cancelled(undecided)
@@ -173,6 +182,29 @@ class Relay:
         await self.mark()
         log.info("ingest.swept", found=len(waiting), published=published)
         return published
+
+    async def _notice_lost_messages(self) -> None:
+        """Open fusions of which nothing is in any stream: a stream has lost it, as by a file that was removed.
+
+        Their prompts are published again. Ids, the ledger and what is stored keep that from asking or paying twice.
+        """
+        now = asyncio.get_running_loop().time()
+        if now - self._looked_at < LOST_EVERY_S:
+            return
+        self._looked_at = now
+        self._empty_looks = self._empty_looks + 1 if await self._are_streams_empty() else 0
+        if self._empty_looks < LOST_LOOKS:
+            return
+        self._empty_looks = 0
+        if count := await self._submissions.forget_stalled(self._clock() - timedelta(seconds=STALLED_S)):
+            log.warning("ingest.messages_lost", prompts=count)
+
+    async def _are_streams_empty(self) -> bool:
+        try:
+            infos = [await self._bus.js.stream_info(name) for name in CARRIERS]
+        except (APIError, NatsError, TimeoutError, OSError):
+            return False
+        return not any(info.state.messages for info in infos)
 
     async def _notice_lost_store(self) -> None:
         """A stream younger than what we published to it means that the broker's store was lost."""

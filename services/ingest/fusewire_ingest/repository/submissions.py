@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BindParameter, Connection, bindparam, delete, exists, func, insert, or_, select, update
+from sqlalchemy import BindParameter, Connection, bindparam, delete, exists, false, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from fusewire import ids
@@ -219,6 +219,17 @@ class Submissions:
         statement = update(prompts).where(prompts.c.published_at < before, _UNDECIDED).values(published_at=None)
         async with self._store.write() as connection:
             return (await connection.execute(statement)).rowcount
+
+    async def forget_stalled(self, before: datetime) -> int:
+        """Take back the mark of unfinished prompts published before a time, of which the judge publishes nothing now.
+
+        Returns:
+            How many.
+        """
+        is_open = select(fusions.c.fusion_id).where(fusions.c.is_done == false(), fusions.c.unpublished_since.is_(None))
+        statement = update(prompts).where(prompts.c.fusion_id.in_(is_open), prompts.c.published_at < before)
+        async with self._store.write() as connection:
+            return (await connection.execute(statement.values(published_at=None))).rowcount
 
     async def newest(self, tenant: str, request_hash: str, since: datetime, now: datetime) -> Twin | None:
         """The newest of the requests that were the same, submitted after a time or not yet at its deadline."""
