@@ -1,6 +1,7 @@
 """The doors, on the real parts: what is accepted, what is refused, and that one bad line stops nobody."""
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -12,7 +13,7 @@ from nats.js import api
 
 from fusewire import ids
 from fusewire.bus import Bus
-from fusewire.errors import StartupError
+from fusewire.errors import StartupError, Transient
 from fusewire.service import listen
 from fusewire.settings import Http, Nats, Settings
 from fusewire.store.engine import Store
@@ -20,6 +21,8 @@ from fusewire.store.queries import Standing, standings
 from fusewire.testing.eventually import PATIENCE_S, eventually
 from fusewire.testing.nats_server import NatsServer
 from fusewire_cli.client import ApiError, Client
+from fusewire_ingest.api import fusions
+from fusewire_ingest.door import Door, Line
 
 MakeSettings = Callable[..., Settings]
 Running = Callable[..., AbstractAsyncContextManager[Client]]
@@ -207,6 +210,32 @@ async def test_a_batch_may_be_submitted_again(client: Client) -> None:
     assert [r["id"] for r in first] == [r["id"] for r in again]
     shown = await client.get_many([r["id"] for r in first])
     assert {s["id"] for s in shown} == {r["id"] for r in first}
+
+
+@pytest.mark.parametrize(("fails", "status"), [({2}, 202), ({1}, 503)], ids=["after some", "before any"])
+async def test_of_many_lines_those_that_were_accepted_are_told(
+    http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch, fails: set[int], status: int
+) -> None:
+    """Whoever believes that nothing was accepted buys it again."""
+    submit_lines, calls = Door.submit_lines, itertools.count(1)
+
+    async def sometimes(self: Door, *args: Any, **kwargs: Any) -> list[Line]:
+        if next(calls) in fails:
+            raise Transient("the database is not available")
+        return await submit_lines(self, *args, **kwargs)
+
+    monkeypatch.setattr(Door, "submit_lines", sometimes)
+    monkeypatch.setattr(fusions, "JSONL_GROUP", 2)
+    body = "\n".join(f'{{"prompt":"Why {i}?","custom_id":"{i}"}}' for i in range(5))
+    headers = {"content-type": "application/x-ndjson"}
+    async with http.post("/v1/fusions", data=body, headers=headers) as response:
+        answer = await response.json()
+
+    assert response.status == status
+    if status == 202:
+        told = [line.get("custom_id") or line["error"]["code"] for line in answer["lines"]]
+        assert told == ["0", "1", "unavailable", "unavailable", "4"]
+        assert (answer["accepted"], answer["refused"]) == (3, 2)
 
 
 @pytest.mark.parametrize("kind", ["application/x-ndjson", "application/jsonl; charset=utf-8", "application/jsonlines"])
