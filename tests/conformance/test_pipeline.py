@@ -30,7 +30,8 @@ from fusewire_cli.client import Client
 from fusewire_cli.local.runner import upgrade_database
 from fusewire_ingest import relay
 from fusewire_judge import service as judge_service
-from fusewire_judge.handlers import Handlers, Work
+from fusewire_judge.handlers import Handlers
+from fusewire_judge.turn import Work
 
 MANY = 400
 """Fusions: enough for two judges to meet over and over."""

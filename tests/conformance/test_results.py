@@ -33,7 +33,7 @@ from fusewire.testing.factories import (
 from fusewire.testing.statements import statements
 from fusewire.topology import candidate_subject, plan_subject
 from fusewire_ingest.repository.submissions import Submissions
-from fusewire_judge import handlers
+from fusewire_judge import turn as turn_module
 from fusewire_judge.fusion.case import Case, Decision
 from fusewire_judge.handlers import ARRIVED_WITHIN, PUBLISHED_WITHIN, Handlers
 from fusewire_judge.repository import Results
@@ -610,11 +610,9 @@ async def test_what_arrives_past_a_deadline_that_waited_for_it_counts(desk: Desk
     assert (outcome.content, outcome.is_degraded) == ("4", False)
 
 
-async def test_a_question_that_no_message_holds_has_failed_at_once(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_question_that_no_message_holds_has_failed_at_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would be published again and again, until the deadline."""
-    monkeypatch.setattr(handlers, "MOST_ROUND_BYTES", 2_000)
+    monkeypatch.setattr(turn_module, "MOST_ROUND_BYTES", 2_000)
     await desk.submit(PROMPT)
 
     await desk.take(make_plan(PROMPT), *answers(PROMPT))

@@ -48,7 +48,7 @@ async def test_it_is_told_how_full_they_are_before_the_doors_close(bus: Bus) -> 
             await room.look()
             assert [line["event"] for line in told[before:]] == ([event] if event else [])
 
-        with pytest.raises(Transient, match="FW_PROMPT is 9.% full") as refused:
+        with pytest.raises(Transient, match=r"FW_PROMPT is 9.% full") as refused:
             room.check()
         assert refused.value.retry_after_s
         used = telemetry.REGISTRY.get_sample_value("fusewire_store_used_ratio", {"stream": "FW_PROMPT"})

@@ -17,11 +17,10 @@ from fusewire_judge.memory import Seen
 from fusewire_judge.outcome import cost
 from fusewire_judge.recent import Recent, Record
 from fusewire_judge.replay import RECORDED
+from fusewire_judge.turn import Written
 
 Told = tuple[Candidate, str]
 """A candidate, and its JSON."""
-Written = tuple[Round, str]
-"""A round, and its JSON."""
 
 # Built once: to build a statement takes longer than to run it.
 _KEYS: BindParameter[list[str]] = bindparam("keys", expanding=True)
