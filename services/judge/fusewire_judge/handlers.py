@@ -123,7 +123,8 @@ class Handlers:
         touched = [_fusion(d) for d in batch]
         # What has arrived decides it, or the sweep does.
         held = await self._waiting(touched)
-        await self._turn({}, [], touched=[key for key in touched if key not in held], fired=True)
+        if free := [key for key in touched if key not in held]:
+            await self._turn({}, [], touched=free, fired=True)
 
     async def _waiting(self, keys: Sequence[str]) -> set[str]:
         """Those of which something waits in the stream."""
