@@ -60,6 +60,7 @@ SMALL = (
     "(subquery",
     "CONSTANT ROW",
     "reservations",  # of fusions that have not ended
+    "ix_fusions_due",  # holds the open ones, and no others
     "ix_batch_lines_flying",  # holds the lines in flight, and no others
 )
 

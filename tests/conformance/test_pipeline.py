@@ -386,9 +386,10 @@ async def test_what_a_stream_has_lost_is_noticed_and_made_anew(
             await eventually(is_there)
         for name in CARRIERS:
             await ops.js.purge_stream(name)
-            # With what it remembers of message ids, as where its files are removed.
+            # It forgets message ids, as where its files are removed.
             config = (await ops.js.stream_info(name)).config
             await ops.js.update_stream(config.evolve(duplicate_window=0.1))
+        await asyncio.sleep(0.3)
         calls = model_server.stats.requests
         async with running(settings, "judge", "worker-remote", "dispatcher"):
             done = await finish(client, 3)

@@ -619,7 +619,7 @@ async def test_a_question_that_no_message_holds_has_failed_at_once(desk: Desk, m
 
     outcome = await desk.outcome(PROMPT)
     assert outcome is not None
-    assert (outcome.status, outcome.judge_rung, outcome.is_degraded) == ("fused", "fallback", True)
+    assert (outcome.status, outcome.judge_rung, outcome.is_degraded) == ("voted", "fallback", True)
     assert desk.bus.of(PROMPT) == ["outcome"]
     failed = await desk.rows("SELECT error_code, after_rounds, is_late FROM candidates WHERE round = 1")
     assert {row["error_code"] for row in failed} == {"context_length_exceeded"}
@@ -653,7 +653,7 @@ async def test_a_fusion_on_which_the_judge_fails_ends_as_failed(desk: Desk, monk
     def fail(case: Case, now: datetime) -> Decision:
         raise OverflowError
 
-    monkeypatch.setattr("fusewire_judge.handlers.decide", fail)
+    monkeypatch.setattr("fusewire_judge.turn.decide", fail)
     # Three times before its deadline, or once after it.
     for count in range(1, 4):
         await desk.store.run(partial(set_due, {early.fusion_id: (desk.clock(), None)}), write=True)
@@ -782,6 +782,7 @@ async def test_an_outcome_as_analysts_see_it(desk: Desk) -> None:
         "hedges": 0,
         "is_replay": False,
         "tool_calls": None,
+        "cost_late_usd": None,
     }
 
 
@@ -824,16 +825,15 @@ async def test_answers_as_analysts_see_them(desk: Desk) -> None:
 
 async def test_what_came_too_late_has_cost_something_too(desk: Desk) -> None:
     await desk.submit(PROMPT)
-    await desk.take(make_plan(PROMPT), *answers(PROMPT, CLOSED)[:2])
-    desk.clock.advance(50)
-    await desk.handlers.sweep()
+    first, late, second = answers(PROMPT, CLOSED, cost_usd=0.25)
+    await desk.take(make_plan(PROMPT), first, second)
     (before,) = await desk.rows("SELECT cost_usd, cost_late_usd FROM v_outcome")
 
-    await desk.take(answers(PROMPT, CLOSED, cost_usd=0.25)[2])
+    await desk.take(late)
 
     (after,) = await desk.rows("SELECT cost_usd, cost_late_usd FROM v_outcome")
-    assert (before["cost_late_usd"], after["cost_late_usd"]) == (None, 0.25)
-    assert after["cost_usd"] == before["cost_usd"]
+    assert (before["cost_usd"], before["cost_late_usd"]) == (0.5, None)
+    assert (after["cost_usd"], after["cost_late_usd"]) == (0.5, 0.25)
 
 
 async def test_a_fallback_as_analysts_see_it(desk: Desk) -> None:
