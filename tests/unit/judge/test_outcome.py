@@ -14,8 +14,8 @@ from fusewire.testing.factories import OPEN_ANSWERS as OPEN
 from fusewire.testing.factories import T0, make_candidate, make_member, make_plan, make_prompt, make_round, used
 from fusewire_judge import replay
 from fusewire_judge.fusion.case import Ask, Case, Decided, Draft, Heard, Panel, Said
-from fusewire_judge.handlers import _round
 from fusewire_judge.outcome import build, cancelled, cancelled_unplanned, cost, cost_of_prompts, unplanned, usage
+from fusewire_judge.turn import _round
 
 Begin = Callable[..., Any]
 NOW = T0 + timedelta(seconds=3)
