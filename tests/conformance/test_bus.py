@@ -367,7 +367,7 @@ async def test_the_body_of_what_may_be_edge_only_is_withheld(bus: Bus, body: byt
 
     (dead,) = await buried(bus)
     assert dead.headers is not None
-    assert dead.headers["Fw-Body"] == "withheld"
+    assert dead.headers["Fw-Body"] == "sealed"
     assert not dead.data
     await loop.stop(2)
 

@@ -304,7 +304,7 @@ async def test_what_is_refused_on_the_bus_lies_in_fw_dead_with_the_reason(
     # Not the message, which may quote the prompt: that is told to the producer alone.
     assert dead.headers["Fw-Reason"] == reason
     assert dead.headers["Fw-Subject"] == subject
-    assert dead.headers["Fw-Body"] == "withheld"
+    assert dead.headers["Fw-Body"] == "sealed"
     assert (await producer.js.stream_info("FW_DEAD")).state.messages == 1
     await relayed(producer, 1)
 
