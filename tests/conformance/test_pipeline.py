@@ -28,7 +28,7 @@ from fusewire.testing.postgres import PostgresServer
 from fusewire.topology import CARRIERS, candidate_subject, prompt_subject, topology
 from fusewire_cli.client import Client
 from fusewire_cli.local.runner import upgrade_database
-from fusewire_ingest import relay
+from fusewire_ingest import relay, waiting
 from fusewire_judge import service as judge_service
 from fusewire_judge.handlers import Handlers
 from fusewire_judge.turn import Work
@@ -508,9 +508,14 @@ async def test_a_database_that_goes_down_in_the_middle_loses_nothing(
 
 
 async def test_who_waits_for_what_was_accepted_is_never_told_that_it_was_not(
-    make_settings: MakeSettings, nats: NatsServer, running: Running, model_server: ModelServer
+    make_settings: MakeSettings,
+    nats: NatsServer,
+    running: Running,
+    model_server: ModelServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whoever believes it buys everything again."""
+    monkeypatch.setattr(waiting, "POLL_S", 0.2)  # so that they look while it is away
     model_server.set_script(SLOW)
     chat = {"model": "fusion", "messages": [{"role": "user", "content": "Why not?"}]}
     with PostgresServer() as server:

@@ -12,6 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from fusewire.contracts import Message, Sampling, Task, Tool, ToolCall
+from fusewire.errors import Transient
 from fusewire.settings import RemoteModel
 from fusewire.testing.factories import used
 from fusewire.testing.memory_kv import MemoryKeyValue
@@ -351,6 +352,25 @@ async def test_who_waits_to_call_again_leaves_its_place_to_others() -> None:
         assert (await both.generate(a_task("f1-0-b"))).ok
         may_go_on.set()
         assert (await first).attempts == 2
+
+
+async def test_who_waits_to_call_again_when_its_worker_is_told_to_stop_does_not() -> None:
+    """It is another worker's then: this one would be ended in the middle of a call that is paid for."""
+    is_waiting, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def wait(_: float) -> None:
+        is_waiting.set()
+        await may_go_on.wait()
+
+    script = Script(models={"*": ModelScript(faults=(Fault(kind="server_error"),))})
+    async with ModelServer(script) as server, generating(server.base_url, waits=wait) as (generate, _):
+        call = asyncio.create_task(generate.generate(a_task()))
+        await is_waiting.wait()
+        generate.stop()
+        may_go_on.set()
+        with pytest.raises(Transient, match="begins no call"):
+            await call
+        assert server.stats.requests == 1
 
 
 async def test_what_nobody_counted_is_unknown_and_so_is_the_sum() -> None:

@@ -627,6 +627,11 @@ async def test_a_question_that_no_message_holds_has_failed_at_once(desk: Desk, m
     assert await later(desk) == 0
     assert desk.bus.of(PROMPT) == ["outcome"]
 
+    async with desk.store.write() as connection:  # as if it had gone on, to be published by the sweep
+        await connection.execute(fusions.update().values(is_done=False, unpublished_since=T0))
+    assert await desk.handlers.publish_again() == 1
+    assert "round 1" not in desk.bus.of(PROMPT)
+
 
 async def test_one_fusion_that_cannot_be_decided_keeps_no_other_from_the_sweep(desk: Desk) -> None:
     batch = [make_prompt(custom_id=f"q{i}", submitted_at=T0 + timedelta(seconds=i)) for i in range(4)]
