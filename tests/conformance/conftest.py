@@ -189,6 +189,15 @@ async def bus(nats: NatsServer) -> AsyncIterator[Bus]:
 
 
 @pytest.fixture
+async def ops(nats: NatsServer) -> AsyncIterator[Bus]:
+    """An operator's connection to it, with nothing applied."""
+    bus = Bus("ops", Nats(url=nats.url), drain_s=2)
+    await bus.connect(timeout_s=120)
+    yield bus
+    await bus.stop()
+
+
+@pytest.fixture
 def blobs(bus: Bus) -> Blobs:
     """Its object store."""
     return bus.blobs(BLOB_STORE)

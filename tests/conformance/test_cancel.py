@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,15 +48,6 @@ def settings(make_settings: MakeSettings, nats: NatsServer, database: Database) 
         return make_settings(nats=Nats(url=nats.url), database=database, **sections)
 
     return make
-
-
-@pytest.fixture
-async def ops(nats: NatsServer) -> AsyncIterator[Bus]:
-    """An operator's connection."""
-    bus = Bus("ops", Nats(url=nats.url), drain_s=2)
-    await bus.connect(timeout_s=120)
-    yield bus
-    await bus.stop()
 
 
 async def mark(config: Settings, fusion_id: str) -> None:

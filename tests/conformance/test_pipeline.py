@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -48,15 +48,6 @@ SLOW = Script(models={"*": ModelScript(latency_ms=300)})
 def settings(make_settings: MakeSettings, nats: NatsServer) -> Settings:
     """The broker is the test's own, so that it can be killed and wiped."""
     return make_settings(nats=Nats(url=nats.url))
-
-
-@pytest.fixture
-async def ops(nats: NatsServer) -> AsyncIterator[Bus]:
-    """An operator's connection."""
-    bus = Bus("ops", Nats(url=nats.url), drain_s=2)
-    await bus.connect(timeout_s=120)
-    yield bus
-    await bus.stop()
 
 
 async def ask(client: Client, prompt: str, **fields: Any) -> replies.fusions.Fusion:

@@ -1,6 +1,6 @@
 """Doors that close before the broker's stores are full, on a real broker."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
 import aiohttp
@@ -67,14 +67,6 @@ async def test_a_broker_that_is_away_closes_no_door(bus: Bus, nats: NatsServer) 
     await room.look()
 
     room.check()
-
-
-@pytest.fixture
-async def ops(nats: NatsServer) -> AsyncIterator[Bus]:
-    bus = Bus("ops", Nats(url=nats.url), drain_s=2)
-    await bus.connect(timeout_s=120)
-    yield bus
-    await bus.stop()
 
 
 async def test_a_client_is_told_to_come_back_and_can(

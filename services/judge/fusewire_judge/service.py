@@ -92,16 +92,16 @@ class Judge:
 
     async def _sweep(self) -> None:
         while True:
-            try:
-                while await self._handlers.publish_again():
-                    pass
-                while await self._handlers.sweep():
-                    pass
-            except Transient as exc:
-                log.warning("judge.sweep_failed", fault=str(exc))
-            except Exception:
-                # A sweep that ended would leave fusions undecided in silence.
-                log.exception("judge.sweep_broken")
+            # Each by itself: while the broker is away deadlines are kept all the same.
+            for step in (self._handlers.publish_again, self._handlers.sweep):
+                try:
+                    while await step():
+                        pass
+                except Transient as exc:
+                    log.warning("judge.sweep_failed", what=step.__name__, fault=str(exc))
+                except Exception:
+                    # A sweep that ended would leave fusions undecided in silence.
+                    log.exception("judge.sweep_broken", what=step.__name__)
             await asyncio.sleep(SWEEP_EVERY_S)
 
 
