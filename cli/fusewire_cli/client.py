@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 import aiohttp
 
 from fusewire import replies
+from fusewire_cli.screen import EXIT_BAD_INPUT, EXIT_FAULT
 
 RETRY_FOR_S = 60.0
 PAUSE_S = 0.3
@@ -40,7 +41,18 @@ class ApiError(Exception):
     @property
     def mend(self) -> str:
         """What to do about it on this side."""
-        return "set FUSEWIRE_API_KEY; `fusewire keys create` makes a key" if self.status == 401 else ""
+        if self.status == 401:
+            return "set FUSEWIRE_API_KEY; `fusewire keys create` makes a key"
+        return "run the same command again later; `fusewire doctor` tells what is down" if self._is_for_later else ""
+
+    @property
+    def exit_code(self) -> int:
+        """What a command ends with: whether what it was given is at fault, or the service."""
+        return EXIT_FAULT if self._is_for_later else EXIT_BAD_INPUT
+
+    @property
+    def _is_for_later(self) -> bool:
+        return self.status >= 500 or self.code == "rate_limited"
 
 
 class BrokenOffError(Exception):

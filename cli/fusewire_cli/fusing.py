@@ -37,7 +37,7 @@ def run(main: Coroutine[Any, Any, T], *, goes_on: bool = True) -> T:
             note("interrupted; what was accepted is finished by the next Fusewire that runs here")
         sys.exit(EXIT_INTERRUPTED)
     except ApiError as exc:
-        fail(exc.message, exc.mend)
+        fail(exc.message, exc.mend, exc.exit_code)
     except OSError as exc:
         fail(f"the service cannot be reached: {exc}", "run the same command again; it goes on where it was", EXIT_FAULT)
 

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from fusewire.errors import Transient
+from fusewire.errors import DamagedError, Transient
 from fusewire.store.engine import Store
 from fusewire_cli.screen import Format, fail, rows
 from fusewire_cli.session import settings
@@ -17,6 +17,8 @@ def query(sql: str, form: Format) -> None:
     """Run one statement in a read-only transaction and print its rows."""
     try:
         columns, data = asyncio.run(_select(sql))
+    except DamagedError:
+        raise
     except (DBAPIError, Transient) as exc:
         cause = exc if isinstance(exc, DBAPIError) else exc.__cause__
         fail(f"the query failed: {getattr(cause, 'orig', None) or exc}", "the views are v_outcome and v_answer")

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import Any, NoReturn
 
+from fusewire.errors import EXIT_BAD_INPUT, EXIT_STORED, DamagedError, StartupError, Transient
+
 EXIT_FAULT = 1
-EXIT_BAD_INPUT = 2
 EXIT_SOME_FAILED = 3
 EXIT_BUDGET = 4
 EXIT_INTERRUPTED = 130
@@ -49,7 +50,6 @@ def fail(what: str, mend: str = "", code: int = EXIT_BAD_INPUT) -> NoReturn:
 @contextlib.contextmanager
 def clear_errors() -> Iterator[None]:
     """Turn the errors we know into one message and the right exit code; a traceback only with FUSEWIRE_DEBUG."""
-    from fusewire.errors import StartupError, Transient
     from fusewire.settings import ConfigError
 
     try:
@@ -63,7 +63,9 @@ def clear_errors() -> Iterator[None]:
             note(f"fusewire: {exc.source}: {problem}")
         fail(f"{exc.source} cannot be used", exc.hint)
     except StartupError as exc:
-        fail(exc.what, exc.mend)
+        fail(exc.what, exc.mend, exc.exit_code)
+    except DamagedError as exc:
+        fail(exc.what, exc.mend, EXIT_STORED)
     except Transient as exc:
         fail(str(exc), "try again; `fusewire doctor` tells what is down", EXIT_FAULT)
     except BrokenPipeError:

@@ -1,17 +1,21 @@
 """`fusewire topology apply`: make a NATS server match the topology, and take nothing from its operator."""
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from nats.js import JetStreamContext, api
-from nats.js.errors import BucketNotFoundError, NotFoundError
+from nats.js.errors import APIError, BucketNotFoundError, NotFoundError
 
+from fusewire.errors import EXIT_BAD_INPUT, EXIT_STORED, StartupError
 from fusewire.topology import Bucket, Durable, ObjectStore, Stream, Topology
 
 Action = Literal["created", "updated", "unchanged"]
 
 UNLIMITED = (None, 0, -1)
+NO_CONSUMER_STORE = 10012
+"""nats-server's code where it finds a consumer's file that it cannot read."""
+REBUILT = "what was accepted stands in the database, and goes on from there"
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,23 @@ async def apply(js: JetStreamContext, wanted: Topology) -> list[Change]:
 
     Raises:
         TopologyConflictError: such a stream holds what nobody has handled yet.
+        StartupError: the server cannot, as where its files are damaged or its disk is full.
     """
-    changes = [await _stream(js, stream, wanted.replicas) for stream in wanted.streams]
-    changes += [await _durable(js, durable) for durable in wanted.durables]
-    changes += [await _bucket(js, bucket, wanted.replicas) for bucket in wanted.buckets]
-    changes += [await _object_store(js, store, wanted.replicas) for store in wanted.object_stores]
+    changes = [await _told(_stream(js, stream, wanted.replicas), stream.name) for stream in wanted.streams]
+    changes += [await _told(_durable(js, durable), f"{durable.stream}/{durable.name}") for durable in wanted.durables]
+    changes += [await _told(_bucket(js, bucket, wanted.replicas), bucket.name) for bucket in wanted.buckets]
+    changes += [await _told(_object_store(js, o, wanted.replicas), o.name) for o in wanted.object_stores]
     return changes
+
+
+async def _told(step: Awaitable[Change], name: str) -> Change:
+    try:
+        return await step
+    except APIError as exc:
+        is_damaged = exc.err_code == NO_CONSUMER_STORE
+        why = f"NATS cannot provision {name}: {exc.description}"
+        mend = "its files are damaged: stop it and move its store away; " + REBUILT if is_damaged else "see NATS's log"
+        raise StartupError(why, mend, EXIT_STORED if is_damaged else EXIT_BAD_INPUT) from None
 
 
 async def missing(js: JetStreamContext, wanted: Topology) -> list[str]:

@@ -318,7 +318,8 @@ async def run(services: Sequence[Service], http: Http) -> list[str]:
 def main(name: str, build: Callable[[Settings], Service]) -> NoReturn:
     """Run one service as a process of its own: `python -m fusewire_<name>`.
 
-    Exits with 0 after a signal, 2 when it cannot run as it is configured, 1 where it can do nothing any more.
+    Exits with 0 after a signal, 2 when it cannot run as it is configured, 5 when what is stored cannot be used, 1 where
+    it can do nothing any more.
     """
     try:
         settings = load()
@@ -331,5 +332,5 @@ def main(name: str, build: Callable[[Settings], Service]) -> NoReturn:
         sys.exit(2)
     except StartupError as exc:
         sys.stderr.write(f"fusewire: {exc.what}\nfusewire: {exc.mend}\n")
-        sys.exit(2)
+        sys.exit(exc.exit_code)
     sys.exit(1 if faults else 0)

@@ -81,13 +81,27 @@ def configure(log: Log, telemetry: Telemetry, *, service: str, stream: TextIO | 
         logger_factory=structlog.PrintLoggerFactory(stream or sys.stderr),
         cache_logger_on_first_use=False,
     )
-    # What third parties say below a warning is theirs; above it, it goes to the same place.
-    logging.basicConfig(
-        level=logging.WARNING, stream=stream or sys.stderr, force=True, format="%(levelname)s %(name)s %(message)s"
-    )
+    # What libraries say below a warning is theirs; above it, it goes to the same place.
+    logging.basicConfig(level=logging.WARNING, handlers=[_Libraries()], force=True)
     if telemetry.otlp_endpoint:
         _export_traces(telemetry.otlp_endpoint, service)
         _tracing = True
+
+
+class _Libraries(logging.Handler):
+    """What libraries log, as events of our own.
+
+    Of their texts the first line before values are put into it: in values, and in what an exception says, there may
+    be a prompt.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        what = str(record.msg).strip().partition("\n")[0]
+        exc = record.exc_info[1] if record.exc_info else None
+        about: dict[str, Any] = {"exc_info": exc} if exc else {}
+        log = structlog.get_logger()
+        tell = log.error if record.levelno >= logging.ERROR else log.warning
+        tell("library.logged", logger=record.name, what=what, **about)
 
 
 def _without_text(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -101,6 +101,38 @@ async def test_who_waits_when_it_stops_is_told_to_come_back(
     assert headers[OUTCOME_HEADER] in answer["error"]["message"]
     assert int(headers["retry-after"]) >= 1
     assert heard.chunks[-1]["error"]["code"] == "draining"
+
+
+async def test_a_request_that_does_not_end_is_told_that_it_stops(
+    make_settings: MakeSettings,
+    running: Running,
+    nats: NatsServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The web server cuts it off after a while, and would write a traceback of that."""
+    monkeypatch.setattr("fusewire.service.HTTP_STOP_S", 1)
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def endless() -> AsyncIterator[bytes]:
+        yield b'{"prompt": "a"}\n'
+        begun.set()
+        await ended.wait()
+
+    async with contextlib.AsyncExitStack() as end:
+        client = await end.enter_async_context(running(make_settings(nats=Nats(url=nats.url)), "ingest"))
+        async with aiohttp.ClientSession(client.url) as http:
+            kind = {"content-type": "application/x-ndjson"}
+            sending = asyncio.create_task(http.post("/v1/fusions", data=endless(), headers=kind))
+            await begun.wait()
+            await end.aclose()
+            reply = await sending
+            told = await reply.json()
+            ended.set()
+
+    assert (reply.status, told["error"]["code"]) == (503, "draining")
+    assert reply.headers["retry-after"] == "1"
+    assert [record.message for record in caplog.records if record.exc_info] == []
 
 
 async def test_a_wait_without_an_outcome_names_the_fusion(

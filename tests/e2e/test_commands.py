@@ -1,16 +1,20 @@
 """Every other command, its errors and its exit codes."""
 
+import contextlib
 import json
+import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
-from fusewire.testing.command_line import END_S, FUSEWIRE, Cli, FakeServer, address, bare
+from fusewire.testing.command_line import END_S, FUSEWIRE, Cli, FakeServer, address, background, bare
 from fusewire.testing.eventually import PATIENCE_S, until
 
 
@@ -162,3 +166,55 @@ def test_a_reader_that_leaves_early_is_no_fault(cli: Cli) -> None:
         assert process.stdout is not None
         process.stdout.close()
         assert process.wait(PATIENCE_S) == 0
+
+
+def test_a_database_file_that_is_none_has_its_own_message_and_code(cli: Cli) -> None:
+    data = cli.folder / ".fusewire"
+    data.mkdir()
+    (data / "fusewire.db").write_bytes(b"not a database, for 64 bytes and more " * 100)
+    for command in (("up",), ("ask", "hello"), ("query", "select 1"), ("db", "upgrade")):
+        refused = cli.run(*command)
+        assert refused.returncode == 5, command
+        assert "the database file is damaged (file is not a database)" in refused.stderr
+        assert "restore the file from a backup" in refused.stderr
+    assert "the database file is damaged" in cli.run("doctor").stdout
+
+
+def test_a_newer_schema_has_its_own_message_and_code(cli: Cli) -> None:
+    assert cli.run("db", "upgrade").returncode == 0
+    with contextlib.closing(sqlite3.connect(cli.folder / ".fusewire" / "fusewire.db")) as database:
+        database.execute("UPDATE alembic_version SET version_num = '9999'")
+        database.commit()
+    for command in (("up",), ("db", "upgrade"), ("keys", "list")):
+        refused = cli.run(*command)
+        assert refused.returncode == 5, command
+        assert "the database is at schema 9999, which is newer than this code" in refused.stderr
+        assert "run the newer Fusewire" in refused.stderr
+
+
+def test_a_broker_s_damaged_file_has_its_own_message_and_code_and_a_way_out_that_works(cli: Cli) -> None:
+    store = cli.folder / ".fusewire" / "nats" / "store"
+    assert cli.run("ask", "hello").returncode == 0
+    (state,) = store.glob("jetstream/*/streams/FW_CANDIDATE/obs/judge/o.dat")
+    state.write_bytes(os.urandom(100))
+
+    refused = cli.run("up")
+
+    assert refused.returncode == 5
+    assert "NATS cannot provision FW_CANDIDATE/judge: error creating store for consumer" in refused.stderr
+    assert "stop it and move its store away" in refused.stderr
+    store.rename(store.with_name("store.damaged"))
+    assert cli.run("ask", "hello").returncode == 0
+
+
+def test_a_run_file_whose_process_is_another_now_is_none(cli: Cli) -> None:
+    data = cli.folder / ".fusewire"
+    data.mkdir()
+    with socket.socket() as nobody, background(["sleep", "600"], cwd=data) as stranger:
+        nobody.bind(("127.0.0.1", 0))
+        there = f"127.0.0.1:{nobody.getsockname()[1]}"
+        started = psutil.Process(stranger.pid).create_time() - 1000
+        run = {"pid": stranger.pid, "started": started, "url": f"http://{there}", "nats": f"nats://{there}"}
+        (data / "up.json").write_text(json.dumps({**run, "pids": {}}))
+        assert cli.run("ask", "hello").returncode == 0
+        assert stranger.returncode is None

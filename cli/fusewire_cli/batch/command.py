@@ -27,7 +27,6 @@ from fusewire_cli.batch.output import STDOUT, Output, opened
 from fusewire_cli.batch.watch import InterruptedRunError, Progress, Stop, figures, follow, settled, write
 from fusewire_cli.client import ApiError, Client, Form, Order
 from fusewire_cli.screen import (
-    EXIT_BAD_INPUT,
     EXIT_FAULT,
     EXIT_INTERRUPTED,
     EXIT_SOME_FAILED,
@@ -347,7 +346,7 @@ def _end(main: Coroutine[Any, Any, int]) -> int:
         note("interrupted; nothing was submitted")
         return EXIT_INTERRUPTED
     except ApiError as exc:
-        fail(exc.message, exc.mend, code=EXIT_FAULT if exc.status >= 500 else EXIT_BAD_INPUT)
+        fail(exc.message, exc.mend, exc.exit_code)
     except BrokenPipeError:
         raise
     except OSError as exc:

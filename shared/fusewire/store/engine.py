@@ -16,7 +16,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from fusewire import telemetry
-from fusewire.errors import StartupError, Transient
+from fusewire.errors import EXIT_STORED, DamagedError, StartupError, Transient
 from fusewire.settings import Database
 
 T = TypeVar("T")
@@ -82,12 +82,12 @@ class Store:
             _prepare_plain_sqlite(self._plain)
             self._threads = {True: ThreadPoolExecutor(1, "sqlite-write"), False: ThreadPoolExecutor(READERS, "sqlite")}
         self._line: asyncio.Lock | None = None
-        self._is_away = False
-        """Whether the last transaction that ended found no database."""
+        self._fault = ""
+        """Why the last transaction that ended could not use the database."""
 
     def unready(self) -> list[str]:
         """Why it can be used for nothing now; empty while it can."""
-        return ["the database does not answer"] if self._is_away else []
+        return [self._fault] if self._fault else []
 
     @property
     def engines(self) -> tuple[Engine, ...]:
@@ -141,10 +141,10 @@ class Store:
         try:
             with _refined():
                 yield
-        except Transient:
-            self._is_away = True
+        except Transient as exc:
+            self._fault = exc.what if isinstance(exc, DamagedError) else "the database does not answer"
             raise
-        self._is_away = False
+        self._fault = ""
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
@@ -167,10 +167,12 @@ class Store:
             self._line.release()
 
     async def ping(self) -> None:
-        """Raises StartupError when the database does not answer."""
+        """Raises StartupError when the database does not answer, or is damaged."""
         try:
             async with self.read() as connection:
                 await connection.execute(text("SELECT 1"))
+        except DamagedError as exc:
+            raise StartupError(exc.what, exc.mend, EXIT_STORED) from None
         except (Transient, DBAPIError) as exc:
             where = self.url.render_as_string(hide_password=True)
             raise StartupError(
@@ -194,6 +196,11 @@ def _refined() -> Iterator[None]:
     except (DBAPIError, PoolTimeoutError, OSError, TimeoutError) as exc:
         if _is_ours(exc):
             raise
+        if _is_damage(exc):
+            raise DamagedError(
+                f"the database file is damaged ({getattr(exc, 'orig', exc)})",
+                "stop Fusewire and restore the file from a backup; an empty one is made where there is none",
+            ) from exc
         raise Transient(f"the database is not available ({type(getattr(exc, 'orig', None) or exc).__name__})") from exc
 
 
@@ -208,6 +215,12 @@ def _is_ours(exc: Exception) -> bool:
         return True
     # asyncpg's other errors come as they are; SQLSTATE classes: data, integrity, syntax or access.
     return str(getattr(getattr(exc, "orig", None), "sqlstate", None))[:2] in ("22", "23", "42")
+
+
+def _is_damage(exc: Exception) -> bool:
+    """Whether SQLite says that its file is no database, or not a whole one."""
+    code = getattr(getattr(exc, "orig", None), "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def _make_folder(folder: Path) -> None:

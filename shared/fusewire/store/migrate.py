@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, bindparam, inspect, text
 from sqlalchemy.exc import DBAPIError
 
-from fusewire.errors import StartupError, Transient
+from fusewire.errors import EXIT_STORED, StartupError, Transient
 from fusewire.store.engine import Store
 from fusewire.store.views import CONTRACT, VIEWS, View
 
@@ -99,6 +99,7 @@ def _refuse_newer(have: str | None) -> None:
         raise StartupError(
             f"the database is at schema {have}, which is newer than this code, which knows {head()}",
             "run the newer Fusewire; a schema does not go back by itself",
+            EXIT_STORED,
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from fusewire_cli import fusing
 from fusewire_cli.batch.ending import conclude
 from fusewire_cli.batch.output import Output
 from fusewire_cli.batch.watch import InterruptedRunError, Progress, Stop, figures, follow, settled
@@ -200,6 +201,30 @@ async def test_what_shall_be_tried_later_is_tried_again(api: Client, service: Se
         await api.batch("batch_b")
     service.faults = [(503, "unavailable")]
     assert len(await indexes(api)) == TOTAL
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "exit_code", "mend"),
+    [
+        (503, "unavailable", 1, "run the same command again later"),
+        (429, "rate_limited", 1, "run the same command again later"),
+        (429, "budget_exceeded", 2, ""),
+        (401, "unauthorized", 2, "set FUSEWIRE_API_KEY"),
+        (404, "unknown_pool", 2, ""),
+    ],
+)
+def test_a_refusal_says_whether_the_command_or_the_service_is_at_fault(
+    capsys: pytest.CaptureFixture[str], status: int, code: str, exit_code: int, mend: str
+) -> None:
+    async def refused() -> None:
+        raise ApiError(status, code, "the reason")
+
+    with pytest.raises(SystemExit) as ended:
+        fusing.run(refused())
+    assert ended.value.code == exit_code
+    told = capsys.readouterr().err
+    assert "the reason" in told
+    assert mend in told
 
 
 async def test_an_upload_that_is_tried_again_is_sent_whole(api: Client, service: Service, tmp_path: Path) -> None:

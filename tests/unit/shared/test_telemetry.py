@@ -93,10 +93,18 @@ def test_the_fusion_is_bound_while_its_message_is_handled(subject: str, fusion_i
     assert structlog.contextvars.get_contextvars() == {}
 
 
-def test_others_are_heard_from_a_warning_up(stream: io.StringIO) -> None:
+def test_libraries_are_heard_from_a_warning_up_without_the_values_in_their_texts(stream: io.StringIO) -> None:
     configured(stream)
 
     logging.getLogger("someone").info("chatter")
-    logging.getLogger("someone").warning("trouble")
+    logging.getLogger("someone").warning("trouble with %s\nat length", SECRET)
+    try:
+        raise ValueError(SECRET)
+    except ValueError:
+        logging.getLogger("someone").exception("worse")
 
-    assert stream.getvalue() == "WARNING someone trouble\n"
+    trouble, worse = (json.loads(line) for line in stream.getvalue().splitlines())
+    assert (trouble["event"], trouble["logger"], trouble["level"]) == ("library.logged", "someone", "warning")
+    assert trouble["what"] == "trouble with %s"
+    assert (worse["what"], worse["level"], worse["fault"]) == ("worse", "error", "ValueError")
+    assert SECRET not in stream.getvalue()

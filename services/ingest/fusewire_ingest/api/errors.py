@@ -1,5 +1,6 @@
 """Every error in OpenAI's shape, and every response with an id."""
 
+import asyncio
 import math
 import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -193,6 +194,15 @@ class Answering:
                 await self._app(scope, receive, named)
             except ClientDisconnect:
                 log.debug("api.client_gone")
+            except asyncio.CancelledError:
+                # Only the web server does that, to what is still under way when its time to stop is over. It would
+                # take it for a fault.
+                log.warning("api.cut_off", path=_route(scope))
+                if not is_begun:
+                    told = error(
+                        Request(scope), 503, "draining", "this Fusewire stops; send the request again", retry_after_s=1
+                    )
+                    await told(scope, receive, named)
             except Exception as exc:  # noqa: BLE001 - what no handler knows is a fault of ours, and hides its text
                 # Further out, the web server would log it with its text, which may hold a prompt.
                 log.error("api.broken", fault=fault(exc), path=_route(scope))  # noqa: TRY400
