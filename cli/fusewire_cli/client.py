@@ -12,7 +12,8 @@ from typing import Any, Literal, Self
 import aiohttp
 
 from fusewire import replies
-from fusewire_cli.screen import EXIT_BAD_INPUT, EXIT_FAULT
+from fusewire.errors import EXIT_BAD_INPUT
+from fusewire_cli.screen import EXIT_FAULT
 
 RETRY_FOR_S = 60.0
 PAUSE_S = 0.3

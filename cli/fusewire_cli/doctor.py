@@ -13,7 +13,7 @@ from nats.js.errors import BucketNotFoundError
 
 from fusewire import provision
 from fusewire.bus import Bus
-from fusewire.errors import StartupError, Transient
+from fusewire.errors import EXIT_BAD_INPUT, StartupError, Transient
 from fusewire.service import listen
 from fusewire.settings import EdgeModel, RemoteModel, Settings, find_file
 from fusewire.store import migrate
@@ -22,7 +22,6 @@ from fusewire.topology import ALARM, DIALECT_BUCKET, STORES, topology
 from fusewire_cli.local import nats
 from fusewire_cli.local.run_file import running, running_nats
 from fusewire_cli.local.runner import storage_mb
-from fusewire_cli.screen import EXIT_BAD_INPUT
 from fusewire_cli.session import settings
 
 LEAST_FREE_BYTES = 512 * 1024**2

@@ -30,7 +30,16 @@ from fusewire.blobs import Blobs
 from fusewire.contracts import ContractError, Wire
 from fusewire.errors import StartupError, Transient, Unacceptable
 from fusewire.settings import Nats
-from fusewire.topology import ATTEMPT_BUCKET, INGEST, MAX_DELIVERIES, Durable, dead_subject, sealed_subject
+from fusewire.topology import (
+    ATTEMPT_BUCKET,
+    CARRIERS,
+    INGEST,
+    MAX_DELIVERIES,
+    STORE_KEY,
+    Durable,
+    dead_subject,
+    sealed_subject,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -67,18 +76,23 @@ class Delivery:
     stream: str
     sequence: int
     raw: Msg
+    stored_ns: int = 0
+    """When the stream took it, Unix time in nanoseconds; with `sequence` unique also where a stream is made anew."""
 
     @classmethod
     def of(cls, msg: Msg) -> "Delivery":
         """Read what the server says about a message."""
-        # $JS.ACK.<stream>.<consumer>.<deliveries>.<stream sequence>.… (ADR-15); with a domain there are more tokens.
+        # $JS.ACK.<stream>.<consumer>.<deliveries>.<stream sequence>.<consumer sequence>.<timestamp>.<pending> (ADR-15);
+        # with a domain, it and the account's hash stand before the stream.
         tokens = msg.reply.split(".")
         if len(tokens) == _ACK_TOKENS:
             stream, deliveries, sequence = tokens[2], int(tokens[4]), int(tokens[5])
+            stored_ns = int(tokens[7])
         else:
             meta = msg.metadata
             stream, deliveries, sequence = meta.stream, meta.num_delivered, meta.sequence.stream
-        return cls(msg.data, msg.subject, msg.headers or {}, deliveries, stream, sequence, msg)
+            stored_ns = int(tokens[9])
+        return cls(msg.data, msg.subject, msg.headers or {}, deliveries, stream, sequence, msg, stored_ns)
 
 
 Handler = Callable[[Delivery], Awaitable[None]]
@@ -305,6 +319,22 @@ class Bus:
                     f"the consumer {durable.stream}/{durable.name} is not on the server",
                     "run `fusewire topology apply`",
                 ) from None
+
+    async def store_id(self) -> str:
+        """The id of the broker's store; another one means that the store was lost.
+
+        Raises:
+            Transient: the server does not tell.
+            StartupError: nobody has provisioned it.
+        """
+        try:
+            info = await self.js.stream_info(CARRIERS[0])
+        except (APIError, NatsError, TimeoutError, OSError):
+            raise Transient(f"the stream {CARRIERS[0]} cannot be read") from None
+        found = (info.config.metadata or {}).get(STORE_KEY)
+        if not found:
+            raise StartupError(f"the stream {CARRIERS[0]} has no store id", "run `fusewire topology apply`")
+        return found
 
     async def settle(self, msg: Msg, handler: Handler) -> None:
         """Run a handler over one message and give the server the answer that follows from how it ended."""

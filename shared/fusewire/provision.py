@@ -1,5 +1,6 @@
 """`fusewire topology apply`: make a NATS server match the topology, and take nothing from its operator."""
 
+import secrets
 from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -8,13 +9,15 @@ from nats.js import JetStreamContext, api
 from nats.js.errors import APIError, BucketNotFoundError, NotFoundError
 
 from fusewire.errors import EXIT_BAD_INPUT, EXIT_STORED, StartupError
-from fusewire.topology import Bucket, Durable, ObjectStore, Stream, Topology
+from fusewire.topology import CARRIERS, STORE_KEY, Bucket, Durable, ObjectStore, Stream, Topology
 
 Action = Literal["created", "updated", "unchanged"]
 
 UNLIMITED = (None, 0, -1)
 NO_CONSUMER_STORE = 10012
 """nats-server's code where it finds a consumer's file that it cannot read."""
+NAME_IN_USE = 10058
+"""Its code where a stream is to be made that is there, with other settings."""
 REBUILT = "what was accepted stands in the database, and goes on from there"
 
 
@@ -109,10 +112,18 @@ def _stream_config(stream: Stream, replicas: int) -> api.StreamConfig:
 
 async def _stream(js: JetStreamContext, stream: Stream, replicas: int) -> Change:
     want = _stream_config(stream, replicas)
+    named = {STORE_KEY: secrets.token_hex(16)} if stream.name == CARRIERS[0] else {}
+    want = want.evolve(metadata=named)
     try:
         have = (await js.stream_info(stream.name)).config
     except NotFoundError:
-        await js.add_stream(want)
+        try:
+            await js.add_stream(want)
+        except APIError as exc:
+            # Made by another in the meantime, with a store id of its own.
+            if exc.err_code != NAME_IN_USE:
+                raise
+            return Change("stream", stream.name, "unchanged")
         return Change("stream", stream.name, "created")
     if have.retention != want.retention:
         if not await _is_handled(js, stream.name):
@@ -134,8 +145,9 @@ async def _stream(js: JetStreamContext, stream: Stream, replicas: int) -> Change
         discard=want.discard,
         discard_new_per_subject=want.discard_new_per_subject,
         allow_msg_schedules=want.allow_msg_schedules or have.allow_msg_schedules,
+        metadata={**named, **(have.metadata or {})},
     )
-    if merged == have.evolve(subjects=sorted(have.subjects or [])):
+    if merged == have.evolve(subjects=sorted(have.subjects or []), metadata=have.metadata or {}):
         return Change("stream", stream.name, "unchanged")
     await js.update_stream(merged)
     return Change("stream", stream.name, "updated")

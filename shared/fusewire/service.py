@@ -17,7 +17,7 @@ import uvloop
 from prometheus_client import generate_latest
 
 from fusewire import lifeline, telemetry
-from fusewire.errors import StartupError
+from fusewire.errors import StartupError, Transient
 from fusewire.lifeline import STOP_S
 from fusewire.settings import ConfigError, Http, Settings, load
 
@@ -210,8 +210,9 @@ class Host:
         """Start the services in order, then serve HTTP."""
         try:
             for service in self._services:
-                await service.start()
+                # One that fails in the middle has connections to close, too.
                 self._started.append(service)
+                await service.start()
             collect_rarely()
         except BaseException:
             await self.stop()
@@ -333,4 +334,7 @@ def main(name: str, build: Callable[[Settings], Service]) -> NoReturn:
     except StartupError as exc:
         sys.stderr.write(f"fusewire: {exc.what}\nfusewire: {exc.mend}\n")
         sys.exit(exc.exit_code)
+    except Transient as exc:
+        sys.stderr.write(f"fusewire: {exc}\n")
+        sys.exit(1)
     sys.exit(1 if faults else 0)

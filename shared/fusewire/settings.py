@@ -66,7 +66,7 @@ class Database(Section):
     """`[database]`"""
 
     url: Annotated[str, AfterValidator(_database)] = "sqlite+aiosqlite:///.fusewire/fusewire.db"
-    """`sqlite+aiosqlite:///FILE` or `postgresql+asyncpg://USER@HOST/NAME`."""
+    """`sqlite+aiosqlite:///FILE` or `postgresql+asyncpg://USER@HOST/NAME`. Unset: `fusewire.db` in `data_dir`."""
     pool_size: int = Field(default=5, ge=1)
     """Connections that one service keeps."""
 
@@ -427,6 +427,16 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Environment over file: what `load` read from the file arrives as arguments."""
         return env_settings, init_settings
+
+    @model_validator(mode="before")
+    @classmethod
+    def _database_in_data_dir(cls, data: Any) -> Any:
+        """Two folders are two Fusewires: on one database the broker of each would work on the other's prompts."""
+        database = data.get("database", {})
+        if "data_dir" not in data or not isinstance(database, dict) or "url" in database:
+            return data
+        file = Path(data["data_dir"]).expanduser() / "fusewire.db"
+        return {**data, "database": {**database, "url": f"sqlite+aiosqlite:///{file}"}}
 
     @model_validator(mode="after")
     def _references(self) -> "Settings":

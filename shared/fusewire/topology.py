@@ -105,6 +105,8 @@ STREAMS: tuple[Stream, ...] = (
     Stream("FW_IN", ("fw.in.*",), "workqueue", max_bytes=GIB),
 )
 
+STORE_KEY = "fusewire_store"
+"""Where the metadata of the first stream hold the id of the broker's store, which is new where the store is."""
 CARRIERS = ("FW_PROMPT", "FW_ROUND", "FW_TASK_EDGE", "FW_TASK_REMOTE", "FW_CANDIDATE")
 """The streams that all that is accepted goes through: something of an open fusion is in one of them."""
 STORES = (*CARRIERS, f"KV_{LEDGER_BUCKET}")

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from fusewire.bus import Bus, Delivery
-from fusewire.errors import Unacceptable
+from fusewire.errors import EXIT_BAD_INPUT, Unacceptable
 from fusewire.pull import PriorityLoop
 from fusewire.testing.eventually import eventually
 from fusewire.testing.factories import make_prompt
 from fusewire.testing.nats_server import NatsServer
 from fusewire.topology import DISPATCHER_PROMPT, INGEST
 from fusewire_cli import dead
-from fusewire_cli.screen import EXIT_BAD_INPUT, EXIT_SOME_FAILED, Format
+from fusewire_cli.screen import EXIT_SOME_FAILED, Format
 
 MakeBus = Callable[..., Awaitable[Bus]]
 OPEN = make_prompt("Why?")

@@ -97,7 +97,7 @@ async def test_ingests_sweeps(plans: Plans, store: Store) -> None:
     await submissions.unpublished(T0, 10)
     await submissions.cancelled(T0, 10)
     await submissions.newest("t", "h", T0 - timedelta(minutes=1), T0)
-    await submissions.mark_published([PROMPT.fusion_id], T0)
+    await submissions.mark_published([PROMPT.fusion_id], T0, "s1")
     await submissions.forget_stalled(T0)
     await submissions.settle()
     await Images(store).forget(T0)

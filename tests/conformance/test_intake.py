@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 from nats.js import api
+from sqlalchemy import text
 
 from fusewire import ids
 from fusewire.bus import Bus
@@ -270,7 +271,17 @@ async def test_a_prompt_left_on_the_bus_is_accepted(producer: Bus, settings: Set
 
     await eventually(lambda: intake_is_empty(producer))
 
-    for custom_id in ("one", "their-id", "FW_IN-3"):
+    store = Store(settings.database)
+    async with store.read() as connection:
+        custom_ids = set(
+            (await connection.execute(text("SELECT custom_id FROM prompts WHERE tenant = 'acme'"))).scalars()
+        )
+    await store.close()
+    (unnamed,) = custom_ids - {"one", "their-id"}
+    stream, stored_ns, sequence = unnamed.split("-")
+    # A stream that is made anew counts from 1 again; the time tells its messages apart.
+    assert (stream, sequence, int(stored_ns) > 1.7e18) == ("FW_IN", "3", True)
+    for custom_id in custom_ids:
         assert await standing(settings, "acme", custom_id), custom_id
     assert await standing(settings, "default", "one") is None
     await relayed(producer, 3)

@@ -37,7 +37,10 @@ def clock() -> FakeClock:
 async def relay(bus: Bus, store: Store, clock: FakeClock) -> Relay:
     submissions = Submissions(store)
     await submissions.add(PROMPTS, [None] * len(PROMPTS))
-    return Relay(bus, submissions, cast("Any", NoLargeParts()), clock)
+    relay = Relay(bus, submissions, cast("Any", NoLargeParts()), clock)
+    # Nothing is old enough to be published, but it gets to know the broker's store.
+    await relay.sweep()
+    return relay
 
 
 async def marks(store: Store) -> dict[str, datetime | None]:

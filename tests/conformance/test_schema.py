@@ -325,7 +325,7 @@ async def test_a_file_that_is_no_database_is_named_with_what_to_do(tmp_path: Pat
     (tmp_path / "fusewire.db").write_text("This is no database, but it is long enough to look at. " * 100)
     store = Store(Database(url=f"sqlite+aiosqlite:///{tmp_path / 'fusewire.db'}"))
 
-    with pytest.raises(StartupError, match="no database answers at"):
+    with pytest.raises(StartupError, match="the database file is damaged"):
         await store.ping()
     await store.close()
 

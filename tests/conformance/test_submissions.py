@@ -233,7 +233,8 @@ async def test_what_was_published_is_not_published_again(submissions: Submission
     batch = some(3)
     await add(submissions, *batch)
 
-    await submissions.mark_published([batch[0].fusion_id, batch[2].fusion_id], T0)
+    await submissions.publish_to("s1")
+    await submissions.mark_published([batch[0].fusion_id, batch[2].fusion_id], T0, "s1")
 
     assert [p for p, _ in await submissions.unpublished(T0 + timedelta(seconds=1), 10)] == [batch[1]]
 
@@ -241,17 +242,21 @@ async def test_what_was_published_is_not_published_again(submissions: Submission
 async def test_a_lost_broker_store_takes_the_mark_back_from_what_is_unfinished(
     submissions: Submissions, store: Store
 ) -> None:
-    done, lost, fresh, never = some(4)
-    await add(submissions, done, lost, fresh, never)
-    await submissions.mark_published([done.fusion_id, lost.fusion_id], T0)
-    await submissions.mark_published([fresh.fusion_id], T0 + timedelta(seconds=20))
+    done, lost, late, fresh, never = some(5)
+    await add(submissions, done, lost, late, fresh, never)
+    await submissions.publish_to("old")
+    await submissions.mark_published([done.fusion_id, lost.fusion_id], T0, "old")
     await finish(store, make_outcome(done))
 
-    count = await submissions.forget_published(T0 + timedelta(seconds=10))
+    assert await submissions.publish_to("old") == 0
+    assert await submissions.publish_to("new") == 1
+    await submissions.mark_published([fresh.fusion_id], T0, "new")
+    # Of a replica that has not noticed yet.
+    await submissions.mark_published([late.fusion_id], T0, "old")
+    assert await submissions.publish_to("new") == 0
 
-    assert count == 1
     found = await submissions.unpublished(T0 + timedelta(hours=1), 10)
-    assert {p.custom_id for p, _ in found} == {lost.custom_id, never.custom_id}
+    assert {p.custom_id for p, _ in found} == {lost.custom_id, late.custom_id, never.custom_id}
 
 
 async def finish(store: Store, outcome: Outcome) -> None:

@@ -142,7 +142,7 @@ def run(
     takes. Ctrl-C waits for what is in flight; a second one does not.
 
     Exit codes: 0 all answered, 1 fault, 2 bad input or configuration, 3 some lines failed, 4 budget stop,
-    130 interrupted.
+    5 what is stored is damaged or of a newer version, 130 interrupted.
     """
     with clear_errors():
         asked = _asked(source, prompt_col, id_col, pool, mode, priority, max_cost, completion_window, name)

@@ -3,9 +3,10 @@
 import shlex
 
 from fusewire import replies
+from fusewire.errors import EXIT_BAD_INPUT
 from fusewire_cli.batch.faults import Fault
 from fusewire_cli.batch.output import Output
-from fusewire_cli.screen import EXIT_BAD_INPUT, EXIT_BUDGET, EXIT_INTERRUPTED, EXIT_SOME_FAILED, note
+from fusewire_cli.screen import EXIT_BUDGET, EXIT_INTERRUPTED, EXIT_SOME_FAILED, note
 
 
 def conclude(batch: replies.batches.Batch, output: Output | None, *, is_interrupted: bool = False) -> int:

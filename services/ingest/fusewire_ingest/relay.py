@@ -53,7 +53,8 @@ class Relay:
         self._published_at: datetime | None = None
         """Before the first of them was."""
         self._tasks: list[asyncio.Task[None]] = []
-        self._store_created: datetime | None = None
+        self._store_id = ""
+        """The broker's store that is published to; empty until it is known."""
         self._empty_looks = 0
         self._looked_at = -math.inf
         self._cancelled = Cancelled()
@@ -120,14 +121,15 @@ class Relay:
             await self.mark()
 
     async def mark(self) -> None:
-        """Mark what is published."""
+        """Mark what is published, once it is known to which store."""
+        if not self._store_id:
+            return
         done, at = self._published, self._published_at
         self._published, self._published_at = [], None
         if not done or at is None:
             return
         try:
-            # A store that was lost since then must look younger than the mark.
-            await self._submissions.mark_published(done, at)
+            await self._submissions.mark_published(done, at, self._store_id)
         except Transient as exc:
             # Published and not marked: the sweep publishes again, and the message id makes it one.
             log.warning("ingest.mark_failed", count=len(done), fault=str(exc))
@@ -207,15 +209,13 @@ class Relay:
         return not any(info.state.messages for info in infos)
 
     async def _notice_lost_store(self) -> None:
-        """A stream younger than what we published to it means that the broker's store was lost."""
-        try:
-            info = await self._bus.js.stream_info("FW_PROMPT")
-        except (APIError, NatsError, TimeoutError, OSError):
-            raise Transient("the stream FW_PROMPT cannot be read") from None
-        created = info.created
-        if created is None or created == self._store_created:
+        """Another id of the broker's store means that it was lost, and what was published with it."""
+        store_id = await self._bus.store_id()
+        if store_id == self._store_id:
             return
-        count = await self._submissions.forget_published(created)
-        self._store_created = created
+        # What was published so far may have gone to the old one; that it is published again costs nothing.
+        self._published, self._published_at = [], None
+        count = await self._submissions.publish_to(store_id)
+        self._store_id = store_id
         if count:
             log.warning("ingest.broker_store_lost", prompts=count)

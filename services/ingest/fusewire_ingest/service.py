@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import cast
 
 from fusewire.bus import Bus
+from fusewire.presence import Presence
 from fusewire.service import App
 from fusewire.settings import Settings
 from fusewire.store import migrate
@@ -54,6 +55,7 @@ class Ingest:
         caps = {n: Cap(t.budget_usd, t.budget_period) for n, t in settings.tenants.items() if t.budget_usd is not None}
         self._budgets = Budgets(self._store, caps, lambda: book(settings, clock()))
         self._room = Room(self._bus)
+        self._presence = Presence(self.name, self._bus, self._store, clock)
         submissions = Submissions(self._store, self._budgets, self._room.check)
         self._commit = GroupCommit(submissions)
         large_parts = LargeParts(self._bus, Images(self._store), settings.limits, clock)
@@ -129,6 +131,7 @@ class Ingest:
         await self._budgets.start()
         await self._bus.connect()
         await self._bus.require(INGEST)
+        await self._presence.start()
         self._commit.start()
         self._relay.start()
         self._room.start()
@@ -145,6 +148,7 @@ class Ingest:
     async def stop(self) -> None:
         """Drain."""
         await self._runner.stop()
+        await self._presence.stop()
         await self._bus.stop()
         await self._room.stop()
         await self._relay.stop()
@@ -153,7 +157,7 @@ class Ingest:
 
     def faults(self) -> list[str]:
         """See Service."""
-        owned = (self._bus, self._commit, self._relay, self._room, self._runner)
+        owned = (self._bus, self._presence, self._commit, self._relay, self._room, self._runner)
         return [fault for part in owned for fault in part.faults()]
 
     def unready(self) -> list[str]:

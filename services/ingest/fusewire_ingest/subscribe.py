@@ -50,7 +50,7 @@ class Intake:
     async def _submit(self, delivery: Delivery, tenant: str) -> dict[str, Any]:
         if not re.match(NAME, tenant):
             raise RefusedError("invalid_request", f"tenant '{tenant[:63]}' must be of a-z, 0-9, '-' and '_'")
-        fallback = delivery.headers.get("Nats-Msg-Id") or f"{delivery.stream}-{delivery.sequence}"
+        fallback = delivery.headers.get("Nats-Msg-Id") or f"{delivery.stream}-{delivery.stored_ns}-{delivery.sequence}"
         prompt = self._door.read(delivery.data, tenant=tenant, fallback_id=fallback)
         accepted = await self._door.submit(prompt, door="nats")
         return {"id": prompt.fusion_id, "custom_id": prompt.custom_id, "is_repetition": not accepted.is_new}

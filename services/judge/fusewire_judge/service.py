@@ -7,6 +7,7 @@ import structlog
 
 from fusewire.bus import Bus
 from fusewire.errors import Transient
+from fusewire.presence import Presence
 from fusewire.pull import BatchLoop
 from fusewire.service import App
 from fusewire.settings import Settings
@@ -33,7 +34,8 @@ class Judge:
         self._bus = Bus(self.name, settings.nats, drain_s=self.drain_s)
         self._store = Store(settings.database)
         self._stored = StoredCandidates(self._bus, self._store)
-        self._handlers = Handlers(self._bus, self._store, lambda: datetime.now(UTC), settings.pools, self._stored.waits)
+        self._presence = Presence(self.name, self._bus, self._store, _now)
+        self._handlers = Handlers(self._bus, self._store, _now, settings.pools, self._stored.waits)
         self._loops = [
             BatchLoop(self._bus, JUDGE, self._handlers.on_batch, batch=BATCH),
             BatchLoop(self._bus, JUDGE_DUE, self._handlers.on_due, batch=BATCH),
@@ -46,6 +48,7 @@ class Judge:
         await migrate.check(self._store)
         await self._bus.connect()
         await self._bus.require(JUDGE, JUDGE_DUE)
+        await self._presence.start()
         await self._handlers.remember()
         await self._stored.start()
         for loop in self._loops:
@@ -62,6 +65,7 @@ class Judge:
             if task:
                 task.cancel()
         await asyncio.gather(*(loop.stop(self.drain_s) for loop in self._loops))
+        await self._presence.stop()
         await self._bus.stop()
         await self._store.close()
 
@@ -69,7 +73,7 @@ class Judge:
         """See Service."""
         found = [fault for loop in self._loops for fault in loop.faults()]
         found += [f"{t.get_name()} has ended" for t in (self._sweeper, self._rememberer) if t and t.done()]
-        return self._bus.faults() + found
+        return self._bus.faults() + self._presence.faults() + found
 
     def unready(self) -> list[str]:
         """See Service."""
@@ -103,6 +107,10 @@ class Judge:
                     # A sweep that ended would leave fusions undecided in silence.
                     log.exception("judge.sweep_broken", what=step.__name__)
             await asyncio.sleep(SWEEP_EVERY_S)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 def build(settings: Settings) -> Judge:

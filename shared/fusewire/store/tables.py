@@ -237,6 +237,18 @@ verdicts = Table(
     ),
 )
 
+# Which store of a broker `prompts.published_at` speaks of: one row.
+published_to = Table("published_to", metadata, Column("store_id", String(32), primary_key=True))
+
+processes = Table(
+    "processes",
+    metadata,
+    Column("process_id", String(32), primary_key=True),
+    Column("service", String(32), nullable=False),
+    Column("store_id", String(32), nullable=False),
+    Column("seen_at", UtcDateTime, nullable=False),
+)
+
 files = Table(
     "files",
     metadata,

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from fusewire import lifeline, service
+from fusewire.errors import StartupError, Transient
 from fusewire.service import GARBAGE_THRESHOLDS, Host, Service, listen
 from fusewire.settings import Http
 
@@ -65,6 +66,43 @@ async def host(stub: Stub) -> AsyncIterator[Host]:
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "FAULTY_S", 0.1)
+
+
+async def test_a_service_that_does_not_start_is_stopped_with_those_that_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third = Stub(), Stub(), Stub()
+
+    async def fails() -> None:
+        raise StartupError("no", "mend it")
+
+    monkeypatch.setattr(second, "start", fails)
+    with pytest.raises(StartupError):
+        await Host([first, second, third], listen(Http(port=0))).start()
+
+    assert [stub.is_stopped for stub in (first, second, third)] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (StartupError("the disk is gone", "mend it"), 2),
+        (StartupError("the disk is gone", "mend it", 5), 5),
+        (Transient("the disk is gone"), 1),
+    ],
+)
+def test_a_service_that_cannot_start_ends_with_a_message_and_its_own_code(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, code: int
+) -> None:
+    async def fails() -> None:
+        raise error
+
+    monkeypatch.setattr(stub, "start", fails)
+    monkeypatch.setenv("FUSEWIRE_HTTP__PORT", "0")
+    monkeypatch.setattr("fusewire.telemetry.configure", lambda *_, **__: None)
+    with pytest.raises(SystemExit) as ended:
+        service.main("stub", lambda _: stub)
+
+    assert ended.value.code == code
+    assert capsys.readouterr().err.startswith("fusewire: the disk is gone\n")
 
 
 @pytest.mark.usefixtures("host")

@@ -92,6 +92,29 @@ def test_the_environment_wins_over_the_file_key_by_key(
     assert settings.models["tiny"].kind == "edge"
 
 
+@pytest.mark.parametrize(
+    ("data_dir", "url", "expected"),
+    [
+        (None, None, "sqlite+aiosqlite:///.fusewire/fusewire.db"),
+        ("here", None, "sqlite+aiosqlite:///here/fusewire.db"),
+        ("/srv/fw", None, "sqlite+aiosqlite:////srv/fw/fusewire.db"),
+        ("~/fw", None, f"sqlite+aiosqlite:///{Path.home()}/fw/fusewire.db"),
+        ("here", "sqlite+aiosqlite:///own.db", "sqlite+aiosqlite:///own.db"),
+    ],
+)
+def test_the_database_lies_in_the_data_folder_where_nothing_else_is_said(
+    file: Path, monkeypatch: pytest.MonkeyPatch, data_dir: str | None, url: str | None, expected: str
+) -> None:
+    for name, value in (("FUSEWIRE_DATA_DIR", data_dir), ("FUSEWIRE_DATABASE__URL", url)):
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FUSEWIRE_DATABASE__POOL_SIZE", "7")
+
+    database = load(file).database
+
+    assert (database.url, database.pool_size) == (expected, 7)
+
+
 def without(line: str) -> str:
     assert line in GOOD
     return GOOD.replace(line, "")

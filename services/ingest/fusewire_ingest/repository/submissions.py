@@ -13,7 +13,7 @@ from fusewire import ids
 from fusewire.contracts import Prompt
 from fusewire.errors import Transient
 from fusewire.store.engine import Store
-from fusewire.store.tables import fusions, outcomes, prompts
+from fusewire.store.tables import fusions, outcomes, prompts, published_to
 from fusewire_ingest.admission import body_hash
 from fusewire_ingest.refusal import RefusedError
 from fusewire_ingest.repository.budgets import Budgets
@@ -49,7 +49,15 @@ _CANCEL = (
     .returning(prompts.c.fusion_id)
 )
 _REMOVE = delete(prompts).where(prompts.c.fusion_id.in_(_KEYS))
-_MARK = update(prompts).where(prompts.c.fusion_id.in_(_KEYS)).values(published_at=bindparam("at"))
+_MARK = (
+    update(prompts)
+    .where(prompts.c.fusion_id.in_(_KEYS), exists().where(published_to.c.store_id == bindparam("store_id")))
+    .values(published_at=bindparam("at"))
+)
+_TAKE = {
+    "sqlite": sqlite.insert(published_to).on_conflict_do_nothing().returning(published_to.c.store_id),
+    "postgresql": postgresql.insert(published_to).on_conflict_do_nothing().returning(published_to.c.store_id),
+}
 
 
 @dataclass(frozen=True)
@@ -194,9 +202,9 @@ class Submissions:
         """Settle the budgets of what has ended; see Budgets."""
         return await self._budgets.settle() if self._budgets else 0
 
-    async def mark_published(self, fusion_ids: Sequence[str], at: datetime) -> None:
-        """The broker has them."""
-        marked = {"keys": list(fusion_ids), "at": at}
+    async def mark_published(self, fusion_ids: Sequence[str], at: datetime, store_id: str) -> None:
+        """This store of the broker has them; nothing is marked where another one is published to meanwhile."""
+        marked = {"keys": list(fusion_ids), "at": at, "store_id": store_id}
         await self._store.run(lambda connection: connection.execute(_MARK, marked), write=True)
 
     async def unpublished(self, before: datetime, limit: int) -> list[tuple[Prompt, str | None]]:
@@ -210,15 +218,20 @@ class Submissions:
         async with self._store.read() as connection:
             return [(Prompt.decode(body), trace) for body, trace in await connection.execute(query)]
 
-    async def forget_published(self, before: datetime) -> int:
-        """Take back the mark of unfinished prompts published before a time: the broker's store is younger.
+    async def publish_to(self, store_id: str) -> int:
+        """Note the broker's store that prompts are published to.
+
+        Where it is another one than before, take back the mark of unfinished prompts: they were in that one.
 
         Returns:
             How many.
         """
-        statement = update(prompts).where(prompts.c.published_at < before, _UNDECIDED).values(published_at=None)
+        forget = update(prompts).where(prompts.c.published_at.is_not(None), _UNDECIDED).values(published_at=None)
         async with self._store.write() as connection:
-            return (await connection.execute(statement)).rowcount
+            await connection.execute(delete(published_to).where(published_to.c.store_id != store_id))
+            taken = await connection.execute(_TAKE[connection.dialect.name], {"store_id": store_id})
+            # Of several replicas one is the first.
+            return (await connection.execute(forget)).rowcount if taken.first() else 0
 
     async def forget_stalled(self, before: datetime) -> int:
         """Take back the mark of unfinished prompts published before a time, of which the judge publishes nothing now.
