@@ -128,6 +128,8 @@ class Bus:
         self._client: Client | None = None
         self._js: JetStreamContext | None = None
         self._down_since: float | None = None
+        self._store_id: tuple[int | None, str] = (None, "")
+        """The id of the broker's store, and the connection on which it was read."""
         self._stopping = False
         self.broker = NatsBroker(
             settings.url,
@@ -320,13 +322,24 @@ class Bus:
                     "run `fusewire topology apply`",
                 ) from None
 
-    async def store_id(self) -> str:
+    @property
+    def last_store_id(self) -> str:
+        """The id of the broker's store as it was read last; empty before."""
+        return self._store_id[1]
+
+    async def store_id(self, *, afresh: bool = False) -> str:
         """The id of the broker's store; another one means that the store was lost.
+
+        Args:
+            afresh: whether the server is asked in any case, and not once for each connection.
 
         Raises:
             Transient: the server does not tell.
             StartupError: nobody has provisioned it.
         """
+        connection = self.connection
+        if not afresh and connection is not None and self._store_id[0] == connection:
+            return self._store_id[1]
         try:
             info = await self.js.stream_info(CARRIERS[0])
         except (APIError, NatsError, TimeoutError, OSError):
@@ -334,6 +347,7 @@ class Bus:
         found = (info.config.metadata or {}).get(STORE_KEY)
         if not found:
             raise StartupError(f"the stream {CARRIERS[0]} has no store id", "run `fusewire topology apply`")
+        self._store_id = connection, found
         return found
 
     async def settle(self, msg: Msg, handler: Handler) -> None:

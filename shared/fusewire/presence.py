@@ -45,7 +45,6 @@ class Presence:
         self._processes = Processes(store)
         self._clock = clock
         self._me = secrets.token_hex(16)
-        self._store_id = ""
         self._others: dict[str, _Watch] = {}
         self._is_replaced = False
         self._task: asyncio.Task[None] | None = None
@@ -58,7 +57,7 @@ class Presence:
         Raises:
             StartupError: they do, or the broker was not provisioned.
         """
-        self._store_id = await self._bus.store_id()
+        await self._bus.store_id(afresh=True)
         await self._look()
         if self._others:
             log.warning("presence.other_store", processes=len(self._others))
@@ -89,7 +88,7 @@ class Presence:
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             try:
-                self._store_id = await self._bus.store_id()
+                await self._bus.store_id(afresh=True)
             except (Transient, StartupError):
                 log.debug("presence.broker_away")
             try:
@@ -101,18 +100,18 @@ class Presence:
                 log.error("presence.broken", fault=fault(exc))  # noqa: TRY400 - no text of its
 
     def _process(self) -> Process:
-        return Process(self._me, self._store_id, self._clock())
+        return Process(self._me, self._bus.last_store_id, self._clock())
 
     async def _renew(self) -> None:
         """Note that it still works. One that was taken for gone comes back, if nobody has come instead."""
         if await self._processes.renew(self._process()):
             return
-        self._is_replaced = bool(await self._processes.with_another_store(self._store_id))
+        self._is_replaced = bool(await self._processes.with_another_store(self._bus.last_store_id))
         if not self._is_replaced:
             await self._processes.add(self._service, self._process())
 
     async def _look(self) -> None:
-        found = {process.process_id: process for process in await self._processes.with_another_store(self._store_id)}
+        found = {process.process_id: process for process in await self._processes.with_another_store(self._bus.last_store_id)}
         self._others = {key: watch for key, watch in self._others.items() if key in found}
         for key, process in found.items():
             watch = self._others.setdefault(key, _Watch(process))

@@ -19,7 +19,7 @@ from fusewire.contracts import PRIORITIES, CallFailure, Candidate, ContractError
 from fusewire.errors import Transient
 from fusewire.fence import Untouched
 from fusewire.pull import Release, ReleaseLoop
-from fusewire.topology import MAX_DELIVERIES, candidate_subject, task_durable, token_subject
+from fusewire.topology import MAX_DELIVERIES, REPEATED, candidate_subject, task_durable, token_subject
 
 log = structlog.get_logger(__name__)
 
@@ -91,13 +91,16 @@ tasks are then delivered again. The second argument is given the answer's text p
 class Generate(Protocol):
     """Turns tasks into candidates."""
 
-    def hold(self, tasks: Tasks, deliveries: int, begun: Callable[[], None]) -> AbstractAsyncContextManager[Make]:
+    def hold(
+        self, tasks: Tasks, deliveries: int, begun: Callable[[], None], *, is_repeated: bool = False
+    ) -> AbstractAsyncContextManager[Make]:
         """While inside, the calls of one message are this worker's to make.
 
         Args:
             tasks: what to ask.
             deliveries: how often the message has been delivered, this time included.
             begun: to be told when a call is about to be made, so that it no longer stands in line.
+            is_repeated: whether calls may have been made for them of which the ledger knows nothing, as it was lost.
         """
         ...
 
@@ -121,7 +124,14 @@ class Unpaid(abc.ABC):
         """See `Generate.stop`."""
 
     @contextlib.asynccontextmanager
-    async def hold(self, tasks: Tasks, deliveries: int, begun: Callable[[], None]) -> AsyncIterator[Make]:  # noqa: ARG002
+    async def hold(
+        self,
+        tasks: Tasks,  # noqa: ARG002
+        deliveries: int,  # noqa: ARG002
+        begun: Callable[[], None],  # noqa: ARG002
+        *,
+        is_repeated: bool = False,  # noqa: ARG002
+    ) -> AsyncIterator[Make]:
         """See `Generate.hold`. A message stands in line until it has ended."""
         yield self.generate
 
@@ -246,12 +256,15 @@ class Worker:
             release()
             await asyncio.shield(running)
             return
-        running = self._running[tasks.key] = asyncio.ensure_future(self._all(tasks, delivery.deliveries, release))
+        running = self._running[tasks.key] = asyncio.ensure_future(self._all(tasks, delivery, release))
         running.add_done_callback(lambda _: self._running.pop(tasks.key, None))
         await running
 
-    async def _all(self, tasks: Tasks, deliveries: int, release: Release) -> None:
-        async with self._generate.hold(tasks, deliveries, release) as make:
+    async def _all(self, tasks: Tasks, delivery: Delivery, release: Release) -> None:
+        is_repeated = REPEATED in delivery.headers
+        # Of a repeated message calls may have been made, too.
+        deliveries = delivery.deliveries + is_repeated
+        async with self._generate.hold(tasks, deliveries, release, is_repeated=is_repeated) as make:
             one_by_one = [self._one(task, make, deliveries) for task in tasks.each()]
             # Whatever becomes of one, the others have their end: they may be paid for.
             ends = await asyncio.gather(*one_by_one, return_exceptions=True)

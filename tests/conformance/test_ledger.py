@@ -216,6 +216,28 @@ async def test_a_crash_costs_at_most_one_more_call(
         assert server.stats.requests == in_all
 
 
+async def test_what_may_have_been_called_before_the_ledger_was_lost_is_called_where_no_candidate_has_come(
+    kv: KeyValue,
+) -> None:
+    ledger, clock, published = KvLedger(kv), Clock(), Published()
+
+    async def repeated(server: ModelServer, queue: str) -> Candidate | None:
+        async with (
+            worker(ledger, server, clock, stored=published) as generate,
+            generate.hold(Tasks.of(queue, [a_task(clock)]), 1, lambda: None, is_repeated=True) as make,
+        ):
+            return await make(a_task(clock), None)
+
+    async with ModelServer() as server:
+        candidate = await repeated(server, "default")
+        assert candidate is not None
+        assert (candidate.ok, candidate.maybe_paid_twice) == (True, True)
+        published.candidates.append(candidate)
+        # Of another message's entry nothing is known either.
+        assert await repeated(server, "other") is None
+        assert server.stats.requests == 1
+
+
 @pytest.mark.parametrize("point", ["after answer", "after sent"])
 async def test_a_second_crash_ends_the_task_without_a_third_call(kv: KeyValue, point: str) -> None:
     ledger, clock, published = KvLedger(kv), Clock(), Published()

@@ -21,7 +21,7 @@ from fusewire.settings import Database, Nats, Settings
 from fusewire.store.engine import Store
 from fusewire.testing.eventually import PATIENCE_S, eventually
 from fusewire.testing.factories import make_candidate, make_prompt
-from fusewire.testing.model_script import ModelScript, Rule, Script
+from fusewire.testing.model_script import Fault, ModelScript, Rule, Script
 from fusewire.testing.model_server import ModelServer
 from fusewire.testing.nats_server import NatsServer
 from fusewire.testing.postgres import PostgresServer
@@ -352,6 +352,35 @@ async def test_a_broker_whose_store_is_lost_loses_no_prompt(
 
     assert Counter(shown["status"] for shown in done) == {"fused": 15}
     assert await rows(settings, "SELECT count(*) FROM outcomes") == [(15,)]
+
+
+async def test_after_a_lost_store_only_what_is_not_stored_is_asked_again_and_marked(
+    settings: Settings, running: Running, nats: NatsServer, model_server: ModelServer
+) -> None:
+    """The ledger is lost with the store: of what was under way nobody knows any more whether it was paid for."""
+    model_server.set_script(Script(models={name: ModelScript(faults=(Fault(kind="hang"),) * 5) for name in "bc"}))
+    answered = "SELECT count(*) FROM candidates"
+    async with running(settings, "judge", "dispatcher", "ingest") as client:
+        async with running(settings, "worker-remote"):
+            await submit(client, 0, 5)
+
+            async def is_half_way() -> bool:
+                return await rows(settings, answered) == [(5,)] and model_server.stats.requests == 15
+
+            await eventually(is_half_way)
+            # The worker's time to drain is up before its calls come to an end.
+        await nats.kill()
+        nats.wipe()
+        await nats.start()
+        async with running(settings, "worker-remote"):
+            done = await finish(client, 5)
+
+    assert Counter(shown["status"] for shown in done) == {"fused": 5}
+    calls = model_server.stats.by_model
+    assert {name: calls[name] for name in "abc"} == {"a": 5, "b": 10, "c": 10}
+    bodies = [json.loads(body) for (body,) in await rows(settings, "SELECT body FROM candidates")]
+    marked = {(body["member"], body["maybe_paid_twice"]) for body in bodies if body["round"] == 0}
+    assert marked == {("a", False), ("b", True), ("c", True)}
 
 
 @pytest.mark.parametrize("stream", ["FW_PROMPT", "FW_TASK_REMOTE", "FW_CANDIDATE"])

@@ -119,6 +119,7 @@ MESSAGES_V1: tuple[Wire, ...] = (
         ),
         gold=Gold(answer="42", match="number"),
         is_streamed=True,
+        store_id="0f1e2d3c",
         depth=1,
         is_complete=True,
         residency="edge-only",
@@ -271,6 +272,7 @@ MESSAGES_V1: tuple[Wire, ...] = (
         priority="low",
         seed=7,
         depth=1,
+        store_id="0f1e2d3c",
         deadline_at=DEADLINE,
     ),
     Outcome(

@@ -10,7 +10,7 @@ from fusewire import telemetry
 from fusewire.bus import Bus, Delivery
 from fusewire.cancel import Cancelled
 from fusewire.contracts import Prompt, Round, Task
-from fusewire.topology import plan_subject, task_subject
+from fusewire.topology import REPEATED, plan_subject, task_subject
 from fusewire_dispatcher.planning import Book, by_queue, expand, plan
 
 log = structlog.get_logger(__name__)
@@ -35,7 +35,7 @@ class Handlers:
         made, tasks = plan(prompt, self._book, self._clock())
         await asyncio.gather(
             self._bus.publish(plan_subject(prompt.fusion_id), made, only_if_new=True),
-            self._publish(prompt.pool, tasks),
+            self._publish(prompt.pool, tasks, prompt.store_id),
         )
         log.debug(
             "dispatcher.planned", members=len(made.members), excluded=len(made.excluded), residency=prompt.residency
@@ -48,13 +48,16 @@ class Handlers:
             log.info("dispatcher.cancelled", round=asked.round)
             return
         tasks = expand(asked, self._book)
-        await self._publish(asked.pool, tasks)
+        await self._publish(asked.pool, tasks, asked.store_id)
         log.debug("dispatcher.round_expanded", round=asked.round, calls=len(tasks))
 
-    async def _publish(self, pool: str, tasks: Iterable[Task]) -> None:
+    async def _publish(self, pool: str, tasks: Iterable[Task], store_id: str) -> None:
+        """Publish tasks. Where they were asked for in another store of the broker, calls may have been made already."""
+        is_repeated = bool(store_id) and store_id != await self._bus.store_id()
+        headers = {REPEATED: "1"} if is_repeated else {}
         await asyncio.gather(
             *(
-                self._bus.publish(task_subject(t.tier, t.queue, t.priority), t, msg_id=t.key)
+                self._bus.publish(task_subject(t.tier, t.queue, t.priority), t, msg_id=t.key, headers=headers)
                 for t in by_queue(pool, tasks)
             )
         )

@@ -243,6 +243,6 @@ def body_hash(prompt: Prompt) -> str:
     """SHA-256 over everything that the client decides; equal for a true repetition."""
     # Without defaults, so that a field which a later version adds does not make old prompts look changed.
     decided = prompt.model_dump_json(
-        exclude={"v", "submitted_at", "deadline_at", "is_streamed", "depth"}, exclude_defaults=True
+        exclude={"v", "submitted_at", "deadline_at", "is_streamed", "depth", "store_id"}, exclude_defaults=True
     )
     return ids.digest("body", decided).hex()

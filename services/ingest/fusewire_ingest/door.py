@@ -42,6 +42,7 @@ class Door:
         pools: Mapping[str, PoolRule],
         tenants: Callable[[str], TenantRule] = lambda _: TenantRule(),
         prompt_bytes: int,
+        store_id: Callable[[], str] = lambda: "",
         clock: Callable[[], datetime],
     ) -> None:
         self._commit = commit
@@ -51,6 +52,7 @@ class Door:
         self.open_requests = open_requests
         self._pools = pools
         self._prompt_bytes = prompt_bytes
+        self._store_id = store_id
         self._clock = clock
 
     def read(
@@ -81,7 +83,7 @@ class Door:
         deadline_at: datetime | None = None,
     ) -> Prompt:
         """From a submission to a prompt, by the rules of its tenant. Raises RefusedError."""
-        return admit(
+        prompt = admit(
             submission,
             tenant=tenant,
             fallback_id=fallback_id,
@@ -92,6 +94,7 @@ class Door:
             depth=depth,
             deadline_at=deadline_at,
         )
+        return prompt.model_copy(update={"store_id": self._store_id()})
 
     async def attach(self, tenant: str, request_hash: str, *, is_again: bool) -> str | None:
         """The fusion that this request began when it was sent before, if this is that once more.

@@ -210,7 +210,7 @@ class Relay:
 
     async def _notice_lost_store(self) -> None:
         """Another id of the broker's store means that it was lost, and what was published with it."""
-        store_id = await self._bus.store_id()
+        store_id = await self._bus.store_id(afresh=True)
         if store_id == self._store_id:
             return
         # What was published so far may have gone to the old one; that it is published again costs nothing.

@@ -71,6 +71,7 @@ class Ingest:
             pools=pools,
             tenants=lambda tenant: tenant_rule(settings, tenant),
             prompt_bytes=limit,
+            store_id=lambda: self._bus.last_store_id,
             clock=clock,
         )
         files, batches, lines = Files(self._store), Batches(self._store), Lines(self._store)

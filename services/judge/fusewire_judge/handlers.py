@@ -255,7 +255,7 @@ class Handlers:
         fired: bool,
     ) -> Work:
         """Everything that happens inside the transaction."""
-        work = Work(self._clock(), fired)
+        work = Work(self._clock(), fired, self._bus.last_store_id)
         results.lock(keys, self._recent)
         unknown = keys - results.locked.keys()
         for key in sorted(unknown):

@@ -32,6 +32,8 @@ class Work:
     now: datetime
     fired: bool
     """Whether it was a due time that brought these fusions here, so that their timers are spent."""
+    store_id: str = ""
+    """The broker's store that rounds are published to."""
     made: list[tuple[Outcome, Record]] = field(default_factory=list)
     asked: list[Written] = field(default_factory=list)
     unsent: list[tuple[Written, list[Candidate]]] = field(default_factory=list)
@@ -61,7 +63,7 @@ def decide_one(key: str, record: Record, work: Work) -> None:
         work.made.append((outcome.cancelled(case, work.now, judged_since=record.asked_at), record))
         return
     while isinstance(decision := decide(case, work.now), Ask):
-        round_ = _round(case, decision)
+        round_ = _round(case, decision, work.store_id)
         body = round_.model_dump_json()
         if _is_sendable(body):
             work.asked.append((round_, body))
@@ -100,7 +102,7 @@ def _planned(record: Record, plan: Plan) -> dict[tuple[int, str], Heard]:
     return kept
 
 
-def _round(case: Case, ask: Ask) -> Round:
+def _round(case: Case, ask: Ask, store_id: str) -> Round:
     plan = case.plan
     return Round(
         fusion_id=plan.fusion_id,
@@ -112,6 +114,7 @@ def _round(case: Case, ask: Ask) -> Round:
         priority=plan.priority,
         seed=plan.seed,
         depth=case.prompt.depth,
+        store_id=store_id,
         deadline_at=plan.panel_deadline_at if ask.calls[0].kind == "answer" else plan.deadline_at,
     )
 

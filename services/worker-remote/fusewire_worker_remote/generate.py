@@ -130,10 +130,15 @@ class RemoteGenerate:
         self._is_stopping = True
 
     @asynccontextmanager
-    async def hold(self, tasks: Tasks, deliveries: int, begun: Callable[[], None]) -> AsyncIterator[Make]:
+    async def hold(
+        self, tasks: Tasks, deliveries: int, begun: Callable[[], None], *, is_repeated: bool = False
+    ) -> AsyncIterator[Make]:
         """See `Generate.hold`."""
         came = partial(self._stored, tasks.fusion_id, tasks.round)
-        async with self._hold(tasks.key, tasks.deadline_at, came, is_first=deliveries == 1) as held:
+        earlier = tuple(task.call for task in tasks.each()) if is_repeated else ()
+        async with self._hold(
+            tasks.key, tasks.deadline_at, came, is_first=deliveries == 1 and not is_repeated, earlier=earlier
+        ) as held:
 
             async def make(task: Task, tell: Tell | None) -> Candidate | None:
                 return None if held.has_ended(task.call) else await self._generate(task, tell, held, begun)
@@ -146,10 +151,12 @@ class RemoteGenerate:
         async with self._hold(task.task_id, task.deadline_at, came, is_first=False) as held:
             return await self._generate(task, tell, held, _unheard)
 
-    def _hold(self, key: str, deadline_at: datetime, came: Came, *, is_first: bool) -> Hold:
+    def _hold(
+        self, key: str, deadline_at: datetime, came: Came, *, is_first: bool, earlier: Collection[str] = ()
+    ) -> Hold:
         me = f"{self._owner}#{next(self._holds)}"
         terms = Terms(me, self._lease, deadline_at + KEPT_AFTER, self._clock)
-        return Hold(self._ledger, key, terms, came, is_first=is_first)
+        return Hold(self._ledger, key, terms, came, is_first=is_first, earlier=earlier)
 
     async def _generate(self, task: Task, tell: Tell | None, held: Hold, begun: Callable[[], None]) -> Candidate:
         if task.residency == "edge-only":

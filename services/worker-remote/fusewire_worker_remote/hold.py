@@ -58,14 +58,18 @@ class Hold:
         came: tells which candidates have come.
         is_first: whether the message has never been delivered before, so that nothing should be there. A first
             delivery is the common case, and this guess costs it no read.
+        earlier: calls that may have been made before, though the ledger knows nothing of it because it was lost.
     """
 
-    def __init__(self, ledger: Ledger, key: str, terms: Terms, came: Came, *, is_first: bool) -> None:
+    def __init__(
+        self, ledger: Ledger, key: str, terms: Terms, came: Came, *, is_first: bool, earlier: Collection[str] = ()
+    ) -> None:
         self._ledger = ledger
         self._key = key
         self._terms = terms
         self._came = came
         self._is_first = is_first
+        self._earlier = earlier
         self._calls: dict[str, Calls] = {}
         self._ended: Collection[str] = ()
         self._revision = 0
@@ -157,6 +161,9 @@ class Hold:
     async def _take_over(self) -> None:
         stored, self._revision = await self._ledger.get(self._key)
         if stored is None:
+            self._ended = await self._came(self._earlier) if self._earlier else ()
+            lost = Calls(started_at=self._terms.clock()).left()
+            self._calls = {call: lost for call in self._earlier if call not in self._ended}
             return
         if (left := stored.until - self._terms.clock()) > timedelta(0):
             raise Busy(left.total_seconds())

@@ -159,6 +159,8 @@ class Prompt(Wire):
     gold: Gold | None = None
     is_streamed: bool = False
     """Whether somebody reads the answer while it is being written."""
+    store_id: str = ""
+    """The broker's store that it is published to first; empty where that was not known."""
     depth: int = Field(default=0, ge=0)
     """How many Fusewires it has come through before this one."""
     is_complete: bool = False

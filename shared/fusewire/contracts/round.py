@@ -52,6 +52,8 @@ class Round(Wire):
     seed: int
     depth: int = Field(default=0, ge=0)
     """The prompt's."""
+    store_id: str = ""
+    """The broker's store that it is published to first; empty in what was asked before there were ids."""
     deadline_at: AwareDatetime
 
     @property

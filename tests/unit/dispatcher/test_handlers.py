@@ -1,6 +1,7 @@
 """Messages in, messages out; nothing of what is cancelled."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -13,6 +14,7 @@ from fusewire.bus import Bus, Delivery
 from fusewire.cancel import Cancelled
 from fusewire.contracts import Plan, Prompt, Round, Sampling, Tasks
 from fusewire.testing.factories import FakeClock, make_prompt, make_round
+from fusewire.topology import REPEATED
 from fusewire_dispatcher.handlers import Handlers
 from fusewire_dispatcher.planning import Book, MemberSpec, ModelSpec, PoolSpec
 
@@ -26,10 +28,21 @@ class Published:
     """A bus that keeps what is published."""
 
     messages: dict[str, Plan | Tasks] = field(default_factory=dict)
+    headers: dict[str, Mapping[str, str]] = field(default_factory=dict)
+
+    async def store_id(self) -> str:
+        return "now"
 
     async def publish(
-        self, subject: str, message: Plan | Tasks, *, msg_id: str | None = None, only_if_new: bool = False
+        self,
+        subject: str,
+        message: Plan | Tasks,
+        *,
+        headers: Mapping[str, str] | None = None,
+        msg_id: str | None = None,
+        only_if_new: bool = False,
     ) -> bool:
+        self.headers[subject] = headers or {}
         assert only_if_new == isinstance(message, Plan)
         assert msg_id == (message.key if isinstance(message, Tasks) else None)
         self.messages[subject] = message
@@ -65,3 +78,20 @@ async def test_what_is_cancelled_is_dropped_and_all_else_published(message: Prom
         await handle(delivery(message))
     assert bus.messages == {}
     assert [line["event"] for line in told] == ["dispatcher.cancelled"]
+
+
+STORES = [("", {}), ("now", {}), ("lost", {REPEATED: "1"})]
+
+
+@pytest.mark.parametrize(("store_id", "headers"), STORES)
+@pytest.mark.parametrize("message", [PROMPT, make_round()], ids=["prompt", "round"])
+async def test_tasks_that_were_asked_for_in_another_store_say_that_they_may_be_repeated(
+    message: Prompt | Round, store_id: str, headers: Mapping[str, str]
+) -> None:
+    bus = Published()
+    handlers = Handlers(cast("Bus", bus), BOOK, FakeClock(), Cancelled())
+    handle = handlers.on_prompt if isinstance(message, Prompt) else handlers.on_round
+
+    await handle(delivery(message.model_copy(update={"store_id": store_id})))
+
+    assert bus.headers["fw.task.remote.default.normal"] == headers

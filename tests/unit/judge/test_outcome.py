@@ -383,9 +383,11 @@ def test_one_that_was_never_planned_is_cancelled_all_the_same() -> None:
     assert (outcome.answers, outcome.cost_usd, outcome.finished_at) == ((), 0.0, NOW)
 
 
-def test_a_round_is_as_deep_as_its_prompt(begin: Begin) -> None:
+def test_a_round_is_as_deep_as_its_prompt_and_says_to_which_store_it_is_published(begin: Begin) -> None:
     play = begin(prompt={"depth": 2}).says(**OPEN)
     decision = play.decide()
     assert isinstance(decision, Ask)
 
-    assert _round(play.case, decision).depth == 2
+    round_ = _round(play.case, decision, "s1")
+
+    assert (round_.depth, round_.store_id) == (2, "s1")

@@ -73,7 +73,9 @@ class Panel(Stub):
         self.begun: list[str] = []
 
     @asynccontextmanager
-    async def hold(self, tasks: Tasks, deliveries: int, begun: Callable[[], None]) -> AsyncIterator[Make]:
+    async def hold(
+        self, tasks: Tasks, deliveries: int, begun: Callable[[], None], *, is_repeated: bool = False
+    ) -> AsyncIterator[Make]:
         async def make(task: Task, _tell: object) -> Candidate | None:
             self.begun.append(task.call)
             begun()
