@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 
 import structlog
@@ -12,25 +11,16 @@ import structlog
 from fusewire.bus import Bus, fault
 from fusewire.errors import StartupError, Transient
 from fusewire.store.engine import Store
-from fusewire.store.processes import Process, Processes
+from fusewire.store.processes import Processes
 
 log = structlog.get_logger(__name__)
 
-LOOK_EVERY_S = 3.0
-GONE_LOOKS = 4
-"""A process that was not seen again in so many looks is gone."""
+LOOK_EVERY_S = 2.0
+GONE_S = 5.0
+"""A process that was not seen for so long has ended, or finds out that it was taken for one that has."""
 ALIVE_LOOKS = 3
 """One that was seen again so often lives. A replica may take a moment to notice that its broker's store is new."""
 _FOREIGN = "another Fusewire, with another NATS, works on this database"
-
-
-@dataclass
-class _Watch:
-    """How often a process with another store was seen again. Its times are not compared: clocks of machines differ."""
-
-    last: Process
-    again: int = 0
-    not_again: int = 0
 
 
 class Presence:
@@ -42,10 +32,10 @@ class Presence:
     def __init__(self, service: str, bus: Bus, store: Store, clock: Callable[[], datetime]) -> None:
         self._service = service
         self._bus = bus
-        self._processes = Processes(store)
-        self._clock = clock
+        self._processes = Processes(store, clock)
         self._me = secrets.token_hex(16)
-        self._others: dict[str, _Watch] = {}
+        self._others: dict[str, tuple[datetime, int]] = {}
+        """By process: when it was seen last, and how often again since it was seen first."""
         self._is_replaced = False
         self._task: asyncio.Task[None] | None = None
 
@@ -66,7 +56,7 @@ class Presence:
             await self._look()
             if self.faults():
                 raise StartupError(_FOREIGN, "stop that one, or give this one a database of its own")
-        await self._processes.add(self._service, self._process())
+        await self._processes.add(self._me, self._service, self._bus.last_store_id)
         self._task = asyncio.create_task(self._look_on(), name=f"{self._service}-presence")
 
     async def stop(self) -> None:
@@ -80,7 +70,7 @@ class Presence:
 
     def faults(self) -> list[str]:
         """Whether somebody else has taken the database."""
-        is_alive = any(watch.again >= ALIVE_LOOKS for watch in self._others.values())
+        is_alive = any(again >= ALIVE_LOOKS for _, again in self._others.values())
         found = [_FOREIGN] if is_alive or self._is_replaced else []
         return found + ([f"{self._task.get_name()} has ended"] if self._task and self._task.done() else [])
 
@@ -99,27 +89,21 @@ class Presence:
             except Exception as exc:  # noqa: BLE001 - one look that failed says nothing
                 log.error("presence.broken", fault=fault(exc))  # noqa: TRY400 - no text of its
 
-    def _process(self) -> Process:
-        return Process(self._me, self._bus.last_store_id, self._clock())
-
     async def _renew(self) -> None:
         """Note that it still works. One that was taken for gone comes back, if nobody has come instead."""
-        if await self._processes.renew(self._process()):
+        if await self._processes.renew(self._me, self._bus.last_store_id):
             return
         self._is_replaced = bool(await self._processes.with_another_store(self._bus.last_store_id))
         if not self._is_replaced:
-            await self._processes.add(self._service, self._process())
+            await self._processes.add(self._me, self._service, self._bus.last_store_id)
 
     async def _look(self) -> None:
-        found = {process.process_id: process for process in await self._processes.with_another_store(self._bus.last_store_id)}
-        self._others = {key: watch for key, watch in self._others.items() if key in found}
-        for key, process in found.items():
-            watch = self._others.setdefault(key, _Watch(process))
-            is_again = process != watch.last
-            watch.again += is_again
-            watch.not_again = 0 if is_again else watch.not_again + 1
-            watch.last = process
-        # The first look at a process is none at whether it was seen again.
-        if gone := [key for key, watch in self._others.items() if watch.not_again > GONE_LOOKS]:
+        found = await self._processes.with_another_store(self._bus.last_store_id)
+        if gone := [process.process_id for process in found if process.unseen_s > GONE_S]:
             await self._processes.remove(gone)
-            self._others = {key: watch for key, watch in self._others.items() if key not in gone}
+        before, self._others = self._others, {}
+        for process in found:
+            if process.process_id in gone:
+                continue
+            seen_at, again = before.get(process.process_id, (process.seen_at, 0))
+            self._others[process.process_id] = process.seen_at, again + (process.seen_at != seen_at)

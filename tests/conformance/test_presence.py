@@ -27,6 +27,7 @@ FOREIGN = "another Fusewire, with another NATS, works on this database"
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(presence, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(presence, "GONE_S", 1.0)
 
 
 async def provisioned(server: NatsServer) -> Bus:

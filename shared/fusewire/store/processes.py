@@ -1,16 +1,17 @@
 """Which processes work on the database, and with which broker's store."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fusewire.store.engine import Store
 from fusewire.store.tables import processes
 
 LONG_GONE = timedelta(days=1)
-"""Processes that were not seen for so long are forgotten, however wrong the clocks are."""
+"""Rows that were not renewed for so long are removed, also those of the same store."""
 
 
 @dataclass(frozen=True)
@@ -18,37 +19,50 @@ class Process:
     """One of them, as it was when it was last seen."""
 
     process_id: str
-    store_id: str
     seen_at: datetime
+    unseen_s: float
+    """How long ago that was."""
 
 
 class Processes:
-    """The `processes` table. Every method raises Transient when the database does not answer."""
+    """The `processes` table. Every method raises Transient when the database does not answer.
 
-    def __init__(self, store: Store) -> None:
+    Its times are all of one clock: PostgreSQL's, or this machine's, which is SQLite's too.
+    """
+
+    def __init__(self, store: Store, clock: Callable[[], datetime]) -> None:
         self._store = store
+        self._clock = clock
 
-    async def add(self, service: str, me: Process) -> None:
-        """Note a process, and forget those that have ended long ago."""
+    async def add(self, process_id: str, service: str, store_id: str) -> None:
+        """Note a process."""
         async with self._store.write() as connection:
-            await connection.execute(delete(processes).where(processes.c.seen_at < me.seen_at - LONG_GONE))
-            await connection.execute(insert(processes).values(service=service, **asdict(me)))
+            now = await self._now(connection)
+            await connection.execute(delete(processes).where(processes.c.seen_at < now - LONG_GONE))
+            row = {"process_id": process_id, "service": service, "store_id": store_id, "seen_at": now}
+            await connection.execute(insert(processes).values(row))
 
-    async def renew(self, me: Process) -> bool:
+    async def renew(self, process_id: str, store_id: str) -> bool:
         """Note that a process still works. Returns False where it was removed meanwhile."""
-        mine = update(processes).where(processes.c.process_id == me.process_id)
+        mine = update(processes).where(processes.c.process_id == process_id)
         async with self._store.write() as connection:
-            renewed = await connection.execute(mine.values(store_id=me.store_id, seen_at=me.seen_at))
-            return bool(renewed.rowcount)
+            now = await self._now(connection)
+            return bool((await connection.execute(mine.values(store_id=store_id, seen_at=now))).rowcount)
 
     async def with_another_store(self, store_id: str) -> list[Process]:
         """The processes that work with another store than this one."""
-        columns = (processes.c.process_id, processes.c.store_id, processes.c.seen_at)
+        others = select(processes.c.process_id, processes.c.seen_at).where(processes.c.store_id != store_id)
         async with self._store.read() as connection:
-            found = await connection.execute(select(*columns).where(processes.c.store_id != store_id))
-            return [Process(*row) for row in found]
+            now = await self._now(connection)
+            return [Process(key, at, (now - at).total_seconds()) for key, at in await connection.execute(others)]
 
     async def remove(self, process_ids: Sequence[str]) -> None:
         """Forget processes that have ended."""
         async with self._store.write() as connection:
             await connection.execute(delete(processes).where(processes.c.process_id.in_(process_ids)))
+
+    async def _now(self, connection: AsyncConnection) -> datetime:
+        if self._store.is_sqlite:
+            return self._clock()
+        now: datetime = (await connection.execute(select(func.clock_timestamp()))).scalar_one()
+        return now
