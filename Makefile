@@ -17,7 +17,7 @@ MEMBERS := shared services/ingest services/dispatcher services/worker-edge servi
 TESTS := tests/contract tests/conformance tests/e2e tests/bench tests/fuzz $(wildcard tests/unit/*)
 SOURCES := $(MEMBERS) migrations tests
 
-.PHONY: help setup demo test test-node test-batch test-unit check format bench bench-scale bench-plots bench-doors bench-edge bench-judge bench-fusion fuzz lock docs clean
+.PHONY: help setup demo test test-kills test-node test-batch test-unit check format bench bench-scale bench-plots bench-doors bench-edge bench-judge bench-fusion fuzz lock docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -40,6 +40,10 @@ demo: setup ## fuse 14 prompts with small models on this machine; SMALL=1 takes 
 
 test: setup ## run all tests (PostgreSQL and NATS are started by the tests); ARGS="…" goes to pytest
 	@$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+test-kills: setup ## run schedules of kills, freezes and outages from ten seeds; writes build/kills.jsonl
+	@mkdir -p build && rm -f build/kills.jsonl
+	@KILL_SEEDS=$(or $(SEEDS),10) KILL_SECONDS=$(or $(SECONDS),30) KILL_REPORT=build/kills.jsonl $(BIN)/python -m pytest tests/e2e/test_kills.py $(ARGS)
 
 test-node: setup ## run clients of node against a running stack; they are installed from npm
 	@mkdir -p build/node && cp tests/e2e/node/package.json tests/e2e/node/calls.mjs build/node

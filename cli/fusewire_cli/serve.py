@@ -6,6 +6,7 @@ import typer
 import uvloop
 
 from fusewire import lifeline, telemetry
+from fusewire.service import end_stalled
 from fusewire.settings import find_file
 from fusewire_cli import builtin
 from fusewire_cli.local.runner import Stack, wanted
@@ -33,6 +34,7 @@ def up(*, processes: bool) -> None:
 
         for sig in lifeline.stop_signals():
             asyncio.get_running_loop().add_signal_handler(sig, ask_to_stop)
+        lifeline.on_stall(asyncio.get_running_loop(), end_stalled)
         starting, stopping = asyncio.create_task(stack.start()), asyncio.create_task(stop.wait())
         await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():

@@ -54,6 +54,8 @@ HEARTBEAT_S = 4.0
 SUSPECT_DELIVERIES = 20
 """A message that was delivered more often is counted each time its handling begins, until it ends. Deliveries alone
 do not tell what a process dies of: what waits for a database comes back as often."""
+HANDLED_WITHIN_S = 60.0
+"""How long the handler of one message may take; the calls of workers have deadlines of their own."""
 CRASHES = 3
 """Begun this often without an end: whatever handles it dies of it."""
 ALREADY_THERE = 10071
@@ -96,6 +98,19 @@ class Delivery:
 
 
 Handler = Callable[[Delivery], Awaitable[None]]
+
+
+def within(seconds: float, handler: Handler) -> Handler:
+    """A handler whose message is delivered again where it has not ended after `seconds`."""
+
+    async def handle(delivery: Delivery) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await handler(delivery)
+        except TimeoutError:
+            raise Transient(f"its handler did not end within {seconds:g} s") from None
+
+    return handle
 
 
 def retry_delay_s(deliveries: int, jitter: float) -> float:
@@ -303,7 +318,7 @@ class Bus:
         async def deliver(msg: NatsMessage) -> None:
             raw = msg.raw_message
             assert isinstance(raw, Msg)
-            await self.settle(raw, handler)
+            await self.settle(raw, within(HANDLED_WITHIN_S, handler))
 
         subscriber(deliver)
 

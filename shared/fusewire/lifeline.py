@@ -2,14 +2,19 @@
 
 Whoever starts a service as a child process keeps the writing end of a pipe and gives the child the
 reading end. Nothing is ever written: the pipe reaches its end when the parent has ended, whatever
-ended it, `kill -9` included. Both functions work beside an event loop that is blocked.
+ended it, `kill -9` included. All of this works beside an event loop that is blocked.
 """
 
+import asyncio
 import contextlib
 import os
 import signal
+import sys
 import threading
+import time
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 LIFELINE_ENV = "FUSEWIRE_LIFELINE_FD"
 """Names the file descriptor of the reading end. Unset: nobody's end is waited for."""
@@ -19,6 +24,8 @@ FORCED_EXIT = 70
 
 STOP_S = 5.0
 """A process that was told to stop has ended this long after its `drain_s` is over, if need be by force."""
+STALLED_TICKS = 60
+"""Seconds that an event loop may take for one step, whatever the step is."""
 
 
 def stop_signals() -> list[signal.Signals]:
@@ -58,3 +65,33 @@ def end_within(seconds: float, end: Callable[[], object] = lambda: os._exit(FORC
     timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
+
+
+def on_stall(
+    loop: asyncio.AbstractEventLoop, call: Callable[[list[str]], object], *, ticks: int = STALLED_TICKS, tick_s: float = 1.0
+) -> None:
+    """Have `call` called, in a thread of its own, if an event loop does not turn for `ticks` times `tick_s`.
+
+    It is told where the main thread is, as `file:line function`. Ticks are counted, and no time is compared: a process
+    that was stopped for long, or whose machine slept, has not stalled.
+    """
+    turns = 0
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+
+    def watch() -> None:
+        seen, missed = -1, 0
+        while missed < ticks:
+            with contextlib.suppress(RuntimeError):  # it is closed
+                loop.call_soon_threadsafe(turn)
+            time.sleep(tick_s)
+            if loop.is_closed():
+                return
+            missed = missed + 1 if turns == seen else 0
+            seen = turns
+        frames = traceback.extract_stack(sys._current_frames().get(threading.main_thread().ident or 0))
+        call([f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames])
+
+    threading.Thread(target=watch, name="stall", daemon=True).start()

@@ -20,7 +20,7 @@ from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
 from fusewire import telemetry
-from fusewire.bus import PULL_TIMEOUT_S, SUSPECT_DELIVERIES, Bus, Delivery, Handler
+from fusewire.bus import HANDLED_WITHIN_S, PULL_TIMEOUT_S, SUSPECT_DELIVERIES, Bus, Delivery, Handler, within
 from fusewire.errors import Transient
 from fusewire.topology import Durable
 
@@ -380,11 +380,14 @@ class _Priorities(Loop, abc.ABC):
 
 
 class PriorityLoop(_Priorities):
-    """Takes from several durables in strict order, as many at once as `concurrency` says."""
+    """Takes from several durables in strict order, as many at once as `concurrency` says.
+
+    A handler that takes longer than `HANDLED_WITHIN_S` is ended, and its message delivered again.
+    """
 
     def __init__(self, bus: Bus, durables: Sequence[Durable], handler: Handler, *, concurrency: int) -> None:
         super().__init__(bus, durables, concurrency)
-        self._handle_whole = handler
+        self._handle_whole = within(HANDLED_WITHIN_S, handler)
 
     def _handler(self, release: Release) -> Handler:  # noqa: ARG002 - each counts until its end
         return self._handle_whole

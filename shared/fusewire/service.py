@@ -278,6 +278,15 @@ class _Server(uvicorn.Server):
         yield
 
 
+def end_stalled(trace: list[str]) -> NoReturn:
+    """End this process, whose event loop stands still; whoever started it starts it again.
+
+    What stalled it is delivered again, and laid aside when processes have ended of it again and again.
+    """
+    log.error("service.stalled", trace=trace)
+    os._exit(1)
+
+
 async def run(services: Sequence[Service], http: Http) -> list[str]:
     """Run until SIGTERM, SIGINT, SIGHUP, the end of the parent process, or a fault of a service; then drain.
 
@@ -297,6 +306,7 @@ async def run(services: Sequence[Service], http: Http) -> list[str]:
     for sig in lifeline.stop_signals():
         loop.add_signal_handler(sig, ask_to_stop)
     lifeline.on_parent_end(ask_to_stop)
+    lifeline.on_stall(loop, end_stalled)
     host = Host(services, listen(http), http)
     starting = asyncio.create_task(host.start(), name="start")
     stopping = asyncio.create_task(stop.wait(), name="stop")

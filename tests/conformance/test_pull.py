@@ -143,6 +143,27 @@ async def test_no_more_than_can_be_worked_on_is_taken(bus: Bus, begin: Begin) ->
     assert handled == 20
 
 
+async def test_a_handler_that_does_not_end_is_ended_and_its_message_comes_again(
+    bus: Bus, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pull, "HANDLED_WITHIN_S", 0.2)
+    deliveries: list[int] = []
+
+    async def hang_at_first(delivery: Delivery) -> None:
+        deliveries.append(delivery.deliveries)
+        if len(deliveries) == 1:
+            await asyncio.Event().wait()
+
+    await begin(PriorityLoop(bus, RANKED, hang_at_first, concurrency=1))
+    with capture_logs() as told:
+        await bus.publish("work.low", b"{}")
+        await eventually(lambda: len(deliveries) == 2)
+
+    assert deliveries == [1, 2]
+    (retried,) = [line for line in told if line["event"] == "bus.message_retried"]
+    assert retried["fault"] == "its handler did not end within 0.2 s"
+
+
 async def test_an_idle_loop_takes_what_comes_at_any_priority(bus: Bus, begin: Begin) -> None:
     handled: list[str] = []
 

@@ -124,7 +124,6 @@ async def test_whatever_is_killed_everything_accepted_has_one_outcome_and_repeat
             base = address(quick, process)
             victim = Victim(process.pid, data, postgres)
             async with Client(base) as api:
-                started_at = time.time()
                 befalling = asyncio.create_task(befall(victim, faults))
                 accepted = await load(api, SECONDS)
                 await befalling
@@ -140,9 +139,6 @@ async def test_whatever_is_killed_everything_accepted_has_one_outcome_and_repeat
             await store.close()
             assert process.returncode is None, process.stderr[-2000:]
             log = process.stderr + process.stdout
-            if os.environ.get("KLOG"):
-                Path(os.environ["KLOG"]).write_text(log)
-                Path(os.environ["KLOG"] + ".ends").write_text(json.dumps([started_at, sorted(at(o) for o in shown)]))
 
     extra, most = repeated(recorded(server))
     marked = Counter((submitted[c.fusion_id], c.model) for c in bodies if c.maybe_paid_twice)

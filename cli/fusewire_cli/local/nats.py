@@ -11,10 +11,16 @@ import time
 from pathlib import Path
 from typing import IO
 
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+
 from fusewire.errors import StartupError
+from fusewire.topology import ATTEMPT_BUCKET
 
 BINARY_ENV = "FUSEWIRE_NATS_SERVER"
 READY_S = 20.0
+PROBE_S = 2.0
+"""How long it may take to store a message."""
 GOGC = "50"
 """By how many per cent of what is in use the server's memory grows before Go collects garbage; its default is 100.
 A batch of 10,000 lines takes 107 MB so, in place of 136, and no longer. The environment's own value wins."""
@@ -133,6 +139,28 @@ class EmbeddedNats:
             ) from None
         return lock
 
+    async def answers(self) -> bool:
+        """Whether it stores a message. After a full disk it does not, though there is room again, until it is restarted."""
+        client = Client()
+        try:
+            await client.connect(
+                self.url, connect_timeout=PROBE_S, allow_reconnect=False, error_cb=_quiet, name="fusewire-probe"
+            )
+            attempts = await client.jetstream(timeout=PROBE_S).key_value(ATTEMPT_BUCKET)
+            await attempts.put("probe", b"")
+        except (NatsError, OSError, TimeoutError):
+            return False
+        finally:
+            with contextlib.suppress(NatsError, OSError, TimeoutError):
+                await client.close()
+        return True
+
+    def kill(self) -> None:
+        """End it at once; what it has acknowledged is on the disk."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
     async def stop(self, within_s: float = 10) -> None:
         """End it; it writes what it holds first, for at most `within_s`."""
         if self._process is None:
@@ -144,6 +172,10 @@ class EmbeddedNats:
         except TimeoutError:
             self._process.kill()
             await self._process.wait()
+
+
+async def _quiet(_error: Exception) -> None:
+    """Told by what the call raises."""
 
 
 def _read_port(folder: Path) -> int | None:

@@ -25,7 +25,7 @@ from fusewire_cli.local.children import Children
 from fusewire_cli.local.guard import Guard
 from fusewire_cli.local.nats import EmbeddedNats
 from fusewire_cli.local.process import Known
-from fusewire_cli.local.storage import measured_mb
+from fusewire_cli.local.storage import has_room, measured_mb
 
 log = structlog.get_logger(__name__)
 
@@ -33,6 +33,9 @@ ORDER = ("judge", "worker-edge", "worker-remote", "dispatcher", "ingest")
 """The door opens last and closes first."""
 READY_S = 120.0
 """How long services may take until they listen."""
+PROBE_EVERY_S = 5.0
+PROBES = 4
+"""A broker that has stored nothing in so many looks is started again."""
 BROKER_S = 1.0
 """How long the broker may take to end, after those that use it."""
 
@@ -95,6 +98,7 @@ class Stack:
         self._host: Host | None = None
         self._children: Children | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._broker_watch: asyncio.Task[None] | None = None
         self._drain_s = settings.limits.drain_s
         if "worker-remote" in wanted(settings):
             self._drain_s = max(self._drain_s, settings.limits.call_drain_s)
@@ -138,6 +142,8 @@ class Stack:
             sock.close()
             raise
         self._watch = asyncio.create_task(self._supervise(), name="supervise")
+        if self._nats:
+            self._broker_watch = asyncio.create_task(self._watch_broker(self._nats), name="watch-broker")
         me = Known.of(os.getpid())
         assert me is not None
         run_file.write(data_dir, me, url=self.url, nats=nats_url or self._settings.nats.url, pids=self.pids)
@@ -196,15 +202,13 @@ class Stack:
     async def faulty(self) -> list[str]:
         """Wait until this process can do nothing any more, and return why."""
         assert self._watch is not None
-        waits: set[asyncio.Future[Any]] = {self._watch}
-        if self._host:
-            waits.add(asyncio.ensure_future(self._host.faulty()))
+        watches: set[asyncio.Future[Any]] = {self._watch, *([self._broker_watch] if self._broker_watch else [])}
+        faulty = asyncio.ensure_future(self._host.faulty() if self._host else asyncio.Event().wait())
         try:
-            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({*watches, faulty}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for wait in waits - {self._watch}:
-                wait.cancel()
-        return ["nobody watches the services any more"] if self._watch in done else done.pop().result()
+            faulty.cancel()
+        return ["nobody watches the services any more"] if watches & done else faulty.result()
 
     async def _supervise(self) -> None:
         """Start again whatever has died, whatever happens meanwhile."""
@@ -215,6 +219,17 @@ class Stack:
             except Exception as exc:  # noqa: BLE001 - without it nothing would ever be started again
                 log.error("up.restart_failed", fault=fault(exc))  # noqa: TRY400 - no text of its
                 await asyncio.sleep(1)
+
+    async def _watch_broker(self, broker: EmbeddedNats) -> None:
+        """End a broker that lives and stores nothing, where there is room: `_restart_ended` starts it again."""
+        missed = 0
+        while True:
+            await asyncio.sleep(PROBE_EVERY_S)
+            missed = 0 if await broker.answers() else missed + 1
+            if missed >= PROBES and has_room(broker.store):
+                log.warning("up.broker_stuck", seconds=round(missed * PROBE_EVERY_S))
+                broker.kill()
+                missed = 0
 
     async def _restart_ended(self) -> None:
         restarted = self._guard is not None and self._guard.has_ended
@@ -236,9 +251,10 @@ class Stack:
     async def stop(self) -> None:
         """Drain and end everything, within `stop_s`."""
         end = asyncio.get_running_loop().time() + self.stop_s
-        if self._watch:
-            self._watch.cancel()
-            await asyncio.gather(self._watch, return_exceptions=True)
+        for task in (self._watch, self._broker_watch):
+            if task:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         if self._host:
             await self._host.stop()
         if self._children:

@@ -8,6 +8,8 @@ from fusewire.topology import FULL_STORAGE_MB
 
 LEAST_MB = 128
 """Below this a stream holds too few messages to be of use."""
+ROOM_MB = 64
+"""What has to be free for a restart of the broker to be worth it."""
 MIB = 1024**2
 
 
@@ -37,3 +39,8 @@ def measured_mb(folder: Path) -> int:
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     used = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return allowance_mb(shutil.disk_usage(there).free, used)
+
+
+def has_room(folder: Path) -> bool:
+    """Whether a broker whose store is this folder can store something."""
+    return shutil.disk_usage(folder).free > ROOM_MB * MIB

@@ -11,6 +11,8 @@ from json_repair import repair_json
 from fusewire.json_schema import Check
 
 MOST_CHARS = 100_000
+MOST_REPAIRED = 20_000
+"""Characters of broken JSON that are mended: the time that takes grows with the square of their number."""
 
 _FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*?)\n[ \t]*```", re.DOTALL | re.IGNORECASE)
 
@@ -46,9 +48,10 @@ def read(text: str | None, schema: dict[str, Any]) -> Read | Unreadable:
         return Unreadable("ambiguous")
     if strict is not None:
         return Read(strict, "strict")
-    repaired = _valid(lambda: repair_json(_unfenced(text), return_objects=True, strict=True), schema)
-    if repaired is not None:
-        return Read(repaired, "repaired")
+    if len(text) <= MOST_REPAIRED:
+        repaired = _valid(lambda: repair_json(_unfenced(text), return_objects=True, strict=True), schema)
+        if repaired is not None:
+            return Read(repaired, "repaired")
     return Unreadable("schema_mismatch" if _is_json(text) else "not_json")
 
 

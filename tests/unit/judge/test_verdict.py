@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusewire_judge.fusion.wording import analysis_schema, rebuttal_schema, verdict_schema
-from fusewire_judge.verdict import MOST_CHARS, Read, Unreadable, read
+from fusewire_judge.verdict import MOST_CHARS, MOST_REPAIRED, Read, Unreadable, read
 
 SCHEMA = verdict_schema("AB")
 REASON = "It alone answers what was asked."
@@ -71,6 +71,12 @@ REFUSED = [
 @pytest.mark.parametrize(("text", "reason"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
 def test_it_is_not_guessed(text: str | None, reason: str) -> None:
     assert read(text, SCHEMA) == Unreadable(reason)
+
+
+def test_only_so_much_is_mended() -> None:
+    """What mends takes the square of the length in time."""
+    assert isinstance(read(FOR_A[:-1] + " " * 1000, SCHEMA), Read)
+    assert read(FOR_A[:-1] + " " * MOST_REPAIRED, SCHEMA) == Unreadable("not_json")
 
 
 def test_an_analysis_is_read_whole() -> None:

@@ -1,0 +1,68 @@
+"""The embedded broker, watched by the runner."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from fusewire.settings import Settings
+from fusewire.testing.eventually import eventually
+from fusewire_cli.local import nats, runner
+from fusewire_cli.local.nats import EmbeddedNats
+from fusewire_cli.local.runner import Stack, apply_topology
+
+
+@pytest.fixture
+async def broker(tmp_path: Path) -> AsyncIterator[EmbeddedNats]:
+    broker = EmbeddedNats(tmp_path)
+    await broker.start()
+    await apply_topology(Settings(data_dir=tmp_path), broker.url)
+    yield broker
+    await broker.stop()
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "PROBE_EVERY_S", 0.05)
+    monkeypatch.setattr(runner, "PROBES", 2)
+    monkeypatch.setattr(nats, "PROBE_S", 0.5)
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_a_broker_that_stores_nothing_any_more_is_ended_where_there_is_room(
+    broker: EmbeddedNats, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = Stack(Settings(data_dir=tmp_path))
+    assert await broker.answers()
+    os.kill(broker.pid, signal.SIGSTOP)
+    monkeypatch.setattr(runner, "has_room", lambda _: False)
+    watch = asyncio.create_task(stack._watch_broker(broker))
+    await asyncio.sleep(3)
+    assert broker.running, "a restart is of no use while the disk is full"
+
+    with capture_logs() as told:
+        monkeypatch.setattr(runner, "has_room", lambda _: True)
+        await eventually(lambda: not broker.running)
+
+    watch.cancel()
+    await asyncio.gather(watch, return_exceptions=True)
+    assert "up.broker_stuck" in [line["event"] for line in told]
+    await broker.start()
+    assert await broker.answers()
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_a_broker_that_stores_is_left_alone(broker: EmbeddedNats, tmp_path: Path) -> None:
+    stack = Stack(Settings(data_dir=tmp_path))
+    pid = broker.pid
+    watch = asyncio.create_task(stack._watch_broker(broker))
+
+    await asyncio.sleep(1)
+
+    assert (broker.running, broker.pid, watch.done()) == (True, pid, False)
+    watch.cancel()
+    await asyncio.gather(watch, return_exceptions=True)
