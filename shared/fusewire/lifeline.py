@@ -68,7 +68,11 @@ def end_within(seconds: float, end: Callable[[], object] = lambda: os._exit(FORC
 
 
 def on_stall(
-    loop: asyncio.AbstractEventLoop, call: Callable[[list[str]], object], *, ticks: int = STALLED_TICKS, tick_s: float = 1.0
+    loop: asyncio.AbstractEventLoop,
+    call: Callable[[list[str]], object],
+    *,
+    ticks: int = STALLED_TICKS,
+    tick_s: float = 1.0,
 ) -> None:
     """Have `call` called, in a thread of its own, if an event loop does not turn for `ticks` times `tick_s`.
 
@@ -91,7 +95,7 @@ def on_stall(
                 return
             missed = missed + 1 if turns == seen else 0
             seen = turns
-        frames = traceback.extract_stack(sys._current_frames().get(threading.main_thread().ident or 0))
+        frames = traceback.extract_stack(sys._current_frames().get(threading.main_thread().ident or 0))  # noqa: SLF001 - its documented name
         call([f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames])
 
     threading.Thread(target=watch, name="stall", daemon=True).start()

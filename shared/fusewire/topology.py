@@ -106,8 +106,8 @@ STREAMS: tuple[Stream, ...] = (
 )
 
 REPEATED = "Fw-Repeated"
-"""The header of tasks that may have been published before to a store of the broker that was lost, and the ledger with it:
-calls may have been made of which nothing is known."""
+"""The header of tasks that may have been published before, to a store of the broker that was lost with the ledger.
+Calls may have been made of which nothing is known."""
 STORE_KEY = "fusewire_store"
 """Where the metadata of the first stream hold the id of the broker's store, which is new where the store is."""
 CARRIERS = ("FW_PROMPT", "FW_ROUND", "FW_TASK_EDGE", "FW_TASK_REMOTE", "FW_CANDIDATE")

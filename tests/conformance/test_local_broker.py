@@ -29,7 +29,7 @@ async def broker(tmp_path: Path) -> AsyncIterator[EmbeddedNats]:
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "PROBE_EVERY_S", 0.05)
     monkeypatch.setattr(runner, "PROBES", 2)
-    monkeypatch.setattr(nats, "PROBE_S", 0.5)
+    monkeypatch.setattr(nats, "PROBE_S", 1)
 
 
 @pytest.mark.usefixtures("_impatient")

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import itertools
 import json
 import os
 import re
@@ -135,7 +136,7 @@ async def test_whatever_is_killed_everything_accepted_has_one_outcome_and_repeat
             store = Store(Database(url=url))
             stored = await rows(store, "SELECT fusion_id, count(*) FROM outcomes GROUP BY fusion_id")
             bodies = [Candidate.decode(body) for (body,) in await rows(store, "SELECT body FROM candidates")]
-            submitted = dict(await rows(store, "SELECT fusion_id, custom_id FROM prompts"))  # type: ignore[arg-type]
+            submitted = dict(await rows(store, "SELECT fusion_id, custom_id FROM prompts"))
             await store.close()
             assert process.returncode is None, process.stderr[-2000:]
             log = process.stderr + process.stdout
@@ -149,9 +150,7 @@ async def test_whatever_is_killed_everything_accepted_has_one_outcome_and_repeat
         "longest_gap_s": round(longest_gap(shown), 1),
         "after_the_last_fault_s": round(max(at(one) for one in shown) - ended_at, 1),
     }  # fmt: skip
-    if REPORT:
-        with Path(REPORT).open("a") as file:
-            file.write(json.dumps({**figures, "schedule": [asdict(fault) for fault in faults]}) + "\n")
+    report({**figures, "schedule": [asdict(fault) for fault in faults]})
 
     assert sorted(stored) == sorted((fusion, 1) for fusion in accepted.values()), "one outcome each, and no other"
     assert [unchanging(one) for one in shown] == [unchanging(one) for one in again]
@@ -159,6 +158,12 @@ async def test_whatever_is_killed_everything_accepted_has_one_outcome_and_repeat
     lost = sum(fault.kind == "store_lost" for fault in faults)
     assert most <= 2 + lost, figures
     assert CANARY not in log
+
+
+def report(figures: Shown) -> None:
+    if REPORT:
+        with Path(REPORT).open("a") as file:
+            file.write(json.dumps(figures) + "\n")
 
 
 async def finished(api: Client, ids: list[str]) -> list[Shown]:
@@ -191,4 +196,4 @@ def at(one: Shown) -> float:
 def longest_gap(shown: list[Shown]) -> float:
     """The longest time in which no fusion ended, s."""
     ends = sorted(at(one) for one in shown)
-    return max(after - before for before, after in zip(ends, ends[1:], strict=False))
+    return max(after - before for before, after in itertools.pairwise(ends))

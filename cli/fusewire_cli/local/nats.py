@@ -19,7 +19,7 @@ from fusewire.topology import ATTEMPT_BUCKET
 
 BINARY_ENV = "FUSEWIRE_NATS_SERVER"
 READY_S = 20.0
-PROBE_S = 2.0
+PROBE_S = 2
 """How long it may take to store a message."""
 GOGC = "50"
 """By how many per cent of what is in use the server's memory grows before Go collects garbage; its default is 100.
@@ -140,7 +140,7 @@ class EmbeddedNats:
         return lock
 
     async def answers(self) -> bool:
-        """Whether it stores a message. After a full disk it does not, though there is room again, until it is restarted."""
+        """Whether it stores a message. After a full disk it does not, though there is room again, until a restart."""
         client = Client()
         try:
             await client.connect(

@@ -203,12 +203,13 @@ class Stack:
         """Wait until this process can do nothing any more, and return why."""
         assert self._watch is not None
         watches: set[asyncio.Future[Any]] = {self._watch, *([self._broker_watch] if self._broker_watch else [])}
-        faulty = asyncio.ensure_future(self._host.faulty() if self._host else asyncio.Event().wait())
+        faulty = {asyncio.ensure_future(self._host.faulty())} if self._host else set()
         try:
-            done, _ = await asyncio.wait({*watches, faulty}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(watches | faulty, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            faulty.cancel()
-        return ["nobody watches the services any more"] if watches & done else faulty.result()
+            for wait in faulty:
+                wait.cancel()
+        return ["nobody watches the services any more"] if watches & done else done.pop().result()
 
     async def _supervise(self) -> None:
         """Start again whatever has died, whatever happens meanwhile."""
