@@ -49,6 +49,7 @@ class Published:
     messages: list[Round | Outcome] = field(default_factory=list)
     timers: list[tuple[str, Mapping[str, str]]] = field(default_factory=list)
     is_down: bool = False
+    last_store_id: str = "s1"
 
     async def publish(
         self,
