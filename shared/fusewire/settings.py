@@ -148,6 +148,9 @@ class Limits(Section):
     """How long a large image or text is kept after the last request with it; a replay later than that is without."""
     image_memory_mb: int = Field(default=64, ge=1)
     """MiB of bodies with large images or texts that a process of ingest reads at once; more of them wait."""
+    keep_days: float | None = Field(default=None, gt=0)
+    """How long what has ended is kept in the database, batches with their files included; unset is for ever. A tenant's
+    own `keep_days` wins."""
     drain_s: float = Field(default=10, gt=0)
     """How long a service may finish what it began after it was told to stop."""
     call_drain_s: float = Field(default=120, gt=0)
@@ -387,6 +390,8 @@ class Tenant(Section):
     """`edge-only`: none of its content goes to hosted models. A prompt can tighten it, never loosen it."""
     pools: tuple[Name, ...] = ()
     """The pools that it may use; empty: all."""
+    keep_days: float | None = Field(default=None, gt=0)
+    """How long what has ended is kept, in place of `limits.keep_days`."""
     share: float = Field(default=1.0, ge=0.01, le=100)
     """Its share of the batch window, relative to other tenants that have lines waiting."""
 

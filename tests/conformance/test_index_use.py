@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any, cast
 
 import pytest
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, delete, event
 
 from fusewire.bus import Bus
 from fusewire.store.engine import Store
@@ -15,6 +15,7 @@ from fusewire_ingest.repository.batches import Batches
 from fusewire_ingest.repository.budgets import Budgets
 from fusewire_ingest.repository.images import Images
 from fusewire_ingest.repository.lines import Lines
+from fusewire_ingest.repository.retention import OF_A_FUSION, Retention
 from fusewire_ingest.repository.submissions import Submissions
 from fusewire_judge.handlers import Handlers
 from fusewire_judge.repository import Results
@@ -104,6 +105,20 @@ async def test_ingests_sweeps(plans: Plans, store: Store) -> None:
     await Images(store).withdraw_one(T0, cast("Any", None))
 
     assert len(plans.found) >= 6
+    assert plans.whole_reads() == []
+
+
+async def test_what_deletes_by_age(plans: Plans, store: Store) -> None:
+    kept = Retention(store)
+    await kept.tenants()
+    await kept.delete_batches("t", T0)
+    await kept.delete_fusions("t", T0)
+    # Which is asked by the primary key of each.
+    async with store.write() as connection:
+        for table in OF_A_FUSION:
+            await connection.execute(delete(table).where(table.c.fusion_id.in_(["a", "b"])))
+
+    assert len(plans.found) >= 3 + len(OF_A_FUSION)
     assert plans.whole_reads() == []
 
 

@@ -28,7 +28,9 @@ from fusewire_ingest.repository.files import Files
 from fusewire_ingest.repository.images import Images
 from fusewire_ingest.repository.keys import Keys
 from fusewire_ingest.repository.lines import Lines
+from fusewire_ingest.repository.retention import Retention
 from fusewire_ingest.repository.submissions import GroupCommit, Submissions
+from fusewire_ingest.retention import Cleaner
 from fusewire_ingest.room import Room
 from fusewire_ingest.rules import book, default_pool, pool_rules, tenant_rule
 from fusewire_ingest.subscribe import Intake
@@ -85,6 +87,9 @@ class Ingest:
             ),
         )
         self._files = files
+        self._cleaner = Cleaner(
+            Retention(self._store), lambda tenant: settings.tenant(tenant).keep_days or settings.limits.keep_days, clock
+        )
         self._runner = Runner(
             self._store,
             batches,
@@ -140,6 +145,7 @@ class Ingest:
         await self._open_requests.start()
         await self._files.forget_torn(datetime.now(UTC))
         self._runner.start()
+        self._cleaner.start()
         await self._bus.start()
 
     def close(self) -> None:
@@ -148,6 +154,7 @@ class Ingest:
 
     async def stop(self) -> None:
         """Drain."""
+        await self._cleaner.stop()
         await self._runner.stop()
         await self._presence.stop()
         await self._bus.stop()
@@ -158,7 +165,7 @@ class Ingest:
 
     def faults(self) -> list[str]:
         """See Service."""
-        owned = (self._bus, self._presence, self._commit, self._relay, self._room, self._runner)
+        owned = (self._bus, self._presence, self._commit, self._relay, self._room, self._runner, self._cleaner)
         return [fault for part in owned for fault in part.faults()]
 
     def unready(self) -> list[str]:

@@ -178,6 +178,7 @@ outcomes = Table(
     Column("body", Text, nullable=False),
     Index("ix_outcomes_batch", "tenant", "batch_id"),
     Index("ix_outcomes_finished", "finished_at"),
+    Index("ix_outcomes_tenant", "tenant", "finished_at"),
     Index("ix_outcomes_pool", "pool", "finished_at"),
 )
 
@@ -290,6 +291,7 @@ image_uses = Table(
     metadata,
     Column("image", String(64), primary_key=True),
     Column("fusion_id", String(27), primary_key=True),
+    Index("ix_image_uses_fusion", "fusion_id"),
 )
 
 batches = Table(

@@ -1,0 +1,72 @@
+"""Deletes what ended longer ago than it is kept, at leisure."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+import structlog
+
+from fusewire.bus import fault
+from fusewire.errors import Transient
+from fusewire_ingest.repository.retention import Retention
+
+log = structlog.get_logger(__name__)
+
+EVERY_S = 600.0
+PAUSE_S = 0.1
+"""Between two transactions, so that others have their turn."""
+
+KeepDays = Callable[[str], float | None]
+"""How many days a tenant's fusions are kept once they have ended; None is for ever."""
+
+
+class Cleaner:
+    """The owner of the task that deletes."""
+
+    def __init__(self, retention: Retention, keep_days: KeepDays, clock: Callable[[], datetime]) -> None:
+        self._retention = retention
+        self._keep_days = keep_days
+        self._clock = clock
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin."""
+        self._task = asyncio.create_task(self._run(), name="ingest-retention")
+
+    async def stop(self) -> None:
+        """End."""
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def faults(self) -> list[str]:
+        """Why it no longer deletes; empty while it does."""
+        return ["ingest-retention has ended"] if self._task and self._task.done() else []
+
+    async def clean(self) -> int:
+        """Delete what is due; returns how many fusions. Raises Transient."""
+        total = 0
+        for tenant in await self._retention.tenants():
+            days = self._keep_days(tenant)
+            if days is None:
+                continue
+            before = self._clock() - timedelta(days=days)
+            batches = await self._retention.delete_batches(tenant, before)
+            fusions = 0
+            while count := await self._retention.delete_fusions(tenant, before):
+                fusions += count
+                await asyncio.sleep(PAUSE_S)
+            if batches or fusions:
+                log.info("ingest.retention_deleted", tenant=tenant, fusions=fusions, batches=batches)
+            total += fusions
+        return total
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self.clean()
+            except Transient as exc:
+                log.warning("ingest.retention_failed", fault=str(exc))
+            except Exception as exc:  # noqa: BLE001 - it is tried again, and nothing is lost meanwhile
+                log.error("ingest.retention_broken", fault=fault(exc))  # noqa: TRY400 - no text of its
+            await asyncio.sleep(EVERY_S)
