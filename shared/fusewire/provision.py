@@ -11,7 +11,7 @@ from nats.js.errors import APIError, BucketNotFoundError, NotFoundError
 from fusewire.errors import EXIT_BAD_INPUT, EXIT_STORED, StartupError
 from fusewire.topology import CARRIERS, STORE_KEY, Bucket, Durable, ObjectStore, Stream, Topology
 
-Action = Literal["created", "updated", "unchanged"]
+Action = Literal["created", "updated", "removed", "unchanged"]
 
 UNLIMITED = (None, 0, -1)
 NO_CONSUMER_STORE = 10012
@@ -54,6 +54,8 @@ async def apply(js: JetStreamContext, wanted: Topology) -> list[Change]:
         StartupError: the server cannot, as where its files are damaged or its disk is full.
     """
     changes = [await _told(_stream(js, stream, wanted.replicas), stream.name) for stream in wanted.streams]
+    # First: those of a work queue must not overlap. What they have not handled stays in the stream.
+    changes += [change for stream, name in wanted.retired if (change := await _retire(js, stream, name))]
     changes += [await _told(_durable(js, durable), f"{durable.stream}/{durable.name}") for durable in wanted.durables]
     changes += [await _told(_bucket(js, bucket, wanted.replicas), bucket.name) for bucket in wanted.buckets]
     changes += [await _told(_object_store(js, o, wanted.replicas), o.name) for o in wanted.object_stores]
@@ -192,6 +194,14 @@ async def _durable(js: JetStreamContext, durable: Durable) -> Change:
     return Change("durable", name, "updated")
 
 
+async def _retire(js: JetStreamContext, stream: str, name: str) -> Change | None:
+    try:
+        await js.delete_consumer(stream, name)
+    except NotFoundError:
+        return None
+    return Change("durable", f"{stream}/{name}", "removed")
+
+
 async def _bucket(js: JetStreamContext, bucket: Bucket, replicas: int) -> Change:
     try:
         await js.key_value(bucket.name)
@@ -223,7 +233,7 @@ async def _object_store(js: JetStreamContext, store: ObjectStore, replicas: int)
 
 def summary(changes: Iterable[Change]) -> dict[Action, int]:
     """How many of each action."""
-    counts: dict[Action, int] = {"created": 0, "updated": 0, "unchanged": 0}
+    counts: dict[Action, int] = {"created": 0, "updated": 0, "removed": 0, "unchanged": 0}
     for change in changes:
         counts[change.action] += 1
     return counts

@@ -81,13 +81,18 @@ class Topology:
     buckets: tuple[Bucket, ...]
     object_stores: tuple[ObjectStore, ...]
     replicas: int = 1
+    retired: tuple[tuple[str, str], ...] = ()
+    """Durables of earlier versions, by stream and name, in whose place others are."""
 
 
-DISPATCHER_PROMPT = Durable("FW_PROMPT", "dispatcher", "fw.prompt.>")
+DISPATCHER_PROMPTS = tuple(Durable("FW_PROMPT", f"dispatcher-{p}", f"fw.prompt.{p}.*") for p in PRIORITIES)
+"""In the order in which they are taken from."""
 DISPATCHER_ROUND = Durable("FW_ROUND", "dispatcher", "fw.round.*")
 JUDGE = Durable("FW_CANDIDATE", "judge", "", max_ack_pending=4096)
 JUDGE_DUE = Durable("FW_TIMER", "judge-due", "fw.due.*", max_ack_pending=4096)
 INGEST = Durable("FW_IN", "ingest", "fw.in.*")
+
+RETIRED = (("FW_PROMPT", "dispatcher"),)
 
 STREAMS: tuple[Stream, ...] = (
     Stream("FW_PROMPT", ("fw.prompt.*.*",), "workqueue", max_bytes=GIB),
@@ -166,11 +171,11 @@ def topology(
     if "remote" in models.values():
         queues += [(pool, "remote") for pool in sorted(pools)]
     tasks = tuple(task_durable(queue, tier, priority) for queue, tier in queues for priority in PRIORITIES)
-    fixed = (DISPATCHER_PROMPT, DISPATCHER_ROUND, JUDGE, JUDGE_DUE, INGEST)
+    fixed = (*DISPATCHER_PROMPTS, DISPATCHER_ROUND, JUDGE, JUDGE_DUE, INGEST)
     streams = tuple(replace(stream, max_bytes=limit(stream.max_bytes)) for stream in STREAMS)
     ledger = replace(LEDGER, max_bytes=limit(LEDGER.max_bytes))
     blobs = replace(BLOBS, max_bytes=limit(BLOBS.max_bytes))
-    return Topology(streams, fixed + tasks, (ledger, *_SMALL), (blobs,), replicas)
+    return Topology(streams, fixed + tasks, (ledger, *_SMALL), (blobs,), replicas, RETIRED)
 
 
 def prompt_subject(priority: Priority, tenant: str) -> str:

@@ -13,7 +13,7 @@ from fusewire.pull import PriorityLoop
 from fusewire.testing.eventually import eventually
 from fusewire.testing.factories import make_prompt
 from fusewire.testing.nats_server import NatsServer
-from fusewire.topology import DISPATCHER_PROMPT, INGEST
+from fusewire.topology import DISPATCHER_PROMPTS, INGEST
 from fusewire_cli import dead
 from fusewire_cli.screen import EXIT_SOME_FAILED, Format
 
@@ -36,7 +36,7 @@ async def buried(bus: Bus, *messages: tuple[str, bytes, str]) -> None:
 
     for subject, body, msg_id in messages:
         await bus.publish(subject, body, msg_id=msg_id)
-    loop = PriorityLoop(bus, [DISPATCHER_PROMPT], refuse, concurrency=1)
+    loop = PriorityLoop(bus, DISPATCHER_PROMPTS, refuse, concurrency=1)
     await loop.start()
 
     async def all_dead() -> bool:
@@ -94,7 +94,7 @@ async def test_all_are_tried_again_as_they_were(bus: Bus, capsys: pytest.Capture
     async def note(delivery: Delivery) -> None:
         seen[delivery.headers["Nats-Msg-Id"]] = delivery.data
 
-    loop = PriorityLoop(bus, [DISPATCHER_PROMPT], note, concurrency=1)
+    loop = PriorityLoop(bus, DISPATCHER_PROMPTS, note, concurrency=1)
     await loop.start()
     await eventually(lambda: len(seen) == 2)
     await loop.stop(5)

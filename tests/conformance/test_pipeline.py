@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 from fusewire import bus as bus_module
 from fusewire import ids, provision, replies
 from fusewire.bus import Bus
+from fusewire.contracts import Plan
 from fusewire.settings import Database, Nats, Settings
 from fusewire.store.engine import Store
 from fusewire.testing.eventually import PATIENCE_S, eventually
@@ -110,6 +111,25 @@ async def test_the_three_modes_on_the_local_stack(
     assert {k: seen[k] for k in ("content", "status", "winner")} == {
         k: best[k] for k in ("content", "status", "winner")
     }
+
+
+async def test_what_is_urgent_is_planned_before_what_came_earlier(
+    settings: Settings, running: Running, ops: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fusewire_dispatcher.service.CONCURRENCY", 1)
+    names = ["low", "low", "normal", "low", "high", "normal", "high"]
+    async with running(settings, "ingest") as client:
+        for number, priority in enumerate(names):
+            await client.submit({"prompt": "Why?", "priority": priority, "custom_id": f"{priority}{number}"})
+
+        async def are_there(stream: str) -> bool:
+            return (await ops.js.stream_info(stream)).state.messages == len(names)
+
+        await eventually(lambda: are_there("FW_PROMPT"))
+        async with running(settings, "dispatcher"):
+            await eventually(lambda: are_there("FW_CANDIDATE"))
+    plans = [Plan.decode((await ops.js.get_msg("FW_CANDIDATE", seq)).data or b"") for seq in range(1, 1 + len(names))]
+    assert [plan.priority for plan in plans] == sorted(names, key=["high", "normal", "low"].index)
 
 
 async def test_closed_answers_are_voted_without_a_judge_call(

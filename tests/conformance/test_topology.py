@@ -27,8 +27,8 @@ async def js(make_bus: MakeBus) -> JetStreamContext:
 async def test_it_makes_everything_and_then_changes_nothing(js: JetStreamContext) -> None:
     assert len(await missing(js, WANTED)) == len(WANTED.streams) + len(WANTED.durables)
 
-    assert summary(await apply(js, WANTED)) == {"created": COUNT, "updated": 0, "unchanged": 0}
-    assert summary(await apply(js, WANTED)) == {"created": 0, "updated": 0, "unchanged": COUNT}
+    assert summary(await apply(js, WANTED)) == {"created": COUNT, "updated": 0, "removed": 0, "unchanged": 0}
+    assert summary(await apply(js, WANTED)) == {"created": 0, "updated": 0, "removed": 0, "unchanged": COUNT}
     assert await missing(js, WANTED) == []
 
 
@@ -80,7 +80,7 @@ async def test_what_an_operator_set_wider_stays(js: JetStreamContext) -> None:
 
     changes = await apply(js, WANTED)
 
-    assert summary(changes) == {"created": 0, "updated": 0, "unchanged": COUNT}
+    assert summary(changes) == {"created": 0, "updated": 0, "removed": 0, "unchanged": COUNT}
     prompts = (await js.stream_info("FW_PROMPT")).config
     assert (prompts.max_bytes, set(prompts.subjects or [])) == (8 * GIB, {"fw.prompt.*.*", "legacy.prompt"})
     candidates = (await js.stream_info("FW_CANDIDATE")).config
@@ -106,6 +106,22 @@ async def test_what_is_narrower_than_needed_is_widened_and_nothing_is_lost(js: J
     consumer = (await js.consumer_info("FW_CANDIDATE", "judge")).config
     assert (consumer.ack_wait, consumer.max_deliver) == (JUDGE.ack_wait_s, -1)
     assert (await js.get_msg("FW_PROMPT", subject="fw.prompt.low.acme", direct=False)).data == b"kept"
+
+
+async def test_a_durable_of_an_earlier_version_goes_and_what_it_held_is_for_those_in_its_place(
+    js: JetStreamContext,
+) -> None:
+    await js.add_stream(name="FW_PROMPT", subjects=["fw.prompt.*.*"], retention=api.RetentionPolicy.WORK_QUEUE)
+    await js.add_consumer("FW_PROMPT", durable_name="dispatcher", ack_policy=api.AckPolicy.EXPLICIT)
+    await js.publish("fw.prompt.low.acme", b"in hand")
+    await js.publish("fw.prompt.low.acme", b"waits")
+    await (await js.pull_subscribe_bind("dispatcher", "FW_PROMPT")).fetch(1)
+
+    changes = await apply(js, WANTED)
+
+    assert [c.name for c in changes if c.action == "removed"] == ["FW_PROMPT/dispatcher"]
+    found = await (await js.pull_subscribe_bind("dispatcher-low", "FW_PROMPT")).fetch(2)
+    assert [message.data for message in found] == [b"in hand", b"waits"]
 
 
 async def of_another_kind(js: JetStreamContext) -> None:

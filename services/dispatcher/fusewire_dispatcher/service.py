@@ -8,7 +8,7 @@ from fusewire.cancel import Cancelled
 from fusewire.pull import PriorityLoop
 from fusewire.service import App
 from fusewire.settings import Settings
-from fusewire.topology import DISPATCHER_PROMPT, DISPATCHER_ROUND
+from fusewire.topology import DISPATCHER_PROMPTS, DISPATCHER_ROUND
 from fusewire_dispatcher.handlers import Handlers
 from fusewire_dispatcher.pools import book
 
@@ -26,14 +26,14 @@ class Dispatcher:
         self._cancelled = Cancelled()
         handlers = Handlers(self._bus, book(settings), lambda: datetime.now(UTC), self._cancelled)
         self._loops = [
-            PriorityLoop(self._bus, [durable], handle, concurrency=CONCURRENCY)
-            for durable, handle in ((DISPATCHER_PROMPT, handlers.on_prompt), (DISPATCHER_ROUND, handlers.on_round))
+            PriorityLoop(self._bus, DISPATCHER_PROMPTS, handlers.on_prompt, concurrency=CONCURRENCY),
+            PriorityLoop(self._bus, [DISPATCHER_ROUND], handlers.on_round, concurrency=CONCURRENCY),
         ]
 
     async def start(self) -> None:
         """Connect, check the topology, listen for what is cancelled, begin."""
         await self._bus.connect()
-        await self._bus.require(DISPATCHER_PROMPT, DISPATCHER_ROUND)
+        await self._bus.require(*DISPATCHER_PROMPTS, DISPATCHER_ROUND)
         await self._cancelled.listen(self._bus)
         for loop in self._loops:
             await loop.start()

@@ -24,7 +24,7 @@ def test_the_subject_table_is_the_topology() -> None:
 def test_every_durable_of_the_table_is_provisioned() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     made = {(d.stream, d.name) for d in topology({"m": "edge", "r": "remote"}, ["default"]).durables}
-    for stream, name in (("FW_PROMPT", "dispatcher"), ("FW_TIMER", "judge-due"), ("FW_TASK_EDGE", "m-high")):
+    for stream, name in (("FW_PROMPT", "dispatcher-high"), ("FW_TIMER", "judge-due"), ("FW_TASK_EDGE", "m-high")):
         assert (stream, name) in made
     for stream, cell in re.findall(r"^\| (FW_\w+) \|.*\| ([^|]+) \|$", text, re.MULTILINE):
         for name in re.findall(r"^`([a-z-]+)`$", cell.strip()):
