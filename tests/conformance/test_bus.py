@@ -13,6 +13,7 @@ from nats.js import api
 from nats.js.errors import KeyNotFoundError
 
 from fusewire import bus as bus_module
+from fusewire import pull as pull_module
 from fusewire.bus import CRASHES, SUSPECT_DELIVERIES, Bus, Delivery, Handler
 from fusewire.contracts import ContractError, Prompt
 from fusewire.errors import StartupError, Transient, Unacceptable
@@ -250,6 +251,26 @@ async def test_a_handler_that_fails_gets_its_message_again(bus: Bus, consume: Co
     await emptied(bus)
 
     assert [d.deliveries for d in seen.deliveries] == [1, 2, 3, 4]
+    assert await buried(bus) == []
+
+
+async def test_a_handler_that_does_not_end_is_ended_and_gets_its_message_again(
+    bus: Bus, consume: Consume, at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (bus_module, pull_module):
+        monkeypatch.setattr(module, "HANDLED_WITHIN_S", 0.2)
+
+    async def hang_at_first(delivery: Delivery) -> None:
+        if delivery.deliveries == 1:
+            await asyncio.Event().wait()
+
+    seen = Seen(hang_at_first)
+    await consume(seen)
+    await bus.publish("work.a", b"body")
+
+    await emptied(bus)
+
+    assert [d.deliveries for d in seen.deliveries] == [1, 2]
     assert await buried(bus) == []
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,8 @@ from fusewire.testing.eventually import eventually
 from fusewire_cli.local import nats, runner
 from fusewire_cli.local.nats import EmbeddedNats
 from fusewire_cli.local.runner import Stack, apply_topology
+
+MakeSettings = Callable[..., Settings]
 
 
 @pytest.fixture
@@ -53,6 +55,17 @@ async def test_a_broker_that_stores_nothing_any_more_is_ended_where_there_is_roo
     assert "up.broker_stuck" in [line["event"] for line in told]
     await broker.start()
     assert await broker.answers()
+
+
+async def test_a_stack_watches_its_broker_and_says_when_it_does_not_any_more(make_settings: MakeSettings) -> None:
+    stack = Stack(make_settings())
+    await stack.start()
+    try:
+        assert stack._broker_watch
+        stack._broker_watch.cancel()
+        assert await stack.faulty() == ["nobody watches the services any more"]
+    finally:
+        await stack.stop()
 
 
 @pytest.mark.usefixtures("_impatient")

@@ -182,6 +182,7 @@ async def test_a_verdict(desk: Desk) -> None:
     await desk.submit(PROMPT)
     await desk.take(make_plan(PROMPT), *answers(PROMPT))
     assert desk.bus.of(PROMPT) == ["round 1"]
+    assert [m.store_id for m in desk.bus.messages if isinstance(m, Round)] == [desk.bus.last_store_id]
 
     await desk.take(*verdicts(desk, PROMPT))
 

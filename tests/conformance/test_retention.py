@@ -1,6 +1,8 @@
 """What ended long ago is deleted with all that belongs to it, and nothing else is; on both databases."""
 
 import asyncio
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 from sqlalchemy import Boolean, DateTime, Float, Integer, LargeBinary, Table, insert, select
 from structlog.testing import capture_logs
 
+from fusewire.settings import Settings
 from fusewire.store.engine import Store
 from fusewire.store.tables import (
     answers,
@@ -25,7 +28,9 @@ from fusewire.store.tables import (
     rounds,
     verdicts,
 )
+from fusewire.testing.eventually import eventually
 from fusewire.testing.factories import T0, FakeClock
+from fusewire_cli.client import ApiError, Client
 from fusewire_ingest.repository import retention as repository
 from fusewire_ingest.repository.retention import Retention
 from fusewire_ingest.retention import Cleaner
@@ -142,6 +147,35 @@ async def test_each_tenant_s_are_kept_as_long_as_its_rule_says(
 
     assert await kept.tenants() == ["day", "ever", "week"]
     assert await ids(store, outcomes) == {"day4", "week3", "week4", *(f"ever{n}" for n in range(5))}
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"limits": {"keep_days": 1e-6}},
+        {"limits": {"keep_days": 9}, "tenants": {"default": {"keep_days": 1e-6}}},
+    ],
+    ids=["for all", "for this tenant"],
+)
+async def test_ingest_deletes_what_the_configuration_does_not_keep(
+    make_settings: Callable[..., Settings],
+    stack: Callable[..., AbstractAsyncContextManager[Client]],
+    monkeypatch: pytest.MonkeyPatch,
+    rules: dict[str, Any],
+) -> None:
+    monkeypatch.setattr("fusewire_ingest.retention.EVERY_S", 0.2)
+    async with stack(make_settings(**rules)) as client:
+        shown = await client.submit({"prompt": "Why?"}, wait_s=200)
+        assert shown["content"]
+
+        async def is_gone() -> bool:
+            try:
+                await client.get(shown["id"])
+            except ApiError as exc:
+                return exc.status == 404
+            return False
+
+        await eventually(is_gone)
 
 
 async def test_what_fails_is_tried_again_and_an_end_is_told(kept: Retention, monkeypatch: pytest.MonkeyPatch) -> None:

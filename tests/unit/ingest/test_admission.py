@@ -369,7 +369,7 @@ def test_a_repetition_has_the_same_hash_whenever_it_comes() -> None:
         now = T0 + timedelta(seconds=seconds)
         return admit(submission, tenant="default", fallback_id="one", pools=POOLS, now=now)
 
-    assert body_hash(at(0)) == body_hash(at(3_600))
+    assert body_hash(at(0)) == body_hash(at(3_600).model_copy(update={"store_id": "another"}))
 
 
 CHANGES = [{"prompt": "Other?"}, {"temperature": 0.1}, {"mode": "merge"}, {"pool": "private"}, {"priority": "high"}]

@@ -128,9 +128,12 @@ async def test_a_fault_that_stays_is_told(host: Host, stub: Stub) -> None:
 async def test_a_process_whose_service_is_faulty_drains_and_ends(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     ends: list[float] = []
     monkeypatch.setattr(lifeline, "end_within", ends.append)
+    watched: list[object] = []
+    monkeypatch.setattr(lifeline, "on_stall", lambda *given: watched.append(given))
     stub.found = ["it stands still"]
 
     assert await service.run([stub], Http(port=0)) == ["stub: it stands still"]
 
     assert stub.is_stopped
+    assert watched == [(asyncio.get_running_loop(), service.end_stalled)]
     assert ends == [1 + lifeline.STOP_S], "it is ended by force where it does not end by itself"
