@@ -154,6 +154,20 @@ def query(
 
 
 @app.command()
+def trace(
+    fusion: Annotated[str, typer.Argument(metavar="FUSION", help="Its id or custom_id.")],
+    tenant: Annotated[str, typer.Option("--tenant", help="Whose custom_id it is.")] = "default",
+    batch: Annotated[str | None, typer.Option("--batch", help="The batch whose custom_id it is.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Show how a fusion came to its outcome: who was asked when, what came back, and why it ended."""
+    from fusewire_cli import trace as module
+
+    with clear_errors():
+        module.trace(fusion, tenant=tenant, batch=batch, as_json=json_)
+
+
+@app.command()
 def doctor(
     models: Annotated[bool, typer.Option("--models", help="Say too what hosted models were found to refuse.")] = False,
     json_: JsonOption = False,

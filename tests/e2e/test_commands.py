@@ -35,6 +35,16 @@ def test_ask_prints_the_answer_and_stores_it(cli: Cli) -> None:
     assert (outcome["guard"], outcome["reason"][:15]) == ("ungrounded", "the merge holds")
     stored = cli.run("query", "select content, n_answered from v_outcome", "-f", "json")
     assert json.loads(stored.stdout) == [{"content": outcome["content"], "n_answered": 3}]
+    traced = json.loads(cli.run("trace", outcome["id"], "--json").stdout)["steps"]
+    assert [step["step"] for step in traced][:3] == ["accepted", "published", "planned"]
+    assert traced[-1]["step"] == "outcome"
+    assert {step["who"] for step in traced if step["step"] == "call"} >= {"a", "b", "c"}
+    shown = cli.run("trace", outcome["custom_id"])
+    assert "guard: ungrounded" in shown.stdout
+    assert "━" in shown.stdout
+    unknown = cli.run("trace", "nobody")
+    assert unknown.returncode == 2
+    assert "no fusion 'nobody' of tenant 'default'" in unknown.stderr
 
 
 @pytest.mark.parametrize(
