@@ -145,6 +145,9 @@ def read_manifest(folder: Path) -> Manifest:
     """
     if not folder.is_dir():
         raise ModelFolderError(folder, "there is no such folder", "pull or import the model first")
+    if not os.path.lexists(folder / MANIFEST):
+        mend = "name a folder that `fusewire model pull` or `import` has made; `fusewire model list` shows them"
+        raise ModelFolderError(folder, f"it is no model folder: it holds no '{MANIFEST}'", mend)
     with os.fdopen(_open_regular(folder, MANIFEST), "rb") as file:
         raw = file.read()
     try:
