@@ -15,7 +15,14 @@ def check(file: Path | None, *, live: bool = False) -> None:
     """Print what the configuration means, and with `live` what its hosted models say."""
     config = load(file) if file else settings()
     source = file or find_file() or "the built-in configuration (there is no fusewire.toml)"
-    print(f"{source}: usable")
+    keyless = {
+        name: model.api_key_env
+        for name, model in sorted(config.models.items())
+        if model.kind == "remote" and model.api_key_env and model.api_key is None
+    }
+    print(f"{source}: usable" + (f", except {', '.join(keyless)}" if keyless else ""))
+    for name, variable in keyless.items():
+        note(f"model {name} cannot be called from here: {variable} is not set")
     database = _PASSWORD.sub(r"\1***\2", config.database.url)
     print(f"database  {database}")
     print(f"nats      {config.nats.url.rpartition('@')[2]}")

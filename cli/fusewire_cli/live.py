@@ -43,7 +43,7 @@ class _Apart:
     async def get(self, key: str) -> tuple[Entry | None, int]:  # noqa: ARG002 - the signature is the ledger's
         return None, 0
 
-    async def put(self, key: str, entry: Entry, revision: int, keep_s: float) -> int:  # noqa: ARG002
+    async def put(self, key: str, entry: Entry, revision: int, keep_s: float) -> int:  # noqa: ARG002 - the signature is the protocol's
         return revision + 1
 
 

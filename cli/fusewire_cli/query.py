@@ -9,6 +9,7 @@ from sqlalchemy.exc import DBAPIError
 
 from fusewire.errors import DamagedError, Transient
 from fusewire.store.engine import Store
+from fusewire.store.views import VIEWS
 from fusewire_cli.screen import Format, fail, rows
 from fusewire_cli.session import settings
 
@@ -21,8 +22,14 @@ def query(sql: str, form: Format) -> None:
         raise
     except (DBAPIError, Transient) as exc:
         cause = exc if isinstance(exc, DBAPIError) else exc.__cause__
-        fail(f"the query failed: {getattr(cause, 'orig', None) or exc}", "the views are v_outcome and v_answer")
+        fail(f"the query failed: {getattr(cause, 'orig', None) or exc}", _hint(sql))
     rows(columns, data, form)
+
+
+def _hint(sql: str) -> str:
+    if sql.lstrip().partition(" ")[0].upper() not in ("SELECT", "WITH", "VALUES", "EXPLAIN"):
+        return "write a SELECT: what is stored is changed by Fusewire alone"
+    return f"the views are {', '.join(view.name for view in VIEWS)}; docs/reference/views.md has their columns"
 
 
 async def _select(sql: str) -> tuple[list[str], Sequence[Sequence[Any]]]:

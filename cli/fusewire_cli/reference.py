@@ -74,11 +74,24 @@ def _plain(value: Any) -> str:
 def _type(annotation: Any) -> str:
     if get_origin(annotation) is Annotated:
         return _type(get_args(annotation)[0])
+    if get_origin(annotation) is dict:
+        return f"table of {_type(get_args(annotation)[1])}"
     if get_origin(annotation) is not None:
         inner = [_type(a) if not isinstance(a, str) else f"`{a}`" for a in get_args(annotation) if a is not Ellipsis]
         shown = [part for part in inner if part != "NoneType"]
         return f"list of {shown[0]}" if get_origin(annotation) is tuple else " or ".join(shown)
-    return getattr(annotation, "__name__", str(annotation)).lower().replace("nonetype", "NoneType")
+    name = getattr(annotation, "__name__", str(annotation))
+    return _TYPES.get(name, name.lower())
+
+
+_TYPES = {
+    "str": "text",
+    "int": "whole number",
+    "float": "number",
+    "bool": "true or false",
+    "NoneType": "NoneType",
+}
+"""What a reader of the reference calls a type."""
 
 
 def views() -> str:

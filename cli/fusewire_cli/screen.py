@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -52,6 +53,7 @@ def clear_errors() -> Iterator[None]:
     """Turn the errors we know into one message and the right exit code; a traceback only with FUSEWIRE_DEBUG."""
     from fusewire.settings import ConfigError
 
+    _log_to_stderr()
     try:
         try:
             yield
@@ -79,6 +81,18 @@ def clear_errors() -> Iterator[None]:
             f"{type(exc).__name__}: {exc}",
             "this is a fault of ours; run again with FUSEWIRE_DEBUG=1 and report it",
             EXIT_FAULT,
+        )
+
+
+def _log_to_stderr() -> None:
+    """What is logged is no result of a command. Commands that start a stack set up their log themselves."""
+    # Loading it for commands that log nothing would take longer than some of them do.
+    if (structlog := sys.modules.get("structlog")) is None:
+        return
+    if not structlog.is_configured():
+        structlog.configure(
+            wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+            logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         )
 
 

@@ -105,7 +105,7 @@ def _results(candidate: Candidate, verdict: Verdict | None) -> Iterator[str]:
 
 
 def _ended(outcome: Outcome) -> str:
-    told = [outcome.status]
+    told: list[str] = [outcome.status]
     if outcome.closed_by:
         told.append(f"closed by {outcome.closed_by}")
     if outcome.guard:

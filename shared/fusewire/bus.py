@@ -540,7 +540,7 @@ def _security(settings: Nats) -> Any:
         return None
     import ssl  # noqa: PLC0415 - only where it is asked for
 
-    from faststream.nats.security import NatsCredentials, NatsSecurity  # noqa: PLC0415
+    from faststream.nats.security import NatsCredentials, NatsSecurity  # noqa: PLC0415 - loaded only where it is needed
 
     context = ssl.create_default_context(cafile=str(settings.tls_ca)) if settings.tls_ca else None
     if settings.credentials is not None:

@@ -69,7 +69,7 @@ def _configured(model: RemoteModel) -> tuple[float, float] | None:
 @cache
 def _list() -> Callable[[Usage, RemoteModel, datetime], Price]:
     import genai_prices  # noqa: PLC0415 - a second and its memory, for those who have a priced model
-    from genai_prices.data_snapshot import get_snapshot  # noqa: PLC0415
+    from genai_prices.data_snapshot import get_snapshot  # noqa: PLC0415 - loaded only where it is needed
 
     prices = get_snapshot()
     version = f"genai-prices {genai_prices.__version__}"

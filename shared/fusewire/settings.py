@@ -29,7 +29,7 @@ class ConfigError(Exception):
     def __init__(self, source: str, problems: list[str], hint: str = "") -> None:
         self.source = source
         self.problems = problems
-        self.hint = hint or "run `fusewire config check` after mending it"
+        self.hint = hint or "mend the file, or the FUSEWIRE_… variable, and try again"
         super().__init__(f"{source}: " + "; ".join(problems))
 
 
@@ -427,8 +427,8 @@ class Settings(BaseSettings):
         settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is pydantic-settings'
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Environment over file: what `load` read from the file arrives as arguments."""
         return env_settings, init_settings

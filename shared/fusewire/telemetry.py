@@ -117,9 +117,9 @@ def _without_text(_logger: Any, _method: str, event: structlog.typing.EventDict)
 
 def _export_traces(endpoint: str, service: str) -> None:
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - an extra
-    from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
-    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+    from opentelemetry.sdk.resources import Resource  # noqa: PLC0415 - loaded only where it is needed
+    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 - loaded only where it is needed
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415 - loaded only where it is needed
 
     provider = TracerProvider(resource=Resource.create({"service.name": f"fusewire-{service}"}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
@@ -130,7 +130,7 @@ def broker_middlewares() -> list[Any]:
     """FastStream's own middlewares. Not that for metrics: it labels them with each subject, which holds ids."""
     if not _tracing:
         return []
-    from faststream.nats.opentelemetry import NatsTelemetryMiddleware  # noqa: PLC0415
+    from faststream.nats.opentelemetry import NatsTelemetryMiddleware  # noqa: PLC0415 - loaded only where it is needed
 
     return [NatsTelemetryMiddleware(tracer_provider=trace.get_tracer_provider())]
 

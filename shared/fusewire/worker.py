@@ -126,11 +126,11 @@ class Unpaid(abc.ABC):
     @contextlib.asynccontextmanager
     async def hold(
         self,
-        tasks: Tasks,  # noqa: ARG002
-        deliveries: int,  # noqa: ARG002
-        begun: Callable[[], None],  # noqa: ARG002
+        tasks: Tasks,  # noqa: ARG002 - the signature is the protocol's
+        deliveries: int,  # noqa: ARG002 - the signature is the protocol's
+        begun: Callable[[], None],  # noqa: ARG002 - the signature is the protocol's
         *,
-        is_repeated: bool = False,  # noqa: ARG002
+        is_repeated: bool = False,  # noqa: ARG002 - the signature is the protocol's
     ) -> AsyncIterator[Make]:
         """See `Generate.hold`. A message stands in line until it has ended."""
         yield self.generate

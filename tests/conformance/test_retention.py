@@ -181,10 +181,13 @@ async def test_ingest_deletes_what_the_configuration_does_not_keep(
 async def test_what_fails_is_tried_again_and_an_end_is_told(kept: Retention, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fusewire_ingest.retention.EVERY_S", 0)
     tries = 0
+    third = asyncio.Event()
 
     def keep_days(_: str) -> float:
         nonlocal tries
         tries += 1
+        if tries == 3:
+            third.set()
         raise ValueError("secret")
 
     async def tenants() -> list[str]:
@@ -194,8 +197,7 @@ async def test_what_fails_is_tried_again_and_an_end_is_told(kept: Retention, mon
     cleaner = Cleaner(kept, keep_days, FakeClock())
     with capture_logs() as told:
         cleaner.start()
-        while tries < 3:
-            await asyncio.sleep(0)
+        await third.wait()
         assert cleaner.faults() == []
         await cleaner.stop()
     assert cleaner.faults() == ["ingest-retention has ended"]

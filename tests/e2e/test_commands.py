@@ -7,6 +7,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
@@ -84,6 +85,15 @@ def test_up_serves_until_it_is_told_to_stop(cli: Cli) -> None:
     assert not (cli.folder / ".fusewire" / "up.json").exists()
 
 
+def test_what_a_command_logs_is_no_part_of_its_result(cli: Cli) -> None:
+    code = "from fusewire import bus\nfrom fusewire_cli.screen import clear_errors\nwith clear_errors():\n"
+    logs = "    bus.log.info('bus.quiet')\n    bus.log.warning('bus.error')"
+    done = subprocess.run([sys.executable, "-c", code + logs], env=cli.env, capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    assert "bus.error" in done.stderr
+    assert "bus.quiet" not in done.stderr
+
+
 def test_a_port_in_use_is_named_with_the_way_out(cli: Cli) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -131,7 +141,10 @@ def test_query_reads_only(cli: Cli) -> None:
     for statement in ("delete from outcomes", "drop view v_outcome", "update prompts set pool = 'x'"):
         refused = cli.run("query", statement)
         assert refused.returncode == 2, statement
-    assert "no such column" in cli.run("query", "select no_such_thing from v_outcome").stderr
+        assert "write a SELECT" in refused.stderr
+    mistaken = cli.run("query", "select no_such_thing from v_outcome").stderr
+    assert "no such column" in mistaken
+    assert "v_judge_bias" in mistaken
 
 
 def test_config_check_and_doctor_say_what_they_found(cli: Cli) -> None:
@@ -144,6 +157,17 @@ def test_config_check_and_doctor_say_what_they_found(cli: Cli) -> None:
     found = json.loads(cli.run("doctor", "--json").stdout)
     assert {f["check"] for f in found} >= {"config", "python", "disk", "nats", "database", "model"}
     assert not [f for f in found if f["state"] == "fault"]
+
+
+def test_config_check_tells_a_model_without_its_key(cli: Cli) -> None:
+    file = cli.folder / "fusewire.toml"
+    file.write_text(file.read_text().replace('model = "a"', 'model = "a"\napi_key_env = "NO_SUCH_KEY"', 1))
+    checked = cli.run("config", "check")
+    assert checked.returncode == 0
+    assert checked.stdout.splitlines()[0].endswith("fusewire.toml: usable, except a")
+    assert "model a cannot be called from here: NO_SUCH_KEY is not set" in checked.stderr
+    keyed = replace(cli, env={**cli.env, "NO_SUCH_KEY": "k"}).run("config", "check")
+    assert keyed.stdout.splitlines()[0].endswith("fusewire.toml: usable")
 
 
 def test_config_check_asks_the_models_when_it_is_told_to(cli: Cli, server: FakeServer) -> None:

@@ -128,7 +128,7 @@ class Runner:
                 log.warning("batch.look_failed", fault=str(exc))
                 await asyncio.sleep(LOOK_EVERY_S)
             except Exception as exc:  # noqa: BLE001 - a loop that ended would hold every batch in silence
-                log.error("batch.look_broken", fault=fault(exc))  # noqa: TRY400
+                log.error("batch.look_broken", fault=fault(exc))  # noqa: TRY400 - no text of its
                 await asyncio.sleep(LOOK_EVERY_S)
             await asyncio.sleep(REST_S)
             with contextlib.suppress(TimeoutError):
@@ -166,7 +166,7 @@ class Runner:
             log.warning("batch.job_failed", batch_id=batch.batch_id, what=batch.status, fault=str(exc))
             await asyncio.sleep(LOOK_EVERY_S)
         except Exception as exc:  # noqa: BLE001 - it is begun again; the batch says what it waits for
-            log.error("batch.job_broken", batch_id=batch.batch_id, what=batch.status, fault=fault(exc))  # noqa: TRY400
+            log.error("batch.job_broken", batch_id=batch.batch_id, what=batch.status, fault=fault(exc))  # noqa: TRY400 - no text of its
             await asyncio.sleep(ORPHANED_AFTER.total_seconds())
         finally:
             del self._jobs[batch.batch_id]

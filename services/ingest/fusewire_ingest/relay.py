@@ -156,7 +156,7 @@ class Relay:
                 except Transient as exc:
                     log.warning("ingest.sweep_failed", what=step.__name__, fault=str(exc))
                 except Exception as exc:  # noqa: BLE001 - a sweep that ended would lose prompts in silence
-                    log.error("ingest.sweep_broken", what=step.__name__, fault=fault(exc))  # noqa: TRY400
+                    log.error("ingest.sweep_broken", what=step.__name__, fault=fault(exc))  # noqa: TRY400 - no text of its
             await asyncio.sleep(SWEEP_EVERY_S)
 
     async def settle(self) -> int:

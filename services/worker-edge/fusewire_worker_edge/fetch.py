@@ -136,6 +136,6 @@ def _reach(endpoint: str) -> None:
     """
     request = urllib.request.Request(endpoint, method="HEAD")  # noqa: S310 - the configured Hub
     try:
-        urllib.request.urlopen(request, timeout=_REACH_S).close()  # noqa: S310
+        urllib.request.urlopen(request, timeout=_REACH_S).close()  # noqa: S310 - the same
     except urllib.error.HTTPError:
         return

@@ -54,7 +54,7 @@ Raises:
 """
 
 
-async def _none_stored(fusion_id: str, round_: int, calls: Collection[str]) -> Collection[str]:  # noqa: ARG001
+async def _none_stored(fusion_id: str, round_: int, calls: Collection[str]) -> Collection[str]:  # noqa: ARG001 - the signature is the protocol's
     return ()
 
 

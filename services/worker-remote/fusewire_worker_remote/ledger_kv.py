@@ -46,7 +46,7 @@ class KvLedger:
 
         def write() -> Awaitable[int]:
             # nats-py's `update` takes no TTL, and what it calls does.
-            return self._kv._update(key, value, last=revision, msg_ttl=ttl_s)  # noqa: SLF001
+            return self._kv._update(key, value, last=revision, msg_ttl=ttl_s)  # noqa: SLF001 - nats-py has no public way to give a time to live
 
         try:
             return await _tried(write)

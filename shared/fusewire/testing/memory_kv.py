@@ -13,13 +13,13 @@ class MemoryKeyValue(KeyValue):
 
     # The arguments that nobody passes here are nats-py's: the one who calls must not notice the difference.
 
-    async def get(self, key: str, revision: int | None = None, validate_keys: bool = True) -> KeyValue.Entry:  # noqa: ARG002
+    async def get(self, key: str, revision: int | None = None, validate_keys: bool = True) -> KeyValue.Entry:  # noqa: ARG002 - the signature is the protocol's
         """The latest value."""
         if key not in self._entries:
             raise KeyNotFoundError
         return self._entries[key]
 
-    async def create(self, key: str, value: bytes, validate_keys: bool = True, msg_ttl: float | None = None) -> int:  # noqa: ARG002
+    async def create(self, key: str, value: bytes, validate_keys: bool = True, msg_ttl: float | None = None) -> int:  # noqa: ARG002 - the signature is the protocol's
         """Write a key that is not there."""
         return await self.update(key, value, last=0)
 
@@ -32,8 +32,8 @@ class MemoryKeyValue(KeyValue):
         key: str,
         value: bytes,
         last: int | None = None,
-        validate_keys: bool = True,  # noqa: ARG002
-        msg_ttl: float | None = None,  # noqa: ARG002
+        validate_keys: bool = True,  # noqa: ARG002 - the signature is the protocol's
+        msg_ttl: float | None = None,  # noqa: ARG002 - the signature is the protocol's
     ) -> int:
         current = self._entries.get(key)
         if (current.revision if current else 0) != (last or 0):

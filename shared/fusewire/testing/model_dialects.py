@@ -147,7 +147,7 @@ def tool(name: str, description: str | None, parameters: dict[str, Any] | None) 
 class OpenAIDialect(Dialect):
     """Any OpenAI-compatible server: lenient."""
 
-    def turned(self, path: str, body: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
+    def turned(self, path: str, body: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002 - the signature is the protocol's
         return body
 
     def whole(self, said: Said) -> bytes:
@@ -179,7 +179,7 @@ class OpenAIDialect(Dialect):
             events.append(self._chunk(said, {}, said.finish))
         return [*events, *self._counted(said), b"data: [DONE]\n\n"]
 
-    def error(self, status: int, code: str, kind: str, headers: dict[str, str]) -> tuple[int, bytes]:  # noqa: ARG002
+    def error(self, status: int, code: str, kind: str, headers: dict[str, str]) -> tuple[int, bytes]:  # noqa: ARG002 - the signature is the protocol's
         return status, encoded({"error": {"message": MESSAGE, "type": kind, "param": None, "code": code or None}})
 
     def _counted(self, said: Said) -> list[bytes]:
@@ -221,7 +221,7 @@ class DeepSeekDialect(OpenAIDialect):
 
     fields = _CHAT_FIELDS | {"seed", "parallel_tool_calls", "stream_options"}
 
-    def turned(self, path: str, body: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
+    def turned(self, path: str, body: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002 - the signature is the protocol's
         if body.get("response_format", {}).get("type") == "json_schema":
             raise UnknownError("response_format")
         turns = body["messages"]
@@ -241,7 +241,7 @@ class MistralDialect(OpenAIDialect):
 
     fields = _CHAT_FIELDS | {"random_seed"}
 
-    def turned(self, path: str, body: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
+    def turned(self, path: str, body: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002 - the signature is the protocol's
         for message in body["messages"]:
             ids = [call["id"] for call in message.get("tool_calls", ())]
             for one in [*ids, *([message["tool_call_id"]] if "tool_call_id" in message else [])]:
@@ -273,7 +273,7 @@ class MistralDialect(OpenAIDialect):
         place = {"type": "extra_forbidden", "loc": ["body", parameter or ""], "msg": message}
         return 422, encoded({"object": "error", "message": {"detail": [place]}, "type": "invalid_request_error"})
 
-    def error(self, status: int, code: str, kind: str, headers: dict[str, str]) -> tuple[int, bytes]:  # noqa: ARG002
+    def error(self, status: int, code: str, kind: str, headers: dict[str, str]) -> tuple[int, bytes]:  # noqa: ARG002 - the signature is the protocol's
         if code == "context_length_exceeded":
             message = "Prompt contains 40000 tokens, too large for model with 32768 maximum context length"
             return 400, encoded({"object": "error", "message": message, "type": kind, "code": "3051"})

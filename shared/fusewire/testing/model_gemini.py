@@ -97,7 +97,7 @@ class GeminiDialect(Dialect):
         told = f"Invalid JSON payload received. Unknown name '{parameter}' at 'generation_config'. {message}"
         return 400, encoded({"error": {"code": 400, "message": told, "status": "INVALID_ARGUMENT"}})
 
-    def error(self, status: int, code: str, kind: str, headers: dict[str, str]) -> tuple[int, bytes]:  # noqa: ARG002
+    def error(self, status: int, code: str, kind: str, headers: dict[str, str]) -> tuple[int, bytes]:  # noqa: ARG002 - the signature is the protocol's
         message = MESSAGE
         details: list[dict[str, Any]] = []
         if status == 529:

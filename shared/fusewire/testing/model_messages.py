@@ -40,7 +40,7 @@ class AnthropicDialect(Dialect):
         ["minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "uniqueItems", "oneOf"]
     )
 
-    def turned(self, path: str, body: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
+    def turned(self, path: str, body: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002 - the signature is the protocol's
         if "max_tokens" not in body or body.get("temperature", 0) > 1 or {"temperature", "top_p"} <= body.keys():
             raise UnknownError("max_tokens, temperature, top_p")
         messages = [{"role": "system", "content": body["system"]}] if body.get("system") else []
@@ -91,7 +91,7 @@ class AnthropicDialect(Dialect):
             self.event({"type": "content_block_start", "index": 1, "content_block": {"type": "text", "text": ""}}),
         ]
 
-    def token(self, said: Said, text: str) -> bytes:  # noqa: ARG002
+    def token(self, said: Said, text: str) -> bytes:  # noqa: ARG002 - the signature is the protocol's
         return self._delta(1, {"type": "text_delta", "text": text})
 
     def ended(self, said: Said) -> list[bytes]:
@@ -112,7 +112,7 @@ class AnthropicDialect(Dialect):
         error = {"type": "invalid_request_error", "message": message}
         return 400, encoded({"type": "error", "error": error})
 
-    def error(self, status: int, code: str, kind: str, headers: dict[str, str]) -> tuple[int, bytes]:  # noqa: ARG002
+    def error(self, status: int, code: str, kind: str, headers: dict[str, str]) -> tuple[int, bytes]:  # noqa: ARG002 - the signature is the protocol's
         message = MESSAGE
         if code == "context_length_exceeded":
             message = "prompt is too long: 210000 tokens > 200000 maximum"

@@ -1,6 +1,7 @@
 """A fusion's steps, from what is stored of it."""
 
 from datetime import datetime, timedelta
+from typing import Any
 
 from fusewire.contracts import CallFailure, Excluded, Verdict
 from fusewire.store.history import History, Received
@@ -31,11 +32,23 @@ def test_a_fusion_s_steps_are_in_the_order_of_time_and_say_what_came_of_each() -
             "maybe_paid_twice": True,
         }
     )
-    verdict = make_candidate("{}", "verdict-1-1", prompt=PROMPT, round=1, member=None, model="j", started_at=after(0.7), finished_at=after(0.9))
+    judged: dict[str, Any] = {
+        "round": 1,
+        "member": None,
+        "model": "j",
+        "started_at": after(0.7),
+        "finished_at": after(0.9),
+    }
+    verdict = make_candidate("{}", "verdict-1-1", prompt=PROMPT, **judged)
     late = make_candidate("s3cr3t", "c", prompt=PROMPT, started_at=after(0.1), finished_at=after(2))
     said = Verdict(call="verdict-1-1", kind="pair", judge_model="j", shown=("a", "c"), winner="a")
     outcome = make_outcome(
-        PROMPT, finished_at=after(1), status="fused", closed_by="quorum", verdicts=(said,), is_degraded=True,
+        PROMPT,
+        finished_at=after(1),
+        status="fused",
+        closed_by="quorum",
+        verdicts=(said,),
+        is_degraded=True,
         degraded_reasons=("missing:c:0.33:quorum",),
     )
     found = History(

@@ -47,3 +47,17 @@ def test_readme_names_only_commands_that_exist() -> None:
     used = set(re.findall(r"(?:\.venv/bin/fusewire|^fusewire|&& fusewire) ([a-z]+)", text, re.MULTILINE))
     assert used
     assert used <= set(commands)
+
+
+def test_each_rule_that_is_set_aside_says_why() -> None:
+    """`# noqa: RULE - the reason`."""
+    roots = ("services", "shared", "cli", "migrations", "tests")
+    sources = [path for root in roots for path in (ROOT / root).rglob("*.py")]
+    assert len(sources) > 300
+    silent = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in sources
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if re.search(r"#\s*noqa\b(?!: [A-Z0-9, ]+ - \S)", line) and path != Path(__file__)
+    ]
+    assert silent == []

@@ -85,7 +85,7 @@ def test_what_an_operator_has_is_never_narrowed(have: int | None, want: int | No
 def test_a_summary_counts_each_action() -> None:
     changes = [Change("stream", "A", "created"), Change("durable", "B", "created"), Change("bucket", "C", "unchanged")]
 
-    assert summary(changes) == {"created": 2, "updated": 0, "unchanged": 1}
+    assert summary(changes) == {"created": 2, "updated": 0, "removed": 0, "unchanged": 1}
 
 
 # -- topology ---------------------------------------------------------------------------------

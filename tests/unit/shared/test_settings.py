@@ -168,7 +168,7 @@ def test_a_mistake_is_named_with_its_place_and_its_remedy(file: Path, text: str,
     assert len(found.problems) == 1
     for part in parts:
         assert part in found.problems[0]
-    assert "fusewire config check" in found.hint
+    assert "try again" in found.hint
 
 
 @pytest.mark.parametrize(

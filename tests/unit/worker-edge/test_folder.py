@@ -79,7 +79,7 @@ def edit_manifest(old: str, new: str) -> Callable[[Path], None]:
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, "no such folder; pull or import"),
-    "no manifest": (lambda f: (f / "manifest.json").unlink(), r"'manifest\.json' is missing"),
+    "no manifest": (lambda f: (f / "manifest.json").unlink(), r"it is no model folder: it holds no 'manifest\.json'"),
     "manifest of another format": (
         edit_manifest('"format": 1', '"format": 9'),
         r"'manifest\.json' is malformed: format",
@@ -191,7 +191,7 @@ def test_models_are_listed_with_what_is_wrong_with_them(folder: Path) -> None:
     (root / "a-file").touch()
     listed = list_models(root)
     assert [(m.path.name, m.manifest is not None, m.problem) for m in listed] == [
-        ("broken", False, "'manifest.json' is missing"),
+        ("broken", False, "it is no model folder: it holds no 'manifest.json'"),
         ("tiny", True, None),
     ]
     assert list_models(root / "none") == []

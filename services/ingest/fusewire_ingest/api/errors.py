@@ -205,7 +205,7 @@ class Answering:
                     await told(scope, receive, named)
             except Exception as exc:  # noqa: BLE001 - what no handler knows is a fault of ours, and hides its text
                 # Further out, the web server would log it with its text, which may hold a prompt.
-                log.error("api.broken", fault=fault(exc), path=_route(scope))  # noqa: TRY400
+                log.error("api.broken", fault=fault(exc), path=_route(scope))  # noqa: TRY400 - no text of its
                 if not is_begun:
                     told = error(
                         Request(scope), 500, "internal_error", f"Fusewire failed; the log has more under {request_id}"

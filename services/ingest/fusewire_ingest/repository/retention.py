@@ -54,7 +54,7 @@ class Retention:
         """
         async with self._store.write() as connection:
             old = select(batches.c.batch_id, batches.c.input_file_id).where(
-                batches.c.tenant == tenant, batches.c.created_at < before, _ENDED, _ENDED_AT < before
+                batches.c.tenant == tenant, batches.c.created_at < before, _ENDED, before > _ENDED_AT
             )
             found = (await connection.execute(old)).all()
             if not found:

@@ -124,7 +124,7 @@ def _turns(messages: tuple[Message, ...], *, is_signed: bool) -> list[dict[str, 
             first = waiting[0] if waiting else ""
             id_ = message.tool_call_id if message.tool_call_id in waiting else first
             waiting = [other for other in waiting if other != id_]
-            message = message.model_copy(update={"tool_call_id": id_ or message.tool_call_id})  # noqa: PLW2901
+            message = message.model_copy(update={"tool_call_id": id_ or message.tool_call_id})  # noqa: PLW2901 - the mended message replaces the one that was read
         parts = _parts(message, called, is_signed=is_signed)
         if turns and turns[-1]["role"] == role:
             turns[-1]["parts"] += parts
