@@ -32,13 +32,8 @@ def test_a_fusion_s_steps_are_in_the_order_of_time_and_say_what_came_of_each() -
             "maybe_paid_twice": True,
         }
     )
-    judged: dict[str, Any] = {
-        "round": 1,
-        "member": None,
-        "model": "j",
-        "started_at": after(0.7),
-        "finished_at": after(0.9),
-    }
+    ran = {"started_at": after(0.7), "finished_at": after(0.9)}
+    judged: dict[str, Any] = {"round": 1, "member": None, "model": "j", **ran}
     verdict = make_candidate("{}", "verdict-1-1", prompt=PROMPT, **judged)
     late = make_candidate("s3cr3t", "c", prompt=PROMPT, started_at=after(0.1), finished_at=after(2))
     said = Verdict(call="verdict-1-1", kind="pair", judge_model="j", shown=("a", "c"), winner="a")
