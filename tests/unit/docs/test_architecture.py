@@ -32,7 +32,7 @@ def test_every_durable_of_the_table_is_provisioned() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "deploy/README.md", "docs/performance.md"]
+    "page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "deploy/README.md", "docs/performance.md", "docs/glossary.md"]
 )
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
@@ -61,3 +61,15 @@ def test_each_rule_that_is_set_aside_says_why() -> None:
         if re.search(r"#\s*noqa\b(?!: [A-Z0-9, ]+ - \S)", line) and path != Path(__file__)
     ]
     assert silent == []
+
+
+def test_the_glossary_is_in_order_and_of_words_that_the_code_uses() -> None:
+    rows = re.findall(r"^\| ([^|]+) \| [^|]+ \| [^|]*\|$", (ROOT / "docs/glossary.md").read_text(), re.MULTILINE)[1:]
+    own, further = rows[:8], rows[8:]
+    assert len(own) == 8
+    assert all("**" in term for term in own)
+    assert further == sorted(further, key=str.lower)
+    sources = (path for root in ("services", "shared", "cli") for path in (ROOT / root).rglob("*.py"))
+    code = "\n".join(path.read_text(encoding="utf-8") for path in sources).lower()
+    words = [word for term in rows for word in re.findall(r"[a-z]+(?:-[a-z]+)?", term.lower())]
+    assert [word for word in words if word not in code] == []
