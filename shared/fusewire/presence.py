@@ -36,7 +36,6 @@ class Presence:
         self._me = secrets.token_hex(16)
         self._others: dict[str, tuple[datetime, int]] = {}
         """By process: when it was seen last, and how often again since it was seen first."""
-        self._is_replaced = False
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -71,7 +70,7 @@ class Presence:
     def faults(self) -> list[str]:
         """Whether somebody else has taken the database."""
         is_alive = any(again >= ALIVE_LOOKS for _, again in self._others.values())
-        found = [_FOREIGN] if is_alive or self._is_replaced else []
+        found = [_FOREIGN] if is_alive else []
         return found + ([f"{self._task.get_name()} has ended"] if self._task and self._task.done() else [])
 
     async def _look_on(self) -> None:
@@ -93,8 +92,7 @@ class Presence:
         """Note that it still works. One that was taken for gone comes back, if nobody has come instead."""
         if await self._processes.renew(self._me, self._bus.last_store_id):
             return
-        self._is_replaced = bool(await self._processes.with_another_store(self._bus.last_store_id))
-        if not self._is_replaced:
+        if not await self._processes.with_another_store(self._bus.last_store_id):
             await self._processes.add(self._me, self._service, self._bus.last_store_id)
 
     async def _look(self) -> None:

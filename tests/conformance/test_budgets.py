@@ -13,6 +13,7 @@ from sqlalchemy import text
 from fusewire.contracts import Prompt
 from fusewire.settings import Database, Settings
 from fusewire.store.engine import Store
+from fusewire.store.tables import late_costs
 from fusewire.testing.eventually import eventually
 from fusewire.testing.factories import make_prompt
 from fusewire_cli.client import Client
@@ -96,6 +97,25 @@ async def test_without_a_price_nothing_is_promised(store: Store) -> None:
     assert (one.refused.code, "'u'" in one.refused.message) == ("price_unknown", True)
     (free,) = await add(capped(store, 9), make_prompt("Why?", pool="dear"))
     assert free.is_new, "another tenant has no budget"
+
+
+async def test_what_came_after_its_outcome_is_spent_too(store: Store) -> None:
+    submissions = capped(store, 3)
+    first, other = prompts(2)
+    foreign = make_prompt(tenant="free")
+    await add(submissions, first, other, foreign)
+    before = await standing(store)
+    late = [(first, "b", 0.5), (first, "c", 0.25), (other, "b", 0.125), (foreign, "b", 9.0)]
+    async with store.write() as connection:
+        rows = [{"fusion_id": p.fusion_id, "round": 0, "call": call, "usd": usd} for p, call, usd in late]
+        await connection.execute(late_costs.insert(), rows)
+
+    assert await submissions.settle() == 4
+    assert await submissions.settle() == 0
+
+    assert await standing(store) == pytest.approx((before[0], 0.875))
+    async with store.read() as connection:
+        assert (await connection.execute(text("SELECT count(*) FROM late_costs"))).scalar() == 0
 
 
 # -- on the real parts ------------------------------------------------------------------------

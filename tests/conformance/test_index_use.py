@@ -61,6 +61,7 @@ SMALL = (
     "(subquery",
     "CONSTANT ROW",
     "reservations",  # of fusions that have not ended
+    "late_costs",  # until ingest has counted them, two seconds
     "ix_fusions_due",  # holds the open ones, and no others
     "ix_batch_lines_flying",  # holds the lines in flight, and no others
 )

@@ -837,6 +837,12 @@ async def test_what_came_too_late_has_cost_something_too(desk: Desk) -> None:
     (before,) = await desk.rows("SELECT cost_usd, cost_late_usd FROM v_outcome")
 
     await desk.take(late)
+    # Until a budget has counted it; delivered once more, it has cost nothing more.
+    assert await desk.rows("SELECT call, usd FROM late_costs") == [{"call": "b", "usd": 0.25}]
+    async with desk.store.write() as connection:
+        await connection.execute(text("DELETE FROM late_costs"))
+    await desk.take(late)
+    assert await desk.rows("SELECT call, usd FROM late_costs") == []
 
     (after,) = await desk.rows("SELECT cost_usd, cost_late_usd FROM v_outcome")
     assert (before["cost_usd"], before["cost_late_usd"]) == (0.5, None)

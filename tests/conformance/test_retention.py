@@ -21,6 +21,7 @@ from fusewire.store.tables import (
     files,
     fusions,
     image_uses,
+    late_costs,
     metadata,
     outcomes,
     prompts,
@@ -35,7 +36,7 @@ from fusewire_ingest.repository import retention as repository
 from fusewire_ingest.repository.retention import Retention
 from fusewire_ingest.retention import Cleaner
 
-OF_A_FUSION = (prompts, fusions, rounds, candidates, outcomes, answers, verdicts, image_uses)
+OF_A_FUSION = (prompts, fusions, rounds, candidates, outcomes, answers, verdicts, image_uses, late_costs)
 DAY = timedelta(days=1)
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import BindParameter, Connection, bindparam, false, func, insert
 from sqlalchemy.dialects import postgresql, sqlite
 
 from fusewire.contracts import CONTROL, Candidate, Outcome, Plan, Prompt, Round, Verdict
-from fusewire.store.tables import answers, candidates, fusions, outcomes, prompts, rounds, verdicts
+from fusewire.store.tables import answers, candidates, fusions, late_costs, outcomes, prompts, rounds, verdicts
 from fusewire_judge.fusion.case import Heard
 from fusewire_judge.memory import Seen
 from fusewire_judge.outcome import cost
@@ -62,6 +62,7 @@ _HEARD = select(
     candidates.c.after_rounds,
     candidates.c.body,
 ).where(candidates.c.fusion_id.in_(_KEYS))
+_NAMES = select(candidates.c.fusion_id, candidates.c.round, candidates.c.call).where(candidates.c.fusion_id.in_(_KEYS))
 _IS_DONE = select(fusions.c.is_done).where(fusions.c.fusion_id == bindparam("key"))
 _STORED = select(candidates.c.call).where(
     candidates.c.fusion_id == bindparam("key"), candidates.c.round == bindparam("round")
@@ -239,8 +240,24 @@ class Results:
             }
             if held.record:
                 self._set(candidate.fusion_id, held.record.told(candidate, len(body), now))
+        self._add_late_costs([c for c, _ in batch if c.cost_usd and self.locked[c.fusion_id].is_done])
         if rows:
             self._connection.execute(_ADD_CANDIDATE[self._connection.dialect.name], [rows[key] for key in sorted(rows)])
+
+    def _add_late_costs(self, late: Sequence[Candidate]) -> None:
+        """Note what late candidates cost that are not stored yet, for their tenants' budgets."""
+        if not late:
+            return
+        found = self._connection.execute(_NAMES, {"keys": [c.fusion_id for c in late]})
+        stored = {(row.fusion_id, row.round, row.call) for row in found}
+        costs = {(c.fusion_id, c.round, c.call): c.cost_usd for c in late}
+        rows = [
+            {"fusion_id": fusion, "round": round_, "call": call, "usd": usd}
+            for (fusion, round_, call), usd in costs.items()
+            if (fusion, round_, call) not in stored
+        ]
+        if rows:
+            self._connection.execute(insert(late_costs), rows)
 
     def _set(self, key: str, record: Record) -> None:
         self.locked[key] = replace(self.locked[key], record=record)

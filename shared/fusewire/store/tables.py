@@ -129,6 +129,16 @@ candidates = Table(
     Column("body", Text, nullable=False),
 )
 
+# What came after the outcome and cost something; judge adds a row, and ingest takes it off once it is counted.
+late_costs = Table(
+    "late_costs",
+    metadata,
+    Column("fusion_id", String(27), primary_key=True),
+    Column("round", Integer, primary_key=True),
+    Column("call", String(80), primary_key=True),
+    Column("usd", Float, nullable=False),
+)
+
 outcomes = Table(
     "outcomes",
     metadata,

@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from fusewire.contracts import Prompt
 from fusewire.store.engine import Store
-from fusewire.store.tables import budgets, outcomes, reservations
+from fusewire.store.tables import budgets, late_costs, outcomes, prompts, reservations
 from fusewire_ingest.estimate import Book, estimate
 from fusewire_ingest.refusal import RefusedError
 
@@ -44,6 +44,16 @@ _TAKE = (
     delete(reservations)
     .where(reservations.c.fusion_id.in_(bindparam("keys", expanding=True)))
     .returning(reservations.c.fusion_id, reservations.c.tenant, reservations.c.period, reservations.c.usd)
+)
+_LATE = (
+    select(late_costs.c.fusion_id, prompts.c.tenant, prompts.c.submitted_at)
+    .join(prompts, prompts.c.fusion_id == late_costs.c.fusion_id)
+    .limit(SETTLE_MOST)
+)
+_TAKE_LATE = (
+    delete(late_costs)
+    .where(late_costs.c.fusion_id.in_(bindparam("keys", expanding=True)))
+    .returning(late_costs.c.fusion_id, late_costs.c.usd)
 )
 
 Period = Literal["day", "month", "total"]
@@ -167,6 +177,27 @@ class Budgets:
                 freed = sum(usd for usd, _ in moved[tenant, period])
                 spent = sum(cost for _, cost in moved[tenant, period])
                 await connection.execute(_MOVE, {"of": tenant, "within": period, "reserved": -freed, "spent": spent})
+            return len(taken)
+
+    async def settle_late(self) -> int:
+        """Count what came after its outcome as spent; returns of how many calls. Raises Transient."""
+        async with self._store.read() as connection:
+            if (await connection.execute(_LATE.limit(1))).first() is None:
+                return 0
+        async with self._store.write() as connection:
+            of = {row.fusion_id: (row.tenant, row.submitted_at) for row in await connection.execute(_LATE)}
+            # As above.
+            taken = (await connection.execute(_TAKE_LATE, {"keys": list(of)})).all()
+            spent: dict[tuple[str, str], float] = defaultdict(float)
+            for row in taken:
+                tenant, submitted_at = of[row.fusion_id]
+                if cap := self._caps.get(tenant):
+                    spent[tenant, period_key(cap.period, submitted_at)] += row.usd
+            for tenant, period in sorted(spent):
+                opened = {"tenant": tenant, "period": period, "reserved_usd": 0.0, "spent_usd": 0.0}
+                await connection.execute(_OPEN[connection.dialect.name], opened)
+                more = {"reserved": 0.0, "spent": spent[tenant, period]}
+                await connection.execute(_MOVE, {"of": tenant, "within": period, **more})
             return len(taken)
 
 

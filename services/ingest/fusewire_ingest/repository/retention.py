@@ -15,6 +15,7 @@ from fusewire.store.tables import (
     files,
     fusions,
     image_uses,
+    late_costs,
     outcomes,
     prompts,
     reservations,
@@ -25,7 +26,7 @@ from fusewire.store.tables import (
 AT_ONCE = 200
 """Fusions that one transaction deletes: on SQLite everybody else waits for it."""
 
-OF_A_FUSION = (answers, verdicts, candidates, rounds, image_uses, outcomes, fusions, prompts)
+OF_A_FUSION = (answers, verdicts, candidates, rounds, image_uses, late_costs, outcomes, fusions, prompts)
 _ENDED = or_(*(batches.c[f"{how}_at"].is_not(None) for how in ("completed", "failed", "expired", "cancelled")))
 _ENDED_AT = func.coalesce(batches.c.completed_at, batches.c.failed_at, batches.c.expired_at, batches.c.cancelled_at)
 

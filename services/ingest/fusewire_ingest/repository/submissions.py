@@ -200,7 +200,9 @@ class Submissions:
 
     async def settle(self) -> int:
         """Settle the budgets of what has ended; see Budgets."""
-        return await self._budgets.settle() if self._budgets else 0
+        if self._budgets is None:
+            return 0
+        return await self._budgets.settle() + await self._budgets.settle_late()
 
     async def mark_published(self, fusion_ids: Sequence[str], at: datetime, store_id: str) -> None:
         """This store of the broker has them; nothing is marked where another one is published to meanwhile."""
