@@ -4,7 +4,7 @@ import contextlib
 import logging
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -66,8 +66,14 @@ _tracing = False
 def configure(log: Log, telemetry: Telemetry, *, service: str, stream: TextIO | None = None) -> None:
     """Set up logging to a stream (stderr), and tracing where an endpoint is given."""
     global _tracing  # noqa: PLW0603 - a process has one tracer
+
+    def named(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        event.setdefault("service", service)
+        return event
+
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
+        named,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _without_text,
@@ -158,6 +164,27 @@ def receiving(service: str, subject: str, headers: Mapping[str, str]) -> Iterato
             for key, value in fusion.items():
                 span.set_attribute(f"fusewire.{key}", value)
             yield
+
+
+@contextlib.contextmanager
+def span(name: str, traces: Collection[str] = (), **attributes: str | int) -> Iterator[None]:
+    """A span around what is done within it; nothing where tracing is off.
+
+    Args:
+        name: what is done.
+        traces: W3C `traceparent`s of what it is done for. Of one it is a part, of several it has links to each; without
+            any it is a part of the current span.
+        attributes: of it, without `fusewire.` before each.
+    """
+    if not _tracing:
+        yield
+        return
+    contexts = [propagate.extract({"traceparent": parent}) for parent in traces]
+    links = [trace.Link(trace.get_current_span(context).get_span_context()) for context in contexts]
+    given = {f"fusewire.{key}": value for key, value in attributes.items()}
+    of_one = contexts[0] if len(contexts) == 1 else None
+    with _tracer.start_as_current_span(name, of_one, links=links[1:] and links, attributes=given):
+        yield
 
 
 def bind_fusion(fusion_id: str) -> None:

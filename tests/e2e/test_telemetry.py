@@ -49,7 +49,9 @@ def test_a_fusion_leaves_one_trace_and_its_log_and_neither_holds_the_prompt(cli:
         for scope in resource.scope_spans
         for span in scope.spans
     ]
-    wanted = {"ingest http", "dispatcher prompt", "worker-remote task", "dispatcher round"}
+    wanted = {
+        "ingest http", "dispatcher prompt", "worker-remote task", "model call", "judge turn", "dispatcher round"
+    }  # fmt: skip
     assert {s.name for s in spans} >= wanted
     assert len({s.trace_id for s in spans if s.name in wanted}) == 1
     log = (cli.folder / ".fusewire" / "fusewire.log").read_text()

@@ -234,11 +234,12 @@ class Handlers:
         fired: bool = False,
     ) -> None:
         keys = {*plans, *(c.fusion_id for c, _ in said), *touched}
-        work = await self._store.run(
-            lambda connection: self._advance(Results(connection), plans, said, keys, fired=fired), write=True
-        )
-        self._remember_cases(work)
-        await self._publish(work, traces or {})
+        with telemetry.span("judge turn", set((traces or {}).values()), fusions=len(keys)):
+            work = await self._store.run(
+                lambda connection: self._advance(Results(connection), plans, said, keys, fired=fired), write=True
+            )
+            self._remember_cases(work)
+            await self._publish(work, traces or {})
 
     def _remember_cases(self, work: Work) -> None:
         """Once its transaction is committed."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from fusewire import references
+from fusewire import references, telemetry
 from fusewire.contracts import CallFailure, Candidate, Task, Tasks, Usage
 from fusewire.errors import Transient
 from fusewire.pricing import UNKNOWN, Price, price
@@ -209,7 +209,8 @@ class RemoteGenerate:
         spent = _Spent(usage=None if known.unknown else Usage())
         while True:
             spent.attempts += 1
-            result = await held.during(self._negotiated(task, model, tell, spent))
+            with telemetry.span("model call", model=task.model, call=task.call, attempt=known.attempts):
+                result = await held.during(self._negotiated(task, model, tell, spent))
             if isinstance(result, Reply):
                 return await self._ended(task, held, known, result, spent)
             log.warning(

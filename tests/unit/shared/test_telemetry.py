@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 import pytest
 import structlog
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from fusewire import telemetry
 from fusewire.settings import Log, Telemetry
@@ -91,6 +94,43 @@ def test_the_fusion_is_bound_while_its_message_is_handled(subject: str, fusion_i
     with telemetry.receiving("judge", subject, {}):
         assert structlog.contextvars.get_contextvars().get("fusion_id") == fusion_id
     assert structlog.contextvars.get_contextvars() == {}
+
+
+def test_a_line_names_its_service_wherever_it_comes_from(stream: io.StringIO) -> None:
+    configured(stream).info("up.restarted", what="judge")
+    assert json.loads(stream.getvalue())["service"] == "test"
+
+
+PARENTS = [f"00-{digit * 32}-{digit * 16}-01" for digit in "ab"]
+
+
+@pytest.mark.parametrize(
+    ("traces", "trace_id", "linked"), [(PARENTS[:1], int("a" * 32, 16), []), (PARENTS, None, ["a" * 32, "b" * 32])]
+)
+def test_a_span_is_a_part_of_one_trace_or_has_links_to_several(
+    monkeypatch: pytest.MonkeyPatch, traces: list[str], trace_id: int | None, linked: list[str]
+) -> None:
+    kept = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(kept))
+    monkeypatch.setattr(telemetry, "_tracing", True)
+    monkeypatch.setattr(telemetry, "_tracer", provider.get_tracer("test"))
+
+    with telemetry.span("judge turn", traces, fusions=2):
+        pass
+
+    (span,) = kept.get_finished_spans()
+    assert (span.name, dict(span.attributes or {})) == ("judge turn", {"fusewire.fusions": 2})
+    assert [f"{link.context.trace_id:032x}" for link in span.links] == linked
+    if trace_id is not None:
+        assert span.context is not None
+        assert span.context.trace_id == trace_id
+    provider.shutdown()
+
+
+def test_without_tracing_a_span_costs_nothing() -> None:
+    with telemetry.span("judge turn", ["no traceparent"]):
+        assert telemetry.trace_headers() == {}
 
 
 def test_libraries_are_heard_from_a_warning_up_without_the_values_in_their_texts(stream: io.StringIO) -> None:
