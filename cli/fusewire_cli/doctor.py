@@ -153,8 +153,14 @@ async def _database(config: Settings) -> Finding:
         await migrate.check(store)
     except StartupError as exc:
         # Before the first `up` there is no schema, and that is no fault.
-        fresh = "schema none" in exc.what
-        return Finding("database", "warning" if fresh else "fault", exc.what, exc.mend)
+        return Finding("database", "warning" if await _is_empty(store) else "fault", exc.what, exc.mend)
     finally:
         await store.close()
     return Finding("database", "ok", store.url.render_as_string(hide_password=True))
+
+
+async def _is_empty(store: Store) -> bool:
+    try:
+        return await migrate.current(store) is None
+    except Transient:
+        return False

@@ -11,11 +11,12 @@ from typing import Any
 import aiohttp
 import pytest
 from nats.aio.msg import Msg
+from prometheus_client import generate_latest
 from sqlalchemy import text
 from structlog.testing import capture_logs
 
 from fusewire import bus as bus_module
-from fusewire import ids, provision, replies
+from fusewire import ids, provision, replies, telemetry
 from fusewire.bus import Bus
 from fusewire.contracts import Plan
 from fusewire.settings import Database, Nats, Settings
@@ -111,6 +112,24 @@ async def test_the_three_modes_on_the_local_stack(
     assert {k: seen[k] for k in ("content", "status", "winner")} == {
         k: best[k] for k in ("content", "status", "winner")
     }
+
+
+async def test_no_series_is_added_by_a_fusion(settings: Settings, running: Running) -> None:
+    """A label with an id in it would make the registry grow for ever."""
+
+    def series() -> set[bytes]:
+        lines = generate_latest(telemetry.REGISTRY).splitlines()
+        return {line.rpartition(b" ")[0] for line in lines if not line.startswith(b"#")}
+
+    async with running(settings, *ALL) as client:
+        for number in range(3):
+            await ask(client, f"{WHY} {number}")
+        before = series()
+        for number in range(10):
+            await ask(client, f"{WHY} again {number}")
+
+    assert len(before) > 50
+    assert series() == before
 
 
 async def test_what_is_urgent_is_planned_before_what_came_earlier(
