@@ -3,17 +3,20 @@
 import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, QueuePool, func, insert, select, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from fusewire.errors import Transient
+from fusewire.errors import StartupError, Transient
 from fusewire.settings import Database
-from fusewire.store import engine
+from fusewire.store import engine, migrate
 from fusewire.store.engine import Store
 from fusewire.store.tables import files
+from fusewire.testing.eventually import PATIENCE_S
 from fusewire.testing.factories import T0
+from fusewire.testing.postgres import PostgresServer
 
 
 @pytest.fixture
@@ -73,6 +76,33 @@ async def test_who_gives_up_leaves_the_line(stores: tuple[Store, Store], monkeyp
     await write(second, 2, done)
 
     assert done == [2]
+
+
+# -- at the start -----------------------------------------------------------------------------
+
+
+async def test_a_database_that_is_away_at_the_start_is_waited_for() -> None:
+    with PostgresServer() as server:
+        store = Store(Database(url=server.url()))
+        await migrate.upgrade(store)
+        server.kill()
+        with pytest.raises(StartupError, match="no database answers"):
+            await migrate.check(store)
+        checking = asyncio.create_task(migrate.check(store, wait_s=PATIENCE_S))
+        await asyncio.sleep(1)
+        assert not checking.done()
+        await asyncio.to_thread(server.start)
+        await checking
+        await store.close()
+
+
+async def test_a_damaged_database_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "fusewire.db").write_bytes(b"no database, and long enough to be looked at " * 100)
+    store = Store(Database(url=f"sqlite+aiosqlite:///{tmp_path / 'fusewire.db'}"))
+    async with asyncio.timeout(PATIENCE_S / 2):
+        with pytest.raises(StartupError, match="damaged"):
+            await migrate.check(store, wait_s=PATIENCE_S)
+    await store.close()
 
 
 # -- whole transactions, on both databases ----------------------------------------------------

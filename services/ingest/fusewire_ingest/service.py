@@ -132,7 +132,7 @@ class Ingest:
     async def start(self) -> None:
         """Check the schema and who may come in, connect, begin to commit, to publish and to listen."""
         give_back_large_buffers()
-        await migrate.check(self._store)
+        await migrate.check(self._store, wait_s=migrate.START_S)
         await self._access.start()
         await self._budgets.start()
         await self._bus.connect()

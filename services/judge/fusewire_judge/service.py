@@ -45,7 +45,7 @@ class Judge:
 
     async def start(self) -> None:
         """Check the schema, connect, check the topology, begin."""
-        await migrate.check(self._store)
+        await migrate.check(self._store, wait_s=migrate.START_S)
         await self._bus.connect()
         await self._bus.require(JUDGE, JUDGE_DUE)
         await self._presence.start()

@@ -1,10 +1,12 @@
 """`fusewire db upgrade`: bring the schema to the version of this code."""
 
+import asyncio
 import hashlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from sqlalchemy import Connection, bindparam, inspect, text
 from sqlalchemy.exc import DBAPIError
 
@@ -15,6 +17,11 @@ from fusewire.store.views import CONTRACT, VIEWS, View
 if TYPE_CHECKING:
     from alembic.config import Config
 
+log = structlog.get_logger(__name__)
+
+START_S = 30.0
+"""How long a service that starts waits for its database: to end, and to be started again, would take longer."""
+AGAIN_S = 0.5
 MIGRATIONS_ENV = "FUSEWIRE_MIGRATIONS"
 LOCK_S = 30
 """How long a migration waits for whoever uses what it changes."""
@@ -107,15 +114,38 @@ def _sqlstate(exc: BaseException | None) -> str | None:
     return getattr(getattr(exc, "orig", None), "sqlstate", None)
 
 
-async def check(store: Store) -> None:
-    """Raises StartupError unless the database answers and has the schema that this code needs."""
-    await store.ping()
+async def check(store: Store, *, wait_s: float = 0.0) -> None:
+    """Check that the database answers and has the schema that this code needs.
+
+    Args:
+        store: the database.
+        wait_s: how long to wait for its answer.
+
+    Raises:
+        StartupError: it does not.
+    """
+    await _answer(store, wait_s)
     have, want = await current(store), head()
     _refuse_newer(have)
     if have != want:
         raise StartupError(
             f"the database is at schema {have or 'none'}, this code needs {want}", "run `fusewire db upgrade`"
         )
+
+
+async def _answer(store: Store, wait_s: float) -> None:
+    loop = asyncio.get_running_loop()
+    until = loop.time() + wait_s
+    while True:
+        try:
+            await store.ping()
+        except StartupError as exc:
+            if exc.exit_code == EXIT_STORED or loop.time() >= until:
+                raise
+            log.warning("store.awaited")
+            await asyncio.sleep(AGAIN_S)
+        else:
+            return
 
 
 def _create_views(connection: Connection) -> None:
