@@ -19,6 +19,9 @@ CONFIG = """
 level = "warning"
 [http]
 port = 0
+[limits]
+# Where a model never answers, the end of a test shall not wait for it.
+call_drain_s = 2
 {models}
 [pools.default]
 members = ["a", "b", "c"]

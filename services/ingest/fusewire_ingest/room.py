@@ -55,6 +55,8 @@ class Room:
     async def look(self) -> None:
         """Ask the broker. What cannot be read stays as it was: a broker that is away closes no door."""
         for name, before in self._used.items():
+            if not self._bus.connected:
+                return
             try:
                 used = await provision.used(self._bus.js, name)
             except (APIError, NatsError, TimeoutError, OSError):
