@@ -104,10 +104,13 @@ def within(seconds: float, handler: Handler) -> Handler:
     """A handler whose message is delivered again where it has not ended after `seconds`."""
 
     async def handle(delivery: Delivery) -> None:
+        limit = asyncio.timeout(seconds)
         try:
-            async with asyncio.timeout(seconds):
+            async with limit:
                 await handler(delivery)
         except TimeoutError:
+            if not limit.expired():
+                raise
             raise Transient(f"its handler did not end within {seconds:g} s") from None
 
     return handle

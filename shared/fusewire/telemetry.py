@@ -179,11 +179,12 @@ def span(name: str, traces: Collection[str] = (), **attributes: str | int) -> It
     if not _tracing:
         yield
         return
-    contexts = [propagate.extract({"traceparent": parent}) for parent in traces]
+    contexts = [propagate.extract({"traceparent": header}) for header in traces]
     links = [trace.Link(trace.get_current_span(context).get_span_context()) for context in contexts]
     given = {f"fusewire.{key}": value for key, value in attributes.items()}
-    of_one = contexts[0] if len(contexts) == 1 else None
-    with _tracer.start_as_current_span(name, of_one, links=links[1:] and links, attributes=given):
+    is_of_one = len(contexts) == 1
+    parent = contexts[0] if is_of_one else None
+    with _tracer.start_as_current_span(name, parent, links=[] if is_of_one else links, attributes=given):
         yield
 
 

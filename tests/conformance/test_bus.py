@@ -274,6 +274,16 @@ async def test_a_handler_that_does_not_end_is_ended_and_gets_its_message_again(
     assert await buried(bus) == []
 
 
+async def test_a_time_that_is_up_within_a_handler_is_its_own_fault(bus: Bus, consume: Consume, at_once: None) -> None:
+    seen = Seen(failing(TimeoutError("a question of its own"), times=100))
+    await consume(seen)
+    await bus.publish("work.a", b"body")
+
+    await emptied(bus)
+
+    assert len(await buried(bus)) == 1
+
+
 @pytest.mark.parametrize(
     "exc", [ValueError("s3cr3t"), ContractError("task", "$.v", "missing")], ids=lambda e: type(e).__name__
 )

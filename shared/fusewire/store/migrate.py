@@ -124,7 +124,7 @@ async def check(store: Store, *, wait_s: float = 0.0) -> None:
     Raises:
         StartupError: it does not.
     """
-    await _answer(store, wait_s)
+    await _wait_for_answer(store, wait_s)
     have, want = await current(store), head()
     _refuse_newer(have)
     if have != want:
@@ -133,7 +133,7 @@ async def check(store: Store, *, wait_s: float = 0.0) -> None:
         )
 
 
-async def _answer(store: Store, wait_s: float) -> None:
+async def _wait_for_answer(store: Store, wait_s: float) -> None:
     loop = asyncio.get_running_loop()
     until = loop.time() + wait_s
     while True:
