@@ -1,6 +1,7 @@
 """The embedded broker, watched by the runner."""
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -10,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from fusewire.settings import Settings
-from fusewire.testing.eventually import eventually
+from fusewire.testing.eventually import PATIENCE_S, eventually
 from fusewire_cli.local import nats, runner
 from fusewire_cli.local.nats import EmbeddedNats
 from fusewire_cli.local.runner import Stack, apply_topology
@@ -66,6 +67,27 @@ async def test_a_stack_watches_its_broker_and_says_when_it_does_not_any_more(mak
         assert await stack.faulty() == ["nobody watches the services any more"]
     finally:
         await stack.stop()
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_the_watch_ends_though_a_look_keeps_the_cancellation_to_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looking = asyncio.Event()
+
+    async def answers(_: EmbeddedNats) -> bool:
+        looking.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return True
+
+    monkeypatch.setattr(EmbeddedNats, "answers", answers)
+    watch = asyncio.create_task(Stack(Settings(data_dir=tmp_path))._watch_broker(EmbeddedNats(tmp_path)))
+    await looking.wait()
+
+    watch.cancel()
+
+    await asyncio.wait_for(asyncio.gather(watch, return_exceptions=True), PATIENCE_S)
 
 
 @pytest.mark.usefixtures("_impatient")

@@ -223,8 +223,11 @@ class Stack:
 
     async def _watch_broker(self, broker: EmbeddedNats) -> None:
         """End a broker that lives and stores nothing, where there is room: `_restart_ended` starts it again."""
+        me = asyncio.current_task()
+        assert me is not None
         missed = 0
-        while True:
+        # nats-py keeps a cancellation to itself that comes while it closes a connection.
+        while not me.cancelling():
             await asyncio.sleep(PROBE_EVERY_S)
             missed = 0 if await broker.answers() else missed + 1
             if missed >= PROBES and has_room(broker.store):
