@@ -150,7 +150,7 @@ class Limits(Section):
     """MiB of bodies with large images or texts that a process of ingest reads at once; more of them wait."""
     keep_days: float | None = Field(default=None, gt=0)
     """How long what has ended is kept in the database, batches with their files included; unset is for ever. A tenant's
-    own `keep_days` wins."""
+    own `keep_days` wins. A custom_id that comes again later than that is a new fusion."""
     drain_s: float = Field(default=10, gt=0)
     """How long a service may finish what it began after it was told to stop."""
     call_drain_s: float = Field(default=120, gt=0)
@@ -438,9 +438,11 @@ class Settings(BaseSettings):
     def _database_in_data_dir(cls, data: Any) -> Any:
         """Two folders are two Fusewires: on one database the broker of each would work on the other's prompts."""
         database = data.get("database", {})
-        if "data_dir" not in data or not isinstance(database, dict) or "url" in database:
+        data_dir = data.get("data_dir")
+        # What is of another kind is refused with its name, field by field.
+        if not isinstance(data_dir, str | Path) or not isinstance(database, dict) or "url" in database:
             return data
-        file = Path(data["data_dir"]).expanduser() / "fusewire.db"
+        file = Path(data_dir).expanduser() / "fusewire.db"
         return {**data, "database": {**database, "url": f"sqlite+aiosqlite:///{file}"}}
 
     @model_validator(mode="after")

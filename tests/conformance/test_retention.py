@@ -12,31 +12,14 @@ from structlog.testing import capture_logs
 
 from fusewire.settings import Settings
 from fusewire.store.engine import Store
-from fusewire.store.tables import (
-    answers,
-    batch_lines,
-    batches,
-    candidates,
-    file_chunks,
-    files,
-    fusions,
-    image_uses,
-    late_costs,
-    metadata,
-    outcomes,
-    prompts,
-    reservations,
-    rounds,
-    verdicts,
-)
+from fusewire.store.tables import batch_lines, batches, file_chunks, files, metadata, outcomes, reservations
 from fusewire.testing.eventually import eventually
 from fusewire.testing.factories import T0, FakeClock
 from fusewire_cli.client import ApiError, Client
 from fusewire_ingest.repository import retention as repository
-from fusewire_ingest.repository.retention import Retention
+from fusewire_ingest.repository.retention import OF_A_FUSION, Retention
 from fusewire_ingest.retention import Cleaner
 
-OF_A_FUSION = (prompts, fusions, rounds, candidates, outcomes, answers, verdicts, image_uses, late_costs)
 DAY = timedelta(days=1)
 
 
@@ -88,7 +71,6 @@ async def ids(store: Store, table: Table, column: str = "fusion_id") -> set[str]
 def test_every_table_that_names_a_fusion_is_seen_to() -> None:
     named = {table for table in metadata.tables.values() if "fusion_id" in table.c}
     assert named - set(OF_A_FUSION) == {batch_lines, reservations}, "these keep the fusion until they are gone"
-    assert set(repository.OF_A_FUSION) == set(OF_A_FUSION)
 
 
 async def test_a_fusion_goes_with_all_that_belongs_to_it(store: Store, kept: Retention) -> None:

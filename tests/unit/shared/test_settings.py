@@ -115,6 +115,10 @@ def test_the_database_lies_in_the_data_folder_where_nothing_else_is_said(
     assert (database.url, database.pool_size) == (expected, 7)
 
 
+def test_a_data_folder_that_is_none_is_named(file: Path) -> None:
+    assert any("data_dir" in problem for problem in refused(file, "data_dir = 5\n" + GOOD).problems)
+
+
 def without(line: str) -> str:
     assert line in GOOD
     return GOOD.replace(line, "")

@@ -140,8 +140,7 @@ class Budgets:
         self, connection: Connection, tenant: str, period: str, asked: Sequence[tuple[Prompt, float]]
     ) -> dict[str, RefusedError]:
         cap, name = self._caps[tenant].usd, {"of": tenant, "within": period}
-        opened = {"tenant": tenant, "period": period, "reserved_usd": 0.0, "spent_usd": 0.0}
-        connection.execute(_OPEN[connection.dialect.name], opened)
+        connection.execute(_OPEN[connection.dialect.name], _opened(tenant, period))
         reserved, spent = connection.execute(_STANDING, name).one()
         refused: dict[str, RefusedError] = {}
         rows = []
@@ -194,11 +193,15 @@ class Budgets:
                 if cap := self._caps.get(tenant):
                     spent[tenant, period_key(cap.period, submitted_at)] += row.usd
             for tenant, period in sorted(spent):
-                opened = {"tenant": tenant, "period": period, "reserved_usd": 0.0, "spent_usd": 0.0}
-                await connection.execute(_OPEN[connection.dialect.name], opened)
+                await connection.execute(_OPEN[connection.dialect.name], _opened(tenant, period))
                 more = {"reserved": 0.0, "spent": spent[tenant, period]}
                 await connection.execute(_MOVE, {"of": tenant, "within": period, **more})
             return len(taken)
+
+
+def _opened(tenant: str, period: str) -> dict[str, str | float]:
+    """The row of a period in which nothing has been spent yet."""
+    return {"tenant": tenant, "period": period, "reserved_usd": 0.0, "spent_usd": 0.0}
 
 
 def _unpriced(tenant: str, models: Sequence[str]) -> RefusedError:

@@ -57,6 +57,8 @@ class Retention:
             old = select(batches.c.batch_id, batches.c.input_file_id).where(
                 batches.c.tenant == tenant, batches.c.created_at < before, _ENDED, before > _ENDED_AT
             )
+            # Not one that is resumed just now.
+            old = old.with_for_update(skip_locked=True)
             found = (await connection.execute(old)).all()
             if not found:
                 return 0
