@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -155,6 +155,21 @@ async def test_a_broker_s_new_store_is_the_same_broker(nats: NatsServer, bus: Bu
     await first.stop()
     await second.stop()
     await ops.stop()
+
+
+async def test_rows_of_long_ago_are_removed_though_they_are_of_the_same_store(bus: Bus, store: Store) -> None:
+    """Of processes that were killed; nobody ever waits for them."""
+    row = {"process_id": "killed", "service": "judge", "store_id": await bus.store_id()}
+    async with store.write() as connection:
+        for at in (datetime.now(UTC) - timedelta(days=2), datetime.now(UTC) - timedelta(hours=1)):
+            named = {**row, "process_id": f"killed {at:%d}"}
+            await connection.execute(processes.insert().values(named | {"seen_at": at}))
+    one = present(bus, store)
+    await one.start()
+
+    async with store.read() as connection:
+        assert len((await connection.execute(select(processes))).all()) == 2
+    await one.stop()
 
 
 async def test_a_store_that_was_not_provisioned_has_no_id(nats: NatsServer, store: Store) -> None:

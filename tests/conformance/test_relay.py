@@ -6,12 +6,14 @@ from typing import Any, cast
 import pytest
 from sqlalchemy import select
 
+from fusewire import provision
 from fusewire.bus import Bus
 from fusewire.errors import Transient
 from fusewire.store.engine import Store
 from fusewire.store.tables import prompts
 from fusewire.testing.eventually import eventually
 from fusewire.testing.factories import T0, FakeClock, make_prompt
+from fusewire.topology import topology
 from fusewire_ingest.relay import Relay
 from fusewire_ingest.repository.submissions import Submissions
 
@@ -76,6 +78,20 @@ async def test_what_is_published_is_marked_soon_and_when_it_stops(relay: Relay, 
     await relay.stop()
 
     assert (await marks(store))["two"] is not None
+
+
+async def test_what_went_to_a_store_that_is_lost_meanwhile_is_not_marked(relay: Relay, bus: Bus, store: Store) -> None:
+    await relay.publish([(PROMPTS[0], None)])
+    await bus.js.delete_stream("FW_PROMPT")
+    await provision.apply(bus.js, topology({}, ["default"]))
+
+    await relay.sweep()
+    await relay.mark()
+
+    assert (await marks(store))["one"] is None
+    await relay.publish([(PROMPTS[0], None)])
+    await relay.mark()
+    assert (await marks(store))["one"] is not None
 
 
 async def test_what_cannot_be_marked_is_found_again(

@@ -5,9 +5,10 @@ from contextlib import AbstractAsyncContextManager
 
 import aiohttp
 import pytest
+from nats.js import JetStreamContext
 from structlog.testing import capture_logs
 
-from fusewire import telemetry
+from fusewire import provision, telemetry
 from fusewire.bus import Bus
 from fusewire.errors import Transient
 from fusewire.settings import Nats, Settings
@@ -59,14 +60,25 @@ async def test_it_is_told_how_full_they_are_before_the_doors_close(bus: Bus) -> 
         room.check()
 
 
-async def test_a_broker_that_is_away_closes_no_door(bus: Bus, nats: NatsServer) -> None:
+async def test_a_broker_that_is_away_closes_no_door(
+    bus: Bus, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is accepted meanwhile is published later."""
+    asked: list[str] = []
+    used = provision.used
+
+    async def counted(js: JetStreamContext, stream: str) -> float:
+        asked.append(stream)
+        return await used(js, stream)
+
+    monkeypatch.setattr(provision, "used", counted)
     room = Room(bus)
     await nats.kill()
 
     await room.look()
 
     room.check()
+    assert len(asked) <= 1, "each would wait until its time is up"
 
 
 async def test_a_client_is_told_to_come_back_and_can(

@@ -327,6 +327,7 @@ async def test_a_file_that_is_no_database_is_named_with_what_to_do(tmp_path: Pat
 
     with pytest.raises(StartupError, match="the database file is damaged"):
         await store.ping()
+    assert store.unready() == ["the database file is damaged (file is not a database)"]
     await store.close()
 
 

@@ -214,6 +214,18 @@ def test_a_database_file_that_is_none_has_its_own_message_and_code(cli: Cli) -> 
     assert "the database file is damaged" in cli.run("doctor").stdout
 
 
+def test_a_database_that_is_damaged_further_in_has_the_same_message_and_code(cli: Cli) -> None:
+    assert cli.run("db", "upgrade").returncode == 0
+    file = cli.folder / ".fusewire" / "fusewire.db"
+    whole = file.read_bytes()
+    # The first page, with the schema's root, is left.
+    file.write_bytes(whole[:4096] + os.urandom(len(whole) - 4096))
+    refused = cli.run("query", "select * from v_outcome")
+    assert refused.returncode == 5, refused.stderr
+    assert "the database file is damaged" in refused.stderr
+    assert "restore the file from a backup" in refused.stderr
+
+
 def test_a_newer_schema_has_its_own_message_and_code(cli: Cli) -> None:
     assert cli.run("db", "upgrade").returncode == 0
     with contextlib.closing(sqlite3.connect(cli.folder / ".fusewire" / "fusewire.db")) as database:

@@ -121,9 +121,7 @@ class Relay:
             await self.mark()
 
     async def mark(self) -> None:
-        """Mark what is published, once it is known to which store."""
-        if not self._store_id:
-            return
+        """Mark what is published."""
         done, at = self._published, self._published_at
         self._published, self._published_at = [], None
         if not done or at is None:

@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from fusewire import lifeline, telemetry
+from fusewire.errors import StartupError
+from fusewire.service import end_stalled
 from fusewire.settings import Settings
+from fusewire_cli import serve
 from fusewire_cli.local.runner import Stack
 
 
@@ -41,3 +45,19 @@ async def test_a_runner_that_watches_nothing_any_more_says_so(stack: Stack) -> N
     stack._watch = asyncio.create_task(asyncio.sleep(0))
 
     assert await stack.faulty() == ["nobody watches the services any more"]
+
+
+def test_up_ends_where_its_event_loop_stands_still(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched: list[object] = []
+    monkeypatch.setattr(lifeline, "on_stall", lambda _loop, call: watched.append(call))
+    monkeypatch.setattr(telemetry, "configure", lambda *_, **__: None)
+    monkeypatch.setattr(serve, "Stack", lambda *_, **__: stack)
+
+    async def start() -> None:
+        raise StartupError("no", "mend it")
+
+    monkeypatch.setattr(stack, "start", start)
+    with pytest.raises(StartupError):
+        serve.up(processes=False)
+
+    assert watched == [end_stalled]
