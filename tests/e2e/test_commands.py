@@ -217,9 +217,12 @@ def test_a_database_file_that_is_none_has_its_own_message_and_code(cli: Cli) -> 
 def test_a_database_that_is_damaged_further_in_has_the_same_message_and_code(cli: Cli) -> None:
     assert cli.run("db", "upgrade").returncode == 0
     file = cli.folder / ".fusewire" / "fusewire.db"
-    whole = file.read_bytes()
-    # The first page, with the schema's root, is left.
-    file.write_bytes(whole[:4096] + os.urandom(len(whole) - 4096))
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        (root,) = database.execute("SELECT rootpage FROM sqlite_master WHERE name = 'outcomes'").fetchone()
+        (size,) = database.execute("PRAGMA page_size").fetchone()
+    with file.open("r+b") as raw:
+        raw.seek((root - 1) * size)
+        raw.write(b"\xff" * size)
     refused = cli.run("query", "select * from v_outcome")
     assert refused.returncode == 5, refused.stderr
     assert "the database file is damaged" in refused.stderr
