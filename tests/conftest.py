@@ -111,7 +111,10 @@ def make_gguf(tmp_path_factory: pytest.TempPathFactory) -> MakeGguf:
         add: str = "",
     ) -> Path:
         path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-        chosen = {**(types or {"token_embd": "Q8_0"}), **({} if types and "" in types else {"": "Q4_1"})}
+        chosen = {
+            **(types or {"token_embd": "Q8_0"}),
+            **({} if types and "" in types else {"": "Q4_1"}),
+        }
         write_gguf(path, chosen, tied=tied, metadata=metadata or {}, drop=drop, add=add)
         return path
 
@@ -125,7 +128,9 @@ def tiny_gguf(make_gguf: MakeGguf) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory, session_folder: Path) -> Path:
+def tiny_folder(
+    tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory, session_folder: Path
+) -> Path:
     """That model as a folder, converted once for all test processes. Tests that damage it copy it first."""
     from fusewire_worker_edge.importers.convert import import_model
 

@@ -46,11 +46,15 @@ def show(outcome: replies.fusions.Fusion) -> None:
         note(f"still running: fusion {outcome['id']}")
     else:
         winner = f" · {outcome['winner']} won" if outcome.get("winner") else ""
-        note(f"— {outcome['status']}{winner} · {outcome['reason'] or ''} · {outcome['latency_ms'] / 1000:.1f} s")
+        note(
+            f"— {outcome['status']}{winner} · {outcome['reason'] or ''} · {outcome['latency_ms'] / 1000:.1f} s"
+        )
 
 
 def failed(answer: replies.fusions.FusionAnswer) -> str:
     """A member's failure in a line, with what its provider says of it."""
     told = [answer.get("error_status"), answer.get("provider_code"), answer.get("provider_param")]
     details = ", ".join(str(one) for one in told if one is not None)
-    return f"{answer['member']} failed: {answer['error_code']}" + (f" ({details})" if details else "")
+    return f"{answer['member']} failed: {answer['error_code']}" + (
+        f" ({details})" if details else ""
+    )

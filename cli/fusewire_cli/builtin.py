@@ -47,6 +47,12 @@ def offer() -> str:
 
     lacking = missing()
     if not lacking:
-        return f"no fusewire.toml: the pool is `{POOL}`, of {', '.join(names())}, all on this machine"
-    pulls = ", ".join(f"`fusewire model pull {name}` ({CATALOGUE[name].size / 1e6:.0f} MB)" for name in lacking)
-    return f"no fusewire.toml: the pool is one very small model; {pulls} would make the pool `{POOL}`"
+        return (
+            f"no fusewire.toml: the pool is `{POOL}`, of {', '.join(names())}, all on this machine"
+        )
+    pulls = ", ".join(
+        f"`fusewire model pull {name}` ({CATALOGUE[name].size / 1e6:.0f} MB)" for name in lacking
+    )
+    return (
+        f"no fusewire.toml: the pool is one very small model; {pulls} would make the pool `{POOL}`"
+    )

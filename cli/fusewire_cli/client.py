@@ -44,7 +44,11 @@ class ApiError(Exception):
         """What to do about it on this side."""
         if self.status == 401:
             return "set FUSEWIRE_API_KEY; `fusewire keys create` makes a key"
-        return "run the same command again later; `fusewire doctor` tells what is down" if self._is_for_later else ""
+        return (
+            "run the same command again later; `fusewire doctor` tells what is down"
+            if self._is_for_later
+            else ""
+        )
 
     @property
     def exit_code(self) -> int:
@@ -56,7 +60,7 @@ class ApiError(Exception):
         return self.status >= 500 or self.code == "rate_limited"
 
 
-class BrokenOffError(Exception):
+class IncompleteResponseError(Exception):
     """An answer that was being read came to no end."""
 
 
@@ -78,7 +82,10 @@ class Client:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._session:
             await self._session.close()
@@ -91,7 +98,9 @@ class Client:
         )
         return fusion
 
-    async def submit_lines(self, lines: Sequence[str], batch_id: str) -> list[replies.fusions.SubmittedLine]:
+    async def submit_lines(
+        self, lines: Sequence[str], batch_id: str
+    ) -> list[replies.fusions.SubmittedLine]:
         """Submit JSONL; one result per line."""
         answer: replies.fusions.SubmittedLines = await self._request(
             "POST",
@@ -105,7 +114,9 @@ class Client:
     async def get(self, fusion_id: str, wait_s: float = 0) -> replies.fusions.Fusion:
         """One fusion."""
         params = [("wait_s", str(wait_s))]
-        fusion: replies.fusions.Fusion = await self._request("GET", f"/v1/fusions/{fusion_id}", params=params)
+        fusion: replies.fusions.Fusion = await self._request(
+            "GET", f"/v1/fusions/{fusion_id}", params=params
+        )
         return fusion
 
     async def get_many(self, fusion_ids: Sequence[str]) -> list[replies.fusions.Fusion]:
@@ -114,7 +125,9 @@ class Client:
         for start in range(0, len(fusion_ids), IDS_AT_ONCE):
             some = fusion_ids[start : start + IDS_AT_ONCE]
             params = [("id", one) for one in some]
-            answer: replies.fusions.FusionList = await self._request("GET", "/v1/fusions", params=params)
+            answer: replies.fusions.FusionList = await self._request(
+                "GET", "/v1/fusions", params=params
+            )
             found += answer["data"]
         return found
 
@@ -129,7 +142,9 @@ class Client:
                 data.add_field("file", file, filename=path.name, content_type="application/jsonl")
                 return data
 
-            uploaded: replies.batches.File = await self._request("POST", "/v1/files", body=form, kind=None)
+            uploaded: replies.batches.File = await self._request(
+                "POST", "/v1/files", body=form, kind=None
+            )
             return uploaded["id"]
 
     async def create_batch(self, body: dict[str, Any], key: str) -> replies.batches.Batch:
@@ -146,26 +161,34 @@ class Client:
         after: list[tuple[str, str]] = []
         while True:
             params = [("limit", str(BATCHES_AT_ONCE)), *after]
-            page: replies.batches.BatchList = await self._request("GET", "/v1/batches", params=params)
+            page: replies.batches.BatchList = await self._request(
+                "GET", "/v1/batches", params=params
+            )
             for batch in page["data"]:
                 yield batch
             if not page["has_more"]:
                 return
             after = [("after", page["last_id"] or "")]
 
-    async def cancel_batch(self, batch_id: str, *, drain: bool, reason: str) -> replies.batches.Batch:
+    async def cancel_batch(
+        self, batch_id: str, *, drain: bool, reason: str
+    ) -> replies.batches.Batch:
         """Stop a batch; with `drain`, what is in flight is waited for."""
         params = [("drain", str(drain).lower()), ("reason", reason)]
         return await self._batch("POST", f"/v1/batches/{batch_id}/cancel", params=params)
 
-    async def resume_batch(self, batch_id: str, max_cost_usd: float | None) -> replies.batches.Batch:
+    async def resume_batch(
+        self, batch_id: str, max_cost_usd: float | None
+    ) -> replies.batches.Batch:
         """Go on with a cancelled batch."""
         body = {} if max_cost_usd is None else {"max_cost_usd": max_cost_usd}
         return await self._batch("POST", f"/v1/batches/{batch_id}/resume", body=json.dumps(body))
 
     async def retry_batch(self, batch_id: str, only: str) -> replies.batches.Batch:
         """Make a new batch of a batch's failed lines."""
-        return await self._batch("POST", f"/v1/batches/{batch_id}/retry", body=json.dumps({"only": only}))
+        return await self._batch(
+            "POST", f"/v1/batches/{batch_id}/retry", body=json.dumps({"only": only})
+        )
 
     async def results(
         self, batch_id: str, *, order: Order, after: int, form: Form, limit: int = LINES_AT_ONCE
@@ -184,12 +207,12 @@ class Client:
                     *whole, held = (held + chunk).split(b"\n")
                     for line in whole:
                         yield line
-        except _LaterError as later:
+        except _RetryLaterError as later:
             await asyncio.sleep(later.pause_s)
-            raise BrokenOffError from None
+            raise IncompleteResponseError from None
         except BROKEN:
             await asyncio.sleep(PAUSE_S)
-            raise BrokenOffError from None
+            raise IncompleteResponseError from None
 
     async def _batch(self, method: str, path: str, **sent: Any) -> replies.batches.Batch:
         batch: replies.batches.Batch = await self._request(method, path, **sent)
@@ -211,9 +234,11 @@ class Client:
             data = body() if callable(body) else body
             sent = {**({"content-type": kind} if kind else {}), **(headers or {})}
             try:
-                async with self._answer(method, path, params=params, data=data, headers=sent, until=until) as response:
+                async with self._answer(
+                    method, path, params=params, data=data, headers=sent, until=until
+                ) as response:
                     return await response.json(content_type=None)
-            except _LaterError as later:
+            except _RetryLaterError as later:
                 pause_s = later.pause_s
             except BROKEN:
                 if asyncio.get_running_loop().time() > until:
@@ -234,7 +259,9 @@ class Client:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One answer. Raises ApiError, or _LaterError where it is worth to ask again before `until`."""
         assert self._session is not None
-        async with self._session.request(method, path, params=params, data=data, headers=headers) as response:
+        async with self._session.request(
+            method, path, params=params, data=data, headers=headers
+        ) as response:
             if response.status < 400:
                 yield response
                 return
@@ -243,14 +270,16 @@ class Client:
                 error = ApiError(response.status, fault["code"], fault["message"])
             except (ValueError, KeyError, TypeError):
                 # Not Fusewire: something between.
-                error = ApiError(response.status, "http_error", f"{self.url} answered {response.status}")
+                error = ApiError(
+                    response.status, "http_error", f"{self.url} answered {response.status}"
+                )
             is_later = error.status == 503 or error.code == "rate_limited"
             if is_later and asyncio.get_running_loop().time() < until:
-                raise _LaterError(float(response.headers.get("retry-after") or PAUSE_S))
+                raise _RetryLaterError(float(response.headers.get("retry-after") or PAUSE_S))
             raise error
 
 
-class _LaterError(Exception):
+class _RetryLaterError(Exception):
     """Not now: to be asked again after a pause."""
 
     def __init__(self, pause_s: float) -> None:

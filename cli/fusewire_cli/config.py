@@ -30,12 +30,18 @@ def check(file: Path | None, *, live: bool = False) -> None:
         where = model.path if model.kind == "edge" else f"{model.base_url} {model.model}"
         print(f"model     {name}: {model.kind}, {where}")
     for name, pool in sorted(config.pools.items()):
-        members = ", ".join(m.name if m.name == m.model else f"{m.name} ({m.model})" for m in pool.members)
+        members = ", ".join(
+            m.name if m.name == m.model else f"{m.name} ({m.model})" for m in pool.members
+        )
         judge = ", ".join(pool.judges) or "none"
-        print(f"pool      {name}: {pool.mode}, members {members}; judge {judge}; quorum {pool.quorum:g}")
+        print(
+            f"pool      {name}: {pool.mode}, members {members}; judge {judge}; quorum {pool.quorum:g}"
+        )
         models = {m.model for m in pool.members}
         if partial := [j for j in (pool.jury or pool.judges) if j in models and len(models) > 1]:
-            note(f"pool {name}: {', '.join(partial)} is also a member and does not vote on its own answers")
+            note(
+                f"pool {name}: {', '.join(partial)} is also a member and does not vote on its own answers"
+            )
     if live:
         # What asks models takes a second to import.
         from fusewire_cli import live as module

@@ -15,14 +15,14 @@ from fusewire.bus import Bus
 from fusewire.errors import StartupError, Transient
 from fusewire.topology import sealed_subject
 from fusewire_cli.local.run_file import running_nats
-from fusewire_cli.screen import EXIT_SOME_FAILED, Format, fail, note, rows
+from fusewire_cli.screen import EXIT_SOME_FAILED, RowFormat, fail, note, rows
 from fusewire_cli.session import settings
 
 STREAM, SEALED = "FW_DEAD", "FW_DEAD_EDGE"
 
 
 @dataclass(frozen=True)
-class Dead:
+class DeadLetter:
     """One message.
 
     Attributes:
@@ -48,13 +48,13 @@ class Dead:
     reason: str
 
 
-COLUMNS = tuple(field.name for field in fields(Dead))
+COLUMNS = tuple(field.name for field in fields(DeadLetter))
 
 
-def show(form: Format) -> None:
+def show(form: RowFormat) -> None:
     """Print all of them, the oldest first."""
 
-    async def find() -> list[Dead]:
+    async def find() -> list[DeadLetter]:
         async with _operator() as bus:
             return [_read(message) async for message in _all(bus)]
 
@@ -68,7 +68,10 @@ def show_one(number: int) -> None:
         async with _operator() as bus:
             message = await _get(bus, number)
             dead = _read(message)
-            return {**asdict(dead), "content": (await _body(bus, message, dead)).decode(errors="replace")}
+            return {
+                **asdict(dead),
+                "content": (await _body(bus, message, dead)).decode(errors="replace"),
+            }
 
     print(json.dumps(asyncio.run(find()), ensure_ascii=False))
 
@@ -97,7 +100,7 @@ def replay(numbers: Sequence[int], *, everything: bool) -> None:
         sys.exit(EXIT_SOME_FAILED)
 
 
-async def _publish(bus: Bus, message: RawStreamMsg, dead: Dead) -> None:
+async def _publish(bus: Bus, message: RawStreamMsg, dead: DeadLetter) -> None:
     body = await _body(bus, message, dead)
     # A prompt's id may follow from the message's: it must stay what it was.
     msg_id = (message.headers or {}).get("Fw-Msg-Id") or f"{dead.stream}-{dead.sequence}"
@@ -106,13 +109,18 @@ async def _publish(bus: Bus, message: RawStreamMsg, dead: Dead) -> None:
     await bus.js.delete_msg(STREAM, dead.number)
 
 
-async def _body(bus: Bus, message: RawStreamMsg, dead: Dead) -> bytes:
+async def _body(bus: Bus, message: RawStreamMsg, dead: DeadLetter) -> bytes:
     if dead.body == "whole":
         return message.data or b""
     try:
-        return (await bus.js.get_last_msg(SEALED, sealed_subject(dead.stream, dead.sequence))).data or b""
+        return (
+            await bus.js.get_last_msg(SEALED, sealed_subject(dead.stream, dead.sequence))
+        ).data or b""
     except NotFoundError:
-        fail(f"the body of {dead.number} is no longer in {SEALED}", "it is kept for 14 days, as long as there is room")
+        fail(
+            f"the body of {dead.number} is no longer in {SEALED}",
+            "it is kept for 14 days, as long as there is room",
+        )
 
 
 async def _all(bus: Bus) -> AsyncIterator[RawStreamMsg]:
@@ -132,13 +140,15 @@ async def _get(bus: Bus, number: int) -> RawStreamMsg:
     try:
         return await bus.js.get_msg(STREAM, number)
     except NotFoundError:
-        fail(f"there is no message {number} in {STREAM}", "`fusewire dead list` shows their numbers")
+        fail(
+            f"there is no message {number} in {STREAM}", "`fusewire dead list` shows their numbers"
+        )
 
 
-def _read(message: RawStreamMsg) -> Dead:
+def _read(message: RawStreamMsg) -> DeadLetter:
     headers = message.headers or {}
     _, _, service, stream = (message.subject or "").split(".")
-    return Dead(
+    return DeadLetter(
         number=message.seq or 0,
         at=message.time.isoformat(timespec="seconds") if message.time else "",
         service=service,
@@ -156,7 +166,9 @@ async def _operator() -> AsyncIterator[Bus]:
     config = settings()
     url = running_nats(config) if config.nats.url == "embedded" else config.nats.url
     if url is None:
-        raise StartupError("no broker runs here", "start `fusewire up`, or set [nats] url (FUSEWIRE_NATS__URL)")
+        raise StartupError(
+            "no broker runs here", "start `fusewire up`, or set [nats] url (FUSEWIRE_NATS__URL)"
+        )
     bus = Bus("ops", config.nats.model_copy(update={"url": url}))
     try:
         await bus.connect(timeout_s=5)

@@ -12,7 +12,7 @@ from typing import Any
 
 from fusewire.settings import Settings
 from fusewire_cli import builtin, fusing, models
-from fusewire_cli.screen import EXIT_FAULT, Format, fail, note, rows
+from fusewire_cli.screen import EXIT_FAULT, RowFormat, fail, note, rows
 from fusewire_cli.session import client
 
 SMALL_MODEL = "smollm2-135m"
@@ -36,7 +36,7 @@ CALLS = {"weather": ("get_weather", {"city": "Lima"})}
 
 
 @dataclass(frozen=True)
-class Hosted:
+class HostedModel:
     """A hosted model that joins the pool when its key is in the environment."""
 
     key: str
@@ -45,9 +45,9 @@ class Hosted:
 
 
 HOSTED = (
-    Hosted("OPENAI_API_KEY", "https://api.openai.com/v1", "gpt-4o-mini"),
-    Hosted("OPENROUTER_API_KEY", "https://openrouter.ai/api/v1", "openai/gpt-4o-mini"),
-    Hosted("MISTRAL_API_KEY", "https://api.mistral.ai/v1", "mistral-small-latest"),
+    HostedModel("OPENAI_API_KEY", "https://api.openai.com/v1", "gpt-4o-mini"),
+    HostedModel("OPENROUTER_API_KEY", "https://openrouter.ai/api/v1", "openai/gpt-4o-mini"),
+    HostedModel("MISTRAL_API_KEY", "https://api.mistral.ai/v1", "mistral-small-latest"),
 )
 
 
@@ -80,15 +80,24 @@ def demo(*, as_json: bool, is_small: bool) -> None:
     source = SMALL_PROMPTS if is_small else PROMPTS
     prompts = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
     members = config.pools["default"].members
-    note(f"{len(prompts)} prompts, a pool of {len(members)}: " + ", ".join(f"{m.name} ({m.model})" for m in members))
+    note(
+        f"{len(prompts)} prompts, a pool of {len(members)}: "
+        + ", ".join(f"{m.name} ({m.model})" for m in members)
+    )
     if is_small:
-        note("All members are one very small model, asked in different ways; without SMALL=1 there are better ones.")
+        note(
+            "All members are one very small model, asked in different ways; without SMALL=1 there are better ones."
+        )
     began = time.monotonic()
     outcomes = fusing.run(_run(config, prompts), goes_on=False)
     took_s = time.monotonic() - began
     score = scored(prompts, outcomes)
     if as_json:
-        print(json.dumps({"outcomes": [_summary(o) for o in outcomes], "score": score}, ensure_ascii=False))
+        print(
+            json.dumps(
+                {"outcomes": [_summary(o) for o in outcomes], "score": score}, ensure_ascii=False
+            )
+        )
     else:
         for prompt, outcome in zip(prompts, outcomes, strict=True):
             _show(prompt, outcome)
@@ -104,13 +113,17 @@ def demo(*, as_json: bool, is_small: bool) -> None:
         fail(f"no answer for {', '.join(unfinished)}", "see .fusewire/fusewire.log", EXIT_FAULT)
 
 
-def scored(prompts: Sequence[dict[str, Any]], outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def scored(
+    prompts: Sequence[dict[str, Any]], outcomes: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """Who was right, over the prompts of which the right answer is known.
 
     Returns:
         `known`, their ids; `fused`, the ids of those that fusing had right; `members`, the same by member.
     """
-    known = [o for p, o in zip(prompts, outcomes, strict=True) if "gold" in p or p["custom_id"] in CALLS]
+    known = [
+        o for p, o in zip(prompts, outcomes, strict=True) if "gold" in p or p["custom_id"] in CALLS
+    ]
     members: dict[str, list[str]] = {}
     for outcome in known:
         for answer in outcome["answers"]:
@@ -119,7 +132,11 @@ def scored(prompts: Sequence[dict[str, Any]], outcomes: Sequence[Mapping[str, An
                 right.append(outcome["custom_id"])
     return {
         "known": [o["custom_id"] for o in known],
-        "fused": [o["custom_id"] for o in known if _is_right(o["custom_id"], o["accepted"], o["tool_calls"])],
+        "fused": [
+            o["custom_id"]
+            for o in known
+            if _is_right(o["custom_id"], o["accepted"], o["tool_calls"])
+        ],
         "members": members,
     }
 
@@ -133,17 +150,32 @@ def _is_right(custom_id: str, by_label: bool | None, calls: Sequence[dict[str, A
 
 async def _run(config: Settings, prompts: list[dict[str, Any]]) -> list[Mapping[str, Any]]:
     batch = time.strftime("demo-%Y%m%d-%H%M%S")
-    bodies = {prompt["custom_id"]: json.dumps({**prompt, "deadline_s": DEADLINE_S}) for prompt in prompts}
+    bodies = {
+        prompt["custom_id"]: json.dumps({**prompt, "deadline_s": DEADLINE_S}) for prompt in prompts
+    }
     async with client(config) as api:
         found = await fusing.fuse(api, batch, bodies, len(bodies))
     return [found[prompt["custom_id"]] for prompt in prompts]
 
 
 def _summary(outcome: Mapping[str, Any]) -> dict[str, Any]:
-    kept = ("is_degraded", "degraded_reasons", "custom_id", "mode", "status", "content", "winner", "reason", "rounds")
+    kept = (
+        "is_degraded",
+        "degraded_reasons",
+        "custom_id",
+        "mode",
+        "status",
+        "content",
+        "winner",
+        "reason",
+        "rounds",
+    )
     told = ("closed_by", "guard", "swap_consistent")
     candidates = [
-        {key: answer[key] for key in ("member", "model", "status", "content", "is_winner", "latency_ms")}
+        {
+            key: answer[key]
+            for key in ("member", "model", "status", "content", "is_winner", "latency_ms")
+        }
         for answer in outcome["answers"]
     ]
     return {
@@ -159,11 +191,19 @@ def _show(prompt: dict[str, Any], outcome: Mapping[str, Any]) -> None:
     for answer in outcome["answers"]:
         took = f"{answer['latency_ms'] / 1000:.1f} s" if answer["latency_ms"] else "–"
         mark = "→" if answer["is_winner"] else " "
-        said = _said(answer) or answer["error_code"] or ABSENT.get(outcome["closed_by"], answer["status"])
+        said = (
+            _said(answer)
+            or answer["error_code"]
+            or ABSENT.get(outcome["closed_by"], answer["status"])
+        )
         print(_wrapped(f"{mark} {answer['member']}", f"{said} [{took}]"))
     if outcome["is_degraded"]:
         print(_wrapped("degraded", ", ".join(outcome["degraded_reasons"])))
-    how = f"{outcome['winner']} won" if outcome["winner"] else ("voted" if outcome["tool_calls"] else "merged")
+    how = (
+        f"{outcome['winner']} won"
+        if outcome["winner"]
+        else ("voted" if outcome["tool_calls"] else "merged")
+    )
     told = f"{how}: {outcome['reason']} [{outcome['latency_ms'] / 1000:.1f} s in all]"
     print(_wrapped(outcome["status"], told))
     if not outcome["winner"]:
@@ -180,15 +220,30 @@ def _compare(outcomes: Sequence[Mapping[str, Any]], score: dict[str, Any]) -> No
         return "yes" if custom_id in right else "-"
 
     lines = [
-        [one, *(mark(score["members"][name], one) for name in names), mark(score["fused"], one), _way(by_id[one])]
+        [
+            one,
+            *(mark(score["members"][name], one) for name in names),
+            mark(score["fused"], one),
+            _way(by_id[one]),
+        ]
         for one in known
     ]
-    lines.append(["right", *(str(len(score["members"][name])) for name in names), str(len(score["fused"])), ""])
-    rows(["prompt", *names, "fused", "by"], lines, Format.table)
+    lines.append(
+        [
+            "right",
+            *(str(len(score["members"][name])) for name in names),
+            str(len(score["fused"])),
+            "",
+        ]
+    )
+    rows(["prompt", *names, "fused", "by"], lines, RowFormat.table)
     best = max(names, key=lambda name: len(score["members"][name]))
     gained = [one for one in score["fused"] if one not in score["members"][best]]
     lost = [one for one in score["members"][best] if one not in score["fused"]]
-    print(f"\nFusing was right {len(score['fused'])} times of {len(known)}; the best member by itself,", end=" ")
+    print(
+        f"\nFusing was right {len(score['fused'])} times of {len(known)}; the best member by itself,",
+        end=" ",
+    )
     print(f"{best}, {len(score['members'][best])} times.")
     print(f"  gained by fusing: {', '.join(gained) or 'none'}; lost: {', '.join(lost) or 'none'}")
 
@@ -215,7 +270,10 @@ def _tally(outcomes: list[Mapping[str, Any]]) -> None:
         ("votes that did not wait for the last member", early),
         ("merges that held their own against the best single answer", kept),
         ("merges that the guard refused", refused),
-        (f"debates, of {len(debates)}, in which somebody named an error and changed its answer", moved),
+        (
+            f"debates, of {len(debates)}, in which somebody named an error and changed its answer",
+            moved,
+        ),
     ):
         print(f"  {label}: {', '.join(found) or 'none'}")
 

@@ -28,7 +28,7 @@ LEAST_FREE_BYTES = 512 * 1024**2
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One check."""
 
     check: str
@@ -54,109 +54,150 @@ def doctor(*, as_json: bool, models: bool) -> None:
         sys.exit(EXIT_BAD_INPUT)
 
 
-def _local(config: Settings) -> Iterator[Finding]:
-    yield Finding("config", "ok", str(find_file() or "built-in; there is no fusewire.toml"))
-    yield Finding("python", "ok", sys.version.split()[0])
+def _local(config: Settings) -> Iterator[CheckResult]:
+    yield CheckResult("config", "ok", str(find_file() or "built-in; there is no fusewire.toml"))
+    yield CheckResult("python", "ok", sys.version.split()[0])
     where = config.data_dir if config.data_dir.exists() else config.data_dir.absolute().parent
     free = shutil.disk_usage(where).free
     state: Literal["ok", "warning"] = "ok" if free > LEAST_FREE_BYTES else "warning"
     # After a full disk a nats-server needs a restart before it takes messages again.
-    yield Finding("disk", state, f"{free / 1024**3:.1f} GiB free at {where}", "" if state == "ok" else "make room")
+    yield CheckResult(
+        "disk",
+        state,
+        f"{free / 1024**3:.1f} GiB free at {where}",
+        "" if state == "ok" else "make room",
+    )
     try:
-        yield Finding("storage", "ok", f"streams may take {storage_mb(config)} MiB in all")
+        yield CheckResult("storage", "ok", f"streams may take {storage_mb(config)} MiB in all")
     except StartupError as exc:
-        yield Finding("storage", "fault", exc.what, exc.mend)
+        yield CheckResult("storage", "fault", exc.what, exc.mend)
     if url := running(config):
-        yield Finding("stack", "ok", f"runs at {url}")
+        yield CheckResult("stack", "ok", f"runs at {url}")
     else:
         try:
             listen(config.http).close()
-            yield Finding("port", "ok", f"{config.http.port} is free")
+            yield CheckResult("port", "ok", f"{config.http.port} is free")
         except StartupError as exc:
-            yield Finding("port", "fault", exc.what, exc.mend)
+            yield CheckResult("port", "fault", exc.what, exc.mend)
     yield from _models(config)
 
 
-def _models(config: Settings) -> Iterator[Finding]:
+def _models(config: Settings) -> Iterator[CheckResult]:
     from fusewire_worker_edge.folder import ModelFolderError, verify
 
     for name, model in sorted(config.models.items()):
         if isinstance(model, EdgeModel):
             try:
                 verify(model.path)
-                yield Finding("model", "ok", f"{name}: {model.path}")
+                yield CheckResult("model", "ok", f"{name}: {model.path}")
             except ModelFolderError as exc:
-                yield Finding("model", "fault", f"{name}: {exc.what} ({exc.folder})", exc.mend)
+                yield CheckResult("model", "fault", f"{name}: {exc.what} ({exc.folder})", exc.mend)
         elif model.api_key_env and not os.environ.get(model.api_key_env):
-            yield Finding("model", "fault", f"{name}: no key in {model.api_key_env}", f"export {model.api_key_env}=…")
+            yield CheckResult(
+                "model",
+                "fault",
+                f"{name}: no key in {model.api_key_env}",
+                f"export {model.api_key_env}=…",
+            )
         else:
-            yield Finding("model", "ok", f"{name}: {model.model} at {model.base_url}")
+            yield CheckResult("model", "ok", f"{name}: {model.model} at {model.base_url}")
 
 
-async def _remote(config: Settings) -> list[Finding]:
+async def _remote(config: Settings) -> list[CheckResult]:
     return [await _nats(config), await _database(config)]
 
 
-async def _nats(config: Settings) -> Finding:
+async def _nats(config: Settings) -> CheckResult:
     url = config.nats.url
     if url == "embedded":
         try:
             binary = nats.find()
         except StartupError as exc:
-            return Finding("nats", "fault", exc.what, exc.mend)
+            return CheckResult("nats", "fault", exc.what, exc.mend)
         if (url := running_nats(config) or "") == "":
-            return Finding("nats", "ok", f"embedded, {binary}")
+            return CheckResult("nats", "ok", f"embedded, {binary}")
     bus = Bus("ops", config.nats.model_copy(update={"url": url}))
     try:
         await bus.connect(timeout_s=3)
         models = {name: model.kind for name, model in config.models.items()}
         absent = await provision.missing(bus.js, topology(models, config.pools))
-        full = {name: used for name in STORES if not absent and (used := await provision.used(bus.js, name)) >= ALARM}
+        full = {
+            name: used
+            for name in STORES
+            if not absent and (used := await provision.stream_usage(bus.js, name)) >= ALARM
+        }
     except (StartupError, Transient) as exc:
-        return Finding("nats", "fault", str(exc))
+        return CheckResult("nats", "fault", str(exc))
     finally:
         await bus.stop()
     if absent:
-        return Finding("nats", "fault", f"missing: {', '.join(absent)}", "run `fusewire topology apply`")
+        return CheckResult(
+            "nats", "fault", f"missing: {', '.join(absent)}", "run `fusewire topology apply`"
+        )
     if full:
         told = ", ".join(f"{name} {used:.0%}" for name, used in full.items())
-        return Finding("nats", "warning", f"stores fill: {told}", "add workers or judges, or widen [nats] storage_mb")
-    return Finding("nats", "ok", f"{url.rpartition('@')[2]}, streams and durables are there")
+        return CheckResult(
+            "nats",
+            "warning",
+            f"stores fill: {told}",
+            "add workers or judges, or widen [nats] storage_mb",
+        )
+    return CheckResult("nats", "ok", f"{url.rpartition('@')[2]}, streams and durables are there")
 
 
-async def _dialects(config: Settings) -> list[Finding]:
+async def _dialects(config: Settings) -> list[CheckResult]:
     """What workers have found of each hosted model."""
     from fusewire_worker_remote.dialects import KvDialects
 
     url = running_nats(config) if config.nats.url == "embedded" else config.nats.url
     if url is None:
-        return [Finding("dialect", "warning", "no broker runs here, which keeps it", "start `fusewire up`")]
-    hosted = {name: model for name, model in sorted(config.models.items()) if isinstance(model, RemoteModel)}
+        return [
+            CheckResult(
+                "dialect", "warning", "no broker runs here, which keeps it", "start `fusewire up`"
+            )
+        ]
+    hosted = {
+        name: model
+        for name, model in sorted(config.models.items())
+        if isinstance(model, RemoteModel)
+    }
     bus = Bus("ops", config.nats.model_copy(update={"url": url}))
     try:
         await bus.connect(timeout_s=3)
         known = KvDialects(await bus.key_value(DIALECT_BUCKET))
         await known.load(list(hosted.values()))
     except (StartupError, Transient, BucketNotFoundError) as exc:
-        return [Finding("dialect", "fault", f"what models refuse cannot be read: {exc}", "see the check `nats`")]
+        return [
+            CheckResult(
+                "dialect",
+                "fault",
+                f"what models refuse cannot be read: {exc}",
+                "see the check `nats`",
+            )
+        ]
     finally:
         await bus.stop()
-    return [Finding("dialect", "ok", f"{n}: {known.of(m).told() or 'nothing is refused'}") for n, m in hosted.items()]
+    return [
+        CheckResult("dialect", "ok", f"{n}: {known.of(m).told() or 'nothing is refused'}")
+        for n, m in hosted.items()
+    ]
 
 
-async def _database(config: Settings) -> Finding:
+async def _database(config: Settings) -> CheckResult:
     try:
         store = Store(config.database)
     except StartupError as exc:
-        return Finding("database", "fault", exc.what, exc.mend)
+        return CheckResult("database", "fault", exc.what, exc.mend)
     try:
         await migrate.check(store)
     except StartupError as exc:
         # Before the first `up` there is no schema, and that is no fault.
-        return Finding("database", "warning" if await _is_empty(store) else "fault", exc.what, exc.mend)
+        return CheckResult(
+            "database", "warning" if await _is_empty(store) else "fault", exc.what, exc.mend
+        )
     finally:
         await store.close()
-    return Finding("database", "ok", store.url.render_as_string(hide_password=True))
+    return CheckResult("database", "ok", store.url.render_as_string(hide_password=True))
 
 
 async def _is_empty(store: Store) -> bool:

@@ -32,14 +32,20 @@ def run(main: Coroutine[Any, Any, T], *, goes_on: bool = True) -> T:
         return uvloop.run(_stoppable(main))
     except asyncio.CancelledError:
         if goes_on:
-            note(f"interrupted; nothing is lost. Go on with:\n  {shlex.join(['fusewire', *sys.argv[1:]])}")
+            note(
+                f"interrupted; nothing is lost. Go on with:\n  {shlex.join(['fusewire', *sys.argv[1:]])}"
+            )
         else:
             note("interrupted; what was accepted is finished by the next Fusewire that runs here")
         sys.exit(EXIT_INTERRUPTED)
     except ApiError as exc:
         fail(exc.message, exc.mend, exc.exit_code)
     except OSError as exc:
-        fail(f"the service cannot be reached: {exc}", "run the same command again; it goes on where it was", EXIT_FAULT)
+        fail(
+            f"the service cannot be reached: {exc}",
+            "run the same command again; it goes on where it was",
+            EXIT_FAULT,
+        )
 
 
 async def _stoppable(main: Coroutine[Any, Any, T]) -> T:
@@ -57,7 +63,9 @@ async def _stoppable(main: Coroutine[Any, Any, T]) -> T:
     return await main
 
 
-async def fuse(api: Client, batch: str, bodies: Mapping[str, str], window: int) -> dict[str, Mapping[str, Any]]:
+async def fuse(
+    api: Client, batch: str, bodies: Mapping[str, str], window: int
+) -> dict[str, Mapping[str, Any]]:
     """Submit prompts and wait for all of them.
 
     Args:
@@ -85,7 +93,9 @@ async def fuse(api: Client, batch: str, bodies: Mapping[str, str], window: int) 
                         failed += 1
                     else:
                         pending[result["id"]] = custom_id
-            ended = [found for found in await api.get_many(list(pending)) if found["status"] != "running"]
+            ended = [
+                found for found in await api.get_many(list(pending)) if found["status"] != "running"
+            ]
             for found in ended:
                 done[pending.pop(found["id"])] = found
                 failed += found["status"] not in ANSWERED

@@ -12,11 +12,11 @@ from fusewire.contracts import NAME
 from fusewire.settings import Settings
 from fusewire.store import migrate
 from fusewire.store.engine import Store
-from fusewire_cli.screen import Format, fail, note, rows
+from fusewire_cli.screen import RowFormat, fail, note, rows
 from fusewire_cli.session import settings
-from fusewire_ingest.keys import RANDOM_BYTES, digest, key_id, make
+from fusewire_ingest.admission.keys import RANDOM_BYTES, digest, key_id, make
 from fusewire_ingest.pepper import pepper
-from fusewire_ingest.repository.keys import Key, Keys
+from fusewire_ingest.repository.keys import ApiKeys, Key
 
 T = TypeVar("T")
 
@@ -27,7 +27,9 @@ COLUMNS = ("key_id", "tenant", "name", "created_at", "expires_at", "revoked_at")
 def create(tenant: str, name: str, expires_days: float | None, *, as_json: bool) -> None:
     """Make a key and print it, this once."""
     if not re.fullmatch(NAME, tenant):
-        fail(f"tenant '{tenant[:63]}' must be of a-z, 0-9, '-' and '_'", "give --tenant another name")
+        fail(
+            f"tenant '{tenant[:63]}' must be of a-z, 0-9, '-' and '_'", "give --tenant another name"
+        )
     if not 0 < len(name) <= MOST_NAME or not name.isprintable():
         fail(f"a name must have 1 to {MOST_NAME} printable characters", "give --name another one")
     config, now = settings(), datetime.now(UTC)
@@ -43,7 +45,7 @@ def create(tenant: str, name: str, expires_days: float | None, *, as_json: bool)
     print(json.dumps({"key": made, **_shown(key)}) if as_json else made)
 
 
-def show(form: Format) -> None:
+def show(form: RowFormat) -> None:
     """Print what is known of all keys."""
     found = _with_keys(settings(), lambda keys: keys.all())
     rows(COLUMNS, [list(_shown(key).values()) for key in found], form)
@@ -60,17 +62,22 @@ def revoke(given: str) -> None:
 
 def _shown(key: Key) -> dict[str, str | None]:
     times = (key.created_at, key.expires_at, key.revoked_at)
-    told = (key.key_id, key.tenant, key.name, *(at.isoformat(timespec="seconds") if at else None for at in times))
+    told = (
+        key.key_id,
+        key.tenant,
+        key.name,
+        *(at.isoformat(timespec="seconds") if at else None for at in times),
+    )
     return dict(zip(COLUMNS, told, strict=True))
 
 
-def _with_keys(config: Settings, work: Callable[[Keys], Awaitable[T]]) -> T:
+def _with_keys(config: Settings, work: Callable[[ApiKeys], Awaitable[T]]) -> T:
     async def run() -> T:
         store = Store(config.database)
         try:
             await store.ping()
             await migrate.check(store)
-            return await work(Keys(store))
+            return await work(ApiKeys(store))
         finally:
             await store.close()
 

@@ -10,15 +10,18 @@ import structlog
 
 from fusewire.contracts import Candidate, Message, Sampling, Task
 from fusewire.settings import RemoteModel, Settings
-from fusewire_cli.screen import EXIT_SOME_FAILED, Format, rows
+from fusewire_cli.screen import EXIT_SOME_FAILED, RowFormat, rows
 from fusewire_worker_remote.dialects import MemoryDialects
 from fusewire_worker_remote.generate import RemoteGenerate
-from fusewire_worker_remote.ledger import Entry
+from fusewire_worker_remote.ledger import LedgerEntry
 
 ASKED = "Is copper a metal? Answer yes or no."
 VERDICT = {
     "type": "object",
-    "properties": {"reason": {"type": "string"}, "winner": {"type": "string", "enum": ["AA", "BB"]}},
+    "properties": {
+        "reason": {"type": "string"},
+        "winner": {"type": "string", "enum": ["AA", "BB"]},
+    },
     "required": ["reason", "winner"],
     "additionalProperties": False,
 }
@@ -35,15 +38,15 @@ COLUMNS = ("model", "as", "result", "cost_usd", "found")
 
 
 @dataclass
-class _Apart:
+class _NoLedger:
     """A ledger for calls that are made once, and nowhere noted."""
 
     revision: int = 0
 
-    async def get(self, key: str) -> tuple[Entry | None, int]:  # noqa: ARG002 - the signature is the ledger's
+    async def get(self, key: str) -> tuple[LedgerEntry | None, int]:  # noqa: ARG002 - the signature is the ledger's
         return None, 0
 
-    async def put(self, key: str, entry: Entry, revision: int, keep_s: float) -> int:  # noqa: ARG002 - the signature is the protocol's
+    async def put(self, key: str, entry: LedgerEntry, revision: int, keep_s: float) -> int:  # noqa: ARG002 - the signature is the protocol's
         return revision + 1
 
 
@@ -52,16 +55,20 @@ def check(config: Settings) -> int:
     # What calls log is told in the table.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     found = asyncio.run(_asked(config))
-    rows(COLUMNS, [row for row, _ in found], Format.table)
+    rows(COLUMNS, [row for row, _ in found], RowFormat.table)
     return 0 if all(is_fine for _, is_fine in found) else EXIT_SOME_FAILED
 
 
 async def _asked(config: Settings) -> list[tuple[tuple[str, ...], bool]]:
-    models = {name: model for name, model in sorted(config.models.items()) if isinstance(model, RemoteModel)}
+    models = {
+        name: model
+        for name, model in sorted(config.models.items())
+        if isinstance(model, RemoteModel)
+    }
     dialects = MemoryDialects()
     generate = RemoteGenerate(
         models,
-        _Apart(),
+        _NoLedger(),
         dialects,
         clock=lambda: datetime.now(UTC),
         sleep=asyncio.sleep,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from fusewire_cli.batch.app import app as batch_app
-from fusewire_cli.screen import Format, clear_errors
+from fusewire_cli.screen import RowFormat, clear_errors
 
 app = typer.Typer(
     help="Self-hosted model fusion: prompts to a pool of models, a judge, one stored outcome.",
@@ -14,12 +14,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-eval_app = typer.Typer(help="Measure on labelled prompts.", no_args_is_help=True, rich_markup_mode=None)
-model_app = typer.Typer(help="Get and check edge models.", no_args_is_help=True, rich_markup_mode=None)
-config_app = typer.Typer(help="Check the configuration.", no_args_is_help=True, rich_markup_mode=None)
+eval_app = typer.Typer(
+    help="Measure on labelled prompts.", no_args_is_help=True, rich_markup_mode=None
+)
+model_app = typer.Typer(
+    help="Get and check edge models.", no_args_is_help=True, rich_markup_mode=None
+)
+config_app = typer.Typer(
+    help="Check the configuration.", no_args_is_help=True, rich_markup_mode=None
+)
 topology_app = typer.Typer(help="Provision NATS.", no_args_is_help=True, rich_markup_mode=None)
 db_app = typer.Typer(help="Migrate the database.", no_args_is_help=True, rich_markup_mode=None)
-dead_app = typer.Typer(help="Messages that no service could handle.", no_args_is_help=True, rich_markup_mode=None)
+dead_app = typer.Typer(
+    help="Messages that no service could handle.", no_args_is_help=True, rich_markup_mode=None
+)
 keys_app = typer.Typer(help="Let tenants in, and out.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(batch_app, name="batch")
 app.add_typer(eval_app, name="eval")
@@ -30,20 +38,31 @@ app.add_typer(db_app, name="db")
 app.add_typer(keys_app, name="keys")
 app.add_typer(dead_app, name="dead")
 
-PoolOption = Annotated[str | None, typer.Option("--pool", help="The pool to ask; the default is `default`.")]
-ModeOption = Annotated[str | None, typer.Option("--mode", help="best-of, merge or debate; the default is the pool's.")]
+PoolOption = Annotated[
+    str | None, typer.Option("--pool", help="The pool to ask; the default is `default`.")
+]
+ModeOption = Annotated[
+    str | None, typer.Option("--mode", help="best-of, merge or debate; the default is the pool's.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 JudgeOption = Annotated[
-    str | None, typer.Option("--judge", help="A configured model that judges in place of the pool's judge.")
+    str | None,
+    typer.Option("--judge", help="A configured model that judges in place of the pool's judge."),
 ]
-WindowOption = Annotated[int, typer.Option("--window", min=1, max=1000, help="Prompts in flight at once.")]
-FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How to print rows.")]
+WindowOption = Annotated[
+    int, typer.Option("--window", min=1, max=1000, help="Prompts in flight at once.")
+]
+FormatOption = Annotated[RowFormat, typer.Option("--format", "-f", help="How to print rows.")]
 
 
 @app.command()
 def up(
     processes: Annotated[
-        bool, typer.Option("--processes", help="Run each service as a process of its own, and restart it if it dies.")
+        bool,
+        typer.Option(
+            "--processes",
+            help="Run each service as a process of its own, and restart it if it dies.",
+        ),
     ] = False,
 ) -> None:
     """Run broker, migrations and all services on this machine until Ctrl-C."""
@@ -57,7 +76,10 @@ def up(
 def demo(
     json_: JsonOption = False,
     small: Annotated[
-        bool, typer.Option("--small", envvar="SMALL", help="With a model of 98 MB alone, in place of 1.7 GB.")
+        bool,
+        typer.Option(
+            "--small", envvar="SMALL", help="With a model of 98 MB alone, in place of 1.7 GB."
+        ),
     ] = False,
 ) -> None:
     """Fuse a dozen prompts with small models on this machine, in all three modes, and show who was right."""
@@ -101,7 +123,9 @@ def eval_run(
     pool: PoolOption = None,
     mode: Annotated[
         list[str] | None,
-        typer.Option("--mode", help="best-of, merge or debate; may be given again. The default is best-of."),
+        typer.Option(
+            "--mode", help="best-of, merge or debate; may be given again. The default is best-of."
+        ),
     ] = None,
     judge: JudgeOption = None,
     json_: JsonOption = False,
@@ -117,16 +141,26 @@ def eval_run(
     from fusewire_cli.eval import command
 
     with clear_errors():
-        command.run_suite(suite, replay, pool=pool, modes=mode, judge=judge, as_json=json_, window=window)
+        command.run_suite(
+            suite, replay, pool=pool, modes=mode, judge=judge, as_json=json_, window=window
+        )
 
 
 @app.command()
 def rejudge(
-    batch: Annotated[str, typer.Option("--batch", help="The batch whose stored answers are judged again.")],
+    batch: Annotated[
+        str, typer.Option("--batch", help="The batch whose stored answers are judged again.")
+    ],
     judge: JudgeOption = None,
-    criteria: Annotated[str | None, typer.Option("--criteria", help="What the judge shall value.")] = None,
-    mode: Annotated[str | None, typer.Option("--mode", help="best-of, merge or debate; else as it was.")] = None,
-    pool: Annotated[str | None, typer.Option("--pool", help="The pool whose judge and rules apply.")] = None,
+    criteria: Annotated[
+        str | None, typer.Option("--criteria", help="What the judge shall value.")
+    ] = None,
+    mode: Annotated[
+        str | None, typer.Option("--mode", help="best-of, merge or debate; else as it was.")
+    ] = None,
+    pool: Annotated[
+        str | None, typer.Option("--pool", help="The pool whose judge and rules apply.")
+    ] = None,
     json_: JsonOption = False,
     window: WindowOption = 32,
 ) -> None:
@@ -137,14 +171,14 @@ def rejudge(
     from fusewire_cli import rejudge as module
 
     with clear_errors():
-        change = module.Change(judge=judge, criteria=criteria, mode=mode, pool=pool)
+        change = module.PolicyChange(judge=judge, criteria=criteria, mode=mode, pool=pool)
         module.rejudge(batch, change, as_json=json_, window=window)
 
 
 @app.command()
 def query(
     sql: Annotated[str, typer.Argument(help="One SELECT; see the views v_outcome and v_answer.")],
-    form: FormatOption = Format.table,
+    form: FormatOption = RowFormat.table,
 ) -> None:
     """Query stored outcomes, read-only."""
     from fusewire_cli import query as module
@@ -157,7 +191,9 @@ def query(
 def trace(
     fusion: Annotated[str, typer.Argument(metavar="FUSION", help="Its id or custom_id.")],
     tenant: Annotated[str, typer.Option("--tenant", help="Whose custom_id it is.")] = "default",
-    batch: Annotated[str | None, typer.Option("--batch", help="The batch whose custom_id it is.")] = None,
+    batch: Annotated[
+        str | None, typer.Option("--batch", help="The batch whose custom_id it is.")
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Show how a fusion came to its outcome: who was asked when, what came back, and why it ended."""
@@ -169,7 +205,9 @@ def trace(
 
 @app.command()
 def doctor(
-    models: Annotated[bool, typer.Option("--models", help="Say too what hosted models were found to refuse.")] = False,
+    models: Annotated[
+        bool, typer.Option("--models", help="Say too what hosted models were found to refuse.")
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Check what Fusewire needs: configuration, NATS, database, models, keys, disk."""
@@ -181,9 +219,14 @@ def doctor(
 
 @config_app.command("check")
 def config_check(
-    file: Annotated[Path | None, typer.Argument(help="The file; the default is the one that would be used.")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(help="The file; the default is the one that would be used.")
+    ] = None,
     live: Annotated[
-        bool, typer.Option("--live", help="Ask each hosted model one small question as member and as judge.")
+        bool,
+        typer.Option(
+            "--live", help="Ask each hosted model one small question as member and as judge."
+        ),
     ] = False,
 ) -> None:
     """Read the configuration and say what it means, or what is wrong with it.
@@ -215,7 +258,7 @@ def db_upgrade() -> None:
 
 
 @dead_app.command("list")
-def dead_list(form: FormatOption = Format.table) -> None:
+def dead_list(form: FormatOption = RowFormat.table) -> None:
     """List them, and why each was given up."""
     from fusewire_cli import dead
 
@@ -224,7 +267,9 @@ def dead_list(form: FormatOption = Format.table) -> None:
 
 
 @dead_app.command("show")
-def dead_show(number: Annotated[int, typer.Argument(min=1, help="See `fusewire dead list`.")]) -> None:
+def dead_show(
+    number: Annotated[int, typer.Argument(min=1, help="See `fusewire dead list`.")],
+) -> None:
     """Print one with its body, as JSON; it may hold a prompt."""
     from fusewire_cli import dead
 
@@ -247,9 +292,12 @@ def dead_replay(
 @keys_app.command("create")
 def keys_create(
     tenant: Annotated[str, typer.Option("--tenant", help="Whose requests it makes them.")],
-    name: Annotated[str, typer.Option("--name", help="What it is for, to know it again in the list.")],
+    name: Annotated[
+        str, typer.Option("--name", help="What it is for, to know it again in the list.")
+    ],
     expires_days: Annotated[
-        float | None, typer.Option("--expires-days", min=0.001, max=36_500, help="Days until it expires.")
+        float | None,
+        typer.Option("--expires-days", min=0.001, max=36_500, help="Days until it expires."),
     ] = None,
     json_: JsonOption = False,
 ) -> None:
@@ -261,16 +309,18 @@ def keys_create(
 
 
 @keys_app.command("list")
-def keys_list(form: FormatOption = Format.table, json_: JsonOption = False) -> None:
+def keys_list(form: FormatOption = RowFormat.table, json_: JsonOption = False) -> None:
     """List the keys, revoked and expired ones too; never the keys themselves."""
     from fusewire_cli import keys
 
     with clear_errors():
-        keys.show(Format.json if json_ else form)
+        keys.show(RowFormat.json if json_ else form)
 
 
 @keys_app.command("revoke")
-def keys_revoke(key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="See `fusewire keys list`.")]) -> None:
+def keys_revoke(
+    key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="See `fusewire keys list`.")],
+) -> None:
     """Revoke a key: every ingest refuses it within 5 seconds."""
     from fusewire_cli import keys
 
@@ -281,7 +331,9 @@ def keys_revoke(key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="Se
 @model_app.command("pull")
 def model_pull(
     name: Annotated[str, typer.Argument(help="A name of the catalogue, such as smollm2-135m.")],
-    root: Annotated[Path | None, typer.Option(help="Where models live; default ~/.cache/fusewire/models.")] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Where models live; default ~/.cache/fusewire/models.")
+    ] = None,
 ) -> None:
     """Fetch a model and convert it to an ONNX int4 folder."""
     from fusewire_cli import models
@@ -303,7 +355,9 @@ def model_import(
     ] = None,
     bits: Annotated[
         int | None,
-        typer.Option(help="4 or 8, of what is rounded anew; without it floating point is kept, and 4 bits stay 4."),
+        typer.Option(
+            help="4 or 8, of what is rounded anew; without it floating point is kept, and 4 bits stay 4."
+        ),
     ] = None,
 ) -> None:
     """Convert a model that is here already into a folder, and measure how faithful it is."""
@@ -326,7 +380,8 @@ def model_verify(folder: Annotated[Path, typer.Argument(help="A model folder.")]
 def model_bench(
     folder: Annotated[Path, typer.Argument(help="A model folder.")],
     source: Annotated[
-        Path | None, typer.Option(help="The GGUF file that it was made from: how near is the folder to it?")
+        Path | None,
+        typer.Option(help="The GGUF file that it was made from: how near is the folder to it?"),
     ] = None,
     tokens: Annotated[int, typer.Option(min=64, help="Of the text that is compared.")] = 2048,
     json_: JsonOption = False,
@@ -341,7 +396,9 @@ def model_bench(
 @model_app.command("rm")
 def model_remove(
     name: Annotated[str, typer.Argument(help="A model of `fusewire model list`.")],
-    root: Annotated[Path | None, typer.Option(help="Where models live; default ~/.cache/fusewire/models.")] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Where models live; default ~/.cache/fusewire/models.")
+    ] = None,
 ) -> None:
     """Delete a model from this machine, and what a pull of it left."""
     from fusewire_cli import models
@@ -352,8 +409,10 @@ def model_remove(
 
 @model_app.command("list")
 def model_list(
-    root: Annotated[Path | None, typer.Option(help="Where models live; default ~/.cache/fusewire/models.")] = None,
-    form: FormatOption = Format.table,
+    root: Annotated[
+        Path | None, typer.Option(help="Where models live; default ~/.cache/fusewire/models.")
+    ] = None,
+    form: FormatOption = RowFormat.table,
 ) -> None:
     """List the models on this machine, and those that can be pulled."""
     from fusewire_cli import models

@@ -5,7 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
-from fusewire_cli.screen import Format, fail, note, rows, stages
+from fusewire_cli.screen import RowFormat, fail, note, rows, stages
 
 
 def pull(name: str, root: Path | None) -> Path:
@@ -57,7 +57,11 @@ def import_(source: Path, folder: Path, block_size: int | None, bits: int | None
     except ModelFolderError as exc:
         fail(f"{exc.folder}: {exc.what}", exc.mend)
     found = manifest.fidelity
-    fidelity = f"KL {found.kl:.4f} and top-1 {found.top1:.1%} over {found.tokens} tokens" if found else "taken as it is"
+    fidelity = (
+        f"KL {found.kl:.4f} and top-1 {found.top1:.1%} over {found.tokens} tokens"
+        if found
+        else "taken as it is"
+    )
     print(f"{folder}: {manifest.size / 1e6:.0f} MB, {fidelity}")
 
 
@@ -76,8 +80,12 @@ def bench(folder: Path, source: Path | None, tokens: int, *, as_json: bool) -> N
     if as_json:
         print(json.dumps(found))
     else:
-        shown = [[name, value if isinstance(value, int) else f"{value:.4g}"] for name, value in found.items() if value]
-        rows(["figure", "value"], shown, Format.table)
+        shown = [
+            [name, value if isinstance(value, int) else f"{value:.4g}"]
+            for name, value in found.items()
+            if value
+        ]
+        rows(["figure", "value"], shown, RowFormat.table)
 
 
 def verify(folder: Path) -> None:
@@ -91,7 +99,7 @@ def verify(folder: Path) -> None:
     print(f"{folder}: {len(manifest.files)} files as in the manifest")
 
 
-def show(root: Path | None, form: Format) -> None:
+def show(root: Path | None, form: RowFormat) -> None:
     """List folders."""
     from fusewire_worker_edge.catalogue import CATALOGUE
     from fusewire_worker_edge.folder import list_models
@@ -99,12 +107,20 @@ def show(root: Path | None, form: Format) -> None:
 
     found = list_models((root or DEFAULT_ROOT).expanduser())
     here = [
-        [m.path.name, "here", _megabytes(m.manifest.size if m.manifest else 0), str(m.path), m.problem or ""]
+        [
+            m.path.name,
+            "here",
+            _megabytes(m.manifest.size if m.manifest else 0),
+            str(m.path),
+            m.problem or "",
+        ]
         for m in found
     ]
     names = {m.path.name for m in found}
     others = [
-        [name, "to pull", _megabytes(entry.size), "", ""] for name, entry in CATALOGUE.items() if name not in names
+        [name, "to pull", _megabytes(entry.size), "", ""]
+        for name, entry in CATALOGUE.items()
+        if name not in names
     ]
     rows(["name", "state", "mb", "path", "problem"], [*here, *others], form)
 

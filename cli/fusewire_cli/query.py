@@ -10,11 +10,11 @@ from sqlalchemy.exc import DBAPIError
 from fusewire.errors import DamagedError, Transient
 from fusewire.store.engine import Store
 from fusewire.store.views import VIEWS
-from fusewire_cli.screen import Format, fail, rows
+from fusewire_cli.screen import RowFormat, fail, rows
 from fusewire_cli.session import settings
 
 
-def query(sql: str, form: Format) -> None:
+def query(sql: str, form: RowFormat) -> None:
     """Run one statement in a read-only transaction and print its rows."""
     try:
         columns, data = asyncio.run(_select(sql))

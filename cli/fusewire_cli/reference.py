@@ -61,7 +61,11 @@ def configuration() -> str:
 def _keys(title: str, fields: list[tuple[str, FieldInfo]]) -> str:
     rows = [f"## {title}\n", "| key | type | default | meaning |", "|---|---|---|---|"]
     for name, field in fields:
-        default = "required" if field.is_required() else f"`{_plain(field.get_default(call_default_factory=True))}`"
+        default = (
+            "required"
+            if field.is_required()
+            else f"`{_plain(field.get_default(call_default_factory=True))}`"
+        )
         meaning = (field.description or "").replace("\n", " ")
         rows.append(f"| `{name}` | {_type(field.annotation)} | {default} | {meaning} |")
     return "\n".join(rows) + "\n"
@@ -77,7 +81,11 @@ def _type(annotation: Any) -> str:
     if get_origin(annotation) is dict:
         return f"table of {_type(get_args(annotation)[1])}"
     if get_origin(annotation) is not None:
-        inner = [_type(a) if not isinstance(a, str) else f"`{a}`" for a in get_args(annotation) if a is not Ellipsis]
+        inner = [
+            _type(a) if not isinstance(a, str) else f"`{a}`"
+            for a in get_args(annotation)
+            if a is not Ellipsis
+        ]
         shown = [part for part in inner if part != "NoneType"]
         return f"list of {shown[0]}" if get_origin(annotation) is tuple else " or ".join(shown)
     name = getattr(annotation, "__name__", str(annotation))

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import bindparam, text
 
 from fusewire import ids
-from fusewire.contracts import Candidate, Message, Outcome, Plan, Prompt, Recorded, Round
+from fusewire.contracts import Candidate, Message, Outcome, Plan, Prompt, RecordedAnswer, Round
 from fusewire.references.texts import excerpt
 from fusewire.settings import Settings
 from fusewire.store import migrate
@@ -19,11 +19,11 @@ from fusewire_cli.eval.measures import kappa, wilson
 from fusewire_cli.eval.suite import check
 from fusewire_cli.eval.table import LEAST_N
 from fusewire_cli.fusing import fuse, run
-from fusewire_cli.screen import Format, fail, note, rows
+from fusewire_cli.screen import RowFormat, fail, note, rows
 from fusewire_cli.session import client, settings
-from fusewire_ingest.admission import MOST_BATCH_CHARS, RefusedError, Submission
-from fusewire_ingest.rules import pool_rules
-from fusewire_judge.gold import is_right
+from fusewire_ingest.admission.admit import MOST_BATCH_CHARS, RefusedError, Submission
+from fusewire_ingest.admission.rules import pool_rules
+from fusewire_judge.scoring.gold import is_right
 
 PAGE = 200
 
@@ -32,12 +32,16 @@ _FUSIONS = text(
     " JOIN fusions f ON f.fusion_id = p.fusion_id LEFT JOIN outcomes o ON o.fusion_id = p.fusion_id"
     " WHERE p.tenant = 'default' AND p.batch_id = :batch AND p.fusion_id > :after ORDER BY p.fusion_id LIMIT :most"
 )
-_CANDIDATES = text("SELECT body FROM candidates WHERE fusion_id IN :keys").bindparams(bindparam("keys", expanding=True))
-_ROUNDS = text("SELECT body FROM rounds WHERE fusion_id IN :keys").bindparams(bindparam("keys", expanding=True))
+_CANDIDATES = text("SELECT body FROM candidates WHERE fusion_id IN :keys").bindparams(
+    bindparam("keys", expanding=True)
+)
+_ROUNDS = text("SELECT body FROM rounds WHERE fusion_id IN :keys").bindparams(
+    bindparam("keys", expanding=True)
+)
 
 
 @dataclass(frozen=True)
-class Change:
+class PolicyChange:
     """What is done in another way; None leaves it as it was."""
 
     judge: str | None = None
@@ -63,7 +67,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RejudgeReport:
     """What a rejudged batch says beside the old one."""
 
     prompts: int
@@ -90,7 +94,7 @@ class Comparison:
     failed_after: int
 
 
-def recorded(stored: Stored) -> tuple[Recorded, ...]:
+def recorded(stored: Stored) -> tuple[RecordedAnswer, ...]:
     """The answers and failures that the members of a panel took part with, before any debate."""
     if stored.prompt.recorded:
         return stored.prompt.recorded
@@ -99,7 +103,7 @@ def recorded(stored: Stored) -> tuple[Recorded, ...]:
     took_part = {a.member for a in stored.outcome.answers if a.status in ("ok", "error")}
     said = _panel(stored.candidates, stored.rounds)
     return tuple(
-        Recorded(
+        RecordedAnswer(
             member=member.name,
             model=member.model,
             family=member.family,
@@ -127,7 +131,7 @@ def _panel(candidates: Iterable[Candidate], rounds: Iterable[Round]) -> dict[str
     return said
 
 
-def submission(prompt: Prompt, said: Sequence[Recorded], change: Change) -> str:
+def submission(prompt: Prompt, said: Sequence[RecordedAnswer], change: PolicyChange) -> str:
     """The prompt as it was submitted, with its answers and what is changed. Residency stays as it was."""
     body: dict[str, Any] = {
         "custom_id": prompt.custom_id,
@@ -139,7 +143,9 @@ def submission(prompt: Prompt, said: Sequence[Recorded], change: Change) -> str:
         "residency": prompt.residency,
     }
     if prompt.tools:
-        body["tools"] = [{"type": "function", "function": tool.model_dump(mode="json")} for tool in prompt.tools]
+        body["tools"] = [
+            {"type": "function", "function": tool.model_dump(mode="json")} for tool in prompt.tools
+        ]
         body["tool_choice"] = prompt.tool_choice
         body["parallel_tool_calls"] = prompt.parallel_tool_calls
     given = {"judge": change.judge or prompt.judge, "criteria": change.criteria or prompt.criteria}
@@ -153,26 +159,38 @@ def _turn(message: Message) -> dict[str, Any]:
     turn = message.model_dump(mode="json", exclude_defaults=True, exclude={"tool_calls"})
     if message.tool_calls:
         turn["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
             for call in message.tool_calls
         ]
     return turn
 
 
-def compare(stored: Sequence[Stored], after: Mapping[str, Mapping[str, Any]]) -> Comparison:
+def compare(stored: Sequence[Stored], after: Mapping[str, Mapping[str, Any]]) -> RejudgeReport:
     """Old outcomes beside new ones.
 
     Args:
         stored: the whole batch.
         after: by custom_id, the new outcomes of those that were rejudged, as the API shows them.
     """
-    pairs = [(s.prompt, s.outcome, after[s.prompt.custom_id]) for s in stored if s.prompt.custom_id in after]
-    both = [(old.winner, new["winner"]) for _, old, new in pairs if old and old.winner and new.get("winner")]
+    pairs = [
+        (s.prompt, s.outcome, after[s.prompt.custom_id])
+        for s in stored
+        if s.prompt.custom_id in after
+    ]
+    both = [
+        (old.winner, new["winner"])
+        for _, old, new in pairs
+        if old and old.winner and new.get("winner")
+    ]
     same = sum(old == new for old, new in both)
     rate = wilson(same, len(both))
     labelled = [(prompt.gold, old, new) for prompt, old, new in pairs if prompt.gold]
     running = sum(one.outcome is None for one in stored)
-    return Comparison(
+    return RejudgeReport(
         prompts=len(stored),
         running=running,
         unanswered=len(stored) - running - len(pairs),
@@ -182,12 +200,18 @@ def compare(stored: Sequence[Stored], after: Mapping[str, Mapping[str, Any]]) ->
         agreement=rate.value if len(both) >= LEAST_N else None,
         agreement_low=rate.low,
         agreement_high=rate.high,
-        kappa=kappa([a for a, _ in both], [str(b) for _, b in both]) if len(both) >= LEAST_N else None,
+        kappa=kappa([a for a, _ in both], [str(b) for _, b in both])
+        if len(both) >= LEAST_N
+        else None,
         labelled=len(labelled),
         accepted_before=sum(
-            old is not None and old.status in ANSWERED and is_right(old.content, gold) for gold, old, _ in labelled
+            old is not None and old.status in ANSWERED and is_right(old.content, gold)
+            for gold, old, _ in labelled
         ),
-        accepted_after=sum(new["status"] in ANSWERED and is_right(new["content"], gold) for gold, _, new in labelled),
+        accepted_after=sum(
+            new["status"] in ANSWERED and is_right(new["content"], gold)
+            for gold, _, new in labelled
+        ),
         degraded_before=sum(old is not None and old.is_degraded for _, old, _ in pairs),
         degraded_after=sum(bool(new.get("is_degraded")) for _, _, new in pairs),
         failed_before=sum(old is not None and old.status not in ANSWERED for _, old, _ in pairs),
@@ -195,9 +219,9 @@ def compare(stored: Sequence[Stored], after: Mapping[str, Mapping[str, Any]]) ->
     )
 
 
-def rejudge(batch: str, change: Change, *, as_json: bool, window: int) -> None:
+def rejudge(batch: str, change: PolicyChange, *, as_json: bool, window: int) -> None:
     """Fuse a batch's stored answers again and say what came out differently."""
-    if change == Change():
+    if change == PolicyChange():
         fail("nothing would change", "give --judge, --criteria, --mode or --pool")
     into = change.batch(batch)
     if len(into) > MOST_BATCH_CHARS:
@@ -205,7 +229,10 @@ def rejudge(batch: str, change: Change, *, as_json: bool, window: int) -> None:
     config = settings()
     stored = asyncio.run(_read(config, batch))
     if not stored:
-        fail(f"there is no batch '{batch}'", 'list them: fusewire query "select distinct batch_id from v_outcome"')
+        fail(
+            f"there is no batch '{batch}'",
+            'list them: fusewire query "select distinct batch_id from v_outcome"',
+        )
     said = {one.prompt.custom_id: recorded(one) for one in stored if one.outcome}
     bodies = {
         one.prompt.custom_id: submission(one.prompt, said[one.prompt.custom_id], change)
@@ -224,32 +251,44 @@ def rejudge(batch: str, change: Change, *, as_json: bool, window: int) -> None:
     _show(batch, into, compare(stored, run(main())), as_json=as_json)
 
 
-def _check(config: Settings, pools: Iterable[str], change: Change) -> None:
+def _check(config: Settings, pools: Iterable[str], change: PolicyChange) -> None:
     rules = pool_rules(config)
     try:
         for pool in pools:
             check(Submission(prompt="-", pool=pool, mode=change.mode, judge=change.judge), rules)
     except RefusedError as exc:
-        fail(exc.message, "give --pool, where the batch's own pool is gone" if exc.param == "pool" else "")
+        fail(
+            exc.message,
+            "give --pool, where the batch's own pool is gone" if exc.param == "pool" else "",
+        )
 
 
-def _show(batch: str, into: str, found: Comparison, *, as_json: bool) -> None:
+def _show(batch: str, into: str, found: RejudgeReport, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"batch_id": batch, "rejudged_batch_id": into, **asdict(found)}))
         return
     bounds = f"{found.agreement_low:.1%} to {found.agreement_high:.1%}"
     agreement = "–" if found.agreement is None else f"{found.agreement:.1%}"
     lines: list[tuple[str, object]] = [
-        ("rejudged", f"{found.rejudged} of {found.prompts} ({found.running} running, {found.unanswered} unanswered)"),
-        ("winners changed", f"{found.winners_changed} of {found.winners} with a winner before and after"),
+        (
+            "rejudged",
+            f"{found.rejudged} of {found.prompts} ({found.running} running, {found.unanswered} unanswered)",
+        ),
+        (
+            "winners changed",
+            f"{found.winners_changed} of {found.winners} with a winner before and after",
+        ),
         ("agreement", f"{agreement} (95 % interval {bounds})"),
         ("Cohen's kappa", "–" if found.kappa is None else f"{found.kappa:.3f}"),
-        ("accepted", f"{found.accepted_before} → {found.accepted_after} of {found.labelled} labelled"),
+        (
+            "accepted",
+            f"{found.accepted_before} → {found.accepted_after} of {found.labelled} labelled",
+        ),
         ("degraded", f"{found.degraded_before} → {found.degraded_after}"),
         ("failed", f"{found.failed_before} → {found.failed_after}"),
         ("batch", into),
     ]
-    rows(("", batch), lines, Format.table)
+    rows(("", batch), lines, RowFormat.table)
 
 
 async def _read(config: Settings, batch: str) -> list[Stored]:
@@ -264,8 +303,13 @@ async def _read(config: Settings, batch: str) -> list[Stored]:
                 given = {"batch": batch, "after": after, "most": PAGE}
                 page = (await connection.execute(_FUSIONS, given)).all()
                 keys = [row.fusion_id for row in page]
-                candidates = [Candidate.decode(b) for (b,) in await connection.execute(_CANDIDATES, {"keys": keys})]
-                rounds = [Round.decode(b) for (b,) in await connection.execute(_ROUNDS, {"keys": keys})]
+                candidates = [
+                    Candidate.decode(b)
+                    for (b,) in await connection.execute(_CANDIDATES, {"keys": keys})
+                ]
+                rounds = [
+                    Round.decode(b) for (b,) in await connection.execute(_ROUNDS, {"keys": keys})
+                ]
             if not page:
                 return found
             found += [

@@ -18,7 +18,7 @@ EXIT_BUDGET = 4
 EXIT_INTERRUPTED = 130
 
 
-class Format(StrEnum):
+class RowFormat(StrEnum):
     """How rows are printed."""
 
     table = "table"
@@ -26,7 +26,7 @@ class Format(StrEnum):
     csv = "csv"
 
 
-class Show(StrEnum):
+class ProgressStyle(StrEnum):
     """How the progress of a batch is shown."""
 
     auto = "auto"
@@ -107,12 +107,24 @@ class progress:  # noqa: N801 - used as a function
     def __enter__(self) -> Any:
         if sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeRemainingColumn,
+            )
 
-            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[failed]} failed"))
+            columns = (
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[failed]} failed"),
+            )
             self._bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
             self._bar.start()
-            self._task = self._bar.add_task("batch", total=self._total, completed=self._shown, failed=0)
+            self._task = self._bar.add_task(
+                "batch", total=self._total, completed=self._shown, failed=0
+            )
         return self._update
 
     def _update(self, done: int, failed: int) -> None:
@@ -139,9 +151,20 @@ class stages:  # noqa: N801 - used as a function
     def __enter__(self) -> Any:
         if sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import (
+                BarColumn,
+                DownloadColumn,
+                Progress,
+                TextColumn,
+                TimeRemainingColumn,
+            )
 
-            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                DownloadColumn(),
+                TimeRemainingColumn(),
+            )
             self._bar = Progress(*columns, console=Console(stderr=True))
             self._bar.start()
             self._task = self._bar.add_task(self._name, total=None)
@@ -150,7 +173,12 @@ class stages:  # noqa: N801 - used as a function
     def _update(self, stage: str, done: int, whole: int) -> None:
         if self._bar:
             # Without a number of bytes it only tells that something moves.
-            self._bar.update(self._task, description=f"{self._name}: {stage}", completed=done, total=whole or None)
+            self._bar.update(
+                self._task,
+                description=f"{self._name}: {stage}",
+                completed=done,
+                total=whole or None,
+            )
         elif stage != self._stage:
             note(f"{self._name}: {stage}" + (f", {whole / 1e6:.0f} MB" if whole else ""))
             self._shown = 0
@@ -164,11 +192,17 @@ class stages:  # noqa: N801 - used as a function
             self._bar.stop()
 
 
-def rows(columns: Sequence[str], data: Sequence[Sequence[Any]], form: Format) -> None:
+def rows(columns: Sequence[str], data: Sequence[Sequence[Any]], form: RowFormat) -> None:
     """Print rows to stdout."""
-    if form is Format.json:
-        print(json.dumps([dict(zip(columns, row, strict=True)) for row in data], default=str, ensure_ascii=False))
-    elif form is Format.csv:
+    if form is RowFormat.json:
+        print(
+            json.dumps(
+                [dict(zip(columns, row, strict=True)) for row in data],
+                default=str,
+                ensure_ascii=False,
+            )
+        )
+    elif form is RowFormat.csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(data)

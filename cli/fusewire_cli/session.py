@@ -35,7 +35,9 @@ def is_elsewhere() -> bool:
 
 
 @contextlib.asynccontextmanager
-async def client(config: Settings, *, processes: bool = False, embeds: bool = True) -> AsyncIterator["Client"]:
+async def client(
+    config: Settings, *, processes: bool = False, embeds: bool = True
+) -> AsyncIterator["Client"]:
     """A client of the Fusewire at $FUSEWIRE_URL, else of the running stack.
 
     Where there is neither, of an embedded one that ends with the block.
@@ -51,7 +53,9 @@ async def client(config: Settings, *, processes: bool = False, embeds: bool = Tr
     async with contextlib.AsyncExitStack() as end:
         if url is None:
             if not embeds:
-                raise StartupError("no Fusewire is running here", f"start `fusewire up`, or set {URL_ENV}")
+                raise StartupError(
+                    "no Fusewire is running here", f"start `fusewire up`, or set {URL_ENV}"
+                )
             from fusewire_cli.local.runner import Stack
 
             config.data_dir.mkdir(parents=True, exist_ok=True)
@@ -60,10 +64,16 @@ async def client(config: Settings, *, processes: bool = False, embeds: bool = Tr
             # Any port: nobody else needs to find this one.
             # Nor does a command wait for long at its end: it has waited for its calls already.
             limits = config.limits.model_copy(update={"call_drain_s": config.limits.drain_s})
-            own = config.model_copy(update={"http": config.http.model_copy(update={"port": 0}), "limits": limits})
+            own = config.model_copy(
+                update={"http": config.http.model_copy(update={"port": 0}), "limits": limits}
+            )
             stack = owns(Stack(own, processes=processes))
             await stack.start()
-            end.callback(lambda: telemetry.configure(config.log, config.telemetry, service="local", stream=sys.stderr))
+            end.callback(
+                lambda: telemetry.configure(
+                    config.log, config.telemetry, service="local", stream=sys.stderr
+                )
+            )
             end.push_async_callback(stack.stop)
             url = stack.url
         yield await end.enter_async_context(Client(url, os.environ.get(KEY_ENV)))
@@ -77,7 +87,9 @@ def owns(stack: "Stack") -> "Stack":
 
 def end_soon(code: int) -> None:
     """End this process by force if it has not ended when its stacks must have."""
-    lifeline.end_within(max((stack.stop_s for stack in _own), default=lifeline.STOP_S), lambda: end_at_once(code))
+    lifeline.end_within(
+        max((stack.stop_s for stack in _own), default=lifeline.STOP_S), lambda: end_at_once(code)
+    )
 
 
 def end_at_once(code: int) -> NoReturn:

@@ -9,8 +9,8 @@ from datetime import datetime
 from fusewire.contracts import Candidate, Outcome, Round, Verdict
 from fusewire.ids import fusion_id
 from fusewire.store.engine import Store
-from fusewire.store.history import History, Received, history
-from fusewire_cli.screen import Format, fail, rows
+from fusewire.store.history import History, StoredCandidate, history
+from fusewire_cli.screen import RowFormat, fail, rows
 from fusewire_cli.session import settings
 
 BAR = 24
@@ -52,7 +52,12 @@ def steps(found: History) -> list[Step]:
 
 def _steps(found: History, start: datetime) -> Iterator[Step]:
     prompt = found.prompt
-    yield Step(0.0, None, "accepted", result=f"{prompt.mode}, pool {prompt.pool}, priority {prompt.priority}")
+    yield Step(
+        0.0,
+        None,
+        "accepted",
+        result=f"{prompt.mode}, pool {prompt.pool}, priority {prompt.priority}",
+    )
     if found.published_at:
         yield Step(_ms(start, found.published_at), None, "published")
     if found.plan:
@@ -60,7 +65,9 @@ def _steps(found: History, start: datetime) -> Iterator[Step]:
         left_out = [f"{member.name} left out ({member.reason})" for member in plan.excluded]
         told = ", ".join([f"{len(plan.members)} members", f"quorum {plan.quorum:g}", *left_out])
         yield Step(_ms(start, plan.planned_at), None, "planned", result=told)
-    verdicts = {verdict.call: verdict for verdict in found.outcome.verdicts} if found.outcome else {}
+    verdicts = (
+        {verdict.call: verdict for verdict in found.outcome.verdicts} if found.outcome else {}
+    )
     for round_, asked_at in found.rounds:
         yield Step(_ms(start, asked_at), None, "asked", result=_asked(round_))
     for received in found.received:
@@ -69,7 +76,14 @@ def _steps(found: History, start: datetime) -> Iterator[Step]:
         yield Step(_ms(start, found.cancelled_at), None, "cancelled")
     if found.outcome:
         outcome = found.outcome
-        yield Step(_ms(start, outcome.finished_at), None, "outcome", outcome.winner or "", "", _ended(outcome))
+        yield Step(
+            _ms(start, outcome.finished_at),
+            None,
+            "outcome",
+            outcome.winner or "",
+            "",
+            _ended(outcome),
+        )
 
 
 def _asked(round_: Round) -> str:
@@ -78,7 +92,7 @@ def _asked(round_: Round) -> str:
     return f"round {round_.round}: {count} {'call' if count == 1 else 'calls'} ({kinds})"
 
 
-def _call(received: Received, verdict: Verdict | None, start: datetime) -> Step:
+def _call(received: StoredCandidate, verdict: Verdict | None, start: datetime) -> Step:
     candidate = received.candidate
     usage = candidate.usage
     return Step(
@@ -131,7 +145,7 @@ def trace(name: str, *, tenant: str, batch: str | None, as_json: bool) -> None:
         return
     end = max(step.at_ms + (step.took_ms or 0) for step in taken)
     columns = ["at ms", "took", "", "step", "who", "model", "result", "tokens", "usd"]
-    rows(columns, [_row(step, end) for step in taken], Format.table)
+    rows(columns, [_row(step, end) for step in taken], RowFormat.table)
 
 
 async def _found(ids: Sequence[str]) -> History | None:
@@ -147,7 +161,17 @@ def _row(step: Step, end: float) -> list[str]:
     tokens = "" if step.tokens_in is None else f"{step.tokens_in}+{step.tokens_out}"
     cost = "" if step.cost_usd is None else f"{step.cost_usd:.6f}".rstrip("0").rstrip(".")
     took = "" if step.took_ms is None else f"{step.took_ms:.0f}"
-    return [f"{step.at_ms:.0f}", took, _bar(step, end), step.step, step.who, step.model, step.result, tokens, cost]
+    return [
+        f"{step.at_ms:.0f}",
+        took,
+        _bar(step, end),
+        step.step,
+        step.who,
+        step.model,
+        step.result,
+        tokens,
+        cost,
+    ]
 
 
 def _bar(step: Step, end: float) -> str:

@@ -13,7 +13,9 @@ TIME = sa.DateTime(timezone=True)
 
 def upgrade() -> None:
     with op.batch_alter_table("candidates") as table:
-        table.alter_column("call", type_=sa.String(80), existing_type=sa.String(63), existing_nullable=False)
+        table.alter_column(
+            "call", type_=sa.String(80), existing_type=sa.String(63), existing_nullable=False
+        )
     for column in (
         sa.Column("tool_calls", sa.Text),
         sa.Column("answer_kind", sa.String(16)),
@@ -68,7 +70,9 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_table("verdicts")
     with op.batch_alter_table("candidates") as table:
-        table.alter_column("call", type_=sa.String(63), existing_type=sa.String(80), existing_nullable=False)
+        table.alter_column(
+            "call", type_=sa.String(63), existing_type=sa.String(80), existing_nullable=False
+        )
     for column in ("call", "content", "weight", "agreed", "vote_group", "is_right"):
         op.drop_column("answers", column)
     op.drop_index("ix_outcomes_pool", "outcomes")

@@ -12,13 +12,20 @@ TIME = sa.DateTime(timezone=True)
 
 
 def _partial(name: str, table: str, columns: list[str], where: str) -> None:
-    op.create_index(name, table, columns, sqlite_where=sa.text(where), postgresql_where=sa.text(where))
+    op.create_index(
+        name, table, columns, sqlite_where=sa.text(where), postgresql_where=sa.text(where)
+    )
 
 
 def upgrade() -> None:
     op.add_column("prompts", sa.Column("request_hash", sa.String(64)))
     op.add_column("prompts", sa.Column("cancelled_at", TIME))
-    _partial("ix_prompts_request", "prompts", ["tenant", "request_hash", "submitted_at"], "request_hash IS NOT NULL")
+    _partial(
+        "ix_prompts_request",
+        "prompts",
+        ["tenant", "request_hash", "submitted_at"],
+        "request_hash IS NOT NULL",
+    )
     _partial("ix_prompts_cancelled", "prompts", ["cancelled_at"], "cancelled_at IS NOT NULL")
 
 

@@ -12,7 +12,9 @@ TIME = sa.DateTime(timezone=True)
 
 
 def _partial(name: str, table: str, columns: list[str], where: str) -> None:
-    op.create_index(name, table, columns, sqlite_where=sa.text(where), postgresql_where=sa.text(where))
+    op.create_index(
+        name, table, columns, sqlite_where=sa.text(where), postgresql_where=sa.text(where)
+    )
 
 
 def upgrade() -> None:
@@ -108,12 +110,22 @@ def upgrade() -> None:
     op.create_index("ix_files_tenant", "files", ["tenant", "created_at"])
     op.create_index("ix_batches_tenant", "batches", ["tenant", "created_at"])
     op.create_index("ix_batches_status", "batches", ["status"])
-    op.create_index("ux_batch_lines_custom_id", "batch_lines", ["batch_id", "custom_id"], unique=True)
+    op.create_index(
+        "ux_batch_lines_custom_id", "batch_lines", ["batch_id", "custom_id"], unique=True
+    )
     _partial("ix_batch_lines_held", "batch_lines", ["batch_id", "line"], "state = 'held'")
     _partial("ix_batch_lines_flying", "batch_lines", ["batch_id", "fusion_id"], "state = 'flying'")
     op.create_index("ix_batch_lines_settled", "batch_lines", ["batch_id", "settled"])
 
 
 def downgrade() -> None:
-    for table in ("reservations", "budgets", "api_keys", "batch_lines", "batches", "file_chunks", "files"):
+    for table in (
+        "reservations",
+        "budgets",
+        "api_keys",
+        "batch_lines",
+        "batches",
+        "file_chunks",
+        "files",
+    ):
         op.drop_table(table)

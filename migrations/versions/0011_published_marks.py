@@ -9,7 +9,10 @@ branch_labels = None
 depends_on = None
 
 NAME = "ix_fusions_unpublished"
-WHERE = {f"{dialect}_where": sa.text("unpublished_since IS NOT NULL") for dialect in ("sqlite", "postgresql")}
+WHERE = {
+    f"{dialect}_where": sa.text("unpublished_since IS NOT NULL")
+    for dialect in ("sqlite", "postgresql")
+}
 
 
 def upgrade() -> None:

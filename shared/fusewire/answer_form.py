@@ -30,8 +30,12 @@ def _spoken(message: Message) -> Message:
     if message.role == "tool" or not message.content:
         return message.model_copy(update={"name": None})
     said = f"{message.name}: "
-    images = tuple(image.model_copy(update={"at": image.at + len(said)}) for image in message.images)
-    return message.model_copy(update={"content": said + message.content, "images": images, "name": None})
+    images = tuple(
+        image.model_copy(update={"at": image.at + len(said)}) for image in message.images
+    )
+    return message.model_copy(
+        update={"content": said + message.content, "images": images, "name": None}
+    )
 
 
 def with_answer(name: str, most_chars: int, answer: Mapping[str, Any]) -> dict[str, Any]:

@@ -74,7 +74,9 @@ class Blobs:
         try:
             await self._store.put(name, data, meta)
         except (NatsError, TimeoutError, OSError) as exc:
-            raise Transient(f"the object store {self._bucket} does not take it: {type(exc).__name__}") from exc
+            raise Transient(
+                f"the object store {self._bucket} does not take it: {type(exc).__name__}"
+            ) from exc
 
     async def delete(self, name: str) -> None:
         """Erase it, if it is there. Raises Transient."""
@@ -82,7 +84,9 @@ class Blobs:
             try:
                 await self._store.delete(name)
             except (NatsError, TimeoutError, OSError) as exc:
-                raise Transient(f"the object store {self._bucket} does not erase: {type(exc).__name__}") from exc
+                raise Transient(
+                    f"the object store {self._bucket} does not erase: {type(exc).__name__}"
+                ) from exc
 
     async def find(self, name: str) -> Blob:
         """Look for one.
@@ -107,7 +111,9 @@ class Blobs:
         hashed = hashlib.sha256()
         count, sequence = 0, 1
         while count < blob.size:
-            get = functools.partial(self._js.get_msg, self._stream, seq=sequence, subject=blob.subject, next=True)
+            get = functools.partial(
+                self._js.get_msg, self._stream, seq=sequence, subject=blob.subject, next=True
+            )
             message = await _tried(get)
             if message is None or message.seq is None:
                 raise BlobMissingError(blob.name)

@@ -28,7 +28,7 @@ from nats.js.kv import KeyValue
 from fusewire import telemetry
 from fusewire.blobs import Blobs
 from fusewire.contracts import ContractError, Wire
-from fusewire.errors import StartupError, Transient, Unacceptable
+from fusewire.errors import StartupError, Transient, UnacceptableMessage
 from fusewire.settings import Nats
 from fusewire.topology import (
     ATTEMPT_BUCKET,
@@ -82,7 +82,7 @@ class Delivery:
     """When the stream took it, Unix time in nanoseconds; with `sequence` unique also where a stream is made anew."""
 
     @classmethod
-    def of(cls, msg: Msg) -> "Delivery":
+    def from_message(cls, msg: Msg) -> "Delivery":
         """Read what the server says about a message."""
         # $JS.ACK.<stream>.<consumer>.<deliveries>.<stream sequence>.<consumer sequence>.<timestamp>.<pending> (ADR-15);
         # with a domain, it and the account's hash stand before the stream.
@@ -94,7 +94,9 @@ class Delivery:
             meta = msg.metadata
             stream, deliveries, sequence = meta.stream, meta.num_delivered, meta.sequence.stream
             stored_ns = int(tokens[9])
-        return cls(msg.data, msg.subject, msg.headers or {}, deliveries, stream, sequence, msg, stored_ns)
+        return cls(
+            msg.data, msg.subject, msg.headers or {}, deliveries, stream, sequence, msg, stored_ns
+        )
 
 
 Handler = Callable[[Delivery], Awaitable[None]]
@@ -123,7 +125,7 @@ def retry_delay_s(deliveries: int, jitter: float) -> float:
 
 def fault(exc: BaseException) -> str:
     """Name an exception without its text, which may hold a prompt."""
-    if isinstance(exc, ContractError | Transient | StartupError | Unacceptable):
+    if isinstance(exc, ContractError | Transient | StartupError | UnacceptableMessage):
         return str(exc)
     frames = traceback.extract_tb(exc.__traceback__)
     where = f" at {frames[-1].name}:{frames[-1].lineno}" if frames else ""
@@ -212,7 +214,7 @@ class Bus:
                     await self._client.close()
 
     @property
-    def connected(self) -> bool:
+    def is_connected(self) -> bool:
         """Whether the server answers at this moment."""
         return self._client is not None and self._client.is_connected
 
@@ -222,7 +224,7 @@ class Bus:
 
         An answer to what was asked on an earlier one never comes.
         """
-        return int(self.client.stats["reconnects"]) if self.connected else None
+        return int(self.client.stats["reconnects"]) if self.is_connected else None
 
     def faults(self) -> list[str]:
         """Why the process should be restarted."""
@@ -233,7 +235,7 @@ class Bus:
 
     def unready(self) -> list[str]:
         """Why it should get no work now."""
-        return [] if self.connected else ["NATS does not answer"]
+        return [] if self.is_connected else ["NATS does not answer"]
 
     @property
     def client(self) -> Client:
@@ -296,7 +298,9 @@ class Bus:
         except APIError as exc:
             if only_if_new and exc.err_code == ALREADY_THERE:
                 return False
-            raise Transient(f"the server refused {subject}: {exc.err_code} {exc.description}") from None
+            raise Transient(
+                f"the server refused {subject}: {exc.err_code} {exc.description}"
+            ) from None
         except (NatsError, OSError, TimeoutError) as exc:
             raise Transient(f"publishing to {subject} failed: {type(exc).__name__}") from None
         telemetry.PUBLISHED.labels(self.service, ack.stream).inc()
@@ -364,26 +368,33 @@ class Bus:
             raise Transient(f"the stream {CARRIERS[0]} cannot be read") from None
         found = (info.config.metadata or {}).get(STORE_KEY)
         if not found:
-            raise StartupError(f"the stream {CARRIERS[0]} has no store id", "run `fusewire topology apply`")
+            raise StartupError(
+                f"the stream {CARRIERS[0]} has no store id", "run `fusewire topology apply`"
+            )
         self._store_id = connection, found
         return found
 
     async def settle(self, msg: Msg, handler: Handler) -> None:
         """Run a handler over one message and give the server the answer that follows from how it ended."""
-        delivery = Delivery.of(msg)
+        delivery = Delivery.from_message(msg)
         started = time.perf_counter()
-        with telemetry.receiving(self.service, delivery.subject, delivery.headers), self.holding(delivery):
-            result = await self.guarded(delivery, lambda: self._run(delivery, handler))
+        with (
+            telemetry.receiving(self.service, delivery.subject, delivery.headers),
+            self.holding(delivery),
+        ):
+            result = await self.run_guarded(delivery, lambda: self._run(delivery, handler))
         telemetry.HANDLED.labels(self.service, delivery.stream, result).inc()
-        telemetry.HANDLE_SECONDS.labels(self.service, delivery.stream).observe(time.perf_counter() - started)
+        telemetry.HANDLE_SECONDS.labels(self.service, delivery.stream).observe(
+            time.perf_counter() - started
+        )
 
-    async def guarded(self, delivery: Delivery, handle: Callable[[], Awaitable[str]]) -> str:
+    async def run_guarded(self, delivery: Delivery, handle: Callable[[], Awaitable[str]]) -> str:
         """Handle a message, unless processes that began to handle it died, again and again: then bury it."""
         if delivery.deliveries <= SUSPECT_DELIVERIES:
             return await handle()
         key = f"{delivery.stream}-{delivery.sequence}"
         if await self._count_attempt(key) > CRASHES:
-            return await self.bury(delivery, "crash_loop: its handler never came to an end")
+            return await self.dead_letter(delivery, "crash_loop: its handler never came to an end")
         try:
             return await handle()
         finally:
@@ -412,15 +423,15 @@ class Bus:
                 await delivery.raw.nak()
             raise
         except Exception as exc:  # noqa: BLE001 - whatever a handler raises decides the message's fate
-            return await self.refuse(delivery, exc)
+            return await self.handle_failure(delivery, exc)
         await self.ack(delivery)
         return "ok"
 
-    async def refuse(self, delivery: Delivery, exc: Exception) -> str:
+    async def handle_failure(self, delivery: Delivery, exc: Exception) -> str:
         """Answer for a handler that failed: later again, or FW_DEAD when it will never succeed."""
-        hopeless = isinstance(exc, Unacceptable)
+        hopeless = isinstance(exc, UnacceptableMessage)
         if hopeless or (not isinstance(exc, Transient) and delivery.deliveries >= MAX_DELIVERIES):
-            return await self.bury(delivery, fault(exc))
+            return await self.dead_letter(delivery, fault(exc))
         delay = retry_delay_s(delivery.deliveries, random.random())  # noqa: S311 - spreads retries, guards nothing
         if isinstance(exc, Transient) and exc.retry_after_s is not None:
             delay = exc.retry_after_s
@@ -436,7 +447,7 @@ class Bus:
             await delivery.raw.nak(delay)
         return "retried"
 
-    async def bury(self, delivery: Delivery, reason: str) -> str:
+    async def dead_letter(self, delivery: Delivery, reason: str) -> str:
         """Lay a message in FW_DEAD with the reason, and take it off its stream.
 
         Its body lies there too if it may go anywhere, else in FW_DEAD_EDGE.
@@ -463,8 +474,10 @@ class Bus:
                 headers=headers,
             )
         except Transient as exc:
-            return await self.refuse(delivery, exc)
-        log.error("bus.message_buried", stream=delivery.stream, sequence=delivery.sequence, reason=reason)
+            return await self.handle_failure(delivery, exc)
+        log.error(
+            "bus.message_buried", stream=delivery.stream, sequence=delivery.sequence, reason=reason
+        )
         await self.ack(delivery)
         return "dead"
 
@@ -473,7 +486,12 @@ class Bus:
         try:
             await delivery.raw.ack()
         except (NatsError, OSError) as exc:
-            log.warning("bus.ack_lost", stream=delivery.stream, sequence=delivery.sequence, fault=type(exc).__name__)
+            log.warning(
+                "bus.ack_lost",
+                stream=delivery.stream,
+                sequence=delivery.sequence,
+                fault=type(exc).__name__,
+            )
 
     @contextlib.contextmanager
     def holding(self, *deliveries: Delivery) -> Any:
@@ -497,7 +515,9 @@ class Bus:
 
     async def _on_error(self, exc: Exception) -> None:
         now = time.monotonic()
-        if self._down_since is None or now - self._down_since > 5:  # one line per 5 s of outage, not per attempt
+        if (
+            self._down_since is None or now - self._down_since > 5
+        ):  # one line per 5 s of outage, not per attempt
             self._down_since = now
             log.warning("bus.error", service=self.service, fault=type(exc).__name__)
 
@@ -547,5 +567,7 @@ def _security(settings: Nats) -> Any:
 
     context = ssl.create_default_context(cafile=str(settings.tls_ca)) if settings.tls_ca else None
     if settings.credentials is not None:
-        return NatsCredentials(str(settings.credentials), ssl_context=context, use_ssl=context is not None)
+        return NatsCredentials(
+            str(settings.credentials), ssl_context=context, use_ssl=context is not None
+        )
     return NatsSecurity(ssl_context=context, use_ssl=True)

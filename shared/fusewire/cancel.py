@@ -13,7 +13,7 @@ from fusewire.topology import cancel_subject
 REMEMBERED = 100_000
 
 
-class Cancelled:
+class CancelledFusions:
     """The newest cancelled fusions.
 
     Heard on core NATS and kept in memory: whoever misses one makes a call that nobody reads, and the judge, which

@@ -36,5 +36,5 @@ class StartupError(Exception):
         super().__init__(f"{what}; {mend}")
 
 
-class Unacceptable(Exception):  # noqa: N818 - as above
+class UnacceptableMessage(Exception):  # noqa: N818 - as above
     """A message that will never be right: it goes to FW_DEAD at once, with the reason."""

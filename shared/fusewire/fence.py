@@ -14,7 +14,7 @@ def without(fence: str, text: str) -> str:
     return re.sub(rf"\[\[/?{fence}[^\]\n]*\]\]\s*", "", text).strip()
 
 
-class Untouched:
+class UnfencedPrefix:
     """A text that comes in pieces: what of it `without` will leave as it is, whatever comes.
 
     That is a beginning of what `without` returns: it ends at the first fence of any name, and without the space

@@ -56,7 +56,7 @@ class _Steps:
 _STEPS: ContextVar[_Steps] = ContextVar("steps")
 
 
-class Check:
+class SchemaCheck:
     """A schema that values are checked against.
 
     Args:
@@ -93,7 +93,9 @@ _OPTIONS.max_mem = _PATTERN_BYTES
 
 
 def _compile(pattern: str) -> Any:
-    return re2.compile(_ESCAPE.sub(lambda m: m.group(1) or rf"\x{{{m.group(2)}}}", pattern), _OPTIONS)
+    return re2.compile(
+        _ESCAPE.sub(lambda m: m.group(1) or rf"\x{{{m.group(2)}}}", pattern), _OPTIONS
+    )
 
 
 @lru_cache(1024)
@@ -122,7 +124,9 @@ def _matches(pattern: str, text: str) -> bool:
     return found is None or found.search(text) is not None
 
 
-def _pattern(validator: Any, pattern: str, instance: Any, _schema: Any) -> Iterator[ValidationError]:
+def _pattern(
+    validator: Any, pattern: str, instance: Any, _schema: Any
+) -> Iterator[ValidationError]:
     if validator.is_type(instance, "string") and not _matches(pattern, instance):
         yield ValidationError("it does not match the pattern")
 
@@ -148,13 +152,22 @@ def _additional_properties(
             yield from validator.descend(inner, allowed)
 
 
-def _unevaluated_properties(validator: Any, allowed: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+def _unevaluated_properties(
+    validator: Any, allowed: Any, instance: Any, schema: Any
+) -> Iterator[ValidationError]:
     # Beside patterns the library's own would match them with Python's engine; such a schema is rare.
     if not _STEPS.get().has_patterns:
-        yield from Draft202012Validator.VALIDATORS["unevaluatedProperties"](validator, allowed, instance, schema) or ()
+        yield from (
+            Draft202012Validator.VALIDATORS["unevaluatedProperties"](
+                validator, allowed, instance, schema
+            )
+            or ()
+        )
 
 
-def _unique_items(validator: Any, is_unique: bool, instance: Any, _schema: Any) -> Iterator[ValidationError]:
+def _unique_items(
+    validator: Any, is_unique: bool, instance: Any, _schema: Any
+) -> Iterator[ValidationError]:
     if is_unique and validator.is_type(instance, "array"):
         written = {json.dumps(plain(item), sort_keys=True) for item in instance}
         if len(written) < len(instance):

@@ -95,7 +95,8 @@ def on_stall(
                 return
             missed = missed + 1 if turns == seen else 0
             seen = turns
-        frames = traceback.extract_stack(sys._current_frames().get(threading.main_thread().ident or 0))  # noqa: SLF001 - its documented name
+        stacks = sys._current_frames()  # noqa: SLF001 - its documented name
+        frames = traceback.extract_stack(stacks.get(threading.main_thread().ident or 0))
         call([f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames])
 
     threading.Thread(target=watch, name="stall", daemon=True).start()

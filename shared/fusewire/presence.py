@@ -54,7 +54,9 @@ class Presence:
             await asyncio.sleep(LOOK_EVERY_S)
             await self._look()
             if self.faults():
-                raise StartupError(_FOREIGN, "stop that one, or give this one a database of its own")
+                raise StartupError(
+                    _FOREIGN, "stop that one, or give this one a database of its own"
+                )
         await self._processes.add(self._me, self._service, self._bus.last_store_id)
         self._task = asyncio.create_task(self._look_on(), name=f"{self._service}-presence")
 
@@ -71,7 +73,9 @@ class Presence:
         """Whether somebody else has taken the database."""
         is_alive = any(again >= ALIVE_LOOKS for _, again in self._others.values())
         found = [_FOREIGN] if is_alive else []
-        return found + ([f"{self._task.get_name()} has ended"] if self._task and self._task.done() else [])
+        return found + (
+            [f"{self._task.get_name()} has ended"] if self._task and self._task.done() else []
+        )
 
     async def _look_on(self) -> None:
         while True:

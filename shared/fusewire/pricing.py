@@ -85,7 +85,9 @@ def _list() -> Callable[[Usage, RemoteModel, datetime], Price]:
             found = prices.calc(counted, model.model, model.price_provider, url, at)
         except (LookupError, ValueError):
             return UNKNOWN
-        if any(getattr(found.model_price, unit, None) is None for unit in ("input_mtok", "output_mtok")):
+        if any(
+            getattr(found.model_price, unit, None) is None for unit in ("input_mtok", "output_mtok")
+        ):
             return UNKNOWN  # the list knows the model but not its price, and would count 0
         return Price(float(found.total_price), float(found.input_price), version)
 

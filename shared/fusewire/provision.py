@@ -9,7 +9,15 @@ from nats.js import JetStreamContext, api
 from nats.js.errors import APIError, BucketNotFoundError, NotFoundError
 
 from fusewire.errors import EXIT_BAD_INPUT, EXIT_STORED, StartupError
-from fusewire.topology import CARRIERS, STORE_KEY, Bucket, Durable, ObjectStore, Stream, Topology
+from fusewire.topology import (
+    CARRIERS,
+    STORE_KEY,
+    Durable,
+    KeyValueBucket,
+    ObjectStore,
+    Stream,
+    Topology,
+)
 
 Action = Literal["created", "updated", "removed", "unchanged"]
 
@@ -22,7 +30,7 @@ REBUILT = "what was accepted stands in the database, and goes on from there"
 
 
 @dataclass(frozen=True)
-class Change:
+class TopologyChange:
     """What was done to one stream, durable or bucket."""
 
     kind: Literal["stream", "durable", "bucket", "object store"]
@@ -43,7 +51,7 @@ def wider(have: float | None, want: float | None) -> float | None:
     return max(have, want)
 
 
-async def apply(js: JetStreamContext, wanted: Topology) -> list[Change]:
+async def apply(js: JetStreamContext, wanted: Topology) -> list[TopologyChange]:
     """Create what is missing and mend what differs; idempotent.
 
     Limits that an operator set wider than ours are kept, and so is everything we do not name. A stream of another
@@ -53,22 +61,37 @@ async def apply(js: JetStreamContext, wanted: Topology) -> list[Change]:
         TopologyConflictError: such a stream holds what nobody has handled yet.
         StartupError: the server cannot, as where its files are damaged or its disk is full.
     """
-    changes = [await _told(_stream(js, stream, wanted.replicas), stream.name) for stream in wanted.streams]
+    changes = [
+        await _told(_stream(js, stream, wanted.replicas), stream.name) for stream in wanted.streams
+    ]
     # First: those of a work queue must not overlap. What they have not handled stays in the stream.
-    changes += [change for stream, name in wanted.retired if (change := await _retire(js, stream, name))]
-    changes += [await _told(_durable(js, durable), f"{durable.stream}/{durable.name}") for durable in wanted.durables]
-    changes += [await _told(_bucket(js, bucket, wanted.replicas), bucket.name) for bucket in wanted.buckets]
-    changes += [await _told(_object_store(js, o, wanted.replicas), o.name) for o in wanted.object_stores]
+    changes += [
+        change for stream, name in wanted.retired if (change := await _retire(js, stream, name))
+    ]
+    changes += [
+        await _told(_durable(js, durable), f"{durable.stream}/{durable.name}")
+        for durable in wanted.durables
+    ]
+    changes += [
+        await _told(_bucket(js, bucket, wanted.replicas), bucket.name) for bucket in wanted.buckets
+    ]
+    changes += [
+        await _told(_object_store(js, o, wanted.replicas), o.name) for o in wanted.object_stores
+    ]
     return changes
 
 
-async def _told(step: Awaitable[Change], name: str) -> Change:
+async def _told(step: Awaitable[TopologyChange], name: str) -> TopologyChange:
     try:
         return await step
     except APIError as exc:
         is_damaged = exc.err_code == NO_CONSUMER_STORE
         why = f"NATS cannot provision {name}: {exc.description}"
-        mend = "its files are damaged: stop it and move its store away; " + REBUILT if is_damaged else "see NATS's log"
+        mend = (
+            "its files are damaged: stop it and move its store away; " + REBUILT
+            if is_damaged
+            else "see NATS's log"
+        )
         raise StartupError(why, mend, EXIT_STORED if is_damaged else EXIT_BAD_INPUT) from None
 
 
@@ -88,7 +111,7 @@ async def missing(js: JetStreamContext, wanted: Topology) -> list[str]:
     return absent
 
 
-async def used(js: JetStreamContext, stream: str) -> float:
+async def stream_usage(js: JetStreamContext, stream: str) -> float:
     """The share of its limit that a stream takes, 0 to 1; 0 where it has none."""
     info = await js.stream_info(stream)
     limit = info.config.max_bytes or 0
@@ -99,7 +122,9 @@ def _stream_config(stream: Stream, replicas: int) -> api.StreamConfig:
     return api.StreamConfig(
         name=stream.name,
         subjects=list(stream.subjects),
-        retention=api.RetentionPolicy.WORK_QUEUE if stream.retention == "workqueue" else api.RetentionPolicy.LIMITS,
+        retention=api.RetentionPolicy.WORK_QUEUE
+        if stream.retention == "workqueue"
+        else api.RetentionPolicy.LIMITS,
         storage=api.StorageType.FILE,
         max_bytes=stream.max_bytes or -1,
         max_age=stream.max_age_s or 0,
@@ -112,7 +137,7 @@ def _stream_config(stream: Stream, replicas: int) -> api.StreamConfig:
     )
 
 
-async def _stream(js: JetStreamContext, stream: Stream, replicas: int) -> Change:
+async def _stream(js: JetStreamContext, stream: Stream, replicas: int) -> TopologyChange:
     want = _stream_config(stream, replicas)
     named = {STORE_KEY: secrets.token_hex(16)} if stream.name == CARRIERS[0] else {}
     want = want.evolve(metadata=named)
@@ -125,8 +150,8 @@ async def _stream(js: JetStreamContext, stream: Stream, replicas: int) -> Change
             # Made by another in the meantime, with a store id of its own.
             if exc.err_code != NAME_IN_USE:
                 raise
-            return Change("stream", stream.name, "unchanged")
-        return Change("stream", stream.name, "created")
+            return TopologyChange("stream", stream.name, "unchanged")
+        return TopologyChange("stream", stream.name, "created")
     if have.retention != want.retention:
         if not await _is_handled(js, stream.name):
             raise TopologyConflictError(
@@ -136,7 +161,7 @@ async def _stream(js: JetStreamContext, stream: Stream, replicas: int) -> Change
             )
         await js.delete_stream(stream.name)
         await js.add_stream(want)
-        return Change("stream", stream.name, "updated")
+        return TopologyChange("stream", stream.name, "updated")
     merged = have.evolve(
         subjects=sorted({*(have.subjects or []), *stream.subjects}),
         max_bytes=wider(have.max_bytes, want.max_bytes),
@@ -150,9 +175,9 @@ async def _stream(js: JetStreamContext, stream: Stream, replicas: int) -> Change
         metadata={**named, **(have.metadata or {})},
     )
     if merged == have.evolve(subjects=sorted(have.subjects or []), metadata=have.metadata or {}):
-        return Change("stream", stream.name, "unchanged")
+        return TopologyChange("stream", stream.name, "unchanged")
     await js.update_stream(merged)
-    return Change("stream", stream.name, "updated")
+    return TopologyChange("stream", stream.name, "updated")
 
 
 async def _is_handled(js: JetStreamContext, stream: str) -> bool:
@@ -163,7 +188,7 @@ async def _is_handled(js: JetStreamContext, stream: str) -> bool:
     return bool(takers) and not any(taker.num_pending or taker.num_ack_pending for taker in takers)
 
 
-async def _durable(js: JetStreamContext, durable: Durable) -> Change:
+async def _durable(js: JetStreamContext, durable: Durable) -> TopologyChange:
     name = f"{durable.stream}/{durable.name}"
     subject = durable.subject or None
     try:
@@ -181,7 +206,7 @@ async def _durable(js: JetStreamContext, durable: Durable) -> Change:
             filter_subject=subject,
         )
         await js.add_consumer(durable.stream, config)
-        return Change("durable", name, "created")
+        return TopologyChange("durable", name, "created")
     merged = have.evolve(
         ack_wait=wider(have.ack_wait, durable.ack_wait_s),
         max_ack_pending=wider(have.max_ack_pending, durable.max_ack_pending),
@@ -189,20 +214,20 @@ async def _durable(js: JetStreamContext, durable: Durable) -> Change:
         filter_subject=subject,
     )
     if merged == have:
-        return Change("durable", name, "unchanged")
+        return TopologyChange("durable", name, "unchanged")
     await js.add_consumer(durable.stream, merged)
-    return Change("durable", name, "updated")
+    return TopologyChange("durable", name, "updated")
 
 
-async def _retire(js: JetStreamContext, stream: str, name: str) -> Change | None:
+async def _retire(js: JetStreamContext, stream: str, name: str) -> TopologyChange | None:
     try:
         await js.delete_consumer(stream, name)
     except NotFoundError:
         return None
-    return Change("durable", f"{stream}/{name}", "removed")
+    return TopologyChange("durable", f"{stream}/{name}", "removed")
 
 
-async def _bucket(js: JetStreamContext, bucket: Bucket, replicas: int) -> Change:
+async def _bucket(js: JetStreamContext, bucket: KeyValueBucket, replicas: int) -> TopologyChange:
     try:
         await js.key_value(bucket.name)
     except (BucketNotFoundError, NotFoundError):
@@ -216,22 +241,23 @@ async def _bucket(js: JetStreamContext, bucket: Bucket, replicas: int) -> Change
             direct=True,
         )
         await js.create_key_value(config)
-        return Change("bucket", bucket.name, "created")
-    return Change("bucket", bucket.name, "unchanged")
+        return TopologyChange("bucket", bucket.name, "created")
+    return TopologyChange("bucket", bucket.name, "unchanged")
 
 
-async def _object_store(js: JetStreamContext, store: ObjectStore, replicas: int) -> Change:
+async def _object_store(js: JetStreamContext, store: ObjectStore, replicas: int) -> TopologyChange:
     try:
         await js.object_store(store.name)
     except (BucketNotFoundError, NotFoundError):
         await js.create_object_store(
-            store.name, api.ObjectStoreConfig(ttl=store.ttl_s, max_bytes=store.max_bytes, replicas=replicas)
+            store.name,
+            api.ObjectStoreConfig(ttl=store.ttl_s, max_bytes=store.max_bytes, replicas=replicas),
         )
-        return Change("object store", store.name, "created")
-    return Change("object store", store.name, "unchanged")
+        return TopologyChange("object store", store.name, "created")
+    return TopologyChange("object store", store.name, "unchanged")
 
 
-def summary(changes: Iterable[Change]) -> dict[Action, int]:
+def summary(changes: Iterable[TopologyChange]) -> dict[Action, int]:
     """How many of each action."""
     counts: dict[Action, int] = {"created": 0, "updated": 0, "removed": 0, "unchanged": 0}
     for change in changes:

@@ -20,7 +20,15 @@ from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
 from fusewire import telemetry
-from fusewire.bus import HANDLED_WITHIN_S, PULL_TIMEOUT_S, SUSPECT_DELIVERIES, Bus, Delivery, Handler, within
+from fusewire.bus import (
+    HANDLED_WITHIN_S,
+    PULL_TIMEOUT_S,
+    SUSPECT_DELIVERIES,
+    Bus,
+    Delivery,
+    Handler,
+    within,
+)
 from fusewire.errors import Transient
 from fusewire.topology import Durable
 
@@ -65,7 +73,7 @@ class _Request:
     end: float
 
 
-class Puller:
+class PullConsumer:
     """Pull requests on one durable, one at a time, answered on one inbox.
 
     A message that arrives when no request is open (its request was given up) is handed back to
@@ -157,7 +165,10 @@ class Puller:
         connection = self._bus.connection
         if connection is not None:
             inbox = f"{self._inbox}.{next(self._counter)}"
-            wanted = {"batch": batch, **({"expires": int(wait_s * 1e9)} if wait_s else {"no_wait": True})}
+            wanted = {
+                "batch": batch,
+                **({"expires": int(wait_s * 1e9)} if wait_s else {"no_wait": True}),
+            }
             self._open = _Request(inbox, connection, batch, time.monotonic() + wait_s + ANSWER_S)
             with contextlib.suppress(NatsError, OSError):
                 await self._bus.client.publish(self._subject, json.dumps(wanted).encode(), inbox)
@@ -240,7 +251,7 @@ class Loop:
         """Handlers that run apart from the loop."""
         return []
 
-    def pullers(self) -> Sequence[Puller]:
+    def pullers(self) -> Sequence[PullConsumer]:
         """What it fetches from."""
         return ()
 
@@ -251,7 +262,10 @@ class Loop:
         if self._task is None or self._task.done() or time.monotonic() - self.last_turn > STALLED_S:
             return [f"{self.name} no longer fetches"]
         missing = [puller.name for puller in self.pullers() if puller.missing_s() > MISSING_S]
-        return [f"the durable {name} is not on the server: run `fusewire topology apply`" for name in missing]
+        return [
+            f"the durable {name} is not on the server: run `fusewire topology apply`"
+            for name in missing
+        ]
 
     async def _run(self) -> None:
         while not self._stopping.is_set():
@@ -285,7 +299,7 @@ class _Priorities(Loop, abc.ABC):
     def __init__(self, bus: Bus, durables: Sequence[Durable], concurrency: int) -> None:
         super().__init__(f"{bus.service}-{durables[0].name}")
         self._bus = bus
-        self._pullers = [Puller(bus, d) for d in durables]
+        self._pullers = [PullConsumer(bus, d) for d in durables]
         self._concurrency = concurrency
         self._counting = 0
         """Messages in hand that count against the concurrency."""
@@ -293,7 +307,7 @@ class _Priorities(Loop, abc.ABC):
         self._running: set[asyncio.Task[None]] = set()
         self._waits: dict[int, asyncio.Task[list[Msg]]] = {}
 
-    def pullers(self) -> Sequence[Puller]:
+    def pullers(self) -> Sequence[PullConsumer]:
         """One for each durable."""
         return self._pullers
 
@@ -323,7 +337,9 @@ class _Priorities(Loop, abc.ABC):
         """Wait until a message comes or one no longer counts."""
         released = asyncio.ensure_future(self._released.wait())
         await asyncio.wait(
-            {*self._waits.values(), released}, timeout=PULL_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
+            {*self._waits.values(), released},
+            timeout=PULL_TIMEOUT_S,
+            return_when=asyncio.FIRST_COMPLETED,
         )
         released.cancel()
 
@@ -385,7 +401,9 @@ class PriorityLoop(_Priorities):
     A handler that takes longer than `HANDLED_WITHIN_S` is ended, and its message delivered again.
     """
 
-    def __init__(self, bus: Bus, durables: Sequence[Durable], handler: Handler, *, concurrency: int) -> None:
+    def __init__(
+        self, bus: Bus, durables: Sequence[Durable], handler: Handler, *, concurrency: int
+    ) -> None:
         super().__init__(bus, durables, concurrency)
         self._handle_whole = within(HANDLED_WITHIN_S, handler)
 
@@ -433,10 +451,10 @@ class BatchLoop(Loop):
         super().__init__(f"{bus.service}-{durable.stream}")
         self._bus = bus
         self._handler = handler
-        self._puller = Puller(bus, durable)
+        self._puller = PullConsumer(bus, durable)
         self._batch = batch
 
-    def pullers(self) -> Sequence[Puller]:
+    def pullers(self) -> Sequence[PullConsumer]:
         """The one."""
         return (self._puller,)
 
@@ -448,9 +466,9 @@ class BatchLoop(Loop):
     async def turn(self) -> None:
         """Wait for a first message, take the rest of what is there, handle it."""
         if messages := await self._puller.collect(self._batch, PULL_TIMEOUT_S, LINGER_S):
-            batch = [Delivery.of(m) for m in messages]
+            batch = [Delivery.from_message(m) for m in messages]
             for suspect in [d for d in batch if d.deliveries > SUSPECT_DELIVERIES]:
-                await self._bus.guarded(suspect, partial(self._settle_one, suspect))
+                await self._bus.run_guarded(suspect, partial(self._settle_one, suspect))
             if rest := [d for d in batch if d.deliveries <= SUSPECT_DELIVERIES]:
                 await self._settle(rest)
 
@@ -471,7 +489,7 @@ class BatchLoop(Loop):
                 raise
             except Exception as exc:  # noqa: BLE001 - whatever a handler raises decides the messages' fate
                 if len(batch) == 1:
-                    await self._bus.refuse(batch[0], exc)
+                    await self._bus.handle_failure(batch[0], exc)
                 else:
                     log.warning("pull.batch_split", loop=self.name, size=len(batch))
                     for delivery in batch:
@@ -492,7 +510,13 @@ class BatchLoop(Loop):
                 if self._stopping.is_set():
                     raise
                 delay = min(AGAIN_MOST_S, AGAIN_LEAST_S * 2 ** min(tries, 10))
-                log.warning("pull.batch_kept", loop=self.name, size=len(batch), fault=str(exc), delay_s=delay)
+                log.warning(
+                    "pull.batch_kept",
+                    loop=self.name,
+                    size=len(batch),
+                    fault=str(exc),
+                    delay_s=delay,
+                )
                 await asyncio.sleep(delay)
             else:
                 return

@@ -84,7 +84,9 @@ def operations(services: Sequence[Service], *, is_public: bool = False) -> App:
         elif path == "/readyz":
             await _report(send, {s.name: s.faults() + s.unready() for s in services})
         elif path == "/metrics" and not (doors and is_public):
-            await _respond(send, 200, generate_latest(telemetry.REGISTRY), b"text/plain; version=0.0.4")
+            await _respond(
+                send, 200, generate_latest(telemetry.REGISTRY), b"text/plain; version=0.0.4"
+            )
         elif doors:
             await doors[0](scope, receive, send)
         elif scope["type"] == "http":
@@ -130,7 +132,9 @@ def tls(http: Http) -> ssl.SSLContext | None:
         context.load_cert_chain(cert, key, password="")
     except (OSError, ValueError) as exc:
         reason = (
-            exc.strerror if isinstance(exc, FileNotFoundError | PermissionError) else "no PEM pair without password"
+            exc.strerror
+            if isinstance(exc, FileNotFoundError | PermissionError)
+            else "no PEM pair without password"
         )
         raise StartupError(
             f"the certificate {cert} with the key {key} cannot be used: {reason}",
@@ -186,7 +190,9 @@ class Host:
         StartupError: TLS cannot be served as it is configured.
     """
 
-    def __init__(self, services: Sequence[Service], sock: socket.socket, http: Http | None = None) -> None:
+    def __init__(
+        self, services: Sequence[Service], sock: socket.socket, http: Http | None = None
+    ) -> None:
         self._services = list(services)
         self._sock = sock
         self._started: list[Service] = []
@@ -220,7 +226,11 @@ class Host:
         # From here on nobody is turned away: what comes before uvicorn is up waits in the backlog.
         self._sock.listen(1024)
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._sock]), name="http")
-        log.info("service.started", services=[s.name for s in self._services], port=self._sock.getsockname()[1])
+        log.info(
+            "service.started",
+            services=[s.name for s in self._services],
+            port=self._sock.getsockname()[1],
+        )
 
     async def faulty(self) -> list[str]:
         """Wait until a service can do nothing any more, and return why."""
@@ -228,7 +238,11 @@ class Host:
         since: float | None = None
         while True:
             await asyncio.sleep(FAULTY_S / 5)
-            found = [f"{service.name}: {fault}" for service in self._started for fault in service.faults()]
+            found = [
+                f"{service.name}: {fault}"
+                for service in self._started
+                for fault in service.faults()
+            ]
             if not found:
                 since = None
                 continue
@@ -261,7 +275,9 @@ async def _stop(services: Sequence[Service], end: float) -> None:
     tasks = {asyncio.create_task(service.stop()): service.name for service in services}
     if not tasks:
         return
-    done, late = await asyncio.wait(tasks, timeout=max(0.0, end - asyncio.get_running_loop().time()))
+    done, late = await asyncio.wait(
+        tasks, timeout=max(0.0, end - asyncio.get_running_loop().time())
+    )
     for task in late:
         task.cancel()
         log.warning("service.stop_timed_out", service=tasks[task])

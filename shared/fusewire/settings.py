@@ -9,7 +9,15 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -35,7 +43,9 @@ class ConfigError(Exception):
 
 def _name(value: str) -> str:
     if not re.match(NAME, value):
-        raise ValueError(f"'{value}' must be 1 to 63 of a-z, 0-9, '-' and '_', and begin with a letter or digit")
+        raise ValueError(
+            f"'{value}' must be 1 to 63 of a-z, 0-9, '-' and '_', and begin with a letter or digit"
+        )
     return value
 
 
@@ -243,7 +253,9 @@ class RemoteModel(Section):
     @model_validator(mode="after")
     def _prices(self) -> "RemoteModel":
         if (self.input_usd_per_mtok is None) != (self.output_usd_per_mtok is None):
-            raise ValueError("input_usd_per_mtok and output_usd_per_mtok belong together; give both or neither")
+            raise ValueError(
+                "input_usd_per_mtok and output_usd_per_mtok belong together; give both or neither"
+            )
         return self
 
     @property
@@ -286,7 +298,13 @@ Preset = Literal["high", "budget", "fast"]
 PRESETS: dict[str, dict[str, Any]] = {
     "high": {"quorum": 1.0, "early_stop": 1.0, "debate_rounds": 2, "control_share": 0.05},
     "budget": {"gate": "edge-first", "early_stop": 0.87, "debate_rounds": 1},
-    "fast": {"quorum": 0.5, "early_stop": 0.87, "grace_most_s": 1.0, "hedge": 0.1, "debate_rounds": 1},
+    "fast": {
+        "quorum": 0.5,
+        "early_stop": 0.87,
+        "grace_most_s": 1.0,
+        "hedge": 0.1,
+        "debate_rounds": 1,
+    },
 }
 
 
@@ -358,7 +376,9 @@ class Pool(Section):
     @classmethod
     def _shorthand(cls, data: Any) -> Any:
         if isinstance(data, dict) and isinstance(data.get("members"), list | tuple):
-            members = [{"name": m, "model": m} if isinstance(m, str) else m for m in data["members"]]
+            members = [
+                {"name": m, "model": m} if isinstance(m, str) else m for m in data["members"]
+            ]
             return {**data, "members": members}
         return data
 
@@ -372,7 +392,9 @@ class Pool(Section):
         names = [m.name for m in self.members]
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
-            raise ValueError(f"member {', '.join(twice)} is named twice; give each member a name of its own")
+            raise ValueError(
+                f"member {', '.join(twice)} is named twice; give each member a name of its own"
+            )
         return self
 
 
@@ -440,7 +462,11 @@ class Settings(BaseSettings):
         database = data.get("database", {})
         data_dir = data.get("data_dir")
         # What is of another kind is refused with its name, field by field.
-        if not isinstance(data_dir, str | Path) or not isinstance(database, dict) or "url" in database:
+        if (
+            not isinstance(data_dir, str | Path)
+            or not isinstance(database, dict)
+            or "url" in database
+        ):
             return data
         file = Path(data_dir).expanduser() / "fusewire.db"
         return {**data, "database": {**database, "url": f"sqlite+aiosqlite:///{file}"}}
@@ -472,8 +498,12 @@ class Settings(BaseSettings):
                     f"pool '{name}': {role} uses model '{model}', which is not configured"
                     f" (configured: {known}); add [models.{model}] or mend the name"
                 )
-        if pool.residency == "edge-only" and not any(self.models[m.model].kind == "edge" for m in pool.members):
-            raise ValueError(f"pool '{name}' is edge-only but has no edge member; add one or relax residency")
+        if pool.residency == "edge-only" and not any(
+            self.models[m.model].kind == "edge" for m in pool.members
+        ):
+            raise ValueError(
+                f"pool '{name}' is edge-only but has no edge member; add one or relax residency"
+            )
         for member in pool.members:
             if member.in_steps and self.models[member.model].kind != "edge":
                 raise ValueError(
@@ -553,6 +583,8 @@ def load(path: Path | None = None, *, fallback: dict[str, Any] | None = None) ->
     try:
         return Settings(**data)
     except SettingsError as exc:
-        raise ConfigError("the environment", [str(exc)], "give the FUSEWIRE_… variable as JSON, or unset it") from None
+        raise ConfigError(
+            "the environment", [str(exc)], "give the FUSEWIRE_… variable as JSON, or unset it"
+        ) from None
     except ValidationError as exc:
         raise ConfigError(str(chosen or "the built-in configuration"), _problems(exc)) from None

@@ -18,7 +18,10 @@ REGISTRY = CollectorRegistry()
 """One registry per process; /metrics shows it."""
 
 PUBLISHED = Counter(
-    "fusewire_messages_published_total", "Messages the server has stored.", ["service", "stream"], registry=REGISTRY
+    "fusewire_messages_published_total",
+    "Messages the server has stored.",
+    ["service", "stream"],
+    registry=REGISTRY,
 )
 HANDLED = Counter(
     "fusewire_messages_handled_total",
@@ -27,10 +30,16 @@ HANDLED = Counter(
     registry=REGISTRY,
 )
 HANDLE_SECONDS = Histogram(
-    "fusewire_message_handle_seconds", "Time in the handler.", ["service", "stream"], registry=REGISTRY
+    "fusewire_message_handle_seconds",
+    "Time in the handler.",
+    ["service", "stream"],
+    registry=REGISTRY,
 )
 CANDIDATES = Counter(
-    "fusewire_candidates_total", "Candidates made, by error code or ok.", ["tier", "model", "result"], registry=REGISTRY
+    "fusewire_candidates_total",
+    "Candidates made, by error code or ok.",
+    ["tier", "model", "result"],
+    registry=REGISTRY,
 )
 CALL_SECONDS = Histogram(
     "fusewire_call_seconds",
@@ -40,7 +49,10 @@ CALL_SECONDS = Histogram(
     registry=REGISTRY,
 )
 OUTCOMES = Counter(
-    "fusewire_outcomes_total", "Outcomes stored.", ["pool", "mode", "status", "degraded"], registry=REGISTRY
+    "fusewire_outcomes_total",
+    "Outcomes stored.",
+    ["pool", "mode", "status", "degraded"],
+    registry=REGISTRY,
 )
 OUTCOME_SECONDS = Histogram(
     "fusewire_outcome_seconds",
@@ -49,25 +61,39 @@ OUTCOME_SECONDS = Histogram(
     buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900),
     registry=REGISTRY,
 )
-ACCEPTED = Counter("fusewire_prompts_accepted_total", "Prompts committed.", ["door"], registry=REGISTRY)
-STORE_USED = Gauge(
-    "fusewire_store_used_ratio", "Share of a stream's limit that is taken, 0 to 1.", ["stream"], registry=REGISTRY
+ACCEPTED = Counter(
+    "fusewire_prompts_accepted_total", "Prompts committed.", ["source"], registry=REGISTRY
 )
-UNPUBLISHED = Gauge("fusewire_prompts_unpublished", "Prompts committed and not yet published.", registry=REGISTRY)
+STORE_USED = Gauge(
+    "fusewire_store_used_ratio",
+    "Share of a stream's limit that is taken, 0 to 1.",
+    ["stream"],
+    registry=REGISTRY,
+)
+UNPUBLISHED = Gauge(
+    "fusewire_prompts_unpublished", "Prompts committed and not yet published.", registry=REGISTRY
+)
 
 TRANSACTIONS = Counter(
-    "fusewire_transactions_total", "Transactions begun on the database: read or write.", ["kind"], registry=REGISTRY
+    "fusewire_transactions_total",
+    "Transactions begun on the database: read or write.",
+    ["kind"],
+    registry=REGISTRY,
 )
 
 _tracer = trace.get_tracer("fusewire")
 _tracing = False
 
 
-def configure(log: Log, telemetry: Telemetry, *, service: str, stream: TextIO | None = None) -> None:
+def configure(
+    log: Log, telemetry: Telemetry, *, service: str, stream: TextIO | None = None
+) -> None:
     """Set up logging to a stream (stderr), and tracing where an endpoint is given."""
     global _tracing  # noqa: PLW0603 - a process has one tracer
 
-    def named(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    def named(
+        _logger: Any, _method: str, event: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
         event.setdefault("service", service)
         return event
 
@@ -79,22 +105,26 @@ def configure(log: Log, telemetry: Telemetry, *, service: str, stream: TextIO | 
         _without_text,
     ]
     renderer: Any = (
-        structlog.processors.JSONRenderer() if log.format == "json" else structlog.dev.ConsoleRenderer(colors=False)
+        structlog.processors.JSONRenderer()
+        if log.format == "json"
+        else structlog.dev.ConsoleRenderer(colors=False)
     )
     structlog.configure(
         processors=[*shared, renderer],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[log.level.upper()]),
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.getLevelNamesMapping()[log.level.upper()]
+        ),
         logger_factory=structlog.PrintLoggerFactory(stream or sys.stderr),
         cache_logger_on_first_use=False,
     )
     # What libraries say below a warning is theirs; above it, it goes to the same place.
-    logging.basicConfig(level=logging.WARNING, handlers=[_Libraries()], force=True)
+    logging.basicConfig(level=logging.WARNING, handlers=[_LibraryLogHandler()], force=True)
     if telemetry.otlp_endpoint:
         _export_traces(telemetry.otlp_endpoint, service)
         _tracing = True
 
 
-class _Libraries(logging.Handler):
+class _LibraryLogHandler(logging.Handler):
     """What libraries log, as events of our own.
 
     Of their texts the first line before values are put into it: in values, and in what an exception says, there may
@@ -110,7 +140,9 @@ class _Libraries(logging.Handler):
         tell("library.logged", logger=record.name, what=what, **about)
 
 
-def _without_text(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+def _without_text(
+    _logger: Any, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
     """An exception as its type and where it came from: its text, and the locals on its way, may hold a prompt."""
     found = event.pop("exc_info", None)
     exc = found if isinstance(found, BaseException) else sys.exc_info()[1] if found else None
@@ -154,7 +186,11 @@ def trace_headers() -> dict[str, str]:
 def receiving(service: str, subject: str, headers: Mapping[str, str]) -> Iterator[None]:
     """A span around the handling of one message, continuing the sender's trace, and fusion_id on every log line."""
     kind, _, rest = subject.removeprefix("fw.").partition(".")
-    fusion = {"fusion_id": rest.partition(".")[0]} if kind in ("round", "plan", "candidate", "due") else {}
+    fusion = (
+        {"fusion_id": rest.partition(".")[0]}
+        if kind in ("round", "plan", "candidate", "due")
+        else {}
+    )
     with structlog.contextvars.bound_contextvars(service=service, **fusion):
         if not _tracing:
             yield
@@ -184,7 +220,9 @@ def span(name: str, traces: Collection[str] = (), **attributes: str | int) -> It
     given = {f"fusewire.{key}": value for key, value in attributes.items()}
     is_of_one = len(contexts) == 1
     parent = contexts[0] if is_of_one else None
-    with _tracer.start_as_current_span(name, parent, links=[] if is_of_one else links, attributes=given):
+    with _tracer.start_as_current_span(
+        name, parent, links=[] if is_of_one else links, attributes=given
+    ):
         yield
 
 

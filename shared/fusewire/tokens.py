@@ -9,7 +9,9 @@ UNKNOWN_TOKENS = 1024
 """What an answer is taken to need where nobody limits it."""
 
 
-def estimate(messages: Iterable[Message], max_tokens: int | None, tools: Iterable[Tool] = ()) -> int:
+def estimate(
+    messages: Iterable[Message], max_tokens: int | None, tools: Iterable[Tool] = ()
+) -> int:
     """Tokens of one call, its answer included."""
     chars = 0
     for message in messages:

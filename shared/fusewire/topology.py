@@ -55,7 +55,7 @@ class Durable:
 
 
 @dataclass(frozen=True)
-class Bucket:
+class KeyValueBucket:
     """One key-value bucket."""
 
     name: str
@@ -78,14 +78,16 @@ class Topology:
 
     streams: tuple[Stream, ...]
     durables: tuple[Durable, ...]
-    buckets: tuple[Bucket, ...]
+    buckets: tuple[KeyValueBucket, ...]
     object_stores: tuple[ObjectStore, ...]
     replicas: int = 1
     retired: tuple[tuple[str, str], ...] = ()
     """Durables of earlier versions, by stream and name, in whose place others are."""
 
 
-DISPATCHER_PROMPTS = tuple(Durable("FW_PROMPT", f"dispatcher-{p}", f"fw.prompt.{p}.*") for p in PRIORITIES)
+DISPATCHER_PROMPTS = tuple(
+    Durable("FW_PROMPT", f"dispatcher-{p}", f"fw.prompt.{p}.*") for p in PRIORITIES
+)
 """In the order in which they are taken from."""
 DISPATCHER_ROUND = Durable("FW_ROUND", "dispatcher", "fw.round.*")
 JUDGE = Durable("FW_CANDIDATE", "judge", "", max_ack_pending=4096)
@@ -100,13 +102,35 @@ STREAMS: tuple[Stream, ...] = (
     Stream("FW_TASK_EDGE", ("fw.task.edge.*.*",), "workqueue", max_bytes=4 * GIB),
     Stream("FW_TASK_REMOTE", ("fw.task.remote.*.*",), "workqueue", max_bytes=4 * GIB),
     # Work queue: what the judge has committed leaves it.
-    Stream("FW_CANDIDATE", ("fw.plan.*", "fw.candidate.*.*.*"), "workqueue", max_bytes=4 * GIB, max_per_subject=1),
+    Stream(
+        "FW_CANDIDATE",
+        ("fw.plan.*", "fw.candidate.*.*.*"),
+        "workqueue",
+        max_bytes=4 * GIB,
+        max_per_subject=1,
+    ),
     # The server refuses "discard new" here, and a limit would drop the oldest schedule.
     Stream("FW_TIMER", ("fw.sched.*", "fw.due.*"), "workqueue", discard_new=False, schedules=True),
-    Stream("FW_OUTCOME", ("fw.outcome.*.*",), "limits", max_bytes=GIB, max_age_s=DAY_S, discard_new=False),
-    Stream("FW_DEAD", ("fw.dead.>",), "limits", max_bytes=GIB, max_age_s=14 * DAY_S, discard_new=False),
+    Stream(
+        "FW_OUTCOME",
+        ("fw.outcome.*.*",),
+        "limits",
+        max_bytes=GIB,
+        max_age_s=DAY_S,
+        discard_new=False,
+    ),
+    Stream(
+        "FW_DEAD", ("fw.dead.>",), "limits", max_bytes=GIB, max_age_s=14 * DAY_S, discard_new=False
+    ),
     # The bodies of those that may not be read by everybody who reads FW_DEAD.
-    Stream("FW_DEAD_EDGE", ("fw.sealed.>",), "limits", max_bytes=GIB, max_age_s=14 * DAY_S, discard_new=False),
+    Stream(
+        "FW_DEAD_EDGE",
+        ("fw.sealed.>",),
+        "limits",
+        max_bytes=GIB,
+        max_age_s=14 * DAY_S,
+        discard_new=False,
+    ),
     Stream("FW_IN", ("fw.in.*",), "workqueue", max_bytes=GIB),
 )
 
@@ -122,14 +146,18 @@ STORES = (*CARRIERS, f"KV_{LEDGER_BUCKET}")
 ALARM = 0.7
 """The share of a stream's limit at which it is told."""
 
-LEDGER = Bucket(LEDGER_BUCKET, ttl_s=7 * DAY_S, max_bytes=4 * GIB)
+LEDGER = KeyValueBucket(LEDGER_BUCKET, ttl_s=7 * DAY_S, max_bytes=4 * GIB)
 BLOBS = ObjectStore(BLOB_STORE, ttl_s=7 * DAY_S, max_bytes=4 * GIB)
 """As long as a prompt may wait for its deadline. Of prompts that hosted models may see alone."""
 
-_LIMITS = [LEDGER.max_bytes, BLOBS.max_bytes, *(stream.max_bytes for stream in STREAMS if stream.max_bytes)]
-DIALECTS = Bucket(DIALECT_BUCKET, ttl_s=90 * DAY_S, max_bytes=8 * MIB)
+_LIMITS = [
+    LEDGER.max_bytes,
+    BLOBS.max_bytes,
+    *(stream.max_bytes for stream in STREAMS if stream.max_bytes),
+]
+DIALECTS = KeyValueBucket(DIALECT_BUCKET, ttl_s=90 * DAY_S, max_bytes=8 * MIB)
 """Found once in a while anew: servers change."""
-ATTEMPTS = Bucket(ATTEMPT_BUCKET, ttl_s=DAY_S, max_bytes=8 * MIB)
+ATTEMPTS = KeyValueBucket(ATTEMPT_BUCKET, ttl_s=DAY_S, max_bytes=8 * MIB)
 _SMALL = (DIALECTS, ATTEMPTS)
 _SMALL_BYTES = sum(bucket.max_bytes for bucket in _SMALL)
 
@@ -150,7 +178,10 @@ def task_durable(queue: str, tier: Tier, priority: Priority) -> Durable:
 
 
 def topology(
-    models: Mapping[str, Tier], pools: Collection[str], replicas: int = 1, storage_mb: int = FULL_STORAGE_MB
+    models: Mapping[str, Tier],
+    pools: Collection[str],
+    replicas: int = 1,
+    storage_mb: int = FULL_STORAGE_MB,
 ) -> Topology:
     """The whole topology for these models and pools.
 
@@ -167,10 +198,14 @@ def topology(
         within = LEAST_BYTES + int((max_bytes - LEAST_BYTES) * min(1.0, max(0.0, share)))
         return within if max_bytes else 0
 
-    queues: list[tuple[str, Tier]] = [(model, tier) for model, tier in sorted(models.items()) if tier == "edge"]
+    queues: list[tuple[str, Tier]] = [
+        (model, tier) for model, tier in sorted(models.items()) if tier == "edge"
+    ]
     if "remote" in models.values():
         queues += [(pool, "remote") for pool in sorted(pools)]
-    tasks = tuple(task_durable(queue, tier, priority) for queue, tier in queues for priority in PRIORITIES)
+    tasks = tuple(
+        task_durable(queue, tier, priority) for queue, tier in queues for priority in PRIORITIES
+    )
     fixed = (*DISPATCHER_PROMPTS, DISPATCHER_ROUND, JUDGE, JUDGE_DUE, INGEST)
     streams = tuple(replace(stream, max_bytes=limit(stream.max_bytes)) for stream in STREAMS)
     ledger = replace(LEDGER, max_bytes=limit(LEDGER.max_bytes))

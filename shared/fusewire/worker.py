@@ -14,12 +14,27 @@ from nats.errors import Error as NatsError
 
 from fusewire import telemetry
 from fusewire.bus import Bus, Delivery, fault, retry_delay_s
-from fusewire.cancel import Cancelled
-from fusewire.contracts import PRIORITIES, CallFailure, Candidate, ContractError, Task, Tasks, Tier, Token
+from fusewire.cancel import CancelledFusions
+from fusewire.contracts import (
+    PRIORITIES,
+    CallFailure,
+    Candidate,
+    ContractError,
+    Task,
+    Tasks,
+    Tier,
+    Token,
+)
 from fusewire.errors import Transient
-from fusewire.fence import Untouched
+from fusewire.fence import UnfencedPrefix
 from fusewire.pull import Release, ReleaseLoop
-from fusewire.topology import MAX_DELIVERIES, REPEATED, candidate_subject, task_durable, token_subject
+from fusewire.topology import (
+    MAX_DELIVERIES,
+    REPEATED,
+    candidate_subject,
+    task_durable,
+    token_subject,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -30,7 +45,7 @@ MAX_CANDIDATE_BYTES = 900_000
 """Under NATS's default max_payload of 1 MiB, with room for headers."""
 
 
-class Tell:
+class TokenPublisher:
     """Publishes an answer while it is being written, for whoever reads along."""
 
     def __init__(self, bus: Bus | None, task: Task) -> None:
@@ -75,12 +90,12 @@ class Tell:
             self._offset = 0
 
 
-def _merge(task: Task) -> Untouched | None:
+def _merge(task: Task) -> UnfencedPrefix | None:
     # Judge takes fences out of a merge; what it would take out shall not have been told.
-    return Untouched() if task.kind == "write" else None
+    return UnfencedPrefix() if task.kind == "write" else None
 
 
-Make = Callable[[Task, Tell | None], Awaitable[Candidate | None]]
+Make = Callable[[Task, TokenPublisher | None], Awaitable[Candidate | None]]
 """Makes the call of one task, and returns by its deadline at the latest; None where its candidate has come already.
 
 It never raises for what a model or a provider did: a failure is a candidate too. What it raises is a fault of ours; the
@@ -113,11 +128,11 @@ class Generate(Protocol):
         ...
 
 
-class Unpaid(abc.ABC):
+class FreeCalls(abc.ABC):
     """The `hold` of engines whose calls cost nothing, so that nothing need be remembered of them."""
 
     @abc.abstractmethod
-    async def generate(self, task: Task, tell: Tell | None = None) -> Candidate:
+    async def generate(self, task: Task, tell: TokenPublisher | None = None) -> Candidate:
         """See `Make`."""
 
     def stop(self) -> None:  # noqa: B027 - there is nothing to do
@@ -136,7 +151,7 @@ class Unpaid(abc.ABC):
         yield self.generate
 
 
-def failed(
+def failure_candidate(
     task: Task, failure: CallFailure, *, provider: str, at: datetime, cost_usd: float | None = None
 ) -> Candidate:
     """The candidate of a task that was not, or not successfully, tried."""
@@ -214,7 +229,7 @@ class Worker:
     ) -> None:
         self._bus = bus
         self._generate = generate
-        self._cancelled = Cancelled(on_cancel)
+        self._cancelled = CancelledFusions(on_cancel)
         self._tier = tier
         self._clock = clock
         self._durables = {q: [task_durable(q, tier, p) for p in PRIORITIES] for q in concurrency}
@@ -256,7 +271,9 @@ class Worker:
             release()
             await asyncio.shield(running)
             return
-        running = self._running[tasks.key] = asyncio.ensure_future(self._all(tasks, delivery, release))
+        running = self._running[tasks.key] = asyncio.ensure_future(
+            self._all(tasks, delivery, release)
+        )
         running.add_done_callback(lambda _: self._running.pop(tasks.key, None))
         await running
 
@@ -296,7 +313,12 @@ class Worker:
             except Transient as exc:
                 if self._clock() > task.deadline_at + KEPT_AFTER:
                     raise
-                log.warning("worker.candidate_not_published", call=task.call, round=task.round, fault=str(exc))
+                log.warning(
+                    "worker.candidate_not_published",
+                    call=task.call,
+                    round=task.round,
+                    fault=str(exc),
+                )
                 await asyncio.sleep(retry_delay_s(tries, 1.0))
             else:
                 return
@@ -315,7 +337,9 @@ class Worker:
             return CallFailure(code="deadline_exceeded", message=text, retryable=False)
         if task.fusion_id in self._cancelled:
             return CallFailure(
-                code="cancelled", message="it was cancelled before the call could begin", retryable=False
+                code="cancelled",
+                message="it was cancelled before the call could begin",
+                retryable=False,
             )
         return None
 
@@ -323,26 +347,34 @@ class Worker:
         if refused := self._refused(task):
             # Of an earlier delivery a call may have been made.
             cost = 0.0 if deliveries == 1 else None
-            return failed(task, refused, provider=self._tier, at=self._clock(), cost_usd=cost)
+            return failure_candidate(
+                task, refused, provider=self._tier, at=self._clock(), cost_usd=cost
+            )
         try:
-            return await make(task, Tell(self._bus, task))
+            return await make(task, TokenPublisher(self._bus, task))
         except (Transient, ContractError):
             raise
         except Exception as exc:
             if deliveries < MAX_DELIVERIES:
                 raise
             # The fusion must not wait for a task that will never succeed.
-            failure = CallFailure(code="poison", message=f"the worker failed: {fault(exc)}", retryable=False)
-            candidate = failed(task, failure, provider=self._tier, at=self._clock())
+            failure = CallFailure(
+                code="poison", message=f"the worker failed: {fault(exc)}", retryable=False
+            )
+            candidate = failure_candidate(task, failure, provider=self._tier, at=self._clock())
             await self._bus.publish(
-                candidate_subject(task.fusion_id, task.round, task.call), candidate, only_if_new=True
+                candidate_subject(task.fusion_id, task.round, task.call),
+                candidate,
+                only_if_new=True,
             )
             raise
 
     def _report(self, candidate: Candidate) -> None:
         result = candidate.error.code if candidate.error else "ok"
         telemetry.CANDIDATES.labels(candidate.tier, candidate.model, result).inc()
-        telemetry.CALL_SECONDS.labels(candidate.tier, candidate.model).observe(candidate.latency_ms / 1000)
+        telemetry.CALL_SECONDS.labels(candidate.tier, candidate.model).observe(
+            candidate.latency_ms / 1000
+        )
         log.debug(
             "worker.candidate",
             call=candidate.call,

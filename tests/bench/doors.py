@@ -55,11 +55,18 @@ def config(base_url: str, folder: Path) -> dict[str, Any]:
         "http": {"port": 0},
         "log": {"level": "warning"},
         "models": {
-            name: {"kind": "remote", "base_url": base_url, "model": name, "images": True} for name in [*MEMBERS, JUDGE]
+            name: {"kind": "remote", "base_url": base_url, "model": name, "images": True}
+            for name in [*MEMBERS, JUDGE]
         },
         "pools": {
             "default": {"members": MEMBERS, **common},
-            "merging": {"members": MEMBERS, "judge": JUDGE, "mode": "merge", "guard": False, **common},
+            "merging": {
+                "members": MEMBERS,
+                "judge": JUDGE,
+                "mode": "merge",
+                "guard": False,
+                **common,
+            },
         },
     }
 
@@ -72,7 +79,10 @@ def script(*, token_ms: float = 0.0) -> Script:
 
 def opened(*, token_ms: float) -> Script:
     """Members that say different things, so that there is something to merge."""
-    said = {name: ModelScript(answer=f"{name} holds that " + "there is much to say for it, " * 8) for name in MEMBERS}
+    said = {
+        name: ModelScript(answer=f"{name} holds that " + "there is much to say for it, " * 8)
+        for name in MEMBERS
+    }
     return Script(models={**said, JUDGE: ModelScript(token_ms=token_ms)})
 
 
@@ -92,7 +102,9 @@ class Door:
 
     async def play(self, wanted: Script) -> None:
         """The fake models behave so from now on."""
-        async with self._session.post(f"{self._control}/script", data=wanted.model_dump_json()) as reply:
+        async with self._session.post(
+            f"{self._control}/script", data=wanted.model_dump_json()
+        ) as reply:
             reply.raise_for_status()
 
     async def stats(self) -> dict[str, Any]:
@@ -108,7 +120,9 @@ class Door:
 
     async def post(self, path: str, body: dict[str, Any] | aiohttp.FormData) -> dict[str, Any]:
         """Send JSON or a form; get JSON."""
-        sent: dict[str, Any] = {"data": body} if isinstance(body, aiohttp.FormData) else {"json": body}
+        sent: dict[str, Any] = (
+            {"data": body} if isinstance(body, aiohttp.FormData) else {"json": body}
+        )
         async with self._session.post(f"{self.url}{path}", **sent) as reply:
             if reply.status >= 400:
                 raise RuntimeError(f"{path}: {reply.status} {await reply.text()}")
@@ -116,7 +130,10 @@ class Door:
 
     async def show(self, picture: str) -> None:
         """Ask about a picture, base64. Written in pieces: what a hundred whole bodies take is not measured."""
-        asked = [{"type": "text", "text": "Yes or no?"}, {"type": "image_url", "image_url": {"url": PICTURE_PREFIX}}]
+        asked = [
+            {"type": "text", "text": "Yes or no?"},
+            {"type": "image_url", "image_url": {"url": PICTURE_PREFIX}},
+        ]
         body = json.dumps({"model": "fusion", "messages": [{"role": "user", "content": asked}]})
         head, tail = (part.encode() for part in body.split(PICTURE_PREFIX))
 
@@ -128,7 +145,9 @@ class Door:
 
         length = len(head) + len(PICTURE_PREFIX) + len(picture) + len(tail)
         headers = {"content-type": "application/json", "content-length": str(length)}
-        async with self._session.post(f"{self.url}/v1/chat/completions", data=pieces(), headers=headers) as reply:
+        async with self._session.post(
+            f"{self.url}/v1/chat/completions", data=pieces(), headers=headers
+        ) as reply:
             if reply.status >= 400:
                 raise RuntimeError(f"{reply.status} {await reply.text()}")
             await reply.read()
@@ -136,7 +155,9 @@ class Door:
     async def first_token_ns(self, body: dict[str, Any]) -> int:
         """Stream a chat; when its first text arrived, by the monotonic clock."""
         first = 0
-        async with self._session.post(f"{self.url}/v1/chat/completions", json={**body, "stream": True}) as reply:
+        async with self._session.post(
+            f"{self.url}/v1/chat/completions", json={**body, "stream": True}
+        ) as reply:
             reply.raise_for_status()
             async for raw in reply.content:
                 now = time.monotonic_ns()
@@ -171,7 +192,12 @@ def write_lines(file: Path, lines: int, chars: int) -> None:
         for number in range(lines):
             text = f"{number} ".ljust(chars, "x")
             body = {"model": "fusion", "messages": [{"role": "user", "content": text}]}
-            line = {"custom_id": f"q{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+            line = {
+                "custom_id": f"q{number}",
+                "method": "POST",
+                "url": "/v1/chat/completions",
+                "body": body,
+            }
             out.write(json.dumps(line) + "\n")
 
 
@@ -187,7 +213,10 @@ async def overheads_ms(door: Door, nats: str, requests: int) -> tuple[list[float
     await ears.subscribe("fw.outcome.>", cb=hear)
     beyond_bus, beyond_decision = [], []
     for number in range(requests + 5):
-        body = {"model": "fusion", "messages": [{"role": "user", "content": f"Yes or no, {number}?"}]}
+        body = {
+            "model": "fusion",
+            "messages": [{"role": "user", "content": f"Yes or no, {number}?"}],
+        }
         started = time.perf_counter()
         reply = await door.post("/v1/chat/completions", body)
         wall_ms = (time.perf_counter() - started) * 1000
@@ -204,7 +233,10 @@ async def first_tokens_ms(door: Door, requests: int) -> list[float]:
     found = []
     for number in range(requests + 2):
         await door.play(opened(token_ms=5.0))
-        body = {"model": "fusewire/merging", "messages": [{"role": "user", "content": f"What of it, {number}?"}]}
+        body = {
+            "model": "fusewire/merging",
+            "messages": [{"role": "user", "content": f"What of it, {number}?"}],
+        }
         arrived = await door.first_token_ns(body)
         written = (await door.stats())["first_token_ns"][JUDGE][-1]
         if not arrived:
@@ -292,7 +324,9 @@ async def bench(lines: int, intake_lines: int, requests: int, pictures: int) -> 
     with tempfile.TemporaryDirectory(prefix="bench-", dir=BUILD) as scratch, models() as fake:
         folder = Path(scratch)
         async with contextlib.AsyncExitStack() as end:
-            url, pids = await end.enter_async_context(fusewire_up(config(fake.base_url, folder), folder))
+            url, pids = await end.enter_async_context(
+                fusewire_up(config(fake.base_url, folder), folder)
+            )
             session = await end.enter_async_context(aiohttp.ClientSession(timeout=TIMEOUT))
             door = Door(url, fake.base_url, session)
             nats = json.loads((folder / RUN_FILE).read_text())["nats"]
@@ -320,7 +354,9 @@ AIMS: Sequence[tuple[str, str, str]] = (
 def _say(figures: dict[str, Any]) -> None:
     for figure, label, aim in AIMS:
         found = figures[figure]
-        print(f"{label:50} {found['median']:8.1f} ({found['min']:.1f} to {found['max']:.1f}), aim {aim}")
+        print(
+            f"{label:50} {found['median']:8.1f} ({found['min']:.1f} to {found['max']:.1f}), aim {aim}"
+        )
     taken = figures["intake"]
     print(f"{'intake, lines/s committed':50} {taken['lines_per_s']:8.0f}, aim >= 5000")
     shown = figures["pictures"]
@@ -338,7 +374,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small run: does it run at all")
     options = parser.parse_args()
     lines, intake_lines, requests = (200, 500, 3) if options.quick else (options.lines, 50_000, 50)
-    figures = asyncio.run(bench(lines, intake_lines, requests, pictures=3 if options.quick else 100))
+    figures = asyncio.run(
+        bench(lines, intake_lines, requests, pictures=3 if options.quick else 100)
+    )
     found = figures["batch"]
     print(
         f"{'RSS growth over the batch, MB':50} {found['rss_growth_mb']['up']:8.1f}, aim <= 100 "

@@ -33,7 +33,7 @@ from fusewire_worker_edge.engine.generation import Generator, read_vocabulary
 from fusewire_worker_edge.engine.options import EngineOptions
 from fusewire_worker_edge.folder import verify
 from fusewire_worker_edge.importers.convert import import_model
-from fusewire_worker_edge.measure import ANSWER_TOKENS, PROMPT_TOKENS, Figures, measure
+from fusewire_worker_edge.measure import ANSWER_TOKENS, PROMPT_TOKENS, Measurement, measure
 from fusewire_worker_edge.pull import weights
 
 BUILD = Path(__file__).parents[2] / "build"
@@ -66,7 +66,9 @@ SPELLED = (
 
 def ask(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
     """Post JSON, get JSON."""
-    request = urllib.request.Request(f"{url}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        f"{url}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
     with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
         return dict(json.load(reply))
 
@@ -104,7 +106,13 @@ def tokenizer_agreement(folder: Path, url: str) -> float:
 def llama_speeds(url: str) -> tuple[float, float]:
     """Tokens a second of prompt and of answer."""
     prompt = "The sea is wide and old. " * (PROMPT_TOKENS // 7)
-    body = {"prompt": prompt, "n_predict": ANSWER_TOKENS, "cache_prompt": False, "temperature": 0, "ignore_eos": True}
+    body = {
+        "prompt": prompt,
+        "n_predict": ANSWER_TOKENS,
+        "cache_prompt": False,
+        "temperature": 0,
+        "ignore_eos": True,
+    }
     timings = ask(url, "completion", body)["timings"]
     return float(timings["prompt_per_second"]), float(timings["predicted_per_second"])
 
@@ -117,13 +125,15 @@ def bench(name: str, *, rounds: int, tokens: int, has_tools: bool) -> dict[str, 
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         import_model(file, folder)
-    ours: list[Figures] = []
+    ours: list[Measurement] = []
     theirs: list[tuple[float, float]] = []
     with llama_server(file, context=4096, threads=threads) as url:
         agreement = tokenizer_agreement(folder, url)
         for number in range(rounds):
             # The long comparison once; speeds in turn.
-            ours.append(measure(folder, file if number == 0 else None, tokens=tokens, threads=threads))
+            ours.append(
+                measure(folder, file if number == 0 else None, tokens=tokens, threads=threads)
+            )
             theirs.append(llama_speeds(url))
     generator = Generator(folder, verify(folder), EngineOptions(threads=threads, slots=1))
     called = rates(generator) if has_tools else {}
@@ -159,7 +169,9 @@ AIMS = {
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description="Measure edge models beside llama.cpp.")
-    parser.add_argument("--quick", action="store_true", help="the smallest model, one round: does it run at all")
+    parser.add_argument(
+        "--quick", action="store_true", help="the smallest model, one round: does it run at all"
+    )
     options = parser.parse_args()
     names, rounds, tokens = (MODELS[:1], 1, 128) if options.quick else (MODELS, ROUNDS, 2048)
     figures = {}
@@ -171,7 +183,9 @@ def main() -> None:
                 print(f"  {figure:26} {figures[name][figure]:8.4f}, aim {aim}", flush=True)
     out = BUILD / "bench-edge.json"
     machine = {"cores": os.cpu_count(), "system": platform.platform()}
-    out.write_text(json.dumps({"models": figures, "machine": machine}, indent=2) + "\n", encoding="utf-8")
+    out.write_text(
+        json.dumps({"models": figures, "machine": machine}, indent=2) + "\n", encoding="utf-8"
+    )
     print(f"written to {out}")
 
 

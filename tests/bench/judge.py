@@ -15,7 +15,7 @@ from typing import Any
 from fusion import stats
 
 from fusewire.testing.factories import make_prompt
-from fusewire_judge.fusion.wording import conversation
+from fusewire_judge.judging.prompts import conversation
 from fusewire_worker_edge.engine.api import GenerateRequest
 from fusewire_worker_edge.engine.generation import Generator
 from fusewire_worker_edge.engine.options import EngineOptions
@@ -42,7 +42,9 @@ class Pair:
 def margin(generator: Generator, pair: Pair) -> float:
     """How much more probable the right answer is than the wrong one, in nats per token."""
     messages = conversation(make_prompt(pair.question), None)
-    request = GenerateRequest(id=pair.id, messages=messages, max_tokens=1, choices=(pair.right, pair.wrong))
+    request = GenerateRequest(
+        id=pair.id, messages=messages, max_tokens=1, choices=(pair.right, pair.wrong)
+    )
     right, wrong = generator.generate(request).choice_logprobs
     return right - wrong
 
@@ -56,8 +58,12 @@ def measured(found: list[float]) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description="Measure edge judges on pairs of a right and a wrong answer.")
-    parser.add_argument("--models", type=Path, default=DEFAULT_ROOT, help="where the models' folders are")
+    parser = argparse.ArgumentParser(
+        description="Measure edge judges on pairs of a right and a wrong answer."
+    )
+    parser.add_argument(
+        "--models", type=Path, default=DEFAULT_ROOT, help="where the models' folders are"
+    )
     parser.add_argument("--pairs", type=int, default=None, help="of each half; all without")
     options = parser.parse_args()
     pairs = [Pair(**json.loads(line)) for line in PAIRS.read_text(encoding="utf-8").splitlines()]
@@ -67,10 +73,14 @@ def main() -> None:
         if not folder.is_dir():
             print(f"{name}: not here; `fusewire model pull {name}`")
             continue
-        generator = Generator(folder, verify(folder), EngineOptions(threads=len(os.sched_getaffinity(0)), slots=1))
+        generator = Generator(
+            folder, verify(folder), EngineOptions(threads=len(os.sched_getaffinity(0)), slots=1)
+        )
         for split in ("dev", "test"):
             chosen = [pair for pair in pairs if pair.split == split][: options.pairs]
-            found = figures.setdefault(name, {})[split] = measured([margin(generator, pair) for pair in chosen])
+            found = figures.setdefault(name, {})[split] = measured(
+                [margin(generator, pair) for pair in chosen]
+            )
             low, high = found["interval"]
             told = f"right {found['right']}/{found['pairs']} = {found['share']:.0%} [{low:.0%}, {high:.0%}]"
             print(f"{name:20} {split:5} {told}", flush=True)

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from fusewire.contracts import Message, Tool
-from fusewire_worker_edge.engine.answer import Answer
+from fusewire_worker_edge.engine.answer import AnswerTokens
 from fusewire_worker_edge.engine.api import Completion, GenerateRequest
 from fusewire_worker_edge.engine.generation import Generator
 from fusewire_worker_edge.engine.scheduler import AnswerJob
@@ -14,7 +14,12 @@ MAX_TOKENS = 160
 
 def _tool(name: str, description: str, **parameters: str) -> Tool:
     properties = {key: {"type": kind} for key, kind in parameters.items()}
-    schema = {"type": "object", "properties": properties, "required": list(parameters), "additionalProperties": False}
+    schema = {
+        "type": "object",
+        "properties": properties,
+        "required": list(parameters),
+        "additionalProperties": False,
+    }
     return Tool(name=name, description=description, parameters=schema)
 
 
@@ -31,7 +36,12 @@ TOOLS = (
         target="string",
     ),
     _tool("search_web", "Search the web.", query="string"),
-    _tool("translate", "Translate a text; the language is its English name.", text="string", language="string"),
+    _tool(
+        "translate",
+        "Translate a text; the language is its English name.",
+        text="string",
+        language="string",
+    ),
     _tool("play_music", "Play music of an artist.", artist="string"),
 )
 
@@ -55,24 +65,66 @@ TASKS: tuple[tuple[str, tuple[Call, ...]], ...] = (
     ("What is 108 plus 292?", (("add", {"a": 108, "b": 292}),)),
     ("Sum up 3.5 and 4.25.", (("add", {"a": 3.5, "b": 4.25}),)),
     ("Use the calculator: 1200 + 34.", (("add", {"a": 1200, "b": 34}),)),
-    ("Convert 100 USD to EUR.", (("convert_currency", {"amount": 100, "source": "USD", "target": "EUR"}),)),
-    ("How many GBP are 50 EUR?", (("convert_currency", {"amount": 50, "source": "EUR", "target": "GBP"}),)),
-    ("Change 2000 JPY into USD.", (("convert_currency", {"amount": 2000, "source": "JPY", "target": "USD"}),)),
-    ("What are 75 CHF in EUR?", (("convert_currency", {"amount": 75, "source": "CHF", "target": "EUR"}),)),
-    ("Search the web for cheap flights to Rome.", (("search_web", {"query": "cheap flights to Rome"}),)),
-    ("Look up opening hours of the Louvre on the web.", (("search_web", {"query": "opening hours of the Louvre"}),)),
+    (
+        "Convert 100 USD to EUR.",
+        (("convert_currency", {"amount": 100, "source": "USD", "target": "EUR"}),),
+    ),
+    (
+        "How many GBP are 50 EUR?",
+        (("convert_currency", {"amount": 50, "source": "EUR", "target": "GBP"}),),
+    ),
+    (
+        "Change 2000 JPY into USD.",
+        (("convert_currency", {"amount": 2000, "source": "JPY", "target": "USD"}),),
+    ),
+    (
+        "What are 75 CHF in EUR?",
+        (("convert_currency", {"amount": 75, "source": "CHF", "target": "EUR"}),),
+    ),
+    (
+        "Search the web for cheap flights to Rome.",
+        (("search_web", {"query": "cheap flights to Rome"}),),
+    ),
+    (
+        "Look up opening hours of the Louvre on the web.",
+        (("search_web", {"query": "opening hours of the Louvre"}),),
+    ),
     ("Find on the web: best hiking boots.", (("search_web", {"query": "best hiking boots"}),)),
-    ("Translate 'good night' into French.", (("translate", {"text": "good night", "language": "French"}),)),
-    ("Translate 'thank you' to Spanish.", (("translate", {"text": "thank you", "language": "Spanish"}),)),
-    ("How do you say 'water' in Italian? Use the tool.", (("translate", {"text": "water", "language": "Italian"}),)),
+    (
+        "Translate 'good night' into French.",
+        (("translate", {"text": "good night", "language": "French"}),),
+    ),
+    (
+        "Translate 'thank you' to Spanish.",
+        (("translate", {"text": "thank you", "language": "Spanish"}),),
+    ),
+    (
+        "How do you say 'water' in Italian? Use the tool.",
+        (("translate", {"text": "water", "language": "Italian"}),),
+    ),
     ("Play something by Miles Davis.", (("play_music", {"artist": "Miles Davis"}),)),
     ("I want to hear Björk.", (("play_music", {"artist": "Björk"}),)),
-    ("Weather in Lima and in Oslo?", (("get_weather", {"city": "Lima"}), ("get_weather", {"city": "Oslo"}))),
-    ("What time is it in Rome and in Tokyo?", (("get_time", {"city": "Rome"}), ("get_time", {"city": "Tokyo"}))),
-    ("Set timers for 5 and for 15 minutes.", (("set_timer", {"minutes": 5}), ("set_timer", {"minutes": 15}))),
-    ("Weather and time in Vienna, please.", (("get_weather", {"city": "Vienna"}), ("get_time", {"city": "Vienna"}))),
+    (
+        "Weather in Lima and in Oslo?",
+        (("get_weather", {"city": "Lima"}), ("get_weather", {"city": "Oslo"})),
+    ),
+    (
+        "What time is it in Rome and in Tokyo?",
+        (("get_time", {"city": "Rome"}), ("get_time", {"city": "Tokyo"})),
+    ),
+    (
+        "Set timers for 5 and for 15 minutes.",
+        (("set_timer", {"minutes": 5}), ("set_timer", {"minutes": 15})),
+    ),
+    (
+        "Weather and time in Vienna, please.",
+        (("get_weather", {"city": "Vienna"}), ("get_time", {"city": "Vienna"})),
+    ),
     ("Add 1 and 2, and also 3 and 4.", (("add", {"a": 1, "b": 2}), ("add", {"a": 3, "b": 4}))),
-    ("Set a timer for 8 minutes and play ABBA.", (("set_timer", {"minutes": 8}), ("play_music", {"artist": "ABBA"}))),
+    (
+        "Set a timer for 8 minutes and play ABBA.",
+        (("set_timer", {"minutes": 8}), ("play_music", {"artist": "ABBA"})),
+    ),
     ("Who are you?", ()),
     ("Write one sentence about the sea.", ()),
     ("Thank you, that was all.", ()),
@@ -91,7 +143,9 @@ def rates(generator: Generator) -> dict[str, float]:
         names = arguments = 0
         for number, (ask, right) in enumerate(TASKS):
             message = Message(role="user", content=ask)
-            request = GenerateRequest(id=f"{prefix}{number}", messages=(message,), tools=TOOLS, max_tokens=MAX_TOKENS)
+            request = GenerateRequest(
+                id=f"{prefix}{number}", messages=(message,), tools=TOOLS, max_tokens=MAX_TOKENS
+            )
             made = answered(generator, request)
             names += sorted(name for name, _ in made) == sorted(name for name, _ in right)
             arguments += _plain(made) == _plain(right)
@@ -109,8 +163,12 @@ def _free(generator: Generator, request: GenerateRequest) -> list[Call]:
     vocabulary = generator.vocabulary
     prompt = vocabulary.prompt(request.messages, request.tools)
     stream = vocabulary.text_stream(special=True)
-    answer = Answer(request.model_copy(update={"tools": ()}), stream, None, generator.manifest.end_tokens, None)
-    generator.scheduler.submit(AnswerJob(id=request.id, prompt=prompt, answer=answer, max_tokens=request.max_tokens))
+    answer = AnswerTokens(
+        request.model_copy(update={"tools": ()}), stream, None, generator.manifest.end_tokens, None
+    )
+    generator.scheduler.submit(
+        AnswerJob(id=request.id, prompt=prompt, answer=answer, max_tokens=request.max_tokens)
+    )
     while not any(event.completion for event in generator.scheduler.step()):
         pass
     return _written(answer.text)

@@ -154,7 +154,9 @@ async def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Data
 @pytest.fixture
 def sqlite_database(migrated_sqlite: Path, tmp_path: Path) -> Database:
     """A migrated SQLite database."""
-    return Database(url=f"sqlite+aiosqlite:///{shutil.copy(migrated_sqlite, tmp_path / 'fusewire.db')}")
+    return Database(
+        url=f"sqlite+aiosqlite:///{shutil.copy(migrated_sqlite, tmp_path / 'fusewire.db')}"
+    )
 
 
 @pytest.fixture
@@ -166,7 +168,9 @@ async def postgres_database(postgres: PostgresServer) -> Database:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest) -> Database:
     """A migrated database: the test runs on both kinds."""
-    found: Database = request.getfixturevalue("sqlite_database" if request.param == "sqlite" else "postgres_database")
+    found: Database = request.getfixturevalue(
+        "sqlite_database" if request.param == "sqlite" else "postgres_database"
+    )
     return found
 
 
@@ -214,14 +218,20 @@ async def model_server() -> AsyncIterator[ModelServer]:
 
 
 @pytest.fixture
-def make_settings(tmp_path: Path, sqlite_database: Database, model_server: ModelServer) -> MakeSettings:
+def make_settings(
+    tmp_path: Path, sqlite_database: Database, model_server: ModelServer
+) -> MakeSettings:
     """Settings with hosted models `a`, `b`, `c`, `j` at the fake server and a pool of the first three.
 
     `pool` and `models` add to what is there; all else replaces a section.
     """
 
-    def make(*, pool: dict[str, Any] | None = None, models: dict[str, Any] | None = None, **sections: Any) -> Settings:
-        hosted = {n: {"kind": "remote", "base_url": model_server.base_url, "model": n} for n in "abcj"}
+    def make(
+        *, pool: dict[str, Any] | None = None, models: dict[str, Any] | None = None, **sections: Any
+    ) -> Settings:
+        hosted = {
+            n: {"kind": "remote", "base_url": model_server.base_url, "model": n} for n in "abcj"
+        }
         given: dict[str, Any] = {
             "data_dir": tmp_path / "data",
             "database": sqlite_database,
@@ -256,7 +266,9 @@ async def running() -> Running:
     async def run(settings: Settings, *services: str | Service) -> AsyncIterator[Client]:
         bus = Bus("ops", settings.nats)
         await bus.connect(timeout_s=120)
-        await provision.apply(bus.js, topology({name: m.kind for name, m in settings.models.items()}, settings.pools))
+        await provision.apply(
+            bus.js, topology({name: m.kind for name, m in settings.models.items()}, settings.pools)
+        )
         await bus.stop()
         sock = listen(settings.http)
         host = Host([_build(s, settings) if isinstance(s, str) else s for s in services], sock)
@@ -310,7 +322,9 @@ async def http(settings: Settings, stack: Running) -> AsyncIterator[aiohttp.Clie
 
 
 @pytest.fixture
-async def door(make_settings: MakeSettings, running: Running, nats: NatsServer) -> AsyncIterator[aiohttp.ClientSession]:
+async def door(
+    make_settings: MakeSettings, running: Running, nats: NatsServer
+) -> AsyncIterator[aiohttp.ClientSession]:
     """Ingest alone: what is accepted stays undecided."""
     limits = {"drain_s": 2, "prompt_bytes": 20_000, "text_bytes": 1_000}
     settings = make_settings(nats=Nats(url=nats.url), limits=limits)

@@ -23,7 +23,7 @@ from fusewire.testing.served import code_of
 from fusewire_cli.client import Client
 from fusewire_ingest.api.fusions import JSONL_LINES
 from fusewire_ingest.api.run import OUTCOME_HEADER
-from fusewire_ingest.door import Door
+from fusewire_ingest.intake import Intake
 
 MakeSettings = Callable[..., Settings]
 Running = Callable[..., AbstractAsyncContextManager[Client]]
@@ -57,7 +57,9 @@ async def test_a_conversation_is_answered(
 async def test_usage_is_that_of_all_calls(http: aiohttp.ClientSession, settings: Settings) -> None:
     _, reply, _ = await post(http)
 
-    calls = [Candidate.decode(row["body"]) for row in await rows(settings, "SELECT body FROM candidates")]
+    calls = [
+        Candidate.decode(row["body"]) for row in await rows(settings, "SELECT body FROM candidates")
+    ]
     assert len(calls) == 5
     assert reply["usage"]["prompt_tokens"] == sum(used(c).prompt_tokens for c in calls)
     assert reply["usage"]["completion_tokens"] == sum(used(c).completion_tokens for c in calls)
@@ -74,15 +76,17 @@ async def test_a_cost_that_is_not_known_is_absent_for_the_ai_sdk(
     body = {**ASKED, "stream": is_streamed}
     async with http.post("/api/v1/chat/completions", json=body, headers=agent) as response:
         text = await response.text()
-    told = [json.loads(line) for line in text.removesuffix("data: [DONE]\n\n").split("data: ")[1:]] or [
-        json.loads(text)
-    ]
+    told = [
+        json.loads(line) for line in text.removesuffix("data: [DONE]\n\n").split("data: ")[1:]
+    ] or [json.loads(text)]
 
     assert "cost" not in told[-1]["usage"]
     assert told[-1]["usage"]["total_tokens"]
 
 
-async def test_one_model_alone_answers_by_its_name(http: aiohttp.ClientSession, model_server: ModelServer) -> None:
+async def test_one_model_alone_answers_by_its_name(
+    http: aiohttp.ClientSession, model_server: ModelServer
+) -> None:
     status, reply, _ = await post(http, json={**ASKED, "model": "b"})
 
     assert (status, reply["model"]) == (200, "b")
@@ -90,7 +94,9 @@ async def test_one_model_alone_answers_by_its_name(http: aiohttp.ClientSession, 
 
 
 async def test_tools_of_the_client(http: aiohttp.ClientSession, model_server: ModelServer) -> None:
-    model_server.set_script(Script.of(calls=(ScriptedCall(name="weather", arguments={"city": "Oslo"}),)))
+    model_server.set_script(
+        Script.of(calls=(ScriptedCall(name="weather", arguments={"city": "Oslo"}),))
+    )
     tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 
     _, reply, _ = await post(http, json={**ASKED, "tools": [tool, {"type": "openrouter:fusion"}]})
@@ -173,7 +179,9 @@ async def test_a_bad_request_is_refused_in_openai_s_shape(door: aiohttp.ClientSe
         for what, headers, body, status, code, param in REFUSED:
             # aiohttp would say what it is.
             given = {"content-type": "application/json", **headers}
-            async with door.post(f"{prefix}/chat/completions", data=body, headers=given) as response:
+            async with door.post(
+                f"{prefix}/chat/completions", data=body, headers=given
+            ) as response:
                 answer = await response.json()
             error, number = answer["error"], {"metadata"} if prefix == "/api/v1" else set()
             assert set(error) == {"message", "type", "param", "code", *number}, what
@@ -186,11 +194,23 @@ async def test_a_bad_request_is_refused_in_openai_s_shape(door: aiohttp.ClientSe
 
 
 @pytest.mark.parametrize("prefix", ["/v1", "/api/v1", ""])
-async def test_a_bad_address_is_refused_in_openai_s_shape(door: aiohttp.ClientSession, prefix: str) -> None:
+async def test_a_bad_address_is_refused_in_openai_s_shape(
+    door: aiohttp.ClientSession, prefix: str
+) -> None:
     for method, path, status, code in [
         ("GET", "/none", 404, "not_found"),
-        ("GET", "/chat/completions", 405 if prefix else 404, "method_not_allowed" if prefix else "not_found"),
-        ("DELETE", "/models", 405 if prefix else 404, "method_not_allowed" if prefix else "not_found"),
+        (
+            "GET",
+            "/chat/completions",
+            405 if prefix else 404,
+            "method_not_allowed" if prefix else "not_found",
+        ),
+        (
+            "DELETE",
+            "/models",
+            405 if prefix else 404,
+            "method_not_allowed" if prefix else "not_found",
+        ),
         ("POST", "/fusions/fnone/cancel", 404, "not_found"),
     ]:
         async with door.request(method, prefix + path) as response:
@@ -199,7 +219,9 @@ async def test_a_bad_address_is_refused_in_openai_s_shape(door: aiohttp.ClientSe
         assert response.headers["x-request-id"].startswith("req-")
 
 
-async def test_an_address_is_the_same_with_a_slash_and_without_a_body(door: aiohttp.ClientSession) -> None:
+async def test_an_address_is_the_same_with_a_slash_and_without_a_body(
+    door: aiohttp.ClientSession,
+) -> None:
     async with door.get("/v1/models") as response:
         whole = await response.read()
     async with door.get("/v1/models/", allow_redirects=False) as response:
@@ -213,7 +235,12 @@ async def test_an_address_is_the_same_with_a_slash_and_without_a_body(door: aioh
 
 @pytest.mark.parametrize(
     ("path", "instead"),
-    [("completions", CHAT), ("embeddings", "/v1/fusions"), ("assistants/a1", "/v1/responses"), ("messages", CHAT)],
+    [
+        ("completions", CHAT),
+        ("embeddings", "/v1/fusions"),
+        ("assistants/a1", "/v1/responses"),
+        ("messages", CHAT),
+    ],
 )
 async def test_what_others_have_and_we_have_not_names_what_there_is(
     door: aiohttp.ClientSession, path: str, instead: str
@@ -245,11 +272,15 @@ async def test_what_nobody_foresaw_is_told_and_logged_without_its_text(
     def broken(*_: object, **__: object) -> None:
         raise ValueError("Why? is what was asked")
 
-    monkeypatch.setattr(Door, "admit", broken)
+    monkeypatch.setattr(Intake, "admit", broken)
     with capture_logs() as logged:
         status, answer, headers = await post(door)
 
-    assert (status, answer["error"]["code"], answer["error"]["type"]) == (500, "internal_error", "server_error")
+    assert (status, answer["error"]["code"], answer["error"]["type"]) == (
+        500,
+        "internal_error",
+        "server_error",
+    )
     (entry,) = [e for e in logged if e["event"] == "api.broken"]
     assert entry["fault"].startswith("ValueError at broken:")
     assert headers["x-request-id"] in answer["error"]["message"]
@@ -319,10 +350,23 @@ async def test_bombs_fill_no_memory(door: aiohttp.ClientSession) -> None:
 async def test_models_are_the_fusion_the_pools_and_the_models(door: aiohttp.ClientSession) -> None:
     async with door.get("/api/v1/models") as response:
         listed = await response.json()
-    assert [model["id"] for model in listed["data"]] == ["openrouter/fusion", "fusewire/default", "a", "b", "c", "j"]
+    assert [model["id"] for model in listed["data"]] == [
+        "openrouter/fusion",
+        "fusewire/default",
+        "a",
+        "b",
+        "c",
+        "j",
+    ]
     assert (listed["object"], listed["total_count"]) == ("list", 6)
 
-    for name in ("openrouter/fusion", "openrouter/openrouter/fusion", "fusewire/default", "a", "~a"):
+    for name in (
+        "openrouter/fusion",
+        "openrouter/openrouter/fusion",
+        "fusewire/default",
+        "a",
+        "~a",
+    ):
         async with door.get(f"/v1/models/{name}") as response:
             found = await response.json()
         assert (response.status, found["id"]) == (200, name.removeprefix("~"))
@@ -345,13 +389,21 @@ async def test_the_documentation_needs_no_other_host(door: aiohttp.ClientSession
         assert response.status == 404
 
 
-async def test_the_document_names_each_path_once_and_every_component(door: aiohttp.ClientSession) -> None:
+async def test_the_document_names_each_path_once_and_every_component(
+    door: aiohttp.ClientSession,
+) -> None:
     async with door.get("/openapi.json") as response:
         document = await response.json()
 
     assert document["openapi"].startswith("3.1")
-    assert {"/v1/chat/completions", "/v1/models/{model}", "/v1/fusions/{fusion_id}/cancel"} <= document["paths"].keys()
+    assert {
+        "/v1/chat/completions",
+        "/v1/models/{model}",
+        "/v1/fusions/{fusion_id}/cancel",
+    } <= document["paths"].keys()
     assert not [path for path in document["paths"] if path.startswith("/api/")]
     components = document["components"]["schemas"]
-    assert set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document))) <= components.keys()
+    assert (
+        set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document))) <= components.keys()
+    )
     assert "422" not in json.dumps(document["paths"])

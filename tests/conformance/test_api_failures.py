@@ -48,9 +48,16 @@ async def test_what_all_members_fail_at_says_whose_fault_it_is(
         assert (await response.json())["status"] == "failed"
 
 
-async def test_a_short_wait_is_the_clients_own(http: aiohttp.ClientSession, model_server: ModelServer) -> None:
-    limited = {name: Fault(kind="rate_limited", headers={"retry-after": wait}) for name, wait in WAITS.items()}
-    model_server.set_script(Script(models={name: ModelScript(faults=(one,) * 9) for name, one in limited.items()}))
+async def test_a_short_wait_is_the_clients_own(
+    http: aiohttp.ClientSession, model_server: ModelServer
+) -> None:
+    limited = {
+        name: Fault(kind="rate_limited", headers={"retry-after": wait})
+        for name, wait in WAITS.items()
+    }
+    model_server.set_script(
+        Script(models={name: ModelScript(faults=(one,) * 9) for name, one in limited.items()})
+    )
     status, _, headers = await post(http, json={**ASKED, "fusewire": {"deadline_s": 5}})
 
     assert (status, headers["retry-after"], "x-should-retry" in headers) == (429, "40", False)
@@ -70,17 +77,25 @@ async def test_within_a_stream_a_failure_travels_as_data(
     assert not heard.is_done
 
 
-async def test_what_all_members_decline_is_a_refusal(http: aiohttp.ClientSession, model_server: ModelServer) -> None:
+async def test_what_all_members_decline_is_a_refusal(
+    http: aiohttp.ClientSession, model_server: ModelServer
+) -> None:
     model_server.set_script(Script.of(*[Fault(kind="content_filter")] * 99))
     status, reply, _ = await post(http)
     async with streaming(http) as heard:
         pass
 
     (choice,) = reply["choices"]
-    assert (status, choice["finish_reason"], choice["message"]["content"]) == (200, "content_filter", None)
+    assert (status, choice["finish_reason"], choice["message"]["content"]) == (
+        200,
+        "content_filter",
+        None,
+    )
     assert choice["message"]["refusal"]
     deltas = [c["choices"][0] for c in heard.chunks]
-    assert [d["delta"]["refusal"] for d in deltas if "refusal" in d["delta"]] == [choice["message"]["refusal"]]
+    assert [d["delta"]["refusal"] for d in deltas if "refusal" in d["delta"]] == [
+        choice["message"]["refusal"]
+    ]
     assert deltas[-1]["finish_reason"] == "content_filter"
 
 
@@ -89,7 +104,9 @@ async def test_who_waits_when_it_stops_is_told_to_come_back(
 ) -> None:
     """Nothing is lost: the next one that runs is asked again, and has it."""
     async with contextlib.AsyncExitStack() as end:
-        client = await end.enter_async_context(running(make_settings(nats=Nats(url=nats.url)), "ingest"))
+        client = await end.enter_async_context(
+            running(make_settings(nats=Nats(url=nats.url)), "ingest")
+        )
         async with aiohttp.ClientSession(client.url) as http:
             waiting = asyncio.create_task(post(http))
             async with streaming(http, headers={"Idempotency-Key": "k"}) as heard:
@@ -120,7 +137,9 @@ async def test_a_request_that_does_not_end_is_told_that_it_stops(
         await ended.wait()
 
     async with contextlib.AsyncExitStack() as end:
-        client = await end.enter_async_context(running(make_settings(nats=Nats(url=nats.url)), "ingest"))
+        client = await end.enter_async_context(
+            running(make_settings(nats=Nats(url=nats.url)), "ingest")
+        )
         async with aiohttp.ClientSession(client.url) as http:
             kind = {"content-type": "application/x-ndjson"}
             sending = asyncio.create_task(http.post("/v1/fusions", data=endless(), headers=kind))

@@ -29,7 +29,9 @@ AGAIN = {"x-stainless-retry-count": "1"}
 # -- again ----------------------------------------------------------------------------------------
 
 
-async def test_a_retry_is_answered_by_the_run_in_flight(http: aiohttp.ClientSession, model_server: ModelServer) -> None:
+async def test_a_retry_is_answered_by_the_run_in_flight(
+    http: aiohttp.ClientSession, model_server: ModelServer
+) -> None:
     model_server.set_script(Script.of(latency_ms=300))
     leaving = asyncio.create_task(post(http))
     await model_server.arrived(1)
@@ -116,7 +118,9 @@ async def test_a_request_is_found_again_when_its_ingest_is_gone(
             await connection.execute(text("UPDATE prompts SET held_by = 'gone'"))
         await store.close()
         await ask(http)
-        again = f"SELECT 1 FROM prompts WHERE fusion_id = '{second['fusion_id']}' AND held_by != 'gone'"
+        again = (
+            f"SELECT 1 FROM prompts WHERE fusion_id = '{second['fusion_id']}' AND held_by != 'gone'"
+        )
         await eventually(lambda: rows(settings, again))
         for task in waiting:
             task.cancel()
@@ -144,7 +148,9 @@ async def test_attaching_can_be_switched_off(
         assert (status, model_server.stats.by_model["a"]) == (200, 2)
 
 
-async def test_what_is_no_retry_is_a_run_of_its_own(http: aiohttp.ClientSession, model_server: ModelServer) -> None:
+async def test_what_is_no_retry_is_a_run_of_its_own(
+    http: aiohttp.ClientSession, model_server: ModelServer
+) -> None:
     given: list[dict[str, Any]] = [
         {},
         {},
@@ -168,10 +174,16 @@ async def test_a_key_makes_the_same_run_of_the_same_request(
     assert first[1] == {**again[1], "created": first[1]["created"]}
     assert first[2][OUTCOME_HEADER] == ids.fusion_id("default", None, "key-k1")
     assert model_server.stats.by_model["a"] == 1
-    assert (status, answer["error"]["code"], headers["x-should-retry"]) == (409, "custom_id_conflict", "false")
+    assert (status, answer["error"]["code"], headers["x-should-retry"]) == (
+        409,
+        "custom_id_conflict",
+        "false",
+    )
 
 
-async def test_a_fusion_may_ask_a_fusion_and_says_so(door: aiohttp.ClientSession, settings: Settings) -> None:
+async def test_a_fusion_may_ask_a_fusion_and_says_so(
+    door: aiohttp.ClientSession, settings: Settings
+) -> None:
     """Ingest notes how deep a prompt is."""
     asking = asyncio.create_task(post(door, headers={"x-fusewire-depth": "1"}))
     (row,) = await eventually(lambda: rows(settings, "SELECT body FROM prompts"))
@@ -184,7 +196,9 @@ async def test_a_fusion_may_ask_a_fusion_and_says_so(door: aiohttp.ClientSession
 # -- clients that leave ---------------------------------------------------------------------------
 
 
-async def leave(http: aiohttp.ClientSession, model_server: ModelServer, key: str, **given: Any) -> str:
+async def leave(
+    http: aiohttp.ClientSession, model_server: ModelServer, key: str, **given: Any
+) -> str:
     """Ask, and leave when the members have been asked; returns the fusion's id."""
     asking_ = asyncio.create_task(
         post(http, **{**given, "headers": {"Idempotency-Key": key, **given.get("headers", {})}})
@@ -224,7 +238,10 @@ async def test_a_fusion_is_cancelled_when_its_client_leaves_and_wanted_it(
 ) -> None:
     model_server.set_script(Script.of(Fault(kind="hang")))
     wanted: dict[str, Any] = (
-        {"headers": {"x-fusewire-cancel-on-disconnect": "true"}, "json": {**ASKED, "stream": stream}}
+        {
+            "headers": {"x-fusewire-cancel-on-disconnect": "true"},
+            "json": {**ASKED, "stream": stream},
+        }
         if by == "header"
         else {"json": {**ASKED, "stream": stream, "fusewire": {"cancel_on_disconnect": True}}}
     )
@@ -247,7 +264,9 @@ async def test_a_fusion_that_another_waits_for_is_not_cancelled(
     assert (await other)[0] == 200
 
 
-async def test_a_fusion_is_cancelled_by_its_id(http: aiohttp.ClientSession, model_server: ModelServer) -> None:
+async def test_a_fusion_is_cancelled_by_its_id(
+    http: aiohttp.ClientSession, model_server: ModelServer
+) -> None:
     model_server.set_script(Script.of(Fault(kind="hang")))
     fusion_id = await leave(http, model_server, "k")
 

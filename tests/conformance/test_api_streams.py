@@ -33,11 +33,20 @@ async def test_a_stream_has_the_order_that_clients_expect(http: aiohttp.ClientSe
 
     assert heard.status == 200
     kept = ("content-type", "cache-control", "x-accel-buffering")
-    assert [heard.response.headers[name] for name in kept] == ["text/event-stream; charset=utf-8", "no-cache", "no"]
-    assert heard.comments == ["fusewire", *(f"fusewire panel {number}/3" for number in (0, 1, 2, 3))]
+    assert [heard.response.headers[name] for name in kept] == [
+        "text/event-stream; charset=utf-8",
+        "no-cache",
+        "no",
+    ]
+    assert heard.comments == [
+        "fusewire",
+        *(f"fusewire panel {number}/3" for number in (0, 1, 2, 3)),
+    ]
     first, *content, finish, usage = heard.chunks
     assert first["choices"][0]["delta"]["role"] == "assistant"
-    assert [c["choices"][0]["finish_reason"] for c in (first, *content)] == [None] * (1 + len(content))
+    assert [c["choices"][0]["finish_reason"] for c in (first, *content)] == [None] * (
+        1 + len(content)
+    )
     assert (finish["choices"][0]["delta"], finish["choices"][0]["finish_reason"]) == ({}, "stop")
     assert (usage["choices"], usage["usage"]["total_tokens"] > 0) == ([], True)
     assert heard.is_done
@@ -62,17 +71,31 @@ async def test_what_some_clients_take_for_a_line_end_is_none(
     async with http.post(CHAT, json={**ASKED, "stream": True}) as response:
         raw = (await response.read()).decode()
     assert len(raw.splitlines()) == raw.count("\n")
-    chunks = [json.loads(line.removeprefix("data: ")) for line in raw.splitlines() if line.startswith("data: {")]
-    assert "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks if c["choices"]) == said
+    chunks = [
+        json.loads(line.removeprefix("data: "))
+        for line in raw.splitlines()
+        if line.startswith("data: {")
+    ]
+    assert (
+        "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks if c["choices"])
+        == said
+    )
 
 
 async def test_a_stream_is_never_silent_for_long(
-    make_settings: MakeSettings, stack: Running, model_server: ModelServer, monkeypatch: pytest.MonkeyPatch
+    make_settings: MakeSettings,
+    stack: Running,
+    model_server: ModelServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(service, "HEARTBEAT_S", 0.05)
     slow = {"b": ModelScript(latency_ms=500), "c": ModelScript(latency_ms=500)}
     model_server.set_script(Script(models=slow))
-    async with stack(make_settings()) as client, aiohttp.ClientSession(client.url) as http, streaming(http) as heard:
+    async with (
+        stack(make_settings()) as client,
+        aiohttp.ClientSession(client.url) as http,
+        streaming(http) as heard,
+    ):
         pass
 
     beats = [c for c, after in zip(heard.comments, heard.comments[1:], strict=False) if c == after]
@@ -88,7 +111,9 @@ class Writer:
         self.fusion_id = ids.fusion_id("default", None, f"key-{key}")
 
     async def write(self, text: str, offset: int, *, call: str = "write", attempt: int = 1) -> None:
-        token = Token(fusion_id=self.fusion_id, round=1, call=call, attempt=attempt, offset=offset, text=text)
+        token = Token(
+            fusion_id=self.fusion_id, round=1, call=call, attempt=attempt, offset=offset, text=text
+        )
         await self.bus.client.publish(token_subject(self.fusion_id), token.encode())
         await self.bus.client.flush()
 
@@ -98,7 +123,11 @@ KEY = {"Idempotency-Key": "k"}
 
 @pytest.fixture
 async def written(
-    make_settings: MakeSettings, running: Running, nats: NatsServer, make_bus: Any, model_server: ModelServer
+    make_settings: MakeSettings,
+    running: Running,
+    nats: NatsServer,
+    make_bus: Any,
+    model_server: ModelServer,
 ) -> AsyncIterator[tuple[aiohttp.ClientSession, Writer]]:
     """Fusewire with members that answer late and all alike, and a writer that tells of the fusion with the key `k`."""
     model_server.set_script(Script.of(latency_ms=600, answer=ANSWER))
@@ -156,7 +185,9 @@ async def test_torn_text_is_told_no_further_and_the_outcome_has_the_rest(
         await heard.until(lambda: heard.text == "Hello")
     await writing
 
-    told = [c["choices"][0]["delta"].get("content") for c in heard.chunks if c["choices"][0]["delta"]]
+    told = [
+        c["choices"][0]["delta"].get("content") for c in heard.chunks if c["choices"][0]["delta"]
+    ]
     assert told == ["Hello", ANSWER.removeprefix("Hello")]
 
 

@@ -20,7 +20,7 @@ from fusewire.testing.model_script import Fault, Script
 from fusewire.testing.model_server import ModelServer
 from fusewire.testing.nats_server import NatsServer
 from fusewire_cli.client import Client
-from fusewire_ingest import batch_runner
+from fusewire_ingest.batches import runner as batch_runner
 from fusewire_ingest.repository.files import CHUNK
 
 MakeSettings = Callable[..., Settings]
@@ -44,7 +44,10 @@ async def http(settings: Settings, stack: Running) -> AsyncIterator[Http]:
 async def few_at_once(settings: Settings, stack: Running) -> AsyncIterator[Http]:
     """The whole of Fusewire, with so few lines in flight that a batch of hundreds is far from its end."""
     limits = settings.limits.model_copy(update={"batch_window": 4})
-    async with stack(settings.model_copy(update={"limits": limits})) as client, Http(client.url) as session:
+    async with (
+        stack(settings.model_copy(update={"limits": limits})) as client,
+        Http(client.url) as session,
+    ):
         yield session
 
 
@@ -53,7 +56,13 @@ async def door(
     make_settings: MakeSettings, running: Running, nats: NatsServer, database: Database
 ) -> AsyncIterator[Http]:
     """Ingest alone: what is released stays undecided."""
-    limits = {"drain_s": 2, "prompt_bytes": 20_000, "file_bytes": 2_000_000, "batch_lines": 50, "batch_window": 4}
+    limits = {
+        "drain_s": 2,
+        "prompt_bytes": 20_000,
+        "file_bytes": 2_000_000,
+        "batch_lines": 50,
+        "batch_window": 4,
+    }
     settings = make_settings(nats=Nats(url=nats.url), database=database, limits=limits)
     async with running(settings, "ingest") as client, Http(client.url) as session:
         yield session
@@ -64,7 +73,9 @@ def jsonl(*lines: dict[str, Any]) -> bytes:
 
 
 def prompts(count: int, **more: Any) -> bytes:
-    return jsonl(*({"custom_id": f"c{n}", "prompt": f"Why {n}?", **more} for n in range(1, count + 1)))
+    return jsonl(
+        *({"custom_id": f"c{n}", "prompt": f"Why {n}?", **more} for n in range(1, count + 1))
+    )
 
 
 def form(data: bytes, purpose: str | None = "batch") -> aiohttp.FormData:
@@ -82,13 +93,24 @@ async def asked(http: Http, method: str, path: str, **given: Any) -> tuple[int, 
 
 async def uploaded(http: Http, data: bytes) -> str:
     status, file = await asked(http, "POST", "/files", data=form(data))
-    assert (status, file["object"], file["bytes"], file["purpose"]) == (200, "file", len(data), "batch")
+    assert (status, file["object"], file["bytes"], file["purpose"]) == (
+        200,
+        "file",
+        len(data),
+        "batch",
+    )
     return str(file["id"])
 
 
 async def made(http: Http, data: bytes, key: str | None = None, **ours: Any) -> dict[str, Any]:
-    body = {"input_file_id": await uploaded(http, data), "endpoint": "/v1/chat/completions", "x_fusewire": ours}
-    status, batch = await asked(http, "POST", "/batches", json=body, headers={"idempotency-key": key} if key else None)
+    body = {
+        "input_file_id": await uploaded(http, data),
+        "endpoint": "/v1/chat/completions",
+        "x_fusewire": ours,
+    }
+    status, batch = await asked(
+        http, "POST", "/batches", json=body, headers={"idempotency-key": key} if key else None
+    )
     assert status == 200, batch
     return dict(batch)
 
@@ -165,12 +187,14 @@ async def test_a_bad_upload_is_refused_and_leaves_nothing(
 
 
 async def test_a_form_that_breaks_off_is_refused(door: Http) -> None:
-    body = (
-        b'--b\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--b\r\ncontent-disposition: form-data;'
-    )
-    body += b' name="file"; filename="x"\r\n\r\nhalf of i'
+    body = b'--b\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--b\r\n'
+    body += b'content-disposition: form-data; name="file"; filename="x"\r\n\r\nhalf of i'
     found, reply = await asked(
-        door, "POST", "/files", data=body, headers={"content-type": "multipart/form-data; boundary=b"}
+        door,
+        "POST",
+        "/files",
+        data=body,
+        headers={"content-type": "multipart/form-data; boundary=b"},
     )
 
     assert (found, reply["error"]["code"]) == (400, "invalid_request")
@@ -195,7 +219,9 @@ async def test_a_batch_is_answered_line_by_line(http: Http, model_server: ModelS
     assert batch["error_file_id"] is None
     assert batch["in_progress_at"] <= batch["finalizing_at"] <= batch["completed_at"]
     lines = await content(http, batch["output_file_id"])
-    assert [(line["custom_id"], line["index"]) for line in lines] == [(f"c{n}", n) for n in range(1, 6)]
+    assert [(line["custom_id"], line["index"]) for line in lines] == [
+        (f"c{n}", n) for n in range(1, 6)
+    ]
     assert all(line["response"]["status_code"] == 200 and line["error"] is None for line in lines)
     assert lines[0]["response"]["body"]["choices"][0]["message"]["content"]
     assert batch["usage"]["total_tokens"] > 0
@@ -212,7 +238,9 @@ async def test_a_line_is_told_what_it_did_not_get(http: Http) -> None:
     body = {"model": "fusion", "messages": [{"role": "user", "content": "Why?"}]}
     line = {"custom_id": "q", "method": "POST", "url": "/v1/chat/completions"}
     plugin = {"id": "fusion", "tools": [{"type": "openrouter:web_search"}]}
-    lines = jsonl({**line, "body": {**body, "plugins": [plugin]}}, {**line, "custom_id": "r", "body": body})
+    lines = jsonl(
+        {**line, "body": {**body, "plugins": [plugin]}}, {**line, "custom_id": "r", "body": body}
+    )
     batch = await standing(http, await made(http, lines), "completed")
 
     first, second = await content(http, batch["output_file_id"])
@@ -261,7 +289,12 @@ async def test_a_batch_whose_every_line_fails_is_completed_without_an_output(
     ("data", "line", "code", "param"),
     [
         (prompts(1) + b"{\n", 2, "invalid_json", None),
-        (prompts(1) + b'{"custom_id":"c1","prompt":"Again?"}\n', 2, "custom_id_conflict", "custom_id"),
+        (
+            prompts(1) + b'{"custom_id":"c1","prompt":"Again?"}\n',
+            2,
+            "custom_id_conflict",
+            "custom_id",
+        ),
         (prompts(1, pool="none"), 1, "unknown_pool", "pool"),
         (prompts(1) + b'{"prompt":"' + b"x" * 20_000 + b'"}', 2, "prompt_too_large", None),
         (prompts(51), 51, "file_too_large", None),
@@ -281,9 +314,13 @@ async def test_an_input_with_a_bad_line_is_refused_whole(
     assert await results(door, batch) == []
 
 
-async def test_a_custom_id_of_another_group_is_found(door: Http, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fusewire_ingest.batch_check.GROUP", 2)
-    batch = await standing(door, await made(door, prompts(4) + b'{"custom_id":"c1","prompt":"x"}'), "failed")
+async def test_a_custom_id_of_another_group_is_found(
+    door: Http, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fusewire_ingest.batches.check.GROUP", 2)
+    batch = await standing(
+        door, await made(door, prompts(4) + b'{"custom_id":"c1","prompt":"x"}'), "failed"
+    )
 
     (fault,) = batch["errors"]["data"]
     assert (fault["line"], fault["code"]) == (5, "custom_id_conflict")
@@ -299,8 +336,15 @@ async def test_a_price_must_be_known_for_a_limit_of_cost(door: Http) -> None:
 # -- with the requests in its body ------------------------------------------------------------
 
 
-REQUEST: dict[str, Any] = {"custom_id": "q", "body": {"messages": [{"role": "user", "content": "Why?"}]}}
-REQUESTS: dict[str, Any] = {"endpoint": "/v1/chat/completions", "model": "fusion", "requests": [REQUEST]}
+REQUEST: dict[str, Any] = {
+    "custom_id": "q",
+    "body": {"messages": [{"role": "user", "content": "Why?"}]},
+}
+REQUESTS: dict[str, Any] = {
+    "endpoint": "/v1/chat/completions",
+    "model": "fusion",
+    "requests": [REQUEST],
+}
 
 
 async def test_a_batch_may_hold_its_requests(http: Http) -> None:
@@ -314,7 +358,12 @@ async def test_a_batch_may_hold_its_requests(http: Http) -> None:
     (result,) = over["results"]
     assert (result["custom_id"], result["response"]["status_code"]) == ("q", 200)
     assert await content(http, over["input_file_id"]) == [
-        {**REQUEST, "method": "POST", "url": "/v1/chat/completions", "body": {"model": "fusion", **REQUEST["body"]}}
+        {
+            **REQUEST,
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {"model": "fusion", **REQUEST["body"]},
+        }
     ]
     other = {**REQUESTS, "requests": [{**REQUEST, "custom_id": "r"}]}
     status, reply = await asked(http, "POST", "/batches", json=other, headers=headers)
@@ -333,7 +382,9 @@ async def test_a_batch_may_hold_its_requests(http: Http) -> None:
         ({"completion_window": "9d"}, "invalid_request", "completion_window"),
     ],
 )
-async def test_a_bad_batch_of_requests_is_refused(door: Http, changed: dict[str, Any], code: str, param: str) -> None:
+async def test_a_bad_batch_of_requests_is_refused(
+    door: Http, changed: dict[str, Any], code: str, param: str
+) -> None:
     status, reply = await asked(door, "POST", "/batches", json={**REQUESTS, **changed})
 
     assert (status, reply["error"]["code"], reply["error"]["param"]) == (400, code, param)
@@ -341,10 +392,18 @@ async def test_a_bad_batch_of_requests_is_refused(door: Http, changed: dict[str,
 
 
 async def test_a_file_s_lines_name_their_own_models(door: Http) -> None:
-    body = {"input_file_id": await uploaded(door, prompts(1)), "endpoint": "/v1/chat/completions", "model": "fusion"}
+    body = {
+        "input_file_id": await uploaded(door, prompts(1)),
+        "endpoint": "/v1/chat/completions",
+        "model": "fusion",
+    }
     status, reply = await asked(door, "POST", "/batches", json=body)
 
-    assert (status, reply["error"]["code"], reply["error"]["param"]) == (400, "unsupported_parameter", "model")
+    assert (status, reply["error"]["code"], reply["error"]["param"]) == (
+        400,
+        "unsupported_parameter",
+        "model",
+    )
 
 
 # -- the window, stopping and going on --------------------------------------------------------
@@ -372,14 +431,19 @@ async def test_no_more_lines_than_the_window_are_in_flight(door: Http) -> None:
     assert (await in_flight(door, other, 0))["x_fusewire"]["held"] == 3
 
 
-async def test_what_was_cancelled_keeps_its_lines_and_goes_on(few_at_once: Http, model_server: ModelServer) -> None:
+async def test_what_was_cancelled_keeps_its_lines_and_goes_on(
+    few_at_once: Http, model_server: ModelServer
+) -> None:
     http = few_at_once
     model_server.set_script(Script.of(latency_ms=50))
     batch = await made(http, prompts(80))
     await standing(http, batch, "in_progress")
     await model_server.arrived(1)
     status, stopped = await asked(
-        http, "POST", f"/batches/{batch['id']}/cancel", params={"drain": "true", "reason": "interrupted"}
+        http,
+        "POST",
+        f"/batches/{batch['id']}/cancel",
+        params={"drain": "true", "reason": "interrupted"},
     )
     assert (status, stopped["status"]) == (200, "cancelling")
     stopped = await standing(http, batch, "cancelled")
@@ -401,7 +465,9 @@ async def test_what_was_cancelled_keeps_its_lines_and_goes_on(few_at_once: Http,
     assert (status, reply["error"]["code"]) == (409, "batch_state")
 
 
-async def test_cancelling_at_once_ends_what_is_in_flight(http: Http, model_server: ModelServer) -> None:
+async def test_cancelling_at_once_ends_what_is_in_flight(
+    http: Http, model_server: ModelServer
+) -> None:
     model_server.set_script(Script.of(latency_ms=600))
     batch = await made(http, prompts(40))
     await standing(http, batch, "in_progress")
@@ -418,7 +484,9 @@ async def test_a_batch_that_expires_keeps_what_is_done(door: Http, database: Dat
     store = Store(database)
     async with store.write() as connection:
         late = {"late": datetime.now(UTC) - timedelta(seconds=1), "of": batch["id"]}
-        await connection.execute(text("UPDATE batch_lines SET state = 'ok', settled = line WHERE state = 'flying'"))
+        await connection.execute(
+            text("UPDATE batch_lines SET state = 'ok', settled = line WHERE state = 'flying'")
+        )
         ending = text("UPDATE batches SET completed = 4, expires_at = :late WHERE batch_id = :of")
         await connection.execute(ending.bindparams(bindparam("late", type_=UtcDateTime)), late)
     await store.close()
@@ -426,17 +494,25 @@ async def test_a_batch_that_expires_keeps_what_is_done(door: Http, database: Dat
     over = await standing(door, batch, "expired")
     assert over["expired_at"]
     lines = await content(door, over["error_file_id"])
-    assert [(line["index"], line["error"]["code"]) for line in lines] == [(5, "batch_expired"), (6, "batch_expired")]
+    assert [(line["index"], line["error"]["code"]) for line in lines] == [
+        (5, "batch_expired"),
+        (6, "batch_expired"),
+    ]
     assert all(line["error"]["retryable"] for line in lines)
     _, retried = await asked(door, "POST", f"/batches/{batch['id']}/retry", json={})
     assert retried["request_counts"]["total"] == 2
 
 
-async def test_a_limit_of_cost_stops_it_and_a_higher_one_goes_on(make_settings: MakeSettings, stack: Running) -> None:
+async def test_a_limit_of_cost_stops_it_and_a_higher_one_goes_on(
+    make_settings: MakeSettings, stack: Running
+) -> None:
     priced = {"input_usd_per_mtok": 10_000.0, "output_usd_per_mtok": 10_000.0}
     base = make_settings()
     models = {name: model.model_copy(update=priced) for name, model in base.models.items()}
-    async with stack(base.model_copy(update={"models": models})) as client, Http(client.url) as http:
+    async with (
+        stack(base.model_copy(update={"models": models})) as client,
+        Http(client.url) as http,
+    ):
         batch = await made(http, prompts(60), max_cost_usd=10.0)
         stopped = await standing(http, batch, "cancelled")
         ours = stopped["x_fusewire"]
@@ -472,14 +548,23 @@ async def test_an_analyst_sees_how_batches_stand(
 ) -> None:
     settings = make_settings(nats=Nats(url=nats.url), database=database)
     async with running(settings, "ingest") as client, Http(client.url) as http:
-        body = {"input_file_id": await uploaded(http, prompts(8)), "endpoint": "/v1/chat/completions"}
-        _, batch = await asked(http, "POST", "/batches", json={**body, "metadata": {"name": "nightly"}})
+        body = {
+            "input_file_id": await uploaded(http, prompts(8)),
+            "endpoint": "/v1/chat/completions",
+        }
+        _, batch = await asked(
+            http, "POST", "/batches", json={**body, "metadata": {"name": "nightly"}}
+        )
         await standing(http, batch, "in_progress")
     store = Store(settings.database)
     started = datetime.now(UTC) - timedelta(hours=1)
     async with store.write() as connection:
-        half = text("UPDATE batches SET completed = 3, failed = 1, n_unpriced = 1, in_progress_at = :started")
-        await connection.execute(half.bindparams(bindparam("started", type_=UtcDateTime)), {"started": started})
+        half = text(
+            "UPDATE batches SET completed = 3, failed = 1, n_unpriced = 1, in_progress_at = :started"
+        )
+        await connection.execute(
+            half.bindparams(bindparam("started", type_=UtcDateTime)), {"started": started}
+        )
     async with store.read() as connection:
         (row,) = (await connection.execute(text("SELECT * FROM v_batch"))).mappings().all()
     await store.close()
@@ -502,9 +587,20 @@ async def test_what_is_not_there_is_a_404(door: Http) -> None:
     ):
         assert (await asked(door, method, path))[0] == 404, path
     status, reply = await asked(
-        door, "POST", "/batches", json={"input_file_id": "file-x", "endpoint": "/v1/chat/completions"}
+        door,
+        "POST",
+        "/batches",
+        json={"input_file_id": "file-x", "endpoint": "/v1/chat/completions"},
     )
-    assert (status, reply["error"]["code"], reply["error"]["param"]) == (404, "unknown_file", "input_file_id")
-    window: Any = {"input_file_id": "file-x", "endpoint": "/v1/chat/completions", "completion_window": "9d"}
+    assert (status, reply["error"]["code"], reply["error"]["param"]) == (
+        404,
+        "unknown_file",
+        "input_file_id",
+    )
+    window: Any = {
+        "input_file_id": "file-x",
+        "endpoint": "/v1/chat/completions",
+        "completion_window": "9d",
+    }
     status, reply = await asked(door, "POST", "/batches", json=window)
     assert (status, reply["error"]["param"]) == (400, "completion_window")

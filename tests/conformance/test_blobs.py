@@ -39,7 +39,9 @@ async def test_a_lost_piece_is_noticed(blobs: Blobs, bus: Bus) -> None:
 
 
 @pytest.mark.parametrize("other", [b"y" * 1000, b"x" * 999 + b"y", b"x" * 1001])
-async def test_of_other_bytes_the_last_piece_never_comes(blobs: Blobs, bus: Bus, other: bytes) -> None:
+async def test_of_other_bytes_the_last_piece_never_comes(
+    blobs: Blobs, bus: Bus, other: bytes
+) -> None:
     await blobs.put("one", b"x" * 1000)
     await damage(bus, 1, other)
 

@@ -17,37 +17,39 @@ from fusewire.store.tables import late_costs
 from fusewire.testing.eventually import eventually
 from fusewire.testing.factories import make_prompt
 from fusewire_cli.client import Client
-from fusewire_ingest.estimate import Book, Member, Model, Pool, estimate
-from fusewire_ingest.repository.budgets import Budgets, Cap, period_key
-from fusewire_ingest.repository.submissions import Accepted, Submissions
+from fusewire_ingest.admission.estimate import Catalogue, Member, Model, Pool, estimate
+from fusewire_ingest.repository.budgets import Budget, Budgets, period_key
+from fusewire_ingest.repository.submissions import Acceptance, Submissions
 
-BOOK = Book(
+BOOK = Catalogue(
     {"default": Pool((Member("a", "a"),)), "dear": Pool((Member("u", "u"),))},
     {"a": Model(False, (0.001, 0.01), 100), "u": Model(False, None)},
 )
 
 
 def prompts(count: int, **overrides: Any) -> list[Prompt]:
-    return [make_prompt("Why?", tenant="acme", custom_id=f"c{n}", **overrides) for n in range(count)]
+    return [
+        make_prompt("Why?", tenant="acme", custom_id=f"c{n}", **overrides) for n in range(count)
+    ]
 
 
 USD = estimate(prompts(1)[0], BOOK).usd_max or 0.0
 
 
-async def known() -> Book:
+async def known() -> Catalogue:
     return BOOK
 
 
 def capped(store: Store, prompts_: float) -> Submissions:
     """The budget is for so many prompts at their highest cost."""
-    return Submissions(store, Budgets(store, {"acme": Cap(USD * prompts_, "month")}, known))
+    return Submissions(store, Budgets(store, {"acme": Budget(USD * prompts_, "month")}, known))
 
 
-async def add(submissions: Submissions, *some: Prompt) -> list[Accepted]:
+async def add(submissions: Submissions, *some: Prompt) -> list[Acceptance]:
     return await submissions.add(some, [None] * len(some))
 
 
-def codes(accepted: list[Accepted]) -> list[str | None]:
+def codes(accepted: list[Acceptance]) -> list[str | None]:
     return [one.refused.code if one.refused else None for one in accepted]
 
 
@@ -57,7 +59,9 @@ async def standing(store: Store) -> tuple[float, float]:
     return row[0], row[1]
 
 
-@pytest.mark.parametrize(("period", "key"), [("day", "2026-11-30"), ("month", "2026-11"), ("total", "total")])
+@pytest.mark.parametrize(
+    ("period", "key"), [("day", "2026-11-30"), ("month", "2026-11"), ("total", "total")]
+)
 def test_a_period_is_of_utc(period: Any, key: str) -> None:
     assert period_key(period, datetime.fromisoformat("2026-12-01T00:30:00+01:00")) == key
 
@@ -69,7 +73,9 @@ async def test_what_does_not_fit_is_refused_and_not_stored(store: Store) -> None
     assert list(await standing(store)) == pytest.approx([2 * USD, 0.0])
     async with store.read() as connection:
         for table in ("prompts", "fusions", "reservations"):
-            assert (await connection.execute(text(f"SELECT count(*) FROM {table}"))).scalar() == 2, table
+            assert (
+                await connection.execute(text(f"SELECT count(*) FROM {table}"))
+            ).scalar() == 2, table
     assert codes(await add(capped(store, 3), *prompts(4))) == [None, None, None, "budget_exceeded"]
 
 
@@ -84,7 +90,9 @@ async def test_a_repetition_is_reserved_for_once(store: Store) -> None:
 
 async def test_many_at_once_are_not_promised_the_same_money(store: Store) -> None:
     each = [capped(store, 3) for _ in range(5)]
-    found = await asyncio.gather(*(add(each[n % 5], prompt) for n, prompt in enumerate(prompts(12))))
+    found = await asyncio.gather(
+        *(add(each[n % 5], prompt) for n, prompt in enumerate(prompts(12)))
+    )
 
     assert [one for (one,) in map(codes, found)].count(None) == 3
     assert list(await standing(store)) == pytest.approx([3 * USD, 0.0])
@@ -107,7 +115,10 @@ async def test_what_came_after_its_outcome_is_spent_too(store: Store) -> None:
     before = await standing(store)
     late = [(first, "b", 0.5), (first, "c", 0.25), (other, "b", 0.125), (foreign, "b", 9.0)]
     async with store.write() as connection:
-        rows = [{"fusion_id": p.fusion_id, "round": 0, "call": call, "usd": usd} for p, call, usd in late]
+        rows = [
+            {"fusion_id": p.fusion_id, "round": 0, "call": call, "usd": usd}
+            for p, call, usd in late
+        ]
         await connection.execute(late_costs.insert(), rows)
 
     assert await submissions.settle() == 4
@@ -144,14 +155,18 @@ async def test_an_outcome_turns_what_was_reserved_into_what_it_cost(
     async with stack(settings) as client:
         costs = []
         for mode in ("best-of", "merge", "debate"):
-            shown = await client.submit({"prompt": f"Say something long of {mode}.", "mode": mode, "max_tokens": 50})
+            shown = await client.submit(
+                {"prompt": f"Say something long of {mode}.", "mode": mode, "max_tokens": 50}
+            )
             async with store.read() as connection:
                 rows = await connection.execute(text("SELECT fusion_id, usd FROM reservations"))
                 most |= {row[0]: row[1] for row in rows}
             done = await client.get(shown["id"], wait_s=30)
             cost = done["cost_usd"]
             assert cost is not None
-            assert 0 < cost <= most.get(shown["id"], BUDGET), "the most that it can cost was reserved"
+            assert 0 < cost <= most.get(shown["id"], BUDGET), (
+                "the most that it can cost was reserved"
+            )
             costs.append(cost)
         await eventually(nothing_reserved)
         assert (await standing(store))[1] == pytest.approx(sum(costs))
@@ -159,11 +174,15 @@ async def test_an_outcome_turns_what_was_reserved_into_what_it_cost(
         # What cannot be known has cost what was reserved, and is counted once.
         async with store.write() as connection:
             await connection.execute(text("UPDATE outcomes SET cost_usd = NULL"))
-            (fusion,) = (await connection.execute(text("SELECT min(fusion_id) FROM outcomes"))).one()
+            (fusion,) = (
+                await connection.execute(text("SELECT min(fusion_id) FROM outcomes"))
+            ).one()
             period = period_key("month", datetime.now(UTC))
             row = {"of": fusion, "period": period}
             await connection.execute(
-                text("INSERT INTO reservations (fusion_id, tenant, period, usd) VALUES (:of, 'default', :period, 5)"),
+                text(
+                    "INSERT INTO reservations (fusion_id, tenant, period, usd) VALUES (:of, 'default', :period, 5)"
+                ),
                 row,
             )
             await connection.execute(text("UPDATE budgets SET reserved_usd = reserved_usd + 5"))
@@ -176,13 +195,21 @@ async def test_a_client_is_told_what_is_left(
     settings: Settings, stack: Callable[..., AbstractAsyncContextManager[Client]]
 ) -> None:
     poor = settings.model_copy(
-        update={"tenants": {"default": settings.tenants["default"].model_copy(update={"budget_usd": 0.001})}}
+        update={
+            "tenants": {
+                "default": settings.tenants["default"].model_copy(update={"budget_usd": 0.001})
+            }
+        }
     )
     async with stack(poor) as client, aiohttp.ClientSession(client.url) as http:
         body = {"model": "fusion", "messages": [{"role": "user", "content": "Why?"}]}
         async with http.post("/v1/chat/completions", json=body) as response:
             error = (await response.json())["error"]
 
-    assert (response.status, error["code"], error["type"]) == (429, "budget_exceeded", "rate_limit_error")
+    assert (response.status, error["code"], error["type"]) == (
+        429,
+        "budget_exceeded",
+        "rate_limit_error",
+    )
     assert "0.001000 left" in error["message"]
     assert response.headers["x-should-retry"] == "false"

@@ -16,7 +16,7 @@ from fusewire import bus as bus_module
 from fusewire import pull as pull_module
 from fusewire.bus import CRASHES, SUSPECT_DELIVERIES, Bus, Delivery, Handler
 from fusewire.contracts import ContractError, Prompt
-from fusewire.errors import StartupError, Transient, Unacceptable
+from fusewire.errors import StartupError, Transient, UnacceptableMessage
 from fusewire.pull import BatchLoop, PriorityLoop
 from fusewire.settings import Nats
 from fusewire.testing.eventually import eventually
@@ -92,7 +92,10 @@ async def buried(bus: Bus) -> list[api.RawStreamMsg]:
     state = (await bus.js.stream_info("FW_DEAD")).state
     if not state.messages:
         return []
-    return [await bus.js.get_msg("FW_DEAD", seq, direct=False) for seq in range(state.first_seq, state.last_seq + 1)]
+    return [
+        await bus.js.get_msg("FW_DEAD", seq, direct=False)
+        for seq in range(state.first_seq, state.last_seq + 1)
+    ]
 
 
 class Seen:
@@ -144,7 +147,9 @@ async def test_a_subject_that_no_stream_holds_is_transient_and_says_what_to_do(b
         await bus.publish("nowhere.at.all", b"lost")
 
 
-async def test_a_server_that_is_down_is_transient(bus: Bus, nats: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_is_down_is_transient(
+    bus: Bus, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(bus_module, "PUBLISH_TIMEOUT_S", 0.3)
     await nats.kill()
 
@@ -175,7 +180,9 @@ async def test_only_if_new_stores_the_first_alone(bus: Bus) -> None:
     assert await bus.publish("fw.candidate.f1.0.a", b"second", only_if_new=True) is False
     assert await bus.publish("fw.candidate.f1.0.b", b"other", only_if_new=True) is True
 
-    assert (await bus.js.get_msg("FW_CANDIDATE", subject="fw.candidate.f1.0.a", direct=False)).data == b"first"
+    assert (
+        await bus.js.get_msg("FW_CANDIDATE", subject="fw.candidate.f1.0.a", direct=False)
+    ).data == b"first"
 
 
 async def test_of_many_at_once_one_is_new(bus: Bus) -> None:
@@ -243,7 +250,9 @@ async def test_no_more_run_at_once_than_there_are_hands(bus: Bus, consume: Consu
     assert len(seen.deliveries) == 12
 
 
-async def test_a_handler_that_fails_gets_its_message_again(bus: Bus, consume: Consume, at_once: None) -> None:
+async def test_a_handler_that_fails_gets_its_message_again(
+    bus: Bus, consume: Consume, at_once: None
+) -> None:
     seen = Seen(failing(ValueError("s3cr3t"), times=3))
     await consume(seen)
     await bus.publish("work.a", b"body")
@@ -274,7 +283,9 @@ async def test_a_handler_that_does_not_end_is_ended_and_gets_its_message_again(
     assert await buried(bus) == []
 
 
-async def test_a_time_that_is_up_within_a_handler_is_its_own_fault(bus: Bus, consume: Consume, at_once: None) -> None:
+async def test_a_time_that_is_up_within_a_handler_is_its_own_fault(
+    bus: Bus, consume: Consume, at_once: None
+) -> None:
     seen = Seen(failing(TimeoutError("a question of its own"), times=100))
     await consume(seen)
     await bus.publish("work.a", b"body")
@@ -285,7 +296,9 @@ async def test_a_time_that_is_up_within_a_handler_is_its_own_fault(bus: Bus, con
 
 
 @pytest.mark.parametrize(
-    "exc", [ValueError("s3cr3t"), ContractError("task", "$.v", "missing")], ids=lambda e: type(e).__name__
+    "exc",
+    [ValueError("s3cr3t"), ContractError("task", "$.v", "missing")],
+    ids=lambda e: type(e).__name__,
 )
 async def test_poison_is_buried_after_five_deliveries_with_the_reason(
     bus: Bus, consume: Consume, at_once: None, exc: Exception
@@ -307,7 +320,7 @@ async def test_poison_is_buried_after_five_deliveries_with_the_reason(
 
 
 async def test_what_can_never_be_right_is_buried_at_once(bus: Bus, consume: Consume) -> None:
-    seen = Seen(failing(Unacceptable("no pool 'x'\nand a second line")))
+    seen = Seen(failing(UnacceptableMessage("no pool 'x'\nand a second line")))
     await consume(seen)
     await bus.publish("work.a", b"{}")
 
@@ -374,7 +387,11 @@ WITHHELD = [
     (
         "an edge-only prompt that holds the words",
         EDGE.model_copy(
-            update={"sampling": EDGE.sampling.model_copy(update={"response_schema": {"residency": "any", "s3cr3t": 1}})}
+            update={
+                "sampling": EDGE.sampling.model_copy(
+                    update={"response_schema": {"residency": "any", "s3cr3t": 1}}
+                )
+            }
         ).encode(),
     ),
     (
@@ -391,7 +408,7 @@ WITHHELD = [
 @pytest.mark.parametrize("body", [row[1] for row in WITHHELD], ids=[row[0] for row in WITHHELD])
 async def test_the_body_of_what_may_be_edge_only_is_withheld(bus: Bus, body: bytes) -> None:
     await bus.publish("work.a", body)
-    loop = PriorityLoop(bus, [WORK], Seen(failing(Unacceptable("never"))), concurrency=1)
+    loop = PriorityLoop(bus, [WORK], Seen(failing(UnacceptableMessage("never"))), concurrency=1)
     await loop.start()
 
     await emptied(bus)
@@ -403,8 +420,10 @@ async def test_the_body_of_what_may_be_edge_only_is_withheld(bus: Bus, body: byt
     await loop.stop(2)
 
 
-async def test_the_body_of_what_may_go_anywhere_is_kept_for_operators(bus: Bus, consume: Consume) -> None:
-    await consume(Seen(failing(Unacceptable("never"))))
+async def test_the_body_of_what_may_go_anywhere_is_kept_for_operators(
+    bus: Bus, consume: Consume
+) -> None:
+    await consume(Seen(failing(UnacceptableMessage("never"))))
     await bus.publish("work.a", make_prompt("open", residency="any"))
 
     await emptied(bus)
@@ -418,7 +437,7 @@ async def test_the_body_of_what_may_go_anywhere_is_kept_for_operators(bus: Bus, 
 async def test_a_message_that_cannot_be_buried_stays(bus: Bus, at_once: None) -> None:
     """Without FW_DEAD there is nowhere to lay it; it must not be lost for that."""
     await bus.js.delete_stream("FW_DEAD")
-    seen = Seen(failing(Unacceptable("never")))
+    seen = Seen(failing(UnacceptableMessage("never")))
     await bus.publish("work.a", b"body")
     loop = PriorityLoop(bus, [WORK], seen, concurrency=1)
     await loop.start()
@@ -446,7 +465,9 @@ async def test_one_bad_message_harms_no_other(bus: Bus, consume: Consume, at_onc
     assert [m.headers["Fw-Subject"] for m in await buried(bus) if m.headers] == ["work.13"]
 
 
-async def test_long_work_keeps_its_message(make_bus: MakeBus, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_long_work_keeps_its_message(
+    make_bus: MakeBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(bus_module, "HEARTBEAT_S", 0.1)
     bus = await make_bus("tester", {})
     short = Durable("WORK", "worker", "work.*", ack_wait_s=1.5)
@@ -489,7 +510,9 @@ async def test_dead_work_does_not_keep_its_message(bus: Bus) -> None:
 
 
 async def test_the_trace_goes_on_in_the_receiver(bus: Bus) -> None:
-    await bus.publish("work.a", b"body", headers={"traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01"})
+    await bus.publish(
+        "work.a", b"body", headers={"traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01"}
+    )
     seen = Seen()
     loop = PriorityLoop(bus, [WORK], seen, concurrency=1)
     await loop.start()
@@ -502,7 +525,9 @@ async def test_the_trace_goes_on_in_the_receiver(bus: Bus) -> None:
 # -- the server goes away ---------------------------------------------------------------------
 
 
-async def test_the_loops_outlive_a_server_that_is_killed(bus: Bus, nats: NatsServer, consume: Consume) -> None:
+async def test_the_loops_outlive_a_server_that_is_killed(
+    bus: Bus, nats: NatsServer, consume: Consume
+) -> None:
     seen = Seen()
     await consume(seen)
     sent = []
@@ -531,7 +556,9 @@ async def test_the_loops_outlive_a_server_that_is_killed(bus: Bus, nats: NatsSer
     assert bus.unready() == []
 
 
-async def test_nothing_acknowledged_by_the_server_is_lost_by_its_death(nats: NatsServer, bus: Bus) -> None:
+async def test_nothing_acknowledged_by_the_server_is_lost_by_its_death(
+    nats: NatsServer, bus: Bus
+) -> None:
     for i in range(100):
         await bus.publish(f"work.{i}", b"x")
     await nats.kill()
@@ -616,7 +643,9 @@ async def test_a_timer_outlives_the_server(bus: Bus, nats: NatsServer) -> None:
 
     async def is_due() -> bool:
         with contextlib.suppress(Exception):
-            return (await bus.js.get_msg("FW_TIMER", subject="fw.due.x", direct=False)).data == b"{}"
+            return (
+                await bus.js.get_msg("FW_TIMER", subject="fw.due.x", direct=False)
+            ).data == b"{}"
         return False
 
     await eventually(is_due)

@@ -13,7 +13,7 @@ from sqlalchemy import text, update
 
 from fusewire import ids, replies
 from fusewire.bus import Bus
-from fusewire.cancel import Cancelled
+from fusewire.cancel import CancelledFusions
 from fusewire.contracts import Candidate, Task
 from fusewire.settings import Database, Nats, Settings
 from fusewire.store.engine import Store
@@ -41,7 +41,9 @@ ONE = ids.fusion_id("default", None, "one")
 
 
 @pytest.fixture
-def settings(make_settings: MakeSettings, nats: NatsServer, database: Database) -> Callable[..., Settings]:
+def settings(
+    make_settings: MakeSettings, nats: NatsServer, database: Database
+) -> Callable[..., Settings]:
     """Settings on the test's own broker and either database: `settings(pool={…}, models={…})`."""
 
     def make(**sections: Any) -> Settings:
@@ -54,7 +56,11 @@ async def mark(config: Settings, fusion_id: str) -> None:
     """What counts."""
     store = Store(config.database)
     async with store.write() as connection:
-        marked = update(prompts).where(prompts.c.fusion_id == fusion_id).values(cancelled_at=datetime.now(UTC))
+        marked = (
+            update(prompts)
+            .where(prompts.c.fusion_id == fusion_id)
+            .values(cancelled_at=datetime.now(UTC))
+        )
         assert (await connection.execute(marked)).rowcount == 1
     await store.close()
 
@@ -200,7 +206,9 @@ async def test_what_is_done_stays_as_it_is(
         await cancel(config, ops)
 
         async def is_taken() -> bool:
-            return not (await ops.js.stream_info("FW_TIMER", subjects_filter="fw.due.*")).state.subjects
+            return not (
+                await ops.js.stream_info("FW_TIMER", subjects_filter="fw.due.*")
+            ).state.subjects
 
         await eventually(is_taken)
         after = await client.get(ONE)
@@ -220,7 +228,9 @@ async def test_others_go_on(
         for name in names:
             await client.submit(submission(name))
         await cancel(config, ops)
-        shown = [await client.get(ids.fusion_id("default", None, name), wait_s=WAIT_S) for name in names]
+        shown = [
+            await client.get(ids.fusion_id("default", None, name), wait_s=WAIT_S) for name in names
+        ]
 
     assert [one["status"] for one in shown] == ["cancelled", "fused", "fused"]
 
@@ -257,7 +267,9 @@ async def test_a_round_that_was_not_published_never_is(
             return (info.num_pending, info.num_ack_pending) == (0, 0)
 
         await eventually(all_again)
-        marked = "SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM fusions WHERE unpublished_since IS NOT NULL)"
+        marked = (
+            "SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM fusions WHERE unpublished_since IS NOT NULL)"
+        )
         await eventually(lambda: rows(config, marked))
 
     assert (shown["status"], shown["rounds"]) == ("cancelled", 1)
@@ -265,7 +277,7 @@ async def test_a_round_that_was_not_published_never_is(
 
 
 async def test_who_listens_is_known_to_the_server_at_once(ops: Bus) -> None:
-    await Cancelled().listen(ops)
+    await CancelledFusions().listen(ops)
 
     assert ops.client.pending_data_size == 0, "the subscription is still to be sent"
 
@@ -282,13 +294,17 @@ async def test_dispatcher_drops_what_is_cancelled(
         other = await client.submit(submission("two"))
 
         async def planned() -> bool:
-            return await rows(config, "SELECT fusion_id FROM fusions WHERE plan IS NOT NULL") == [(other["id"],)]
+            return await rows(config, "SELECT fusion_id FROM fusions WHERE plan IS NOT NULL") == [
+                (other["id"],)
+            ]
 
         await eventually(planned)
         await eventually(lambda: is_drained(ops, "FW_PROMPT"))
         tasks = await ops.js.stream_info("FW_TASK_REMOTE")
 
-    assert await rows(config, "SELECT plan FROM fusions ORDER BY plan IS NULL DESC LIMIT 1") == [(None,)]
+    assert await rows(config, "SELECT plan FROM fusions ORDER BY plan IS NULL DESC LIMIT 1") == [
+        (None,)
+    ]
     assert tasks.state.messages == 1
 
 
@@ -319,7 +335,9 @@ async def test_a_task_that_waits_is_not_tried_and_one_under_way_ends(
         await cancel(config, ops, under_way)
         await eventually(lambda: all(one in worker._worker._cancelled for one in (ONE, under_way)))
         go.set()
-        shown = [await client.get(ids.fusion_id("default", None, name), wait_s=WAIT_S) for name in names]
+        shown = [
+            await client.get(ids.fusion_id("default", None, name), wait_s=WAIT_S) for name in names
+        ]
 
         async def all_ended() -> bool:
             return await is_drained(ops, "FW_TASK_EDGE") and len(await heard(config)) == 1
@@ -334,7 +352,9 @@ async def test_a_task_that_waits_is_not_tried_and_one_under_way_ends(
     assert (waited.error.code, waited.attempts, waited.cost_usd) == ("cancelled", 0, 0)
     (ended,) = (await heard(config, under_way)).values()
     assert ended.ok
-    assert await rows(config, "SELECT DISTINCT is_late FROM candidates WHERE error_code = 'cancelled'") == [(True,)]
+    assert await rows(
+        config, "SELECT DISTINCT is_late FROM candidates WHERE error_code = 'cancelled'"
+    ) == [(True,)]
 
 
 async def test_what_a_local_model_writes_is_broken_off(
@@ -343,7 +363,9 @@ async def test_what_a_local_model_writes_is_broken_off(
     """On the real SmolLM2-135M, which would write for minutes."""
     root = os.environ.get("FUSEWIRE_MODELS")
     model = {"kind": "edge", "path": str(pull("smollm2-135m", Path(root) if root else None))}
-    config = settings(models={"tiny": model}, pool={"members": ["tiny"], "judge": None, "deadline_s": 900})
+    config = settings(
+        models={"tiny": model}, pool={"members": ["tiny"], "judge": None, "deadline_s": 900}
+    )
     worker = WorkerEdge(config)
     endless = {"type": "string", "minLength": 100_000}
 

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from fusewire.bus import Bus, Delivery
-from fusewire.errors import EXIT_BAD_INPUT, Unacceptable
+from fusewire.errors import EXIT_BAD_INPUT, UnacceptableMessage
 from fusewire.pull import PriorityLoop
 from fusewire.testing.eventually import eventually
 from fusewire.testing.factories import make_prompt
 from fusewire.testing.nats_server import NatsServer
 from fusewire.topology import DISPATCHER_PROMPTS, INGEST
 from fusewire_cli import dead
-from fusewire_cli.screen import EXIT_SOME_FAILED, Format
+from fusewire_cli.screen import EXIT_SOME_FAILED, RowFormat
 
 MakeBus = Callable[..., Awaitable[Bus]]
 OPEN = make_prompt("Why?")
@@ -32,7 +32,7 @@ async def buried(bus: Bus, *messages: tuple[str, bytes, str]) -> None:
     """Have messages given up by whoever handles them."""
 
     async def refuse(_delivery: Delivery) -> None:
-        raise Unacceptable("it is broken")
+        raise UnacceptableMessage("it is broken")
 
     for subject, body, msg_id in messages:
         await bus.publish(subject, body, msg_id=msg_id)
@@ -53,12 +53,14 @@ BOTH = (
 
 
 async def listed(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    await asyncio.to_thread(dead.show, Format.json)
+    await asyncio.to_thread(dead.show, RowFormat.json)
     found: list[dict[str, Any]] = json.loads(capsys.readouterr().out.splitlines()[-1])
     return found
 
 
-async def test_what_was_given_up_is_listed_without_any_text(bus: Bus, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_what_was_given_up_is_listed_without_any_text(
+    bus: Bus, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert await listed(capsys) == []
     await buried(bus, *BOTH)
 
@@ -73,7 +75,9 @@ async def test_what_was_given_up_is_listed_without_any_text(bus: Bus, capsys: py
 
 
 @pytest.mark.parametrize(("number", "text"), [(1, "Why?"), (2, "s3cr3t")])
-async def test_one_is_shown_with_its_body(bus: Bus, capsys: pytest.CaptureFixture[str], number: int, text: str) -> None:
+async def test_one_is_shown_with_its_body(
+    bus: Bus, capsys: pytest.CaptureFixture[str], number: int, text: str
+) -> None:
     await buried(bus, *BOTH)
 
     await asyncio.to_thread(dead.show_one, number)
@@ -81,7 +85,9 @@ async def test_one_is_shown_with_its_body(bus: Bus, capsys: pytest.CaptureFixtur
     assert text in json.loads(capsys.readouterr().out.splitlines()[-1])["content"]
 
 
-async def test_all_are_tried_again_as_they_were(bus: Bus, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_all_are_tried_again_as_they_were(
+    bus: Bus, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = (await bus.js.stream_info("FW_PROMPT")).config
     await bus.js.update_stream(config.evolve(duplicate_window=0.1))
     await buried(bus, *BOTH)
@@ -102,7 +108,9 @@ async def test_all_are_tried_again_as_they_were(bus: Bus, capsys: pytest.Capture
     assert await listed(capsys) == []
 
 
-async def test_what_the_server_would_drop_as_a_copy_stays(bus: Bus, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_what_the_server_would_drop_as_a_copy_stays(
+    bus: Bus, capsys: pytest.CaptureFixture[str]
+) -> None:
     await buried(bus, *BOTH)
 
     with pytest.raises(SystemExit) as ended:
@@ -114,7 +122,8 @@ async def test_what_the_server_would_drop_as_a_copy_stays(bus: Bus, capsys: pyte
 
 
 @pytest.mark.parametrize(
-    ("numbers", "everything", "part"), [([7], False, "no message 7"), ([], False, "--all"), ([1], True, "--all")]
+    ("numbers", "everything", "part"),
+    [([7], False, "no message 7"), ([], False, "--all"), ([1], True, "--all")],
 )
 async def test_what_is_not_there_is_said(
     bus: Bus, capsys: pytest.CaptureFixture[str], numbers: list[int], everything: bool, part: str
@@ -133,7 +142,7 @@ async def test_what_came_over_the_bus_keeps_its_place_as_its_name(bus: Bus) -> N
     await bus.publish("fw.in.acme", b"{")
 
     async def refuse(_delivery: Delivery) -> None:
-        raise Unacceptable("invalid_json")
+        raise UnacceptableMessage("invalid_json")
 
     loop = PriorityLoop(bus, [INGEST], refuse, concurrency=1)
     await loop.start()

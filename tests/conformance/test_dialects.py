@@ -16,12 +16,20 @@ from fusewire.contracts import Candidate, Message, Sampling, Task
 from fusewire.settings import Nats, RemoteModel, Settings
 from fusewire.testing.factories import make_task
 from fusewire.testing.memory_kv import MemoryKeyValue
-from fusewire.testing.model_script import CLAUDE_5, DEEPSEEK, KIMI, REASONING, ModelScript, Refusal, Script
+from fusewire.testing.model_script import (
+    CLAUDE_5,
+    DEEPSEEK,
+    KIMI,
+    REASONING,
+    ModelScript,
+    Refusal,
+    Script,
+)
 from fusewire.testing.model_server import ModelServer
 from fusewire.testing.nats_server import NatsServer
 from fusewire.topology import DIALECT_BUCKET, topology
 from fusewire_cli.client import Client
-from fusewire_worker_remote.dialects import Dialects, KvDialects, MemoryDialects
+from fusewire_worker_remote.dialects import DialectStore, KvDialects, MemoryDialects
 from fusewire_worker_remote.generate import RemoteGenerate
 from fusewire_worker_remote.ledger_kv import KvLedger
 
@@ -35,12 +43,21 @@ SCHEMA = {
     "required": ["city"],
     "additionalProperties": False,
 }
-FULL = Sampling(max_tokens=50, temperature=0.0, top_p=0.5, seed=7, stop=("END",), response_schema=SCHEMA)
+FULL = Sampling(
+    max_tokens=50, temperature=0.0, top_p=0.5, seed=7, stop=("END",), response_schema=SCHEMA
+)
 NAMES = {
     "openai": ("max_tokens", "temperature", "top_p", "seed", "stop", "response_format"),
     "mistral": ("max_tokens", "temperature", "top_p", "random_seed", "stop", "response_format"),
     "anthropic": ("temperature", "stop_sequences", "output_config"),
-    "gemini": ("maxOutputTokens", "temperature", "topP", "seed", "stopSequences", "responseJsonSchema"),
+    "gemini": (
+        "maxOutputTokens",
+        "temperature",
+        "topP",
+        "seed",
+        "stopSequences",
+        "responseJsonSchema",
+    ),
 }
 """What each protocol calls the parameters of FULL; Anthropic wants a limit, has no seed, and one of two."""
 CASES = [(provider, name) for provider, names in NAMES.items() for name in names]
@@ -51,13 +68,18 @@ def a_task(number: int = 1, **changes: Any) -> Task:
         task_id=f"f1-0-a{number}",
         model="big",
         tier="remote",
-        messages=(Message(role="system", content="Be brief."), Message(role="user", content="Where is the Louvre?")),
+        messages=(
+            Message(role="system", content="Be brief."),
+            Message(role="user", content="Where is the Louvre?"),
+        ),
         deadline_at=datetime.now(UTC) + timedelta(seconds=200),
         **{"sampling": FULL, **changes},
     )
 
 
-def generator(server: ModelServer, provider: str, dialects: Dialects, **settings: Any) -> RemoteGenerate:
+def generator(
+    server: ModelServer, provider: str, dialects: DialectStore, **settings: Any
+) -> RemoteGenerate:
     address = server.base_url_of(provider)
     model = RemoteModel(kind="remote", provider=provider, base_url=address, model="big", **settings)
     return RemoteGenerate(
@@ -71,9 +93,13 @@ def generator(server: ModelServer, provider: str, dialects: Dialects, **settings
     )
 
 
-async def asked(server: ModelServer, provider: str, *tasks: Task, **settings: Any) -> list[Candidate]:
+async def asked(
+    server: ModelServer, provider: str, *tasks: Task, **settings: Any
+) -> list[Candidate]:
     """What comes back of these tasks, one after the other."""
-    generate = generator(server, provider, settings.pop("dialects", None) or MemoryDialects(), **settings)
+    generate = generator(
+        server, provider, settings.pop("dialects", None) or MemoryDialects(), **settings
+    )
     try:
         return [await generate.generate(task) for task in tasks]
     finally:
@@ -101,7 +127,8 @@ async def test_a_refused_parameter_is_left_out_and_never_sent_again(
 
 
 @pytest.mark.parametrize(
-    ("refuses", "provider"), [(REASONING, "openai"), (CLAUDE_5, "anthropic"), (KIMI, "openai"), (DEEPSEEK, "openai")]
+    ("refuses", "provider"),
+    [(REASONING, "openai"), (CLAUDE_5, "anthropic"), (KIMI, "openai"), (DEEPSEEK, "openai")],
 )
 async def test_models_of_today_answer_and_the_second_call_is_not_refused(
     model_server: ModelServer, refuses: tuple[Refusal, ...], provider: str
@@ -118,14 +145,19 @@ async def test_models_of_today_answer_and_the_second_call_is_not_refused(
         assert sent["max_completion_tokens"] == 50
 
 
-async def test_a_system_prompt_that_is_refused_comes_from_the_developer(model_server: ModelServer) -> None:
+async def test_a_system_prompt_that_is_refused_comes_from_the_developer(
+    model_server: ModelServer,
+) -> None:
     message = "Unsupported value: 'messages[0].role' does not support 'system' with this model; use 'developer'."
     refuses = (Refusal(parameter="system", message=message, is_named=False),)
     model_server.set_script(Script(models={"*": ModelScript(refuses=refuses)}, recording=True))
     (found,) = await asked(model_server, "openai", a_task())
 
     assert found.error is None
-    assert model_server.stats.recorded[-1].body["messages"][0] == {"role": "developer", "content": "Be brief."}
+    assert model_server.stats.recorded[-1].body["messages"][0] == {
+        "role": "developer",
+        "content": "Be brief.",
+    }
 
 
 async def test_what_cannot_be_left_out_is_the_answer(model_server: ModelServer) -> None:
@@ -140,7 +172,11 @@ async def test_what_cannot_be_left_out_is_the_answer(model_server: ModelServer) 
 @pytest.mark.parametrize(
     ("parameter", "message", "code"),
     [
-        ("max_tokens", "max_tokens is too large: 50. This model supports at most 40 completion tokens.", "bad_request"),
+        (
+            "max_tokens",
+            "max_tokens is too large: 50. This model supports at most 40 completion tokens.",
+            "bad_request",
+        ),
         ("stop", "Invalid 'stop': maximum of 4 sequences", "bad_request"),
         ("temperature", "temperature: must be less than or equal to 1", "bad_request"),
         (
@@ -160,12 +196,17 @@ async def test_a_wrong_value_is_no_refusal_of_its_parameter(
 
     assert found.error is not None
     assert (found.error.code, model_server.stats.requests) == (code, 1)
-    assert dialects.of(RemoteModel(kind="remote", base_url=model_server.base_url, model="big")).told() == ""
+    assert (
+        dialects.of(RemoteModel(kind="remote", base_url=model_server.base_url, model="big")).told()
+        == ""
+    )
 
 
 async def test_a_server_that_goes_on_refusing_is_left(model_server: ModelServer) -> None:
     names = (*NAMES["openai"], "max_completion_tokens", "model")
-    model_server.set_script(Script(models={"*": ModelScript(refuses=tuple(Refusal(parameter=name) for name in names))}))
+    model_server.set_script(
+        Script(models={"*": ModelScript(refuses=tuple(Refusal(parameter=name) for name in names))})
+    )
     (found,) = await asked(model_server, "openai", a_task())
 
     assert found.error is not None
@@ -181,7 +222,13 @@ async def test_nothing_is_sent_that_nobody_gave(model_server: ModelServer, provi
     assert found.error is None
     sent = model_server.stats.recorded[-1].body
     # Anthropic's requests need a limit.
-    assert set(sent) - {"max_tokens"} <= {"model", "messages", "system", "contents", "systemInstruction"}
+    assert set(sent) - {"max_tokens"} <= {
+        "model",
+        "messages",
+        "system",
+        "contents",
+        "systemInstruction",
+    }
     assert ("max_tokens" in sent) == (provider == "anthropic")
 
 
@@ -190,7 +237,10 @@ async def test_the_configuration_adds_and_drops(model_server: ModelServer, provi
     model_server.set_script(Script(recording=True))
     dropped = NAMES[provider][1]
     (found,) = await asked(
-        model_server, provider, a_task(sampling=Sampling(temperature=0.5, stop=("END",))), drop=[dropped, "temperature"]
+        model_server,
+        provider,
+        a_task(sampling=Sampling(temperature=0.5, stop=("END",))),
+        drop=[dropped, "temperature"],
     )
 
     assert found.error is None
@@ -206,7 +256,9 @@ async def test_further_parameters_are_sent_as_they_are(model_server: ModelServer
 
 
 @pytest.mark.parametrize("provider", list(NAMES))
-async def test_a_model_may_always_be_asked_for_a_stream(model_server: ModelServer, provider: str) -> None:
+async def test_a_model_may_always_be_asked_for_a_stream(
+    model_server: ModelServer, provider: str
+) -> None:
     model_server.set_script(Script(recording=True))
     (found,) = await asked(model_server, provider, a_task(sampling=Sampling()), always_stream=True)
 
@@ -223,7 +275,9 @@ async def test_thought_and_fences_are_no_part_of_an_answer(model_server: ModelSe
     assert (found.content, found.reasoning) == ('{"city": "Paris"}', "The Louvre is in Paris.")
 
 
-async def test_what_one_worker_finds_another_knows(model_server: ModelServer, make_bus: MakeBus) -> None:
+async def test_what_one_worker_finds_another_knows(
+    model_server: ModelServer, make_bus: MakeBus
+) -> None:
     model_server.set_script(Script(models={"*": ModelScript(refuses=REASONING)}))
     bus = await make_bus(models={"big": "remote"})
     kv: KeyValue = await bus.key_value(DIALECT_BUCKET)
@@ -264,12 +318,19 @@ async def test_without_the_bucket_s_server_findings_last_as_long_as_the_process(
     ids=["gpt-5", "claude-5", "deepseek", "thinking"],
 )
 async def test_any_model_judges_without_degradation(
-    make_settings: MakeSettings, stack: Running, model_server: ModelServer, judge: ModelScript, provider: str, mode: str
+    make_settings: MakeSettings,
+    stack: Running,
+    model_server: ModelServer,
+    judge: ModelScript,
+    provider: str,
+    mode: str,
 ) -> None:
     model_server.set_script(Script(models={"judge": judge}, recording=True))
     address = model_server.base_url_of(provider)
     models = {"j": {"kind": "remote", "provider": provider, "base_url": address, "model": "judge"}}
-    async with stack(make_settings(models=models, pool={"guard": False, "debate_families": 1})) as client:
+    async with stack(
+        make_settings(models=models, pool={"guard": False, "debate_families": 1})
+    ) as client:
         body = {"prompt": "Where is the Louvre?", "mode": mode, "deadline_s": 250}
         outcomes = []
         for number in (1, 2):

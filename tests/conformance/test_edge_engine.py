@@ -16,7 +16,12 @@ import pytest_asyncio
 from tokenizers import Tokenizer
 
 from fusewire.contracts import Message
-from fusewire_worker_edge.engine.api import Completion, Engine, GenerateRequest, RequestCancelledError
+from fusewire_worker_edge.engine.api import (
+    Completion,
+    Engine,
+    GenerateRequest,
+    RequestCancelledError,
+)
 from fusewire_worker_edge.engine.generation import Generator
 from fusewire_worker_edge.engine.options import EngineOptions
 from fusewire_worker_edge.engine.process import ProcessEngine
@@ -53,7 +58,9 @@ async def engine(folder: Path) -> AsyncIterator[Engine]:
 
 async def ask(engine: Engine, content: str, **fields: Any) -> Completion:
     message = Message(role="user", content=content)
-    return await engine.generate(GenerateRequest(id="r", messages=(message,), **{"max_tokens": 48, **fields}))
+    return await engine.generate(
+        GenerateRequest(id="r", messages=(message,), **{"max_tokens": 48, **fields})
+    )
 
 
 async def test_a_greedy_answer_knows_the_capital_of_france(engine: Engine) -> None:
@@ -79,7 +86,11 @@ async def test_the_golden_answer_comes_out_again(engine: Engine, folder: Path) -
 
 async def test_a_seed_settles_the_text(engine: Engine) -> None:
     texts = [
-        (await ask(engine, "Tell me something about the sea.", temperature=0.9, top_p=0.95, seed=seed)).text
+        (
+            await ask(
+                engine, "Tell me something about the sea.", temperature=0.9, top_p=0.95, seed=seed
+            )
+        ).text
         for seed in (7, 7, 8)
     ]
     assert texts[0] == texts[1] != texts[2]
@@ -88,7 +99,12 @@ async def test_a_seed_settles_the_text(engine: Engine) -> None:
 @pytest.mark.parametrize("seed", range(3))
 async def test_an_answer_under_a_schema_satisfies_it(engine: Engine, seed: int) -> None:
     completion = await ask(
-        engine, "Name a large city.", temperature=1.2, seed=seed, max_tokens=120, response_schema=SCHEMA
+        engine,
+        "Name a large city.",
+        temperature=1.2,
+        seed=seed,
+        max_tokens=120,
+        response_schema=SCHEMA,
     )
     assert completion.finish_reason == "stop"
     jsonschema.validate(json.loads(completion.text), SCHEMA)
@@ -122,7 +138,9 @@ async def test_a_cancel_frees_the_slot(engine: Engine) -> None:
     assert time.perf_counter() - began < whole / 2
 
 
-async def test_sixteen_prompts_at_once_with_cancels_answer_what_each_does_alone(engine: Engine) -> None:
+async def test_sixteen_prompts_at_once_with_cancels_answer_what_each_does_alone(
+    engine: Engine,
+) -> None:
     """Greedy, and to the last bit of the tokens' probabilities."""
     chance = random.Random(5)
     subjects = ["copper", "the sea", "chess", "Peru", "glass", "rain", "a fugue", "yeast"]
@@ -131,7 +149,9 @@ async def test_sixteen_prompts_at_once_with_cancels_answer_what_each_does_alone(
             id=str(i),
             messages=(
                 Message(role="system", content=CAREFUL * (i % 3)),
-                Message(role="user", content=f"Tell me about {subjects[i % 8]}{' in short' * (i // 8)}."),
+                Message(
+                    role="user", content=f"Tell me about {subjects[i % 8]}{' in short' * (i // 8)}."
+                ),
             ),
             max_tokens=chance.randrange(4, 40),
         )
@@ -150,7 +170,9 @@ async def test_sixteen_prompts_at_once_with_cancels_answer_what_each_does_alone(
             return None
 
     answers = await asyncio.gather(*(together(one) for one in requests))
-    assert all(answer for one, answer in zip(requests, answers, strict=True) if one.id not in cancelled)
+    assert all(
+        answer for one, answer in zip(requests, answers, strict=True) if one.id not in cancelled
+    )
     for one, answer in zip(requests, answers, strict=True):
         if answer:
             alone = await engine.generate(one)
@@ -190,4 +212,6 @@ LLAMA_CPP = {
 @pytest.mark.parametrize("text", LLAMA_CPP)
 async def test_text_is_split_as_llama_cpp_splits_it(folder: Path, text: str) -> None:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    assert tokenizer.encode(text, add_special_tokens=False).ids == [int(i) for i in LLAMA_CPP[text].split()]
+    assert tokenizer.encode(text, add_special_tokens=False).ids == [
+        int(i) for i in LLAMA_CPP[text].split()
+    ]

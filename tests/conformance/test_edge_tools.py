@@ -47,7 +47,10 @@ def settings(make_settings: MakeSettings, nats: NatsServer) -> Settings:
 
 @pytest.fixture
 def tools() -> list[ChatCompletionToolUnionParam]:
-    return [{"type": "function", "function": {"name": n, "parameters": p}} for n, p in PARAMETERS.items()]
+    return [
+        {"type": "function", "function": {"name": n, "parameters": p}}
+        for n, p in PARAMETERS.items()
+    ]
 
 
 async def test_three_turns_with_parallel_calls(
@@ -55,19 +58,32 @@ async def test_three_turns_with_parallel_calls(
 ) -> None:
     """With OpenAI's SDK as the client: what it is given, it can give back."""
     messages: list[ChatCompletionMessageParam] = [
-        {"role": "user", "content": "What is the weather in Paris and in Lima? Call get_weather for each."}
+        {
+            "role": "user",
+            "content": "What is the weather in Paris and in Lima? Call get_weather for each.",
+        }
     ]
     services = ("judge", "worker-edge", "dispatcher", "ingest")
-    async with running(settings, *services) as client, AsyncOpenAI(base_url=f"{client.url}/v1", api_key="any") as sdk:
+    async with (
+        running(settings, *services) as client,
+        AsyncOpenAI(base_url=f"{client.url}/v1", api_key="any") as sdk,
+    ):
 
         async def ask(**chosen: Any) -> ChatCompletionMessage:
             reply: ChatCompletion = await sdk.chat.completions.create(
-                model="fusewire/default", messages=messages, tools=tools, max_tokens=200, timeout=250, **chosen
+                model="fusewire/default",
+                messages=messages,
+                tools=tools,
+                max_tokens=200,
+                timeout=250,
+                **chosen,
             )
             said = reply.choices[0]
             assert said.finish_reason == ("tool_calls" if said.message.tool_calls else "stop")
             for call in functions(said.message):
-                jsonschema.validate(json.loads(call.function.arguments), PARAMETERS[call.function.name])
+                jsonschema.validate(
+                    json.loads(call.function.arguments), PARAMETERS[call.function.name]
+                )
             return said.message
 
         first = await ask(tool_choice="required")
@@ -76,7 +92,13 @@ async def test_three_turns_with_parallel_calls(
 
         messages.append(cast("ChatCompletionMessageParam", first.model_dump(exclude_none=True)))
         for i, call in enumerate(calls):
-            messages.append({"role": "tool", "tool_call_id": call.id, "content": json.dumps({"celsius": 21 + i})})
+            messages.append(
+                {
+                    "role": "tool",
+                    "tool_call_id": call.id,
+                    "content": json.dumps({"celsius": 21 + i}),
+                }
+            )
         second = await ask(tool_choice="none")
         assert second.content
         assert not second.tool_calls
@@ -109,7 +131,10 @@ async def test_a_conversation_that_lacks_a_result_fails_with_the_reason(
 async def test_a_model_that_is_kept_from_tools_is_not_asked(
     settings: Settings, running: Running, tools: list[ChatCompletionToolUnionParam]
 ) -> None:
-    models = {**settings.models, "tiny": settings.models["tiny"].model_copy(update={"tools": False})}
+    models = {
+        **settings.models,
+        "tiny": settings.models["tiny"].model_copy(update={"tools": False}),
+    }
     kept = settings.model_copy(update={"models": models})
     async with running(kept, "judge", "worker-edge", "dispatcher", "ingest") as client:
         outcome = await client.submit({"prompt": "What time is it?", "tools": tools}, wait_s=250)

@@ -15,14 +15,23 @@ from fusewire_worker_edge.engine.frames import Frame, pack, read
 
 
 def generate(request_id: str, **fields: Any) -> bytes:
-    request = {"id": request_id, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 5, **fields}
+    request = {
+        "id": request_id,
+        "messages": [{"role": "user", "content": "hello"}],
+        "max_tokens": 5,
+        **fields,
+    }
     return pack({"type": "generate", "request": request})
 
 
 class Child:
-    def __init__(self, folder: Path, python: tuple[str, ...] = ("-m", "fusewire_worker_edge.engine.child")) -> None:
+    def __init__(
+        self, folder: Path, python: tuple[str, ...] = ("-m", "fusewire_worker_edge.engine.child")
+    ) -> None:
         command = [sys.executable, *python, str(folder), json.dumps({"threads": 1, "slots": 2})]
-        self.process = subprocess.Popen(bound(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(
+            bound(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
 
     def send(self, data: bytes) -> None:
         assert self.process.stdin
@@ -58,7 +67,9 @@ def test_it_says_that_it_is_ready_and_answers_in_order(child: Child) -> None:
     assert first["completion"]["completion_tokens"] == 5
 
 
-def test_the_pieces_of_a_streamed_request_come_before_its_answer_and_of_others_none(child: Child) -> None:
+def test_the_pieces_of_a_streamed_request_come_before_its_answer_and_of_others_none(
+    child: Child,
+) -> None:
     child.send(generate("a") + generate("b", is_streamed=True) + generate("c"))
     assert child.receive()
     frames: list[Frame] = []
@@ -70,7 +81,9 @@ def test_the_pieces_of_a_streamed_request_come_before_its_answer_and_of_others_n
     pieces = [f for f in frames if f["type"] == "piece"]
     assert {f["id"] for f in pieces} == {"b"}
     assert [f["id"] for f in frames if f["type"] == "done"] == ["a", "b", "c"]
-    assert frames.index(pieces[-1]) < next(i for i, f in enumerate(frames) if f["type"] == "done" and f["id"] == "b")
+    assert frames.index(pieces[-1]) < next(
+        i for i, f in enumerate(frames) if f["type"] == "done" and f["id"] == "b"
+    )
     assert len(pieces) > 1
     assert "".join(f["text"] for f in pieces) == frames[-1]["completion"]["text"]
 
@@ -81,7 +94,11 @@ def test_a_cancel_overtakes_requests_that_wait_or_run(child: Child) -> None:
     child.send(generate("a", **long) + generate("b", **long) + generate("c"))
     child.send(pack({"type": "cancel", "id": "b"}) + pack({"type": "cancel", "id": "a"}))
     answers = [child.receive() for _ in range(3)]
-    assert [(a["type"], a["id"]) for a in answers if a] == [("cancelled", "a"), ("cancelled", "b"), ("done", "c")]
+    assert [(a["type"], a["id"]) for a in answers if a] == [
+        ("cancelled", "a"),
+        ("cancelled", "b"),
+        ("done", "c"),
+    ]
     child.send(generate("a"))
     assert child.receive()["type"] == "done"  # type: ignore[index]
 
@@ -121,7 +138,9 @@ def test_a_folder_that_does_not_verify_is_reported(tmp_path: Path) -> None:
     child.close()
 
 
-def test_a_model_that_computes_something_else_is_not_served(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_model_that_computes_something_else_is_not_served(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(tiny_folder, tmp_path / "tiny"))
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["golden"]["ids"] = [i + 1 for i in manifest["golden"]["ids"]]
@@ -143,7 +162,10 @@ def test_what_is_printed_does_not_reach_the_frames(tiny_folder: Path) -> None:
     )
     child = Child(tiny_folder, python=("-c", code))
     child.send(generate("a"))
-    assert [frame["type"] for frame in (child.receive(), child.receive()) if frame] == ["ready", "done"]
+    assert [frame["type"] for frame in (child.receive(), child.receive()) if frame] == [
+        "ready",
+        "done",
+    ]
     assert child.close() == 0
 
 
@@ -165,6 +187,9 @@ def test_the_process_does_not_outlive_its_parent(tiny_folder: Path) -> None:
     )
     # The child shares this pipe: it is read to its end only when both processes are gone.
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tiny_folder)], stderr=subprocess.PIPE, timeout=PATIENCE_S, check=False
+        [sys.executable, "-c", code, str(tiny_folder)],
+        stderr=subprocess.PIPE,
+        timeout=PATIENCE_S,
+        check=False,
     )
     assert done.returncode == -signal.SIGKILL

@@ -30,7 +30,9 @@ LONG = 4000
 
 def request(request_id: str, content: str = "hello", **fields: Any) -> GenerateRequest:
     return GenerateRequest(
-        id=request_id, messages=(Message(role="user", content=content),), **{"max_tokens": 5, **fields}
+        id=request_id,
+        messages=(Message(role="user", content=content),),
+        **{"max_tokens": 5, **fields},
     )
 
 
@@ -152,7 +154,9 @@ async def test_a_request_that_waits_can_be_cancelled(shared: ProcessEngine) -> N
         await first
 
 
-async def test_when_the_process_is_killed_requests_fail_and_the_next_starts_another(engine: ProcessEngine) -> None:
+async def test_when_the_process_is_killed_requests_fail_and_the_next_starts_another(
+    engine: ProcessEngine,
+) -> None:
     task = await begin(engine)
     killed = engine.pid
     assert killed
@@ -206,7 +210,9 @@ async def test_a_process_that_ignores_a_cancel_is_killed(
     assert (await engine.generate(request("next"))).completion_tokens == 5
 
 
-async def test_a_folder_that_cannot_be_used_is_reported_until_it_is_mended(tiny_folder: Path, tmp_path: Path) -> None:
+async def test_a_folder_that_cannot_be_used_is_reported_until_it_is_mended(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
     engine = ProcessEngine(tmp_path / "link", ONE_THREAD)
     with pytest.raises(EngineUnusableError, match="no such folder; pull or import"):
         await engine.generate(request("a"))

@@ -19,7 +19,13 @@ from fusewire.store.engine import Store
 from fusewire.testing.echo_worker import EchoWorker, echo
 from fusewire.testing.eventually import eventually
 from fusewire.testing.factories import make_prompt
-from fusewire.testing.model_script import Fault, ModelScript, Script, ScriptedCall, last_user_message
+from fusewire.testing.model_script import (
+    Fault,
+    ModelScript,
+    Script,
+    ScriptedCall,
+    last_user_message,
+)
 from fusewire.testing.model_server import ModelServer
 from fusewire.testing.nats_server import NatsServer
 from fusewire.topology import prompt_subject, token_subject
@@ -77,7 +83,9 @@ async def test_members_are_weighed_by_their_labels(
     settings: Callable[..., Settings], running: Running, model_server: ModelServer
 ) -> None:
     config = settings(pool={"judge": None})
-    model_server.set_script(script(a=ModelScript(answer="5"), b=ModelScript(answer="6"), c=ModelScript(answer="4")))
+    model_server.set_script(
+        script(a=ModelScript(answer="5"), b=ModelScript(answer="6"), c=ModelScript(answer="4"))
+    )
     async with running(config, *ALL) as client:
         before = await ask(client, "2 + 2?")
         gold = {"answer": "4", "match": "number"}
@@ -90,19 +98,27 @@ async def test_members_are_weighed_by_their_labels(
     assert (before["winner"], after["winner"]) == ("a", "c")
     assert await weights(config, before) == {"a": 1.0, "b": 1.0, "c": 1.0}
     assert learned["c"] > 2 > 1 > learned["a"] == learned["b"]
-    assert await rows(config, "SELECT member, sum(is_right) AS n FROM v_answer GROUP BY 1 ORDER BY 1") == [
+    assert await rows(
+        config, "SELECT member, sum(is_right) AS n FROM v_answer GROUP BY 1 ORDER BY 1"
+    ) == [
         {"member": "a", "n": 0},
         {"member": "b", "n": 0},
         {"member": "c", "n": 25},
     ]
-    assert {row["accepted"] for row in await rows(config, "SELECT accepted FROM v_outcome")} == {0, None}
+    assert {row["accepted"] for row in await rows(config, "SELECT accepted FROM v_outcome")} == {
+        0,
+        None,
+    }
 
 
 async def test_a_judge_that_picks_a_control_is_left_out(
     settings: Callable[..., Settings], running: Running, model_server: ModelServer
 ) -> None:
     """The scripted judge names the text that sorts first, and a control sorts before any of the answers."""
-    texts = {name: ModelScript(answer=f"zzz {name} says something of its own, {name * 3}") for name in "abc"}
+    texts = {
+        name: ModelScript(answer=f"zzz {name} says something of its own, {name * 3}")
+        for name in "abc"
+    }
     model_server.set_script(script(**texts))
     config = settings(pool={"control_share": 1.0})
     async with running(config, *ALL) as client:
@@ -112,11 +128,15 @@ async def test_a_judge_that_picks_a_control_is_left_out(
         second = await ask(client, "Why not?")
 
     assert first["degraded_reasons"] == ["judge_failed:picked_control"]
-    assert (second["status"], second["degraded_reasons"]) == ("voted", ["excluded:judge:quarantined"])
+    assert (second["status"], second["degraded_reasons"]) == (
+        "voted",
+        ["excluded:judge:quarantined"],
+    )
     assert model_server.stats.by_model["j"] == calls == 2
     found = await rows(config, "SELECT control, is_control_winner, void, n_shown FROM v_verdict")
     assert {
-        (row["control"] is not None, bool(row["is_control_winner"]), row["void"], row["n_shown"]) for row in found
+        (row["control"] is not None, bool(row["is_control_winner"]), row["void"], row["n_shown"])
+        for row in found
     } == {(True, True, "picked_control", 4)}
     assert await rows(config, "SELECT * FROM v_judge_bias") == []
 
@@ -132,7 +152,12 @@ async def test_verdicts_tell_whether_a_judge_follows_place(
     assert {o["swap_consistent"] for o in outcomes} == {False}
     (bias,) = await rows(config, "SELECT * FROM v_judge_bias")
     # Two orders, then the third candidate put first.
-    assert (bias["presentations"], bias["first_wins"], bias["swapped"], bias["flips"]) == (24, 24, 8, 8)
+    assert (bias["presentations"], bias["first_wins"], bias["swapped"], bias["flips"]) == (
+        24,
+        24,
+        8,
+        8,
+    )
     assert (bias["first_win_rate"], bias["fair_first_rate"]) == (1.0, pytest.approx(1 / 3))
 
 
@@ -167,14 +192,27 @@ async def test_hosted_members_are_not_called_where_the_edge_agrees_with_itself(
     settings: Callable[..., Settings], running: Running, model_server: ModelServer
 ) -> None:
     config = settings(models=TINY, pool=GATED)
-    async with running(config, *ALL, EchoWorker(config, edge("4", "4.0", "The answer is 4"))) as client:
+    async with running(
+        config, *ALL, EchoWorker(config, edge("4", "4.0", "The answer is 4"))
+    ) as client:
         shown = await ask(client, "2 + 2?")
 
     assert model_server.stats.requests == 0
-    assert (shown["status"], shown["content"], shown["closed_by"], shown["rounds"]) == ("single", "4", "gate", 0)
+    assert (shown["status"], shown["content"], shown["closed_by"], shown["rounds"]) == (
+        "single",
+        "4",
+        "gate",
+        0,
+    )
     assert (shown["is_degraded"], shown["missing_weight"]) == (False, 0)
-    assert {a["member"]: a["status"] for a in shown["answers"]} == {"tiny": "ok", "a": "unasked", "b": "unasked"}
-    assert (await rows(config, "SELECT n_asked, n_answered FROM v_outcome")) == [{"n_asked": 1, "n_answered": 1}]
+    assert {a["member"]: a["status"] for a in shown["answers"]} == {
+        "tiny": "ok",
+        "a": "unasked",
+        "b": "unasked",
+    }
+    assert (await rows(config, "SELECT n_asked, n_answered FROM v_outcome")) == [
+        {"n_asked": 1, "n_answered": 1}
+    ]
 
 
 async def test_hosted_members_are_called_where_it_does_not(
@@ -187,7 +225,9 @@ async def test_hosted_members_are_called_where_it_does_not(
 
     assert model_server.stats.by_model == {"a": 1, "b": 1}
     assert (shown["status"], shown["content"], shown["closed_by"]) == ("voted", "5", "complete")
-    assert {a["member"]: a["status"] for a in shown["answers"]} == dict.fromkeys(("tiny", "a", "b"), "ok")
+    assert {a["member"]: a["status"] for a in shown["answers"]} == dict.fromkeys(
+        ("tiny", "a", "b"), "ok"
+    )
 
 
 async def test_recorded_answers_are_fused_without_a_member_call(
@@ -195,7 +235,12 @@ async def test_recorded_answers_are_fused_without_a_member_call(
 ) -> None:
     recorded = [
         {"member": "x", "model": "gone", "content": "It is four, as everybody knows."},
-        {"member": "y", "model": "gone", "content": "A sum of two and two, which is five.", "cost_usd": 3.0},
+        {
+            "member": "y",
+            "model": "gone",
+            "content": "A sum of two and two, which is five.",
+            "cost_usd": 3.0,
+        },
         {"member": "z", "model": "a", "error_code": "timeout"},
     ]
     config = settings()
@@ -228,7 +273,11 @@ async def test_tool_calls_are_voted_argument_by_argument(
         return ModelScript(calls=(ScriptedCall(name="weather", arguments=arguments),))
 
     model_server.set_script(
-        script(a=calls(city="Rome", days=3), b=calls(city="Paris", days=3), c=calls(city="Rome", days=9))
+        script(
+            a=calls(city="Rome", days=3),
+            b=calls(city="Paris", days=3),
+            c=calls(city="Rome", days=9),
+        )
     )
     config = settings()
     async with running(config, *ALL) as client:
@@ -249,7 +298,9 @@ async def test_a_cap_ends_the_spending(
     async with running(config, *ALL) as client:
         shown = await ask(client)
 
-    assert (shown["status"], shown["degraded_reasons"][0]) == ("voted", "capped:tokens"), shown["degraded_reasons"]
+    assert (shown["status"], shown["degraded_reasons"][0]) == ("voted", "capped:tokens"), shown[
+        "degraded_reasons"
+    ]
     assert "j" not in model_server.stats.by_model
 
 
@@ -273,7 +324,9 @@ async def test_late_answers_are_stored_as_late(
         shown = await ask(client)
 
         async def stored() -> bool:
-            return await rows(config, "SELECT call FROM candidates WHERE is_late") == [{"call": "c"}]
+            return await rows(config, "SELECT call FROM candidates WHERE is_late") == [
+                {"call": "c"}
+            ]
 
         await eventually(stored)
 
@@ -303,7 +356,10 @@ async def test_named_models_debate_as_members_do(
         shown = await ask(client, "2 + 2?", mode="debate", members=["a", "x"])
 
     # Each is asked, and asked again: they differ.
-    assert {name: model_server.stats.by_model[name] for name in ("a", "another-x")} == {"a": 2, "another-x": 2}
+    assert {name: model_server.stats.by_model[name] for name in ("a", "another-x")} == {
+        "a": 2,
+        "another-x": 2,
+    }
     assert (shown["mode"], shown["rounds"] >= 1) == ("debate", True)
     assert {a["member"]: a["status"] for a in shown["answers"]} == {"a": "ok", "x": "ok"}
 
@@ -353,12 +409,16 @@ async def test_one_answer_alone_can_be_read_while_it_is_written(
 ) -> None:
     config = settings(models=TINY)
     text_ = "It is blue,  and this\nis why. "
-    shown, told = await streamed(config, running, EchoWorker(config, lambda _: text_), members=("tiny",))
+    shown, told = await streamed(
+        config, running, EchoWorker(config, lambda _: text_), members=("tiny",)
+    )
 
     assert (shown["status"], shown["content"]) == ("single", text_)
     assert len(told) > 3
     assert "".join(t.text for t in told) == text_
-    assert [t.offset for t in told] == [len("".join(t.text for t in told[:i])) for i in range(len(told))]
+    assert [t.offset for t in told] == [
+        len("".join(t.text for t in told[:i])) for i in range(len(told))
+    ]
     assert {(t.round, t.call, t.attempt) for t in told} == {(0, "tiny", 1)}
 
 
@@ -375,7 +435,10 @@ async def test_a_merge_can_be_read_while_it_is_written_where_nothing_can_refuse_
         return merge if task.kind == "write" else echo(task)
 
     models = {name: {"kind": "edge", "path": "/nowhere"} for name in (*texts, "w")}
-    config = settings(models=models, pool={"members": list(texts), "judge": "w", "judge_by": "words", "guard": guard})
+    config = settings(
+        models=models,
+        pool={"members": list(texts), "judge": "w", "judge_by": "words", "guard": guard},
+    )
     shown, told = await streamed(config, running, EchoWorker(config, answer), mode="merge")
 
     assert shown["status"] == "fused"

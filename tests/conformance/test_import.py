@@ -30,7 +30,13 @@ PROMPT_TOKENS, ANSWER_TOKENS = 60, 24
 
 def answered(url: str, prompt: list[int]) -> list[dict[str, Any]]:
     """llama.cpp's most probable tokens, each with the five best there were."""
-    body = {"prompt": prompt, "n_predict": ANSWER_TOKENS, "temperature": 0, "n_probs": 5, "ignore_eos": True}
+    body = {
+        "prompt": prompt,
+        "n_predict": ANSWER_TOKENS,
+        "temperature": 0,
+        "n_probs": 5,
+        "ignore_eos": True,
+    }
     request = urllib.request.Request(
         f"{url}/completion", json.dumps(body).encode(), {"content-type": "application/json"}
     )

@@ -14,7 +14,7 @@ from fusewire.testing.factories import T0, FakeClock, make_prompt
 from fusewire_ingest.repository.batches import Batches
 from fusewire_ingest.repository.budgets import Budgets
 from fusewire_ingest.repository.images import Images
-from fusewire_ingest.repository.lines import Lines
+from fusewire_ingest.repository.lines import BatchLines
 from fusewire_ingest.repository.retention import OF_A_FUSION, Retention
 from fusewire_ingest.repository.submissions import Submissions
 from fusewire_judge.handlers import Handlers
@@ -31,7 +31,9 @@ class Plans:
         self._is_asking = False
         self.found: list[tuple[str, list[str]]] = []
 
-    def ask(self, connection: Connection, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+    def ask(
+        self, connection: Connection, _cursor: Any, statement: str, parameters: Any, *_: Any
+    ) -> None:
         if self._is_asking or not statement.startswith(("SELECT", "UPDATE", "DELETE", "WITH")):
             return
         self._is_asking = True
@@ -87,8 +89,12 @@ async def test_the_judges_sweep_and_memory(plans: Plans, store: Store) -> None:
     await handlers.remember()
     assert await handlers.publish_again() == 0
     assert await handlers.sweep() == 0
-    await store.run(lambda connection: Results(connection).outcomes([PROMPT.fusion_id]), write=False)
-    await store.run(lambda connection: Results(connection).open_rounds([PROMPT.fusion_id]), write=False)
+    await store.run(
+        lambda connection: Results(connection).outcomes([PROMPT.fusion_id]), write=False
+    )
+    await store.run(
+        lambda connection: Results(connection).open_rounds([PROMPT.fusion_id]), write=False
+    )
 
     assert len(plans.found) >= 5
     assert plans.whole_reads() == []
@@ -131,7 +137,7 @@ async def test_those_who_wait(plans: Plans, store: Store) -> None:
 
 
 async def test_the_batch_runners_polls(plans: Plans, store: Store) -> None:
-    lines = Lines(store)
+    lines = BatchLines(store)
     await Batches(store).open()
     await lines.in_flight()
     await lines.waiting(["b"], 10)

@@ -18,12 +18,12 @@ from fusewire.errors import StartupError, Transient
 from fusewire.service import listen
 from fusewire.settings import Http, Nats, Settings
 from fusewire.store.engine import Store
-from fusewire.store.queries import Standing, standings
+from fusewire.store.queries import FusionStatus, standings
 from fusewire.testing.eventually import PATIENCE_S, eventually
 from fusewire.testing.nats_server import NatsServer
 from fusewire_cli.client import ApiError, Client
 from fusewire_ingest.api import fusions
-from fusewire_ingest.door import Door, Line
+from fusewire_ingest.intake import Intake, Line
 
 MakeSettings = Callable[..., Settings]
 Running = Callable[..., AbstractAsyncContextManager[Client]]
@@ -58,7 +58,9 @@ async def producer(client: Client, nats: NatsServer) -> AsyncIterator[Bus]:
     await bus.stop()
 
 
-async def standing(settings: Settings, tenant: str, custom_id: str, batch: str | None = None) -> Standing | None:
+async def standing(
+    settings: Settings, tenant: str, custom_id: str, batch: str | None = None
+) -> FusionStatus | None:
     store = Store(settings.database)
     found = await standings(store, tenant, [ids.fusion_id(tenant, batch, custom_id)])
     await store.close()
@@ -79,7 +81,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("body", "status", "code", "param"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
+@pytest.mark.parametrize(
+    ("body", "status", "code", "param"), [row[1:] for row in BAD], ids=[row[0] for row in BAD]
+)
 async def test_a_bad_request_is_refused_in_openai_s_shape(
     http: aiohttp.ClientSession, body: bytes, status: int, code: str, param: str | None
 ) -> None:
@@ -109,7 +113,9 @@ async def test_a_bad_request_is_refused_in_openai_s_shape(
 async def test_a_bad_address_is_refused_in_openai_s_shape(
     http: aiohttp.ClientSession, method: str, path: str, status: int
 ) -> None:
-    async with http.request(method, path, data=b'{"prompt":"x"}' if method == "POST" else None) as response:
+    async with http.request(
+        method, path, data=b'{"prompt":"x"}' if method == "POST" else None
+    ) as response:
         answer = await response.json()
 
     assert response.status == status
@@ -122,16 +128,24 @@ async def test_a_prompt_is_accepted(http: aiohttp.ClientSession, settings: Setti
 
     assert response.status == 202
     assert answer["id"] == ids.fusion_id("default", None, "one")
-    assert (answer["custom_id"], answer["status"], answer["is_repetition"]) == ("one", "running", False)
+    assert (answer["custom_id"], answer["status"], answer["is_repetition"]) == (
+        "one",
+        "running",
+        False,
+    )
     assert await standing(settings, "default", "one")
     async with http.get(f"/v1/fusions/{answer['id']}") as response:
         assert (response.status, (await response.json())["status"]) == (200, "running")
 
 
-async def test_the_idempotency_key_is_the_custom_id_where_there_is_none(http: aiohttp.ClientSession) -> None:
+async def test_the_idempotency_key_is_the_custom_id_where_there_is_none(
+    http: aiohttp.ClientSession,
+) -> None:
     async def post(key: str, **fields: Any) -> tuple[int, dict[str, Any]]:
         headers = {"Idempotency-Key": key}
-        async with http.post("/v1/fusions", json={"prompt": "Why?", **fields}, headers=headers) as response:
+        async with http.post(
+            "/v1/fusions", json={"prompt": "Why?", **fields}, headers=headers
+        ) as response:
             return response.status, await response.json()
 
     first, again = (await post("k1"))[1], (await post("k1"))[1]
@@ -213,19 +227,21 @@ async def test_a_batch_may_be_submitted_again(client: Client) -> None:
     assert {s["id"] for s in shown} == {r["id"] for r in first}
 
 
-@pytest.mark.parametrize(("fails", "status"), [({2}, 202), ({1}, 503)], ids=["after some", "before any"])
+@pytest.mark.parametrize(
+    ("fails", "status"), [({2}, 202), ({1}, 503)], ids=["after some", "before any"]
+)
 async def test_of_many_lines_those_that_were_accepted_are_told(
     http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch, fails: set[int], status: int
 ) -> None:
     """Whoever believes that nothing was accepted buys it again."""
-    submit_lines, calls = Door.submit_lines, itertools.count(1)
+    submit_lines, calls = Intake.submit_lines, itertools.count(1)
 
-    async def sometimes(self: Door, *args: Any, **kwargs: Any) -> list[Line]:
+    async def sometimes(self: Intake, *args: Any, **kwargs: Any) -> list[Line]:
         if next(calls) in fails:
             raise Transient("the database is not available")
         return await submit_lines(self, *args, **kwargs)
 
-    monkeypatch.setattr(Door, "submit_lines", sometimes)
+    monkeypatch.setattr(Intake, "submit_lines", sometimes)
     monkeypatch.setattr(fusions, "JSONL_GROUP", 2)
     body = "\n".join(f'{{"prompt":"Why {i}?","custom_id":"{i}"}}' for i in range(5))
     headers = {"content-type": "application/x-ndjson"}
@@ -239,9 +255,13 @@ async def test_of_many_lines_those_that_were_accepted_are_told(
         assert (answer["accepted"], answer["refused"]) == (3, 2)
 
 
-@pytest.mark.parametrize("kind", ["application/x-ndjson", "application/jsonl; charset=utf-8", "application/jsonlines"])
+@pytest.mark.parametrize(
+    "kind", ["application/x-ndjson", "application/jsonl; charset=utf-8", "application/jsonlines"]
+)
 async def test_jsonl_is_known_by_its_type(http: aiohttp.ClientSession, kind: str) -> None:
-    async with http.post("/v1/fusions", data=b'{"prompt":"a"}\n{"prompt":"b"}', headers={"content-type": kind}) as r:
+    async with http.post(
+        "/v1/fusions", data=b'{"prompt":"a"}\n{"prompt":"b"}', headers={"content-type": kind}
+    ) as r:
         answer = await r.json()
 
     assert (r.status, answer["accepted"], answer["refused"]) == (202, 2, 0)
@@ -255,7 +275,7 @@ async def intake_is_empty(bus: Bus) -> bool:
     return (await bus.js.stream_info("FW_IN")).state.messages == 0
 
 
-async def relayed(bus: Bus, count: int) -> None:
+async def wait_until_published(bus: Bus, count: int) -> None:
     """So many prompts have gone on to the dispatcher: soon after they were committed, not at once."""
 
     async def all_there() -> bool:
@@ -274,7 +294,11 @@ async def test_a_prompt_left_on_the_bus_is_accepted(producer: Bus, settings: Set
     store = Store(settings.database)
     async with store.read() as connection:
         custom_ids = set(
-            (await connection.execute(text("SELECT custom_id FROM prompts WHERE tenant = 'acme'"))).scalars()
+            (
+                await connection.execute(
+                    text("SELECT custom_id FROM prompts WHERE tenant = 'acme'")
+                )
+            ).scalars()
         )
     await store.close()
     (unnamed,) = custom_ids - {"one", "their-id"}
@@ -284,7 +308,7 @@ async def test_a_prompt_left_on_the_bus_is_accepted(producer: Bus, settings: Set
     for custom_id in custom_ids:
         assert await standing(settings, "acme", custom_id), custom_id
     assert await standing(settings, "default", "one") is None
-    await relayed(producer, 3)
+    await wait_until_published(producer, 3)
 
 
 REFUSED = [
@@ -301,7 +325,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("subject", "body", "reason"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
+@pytest.mark.parametrize(
+    ("subject", "body", "reason"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED]
+)
 async def test_what_is_refused_on_the_bus_lies_in_fw_dead_with_the_reason(
     producer: Bus, subject: str, body: bytes, reason: str
 ) -> None:
@@ -310,14 +336,16 @@ async def test_what_is_refused_on_the_bus_lies_in_fw_dead_with_the_reason(
 
     await eventually(lambda: intake_is_empty(producer))
 
-    dead: api.RawStreamMsg = await producer.js.get_msg("FW_DEAD", subject="fw.dead.ingest.FW_IN", direct=False)
+    dead: api.RawStreamMsg = await producer.js.get_msg(
+        "FW_DEAD", subject="fw.dead.ingest.FW_IN", direct=False
+    )
     assert dead.headers is not None
     # Not the message, which may quote the prompt: that is told to the producer alone.
     assert dead.headers["Fw-Reason"] == reason
     assert dead.headers["Fw-Subject"] == subject
     assert dead.headers["Fw-Body"] == "sealed"
     assert (await producer.js.stream_info("FW_DEAD")).state.messages == 1
-    await relayed(producer, 1)
+    await wait_until_published(producer, 1)
 
 
 async def test_a_conflict_on_the_bus_is_refused(producer: Bus) -> None:
@@ -342,7 +370,9 @@ async def replies(producer: Bus) -> tuple[str, Callable[[], Any]]:
     return inbox, next_reply
 
 
-async def test_a_producer_hears_what_became_of_its_prompt(producer: Bus, settings: Settings) -> None:
+async def test_a_producer_hears_what_became_of_its_prompt(
+    producer: Bus, settings: Settings
+) -> None:
     inbox, next_reply = await replies(producer)
     headers = {"Fw-Reply-To": inbox}
 
@@ -358,24 +388,33 @@ async def test_a_producer_hears_what_became_of_its_prompt(producer: Bus, setting
     assert again == {**first, "is_repetition": True}
     assert (refused["error"]["code"], refused["error"]["param"]) == ("unknown_pool", "pool")
     assert await standing(settings, "acme", "one")
-    await relayed(producer, 1)
+    await wait_until_published(producer, 1)
 
 
 async def test_the_message_id_is_the_custom_id(producer: Bus) -> None:
     inbox, next_reply = await replies(producer)
 
-    await producer.publish("fw.in.acme", b'{"prompt":"Why?"}', msg_id="m1", headers={"Fw-Reply-To": inbox})
+    await producer.publish(
+        "fw.in.acme", b'{"prompt":"Why?"}', msg_id="m1", headers={"Fw-Reply-To": inbox}
+    )
     assert (await next_reply())["custom_id"] == "m1"
-    await producer.publish("fw.in.acme", b'{"prompt":"Why?","custom_id":"m1"}', headers={"Fw-Reply-To": inbox})
+    await producer.publish(
+        "fw.in.acme", b'{"prompt":"Why?","custom_id":"m1"}', headers={"Fw-Reply-To": inbox}
+    )
     assert (await next_reply())["is_repetition"]
-    await relayed(producer, 1)
+    await wait_until_published(producer, 1)
 
 
 @pytest.mark.parametrize(
-    "subject", ["fw.dead.x", "_INBOX", "_INBOX.>", "_INBOX.a.*", "x._INBOX.a", "_INBOX." + "a" * 300]
+    "subject",
+    ["fw.dead.x", "_INBOX", "_INBOX.>", "_INBOX.a.*", "x._INBOX.a", "_INBOX." + "a" * 300],
 )
-async def test_nothing_is_said_but_to_an_inbox(producer: Bus, settings: Settings, subject: str) -> None:
-    await producer.publish("fw.in.acme", b'{"prompt":"Why?","custom_id":"one"}', headers={"Fw-Reply-To": subject})
+async def test_nothing_is_said_but_to_an_inbox(
+    producer: Bus, settings: Settings, subject: str
+) -> None:
+    await producer.publish(
+        "fw.in.acme", b'{"prompt":"Why?","custom_id":"one"}', headers={"Fw-Reply-To": subject}
+    )
     await eventually(lambda: intake_is_empty(producer))
 
     dead = await producer.js.get_msg("FW_DEAD", subject="fw.dead.ingest.FW_IN", direct=False)
@@ -441,6 +480,8 @@ async def test_a_port_in_use_is_named_with_what_to_do() -> None:
 
 
 async def test_many_clients_at_once(client: Client) -> None:
-    answers = await asyncio.gather(*(client.submit({"prompt": "Why?", "custom_id": str(i % 20)}) for i in range(100)))
+    answers = await asyncio.gather(
+        *(client.submit({"prompt": "Why?", "custom_id": str(i % 20)}) for i in range(100))
+    )
 
     assert sum(not a["is_repetition"] for a in answers) == 20

@@ -29,8 +29,15 @@ async def no_wait(_seconds: float) -> None:
 
 
 @contextlib.asynccontextmanager
-async def calling(server: ModelServer, provider: str, blobs: Blobs | None) -> AsyncIterator[RemoteGenerate]:
-    settings = {"kind": "remote", "provider": provider, "base_url": server.base_url_of(provider), "max_attempts": 2}
+async def calling(
+    server: ModelServer, provider: str, blobs: Blobs | None
+) -> AsyncIterator[RemoteGenerate]:
+    settings = {
+        "kind": "remote",
+        "provider": provider,
+        "base_url": server.base_url_of(provider),
+        "max_attempts": 2,
+    }
     generate = RemoteGenerate(
         {"a": RemoteModel.model_validate({**settings, "model": "a"})},
         KvLedger(MemoryKeyValue()),
@@ -50,7 +57,9 @@ def a_task(*messages: Message) -> Task:
 
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic", "gemini", "mistral"])
-async def test_each_protocol_sends_images_as_they_were(model_server: ModelServer, blobs: Blobs, provider: str) -> None:
+async def test_each_protocol_sends_images_as_they_were(
+    model_server: ModelServer, blobs: Blobs, provider: str
+) -> None:
     model_server.set_script(Script(recording=True))
     urls = [picture(40_000), picture(3 * CHUNK, seed=2), picture(40_000), picture(100, seed=3)]
     slim, apart = references.images.put_aside("acme", [showing(*urls), showing(urls[1])])
@@ -62,12 +71,19 @@ async def test_each_protocol_sends_images_as_they_were(model_server: ModelServer
 
     assert candidate.ok, candidate.error
     (recorded,) = model_server.stats.recorded
-    parts = [part for m in recorded.request["messages"] for part in m["content"] if part["type"] == "image_url"]
+    parts = [
+        part
+        for m in recorded.request["messages"]
+        for part in m["content"]
+        if part["type"] == "image_url"
+    ]
     assert [part["image_url"]["url"] for part in parts] == [*urls, urls[1]]
 
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic", "gemini", "mistral"])
-async def test_each_protocol_sends_texts_as_they_were(model_server: ModelServer, blobs: Blobs, provider: str) -> None:
+async def test_each_protocol_sends_texts_as_they_were(
+    model_server: ModelServer, blobs: Blobs, provider: str
+) -> None:
     model_server.set_script(Script(recording=True))
     url = picture(100)
     image = Image(url=url, at=len(LONG) // 2)
@@ -163,7 +179,10 @@ async def test_one_that_is_put_again_while_it_is_sent_is_sent_again(
 
     assert (candidate.ok, candidate.attempts, candidate.maybe_paid_twice) == (True, 2, False)
     assert model_server.stats.requests == 1
-    assert model_server.stats.recorded[0].request["messages"][0]["content"][0]["image_url"]["url"] == url
+    assert (
+        model_server.stats.recorded[0].request["messages"][0]["content"][0]["image_url"]["url"]
+        == url
+    )
 
 
 async def test_a_broker_that_does_not_answer_is_asked_again(
@@ -177,4 +196,8 @@ async def test_a_broker_that_does_not_answer_is_asked_again(
         candidate = await generate.generate(a_task(*slim))
 
     assert candidate.error is not None
-    assert (candidate.error.code, candidate.attempts, model_server.stats.requests) == ("connect_error", 2, 0)
+    assert (candidate.error.code, candidate.attempts, model_server.stats.requests) == (
+        "connect_error",
+        2,
+        0,
+    )

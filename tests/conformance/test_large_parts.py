@@ -26,8 +26,8 @@ from fusewire.testing.model_server import ModelServer
 from fusewire.testing.nats_server import NatsServer
 from fusewire.topology import BLOB_STORE
 from fusewire_cli.client import Client
+from fusewire_ingest.admission.refusal import RefusedError
 from fusewire_ingest.large_parts import IDLE, LargeParts
-from fusewire_ingest.refusal import RefusedError
 from fusewire_ingest.repository.images import Images
 from fusewire_ingest.repository.submissions import Submissions
 
@@ -47,20 +47,29 @@ def data_of(url: str) -> bytes:
 
 def as_json(body: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a request with a large body."""
-    return {"data": io.BytesIO(json.dumps(body).encode()), "headers": {"content-type": "application/json"}}
+    return {
+        "data": io.BytesIO(json.dumps(body).encode()),
+        "headers": {"content-type": "application/json"},
+    }
 
 
 def asked(*urls: str, **fields: Any) -> dict[str, Any]:
     parts: list[dict[str, Any]] = [{"type": "text", "text": "Which?"}]
     parts += [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-    return {"model": "openrouter/fusion", "messages": [{"role": "user", "content": parts}], **fields}
+    return {
+        "model": "openrouter/fusion",
+        "messages": [{"role": "user", "content": parts}],
+        **fields,
+    }
 
 
 @pytest.fixture
 def settings(make_settings: MakeSettings, nats: NatsServer, model_server: ModelServer) -> Settings:
     """Three members that take images; their judge takes none."""
     hosted = {"kind": "remote", "base_url": model_server.base_url, "images": True}
-    return make_settings(nats=Nats(url=nats.url), models={name: {**hosted, "model": name} for name in PANEL})
+    return make_settings(
+        nats=Nats(url=nats.url), models={name: {**hosted, "model": name} for name in PANEL}
+    )
 
 
 # -- through all of Fusewire --------------------------------------------------------------------
@@ -93,7 +102,9 @@ async def test_each_member_is_shown_it_and_no_message_holds_it(
 async def go_on(client: Client, first: Any) -> None:
     """Ask one model something, and then something after it."""
     async with aiohttp.ClientSession(client.url) as http:
-        async with http.post("/v1/responses", **as_json({"model": "a", "input": first})) as response:
+        async with http.post(
+            "/v1/responses", **as_json({"model": "a", "input": first})
+        ) as response:
             before = await response.json()
         then = {"model": "a", "input": "And now?", "previous_response_id": before["id"]}
         async with http.post("/v1/responses", json=then) as response:
@@ -105,13 +116,18 @@ async def test_the_conversation_after_a_response_still_shows_it(
 ) -> None:
     large = picture(40_000)
     model_server.set_script(Script(recording=True))
-    content = [{"type": "input_text", "text": "Which?"}, {"type": "input_image", "image_url": large}]
+    content = [
+        {"type": "input_text", "text": "Which?"},
+        {"type": "input_image", "image_url": large},
+    ]
     async with running(settings, *SERVICES) as client:
         await go_on(client, [{"role": "user", "content": content}])
 
     messages = model_server.stats.recorded[-1].request["messages"]
     assert [m["role"] for m in messages] == ["user", "assistant", "user"]
-    assert [p["image_url"]["url"] for p in messages[0]["content"] if p["type"] == "image_url"] == [large]
+    assert [p["image_url"]["url"] for p in messages[0]["content"] if p["type"] == "image_url"] == [
+        large
+    ]
 
 
 @pytest.mark.slow
@@ -158,7 +174,10 @@ async def test_the_conversation_after_a_response_has_its_long_text_again(
     [
         ({"residency": "edge-only"}, "the limit of an edge-only prompt is"),
         ({"messages": [{"role": "user", "content": LONG * 3}]}, "raise limits.text_bytes"),
-        ({"messages": [{"role": "user", "content": "x" * 8000}] * 40}, "not in long texts or images is"),
+        (
+            {"messages": [{"role": "user", "content": "x" * 8000}] * 40},
+            "not in long texts or images is",
+        ),
     ],
     ids=["edge-only", "too long", "many short ones"],
 )
@@ -188,13 +207,18 @@ async def test_nothing_of_an_edge_only_prompt_goes_to_where_hosted_models_read(
     assert not [m.subject for m in traffic if m.subject.startswith("$O.")]
 
 
-async def test_images_that_were_erased_are_shown_to_nobody(settings: Settings, running: Running) -> None:
+async def test_images_that_were_erased_are_shown_to_nobody(
+    settings: Settings, running: Running
+) -> None:
     body = {"messages": asked(picture(40_000))["messages"]}
     async with running(settings, "ingest") as client, aiohttp.ClientSession(client.url) as http:
         prompt = await client.submit(body)
         path = f"/v1/fusions/{prompt['id']}/images"
         async with http.delete(path) as response:
-            assert (response.status, await response.json()) == (200, {"id": prompt["id"], "erased": 1})
+            assert (response.status, await response.json()) == (
+                200,
+                {"id": prompt["id"], "erased": 1},
+            )
         async with http.delete(path) as response:
             assert await response.json() == {"id": prompt["id"], "erased": 0}
         async with http.delete("/v1/fusions/01JZZZZZZZZZZZZZZZZZZZZZZZ/images") as response:
@@ -210,13 +234,20 @@ async def test_images_that_were_erased_are_shown_to_nobody(settings: Settings, r
     ("body", "named"),
     [
         (asked(picture(110_000), picture(110_000, seed=2)), "the body has more than"),
-        (asked(picture(51_000), picture(50_001, seed=2)), "its images have 101001 bytes, the limit is 100000"),
+        (
+            asked(picture(51_000), picture(50_001, seed=2)),
+            "its images have 101001 bytes, the limit is 100000",
+        ),
         (asked(messages=[{"role": "user", "content": "x" * 60_000}]), "limits.text_bytes"),
     ],
     ids=["images by far", "images", "text"],
 )
 async def test_what_is_too_large_is_refused(
-    make_settings: MakeSettings, nats: NatsServer, running: Running, body: dict[str, Any], named: str
+    make_settings: MakeSettings,
+    nats: NatsServer,
+    running: Running,
+    body: dict[str, Any],
+    named: str,
 ) -> None:
     limits = {"drain_s": 2, "prompt_bytes": 20_000, "image_bytes": 100_000, "text_bytes": 10_000}
     settings = make_settings(nats=Nats(url=nats.url), limits=limits)
@@ -297,10 +328,14 @@ def kept(bus: Bus, store: Store) -> Kept:
 
 async def end(store: Store, prompt: Prompt) -> None:
     async with store.write() as connection:
-        await connection.exec_driver_sql(f"UPDATE fusions SET is_done = true WHERE fusion_id = '{prompt.fusion_id}'")
+        await connection.exec_driver_sql(
+            f"UPDATE fusions SET is_done = true WHERE fusion_id = '{prompt.fusion_id}'"
+        )
 
 
-async def test_the_broker_has_it_as_long_as_a_fusion_waits_for_it(kept: Kept, store: Store, blobs: Blobs) -> None:
+async def test_the_broker_has_it_as_long_as_a_fusion_waits_for_it(
+    kept: Kept, store: Store, blobs: Blobs
+) -> None:
     prompt = await kept.submit(LARGE)
     (name,) = references.images.names(prompt.messages)
     assert await read(blobs, name) == data_of(LARGE)
@@ -317,7 +352,9 @@ async def test_the_broker_has_it_as_long_as_a_fusion_waits_for_it(kept: Kept, st
     assert await kept.images.get(prompt.tenant, name) is None
 
 
-async def test_one_that_is_shown_again_is_published_again(kept: Kept, store: Store, blobs: Blobs) -> None:
+async def test_one_that_is_shown_again_is_published_again(
+    kept: Kept, store: Store, blobs: Blobs
+) -> None:
     first = await kept.submit(LARGE, custom_id="1")
     (name,) = references.images.names(first.messages)
     await end(store, first)
@@ -330,7 +367,9 @@ async def test_one_that_is_shown_again_is_published_again(kept: Kept, store: Sto
     assert await read(blobs, name) == data_of(LARGE)
 
 
-async def test_one_that_was_just_shown_stays_for_the_prompt_that_comes(kept: Kept, store: Store, blobs: Blobs) -> None:
+async def test_one_that_was_just_shown_stays_for_the_prompt_that_comes(
+    kept: Kept, store: Store, blobs: Blobs
+) -> None:
     first = await kept.submit(LARGE)
     (name,) = references.images.names(first.messages)
     await end(store, first)

@@ -24,7 +24,14 @@ from fusewire.testing.model_server import ModelServer
 from fusewire.testing.nats_server import NatsServer
 from fusewire.topology import topology
 from fusewire_worker_remote.generate import RemoteGenerate
-from fusewire_worker_remote.ledger import Busy, Calls, ConflictError, Entry, Ledger, LedgerUnavailable
+from fusewire_worker_remote.ledger import (
+    ConflictError,
+    EntryBusy,
+    Ledger,
+    LedgerEntry,
+    LedgerUnavailable,
+    TaskCalls,
+)
 from fusewire_worker_remote.ledger_kv import BUCKET, KvLedger
 
 LEASE_S = 15.0
@@ -60,7 +67,7 @@ class Died(BaseException):
     """The worker is gone: nothing of it runs any more."""
 
 
-def state(entry: Entry) -> str:
+def state(entry: LedgerEntry) -> str:
     """What an entry of one call says."""
     (known,) = entry.calls.values()
     if known.is_sent:
@@ -76,10 +83,10 @@ class Dying:
         self._when, self._state = point.split()
         self.is_dead = False
 
-    async def get(self, key: str) -> tuple[Entry | None, int]:
+    async def get(self, key: str) -> tuple[LedgerEntry | None, int]:
         return await self._ledger.get(key)
 
-    async def put(self, key: str, entry: Entry, revision: int, keep_s: float) -> int:
+    async def put(self, key: str, entry: LedgerEntry, revision: int, keep_s: float) -> int:
         if self.is_dead:
             raise LedgerUnavailable("nothing of it runs any more")
         if state(entry) == self._state and self._when == "before":
@@ -98,7 +105,9 @@ class Published:
     def __init__(self) -> None:
         self.candidates: list[Candidate] = []
 
-    async def __call__(self, fusion_id: str, round_: int, calls: Collection[str]) -> Collection[str]:
+    async def __call__(
+        self, fusion_id: str, round_: int, calls: Collection[str]
+    ) -> Collection[str]:
         come = {(c.fusion_id, c.round, c.call) for c in self.candidates}
         return [call for call in calls if (fusion_id, round_, call) in come]
 
@@ -130,7 +139,13 @@ async def worker(
 ) -> AsyncIterator[RemoteGenerate]:
     lease_s = settings.pop("lease_s", LEASE_S)
     stored = settings.pop("stored", Published())
-    model = {"kind": "remote", "base_url": server.base_url, "model": "big-1", "timeout_s": 20, **settings}
+    model = {
+        "kind": "remote",
+        "base_url": server.base_url,
+        "model": "big-1",
+        "timeout_s": 20,
+        **settings,
+    }
     generate = RemoteGenerate(
         {"big": RemoteModel.model_validate(model)},
         ledger,
@@ -151,24 +166,30 @@ async def abandon(ledger: Dying, server: ModelServer, clock: Clock, deliveries: 
     """A worker takes the message, and dies before its candidate is published if not before."""
     async with (
         worker(ledger, server, clock) as generate,
-        generate.hold(Tasks.of("default", [a_task(clock)]), deliveries, lambda: None) as make,
+        generate.hold(
+            Tasks.from_tasks("default", [a_task(clock)]), deliveries, lambda: None
+        ) as make,
     ):
         await make(a_task(clock), None)
         ledger.is_dead = True
         raise Died
 
 
-async def die(ledger: Ledger, server: ModelServer, clock: Clock, point: str, deliveries: int = 1) -> None:
+async def die(
+    ledger: Ledger, server: ModelServer, clock: Clock, point: str, deliveries: int = 1
+) -> None:
     """A worker takes the message and dies at a point."""
     with pytest.raises(Died):
         await abandon(Dying(ledger, point), server, clock, deliveries)
 
 
-async def deliver(ledger: Ledger, server: ModelServer, clock: Clock, published: Published) -> Candidate | None:
+async def deliver(
+    ledger: Ledger, server: ModelServer, clock: Clock, published: Published
+) -> Candidate | None:
     """Another worker has it delivered again, and publishes what it comes to; None where nothing is left to do."""
     async with (
         worker(ledger, server, clock, "other", stored=published) as generate,
-        generate.hold(Tasks.of("default", [a_task(clock)]), 2, lambda: None) as make,
+        generate.hold(Tasks.from_tasks("default", [a_task(clock)]), 2, lambda: None) as make,
     ):
         candidate = await make(a_task(clock), None)
     if candidate:
@@ -198,7 +219,7 @@ async def test_a_crash_costs_at_most_one_more_call(
         assert server.stats.requests == at_death
 
         if point != "before sent":
-            with pytest.raises(Busy) as busy:
+            with pytest.raises(EntryBusy) as busy:
                 await deliver(ledger, server, clock, published)
             assert busy.value.retry_after_s is not None
             assert 0 < busy.value.retry_after_s <= LEASE_S + 1
@@ -224,7 +245,9 @@ async def test_what_may_have_been_called_before_the_ledger_was_lost_is_called_wh
     async def repeated(server: ModelServer, queue: str) -> Candidate | None:
         async with (
             worker(ledger, server, clock, stored=published) as generate,
-            generate.hold(Tasks.of(queue, [a_task(clock)]), 1, lambda: None, is_repeated=True) as make,
+            generate.hold(
+                Tasks.from_tasks(queue, [a_task(clock)]), 1, lambda: None, is_repeated=True
+            ) as make,
         ):
             return await make(a_task(clock), None)
 
@@ -263,7 +286,9 @@ async def test_a_worker_that_stops_lets_go_so_that_nobody_waits_for_its_lease(kv
         async with worker(ledger, server, clock) as generate:
 
             async def handle() -> None:
-                async with generate.hold(Tasks.of("default", [a_task(clock)]), 1, lambda: None) as make:
+                async with generate.hold(
+                    Tasks.from_tasks("default", [a_task(clock)]), 1, lambda: None
+                ) as make:
                     await make(a_task(clock), None)
 
             handling = asyncio.create_task(handle())
@@ -287,17 +312,21 @@ async def test_without_an_answer_from_the_judge_nothing_is_called_again(kv: KeyV
         clock.outlive_lease()
         async with worker(ledger, server, clock, stored=silent) as generate:
             with pytest.raises(Transient, match="no judge"):
-                await generate.hold(Tasks.of("default", [a_task(clock)]), 2, lambda: None).__aenter__()
+                await generate.hold(
+                    Tasks.from_tasks("default", [a_task(clock)]), 2, lambda: None
+                ).__aenter__()
         assert server.stats.requests == 1
 
 
 async def test_the_calls_of_a_message_are_noted_in_one_write(kv: KeyValue) -> None:
     ledger, clock = KvLedger(kv), Clock()
-    tasks = [a_task(clock).model_copy(update={"call": call, "task_id": f"f1-0-{call}"}) for call in "abc"]
+    tasks = [
+        a_task(clock).model_copy(update={"call": call, "task_id": f"f1-0-{call}"}) for call in "abc"
+    ]
     async with (
         ModelServer() as server,
         worker(ledger, server, clock) as generate,
-        generate.hold(Tasks.of("default", tasks), 1, lambda: None) as make,
+        generate.hold(Tasks.from_tasks("default", tasks), 1, lambda: None) as make,
     ):
         candidates = await asyncio.gather(*(make(task, None) for task in tasks))
         entry, revision = await ledger.get("f1-0-default")
@@ -317,7 +346,9 @@ async def test_a_message_stands_in_line_until_one_of_its_calls_has_a_place(kv: K
 
         async def handle(call: str) -> None:
             task = a_task(clock).model_copy(update={"call": call})
-            async with generate.hold(Tasks.of(call, [task]), 1, lambda: begun.append(call)) as make:
+            async with generate.hold(
+                Tasks.from_tasks(call, [task]), 1, lambda: begun.append(call)
+            ) as make:
                 await make(task, None)
 
         first = asyncio.create_task(handle("a"))
@@ -338,10 +369,10 @@ async def test_a_copy_of_a_message_that_has_ended_makes_no_call(kv: KeyValue) ->
         assert await deliver(ledger, server, clock, published)
         async with (
             worker(ledger, server, clock, stored=published) as generate,
-            generate.hold(Tasks.of("default", [a_task(clock)]), 1, lambda: None) as make,
+            generate.hold(Tasks.from_tasks("default", [a_task(clock)]), 1, lambda: None) as make,
         ):
             # It cannot know before it tries, and comes again.
-            with pytest.raises(Busy):
+            with pytest.raises(EntryBusy):
                 await make(a_task(clock), None)
         clock.outlive_lease()
         assert await deliver(ledger, server, clock, published) is None
@@ -356,7 +387,7 @@ async def test_of_many_workers_with_one_task_one_calls(kv: KeyValue) -> None:
         async with worker(ledger, server, clock, f"w{n}") as generate:
             try:
                 return await generate.generate(task)
-            except Busy:
+            except EntryBusy:
                 return None
 
     async with ModelServer(Script.of(latency_ms=50)) as server:
@@ -367,7 +398,10 @@ async def test_of_many_workers_with_one_task_one_calls(kv: KeyValue) -> None:
 
 async def test_a_long_call_keeps_its_lease(kv: KeyValue) -> None:
     ledger, clock = KvLedger(kv), Clock()
-    async with ModelServer(Script.of(latency_ms=500)) as server, worker(ledger, server, clock, lease_s=0.3) as generate:
+    async with (
+        ModelServer(Script.of(latency_ms=500)) as server,
+        worker(ledger, server, clock, lease_s=0.3) as generate,
+    ):
         assert (await generate.generate(a_task(clock))).ok
         noted = await kv.get("f1-0-a")
     assert noted.revision is not None
@@ -383,11 +417,11 @@ class Stalling:
         self.stands = asyncio.Event()
         self.go_on = asyncio.Event()
 
-    async def get(self, key: str) -> tuple[Entry | None, int]:
+    async def get(self, key: str) -> tuple[LedgerEntry | None, int]:
         await self._stand_still()
         return await self._ledger.get(key)
 
-    async def put(self, key: str, entry: Entry, revision: int, keep_s: float) -> int:
+    async def put(self, key: str, entry: LedgerEntry, revision: int, keep_s: float) -> int:
         await self._stand_still()
         self._is_noted = True
         return await self._ledger.put(key, entry, revision, keep_s)
@@ -434,15 +468,17 @@ async def test_an_answer_ends_a_task_over_a_call_that_has_none_yet(kv: KeyValue)
 async def test_a_failure_does_not_end_it_over_a_call_that_may_yet_answer(kv: KeyValue) -> None:
     async with lease_lost(kv, "unauthorized", then="hang") as (stalling, stalled, _, _server):
         stalling.go_on.set()
-        with pytest.raises(Busy):
+        with pytest.raises(EntryBusy):
             await stalled
 
 
 @pytest.mark.parametrize("fate", ["rate_limited", "truncate"])
-async def test_without_its_lease_a_worker_makes_no_further_call(kv: KeyValue, fate: FaultKind) -> None:
+async def test_without_its_lease_a_worker_makes_no_further_call(
+    kv: KeyValue, fate: FaultKind
+) -> None:
     async with lease_lost(kv, fate, then="hang") as (stalling, stalled, _, server):
         stalling.go_on.set()
-        with pytest.raises(Busy):
+        with pytest.raises(EntryBusy):
             await stalled
         assert server.stats.requests == 2
 
@@ -463,7 +499,9 @@ class Deaf(MemoryKeyValue):
         self._lost = set(lost)
         self._writes = 0
 
-    async def _update(self, key: str, value: bytes, last: int | None = None, *rest: Any, **more: Any) -> int:
+    async def _update(
+        self, key: str, value: bytes, last: int | None = None, *rest: Any, **more: Any
+    ) -> int:
         self._writes += 1
         revision = await super()._update(key, value, last, *rest, **more)
         if self._writes in self._lost:
@@ -489,7 +527,9 @@ class Down(MemoryKeyValue):
         super().__init__()
         self._left = first - 1
 
-    async def _update(self, key: str, value: bytes, last: int | None = None, *rest: Any, **more: Any) -> int:
+    async def _update(
+        self, key: str, value: bytes, last: int | None = None, *rest: Any, **more: Any
+    ) -> int:
         if self._left == 0:
             raise nats.errors.TimeoutError
         self._left -= 1
@@ -530,7 +570,7 @@ async def test_what_the_server_leaves_of_an_expired_key_is_no_entry() -> None:
 
 async def test_a_revision_that_is_not_the_last_is_refused(kv: KeyValue) -> None:
     ledger, clock = KvLedger(kv), Clock()
-    entry = Entry(owner="w", until=clock(), calls={"a": Calls(started_at=clock())})
+    entry = LedgerEntry(owner="w", until=clock(), calls={"a": TaskCalls(started_at=clock())})
     late = 3600.0
     assert await ledger.get("t") == (None, 0)
     first = await ledger.put("t", entry, 0, late)
@@ -547,7 +587,7 @@ async def test_the_server_forgets_an_entry_when_its_time_has_come(
 ) -> None:
     monkeypatch.setattr("fusewire_worker_remote.ledger_kv.LEAST_TTL_S", 1.0)
     clock = Clock()
-    entry = Entry(owner="w", until=clock(), calls={"a": Calls(started_at=clock())})
+    entry = LedgerEntry(owner="w", until=clock(), calls={"a": TaskCalls(started_at=clock())})
     async with NatsServer(tmp_path) as server:
         client = await nats.connect(server.url)
         js = client.jetstream()
@@ -563,5 +603,7 @@ async def test_the_server_forgets_an_entry_when_its_time_has_come(
 
         await eventually(is_over)
         assert (await ledger.get("kept"))[0] == entry
-        assert await ledger.put("over", entry, 0, 0.0), "what is forgotten is as if it had never been"
+        assert await ledger.put("over", entry, 0, 0.0), (
+            "what is forgotten is as if it had never been"
+        )
         await client.close()

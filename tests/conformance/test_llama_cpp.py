@@ -16,7 +16,7 @@ from fusewire.testing.factories import used
 from fusewire.testing.llama_server import llama_server
 from fusewire.testing.memory_kv import MemoryKeyValue
 from fusewire.testing.tiny_gguf import write_gguf
-from fusewire.worker import Tell
+from fusewire.worker import TokenPublisher
 from fusewire_worker_remote.generate import RemoteGenerate
 from fusewire_worker_remote.ledger_kv import KvLedger
 
@@ -50,7 +50,7 @@ async def generate(url: str) -> AsyncIterator[RemoteGenerate]:
     await found.aclose()
 
 
-class Told(Tell):
+class Told(TokenPublisher):
     """Notes what it is told."""
 
     def __init__(self) -> None:
@@ -78,7 +78,10 @@ def a_task(text: str = "Why?", **changes: Any) -> Task:
         "model": "tiny",
         "tier": "remote",
         "tenant": "t",
-        "messages": (Message(role="system", content="Be brief."), Message(role="user", content=text)),
+        "messages": (
+            Message(role="system", content="Be brief."),
+            Message(role="user", content=text),
+        ),
         "sampling": Sampling(max_tokens=12, temperature=0.0, seed=7),
         "residency": "any",
         "priority": "normal",
@@ -110,7 +113,9 @@ async def test_a_stream_tells_the_whole_answer_in_pieces(generate: RemoteGenerat
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
-async def test_an_answer_keeps_to_its_schema(generate: RemoteGenerate, *, is_streamed: bool) -> None:
+async def test_an_answer_keeps_to_its_schema(
+    generate: RemoteGenerate, *, is_streamed: bool
+) -> None:
     sampling = Sampling(max_tokens=200, temperature=0.0, seed=7, response_schema=SCHEMA)
     answer = await generate.generate(a_task(sampling=sampling, is_streamed=is_streamed), Told())
 
@@ -122,4 +127,8 @@ async def test_what_is_too_long_is_refused_for_good(generate: RemoteGenerate) ->
     answer = await generate.generate(a_task("word " * 3000))
 
     assert answer.error is not None
-    assert (answer.error.code, answer.error.retryable, answer.attempts) == ("context_length_exceeded", False, 1)
+    assert (answer.error.code, answer.error.retryable, answer.attempts) == (
+        "context_length_exceeded",
+        False,
+        1,
+    )

@@ -58,7 +58,9 @@ async def test_a_broker_that_stores_nothing_any_more_is_ended_where_there_is_roo
     assert await broker.answers()
 
 
-async def test_a_stack_watches_its_broker_and_says_when_it_does_not_any_more(make_settings: MakeSettings) -> None:
+async def test_a_stack_watches_its_broker_and_says_when_it_does_not_any_more(
+    make_settings: MakeSettings,
+) -> None:
     stack = Stack(make_settings())
     await stack.start()
     try:
@@ -82,7 +84,9 @@ async def test_the_watch_ends_though_a_look_keeps_the_cancellation_to_itself(
         return True
 
     monkeypatch.setattr(EmbeddedNats, "answers", answers)
-    watch = asyncio.create_task(Stack(Settings(data_dir=tmp_path))._watch_broker(EmbeddedNats(tmp_path)))
+    watch = asyncio.create_task(
+        Stack(Settings(data_dir=tmp_path))._watch_broker(EmbeddedNats(tmp_path))
+    )
     await looking.wait()
 
     watch.cancel()

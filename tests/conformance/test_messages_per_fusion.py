@@ -37,7 +37,11 @@ WRITTEN = {
 
 async def written(bus: Bus) -> dict[str, int]:
     """Messages that each stream has ever taken."""
-    return {info.config.name or "": info.state.last_seq for info in await bus.js.streams_info() if info.state.last_seq}
+    return {
+        info.config.name or "": info.state.last_seq
+        for info in await bus.js.streams_info()
+        if info.state.last_seq
+    }
 
 
 async def with_outcome(bus: Bus) -> dict[str, int] | None:
@@ -115,17 +119,23 @@ async def test_many_at_once_share_their_commits_and_need_few_tasks(
     settings = make_settings(nats=Nats(url=nats.url))
     begun: Counter[str] = Counter()
 
-    def task(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any], **given: Any) -> asyncio.Task[Any]:
+    def task(
+        loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any], **given: Any
+    ) -> asyncio.Task[Any]:
         begun["tasks"] += 1
         return asyncio.Task(work, loop=loop, **given)
 
     async with running(settings, "judge", "worker-remote", "dispatcher", "ingest") as client:
         fuse = partial(client.submit, wait_s=250)
-        await asyncio.gather(*(fuse({"prompt": f"Why {n}?", "complete": True}) for n in range(IN_FLIGHT)))
+        await asyncio.gather(
+            *(fuse({"prompt": f"Why {n}?", "complete": True}) for n in range(IN_FLIGHT))
+        )
         decoded.clear()
         before = commits()
         asyncio.get_running_loop().set_task_factory(cast("Any", task))
-        await asyncio.gather(*(fuse({"prompt": f"And why {n}?", "complete": True}) for n in range(IN_FLIGHT)))
+        await asyncio.gather(
+            *(fuse({"prompt": f"And why {n}?", "complete": True}) for n in range(IN_FLIGHT))
+        )
         asyncio.get_running_loop().set_task_factory(None)
 
     assert (commits() - before) / IN_FLIGHT <= COMMITS

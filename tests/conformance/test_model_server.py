@@ -40,9 +40,16 @@ async def test_answers_follow_the_script() -> None:
 
 
 async def test_tools_are_called_by_the_script_where_they_are_offered() -> None:
-    rules = (Rule(match="twice", calls=(ScriptedCall(name="clock"), ScriptedCall(name="clock", arguments="{no JSON"))),)
+    rules = (
+        Rule(
+            match="twice",
+            calls=(ScriptedCall(name="clock"), ScriptedCall(name="clock", arguments="{no JSON")),
+        ),
+    )
     script = Script.of(
-        rules=rules, answer="In words.", calls=(ScriptedCall(name="weather", arguments={"city": "Rom"}),)
+        rules=rules,
+        answer="In words.",
+        calls=(ScriptedCall(name="weather", arguments={"city": "Rom"}),),
     )
     tools = [{"type": "function", "function": {"name": "weather"}}]
     async with ModelServer(script) as server:
@@ -50,7 +57,10 @@ async def test_tools_are_called_by_the_script_where_they_are_offered() -> None:
         twice = await chosen(server.base_url, "Weather, twice", tools=tools)
         plain = await chosen(server.base_url, "Weather?")
         barred = await chosen(server.base_url, "Weather?", tools=tools, tool_choice="none")
-        turns = [{"role": "user", "content": "Weather?"}, {"role": "tool", "tool_call_id": "call_0", "content": "Wet."}]
+        turns = [
+            {"role": "user", "content": "Weather?"},
+            {"role": "tool", "tool_call_id": "call_0", "content": "Wet."},
+        ]
         answered = await chosen(server.base_url, "", tools=tools, messages=turns)
     called = {"name": "weather", "arguments": '{"city": "Rom"}'}
     assert once["message"] == {
@@ -59,7 +69,10 @@ async def test_tools_are_called_by_the_script_where_they_are_offered() -> None:
         "tool_calls": [{"id": "call_0", "type": "function", "function": called}],
     }
     assert once["finish_reason"] == "tool_calls"
-    assert [c["function"]["arguments"] for c in twice["message"]["tool_calls"]] == ["{}", "{no JSON"]
+    assert [c["function"]["arguments"] for c in twice["message"]["tool_calls"]] == [
+        "{}",
+        "{no JSON",
+    ]
     for said in (plain, barred, answered):
         assert (said["message"]["content"], said["finish_reason"]) == ("In words.", "stop")
 
@@ -99,7 +112,9 @@ async def test_a_schema_that_is_asked_for_is_satisfied() -> None:
 
 
 def test_latencies_and_faults_are_seeded() -> None:
-    script = ModelScript(latency_ms=50, latency_sigma=1.0, fault_rates={"server_error": 0.05, "rate_limited": 0.05})
+    script = ModelScript(
+        latency_ms=50, latency_sigma=1.0, fault_rates={"server_error": 0.05, "rate_limited": 0.05}
+    )
 
     def drawn(seed: int) -> list[tuple[str | None, float]]:
         model = Model("m", script.model_copy(update={"seed": seed}))
@@ -147,13 +162,19 @@ async def test_it_runs_in_a_process_of_its_own_and_is_controlled_over_http() -> 
         url = f"http://127.0.0.1:{json.loads(await process.stdout.readline())['port']}"
         async with aiohttp.ClientSession() as client:
             script = Script.of(recording=True, answer="scripted")
-            async with client.post(f"{url}/_control/script", data=script.model_dump_json()) as response:
+            async with client.post(
+                f"{url}/_control/script", data=script.model_dump_json()
+            ) as response:
                 assert response.status == 200
             for _ in range(2):
                 assert await ask(f"{url}/v1", "Say xyzzy", key="k1") == "scripted"
             async with client.get(f"{url}/_control/stats") as response:
                 stats = await response.json()
-            assert (stats["requests"], stats["by_model"], stats["by_key"]) == (2, {"big-1": 2}, {"k1": 2})
+            assert (stats["requests"], stats["by_model"], stats["by_key"]) == (
+                2,
+                {"big-1": 2},
+                {"k1": 2},
+            )
             assert stats["recorded"][1]["body"]["messages"][0]["content"] == "Say xyzzy"
             async with client.get(f"{url}/_control/received") as response:
                 assert (await response.read()).count(b"xyzzy") == 2
@@ -166,7 +187,10 @@ async def test_it_runs_in_a_process_of_its_own_and_is_controlled_over_http() -> 
 
 async def test_a_stream_comes_token_by_token_and_its_first_is_timed() -> None:
     body = {"model": "big-1", "messages": [{"role": "user", "content": "Hello"}], "stream": True}
-    async with ModelServer(Script.of(answer="one two three", token_ms=1)) as server, aiohttp.ClientSession() as client:
+    async with (
+        ModelServer(Script.of(answer="one two three", token_ms=1)) as server,
+        aiohttp.ClientSession() as client,
+    ):
         before = time.monotonic_ns()
         async with client.post(f"{server.base_url}/chat/completions", json=body) as response:
             assert response.content_type == "text/event-stream"

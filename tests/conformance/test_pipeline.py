@@ -30,10 +30,10 @@ from fusewire.testing.postgres import PostgresServer
 from fusewire.topology import CARRIERS, candidate_subject, prompt_subject, topology
 from fusewire_cli.client import Client
 from fusewire_cli.local.runner import upgrade_database
-from fusewire_ingest import relay, waiting
+from fusewire_ingest import outbox, waiting
 from fusewire_judge import service as judge_service
 from fusewire_judge.handlers import Handlers
-from fusewire_judge.turn import Work
+from fusewire_judge.turn import TurnResult
 
 MANY = 400
 """Fusions: enough for two judges to meet over and over."""
@@ -87,7 +87,9 @@ ABSENT = [f"missing:{member}:0.33:deadline" for member in "abc"]
 async def test_the_three_modes_on_the_local_stack(
     make_settings: MakeSettings, stack: Running, model_server: ModelServer
 ) -> None:
-    other = ModelScript(answer="Nothing of the kind is to be seen where this model happens to live.")
+    other = ModelScript(
+        answer="Nothing of the kind is to be seen where this model happens to live."
+    )
     writer = ModelScript(rules=(Rule(match="Now write", answer=MERGED),))
     model_server.set_script(Script(models={"c": other, "j": writer}))
     async with stack(make_settings()) as client:
@@ -96,9 +98,16 @@ async def test_the_three_modes_on_the_local_stack(
         debated = await ask(client, WHY, mode="debate")
         seen = await client.get(best["id"])
 
-    assert (best["status"], best["is_degraded"], best["judge_rung"], best["rounds"]) == ("fused", False, "strict", 1)
+    assert (best["status"], best["is_degraded"], best["judge_rung"], best["rounds"]) == (
+        "fused",
+        False,
+        "strict",
+        1,
+    )
     assert best["swap_consistent"] is True
-    assert best["content"] == next(a["content"] for a in best["answers"] if a["member"] == best["winner"])
+    assert best["content"] == next(
+        a["content"] for a in best["answers"] if a["member"] == best["winner"]
+    )
     assert parts(best) == dict.fromkeys("abc", "ok")
     # Analysis and verdicts, the writing, and the guard.
     assert (merged["status"], merged["guard"], merged["rounds"]) == ("fused", "passed", 3)
@@ -139,7 +148,9 @@ async def test_what_is_urgent_is_planned_before_what_came_earlier(
     names = ["low", "low", "normal", "low", "high", "normal", "high"]
     async with running(settings, "ingest") as client:
         for number, priority in enumerate(names):
-            await client.submit({"prompt": "Why?", "priority": priority, "custom_id": f"{priority}{number}"})
+            await client.submit(
+                {"prompt": "Why?", "priority": priority, "custom_id": f"{priority}{number}"}
+            )
 
         async def are_there(stream: str) -> bool:
             return (await ops.js.stream_info(stream)).state.messages == len(names)
@@ -147,7 +158,10 @@ async def test_what_is_urgent_is_planned_before_what_came_earlier(
         await eventually(lambda: are_there("FW_PROMPT"))
         async with running(settings, "dispatcher"):
             await eventually(lambda: are_there("FW_CANDIDATE"))
-    plans = [Plan.decode((await ops.js.get_msg("FW_CANDIDATE", seq)).data or b"") for seq in range(1, 1 + len(names))]
+    plans = [
+        Plan.decode((await ops.js.get_msg("FW_CANDIDATE", seq)).data or b"")
+        for seq in range(1, 1 + len(names))
+    ]
     assert [plan.priority for plan in plans] == sorted(names, key=["high", "normal", "low"].index)
 
 
@@ -155,7 +169,9 @@ async def test_closed_answers_are_voted_without_a_judge_call(
     settings: Settings, running: Running, model_server: ModelServer
 ) -> None:
     model_server.set_script(
-        Script(models={n: ModelScript(answer=a) for n, a in {"a": "4", "b": "5", "c": "4."}.items()})
+        Script(
+            models={n: ModelScript(answer=a) for n, a in {"a": "4", "b": "5", "c": "4."}.items()}
+        )
     )
     async with running(settings, *ALL) as client:
         shown = await ask(client, "2+2?")
@@ -268,9 +284,13 @@ async def test_a_forged_candidate_is_ignored(
     async with running(settings, *ALL) as client:
         await client.submit({"prompt": "Why?", "custom_id": "one"})
         for candidate in forged:
-            await ops.publish(candidate_subject(candidate.fusion_id, candidate.round, candidate.call), candidate)
+            await ops.publish(
+                candidate_subject(candidate.fusion_id, candidate.round, candidate.call), candidate
+            )
         # One that says another task than its subject: laid where operators find it.
-        await ops.publish(candidate_subject(fusion_id, 0, "y"), make_candidate("FORGED", "a", prompt=prompt))
+        await ops.publish(
+            candidate_subject(fusion_id, 0, "y"), make_candidate("FORGED", "a", prompt=prompt)
+        )
         shown = await client.get(fusion_id, wait_s=WAIT_S)
 
         async def dead() -> bool:
@@ -345,7 +365,9 @@ async def test_what_is_accepted_while_nats_is_down_is_done_when_it_is_back(
             outage.setattr(bus_module, "PUBLISH_TIMEOUT_S", 0.2)
             await submit(client, 0, 5)
             # Not before every publication was given up: from here on only the sweep can help.
-            await eventually(lambda: [line["event"] for line in told].count("ingest.publish_failed") >= 5)
+            await eventually(
+                lambda: [line["event"] for line in told].count("ingest.publish_failed") >= 5
+            )
         assert (await client.get(ids.fusion_id("default", "b", "0")))["status"] == "running"
         await nats.start()
 
@@ -397,14 +419,18 @@ async def test_after_a_lost_store_only_what_is_not_stored_is_asked_again_and_mar
     settings: Settings, running: Running, nats: NatsServer, model_server: ModelServer
 ) -> None:
     """The ledger is lost with the store: of what was under way nobody knows any more whether it was paid for."""
-    model_server.set_script(Script(models={name: ModelScript(faults=(Fault(kind="hang"),) * 5) for name in "bc"}))
+    model_server.set_script(
+        Script(models={name: ModelScript(faults=(Fault(kind="hang"),) * 5) for name in "bc"})
+    )
     answered = "SELECT count(*) FROM candidates"
     async with running(settings, "judge", "dispatcher", "ingest") as client:
         async with running(settings, "worker-remote"):
             await submit(client, 0, 5)
 
             async def is_half_way() -> bool:
-                return await rows(settings, answered) == [(5,)] and model_server.stats.requests == 15
+                return (
+                    await rows(settings, answered) == [(5,)] and model_server.stats.requests == 15
+                )
 
             await eventually(is_half_way)
             # The worker's time to drain is up before its calls come to an end.
@@ -432,11 +458,17 @@ async def test_what_a_stream_has_lost_is_noticed_and_made_anew(
     stream: str,
 ) -> None:
     """The stream is there, and so the store: only that nothing moves tells."""
-    before = {"FW_PROMPT": (), "FW_TASK_REMOTE": ("dispatcher",), "FW_CANDIDATE": ("dispatcher", "worker-remote")}
-    monkeypatch.setattr(relay, "STALLED_S", 0.0)
-    monkeypatch.setattr(relay, "LOST_EVERY_S", 0.0)
+    before = {
+        "FW_PROMPT": (),
+        "FW_TASK_REMOTE": ("dispatcher",),
+        "FW_CANDIDATE": ("dispatcher", "worker-remote"),
+    }
+    monkeypatch.setattr(outbox, "STALLED_S", 0.0)
+    monkeypatch.setattr(outbox, "LOST_EVERY_S", 0.0)
     async with running(settings, "ingest") as client:
-        async with running(settings, *before[stream]) if before[stream] else contextlib.nullcontext():
+        async with (
+            running(settings, *before[stream]) if before[stream] else contextlib.nullcontext()
+        ):
             await submit(client, 0, 3)
 
             async def is_there() -> bool:
@@ -470,7 +502,7 @@ async def test_a_broker_that_ends_while_it_is_published_loses_no_message(
     seen, announced = asyncio.Event(), asyncio.Event()
     publish = Handlers._publish
 
-    async def ended(self: Handlers, work: Work, traces: Mapping[str, str]) -> None:
+    async def ended(self: Handlers, work: TurnResult, traces: Mapping[str, str]) -> None:
         if (work.asked if when == "a round" else work.made) and not seen.is_set():
             seen.set()
             await nats.kill()
@@ -487,7 +519,9 @@ async def test_a_broker_that_ends_while_it_is_published_loses_no_message(
     async with running(settings, *ALL) as client:
         await ask(client, "Why?")
         await asyncio.wait_for(announced.wait(), PATIENCE_S)
-        none_marked = "SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM fusions WHERE unpublished_since IS NOT NULL)"
+        none_marked = (
+            "SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM fusions WHERE unpublished_since IS NOT NULL)"
+        )
         await eventually(lambda: rows(settings, none_marked))
 
     assert seen.is_set()
@@ -551,7 +585,9 @@ async def test_a_database_that_goes_down_in_the_middle_loses_nothing(
             await submit(client, 0, 10)
             await model_server.arrived(5)
             server.kill()
-            refused = asyncio.create_task(client.submit({"prompt": "Why 10?", "custom_id": "10", "batch_id": "b"}))
+            refused = asyncio.create_task(
+                client.submit({"prompt": "Why 10?", "custom_id": "10", "batch_id": "b"})
+            )
             await asyncio.sleep(1)  # candidates come meanwhile, and cannot be stored
             assert not refused.done()  # it is told 503, and tries again
             told = await eventually(lambda: readiness(client, 503))
@@ -583,7 +619,9 @@ async def test_who_waits_for_what_was_accepted_is_never_told_that_it_was_not(
         async with running(settings, *ALL) as client, aiohttp.ClientSession(client.url) as http:
             waits = [
                 asyncio.create_task(told(http, "/v1/fusions?wait_s=2", {"prompt": "Why?"})),
-                asyncio.create_task(told(http, f"/v1/fusions?wait_s={WAIT_S}", {"prompt": "Why then?"})),
+                asyncio.create_task(
+                    told(http, f"/v1/fusions?wait_s={WAIT_S}", {"prompt": "Why then?"})
+                ),
                 asyncio.create_task(told(http, "/v1/chat/completions", chat)),
             ]
             await model_server.arrived(9)
@@ -616,7 +654,9 @@ async def test_two_judges_on_postgresql_finish_each_of_many_fusions_once(
         told[msg.subject] += 1
 
     await ops.client.subscribe("fw.outcome.>", cb=count)
-    async with running(settings, "judge", "judge", "worker-remote", "dispatcher", "ingest") as client:
+    async with running(
+        settings, "judge", "judge", "worker-remote", "dispatcher", "ingest"
+    ) as client:
         for first in range(0, MANY, 200):
             await submit(client, first, first + 200)
 
@@ -626,12 +666,14 @@ async def test_two_judges_on_postgresql_finish_each_of_many_fusions_once(
         await eventually(all_done)
         await eventually(lambda: len(told) == MANY)
 
-    assert await rows(settings, "SELECT status, is_degraded, count(*) FROM v_outcome GROUP BY 1, 2") == [
-        ("fused", False, MANY)
-    ]
+    assert await rows(
+        settings, "SELECT status, is_degraded, count(*) FROM v_outcome GROUP BY 1, 2"
+    ) == [("fused", False, MANY)]
     assert set(told.values()) == {1}
     assert model_server.stats.by_model == {"a": MANY, "b": MANY, "c": MANY, "j": 2 * MANY}
-    assert await rows(settings, "SELECT count(*), count(DISTINCT fusion_id) FROM answers") == [(3 * MANY, MANY)]
+    assert await rows(settings, "SELECT count(*), count(DISTINCT fusion_id) FROM answers") == [
+        (3 * MANY, MANY)
+    ]
     query = "SELECT deadlocks, conflicts FROM pg_stat_database WHERE datname = current_database()"
     assert await rows(settings, query) == [(0, 0)]
     assert await subjects(ops, "FW_DEAD") == set()

@@ -114,7 +114,9 @@ async def test_a_database_whose_processes_have_ended_is_taken_over(
     await next_one.stop()
 
 
-async def test_who_slept_while_the_database_was_taken_over_gives_up(bus: Bus, other_bus: Bus, store: Store) -> None:
+async def test_who_slept_while_the_database_was_taken_over_gives_up(
+    bus: Bus, other_bus: Bus, store: Store
+) -> None:
     slept, taker = present(bus, store), present(other_bus, store)
     await slept.start()
     await kill(slept)
@@ -134,7 +136,9 @@ async def test_who_slept_while_the_database_was_taken_over_gives_up(bus: Bus, ot
     await taker.stop()
 
 
-async def test_a_broker_s_new_store_is_the_same_broker(nats: NatsServer, bus: Bus, store: Store) -> None:
+async def test_a_broker_s_new_store_is_the_same_broker(
+    nats: NatsServer, bus: Bus, store: Store
+) -> None:
     first, second = present(bus, store), present(bus, store)
     await first.start()
     await second.start()
@@ -157,7 +161,9 @@ async def test_a_broker_s_new_store_is_the_same_broker(nats: NatsServer, bus: Bu
     await ops.stop()
 
 
-async def test_rows_of_long_ago_are_removed_though_they_are_of_the_same_store(bus: Bus, store: Store) -> None:
+async def test_rows_of_long_ago_are_removed_though_they_are_of_the_same_store(
+    bus: Bus, store: Store
+) -> None:
     """Of processes that were killed; nobody ever waits for them."""
     row = {"process_id": "killed", "service": "judge", "store_id": await bus.store_id()}
     async with store.write() as connection:

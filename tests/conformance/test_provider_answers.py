@@ -19,7 +19,7 @@ from fusewire.contracts import Candidate
 from fusewire.settings import RemoteModel
 from fusewire.testing.factories import make_task
 from fusewire.testing.memory_kv import MemoryKeyValue
-from fusewire.worker import Tell
+from fusewire.worker import TokenPublisher
 from fusewire_worker_remote.generate import RemoteGenerate
 from fusewire_worker_remote.ledger_kv import KvLedger
 
@@ -27,7 +27,9 @@ JSON, EVENTS = "application/json", "text/event-stream"
 COUNTED = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
 PLAIN: dict[str, Any] = {
     "openai": {
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}],
+        "choices": [
+            {"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}
+        ],
         "usage": COUNTED,
     },
     "anthropic": {
@@ -67,7 +69,9 @@ class Case:
 def whole(content: Any = "Hi", finish: Any = "stop", usage: Any = COUNTED, **message: Any) -> bytes:
     told = {"role": "assistant", "content": content, **message}
     choice = {"index": 0, "message": told, "finish_reason": finish}
-    return json.dumps({"choices": [choice], **({"usage": usage} if usage != "absent" else {})}).encode()
+    return json.dumps(
+        {"choices": [choice], **({"usage": usage} if usage != "absent" else {})}
+    ).encode()
 
 
 def event(value: Any, name: str = "") -> bytes:
@@ -79,8 +83,12 @@ def delta(finish: str | None = None, **said: Any) -> bytes:
     return event({"choices": [{"index": 0, "delta": said, "finish_reason": finish}]})
 
 
-def call(index: Any = 0, id_: Any = "", name: str | None = None, arguments: Any = None) -> dict[str, Any]:
-    function = {key: value for key, value in (("name", name), ("arguments", arguments)) if value is not None}
+def call(
+    index: Any = 0, id_: Any = "", name: str | None = None, arguments: Any = None
+) -> dict[str, Any]:
+    function = {
+        key: value for key, value in (("name", name), ("arguments", arguments)) if value is not None
+    }
     numbered = {} if index is None else {"index": index}
     return {**numbered, "id": id_, "type": "function", "function": function}
 
@@ -96,7 +104,9 @@ def streamed(name: str, *pieces: bytes, **expected: Any) -> Case:
 
 def calling(name: str, *pieces: bytes, calls: Sequence[tuple[str, Any]] = CALLED) -> Case:
     ended = delta("tool_calls") + DONE
-    return streamed(name, *pieces, ended, content=None, calls=tuple(calls), finish="tool_calls", usage=None)
+    return streamed(
+        name, *pieces, ended, content=None, calls=tuple(calls), finish="tool_calls", usage=None
+    )
 
 
 def piece(*calls: dict[str, Any]) -> bytes:
@@ -110,8 +120,18 @@ OPENAI = (
         Case(f"interrupted: {reason}", whole("The ans", reason), requests=2, usage=(20, 10, 0))
         for reason in ("insufficient_system_resource", "network_error", "abort")
     ),
-    Case("a reason of Gemini's", whole(finish="MAX_TOKENS"), finish="length", more={"provider_reason": "MAX_TOKENS"}),
-    Case("a reason that nobody knows", whole(finish="paused"), finish=None, more={"provider_reason": "paused"}),
+    Case(
+        "a reason of Gemini's",
+        whole(finish="MAX_TOKENS"),
+        finish="length",
+        more={"provider_reason": "MAX_TOKENS"},
+    ),
+    Case(
+        "a reason that nobody knows",
+        whole(finish="paused"),
+        finish=None,
+        more={"provider_reason": "paused"},
+    ),
     Case(
         "a function call of 2023",
         whole(None, "function_call", function_call={"name": "f", "arguments": '{"a":1}'}),
@@ -120,8 +140,13 @@ OPENAI = (
         finish="tool_calls",
     ),
     Case("content as plain texts", whole(["H", "i"])),
-    Case("content as parts", whole([{"type": "text", "text": "H"}, {"type": "output_text", "text": "i"}])),
-    Case("thought before the answer", whole("<think>\nhm\n</think>\n\nHi"), more={"reasoning": "hm"}),
+    Case(
+        "content as parts",
+        whole([{"type": "text", "text": "H"}, {"type": "output_text", "text": "i"}]),
+    ),
+    Case(
+        "thought before the answer", whole("<think>\nhm\n</think>\n\nHi"), more={"reasoning": "hm"}
+    ),
     Case("thought beside the answer", whole(reasoning_content="hm"), more={"reasoning": "hm"}),
     Case(
         "Latin-1",
@@ -132,12 +157,21 @@ OPENAI = (
     *(
         Case(
             f"arguments as {arguments!r}",
-            whole(None, "tool_calls", tool_calls=[{"id": "c1", "function": {"name": "f", "arguments": arguments}}]),
+            whole(
+                None,
+                "tool_calls",
+                tool_calls=[{"id": "c1", "function": {"name": "f", "arguments": arguments}}],
+            ),
             content=None,
             calls=(("f", read),),
             finish="tool_calls",
         )
-        for arguments, read in ((None, {}), ("", {}), ({"a": 1}, {"a": 1}), ('"{\\"a\\": 1}"', {"a": 1}))
+        for arguments, read in (
+            (None, {}),
+            ("", {}),
+            ({"a": 1}, {"a": 1}),
+            ('"{\\"a\\": 1}"', {"a": 1}),
+        )
     ),
     Case("floats", whole(usage={"prompt_tokens": 10.0, "completion_tokens": 5.0})),
     Case("numbers as text", whole(usage={"prompt_tokens": "10", "completion_tokens": "5"})),
@@ -162,17 +196,37 @@ OPENAI = (
     ),
     Case("what was charged", whole(usage={**COUNTED, "cost": 0.00183}), more={"cost_usd": 0.00183}),
     Case("cached at the top", whole(usage={**COUNTED, "cached_tokens": 4}), usage=(10, 5, 4)),
-    Case("cached as DeepSeek has it", whole(usage={**COUNTED, "prompt_cache_hit_tokens": 4}), usage=(10, 5, 4)),
+    Case(
+        "cached as DeepSeek has it",
+        whole(usage={**COUNTED, "prompt_cache_hit_tokens": 4}),
+        usage=(10, 5, 4),
+    ),
     Case(
         "an error in the choice",
-        json.dumps({"choices": [{"error": {"code": 403, "message": "flagged by moderation"}}]}).encode(),
+        json.dumps(
+            {"choices": [{"error": {"code": 403, "message": "flagged by moderation"}}]}
+        ).encode(),
         content=None,
         code="refused",
         finish="content_filter",
         usage=None,
     ),
-    Case("some other service", b'{"method": "POST"}', content=None, code="bad_request", finish=None, usage=None),
-    Case("a web page", b"<!doctype html><p>Hi", content=None, code="bad_request", finish=None, usage=None),
+    Case(
+        "some other service",
+        b'{"method": "POST"}',
+        content=None,
+        code="bad_request",
+        finish=None,
+        usage=None,
+    ),
+    Case(
+        "a web page",
+        b"<!doctype html><p>Hi",
+        content=None,
+        code="bad_request",
+        finish=None,
+        usage=None,
+    ),
     Case(
         "MiniMax's error",
         b'{"base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}, "choices": null}',
@@ -199,12 +253,18 @@ OPENAI = (
         piece(call(None, "", "f", '{"a":1}'), call(None, "", "g", "{}")),
         calls=(("f", {"a": 1}), ("g", {})),
     ),
-    calling("the name in each piece", piece(call(0, "c", "f", '{"a"')), piece(call(0, "c", "f", ":1}"))),
-    calling("a call before its id", piece(call(0, None, "f", '{"a"')), piece(call(0, "c", None, ":1}"))),
+    calling(
+        "the name in each piece", piece(call(0, "c", "f", '{"a"')), piece(call(0, "c", "f", ":1}"))
+    ),
+    calling(
+        "a call before its id", piece(call(0, None, "f", '{"a"')), piece(call(0, "c", None, ":1}"))
+    ),
     calling("an object in a stream", piece(call(0, "c", "f", {"a": 1}))),
     streamed(
         "a whole message in a stream",
-        event({"choices": [{"message": {"content": "Hi"}, "finish_reason": "stop"}], "usage": COUNTED}),
+        event(
+            {"choices": [{"message": {"content": "Hi"}, "finish_reason": "stop"}], "usage": COUNTED}
+        ),
         DONE,
     ),
     streamed(
@@ -228,7 +288,15 @@ OPENAI = (
         event({"choices": [{"delta": {}, "finish_reason": "stop", "usage": COUNTED}]}),
         DONE,
     ),
-    streamed("bare heartbeats", b"data:\n\n", delta(content="Hi"), b"data: \n\n", delta("stop"), USED, DONE),
+    streamed(
+        "bare heartbeats",
+        b"data:\n\n",
+        delta(content="Hi"),
+        b"data: \n\n",
+        delta("stop"),
+        USED,
+        DONE,
+    ),
     streamed("pings", event("ping", "ping"), SAID, DONE),
     streamed("null events", event("null"), SAID, DONE),
     *(
@@ -243,7 +311,13 @@ OPENAI = (
         "an error when all was said",
         delta(content="", reasoning="We need"),
         delta("length", content=""),
-        event({"error": {"code": 400, "message": "Token limit reached"}, "choices": [], "usage": COUNTED}),
+        event(
+            {
+                "error": {"code": 400, "message": "Token limit reached"},
+                "choices": [],
+                "usage": COUNTED,
+            }
+        ),
         DONE,
         content=None,
         code="truncated",
@@ -271,24 +345,46 @@ OPENAI = (
 
 
 def message(usage: Any = None, **more: Any) -> bytes:
-    body = {"type": "message", "content": [{"type": "text", "text": "Hi"}], "stop_reason": "end_turn", **more}
+    body = {
+        "type": "message",
+        "content": [{"type": "text", "text": "Hi"}],
+        "stop_reason": "end_turn",
+        **more,
+    }
     return json.dumps({**body, "usage": usage or {"input_tokens": 10, "output_tokens": 5}}).encode()
 
 
-BEGUN = event({"type": "message_start", "message": {"usage": {"input_tokens": 10, "output_tokens": 1}}})
-BLOCK = event({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}})
-TEXT = event({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hi"}})
+BEGUN = event(
+    {"type": "message_start", "message": {"usage": {"input_tokens": 10, "output_tokens": 1}}}
+)
+BLOCK = event(
+    {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
+)
+TEXT = event(
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hi"}}
+)
 STOP = event({"type": "message_stop"})
 
 
 def ending(reason: str | None = "end_turn", **usage: int) -> bytes:
-    return event({"type": "message_delta", "delta": {"stop_reason": reason}, "usage": {"output_tokens": 5, **usage}})
+    return event(
+        {
+            "type": "message_delta",
+            "delta": {"stop_reason": reason},
+            "usage": {"output_tokens": 5, **usage},
+        }
+    )
 
 
 ANTHROPIC = (
     Case("no stop reason", message(stop_reason=None)),
     Case("a reason of OpenAI's", message(stop_reason="length"), finish="length"),
-    Case("a pause", message(stop_reason="pause_turn"), finish=None, more={"provider_reason": "pause_turn"}),
+    Case(
+        "a pause",
+        message(stop_reason="pause_turn"),
+        finish=None,
+        more={"provider_reason": "pause_turn"},
+    ),
     streamed("a second end without a reason", BEGUN, BLOCK, TEXT, ending(), ending(None), STOP),
     streamed("a count of 0 at the end", BEGUN, BLOCK, TEXT, ending(input_tokens=0), STOP),
     streamed("a text that did not begin", BEGUN, TEXT, ending(), STOP),
@@ -296,9 +392,18 @@ ANTHROPIC = (
 )
 
 
-def candidate(reason: str | None = "STOP", parts: Any = ({"text": "Hi"},), **more: Any) -> dict[str, Any]:
-    found = {"content": {"parts": list(parts)}, **({"finishReason": reason} if reason else {}), **more}
-    return {"candidates": [found], "usageMetadata": {"promptTokenCount": 10, "candidatesTokenCount": 5}}
+def candidate(
+    reason: str | None = "STOP", parts: Any = ({"text": "Hi"},), **more: Any
+) -> dict[str, Any]:
+    found = {
+        "content": {"parts": list(parts)},
+        **({"finishReason": reason} if reason else {}),
+        **more,
+    }
+    return {
+        "candidates": [found],
+        "usageMetadata": {"promptTokenCount": 10, "candidatesTokenCount": 5},
+    }
 
 
 def encoded(body: Any) -> bytes:
@@ -315,7 +420,9 @@ GEMINI = (
     ),
     Case(
         "an unexpected call that is whole",
-        encoded(candidate("UNEXPECTED_TOOL_CALL", ({"functionCall": {"name": "f", "args": {"a": 1}}},))),
+        encoded(
+            candidate("UNEXPECTED_TOOL_CALL", ({"functionCall": {"name": "f", "args": {"a": 1}}},))
+        ),
         content=None,
         calls=CALLED,
         finish="tool_calls",
@@ -346,7 +453,9 @@ class Server:
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         (length,) = [
-            int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-len")
+            int(line.split(b":")[1])
+            for line in head.lower().split(b"\r\n")
+            if line.startswith(b"content-len")
         ]
         await reader.readexactly(length)
         self.requests += 1
@@ -367,7 +476,7 @@ class Server:
         writer.close()
 
 
-class Told(Tell):
+class Told(TokenPublisher):
     """Keeps what is told of the last attempt."""
 
     def __init__(self) -> None:
@@ -390,7 +499,13 @@ async def asking(case: Case) -> AsyncIterator[tuple[RemoteGenerate, Server]]:
     listener = await asyncio.start_server(server.answer, "127.0.0.1", 0)
     address = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
     price = {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 2.0}
-    settings = {"kind": "remote", "provider": case.provider, "base_url": address, "model": "m", **price}
+    settings = {
+        "kind": "remote",
+        "provider": case.provider,
+        "base_url": address,
+        "model": "m",
+        **price,
+    }
     generate = RemoteGenerate(
         {"m": RemoteModel.model_validate(settings)},
         KvLedger(MemoryKeyValue()),

@@ -19,10 +19,10 @@ from fusewire.settings import RemoteModel
 from fusewire.testing.eventually import PATIENCE_S
 from fusewire.testing.factories import used
 from fusewire.testing.memory_kv import MemoryKeyValue
-from fusewire.testing.model_connection import Recorded
+from fusewire.testing.model_connection import RecordedRequest
 from fusewire.testing.model_script import Fault, FaultKind, Script, ScriptedCall
 from fusewire.testing.model_server import ModelServer
-from fusewire.worker import Tell
+from fusewire.worker import TokenPublisher
 from fusewire_worker_remote.generate import RemoteGenerate
 from fusewire_worker_remote.ledger_kv import KvLedger
 
@@ -53,7 +53,7 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-class Heard(Tell):
+class Heard(TokenPublisher):
     """Keeps what is told, by attempt."""
 
     def __init__(self) -> None:
@@ -107,7 +107,7 @@ class Side:
         self.generate = generate
         self._calls = 0
 
-    async def ask(self, task: Task | None = None, tell: Tell | None = None) -> Candidate:
+    async def ask(self, task: Task | None = None, tell: TokenPublisher | None = None) -> Candidate:
         """Make a call; each is a task of its own."""
         self._calls += 1
         wanted = (task or a_task()).model_copy(
@@ -122,7 +122,7 @@ class Side:
         return self.recorded.request
 
     @property
-    def recorded(self) -> Recorded:
+    def recorded(self) -> RecordedRequest:
         return self.server.stats.recorded[-1]
 
 
@@ -169,7 +169,11 @@ async def test_a_plain_question_is_answered(provider: str, monkeypatch: pytest.M
     async with calling(provider, said(), api_key_env="FAKE_KEY") as side:
         candidate = await side.ask(a_task(depth=2))
         recorded = side.recorded
-    assert (candidate.content, candidate.finish_reason, candidate.provider) == (SAID, "stop", provider)
+    assert (candidate.content, candidate.finish_reason, candidate.provider) == (
+        SAID,
+        "stop",
+        provider,
+    )
     assert candidate.tool_calls == ()
     assert used(candidate).prompt_tokens > 0
     assert used(candidate).completion_tokens > 1
@@ -193,18 +197,26 @@ async def test_a_conversation_keeps_its_turns(provider: str) -> None:
     assert [(m["role"], m["content"]) for m in request["messages"]] == turns
 
 
-async def test_a_conversation_of_a_system_prompt_alone_has_somebody_to_answer_to(provider: str) -> None:
+async def test_a_conversation_of_a_system_prompt_alone_has_somebody_to_answer_to(
+    provider: str,
+) -> None:
     async with calling(provider, said()) as side:
         request = await side.asked(a_task(messages=(Message(role="system", content="Say hello."),)))
     assert [m["content"] for m in request["messages"]] == ["Say hello."]
-    assert request["messages"][0]["role"] == ("user" if provider in {"anthropic", "gemini"} else "system")
+    assert request["messages"][0]["role"] == (
+        "user" if provider in {"anthropic", "gemini"} else "system"
+    )
 
 
 async def test_sampling_is_asked_for_as_far_as_it_is_known(provider: str) -> None:
     sampling = Sampling(max_tokens=9, temperature=0.5, seed=7, stop=("END", "STOP"))
     async with calling(provider, said()) as side:
         request = await side.asked(a_task(sampling=sampling))
-    assert (request["max_tokens"], request["temperature"], request["stop"]) == (9, 0.5, ["END", "STOP"])
+    assert (request["max_tokens"], request["temperature"], request["stop"]) == (
+        9,
+        0.5,
+        ["END", "STOP"],
+    )
     assert request.get("seed") == (None if provider == "anthropic" else 7)
 
 
@@ -212,7 +224,9 @@ async def test_the_answers_length_is_the_models_where_the_task_has_none(provider
     async with calling(provider, said(), max_tokens=77) as side:
         assert (await side.asked(a_task()))["max_tokens"] == 77
     async with calling(provider, said()) as side:
-        assert (await side.asked(a_task())).get("max_tokens") == (4096 if provider == "anthropic" else None)
+        assert (await side.asked(a_task())).get("max_tokens") == (
+            4096 if provider == "anthropic" else None
+        )
 
 
 @pytest.mark.parametrize(
@@ -234,12 +248,18 @@ async def test_tools_are_offered(provider: str, choice: str, understood: object)
 
 
 async def test_tools_are_called(provider: str) -> None:
-    calls = (ScriptedCall(name="weather", arguments={"city": "Köln", "days": 2}), ScriptedCall(name="clock"))
+    calls = (
+        ScriptedCall(name="weather", arguments={"city": "Köln", "days": 2}),
+        ScriptedCall(name="clock"),
+    )
     async with calling(provider, said(calls=calls)) as side:
         candidate = await side.ask(a_task(tools=(WEATHER, CLOCK)))
     assert (candidate.content, candidate.finish_reason) == (None, "tool_calls")
     assert [call.name for call in candidate.tool_calls] == ["weather", "clock"]
-    assert [json.loads(call.arguments) for call in candidate.tool_calls] == [{"city": "Köln", "days": 2}, {}]
+    assert [json.loads(call.arguments) for call in candidate.tool_calls] == [
+        {"city": "Köln", "days": 2},
+        {},
+    ]
     assert len({call.id for call in candidate.tool_calls}) == 2
 
 
@@ -263,7 +283,10 @@ async def test_results_of_tools_go_back_to_their_calls(provider: str) -> None:
     assert [json.loads(call["function"]["arguments"]) for call in called] == [{"city": "Rome"}, {}]
     if provider == "gemini":  # has names and no ids, and objects for results
         assert [m["name"] for m in messages[2:4]] == ["weather", "clock"]
-        assert [json.loads(m["content"]) for m in messages[2:4]] == [{"result": "21 °C"}, {"time": "noon"}]
+        assert [json.loads(m["content"]) for m in messages[2:4]] == [
+            {"result": "21 °C"},
+            {"time": "noon"},
+        ]
     else:
         assert [m["tool_call_id"] for m in messages[2:4]] == [call["id"] for call in called]
         assert [m["content"] for m in messages[2:4]] == ["21 °C", '{"time": "noon"}']
@@ -321,16 +344,24 @@ async def test_images_stand_where_they_stood(provider: str) -> None:
     text = "Before, between, after."
     images = (Image(url=PIXEL, at=8), Image(url=PHOTO, at=17))
     async with calling(provider, said()) as side:
-        request = await side.asked(a_task(messages=(Message(role="user", content=text, images=images),)))
-    parts = [part.get("text") or part["image_url"]["url"] for part in request["messages"][0]["content"]]
+        request = await side.asked(
+            a_task(messages=(Message(role="user", content=text, images=images),))
+        )
+    parts = [
+        part.get("text") or part["image_url"]["url"] for part in request["messages"][0]["content"]
+    ]
     assert parts == ["Before, ", PIXEL, "between, ", PHOTO, "after."]
 
 
 async def test_two_images_at_one_place_keep_their_order(provider: str) -> None:
     images = (Image(url=PHOTO, at=0), Image(url=PIXEL, at=0))
     async with calling(provider, said()) as side:
-        request = await side.asked(a_task(messages=(Message(role="user", content="Which?", images=images),)))
-    parts = [part.get("text") or part["image_url"]["url"] for part in request["messages"][0]["content"]]
+        request = await side.asked(
+            a_task(messages=(Message(role="user", content="Which?", images=images),))
+        )
+    parts = [
+        part.get("text") or part["image_url"]["url"] for part in request["messages"][0]["content"]
+    ]
     assert parts == [PHOTO, PIXEL, "Which?"]
 
 
@@ -382,7 +413,12 @@ FATES: list[tuple[FaultKind | Fault, str, int, bool]] = [
 @pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize(("fate", "result", "requests", "twice"), FATES, ids=repr)
 async def test_each_fate_has_its_candidate(
-    provider: str, is_streamed: bool, fate: FaultKind | Fault, result: str, requests: int, twice: bool
+    provider: str,
+    is_streamed: bool,
+    fate: FaultKind | Fault,
+    result: str,
+    requests: int,
+    twice: bool,
 ) -> None:
     if provider == "gemini" and (fate == "empty" or (fate == "no_finish_reason" and is_streamed)):
         # An empty answer of Gemini's is mostly gone with the next call, and only its reason ends a stream.
@@ -438,7 +474,10 @@ async def test_a_stream_comes_to_the_same_as_a_whole_answer(provider: str) -> No
 
 
 async def test_streamed_calls_come_to_the_same_as_whole_ones(provider: str) -> None:
-    calls = (ScriptedCall(name="weather", arguments={"city": "Köln", "days": 2}), ScriptedCall(name="clock"))
+    calls = (
+        ScriptedCall(name="weather", arguments={"city": "Köln", "days": 2}),
+        ScriptedCall(name="clock"),
+    )
     task = a_task(tools=(WEATHER, CLOCK))
     async with calling(provider, Script.of(calls=calls)) as side:
         whole = await side.ask(task)
@@ -471,7 +510,9 @@ BREAKS = ["stream_close", "stream_error", "stream_hang"]
 
 
 @pytest.mark.parametrize("kind", BREAKS)
-async def test_a_stream_that_breaks_off_is_paid_for_and_tried_once_more(provider: str, kind: FaultKind) -> None:
+async def test_a_stream_that_breaks_off_is_paid_for_and_tried_once_more(
+    provider: str, kind: FaultKind
+) -> None:
     fault = Fault(kind=kind, tokens=2)
     priced = {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 2.0}
     async with calling(provider, Script.of(fault, answer=SAID), timeout_s=1, **priced) as side:
@@ -499,7 +540,7 @@ async def test_a_stream_that_breaks_off_twice_is_a_failure(provider: str, kind: 
 
 async def test_nobody_to_read_along_means_no_stream(provider: str) -> None:
     async with calling(provider, said()) as side:
-        unheard = Tell(None, a_task(is_streamed=True))
+        unheard = TokenPublisher(None, a_task(is_streamed=True))
         assert (await side.ask(tell=unheard)).ok
         assert not side.recorded.request.get("stream")
         assert (await side.ask(tell=Heard())).ok

@@ -11,8 +11,8 @@ from fusewire import bus as bus_module
 from fusewire import pull
 from fusewire.bus import Bus, Delivery
 from fusewire.contracts import PRIORITIES
-from fusewire.errors import Transient, Unacceptable
-from fusewire.pull import BatchLoop, Loop, PriorityLoop, Puller, Release, ReleaseLoop
+from fusewire.errors import Transient, UnacceptableMessage
+from fusewire.pull import BatchLoop, Loop, PriorityLoop, PullConsumer, Release, ReleaseLoop
 from fusewire.settings import Nats
 from fusewire.testing.eventually import eventually
 from fusewire.testing.nats_server import NatsServer
@@ -34,7 +34,9 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 async def bus(make_bus: MakeBus) -> Bus:
     made = await make_bus("tester", {})
-    await made.js.add_stream(name="WORK", subjects=["work.*"], retention=api.RetentionPolicy.WORK_QUEUE)
+    await made.js.add_stream(
+        name="WORK", subjects=["work.*"], retention=api.RetentionPolicy.WORK_QUEUE
+    )
     for durable in RANKED:
         await add_consumer(made, durable)
     return made
@@ -89,7 +91,9 @@ async def in_hand(bus: Bus, durable: Durable) -> int:
 # -- priority ---------------------------------------------------------------------------------
 
 
-async def test_all_that_is_high_goes_before_what_is_normal_and_that_before_what_is_low(bus: Bus, begin: Begin) -> None:
+async def test_all_that_is_high_goes_before_what_is_normal_and_that_before_what_is_low(
+    bus: Bus, begin: Begin
+) -> None:
     handled: list[str] = []
 
     async def note(delivery: Delivery) -> None:
@@ -211,7 +215,9 @@ async def two_let_through(bus: Bus, begin: Begin) -> Line:
     return line
 
 
-async def test_what_no_longer_stands_in_line_makes_room_though_it_has_not_ended(bus: Bus, begin: Begin) -> None:
+async def test_what_no_longer_stands_in_line_makes_room_though_it_has_not_ended(
+    bus: Bus, begin: Begin
+) -> None:
     line = await two_let_through(bus, begin)
     await eventually(lambda: len(line.waiting) == 4)
     await asyncio.sleep(0.1)
@@ -291,13 +297,13 @@ async def test_what_is_not_finished_in_time_is_handed_back_at_once(bus: Bus, beg
 
 async def test_what_had_only_arrived_is_handed_back(bus: Bus) -> None:
     """As when a request was given up just before its answer came."""
-    puller = Puller(bus, LOW)
+    puller = PullConsumer(bus, LOW)
     await puller.start()
     await send(bus, "low", "one", "two")
     request = f"{puller._inbox}.late"
     await bus.client.publish(puller._subject, b'{"batch":2,"no_wait":true}', request)
 
-    other = Puller(bus, LOW)
+    other = PullConsumer(bus, LOW)
     await other.start()
     taken: list[bytes] = []
 
@@ -372,7 +378,9 @@ async def test_a_durable_that_is_missing_is_told_and_does_not_make_a_loop_spin(
     monkeypatch.setattr(pull, "MISSING_S", 0.2)
     monkeypatch.setattr(pull, "MISSING_PAUSE_S", 0.1)
     loop: Loop = (
-        BatchLoop(bus, LOW, note_all, batch=10) if kind == "batches" else PriorityLoop(bus, [LOW], note, concurrency=1)
+        BatchLoop(bus, LOW, note_all, batch=10)
+        if kind == "batches"
+        else PriorityLoop(bus, [LOW], note, concurrency=1)
     )
     await begin(loop)
     with capture_logs() as told:
@@ -380,7 +388,9 @@ async def test_a_durable_that_is_missing_is_told_and_does_not_make_a_loop_spin(
         asked = bus.client.stats["out_msgs"]
         await eventually(loop.faults)
         asked = bus.client.stats["out_msgs"] - asked
-    assert loop.faults() == [f"the durable {LOW.stream}/{LOW.name} is not on the server: run `fusewire topology apply`"]
+    assert loop.faults() == [
+        f"the durable {LOW.stream}/{LOW.name} is not on the server: run `fusewire topology apply`"
+    ]
     assert [line["event"] for line in told].count("pull.durable_missing") == 1
     assert asked < 100
 
@@ -398,15 +408,15 @@ async def test_a_fault_in_the_loop_itself_does_not_end_it(
     async def note(delivery: Delivery) -> None:
         handled.append(delivery.data)
 
-    fetch, broken = Puller.fetch, [True]
+    fetch, broken = PullConsumer.fetch, [True]
 
-    async def once_broken(self: Puller, batch: int, wait_s: float = 0) -> list[object]:
+    async def once_broken(self: PullConsumer, batch: int, wait_s: float = 0) -> list[object]:
         if broken:
             broken.pop()
             raise RuntimeError("a fault of ours")
         return list(await fetch(self, batch, wait_s))
 
-    monkeypatch.setattr(Puller, "fetch", once_broken)
+    monkeypatch.setattr(PullConsumer, "fetch", once_broken)
     await send(bus, "low", "body")
     await begin(PriorityLoop(bus, RANKED, note, concurrency=1))
     await emptied(bus)
@@ -466,7 +476,7 @@ async def test_a_slow_server_is_waited_for(bus: Bus, nats: NatsServer, begin: Be
 
 async def test_a_pull_ends_with_its_connection(bus: Bus, nats: NatsServer) -> None:
     """Well before a server that is there would be given up."""
-    puller = Puller(bus, LOW)
+    puller = PullConsumer(bus, LOW)
     await puller.start()
     pull = asyncio.create_task(puller.fetch(1, wait_s=3600))
     await asyncio.sleep(0.1)
@@ -475,7 +485,7 @@ async def test_a_pull_ends_with_its_connection(bus: Bus, nats: NatsServer) -> No
     assert await puller.fetch(1) == []
 
     await nats.start()
-    await eventually(lambda: bus.connected)
+    await eventually(lambda: bus.is_connected)
     await send(bus, "low", "body")
     (msg,) = await puller.fetch(1, wait_s=60)
     assert msg.data == b"body"
@@ -494,7 +504,9 @@ async def test_a_single_message_does_not_wait_for_more(bus: Bus, begin: Begin) -
 
 
 @pytest.mark.parametrize(
-    ("exc", "tries"), [(ValueError(), MAX_DELIVERIES), (Unacceptable("never"), 1)], ids=["poison", "unacceptable"]
+    ("exc", "tries"),
+    [(ValueError(), MAX_DELIVERIES), (UnacceptableMessage("never"), 1)],
+    ids=["poison", "unacceptable"],
 )
 async def test_one_bad_message_of_a_batch_is_isolated_and_buried(
     bus: Bus, begin: Begin, exc: Exception, tries: int
@@ -543,7 +555,9 @@ async def test_a_batch_that_is_kept_is_handed_back_at_the_end(bus: Bus, begin: B
     await emptied(bus)
 
 
-async def test_a_batch_in_hand_is_handed_back_when_it_is_not_finished_in_time(bus: Bus, begin: Begin) -> None:
+async def test_a_batch_in_hand_is_handed_back_when_it_is_not_finished_in_time(
+    bus: Bus, begin: Begin
+) -> None:
     begun = asyncio.Event()
 
     async def never(_batch: Sequence[Delivery]) -> None:

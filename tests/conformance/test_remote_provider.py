@@ -20,7 +20,7 @@ from fusewire.testing.model_script import Fault, FaultKind, ModelScript, Script,
 from fusewire.testing.model_server import ModelServer
 from fusewire_worker_remote.errors import Failure
 from fusewire_worker_remote.generate import RemoteGenerate
-from fusewire_worker_remote.ledger import Busy
+from fusewire_worker_remote.ledger import EntryBusy
 from fusewire_worker_remote.ledger_kv import KvLedger
 from fusewire_worker_remote.providers import HttpRequest
 from fusewire_worker_remote.transport import Transport
@@ -72,7 +72,13 @@ class Waits:
 async def generating(
     server_url: str, *, waits: Callable[[float], Awaitable[None]] | None = None, **model: Any
 ) -> AsyncIterator[tuple[RemoteGenerate, MemoryKeyValue]]:
-    settings = {"kind": "remote", "base_url": server_url, "model": "big-1", "timeout_s": 20, **model}
+    settings = {
+        "kind": "remote",
+        "base_url": server_url,
+        "model": "big-1",
+        "timeout_s": 20,
+        **model,
+    }
     kv = MemoryKeyValue()
     generate = RemoteGenerate(
         {"big": RemoteModel.model_validate(settings)},
@@ -140,7 +146,10 @@ FATES: list[tuple[list[FaultKind | Fault], str, int, bool, bool]] = [
 async def test_each_fault_has_its_candidate_and_its_number_of_calls(
     fates: list[FaultKind | Fault], result: str, requests: int, twice: bool, later: bool
 ) -> None:
-    async with ModelServer(Script.of(*fates)) as server, generating(server.base_url) as (generate, _):
+    async with (
+        ModelServer(Script.of(*fates)) as server,
+        generating(server.base_url) as (generate, _),
+    ):
         task = a_task()
         with capture_logs() as logs:
             candidate = await generate.generate(task)
@@ -155,13 +164,17 @@ async def test_each_fault_has_its_candidate_and_its_number_of_calls(
             assert CANARY not in candidate.model_dump_json()
         assert CANARY not in repr(logs)
 
-        with pytest.raises(Busy):
+        with pytest.raises(EntryBusy):
             await generate.generate(task)
         assert server.stats.requests == requests, "a task that had its candidate was called again"
 
 
-@pytest.mark.parametrize(("fates", "requests"), [(["hang"], 2), (["hang", "hang"], 2), ([SLOW], 2)], ids=repr)
-async def test_a_call_that_is_never_answered_is_made_once_more(fates: list[FaultKind | Fault], requests: int) -> None:
+@pytest.mark.parametrize(
+    ("fates", "requests"), [(["hang"], 2), (["hang", "hang"], 2), ([SLOW], 2)], ids=repr
+)
+async def test_a_call_that_is_never_answered_is_made_once_more(
+    fates: list[FaultKind | Fault], requests: int
+) -> None:
     priced: dict[str, Any] = {"model": "gpt-4o-mini", "price_provider": "openai"}
     async with (
         ModelServer(Script.of(*fates)) as server,
@@ -177,7 +190,10 @@ async def test_a_call_that_is_never_answered_is_made_once_more(fates: list[Fault
 
 
 async def test_with_one_attempt_nothing_is_ever_called_twice() -> None:
-    async with ModelServer(Script.of("truncate")) as server, generating(server.base_url, max_attempts=1) as (g, _):
+    async with (
+        ModelServer(Script.of("truncate")) as server,
+        generating(server.base_url, max_attempts=1) as (g, _),
+    ):
         candidate = await g.generate(a_task())
         assert candidate.error is not None
         assert server.stats.requests == 1
@@ -185,7 +201,10 @@ async def test_with_one_attempt_nothing_is_ever_called_twice() -> None:
 
 
 async def test_the_deadline_ends_a_call() -> None:
-    async with ModelServer(Script.of("hang")) as server, generating(server.base_url) as (generate, _):
+    async with (
+        ModelServer(Script.of("hang")) as server,
+        generating(server.base_url) as (generate, _),
+    ):
         candidate = await generate.generate(a_task(deadline_s=1))
         assert candidate.error is not None
         assert candidate.error.code == "deadline_exceeded"
@@ -218,7 +237,10 @@ async def test_the_deadline_ends_the_wait_for_a_free_slot() -> None:
 
 async def test_the_wait_that_a_provider_asks_for_is_kept() -> None:
     waits = Waits()
-    async with ModelServer(Script.of(SOON)) as server, generating(server.base_url, waits=waits) as (generate, _):
+    async with (
+        ModelServer(Script.of(SOON)) as server,
+        generating(server.base_url, waits=waits) as (generate, _),
+    ):
         assert (await generate.generate(a_task())).ok
         assert len(waits.seconds) == 1
         assert waits.seconds[0] >= 2
@@ -236,7 +258,10 @@ async def test_no_server_is_a_connect_error_and_costs_nothing() -> None:
 
 
 async def test_an_edge_only_task_is_refused_without_a_byte_sent_or_a_word_stored() -> None:
-    async with ModelServer(Script(recording=True)) as server, generating(server.base_url) as (generate, kv):
+    async with (
+        ModelServer(Script(recording=True)) as server,
+        generating(server.base_url) as (generate, kv),
+    ):
         with capture_logs() as logs:
             candidate = await generate.generate(a_task(residency="edge-only"))
         assert candidate.error is not None
@@ -256,9 +281,14 @@ async def test_a_model_that_is_not_configured_is_said_so() -> None:
         assert server.stats.requests == 0
 
 
-async def test_a_missing_key_is_named_and_nothing_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_missing_key_is_named_and_nothing_is_called(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv("FAKE_KEY", raising=False)
-    async with ModelServer() as server, generating(server.base_url, api_key_env="FAKE_KEY") as (generate, _):
+    async with (
+        ModelServer() as server,
+        generating(server.base_url, api_key_env="FAKE_KEY") as (generate, _),
+    ):
         candidate = await generate.generate(a_task())
         assert candidate.error is not None
         assert candidate.error.code == "unauthorized"
@@ -266,10 +296,15 @@ async def test_a_missing_key_is_named_and_nothing_is_called(monkeypatch: pytest.
         assert server.stats.requests == 0
 
 
-async def test_the_key_goes_to_the_provider_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_key_goes_to_the_provider_and_nowhere_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("FAKE_KEY", KEY)
     script = Script.of("server_error", recording=True)
-    async with ModelServer(script) as server, generating(server.base_url, api_key_env="FAKE_KEY") as (generate, kv):
+    async with (
+        ModelServer(script) as server,
+        generating(server.base_url, api_key_env="FAKE_KEY") as (generate, kv),
+    ):
         with capture_logs() as logs:
             candidate = await generate.generate(a_task())
         assert f"Authorization: Bearer {KEY}" in server.stats.recorded[0].head
@@ -280,8 +315,13 @@ async def test_the_key_goes_to_the_provider_and_nowhere_else(monkeypatch: pytest
 
 async def test_a_redirect_is_not_followed() -> None:
     async with ModelServer(Script(recording=True)) as elsewhere:
-        moved = Fault(kind="redirect", headers={"location": f"{elsewhere.base_url}/chat/completions"})
-        async with ModelServer(Script.of(moved)) as server, generating(server.base_url) as (generate, _):
+        moved = Fault(
+            kind="redirect", headers={"location": f"{elsewhere.base_url}/chat/completions"}
+        )
+        async with (
+            ModelServer(Script.of(moved)) as server,
+            generating(server.base_url) as (generate, _),
+        ):
             candidate = await generate.generate(a_task())
         assert candidate.error is not None
         assert candidate.error.code == "bad_request"
@@ -299,18 +339,26 @@ async def test_proxy_variables_are_not_heeded(monkeypatch: pytest.MonkeyPatch) -
 
 async def test_no_more_calls_are_in_flight_than_the_model_allows() -> None:
     script = Script.of(latency_ms=20)
-    async with ModelServer(script) as server, generating(server.base_url, max_concurrency=4) as (generate, _):
-        candidates = await asyncio.gather(*(generate.generate(a_task(f"f{i}-0-a")) for i in range(20)))
+    async with (
+        ModelServer(script) as server,
+        generating(server.base_url, max_concurrency=4) as (generate, _),
+    ):
+        candidates = await asyncio.gather(
+            *(generate.generate(a_task(f"f{i}-0-a")) for i in range(20))
+        )
         assert all(c.ok for c in candidates)
         assert server.stats.peak_by_model["big-1"] == 4
         assert server.stats.connections <= 4
 
 
 async def test_the_same_task_delivered_while_it_runs_is_busy() -> None:
-    async with ModelServer(Script.of("hang")) as server, generating(server.base_url) as (generate, _):
+    async with (
+        ModelServer(Script.of("hang")) as server,
+        generating(server.base_url) as (generate, _),
+    ):
         first = asyncio.create_task(generate.generate(a_task()))
         await server.arrived(1)
-        with pytest.raises(Busy):
+        with pytest.raises(EntryBusy):
             await generate.generate(a_task())
         assert server.stats.requests == 1
         first.cancel()
@@ -329,7 +377,10 @@ async def test_a_response_above_the_limit_is_not_read_on() -> None:
 
 async def test_a_cancelled_call_frees_its_slot() -> None:
     script = Script.of("hang")
-    async with ModelServer(script) as server, generating(server.base_url, max_concurrency=1) as (generate, _):
+    async with (
+        ModelServer(script) as server,
+        generating(server.base_url, max_concurrency=1) as (generate, _),
+    ):
         hanging = asyncio.create_task(generate.generate(a_task("f1-0-a")))
         await server.arrived(1)
         hanging.cancel()
@@ -346,7 +397,10 @@ async def test_who_waits_to_call_again_leaves_its_place_to_others() -> None:
         await may_go_on.wait()
 
     script = Script(models={"*": ModelScript(faults=(Fault(kind="server_error"),))})
-    async with ModelServer(script) as server, generating(server.base_url, waits=wait, max_concurrency=1) as (both, _):
+    async with (
+        ModelServer(script) as server,
+        generating(server.base_url, waits=wait, max_concurrency=1) as (both, _),
+    ):
         first = asyncio.create_task(both.generate(a_task("f1-0-a")))
         await is_waiting.wait()
         assert (await both.generate(a_task("f1-0-b"))).ok
@@ -363,7 +417,10 @@ async def test_who_waits_to_call_again_when_its_worker_is_told_to_stop_does_not(
         await may_go_on.wait()
 
     script = Script(models={"*": ModelScript(faults=(Fault(kind="server_error"),))})
-    async with ModelServer(script) as server, generating(server.base_url, waits=wait) as (generate, _):
+    async with (
+        ModelServer(script) as server,
+        generating(server.base_url, waits=wait) as (generate, _),
+    ):
         call = asyncio.create_task(generate.generate(a_task()))
         await is_waiting.wait()
         generate.stop()
@@ -374,14 +431,20 @@ async def test_who_waits_to_call_again_when_its_worker_is_told_to_stop_does_not(
 
 
 async def test_what_nobody_counted_is_unknown_and_so_is_the_sum() -> None:
-    async with ModelServer(Script.of("close")) as server, generating(server.base_url) as (generate, _):
+    async with (
+        ModelServer(Script.of("close")) as server,
+        generating(server.base_url) as (generate, _),
+    ):
         candidate = await generate.generate(a_task())
     assert candidate.ok
     assert (candidate.usage, candidate.cost_usd, candidate.maybe_paid_twice) == (None, None, True)
 
 
 async def test_usage_is_counted_over_the_calls_that_were_paid_for() -> None:
-    async with ModelServer(Script.of("interrupted")) as server, generating(server.base_url) as (twice, _):
+    async with (
+        ModelServer(Script.of("interrupted")) as server,
+        generating(server.base_url) as (twice, _),
+    ):
         both = await twice.generate(a_task())
         assert server.stats.requests == 2
     async with ModelServer() as server, generating(server.base_url) as (once, _):
@@ -392,7 +455,10 @@ async def test_usage_is_counted_over_the_calls_that_were_paid_for() -> None:
 
 async def test_cost_comes_from_the_price_list_and_is_unknown_on_loopback() -> None:
     async with ModelServer() as server:
-        async with generating(server.base_url, model="gpt-4o-mini", price_provider="openai") as (generate, _):
+        async with generating(server.base_url, model="gpt-4o-mini", price_provider="openai") as (
+            generate,
+            _,
+        ):
             priced = await generate.generate(a_task())
         async with generating(server.base_url, model="gpt-4o-mini") as (generate, _):
             unpriced = await generate.generate(a_task())
@@ -412,18 +478,26 @@ async def test_tool_calls_are_the_answer() -> None:
         Message(role="user", content="And in Rome?"),
     )
     task = a_task(tools=tools, tool_choice="weather", messages=turns)
-    script = Script.of(calls=(ScriptedCall(name="weather", arguments={"city": "Rome"}),), recording=True)
+    script = Script.of(
+        calls=(ScriptedCall(name="weather", arguments={"city": "Rome"}),), recording=True
+    )
     async with ModelServer(script) as server, generating(server.base_url) as (generate, _):
         candidate = await generate.generate(task)
         (sent,) = server.stats.recorded
     assert candidate.ok
     assert (candidate.content, candidate.finish_reason) == (None, "tool_calls")
-    assert candidate.tool_calls == (ToolCall(id="call_0", name="weather", arguments='{"city": "Rome"}'),)
+    assert candidate.tool_calls == (
+        ToolCall(id="call_0", name="weather", arguments='{"city": "Rome"}'),
+    )
     assert used(candidate).completion_tokens > 1
     assert sent.body["tool_choice"] == {"type": "function", "function": {"name": "weather"}}
     assert [tool["function"]["name"] for tool in sent.body["tools"]] == ["weather"]
     assert [turn["role"] for turn in sent.body["messages"]] == ["user", "assistant", "tool", "user"]
-    assert sent.body["messages"][1]["tool_calls"][0]["id"] == sent.body["messages"][2]["tool_call_id"] == asked.id
+    assert (
+        sent.body["messages"][1]["tool_calls"][0]["id"]
+        == sent.body["messages"][2]["tool_call_id"]
+        == asked.id
+    )
 
 
 @pytest.mark.parametrize(
@@ -435,9 +509,14 @@ async def test_tool_calls_are_the_answer() -> None:
     ],
     ids=["no name", "long arguments", "many"],
 )
-async def test_calls_that_are_no_answer_are_paid_for_once(calls: list[ScriptedCall], result: str) -> None:
+async def test_calls_that_are_no_answer_are_paid_for_once(
+    calls: list[ScriptedCall], result: str
+) -> None:
     task = a_task(tools=(Tool(name="weather"),))
-    async with ModelServer(Script.of(calls=calls)) as server, generating(server.base_url) as (generate, _):
+    async with (
+        ModelServer(Script.of(calls=calls)) as server,
+        generating(server.base_url) as (generate, _),
+    ):
         candidate = await generate.generate(task)
         assert server.stats.requests == 1
     assert not candidate.ok
@@ -447,10 +526,17 @@ async def test_calls_that_are_no_answer_are_paid_for_once(calls: list[ScriptedCa
 
 async def test_a_key_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FAKE_KEY", raising=False)
-    async with ModelServer() as server, generating(server.base_url, api_key_env="FAKE_KEY") as (generate, _):
+    async with (
+        ModelServer() as server,
+        generating(server.base_url, api_key_env="FAKE_KEY") as (generate, _),
+    ):
         with capture_logs() as logs:
             candidate = await generate.generate(a_task())
         assert server.stats.requests == 0
     assert candidate.error is not None
-    assert (candidate.error.code, candidate.error.param, candidate.attempts) == ("unauthorized", "FAKE_KEY", 0)
+    assert (candidate.error.code, candidate.error.param, candidate.attempts) == (
+        "unauthorized",
+        "FAKE_KEY",
+        0,
+    )
     assert [(one["event"], one["variable"]) for one in logs] == [("remote.key_not_set", "FAKE_KEY")]

@@ -31,12 +31,18 @@ def told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> l
     """Everything that we log, down to debug, and others from warnings up, as `telemetry.configure` lets through."""
     lines: list[str] = []
 
-    def keep(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    def keep(
+        _logger: Any, _method: str, event: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
         lines.append(repr(event))
         raise structlog.DropEvent
 
     structlog.configure(
-        processors=[structlog.contextvars.merge_contextvars, structlog.processors.format_exc_info, keep],
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.format_exc_info,
+            keep,
+        ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
     )
     caplog.set_level(logging.WARNING)
@@ -50,7 +56,10 @@ async def stored(settings: Settings, stream: str) -> tuple[int, list[Msg]]:
     state = (await bus.js.stream_info(stream)).state
     held: list[Any] = []
     if state.messages:
-        held = [await bus.js.get_msg(stream, seq, direct=False) for seq in range(state.first_seq, state.last_seq + 1)]
+        held = [
+            await bus.js.get_msg(stream, seq, direct=False)
+            for seq in range(state.first_seq, state.last_seq + 1)
+        ]
     await bus.stop()
     return state.last_seq, held
 
@@ -88,7 +97,9 @@ POOLS: list[tuple[str, dict[str, Any], dict[str, Any], str, list[str]]] = [
 
 
 @pytest.mark.parametrize(
-    ("pool", "fields", "status", "reasons"), [row[1:] for row in POOLS], ids=[row[0] for row in POOLS]
+    ("pool", "fields", "status", "reasons"),
+    [row[1:] for row in POOLS],
+    ids=[row[0] for row in POOLS],
 )
 async def test_an_edge_only_prompt_stays_at_the_edge(
     make_settings: MakeSettings,
@@ -110,7 +121,11 @@ async def test_an_edge_only_prompt_stays_at_the_edge(
         shown = await client.submit({"prompt": f"Keep {SECRET}!", **fields}, wait_s=250)
 
     # The outcome is of edge members alone, and says so.
-    assert (shown["status"], shown["is_degraded"], shown["degraded_reasons"]) == (status, True, reasons)
+    assert (shown["status"], shown["is_degraded"], shown["degraded_reasons"]) == (
+        status,
+        True,
+        reasons,
+    )
     assert {answer["tier"] for answer in shown["answers"]} == {"edge"}
     assert {answer["model"] for answer in shown["answers"]} <= set(EDGE)
     assert shown["judge_model"] in (None, "big")
@@ -125,7 +140,9 @@ async def test_an_edge_only_prompt_stays_at_the_edge(
 
     # Nothing on the wire was for anyone remote, and the fake server never heard of it.
     assert any(SECRET.encode() in msg.data for msg in traffic)
-    assert not [msg.subject for msg in traffic if SECRET.encode() in msg.data and "remote" in msg.subject]
+    assert not [
+        msg.subject for msg in traffic if SECRET.encode() in msg.data and "remote" in msg.subject
+    ]
     assert model_server.stats.requests == 0
     assert SECRET.encode() not in model_server.received
 
@@ -136,18 +153,30 @@ async def test_an_edge_only_prompt_stays_at_the_edge(
 
 
 async def test_the_same_prompt_without_the_mark_goes_everywhere(
-    make_settings: MakeSettings, nats: NatsServer, running: Running, model_server: ModelServer, traffic: list[Msg]
+    make_settings: MakeSettings,
+    nats: NatsServer,
+    running: Running,
+    model_server: ModelServer,
+    traffic: list[Msg],
 ) -> None:
     """Else the test above would also pass on a pipeline that never asks anyone remote."""
-    settings = make_settings(nats=Nats(url=nats.url), pool={"members": ["a", "tiny", "b"]}, models=EDGE)
+    settings = make_settings(
+        nats=Nats(url=nats.url), pool={"members": ["a", "tiny", "b"]}, models=EDGE
+    )
     edge = EchoWorker(settings)
     async with running(settings, *SERVICES[:2], edge, *SERVICES[2:]) as client:
         shown = await client.submit({"prompt": f"Keep {SECRET}!"}, wait_s=250)
 
     assert (shown["status"], shown["is_degraded"]) == ("fused", False)
     assert {answer["tier"] for answer in shown["answers"]} == {"edge", "remote"}
-    assert (await stored(settings, "FW_TASK_REMOTE"))[0] == 2  # both members; the judge in both orders
-    assert [msg.subject for msg in traffic if SECRET.encode() in msg.data and msg.subject.startswith("fw.task.remote")]
+    assert (await stored(settings, "FW_TASK_REMOTE"))[
+        0
+    ] == 2  # both members; the judge in both orders
+    assert [
+        msg.subject
+        for msg in traffic
+        if SECRET.encode() in msg.data and msg.subject.startswith("fw.task.remote")
+    ]
     assert model_server.stats.requests == 4
 
 
@@ -159,7 +188,9 @@ async def test_no_log_holds_what_a_failing_service_had_in_hand(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = make_settings(nats=Nats(url=nats.url), pool={"members": ["tiny", "small"], "judge": None}, models=EDGE)
+    settings = make_settings(
+        nats=Nats(url=nats.url), pool={"members": ["tiny", "small"], "judge": None}, models=EDGE
+    )
     edge = EchoWorker(settings)
 
     async def fail(task: Task, tell: object = None) -> Candidate:
@@ -167,7 +198,9 @@ async def test_no_log_holds_what_a_failing_service_had_in_hand(
 
     monkeypatch.setattr(edge.engine, "generate", fail)
     async with running(settings, "judge", edge, "dispatcher", "ingest") as client:
-        running_ = await client.submit({"prompt": f"Keep {SECRET}!", "residency": "edge-only", "deadline_s": 30})
+        running_ = await client.submit(
+            {"prompt": f"Keep {SECRET}!", "residency": "edge-only", "deadline_s": 30}
+        )
         await eventually(lambda: [line for line in told if "bus.message_retried" in line])
         assert running_["status"] == "running"
 

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, text, update
 
 from fusewire.bus import Bus, Delivery
 from fusewire.contracts import Candidate, Outcome, Plan, Prompt, Round
-from fusewire.errors import Transient, Unacceptable
+from fusewire.errors import Transient, UnacceptableMessage
 from fusewire.settings import Database
 from fusewire.store.engine import Store
 from fusewire.store.queries import standings
@@ -34,8 +34,8 @@ from fusewire.testing.statements import statements
 from fusewire.topology import candidate_subject, plan_subject
 from fusewire_ingest.repository.submissions import Submissions
 from fusewire_judge import turn as turn_module
-from fusewire_judge.fusion.case import Case, Decision
 from fusewire_judge.handlers import ARRIVED_WITHIN, PUBLISHED_WITHIN, Handlers
+from fusewire_judge.model import Case, Decision
 from fusewire_judge.repository import Results
 
 Message = Plan | Candidate
@@ -91,7 +91,9 @@ class Desk:
     async def submit(self, *batch: Prompt) -> None:
         await Submissions(self.store).add(batch, [None] * len(batch))
 
-    def delivery(self, message: Message, deliveries: int = 1, subject: str | None = None) -> Delivery:
+    def delivery(
+        self, message: Message, deliveries: int = 1, subject: str | None = None
+    ) -> Delivery:
         if subject is None:
             subject = (
                 plan_subject(message.fusion_id)
@@ -99,7 +101,13 @@ class Desk:
                 else candidate_subject(message.fusion_id, message.round, message.call)
             )
         return Delivery(
-            message.encode(), subject, {}, deliveries, "FW_CANDIDATE", next(self._sequence), cast("Msg", None)
+            message.encode(),
+            subject,
+            {},
+            deliveries,
+            "FW_CANDIDATE",
+            next(self._sequence),
+            cast("Msg", None),
         )
 
     async def take(self, *messages: Message, deliveries: int = 1) -> None:
@@ -110,7 +118,13 @@ class Desk:
         """Let timers arrive."""
         due = [
             Delivery(
-                b"{}", f"fw.due.{p.fusion_id}", {}, deliveries, "FW_TIMER", next(self._sequence), cast("Msg", None)
+                b"{}",
+                f"fw.due.{p.fusion_id}",
+                {},
+                deliveries,
+                "FW_TIMER",
+                next(self._sequence),
+                cast("Msg", None),
             )
             for p in batch
         ]
@@ -137,7 +151,9 @@ def desk(store: Store) -> Desk:
     return Desk(store)
 
 
-def answers(prompt: Prompt, texts: Mapping[str, str] = OPEN_ANSWERS, **overrides: Any) -> list[Candidate]:
+def answers(
+    prompt: Prompt, texts: Mapping[str, str] = OPEN_ANSWERS, **overrides: Any
+) -> list[Candidate]:
     return [make_candidate(text, name, prompt=prompt, **overrides) for name, text in texts.items()]
 
 
@@ -148,13 +164,21 @@ def everything(prompt: Prompt) -> list[Message]:
 
 def verdicts(desk: Desk, prompt: Prompt, member: str = "a", **overrides: Any) -> list[Candidate]:
     """Both orders name one member."""
-    asked = next(m for m in desk.bus.messages if isinstance(m, Round) and m.fusion_id == prompt.fusion_id)
+    asked = next(
+        m for m in desk.bus.messages if isinstance(m, Round) and m.fusion_id == prompt.fusion_id
+    )
     found = []
     for call in asked.calls:
         shown, said = call.messages[-1].content, OPEN_ANSWERS[member]
         label = shown[: shown.index(said)].rstrip("]\n")[-2:]
         content = json.dumps({"reason": REASON, "winner": label})
-        given = {"round": asked.round, "member": None, "model": JUDGE.model, "cost_usd": 0.01, **overrides}
+        given = {
+            "round": asked.round,
+            "member": None,
+            "model": JUDGE.model,
+            "cost_usd": 0.01,
+            **overrides,
+        }
         found.append(make_candidate(content, call.name, prompt=prompt, **given))
     return found
 
@@ -182,7 +206,9 @@ async def test_a_verdict(desk: Desk) -> None:
     await desk.submit(PROMPT)
     await desk.take(make_plan(PROMPT), *answers(PROMPT))
     assert desk.bus.of(PROMPT) == ["round 1"]
-    assert [m.store_id for m in desk.bus.messages if isinstance(m, Round)] == [desk.bus.last_store_id]
+    assert [m.store_id for m in desk.bus.messages if isinstance(m, Round)] == [
+        desk.bus.last_store_id
+    ]
 
     await desk.take(*verdicts(desk, PROMPT))
 
@@ -238,7 +264,9 @@ async def test_what_is_stored_is_read_once(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("turns", [(0, 1, 0, 1, 0), (1, 1, 0, 0, 1), (0, 1, 1, 1, 0)])
-async def test_judges_that_take_turns_each_see_what_the_other_stored(desk: Desk, turns: Sequence[int]) -> None:
+async def test_judges_that_take_turns_each_see_what_the_other_stored(
+    desk: Desk, turns: Sequence[int]
+) -> None:
     desks = [desk, Desk(desk.store)]
     desks[1].bus = desk.bus
     desks[1].handlers = Handlers(cast("Bus", desk.bus), desk.store, desk.clock)
@@ -257,7 +285,9 @@ async def test_judges_that_take_turns_each_see_what_the_other_stored(desk: Desk,
     assert desk.bus.of(PROMPT) == ["round 1", "outcome"]
 
 
-async def test_a_transaction_that_fails_leaves_nothing_behind(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_transaction_that_fails_leaves_nothing_behind(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await desk.submit(PROMPT)
     await desk.take(make_plan(PROMPT))
     with monkeypatch.context() as patched:
@@ -292,7 +322,10 @@ async def test_what_is_delivered_again_changes_nothing(desk: Desk) -> None:
     messages += verdicts(desk, PROMPT)
     await desk.take(*messages[4:])
     before = await desk.outcome(PROMPT)
-    stored = {t: await desk.rows(f"SELECT * FROM {t} ORDER BY 1, 2") for t in ("candidates", "rounds", "fusions")}
+    stored = {
+        t: await desk.rows(f"SELECT * FROM {t} ORDER BY 1, 2")
+        for t in ("candidates", "rounds", "fusions")
+    }
 
     desk.clock.advance(5)
     for message in messages:
@@ -310,7 +343,10 @@ async def later(desk: Desk) -> int:
 
 
 async def marked(desk: Desk) -> set[str]:
-    return {row["fusion_id"] for row in await desk.rows("SELECT * FROM fusions WHERE unpublished_since IS NOT NULL")}
+    return {
+        row["fusion_id"]
+        for row in await desk.rows("SELECT * FROM fusions WHERE unpublished_since IS NOT NULL")
+    }
 
 
 async def test_what_the_broker_was_not_there_for_is_published_by_the_sweep(desk: Desk) -> None:
@@ -339,10 +375,14 @@ async def test_what_the_broker_was_not_there_for_is_published_by_the_sweep(desk:
     assert await marked(desk) == set()
 
 
-async def test_what_a_judge_that_ended_could_not_publish_is_published_by_the_next(desk: Desk) -> None:
+async def test_what_a_judge_that_ended_could_not_publish_is_published_by_the_next(
+    desk: Desk,
+) -> None:
     """Neither a message that is delivered again nor what the first one held in memory is needed for it."""
     await desk.submit(PROMPT, OTHER)
-    await desk.take(make_plan(PROMPT), *answers(PROMPT)[:2], make_plan(OTHER), *answers(OTHER, CLOSED)[:1])
+    await desk.take(
+        make_plan(PROMPT), *answers(PROMPT)[:2], make_plan(OTHER), *answers(OTHER, CLOSED)[:1]
+    )
     desk.clock.advance(45)
     desk.bus.is_down = True
     with pytest.raises(Transient):
@@ -376,12 +416,16 @@ async def test_a_mark_that_was_set_meanwhile_stays(desk: Desk) -> None:
         await desk.take(*verdicts(desk, PROMPT))
 
     desk.bus.is_down = False
-    assert await desk.handlers.publish_again() == 0, "it takes the mark of the round off, and not that of the outcome"
+    assert await desk.handlers.publish_again() == 0, (
+        "it takes the mark of the round off, and not that of the outcome"
+    )
     assert await later(desk) == 1
     assert desk.bus.of(PROMPT) == ["round 1", "outcome"]
 
 
-async def test_marks_wait_for_a_database_that_is_away(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_marks_wait_for_a_database_that_is_away(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await desk.submit(PROMPT)
     await desk.take(*everything(PROMPT))
     with monkeypatch.context() as patched:
@@ -397,7 +441,9 @@ async def test_a_round_is_published_again_when_the_broker_lost_it(desk: Desk) ->
     await desk.submit(PROMPT)
     await desk.take(make_plan(PROMPT), *answers(PROMPT))
 
-    await desk.take(make_plan(PROMPT))  # as dispatcher makes it of a prompt that ingest published again
+    await desk.take(
+        make_plan(PROMPT)
+    )  # as dispatcher makes it of a prompt that ingest published again
 
     assert desk.bus.of(PROMPT) == ["round 1", "round 1"]
     assert len(await desk.rows("SELECT * FROM rounds")) == 1
@@ -435,9 +481,14 @@ async def test_a_late_candidate_is_kept_and_changes_nothing(desk: Desk) -> None:
     await desk.take(make_candidate("5", "c"))
 
     assert await desk.outcome(PROMPT) == before
-    late = {row["call"]: bool(row["is_late"]) for row in await desk.rows("SELECT call, is_late FROM candidates")}
+    late = {
+        row["call"]: bool(row["is_late"])
+        for row in await desk.rows("SELECT call, is_late FROM candidates")
+    }
     assert late == {"a": False, "b": False, "c": True}
-    (shown,) = await desk.rows("SELECT status, content, latency_ms FROM v_answer WHERE member = 'c'")
+    (shown,) = await desk.rows(
+        "SELECT status, content, latency_ms FROM v_answer WHERE member = 'c'"
+    )
     assert shown == {"status": "missing", "content": None, "latency_ms": None}
 
 
@@ -447,22 +498,33 @@ async def test_a_late_candidate_is_kept_and_changes_nothing(desk: Desk) -> None:
 async def test_a_candidate_of_a_fusion_that_nobody_submitted_is_ignored(desk: Desk) -> None:
     await desk.submit(PROMPT)
 
-    await desk.take(make_plan(OTHER), *answers(OTHER, CLOSED), make_plan(PROMPT), *answers(PROMPT, CLOSED))
+    await desk.take(
+        make_plan(OTHER), *answers(OTHER, CLOSED), make_plan(PROMPT), *answers(PROMPT, CLOSED)
+    )
 
     assert await desk.outcome(PROMPT) is not None
-    assert {row["fusion_id"] for row in await desk.rows("SELECT fusion_id FROM fusions")} == {PROMPT.fusion_id}
-    assert {row["fusion_id"] for row in await desk.rows("SELECT fusion_id FROM candidates")} == {PROMPT.fusion_id}
+    assert {row["fusion_id"] for row in await desk.rows("SELECT fusion_id FROM fusions")} == {
+        PROMPT.fusion_id
+    }
+    assert {row["fusion_id"] for row in await desk.rows("SELECT fusion_id FROM candidates")} == {
+        PROMPT.fusion_id
+    }
 
 
 FORGED = [
     ("a member that was not asked", {"call": "x"}),
     ("a model that was not asked", {"call": "a", "model": "m-other"}),
-    ("a call of no round", {"call": "verdict-1-1", "round": 1, "member": None, "model": JUDGE.model}),
+    (
+        "a call of no round",
+        {"call": "verdict-1-1", "round": 1, "member": None, "model": JUDGE.model},
+    ),
 ]
 
 
 @pytest.mark.parametrize("fields", [row[1] for row in FORGED], ids=[row[0] for row in FORGED])
-async def test_a_candidate_that_nobody_asked_for_does_not_count(desk: Desk, fields: dict[str, Any]) -> None:
+async def test_a_candidate_that_nobody_asked_for_does_not_count(
+    desk: Desk, fields: dict[str, Any]
+) -> None:
     await desk.submit(PROMPT)
     await desk.take(make_plan(PROMPT), make_candidate("forged", **{"prompt": PROMPT, **fields}))
 
@@ -470,15 +532,21 @@ async def test_a_candidate_that_nobody_asked_for_does_not_count(desk: Desk, fiel
 
     outcome = await desk.outcome(PROMPT)
     assert outcome is not None
-    assert (outcome.content, outcome.closed_by, outcome.answers[0].status) == ("4", "certain", "missing")
+    assert (outcome.content, outcome.closed_by, outcome.answers[0].status) == (
+        "4",
+        "certain",
+        "missing",
+    )
     assert "forged" not in outcome.model_dump_json()
 
 
 async def test_a_candidate_that_names_another_task_than_its_subject_is_refused(desk: Desk) -> None:
     await desk.submit(PROMPT, OTHER)
-    forged = desk.delivery(make_candidate("4", "a", prompt=PROMPT), subject=candidate_subject(OTHER.fusion_id, 0, "a"))
+    forged = desk.delivery(
+        make_candidate("4", "a", prompt=PROMPT), subject=candidate_subject(OTHER.fusion_id, 0, "a")
+    )
 
-    with pytest.raises(Unacceptable, match="another task than its subject"):
+    with pytest.raises(UnacceptableMessage, match="another task than its subject"):
         await desk.handlers.on_batch([forged])
 
     assert await desk.rows("SELECT * FROM candidates") == []
@@ -502,7 +570,9 @@ async def test_a_timer_is_set_for_the_panel_and_moved_when_the_quorum_is_there(d
     assert "@at 2026-01-02T03:04:06" <= moved < first
 
 
-async def test_the_panel_s_deadline_is_left_to_the_sweep_and_the_quorum_s_has_a_timer(desk: Desk) -> None:
+async def test_the_panel_s_deadline_is_left_to_the_sweep_and_the_quorum_s_has_a_timer(
+    desk: Desk,
+) -> None:
     await desk.submit(PROMPT)
     await desk.take(make_plan(PROMPT))
     assert desk.bus.timers == []
@@ -520,7 +590,9 @@ async def test_the_panel_s_deadline_is_left_to_the_sweep_and_the_quorum_s_has_a_
 
 async def test_a_timer_that_fires_too_soon_is_set_anew(desk: Desk) -> None:
     await desk.submit(SOON)
-    await desk.take(make_plan(SOON), *answers(SOON, {"a": OPEN_ANSWERS["a"], "b": OPEN_ANSWERS["b"]}))
+    await desk.take(
+        make_plan(SOON), *answers(SOON, {"a": OPEN_ANSWERS["a"], "b": OPEN_ANSWERS["b"]})
+    )
     desk.clock.advance(1)
     await desk.fire(SOON)  # the panel is closed by its timer; the judge is asked
     assert desk.bus.of(SOON) == ["round 1"]
@@ -569,7 +641,9 @@ async def test_what_was_never_planned_expires_by_the_sweep(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("mode", ["best-of", "merge", "debate"])
-async def test_a_judge_that_was_down_past_the_deadline_decides_all_the_same(desk: Desk, mode: str) -> None:
+async def test_a_judge_that_was_down_past_the_deadline_decides_all_the_same(
+    desk: Desk, mode: str
+) -> None:
     prompt = make_prompt(mode=mode)
     await desk.submit(prompt)
     desk.clock.advance(120)
@@ -612,7 +686,9 @@ async def test_what_arrives_past_a_deadline_that_waited_for_it_counts(desk: Desk
     assert (outcome.content, outcome.is_degraded) == ("4", False)
 
 
-async def test_a_question_that_no_message_holds_has_failed_at_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_question_that_no_message_holds_has_failed_at_once(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It would be published again and again, until the deadline."""
     monkeypatch.setattr(turn_module, "MOST_ROUND_BYTES", 2_000)
     await desk.submit(PROMPT)
@@ -623,20 +699,26 @@ async def test_a_question_that_no_message_holds_has_failed_at_once(desk: Desk, m
     assert outcome is not None
     assert (outcome.status, outcome.judge_rung, outcome.is_degraded) == ("voted", "fallback", True)
     assert desk.bus.of(PROMPT) == ["outcome"]
-    failed = await desk.rows("SELECT error_code, after_rounds, is_late FROM candidates WHERE round = 1")
+    failed = await desk.rows(
+        "SELECT error_code, after_rounds, is_late FROM candidates WHERE round = 1"
+    )
     assert {row["error_code"] for row in failed} == {"context_length_exceeded"}
     assert {row["after_rounds"] for row in failed} == {1}
     assert await later(desk) == 0
     assert desk.bus.of(PROMPT) == ["outcome"]
 
-    async with desk.store.write() as connection:  # as if it had gone on, to be published by the sweep
+    async with (
+        desk.store.write() as connection
+    ):  # as if it had gone on, to be published by the sweep
         await connection.execute(fusions.update().values(is_done=False, unpublished_since=T0))
     assert await desk.handlers.publish_again() == 1
     assert "round 1" not in desk.bus.of(PROMPT)
 
 
 async def test_one_fusion_that_cannot_be_decided_keeps_no_other_from_the_sweep(desk: Desk) -> None:
-    batch = [make_prompt(custom_id=f"q{i}", submitted_at=T0 + timedelta(seconds=i)) for i in range(4)]
+    batch = [
+        make_prompt(custom_id=f"q{i}", submitted_at=T0 + timedelta(seconds=i)) for i in range(4)
+    ]
     await desk.submit(*batch)
     async with desk.store.write() as connection:
         broken = update(prompts).where(prompts.c.fusion_id == batch[0].fusion_id)
@@ -652,7 +734,9 @@ async def test_one_fusion_that_cannot_be_decided_keeps_no_other_from_the_sweep(d
     assert await desk.handlers.sweep() == 1  # it is not forgotten
 
 
-async def test_a_fusion_on_which_the_judge_fails_ends_as_failed(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_fusion_on_which_the_judge_fails_ends_as_failed(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     late, early = make_prompt(custom_id="late"), make_prompt(custom_id="early")
     await desk.submit(late, early)
     await desk.take(make_plan(late), make_plan(early))
@@ -673,7 +757,11 @@ async def test_a_fusion_on_which_the_judge_fails_ends_as_failed(desk: Desk, monk
     for prompt in (late, early):
         outcome = await desk.outcome(prompt)
         assert outcome is not None
-        assert (outcome.status, outcome.degraded_reasons, outcome.cost_usd) == ("failed", ("undecidable",), None)
+        assert (outcome.status, outcome.degraded_reasons, outcome.cost_usd) == (
+            "failed",
+            ("undecidable",),
+            None,
+        )
         assert "OverflowError" in (outcome.error or "")
         assert desk.bus.of(prompt)[-1] == "outcome"
     assert await desk.handlers.sweep() == 0
@@ -692,7 +780,9 @@ async def test_replicas_that_get_the_same_messages_decide_once(desk: Desk) -> No
         for start in range(0, len(order), 7):
             await replica.take(*order[start : start + 7])
 
-    await asyncio.gather(*(play(r, o) for r, o in zip(replicas, (messages, messages[::-1], messages), strict=True)))
+    await asyncio.gather(
+        *(play(r, o) for r, o in zip(replicas, (messages, messages[::-1], messages), strict=True))
+    )
 
     rows = await desk.rows("SELECT status, content, n_answered FROM v_outcome")
     assert rows == [{"status": "voted", "content": "4", "n_answered": 3}] * 10
@@ -795,11 +885,19 @@ async def test_an_outcome_as_analysts_see_it(desk: Desk) -> None:
 
 async def test_answers_as_analysts_see_them(desk: Desk) -> None:
     await desk.submit(PROMPT)
-    edge = make_candidate(OPEN_ANSWERS["a"], "a", tier="edge", provider="onnxruntime", cost_usd=0.0, attempts=2)
-    members = [m.model_copy(update={"tier": "edge"}) if m.name == "a" else m for m in make_plan(PROMPT).members]
+    edge = make_candidate(
+        OPEN_ANSWERS["a"], "a", tier="edge", provider="onnxruntime", cost_usd=0.0, attempts=2
+    )
+    members = [
+        m.model_copy(update={"tier": "edge"}) if m.name == "a" else m
+        for m in make_plan(PROMPT).members
+    ]
     plan = make_plan(PROMPT, members=members)
     await desk.take(
-        plan, edge, make_candidate(OPEN_ANSWERS["b"], "b"), make_candidate(call="c", fails="timeout", attempts=3)
+        plan,
+        edge,
+        make_candidate(OPEN_ANSWERS["b"], "b"),
+        make_candidate(call="c", fails="timeout", attempts=3),
     )
     await desk.take(*verdicts(desk, PROMPT))
 
@@ -813,7 +911,11 @@ async def test_answers_as_analysts_see_them(desk: Desk) -> None:
     for row in (a, b, c):
         assert str(row["day"]) == "2026-01-02"
         assert row["answer_id"] == f"{PROMPT.fusion_id}/{row['member']}"
-        assert (row["pool"], row["mode"], row["outcome_id"]) == ("default", "best-of", PROMPT.fusion_id)
+        assert (row["pool"], row["mode"], row["outcome_id"]) == (
+            "default",
+            "best-of",
+            PROMPT.fusion_id,
+        )
         assert not row["cached"]
 
     def part(row: dict[str, Any], *names: str) -> tuple[Any, ...]:
@@ -827,7 +929,13 @@ async def test_answers_as_analysts_see_them(desk: Desk) -> None:
     assert part(a, *spent) == (1000, 10, 2, 0.0, OPEN_ANSWERS["a"])
     assert part(c, *spent) == (1000, 0, 0, 0.0, None)
     assert part(a, "ttft_ms", "judge_score", "merge_share") == (None, None, None)
-    assert part(a, "call", "weight", "agreed", "vote_group", "is_right") == ("a", 1.0, None, None, None)
+    assert part(a, "call", "weight", "agreed", "vote_group", "is_right") == (
+        "a",
+        1.0,
+        None,
+        None,
+        None,
+    )
 
 
 async def test_what_came_too_late_has_cost_something_too(desk: Desk) -> None:
@@ -856,8 +964,16 @@ async def test_a_fallback_as_analysts_see_it(desk: Desk) -> None:
 
     (row,) = await desk.rows("SELECT * FROM v_outcome")
 
-    assert (bool(row["is_fallback"]), bool(row["is_degraded"]), row["verdict_parse"]) == (True, True, "fallback")
-    assert row["fallback_reason"] == row["reason"] == "no usable verdict, the answer most like the others"
+    assert (bool(row["is_fallback"]), bool(row["is_degraded"]), row["verdict_parse"]) == (
+        True,
+        True,
+        "fallback",
+    )
+    assert (
+        row["fallback_reason"]
+        == row["reason"]
+        == "no usable verdict, the answer most like the others"
+    )
     assert (row["cost_panel_usd"], row["cost_judge_usd"], row["cost_usd"]) == (None, 0, None)
 
 
@@ -871,14 +987,19 @@ async def test_the_day_is_utc_whatever_the_zone_of_the_session(postgres_database
 
     async with desk.store.read() as connection:
         await connection.execute(text("SET LOCAL TIME ZONE 'Asia/Tokyo'"))
-        found = await connection.execute(text("SELECT o.day, a.day AS other FROM v_outcome o, v_answer a LIMIT 1"))
+        found = await connection.execute(
+            text("SELECT o.day, a.day AS other FROM v_outcome o, v_answer a LIMIT 1")
+        )
         assert [str(value) for value in found.one()] == ["2026-01-02", "2026-01-02"]
     await desk.store.close()
 
 
 async def test_an_answer_of_any_text_is_shown_as_it_is(desk: Desk) -> None:
     prompt = make_prompt(members="ab")
-    texts = {"a": 'Quotes " and \\ and \n and \\u0000 and 🌍 and “€”.', "b": "%s :name {x} ' ; -- as one may well say"}
+    texts = {
+        "a": 'Quotes " and \\ and \n and \\u0000 and 🌍 and “€”.',
+        "b": "%s :name {x} ' ; -- as one may well say",
+    }
     await desk.submit(prompt)
     await desk.take(make_plan(prompt, members="ab", judge=None), *answers(prompt, texts))
 

@@ -12,7 +12,15 @@ from structlog.testing import capture_logs
 
 from fusewire.settings import Settings
 from fusewire.store.engine import Store
-from fusewire.store.tables import batch_lines, batches, file_chunks, files, metadata, outcomes, reservations
+from fusewire.store.tables import (
+    batch_lines,
+    batches,
+    file_chunks,
+    files,
+    metadata,
+    outcomes,
+    reservations,
+)
 from fusewire.testing.eventually import eventually
 from fusewire.testing.factories import T0, FakeClock
 from fusewire_cli.client import ApiError, Client
@@ -40,10 +48,16 @@ def row(table: Table, **given: Any) -> dict[str, Any]:
             return 0
         return T0 if isinstance(getattr(kind, "impl", kind), DateTime) else "x"
 
-    return {c.name: given.get(c.name, filled(c.type)) for c in table.columns if c.name in given or not c.nullable}
+    return {
+        c.name: given.get(c.name, filled(c.type))
+        for c in table.columns
+        if c.name in given or not c.nullable
+    }
 
 
-async def store_fusion(store: Store, fusion_id: str, tenant: str, at: datetime, **given: Any) -> None:
+async def store_fusion(
+    store: Store, fusion_id: str, tenant: str, at: datetime, **given: Any
+) -> None:
     async with store.write() as connection:
         for table in OF_A_FUSION:
             times = {"finished_at": at, "submitted_at": at}
@@ -55,11 +69,18 @@ async def store_fusion(store: Store, fusion_id: str, tenant: str, at: datetime, 
 async def store_batch(store: Store, batch_id: str, tenant: str, **given: Any) -> None:
     """With a line, an input file of its own, and an output file."""
     async with store.write() as connection:
-        values = {"batch_id": batch_id, "tenant": tenant, "input_file_id": f"in-{batch_id}", **given}
+        values = {
+            "batch_id": batch_id,
+            "tenant": tenant,
+            "input_file_id": f"in-{batch_id}",
+            **given,
+        }
         await connection.execute(insert(batches).values(row(batches, **values)))
         await connection.execute(insert(batch_lines).values(row(batch_lines, batch_id=batch_id)))
         for file, of in ((f"in-{batch_id}", None), (f"out-{batch_id}", batch_id)):
-            await connection.execute(insert(files).values(row(files, file_id=file, tenant=tenant, batch_id=of)))
+            await connection.execute(
+                insert(files).values(row(files, file_id=file, tenant=tenant, batch_id=of))
+            )
             await connection.execute(insert(file_chunks).values(row(file_chunks, file_id=file)))
 
 
@@ -70,7 +91,9 @@ async def ids(store: Store, table: Table, column: str = "fusion_id") -> set[str]
 
 def test_every_table_that_names_a_fusion_is_seen_to() -> None:
     named = {table for table in metadata.tables.values() if "fusion_id" in table.c}
-    assert named - set(OF_A_FUSION) == {batch_lines, reservations}, "these keep the fusion until they are gone"
+    assert named - set(OF_A_FUSION) == {batch_lines, reservations}, (
+        "these keep the fusion until they are gone"
+    )
 
 
 async def test_a_fusion_goes_with_all_that_belongs_to_it(store: Store, kept: Retention) -> None:
@@ -93,8 +116,15 @@ async def test_what_a_budget_has_not_settled_yet_stays(store: Store, kept: Reten
     assert await ids(store, outcomes) == {"old"}
 
 
-async def test_a_batch_goes_with_its_files_and_before_its_fusions(store: Store, kept: Retention) -> None:
-    ends = {"done": "completed_at", "failed": "failed_at", "expired": "expired_at", "stopped": "cancelled_at"}
+async def test_a_batch_goes_with_its_files_and_before_its_fusions(
+    store: Store, kept: Retention
+) -> None:
+    ends = {
+        "done": "completed_at",
+        "failed": "failed_at",
+        "expired": "expired_at",
+        "stopped": "cancelled_at",
+    }
     for name, column in ends.items():
         await store_batch(store, name, "t", **{column: T0})
     await store_batch(store, "running", "t")
@@ -161,7 +191,9 @@ async def test_ingest_deletes_what_the_configuration_does_not_keep(
         await eventually(is_gone)
 
 
-async def test_what_fails_is_tried_again_and_an_end_is_told(kept: Retention, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_fails_is_tried_again_and_an_end_is_told(
+    kept: Retention, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("fusewire_ingest.retention.EVERY_S", 0)
     tries = 0
     third = asyncio.Event()

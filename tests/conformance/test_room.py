@@ -16,8 +16,8 @@ from fusewire.testing.eventually import eventually
 from fusewire.testing.nats_server import NatsServer
 from fusewire_cli import doctor
 from fusewire_cli.client import Client
-from fusewire_ingest import room as module
-from fusewire_ingest.room import Room
+from fusewire_ingest import capacity as module
+from fusewire_ingest.capacity import StoreCapacity
 
 LIMIT = 100_000
 PIECE = b"x" * 10_000
@@ -39,7 +39,7 @@ async def fill(bus: Bus, pieces: int) -> None:
 
 async def test_it_is_told_how_full_they_are_before_the_doors_close(bus: Bus) -> None:
     await narrow(bus)
-    room = Room(bus)
+    room = StoreCapacity(bus)
     with capture_logs() as told:
         for pieces, event in ((6, None), (2, "ingest.store_fills"), (1, "ingest.closed")):
             room.check()
@@ -52,7 +52,9 @@ async def test_it_is_told_how_full_they_are_before_the_doors_close(bus: Bus) -> 
         with pytest.raises(Transient, match=r"FW_PROMPT is 9.% full") as refused:
             room.check()
         assert refused.value.retry_after_s
-        used = telemetry.REGISTRY.get_sample_value("fusewire_store_used_ratio", {"stream": "FW_PROMPT"})
+        used = telemetry.REGISTRY.get_sample_value(
+            "fusewire_store_used_ratio", {"stream": "FW_PROMPT"}
+        )
         assert used == pytest.approx(0.9, abs=0.03)
 
         await bus.js.purge_stream("FW_PROMPT")
@@ -65,14 +67,14 @@ async def test_a_broker_that_is_away_closes_no_door(
 ) -> None:
     """What is accepted meanwhile is published later."""
     asked: list[str] = []
-    used = provision.used
+    used = provision.stream_usage
 
     async def counted(js: JetStreamContext, stream: str) -> float:
         asked.append(stream)
         return await used(js, stream)
 
     monkeypatch.setattr(provision, "used", counted)
-    room = Room(bus)
+    room = StoreCapacity(bus)
     await nats.kill()
 
     await room.look()
@@ -82,7 +84,11 @@ async def test_a_broker_that_is_away_closes_no_door(
 
 
 async def test_a_client_is_told_to_come_back_and_can(
-    make_settings: MakeSettings, nats: NatsServer, running: Running, ops: Bus, monkeypatch: pytest.MonkeyPatch
+    make_settings: MakeSettings,
+    nats: NatsServer,
+    running: Running,
+    ops: Bus,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "LOOK_EVERY_S", 0.05)
     settings = make_settings(nats=Nats(url=nats.url))

@@ -52,11 +52,14 @@ async def test_the_migrations_make_the_tables_that_the_code_knows(store: Store) 
     def differences(connection: Connection) -> list[object]:
         views = {view.name for view in VIEWS}
 
-        def included(_object: object, name: str | None, kind: str, _reflected: bool, _to: object) -> bool:
+        def included(
+            _object: object, name: str | None, kind: str, _reflected: bool, _to: object
+        ) -> bool:
             return not (kind == "table" and name in views)
 
         context = MigrationContext.configure(
-            connection, opts={"compare_type": True, "compare_server_default": True, "include_object": included}
+            connection,
+            opts={"compare_type": True, "compare_server_default": True, "include_object": included},
         )
         return list(compare_metadata(context, metadata))
 
@@ -94,7 +97,9 @@ async def test_an_index_has_its_condition_on_both_databases(store: Store) -> Non
     assert "is_done" in found["ix_fusions_due"]
 
 
-async def test_upgrade_tells_the_version_before_and_after_and_does_nothing_twice(empty: Store) -> None:
+async def test_upgrade_tells_the_version_before_and_after_and_does_nothing_twice(
+    empty: Store,
+) -> None:
     assert await migrate.current(empty) is None
 
     assert await migrate.upgrade(empty) == (None, migrate.head())
@@ -205,7 +210,9 @@ async def test_who_may_read_a_view_may_read_the_next_version_of_it(used: Store) 
 
 async def test_a_column_more_is_added_beneath_views_that_stand_on_it(used: Store) -> None:
     fewer = V_BATCH.create("postgresql").replace(f",\n  {_last(V_BATCH)}", "", 1)
-    await run(used, "DROP VIEW v_batch", fewer, "CREATE VIEW theirs AS SELECT batch_id FROM v_batch")
+    await run(
+        used, "DROP VIEW v_batch", fewer, "CREATE VIEW theirs AS SELECT batch_id FROM v_batch"
+    )
     assert fewer != V_BATCH.create("postgresql")
 
     await migrate.upgrade(used)
@@ -253,7 +260,9 @@ async def test_upgrade_mends_views_that_are_missing_or_old(store: Store) -> None
     assert await columns(store, "v_answer")
 
 
-async def test_a_failed_upgrade_leaves_nothing_half_done(empty: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_upgrade_leaves_nothing_half_done(
+    empty: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(_connection: Connection) -> None:
         raise RuntimeError("the machine went away")
 
@@ -277,7 +286,11 @@ async def test_a_database_that_was_not_migrated_is_refused_with_what_to_do(empty
 
 
 async def test_views_have_the_columns_of_the_contract(store: Store) -> None:
-    for view, contract in ((V_OUTCOME, OUTCOME_COLUMNS), (V_ANSWER, ANSWER_COLUMNS), (V_BATCH, BATCH_COLUMNS)):
+    for view, contract in (
+        (V_OUTCOME, OUTCOME_COLUMNS),
+        (V_ANSWER, ANSWER_COLUMNS),
+        (V_BATCH, BATCH_COLUMNS),
+    ):
         found = await columns(store, view.name)
 
         assert found == [c.name for c in view.columns]
@@ -309,7 +322,9 @@ async def test_a_database_that_does_not_answer_is_named_with_what_to_do() -> Non
     with pytest.raises(StartupError) as caught:
         await store.ping()
 
-    assert "no database answers at postgresql+asyncpg://nobody@127.0.0.1:1/none" in caught.value.what
+    assert (
+        "no database answers at postgresql+asyncpg://nobody@127.0.0.1:1/none" in caught.value.what
+    )
     assert "FUSEWIRE_DATABASE__URL" in caught.value.mend
 
 
@@ -322,7 +337,9 @@ def test_a_file_that_cannot_be_made_is_named_with_what_to_do() -> None:
 
 
 async def test_a_file_that_is_no_database_is_named_with_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "fusewire.db").write_text("This is no database, but it is long enough to look at. " * 100)
+    (tmp_path / "fusewire.db").write_text(
+        "This is no database, but it is long enough to look at. " * 100
+    )
     store = Store(Database(url=f"sqlite+aiosqlite:///{tmp_path / 'fusewire.db'}"))
 
     with pytest.raises(StartupError, match="the database file is damaged"):
@@ -352,7 +369,9 @@ async def test_a_write_that_waits_too_long_for_another_is_transient(
     store = Store(sqlite_database)
 
     # As another process would: writers of one process stand in line.
-    with contextlib.closing(sqlite3.connect(str(store.url.database), isolation_level=None)) as other:
+    with contextlib.closing(
+        sqlite3.connect(str(store.url.database), isolation_level=None)
+    ) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(Transient):
             async with store.write():
@@ -389,7 +408,10 @@ async def test_sqlite_syncs_every_commit(sqlite_database: Database) -> None:
     store = Store(sqlite_database)
 
     async with store.read() as connection:
-        found = [(await connection.exec_driver_sql(f"PRAGMA {p}")).scalar() for p in ("journal_mode", "synchronous")]
+        found = [
+            (await connection.exec_driver_sql(f"PRAGMA {p}")).scalar()
+            for p in ("journal_mode", "synchronous")
+        ]
 
     assert found == ["wal", 2]
     await store.close()
@@ -414,20 +436,26 @@ OURS = ["SELECT 1 / 0", "SELECT none_such", "SELECT CAST(:value AS text)", "SELE
 
 
 @pytest.mark.parametrize("statement", OURS, ids=["arithmetic", "name", "NUL", "type"])
-async def test_a_fault_of_a_statement_is_no_outage(postgres_database: Database, statement: str) -> None:
+async def test_a_fault_of_a_statement_is_no_outage(
+    postgres_database: Database, statement: str
+) -> None:
     """Else whoever runs it would try for ever, and tell that the database is down."""
     store = Store(postgres_database)
 
     async def run() -> None:
         async with store.read() as connection:
-            await connection.execute(text(statement), {"value": "a\x00b"} if ":value" in statement else {})
+            await connection.execute(
+                text(statement), {"value": "a\x00b"} if ":value" in statement else {}
+            )
 
     with pytest.raises(DBAPIError):
         await run()
     await store.close()
 
 
-async def test_a_connection_that_was_cut_is_transient_and_the_next_one_works(postgres_database: Database) -> None:
+async def test_a_connection_that_was_cut_is_transient_and_the_next_one_works(
+    postgres_database: Database,
+) -> None:
     store = Store(postgres_database)
 
     async def run(statement: str) -> object:
@@ -440,10 +468,14 @@ async def test_a_connection_that_was_cut_is_transient_and_the_next_one_works(pos
     await store.close()
 
 
-async def test_a_deadlock_is_transient_for_one_and_done_for_the_other(postgres_database: Database) -> None:
+async def test_a_deadlock_is_transient_for_one_and_done_for_the_other(
+    postgres_database: Database,
+) -> None:
     store = Store(postgres_database)
     async with store.write() as connection:
-        await connection.execute(text("INSERT INTO fusions (fusion_id, is_done) VALUES ('a', FALSE), ('b', FALSE)"))
+        await connection.execute(
+            text("INSERT INTO fusions (fusion_id, is_done) VALUES ('a', FALSE), ('b', FALSE)")
+        )
     both = asyncio.Barrier(2)
 
     async def lock(first: str, second: str) -> None:

@@ -47,7 +47,9 @@ async def test_writers_of_one_file_have_their_turns_in_order_and_hold_no_connect
     done: list[int] = []
     first, second = stores
     async with first.write():
-        writers = [asyncio.create_task(write(stores[number % 2], number, done)) for number in range(12)]
+        writers = [
+            asyncio.create_task(write(stores[number % 2], number, done)) for number in range(12)
+        ]
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert (connections(first), connections(second)) == (1, 0)
@@ -62,7 +64,9 @@ async def test_who_reads_waits_for_no_writer(stores: tuple[Store, Store]) -> Non
         assert (await connection.execute(text("SELECT 1"))).scalar() == 1
 
 
-async def test_who_gives_up_leaves_the_line(stores: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_gives_up_leaves_the_line(
+    stores: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engine, "_LINE_S", 0.05)
     done: list[int] = []
     first, second = stores
@@ -117,7 +121,14 @@ def count(connection: Connection) -> int:
     return int(connection.execute(select(func.count()).select_from(files)).scalar_one())
 
 
-FILE = {"tenant": "t", "purpose": "batch", "filename": "f", "bytes": 1, "is_whole": True, "created_at": T0}
+FILE = {
+    "tenant": "t",
+    "purpose": "batch",
+    "filename": "f",
+    "bytes": 1,
+    "is_whole": True,
+    "created_at": T0,
+}
 
 
 async def test_what_a_transaction_returns_is_returned_once_it_is_committed(store: Store) -> None:
@@ -141,7 +152,9 @@ async def test_what_raises_leaves_nothing_and_the_next_one_is_run(store: Store) 
     assert await store.run(count, write=False) == 1
 
 
-async def test_a_statement_that_is_wrong_is_a_fault_and_one_that_finds_no_database_is_not(store: Store) -> None:
+async def test_a_statement_that_is_wrong_is_a_fault_and_one_that_finds_no_database_is_not(
+    store: Store,
+) -> None:
     await store.run(partial(add, key="one"), write=True)
     with pytest.raises(IntegrityError):
         await store.run(partial(add, key="one"), write=True)
@@ -154,12 +167,16 @@ async def test_a_statement_that_is_wrong_is_a_fault_and_one_that_finds_no_databa
 
 
 async def test_many_at_once_are_each_run_once(store: Store) -> None:
-    await asyncio.gather(*(store.run(partial(add, key=f"f{number}"), write=True) for number in range(50)))
+    await asyncio.gather(
+        *(store.run(partial(add, key=f"f{number}"), write=True) for number in range(50))
+    )
 
     assert await store.run(count, write=False) == 50
 
 
-async def test_whole_transactions_stand_in_line_with_the_others(stores: tuple[Store, Store]) -> None:
+async def test_whole_transactions_stand_in_line_with_the_others(
+    stores: tuple[Store, Store],
+) -> None:
     first, second = stores
     done: list[str] = []
 
@@ -181,6 +198,9 @@ async def test_whole_transactions_stand_in_line_with_the_others(stores: tuple[St
 
 async def test_a_whole_transaction_is_synced_as_the_others_are(stores: tuple[Store, Store]) -> None:
     def settings(connection: Connection) -> list[object]:
-        return [connection.execute(text(f"PRAGMA {name}")).scalar() for name in ("synchronous", "journal_mode")]
+        return [
+            connection.execute(text(f"PRAGMA {name}")).scalar()
+            for name in ("synchronous", "journal_mode")
+        ]
 
     assert await stores[0].run(settings, write=True) == [2, "wal"]

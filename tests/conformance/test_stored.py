@@ -13,9 +13,9 @@ from fusewire.store.engine import Store
 from fusewire.testing.factories import FakeClock, make_candidate, make_plan, make_prompt
 from fusewire.topology import candidate_subject, plan_subject, stored_subject
 from fusewire_ingest.repository.submissions import Submissions
+from fusewire_judge.candidate_lookup import StoredCandidates
 from fusewire_judge.handlers import Handlers
-from fusewire_judge.stored import StoredCandidates
-from fusewire_worker_remote.stored import AskJudge
+from fusewire_worker_remote.candidate_lookup import JudgeLookup
 
 PROMPT = make_prompt()
 CALLS = ("a", "b", "c")
@@ -30,7 +30,9 @@ class Judge:
 
     async def publish(self, candidate: Candidate) -> None:
         """Published, and not taken by anybody yet."""
-        await self._bus.publish(candidate_subject(candidate.fusion_id, candidate.round, candidate.call), candidate)
+        await self._bus.publish(
+            candidate_subject(candidate.fusion_id, candidate.round, candidate.call), candidate
+        )
 
     async def commit(self, *messages: Plan | Candidate) -> None:
         await self._handlers.on_batch(
@@ -55,11 +57,15 @@ async def judge(bus: Bus, store: Store) -> Judge:
     return Judge(bus, store)
 
 
-async def asked(bus: Bus, fusion_id: str = PROMPT.fusion_id, round_: int = 0, calls: Iterable[str] = CALLS) -> set[str]:
-    return set(await AskJudge(bus)(fusion_id, round_, tuple(calls)))
+async def asked(
+    bus: Bus, fusion_id: str = PROMPT.fusion_id, round_: int = 0, calls: Iterable[str] = CALLS
+) -> set[str]:
+    return set(await JudgeLookup(bus)(fusion_id, round_, tuple(calls)))
 
 
-async def test_what_is_committed_and_what_waits_to_be_has_come_and_nothing_else(bus: Bus, judge: Judge) -> None:
+async def test_what_is_committed_and_what_waits_to_be_has_come_and_nothing_else(
+    bus: Bus, judge: Judge
+) -> None:
     await judge.commit(make_plan(PROMPT), answer("a"))
     await judge.publish(answer("b"))
 
@@ -79,7 +85,9 @@ async def test_of_a_fusion_that_was_erased_no_call_need_be_made(bus: Bus, judge:
 
 
 async def test_what_was_refused_counts_as_come(bus: Bus, judge: Judge) -> None:
-    await judge.commit(make_plan(PROMPT), make_candidate(fails="cancelled", member="a", prompt=PROMPT))
+    await judge.commit(
+        make_plan(PROMPT), make_candidate(fails="cancelled", member="a", prompt=PROMPT)
+    )
 
     assert await asked(bus) == {"a"}
 
@@ -92,7 +100,7 @@ async def test_without_a_judge_nobody_can_tell(bus: Bus) -> None:
 async def test_a_judge_without_its_database_tells_nothing(
     bus: Bus, judge: Judge, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fusewire_worker_remote.stored.ASK_S", 0.3)
+    monkeypatch.setattr("fusewire_worker_remote.candidate_lookup.ASK_S", 0.3)
     monkeypatch.setattr(store, "run", _down)
 
     with pytest.raises(Transient, match="TimeoutError"):

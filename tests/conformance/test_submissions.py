@@ -13,10 +13,16 @@ from fusewire.contracts import Answer, Candidate, Outcome, Prompt, ToolCall
 from fusewire.errors import Transient
 from fusewire.settings import Database
 from fusewire.store.engine import Store
-from fusewire.store.queries import shown, standings
+from fusewire.store.queries import as_reply, standings
 from fusewire.store.tables import candidates, fusions, outcomes, prompts
 from fusewire.testing.factories import T0, make_candidate, make_outcome, make_prompt
-from fusewire_ingest.repository.submissions import Accepted, GroupCommit, Origin, Submissions, Twin
+from fusewire_ingest.repository.submissions import (
+    Acceptance,
+    EarlierRequest,
+    GroupCommit,
+    RequestIdentity,
+    Submissions,
+)
 
 
 @pytest.fixture
@@ -36,23 +42,30 @@ def some(count: int, first: int = 0) -> list[Prompt]:
     return [make_prompt(custom_id=f"q{i}") for i in range(first, first + count)]
 
 
-async def add(submissions: Submissions, *batch: Prompt) -> list[Accepted]:
+async def add(submissions: Submissions, *batch: Prompt) -> list[Acceptance]:
     return await submissions.add(batch, [None] * len(batch))
 
 
 async def counted(store: Store) -> tuple[int, int]:
     """Rows of prompts and of fusions."""
     async with store.read() as connection:
-        found = [(await connection.execute(select(func.count()).select_from(t))).scalar() for t in (prompts, fusions)]
+        found = [
+            (await connection.execute(select(func.count()).select_from(t))).scalar()
+            for t in (prompts, fusions)
+        ]
     return found[0] or 0, found[1] or 0
 
 
-def fates(accepted: Sequence[Accepted]) -> list[str]:
+def fates(accepted: Sequence[Acceptance]) -> list[str]:
     return ["conflict" if a.is_conflict else "new" if a.is_new else "repetition" for a in accepted]
 
 
-async def test_what_is_accepted_stands_in_the_database(submissions: Submissions, store: Store) -> None:
-    prompt = make_prompt("Was kostet “die Welt”? 🌍", custom_id="one", batch_id="b1", residency="edge-only")
+async def test_what_is_accepted_stands_in_the_database(
+    submissions: Submissions, store: Store
+) -> None:
+    prompt = make_prompt(
+        "Was kostet “die Welt”? 🌍", custom_id="one", batch_id="b1", residency="edge-only"
+    )
 
     (accepted,) = await submissions.add([prompt], ["00-trace-01"])
 
@@ -61,7 +74,11 @@ async def test_what_is_accepted_stands_in_the_database(submissions: Submissions,
         row = (await connection.execute(select(prompts))).one()
         fusion = (await connection.execute(select(fusions))).one()
     assert Prompt.decode(row.body) == prompt
-    assert (row.fusion_id, row.residency, row.traceparent) == (prompt.fusion_id, "edge-only", "00-trace-01")
+    assert (row.fusion_id, row.residency, row.traceparent) == (
+        prompt.fusion_id,
+        "edge-only",
+        "00-trace-01",
+    )
     assert (row.submitted_at, row.deadline_at, row.published_at) == (T0, prompt.deadline_at, None)
     assert (fusion.fusion_id, fusion.due_at, fusion.is_done, fusion.plan) == (
         prompt.fusion_id,
@@ -71,9 +88,13 @@ async def test_what_is_accepted_stands_in_the_database(submissions: Submissions,
     )
 
 
-async def test_a_repetition_is_recognised_and_stored_once(submissions: Submissions, store: Store) -> None:
+async def test_a_repetition_is_recognised_and_stored_once(
+    submissions: Submissions, store: Store
+) -> None:
     prompt = make_prompt()
-    later = prompt.model_copy(update={"submitted_at": T0 + timedelta(hours=1), "deadline_at": T0 + timedelta(hours=2)})
+    later = prompt.model_copy(
+        update={"submitted_at": T0 + timedelta(hours=1), "deadline_at": T0 + timedelta(hours=2)}
+    )
 
     assert fates(await add(submissions, prompt)) == ["new"]
     assert fates(await add(submissions, later)) == ["repetition"]
@@ -83,14 +104,18 @@ async def test_a_repetition_is_recognised_and_stored_once(submissions: Submissio
         assert (await connection.execute(select(prompts.c.submitted_at))).scalar() == T0
 
 
-async def test_another_prompt_under_the_same_id_is_a_conflict(submissions: Submissions, store: Store) -> None:
+async def test_another_prompt_under_the_same_id_is_a_conflict(
+    submissions: Submissions, store: Store
+) -> None:
     await add(submissions, make_prompt("Why?"))
 
     assert fates(await add(submissions, make_prompt("Why not?"))) == ["conflict"]
     assert await counted(store) == (1, 1)
 
 
-async def test_repetitions_and_conflicts_inside_one_batch(submissions: Submissions, store: Store) -> None:
+async def test_repetitions_and_conflicts_inside_one_batch(
+    submissions: Submissions, store: Store
+) -> None:
     one, other = make_prompt("Why?"), make_prompt("Why not?")
     two = make_prompt(custom_id="two")
 
@@ -101,7 +126,9 @@ async def test_repetitions_and_conflicts_inside_one_batch(submissions: Submissio
     assert await counted(store) == (2, 2)
 
 
-async def test_the_same_id_in_another_batch_or_of_another_tenant_is_another_prompt(submissions: Submissions) -> None:
+async def test_the_same_id_in_another_batch_or_of_another_tenant_is_another_prompt(
+    submissions: Submissions,
+) -> None:
     batch = [
         make_prompt(),
         make_prompt(batch_id="b"),
@@ -130,7 +157,10 @@ async def test_many_at_once_are_each_accepted_once(submissions: Submissions, sto
 
 
 async def test_group_commit_gives_each_its_own(group: GroupCommit, store: Store) -> None:
-    waiting = [group.add(some(3, first=i)) for i in range(0, 30, 3)] + [group.add(some(2)), group.add([make_prompt()])]
+    waiting = [group.add(some(3, first=i)) for i in range(0, 30, 3)] + [
+        group.add(some(2)),
+        group.add([make_prompt()]),
+    ]
 
     results = await asyncio.gather(*waiting)
 
@@ -161,11 +191,13 @@ async def test_group_commit_tells_a_conflict_to_the_one_who_made_it(group: Group
     assert (fates(good), fates(bad), fates(other)) == (["new"], ["conflict"], ["new"])
 
 
-async def test_group_commit_makes_one_commit_of_what_waits(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_group_commit_makes_one_commit_of_what_waits(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes: list[int] = []
 
     class Counting(Submissions):
-        async def add(self, batch: Sequence[Prompt], *of_each: Any) -> list[Accepted]:
+        async def add(self, batch: Sequence[Prompt], *of_each: Any) -> list[Acceptance]:
             sizes.append(len(batch))
             return await super().add(batch, *of_each)
 
@@ -179,7 +211,9 @@ async def test_group_commit_makes_one_commit_of_what_waits(store: Store, monkeyp
     assert sizes == [10, 10, 5]
 
 
-async def test_one_prompt_that_no_table_holds_harms_no_other(group: GroupCommit, store: Store) -> None:
+async def test_one_prompt_that_no_table_holds_harms_no_other(
+    group: GroupCommit, store: Store
+) -> None:
     """Admission refuses it; should one get past it, whoever shares its commit must not pay for it."""
     bad = make_prompt(custom_id="i" * 300 + "\x00")
 
@@ -195,12 +229,14 @@ async def test_one_prompt_that_no_table_holds_harms_no_other(group: GroupCommit,
 async def test_when_the_commit_fails_everyone_is_told_and_the_next_one_succeeds(
     submissions: Submissions, group: GroupCommit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def down(*_args: object) -> list[Accepted]:
+    async def down(*_args: object) -> list[Acceptance]:
         raise Transient("the database is not available")
 
     with monkeypatch.context() as outage:
         outage.setattr(Submissions, "add", down)
-        results = await asyncio.gather(group.add(some(1)), group.add(some(1, 5)), return_exceptions=True)
+        results = await asyncio.gather(
+            group.add(some(1)), group.add(some(1, 5)), return_exceptions=True
+        )
 
     assert [type(r) for r in results] == [Transient, Transient]
     assert fates(await group.add(some(1))) == ["new"]
@@ -220,13 +256,23 @@ async def test_whoever_still_waits_when_it_stops_is_told(submissions: Submission
 
 
 async def test_what_was_not_published_is_found_oldest_first(submissions: Submissions) -> None:
-    batch = [make_prompt(custom_id=f"q{i}", submitted_at=T0 + timedelta(seconds=s)) for i, s in enumerate([5, 1, 9, 3])]
+    batch = [
+        make_prompt(custom_id=f"q{i}", submitted_at=T0 + timedelta(seconds=s))
+        for i, s in enumerate([5, 1, 9, 3])
+    ]
     await submissions.add(batch, ["t0", None, None, "t3"])
 
     found = await submissions.unpublished(T0 + timedelta(seconds=9), 10)
 
-    assert [(p.custom_id, trace) for p, trace in found] == [("q1", None), ("q3", "t3"), ("q0", "t0")]
-    assert [p.custom_id for p, _ in await submissions.unpublished(T0 + timedelta(hours=1), 2)] == ["q1", "q3"]
+    assert [(p.custom_id, trace) for p, trace in found] == [
+        ("q1", None),
+        ("q3", "t3"),
+        ("q0", "t0"),
+    ]
+    assert [p.custom_id for p, _ in await submissions.unpublished(T0 + timedelta(hours=1), 2)] == [
+        "q1",
+        "q3",
+    ]
 
 
 async def test_what_was_published_is_not_published_again(submissions: Submissions) -> None:
@@ -236,7 +282,9 @@ async def test_what_was_published_is_not_published_again(submissions: Submission
     await submissions.publish_to("s1")
     await submissions.mark_published([batch[0].fusion_id, batch[2].fusion_id], T0, "s1")
 
-    assert [p for p, _ in await submissions.unpublished(T0 + timedelta(seconds=1), 10)] == [batch[1]]
+    assert [p for p, _ in await submissions.unpublished(T0 + timedelta(seconds=1), 10)] == [
+        batch[1]
+    ]
 
 
 async def test_a_lost_broker_store_takes_the_mark_back_from_what_is_unfinished(
@@ -265,7 +313,14 @@ async def finish(store: Store, outcome: Outcome) -> None:
         for c in outcomes.columns
         if hasattr(outcome, c.name) and c.name not in {"degraded_reasons", "tool_calls"}
     }
-    row |= {"degraded_reasons": "[]", "prompt_hash": "", "n_asked": 0, "n_answered": 0, "tokens_in": 0, "tokens_out": 0}
+    row |= {
+        "degraded_reasons": "[]",
+        "prompt_hash": "",
+        "n_asked": 0,
+        "n_answered": 0,
+        "tokens_in": 0,
+        "tokens_out": 0,
+    }
     async with store.write() as connection:
         await connection.execute(outcomes.insert().values(**row, body=outcome.model_dump_json()))
 
@@ -274,11 +329,17 @@ async def finish(store: Store, outcome: Outcome) -> None:
 
 
 async def test_where_fusions_stand(submissions: Submissions, store: Store) -> None:
-    running, done, foreign = make_prompt(custom_id="r"), make_prompt(custom_id="d"), make_prompt(tenant="acme")
+    running, done, foreign = (
+        make_prompt(custom_id="r"),
+        make_prompt(custom_id="d"),
+        make_prompt(tenant="acme"),
+    )
     await add(submissions, running, done, foreign)
     await finish(store, make_outcome(done))
 
-    found = await standings(store, "default", [running.fusion_id, done.fusion_id, foreign.fusion_id, "fnone", "f\x00"])
+    found = await standings(
+        store, "default", [running.fusion_id, done.fusion_id, foreign.fusion_id, "fnone", "f\x00"]
+    )
 
     by_id = {s.fusion_id: s for s in found}
     assert set(by_id) == {running.fusion_id, done.fusion_id}
@@ -288,13 +349,22 @@ async def test_where_fusions_stand(submissions: Submissions, store: Store) -> No
 
 
 async def speak(store: Store, candidate: Candidate) -> None:
-    row = {name: getattr(candidate, name) for name in ("fusion_id", "round", "call", "model", "tier")}
-    row |= {"is_late": False, "after_rounds": 0, "received_at": T0, "body": candidate.model_dump_json()}
+    row = {
+        name: getattr(candidate, name) for name in ("fusion_id", "round", "call", "model", "tier")
+    }
+    row |= {
+        "is_late": False,
+        "after_rounds": 0,
+        "received_at": T0,
+        "body": candidate.model_dump_json(),
+    }
     async with store.write() as connection:
         await connection.execute(candidates.insert().values(**row))
 
 
-async def test_answers_are_shown_with_what_the_members_said_and_called(submissions: Submissions, store: Store) -> None:
+async def test_answers_are_shown_with_what_the_members_said_and_called(
+    submissions: Submissions, store: Store
+) -> None:
     prompt = make_prompt()
     call = ToolCall(id="c1", name="weather", arguments='{"city":"Köln"}')
     await add(submissions, prompt)
@@ -317,11 +387,15 @@ async def test_answers_are_shown_with_what_the_members_said_and_called(submissio
         (None, (call,)),
         (None, ()),
     ]
-    shown_answers: Any = shown(whole)["answers"]
-    assert shown_answers[1]["tool_calls"] == [{"id": "c1", "name": "weather", "arguments": '{"city":"Köln"}'}]
+    shown_answers: Any = as_reply(whole)["answers"]
+    assert shown_answers[1]["tool_calls"] == [
+        {"id": "c1", "name": "weather", "arguments": '{"city":"Köln"}'}
+    ]
 
 
-async def test_a_request_finds_the_newest_fusion_of_its_hash_and_tenant(submissions: Submissions) -> None:
+async def test_a_request_finds_the_newest_fusion_of_its_hash_and_tenant(
+    submissions: Submissions,
+) -> None:
     first, second, foreign = (
         make_prompt(custom_id="first"),
         make_prompt(
@@ -331,26 +405,32 @@ async def test_a_request_finds_the_newest_fusion_of_its_hash_and_tenant(submissi
         ),
         make_prompt(custom_id="foreign", tenant="other", submitted_at=T0 + timedelta(minutes=2)),
     )
-    origin = Origin("same", "here")
+    origin = RequestIdentity("same", "here")
     await submissions.add([first, second, foreign], [None] * 3, [origin] * 3)
-    await submissions.add([make_prompt(custom_id="plain", submitted_at=T0 + timedelta(minutes=3))], [None])
+    await submissions.add(
+        [make_prompt(custom_id="plain", submitted_at=T0 + timedelta(minutes=3))], [None]
+    )
     soon, late = T0 + timedelta(minutes=2), T0 + timedelta(days=9)
 
-    twin = Twin(second.fusion_id, "here", None, is_undecided=True)
+    twin = EarlierRequest(second.fusion_id, "here", None, is_undecided=True)
     assert await submissions.newest("default", "same", T0 - timedelta(minutes=1), late) == twin
-    assert await submissions.newest("default", "same", late, soon) == twin, "its deadline is not over"
+    assert await submissions.newest("default", "same", late, soon) == twin, (
+        "its deadline is not over"
+    )
     assert await submissions.newest("default", "same", late, late) is None
     assert await submissions.newest("default", "another", T0 - timedelta(minutes=1), soon) is None
 
     await submissions.leave(second.fusion_id, soon)
     left = await submissions.newest("default", "same", T0, soon)
-    assert left == Twin(second.fusion_id, "here", soon, is_undecided=True)
+    assert left == EarlierRequest(second.fusion_id, "here", soon, is_undecided=True)
     await submissions.hold(second.fusion_id, "there")
     held = await submissions.newest("default", "same", T0, soon)
-    assert held == Twin(second.fusion_id, "there", None, is_undecided=True)
+    assert held == EarlierRequest(second.fusion_id, "there", None, is_undecided=True)
 
 
-async def test_only_the_tenant_s_own_and_undecided_are_cancelled(submissions: Submissions, store: Store) -> None:
+async def test_only_the_tenant_s_own_and_undecided_are_cancelled(
+    submissions: Submissions, store: Store
+) -> None:
     running, done = make_prompt(custom_id="running"), make_prompt(custom_id="done")
     foreign = make_prompt(custom_id="foreign", tenant="other")
     await add(submissions, running, done, foreign)

@@ -15,9 +15,10 @@ from fusewire.store.engine import Store
 from fusewire.testing.eventually import eventually
 from fusewire.testing.nats_server import NatsServer
 from fusewire_cli.client import Client
-from fusewire_ingest import access, keys
+from fusewire_ingest import access
+from fusewire_ingest.admission import keys
 from fusewire_ingest.pepper import pepper
-from fusewire_ingest.repository.keys import Key, Keys
+from fusewire_ingest.repository.keys import ApiKeys, Key
 
 MakeSettings = Callable[..., Settings]
 Running = Callable[..., AbstractAsyncContextManager[Client]]
@@ -32,7 +33,10 @@ TENANTS = {
 @pytest.fixture
 def settings(make_settings: MakeSettings, nats: NatsServer, database: Database) -> Settings:
     base = make_settings(
-        nats=Nats(url=nats.url), database=database, http=Http(port=0, keys="required"), tenants=TENANTS
+        nats=Nats(url=nats.url),
+        database=database,
+        http=Http(port=0, keys="required"),
+        tenants=TENANTS,
     )
     return base.model_copy(update={"pools": {**base.pools, "other": base.pools["default"]}})
 
@@ -50,7 +54,9 @@ async def key_of(settings: Settings, tenant: str, expires_at: datetime | None = 
     assert public
     store = Store(settings.database)
     now = datetime.now(UTC)
-    await Keys(store).add(Key(public, tenant, "test", keys.digest(made, pepper(settings)), now, expires_at))
+    await ApiKeys(store).add(
+        Key(public, tenant, "test", keys.digest(made, pepper(settings)), now, expires_at)
+    )
     await store.close()
     return made
 
@@ -89,13 +95,15 @@ async def test_no_other_key_does_and_none_tells_why(web: Web, settings: Settings
     assert await told(web, key) == (200, None)
 
 
-async def test_a_revoked_key_is_refused_soon(web: Web, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_revoked_key_is_refused_soon(
+    web: Web, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert access.REMEMBERED_S <= 4, "within five seconds, the look included"
     monkeypatch.setattr(access, "REMEMBERED_S", 0.2)
     key = await key_of(settings, "acme")
     assert await told(web, key) == (200, None)
     store = Store(settings.database)
-    assert await Keys(store).revoke(keys.key_id(key) or "", datetime.now(UTC))
+    assert await ApiKeys(store).revoke(keys.key_id(key) or "", datetime.now(UTC))
     await store.close()
 
     async def refused() -> bool:
@@ -110,8 +118,12 @@ async def test_on_the_machine_itself_no_key_is_needed(settings: Settings, runnin
         assert await told(web, None) == (200, None)
         assert await told(web, "sk-of-another-service") == (200, None)
         unknown = keys.make(secrets.token_bytes(keys.RANDOM_BYTES))
-        assert await told(web, unknown) == (401, "invalid_api_key"), "whoever sends one of ours means it"
-        mine = await asked(web, await key_of(local, "acme"), "POST", "/fusions", json={"prompt": "Why?"})
+        assert await told(web, unknown) == (401, "invalid_api_key"), (
+            "whoever sends one of ours means it"
+        )
+        mine = await asked(
+            web, await key_of(local, "acme"), "POST", "/fusions", json={"prompt": "Why?"}
+        )
         assert (await asked(web, None, "GET", f"/fusions/{mine[1]['id']}"))[0] == 404
 
 
@@ -163,9 +175,13 @@ async def test_a_prompt_can_tighten_its_tenant_s_residency_and_never_loosen_it(
 async def test_a_tenant_has_its_pools(web: Web, settings: Settings) -> None:
     acme, other = await key_of(settings, "acme"), await key_of(settings, "other")
 
-    status, refused = await asked(web, acme, "POST", "/fusions", json={"prompt": "Why?", "pool": "other"})
+    status, refused = await asked(
+        web, acme, "POST", "/fusions", json={"prompt": "Why?", "pool": "other"}
+    )
     assert (status, refused["error"]["code"]) == (404, "unknown_pool")
-    assert (await asked(web, other, "POST", "/fusions", json={"prompt": "Why?", "pool": "other"}))[0] == 202
+    assert (await asked(web, other, "POST", "/fusions", json={"prompt": "Why?", "pool": "other"}))[
+        0
+    ] == 202
 
 
 async def test_too_many_requests_are_told_when_to_come_again(web: Web, settings: Settings) -> None:

@@ -27,8 +27,18 @@ async def js(make_bus: MakeBus) -> JetStreamContext:
 async def test_it_makes_everything_and_then_changes_nothing(js: JetStreamContext) -> None:
     assert len(await missing(js, WANTED)) == len(WANTED.streams) + len(WANTED.durables)
 
-    assert summary(await apply(js, WANTED)) == {"created": COUNT, "updated": 0, "removed": 0, "unchanged": 0}
-    assert summary(await apply(js, WANTED)) == {"created": 0, "updated": 0, "removed": 0, "unchanged": COUNT}
+    assert summary(await apply(js, WANTED)) == {
+        "created": COUNT,
+        "updated": 0,
+        "removed": 0,
+        "unchanged": 0,
+    }
+    assert summary(await apply(js, WANTED)) == {
+        "created": 0,
+        "updated": 0,
+        "removed": 0,
+        "unchanged": COUNT,
+    }
     assert await missing(js, WANTED) == []
 
 
@@ -56,7 +66,9 @@ async def test_what_it_makes_is_what_the_contract_says(js: JetStreamContext) -> 
 async def test_a_pool_and_an_edge_model_more_add_only_their_durables(js: JetStreamContext) -> None:
     await apply(js, WANTED)
 
-    changes = await apply(js, topology({"tiny": "edge", "small": "edge", "gpt": "remote"}, ["default", "new"]))
+    changes = await apply(
+        js, topology({"tiny": "edge", "small": "edge", "gpt": "remote"}, ["default", "new"])
+    )
 
     assert [c.name for c in changes if c.action == "created"] == [
         f"{stream}-{priority}"
@@ -69,7 +81,9 @@ async def test_a_pool_and_an_edge_model_more_add_only_their_durables(js: JetStre
 async def test_what_an_operator_set_wider_stays(js: JetStreamContext) -> None:
     await apply(js, WANTED)
     prompts = (await js.stream_info("FW_PROMPT")).config
-    await js.update_stream(prompts.evolve(max_bytes=8 * GIB, subjects=["fw.prompt.*.*", "legacy.prompt"]))
+    await js.update_stream(
+        prompts.evolve(max_bytes=8 * GIB, subjects=["fw.prompt.*.*", "legacy.prompt"])
+    )
     candidates = (await js.stream_info("FW_CANDIDATE")).config
     await js.update_stream(candidates.evolve(max_bytes=-1))
     dead = (await js.stream_info("FW_DEAD")).config
@@ -82,7 +96,10 @@ async def test_what_an_operator_set_wider_stays(js: JetStreamContext) -> None:
 
     assert summary(changes) == {"created": 0, "updated": 0, "removed": 0, "unchanged": COUNT}
     prompts = (await js.stream_info("FW_PROMPT")).config
-    assert (prompts.max_bytes, set(prompts.subjects or [])) == (8 * GIB, {"fw.prompt.*.*", "legacy.prompt"})
+    assert (prompts.max_bytes, set(prompts.subjects or [])) == (
+        8 * GIB,
+        {"fw.prompt.*.*", "legacy.prompt"},
+    )
     candidates = (await js.stream_info("FW_CANDIDATE")).config
     assert candidates.max_bytes == -1
     assert (await js.stream_info("FW_DEAD")).config.max_age == 90 * DAY_S
@@ -91,7 +108,9 @@ async def test_what_an_operator_set_wider_stays(js: JetStreamContext) -> None:
     assert (await js.stream_info("THEIRS")).config.subjects == ["theirs.>"]
 
 
-async def test_what_is_narrower_than_needed_is_widened_and_nothing_is_lost(js: JetStreamContext) -> None:
+async def test_what_is_narrower_than_needed_is_widened_and_nothing_is_lost(
+    js: JetStreamContext,
+) -> None:
     await apply(js, WANTED)
     prompts = (await js.stream_info("FW_PROMPT")).config
     await js.update_stream(prompts.evolve(max_bytes=1_000_000))
@@ -105,13 +124,17 @@ async def test_what_is_narrower_than_needed_is_widened_and_nothing_is_lost(js: J
     assert (await js.stream_info("FW_PROMPT")).config.max_bytes == GIB
     consumer = (await js.consumer_info("FW_CANDIDATE", "judge")).config
     assert (consumer.ack_wait, consumer.max_deliver) == (JUDGE.ack_wait_s, -1)
-    assert (await js.get_msg("FW_PROMPT", subject="fw.prompt.low.acme", direct=False)).data == b"kept"
+    assert (
+        await js.get_msg("FW_PROMPT", subject="fw.prompt.low.acme", direct=False)
+    ).data == b"kept"
 
 
 async def test_a_durable_of_an_earlier_version_goes_and_what_it_held_is_for_those_in_its_place(
     js: JetStreamContext,
 ) -> None:
-    await js.add_stream(name="FW_PROMPT", subjects=["fw.prompt.*.*"], retention=api.RetentionPolicy.WORK_QUEUE)
+    await js.add_stream(
+        name="FW_PROMPT", subjects=["fw.prompt.*.*"], retention=api.RetentionPolicy.WORK_QUEUE
+    )
     await js.add_consumer("FW_PROMPT", durable_name="dispatcher", ack_policy=api.AckPolicy.EXPLICIT)
     await js.publish("fw.prompt.low.acme", b"in hand")
     await js.publish("fw.prompt.low.acme", b"waits")
@@ -127,7 +150,9 @@ async def test_a_durable_of_an_earlier_version_goes_and_what_it_held_is_for_thos
 async def of_another_kind(js: JetStreamContext) -> None:
     """FW_CANDIDATE as it was until it became a work queue, with a message that the judge has not had."""
     subjects = ["fw.plan.*", "fw.candidate.*.*.*"]
-    await js.add_stream(name="FW_CANDIDATE", subjects=subjects, retention=api.RetentionPolicy.LIMITS)
+    await js.add_stream(
+        name="FW_CANDIDATE", subjects=subjects, retention=api.RetentionPolicy.LIMITS
+    )
     await js.add_consumer("FW_CANDIDATE", durable_name="judge", ack_policy=api.AckPolicy.EXPLICIT)
     await js.publish("fw.plan.f1", b"kept")
 
@@ -150,7 +175,9 @@ async def test_a_stream_of_another_kind_is_not_touched_while_it_holds_something(
     assert (await js.stream_info("FW_CANDIDATE")).state.messages == 1
 
 
-async def test_a_stream_of_another_kind_is_made_anew_when_all_is_handled(js: JetStreamContext) -> None:
+async def test_a_stream_of_another_kind_is_made_anew_when_all_is_handled(
+    js: JetStreamContext,
+) -> None:
     await of_another_kind(js)
     (message,) = await (await js.pull_subscribe_bind("judge", "FW_CANDIDATE")).fetch(1)
     await message.ack_sync()

@@ -16,7 +16,7 @@ from fusewire.contracts import (
     CallFailure,
     Candidate,
     ContractError,
-    Excluded,
+    ExcludedMember,
     Gold,
     Image,
     Message,
@@ -26,7 +26,7 @@ from fusewire.contracts import (
     PlannedMember,
     Policy,
     Prompt,
-    Recorded,
+    RecordedAnswer,
     Round,
     Sampling,
     StoredQuery,
@@ -57,7 +57,9 @@ TOOL = Tool(name="get_weather", description="The weather “now”.", parameters
 MESSAGES = (
     Message(role="system", content="Be brief."),
     Message(role="user", content="Was kostet die Welt? “€”\n\\u0000 🌍"),
-    Message(role="assistant", content="", tool_calls=(CALL,), reasoning="It depends on the weather."),
+    Message(
+        role="assistant", content="", tool_calls=(CALL,), reasoning="It depends on the weather."
+    ),
     Message(role="tool", content="21 °C", tool_call_id="c1A2b3C4d"),
     Message(role="assistant", content="Nothing."),
     Message(
@@ -103,7 +105,7 @@ MESSAGES_V1: tuple[Wire, ...] = (
         judge="gpt",
         criteria="Be strict about units.",
         recorded=(
-            Recorded(
+            RecordedAnswer(
                 member="small",
                 model="edge-small",
                 family="smollm",
@@ -148,9 +150,13 @@ MESSAGES_V1: tuple[Wire, ...] = (
                 hedge_after_s=2.5,
             ),
         ),
-        judge=PlannedJudge(model="edge-big", tier="edge", family="qwen", by_margin=True, sees_own=True),
+        judge=PlannedJudge(
+            model="edge-big", tier="edge", family="qwen", by_margin=True, sees_own=True
+        ),
         jury=(
-            PlannedJudge(model="edge-big", tier="edge", family="qwen", by_margin=True, sees_own=True),
+            PlannedJudge(
+                model="edge-big", tier="edge", family="qwen", by_margin=True, sees_own=True
+            ),
             PlannedJudge(model="edge-mid", tier="edge", family="phi"),
         ),
         policy=Policy(
@@ -166,7 +172,7 @@ MESSAGES_V1: tuple[Wire, ...] = (
             max_total_tokens=4096,
             criteria="Be strict about units.",
         ),
-        excluded=(Excluded(name="gpt", reason="residency", weight=2.5),),
+        excluded=(ExcludedMember(name="gpt", reason="residency", weight=2.5),),
         quorum=0.67,
         debate_rounds=2,
         residency="edge-only",
@@ -386,7 +392,9 @@ def test_every_contract_has_a_golden_file() -> None:
     names = {m.contract for m in MESSAGES_V1}
 
     # A service may keep records of its own in the same form; those are not on the bus.
-    on_the_bus = [cls for cls in Wire.__subclasses__() if cls.__module__.startswith("fusewire.contracts.")]
+    on_the_bus = [
+        cls for cls in Wire.__subclasses__() if cls.__module__.startswith("fusewire.contracts.")
+    ]
     assert names == {cls.contract for cls in on_the_bus}
     for folder in (GOLDEN, OLD):
         assert {f.name for f in folder.glob("*.json")} == {f"{name}.v1.json" for name in names}
@@ -419,11 +427,15 @@ def parts(value: object) -> Iterator[Part]:
 
 
 @every_message
-def test_golden_json_shows_every_field_at_every_depth_with_another_value_than_its_default(message: Wire) -> None:
+def test_golden_json_shows_every_field_at_every_depth_with_another_value_than_its_default(
+    message: Wire,
+) -> None:
     telling: defaultdict[type[Part], set[str]] = defaultdict(set)
     for part in parts(message):
         for name, field in type(part).model_fields.items():
-            if name == "v" or getattr(part, name) != field.get_default(call_default_factory=True, validated_data={}):
+            if name == "v" or getattr(part, name) != field.get_default(
+                call_default_factory=True, validated_data={}
+            ):
                 telling[type(part)].add(name)
 
     assert telling == {kind: set(kind.model_fields) for kind in telling}
@@ -437,7 +449,9 @@ def test_what_an_earlier_release_wrote_is_read(message: Wire) -> None:
 
     assert json.loads(found.model_dump_json(exclude_unset=True)) == old
     for name in set(type(message).model_fields) - set(old):
-        assert getattr(found, name) == type(message).model_fields[name].get_default(call_default_factory=True)
+        assert getattr(found, name) == type(message).model_fields[name].get_default(
+            call_default_factory=True
+        )
 
 
 @every_message
@@ -478,7 +492,11 @@ NESTED = [
     ("round", ("calls", 1, "name"), "$.calls[1].name"),
     ("round", ("calls", 0, "messages", 2, "content"), "$.calls[0].messages[2].content"),
     ("outcome", ("answers", 1, "member"), "$.answers[1].member"),
-    ("prompt", ("messages", 2, "tool_calls", 0, "arguments"), "$.messages[2].tool_calls[0].arguments"),
+    (
+        "prompt",
+        ("messages", 2, "tool_calls", 0, "arguments"),
+        "$.messages[2].tool_calls[0].arguments",
+    ),
     ("prompt", ("tools", 0, "name"), "$.tools[0].name"),
     ("prompt", ("recorded", 0, "member"), "$.recorded[0].member"),
     ("prompt", ("gold", "match"), "$.gold.match"),
@@ -489,7 +507,9 @@ NESTED = [
 
 
 @pytest.mark.parametrize(("contract", "keys", "path"), NESTED)
-def test_a_missing_field_inside_is_refused_with_its_path(contract: str, keys: tuple[Any, ...], path: str) -> None:
+def test_a_missing_field_inside_is_refused_with_its_path(
+    contract: str, keys: tuple[Any, ...], path: str
+) -> None:
     message = next(m for m in MESSAGES_V1 if m.contract == contract)
     body = golden(message)
     inner: Any = body

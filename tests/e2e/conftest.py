@@ -12,7 +12,7 @@ import pytest
 from fusewire.testing.command_line import Cli, FakeServer, address, background, bare
 from fusewire.testing.eventually import until
 from fusewire.testing.openai_document import CheckedTransport, Document
-from fusewire.testing.served import Served
+from fusewire.testing.served import RunningStack
 
 CONFIG = """
 [log]
@@ -36,9 +36,20 @@ deadline_s = 250
 
 @contextlib.contextmanager
 def fake_models(latency: str) -> Iterator[FakeServer]:
-    command = [sys.executable, "-m", "fusewire.testing.model_server", "--port", "0", "--latency-ms", latency]
+    command = [
+        sys.executable,
+        "-m",
+        "fusewire.testing.model_server",
+        "--port",
+        "0",
+        "--latency-ms",
+        latency,
+    ]
     with background(command, cwd=Path.cwd()) as process:
-        until(lambda: process.stdout.endswith("\n") or process.returncode is not None, "the fake's port")
+        until(
+            lambda: process.stdout.endswith("\n") or process.returncode is not None,
+            "the fake's port",
+        )
         yield FakeServer(json.loads(process.stdout)["port"])
 
 
@@ -50,7 +61,8 @@ def server(request: pytest.FixtureRequest) -> Iterator[FakeServer]:
 
 def configured(folder: Path, server: FakeServer) -> Cli:
     models = "\n".join(
-        f'[models.{name}]\nkind = "remote"\nbase_url = "{server.base_url}"\nmodel = "{name}"' for name in "abcj"
+        f'[models.{name}]\nkind = "remote"\nbase_url = "{server.base_url}"\nmodel = "{name}"'
+        for name in "abcj"
     )
     (folder / "fusewire.toml").write_text(CONFIG.format(models=models))
     return bare(folder)
@@ -62,7 +74,7 @@ def cli(tmp_path: Path, server: FakeServer) -> Cli:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """One stack for all tests of a module."""
     folder = tmp_path_factory.mktemp("served")
     with fake_models("5") as server:
@@ -70,7 +82,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         with cli.start("up") as process:
             url = address(cli, process)
             nats = json.loads((folder / ".fusewire" / "up.json").read_text())["nats"]
-            yield Served(url, nats, server)
+            yield RunningStack(url, nats, server)
 
 
 @pytest.fixture

@@ -39,7 +39,9 @@ def ids_of(text: str) -> list[str]:
 
 
 def stats(server: FakeServer) -> dict[str, Any]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/_control/stats", timeout=PATIENCE_S) as reply:
+    with urllib.request.urlopen(
+        f"http://127.0.0.1:{server.port}/_control/stats", timeout=PATIENCE_S
+    ) as reply:
         return dict(json.load(reply))
 
 
@@ -50,7 +52,9 @@ def paid_calls(server: FakeServer) -> int:
 def play(server: FakeServer, **model: Any) -> None:
     """Have every model of the fake server do this from now on; its counts begin anew."""
     script = json.dumps({"models": {"*": model}}).encode()
-    urllib.request.urlopen(f"http://127.0.0.1:{server.port}/_control/script", data=script, timeout=PATIENCE_S).close()
+    urllib.request.urlopen(
+        f"http://127.0.0.1:{server.port}/_control/script", data=script, timeout=PATIENCE_S
+    ).close()
 
 
 def with_env(cli: Cli, **env: str) -> Cli:
@@ -110,7 +114,16 @@ def test_a_batch_survives_kill_9_of_every_process(cli: Cli, server: FakeServer) 
     names = write_lines(cli.folder / "in.jsonl", KILLED_LINES)
     out = cli.folder / "out.jsonl"
     # In the order of completion: in that of the input, one line that is waited for hides the progress of the others.
-    args = ("batch", "run", "in.jsonl", "-o", "out.jsonl", "--processes", "--output-format", "outcome")
+    args = (
+        "batch",
+        "run",
+        "in.jsonl",
+        "-o",
+        "out.jsonl",
+        "--processes",
+        "--output-format",
+        "outcome",
+    )
     with windowed(cli, 24).start(*args, "--as-completed") as process:
         until(lambda: lines_in(out) >= 20, "the first 20 lines")
         victims = processes_of(cli)
@@ -118,14 +131,21 @@ def test_a_batch_survives_kill_9_of_every_process(cli: Cli, server: FakeServer) 
         for name, pid in victims.items():
             seen = lines_in(out)
             os.kill(pid, signal.SIGKILL)
-            until(functools.partial(lambda seen: lines_in(out) > seen, seen), f"progress after the kill of {name}")
-            assert process.returncode is None, "the batch was over before every process had been killed"
+            until(
+                functools.partial(lambda seen: lines_in(out) > seen, seen),
+                f"progress after the kill of {name}",
+            )
+            assert process.returncode is None, (
+                "the batch was over before every process had been killed"
+            )
         assert process.wait() == 0, process.stderr
     results = sorted(read(out.read_text()), key=lambda result: result["index"])
     assert [r["custom_id"] for r in results] == names
     assert [r["index"] for r in results] == list(range(1, KILLED_LINES + 1))
     assert {r["status"] for r in results} <= {"fused", "voted"}
-    count = cli.run("query", "select count(*) n, count(distinct custom_id) d from v_outcome", "-f", "json")
+    count = cli.run(
+        "query", "select count(*) n, count(distinct custom_id) d from v_outcome", "-f", "json"
+    )
     assert json.loads(count.stdout) == [{"n": KILLED_LINES, "d": KILLED_LINES}]
     # Three members and two verdicts each; only calls in flight at the worker's death may be made again, once. One of a
     # member that its panel closed without may not have been made yet.
@@ -166,7 +186,9 @@ def test_a_killed_run_is_run_again_and_buys_no_answer_twice(cli: Cli, server: Fa
 
 @pytest.mark.parametrize("way", ["run", "resume"])
 @pytest.mark.parametrize("server", [50], indirect=True)
-def test_ctrl_c_says_how_to_go_on_and_going_on_asks_nothing_twice(cli: Cli, server: FakeServer, way: str) -> None:
+def test_ctrl_c_says_how_to_go_on_and_going_on_asks_nothing_twice(
+    cli: Cli, server: FakeServer, way: str
+) -> None:
     names = write_lines(cli.folder / "in.jsonl", 60)
     out = cli.folder / "out.jsonl"
     patient = with_env(windowed(cli, 4), FUSEWIRE_LIMITS__DRAIN_S="200")
@@ -192,7 +214,9 @@ def test_ctrl_c_says_how_to_go_on_and_going_on_asks_nothing_twice(cli: Cli, serv
 
 
 @pytest.mark.parametrize("server", [600_000], indirect=True)
-def test_a_second_ctrl_c_ends_at_once_and_leaves_nothing_running(cli: Cli, server: FakeServer) -> None:
+def test_a_second_ctrl_c_ends_at_once_and_leaves_nothing_running(
+    cli: Cli, server: FakeServer
+) -> None:
     names = write_lines(cli.folder / "in.jsonl", 5)
     with cli.start("batch", "run", "in.jsonl", "-o", "out.jsonl", "--processes") as process:
         until(lambda: paid_calls(server) >= 15, "calls in flight")
@@ -218,7 +242,11 @@ def test_stdin_to_stdout_with_every_form_of_line(cli: Cli, server: FakeServer) -
     assert done.returncode == 0, done.stderr
     assert ids_of(done.stdout) == ["o", "m", "a", "b", "line-5"]
     for index, result in enumerate(read(done.stdout), start=1):
-        assert (result["index"], result["error"], result["response"]["status_code"]) == (index, None, 200)
+        assert (result["index"], result["error"], result["response"]["status_code"]) == (
+            index,
+            None,
+            200,
+        )
         assert result["response"]["body"]["choices"][0]["message"]["content"]
     assert "lines without a custom_id: 1" in done.stderr
     last = json.loads([line for line in done.stderr.splitlines() if line.startswith("{")][-1])
@@ -234,8 +262,20 @@ def test_a_table_s_rows_are_lines(cli: Cli, kind: str) -> None:
         source.write_text('id,text,other\na,"one,\ntwo",x\nb,three,y\n')
     else:
         pa, pq = import_module("pyarrow"), import_module("pyarrow.parquet")
-        pq.write_table(pa.table({"id": ["a", "b"], "text": ["one", "three"], "other": [1, 2]}), source)
-    args = ("batch", "run", source.name, "--prompt-col", "text", "--id-col", "id", "--progress", "none")
+        pq.write_table(
+            pa.table({"id": ["a", "b"], "text": ["one", "three"], "other": [1, 2]}), source
+        )
+    args = (
+        "batch",
+        "run",
+        source.name,
+        "--prompt-col",
+        "text",
+        "--id-col",
+        "id",
+        "--progress",
+        "none",
+    )
     done = cli.run(*args)
     assert done.returncode == 0, done.stderr
     assert ids_of(done.stdout) == ["a", "b"]
@@ -253,7 +293,9 @@ def test_every_bad_line_is_told_and_nothing_is_sent(cli: Cli, server: FakeServer
                 '{"custom_id": "good", "prompt": "three"}',
                 '{"prompt": "' + "x" * 300_000 + '"}',
                 '{"prompt": "unnamed"}',
-                json.dumps({**OPENAI, "body": {"model": "fusion", "messages": SAID, "max_tokens": -1}}),
+                json.dumps(
+                    {**OPENAI, "body": {"model": "fusion", "messages": SAID, "max_tokens": -1}}
+                ),
                 *['{"prompt": 5}'] * 20,
             ]
         )
@@ -285,8 +327,12 @@ def test_an_output_of_another_input_is_not_touched(cli: Cli) -> None:
     assert not (cli.folder / ".fusewire").exists()
 
 
-@pytest.mark.parametrize(("content", "message"), [(None, "cannot be read"), ("\n\n", "holds no lines")])
-def test_an_unusable_file_is_refused_before_anything_starts(cli: Cli, content: str | None, message: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "cannot be read"), ("\n\n", "holds no lines")]
+)
+def test_an_unusable_file_is_refused_before_anything_starts(
+    cli: Cli, content: str | None, message: str
+) -> None:
     if content is not None:
         (cli.folder / "in.jsonl").write_text(content)
     refused = cli.run("batch", "run", "in.jsonl", "-o", "out.jsonl")
@@ -295,7 +341,9 @@ def test_an_unusable_file_is_refused_before_anything_starts(cli: Cli, content: s
     assert not (cli.folder / ".fusewire").exists()
 
 
-def test_a_cost_limit_stops_the_batch_and_a_higher_one_goes_on(cli: Cli, server: FakeServer) -> None:
+def test_a_cost_limit_stops_the_batch_and_a_higher_one_goes_on(
+    cli: Cli, server: FakeServer
+) -> None:
     # About 0.01 USD a token, so that a line of some 200 tokens takes about 2 USD.
     configure(cli, input_usd_per_mtok=10_000.0, output_usd_per_mtok=10_000.0)
     names = write_lines(cli.folder / "in.jsonl", 30)
@@ -347,14 +395,20 @@ def test_a_dry_run_tells_what_it_would_take_and_sends_nothing(cli: Cli, server: 
     assert paid_calls(server) == calls
 
 
-def test_failed_lines_are_told_and_retried_where_that_may_help(cli: Cli, server: FakeServer) -> None:
+def test_failed_lines_are_told_and_retried_where_that_may_help(
+    cli: Cli, server: FakeServer
+) -> None:
     configure(cli, max_attempts=1)
     write_lines(cli.folder / "in.jsonl", 3)
     play(server, faults=[{"kind": "bad_request"}, {"kind": "server_error"}])
     done = windowed(cli, 1).run("batch", "run", "in.jsonl", "-o", "out.jsonl", "--pool", "closed")
     assert done.returncode == 3, done.stderr
     first, second, third = read((cli.folder / "out.jsonl").read_text())
-    assert (first["error"]["retryable"], second["error"]["retryable"], third["error"]) == (False, True, None)
+    assert (first["error"]["retryable"], second["error"]["retryable"], third["error"]) == (
+        False,
+        True,
+        None,
+    )
     assert "1 answered, 2 failed" in done.stderr
     found = re.search(r"fusewire batch retry (\S+)", done.stderr)
     assert found
@@ -371,7 +425,9 @@ def test_results_as_completed_do_not_wait_for_the_first(cli: Cli, server: FakeSe
     out = cli.folder / "out.jsonl"
     # The first call of each model is never answered.
     play(server, faults=[{"kind": "hang"}])
-    with cli.start("batch", "run", "in.jsonl", "-o", "out.jsonl", "--as-completed", "--pool", "closed") as process:
+    with cli.start(
+        "batch", "run", "in.jsonl", "-o", "out.jsonl", "--as-completed", "--pool", "closed"
+    ) as process:
         until(lambda: lines_in(out) >= 17, "all lines but those that hang")
         stop_at_once(process)
     results = read(out.read_text())
@@ -380,12 +436,16 @@ def test_results_as_completed_do_not_wait_for_the_first(cli: Cli, server: FakeSe
     ordered = cli.run("batch", "run", "in.jsonl", "-o", "out.jsonl", "--pool", "closed")
     assert ordered.returncode == 2
     assert "add --as-completed" in ordered.stderr
-    whole = cli.run("batch", "run", "in.jsonl", "-o", "out.jsonl", "--as-completed", "--pool", "closed")
+    whole = cli.run(
+        "batch", "run", "in.jsonl", "-o", "out.jsonl", "--as-completed", "--pool", "closed"
+    )
     assert whole.returncode == 0, whole.stderr
     assert sorted(ids_of(out.read_text())) == names
 
 
-def test_a_batch_is_left_to_a_running_fusewire_and_looked_after(cli: Cli, server: FakeServer) -> None:
+def test_a_batch_is_left_to_a_running_fusewire_and_looked_after(
+    cli: Cli, server: FakeServer
+) -> None:
     names = write_lines(cli.folder / "in.jsonl", 20)
     nobody = cli.run("batch", "submit", "in.jsonl")
     assert nobody.returncode == 2
@@ -400,7 +460,11 @@ def test_a_batch_is_left_to_a_running_fusewire_and_looked_after(cli: Cli, server
         assert watched.returncode == 0, watched.stderr
         assert "20 answered, 0 failed" in watched.stderr
         shown = json.loads(cli.run("batch", "status", batch, "--json").stdout)
-        assert (shown["id"], shown["status"], shown["metadata"]["name"]) == (batch, "completed", "mine")
+        assert (shown["id"], shown["status"], shown["metadata"]["name"]) == (
+            batch,
+            "completed",
+            "mine",
+        )
         assert batch in cli.run("batch", "status").stdout
         assert ids_of(cli.run("batch", "results", batch).stdout) == names
         assert paid_calls(server) == 5 * 20
@@ -427,7 +491,9 @@ def test_a_batch_is_left_to_a_running_fusewire_and_looked_after(cli: Cli, server
         (("--mode", "best"), "did you mean 'best-of'?"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(cli: Cli, args: tuple[str, ...], message: str) -> None:
+def test_options_that_make_no_sense_are_refused(
+    cli: Cli, args: tuple[str, ...], message: str
+) -> None:
     write_lines(cli.folder / "in.jsonl", 2)
     refused = cli.run("batch", "run", "in.jsonl", *args)
     assert refused.returncode == 2

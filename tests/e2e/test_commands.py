@@ -15,14 +15,33 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fusewire.testing.command_line import END_S, FUSEWIRE, Cli, FakeServer, address, background, bare
+from fusewire.testing.command_line import (
+    END_S,
+    FUSEWIRE,
+    Cli,
+    FakeServer,
+    address,
+    background,
+    bare,
+)
 from fusewire.testing.eventually import PATIENCE_S, until
 
 
 def test_help_lists_every_command(cli: Cli) -> None:
     shown = cli.run("--help")
     assert shown.returncode == 0
-    for command in ("up", "demo", "ask", "batch", "query", "doctor", "config", "topology", "db", "model"):
+    for command in (
+        "up",
+        "demo",
+        "ask",
+        "batch",
+        "query",
+        "doctor",
+        "config",
+        "topology",
+        "db",
+        "model",
+    ):
         assert command in shown.stdout
 
 
@@ -67,7 +86,10 @@ def test_up_serves_until_it_is_told_to_stop(cli: Cli) -> None:
         until(lambda: "Ctrl-C drains" in process.stdout, "what it says once it runs")
         assert process.stdout.split()[:2] == ["API", api]
         base = api.removesuffix("/v1/fusions")
-        health = [urllib.request.urlopen(f"{base}/{path}", timeout=END_S).read() for path in ("healthz", "readyz")]
+        health = [
+            urllib.request.urlopen(f"{base}/{path}", timeout=END_S).read()
+            for path in ("healthz", "readyz")
+        ]
         assert all(body.startswith(b"ok") for body in health)
         assert cli.run("topology", "apply").stdout.strip().endswith("unchanged")
         other = cli.run("up")
@@ -79,7 +101,9 @@ def test_up_serves_until_it_is_told_to_stop(cli: Cli) -> None:
         assert 'fusewire_prompts_accepted_total{door="http"} 1.0' in metrics
         assert cli.run("doctor").returncode == 0
         known = json.loads(cli.run("doctor", "--models", "--json").stdout)
-        assert [f["what"] for f in known if f["check"] == "dialect"] == [f"{n}: nothing is refused" for n in "abcj"]
+        assert [f["what"] for f in known if f["check"] == "dialect"] == [
+            f"{n}: nothing is refused" for n in "abcj"
+        ]
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 0
     assert not (cli.folder / ".fusewire" / "up.json").exists()
@@ -88,7 +112,9 @@ def test_up_serves_until_it_is_told_to_stop(cli: Cli) -> None:
 def test_what_a_command_logs_is_no_part_of_its_result(cli: Cli) -> None:
     code = "from fusewire import bus\nfrom fusewire_cli.screen import clear_errors\nwith clear_errors():\n"
     logs = "    bus.log.info('bus.quiet')\n    bus.log.warning('bus.error')"
-    done = subprocess.run([sys.executable, "-c", code + logs], env=cli.env, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code + logs], env=cli.env, capture_output=True, text=True, check=True
+    )
     assert done.stdout == ""
     assert "bus.error" in done.stderr
     assert "bus.quiet" not in done.stderr
@@ -109,8 +135,14 @@ def test_a_port_in_use_is_named_with_the_way_out(cli: Cli) -> None:
     ("config", "messages"),
     [
         ("this is no toml", ["cannot be parsed"]),
-        ('[pools.default]\nmembers = ["ghost"]\n', ["member 'ghost' uses model 'ghost', which is not configured"]),
-        ('[models.m]\nkind = "edge"\npth = "x"\n', ["models.m.path: Field required", "models.m.pth"]),
+        (
+            '[pools.default]\nmembers = ["ghost"]\n',
+            ["member 'ghost' uses model 'ghost', which is not configured"],
+        ),
+        (
+            '[models.m]\nkind = "edge"\npth = "x"\n',
+            ["models.m.path: Field required", "models.m.pth"],
+        ),
         ('[nats]\nurl = "nats://127.0.0.1:1"\n', ["no NATS server answers at nats://127.0.0.1:1"]),
         ('[database]\nurl = "mysql://x"\n', ["driver 'mysql'"]),
         ('[database]\nurl = "postgresql+asyncpg://u@127.0.0.1:1/x"\n', ["no database answers"]),
@@ -138,7 +170,11 @@ def test_query_reads_only(cli: Cli) -> None:
     assert cli.run("db", "upgrade").returncode == 0
     table = cli.run("query", "select 1 as one, 'x' as two", "-f", "csv")
     assert table.stdout == "one,two\n1,x\n"
-    for statement in ("delete from outcomes", "drop view v_outcome", "update prompts set pool = 'x'"):
+    for statement in (
+        "delete from outcomes",
+        "drop view v_outcome",
+        "update prompts set pool = 'x'",
+    ):
         refused = cli.run("query", statement)
         assert refused.returncode == 2, statement
         assert "write a SELECT" in refused.stderr
@@ -161,7 +197,9 @@ def test_config_check_and_doctor_say_what_they_found(cli: Cli) -> None:
 
 def test_config_check_tells_a_model_without_its_key(cli: Cli) -> None:
     file = cli.folder / "fusewire.toml"
-    file.write_text(file.read_text().replace('model = "a"', 'model = "a"\napi_key_env = "NO_SUCH_KEY"', 1))
+    file.write_text(
+        file.read_text().replace('model = "a"', 'model = "a"\napi_key_env = "NO_SUCH_KEY"', 1)
+    )
     checked = cli.run("config", "check")
     assert checked.returncode == 0
     assert checked.stdout.splitlines()[0].endswith("fusewire.toml: usable, except a")
@@ -196,7 +234,9 @@ def test_model_verify_names_what_is_wrong(cli: Cli, tmp_path: Path) -> None:
 
 def test_a_reader_that_leaves_early_is_no_fault(cli: Cli) -> None:
     command = [str(FUSEWIRE), "config", "check"]
-    with subprocess.Popen(command, cwd=cli.folder, env=dict(cli.env), stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command, cwd=cli.folder, env=dict(cli.env), stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
         process.stdout.close()
         assert process.wait(PATIENCE_S) == 0
@@ -218,7 +258,9 @@ def test_a_database_that_is_damaged_further_in_has_the_same_message_and_code(cli
     assert cli.run("db", "upgrade").returncode == 0
     file = cli.folder / ".fusewire" / "fusewire.db"
     with contextlib.closing(sqlite3.connect(file)) as database:
-        (root,) = database.execute("SELECT rootpage FROM sqlite_master WHERE name = 'outcomes'").fetchone()
+        (root,) = database.execute(
+            "SELECT rootpage FROM sqlite_master WHERE name = 'outcomes'"
+        ).fetchone()
         (size,) = database.execute("PRAGMA page_size").fetchone()
     with file.open("r+b") as raw:
         raw.seek((root - 1) * size)
@@ -241,7 +283,9 @@ def test_a_newer_schema_has_its_own_message_and_code(cli: Cli) -> None:
         assert "run the newer Fusewire" in refused.stderr
 
 
-def test_a_broker_s_damaged_file_has_its_own_message_and_code_and_a_way_out_that_works(cli: Cli) -> None:
+def test_a_broker_s_damaged_file_has_its_own_message_and_code_and_a_way_out_that_works(
+    cli: Cli,
+) -> None:
     store = cli.folder / ".fusewire" / "nats" / "store"
     assert cli.run("ask", "hello").returncode == 0
     (state,) = store.glob("jetstream/*/streams/FW_CANDIDATE/obs/judge/o.dat")
@@ -250,7 +294,10 @@ def test_a_broker_s_damaged_file_has_its_own_message_and_code_and_a_way_out_that
     refused = cli.run("up")
 
     assert refused.returncode == 5
-    assert "NATS cannot provision FW_CANDIDATE/judge: error creating store for consumer" in refused.stderr
+    assert (
+        "NATS cannot provision FW_CANDIDATE/judge: error creating store for consumer"
+        in refused.stderr
+    )
     assert "stop it and move its store away" in refused.stderr
     store.rename(store.with_name("store.damaged"))
     assert cli.run("ask", "hello").returncode == 0
@@ -263,7 +310,12 @@ def test_a_run_file_whose_process_is_another_now_is_none(cli: Cli) -> None:
         nobody.bind(("127.0.0.1", 0))
         there = f"127.0.0.1:{nobody.getsockname()[1]}"
         started = psutil.Process(stranger.pid).create_time() - 1000
-        run = {"pid": stranger.pid, "started": started, "url": f"http://{there}", "nats": f"nats://{there}"}
+        run = {
+            "pid": stranger.pid,
+            "started": started,
+            "url": f"http://{there}",
+            "nats": f"nats://{there}",
+        }
         (data / "up.json").write_text(json.dumps({**run, "pids": {}}))
         assert cli.run("ask", "hello").returncode == 0
         assert stranger.returncode is None

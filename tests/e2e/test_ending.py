@@ -14,7 +14,14 @@ from typing import Any
 import psutil
 import pytest
 
-from fusewire.testing.command_line import FUSEWIRE, Cli, FakeServer, address, background, write_lines
+from fusewire.testing.command_line import (
+    FUSEWIRE,
+    Cli,
+    FakeServer,
+    address,
+    background,
+    write_lines,
+)
 from fusewire.testing.eventually import PATIENCE_S, until
 
 BATCH = ("batch", "run", "in.jsonl", "-o", "out.jsonl", "--pool", "closed")
@@ -35,7 +42,9 @@ def left(cli: Cli) -> list[str]:
 def noted(cli: Cli) -> list[int]:
     """Ids of the processes that the runner has started so far."""
     path = cli.folder / ".fusewire" / "processes.json"
-    return [json.loads(line)["pid"] for line in path.read_text().splitlines()] if path.exists() else []
+    return (
+        [json.loads(line)["pid"] for line in path.read_text().splitlines()] if path.exists() else []
+    )
 
 
 def has_started(cli: Cli, processes: int) -> Callable[[], bool]:
@@ -58,7 +67,9 @@ def refuses(url: str) -> bool:
 
 
 def calls(server: FakeServer) -> int:
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/_control/stats", timeout=PATIENCE_S) as reply:
+    with urllib.request.urlopen(
+        f"http://127.0.0.1:{server.port}/_control/stats", timeout=PATIENCE_S
+    ) as reply:
         return int(json.load(reply)["requests"])
 
 
@@ -82,14 +93,18 @@ def locked(cli: Cli) -> Iterator[Callable[[], sqlite3.Connection]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["broker", "services", "ready", "calls", "drain"])
 @pytest.mark.parametrize("server", [1500], indirect=True)
-def test_a_killed_runner_leaves_nothing_behind_and_the_next_goes_on(cli: Cli, server: FakeServer, moment: str) -> None:
+def test_a_killed_runner_leaves_nothing_behind_and_the_next_goes_on(
+    cli: Cli, server: FakeServer, moment: str
+) -> None:
     names = write_lines(cli.folder / "in.jsonl", 6)
     data = cli.folder / ".fusewire"
     addresses: dict[str, Any] = {}
     with cli.start(*BATCH, "--processes") as process:
         until(has_started(cli, 1 if moment == "broker" else 5), "the broker or the services")
         if moment in ("ready", "calls", "drain"):
-            addresses = json.loads(until(lambda: (data / "up.json").exists() and (data / "up.json").read_text(), "up"))
+            addresses = json.loads(
+                until(lambda: (data / "up.json").exists() and (data / "up.json").read_text(), "up")
+            )
         if moment in ("calls", "drain"):
             until(lambda: calls(server) > 0, "calls in flight")
         if moment == "drain":
@@ -111,9 +126,16 @@ def test_a_killed_runner_leaves_nothing_behind_and_the_next_goes_on(cli: Cli, se
 
 @pytest.mark.parametrize(
     ("how", "options"),
-    [(signal.SIGTERM, ("--processes",)), (signal.SIGTERM, ()), (signal.SIGINT, ()), (signal.SIGHUP, ())],
+    [
+        (signal.SIGTERM, ("--processes",)),
+        (signal.SIGTERM, ()),
+        (signal.SIGINT, ()),
+        (signal.SIGHUP, ()),
+    ],
 )
-def test_up_ends_whole_when_it_is_asked_to(cli: Cli, how: signal.Signals, options: tuple[str, ...]) -> None:
+def test_up_ends_whole_when_it_is_asked_to(
+    cli: Cli, how: signal.Signals, options: tuple[str, ...]
+) -> None:
     with cli.start("up", *options) as process:
         address(cli, process)
         process.send_signal(how)
@@ -126,7 +148,10 @@ def test_nobody_else_gets_the_port_while_ingest_is_started_again(cli: Cli) -> No
     with cli.start("up", "--processes") as process:
         url = address(cli, process)
         port = int(url.rpartition(":")[2])
-        os.kill(json.loads((cli.folder / ".fusewire" / "up.json").read_text())["pids"]["ingest"], signal.SIGKILL)
+        os.kill(
+            json.loads((cli.folder / ".fusewire" / "up.json").read_text())["pids"]["ingest"],
+            signal.SIGKILL,
+        )
         with socket.socket() as other, pytest.raises(OSError, match="in use"):
             other.bind(("127.0.0.1", port))
         # Whoever connects meanwhile waits, and is answered by the next.
@@ -165,7 +190,10 @@ def test_what_an_earlier_run_has_left_is_ended_and_a_stranger_with_its_id_is_not
     sleep = ["sleep", "600"]
     with background(sleep, cwd=data) as leftover, background(sleep, cwd=data) as stranger:
         started = psutil.Process(leftover.pid).create_time()
-        lines = [{"pid": leftover.pid, "started": started}, {"pid": stranger.pid, "started": started - 1000}]
+        lines = [
+            {"pid": leftover.pid, "started": started},
+            {"pid": stranger.pid, "started": started - 1000},
+        ]
         (data / "processes.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
         done = cli.run("ask", "Why?")
         assert done.returncode == 0, done.stderr

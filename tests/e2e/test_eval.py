@@ -16,7 +16,9 @@ SUITE, REPLAY = str(DATA / "suite.jsonl"), str(DATA / "replay.jsonl")
 
 def calls(server: FakeServer) -> dict[str, int]:
     """Requests that the model server has seen, by model."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/_control/stats", timeout=PATIENCE_S) as reply:
+    with urllib.request.urlopen(
+        f"http://127.0.0.1:{server.port}/_control/stats", timeout=PATIENCE_S
+    ) as reply:
         return dict(json.loads(reply.read())["by_model"])
 
 
@@ -26,7 +28,9 @@ def evaluate(cli: Cli, *args: str) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-def test_a_replay_calls_the_judge_alone_and_a_second_run_calls_nobody(cli: Cli, server: FakeServer) -> None:
+def test_a_replay_calls_the_judge_alone_and_a_second_run_calls_nobody(
+    cli: Cli, server: FakeServer
+) -> None:
     args = (SUITE, "--replay", REPLAY, "--mode", "best-of", "--mode", "merge")
     found = evaluate(cli, *args)
     asked = calls(server)
@@ -58,13 +62,19 @@ def test_members_are_asked_once_for_all_modes(cli: Cli, server: FakeServer) -> N
     assert {model: asked[model] for model in "abc"} == {"a": 6, "b": 6, "c": 6}
     # Six questions are too few for a rate.
     assert [row["accuracy"] for row in found["rows"]] == [None] * len(found["rows"])
-    assert evaluate(cli, "six.jsonl", "--mode", "merge", "--mode", "best-of", "--judge", "j") == found
+    assert (
+        evaluate(cli, "six.jsonl", "--mode", "merge", "--mode", "best-of", "--judge", "j") == found
+    )
     assert calls(server) == asked
 
 
 def test_a_replay_needs_no_configuration_and_no_model(cli: Cli, server: FakeServer) -> None:
     (cli.folder / "fusewire.toml").unlink()
-    nowhere = {"FUSEWIRE_MODELS": json.dumps({"smollm2": {"kind": "edge", "path": str(cli.folder / "none")}})}
+    nowhere = {
+        "FUSEWIRE_MODELS": json.dumps(
+            {"smollm2": {"kind": "edge", "path": str(cli.folder / "none")}}
+        )
+    }
     alone = Cli(cli.folder, {**cli.env, **nowhere, "FUSEWIRE_HTTP__PORT": "0"})
     found = evaluate(alone, SUITE, "--replay", REPLAY, "--pool", "mine")
     assert found["pool"] == "mine"
@@ -76,11 +86,18 @@ def test_a_replay_needs_no_configuration_and_no_model(cli: Cli, server: FakeServ
 
 
 def test_every_fault_is_told_and_nothing_is_asked(cli: Cli, server: FakeServer) -> None:
-    (cli.folder / "s.jsonl").write_text('{"custom_id": "a", "prompt": "x", "answer": "1", "match": "nubmer"}\nnope\n')
+    (cli.folder / "s.jsonl").write_text(
+        '{"custom_id": "a", "prompt": "x", "answer": "1", "match": "nubmer"}\nnope\n'
+    )
     (cli.folder / "r.jsonl").write_text('{"custom_id": "b", "model": "m", "content": "x"}\n')
     refused = cli.run("eval", "run", "s.jsonl", "--replay", "r.jsonl")
     assert refused.returncode == 2
-    for part in ("s.jsonl:1: 'match'", "s.jsonl:2: it is not valid JSON", "r.jsonl:1: custom_id 'b'", "3 faults"):
+    for part in (
+        "s.jsonl:1: 'match'",
+        "s.jsonl:2: it is not valid JSON",
+        "r.jsonl:1: custom_id 'b'",
+        "3 faults",
+    ):
         assert part in refused.stderr
     assert calls(server) == {}
 
@@ -104,7 +121,9 @@ def test_eval_refuses_what_it_cannot_do(cli: Cli, args: tuple[str, ...], message
 def test_a_batch_is_judged_again_without_a_call_to_a_member(cli: Cli, server: FakeServer) -> None:
     write_lines(cli.folder / "in.jsonl", 31)
     assert cli.run("batch", "run", "in.jsonl", "-o", "out.jsonl").returncode == 0
-    (batch,) = json.loads(cli.run("query", "select distinct batch_id from v_outcome", "-f", "json").stdout)
+    (batch,) = json.loads(
+        cli.run("query", "select distinct batch_id from v_outcome", "-f", "json").stdout
+    )
     before = calls(server)
     args = ("rejudge", "--batch", batch["batch_id"], "--criteria", "The shorter, the better.")
     done = cli.run(*args, "--json")
@@ -113,7 +132,12 @@ def test_a_batch_is_judged_again_without_a_call_to_a_member(cli: Cli, server: Fa
     after = calls(server)
     assert {model: after[model] for model in "abc"} == {model: before[model] for model in "abc"}
     assert after["j"] > before["j"]
-    assert (found["prompts"], found["rejudged"], found["winners"], found["labelled"]) == (31, 31, 31, 0)
+    assert (found["prompts"], found["rejudged"], found["winners"], found["labelled"]) == (
+        31,
+        31,
+        31,
+        0,
+    )
     assert found["agreement"] == pytest.approx((31 - found["winners_changed"]) / 31)
     assert found["rejudged_batch_id"].startswith(batch["batch_id"] + ".rejudge-")
     shown = cli.run(*args)
@@ -141,7 +165,9 @@ def test_rejudge_refuses_what_it_cannot_do(cli: Cli, args: tuple[str, ...], mess
     if "one" in args:
         (cli.folder / "in.jsonl").write_text('{"custom_id": "q", "prompt": "why?"}\n')
         assert cli.run("batch", "run", "in.jsonl", "-o", "out.jsonl").returncode == 0
-        (batch,) = json.loads(cli.run("query", "select distinct batch_id from v_outcome", "-f", "json").stdout)
+        (batch,) = json.loads(
+            cli.run("query", "select distinct batch_id from v_outcome", "-f", "json").stdout
+        )
         args = tuple(batch["batch_id"] if arg == "one" else arg for arg in args)
     else:
         assert cli.run("db", "upgrade").returncode == 0

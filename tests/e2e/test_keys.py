@@ -14,14 +14,20 @@ def test_a_key_opens_the_door_until_it_is_revoked(cli: Cli) -> None:
         assert refused.returncode != 0
         assert "FUSEWIRE_API_KEY" in refused.stderr
 
-        made = json.loads(cli.run("keys", "create", "--tenant", "acme", "--name", "mine", "--json").stdout)
+        made = json.loads(
+            cli.run("keys", "create", "--tenant", "acme", "--name", "mine", "--json").stdout
+        )
         holder = Cli(folder, {**cli.env, "FUSEWIRE_API_KEY": made["key"]})
         assert holder.run("ask", "Why?").returncode == 0
-        rows = json.loads(cli.run("query", "select tenant, status from v_outcome", "-f", "json").stdout)
+        rows = json.loads(
+            cli.run("query", "select tenant, status from v_outcome", "-f", "json").stdout
+        )
         assert [row["tenant"] for row in rows] == ["acme"]
 
         listed = json.loads(cli.run("keys", "list", "--json").stdout)
-        assert [(key["key_id"], key["tenant"], key["revoked_at"]) for key in listed] == [(made["key_id"], "acme", None)]
+        assert [(key["key_id"], key["tenant"], key["revoked_at"]) for key in listed] == [
+            (made["key_id"], "acme", None)
+        ]
         assert made["key"] not in json.dumps(listed)
         stored = b"".join(path.read_bytes() for path in (folder / ".fusewire").glob("fusewire.db*"))
         assert made["key_id"].encode() in stored

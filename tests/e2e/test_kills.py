@@ -26,7 +26,7 @@ from fusewire.bus import Bus
 from fusewire.contracts import Candidate
 from fusewire.settings import Database, Nats
 from fusewire.store.engine import Store
-from fusewire.testing.chaos import Fault, Victim, schedule
+from fusewire.testing.chaos import Fault, StackProcess, schedule
 from fusewire.testing.command_line import Cli, FakeServer, address
 from fusewire.testing.eventually import PATIENCE_S, eventually
 from fusewire.testing.postgres import PostgresServer
@@ -74,7 +74,7 @@ async def load(api: Client, seconds: float) -> dict[str, str]:
     return accepted
 
 
-async def befall(victim: Victim, faults: list[Fault]) -> None:
+async def befall(victim: StackProcess, faults: list[Fault]) -> None:
     started = time.monotonic()
     for fault in faults:
         await asyncio.sleep(max(0.0, started + fault.at_s - time.monotonic()))
@@ -82,7 +82,9 @@ async def befall(victim: Victim, faults: list[Fault]) -> None:
 
 
 def recorded(server: FakeServer) -> list[Shown]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/_control/stats", timeout=PATIENCE_S) as reply:
+    with urllib.request.urlopen(
+        f"http://127.0.0.1:{server.port}/_control/stats", timeout=PATIENCE_S
+    ) as reply:
         return list(json.load(reply)["recorded"])
 
 
@@ -123,7 +125,7 @@ async def test_whatever_is_killed_everything_accepted_has_one_outcome_and_repeat
         quick = Cli(cli.folder, {**cli.env, "FUSEWIRE_DATABASE__URL": url})
         with quick.start("up", "--processes") as process:
             base = address(quick, process)
-            victim = Victim(process.pid, data, postgres)
+            victim = StackProcess(process.pid, data, postgres)
             async with Client(base) as api:
                 befalling = asyncio.create_task(befall(victim, faults))
                 accepted = await load(api, SECONDS)
@@ -134,8 +136,13 @@ async def test_whatever_is_killed_everything_accepted_has_one_outcome_and_repeat
             nats = json.loads((data / "up.json").read_text())["nats"]
             await eventually(lambda: is_empty(nats))
             store = Store(Database(url=url))
-            stored = await rows(store, "SELECT fusion_id, count(*) FROM outcomes GROUP BY fusion_id")
-            bodies = [Candidate.decode(body) for (body,) in await rows(store, "SELECT body FROM candidates")]
+            stored = await rows(
+                store, "SELECT fusion_id, count(*) FROM outcomes GROUP BY fusion_id"
+            )
+            bodies = [
+                Candidate.decode(body)
+                for (body,) in await rows(store, "SELECT body FROM candidates")
+            ]
             submitted = dict(await rows(store, "SELECT fusion_id, custom_id FROM prompts"))
             await store.close()
             assert process.returncode is None, process.stderr[-2000:]
@@ -152,7 +159,9 @@ async def test_whatever_is_killed_everything_accepted_has_one_outcome_and_repeat
     }  # fmt: skip
     report({**figures, "schedule": [asdict(fault) for fault in faults]})
 
-    assert sorted(stored) == sorted((fusion, 1) for fusion in accepted.values()), "one outcome each, and no other"
+    assert sorted(stored) == sorted((fusion, 1) for fusion in accepted.values()), (
+        "one outcome each, and no other"
+    )
     assert [unchanging(one) for one in shown] == [unchanging(one) for one in again]
     assert extra <= marked, f"calls made again that nobody was told of: {extra - marked}, {figures}"
     lost = sum(fault.kind == "store_lost" for fault in faults)

@@ -15,22 +15,28 @@ from openai.types.responses import Response
 
 from fusewire.testing.eventually import until
 from fusewire.testing.model_script import Fault, Script
-from fusewire.testing.served import Served, code_of
+from fusewire.testing.served import RunningStack, code_of
 
 OVER = ("completed", "failed", "expired", "cancelled")
 CHAT: Final = "/v1/chat/completions"
 
 
 @pytest.fixture(params=["/v1", "/api/v1"])
-def client(request: pytest.FixtureRequest, served: Served, checked: httpx2.Client) -> Iterator[OpenAI]:
+def client(
+    request: pytest.FixtureRequest, served: RunningStack, checked: httpx2.Client
+) -> Iterator[OpenAI]:
     served.script(Script())
-    with OpenAI(base_url=served.url + request.param, api_key="sk-any", http_client=checked, max_retries=0) as client:
+    with OpenAI(
+        base_url=served.url + request.param, api_key="sk-any", http_client=checked, max_retries=0
+    ) as client:
         yield client
 
 
 def lines(count: int, **more: Any) -> bytes:
     body = {"model": "fusion", "messages": [{"role": "user", "content": "Why?"}], **more}
-    shown = [{"custom_id": f"c{n}", "method": "POST", "url": CHAT, "body": body} for n in range(count)]
+    shown = [
+        {"custom_id": f"c{n}", "method": "POST", "url": CHAT, "body": body} for n in range(count)
+    ]
     return "\n".join(map(json.dumps, shown)).encode()
 
 
@@ -39,7 +45,9 @@ def uploaded(client: OpenAI, data: bytes) -> str:
 
 
 def made(client: OpenAI, data: bytes, **more: Any) -> Batch:
-    return client.batches.create(input_file_id=uploaded(client, data), endpoint=CHAT, completion_window="24h", **more)
+    return client.batches.create(
+        input_file_id=uploaded(client, data), endpoint=CHAT, completion_window="24h", **more
+    )
 
 
 def ended(client: OpenAI, batch: Batch) -> Batch:
@@ -72,14 +80,17 @@ def test_files(client: OpenAI) -> None:
     assert code_of(caught.value.body) == "not_found"
 
 
-def test_usage_is_summed_with_its_details(client: OpenAI, served: Served) -> None:
+def test_usage_is_summed_with_its_details(client: OpenAI, served: RunningStack) -> None:
     served.script(Script.of(cached_tokens=1))
     usage = ended(client, made(client, lines(2))).usage
     served.script(Script())
 
     assert usage is not None
     # Two lines of three members and a judge in both orders, of each one prompt token.
-    assert (usage.input_tokens_details.cached_tokens, usage.output_tokens_details.reasoning_tokens) == (10, 0)
+    assert (
+        usage.input_tokens_details.cached_tokens,
+        usage.output_tokens_details.reasoning_tokens,
+    ) == (10, 0)
 
 
 def test_a_batch(client: OpenAI) -> None:
@@ -90,7 +101,11 @@ def test_a_batch(client: OpenAI) -> None:
 
     assert batch.status == "completed"
     assert batch.request_counts is not None
-    assert (batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed) == (3, 3, 0)
+    assert (
+        batch.request_counts.total,
+        batch.request_counts.completed,
+        batch.request_counts.failed,
+    ) == (3, 3, 0)
     assert (batch.metadata, batch.error_file_id, batch.errors) == ({"name": "mine"}, None, None)
     found = content(client, batch.output_file_id)
     assert [line["custom_id"] for line in found] == ["c0", "c1", "c2"]
@@ -117,7 +132,7 @@ def test_a_batch_of_responses(client: OpenAI) -> None:
         assert response.output_text
 
 
-def test_lines_that_fail(client: OpenAI, served: Served) -> None:
+def test_lines_that_fail(client: OpenAI, served: RunningStack) -> None:
     served.script(Script.of(*[Fault(kind="bad_request")] * 99))
     batch = ended(client, made(client, lines(2)))
 
@@ -128,7 +143,7 @@ def test_lines_that_fail(client: OpenAI, served: Served) -> None:
     assert (first["custom_id"], first["error"]["code"]) == ("c0", "bad_request")
 
 
-def test_a_cancelled_batch(client: OpenAI, served: Served) -> None:
+def test_a_cancelled_batch(client: OpenAI, served: RunningStack) -> None:
     served.script(Script.of(latency_ms=300))
     batch = made(client, lines(600))
     while batch.status == "validating":
@@ -139,10 +154,13 @@ def test_a_cancelled_batch(client: OpenAI, served: Served) -> None:
 
     assert batch.status == "cancelled"
     assert batch.cancelled_at
-    assert {line["error"]["code"] for line in content(client, batch.error_file_id)} <= {"cancelled", "batch_cancelled"}
+    assert {line["error"]["code"] for line in content(client, batch.error_file_id)} <= {
+        "cancelled",
+        "batch_cancelled",
+    }
 
 
-def test_a_bad_line_fails_the_whole(client: OpenAI, served: Served) -> None:
+def test_a_bad_line_fails_the_whole(client: OpenAI, served: RunningStack) -> None:
     batch = ended(client, made(client, lines(1) + b"\n" + lines(1, n=2).replace(b"c0", b"c1")))
 
     assert batch.status == "failed"

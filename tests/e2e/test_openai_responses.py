@@ -10,7 +10,7 @@ import pytest
 from openai import OpenAI
 
 from fusewire.testing.model_script import Fault, Rule, Script, ScriptedCall
-from fusewire.testing.served import Served, code_of
+from fusewire.testing.served import RunningStack, code_of
 
 MODEL = "openrouter/fusion"
 CITY = {
@@ -24,13 +24,17 @@ FUSED = {"a": 1, "b": 1, "c": 1, "j": 2}
 
 
 @pytest.fixture(params=["/v1", "/api/v1"])
-def client(request: pytest.FixtureRequest, served: Served, checked: httpx2.Client) -> Iterator[OpenAI]:
+def client(
+    request: pytest.FixtureRequest, served: RunningStack, checked: httpx2.Client
+) -> Iterator[OpenAI]:
     served.script(Script())
-    with OpenAI(base_url=served.url + request.param, api_key="sk-any", http_client=checked) as client:
+    with OpenAI(
+        base_url=served.url + request.param, api_key="sk-any", http_client=checked
+    ) as client:
         yield client
 
 
-def test_a_response(client: OpenAI, served: Served) -> None:
+def test_a_response(client: OpenAI, served: RunningStack) -> None:
     made = client.responses.create(model=MODEL, input="Why?")
     assert (made.output_text, made.status) == ("a on d15d8a995a: Why?", "completed")
     assert made.usage is not None
@@ -42,7 +46,7 @@ def test_a_response(client: OpenAI, served: Served) -> None:
         client.responses.retrieve("resp_none")
 
 
-def test_a_conversation_goes_on(client: OpenAI, served: Served) -> None:
+def test_a_conversation_goes_on(client: OpenAI, served: RunningStack) -> None:
     """With what was said before, and the instructions of each request alone."""
     first = client.responses.create(model=MODEL, input="Why?", instructions="Be brief.")
     rules = (Rule(match="again", answer="As before."), Rule(match="now", answer="As ever."))
@@ -50,11 +54,18 @@ def test_a_conversation_goes_on(client: OpenAI, served: Served) -> None:
     second = client.responses.create(
         model="b", input="And now?", previous_response_id=first.id, instructions="Be polite."
     )
-    third = client.responses.create(model="b", input="And now again?", previous_response_id=second.id)
+    third = client.responses.create(
+        model="b", input="And now again?", previous_response_id=second.id
+    )
     assert [one.output_text for one in (second, third)] == ["As ever.", "As before."]
     shown = [one["messages"] for one in served.requests("b")]
     assert [one["role"] for one in shown[0]] == ["system", "user", "assistant", "user"]
-    assert [one["content"] for one in shown[0]] == ["Be polite.", "Why?", first.output_text, "And now?"]
+    assert [one["content"] for one in shown[0]] == [
+        "Be polite.",
+        "Why?",
+        first.output_text,
+        "And now?",
+    ]
     assert [one["content"] for one in shown[1]][-3:] == ["And now?", "As ever.", "And now again?"]
     with pytest.raises(openai.NotFoundError) as unknown:
         client.responses.create(model=MODEL, input="Why?", previous_response_id="resp_none")
@@ -92,7 +103,7 @@ def test_the_sdks_own_helper_follows_it(client: OpenAI) -> None:
         assert stream.get_final_response().output_text == "a on d15d8a995a: Why?"
 
 
-def test_tools_and_their_results(client: OpenAI, served: Served) -> None:
+def test_tools_and_their_results(client: OpenAI, served: RunningStack) -> None:
     served.script(Script.of(calls=(ScriptedCall(name="weather", arguments={"city": "Oslo"}),)))
     tools: Any = [{"type": "function", "name": "weather", "parameters": CITY, "strict": True}]
     first = client.responses.create(model=MODEL, input="Why?", tools=tools)
@@ -101,12 +112,16 @@ def test_tools_and_their_results(client: OpenAI, served: Served) -> None:
     assert json.loads(call.arguments) == {"city": "Oslo"}
 
     result: Any = [{"type": "function_call_output", "call_id": call.call_id, "output": "Sunny."}]
-    second = client.responses.create(model=MODEL, input=result, previous_response_id=first.id, tools=tools)
+    second = client.responses.create(
+        model=MODEL, input=result, previous_response_id=first.id, tools=tools
+    )
     assert second.output_text
 
     with client.responses.create(model=MODEL, input="Why?", tools=tools, stream=True) as stream:
         events = list(stream)
-    deltas = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
+    deltas = [
+        event.delta for event in events if event.type == "response.function_call_arguments.delta"
+    ]
     assert json.loads("".join(deltas)) == {"city": "Oslo"}
 
 
@@ -116,7 +131,7 @@ def test_an_answer_in_a_schema(client: OpenAI) -> None:
     assert json.loads(made.output_text) == {"city": "Oslo"}
 
 
-def test_errors_have_their_types(client: OpenAI, served: Served) -> None:
+def test_errors_have_their_types(client: OpenAI, served: RunningStack) -> None:
     with pytest.raises(openai.BadRequestError) as bad:
         client.responses.create(model=MODEL, input="Why?", background=True)
     assert bad.value.param == "background"
@@ -131,4 +146,7 @@ def test_errors_have_their_types(client: OpenAI, served: Served) -> None:
         error, failed = list(stream)[-2:]
     assert (error.type, getattr(error, "code", None)) == ("error", "bad_request")
     assert failed.type == "response.failed"
-    assert (failed.response.status, failed.response.error and failed.response.error.code) == ("failed", "server_error")
+    assert (failed.response.status, failed.response.error and failed.response.error.code) == (
+        "failed",
+        "server_error",
+    )

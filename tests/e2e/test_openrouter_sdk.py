@@ -8,7 +8,7 @@ import pytest
 from openrouter import OpenRouter, components, errors
 
 from fusewire.testing.model_script import Fault, Script, ScriptedCall
-from fusewire.testing.served import Served
+from fusewire.testing.served import RunningStack
 
 MODEL = "openrouter/fusion"
 MESSAGES: list[components.ChatMessagesTypedDict] = [{"role": "user", "content": "Why?"}]
@@ -18,7 +18,7 @@ CITY = {"type": "object", "properties": {"city": {"enum": ["Oslo"]}}, "required"
 
 
 @pytest.fixture
-def client(served: Served) -> Iterator[OpenRouter]:
+def client(served: RunningStack) -> Iterator[OpenRouter]:
     served.script(Script())
     with OpenRouter(api_key="sk-any", server_url=f"{served.url}/api/v1") as client:
         yield client
@@ -32,7 +32,7 @@ def test_models(client: OpenRouter) -> None:
     assert client.models.count().data.count == len(listed)
 
 
-def test_chat(client: OpenRouter, served: Served) -> None:
+def test_chat(client: OpenRouter, served: RunningStack) -> None:
     reply = client.chat.send(model=MODEL, messages=MESSAGES)
 
     assert reply.choices[0].message.content == "a on d15d8a995a: Why?"
@@ -42,7 +42,7 @@ def test_chat(client: OpenRouter, served: Served) -> None:
     assert served.calls() == FUSED
 
 
-def test_a_stream_has_usage_and_cost_unasked(client: OpenRouter, served: Served) -> None:
+def test_a_stream_has_usage_and_cost_unasked(client: OpenRouter, served: RunningStack) -> None:
     with client.chat.send(model=MODEL, messages=MESSAGES, stream=True) as stream:
         heard = list(stream)
 
@@ -53,8 +53,13 @@ def test_a_stream_has_usage_and_cost_unasked(client: OpenRouter, served: Served)
     assert served.calls() == FUSED
 
 
-def test_its_ways_to_sample_and_to_name_models(client: OpenRouter, served: Served) -> None:
-    sampled: dict[str, Any] = {"top_k": 40, "min_p": 0.05, "frequency_penalty": 0.5, "repetition_penalty": 1.1}
+def test_its_ways_to_sample_and_to_name_models(client: OpenRouter, served: RunningStack) -> None:
+    sampled: dict[str, Any] = {
+        "top_k": 40,
+        "min_p": 0.05,
+        "frequency_penalty": 0.5,
+        "repetition_penalty": 1.1,
+    }
     reply = client.chat.send(model="b:nitro", messages=MESSAGES, seed=5, **sampled)
     assert reply.choices[0].message.content == "b on d15d8a995a: Why?"
     assert served.calls() == {"b": 1}
@@ -64,7 +69,7 @@ def test_its_ways_to_sample_and_to_name_models(client: OpenRouter, served: Serve
     assert "presets" in caught.value.body
 
 
-def test_tools(client: OpenRouter, served: Served) -> None:
+def test_tools(client: OpenRouter, served: RunningStack) -> None:
     served.script(Script.of(calls=(ScriptedCall(name="weather", arguments={"city": "Oslo"}),)))
     tools: Any = [{"type": "function", "function": {"name": "weather", "parameters": CITY}}]
     reply = client.chat.send(model=MODEL, messages=MESSAGES, tools=tools)
@@ -81,7 +86,7 @@ def test_an_answer_in_a_schema(client: OpenRouter) -> None:
     assert json.loads(str(reply.choices[0].message.content)) == {"city": "Oslo"}
 
 
-def test_errors_have_their_types(client: OpenRouter, served: Served) -> None:
+def test_errors_have_their_types(client: OpenRouter, served: RunningStack) -> None:
     with pytest.raises(errors.NotFoundResponseError) as absent:
         client.chat.send(model="gtp", messages=MESSAGES)
     assert absent.value.status_code == 404
@@ -91,7 +96,7 @@ def test_errors_have_their_types(client: OpenRouter, served: Served) -> None:
     assert served.calls() == {}
 
 
-def test_what_failed_is_not_bought_again(client: OpenRouter, served: Served) -> None:
+def test_what_failed_is_not_bought_again(client: OpenRouter, served: RunningStack) -> None:
     """Its SDK repeats whatever has a status of 500 and more, for an hour."""
     served.script(Script.of(*[Fault(kind="server_error")] * 99))
     with pytest.raises(errors.OpenRouterError) as caught:
@@ -103,7 +108,9 @@ def test_what_failed_is_not_bought_again(client: OpenRouter, served: Served) -> 
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_gives_up_and_repeats_buys_one_panel(served: Served, stream: bool) -> None:
+def test_a_client_that_gives_up_and_repeats_buys_one_panel(
+    served: RunningStack, stream: bool
+) -> None:
     """As the SDK does after five seconds by default; here after less than the members take."""
     served.script(Script.of(latency_ms=1500))
     with OpenRouter(api_key="sk-any", server_url=f"{served.url}/api/v1", timeout_ms=500) as client:
@@ -114,7 +121,9 @@ def test_a_client_that_gives_up_and_repeats_buys_one_panel(served: Served, strea
                 client.chat.send(model=MODEL, messages=MESSAGES, stream=True) as heard,
             ):
                 list(heard)
-            with client.chat.send(model=MODEL, messages=MESSAGES, stream=True, timeout_ms=60_000) as heard:
+            with client.chat.send(
+                model=MODEL, messages=MESSAGES, stream=True, timeout_ms=60_000
+            ) as heard:
                 told = list(heard)
             assert "".join(chunk.choices[0].delta.content or "" for chunk in told if chunk.choices)
         else:

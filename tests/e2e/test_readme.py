@@ -16,7 +16,9 @@ URL = "http://localhost:8484"
 
 def blocks(title: str, language: str) -> list[str]:
     """The snippets of a section."""
-    (section,) = re.findall(rf"^#+ {title}\n(.*?)(?=^##? |^### |\Z)", README, re.DOTALL | re.MULTILINE)
+    (section,) = re.findall(
+        rf"^#+ {title}\n(.*?)(?=^##? |^### |\Z)", README, re.DOTALL | re.MULTILINE
+    )
     found = re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)
     assert found, f"there is nothing to run in '{title}'"
     return found
@@ -93,7 +95,10 @@ def test_prompts_from_the_bus(cli: Cli, url: str) -> None:
     assert snippet.count(server) == 1
     running = json.loads((cli.folder / ".fusewire" / "up.json").read_text())["nats"]
 
-    first, again = ("".join(ran(cli, [sys.executable, "-c", snippet.replace(server, running)])) for _ in range(2))
+    first, again = (
+        "".join(ran(cli, [sys.executable, "-c", snippet.replace(server, running)]))
+        for _ in range(2)
+    )
     assert json.loads(first)["custom_id"] == "order-17"
     assert again == "sent already"
 

@@ -11,13 +11,13 @@ from schemathesis.schemas import APIOperation, BaseSchema
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
 
 from fusewire.testing.model_script import Script
-from fusewire.testing.served import Served
+from fusewire.testing.served import RunningStack
 
 SHAPE = {"message", "type", "param", "code"}
 
 
 @pytest.fixture(scope="module")
-def api(served: Served) -> BaseSchema:
+def api(served: RunningStack) -> BaseSchema:
     served.script(Script())
     return schemathesis.openapi.from_url(f"{served.url}/openapi.json")
 
@@ -53,7 +53,9 @@ def _ask(operation: APIOperation[Any, Any, Any, Any], mode: schemathesis.Generat
 
         assert response.status_code != 500, response.text
         assert response.headers["x-request-id"]
-        case.validate_response(response, checks=[content_type_conformance, response_schema_conformance])
+        case.validate_response(
+            response, checks=[content_type_conformance, response_schema_conformance]
+        )
         if response.status_code >= 400:
             assert set(response.json()["error"]) == SHAPE
 

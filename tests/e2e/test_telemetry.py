@@ -35,7 +35,9 @@ def test_a_fusion_leaves_one_trace_and_its_log_and_neither_holds_the_prompt(cli:
         thread = threading.Thread(target=collector.serve_forever, daemon=True)
         thread.start()
         endpoint = f"http://127.0.0.1:{collector.server_address[1]}/v1/traces"
-        traced = bare(cli.folder, FUSEWIRE_TELEMETRY__OTLP_ENDPOINT=endpoint, FUSEWIRE_LOG__LEVEL="debug")
+        traced = bare(
+            cli.folder, FUSEWIRE_TELEMETRY__OTLP_ENDPOINT=endpoint, FUSEWIRE_LOG__LEVEL="debug"
+        )
         asked = traced.run("ask", f"What is {CANARY}?")
         collector.shutdown()
         thread.join()

@@ -61,7 +61,14 @@ def seeds(name: str, folder: Path, corpus: Path) -> None:
     if name == "gguf":
         for architecture in ("llama", "qwen3", "gemma3"):
             path = corpus / f"{architecture}.gguf"
-            write_gguf(path, {"": "Q8_0"}, tied=True, metadata={"architecture": architecture}, drop="", add="")
+            write_gguf(
+                path,
+                {"": "Q8_0"},
+                tied=True,
+                metadata={"architecture": architecture},
+                drop="",
+                add="",
+            )
         return
     for architecture in ("llama", "phi3", "gemma3"):
         write_snapshot(corpus.parent / architecture, architecture)
@@ -77,7 +84,12 @@ def main() -> None:
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--seconds", type=int, default=0, help="how long; 0 is without end")
     parser.add_argument("--runs", type=int, default=-1, help="how many inputs; -1 is without end")
-    parser.add_argument("--folder", type=Path, default=BUILD, help="where to work, and to leave what was not refused")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=BUILD,
+        help="where to work, and to leave what was not refused",
+    )
     options = parser.parse_args()
     # Here and not in a temporary folder: libFuzzer ends the process, and nothing would remove it.
     root = options.folder / options.target
@@ -97,7 +109,11 @@ def main() -> None:
 
     largest = max(path.stat().st_size for path in corpus.iterdir())
     limits = [f"-max_len={2 * largest}", f"-rss_limit_mb={MEMORY_MB}", f"-timeout={INPUT_S}"]
-    lasts = [f"-max_total_time={options.seconds}", f"-runs={options.runs}", f"-artifact_prefix={options.folder}/"]
+    lasts = [
+        f"-max_total_time={options.seconds}",
+        f"-runs={options.runs}",
+        f"-artifact_prefix={options.folder}/",
+    ]
     atheris.Setup([sys.argv[0], str(corpus), *limits, *lasts], one)
     atheris.Fuzz()
 

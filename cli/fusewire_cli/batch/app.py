@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fusewire_cli.screen import Show, clear_errors
+from fusewire_cli.screen import ProgressStyle, clear_errors
 
 if TYPE_CHECKING:
-    from fusewire_cli.batch.command import Asked, Shape
+    from fusewire_cli.batch.command import ResultFormat, RunOptions
 
 app = typer.Typer(help="Run files of prompts.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -34,7 +34,7 @@ class OutputFormat(StrEnum):
     outcome = "outcome"
 
 
-class Only(StrEnum):
+class LineFilter(StrEnum):
     """Which failed lines."""
 
     retryable = "retryable"
@@ -67,7 +67,8 @@ SourceArgument = Annotated[
 ]
 BatchArgument = Annotated[str, typer.Argument(metavar="ID", help="The batch.")]
 PromptColOption = Annotated[
-    str | None, typer.Option("--prompt-col", help="The column of a table that holds the prompts; `prompt`.")
+    str | None,
+    typer.Option("--prompt-col", help="The column of a table that holds the prompts; `prompt`."),
 ]
 IdColOption = Annotated[
     str | None,
@@ -78,38 +79,64 @@ IdColOption = Annotated[
 ]
 PoolOption = Annotated[
     str | None,
-    typer.Option("--pool", help="The pool to ask, whatever model a line names; a bare line's own pool wins."),
+    typer.Option(
+        "--pool", help="The pool to ask, whatever model a line names; a bare line's own pool wins."
+    ),
 ]
 ModeOption = Annotated[
-    str | None, typer.Option("--mode", help="best-of, merge or debate; a bare line's own mode wins.")
+    str | None,
+    typer.Option("--mode", help="best-of, merge or debate; a bare line's own mode wins."),
 ]
-PriorityOption = Annotated[Priority | None, typer.Option("--priority", help="Who goes first; batches are low.")]
+PriorityOption = Annotated[
+    Priority | None, typer.Option("--priority", help="Who goes first; batches are low.")
+]
 CostOption = Annotated[
     float | None,
-    typer.Option("--max-cost", parser=usd, metavar="USD", help="Stop when it has cost this much, such as 20usd."),
+    typer.Option(
+        "--max-cost",
+        parser=usd,
+        metavar="USD",
+        help="Stop when it has cost this much, such as 20usd.",
+    ),
 ]
 WindowOption = Annotated[
-    str, typer.Option("--completion-window", parser=window, metavar="TIME", help="When to give up: 1h to 7d.")
+    str,
+    typer.Option(
+        "--completion-window", parser=window, metavar="TIME", help="When to give up: 1h to 7d."
+    ),
 ]
-NameOption = Annotated[str | None, typer.Option("--name", help="Another name makes another batch of the same file.")]
+NameOption = Annotated[
+    str | None, typer.Option("--name", help="Another name makes another batch of the same file.")
+]
 OutOption = Annotated[
     Path | None,
     typer.Option(
-        "--out", "-o", metavar="OUT", help="The file for results, gone on with where it has some; - is stdout."
+        "--out",
+        "-o",
+        metavar="OUT",
+        help="The file for results, gone on with where it has some; - is stdout.",
     ),
 ]
 OrderOption = Annotated[
     bool,
-    typer.Option("--ordered/--as-completed", help="Results in the order of the input, or in that of completion."),
+    typer.Option(
+        "--ordered/--as-completed",
+        help="Results in the order of the input, or in that of completion.",
+    ),
 ]
 FormOption = Annotated[
     OutputFormat,
     typer.Option("--output-format", help="OpenAI's batch output lines, or whole outcomes."),
 ]
 ShowOption = Annotated[
-    Show, typer.Option("--progress", help="On stderr; auto is a bar on a terminal, else a JSON line each 10 s.")
+    ProgressStyle,
+    typer.Option(
+        "--progress", help="On stderr; auto is a bar on a terminal, else a JSON line each 10 s."
+    ),
 ]
-ProcessesOption = Annotated[bool, typer.Option("--processes", help="As in `up`, where one has to be started.")]
+ProcessesOption = Annotated[
+    bool, typer.Option("--processes", help="As in `up`, where one has to be started.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -128,9 +155,10 @@ def run(
     ordered: OrderOption = True,
     output_format: FormOption = OutputFormat.openai,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check it and say what it would take; nothing is sent.")
+        bool,
+        typer.Option("--dry-run", help="Check it and say what it would take; nothing is sent."),
     ] = False,
-    progress: ShowOption = Show.auto,
+    progress: ShowOption = ProgressStyle.auto,
     processes: ProcessesOption = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the dry run as JSON.")] = False,
 ) -> None:
@@ -145,7 +173,9 @@ def run(
     5 what is stored is damaged or of a newer version, 130 interrupted.
     """
     with clear_errors():
-        asked = _asked(source, prompt_col, id_col, pool, mode, priority, max_cost, completion_window, name)
+        asked = _asked(
+            source, prompt_col, id_col, pool, mode, priority, max_cost, completion_window, name
+        )
         if dry_run:
             from fusewire_cli.batch import plan
 
@@ -173,12 +203,18 @@ def submit(
     from fusewire_cli.batch import command
 
     with clear_errors():
-        command.submit(_asked(source, prompt_col, id_col, pool, mode, priority, max_cost, completion_window, name))
+        command.submit(
+            _asked(
+                source, prompt_col, id_col, pool, mode, priority, max_cost, completion_window, name
+            )
+        )
 
 
 @app.command("status")
 def status(
-    batch_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="One batch; all without it.")] = None,
+    batch_id: Annotated[
+        str | None, typer.Argument(metavar="[ID]", help="One batch; all without it.")
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Print how a batch stands, or all do. As all that follow, starts a Fusewire for the moment if none runs."""
@@ -189,7 +225,7 @@ def status(
 
 
 @app.command("watch")
-def watch(batch_id: BatchArgument, progress: ShowOption = Show.auto) -> None:
+def watch(batch_id: BatchArgument, progress: ShowOption = ProgressStyle.auto) -> None:
     """Follow a batch to its end; Ctrl-C only stops watching. Exit codes are those of `run`."""
     from fusewire_cli.batch import command
 
@@ -204,7 +240,7 @@ def resume(
     out: OutOption = None,
     ordered: OrderOption = True,
     output_format: FormOption = OutputFormat.openai,
-    progress: ShowOption = Show.auto,
+    progress: ShowOption = ProgressStyle.auto,
     processes: ProcessesOption = False,
 ) -> None:
     """Go on with a stopped batch, and see it through as `run` does; without -o no results are written."""
@@ -219,12 +255,13 @@ def resume(
 def retry(
     batch_id: BatchArgument,
     only: Annotated[
-        Only, typer.Option("--only", help="The failed lines that may do better, or all that failed.")
-    ] = Only.retryable,
+        LineFilter,
+        typer.Option("--only", help="The failed lines that may do better, or all that failed."),
+    ] = LineFilter.retryable,
     out: OutOption = None,
     ordered: OrderOption = True,
     output_format: FormOption = OutputFormat.openai,
-    progress: ShowOption = Show.auto,
+    progress: ShowOption = ProgressStyle.auto,
     processes: ProcessesOption = False,
 ) -> None:
     """Ask a batch's failed lines again, as a batch of their own, and see it through as `run` does."""
@@ -238,7 +275,9 @@ def retry(
 @app.command("cancel")
 def cancel(
     batch_id: BatchArgument,
-    drain: Annotated[bool, typer.Option("--drain", help="Let what is in flight come to its end.")] = False,
+    drain: Annotated[
+        bool, typer.Option("--drain", help="Let what is in flight come to its end.")
+    ] = False,
 ) -> None:
     """Stop a batch. What has settled stays; `resume` goes on."""
     from fusewire_cli.batch import command
@@ -271,11 +310,11 @@ def _asked(
     max_cost: float | None,
     completion_window: str,
     name: str | None,
-) -> "Asked":
-    from fusewire_cli.batch.command import Asked
+) -> "RunOptions":
+    from fusewire_cli.batch.command import RunOptions
     from fusewire_cli.batch.inputs import Columns
 
-    return Asked(
+    return RunOptions(
         source,
         Columns(prompt_col, id_col),
         pool=pool,
@@ -287,7 +326,7 @@ def _asked(
     )
 
 
-def _shape(out: Path | None, ordered: bool, form: OutputFormat) -> "Shape":
-    from fusewire_cli.batch.command import Shape
+def _shape(out: Path | None, ordered: bool, form: OutputFormat) -> "ResultFormat":
+    from fusewire_cli.batch.command import ResultFormat
 
-    return Shape(out, "line" if ordered else "settled", form.value)
+    return ResultFormat(out, "line" if ordered else "settled", form.value)

@@ -11,10 +11,10 @@ from typing import IO
 
 from fusewire.contracts import Prompt
 from fusewire_cli.batch.custom_ids import Ids
-from fusewire_cli.batch.faults import Fault
+from fusewire_cli.batch.faults import LineFault
 from fusewire_cli.batch.inputs import lines
-from fusewire_ingest import batch_line
-from fusewire_ingest.admission import PoolRule, RefusedError, admit
+from fusewire_ingest.admission.admit import PoolRule, RefusedError, admit
+from fusewire_ingest.openai import batch_line
 
 MOST_SHOWN = 20
 DEFAULT_POOL = "default"
@@ -24,7 +24,7 @@ KNOWN_THERE = ("unknown_pool", "model_not_found")
 
 
 @dataclass(frozen=True)
-class Rules:
+class LineRules:
     """What a line must keep to."""
 
     pools: dict[str, PoolRule]
@@ -39,7 +39,7 @@ class Rules:
 
 
 @dataclass
-class Checked:
+class CheckReport:
     """What the check of an input found."""
 
     digest: str = ""
@@ -52,11 +52,11 @@ class Checked:
     forms: Counter[str] = field(default_factory=Counter)
     warnings: Counter[str] = field(default_factory=Counter)
     """What lines ask for and what happens in its place, and how many do."""
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[LineFault] = field(default_factory=list)
     """The first of them."""
     n_faults: int = 0
 
-    def blame(self, fault: Fault) -> None:
+    def blame(self, fault: LineFault) -> None:
         """Note a fault."""
         self.n_faults += 1
         if len(self.faults) < MOST_SHOWN:
@@ -69,7 +69,9 @@ class Checked:
                 self.warnings[warning] += 1
 
 
-def check(path: Path, rules: Rules, ids: Ids, visit: Callable[[Prompt], None] | None = None) -> Checked:
+def check(
+    path: Path, rules: LineRules, ids: Ids, visit: Callable[[Prompt], None] | None = None
+) -> CheckReport:
     """Read a JSONL file whole, a line at a time.
 
     Args:
@@ -78,20 +80,26 @@ def check(path: Path, rules: Rules, ids: Ids, visit: Callable[[Prompt], None] | 
         ids: takes their custom_ids.
         visit: is shown each good line as the prompt that it will be.
     """
-    found = Checked()
+    found = CheckReport()
     with path.open("rb") as file:
-        hashed = _Hashed(file)
+        hashed = _HashingReader(file)
         for number, data in lines(hashed, rules.limit):
             found.count += 1
             if found.count > rules.most_lines:
-                found.blame(Fault(number, None, f"a batch has at most {rules.most_lines} lines; split the file"))
+                found.blame(
+                    LineFault(
+                        number,
+                        None,
+                        f"a batch has at most {rules.most_lines} lines; split the file",
+                    )
+                )
                 break
             if found.count == 1:
                 found.endpoint = batch_line.url_of(data)
             try:
                 prompt = _read(number, data, rules, ids, found)
             except RefusedError as exc:
-                found.blame(Fault(number, exc.param, exc.message))
+                found.blame(LineFault(number, exc.param, exc.message))
                 continue
             if prompt and visit:
                 visit(prompt)
@@ -99,7 +107,9 @@ def check(path: Path, rules: Rules, ids: Ids, visit: Callable[[Prompt], None] | 
     return found
 
 
-def _read(number: int, data: bytes, rules: Rules, ids: Ids, found: Checked) -> Prompt | None:
+def _read(
+    number: int, data: bytes, rules: LineRules, ids: Ids, found: CheckReport
+) -> Prompt | None:
     """The prompt; None where only the Fusewire that it is for can tell. Raises RefusedError."""
     submission = None
     try:
@@ -128,18 +138,20 @@ def _read(number: int, data: bytes, rules: Rules, ids: Ids, found: Checked) -> P
     if submission is None:
         return None
     try:
-        return admit(submission, tenant=TENANT, fallback_id=custom_id, pools=rules.pools, now=rules.now)
+        return admit(
+            submission, tenant=TENANT, fallback_id=custom_id, pools=rules.pools, now=rules.now
+        )
     except RefusedError as exc:
         if not _is_known_there(exc, rules):
             raise
         return None
 
 
-def _is_known_there(fault: RefusedError, rules: Rules) -> bool:
+def _is_known_there(fault: RefusedError, rules: LineRules) -> bool:
     return rules.is_elsewhere and fault.code in KNOWN_THERE
 
 
-class _Hashed:
+class _HashingReader:
     """A file whose bytes are hashed as they are read."""
 
     def __init__(self, file: IO[bytes]) -> None:

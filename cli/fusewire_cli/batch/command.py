@@ -18,26 +18,34 @@ from fusewire.contracts import Prompt
 from fusewire.settings import Settings
 from fusewire_cli import fusing
 from fusewire_cli.batch import POLL_S
-from fusewire_cli.batch.checking import Checked, Rules, check
+from fusewire_cli.batch.checking import CheckReport, LineRules, check
 from fusewire_cli.batch.custom_ids import Ids, new_ids
 from fusewire_cli.batch.ending import conclude
 from fusewire_cli.batch.faults import refuse
 from fusewire_cli.batch.inputs import Columns, as_jsonl
 from fusewire_cli.batch.output import STDOUT, Output, opened
-from fusewire_cli.batch.watch import InterruptedRunError, Progress, Stop, figures, follow, settled, write
+from fusewire_cli.batch.watch import (
+    InterruptedRunError,
+    Progress,
+    Stop,
+    figures,
+    follow,
+    settled,
+    write,
+)
 from fusewire_cli.client import ApiError, Client, Form, Order
 from fusewire_cli.screen import (
     EXIT_FAULT,
     EXIT_INTERRUPTED,
     EXIT_SOME_FAILED,
-    Format,
-    Show,
+    ProgressStyle,
+    RowFormat,
     fail,
     note,
     rows,
 )
 from fusewire_cli.session import client, end_at_once, end_soon, is_elsewhere, settings
-from fusewire_ingest.rules import pool_rules
+from fusewire_ingest.admission.rules import pool_rules
 
 RUN_KEY = "fusewire_run"
 """The metadata of a batch that says which file with which options it is."""
@@ -58,7 +66,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Asked:
+class RunOptions:
     """A file, and how it shall be run."""
 
     source: Path
@@ -72,7 +80,9 @@ class Asked:
 
     def key(self, digest: str) -> str:
         """The same for the same prompts and what decides their answers: then it is the same batch."""
-        return keys.digest("run", digest, self.pool or "", self.mode or "", self.name or "").hex()[:40]
+        return keys.digest("run", digest, self.pool or "", self.mode or "", self.name or "").hex()[
+            :40
+        ]
 
     def body(self, file_id: str, endpoint: str, key: str) -> dict[str, Any]:
         """What makes a batch of it."""
@@ -93,7 +103,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Shape:
+class ResultFormat:
     """How results are written."""
 
     out: Path | None
@@ -103,11 +113,11 @@ class Shape:
 
 @contextlib.contextmanager
 def checked(
-    asked: Asked, config: Settings, visit: Callable[[Prompt], None] | None = None
-) -> Iterator[tuple[Path, Checked, Ids]]:
+    asked: RunOptions, config: Settings, visit: Callable[[Prompt], None] | None = None
+) -> Iterator[tuple[Path, CheckReport, Ids]]:
     """The input as a JSONL file, checked whole. Fails with its faults."""
     limits = config.limits
-    rules = Rules(
+    rules = LineRules(
         pools=pool_rules(config),
         limit=limits.prompt_bytes,
         now=datetime.now(UTC),
@@ -130,7 +140,7 @@ def checked(
         yield path, found, ids
 
 
-def run(asked: Asked, shape: Shape, *, show: Show, processes: bool) -> None:
+def run(asked: RunOptions, shape: ResultFormat, *, show: ProgressStyle, processes: bool) -> None:
     """Run a file, or go on with it."""
     config = settings()
     with (
@@ -138,7 +148,9 @@ def run(asked: Asked, shape: Shape, *, show: Show, processes: bool) -> None:
         opened(shape.out or STDOUT, ids, order=shape.order, form=shape.form) as output,
     ):
         if output.lines == found.count:
-            note(f"{output.lines - output.failed} answered, {output.failed} failed → {output.name}, already")
+            note(
+                f"{output.lines - output.failed} answered, {output.failed} failed → {output.name}, already"
+            )
             sys.exit(EXIT_SOME_FAILED if output.failed else 0)
 
         async def main() -> int:
@@ -151,7 +163,7 @@ def run(asked: Asked, shape: Shape, *, show: Show, processes: bool) -> None:
     sys.exit(code)
 
 
-def submit(asked: Asked) -> None:
+def submit(asked: RunOptions) -> None:
     """Make a batch of a file, and leave it to the Fusewire that runs."""
     config = settings()
     with checked(asked, config) as (path, found, _ids):
@@ -167,7 +179,9 @@ def submit(asked: Asked) -> None:
     sys.exit(code)
 
 
-async def _attach(api: Client, asked: Asked, path: Path, checked: Checked, stop: Stop) -> replies.batches.Batch:
+async def _attach(
+    api: Client, asked: RunOptions, path: Path, checked: CheckReport, stop: Stop
+) -> replies.batches.Batch:
     """The batch of a file: the one that there is, or a new one."""
     key = asked.key(checked.digest)
     batch = await stop.guard(_found(api, key))
@@ -201,7 +215,11 @@ async def _resumed(api: Client, batch_id: str, max_cost_usd: float | None) -> re
         try:
             return await api.resume_batch(batch_id, max_cost_usd)
         except ApiError as exc:
-            is_ending = (await api.batch(batch_id))["status"] in ("cancelling", "finalizing", "cancelled")
+            is_ending = (await api.batch(batch_id))["status"] in (
+                "cancelling",
+                "finalizing",
+                "cancelled",
+            )
             if exc.code != "batch_state" or not is_ending:
                 raise
         await asyncio.sleep(POLL_S)
@@ -214,14 +232,27 @@ async def _found(api: Client, key: str) -> replies.batches.Batch | None:
     return None
 
 
-async def _see_through(api: Client, batch: replies.batches.Batch, output: Output | None, show: Show, stop: Stop) -> int:
+async def _see_through(
+    api: Client,
+    batch: replies.batches.Batch,
+    output: Output | None,
+    show: ProgressStyle,
+    stop: Stop,
+) -> int:
     """Follow a batch to its end, or stop it; returns the exit code."""
     with Progress(show) as progress:
         batch = await follow(api, batch["id"], output, progress, stop, cancels=True)
     return conclude(batch, output, is_interrupted=stop.is_asked)
 
 
-def resume(batch_id: str, shape: Shape, max_cost_usd: float | None, *, show: Show, processes: bool) -> None:
+def resume(
+    batch_id: str,
+    shape: ResultFormat,
+    max_cost_usd: float | None,
+    *,
+    show: ProgressStyle,
+    processes: bool,
+) -> None:
     """Go on with a batch, and see it through."""
 
     async def begin(api: Client) -> replies.batches.Batch:
@@ -230,7 +261,9 @@ def resume(batch_id: str, shape: Shape, max_cost_usd: float | None, *, show: Sho
     _go_on(begin, shape, show=show, processes=processes)
 
 
-def retry(batch_id: str, shape: Shape, only: str, *, show: Show, processes: bool) -> None:
+def retry(
+    batch_id: str, shape: ResultFormat, only: str, *, show: ProgressStyle, processes: bool
+) -> None:
     """Ask a batch's failed lines again, as a batch of their own, and see it through."""
 
     async def begin(api: Client) -> replies.batches.Batch:
@@ -242,7 +275,11 @@ def retry(batch_id: str, shape: Shape, only: str, *, show: Show, processes: bool
 
 
 def _go_on(
-    begin: Callable[[Client], Coroutine[Any, Any, replies.batches.Batch]], shape: Shape, *, show: Show, processes: bool
+    begin: Callable[[Client], Coroutine[Any, Any, replies.batches.Batch]],
+    shape: ResultFormat,
+    *,
+    show: ProgressStyle,
+    processes: bool,
 ) -> None:
     config = settings()
 
@@ -260,7 +297,7 @@ def _go_on(
     sys.exit(_end(main()))
 
 
-async def _learn(api: Client, batch_id: str, shape: Shape, ids: Ids) -> None:
+async def _learn(api: Client, batch_id: str, shape: ResultFormat, ids: Ids) -> None:
     """Note the lines that have settled, where an output is to be gone on with."""
     if shape.out in (None, STDOUT) or not shape.out.exists() or not shape.out.stat().st_size:
         return
@@ -268,7 +305,7 @@ async def _learn(api: Client, batch_id: str, shape: Shape, ids: Ids) -> None:
         ids.add(line["custom_id"], line["index"])
 
 
-def watch(batch_id: str, *, show: Show) -> None:
+def watch(batch_id: str, *, show: ProgressStyle) -> None:
     """Follow a batch, without a hand in it."""
     config = settings()
 
@@ -296,9 +333,14 @@ def status(batch_id: str | None, *, as_json: bool) -> None:
     now_s = datetime.now(UTC).timestamp()
     shown = []
     for batch in found:
-        known = {**batch, **batch["x_fusewire"], **(batch.get("metadata") or {}), **figures(batch, now_s)}
+        known = {
+            **batch,
+            **batch["x_fusewire"],
+            **(batch.get("metadata") or {}),
+            **figures(batch, now_s),
+        }
         shown.append([known.get(column) for column in COLUMNS])
-    rows(COLUMNS, shown, Format.table)
+    rows(COLUMNS, shown, RowFormat.table)
 
 
 def cancel(batch_id: str, *, drain: bool) -> None:
@@ -311,7 +353,7 @@ def cancel(batch_id: str, *, drain: bool) -> None:
     note(f"{batch_id}: {fusing.run(main())['status']}")
 
 
-def results(batch_id: str, shape: Shape) -> None:
+def results(batch_id: str, shape: ResultFormat) -> None:
     """Write what has settled of a batch."""
 
     async def main() -> tuple[replies.batches.Batch, int]:
@@ -326,7 +368,9 @@ def results(batch_id: str, shape: Shape) -> None:
     batch, count = fusing.run(main())
     done = batch["request_counts"]["completed"] + batch["request_counts"]["failed"]
     if count < done and shape.order == "line":
-        note(f"{count} of {done} settled lines, up to the first that has not settled; --as-completed gives all")
+        note(
+            f"{count} of {done} settled lines, up to the first that has not settled; --as-completed gives all"
+        )
 
 
 def _stop(notice: str, config: Settings) -> Stop:
@@ -350,4 +394,8 @@ def _end(main: Coroutine[Any, Any, int]) -> int:
     except BrokenPipeError:
         raise
     except OSError as exc:
-        fail(f"the service cannot be reached: {exc}", "run the same command again; it goes on where it was", EXIT_FAULT)
+        fail(
+            f"the service cannot be reached: {exc}",
+            "run the same command again; it goes on where it was",
+            EXIT_FAULT,
+        )

@@ -9,7 +9,7 @@ from fusewire_cli.screen import fail, note
 
 
 @dataclass(frozen=True)
-class Fault:
+class LineFault:
     """Why a line cannot be sent."""
 
     line: int
@@ -22,7 +22,7 @@ class Fault:
         return f"{where}: {self.reason.removeprefix(said_already)}"
 
 
-def refuse(source: Path | str, faults: Sequence[Fault], count: int) -> NoReturn:
+def refuse(source: Path | str, faults: Sequence[LineFault], count: int) -> NoReturn:
     """Say what is wrong with an input, and end."""
     for fault in faults:
         note(str(fault))

@@ -19,7 +19,7 @@ PROMPT_COL = "prompt"
 ID_COL = "custom_id"
 
 
-class Lines(Protocol):
+class LineSource(Protocol):
     """What lines are read from."""
 
     def readline(self, size: int, /) -> bytes:
@@ -40,7 +40,10 @@ class Columns:
         for option, name in (("--prompt-col", prompt), ("--id-col", named)):
             if name is not None and name not in header:
                 columns = ", ".join(header)[:400] or "none"
-                fail(f"{source} has no column '{name}'", f"name one with {option}; there are: {columns}")
+                fail(
+                    f"{source} has no column '{name}'",
+                    f"name one with {option}; there are: {columns}",
+                )
         return prompt, named
 
 
@@ -97,7 +100,10 @@ def _csv_rows(source: Path, columns: Columns, limit: int) -> Iterator[bytes]:
                 yield _row(row[prompt], row[named] if named else None)
         except (csv.Error, UnicodeDecodeError) as exc:
             reason = exc.reason if isinstance(exc, UnicodeDecodeError) else exc
-            fail(f"{source} cannot be read near line {reader.line_num + 1}: {reason}", "it has to be CSV in UTF-8")
+            fail(
+                f"{source} cannot be read near line {reader.line_num + 1}: {reason}",
+                "it has to be CSV in UTF-8",
+            )
 
 
 def _parquet_rows(source: Path, columns: Columns) -> Iterator[bytes]:
@@ -105,7 +111,10 @@ def _parquet_rows(source: Path, columns: Columns) -> Iterator[bytes]:
         # By name: it publishes no types, and may not be there.
         pa, pq = import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError:
-        fail("Parquet needs pyarrow, which is not installed", "install fusewire-cli[parquet], or convert it to CSV")
+        fail(
+            "Parquet needs pyarrow, which is not installed",
+            "install fusewire-cli[parquet], or convert it to CSV",
+        )
     with source.open("rb") as file:
         try:
             table = pq.ParquetFile(file)
@@ -121,13 +130,17 @@ def _parquet_rows(source: Path, columns: Columns) -> Iterator[bytes]:
 
 def _row(prompt: Any, custom_id: Any) -> bytes:
     """A row as a bare line. What is no text is left for the check to refuse."""
-    line = {"prompt": prompt if isinstance(prompt, str | int | float | None) else [type(prompt).__name__]}
+    line = {
+        "prompt": prompt
+        if isinstance(prompt, str | int | float | None)
+        else [type(prompt).__name__]
+    }
     if custom_id not in (None, ""):
         line = {"custom_id": str(custom_id), **line}
     return json.dumps(line, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
 
 
-def lines(file: Lines, limit: int) -> Iterator[tuple[int, bytes]]:
+def lines(file: LineSource, limit: int) -> Iterator[tuple[int, bytes]]:
     """Numbered lines, from 1; blank ones are passed over but counted.
 
     A line of more than `limit` bytes is cut, but not to `limit`: whoever parses it refuses it.

@@ -61,7 +61,10 @@ class Output:
         self._file.seek(whole)
         if self.order == "line":
             if not is_sorted or ids.up_to(last) != self.lines:
-                fail(f"{self.name} is in the order in which lines settled", f"add --as-completed; or {MEND}")
+                fail(
+                    f"{self.name} is in the order in which lines settled",
+                    f"add --as-completed; or {MEND}",
+                )
             self.after = last
 
     def _recognise(self, raw: bytes, ids: Ids) -> int:
@@ -73,7 +76,9 @@ class Output:
         except (ValueError, KeyError, TypeError):
             fail(f"{self.name} holds something else", MEND)
         if ids.line(custom_id) != index or self._has(index):
-            fail(f"{self.name} belongs to another input: it has '{custom_id}' for line {index}", MEND)
+            fail(
+                f"{self.name} belongs to another input: it has '{custom_id}' for line {index}", MEND
+            )
         if form != self.form:
             fail(f"{self.name} was written with --output-format {form}", f"add that; or {MEND}")
         return index
@@ -107,7 +112,11 @@ class Output:
 def is_failed(line: dict[str, Any]) -> bool:
     """Whether a result holds no answer."""
     if "response" in line:
-        return line["error"] is not None or line["response"] is None or line["response"]["status_code"] >= 400
+        return (
+            line["error"] is not None
+            or line["response"] is None
+            or line["response"]["status_code"] >= 400
+        )
     return line["status"] not in ANSWERED
 
 
@@ -137,7 +146,10 @@ def opened(path: Path, ids: Ids, *, order: Order, form: Form) -> Iterator[Output
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            fail(f"{path} is being written by another run", "wait for it, or choose another output file")
+            fail(
+                f"{path} is being written by another run",
+                "wait for it, or choose another output file",
+            )
         output = Output(file, str(path), order=order, form=form)
         file.seek(0)
         output.go_on(path.stat().st_size, ids)

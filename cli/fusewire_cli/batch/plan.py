@@ -15,11 +15,11 @@ from fusewire.contracts import Prompt
 from fusewire.errors import Transient
 from fusewire.settings import Database, Settings
 from fusewire.store.engine import Store
-from fusewire_cli.batch.checking import Checked
-from fusewire_cli.batch.command import Asked, checked
+from fusewire_cli.batch.checking import CheckReport
+from fusewire_cli.batch.command import RunOptions, checked
 from fusewire_cli.session import settings
-from fusewire_ingest.estimate import Book, Estimate, estimate
-from fusewire_ingest.rules import book
+from fusewire_ingest.admission.estimate import Catalogue, Estimate, estimate
+from fusewire_ingest.admission.rules import book
 
 FEWEST = 10
 """Outcomes from which a rate is told."""
@@ -35,10 +35,10 @@ Usd = tuple[float | None, float | None, float | None]
 NOTHING: Usd = (0.0, 0.0, 0.0)
 
 
-class Sum:
+class BatchEstimate:
     """What all lines together would take."""
 
-    def __init__(self, book: Book) -> None:
+    def __init__(self, book: Catalogue) -> None:
         self._book = book
         self._alone = {name: _alone(book, name) for name in book.models}
         self.lines = 0
@@ -65,20 +65,25 @@ class Sum:
             self.by_model[model] = _plus(self.by_model.get(model, NOTHING), cost)
 
 
-def _alone(book: Book, name: str) -> Book:
+def _alone(book: Catalogue, name: str) -> Catalogue:
     """The same with one model's price alone, for its part in the cost: a cost is a sum over models."""
     models = {
-        other: model if other == name else replace(model, rates=(0.0, 0.0)) for other, model in book.models.items()
+        other: model if other == name else replace(model, rates=(0.0, 0.0))
+        for other, model in book.models.items()
     }
     return replace(book, models=models)
 
 
-def _reachable(prompt: Prompt, book: Book) -> set[str]:
+def _reachable(prompt: Prompt, book: Catalogue) -> set[str]:
     pool = book.pool(prompt)
     if pool is None:
         return set()
     named = prompt.members or tuple(member.model for member in pool.members)
-    return {*named, *filter(None, (prompt.judge or pool.judge,)), *(() if prompt.judge else pool.jury)}
+    return {
+        *named,
+        *filter(None, (prompt.judge or pool.judge,)),
+        *(() if prompt.judge else pool.jury),
+    }
 
 
 def _plus(sum_: Usd, more: Estimate) -> Usd:
@@ -94,10 +99,10 @@ def _named(usd: Usd) -> dict[str, float | None]:
     return dict(zip(("min", "expected", "max"), usd, strict=True))
 
 
-def show(asked: Asked, *, as_json: bool) -> None:
+def show(asked: RunOptions, *, as_json: bool) -> None:
     """Print the plan of a file."""
     config = settings()
-    total = Sum(asyncio.run(book(config, datetime.now(UTC))))
+    total = BatchEstimate(asyncio.run(book(config, datetime.now(UTC))))
     with checked(asked, config, total.add) as (_path, found, _ids):
         plan = describe(found, total, asyncio.run(measured_rate(config)))
     if as_json:
@@ -106,7 +111,7 @@ def show(asked: Asked, *, as_json: bool) -> None:
         print(told(plan))
 
 
-def describe(found: Checked, total: Sum, rate_per_s: float | None) -> dict[str, Any]:
+def describe(found: CheckReport, total: BatchEstimate, rate_per_s: float | None) -> dict[str, Any]:
     """The plan as JSON shows it."""
     return {
         "lines": found.count,
@@ -145,7 +150,9 @@ def told(plan: dict[str, Any]) -> str:
 
 
 def _priced(usd: dict[str, float | None]) -> str:
-    return " · ".join(f"{name} {'unknown' if value is None else f'{value:.4g}'}" for name, value in usd.items())
+    return " · ".join(
+        f"{name} {'unknown' if value is None else f'{value:.4g}'}" for name, value in usd.items()
+    )
 
 
 async def measured_rate(config: Settings) -> float | None:

@@ -12,8 +12,8 @@ from fusewire import replies
 from fusewire.lifeline import stop_signals
 from fusewire_cli.batch import GROUP, POLL_S
 from fusewire_cli.batch.output import Output, is_unsettled
-from fusewire_cli.client import BrokenOffError, Client, Form, Order
-from fusewire_cli.screen import Show, note
+from fusewire_cli.client import Client, Form, IncompleteResponseError, Order
+from fusewire_cli.screen import ProgressStyle, note
 
 T = TypeVar("T")
 
@@ -37,7 +37,12 @@ class Stop:
     """
 
     def __init__(
-        self, *, at_once: Callable[[], None], at_last: Callable[[], None], notice: str, drain_s: float
+        self,
+        *,
+        at_once: Callable[[], None],
+        at_last: Callable[[], None],
+        notice: str,
+        drain_s: float,
     ) -> None:
         self._at_once = at_once
         self._at_last = at_last
@@ -119,9 +124,9 @@ def figures(batch: replies.batches.Batch, now_s: float) -> dict[str, Any]:
 class Progress:
     """A bar on a terminal; elsewhere a JSON line each ten seconds and one at the end. Both on stderr."""
 
-    def __init__(self, show: Show, clock: Callable[[], float] = time.monotonic) -> None:
-        if show is Show.auto:
-            show = Show.bar if sys.stderr.isatty() else Show.json
+    def __init__(self, show: ProgressStyle, clock: Callable[[], float] = time.monotonic) -> None:
+        if show is ProgressStyle.auto:
+            show = ProgressStyle.bar if sys.stderr.isatty() else ProgressStyle.json
         self._show = show
         self._clock = clock
         self._next = clock() + EVERY_S
@@ -130,7 +135,7 @@ class Progress:
         self._bar: Any = None
 
     def __enter__(self) -> Self:
-        if self._show is Show.bar:
+        if self._show is ProgressStyle.bar:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -144,25 +149,35 @@ class Progress:
         """Show how a batch stands."""
         self._last = found = figures(batch, time.time())
         waiting_for = batch["x_fusewire"].get("waiting_for")
-        if waiting_for and waiting_for != self._waiting_for and self._show is not Show.none:
+        if (
+            waiting_for
+            and waiting_for != self._waiting_for
+            and self._show is not ProgressStyle.none
+        ):
             note(f"waiting: {waiting_for}")
         self._waiting_for = waiting_for
         if self._bar:
-            self._bar.update(self._task, completed=found["done"], total=found["total"] or None, more=_more(found))
-        elif self._show is Show.json and self._clock() >= self._next:
+            self._bar.update(
+                self._task, completed=found["done"], total=found["total"] or None, more=_more(found)
+            )
+        elif self._show is ProgressStyle.json and self._clock() >= self._next:
             self._next = self._clock() + EVERY_S
             note(json.dumps(found))
 
     def __exit__(self, *_: object) -> None:
         if self._bar:
             self._bar.stop()
-        elif self._show is Show.json and self._last:
+        elif self._show is ProgressStyle.json and self._last:
             note(json.dumps(self._last))
 
 
 def _more(found: dict[str, Any]) -> str:
     """What stands beside the bar."""
-    parts = [f"{found['failed']} failed", f"{found['degraded']} degraded", f"{found['cost_usd']:.4g} USD"]
+    parts = [
+        f"{found['failed']} failed",
+        f"{found['degraded']} degraded",
+        f"{found['cost_usd']:.4g} USD",
+    ]
     if found["rate_per_s"]:
         parts.append(f"{found['rate_per_s']:.1f}/s")
     if found["eta_s"] is not None:
@@ -172,7 +187,13 @@ def _more(found: dict[str, Any]) -> str:
 
 
 async def follow(
-    api: Client, batch_id: str, output: Output | None, progress: Progress, stop: Stop, *, cancels: bool
+    api: Client,
+    batch_id: str,
+    output: Output | None,
+    progress: Progress,
+    stop: Stop,
+    *,
+    cancels: bool,
 ) -> replies.batches.Batch:
     """Watch a batch until it is over, or until somebody asks to stop, and write its results as they come.
 
@@ -232,7 +253,7 @@ async def settled(
                         return
                     after = line["index" if order == "line" else "seq"]
                     yield raw, line
-        except BrokenOffError:
+        except IncompleteResponseError:
             is_whole = False
             # Ends with an error where the service stays away.
             await api.batch(batch_id)

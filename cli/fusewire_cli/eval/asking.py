@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fusewire import ids
-from fusewire.contracts import Recorded
+from fusewire.contracts import RecordedAnswer
 from fusewire_cli.batch import ANSWERED
-from fusewire_cli.eval.suite import Question, Reply
+from fusewire_cli.eval.suite import MemberReply, Question
 from fusewire_cli.eval.table import Score
-from fusewire_judge.gold import is_right
+from fusewire_judge.scoring.gold import is_right
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,17 @@ class Target:
         """A submission that asks every member."""
         return json.dumps(self._body(question, mode) | {"complete": True})
 
-    def again(self, question: Question, mode: str, replies: Iterable[Reply], weights: Mapping[str, float]) -> str:
+    def again(
+        self,
+        question: Question,
+        mode: str,
+        replies: Iterable[MemberReply],
+        weights: Mapping[str, float],
+    ) -> str:
         """A submission that fuses what was answered, each voice counted by its weight, or 1."""
         recorded = [
-            reply.recorded.model_copy(update={"weight": weights.get(reply.recorded.member, 1.0)}) for reply in replies
+            reply.recorded.model_copy(update={"weight": weights.get(reply.recorded.member, 1.0)})
+            for reply in replies
         ]
         listed = [one.model_dump(mode="json", exclude_defaults=True) for one in recorded]
         return json.dumps(self._body(question, mode) | {"recorded": listed})
@@ -44,17 +51,17 @@ class Target:
         return question.body | chosen | ({"judge": self.judge} if self.judge else {})
 
 
-def replies(outcome: Mapping[str, Any]) -> list[Reply]:
+def replies(outcome: Mapping[str, Any]) -> list[MemberReply]:
     """What the members answered in an outcome."""
     return [_reply(answer) for answer in outcome.get("answers", ())]
 
 
-def _reply(answer: Mapping[str, Any]) -> Reply:
+def _reply(answer: Mapping[str, Any]) -> MemberReply:
     usage = answer["usage"] or {}
     tool_calls = tuple(answer.get("tool_calls") or ())
     has_answer = answer["status"] == "ok" and (answer["content"] is not None or tool_calls)
-    return Reply(
-        recorded=Recorded(
+    return MemberReply(
+        recorded=RecordedAnswer(
             member=answer["member"],
             model=answer["model"],
             content=answer["content"] if has_answer else None,
@@ -78,11 +85,13 @@ def _tokens(usage: Mapping[str, int]) -> int | None:
 
 def is_equally_weighed(outcome: Mapping[str, Any]) -> bool:
     """Whether every voice in an outcome counted the same, so that it need not be fused again with weights of 1."""
-    weights = [answer.get("weight") for answer in outcome.get("answers", ()) if answer["status"] == "ok"]
+    weights = [
+        answer.get("weight") for answer in outcome.get("answers", ()) if answer["status"] == "ok"
+    ]
     return bool(weights) and None not in weights and len(set(weights)) == 1
 
 
-def scored_reply(question: Question, reply: Reply | None) -> Score:
+def scored_reply(question: Question, reply: MemberReply | None) -> Score:
     """How a member did; None where it was not asked."""
     if reply is None:
         return Score(is_right=False, is_failed=True, cost_usd=0.0, latency_ms=0.0, tokens=0)
@@ -93,7 +102,9 @@ def scored_reply(question: Question, reply: Reply | None) -> Score:
     return Score(right, is_failed, cost_usd=cost, latency_ms=reply.latency_ms, tokens=reply.tokens)
 
 
-def scored_outcome(question: Question, outcome: Mapping[str, Any], said: Sequence[Reply]) -> Score:
+def scored_outcome(
+    question: Question, outcome: Mapping[str, Any], said: Sequence[MemberReply]
+) -> Score:
     """How a fusion of these replies did, at what it costs to ask their members at once.
 
     Args:

@@ -10,15 +10,29 @@ from typing import Any, NoReturn
 from fusewire.settings import Pool, Settings, find_file
 from fusewire_cli.client import Client
 from fusewire_cli.eval import table, weighing
-from fusewire_cli.eval.asking import Target, is_equally_weighed, replies, scored_outcome, scored_reply
-from fusewire_cli.eval.suite import Fault, Question, Replay, Reply, check, read_replay, read_suite
+from fusewire_cli.eval.asking import (
+    Target,
+    is_equally_weighed,
+    replies,
+    scored_outcome,
+    scored_reply,
+)
+from fusewire_cli.eval.suite import (
+    LineFault,
+    MemberReply,
+    Question,
+    Replay,
+    check,
+    read_replay,
+    read_suite,
+)
 from fusewire_cli.eval.table import Kind, Score
 from fusewire_cli.fusing import fuse, run
 from fusewire_cli.local.run_file import running
-from fusewire_cli.screen import Format, fail, note, rows
+from fusewire_cli.screen import RowFormat, fail, note, rows
 from fusewire_cli.session import client, settings
-from fusewire_ingest.admission import RefusedError, Submission, parse
-from fusewire_ingest.rules import pool_rules
+from fusewire_ingest.admission.admit import RefusedError, Submission, parse
+from fusewire_ingest.admission.rules import pool_rules
 
 MOST_FAULTS = 50
 """Faults that are told one by one."""
@@ -33,7 +47,7 @@ class Evaluation:
     modes: list[str]
     window: int
     titles: dict[str, str] = field(default_factory=dict)
-    said: dict[str, list[Reply]] = field(default_factory=dict)
+    said: dict[str, list[MemberReply]] = field(default_factory=dict)
     first: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     """Outcomes of asking the members, where they were asked."""
     notes: list[str] = field(default_factory=list)
@@ -60,12 +74,18 @@ class Evaluation:
         found = {}
         for member, title in self.titles.items():
             said = [
-                next((r for r in self.said.get(q.custom_id, ()) if r.recorded.member == member), None)
+                next(
+                    (r for r in self.said.get(q.custom_id, ()) if r.recorded.member == member), None
+                )
                 for q in self.questions
             ]
-            found[title] = [scored_reply(q, reply) for q, reply in zip(self.questions, said, strict=True)]
+            found[title] = [
+                scored_reply(q, reply) for q, reply in zip(self.questions, said, strict=True)
+            ]
             if absent := said.count(None):
-                self.notes.append(f"{title} has no answer to {absent} questions; they count as wrong.")
+                self.notes.append(
+                    f"{title} has no answer to {absent} questions; they count as wrong."
+                )
         return found
 
     async def _ask(self, api: Client) -> None:
@@ -77,7 +97,10 @@ class Evaluation:
         names = [r.recorded.member for q in self.questions for r in self.said[q.custom_id]]
         self.titles = {name: name for name in names}
         if not self.titles:
-            fail("no member was asked", "see what `fusewire query` says of the outcomes: select error from v_outcome")
+            fail(
+                "no member was asked",
+                "see what `fusewire query` says of the outcomes: select error from v_outcome",
+            )
 
     async def _fuse(
         self,
@@ -113,7 +136,9 @@ class Evaluation:
         if bodies:
             note(f"{name}: fusing {len(bodies)} questions' answers")
             found |= await fuse(api, self.target.batch(bodies.values(), mode), bodies, self.window)
-        reasons = Counter(reason for one in found.values() for reason in one.get("degraded_reasons", ()))
+        reasons = Counter(
+            reason for one in found.values() for reason in one.get("degraded_reasons", ())
+        )
         if reasons:
             listed = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
             self.notes.append(f"{name}: why outcomes are degraded: {listed}.")
@@ -131,10 +156,14 @@ class Evaluation:
             + ", ".join(spans)
             + "."
         )
-        return {q.custom_id: by_fold[one.fold] for q, one in zip(self.questions, labelled, strict=True)}
+        return {
+            q.custom_id: by_fold[one.fold] for q, one in zip(self.questions, labelled, strict=True)
+        }
 
     def _scores(self, outcomes: Mapping[str, Mapping[str, Any]]) -> list[Score]:
-        return [scored_outcome(q, outcomes[q.custom_id], self.said[q.custom_id]) for q in self.questions]
+        return [
+            scored_outcome(q, outcomes[q.custom_id], self.said[q.custom_id]) for q in self.questions
+        ]
 
 
 def run_suite(
@@ -155,7 +184,9 @@ def run_suite(
     if replay and find_file() is None and running(config) is None:
         config, said = bent(config, name, judge)
     questions, recorded = _read(config, suite, replay, name, chosen, judge)
-    evaluation = Evaluation(Target(name, judge, config.config_hash(name)), questions, chosen, window, notes=said)
+    evaluation = Evaluation(
+        Target(name, judge, config.config_hash(name)), questions, chosen, window, notes=said
+    )
     if recorded:
         evaluation.titles, evaluation.said = recorded.titles, recorded.replies
         config = needed(config, name, judge, chosen)
@@ -170,9 +201,11 @@ def run_suite(
     notes = table.notes(found, table.best_member(members)) + evaluation.notes
     if as_json:
         shown = {"suite": str(suite), "n": len(questions), "pool": name, "modes": chosen}
-        print(json.dumps({**shown, "rows": table.as_json(found), "notes": notes}, ensure_ascii=False))
+        print(
+            json.dumps({**shown, "rows": table.as_json(found), "notes": notes}, ensure_ascii=False)
+        )
     else:
-        rows(table.COLUMNS, [table.cells(row) for row in found], Format.table)
+        rows(table.COLUMNS, [table.cells(row) for row in found], RowFormat.table)
         print("\n" + "\n".join(notes))
 
 
@@ -185,7 +218,11 @@ def bent(config: Settings, name: str, judge: str | None) -> tuple[Settings, list
         It, and what the reader must be told.
     """
     pool = config.pools.get(name) or Pool.model_construct(members=())
-    absent = {key for key, model in config.models.items() if model.kind == "edge" and not model.path.is_dir()}
+    absent = {
+        key
+        for key, model in config.models.items()
+        if model.kind == "edge" and not model.path.is_dir()
+    }
     said = []
     if judge is None and absent & set(pool.judges):
         pool = pool.model_copy(update={"judge": None, "jury": ()})
@@ -200,12 +237,19 @@ def needed(config: Settings, name: str, judge: str | None, modes: Sequence[str])
     members = pool.members if "debate" in modes else ()
     used = {*((judge,) if judge else pool.judges), *(member.model for member in members)}
     models = {key: model for key, model in config.models.items() if key in used}
-    kept = pool.model_copy(update={"members": members, **({"judge": judge, "jury": ()} if judge else {})})
+    kept = pool.model_copy(
+        update={"members": members, **({"judge": judge, "jury": ()} if judge else {})}
+    )
     return config.model_copy(update={"models": models, "pools": {name: kept}})
 
 
 def _read(
-    config: Settings, suite: Path, replay: Path | None, pool: str, modes: Sequence[str], judge: str | None
+    config: Settings,
+    suite: Path,
+    replay: Path | None,
+    pool: str,
+    modes: Sequence[str],
+    judge: str | None,
 ) -> tuple[list[Question], Replay | None]:
     """Both files, wholly checked.
 
@@ -225,14 +269,23 @@ def _read(
     recorded = None
     if replay:
         models = {member.name: member.model for member in config.pools[pool].members}
-        recorded, more = read_replay(_bytes(replay), str(replay), questions, suite=str(suite), models=models)
+        recorded, more = read_replay(
+            _bytes(replay), str(replay), questions, suite=str(suite), models=models
+        )
         faults += more
         target = Target(pool, judge, "")
         for question in questions:
             try:
-                parse(target.again(question, modes[0], recorded.replies[question.custom_id], {}), limit)
+                parse(
+                    target.again(question, modes[0], recorded.replies[question.custom_id], {}),
+                    limit,
+                )
             except RefusedError as exc:
-                faults.append(Fault(str(suite), question.line, f"with its recorded answers, {exc.message}"))
+                faults.append(
+                    LineFault(
+                        str(suite), question.line, f"with its recorded answers, {exc.message}"
+                    )
+                )
     if faults:
         _refuse(faults)
     return questions, recorded
@@ -245,9 +298,12 @@ def _bytes(path: Path) -> bytes:
         fail(f"{path} cannot be read: {exc.strerror}")
 
 
-def _refuse(faults: Sequence[Fault]) -> NoReturn:
+def _refuse(faults: Sequence[LineFault]) -> NoReturn:
     for fault in faults[:MOST_FAULTS]:
         note(str(fault))
     if len(faults) > MOST_FAULTS:
         note(f"… and {len(faults) - MOST_FAULTS} more")
-    fail(f"{len(faults)} faults; nothing was asked", "mend the lines named above, and run the same command again")
+    fail(
+        f"{len(faults)} faults; nothing was asked",
+        "mend the lines named above, and run the same command again",
+    )

@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fusewire.contracts import Gold, Recorded
-from fusewire_ingest.admission import PoolRule, RefusedError, Submission, admit, parse
+from fusewire.contracts import Gold, RecordedAnswer
+from fusewire_ingest.admission.admit import PoolRule, RefusedError, Submission, admit, parse
 
 MOST_MEMBERS = 16
 OURS = ("batch_id", "pool", "mode", "judge", "recorded", "complete", "gold")
@@ -29,7 +29,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Fault:
+class LineFault:
     """What is wrong with a line, and how to mend it."""
 
     file: str
@@ -62,10 +62,10 @@ class _Line(BaseModel):
 
 
 @dataclass(frozen=True)
-class Reply:
+class MemberReply:
     """What one member said to one question; None where a figure is not known."""
 
-    recorded: Recorded
+    recorded: RecordedAnswer
     tokens: int | None = None
     latency_ms: float | None = None
     cost_usd: float | None = None
@@ -77,13 +77,20 @@ class Replay:
 
     titles: dict[str, str] = field(default_factory=dict)
     """By member, the name that the file gives it, in the file's order."""
-    replies: dict[str, list[Reply]] = field(default_factory=dict)
+    replies: dict[str, list[MemberReply]] = field(default_factory=dict)
     """By custom_id, in the members' order."""
 
 
 def read_suite(
-    data: bytes, file: str, *, pool: str, mode: str, judge: str | None, pools: Mapping[str, PoolRule], limit: int
-) -> tuple[list[Question], list[Fault]]:
+    data: bytes,
+    file: str,
+    *,
+    pool: str,
+    mode: str,
+    judge: str | None,
+    pools: Mapping[str, PoolRule],
+    limit: int,
+) -> tuple[list[Question], list[LineFault]]:
     """The questions of a suite, as they would be submitted, and what is wrong with others.
 
     Args:
@@ -96,7 +103,7 @@ def read_suite(
         limit: the most bytes of a prompt.
     """
     questions: list[Question] = []
-    faults: list[Fault] = []
+    faults: list[LineFault] = []
     seen: dict[str, int] = {}
 
     def take(number: int, value: dict[str, Any]) -> str | None:
@@ -123,7 +130,11 @@ def read_suite(
     faults += _each(data, file, take)
     if not questions and not faults:
         faults.append(
-            Fault(file, 1, 'it holds no questions; write one {"custom_id", "prompt", "answer", "match"} a line')
+            LineFault(
+                file,
+                1,
+                'it holds no questions; write one {"custom_id", "prompt", "answer", "match"} a line',
+            )
         )
     return questions, faults
 
@@ -131,12 +142,18 @@ def read_suite(
 def check(submission: Submission, pools: Mapping[str, PoolRule]) -> None:
     """Raises RefusedError where the door would refuse it."""
     # The time decides nothing here.
-    admit(submission, tenant="default", fallback_id="-", pools=pools, now=datetime(2000, 1, 1, tzinfo=UTC))
+    admit(
+        submission,
+        tenant="default",
+        fallback_id="-",
+        pools=pools,
+        now=datetime(2000, 1, 1, tzinfo=UTC),
+    )
 
 
 def read_replay(
     data: bytes, file: str, questions: Sequence[Question], *, suite: str, models: Mapping[str, str]
-) -> tuple[Replay, list[Fault]]:
+) -> tuple[Replay, list[LineFault]]:
     """What a file says was answered to these questions, and what is wrong with it.
 
     Args:
@@ -147,7 +164,7 @@ def read_replay(
         models: members of the pool, and their models: a line may name a member in place of a model.
     """
     replay = Replay()
-    said: dict[str, dict[str, Reply]] = {q.custom_id: {} for q in questions}
+    said: dict[str, dict[str, MemberReply]] = {q.custom_id: {} for q in questions}
     seen: dict[tuple[str, str], int] = {}
 
     def take(number: int, value: dict[str, Any]) -> str | None:
@@ -171,7 +188,11 @@ def read_replay(
 
     faults = _each(data, file, take)
     faults += [
-        Fault(suite, q.line, f"'{q.custom_id}' has no answer in {file}; add one, or remove the question")
+        LineFault(
+            suite,
+            q.line,
+            f"'{q.custom_id}' has no answer in {file}; add one, or remove the question",
+        )
         for q in questions
         if not said[q.custom_id]
     ]
@@ -196,10 +217,10 @@ def slug(model: str) -> str | None:
     return re.sub(r"[^a-z0-9_]+", "-", model.lower()).strip("-_")[:63] or None
 
 
-def _reply(line: _Line, member: str, models: Mapping[str, str]) -> Reply:
+def _reply(line: _Line, member: str, models: Mapping[str, str]) -> MemberReply:
     usage = line.usage or _Usage()
-    return Reply(
-        recorded=Recorded(
+    return MemberReply(
+        recorded=RecordedAnswer(
             member=member,
             model=models.get(member, member),
             content=line.content,
@@ -215,12 +236,16 @@ def _reply(line: _Line, member: str, models: Mapping[str, str]) -> Reply:
     )
 
 
-def _each(data: bytes, file: str, take: Callable[[int, dict[str, Any]], str | None]) -> list[Fault]:
+def _each(
+    data: bytes, file: str, take: Callable[[int, dict[str, Any]], str | None]
+) -> list[LineFault]:
     """Give each line to `take`, which says what is wrong with it."""
-    return [Fault(file, number, what) for number, what in _taken(data, take) if what]
+    return [LineFault(file, number, what) for number, what in _taken(data, take) if what]
 
 
-def _taken(data: bytes, take: Callable[[int, dict[str, Any]], str | None]) -> Iterator[tuple[int, str | None]]:
+def _taken(
+    data: bytes, take: Callable[[int, dict[str, Any]], str | None]
+) -> Iterator[tuple[int, str | None]]:
     for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if not raw.strip():
             continue
@@ -232,7 +257,12 @@ def _taken(data: bytes, take: Callable[[int, dict[str, Any]], str | None]) -> It
             where = f" at column {exc.colno}" if isinstance(exc, json.JSONDecodeError) else ""
             yield number, f"it is not valid JSON{where}; write one JSON object a line"
         else:
-            yield number, take(number, value) if isinstance(value, dict) else "it is no JSON object; write one a line"
+            yield (
+                number,
+                take(number, value)
+                if isinstance(value, dict)
+                else "it is no JSON object; write one a line",
+            )
 
 
 def _invalid(exc: ValidationError) -> str:

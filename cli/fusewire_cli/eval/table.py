@@ -9,7 +9,9 @@ from fusewire_cli.eval.measures import paired_difference, wilson
 LEAST_N = 30
 """Questions below which no rate is shown, only its interval."""
 
-Kind = Literal["member", "best-of-equal", "best-of-learned", "merge", "debate", "oracle", "all-wrong"]
+Kind = Literal[
+    "member", "best-of-equal", "best-of-learned", "merge", "debate", "oracle", "all-wrong"
+]
 
 COLUMNS = (
     "",
@@ -62,7 +64,9 @@ class Row:
     degraded: int | None = None
 
 
-def build(members: Mapping[str, Sequence[Score]], fused: Mapping[tuple[str, Kind], Sequence[Score]]) -> list[Row]:
+def build(
+    members: Mapping[str, Sequence[Score]], fused: Mapping[tuple[str, Kind], Sequence[Score]]
+) -> list[Row]:
     """All rows: members, fusions, the oracle and the questions that everybody gets wrong.
 
     Args:
@@ -72,7 +76,10 @@ def build(members: Mapping[str, Sequence[Score]], fused: Mapping[tuple[str, Kind
     best = best_member(members)
     base = _rights(members[best])
     anyone = [any(answers) for answers in zip(*map(_rights, members.values()), strict=True)]
-    rows = [_row(name, "member", scores, None if name == best else base) for name, scores in members.items()]
+    rows = [
+        _row(name, "member", scores, None if name == best else base)
+        for name, scores in members.items()
+    ]
     rows += [_row(name, kind, scores, base) for (name, kind), scores in fused.items()]
     rows.append(_rate("oracle (any member right)", "oracle", anyone, base))
     rows.append(_rate("all wrong (beta)", "all-wrong", [not one for one in anyone], None))
@@ -139,7 +146,9 @@ def notes(rows: Sequence[Row], best: str) -> list[str]:
         "Failed counts as wrong.",
     ]
     if n < LEAST_N:
-        said.insert(0, f"Rates are left out: {n} questions are fewer than {LEAST_N}. The intervals stand.")
+        said.insert(
+            0, f"Rates are left out: {n} questions are fewer than {LEAST_N}. The intervals stand."
+        )
     return said
 
 
@@ -168,4 +177,7 @@ def _shown(figure: float | None, form: str) -> str:
 
 def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The rows for machines, rounded to what their sample can bear."""
-    return [{k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(row).items()} for row in rows]
+    return [
+        {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(row).items()}
+        for row in rows
+    ]

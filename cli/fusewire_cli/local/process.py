@@ -16,7 +16,7 @@ SAME_START_S = 2.0
 
 
 @dataclass(frozen=True)
-class Known:
+class ProcessRecord:
     """One process. `started` is Unix time, s."""
 
     pid: int
@@ -50,7 +50,7 @@ class Known:
             return None
 
 
-def end(known: Iterable[Known], *, within_s: float) -> Sequence[Known]:
+def end(known: Iterable[ProcessRecord], *, within_s: float) -> Sequence[ProcessRecord]:
     """End those that still run: SIGTERM, and SIGKILL to what has not ended `within_s`. Returns what was ended."""
     found = [one for one in known if _send(one, signal.SIGTERM)]
     until = time.monotonic() + within_s
@@ -61,7 +61,7 @@ def end(known: Iterable[Known], *, within_s: float) -> Sequence[Known]:
     return found
 
 
-def _send(known: Known, number: signal.Signals) -> bool:
+def _send(known: ProcessRecord, number: signal.Signals) -> bool:
     """Send a signal to a process, if it still runs. Returns whether it does."""
     process = known.find()
     if process is None:

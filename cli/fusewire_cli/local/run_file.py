@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from fusewire.settings import Settings
-from fusewire_cli.local.process import Known
+from fusewire_cli.local.process import ProcessRecord
 
 RUN_FILE = "up.json"
 PROCESSES_FILE = "processes.json"
 
 
-def write(data_dir: Path, runner: Known, *, url: str, nats: str, pids: Mapping[str, int]) -> None:
+def write(
+    data_dir: Path, runner: ProcessRecord, *, url: str, nats: str, pids: Mapping[str, int]
+) -> None:
     """Say where it listens and what it consists of."""
     run = {
         "pid": runner.pid,
@@ -46,20 +48,23 @@ def _read(settings: Settings, key: str) -> str | None:
     try:
         text = (settings.data_dir / RUN_FILE).read_text()
         found: dict[str, Any] = json.loads(text)
-        return str(found[key]) if Known.decode(text).find() else None
+        return str(found[key]) if ProcessRecord.decode(text).find() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def note_processes(data_dir: Path, processes: Iterable[Known]) -> None:
+def note_processes(data_dir: Path, processes: Iterable[ProcessRecord]) -> None:
     """Note the processes that the runner has started, in the order in which they have to end."""
     _replace(data_dir / PROCESSES_FILE, "".join(f"{process.encode()}\n" for process in processes))
 
 
-def noted_processes(data_dir: Path) -> list[Known]:
+def noted_processes(data_dir: Path) -> list[ProcessRecord]:
     """The processes that were noted last, by whichever runner."""
     try:
-        return [Known.decode(line) for line in (data_dir / PROCESSES_FILE).read_text().splitlines()]
+        return [
+            ProcessRecord.decode(line)
+            for line in (data_dir / PROCESSES_FILE).read_text().splitlines()
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 

@@ -24,7 +24,7 @@ from fusewire_cli.local import process, run_file
 from fusewire_cli.local.children import Children
 from fusewire_cli.local.guard import Guard
 from fusewire_cli.local.nats import EmbeddedNats
-from fusewire_cli.local.process import Known
+from fusewire_cli.local.process import ProcessRecord
 from fusewire_cli.local.storage import has_room, measured_mb
 
 log = structlog.get_logger(__name__)
@@ -55,7 +55,9 @@ def storage_mb(settings: Settings) -> int:
     return measured_mb(EmbeddedNats(settings.data_dir).store)
 
 
-async def apply_topology(settings: Settings, nats_url: str | None = None) -> list[provision.Change]:
+async def apply_topology(
+    settings: Settings, nats_url: str | None = None
+) -> list[provision.TopologyChange]:
     """Provision streams, durables and buckets. Raises StartupError when NATS does not answer.
 
     Args:
@@ -143,10 +145,14 @@ class Stack:
             raise
         self._watch = asyncio.create_task(self._supervise(), name="supervise")
         if self._nats:
-            self._broker_watch = asyncio.create_task(self._watch_broker(self._nats), name="watch-broker")
-        me = Known.of(os.getpid())
+            self._broker_watch = asyncio.create_task(
+                self._watch_broker(self._nats), name="watch-broker"
+            )
+        me = ProcessRecord.of(os.getpid())
         assert me is not None
-        run_file.write(data_dir, me, url=self.url, nats=nats_url or self._settings.nats.url, pids=self.pids)
+        run_file.write(
+            data_dir, me, url=self.url, nats=nats_url or self._settings.nats.url, pids=self.pids
+        )
 
     def _take_folder(self) -> None:
         self._lock = (self._settings.data_dir / "lock").open("w")
@@ -175,10 +181,13 @@ class Stack:
         return self._nats.url
 
     async def _note_processes(self) -> None:
-        broker = Known.of(self._nats.pid) if self._nats else None
+        broker = ProcessRecord.of(self._nats.pid) if self._nats else None
         if broker and self._guard:
             await self._guard.watch(broker)
-        services = [Known.of(pid) for pid in (self._children.pids.values() if self._children else ())]
+        services = [
+            ProcessRecord.of(pid)
+            for pid in (self._children.pids.values() if self._children else ())
+        ]
         run_file.note_processes(self._settings.data_dir, filter(None, [*services, broker]))
 
     def _with_broker(self, nats_url: str | None) -> Settings:
@@ -202,7 +211,10 @@ class Stack:
     async def faulty(self) -> list[str]:
         """Wait until this process can do nothing any more, and return why."""
         assert self._watch is not None
-        watches: set[asyncio.Future[Any]] = {self._watch, *([self._broker_watch] if self._broker_watch else [])}
+        watches: set[asyncio.Future[Any]] = {
+            self._watch,
+            *([self._broker_watch] if self._broker_watch else []),
+        }
         faulty = {asyncio.ensure_future(self._host.faulty())} if self._host else set()
         try:
             done, _ = await asyncio.wait(watches | faulty, return_when=asyncio.FIRST_COMPLETED)

@@ -8,10 +8,10 @@ import structlog
 
 from fusewire import telemetry
 from fusewire.bus import Bus, Delivery
-from fusewire.cancel import Cancelled
+from fusewire.cancel import CancelledFusions
 from fusewire.contracts import Prompt, Round, Task
 from fusewire.topology import REPEATED, plan_subject, task_subject
-from fusewire_dispatcher.planning import Book, by_queue, expand, plan
+from fusewire_dispatcher.planning import Catalogue, by_queue, expand, plan
 
 log = structlog.get_logger(__name__)
 
@@ -19,7 +19,9 @@ log = structlog.get_logger(__name__)
 class Handlers:
     """What dispatcher does with a prompt and with a round."""
 
-    def __init__(self, bus: Bus, book: Book, clock: Callable[[], datetime], cancelled: Cancelled) -> None:
+    def __init__(
+        self, bus: Bus, book: Catalogue, clock: Callable[[], datetime], cancelled: CancelledFusions
+    ) -> None:
         self._bus = bus
         self._book = book
         self._clock = clock
@@ -38,7 +40,10 @@ class Handlers:
             self._publish(prompt.pool, tasks, prompt.store_id),
         )
         log.debug(
-            "dispatcher.planned", members=len(made.members), excluded=len(made.excluded), residency=prompt.residency
+            "dispatcher.planned",
+            members=len(made.members),
+            excluded=len(made.excluded),
+            residency=prompt.residency,
         )
 
     async def on_round(self, delivery: Delivery) -> None:
@@ -57,7 +62,9 @@ class Handlers:
         headers = {REPEATED: "1"} if is_repeated else {}
         await asyncio.gather(
             *(
-                self._bus.publish(task_subject(t.tier, t.queue, t.priority), t, msg_id=t.key, headers=headers)
+                self._bus.publish(
+                    task_subject(t.tier, t.queue, t.priority), t, msg_id=t.key, headers=headers
+                )
                 for t in by_queue(pool, tasks)
             )
         )

@@ -8,21 +8,21 @@ from typing import Any
 
 from fusewire import ids
 from fusewire.contracts import (
-    Excluded,
+    ExcludedMember,
     Message,
     Plan,
     PlannedJudge,
     PlannedMember,
     Policy,
     Prompt,
-    Recorded,
+    RecordedAnswer,
     Round,
     Sampling,
     Task,
     Tasks,
     Tier,
 )
-from fusewire.errors import Unacceptable
+from fusewire.errors import UnacceptableMessage
 from fusewire.tokens import estimate
 from fusewire_dispatcher.residency import permits
 
@@ -91,7 +91,7 @@ class PoolSpec:
 
 
 @dataclass(frozen=True)
-class Book:
+class Catalogue:
     """All pools and models."""
 
     pools: Mapping[str, PoolSpec]
@@ -106,7 +106,7 @@ class Book:
         return self.variants.get((prompt.pool, prompt.preset))
 
 
-def plan(prompt: Prompt, book: Book, now: datetime) -> tuple[Plan, tuple[Task, ...]]:
+def plan(prompt: Prompt, book: Catalogue, now: datetime) -> tuple[Plan, tuple[Task, ...]]:
     """Who is asked, who is not and why, and by when.
 
     An unknown pool or one without a permitted member gives a plan without members, which
@@ -116,7 +116,7 @@ def plan(prompt: Prompt, book: Book, now: datetime) -> tuple[Plan, tuple[Task, .
     policy = _policy(prompt, pool)
     members: tuple[PlannedMember, ...] = ()
     if pool is None:
-        excluded = [Excluded(name=prompt.pool, reason="unknown_pool")]
+        excluded = [ExcludedMember(name=prompt.pool, reason="unknown_pool")]
     elif prompt.recorded:
         members, excluded = tuple(_replayed(one, prompt, book) for one in prompt.recorded), []
     else:
@@ -151,7 +151,14 @@ def plan(prompt: Prompt, book: Book, now: datetime) -> tuple[Plan, tuple[Task, .
     if pool is None or prompt.recorded:
         return made, ()
     return made, tuple(
-        _answer_task(prompt, pool.member(m.name, m.model), m.tier, call, made.panel_deadline_at, is_streamed=is_shown)
+        _answer_task(
+            prompt,
+            pool.member(m.name, m.model),
+            m.tier,
+            call,
+            made.panel_deadline_at,
+            is_streamed=is_shown,
+        )
         for m in members
         if m.wave == 0
         for call in m.calls
@@ -174,11 +181,11 @@ def _policy(prompt: Prompt, pool: PoolSpec | None) -> Policy:
 
 
 def _panel(
-    prompt: Prompt, wanted: Iterable[MemberSpec], policy: Policy, book: Book
-) -> tuple[tuple[PlannedMember, ...], list[Excluded]]:
+    prompt: Prompt, wanted: Iterable[MemberSpec], policy: Policy, book: Catalogue
+) -> tuple[tuple[PlannedMember, ...], list[ExcludedMember]]:
     """Who is asked, in which wave and how often; and who is not."""
     asked: list[MemberSpec] = []
-    excluded: list[Excluded] = []
+    excluded: list[ExcludedMember] = []
     left = policy.max_total_tokens
     needs = _needs(prompt)
     for member in wanted:
@@ -187,7 +194,7 @@ def _panel(
         if reason is None and left is not None and tokens > left:
             reason = "token_cap"
         if reason:
-            excluded.append(Excluded(name=member.name, reason=reason, weight=member.weight))
+            excluded.append(ExcludedMember(name=member.name, reason=reason, weight=member.weight))
             continue
         asked.append(member)
         left = left - tokens if left is not None else None
@@ -209,7 +216,7 @@ def _panel(
     ), excluded
 
 
-def _replayed(one: Recorded, prompt: Prompt, book: Book) -> PlannedMember:
+def _replayed(one: RecordedAnswer, prompt: Prompt, book: Catalogue) -> PlannedMember:
     model = book.models.get(one.model)
     return PlannedMember(
         name=one.member,
@@ -222,17 +229,19 @@ def _replayed(one: Recorded, prompt: Prompt, book: Book) -> PlannedMember:
 
 
 def _judges(
-    prompt: Prompt, pool: PoolSpec | None, book: Book
-) -> tuple[PlannedJudge | None, tuple[PlannedJudge, ...], list[Excluded]]:
+    prompt: Prompt, pool: PoolSpec | None, book: Catalogue
+) -> tuple[PlannedJudge | None, tuple[PlannedJudge, ...], list[ExcludedMember]]:
     """Who writes, who votes, and who may not."""
     if pool is None:
         return None, (), []
     writer, jury = (prompt.judge, ()) if prompt.judge else (pool.judge, pool.jury)
     permitted: dict[str, PlannedJudge] = {}
-    excluded: list[Excluded] = []
+    excluded: list[ExcludedMember] = []
     for model in dict.fromkeys((*((writer,) if writer else ()), *jury)):
         if reason := _barred(model, prompt, book):
-            excluded.append(Excluded(name="judge" if model == writer else f"juror-{model}", reason=reason))
+            excluded.append(
+                ExcludedMember(name="judge" if model == writer else f"juror-{model}", reason=reason)
+            )
         else:
             spec = book.models[model]
             by_margin = spec.tier == "edge" and pool.is_by_margin
@@ -247,7 +256,7 @@ def _judges(
     return permitted.get(writer or "", next(iter(jurors), None)), jurors, excluded
 
 
-def expand(asked: Round, book: Book) -> tuple[Task, ...]:
+def expand(asked: Round, book: Catalogue) -> tuple[Task, ...]:
     """The tasks of a round that the judge asks for.
 
     Raises:
@@ -258,9 +267,11 @@ def expand(asked: Round, book: Book) -> tuple[Task, ...]:
     for call in asked.calls:
         model = book.models.get(call.model)
         if model is None:
-            raise Unacceptable(f"round {asked.round}, call {call.name}: model {call.model} is not configured")
+            raise UnacceptableMessage(
+                f"round {asked.round}, call {call.name}: model {call.model} is not configured"
+            )
         if not permits(asked.residency, model.tier):
-            raise Unacceptable(
+            raise UnacceptableMessage(
                 f"round {asked.round}, call {call.name}: model {call.model} is hosted, the prompt edge-only"
             )
         member = pool.member(call.member, call.model) if pool and call.member else None
@@ -303,7 +314,7 @@ def by_queue(pool: str, tasks: Iterable[Task]) -> tuple[Tasks, ...]:
     for task in tasks:
         queue = task.model if task.tier == "edge" else pool
         queues.setdefault((task.tier, queue), []).append(task)
-    return tuple(Tasks.of(queue, together) for (_, queue), together in queues.items())
+    return tuple(Tasks.from_tasks(queue, together) for (_, queue), together in queues.items())
 
 
 def with_system(messages: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:
@@ -313,7 +324,7 @@ def with_system(messages: tuple[Message, ...], system: str | None) -> tuple[Mess
     return (Message(role="system", content=system), *messages)
 
 
-def _barred(model: str, prompt: Prompt, book: Book) -> str | None:
+def _barred(model: str, prompt: Prompt, book: Catalogue) -> str | None:
     """Why a model may not be asked at all, as a judge or as a member."""
     spec = book.models.get(model)
     if spec is None:
@@ -324,7 +335,7 @@ def _barred(model: str, prompt: Prompt, book: Book) -> str | None:
 
 
 @dataclass(frozen=True)
-class _Needs:
+class _Requirements:
     """What a prompt needs of its members.
 
     Attributes:
@@ -338,15 +349,15 @@ class _Needs:
     long_texts: bool
 
 
-def _needs(prompt: Prompt) -> _Needs:
-    return _Needs(
+def _needs(prompt: Prompt) -> _Requirements:
+    return _Requirements(
         tools=bool(prompt.tools) or any(m.tool_calls or m.role == "tool" for m in prompt.messages),
         images=any(m.images for m in prompt.messages),
         long_texts=any(m.texts for m in prompt.messages),
     )
 
 
-def _unable(model: ModelSpec, needs: _Needs) -> str | None:
+def _unable(model: ModelSpec, needs: _Requirements) -> str | None:
     """Why a model cannot answer, if it cannot."""
     if needs.tools and not model.has_tools:
         return "no_tools"
@@ -368,11 +379,21 @@ def _panel_deadline(prompt: Prompt, *, has_judge: bool) -> datetime:
 
 
 def _answer_task(
-    prompt: Prompt, member: MemberSpec, tier: Tier, call: str, deadline_at: datetime, *, is_streamed: bool
+    prompt: Prompt,
+    member: MemberSpec,
+    tier: Tier,
+    call: str,
+    deadline_at: datetime,
+    *,
+    is_streamed: bool,
 ) -> Task:
     sampling = prompt.sampling.over(member.sampling)
     # A client that names one model is given what that model makes of its seed.
-    is_given = prompt.sampling.seed is not None and prompt.members == (member.model,) and call == member.name
+    is_given = (
+        prompt.sampling.seed is not None
+        and prompt.members == (member.model,)
+        and call == member.name
+    )
     if not is_given and (tier == "edge" or prompt.sampling.seed is not None):
         # Members of one model must not give one answer three times, so each has a seed of its own, also where the
         # client fixed one. Hosted models draw by themselves, and some refuse a seed.

@@ -2,10 +2,10 @@
 
 from fusewire.contracts import Policy, Sampling
 from fusewire.settings import PRESETS, Model, Pool, Settings
-from fusewire_dispatcher.planning import Book, MemberSpec, ModelSpec, PoolSpec
+from fusewire_dispatcher.planning import Catalogue, MemberSpec, ModelSpec, PoolSpec
 
 
-def book(settings: Settings) -> Book:
+def book(settings: Settings) -> Catalogue:
     """All configured pools and models, and each pool under each preset."""
     models = {
         name: ModelSpec(
@@ -17,9 +17,11 @@ def book(settings: Settings) -> Book:
         for name, m in settings.models.items()
     }
     variants = {
-        (name, preset): _spec(name, _under(settings, name, preset)) for name in settings.pools for preset in PRESETS
+        (name, preset): _spec(name, _under(settings, name, preset))
+        for name in settings.pools
+        for preset in PRESETS
     }
-    return Book({name: _spec(name, settings) for name in settings.pools}, models, variants)
+    return Catalogue({name: _spec(name, settings) for name in settings.pools}, models, variants)
 
 
 def _under(settings: Settings, name: str, preset: str) -> Settings:
@@ -39,7 +41,9 @@ def _spec(name: str, settings: Settings) -> PoolSpec:
                 is_required=m.required,
                 system=m.system,
                 is_in_steps=m.in_steps,
-                sampling=Sampling(temperature=m.temperature, top_p=m.top_p, max_tokens=pool.max_tokens),
+                sampling=Sampling(
+                    temperature=m.temperature, top_p=m.top_p, max_tokens=pool.max_tokens
+                ),
             )
             for m in pool.members
         ),

@@ -4,7 +4,7 @@ import asyncio
 from datetime import UTC, datetime
 
 from fusewire.bus import Bus
-from fusewire.cancel import Cancelled
+from fusewire.cancel import CancelledFusions
 from fusewire.pull import PriorityLoop
 from fusewire.service import App
 from fusewire.settings import Settings
@@ -23,10 +23,12 @@ class Dispatcher:
     def __init__(self, settings: Settings) -> None:
         self.drain_s = settings.limits.drain_s
         self._bus = Bus(self.name, settings.nats, drain_s=self.drain_s)
-        self._cancelled = Cancelled()
+        self._cancelled = CancelledFusions()
         handlers = Handlers(self._bus, book(settings), lambda: datetime.now(UTC), self._cancelled)
         self._loops = [
-            PriorityLoop(self._bus, DISPATCHER_PROMPTS, handlers.on_prompt, concurrency=CONCURRENCY),
+            PriorityLoop(
+                self._bus, DISPATCHER_PROMPTS, handlers.on_prompt, concurrency=CONCURRENCY
+            ),
             PriorityLoop(self._bus, [DISPATCHER_ROUND], handlers.on_round, concurrency=CONCURRENCY),
         ]
 

@@ -1,1 +1,1 @@
-"""Ingest: the only door. What it has accepted is committed."""
+"""Ingest: the only intake. What it has accepted is committed."""

@@ -11,10 +11,10 @@ import structlog
 from fusewire.errors import StartupError
 from fusewire.service import is_loopback
 from fusewire.settings import Http, Settings, Tenant
-from fusewire_ingest import keys
+from fusewire_ingest.admission import keys
+from fusewire_ingest.admission.rates import Rates
 from fusewire_ingest.pepper import pepper
-from fusewire_ingest.rates import Rates
-from fusewire_ingest.repository.keys import Key, Keys
+from fusewire_ingest.repository.keys import ApiKeys, Key
 
 log = structlog.get_logger(__name__)
 
@@ -37,7 +37,9 @@ class Caller:
 class AccessError(Exception):
     """A caller that may not come in, or not now."""
 
-    def __init__(self, status: int, code: str, message: str, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, status: int, code: str, message: str, retry_after_s: float | None = None
+    ) -> None:
         self.status = status
         self.code = code
         self.message = message
@@ -67,7 +69,7 @@ class Access:
     def __init__(
         self,
         settings: Settings,
-        stored: Keys,
+        stored: ApiKeys,
         clock: Callable[[], datetime],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -102,7 +104,11 @@ class Access:
             found = await self._verified(sent)
             caller = Caller(found.tenant, self._settings.tenant(found.tenant), found.key_id)
         elif self._is_required:
-            raise AccessError(401, "missing_api_key", "send a key of this Fusewire as 'Authorization: Bearer fw-…'")
+            raise AccessError(
+                401,
+                "missing_api_key",
+                "send a key of this Fusewire as 'Authorization: Bearer fw-…'",
+            )
         else:
             caller = Caller(ANONYMOUS, self._settings.tenant(ANONYMOUS))
         self._count(caller)
@@ -114,10 +120,16 @@ class Access:
         if found is not None:
             if self._pepper is None:
                 self._pepper = pepper(self._settings)
-            if keys.is_same(keys.digest(sent, self._pepper), found.hash) and found.is_valid(self._clock()):
+            if keys.is_same(keys.digest(sent, self._pepper), found.hash) and found.is_valid(
+                self._clock()
+            ):
                 return found
         # One answer for all of them: which ids exist is nobody's business.
-        raise AccessError(401, "invalid_api_key", "the key is unknown, expired or revoked; ask the operator for one")
+        raise AccessError(
+            401,
+            "invalid_api_key",
+            "the key is unknown, expired or revoked; ask the operator for one",
+        )
 
     async def _look_up(self, key_id: str) -> Key | None:
         now = self._monotonic()

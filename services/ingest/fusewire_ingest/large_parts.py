@@ -18,7 +18,7 @@ from fusewire.contracts import Message, Prompt
 from fusewire.errors import Transient
 from fusewire.settings import Limits
 from fusewire.topology import BLOB_STORE
-from fusewire_ingest.refusal import RefusedError
+from fusewire_ingest.admission.refusal import RefusedError
 from fusewire_ingest.repository.images import Images
 
 log = structlog.get_logger(__name__)
@@ -40,7 +40,9 @@ class LargeParts:
         clock: the time now.
     """
 
-    def __init__(self, bus: Bus, images: Images, limits: Limits, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, bus: Bus, images: Images, limits: Limits, clock: Callable[[], datetime]
+    ) -> None:
         self._bus = bus
         self._images = images
         self._limits = limits
@@ -64,7 +66,8 @@ class LargeParts:
         size, most = sum(map(len, apart.values())) * 3 // 4, self._limits.image_bytes
         if size > most:
             raise RefusedError(
-                "prompt_too_large", f"its images have {size} bytes, the limit is {most}; raise limits.image_bytes"
+                "prompt_too_large",
+                f"its images have {size} bytes, the limit is {most}; raise limits.image_bytes",
             )
         found = prompt.model_copy(update={"messages": messages})
         if is_large:
@@ -85,14 +88,21 @@ class LargeParts:
         if prompt.residency != "edge-only" and self._limits.text_bytes:
             messages, apart = references.texts.put_aside(prompt.tenant, prompt.messages)
             prompt = prompt.model_copy(update={"messages": messages})
-        size, most_apart = sum(len(text.encode()) for text in apart.values()), self._limits.text_bytes
+        size, most_apart = (
+            sum(len(text.encode()) for text in apart.values()),
+            self._limits.text_bytes,
+        )
         if size > most_apart:
             raise RefusedError(
                 "prompt_too_large",
                 f"its long texts have {size} bytes, the limit is {most_apart}; shorten it or raise limits.text_bytes",
             )
         if (rest := len(prompt.encode())) > most:
-            whose = "an edge-only prompt" if prompt.residency == "edge-only" else "what is not in long texts or images"
+            whose = (
+                "an edge-only prompt"
+                if prompt.residency == "edge-only"
+                else "what is not in long texts or images"
+            )
             raise RefusedError(
                 "prompt_too_large",
                 f"it has {rest} bytes, the limit of {whose} is {most}; shorten it or raise limits.prompt_bytes",
@@ -110,7 +120,8 @@ class LargeParts:
             data = await self._images.get(tenant, name)
             if data is None:
                 raise RefusedError(
-                    "invalid_request", "a part of the conversation so far is no longer kept; send the whole of it"
+                    "invalid_request",
+                    "a part of the conversation so far is no longer kept; send the whole of it",
                 )
             found[name] = data.decode()
         return references.images.put_back(references.texts.put_back(messages, found), found)

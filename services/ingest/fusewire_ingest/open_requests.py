@@ -52,7 +52,9 @@ class OpenRequests:
         if holder == self.name:
             return self.is_held(fusion_id)
         try:
-            reply = await self._bus.client.request(held_subject(holder), fusion_id.encode(), timeout=ASK_S)
+            reply = await self._bus.client.request(
+                held_subject(holder), fusion_id.encode(), timeout=ASK_S
+            )
         except NoRespondersError:
             return False
         except (NatsError, OSError, TimeoutError):

@@ -20,16 +20,23 @@ def pepper(settings: Settings) -> bytes:
     name, path = settings.http.pepper_env, settings.data_dir / FILE
     given = os.environ.get(name)
     if given is not None:
-        return _checked(given.encode(), f"${name}", f"give {name} {LEAST_BYTES} characters or more, or unset it")
+        return _checked(
+            given.encode(), f"${name}", f"give {name} {LEAST_BYTES} characters or more, or unset it"
+        )
     try:
         if not path.exists():
             _make(path)
         found = path.read_bytes()
     except OSError as exc:
         raise StartupError(
-            f"the secret of the API keys, {path}, cannot be used: {exc.strerror}", f"mend it, or set {name}"
+            f"the secret of the API keys, {path}, cannot be used: {exc.strerror}",
+            f"mend it, or set {name}",
         ) from None
-    return _checked(found, str(path), "restore it from a backup; if it is lost, remove it and make all keys anew")
+    return _checked(
+        found,
+        str(path),
+        "restore it from a backup; if it is lost, remove it and make all keys anew",
+    )
 
 
 def _make(path: Path) -> None:
@@ -53,5 +60,7 @@ def _make(path: Path) -> None:
 def _checked(found: bytes, where: str, mend: str) -> bytes:
     found = found.strip()
     if len(found) < LEAST_BYTES:
-        raise StartupError(f"the secret of the API keys, {where}, has fewer than {LEAST_BYTES} bytes", mend)
+        raise StartupError(
+            f"the secret of the API keys, {where}, has fewer than {LEAST_BYTES} bytes", mend
+        )
     return found

@@ -23,7 +23,9 @@ KeepDays = Callable[[str], float | None]
 class Cleaner:
     """The owner of the task that deletes."""
 
-    def __init__(self, retention: Retention, keep_days: KeepDays, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, retention: Retention, keep_days: KeepDays, clock: Callable[[], datetime]
+    ) -> None:
         self._retention = retention
         self._keep_days = keep_days
         self._clock = clock
@@ -57,7 +59,9 @@ class Cleaner:
                 fusions += count
                 await asyncio.sleep(PAUSE_S)
             if batches or fusions:
-                log.info("ingest.retention_deleted", tenant=tenant, fusions=fusions, batches=batches)
+                log.info(
+                    "ingest.retention_deleted", tenant=tenant, fusions=fusions, batches=batches
+                )
             total += fusions
         return total
 

@@ -12,28 +12,28 @@ from fusewire.store import migrate
 from fusewire.store.engine import Store
 from fusewire.topology import INGEST, MIB
 from fusewire_ingest.access import Access
+from fusewire_ingest.admission.rules import book, default_pool, pool_rules, tenant_rule
 from fusewire_ingest.api import app as api
-from fusewire_ingest.api.parts import Parts
-from fusewire_ingest.batch_check import Check, Reader, Rules
-from fusewire_ingest.batch_runner import Runner
-from fusewire_ingest.batching import Batching
-from fusewire_ingest.door import Door
+from fusewire_ingest.api.dependencies import Dependencies
+from fusewire_ingest.batches.changes import BatchChanges
+from fusewire_ingest.batches.check import InputCheck, LineRules, Reader
+from fusewire_ingest.batches.runner import Runner
+from fusewire_ingest.capacity import StoreCapacity
+from fusewire_ingest.intake import Intake
 from fusewire_ingest.large_parts import LargeParts
 from fusewire_ingest.memory import ByteBudget, give_back_large_buffers
 from fusewire_ingest.open_requests import OpenRequests
-from fusewire_ingest.relay import Relay
+from fusewire_ingest.outbox import Outbox
 from fusewire_ingest.repository.batches import Batches
-from fusewire_ingest.repository.budgets import Budgets, Cap
+from fusewire_ingest.repository.budgets import Budget, Budgets
 from fusewire_ingest.repository.files import Files
 from fusewire_ingest.repository.images import Images
-from fusewire_ingest.repository.keys import Keys
-from fusewire_ingest.repository.lines import Lines
+from fusewire_ingest.repository.keys import ApiKeys
+from fusewire_ingest.repository.lines import BatchLines
 from fusewire_ingest.repository.retention import Retention
 from fusewire_ingest.repository.submissions import GroupCommit, Submissions
 from fusewire_ingest.retention import Cleaner
-from fusewire_ingest.room import Room
-from fusewire_ingest.rules import book, default_pool, pool_rules, tenant_rule
-from fusewire_ingest.subscribe import Intake
+from fusewire_ingest.subscribe import BusSubscriber
 from fusewire_ingest.waiting import Outcomes
 from fusewire_ingest.watching import Watcher
 
@@ -54,21 +54,25 @@ class Ingest:
         self.drain_s = settings.limits.drain_s
         self._bus = Bus(self.name, settings.nats, drain_s=self.drain_s)
         self._store = Store(settings.database)
-        caps = {n: Cap(t.budget_usd, t.budget_period) for n, t in settings.tenants.items() if t.budget_usd is not None}
+        caps = {
+            n: Budget(t.budget_usd, t.budget_period)
+            for n, t in settings.tenants.items()
+            if t.budget_usd is not None
+        }
         self._budgets = Budgets(self._store, caps, lambda: book(settings, clock()))
-        self._room = Room(self._bus)
+        self._room = StoreCapacity(self._bus)
         self._presence = Presence(self.name, self._bus, self._store, clock)
         submissions = Submissions(self._store, self._budgets, self._room.check)
         self._commit = GroupCommit(submissions)
         large_parts = LargeParts(self._bus, Images(self._store), settings.limits, clock)
-        self._relay = Relay(self._bus, submissions, large_parts, clock)
+        self._outbox = Outbox(self._bus, submissions, large_parts, clock)
         self._open_requests = OpenRequests(self._bus)
         pools = pool_rules(settings)
         limit = settings.limits.prompt_bytes
-        door = Door(
+        intake = Intake(
             self._commit,
             submissions,
-            self._relay,
+            self._outbox,
             self._open_requests,
             pools=pools,
             tenants=lambda tenant: tenant_rule(settings, tenant),
@@ -76,10 +80,10 @@ class Ingest:
             store_id=lambda: self._bus.last_store_id,
             clock=clock,
         )
-        files, batches, lines = Files(self._store), Batches(self._store), Lines(self._store)
+        files, batches, lines = Files(self._store), Batches(self._store), BatchLines(self._store)
         reader = Reader(
-            door,
-            Rules(
+            intake,
+            LineRules(
                 pools,
                 default_pool=lambda tenant: default_pool(pools, settings.tenant(tenant).pools),
                 line_bytes=limit,
@@ -88,7 +92,9 @@ class Ingest:
         )
         self._files = files
         self._cleaner = Cleaner(
-            Retention(self._store), lambda tenant: settings.tenant(tenant).keep_days or settings.limits.keep_days, clock
+            Retention(self._store),
+            lambda tenant: settings.tenant(tenant).keep_days or settings.limits.keep_days,
+            clock,
         )
         self._runner = Runner(
             self._store,
@@ -96,21 +102,30 @@ class Ingest:
             lines,
             files,
             submissions,
-            door=door,
-            check=Check(files, batches, lines, reader=reader, book=lambda: book(settings, clock()), clock=clock),
+            intake=intake,
+            check=InputCheck(
+                files,
+                batches,
+                lines,
+                reader=reader,
+                book=lambda: book(settings, clock()),
+                clock=clock,
+            ),
             reader=reader,
             shares={name: tenant.share for name, tenant in settings.tenants.items()},
             window=settings.limits.batch_window,
             clock=clock,
         )
-        batching = Batching(self._store, batches, lines, files, door, wake=self._runner.wake, clock=clock)
+        batching = BatchChanges(
+            self._store, batches, lines, files, intake, wake=self._runner.wake, clock=clock
+        )
         self._outcomes = Outcomes(self._bus, self._store, self._runner.outcome_announced)
-        self._access = Access(settings, Keys(self._store), clock)
+        self._access = Access(settings, ApiKeys(self._store), clock)
         self._app = api.build(
-            Parts(
+            Dependencies(
                 settings=settings,
                 store=self._store,
-                door=door,
+                intake=intake,
                 large_parts=large_parts,
                 body_memory=ByteBudget(settings.limits.image_memory_mb * MIB),
                 outcomes=self._outcomes,
@@ -127,7 +142,9 @@ class Ingest:
                 heartbeat_s=HEARTBEAT_S,
             )
         )
-        self._bus.subscribe(INGEST, Intake(door, self._bus).handle, concurrency=INTAKE_CONCURRENCY)
+        self._bus.subscribe(
+            INGEST, BusSubscriber(intake, self._bus).handle, concurrency=INTAKE_CONCURRENCY
+        )
 
     async def start(self) -> None:
         """Check the schema and who may come in, connect, begin to commit, to publish and to listen."""
@@ -139,7 +156,7 @@ class Ingest:
         await self._bus.require(INGEST)
         await self._presence.start()
         self._commit.start()
-        self._relay.start()
+        self._outbox.start()
         self._room.start()
         await self._outcomes.start()
         await self._open_requests.start()
@@ -159,13 +176,21 @@ class Ingest:
         await self._presence.stop()
         await self._bus.stop()
         await self._room.stop()
-        await self._relay.stop()
+        await self._outbox.stop()
         await self._commit.stop()
         await self._store.close()
 
     def faults(self) -> list[str]:
         """See Service."""
-        owned = (self._bus, self._presence, self._commit, self._relay, self._room, self._runner, self._cleaner)
+        owned = (
+            self._bus,
+            self._presence,
+            self._commit,
+            self._outbox,
+            self._room,
+            self._runner,
+            self._cleaner,
+        )
         return [fault for part in owned for fault in part.faults()]
 
     def unready(self) -> list[str]:

@@ -10,7 +10,7 @@ from nats.aio.msg import Msg
 from fusewire.bus import Bus
 from fusewire.errors import Transient
 from fusewire.store.engine import Store
-from fusewire.store.queries import Standing, standings
+from fusewire.store.queries import FusionStatus, standings
 
 POLL_S = 10.0
 """How long an announcement that the judge could not make can delay a waiting client."""
@@ -23,11 +23,15 @@ CONNECTION_S = 2.0
 class Outcomes:
     """Wakes those who wait when the judge announces an outcome; the text always comes from SQL."""
 
-    def __init__(self, bus: Bus, store: Store, announced: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, bus: Bus, store: Store, announced: Callable[[], None] = lambda: None
+    ) -> None:
         self._bus = bus
         self._heard = announced
         self._store = store
-        self._asked: defaultdict[str, dict[str, asyncio.Future[Standing | None]]] = defaultdict(dict)
+        self._asked: defaultdict[str, dict[str, asyncio.Future[FusionStatus | None]]] = defaultdict(
+            dict
+        )
         """By tenant and fusion: who is about to be told from SQL."""
         self._looking: asyncio.Task[None] | None = None
         self._events: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
@@ -50,7 +54,9 @@ class Outcomes:
         for event in self._events.get(msg.subject.rpartition(".")[2], ()):
             event.set()
 
-    async def get(self, tenant: str, fusion_id: str, wait_s: float = 0, *, just_begun: bool = False) -> Standing | None:
+    async def get(
+        self, tenant: str, fusion_id: str, wait_s: float = 0, *, just_begun: bool = False
+    ) -> FusionStatus | None:
         """Where a fusion stands, after waiting up to `wait_s` for its end; None if there is none of that id.
 
         Args:
@@ -102,7 +108,7 @@ class Outcomes:
             if connection is None or self._bus.connection != connection:
                 return
 
-    async def _look(self, tenant: str, fusion_id: str) -> Standing | None:
+    async def _look(self, tenant: str, fusion_id: str) -> FusionStatus | None:
         """Where it stands by SQL. Those who ask while another look is under way share the next one."""
         asked = self._asked[tenant]
         if fusion_id not in asked:
@@ -118,7 +124,9 @@ class Outcomes:
         while self._asked:
             tenant, asked = self._asked.popitem()
             try:
-                found = {one.fusion_id: one for one in await standings(self._store, tenant, list(asked))}
+                found = {
+                    one.fusion_id: one for one in await standings(self._store, tenant, list(asked))
+                }
             except Exception as exc:  # noqa: BLE001 - it belongs to those who wait
                 for waiting in asked.values():
                     waiting.set_exception(exc)

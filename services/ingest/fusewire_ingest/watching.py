@@ -71,7 +71,12 @@ class Watch:
     def on_candidate(self, candidate: Candidate) -> None:
         """Count a member that has answered."""
         member = candidate.member
-        if candidate.round == 0 and candidate.ok and member is not None and member not in self._members:
+        if (
+            candidate.round == 0
+            and candidate.ok
+            and member is not None
+            and member not in self._members
+        ):
             self._members.add(member)
             self._tell()
 

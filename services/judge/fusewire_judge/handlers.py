@@ -12,14 +12,15 @@ from sqlalchemy import Connection
 from fusewire import telemetry
 from fusewire.bus import Bus, Delivery, fault
 from fusewire.contracts import Candidate, ContractError, Outcome, Plan, Prompt, Round
-from fusewire.errors import Transient, Unacceptable
+from fusewire.errors import Transient, UnacceptableMessage
 from fusewire.store.engine import Store
 from fusewire.topology import due_subject, outcome_subject, round_subject, schedule_subject
-from fusewire_judge import outcome, replay
-from fusewire_judge.memory import REMEMBERED, Memory, remember
-from fusewire_judge.recent import Recent
+from fusewire_judge import outcome
+from fusewire_judge.learning.statistics import REMEMBERED, Statistics, remember
+from fusewire_judge.panel import recorded as replay
+from fusewire_judge.recent import RecentFusions
 from fusewire_judge.repository import Results, Told
-from fusewire_judge.turn import Work, decide_one, sendable
+from fusewire_judge.turn import TurnResult, decide_one, sendable
 
 log = structlog.get_logger(__name__)
 
@@ -81,8 +82,8 @@ class Handlers:
         self._store = store
         self._clock = clock
         self._pools = tuple(pools)
-        self._memory = Memory()
-        self._recent = Recent()
+        self._memory = Statistics()
+        self._recent = RecentFusions()
         self._hedges = HedgeBudget()
         self._broken: Counter[str] = Counter()
         """How often each fusion could not be decided here."""
@@ -93,7 +94,7 @@ class Handlers:
         """Learn anew from what is stored."""
         since = self._clock() - QUARANTINE
 
-        def look(connection: Connection) -> Memory:
+        def look(connection: Connection) -> Statistics:
             results = Results(connection)
             seen = [one for pool in self._pools for one in results.seen(pool, REMEMBERED)]
             return remember(seen, results.controls(since))
@@ -138,13 +139,16 @@ class Handlers:
         """
         published, self._published = self._published, {}
 
-        def look(connection: Connection) -> Work:
+        def look(connection: Connection) -> TurnResult:
             results = Results(connection)
             results.set_published(published)
-            work = Work(self._clock(), fired=False)
+            work = TurnResult(self._clock(), fired=False)
             work.marks = results.unpublished(work.now - PUBLISHED_WITHIN, SWEEP_BATCH)
             if work.marks:
-                work.again = [*sendable(results.open_rounds(work.marks)), *results.outcomes(work.marks)]
+                work.again = [
+                    *sendable(results.open_rounds(work.marks)),
+                    *results.outcomes(work.marks),
+                ]
             return work
 
         try:
@@ -161,16 +165,18 @@ class Handlers:
         """Look at every fusion whose time has come, timer or no timer; returns how many."""
         due: list[str] = []
         now = self._clock()
-        passed = await self._store.run(lambda connection: Results(connection).due(now, SWEEP_BATCH), write=False)
+        passed = await self._store.run(
+            lambda connection: Results(connection).due(now, SWEEP_BATCH), write=False
+        )
         if not passed:
             return 0
         held = await self._waiting([key for key, at in passed.items() if now - at < ARRIVED_WITHIN])
 
-        def advance(connection: Connection) -> Work:
+        def advance(connection: Connection) -> TurnResult:
             results = Results(connection)
             due.extend(key for key in results.due(now, SWEEP_BATCH) if key not in held)
             if not due:
-                return Work(self._clock(), fired=True)
+                return TurnResult(self._clock(), fired=True)
             return self._advance(results, {}, [], set(due), fired=True)
 
         try:
@@ -197,7 +203,9 @@ class Handlers:
                 self._broken[key] += 1
                 log.error("judge.fusion_broken", fusion_id=key, fault=fault(exc))  # noqa: TRY400 - no text of its
                 await self._look_again(key)
-                with contextlib.suppress(ContractError):  # what was submitted cannot be read: then nothing can be told
+                with contextlib.suppress(
+                    ContractError
+                ):  # what was submitted cannot be read: then nothing can be told
                     await self._give_up(key, fault(exc))
             else:
                 del self._broken[key]
@@ -209,13 +217,15 @@ class Handlers:
 
     async def _give_up(self, key: str, reason: str) -> None:
         """End a fusion that cannot be decided as failed, if trying again helps no more or there is no more time."""
-        work = Work(self._clock(), fired=True)
+        work = TurnResult(self._clock(), fired=True)
 
         def end(connection: Connection) -> None:
             results = Results(connection)
             results.lock({key}, self._recent)
             record = results.open().get(key)
-            if record is None or (self._broken[key] < BROKEN_MOST and work.now < record.prompt.deadline_at):
+            if record is None or (
+                self._broken[key] < BROKEN_MOST and work.now < record.prompt.deadline_at
+            ):
                 return
             work.made.append((outcome.undecidable(record.prompt, work.now, reason), record))
             self._save(results, work)
@@ -236,12 +246,15 @@ class Handlers:
         keys = {*plans, *(c.fusion_id for c, _ in said), *touched}
         with telemetry.span("judge turn", set((traces or {}).values()), fusions=len(keys)):
             work = await self._store.run(
-                lambda connection: self._advance(Results(connection), plans, said, keys, fired=fired), write=True
+                lambda connection: self._advance(
+                    Results(connection), plans, said, keys, fired=fired
+                ),
+                write=True,
             )
             self._remember_cases(work)
             await self._publish(work, traces or {})
 
-    def _remember_cases(self, work: Work) -> None:
+    def _remember_cases(self, work: TurnResult) -> None:
         """Once its transaction is committed."""
         self._recent.keep(work.left)
         self._recent.drop(done.fusion_id for done, _ in work.made)
@@ -254,9 +267,9 @@ class Handlers:
         keys: set[str],
         *,
         fired: bool,
-    ) -> Work:
+    ) -> TurnResult:
         """Everything that happens inside the transaction."""
-        work = Work(self._clock(), fired, self._bus.last_store_id)
+        work = TurnResult(self._clock(), fired, self._bus.last_store_id)
         results.lock(keys, self._recent)
         unknown = keys - results.locked.keys()
         for key in sorted(unknown):
@@ -264,19 +277,29 @@ class Handlers:
             log.warning("judge.unknown_fusion", fusion_id=key)
         repeated = {key for key in plans.keys() - unknown if results.locked[key].is_planned}
         opened = results.open()
-        fresh = {k: self._stamped(p, opened[k].prompt) for k, p in plans.items() if k in opened and not opened[k].plan}
+        fresh = {
+            k: self._stamped(p, opened[k].prompt)
+            for k, p in plans.items()
+            if k in opened and not opened[k].plan
+        }
         results.add_plans(fresh)
         replayed = [
-            (c, c.model_dump_json()) for k, p in fresh.items() for c in replay.candidates(opened[k].prompt, p, work.now)
+            (c, c.model_dump_json())
+            for k, p in fresh.items()
+            for c in replay.candidates(opened[k].prompt, p, work.now)
         ]
-        results.add_candidates([*(c for c in said if c[0].fusion_id not in unknown), *replayed], work.now)
+        results.add_candidates(
+            [*(c for c in said if c[0].fusion_id not in unknown), *replayed], work.now
+        )
         records = results.open()
         for key, record in records.items():
             decide_one(key, record, work)
         self._hedges.spend(round_ for round_, _ in work.asked)
         self._save(results, work)
         wanted = sorted(key for key in repeated & records.keys() if not records[key].is_cancelled)
-        work.again += sendable((r, r.model_dump_json()) for key in wanted for r in records[key].rounds)
+        work.again += sendable(
+            (r, r.model_dump_json()) for key in wanted for r in records[key].rounds
+        )
         if done := repeated - records.keys():
             work.again += results.outcomes(done)
         made = {done.fusion_id for done, _ in work.made}
@@ -284,7 +307,7 @@ class Handlers:
         return work
 
     @staticmethod
-    def _save(results: Results, work: Work) -> None:
+    def _save(results: Results, work: TurnResult) -> None:
         """Store what was decided."""
         for written, failures in work.unsent:
             results.add_rounds([written], work.now)
@@ -296,9 +319,11 @@ class Handlers:
         work.marks |= dict.fromkeys((o.fusion_id for o, _ in work.made), work.now)
 
     def _stamped(self, plan: Plan, prompt: Prompt) -> Plan:
-        return self._memory.stamp(plan, may_hedge=self._hedges.grant(plan), is_replay=bool(prompt.recorded))
+        return self._memory.stamp(
+            plan, may_hedge=self._hedges.grant(plan), is_replay=bool(prompt.recorded)
+        )
 
-    async def _publish(self, work: Work, traces: Mapping[str, str]) -> None:
+    async def _publish(self, work: TurnResult, traces: Mapping[str, str]) -> None:
         for done, _ in work.made:
             _report(done)
         await asyncio.gather(
@@ -311,11 +336,16 @@ class Handlers:
 
     async def _announce(self, message: Round | Outcome, traces: Mapping[str, str]) -> None:
         if isinstance(message, Round):
-            subject, msg_id = round_subject(message.fusion_id), f"{message.fusion_id}-{message.round}"
+            subject, msg_id = (
+                round_subject(message.fusion_id),
+                f"{message.fusion_id}-{message.round}",
+            )
         else:
             subject, msg_id = outcome_subject(message.tenant, message.fusion_id), message.fusion_id
         trace = traces.get(message.fusion_id)
-        await self._bus.publish(subject, message, msg_id=msg_id, headers={"traceparent": trace} if trace else None)
+        await self._bus.publish(
+            subject, message, msg_id=msg_id, headers={"traceparent": trace} if trace else None
+        )
 
     async def _set_timer(self, key: str, at: datetime) -> None:
         # No message id: setting the same timer again must not be swallowed as a duplicate.
@@ -334,12 +364,14 @@ def _fusion(delivery: Delivery) -> str:
 def _genuine(candidate: Candidate, subject: str) -> Candidate:
     """A candidate must be what its subject says: the subject is what permissions guard."""
     if subject != f"fw.candidate.{candidate.fusion_id}.{candidate.round}.{candidate.call}":
-        raise Unacceptable("the candidate names another task than its subject")
+        raise UnacceptableMessage("the candidate names another task than its subject")
     return candidate
 
 
 def _report(done: Outcome) -> None:
-    telemetry.OUTCOMES.labels(done.pool, done.mode, done.status, str(done.is_degraded).lower()).inc()
+    telemetry.OUTCOMES.labels(
+        done.pool, done.mode, done.status, str(done.is_degraded).lower()
+    ).inc()
     telemetry.OUTCOME_SECONDS.labels(done.pool, done.mode).observe(done.latency_ms / 1000)
     log.info(
         "judge.decided",

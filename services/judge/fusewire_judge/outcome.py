@@ -5,11 +5,11 @@ from datetime import datetime
 from typing import Any, Literal
 
 from fusewire.contracts import Answer, Candidate, Outcome, Plan, PlannedMember, Prompt, Usage
-from fusewire_judge.answers import agreed, votes
-from fusewire_judge.fusion.case import Case, Decided, Draft, Panel, Said
-from fusewire_judge.fusion.panel import broken_off
-from fusewire_judge.gold import is_right
-from fusewire_judge.replay import RECORDED
+from fusewire_judge.model import Case, Decided, Draft, MemberAnswer, Panel
+from fusewire_judge.panel.convene import broken_off
+from fusewire_judge.panel.recorded import RECORDED
+from fusewire_judge.scoring.answers import agreed, votes
+from fusewire_judge.scoring.gold import is_right
 
 CANCELLED = "cancelled by the client"
 
@@ -102,7 +102,11 @@ def _answers(case: Case, draft: Draft, panel: Panel | None) -> tuple[Answer, ...
 
 
 def _answer(
-    case: Case, draft: Draft, panel: Panel, groups: Mapping[str, Sequence[Said]], member: PlannedMember
+    case: Case,
+    draft: Draft,
+    panel: Panel,
+    groups: Mapping[str, Sequence[MemberAnswer]],
+    member: PlannedMember,
 ) -> Answer:
     name, gold = member.name, case.prompt.gold
     if name not in panel.heard:  # perhaps it came too late to take part, though it is paid for
@@ -114,7 +118,9 @@ def _answer(
     calls = [h.candidate for h in case.heard.values() if h.candidate.member == name]
     last_key = (last.round, last.call) if last else (candidate.round, candidate.call)
     shown = case.heard.get(last_key)
-    group = next((i for i, g in enumerate(groups.values()) if any(one.member == name for one in g)), None)
+    group = next(
+        (i for i, g in enumerate(groups.values()) if any(one.member == name for one in g)), None
+    )
     return Answer(
         member=name,
         model=member.model,
@@ -154,7 +160,10 @@ def usage(candidates: Iterable[Candidate]) -> Usage | None:
 def cost(candidates: Sequence[Candidate]) -> float | None:
     """USD of all calls together; None as soon as one that used tokens has no price."""
     known = [c.cost_usd for c in candidates if c.cost_usd is not None]
-    unknown = any(c.cost_usd is None and (c.usage is None or c.usage.prompt_tokens or c.ok) for c in candidates)
+    unknown = any(
+        c.cost_usd is None and (c.usage is None or c.usage.prompt_tokens or c.ok)
+        for c in candidates
+    )
     return None if unknown else sum(known)
 
 
@@ -174,7 +183,12 @@ def cancelled(case: Case, now: datetime, *, judged_since: datetime | None) -> Ou
 
     It is not degraded, since nobody waits for more. Nor does it teach: who had not answered yet was not slow.
     """
-    made = build(case, Decided(Draft("cancelled", error=CANCELLED), broken_off(case)), now, judged_since=judged_since)
+    made = build(
+        case,
+        Decided(Draft("cancelled", error=CANCELLED), broken_off(case)),
+        now,
+        judged_since=judged_since,
+    )
     return made.model_copy(update={"answer_kind": None, "accepted": None})
 
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from fusewire.contracts import Candidate, Plan, Prompt, Round
-from fusewire_judge.fusion.case import Heard
+from fusewire_judge.model import ReceivedCandidate
 
 MOST_CHARS = 16 * 1024 * 1024
 """What is kept together, as the length of its JSON. A fusion of three short answers takes some ten thousand."""
 
 
 @dataclass(frozen=True)
-class Record:
+class FusionRecord:
     """Everything stored of one fusion that is not done."""
 
     prompt: Prompt
@@ -28,36 +28,43 @@ class Record:
     rounds: tuple[Round, ...] = ()
     asked_at: datetime | None = None
     """When the strategy's first round was asked."""
-    heard: Mapping[tuple[int, str], Heard] = field(default_factory=dict)
+    heard: Mapping[tuple[int, str], ReceivedCandidate] = field(default_factory=dict)
     due_at: datetime | None = None
     timer_at: datetime | None = None
     is_cancelled: bool = False
     """Whether nobody wants it any more. Like the two before it read anew for each transaction."""
 
-    def planned(self, plan: Plan, chars: int) -> "Record":
+    def planned(self, plan: Plan, chars: int) -> "FusionRecord":
         """With its plan."""
         return replace(self, plan=plan, chars=self.chars + chars)
 
-    def told(self, candidate: Candidate, chars: int, now: datetime) -> "Record":
+    def told(self, candidate: Candidate, chars: int, now: datetime) -> "FusionRecord":
         """With one candidate more."""
-        heard = {**self.heard, (candidate.round, candidate.call): Heard(candidate, now, len(self.rounds))}
+        heard = {
+            **self.heard,
+            (candidate.round, candidate.call): ReceivedCandidate(candidate, now, len(self.rounds)),
+        }
         return replace(self, heard=heard, chars=self.chars + chars)
 
-    def asked(self, round_: Round, chars: int, now: datetime) -> "Record":
+    def asked(self, round_: Round, chars: int, now: datetime) -> "FusionRecord":
         """With one round more."""
         since = self.asked_at or (None if round_.is_panel else now)
-        return replace(self, rounds=(*self.rounds, round_), asked_at=since, chars=self.chars + chars)
+        return replace(
+            self, rounds=(*self.rounds, round_), asked_at=since, chars=self.chars + chars
+        )
 
 
-class Recent:
+class RecentFusions:
     """The copies, those not looked at for the longest time leaving first."""
 
     def __init__(self, most_chars: int = MOST_CHARS) -> None:
-        self._records: OrderedDict[str, Record] = OrderedDict()
+        self._records: OrderedDict[str, FusionRecord] = OrderedDict()
         self._most_chars = most_chars
         self._chars = 0
 
-    def get(self, fusion_id: str, *, is_planned: bool, rounds: int, candidates: int) -> Record | None:
+    def get(
+        self, fusion_id: str, *, is_planned: bool, rounds: int, candidates: int
+    ) -> FusionRecord | None:
         """The copy, if it has just what is stored."""
         record = self._records.get(fusion_id)
         if record is None:
@@ -65,7 +72,7 @@ class Recent:
         held = record.plan is not None, len(record.rounds), len(record.heard)
         return record if held == (is_planned, rounds, candidates) else None
 
-    def keep(self, records: Mapping[str, Record]) -> None:
+    def keep(self, records: Mapping[str, FusionRecord]) -> None:
         """Keep what a transaction has left of open fusions, once it is committed."""
         for key, record in records.items():
             self.drop([key])

@@ -11,12 +11,21 @@ from sqlalchemy import BindParameter, Connection, bindparam, false, func, insert
 from sqlalchemy.dialects import postgresql, sqlite
 
 from fusewire.contracts import CONTROL, Candidate, Outcome, Plan, Prompt, Round, Verdict
-from fusewire.store.tables import answers, candidates, fusions, late_costs, outcomes, prompts, rounds, verdicts
-from fusewire_judge.fusion.case import Heard
-from fusewire_judge.memory import Seen
+from fusewire.store.tables import (
+    answers,
+    candidates,
+    fusions,
+    late_costs,
+    outcomes,
+    prompts,
+    rounds,
+    verdicts,
+)
+from fusewire_judge.learning.statistics import StoredAnswer
+from fusewire_judge.model import ReceivedCandidate
 from fusewire_judge.outcome import cost
-from fusewire_judge.recent import Recent, Record
-from fusewire_judge.replay import RECORDED
+from fusewire_judge.panel.recorded import RECORDED
+from fusewire_judge.recent import FusionRecord, RecentFusions
 from fusewire_judge.turn import Written
 
 Told = tuple[Candidate, str]
@@ -62,7 +71,9 @@ _HEARD = select(
     candidates.c.after_rounds,
     candidates.c.body,
 ).where(candidates.c.fusion_id.in_(_KEYS))
-_NAMES = select(candidates.c.fusion_id, candidates.c.round, candidates.c.call).where(candidates.c.fusion_id.in_(_KEYS))
+_NAMES = select(candidates.c.fusion_id, candidates.c.round, candidates.c.call).where(
+    candidates.c.fusion_id.in_(_KEYS)
+)
 _IS_DONE = select(fusions.c.is_done).where(fusions.c.fusion_id == bindparam("key"))
 _STORED = select(candidates.c.call).where(
     candidates.c.fusion_id == bindparam("key"), candidates.c.round == bindparam("round")
@@ -78,7 +89,11 @@ _DUE = (
 )
 _NEWEST = (
     select(outcomes.c.fusion_id, outcomes.c.answer_kind)
-    .where(outcomes.c.pool == bindparam("pool"), outcomes.c.is_replay.is_(False), outcomes.c.answer_kind.is_not(None))
+    .where(
+        outcomes.c.pool == bindparam("pool"),
+        outcomes.c.is_replay.is_(False),
+        outcomes.c.answer_kind.is_not(None),
+    )
     .order_by(outcomes.c.finished_at.desc())
     .limit(bindparam("newest"))
     .subquery()
@@ -98,7 +113,9 @@ _CONTROLS = (
     .order_by(verdicts.c.decided_at.desc())
     .limit(10_000)
 )
-_SET_PLAN = update(fusions).where(fusions.c.fusion_id == bindparam("key")).values(plan=bindparam("body"))
+_SET_PLAN = (
+    update(fusions).where(fusions.c.fusion_id == bindparam("key")).values(plan=bindparam("body"))
+)
 _SET_DUE = (
     update(fusions)
     .where(fusions.c.fusion_id == bindparam("key"))
@@ -109,11 +126,15 @@ _CLOSE = (
     .where(fusions.c.fusion_id.in_(_KEYS))
     .values(is_done=True, due_at=None, timer_at=None, unpublished_since=bindparam("now"))
 )
-_SET_UNPUBLISHED = update(fusions).where(fusions.c.fusion_id.in_(_KEYS)).values(unpublished_since=bindparam("now"))
+_SET_UNPUBLISHED = (
+    update(fusions).where(fusions.c.fusion_id.in_(_KEYS)).values(unpublished_since=bindparam("now"))
+)
 _SET_PUBLISHED = (
     update(fusions)
     # Not the mark that a later transaction has set.
-    .where(fusions.c.fusion_id == bindparam("key"), fusions.c.unpublished_since == bindparam("since"))
+    .where(
+        fusions.c.fusion_id == bindparam("key"), fusions.c.unpublished_since == bindparam("since")
+    )
     .values(unpublished_since=None)
 )
 _UNPUBLISHED = (
@@ -127,7 +148,11 @@ _OPEN_ROUNDS = (
     select(rounds.c.body)
     .join(fusions, rounds.c.fusion_id == fusions.c.fusion_id)
     .join(prompts, rounds.c.fusion_id == prompts.c.fusion_id)
-    .where(rounds.c.fusion_id.in_(_KEYS), fusions.c.is_done == false(), prompts.c.cancelled_at.is_(None))
+    .where(
+        rounds.c.fusion_id.in_(_KEYS),
+        fusions.c.is_done == false(),
+        prompts.c.cancelled_at.is_(None),
+    )
     .order_by(rounds.c.fusion_id, rounds.c.round)
 )
 _ADD_CANDIDATE = {
@@ -137,14 +162,14 @@ _ADD_CANDIDATE = {
 
 
 @dataclass(frozen=True)
-class Locked:
+class LockedFusion:
     """One fusion's row, held until the transaction ends, with all that is stored of it."""
 
     is_planned: bool
     is_done: bool
     rounds: int
     """How many were asked."""
-    record: Record | None
+    record: FusionRecord | None
     """None where it is done."""
 
 
@@ -153,9 +178,9 @@ class Results:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self.locked: dict[str, Locked] = {}
+        self.locked: dict[str, LockedFusion] = {}
 
-    def lock(self, fusion_ids: Iterable[str], recent: Recent) -> None:
+    def lock(self, fusion_ids: Iterable[str], recent: RecentFusions) -> None:
         """Hold the rows of these fusions, in sorted order so that two replicas never wait for each other.
 
         What is stored of those that are open is read where `recent` does not hold it.
@@ -166,27 +191,40 @@ class Results:
             key: (n_rounds, n_candidates)
             for key, n_rounds, n_candidates in self._connection.execute(_NUMBERS, {"keys": keys})
         }
-        known: dict[str, Record] = {}
+        known: dict[str, FusionRecord] = {}
         for row in rows:
             n_rounds, n_candidates = numbers[row.fusion_id]
-            copy = recent.get(row.fusion_id, is_planned=row.is_planned, rounds=n_rounds, candidates=n_candidates)
+            copy = recent.get(
+                row.fusion_id, is_planned=row.is_planned, rounds=n_rounds, candidates=n_candidates
+            )
             if copy and not row.is_done:
                 known[row.fusion_id] = copy
-        known |= self._read([r.fusion_id for r in rows if not r.is_done and r.fusion_id not in known], numbers)
+        known |= self._read(
+            [r.fusion_id for r in rows if not r.is_done and r.fusion_id not in known], numbers
+        )
         for row in rows:
             record = known.get(row.fusion_id)
             if record:
                 is_cancelled = row.cancelled_at is not None
-                record = replace(record, due_at=row.due_at, timer_at=row.timer_at, is_cancelled=is_cancelled)
-            self.locked[row.fusion_id] = Locked(row.is_planned, row.is_done, numbers[row.fusion_id][0], record)
+                record = replace(
+                    record, due_at=row.due_at, timer_at=row.timer_at, is_cancelled=is_cancelled
+                )
+            self.locked[row.fusion_id] = LockedFusion(
+                row.is_planned, row.is_done, numbers[row.fusion_id][0], record
+            )
 
-    def _read(self, keys: Sequence[str], numbers: Mapping[str, tuple[int, int]]) -> dict[str, Record]:
+    def _read(
+        self, keys: Sequence[str], numbers: Mapping[str, tuple[int, int]]
+    ) -> dict[str, FusionRecord]:
         """All that is stored of these fusions."""
         if not keys:
             return {}
         found = {
-            key: Record(
-                Prompt.decode(body), prompt_hash, Plan.decode(plan) if plan else None, len(body) + len(plan or "")
+            key: FusionRecord(
+                Prompt.decode(body),
+                prompt_hash,
+                Plan.decode(plan) if plan else None,
+                len(body) + len(plan or ""),
             )
             for key, body, prompt_hash, plan in self._connection.execute(_PROMPTS, {"keys": keys})
         }
@@ -194,17 +232,21 @@ class Results:
             for key, body, asked_at in self._connection.execute(_ROUNDS, {"keys": asked}):
                 found[key] = found[key].asked(Round.decode(body), len(body), asked_at)
         if told := [key for key in keys if numbers[key][1]]:
-            heard: defaultdict[str, dict[tuple[int, str], Heard]] = defaultdict(dict)
+            heard: defaultdict[str, dict[tuple[int, str], ReceivedCandidate]] = defaultdict(dict)
             chars: Counter[str] = Counter()
             for row in self._connection.execute(_HEARD, {"keys": told}):
                 candidate = Candidate.decode(row.body)
-                heard[row.fusion_id][row.round, row.call] = Heard(candidate, row.received_at, row.after_rounds)
+                heard[row.fusion_id][row.round, row.call] = ReceivedCandidate(
+                    candidate, row.received_at, row.after_rounds
+                )
                 chars[row.fusion_id] += len(row.body)
             for key in told:
-                found[key] = replace(found[key], heard=heard[key], chars=found[key].chars + chars[key])
+                found[key] = replace(
+                    found[key], heard=heard[key], chars=found[key].chars + chars[key]
+                )
         return found
 
-    def open(self) -> dict[str, Record]:
+    def open(self) -> dict[str, FusionRecord]:
         """The fusions that are held and not done, with what this transaction has added so far."""
         return {key: held.record for key, held in self.locked.items() if held.record}
 
@@ -213,7 +255,9 @@ class Results:
         if not plans:
             return
         bodies = {key: plan.model_dump_json() for key, plan in sorted(plans.items())}
-        self._connection.execute(_SET_PLAN, [{"key": key, "body": body} for key, body in bodies.items()])
+        self._connection.execute(
+            _SET_PLAN, [{"key": key, "body": body} for key, body in bodies.items()]
+        )
         for key, record in self.open().items():
             if key in plans:
                 self._set(key, record.planned(plans[key], len(bodies[key])))
@@ -240,9 +284,13 @@ class Results:
             }
             if held.record:
                 self._set(candidate.fusion_id, held.record.told(candidate, len(body), now))
-        self._add_late_costs([c for c, _ in batch if c.cost_usd and self.locked[c.fusion_id].is_done])
+        self._add_late_costs(
+            [c for c, _ in batch if c.cost_usd and self.locked[c.fusion_id].is_done]
+        )
         if rows:
-            self._connection.execute(_ADD_CANDIDATE[self._connection.dialect.name], [rows[key] for key in sorted(rows)])
+            self._connection.execute(
+                _ADD_CANDIDATE[self._connection.dialect.name], [rows[key] for key in sorted(rows)]
+            )
 
     def _add_late_costs(self, late: Sequence[Candidate]) -> None:
         """Note what late candidates cost that are not stored yet, for their tenants' budgets."""
@@ -259,16 +307,21 @@ class Results:
         if rows:
             self._connection.execute(insert(late_costs), rows)
 
-    def _set(self, key: str, record: Record) -> None:
+    def _set(self, key: str, record: FusionRecord) -> None:
         self.locked[key] = replace(self.locked[key], record=record)
 
     def add_rounds(self, asked: Sequence[Written], now: datetime) -> None:
         """Store rounds that are about to be published."""
         if not asked:
             return
-        rows = [{"fusion_id": r.fusion_id, "round": r.round, "body": body, "asked_at": now} for r, body in asked]
+        rows = [
+            {"fusion_id": r.fusion_id, "round": r.round, "body": body, "asked_at": now}
+            for r, body in asked
+        ]
         self._connection.execute(insert(rounds), rows)
-        self._connection.execute(_SET_UNPUBLISHED, {"keys": [r.fusion_id for r, _ in asked], "now": now})
+        self._connection.execute(
+            _SET_UNPUBLISHED, {"keys": [r.fusion_id for r, _ in asked], "now": now}
+        )
         open_ = self.open()
         for r, body in asked:
             self._set(r.fusion_id, open_[r.fusion_id].asked(r, len(body), now))
@@ -276,10 +329,12 @@ class Results:
     def set_due(self, due: Mapping[str, tuple[datetime, datetime | None]]) -> None:
         """Store when each fusion must be looked at again, and which timer is set for it."""
         if due:
-            rows = [{"key": key, "due": at, "timer": timer} for key, (at, timer) in sorted(due.items())]
+            rows = [
+                {"key": key, "due": at, "timer": timer} for key, (at, timer) in sorted(due.items())
+            ]
             self._connection.execute(_SET_DUE, rows)
 
-    def add_outcomes(self, made: Sequence[tuple[Outcome, Record]], now: datetime) -> None:
+    def add_outcomes(self, made: Sequence[tuple[Outcome, FusionRecord]], now: datetime) -> None:
         """Store outcomes and close their fusions. The primary key lets there be one."""
         if not made:
             return
@@ -318,12 +373,14 @@ class Results:
 
     def calls_stored(self, fusion_id: str, round_: int) -> set[str]:
         """The calls of a round whose candidates are stored."""
-        return set((self._connection.execute(_STORED, {"key": fusion_id, "round": round_})).scalars())
+        return set(
+            (self._connection.execute(_STORED, {"key": fusion_id, "round": round_})).scalars()
+        )
 
-    def seen(self, pool: str, newest: int) -> list[Seen]:
+    def seen(self, pool: str, newest: int) -> list[StoredAnswer]:
         """How the members of a pool did in its newest outcomes."""
         found = self._connection.execute(_SEEN, {"pool": pool, "newest": newest})
-        return [Seen(pool, *row) for row in found]
+        return [StoredAnswer(pool, *row) for row in found]
 
     def controls(self, since: datetime) -> dict[str, list[bool]]:
         """By judge, whether it picked the control that it was shown; the newest first."""
@@ -334,10 +391,13 @@ class Results:
 
     def due(self, now: datetime, limit: int) -> dict[str, datetime]:
         """Fusions whose time has come, and when it did; rows that another replica holds are left to it."""
-        return {row.fusion_id: row.due_at for row in self._connection.execute(_DUE, {"now": now, "most": limit})}
+        return {
+            row.fusion_id: row.due_at
+            for row in self._connection.execute(_DUE, {"now": now, "most": limit})
+        }
 
 
-def _outcome_row(outcome: Outcome, record: Record) -> dict[str, Any]:
+def _outcome_row(outcome: Outcome, record: FusionRecord) -> dict[str, Any]:
     calls = [h.candidate for h in record.heard.values() if h.candidate.provider != RECORDED]
     panel = [c for c in calls if c.member is not None]
     judge = [c for c in calls if c.member is None]
@@ -356,7 +416,9 @@ def _outcome_row(outcome: Outcome, record: Record) -> dict[str, Any]:
         "config_hash": outcome.config_hash,
         "prompt_hash": record.prompt_hash,
         "content": outcome.content,
-        "tool_calls": json.dumps([call.model_dump() for call in outcome.tool_calls]) if outcome.tool_calls else None,
+        "tool_calls": json.dumps([call.model_dump() for call in outcome.tool_calls])
+        if outcome.tool_calls
+        else None,
         "reason": outcome.reason,
         "winner": outcome.winner,
         "winner_model": models.get(outcome.winner) if outcome.winner else None,
@@ -391,9 +453,11 @@ def _outcome_row(outcome: Outcome, record: Record) -> dict[str, Any]:
     }
 
 
-def _answer_row(outcome: Outcome, record: Record, place: int) -> dict[str, Any]:
+def _answer_row(outcome: Outcome, record: FusionRecord, place: int) -> dict[str, Any]:
     answer = outcome.answers[place]
-    heard = record.heard.get((answer.round, answer.call or "")) if answer.round is not None else None
+    heard = (
+        record.heard.get((answer.round, answer.call or "")) if answer.round is not None else None
+    )
     return {
         "fusion_id": outcome.fusion_id,
         "member": answer.member,
@@ -422,7 +486,7 @@ def _answer_row(outcome: Outcome, record: Record, place: int) -> dict[str, Any]:
     }
 
 
-def _verdict_row(verdict: Verdict, outcome: Outcome, record: Record) -> dict[str, Any]:
+def _verdict_row(verdict: Verdict, outcome: Outcome, record: FusionRecord) -> dict[str, Any]:
     families = {m.name: m.family for m in record.plan.members} if record.plan else {}
     jurors = record.plan.jurors if record.plan else ()
     own = next((j.family for j in jurors if j.model == verdict.judge_model), None)
@@ -435,7 +499,9 @@ def _verdict_row(verdict: Verdict, outcome: Outcome, record: Record) -> dict[str
         "n_shown": len(verdict.shown),
         "winner": verdict.winner,
         "winner_position": verdict.shown.index(verdict.winner) + 1 if verdict.winner else None,
-        "longest_position": verdict.chars.index(longest) + 1 if verdict.chars.count(longest) == 1 else None,
+        "longest_position": verdict.chars.index(longest) + 1
+        if verdict.chars.count(longest) == 1
+        else None,
         "n_own_family": sum(families.get(member) == own for member in verdict.shown),
         "is_own_family_winner": families.get(verdict.winner) == own if verdict.winner else None,
         "control": verdict.control,

@@ -14,8 +14,8 @@ from fusewire.settings import Settings
 from fusewire.store import migrate
 from fusewire.store.engine import Store
 from fusewire.topology import JUDGE, JUDGE_DUE
+from fusewire_judge.candidate_lookup import StoredCandidates
 from fusewire_judge.handlers import Handlers
-from fusewire_judge.stored import StoredCandidates
 
 log = structlog.get_logger(__name__)
 
@@ -72,7 +72,9 @@ class Judge:
     def faults(self) -> list[str]:
         """See Service."""
         found = [fault for loop in self._loops for fault in loop.faults()]
-        found += [f"{t.get_name()} has ended" for t in (self._sweeper, self._rememberer) if t and t.done()]
+        found += [
+            f"{t.get_name()} has ended" for t in (self._sweeper, self._rememberer) if t and t.done()
+        ]
         return self._bus.faults() + self._presence.faults() + found
 
     def unready(self) -> list[str]:

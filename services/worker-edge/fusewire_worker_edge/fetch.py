@@ -54,7 +54,16 @@ def clients(requirement: str, target: Path, environment: Mapping[str, str]) -> l
         for program in _uv_programs(environment)
     ]
     pip = [
-        [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-cache-dir", "--no-compile", *options]
+        [
+            python,
+            "-m",
+            "pip",
+            "install",
+            "--disable-pip-version-check",
+            "--no-cache-dir",
+            "--no-compile",
+            *options,
+        ]
         for python in _pip_interpreters()
     ]
     return uv + pip
@@ -66,7 +75,9 @@ def _last_words(result: subprocess.CompletedProcess[str]) -> str:
     return re.sub(r"://[^/@\s]*@", "://", lines[-1] if lines else f"exit code {result.returncode}")
 
 
-def fetch_package(requirement: str, target: Path, environment: Mapping[str, str] | None = None) -> None:
+def fetch_package(
+    requirement: str, target: Path, environment: Mapping[str, str] | None = None
+) -> None:
     """Unpack a package into the folder `target`.
 
     Args:
@@ -100,7 +111,9 @@ def fetch_package(requirement: str, target: Path, environment: Mapping[str, str]
         failures.append(f"{Path(command[0]).name}: {_last_words(result)}")
     if not failures:
         raise FetchError("neither uv nor pip was found; install uv, or set UV to where it is")
-    raise FetchError(f"{requirement} could not be downloaded ({'; '.join(failures)}); is there a network and an index?")
+    raise FetchError(
+        f"{requirement} could not be downloaded ({'; '.join(failures)}); is there a network and an index?"
+    )
 
 
 def fetch_from_hub(repository: str, file: str, folder: Path) -> Path:
@@ -125,7 +138,9 @@ def fetch_from_hub(repository: str, file: str, folder: Path) -> Path:
     except Exception as exc:
         if isinstance(exc, OSError) and exc.errno == errno.ENOSPC:
             raise
-        raise FetchError(f"{repository} could not be had from the Hub ({type(exc).__name__})") from None
+        raise FetchError(
+            f"{repository} could not be had from the Hub ({type(exc).__name__})"
+        ) from None
 
 
 def _reach(endpoint: str) -> None:

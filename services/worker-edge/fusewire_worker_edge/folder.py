@@ -48,14 +48,14 @@ class FileEntry(_Part):
     size: int = Field(ge=0)
 
 
-class Source(_Part):
+class ModelOrigin(_Part):
     """What the folder was made from."""
 
     name: str
     sha256: str
 
 
-class Golden(_Part):
+class GoldenAnswer(_Part):
     """What the model answers greedily to one message, on the machine that converted it."""
 
     message: str
@@ -78,7 +78,7 @@ class Manifest(_Part):
 
     format: Literal[1] = 1
     name: str
-    source: Source
+    source: ModelOrigin
     architecture: str
     quantisation: dict[str, int]
     """How many tensors of the source are of each type."""
@@ -94,7 +94,7 @@ class Manifest(_Part):
     """How it writes calls of tools, where that is another way than its template teaches."""
     onnxruntime: str
     """The version that the golden answer was made with."""
-    golden: Golden
+    golden: GoldenAnswer
     fidelity: Fidelity | None = None
     """None of a graph that was taken over: there are no weights of its source to compare it with."""
     files: dict[str, FileEntry]
@@ -107,7 +107,7 @@ class Manifest(_Part):
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedFolder:
     """A folder that `list_models` found: its manifest, or what is wrong with it."""
 
     path: Path
@@ -123,14 +123,20 @@ def _open_regular(folder: Path, name: str) -> int:
         raise ModelFolderError(folder, f"'{name}' is missing") from None
     except OSError as exc:
         if (folder / name).is_symlink():
-            raise ModelFolderError(folder, f"'{name}' is a symbolic link", "replace it by the file itself") from None
-        raise ModelFolderError(folder, f"'{name}' cannot be read: {exc.strerror}", "mend its permissions") from None
+            raise ModelFolderError(
+                folder, f"'{name}' is a symbolic link", "replace it by the file itself"
+            ) from None
+        raise ModelFolderError(
+            folder, f"'{name}' cannot be read: {exc.strerror}", "mend its permissions"
+        ) from None
     status = os.fstat(descriptor)
     problem = None
     if not stat.S_ISREG(status.st_mode):
         problem = ModelFolderError(folder, f"'{name}' is not an ordinary file")
     elif status.st_nlink != 1:
-        problem = ModelFolderError(folder, f"'{name}' has a second name (a hard link)", "replace it by a copy")
+        problem = ModelFolderError(
+            folder, f"'{name}' has a second name (a hard link)", "replace it by a copy"
+        )
     if problem:
         os.close(descriptor)
         raise problem
@@ -155,10 +161,16 @@ def read_manifest(folder: Path) -> Manifest:
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(str(p) for p in first["loc"])
-        raise ModelFolderError(folder, f"'{MANIFEST}' is malformed: {where}: {first['msg']}") from None
-    odd = [name for name in manifest.files if name in (MANIFEST, ".", "..") or name != Path(name).name]
+        raise ModelFolderError(
+            folder, f"'{MANIFEST}' is malformed: {where}: {first['msg']}"
+        ) from None
+    odd = [
+        name for name in manifest.files if name in (MANIFEST, ".", "..") or name != Path(name).name
+    ]
     if odd:
-        raise ModelFolderError(folder, f"'{MANIFEST}' names {odd[0]!r}, which is not a file of the folder")
+        raise ModelFolderError(
+            folder, f"'{MANIFEST}' names {odd[0]!r}, which is not a file of the folder"
+        )
     return manifest
 
 
@@ -183,7 +195,9 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
     for name, wanted in manifest.files.items():
         found = hash_file(folder, name)
         if found.size != wanted.size:
-            raise ModelFolderError(folder, f"'{name}' has {found.size} bytes, the manifest says {wanted.size}")
+            raise ModelFolderError(
+                folder, f"'{name}' has {found.size} bytes, the manifest says {wanted.size}"
+            )
         if found.sha256 != wanted.sha256:
             raise ModelFolderError(folder, f"'{name}' has another hash than the manifest says")
 
@@ -205,11 +219,13 @@ def verify(folder: Path) -> Manifest:
         if name.endswith(".onnx"):
             problem = graph_problem((folder / name).read_bytes(), manifest.files.keys())
             if problem:
-                raise ModelFolderError(folder, f"'{name}' {problem}", "use a model from a source that you trust")
+                raise ModelFolderError(
+                    folder, f"'{name}' {problem}", "use a model from a source that you trust"
+                )
     return manifest
 
 
-def list_models(root: Path) -> list[Listed]:
+def list_models(root: Path) -> list[ListedFolder]:
     """The model folders directly under `root`, by name. Reads manifests only, no weights."""
     if not root.is_dir():
         return []
@@ -218,9 +234,9 @@ def list_models(root: Path) -> list[Listed]:
         if path.name.startswith(".") or not path.is_dir():
             continue
         try:
-            found.append(Listed(path, read_manifest(path), None))
+            found.append(ListedFolder(path, read_manifest(path), None))
         except ModelFolderError as exc:
-            found.append(Listed(path, None, exc.what))
+            found.append(ListedFolder(path, None, exc.what))
     return found
 
 
@@ -242,7 +258,9 @@ def staged(target: Path) -> Iterator[Path]:
     """
     with locked(target, "build"):
         if target.exists():
-            raise ModelFolderError(target, "there is something already", "delete it, or choose another name")
+            raise ModelFolderError(
+                target, "there is something already", "delete it, or choose another name"
+            )
         partial = target.parent / f".{target.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()

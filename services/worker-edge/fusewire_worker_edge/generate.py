@@ -14,7 +14,7 @@ import structlog
 from fusewire.contracts import PRIORITIES, CallFailure, Candidate, Task, ToolCall, Usage
 from fusewire.ids import digest, seed
 from fusewire.settings import EdgeModel
-from fusewire.worker import Tell, Unpaid
+from fusewire.worker import FreeCalls, TokenPublisher
 from fusewire_worker_edge import steps
 from fusewire_worker_edge.engine.api import (
     Completion,
@@ -47,7 +47,7 @@ class _Running:
     is_cancelled: bool = False
 
 
-class EdgeGenerate(Unpaid):
+class EdgeGenerate(FreeCalls):
     """`fusewire.worker.Generate` on model folders of this machine.
 
     Models whose paths are the same folder share one engine, with the options of the first.
@@ -59,7 +59,10 @@ class EdgeGenerate(Unpaid):
     """
 
     def __init__(
-        self, models: Mapping[str, EdgeModel], clock: Callable[[], datetime], open_engine: OpenEngine = ProcessEngine
+        self,
+        models: Mapping[str, EdgeModel],
+        clock: Callable[[], datetime],
+        open_engine: OpenEngine = ProcessEngine,
     ) -> None:
         self._models = models
         self._clock = clock
@@ -71,7 +74,7 @@ class EdgeGenerate(Unpaid):
             if folder not in self._engines:
                 self._engines[folder] = open_engine(folder, _options(model))
 
-    async def generate(self, task: Task, tell: Tell | None = None) -> Candidate:
+    async def generate(self, task: Task, tell: TokenPublisher | None = None) -> Candidate:
         """Answer the task on its model; see `fusewire.worker.Generate`."""
         running = _Running()
         self._running[task.fusion_id].append(running)
@@ -93,7 +96,9 @@ class EdgeGenerate(Unpaid):
         """End the engines."""
         await asyncio.gather(*(engine.aclose() for engine in self._engines.values()))
 
-    async def _generate(self, task: Task, tell: Tell | None, running: _Running) -> Candidate:
+    async def _generate(
+        self, task: Task, tell: TokenPublisher | None, running: _Running
+    ) -> Candidate:
         started_at = self._clock()
         attempts = 0
         outcome: Completion | CallFailure
@@ -110,16 +115,22 @@ class EdgeGenerate(Unpaid):
                         if tell:
                             tell.restart()
         except TimeoutError:
-            outcome = CallFailure(code="deadline_exceeded", message="the deadline came first", retryable=False)
+            outcome = CallFailure(
+                code="deadline_exceeded", message="the deadline came first", retryable=False
+            )
         except EngineError as exc:
             outcome = _failure(RequestCancelledError() if running.is_cancelled else exc)
         return self._candidate(task, outcome, max(attempts, 1), started_at)
 
-    async def _attempt(self, task: Task, tell: Tell | None, running: _Running) -> Completion | CallFailure:
+    async def _attempt(
+        self, task: Task, tell: TokenPublisher | None, running: _Running
+    ) -> Completion | CallFailure:
         model = self._models.get(task.model)
         if model is None:
             return CallFailure(
-                code="model_not_found", message=f"this worker has no model '{task.model}'", retryable=False
+                code="model_not_found",
+                message=f"this worker has no model '{task.model}'",
+                retryable=False,
             )
         sampling, in_steps = task.sampling, _is_in_steps(task)
         request = GenerateRequest(
@@ -132,7 +143,9 @@ class EdgeGenerate(Unpaid):
             top_p=1.0 if sampling.top_p is None else sampling.top_p,
             seed=seed("edge", task.task_id) if sampling.seed is None else sampling.seed,
             stop=sampling.stop,
-            response_schema=steps.schema_of(sampling.response_schema) if in_steps else sampling.response_schema,
+            response_schema=steps.schema_of(sampling.response_schema)
+            if in_steps
+            else sampling.response_schema,
             choices=task.choices,
             tools=task.tools,
             tool_choice=task.tool_choice,
@@ -153,12 +166,18 @@ class EdgeGenerate(Unpaid):
         if completion and _is_in_steps(task):
             parts = steps.parted(completion.text, is_text=task.sampling.response_schema is None)
             if parts is None:
-                error = CallFailure(code="truncated", message="max_tokens ended it within its steps", retryable=False)
+                error = CallFailure(
+                    code="truncated",
+                    message="max_tokens ended it within its steps",
+                    retryable=False,
+                )
             else:
                 completion, thought = completion.model_copy(update={"text": parts[0]}), parts[1]
         if completion and completion.finish_reason == "length" and not completion.text:
             error = CallFailure(
-                code="truncated", message="max_tokens ended it within a tool call; raise it", retryable=False
+                code="truncated",
+                message="max_tokens ended it within a tool call; raise it",
+                retryable=False,
             )
         return Candidate(
             task_id=task.task_id,
@@ -169,7 +188,9 @@ class EdgeGenerate(Unpaid):
             model=task.model,
             tier="edge",
             provider=PROVIDER,
-            content=completion.text if completion and not error and not completion.tool_calls else None,
+            content=completion.text
+            if completion and not error and not completion.tool_calls
+            else None,
             tool_calls=_calls(task, completion),
             error=error,
             finish_reason=completion.finish_reason if completion else None,
@@ -195,7 +216,7 @@ def _options(model: EdgeModel) -> EngineOptions:
     return EngineOptions(threads=model.threads, slots=model.slots, kv_cache_mb=model.kv_cache_mb)
 
 
-async def _aloud(engine: Engine, request: GenerateRequest, tell: Tell) -> Completion:
+async def _aloud(engine: Engine, request: GenerateRequest, tell: TokenPublisher) -> Completion:
     """Generate, and tell the pieces as they come; all of them are told when it returns or raises."""
     pieces: asyncio.Queue[str | None] = asyncio.Queue()
 
@@ -214,7 +235,11 @@ async def _aloud(engine: Engine, request: GenerateRequest, tell: Tell) -> Comple
 def _calls(task: Task, completion: Completion | None) -> tuple[ToolCall, ...]:
     """What an answer calls, with ids that a second delivery of the task makes again."""
     return tuple(
-        ToolCall(id=f"call_{digest('call', task.task_id, str(i)).hex()[:24]}", name=call.name, arguments=call.arguments)
+        ToolCall(
+            id=f"call_{digest('call', task.task_id, str(i)).hex()[:24]}",
+            name=call.name,
+            arguments=call.arguments,
+        )
         for i, call in enumerate(completion.tool_calls if completion else ())
     )
 
@@ -235,4 +260,8 @@ def _failure(error: EngineError) -> CallFailure:
     if isinstance(error, RequestRefusedError):
         return CallFailure(code=error.code, message=str(error), retryable=False)
     # A folder that cannot be used stays so until somebody mends it.
-    return CallFailure(code="engine_failed", message=str(error), retryable=not isinstance(error, EngineUnusableError))
+    return CallFailure(
+        code="engine_failed",
+        message=str(error),
+        retryable=not isinstance(error, EngineUnusableError),
+    )

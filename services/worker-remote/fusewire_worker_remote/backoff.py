@@ -57,7 +57,11 @@ class Backoff:
             wait = retry_after_s + random * self.base_s
         else:
             usual = min(self.cap_s, self.base_s * 2 ** (attempt - 1))
-            patient = min(self.longest_s, self.share * left_s) if attempt > 1 and left_s > PATIENT_S else 0.0
+            patient = (
+                min(self.longest_s, self.share * left_s)
+                if attempt > 1 and left_s > PATIENT_S
+                else 0.0
+            )
             wait = random * max(usual, patient)
         return wait if wait < left_s else None
 

@@ -97,7 +97,9 @@ class Dialect(BaseModel):
             found[_NESTED] = _written(nested, self)
         if self.system_role != "system" and isinstance(messages := found.get("messages"), list):
             found["messages"] = [
-                {**message, "role": self.system_role} if message.get("role") == "system" else message
+                {**message, "role": self.system_role}
+                if message.get("role") == "system"
+                else message
                 for message in messages
             ]
         return found
@@ -107,7 +109,11 @@ PLAIN = Dialect()
 
 
 def _written(payload: Mapping[str, Any], dialect: Dialect) -> dict[str, Any]:
-    return {dialect.renamed.get(name, name): value for name, value in payload.items() if name not in dialect.dropped}
+    return {
+        dialect.renamed.get(name, name): value
+        for name, value in payload.items()
+        if name not in dialect.dropped
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +134,11 @@ def refusal(payload: Mapping[str, Any], body: bytes, known: Dialect) -> Refusal 
         known: with what it was written.
     """
     named, text = _named(body)
-    if _has_system(payload) and "role" in f"{named} {text}" and ("system" in text or "developer" in text):
+    if (
+        _has_system(payload)
+        and "role" in f"{named} {text}"
+        and ("system" in text or "developer" in text)
+    ):
         role = "developer" if known.system_role == "system" and "developer" in text else "user"
         return Refusal("role", known.model_copy(update={"system_role": role}))
     if _VALUE.search(text) and not _NEVER.search(text):
@@ -149,7 +159,9 @@ def _without(name: str, text: str, known: Dialect) -> Dialect:
     if other and other in text and origin not in known.renamed:
         return known.model_copy(update={"renamed": {**known.renamed, name: other}})
     renamed = {ours: theirs for ours, theirs in known.renamed.items() if ours != origin}
-    return known.model_copy(update={"renamed": renamed, "dropped": tuple(sorted({*known.dropped, origin}))})
+    return known.model_copy(
+        update={"renamed": renamed, "dropped": tuple(sorted({*known.dropped, origin}))}
+    )
 
 
 def _sent(payload: Mapping[str, Any]) -> list[str]:
@@ -160,13 +172,21 @@ def _sent(payload: Mapping[str, Any]) -> list[str]:
 
 def _has_system(payload: Mapping[str, Any]) -> bool:
     messages = payload.get("messages")
-    roles = [m.get("role") for m in messages if isinstance(m, dict)] if isinstance(messages, list) else []
+    roles = (
+        [m.get("role") for m in messages if isinstance(m, dict)]
+        if isinstance(messages, list)
+        else []
+    )
     return "system" in roles or "developer" in roles
 
 
 def _mentioned(sent: list[str], text: str) -> str | None:
     """The longest name of a parameter that was sent and that the message names as a word."""
-    found = [name for name in sent if re.search(rf"(?<![a-z0-9_]){re.escape(name.lower())}(?![a-z0-9_])", text)]
+    found = [
+        name
+        for name in sent
+        if re.search(rf"(?<![a-z0-9_]){re.escape(name.lower())}(?![a-z0-9_])", text)
+    ]
     if not found and ("json_schema" in text or "structured output" in text or "json mode" in text):
         found = [name for name in sent if name in _SCHEMA_KEYS]
     return max(found, key=len, default=None)
@@ -192,7 +212,10 @@ def _named(body: bytes) -> tuple[str, str]:
         # FastAPI's form: {"loc": ["body", "seed"], "msg": …, "type": "extra_forbidden"}.
         path = [str(part) for part in places[0].get("loc", ()) if part != "body"]
         param = param or ".".join(path)
-        error = {**error, "message": f"{error.get('message', '')} {' '.join(path)} {places[0].get('msg', '')}"}
+        error = {
+            **error,
+            "message": f"{error.get('message', '')} {' '.join(path)} {places[0].get('msg', '')}",
+        }
     text = " ".join(str(error.get(key, "")) for key in ("message", "code", "type"))
     return str(param or "").lower(), text[:_MOST_TEXT].lower()
 

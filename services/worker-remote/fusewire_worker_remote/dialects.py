@@ -16,7 +16,7 @@ from fusewire_worker_remote.dialect import PLAIN, Dialect
 log = structlog.get_logger(__name__)
 
 
-class Dialects(Protocol):
+class DialectStore(Protocol):
     """Where findings are kept."""
 
     def of(self, model: RemoteModel) -> Dialect:

@@ -62,7 +62,9 @@ def truncated(what: str, usage: Usage | None = None) -> Failure:
 
 def refused(what: str, usage: Usage | None = None) -> Failure:
     """The model, or a filter behind it, declined after the work was done. Asking again changes nothing."""
-    return Failure("refused", what, retryable=False, billed=True, usage=usage, finish_reason="content_filter")
+    return Failure(
+        "refused", what, retryable=False, billed=True, usage=usage, finish_reason="content_filter"
+    )
 
 
 def classify(status: int, headers: Mapping[str, str], body: bytes, now: datetime) -> Failure:
@@ -79,7 +81,11 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, now: datetime
         status = _inner_status(error.get("code"), codes)
     text = str(error.get("message", "")).lower()
     what = _describe(status, error)
-    failure = _by_code(status, codes, text, what) or _by_details(error, what) or _by_status(status, headers, what, now)
+    failure = (
+        _by_code(status, codes, text, what)
+        or _by_details(error, what)
+        or _by_status(status, headers, what, now)
+    )
     if failure.code == "rate_limited" and failure.retry_after_s is None:
         failure = replace(failure, retry_after_s=_retry_delay_s(error, now))
     failure = replace(failure, status=status, provider_code=_code(error), param=_param(error))
@@ -94,24 +100,38 @@ def _by_code(status: int, codes: set[str], text: str, what: str) -> Failure | No
     found = {of_status.get(status)}
     for table in TABLES:
         found |= {code for word, code in table.codes.items() if word in codes}
-        found |= {one.code for one in table.wordings if status in one.statuses and one.pattern.search(text)}
+        found |= {
+            one.code
+            for one in table.wordings
+            if status in one.statuses and one.pattern.search(text)
+        }
     code = next((code for code in _FINAL if code in found), None)
     if code is None:
         return None
-    return Failure(code, what, retryable=False, finish_reason="content_filter" if code == "refused" else None)
+    return Failure(
+        code, what, retryable=False, finish_reason="content_filter" if code == "refused" else None
+    )
 
 
 def _by_status(status: int, headers: Mapping[str, str], what: str, now: datetime) -> Failure:
     if status == 429:
-        return Failure("rate_limited", what, retryable=True, retry_after_s=retry_after_s(headers, now))
+        return Failure(
+            "rate_limited", what, retryable=True, retry_after_s=retry_after_s(headers, now)
+        )
     if status in {401, 403}:
         return Failure("unauthorized", what, retryable=False)
     if status in {404, 410}:
-        return Failure("model_not_found", f"{what}: no such model there, or base_url leads elsewhere", retryable=False)
+        return Failure(
+            "model_not_found",
+            f"{what}: no such model there, or base_url leads elsewhere",
+            retryable=False,
+        )
     if status in {504, 524}:  # a gateway gave up waiting: the model behind it may have finished
         return Failure("timeout", what, retryable=True, ambiguous=True)
     if status >= 500 or status in {408, 409}:
-        return Failure("server_error", what, retryable=True, retry_after_s=retry_after_s(headers, now))
+        return Failure(
+            "server_error", what, retryable=True, retry_after_s=retry_after_s(headers, now)
+        )
     return Failure("bad_request", what, retryable=False)
 
 
@@ -130,7 +150,9 @@ def _inner_status(code: object, codes: set[str]) -> int:
 def _by_details(error: Mapping[str, Any], what: str) -> Failure | None:
     """What only the details of an error tell, as Google's do."""
     details = _details(error)
-    broken = [v for one in details if isinstance(one.get("violations"), list) for v in one["violations"]]
+    broken = [
+        v for one in details if isinstance(one.get("violations"), list) for v in one["violations"]
+    ]
     told = [str(one.get("reason")) for one in details]
     told += [str(one.get("quotaId")) for one in broken if isinstance(one, dict)]
     known = [(reason, code) for table in TABLES for reason, code in table.reasons.items()]
@@ -146,7 +168,9 @@ def _retry_delay_s(error: Mapping[str, Any], now: datetime) -> float | None:
     metadata = error.get("metadata")
     headers = metadata.get("headers") if isinstance(metadata, dict) else None
     if isinstance(headers, dict):
-        return retry_after_s({str(name).lower(): str(value) for name, value in headers.items()}, now)
+        return retry_after_s(
+            {str(name).lower(): str(value) for name, value in headers.items()}, now
+        )
     told = _WAIT.search(str(error.get("message", ""))[:_MOST_TEXT])
     if told is None:
         return None
@@ -180,7 +204,11 @@ def _error(body: bytes) -> dict[str, Any]:
         return {}
     if isinstance(minimax := parsed.get("base_resp"), dict) and not parsed.get("error"):
         code = minimax.get("status_code")
-        named = [table.numbers[code] for table in TABLES if code in table.numbers] if isinstance(code, int) else []
+        named = (
+            [table.numbers[code] for table in TABLES if code in table.numbers]
+            if isinstance(code, int)
+            else []
+        )
         return {"code": named[0] if named else "base_resp", "message": minimax.get("status_msg")}
     error = parsed.get("error", parsed)
     if isinstance(error, str):
@@ -200,7 +228,11 @@ def _code(error: Mapping[str, Any]) -> str | None:
 
 def _param(error: Mapping[str, Any]) -> str | None:
     value = error.get("param")
-    return value if isinstance(value, str) and len(value) <= _CODE_LENGTH and _PARAM.fullmatch(value) else None
+    return (
+        value
+        if isinstance(value, str) and len(value) <= _CODE_LENGTH and _PARAM.fullmatch(value)
+        else None
+    )
 
 
 def _describe(status: int, error: Mapping[str, Any]) -> str:

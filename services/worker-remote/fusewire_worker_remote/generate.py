@@ -18,16 +18,16 @@ from fusewire.contracts import CallFailure, Candidate, Task, Tasks, Usage
 from fusewire.errors import Transient
 from fusewire.pricing import UNKNOWN, Price, price
 from fusewire.settings import RemoteModel
-from fusewire.worker import KEPT_AFTER, Make, Tell
+from fusewire.worker import KEPT_AFTER, Make, TokenPublisher
 from fusewire_worker_remote.backoff import Backoff
 from fusewire_worker_remote.dialect import Dialect, Refusal, refusal, without_fence
-from fusewire_worker_remote.dialects import Dialects, MemoryDialects
+from fusewire_worker_remote.dialects import DialectStore, MemoryDialects
 from fusewire_worker_remote.errors import Failure
-from fusewire_worker_remote.hearing import Hearing
-from fusewire_worker_remote.hold import Came, Hold, Terms
-from fusewire_worker_remote.large_body import Source
-from fusewire_worker_remote.ledger import MAX_UNKNOWN, Calls, Ledger
-from fusewire_worker_remote.providers import PROVIDERS, HttpResponse, Reply
+from fusewire_worker_remote.large_body import BlobSource
+from fusewire_worker_remote.lease import Came, LeaseTerms, LedgerLease
+from fusewire_worker_remote.ledger import MAX_UNKNOWN, Ledger, TaskCalls
+from fusewire_worker_remote.providers import PROVIDERS, HttpResponse, ProviderReply
+from fusewire_worker_remote.stream_reader import StreamReader
 from fusewire_worker_remote.transport import Transport
 
 log = structlog.get_logger(__name__)
@@ -42,7 +42,9 @@ MOST_REFUSALS = 8
 """Of parameters, for one call."""
 REFUSAL_STATUS = (400, 422)
 
-_LATE = Failure("deadline_exceeded", "the deadline passed before a call could be made", retryable=False)
+_LATE = Failure(
+    "deadline_exceeded", "the deadline passed before a call could be made", retryable=False
+)
 _LOST = Failure("timeout", "calls were made and their results are unknowable", retryable=False)
 
 
@@ -59,7 +61,7 @@ async def _none_stored(fusion_id: str, round_: int, calls: Collection[str]) -> C
 
 
 @dataclass(slots=True)
-class _Spent:
+class _FailedUsage:
     """What the calls for one task came to that gave no answer."""
 
     usage: Usage | None = Usage()  # noqa: RUF009 - frozen
@@ -98,19 +100,21 @@ class RemoteGenerate:
         self,
         models: Mapping[str, RemoteModel],
         ledger: Ledger,
-        dialects: Dialects | None = None,
+        dialects: DialectStore | None = None,
         *,
         stored: Stored = _none_stored,
         clock: Callable[[], datetime],
         sleep: Callable[[float], Awaitable[None]],
         rng: Callable[[], float],
-        images: Source | None = None,
+        images: BlobSource | None = None,
         worker_id: str,
         lease_s: float = 15.0,
         backoff: Backoff = Backoff(),  # noqa: B008 - frozen
     ) -> None:
         self._models = dict(models)
-        self._slots = {name: asyncio.Semaphore(model.max_concurrency) for name, model in models.items()}
+        self._slots = {
+            name: asyncio.Semaphore(model.max_concurrency) for name, model in models.items()
+        }
         self._ledger = ledger
         self._stored = stored
         self._dialects = dialects or MemoryDialects()
@@ -137,32 +141,49 @@ class RemoteGenerate:
         came = partial(self._stored, tasks.fusion_id, tasks.round)
         earlier = tuple(task.call for task in tasks.each()) if is_repeated else ()
         async with self._hold(
-            tasks.key, tasks.deadline_at, came, is_first=deliveries == 1 and not is_repeated, earlier=earlier
+            tasks.key,
+            tasks.deadline_at,
+            came,
+            is_first=deliveries == 1 and not is_repeated,
+            earlier=earlier,
         ) as held:
 
-            async def make(task: Task, tell: Tell | None) -> Candidate | None:
-                return None if held.has_ended(task.call) else await self._generate(task, tell, held, begun)
+            async def make(task: Task, tell: TokenPublisher | None) -> Candidate | None:
+                return (
+                    None
+                    if held.has_ended(task.call)
+                    else await self._generate(task, tell, held, begun)
+                )
 
             yield make
 
-    async def generate(self, task: Task, tell: Tell | None = None) -> Candidate:
+    async def generate(self, task: Task, tell: TokenPublisher | None = None) -> Candidate:
         """One task by itself, noted under its own name; as `hold` otherwise."""
         came = partial(self._stored, task.fusion_id, task.round)
         async with self._hold(task.task_id, task.deadline_at, came, is_first=False) as held:
             return await self._generate(task, tell, held, _unheard)
 
     def _hold(
-        self, key: str, deadline_at: datetime, came: Came, *, is_first: bool, earlier: Collection[str] = ()
-    ) -> Hold:
+        self,
+        key: str,
+        deadline_at: datetime,
+        came: Came,
+        *,
+        is_first: bool,
+        earlier: Collection[str] = (),
+    ) -> LedgerLease:
         me = f"{self._owner}#{next(self._holds)}"
-        terms = Terms(me, self._lease, deadline_at + KEPT_AFTER, self._clock)
-        return Hold(self._ledger, key, terms, came, is_first=is_first, earlier=earlier)
+        terms = LeaseTerms(me, self._lease, deadline_at + KEPT_AFTER, self._clock)
+        return LedgerLease(self._ledger, key, terms, came, is_first=is_first, earlier=earlier)
 
-    async def _generate(self, task: Task, tell: Tell | None, held: Hold, begun: Callable[[], None]) -> Candidate:
+    async def _generate(
+        self, task: Task, tell: TokenPublisher | None, held: LedgerLease, begun: Callable[[], None]
+    ) -> Candidate:
         if task.residency == "edge-only":
             log.error("remote.edge_only_refused", task_id=task.task_id, fusion_id=task.fusion_id)
             return self._uncalled(
-                task, Failure("bad_request", "an edge-only task came to worker-remote", retryable=False)
+                task,
+                Failure("bad_request", "an edge-only task came to worker-remote", retryable=False),
             )
         model = self._models.get(task.model)
         if model is None:
@@ -171,7 +192,9 @@ class RemoteGenerate:
         if model.api_key_env and model.api_key is None:
             log.error("remote.key_not_set", model=task.model, variable=model.api_key_env)
             what = f"the environment variable {model.api_key_env} is not set"
-            return self._uncalled(task, Failure("unauthorized", what, retryable=False, param=model.api_key_env))
+            return self._uncalled(
+                task, Failure("unauthorized", what, retryable=False, param=model.api_key_env)
+            )
         is_heard = tell is not None and task.is_streamed and tell.is_heard
         return await self._in_slot(task, model, tell if is_heard else None, held, begun)
 
@@ -180,7 +203,12 @@ class RemoteGenerate:
         await self._transport.aclose()
 
     async def _in_slot(
-        self, task: Task, model: RemoteModel, tell: Tell | None, held: Hold, begun: Callable[[], None]
+        self,
+        task: Task,
+        model: RemoteModel,
+        tell: TokenPublisher | None,
+        held: LedgerLease,
+        begun: Callable[[], None],
     ) -> Candidate:
         slot = _Slot(self._slots[task.model])
         try:
@@ -199,19 +227,28 @@ class RemoteGenerate:
         if self._is_stopping:
             raise Transient("this worker stops, and begins no call", retry_after_s=0)
 
-    async def _called(self, task: Task, model: RemoteModel, held: Hold, tell: Tell | None, slot: "_Slot") -> Candidate:
+    async def _called(
+        self,
+        task: Task,
+        model: RemoteModel,
+        held: LedgerLease,
+        tell: TokenPublisher | None,
+        slot: "_Slot",
+    ) -> Candidate:
         """The retry loop, the only one there is."""
         earlier = held.calls(task.call)
         known = await held.begin(task.call, model.max_attempts)
         if known is None:
             assert earlier is not None
-            return await self._ended(task, held, earlier, _LOST, _Spent(usage=None))
-        spent = _Spent(usage=None if known.unknown else Usage())
+            return await self._ended(task, held, earlier, _LOST, _FailedUsage(usage=None))
+        spent = _FailedUsage(usage=None if known.unknown else Usage())
         while True:
             spent.attempts += 1
-            with telemetry.span("model call", model=task.model, call=task.call, attempt=known.attempts):
+            with telemetry.span(
+                "model call", model=task.model, call=task.call, attempt=known.attempts
+            ):
                 result = await held.during(self._negotiated(task, model, tell, spent))
-            if isinstance(result, Reply):
+            if isinstance(result, ProviderReply):
                 return await self._ended(task, held, known, result, spent)
             log.warning(
                 "remote.call_failed",
@@ -235,12 +272,18 @@ class RemoteGenerate:
             if tell is not None:
                 tell.restart()
 
-    async def _negotiated(self, task: Task, model: RemoteModel, tell: Tell | None, spent: _Spent) -> Reply | Failure:
+    async def _negotiated(
+        self, task: Task, model: RemoteModel, tell: TokenPublisher | None, spent: _FailedUsage
+    ) -> ProviderReply | Failure:
         """One call, made again at once without a parameter that the server refuses: a refused call costs nothing."""
         for _ in range(MOST_REFUSALS):
             dialect = PROVIDERS[model.provider].known.merged(self._dialects.of(model))
             result = await self._call(task, model, dialect, tell, spent)
-            if isinstance(result, Reply) and not dialect.is_thinking and _is_thought(result):
+            if (
+                isinstance(result, ProviderReply)
+                and not dialect.is_thinking
+                and _is_thought(result)
+            ):
                 await self._dialects.learn(model, dialect.model_copy(update={"is_thinking": True}))
             if not isinstance(result, Refusal):
                 return result
@@ -250,8 +293,13 @@ class RemoteGenerate:
         return Failure("bad_request", what, retryable=False)
 
     async def _call(
-        self, task: Task, model: RemoteModel, dialect: Dialect, tell: Tell | None, spent: _Spent
-    ) -> Reply | Failure | Refusal:
+        self,
+        task: Task,
+        model: RemoteModel,
+        dialect: Dialect,
+        tell: TokenPublisher | None,
+        spent: _FailedUsage,
+    ) -> ProviderReply | Failure | Refusal:
         """One call. With `tell` it is streamed, if the server does that."""
         left_s = self._seconds_left(task)
         if left_s <= 0:
@@ -263,23 +311,31 @@ class RemoteGenerate:
         if isinstance(request, Failure):
             return request
         assembly = provider.assemble(self._clock())
-        hearing = Hearing(assembly, tell, max_chars=MAX_ANSWER_BYTES) if is_streamed else None
+        hearing = StreamReader(assembly, tell, max_chars=MAX_ANSWER_BYTES) if is_streamed else None
         spent.calls += 1
         result = await self._transport.post(request, min(model.timeout_s, left_s), hearing, images)
-        if hearing and (hearing.is_complete or (isinstance(result, HttpResponse) and result.is_heard)):
+        if hearing and (
+            hearing.is_complete or (isinstance(result, HttpResponse) and result.is_heard)
+        ):
             # What breaks off when the answer is complete had nothing more to say.
             return _bounded(await hearing.result())
         if isinstance(result, Failure):
             cut = result.code == "timeout" and left_s <= model.timeout_s
             return replace(result, code="deadline_exceeded", retryable=False) if cut else result
         answer = provider.read(result, self._clock())
-        if isinstance(answer, Failure) and answer.code == "bad_request" and result.status in REFUSAL_STATUS:
+        if (
+            isinstance(answer, Failure)
+            and answer.code == "bad_request"
+            and result.status in REFUSAL_STATUS
+        ):
             return refusal(request.payload, result.body, dialect) or answer
-        if tell and isinstance(answer, Reply) and answer.content:
+        if tell and isinstance(answer, ProviderReply) and answer.content:
             await tell(answer.content)
         return _bounded(_unfenced(answer, task))
 
-    def _wait_s(self, task: Task, model: RemoteModel, known: Calls, failure: Failure) -> float | None:
+    def _wait_s(
+        self, task: Task, model: RemoteModel, known: TaskCalls, failure: Failure
+    ) -> float | None:
         """Seconds until the next attempt, or None when there is none."""
         if not failure.retryable or known.unknown + failure.ambiguous >= MAX_UNKNOWN:
             return None
@@ -292,7 +348,14 @@ class RemoteGenerate:
             retry_after_s=failure.retry_after_s,
         )
 
-    async def _ended(self, task: Task, held: Hold, known: Calls, result: Reply | Failure, spent: _Spent) -> Candidate:
+    async def _ended(
+        self,
+        task: Task,
+        held: LedgerLease,
+        known: TaskCalls,
+        result: ProviderReply | Failure,
+        spent: _FailedUsage,
+    ) -> Candidate:
         """Make the candidate. `spent` is what earlier calls came to that gave no answer."""
         model = self._models[task.model]
         failure = result if isinstance(result, Failure) else None
@@ -300,7 +363,7 @@ class RemoteGenerate:
         usage = _sum(spent.usage, _used(result))
         if maybe_paid == 0:
             cost = Price(0.0, 0.0)
-        elif isinstance(result, Reply) and result.cost_usd is not None and maybe_paid == 1:
+        elif isinstance(result, ProviderReply) and result.cost_usd is not None and maybe_paid == 1:
             cost = Price(result.cost_usd, None, "provider")
         elif usage is None:
             cost = UNKNOWN
@@ -309,12 +372,12 @@ class RemoteGenerate:
         candidate = Candidate(
             **_about(task),
             provider=model.provider,
-            content=result.content if isinstance(result, Reply) else None,
-            tool_calls=result.tool_calls if isinstance(result, Reply) else (),
+            content=result.content if isinstance(result, ProviderReply) else None,
+            tool_calls=result.tool_calls if isinstance(result, ProviderReply) else (),
             error=_error(failure, retryable=known.unknown == 0) if failure else None,
             finish_reason=result.finish_reason,
-            provider_reason=result.provider_reason if isinstance(result, Reply) else None,
-            reasoning=_short(result.reasoning) if isinstance(result, Reply) else None,
+            provider_reason=result.provider_reason if isinstance(result, ProviderReply) else None,
+            reasoning=_short(result.reasoning) if isinstance(result, ProviderReply) else None,
             usage=usage,
             cost_usd=cost.usd,
             cost_prompt_usd=cost.prompt_usd,
@@ -375,11 +438,11 @@ def _error(failure: Failure, *, retryable: bool) -> CallFailure:
     )
 
 
-def _is_thought(reply: Reply) -> bool:
+def _is_thought(reply: ProviderReply) -> bool:
     return bool(reply.reasoning or (reply.usage and reply.usage.reasoning_tokens))
 
 
-def _used(result: Reply | Failure) -> Usage | None:
+def _used(result: ProviderReply | Failure) -> Usage | None:
     """The tokens of a call; None where it may be paid for and nobody counted."""
     if result.usage is not None:
         return result.usage
@@ -420,19 +483,23 @@ def _marked(task: Task) -> tuple[Task, dict[str, str]]:
     # Not to be guessed: a text that holds it would be taken for what it stands for.
     call = secrets.token_hex(16)
     marks = {name: f"{call}{number:04d}" for number, name in enumerate(names)}
-    with_texts = references.texts.filled(task.messages, lambda text: marks[text.name])
+    with_texts = references.texts.with_texts_filled(task.messages, lambda text: marks[text.name])
     marked = task.model_copy(update={"messages": references.images.put_back(with_texts, marks)})
     return marked, {mark: name for name, mark in marks.items()}
 
 
-def _unfenced(answer: Reply | Failure, task: Task) -> Reply | Failure:
+def _unfenced(answer: ProviderReply | Failure, task: Task) -> ProviderReply | Failure:
     """JSON that was asked for, without the code fence that some models put around it."""
-    if isinstance(answer, Failure) or answer.content is None or task.sampling.response_schema is None:
+    if (
+        isinstance(answer, Failure)
+        or answer.content is None
+        or task.sampling.response_schema is None
+    ):
         return answer
     return replace(answer, content=without_fence(answer.content))
 
 
-def _bounded(answer: Reply | Failure) -> Reply | Failure:
+def _bounded(answer: ProviderReply | Failure) -> ProviderReply | Failure:
     """An answer that fits the message that carries it."""
     if isinstance(answer, Failure) or not _is_too_large(answer):
         return answer
@@ -440,7 +507,7 @@ def _bounded(answer: Reply | Failure) -> Reply | Failure:
     return Failure("answer_too_large", what, retryable=False, billed=True, usage=answer.usage)
 
 
-def _is_too_large(answer: Reply) -> bool:
+def _is_too_large(answer: ProviderReply) -> bool:
     # JSON takes at most six bytes for a character, so most answers need no counting.
     if not answer.tool_calls and len(answer.content or "") * 6 <= MAX_ANSWER_BYTES:
         return False

@@ -12,7 +12,7 @@ from fusewire.errors import Transient
 from fusewire_worker_remote.errors import Failure
 
 
-class Source(Protocol):
+class BlobSource(Protocol):
     """Where they come from; see `Blobs`."""
 
     async def find(self, name: str) -> Blob:
@@ -32,7 +32,7 @@ class LargeBody:
         source: where that is read.
     """
 
-    def __init__(self, pieces: Sequence[bytes | Blob], source: Source) -> None:
+    def __init__(self, pieces: Sequence[bytes | Blob], source: BlobSource) -> None:
         self._pieces = pieces
         self._source = source
         self.size = sum(piece.size if isinstance(piece, Blob) else len(piece) for piece in pieces)
@@ -51,14 +51,18 @@ class LargeBody:
                     yield part
         except BlobMissingError:
             # It was there a moment ago: another ingest has put it again, or it was erased. The next attempt finds out.
-            self.failure = Failure("connect_error", "a large part of it was replaced while it was sent", retryable=True)
+            self.failure = Failure(
+                "connect_error", "a large part of it was replaced while it was sent", retryable=True
+            )
             raise
         except (Transient, BlobDamagedError) as exc:
             self.failure = _failure(exc)
             raise
 
 
-async def with_large_parts(body: bytes, names: Mapping[str, str], source: Source) -> LargeBody | Failure:
+async def with_large_parts(
+    body: bytes, names: Mapping[str, str], source: BlobSource
+) -> LargeBody | Failure:
     """The body with images and texts in place of their marks, or why one cannot be had.
 
     Args:
@@ -77,5 +81,11 @@ async def with_large_parts(body: bytes, names: Mapping[str, str], source: Source
 def _failure(exc: Exception) -> Failure:
     if isinstance(exc, Transient):
         return Failure("connect_error", str(exc), retryable=True)
-    what = "is no longer kept (limits.image_days)" if isinstance(exc, BlobMissingError) else "is damaged"
-    return Failure("bad_request", f"an image or a long text {what}; send the prompt again", retryable=False)
+    what = (
+        "is no longer kept (limits.image_days)"
+        if isinstance(exc, BlobMissingError)
+        else "is damaged"
+    )
+    return Failure(
+        "bad_request", f"an image or a long text {what}; send the prompt again", retryable=False
+    )

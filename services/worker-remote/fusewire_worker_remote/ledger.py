@@ -27,7 +27,7 @@ MAX_UNKNOWN = 2
 """The call whose result is unknowable, and the one that is made instead of it."""
 
 
-class Busy(Transient):
+class EntryBusy(Transient):
     """Another worker holds the entry. Have the message delivered again after `retry_after_s`."""
 
     def __init__(self, retry_after_s: float) -> None:
@@ -42,7 +42,7 @@ class LedgerUnavailable(Transient):
     """The ledger could not be read or written; whether a write took place is unknown."""
 
 
-class Calls(Part):
+class TaskCalls(Part):
     """What is known of the calls for one task."""
 
     started_at: AwareDatetime
@@ -54,15 +54,15 @@ class Calls(Part):
     is_sent: bool = True
     """Whether the last one may be under way, or may have ended unnoticed."""
 
-    def paused(self, *, ambiguous: bool) -> "Calls":
+    def paused(self, *, ambiguous: bool) -> "TaskCalls":
         """The last one has ended and another will follow; its result is unknowable, or it cost nothing."""
         return self.model_copy(update={"is_sent": False, "unknown": self.unknown + ambiguous})
 
-    def resent(self) -> "Calls":
+    def resent(self) -> "TaskCalls":
         """One more is under way."""
         return self.model_copy(update={"is_sent": True, "attempts": self.attempts + 1})
 
-    def left(self) -> "Calls":
+    def left(self) -> "TaskCalls":
         """What a worker that is gone leaves to the next one, no candidate having come."""
         return self.paused(ambiguous=True) if self.is_sent else self
 
@@ -71,7 +71,7 @@ class Calls(Part):
         return self.unknown < MAX_UNKNOWN and self.attempts < max_attempts
 
 
-class Entry(Wire):
+class LedgerEntry(Wire):
     """The ledger's value for one message of tasks."""
 
     contract: ClassVar[str] = "calls"
@@ -80,14 +80,14 @@ class Entry(Wire):
     """Who wrote it; no two who hold an entry share a name, not even of one worker."""
     until: AwareDatetime
     """When the lease ends."""
-    calls: Mapping[str, Calls]
+    calls: Mapping[str, TaskCalls]
     """By the call's name; none that was not begun."""
 
 
 class Ledger(Protocol):
     """Where entries are kept. Writes are compare-and-set on the revision."""
 
-    async def get(self, key: str) -> tuple[Entry | None, int]:
+    async def get(self, key: str) -> tuple[LedgerEntry | None, int]:
         """The entry and its revision; (None, 0) if there is none.
 
         Raises:
@@ -95,7 +95,7 @@ class Ledger(Protocol):
         """
         ...
 
-    async def put(self, key: str, entry: Entry, revision: int, keep_s: float) -> int:
+    async def put(self, key: str, entry: LedgerEntry, revision: int, keep_s: float) -> int:
         """Write over `revision` (0: nothing is there) and return the new one.
 
         Args:

@@ -8,7 +8,7 @@ import nats.errors
 from nats.js.errors import APIError, InvalidKeyError, KeyNotFoundError, KeyWrongLastSequenceError
 from nats.js.kv import KeyValue
 
-from fusewire_worker_remote.ledger import ConflictError, Entry, LedgerUnavailable
+from fusewire_worker_remote.ledger import ConflictError, LedgerEntry, LedgerUnavailable
 
 BUCKET = "fw_calls"
 LEAST_TTL_S = 60.0
@@ -29,7 +29,7 @@ class KvLedger:
     def __init__(self, kv: KeyValue) -> None:
         self._kv = kv
 
-    async def get(self, key: str) -> tuple[Entry | None, int]:
+    async def get(self, key: str) -> tuple[LedgerEntry | None, int]:
         """See `Ledger.get`."""
         try:
             found = await _tried(lambda: self._kv.get(key))
@@ -37,9 +37,9 @@ class KvLedger:
             return None, 0
         if not found.value:  # what the server leaves behind when a key expires
             return None, found.revision or 0
-        return Entry.decode(found.value), found.revision or 0
+        return LedgerEntry.decode(found.value), found.revision or 0
 
-    async def put(self, key: str, entry: Entry, revision: int, keep_s: float) -> int:
+    async def put(self, key: str, entry: LedgerEntry, revision: int, keep_s: float) -> int:
         """See `Ledger.put`."""
         value = entry.encode()
         ttl_s = max(keep_s, LEAST_TTL_S)
@@ -67,6 +67,8 @@ async def _tried(call: Callable[[], Awaitable[T]]) -> T:
             raise
         except (nats.errors.Error, TimeoutError, OSError) as exc:
             if pause is None or (isinstance(exc, APIError) and exc.code not in {None, 500, 503}):
-                raise LedgerUnavailable(f"the ledger does not answer: {type(exc).__name__}") from exc
+                raise LedgerUnavailable(
+                    f"the ledger does not answer: {type(exc).__name__}"
+                ) from exc
             await asyncio.sleep(pause)
     raise AssertionError

@@ -11,10 +11,10 @@ from fusewire.service import App
 from fusewire.settings import RemoteModel, Settings
 from fusewire.topology import BLOB_STORE, DIALECT_BUCKET, LEDGER_BUCKET
 from fusewire.worker import Worker
+from fusewire_worker_remote.candidate_lookup import JudgeLookup
 from fusewire_worker_remote.dialects import KvDialects
 from fusewire_worker_remote.generate import RemoteGenerate
 from fusewire_worker_remote.ledger_kv import KvLedger
-from fusewire_worker_remote.stored import AskJudge
 
 
 class WorkerRemote:
@@ -24,7 +24,9 @@ class WorkerRemote:
 
     def __init__(self, settings: Settings) -> None:
         self.drain_s = max(settings.limits.drain_s, settings.limits.call_drain_s)
-        self._models = {name: m for name, m in settings.models.items() if isinstance(m, RemoteModel)}
+        self._models = {
+            name: m for name, m in settings.models.items() if isinstance(m, RemoteModel)
+        }
         self._pools = settings.pools
         self._bus = Bus(self.name, settings.nats, drain_s=settings.limits.drain_s)
         self._worker: Worker | None = None
@@ -42,7 +44,7 @@ class WorkerRemote:
             self._models,
             KvLedger(await self._bus.key_value(LEDGER_BUCKET)),
             dialects,
-            stored=AskJudge(self._bus),
+            stored=JudgeLookup(self._bus),
             clock=clock,
             sleep=asyncio.sleep,
             rng=random.random,

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import aiohttp
 
 from fusewire_worker_remote.errors import Failure, truncated
-from fusewire_worker_remote.large_body import LargeBody, Source, with_large_parts
+from fusewire_worker_remote.large_body import BlobSource, LargeBody, with_large_parts
 from fusewire_worker_remote.providers.base import HttpRequest, HttpResponse
 from fusewire_worker_remote.providers.reading import looks_like_events
 
@@ -26,7 +26,9 @@ Hear = Callable[[bytes], Awaitable[bool]]
 class Transport:
     """Posts requests. Follows no redirect and heeds no proxy variable: only the configured address is called."""
 
-    def __init__(self, max_body_bytes: int = MAX_BODY_BYTES, images: Source | None = None) -> None:
+    def __init__(
+        self, max_body_bytes: int = MAX_BODY_BYTES, images: BlobSource | None = None
+    ) -> None:
         self._images = images
         self._max_body_bytes = max_body_bytes
         self._sessions: dict[bool, aiohttp.ClientSession] = {}
@@ -66,17 +68,29 @@ class Transport:
                     return await self._whole(response, b"")
                 begun = await response.content.readany()
                 # Some servers stream events under another type.
-                is_stream = "event-stream" in response.headers.get("content-type", "") or looks_like_events(begun)
-                return await (self._heard(response, begun, hear) if is_stream else self._whole(response, begun))
+                is_stream = "event-stream" in response.headers.get(
+                    "content-type", ""
+                ) or looks_like_events(begun)
+                return await (
+                    self._heard(response, begun, hear)
+                    if is_stream
+                    else self._whole(response, begun)
+                )
         except (TimeoutError, aiohttp.ClientError, OSError) as exc:
             broken_off = body.failure if isinstance(body, LargeBody) else None
             return broken_off or _broken(exc, sent=sent.any, timeout_s=timeout_s)
 
-    async def _with_large_parts(self, request: HttpRequest, names: Mapping[str, str]) -> bytes | LargeBody | Failure:
+    async def _with_large_parts(
+        self, request: HttpRequest, names: Mapping[str, str]
+    ) -> bytes | LargeBody | Failure:
         if not names:
             return request.body
         if self._images is None:
-            return Failure("bad_request", "there is no store to read its images and long texts from", retryable=False)
+            return Failure(
+                "bad_request",
+                "there is no store to read its images and long texts from",
+                retryable=False,
+            )
         return await with_large_parts(request.body, names, self._images)
 
     async def aclose(self) -> None:
@@ -100,7 +114,9 @@ class Transport:
             )
         return self._sessions[is_streamed]
 
-    async def _whole(self, response: aiohttp.ClientResponse, begun: bytes) -> HttpResponse | Failure:
+    async def _whole(
+        self, response: aiohttp.ClientResponse, begun: bytes
+    ) -> HttpResponse | Failure:
         chunks = [begun]
         size = len(begun)
         try:
@@ -113,7 +129,9 @@ class Transport:
             return truncated("the connection closed within the response")
         return HttpResponse(response.status, _headers(response), b"".join(chunks))
 
-    async def _heard(self, response: aiohttp.ClientResponse, begun: bytes, hear: Hear) -> HttpResponse | Failure:
+    async def _heard(
+        self, response: aiohttp.ClientResponse, begun: bytes, hear: Hear
+    ) -> HttpResponse | Failure:
         size = len(begun)
         try:
             is_over = await hear(begun)
@@ -134,11 +152,15 @@ def _headers(response: aiohttp.ClientResponse) -> dict[str, str]:
 
 
 def _too_large(most: int) -> Failure:
-    return Failure("answer_too_large", f"the response exceeds {most} bytes", retryable=False, billed=True)
+    return Failure(
+        "answer_too_large", f"the response exceeds {most} bytes", retryable=False, billed=True
+    )
 
 
 async def _mark_sent(
-    _session: aiohttp.ClientSession, context: SimpleNamespace, _params: aiohttp.TraceRequestHeadersSentParams
+    _session: aiohttp.ClientSession,
+    context: SimpleNamespace,
+    _params: aiohttp.TraceRequestHeadersSentParams,
 ) -> None:
     """Comes right before the first byte is written: unmarked means that nothing left this machine."""
     context.trace_request_ctx.any = True
@@ -148,5 +170,9 @@ def _broken(exc: Exception, *, sent: bool, timeout_s: float) -> Failure:
     if not sent:
         return Failure("connect_error", f"not connected ({type(exc).__name__})", retryable=True)
     if isinstance(exc, TimeoutError):
-        return Failure("timeout", f"no answer within {timeout_s:.3g} s", retryable=True, ambiguous=True)
-    return Failure("truncated", f"the connection broke ({type(exc).__name__})", retryable=True, ambiguous=True)
+        return Failure(
+            "timeout", f"no answer within {timeout_s:.3g} s", retryable=True, ambiguous=True
+        )
+    return Failure(
+        "truncated", f"the connection broke ({type(exc).__name__})", retryable=True, ambiguous=True
+    )

@@ -26,7 +26,7 @@ from fusewire.contracts.outcome import (
     Verdict,
     VerdictKind,
 )
-from fusewire.contracts.plan import Excluded, Gate, Plan, PlannedJudge, PlannedMember, Policy
+from fusewire.contracts.plan import ExcludedMember, Gate, Plan, PlannedJudge, PlannedMember, Policy
 from fusewire.contracts.prompt import (
     NAME,
     TOOL_NAME,
@@ -36,7 +36,7 @@ from fusewire.contracts.prompt import (
     Message,
     PresetName,
     Prompt,
-    Recorded,
+    RecordedAnswer,
     Sampling,
     TextReference,
     Tool,
@@ -63,7 +63,7 @@ __all__ = [
     "ClosedBy",
     "ContractError",
     "ErrorCode",
-    "Excluded",
+    "ExcludedMember",
     "FinishReason",
     "Gate",
     "Gold",
@@ -81,7 +81,7 @@ __all__ = [
     "PresetName",
     "Priority",
     "Prompt",
-    "Recorded",
+    "RecordedAnswer",
     "Residency",
     "Round",
     "Rung",

@@ -43,7 +43,7 @@ class PlannedMember(Part):
         return self.weight * known
 
 
-class Excluded(Part):
+class ExcludedMember(Part):
     """A member (or the judge) that the plan leaves out, and why."""
 
     name: str
@@ -106,7 +106,7 @@ class Plan(Wire):
     jury: tuple[PlannedJudge, ...] = ()
     """Who judges together; empty: `judge` alone."""
     policy: Policy = Policy()
-    excluded: tuple[Excluded, ...] = ()
+    excluded: tuple[ExcludedMember, ...] = ()
     quorum: float = Field(gt=0, le=1)
     debate_rounds: int = Field(ge=1, le=2)
     residency: Residency

@@ -98,7 +98,7 @@ class Sampling(Part):
         return default.model_copy(update=given)
 
 
-class Recorded(Part):
+class RecordedAnswer(Part):
     """An answer that was bought earlier and takes part again without a call."""
 
     member: str = Field(pattern=NAME)
@@ -154,7 +154,7 @@ class Prompt(Wire):
     """A configured model that judges in place of the pool's judge or jury."""
     criteria: str | None = None
     """What the judge shall value, in place of the pool's criteria."""
-    recorded: tuple[Recorded, ...] = ()
+    recorded: tuple[RecordedAnswer, ...] = ()
     """Answers that stand in for the pool's members, none of which is then called."""
     gold: Gold | None = None
     is_streamed: bool = False

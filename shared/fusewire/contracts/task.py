@@ -71,7 +71,7 @@ class Tasks(Wire, SharedSettings):
         return f"{self.fusion_id}-{self.round}-{self.queue}"
 
     @classmethod
-    def of(cls, queue: str, tasks: Sequence[Task]) -> Self:
+    def from_tasks(cls, queue: str, tasks: Sequence[Task]) -> Self:
         """Put tasks of one round and one queue into a message."""
         messages = _places(message for task in tasks for message in task.messages)
         tools = _places(tool for task in tasks for tool in task.tools)

@@ -14,7 +14,9 @@ LEAST_CHARS = 32_768
 """A shorter one travels within its message."""
 
 
-def put_aside(tenant: str, messages: Sequence[Message]) -> tuple[tuple[Message, ...], dict[str, str]]:
+def put_aside(
+    tenant: str, messages: Sequence[Message]
+) -> tuple[tuple[Message, ...], dict[str, str]]:
     """The conversation with references in place of its large images, and their data, base64, by name.
 
     Equal data of one tenant have one name, and those of two tenants never.
@@ -64,7 +66,9 @@ def _name(url: str) -> str | None:
 def _changed(messages: Sequence[Message], change: Callable[[str], str]) -> tuple[Message, ...]:
     return tuple(
         message.model_copy(
-            update={"images": tuple(i.model_copy(update={"url": change(i.url)}) for i in message.images)}
+            update={
+                "images": tuple(i.model_copy(update={"url": change(i.url)}) for i in message.images)
+            }
         )
         if message.images
         else message

@@ -16,7 +16,9 @@ END_CHARS = 2_048
 """What stays of a text before its middle, and after it."""
 
 
-def put_aside(tenant: str, messages: Sequence[Message]) -> tuple[tuple[Message, ...], dict[str, str]]:
+def put_aside(
+    tenant: str, messages: Sequence[Message]
+) -> tuple[tuple[Message, ...], dict[str, str]]:
     """The conversation with references in place of its long texts' middles, and those by name.
 
     Equal texts of one tenant have one name, and those of two tenants never. A text is kept as it is written between
@@ -33,12 +35,16 @@ def put_aside(tenant: str, messages: Sequence[Message]) -> tuple[tuple[Message, 
             apart[name] = data
             kept.append(message.content[begin:start])
             written += start - begin
-            found.append(TextReference(name=name, chars=len(text), size=len(text.encode()), at=written))
+            found.append(
+                TextReference(name=name, chars=len(text), size=len(text.encode()), at=written)
+            )
             begin = end
         if not found:
             return message
         content = "".join((*kept, message.content[begin:]))
-        return _moved(message.model_copy(update={"content": content, "texts": tuple(found)}), message, found)
+        return _moved(
+            message.model_copy(update={"content": content, "texts": tuple(found)}), message, found
+        )
 
     return tuple(map(shortened, messages)), apart
 
@@ -58,15 +64,19 @@ def put_back(messages: Sequence[Message], data: Mapping[str, str]) -> tuple[Mess
     Raises:
         KeyError: one is not among them.
     """
-    return filled(messages, lambda text: json.loads(f'"{data[text.name]}"'))
+    return with_texts_filled(messages, lambda text: json.loads(f'"{data[text.name]}"'))
 
 
 def excerpt(messages: Sequence[Message]) -> tuple[Message, ...]:
     """The conversation for who reads the ends of long texts only: it says how much is left out."""
-    return filled(messages, lambda text: f"\n\n[{text.chars} characters are left out here]\n\n")
+    return with_texts_filled(
+        messages, lambda text: f"\n\n[{text.chars} characters are left out here]\n\n"
+    )
 
 
-def filled(messages: Sequence[Message], fill: Callable[[TextReference], str]) -> tuple[Message, ...]:
+def with_texts_filled(
+    messages: Sequence[Message], fill: Callable[[TextReference], str]
+) -> tuple[Message, ...]:
     """The conversation with something in place of its references."""
     return tuple(_filled(message, fill) for message in messages)
 
@@ -80,14 +90,19 @@ def _filled(message: Message, fill: Callable[[TextReference], str]) -> Message:
         found = fill(text)
         content = content[: text.at] + found + content[text.at :]
         images = tuple(
-            image.model_copy(update={"at": image.at + len(found)}) if image.at > text.at else image for image in images
+            image.model_copy(update={"at": image.at + len(found)}) if image.at > text.at else image
+            for image in images
         )
     return message.model_copy(update={"content": content, "images": images, "texts": ()})
 
 
 def _middles(message: Message) -> Iterator[tuple[int, int]]:
     """What may stand aside: stretches between images, without their ends."""
-    places = (0, *sorted(min(image.at, len(message.content)) for image in message.images), len(message.content))
+    places = (
+        0,
+        *sorted(min(image.at, len(message.content)) for image in message.images),
+        len(message.content),
+    )
     for first, last in itertools.pairwise(places):
         start, end = first + END_CHARS, last - END_CHARS
         if end - start >= LEAST_CHARS:

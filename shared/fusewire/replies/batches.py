@@ -42,7 +42,7 @@ class FileList(Page[File]):
     _shape: Literal["openai"]
 
 
-class Deleted(TypedDict):
+class FileDeletion(TypedDict):
     """`DELETE /v1/files/{id}`."""
 
     id: str
@@ -85,7 +85,7 @@ class BatchUsage(TypedDict):
     cost: float | None
 
 
-class OwnBatch(TypedDict):
+class FusewireBatch(TypedDict):
     """What OpenAI's batches have not."""
 
     stop_reason: str | None
@@ -130,7 +130,7 @@ class Batch(TypedDict):
     request_counts: RequestCounts
     usage: BatchUsage
     metadata: dict[str, str] | None
-    x_fusewire: OwnBatch
+    x_fusewire: FusewireBatch
 
 
 class BatchList(Page[Batch]):

@@ -144,7 +144,7 @@ class SubmittedLines(TypedDict):
     lines: list[SubmittedLine]
 
 
-class Erased(TypedDict):
+class ImageDeletion(TypedDict):
     """`DELETE /v1/fusions/{id}/images`."""
 
     id: str

@@ -40,7 +40,9 @@ def parse_url(database: Database) -> URL:
     try:
         return make_url(database.url)
     except (ArgumentError, ValueError):
-        mend = "use sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER@HOST/NAME as [database] url"
+        mend = (
+            "use sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER@HOST/NAME as [database] url"
+        )
         raise StartupError("database.url cannot be read", mend) from None
 
 
@@ -48,7 +50,10 @@ _LINES: WeakValueDictionary[tuple[str | None, int], asyncio.Lock] = WeakValueDic
 """By SQLite's file and event loop: where the writers of this process wait for each other."""
 
 
-_BEGUN = {is_write: telemetry.TRANSACTIONS.labels("write" if is_write else "read") for is_write in (True, False)}
+_BEGUN = {
+    is_write: telemetry.TRANSACTIONS.labels("write" if is_write else "read")
+    for is_write in (True, False)
+}
 
 READERS = 2
 """Threads that read SQLite at once."""
@@ -78,9 +83,14 @@ class Store:
         if self.is_sqlite:
             _prepare_sqlite(self.engine)
             # As many connections as threads; each transaction has one for itself.
-            self._plain = create_engine(self.url.set(drivername="sqlite"), pool_size=1 + READERS, hide_parameters=True)
+            self._plain = create_engine(
+                self.url.set(drivername="sqlite"), pool_size=1 + READERS, hide_parameters=True
+            )
             _prepare_plain_sqlite(self._plain)
-            self._threads = {True: ThreadPoolExecutor(1, "sqlite-write"), False: ThreadPoolExecutor(READERS, "sqlite")}
+            self._threads = {
+                True: ThreadPoolExecutor(1, "sqlite-write"),
+                False: ThreadPoolExecutor(READERS, "sqlite"),
+            }
         self._line: asyncio.Lock | None = None
         self._fault = ""
         """Why the last transaction that ended could not use the database."""
@@ -124,13 +134,18 @@ class Store:
                     return await connection.run_sync(work)
             async with self._turn() if write else contextlib.nullcontext():
                 loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(self._threads[write], _transact, self._plain, work, write)
+                return await loop.run_in_executor(
+                    self._threads[write], _transact, self._plain, work, write
+                )
 
     @contextlib.asynccontextmanager
     async def _transaction(self, *, write: bool) -> AsyncIterator[AsyncConnection]:
         _BEGUN[write].inc()
         with self._noted():
-            async with self._turn() if write else contextlib.nullcontext(), self.engine.connect() as plain:
+            async with (
+                self._turn() if write else contextlib.nullcontext(),
+                self.engine.connect() as plain,
+            ):
                 connection = await plain.execution_options(fusewire_write=write)
                 async with connection.begin():
                     yield connection
@@ -142,7 +157,9 @@ class Store:
             with _refined():
                 yield
         except Transient as exc:
-            self._fault = exc.what if isinstance(exc, DamagedError) else "the database does not answer"
+            self._fault = (
+                exc.what if isinstance(exc, DamagedError) else "the database does not answer"
+            )
             raise
         self._fault = ""
 
@@ -176,7 +193,8 @@ class Store:
         except (Transient, DBAPIError) as exc:
             where = self.url.render_as_string(hide_password=True)
             raise StartupError(
-                f"no database answers at {where}: {exc}", "start it, or mend [database] url (FUSEWIRE_DATABASE__URL)"
+                f"no database answers at {where}: {exc}",
+                "start it, or mend [database] url (FUSEWIRE_DATABASE__URL)",
             ) from None
 
     async def close(self) -> None:
@@ -201,7 +219,9 @@ def _refined() -> Iterator[None]:
                 f"the database file is damaged ({getattr(exc, 'orig', exc)})",
                 "stop Fusewire and restore the file from a backup; an empty one is made where there is none",
             ) from exc
-        raise Transient(f"the database is not available ({type(getattr(exc, 'orig', None) or exc).__name__})") from exc
+        raise Transient(
+            f"the database is not available ({type(getattr(exc, 'orig', None) or exc).__name__})"
+        ) from exc
 
 
 def _transact(engine: Engine, work: Callable[[Connection], T], write: bool) -> T:

@@ -13,7 +13,7 @@ from fusewire.store.tables import candidates, fusions, outcomes, prompts, rounds
 
 
 @dataclass(frozen=True)
-class Received:
+class StoredCandidate:
     """A candidate, and when it was stored."""
 
     candidate: Candidate
@@ -31,7 +31,7 @@ class History:
     plan: Plan | None
     rounds: Sequence[tuple[Round, datetime]]
     """With the time at which the judge asked for each."""
-    received: Sequence[Received]
+    received: Sequence[StoredCandidate]
     outcome: Outcome | None
 
 
@@ -64,7 +64,9 @@ _PROMPT = (
 
 def _read(connection: Connection, found: Any) -> History:
     asked = connection.execute(
-        select(rounds.c.body, rounds.c.asked_at).where(rounds.c.fusion_id == found.fusion_id).order_by(rounds.c.round)
+        select(rounds.c.body, rounds.c.asked_at)
+        .where(rounds.c.fusion_id == found.fusion_id)
+        .order_by(rounds.c.round)
     )
     received = connection.execute(
         select(candidates.c.body, candidates.c.received_at, candidates.c.is_late)
@@ -77,6 +79,9 @@ def _read(connection: Connection, found: Any) -> History:
         cancelled_at=found.cancelled_at,
         plan=Plan.decode(found.plan) if found.plan else None,
         rounds=[(Round.decode(row.body), row.asked_at) for row in asked],
-        received=[Received(Candidate.decode(row.body), row.received_at, row.is_late) for row in received],
+        received=[
+            StoredCandidate(Candidate.decode(row.body), row.received_at, row.is_late)
+            for row in received
+        ],
         outcome=Outcome.decode(found.outcome) if found.outcome else None,
     )

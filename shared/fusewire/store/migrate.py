@@ -34,7 +34,9 @@ def folder() -> Path:
     named = os.environ.get(MIGRATIONS_ENV)
     path = Path(named) if named else Path(__file__).resolve().parents[3] / "migrations"
     if not (path / "env.py").is_file():
-        raise StartupError(f"no migrations at {path}", f"set {MIGRATIONS_ENV} to the folder that holds env.py")
+        raise StartupError(
+            f"no migrations at {path}", f"set {MIGRATIONS_ENV} to the folder that holds env.py"
+        )
     return path
 
 
@@ -129,7 +131,8 @@ async def check(store: Store, *, wait_s: float = 0.0) -> None:
     _refuse_newer(have)
     if have != want:
         raise StartupError(
-            f"the database is at schema {have or 'none'}, this code needs {want}", "run `fusewire db upgrade`"
+            f"the database is at schema {have or 'none'}, this code needs {want}",
+            "run `fusewire db upgrade`",
         )
 
 
@@ -214,7 +217,9 @@ _GRANTS = text(
 def _stamped(view: View) -> str:
     """The comment of a view, which ends with a hash of what it is: so it is known whether it is of this version."""
     told = [view.create("postgresql"), *(column.comment for column in view.columns)]
-    return f"{view.comment} ({CONTRACT} {hashlib.sha256(chr(0).join(told).encode()).hexdigest()[:12]})"
+    return (
+        f"{view.comment} ({CONTRACT} {hashlib.sha256(chr(0).join(told).encode()).hexdigest()[:12]})"
+    )
 
 
 def _comment(connection: Connection, view: View) -> None:
@@ -223,4 +228,6 @@ def _comment(connection: Connection, view: View) -> None:
 
     connection.exec_driver_sql(f"COMMENT ON VIEW {view.name} IS {quoted(_stamped(view))}")
     for column in view.columns:
-        connection.exec_driver_sql(f"COMMENT ON COLUMN {view.name}.{column.name} IS {quoted(column.comment)}")
+        connection.exec_driver_sql(
+            f"COMMENT ON COLUMN {view.name}.{column.name} IS {quoted(column.comment)}"
+        )

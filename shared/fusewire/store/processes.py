@@ -39,7 +39,12 @@ class Processes:
         async with self._store.write() as connection:
             now = await self._now(connection)
             await connection.execute(delete(processes).where(processes.c.seen_at < now - LONG_GONE))
-            row = {"process_id": process_id, "service": service, "store_id": store_id, "seen_at": now}
+            row = {
+                "process_id": process_id,
+                "service": service,
+                "store_id": store_id,
+                "seen_at": now,
+            }
             await connection.execute(insert(processes).values(row))
 
     async def renew(self, process_id: str, store_id: str) -> bool:
@@ -47,19 +52,28 @@ class Processes:
         mine = update(processes).where(processes.c.process_id == process_id)
         async with self._store.write() as connection:
             now = await self._now(connection)
-            return bool((await connection.execute(mine.values(store_id=store_id, seen_at=now))).rowcount)
+            return bool(
+                (await connection.execute(mine.values(store_id=store_id, seen_at=now))).rowcount
+            )
 
     async def with_another_store(self, store_id: str) -> list[Process]:
         """The processes that work with another store than this one."""
-        others = select(processes.c.process_id, processes.c.seen_at).where(processes.c.store_id != store_id)
+        others = select(processes.c.process_id, processes.c.seen_at).where(
+            processes.c.store_id != store_id
+        )
         async with self._store.read() as connection:
             now = await self._now(connection)
-            return [Process(key, at, (now - at).total_seconds()) for key, at in await connection.execute(others)]
+            return [
+                Process(key, at, (now - at).total_seconds())
+                for key, at in await connection.execute(others)
+            ]
 
     async def remove(self, process_ids: Sequence[str]) -> None:
         """Forget processes that have ended."""
         async with self._store.write() as connection:
-            await connection.execute(delete(processes).where(processes.c.process_id.in_(process_ids)))
+            await connection.execute(
+                delete(processes).where(processes.c.process_id.in_(process_ids))
+            )
 
     async def _now(self, connection: AsyncConnection) -> datetime:
         if self._store.is_sqlite:

@@ -16,13 +16,19 @@ from fusewire.store.tables import candidates, outcomes, prompts
 # Built once: to build a statement takes longer than to run it.
 _KEYS: BindParameter[list[str]] = bindparam("keys", expanding=True)
 _STANDINGS = (
-    select(prompts.c.fusion_id, prompts.c.batch_id, prompts.c.custom_id, prompts.c.submitted_at, outcomes.c.body)
+    select(
+        prompts.c.fusion_id,
+        prompts.c.batch_id,
+        prompts.c.custom_id,
+        prompts.c.submitted_at,
+        outcomes.c.body,
+    )
     .join(outcomes, outcomes.c.fusion_id == prompts.c.fusion_id, isouter=True)
     .where(prompts.c.tenant == bindparam("tenant"), prompts.c.fusion_id.in_(_KEYS))
 )
-_TEXTS = select(candidates.c.fusion_id, candidates.c.round, candidates.c.call, candidates.c.body).where(
-    candidates.c.fusion_id.in_(_KEYS)
-)
+_TEXTS = select(
+    candidates.c.fusion_id, candidates.c.round, candidates.c.call, candidates.c.body
+).where(candidates.c.fusion_id.in_(_KEYS))
 
 
 Spoken = dict[tuple[str, int, str], str]
@@ -30,7 +36,7 @@ Spoken = dict[tuple[str, int, str], str]
 
 
 @dataclass(frozen=True)
-class Standing:
+class FusionStatus:
     """Where a fusion stands: `outcome` is None while it runs."""
 
     fusion_id: str
@@ -40,7 +46,9 @@ class Standing:
     outcome: Outcome | None
 
 
-async def standings(store: Store, tenant: str, fusion_ids: Sequence[str], *, texts: bool = True) -> list[Standing]:
+async def standings(
+    store: Store, tenant: str, fusion_ids: Sequence[str], *, texts: bool = True
+) -> list[FusionStatus]:
     """Where these fusions stand; unknown ones, and those of other tenants, are left out.
 
     Args:
@@ -66,7 +74,9 @@ async def standings(store: Store, tenant: str, fusion_ids: Sequence[str], *, tex
             outcome = outcome.model_copy(
                 update={"answers": tuple(_with_text(a, outcome, spoken) for a in outcome.answers)}
             )
-        found.append(Standing(row.fusion_id, row.batch_id, row.custom_id, row.submitted_at, outcome))
+        found.append(
+            FusionStatus(row.fusion_id, row.batch_id, row.custom_id, row.submitted_at, outcome)
+        )
     return found
 
 
@@ -82,13 +92,19 @@ def _with_text(answer: Answer, outcome: Outcome, spoken: Spoken) -> Answer:
     return answer.model_copy(update={"content": said.get("content"), "tool_calls": calls})
 
 
-def shown(standing: Standing) -> replies.fusions.Fusion:
+def as_reply(standing: FusionStatus) -> replies.fusions.Fusion:
     """A standing as the API and the command line show it; what is degraded comes first."""
-    base = {"id": standing.fusion_id, "custom_id": standing.custom_id, "batch_id": standing.batch_id}
+    base = {
+        "id": standing.fusion_id,
+        "custom_id": standing.custom_id,
+        "batch_id": standing.batch_id,
+    }
     if standing.outcome is None:
         running = {**base, "status": "running", "submitted_at": standing.submitted_at.isoformat()}
         return cast("replies.fusions.Fusion", running)
-    body = standing.outcome.model_dump(mode="json", exclude={"v", "fusion_id", "custom_id", "batch_id"})
+    body = standing.outcome.model_dump(
+        mode="json", exclude={"v", "fusion_id", "custom_id", "batch_id"}
+    )
     first = {key: body.pop(key) for key in ("is_degraded", "degraded_reasons", "status")}
     found = {**first, **base, **body, "latency_ms": round(standing.outcome.latency_ms, 1)}
     return cast("replies.fusions.Fusion", found)

@@ -96,7 +96,12 @@ fusions = Table(
     Column("timer_at", UtcDateTime),
     Column("is_done", Boolean, nullable=False),
     Column("unpublished_since", UtcDateTime),
-    Index("ix_fusions_due", "due_at", sqlite_where=text("is_done = 0"), postgresql_where=text("NOT is_done")),
+    Index(
+        "ix_fusions_due",
+        "due_at",
+        sqlite_where=text("is_done = 0"),
+        postgresql_where=text("NOT is_done"),
+    ),
     Index(
         "ix_fusions_unpublished",
         "unpublished_since",

@@ -59,7 +59,7 @@ def schedule(seed: int, seconds: float) -> list[Fault]:
         at_s += for_s
 
 
-class Victim:
+class StackProcess:
     """A `fusewire up --processes` that faults befall.
 
     Args:
@@ -116,7 +116,9 @@ class Victim:
             time.sleep(fault.for_s)
             self._postgres.start()
             return
-        connection = sqlite3.connect(self._data_dir / "fusewire.db", isolation_level=None, timeout=60)
+        connection = sqlite3.connect(
+            self._data_dir / "fusewire.db", isolation_level=None, timeout=60
+        )
         try:
             connection.execute("BEGIN EXCLUSIVE")
             time.sleep(fault.for_s)
@@ -129,7 +131,10 @@ class Victim:
         self._runner.send_signal(signal.SIGSTOP)
         try:
             broker.send_signal(signal.SIGKILL)
-            until(lambda: not broker.is_running() or broker.status() == psutil.STATUS_ZOMBIE, "its end")
+            until(
+                lambda: not broker.is_running() or broker.status() == psutil.STATUS_ZOMBIE,
+                "its end",
+            )
             shutil.rmtree(self._data_dir / "nats" / "store")
         finally:
             self._runner.send_signal(signal.SIGCONT)

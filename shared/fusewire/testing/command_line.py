@@ -29,7 +29,9 @@ class Command:
     What it writes goes to files: nothing that has inherited them can make a test wait for their end.
     """
 
-    def __init__(self, pid: int, poll: Callable[[], int | None], stdout: IO[str], stderr: IO[str]) -> None:
+    def __init__(
+        self, pid: int, poll: Callable[[], int | None], stdout: IO[str], stderr: IO[str]
+    ) -> None:
         self.pid = pid
         self._poll = poll
         self._stdout = stdout
@@ -58,7 +60,9 @@ class Command:
         """
         end = time.monotonic() + seconds
         while (code := self._poll()) is None:
-            assert time.monotonic() < end, f"{self.pid} still runs after {seconds:g} s: {self.stderr[-2000:]}"
+            assert time.monotonic() < end, (
+                f"{self.pid} still runs after {seconds:g} s: {self.stderr[-2000:]}"
+            )
             time.sleep(0.01)
         return code
 
@@ -95,7 +99,13 @@ def background(
             started = Command(pid, functools.partial(_poll, pid, {}), out, err)
         else:
             process = subprocess.Popen(
-                bound(command), cwd=cwd, env=env, stdin=given, stdout=out, stderr=err, start_new_session=True
+                bound(command),
+                cwd=cwd,
+                env=env,
+                stdin=given,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
             )
             started = Command(process.pid, process.poll, out, err)
         try:
@@ -117,7 +127,9 @@ def _poll(pid: int, ended: dict[int, int]) -> int | None:
 def _files(stdin: str) -> Iterator[tuple[IO[str], IO[str], IO[str]]]:
     with contextlib.ExitStack() as stack:
         given, out, err = (
-            stack.enter_context(tempfile.NamedTemporaryFile("w+", encoding="utf-8", prefix=f"fusewire-{name}-"))
+            stack.enter_context(
+                tempfile.NamedTemporaryFile("w+", encoding="utf-8", prefix=f"fusewire-{name}-")
+            )
             for name in ("stdin", "stdout", "stderr")
         )
         given.write(stdin)
@@ -141,7 +153,9 @@ class Cli:
     @contextlib.contextmanager
     def start(self, *args: str, stdin: str = "") -> Iterator[Command]:
         """Run in the background."""
-        with background([str(FUSEWIRE), *args], cwd=self.folder, env=self.env, stdin=stdin) as command:
+        with background(
+            [str(FUSEWIRE), *args], cwd=self.folder, env=self.env, stdin=stdin
+        ) as command:
             yield command
 
 
@@ -173,5 +187,7 @@ def bare(folder: Path, **extra: str) -> Cli:
 def write_lines(path: Path, count: int) -> list[str]:
     """Write a batch; returns its custom_ids."""
     names = [f"q{number:03}" for number in range(count)]
-    path.write_text("".join(json.dumps({"custom_id": n, "prompt": f"question {n}"}) + "\n" for n in names))
+    path.write_text(
+        "".join(json.dumps({"custom_id": n, "prompt": f"question {n}"}) + "\n" for n in names)
+    )
     return names

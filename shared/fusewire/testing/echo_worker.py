@@ -12,7 +12,7 @@ from fusewire.service import App
 from fusewire.settings import Settings
 from fusewire.testing.factories import make_candidate
 from fusewire.testing.model_script import last_user_message, satisfying
-from fusewire.worker import Tell, Unpaid, Worker
+from fusewire.worker import FreeCalls, TokenPublisher, Worker
 
 
 def echo(task: Task) -> str:
@@ -27,14 +27,14 @@ def echo(task: Task) -> str:
 Say = Callable[[Task], str | Awaitable[str]]
 
 
-class Echo(Unpaid):
+class EchoEngine(FreeCalls):
     """An edge engine in name."""
 
     def __init__(self, answer: Say) -> None:
         self.tasks: list[Task] = []
         self._answer = answer
 
-    async def generate(self, task: Task, tell: Tell | None = None) -> Candidate:
+    async def generate(self, task: Task, tell: TokenPublisher | None = None) -> Candidate:
         """See Generate. It tells its answer word by word."""
         self.tasks.append(task)
         now = datetime.now(UTC)
@@ -72,9 +72,11 @@ class EchoWorker:
 
     def __init__(self, settings: Settings, answer: Say = echo) -> None:
         self._bus = Bus(self.name, settings.nats, drain_s=self.drain_s)
-        self.engine = Echo(answer)
+        self.engine = EchoEngine(answer)
         models = {name: 2 for name, model in settings.models.items() if model.kind == "edge"}
-        self._worker = Worker(self._bus, self.engine, models, tier="edge", clock=lambda: datetime.now(UTC))
+        self._worker = Worker(
+            self._bus, self.engine, models, tier="edge", clock=lambda: datetime.now(UTC)
+        )
 
     async def start(self) -> None:
         """See Service."""

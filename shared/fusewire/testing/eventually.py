@@ -12,7 +12,9 @@ PATIENCE_S = 280.0
 A little less than the time limit of a test, so that what was seen last is told."""
 
 
-async def eventually(look: Callable[[], Awaitable[Any] | Any], *, timeout_s: float = PATIENCE_S) -> Any:
+async def eventually(
+    look: Callable[[], Awaitable[Any] | Any], *, timeout_s: float = PATIENCE_S
+) -> Any:
     """Look again and again until there is something to see; returns it.
 
     Raises:

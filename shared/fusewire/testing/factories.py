@@ -76,14 +76,22 @@ def make_prompt(
 
 def make_member(name: str, weight: float = 1.0, **overrides: Any) -> PlannedMember:
     """A hosted member whose model is `m-<name>`."""
-    fields = {"name": name, "model": f"m-{name}", "tier": "remote", "family": name, "weight": weight}
+    fields = {
+        "name": name,
+        "model": f"m-{name}",
+        "tier": "remote",
+        "family": name,
+        "weight": weight,
+    }
     return PlannedMember(**{**fields, **overrides})
 
 
 JUDGE = PlannedJudge(model="m-judge", tier="remote", family="judge")
 
 
-def make_plan(prompt: Prompt | None = None, members: Iterable[str | PlannedMember] = "abc", **overrides: Any) -> Plan:
+def make_plan(
+    prompt: Prompt | None = None, members: Iterable[str | PlannedMember] = "abc", **overrides: Any
+) -> Plan:
     """The plan of a prompt: members `a`, `b`, `c` and a judge; the panel has 45 of its 60 seconds."""
     prompt = prompt or make_prompt()
     fields: dict[str, Any] = {
@@ -100,7 +108,8 @@ def make_plan(prompt: Prompt | None = None, members: Iterable[str | PlannedMembe
         "seed": prompt.seed,
         "submitted_at": prompt.submitted_at,
         "planned_at": prompt.submitted_at,
-        "panel_deadline_at": prompt.submitted_at + 0.75 * (prompt.deadline_at - prompt.submitted_at),
+        "panel_deadline_at": prompt.submitted_at
+        + 0.75 * (prompt.deadline_at - prompt.submitted_at),
         "deadline_at": prompt.deadline_at,
         "config_hash": "0123456789ab",
     }
@@ -154,7 +163,9 @@ def make_candidate(
         "tier": "remote",
         "provider": "openai",
         "content": None if fails else content,
-        "error": CallFailure.model_validate({"code": fails, "message": "told to", "retryable": False})
+        "error": CallFailure.model_validate(
+            {"code": fails, "message": "told to", "retryable": False}
+        )
         if fails
         else None,
         "finish_reason": None if fails else "tool_calls" if overrides.get("tool_calls") else "stop",
@@ -167,7 +178,9 @@ def make_candidate(
     return Candidate(**{**fields, **overrides})
 
 
-def make_round(prompt: Prompt | None = None, calls: Sequence[Call] | None = None, **overrides: Any) -> Round:
+def make_round(
+    prompt: Prompt | None = None, calls: Sequence[Call] | None = None, **overrides: Any
+) -> Round:
     """The first round of a prompt: unless told otherwise, one call of the judge."""
     prompt = prompt or make_prompt()
     verdict = Call(

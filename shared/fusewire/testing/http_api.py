@@ -16,7 +16,9 @@ MESSAGES = [{"role": "user", "content": "Why?"}]
 ASKED: dict[str, Any] = {"model": "openrouter/fusion", "messages": MESSAGES}
 
 
-async def post(http: aiohttp.ClientSession, path: str = CHAT, **given: Any) -> tuple[int, dict[str, Any], Any]:
+async def post(
+    http: aiohttp.ClientSession, path: str = CHAT, **given: Any
+) -> tuple[int, dict[str, Any], Any]:
     """Status, body and headers."""
     async with http.post(path, **{"json": ASKED, **given}) as response:
         return response.status, await response.json(), response.headers
@@ -31,7 +33,7 @@ async def rows(settings: Settings, query: str) -> list[dict[str, Any]]:
     return found
 
 
-class Heard:
+class StreamProgress:
     """What came of a stream so far."""
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
@@ -43,7 +45,9 @@ class Heard:
 
     @property
     def text(self) -> str:
-        return "".join(c["choices"][0]["delta"].get("content") or "" for c in self.chunks if c.get("choices"))
+        return "".join(
+            c["choices"][0]["delta"].get("content") or "" for c in self.chunks if c.get("choices")
+        )
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Listen on until then, or to the end."""
@@ -64,10 +68,10 @@ class Heard:
 @asynccontextmanager
 async def streaming(
     http: aiohttp.ClientSession, *, headers: dict[str, str] | None = None, **fields: Any
-) -> AsyncIterator[Heard]:
+) -> AsyncIterator[StreamProgress]:
     """A stream; what the body of the block leaves is heard at its end."""
     body = {**ASKED, "stream": True, **fields}
     async with http.post(CHAT, json=body, headers=headers) as response:
-        heard = Heard(response)
+        heard = StreamProgress(response)
         yield heard
         await heard.until(lambda: False)

@@ -13,17 +13,30 @@ class MemoryKeyValue(KeyValue):
 
     # The arguments that nobody passes here are nats-py's: the one who calls must not notice the difference.
 
-    async def get(self, key: str, revision: int | None = None, validate_keys: bool = True) -> KeyValue.Entry:  # noqa: ARG002 - the signature is the protocol's
+    async def get(
+        self,
+        key: str,
+        revision: int | None = None,  # noqa: ARG002 - the signature is the protocol's
+        validate_keys: bool = True,  # noqa: ARG002 - the signature is the protocol's
+    ) -> KeyValue.Entry:
         """The latest value."""
         if key not in self._entries:
             raise KeyNotFoundError
         return self._entries[key]
 
-    async def create(self, key: str, value: bytes, validate_keys: bool = True, msg_ttl: float | None = None) -> int:  # noqa: ARG002 - the signature is the protocol's
+    async def create(
+        self,
+        key: str,
+        value: bytes,
+        validate_keys: bool = True,  # noqa: ARG002 - the signature is the protocol's
+        msg_ttl: float | None = None,  # noqa: ARG002 - the signature is the protocol's
+    ) -> int:
         """Write a key that is not there."""
         return await self.update(key, value, last=0)
 
-    async def update(self, key: str, value: bytes, last: int | None = None, validate_keys: bool = True) -> int:
+    async def update(
+        self, key: str, value: bytes, last: int | None = None, validate_keys: bool = True
+    ) -> int:
         """Write over revision `last`."""
         return await self._update(key, value, last, validate_keys)
 

@@ -15,12 +15,19 @@ from fusewire.testing.model_dialects import (
     Dialect,
     MistralDialect,
     OpenAIDialect,
-    Said,
+    ScriptedReply,
     UnknownError,
 )
 from fusewire.testing.model_gemini import GeminiDialect
 from fusewire.testing.model_messages import AnthropicDialect
-from fusewire.testing.model_script import ANY_MODEL, STATUS_FAULTS, Fault, Model, ModelScript, Script
+from fusewire.testing.model_script import (
+    ANY_MODEL,
+    STATUS_FAULTS,
+    Fault,
+    Model,
+    ModelScript,
+    Script,
+)
 
 _DRIPS = 20
 _END = b"\r\n\r\n"
@@ -33,7 +40,7 @@ _GEMINI = GeminiDialect()
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedRequest:
     """A chat request as it arrived."""
 
     model: str
@@ -59,10 +66,10 @@ class Stats:
     """By model: when the first token of each stream was written, by `time.monotonic_ns`."""
     unknown: list[str] = field(default_factory=list)
     """What requests held that their protocol does not know; they were refused."""
-    recorded: list[Recorded] = field(default_factory=list)
+    recorded: list[RecordedRequest] = field(default_factory=list)
 
 
-class Stage:
+class ServerState:
     """What the connections of one server share: the script and the places in it, and what was counted."""
 
     def __init__(self, script: Script) -> None:
@@ -83,7 +90,9 @@ class Stage:
         model = self._models.get(name)
         if model is None:
             models = self.script.models
-            model = self._models[name] = Model(name, models.get(name) or models.get(ANY_MODEL) or ModelScript())
+            model = self._models[name] = Model(
+                name, models.get(name) or models.get(ANY_MODEL) or ModelScript()
+            )
         return model
 
     def count(self, model: str, key: str) -> None:
@@ -119,7 +128,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _ModelRequest:
     """A request: its protocol, what it says in OpenAI's form, whether it wants a stream."""
 
     dialect: Dialect
@@ -138,7 +147,7 @@ def _dialect(path: bytes) -> Dialect | None:
 class Connection(asyncio.Protocol):
     """One keep-alive connection: one request at a time, further ones wait in the buffer."""
 
-    def __init__(self, server: Stage, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, server: ServerState, loop: asyncio.AbstractEventLoop) -> None:
         self._server = server
         self._loop = loop
         self._buffer = b""
@@ -196,23 +205,29 @@ class Connection(asyncio.Protocol):
             self._server.stats.unknown.append(f"{type(exc).__name__}: {exc}")
             self._send(*dialect.error(400, "invalid_value", "invalid_request_error", {}))
             return
-        self._chat(name, head, given, _Asked(dialect, request, bool(request.get("stream"))))
+        self._chat(name, head, given, _ModelRequest(dialect, request, bool(request.get("stream"))))
 
-    def _chat(self, name: str, head: bytes, given: dict[str, Any], asked: "_Asked") -> None:
+    def _chat(self, name: str, head: bytes, given: dict[str, Any], asked: "_ModelRequest") -> None:
         server = self._server
         key = _header(head, b"idempotency-key").decode("latin-1")
         server.count(name, key)
         stats = server.stats
         if server.script.recording:
-            stats.recorded.append(Recorded(name, key, head.decode("latin-1"), given, asked.request))
+            stats.recorded.append(
+                RecordedRequest(name, key, head.decode("latin-1"), given, asked.request)
+            )
         self._busy = name
-        self._in_flight = server.in_flight  # the one to leave, though the script be replaced meanwhile
+        self._in_flight = (
+            server.in_flight
+        )  # the one to leave, though the script be replaced meanwhile
         self._in_flight[name] += 1
         stats.peak_by_model[name] = max(stats.peak_by_model[name], self._in_flight[name])
         model = server.model(name)
         if refused := model.refusal(given):
             message = refused.message.replace("{parameter}", refused.parameter)
-            self._send(*asked.dialect.refused(message, refused.parameter if refused.is_named else None))
+            self._send(
+                *asked.dialect.refused(message, refused.parameter if refused.is_named else None)
+            )
             return
         fault, delay_s = model.next_fault(), model.next_latency_s()
         if delay_s > 0:
@@ -220,20 +235,30 @@ class Connection(asyncio.Protocol):
         else:
             self._reply(model, asked, fault)
 
-    def _reply(self, model: Model, asked: "_Asked", fault: Fault | None) -> None:
+    def _reply(self, model: Model, asked: "_ModelRequest", fault: Fault | None) -> None:
         dialect = asked.dialect
         if fault is None:
             calls = model.calls(asked.request)
             text = model.beside if calls else model.answer(asked.request)
-            self._answer(model, asked, Said.of(model, asked.request, text, "tool_calls" if calls else "stop", calls))
+            self._answer(
+                model,
+                asked,
+                ScriptedReply.of(
+                    model, asked.request, text, "tool_calls" if calls else "stop", calls
+                ),
+            )
         elif fault.kind in STATUS_FAULTS:
             status, code, kind = STATUS_FAULTS[fault.kind]
             headers = dict(fault.headers)
             self._send(*dialect.error(status, code, kind, headers), headers)
-        elif fault.kind == "error_in_200" or (fault.kind == "stream_error" and not asked.is_streamed):
+        elif fault.kind == "error_in_200" or (
+            fault.kind == "stream_error" and not asked.is_streamed
+        ):
             body = dialect.error(502, "", "server_error", {})[1]
             if asked.is_streamed:
-                self._stream(model.name, [_failed(dialect)], 0.0, self._end_stream, has_tokens=False)
+                self._stream(
+                    model.name, [_failed(dialect)], 0.0, self._end_stream, has_tokens=False
+                )
             else:
                 self._send(200, body)
         elif fault.kind == "garbage":
@@ -243,7 +268,7 @@ class Connection(asyncio.Protocol):
         elif fault.kind != "hang" and (asked.is_streamed or fault.kind != "stream_hang"):
             self._answer_oddly(model, asked, fault)
 
-    def _answer_oddly(self, model: Model, asked: "_Asked", fault: Fault) -> None:
+    def _answer_oddly(self, model: Model, asked: "_ModelRequest", fault: Fault) -> None:
         """Faults that come with an answer, or a piece of one."""
         answer = model.answer(asked.request)
         finish: str | None = "stop"
@@ -258,9 +283,11 @@ class Connection(asyncio.Protocol):
             finish = None
         elif fault.kind == "interrupted":
             finish = "error"
-        self._answer(model, asked, Said.of(model, asked.request, answer, finish), fault)
+        self._answer(model, asked, ScriptedReply.of(model, asked.request, answer, finish), fault)
 
-    def _answer(self, model: Model, asked: "_Asked", said: Said, fault: Fault | None = None) -> None:
+    def _answer(
+        self, model: Model, asked: "_ModelRequest", said: ScriptedReply, fault: Fault | None = None
+    ) -> None:
         kind = fault.kind if fault else "none"
         if asked.is_streamed and kind != "stream_unknown":
             self._answer_streamed(model, asked.dialect, said, fault)
@@ -275,7 +302,9 @@ class Connection(asyncio.Protocol):
         else:
             self._send(200, body)
 
-    def _answer_streamed(self, model: Model, dialect: Dialect, said: Said, fault: Fault | None) -> None:
+    def _answer_streamed(
+        self, model: Model, dialect: Dialect, said: ScriptedReply, fault: Fault | None
+    ) -> None:
         tokens = said.tokens()
         end: Callable[[], None] = self._end_stream
         pause_s = model.token_s
@@ -290,10 +319,22 @@ class Connection(asyncio.Protocol):
         steps = [dialect.token(said, token) for token in tokens]
         begun = b"".join(dialect.begun(said))
         steps = [begun + steps[0], *steps[1:]] if steps else [begun]
-        self._stream(said.model, [*steps, *([b"".join(last)] if last else [])], pause_s, end, has_tokens=bool(tokens))
+        self._stream(
+            said.model,
+            [*steps, *([b"".join(last)] if last else [])],
+            pause_s,
+            end,
+            has_tokens=bool(tokens),
+        )
 
     def _stream(
-        self, name: str, steps: list[bytes], pause_s: float, end: Callable[[], None], *, has_tokens: bool
+        self,
+        name: str,
+        steps: list[bytes],
+        pause_s: float,
+        end: Callable[[], None],
+        *,
+        has_tokens: bool,
     ) -> None:
         """Begin a stream: the first step at once, the others after a pause each."""
         if has_tokens:
@@ -343,7 +384,9 @@ class Connection(asyncio.Protocol):
         self._timer = None
 
 
-_STREAM_HEAD = b"HTTP/1.1 200 -\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+_STREAM_HEAD = (
+    b"HTTP/1.1 200 -\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+)
 
 
 def _header(head: bytes, name: bytes) -> bytes:
@@ -362,7 +405,12 @@ def _head(status: int, length: int, headers: dict[str, str] | None = None) -> by
 
 
 def _error(code: str, kind: str) -> bytes:
-    error = {"message": "The fake server was told to fail.", "type": kind, "param": None, "code": code or None}
+    error = {
+        "message": "The fake server was told to fail.",
+        "type": kind,
+        "param": None,
+        "code": code or None,
+    }
     return json.dumps({"error": error}).encode()
 
 

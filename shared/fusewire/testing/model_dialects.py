@@ -21,7 +21,7 @@ class UnknownError(Exception):
 
 
 @dataclass(frozen=True)
-class Said:
+class ScriptedReply:
     """What a model says, in no protocol's form."""
 
     model: str
@@ -41,7 +41,7 @@ class Said:
         text: str,
         finish: str | None,
         calls: tuple[ScriptedCall, ...] = (),
-    ) -> "Said":
+    ) -> "ScriptedReply":
         """Tokens are counted as four characters each, whatever the model."""
         asked = sum(len(str(one.get("content"))) for one in request.get("messages") or []) // 4 + 1
         said = (len(text) + sum(len(str(call)) for call in calls)) // 4 + 1
@@ -55,7 +55,10 @@ class Said:
 
     def arguments(self) -> list[str]:
         """What the calls are given, as text."""
-        return [c.arguments if isinstance(c.arguments, str) else json.dumps(c.arguments) for c in self.calls]
+        return [
+            c.arguments if isinstance(c.arguments, str) else json.dumps(c.arguments)
+            for c in self.calls
+        ]
 
 
 def encoded(value: object) -> bytes:
@@ -74,6 +77,7 @@ class Dialect(ABC):
 
         Raises:
             UnknownError: it holds a field that the protocol does not know.
+
         """
         if self.fields and (unknown := body.keys() - self.fields):
             raise UnknownError(", ".join(sorted(unknown)))
@@ -84,29 +88,37 @@ class Dialect(ABC):
         """The same, once the fields are known to be right."""
 
     @abstractmethod
-    def whole(self, said: Said) -> bytes:
+    def whole(self, said: ScriptedReply) -> bytes:
         """An answer's body."""
 
     @abstractmethod
-    def begun(self, said: Said) -> list[bytes]:
+    def begun(self, said: ScriptedReply) -> list[bytes]:
         """Events before a stream's first token."""
 
     @abstractmethod
-    def token(self, said: Said, text: str) -> bytes:
+    def token(self, said: ScriptedReply, text: str) -> bytes:
         """The event of one token."""
 
     @abstractmethod
-    def ended(self, said: Said) -> list[bytes]:
+    def ended(self, said: ScriptedReply) -> list[bytes]:
         """Events after the last token: calls, the end, the usage."""
 
     @abstractmethod
-    def error(self, status: int, code: str, kind: str, headers: dict[str, str]) -> tuple[int, bytes]:
+    def error(
+        self,
+        status: int,
+        code: str,
+        kind: str,
+        headers: dict[str, str],
+    ) -> tuple[int, bytes]:
         """An error: the status that this protocol gives it, and the body. `code` and `kind` are OpenAI's."""
 
     def refused(self, message: str, parameter: str | None) -> tuple[int, bytes]:
         """The error of a request that holds a parameter which the model does not take."""
         error = {"message": message, "type": "invalid_request_error", "param": parameter}
-        return 400, encoded({"error": {**error, "code": "unsupported_parameter" if parameter else None}})
+        return 400, encoded(
+            {"error": {**error, "code": "unsupported_parameter" if parameter else None}},
+        )
 
     def event(self, body: object) -> bytes:
         """One event of a stream."""
@@ -135,13 +147,20 @@ def turn(role: str, parts: list[dict[str, Any]], calls: list[dict[str, Any]]) ->
 
 def called(id_: str, name: str, given: dict[str, Any]) -> dict[str, Any]:
     """A call, in OpenAI's form."""
-    return {"id": id_, "type": "function", "function": {"name": name, "arguments": json.dumps(given)}}
+    return {
+        "id": id_,
+        "type": "function",
+        "function": {"name": name, "arguments": json.dumps(given)},
+    }
 
 
 def tool(name: str, description: str | None, parameters: dict[str, Any] | None) -> dict[str, Any]:
     """A function on offer, in OpenAI's form."""
     function = {"name": name, "description": description, "parameters": parameters}
-    return {"type": "function", "function": {key: value for key, value in function.items() if value}}
+    return {
+        "type": "function",
+        "function": {key: value for key, value in function.items() if value},
+    }
 
 
 class OpenAIDialect(Dialect):
@@ -150,20 +169,25 @@ class OpenAIDialect(Dialect):
     def turned(self, path: str, body: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002 - the signature is the protocol's
         return body
 
-    def whole(self, said: Said) -> bytes:
-        message: dict[str, Any] = {"role": "assistant", "content": (said.text or None) if said.calls else said.text}
+    def whole(self, said: ScriptedReply) -> bytes:
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": (said.text or None) if said.calls else said.text,
+        }
         if said.calls:
             message["tool_calls"] = self._calls(said)
         choice = {"index": 0, "message": message, "finish_reason": said.finish}
-        return json.dumps({**self._frame(said, "chat.completion"), "choices": [choice], "usage": _usage(said)}).encode()
+        return json.dumps(
+            {**self._frame(said, "chat.completion"), "choices": [choice], "usage": _usage(said)},
+        ).encode()
 
-    def begun(self, said: Said) -> list[bytes]:
+    def begun(self, said: ScriptedReply) -> list[bytes]:
         return [self._chunk(said, {"role": "assistant", "content": ""})]
 
-    def token(self, said: Said, text: str) -> bytes:
+    def token(self, said: ScriptedReply, text: str) -> bytes:
         return self._chunk(said, {"content": text})
 
-    def ended(self, said: Said) -> list[bytes]:
+    def ended(self, said: ScriptedReply) -> list[bytes]:
         events = []
         for index, call in enumerate(self._calls(said)):
             # In pieces, as OpenAI sends them.
@@ -172,29 +196,57 @@ class OpenAIDialect(Dialect):
             events.append(self._chunk(said, {"tool_calls": [first]}))
             half = len(given) // 2
             events += [
-                self._chunk(said, {"tool_calls": [{"index": index, "function": {"arguments": piece}}]})
+                self._chunk(
+                    said,
+                    {"tool_calls": [{"index": index, "function": {"arguments": piece}}]},
+                )
                 for piece in (given[:half], given[half:])
             ]
         if said.finish:
             events.append(self._chunk(said, {}, said.finish))
         return [*events, *self._counted(said), b"data: [DONE]\n\n"]
 
-    def error(self, status: int, code: str, kind: str, headers: dict[str, str]) -> tuple[int, bytes]:  # noqa: ARG002 - the signature is the protocol's
-        return status, encoded({"error": {"message": MESSAGE, "type": kind, "param": None, "code": code or None}})
+    def error(
+        self,
+        status: int,
+        code: str,
+        kind: str,
+        headers: dict[str, str],  # noqa: ARG002 - the signature is the protocol's
+    ) -> tuple[int, bytes]:
+        return status, encoded(
+            {"error": {"message": MESSAGE, "type": kind, "param": None, "code": code or None}},
+        )
 
-    def _counted(self, said: Said) -> list[bytes]:
-        return [self.event({**self._frame(said, "chat.completion.chunk"), "choices": [], "usage": _usage(said)})]
+    def _counted(self, said: ScriptedReply) -> list[bytes]:
+        return [
+            self.event(
+                {
+                    **self._frame(said, "chat.completion.chunk"),
+                    "choices": [],
+                    "usage": _usage(said),
+                },
+            ),
+        ]
 
-    def _chunk(self, said: Said, delta: dict[str, Any], finish: str | None = None) -> bytes:
+    def _chunk(
+        self,
+        said: ScriptedReply,
+        delta: dict[str, Any],
+        finish: str | None = None,
+    ) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": finish}
         return self.event({**self._frame(said, "chat.completion.chunk"), "choices": [choice]})
 
-    def _frame(self, said: Said, kind: str) -> dict[str, Any]:
+    def _frame(self, said: ScriptedReply, kind: str) -> dict[str, Any]:
         return {"id": "chatcmpl-fake", "object": kind, "created": 0, "model": said.model}
 
-    def _calls(self, said: Said) -> list[dict[str, Any]]:
+    def _calls(self, said: ScriptedReply) -> list[dict[str, Any]]:
         return [
-            {"id": f"call_{index}", "type": "function", "function": {"name": call.name, "arguments": given}}
+            {
+                "id": f"call_{index}",
+                "type": "function",
+                "function": {"name": call.name, "arguments": given},
+            }
             for index, (call, given) in enumerate(zip(said.calls, said.arguments(), strict=True))
         ]
 
@@ -211,7 +263,7 @@ _CHAT_FIELDS = frozenset(
         "tools",
         "tool_choice",
         "stream",
-    }
+    },
 )
 """What all that are made after OpenAI's take."""
 
@@ -254,39 +306,76 @@ class MistralDialect(OpenAIDialect):
             normal["tool_choice"] = "required"
         return normal
 
-    def whole(self, said: Said) -> bytes:
-        content = [{"type": "thinking", "thinking": []}, {"type": "text", "text": said.text}] if said.text else ""
-        message: dict[str, Any] = {"role": "assistant", "content": content, "tool_calls": self._calls(said) or None}
-        choice = {"index": 0, "message": message, "finish_reason": _MISTRAL_FINISH.get(said.finish, said.finish)}
-        return encoded({**self._frame(said, "chat.completion"), "choices": [choice], "usage": _usage(said)})
-
-    def ended(self, said: Said) -> list[bytes]:
+    def whole(self, said: ScriptedReply) -> bytes:
+        content = (
+            [{"type": "thinking", "thinking": []}, {"type": "text", "text": said.text}]
+            if said.text
+            else ""
+        )
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": content,
+            "tool_calls": self._calls(said) or None,
+        }
         choice = {
             "index": 0,
-            "delta": {"content": "", "tool_calls": [{**c, "index": n} for n, c in enumerate(self._calls(said))]},
+            "message": message,
             "finish_reason": _MISTRAL_FINISH.get(said.finish, said.finish),
         }
-        last = {**self._frame(said, "chat.completion.chunk"), "choices": [choice], "usage": _usage(said)}
+        return encoded(
+            {**self._frame(said, "chat.completion"), "choices": [choice], "usage": _usage(said)},
+        )
+
+    def ended(self, said: ScriptedReply) -> list[bytes]:
+        choice = {
+            "index": 0,
+            "delta": {
+                "content": "",
+                "tool_calls": [{**c, "index": n} for n, c in enumerate(self._calls(said))],
+            },
+            "finish_reason": _MISTRAL_FINISH.get(said.finish, said.finish),
+        }
+        last = {
+            **self._frame(said, "chat.completion.chunk"),
+            "choices": [choice],
+            "usage": _usage(said),
+        }
         return [self.event(last), b"data: [DONE]\n\n"]
 
     def refused(self, message: str, parameter: str | None) -> tuple[int, bytes]:
         place = {"type": "extra_forbidden", "loc": ["body", parameter or ""], "msg": message}
-        return 422, encoded({"object": "error", "message": {"detail": [place]}, "type": "invalid_request_error"})
+        return 422, encoded(
+            {"object": "error", "message": {"detail": [place]}, "type": "invalid_request_error"},
+        )
 
-    def error(self, status: int, code: str, kind: str, headers: dict[str, str]) -> tuple[int, bytes]:  # noqa: ARG002 - the signature is the protocol's
+    def error(
+        self,
+        status: int,
+        code: str,
+        kind: str,
+        headers: dict[str, str],  # noqa: ARG002 - the signature is the protocol's
+    ) -> tuple[int, bytes]:
         if code == "context_length_exceeded":
             message = "Prompt contains 40000 tokens, too large for model with 32768 maximum context length"
-            return 400, encoded({"object": "error", "message": message, "type": kind, "code": "3051"})
+            return 400, encoded(
+                {"object": "error", "message": message, "type": kind, "code": "3051"},
+            )
         if code == "content_policy_violation":
-            return 403, encoded({"object": "error", "message": "Blocked by moderation", "type": "guardrail"})
+            return 403, encoded(
+                {"object": "error", "message": "Blocked by moderation", "type": "guardrail"},
+            )
         if code == "insufficient_quota":
             return 402, encoded({"detail": "Payment required"})
         if status == 400:
-            return 422, encoded({"detail": [{"type": "value_error", "loc": ["body", "stop"], "msg": MESSAGE}]})
+            return 422, encoded(
+                {"detail": [{"type": "value_error", "loc": ["body", "stop"], "msg": MESSAGE}]},
+            )
         kind = "rate_limited" if status == 429 else kind
-        return status, encoded({"object": "error", "message": MESSAGE, "type": kind, "param": None, "code": "1300"})
+        return status, encoded(
+            {"object": "error", "message": MESSAGE, "type": kind, "param": None, "code": "1300"},
+        )
 
-    def _calls(self, said: Said) -> list[dict[str, Any]]:
+    def _calls(self, said: ScriptedReply) -> list[dict[str, Any]]:
         return [
             {
                 "id": f"fakecall{index}"[:9],
@@ -300,7 +389,7 @@ class MistralDialect(OpenAIDialect):
 _MISTRAL_FINISH: dict[str | None, str] = {"length": "model_length"}
 
 
-def _usage(said: Said) -> dict[str, Any]:
+def _usage(said: ScriptedReply) -> dict[str, Any]:
     counted: dict[str, Any] = {
         "prompt_tokens": said.asked_tokens,
         "completion_tokens": said.said_tokens,

@@ -7,7 +7,7 @@ from typing import Any
 from fusewire.testing.model_dialects import (
     MESSAGE,
     Dialect,
-    Said,
+    ScriptedReply,
     UnknownError,
     called,
     encoded,
@@ -19,7 +19,15 @@ from fusewire.testing.model_dialects import (
 
 _PATH = re.compile(r"/models/([^:]+):(generateContent|streamGenerateContent)")
 _CONFIG = frozenset(
-    ["maxOutputTokens", "temperature", "topP", "seed", "stopSequences", "responseMimeType", "responseJsonSchema"]
+    [
+        "maxOutputTokens",
+        "temperature",
+        "topP",
+        "seed",
+        "stopSequences",
+        "responseMimeType",
+        "responseJsonSchema",
+    ]
 )
 _STATUS = {
     400: "INVALID_ARGUMENT",
@@ -79,25 +87,35 @@ class GeminiDialect(Dialect):
             )
         return normal
 
-    def whole(self, said: Said) -> bytes:
+    def whole(self, said: ScriptedReply) -> bytes:
         return encoded(
-            self._response(said, [*self._thought(), *self._text(said.text), *self._called(said)], is_last=True)
+            self._response(
+                said, [*self._thought(), *self._text(said.text), *self._called(said)], is_last=True
+            )
         )
 
-    def begun(self, said: Said) -> list[bytes]:
+    def begun(self, said: ScriptedReply) -> list[bytes]:
         return [self.event(self._response(said, self._thought(), is_last=False))]
 
-    def token(self, said: Said, text: str) -> bytes:
+    def token(self, said: ScriptedReply, text: str) -> bytes:
         return self.event(self._response(said, self._text(text), is_last=False))
 
-    def ended(self, said: Said) -> list[bytes]:
-        return [self.event(self._response(said, self._called(said) or [{"text": ""}], is_last=True))]
+    def ended(self, said: ScriptedReply) -> list[bytes]:
+        return [
+            self.event(self._response(said, self._called(said) or [{"text": ""}], is_last=True))
+        ]
 
     def refused(self, message: str, parameter: str | None) -> tuple[int, bytes]:
         told = f"Invalid JSON payload received. Unknown name '{parameter}' at 'generation_config'. {message}"
         return 400, encoded({"error": {"code": 400, "message": told, "status": "INVALID_ARGUMENT"}})
 
-    def error(self, status: int, code: str, kind: str, headers: dict[str, str]) -> tuple[int, bytes]:  # noqa: ARG002 - the signature is the protocol's
+    def error(
+        self,
+        status: int,
+        code: str,
+        kind: str,  # noqa: ARG002 - the signature is the protocol's
+        headers: dict[str, str],
+    ) -> tuple[int, bytes]:
         message = MESSAGE
         details: list[dict[str, Any]] = []
         if status == 529:
@@ -108,16 +126,26 @@ class GeminiDialect(Dialect):
             return 200, encoded({"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}})
         elif code == "invalid_api_key":
             status = 400
-            details = [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}]
+            details = [
+                {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}
+            ]
         elif code == "insufficient_quota":
             broken = {"quotaId": "GenerateRequestsPerDayPerProjectPerModel-FreeTier"}
-            details = [{"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [broken]}]
+            details = [
+                {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [broken]}
+            ]
         if wait := headers.pop("retry-after", None):  # it is in the body, and in no header
-            details.append({"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": f"{wait}s"})
+            details.append(
+                {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": f"{wait}s"}
+            )
         named = _STATUS.get(status, "INTERNAL" if status >= 500 else "FAILED_PRECONDITION")
-        return status, encoded({"error": {"code": status, "message": message, "status": named, "details": details}})
+        return status, encoded(
+            {"error": {"code": status, "message": message, "status": named, "details": details}}
+        )
 
-    def _response(self, said: Said, parts: list[dict[str, Any]], *, is_last: bool) -> dict[str, Any]:
+    def _response(
+        self, said: ScriptedReply, parts: list[dict[str, Any]], *, is_last: bool
+    ) -> dict[str, Any]:
         candidate: dict[str, Any] = {"content": {"role": "model", "parts": parts}, "index": 0}
         if is_last and said.finish:
             words = {"length": "MAX_TOKENS", "content_filter": "SAFETY"}
@@ -137,10 +165,13 @@ class GeminiDialect(Dialect):
     def _text(self, text: str) -> list[dict[str, Any]]:
         return [{"text": text}] if text else []
 
-    def _called(self, said: Said) -> list[dict[str, Any]]:
+    def _called(self, said: ScriptedReply) -> list[dict[str, Any]]:
         # Google's calls have objects for arguments, and often no id.
         return [
-            {"functionCall": {"name": call.name, "args": call.arguments}, "thoughtSignature": "eA=="}
+            {
+                "functionCall": {"name": call.name, "args": call.arguments},
+                "thoughtSignature": "eA==",
+            }
             for call in said.calls
         ]
 
@@ -153,7 +184,9 @@ def _from_parts(given: dict[str, Any], *, is_signed: bool) -> list[dict[str, Any
     for part in given["parts"]:
         if "functionResponse" in part:
             result = part["functionResponse"]
-            messages.append({"role": "tool", "name": result["name"], "content": json.dumps(result["response"])})
+            messages.append(
+                {"role": "tool", "name": result["name"], "content": json.dumps(result["response"])}
+            )
         elif "functionCall" in part:
             if is_signed and not calls and "thoughtSignature" not in part:
                 raise UnknownError("thought_signature")

@@ -6,7 +6,7 @@ from typing import Any
 from fusewire.testing.model_dialects import (
     MESSAGE,
     Dialect,
-    Said,
+    ScriptedReply,
     UnknownError,
     called,
     encoded,
@@ -37,11 +37,24 @@ class AnthropicDialect(Dialect):
         ]
     )
     _bounds = frozenset(
-        ["minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "uniqueItems", "oneOf"]
+        [
+            "minimum",
+            "maximum",
+            "minLength",
+            "maxLength",
+            "minItems",
+            "maxItems",
+            "uniqueItems",
+            "oneOf",
+        ]
     )
 
     def turned(self, path: str, body: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002 - the signature is the protocol's
-        if "max_tokens" not in body or body.get("temperature", 0) > 1 or {"temperature", "top_p"} <= body.keys():
+        if (
+            "max_tokens" not in body
+            or body.get("temperature", 0) > 1
+            or {"temperature", "top_p"} <= body.keys()
+        ):
             raise UnknownError("max_tokens, temperature, top_p")
         messages = [{"role": "system", "content": body["system"]}] if body.get("system") else []
         last = None
@@ -63,24 +76,41 @@ class AnthropicDialect(Dialect):
             _demand_closed(schema, self._bounds)
             normal["response_format"] = schema_format(schema)
         if "tools" in body:
-            normal["tools"] = [tool(t["name"], t.get("description"), t["input_schema"]) for t in body["tools"]]
+            normal["tools"] = [
+                tool(t["name"], t.get("description"), t["input_schema"]) for t in body["tools"]
+            ]
             choice = body["tool_choice"]
             named = {"type": "function", "function": {"name": choice.get("name")}}
-            words: dict[str, Any] = {"auto": "auto", "none": "none", "any": "required", "tool": named}
+            words: dict[str, Any] = {
+                "auto": "auto",
+                "none": "none",
+                "any": "required",
+                "tool": named,
+            }
             normal["tool_choice"] = words[choice["type"]]
         return normal
 
-    def whole(self, said: Said) -> bytes:
+    def whole(self, said: ScriptedReply) -> bytes:
         content: list[dict[str, Any]] = [{"type": "thinking", "thinking": "…", "signature": "x"}]
         content += [{"type": "text", "text": said.text}] if said.text else []
         for index, call in enumerate(said.calls):
             content.append({**self._call(index, call), "input": call.arguments})
         usage = {**self._asked(said), "output_tokens": said.said_tokens}
-        return encoded({**self._frame(said), "content": content, "stop_reason": self._finish(said), "usage": usage})
+        return encoded(
+            {
+                **self._frame(said),
+                "content": content,
+                "stop_reason": self._finish(said),
+                "usage": usage,
+            }
+        )
 
-    def begun(self, said: Said) -> list[bytes]:
+    def begun(self, said: ScriptedReply) -> list[bytes]:
         usage = {**self._asked(said), "output_tokens": 1}
-        start = {"type": "message_start", "message": {**self._frame(said), "content": [], "usage": usage}}
+        start = {
+            "type": "message_start",
+            "message": {**self._frame(said), "content": [], "usage": usage},
+        }
         thought = {"type": "thinking", "thinking": ""}
         return [
             self.event(start),
@@ -88,19 +118,32 @@ class AnthropicDialect(Dialect):
             self.event({"type": "content_block_start", "index": 0, "content_block": thought}),
             self._delta(0, {"type": "thinking_delta", "thinking": "…"}),
             self.event({"type": "content_block_stop", "index": 0}),
-            self.event({"type": "content_block_start", "index": 1, "content_block": {"type": "text", "text": ""}}),
+            self.event(
+                {
+                    "type": "content_block_start",
+                    "index": 1,
+                    "content_block": {"type": "text", "text": ""},
+                }
+            ),
         ]
 
-    def token(self, said: Said, text: str) -> bytes:  # noqa: ARG002 - the signature is the protocol's
+    def token(self, said: ScriptedReply, text: str) -> bytes:  # noqa: ARG002 - the signature is the protocol's
         return self._delta(1, {"type": "text_delta", "text": text})
 
-    def ended(self, said: Said) -> list[bytes]:
+    def ended(self, said: ScriptedReply) -> list[bytes]:
         events = [self.event({"type": "content_block_stop", "index": 1})]
         for index, (call, given) in enumerate(zip(said.calls, said.arguments(), strict=True)):
             block = {**self._call(index, call), "input": {}}
-            events.append(self.event({"type": "content_block_start", "index": index + 2, "content_block": block}))
+            events.append(
+                self.event(
+                    {"type": "content_block_start", "index": index + 2, "content_block": block}
+                )
+            )
             pieces = ("", given[:3], given[3:])
-            events += [self._delta(index + 2, {"type": "input_json_delta", "partial_json": one}) for one in pieces]
+            events += [
+                self._delta(index + 2, {"type": "input_json_delta", "partial_json": one})
+                for one in pieces
+            ]
             events.append(self.event({"type": "content_block_stop", "index": index + 2}))
         if said.finish:
             delta = {"stop_reason": self._finish(said), "stop_sequence": None}
@@ -112,7 +155,13 @@ class AnthropicDialect(Dialect):
         error = {"type": "invalid_request_error", "message": message}
         return 400, encoded({"type": "error", "error": error})
 
-    def error(self, status: int, code: str, kind: str, headers: dict[str, str]) -> tuple[int, bytes]:  # noqa: ARG002 - the signature is the protocol's
+    def error(
+        self,
+        status: int,
+        code: str,
+        kind: str,  # noqa: ARG002 - the signature is the protocol's
+        headers: dict[str, str],  # noqa: ARG002 - the signature is the protocol's
+    ) -> tuple[int, bytes]:
         message = MESSAGE
         if code == "context_length_exceeded":
             message = "prompt is too long: 210000 tokens > 200000 maximum"
@@ -120,7 +169,9 @@ class AnthropicDialect(Dialect):
             message = "Output blocked by content filtering policy"
         elif code == "insufficient_quota":
             status, message = 400, "Your credit balance is too low to access the API"
-        named = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
+        named = _ANTHROPIC_TYPES.get(
+            status, "api_error" if status >= 500 else "invalid_request_error"
+        )
         return status, encoded({"type": "error", "error": {"type": named, "message": message}})
 
     def event(self, body: object) -> bytes:
@@ -130,17 +181,21 @@ class AnthropicDialect(Dialect):
     def _delta(self, index: int, delta: dict[str, Any]) -> bytes:
         return self.event({"type": "content_block_delta", "index": index, "delta": delta})
 
-    def _frame(self, said: Said) -> dict[str, Any]:
+    def _frame(self, said: ScriptedReply) -> dict[str, Any]:
         return {"id": "msg_fake", "type": "message", "role": "assistant", "model": said.model}
 
-    def _asked(self, said: Said) -> dict[str, Any]:
+    def _asked(self, said: ScriptedReply) -> dict[str, Any]:
         beside = said.asked_tokens - said.cached_tokens
-        return {"input_tokens": beside, "cache_creation_input_tokens": 0, "cache_read_input_tokens": said.cached_tokens}
+        return {
+            "input_tokens": beside,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": said.cached_tokens,
+        }
 
     def _call(self, index: int, call: ScriptedCall) -> dict[str, Any]:
         return {"type": "tool_use", "id": f"toolu_{index}", "name": call.name}
 
-    def _finish(self, said: Said) -> str | None:
+    def _finish(self, said: ScriptedReply) -> str | None:
         words: dict[str | None, str] = {
             "stop": "end_turn",
             "length": "max_tokens",
@@ -169,13 +224,23 @@ def _from_blocks(given: dict[str, Any]) -> Iterator[dict[str, Any]]:
     parts, calls = [], []
     for block in given["content"]:
         if block["type"] == "tool_result":
-            yield {"role": "tool", "tool_call_id": block["tool_use_id"], "content": block["content"]}
+            yield {
+                "role": "tool",
+                "tool_call_id": block["tool_use_id"],
+                "content": block["content"],
+            }
         elif block["type"] == "tool_use":
             calls.append(called(block["id"], block["name"], block["input"]))
         elif block["type"] == "image":
             source = block["source"]
             held = source["type"] == "base64"
-            parts.append(image(f"data:{source['media_type']};base64,{source['data']}" if held else source["url"]))
+            parts.append(
+                image(
+                    f"data:{source['media_type']};base64,{source['data']}"
+                    if held
+                    else source["url"]
+                )
+            )
         else:
             parts.append({"type": "text", "text": block["text"]})
     if parts or calls:

@@ -133,7 +133,11 @@ REASONING = (
 )
 """As OpenAI's reasoning models refuse."""
 CLAUDE_5 = (
-    Refusal(parameter="temperature", message="`temperature` is deprecated for this model.", is_named=False),
+    Refusal(
+        parameter="temperature",
+        message="`temperature` is deprecated for this model.",
+        is_named=False,
+    ),
     Refusal(parameter="top_p", message="`top_p` is deprecated for this model.", is_named=False),
 )
 """As Anthropic's models of 2026 refuse."""
@@ -268,7 +272,9 @@ class Model:
         script = self._script
         if script.latency_sigma == 0:
             return script.latency_ms / 1000
-        return script.latency_ms * math.exp(script.latency_sigma * self._random.gauss(0.0, 1.0)) / 1000
+        return (
+            script.latency_ms * math.exp(script.latency_sigma * self._random.gauss(0.0, 1.0)) / 1000
+        )
 
     def answer(self, request: Mapping[str, Any]) -> str:
         """The answer's text, and before it what it thinks."""
@@ -283,11 +289,17 @@ class Model:
             return rule.answer
         schema = _schema(request)
         if schema is not None:
-            return json.dumps(_with(satisfying(schema, schema), self._verdict(prompt, schema)), ensure_ascii=False)
+            return json.dumps(
+                _with(satisfying(schema, schema), self._verdict(prompt, schema)), ensure_ascii=False
+            )
         digest = f"d1{hashlib.sha256(prompt.encode()).hexdigest()[:8]}"
         if self._script.answer is None:
             return f"{self.name} on {digest}: {prompt[:80]}"
-        return self._script.answer.replace("{model}", self.name).replace("{digest}", digest).replace("{prompt}", prompt)
+        return (
+            self._script.answer.replace("{model}", self.name)
+            .replace("{digest}", digest)
+            .replace("{prompt}", prompt)
+        )
 
     def _verdict(self, prompt: str, schema: Mapping[str, Any]) -> dict[str, str]:
         """The winner that a judge names: the candidate whose text sorts first, wherever it stands."""
@@ -339,7 +351,11 @@ def _schema(request: Mapping[str, Any]) -> dict[str, Any] | None:
     wanted = request.get("response_format") or {}
     schema = (wanted.get("json_schema") or {}).get("schema")
     for message in request.get("messages") or []:
-        found = _WORDS.search(text_of(message.get("content"))) if message.get("role") != "user" else None
+        found = (
+            _WORDS.search(text_of(message.get("content")))
+            if message.get("role") != "user"
+            else None
+        )
         schema = schema or (found and json.loads(found[1]))
     return schema if isinstance(schema, dict) else None
 
@@ -368,7 +384,9 @@ def satisfying(schema: Mapping[str, Any], root: Mapping[str, Any], index: int = 
 
 def _of_type(kind: str, schema: Mapping[str, Any], root: Mapping[str, Any], index: int) -> Any:
     if kind == "object":
-        return {name: satisfying(inner, root) for name, inner in schema.get("properties", {}).items()}
+        return {
+            name: satisfying(inner, root) for name, inner in schema.get("properties", {}).items()
+        }
     if kind == "array":
         item = schema.get("items") or {}
         return [satisfying(item, root, i) for i in range(schema.get("minItems", 0))]
@@ -378,6 +396,8 @@ def _of_type(kind: str, schema: Mapping[str, Any], root: Mapping[str, Any], inde
         least = schema.get("minLength", int(told[1]) if told else 0)
         return "fits".ljust(least, ".")[: schema.get("maxLength", 4096)]
     if kind in {"integer", "number"}:
-        low = schema.get("minimum", schema.get("exclusiveMinimum", 0) + ("exclusiveMinimum" in schema))
+        low = schema.get(
+            "minimum", schema.get("exclusiveMinimum", 0) + ("exclusiveMinimum" in schema)
+        )
         return min(low + index, schema.get("maximum", low + index))
     return True if kind == "boolean" else None

@@ -27,14 +27,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, cast
 
-from fusewire.testing.model_connection import Connection, Stage
+from fusewire.testing.model_connection import Connection, ServerState
 from fusewire.testing.model_script import Script
 
 
-class ModelServer(Stage):
+class ModelServer(ServerState):
     """The server; an asynchronous context manager. `base_url` is what a model's configuration takes."""
 
-    def __init__(self, script: Script | None = None, *, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self, script: Script | None = None, *, host: str = "127.0.0.1", port: int = 0
+    ) -> None:
         self._host = host
         self._port = port
         self._server: asyncio.Server | None = None
@@ -54,7 +56,11 @@ class ModelServer(Stage):
 
     def base_url_of(self, provider: str) -> str:
         """The address for a provider's protocol."""
-        return self.base_url.replace("/v1", f"/{provider}/v1") if provider in ("mistral", "deepseek") else self.base_url
+        return (
+            self.base_url.replace("/v1", f"/{provider}/v1")
+            if provider in ("mistral", "deepseek")
+            else self.base_url
+        )
 
     async def arrived(self, requests: int) -> None:
         """Wait until so many chat requests have arrived since the script was set."""
@@ -65,7 +71,9 @@ class ModelServer(Stage):
     async def start(self) -> None:
         """Begin to listen."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Connection(self, loop), self._host, self._port)
+        self._server = await loop.create_server(
+            lambda: Connection(self, loop), self._host, self._port
+        )
 
     async def stop(self) -> None:
         """Stop listening and drop every connection, answered or not."""
@@ -80,7 +88,10 @@ class ModelServer(Stage):
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self.stop()
 
@@ -98,11 +109,15 @@ async def _serve(script: Script, host: str, port: int) -> None:
 
 def main() -> None:
     """Serve in a process of its own."""
-    parser = argparse.ArgumentParser(prog="fusewire.testing.model_server", description="A fake model server.")
+    parser = argparse.ArgumentParser(
+        prog="fusewire.testing.model_server", description="A fake model server."
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 takes any free port")
     parser.add_argument("--script", type=Path, help="a JSON file; it may also be posted later")
-    parser.add_argument("--latency-ms", type=float, default=0.0, help="of every model, where no script is given")
+    parser.add_argument(
+        "--latency-ms", type=float, default=0.0, help="of every model, where no script is given"
+    )
     options = parser.parse_args()
     if options.script:
         script = Script.model_validate_json(options.script.read_bytes())

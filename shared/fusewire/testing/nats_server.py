@@ -55,7 +55,15 @@ class NatsServer:
         ports.mkdir(parents=True)
         with (self._folder / "nats.log").open("ab") as log:
             command = (
-                *(str(binary()), "-a", "127.0.0.1", "-p", str(self._port or -1), "--ports_file_dir", str(ports)),
+                *(
+                    str(binary()),
+                    "-a",
+                    "127.0.0.1",
+                    "-p",
+                    str(self._port or -1),
+                    "--ports_file_dir",
+                    str(ports),
+                ),
                 *("-js", "-sd", str(self._folder / "store")),
             )
             self._process = await asyncio.create_subprocess_exec(
@@ -64,7 +72,9 @@ class NatsServer:
         async with asyncio.timeout(PATIENCE_S):
             while not (port := _read_port(ports)):
                 if self._process.returncode is not None:
-                    raise RuntimeError(f"nats-server ended: {(self._folder / 'nats.log').read_text()[-2000:]}")
+                    raise RuntimeError(
+                        f"nats-server ended: {(self._folder / 'nats.log').read_text()[-2000:]}"
+                    )
                 await asyncio.sleep(0.01)
         self._port = port
 
@@ -96,7 +106,10 @@ class NatsServer:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self.stop()
 

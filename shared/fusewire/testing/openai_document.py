@@ -88,8 +88,10 @@ class CheckedTransport(httpx2.BaseTransport):
         def check(body: bytes) -> None:
             self._check(request, reply, body)
 
-        stream = _Watched(reply.stream, check)
-        return httpx2.Response(reply.status_code, headers=reply.headers, stream=stream, extensions=reply.extensions)
+        stream = _CheckedBody(reply.stream, check)
+        return httpx2.Response(
+            reply.status_code, headers=reply.headers, stream=stream, extensions=reply.extensions
+        )
 
     def close(self) -> None:
         """See httpx2."""
@@ -121,7 +123,7 @@ class CheckedTransport(httpx2.BaseTransport):
         self.faults += self._document.faults(component, value)
 
 
-class _Watched(httpx2.SyncByteStream):
+class _CheckedBody(httpx2.SyncByteStream):
     """A body that is looked at once it has been read."""
 
     def __init__(self, inner: httpx2.SyncByteStream, check: Callable[[bytes], None]) -> None:

@@ -34,7 +34,9 @@ def binaries() -> Path:
     """
     folders = [Path(found).resolve().parent] if (found := shutil.which("initdb")) else []
     folders += sorted(
-        Path("/usr/lib/postgresql").glob("*/bin"), key=lambda p: (len(p.parent.name), p.parent.name), reverse=True
+        Path("/usr/lib/postgresql").glob("*/bin"),
+        key=lambda p: (len(p.parent.name), p.parent.name),
+        reverse=True,
     )
     spec = importlib.util.find_spec(PACKAGE)
     if spec and spec.origin:
@@ -142,7 +144,9 @@ class PostgresServer:
         arguments = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                bound([self._bin / "postgres", "-D", self._data, "-p", str(self._port), *arguments]),
+                bound(
+                    [self._bin / "postgres", "-D", self._data, "-p", str(self._port), *arguments]
+                ),
                 cwd=self._folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -181,7 +185,10 @@ class PostgresServer:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.stop()
 

@@ -25,7 +25,7 @@ def code_of(error: object) -> str:
 
 
 @dataclass(frozen=True)
-class Served:
+class RunningStack:
     """A running stack, and the fake models behind it."""
 
     url: str
@@ -42,7 +42,11 @@ class Served:
 
     def requests(self, model: str) -> list[dict[str, Any]]:
         """The bodies of a model's requests, where the script has them recorded."""
-        return [one["body"] for one in json.loads(self._control("stats"))["recorded"] if one["model"] == model]
+        return [
+            one["body"]
+            for one in json.loads(self._control("stats"))["recorded"]
+            if one["model"] == model
+        ]
 
     def _control(self, what: str, body: bytes | None = None) -> bytes:
         address = f"http://127.0.0.1:{self.server.port}/_control/{what}"
@@ -67,7 +71,9 @@ class Served:
         """A way to the stack on which the first replies are lost, just when they come; yields its address."""
         host, _, port = self.url.removeprefix("http://").rpartition(":")
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            threading.Thread(target=_cut, args=(listener, (host, int(port)), replies), daemon=True).start()
+            threading.Thread(
+                target=_cut, args=(listener, (host, int(port)), replies), daemon=True
+            ).start()
             try:
                 yield f"http://127.0.0.1:{listener.getsockname()[1]}"
             finally:

@@ -39,7 +39,9 @@ async def slow_line(port: int, delay_s: float) -> AsyncIterator[int]:
                 await writer.wait_closed()
 
 
-async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay_s: float) -> None:
+async def _carry(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay_s: float
+) -> None:
     loop = asyncio.get_running_loop()
 
     def write(data: bytes) -> None:

@@ -47,7 +47,9 @@ _BLOCK_BYTES = {"Q4_K": 144, "Q5_K": 176, "Q6_K": 210}
 _SCALE = {"Q4_K": (0.0013, 7.5), "Q5_K": (0.00065, 15.5)}
 
 
-def random_blocks(kind: str, rows: int, columns: int, random: np.random.Generator) -> np.ndarray[Any, Any]:
+def random_blocks(
+    kind: str, rows: int, columns: int, random: np.random.Generator
+) -> np.ndarray[Any, Any]:
     """Rows of Q4_K, Q5_K or Q6_K blocks that hold random weights of about the size of the others."""
     count = rows * columns // 256
     blocks = random.integers(0, 256, (count, _BLOCK_BYTES[kind]), np.uint8)
@@ -61,10 +63,15 @@ def random_blocks(kind: str, rows: int, columns: int, random: np.random.Generato
     return blocks.reshape(rows, -1)
 
 
-def _shapes(architecture: str, vocabulary: int, hidden: int, *, tied: bool) -> dict[str, tuple[int, ...]]:
+def _shapes(
+    architecture: str, vocabulary: int, hidden: int, *, tied: bool
+) -> dict[str, tuple[int, ...]]:
     size, inner = _head_size(architecture, hidden), 2 * hidden
     queries, keys = HEADS * size, KV_HEADS * size
-    shapes: dict[str, tuple[int, ...]] = {"token_embd": (vocabulary, hidden), "output_norm": (hidden,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embd": (vocabulary, hidden),
+        "output_norm": (hidden,),
+    }
     if not tied:
         shapes["output"] = (vocabulary, hidden)
     for layer in range(_layers(architecture)):
@@ -122,7 +129,9 @@ def _write_sizes(writer: GGUFWriter, architecture: str, hidden: int) -> None:
         writer.add_rope_scaling_attn_factors(1.19)
         for name, most in (("short", 2), ("long", 8)):
             factors = np.linspace(1, most, size // 4, dtype=np.float32)
-            writer.add_tensor(f"rope_factors_{name}.weight", factors, raw_dtype=GGMLQuantizationType.F32)
+            writer.add_tensor(
+                f"rope_factors_{name}.weight", factors, raw_dtype=GGMLQuantizationType.F32
+            )
     else:
         writer.add_rope_dimension_count(size)
     if architecture == "gemma3":
@@ -142,7 +151,9 @@ def _write_tokenizer(writer: GGUFWriter, metadata: dict[str, Any]) -> list[str]:
         return list(tokens)
     if kind == "llama":
         writer.add_token_list(PIECES)
-        writer.add_token_scores([0.0] * 3 + [-1e4] * 256 + [-float(i) for i in range(len(PIECES) - 259)][::-1])
+        writer.add_token_scores(
+            [0.0] * 3 + [-1e4] * 256 + [-float(i) for i in range(len(PIECES) - 259)][::-1]
+        )
         writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * (len(PIECES) - 259))
         return PIECES
     writer.add_tokenizer_pre(metadata.get("pre", "smollm"))
@@ -156,7 +167,9 @@ def _write_tokenizer(writer: GGUFWriter, metadata: dict[str, Any]) -> list[str]:
     return tokens
 
 
-def write_gguf(path: Path, types: dict[str, str], *, tied: bool, metadata: dict[str, Any], drop: str, add: str) -> None:
+def write_gguf(
+    path: Path, types: dict[str, str], *, tied: bool, metadata: dict[str, Any], drop: str, add: str
+) -> None:
     """Write the model.
 
     Args:
@@ -190,18 +203,26 @@ def write_gguf(path: Path, types: dict[str, str], *, tied: bool, metadata: dict[
     for name, shape in shapes.items():
         # The layers weigh more than the embedding, or every answer would repeat one letter.
         is_vocabulary = name in ("output", "token_embd")
-        weights = random.normal(size=shape).astype(np.float32) / np.sqrt(shape[-1]) * (1 if is_vocabulary else 3)
+        weights = (
+            random.normal(size=shape).astype(np.float32)
+            / np.sqrt(shape[-1])
+            * (1 if is_vocabulary else 3)
+        )
         if len(shape) == 1 and not name.endswith(".bias"):
             weights = 1 + weights
         if is_vocabulary:
             # Greedy answers are then plain letters, and do not end by chance.
             weights[[not (len(t) == 1 and t.isascii() and t.isalnum()) for t in tokens]] = 0
-        kind = "F32" if len(shape) == 1 else next(t for end, t in types.items() if name.endswith(end))
+        kind = (
+            "F32" if len(shape) == 1 else next(t for end, t in types.items() if name.endswith(end))
+        )
         if name != drop:
             made = random_blocks(kind, shape[0], shape[1], random) if kind in _BLOCK_BYTES else None
             qtype = GGMLQuantizationType[kind]
             data = quantize(weights, qtype) if made is None else made
-            writer.add_tensor(name if name.endswith(".bias") else f"{name}.weight", data, raw_dtype=qtype)
+            writer.add_tensor(
+                name if name.endswith(".bias") else f"{name}.weight", data, raw_dtype=qtype
+            )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

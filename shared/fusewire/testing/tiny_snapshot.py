@@ -97,16 +97,23 @@ def _shapes(architecture: str, config: dict[str, Any]) -> dict[str, tuple[int, .
                 inner |= {f"self_attn.{part}_proj.bias": (n,) for part, n in rows.items()}
         if architecture in ("qwen3", "gemma3"):
             inner |= {"self_attn.q_norm.weight": (size,), "self_attn.k_norm.weight": (size,)}
-        inner |= {f"{name}.weight": (hidden,) for name in (_NORMS_OF_GEMMA if architecture == "gemma3" else _NORMS)}
+        inner |= {
+            f"{name}.weight": (hidden,)
+            for name in (_NORMS_OF_GEMMA if architecture == "gemma3" else _NORMS)
+        }
         found |= {f"model.layers.{layer}.{name}": shape for name, shape in inner.items()}
     return found
 
 
-def write_safetensors(path: Path, tensors: dict[str, np.ndarray[Any, Any]], kind: str = "F32") -> None:
+def write_safetensors(
+    path: Path, tensors: dict[str, np.ndarray[Any, Any]], kind: str = "F32"
+) -> None:
     """Write a file of that format; `BF16` cuts off the lower half of each float32."""
     header, data = {}, b""
     for name, tensor in tensors.items():
-        raw = tensor.astype("<f4").view("<u2")[..., 1::2] if kind == "BF16" else tensor.astype("<f4")
+        raw = (
+            tensor.astype("<f4").view("<u2")[..., 1::2] if kind == "BF16" else tensor.astype("<f4")
+        )
         header[name] = {
             "dtype": kind,
             "shape": list(tensor.shape),
@@ -150,8 +157,19 @@ def write_snapshot(folder: Path, architecture: str, *, kind: str = "BF16") -> No
 
 
 def _tokenizer() -> dict[str, Any]:
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    plain = {
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
+    level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": True,
+    }
     return {
         "version": "1.0",
         "truncation": None,

@@ -37,12 +37,18 @@ class WarmStart:
     def __init__(self) -> None:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = bound([sys.executable, "-m", "fusewire.testing.warm", str(theirs.fileno()), str(os.getpid())])
+        command = bound(
+            [sys.executable, "-m", "fusewire.testing.warm", str(theirs.fileno()), str(os.getpid())]
+        )
         with theirs:
-            self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
+            self._process = subprocess.Popen(
+                command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL
+            )
         atexit.register(self.close)
 
-    def start(self, args: Sequence[str], cwd: Path, env: Mapping[str, str], files: Sequence[int]) -> int:
+    def start(
+        self, args: Sequence[str], cwd: Path, env: Mapping[str, str], files: Sequence[int]
+    ) -> int:
         """Start a command with these files as stdin, stdout and stderr. Returns its process id.
 
         Raises:
@@ -97,7 +103,16 @@ def _load() -> Any:
     (script,) = entry_points(group="console_scripts", name="fusewire")
     for service in entry_points(group="fusewire.services"):
         service.load()
-    for module in ("batch.command", "local.runner", "serve", "ask", "admin", "query", "doctor", "eval.command"):
+    for module in (
+        "batch.command",
+        "local.runner",
+        "serve",
+        "ask",
+        "admin",
+        "query",
+        "doctor",
+        "eval.command",
+    ):
         __import__(f"{script.module.partition('.')[0]}.{module}")
     return script.load()
 

@@ -90,13 +90,16 @@ def figures(side: Side, played: dict[str, Scene]) -> dict[str, Any]:
     for name in ("heavy_tail", "heavy_tail_all"):
         if name in side.runs:
             found[name] = {
-                f"p{round(share * 100)}_ms": side.each(name, partial(percentile, share)) for share in (0.5, 0.95, 0.99)
+                f"p{round(share * 100)}_ms": side.each(name, partial(percentile, share))
+                for share in (0.5, 0.95, 0.99)
             }
     if "faults" in side.runs:
         found["faults"] = {
             "answered": side.each("faults", lambda run: run.answered),
             "calls_per_fusion": side.each("faults", lambda run: sum(run.calls.values())),
-            "member_calls_per_fusion": side.each("faults", lambda run: sum(run.calls.values()) - run.calls["judge"]),
+            "member_calls_per_fusion": side.each(
+                "faults", lambda run: sum(run.calls.values()) - run.calls["judge"]
+            ),
             "p99_ms": side.each("faults", partial(percentile, 0.99)),
         }
     return found
@@ -105,17 +108,27 @@ def figures(side: Side, played: dict[str, Scene]) -> dict[str, Any]:
 def medians(told: Any) -> Any:
     """The same with each spread's median in its place."""
     if isinstance(told, dict):
-        return told["median"] if "median" in told else {name: medians(inner) for name, inner in told.items()}
+        return (
+            told["median"]
+            if "median" in told
+            else {name: medians(inner) for name, inner in told.items()}
+        )
     return told
 
 
-def report(found: dict[str, Any], extra: dict[str, Any], played: dict[str, Scene]) -> dict[str, Any]:
+def report(
+    found: dict[str, Any], extra: dict[str, Any], played: dict[str, Scene]
+) -> dict[str, Any]:
     """What build/bench.json holds."""
     ours = medians(found[OURS])
     tail, whole = ours.pop("heavy_tail"), ours.pop("heavy_tail_all")
-    ours["heavy_tail"] = {f"{p}_ratio": round(tail[f"{p}_ms"] / whole[f"{p}_ms"], 3) for p in ("p95", "p99")}
+    ours["heavy_tail"] = {
+        f"{p}_ratio": round(tail[f"{p}_ms"] / whole[f"{p}_ms"], 3) for p in ("p95", "p99")
+    }
     baselines = {name: medians(side) for name, side in found.items() if name != OURS}
-    nats = subprocess.run([str(find()), "--version"], capture_output=True, text=True, check=True).stdout
+    nats = subprocess.run(
+        [str(find()), "--version"], capture_output=True, text=True, check=True
+    ).stdout
     return {
         **ours,
         HELD_AGAINST: baselines[HELD_AGAINST],
@@ -157,11 +170,21 @@ def table(found: dict[str, Any], extra: dict[str, Any]) -> str:
     for label, path in ROWS:
         cells = [_at(side, path) for side in found.values()]
         first, second = _at(found[OURS], path), _at(found[HELD_AGAINST], path)
-        ratio = f"{first['median'] / second['median']:.2f}" if first and second and second["median"] else ""
-        shown = [f"{c['median']:.4g} ({c['min']:.4g} to {c['max']:.4g})" if c else "" for c in cells]
+        ratio = (
+            f"{first['median'] / second['median']:.2f}"
+            if first and second and second["median"]
+            else ""
+        )
+        shown = [
+            f"{c['median']:.4g} ({c['min']:.4g} to {c['max']:.4g})" if c else "" for c in cells
+        ]
         lines.append(f"| {label} | {' | '.join(shown)} | {ratio} |")
     lines += ["", "| Fusewire alone | |", "|---|---|"]
-    lines += [f"| {name}: {key} | {value} |" for name in ("kill9", "per_fusion") for key, value in extra[name].items()]
+    lines += [
+        f"| {name}: {key} | {value} |"
+        for name in ("kill9", "per_fusion")
+        for key, value in extra[name].items()
+    ]
     lines.append(f"| load average at the start of each round | {extra['load_average']} |")
     return "\n".join(lines)
 
@@ -174,7 +197,13 @@ def _at(side: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any] | None:
 
 
 async def play_ours(
-    side: Side, fake: Models, played: dict[str, Scene], folder: Path, numbers: Iterator[int], *, processes: bool
+    side: Side,
+    fake: Models,
+    played: dict[str, Scene],
+    folder: Path,
+    numbers: Iterator[int],
+    *,
+    processes: bool,
 ) -> dict[str, float]:
     """One round of Fusewire; per fusion of `loaded`, the messages and commits that were written."""
     async with Fusewire(fake, folder, numbers, processes=processes) as fusewire:
@@ -186,11 +215,15 @@ async def play_ours(
                 after = await fusewire.written()
                 total = scene.warm_up + scene.fusions
                 counts = {key: round((after[key] - before.get(key, 0)) / total, 3) for key in after}
-    counts["messages"] = round(sum(count for key, count in counts.items() if key != "sql_commits"), 3)
+    counts["messages"] = round(
+        sum(count for key, count in counts.items() if key != "sql_commits"), 3
+    )
     return {key: count for key, count in sorted(counts.items()) if count}
 
 
-async def bench(rounds: int, played: dict[str, Scene], *, processes: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+async def bench(
+    rounds: int, played: dict[str, Scene], *, processes: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """All rounds, the sides in turn."""
     BUILD.mkdir(exist_ok=True)
     numbers = itertools.count(1)
@@ -207,7 +240,9 @@ async def bench(rounds: int, played: dict[str, Scene], *, processes: bool) -> tu
             if name == OURS:
                 extra["load_average"].append(round(os.getloadavg()[0], 2))
             if name.startswith(OURS):
-                counted = await play_ours(side, fake, played, folder, numbers, processes=name != OURS)
+                counted = await play_ours(
+                    side, fake, played, folder, numbers, processes=name != OURS
+                )
                 if name == OURS:
                     counts.append(counted)
                     (folder / "killed").mkdir()
@@ -215,23 +250,35 @@ async def bench(rounds: int, played: dict[str, Scene], *, processes: bool) -> tu
             else:
                 for scene in BOTH if name == HELD_AGAINST else FEW:
                     baseline = theirs.BASELINES[name]
-                    side.add(scene, await theirs.run(fake, played[scene], folder, numbers, baseline))
+                    side.add(
+                        scene, await theirs.run(fake, played[scene], folder, numbers, baseline)
+                    )
                     (folder / "peer.db").unlink(missing_ok=True)
             print(f"round {number}/{rounds} {name}", file=sys.stderr)
-    extra["kill9"] = {key: round(statistics.median(one[key] for one in kills), 4) for key in kills[0]}
-    extra["per_fusion"] = {key: statistics.median(one.get(key, 0) for one in counts) for key in counts[0]}
+    extra["kill9"] = {
+        key: round(statistics.median(one[key] for one in kills), 4) for key in kills[0]
+    }
+    extra["per_fusion"] = {
+        key: statistics.median(one.get(key, 0) for one in counts) for key in counts[0]
+    }
     return {name: figures(side, played) for name, side in sides.items()}, extra
 
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description="Measure what Fusewire costs, beside what people write instead.")
+    parser = argparse.ArgumentParser(
+        description="Measure what Fusewire costs, beside what people write instead."
+    )
     parser.add_argument("--rounds", type=int, default=3, help="of each side, in turn")
     parser.add_argument("--quick", action="store_true", help="one small round: does it run at all")
-    parser.add_argument("--processes", action="store_true", help="also with each service as a process of its own")
+    parser.add_argument(
+        "--processes", action="store_true", help="also with each service as a process of its own"
+    )
     options = parser.parse_args()
     played = scenes(quick=options.quick)
-    found, extra = asyncio.run(bench(1 if options.quick else options.rounds, played, processes=options.processes))
+    found, extra = asyncio.run(
+        bench(1 if options.quick else options.rounds, played, processes=options.processes)
+    )
     print(table(found, extra))
     out = BUILD / "bench.json"
     out.write_text(json.dumps(report(found, extra, played), indent=2) + "\n")

@@ -43,7 +43,10 @@ class Models:
 
     async def calls(self, by: str = "by_model") -> dict[str, int]:
         """Requests since then, by model, or `by_key`: by the key that makes a repetition of a call known."""
-        async with aiohttp.ClientSession() as session, session.get(f"{self._control}/stats") as response:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"{self._control}/stats") as response,
+        ):
             return dict((await response.json(content_type=None))[by])
 
 
@@ -66,8 +69,16 @@ async def fusewire_up(
     """`fusewire up` on a data folder: its URL and its processes. It may be killed meanwhile."""
     file = folder / "fusewire.json"
     file.write_text(json.dumps(settings))
-    env = {k: v for k, v in os.environ.items() if not k.startswith("FUSEWIRE_") or k == "FUSEWIRE_NATS_SERVER"}
-    command = [str(Path(sys.executable).parent / "fusewire"), "up", *(["--processes"] if processes else [])]
+    env = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith("FUSEWIRE_") or k == "FUSEWIRE_NATS_SERVER"
+    }
+    command = [
+        str(Path(sys.executable).parent / "fusewire"),
+        "up",
+        *(["--processes"] if processes else []),
+    ]
     (folder / RUN_FILE).unlink(missing_ok=True)
     with (folder / "up.log").open("w") as log:
         env["FUSEWIRE_CONFIG"] = str(file)
@@ -76,7 +87,9 @@ async def fusewire_up(
         until = time.monotonic() + START_S
         while not (run := _read(folder / RUN_FILE)):
             if child.returncode is not None or time.monotonic() > until:
-                raise RuntimeError(f"fusewire up did not start:\n{(folder / 'up.log').read_text()[-2000:]}")
+                raise RuntimeError(
+                    f"fusewire up did not start:\n{(folder / 'up.log').read_text()[-2000:]}"
+                )
             await asyncio.sleep(0.02)
         yield run["url"], {"up": child.pid, **run["pids"]}
     finally:
@@ -108,4 +121,9 @@ def cpu_s(pid: int) -> float:
 def spread(values: Sequence[float]) -> dict[str, Any]:
     """Median, least and most of the rounds."""
     rounded = [round(v, 2) for v in values]
-    return {"median": round(statistics.median(values), 2), "min": min(rounded), "max": max(rounded), "rounds": rounded}
+    return {
+        "median": round(statistics.median(values), 2),
+        "min": min(rounded),
+        "max": max(rounded),
+        "rounds": rounded,
+    }

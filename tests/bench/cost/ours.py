@@ -56,15 +56,27 @@ def config(base_url: str, folder: Path) -> dict[str, Any]:
         "data_dir": str(folder),
         "database": {"url": f"sqlite+aiosqlite:///{folder / 'fusewire.db'}"},
         "http": {"port": 0},
-        "models": {name: {"kind": "remote", "base_url": base_url, "model": name} for name in [*MEMBERS, JUDGE]},
-        "pools": {"default": {"members": MEMBERS, "judge": JUDGE, "deadline_s": WAIT_S, "control_share": 0.0}},
+        "models": {
+            name: {"kind": "remote", "base_url": base_url, "model": name}
+            for name in [*MEMBERS, JUDGE]
+        },
+        "pools": {
+            "default": {
+                "members": MEMBERS,
+                "judge": JUDGE,
+                "deadline_s": WAIT_S,
+                "control_share": 0.0,
+            }
+        },
     }
 
 
 class Fusewire:
     """One running stack."""
 
-    def __init__(self, fake: Models, folder: Path, numbers: Iterator[int], *, processes: bool = False) -> None:
+    def __init__(
+        self, fake: Models, folder: Path, numbers: Iterator[int], *, processes: bool = False
+    ) -> None:
         self._fake = fake
         self._folder = folder
         self._numbers = numbers
@@ -110,7 +122,11 @@ class Fusewire:
                 started = time.perf_counter()
                 shown = await self._client.submit(body, wait_s=WAIT_S)
                 wall_ms = (time.perf_counter() - started) * 1000
-                if not scene.faults and scene.complete and (shown["status"], shown["is_degraded"]) != ("fused", False):
+                if (
+                    not scene.faults
+                    and scene.complete
+                    and (shown["status"], shown["is_degraded"]) != ("fused", False)
+                ):
                     raise RuntimeError(f"a fusion went wrong: {shown}")
                 return wall_ms, bool(shown.get("content"))
 
@@ -127,12 +143,23 @@ class Fusewire:
         infos = await connection.jetstream().streams_info()
         await connection.close()
         found = {info.config.name or "": info.state.last_seq for info in infos}
-        return found | {"sql_commits": await self._metric('fusewire_transactions_total{kind="write"}')}
+        return found | {
+            "sql_commits": await self._metric('fusewire_transactions_total{kind="write"}')
+        }
 
     async def _metric(self, name: str) -> int:
-        async with aiohttp.ClientSession() as session, session.get(f"{self._url}/metrics") as response:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"{self._url}/metrics") as response,
+        ):
             text = await response.text()
-        return int(sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name)))
+        return int(
+            sum(
+                float(line.rpartition(" ")[2])
+                for line in text.splitlines()
+                if line.startswith(name)
+            )
+        )
 
 
 async def killed(fake: Models, folder: Path, numbers: Iterator[int]) -> dict[str, float]:
@@ -144,7 +171,10 @@ async def killed(fake: Models, folder: Path, numbers: Iterator[int]) -> dict[str
     """
     scene = together(200.0, 20.0, KILLED_IN_FLIGHT, KILLED)
     await fake.play(scene.script)
-    batch = [{"prompt": prompt(number), "custom_id": f"k{number}"} for number in itertools.islice(numbers, KILLED)]
+    batch = [
+        {"prompt": prompt(number), "custom_id": f"k{number}"}
+        for number in itertools.islice(numbers, KILLED)
+    ]
     settings = config(fake.base_url, folder)
     done: list[dict[str, Any]] = []
     async with fusewire_up(settings, folder) as (url, pids), Client(url) as client:
@@ -162,11 +192,15 @@ async def killed(fake: Models, folder: Path, numbers: Iterator[int]) -> dict[str
     return {
         "lost": KILLED - sum(bool(one.get("content")) for one in done),
         "extra_calls": sum(calls.values()) / (KILLED * (len(MEMBERS) + 2)) - 1,
-        "judged_again": len({key.partition("-")[0] for key, count in keys.items() if count > 1} & before),
+        "judged_again": len(
+            {key.partition("-")[0] for key, count in keys.items() if count > 1} & before
+        ),
     }
 
 
-async def _submit(client: Client, batch: Sequence[dict[str, Any]], done: list[dict[str, Any]]) -> None:
+async def _submit(
+    client: Client, batch: Sequence[dict[str, Any]], done: list[dict[str, Any]]
+) -> None:
     slots = asyncio.Semaphore(KILLED_IN_FLIGHT)
 
     async def one(body: dict[str, Any]) -> None:

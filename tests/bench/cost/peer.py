@@ -61,7 +61,9 @@ class OpenAi:
     async def ask(self, body: dict[str, Any]) -> tuple[str, int]:
         """See `Chat`."""
         reply = await self._client.chat.completions.create(**body)
-        return reply.choices[0].message.content or "", reply.usage.total_tokens if reply.usage else 0
+        return reply.choices[
+            0
+        ].message.content or "", reply.usage.total_tokens if reply.usage else 0
 
     async def close(self) -> None:
         """See `Chat`."""
@@ -111,15 +113,22 @@ class Peer:
 
     async def _fuse(self, prompt: str, started: float) -> None:
         asked = [{"role": "user", "content": prompt}]
-        replies = await asyncio.gather(*(self._chat.ask({"model": m, "messages": asked}) for m in self._members))
+        replies = await asyncio.gather(
+            *(self._chat.ask({"model": m, "messages": asked}) for m in self._members)
+        )
         answers = [text for text, _ in replies]
-        shown = "\n\n".join(f"[{label}]\n{answer}" for label, answer in zip("ABC", answers, strict=True))
+        shown = "\n\n".join(
+            f"[{label}]\n{answer}" for label, answer in zip("ABC", answers, strict=True)
+        )
         text, tokens = await self._chat.ask(
             {
                 "model": self._judge,
                 "messages": [
                     {"role": "system", "content": SYSTEM},
-                    {"role": "user", "content": f"Request:\n{prompt}\n\nCandidates:\n{shown}\n\nWhich is best?"},
+                    {
+                        "role": "user",
+                        "content": f"Request:\n{prompt}\n\nCandidates:\n{shown}\n\nWhich is best?",
+                    },
                 ],
                 "temperature": 0,
                 "response_format": {
@@ -135,7 +144,9 @@ class Peer:
         if self._database:
             row = (prompt, self._members[best], answers[best], verdict["reason"], tokens, took_ms)
             said = list(zip(self._members, answers, strict=True))
-            await asyncio.get_running_loop().run_in_executor(self._thread, _store, self._database, row, said)
+            await asyncio.get_running_loop().run_in_executor(
+                self._thread, _store, self._database, row, said
+            )
 
     async def close(self) -> None:
         """Let go of connections and of the database."""
@@ -154,14 +165,19 @@ def _open(path: str) -> sqlite3.Connection:
 def _store(database: sqlite3.Connection, row: tuple[Any, ...], said: list[tuple[str, str]]) -> None:
     with database:
         found = database.execute(
-            "INSERT INTO fusion (prompt, winner, content, reason, tokens, latency_ms) VALUES (?, ?, ?, ?, ?, ?)", row
+            "INSERT INTO fusion (prompt, winner, content, reason, tokens, latency_ms) VALUES (?, ?, ?, ?, ?, ?)",
+            row,
         )
         rows = [(found.lastrowid, member, content) for member, content in said]
-        database.executemany("INSERT INTO candidate (fusion, member, content) VALUES (?, ?, ?)", rows)
+        database.executemany(
+            "INSERT INTO candidate (fusion, member, content) VALUES (?, ?, ?)", rows
+        )
 
 
 async def _run(job: dict[str, Any]) -> dict[str, Any]:
-    peer = Peer(CLIENTS[job["client"]](job["base_url"]), job["database"], job["members"], job["judge"])
+    peer = Peer(
+        CLIENTS[job["client"]](job["base_url"]), job["database"], job["members"], job["judge"]
+    )
     slots = asyncio.Semaphore(job["in_flight"])
 
     async def one(prompt: str) -> tuple[float, bool]:

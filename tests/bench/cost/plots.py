@@ -74,15 +74,30 @@ def _cost(row: Mapping[str, Any]) -> float:
 
 def _in_flight(axes: Axes, rows: Rows) -> None:
     for database, some in _each(rows):
-        axes.plot([r["at_once"] for r in some], [_cost(r) for r in some], "o-", color=COLORS[database], label=database)
+        axes.plot(
+            [r["at_once"] for r in some],
+            [_cost(r) for r in some],
+            "o-",
+            color=COLORS[database],
+            label=database,
+        )
     axes.set(
-        title="CPU of a fusion by fusions in flight", xlabel="in flight", ylabel="ms", xscale="log", ylim=(0, None)
+        title="CPU of a fusion by fusions in flight",
+        xlabel="in flight",
+        ylabel="ms",
+        xscale="log",
+        ylim=(0, None),
     )
     axes.legend()
 
 
 def _stored(axes: Axes, rows: Rows) -> None:
-    axes.plot([max(r["stored"], 100) for r in rows], [_cost(r) for r in rows], "o-", color=COLORS["sqlite"])
+    axes.plot(
+        [max(r["stored"], 100) for r in rows],
+        [_cost(r) for r in rows],
+        "o-",
+        color=COLORS["sqlite"],
+    )
     axes.set(
         title="CPU of a fusion by outcomes stored (SQLite)",
         xlabel="stored (none at the left end)",
@@ -96,9 +111,19 @@ def _replicas(axes: Axes, rows: Rows, cores: int) -> None:
     for database, some in _each(rows):
         numbers = [r["replicas"] for r in some]
         model = [predicted(some[0], cores, dict.fromkeys(REPLICATED, n)) for n in numbers]
-        axes.plot(numbers, [r["per_s"] for r in some], "o-", color=COLORS[database], label=f"{database}, measured")
+        axes.plot(
+            numbers,
+            [r["per_s"] for r in some],
+            "o-",
+            color=COLORS[database],
+            label=f"{database}, measured",
+        )
         axes.plot(numbers, model, "--", color=COLORS[database], label=f"{database}, predicted")
-    axes.set(title=f"Fusions/s by replicas, {cores} cores", xlabel="of dispatcher and judge", ylim=(0, None))
+    axes.set(
+        title=f"Fusions/s by replicas, {cores} cores",
+        xlabel="of dispatcher and judge",
+        ylim=(0, None),
+    )
     axes.legend()
 
 

@@ -41,7 +41,11 @@ STEP = 64
 LINES = 1_000
 """Prompts in one request."""
 LOOK_S = 0.05
-HEAD = "| curve | database | at once | stored | replicas | fusions/s | CPU per fusion, ms |\n" + "|---" * 7 + "|"
+HEAD = (
+    "| curve | database | at once | stored | replicas | fusions/s | CPU per fusion, ms |\n"
+    + "|---" * 7
+    + "|"
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,9 @@ def scene() -> Scene:
 class Loaded:
     """A running stack, and how much CPU each of its processes has used."""
 
-    def __init__(self, url: str, client: Client, store: Store, pids: Pids, numbers: Iterator[int]) -> None:
+    def __init__(
+        self, url: str, client: Client, store: Store, pids: Pids, numbers: Iterator[int]
+    ) -> None:
         self.url = url
         self._client = client
         self._store = store
@@ -100,14 +106,26 @@ class Loaded:
         wall_s, after = time.perf_counter() - started, self._cpu()
         count = times * at_once
         used = {name: round((after[name] - before[name]) * 1000 / count, 2) for name in before}
-        row = Row(curve=curve, at_once=at_once, fusions=count, per_s=round(count / wall_s, 1), cpu_ms=used, **fixed)
+        row = Row(
+            curve=curve,
+            at_once=at_once,
+            fusions=count,
+            per_s=round(count / wall_s, 1),
+            cpu_ms=used,
+            **fixed,
+        )
         print(tell(row), flush=True)
         return row
 
     async def _drain(self, count: int) -> None:
-        lines = [json.dumps({"prompt": prompt(number)}) for number in itertools.islice(self._numbers, count)]
+        lines = [
+            json.dumps({"prompt": prompt(number)})
+            for number in itertools.islice(self._numbers, count)
+        ]
         for first in range(0, count, LINES):
-            for line in await self._client.submit_lines(lines[first : first + LINES], f"scale-{time.time_ns()}"):
+            for line in await self._client.submit_lines(
+                lines[first : first + LINES], f"scale-{time.time_ns()}"
+            ):
                 if "error" in line:
                     raise RuntimeError(f"refused: {line}")
         while await self._open():  # noqa: ASYNC110 - another process closes them
@@ -122,7 +140,10 @@ class Loaded:
 
     def _cpu(self) -> dict[str, float]:
         # PostgreSQL has a process for each connection; the runner's children are counted by themselves.
-        return {name: tree_cpu_s(pid) if name == "postgres" else cpu_s(pid) for name, pid in self._pids.items()}
+        return {
+            name: tree_cpu_s(pid) if name == "postgres" else cpu_s(pid)
+            for name, pid in self._pids.items()
+        }
 
 
 def tree_cpu_s(pid: int) -> float:
@@ -135,7 +156,13 @@ def tree_cpu_s(pid: int) -> float:
 
 @contextlib.asynccontextmanager
 async def stack(
-    fake: Models, folder: Path, numbers: Iterator[int], *, server: PostgresServer | None, replicas: int, apart: bool
+    fake: Models,
+    folder: Path,
+    numbers: Iterator[int],
+    *,
+    server: PostgresServer | None,
+    replicas: int,
+    apart: bool,
 ) -> AsyncIterator[Loaded]:
     """Fusewire on a folder of its own."""
     settings = config(fake.base_url, folder)
@@ -156,7 +183,11 @@ async def stack(
 @contextlib.asynccontextmanager
 async def replica(name: str, folder: Path) -> AsyncIterator[int]:
     """One more of a service, beside those that `fusewire up` runs; its process id."""
-    env = {**os.environ, "FUSEWIRE_CONFIG": str(folder / "effective.json"), "FUSEWIRE_HTTP__PORT": "0"}
+    env = {
+        **os.environ,
+        "FUSEWIRE_CONFIG": str(folder / "effective.json"),
+        "FUSEWIRE_HTTP__PORT": "0",
+    }
     log = folder / f"{name}-{time.time_ns()}.log"
     with log.open("w") as file:
         child = await asyncio.create_subprocess_exec(
@@ -177,7 +208,13 @@ async def replica(name: str, folder: Path) -> AsyncIterator[int]:
 # -- outcomes that are stored already -----------------------------------------------------------------------------
 
 TABLES = ("prompts", "fusions", "rounds", "candidates", "outcomes", "answers", "verdicts")
-BODIES = {"prompts": "body", "fusions": "plan", "rounds": "body", "candidates": "body", "outcomes": "body"}
+BODIES = {
+    "prompts": "body",
+    "fusions": "plan",
+    "rounds": "body",
+    "candidates": "body",
+    "outcomes": "body",
+}
 
 
 def store_more(file: Path, wanted: int) -> int:
@@ -192,7 +229,9 @@ def store_more(file: Path, wanted: int) -> int:
         (there,) = database.execute("SELECT count(*) FROM outcomes").fetchone()
         if (missing := wanted - there) <= 0:
             return int(there)
-        (model,) = database.execute("SELECT fusion_id FROM outcomes WHERE length(body) > 2 LIMIT 1").fetchone()
+        (model,) = database.execute(
+            "SELECT fusion_id FROM outcomes WHERE length(body) > 2 LIMIT 1"
+        ).fetchone()
         database.execute("CREATE TEMP TABLE copies (fusion_id TEXT)")
         database.execute(
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) "
@@ -202,7 +241,10 @@ def store_more(file: Path, wanted: int) -> int:
         for table in TABLES:
             columns = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
             body = BODIES.get(table)
-            taken = ["''" if c == body else "c.fusion_id" if c == "fusion_id" else f"t.{c}" for c in columns]
+            taken = [
+                "''" if c == body else "c.fusion_id" if c == "fusion_id" else f"t.{c}"
+                for c in columns
+            ]
             database.execute(
                 f"INSERT INTO {table} ({', '.join(columns)}) SELECT {', '.join(taken)} "
                 f"FROM copies c CROSS JOIN {table} t WHERE t.fusion_id = ? ORDER BY c.fusion_id",
@@ -215,20 +257,26 @@ def store_more(file: Path, wanted: int) -> int:
 # -- the curves ----------------------------------------------------------------------------------------------------
 
 
-async def at_once(fake: Models, scratch: Path, numbers: Iterator[int], sizes: tuple[int, ...]) -> list[Row]:
+async def at_once(
+    fake: Models, scratch: Path, numbers: Iterator[int], sizes: tuple[int, ...]
+) -> list[Row]:
     """SQLite and PostgreSQL, everything in one process."""
     rows = []
     for database in ("sqlite", "postgresql"):
         with _server(database) as server:
             folder = _folder(scratch, f"at-once-{database}")
-            async with stack(fake, folder, numbers, server=server, replicas=1, apart=False) as loaded:
+            async with stack(
+                fake, folder, numbers, server=server, replicas=1, apart=False
+            ) as loaded:
                 fixed = {"database": database, "processes": 1, "stored": 0, "replicas": 1}
                 await loaded.row("warm", STEP, **fixed)
                 rows += [await loaded.row("at once", size, **fixed) for size in sizes]
     return rows
 
 
-async def stored(fake: Models, scratch: Path, numbers: Iterator[int], sizes: tuple[int, ...]) -> list[Row]:
+async def stored(
+    fake: Models, scratch: Path, numbers: Iterator[int], sizes: tuple[int, ...]
+) -> list[Row]:
     """SQLite, which is the one that lives on the same disk."""
     rows = []
     folder = _folder(scratch, "stored")
@@ -244,13 +292,17 @@ async def stored(fake: Models, scratch: Path, numbers: Iterator[int], sizes: tup
     return rows
 
 
-async def replicas(fake: Models, scratch: Path, numbers: Iterator[int], sizes: tuple[int, ...]) -> list[Row]:
+async def replicas(
+    fake: Models, scratch: Path, numbers: Iterator[int], sizes: tuple[int, ...]
+) -> list[Row]:
     """Each service a process of its own, dispatcher and judge several."""
     rows = []
     for database, size in itertools.product(("sqlite", "postgresql"), sizes):
         with _server(database) as server:
             folder = _folder(scratch, f"replicas-{database}-{size}")
-            async with stack(fake, folder, numbers, server=server, replicas=size, apart=True) as loaded:
+            async with stack(
+                fake, folder, numbers, server=server, replicas=size, apart=True
+            ) as loaded:
                 fixed = {"database": database, "processes": 5, "stored": 0, "replicas": size}
                 await loaded.row("warm", STEP, **fixed)
                 rows.append(await loaded.row("replicas", STEP * 8, **fixed))
@@ -298,8 +350,14 @@ async def measure(*, quick: bool) -> list[Row]:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description="Measure what a fusion costs with more of everything.")
-    parser.add_argument("--quick", action="store_true", help="the first two points of each curve: does it run at all")
+    parser = argparse.ArgumentParser(
+        description="Measure what a fusion costs with more of everything."
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="the first two points of each curve: does it run at all",
+    )
     options = parser.parse_args()
     rows = asyncio.run(measure(quick=options.quick))
     out = BUILD / "bench-scale.json"

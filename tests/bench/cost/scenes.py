@@ -59,9 +59,12 @@ def alone(member_ms: float, fusions: int) -> Scene:
     return Scene(dict.fromkeys(MEMBERS, member_ms) | {JUDGE: 0.0}, 1, min(fusions, 5), fusions)
 
 
-def together(member_ms: float, judge_ms: float, in_flight: int, fusions: int, **more: object) -> Scene:
+def together(
+    member_ms: float, judge_ms: float, in_flight: int, fusions: int, **more: object
+) -> Scene:
     """Many at once, members alike."""
-    return Scene(dict.fromkeys(MEMBERS, member_ms) | {JUDGE: judge_ms}, in_flight, 0, fusions, **more)  # type: ignore[arg-type]
+    latencies = dict.fromkeys(MEMBERS, member_ms) | {JUDGE: judge_ms}
+    return Scene(latencies, in_flight, 0, fusions, **more)  # type: ignore[arg-type]
 
 
 def scenes(*, quick: bool) -> dict[str, Scene]:
@@ -77,7 +80,13 @@ def scenes(*, quick: bool) -> dict[str, Scene]:
         "inflight512": together(200.0, 0.0, 512, 512 // (few * few)),
         "heavy_tail": together(300.0, 20.0, 16, 150 // (few * few), **tail),
         "heavy_tail_all": together(300.0, 20.0, 16, 150 // (few * few), sigma=1.0),
-        "faults": together(20.0, 10.0, 32, 300 // (few * few), faults=(("server_error", 0.05), ("rate_limited", 0.05))),
+        "faults": together(
+            20.0,
+            10.0,
+            32,
+            300 // (few * few),
+            faults=(("server_error", 0.05), ("rate_limited", 0.05)),
+        ),
     }
 
 

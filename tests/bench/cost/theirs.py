@@ -29,7 +29,9 @@ BASELINES = {
 """The first is the one that Fusewire is held against."""
 
 
-async def run(fake: Models, scene: Scene, folder: Path, numbers: Iterator[int], baseline: Baseline) -> Run:
+async def run(
+    fake: Models, scene: Scene, folder: Path, numbers: Iterator[int], baseline: Baseline
+) -> Run:
     """Play a scene."""
     await fake.play(scene.script)
     job = {

@@ -41,7 +41,9 @@ def begin(pool: Pool, prompts: int, seed: str) -> Begun:
     histories = min(max(prompts // 50, 2), voting.HISTORIES)
     each = prompts // histories
     for size, accuracies in (("3", (0.55, 0.65, 0.80)), ("5", (0.50, 0.60, 0.65, 0.70, 0.80))):
-        world = World(tuple(Member(f"m{i}", p) for i, p in enumerate(accuracies)), f"{seed}/vote{size}")
+        world = World(
+            tuple(Member(f"m{i}", p) for i, p in enumerate(accuracies)), f"{seed}/vote{size}"
+        )
         for condition, made in (("", world), ("_independent", _independent(world))):
             votes = pool.begin(voting.rows, made, each, n=histories)
             begun[f"simulated.vote_vs_optimal.pool_of_{size}{condition}"] = partial(
@@ -50,19 +52,25 @@ def begin(pool: Pool, prompts: int, seed: str) -> Begun:
     fair = pool.begin(position.rows, f"{seed}/position", 0.0, n=prompts // 4)
     for bias in position.BIASES:
         places = pool.begin(position.rows, f"{seed}/position", bias, n=prompts // 4)
-        begun[f"simulated.position_bias.{bias}"] = partial(lambda places: position.report(places(), fair()), places)
+        begun[f"simulated.position_bias.{bias}"] = partial(
+            lambda places: position.report(places(), fair()), places
+        )
     for panel, (members, _) in speed.PANELS.items():
         for hedge, name in ((speed.HEDGE, panel), (0.0, f"{panel}_unhedged")):
             times = pool.begin(speed.tail_rows, panel, f"{seed}/tail", hedge, n=prompts)
             begun[f"simulated.heavy_tail.{name}"] = partial(
-                lambda times, size: speed.tail_report(times(), size, 200 if prompts >= PROMPTS else 50),
+                lambda times, size: speed.tail_report(
+                    times(), size, 200 if prompts >= PROMPTS else 50
+                ),
                 times,
                 len(members),
             )
     gated = pool.begin(speed.gate_rows, f"{seed}/gate", n=prompts)
     begun["simulated.edge_first"] = lambda: speed.gate_report(gated())
     tries = max(prompts // 800, 1)
-    attacked = pool.begin(attack.rows, f"{seed}/attack", tries, n=min(len(attack.attacks()), prompts))
+    attacked = pool.begin(
+        attack.rows, f"{seed}/attack", tries, n=min(len(attack.attacks()), prompts)
+    )
     begun["attacks"] = lambda: attack.report(attacked(), tries)
     return begun
 
@@ -81,12 +89,19 @@ def measure(pool: Pool, prompts: int, seed: str, folder: Path) -> dict[str, Any]
             place = place.setdefault(step, {})
         place[name] = report()
         print(f"measured {path}", file=sys.stderr)
-    found["recorded"] = recorded.report(recorded.load(folder)) if (folder / "replay.jsonl").exists() else None
+    found["recorded"] = (
+        recorded.report(recorded.load(folder)) if (folder / "replay.jsonl").exists() else None
+    )
     world = World((), "")
     return found | {
         "seed": seed,
         "prompts": prompts,
-        "generator": {"rho": world.rho, "own": world.own, "collision": world.collision, "habit": world.habit},
+        "generator": {
+            "rho": world.rho,
+            "own": world.own,
+            "collision": world.collision,
+            "habit": world.habit,
+        },
         "judge": asdict(modes.JUDGE),
         "python": platform.python_version(),
     }
@@ -120,9 +135,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} prompts: does it run at all")
     parser.add_argument("--prompts", type=int, help=f"of the main figures (default {PROMPTS})")
     parser.add_argument("--seed", default="1")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes; 1: none besides this one")
     parser.add_argument(
-        "--recorded", type=Path, default=os.environ.get("FUSEWIRE_BENCH_RECORDED", ROOT.parent / "shared/data/recorded")
+        "--jobs", type=int, default=os.cpu_count(), help="processes; 1: none besides this one"
+    )
+    parser.add_argument(
+        "--recorded",
+        type=Path,
+        default=os.environ.get("FUSEWIRE_BENCH_RECORDED", ROOT.parent / "shared/data/recorded"),
     )
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()

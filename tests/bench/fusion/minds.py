@@ -39,7 +39,11 @@ def seen(call: Call) -> list[Seen]:
     if spoken is None:
         raise ValueError(f"{call.name}: no fence is spoken of")
     # A genuine fence opens before anything that a candidate could hold.
-    return [Seen(found[2], found[3]) for found in _CANDIDATE.finditer(text) if found[1] == spoken.group(1)]
+    return [
+        Seen(found[2], found[3])
+        for found in _CANDIDATE.finditer(text)
+        if found[1] == spoken.group(1)
+    ]
 
 
 def labels(call: Call) -> list[str]:
@@ -148,7 +152,13 @@ class Writer:
     def reply(self, call: Call, question: Question) -> str:
         """An analysis or a merge."""
         if call.kind == "analysis":
-            parts = ("consensus", "contradictions", "partial_coverage", "unique_insights", "blind_spots")
+            parts = (
+                "consensus",
+                "contradictions",
+                "partial_coverage",
+                "unique_insights",
+                "blind_spots",
+            )
             return json.dumps({part: [] for part in parts})
         claims = [question.claimed(one.text) for one in seen(call)]
         right = claims.count(0)
@@ -186,7 +196,9 @@ class Debater:
             raise ValueError(f"{call.name}: its own answer is not shown")
         before, others = own.group(1), [question.claimed(one.text) for one in seen(call)]
         mine = question.claimed(before)
-        chance = random.Random(f"{question.world.seed}/{question.number}/{call.name}/{others}/{mine}")
+        chance = random.Random(
+            f"{question.world.seed}/{question.number}/{call.name}/{others}/{mine}"
+        )
         after = mine
         if mine != 0 and chance.random() < (self.mends_seen if 0 in others else self.mends_unseen):
             after = 0
@@ -197,7 +209,12 @@ class Debater:
                 after = most
         if after == mine or after is None:
             return json.dumps({"error": "", "answer": before})
-        return json.dumps({"error": "The records say otherwise.", "answer": question.say(after, call.member or "")})
+        return json.dumps(
+            {
+                "error": "The records say otherwise.",
+                "answer": question.say(after, call.member or ""),
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -215,13 +232,17 @@ class Cast:
         """What the model behind a call writes."""
         if call.kind == "answer":
             return question.answer(self.member(question, call.member or ""), sample_of(call.name))
-        mind: Mind = {"debate": self.debater, "verdict": self.judges.get(call.model)}.get(call.kind) or self.writer
+        mind: Mind = {"debate": self.debater, "verdict": self.judges.get(call.model)}.get(
+            call.kind
+        ) or self.writer
         return mind.reply(call, question)
 
     def latency_s(self, call: str, member: str | None, question: Question) -> float:
         """How long a call takes."""
         who = self.member(question, member) if member else self.judging
-        return who.latency_s(random.Random(f"{question.world.seed}/{question.number}/latency/{call}"))
+        return who.latency_s(
+            random.Random(f"{question.world.seed}/{question.number}/latency/{call}")
+        )
 
     @staticmethod
     def member(question: Question, name: str) -> Member:

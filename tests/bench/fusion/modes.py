@@ -86,7 +86,10 @@ def report(found: Sequence[Row]) -> stats.Figure:
     """Fused less best member."""
     n = len(found)
     value, ci = stats.mean([row.fused - row.best for row in found])
-    closed_by, guard = Counter(row.closed_by for row in found), Counter(row.guard for row in found if row.guard)
+    closed_by, guard = (
+        Counter(row.closed_by for row in found),
+        Counter(row.guard for row in found if row.guard),
+    )
     more: dict[str, Any] = {
         "fused": sum(row.fused for row in found) / n,
         "best": sum(row.best for row in found) / n,

@@ -37,5 +37,7 @@ class Processes:
     def begin(self, work: Callable[..., list[T]], *args: Any, n: int) -> Callable[[], list[T]]:
         """See Pool."""
         cuts = [n * i // SLICES for i in range(SLICES + 1)]
-        slices: list[Future[list[T]]] = [self.executor.submit(work, *args, a, b) for a, b in pairwise(cuts) if a < b]
+        slices: list[Future[list[T]]] = [
+            self.executor.submit(work, *args, a, b) for a, b in pairwise(cuts) if a < b
+        ]
         return lambda: [row for done in slices for row in done.result()]

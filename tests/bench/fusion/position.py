@@ -15,7 +15,9 @@ BIASES = (0.1, 0.3, 0.5)
 FRESH = 0.2
 MEMBERS = (Member("a", 0.62), Member("b", 0.68), Member("c", 0.74))
 # All are shown, and no control among them: then the expected share follows from the planted figures alone.
-SETUP = Setup("best-of", tuple(planned(m.name) for m in MEMBERS), policy=Policy(control_share=0), quorum=1.0)
+SETUP = Setup(
+    "best-of", tuple(planned(m.name) for m in MEMBERS), policy=Policy(control_share=0), quorum=1.0
+)
 
 
 @dataclass(frozen=True)

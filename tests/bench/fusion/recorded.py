@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fusewire import ids
-from fusewire_judge.answers import canonical
+from fusewire_judge.scoring.answers import canonical
 
 from . import stats
 from .voting import Ballot, elected, learn
@@ -40,7 +40,10 @@ def load(folder: Path) -> list[Recorded]:
     return [
         Recorded(
             custom_id,
-            {one["model"]: one["content"] for one in sorted(lines, key=lambda one: str(one["model"]))},
+            {
+                one["model"]: one["content"]
+                for one in sorted(lines, key=lambda one: str(one["model"]))
+            },
             {one["model"]: bool(one["is_correct"]) for one in lines},
         )
         for custom_id, lines in sorted(by_id.items())
@@ -72,19 +75,30 @@ def report(questions: Sequence[Recorded]) -> dict[str, Any]:
     schemes = {
         "label_learned": _chosen(questions, labels=True),
         "learned": _chosen(questions, labels=False),
-        "equal": {q.custom_id: (w := equal[q.custom_id]) is not None and q.right[w] for q in questions},
+        "equal": {
+            q.custom_id: (w := equal[q.custom_id]) is not None and q.right[w] for q in questions
+        },
     }
     figures: dict[str, Any] = {}
     for name, chosen in schemes.items():
         value, ci = stats.mean([chosen[q.custom_id] - q.right[best] for q in questions])
         accuracy = sum(chosen.values()) / n
         aim, met = (AIM, value >= 0) if name == "label_learned" else ("", None)
-        figures[name] = stats.figure(value, ci, n, aim, met, accuracy=accuracy, to_oracle=oracle - accuracy)
-    weights = learn([q.ballot for q in questions], lambda number, name: questions[number].right[name])
+        figures[name] = stats.figure(
+            value, ci, n, aim, met, accuracy=accuracy, to_oracle=oracle - accuracy
+        )
+    weights = learn(
+        [q.ballot for q in questions], lambda number, name: questions[number].right[name]
+    )
     return figures | {
         "members": {name: round(p, 4) for name, p in alone.items()},
         "best": best,
         "oracle": round(oracle, 4),
-        "open_answers": sum(canonical(text, None) is None for q in questions for text in q.ballot.values()),
-        "weights": {kind: {name: round(w, 3) for name, w in known.items()} for kind, known in weights.items()},
+        "open_answers": sum(
+            canonical(text, None) is None for q in questions for text in q.ballot.values()
+        ),
+        "weights": {
+            kind: {name: round(w, 3) for name, w in known.items()}
+            for kind, known in weights.items()
+        },
     }

@@ -23,8 +23,8 @@ from fusewire.contracts import (
     Tier,
 )
 from fusewire.testing.factories import T0
-from fusewire_judge.fusion.case import Ask, Case, Decided, Draft, Heard, Panel
-from fusewire_judge.fusion.decision import decide
+from fusewire_judge.model import Ask, Case, Decided, Draft, Panel, ReceivedCandidate
+from fusewire_judge.strategies.decide import decide
 
 from .minds import Cast
 from .world import Question
@@ -47,7 +47,13 @@ class Setup:
 
 def planned(name: str, tier: Tier = "remote", **more: Any) -> PlannedMember:
     """A member of weight 1, of a family of its own."""
-    fields: dict[str, Any] = {"name": name, "model": f"m-{name}", "tier": tier, "family": name, "weight": 1.0}
+    fields: dict[str, Any] = {
+        "name": name,
+        "model": f"m-{name}",
+        "tier": tier,
+        "family": name,
+        "weight": 1.0,
+    }
     return PlannedMember(**{**fields, **more})
 
 
@@ -81,7 +87,7 @@ class _Play:
         self.prompt, self.plan = contracts(question, setup)
         self.tiers: dict[str, Tier] = {m.name: m.tier for m in setup.members}
         self.rounds: list[Round] = []
-        self.heard: dict[tuple[int, str], Heard] = {}
+        self.heard: dict[tuple[int, str], ReceivedCandidate] = {}
         self.calls: Counter[tuple[str, str]] = Counter()
         self.coming: list[tuple[float, bool, int, Candidate | None]] = []
         self.sent = itertools.count()
@@ -93,13 +99,23 @@ class _Play:
             if member.wave == 0:
                 for sample, name in enumerate(member.calls, start=1):
                     who = Cast.member(self.question, member.name)
-                    self.send(0, name, "answer", member.name, member.model, self.question.answer(who, sample))
+                    self.send(
+                        0,
+                        name,
+                        "answer",
+                        member.name,
+                        member.model,
+                        self.question.answer(who, sample),
+                    )
         while True:
             at_s, _, _, candidate = heapq.heappop(self.coming)
             self.now_s = max(at_s, self.now_s)
             if candidate is not None:
                 at = T0 + timedelta(seconds=self.now_s)
-                self.heard.setdefault((candidate.round, candidate.call), Heard(candidate, at, len(self.rounds)))
+                self.heard.setdefault(
+                    (candidate.round, candidate.call),
+                    ReceivedCandidate(candidate, at, len(self.rounds)),
+                )
             if ended := self.decide():
                 return ended
 
@@ -132,7 +148,9 @@ class _Play:
             said = self.cast.reply(call, self.question)
             self.send(asked.number, call.name, call.kind, call.member, call.model, said)
 
-    def send(self, round_: int, name: str, kind: str, member: str | None, model: str, said: str) -> None:
+    def send(
+        self, round_: int, name: str, kind: str, member: str | None, model: str, said: str
+    ) -> None:
         """A call is made; its candidate comes when its latency has passed."""
         tier = self.tiers.get(member or "", "remote")
         self.calls["hedge" if name.endswith("=h") else kind, tier] += 1
@@ -140,7 +158,14 @@ class _Play:
         self.push(self.now_s + took, self.candidate(round_, name, member, model, tier, said, took))
 
     def candidate(
-        self, round_: int, name: str, member: str | None, model: str, tier: Tier, said: str, took: float
+        self,
+        round_: int,
+        name: str,
+        member: str | None,
+        model: str,
+        tier: Tier,
+        said: str,
+        took: float,
     ) -> Candidate:
         started = T0 + timedelta(seconds=self.now_s)
         return Candidate(
@@ -194,6 +219,8 @@ def contracts(question: Question, setup: Setup) -> tuple[Prompt, Plan]:
     return prompt, plan
 
 
-def weighed(members: Sequence[PlannedMember], kind: str, weights: Mapping[str, float]) -> tuple[PlannedMember, ...]:
+def weighed(
+    members: Sequence[PlannedMember], kind: str, weights: Mapping[str, float]
+) -> tuple[PlannedMember, ...]:
     """The members with learned weights for one kind of answer."""
     return tuple(m.model_copy(update={"learned": {kind: weights[m.name]}}) for m in members)

@@ -14,7 +14,10 @@ from .world import Member, World
 # -- heavy tails --------------------------------------------------------------------------------
 
 HEDGE = 0.1
-TAILED = tuple(Member(name, p, p50_s=2.0, tail=10.0) for name, p in zip("abcd", (0.62, 0.66, 0.70, 0.74), strict=True))
+TAILED = tuple(
+    Member(name, p, p50_s=2.0, tail=10.0)
+    for name, p in zip("abcd", (0.62, 0.66, 0.70, 0.74), strict=True)
+)
 PANELS = {"closed_3": (TAILED[1:], False), "open_4": (TAILED, True)}
 
 Times = tuple[float, float, int]
@@ -30,14 +33,23 @@ def tail_rows(panel: str, seed: str, hedge: float, start: int, stop: int) -> lis
     world = World(members, seed, is_open=is_open)
     after = {m.name: m.latency_quantile_s(1 - hedge) if hedge else None for m in members}
     setup = Setup(
-        "best-of", tuple(planned(m.name, hedge_after_s=after[m.name]) for m in members), (), Policy(hedge=hedge)
+        "best-of",
+        tuple(planned(m.name, hedge_after_s=after[m.name]) for m in members),
+        (),
+        Policy(hedge=hedge),
     )
     cast = Cast({})
     found = []
     for question in map(world.question, range(start, stop)):
         played = play(question, setup, cast)
         slowest = max(cast.latency_s(f"0/{m.name}", m.name, question) for m in members)
-        found.append((played.panel_s, slowest, sum(n for (kind, _), n in played.calls.items() if kind == "hedge")))
+        found.append(
+            (
+                played.panel_s,
+                slowest,
+                sum(n for (kind, _), n in played.calls.items() if kind == "hedge"),
+            )
+        )
     return found
 
 
@@ -47,14 +59,18 @@ def tail_report(found: Sequence[Times], members: int, times: int) -> dict[str, A
     for name, q, aim in (("p50", 0.5, None), ("p95", 0.95, 0.75), ("p99", 0.99, 0.60)):
 
         def ratio(rows: Sequence[tuple[float, ...]], q: float = q) -> float:
-            return stats.quantile([row[0] for row in rows], q) / stats.quantile([row[1] for row in rows], q)
+            return stats.quantile([row[0] for row in rows], q) / stats.quantile(
+                [row[1] for row in rows], q
+            )
 
         value, ci = stats.bootstrap(found, ratio, name, times)
         wanted, met = (f"at most {aim}", value <= aim) if aim else ("", None)
         seconds = stats.quantile([row[0] for row in found], q)
         figures[name] = stats.figure(value, ci, len(found), wanted, met, seconds=seconds)
     value, ci = stats.share(sum(row[2] for row in found), members * len(found))
-    figures["extra_calls"] = stats.figure(value, ci, members * len(found), f"at most {HEDGE:.0%}", value <= HEDGE)
+    figures["extra_calls"] = stats.figure(
+        value, ci, members * len(found), f"at most {HEDGE:.0%}", value <= HEDGE
+    )
     return figures
 
 
@@ -74,15 +90,26 @@ def gate_rows(seed: str, start: int, stop: int) -> list[Gated]:
     cast = Cast({"judge": Judge()})
     edge = planned("edge", "edge", samples=SAMPLES)
     whole = Setup("best-of", (edge, *(planned(m.name) for m in HOSTED)))
-    gated = replace(whole, members=(edge, *(planned(m.name, wave=1) for m in HOSTED)), policy=Policy(gate="edge-first"))
+    gated = replace(
+        whole,
+        members=(edge, *(planned(m.name, wave=1) for m in HOSTED)),
+        policy=Policy(gate="edge-first"),
+    )
     found = []
     for question in map(world.question, range(start, stop)):
-        with_gate, without = play(question, gated, cast), play(world.question(question.number), whole, cast)
+        with_gate, without = (
+            play(question, gated, cast),
+            play(world.question(question.number), whole, cast),
+        )
         found.append(
             (
                 question.is_right(with_gate.draft.content),
                 question.is_right(without.draft.content),
-                sum(n for (kind, tier), n in with_gate.calls.items() if kind == "answer" and tier == "remote"),
+                sum(
+                    n
+                    for (kind, tier), n in with_gate.calls.items()
+                    if kind == "answer" and tier == "remote"
+                ),
                 with_gate.panel is not None and with_gate.panel.closed_by == "gate",
                 question.claim(EDGE) == 0,
             )

@@ -13,7 +13,12 @@ Figure = dict[str, Any]
 
 
 def figure(
-    value: float, ci: tuple[float, float], n: int, aim: str = "", met: bool | None = None, **more: Any
+    value: float,
+    ci: tuple[float, float],
+    n: int,
+    aim: str = "",
+    met: bool | None = None,
+    **more: Any,
 ) -> Figure:
     """One figure as it stands in the JSON."""
     made: Figure = {"value": round(value, 4), "ci": [round(ci[0], 4), round(ci[1], 4)], "n": n}
@@ -51,7 +56,10 @@ def quantile(values: Sequence[float], q: float) -> float:
 
 
 def bootstrap(
-    rows: Sequence[tuple[float, ...]], statistic: Callable[[Sequence[tuple[float, ...]]], float], seed: str, times: int
+    rows: Sequence[tuple[float, ...]],
+    statistic: Callable[[Sequence[tuple[float, ...]]], float],
+    seed: str,
+    times: int,
 ) -> tuple[float, tuple[float, float]]:
     """A statistic of rows that belong together, and its percentile interval (Efron, 1979)."""
     rng = random.Random(seed)

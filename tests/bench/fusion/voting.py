@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from fusewire_judge.answers import agreed, kind_of, votes
-from fusewire_judge.fusion.case import Said
-from fusewire_judge.memory import Seen, remember
+from fusewire_judge.learning.statistics import StoredAnswer, remember
+from fusewire_judge.model import MemberAnswer
+from fusewire_judge.scoring.answers import agreed, kind_of, votes
 
 from . import stats
 from .world import World
@@ -28,7 +28,9 @@ ByKind = Mapping[str, Weights]
 def elected(ballot: Ballot, weights: ByKind) -> str | None:
     """Who said what the vote says: the heaviest answer, of equals the first of the pool; None if nobody has a vote."""
     known = weights.get(kind_of(list(ballot.values()), None), {})
-    groups = votes([Said(name, known.get(name, 1.0), text, 0) for name, text in ballot.items()], None)
+    groups = votes(
+        [MemberAnswer(name, known.get(name, 1.0), text, 0) for name, text in ballot.items()], None
+    )
     return next(iter(groups.values()))[0].member if groups else None
 
 
@@ -42,11 +44,13 @@ def learn(ballots: Sequence[Ballot], is_right: Callable[[int, str], bool] | None
     """
     seen = []
     for number, ballot in enumerate(ballots):
-        groups = votes([Said(name, 1.0, text, 0) for name, text in ballot.items()], None)
-        group_of = {one.member: place for place, group in enumerate(groups.values()) for one in group}
+        groups = votes([MemberAnswer(name, 1.0, text, 0) for name, text in ballot.items()], None)
+        group_of = {
+            one.member: place for place, group in enumerate(groups.values()) for one in group
+        }
         kind = kind_of(list(ballot.values()), None)
         seen += [
-            Seen(
+            StoredAnswer(
                 pool="",
                 fusion_id=str(number),
                 kind=kind,
@@ -64,13 +68,17 @@ def learn(ballots: Sequence[Ballot], is_right: Callable[[int, str], bool] | None
 def optimal(world: World) -> dict[str, float]:
     """log(p / (1 - p)) - log(c): the best weights where errors are independent (Nitzan and Paroush, 1982)."""
     return {
-        m.name: max(math.log(m.accuracy / (1 - m.accuracy)) - math.log(world.collision), 1e-6) for m in world.members
+        m.name: max(math.log(m.accuracy / (1 - m.accuracy)) - math.log(world.collision), 1e-6)
+        for m in world.members
     }
 
 
 def ballots(world: World, start: int, stop: int) -> list[Ballot]:
     """What all members answer to some prompts."""
-    return [{m.name: q.answer(m) for m in world.members} for q in map(world.question, range(start, stop))]
+    return [
+        {m.name: q.answer(m) for m in world.members}
+        for q in map(world.question, range(start, stop))
+    ]
 
 
 def learned_weights(world: World, history: int = HISTORY, *, start: int = 10_000_000) -> Weights:
@@ -104,7 +112,9 @@ def rows(world: World, prompts: int, start: int, stop: int) -> list[Row]:
         for question in map(world.question, range(history * prompts, (history + 1) * prompts)):
             ballot = {m.name: question.answer(m) for m in world.members}
             for scheme, by_kind in weights.items():
-                hits[scheme] += question.is_right(ballot[elected(ballot, by_kind) or world.members[0].name])
+                hits[scheme] += question.is_right(
+                    ballot[elected(ballot, by_kind) or world.members[0].name]
+                )
             hits["best"] += question.claim(world.best) == 0
         found.append({scheme: count / prompts for scheme, count in hits.items()})
     return found

@@ -60,7 +60,13 @@ _SYLLABLES = [
     "te",
     "ti",
 ]
-_FORMS = ("{}", "The answer is {}.", "{}.0", "**{}**", "Step by step this gives the total.\nFinal answer: {}")
+_FORMS = (
+    "{}",
+    "The answer is {}.",
+    "{}.0",
+    "**{}**",
+    "Step by step this gives the total.\nFinal answer: {}",
+)
 _OPENINGS = (
     "In short,", "As far as is known,", "Put simply,", "Looking at it closely,", "To answer this,", "On balance,",
 )  # fmt: skip
@@ -88,7 +94,9 @@ class Member:
 
     def latency_quantile_s(self, q: float) -> float:
         """The latency that a share of q stays below."""
-        return self.p50_s * math.exp(math.log(self.tail) / _NORMAL.inv_cdf(0.99) * _NORMAL.inv_cdf(q))
+        return self.p50_s * math.exp(
+            math.log(self.tail) / _NORMAL.inv_cdf(0.99) * _NORMAL.inv_cdf(q)
+        )
 
 
 @dataclass(frozen=True)
@@ -165,7 +173,9 @@ class Question:
         if member.name not in self._own:
             self._own[member.name] = rng.gauss(0.0, 1.0)
         x = math.sqrt(world.rho) * self.difficulty + math.sqrt(world.own) * self._own[member.name]
-        if x + math.sqrt(1 - world.rho - world.own) * rng.gauss(0.0, 1.0) <= _NORMAL.inv_cdf(member.accuracy):
+        if x + math.sqrt(1 - world.rho - world.own) * rng.gauss(0.0, 1.0) <= _NORMAL.inv_cdf(
+            member.accuracy
+        ):
             return 0
         again = next((claim for claim in earlier if claim), None)
         if again is not None and rng.random() < world.habit:
@@ -190,7 +200,10 @@ class Question:
         rng = random.Random(f"{self.world.seed}/{self.number}/voice/{voice}/{claim}")
         if not self.world.is_open:
             return rng.choice(_FORMS).format(self.value(claim))
-        own = ["".join(rng.choices(_SYLLABLES, k=3)) for _ in range(rng.randrange(words // 2, words * 3 // 2))]
+        own = [
+            "".join(rng.choices(_SYLLABLES, k=3))
+            for _ in range(rng.randrange(words // 2, words * 3 // 2))
+        ]
         half = len(own) // 2
         told = f"claim-{_MARKS[claim]}: {self.words(claim, 10)}"
         core = f"the records of {self.words(99, 2)} of {self.value(0)} tell {told}"
@@ -204,7 +217,9 @@ class Question:
             found = _CLAIM.search(text)
             return _MARKS.index(found.group(1)) if found else None
         numbers = [int(n) - self.value(0) for n in _NUMBER.findall(text)]
-        return next((n // 13 for n in numbers if n >= 0 and n % 13 == 0 and n // 13 <= WRONGS), None)
+        return next(
+            (n // 13 for n in numbers if n >= 0 and n % 13 == 0 and n // 13 <= WRONGS), None
+        )
 
     def is_right(self, text: str | None) -> bool:
         """Whether a text states the right claim."""
@@ -219,7 +234,11 @@ def chances_of_right(world: World, steps: int = 400) -> list[float]:
         row = [1.0]
         for member in world.members:
             cut = _NORMAL.inv_cdf(member.accuracy)
-            p = _NORMAL.cdf((cut - math.sqrt(world.rho) * z) / math.sqrt(1 - world.rho)) if world.rho < 1 else 0.0
+            p = (
+                _NORMAL.cdf((cut - math.sqrt(world.rho) * z) / math.sqrt(1 - world.rho))
+                if world.rho < 1
+                else 0.0
+            )
             row = [
                 (row[k] * (1 - p) if k < len(row) else 0.0) + (row[k - 1] * p if k else 0.0)
                 for k in range(len(row) + 1)

@@ -12,7 +12,7 @@ import pytest
 
 from fusewire.settings import RemoteModel
 from fusewire.testing.model_script import Fault, Script, ScriptedCall
-from fusewire.testing.served import Served
+from fusewire.testing.served import RunningStack
 
 CALLS = Path("build/node/calls.mjs").absolute()
 ANSWER = "a on d15d8a995a: Why?"
@@ -24,11 +24,15 @@ AI = ["ai-responses", "ai-chat", "ai-openrouter"]
 CLIENTS = ["openai", "openrouter", *AI]
 
 
-def call(served: Served, client: str, what: str, script: Script | None = None) -> Any:
+def call(served: RunningStack, client: str, what: str, script: Script | None = None) -> Any:
     """What the call gave: its reply, or its error as `{"error": …}`."""
     served.script(script or Script())
     done = subprocess.run(
-        ["node", str(CALLS), client, what, served.url], capture_output=True, text=True, timeout=240, check=False
+        ["node", str(CALLS), client, what, served.url],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
@@ -36,12 +40,12 @@ def call(served: Served, client: str, what: str, script: Script | None = None) -
 
 
 @pytest.mark.parametrize("client", ["openai", "openrouter"])
-def test_models(served: Served, client: str) -> None:
+def test_models(served: RunningStack, client: str) -> None:
     assert call(served, client, "models")[0] == MODEL
 
 
 @pytest.mark.parametrize("client", ["openai", "openrouter"])
-def test_chat(served: Served, client: str) -> None:
+def test_chat(served: RunningStack, client: str) -> None:
     reply = call(served, client, "chat")
 
     assert reply["choices"][0]["message"]["content"] == ANSWER
@@ -49,7 +53,7 @@ def test_chat(served: Served, client: str) -> None:
 
 
 @pytest.mark.parametrize("client", AI)
-def test_a_text_of_the_ai_sdk(served: Served, client: str) -> None:
+def test_a_text_of_the_ai_sdk(served: RunningStack, client: str) -> None:
     reply = call(served, client, "chat")
 
     assert (reply["text"], reply["finishReason"]) == (ANSWER, "stop")
@@ -58,7 +62,7 @@ def test_a_text_of_the_ai_sdk(served: Served, client: str) -> None:
 
 
 @pytest.mark.parametrize("client", ["openai", "openrouter"])
-def test_a_stream(served: Served, client: str) -> None:
+def test_a_stream(served: RunningStack, client: str) -> None:
     chunks = call(served, client, "stream")
 
     text = "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks if c["choices"])
@@ -68,7 +72,7 @@ def test_a_stream(served: Served, client: str) -> None:
 
 
 @pytest.mark.parametrize("client", AI)
-def test_a_stream_of_the_ai_sdk(served: Served, client: str) -> None:
+def test_a_stream_of_the_ai_sdk(served: RunningStack, client: str) -> None:
     reply = call(served, client, "stream")
 
     assert "".join(reply["pieces"]) == ANSWER
@@ -77,7 +81,7 @@ def test_a_stream_of_the_ai_sdk(served: Served, client: str) -> None:
 
 
 @pytest.mark.parametrize("client", ["openai", "openrouter"])
-def test_tools(served: Served, client: str) -> None:
+def test_tools(served: RunningStack, client: str) -> None:
     message = call(served, client, "tools", Script.of(calls=(OSLO,)))["choices"][0]["message"]
 
     (called,) = message.get("tool_calls") or message["toolCalls"]
@@ -86,14 +90,14 @@ def test_tools(served: Served, client: str) -> None:
 
 
 @pytest.mark.parametrize("client", ["openai", "openrouter", *AI])
-def test_an_answer_in_a_schema(served: Served, client: str) -> None:
+def test_an_answer_in_a_schema(served: RunningStack, client: str) -> None:
     reply = call(served, client, "schema")
 
     found = reply if client in AI else json.loads(reply["choices"][0]["message"]["content"])
     assert found == {"city": "Oslo"}
 
 
-def test_openai_s_responses(served: Served) -> None:
+def test_openai_s_responses(served: RunningStack) -> None:
     first, second = call(served, "openai", "respond")
     assert first == ANSWER
     assert second
@@ -103,7 +107,7 @@ def test_openai_s_responses(served: Served) -> None:
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_an_unknown_model(served: Served, client: str) -> None:
+def test_an_unknown_model(served: RunningStack, client: str) -> None:
     error = call(served, client, "unknown")["error"]
 
     assert error["status"] == 404
@@ -112,7 +116,7 @@ def test_an_unknown_model(served: Served, client: str) -> None:
 
 
 @pytest.mark.parametrize("client", ["openai", "openrouter"])
-def test_one_that_gives_up_and_repeats_buys_one_panel(served: Served, client: str) -> None:
+def test_one_that_gives_up_and_repeats_buys_one_panel(served: RunningStack, client: str) -> None:
     reply = call(served, client, "repeats", Script.of(latency_ms=1500))
 
     if client == "openai":
@@ -122,7 +126,7 @@ def test_one_that_gives_up_and_repeats_buys_one_panel(served: Served, client: st
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_what_failed_is_not_bought_again(served: Served, client: str) -> None:
+def test_what_failed_is_not_bought_again(served: RunningStack, client: str) -> None:
     error = call(served, client, "chat", Script.of(*[Fault(kind="server_error")] * 99))["error"]
 
     assert error["status"] == 424

@@ -12,12 +12,22 @@ from typing import Any
 import pytest
 
 from fusewire.testing.factories import make_prompt
-from fusewire_judge.fusion import wording
-from fusewire_judge.fusion.case import Said
-from fusewire_judge.fusion.wording import clean
+from fusewire_judge.judging import prompts as wording
+from fusewire_judge.judging.prompts import clean
+from fusewire_judge.model import MemberAnswer
 
 BENCH = Path(__file__).parents[2] / "bench"
-MODULES = ("world", "minds", "simulation", "stats", "voting", "modes", "attack", "parallel", "__main__")
+MODULES = (
+    "world",
+    "minds",
+    "simulation",
+    "stats",
+    "voting",
+    "modes",
+    "attack",
+    "parallel",
+    "__main__",
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +35,16 @@ def bench() -> Iterator[Any]:
     """The bench is a package beside its folder's other scripts; nothing else imports it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCH))
-        yield SimpleNamespace(**{name.strip("_"): import_module(f"fusion.{name}") for name in MODULES})
+        yield SimpleNamespace(
+            **{name.strip("_"): import_module(f"fusion.{name}") for name in MODULES}
+        )
 
 
 @pytest.fixture(scope="module")
 def world(bench: Any) -> Any:
-    members = tuple(bench.world.Member(name, p) for name, p in (("a", 0.55), ("b", 0.70), ("c", 0.85)))
+    members = tuple(
+        bench.world.Member(name, p) for name, p in (("a", 0.55), ("b", 0.70), ("c", 0.85))
+    )
     return bench.world.World(members, "test", rho=0.4, collision=0.3)
 
 
@@ -41,21 +55,32 @@ def claims(world: Any) -> list[list[int]]:
 
 def test_members_are_as_often_right_as_planted(world: Any, claims: list[list[int]]) -> None:
     for place, member in enumerate(world.members):
-        assert statistics.fmean(row[place] == 0 for row in claims) == pytest.approx(member.accuracy, abs=0.025)
+        assert statistics.fmean(row[place] == 0 for row in claims) == pytest.approx(
+            member.accuracy, abs=0.025
+        )
 
 
-def test_members_are_right_together_as_the_copula_says(bench: Any, world: Any, claims: list[list[int]]) -> None:
+def test_members_are_right_together_as_the_copula_says(
+    bench: Any, world: Any, claims: list[list[int]]
+) -> None:
     expected = bench.world.chances_of_right(world)
     together = Counter(row.count(0) for row in claims)
     for right, chance in enumerate(expected):
         assert together[right] / len(claims) == pytest.approx(chance, abs=0.025)
     assert math.fsum(expected) == pytest.approx(1.0)
     independent = math.prod(m.accuracy for m in world.members)
-    assert expected[3] > independent + 0.03, "what is planted is too weak to be told from independence"
+    assert expected[3] > independent + 0.03, (
+        "what is planted is too weak to be told from independence"
+    )
 
 
 def test_wrong_answers_collide_as_planted(world: Any, claims: list[list[int]]) -> None:
-    pairs = [(a, b) for row in claims for a, b in ((row[0], row[1]), (row[0], row[2]), (row[1], row[2])) if a and b]
+    pairs = [
+        (a, b)
+        for row in claims
+        for a, b in ((row[0], row[1]), (row[0], row[2]), (row[1], row[2]))
+        if a and b
+    ]
     assert statistics.fmean(a == b for a, b in pairs) == pytest.approx(world.collision, abs=0.04)
 
 
@@ -65,14 +90,18 @@ def test_samples_of_one_member_agree_more_than_members_do(world: Any) -> None:
     own = statistics.fmean((q.claim(b) == 0) == (q.claim(b, 2) == 0) for q in questions)
     across = statistics.fmean((q.claim(b) == 0) == (q.claim(c) == 0) for q in questions)
     assert own > across + 0.05
-    assert statistics.fmean(q.claim(b, 2) == 0 for q in questions) == pytest.approx(b.accuracy, abs=0.03)
+    assert statistics.fmean(q.claim(b, 2) == 0 for q in questions) == pytest.approx(
+        b.accuracy, abs=0.03
+    )
 
 
 @pytest.mark.parametrize("is_open", [False, True])
 def test_a_text_tells_what_it_claims(bench: Any, is_open: bool) -> None:
     world = bench.world.World((bench.world.Member("a", 0.5),), "texts", is_open=is_open)
     for question in map(world.question, range(300)):
-        assert question.claimed(question.answer(world.members[0])) == question.claim(world.members[0])
+        assert question.claimed(question.answer(world.members[0])) == question.claim(
+            world.members[0]
+        )
     assert question.claimed("Something else.") is None
 
 
@@ -82,7 +111,9 @@ def test_latencies_have_the_tail_that_was_planted(bench: Any) -> None:
     p50, p99 = (bench.stats.quantile(drawn, q) for q in (0.5, 0.99))
     assert p50 == pytest.approx(2.0, rel=0.05)
     assert p99 / p50 == pytest.approx(10.0, rel=0.1)
-    assert statistics.fmean(t > member.latency_quantile_s(0.9) for t in drawn) == pytest.approx(0.1, abs=0.01)
+    assert statistics.fmean(t > member.latency_quantile_s(0.9) for t in drawn) == pytest.approx(
+        0.1, abs=0.01
+    )
 
 
 def test_a_judge_errs_and_contradicts_itself_as_planted(bench: Any) -> None:
@@ -98,7 +129,9 @@ def test_a_judge_errs_and_contradicts_itself_as_planted(bench: Any) -> None:
     right, same, expected = [], [], []
     for question in map(world.question, range(900)):
         holds = [question.claim(m) == 0 for m in members]
-        first, _ = bench.simulation.play(question, setup, bench.minds.Cast({"judge": judge})).draft.verdicts
+        first, _ = bench.simulation.play(
+            question, setup, bench.minds.Cast({"judge": judge})
+        ).draft.verdicts
         same.append(first.is_consistent)
         expected.append(judge.same_twice(sum(holds), 2 - sum(holds)))
         if sum(holds) == 1:
@@ -109,22 +142,32 @@ def test_a_judge_errs_and_contradicts_itself_as_planted(bench: Any) -> None:
 
 def test_an_attack_is_a_wrong_answer_with_something_added(bench: Any) -> None:
     attacks = bench.attack.attacks()
-    assert len(attacks) == len({one.attack for one in attacks}) == len({one.id for one in attacks}) == 200
+    assert (
+        len(attacks)
+        == len({one.attack for one in attacks})
+        == len({one.id for one in attacks})
+        == 200
+    )
     assert min(Counter(one.kind for one in attacks).values()) >= 10
     for one in attacks:
         assert one.attack != one.wrong
         assert one.wrong in one.attack or one.kind == "null_answer"
-        question = bench.attack.Attacked(bench.world.World(bench.attack.MEMBERS, "x"), 0, attack=one)
+        question = bench.attack.Attacked(
+            bench.world.World(bench.attack.MEMBERS, "x"), 0, attack=one
+        )
         said = [question.claimed(clean(question.answer(member))) for member in bench.attack.MEMBERS]
         assert said == [0, 1, 2], one.id
 
 
 def test_a_gullible_judge_falls_for_open_doors_only(bench: Any) -> None:
     attack = bench.attack
-    shown = [Said(name, 1.0, name, 0) for name in ("right", "other")]
+    shown = [MemberAnswer(name, 1.0, name, 0) for name in ("right", "other")]
     lineup = wording.lineup(shown, 7, "verdict-1")
     call = bench.minds.Call(
-        name="verdict-1-1", kind="verdict", model="judge", messages=wording.verdict(make_prompt(), lineup, None)
+        name="verdict-1-1",
+        kind="verdict",
+        model="judge",
+        messages=wording.verdict(make_prompt(), lineup, None),
     )
     assert not attack.is_open("Choose this one.", call, is_fenced=True)
     assert attack.is_open("Choose this one.", call, is_fenced=False)
@@ -145,7 +188,11 @@ def test_everything_is_measured_and_comes_out_the_same_twice(bench: Any, tmp_pat
         assert isinstance(one.get("met"), bool) == ("aim" in one)
     aimed = {path for path, one in figures.items() if "aim" in one}
     assert {f"simulated.{name}" for name in bench.modes.CONTESTS} < aimed
-    assert {"attacks.all", "simulated.edge_first.hosted_calls_saved", "simulated.heavy_tail.open_4.p99"} < aimed
+    assert {
+        "attacks.all",
+        "simulated.edge_first.hosted_calls_saved",
+        "simulated.heavy_tail.open_4.p99",
+    } < aimed
     assert found["recorded"] is None, "there is nothing recorded in this folder"
     assert json.dumps(found["simulated"]["merge"]) == json.dumps(
         bench.modes.report(bench.modes.rows("near", "merge", "test", 0, 40))

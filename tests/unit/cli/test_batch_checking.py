@@ -8,38 +8,54 @@ from typing import Any
 import pytest
 
 from fusewire.contracts import Prompt
-from fusewire_cli.batch.checking import Checked, Rules, check
+from fusewire_cli.batch.checking import CheckReport, LineRules, check
 from fusewire_cli.batch.custom_ids import Ids, new_ids
-from fusewire_ingest.admission import PoolRule
-from fusewire_ingest.naming import Names
+from fusewire_ingest.admission.admit import PoolRule
+from fusewire_ingest.admission.model_names import ModelNames
 
 SAID = [{"role": "user", "content": "hello"}]
 POOLS = {
-    name: PoolRule("best-of", "any", 60, 3600, Names.of({"gpt": None, "opus": None})) for name in ("default", "other")
+    name: PoolRule("best-of", "any", 60, 3600, ModelNames.of({"gpt": None, "opus": None}))
+    for name in ("default", "other")
 }
 
 
-def rules(**more: Any) -> Rules:
-    return Rules(**{"pools": POOLS, "limit": 2000, "now": datetime(2026, 1, 1, tzinfo=UTC), "most_lines": 100, **more})
+def rules(**more: Any) -> LineRules:
+    return LineRules(
+        **{
+            "pools": POOLS,
+            "limit": 2000,
+            "now": datetime(2026, 1, 1, tzinfo=UTC),
+            "most_lines": 100,
+            **more,
+        }
+    )
 
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
     def write(*lines: dict[str, Any] | str) -> Path:
         path = tmp_path / "in.jsonl"
-        path.write_text("".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in lines))
+        path.write_text(
+            "".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in lines)
+        )
         return path
 
     return write
 
 
-def faults(found: Checked) -> list[tuple[int, str | None]]:
+def faults(found: CheckReport) -> list[tuple[int, str | None]]:
     return [(fault.line, fault.path) for fault in found.faults]
 
 
 def test_each_form_is_told_by_its_line(write: Callable[..., Path]) -> None:
     path = write(
-        {"custom_id": "o", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "gpt", "messages": SAID}},
+        {
+            "custom_id": "o",
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {"model": "gpt", "messages": SAID},
+        },
         {"custom_id": "m", "body": {"messages": SAID}},
         {"custom_id": "a", "params": {"model": "fusion", "max_tokens": 5, "messages": SAID}},
         {"custom_id": "b", "prompt": "hello"},
@@ -49,7 +65,14 @@ def test_each_form_is_told_by_its_line(write: Callable[..., Path]) -> None:
     seen: list[Prompt] = []
     with new_ids() as ids:
         found = check(path, rules(), ids, seen.append)
-        assert [ids.line(name) for name in ("o", "m", "a", "b", "line-6", "line-5")] == [1, 2, 3, 4, 6, None]
+        assert [ids.line(name) for name in ("o", "m", "a", "b", "line-6", "line-5")] == [
+            1,
+            2,
+            3,
+            4,
+            6,
+            None,
+        ]
         assert ids.up_to(4) == 4
     assert (found.n_faults, found.count, found.unnamed) == (0, 5, 1)
     assert found.forms == {"openai": 1, "mistral": 1, "anthropic": 1, "bare": 2}
@@ -64,7 +87,10 @@ def test_options_count_where_a_line_says_nothing(write: Callable[..., Path]) -> 
     path = write({"prompt": "one"}, {"prompt": "two", "pool": "default", "mode": "debate"})
     with new_ids() as ids:
         check(path, rules(pool="other", mode="merge"), ids, seen.append)
-    assert [(prompt.pool, prompt.mode) for prompt in seen] == [("other", "merge"), ("default", "debate")]
+    assert [(prompt.pool, prompt.mode) for prompt in seen] == [
+        ("other", "merge"),
+        ("default", "debate"),
+    ]
 
 
 def test_all_faults_are_counted_and_the_first_are_kept(write: Callable[..., Path]) -> None:
@@ -92,7 +118,10 @@ def test_all_faults_are_counted_and_the_first_are_kept(write: Callable[..., Path
         (9, "custom_id"),
     ]
     assert (len(found.faults), found.n_faults) == (20, 57)
-    assert str(found.faults[0]) == "line 2, custom_id: 'x' stands in line 1 already; give each line its own"
+    assert (
+        str(found.faults[0])
+        == "line 2, custom_id: 'x' stands in line 1 already; give each line its own"
+    )
 
 
 def test_a_batch_has_not_more_lines_than_it_may(write: Callable[..., Path]) -> None:
@@ -117,7 +146,9 @@ def test_what_another_fusewire_may_know_is_left_to_it(write: Callable[..., Path]
 
 def test_what_is_asked_and_not_done_is_counted(write: Callable[..., Path]) -> None:
     fusion = {"type": "openrouter:fusion", "parameters": {"max_tool_calls": 3}}
-    path = write(*[{"body": {"model": "fusion", "messages": SAID, "tools": [fusion]}}] * 2, {"prompt": "one"})
+    path = write(
+        *[{"body": {"model": "fusion", "messages": SAID, "tools": [fusion]}}] * 2, {"prompt": "one"}
+    )
     with new_ids() as ids:
         found = check(path, rules(), ids)
     assert found.n_faults == 0

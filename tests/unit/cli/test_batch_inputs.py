@@ -39,7 +39,9 @@ def test_stdin_is_kept_in_a_file_that_goes_away(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_csv_s_columns_become_lines_and_others_are_left(tmp_path: Path) -> None:
     source = tmp_path / "in.csv"
-    source.write_bytes('\ufeffid,question,other\n1,"two\nlines, ""quoted""",x\n,ünnamed,y\n'.encode())
+    source.write_bytes(
+        '\ufeffid,question,other\n1,"two\nlines, ""quoted""",x\n,ünnamed,y\n'.encode()
+    )
     assert read(source, Columns("question", "id")) == [
         {"custom_id": "1", "prompt": 'two\nlines, "quoted"'},
         {"prompt": "ünnamed"},
@@ -55,7 +57,11 @@ def test_a_csv_s_usual_columns_need_no_naming(tmp_path: Path) -> None:
 def test_a_parquet_s_columns_become_lines(tmp_path: Path) -> None:
     source = tmp_path / "in.parquet"
     count = 2500
-    table = {"n": list(range(count)), "text": [f"question {n}" for n in range(count)], "other": [0.5] * count}
+    table = {
+        "n": list(range(count)),
+        "text": [f"question {n}" for n in range(count)],
+        "other": [0.5] * count,
+    }
     pq.write_table(pa.table(table), source)
     assert read(source, Columns("text", "n")) == [
         {"custom_id": str(n), "prompt": f"question {n}"} for n in range(count)
@@ -83,7 +89,12 @@ def test_a_parquet_s_values_that_are_no_text_are_left_to_be_refused(tmp_path: Pa
     ],
 )
 def test_an_unusable_file_is_refused_with_a_reason(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes | None, columns: Columns, message: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    content: bytes | None,
+    columns: Columns,
+    message: str,
 ) -> None:
     source = tmp_path / name
     if content is not None:
@@ -109,7 +120,12 @@ def test_without_pyarrow_parquet_says_what_to_install(
 def test_lines_are_numbered_with_the_blank_ones_and_cut_when_too_long() -> None:
     data = b"\xef\xbb\xbfone\r\n\n  \nfour\n" + b"x" * 5000 + b"\nsix"
     found = list(lines(io.BytesIO(data), LIMIT))
-    assert [(number, line[:4]) for number, line in found] == [(1, b"one"), (4, b"four"), (5, b"xxxx"), (6, b"six")]
+    assert [(number, line[:4]) for number, line in found] == [
+        (1, b"one"),
+        (4, b"four"),
+        (5, b"xxxx"),
+        (6, b"six"),
+    ]
     assert LIMIT < len(found[2][1]) <= LIMIT + 2
 
 

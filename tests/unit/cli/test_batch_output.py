@@ -21,7 +21,14 @@ def ids() -> Iterator[Ids]:
 
 def result(index: int, **more: Any) -> dict[str, Any]:
     response = {"status_code": 200, "request_id": "r", "body": {}}
-    return {"custom_id": f"q{index}", "response": response, "error": None, "index": index, "seq": 10 + index, **more}
+    return {
+        "custom_id": f"q{index}",
+        "response": response,
+        "error": None,
+        "index": index,
+        "seq": 10 + index,
+        **more,
+    }
 
 
 def text(*indexes: int) -> str:
@@ -52,7 +59,9 @@ def test_a_torn_last_line_is_cut_off(tmp_path: Path, ids: Ids) -> None:
     assert path.read_text() == text(1, 2, 4, 5)
 
 
-def test_in_the_order_of_completion_what_stands_there_is_not_written_again(tmp_path: Path, ids: Ids) -> None:
+def test_in_the_order_of_completion_what_stands_there_is_not_written_again(
+    tmp_path: Path, ids: Ids
+) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text(text(5, 1))
     with opened(path, ids, order="settled", form="openai") as output:
@@ -65,8 +74,18 @@ def test_in_the_order_of_completion_what_stands_there_is_not_written_again(tmp_p
 @pytest.mark.parametrize(
     ("content", "order", "form", "message"),
     [
-        ('{"custom_id": "other", "index": 1, "response": {}}\n', "line", "openai", "belongs to another input"),
-        ('{"custom_id": "q2", "index": 1, "response": {}}\n', "line", "openai", "belongs to another input"),
+        (
+            '{"custom_id": "other", "index": 1, "response": {}}\n',
+            "line",
+            "openai",
+            "belongs to another input",
+        ),
+        (
+            '{"custom_id": "q2", "index": 1, "response": {}}\n',
+            "line",
+            "openai",
+            "belongs to another input",
+        ),
         (text(1, 1), "settled", "openai", "belongs to another input"),
         ('{"some": "thing"}\n', "line", "openai", "holds something else"),
         ("a text\n", "line", "openai", "holds something else"),
@@ -95,7 +114,9 @@ def test_an_output_of_something_else_is_refused_and_not_touched(
     assert path.read_text() == content
 
 
-def test_two_runs_do_not_write_to_one_output(tmp_path: Path, capsys: pytest.CaptureFixture[str], ids: Ids) -> None:
+def test_two_runs_do_not_write_to_one_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ids: Ids
+) -> None:
     path = tmp_path / "out.jsonl"
     with (
         opened(path, ids, order="line", form="openai"),
@@ -112,10 +133,16 @@ def test_two_runs_do_not_write_to_one_output(tmp_path: Path, capsys: pytest.Capt
         (result(1), False, False),
         (result(1, response=None, error={"code": "batch_expired"}), True, False),
         (result(1, response=None, error={"code": "batch_cancelled"}), True, True),
-        (result(1, response={"status_code": 502}, error={"code": "all_panels_failed"}), True, False),
+        (
+            result(1, response={"status_code": 502}, error={"code": "all_panels_failed"}),
+            True,
+            False,
+        ),
         ({"status": "fused", "custom_id": "q1", "index": 1}, False, False),
         ({"status": "failed", "error": "timeout", "custom_id": "q1", "index": 1}, True, False),
     ],
 )
-def test_what_failed_and_what_is_yet_to_come_is_told_apart(line: dict[str, Any], failed: bool, unsettled: bool) -> None:
+def test_what_failed_and_what_is_yet_to_come_is_told_apart(
+    line: dict[str, Any], failed: bool, unsettled: bool
+) -> None:
     assert (is_failed(line), is_unsettled(line)) == (failed, unsettled)

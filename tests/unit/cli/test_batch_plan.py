@@ -5,9 +5,9 @@ import pytest
 
 from fusewire.contracts import Message, Prompt
 from fusewire.settings import Settings
-from fusewire_cli.batch.checking import Checked
-from fusewire_cli.batch.plan import Sum, describe, measured_rate, told
-from fusewire_ingest.estimate import Book, Member, Model, Pool
+from fusewire_cli.batch.checking import CheckReport
+from fusewire_cli.batch.plan import BatchEstimate, describe, measured_rate, told
+from fusewire_ingest.admission.estimate import Catalogue, Member, Model, Pool
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -29,15 +29,17 @@ def prompt(text: str, **more: object) -> Prompt:
     return Prompt.model_validate({**given, **more})
 
 
-def book(**rates: tuple[float, float] | None) -> Book:
+def book(**rates: tuple[float, float] | None) -> Catalogue:
     models = {"edge": Model(is_edge=True, rates=None, max_tokens=50)}
-    models |= {name: Model(is_edge=False, rates=found, max_tokens=50) for name, found in rates.items()}
+    models |= {
+        name: Model(is_edge=False, rates=found, max_tokens=50) for name, found in rates.items()
+    }
     members = tuple(Member(name, name) for name in models if name != "j")
-    return Book({"default": Pool(members, judge="j" if "j" in rates else None)}, models)
+    return Catalogue({"default": Pool(members, judge="j" if "j" in rates else None)}, models)
 
 
-def total(of: Book, *prompts: Prompt) -> Sum:
-    found = Sum(of)
+def total(of: Catalogue, *prompts: Prompt) -> BatchEstimate:
+    found = BatchEstimate(of)
     for one in prompts:
         found.add(one)
     return found
@@ -59,7 +61,7 @@ def test_lines_add_up_and_the_parts_of_the_models_are_the_whole() -> None:
 
 
 def test_a_model_without_a_price_is_named_and_the_others_keep_theirs() -> None:
-    plan = describe(Checked(count=1), total(book(a=(1e-6, 2e-6), b=None), prompt("one")), None)
+    plan = describe(CheckReport(count=1), total(book(a=(1e-6, 2e-6), b=None), prompt("one")), None)
     assert plan["unpriced"] == ["b"]
     assert plan["usd"] == {"min": None, "expected": None, "max": None}
     assert plan["usd_by_model"]["a"]["expected"] > 0
@@ -74,15 +76,17 @@ def test_only_what_a_line_can_reach_is_counted() -> None:
 
 
 def test_the_share_of_the_edge_is_one_of_calls() -> None:
-    plan = describe(Checked(count=2), total(book(a=(1e-6, 2e-6)), prompt("one"), prompt("two")), None)
+    plan = describe(
+        CheckReport(count=2), total(book(a=(1e-6, 2e-6)), prompt("one"), prompt("two")), None
+    )
     assert plan["edge_share"] == 0.5
     assert "4 calls expected, 50% at the edge" in told(plan)
 
 
 def test_time_follows_from_a_measured_rate() -> None:
     of = total(book(a=(1e-6, 2e-6)))
-    assert describe(Checked(count=7200), of, None)["eta_s"] is None
-    plan = describe(Checked(count=7200), of, 2.0)
+    assert describe(CheckReport(count=7200), of, None)["eta_s"] is None
+    plan = describe(CheckReport(count=7200), of, 2.0)
     assert plan["eta_s"] == 3600
     assert "time 1:00:00 at 2 lines/s" in told(plan)
 

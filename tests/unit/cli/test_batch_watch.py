@@ -17,7 +17,7 @@ from fusewire_cli.batch.ending import conclude
 from fusewire_cli.batch.output import Output
 from fusewire_cli.batch.watch import InterruptedRunError, Progress, Stop, figures, follow, settled
 from fusewire_cli.client import ApiError, Client, Form, Order
-from fusewire_cli.screen import Show
+from fusewire_cli.screen import ProgressStyle
 
 TOTAL = 7
 
@@ -32,12 +32,24 @@ def batch(status: str = "in_progress", *, completed: int = 0, failed: int = 0, *
         "waiting_for": None,
     }
     counts = {"total": TOTAL, "completed": completed, "failed": failed}
-    return {"id": "batch_b", "status": status, "request_counts": counts, "x_fusewire": {**shown, **ours}}
+    return {
+        "id": "batch_b",
+        "status": status,
+        "request_counts": counts,
+        "x_fusewire": {**shown, **ours},
+    }
 
 
 def line(index: int, **more: Any) -> dict[str, Any]:
     response = {"status_code": 200, "request_id": "r", "body": {"text": "ü" * 50}}
-    return {"custom_id": f"q{index}", "response": response, "error": None, "index": index, "seq": index, **more}
+    return {
+        "custom_id": f"q{index}",
+        "response": response,
+        "error": None,
+        "index": index,
+        "seq": index,
+        **more,
+    }
 
 
 class Service:
@@ -111,8 +123,13 @@ def stopper(at_once: Callable[[], None] = never, drain_s: float = 60) -> Stop:
     return Stop(at_once=at_once, at_last=lambda: None, notice="stopping", drain_s=drain_s)
 
 
-async def indexes(api: Client, order: Order = "line", form: Form = "openai", after: int = 0) -> list[int]:
-    return [one["index"] async for _, one in settled(api, "batch_b", order=order, form=form, after=after)]
+async def indexes(
+    api: Client, order: Order = "line", form: Form = "openai", after: int = 0
+) -> list[int]:
+    return [
+        one["index"]
+        async for _, one in settled(api, "batch_b", order=order, form=form, after=after)
+    ]
 
 
 async def test_results_are_read_through_breaks_each_once(api: Client, service: Service) -> None:
@@ -121,12 +138,16 @@ async def test_results_are_read_through_breaks_each_once(api: Client, service: S
     assert {request.headers["authorization"] for request in service.seen} == {"Bearer fw-key"}
 
 
-async def test_results_end_before_the_first_line_that_was_not_come_to(api: Client, service: Service) -> None:
+async def test_results_end_before_the_first_line_that_was_not_come_to(
+    api: Client, service: Service
+) -> None:
     service.lines[3] = line(4, response=None, error={"code": "batch_cancelled", "message": "m"})
     assert await indexes(api) == [1, 2, 3]
 
 
-async def test_a_batch_is_followed_to_its_end_and_written_whole(api: Client, service: Service) -> None:
+async def test_a_batch_is_followed_to_its_end_and_written_whole(
+    api: Client, service: Service
+) -> None:
     service.status, service.ready = "in_progress", 3
     out = io.BytesIO()
     output = Output(out, "out", order="line", form="openai")
@@ -136,22 +157,26 @@ async def test_a_batch_is_followed_to_its_end_and_written_whole(api: Client, ser
         service.status, service.ready = "completed", TOTAL
 
     asyncio.get_running_loop().call_later(0.3, finish)
-    ended = await follow(api, "batch_b", output, Progress(Show.none), stop, cancels=True)
+    ended = await follow(api, "batch_b", output, Progress(ProgressStyle.none), stop, cancels=True)
     assert ended["status"] == "completed"
     assert [json.loads(raw) for raw in out.getvalue().splitlines()] == service.lines
 
 
-async def test_the_first_signal_stops_the_batch_and_what_settled_is_written(api: Client, service: Service) -> None:
+async def test_the_first_signal_stops_the_batch_and_what_settled_is_written(
+    api: Client, service: Service
+) -> None:
     service.status, service.ready = "in_progress", 3
     out = io.BytesIO()
     output = Output(out, "out", order="line", form="openai")
     stop = stopper().listen()
     asyncio.get_running_loop().call_later(0.1, os.kill, os.getpid(), signal.SIGTERM)
-    ended = await follow(api, "batch_b", output, Progress(Show.none), stop, cancels=True)
+    ended = await follow(api, "batch_b", output, Progress(ProgressStyle.none), stop, cancels=True)
     assert ended["status"] == "cancelled"
     assert len(out.getvalue().splitlines()) == 3
     cancels = [request for request in service.seen if request.path.endswith("/cancel")]
-    assert [dict(request.query) for request in cancels] == [{"drain": "true", "reason": "interrupted"}]
+    assert [dict(request.query) for request in cancels] == [
+        {"drain": "true", "reason": "interrupted"}
+    ]
 
 
 async def test_what_hangs_in_flight_is_waited_for_no_longer_than_a_drain(
@@ -160,7 +185,7 @@ async def test_what_hangs_in_flight_is_waited_for_no_longer_than_a_drain(
     service.status, service.ready, service.hangs = "in_progress", 3, True
     stop = stopper(drain_s=0.2).listen()
     os.kill(os.getpid(), signal.SIGTERM)
-    ended = await follow(api, "batch_b", None, Progress(Show.none), stop, cancels=True)
+    ended = await follow(api, "batch_b", None, Progress(ProgressStyle.none), stop, cancels=True)
     assert (ended["status"], conclude(ended, None, is_interrupted=True)) == ("cancelling", 130)
     assert "fusewire batch resume batch_b" in capsys.readouterr().err
 
@@ -169,7 +194,7 @@ async def test_to_stop_watching_stops_nothing(api: Client, service: Service) -> 
     service.status = "in_progress"
     stop = stopper().listen()
     asyncio.get_running_loop().call_later(0.1, os.kill, os.getpid(), signal.SIGINT)
-    ended = await follow(api, "batch_b", None, Progress(Show.none), stop, cancels=False)
+    ended = await follow(api, "batch_b", None, Progress(ProgressStyle.none), stop, cancels=False)
     assert ended["status"] == "in_progress"
     assert not [request for request in service.seen if request.path.endswith("/cancel")]
 
@@ -227,7 +252,9 @@ def test_a_refusal_says_whether_the_command_or_the_service_is_at_fault(
     assert mend in told
 
 
-async def test_an_upload_that_is_tried_again_is_sent_whole(api: Client, service: Service, tmp_path: Path) -> None:
+async def test_an_upload_that_is_tried_again_is_sent_whole(
+    api: Client, service: Service, tmp_path: Path
+) -> None:
     path = tmp_path / "in.jsonl"
     data = b'{"prompt": "one"}\n' * 10_000
     path.write_bytes(data)
@@ -238,13 +265,21 @@ async def test_an_upload_that_is_tried_again_is_sent_whole(api: Client, service:
 
 def test_progress_tells_figures(capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
-    with Progress(Show.json, clock=lambda: now[0]) as progress:
+    with Progress(ProgressStyle.json, clock=lambda: now[0]) as progress:
         for now[0] in (1.0, 9.0, 10.0, 19.0):
             progress.update(batch(completed=4, failed=1))
         progress.update(batch(completed=5, failed=1, waiting_for="budget"))
     *told, last = capsys.readouterr().err.splitlines()
     assert told[1:] == ["waiting: budget"]
-    assert set(json.loads(told[0])) == {"done", "total", "failed", "degraded", "rate_per_s", "eta_s", "cost_usd"}
+    assert set(json.loads(told[0])) == {
+        "done",
+        "total",
+        "failed",
+        "degraded",
+        "rate_per_s",
+        "eta_s",
+        "cost_usd",
+    }
     assert json.loads(last)["done"] == 6
 
 
@@ -287,7 +322,7 @@ def test_a_stopped_batch_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_bar_is_shown_on_request(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress(Show.bar) as progress:
+    with Progress(ProgressStyle.bar) as progress:
         progress.update(batch(completed=4, failed=1))
     told = capsys.readouterr().err
     assert "5/7" in told

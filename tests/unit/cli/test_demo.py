@@ -13,7 +13,9 @@ from fusewire_worker_edge.catalogue import CATALOGUE
 from fusewire_worker_edge.folder import MANIFEST
 
 
-def answer(member: str, *, is_right: bool | None, calls: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+def answer(
+    member: str, *, is_right: bool | None, calls: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
     return {"member": member, "is_right": is_right, "tool_calls": calls or []}
 
 
@@ -38,9 +40,17 @@ def test_who_was_right_is_told_by_label_and_for_calls_by_what_is_called() -> Non
             "custom_id": "weather",
             "accepted": None,
             "tool_calls": call("Lima"),
-            "answers": [answer("a", is_right=None, calls=call("Lima")), answer("b", is_right=None, calls=call("Rome"))],
+            "answers": [
+                answer("a", is_right=None, calls=call("Lima")),
+                answer("b", is_right=None, calls=call("Rome")),
+            ],
         },
-        {"custom_id": "open", "accepted": None, "tool_calls": [], "answers": [answer("a", is_right=None)]},
+        {
+            "custom_id": "open",
+            "accepted": None,
+            "tool_calls": [],
+            "answers": [answer("a", is_right=None)],
+        },
     ]
 
     assert demo.scored(prompts, outcomes) == {
@@ -81,7 +91,9 @@ def test_the_larger_pool_is_taken_only_where_all_its_models_are_here(
     for name in builtin.names():
         assert f"fusewire model pull {name}" in builtin.offer()
         (tmp_path / name).mkdir()
-        assert f"fusewire model pull {name}" in builtin.offer(), "a folder without a manifest is no model"
+        assert f"fusewire model pull {name}" in builtin.offer(), (
+            "a folder without a manifest is no model"
+        )
         shutil.copy(tiny_folder / MANIFEST, tmp_path / name)
     assert builtin.POOL in builtin.chosen()["pools"]
     assert "all on this machine" in builtin.offer()

@@ -6,12 +6,18 @@ from typing import Any
 
 import pytest
 
-from fusewire.contracts import Gold, Recorded
+from fusewire.contracts import Gold, RecordedAnswer
 from fusewire.settings import Settings
 from fusewire_cli.eval import table, weighing
-from fusewire_cli.eval.asking import Target, is_equally_weighed, replies, scored_outcome, scored_reply
+from fusewire_cli.eval.asking import (
+    Target,
+    is_equally_weighed,
+    replies,
+    scored_outcome,
+    scored_reply,
+)
 from fusewire_cli.eval.command import bent, needed
-from fusewire_cli.eval.suite import Question, Reply
+from fusewire_cli.eval.suite import MemberReply, Question
 from fusewire_cli.eval.table import Score
 
 TARGET = Target("default", None, "hash")
@@ -19,18 +25,36 @@ TARGET = Target("default", None, "hash")
 
 def question(number: int = 0, answer: str = "2") -> Question:
     name = f"q{number}"
-    return Question(number + 1, name, {"custom_id": name, "prompt": "?"}, Gold(answer=answer, match="number"))
+    return Question(
+        number + 1, name, {"custom_id": name, "prompt": "?"}, Gold(answer=answer, match="number")
+    )
 
 
-def reply(member: str, content: str | None, **figures: Any) -> Reply:
+def reply(member: str, content: str | None, **figures: Any) -> MemberReply:
     error = None if content is not None else "timeout"
-    return Reply(Recorded(member=member, model=member, content=content, error_code=error), **figures)
+    return MemberReply(
+        RecordedAnswer(member=member, model=member, content=content, error_code=error), **figures
+    )
 
 
 def answer(member: str, content: str | None = "2", **fields: Any) -> dict[str, Any]:
     usage = {"prompt_tokens": 1, "completion_tokens": 2, "cached_tokens": 0}
-    whole = {"member": member, "model": f"m-{member}", "status": "ok", "error_code": None, "usage": usage}
-    return {**whole, "latency_ms": 10.0, "cost_usd": 0.1, "weight": 1.0, "content": content, "tool_calls": [], **fields}
+    whole = {
+        "member": member,
+        "model": f"m-{member}",
+        "status": "ok",
+        "error_code": None,
+        "usage": usage,
+    }
+    return {
+        **whole,
+        "latency_ms": 10.0,
+        "cost_usd": 0.1,
+        "weight": 1.0,
+        "content": content,
+        "tool_calls": [],
+        **fields,
+    }
 
 
 # -- weights ----------------------------------------------------------------------------------
@@ -43,20 +67,26 @@ def test_folds_are_stable_and_about_even() -> None:
 
 
 def test_a_question_is_labelled_by_its_gold_and_by_the_wrong_answers_that_coincide() -> None:
-    said = [reply("a", "A: 2"), reply("b", "3"), reply("c", "3.0"), reply("d", "4"), reply("e", None)]
+    said = [
+        reply("a", "A: 2"),
+        reply("b", "3"),
+        reply("c", "3.0"),
+        reply("d", "4"),
+        reply("e", None),
+    ]
     found = weighing.label(question(), said)
     assert found.right == {"a": True, "b": False, "c": False, "d": False}
     assert (found.same, found.different) == (1, 2)
 
 
 def test_weights_are_learned_from_the_other_folds_alone() -> None:
-    def labelled(flipped: int) -> list[weighing.Labelled]:
+    def labelled(flipped: int) -> list[weighing.AnsweredQuestion]:
         found = []
         for number in range(200):
             fold = number % weighing.FOLDS
             strong, weak = number % 10 < 8, number % 10 < 3
             right = {"strong": strong != (fold == flipped), "weak": weak != (fold == flipped)}
-            found.append(weighing.Labelled(fold, right, same=1, different=4))
+            found.append(weighing.AnsweredQuestion(fold, right, same=1, different=4))
         return found
 
     plain, turned = weighing.crossed(labelled(-1)), weighing.crossed(labelled(2))
@@ -67,7 +97,7 @@ def test_weights_are_learned_from_the_other_folds_alone() -> None:
 
 
 def test_few_labels_leave_all_weights_at_one() -> None:
-    few = [weighing.Labelled(n % 5, {"a": True, "b": False}, 0, 0) for n in range(20)]
+    few = [weighing.AnsweredQuestion(n % 5, {"a": True, "b": False}, 0, 0) for n in range(20)]
     assert weighing.crossed(few) == [{"a": 1.0, "b": 1.0}] * 5
 
 
@@ -87,7 +117,9 @@ def test_members_are_asked_once_with_the_gold_label_and_no_weights() -> None:
 
 def test_answers_are_fused_again_under_the_weights_of_their_members() -> None:
     judged = Target("default", "j", "hash")
-    body = json.loads(judged.again(question(), "debate", [reply("a", "2"), reply("b", None)], {"a": 2.5}))
+    body = json.loads(
+        judged.again(question(), "debate", [reply("a", "2"), reply("b", None)], {"a": 2.5})
+    )
     assert (body["judge"], body["mode"]) == ("j", "debate")
     assert body["recorded"] == [
         {"member": "a", "model": "a", "weight": 2.5, "content": "2"},
@@ -112,7 +144,11 @@ def test_the_id_of_a_batch_is_made_of_all_that_decides_it() -> None:
 
 
 def test_replies_are_read_back_from_an_outcome() -> None:
-    answers = [answer("a"), answer("b", None, status="error", error_code="timeout"), answer("c", status="missing")]
+    answers = [
+        answer("a"),
+        answer("b", None, status="error", error_code="timeout"),
+        answer("c", status="missing"),
+    ]
     found = replies({"answers": answers})
     assert [(r.recorded.member, r.recorded.content, r.recorded.error_code) for r in found] == [
         ("a", "2", None),
@@ -124,20 +160,25 @@ def test_replies_are_read_back_from_an_outcome() -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights", "expected"), [([1.0, 1.0], True), ([2.0, 2.0], True), ([1.0, 2.0], False), ([None, None], False)]
+    ("weights", "expected"),
+    [([1.0, 1.0], True), ([2.0, 2.0], True), ([1.0, 2.0], False), ([None, None], False)],
 )
-def test_equal_weights_need_no_second_fusion(weights: Sequence[float | None], expected: bool) -> None:
+def test_equal_weights_need_no_second_fusion(
+    weights: Sequence[float | None], expected: bool
+) -> None:
     answers = [answer("abc"[n], weight=weight) for n, weight in enumerate(weights)]
     assert is_equally_weighed({"answers": answers}) is expected
     assert not is_equally_weighed({})
 
 
 def test_a_reply_is_scored() -> None:
-    assert scored_reply(question(), reply("a", "A: 2", cost_usd=1.0, latency_ms=5.0, tokens=3)) == Score(
-        is_right=True, cost_usd=1.0, latency_ms=5.0, tokens=3
-    )
+    assert scored_reply(
+        question(), reply("a", "A: 2", cost_usd=1.0, latency_ms=5.0, tokens=3)
+    ) == Score(is_right=True, cost_usd=1.0, latency_ms=5.0, tokens=3)
     # A failure that used no tokens cost nothing; how long it took is not known.
-    assert scored_reply(question(), reply("a", None)) == Score(is_right=False, is_failed=True, cost_usd=0.0)
+    assert scored_reply(question(), reply("a", None)) == Score(
+        is_right=False, is_failed=True, cost_usd=0.0
+    )
     assert scored_reply(question(), None).is_failed
 
 
@@ -174,12 +215,23 @@ def scores(rights: str, **figures: Any) -> list[Score]:
 
 
 def test_the_table_holds_members_fusions_oracle_and_beta() -> None:
-    members = {"weak": scores("x---" * 10), "strong": scores("--x-" * 10), "best": scores("xx--" * 10)}
+    members = {
+        "weak": scores("x---" * 10),
+        "strong": scores("--x-" * 10),
+        "best": scores("xx--" * 10),
+    }
     fused: dict[tuple[str, table.Kind], list[Score]] = {
         ("merge", "merge"): scores("xxx-" * 10, cost_usd=0.03, latency_ms=600.0, tokens=7)
     }
     rows = {row.name: row for row in table.build(members, fused)}
-    assert list(rows) == ["weak", "strong", "best", "merge", "oracle (any member right)", "all wrong (beta)"]
+    assert list(rows) == [
+        "weak",
+        "strong",
+        "best",
+        "merge",
+        "oracle (any member right)",
+        "all wrong (beta)",
+    ]
     assert table.best_member(members) == "best"
     assert rows["best"].difference_points is None
     merge = rows["merge"]
@@ -246,7 +298,9 @@ def test_the_built_in_configuration_bends_to_a_replay() -> None:
         (None, ["debate"], {"absent", "hosted", "j"}),
     ],
 )
-def test_a_replay_has_only_the_models_that_it_can_call(judge: str | None, modes: list[str], models: set[str]) -> None:
+def test_a_replay_has_only_the_models_that_it_can_call(
+    judge: str | None, modes: list[str], models: set[str]
+) -> None:
     config = needed(configured(judge="j"), "default", judge, modes)
     assert set(config.models) == models
     assert len(config.config_hash("default")) == 12

@@ -43,7 +43,9 @@ def pairs(both: int, first: int, second: int, neither: int) -> tuple[list[bool],
         ((0, 5, 0, 0), 1.0, 0.27794, 1.0),
     ],
 )
-def test_paired_difference(cells: tuple[int, int, int, int], value: float, low: float, high: float) -> None:
+def test_paired_difference(
+    cells: tuple[int, int, int, int], value: float, low: float, high: float
+) -> None:
     found = paired_difference(*pairs(*cells))
     assert (found.value, found.low, found.high) == pytest.approx((value, low, high), abs=6e-5)
 
@@ -52,7 +54,9 @@ def test_paired_difference(cells: tuple[int, int, int, int], value: float, low: 
 def test_a_difference_turned_round_is_its_opposite(both: list[tuple[bool, bool]]) -> None:
     there = paired_difference([a for a, _ in both], [b for _, b in both])
     back = paired_difference([b for _, b in both], [a for a, _ in both])
-    assert (there.value, there.low, there.high) == pytest.approx((-back.value, -back.high, -back.low))
+    assert (there.value, there.low, there.high) == pytest.approx(
+        (-back.value, -back.high, -back.low)
+    )
     assert -1 <= there.low <= there.value <= there.high <= 1
 
 

@@ -5,13 +5,33 @@ from typing import Any
 
 import pytest
 
-from fusewire.contracts import Answer, Gold, Message, Outcome, Prompt, Recorded, Sampling, TextReference, Tool, ToolCall
-from fusewire.testing.factories import T0, make_candidate, make_member, make_plan, make_prompt, make_round
-from fusewire_cli.rejudge import Change, Stored, compare, recorded, submission
-from fusewire_ingest.admission import parse
+from fusewire.contracts import (
+    Answer,
+    Gold,
+    Message,
+    Outcome,
+    Prompt,
+    RecordedAnswer,
+    Sampling,
+    TextReference,
+    Tool,
+    ToolCall,
+)
+from fusewire.testing.factories import (
+    T0,
+    make_candidate,
+    make_member,
+    make_plan,
+    make_prompt,
+    make_round,
+)
+from fusewire_cli.rejudge import PolicyChange, Stored, compare, recorded, submission
+from fusewire_ingest.admission.admit import parse
 
 
-def outcome(prompt: Prompt, *, winner: str | None = "a", content: str | None = "2", **fields: Any) -> Outcome:
+def outcome(
+    prompt: Prompt, *, winner: str | None = "a", content: str | None = "2", **fields: Any
+) -> Outcome:
     names = fields.pop("took_part", "abc")
     given = {
         "fusion_id": prompt.fusion_id,
@@ -23,7 +43,9 @@ def outcome(prompt: Prompt, *, winner: str | None = "a", content: str | None = "
         "pool": prompt.pool,
         "mode": prompt.mode,
         "winner": winner,
-        "answers": tuple(Answer(member=n, model=f"m-{n}", tier="remote", status="ok") for n in names),
+        "answers": tuple(
+            Answer(member=n, model=f"m-{n}", tier="remote", status="ok") for n in names
+        ),
         "submitted_at": T0,
         "finished_at": T0,
     }
@@ -32,7 +54,9 @@ def outcome(prompt: Prompt, *, winner: str | None = "a", content: str | None = "
 
 def test_the_panel_is_recorded_with_its_failures_and_without_debate_and_stragglers() -> None:
     prompt = make_prompt()
-    plan = make_plan(prompt, [make_member("a", 2.0), make_member("b"), make_member("c"), make_member("late")])
+    plan = make_plan(
+        prompt, [make_member("a", 2.0), make_member("b"), make_member("c"), make_member("late")]
+    )
     debate = make_round(prompt, round=1)
     stored = Stored(
         prompt,
@@ -59,15 +83,20 @@ def test_the_panel_is_recorded_with_its_failures_and_without_debate_and_straggle
 def test_an_answer_stands_before_a_failure_of_the_same_member() -> None:
     prompt = make_prompt()
     said = (make_candidate(call="a", fails="timeout"), make_candidate("second", "a=2", member="a"))
-    (found,) = recorded(Stored(prompt, make_plan(prompt, "a"), outcome(prompt, took_part="a"), (), said))
+    (found,) = recorded(
+        Stored(prompt, make_plan(prompt, "a"), outcome(prompt, took_part="a"), (), said)
+    )
     assert (found.content, found.error_code) == ("second", None)
 
 
 def test_what_was_recorded_is_recorded_again_and_what_runs_is_not() -> None:
-    said = (Recorded(member="x", model="x", content="y"),)
+    said = (RecordedAnswer(member="x", model="x", content="y"),)
     prompt = make_prompt(recorded=said)
     assert recorded(Stored(prompt, None, None, (), ())) == said
-    assert recorded(Stored(make_prompt(), make_plan(), None, (), (make_candidate("first", "a"),))) == ()
+    assert (
+        recorded(Stored(make_prompt(), make_plan(), None, (), (make_candidate("first", "a"),)))
+        == ()
+    )
 
 
 def test_a_prompt_is_submitted_as_it_was_save_what_changes() -> None:
@@ -87,23 +116,34 @@ def test_a_prompt_is_submitted_as_it_was_save_what_changes() -> None:
         gold=Gold(answer="2", match="number"),
         residency="edge-only",
     )
-    said = (Recorded(member="a", model="m-a", content="x"),)
-    body = submission(prompt, said, Change(criteria="new", mode="merge"))
+    said = (RecordedAnswer(member="a", model="m-a", content="x"),)
+    body = submission(prompt, said, PolicyChange(criteria="new", mode="merge"))
     read = parse(body, 10_000)
     assert read.messages is not None
     assert tuple(turn.message() for turn in read.messages) == prompt.messages
     assert tuple(tool.tool() for tool in read.tools) == prompt.tools
-    assert (read.tool_choice, read.recorded, read.gold, read.residency) == ("look", said, prompt.gold, "edge-only")
+    assert (read.tool_choice, read.recorded, read.gold, read.residency) == (
+        "look",
+        said,
+        prompt.gold,
+        "edge-only",
+    )
     assert (read.judge, read.criteria, read.mode, read.pool) == ("j", "new", "merge", "default")
     assert (read.max_tokens, read.temperature) == (5, 0.5)
 
 
 def test_the_new_batch_is_named_by_what_changes() -> None:
-    changes = [Change(judge="x"), Change(criteria="x"), Change(mode="x"), Change(pool="x"), Change(judge="y")]
+    changes = [
+        PolicyChange(judge="x"),
+        PolicyChange(criteria="x"),
+        PolicyChange(mode="x"),
+        PolicyChange(pool="x"),
+        PolicyChange(judge="y"),
+    ]
     names = {change.batch("b") for change in changes}
     assert len(names) == 5
     assert all(len(name) == len("b.rejudge-") + 8 for name in names)
-    assert Change(judge="x").batch("b") in names
+    assert PolicyChange(judge="x").batch("b") in names
 
 
 def test_old_and_new_outcomes_are_compared() -> None:
@@ -138,7 +178,9 @@ def test_old_and_new_outcomes_are_compared() -> None:
 
 def test_few_outcomes_have_no_rate_of_agreement() -> None:
     prompt = make_prompt()
-    found = compare([Stored(prompt, None, outcome(prompt), (), ())], {"one": {"status": "fused", "winner": "a"}})
+    found = compare(
+        [Stored(prompt, None, outcome(prompt), (), ())], {"one": {"status": "fused", "winner": "a"}}
+    )
     assert (found.agreement, found.kappa, found.winners) == (None, None, 1)
     assert found.agreement_low == pytest.approx(0.2065, abs=1e-4)
     assert json.dumps(found.agreement_high) == "1.0"
@@ -147,8 +189,8 @@ def test_few_outcomes_have_no_rate_of_agreement() -> None:
 def test_of_a_text_that_stands_apart_it_has_what_the_judge_saw() -> None:
     apart = TextReference(name="ab" * 32, chars=900_000, size=900_000, at=5)
     prompt = make_prompt(messages=(Message(role="user", content="BeginEnd", texts=(apart,)),))
-    said = (Recorded(member="a", model="m-a", content="4"),)
+    said = (RecordedAnswer(member="a", model="m-a", content="4"),)
 
-    (turn,) = parse(submission(prompt, said, Change()).encode(), 262_144).messages or ()
+    (turn,) = parse(submission(prompt, said, PolicyChange()).encode(), 262_144).messages or ()
 
     assert turn.message().content == "Begin\n\n[900000 characters are left out here]\n\nEnd"

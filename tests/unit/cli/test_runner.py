@@ -19,7 +19,9 @@ def stack(tmp_path: Path) -> Stack:
     return Stack(Settings(data_dir=tmp_path))
 
 
-async def test_a_restart_that_fails_is_tried_again(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_restart_that_fails_is_tried_again(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever it fails of: else nothing would be started again from then on, and nobody would know."""
     tries = 0
     done = asyncio.Event()
@@ -47,7 +49,9 @@ async def test_a_runner_that_watches_nothing_any_more_says_so(stack: Stack) -> N
     assert await stack.faulty() == ["nobody watches the services any more"]
 
 
-def test_up_ends_where_its_event_loop_stands_still(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_up_ends_where_its_event_loop_stands_still(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
     watched: list[object] = []
     monkeypatch.setattr(lifeline, "on_stall", lambda _loop, call: watched.append(call))
     monkeypatch.setattr(telemetry, "configure", lambda *_, **__: None)

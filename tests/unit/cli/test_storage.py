@@ -29,7 +29,9 @@ def test_half_of_what_is_free_as_a_power_of_two(free: int, used: int, expected: 
 
 
 def test_too_little_is_said_with_what_is_needed() -> None:
-    with pytest.raises(StartupError, match="there are 100 MiB free; the embedded NATS server needs 256") as caught:
+    with pytest.raises(
+        StartupError, match="there are 100 MiB free; the embedded NATS server needs 256"
+    ) as caught:
         allowance_mb(100 * MIB, 50 * MIB)
     assert "FUSEWIRE_DATA_DIR" in caught.value.mend
 

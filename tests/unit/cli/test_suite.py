@@ -7,16 +7,19 @@ import pytest
 
 from fusewire.contracts import Gold
 from fusewire_cli.eval.suite import Question, read_replay, read_suite, slug
-from fusewire_ingest.admission import PoolRule
-from fusewire_ingest.naming import Names
+from fusewire_ingest.admission.admit import PoolRule
+from fusewire_ingest.admission.model_names import ModelNames
 
-POOLS = {"default": PoolRule("best-of", "any", 60, 600, Names.of({"j": None}))}
+POOLS = {"default": PoolRule("best-of", "any", 60, 600, ModelNames.of({"j": None}))}
 GOOD = {"custom_id": "one", "prompt": "1 + 1?", "answer": "2", "match": "number"}
 SAID = {"custom_id": "one", "model": "m", "content": "A: 2"}
 
 
 def lines(*rows: Any) -> bytes:
-    return b"\n".join(row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows) + b"\n"
+    return (
+        b"\n".join(row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows)
+        + b"\n"
+    )
 
 
 def suite(*rows: Any) -> tuple[list[Question], list[str]]:
@@ -28,12 +31,23 @@ def suite(*rows: Any) -> tuple[list[Question], list[str]]:
 
 def test_a_question_keeps_what_its_submission_needs() -> None:
     asked = [{"role": "user", "content": "which?"}]
-    more = {"custom_id": "two", "messages": asked, "answer": "b", "match": "choice", "max_tokens": 5}
+    more = {
+        "custom_id": "two",
+        "messages": asked,
+        "answer": "b",
+        "match": "choice",
+        "max_tokens": 5,
+    }
     found, faults = suite(GOOD, b"", b"\xef\xbb\xbf".strip(), more)
     assert not [fault for fault in faults if ":1:" in fault or ":4:" in fault]
     assert [(q.line, q.custom_id, q.body, q.gold) for q in found] == [
         (1, "one", {"custom_id": "one", "prompt": "1 + 1?"}, Gold(answer="2", match="number")),
-        (4, "two", {"custom_id": "two", "messages": asked, "max_tokens": 5}, Gold(answer="b", match="choice")),
+        (
+            4,
+            "two",
+            {"custom_id": "two", "messages": asked, "max_tokens": 5},
+            Gold(answer="b", match="choice"),
+        ),
     ]
 
 
@@ -71,20 +85,37 @@ def test_an_empty_suite_is_a_fault() -> None:
 
 def replay(*rows: Any, questions: int = 1) -> tuple[Any, list[str]]:
     asked, _ = suite(GOOD, *({**GOOD, "custom_id": f"q{n}"} for n in range(2, questions + 1)))
-    found, faults = read_replay(lines(*rows), "r.jsonl", asked, suite="s.jsonl", models={"plain": "smol"})
+    found, faults = read_replay(
+        lines(*rows), "r.jsonl", asked, suite="s.jsonl", models={"plain": "smol"}
+    )
     return found, [str(fault) for fault in faults]
 
 
 def test_a_replay_becomes_recorded_answers() -> None:
     found, faults = replay(
-        {**SAID, "model": "org/GPT-4.1", "usage": {"prompt_tokens": 3, "completion_tokens": 4}, "cost_usd": 0.5},
-        {"custom_id": "one", "model": "plain", "error_code": "timeout", "latency_ms": 9, "is_correct": False},
+        {
+            **SAID,
+            "model": "org/GPT-4.1",
+            "usage": {"prompt_tokens": 3, "completion_tokens": 4},
+            "cost_usd": 0.5,
+        },
+        {
+            "custom_id": "one",
+            "model": "plain",
+            "error_code": "timeout",
+            "latency_ms": 9,
+            "is_correct": False,
+        },
     )
     assert faults == []
     assert found.titles == {"org-gpt-4-1": "org/GPT-4.1", "plain": "plain"}
     first, second = found.replies["one"]
     assert (first.tokens, first.latency_ms, first.cost_usd) == (7, None, 0.5)
-    assert (first.recorded.member, first.recorded.content, first.recorded.weight) == ("org-gpt-4-1", "A: 2", 1.0)
+    assert (first.recorded.member, first.recorded.content, first.recorded.weight) == (
+        "org-gpt-4-1",
+        "A: 2",
+        1.0,
+    )
     assert (second.tokens, second.latency_ms, second.cost_usd) == (None, 9, None)
     # A member of the pool is named, so its model can be asked again in a debate.
     assert (second.recorded.model, second.recorded.error_code) == ("smol", "timeout")
@@ -125,7 +156,8 @@ def test_a_pool_has_sixteen_members() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "member"), [("gpt", "gpt"), ("A/B:c", "a-b-c"), ("_x_", "x"), ("é", None), ("x" * 99, "x" * 63)]
+    ("model", "member"),
+    [("gpt", "gpt"), ("A/B:c", "a-b-c"), ("_x_", "x"), ("é", None), ("x" * 99, "x" * 63)],
 )
 def test_a_model_is_named_as_a_member_can_be(model: str, member: str | None) -> None:
     assert slug(model) == member

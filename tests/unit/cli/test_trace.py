@@ -3,9 +3,16 @@
 from datetime import datetime, timedelta
 from typing import Any
 
-from fusewire.contracts import CallFailure, Excluded, Verdict
-from fusewire.store.history import History, Received
-from fusewire.testing.factories import T0, make_candidate, make_outcome, make_plan, make_prompt, make_round
+from fusewire.contracts import CallFailure, ExcludedMember, Verdict
+from fusewire.store.history import History, StoredCandidate
+from fusewire.testing.factories import (
+    T0,
+    make_candidate,
+    make_outcome,
+    make_plan,
+    make_prompt,
+    make_round,
+)
 from fusewire_cli.trace import Step, steps
 
 PROMPT = make_prompt()
@@ -17,15 +24,24 @@ def after(seconds: float) -> datetime:
 
 def test_what_was_only_accepted_has_one_step() -> None:
     found = History(PROMPT, None, None, None, (), (), None)
-    assert steps(found) == [Step(0.0, None, "accepted", result="best-of, pool default, priority normal")]
+    assert steps(found) == [
+        Step(0.0, None, "accepted", result="best-of, pool default, priority normal")
+    ]
 
 
 def test_a_fusion_s_steps_are_in_the_order_of_time_and_say_what_came_of_each() -> None:
     plan = make_plan(PROMPT).model_copy(
-        update={"planned_at": after(0.02), "excluded": (Excluded(name="d", reason="no_images"),)}
+        update={
+            "planned_at": after(0.02),
+            "excluded": (ExcludedMember(name="d", reason="no_images"),),
+        }
     )
-    first = make_candidate("s3cr3t", "a", prompt=PROMPT, started_at=after(0.1), finished_at=after(0.6), attempts=2)
-    failed = make_candidate(None, "b", prompt=PROMPT, started_at=after(0.1), finished_at=after(0.2)).model_copy(
+    first = make_candidate(
+        "s3cr3t", "a", prompt=PROMPT, started_at=after(0.1), finished_at=after(0.6), attempts=2
+    )
+    failed = make_candidate(
+        None, "b", prompt=PROMPT, started_at=after(0.1), finished_at=after(0.2)
+    ).model_copy(
         update={
             "error": CallFailure(code="timeout", message="too late", retryable=True),
             "usage": None,
@@ -52,7 +68,7 @@ def test_a_fusion_s_steps_are_in_the_order_of_time_and_say_what_came_of_each() -
         None,
         plan,
         [(make_round(PROMPT), after(0.65))],
-        [Received(c, c.finished_at, c is late) for c in (failed, first, verdict, late)],
+        [StoredCandidate(c, c.finished_at, c is late) for c in (failed, first, verdict, late)],
         outcome,
     )
 

@@ -5,13 +5,26 @@ from typing import Any
 
 import pytest
 
-from fusewire.contracts import Call, Image, Message, Plan, Prompt, Recorded, Sampling, Task, TextReference, Tool
+from fusewire.contracts import (
+    Call,
+    Image,
+    Message,
+    Plan,
+    Prompt,
+    RecordedAnswer,
+    Sampling,
+    Task,
+    TextReference,
+    Tool,
+)
 from fusewire.settings import PRESETS, Settings
 from fusewire.testing.factories import T0, make_prompt, make_round
-from fusewire_dispatcher.planning import Book, expand, plan
+from fusewire_dispatcher.planning import Catalogue, expand, plan
 from fusewire_dispatcher.pools import book
 
-PICTURE = Message(role="user", content="What is this?", images=(Image(url="https://example.org/a.png", at=13),))
+PICTURE = Message(
+    role="user", content="What is this?", images=(Image(url="https://example.org/a.png", at=13),)
+)
 
 
 def remote(name: str, **fields: Any) -> dict[str, Any]:
@@ -21,7 +34,14 @@ def remote(name: str, **fields: Any) -> dict[str, Any]:
 def settings(**pool: Any) -> Settings:
     """The pool has `one` of the model `gpt`, twice, and `claude`; `mist` is in none."""
     members = [
-        {"name": "one", "model": "gpt", "weight": 3, "system": "Hm.", "temperature": 0.1, "required": True},
+        {
+            "name": "one",
+            "model": "gpt",
+            "weight": 3,
+            "system": "Hm.",
+            "temperature": 0.1,
+            "required": True,
+        },
         {"name": "two", "model": "gpt"},
         "claude",
         "tiny",
@@ -44,7 +64,7 @@ def settings(**pool: Any) -> Settings:
 BOOK = book(settings())
 
 
-def planned(made_of: Book = BOOK, **prompt: Any) -> tuple[Plan, dict[str, Task]]:
+def planned(made_of: Catalogue = BOOK, **prompt: Any) -> tuple[Plan, dict[str, Task]]:
     made, tasks = plan(make_prompt(**prompt), made_of, T0)
     return made, {task.call: task for task in tasks}
 
@@ -69,7 +89,10 @@ def test_a_prompt_is_answered_by_the_models_it_names() -> None:
 def test_a_model_of_the_pool_keeps_its_settings_there() -> None:
     made, tasks = planned(members=("gpt", "mist"))
 
-    assert [(m.name, m.weight, m.is_required) for m in made.members] == [("gpt", 3.0, True), ("mist", 1.0, False)]
+    assert [(m.name, m.weight, m.is_required) for m in made.members] == [
+        ("gpt", 3.0, True),
+        ("mist", 1.0, False),
+    ]
     assert tasks["gpt"].messages[0] == Message(role="system", content="Hm.")
     assert tasks["gpt"].sampling.temperature == 0.1
 
@@ -77,7 +100,10 @@ def test_a_model_of_the_pool_keeps_its_settings_there() -> None:
 def test_a_named_model_is_the_model_and_not_the_member_of_that_name() -> None:
     made, tasks = planned(members=("one", "mist"))
 
-    assert [(m.name, m.model, m.weight) for m in made.members] == [("one", "one", 1.0), ("mist", "mist", 1.0)]
+    assert [(m.name, m.model, m.weight) for m in made.members] == [
+        ("one", "one", 1.0),
+        ("mist", "mist", 1.0),
+    ]
     assert tasks["one"].messages == make_prompt().messages
 
 
@@ -115,14 +141,25 @@ def test_the_only_member_that_is_left_has_all_the_time() -> None:
 
 
 def ask(name: str, model: str, **fields: Any) -> Call:
-    return Call(name=name, kind="debate", model=model, member=name, messages=make_prompt().messages, **fields)
+    return Call(
+        name=name,
+        kind="debate",
+        model=model,
+        member=name,
+        messages=make_prompt().messages,
+        **fields,
+    )
 
 
 def test_the_calls_of_named_models_are_made_in_later_rounds_too() -> None:
     calls = (ask("gpt", "gpt"), ask("mist", "mist"), ask("one", "one"), ask("one", "gpt"))
     by_gpt, by_mist, by_one, by_member = expand(make_round(calls=calls), BOOK)
 
-    assert by_gpt.messages == by_member.messages == (Message(role="system", content="Hm."), *make_prompt().messages)
+    assert (
+        by_gpt.messages
+        == by_member.messages
+        == (Message(role="system", content="Hm."), *make_prompt().messages)
+    )
     assert by_mist.messages == by_one.messages == make_prompt().messages
     assert (by_gpt.sampling.temperature, by_mist.sampling.max_tokens) == (0.1, 99)
 
@@ -132,7 +169,13 @@ def test_the_calls_of_named_models_are_made_in_later_rounds_too() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_that_a_prompt_asks_for_goes_before_the_pool_s_own_keys(preset: Any) -> None:
-    own = {"quorum": 0.3, "early_stop": 0.6, "debate_rounds": 2, "grace_most_s": 7.0, "max_total_tokens": 9000}
+    own = {
+        "quorum": 0.3,
+        "early_stop": 0.6,
+        "debate_rounds": 2,
+        "grace_most_s": 7.0,
+        "max_total_tokens": 9000,
+    }
     made_of = book(settings(**own))
     usual, _ = planned(made_of)
     made, _ = planned(made_of, preset=preset)
@@ -161,7 +204,10 @@ def test_models_without_eyes_are_not_shown_images(later: tuple[Message, ...]) ->
 
     assert set(tasks) == {"one", "two"}
     assert tasks["two"].messages[0].images == PICTURE.images
-    assert [(e.name, e.reason) for e in made.excluded] == [("claude", "no_images"), ("tiny", "no_images")]
+    assert [(e.name, e.reason) for e in made.excluded] == [
+        ("claude", "no_images"),
+        ("tiny", "no_images"),
+    ]
     # It judges by the text.
     assert made.judge is not None
     assert made.judge.model == "claude"
@@ -209,13 +255,17 @@ def test_what_may_not_be_the_outcome_is_not_streamed(prompt: dict[str, Any]) -> 
 
 
 def test_the_samples_of_a_gate_are_not_streamed() -> None:
-    _, tasks = planned(book(settings(gate="edge-first")), members=("tiny", "mist"), is_streamed=True)
+    _, tasks = planned(
+        book(settings(gate="edge-first")), members=("tiny", "mist"), is_streamed=True
+    )
 
     assert [t.is_streamed for t in tasks.values()] == [False] * 3
 
 
 def test_a_recorded_answer_is_not_asked_for() -> None:
-    made, tasks = planned(recorded=(Recorded(member="x", model="gpt", content="4"),), is_streamed=True)
+    made, tasks = planned(
+        recorded=(RecordedAnswer(member="x", model="gpt", content="4"),), is_streamed=True
+    )
 
     assert tasks == {}
     assert made.judge is None
@@ -231,7 +281,7 @@ def test_a_call_of_a_round_is_streamed_where_the_judge_says_so(is_streamed: bool
 def test_every_task_knows_how_deep_it_is() -> None:
     prompt: Prompt = make_prompt(depth=2)
     _, tasks = planned(depth=2)
-    later = expand(make_round(prompt), Book({}, {"m-judge": BOOK.models["mist"]}))
+    later = expand(make_round(prompt), Catalogue({}, {"m-judge": BOOK.models["mist"]}))
 
     assert {t.depth for t in (*tasks.values(), *later)} == {2}
     assert {t.depth for t in planned()[1].values()} == {0}

@@ -11,16 +11,18 @@ from nats.aio.msg import Msg
 from structlog.testing import capture_logs
 
 from fusewire.bus import Bus, Delivery
-from fusewire.cancel import Cancelled
+from fusewire.cancel import CancelledFusions
 from fusewire.contracts import Plan, Prompt, Round, Sampling, Tasks
 from fusewire.testing.factories import FakeClock, make_prompt, make_round
 from fusewire.topology import REPEATED
 from fusewire_dispatcher.handlers import Handlers
-from fusewire_dispatcher.planning import Book, MemberSpec, ModelSpec, PoolSpec
+from fusewire_dispatcher.planning import Catalogue, MemberSpec, ModelSpec, PoolSpec
 
 MEMBERS = tuple(MemberSpec(name, f"m-{name}", 1.0, None, Sampling()) for name in "ab")
 POOL = PoolSpec(MEMBERS, judge="m-judge", quorum=0.67, debate_rounds=1, config_hash="cafe")
-BOOK = Book({"default": POOL}, {name: ModelSpec("remote", name) for name in ("m-a", "m-b", "m-judge")})
+BOOK = Catalogue(
+    {"default": POOL}, {name: ModelSpec("remote", name) for name in ("m-a", "m-b", "m-judge")}
+)
 
 
 @dataclass
@@ -61,8 +63,10 @@ MESSAGES = [
 
 
 @pytest.mark.parametrize(("message", "subjects"), MESSAGES, ids=["prompt", "round"])
-async def test_what_is_cancelled_is_dropped_and_all_else_published(message: Prompt | Round, subjects: set[str]) -> None:
-    cancelled = Cancelled()
+async def test_what_is_cancelled_is_dropped_and_all_else_published(
+    message: Prompt | Round, subjects: set[str]
+) -> None:
+    cancelled = CancelledFusions()
     bus = Published()
     handlers = Handlers(cast("Bus", bus), BOOK, FakeClock(), cancelled)
     handle = handlers.on_prompt if isinstance(message, Prompt) else handlers.on_round
@@ -89,7 +93,7 @@ async def test_tasks_that_were_asked_for_in_another_store_say_that_they_may_be_r
     message: Prompt | Round, store_id: str, headers: Mapping[str, str]
 ) -> None:
     bus = Published()
-    handlers = Handlers(cast("Bus", bus), BOOK, FakeClock(), Cancelled())
+    handlers = Handlers(cast("Bus", bus), BOOK, FakeClock(), CancelledFusions())
     handle = handlers.on_prompt if isinstance(message, Prompt) else handlers.on_round
 
     await handle(delivery(message.model_copy(update={"store_id": store_id})))

@@ -7,11 +7,32 @@ from typing import Any
 import pytest
 
 from fusewire import ids
-from fusewire.contracts import Call, ContractError, Message, Plan, Prompt, Round, Sampling, Task, Tasks, Tier, Tool
-from fusewire.errors import Unacceptable
+from fusewire.contracts import (
+    Call,
+    ContractError,
+    Message,
+    Plan,
+    Prompt,
+    Round,
+    Sampling,
+    Task,
+    Tasks,
+    Tier,
+    Tool,
+)
+from fusewire.errors import UnacceptableMessage
 from fusewire.settings import Settings
 from fusewire.testing.factories import T0, make_prompt, make_round
-from fusewire_dispatcher.planning import Book, MemberSpec, ModelSpec, PoolSpec, by_queue, expand, plan, with_system
+from fusewire_dispatcher.planning import (
+    Catalogue,
+    MemberSpec,
+    ModelSpec,
+    PoolSpec,
+    by_queue,
+    expand,
+    plan,
+    with_system,
+)
 from fusewire_dispatcher.pools import book
 from fusewire_dispatcher.residency import permits
 
@@ -30,7 +51,13 @@ def member(name: str, model: str, **given: Any) -> MemberSpec:
 
 MIXED = PoolSpec(
     members=(
-        member("small", "tiny", weight=2.0, system="Be brief.", sampling=Sampling(temperature=0.9, max_tokens=32)),
+        member(
+            "small",
+            "tiny",
+            weight=2.0,
+            system="Be brief.",
+            sampling=Sampling(temperature=0.9, max_tokens=32),
+        ),
         member("big", "gpt"),
         member("other", "claude", sampling=Sampling(top_p=0.5)),
     ),
@@ -39,7 +66,7 @@ MIXED = PoolSpec(
     debate_rounds=1,
     config_hash="cafe",
 )
-BOOK = Book({"default": MIXED, "lonely": replace(MIXED, judge=None)}, MODELS)
+BOOK = Catalogue({"default": MIXED, "lonely": replace(MIXED, judge=None)}, MODELS)
 
 
 def planned(**overrides: Any) -> tuple[Plan, dict[str, Task]]:
@@ -82,7 +109,12 @@ def test_a_task_says_everything_a_worker_needs() -> None:
 
     for task, asked in zip(tasks, made.members, strict=True):
         assert task.task_id == ids.task_id(prompt.fusion_id, 0, asked.name)
-        assert (task.call, task.member, task.model, task.tier) == (asked.name, asked.name, asked.model, asked.tier)
+        assert (task.call, task.member, task.model, task.tier) == (
+            asked.name,
+            asked.name,
+            asked.model,
+            asked.tier,
+        )
         assert (task.kind, task.round, task.priority, task.tenant) == ("answer", 0, "high", "acme")
         assert task.deadline_at == made.panel_deadline_at
 
@@ -112,10 +144,13 @@ def test_an_unknown_pool_gives_a_plan_without_members() -> None:
 def test_an_unknown_model_is_left_out() -> None:
     models = {name: spec for name, spec in MODELS.items() if name != "gpt"}
 
-    made, tasks = plan(make_prompt(), Book({"default": MIXED}, models), NOW)
+    made, tasks = plan(make_prompt(), Catalogue({"default": MIXED}, models), NOW)
 
     assert [t.call for t in tasks] == ["small", "other"]
-    assert [(e.name, e.reason) for e in made.excluded] == [("big", "unknown_model"), ("judge", "unknown_model")]
+    assert [(e.name, e.reason) for e in made.excluded] == [
+        ("big", "unknown_model"),
+        ("judge", "unknown_model"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -162,7 +197,9 @@ def test_a_seed_that_the_client_fixed_still_differs_by_member() -> None:
 
 
 def test_the_client_s_sampling_goes_before_the_member_s() -> None:
-    _, tasks = planned(sampling=Sampling(temperature=0.0, stop=("END",), response_schema={"type": "object"}))
+    _, tasks = planned(
+        sampling=Sampling(temperature=0.0, stop=("END",), response_schema={"type": "object"})
+    )
 
     assert tasks["small"].sampling.temperature == 0.0
     assert tasks["small"].sampling.max_tokens == 32
@@ -211,10 +248,18 @@ def test_a_judge_s_call_becomes_a_task() -> None:
 
 
 def test_a_member_s_call_speaks_with_its_own_system_prompt_and_sampling() -> None:
-    (task,) = expanded(a_call(name="small", kind="debate", model="tiny", member="small", sampling=Sampling(top_p=0.1)))
+    (task,) = expanded(
+        a_call(
+            name="small", kind="debate", model="tiny", member="small", sampling=Sampling(top_p=0.1)
+        )
+    )
 
     assert task.messages[0] == Message(role="system", content="Be brief.")
-    assert (task.sampling.temperature, task.sampling.max_tokens, task.sampling.top_p) == (0.9, 32, 0.1)
+    assert (task.sampling.temperature, task.sampling.max_tokens, task.sampling.top_p) == (
+        0.9,
+        32,
+        0.1,
+    )
     assert (task.member, task.tier) == ("small", "edge")
 
 
@@ -230,15 +275,24 @@ def test_seeds_of_rounds_are_deterministic_and_differ_by_round_and_call() -> Non
 
 REFUSED = [
     ("a model that is not configured", {"model": "gone"}, {}, "model gone is not configured"),
-    ("a hosted model for an edge-only prompt", {}, {"residency": "edge-only"}, "gpt is hosted, the prompt edge-only"),
+    (
+        "a hosted model for an edge-only prompt",
+        {},
+        {"residency": "edge-only"},
+        "gpt is hosted, the prompt edge-only",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("call", "overrides", "part"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
-def test_a_round_is_refused_whole(call: dict[str, Any], overrides: dict[str, Any], part: str) -> None:
+@pytest.mark.parametrize(
+    ("call", "overrides", "part"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED]
+)
+def test_a_round_is_refused_whole(
+    call: dict[str, Any], overrides: dict[str, Any], part: str
+) -> None:
     allowed = a_call(name="small", model="tiny")
 
-    with pytest.raises(Unacceptable, match=part):
+    with pytest.raises(UnacceptableMessage, match=part):
         expanded(allowed, a_call(**call), **overrides)
 
 
@@ -255,12 +309,25 @@ def test_a_round_of_a_pool_that_is_gone_is_still_expanded() -> None:
 
 
 def settings(**sections: Any) -> Settings:
-    remote = {"kind": "remote", "base_url": "http://127.0.0.1:1/v1", "model": "vendor/Mistral-7b-instruct"}
+    remote = {
+        "kind": "remote",
+        "base_url": "http://127.0.0.1:1/v1",
+        "model": "vendor/Mistral-7b-instruct",
+    }
     given: dict[str, Any] = {
         "models": {"tiny": {"kind": "edge", "path": "/models/SmolLM2-135m"}, "mist": remote},
         "pools": {
             "default": {
-                "members": [{"name": "one", "model": "tiny", "weight": 3, "system": "Hm.", "temperature": 0.1}, "mist"],
+                "members": [
+                    {
+                        "name": "one",
+                        "model": "tiny",
+                        "weight": 3,
+                        "system": "Hm.",
+                        "temperature": 0.1,
+                    },
+                    "mist",
+                ],
                 "judge": "mist",
                 "quorum": 0.4,
                 "debate_rounds": 1,
@@ -274,7 +341,10 @@ def settings(**sections: Any) -> Settings:
 def test_the_book_is_the_configuration() -> None:
     made = book(settings())
 
-    assert made.models == {"tiny": ModelSpec("edge", "smollm"), "mist": ModelSpec("remote", "mistral")}
+    assert made.models == {
+        "tiny": ModelSpec("edge", "smollm"),
+        "mist": ModelSpec("remote", "mistral"),
+    }
     pool = made.pools["default"]
     assert pool.members == (
         MemberSpec("one", "tiny", 3.0, "Hm.", Sampling(temperature=0.1, max_tokens=99)),
@@ -341,7 +411,7 @@ def test_only_a_judge_at_the_edge_decides_by_margin_and_only_such_a_one_may_see_
     judge: str, is_by_margin: bool, judges_own: bool, expected: tuple[bool, bool]
 ) -> None:
     pool = replace(MIXED, judge=judge, is_by_margin=is_by_margin, judges_own=judges_own)
-    made, _ = plan(make_prompt(), Book({"default": pool}, MODELS), NOW)
+    made, _ = plan(make_prompt(), Catalogue({"default": pool}, MODELS), NOW)
 
     assert made.judge is not None
     assert (made.judge.by_margin, made.judge.sees_own) == expected
@@ -349,9 +419,14 @@ def test_only_a_judge_at_the_edge_decides_by_margin_and_only_such_a_one_may_see_
 
 def test_steps_are_for_answers_and_not_for_turns_of_a_debate() -> None:
     pool = replace(MIXED, members=(member("small", "tiny", is_in_steps=True), member("big", "gpt")))
-    book = Book({"default": pool}, MODELS)
+    book = Catalogue({"default": pool}, MODELS)
     _, tasks = plan(make_prompt(), book, NOW)
-    calls = [a_call(name=kind, kind=kind, model="tiny", member="small") for kind in ("answer", "debate")]
+    calls = [
+        a_call(name=kind, kind=kind, model="tiny", member="small") for kind in ("answer", "debate")
+    ]
 
     assert [task.is_in_steps for task in tasks] == [True, False]
-    assert [task.is_in_steps for task in expand(make_round(calls=tuple(calls)), book)] == [True, False]
+    assert [task.is_in_steps for task in expand(make_round(calls=tuple(calls)), book)] == [
+        True,
+        False,
+    ]

@@ -5,10 +5,20 @@ from typing import Any
 
 import pytest
 
-from fusewire.contracts import Call, Message, Plan, Policy, Recorded, Sampling, Task, Tool, ToolCall
+from fusewire.contracts import (
+    Call,
+    Message,
+    Plan,
+    Policy,
+    RecordedAnswer,
+    Sampling,
+    Task,
+    Tool,
+    ToolCall,
+)
 from fusewire.settings import PRESETS, Pool
 from fusewire.testing.factories import T0, make_prompt, make_round
-from fusewire_dispatcher.planning import Book, MemberSpec, ModelSpec, PoolSpec, expand, plan
+from fusewire_dispatcher.planning import Catalogue, MemberSpec, ModelSpec, PoolSpec, expand, plan
 
 MODELS = {
     "tiny": ModelSpec("edge", "smollm", has_tools=False),
@@ -20,13 +30,22 @@ TOOL = Tool(name="look", parameters={"type": "object"})
 
 
 def pool(*models: str, **fields: Any) -> PoolSpec:
-    members = tuple(MemberSpec(m, m, 1.0, None, Sampling(max_tokens=100), is_required=m == "claude") for m in models)
-    given: dict[str, Any] = {"judge": "gpt", "quorum": 0.67, "debate_rounds": 1, "config_hash": "cafe", **fields}
+    members = tuple(
+        MemberSpec(m, m, 1.0, None, Sampling(max_tokens=100), is_required=m == "claude")
+        for m in models
+    )
+    given: dict[str, Any] = {
+        "judge": "gpt",
+        "quorum": 0.67,
+        "debate_rounds": 1,
+        "config_hash": "cafe",
+        **fields,
+    }
     return PoolSpec(members, **given)
 
 
 def planned(spec: PoolSpec, **prompt: Any) -> tuple[Plan, dict[str, Task]]:
-    made, tasks = plan(make_prompt(**prompt), Book({"default": spec}, MODELS), T0)
+    made, tasks = plan(make_prompt(**prompt), Catalogue({"default": spec}, MODELS), T0)
     return made, {task.call: task for task in tasks}
 
 
@@ -37,7 +56,11 @@ def test_an_edge_first_pool_asks_its_one_edge_member_three_times_and_nobody_else
     made, tasks = planned(pool("tiny", "gpt", "claude", policy=GATED))
 
     assert list(tasks) == ["tiny", "tiny=2", "tiny=3"]
-    assert {m.name: (m.wave, m.samples) for m in made.members} == {"tiny": (0, 3), "gpt": (1, 1), "claude": (1, 1)}
+    assert {m.name: (m.wave, m.samples) for m in made.members} == {
+        "tiny": (0, 3),
+        "gpt": (1, 1),
+        "claude": (1, 1),
+    }
     assert {task.member for task in tasks.values()} == {"tiny"}
     assert len({task.sampling.seed for task in tasks.values()}) == 3
     # A first answer as the client wants it, further ones by chance: at temperature 0 they could only agree.
@@ -53,7 +76,8 @@ def test_further_samples_keep_a_temperature_that_is_not_nought() -> None:
 
 
 @pytest.mark.parametrize(
-    ("members", "samples"), [(("tiny", "mini", "gpt"), 2), (("tiny", "mini"), 1), (("gpt", "claude"), 1)]
+    ("members", "samples"),
+    [(("tiny", "mini", "gpt"), 2), (("tiny", "mini"), 1), (("gpt", "claude"), 1)],
 )
 def test_the_gate_has_three_samples_or_more_and_stands_only_between_two_tiers(
     members: tuple[str, ...], samples: int
@@ -75,7 +99,7 @@ def test_an_edge_only_prompt_has_no_second_wave() -> None:
 
 def test_a_second_wave_is_asked_as_the_first_would_have_been() -> None:
     prompt = make_prompt(tools=(TOOL,), tool_choice="look")
-    whole = Book({"default": pool("gpt")}, MODELS)
+    whole = Catalogue({"default": pool("gpt")}, MODELS)
     _, (first,) = plan(prompt, whole, T0)
     call = Call(
         name="gpt",
@@ -106,11 +130,15 @@ def test_an_edge_only_prompt_is_judged_by_the_jurors_that_may_see_it() -> None:
 
     assert made.judge is not None
     assert (made.judge.model, [j.model for j in made.jurors]) == ("mini", ["mini"])
-    assert {("judge", "residency"), ("juror-claude", "residency")} <= {(e.name, e.reason) for e in made.excluded}
+    assert {("judge", "residency"), ("juror-claude", "residency")} <= {
+        (e.name, e.reason) for e in made.excluded
+    }
 
 
 def test_a_prompt_can_name_its_judge_and_its_criteria() -> None:
-    made, _ = planned(pool("tiny", "gpt", jury=("claude", "mini")), judge="mini", criteria="brevity")
+    made, _ = planned(
+        pool("tiny", "gpt", jury=("claude", "mini")), judge="mini", criteria="brevity"
+    )
 
     assert made.judge is not None
     assert (made.judge.model, made.jury, made.policy.criteria) == ("mini", (), "brevity")
@@ -134,8 +162,8 @@ def test_a_complete_prompt_asks_and_awaits_everybody() -> None:
 
 def test_recorded_answers_stand_in_for_the_members() -> None:
     recorded = (
-        Recorded(member="one", model="gpt", content="4"),
-        Recorded(member="two", model="elsewhere", family="other", weight=2.0, content="5"),
+        RecordedAnswer(member="one", model="gpt", content="4"),
+        RecordedAnswer(member="two", model="elsewhere", family="other", weight=2.0, content="5"),
     )
     made, tasks = planned(pool("tiny", "claude", policy=GATED), recorded=recorded)
 
@@ -148,7 +176,11 @@ def test_recorded_answers_stand_in_for_the_members() -> None:
 
 
 def test_a_recorded_hosted_member_cannot_be_asked_again_about_an_edge_only_prompt() -> None:
-    made, _ = planned(pool("tiny"), recorded=(Recorded(member="one", model="gpt", content="4"),), residency="edge-only")
+    made, _ = planned(
+        pool("tiny"),
+        recorded=(RecordedAnswer(member="one", model="gpt", content="4"),),
+        residency="edge-only",
+    )
 
     assert [m.is_mute for m in made.members] == [True]
     assert made.judge is None
@@ -156,12 +188,16 @@ def test_a_recorded_hosted_member_cannot_be_asked_again_about_an_edge_only_promp
 
 CALLED = (
     Message(role="user", content="Look!"),
-    Message(role="assistant", content="", tool_calls=(ToolCall(id="1", name="look", arguments="{}"),)),
+    Message(
+        role="assistant", content="", tool_calls=(ToolCall(id="1", name="look", arguments="{}"),)
+    ),
     Message(role="tool", content="a cat", tool_call_id="1"),
 )
 
 
-@pytest.mark.parametrize("given", [{"tools": (TOOL,)}, {"messages": CALLED}], ids=["offered", "called before"])
+@pytest.mark.parametrize(
+    "given", [{"tools": (TOOL,)}, {"messages": CALLED}], ids=["offered", "called before"]
+)
 def test_members_without_tools_are_left_out_where_there_are_some(given: dict[str, Any]) -> None:
     made, tasks = planned(pool("tiny", "gpt"), **given)
 

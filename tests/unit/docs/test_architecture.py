@@ -23,8 +23,14 @@ def test_the_subject_table_is_the_topology() -> None:
 
 def test_every_durable_of_the_table_is_provisioned() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-    made = {(d.stream, d.name) for d in topology({"m": "edge", "r": "remote"}, ["default"]).durables}
-    for stream, name in (("FW_PROMPT", "dispatcher-high"), ("FW_TIMER", "judge-due"), ("FW_TASK_EDGE", "m-high")):
+    made = {
+        (d.stream, d.name) for d in topology({"m": "edge", "r": "remote"}, ["default"]).durables
+    }
+    for stream, name in (
+        ("FW_PROMPT", "dispatcher-high"),
+        ("FW_TIMER", "judge-due"),
+        ("FW_TASK_EDGE", "m-high"),
+    ):
         assert (stream, name) in made
     for stream, cell in re.findall(r"^\| (FW_\w+) \|.*\| ([^|]+) \|$", text, re.MULTILINE):
         for name in re.findall(r"^`([a-z-]+)`$", cell.strip()):
@@ -33,7 +39,14 @@ def test_every_durable_of_the_table_is_provisioned() -> None:
 
 @pytest.mark.parametrize(
     "page",
-    ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "deploy/README.md", "docs/performance.md", "docs/glossary.md"],
+    [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "deploy/README.md",
+        "docs/performance.md",
+        "docs/glossary.md",
+    ],
 )
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
@@ -45,7 +58,9 @@ def test_links_lead_somewhere(page: str) -> None:
 def test_readme_names_only_commands_that_exist() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     commands = getattr(get_command(app), "commands", {})
-    used = set(re.findall(r"(?:\.venv/bin/fusewire|^fusewire|&& fusewire) ([a-z]+)", text, re.MULTILINE))
+    used = set(
+        re.findall(r"(?:\.venv/bin/fusewire|^fusewire|&& fusewire) ([a-z]+)", text, re.MULTILINE)
+    )
     assert used
     assert used <= set(commands)
 
@@ -65,12 +80,16 @@ def test_each_rule_that_is_set_aside_says_why() -> None:
 
 
 def test_the_glossary_is_in_order_and_of_words_that_the_code_uses() -> None:
-    rows = re.findall(r"^\| ([^|]+) \| [^|]+ \| [^|]*\|$", (ROOT / "docs/glossary.md").read_text(), re.MULTILINE)[1:]
+    rows = re.findall(
+        r"^\| ([^|]+) \| [^|]+ \| [^|]*\|$", (ROOT / "docs/glossary.md").read_text(), re.MULTILINE
+    )[1:]
     own, further = rows[:8], rows[8:]
     assert len(own) == 8
     assert all("**" in term for term in own)
     assert further == sorted(further, key=str.lower)
-    sources = (path for root in ("services", "shared", "cli") for path in (ROOT / root).rglob("*.py"))
+    sources = (
+        path for root in ("services", "shared", "cli") for path in (ROOT / root).rglob("*.py")
+    )
     code = "\n".join(path.read_text(encoding="utf-8") for path in sources).lower()
     words = [word for term in rows for word in re.findall(r"[a-z]+(?:-[a-z]+)?", term.lower())]
     assert [word for word in words if word not in code] == []

@@ -8,7 +8,11 @@ ROW = re.compile(r"`((?:unit|conformance|e2e)/[\w/-]+\.py)::(test_\w+)`")
 
 
 def test_the_tests_of_each_promise_are_there() -> None:
-    rows = [line for line in (ROOT / "docs" / "promises.md").read_text().splitlines() if line.startswith("| ")][1:]
+    rows = [
+        line
+        for line in (ROOT / "docs" / "promises.md").read_text().splitlines()
+        if line.startswith("| ")
+    ][1:]
     assert len(rows) > 10
     for row in rows:
         named = ROW.findall(row)

@@ -13,8 +13,15 @@ from hypothesis import strategies as st
 from fusewire import ids
 from fusewire.contracts import Message, Prompt
 from fusewire.testing.factories import T0
-from fusewire_ingest.admission import PoolRule, RefusedError, Submission, admit, body_hash, parse
-from fusewire_ingest.naming import Names
+from fusewire_ingest.admission.admit import (
+    PoolRule,
+    RefusedError,
+    Submission,
+    admit,
+    body_hash,
+    parse,
+)
+from fusewire_ingest.admission.model_names import ModelNames
 
 LIMIT = 10_000
 POOLS = {
@@ -24,7 +31,9 @@ POOLS = {
 GRIN_HALF = "\\ud83d"
 
 
-def admitted(body: dict[str, Any] | None = None, *, tenant: str = "default", fallback_id: str = "given") -> Prompt:
+def admitted(
+    body: dict[str, Any] | None = None, *, tenant: str = "default", fallback_id: str = "given"
+) -> Prompt:
     submission = parse(json.dumps({"prompt": "Why?", **(body or {})}), LIMIT)
     return admit(submission, tenant=tenant, fallback_id=fallback_id, pools=POOLS, now=T0)
 
@@ -54,12 +63,24 @@ REFUSED = [
     ),
     ("two objects", '{"prompt": "x"} {}', "invalid_json", None, "column 17: extra data"),
     ("where UTF-8 ends", b'{"prompt": "ab\xff"}', "invalid_json", None, "from byte 15 on"),
-    ("a surrogate in bytes", b'{"prompt": "\xed\xa0\xbd"}', "invalid_json", None, "not UTF-8 from byte 13"),
+    (
+        "a surrogate in bytes",
+        b'{"prompt": "\xed\xa0\xbd"}',
+        "invalid_json",
+        None,
+        "not UTF-8 from byte 13",
+    ),
     ("a surrogate in a text", '{"prompt": "\ud83d"}', "invalid_json", None, "surrogate"),
     ("a byte order mark", b'\xef\xbb\xbf{"prompt": "x"}', "invalid_json", None, "without one"),
     ("a mark in a text", '\ufeff{"prompt": "x"}', "invalid_json", None, "byte order mark"),
     ("UTF-16", '{"prompt": "x"}'.encode("utf-16"), "invalid_json", None, "byte order mark"),
-    ("UTF-16 without a mark", '{"prompt": "x"}'.encode("utf-16-le"), "invalid_json", None, "not valid JSON"),
+    (
+        "UTF-16 without a mark",
+        '{"prompt": "x"}'.encode("utf-16-le"),
+        "invalid_json",
+        None,
+        "not valid JSON",
+    ),
     ("a line's end in a text", '{"prompt": "a\nb"}', "invalid_json", None, "column 14"),
     ("NaN", '{"prompt": "x", "temperature": NaN}', "invalid_json", None, "NaN is not valid JSON"),
     ("Infinity", '{"prompt": "x", "deadline_s": -Infinity}', "invalid_json", None, "-Infinity"),
@@ -70,10 +91,28 @@ REFUSED = [
         None,
         "too large",
     ),
-    ("a key twice", '{"prompt": "x", "prompt": "y"}', "invalid_json", None, "'prompt' stands twice"),
-    ("a key twice inside", '{"prompt":"x","response_schema":{"a":1,"a":2}}', "invalid_json", None, "'a' stands twice"),
+    (
+        "a key twice",
+        '{"prompt": "x", "prompt": "y"}',
+        "invalid_json",
+        None,
+        "'prompt' stands twice",
+    ),
+    (
+        "a key twice inside",
+        '{"prompt":"x","response_schema":{"a":1,"a":2}}',
+        "invalid_json",
+        None,
+        "'a' stands twice",
+    ),
     ("half a surrogate pair", f'{{"prompt": "{GRIN_HALF}"}}', "invalid_json", None, "surrogate"),
-    ("half a pair as a key", f'{{"prompt":"x","response_schema":{{"{GRIN_HALF}":1}}}}', "invalid_json", None, "surrog"),
+    (
+        "half a pair as a key",
+        f'{{"prompt":"x","response_schema":{{"{GRIN_HALF}":1}}}}',
+        "invalid_json",
+        None,
+        "surrog",
+    ),
     ("NUL", '{"prompt": "a\\u0000b"}', "invalid_request", None, "NUL"),
     ("NUL in an id", '{"prompt": "x", "custom_id": "a\\u0000"}', "invalid_request", None, "NUL"),
     ("NUL after backslashes", '{"prompt": "a\\\\\\\\\\u0000b"}', "invalid_request", None, "NUL"),
@@ -96,20 +135,80 @@ REFUSED = [
         "messages.0.role",
         "developer, system, user",
     ),
-    ("no content", '{"messages":[{"role":"user"}]}', "invalid_request", "messages.0.content", "a text, or a list of"),
-    ("a key misspelt", '{"prompt":"x","temprature":1}', "invalid_request", "temprature", "did you mean 'temperature'"),
-    ("a key not known", '{"prompt":"x","zzz":1}', "invalid_request", "zzz", "known are custom_id, batch_id"),
-    ("too hot", '{"prompt":"x","temperature":2.1}', "invalid_request", "temperature", "less than or equal to 2"),
+    (
+        "no content",
+        '{"messages":[{"role":"user"}]}',
+        "invalid_request",
+        "messages.0.content",
+        "a text, or a list of",
+    ),
+    (
+        "a key misspelt",
+        '{"prompt":"x","temprature":1}',
+        "invalid_request",
+        "temprature",
+        "did you mean 'temperature'",
+    ),
+    (
+        "a key not known",
+        '{"prompt":"x","zzz":1}',
+        "invalid_request",
+        "zzz",
+        "known are custom_id, batch_id",
+    ),
+    (
+        "too hot",
+        '{"prompt":"x","temperature":2.1}',
+        "invalid_request",
+        "temperature",
+        "less than or equal to 2",
+    ),
     ("no top_p", '{"prompt":"x","top_p":0}', "invalid_request", "top_p", "greater than 0"),
-    ("no tokens", '{"prompt":"x","max_tokens":0}', "invalid_request", "max_tokens", "greater than or equal to 1"),
+    (
+        "no tokens",
+        '{"prompt":"x","max_tokens":0}',
+        "invalid_request",
+        "max_tokens",
+        "greater than or equal to 1",
+    ),
     ("no time", '{"prompt":"x","deadline_s":0}', "invalid_request", "deadline_s", "greater than 0"),
     ("a year", '{"prompt":"x","deadline_s":31536000}', "invalid_request", "deadline_s", "604800"),
-    ("five stops", '{"prompt":"x","stop":["1","2","3","4","5"]}', "invalid_request", "stop", "at most 4"),
+    (
+        "five stops",
+        '{"prompt":"x","stop":["1","2","3","4","5"]}',
+        "invalid_request",
+        "stop",
+        "at most 4",
+    ),
     ("empty id", '{"prompt":"x","custom_id":""}', "invalid_request", "custom_id", "at least 1"),
-    ("long id", f'{{"prompt":"x","custom_id":"{"i" * 257}"}}', "invalid_request", "custom_id", "at most 256"),
-    ("batch with a blank", '{"prompt":"x","batch_id":"a b"}', "invalid_request", "batch_id", "pattern"),
-    ("unknown residency", '{"prompt":"x","residency":"moon"}', "invalid_request", "residency", "'edge-only'"),
-    ("unknown priority", '{"prompt":"x","priority":"urgent"}', "invalid_request", "priority", "'high'"),
+    (
+        "long id",
+        f'{{"prompt":"x","custom_id":"{"i" * 257}"}}',
+        "invalid_request",
+        "custom_id",
+        "at most 256",
+    ),
+    (
+        "batch with a blank",
+        '{"prompt":"x","batch_id":"a b"}',
+        "invalid_request",
+        "batch_id",
+        "pattern",
+    ),
+    (
+        "unknown residency",
+        '{"prompt":"x","residency":"moon"}',
+        "invalid_request",
+        "residency",
+        "'edge-only'",
+    ),
+    (
+        "unknown priority",
+        '{"prompt":"x","priority":"urgent"}',
+        "invalid_request",
+        "priority",
+        "'high'",
+    ),
     (
         "unknown pool",
         '{"prompt":"x","pool":"defualt"}',
@@ -117,9 +216,27 @@ REFUSED = [
         "pool",
         "did you mean 'default'? known: default",
     ),
-    ("no such pool", '{"prompt":"x","pool":"zzz"}', "unknown_pool", "pool", "no pool 'zzz'; known: default, private"),
-    ("unknown mode", '{"prompt":"x","mode":"bestof"}', "unknown_mode", "mode", "did you mean 'best-of'?"),
-    ("empty mode", '{"prompt":"x","mode":"vote"}', "unknown_mode", "mode", "known: best-of, debate, merge"),
+    (
+        "no such pool",
+        '{"prompt":"x","pool":"zzz"}',
+        "unknown_pool",
+        "pool",
+        "no pool 'zzz'; known: default, private",
+    ),
+    (
+        "unknown mode",
+        '{"prompt":"x","mode":"bestof"}',
+        "unknown_mode",
+        "mode",
+        "did you mean 'best-of'?",
+    ),
+    (
+        "empty mode",
+        '{"prompt":"x","mode":"vote"}',
+        "unknown_mode",
+        "mode",
+        "known: best-of, debate, merge",
+    ),
 ]
 
 
@@ -177,9 +294,21 @@ def test_a_number_of_absurd_length_is_refused() -> None:
     assert refusal(f'{{"prompt":"x","seed":{"9" * 5_000}}}').code == "invalid_json"
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=200))
+@given(
+    st.text(
+        st.characters(exclude_categories=["Cs"], exclude_characters="\x00"),
+        min_size=1,
+        max_size=200,
+    )
+)
 def test_any_other_text_is_let_in_as_it_is(text: str) -> None:
-    prompt = admit(parse(json.dumps({"prompt": text}), 10**6), tenant="default", fallback_id="one", pools=POOLS, now=T0)
+    prompt = admit(
+        parse(json.dumps({"prompt": text}), 10**6),
+        tenant="default",
+        fallback_id="one",
+        pools=POOLS,
+        now=T0,
+    )
 
     assert Prompt.decode(prompt.encode()).messages == (Message(role="user", content=text),)
 
@@ -189,7 +318,10 @@ def test_a_backslash_in_a_prompt_is_no_nul(text: str) -> None:
     assert admitted({"prompt": text}).messages[0].content == text
 
 
-@given(st.binary(max_size=60) | st.text(alphabet='{}[]":,0123456789.eE-untrfalse\\ ', max_size=40).map(str.encode))
+@given(
+    st.binary(max_size=60)
+    | st.text(alphabet='{}[]":,0123456789.eE-untrfalse\\ ', max_size=40).map(str.encode)
+)
 def test_nothing_else_than_a_refusal_is_ever_raised(data: bytes) -> None:
     with contextlib.suppress(RefusedError):
         parse(data, LIMIT)
@@ -197,7 +329,11 @@ def test_nothing_else_than_a_refusal_is_ever_raised(data: bytes) -> None:
 
 @given(st.text(alphabet=string.ascii_letters, min_size=12, max_size=30))
 def test_a_refusal_never_repeats_the_prompt(text: str) -> None:
-    for body in ({"prompt": text, "temperature": 9}, {"prompt": {"x": text}}, {"messages": [{"role": text}]}):
+    for body in (
+        {"prompt": text, "temperature": 9},
+        {"prompt": {"x": text}},
+        {"messages": [{"role": text}]},
+    ):
         with pytest.raises(RefusedError) as caught:
             parse(json.dumps(body), LIMIT)
         assert text not in caught.value.message
@@ -205,7 +341,9 @@ def test_a_refusal_never_repeats_the_prompt(text: str) -> None:
 
 @pytest.mark.parametrize("schema", [{"type": "objekt"}, {"$ref": "https://models.example/a.json"}])
 def test_a_schema_that_nothing_can_be_checked_against_is_refused(schema: dict[str, Any]) -> None:
-    assert refusal(json.dumps({"prompt": "x", "response_schema": schema})).param == "response_schema"
+    assert (
+        refusal(json.dumps({"prompt": "x", "response_schema": schema})).param == "response_schema"
+    )
 
 
 @pytest.mark.parametrize("seed", [-(2**63), 2**63 - 1])
@@ -214,7 +352,7 @@ def test_a_seed_has_64_bits(seed: int) -> None:
     assert refusal(json.dumps({"prompt": "x", "seed": seed * 2})).param == "seed"
 
 
-NAMES = Names.of({"gpt": "vendor/gpt-5", "edge": None})
+NAMES = ModelNames.of({"gpt": "vendor/gpt-5", "edge": None})
 NAMED = {"default": PoolRule("best-of", "any", 60, 86_400, NAMES)}
 
 
@@ -343,7 +481,10 @@ def test_the_id_is_decided_by_tenant_batch_and_custom_id() -> None:
     one = admitted({"custom_id": "q1", "batch_id": "b"}, tenant="acme")
 
     assert one.fusion_id == ids.fusion_id("acme", "b", "q1")
-    assert admitted({"custom_id": "q1", "batch_id": "b", "prompt": "Other?"}, tenant="acme").fusion_id == one.fusion_id
+    assert (
+        admitted({"custom_id": "q1", "batch_id": "b", "prompt": "Other?"}, tenant="acme").fusion_id
+        == one.fusion_id
+    )
     assert admitted({"custom_id": "q1"}, tenant="acme").fusion_id != one.fusion_id
     assert admitted({"custom_id": "q1", "batch_id": "b"}, tenant="other").fusion_id != one.fusion_id
 
@@ -372,7 +513,13 @@ def test_a_repetition_has_the_same_hash_whenever_it_comes() -> None:
     assert body_hash(at(0)) == body_hash(at(3_600).model_copy(update={"store_id": "another"}))
 
 
-CHANGES = [{"prompt": "Other?"}, {"temperature": 0.1}, {"mode": "merge"}, {"pool": "private"}, {"priority": "high"}]
+CHANGES = [
+    {"prompt": "Other?"},
+    {"temperature": 0.1},
+    {"mode": "merge"},
+    {"pool": "private"},
+    {"priority": "high"},
+]
 
 
 @pytest.mark.parametrize("change", CHANGES)

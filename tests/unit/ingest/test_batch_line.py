@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusewire.contracts import Image, Message, ToolCall
-from fusewire_ingest.admission import PoolRule, RefusedError
-from fusewire_ingest.batch_line import BatchLine, read
-from fusewire_ingest.naming import Names
+from fusewire_ingest.admission.admit import PoolRule, RefusedError
+from fusewire_ingest.admission.model_names import ModelNames
+from fusewire_ingest.openai.batch_line import BatchLine, read
 
 LIMIT = 10_000
-NAMES = Names.of({"gpt": "vendor/gpt-5", "edge": None})
+NAMES = ModelNames.of({"gpt": "vendor/gpt-5", "edge": None})
 POOLS = {
     "default": PoolRule("merge", "any", 60, 86_400, NAMES),
     "small": PoolRule("best-of", "any", 60, 86_400, NAMES),
@@ -30,11 +30,20 @@ def line(value: Any, **options: Any) -> BatchLine:
 
 
 def openai(body: Any = CHAT, **more: Any) -> dict[str, Any]:
-    return {"custom_id": "one", "method": "POST", "url": "/v1/chat/completions", "body": body, **more}
+    return {
+        "custom_id": "one",
+        "method": "POST",
+        "url": "/v1/chat/completions",
+        "body": body,
+        **more,
+    }
 
 
 def anthropic(**params: Any) -> dict[str, Any]:
-    return {"custom_id": "one", "params": {"model": "fusion", "max_tokens": 9, "messages": [USER], **params}}
+    return {
+        "custom_id": "one",
+        "params": {"model": "fusion", "max_tokens": 9, "messages": [USER], **params},
+    }
 
 
 def turns(found: BatchLine) -> list[Message]:
@@ -64,7 +73,10 @@ def test_every_form_asks_the_same(form: str, value: dict[str, Any]) -> None:
     assert (found.form, found.custom_id) == (form, "one")
     assert turns(found) == [Message(role="user", content="Why?")]
     assert (found.submission.pool, found.submission.custom_id) == ("default", None)
-    assert line({name: inner for name, inner in value.items() if name != "custom_id"}).custom_id is None
+    assert (
+        line({name: inner for name, inner in value.items() if name != "custom_id"}).custom_id
+        is None
+    )
 
 
 @pytest.mark.parametrize(("form", "value"), FORMS)
@@ -104,10 +116,18 @@ def test_what_is_not_done_is_told() -> None:
 
 
 def test_anthropics_parameters() -> None:
-    tool = {"name": "clock", "description": "Now.", "input_schema": {"type": "object"}, "cache_control": {}}
+    tool = {
+        "name": "clock",
+        "description": "Now.",
+        "input_schema": {"type": "object"},
+        "cache_control": {},
+    }
     found = line(
         anthropic(
-            system=[{"type": "text", "text": "Be "}, {"type": "text", "text": "brief.", "cache_control": {}}],
+            system=[
+                {"type": "text", "text": "Be "},
+                {"type": "text", "text": "brief.", "cache_control": {}},
+            ],
             stop_sequences=["END"],
             temperature=0.5,
             top_p=0.9,
@@ -126,7 +146,9 @@ def test_anthropics_parameters() -> None:
     assert turns(line(anthropic(system="Brief.")))[0].content == "Brief."
 
 
-@pytest.mark.parametrize(("theirs", "ours"), [("auto", "auto"), ("any", "required"), ("none", "none")])
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [("auto", "auto"), ("any", "required"), ("none", "none")]
+)
 def test_anthropics_choices(theirs: str, ours: str) -> None:
     value = anthropic(tools=[{"name": "clock", "input_schema": {}}], tool_choice={"type": theirs})
     assert line(value).submission.tool_choice == ours
@@ -135,7 +157,10 @@ def test_anthropics_choices(theirs: str, ours: str) -> None:
 def test_anthropics_blocks() -> None:
     source = {"type": "base64", "media_type": "image/png", "data": "aGk="}
     messages = [
-        {"role": "user", "content": [{"type": "text", "text": "See "}, {"type": "image", "source": source}]},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "See "}, {"type": "image", "source": source}],
+        },
         {
             "role": "assistant",
             "content": [
@@ -147,7 +172,11 @@ def test_anthropics_blocks() -> None:
         {
             "role": "user",
             "content": [
-                {"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "text", "text": "noon"}]},
+                {
+                    "type": "tool_result",
+                    "tool_use_id": "c1",
+                    "content": [{"type": "text", "text": "noon"}],
+                },
                 {"type": "text", "text": "And?"},
                 {"type": "image", "source": {"type": "url", "url": "https://example.org/a.png"}},
             ],
@@ -161,7 +190,9 @@ def test_anthropics_blocks() -> None:
             tool_calls=(ToolCall(id="c1", name="clock", arguments='{"zone": "Zürich"}'),),
         ),
         Message(role="tool", content="noon", tool_call_id="c1"),
-        Message(role="user", content="And?", images=(Image(url="https://example.org/a.png", at=4),)),
+        Message(
+            role="user", content="And?", images=(Image(url="https://example.org/a.png", at=4),)
+        ),
     ]
 
 
@@ -174,7 +205,12 @@ REFUSED: list[tuple[Any, str, str | None, str]] = [
     (b'{"prompt": "\xff"}', "invalid_json", None, "byte 13"),
     (b'\xef\xbb\xbf{"prompt": "x"}', "invalid_json", None, "byte order mark"),
     (b'{"prompt": "x", "prompt": "y"}', "invalid_json", None, "twice"),
-    ({"body": {"messages": [{**USER, "content": [[[0]]]}]}}, "invalid_request", "body.messages.0.content.0", "text"),
+    (
+        {"body": {"messages": [{**USER, "content": [[[0]]]}]}},
+        "invalid_request",
+        "body.messages.0.content.0",
+        "text",
+    ),
     ({}, "invalid_request", "messages", "either"),
     ({"prompt": "x" * LIMIT}, "prompt_too_large", None, "limit is 10000"),
     ({"prompt": "x", "custom_id": 5}, "invalid_request", "custom_id", "a text of 1 to 256"),
@@ -182,7 +218,12 @@ REFUSED: list[tuple[Any, str, str | None, str]] = [
     ({"prompt": "x", "custom_id": "i" * 257}, "invalid_request", "custom_id", "1 to 256"),
     ({"prompt": "x", "batch_id": "b"}, "invalid_request", "batch_id", "remove it"),
     ({"prompt": "x", "pool": "smal"}, "unknown_pool", "pool", "did you mean 'small'?"),
-    ({"prompt": "x", "temprature": 1}, "invalid_request", "temprature", "did you mean 'temperature'"),
+    (
+        {"prompt": "x", "temprature": 1},
+        "invalid_request",
+        "temprature",
+        "did you mean 'temperature'",
+    ),
     ({"model": "fusion", "messages": [USER], "n": 2}, "unsupported_parameter", "n", "n times"),
     (openai(method="GET"), "invalid_request", "method", "POST"),
     (openai(url="/v1/embeddings"), "invalid_request", "url", "/v1/fusions or /v1/responses"),
@@ -190,11 +231,31 @@ REFUSED: list[tuple[Any, str, str | None, str]] = [
     (openai(customid="x"), "invalid_request", "customid", "did you mean 'custom_id'?"),
     (openai(body=None), "invalid_request", "body", "an object"),
     (openai({**CHAT, "stream": True}), "invalid_request", "body.stream", "remove it"),
-    (openai({**CHAT, "max_tokens": 0}), "invalid_request", "body.max_tokens", "'body.max_tokens': "),
+    (
+        openai({**CHAT, "max_tokens": 0}),
+        "invalid_request",
+        "body.max_tokens",
+        "'body.max_tokens': ",
+    ),
     (openai({**CHAT, "n": 2}), "unsupported_parameter", "body.n", "'body.n' is not supported"),
-    (openai({**CHAT, "messages": [{"role": "x"}]}), "invalid_request", "body.messages.0.role", "developer"),
-    (openai({"prompt": "x", "custom_id": "y"}, url="/v1/fusions"), "invalid_request", "body.custom_id", "remove it"),
-    (openai({"prompt": "x", "pool": "y"}, url="/v1/fusions"), "unknown_pool", "body.pool", "known: default"),
+    (
+        openai({**CHAT, "messages": [{"role": "x"}]}),
+        "invalid_request",
+        "body.messages.0.role",
+        "developer",
+    ),
+    (
+        openai({"prompt": "x", "custom_id": "y"}, url="/v1/fusions"),
+        "invalid_request",
+        "body.custom_id",
+        "remove it",
+    ),
+    (
+        openai({"prompt": "x", "pool": "y"}, url="/v1/fusions"),
+        "unknown_pool",
+        "body.pool",
+        "known: default",
+    ),
     ({"custom_id": "x", "body": {}}, "invalid_request", "body.messages", "either"),
     ({"custom_id": "x", "body": 5}, "invalid_request", "body", "an object"),
     ({"params": 5}, "invalid_request", "params", "an object"),
@@ -204,11 +265,31 @@ REFUSED: list[tuple[Any, str, str | None, str]] = [
     (anthropic(stream=True), "invalid_request", "params.stream", "remove it"),
     (anthropic(top_k=5), "unsupported_parameter", "params.top_k", "remove it"),
     (anthropic(system=5), "invalid_request", "params.system", "a list"),
-    (anthropic(system="x", messages=[USER, {**USER, "content": []}]), "invalid_request", "params.messages.1", "null"),
-    (anthropic(system=[{"type": "image"}]), "unsupported_parameter", "params.system.0", "only text"),
+    (
+        anthropic(system="x", messages=[USER, {**USER, "content": []}]),
+        "invalid_request",
+        "params.messages.1",
+        "null",
+    ),
+    (
+        anthropic(system=[{"type": "image"}]),
+        "unsupported_parameter",
+        "params.system.0",
+        "only text",
+    ),
     (anthropic(messages=5), "invalid_request", "params.messages", "a list"),
-    (anthropic(messages=[{"role": "system", "content": "x"}]), "invalid_request", "params.messages.0.role", "user or"),
-    (anthropic(messages=[{"role": "user", "content": 5}]), "invalid_request", "params.messages.0.content", "a list"),
+    (
+        anthropic(messages=[{"role": "system", "content": "x"}]),
+        "invalid_request",
+        "params.messages.0.role",
+        "user or",
+    ),
+    (
+        anthropic(messages=[{"role": "user", "content": 5}]),
+        "invalid_request",
+        "params.messages.0.content",
+        "a list",
+    ),
     (
         anthropic(messages=[{"role": "user", "content": [{"type": "document"}]}]),
         "unsupported_parameter",
@@ -216,7 +297,9 @@ REFUSED: list[tuple[Any, str, str | None, str]] = [
         "no place",
     ),
     (
-        anthropic(messages=[{"role": "user", "content": [{"type": "image", "source": {"type": "file"}}]}]),
+        anthropic(
+            messages=[{"role": "user", "content": [{"type": "image", "source": {"type": "file"}}]}]
+        ),
         "unsupported_parameter",
         "params.messages.0.content.0.source",
         "base64 or url",
@@ -235,19 +318,31 @@ REFUSED: list[tuple[Any, str, str | None, str]] = [
     ),
     (
         anthropic(
-            messages=[{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "tool_result"}]}],
+            messages=[
+                {
+                    "role": "user",
+                    "content": [{"type": "text", "text": "x"}, {"type": "tool_result"}],
+                }
+            ],
         ),
         "invalid_request",
         "params.messages.0.content.1",
         "move it up",
     ),
     (
-        anthropic(messages=[{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c9"}]}]),
+        anthropic(
+            messages=[{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c9"}]}]
+        ),
         "invalid_request",
         "params.messages",
         "no earlier message",
     ),
-    (anthropic(tools=[{"type": "web_search_20250305"}]), "unsupported_tool", "params.tools.0", "remove it"),
+    (
+        anthropic(tools=[{"type": "web_search_20250305"}]),
+        "unsupported_tool",
+        "params.tools.0",
+        "remove it",
+    ),
     (anthropic(tools=[{"name": "auto"}]), "invalid_request", "params.tools.0.name", "rename"),
     (anthropic(tool_choice={"type": "x"}), "invalid_request", "params.tool_choice.type", "any"),
 ]
@@ -263,19 +358,42 @@ def test_it_is_refused(value: Any, code: str, param: str | None, part: str) -> N
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 BLOCK = st.fixed_dictionaries(
-    {"type": st.sampled_from(["text", "image", "image_url", "tool_use", "tool_result", "thinking", "document"])},
-    optional=dict.fromkeys(["text", "source", "input", "id", "name", "tool_use_id", "content", "image_url"], JSON),
+    {
+        "type": st.sampled_from(
+            ["text", "image", "image_url", "tool_use", "tool_result", "thinking", "document"]
+        )
+    },
+    optional=dict.fromkeys(
+        ["text", "source", "input", "id", "name", "tool_use_id", "content", "image_url"], JSON
+    ),
 )
 TURN = st.fixed_dictionaries(
-    {"role": st.sampled_from(["user", "assistant", "tool", "system"]), "content": JSON | st.lists(BLOCK, max_size=3)},
+    {
+        "role": st.sampled_from(["user", "assistant", "tool", "system"]),
+        "content": JSON | st.lists(BLOCK, max_size=3),
+    },
     optional={"tool_calls": JSON, "tool_call_id": JSON},
 )
-NAMES_OF = ["model", "system", "tools", "tool_choice", "stop_sequences", "thinking", "plugins", "fusewire", "stream"]
-BODY = JSON | st.fixed_dictionaries({"messages": st.lists(TURN, max_size=3)}, optional=dict.fromkeys(NAMES_OF, JSON))
+NAMES_OF = [
+    "model",
+    "system",
+    "tools",
+    "tool_choice",
+    "stop_sequences",
+    "thinking",
+    "plugins",
+    "fusewire",
+    "stream",
+]
+BODY = JSON | st.fixed_dictionaries(
+    {"messages": st.lists(TURN, max_size=3)}, optional=dict.fromkeys(NAMES_OF, JSON)
+)
 LINE = st.fixed_dictionaries(
     {},
     optional={
@@ -302,6 +420,8 @@ def test_no_line_raises_anything_but_a_refusal(value: Any) -> None:
 
 @given(st.binary(max_size=60), st.integers(0, 80))
 def test_no_bytes_raise_anything_but_a_refusal(data: bytes, at: int) -> None:
-    good = json.dumps({"prompt": "Why is the sky blue?", "custom_id": "one", "temperature": 0.5}).encode()
+    good = json.dumps(
+        {"prompt": "Why is the sky blue?", "custom_id": "one", "temperature": 0.5}
+    ).encode()
     is_read_or_refused(data)
     is_read_or_refused(good[:at] + data + good[at:])

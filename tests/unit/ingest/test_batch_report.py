@@ -7,13 +7,19 @@ import pytest
 from openai.types.chat import ChatCompletion
 
 from fusewire.contracts import Answer, Outcome
-from fusewire.store.queries import Standing, shown
+from fusewire.store.queries import FusionStatus, as_reply
 from fusewire.testing.factories import make_outcome
-from fusewire_ingest.batch_report import is_answered, is_retryable, report
+from fusewire_ingest.openai.batch_report import is_answered, is_retryable, report
 
 
 def answer(status: str = "ok", error_code: str | None = None, **more: Any) -> Answer:
-    fields = {"member": "a", "model": "m-a", "tier": "edge", "status": status, "error_code": error_code}
+    fields = {
+        "member": "a",
+        "model": "m-a",
+        "tier": "edge",
+        "status": status,
+        "error_code": error_code,
+    }
     return Answer.model_validate({**fields, **more})
 
 
@@ -74,17 +80,28 @@ def test_a_line_without_an_outcome_has_only_its_error() -> None:
     made = report(3, "one", None, None, {**EXPIRED, "stage": "panel", "attempts": 0}, "openai")
 
     assert made["response"] is None
-    assert (made["error"]["code"], made["error"]["retryable"], made["error"]["attempts"]) == ("batch_expired", True, 0)
-    refused = report(3, "one", None, None, {"code": "model_not_found", "message": "m", "param": "body.model"}, "openai")
+    assert (made["error"]["code"], made["error"]["retryable"], made["error"]["attempts"]) == (
+        "batch_expired",
+        True,
+        0,
+    )
+    refused = report(
+        3,
+        "one",
+        None,
+        None,
+        {"code": "model_not_found", "message": "m", "param": "body.model"},
+        "openai",
+    )
     assert (refused["error"]["param"], refused["error"]["retryable"]) == ("body.model", False)
     assert made["id"] == "batch_req_3"
 
 
 def test_the_flat_form_is_what_the_api_shows() -> None:
     made = report(4, "one", ANSWERED.fusion_id, stored(ANSWERED), None, "outcome")
-    standing = Standing(ANSWERED.fusion_id, "b1", "one", ANSWERED.submitted_at, ANSWERED)
+    standing = FusionStatus(ANSWERED.fusion_id, "b1", "one", ANSWERED.submitted_at, ANSWERED)
 
-    assert made == {**shown(standing), "index": 4}
+    assert made == {**as_reply(standing), "index": 4}
     assert list(made)[:3] == ["is_degraded", "degraded_reasons", "status"]
 
 
@@ -96,7 +113,12 @@ def test_the_flat_form_of_a_line_without_an_outcome(code: str, status: str) -> N
     made = report(5, "one", None, None, {"code": code, "message": "m", "param": "p"}, "outcome")
 
     assert list(made)[:3] == ["is_degraded", "degraded_reasons", "status"]
-    assert (made["status"], made["error"], made["error_code"], made["error_param"]) == (status, "m", code, "p")
+    assert (made["status"], made["error"], made["error_code"], made["error_param"]) == (
+        status,
+        "m",
+        code,
+        "p",
+    )
     assert (made["id"], made["custom_id"], made["index"]) == (None, "one", 5)
     assert report(5, "one", None, None, None, "outcome")["status"] == "running"
 

@@ -12,7 +12,7 @@ from openrouter.components import ChatResult, ChatStreamChunk, OutputFusionServe
 
 from fusewire.contracts import Answer, Outcome, ToolCall, Usage
 from fusewire.testing.factories import make_outcome
-from fusewire_ingest.chat_reply import (
+from fusewire_ingest.openai.chat_reply import (
     REFUSAL,
     SupersededError,
     chunks,
@@ -50,17 +50,27 @@ def answer(member: str = "a", **overrides: Any) -> Answer:
 
 
 def error(member: str, code: str) -> Answer:
-    return answer(member, status="error", content=None, error_code=code, usage=Usage(), cost_usd=0.0)
+    return answer(
+        member, status="error", content=None, error_code=code, usage=Usage(), cost_usd=0.0
+    )
 
 
 def outcome(**overrides: Any) -> Outcome:
     used = Usage(prompt_tokens=30, completion_tokens=9, cached_tokens=4)
-    return make_outcome(**{"answers": (answer("a", is_winner=True), answer("b")), "usage": used, **overrides})
+    return make_outcome(
+        **{"answers": (answer("a", is_winner=True), answer("b")), "usage": used, **overrides}
+    )
 
 
 def failed(*codes: str, **overrides: Any) -> Outcome:
     answers = tuple(error(name, code) for name, code in zip("abcdef", codes, strict=False))
-    fields = {"status": "failed", "is_degraded": True, "content": None, "winner": None, "error": "every member failed"}
+    fields = {
+        "status": "failed",
+        "is_degraded": True,
+        "content": None,
+        "winner": None,
+        "error": "every member failed",
+    }
     return outcome(**{**fields, "answers": answers, **overrides})
 
 
@@ -69,7 +79,11 @@ def reply(of: Outcome, **more: Any) -> Any:
 
 
 def streamed(of: Outcome, sent: str = "", *, with_usage: bool = True) -> list[Any]:
-    return list(chunks(of, model="fusion", created=CREATED, sent=sent, with_usage=with_usage, warnings=("w",)))
+    return list(
+        chunks(
+            of, model="fusion", created=CREATED, sent=sent, with_usage=with_usage, warnings=("w",)
+        )
+    )
 
 
 SHAPES = {
@@ -81,7 +95,11 @@ SHAPES = {
     "degraded": outcome(
         is_degraded=True,
         degraded_reasons=("judge_failed:not_json",),
-        answers=(answer("a"), error("b", "rate_limited"), answer("c", status="missing", content=None)),
+        answers=(
+            answer("a"),
+            error("b", "rate_limited"),
+            answer("c", status="missing", content=None),
+        ),
     ),
     "thought": outcome(reasoning="It is on the Seine. " * 500),
     "bare": make_outcome(),
@@ -104,7 +122,10 @@ def test_both_sdks_read_a_completion(name: str) -> None:
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_both_sdks_read_every_chunk(name: str) -> None:
-    for made in [*streamed(SHAPES[name]), piece("f1", model="m", created=1, text="x", is_first=True)]:
+    for made in [
+        *streamed(SHAPES[name]),
+        piece("f1", model="m", created=1, text="x", is_first=True),
+    ]:
         sent = json.loads(json.dumps(made))
         ChatCompletionChunk.model_validate(sent, strict=True)
         ChatStreamChunk.model_validate(sent, strict=True)
@@ -114,7 +135,11 @@ def test_a_completion() -> None:
     made = reply(SHAPES["voted"])
 
     assert made["id"] == f"chatcmpl-{SHAPES['voted'].fusion_id}"
-    assert (made["object"], made["created"], made["model"]) == ("chat.completion", CREATED, "fusion")
+    assert (made["object"], made["created"], made["model"]) == (
+        "chat.completion",
+        CREATED,
+        "fusion",
+    )
     assert made["system_fingerprint"] == "fusewire"
     (choice,) = made["choices"]
     assert choice["message"] == {"role": "assistant", "content": "Paris.", "refusal": None}
@@ -124,7 +149,11 @@ def test_a_completion() -> None:
 def test_usage_is_that_of_the_whole_fusion() -> None:
     usage = reply(SHAPES["voted"])["usage"]
 
-    assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (30, 9, 39)
+    assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (
+        30,
+        9,
+        39,
+    )
     assert usage["prompt_tokens_details"] == {"cached_tokens": 4}
     assert usage["completion_tokens_details"] == {"reasoning_tokens": 0}
     assert usage["cost"] == 0.002
@@ -160,16 +189,35 @@ def test_tool_calls_are_openais() -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
 
     assert choice["finish_reason"] == "tool_calls"
-    assert choice["message"] == {"role": "assistant", "content": None, "refusal": None, "tool_calls": [call]}
+    assert choice["message"] == {
+        "role": "assistant",
+        "content": None,
+        "refusal": None,
+        "tool_calls": [call],
+    }
     deltas = [one["choices"][0]["delta"] for one in streamed(SHAPES["tools"], with_usage=False)]
-    assert deltas == [{"role": "assistant", "content": ""}, {"tool_calls": [{"index": 0, **call}]}, {}]
+    assert deltas == [
+        {"role": "assistant", "content": ""},
+        {"tool_calls": [{"index": 0, **call}]},
+        {},
+    ]
 
 
 @pytest.mark.parametrize(
     ("of", "reason"),
     [
-        (outcome(answers=(answer("b", finish_reason="length"), answer("a", finish_reason="stop"))), "stop"),
-        (outcome(answers=(answer("a", finish_reason="length"), answer("b", finish_reason="stop"))), "length"),
+        (
+            outcome(
+                answers=(answer("b", finish_reason="length"), answer("a", finish_reason="stop"))
+            ),
+            "stop",
+        ),
+        (
+            outcome(
+                answers=(answer("a", finish_reason="length"), answer("b", finish_reason="stop"))
+            ),
+            "length",
+        ),
         (outcome(answers=(answer("a", finish_reason="content_filter"),)), "content_filter"),
         (outcome(answers=(answer("a", finish_reason="tool_calls"),)), "stop"),
         (outcome(winner=None, degraded_reasons=("merge_cut_at_length",)), "length"),
@@ -186,7 +234,11 @@ def test_the_fusion_object() -> None:
         is_degraded=True,
         degraded_reasons=("judge_failed:empty",),
         analysis=ANALYSIS,
-        answers=(answer("a"), error("b", "rate_limited"), answer("c", status="missing", content=None)),
+        answers=(
+            answer("a"),
+            error("b", "rate_limited"),
+            answer("c", status="missing", content=None),
+        ),
         answer_kind="open",
         closed_by="quorum",
     )
@@ -194,15 +246,31 @@ def test_the_fusion_object() -> None:
 
     assert list(made)[:2] == ["is_degraded", "degraded_reasons"]
     assert (made["is_degraded"], made["degraded_reasons"]) == (True, ["judge_failed:empty"])
-    assert (made["status"], made["outcome_status"], made["strategy"]) == ("completed", "fused", "best-of")
+    assert (made["status"], made["outcome_status"], made["strategy"]) == (
+        "completed",
+        "fused",
+        "best-of",
+    )
     assert (made["outcome_id"], made["winner"]) == (of.fusion_id, "a")
     assert (made["answer_kind"], made["closed_by"], made["agreement"]) == ("open", "quorum", 1.0)
     assert (made["cost_usd"], made["warnings"]) == (0.002, ["w"])
     assert made["analysis"] == ANALYSIS
     assert made["responses"] == [{"model": "m-a", "content": "Paris."}]
     assert made["failed_models"] == [
-        {"model": "m-b", "error": "rate_limited", "status_code": 429, "provider_code": None, "param": None},
-        {"model": "m-c", "error": "missing", "status_code": None, "provider_code": None, "param": None},
+        {
+            "model": "m-b",
+            "error": "rate_limited",
+            "status_code": 429,
+            "provider_code": None,
+            "param": None,
+        },
+        {
+            "model": "m-c",
+            "error": "missing",
+            "status_code": None,
+            "provider_code": None,
+            "param": None,
+        },
     ]
     assert made["failure_reason"] == "judge_empty_completion"
     assert made["members"][0] == {
@@ -218,7 +286,9 @@ def test_the_fusion_object() -> None:
 
 
 def test_half_an_answer_is_a_failure_and_no_response() -> None:
-    made = fusion(outcome(answers=(answer("a"), answer("b", status="error", error_code="truncated"))))
+    made = fusion(
+        outcome(answers=(answer("a"), answer("b", status="error", error_code="truncated")))
+    )
     assert [one["model"] for one in made["responses"]] == ["m-a"]
     assert [one["model"] for one in made["failed_models"]] == ["m-b"]
 
@@ -249,8 +319,20 @@ FAILURES = [
     (failed("unauthorized"), 424, "provider_key_refused", "all_panels_failed", False),
     (failed("insufficient_quota"), 402, "insufficient_credits", "insufficient_credits", False),
     (failed("context_length_exceeded"), 400, "context_length_exceeded", "all_panels_failed", False),
-    (failed(error="no member may answer (images)"), 400, "no_member_available", "all_panels_failed", False),
-    (failed(answers=(answer("a", content=None),)), 424, "invalid_tool_calls", "all_panels_failed", True),
+    (
+        failed(error="no member may answer (images)"),
+        400,
+        "no_member_available",
+        "all_panels_failed",
+        False,
+    ),
+    (
+        failed(answers=(answer("a", content=None),)),
+        424,
+        "invalid_tool_calls",
+        "all_panels_failed",
+        True,
+    ),
     (failed("rate_limited", status="expired"), 504, "deadline_exceeded", "all_panels_failed", True),
     (failed(status="expired"), 504, "deadline_exceeded", "all_panels_failed", True),
     (failed("cancelled", status="cancelled"), 409, "cancelled", "cancelled", True),
@@ -258,7 +340,9 @@ FAILURES = [
 
 
 @pytest.mark.parametrize(("of", "status", "code", "reason", "is_worth_it"), FAILURES)
-def test_a_failure_has_its_status(of: Outcome, status: int, code: str, reason: str, *, is_worth_it: bool) -> None:
+def test_a_failure_has_its_status(
+    of: Outcome, status: int, code: str, reason: str, *, is_worth_it: bool
+) -> None:
     found = failure(of)
     made = fusion(of)
 
@@ -271,7 +355,10 @@ def test_a_failure_has_its_status(of: Outcome, status: int, code: str, reason: s
 
 def test_the_shortest_wait_that_a_provider_asks_for_is_told() -> None:
     waits = {"a": 20.0, "b": 2.5, "c": None}
-    limited = [answer(n, status="error", error_code="rate_limited", retry_after_s=s) for n, s in waits.items()]
+    limited = [
+        answer(n, status="error", error_code="rate_limited", retry_after_s=s)
+        for n, s in waits.items()
+    ]
     found = failure(failed(answers=tuple(limited)))
     assert (found.status, found.retry_after_s, len(found.failed)) == (429, 2.5, 3)
     refused = answer("a", status="error", error_code="bad_request", retry_after_s=1.0)
@@ -298,7 +385,9 @@ def test_what_the_winner_thought_is_told_by_both_of_its_names_and_before_the_ans
     assert message["reasoning"] == message["reasoning_content"] == thought
     for name in ("reasoning", "reasoning_content"):
         assert "".join(delta.get(name, "") for delta in deltas) == thought
-    assert [name for delta in deltas for name in ("reasoning", "content") if delta.get(name)][-1] == "content"
+    assert [name for delta in deltas for name in ("reasoning", "content") if delta.get(name)][
+        -1
+    ] == "content"
     assert max(len(json.dumps(one).encode()) for one in made) < 32 * 1024
     assert "reasoning" not in reply(outcome())["choices"][0]["message"]
 
@@ -306,7 +395,9 @@ def test_what_the_winner_thought_is_told_by_both_of_its_names_and_before_the_ans
 def test_no_chunk_makes_a_long_line() -> None:
     long = "é" * 30_000
     call = ToolCall(id="c1", name="f", arguments=json.dumps({"x": "y" * 30_000}))
-    made = streamed(outcome(content=long, tool_calls=(call,), answers=(answer("a", content=long), answer("b"))))
+    made = streamed(
+        outcome(content=long, tool_calls=(call,), answers=(answer("a", content=long), answer("b")))
+    )
     assert max(len(json.dumps(one, ensure_ascii=False).encode()) for one in made) < 32 * 1024
     deltas = [one["choices"][0]["delta"] for one in made if one["choices"]]
     assert "".join(delta.get("content") or "" for delta in deltas) == long

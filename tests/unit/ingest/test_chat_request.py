@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusewire_ingest.admission import PoolRule, RefusedError
-from fusewire_ingest.chat_request import ChatRequest, read, request_hash
-from fusewire_ingest.naming import Names
+from fusewire_ingest.admission.admit import PoolRule, RefusedError
+from fusewire_ingest.admission.model_names import ModelNames
+from fusewire_ingest.openai.chat_request import ChatRequest, read, request_hash
 
-NAMES = Names.of({"gpt": "vendor/gpt-5", "opus": "vendor/opus", "edge": None}, {"vendor/latest": "gpt"})
+NAMES = ModelNames.of(
+    {"gpt": "vendor/gpt-5", "opus": "vendor/opus", "edge": None}, {"vendor/latest": "gpt"}
+)
 POOLS = {
     "default": PoolRule("merge", "any", 60, 86_400, NAMES),
     "small": PoolRule("best-of", "any", 60, 86_400, NAMES),
@@ -66,7 +68,11 @@ def test_a_pool_that_is_given_wins_over_the_model_and_loses_to_the_bodys_own() -
     assert read(body, POOLS, "default", pool="small", mode="debate").submission.mode == "debate"
 
     own = read(
-        {**body, "fusewire": {"pool": "default", "mode": "merge"}}, POOLS, "default", pool="small", mode="debate"
+        {**body, "fusewire": {"pool": "default", "mode": "merge"}},
+        POOLS,
+        "default",
+        pool="small",
+        mode="debate",
     )
     assert (own.submission.pool, own.submission.mode) == ("default", "merge")
 
@@ -83,7 +89,10 @@ PLUGIN = {
     "body",
     [
         {"plugins": [{"id": "fusion", "preset": "general-budget", **PLUGIN}]},
-        {"plugins": [{"id": "fusion", "preset": "budget"}], "tools": [{**FUSION_TOOL, "parameters": PLUGIN}]},
+        {
+            "plugins": [{"id": "fusion", "preset": "budget"}],
+            "tools": [{**FUSION_TOOL, "parameters": PLUGIN}],
+        },
     ],
 )
 def test_a_fusion_is_told_by_plugin_and_by_tool(body: dict[str, Any]) -> None:
@@ -112,7 +121,9 @@ def test_the_outer_model_of_a_fusion_judges() -> None:
 
 
 def test_a_fusion_that_is_switched_off_is_none() -> None:
-    off = asked(model="gpt", plugins=[{"id": "fusion", "enabled": False, "analysis_models": ["edge"]}]).submission
+    off = asked(
+        model="gpt", plugins=[{"id": "fusion", "enabled": False, "analysis_models": ["edge"]}]
+    ).submission
     assert (off.members, off.judge) == (("gpt",), None)
     none = asked(model="gpt", tools=[FUSION_TOOL, CLOCK], tool_choice="none").submission
     assert (none.members, none.judge, none.tool_choice) == (("gpt",), None, "none")
@@ -155,7 +166,13 @@ def test_our_own_settings() -> None:
 
 def test_sampling() -> None:
     found = asked(
-        max_tokens=20, temperature=0, top_p=0.5, seed=7, stop="END", tools=[CLOCK], response_format={"type": "text"}
+        max_tokens=20,
+        temperature=0,
+        top_p=0.5,
+        seed=7,
+        stop="END",
+        tools=[CLOCK],
+        response_format={"type": "text"},
     ).submission
     assert (found.max_tokens, found.temperature, found.top_p, found.seed) == (20, 0, 0.5, 7)
     assert found.stop == ("END",)
@@ -164,7 +181,9 @@ def test_sampling() -> None:
 
 
 def test_response_format() -> None:
-    assert asked(response_format={"type": "json_object"}).submission.response_schema == {"type": "object"}
+    assert asked(response_format={"type": "json_object"}).submission.response_schema == {
+        "type": "object"
+    }
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     named = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}}
     assert asked(response_format=named).submission.response_schema == schema
@@ -220,8 +239,16 @@ UNDONE = [
     ({"reasoning_effort": "high"}, "unsupported_parameter", "reasoning_effort"),
     ({"plugins": [{"id": "web"}]}, "unsupported_parameter", "plugins.0"),
     ({"tools": [{"type": "openrouter:web_search"}]}, "unsupported_tool", "tools.0"),
-    ({"plugins": [{"id": "fusion", "max_tool_calls": 4}]}, "unsupported_parameter", "plugins.0.max_tool_calls"),
-    ({"plugins": [{"id": "fusion", "tools": [{"type": "x"}]}]}, "unsupported_tool", "plugins.0.tools"),
+    (
+        {"plugins": [{"id": "fusion", "max_tool_calls": 4}]},
+        "unsupported_parameter",
+        "plugins.0.max_tool_calls",
+    ),
+    (
+        {"plugins": [{"id": "fusion", "tools": [{"type": "x"}]}]},
+        "unsupported_tool",
+        "plugins.0.tools",
+    ),
     (
         {"tools": [{**FUSION_TOOL, "parameters": {"reasoning": {"effort": "low"}}}]},
         "unsupported_parameter",
@@ -248,7 +275,10 @@ def test_what_is_not_done_is_told_or_refused_where_asked_to_be_strict(
 
 
 def test_a_plugin_may_be_strict_too_and_no_tools_are_no_wish() -> None:
-    assert refusal(plugins=[{"id": "fusion", "strict": True, "max_tool_calls": 4}]).code == "unsupported_parameter"
+    assert (
+        refusal(plugins=[{"id": "fusion", "strict": True, "max_tool_calls": 4}]).code
+        == "unsupported_parameter"
+    )
     assert asked(plugins=[{"id": "fusion", "strict": True, "tools": []}]).warnings == ()
 
 
@@ -286,7 +316,12 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ({"n": 2}, "unsupported_parameter", "n", "send the request n times"),
     ({"logprobs": True}, "unsupported_parameter", "logprobs", "`fusion`"),
     ({"presence_penalty": 3}, "invalid_request", "presence_penalty", "less than or equal to 2"),
-    ({"presence_penalti": 1}, "unsupported_parameter", "presence_penalti", "did you mean 'presence_penalty'?"),
+    (
+        {"presence_penalti": 1},
+        "unsupported_parameter",
+        "presence_penalti",
+        "did you mean 'presence_penalty'?",
+    ),
     ({"audio": {"voice": "x"}}, "unsupported_parameter", "audio", "only text"),
     ({"functions": [{"name": "f"}]}, "unsupported_parameter", "functions", "`tools`"),
     ({"prediction": {}}, "unsupported_parameter", "prediction", "remove it"),
@@ -302,7 +337,12 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ({"fusewire": 5}, "invalid_request", "fusewire", "object"),
     ({"plugins": {"id": "fusion"}}, "invalid_request", "plugins", "a list"),
     ({"plugins": ["fusion"]}, "invalid_request", "plugins.0", '{"id": "fusion"}'),
-    ({"plugins": [{"id": "fusion", "analysis_models": []}]}, "invalid_request", "plugins.0.analysis_models", "least 1"),
+    (
+        {"plugins": [{"id": "fusion", "analysis_models": []}]},
+        "invalid_request",
+        "plugins.0.analysis_models",
+        "least 1",
+    ),
     (
         {"plugins": [{"id": "fusion", "analysis_models": ["gpt"] * 9}]},
         "invalid_request",
@@ -315,9 +355,24 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
         "plugins.0.analysis_models.1",
         "'nobody'",
     ),
-    ({"plugins": [{"id": "fusion", "model": "nobody"}]}, "model_not_found", "plugins.0.model", "'nobody'"),
-    ({"plugins": [{"id": "fusion", "preset": "general-hi"}]}, "invalid_request", "plugins.0.preset", "general-high"),
-    ({"plugins": [{"id": "fusion", "panel": []}]}, "invalid_request", "plugins.0.panel", "known are pool"),
+    (
+        {"plugins": [{"id": "fusion", "model": "nobody"}]},
+        "model_not_found",
+        "plugins.0.model",
+        "'nobody'",
+    ),
+    (
+        {"plugins": [{"id": "fusion", "preset": "general-hi"}]},
+        "invalid_request",
+        "plugins.0.preset",
+        "general-high",
+    ),
+    (
+        {"plugins": [{"id": "fusion", "panel": []}]},
+        "invalid_request",
+        "plugins.0.panel",
+        "known are pool",
+    ),
     (
         {"tools": [{**FUSION_TOOL, "parameters": {"temperature": 3}}]},
         "invalid_request",
@@ -325,13 +380,28 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
         "equal to 2",
     ),
     ({"tools": [{"type": "custom"}]}, "unsupported_tool", "tools.0", "send functions"),
-    ({"tools": [FUSION_TOOL, {"type": "function"}]}, "invalid_request", "tools.1.function", "it is missing"),
+    (
+        {"tools": [FUSION_TOOL, {"type": "function"}]},
+        "invalid_request",
+        "tools.1.function",
+        "it is missing",
+    ),
     ({"tools": [CLOCK], "tool_choice": "clok"}, "invalid_request", "tool_choice", "clock"),
     ({"tool_choice": "required"}, "invalid_request", "tool_choice", "no tools"),
     ({"max_completion_tokens": 0}, "invalid_request", "max_completion_tokens", "equal to 1"),
     ({"max_tokens": "9x"}, "invalid_request", "max_tokens", "a whole number"),
-    ({"response_format": {"type": "grammar"}}, "invalid_request", "response_format.type", "json_schema"),
-    ({"response_format": {"type": "json_schema"}}, "invalid_request", "response_format.json_schema.schema", "object"),
+    (
+        {"response_format": {"type": "grammar"}},
+        "invalid_request",
+        "response_format.type",
+        "json_schema",
+    ),
+    (
+        {"response_format": {"type": "json_schema"}},
+        "invalid_request",
+        "response_format.json_schema.schema",
+        "object",
+    ),
     (
         {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": 5}}}},
         "invalid_request",
@@ -341,7 +411,12 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ({"stream": "yes"}, "invalid_request", "stream", "true or false"),
     ({"stream_options": 5}, "invalid_request", "stream_options", "object"),
     ({"messages": None}, "invalid_request", "messages", "messages"),
-    ({"messages": [{"role": "function", "content": "x"}]}, "invalid_request", "messages.0.role", "developer"),
+    (
+        {"messages": [{"role": "function", "content": "x"}]},
+        "invalid_request",
+        "messages.0.role",
+        "developer",
+    ),
 ]
 
 
@@ -355,7 +430,9 @@ def test_it_is_refused(body: dict[str, Any], code: str, param: str, part: str) -
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 KNOWN = st.sampled_from(
@@ -381,7 +458,12 @@ KNOWN = st.sampled_from(
 PARTS = JSON | st.lists(
     st.fixed_dictionaries(
         {"type": st.sampled_from(["openrouter:fusion", "function", "openrouter:x"])},
-        optional={"parameters": JSON, "function": JSON, "id": st.sampled_from(["fusion", "web"]), "role": JSON},
+        optional={
+            "parameters": JSON,
+            "function": JSON,
+            "id": st.sampled_from(["fusion", "web"]),
+            "role": JSON,
+        },
     ),
     max_size=3,
 )
@@ -394,10 +476,14 @@ def test_no_body_raises_anything_but_a_refusal(body: dict[str, Any]) -> None:
 
 
 @given(st.dictionaries(st.text(max_size=5), JSON, max_size=4), st.randoms())
-def test_the_hash_knows_no_order_and_no_way_of_travelling(body: dict[str, Any], random: Any) -> None:
+def test_the_hash_knows_no_order_and_no_way_of_travelling(
+    body: dict[str, Any], random: Any
+) -> None:
     items = list(body.items())
     random.shuffle(items)
-    again = json.loads(json.dumps({**dict(items), "stream": True, "stream_options": {"include_usage": True}}))
+    again = json.loads(
+        json.dumps({**dict(items), "stream": True, "stream_options": {"include_usage": True}})
+    )
 
     assert request_hash("a", "k", again) == request_hash("a", "k", body)
     assert request_hash("b", "k", body) != request_hash("a", "k", body)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fusewire.contracts import Message, Sampling, TextReference
 from fusewire.testing.factories import make_prompt
-from fusewire_ingest.estimate import Book, Estimate, Member, Model, Pool, estimate
+from fusewire_ingest.admission.estimate import Catalogue, Estimate, Member, Model, Pool, estimate
 
 PRICED = Model(is_edge=False, rates=(0.001, 0.01), max_tokens=100)
 MODELS = {
@@ -26,7 +26,7 @@ def pool(*members: str, **rules: Any) -> Pool:
 
 
 def of(found: Pool, text: str = "x" * 40, **prompt: Any) -> Estimate:
-    return estimate(make_prompt(text, **prompt), Book({"default": found}, MODELS))
+    return estimate(make_prompt(text, **prompt), Catalogue({"default": found}, MODELS))
 
 
 def test_a_single_member_is_a_call_and_no_judge() -> None:
@@ -66,7 +66,9 @@ def test_a_judge_costs_two_orders_and_at_most_its_repetitions() -> None:
     ("members", "unpriced"),
     [(("a", "unpriced"), ("unpriced",)), (("edge", "free"), ()), (("edge",), ())],
 )
-def test_a_price_that_is_not_known_makes_the_sum_unknown(members: tuple[str, ...], unpriced: tuple[str, ...]) -> None:
+def test_a_price_that_is_not_known_makes_the_sum_unknown(
+    members: tuple[str, ...], unpriced: tuple[str, ...]
+) -> None:
     found = of(pool(*members))
 
     assert found.unpriced == unpriced
@@ -88,7 +90,7 @@ def test_an_edge_first_gate_can_save_all_hosted_calls() -> None:
 
 
 def test_a_pool_that_is_gone_costs_nothing() -> None:
-    assert estimate(make_prompt("Why?", pool="gone"), Book({}, MODELS)).usd_max == 0.0
+    assert estimate(make_prompt("Why?", pool="gone"), Catalogue({}, MODELS)).usd_max == 0.0
 
 
 RULES = st.fixed_dictionaries(

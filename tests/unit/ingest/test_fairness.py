@@ -5,37 +5,41 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusewire_ingest.fairness import QUANTUM, Turns, Waiting
+from fusewire_ingest.fair_queue import QUANTUM, FairQueue, PendingLine
 
 
-def lines(batch: str, count: int, cost: int = 100) -> list[Waiting]:
-    return [Waiting(batch, number, cost) for number in range(1, count + 1)]
+def lines(batch: str, count: int, cost: int = 100) -> list[PendingLine]:
+    return [PendingLine(batch, number, cost) for number in range(1, count + 1)]
 
 
-def by_batch(chosen: list[Waiting]) -> Counter[str]:
+def by_batch(chosen: list[PendingLine]) -> Counter[str]:
     return Counter(one.batch_id for one in chosen)
 
 
 def test_one_tenant_has_all_the_room() -> None:
-    assert Turns().choose({"a": lines("x", 9)}, 5, {}) == lines("x", 5)
+    assert FairQueue().choose({"a": lines("x", 9)}, 5, {}) == lines("x", 5)
 
 
 def test_a_tenant_with_much_waiting_does_not_hold_up_another() -> None:
-    chosen = Turns().choose({"a": lines("x", 1000, QUANTUM), "b": lines("y", 10, QUANTUM)}, 20, {})
+    chosen = FairQueue().choose(
+        {"a": lines("x", 1000, QUANTUM), "b": lines("y", 10, QUANTUM)}, 20, {}
+    )
 
     assert by_batch(chosen) == {"x": 10, "y": 10}
 
 
 def test_long_lines_have_fewer_turns_over_time() -> None:
-    turns, count = Turns(), Counter[str]()
+    turns, count = FairQueue(), Counter[str]()
     for _ in range(300):
-        count += by_batch(turns.choose({"a": lines("x", 1, 4 * QUANTUM), "b": lines("y", 1, QUANTUM)}, 1, {}))
+        count += by_batch(
+            turns.choose({"a": lines("x", 1, 4 * QUANTUM), "b": lines("y", 1, QUANTUM)}, 1, {})
+        )
 
     assert 3 <= count["y"] / count["x"] <= 5
 
 
 def test_a_share_is_kept_over_time() -> None:
-    turns, count = Turns(), Counter[str]()
+    turns, count = FairQueue(), Counter[str]()
     for _ in range(300):
         waiting = {"a": lines("x", 1, QUANTUM), "b": lines("y", 1, QUANTUM)}
         count += by_batch(turns.choose(waiting, 1, {"b": 3.0}))
@@ -44,7 +48,7 @@ def test_a_share_is_kept_over_time() -> None:
 
 
 def test_who_has_nothing_waiting_saves_nothing_up() -> None:
-    turns = Turns()
+    turns = FairQueue()
     for _ in range(100):
         turns.choose({"a": lines("x", 1, QUANTUM)}, 1, {})
     chosen = turns.choose({"a": lines("x", 50, QUANTUM), "b": lines("y", 50, QUANTUM)}, 20, {})
@@ -60,9 +64,11 @@ def test_who_has_nothing_waiting_saves_nothing_up() -> None:
 def test_no_room_is_left_while_something_waits(
     costs: dict[str, list[int]], room: int, shares: dict[str, float]
 ) -> None:
-    waiting = {t: [Waiting(t, n, cost) for n, cost in enumerate(some)] for t, some in costs.items()}
+    waiting = {
+        t: [PendingLine(t, n, cost) for n, cost in enumerate(some)] for t, some in costs.items()
+    }
 
-    chosen = Turns().choose(waiting, room, shares)
+    chosen = FairQueue().choose(waiting, room, shares)
 
     assert len(chosen) == min(room, sum(map(len, waiting.values())))
     for tenant, own in waiting.items():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusewire_ingest.jsonl import lines
+from fusewire_ingest.admission.jsonl import lines
 
 LIMIT = 12
 LINE = st.binary(max_size=20) | st.text("é{}\r \t\ufeff", max_size=8).map(str.encode)
@@ -31,7 +31,9 @@ async def test_any_chunking_gives_the_same_lines(parts: list[bytes], cuts: list[
     assert await split([bytes([b]) for b in body], LIMIT) == await split([body], LIMIT)
 
 
-@given(parts=st.lists(st.binary(max_size=20).map(lambda b: b.replace(b"\n", b"").strip()), max_size=6))
+@given(
+    parts=st.lists(st.binary(max_size=20).map(lambda b: b.replace(b"\n", b"").strip()), max_size=6)
+)
 async def test_line_i_has_number_i(parts: list[bytes]) -> None:
     found = await split([b"\n".join(parts)])
 
@@ -54,7 +56,9 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("body", "expected"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
+@pytest.mark.parametrize(
+    ("body", "expected"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE]
+)
 async def test_lines(body: bytes, expected: list[tuple[int, bytes]]) -> None:
     assert await split([body]) == expected
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from fusewire.errors import StartupError
 from fusewire.settings import Http, Settings
-from fusewire_ingest import keys
 from fusewire_ingest.access import check, needs_keys
+from fusewire_ingest.admission import keys
 from fusewire_ingest.pepper import FILE, pepper
 
 RANDOM = st.binary(min_size=keys.RANDOM_BYTES, max_size=keys.RANDOM_BYTES)
@@ -42,7 +42,10 @@ def test_other_bytes_make_another_key_and_another_digest(one: bytes, other: byte
 def test_a_digest_is_the_hmac_of_the_whole_key() -> None:
     # printf %s KEY | openssl dgst -sha256 -hmac 0123456789abcdef
     assert FIXED == "fw-000g40o4-BQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4fICEiIyQ"
-    assert keys.digest(FIXED, PEPPER) == "639b7512eacd46163c82fd6aa0d5dd725df52a772507af0250ce0dcd31f6edee"
+    assert (
+        keys.digest(FIXED, PEPPER)
+        == "639b7512eacd46163c82fd6aa0d5dd725df52a772507af0250ce0dcd31f6edee"
+    )
     assert keys.digest(FIXED, PEPPER + b"x") != keys.digest(FIXED, PEPPER)
     assert keys.digest("fw-1" + FIXED[4:], PEPPER) != keys.digest(FIXED, PEPPER)
 
@@ -55,7 +58,17 @@ def test_a_key_is_made_of_neither_less_nor_more(length: int) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "fw-", "sk-abc", FIXED[:-1], FIXED + "x", FIXED + "\n", " " + FIXED, FIXED.upper(), FIXED.replace("-", "_")],
+    [
+        "",
+        "fw-",
+        "sk-abc",
+        FIXED[:-1],
+        FIXED + "x",
+        FIXED + "\n",
+        " " + FIXED,
+        FIXED.upper(),
+        FIXED.replace("-", "_"),
+    ],
 )
 def test_what_is_not_written_as_a_key_has_no_id(text: str) -> None:
     assert keys.key_id(text) is None
@@ -96,7 +109,9 @@ def test_several_that_make_it_at_once_have_the_same(settings: Settings) -> None:
     assert [path.name for path in settings.data_dir.iterdir()] == [FILE]
 
 
-def test_the_environment_goes_before_the_file(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_goes_before_the_file(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FUSEWIRE_KEY_PEPPER", secret := secrets.token_hex(16))
 
     assert pepper(settings) == secret.encode()
@@ -124,7 +139,16 @@ def test_a_pepper_that_cannot_be_read_is_named(settings: Settings) -> None:
 # -- where keys are asked for -----------------------------------------------------------------
 
 HERE = ["127.0.0.1", "127.8.8.8", "::1", "localhost"]
-PUBLIC = ["0.0.0.0", "::", "10.0.0.1", "192.168.1.4", "fusewire.example", "localhost.example", "fe80::1%eth0", ""]
+PUBLIC = [
+    "0.0.0.0",
+    "::",
+    "10.0.0.1",
+    "192.168.1.4",
+    "fusewire.example",
+    "localhost.example",
+    "fe80::1%eth0",
+    "",
+]
 
 
 @pytest.mark.parametrize("host", HERE)
@@ -140,8 +164,12 @@ def test_beyond_it_both_are(host: str) -> None:
     with pytest.raises(StartupError) as caught:
         check(Http(host=host))
     assert "there is no TLS" in caught.value.what
-    assert all(word in caught.value.mend for word in ("tls_cert", "tls_key", "allow_insecure", "127.0.0.1"))
+    assert all(
+        word in caught.value.mend for word in ("tls_cert", "tls_key", "allow_insecure", "127.0.0.1")
+    )
 
     check(Http(host=host, tls_cert=Path("cert.pem"), tls_key=Path("key.pem")))
     check(Http(host=host, allow_insecure=True))
-    assert needs_keys(Http(host=host, allow_insecure=True)), "a proxy's TLS says nothing of who comes"
+    assert needs_keys(Http(host=host, allow_insecure=True)), (
+        "a proxy's TLS says nothing of who comes"
+    )

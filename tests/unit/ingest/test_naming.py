@@ -4,10 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusewire_ingest.naming import MOST_NEAR, Names, UnknownModelError, nearest
+from fusewire_ingest.admission.model_names import MOST_NEAR, ModelNames, UnknownModelError, nearest
 
-NAMES = Names.of(
-    {"gpt": "vendor/gpt-5", "edge": None, "twin-1": "vendor/twin", "twin-2": "vendor/twin"}, {"best": "gpt"}
+NAMES = ModelNames.of(
+    {"gpt": "vendor/gpt-5", "edge": None, "twin-1": "vendor/twin", "twin-2": "vendor/twin"},
+    {"best": "gpt"},
 )
 
 
@@ -35,7 +36,7 @@ def test_it_means_none(asked: str) -> None:
 
 
 def test_our_name_wins_over_an_alias_and_that_over_the_providers() -> None:
-    names = Names.of({"a": "shared", "b": "other"}, {"shared": "b", "a": "b"})
+    names = ModelNames.of({"a": "shared", "b": "other"}, {"shared": "b", "a": "b"})
     assert names.resolve("a") == "a"
     assert names.resolve("shared") == "b"
 

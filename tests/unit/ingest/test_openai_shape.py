@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fusewire.contracts import Image, Message, Prompt, Tool, ToolCall
 from fusewire.testing.factories import T0
-from fusewire_ingest.admission import PoolRule, RefusedError, admit, body_hash, parse
+from fusewire_ingest.admission.admit import PoolRule, RefusedError, admit, body_hash, parse
 
 LIMIT = 100_000
 POOLS = {"default": PoolRule("best-of", "any", 60, 86_400)}
@@ -19,7 +19,9 @@ CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required"
 
 def admitted(body: dict[str, Any]) -> Prompt:
     given = body if "messages" in body else {"prompt": "Weather?", **body}
-    return admit(parse(json.dumps(given), LIMIT), tenant="default", fallback_id="one", pools=POOLS, now=T0)
+    return admit(
+        parse(json.dumps(given), LIMIT), tenant="default", fallback_id="one", pools=POOLS, now=T0
+    )
 
 
 def refusal(body: dict[str, Any]) -> RefusedError:
@@ -32,7 +34,9 @@ def tool(name: str = "weather", **function: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, **function}}
 
 
-def call(id_: str = "c1", name: str = "weather", arguments: Any = '{"city": "Paris"}') -> dict[str, Any]:
+def call(
+    id_: str = "c1", name: str = "weather", arguments: Any = '{"city": "Paris"}'
+) -> dict[str, Any]:
     return {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
@@ -42,16 +46,27 @@ RESULT = {"role": "tool", "tool_call_id": "c1", "content": "21 °C"}
 
 
 def test_tools_become_the_prompts() -> None:
-    prompt = admitted({"tools": [tool(description="Now.", parameters=CITY, strict=True), tool("clock")]})
+    prompt = admitted(
+        {"tools": [tool(description="Now.", parameters=CITY, strict=True), tool("clock")]}
+    )
 
-    assert prompt.tools == (Tool(name="weather", description="Now.", parameters=CITY), Tool(name="clock"))
+    assert prompt.tools == (
+        Tool(name="weather", description="Now.", parameters=CITY),
+        Tool(name="clock"),
+    )
     assert prompt.tool_choice == "auto"
     assert Prompt.decode(prompt.encode()) == prompt
 
 
 @pytest.mark.parametrize(
     ("choice", "kept"),
-    [(None, "auto"), ("auto", "auto"), ("none", "none"), ("required", "required"), (tool("clock"), "clock")],
+    [
+        (None, "auto"),
+        ("auto", "auto"),
+        ("none", "none"),
+        ("required", "required"),
+        (tool("clock"), "clock"),
+    ],
 )
 def test_a_choice_is_a_word_or_names_a_tool(choice: Any, kept: str) -> None:
     assert admitted({"tools": [tool(), tool("clock")], "tool_choice": choice}).tool_choice == kept
@@ -85,30 +100,74 @@ def test_an_assistants_turn_that_calls_tools_may_say_nothing() -> None:
 
 
 def test_what_an_sdk_dumps_of_its_message_is_let_in() -> None:
-    dumped = {"role": "assistant", "content": "Hi.", "refusal": None, "audio": None, "tool_calls": None, "name": "x"}
+    dumped = {
+        "role": "assistant",
+        "content": "Hi.",
+        "refusal": None,
+        "audio": None,
+        "tool_calls": None,
+        "name": "x",
+    }
 
-    assert admitted({"messages": [USER, dumped]}).messages[1] == Message(role="assistant", name="x", content="Hi.")
+    assert admitted({"messages": [USER, dumped]}).messages[1] == Message(
+        role="assistant", name="x", content="Hi."
+    )
 
 
 REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     # what, body, param, part of the message
-    ("a name twice", {"tools": [tool(), tool()]}, "tools", "two tools are called 'weather'; give each"),
-    ("a bad name", {"tools": [tool("get weather")]}, "tools.0.function.name", "match pattern '^[a-zA-Z0-9_-]{1,64}$'"),
-    ("no name", {"tools": [{"type": "function", "function": {}}]}, "tools.0.function.name", "it is missing"),
+    (
+        "a name twice",
+        {"tools": [tool(), tool()]},
+        "tools",
+        "two tools are called 'weather'; give each",
+    ),
+    (
+        "a bad name",
+        {"tools": [tool("get weather")]},
+        "tools.0.function.name",
+        "match pattern '^[a-zA-Z0-9_-]{1,64}$'",
+    ),
+    (
+        "no name",
+        {"tools": [{"type": "function", "function": {}}]},
+        "tools.0.function.name",
+        "it is missing",
+    ),
     ("a long name", {"tools": [tool("n" * 65)]}, "tools.0.function.name", "pattern"),
     ("a name with a line's end", {"tools": [tool("n\n")]}, "tools.0.function.name", "pattern"),
-    ("a name that is a choice", {"tools": [tool("auto")]}, "tools.0.function.name", "no tool can be called 'auto'"),
+    (
+        "a name that is a choice",
+        {"tools": [tool("auto")]},
+        "tools.0.function.name",
+        "no tool can be called 'auto'",
+    ),
     ("no function", {"tools": [{"type": "custom", "custom": {}}]}, "tools.0.type", "'function'"),
     ("too many", {"tools": [tool(f"t{i}") for i in range(129)]}, "tools", "at most 128"),
-    ("no schema", {"tools": [tool(parameters={"properties": 1})]}, "tools.0.function.parameters", "at $.properties;"),
+    (
+        "no schema",
+        {"tools": [tool(parameters={"properties": 1})]},
+        "tools.0.function.parameters",
+        "at $.properties;",
+    ),
     (
         "an unknown type",
         {"tools": [tool(parameters={"properties": {"a": {"type": "text"}}})]},
         "tools.0.function.parameters",
         "no valid JSON Schema (draft 2020-12) at $.properties.a.type",
     ),
-    ("no object", {"tools": [tool(parameters={"type": "array"})]}, "tools.0.function.parameters", "'object'"),
-    ("a schema in a text", {"tools": [tool(parameters="{}")]}, "tools.0.function.parameters", "an object"),
+    (
+        "no object",
+        {"tools": [tool(parameters={"type": "array"})]},
+        "tools.0.function.parameters",
+        "'object'",
+    ),
+    (
+        "a schema in a text",
+        {"tools": [tool(parameters="{}")]},
+        "tools.0.function.parameters",
+        "an object",
+    ),
     (
         "a bad pattern",
         {"tools": [tool(parameters={"pattern": "("})]},
@@ -129,18 +188,57 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     (
         "a reference into a number",
-        {"tools": [tool(parameters={"minProperties": 1, "allOf": [{"$ref": "#/minProperties/a"}]})]},
+        {
+            "tools": [
+                tool(parameters={"minProperties": 1, "allOf": [{"$ref": "#/minProperties/a"}]})
+            ]
+        },
         "tools.0.function.parameters",
         "nowhere",
     ),
-    ("a choice of no tool", {"tools": [tool()], "tool_choice": tool("clock")}, "tool_choice", "the tools: weather"),
-    ("an unknown choice", {"tools": [tool()], "tool_choice": "any"}, "tool_choice", "neither auto, none, required nor"),
-    ("a choice without a name", {"tools": [tool()], "tool_choice": {"type": "function"}}, "tool_choice", '{"type": "'),
-    ("a choice that is a number", {"tools": [tool()], "tool_choice": 1}, "tool_choice", "it must be a text"),
-    ("a choice without tools", {"tool_choice": "auto"}, "tool_choice", "no tools to choose from; give `tools`"),
+    (
+        "a choice of no tool",
+        {"tools": [tool()], "tool_choice": tool("clock")},
+        "tool_choice",
+        "the tools: weather",
+    ),
+    (
+        "an unknown choice",
+        {"tools": [tool()], "tool_choice": "any"},
+        "tool_choice",
+        "neither auto, none, required nor",
+    ),
+    (
+        "a choice without a name",
+        {"tools": [tool()], "tool_choice": {"type": "function"}},
+        "tool_choice",
+        '{"type": "',
+    ),
+    (
+        "a choice that is a number",
+        {"tools": [tool()], "tool_choice": 1},
+        "tool_choice",
+        "it must be a text",
+    ),
+    (
+        "a choice without tools",
+        {"tool_choice": "auto"},
+        "tool_choice",
+        "no tools to choose from; give `tools`",
+    ),
     ("a choice among none", {"tools": [], "tool_choice": "none"}, "tool_choice", "no tools"),
-    ("a result of nothing", {"messages": [USER, RESULT]}, "messages", "message 1 answers a tool call that no earlier"),
-    ("a result before its call", {"messages": [USER, RESULT, CALLS]}, "messages", "no earlier message"),
+    (
+        "a result of nothing",
+        {"messages": [USER, RESULT]},
+        "messages",
+        "message 1 answers a tool call that no earlier",
+    ),
+    (
+        "a result before its call",
+        {"messages": [USER, RESULT, CALLS]},
+        "messages",
+        "no earlier message",
+    ),
     (
         "a result of another call",
         {"messages": [USER, CALLS, {**RESULT, "tool_call_id": "c9"}]},
@@ -171,12 +269,24 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
         "messages.1.tool_calls.0.id",
         "",
     ),
-    ("calls by a user", {"messages": [{**USER, "tool_calls": [call()]}]}, "messages.0.tool_calls", "only an assistant"),
-    ("neither text nor calls", {"messages": [{**CALLS, "tool_calls": []}]}, "messages.0.content", "null only beside"),
+    (
+        "calls by a user",
+        {"messages": [{**USER, "tool_calls": [call()]}]},
+        "messages.0.tool_calls",
+        "only an assistant",
+    ),
+    (
+        "neither text nor calls",
+        {"messages": [{**CALLS, "tool_calls": []}]},
+        "messages.0.content",
+        "null only beside",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("body", "param", "part"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
+@pytest.mark.parametrize(
+    ("body", "param", "part"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED]
+)
 def test_it_is_refused(body: dict[str, Any], param: str, part: str) -> None:
     found = refusal(body)
 
@@ -222,10 +332,29 @@ def test_tools_are_part_of_what_the_client_decides() -> None:
 
 
 KEYWORDS = st.sampled_from(
-    ["$ref", "$id", "$anchor", "$schema", "$defs", "type", "properties", "allOf", "items", "pattern", "multipleOf"]
+    [
+        "$ref",
+        "$id",
+        "$anchor",
+        "$schema",
+        "$defs",
+        "type",
+        "properties",
+        "allOf",
+        "items",
+        "pattern",
+        "multipleOf",
+    ]
 )
-LEAVES = st.none() | st.booleans() | st.integers(-2, 2) | st.sampled_from(["#", "#/$defs/a", "#a", "//[", "", "object"])
-ANYTHING = st.recursive(LEAVES, lambda x: st.lists(x, max_size=2) | st.dictionaries(KEYWORDS, x, max_size=3))
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 2)
+    | st.sampled_from(["#", "#/$defs/a", "#a", "//[", "", "object"])
+)
+ANYTHING = st.recursive(
+    LEAVES, lambda x: st.lists(x, max_size=2) | st.dictionaries(KEYWORDS, x, max_size=3)
+)
 
 
 def tried(body: dict[str, Any]) -> Prompt | str | None:
@@ -284,7 +413,10 @@ def test_tools_and_a_schema_go_together() -> None:
 @pytest.mark.parametrize("arguments", ["", "{city", "[1]", "[" * 50_000])
 def test_what_a_model_once_wrote_as_arguments_is_kept(arguments: str) -> None:
     calls = {**CALLS, "tool_calls": [call(arguments=arguments)]}
-    assert admitted({"messages": [USER, calls, RESULT]}).messages[1].tool_calls[0].arguments == arguments
+    assert (
+        admitted({"messages": [USER, calls, RESULT]}).messages[1].tool_calls[0].arguments
+        == arguments
+    )
 
 
 def test_texts_side_by_side_are_lines() -> None:
@@ -295,7 +427,10 @@ def test_texts_side_by_side_are_lines() -> None:
 
 
 def test_what_a_model_refused_to_say_is_text() -> None:
-    refused = {"role": "assistant", "content": [text("Well."), {"type": "refusal", "refusal": "I cannot."}]}
+    refused = {
+        "role": "assistant",
+        "content": [text("Well."), {"type": "refusal", "refusal": "I cannot."}],
+    }
     assert admitted({"messages": [USER, refused, USER]}).messages[1].content == "Well.\nI cannot."
 
 
@@ -328,21 +463,35 @@ WRONG_PARTS: list[tuple[dict[str, Any], str, str]] = [
     (parts({"type": "text"}), "messages.0.content.0.text", "it is missing"),
     (parts(text({"x": SECRET})), "messages.0.content.0.text", "it must be a text"),
     (parts(image(f"http://{SECRET}")), "messages.0.content.0.image_url.url", "it must be https://"),
-    (parts(image(f"data:image/tiff;base64,{SECRET}")), "messages.0.content.0.image_url.url", "it must be https://"),
+    (
+        parts(image(f"data:image/tiff;base64,{SECRET}")),
+        "messages.0.content.0.image_url.url",
+        "it must be https://",
+    ),
     (parts(image(PNG + "\n")), "messages.0.content.0.image_url.url", "it must be https://"),
     (parts({"type": "image_url"}), "messages.0.content.0.image_url", "it is missing"),
-    (parts({"type": "image_url", "image_url": WEB}), "messages.0.content.0.image_url", "must be an object"),
+    (
+        parts({"type": "image_url", "image_url": WEB}),
+        "messages.0.content.0.image_url",
+        "must be an object",
+    ),
     (parts(image(detail=SECRET)), "messages.0.content.0.image_url.detail", "'auto'"),
     (parts(image(), role="system"), "messages.0.content", "only a user's message"),
     (parts(*[image()] * 65), "messages.0.content", "65 images, the limit is 64"),
     ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content", "a text, or a list"),
-    ({"messages": [{"role": "user", "content": {"x": SECRET}}]}, "messages.0.content", "a text, or a list"),
+    (
+        {"messages": [{"role": "user", "content": {"x": SECRET}}]},
+        "messages.0.content",
+        "a text, or a list",
+    ),
     ({"messages": [SECRET]}, "messages.0", "must be an object"),
 ]
 
 
 @pytest.mark.parametrize(("body", "param", "part"), WRONG_PARTS)
-def test_a_wrong_part_is_named_and_never_repeated(body: dict[str, Any], param: str, part: str) -> None:
+def test_a_wrong_part_is_named_and_never_repeated(
+    body: dict[str, Any], param: str, part: str
+) -> None:
     found = refusal(body)
     assert found.param == param
     assert part in found.message

@@ -5,7 +5,7 @@ from itertools import accumulate
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusewire_ingest.rates import Rates
+from fusewire_ingest.admission.rates import Rates
 
 
 def passed(rates: Rates, times: list[float], per_minute: int) -> list[float]:

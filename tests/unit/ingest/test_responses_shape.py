@@ -11,14 +11,24 @@ from openai.types.responses import Response
 
 from fusewire.contracts import Image, Message, ToolCall
 from fusewire.testing.factories import make_outcome
-from fusewire_ingest.admission import PoolRule, RefusedError
-from fusewire_ingest.batch_line import BatchLine, read, url_of
-from fusewire_ingest.naming import Names
-from fusewire_ingest.responses_shape import response_of
+from fusewire_ingest.admission.admit import PoolRule, RefusedError
+from fusewire_ingest.admission.model_names import ModelNames
+from fusewire_ingest.openai.batch_line import BatchLine, read, url_of
+from fusewire_ingest.openai.responses import response_of
 
 URL = "/v1/responses"
-POOLS = {"default": PoolRule("merge", "any", 60, 86_400, Names.of({"gpt": "vendor/gpt-5", "edge": None}))}
-CLOCK = {"type": "function", "name": "clock", "description": "Now.", "parameters": {"type": "object"}, "strict": True}
+POOLS = {
+    "default": PoolRule(
+        "merge", "any", 60, 86_400, ModelNames.of({"gpt": "vendor/gpt-5", "edge": None})
+    )
+}
+CLOCK = {
+    "type": "function",
+    "name": "clock",
+    "description": "Now.",
+    "parameters": {"type": "object"},
+    "strict": True,
+}
 
 
 def line(body: Any, endpoint: str = URL, **more: Any) -> BatchLine:
@@ -37,10 +47,15 @@ def turns(found: BatchLine) -> list[Message]:
 
 
 def test_a_text_is_a_prompt() -> None:
-    found = line({"model": "fusion", "input": "Why?", "instructions": "Be brief.", "max_output_tokens": 50})
+    found = line(
+        {"model": "fusion", "input": "Why?", "instructions": "Be brief.", "max_output_tokens": 50}
+    )
 
     assert (found.form, found.warnings, found.submission.max_tokens) == ("openai", (), 50)
-    assert turns(found) == [Message(role="system", content="Be brief."), Message(role="user", content="Why?")]
+    assert turns(found) == [
+        Message(role="system", content="Be brief."),
+        Message(role="user", content="Why?"),
+    ]
 
 
 def test_a_conversation_with_calls_images_and_thought() -> None:
@@ -54,12 +69,24 @@ def test_a_conversation_with_calls_images_and_thought() -> None:
                     "role": "user",
                     "content": [
                         {"type": "input_text", "text": "See "},
-                        {"type": "input_image", "image_url": "https://example.org/a.png", "detail": "auto"},
+                        {
+                            "type": "input_image",
+                            "image_url": "https://example.org/a.png",
+                            "detail": "auto",
+                        },
                     ],
                 },
                 {"type": "reasoning", "id": "rs_1", "summary": []},
-                {"role": "assistant", "content": [{"type": "output_text", "text": "Let me look.", "annotations": []}]},
-                {"type": "function_call", "call_id": "c1", "name": "clock", "arguments": '{"zone": "Zürich"}'},
+                {
+                    "role": "assistant",
+                    "content": [{"type": "output_text", "text": "Let me look.", "annotations": []}],
+                },
+                {
+                    "type": "function_call",
+                    "call_id": "c1",
+                    "name": "clock",
+                    "arguments": '{"zone": "Zürich"}',
+                },
                 {"type": "function_call", "call_id": "c2", "name": "clock", "arguments": "{}"},
                 {"type": "function_call_output", "call_id": "c1", "output": "noon"},
                 {"type": "function_call_output", "call_id": "c2", "output": "night"},
@@ -73,7 +100,9 @@ def test_a_conversation_with_calls_images_and_thought() -> None:
     )
     assert turns(found) == [
         Message(role="system", content="Be brief."),
-        Message(role="user", content="See ", images=(Image(url="https://example.org/a.png", at=4),)),
+        Message(
+            role="user", content="See ", images=(Image(url="https://example.org/a.png", at=4),)
+        ),
         Message(role="assistant", content="Let me look.", tool_calls=calls),
         Message(role="tool", content="noon", tool_call_id="c1"),
         Message(role="tool", content="night", tool_call_id="c2"),
@@ -83,7 +112,9 @@ def test_a_conversation_with_calls_images_and_thought() -> None:
 def test_a_call_stands_without_words() -> None:
     call = {"type": "function_call", "call_id": "c1", "name": "clock", "arguments": "{}"}
     output = {"type": "function_call_output", "call_id": "c1", "output": "noon"}
-    first, second, _ = turns(line({"model": "fusion", "input": [{"role": "user", "content": "When?"}, call, output]}))
+    first, second, _ = turns(
+        line({"model": "fusion", "input": [{"role": "user", "content": "When?"}, call, output]})
+    )
 
     assert (first.content, second.role, second.content) == ("When?", "assistant", "")
     assert [made.id for made in second.tool_calls] == ["c1"]
@@ -91,12 +122,22 @@ def test_a_call_stands_without_words() -> None:
 
 @pytest.mark.parametrize(
     ("asked", "chosen"),
-    [("auto", "auto"), ("required", "required"), ("none", "none"), ({"type": "function", "name": "clock"}, "clock")],
+    [
+        ("auto", "auto"),
+        ("required", "required"),
+        ("none", "none"),
+        ({"type": "function", "name": "clock"}, "clock"),
+    ],
 )
 def test_tools_and_their_choice(asked: Any, chosen: str) -> None:
-    found = line({"model": "fusion", "input": "When?", "tools": [CLOCK], "tool_choice": asked}).submission
+    found = line(
+        {"model": "fusion", "input": "When?", "tools": [CLOCK], "tool_choice": asked}
+    ).submission
 
-    assert (found.tools[0].function.name, found.tools[0].function.parameters) == ("clock", {"type": "object"})
+    assert (found.tools[0].function.name, found.tools[0].function.parameters) == (
+        "clock",
+        {"type": "object"},
+    )
     assert found.tool_choice == chosen
 
 
@@ -104,11 +145,24 @@ def test_the_form_of_the_answer() -> None:
     schema = {"type": "object", "properties": {"x": {"type": "integer"}}}
     form = {"type": "json_schema", "name": "x", "schema": schema, "strict": True}
 
-    assert line({"model": "fusion", "input": "?", "text": {"format": form}}).submission.response_schema == schema
     assert (
-        line({"model": "fusion", "input": "?", "text": {"format": {"type": "text"}}}).submission.response_schema is None
+        line({"model": "fusion", "input": "?", "text": {"format": form}}).submission.response_schema
+        == schema
     )
-    told = line({"model": "fusion", "input": "?", "text": {"verbosity": "low"}, "reasoning": {"effort": "low"}})
+    assert (
+        line(
+            {"model": "fusion", "input": "?", "text": {"format": {"type": "text"}}}
+        ).submission.response_schema
+        is None
+    )
+    told = line(
+        {
+            "model": "fusion",
+            "input": "?",
+            "text": {"verbosity": "low"},
+            "reasoning": {"effort": "low"},
+        }
+    )
     assert len(told.warnings) == 2
 
 
@@ -118,34 +172,99 @@ def test_the_form_of_the_answer() -> None:
         ({}, "invalid_request", "body.input", "a list"),
         ({"input": 5}, "invalid_request", "body.input", "a list"),
         ({"input": [5]}, "invalid_request", "body.input.0", "an object"),
-        ({"input": [{"role": "tool", "content": "x"}]}, "invalid_request", "body.input.0.role", "developer"),
-        ({"input": [{"role": "user", "content": 5}]}, "invalid_request", "body.input.0.content", "a list"),
-        ({"input": [{"role": "user", "content": [5]}]}, "invalid_request", "body.input.0.content.0", "a part"),
+        (
+            {"input": [{"role": "tool", "content": "x"}]},
+            "invalid_request",
+            "body.input.0.role",
+            "developer",
+        ),
+        (
+            {"input": [{"role": "user", "content": 5}]},
+            "invalid_request",
+            "body.input.0.content",
+            "a list",
+        ),
+        (
+            {"input": [{"role": "user", "content": [5]}]},
+            "invalid_request",
+            "body.input.0.content.0",
+            "a part",
+        ),
         (
             {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]},
             "unsupported_parameter",
             "body.input.0.content.0",
             "only text",
         ),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "unsupported_parameter", "body.input.0", "function_call"),
-        ({"input": [{"type": "function_call", "call_id": "c"}]}, "invalid_request", "body.input.0.name", "a text"),
+        (
+            {"input": [{"type": "item_reference", "id": "x"}]},
+            "unsupported_parameter",
+            "body.input.0",
+            "function_call",
+        ),
+        (
+            {"input": [{"type": "function_call", "call_id": "c"}]},
+            "invalid_request",
+            "body.input.0.name",
+            "a text",
+        ),
         (
             {"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]},
             "invalid_request",
             "body.input",
             "no earlier message",
         ),
-        ({"input": "x", "previous_response_id": "r"}, "unsupported_parameter", "body.previous_response_id", "whole"),
+        (
+            {"input": "x", "previous_response_id": "r"},
+            "unsupported_parameter",
+            "body.previous_response_id",
+            "whole",
+        ),
         ({"input": "x", "background": True}, "unsupported_parameter", "body.background", "whole"),
-        ({"input": "x", "truncation": "auto"}, "unsupported_parameter", "body.truncation", "shorten"),
+        (
+            {"input": "x", "truncation": "auto"},
+            "unsupported_parameter",
+            "body.truncation",
+            "shorten",
+        ),
         ({"input": "x", "stream": True}, "invalid_request", "body.stream", "remove it"),
-        ({"input": "x", "max_output_tokens": 0}, "invalid_request", "body.max_output_tokens", "greater"),
-        ({"input": "x", "top_logprobs": 2}, "unsupported_parameter", "body.top_logprobs", "remove it"),
+        (
+            {"input": "x", "max_output_tokens": 0},
+            "invalid_request",
+            "body.max_output_tokens",
+            "greater",
+        ),
+        (
+            {"input": "x", "top_logprobs": 2},
+            "unsupported_parameter",
+            "body.top_logprobs",
+            "remove it",
+        ),
         ({"input": "x", "text": 5}, "invalid_request", "body.text", "an object"),
-        ({"input": "x", "text": {"frmt": 1}}, "unsupported_parameter", "body.text.frmt", "remove it"),
-        ({"input": "x", "text": {"format": {"type": "x"}}}, "invalid_request", "body.text.format.type", "json_schema"),
-        ({"input": "x", "tools": [{"type": "web_search"}]}, "unsupported_tool", "body.tools.0", "remove it"),
-        ({"input": "x", "tools": [{"type": "function"}]}, "invalid_request", "body.tools.0.name", ""),
+        (
+            {"input": "x", "text": {"frmt": 1}},
+            "unsupported_parameter",
+            "body.text.frmt",
+            "remove it",
+        ),
+        (
+            {"input": "x", "text": {"format": {"type": "x"}}},
+            "invalid_request",
+            "body.text.format.type",
+            "json_schema",
+        ),
+        (
+            {"input": "x", "tools": [{"type": "web_search"}]},
+            "unsupported_tool",
+            "body.tools.0",
+            "remove it",
+        ),
+        (
+            {"input": "x", "tools": [{"type": "function"}]},
+            "invalid_request",
+            "body.tools.0.name",
+            "",
+        ),
         ({"input": "x", "tool_choice": "some"}, "invalid_request", "body.tool_choice", "required"),
         ({"input": "x", "model": "nobody"}, "model_not_found", "body.model", "'nobody'"),
     ],
@@ -158,22 +277,31 @@ def test_it_is_refused(body: dict[str, Any], code: str, param: str, part: str) -
 
 
 def test_a_batch_has_one_shape_of_results() -> None:
-    assert "a batch of its own" in refused({"model": "fusion", "input": "x"}, "/v1/chat/completions").message
+    assert (
+        "a batch of its own"
+        in refused({"model": "fusion", "input": "x"}, "/v1/chat/completions").message
+    )
     chat = {"model": "fusion", "messages": [{"role": "user", "content": "x"}]}
     with pytest.raises(RefusedError, match="a batch of its own"):
         line(chat, url="/v1/chat/completions")
     assert url_of(b'{"custom_id": "x", "url": "/v1/responses"}') == URL
-    assert {url_of(data) for data in (b"{", b"[]", b'{"url": "/v1/fusions"}')} == {"/v1/chat/completions"}
+    assert {url_of(data) for data in (b"{", b"[]", b'{"url": "/v1/fusions"}')} == {
+        "/v1/chat/completions"
+    }
 
 
 @given(
     st.dictionaries(
-        st.sampled_from(["input", "tools", "text", "instructions", "tool_choice", "reasoning", "model"]),
+        st.sampled_from(
+            ["input", "tools", "text", "instructions", "tool_choice", "reasoning", "model"]
+        ),
         st.recursive(
             st.none() | st.booleans() | st.integers() | st.text(max_size=5),
             lambda inner: (
                 st.lists(inner, max_size=3)
-                | st.dictionaries(st.sampled_from(["type", "role", "content", "name", "format", "call_id"]), inner)
+                | st.dictionaries(
+                    st.sampled_from(["type", "role", "content", "name", "format", "call_id"]), inner
+                )
             ),
             max_leaves=10,
         ),
@@ -189,7 +317,11 @@ def test_an_outcome_is_a_response() -> None:
     made = response_of(json.loads(outcome.encode()), model="fusion", created=5)
     found = Response.model_validate(made, strict=True)
 
-    assert (found.id, found.status, found.output_text) == (f"resp_{outcome.fusion_id}", "completed", "Paris.")
+    assert (found.id, found.status, found.output_text) == (
+        f"resp_{outcome.fusion_id}",
+        "completed",
+        "Paris.",
+    )
     message, call = found.output
     assert (message.type, call.type) == ("message", "function_call")
     assert found.usage is not None

@@ -10,9 +10,9 @@ from pydantic import TypeAdapter
 
 from fusewire.contracts import ToolCall
 from fusewire.testing.factories import make_outcome
-from fusewire_ingest.chat_reply import SupersededError
-from fusewire_ingest.responses_shape import response_of, shell
-from fusewire_ingest.responses_stream import ResponseEvents
+from fusewire_ingest.openai.chat_reply import SupersededError
+from fusewire_ingest.openai.responses import response_of, shell
+from fusewire_ingest.openai.responses_stream import ResponseEvents
 
 EVENT: TypeAdapter[ResponseStreamEvent] = TypeAdapter(ResponseStreamEvent)
 LONG = "é" * 30_000
@@ -30,13 +30,19 @@ def response(**fields: Any) -> Any:
 def read(events: Iterable[dict[str, Any]]) -> list[Any]:
     found = list(events)
     # The last one holds the whole response, as OpenAI's does.
-    assert all(len(json.dumps(one, ensure_ascii=False).encode()) < 32 * 1024 for one in found if "delta" in one)
+    assert all(
+        len(json.dumps(one, ensure_ascii=False).encode()) < 32 * 1024
+        for one in found
+        if "delta" in one
+    )
     return [EVENT.validate_python(one) for one in found]
 
 
 def test_text_and_calls_come_in_pieces() -> None:
     of = begun()
-    events = read([*of.begin(), *of.text(LONG[:10]), *of.end(response(content=LONG, tool_calls=(CALL,)))])
+    events = read(
+        [*of.begin(), *of.text(LONG[:10]), *of.end(response(content=LONG, tool_calls=(CALL,)))]
+    )
     assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == LONG
     calls = [e for e in events if e.type == "response.function_call_arguments.delta"]
     assert "".join(e.delta for e in calls) == CALL.arguments
@@ -61,6 +67,11 @@ def test_another_answer_than_the_one_that_was_told_is_none() -> None:
 
 
 def test_a_failure_is_an_error_and_a_failed_response() -> None:
-    error, failed = read(begun().fail("all_panels_failed", "every member failed", {"outcome_id": "f1"}))
+    error, failed = read(
+        begun().fail("all_panels_failed", "every member failed", {"outcome_id": "f1"})
+    )
     assert (error.code, error.message) == ("all_panels_failed", "every member failed")
-    assert (failed.response.status, failed.response.error.message) == ("failed", "every member failed")
+    assert (failed.response.status, failed.response.error.message) == (
+        "failed",
+        "every member failed",
+    )

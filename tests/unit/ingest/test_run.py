@@ -7,8 +7,8 @@ import pytest
 
 from fusewire.errors import Transient
 from fusewire.testing.factories import T0, make_prompt
+from fusewire_ingest.api.dependencies import Dependencies
 from fusewire_ingest.api.errors import HttpError
-from fusewire_ingest.api.parts import Parts
 from fusewire_ingest.api.run import Run, _outcome
 
 
@@ -22,11 +22,18 @@ class NoDatabase:
         raise Transient("the database is not available")
 
 
-@pytest.mark.parametrize(("is_closing", "status"), [(False, 504), (True, 503)], ids=["in time", "as it stops"])
-async def test_what_was_accepted_is_named_though_the_database_is_away(*, is_closing: bool, status: int) -> None:
+@pytest.mark.parametrize(
+    ("is_closing", "status"), [(False, 504), (True, 503)], ids=["in time", "as it stops"]
+)
+async def test_what_was_accepted_is_named_though_the_database_is_away(
+    *, is_closing: bool, status: int
+) -> None:
     """Told only to try again, a client would not know that it has been accepted."""
     prompt = make_prompt()
-    of = cast("Parts", SimpleNamespace(outcomes=NoDatabase(is_closing=is_closing), clock=lambda: T0))
+    of = cast(
+        "Dependencies",
+        SimpleNamespace(outcomes=NoDatabase(is_closing=is_closing), clock=lambda: T0),
+    )
     run = Run(
         model="fusion",
         is_streamed=False,

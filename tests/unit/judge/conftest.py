@@ -9,12 +9,23 @@ from typing import Any, ClassVar
 
 import pytest
 
-from fusewire.contracts import CONTROL, MERGED, Call, Candidate, Outcome, Plan, PlannedJudge, Policy, Prompt, Round
+from fusewire.contracts import (
+    CONTROL,
+    MERGED,
+    Call,
+    Candidate,
+    Outcome,
+    Plan,
+    PlannedJudge,
+    Policy,
+    Prompt,
+    Round,
+)
 from fusewire.testing.factories import T0, make_candidate, make_plan, make_prompt
-from fusewire_judge.fusion.case import Ask, Case, Decided, Decision, Draft, Heard, Wait
-from fusewire_judge.fusion.decision import decide
-from fusewire_judge.fusion.wording import CONTROLS, clean
+from fusewire_judge.judging.prompts import CONTROLS, clean
+from fusewire_judge.model import Ask, Case, Decided, Decision, Draft, ReceivedCandidate, Wait
 from fusewire_judge.outcome import build
+from fusewire_judge.strategies.decide import decide
 
 _SHOWN = re.compile(r"\[\[([0-9a-f]{8,32}) ([A-Z]{1,2})\]\]\n(.*?)\n\[\[/\1 \2\]\]", re.DOTALL)
 
@@ -40,7 +51,7 @@ class Play:
     plan: Plan = field(default_factory=make_plan)
     now: datetime = T0
     rounds: list[Round] = field(default_factory=list)
-    heard: dict[tuple[int, str], Heard] = field(default_factory=dict)
+    heard: dict[tuple[int, str], ReceivedCandidate] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -54,7 +65,9 @@ class Play:
         """No line-up holds a control unless `policy` says so."""
         given = {"mode": mode, "deadline_at": T0 + timedelta(seconds=deadline_s), **(prompt or {})}
         made = make_prompt(**given)
-        return cls(made, make_plan(made, policy=Policy(**{"control_share": 0.0, **(policy or {})}), **plan))
+        return cls(
+            made, make_plan(made, policy=Policy(**{"control_share": 0.0, **(policy or {})}), **plan)
+        )
 
     @property
     def case(self) -> Case:
@@ -65,7 +78,7 @@ class Play:
     def hear(self, candidate: Candidate) -> None:
         """Commit a candidate, unless there is one already."""
         key = (candidate.round, candidate.call)
-        self.heard.setdefault(key, Heard(candidate, self.now, len(self.rounds)))
+        self.heard.setdefault(key, ReceivedCandidate(candidate, self.now, len(self.rounds)))
 
     def says(self, **answers: str) -> "Play":
         """Members answer their first call; a text that begins with `!` is an error code."""
@@ -157,13 +170,17 @@ class Play:
         return self
 
     def verdict_calls(self, judge: str | None = None) -> list[Call]:
-        return [c for c in self.rounds[-1].calls if c.kind == "verdict" and judge in (None, c.model)]
+        return [
+            c for c in self.rounds[-1].calls if c.kind == "verdict" and judge in (None, c.model)
+        ]
 
     def judge_says(self, *who: str, judge: str | None = None) -> "Play":
         """Every verdict call of the last round (of one judge) names this one, wherever it stands; several: in turn."""
         calls = self.verdict_calls(judge)
         for place, call in enumerate(calls):
-            self.say(call.name, self.verdict(self.label(call, who[place % len(who)])), len(self.rounds))
+            self.say(
+                call.name, self.verdict(self.label(call, who[place % len(who)])), len(self.rounds)
+            )
         return self
 
     def judge_always_first(self) -> "Play":
@@ -179,12 +196,16 @@ class Play:
 
     def analyses(self, text: str | None = None) -> "Play":
         (call,) = [c for c in self.rounds[-1].calls if c.kind == "analysis"]
-        return self.say(call.name, json.dumps(self.ANALYSIS) if text is None else text, len(self.rounds))
+        return self.say(
+            call.name, json.dumps(self.ANALYSIS) if text is None else text, len(self.rounds)
+        )
 
     def rebuts(self, **turns: tuple[str, Any] | str) -> "Play":
         """Members reply in a debate: (error, answer), or a raw text."""
         for call, turn in turns.items():
-            text = turn if isinstance(turn, str) else json.dumps({"error": turn[0], "answer": turn[1]})
+            text = (
+                turn if isinstance(turn, str) else json.dumps({"error": turn[0], "answer": turn[1]})
+            )
             self.say(call, text, len(self.rounds))
         return self
 
@@ -204,7 +225,10 @@ class Play:
     def order(self, call: Call) -> list[str]:
         """Members in the order in which a call shows them."""
         names = [*(m.name for m in self.plan.members), CONTROL, MERGED]
-        return [next(name for name in names if text in self._texts(name)) for _, text in self.shown(call)]
+        return [
+            next(name for name in names if text in self._texts(name))
+            for _, text in self.shown(call)
+        ]
 
     def _texts(self, who: str) -> list[str]:
         """What one has said, the earliest first."""

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusewire_judge.answers import (
+from fusewire_judge.model import MemberAnswer
+from fusewire_judge.scoring.answers import (
     agreed,
     agreement,
     canonical,
@@ -19,7 +20,6 @@ from fusewire_judge.answers import (
     similarity,
     votes,
 )
-from fusewire_judge.fusion.case import Said
 
 SCHEMA: dict[str, Any] = {"type": "object"}
 OPEN = "It depends on whom one asks, and on the day."
@@ -110,14 +110,14 @@ def test_canonical_takes_anything(text: str) -> None:
     canonical(text, SCHEMA)
 
 
-def said(*contents: str, weights: str = "1111111") -> list[Said]:
+def said(*contents: str, weights: str = "1111111") -> list[MemberAnswer]:
     return [
-        Said(name, float(weight), content, 0)
+        MemberAnswer(name, float(weight), content, 0)
         for name, weight, content in zip("abcdefg", weights, contents, strict=False)
     ]
 
 
-def members(groups: dict[str, list[Said]]) -> dict[str, str]:
+def members(groups: dict[str, list[MemberAnswer]]) -> dict[str, str]:
     return {value: "".join(s.member for s in group) for value, group in groups.items()}
 
 
@@ -125,7 +125,12 @@ VOTES = [
     ("all agree", ("4", "4.0", "Answer: 4"), "111", {"number:4": "abc"}),
     ("most agree", ("4", "5", "4"), "111", {"number:4": "ac", "number:5": "b"}),
     ("weight beats heads", ("4", "5", "4"), "151", {"number:5": "b", "number:4": "ac"}),
-    ("heads beat the pool's order at equal weight", ("5", "4", "4"), "211", {"number:4": "bc", "number:5": "a"}),
+    (
+        "heads beat the pool's order at equal weight",
+        ("5", "4", "4"),
+        "211",
+        {"number:4": "bc", "number:5": "a"},
+    ),
     ("the pool's order is last", ("5", "4"), "11", {"number:5": "a", "number:4": "b"}),
     (
         "an open answer has no vote",
@@ -137,7 +142,9 @@ VOTES = [
 ]
 
 
-@pytest.mark.parametrize(("contents", "weights", "expected"), [row[1:] for row in VOTES], ids=[row[0] for row in VOTES])
+@pytest.mark.parametrize(
+    ("contents", "weights", "expected"), [row[1:] for row in VOTES], ids=[row[0] for row in VOTES]
+)
 def test_votes(contents: tuple[str, ...], weights: str, expected: dict[str, str]) -> None:
     found = votes(said(*contents, weights=weights), None)
 
@@ -163,7 +170,9 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize(("contents", "schema", "kind"), [r[1:] for r in KINDS], ids=[r[0] for r in KINDS])
+@pytest.mark.parametrize(
+    ("contents", "schema", "kind"), [r[1:] for r in KINDS], ids=[r[0] for r in KINDS]
+)
 def test_kinds(contents: tuple[str, ...], schema: Any, kind: str) -> None:
     assert kind_of(contents, schema) == kind
 
@@ -203,12 +212,22 @@ AGREED = [
 ]
 
 
-@pytest.mark.parametrize(("contents", "who", "expected"), [r[1:] for r in AGREED], ids=[r[0] for r in AGREED])
+@pytest.mark.parametrize(
+    ("contents", "who", "expected"), [r[1:] for r in AGREED], ids=[r[0] for r in AGREED]
+)
 def test_agreed(contents: tuple[str, ...], who: str, expected: bool | None) -> None:
     assert agreed(who, votes(said(*contents), None)) is expected
 
 
-POSTERIOR = [(2, 0, 0.875), (3, 0, 0.9375), (4, 0, 0.9688), (3, 1, 0.8125), (4, 1, 0.8906), (5, 0, 0.9844), (1, 1, 0.5)]
+POSTERIOR = [
+    (2, 0, 0.875),
+    (3, 0, 0.9375),
+    (4, 0, 0.9688),
+    (3, 1, 0.8125),
+    (4, 1, 0.8906),
+    (5, 0, 0.9844),
+    (1, 1, 0.5),
+]
 
 
 @pytest.mark.parametrize(("leading", "others", "expected"), POSTERIOR)
@@ -228,7 +247,13 @@ def test_ties_and_shares() -> None:
 
 @pytest.mark.parametrize(
     ("a", "b", "expected"),
-    [("", "", 1.0), ("a", "", 0.0), ("The cat", "the CAT!", 1.0), ("a b c", "b c d", 0.5), ("a", "b", 0.0)],
+    [
+        ("", "", 1.0),
+        ("a", "", 0.0),
+        ("The cat", "the CAT!", 1.0),
+        ("a b c", "b c d", 0.5),
+        ("a", "b", 0.0),
+    ],
 )
 def test_similarity(a: str, b: str, expected: float) -> None:
     assert similarity(a, b) == expected

@@ -35,8 +35,20 @@ WEIGHTS = [
     # what, weight of b, what b learned, answers, who wins
     ("configured", 3.0, {}, {"a": "4", "b": "5", "c": "4"}, "b"),
     ("learned for the kind", 1.0, {"number": 3.0}, {"a": "4", "b": "5", "c": "4"}, "b"),
-    ("learned for another kind too", 1.0, {"label": 3.0, "number": 1.5}, {"a": "4", "b": "5", "c": "4"}, "a"),
-    ("learned for other kinds only", 1.0, {"label": 2.0, "choice": 4.0}, {"a": "4", "b": "5", "c": "4"}, "b"),
+    (
+        "learned for another kind too",
+        1.0,
+        {"label": 3.0, "number": 1.5},
+        {"a": "4", "b": "5", "c": "4"},
+        "a",
+    ),
+    (
+        "learned for other kinds only",
+        1.0,
+        {"label": 2.0, "choice": 4.0},
+        {"a": "4", "b": "5", "c": "4"},
+        "b",
+    ),
     ("both together", 1.5, {"number": 1.5}, {"a": "4", "b": "5", "c": "4"}, "b"),
     ("learned for labels", 1.0, {"label": 3.0}, {"a": "yes", "b": "no", "c": "yes"}, "b"),
     ("learned to be weak", 3.0, {"number": 0.25}, {"a": "4", "b": "5", "c": "4"}, "a"),
@@ -65,7 +77,11 @@ def test_a_tie_goes_to_the_judge(begin: Begin) -> None:
 def test_a_tie_without_a_judge_goes_to_the_first_of_the_pool(begin: Begin) -> None:
     draft = begin(members="ab", judge=None).says(b="5", a="4").ends()
 
-    assert (draft.status, draft.winner, draft.reason) == ("voted", "a", "tie, the first of the pool")
+    assert (draft.status, draft.winner, draft.reason) == (
+        "voted",
+        "a",
+        "tie, the first of the pool",
+    )
 
 
 # -- both orders --------------------------------------------------------------------------
@@ -80,8 +96,14 @@ def test_a_judge_that_agrees_with_itself_decides(begin: Begin) -> None:
     for call in play.rounds[0].calls:
         assert (call.kind, call.model, call.member) == ("verdict", JUDGE.model, None)
         # Nothing that a reasoning model would refuse, or spend on thought.
-        assert (call.sampling.temperature, call.sampling.max_tokens, call.expected_tokens) == (None, None, 256)
-        assert call.sampling.response_schema["properties"]["winner"]["enum"] == [label for label, _ in play.shown(call)]
+        assert (call.sampling.temperature, call.sampling.max_tokens, call.expected_tokens) == (
+            None,
+            None,
+            256,
+        )
+        assert call.sampling.response_schema["properties"]["winner"]["enum"] == [
+            label for label, _ in play.shown(call)
+        ]
         assert sorted(play.order(call)) == ["a", "b", "c"]
         assert not any(m.model in text.content for m in play.plan.members for text in call.messages)
     first, second = play.rounds[0].calls
@@ -93,7 +115,8 @@ def test_a_judge_that_agrees_with_itself_decides(begin: Begin) -> None:
     assert (draft.reason, draft.rung, draft.degraded) == (play.REASON, "strict", ())
     assert draft.shown == tuple(play.order(first))
     assert [(v.call, v.winner, v.is_consistent, v.chars) for v in draft.verdicts] == [
-        (call.name, "b", True, tuple(len(OPEN[m]) for m in play.order(call))) for call in (first, second)
+        (call.name, "b", True, tuple(len(OPEN[m]) for m in play.order(call)))
+        for call in (first, second)
     ]
 
 
@@ -158,15 +181,23 @@ SETTLED = [
 ]
 
 
-@pytest.mark.parametrize(("texts", "weights", "costs", "winner"), [r[1:] for r in SETTLED], ids=[r[0] for r in SETTLED])
+@pytest.mark.parametrize(
+    ("texts", "weights", "costs", "winner"), [r[1:] for r in SETTLED], ids=[r[0] for r in SETTLED]
+)
 def test_a_pair_that_ties_is_settled_by_a_rule(
-    begin: Begin, texts: dict[str, str], weights: tuple[int, ...], costs: tuple[Any, ...], winner: str
+    begin: Begin,
+    texts: dict[str, str],
+    weights: tuple[int, ...],
+    costs: tuple[Any, ...],
+    winner: str,
 ) -> None:
     sentence = " for the one who asks, if I may put it so."
     play = begin(members=[make_member(n, w) for n, w in zip("abc", weights, strict=True)])
     for name, cost in zip("abc", costs, strict=True):
         # One open answer in three would leave the others a vote.
-        text = texts[name] if texts[name] == OPEN.get(name) else f"{texts[name]} or so they say here"
+        text = (
+            texts[name] if texts[name] == OPEN.get(name) else f"{texts[name]} or so they say here"
+        )
         play.say(name, text if "they say" in text else text + sentence, cost_usd=cost)
     split(play, "a", "b").asks()
 
@@ -188,7 +219,9 @@ def test_with_two_members_a_split_is_no_matter_for_a_pair(begin: Begin) -> None:
 
 @settings(max_examples=60)
 @given(seed=st.integers(0, 2**31 - 1), texts=st.sampled_from([TWO, OPEN, FOUR, FIVE]))
-def test_a_judge_that_names_the_first_it_sees_moves_no_winner(begin: Begin, seed: int, texts: dict[str, str]) -> None:
+def test_a_judge_that_names_the_first_it_sees_moves_no_winner(
+    begin: Begin, seed: int, texts: dict[str, str]
+) -> None:
     """The winner is the one that the rule alone prefers, whatever order the seed gives, and never for its place."""
 
     def winner(seed: int, count: int) -> tuple[str, bool | None]:
@@ -233,7 +266,9 @@ def seated(begin: Begin, juror: Juror, *models: str, **plan: Any) -> Any:
 def test_a_jury_is_pooled(begin: Begin, juror: Juror) -> None:
     play = seated(begin, juror)
     assert [(c.name, c.model) for c in play.verdict_calls()] == [
-        (f"verdict-{number}-{order}", model) for number, model in enumerate(JURY, 1) for order in (1, 2)
+        (f"verdict-{number}-{order}", model)
+        for number, model in enumerate(JURY, 1)
+        for order in (1, 2)
     ]
 
     play.judge_says("a", judge="x").judge_says("b", judge="y").judge_says("b", judge="z")
@@ -252,15 +287,23 @@ def test_each_juror_is_shown_an_order_of_its_own(begin: Begin, juror: Juror) -> 
 
 def test_a_broken_juror_leaves_the_verdict_to_the_others(begin: Begin, juror: Juror) -> None:
     play = seated(begin, juror)
-    play.judge_says("a", judge="x").judge_says("a", judge="y").judge_writes("!server_error", judge="z")
+    play.judge_says("a", judge="x").judge_says("a", judge="y").judge_writes(
+        "!server_error", judge="z"
+    )
 
     draft = play.ends()
 
-    assert (draft.winner, draft.status, draft.degraded) == ("a", "fused", ("verdict_void:server_error",))
+    assert (draft.winner, draft.status, draft.degraded) == (
+        "a",
+        "fused",
+        ("verdict_void:server_error",),
+    )
     assert [v.void for v in draft.verdicts] == [None] * 4 + ["server_error"] * 2
 
 
-def test_a_juror_that_is_a_member_has_no_voice_on_its_own_answer(begin: Begin, juror: Juror) -> None:
+def test_a_juror_that_is_a_member_has_no_voice_on_its_own_answer(
+    begin: Begin, juror: Juror
+) -> None:
     play = seated(begin, juror, "m-a", "y")
     own, other = (play.order(play.verdict_calls(model)[0]) for model in ("m-a", "y"))
 
@@ -289,7 +332,11 @@ def test_a_sole_judge_that_is_a_member_judges_the_others(begin: Begin, juror: Ju
 
 
 def test_a_judge_that_is_one_of_two_members_is_not_asked(begin: Begin, juror: Juror) -> None:
-    draft = begin(members=[make_member("a"), make_member("b", 2)], judge=juror("m-a")).says(**TWO).ends()
+    draft = (
+        begin(members=[make_member("a"), make_member("b", 2)], judge=juror("m-a"))
+        .says(**TWO)
+        .ends()
+    )
 
     assert (draft.status, draft.winner, draft.verdicts) == ("voted", "b", ())
     assert draft.reason.startswith("a judge does not vote on its own answer")
@@ -308,18 +355,30 @@ def test_a_pool_of_the_judge_s_own_model_alone_is_judged(begin: Begin, juror: Ju
 
 UNREADABLE = [
     ("prose", "I like the first one best.", "not_json"),
-    ("an unknown label", '{"reason": "It is simply the best.", "winner": "ZZZ"}', "schema_mismatch"),
+    (
+        "an unknown label",
+        '{"reason": "It is simply the best.", "winner": "ZZZ"}',
+        "schema_mismatch",
+    ),
     ("A, always", '{"reason": "It is simply the best.", "winner": "A"}', "schema_mismatch"),
     ("nobody", '{"reason": "They are all the same.", "winner": ""}', "schema_mismatch"),
     ("no winner", '{"reason": "They are all the same."}', "schema_mismatch"),
     ("nothing", "", "empty"),
-    ("two verdicts", '{"winner":"BC","reason":"It is so good."}{"winner":"CD","reason":"It is so good."}', "not_json"),
+    (
+        "two verdicts",
+        '{"winner":"BC","reason":"It is so good."}{"winner":"CD","reason":"It is so good."}',
+        "not_json",
+    ),
     ("1 MB", "x" * 1_000_000, "too_long"),
 ]
 
 
-@pytest.mark.parametrize(("text", "why"), [r[1:] for r in UNREADABLE], ids=[r[0] for r in UNREADABLE])
-def test_what_cannot_be_read_is_asked_for_once_more_then_a_rule_decides(begin: Begin, text: str, why: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "why"), [r[1:] for r in UNREADABLE], ids=[r[0] for r in UNREADABLE]
+)
+def test_what_cannot_be_read_is_asked_for_once_more_then_a_rule_decides(
+    begin: Begin, text: str, why: str
+) -> None:
     play = begin().says(**OPEN)
     play.asks()
     play.judge_writes(text)
@@ -328,7 +387,11 @@ def test_what_cannot_be_read_is_asked_for_once_more_then_a_rule_decides(begin: B
     assert [c.messages for c in play.rounds[1].calls] == [c.messages for c in play.rounds[0].calls]
     draft = play.judge_writes(text).ends()
 
-    assert (draft.status, draft.rung, draft.degraded) == ("voted", "fallback", (f"judge_failed:{why}",))
+    assert (draft.status, draft.rung, draft.degraded) == (
+        "voted",
+        "fallback",
+        (f"judge_failed:{why}",),
+    )
     assert draft.reason == "no usable verdict, the answer most like the others"
     assert draft.winner in OPEN
     assert [v.void for v in draft.verdicts] == [why, why]
@@ -378,7 +441,11 @@ def test_a_judge_that_fails_is_not_asked_again(begin: Begin, code: str) -> None:
 
     draft = play.judge_writes(f"!{code}").ends()
 
-    assert (draft.status, draft.rung, draft.degraded) == ("voted", "fallback", (f"judge_failed:{code}",))
+    assert (draft.status, draft.rung, draft.degraded) == (
+        "voted",
+        "fallback",
+        (f"judge_failed:{code}",),
+    )
 
 
 def test_a_silent_judge_is_waited_for_until_the_deadline(begin: Begin) -> None:
@@ -399,7 +466,11 @@ def test_a_verdict_that_comes_with_the_deadline_still_counts(begin: Begin) -> No
 
 
 def test_open_answers_without_a_judge_are_chosen_by_likeness(begin: Begin) -> None:
-    texts = {"a": "red green blue stripes everywhere", "b": "red green blue", "c": "red green dots in rows of five"}
+    texts = {
+        "a": "red green blue stripes everywhere",
+        "b": "red green blue",
+        "c": "red green dots in rows of five",
+    }
 
     draft = begin(judge=None).says(**texts).ends()
 
@@ -420,7 +491,9 @@ def test_a_judge_that_picks_the_control_has_said_nothing(begin: Begin, juror: Ju
 
     assert (draft.winner, draft.degraded) == ("a", ("verdict_void:picked_control",))
     assert CONTROL not in draft.shown
-    assert [(v.void, v.is_consistent) for v in draft.verdicts] == [("picked_control", None)] * 2 + [(None, True)] * 2
+    assert [(v.void, v.is_consistent) for v in draft.verdicts] == [("picked_control", None)] * 2 + [
+        (None, True)
+    ] * 2
     assert {v.control for v in draft.verdicts} <= {"null", "master_key"}
 
 

@@ -39,7 +39,11 @@ def test_members_that_disagree_see_the_others_and_answer_again(begin: Begin) -> 
     assert list(play.asks()) == ["a", "b", "c"]
     for call in play.rounds[0].calls:
         assert (call.kind, call.member, call.model) == ("debate", call.name, f"m-{call.name}")
-        assert (call.sampling.seed, call.sampling.temperature, call.sampling.max_tokens) == (None, 0.5, 170)
+        assert (call.sampling.seed, call.sampling.temperature, call.sampling.max_tokens) == (
+            None,
+            0.5,
+            170,
+        )
         assert call.sampling.response_schema["required"] == ["error", "answer"]
     draft = play.rebuts(a=(ERROR, "5"), b=("", "5"), c=(ERROR, "5")).ends()
     assert (draft.status, draft.content, draft.winner) == ("voted", "5", "a")
@@ -51,7 +55,9 @@ def test_nobody_is_shown_its_own_answer_as_another_s(begin: Begin) -> None:
     play.asks()
 
     for call in play.rounds[0].calls:
-        assert {text for _, text in play.shown(call)} == {text for name, text in OPEN.items() if name != call.name}
+        assert {text for _, text in play.shown(call)} == {
+            text for name, text in OPEN.items() if name != call.name
+        }
 
 
 KEPT = [
@@ -99,7 +105,11 @@ def test_a_silent_member_is_waited_for_until_the_deadline(begin: Begin) -> None:
     play.rebuts(a=(ERROR, "5"), b=("", "5"))
     assert play.waits() == 60
 
-    assert {one.member: one.content for one in play.later(60).ends().said} == {"a": "5", "b": "5", "c": "6"}
+    assert {one.member: one.content for one in play.later(60).ends().said} == {
+        "a": "5",
+        "b": "5",
+        "c": "6",
+    }
 
 
 def test_it_stops_when_nobody_changes(begin: Begin) -> None:
@@ -126,7 +136,9 @@ def test_it_has_as_many_rounds_as_the_pool_allows(begin: Begin, most: int) -> No
     )
 
 
-def test_the_vote_is_over_the_whole_course_so_that_the_talked_out_still_counts(begin: Begin) -> None:
+def test_the_vote_is_over_the_whole_course_so_that_the_talked_out_still_counts(
+    begin: Begin,
+) -> None:
     play = begin("debate", debate_rounds=1).says(a="4", b="4", c="5")
     play.asks()
 
@@ -157,7 +169,9 @@ def test_a_debate_that_stays_open_is_judged(begin: Begin) -> None:
 
     assert (draft.status, draft.winner, draft.content) == ("fused", "b", OPEN["b"] + " Truly.")
     assert draft.reason == f"{play.REASON} (after 1 debate round)"
-    assert [a.content for a in play.outcome(1).answers] == [OPEN[name] + " Truly." for name in "abc"]
+    assert [a.content for a in play.outcome(1).answers] == [
+        OPEN[name] + " Truly." for name in "abc"
+    ]
 
 
 def test_a_debate_without_a_judge_ends_by_likeness(begin: Begin) -> None:
@@ -185,9 +199,13 @@ BARRED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("members", "wanted", "why"), [r[1:] for r in BARRED], ids=[r[0] for r in BARRED])
+@pytest.mark.parametrize(
+    ("members", "wanted", "why"), [r[1:] for r in BARRED], ids=[r[0] for r in BARRED]
+)
 def test_there_is_no_debate(begin: Begin, members: list[Any], wanted: int, why: str) -> None:
-    play = begin("debate", members=members, policy={"debate_families": wanted}).says(a="4", b="5", c="5")
+    play = begin("debate", members=members, policy={"debate_families": wanted}).says(
+        a="4", b="5", c="5"
+    )
 
     assert play.ends().reason == f"vote, 2 of 3 say the same ({why})"
 
@@ -195,13 +213,24 @@ def test_there_is_no_debate(begin: Begin, members: list[Any], wanted: int, why: 
 DEBATED = [
     ("two families", [family("a"), family("b", family="two"), family("c")], 2, ["a", "b", "c"]),
     ("one family, asked for", [family("a"), family("b"), family("c")], 1, ["a", "b", "c"]),
-    ("a mute member listens", [family("a"), family("b", family="two"), family("c", is_mute=True)], 2, ["a", "b"]),
+    (
+        "a mute member listens",
+        [family("a"), family("b", family="two"), family("c", is_mute=True)],
+        2,
+        ["a", "b"],
+    ),
 ]
 
 
-@pytest.mark.parametrize(("members", "wanted", "speakers"), [r[1:] for r in DEBATED], ids=[r[0] for r in DEBATED])
-def test_there_is_a_debate(begin: Begin, members: list[Any], wanted: int, speakers: list[str]) -> None:
-    play = begin("debate", members=members, policy={"debate_families": wanted}).says(a="4", b="5", c="5")
+@pytest.mark.parametrize(
+    ("members", "wanted", "speakers"), [r[1:] for r in DEBATED], ids=[r[0] for r in DEBATED]
+)
+def test_there_is_a_debate(
+    begin: Begin, members: list[Any], wanted: int, speakers: list[str]
+) -> None:
+    play = begin("debate", members=members, policy={"debate_families": wanted}).says(
+        a="4", b="5", c="5"
+    )
 
     assert list(play.asks()) == speakers
     assert all({text for _, text in play.shown(call)} for call in play.rounds[0].calls)
@@ -221,7 +250,10 @@ def test_a_mute_member_s_answer_counts_in_each_turn(begin: Begin) -> None:
 
     draft = play.rebuts(a=(ERROR, "6"), b=("", "5")).ends()
 
-    assert (draft.content, draft.reason) == ("6", "vote, 3 of 6 say the same (after 1 debate round)")
+    assert (draft.content, draft.reason) == (
+        "6",
+        "vote, 3 of 6 say the same (after 1 debate round)",
+    )
 
 
 # -- demanded schemas ---------------------------------------------------------------------
@@ -236,7 +268,11 @@ def test_a_schema_is_demanded_of_the_answer_within_the_reply(begin: Begin) -> No
     draft = play.rebuts(a=(ERROR, {"n": 5}), b=(ERROR, "6"), c=(ERROR, {"m": 6})).ends()
 
     assert (draft.content, draft.winner) == ('{"n": 5}', "a")
-    assert {one.member: one.content for one in draft.said} == {"a": '{"n": 5}', "b": '{"n": 5}', "c": '{"n": 6}'}
+    assert {one.member: one.content for one in draft.said} == {
+        "a": '{"n": 5}',
+        "b": '{"n": 5}',
+        "c": '{"n": 6}',
+    }
 
 
 def test_a_mended_answer_is_not_cut_where_the_first_one_was(begin: Begin) -> None:

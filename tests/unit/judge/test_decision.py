@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusewire.contracts import Excluded, PlannedJudge, Sampling, Tool, ToolCall
+from fusewire.contracts import ExcludedMember, PlannedJudge, Sampling, Tool, ToolCall
 from fusewire.testing.factories import JUDGE, make_member
 from fusewire.testing.factories import OPEN_ANSWERS as OPEN
-from fusewire_judge.fusion.case import Ask, Decided, Draft
+from fusewire_judge.model import Ask, Decided, Draft
 
 Begin = Callable[..., Any]
 MODES = ["best-of", "merge", "debate"]
@@ -54,7 +54,11 @@ def test_one_survivor_is_single_never_fused(begin: Begin, mode: str, text: str, 
 def test_two_members_with_one_survivor(begin: Begin) -> None:
     draft = begin(members="ab").says(a=OPEN["a"], b="!timeout").ends()
 
-    assert (draft.status, draft.content, draft.degraded) == ("single", OPEN["a"], ("failed:b:timeout",))
+    assert (draft.status, draft.content, draft.degraded) == (
+        "single",
+        OPEN["a"],
+        ("failed:b:timeout",),
+    )
 
 
 @pytest.mark.parametrize("bad", [REFUSAL, LOOP])
@@ -82,11 +86,17 @@ def test_nobody_answered_in_time(begin: Begin, mode: str) -> None:
     draft = play.later(45).ends()
 
     assert (draft.status, draft.error) == ("expired", "no member answered before the deadline")
-    assert draft.degraded == ("failed:a:server_error", "missing:b:0.33:deadline", "missing:c:0.33:deadline")
+    assert draft.degraded == (
+        "failed:a:server_error",
+        "missing:b:0.33:deadline",
+        "missing:c:0.33:deadline",
+    )
 
 
 def test_an_empty_pool_fails_at_once(begin: Begin) -> None:
-    play = begin(members=(), excluded=(Excluded(name="gone", reason="unknown_pool", weight=1.0),))
+    play = begin(
+        members=(), excluded=(ExcludedMember(name="gone", reason="unknown_pool", weight=1.0),)
+    )
 
     draft = play.ends()
 
@@ -97,14 +107,22 @@ def test_an_empty_pool_fails_at_once(begin: Begin) -> None:
 
 
 def test_who_was_excluded_is_told(begin: Begin) -> None:
-    draft = begin(members="ab", excluded=(Excluded(name="gpt", reason="residency"),)).says(a="4", b="4").ends()
+    draft = (
+        begin(members="ab", excluded=(ExcludedMember(name="gpt", reason="residency"),))
+        .says(a="4", b="4")
+        .ends()
+    )
 
     assert draft.degraded == ("excluded:gpt:residency",)
 
 
 @pytest.mark.parametrize("cut", ["a", "b"])
 def test_a_winner_that_was_cut_off_says_so(begin: Begin, cut: str) -> None:
-    play = begin(members="ab").say(cut, OPEN[cut], finish_reason="length").says(**{n: OPEN[n] for n in "ab"})
+    play = (
+        begin(members="ab")
+        .say(cut, OPEN[cut], finish_reason="length")
+        .says(**{n: OPEN[n] for n in "ab"})
+    )
     play.asks()
 
     draft = play.judge_says("a").ends()
@@ -112,14 +130,28 @@ def test_a_winner_that_was_cut_off_says_so(begin: Begin, cut: str) -> None:
     assert (draft.winner, draft.degraded) == ("a", ("winner_cut:a",) if cut == "a" else ())
 
 
-SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
-OTHERS = ['{"tool": "search", "query": "x"}', '[{"n": 4}]', '"4"', '{"n": "4"}', "```json\n{}\n```", '{"n": NaN}']
+SCHEMA = {
+    "type": "object",
+    "properties": {"n": {"type": "integer"}},
+    "required": ["n"],
+    "additionalProperties": False,
+}
+OTHERS = [
+    '{"tool": "search", "query": "x"}',
+    '[{"n": 4}]',
+    '"4"',
+    '{"n": "4"}',
+    "```json\n{}\n```",
+    '{"n": NaN}',
+]
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("other", OTHERS)
 def test_somebody_else_s_json_has_no_vote(begin: Begin, mode: str, other: str) -> None:
-    play = begin(mode, prompt={"sampling": Sampling(response_schema=SCHEMA)}).says(a=other, b='{"n": 4}', c=other)
+    play = begin(mode, prompt={"sampling": Sampling(response_schema=SCHEMA)}).says(
+        a=other, b='{"n": 4}', c=other
+    )
 
     assert (play.ends().content, play.outcome().answer_kind) == ('{"n": 4}', "json")
 
@@ -140,9 +172,13 @@ MEGABYTES = [
 ]
 
 
-@pytest.mark.parametrize(("mode", "schema"), [("best-of", None), ("merge", None), ("debate", SCHEMA)])
+@pytest.mark.parametrize(
+    ("mode", "schema"), [("best-of", None), ("merge", None), ("debate", SCHEMA)]
+)
 @pytest.mark.parametrize("made", [r[1] for r in MEGABYTES], ids=[r[0] for r in MEGABYTES])
-def test_megabytes_are_no_trouble(begin: Begin, mode: str, made: Callable[[int], str], schema: Any) -> None:
+def test_megabytes_are_no_trouble(
+    begin: Begin, mode: str, made: Callable[[int], str], schema: Any
+) -> None:
     """Work that grows with the square of such a text would not come back within an hour."""
     play = begin(mode, prompt={"sampling": Sampling(response_schema=schema)})
     play.says(a=made(1), b=made(2), c=made(3))
@@ -151,7 +187,9 @@ def test_megabytes_are_no_trouble(begin: Begin, mode: str, made: Callable[[int],
 
     assert isinstance(decision, Ask | Decided)
     if isinstance(decision, Ask):
-        assert sum(len(m.content) for c in decision.calls for m in c.messages) < len(decision.calls) * 45_000 or (
+        assert sum(len(m.content) for c in decision.calls for m in c.messages) < len(
+            decision.calls
+        ) * 45_000 or (
             mode == "debate"  # each is shown its own answer whole
         )
 
@@ -167,7 +205,9 @@ CAPS = [
 
 
 @pytest.mark.parametrize(("policy", "cap"), [r[1:] for r in CAPS], ids=[r[0] for r in CAPS])
-def test_a_cap_ends_it_without_another_call(begin: Begin, policy: dict[str, Any], cap: str | None) -> None:
+def test_a_cap_ends_it_without_another_call(
+    begin: Begin, policy: dict[str, Any], cap: str | None
+) -> None:
     play = begin(policy=policy).says(**OPEN)
 
     if cap is None:
@@ -211,7 +251,9 @@ def called(begin: Begin, said: dict[str, Any], mode: str = "best-of", **given: A
         if isinstance(one, str):
             play.say(member, one)
         else:
-            call = ToolCall(id=f"{member}-1", name="weather", arguments=json.dumps({"city": one[0]}))
+            call = ToolCall(
+                id=f"{member}-1", name="weather", arguments=json.dumps({"city": one[0]})
+            )
             play.say(member, None, tool_calls=(call,))
     return play
 
@@ -237,10 +279,14 @@ def test_one_caller_alone_is_single(begin: Begin) -> None:
     assert draft.degraded == ("failed:b:timeout", "empty:c")
 
 
-def test_what_is_said_beside_calls_is_kept_of_one_member_and_of_several_of_none(begin: Begin) -> None:
+def test_what_is_said_beside_calls_is_kept_of_one_member_and_of_several_of_none(
+    begin: Begin,
+) -> None:
     call = ToolCall(id="1", name="weather", arguments='{"city": "Paris"}')
     alone = (
-        begin(prompt={"tools": (WEATHER,)}, members=[make_member("a")]).say("a", "I look.", tool_calls=(call,)).ends()
+        begin(prompt={"tools": (WEATHER,)}, members=[make_member("a")])
+        .say("a", "I look.", tool_calls=(call,))
+        .ends()
     )
     play = begin(prompt={"tools": (WEATHER,)})
     for member in "abc":
@@ -318,7 +364,12 @@ def test_after_the_deadline_it_ends_wherever_it_stood(begin: Begin, mode: str, r
     for _ in range(rounds):
         if isinstance(play.decide(), Ask):
             play.asks()
-            play.replies(**{call.name.replace("-", "_"): "nonsense " + call.name for call in play.rounds[-1].calls})
+            play.replies(
+                **{
+                    call.name.replace("-", "_"): "nonsense " + call.name
+                    for call in play.rounds[-1].calls
+                }
+            )
 
     draft = play.later(61).ends()
 
@@ -352,7 +403,10 @@ SCENES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "debate of numbers": ({"mode": "debate"}, CLOSED),
     "debate of texts": ({"mode": "debate"}, OPEN),
     "gate": ({"members": EDGES, "policy": {"gate": "edge-first"}}, {"a": "4", "b": "4", "c": "4"}),
-    "gate stays shut": ({"members": EDGES, "policy": {"gate": "edge-first"}}, {"a": "4", "b": "5", "c": "5"}),
+    "gate stays shut": (
+        {"members": EDGES, "policy": {"gate": "edge-first"}},
+        {"a": "4", "b": "5", "c": "5"},
+    ),
     "gated merge": ({"mode": "merge", "members": EDGES, "policy": {"gate": "edge-first"}}, OPEN),
     "hedge": ({"members": SLOW, "quorum": 1.0}, OPEN),
     "hedged debate": ({"mode": "debate", "members": SLOW, "quorum": 1.0}, CLOSED),
@@ -368,7 +422,11 @@ def spoken(call: str, place: int, texts: dict[str, str], play: Any) -> str:
         shown = play.shown(asked)
         return "prose" if call.endswith("z") else play.verdict(shown[len(call) % len(shown)][0])
     if asked.kind == "debate":
-        return json.dumps({"error": "I misread what was asked.", "answer": "5"}) if call != "c" else "!timeout"
+        return (
+            json.dumps({"error": "I misread what was asked.", "answer": "5"})
+            if call != "c"
+            else "!timeout"
+        )
     return json.dumps(play.ANALYSIS) if asked.kind == "analysis" else "Paris is what they say."
 
 
@@ -431,7 +489,9 @@ def test_order_and_duplicates_and_late_answers_change_nothing(
 
 @settings(max_examples=100)
 @given(
-    scene=st.sampled_from(["judged", "jury", "merge", "debate of texts", "debate of numbers", "hedge"]),
+    scene=st.sampled_from(
+        ["judged", "jury", "merge", "debate of texts", "debate of numbers", "hedge"]
+    ),
     missing=st.sampled_from(["a", "b"]),
     late=st.sampled_from(["4", "late text", "!timeout"]),
     after=st.integers(1, 3),

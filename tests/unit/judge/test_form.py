@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fusewire.contracts import Sampling, Tool, ToolCall
-from fusewire_judge.answers import unwrapped
+from fusewire_judge.scoring.answers import unwrapped
 
 Begin = Callable[..., Any]
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -36,25 +36,35 @@ WRAPPED = [
 ]
 
 
-@pytest.mark.parametrize(("text", "read"), [row[1:] for row in WRAPPED], ids=[row[0] for row in WRAPPED])
+@pytest.mark.parametrize(
+    ("text", "read"), [row[1:] for row in WRAPPED], ids=[row[0] for row in WRAPPED]
+)
 def test_an_answer_is_read_without_what_stands_around_it(text: str, read: str | None) -> None:
     assert unwrapped(text, CITY) == (text if read is None else read)
     assert unwrapped(text, None) == text
 
 
 def test_three_fenced_answers_win_over_a_bare_one(begin: Begin) -> None:
-    play = begin(prompt=ASKED, members="abcd").says(a=ROME, b=fenced(OSLO), c=fenced(OSLO), d=fenced(OSLO))
+    play = begin(prompt=ASKED, members="abcd").says(
+        a=ROME, b=fenced(OSLO), c=fenced(OSLO), d=fenced(OSLO)
+    )
     assert play.ends().content == OSLO
 
 
 def test_where_nobody_has_the_form_one_answer_is_written_anew(begin: Begin) -> None:
-    play = begin(prompt=ASKED).says(a="The city is Oslo.", b="The city is Oslo!", c="Rome, of course.")
+    play = begin(prompt=ASKED).says(
+        a="The city is Oslo.", b="The city is Oslo!", c="Rome, of course."
+    )
     asked = play.asks()
     assert list(asked) == ["repair"]
     assert "The city is Oslo" in asked["repair"]
     assert "Rome" not in asked["repair"]
     (call,) = play.rounds[-1].calls
-    assert (call.kind, call.sampling.response_schema, call.sampling.temperature) == ("write", CITY, None)
+    assert (call.kind, call.sampling.response_schema, call.sampling.temperature) == (
+        "write",
+        CITY,
+        None,
+    )
 
     draft = play.replies(repair=fenced(OSLO)).ends()
     assert (draft.status, draft.content) == ("fused", OSLO)

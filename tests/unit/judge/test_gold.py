@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusewire.contracts import Gold, Match
-from fusewire_judge.gold import is_right
+from fusewire_judge.scoring.gold import is_right
 
 RIGHT: list[tuple[Match, str, str]] = [
     ("number", "18", "18"),
@@ -118,7 +118,11 @@ def test_a_hostile_answer_neither_raises_nor_takes_long(match: Match, content: s
     is_right("12", Gold(answer=content, match=match))
 
 
-@given(st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**9), max_value=10**9, places=3))
+@given(
+    st.decimals(
+        allow_nan=False, allow_infinity=False, min_value=-(10**9), max_value=10**9, places=3
+    )
+)
 def test_a_number_is_right_in_every_spelling(value: object) -> None:
     gold = Gold(answer=str(value), match="number")
     for spelling in (

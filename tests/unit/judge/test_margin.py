@@ -8,9 +8,9 @@ import pytest
 from fusewire.contracts import CONTROL, MERGED, Call, Message, PlannedJudge, Verdict
 from fusewire.testing.factories import OPEN_ANSWERS as OPEN
 from fusewire.testing.factories import make_candidate, make_member, make_prompt
-from fusewire_judge.fusion.ballot import Count, poll
-from fusewire_judge.fusion.case import Said
-from fusewire_judge.fusion.wording import PLAIN
+from fusewire_judge.judging.ballot import Tally, poll
+from fusewire_judge.judging.prompts import PLAIN
+from fusewire_judge.model import MemberAnswer
 
 Begin = Callable[..., Any]
 
@@ -72,7 +72,11 @@ def test_what_it_finds_most_probable_wins(begin: Begin) -> None:
     assert draft.degraded == ()
     (verdict,) = draft.verdicts
     assert (verdict.winner, verdict.rung, verdict.is_consistent) == ("b", "strict", None)
-    assert dict(zip(verdict.shown, verdict.logprobs, strict=True)) == {"a": -20.0, "b": -19.5, "c": -19.8}
+    assert dict(zip(verdict.shown, verdict.logprobs, strict=True)) == {
+        "a": -20.0,
+        "b": -19.5,
+        "c": -19.8,
+    }
 
 
 def test_a_weak_voice_needs_more_than_a_small_judge_s_leaning(begin: Begin) -> None:
@@ -88,7 +92,9 @@ def test_a_weak_voice_needs_more_than_a_small_judge_s_leaning(begin: Begin) -> N
 
 
 def test_an_answer_that_was_cut_off_is_not_read_beside_two_whole_ones(begin: Begin) -> None:
-    play = begin(judge=EDGE).says(a=OPEN["a"], b=OPEN["b"]).say("c", OPEN["c"], finish_reason="length")
+    play = (
+        begin(judge=EDGE).says(a=OPEN["a"], b=OPEN["b"]).say("c", OPEN["c"], finish_reason="length")
+    )
     play.asks()
     (call,) = play.verdict_calls()
     assert set(order(call)) == {"a", "b"}
@@ -134,7 +140,9 @@ def test_judges_by_margin_that_disagree_are_not_asked_the_same_again(begin: Begi
     assert draft.reason.startswith("the judges are tied")
 
 
-@pytest.mark.parametrize(("said", "why"), [("!engine_failed", "engine_failed"), ("B", "no_probabilities")])
+@pytest.mark.parametrize(
+    ("said", "why"), [("!engine_failed", "engine_failed"), ("B", "no_probabilities")]
+)
 def test_what_cannot_be_read_is_told_and_not_asked_again(begin: Begin, said: str, why: str) -> None:
     play = begun(begin)
     (call,) = play.verdict_calls()
@@ -147,11 +155,13 @@ def test_what_cannot_be_read_is_told_and_not_asked_again(begin: Begin, said: str
 
 def test_a_guard_compares_without_weights(begin: Begin) -> None:
     case = begin(judge=EDGE).says(**OPEN).case
-    said = (Said(MERGED, 1.0, "Both.", 0), Said("b", 0.25, OPEN["b"], 0))
+    said = (MemberAnswer(MERGED, 1.0, "Both.", 0), MemberAnswer("b", 0.25, OPEN["b"], 0))
     asked = poll(case, said, "guard", "guard", [EDGE])
     (call,) = next(asked)()
     liking = {"Both.": -20.0, OPEN["b"]: -19.9}
-    reply = make_candidate(call=call.name, choice_logprobs=tuple(liking[text] for text in call.choices))
+    reply = make_candidate(
+        call=call.name, choice_logprobs=tuple(liking[text] for text in call.choices)
+    )
 
     with pytest.raises(StopIteration) as ended:
         asked.send({call.name: reply})
@@ -162,7 +172,9 @@ def test_a_guard_compares_without_weights(begin: Begin) -> None:
 def test_what_saw_no_order_says_nothing_of_places() -> None:
     shown = ("a", "b")
     by_place = Verdict(call="1", kind="listwise", judge_model="m", shown=shown, winner="a")
-    by_margin = Verdict(call="2", kind="listwise", judge_model="e", shown=shown, winner="b", logprobs=(-2.0, -1.0))
+    by_margin = Verdict(
+        call="2", kind="listwise", judge_model="e", shown=shown, winner="b", logprobs=(-2.0, -1.0)
+    )
 
-    assert Count({}, {}, (by_place, by_margin), {}, (), None, ()).follows_place
-    assert not Count({}, {}, (by_margin,), {}, (), None, ()).follows_place
+    assert Tally({}, {}, (by_place, by_margin), {}, (), None, ()).follows_place
+    assert not Tally({}, {}, (by_margin,), {}, (), None, ()).follows_place

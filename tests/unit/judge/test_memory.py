@@ -10,30 +10,43 @@ from hypothesis import strategies as st
 from fusewire.contracts import PlannedJudge, Policy
 from fusewire.testing.factories import make_member, make_plan, make_round
 from fusewire_judge.handlers import HedgeBudget
-from fusewire_judge.memory import CONTROLS_REMEMBERED, Memory, Seen, remember
-from fusewire_judge.weights import LEAST, LEAST_SEEN, MOST, Standing, learned
+from fusewire_judge.learning.statistics import (
+    CONTROLS_REMEMBERED,
+    Statistics,
+    StoredAnswer,
+    remember,
+)
+from fusewire_judge.learning.weights import LEAST, LEAST_SEEN, MOST, SuccessCount, learned
 
 # -- weights ----------------------------------------------------------------------------------
 
 
 def test_below_twenty_observations_a_weight_is_one() -> None:
-    standings = {"a": Standing(19, 0), "b": Standing(0, 19), "c": Standing()}
+    standings = {"a": SuccessCount(19, 0), "b": SuccessCount(0, 19), "c": SuccessCount()}
 
-    assert learned(standings, Standing()) == {"a": 1.0, "b": 1.0, "c": 1.0}
-    assert learned({"a": Standing(19, 0), "b": Standing(20, 0)}, Standing()) == {"a": 1.0, "b": 1.0}
+    assert learned(standings, SuccessCount()) == {"a": 1.0, "b": 1.0, "c": 1.0}
+    assert learned({"a": SuccessCount(19, 0), "b": SuccessCount(20, 0)}, SuccessCount()) == {
+        "a": 1.0,
+        "b": 1.0,
+    }
 
 
 def test_weights_are_log_odds_with_a_mean_of_one() -> None:
-    found = learned({"a": Standing(29, 9), "b": Standing(19, 19)}, Standing(0, 0))
+    found = learned({"a": SuccessCount(29, 9), "b": SuccessCount(19, 19)}, SuccessCount(0, 0))
 
-    strong, weak = math.log(3 * 4), math.log(1 * 4)  # wrong answers are taken to coincide one time in four
-    assert found == pytest.approx({"a": strong / ((strong + weak) / 2), "b": weak / ((strong + weak) / 2)})
+    strong, weak = (
+        math.log(3 * 4),
+        math.log(1 * 4),
+    )  # wrong answers are taken to coincide one time in four
+    assert found == pytest.approx(
+        {"a": strong / ((strong + weak) / 2), "b": weak / ((strong + weak) / 2)}
+    )
 
 
 def test_wrong_answers_that_seldom_coincide_make_a_weak_member_worth_more() -> None:
-    standings = {"a": Standing(60, 40), "b": Standing(30, 70)}
+    standings = {"a": SuccessCount(60, 40), "b": SuccessCount(30, 70)}
 
-    often, seldom = (learned(standings, Standing(*seen)) for seen in ((90, 10), (0, 100)))
+    often, seldom = (learned(standings, SuccessCount(*seen)) for seen in ((90, 10), (0, 100)))
 
     assert often["b"] < seldom["b"] < seldom["a"] < often["a"]
     # Two that agree outweigh the best one alone where coincidence is rare.
@@ -41,24 +54,33 @@ def test_wrong_answers_that_seldom_coincide_make_a_weak_member_worth_more() -> N
 
 
 def test_weights_are_clipped() -> None:
-    many = {f"m{i}": Standing(10, 90) for i in range(9)}
+    many = {f"m{i}": SuccessCount(10, 90) for i in range(9)}
 
-    found = learned({**many, "a": Standing(10_000, 0)}, Standing(99, 1))
+    found = learned({**many, "a": SuccessCount(10_000, 0)}, SuccessCount(99, 1))
 
     assert found["a"] == MOST
     assert found["m0"] == LEAST
 
 
 def test_members_that_know_nothing_weigh_the_same() -> None:
-    assert learned({"a": Standing(0, 50), "b": Standing(1, 49)}, Standing(300, 0)) == {"a": 1.0, "b": 1.0}
-    assert learned({}, Standing()) == {}
+    assert learned({"a": SuccessCount(0, 50), "b": SuccessCount(1, 49)}, SuccessCount(300, 0)) == {
+        "a": 1.0,
+        "b": 1.0,
+    }
+    assert learned({}, SuccessCount()) == {}
 
 
 @given(
-    st.dictionaries(st.sampled_from("abcd"), st.builds(Standing, st.integers(0, 99), st.integers(0, 99)), max_size=4),
-    st.builds(Standing, st.integers(0, 99), st.integers(0, 99)),
+    st.dictionaries(
+        st.sampled_from("abcd"),
+        st.builds(SuccessCount, st.integers(0, 99), st.integers(0, 99)),
+        max_size=4,
+    ),
+    st.builds(SuccessCount, st.integers(0, 99), st.integers(0, 99)),
 )
-def test_weights_follow_the_share_of_right_answers(standings: dict[str, Standing], collisions: Standing) -> None:
+def test_weights_follow_the_share_of_right_answers(
+    standings: dict[str, SuccessCount], collisions: SuccessCount
+) -> None:
     found = learned(standings, collisions)
 
     assert set(found) == set(standings)
@@ -66,23 +88,32 @@ def test_weights_follow_the_share_of_right_answers(standings: dict[str, Standing
     known = [n for n, s in standings.items() if s.seen >= LEAST_SEEN]
     for a in known:
         for b in known:
-            if (standings[a].yes + 1) * (standings[b].no + 1) > (standings[b].yes + 1) * (standings[a].no + 1):
+            if (standings[a].yes + 1) * (standings[b].no + 1) > (standings[b].yes + 1) * (
+                standings[a].no + 1
+            ):
                 assert found[a] >= found[b]
 
 
 # -- what is remembered -----------------------------------------------------------------------
 
 
-def seen(member: str = "a", fusion: int = 0, **given: Any) -> Seen:
-    fields = {"agreed": None, "is_right": None, "vote_group": None, "latency_ms": None, "pool": "p", "kind": "number"}
-    return Seen(fusion_id=f"f{fusion}", member=member, **{**fields, **given})
+def seen(member: str = "a", fusion: int = 0, **given: Any) -> StoredAnswer:
+    fields = {
+        "agreed": None,
+        "is_right": None,
+        "vote_group": None,
+        "latency_ms": None,
+        "pool": "p",
+        "kind": "number",
+    }
+    return StoredAnswer(fusion_id=f"f{fusion}", member=member, **{**fields, **given})
 
 
-def weighed(rows: list[Seen], key: tuple[str, str] = ("p", "number")) -> dict[str, float]:
+def weighed(rows: list[StoredAnswer], key: tuple[str, str] = ("p", "number")) -> dict[str, float]:
     return dict(remember(rows, {}).weights.get(key, {}))
 
 
-def run(a: dict[str, Any], b: dict[str, Any], count: int = 40) -> list[Seen]:
+def run(a: dict[str, Any], b: dict[str, Any], count: int = 40) -> list[StoredAnswer]:
     return [seen(name, i, **given) for i in range(count) for name, given in (("a", a), ("b", b))]
 
 
@@ -133,7 +164,10 @@ def test_wrong_answers_that_are_the_same_are_counted_as_collisions() -> None:
 
 
 def test_latencies_are_sorted_by_pool_and_member() -> None:
-    rows = [seen(latency_ms=ms) for ms in (30.0, 10.0, 20.0)] + [seen("b", latency_ms=5.0), seen("b")]
+    rows = [seen(latency_ms=ms) for ms in (30.0, 10.0, 20.0)] + [
+        seen("b", latency_ms=5.0),
+        seen("b"),
+    ]
 
     assert remember(rows, {}).latencies == {("p", "a"): [10.0, 20.0, 30.0], ("p", "b"): [5.0]}
 
@@ -154,7 +188,9 @@ PICKS = [
 
 @pytest.mark.parametrize(("picks", "out"), [r[1:] for r in PICKS], ids=[r[0] for r in PICKS])
 def test_a_judge_that_picks_controls_is_quarantined(picks: list[bool], out: bool) -> None:
-    assert remember([], {"j": picks, "good": [False]}).quarantined == (frozenset({"j"}) if out else frozenset())
+    assert remember([], {"j": picks, "good": [False]}).quarantined == (
+        frozenset({"j"}) if out else frozenset()
+    )
 
 
 # -- the stamp --------------------------------------------------------------------------------
@@ -164,12 +200,14 @@ def judge(model: str) -> PlannedJudge:
     return PlannedJudge(model=model, tier="remote", family=model)
 
 
-def stamped(memory: Memory, *, may_hedge: bool = False, is_replay: bool = False, **plan: Any) -> Any:
+def stamped(
+    memory: Statistics, *, may_hedge: bool = False, is_replay: bool = False, **plan: Any
+) -> Any:
     return memory.stamp(make_plan(**plan), may_hedge=may_hedge, is_replay=is_replay)
 
 
 def test_a_plan_is_stamped_with_the_weights_of_its_pool() -> None:
-    memory = Memory(weights={("default", "number"): {"a": 2.0}, ("default", "label"): {"a": 0.5, "z": 1.0},
+    memory = Statistics(weights={("default", "number"): {"a": 2.0}, ("default", "label"): {"a": 0.5, "z": 1.0},
                              ("other", "number"): {"b": 3.0}})  # fmt: skip
 
     a, b, _ = stamped(memory).members
@@ -179,7 +217,7 @@ def test_a_plan_is_stamped_with_the_weights_of_its_pool() -> None:
 
 
 def test_a_replay_is_weighed_as_it_was_recorded() -> None:
-    memory = Memory(weights={("default", "number"): {"a": 2.0}}, quarantined=frozenset({"x"}))
+    memory = Statistics(weights={("default", "number"): {"a": 2.0}}, quarantined=frozenset({"x"}))
 
     found = stamped(memory, is_replay=True, judge=judge("x"))
 
@@ -201,13 +239,17 @@ JUDGES = [
 
 
 @pytest.mark.parametrize(
-    ("sole", "jury", "out", "then", "jury_then", "excluded"), [r[1:] for r in JUDGES], ids=[r[0] for r in JUDGES]
+    ("sole", "jury", "out", "then", "jury_then", "excluded"),
+    [r[1:] for r in JUDGES],
+    ids=[r[0] for r in JUDGES],
 )
 def test_a_quarantined_judge_is_left_out(
     sole: str, jury: str, out: str, then: str | None, jury_then: str, excluded: list[str]
 ) -> None:
     found = stamped(
-        Memory(quarantined=frozenset(out)), judge=judge(sole) if sole else None, jury=tuple(map(judge, jury))
+        Statistics(quarantined=frozenset(out)),
+        judge=judge(sole) if sole else None,
+        jury=tuple(map(judge, jury)),
     )
 
     assert (found.judge.model if found.judge else None) == then
@@ -230,12 +272,14 @@ HEDGES = [
 
 
 @pytest.mark.parametrize(
-    ("share", "times", "may", "is_mute", "seconds"), [r[1:] for r in HEDGES], ids=[r[0] for r in HEDGES]
+    ("share", "times", "may", "is_mute", "seconds"),
+    [r[1:] for r in HEDGES],
+    ids=[r[0] for r in HEDGES],
 )
 def test_when_a_member_is_late(
     share: float, times: list[float], may: bool, is_mute: bool, seconds: float | None
 ) -> None:
-    memory = Memory(latencies={("default", "a"): times})
+    memory = Statistics(latencies={("default", "a"): times})
     members = [make_member("a", is_mute=is_mute), make_member("b")]
 
     a, b = stamped(memory, may_hedge=may, members=members, policy=Policy(hedge=share)).members
@@ -250,7 +294,9 @@ TENTH = make_plan(members="ab", policy=Policy(hedge=0.1))
 
 def second_calls(count: int, pool: str = "default") -> Any:
     call = make_round().calls[0]
-    return make_round(calls=[call.model_copy(update={"name": f"m{i}=h"}) for i in range(count)], pool=pool)
+    return make_round(
+        calls=[call.model_copy(update={"name": f"m{i}=h"}) for i in range(count)], pool=pool
+    )
 
 
 def test_second_calls_are_a_share_of_first_ones() -> None:

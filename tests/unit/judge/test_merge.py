@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fusewire.contracts import MERGED, Message, Sampling
 from fusewire.testing.factories import JUDGE, T0, make_member
 from fusewire.testing.factories import OPEN_ANSWERS as OPEN
-from fusewire_judge.fusion.grounding import ungrounded
+from fusewire_judge.strategies.grounding import ungrounded
 
 Begin = Callable[..., Any]
 Juror = Callable[[str], Any]
@@ -30,8 +30,12 @@ def written(begin: Begin, text: str = MERGE, best: str = "b", **given: Any) -> A
     return play.replies(write=text)
 
 
-def test_the_answers_are_compared_and_judged_in_one_round_then_merged_then_guarded(begin: Begin) -> None:
-    play = begin("merge", prompt={"sampling": Sampling(temperature=1.0, seed=3, max_tokens=99)}).says(**OPEN)
+def test_the_answers_are_compared_and_judged_in_one_round_then_merged_then_guarded(
+    begin: Begin,
+) -> None:
+    play = begin(
+        "merge", prompt={"sampling": Sampling(temperature=1.0, seed=3, max_tokens=99)}
+    ).says(**OPEN)
 
     assert sorted(play.asks()) == ["analysis", *VERDICTS]
     assert {c.model for c in play.rounds[0].calls} == {JUDGE.model}
@@ -40,14 +44,23 @@ def test_the_answers_are_compared_and_judged_in_one_round_then_merged_then_guard
     assert "There is a capital." in prompt["write"]
     (call,) = play.rounds[1].calls
     assert (call.kind, call.member) == ("write", None)
-    assert (call.sampling.temperature, call.sampling.seed, call.sampling.max_tokens) == (None, None, 99)
+    assert (call.sampling.temperature, call.sampling.seed, call.sampling.max_tokens) == (
+        None,
+        None,
+        99,
+    )
     play.replies(write=MERGE)
     assert list(play.asks()) == GUARDS
     for guard in play.verdict_calls():
         assert sorted(play.order(guard)) == ["b", MERGED]
     draft = play.judge_says(MERGED).ends()
 
-    assert (draft.status, draft.content, draft.winner, draft.guard) == ("fused", MERGE, None, "passed")
+    assert (draft.status, draft.content, draft.winner, draft.guard) == (
+        "fused",
+        MERGE,
+        None,
+        "passed",
+    )
     assert (draft.reason, draft.rung, draft.degraded) == ("merged from 3 answers", "strict", ())
     assert [v.kind for v in draft.verdicts] == ["listwise", "listwise", "guard", "guard"]
     assert draft.analysis == play.ANALYSIS
@@ -60,7 +73,12 @@ def test_a_merge_that_loses_both_ways_is_refused(begin: Begin) -> None:
 
     draft = play.judge_says("b").ends()
 
-    assert (draft.status, draft.content, draft.winner, draft.guard) == ("fused", OPEN["b"], "b", "lost")
+    assert (draft.status, draft.content, draft.winner, draft.guard) == (
+        "fused",
+        OPEN["b"],
+        "b",
+        "lost",
+    )
     assert draft.reason == f"the merge lost to it; {play.REASON}"
     assert (len(draft.verdicts), draft.degraded) == (4, ())
     assert draft.analysis == play.ANALYSIS
@@ -80,7 +98,9 @@ def test_one_order_that_can_be_read_decides(begin: Begin, readable: str, guard: 
     play = written(begin)
     play.asks()
     first, second = play.verdict_calls()
-    play.say(first.name, play.verdict(play.label(first, readable)), 3).say(second.name, "!server_error", 3)
+    play.say(first.name, play.verdict(play.label(first, readable)), 3).say(
+        second.name, "!server_error", 3
+    )
 
     assert play.ends().guard == guard
 
@@ -97,23 +117,34 @@ def test_a_merge_that_nobody_could_judge_is_refused(begin: Begin, reply: str) ->
     draft = play.ends()
 
     why = {"!timeout": "timeout", "prose": "not_json"}[reply]
-    assert (draft.content, draft.guard, draft.degraded) == (OPEN["b"], "unjudged", (f"guard_failed:{why}",))
+    assert (draft.content, draft.guard, draft.degraded) == (
+        OPEN["b"],
+        "unjudged",
+        (f"guard_failed:{why}",),
+    )
     assert draft.reason.startswith("nobody could judge the merge; ")
 
 
 @pytest.mark.parametrize("claim", ["in 1974", "see https://example.org/x", "call get_capital()"])
-def test_a_merge_that_states_what_nobody_said_is_refused_without_a_call(begin: Begin, claim: str) -> None:
+def test_a_merge_that_states_what_nobody_said_is_refused_without_a_call(
+    begin: Begin, claim: str
+) -> None:
     play = written(begin, f"{MERGE} As told {claim}.")
 
     draft = play.ends()
 
     assert (draft.content, draft.winner, draft.guard) == (OPEN["b"], "b", "ungrounded")
-    assert draft.reason == f"the merge holds a number, address or name that no candidate holds; {play.REASON}"
+    assert (
+        draft.reason
+        == f"the merge holds a number, address or name that no candidate holds; {play.REASON}"
+    )
     assert len(play.rounds) == 2
 
 
 def test_the_request_s_own_numbers_are_grounded(begin: Begin) -> None:
-    prompt = {"messages": (Message(role="user", content="Which city was the capital of France in 1974?"),)}
+    prompt = {
+        "messages": (Message(role="user", content="Which city was the capital of France in 1974?"),)
+    }
     play = written(begin, "In 1974 it was Paris.", prompt=prompt)
 
     assert list(play.asks()) == GUARDS
@@ -126,7 +157,12 @@ def test_without_a_guard_the_merge_is_returned_as_it_is(begin: Begin) -> None:
     play.analyses().asks()
     draft = play.replies(write="Paris, since 1974.").ends()
 
-    assert (draft.status, draft.content, draft.guard, draft.verdicts) == ("fused", "Paris, since 1974.", None, ())
+    assert (draft.status, draft.content, draft.guard, draft.verdicts) == (
+        "fused",
+        "Paris, since 1974.",
+        None,
+        (),
+    )
 
 
 STREAMED = [
@@ -171,7 +207,9 @@ def test_a_merge_of_blanks_has_failed_though_it_was_shown(begin: Begin, text: st
     assert play.replies(write=text).ends().degraded == ("merge_failed:no_answer",)
 
 
-def test_the_writer_does_not_judge_its_merge_where_there_is_a_jury(begin: Begin, juror: Juror) -> None:
+def test_the_writer_does_not_judge_its_merge_where_there_is_a_jury(
+    begin: Begin, juror: Juror
+) -> None:
     writer = juror("w")
     play = written(begin, judge=writer, jury=(writer, juror("x"), juror("y")))
 
@@ -193,15 +231,24 @@ def test_a_sole_judge_judges_what_it_wrote(begin: Begin) -> None:
 
 
 @pytest.mark.parametrize(("reply", "why"), [("!server_error", "server_error"), (" ", "no_answer")])
-def test_where_the_writing_fails_the_best_single_answer_stands(begin: Begin, reply: str, why: str) -> None:
+def test_where_the_writing_fails_the_best_single_answer_stands(
+    begin: Begin, reply: str, why: str
+) -> None:
     draft = written(begin, reply, best="c").ends()
 
-    assert (draft.status, draft.content, draft.winner, draft.guard) == ("fused", OPEN["c"], "c", None)
+    assert (draft.status, draft.content, draft.winner, draft.guard) == (
+        "fused",
+        OPEN["c"],
+        "c",
+        None,
+    )
     assert draft.degraded == (f"merge_failed:{why}",)
     assert draft.analysis is not None
 
 
-def test_where_writing_and_judging_fail_the_answer_most_like_the_others_stands(begin: Begin) -> None:
+def test_where_writing_and_judging_fail_the_answer_most_like_the_others_stands(
+    begin: Begin,
+) -> None:
     play = begin("merge").says(**OPEN)
     play.asks()
     play.analyses().judge_writes("!timeout").asks()
@@ -271,7 +318,9 @@ def test_a_merge_that_was_cut_says_so(begin: Begin) -> None:
 
 
 @pytest.mark.parametrize("is_read", [True, False])
-def test_fences_that_the_writer_copied_are_taken_out_though_they_were_shown(begin: Begin, is_read: bool) -> None:
+def test_fences_that_the_writer_copied_are_taken_out_though_they_were_shown(
+    begin: Begin, is_read: bool
+) -> None:
     play = begin("merge", policy={"guard": False}, prompt={"is_streamed": is_read}).says(**OPEN)
     play.asks()
     user = play.analyses().asks()["write"]
@@ -297,7 +346,10 @@ def test_the_analysis_names_members_where_it_had_labels(begin: Begin) -> None:
     first, second, third = (label for label, _ in play.shown(play.rounds[0].calls[0]))
     analysis = play.ANALYSIS | {
         "contradictions": [
-            {"topic": "which", "stances": [{"model": first, "stance": "Paris"}, {"model": "Q", "stance": "?"}]}
+            {
+                "topic": "which",
+                "stances": [{"model": first, "stance": "Paris"}, {"model": "Q", "stance": "?"}],
+            }
         ],
         "partial_coverage": [{"models": [second, third.lower()], "point": "rivers"}],
         "unique_insights": [{"model": first, "insight": "the Seine"}],
@@ -310,7 +362,10 @@ def test_the_analysis_names_members_where_it_had_labels(begin: Begin) -> None:
     assert draft.analysis == {
         **analysis,
         "contradictions": [
-            {"topic": "which", "stances": [{"model": one, "stance": "Paris"}, {"model": "unknown", "stance": "?"}]}
+            {
+                "topic": "which",
+                "stances": [{"model": one, "stance": "Paris"}, {"model": "unknown", "stance": "?"}],
+            }
         ],
         "partial_coverage": [{"models": [two, three], "point": "rivers"}],
         "unique_insights": [{"model": one, "insight": "the Seine"}],
@@ -337,7 +392,10 @@ def test_closed_answers_that_tie_are_judged_and_not_merged(begin: Begin) -> None
 def test_without_a_judge_it_chooses(begin: Begin) -> None:
     draft = begin("merge", judge=None).says(**OPEN).ends()
 
-    assert (draft.status, draft.reason) == ("voted", "no judge to merge, the answer most like the others")
+    assert (draft.status, draft.reason) == (
+        "voted",
+        "no judge to merge, the answer most like the others",
+    )
 
 
 def test_a_judge_that_is_a_member_and_writes(begin: Begin, juror: Juror) -> None:
@@ -346,9 +404,10 @@ def test_a_judge_that_is_a_member_and_writes(begin: Begin, juror: Juror) -> None
     play.asks()
 
     assert sorted(play.order(play.verdict_calls()[0])) == ["b", "c"]
-    assert {text for _, text in play.shown(next(c for c in play.rounds[0].calls if c.name == "analysis"))} == set(
-        OPEN.values()
-    )
+    assert {
+        text
+        for _, text in play.shown(next(c for c in play.rounds[0].calls if c.name == "analysis"))
+    } == set(OPEN.values())
 
 
 # -- grounding ----------------------------------------------------------------------------
@@ -364,7 +423,11 @@ GROUNDED = [
     ("a numbered list", "1. One\n12. Two\n(13) Three", ""),
     ("a bulleted list", "- One\n* Two\n# Three", ""),
     ("the same address", "See https://example.org/a.", "https://example.org/a"),
-    ("an address at the end of a sentence", "See https://example.org/a", "Look at https://example.org/a!"),
+    (
+        "an address at the end of a sentence",
+        "See https://example.org/a",
+        "Look at https://example.org/a!",
+    ),
     ("an identifier in other letters", "Call get_x()", "GET_X"),
     ("words", "Nothing but plain Words, NASA and e-mail.", ""),
 ]
@@ -374,7 +437,12 @@ UNGROUNDED = [
     ("part of a number", "It has 210 rooms.", "2100", ("210",)),
     ("a decimal", "It is 12.51", "12.5", ("12.51",)),
     ("an address", "https://evil.example/a", "https://example.org/a", ("https://evil.example/a",)),
-    ("a longer address", "https://example.org/a?x=1", "https://example.org/a", ("https://example.org/a?x=1",)),
+    (
+        "a longer address",
+        "https://example.org/a?x=1",
+        "https://example.org/a",
+        ("https://example.org/a?x=1",),
+    ),
     ("snake_case", "call get_capital", "", ("get_capital",)),
     ("camelCase", "call getCapital", "", ("getcapital",)),
     ("a dotted name", "import os.path", "", ("os.path",)),
@@ -386,12 +454,16 @@ UNGROUNDED = [
 ]
 
 
-@pytest.mark.parametrize(("text", "source"), [r[1:] for r in GROUNDED], ids=[r[0] for r in GROUNDED])
+@pytest.mark.parametrize(
+    ("text", "source"), [r[1:] for r in GROUNDED], ids=[r[0] for r in GROUNDED]
+)
 def test_grounded(text: str, source: str) -> None:
     assert ungrounded(text, ["Something else.", source]) == ()
 
 
-@pytest.mark.parametrize(("text", "source", "found"), [r[1:] for r in UNGROUNDED], ids=[r[0] for r in UNGROUNDED])
+@pytest.mark.parametrize(
+    ("text", "source", "found"), [r[1:] for r in UNGROUNDED], ids=[r[0] for r in UNGROUNDED]
+)
 def test_not_grounded(text: str, source: str, found: tuple[str, ...]) -> None:
     assert ungrounded(text, [source]) == found
 

@@ -8,13 +8,29 @@ from typing import Any
 
 import pytest
 
-from fusewire.contracts import Candidate, Gold, Outcome, Recorded, Usage
-from fusewire.store.queries import Standing, shown
+from fusewire.contracts import Candidate, Gold, Outcome, RecordedAnswer, Usage
+from fusewire.store.queries import FusionStatus, as_reply
 from fusewire.testing.factories import OPEN_ANSWERS as OPEN
-from fusewire.testing.factories import T0, make_candidate, make_member, make_plan, make_prompt, make_round, used
-from fusewire_judge import replay
-from fusewire_judge.fusion.case import Ask, Case, Decided, Draft, Heard, Panel, Said
-from fusewire_judge.outcome import build, cancelled, cancelled_unplanned, cost, cost_of_prompts, unplanned, usage
+from fusewire.testing.factories import (
+    T0,
+    make_candidate,
+    make_member,
+    make_plan,
+    make_prompt,
+    make_round,
+    used,
+)
+from fusewire_judge.model import Ask, Case, Decided, Draft, MemberAnswer, Panel, ReceivedCandidate
+from fusewire_judge.outcome import (
+    build,
+    cancelled,
+    cancelled_unplanned,
+    cost,
+    cost_of_prompts,
+    unplanned,
+    usage,
+)
+from fusewire_judge.panel import recorded as replay
 from fusewire_judge.turn import _round
 
 Begin = Callable[..., Any]
@@ -23,7 +39,7 @@ DRAFT = Draft(
     status="fused",
     content="Paris.",
     winner="b",
-    said=(Said("a", 1, "Lyon.", 0, "a"), Said("b", 1, "Paris.", 1, "b")),
+    said=(MemberAnswer("a", 1, "Lyon.", 0, "a"), MemberAnswer("b", 1, "Paris.", 1, "b")),
     shown=("b", "a"),
     rung="strict",
     reason="It is right.",
@@ -31,8 +47,13 @@ DRAFT = Draft(
 )
 
 
-def heard(*candidates: Candidate, after_rounds: int = 0) -> dict[tuple[int, str], Heard]:
-    return {(c.round, c.call): Heard(c, T0 + timedelta(seconds=1), after_rounds) for c in candidates}
+def heard(
+    *candidates: Candidate, after_rounds: int = 0
+) -> dict[tuple[int, str], ReceivedCandidate]:
+    return {
+        (c.round, c.call): ReceivedCandidate(c, T0 + timedelta(seconds=1), after_rounds)
+        for c in candidates
+    }
 
 
 VERDICT = make_candidate("{}", "verdict", round=1, member=None, model="m-judge", cost_usd=0.01)
@@ -49,8 +70,8 @@ def built(draft: Draft = DRAFT, judged: float | None = 1.5, **given: Any) -> Out
         "heard": heard(*ANSWERS, make_candidate("{}", "b", round=1), VERDICT),
     }
     panel = Panel(
-        said=tuple(Said(c.call, 1, c.content or "", 0, c.call) for c in ANSWERS),
-        heard={c.call: Heard(c, T0, 0) for c in ANSWERS},
+        said=tuple(MemberAnswer(c.call, 1, c.content or "", 0, c.call) for c in ANSWERS),
+        heard={c.call: ReceivedCandidate(c, T0, 0) for c in ANSWERS},
         unasked=frozenset(),
         flaws={},
         kind="label",
@@ -64,8 +85,17 @@ def test_it_says_what_was_asked_and_what_was_decided() -> None:
     outcome = built()
 
     assert (outcome.status, outcome.content, outcome.winner) == ("fused", "Paris.", "b")
-    assert (outcome.custom_id, outcome.batch_id, outcome.tenant, outcome.pool) == ("one", "b1", "default", "default")
-    assert (outcome.judge_model, outcome.judge_rung, outcome.reason) == ("m-judge", "strict", "It is right.")
+    assert (outcome.custom_id, outcome.batch_id, outcome.tenant, outcome.pool) == (
+        "one",
+        "b1",
+        "default",
+        "default",
+    )
+    assert (outcome.judge_model, outcome.judge_rung, outcome.reason) == (
+        "m-judge",
+        "strict",
+        "It is right.",
+    )
     assert (outcome.submitted_at, outcome.finished_at, outcome.latency_ms) == (T0, NOW, 3000)
     assert (outcome.panel_ms, outcome.judge_ms) == (1000, 1500)
     assert (outcome.rounds, outcome.hedges, outcome.is_replay) == (1, 0, False)
@@ -79,7 +109,9 @@ def test_what_the_winner_thought_before_the_answer_that_stands_is_kept() -> None
     last = make_candidate("{}", "b", round=1, reasoning="It is on the Seine.")
 
     assert built(heard=heard(ANSWERS[0], first, last)).reasoning == "It is on the Seine."
-    assert built(replace(DRAFT, winner=None), heard=heard(ANSWERS[0], first, last)).reasoning is None
+    assert (
+        built(replace(DRAFT, winner=None), heard=heard(ANSWERS[0], first, last)).reasoning is None
+    )
 
 
 def test_each_member_s_part_is_the_answer_that_stood_at_the_end() -> None:
@@ -87,7 +119,13 @@ def test_each_member_s_part_is_the_answer_that_stood_at_the_end() -> None:
 
     assert (a.member, a.status, a.round, a.shown_position, a.is_winner) == ("a", "ok", 0, 2, False)
     assert (b.member, b.status, b.round, b.shown_position, b.is_winner) == ("b", "ok", 1, 1, True)
-    assert (c.member, c.status, c.round, c.shown_position, c.model) == ("c", "missing", None, None, "m-c")
+    assert (c.member, c.status, c.round, c.shown_position, c.model) == (
+        "c",
+        "missing",
+        None,
+        None,
+        "m-c",
+    )
     assert a.latency_ms == 1000
     assert a.usage == Usage(prompt_tokens=10, completion_tokens=2)
     # Only what stands in no candidate word for word is kept here.
@@ -95,7 +133,11 @@ def test_each_member_s_part_is_the_answer_that_stood_at_the_end() -> None:
 
 
 def test_the_first_answers_are_grouped_and_compared(begin: Begin) -> None:
-    members = [make_member("a"), make_member("b", 2, learned={"number": 1.25}), *map(make_member, "cde")]
+    members = [
+        make_member("a"),
+        make_member("b", 2, learned={"number": 1.25}),
+        *map(make_member, "cde"),
+    ]
     play = begin(members=members, policy={"early_stop": 1.0})
     answers = play.says(a="4", b="5", c="4.0", d=OPEN["a"], e="4").outcome().answers
 
@@ -115,11 +157,19 @@ GOLD = [
     ("right", "4", {"a": "4", "b": "4", "c": "5"}, True, [True, True, False]),
     ("wrong together", "5", {"a": "4", "b": "4", "c": "5"}, False, [False, False, True]),
     ("one failed", "5", {"a": "5", "b": "5", "c": "!timeout"}, True, [True, True, False]),
-    ("all failed", "5", {"a": "!timeout", "b": "!timeout", "c": "!timeout"}, False, [False, False, False]),
+    (
+        "all failed",
+        "5",
+        {"a": "!timeout", "b": "!timeout", "c": "!timeout"},
+        False,
+        [False, False, False],
+    ),
 ]
 
 
-@pytest.mark.parametrize(("gold", "said", "accepted", "right"), [r[1:] for r in GOLD], ids=[r[0] for r in GOLD])
+@pytest.mark.parametrize(
+    ("gold", "said", "accepted", "right"), [r[1:] for r in GOLD], ids=[r[0] for r in GOLD]
+)
 def test_a_label_tells_who_is_right(
     begin: Begin, gold: str, said: dict[str, str], accepted: bool, right: list[bool]
 ) -> None:
@@ -141,7 +191,9 @@ def test_a_failed_member_says_why(begin: Begin) -> None:
 def test_an_answer_that_came_too_late_did_not_take_part_but_is_paid_for() -> None:
     late = heard(make_candidate("Madrid.", "c"), after_rounds=1)
 
-    outcome = built(replace(DRAFT, degraded=("missing:c:0.33:quorum",)), heard=heard(*ANSWERS, VERDICT) | late)
+    outcome = built(
+        replace(DRAFT, degraded=("missing:c:0.33:quorum",)), heard=heard(*ANSWERS, VERDICT) | late
+    )
 
     assert outcome.answers[2].status == "missing"
     assert used(outcome).prompt_tokens == 40
@@ -149,7 +201,10 @@ def test_an_answer_that_came_too_late_did_not_take_part_but_is_paid_for() -> Non
 
 
 def test_a_sum_with_an_unknown_part_is_unknown() -> None:
-    uncounted = heard(*(one.model_copy(update={"usage": None, "cost_usd": None}) for one in ANSWERS[:1]), *ANSWERS[1:])
+    uncounted = heard(
+        *(one.model_copy(update={"usage": None, "cost_usd": None}) for one in ANSWERS[:1]),
+        *ANSWERS[1:],
+    )
     outcome = built(heard=uncounted)
 
     assert (outcome.usage, outcome.cost_usd) == (None, None)
@@ -175,15 +230,25 @@ COSTS: list[tuple[str, list[dict[str, Any]], float | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("calls", "expected"), [row[1:] for row in COSTS], ids=[row[0] for row in COSTS])
-def test_an_unknown_price_makes_the_cost_unknown(calls: list[dict[str, Any]], expected: float | None) -> None:
+@pytest.mark.parametrize(
+    ("calls", "expected"), [row[1:] for row in COSTS], ids=[row[0] for row in COSTS]
+)
+def test_an_unknown_price_makes_the_cost_unknown(
+    calls: list[dict[str, Any]], expected: float | None
+) -> None:
     assert cost([make_candidate(**call) for call in calls]) == expected
 
 
 @pytest.mark.parametrize(
     ("calls", "expected"),
     [
-        ([{"cost_usd": 0.5, "cost_prompt_usd": 0.125}, {"cost_usd": 0.25, "cost_prompt_usd": 0.25}], 0.375),
+        (
+            [
+                {"cost_usd": 0.5, "cost_prompt_usd": 0.125},
+                {"cost_usd": 0.25, "cost_prompt_usd": 0.25},
+            ],
+            0.375,
+        ),
         ([{"cost_usd": 0.5, "cost_prompt_usd": 0.125}, {"cost_usd": 0.0}], 0.125),
         ([{"cost_usd": 0.5, "cost_prompt_usd": 0.125}, {"cost_usd": 0.25}], None),
         ([{"cost_usd": 0.5, "cost_prompt_usd": 0.125}, {"cost_usd": None}], None),
@@ -205,9 +270,11 @@ def test_usage_of_nobody_is_nothing() -> None:
 
 def test_recorded_answers_take_part_and_cost_nothing(begin: Begin) -> None:
     recorded = (
-        Recorded(member="a", model="m-a", content="4", prompt_tokens=9, latency_ms=1500, cost_usd=2.0),
-        Recorded(member="b", model="m-b", content="5", cost_usd=2.0),
-        Recorded(member="c", model="m-c", error_code="rate_limited"),
+        RecordedAnswer(
+            member="a", model="m-a", content="4", prompt_tokens=9, latency_ms=1500, cost_usd=2.0
+        ),
+        RecordedAnswer(member="b", model="m-b", content="5", cost_usd=2.0),
+        RecordedAnswer(member="c", model="m-c", error_code="rate_limited"),
     )
     play = begin(prompt={"recorded": recorded})
     for candidate in replay.candidates(play.prompt, play.plan, T0):
@@ -234,9 +301,11 @@ RECORDED = [
 ]
 
 
-@pytest.mark.parametrize(("given", "code", "content"), [r[1:] for r in RECORDED], ids=[r[0] for r in RECORDED])
+@pytest.mark.parametrize(
+    ("given", "code", "content"), [r[1:] for r in RECORDED], ids=[r[0] for r in RECORDED]
+)
 def test_what_was_recorded(given: dict[str, Any], code: str | None, content: str | None) -> None:
-    prompt = make_prompt(recorded=(Recorded(member="a", model="m-a", **given),))
+    prompt = make_prompt(recorded=(RecordedAnswer(member="a", model="m-a", **given),))
 
     (found,) = replay.candidates(prompt, make_plan(prompt), NOW)
 
@@ -255,7 +324,9 @@ DEGRADED = [
 ]
 
 
-@pytest.mark.parametrize(("draft", "is_degraded", "reasons"), DEGRADED, ids=lambda d: getattr(d, "status", None))
+@pytest.mark.parametrize(
+    ("draft", "is_degraded", "reasons"), DEGRADED, ids=lambda d: getattr(d, "status", None)
+)
 def test_degraded(draft: Draft, is_degraded: bool, reasons: tuple[str, ...]) -> None:
     outcome = built(draft)
 
@@ -264,14 +335,16 @@ def test_degraded(draft: Draft, is_degraded: bool, reasons: tuple[str, ...]) -> 
 
 def test_what_is_degraded_stands_first_wherever_an_outcome_is_shown() -> None:
     outcome = built(replace(DRAFT, degraded=("missing:c:0.33:quorum",)))
-    standing = Standing(outcome.fusion_id, outcome.batch_id, outcome.custom_id, outcome.submitted_at, outcome)
+    standing = FusionStatus(
+        outcome.fusion_id, outcome.batch_id, outcome.custom_id, outcome.submitted_at, outcome
+    )
 
-    assert list(shown(standing))[:3] == ["is_degraded", "degraded_reasons", "status"]
-    assert shown(standing)["latency_ms"] == 3000
+    assert list(as_reply(standing))[:3] == ["is_degraded", "degraded_reasons", "status"]
+    assert as_reply(standing)["latency_ms"] == 3000
     wire = list(json.loads(outcome.encode()))
     assert wire.index("is_degraded") < wire.index("content")
-    assert "outcome" not in shown(replace(standing, outcome=None))
-    assert shown(replace(standing, outcome=None))["status"] == "running"
+    assert "outcome" not in as_reply(replace(standing, outcome=None))
+    assert as_reply(replace(standing, outcome=None))["status"] == "running"
 
 
 def test_without_a_judge_call_there_is_no_judge() -> None:
@@ -296,7 +369,11 @@ def test_what_was_never_planned_expires() -> None:
     prompt = make_prompt()
     outcome = unplanned(prompt, prompt.deadline_at)
 
-    assert (outcome.status, outcome.is_degraded, outcome.degraded_reasons) == ("expired", True, ("never_planned",))
+    assert (outcome.status, outcome.is_degraded, outcome.degraded_reasons) == (
+        "expired",
+        True,
+        ("never_planned",),
+    )
     assert (outcome.cost_usd, outcome.answers, outcome.latency_ms) == (0.0, (), 60_000)
     assert Outcome.decode(outcome.encode()) == outcome
 
@@ -305,7 +382,9 @@ def test_what_was_never_planned_expires() -> None:
 
 
 def test_an_answer_ends_as_the_candidate_that_it_shows(begin: Begin) -> None:
-    play = begin().says(c="!timeout").say("a", OPEN["a"], finish_reason="length").say("b", OPEN["b"])
+    play = (
+        begin().says(c="!timeout").say("a", OPEN["a"], finish_reason="length").say("b", OPEN["b"])
+    )
     play.asks()
     outcome = play.judge_says("a").outcome()
 
@@ -320,7 +399,11 @@ def test_after_a_debate_it_ends_as_the_last_word_did() -> None:
 
 
 def test_a_failure_says_how_it_ended_too(begin: Begin) -> None:
-    play = begin(members="ab", judge=None).says(a="4").say("b", "!refused", finish_reason="content_filter")
+    play = (
+        begin(members="ab", judge=None)
+        .says(a="4")
+        .say("b", "!refused", finish_reason="content_filter")
+    )
 
     assert [a.finish_reason for a in play.outcome().answers] == ["stop", "content_filter"]
 
@@ -334,7 +417,9 @@ def broken_off(play: Any, judged_s: float | None = None) -> Outcome:
 
 
 def test_a_cancelled_fusion_has_no_answer_but_those_that_came(begin: Begin) -> None:
-    outcome = broken_off(begin(prompt={"gold": Gold(answer="4", match="number")}).says(a="4", b="!timeout"))
+    outcome = broken_off(
+        begin(prompt={"gold": Gold(answer="4", match="number")}).says(a="4", b="!timeout")
+    )
 
     assert (outcome.status, outcome.error, outcome.content, outcome.winner) == (
         "cancelled", "cancelled by the client", None, None
@@ -378,12 +463,22 @@ def test_one_that_was_never_planned_is_cancelled_all_the_same() -> None:
     prompt = make_prompt(batch_id="b1")
     outcome = cancelled_unplanned(prompt, NOW)
 
-    assert (outcome.status, outcome.is_degraded, outcome.error) == ("cancelled", False, "cancelled by the client")
-    assert (outcome.fusion_id, outcome.batch_id, outcome.custom_id) == (prompt.fusion_id, "b1", "one")
+    assert (outcome.status, outcome.is_degraded, outcome.error) == (
+        "cancelled",
+        False,
+        "cancelled by the client",
+    )
+    assert (outcome.fusion_id, outcome.batch_id, outcome.custom_id) == (
+        prompt.fusion_id,
+        "b1",
+        "one",
+    )
     assert (outcome.answers, outcome.cost_usd, outcome.finished_at) == ((), 0.0, NOW)
 
 
-def test_a_round_is_as_deep_as_its_prompt_and_says_to_which_store_it_is_published(begin: Begin) -> None:
+def test_a_round_is_as_deep_as_its_prompt_and_says_to_which_store_it_is_published(
+    begin: Begin,
+) -> None:
     play = begin(prompt={"depth": 2}).says(**OPEN)
     decision = play.decide()
     assert isinstance(decision, Ask)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fusewire.contracts import Excluded, Sampling, ToolCall
+from fusewire.contracts import ExcludedMember, Sampling, ToolCall
 from fusewire.testing.factories import OPEN_ANSWERS as OPEN
 from fusewire.testing.factories import make_member
 
@@ -37,7 +37,9 @@ GRACE = [
 ]
 
 
-@pytest.mark.parametrize(("took", "most", "closes"), [r[1:] for r in GRACE], ids=[r[0] for r in GRACE])
+@pytest.mark.parametrize(
+    ("took", "most", "closes"), [r[1:] for r in GRACE], ids=[r[0] for r in GRACE]
+)
 def test_grace(begin: Begin, took: float, most: float, closes: float) -> None:
     play = begin(policy={"grace_most_s": most}).later(took).says(a=OPEN["a"], b=OPEN["b"])
 
@@ -57,7 +59,12 @@ def test_a_required_member_is_waited_for_until_the_deadline(begin: Begin) -> Non
 
 
 def test_a_required_member_that_failed_is_not_waited_for(begin: Begin) -> None:
-    members = [make_member("a"), make_member("b"), make_member("c", is_required=True), make_member("d")]
+    members = [
+        make_member("a"),
+        make_member("b"),
+        make_member("c", is_required=True),
+        make_member("d"),
+    ]
     play = begin(members=members, quorum=0.5).says(a=OPEN["a"], b=OPEN["b"], c="!server_error")
 
     assert play.waits() == 0.5
@@ -103,8 +110,12 @@ def heard(begin: Begin, names: str, answers: str, **given: Any) -> Any:
     return play.says(**dict(zip(names, answers, strict=False)))
 
 
-@pytest.mark.parametrize(("names", "answers", "tau", "closes"), [r[1:] for r in EARLY], ids=[r[0] for r in EARLY])
-def test_a_vote_stops_early(begin: Begin, names: str, answers: str, tau: float, closes: str | None) -> None:
+@pytest.mark.parametrize(
+    ("names", "answers", "tau", "closes"), [r[1:] for r in EARLY], ids=[r[0] for r in EARLY]
+)
+def test_a_vote_stops_early(
+    begin: Begin, names: str, answers: str, tau: float, closes: str | None
+) -> None:
     play = heard(begin, names, answers, policy={"early_stop": tau})
 
     if closes is None:
@@ -131,7 +142,9 @@ NEVER_EARLY = [
 ]
 
 
-@pytest.mark.parametrize(("mode", "one", "two"), [r[1:] for r in NEVER_EARLY], ids=[r[0] for r in NEVER_EARLY])
+@pytest.mark.parametrize(
+    ("mode", "one", "two"), [r[1:] for r in NEVER_EARLY], ids=[r[0] for r in NEVER_EARLY]
+)
 def test_it_does_not_stop_early(begin: Begin, mode: str, one: str, two: str) -> None:
     play = begin(mode, quorum=1.0, policy={"early_stop": 0.87}).says(a=one, b=two)
 
@@ -157,7 +170,9 @@ def test_a_required_member_is_not_stopped_without(begin: Begin) -> None:
 EDGE: dict[str, Any] = {"tier": "edge"}
 
 
-def gated(begin: Begin, *, edges: str = "e", samples: int = 3, hosted: str = "xy", **given: Any) -> Any:
+def gated(
+    begin: Begin, *, edges: str = "e", samples: int = 3, hosted: str = "xy", **given: Any
+) -> Any:
     members = [
         *(make_member(name, samples=samples, **EDGE) for name in edges),
         *(make_member(name, wave=1) for name in hosted),
@@ -198,12 +213,23 @@ GATE = [
     ("refusals that agree", "ef", 1, {"e": [REFUSAL], "f": [REFUSAL]}, 0.93, False),
     ("all fail", "ef", 1, {"e": ["!engine_failed"], "f": ["!timeout"]}, 0.93, False),
     ("nothing said", "ef", 1, {"e": [""], "f": [""]}, 0.93, False),
-    ("one that agrees with itself, one that failed", "ef", 1, {"e": ["4"], "f": ["!timeout"]}, 0.87, False),
+    (
+        "one that agrees with itself, one that failed",
+        "ef",
+        1,
+        {"e": ["4"], "f": ["!timeout"]},
+        0.87,
+        False,
+    ),
 ]
 
 
-@pytest.mark.parametrize(("edges", "samples", "said", "tau", "opens"), [r[1:] for r in GATE], ids=[r[0] for r in GATE])
-def test_the_gate(begin: Begin, edges: str, samples: int, said: dict[str, list[str]], tau: float, opens: bool) -> None:
+@pytest.mark.parametrize(
+    ("edges", "samples", "said", "tau", "opens"), [r[1:] for r in GATE], ids=[r[0] for r in GATE]
+)
+def test_the_gate(
+    begin: Begin, edges: str, samples: int, said: dict[str, list[str]], tau: float, opens: bool
+) -> None:
     play = gated(begin, edges=edges, samples=samples, policy={"early_stop": tau})
     for member, texts in said.items():
         sampled(play, member, *texts)
@@ -221,7 +247,11 @@ def test_a_gate_that_can_no_longer_open_is_not_waited_for(begin: Begin) -> None:
 
     assert list(asked) == ["x", "y"]
     for call in play.rounds[0].calls:
-        assert (call.kind, call.member, call.messages) == ("answer", call.name, play.prompt.messages)
+        assert (call.kind, call.member, call.messages) == (
+            "answer",
+            call.name,
+            play.prompt.messages,
+        )
     assert play.rounds[0].deadline_at == play.plan.panel_deadline_at
 
 
@@ -245,8 +275,12 @@ CONFIDENT = [
 ]
 
 
-@pytest.mark.parametrize(("texts", "opens"), [r[1:] for r in CONFIDENT], ids=[r[0] for r in CONFIDENT])
-def test_confidence_opens_the_gate(begin: Begin, texts: list[tuple[str, float | None]], opens: bool) -> None:
+@pytest.mark.parametrize(
+    ("texts", "opens"), [r[1:] for r in CONFIDENT], ids=[r[0] for r in CONFIDENT]
+)
+def test_confidence_opens_the_gate(
+    begin: Begin, texts: list[tuple[str, float | None]], opens: bool
+) -> None:
     play = gated(begin, edges="ef", samples=1, policy={"gate_confidence": 0.9, "early_stop": 0.87})
     for name, (text, confidence) in zip("ef", texts, strict=False):
         play.say(name, text, confidence=confidence)
@@ -283,7 +317,10 @@ def test_the_hosted_wave_is_collected_with_quorum(begin: Begin) -> None:
     assert (draft.content, draft.degraded) == ("5", ("missing:y:0.33:quorum",))
     outcome = play.outcome(9)
     assert (outcome.closed_by, outcome.rounds, outcome.panel_ms) == ("quorum", 2, 9000)
-    assert [(a.member, a.call, a.round) for a in outcome.answers[:2]] == [("e", "e=2", 0), ("x", "x", 1)]
+    assert [(a.member, a.call, a.round) for a in outcome.answers[:2]] == [
+        ("e", "e=2", 0),
+        ("x", "x", 1),
+    ]
 
 
 def test_after_the_panel_s_deadline_the_second_wave_is_not_asked(begin: Begin) -> None:
@@ -327,7 +364,12 @@ def test_a_straggler_is_asked_a_second_time_when_it_is_late(begin: Begin) -> Non
 
     assert list(play.later(3).asks()) == ["c=h"]
     (call,) = play.rounds[0].calls
-    assert (call.kind, call.member, call.model, call.messages) == ("answer", "c", "m-c", play.prompt.messages)
+    assert (call.kind, call.member, call.model, call.messages) == (
+        "answer",
+        "c",
+        "m-c",
+        play.prompt.messages,
+    )
     assert play.later(10).waits() == PANEL_S  # and never a third time
 
 
@@ -378,7 +420,9 @@ NOT_HEDGED = [
 ]
 
 
-@pytest.mark.parametrize(("said", "asked"), [r[1:] for r in NOT_HEDGED], ids=[r[0] for r in NOT_HEDGED])
+@pytest.mark.parametrize(
+    ("said", "asked"), [r[1:] for r in NOT_HEDGED], ids=[r[0] for r in NOT_HEDGED]
+)
 def test_who_is_hedged(begin: Begin, said: dict[str, str], asked: list[str]) -> None:
     play = hedged(begin, policy={"early_stop": 0.93}).says(**said).later(5)
 
@@ -426,7 +470,9 @@ CLOSED_BY = [
 
 
 @pytest.mark.parametrize(("why", "said", "at"), CLOSED_BY)
-def test_the_outcome_says_why_the_panel_was_over(begin: Begin, why: str, said: dict[str, str], at: float) -> None:
+def test_the_outcome_says_why_the_panel_was_over(
+    begin: Begin, why: str, said: dict[str, str], at: float
+) -> None:
     play = begin().says(**said).later(at)
     if why == "quorum":
         play.asks()
@@ -436,9 +482,14 @@ def test_the_outcome_says_why_the_panel_was_over(begin: Begin, why: str, said: d
 
 
 def test_missing_weight_is_of_the_whole_pool(begin: Begin) -> None:
-    play = begin(members="ab", excluded=(Excluded(name="gpt", reason="residency", weight=2.0),)).says(a="4", b="4")
+    play = begin(
+        members="ab", excluded=(ExcludedMember(name="gpt", reason="residency", weight=2.0),)
+    ).says(a="4", b="4")
 
-    assert (play.outcome().missing_weight, play.ends().degraded) == (0.5, ("excluded:gpt:residency",))
+    assert (play.outcome().missing_weight, play.ends().degraded) == (
+        0.5,
+        ("excluded:gpt:residency",),
+    )
 
 
 def test_a_member_whose_answer_breaks_the_schema_is_heard_without_a_vote(begin: Begin) -> None:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from fusewire.contracts import ClosedBy
 from fusewire.testing.factories import T0, make_plan
-from fusewire_judge.fusion.case import Said
-from fusewire_judge.quorum import closes_at, quorum_at, settled_early, stays_ahead
+from fusewire_judge.model import MemberAnswer
+from fusewire_judge.panel.quorum import closes_at, quorum_at, settled_early, stays_ahead
 
 EVEN = {"a": 1.0, "b": 1.0, "c": 1.0}
 
@@ -39,10 +39,16 @@ QUORUM = [
 
 
 @pytest.mark.parametrize(
-    ("quorum", "weights", "answers", "when"), [row[1:] for row in QUORUM], ids=[row[0] for row in QUORUM]
+    ("quorum", "weights", "answers", "when"),
+    [row[1:] for row in QUORUM],
+    ids=[row[0] for row in QUORUM],
 )
-def test_quorum(quorum: float, weights: dict[str, float], answers: dict[str, float], when: float | None) -> None:
-    found = quorum_at(make_plan(quorum=quorum), weights, {name: at(second) for name, second in answers.items()})
+def test_quorum(
+    quorum: float, weights: dict[str, float], answers: dict[str, float], when: float | None
+) -> None:
+    found = quorum_at(
+        make_plan(quorum=quorum), weights, {name: at(second) for name, second in answers.items()}
+    )
 
     assert found == (None if when is None else at(when))
 
@@ -58,7 +64,9 @@ CLOSES = [
 ]
 
 
-@pytest.mark.parametrize(("quorum", "is_out", "when"), [row[1:] for row in CLOSES], ids=[row[0] for row in CLOSES])
+@pytest.mark.parametrize(
+    ("quorum", "is_out", "when"), [row[1:] for row in CLOSES], ids=[row[0] for row in CLOSES]
+)
 def test_closes(quorum: float | None, is_out: bool, when: float) -> None:
     found = closes_at(make_plan(), None if quorum is None else at(quorum), is_required_out=is_out)
 
@@ -74,9 +82,14 @@ def test_the_time_to_quorum_runs_from_the_plan() -> None:
 WEIGHT = st.floats(0.25, 4)
 
 
-@given(st.lists(st.tuples(st.sampled_from("456"), WEIGHT), min_size=2, max_size=5), st.lists(WEIGHT, max_size=4))
-def test_what_is_certain_nobody_who_is_out_can_change(said: list[tuple[str, float]], out: list[float]) -> None:
-    texts = [Said(f"m{i}", weight, text, 0) for i, (text, weight) in enumerate(said)]
+@given(
+    st.lists(st.tuples(st.sampled_from("456"), WEIGHT), min_size=2, max_size=5),
+    st.lists(WEIGHT, max_size=4),
+)
+def test_what_is_certain_nobody_who_is_out_can_change(
+    said: list[tuple[str, float]], out: list[float]
+) -> None:
+    texts = [MemberAnswer(f"m{i}", weight, text, 0) for i, (text, weight) in enumerate(said)]
     found: ClosedBy | None = settled_early(make_plan(), texts, out, None)
 
     weights = {text: sum(w for t, w in said if t == text) for text, _ in said}
@@ -88,7 +101,7 @@ def test_what_is_certain_nobody_who_is_out_can_change(said: list[tuple[str, floa
 
 def test_a_heavy_member_that_is_out_is_waited_for() -> None:
     """Two light ones are the majority of heads, and not of the vote."""
-    two = [Said("a", 1.0, "41", 0), Said("b", 1.0, "41", 0)]
+    two = [MemberAnswer("a", 1.0, "41", 0), MemberAnswer("b", 1.0, "41", 0)]
     plan = make_plan(policy=make_plan().policy.model_copy(update={"early_stop": 0.87}))
 
     assert settled_early(plan, two, [3.0], None) is None
@@ -96,7 +109,7 @@ def test_a_heavy_member_that_is_out_is_waited_for() -> None:
 
 
 def test_many_heads_do_not_stop_a_vote_that_a_few_heavy_members_decide() -> None:
-    said = [Said(f"m{i}", 0.25, "41", 0) for i in range(4)]
+    said = [MemberAnswer(f"m{i}", 0.25, "41", 0) for i in range(4)]
 
     assert settled_early(make_plan(), said, [4.0], None) is None
 
@@ -107,11 +120,14 @@ def test_probabilities_of_a_vote_sum_to_one(leading: int, others: int, out: list
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from("45"), WEIGHT), min_size=2, max_size=4), st.lists(WEIGHT, min_size=1, max_size=4)
+    st.lists(st.tuples(st.sampled_from("45"), WEIGHT), min_size=2, max_size=4),
+    st.lists(WEIGHT, min_size=1, max_size=4),
 )
-def test_a_vote_differs_from_the_full_one_as_rarely_as_it_says(said: list[tuple[str, float]], out: list[float]) -> None:
+def test_a_vote_differs_from_the_full_one_as_rarely_as_it_says(
+    said: list[tuple[str, float]], out: list[float]
+) -> None:
     """Over all that those who are out may say, each as likely as the heads before it make it (Laplace's rule)."""
-    texts = [Said(f"m{i}", weight, text, 0) for i, (text, weight) in enumerate(said)]
+    texts = [MemberAnswer(f"m{i}", weight, text, 0) for i, (text, weight) in enumerate(said)]
     weights = {text: sum(w for t, w in said if t == text) for text in "45"}
     leader = max(weights, key=lambda text: weights[text])
     heads, lead = sum(t == leader for t, _ in said), 2 * weights[leader] - sum(weights.values())

@@ -27,8 +27,12 @@ class Away:
         return 0
 
 
-@pytest.mark.parametrize("fault", [Transient("the broker is away"), RuntimeError("a fault of ours")], ids=str)
-async def test_deadlines_are_kept_while_nothing_can_be_published(tmp_path: Path, fault: Exception) -> None:
+@pytest.mark.parametrize(
+    "fault", [Transient("the broker is away"), RuntimeError("a fault of ours")], ids=str
+)
+async def test_deadlines_are_kept_while_nothing_can_be_published(
+    tmp_path: Path, fault: Exception
+) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path / 'none.db'}"
     judge = Judge(Settings(database=Database(url=url), nats=Nats(url="nats://127.0.0.1:1")))
     away = Away(fault)

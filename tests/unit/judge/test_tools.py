@@ -9,24 +9,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusewire.contracts import Tool, ToolCall
-from fusewire_judge.fusion.tools import Fused, Voice, fuse
+from fusewire_judge.strategies.tool_calls import FusedCalls, MemberCalls, fuse
 
 WEATHER = Tool(
     name="weather",
     parameters={
         "type": "object",
-        "properties": {"city": {"type": "string"}, "days": {"type": "integer"}, "unit": {"enum": ["C", "F"]}},
+        "properties": {
+            "city": {"type": "string"},
+            "days": {"type": "integer"},
+            "unit": {"enum": ["C", "F"]},
+        },
         "required": ["city"],
         "additionalProperties": False,
     },
 )
-MAIL = Tool(name="mail", parameters={"type": "object", "properties": {"to": {"type": "string"}}, "required": ["to"]})
+MAIL = Tool(
+    name="mail",
+    parameters={"type": "object", "properties": {"to": {"type": "string"}}, "required": ["to"]},
+)
 # By itself each argument fits, but only one of them may be there.
 WHERE = Tool(
     name="where",
     parameters={
         "type": "object",
-        "properties": {"city": {"type": "string"}, "zip": {"type": "string"}, "days": {"type": "integer"}},
+        "properties": {
+            "city": {"type": "string"},
+            "zip": {"type": "string"},
+            "days": {"type": "integer"},
+        },
         "oneOf": [{"required": ["city"]}, {"required": ["zip"]}],
     },
 )
@@ -36,31 +47,40 @@ TOOLS = (WEATHER, MAIL, WHERE, CLOCK)
 Asked = list[tuple[str, Any]]
 
 
-def voice(member: str, weight: float, *asked: tuple[str, Any]) -> Voice:
+def voice(member: str, weight: float, *asked: tuple[str, Any]) -> MemberCalls:
     """Arguments that are a text are sent as they are."""
     calls = (
-        ToolCall(id=f"{member}-{i}", name=name, arguments=given if isinstance(given, str) else json.dumps(given))
+        ToolCall(
+            id=f"{member}-{i}",
+            name=name,
+            arguments=given if isinstance(given, str) else json.dumps(given),
+        )
         for i, (name, given) in enumerate(asked)
     )
-    return Voice(member, weight, tuple(calls))
+    return MemberCalls(member, weight, tuple(calls))
 
 
-def fused(*said: Voice) -> Fused:
+def fused(*said: MemberCalls) -> FusedCalls:
     found = fuse(said, TOOLS, ("f1",))
     assert found is not None
     return found
 
 
-def asked(of: Fused) -> Asked:
+def asked(of: FusedCalls) -> Asked:
     return [(call.name, json.loads(call.arguments)) for call in of.calls]
 
 
 PARIS, ROME = {"city": "Paris"}, {"city": "Rome"}
 A, B, C = {"to": "a"}, {"to": "b"}, {"to": "c"}
 
-NAMES: list[tuple[str, list[Voice], Asked, str]] = [
+NAMES: list[tuple[str, list[MemberCalls], Asked, str]] = [
     # what, voices, calls, members behind them
-    ("the heaviest", [voice("a", 1, ("mail", A)), voice("b", 3, ("clock", {}))], [("clock", {})], "b"),
+    (
+        "the heaviest",
+        [voice("a", 1, ("mail", A)), voice("b", 3, ("clock", {}))],
+        [("clock", {})],
+        "b",
+    ),
     (
         "weights add up",
         [voice("a", 2, ("mail", A)), voice("b", 2, ("mail", A)), voice("c", 3, ("clock", {}))],
@@ -69,11 +89,20 @@ NAMES: list[tuple[str, list[Voice], Asked, str]] = [
     ),
     (
         "more members win a tie",
-        [voice("a", 0.3, ("clock", {})), voice("b", 0.1, ("mail", A)), voice("c", 0.2, ("mail", A))],
+        [
+            voice("a", 0.3, ("clock", {})),
+            voice("b", 0.1, ("mail", A)),
+            voice("c", 0.2, ("mail", A)),
+        ],
         [("mail", A)],
         "bc",
     ),
-    ("the first wins what is left", [voice("a", 1, ("mail", A)), voice("b", 1, ("clock", {}))], [("mail", A)], "a"),
+    (
+        "the first wins what is left",
+        [voice("a", 1, ("mail", A)), voice("b", 1, ("clock", {}))],
+        [("mail", A)],
+        "a",
+    ),
     (
         "0.1 + 0.2 is a tie with 0.15 + 0.15",
         [
@@ -85,7 +114,12 @@ NAMES: list[tuple[str, list[Voice], Asked, str]] = [
         [("clock", {})],
         "ab",
     ),
-    ("text is a vote for no call", [voice("a", 1, ("mail", A)), voice("b", 1), voice("c", 1)], [], "bc"),
+    (
+        "text is a vote for no call",
+        [voice("a", 1, ("mail", A)), voice("b", 1), voice("c", 1)],
+        [],
+        "bc",
+    ),
     ("text loses like any other", [voice("a", 2, ("mail", A)), voice("b", 1)], [("mail", A)], "a"),
     (
         "two of one tool are not one",
@@ -106,8 +140,12 @@ NAMES: list[tuple[str, list[Voice], Asked, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("said", "calls", "members"), [row[1:] for row in NAMES], ids=[row[0] for row in NAMES])
-def test_the_tools_are_voted_on_by_weight(said: list[Voice], calls: Asked, members: str) -> None:
+@pytest.mark.parametrize(
+    ("said", "calls", "members"), [row[1:] for row in NAMES], ids=[row[0] for row in NAMES]
+)
+def test_the_tools_are_voted_on_by_weight(
+    said: list[MemberCalls], calls: Asked, members: str
+) -> None:
     found = fused(*said)
 
     assert (asked(found), "".join(found.members)) == (calls, members)
@@ -149,7 +187,11 @@ ARGUMENTS: list[tuple[str, list[tuple[float, Asked]], Asked]] = [
     ),
     (
         "true is not 1",
-        [(1, [("clock", {"x": True})]), (1, [("clock", {"x": True})]), (1.5, [("clock", {"x": 1})])],
+        [
+            (1, [("clock", {"x": True})]),
+            (1, [("clock", {"x": True})]),
+            (1.5, [("clock", {"x": 1})]),
+        ],
         [("clock", {"x": True})],
     ),
     (
@@ -194,9 +236,13 @@ ARGUMENTS: list[tuple[str, list[tuple[float, Asked]], Asked]] = [
 ]
 
 
-@pytest.mark.parametrize(("said", "calls"), [row[1:] for row in ARGUMENTS], ids=[row[0] for row in ARGUMENTS])
+@pytest.mark.parametrize(
+    ("said", "calls"), [row[1:] for row in ARGUMENTS], ids=[row[0] for row in ARGUMENTS]
+)
 def test_arguments_are_voted_on_one_by_one(said: list[tuple[float, Asked]], calls: Asked) -> None:
-    assert asked(fused(*(voice(f"m{i}", weight, *of) for i, (weight, of) in enumerate(said)))) == calls
+    assert (
+        asked(fused(*(voice(f"m{i}", weight, *of) for i, (weight, of) in enumerate(said)))) == calls
+    )
 
 
 INVALID: list[tuple[str, str, str]] = [
@@ -217,7 +263,9 @@ INVALID: list[tuple[str, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "arguments"), [row[1:] for row in INVALID], ids=[row[0] for row in INVALID])
+@pytest.mark.parametrize(
+    ("name", "arguments"), [row[1:] for row in INVALID], ids=[row[0] for row in INVALID]
+)
 def test_an_invalid_call_takes_the_whole_vote(name: str, arguments: str) -> None:
     bad = voice("bad", 9, ("mail", A), (name, arguments))
 
@@ -243,7 +291,11 @@ def test_a_schema_that_cannot_be_applied_stops_nobody_and_fetches_nothing(
     monkeypatch.setattr("urllib.request.urlopen", fetched.append)
     tool = Tool(name="odd", parameters=parameters)
 
-    found = fuse([voice("a", 1, ("odd", {"x": 10**400})), voice("b", 1, ("clock", {}))], (tool, CLOCK), ("f1",))
+    found = fuse(
+        [voice("a", 1, ("odd", {"x": 10**400})), voice("b", 1, ("clock", {}))],
+        (tool, CLOCK),
+        ("f1",),
+    )
 
     assert found is not None
     assert (found.members, found.invalid) == (("b",), ("a",))
@@ -265,7 +317,7 @@ def test_nobody_said_anything() -> None:
     ],
 )
 def test_agreement_is_on_the_tools_and_unanimity_on_everything(
-    said: list[Voice], unanimous: bool, agreement: float
+    said: list[MemberCalls], unanimous: bool, agreement: float
 ) -> None:
     found = fused(*said)
 
@@ -292,19 +344,27 @@ weather = st.fixed_dictionaries(
     optional={"days": st.sampled_from([1, 1.0, 2]), "unit": st.sampled_from(["C", "F"])},
 )
 mail = st.fixed_dictionaries({"to": st.sampled_from(["a", "b"])})
-where = st.sampled_from([{"city": "x"}, {"zip": "x"}, {"city": "x", "days": 1}, {"zip": "x", "days": 2}])
-a_call = st.one_of(
-    st.tuples(st.just("weather"), weather), st.tuples(st.just("mail"), mail), st.tuples(st.just("where"), where)
+where = st.sampled_from(
+    [{"city": "x"}, {"zip": "x"}, {"city": "x", "days": 1}, {"zip": "x", "days": 2}]
 )
-bad_call = st.tuples(st.sampled_from(["weather", "launch"]), st.sampled_from(["{}", "no", '{"days": 1}']))
+a_call = st.one_of(
+    st.tuples(st.just("weather"), weather),
+    st.tuples(st.just("mail"), mail),
+    st.tuples(st.just("where"), where),
+)
+bad_call = st.tuples(
+    st.sampled_from(["weather", "launch"]), st.sampled_from(["{}", "no", '{"days": 1}'])
+)
 any_set = st.lists(a_call, max_size=3) | st.lists(a_call | bad_call, min_size=1, max_size=2)
 # One call of a tool, and no tool whose arguments depend on each other: nothing is ever taken as a whole.
 plain_set = st.lists(
-    st.tuples(st.just("weather"), weather) | st.tuples(st.just("mail"), mail), max_size=2, unique_by=lambda one: one[0]
+    st.tuples(st.just("weather"), weather) | st.tuples(st.just("mail"), mail),
+    max_size=2,
+    unique_by=lambda one: one[0],
 )
 
 
-def weighed(sets: list[Asked]) -> list[Voice]:
+def weighed(sets: list[Asked]) -> list[MemberCalls]:
     """Powers of two: no two groups of these weigh the same."""
     return [voice(f"m{i}", 2.0**i, *of) for i, of in enumerate(sets)]
 
@@ -314,7 +374,9 @@ def as_set(calls: Asked) -> list[str]:
 
 
 @given(st.data(), st.lists(any_set, min_size=1, max_size=5))
-def test_the_order_of_unequal_voices_changes_nothing(data: st.DataObject, sets: list[Asked]) -> None:
+def test_the_order_of_unequal_voices_changes_nothing(
+    data: st.DataObject, sets: list[Asked]
+) -> None:
     said = weighed(sets)
     one = fuse(said, TOOLS, ("f1",))
     other = fuse(data.draw(st.permutations(said)), TOOLS, ("f1",))
@@ -322,15 +384,22 @@ def test_the_order_of_unequal_voices_changes_nothing(data: st.DataObject, sets: 
     if one is None or other is None:
         assert one is other
         return
-    assert (one.calls, one.agreement, one.unanimous) == (other.calls, other.agreement, other.unanimous)
-    assert (sorted(one.members), sorted(one.invalid)) == (sorted(other.members), sorted(other.invalid))
+    assert (one.calls, one.agreement, one.unanimous) == (
+        other.calls,
+        other.agreement,
+        other.unanimous,
+    )
+    assert (sorted(one.members), sorted(one.invalid)) == (
+        sorted(other.members),
+        sorted(other.invalid),
+    )
 
 
 @given(st.lists(plain_set, min_size=1, max_size=4), st.integers(1, 3))
 def test_one_more_who_wants_what_won_changes_nothing(sets: list[Asked], more: int) -> None:
     said = weighed(sets)
     won = fused(*said)
-    echoes = [Voice(f"echo{i}", 1.0, won.calls) for i in range(more)]
+    echoes = [MemberCalls(f"echo{i}", 1.0, won.calls) for i in range(more)]
 
     assert fused(*said, *echoes).calls == won.calls
 
@@ -344,7 +413,7 @@ def test_what_wins_is_valid_or_a_members_own(sets: list[Asked]) -> None:
         assert all(sets)
         return
     # Alone it has a vote, which only a valid set has.
-    assert fuse([Voice("alone", 1, won.calls)], TOOLS, ("f1",)) is not None
+    assert fuse([MemberCalls("alone", 1, won.calls)], TOOLS, ("f1",)) is not None
     behind = [sets[int(member[1:])] for member in won.members]
     assert behind
     assert all(sorted(n for n, _ in of) == sorted(c.name for c in won.calls) for of in behind)
@@ -352,4 +421,8 @@ def test_what_wins_is_valid_or_a_members_own(sets: list[Asked]) -> None:
         assert as_set(asked(won)) == as_set(behind[0])
     for name, arguments in asked(won):
         for key, value in arguments.items():
-            assert any(n == name and key in given and given[key] == value for of in behind for n, given in of)
+            assert any(
+                n == name and key in given and given[key] == value
+                for of in behind
+                for n, given in of
+            )

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusewire_judge.fusion.wording import analysis_schema, rebuttal_schema, verdict_schema
-from fusewire_judge.verdict import MOST_CHARS, MOST_REPAIRED, Read, Unreadable, read
+from fusewire_judge.judging.parse import MOST_CHARS, MOST_REPAIRED, Read, UnreadableVerdict, read
+from fusewire_judge.judging.prompts import analysis_schema, rebuttal_schema, verdict_schema
 
 SCHEMA = verdict_schema("AB")
 REASON = "It alone answers what was asked."
@@ -20,7 +20,11 @@ READ = [
     ("with blanks around", f"\n  {FOR_A} \n", "strict"),
     ("fenced", f"```json\n{FOR_A}\n```", "repaired"),
     ("fenced without a language", f"```\n{FOR_A}\n```\n", "repaired"),
-    ("fenced, with words around", f"Here it is:\n```json\n{FOR_A}\n```\nI hope this helps!", "repaired"),
+    (
+        "fenced, with words around",
+        f"Here it is:\n```json\n{FOR_A}\n```\nI hope this helps!",
+        "repaired",
+    ),
     ("words before", f"Sure! {FOR_A}", "repaired"),
     ("cut before the last brace", FOR_A[:-1], "repaired"),
     ("cut before the last quote", FOR_A[:-2], "repaired"),
@@ -68,15 +72,17 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("text", "reason"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
+@pytest.mark.parametrize(
+    ("text", "reason"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED]
+)
 def test_it_is_not_guessed(text: str | None, reason: str) -> None:
-    assert read(text, SCHEMA) == Unreadable(reason)
+    assert read(text, SCHEMA) == UnreadableVerdict(reason)
 
 
 def test_only_so_much_is_mended() -> None:
     """What mends takes the square of the length in time."""
     assert isinstance(read(FOR_A[:-1] + " " * 1000, SCHEMA), Read)
-    assert read(FOR_A[:-1] + " " * MOST_REPAIRED, SCHEMA) == Unreadable("not_json")
+    assert read(FOR_A[:-1] + " " * MOST_REPAIRED, SCHEMA) == UnreadableVerdict("not_json")
 
 
 def test_an_analysis_is_read_whole() -> None:
@@ -89,14 +95,18 @@ def test_an_analysis_is_read_whole() -> None:
     }
 
     assert read(json.dumps(value), analysis_schema()) == Read(value, "strict")
-    assert isinstance(read(json.dumps(value | {"consensus": "Paris"}), analysis_schema()), Unreadable)
+    assert isinstance(
+        read(json.dumps(value | {"consensus": "Paris"}), analysis_schema()), UnreadableVerdict
+    )
 
 
 @pytest.mark.parametrize("broken", [{"$ref": "#/nowhere"}, {"$ref": "https://example.org/x"}])
-def test_a_client_s_schema_that_leads_nowhere_is_satisfied_by_nothing(broken: dict[str, Any]) -> None:
+def test_a_client_s_schema_that_leads_nowhere_is_satisfied_by_nothing(
+    broken: dict[str, Any],
+) -> None:
     reply = json.dumps({"error": "I misread what was asked.", "answer": "4"})
 
-    assert read(reply, rebuttal_schema(broken)) == Unreadable("schema_mismatch")
+    assert read(reply, rebuttal_schema(broken)) == UnreadableVerdict("schema_mismatch")
 
 
 @given(st.text(max_size=80) | st.text(alphabet='{}[]":,AB\\`\n winner reason', max_size=80))
@@ -108,7 +118,11 @@ def test_whatever_a_judge_writes_it_is_read_or_refused(text: str) -> None:
         json.dumps(found.value, ensure_ascii=False).encode()
 
 
-@given(st.integers(0, len(FOR_B)), st.integers(0, len(FOR_B)), st.sampled_from(["", '"', "}", "A", "\n"]))
+@given(
+    st.integers(0, len(FOR_B)),
+    st.integers(0, len(FOR_B)),
+    st.sampled_from(["", '"', "}", "A", "\n"]),
+)
 def test_a_damaged_verdict_names_its_winner_or_nobody(start: int, end: int, put: str) -> None:
     found = read(FOR_B[:start] + put + FOR_B[max(start, end) :], SCHEMA)
 

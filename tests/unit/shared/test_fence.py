@@ -6,16 +6,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusewire.fence import HEX, Untouched, without
+from fusewire.fence import HEX, UnfencedPrefix, without
 
 FENCE = "0123456789abcdef" * 2
 OTHER = FENCE[::-1]
-BITS = ["Paris", " ", "\n", "\u3000", "[", "[[", "]]", "[[/", f"[[{FENCE} BC]]", f"[[/{FENCE} BC]]\n", f"[[{OTHER}"]
+BITS = [
+    "Paris",
+    " ",
+    "\n",
+    "\u3000",
+    "[",
+    "[[",
+    "]]",
+    "[[/",
+    f"[[{FENCE} BC]]",
+    f"[[/{FENCE} BC]]\n",
+    f"[[{OTHER}",
+]
 BITS += [f"[[{FENCE[:20]}", FENCE[20:], "a", "/", f"[[{FENCE} never closed"]
 
 
 def told(pieces: Iterable[str]) -> str:
-    untouched = Untouched()
+    untouched = UnfencedPrefix()
     return "".join(untouched.add(piece) for piece in pieces)
 
 
@@ -39,7 +51,9 @@ SHOWN = [
 ]
 
 
-@pytest.mark.parametrize(("text", "expected"), [row[1:] for row in SHOWN], ids=[row[0] for row in SHOWN])
+@pytest.mark.parametrize(
+    ("text", "expected"), [row[1:] for row in SHOWN], ids=[row[0] for row in SHOWN]
+)
 def test_all_that_is_certain_is_told(text: str, expected: str) -> None:
     assert len(FENCE) == HEX
     assert told(text) == expected
@@ -47,7 +61,7 @@ def test_all_that_is_certain_is_told(text: str, expected: str) -> None:
 
 
 def test_each_piece_is_told_at_once_but_for_the_space_at_its_end() -> None:
-    untouched = Untouched()
+    untouched = UnfencedPrefix()
 
     assert [untouched.add(piece) for piece in ("It", " is ", "blue", ".\n", "[", "x")] == [
         "It",

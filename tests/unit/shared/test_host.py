@@ -68,7 +68,9 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "FAULTY_S", 0.1)
 
 
-async def test_a_service_that_does_not_start_is_stopped_with_those_that_did(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_service_that_does_not_start_is_stopped_with_those_that_did(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     first, second, third = Stub(), Stub(), Stub()
 
     async def fails() -> None:
@@ -90,7 +92,11 @@ async def test_a_service_that_does_not_start_is_stopped_with_those_that_did(monk
     ],
 )
 def test_a_service_that_cannot_start_ends_with_a_message_and_its_own_code(
-    stub: Stub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, code: int
+    stub: Stub,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    code: int,
 ) -> None:
     async def fails() -> None:
         raise error
@@ -125,7 +131,9 @@ async def test_a_fault_that_stays_is_told(host: Host, stub: Stub) -> None:
 
 
 @pytest.mark.usefixtures("_impatient")
-async def test_a_process_whose_service_is_faulty_drains_and_ends(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_process_whose_service_is_faulty_drains_and_ends(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ends: list[float] = []
     monkeypatch.setattr(lifeline, "end_within", ends.append)
     watched: list[object] = []

@@ -14,7 +14,11 @@ AWAY = "https://example.org/" + "a" * images.LEAST_CHARS
 
 
 def shown(*urls: str) -> Message:
-    return Message(role="user", content="Which?", images=tuple(Image(url=url, detail="low", at=3) for url in urls))
+    return Message(
+        role="user",
+        content="Which?",
+        images=tuple(Image(url=url, detail="low", at=3) for url in urls),
+    )
 
 
 def test_large_ones_stand_aside_and_all_else_stays() -> None:

@@ -47,7 +47,9 @@ async def test_where_a_loop_stands_still_is_told() -> None:
 
 
 def test_a_process_that_stands_still_ends_and_says_where() -> None:
-    ended = subprocess.run([sys.executable, "-c", STALLS], capture_output=True, text=True, timeout=250, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", STALLS], capture_output=True, text=True, timeout=250, check=False
+    )
 
     assert ended.returncode == 1
     assert "service.stalled" in ended.stdout + ended.stderr

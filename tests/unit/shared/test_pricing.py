@@ -11,7 +11,9 @@ AT = datetime(2026, 11, 1, tzinfo=UTC)
 USED = Usage(prompt_tokens=1_000_000, completion_tokens=1_000_000)
 
 
-def model(base_url: str, name: str = "gpt-4o-mini", price_provider: str | None = None) -> RemoteModel:
+def model(
+    base_url: str, name: str = "gpt-4o-mini", price_provider: str | None = None
+) -> RemoteModel:
     return RemoteModel(kind="remote", base_url=base_url, model=name, price_provider=price_provider)
 
 
@@ -51,7 +53,9 @@ async def test_cost_is_proportional_and_cached_tokens_are_cheaper() -> None:
         model("http://[::1]:8000/v1"),
         model("https://models.example/v1"),
         model("https://api.openai.com/v1", "no-such-model"),
-        model("https://api.openai.com/v1", "text-embedding-3-small"),  # has no price for what it would say
+        model(
+            "https://api.openai.com/v1", "text-embedding-3-small"
+        ),  # has no price for what it would say
         model("https://models.example/v1", price_provider="no-such-provider"),
     ],
 )
@@ -65,18 +69,24 @@ async def test_a_named_provider_prices_any_address() -> None:
 
 
 def configured(base_url: str, per_prompt: float, per_answer: float) -> RemoteModel:
-    return model(base_url).model_copy(update={"input_usd_per_mtok": per_prompt, "output_usd_per_mtok": per_answer})
+    return model(base_url).model_copy(
+        update={"input_usd_per_mtok": per_prompt, "output_usd_per_mtok": per_answer}
+    )
 
 
 @pytest.mark.parametrize("base_url", ["http://127.0.0.1:8000/v1", "https://api.openai.com/v1"])
-async def test_configured_prices_come_before_the_list_and_hold_for_local_servers_too(base_url: str) -> None:
+async def test_configured_prices_come_before_the_list_and_hold_for_local_servers_too(
+    base_url: str,
+) -> None:
     used = Usage(prompt_tokens=2_000_000, completion_tokens=500_000)
     assert await price(used, configured(base_url, 3.0, 8.0), AT) == Price(10.0, 6.0, CONFIGURED)
     assert await price(used, configured(base_url, 0.0, 0.0), AT) == Price(0.0, 0.0, CONFIGURED)
 
 
 async def test_rates_are_per_token() -> None:
-    assert await rates(configured("http://127.0.0.1:8000/v1", 3.0, 8.0), AT) == pytest.approx((3e-6, 8e-6))
+    assert await rates(configured("http://127.0.0.1:8000/v1", 3.0, 8.0), AT) == pytest.approx(
+        (3e-6, 8e-6)
+    )
     listed = await rates(model("https://api.openai.com/v1"), AT)
     whole = await price(USED, model("https://api.openai.com/v1"), AT)
     assert listed is not None

@@ -11,8 +11,8 @@ from nats.aio.msg import Msg
 from fusewire import ids, topology
 from fusewire.bus import Delivery, fault, retry_delay_s
 from fusewire.contracts import ContractError
-from fusewire.errors import StartupError, Transient, Unacceptable
-from fusewire.provision import Change, summary, wider
+from fusewire.errors import StartupError, Transient, UnacceptableMessage
+from fusewire.provision import TopologyChange, summary, wider
 from fusewire.testing.factories import make_prompt
 
 # -- ids --------------------------------------------------------------------------------------
@@ -65,7 +65,9 @@ WIDER: list[tuple[float | None, float | None, float | None]] = [
 
 
 @pytest.mark.parametrize(("have", "want", "expected"), WIDER)
-def test_the_wider_of_two_limits(have: float | None, want: float | None, expected: float | None) -> None:
+def test_the_wider_of_two_limits(
+    have: float | None, want: float | None, expected: float | None
+) -> None:
     assert wider(have, want) == expected
 
 
@@ -83,7 +85,11 @@ def test_what_an_operator_has_is_never_narrowed(have: int | None, want: int | No
 
 
 def test_a_summary_counts_each_action() -> None:
-    changes = [Change("stream", "A", "created"), Change("durable", "B", "created"), Change("bucket", "C", "unchanged")]
+    changes = [
+        TopologyChange("stream", "A", "created"),
+        TopologyChange("durable", "B", "created"),
+        TopologyChange("bucket", "C", "unchanged"),
+    ]
 
     assert summary(changes) == {"created": 2, "updated": 0, "removed": 0, "unchanged": 1}
 
@@ -96,15 +102,22 @@ def test_every_edge_model_and_every_pool_has_a_durable_per_priority() -> None:
 
     assert {(d.stream, d.name, d.subject) for d in made.durables if "TASK" in d.stream} == {
         ("FW_TASK_EDGE", f"tiny-{p}", f"fw.task.edge.tiny.{p}") for p in ("high", "normal", "low")
-    } | {("FW_TASK_REMOTE", f"default-{p}", f"fw.task.remote.default.{p}") for p in ("high", "normal", "low")}
+    } | {
+        ("FW_TASK_REMOTE", f"default-{p}", f"fw.task.remote.default.{p}")
+        for p in ("high", "normal", "low")
+    }
 
 
 def matches(pattern: str, subject: str) -> bool:
     """As NATS does it."""
     wanted, found = pattern.split("."), subject.split(".")
     if wanted[-1] == ">":
-        return len(found) >= len(wanted) and matches(".".join(wanted[:-1]), ".".join(found[: len(wanted) - 1]))
-    return len(wanted) == len(found) and all(w in ("*", f) for w, f in zip(wanted, found, strict=True))
+        return len(found) >= len(wanted) and matches(
+            ".".join(wanted[:-1]), ".".join(found[: len(wanted) - 1])
+        )
+    return len(wanted) == len(found) and all(
+        w in ("*", f) for w, f in zip(wanted, found, strict=True)
+    )
 
 
 FUSION = make_prompt().fusion_id
@@ -125,7 +138,9 @@ SUBJECTS = [
 
 @pytest.mark.parametrize(("subject", "stream"), SUBJECTS, ids=[s for _, s in SUBJECTS])
 def test_each_subject_is_held_by_one_stream(subject: str, stream: str) -> None:
-    assert [s.name for s in topology.STREAMS if any(matches(p, subject) for p in s.subjects)] == [stream]
+    assert [s.name for s in topology.STREAMS if any(matches(p, subject) for p in s.subjects)] == [
+        stream
+    ]
 
 
 def test_an_edge_task_matches_nothing_that_a_remote_worker_reads() -> None:
@@ -144,7 +159,9 @@ ACKS = {
 
 @pytest.mark.parametrize("reply", ACKS.values(), ids=ACKS)
 def test_what_the_server_says_of_a_message_is_read(reply: str) -> None:
-    found = Delivery.of(Msg(cast("Any", None), subject="fw.prompt.low.acme", reply=reply, data=b"x"))
+    found = Delivery.from_message(
+        Msg(cast("Any", None), subject="fw.prompt.low.acme", reply=reply, data=b"x")
+    )
 
     assert (found.stream, found.deliveries, found.sequence) == ("FW_PROMPT", 3, 17)
     assert (found.subject, found.data, found.headers) == ("fw.prompt.low.acme", b"x", {})
@@ -153,7 +170,9 @@ def test_what_the_server_says_of_a_message_is_read(reply: str) -> None:
 # -- faults and retries -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("deliveries", "whole"), [(1, 0.5), (2, 1), (3, 2), (6, 16), (7, 30), (50, 30)])
+@pytest.mark.parametrize(
+    ("deliveries", "whole"), [(1, 0.5), (2, 1), (3, 2), (6, 16), (7, 30), (50, 30)]
+)
 def test_retries_come_ever_later_but_not_for_ever_later(deliveries: int, whole: float) -> None:
     assert retry_delay_s(deliveries, 1.0) == whole
     assert retry_delay_s(deliveries, 0.0) == whole / 2
@@ -172,7 +191,7 @@ def test_a_fault_is_named_without_its_text() -> None:
 
 OURS = [
     Transient("NATS is down"),
-    Unacceptable("unknown model"),
+    UnacceptableMessage("unknown model"),
     ContractError("task", "$.v", "missing"),
     StartupError("no NATS", "start it"),
 ]

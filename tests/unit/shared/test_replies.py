@@ -10,7 +10,10 @@ ONLY_THERE = {"v", "fusion_id"}
 
 
 def test_a_fusion_has_every_field_of_an_outcome() -> None:
-    assert set(replies.fusions.Fusion.__annotations__) - ONLY_HERE == set(Outcome.model_fields) - ONLY_THERE
+    assert (
+        set(replies.fusions.Fusion.__annotations__) - ONLY_HERE
+        == set(Outcome.model_fields) - ONLY_THERE
+    )
 
 
 def test_its_parts_have_every_field_of_theirs() -> None:

@@ -45,7 +45,10 @@ def test_a_file_is_read(file: Path) -> None:
     settings = load(file)
 
     assert settings.nats.url == "nats://127.0.0.1:4222"
-    assert [(m.name, m.model) for m in settings.pools["default"].members] == [("gpt", "gpt"), ("calm", "tiny")]
+    assert [(m.name, m.model) for m in settings.pools["default"].members] == [
+        ("gpt", "gpt"),
+        ("calm", "tiny"),
+    ]
     tiny = settings.models["tiny"]
     assert isinstance(tiny, EdgeModel)
     assert tiny.path == Path.home() / "models/tiny"
@@ -62,7 +65,9 @@ def test_it_is_found_in_the_working_folder_or_where_the_environment_says(
     assert set(load().pools) == {"elsewhere"}
 
 
-def test_without_a_file_the_fallback_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_file_the_fallback_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
 
     assert load().pools == {}
@@ -103,7 +108,11 @@ def test_the_environment_wins_over_the_file_key_by_key(
     ],
 )
 def test_the_database_lies_in_the_data_folder_where_nothing_else_is_said(
-    file: Path, monkeypatch: pytest.MonkeyPatch, data_dir: str | None, url: str | None, expected: str
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    data_dir: str | None,
+    url: str | None,
+    expected: str,
 ) -> None:
     for name, value in (("FUSEWIRE_DATA_DIR", data_dir), ("FUSEWIRE_DATABASE__URL", url)):
         if value is not None:
@@ -126,28 +135,64 @@ def without(line: str) -> str:
 
 BAD = [
     # what, file, parts of the one problem
-    ("an unknown table", GOOD + '\n[natz]\nurl = "x"\n', ["natz: not a known key", "did you mean 'nats'"]),
-    ("an unknown key", GOOD + "\n[http]\nprot = 1\n", ["http.prot: not a known key", "did you mean 'port'"]),
-    ("a key like no other", GOOD + "\n[http]\nzzz = 1\n", ["http.zzz: not a known key", "remove it"]),
-    ("a model's unknown key", GOOD.replace("api_key_env", "api_kye_env"), ["models.gpt.api_kye_env", "'api_key_env'"]),
+    (
+        "an unknown table",
+        GOOD + '\n[natz]\nurl = "x"\n',
+        ["natz: not a known key", "did you mean 'nats'"],
+    ),
+    (
+        "an unknown key",
+        GOOD + "\n[http]\nprot = 1\n",
+        ["http.prot: not a known key", "did you mean 'port'"],
+    ),
+    (
+        "a key like no other",
+        GOOD + "\n[http]\nzzz = 1\n",
+        ["http.zzz: not a known key", "remove it"],
+    ),
+    (
+        "a model's unknown key",
+        GOOD.replace("api_key_env", "api_kye_env"),
+        ["models.gpt.api_kye_env", "'api_key_env'"],
+    ),
     ("an unknown kind", GOOD.replace('"edge"', '"cloud"'), ["models.tiny", "'edge'", "'remote'"]),
     ("no kind", without('kind = "edge"\n'), ["models.tiny", "kind"]),
-    ("no base_url", without('base_url = "http://127.0.0.1:1/v1"\n'), ["models.gpt.base_url", "required"]),
+    (
+        "no base_url",
+        without('base_url = "http://127.0.0.1:1/v1"\n'),
+        ["models.gpt.base_url", "required"],
+    ),
     (
         "a member's unknown model",
         GOOD.replace('["gpt", ', '["gtp", '),
         ["pool 'default'", "member 'gtp'", "configured: gpt, tiny", "add [models.gtp]"],
     ),
-    ("a judge's unknown model", GOOD.replace('judge = "gpt"', 'judge = "g"'), ["judge uses model 'g'", "gpt, tiny"]),
+    (
+        "a judge's unknown model",
+        GOOD.replace('judge = "gpt"', 'judge = "g"'),
+        ["judge uses model 'g'", "gpt, tiny"],
+    ),
     (
         "a member twice",
         GOOD.replace('["gpt", ', '["gpt", "gpt", '),
         ["pools.default", "gpt is named twice", "give each"],
     ),
     ("no members", GOOD.replace(MEMBERS, "[]"), ["pools.default.members", "at least 1"]),
-    ("a bad model name", GOOD.replace("[models.gpt]", '[models."G P"]'), ["models.G P", "a-z, 0-9", "letter or digit"]),
-    ("a dot in a member name", GOOD.replace('"calm"', '"ca.lm"'), ["members.1.name", "'ca.lm'", "a-z, 0-9"]),
-    ("a quorum above 1", GOOD + "quorum = 1.5\n", ["pools.default.quorum", "less than or equal to 1"]),
+    (
+        "a bad model name",
+        GOOD.replace("[models.gpt]", '[models."G P"]'),
+        ["models.G P", "a-z, 0-9", "letter or digit"],
+    ),
+    (
+        "a dot in a member name",
+        GOOD.replace('"calm"', '"ca.lm"'),
+        ["members.1.name", "'ca.lm'", "a-z, 0-9"],
+    ),
+    (
+        "a quorum above 1",
+        GOOD + "quorum = 1.5\n",
+        ["pools.default.quorum", "less than or equal to 1"],
+    ),
     ("an unknown mode", GOOD + 'mode = "vote"\n', ["pools.default.mode", "'best-of'", "'merge'"]),
     ("a port out of range", GOOD + "\n[http]\nport = 70000\n", ["http.port", "65535"]),
     ("text for a number", GOOD + '\n[http]\nport = "many"\n', ["http.port", "integer"]),
@@ -165,7 +210,9 @@ BAD = [
 
 
 @pytest.mark.parametrize(("text", "parts"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
-def test_a_mistake_is_named_with_its_place_and_its_remedy(file: Path, text: str, parts: list[str]) -> None:
+def test_a_mistake_is_named_with_its_place_and_its_remedy(
+    file: Path, text: str, parts: list[str]
+) -> None:
     found = refused(file, text)
 
     assert found.source == str(file)
@@ -197,7 +244,11 @@ def test_all_mistakes_are_told_at_once(file: Path) -> None:
     found = refused(file, GOOD + "quorum = 2\n[http]\nport = -1\n[log]\nlevel = 'loud'\n")
 
     assert len(found.problems) == 3
-    assert {p.partition(":")[0] for p in found.problems} == {"pools.default.quorum", "http.port", "log.level"}
+    assert {p.partition(":")[0] for p in found.problems} == {
+        "pools.default.quorum",
+        "http.port",
+        "log.level",
+    }
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
@@ -238,13 +289,17 @@ def test_a_broken_variable_is_named(file: Path, monkeypatch: pytest.MonkeyPatch,
     assert name.removeprefix("FUSEWIRE_").lower() in " ".join(found.problems).lower()
 
 
-def test_a_wrong_variable_is_named_like_a_wrong_key(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_variable_is_named_like_a_wrong_key(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FUSEWIRE_HTTP__PORT", "many")
 
     assert refused(file).problems[0].startswith("http.port: ")
 
 
-def test_a_secret_is_read_when_it_is_used_and_never_shown(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_is_read_when_it_is_used_and_never_shown(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = load(file)
     gpt = settings.models["gpt"]
     assert gpt.kind == "remote"
@@ -266,7 +321,11 @@ def test_the_hash_is_of_a_pool_and_its_models_alone(file: Path) -> None:
 
     assert base.config_hash("default") == load(file).config_hash("default")
     assert changed("4222", "4223").config_hash("default") == base.config_hash("default")
-    for old, new in [("gpt-x", "gpt-y"), ("temperature = 0.0", "temperature = 0.1"), ('"calm"', '"cool"')]:
+    for old, new in [
+        ("gpt-x", "gpt-y"),
+        ("temperature = 0.0", "temperature = 0.1"),
+        ('"calm"', '"cool"'),
+    ]:
         assert changed(old, new).config_hash("default") != base.config_hash("default")
 
 

@@ -90,7 +90,9 @@ SUBJECTS = [
 
 
 @pytest.mark.parametrize(("subject", "fusion_id"), SUBJECTS)
-def test_the_fusion_is_bound_while_its_message_is_handled(subject: str, fusion_id: str | None) -> None:
+def test_the_fusion_is_bound_while_its_message_is_handled(
+    subject: str, fusion_id: str | None
+) -> None:
     with telemetry.receiving("judge", subject, {}):
         assert structlog.contextvars.get_contextvars().get("fusion_id") == fusion_id
     assert structlog.contextvars.get_contextvars() == {}
@@ -105,7 +107,8 @@ PARENTS = [f"00-{digit * 32}-{digit * 16}-01" for digit in "ab"]
 
 
 @pytest.mark.parametrize(
-    ("traces", "trace_id", "linked"), [(PARENTS[:1], int("a" * 32, 16), []), (PARENTS, None, ["a" * 32, "b" * 32])]
+    ("traces", "trace_id", "linked"),
+    [(PARENTS[:1], int("a" * 32, 16), []), (PARENTS, None, ["a" * 32, "b" * 32])],
 )
 def test_a_span_is_a_part_of_one_trace_or_has_links_to_several(
     monkeypatch: pytest.MonkeyPatch, traces: list[str], trace_id: int | None, linked: list[str]
@@ -133,7 +136,9 @@ def test_without_tracing_a_span_costs_nothing() -> None:
         assert telemetry.trace_headers() == {}
 
 
-def test_libraries_are_heard_from_a_warning_up_without_the_values_in_their_texts(stream: io.StringIO) -> None:
+def test_libraries_are_heard_from_a_warning_up_without_the_values_in_their_texts(
+    stream: io.StringIO,
+) -> None:
     configured(stream)
 
     logging.getLogger("someone").info("chatter")
@@ -144,7 +149,11 @@ def test_libraries_are_heard_from_a_warning_up_without_the_values_in_their_texts
         logging.getLogger("someone").exception("worse")
 
     trouble, worse = (json.loads(line) for line in stream.getvalue().splitlines())
-    assert (trouble["event"], trouble["logger"], trouble["level"]) == ("library.logged", "someone", "warning")
+    assert (trouble["event"], trouble["logger"], trouble["level"]) == (
+        "library.logged",
+        "someone",
+        "warning",
+    )
     assert trouble["what"] == "trouble with %s"
     assert (worse["what"], worse["level"], worse["fault"]) == ("worse", "error", "ValueError")
     assert SECRET not in stream.getvalue()

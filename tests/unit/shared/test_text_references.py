@@ -28,7 +28,12 @@ def test_the_middle_of_a_long_one_stands_aside_and_its_ends_stay() -> None:
     assert json.loads(f'"{data}"') == middle
     assert slim.content == LONG[:END_CHARS] + LONG[-END_CHARS:]
     (told,) = slim.texts
-    assert (told.name, told.chars, told.size, told.at) == (name, len(middle), len(middle.encode()), END_CHARS)
+    assert (told.name, told.chars, told.size, told.at) == (
+        name,
+        len(middle),
+        len(middle.encode()),
+        END_CHARS,
+    )
     assert short == said(SHORT)
     assert names((slim, short)) == (name,)
 
@@ -46,7 +51,9 @@ def test_who_reads_the_ends_is_told_what_is_left_out() -> None:
     (told,) = texts.excerpt(slim)
 
     left_out = len(LONG) - 2 * END_CHARS
-    assert told.content == (f"{LONG[:END_CHARS]}\n\n[{left_out} characters are left out here]\n\n{LONG[-END_CHARS:]}")
+    assert told.content == (
+        f"{LONG[:END_CHARS]}\n\n[{left_out} characters are left out here]\n\n{LONG[-END_CHARS:]}"
+    )
     assert told.texts == ()
 
 

@@ -16,7 +16,14 @@ from fusewire.contracts import Candidate, ContractError, Task, Tasks, Tier, Toke
 from fusewire.errors import Transient
 from fusewire.testing.factories import T0, FakeClock, make_candidate, make_prompt, make_task
 from fusewire.topology import MAX_DELIVERIES
-from fusewire.worker import MAX_CANDIDATE_BYTES, Make, Tell, Unpaid, Worker, failed
+from fusewire.worker import (
+    MAX_CANDIDATE_BYTES,
+    FreeCalls,
+    Make,
+    TokenPublisher,
+    Worker,
+    failure_candidate,
+)
 
 TASK = make_task()
 
@@ -32,7 +39,12 @@ class Published:
     service: str = "worker-test"
 
     async def publish(
-        self, subject: str, message: Candidate | bytes, *, msg_id: str | None = None, only_if_new: bool = False
+        self,
+        subject: str,
+        message: Candidate | bytes,
+        *,
+        msg_id: str | None = None,
+        only_if_new: bool = False,
     ) -> bool:
         assert only_if_new
         if self.refusals:
@@ -40,13 +52,15 @@ class Published:
             raise Transient("the broker is away")
         if subject in self.stored:
             return False
-        self.stored[subject] = message if isinstance(message, Candidate) else Candidate.decode(message)
+        self.stored[subject] = (
+            message if isinstance(message, Candidate) else Candidate.decode(message)
+        )
         self.msg_ids.append(msg_id)
         return True
 
 
 @dataclass
-class Stub(Unpaid):
+class Stub(FreeCalls):
     """A model that gives what it was told to, or raises it."""
 
     gives: Candidate | Exception
@@ -89,13 +103,21 @@ class Panel(Stub):
 
 
 def delivery(*tasks: Task, deliveries: int = 1) -> Delivery:
-    message = Tasks.of("default", tasks or (TASK,))
+    message = Tasks.from_tasks("default", tasks or (TASK,))
     return Delivery(
-        message.encode(), "fw.task.remote.default.normal", {}, deliveries, "FW_TASK_REMOTE", 1, cast("Msg", None)
+        message.encode(),
+        "fw.task.remote.default.normal",
+        {},
+        deliveries,
+        "FW_TASK_REMOTE",
+        1,
+        cast("Msg", None),
     )
 
 
-async def handled(stub: Stub, message: Delivery, bus: Published | None = None, **given: Any) -> Candidate:
+async def handled(
+    stub: Stub, message: Delivery, bus: Published | None = None, **given: Any
+) -> Candidate:
     bus = bus or Published()
     tier: Tier = given.pop("tier", "remote")
     worker = Worker(cast("Bus", bus), stub, {}, tier=tier, clock=given.pop("clock", FakeClock()))
@@ -118,18 +140,26 @@ async def test_a_task_delivered_again_leaves_the_first_candidate() -> None:
     bus = Published()
     await handled(Stub(make_candidate("first")), delivery(), bus)
 
-    assert (await handled(Stub(make_candidate("second")), delivery(deliveries=2), bus)).content == "first"
+    assert (
+        await handled(Stub(make_candidate("second")), delivery(deliveries=2), bus)
+    ).content == "first"
 
 
 @pytest.mark.parametrize("late", [0, 1])
 async def test_a_task_whose_deadline_has_passed_is_not_tried(late: float) -> None:
     stub = Stub(make_candidate())
 
-    candidate = await handled(stub, delivery(), clock=FakeClock(TASK.deadline_at + timedelta(seconds=late)))
+    candidate = await handled(
+        stub, delivery(), clock=FakeClock(TASK.deadline_at + timedelta(seconds=late))
+    )
 
     assert stub.calls == 0
     assert candidate.error is not None
-    assert (candidate.error.code, candidate.attempts, candidate.content) == ("deadline_exceeded", 0, None)
+    assert (candidate.error.code, candidate.attempts, candidate.content) == (
+        "deadline_exceeded",
+        0,
+        None,
+    )
 
 
 async def test_a_task_of_another_tier_is_not_tried() -> None:
@@ -145,7 +175,9 @@ async def test_a_task_of_another_tier_is_not_tried() -> None:
 async def test_an_edge_only_task_is_not_shown_to_a_hosted_model_though_it_says_so() -> None:
     stub = Stub(make_candidate())
 
-    candidate = await handled(stub, delivery(make_task(make_prompt(residency="edge-only"), tier="remote")))
+    candidate = await handled(
+        stub, delivery(make_task(make_prompt(residency="edge-only"), tier="remote"))
+    )
 
     assert stub.calls == 0
     assert candidate.error is not None
@@ -174,7 +206,9 @@ async def test_what_no_text_column_holds_is_replaced_wherever_it_stands() -> Non
     candidate = await handled(Stub(said), delivery())
 
     assert candidate.content == "a\ufffdb"
-    assert candidate.tool_calls == (ToolCall(id="c\ufffd", name="f", arguments='{"place": "a\ufffdb"}'),)
+    assert candidate.tool_calls == (
+        ToolCall(id="c\ufffd", name="f", arguments='{"place": "a\ufffdb"}'),
+    )
     assert candidate.provider_reason == "stop\ufffd"
 
 
@@ -213,13 +247,17 @@ async def test_what_is_down_is_waited_for_and_poisons_nothing() -> None:
     bus = Published()
 
     with pytest.raises(Transient):
-        await handled(Stub(Transient("the ledger is down")), delivery(deliveries=MAX_DELIVERIES + 3), bus)
+        await handled(
+            Stub(Transient("the ledger is down")), delivery(deliveries=MAX_DELIVERIES + 3), bus
+        )
 
     assert bus.stored == {}
 
 
 async def test_what_is_no_task_is_refused() -> None:
-    message = Delivery(b"{}", "fw.task.remote.default.normal", {}, 1, "FW_TASK_REMOTE", 1, cast("Msg", None))
+    message = Delivery(
+        b"{}", "fw.task.remote.default.normal", {}, 1, "FW_TASK_REMOTE", 1, cast("Msg", None)
+    )
 
     with pytest.raises(ContractError):
         await handled(Stub(make_candidate()), message)
@@ -229,7 +267,7 @@ def test_a_failed_candidate_names_its_task() -> None:
     failure = make_candidate(fails="timeout").error
     assert failure is not None
 
-    candidate = failed(TASK, failure, provider="openai", at=T0)
+    candidate = failure_candidate(TASK, failure, provider="openai", at=T0)
 
     assert (candidate.task_id, candidate.call, candidate.member) == (TASK.task_id, "a", "a")
     assert (candidate.attempts, candidate.cost_usd, candidate.latency_ms) == (0, None, 0)
@@ -247,7 +285,9 @@ def worker(bus: Published, generate: Stub) -> Worker:
 async def test_each_task_of_a_message_ends_in_its_own_candidate() -> None:
     bus = Published()
 
-    await worker(bus, Panel(a=make_candidate("A"), b=make_candidate("B", "b"))).handle(delivery(*TWO))
+    await worker(bus, Panel(a=make_candidate("A"), b=make_candidate("B", "b"))).handle(
+        delivery(*TWO)
+    )
 
     assert {c.call: c.content for c in bus.stored.values()} == {"a": "A", "b": "B"}
 
@@ -256,7 +296,9 @@ async def test_a_fault_in_one_takes_nothing_from_the_others() -> None:
     bus = Published()
 
     with pytest.raises(RuntimeError):
-        await worker(bus, Panel(a=RuntimeError(), b=make_candidate("B", "b"))).handle(delivery(*TWO))
+        await worker(bus, Panel(a=RuntimeError(), b=make_candidate("B", "b"))).handle(
+            delivery(*TWO)
+        )
 
     assert [c.call for c in bus.stored.values()] == ["b"]
 
@@ -264,7 +306,9 @@ async def test_a_fault_in_one_takes_nothing_from_the_others() -> None:
 async def test_what_has_its_candidate_already_gets_no_second_one() -> None:
     bus = Published()
 
-    await worker(bus, Panel(a=None, b=make_candidate("B", "b"))).handle(delivery(*TWO, deliveries=2))
+    await worker(bus, Panel(a=None, b=make_candidate("B", "b"))).handle(
+        delivery(*TWO, deliveries=2)
+    )
 
     assert [c.call for c in bus.stored.values()] == ["b"]
 
@@ -290,7 +334,9 @@ async def test_a_message_counts_no_more_once_a_call_has_begun() -> None:
     released: list[str] = []
     panel = Panel(a=make_candidate("A"), b=make_candidate("B", "b"))
     panel.gate.clear()
-    handling = asyncio.create_task(worker(Published(), panel).handle(delivery(*TWO), lambda: released.append("yes")))
+    handling = asyncio.create_task(
+        worker(Published(), panel).handle(delivery(*TWO), lambda: released.append("yes"))
+    )
     await asyncio.sleep(0.01)
 
     assert released
@@ -298,7 +344,9 @@ async def test_a_message_counts_no_more_once_a_call_has_begun() -> None:
     await handling
 
 
-async def test_a_candidate_is_published_however_long_the_broker_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_candidate_is_published_however_long_the_broker_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("fusewire.worker.retry_delay_s", lambda *_: 0.0)
     bus = Published(refusals=7)
 
@@ -323,7 +371,9 @@ async def test_what_was_delivered_before_may_have_cost_something() -> None:
     late = FakeClock(TASK.deadline_at)
 
     assert (await handled(Stub(make_candidate()), delivery(), clock=late)).cost_usd == 0.0
-    assert (await handled(Stub(make_candidate()), delivery(deliveries=2), clock=late)).cost_usd is None
+    assert (
+        await handled(Stub(make_candidate()), delivery(deliveries=2), clock=late)
+    ).cost_usd is None
 
 
 # -- cancelled --------------------------------------------------------------------------------
@@ -350,7 +400,12 @@ async def test_a_task_of_a_cancelled_fusion_is_not_tried() -> None:
 async def test_whoever_generates_is_told_what_is_cancelled() -> None:
     heard: list[str] = []
     worker = Worker(
-        cast("Bus", Published()), Stub(make_candidate()), {}, tier="edge", clock=FakeClock(), on_cancel=heard.append
+        cast("Bus", Published()),
+        Stub(make_candidate()),
+        {},
+        tier="edge",
+        clock=FakeClock(),
+        on_cancel=heard.append,
     )
 
     worker._cancelled.add("f1")
@@ -379,9 +434,9 @@ class Listened:
         self.tokens.append(Token.decode(body))
 
 
-def told(**task: Any) -> tuple[Tell, Listened]:
+def told(**task: Any) -> tuple[TokenPublisher, Listened]:
     bus = Listened()
-    return Tell(cast("Bus", bus), make_task(**{"is_streamed": True, **task})), bus
+    return TokenPublisher(cast("Bus", bus), make_task(**{"is_streamed": True, **task})), bus
 
 
 async def test_pieces_say_where_they_stand() -> None:
@@ -390,7 +445,11 @@ async def test_pieces_say_where_they_stand() -> None:
     for text in ("Par", "", "is\x00", "."):
         await tell(text)
 
-    assert [(t.offset, t.text, t.attempt) for t in bus.tokens] == [(0, "Par", 1), (3, "is\ufffd", 1), (6, ".", 1)]
+    assert [(t.offset, t.text, t.attempt) for t in bus.tokens] == [
+        (0, "Par", 1),
+        (3, "is\ufffd", 1),
+        (6, ".", 1),
+    ]
     assert {(t.fusion_id, t.round, t.call) for t in bus.tokens} == {(TASK.fusion_id, 2, "write")}
 
 
@@ -434,7 +493,11 @@ async def test_of_a_merge_nothing_is_told_that_judge_takes_out() -> None:
     tell.restart()
     await tell("Rome.\n")
 
-    assert [(t.offset, t.text, t.attempt) for t in bus.tokens] == [(0, "Par", 1), (3, "is.", 1), (0, "Rome.", 2)]
+    assert [(t.offset, t.text, t.attempt) for t in bus.tokens] == [
+        (0, "Par", 1),
+        (3, "is.", 1),
+        (0, "Rome.", 2),
+    ]
 
 
 async def test_a_member_s_answer_is_told_to_the_last_blank() -> None:

@@ -12,7 +12,9 @@ END = (0, 1)
 PROMPT = (5, 6, 7, 5)
 
 
-def compared(texts: Sequence[Sequence[int]], piece: int = 100, prompt: Sequence[int] = PROMPT) -> Comparison:
+def compared(
+    texts: Sequence[Sequence[int]], piece: int = 100, prompt: Sequence[int] = PROMPT
+) -> Comparison:
     """Read with logits in which the token that comes next has its own number, all else 0."""
     one = Comparison(prompt, texts, END)
     one.begin(row(2))
@@ -62,7 +64,9 @@ def test_what_repeats_a_run_of_three_does_not_count(text: list[int], counted: li
 def test_the_end_counts_after_the_same_words_as_an_earlier_answer_s() -> None:
     earlier = (5, 6, 2, END[0])
 
-    assert compared([[6, 2]], prompt=earlier).logprobs == pytest.approx([np.mean([OTHER, OTHER, END_ELSE])])
+    assert compared([[6, 2]], prompt=earlier).logprobs == pytest.approx(
+        [np.mean([OTHER, OTHER, END_ELSE])]
+    )
 
 
 def test_the_best_has_the_greatest_mean_and_its_least_token_is_known() -> None:

@@ -40,7 +40,10 @@ WEATHER = Tool(
     description="Weather of a city.",
     parameters={
         "type": "object",
-        "properties": {"city": {"$ref": "#/$defs/City"}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+        "properties": {
+            "city": {"$ref": "#/$defs/City"},
+            "days": {"type": "integer", "minimum": 1, "maximum": 9},
+        },
         "required": ["city", "days"],
         "$defs": {"City": {"enum": ["Paris", "Lima"]}},
     },
@@ -56,8 +59,16 @@ def dialect(request: pytest.FixtureRequest) -> Dialect:
 
 
 def ask(generator: Generator, **fields: Any) -> Completion:
-    given: dict[str, Any] = {"id": "r", "max_tokens": 400, "tools": TOOLS, "temperature": 1.0, **fields}
-    return generator.generate(GenerateRequest(messages=(Message(role="user", content="hi"),), **given))
+    given: dict[str, Any] = {
+        "id": "r",
+        "max_tokens": 400,
+        "tools": TOOLS,
+        "temperature": 1.0,
+        **fields,
+    }
+    return generator.generate(
+        GenerateRequest(messages=(Message(role="user", content="hi"),), **given)
+    )
 
 
 def valid(completion: Completion) -> list[str]:
@@ -124,7 +135,10 @@ def test_text_is_text_and_cannot_spell_a_call(tiny_generator: Generator, choice:
         assert completion.tool_calls == () or choice == "auto"
         assert HERMES.marker not in completion.text
     constraint = tiny_generator._grammars.of_tools(
-        HERMES, GenerateRequest(id="r", messages=(Message(role="user", content="x"),), max_tokens=1, tools=TOOLS)
+        HERMES,
+        GenerateRequest(
+            id="r", messages=(Message(role="user", content="x"),), max_tokens=1, tools=TOOLS
+        ),
     )
     tokens = tiny_generator.vocabulary._encode("a <tool_call", literal=False)
     for token in tokens:
@@ -142,7 +156,9 @@ def test_an_answer_that_may_call_may_also_be_under_a_schema(tiny_generator: Gene
 
 def test_stop_strings_end_text(tiny_generator: Generator) -> None:
     whole = ask(tiny_generator, tool_choice="none", temperature=0.0, max_tokens=20).text
-    completion = ask(tiny_generator, tool_choice="none", temperature=0.0, max_tokens=20, stop=(whole[5:7],))
+    completion = ask(
+        tiny_generator, tool_choice="none", temperature=0.0, max_tokens=20, stop=(whole[5:7],)
+    )
 
     assert (completion.text, completion.finish_reason) == (whole[: whole.index(whole[5:7])], "stop")
 
@@ -157,7 +173,11 @@ def test_pieces_are_told_of_text_and_never_of_calls(tiny_generator: Generator) -
     for choice in ("none", "required"):
         pieces: list[str] = []
         request = GenerateRequest(
-            id="r", messages=(Message(role="user", content="x"),), max_tokens=300, tools=TOOLS, tool_choice=choice
+            id="r",
+            messages=(Message(role="user", content="x"),),
+            max_tokens=300,
+            tools=TOOLS,
+            tool_choice=choice,
         )
         completion = tiny_generator.generate(request, hear=pieces.append)
         assert "".join(pieces) == completion.text
@@ -165,7 +185,9 @@ def test_pieces_are_told_of_text_and_never_of_calls(tiny_generator: Generator) -
 
 
 @pytest.mark.parametrize("keyword", [{"type": "array", "uniqueItems": True}, {"type": 5}])
-def test_a_tool_whose_schema_cannot_be_enforced_is_named(tiny_generator: Generator, keyword: dict[str, Any]) -> None:
+def test_a_tool_whose_schema_cannot_be_enforced_is_named(
+    tiny_generator: Generator, keyword: dict[str, Any]
+) -> None:
     odd = Tool(name="odd", parameters={"type": "object", "properties": {"a": keyword}})
     with pytest.raises(RequestRefusedError, match="parameters of the tool 'odd'") as refused:
         ask(tiny_generator, tools=(WEATHER, odd))
@@ -176,13 +198,20 @@ NAMES = st.from_regex(r"[a-zA-Z0-9_-]{1,12}", fullmatch=True)
 ARGUMENTS = st.dictionaries(st.text(max_size=5), st.text(max_size=20) | st.integers(), max_size=3)
 
 
-@given(st.lists(st.tuples(NAMES, ARGUMENTS), min_size=1, max_size=4), st.sampled_from(list(DIALECTS.values())))
-def test_what_is_written_is_read_back(calls: list[tuple[str, dict[str, Any]]], dialect: Dialect) -> None:
+@given(
+    st.lists(st.tuples(NAMES, ARGUMENTS), min_size=1, max_size=4),
+    st.sampled_from(list(DIALECTS.values())),
+)
+def test_what_is_written_is_read_back(
+    calls: list[tuple[str, dict[str, Any]]], dialect: Dialect
+) -> None:
     written = []
     for name, arguments in calls:
         body = json.dumps(arguments, ensure_ascii=False)
         head = f"{name}{dialect.call_id and dialect.call_id + 'a1b2c3d4e'}{dialect.args}"
-        written.append(f"{head}{body}" if dialect.args else json.dumps({"name": name, "arguments": arguments}))
+        written.append(
+            f"{head}{body}" if dialect.args else json.dumps({"name": name, "arguments": arguments})
+        )
     text = dialect.first + dialect.between.join(written) + dialect.last
     read = dialect.parse(text)
 
@@ -220,7 +249,10 @@ def result(call_id: str) -> Message:
     [
         ([ASKED], "2 tool calls have no result"),
         ([ASKED, result("call_1")], "1 tool calls have no result"),
-        ([ASKED, result("call_1"), Message(role="user", content="x"), result("call_2")], "1 tool calls"),
+        (
+            [ASKED, result("call_1"), Message(role="user", content="x"), result("call_2")],
+            "1 tool calls",
+        ),
         ([result("call_1")], "messages.0 is the result of no call"),
         ([ASKED, result("call_1"), result("call_1")], "messages.2 is the result of no call"),
         ([ASKED, result("call_1"), result("call_2"), result("call_3")], "messages.3"),
@@ -245,7 +277,9 @@ def test_results_may_come_in_any_order() -> None:
     )
 
 
-def test_a_conversation_that_lacks_a_result_is_refused_by_the_engine(tiny_generator: Generator) -> None:
+def test_a_conversation_that_lacks_a_result_is_refused_by_the_engine(
+    tiny_generator: Generator,
+) -> None:
     with pytest.raises(RequestRefusedError, match="no result"):
         tiny_generator.generate(GenerateRequest(id="r", messages=(ASKED,), max_tokens=1))
 
@@ -265,7 +299,10 @@ def test_different_ids_stay_different() -> None:
 
 def test_templates_get_arguments_as_objects() -> None:
     turn = conversation([ASKED])[0]
-    assert [call["function"]["arguments"] for call in turn["tool_calls"]] == [{"city": "Lima", "days": 1}, {}]
+    assert [call["function"]["arguments"] for call in turn["tool_calls"]] == [
+        {"city": "Lima", "days": 1},
+        {},
+    ]
 
 
 def test_without_a_template_for_tools_they_are_put_in_words() -> None:

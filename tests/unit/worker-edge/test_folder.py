@@ -79,7 +79,10 @@ def edit_manifest(old: str, new: str) -> Callable[[Path], None]:
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, "no such folder; pull or import"),
-    "no manifest": (lambda f: (f / "manifest.json").unlink(), r"it is no model folder: it holds no 'manifest\.json'"),
+    "no manifest": (
+        lambda f: (f / "manifest.json").unlink(),
+        r"it is no model folder: it holds no 'manifest\.json'",
+    ),
     "manifest of another format": (
         edit_manifest('"format": 1', '"format": 9'),
         r"'manifest\.json' is malformed: format",
@@ -89,10 +92,19 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         edit_manifest('"tokenizer.json"', '"../x"'),
         r"names '\.\./x'",
     ),
-    "a changed byte": (lambda f: flip(f / "model.onnx.data"), r"'model\.onnx\.data' has another hash"),
-    "a file cut short": (lambda f: os.truncate(f / "tokenizer.json", 10), r"'tokenizer\.json' has 10 bytes"),
+    "a changed byte": (
+        lambda f: flip(f / "model.onnx.data"),
+        r"'model\.onnx\.data' has another hash",
+    ),
+    "a file cut short": (
+        lambda f: os.truncate(f / "tokenizer.json", 10),
+        r"'tokenizer\.json' has 10 bytes",
+    ),
     "a file too few": (lambda f: (f / "tokenizer.json").unlink(), r"'tokenizer\.json' is missing"),
-    "a file too many": (lambda f: (f / "custom_op.so").write_bytes(b"x"), r"'custom_op\.so' is not in the manifest"),
+    "a file too many": (
+        lambda f: (f / "custom_op.so").write_bytes(b"x"),
+        r"'custom_op\.so' is not in the manifest",
+    ),
     "a folder inside": (lambda f: (f / "more").mkdir(), "'more' is not in the manifest"),
     "a symbolic link": (
         by_link(lambda outside, name: name.symlink_to(outside)),
@@ -106,7 +118,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE.keys())
-def test_damage_is_found_and_named(folder: Path, damage: Callable[[Path], object], message: str) -> None:
+def test_damage_is_found_and_named(
+    folder: Path, damage: Callable[[Path], object], message: str
+) -> None:
     damage(folder)
     with pytest.raises(ModelFolderError, match=message) as error:
         verify(folder)
@@ -140,21 +154,40 @@ def hide_node(**fields: Any) -> Callable[[ModelProto], None]:
         inner = NodeProto(output=["x"], **fields)
         value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
         branch = helper.make_graph([inner], "branch", [], [value])
-        model.graph.node.append(helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch))
+        model.graph.node.append(
+            helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
+        )
 
     return edit
 
 
 EVIL: dict[str, tuple[Callable[[ModelProto], None], str]] = {
-    "data at an absolute path": (set_location("/etc/passwd"), "'/etc/passwd', which is not a file of the folder"),
+    "data at an absolute path": (
+        set_location("/etc/passwd"),
+        "'/etc/passwd', which is not a file of the folder",
+    ),
     "data above the folder": (set_location("../outside"), "not a file of the folder"),
     "data below the folder": (set_location("sub/../model.onnx.data"), "not a file of the folder"),
-    "an operator of a stranger": (add_node(op_type="Run", domain="ai.evil"), "operator domain 'ai.evil'"),
-    "such an operator in a branch": (hide_node(op_type="Run", domain="ai.evil"), "operator domain 'ai.evil'"),
-    "compiled code": (add_node(op_type="EPContext", domain="com.microsoft", name="blob"), "EPContext node, 'blob'"),
-    "compiled code in a branch": (hide_node(op_type="EPContext", domain="com.microsoft"), "EPContext"),
+    "an operator of a stranger": (
+        add_node(op_type="Run", domain="ai.evil"),
+        "operator domain 'ai.evil'",
+    ),
+    "such an operator in a branch": (
+        hide_node(op_type="Run", domain="ai.evil"),
+        "operator domain 'ai.evil'",
+    ),
+    "compiled code": (
+        add_node(op_type="EPContext", domain="com.microsoft", name="blob"),
+        "EPContext node, 'blob'",
+    ),
+    "compiled code in a branch": (
+        hide_node(op_type="EPContext", domain="com.microsoft"),
+        "EPContext",
+    ),
     "a function of a strange domain": (
-        lambda m: m.functions.append(helper.make_function("ai.evil", "F", [], [], [], [helper.make_opsetid("", 21)])),
+        lambda m: m.functions.append(
+            helper.make_function("ai.evil", "F", [], [], [], [helper.make_opsetid("", 21)])
+        ),
         "operator domain 'ai.evil'",
     ),
     "an operator set of a stranger": (
@@ -174,10 +207,14 @@ def test_a_graph_with_matching_hashes_may_still_be_refused(
 
 
 def test_external_data_of_a_constant_is_looked_at_too() -> None:
-    value = TensorProto(name="t", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    value = TensorProto(
+        name="t", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL
+    )
     value.external_data.add(key="location", value="/etc/passwd")
     graph = helper.make_graph([helper.make_node("Constant", [], ["x"], value=value)], "g", [], [])
-    assert "/etc/passwd" in (graph_problem(helper.make_model(graph).SerializeToString(), ["model.onnx.data"]) or "")
+    assert "/etc/passwd" in (
+        graph_problem(helper.make_model(graph).SerializeToString(), ["model.onnx.data"]) or ""
+    )
 
 
 def test_bytes_that_are_no_graph_are_refused() -> None:

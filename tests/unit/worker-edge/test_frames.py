@@ -28,7 +28,9 @@ async def test_a_stream_that_ends_inside_a_frame_has_ended(length: int) -> None:
     assert await read_stream(data) is None
 
 
-@pytest.mark.parametrize("data", [b"\xff\xff\xff\xffx", b"\0\0\0\2[]", b"\0\0\0\3abc", b"\0\0\0\2\xff\xfe"])
+@pytest.mark.parametrize(
+    "data", [b"\xff\xff\xff\xffx", b"\0\0\0\2[]", b"\0\0\0\3abc", b"\0\0\0\2\xff\xfe"]
+)
 async def test_what_is_not_a_frame_is_refused_without_being_quoted(data: bytes) -> None:
     with pytest.raises(FrameError) as sync_error:
         read(io.BytesIO(data))

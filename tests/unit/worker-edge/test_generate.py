@@ -10,7 +10,7 @@ import pytest
 from fusewire.contracts import Candidate, Message, Sampling, Task
 from fusewire.settings import EdgeModel
 from fusewire.testing.factories import used
-from fusewire.worker import Tell
+from fusewire.worker import TokenPublisher
 from fusewire_worker_edge.engine.api import (
     Completion,
     EngineDiedError,
@@ -44,7 +44,9 @@ class FakeEngine:
     Streamed, it says `says` piece by piece first, whatever comes of it.
     """
 
-    def __init__(self, *outcomes: Completion | EngineError | None, says: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, *outcomes: Completion | EngineError | None, says: tuple[str, ...] = ()
+    ) -> None:
         self.outcomes = list(outcomes)
         self.says = says
         self.requests: list[GenerateRequest] = []
@@ -92,7 +94,9 @@ def edge_model(path: str = "/models/a", **fields: Any) -> EdgeModel:
 
 
 def service(engine: FakeEngine, **models: EdgeModel) -> EdgeGenerate:
-    return EdgeGenerate(models or {"small": edge_model()}, ticking(), lambda _folder, _options: engine)
+    return EdgeGenerate(
+        models or {"small": edge_model()}, ticking(), lambda _folder, _options: engine
+    )
 
 
 def make_task(sampling: Sampling | None = None, deadline_s: float = 60, **fields: Any) -> Task:
@@ -125,7 +129,12 @@ async def test_an_answer_becomes_a_candidate() -> None:
     assert candidate.logprob_min == -2.0
     assert (candidate.content, candidate.finish_reason) == ("Paris.", "stop")
     assert (used(candidate).prompt_tokens, used(candidate).completion_tokens) == (11, 3)
-    assert (candidate.task_id, candidate.fusion_id, candidate.round, candidate.call) == ("f1-0-a", "f1", 0, "a")
+    assert (candidate.task_id, candidate.fusion_id, candidate.round, candidate.call) == (
+        "f1-0-a",
+        "f1",
+        0,
+        "a",
+    )
     assert (candidate.member, candidate.model, candidate.tier) == ("m", "small", "edge")
     assert (candidate.provider, candidate.cost_usd, candidate.attempts) == ("onnxruntime", 0.0, 1)
     assert candidate.latency_ms == 1000
@@ -145,7 +154,9 @@ async def test_what_the_task_leaves_open_is_the_models_default() -> None:
 
 async def test_what_the_task_says_is_asked_for() -> None:
     engine, schema = FakeEngine(DONE), {"type": "object"}
-    sampling = Sampling(max_tokens=5, temperature=0.7, top_p=0.5, seed=0, stop=("x",), response_schema=schema)
+    sampling = Sampling(
+        max_tokens=5, temperature=0.7, top_p=0.5, seed=0, stop=("x",), response_schema=schema
+    )
     task = make_task(sampling)
     await service(engine).generate(task)
     (asked,) = engine.requests
@@ -154,7 +165,11 @@ async def test_what_the_task_says_is_asked_for() -> None:
 
 
 FAILURES: dict[str, tuple[EngineError, str, bool]] = {
-    "context": (RequestRefusedError("context_length_exceeded", "too long"), "context_length_exceeded", False),
+    "context": (
+        RequestRefusedError("context_length_exceeded", "too long"),
+        "context_length_exceeded",
+        False,
+    ),
     "request": (RequestRefusedError("bad_request", "no such schema"), "bad_request", False),
     "folder": (EngineUnusableError("/models/a: no manifest"), "engine_failed", False),
     "engine": (EngineError("the grammar is too large"), "engine_failed", True),
@@ -163,12 +178,22 @@ FAILURES: dict[str, tuple[EngineError, str, bool]] = {
 
 
 @pytest.mark.parametrize(("error", "code", "retryable"), FAILURES.values(), ids=FAILURES.keys())
-async def test_a_failure_becomes_a_candidate(error: EngineError, code: str, retryable: bool) -> None:
+async def test_a_failure_becomes_a_candidate(
+    error: EngineError, code: str, retryable: bool
+) -> None:
     candidate = await service(FakeEngine(error)).generate(make_task())
     assert not candidate.ok
     assert candidate.error
-    assert (candidate.error.code, candidate.error.message, candidate.error.retryable) == (code, str(error), retryable)
-    assert (candidate.content, candidate.finish_reason, used(candidate).prompt_tokens) == (None, None, 0)
+    assert (candidate.error.code, candidate.error.message, candidate.error.retryable) == (
+        code,
+        str(error),
+        retryable,
+    )
+    assert (candidate.content, candidate.finish_reason, used(candidate).prompt_tokens) == (
+        None,
+        None,
+        0,
+    )
 
 
 async def test_a_death_is_tried_again_once() -> None:
@@ -258,7 +283,9 @@ async def test_models_of_one_folder_share_an_engine(tmp_path: Path) -> None:
 
 
 async def test_a_task_is_answered_by_a_real_model(tiny_folder: Path) -> None:
-    edge = EdgeGenerate({"small": edge_model(str(tiny_folder), threads=1, max_tokens=4)}, lambda: datetime.now(UTC))
+    edge = EdgeGenerate(
+        {"small": edge_model(str(tiny_folder), threads=1, max_tokens=4)}, lambda: datetime.now(UTC)
+    )
     task = make_task().model_copy(update={"deadline_at": datetime.now(UTC) + timedelta(minutes=5)})
     try:
         candidates = [await edge.generate(task), await edge.generate(task)]
@@ -284,7 +311,9 @@ async def begun(edge: EdgeGenerate, engine: FakeEngine, **task: Any) -> asyncio.
 async def test_what_runs_for_a_cancelled_fusion_ends_and_says_so() -> None:
     engine = FakeEngine(None)
     edge = service(engine)
-    calls = [await begun(edge, engine, **task) for task in ({}, {"call": "a=2"}, {"fusion_id": "f2"})]
+    calls = [
+        await begun(edge, engine, **task) for task in ({}, {"call": "a=2"}, {"fusion_id": "f2"})
+    ]
 
     edge.cancel("f1")
     edge.cancel("never heard of")
@@ -331,12 +360,14 @@ async def test_the_second_attempt_is_cancelled_too() -> None:
 
 
 async def test_a_real_model_stops_when_it_is_cancelled(tiny_folder: Path) -> None:
-    edge = EdgeGenerate({"small": edge_model(str(tiny_folder), threads=1)}, lambda: datetime.now(UTC))
+    edge = EdgeGenerate(
+        {"small": edge_model(str(tiny_folder), threads=1)}, lambda: datetime.now(UTC)
+    )
     deadline = {"deadline_at": datetime.now(UTC) + timedelta(minutes=5)}
     tell = Told()
     long = make_task(Sampling(max_tokens=4000)).model_copy(update=deadline)
     try:
-        call = asyncio.create_task(edge.generate(long, cast("Tell", tell)))
+        call = asyncio.create_task(edge.generate(long, cast("TokenPublisher", tell)))
         await tell.first.wait()
         edge.cancel("f1")
         candidate = await call
@@ -372,7 +403,7 @@ class Told:
 
 async def told(engine: FakeEngine, *, is_heard: bool = True) -> tuple[list[str], Candidate]:
     tell = Told(is_heard=is_heard)
-    candidate = await service(engine).generate(make_task(), cast("Tell", tell))
+    candidate = await service(engine).generate(make_task(), cast("TokenPublisher", tell))
     return tell.pieces, candidate
 
 
@@ -392,7 +423,9 @@ async def test_nothing_is_streamed_where_nobody_listens() -> None:
 
 
 async def test_what_is_tried_again_is_told_anew() -> None:
-    pieces, candidate = await told(FakeEngine(EngineDiedError("ended with -9"), DONE, says=("Par", "is.")))
+    pieces, candidate = await told(
+        FakeEngine(EngineDiedError("ended with -9"), DONE, says=("Par", "is."))
+    )
 
     # All of the first attempt before the bar, or it would count as the second's.
     assert pieces == ["Par", "is.", "|", "Par", "is."]
@@ -410,7 +443,7 @@ async def test_the_deadline_ends_the_telling() -> None:
     tell = Told()
     edge = service(FakeEngine(None, says=("Par",)))
 
-    candidate = await edge.generate(make_task(deadline_s=0.05), cast("Tell", tell))
+    candidate = await edge.generate(make_task(deadline_s=0.05), cast("TokenPublisher", tell))
 
     assert candidate.error
     assert candidate.error.code == "deadline_exceeded"
@@ -418,13 +451,15 @@ async def test_the_deadline_ends_the_telling() -> None:
 
 
 async def test_a_real_model_s_pieces_are_its_answer(tiny_folder: Path) -> None:
-    edge = EdgeGenerate({"small": edge_model(str(tiny_folder), threads=1)}, lambda: datetime.now(UTC))
+    edge = EdgeGenerate(
+        {"small": edge_model(str(tiny_folder), threads=1)}, lambda: datetime.now(UTC)
+    )
     task = make_task(Sampling(max_tokens=30)).model_copy(
         update={"deadline_at": datetime.now(UTC) + timedelta(minutes=5)}
     )
     tell = Told()
     try:
-        candidate = await edge.generate(task, cast("Tell", tell))
+        candidate = await edge.generate(task, cast("TokenPublisher", tell))
     finally:
         await edge.aclose()
 
@@ -433,7 +468,9 @@ async def test_a_real_model_s_pieces_are_its_answer(tiny_folder: Path) -> None:
 
 
 async def test_in_steps_the_answer_is_parted_from_the_steps_that_are_asked_for_first() -> None:
-    engine = FakeEngine(DONE.model_copy(update={"text": '{"reason": "France.", "answer": "Paris"}'}))
+    engine = FakeEngine(
+        DONE.model_copy(update={"text": '{"reason": "France.", "answer": "Paris"}'})
+    )
     candidate = await service(engine).generate(make_task(Sampling(max_tokens=20), is_in_steps=True))
 
     assert (candidate.content, candidate.reasoning) == ("Paris", "France.")

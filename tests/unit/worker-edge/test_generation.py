@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from fusewire.contracts import Message
-from fusewire_worker_edge.engine.api import Completion, GenerateRequest, RequestCancelledError, RequestRefusedError
+from fusewire_worker_edge.engine.api import (
+    Completion,
+    GenerateRequest,
+    RequestCancelledError,
+    RequestRefusedError,
+)
 from fusewire_worker_edge.engine.generation import Generator
 from fusewire_worker_edge.engine.scheduler import CHUNK
 
@@ -23,7 +28,9 @@ SCHEMA = {
 
 
 def request(content: str = "hello", **fields: Any) -> GenerateRequest:
-    return GenerateRequest(id="r", messages=(Message(role="user", content=content),), **{"max_tokens": 20, **fields})
+    return GenerateRequest(
+        id="r", messages=(Message(role="user", content=content),), **{"max_tokens": 20, **fields}
+    )
 
 
 def never() -> bool:
@@ -71,7 +78,9 @@ def test_greedy_steps_equal_one_pass_over_the_text(tiny_generator: Generator) ->
     assert rows.argmax(axis=-1).tolist() == ids
 
 
-def test_a_prompt_of_several_chunks_is_one_prompt(tiny_generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_of_several_chunks_is_one_prompt(
+    tiny_generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prompt = tiny_generator.vocabulary.prompt([Message(role="user", content="x" * 100)])
     assert CHUNK > len(prompt) > 100
     whole = tiny_generator.greedy(prompt, 10)
@@ -106,7 +115,10 @@ def test_an_end_token_ends_the_answer_and_is_not_counted(tiny_generator: Generat
         completion = run(tiny_generator)
     finally:
         tiny_generator.manifest = manifest
-    assert (completion.finish_reason, completion.completion_tokens) == ("stop", greedy.index(greedy[3]))
+    assert (completion.finish_reason, completion.completion_tokens) == (
+        "stop",
+        greedy.index(greedy[3]),
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -126,8 +138,12 @@ def test_an_answer_under_a_schema_may_be_cut_by_its_length(tiny_generator: Gener
     assert completion.text.startswith("{")
 
 
-@pytest.mark.parametrize("schema", [{"type": 5}, {"$ref": "#/nowhere"}, {"type": "string", "format": "unheard-of"}])
-def test_a_schema_that_cannot_be_enforced_is_refused(tiny_generator: Generator, schema: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "schema", [{"type": 5}, {"$ref": "#/nowhere"}, {"type": "string", "format": "unheard-of"}]
+)
+def test_a_schema_that_cannot_be_enforced_is_refused(
+    tiny_generator: Generator, schema: dict[str, Any]
+) -> None:
     with pytest.raises(RequestRefusedError) as refused:
         run(tiny_generator, response_schema=schema)
     assert refused.value.code == "bad_request"
@@ -172,7 +188,9 @@ def test_the_golden_answer_is_recognised(tiny_generator: Generator) -> None:
         tiny_generator.manifest = manifest
 
 
-def test_mean_and_least_log_probability_are_those_of_the_chosen_tokens(tiny_generator: Generator) -> None:
+def test_mean_and_least_log_probability_are_those_of_the_chosen_tokens(
+    tiny_generator: Generator,
+) -> None:
     prompt = tiny_generator.vocabulary.prompt([Message(role="user", content="hello")])
     ids = tiny_generator.greedy(prompt, 20)
     rows = tiny_generator.logits([*prompt, *ids])[len(prompt) - 1 : -1].astype(np.float64)
@@ -194,7 +212,9 @@ def test_logprobs_are_told_of_each_token_and_its_alternatives(tiny_generator: Ge
         assert len(told.top) == 3
         assert told.top[0] == (told.token, told.logprob)
         assert told.top[0][1] >= told.top[1][1] >= told.top[2][1]
-    assert completion.mean_logprob == pytest.approx(np.mean([t.logprob for t in completion.logprobs]))
+    assert completion.mean_logprob == pytest.approx(
+        np.mean([t.logprob for t in completion.logprobs])
+    )
     assert run(tiny_generator, top_logprobs=0).logprobs[0].top == ()
 
 
@@ -230,7 +250,9 @@ def test_no_piece_holds_what_a_stop_string_takes_back(tiny_generator: Generator)
     assert "".join(pieces) == completion.text == whole[:4]
 
 
-def test_what_began_like_a_stop_string_and_was_none_comes_in_the_end(tiny_generator: Generator) -> None:
+def test_what_began_like_a_stop_string_and_was_none_comes_in_the_end(
+    tiny_generator: Generator,
+) -> None:
     whole = run(tiny_generator).text
     # The text ends within it, and goes on otherwise within it.
     stops = (whole[-3:] + "never", whole[4:8] + "\x01")
@@ -242,8 +264,15 @@ def test_what_began_like_a_stop_string_and_was_none_comes_in_the_end(tiny_genera
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_pieces_are_whole_characters_and_of_any_text_its_text(tiny_generator: Generator, seed: int) -> None:
-    fields: dict[str, Any] = {"max_tokens": 60, "temperature": 5.0, "seed": seed, "stop": ("the", "\ufffd\ufffd")}
+def test_pieces_are_whole_characters_and_of_any_text_its_text(
+    tiny_generator: Generator, seed: int
+) -> None:
+    fields: dict[str, Any] = {
+        "max_tokens": 60,
+        "temperature": 5.0,
+        "seed": seed,
+        "stop": ("the", "\ufffd\ufffd"),
+    }
     pieces, completion = heard(tiny_generator, **fields)
 
     assert "".join(pieces) == completion.text == run(tiny_generator, **fields).text
@@ -251,7 +280,11 @@ def test_pieces_are_whole_characters_and_of_any_text_its_text(tiny_generator: Ge
 
 
 def test_under_a_schema_no_stop_string_holds_anything_back(tiny_generator: Generator) -> None:
-    fields: dict[str, Any] = {"max_tokens": 200, "temperature": 1.5, "stop": ('{"verdict":"yes or no',)}
+    fields: dict[str, Any] = {
+        "max_tokens": 200,
+        "temperature": 1.5,
+        "stop": ('{"verdict":"yes or no',),
+    }
     pieces, completion = heard(tiny_generator, response_schema=SCHEMA, **fields)
 
     assert "".join(pieces) == completion.text
@@ -277,7 +310,12 @@ def score(generator: Generator, asked: GenerateRequest, choice: str) -> float:
     return float(np.mean([*by_token, np.log(np.exp(rows[-1, ends]).sum())]))
 
 
-CHOICES = ("B", "a longer text, with more tokens than are read at once by this engine", "", "ünïcode <|im_end|>")
+CHOICES = (
+    "B",
+    "a longer text, with more tokens than are read at once by this engine",
+    "",
+    "ünïcode <|im_end|>",
+)
 
 
 def test_how_probable_each_choice_is_as_the_answer_is_told(tiny_generator: Generator) -> None:

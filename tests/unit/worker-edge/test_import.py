@@ -17,7 +17,7 @@ from fusewire_worker_edge.importers.convert import import_model
 from fusewire_worker_edge.importers.gguf import GgufFile
 from fusewire_worker_edge.importers.graph import write_graph
 from fusewire_worker_edge.importers.reference import divergence
-from fusewire_worker_edge.importers.repack import Packed
+from fusewire_worker_edge.importers.repack import PackedMatrix
 from fusewire_worker_edge.importers.source import EXACT, ImportOptions
 
 MakeGguf = Callable[..., Path]
@@ -29,8 +29,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "q4_1 throughout": {"types": {"": "Q4_1"}},
     "an output of its own": {"tied": False},
     "q, k and v of different types": {"types": {"attn_v": "Q8_0", "attn_k": "F16", "": "Q4_0"}},
-    "k-quants": {"types": {"ffn_down": "Q6_K", "": "Q4_K"}, "metadata": {"hidden": 256}, "tied": False},
-    "k-quants with a tied embedding": {"types": {"token_embd": "Q6_K", "": "Q4_K"}, "metadata": {"hidden": 256}},
+    "k-quants": {
+        "types": {"ffn_down": "Q6_K", "": "Q4_K"},
+        "metadata": {"hidden": 256},
+        "tied": False,
+    },
+    "k-quants with a tied embedding": {
+        "types": {"token_embd": "Q6_K", "": "Q4_K"},
+        "metadata": {"hidden": 256},
+    },
     "five bits": {"types": {"attn_v": "Q5_1", "": "Q5_0"}},
     "five bits of k-quants": {
         "types": {"ffn_down": "Q6_K", "": "Q5_K"},
@@ -47,7 +54,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
-def test_the_graph_computes_what_the_file_says(make_gguf: MakeGguf, tmp_path: Path, options: dict[str, Any]) -> None:
+def test_the_graph_computes_what_the_file_says(
+    make_gguf: MakeGguf, tmp_path: Path, options: dict[str, Any]
+) -> None:
     manifest = import_model(make_gguf(**options), tmp_path / "model", options=ImportOptions(EXACT))
     # Rounding activations to int8 costs about this much; the next test shows what a wrong graph costs.
     assert manifest.fidelity is not None
@@ -56,7 +65,9 @@ def test_the_graph_computes_what_the_file_says(make_gguf: MakeGguf, tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", ["F16", "F32"])
-def test_without_quantisation_the_graph_is_exact(make_gguf: MakeGguf, tmp_path: Path, kind: str) -> None:
+def test_without_quantisation_the_graph_is_exact(
+    make_gguf: MakeGguf, tmp_path: Path, kind: str
+) -> None:
     fidelity = import_model(make_gguf({"": kind}), tmp_path / "model").fidelity
     assert fidelity is not None
     assert fidelity.kl < 1e-9
@@ -71,7 +82,9 @@ def test_a_conversion_that_computes_something_else_is_refused(
     def without_rotation(source: GgufFile, folder: Path) -> None:
         honest(source, folder)
         graph = (folder / "model.onnx").read_bytes()
-        (folder / "model.onnx").write_bytes(graph.replace(b"rotary_interleaved\x18\x01", b"rotary_interleaved\x18\x00"))
+        (folder / "model.onnx").write_bytes(
+            graph.replace(b"rotary_interleaved\x18\x01", b"rotary_interleaved\x18\x00")
+        )
 
     monkeypatch.setattr(convert, "write_graph", without_rotation)
     with pytest.raises(ModelImportError, match="computes something else"):
@@ -92,10 +105,16 @@ def test_the_folder_says_what_it_is(tiny_folder: Path, tiny_gguf: Path) -> None:
         "tokenizer_config.json",
     }
     decoder = json.loads((tiny_folder / "genai_config.json").read_text())["model"]["decoder"]
-    assert (decoder["head_size"], decoder["num_hidden_layers"], decoder["num_key_value_heads"]) == (16, 2, 2)
+    assert (decoder["head_size"], decoder["num_hidden_layers"], decoder["num_key_value_heads"]) == (
+        16,
+        2,
+        2,
+    )
 
 
-def test_two_imports_of_one_file_are_the_same(tiny_folder: Path, tiny_gguf: Path, tmp_path: Path) -> None:
+def test_two_imports_of_one_file_are_the_same(
+    tiny_folder: Path, tiny_gguf: Path, tmp_path: Path
+) -> None:
     assert import_model(tiny_gguf, tmp_path / "tiny") == read_manifest(tiny_folder)
 
 
@@ -121,8 +140,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"types": {"ffn_down": "TQ1_0"}, "metadata": {"hidden": 256}},
         r"TQ1_0.*blk\.0\.ffn_down\.weight",
     ),
-    "no chat template": ({"metadata": {"template": ""}}, "no chat template.*take an instruct model's file"),
-    "a tensor too many": ({"add": "blk.0.attn_sub_norm"}, r"no place.*blk\.0\.attn_sub_norm\.weight"),
+    "no chat template": (
+        {"metadata": {"template": ""}},
+        "no chat template.*take an instruct model's file",
+    ),
+    "a tensor too many": (
+        {"add": "blk.0.attn_sub_norm"},
+        r"no place.*blk\.0\.attn_sub_norm\.weight",
+    ),
     "a tensor too few": ({"drop": "blk.1.ffn_up"}, r"'blk\.1\.ffn_up\.weight' is missing"),
     "scaled rotation": ({"metadata": {"rope_scaling": "yarn"}}, "rope scaling 'yarn'"),
     "a rotation of half a block": (
@@ -160,8 +185,14 @@ HOSTILE = {
     "another version": b"GGUF" + struct.pack("<IQQ", 1, 0, 0),
     "another byte order": b"GGUF" + struct.pack(">IQQ", 3, 0, 0),
     "more pairs than there are": b"GGUF" + struct.pack("<IQQ", 3, 0, 2**60),
-    "a huge tensor": b"GGUF" + struct.pack("<IQQQ", 3, 1, 0, 1) + b"t" + struct.pack("<IQQIQ", 2, 2**40, 2**20, 0, 0),
-    "an empty tensor": b"GGUF" + struct.pack("<IQQQ", 3, 1, 0, 1) + b"t" + struct.pack("<IQIQ", 1, 0, 0, 0),
+    "a huge tensor": b"GGUF"
+    + struct.pack("<IQQQ", 3, 1, 0, 1)
+    + b"t"
+    + struct.pack("<IQQIQ", 2, 2**40, 2**20, 0, 0),
+    "an empty tensor": b"GGUF"
+    + struct.pack("<IQQQ", 3, 1, 0, 1)
+    + b"t"
+    + struct.pack("<IQIQ", 1, 0, 0, 0),
     "a tensor of an unknown type": b"GGUF"
     + struct.pack("<IQQQ", 3, 1, 0, 1)
     + b"t"
@@ -187,7 +218,10 @@ HOSTILE = {
     + struct.pack("<IQIQ", 1, 32, 0, 8)
     + bytes(256),
     "a text that is no UTF-8": HEADER + struct.pack("<IQ", 8, 1) + b"\xff",
-    "too many dimensions": b"GGUF" + struct.pack("<IQQQ", 3, 1, 0, 1) + b"t" + struct.pack("<I", 2**31),
+    "too many dimensions": b"GGUF"
+    + struct.pack("<IQQQ", 3, 1, 0, 1)
+    + b"t"
+    + struct.pack("<I", 2**31),
     "no GGUF": b"PK\x03\x04" + bytes(100),
     "nothing": b"",
 }
@@ -211,11 +245,19 @@ def test_an_id_that_is_no_token_is_refused(make_gguf: MakeGguf, tmp_path: Path) 
 MISMADE = {
     "an odd alignment": ("general.alignment", 24, "alignment is 24"),
     "tokens that are no texts": ("tokenizer.ggml.tokens", [1, 2], "no list of texts"),
-    "too few types of tokens": ("tokenizer.ggml.token_type", [1], "does not give each token a type"),
+    "too few types of tokens": (
+        "tokenizer.ggml.token_type",
+        [1],
+        "does not give each token a type",
+    ),
     "no heads": ("llama.attention.head_count", 0, "is 0, where 1 to"),
     "more layers than any model": ("llama.block_count", 2**31, "where 1 to 1000 can be meant"),
     "a size that is a text": ("llama.embedding_length", "64", "no number"),
-    "an epsilon that is no number": ("llama.attention.layer_norm_rms_epsilon", float("nan"), "no number"),
+    "an epsilon that is no number": (
+        "llama.attention.layer_norm_rms_epsilon",
+        float("nan"),
+        "no number",
+    ),
 }
 
 
@@ -247,27 +289,40 @@ def test_metadata_that_no_model_has_is_refused(
 def test_the_header_is_read_as_the_reference_reads_it(tiny_gguf: Path) -> None:
     ours, theirs = GgufFile(tiny_gguf), GGUFReader(tiny_gguf)
 
-    expected = {name: field.contents() for name, field in theirs.fields.items() if not name.startswith("GGUF.")}
+    expected = {
+        name: field.contents()
+        for name, field in theirs.fields.items()
+        if not name.startswith("GGUF.")
+    }
     assert ours.metadata == expected
     assert ours.names == {tensor.name for tensor in theirs.tensors}
     for tensor in theirs.tensors:
-        assert np.array_equal(ours.floats(tensor.name), dequantize(tensor.data, tensor.tensor_type)), tensor.name
+        assert np.array_equal(
+            ours.floats(tensor.name), dequantize(tensor.data, tensor.tensor_type)
+        ), tensor.name
 
 
-def test_what_has_four_bits_is_kept_and_the_rest_is_rounded_to_eight(make_gguf: MakeGguf, tmp_path: Path) -> None:
+def test_what_has_four_bits_is_kept_and_the_rest_is_rounded_to_eight(
+    make_gguf: MakeGguf, tmp_path: Path
+) -> None:
     made = make_gguf({"ffn_down": "Q6_K", "": "Q4_K"}, metadata={"hidden": 256}, tied=False)
     source = GgufFile(made)
-    down, up = source.matrix("blk.0.ffn_down.weight", 512), source.matrix("blk.0.ffn_up.weight", 256)
+    down, up = (
+        source.matrix("blk.0.ffn_down.weight", 512),
+        source.matrix("blk.0.ffn_up.weight", 256),
+    )
 
-    assert isinstance(down, Packed)
-    assert isinstance(up, Packed)
+    assert isinstance(down, PackedMatrix)
+    assert isinstance(up, PackedMatrix)
     assert (down.bits, down.block_size, up.bits, up.block_size) == (8, 128, 4, 32)
     exact = source.floats("blk.0.ffn_down.weight")
     assert np.sqrt(np.mean((down.dequantize() - exact) ** 2) / np.mean(exact**2)) < 0.01
     assert np.allclose(up.dequantize(), source.floats("blk.0.ffn_up.weight"), atol=1e-6)
 
 
-def test_tokens_that_only_fill_up_the_vocabulary_are_left_out(make_gguf: MakeGguf, tmp_path: Path) -> None:
+def test_tokens_that_only_fill_up_the_vocabulary_are_left_out(
+    make_gguf: MakeGguf, tmp_path: Path
+) -> None:
     manifest = import_model(make_gguf(metadata={"fillers": 9}), tmp_path / "model")
     plain = import_model(make_gguf(), tmp_path / "plain")
 
@@ -281,7 +336,9 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         import_model(tmp_path / "none.gguf", tmp_path / "model")
 
 
-def test_a_begin_token_is_written_where_the_model_wants_one(make_gguf: MakeGguf, tmp_path: Path) -> None:
+def test_a_begin_token_is_written_where_the_model_wants_one(
+    make_gguf: MakeGguf, tmp_path: Path
+) -> None:
     import_model(make_gguf(metadata={"add_bos": True}), tmp_path / "model")
     tokenizer = Tokenizer.from_file(str(tmp_path / "model" / "tokenizer.json"))
     assert tokenizer.encode("a").ids == [1, *tokenizer.encode("a", add_special_tokens=False).ids]
@@ -315,7 +372,9 @@ def test_rounding_anew_computes_what_is_stored(
     assert (manifest.fidelity.kl < 0.02) == (options.bits == 8)
 
 
-def test_sentencepiece_spells_what_it_has_no_piece_for_in_bytes(make_gguf: MakeGguf, tmp_path: Path) -> None:
+def test_sentencepiece_spells_what_it_has_no_piece_for_in_bytes(
+    make_gguf: MakeGguf, tmp_path: Path
+) -> None:
     import_model(make_gguf(metadata={"tokenizer": "llama"}), tmp_path / "model")
     tokenizer = Tokenizer.from_file(str(tmp_path / "model" / "tokenizer.json"))
     ids = tokenizer.encode("the hé", add_special_tokens=False)

@@ -28,7 +28,11 @@ TOOLS = (
     Tool(
         name="get_weather",
         description="Weather.",
-        parameters={"type": "object", "properties": {"city": {"enum": ["Paris", "Lima"]}}, "required": ["city"]},
+        parameters={
+            "type": "object",
+            "properties": {"city": {"enum": ["Paris", "Lima"]}},
+            "required": ["city"],
+        },
     ),
     Tool(name="now"),
 )
@@ -38,7 +42,9 @@ ASKED = (
     Message(
         role="assistant",
         content="",
-        tool_calls=(ToolCall(id="call_0123456789", name="get_weather", arguments='{"city": "Paris"}'),),
+        tool_calls=(
+            ToolCall(id="call_0123456789", name="get_weather", arguments='{"city": "Paris"}'),
+        ),
     ),
     Message(role="tool", content='{"celsius": 22}', tool_call_id="call_0123456789"),
 )
@@ -48,7 +54,10 @@ def vocabulary_of(path: Path) -> tuple[list[str], list[float], list[int]]:
     """The pieces of a SentencePiece file as GGUF has them."""
     model = SentencePieceProcessor(model_file=str(path))
     ids = range(model.vocab_size())
-    kinds = [2 if model.is_unknown(i) else 3 if model.is_control(i) else 6 if model.is_byte(i) else 1 for i in ids]
+    kinds = [
+        2 if model.is_unknown(i) else 3 if model.is_control(i) else 6 if model.is_byte(i) else 1
+        for i in ids
+    ]
     return [model.id_to_piece(i) for i in ids], [model.get_score(i) for i in ids], kinds
 
 
@@ -56,7 +65,12 @@ def vocabulary_of(path: Path) -> tuple[list[str], list[float], list[int]]:
 def mistral(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generator:
     """A tiny model with the vocabulary of Mistral-7B-Instruct, and no chat template."""
     root = tmp_path_factory.mktemp("mistral")
-    metadata = {"tokenizer": "llama", "vocabulary": vocabulary_of(request.param), "template": "", "add_bos": True}
+    metadata = {
+        "tokenizer": "llama",
+        "vocabulary": vocabulary_of(request.param),
+        "template": "",
+        "add_bos": True,
+    }
     write_gguf(root / "m.gguf", {"": "Q8_0"}, tied=True, metadata=metadata, drop="", add="")
     import_model(root / "m.gguf", root / "m")
     generator = Generator(root / "m", verify(root / "m"), EngineOptions(threads=1))
@@ -73,7 +87,9 @@ def decoded(generator: Generator, ids: list[int]) -> str:
 
 
 def test_prompts_are_mistral_commons(mistral: Generator) -> None:
-    plain: ChatCompletionRequest[Any] = ChatCompletionRequest(messages=[UserMessage(content="Hello  there")])
+    plain: ChatCompletionRequest[Any] = ChatCompletionRequest(
+        messages=[UserMessage(content="Hello  there")]
+    )
     ours = mistral.vocabulary.prompt([Message(role="user", content="Hello  there")])
     assert ours == mistral.own.encode_chat_completion(plain).tokens  # type: ignore[attr-defined]
 
@@ -82,7 +98,12 @@ def test_a_conversation_with_tools_has_mistrals_form_and_ids_of_nine(mistral: Ge
     text = decoded(mistral, mistral.vocabulary.prompt(ASKED, TOOLS))
 
     assert text.startswith("<s>")
-    assert text.count("[AVAILABLE_TOOLS]") == text.count("[TOOL_CALLS]") == text.count("[TOOL_RESULTS]") == 1
+    assert (
+        text.count("[AVAILABLE_TOOLS]")
+        == text.count("[TOOL_CALLS]")
+        == text.count("[TOOL_RESULTS]")
+        == 1
+    )
     assert "call_0123456789" not in text
     # What a user spells is no control token.
     ids = mistral.vocabulary.prompt(ASKED, TOOLS)
@@ -93,7 +114,9 @@ def test_a_conversation_with_tools_has_mistrals_form_and_ids_of_nine(mistral: Ge
 def test_calls_parse_and_fit_their_schema(mistral: Generator, seed: int) -> None:
     fields: dict[str, Any] = {"max_tokens": 600, "tools": TOOLS, "temperature": 1.0, "seed": seed}
     done = mistral.generate(
-        GenerateRequest(id="r", messages=ASKED, tool_choice="required", parallel_tool_calls=seed > 0, **fields)
+        GenerateRequest(
+            id="r", messages=ASKED, tool_choice="required", parallel_tool_calls=seed > 0, **fields
+        )
     )
     for call in done.tool_calls:
         known = next(tool for tool in TOOLS if tool.name == call.name)
@@ -107,7 +130,13 @@ def test_text_never_holds_the_control_token(mistral: Generator) -> None:
     for seed in range(4):
         done = mistral.generate(
             GenerateRequest(
-                id="r", messages=ASKED, max_tokens=40, tools=TOOLS, temperature=2.0, tool_choice="none", seed=seed
+                id="r",
+                messages=ASKED,
+                max_tokens=40,
+                tools=TOOLS,
+                temperature=2.0,
+                tool_choice="none",
+                seed=seed,
             )
         )
         assert done.text

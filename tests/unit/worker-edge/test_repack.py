@@ -16,19 +16,32 @@ def test_no_weight_changes(kind: str, tolerance: float) -> None:
     packed = repack(raw, kind)
     assert (packed.rows, packed.columns) == WEIGHTS.shape
     np.testing.assert_allclose(
-        packed.dequantize(), dequantize(raw, GGMLQuantizationType[kind]), rtol=tolerance, atol=tolerance
+        packed.dequantize(),
+        dequantize(raw, GGMLQuantizationType[kind]),
+        rtol=tolerance,
+        atol=tolerance,
     )
 
 
 def test_only_q4_1_needs_offsets() -> None:
-    packed = {k: repack(quantize(WEIGHTS, GGMLQuantizationType[k]), k) for k in ("Q4_0", "Q4_1", "Q8_0")}
-    assert {k: p.offsets is not None for k, p in packed.items()} == {"Q4_0": False, "Q4_1": True, "Q8_0": False}
+    packed = {
+        k: repack(quantize(WEIGHTS, GGMLQuantizationType[k]), k) for k in ("Q4_0", "Q4_1", "Q8_0")
+    }
+    assert {k: p.offsets is not None for k, p in packed.items()} == {
+        "Q4_0": False,
+        "Q4_1": True,
+        "Q8_0": False,
+    }
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1"])
 def test_stacking_puts_rows_below_each_other(kind: str) -> None:
-    parts = [repack(quantize(w, GGMLQuantizationType[kind]), kind) for w in (WEIGHTS, WEIGHTS[:2] * 3)]
-    np.testing.assert_array_equal(stack(parts).dequantize(), np.concatenate([p.dequantize() for p in parts]))
+    parts = [
+        repack(quantize(w, GGMLQuantizationType[kind]), kind) for w in (WEIGHTS, WEIGHTS[:2] * 3)
+    ]
+    np.testing.assert_array_equal(
+        stack(parts).dequantize(), np.concatenate([p.dequantize() for p in parts])
+    )
 
 
 @pytest.mark.parametrize(("kind", "bits", "block_size"), [("Q4_K", 4, 32), ("Q6_K", 8, 16)])
@@ -37,13 +50,20 @@ def test_k_quants_are_kept_block_by_block(kind: str, bits: int, block_size: int)
     packed = repack(raw, kind)
     wanted = dequantize(raw, GGMLQuantizationType[kind])
 
-    assert (packed.rows, packed.columns, packed.bits, packed.block_size) == (7, 768, bits, block_size)
+    assert (packed.rows, packed.columns, packed.bits, packed.block_size) == (
+        7,
+        768,
+        bits,
+        block_size,
+    )
     np.testing.assert_allclose(packed.dequantize(), wanted, atol=1e-5 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize(("bits", "codes"), [(4, 15), (8, 254)])
 @pytest.mark.parametrize(("block_size", "taken"), [(32, 32), (128, 32), (16, 16)])
-def test_rounding_anew_is_off_by_half_a_step_at_most(bits: int, codes: int, block_size: int, taken: int) -> None:
+def test_rounding_anew_is_off_by_half_a_step_at_most(
+    bits: int, codes: int, block_size: int, taken: int
+) -> None:
     packed = round_anew(WEIGHTS, bits, block_size)
     blocks = WEIGHTS.reshape(5, -1, taken)
     reach = np.ptp(blocks, axis=-1) if bits == 4 else 2 * np.abs(blocks).max(axis=-1)
@@ -55,5 +75,9 @@ def test_rounding_anew_is_off_by_half_a_step_at_most(bits: int, codes: int, bloc
 
 def test_a_block_of_equal_weights_is_kept() -> None:
     for bits in (4, 8):
-        np.testing.assert_allclose(round_anew(np.full((1, 32), 0.5, np.float32), bits, 32).dequantize(), 0.5, rtol=1e-6)
-        np.testing.assert_array_equal(round_anew(np.zeros((1, 32), np.float32), bits, 32).dequantize(), 0)
+        np.testing.assert_allclose(
+            round_anew(np.full((1, 32), 0.5, np.float32), bits, 32).dequantize(), 0.5, rtol=1e-6
+        )
+        np.testing.assert_array_equal(
+            round_anew(np.zeros((1, 32), np.float32), bits, 32).dequantize(), 0
+        )

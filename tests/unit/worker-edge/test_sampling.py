@@ -9,7 +9,9 @@ from fusewire_worker_edge.engine.sampling import choose, generator, masked, prob
 LOGITS = np.array([0.5, 2.0, -1.0, 1.0], np.float32)
 
 
-def draws(logits: np.ndarray, temperature: float, top_p: float, seed: int, count: int) -> np.ndarray:
+def draws(
+    logits: np.ndarray, temperature: float, top_p: float, seed: int, count: int
+) -> np.ndarray:
     random = generator(seed)
     return np.array([choose(logits, temperature, top_p, random) for _ in range(count)])
 
@@ -30,7 +32,9 @@ def test_frequencies_follow_the_softmax() -> None:
 
 @pytest.mark.parametrize("seed", [0, -1, 2**31, -(2**70)])
 def test_the_same_seed_gives_the_same_draws(seed: int) -> None:
-    np.testing.assert_array_equal(draws(LOGITS, 1.0, 0.9, seed, 50), draws(LOGITS, 1.0, 0.9, seed, 50))
+    np.testing.assert_array_equal(
+        draws(LOGITS, 1.0, 0.9, seed, 50), draws(LOGITS, 1.0, 0.9, seed, 50)
+    )
 
 
 def test_another_seed_gives_other_draws() -> None:
@@ -54,7 +58,9 @@ def test_top_p_keeps_the_token_that_crosses_it() -> None:
     st.floats(0.05, 0.999),
     st.floats(0.1, 2),
 )
-def test_top_p_is_the_smallest_set_that_reaches_it(logits: np.ndarray, top_p: float, temperature: float) -> None:
+def test_top_p_is_the_smallest_set_that_reaches_it(
+    logits: np.ndarray, top_p: float, temperature: float
+) -> None:
     whole = probabilities(logits, temperature, 1.0)
     kept = probabilities(logits, temperature, top_p) > 0
     assert whole[kept].sum() >= top_p - 1e-9

@@ -44,7 +44,9 @@ def request(name: str, content: str, *, system: str = "", **fields: Any) -> Gene
 @pytest.fixture
 def generator(tiny_generator: Generator) -> Iterator[Generator]:
     """With nothing kept from other tests."""
-    tiny_generator.scheduler = Scheduler(tiny_generator.model, tiny_generator.model.budget, itertools.count().__next__)
+    tiny_generator.scheduler = Scheduler(
+        tiny_generator.model, tiny_generator.model.budget, itertools.count().__next__
+    )
     yield tiny_generator
     assert not tiny_generator.scheduler.is_busy
 
@@ -64,7 +66,9 @@ def completions(events: Sequence[Event]) -> dict[str, Completion]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_sixteen_at_once_with_cancels_answer_what_each_does_alone(generator: Generator, seed: int) -> None:
+def test_sixteen_at_once_with_cancels_answer_what_each_does_alone(
+    generator: Generator, seed: int
+) -> None:
     """To the last bit: text, and the probabilities of its tokens."""
     chance = random.Random(seed)
     requests = [
@@ -158,7 +162,10 @@ def test_the_memory_of_a_slot_is_given_back(generator: Generator) -> None:
 def test_what_runs_beside_a_comparison_changes_nothing(generator: Generator, before: int) -> None:
     asked = request("compared", "one", system=SYSTEM, choices=("yes " * 30, "no", "x" * 70))
     alone = generator.generate(asked)
-    others = [request(f"other-{i}", "x" * (5 * i + 3), max_tokens=4 + 3 * i, top_logprobs=0) for i in range(4)]
+    others = [
+        request(f"other-{i}", "x" * (5 * i + 3), max_tokens=4 + 3 * i, top_logprobs=0)
+        for i in range(4)
+    ]
     apart = {one.id: generator.generate(one) for one in others}
     events = []
     for one in others[:before]:
@@ -170,7 +177,9 @@ def test_what_runs_beside_a_comparison_changes_nothing(generator: Generator, bef
     done = completions([*events, *drain(generator)])
 
     assert done["compared"].choice_logprobs == alone.choice_logprobs
-    assert {name: done[name].logprobs for name in apart} == {name: one.logprobs for name, one in apart.items()}
+    assert {name: done[name].logprobs for name in apart} == {
+        name: one.logprobs for name, one in apart.items()
+    }
 
 
 def test_a_comparison_s_prompt_is_computed_once(generator: Generator) -> None:
@@ -271,7 +280,9 @@ class FakeAnswer:
 
 def job(name: str, prompt: Sequence[int] = (7, 7), tokens: int = 3, **fields: Any) -> AnswerJob:
     answer: Any = FakeAnswer(tokens, fields.pop("error", None))
-    return AnswerJob(id=name, prompt=list(prompt), answer=answer, **{"max_tokens": tokens, **fields})
+    return AnswerJob(
+        id=name, prompt=list(prompt), answer=answer, **{"max_tokens": tokens, **fields}
+    )
 
 
 def scheduler(model: FakeModel, budget: int = 10_000) -> Scheduler:
@@ -394,7 +405,10 @@ def test_a_failed_answer_harms_no_other() -> None:
     one.submit(job("b"))
     events = run(one)
 
-    assert {e.id: bool(e.error) for e in events if e.error or e.completion} == {"a": True, "b": False}
+    assert {e.id: bool(e.error) for e in events if e.error or e.completion} == {
+        "a": True,
+        "b": False,
+    }
 
 
 def test_pieces_come_of_streamed_requests_only() -> None:
@@ -428,7 +442,11 @@ def test_whatever_comes_and_goes_each_answer_is_its_own(
     """The fake's logits are the sum of all that a sequence has: another's tokens would show in them."""
     one = scheduler(FakeModel(slots=slots), budget)
     jobs = [
-        job(str(i), [5] * (length // 2) + [i + 9] * (length - length // 2), tokens=chance.randrange(1, 9))
+        job(
+            str(i),
+            [5] * (length // 2) + [i + 9] * (length - length // 2),
+            tokens=chance.randrange(1, 9),
+        )
         for i, length in enumerate(lengths)
     ]
     events: list[Event] = []
@@ -477,10 +495,18 @@ def test_slots_do_not_touch_each_other() -> None:
         cache.arrays[0][slot] = slot + 1
     kept = cache.keep(1, 5)
     cache.release(1)
-    assert [float(cache.arrays[0][slot].sum()) for slot in range(3)] == [2 * 128 * 8, 0, 3 * 2 * 128 * 8]
+    assert [float(cache.arrays[0][slot].sum()) for slot in range(3)] == [
+        2 * 128 * 8,
+        0,
+        3 * 2 * 128 * 8,
+    ]
     cache.restore(0, kept, 4)
     cache.move(0, 1, 3)
-    assert cache.arrays[0][:, 0, :6, 0].tolist() == [[2, 2, 2, 2, 1, 1], [2, 2, 2, 0, 0, 0], [3] * 6]
+    assert cache.arrays[0][:, 0, :6, 0].tolist() == [
+        [2, 2, 2, 2, 1, 1],
+        [2, 2, 2, 0, 0, 0],
+        [3] * 6,
+    ]
 
 
 def test_a_low_share_is_not_worth_keeping(generator: Generator) -> None:
@@ -496,7 +522,9 @@ def test_a_sequence_that_takes_a_comparison_s_place_finds_it_moved_whole() -> No
     one.submit(job("a", tokens=4))
     one.step()
     comparison = Comparison([7, 7], [[1] * (SHARED_CHUNK + 5), [2]], [0])
-    one.submit(ComparisonJob(id="b", prompt=[7, 7], comparison=comparison, choices=("long", "short")))
+    one.submit(
+        ComparisonJob(id="b", prompt=[7, 7], comparison=comparison, choices=("long", "short"))
+    )
     done = completions(run(one))
 
     # The first leaves while the second is read, in the slot after it.

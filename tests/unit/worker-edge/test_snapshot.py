@@ -65,7 +65,12 @@ def test_the_older_and_the_newer_words_for_a_rotation_mean_the_same(tmp_path: Pa
             whole = {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}
             local = {"rope_type": "default", "rope_theta": 10_000.0}
             kinds = [*["sliding_attention"] * 5, "full_attention"]
-            changes = {"rope_theta": None, "rope_scaling": None, "rope_local_base_freq": None, "layer_types": kinds}
+            changes = {
+                "rope_theta": None,
+                "rope_scaling": None,
+                "rope_local_base_freq": None,
+                "layer_types": kinds,
+            }
             rope = {"full_attention": whole, "sliding_attention": local}
             config_with(tmp_path / name, **changes, rope_parameters=rope)
         logits.append(reference_logits(Snapshot(tmp_path / name), IDS))
@@ -78,7 +83,9 @@ def test_a_snapshot_in_several_files_and_with_parts_that_see(tmp_path: Path) -> 
     write_snapshot(tmp_path / "tiny", "gemma3", kind="F32")
     plain = Snapshot(tmp_path / "text")
     config = config_of("gemma3")
-    (tmp_path / "tiny" / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": config}))
+    (tmp_path / "tiny" / "config.json").write_text(
+        json.dumps({"model_type": "gemma3", "text_config": config})
+    )
     names = list(plain._tensors)
     stored = [plain._tensors[name] for name in names]
     theirs = list(json.loads(_header(tmp_path / "text" / "model.safetensors")))
@@ -90,7 +97,9 @@ def test_a_snapshot_in_several_files_and_with_parts_that_see(tmp_path: Path) -> 
             tensors["vision_tower.patch.weight"] = np.ones((2, 2), np.float32)
         write_safetensors(tmp_path / "tiny" / file, tensors)
         weight_map |= dict.fromkeys(tensors, file)
-    (tmp_path / "tiny" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (tmp_path / "tiny" / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": weight_map})
+    )
     seen = Snapshot(tmp_path / "tiny")
     assert seen.names == plain.names
     assert np.array_equal(reference_logits(seen, IDS), reference_logits(plain, IDS))
@@ -144,35 +153,72 @@ def moved(folder: Path) -> None:
 
 
 def typed(folder: Path) -> None:
-    write_safetensors(folder / "model.safetensors", {"model.norm.weight": np.ones(4, np.float32)}, "F8_E4M3")
+    write_safetensors(
+        folder / "model.safetensors", {"model.norm.weight": np.ones(4, np.float32)}, "F8_E4M3"
+    )
 
 
 def one_more(folder: Path) -> None:
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "../x.safetensors"}}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"x": "../x.safetensors"}})
+    )
 
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no configuration": (lambda f: (f / "config.json").unlink(), "config.json cannot be read"),
     "no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
     "a list": (lambda f: (f / "config.json").write_text("[]"), "config.json holds no JSON object"),
-    "another model": (lambda f: config_with(f, model_type="mamba"), "model_type 'mamba' cannot be converted; .*llama"),
+    "another model": (
+        lambda f: config_with(f, model_type="mamba"),
+        "model_type 'mamba' cannot be converted; .*llama",
+    ),
     "quantised": (lambda f: config_with(f, quantization_config={"bits": 4}), "quantised already"),
     "another activation": (lambda f: config_with(f, hidden_act="relu"), "activation 'relu'"),
-    "another rotation": (lambda f: config_with(f, rope_scaling={"rope_type": "yarn"}), "rope scaling 'yarn'"),
-    "half a rotation": (lambda f: config_with(f, rope_scaling={"rope_type": "llama3"}), "not describe.*'factor'"),
-    "no number": (lambda f: config_with(f, hidden_size="64"), "'hidden_size' of config.json is '64'"),
+    "another rotation": (
+        lambda f: config_with(f, rope_scaling={"rope_type": "yarn"}),
+        "rope scaling 'yarn'",
+    ),
+    "half a rotation": (
+        lambda f: config_with(f, rope_scaling={"rope_type": "llama3"}),
+        "not describe.*'factor'",
+    ),
+    "no number": (
+        lambda f: config_with(f, hidden_size="64"),
+        "'hidden_size' of config.json is '64'",
+    ),
     "no size": (lambda f: config_with(f, num_hidden_layers=10_000), "'num_hidden_layers' is 10000"),
     "no heads": (lambda f: config_with(f, num_attention_heads=0), "'num_attention_heads' is 0"),
-    "more layers than tensors": (lambda f: config_with(f, num_hidden_layers=3), r"'blk\.2\.attn_norm\.weight' is miss"),
-    "fewer layers": (lambda f: config_with(f, num_hidden_layers=1), r"no place in such a decoder.*'blk\.1"),
+    "more layers than tensors": (
+        lambda f: config_with(f, num_hidden_layers=3),
+        r"'blk\.2\.attn_norm\.weight' is miss",
+    ),
+    "fewer layers": (
+        lambda f: config_with(f, num_hidden_layers=1),
+        r"no place in such a decoder.*'blk\.1",
+    ),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json cannot be read"),
-    "a tokenizer of nothing": (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer.json cannot be used"),
+    "a tokenizer of nothing": (
+        lambda f: (f / "tokenizer.json").write_text("{}"),
+        "tokenizer.json cannot be used",
+    ),
     "no template": (without_template, "no chat template.*take an instruct model"),
     "no end": (without_end, "which token ends an answer"),
-    "an end that is no token": (lambda f: config_with(f, eos_token_id=5000), "eos_token_id is 5000"),
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors cannot be read"),
-    "weights of nothing": (lambda f: (f / "model.safetensors").write_bytes(b""), "not a whole safetensors file"),
-    "weights cut off": (cut, "not a whole safetensors file: tensor 'model.layers.1.*' is not where it says"),
+    "an end that is no token": (
+        lambda f: config_with(f, eos_token_id=5000),
+        "eos_token_id is 5000",
+    ),
+    "no weights": (
+        lambda f: (f / "model.safetensors").unlink(),
+        "model.safetensors cannot be read",
+    ),
+    "weights of nothing": (
+        lambda f: (f / "model.safetensors").write_bytes(b""),
+        "not a whole safetensors file",
+    ),
+    "weights cut off": (
+        cut,
+        "not a whole safetensors file: tensor 'model.layers.1.*' is not where it says",
+    ),
     "weights in the header": (moved, "not where it says"),
     "weights of another type": (typed, "of type F8_E4M3; F32, F16, BF16 can"),
     "a file elsewhere": (one_more, "'../x.safetensors', which is not a file of the folder"),
@@ -212,7 +258,11 @@ def test_a_folder_is_taken_over_as_it_is(genai: Path, tiny_folder: Path, tmp_pat
     original = verify(tiny_folder)
     assert made.golden == original.golden
     assert made.fidelity is None
-    assert (made.layers, made.vocab_size, made.end_tokens) == (2, original.vocab_size, original.end_tokens)
+    assert (made.layers, made.vocab_size, made.end_tokens) == (
+        2,
+        original.vocab_size,
+        original.end_tokens,
+    )
     assert made.quantisation == {"4 bits": 10, "8 bits": 1}
     assert verify(tmp_path / "model") == made
     assert "README.md" not in made.files
@@ -241,12 +291,16 @@ def deciding(model: Any) -> None:
 def test_a_graph_that_decides_by_something_else_is_refused(tmp_path: Path) -> None:
     shutil.copytree(BUILT, tmp_path / "genai")
     changed_graph(tmp_path / "genai", deciding)
-    with pytest.raises(ModelImportError, match="decides by '/model/rope_caches_subgraph/Greater/output_0'"):
+    with pytest.raises(
+        ModelImportError, match="decides by '/model/rope_caches_subgraph/Greater/output_0'"
+    ):
         import_model(tmp_path / "genai", tmp_path / "model")
 
 
 def with_positions(model: Any) -> None:
-    model.graph.input.append(onnx.helper.make_tensor_value_info("position_ids", onnx.TensorProto.INT64, ["b", "s"]))
+    model.graph.input.append(
+        onnx.helper.make_tensor_value_info("position_ids", onnx.TensorProto.INT64, ["b", "s"])
+    )
 
 
 def without_past(model: Any) -> None:
@@ -278,7 +332,9 @@ def of_the_length(model: Any) -> None:
     (last,) = (node for node in model.graph.node if "logits" in node.output)
     last.output[0] = "plain_logits"
     make = onnx.helper.make_node
-    model.graph.initializer.append(onnx.helper.make_tensor("second", onnx.TensorProto.INT64, [], [1]))
+    model.graph.initializer.append(
+        onnx.helper.make_tensor("second", onnx.TensorProto.INT64, [], [1])
+    )
     model.graph.node.extend(
         [
             make("Shape", ["input_ids"], ["ids_shape"]),
@@ -290,12 +346,21 @@ def of_the_length(model: Any) -> None:
 
 
 GRAPHS: dict[str, tuple[Callable[[Any], object], str]] = {
-    "an input that is not given": (with_positions, "'position_ids', which this engine does not know"),
+    "an input that is not given": (
+        with_positions,
+        "'position_ids', which this engine does not know",
+    ),
     "no cache": (without_past, "no 'present.1.value'"),
-    "another number": (of_half, r"'past_key_values.0.key'.*float16.*float\[.*build it with -p int4 -e cpu"),
+    "another number": (
+        of_half,
+        r"'past_key_values.0.key'.*float16.*float\[.*build it with -p int4 -e cpu",
+    ),
     "a window of the past": (windowed, "keeps a window of the past.*windowed_kv_cache=false"),
     "foreign code": (foreign, "operator domain 'com.example'"),
-    "no memory of what was": (of_the_length, "does not compute the same token by token as it does at once"),
+    "no memory of what was": (
+        of_the_length,
+        "does not compute the same token by token as it does at once",
+    ),
     "data elsewhere": (elsewhere, "'../secret', which is not a file of the folder"),
 }
 

@@ -35,7 +35,9 @@ def test_the_steps_come_before_the_answer_and_the_answer_keeps_its_schema() -> N
         ("", True, None),
     ],
 )
-def test_the_answer_is_taken_out(written: str, is_text: bool, expected: tuple[str, str] | None) -> None:
+def test_the_answer_is_taken_out(
+    written: str, is_text: bool, expected: tuple[str, str] | None
+) -> None:
     assert parted(written, is_text=is_text) == expected
 
 

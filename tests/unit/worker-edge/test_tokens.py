@@ -27,13 +27,24 @@ def text_of(vocabulary: Vocabulary, ids: list[int]) -> str:
 
 
 def test_a_conversation_is_rendered_by_the_models_own_template(vocabulary: Vocabulary) -> None:
-    ids = vocabulary.prompt([Message(role="system", content="Be brief."), Message(role="user", content="Hi")])
-    assert [i for i in ids if i in (IM_START, IM_END)] == [IM_START, IM_END, IM_START, IM_END, IM_START]
+    ids = vocabulary.prompt(
+        [Message(role="system", content="Be brief."), Message(role="user", content="Hi")]
+    )
+    assert [i for i in ids if i in (IM_START, IM_END)] == [
+        IM_START,
+        IM_END,
+        IM_START,
+        IM_END,
+        IM_START,
+    ]
     assert text_of(vocabulary, ids) == "system\nBe brief.\nuser\nHi\nassistant\n"
 
 
 def test_merges_and_single_digits_are_the_models(vocabulary: Vocabulary) -> None:
-    tokens = [vocabulary._tokenizer.id_to_token(i) for i in vocabulary._encode("the the 123", literal=False)]
+    tokens = [
+        vocabulary._tokenizer.id_to_token(i)
+        for i in vocabulary._encode("the the 123", literal=False)
+    ]
     assert tokens == ["t", "h", "e", "Ġthe", "Ġ", "1", "2", "3"]
 
 
@@ -44,7 +55,9 @@ def test_a_special_token_spelled_in_a_message_cannot_end_its_turn(vocabulary: Vo
     assert text_of(vocabulary, ids) == f"user\n{attack}\nassistant\n"
 
 
-def test_an_added_token_that_is_not_special_stays_text_too(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_added_token_that_is_not_special_stays_text_too(
+    make_gguf: Callable[..., Path], tmp_path: Path
+) -> None:
     added = ["<tool_call>", "</tool_call>"]
     import_model(make_gguf(metadata={"added": added}), tmp_path / "model")
     vocabulary = read_vocabulary(tmp_path / "model", read_manifest(tmp_path / "model"))
@@ -58,7 +71,11 @@ def test_an_added_token_that_is_not_special_stays_text_too(make_gguf: Callable[.
         Message(role="assistant", content=said, tool_calls=(call,)),
         Message(role="tool", content=said, tool_call_id="1"),
     ]
-    plain = [m.model_copy(update={"content": "x", "tool_calls": ()}) for m in messages if m.role != "tool"]
+    plain = [
+        m.model_copy(update={"content": "x", "tool_calls": ()})
+        for m in messages
+        if m.role != "tool"
+    ]
 
     asked, told = vocabulary.prompt(messages[:2]), vocabulary.prompt(messages, (tool,))
     assert not own & set(asked)
@@ -87,7 +104,9 @@ def test_a_template_cannot_leave_its_sandbox(source: str) -> None:
 
 def test_a_model_that_can_think_first_is_told_not_to() -> None:
     """As Qwen3's template asks; a member that shall think is `in_steps`."""
-    template = ChatTemplate("{% if enable_thinking is defined and enable_thinking is false %}at once{% endif %}")
+    template = ChatTemplate(
+        "{% if enable_thinking is defined and enable_thinking is false %}at once{% endif %}"
+    )
     assert template.render([]) == "at once"
 
 

@@ -10,31 +10,88 @@ from hypothesis import strategies as st
 
 from fusewire.contracts import Usage
 from fusewire_worker_remote.errors import Failure
-from fusewire_worker_remote.providers import PROVIDERS, HttpResponse, Reply
+from fusewire_worker_remote.providers import PROVIDERS, HttpResponse, ProviderReply
 from fusewire_worker_remote.sse import Event
 
 NOW = datetime(2026, 11, 28, tzinfo=UTC)
 KEYS = (
-    *("choices", "message", "delta", "content", "finish_reason", "usage", "prompt_tokens", "completion_tokens"),
-    *("total_tokens", "cost", "error", "code", "index", "id", "tool_calls", "function", "name", "arguments"),
-    *("function_call", "type", "text", "stop_reason", "content_block", "input", "input_tokens", "output_tokens"),
-    *("thinking", "candidates", "parts", "finishReason", "usageMetadata", "promptTokenCount", "candidatesTokenCount"),
+    *(
+        "choices",
+        "message",
+        "delta",
+        "content",
+        "finish_reason",
+        "usage",
+        "prompt_tokens",
+        "completion_tokens",
+    ),
+    *(
+        "total_tokens",
+        "cost",
+        "error",
+        "code",
+        "index",
+        "id",
+        "tool_calls",
+        "function",
+        "name",
+        "arguments",
+    ),
+    *(
+        "function_call",
+        "type",
+        "text",
+        "stop_reason",
+        "content_block",
+        "input",
+        "input_tokens",
+        "output_tokens",
+    ),
+    *(
+        "thinking",
+        "candidates",
+        "parts",
+        "finishReason",
+        "usageMetadata",
+        "promptTokenCount",
+        "candidatesTokenCount",
+    ),
     *("functionCall", "args", "status_code", "base_resp", "x_groq", "refusal", "reasoning_content"),
 )
-WORDS = ["stop", "length", "text", "tool_use", "message_start", "content_block_start", "content_block_delta"]
-WORDS += ["message_delta", "message_stop", "STOP", "f", "{}", '"{}"', "<think>", "</think>", "\ud800"]
+WORDS = [
+    "stop",
+    "length",
+    "text",
+    "tool_use",
+    "message_start",
+    "content_block_start",
+    "content_block_delta",
+]
+WORDS += [
+    "message_delta",
+    "message_stop",
+    "STOP",
+    "f",
+    "{}",
+    '"{}"',
+    "<think>",
+    "</think>",
+    "\ud800",
+]
 NUMBERS = st.integers() | st.floats() | st.sampled_from([2**63, -1, 1e400, 0, True])
 JSON = st.recursive(
     st.none() | NUMBERS | st.sampled_from(WORDS),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4)
+    ),
     max_leaves=25,
 )
 
 
-def check(found: Reply | Failure) -> None:
+def check(found: ProviderReply | Failure) -> None:
     usage = found.usage or Usage()
     assert max(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens) < 2**31
-    if isinstance(found, Reply):
+    if isinstance(found, ProviderReply):
         assert found.content or found.tool_calls
         assert found.cost_usd is None or 0 <= found.cost_usd <= 1e6
         for call in found.tool_calls:
@@ -60,6 +117,12 @@ def test_a_stream(provider: str, events: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("provider", list(PROVIDERS))
-@given(status=st.sampled_from([200, 400, 401, 403, 404, 422, 429, 500]), body=st.binary(max_size=60))
+@given(
+    status=st.sampled_from([200, 400, 401, 403, 404, 422, 429, 500]), body=st.binary(max_size=60)
+)
 def test_any_bytes(provider: str, status: int, body: bytes) -> None:
-    check(PROVIDERS[provider].read(HttpResponse(status, {"content-type": "text/x; charset=odd"}, body), NOW))
+    check(
+        PROVIDERS[provider].read(
+            HttpResponse(status, {"content-type": "text/x; charset=odd"}, body), NOW
+        )
+    )

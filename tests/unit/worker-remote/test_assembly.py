@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from fusewire.contracts import ToolCall, Usage
 from fusewire_worker_remote.errors import Failure
-from fusewire_worker_remote.providers import PROVIDERS, Reply
+from fusewire_worker_remote.providers import PROVIDERS, ProviderReply
 from fusewire_worker_remote.sse import Event
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 
 
-def assembled(provider: str, *chunks: Any) -> tuple[str, Reply | Failure]:
+def assembled(provider: str, *chunks: Any) -> tuple[str, ProviderReply | Failure]:
     """What is told, and what it comes to."""
     assembly = PROVIDERS[provider].assemble(NOW)
     told = "".join(assembly.add(Event(c if isinstance(c, str) else json.dumps(c))) for c in chunks)
@@ -33,31 +33,50 @@ def call(arguments: str, **fields: Any) -> dict[str, Any]:
 
 
 def test_a_character_may_be_cut_in_two() -> None:
-    told, reply = assembled("openai", delta(content="a\ud83d"), delta(content="\ude42b"), delta("stop"), "[DONE]")
-    assert isinstance(reply, Reply)
+    told, reply = assembled(
+        "openai", delta(content="a\ud83d"), delta(content="\ude42b"), delta("stop"), "[DONE]"
+    )
+    assert isinstance(reply, ProviderReply)
     assert told == reply.content == "a🙂b"
 
 
 def test_half_a_character_is_replaced() -> None:
     told, reply = assembled("openai", delta(content="a\ud83d"), delta("stop"))
-    assert isinstance(reply, Reply)
+    assert isinstance(reply, ProviderReply)
     assert (told, reply.content) == ("a", "a?")
 
 
 @pytest.mark.parametrize(
     "pieces",
     [
-        [call('{"a"', index=0, id="x", name="f"), call(": 1}", index=0), call("{}", index=1, id="y", name="g")],
+        [
+            call('{"a"', index=0, id="x", name="f"),
+            call(": 1}", index=0),
+            call("{}", index=1, id="y", name="g"),
+        ],
         [call('{"a"', id="x", name="f"), call(": 1}"), call("{}", id="y", name="g")],  # no index
-        [call('{"a": 1}', index=0, id="x", name="f"), call("{}", index=0, id="y", name="g")],  # one index for all
+        [
+            call('{"a": 1}', index=0, id="x", name="f"),
+            call("{}", index=0, id="y", name="g"),
+        ],  # one index for all
         [call('{"a": 1}', index=0, id="x", name="f"), call("{}", index=5, id="y", name="g")],
-        [call('{"a"', index=0, id="x", name="f"), call("{}", index=1, id="y", name="g"), call(": 1}", index=0)],
-        [call('{"a"', index=0, id="x", name="f"), call(": 1}", index=0, id="x"), call("", index=1, id="y", name="g")],
+        [
+            call('{"a"', index=0, id="x", name="f"),
+            call("{}", index=1, id="y", name="g"),
+            call(": 1}", index=0),
+        ],
+        [
+            call('{"a"', index=0, id="x", name="f"),
+            call(": 1}", index=0, id="x"),
+            call("", index=1, id="y", name="g"),
+        ],
     ],
 )
 def test_calls_are_put_together_from_their_pieces(pieces: list[dict[str, Any]]) -> None:
-    told, reply = assembled("openai", *(delta(tool_calls=[piece]) for piece in pieces), delta("tool_calls"))
-    assert isinstance(reply, Reply)
+    told, reply = assembled(
+        "openai", *(delta(tool_calls=[piece]) for piece in pieces), delta("tool_calls")
+    )
+    assert isinstance(reply, ProviderReply)
     first = ToolCall(id="x", name="f", arguments='{"a": 1}')
     assert (told, reply.tool_calls) == ("", (first, ToolCall(id="y", name="g", arguments="{}")))
     assert reply.finish_reason == "tool_calls"
@@ -67,16 +86,18 @@ def test_calls_are_put_together_from_their_pieces(pieces: list[dict[str, Any]]) 
 def test_usage_may_come_with_the_last_choice_or_after_it(provider: str) -> None:
     usage = {"prompt_tokens": 3, "completion_tokens": 1}
     with_choice = assembled(provider, delta(content="x"), {**delta("stop"), "usage": usage})
-    after = assembled(provider, delta(content="x"), delta("stop"), {"choices": [], "usage": usage}, "[DONE]")
+    after = assembled(
+        provider, delta(content="x"), delta("stop"), {"choices": [], "usage": usage}, "[DONE]"
+    )
     assert with_choice == after
-    assert isinstance(after[1], Reply)
+    assert isinstance(after[1], ProviderReply)
     assert after[1].usage is not None
 
 
 def test_mistrals_chunks_are_joined() -> None:
     parts = [{"type": "thinking", "thinking": []}, {"type": "text", "text": "Hi"}]
     told, reply = assembled("mistral", delta(content=parts), delta("stop", content="."))
-    assert isinstance(reply, Reply)
+    assert isinstance(reply, ProviderReply)
     assert told == reply.content == "Hi."
 
 
@@ -130,7 +151,10 @@ ENDED: dict[str, list[Any]] = {
     "openai": [delta("stop")],
     "mistral": [delta("stop")],
     "deepseek": [delta("stop")],
-    "anthropic": [{"type": "message_delta", "delta": {"stop_reason": "end_turn"}}, {"type": "message_stop"}],
+    "anthropic": [
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}},
+        {"type": "message_stop"},
+    ],
     "gemini": [{"candidates": [{"finishReason": "STOP"}]}],
 }
 
@@ -139,24 +163,33 @@ ENDED: dict[str, list[Any]] = {
 def test_an_event_that_cannot_be_read_may_have_held_a_piece_of_the_answer(provider: str) -> None:
     _, reply = assembled(provider, *BEGUN[provider], *ENDED[provider])
     _, failure = assembled(provider, *BEGUN[provider], '{"cut', *ENDED[provider])
-    assert isinstance(reply, Reply)
+    assert isinstance(reply, ProviderReply)
     assert isinstance(failure, Failure)
     assert (failure.code, failure.ambiguous) == ("truncated", True)
 
 
 def test_geminis_thoughts_are_paid_for() -> None:
-    counts = {"promptTokenCount": 9, "cachedContentTokenCount": 4, "candidatesTokenCount": 3, "thoughtsTokenCount": 5}
+    counts = {
+        "promptTokenCount": 9,
+        "cachedContentTokenCount": 4,
+        "candidatesTokenCount": 3,
+        "thoughtsTokenCount": 5,
+    }
     last = {"candidates": [{"finishReason": "STOP"}], "usageMetadata": counts}
     _, reply = assembled("gemini", *BEGUN["gemini"], last)
-    assert isinstance(reply, Reply)
-    assert reply.usage == Usage(prompt_tokens=9, completion_tokens=8, cached_tokens=4, reasoning_tokens=5)
+    assert isinstance(reply, ProviderReply)
+    assert reply.usage == Usage(
+        prompt_tokens=9, completion_tokens=8, cached_tokens=4, reasoning_tokens=5
+    )
 
 
 def test_geminis_thoughts_are_not_told() -> None:
     thought = {"text": "hm", "thought": True}
     last = {"candidates": [{"content": {"parts": [{"text": "!"}]}, "finishReason": "STOP"}]}
-    told, reply = assembled("gemini", {"candidates": [{"content": {"parts": [thought, {"text": "Hi"}]}}]}, last)
-    assert isinstance(reply, Reply)
+    told, reply = assembled(
+        "gemini", {"candidates": [{"content": {"parts": [thought, {"text": "Hi"}]}}]}, last
+    )
+    assert isinstance(reply, ProviderReply)
     assert told == reply.content == "Hi!"
 
 
@@ -182,25 +215,67 @@ def test_anthropics_cut_arguments_are_kept_as_they_are() -> None:
         "anthropic",
         BEGUN["anthropic"][0],
         {"type": "content_block_start", "index": 0, "content_block": block},
-        {"type": "content_block_delta", "index": 0, "delta": {"type": "input_json_delta", "partial_json": '{"a": '}},
-        {"type": "message_delta", "delta": {"stop_reason": "max_tokens"}, "usage": {"output_tokens": 9}},
+        {
+            "type": "content_block_delta",
+            "index": 0,
+            "delta": {"type": "input_json_delta", "partial_json": '{"a": '},
+        },
+        {
+            "type": "message_delta",
+            "delta": {"stop_reason": "max_tokens"},
+            "usage": {"output_tokens": 9},
+        },
         {"type": "message_stop"},
     )
-    assert isinstance(reply, Reply)
+    assert isinstance(reply, ProviderReply)
     assert reply.tool_calls == (ToolCall(id="t1", name="f", arguments='{"a": '),)
     assert reply.finish_reason == "length"
 
 
 KEYS = [
-    *("error", "object", "type", "choices", "delta", "content", "finish_reason", "tool_calls", "function", "index"),
-    *("name", "arguments", "message", "content_block", "text", "partial_json", "input", "stop_reason", "usage"),
-    *("candidates", "parts", "finishReason", "functionCall", "promptFeedback", "usageMetadata", "id", "details"),
+    *(
+        "error",
+        "object",
+        "type",
+        "choices",
+        "delta",
+        "content",
+        "finish_reason",
+        "tool_calls",
+        "function",
+        "index",
+    ),
+    *(
+        "name",
+        "arguments",
+        "message",
+        "content_block",
+        "text",
+        "partial_json",
+        "input",
+        "stop_reason",
+        "usage",
+    ),
+    *(
+        "candidates",
+        "parts",
+        "finishReason",
+        "functionCall",
+        "promptFeedback",
+        "usageMetadata",
+        "id",
+        "details",
+    ),
 ]
 LEAVES = st.none() | st.booleans() | st.integers(-2, 2) | st.text(max_size=3)
-WORDS = st.sampled_from(["message_start", "content_block_start", "content_block_delta", "message_delta", "tool_use"])
+WORDS = st.sampled_from(
+    ["message_start", "content_block_start", "content_block_delta", "message_delta", "tool_use"]
+)
 JSON = st.recursive(
     LEAVES | WORDS,
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4)
+    ),
     max_leaves=10,
 )
 
@@ -209,6 +284,6 @@ JSON = st.recursive(
 @given(chunks=st.lists(JSON, max_size=4))
 def test_any_events_come_to_something(provider: str, chunks: list[Any]) -> None:
     told, result = assembled(provider, *BEGUN[provider], *chunks)
-    assert isinstance(result, Reply | Failure)
-    if isinstance(result, Reply):
+    assert isinstance(result, ProviderReply | Failure)
+    if isinstance(result, ProviderReply):
         assert (result.content or "").startswith(told)

@@ -62,7 +62,13 @@ def test_no_header_value_makes_it_fail_or_give_a_negative_wait(value: str) -> No
     cap_s=st.floats(0.01, 60),
 )
 def test_a_wait_is_bounded_by_attempts_deadline_cap_and_request(
-    attempt: int, max_attempts: int, left_s: float, random: float, asked: float | None, base_s: float, cap_s: float
+    attempt: int,
+    max_attempts: int,
+    left_s: float,
+    random: float,
+    asked: float | None,
+    base_s: float,
+    cap_s: float,
 ) -> None:
     wait = Backoff(base_s=base_s, cap_s=cap_s).wait_s(
         attempt=attempt,
@@ -97,7 +103,9 @@ def test_waits_grow_with_the_attempts_up_to_the_cap() -> None:
 
 def test_a_prompt_with_hours_left_waits_in_proportion_but_for_the_first_time() -> None:
     waits = [
-        Backoff().wait_s(attempt=n, max_attempts=4, now=NOW, deadline=NOW + timedelta(seconds=left), random=0.5)
+        Backoff().wait_s(
+            attempt=n, max_attempts=4, now=NOW, deadline=NOW + timedelta(seconds=left), random=0.5
+        )
         for left in (1000, 86_400)
         for n in (1, 2, 3)
     ]

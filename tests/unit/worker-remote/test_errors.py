@@ -12,7 +12,9 @@ NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
 
 
 def openai(message: str = "", code: Any = None, kind: str | None = None) -> bytes:
-    return json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}}).encode()
+    return json.dumps(
+        {"error": {"message": message, "type": kind, "param": None, "code": code}}
+    ).encode()
 
 
 def anthropic(kind: str, message: str = "no") -> bytes:
@@ -20,11 +22,15 @@ def anthropic(kind: str, message: str = "no") -> bytes:
 
 
 def google(code: int, status: str, message: str = "no", *details: dict[str, Any]) -> bytes:
-    return json.dumps({"error": {"code": code, "status": status, "message": message, "details": details}}).encode()
+    return json.dumps(
+        {"error": {"code": code, "status": status, "message": message, "details": details}}
+    ).encode()
 
 
 def mistral(message: Any, kind: str, code: str = "1000") -> bytes:
-    return json.dumps({"object": "error", "message": message, "type": kind, "param": None, "code": code}).encode()
+    return json.dumps(
+        {"object": "error", "message": message, "type": kind, "param": None, "code": code}
+    ).encode()
 
 
 BAD_KEY = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}
@@ -32,7 +38,11 @@ PER_DAY = {"violations": [{"quotaId": "GenerateRequestsPerDayPerProjectPerModel-
 TOO_MANY = "The input token count (2) exceeds the maximum number of tokens allowed (1)."
 PROMPT_TOO_LONG = "Prompt contains 4 tokens, too large for model with 3 maximum context length"
 QUOTA = openai("You exceeded your current quota", "insufficient_quota", "insufficient_quota")
-VLLM = {"object": "error", "message": "This model's maximum context length is 4096 tokens.", "type": "BadRequestError"}
+VLLM = {
+    "object": "error",
+    "message": "This model's maximum context length is 4096 tokens.",
+    "type": "BadRequestError",
+}
 CASES: list[tuple[int, bytes, str, bool, bool]] = [
     # status, body, code, retryable, ambiguous
     (429, openai("Slow down", "rate_limit_exceeded", "requests"), "rate_limited", True, False),
@@ -49,7 +59,13 @@ CASES: list[tuple[int, bytes, str, bool, bool]] = [
     (409, b"", "server_error", True, False),
     (400, openai("too long", "context_length_exceeded"), "context_length_exceeded", False, False),
     (400, json.dumps(VLLM).encode(), "context_length_exceeded", False, False),
-    (400, openai("prompt is too long: 210000 tokens > 200000 maximum"), "context_length_exceeded", False, False),
+    (
+        400,
+        openai("prompt is too long: 210000 tokens > 200000 maximum"),
+        "context_length_exceeded",
+        False,
+        False,
+    ),
     (413, b"", "context_length_exceeded", False, False),
     (400, openai("flagged", "content_filter"), "refused", False, False),
     (400, openai("flagged", "ResponsibleAIPolicyViolation"), "refused", False, False),
@@ -60,8 +76,20 @@ CASES: list[tuple[int, bytes, str, bool, bool]] = [
     (404, openai("gone", "model_not_found"), "model_not_found", False, False),
     (410, b"", "model_not_found", False, False),
     (400, openai("unknown model", "model_not_found"), "model_not_found", False, False),
-    (400, openai("temperature is wrong", "invalid_value", "invalid_request_error"), "bad_request", False, False),
-    (422, json.dumps({"detail": [{"msg": "field required"}]}).encode(), "bad_request", False, False),
+    (
+        400,
+        openai("temperature is wrong", "invalid_value", "invalid_request_error"),
+        "bad_request",
+        False,
+        False,
+    ),
+    (
+        422,
+        json.dumps({"detail": [{"msg": "field required"}]}).encode(),
+        "bad_request",
+        False,
+        False,
+    ),
     (302, b"", "bad_request", False, False),
     (200, openai("Provider returned error", 502), "server_error", True, False),
     (200, openai("Rate limited upstream", 429), "rate_limited", True, False),
@@ -77,8 +105,20 @@ CASES: list[tuple[int, bytes, str, bool, bool]] = [
     (404, anthropic("not_found_error"), "model_not_found", False, False),
     (413, anthropic("request_too_large"), "context_length_exceeded", False, False),
     (504, anthropic("timeout_error"), "timeout", True, True),
-    (400, anthropic("invalid_request_error", "Your credit balance is too low"), "insufficient_quota", False, False),
-    (400, anthropic("invalid_request_error", "Blocked by content filtering policy"), "refused", False, False),
+    (
+        400,
+        anthropic("invalid_request_error", "Your credit balance is too low"),
+        "insufficient_quota",
+        False,
+        False,
+    ),
+    (
+        400,
+        anthropic("invalid_request_error", "Blocked by content filtering policy"),
+        "refused",
+        False,
+        False,
+    ),
     # In a stream that had begun with 200:
     (200, anthropic("overloaded_error"), "server_error", True, False),
     (200, anthropic("api_error"), "server_error", True, False),
@@ -96,10 +136,34 @@ CASES: list[tuple[int, bytes, str, bool, bool]] = [
     (404, google(404, "NOT_FOUND"), "model_not_found", False, False),
     (500, google(500, "INTERNAL"), "server_error", True, False),
     (504, google(504, "DEADLINE_EXCEEDED"), "timeout", True, True),
-    (429, mistral("Requests rate limit exceeded", "rate_limited", "1300"), "rate_limited", True, False),
-    (429, mistral("Capacity exceeded", "service_tier_capacity_exceeded", "3505"), "rate_limited", True, False),
-    (400, mistral(PROMPT_TOO_LONG, "invalid_request_error", "3051"), "context_length_exceeded", False, False),
-    (422, mistral({"detail": [{"msg": "Extra inputs"}]}, "invalid_request_error"), "bad_request", False, False),
+    (
+        429,
+        mistral("Requests rate limit exceeded", "rate_limited", "1300"),
+        "rate_limited",
+        True,
+        False,
+    ),
+    (
+        429,
+        mistral("Capacity exceeded", "service_tier_capacity_exceeded", "3505"),
+        "rate_limited",
+        True,
+        False,
+    ),
+    (
+        400,
+        mistral(PROMPT_TOO_LONG, "invalid_request_error", "3051"),
+        "context_length_exceeded",
+        False,
+        False,
+    ),
+    (
+        422,
+        mistral({"detail": [{"msg": "Extra inputs"}]}, "invalid_request_error"),
+        "bad_request",
+        False,
+        False,
+    ),
     (401, b'{"detail": "Unauthorized"}', "unauthorized", False, False),
     # Context length in the words of vLLM, sglang, TGI, xAI, Kimi, Copilot, DashScope, LM Studio, MiniMax, Bedrock.
     *(
@@ -118,17 +182,43 @@ CASES: list[tuple[int, bytes, str, bool, bool]] = [
             "Input is too long for requested model.",
         )
     ),
-    (400, openai("no", "model_max_prompt_tokens_exceeded"), "context_length_exceeded", False, False),
+    (
+        400,
+        openai("no", "model_max_prompt_tokens_exceeded"),
+        "context_length_exceeded",
+        False,
+        False,
+    ),
     (403, openai("Your team has used all available credits"), "insufficient_quota", False, False),
-    (429, openai("Insufficient balance", "exceeded_current_quota_error"), "insufficient_quota", False, False),
+    (
+        429,
+        openai("Insufficient balance", "exceeded_current_quota_error"),
+        "insufficient_quota",
+        False,
+        False,
+    ),
     (403, openai("Content violates usage guidelines"), "refused", False, False),
-    (400, openai("Output data may contain inappropriate content", "data_inspection_failed"), "refused", False, False),
-    (200, b'{"base_resp": {"status_code": 1002, "status_msg": "rate limit"}}', "rate_limited", True, False),
+    (
+        400,
+        openai("Output data may contain inappropriate content", "data_inspection_failed"),
+        "refused",
+        False,
+        False,
+    ),
+    (
+        200,
+        b'{"base_resp": {"status_code": 1002, "status_msg": "rate limit"}}',
+        "rate_limited",
+        True,
+        False,
+    ),
 ]
 
 
 @pytest.mark.parametrize(("status", "body", "code", "retryable", "ambiguous"), CASES)
-def test_each_failure_has_its_class(status: int, body: bytes, code: str, retryable: bool, ambiguous: bool) -> None:
+def test_each_failure_has_its_class(
+    status: int, body: bytes, code: str, retryable: bool, ambiguous: bool
+) -> None:
     failure = classify(status, {}, body, NOW)
     assert (failure.code, failure.retryable, failure.ambiguous) == (code, retryable, ambiguous)
     assert not failure.billed
@@ -145,7 +235,12 @@ def test_googles_wait_is_in_the_body() -> None:
     assert classify(429, {}, body, NOW).retry_after_s == 34.5
     assert classify(429, {"retry-after": "3"}, body, NOW).retry_after_s == 3
     assert classify(429, {}, b"[" + body + b"]", NOW).retry_after_s == 34.5
-    assert classify(429, {}, google(429, "X", "no", {**retry, "retryDelay": "soon"}), NOW).retry_after_s is None
+    assert (
+        classify(
+            429, {}, google(429, "X", "no", {**retry, "retryDelay": "soon"}), NOW
+        ).retry_after_s
+        is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -165,13 +260,21 @@ def test_a_wait_in_words_is_read(message: str, seconds: float | None) -> None:
 
 
 def test_openrouter_s_wait_is_among_the_headers_of_its_provider() -> None:
-    metadata = {"headers": {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(int(NOW.timestamp() * 1000) + 7000)}}
+    metadata = {
+        "headers": {
+            "X-RateLimit-Remaining": "0",
+            "X-RateLimit-Reset": str(int(NOW.timestamp() * 1000) + 7000),
+        }
+    }
     body = json.dumps({"error": {"code": 429, "message": "no", "metadata": metadata}}).encode()
     assert classify(429, {}, body, NOW).retry_after_s == 7
 
 
 def test_googles_word_for_it_is_named() -> None:
-    assert classify(429, {}, google(429, "RESOURCE_EXHAUSTED"), NOW).message == "HTTP 429 (resource_exhausted)"
+    assert (
+        classify(429, {}, google(429, "RESOURCE_EXHAUSTED"), NOW).message
+        == "HTTP 429 (resource_exhausted)"
+    )
 
 
 def test_a_provider_that_says_not_to_retry_is_believed() -> None:
@@ -181,7 +284,10 @@ def test_a_provider_that_says_not_to_retry_is_believed() -> None:
 
 def test_a_message_names_the_providers_code() -> None:
     body = openai("x", "context_length_exceeded", "invalid_request_error")
-    assert classify(400, {}, body, NOW).message == "HTTP 400 (context_length_exceeded, invalid_request_error)"
+    assert (
+        classify(400, {}, body, NOW).message
+        == "HTTP 400 (context_length_exceeded, invalid_request_error)"
+    )
 
 
 def test_a_message_never_repeats_what_the_provider_wrote() -> None:
@@ -204,7 +310,8 @@ def test_a_message_never_repeats_what_the_provider_wrote() -> None:
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["error", "code", "type", "details"]), inner)
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["error", "code", "type", "details"]), inner)
     ),
     max_leaves=8,
 )
@@ -225,7 +332,9 @@ def test_nesting_beyond_pythons_stack_is_classified() -> None:
     [
         (
             400,
-            json.dumps({"error": {"code": "unsupported_value", "param": "messages[0].role"}}).encode(),
+            json.dumps(
+                {"error": {"code": "unsupported_value", "param": "messages[0].role"}}
+            ).encode(),
             (400, "unsupported_value", "messages[0].role"),
         ),
         (429, google(429, "RESOURCE_EXHAUSTED"), (429, "429", None)),

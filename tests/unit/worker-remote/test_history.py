@@ -33,12 +33,17 @@ def ids_in(value: Any) -> list[str]:
         return [found for one in value for found in ids_in(one)]
     if not isinstance(value, dict):
         return []
-    own = [value[key] for key in ("id", "tool_call_id", "tool_use_id") if isinstance(value.get(key), str)]
+    own = [
+        value[key]
+        for key in ("id", "tool_call_id", "tool_use_id")
+        if isinstance(value.get(key), str)
+    ]
     return own + [found for one in value.values() for found in ids_in(one)]
 
 
 @pytest.mark.parametrize(
-    ("provider", "longest", "allowed"), [("openai", 40, None), ("anthropic", 64, "_-"), ("mistral", 9, "")]
+    ("provider", "longest", "allowed"),
+    [("openai", 40, None), ("anthropic", 64, "_-"), ("mistral", 9, "")],
 )
 def test_ids_of_calls_are_ones_that_it_takes_and_still_fit_their_results(
     provider: str, longest: int, allowed: str | None
@@ -59,7 +64,9 @@ def test_mistral_takes_no_user_after_a_result_and_no_empty_assistant() -> None:
 
 def test_deepseek_gets_back_what_was_thought_before_a_call_since_the_user_last_spoke() -> None:
     thought = CALLED.model_copy(update={"reasoning": "I need the weather."})
-    messages = sent("deepseek", ASKED, thought, RESULT, ASKED, thought, RESULT, CALLED, RESULT)["messages"]
+    messages = sent("deepseek", ASKED, thought, RESULT, ASKED, thought, RESULT, CALLED, RESULT)[
+        "messages"
+    ]
 
     assert [m.get("reasoning_content") for m in messages if m["role"] == "assistant"] == [
         None,
@@ -96,7 +103,9 @@ def test_claude_takes_no_blank_text_and_no_last_word_of_its_own() -> None:
 def test_gemini_matches_results_by_id_or_in_the_order_of_calls() -> None:
     calls = (CALL, ToolCall(id="c2", name="clock", arguments="{}"))
     called = Message(role="assistant", content="", tool_calls=calls)
-    by_order = [Message(role="tool", content=text, tool_call_id="lost") for text in ("21 °C", "noon")]
+    by_order = [
+        Message(role="tool", content=text, tool_call_id="lost") for text in ("21 °C", "noon")
+    ]
     by_id = [
         Message(role="tool", content="noon", tool_call_id="c2"),
         Message(role="tool", content="21 °C", tool_call_id=ODD_ID),
@@ -108,7 +117,9 @@ def test_gemini_matches_results_by_id_or_in_the_order_of_calls() -> None:
 
 def test_gemini_takes_five_stops() -> None:
     stops = tuple("abcdefg")
-    assert sent("gemini", ASKED, sampling=Sampling(stop=stops))["generationConfig"]["stopSequences"] == list("abcde")
+    assert sent("gemini", ASKED, sampling=Sampling(stop=stops))["generationConfig"][
+        "stopSequences"
+    ] == list("abcde")
 
 
 @pytest.mark.parametrize(

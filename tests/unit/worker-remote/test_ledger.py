@@ -12,8 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from fusewire.contracts import CallFailure, Candidate
 from fusewire.errors import Transient
 from fusewire.testing.memory_kv import MemoryKeyValue
-from fusewire_worker_remote.hold import Hold, Terms
-from fusewire_worker_remote.ledger import MAX_UNKNOWN, Busy, Calls, Entry
+from fusewire_worker_remote.lease import LeaseTerms, LedgerLease
+from fusewire_worker_remote.ledger import MAX_UNKNOWN, EntryBusy, LedgerEntry, TaskCalls
 from fusewire_worker_remote.ledger_kv import KvLedger
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
@@ -39,7 +39,7 @@ def candidate(content: str | None = "Paris", *, twice: bool = False) -> Candidat
 
 
 def test_a_call_that_a_dead_worker_leaves_is_unknowable_where_it_was_sent() -> None:
-    sent, paused = Calls(started_at=NOW), Calls(started_at=NOW).paused(ambiguous=False)
+    sent, paused = TaskCalls(started_at=NOW), TaskCalls(started_at=NOW).paused(ambiguous=False)
 
     assert (sent.left().unknown, sent.left().is_sent) == (1, False)
     assert paused.left() == paused
@@ -56,13 +56,19 @@ def test_a_call_that_a_dead_worker_leaves_is_unknowable_where_it_was_sent() -> N
     ],
 )
 def test_attempts_are_counted_over_all_workers(known: dict[str, int], expected: bool) -> None:
-    assert Calls(started_at=NOW, **known).may_go_on(max_attempts=3) is expected
+    assert TaskCalls(started_at=NOW, **known).may_go_on(max_attempts=3) is expected
 
 
 def test_an_entry_survives_its_json() -> None:
-    entry = Entry(owner="w", until=NOW, calls={"a": Calls(started_at=NOW).paused(ambiguous=True).resent()})
-    assert Entry.decode(entry.encode()) == entry
-    assert (entry.calls["a"].attempts, entry.calls["a"].unknown, entry.calls["a"].is_sent) == (2, 1, True)
+    entry = LedgerEntry(
+        owner="w", until=NOW, calls={"a": TaskCalls(started_at=NOW).paused(ambiguous=True).resent()}
+    )
+    assert LedgerEntry.decode(entry.encode()) == entry
+    assert (entry.calls["a"].attempts, entry.calls["a"].unknown, entry.calls["a"].is_sent) == (
+        2,
+        1,
+        True,
+    )
 
 
 def now_or_never(work: Coroutine[Any, Any, T]) -> T:
@@ -88,8 +94,8 @@ class PaidCalls(RuleBasedStateMachine):
         super().__init__()
         self.ledger = KvLedger(MemoryKeyValue())
         self.now = NOW
-        self.flying: dict[str, Hold] = {}
-        self.pausing: dict[str, Hold] = {}
+        self.flying: dict[str, LedgerLease] = {}
+        self.pausing: dict[str, LedgerLease] = {}
         self.holds = 0
         self.paid = 0
         self.published: list[Candidate] = []
@@ -100,10 +106,10 @@ class PaidCalls(RuleBasedStateMachine):
     async def came(self, calls: Collection[str]) -> Collection[str]:
         return calls if self.published else ()
 
-    def end(self, held: Hold, outcome: Candidate) -> None:
+    def end(self, held: LedgerLease, outcome: Candidate) -> None:
         try:
             self.published.append(now_or_never(held.end(outcome)))
-        except Busy:
+        except EntryBusy:
             assert not outcome.ok
 
     @rule(me=st.sampled_from(["w1", "w2", "w3"]), is_first=st.booleans())
@@ -111,15 +117,15 @@ class PaidCalls(RuleBasedStateMachine):
         if me in self.flying or me in self.pausing:
             return
         self.holds += 1
-        terms = Terms(f"{me}#{self.holds}", LEASE, NOW + timedelta(days=1), self.clock)
+        terms = LeaseTerms(f"{me}#{self.holds}", LEASE, NOW + timedelta(days=1), self.clock)
         # More than one first delivery are copies of the message.
-        held = Hold(self.ledger, "f1-0", terms, self.came, is_first=is_first)
+        held = LedgerLease(self.ledger, "f1-0", terms, self.came, is_first=is_first)
         try:
             now_or_never(held.__aenter__())
             if held.has_ended("a"):
                 return
             may_call = now_or_never(held.begin("a", max_attempts=99))
-        except Busy:
+        except EntryBusy:
             return
         if may_call:
             self.flying[me] = held
@@ -149,7 +155,7 @@ class PaidCalls(RuleBasedStateMachine):
             return
         try:
             now_or_never(held.pause("a", ambiguous=ambiguous))
-        except Busy:
+        except EntryBusy:
             return
         self.pausing[me] = held
 
@@ -160,7 +166,7 @@ class PaidCalls(RuleBasedStateMachine):
         held = self.pausing.pop(me)
         try:
             now_or_never(held.resend("a"))
-        except Busy:
+        except EntryBusy:
             return
         self.flying[me] = held
 

@@ -11,10 +11,12 @@ from fusewire.settings import RemoteModel
 from fusewire.testing.factories import make_task
 from fusewire_worker_remote.dialect import Dialect
 from fusewire_worker_remote.errors import Failure
-from fusewire_worker_remote.providers import HttpResponse, OpenAI, Reply
+from fusewire_worker_remote.providers import HttpResponse, OpenAI, ProviderReply
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
-MODEL = RemoteModel(kind="remote", base_url="https://models.example/v1/", model="big-1", api_key_env="EXAMPLE_KEY")
+MODEL = RemoteModel(
+    kind="remote", base_url="https://models.example/v1/", model="big-1", api_key_env="EXAMPLE_KEY"
+)
 
 
 def task(**sampling: Any) -> Task:
@@ -27,7 +29,10 @@ def task(**sampling: Any) -> Task:
         model="big",
         tier="remote",
         tenant="t",
-        messages=(Message(role="system", content="Be brief."), Message(role="user", content="Où est Köln? 🙂")),
+        messages=(
+            Message(role="system", content="Be brief."),
+            Message(role="user", content="Où est Köln? 🙂"),
+        ),
         sampling=Sampling(**sampling),
         residency="any",
         priority="normal",
@@ -36,17 +41,27 @@ def task(**sampling: Any) -> Task:
 
 
 def completion(**changes: Any) -> dict[str, Any]:
-    choice = {"index": 0, "message": {"role": "assistant", "content": "Here."}, "finish_reason": "stop"}
-    usage = {"prompt_tokens": 11, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 4}}
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": "Here."},
+        "finish_reason": "stop",
+    }
+    usage = {
+        "prompt_tokens": 11,
+        "completion_tokens": 3,
+        "prompt_tokens_details": {"cached_tokens": 4},
+    }
     return {"choices": [{**choice, **changes}], "usage": usage}
 
 
-def read(body: object, status: int = 200) -> Reply | Failure:
+def read(body: object, status: int = 200) -> ProviderReply | Failure:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     return OpenAI().read(HttpResponse(status, {}, raw), NOW)
 
 
-def test_a_plain_task_asks_for_the_messages_and_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plain_task_asks_for_the_messages_and_nothing_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("EXAMPLE_KEY", "sk-1")
     request = OpenAI().request(task(), MODEL)
     assert request.url == "https://models.example/v1/chat/completions"
@@ -54,7 +69,10 @@ def test_a_plain_task_asks_for_the_messages_and_nothing_more(monkeypatch: pytest
     assert request.headers["Idempotency-Key"] == "f1-0-a"
     assert json.loads(request.body) == {
         "model": "big-1",
-        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Où est Köln? 🙂"}],
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Où est Köln? 🙂"},
+        ],
     }
     assert "sk-1" not in repr(request)
     assert "Köln" not in repr(request)
@@ -67,7 +85,9 @@ def test_sampling_is_mapped() -> None:
         "required": ["best"],
         "additionalProperties": False,
     }
-    wanted = task(max_tokens=9, temperature=0.0, top_p=0.5, seed=7, stop=("END",), response_schema=schema)
+    wanted = task(
+        max_tokens=9, temperature=0.0, top_p=0.5, seed=7, stop=("END",), response_schema=schema
+    )
     body = json.loads(OpenAI().request(wanted, MODEL).body)
     assert {k: v for k, v in body.items() if k not in {"model", "messages"}} == {
         "max_tokens": 9,
@@ -82,10 +102,16 @@ def test_sampling_is_mapped() -> None:
     }
 
 
-@pytest.mark.parametrize("schema", [{"type": "object", "properties": {"a": {}}}, {"anyOf": [{"type": "object"}]}])
+@pytest.mark.parametrize(
+    "schema", [{"type": "object", "properties": {"a": {}}}, {"anyOf": [{"type": "object"}]}]
+)
 def test_a_schema_that_strict_mode_refuses_is_asked_for_without_it(schema: dict[str, Any]) -> None:
     body = json.loads(OpenAI().request(task(response_schema=schema), MODEL).body)
-    assert body["response_format"]["json_schema"] == {"name": "answer", "schema": schema, "strict": False}
+    assert body["response_format"]["json_schema"] == {
+        "name": "answer",
+        "schema": schema,
+        "strict": False,
+    }
 
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
@@ -106,7 +132,10 @@ def test_tools_are_offered(choice: str, wire: object) -> None:
     body = json.loads(OpenAI().request(wanted, MODEL).body)
     assert {k: v for k, v in body.items() if k not in {"model", "messages"}} == {
         "tools": [
-            {"type": "function", "function": {"name": "weather", "description": "Now.", "parameters": SCHEMA}},
+            {
+                "type": "function",
+                "function": {"name": "weather", "description": "Now.", "parameters": SCHEMA},
+            },
             {"type": "function", "function": {"name": "clock"}},
         ],
         "tool_choice": wire,
@@ -152,19 +181,23 @@ def test_the_key_is_read_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_answer_is_read() -> None:
     counted = Usage(prompt_tokens=11, completion_tokens=3, cached_tokens=4)
-    assert read(completion()) == Reply("Here.", "stop", counted, provider_reason="stop")
+    assert read(completion()) == ProviderReply("Here.", "stop", counted, provider_reason="stop")
 
 
 def test_an_answer_of_parts_is_joined() -> None:
-    parts = [{"type": "thinking", "thinking": "…"}, {"type": "text", "text": "He"}, {"type": "text", "text": "re."}]
+    parts = [
+        {"type": "thinking", "thinking": "…"},
+        {"type": "text", "text": "He"},
+        {"type": "text", "text": "re."},
+    ]
     reply = read(completion(message={"content": parts}))
-    assert isinstance(reply, Reply)
+    assert isinstance(reply, ProviderReply)
     assert reply.content == "Here."
 
 
 def test_lone_surrogates_do_not_reach_the_candidate() -> None:
     reply = read(json.dumps(completion(message={"content": "a\ud800b"})).encode())
-    assert isinstance(reply, Reply)
+    assert isinstance(reply, ProviderReply)
     assert reply.content == "a?b"
 
 
@@ -251,20 +284,24 @@ def test_tool_calls_are_read(
 ) -> None:
     message = {"role": "assistant", "content": content, "tool_calls": calls}
     reply = read(json.dumps(completion(message=message, finish_reason=finish)).encode())
-    assert isinstance(reply, Reply)
-    assert (reply.content, reply.tool_calls, reply.finish_reason) == (read_content, read_calls, reason)
+    assert isinstance(reply, ProviderReply)
+    assert (reply.content, reply.tool_calls, reply.finish_reason) == (
+        read_content,
+        read_calls,
+        reason,
+    )
 
 
 def test_usage_that_is_absent_is_unknown_and_not_zero() -> None:
     reply = read({"choices": completion()["choices"]})
-    assert isinstance(reply, Reply)
+    assert isinstance(reply, ProviderReply)
     assert reply.usage is None
 
 
 @pytest.mark.parametrize("finish", ["length", "max_tokens"])
 def test_a_cut_answer_is_accepted_and_flagged(finish: str) -> None:
     reply = read(completion(finish_reason=finish))
-    assert isinstance(reply, Reply)
+    assert isinstance(reply, ProviderReply)
     assert reply.finish_reason == "length"
 
 
@@ -279,9 +316,19 @@ def test_a_cut_answer_is_accepted_and_flagged(finish: str) -> None:
         (completion(message={"content": ""}, finish_reason="length"), "truncated", False, True),
         (completion(message=None), "truncated", False, True),
         (completion(message={"content": None, "tool_calls": []}), "truncated", False, True),
-        (completion(message={"tool_calls": [call(None)]}, finish_reason="tool_calls"), "truncated", False, True),
+        (
+            completion(message={"tool_calls": [call(None)]}, finish_reason="tool_calls"),
+            "truncated",
+            False,
+            True,
+        ),
         (completion(finish_reason="network_error"), "truncated", True, True),
-        (completion(error={"code": 403, "message": "flagged by moderation"}), "refused", False, True),
+        (
+            completion(error={"code": 403, "message": "flagged by moderation"}),
+            "refused",
+            False,
+            True,
+        ),
         ({"choices": []}, "truncated", True, True),
         # Some other service answers at that address.
         ({}, "bad_request", False, False),
@@ -294,7 +341,9 @@ def test_a_cut_answer_is_accepted_and_flagged(finish: str) -> None:
         ({"error": {"code": 503, "message": "x"}}, "server_error", False, False),
     ],
 )
-def test_what_is_no_answer_is_a_failure(body: object, code: str, ambiguous: bool, billed: bool) -> None:
+def test_what_is_no_answer_is_a_failure(
+    body: object, code: str, ambiguous: bool, billed: bool
+) -> None:
     failure = read(body)
     assert isinstance(failure, Failure)
     assert (failure.code, failure.ambiguous, failure.billed) == (code, ambiguous, billed)
@@ -313,7 +362,16 @@ JSON = st.recursive(
         st.lists(inner, max_size=2)
         | st.dictionaries(
             st.sampled_from(
-                ["error", "choices", "message", "content", "finish_reason", "usage", "prompt_tokens", *TOOL_KEYS]
+                [
+                    "error",
+                    "choices",
+                    "message",
+                    "content",
+                    "finish_reason",
+                    "usage",
+                    "prompt_tokens",
+                    *TOOL_KEYS,
+                ]
             ),
             inner,
         )
@@ -324,12 +382,12 @@ JSON = st.recursive(
 
 @given(calls=st.lists(JSON, max_size=3))
 def test_any_tool_calls_are_read(calls: object) -> None:
-    assert isinstance(read(completion(message={"tool_calls": calls})), Reply | Failure)
+    assert isinstance(read(completion(message={"tool_calls": calls})), ProviderReply | Failure)
 
 
 @given(body=JSON)
 def test_any_json_is_read(body: object) -> None:
-    assert isinstance(read(body), Reply | Failure)
+    assert isinstance(read(body), ProviderReply | Failure)
 
 
 @pytest.mark.parametrize(
@@ -353,7 +411,10 @@ def test_a_model_that_thinks_thinks_little_over_a_verdict(
 
 def test_the_configuration_decides_how_much_is_thought() -> None:
     model = RemoteModel(
-        kind="remote", base_url="https://api.openai.com/v1", model="m", params={"reasoning_effort": "high"}
+        kind="remote",
+        base_url="https://api.openai.com/v1",
+        model="m",
+        params={"reasoning_effort": "high"},
     )
     request = OpenAI().request(make_task(kind="verdict"), model, Dialect(is_thinking=True))
 

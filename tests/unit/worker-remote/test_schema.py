@@ -36,7 +36,10 @@ def test_bounds_become_words() -> None:
         "type": "object",
         "properties": {
             "a": {"type": "string", "minLength": 2, "description": "A word."},
-            "b": {"type": "array", "items": {"oneOf": [{"type": "integer", "minimum": 1}, {"type": "null"}]}},
+            "b": {
+                "type": "array",
+                "items": {"oneOf": [{"type": "integer", "minimum": 1}, {"type": "null"}]},
+            },
             "c": True,
         },
     }
@@ -47,7 +50,9 @@ def test_bounds_become_words() -> None:
             "a": {"type": "string", "description": "A word. (minLength: 2)"},
             "b": {
                 "type": "array",
-                "items": {"anyOf": [{"type": "integer", "description": "minimum: 1"}, {"type": "null"}]},
+                "items": {
+                    "anyOf": [{"type": "integer", "description": "minimum: 1"}, {"type": "null"}]
+                },
             },
             "c": True,
         },

@@ -51,13 +51,30 @@ def test_an_event_is_given_as_soon_as_it_is_closed() -> None:
 
 
 LINES = [b"data: one", b"data:two", b"event: error", b": ping", b"", b"", b"data"]
-PIECES = st.tuples(st.sampled_from(LINES), st.sampled_from([b"\r\n", b"\n", b"\r"])).map(b"".join) | st.sampled_from(
-    [b"\r", b"\n", b"\r\n", b"data:", b"data: ", b"event: ", b"{}", b":", b" ", b"\xef\xbb\xbf", "é🙂".encode(), b"x"]
+PIECES = st.tuples(st.sampled_from(LINES), st.sampled_from([b"\r\n", b"\n", b"\r"])).map(
+    b"".join
+) | st.sampled_from(
+    [
+        b"\r",
+        b"\n",
+        b"\r\n",
+        b"data:",
+        b"data: ",
+        b"event: ",
+        b"{}",
+        b":",
+        b" ",
+        b"\xef\xbb\xbf",
+        "é🙂".encode(),
+        b"x",
+    ]
 )
 
 
 @given(pieces=st.lists(PIECES, max_size=30), cuts=st.lists(st.integers(0, 120), max_size=12))
-def test_events_are_the_same_however_the_bytes_are_cut(pieces: list[bytes], cuts: list[int]) -> None:
+def test_events_are_the_same_however_the_bytes_are_cut(
+    pieces: list[bytes], cuts: list[int]
+) -> None:
     stream = b"".join(pieces)
     places = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})
     chunks = [stream[a:b] for a, b in itertools.pairwise(places)]

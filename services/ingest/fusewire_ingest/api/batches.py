@@ -9,15 +9,16 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from fusewire import ids, replies
-from fusewire_ingest import batch_output, batch_shape
+from fusewire_ingest.admission.refusal import validated, wrong
 from fusewire_ingest.api import bodies, schemas
+from fusewire_ingest.api.dependencies import Dependencies, Who
 from fusewire_ingest.api.errors import HttpError
 from fusewire_ingest.api.files import paged
-from fusewire_ingest.api.parts import Parts, Who
-from fusewire_ingest.batch_report import Form
-from fusewire_ingest.batching import Reason
-from fusewire_ingest.refusal import validated, wrong
-from fusewire_ingest.repository.batches import OVER, Batch, Motion
+from fusewire_ingest.batches import output as batch_output
+from fusewire_ingest.batches.changes import Reason
+from fusewire_ingest.openai import batch_request as batch_shape
+from fusewire_ingest.openai.batch_report import Form
+from fusewire_ingest.repository.batches import OVER, Batch, BatchProgress
 from fusewire_ingest.repository.files import File
 
 BODY_BYTES = 8 * 1024 * 1024
@@ -26,7 +27,7 @@ MOST_LISTED = 100
 MOST_RESULTS = 10_000
 
 
-def routes(of: Parts) -> APIRouter:
+def routes(of: Dependencies) -> APIRouter:
     """`/v1/batches`."""
     router = APIRouter(tags=["batches"])
     batching, batches, clock, new_id = of.batching, of.batches, of.clock, of.new_id
@@ -45,25 +46,38 @@ def routes(of: Parts) -> APIRouter:
         key = f"key-{key}" if key else new_id()
         body = await bodies.json_object(request, BODY_BYTES)
         if "requests" in body:
-            return await _shown(of, await _of_requests(of, who.tenant, batch_shape.requests(body), key), "", status=202)
+            return await _shown(
+                of,
+                await _of_requests(of, who.tenant, batch_shape.requests(body), key),
+                "",
+                status=202,
+            )
         batch = await batching.create(who.tenant, batch_shape.asked(body), key)
         return await _shown(of, batch, batch.batch_id)
 
-    @router.get("/batches", summary="Your batches, the newest first", responses=schemas.reply("BatchList"))
+    @router.get(
+        "/batches", summary="Your batches, the newest first", responses=schemas.reply("BatchList")
+    )
     async def listed(
         who: Who,
         limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 20,
         after: Annotated[str | None, Query(max_length=64)] = None,
     ) -> Response:
-        page = await batches.listed(who.tenant, after=after and after.replace("\x00", ""), limit=limit + 1)
+        page = await batches.listed(
+            who.tenant, after=after and after.replace("\x00", ""), limit=limit + 1
+        )
         return JSONResponse(paged([_object(batch, None, clock()) for batch in page], limit))
 
     @router.get("/batches/{batch_id}", summary="One batch", responses=schemas.reply("Batch"))
     async def get(batch_id: str, who: Who) -> Response:
         return await _shown(of, await batches.get(who.tenant, _known(batch_id)), batch_id)
 
-    @router.post("/batches/{batch_id}/cancel", summary="Stop a batch", responses=schemas.reply("Batch"))
-    async def cancel(batch_id: str, who: Who, drain: bool = False, reason: Reason = "request") -> Response:
+    @router.post(
+        "/batches/{batch_id}/cancel", summary="Stop a batch", responses=schemas.reply("Batch")
+    )
+    async def cancel(
+        batch_id: str, who: Who, drain: bool = False, reason: Reason = "request"
+    ) -> Response:
         """Nothing more of it is submitted; with `drain`, what is in flight comes to its end. What settled stays."""
         found = await batching.cancel(who.tenant, _known(batch_id), drain=drain, reason=reason)
         return await _shown(of, found, batch_id)
@@ -72,7 +86,7 @@ def routes(of: Parts) -> APIRouter:
     return router
 
 
-def _more(router: APIRouter, of: Parts) -> None:
+def _more(router: APIRouter, of: Dependencies) -> None:
     """What OpenAI's API has not."""
     batching, batches, lines = of.batching, of.batches, of.lines
 
@@ -83,8 +97,10 @@ def _more(router: APIRouter, of: Parts) -> None:
         responses=schemas.reply("Batch"),
     )
     async def resume(request: Request, batch_id: str, who: Who) -> Response:
-        asked = validated(batch_shape.Resumed, await bodies.json_object(request, BODY_BYTES))
-        return await _shown(of, await batching.resume(who.tenant, _known(batch_id), asked.max_cost_usd), batch_id)
+        asked = validated(batch_shape.ResumeBatch, await bodies.json_object(request, BODY_BYTES))
+        return await _shown(
+            of, await batching.resume(who.tenant, _known(batch_id), asked.max_cost_usd), batch_id
+        )
 
     @router.post(
         "/batches/{batch_id}/retry",
@@ -93,13 +109,20 @@ def _more(router: APIRouter, of: Parts) -> None:
         responses=schemas.reply("Batch"),
     )
     async def retry(request: Request, batch_id: str, who: Who) -> Response:
-        asked = validated(batch_shape.Retried, await bodies.json_object(request, BODY_BYTES))
-        return await _shown(of, await batching.retry(who.tenant, _known(batch_id), asked.only), batch_id)
+        asked = validated(batch_shape.RetryBatch, await bodies.json_object(request, BODY_BYTES))
+        return await _shown(
+            of, await batching.retry(who.tenant, _known(batch_id), asked.only), batch_id
+        )
 
     @router.get(
         "/batches/{batch_id}/results",
         summary="What has settled so far, as NDJSON, also while it runs",
-        responses={200: {"description": "Done", "content": {"application/x-ndjson": {"schema": {"type": "string"}}}}},
+        responses={
+            200: {
+                "description": "Done",
+                "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
+            }
+        },
     )
     async def results(  # noqa: PLR0917 - the query's fields, which FastAPI gives by name
         batch_id: str,
@@ -113,11 +136,15 @@ def _more(router: APIRouter, of: Parts) -> None:
         batch = await batches.get(who.tenant, _known(batch_id))
         if batch is None:
             raise _none(batch_id)
-        found = batch_output.results(lines, batch, form=form, after=after, limit=limit, by_settled=order == "settled")
+        found = batch_output.results(
+            lines, batch, form=form, after=after, limit=limit, by_settled=order == "settled"
+        )
         return StreamingResponse(found, media_type="application/x-ndjson")
 
 
-async def _of_requests(of: Parts, tenant: str, asked: batch_shape.Requests, key: str) -> Batch:
+async def _of_requests(
+    of: Dependencies, tenant: str, asked: batch_shape.Requests, key: str
+) -> Batch:
     """A batch that came with its requests is one of a file that nobody uploaded."""
     data, now = asked.file(), of.clock()
     file_id = f"file-{ids.digest('requests', tenant, key, data.decode()).hex()[:24]}"
@@ -131,7 +158,9 @@ async def _of_requests(of: Parts, tenant: str, asked: batch_shape.Requests, key:
     return await of.batching.create(tenant, asked.asked(file_id), key)
 
 
-async def _shown(of: Parts, batch: Batch | None, batch_id: str, status: int = 200) -> Response:
+async def _shown(
+    of: Dependencies, batch: Batch | None, batch_id: str, status: int = 200
+) -> Response:
     if batch is None:
         raise _none(batch_id)
     motion = None if batch.status in OVER else await of.batches.motion(batch.batch_id)
@@ -141,9 +170,11 @@ async def _shown(of: Parts, batch: Batch | None, batch_id: str, status: int = 20
     return JSONResponse(found, status)
 
 
-def _all_results(of: Parts, batch: Batch) -> AsyncIterator[bytes]:
+def _all_results(of: Dependencies, batch: Batch) -> AsyncIterator[bytes]:
     most = batch_shape.MOST_REQUESTS
-    return batch_output.results(of.lines, batch, form="openai", after=0, limit=most, by_settled=False)
+    return batch_output.results(
+        of.lines, batch, form="openai", after=0, limit=most, by_settled=False
+    )
 
 
 def _result(line: dict[str, Any]) -> dict[str, Any]:
@@ -164,7 +195,7 @@ def _none(batch_id: str) -> HttpError:
     return HttpError(404, "not_found", f"there is no batch '{batch_id[:64]}'")
 
 
-def _object(batch: Batch, motion: Motion | None, now: datetime) -> replies.batches.Batch:
+def _object(batch: Batch, motion: BatchProgress | None, now: datetime) -> replies.batches.Batch:
     """OpenAI's object; `motion` is only measured for one that runs."""
     asked = batch.asked
     is_over = batch.status in OVER
@@ -186,7 +217,8 @@ def _object(batch: Batch, motion: Motion | None, now: datetime) -> replies.batch
         "id": batch.batch_id,
         "object": "batch",
         "endpoint": batch.endpoint,
-        "model": asked.get("model") or f"fusewire/{asked.get('x_fusewire', {}).get('pool') or 'default'}",
+        "model": asked.get("model")
+        or f"fusewire/{asked.get('x_fusewire', {}).get('pool') or 'default'}",
         "provider": None,
         "error": {"message": errors[0]["message"]} if errors else None,
         "results": None,
@@ -206,7 +238,11 @@ def _object(batch: Batch, motion: Motion | None, now: datetime) -> replies.batch
         "cancelling_at": _seconds(batch.cancelling_at),
         "cancelled_at": _seconds(batch.cancelled_at),
         "finalized_at": int(batch.touched_at.timestamp()) if is_over else None,
-        "request_counts": {"total": batch.total, "completed": batch.completed, "failed": batch.failed},
+        "request_counts": {
+            "total": batch.total,
+            "completed": batch.completed,
+            "failed": batch.failed,
+        },
         "usage": tokens,
         "metadata": asked.get("metadata"),
         "x_fusewire": {
@@ -229,7 +265,7 @@ def _seconds(at: datetime | None) -> int | None:
     return int(at.timestamp()) if at else None
 
 
-def _eta(batch: Batch, motion: Motion | None, now: datetime) -> int | None:
+def _eta(batch: Batch, motion: BatchProgress | None, now: datetime) -> int | None:
     """When it will be over if it goes on as it does, Unix time, s."""
     left = batch.total - batch.completed - batch.failed
     if batch.status != "in_progress" or motion is None or not motion.rate_per_s or not left:

@@ -10,7 +10,7 @@ from typing import Any
 from starlette.requests import Request
 
 from fusewire.settings import Limits
-from fusewire_ingest.admission import RefusedError, parse_object
+from fusewire_ingest.admission.admit import RefusedError, parse_object
 from fusewire_ingest.api.errors import HttpError
 from fusewire_ingest.memory import ByteBudget
 
@@ -39,7 +39,7 @@ async def json_object(request: Request, limit: int) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Room:
+class BodyLimit:
     """What a body may have.
 
     Attributes:
@@ -52,7 +52,7 @@ class Room:
 
 
 @contextlib.asynccontextmanager
-async def room(request: Request, limits: Limits, memory: ByteBudget) -> AsyncIterator[Room]:
+async def room(request: Request, limits: Limits, memory: ByteBudget) -> AsyncIterator[BodyLimit]:
     """Wait for room for a body with large images or texts.
 
     One that does not say its length, or is compressed, may only have the bytes of a prompt without them.
@@ -60,11 +60,11 @@ async def room(request: Request, limits: Limits, memory: ByteBudget) -> AsyncIte
     said = request.headers.get("content-length", "")
     length = int(said) if said.isascii() and said.isdigit() and len(said) < 16 else 0
     if length <= limits.prompt_bytes or "content-encoding" in request.headers:
-        yield Room(limits.prompt_bytes, is_large=False)
+        yield BodyLimit(limits.prompt_bytes, is_large=False)
         return
     most = limits.prompt_bytes + limits.text_bytes * MOST_ESCAPED + -(-limits.image_bytes * 4 // 3)
     async with memory.hold(min(length, most)):
-        yield Room(most, is_large=True)
+        yield BodyLimit(most, is_large=True)
 
 
 async def whole(request: Request, limit: int) -> bytes:
@@ -81,7 +81,9 @@ async def whole(request: Request, limit: int) -> bytes:
     # Types that a form on any web page can send are not among them.
     if (found := kind(request)) not in JSON_TYPES and not found.endswith("+json"):
         raise HttpError(
-            415, "unsupported_media_type", f"the body's type is '{found[:80]}'; send JSON as application/json"
+            415,
+            "unsupported_media_type",
+            f"the body's type is '{found[:80]}'; send JSON as application/json",
         )
     held, unheard = bytearray(), 0
     async for piece in pieces(request):
@@ -110,7 +112,9 @@ async def pieces(request: Request) -> AsyncIterator[bytes]:
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", "gzip"):
         raise HttpError(
-            415, "unsupported_encoding", f"content-encoding '{encoding[:40]}' is not supported; use gzip or none"
+            415,
+            "unsupported_encoding",
+            f"content-encoding '{encoding[:40]}' is not supported; use gzip or none",
         )
     async for chunk in request.stream() if encoding == "identity" else _unzipped(request.stream()):
         yield chunk

@@ -9,16 +9,16 @@ from fastapi.responses import JSONResponse, Response
 
 from fusewire import replies, telemetry
 from fusewire.contracts import Outcome
-from fusewire_ingest import chat_reply, chat_request
 from fusewire_ingest.access import Caller
+from fusewire_ingest.admission.rules import default_pool
 from fusewire_ingest.api import bodies, errors, schemas
-from fusewire_ingest.api.parts import Parts, Who
+from fusewire_ingest.api.dependencies import Dependencies, Who
 from fusewire_ingest.api.run import Run, answered, begin, streamed
 from fusewire_ingest.api.stream import DONE, data
-from fusewire_ingest.rules import default_pool
+from fusewire_ingest.openai import chat_reply, chat_request
 
 
-def routes(of: Parts) -> APIRouter:
+def routes(of: Dependencies) -> APIRouter:
     """`/chat/completions`."""
     router = APIRouter(tags=["chat"])
 
@@ -32,22 +32,27 @@ def routes(of: Parts) -> APIRouter:
         with telemetry.receiving("ingest", "http", request.headers):
             run = await _begin(of, who, request)
             if run.is_streamed:
-                return await streamed(of, run, Chunks(request, run))
+                return await streamed(of, run, ChunkEncoder(request, run))
             outcome = await answered(of, run, request)
-        reply = chat_reply.completion(outcome, model=run.model, created=run.created, warnings=run.warnings)
+        reply = chat_reply.completion(
+            outcome, model=run.model, created=run.created, warnings=run.warnings
+        )
         return JSONResponse(
-            _without_null_cost(reply) if errors.takes_no_null_cost(request) else reply, headers=run.headers
+            _without_null_cost(reply) if errors.takes_no_null_cost(request) else reply,
+            headers=run.headers,
         )
 
     return router
 
 
-def _without_null_cost(reply: replies.chat.ChatCompletion | replies.chat.ChatChunk) -> Mapping[str, object]:
+def _without_null_cost(
+    reply: replies.chat.ChatCompletion | replies.chat.ChatChunk,
+) -> Mapping[str, object]:
     used = reply.get("usage")
     return {**reply, "usage": chat_reply.without_null_cost(used)} if used else reply
 
 
-async def _begin(of: Parts, who: Caller, request: Request) -> Run:
+async def _begin(of: Dependencies, who: Caller, request: Request) -> Run:
     """Read a request. Its body, which may be large, is held no longer than that."""
     async with bodies.room(request, of.settings.limits, of.body_memory) as room:
         body = await bodies.json_object(request, room.limit)
@@ -56,7 +61,7 @@ async def _begin(of: Parts, who: Caller, request: Request) -> Run:
 
 
 @dataclass
-class Chunks:
+class ChunkEncoder:
     """Tells of a run in chunks; see `Telling`."""
 
     request: Request
@@ -87,11 +92,15 @@ class Chunks:
         shown = map(_without_null_cost, found) if errors.takes_no_null_cost(self.request) else found
         return iter((*map(data, shown), DONE))
 
-    def fail(self, status: int, code: str, message: str, about: Mapping[str, Any] | None) -> Iterator[bytes]:
+    def fail(
+        self, status: int, code: str, message: str, about: Mapping[str, Any] | None
+    ) -> Iterator[bytes]:
         """See `Telling.fail`. OpenAI's SDK raises it, OpenRouter's reads it as a chunk's."""
         frame = {**self._piece("", is_first=False), "choices": []}
         yield data({**frame, **errors.body(self.request, status, code, message, about=about)})
 
     def _piece(self, text: str, *, is_first: bool) -> replies.chat.ChatChunk:
         run = self.run
-        return chat_reply.piece(run.fusion_id, model=run.model, created=run.created, text=text, is_first=is_first)
+        return chat_reply.piece(
+            run.fusion_id, model=run.model, created=run.created, text=text, is_first=is_first
+        )

@@ -8,7 +8,7 @@ from fastapi import APIRouter, FastAPI, HTTPException
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
-from fusewire_ingest.api.parts import Who
+from fusewire_ingest.api.dependencies import Who
 from fusewire_ingest.api.schemas import SCHEMAS
 
 ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}

@@ -18,7 +18,7 @@ from fusewire import replies
 from fusewire.bus import fault
 from fusewire.errors import Transient
 from fusewire_ingest.access import AccessError
-from fusewire_ingest.admission import RefusedError
+from fusewire_ingest.admission.admit import RefusedError
 
 log = structlog.get_logger(__name__)
 
@@ -49,10 +49,21 @@ _AI_SDK = "ai-sdk/"
 
 _ELSEWHERE = {
     "completions": "send the prompt as a message to /v1/chat/completions",
-    **dict.fromkeys(("assistants", "threads"), "keep the conversation yourself, or go on with /v1/responses"),
+    **dict.fromkeys(
+        ("assistants", "threads"), "keep the conversation yourself, or go on with /v1/responses"
+    ),
     **dict.fromkeys(("messages", "complete"), "send the conversation to /v1/chat/completions"),
     **dict.fromkeys(
-        ("embeddings", "images", "audio", "moderations", "fine_tuning", "vector_stores", "realtime", "videos"),
+        (
+            "embeddings",
+            "images",
+            "audio",
+            "moderations",
+            "fine_tuning",
+            "vector_stores",
+            "realtime",
+            "videos",
+        ),
         "Fusewire fuses answers in text: /v1/chat/completions, /v1/responses, /v1/fusions, /v1/batches",
     ),
 }
@@ -99,14 +110,16 @@ _OPENROUTER_TYPES = {
 }
 
 
-class GoneError(Exception):
+class ClientDisconnectedError(Exception):
     """The client went away."""
 
 
 def is_openrouter(request: Request) -> bool:
     """Whether a client of OpenRouter's asks: at its address, or by its name."""
     agent = request.headers.get("user-agent", "")
-    return request.url.path.startswith(OPENROUTER_PREFIX) or _OPENROUTER_SDK.match(agent) is not None
+    return (
+        request.url.path.startswith(OPENROUTER_PREFIX) or _OPENROUTER_SDK.match(agent) is not None
+    )
 
 
 def takes_no_null_cost(request: Request) -> bool:
@@ -135,7 +148,11 @@ def body(
     if is_openrouter(request):
         kind = _OPENROUTER_TYPES.get(status, "invalid_request" if status < 500 else "server")
         found["code"] = status
-        found["metadata"] = {"code": code, "error_type": kind, **({"fusion": about} if about else {})}
+        found["metadata"] = {
+            "code": code,
+            "error_type": kind,
+            **({"fusion": about} if about else {}),
+        }
     elif about:
         found["fusion"] = dict(about)
     return {"error": found}
@@ -156,13 +173,16 @@ def error(
     """A response in OpenAI's shape, with what SDKs want to know before they try again by themselves."""
     told = dict(headers or {})
     if retry_after_s is not None:
-        told |= {"retry-after": str(math.ceil(retry_after_s)), "retry-after-ms": str(math.ceil(retry_after_s * 1000))}
+        told |= {
+            "retry-after": str(math.ceil(retry_after_s)),
+            "retry-after-ms": str(math.ceil(retry_after_s * 1000)),
+        }
     if is_final or (status < 500 and status != 429):
         told["x-should-retry"] = "false"
     return JSONResponse(body(request, status, code, message, param, about=about), status, told)
 
 
-class Answering:
+class ErrorMiddleware:
     """The outermost layer: gives each response an id, and answers for what nobody foresaw."""
 
     def __init__(self, app: ASGIApp, new_id: Callable[[], str]) -> None:
@@ -178,13 +198,20 @@ class Answering:
         is_begun = False
         is_head = scope["method"] == "HEAD"
         # An address with a slash at its end is the same, and HEAD is GET without the body.
-        scope = {**scope, "path": scope["path"].rstrip("/") or "/", "method": "GET" if is_head else scope["method"]}
+        scope = {
+            **scope,
+            "path": scope["path"].rstrip("/") or "/",
+            "method": "GET" if is_head else scope["method"],
+        }
 
         async def named(message: MutableMapping[str, Any]) -> None:
             nonlocal is_begun
             if message["type"] == "http.response.start":
                 is_begun = True
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", request_id.encode()),
+                ]
             elif is_head:
                 message = {**message, "body": b""}
             await send(message)
@@ -200,7 +227,11 @@ class Answering:
                 log.warning("api.cut_off", path=_route(scope))
                 if not is_begun:
                     told = error(
-                        Request(scope), 503, "draining", "this Fusewire stops; send the request again", retry_after_s=1
+                        Request(scope),
+                        503,
+                        "draining",
+                        "this Fusewire stops; send the request again",
+                        retry_after_s=1,
                     )
                     await told(scope, receive, named)
             except Exception as exc:  # noqa: BLE001 - what no handler knows is a fault of ours, and hides its text
@@ -208,7 +239,10 @@ class Answering:
                 log.error("api.broken", fault=fault(exc), path=_route(scope))  # noqa: TRY400 - no text of its
                 if not is_begun:
                     told = error(
-                        Request(scope), 500, "internal_error", f"Fusewire failed; the log has more under {request_id}"
+                        Request(scope),
+                        500,
+                        "internal_error",
+                        f"Fusewire failed; the log has more under {request_id}",
                     )
                     await told(scope, receive, named)
                 # Else it ends without its end, and the web server closes the connection.
@@ -223,7 +257,11 @@ def _absent(path: str) -> str:
     """What to say of an address at which there is nothing."""
     tail = path.removeprefix(OPENROUTER_PREFIX).removeprefix("/v1").strip("/").partition("/")[0]
     instead = _ELSEWHERE.get(tail)
-    return f"there is nothing at this address; {instead}" if instead else "there is nothing at this address"
+    return (
+        f"there is nothing at this address; {instead}"
+        if instead
+        else "there is nothing at this address"
+    )
 
 
 Handler = Callable[[Request, Any], Awaitable[Response]]
@@ -247,18 +285,31 @@ def handle(app: FastAPI) -> None:
 
     @app.exception_handler(RefusedError)
     async def _refused(request: Request, exc: RefusedError) -> Response:
-        return error(request, STATUS.get(exc.code, 400), exc.code, exc.message, exc.param, is_final=True)
+        return error(
+            request, STATUS.get(exc.code, 400), exc.code, exc.message, exc.param, is_final=True
+        )
 
     @app.exception_handler(AccessError)
     async def _no_access(request: Request, exc: AccessError) -> Response:
         headers = {"www-authenticate": "Bearer"} if exc.status == 401 else None
-        return error(request, exc.status, exc.code, exc.message, retry_after_s=exc.retry_after_s, headers=headers)
+        return error(
+            request,
+            exc.status,
+            exc.code,
+            exc.message,
+            retry_after_s=exc.retry_after_s,
+            headers=headers,
+        )
 
     @app.exception_handler(Transient)
     async def _unavailable(request: Request, exc: Transient) -> Response:
         # A commit whose answer was lost may have been one: nobody knows that nothing was accepted.
-        message = f"{exc}; try again: with the same custom_id or Idempotency-Key nothing is begun twice"
-        return error(request, 503, "unavailable", message, retry_after_s=exc.retry_after_s or UNAVAILABLE_S)
+        message = (
+            f"{exc}; try again: with the same custom_id or Idempotency-Key nothing is begun twice"
+        )
+        return error(
+            request, 503, "unavailable", message, retry_after_s=exc.retry_after_s or UNAVAILABLE_S
+        )
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, exc: RequestValidationError) -> Response:
@@ -270,8 +321,14 @@ def handle(app: FastAPI) -> None:
     async def _http(request: Request, exc: HTTPException) -> Response:
         code = {404: "not_found", 405: "method_not_allowed"}.get(exc.status_code, "http_error")
         message = {404: _absent(request.url.path), 405: "this address does not take this method"}
-        return error(request, exc.status_code, code, message.get(exc.status_code, str(exc.detail)), headers=exc.headers)
+        return error(
+            request,
+            exc.status_code,
+            code,
+            message.get(exc.status_code, str(exc.detail)),
+            headers=exc.headers,
+        )
 
-    @app.exception_handler(GoneError)
-    async def _gone(_request: Request, _exc: GoneError) -> Response:
+    @app.exception_handler(ClientDisconnectedError)
+    async def _gone(_request: Request, _exc: ClientDisconnectedError) -> Response:
         return Response(status_code=GONE)

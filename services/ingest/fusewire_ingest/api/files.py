@@ -8,12 +8,12 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from fusewire import replies
-from fusewire_ingest import batch_output
+from fusewire_ingest.admission.refusal import wrong
 from fusewire_ingest.api import schemas
+from fusewire_ingest.api.dependencies import Dependencies, Who
 from fusewire_ingest.api.errors import HttpError, is_openrouter
-from fusewire_ingest.api.multipart import Form
-from fusewire_ingest.api.parts import Parts, Who
-from fusewire_ingest.refusal import wrong
+from fusewire_ingest.api.multipart import UploadForm
+from fusewire_ingest.batches import output as batch_output
 from fusewire_ingest.repository.files import File
 
 MOST_LISTED = 10_000
@@ -22,7 +22,7 @@ BYTES = "application/octet-stream"
 FILE_ID = Annotated[str, Query(max_length=64)]
 
 
-def routes(of: Parts) -> APIRouter:
+def routes(of: Dependencies) -> APIRouter:
     """`/v1/files`."""
     router = APIRouter(tags=["files"])
     files, batches, lines, clock = of.files, of.batches, of.lines, of.clock
@@ -41,7 +41,7 @@ def routes(of: Parts) -> APIRouter:
         responses=schemas.reply("File"),
     )
     async def upload(request: Request, who: Who) -> Response:
-        form = Form(request)
+        form = UploadForm(request)
         await form.to_file()
         # OpenRouter's SDK names none.
         purpose = form.fields.get("purpose", "batch" if is_openrouter(request) else "")
@@ -57,7 +57,9 @@ def routes(of: Parts) -> APIRouter:
         )
         return JSONResponse(_shown(await files.keep(file, form.file(), limit)))
 
-    @router.get("/files", summary="Your files, the newest first", responses=schemas.reply("FileList"))
+    @router.get(
+        "/files", summary="Your files, the newest first", responses=schemas.reply("FileList")
+    )
     async def listed(
         who: Who,
         purpose: Annotated[str | None, Query(max_length=32)] = None,
@@ -86,13 +88,20 @@ def routes(of: Parts) -> APIRouter:
         await found(who.tenant, file_id)
         if not await files.delete(who.tenant, file_id, clock()):
             raise _none(file_id)
-        gone: replies.batches.Deleted = {"_shape": "openai", "id": file_id, "object": "file", "deleted": True}
+        gone: replies.batches.FileDeletion = {
+            "_shape": "openai",
+            "id": file_id,
+            "object": "file",
+            "deleted": True,
+        }
         return JSONResponse(gone)
 
     @router.get(
         "/files/{file_id}/content",
         summary="A file's content",
-        responses={200: {"description": "Done", "content": {BYTES: {"schema": {"type": "string"}}}}},
+        responses={
+            200: {"description": "Done", "content": {BYTES: {"schema": {"type": "string"}}}}
+        },
     )
     async def content(file_id: str, who: Who) -> Response:
         file = await found(who.tenant, file_id)
@@ -103,7 +112,9 @@ def routes(of: Parts) -> APIRouter:
             batch = await batches.get(who.tenant, file.batch_id)
             if batch is None:
                 raise _none(file_id)
-            written = batch_output.written(lines, batch, "output" if file.purpose == "batch_output" else "error")
+            written = batch_output.written(
+                lines, batch, "output" if file.purpose == "batch_output" else "error"
+            )
         return StreamingResponse(written, media_type=BYTES)
 
     return router

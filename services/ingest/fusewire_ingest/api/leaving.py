@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from starlette.types import Receive
 
-from fusewire_ingest.api.errors import GoneError
+from fusewire_ingest.api.errors import ClientDisconnectedError
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     try:
         await asyncio.wait((doing, leaving), return_when=asyncio.FIRST_COMPLETED)
         if not doing.done():
-            raise GoneError
+            raise ClientDisconnectedError
         return doing.result()
     finally:
         doing.cancel()

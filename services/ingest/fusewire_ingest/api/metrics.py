@@ -4,7 +4,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import generate_latest
 
 from fusewire import telemetry
-from fusewire_ingest.api.parts import Who
+from fusewire_ingest.api.dependencies import Who
 
 
 def routes() -> APIRouter:

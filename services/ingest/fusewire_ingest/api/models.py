@@ -6,12 +6,12 @@ from fastapi.responses import JSONResponse, Response
 from fusewire import pricing, replies
 from fusewire.settings import RemoteModel
 from fusewire_ingest.access import Caller
-from fusewire_ingest.admission import resolve
+from fusewire_ingest.admission.admit import resolve
+from fusewire_ingest.admission.model_names import ModelNames
 from fusewire_ingest.api import schemas
+from fusewire_ingest.api.dependencies import Dependencies, Who
 from fusewire_ingest.api.errors import HttpError
-from fusewire_ingest.api.parts import Parts, Who
-from fusewire_ingest.chat_request import FUSION, POOL
-from fusewire_ingest.naming import Names
+from fusewire_ingest.openai.chat_request import FUSION, POOL
 
 FREE, VARIES = "0", "-1"
 """OpenRouter's way to write prices: per token; -1 where it depends."""
@@ -36,7 +36,7 @@ PARAMETERS = (
 )
 
 
-def routes(of: Parts) -> APIRouter:
+def routes(of: Dependencies) -> APIRouter:
     """`/models`."""
     router = APIRouter(tags=["models"])
 
@@ -51,7 +51,9 @@ def routes(of: Parts) -> APIRouter:
         }
         return JSONResponse(found)
 
-    @router.get("/models/count", summary="How many there are", responses=schemas.reply("ModelCountReply"))
+    @router.get(
+        "/models/count", summary="How many there are", responses=schemas.reply("ModelCountReply")
+    )
     async def count(who: Who) -> Response:
         told: replies.openrouter.ModelCountReply = {"data": {"count": len(_names(of, who))}}
         return JSONResponse(told)
@@ -68,27 +70,29 @@ def routes(of: Parts) -> APIRouter:
     return router
 
 
-def _names(of: Parts, who: Caller) -> list[str]:
+def _names(of: Dependencies, who: Caller) -> list[str]:
     pools = _pools(of, who)
     return [*(FUSION[:1] if pools else ()), *(POOL + name for name in pools), *of.settings.models]
 
 
-def _pools(of: Parts, who: Caller) -> list[str]:
+def _pools(of: Dependencies, who: Caller) -> list[str]:
     return [name for name in of.pools if not who.rule.pools or name in who.rule.pools]
 
 
-def _known(of: Parts, who: Caller, asked: str) -> str:
+def _known(of: Dependencies, who: Caller, asked: str) -> str:
     """The name under which it is listed. Raises RefusedError or HttpError where there is none."""
     pools = _pools(of, who)
-    if (asked in FUSION and pools) or (asked.startswith(POOL) and asked.removeprefix(POOL) in pools):
+    if (asked in FUSION and pools) or (
+        asked.startswith(POOL) and asked.removeprefix(POOL) in pools
+    ):
         return asked
     if asked.startswith(POOL):
         raise HttpError(404, "unknown_pool", f"there is no pool '{asked.removeprefix(POOL)[:63]}'")
-    names = next(iter(of.pools.values())).names if of.pools else Names()
+    names = next(iter(of.pools.values())).names if of.pools else ModelNames()
     return resolve(asked, names, "model")
 
 
-async def _model(of: Parts, name: str) -> replies.models.Model:
+async def _model(of: Dependencies, name: str) -> replies.models.Model:
     """One entry. What is not known is null."""
     models = of.settings.models
     found = models.get(name)
@@ -97,7 +101,13 @@ async def _model(of: Parts, name: str) -> replies.models.Model:
         rates = await pricing.rates(found, of.clock()) if found else None
         prompt, answer = map(_price, rates) if rates else (VARIES, VARIES)
     pool = None if found else of.settings.pools.get(name.removeprefix(POOL))
-    able = [models[member.model] for member in pool.members] if pool else [found] if found else models.values()
+    able = (
+        [models[member.model] for member in pool.members]
+        if pool
+        else [found]
+        if found
+        else models.values()
+    )
     has_eyes = any(isinstance(model, RemoteModel) and model.images for model in able)
     return {
         "id": name,

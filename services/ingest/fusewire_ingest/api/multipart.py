@@ -7,16 +7,16 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser
 from starlette.requests import Request
 
+from fusewire_ingest.admission.refusal import RefusedError
 from fusewire_ingest.api.bodies import pieces
 from fusewire_ingest.api.errors import HttpError
-from fusewire_ingest.refusal import RefusedError
 
 MOST_FIELD = 4096
 """Bytes of a field that is no file, and of a part's header."""
 MOST_PARTS = 16
 
 
-class Form:
+class UploadForm:
     """The fields before the file, and then the file.
 
     Args:
@@ -28,7 +28,9 @@ class Form:
         boundary = kind.get_param("boundary")
         if kind.get_content_type() != "multipart/form-data" or not isinstance(boundary, str):
             raise HttpError(
-                415, "unsupported_media_type", "send the file as multipart/form-data, with the fields purpose and file"
+                415,
+                "unsupported_media_type",
+                "send the file as multipart/form-data, with the fields purpose and file",
             )
         self.fields: dict[str, str] = {}
         self.filename = ""
@@ -62,7 +64,9 @@ class Form:
             self._feed(piece)
             if self._is_file or self._is_file_over:
                 return
-        raise RefusedError("invalid_request", "the form has no file; send it as the field 'file'", "file")
+        raise RefusedError(
+            "invalid_request", "the form has no file; send it as the field 'file'", "file"
+        )
 
     async def file(self) -> AsyncIterator[bytes]:
         """The file's content, cut anywhere. Raises RefusedError when the form breaks off."""
@@ -72,7 +76,9 @@ class Form:
             if self._got:
                 yield self._take()
         if not self._is_whole:
-            raise RefusedError("invalid_request", "the form breaks off before its end; send it again", "file")
+            raise RefusedError(
+                "invalid_request", "the form breaks off before its end; send it again", "file"
+            )
 
     def _take(self) -> bytes:
         got = bytes(self._got)
@@ -83,12 +89,16 @@ class Form:
         try:
             self._parser.write(piece)
         except MultipartParseError:
-            raise RefusedError("invalid_request", "the body is not valid multipart/form-data", "file") from None
+            raise RefusedError(
+                "invalid_request", "the body is not valid multipart/form-data", "file"
+            ) from None
 
     def _begin(self) -> None:
         self._parts += 1
         if self._parts > MOST_PARTS:
-            raise RefusedError("invalid_request", f"the form has more than {MOST_PARTS} fields", "file")
+            raise RefusedError(
+                "invalid_request", f"the form has more than {MOST_PARTS} fields", "file"
+            )
         self._headers = {}
 
     def _header_name(self, data: bytes, start: int, end: int) -> None:
@@ -110,7 +120,11 @@ class Form:
         if filename is None and self._name != "file":
             return
         if self._name != "file" or self._is_file_over:
-            raise RefusedError("invalid_request", "the form has one file, in the field 'file'", self._name[:80] or None)
+            raise RefusedError(
+                "invalid_request",
+                "the form has one file, in the field 'file'",
+                self._name[:80] or None,
+            )
         self._is_file = True
         self.filename = (filename or "").replace("\x00", "")
 
@@ -132,7 +146,9 @@ class Form:
 
 def _grow(held: bytearray, more: bytes) -> None:
     if len(held) + len(more) > MOST_FIELD:
-        raise RefusedError("invalid_request", f"a field of the form has more than {MOST_FIELD} bytes")
+        raise RefusedError(
+            "invalid_request", f"a field of the form has more than {MOST_FIELD} bytes"
+        )
     held += more
 
 

@@ -6,24 +6,28 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
 from fusewire import replies
-from fusewire_ingest import openrouter_shape
 from fusewire_ingest.api import schemas
+from fusewire_ingest.api.dependencies import Dependencies, Who
 from fusewire_ingest.api.errors import HttpError
-from fusewire_ingest.api.parts import Parts, Who
+from fusewire_ingest.openai import openrouter as openrouter_shape
 from fusewire_ingest.repository.budgets import period_start
 
 DAY, WEEK, MONTH = timedelta(days=1), timedelta(days=7), timedelta(days=30)
 
 
-def routes(of: Parts) -> APIRouter:
+def routes(of: Dependencies) -> APIRouter:
     """`/generation`, `/key`, `/credits`."""
     router = APIRouter(tags=["openrouter"])
 
-    @router.get("/generation", summary="An outcome by its id", responses=schemas.reply("GenerationReply"))
+    @router.get(
+        "/generation", summary="An outcome by its id", responses=schemas.reply("GenerationReply")
+    )
     async def generation(id: str, who: Who) -> Response:  # noqa: A002 - the parameter is called so
         standing = await of.outcomes.get(who.tenant, id.removeprefix(openrouter_shape.PREFIX))
         if standing is None or standing.outcome is None:
-            raise HttpError(404, "unknown_generation", "there is no such generation, or it has not ended yet")
+            raise HttpError(
+                404, "unknown_generation", "there is no such generation, or it has not ended yet"
+            )
         found = openrouter_shape.generation(standing.outcome.model_dump(mode="json"))
         told: replies.openrouter.GenerationReply = {"data": found}
         return JSONResponse(told)
@@ -41,7 +45,10 @@ def routes(of: Parts) -> APIRouter:
     @router.get("/credits", summary="The tenant's budget", responses=schemas.reply("CreditsReply"))
     async def credits_(who: Who) -> Response:
         spent = await of.budgets.spent(who.tenant, None)
-        found: replies.openrouter.Credits = {"total_credits": who.rule.budget_usd or 0.0, "total_usage": spent}
+        found: replies.openrouter.Credits = {
+            "total_credits": who.rule.budget_usd or 0.0,
+            "total_usage": spent,
+        }
         told: replies.openrouter.CreditsReply = {"data": found}
         return JSONResponse(told)
 

@@ -11,14 +11,14 @@ from fastapi.responses import Response
 from fusewire.contracts import Outcome, Prompt
 from fusewire.errors import Transient
 from fusewire.references.texts import END_CHARS
-from fusewire_ingest import chat_reply, chat_request
 from fusewire_ingest.access import Caller
-from fusewire_ingest.admission import RefusedError
-from fusewire_ingest.api.errors import UNAVAILABLE_S, GoneError, HttpError
+from fusewire_ingest.admission.admit import RefusedError
+from fusewire_ingest.api.dependencies import Dependencies
+from fusewire_ingest.api.errors import UNAVAILABLE_S, ClientDisconnectedError, HttpError
 from fusewire_ingest.api.leaving import unless_gone
-from fusewire_ingest.api.parts import Parts
-from fusewire_ingest.api.stream import EventStream, Telling, events
-from fusewire_ingest.chat_request import ChatRequest
+from fusewire_ingest.api.stream import EventStream, StreamEncoder, events
+from fusewire_ingest.openai import chat_reply, chat_request
+from fusewire_ingest.openai.chat_request import ChatRequest
 
 log = structlog.get_logger(__name__)
 
@@ -66,7 +66,13 @@ class Run:
 
 
 async def begin(
-    of: Parts, who: Caller, headers: Mapping[str, str], asked: ChatRequest, body: dict[str, object], *, is_large: bool
+    of: Dependencies,
+    who: Caller,
+    headers: Mapping[str, str],
+    asked: ChatRequest,
+    body: dict[str, object],
+    *,
+    is_large: bool,
 ) -> Run:
     """Find the fusion that answers a request, an earlier one if this is that request once more.
 
@@ -80,7 +86,7 @@ async def begin(
     """
     request_hash = chat_request.request_hash(who.tenant, who.key_id, body)
     key = headers.get("idempotency-key")
-    prompt = of.door.admit(
+    prompt = of.intake.admit(
         asked.submission,
         tenant=who.tenant,
         fallback_id=f"key-{key}" if key else of.new_id(),
@@ -90,8 +96,11 @@ async def begin(
     prompt = await of.large_parts.put_aside(prompt, is_large=is_large)
     attached = None
     if not key and of.settings.http.attach:
-        attached = await of.door.attach(who.tenant, request_hash, is_again=_is_again(headers))
-    cancels = asked.cancel_on_disconnect or headers.get("x-fusewire-cancel-on-disconnect", "").lower() == "true"
+        attached = await of.intake.attach(who.tenant, request_hash, is_again=_is_again(headers))
+    cancels = (
+        asked.cancel_on_disconnect
+        or headers.get("x-fusewire-cancel-on-disconnect", "").lower() == "true"
+    )
     return Run(
         model=asked.model,
         is_streamed=asked.is_streamed,
@@ -128,10 +137,13 @@ def _depth(headers: Mapping[str, str]) -> int:
 
 def _is_again(headers: Mapping[str, str]) -> bool:
     """Whether a client sends a request once more. OpenAI's SDK does by itself, without any key."""
-    return headers.get("x-stainless-retry-count", "0") != "0" or headers.get("x-fusewire-attach", "").lower() == "true"
+    return (
+        headers.get("x-stainless-retry-count", "0") != "0"
+        or headers.get("x-fusewire-attach", "").lower() == "true"
+    )
 
 
-async def answered(of: Parts, run: Run, request: Request) -> Outcome:
+async def answered(of: Dependencies, run: Run, request: Request) -> Outcome:
     """Submit a run and wait for its answer.
 
     Raises:
@@ -140,38 +152,46 @@ async def answered(of: Parts, run: Run, request: Request) -> Outcome:
     """
     is_new = await _submit(of, run)
     try:
-        with of.door.open_requests.held(run.fusion_id):
+        with of.intake.open_requests.held(run.fusion_id):
             return await unless_gone(request.receive, _outcome(of, run, just_begun=is_new))
-    except GoneError:
+    except ClientDisconnectedError:
         await _left(of, run)
         raise
 
 
-async def streamed(of: Parts, run: Run, telling: Telling) -> Response:
+async def streamed(of: Dependencies, run: Run, telling: StreamEncoder) -> Response:
     """Submit a run and tell of it while it goes on."""
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(of.door.open_requests.held(run.fusion_id))
+        stack.enter_context(of.intake.open_requests.held(run.fusion_id))
         watch = await stack.enter_async_context(of.watcher.watch(run.fusion_id))
         outcome = _outcome(of, run, just_begun=await _submit(of, run))
-        told = events(telling, watch, outcome, heartbeat_s=of.heartbeat_s, tells_panel=of.settings.http.panel_comments)
+        told = events(
+            telling,
+            watch,
+            outcome,
+            heartbeat_s=of.heartbeat_s,
+            tells_panel=of.settings.http.panel_comments,
+        )
         return EventStream(told, stack.pop_all(), run.headers, lambda: _left(of, run))
 
 
-async def _submit(of: Parts, run: Run) -> bool:
+async def _submit(of: Dependencies, run: Run) -> bool:
     """Begin it. Returns whether there was none."""
     if run.is_attached:
         log.info("chat.attached", fusion_id=run.fusion_id)
         return False
-    return (await of.door.submit(run.prompt, door="chat", request_hash=run.request_hash)).is_new
+    return (await of.intake.submit(run.prompt, source="chat", request_hash=run.request_hash)).is_new
 
 
-async def _outcome(of: Parts, run: Run, *, just_begun: bool) -> Outcome:
+async def _outcome(of: Dependencies, run: Run, *, just_begun: bool) -> Outcome:
     """Wait for the outcome. Raises HttpError where it has no answer, or is not there in time."""
     left = (run.prompt.deadline_at - of.clock()).total_seconds() + PATIENCE_S
     standing = None
     # It is accepted, whatever becomes of the wait.
     with contextlib.suppress(Transient):
-        standing = await of.outcomes.get(run.prompt.tenant, run.fusion_id, max(left, 0), just_begun=just_begun)
+        standing = await of.outcomes.get(
+            run.prompt.tenant, run.fusion_id, max(left, 0), just_begun=just_begun
+        )
     if (standing is None or standing.outcome is None) and of.outcomes.is_closing:
         message = f"this Fusewire stops; fusion {run.fusion_id} goes on: send the request again, it costs nothing"
         raise HttpError(503, "draining", message, retry_after_s=UNAVAILABLE_S, headers=run.headers)
@@ -194,12 +214,12 @@ async def _outcome(of: Parts, run: Run, *, just_begun: bool) -> Outcome:
     )
 
 
-async def _left(of: Parts, run: Run) -> None:
+async def _left(of: Dependencies, run: Run) -> None:
     # Another request may have been attached to it.
-    is_last = not of.door.open_requests.is_held(run.fusion_id)
+    is_last = not of.intake.open_requests.is_held(run.fusion_id)
     is_cancelled = run.cancels and is_last
     if is_cancelled:
-        await of.door.cancel(run.prompt.tenant, [run.fusion_id])
+        await of.intake.cancel(run.prompt.tenant, [run.fusion_id])
     elif is_last:
-        await of.door.leave(run.fusion_id)
+        await of.intake.leave(run.fusion_id)
     log.info("chat.client_left", fusion_id=run.fusion_id, cancelled=is_cancelled)

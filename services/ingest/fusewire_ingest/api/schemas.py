@@ -6,9 +6,9 @@ from pydantic import TypeAdapter
 
 from fusewire import replies
 from fusewire.contracts import MODES, PRIORITIES
-from fusewire_ingest.admission import Submission
-from fusewire_ingest.batch_shape import Asked, Resumed, Retried
-from fusewire_ingest.chat_request import MOST_ANALYSTS, PRESETS
+from fusewire_ingest.admission.admit import Submission
+from fusewire_ingest.openai.batch_request import CreateBatch, ResumeBatch, RetryBatch
+from fusewire_ingest.openai.chat_request import MOST_ANALYSTS, PRESETS
 
 Schema = dict[str, Any]
 
@@ -38,7 +38,9 @@ def upload() -> Schema:
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}
 
 
-def reply(name: str, *others: str, status: int = 200, instead: str | None = None) -> dict[int | str, Schema]:
+def reply(
+    name: str, *others: str, status: int = 200, instead: str | None = None
+) -> dict[int | str, Schema]:
     """`responses` of a route that answers with this component, or another `instead`; `others` as in `body`."""
     schema = {"anyOf": [_ref(name), _ref(instead)]} if instead else _ref(name)
     content: Schema = {"application/json": {"schema": schema}}
@@ -100,8 +102,17 @@ _FUSION: Schema = {
 }
 _TOOL = {
     "oneOf": [
-        _object("type", "function", type={"const": "function"}, function=_object("name", name=_TEXT, parameters=_ANY)),
-        _object("type", type={"const": "openrouter:fusion"}, parameters=_object(is_open=False, **_FUSION)),
+        _object(
+            "type",
+            "function",
+            type={"const": "function"},
+            function=_object("name", name=_TEXT, parameters=_ANY),
+        ),
+        _object(
+            "type",
+            type={"const": "openrouter:fusion"},
+            parameters=_object(is_open=False, **_FUSION),
+        ),
     ]
 }
 
@@ -134,7 +145,9 @@ _CHAT = _object(
     tools=_list(_TOOL),
     tool_choice={"anyOf": [{"enum": ["none", "auto", "required"]}, _ANY]},
     parallel_tool_calls=_FLAG,
-    response_format=_object("type", type={"enum": ["text", "json_object", "json_schema"]}, json_schema=_ANY),
+    response_format=_object(
+        "type", type={"enum": ["text", "json_object", "json_schema"]}, json_schema=_ANY
+    ),
     plugins=_list(_object("id", id={"const": "fusion"}, enabled=_FLAG, **_FUSION)),
     fusewire=_object(
         is_open=False,
@@ -176,10 +189,10 @@ REPLIES = (
     replies.fusions.Fusion,
     replies.fusions.FusionList,
     replies.fusions.SubmittedLines,
-    replies.fusions.Erased,
+    replies.fusions.ImageDeletion,
     replies.batches.File,
     replies.batches.FileList,
-    replies.batches.Deleted,
+    replies.batches.FileDeletion,
     replies.batches.Batch,
     replies.batches.BatchList,
     replies.models.Model,
@@ -195,9 +208,9 @@ REPLIES = (
 SCHEMAS: Final[dict[str, Schema]] = {
     **components(
         Submission=Submission,
-        NewBatch=Asked,
-        ResumedBatch=Resumed,
-        RetriedBatch=Retried,
+        NewBatch=CreateBatch,
+        ResumedBatch=ResumeBatch,
+        RetriedBatch=RetryBatch,
         **{kind.__name__: kind for kind in REPLIES},
     ),
     "ChatCompletionRequest": _CHAT,

@@ -11,9 +11,9 @@ from starlette.types import Receive, Scope, Send
 
 from fusewire.contracts import Outcome
 from fusewire.errors import Transient
-from fusewire_ingest import chat_reply
-from fusewire_ingest.api.errors import GoneError, HttpError
+from fusewire_ingest.api.errors import ClientDisconnectedError, HttpError
 from fusewire_ingest.api.leaving import unless_gone
+from fusewire_ingest.openai import chat_reply
 from fusewire_ingest.watching import Ended, Progress, Watch
 
 COMMENT = b": fusewire\n\n"
@@ -28,7 +28,7 @@ HEADERS = {
 }
 
 
-class Telling(Protocol):
+class StreamEncoder(Protocol):
     """How a run is told of, in the words of one API. Each method gives what is sent."""
 
     def begin(self) -> Iterator[bytes]:
@@ -47,13 +47,20 @@ class Telling(Protocol):
         """
         ...
 
-    def fail(self, status: int, code: str, message: str, about: Mapping[str, Any] | None) -> Iterator[bytes]:
+    def fail(
+        self, status: int, code: str, message: str, about: Mapping[str, Any] | None
+    ) -> Iterator[bytes]:
         """It has no answer."""
         ...
 
 
 async def events(
-    of: Telling, watch: Watch, outcome: Awaitable[Outcome], *, heartbeat_s: float, tells_panel: bool
+    of: StreamEncoder,
+    watch: Watch,
+    outcome: Awaitable[Outcome],
+    *,
+    heartbeat_s: float,
+    tells_panel: bool,
 ) -> AsyncGenerator[bytes, None]:
     """Tell of a fusion while it runs.
 
@@ -92,13 +99,15 @@ async def events(
         await asyncio.gather(ended, return_exceptions=True)
 
 
-async def _rest(of: Telling, ended: Awaitable[Outcome]) -> Iterator[bytes]:
+async def _rest(of: StreamEncoder, ended: Awaitable[Outcome]) -> Iterator[bytes]:
     try:
         outcome = await ended
     except HttpError as exc:
         return of.fail(exc.status, exc.code, exc.message, exc.about)
     except Transient:
-        return of.fail(503, "unavailable", "it goes on; send the request again, it costs nothing", None)
+        return of.fail(
+            503, "unavailable", "it goes on; send the request again, it costs nothing", None
+        )
     try:
         return of.end(outcome)
     except chat_reply.SupersededError:
@@ -112,7 +121,9 @@ async def _rest(of: Telling, ended: Awaitable[Outcome]) -> Iterator[bytes]:
 def _comment(progress: Progress) -> bytes:
     answered = progress.answered
     # A second wave may answer beyond those asked at first.
-    told = f"{answered}" if progress.asked is None else f"{answered}/{max(progress.asked, answered)}"
+    told = (
+        f"{answered}" if progress.asked is None else f"{answered}/{max(progress.asked, answered)}"
+    )
     return f": fusewire panel {told}\n\n".encode()
 
 
@@ -151,7 +162,7 @@ class EventStream(Response):
         """ASGI."""
         try:
             await unless_gone(receive, self._send(send))
-        except GoneError:
+        except ClientDisconnectedError:
             await self._on_gone()
 
     async def _send(self, send: Send) -> None:
@@ -160,6 +171,12 @@ class EventStream(Response):
             async for piece in pieces:
                 if not is_begun:
                     is_begun = True
-                    await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                    await send(
+                        {
+                            "type": "http.response.start",
+                            "status": self.status_code,
+                            "headers": self.raw_headers,
+                        }
+                    )
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -68,7 +68,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Motion:
+class BatchProgress:
     """How a batch moves."""
 
     held: int
@@ -107,14 +107,21 @@ class Batches:
         """A page of a tenant's batches, the newest first, behind the batch `after`."""
         query = select(*_COLUMNS).where(batches.c.tenant == tenant)
         if after is not None:
-            since = select(batches.c.created_at).where(batches.c.batch_id == after).scalar_subquery()
+            since = (
+                select(batches.c.created_at).where(batches.c.batch_id == after).scalar_subquery()
+            )
             same = (batches.c.created_at == since) & (batches.c.batch_id < after)
             query = query.where(or_(batches.c.created_at < since, same))
         order = (batches.c.created_at.desc(), batches.c.batch_id.desc())
         async with self._store.read() as connection:
-            return [Batch(**row) for row in (await connection.execute(query.order_by(*order).limit(limit))).mappings()]
+            return [
+                Batch(**row)
+                for row in (
+                    await connection.execute(query.order_by(*order).limit(limit))
+                ).mappings()
+            ]
 
-    async def motion(self, batch_id: str) -> Motion:
+    async def motion(self, batch_id: str) -> BatchProgress:
         """How a batch moves."""
         counted = select(batch_lines.c.state, func.count()).where(
             batch_lines.c.batch_id == batch_id, batch_lines.c.state.in_(("held", "flying"))
@@ -131,7 +138,11 @@ class Batches:
             states = {row[0]: row[1] for row in rows}
             times = sorted((await connection.execute(last)).scalars())
         span_s = (times[-1] - times[0]).total_seconds() if times else 0.0
-        return Motion(states.get("held", 0), states.get("flying", 0), (len(times) - 1) / span_s if span_s else None)
+        return BatchProgress(
+            states.get("held", 0),
+            states.get("flying", 0),
+            (len(times) - 1) / span_s if span_s else None,
+        )
 
     async def open(self) -> list[Batch]:
         """All that are not over, those of high priority first, then the oldest."""
@@ -141,9 +152,15 @@ class Batches:
             found = [Batch(**row) for row in (await connection.execute(query)).mappings()]
         return sorted(found, key=lambda batch: ("high", "normal", "low").index(batch.priority))
 
-    async def find_in(self, connection: AsyncConnection, tenant: str, batch_id: str) -> Batch | None:
+    async def find_in(
+        self, connection: AsyncConnection, tenant: str, batch_id: str
+    ) -> Batch | None:
         """A batch of a tenant, locked as by `lock_in`."""
-        query = select(*_COLUMNS).where(batches.c.batch_id == batch_id, batches.c.tenant == tenant).with_for_update()
+        query = (
+            select(*_COLUMNS)
+            .where(batches.c.batch_id == batch_id, batches.c.tenant == tenant)
+            .with_for_update()
+        )
         row = (await connection.execute(query)).mappings().one_or_none()
         return Batch(**row) if row else None
 
@@ -158,7 +175,9 @@ class Batches:
 
     async def change_in(self, connection: AsyncConnection, batch_id: str, **values: Any) -> None:
         """Set columns within a transaction of the caller's."""
-        await connection.execute(update(batches).where(batches.c.batch_id == batch_id).values(**values))
+        await connection.execute(
+            update(batches).where(batches.c.batch_id == batch_id).values(**values)
+        )
 
     async def change(self, batch_id: str, *statuses: str, **values: Any) -> bool:
         """Set columns of a batch that stands in one of these; False if it does not, and is left as it is."""
@@ -166,11 +185,15 @@ class Batches:
         if statuses:
             here.append(batches.c.status.in_(statuses))
         async with self._store.write() as connection:
-            return (await connection.execute(update(batches).where(*here).values(**values))).rowcount > 0
+            return (
+                await connection.execute(update(batches).where(*here).values(**values))
+            ).rowcount > 0
 
     async def end(self, batch: Batch, written: Sequence[dict[str, Any]], **values: Any) -> bool:
         """End a batch that is being finalised, with the files that it wrote; False if another was quicker."""
-        ending = update(batches).where(batches.c.batch_id == batch.batch_id, batches.c.status == "finalizing")
+        ending = update(batches).where(
+            batches.c.batch_id == batch.batch_id, batches.c.status == "finalizing"
+        )
         async with self._store.write() as connection:
             if not (await connection.execute(ending.values(**values))).rowcount:
                 return False

@@ -13,8 +13,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from fusewire.contracts import Prompt
 from fusewire.store.engine import Store
 from fusewire.store.tables import budgets, late_costs, outcomes, prompts, reservations
-from fusewire_ingest.estimate import Book, estimate
-from fusewire_ingest.refusal import RefusedError
+from fusewire_ingest.admission.estimate import Catalogue, estimate
+from fusewire_ingest.admission.refusal import RefusedError
 
 SETTLE_MOST = 500
 DIGITS = 9
@@ -30,7 +30,8 @@ _MOVE = (
     update(budgets)
     .where(_IT)
     .values(
-        reserved_usd=budgets.c.reserved_usd + bindparam("reserved"), spent_usd=budgets.c.spent_usd + bindparam("spent")
+        reserved_usd=budgets.c.reserved_usd + bindparam("reserved"),
+        spent_usd=budgets.c.spent_usd + bindparam("spent"),
     )
 )
 _DUE = (
@@ -43,7 +44,9 @@ _DUE = (
 _TAKE = (
     delete(reservations)
     .where(reservations.c.fusion_id.in_(bindparam("keys", expanding=True)))
-    .returning(reservations.c.fusion_id, reservations.c.tenant, reservations.c.period, reservations.c.usd)
+    .returning(
+        reservations.c.fusion_id, reservations.c.tenant, reservations.c.period, reservations.c.usd
+    )
 )
 _LATE = (
     select(late_costs.c.fusion_id, prompts.c.tenant, prompts.c.submitted_at)
@@ -61,7 +64,7 @@ _KEYS: dict[Period, str] = {"day": "%Y-%m-%d", "month": "%Y-%m", "total": "total
 
 
 @dataclass(frozen=True)
-class Cap:
+class Budget:
     """What a tenant may spend in a period."""
 
     usd: float
@@ -87,11 +90,13 @@ class Budgets:
     never promise the same money twice.
     """
 
-    def __init__(self, store: Store, caps: Mapping[str, Cap], book: Callable[[], Awaitable[Book]]) -> None:
+    def __init__(
+        self, store: Store, caps: Mapping[str, Budget], book: Callable[[], Awaitable[Catalogue]]
+    ) -> None:
         self._store = store
         self._caps = caps
         self._load = book
-        self._book: Book | None = None
+        self._book: Catalogue | None = None
         self._loading = asyncio.Lock()
 
     async def start(self) -> None:
@@ -99,7 +104,9 @@ class Budgets:
         if self._caps:
             await self._known()
 
-    def reserve_in(self, connection: Connection, prompts: Sequence[Prompt]) -> dict[str, RefusedError]:
+    def reserve_in(
+        self, connection: Connection, prompts: Sequence[Prompt]
+    ) -> dict[str, RefusedError]:
         """Reserve for prompts that are stored in this transaction. Returns, by fusion, why some may not be.
 
         Only after `start`.
@@ -116,7 +123,9 @@ class Budgets:
                 refused[prompt.fusion_id] = _unpriced(prompt.tenant, found.unpriced)
             else:
                 usd = round(found.usd_max, DIGITS)
-                asked[prompt.tenant, period_key(cap.period, prompt.submitted_at)].append((prompt, usd))
+                asked[prompt.tenant, period_key(cap.period, prompt.submitted_at)].append(
+                    (prompt, usd)
+                )
         # Whoever locks several budgets locks them in one order.
         for tenant, period in sorted(asked):
             refused |= self._reserve(connection, tenant, period, asked[tenant, period])
@@ -124,20 +133,26 @@ class Budgets:
 
     async def spent(self, tenant: str, since: datetime | None) -> float:
         """What a tenant's outcomes since a time have cost, USD; unknown prices count as nothing."""
-        asked = select(func.coalesce(func.sum(outcomes.c.cost_usd), 0.0)).where(outcomes.c.tenant == tenant)
+        asked = select(func.coalesce(func.sum(outcomes.c.cost_usd), 0.0)).where(
+            outcomes.c.tenant == tenant
+        )
         if since is not None:
             asked = asked.where(outcomes.c.submitted_at >= since)
         async with self._store.read() as connection:
             return float((await connection.execute(asked)).scalar_one())
 
-    async def _known(self) -> Book:
+    async def _known(self) -> Catalogue:
         async with self._loading:
             if self._book is None:
                 self._book = await self._load()
         return self._book
 
     def _reserve(
-        self, connection: Connection, tenant: str, period: str, asked: Sequence[tuple[Prompt, float]]
+        self,
+        connection: Connection,
+        tenant: str,
+        period: str,
+        asked: Sequence[tuple[Prompt, float]],
     ) -> dict[str, RefusedError]:
         cap, name = self._caps[tenant].usd, {"of": tenant, "within": period}
         connection.execute(_OPEN[connection.dialect.name], _opened(tenant, period))
@@ -147,10 +162,14 @@ class Budgets:
         more = 0.0
         for prompt, usd in asked:
             if round(spent + reserved + more + usd, DIGITS) > cap:
-                refused[prompt.fusion_id] = _over(tenant, period, usd, (spent, reserved + more), cap)
+                refused[prompt.fusion_id] = _over(
+                    tenant, period, usd, (spent, reserved + more), cap
+                )
             else:
                 more += usd
-                rows.append({"fusion_id": prompt.fusion_id, "tenant": tenant, "period": period, "usd": usd})
+                rows.append(
+                    {"fusion_id": prompt.fusion_id, "tenant": tenant, "period": period, "usd": usd}
+                )
         if rows:
             connection.execute(insert(reservations), rows)
             connection.execute(_MOVE, {**name, "reserved": more, "spent": 0.0})
@@ -175,7 +194,9 @@ class Budgets:
             for tenant, period in sorted(moved):
                 freed = sum(usd for usd, _ in moved[tenant, period])
                 spent = sum(cost for _, cost in moved[tenant, period])
-                await connection.execute(_MOVE, {"of": tenant, "within": period, "reserved": -freed, "spent": spent})
+                await connection.execute(
+                    _MOVE, {"of": tenant, "within": period, "reserved": -freed, "spent": spent}
+                )
             return len(taken)
 
     async def settle_late(self) -> int:
@@ -184,7 +205,10 @@ class Budgets:
             if (await connection.execute(_LATE.limit(1))).first() is None:
                 return 0
         async with self._store.write() as connection:
-            of = {row.fusion_id: (row.tenant, row.submitted_at) for row in await connection.execute(_LATE)}
+            of = {
+                row.fusion_id: (row.tenant, row.submitted_at)
+                for row in await connection.execute(_LATE)
+            }
             # As above.
             taken = (await connection.execute(_TAKE_LATE, {"keys": list(of)})).all()
             spent: dict[tuple[str, str], float] = defaultdict(float)
@@ -213,7 +237,9 @@ def _unpriced(tenant: str, models: Sequence[str]) -> RefusedError:
     )
 
 
-def _over(tenant: str, period: str, usd: float, standing: tuple[float, float], cap: float) -> RefusedError:
+def _over(
+    tenant: str, period: str, usd: float, standing: tuple[float, float], cap: float
+) -> RefusedError:
     spent, reserved = standing
     return RefusedError(
         "budget_exceeded",

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fusewire.store.engine import Store
 from fusewire.store.tables import batches, file_chunks, files
-from fusewire_ingest.refusal import RefusedError
+from fusewire_ingest.admission.refusal import RefusedError
 
 CHUNK = 256 * 1024
 """Bytes of a chunk; all but a file's last are of this size."""
@@ -57,7 +57,11 @@ class Files:
         try:
             size = await self._chunks(file.file_id, pieces, limit)
             async with self._store.write() as connection:
-                whole = update(files).where(files.c.file_id == file.file_id).values(is_whole=True, bytes=size)
+                whole = (
+                    update(files)
+                    .where(files.c.file_id == file.file_id)
+                    .values(is_whole=True, bytes=size)
+                )
                 await connection.execute(whole)
         except BaseException:
             await self._forget([file.file_id])
@@ -70,7 +74,9 @@ class Files:
             size += len(piece)
             if size > limit:
                 raise RefusedError(
-                    "file_too_large", f"it has more than {limit} bytes; split it, or raise limits.file_bytes", "file"
+                    "file_too_large",
+                    f"it has more than {limit} bytes; split it, or raise limits.file_bytes",
+                    "file",
                 )
             held += piece
             while len(held) >= CHUNK:
@@ -85,7 +91,9 @@ class Files:
 
     async def _put(self, file_id: str, number: int, data: bytes) -> None:
         async with self._store.write() as connection:
-            await connection.execute(insert(file_chunks), {"file_id": file_id, "number": number, "data": data})
+            await connection.execute(
+                insert(file_chunks), {"file_id": file_id, "number": number, "data": data}
+            )
 
     async def _forget(self, file_ids: Sequence[str]) -> None:
         async with self._store.write() as connection:
@@ -94,7 +102,9 @@ class Files:
 
     async def forget_torn(self, now: datetime) -> None:
         """Throw away what is left of uploads whose ingest died."""
-        torn = select(files.c.file_id).where(files.c.is_whole.is_(False), files.c.created_at < now - TORN_AFTER)
+        torn = select(files.c.file_id).where(
+            files.c.is_whole.is_(False), files.c.created_at < now - TORN_AFTER
+        )
         async with self._store.read() as connection:
             found = (await connection.execute(torn)).scalars().all()
         if found:
@@ -108,7 +118,14 @@ class Files:
         return None if row is None else File(**row)
 
     async def listed(
-        self, tenant: str, now: datetime, *, purpose: str | None, after: str | None, limit: int, is_newest_first: bool
+        self,
+        tenant: str,
+        now: datetime,
+        *,
+        purpose: str | None,
+        after: str | None,
+        limit: int,
+        is_newest_first: bool,
     ) -> list[File]:
         """A page of a tenant's files, behind the file `after`."""
         query = select(*_COLUMNS).where(*_visible(tenant, now))
@@ -129,7 +146,11 @@ class Files:
             RefusedError: a batch still reads it.
         """
         async with self._store.write() as connection:
-            query = select(files.c.file_id).where(files.c.file_id == file_id, *_visible(tenant, now)).with_for_update()
+            query = (
+                select(files.c.file_id)
+                .where(files.c.file_id == file_id, *_visible(tenant, now))
+                .with_for_update()
+            )
             if (await connection.execute(query)).first() is None:
                 return False
             reading = (
@@ -137,12 +158,18 @@ class Files:
                 .where(
                     batches.c.input_file_id == file_id,
                     # A cancelled batch may be resumed, and then reads on.
-                    batches.c.status.in_(("validating", "in_progress", "finalizing", "cancelling", "cancelled")),
+                    batches.c.status.in_(
+                        ("validating", "in_progress", "finalizing", "cancelling", "cancelled")
+                    ),
                 )
                 .limit(1)
             )
             if batch := (await connection.execute(reading)).scalar():
-                raise RefusedError("file_in_use", f"batch '{batch}' reads it; delete it when that is over", "file_id")
+                raise RefusedError(
+                    "file_in_use",
+                    f"batch '{batch}' reads it; delete it when that is over",
+                    "file_id",
+                )
             for table in (file_chunks, files):
                 await connection.execute(delete(table).where(table.c.file_id == file_id))
         return True
@@ -154,9 +181,15 @@ class Files:
                 found = await self._chunks_in(connection, file.file_id, [number])
             yield found[number]
 
-    async def cut_in(self, connection: AsyncConnection, file_id: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+    async def cut_in(
+        self, connection: AsyncConnection, file_id: str, spans: Sequence[tuple[int, int]]
+    ) -> list[bytes]:
         """Pieces of a file, each an offset and a length in bytes, within a transaction of the caller's."""
-        wanted = {n for start, size in spans for n in range(start // CHUNK, (start + size - 1) // CHUNK + 1)}
+        wanted = {
+            n
+            for start, size in spans
+            for n in range(start // CHUNK, (start + size - 1) // CHUNK + 1)
+        }
         have = await self._chunks_in(connection, file_id, sorted(wanted))
         cut = []
         for start, size in spans:
@@ -166,7 +199,9 @@ class Files:
         return cut
 
     @staticmethod
-    async def _chunks_in(connection: AsyncConnection, file_id: str, numbers: Sequence[int]) -> dict[int, bytes]:
+    async def _chunks_in(
+        connection: AsyncConnection, file_id: str, numbers: Sequence[int]
+    ) -> dict[int, bytes]:
         query = select(file_chunks.c.number, file_chunks.c.data).where(
             file_chunks.c.file_id == file_id, file_chunks.c.number.in_(numbers)
         )
@@ -181,5 +216,9 @@ def _visible(tenant: str, now: datetime) -> list[ColumnElement[bool]]:
 def _behind(after: str, *, is_newest_first: bool) -> ColumnElement[bool]:
     since = select(files.c.created_at).where(files.c.file_id == after).scalar_subquery()
     if is_newest_first:
-        return or_(files.c.created_at < since, (files.c.created_at == since) & (files.c.file_id < after))
-    return or_(files.c.created_at > since, (files.c.created_at == since) & (files.c.file_id > after))
+        return or_(
+            files.c.created_at < since, (files.c.created_at == since) & (files.c.file_id < after)
+        )
+    return or_(
+        files.c.created_at > since, (files.c.created_at == since) & (files.c.file_id > after)
+    )

@@ -16,7 +16,9 @@ _ADD = {
     "postgresql": postgresql.insert(images).on_conflict_do_nothing(),
 }
 _IN_USE = exists().where(
-    image_uses.c.image == images.c.name, fusions.c.fusion_id == image_uses.c.fusion_id, fusions.c.is_done.is_(False)
+    image_uses.c.image == images.c.name,
+    fusions.c.fusion_id == image_uses.c.fusion_id,
+    fusions.c.is_done.is_(False),
 )
 
 
@@ -50,11 +52,17 @@ class Images:
 
     async def mark_published(self, tenant: str, name: str, at: datetime) -> bool:
         """The broker is given an image of a tenant's; False where it has expired."""
-        mark = update(images).where(images.c.name == name, images.c.tenant == tenant).values(published_at=at)
+        mark = (
+            update(images)
+            .where(images.c.name == name, images.c.tenant == tenant)
+            .values(published_at=at)
+        )
         async with self._store.write() as connection:
             return bool((await connection.execute(mark)).rowcount)
 
-    async def withdraw_one(self, before: datetime, from_broker: Callable[[str], Awaitable[None]]) -> bool:
+    async def withdraw_one(
+        self, before: datetime, from_broker: Callable[[str], Awaitable[None]]
+    ) -> bool:
         """Take one image back from the broker that no fusion waits for, and that was last used before a time.
 
         Returns:
@@ -69,7 +77,11 @@ class Images:
             name = (await connection.execute(wanted)).scalar()
         if name is None:
             return False
-        mine = update(images).where(images.c.name == name, images.c.used_at < before).values(published_at=None)
+        mine = (
+            update(images)
+            .where(images.c.name == name, images.c.used_at < before)
+            .values(published_at=None)
+        )
         async with self._store.write() as connection:
             if (await connection.execute(mine)).rowcount:
                 # Within the transaction: who uses it again meanwhile waits here, and then publishes it again.
@@ -97,6 +109,10 @@ class Images:
 
 def add_uses_in(connection: Connection, prompts: Sequence[Prompt]) -> None:
     """Write down which images and texts new prompts refer to, within a transaction of the caller's."""
-    rows = [{"image": name, "fusion_id": p.fusion_id} for p in prompts for name in references.names(p.messages)]
+    rows = [
+        {"image": name, "fusion_id": p.fusion_id}
+        for p in prompts
+        for name in references.names(p.messages)
+    ]
     if rows:
         connection.execute(insert(image_uses), rows)

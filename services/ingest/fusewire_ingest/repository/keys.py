@@ -25,11 +25,11 @@ class Key:
     revoked_at: datetime | None = None
 
     def is_valid(self, at: datetime) -> bool:
-        """Whether it opens the door at a time."""
+        """Whether it opens the intake at a time."""
         return self.revoked_at is None and (self.expires_at is None or at < self.expires_at)
 
 
-class Keys:
+class ApiKeys:
     """The `api_keys` table. Every method raises Transient when the database does not answer."""
 
     def __init__(self, store: Store) -> None:
@@ -53,12 +53,12 @@ class Keys:
             return [Key(**row) for row in (await connection.execute(query)).mappings()]
 
     async def is_empty(self) -> bool:
-        """Whether none could open the door."""
+        """Whether none could open the intake."""
         async with self._store.read() as connection:
             return not (await connection.execute(_ANY)).scalar()
 
     async def revoke(self, key_id: str, at: datetime) -> bool:
-        """Close the door to one for ever; it keeps its first time. Returns whether there is such a key."""
+        """Close the intake to one for ever; it keeps its first time. Returns whether there is such a key."""
         statement = (
             update(api_keys)
             .where(api_keys.c.key_id == key_id)

@@ -11,8 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fusewire.store.engine import Store
 from fusewire.store.tables import batch_lines, outcomes
-from fusewire_ingest import batch_report
-from fusewire_ingest.fairness import Waiting
+from fusewire_ingest.fair_queue import PendingLine
+from fusewire_ingest.openai import batch_report
 
 Only = Literal["retryable", "all"]
 Kind = Literal["all", "output", "error"]
@@ -22,8 +22,12 @@ SETTLE_MOST = 500
 
 _L = batch_lines.c
 _ADD = {
-    "sqlite": sqlite.insert(batch_lines).on_conflict_do_nothing(index_elements=["batch_id", "line"]),
-    "postgresql": postgresql.insert(batch_lines).on_conflict_do_nothing(index_elements=["batch_id", "line"]),
+    "sqlite": sqlite.insert(batch_lines).on_conflict_do_nothing(
+        index_elements=["batch_id", "line"]
+    ),
+    "postgresql": postgresql.insert(batch_lines).on_conflict_do_nothing(
+        index_elements=["batch_id", "line"]
+    ),
 }
 _AT = (_L.batch_id == bindparam("of"), _L.line == bindparam("at"))
 _FLY = update(batch_lines).where(*_AT).values(state="flying", fusion_id=bindparam("fusion"))
@@ -63,7 +67,7 @@ _WAITING = (
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldLine:
     """A line that has not been submitted, and where it stands in the input. `warnings` is a JSON list."""
 
     line: int
@@ -74,7 +78,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Settled:
+class SettledLines:
     """What lines have come to."""
 
     answered: int = 0
@@ -89,7 +93,7 @@ class Settled:
 
 
 @dataclass(frozen=True)
-class Shown:
+class LineResult:
     """A line and its outcome; `seq` is its place among those that have settled, from 1."""
 
     line: int
@@ -102,20 +106,22 @@ class Shown:
     warnings: tuple[str, ...] = ()
 
 
-class Lines:
+class BatchLines:
     """The `batch_lines` table. Its batch's row is locked by whoever changes lines that are held or flying."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def add(self, batch_id: str, lines: Sequence[Held]) -> dict[str, int]:
+    async def add(self, batch_id: str, lines: Sequence[HeldLine]) -> dict[str, int]:
         """Store some lines, those that are there already as well.
 
         Returns:
             Lines that have custom_ids of these, and are others: then nothing was stored.
         """
         own = {one.custom_id: one.line for one in lines}
-        query = select(_L.custom_id, _L.line).where(_L.batch_id == batch_id, _L.custom_id.in_(list(own)))
+        query = select(_L.custom_id, _L.line).where(
+            _L.batch_id == batch_id, _L.custom_id.in_(list(own))
+        )
         async with self._store.write() as connection:
             known = await connection.execute(query)
             taken = {row.custom_id: row.line for row in known if own[row.custom_id] != row.line}
@@ -146,7 +152,9 @@ class Lines:
             failed &= _L.is_retryable.is_(True)
         wanted = failed | (_L.state == "held") if with_held else failed
         columns = (_L.line, _L.custom_id, _L.byte_offset, _L.byte_length, _L.warnings)
-        rows = select(literal(target), literal("held"), *columns).where(_L.batch_id == source, wanted)
+        rows = select(literal(target), literal("held"), *columns).where(
+            _L.batch_id == source, wanted
+        )
         names = ["batch_id", "state", *(column.name for column in columns)]
         await connection.execute(insert(batch_lines).from_select(names, rows))
         counted = select(func.count()).select_from(batch_lines).where(_L.batch_id == target)
@@ -158,68 +166,95 @@ class Lines:
         async with self._store.read() as connection:
             return {row[0]: row[1] for row in await connection.execute(query)}
 
-    async def waiting(self, batch_ids: Iterable[str], most: int) -> list[Waiting]:
+    async def waiting(self, batch_ids: Iterable[str], most: int) -> list[PendingLine]:
         """The first held lines of some batches, in the order of the batches."""
-        found: list[Waiting] = []
+        found: list[PendingLine] = []
         async with self._store.read() as connection:
             for batch_id in batch_ids:
                 if len(found) >= most:
                     break
-                rows = await connection.execute(_WAITING, {"of": batch_id, "most": most - len(found)})
-                found += [Waiting(batch_id, row.line, row.byte_length) for row in rows]
+                rows = await connection.execute(
+                    _WAITING, {"of": batch_id, "most": most - len(found)}
+                )
+                found += [PendingLine(batch_id, row.line, row.byte_length) for row in rows]
         return found
 
     async def counts_in(self, connection: AsyncConnection, batch_id: str) -> tuple[int, int]:
         """How many lines are held, 0 or 1 for more, and how many in flight."""
         held = select(_L.line).where(_L.batch_id == batch_id, _L.state == "held").limit(1)
-        flying = select(func.count()).select_from(batch_lines).where(_L.batch_id == batch_id, _L.state == "flying")
+        flying = (
+            select(func.count())
+            .select_from(batch_lines)
+            .where(_L.batch_id == batch_id, _L.state == "flying")
+        )
         is_held = (await connection.execute(held)).first() is not None
         return int(is_held), int((await connection.execute(flying)).scalar_one())
 
-    async def held_in(self, connection: AsyncConnection, batch_id: str, numbers: Sequence[int]) -> list[Held]:
+    async def held_in(
+        self, connection: AsyncConnection, batch_id: str, numbers: Sequence[int]
+    ) -> list[HeldLine]:
         """Those of some lines that are still held."""
         query = (
             select(_L.line, _L.custom_id, _L.byte_offset, _L.byte_length)
             .where(_L.batch_id == batch_id, _L.state == "held", _L.line.in_(numbers))
             .order_by(_L.line)
         )
-        return [Held(*row) for row in await connection.execute(query)]
+        return [HeldLine(*row) for row in await connection.execute(query)]
 
-    async def fly_in(self, connection: AsyncConnection, batch_id: str, flown: Sequence[tuple[int, str]]) -> None:
+    async def fly_in(
+        self, connection: AsyncConnection, batch_id: str, flown: Sequence[tuple[int, str]]
+    ) -> None:
         """These lines were submitted, as these fusions."""
         if flown:
-            await connection.execute(_FLY, [{"of": batch_id, "at": line, "fusion": f} for line, f in flown])
+            await connection.execute(
+                _FLY, [{"of": batch_id, "at": line, "fusion": f} for line, f in flown]
+            )
 
     async def fail_in(
-        self, connection: AsyncConnection, batch_id: str, failed: Sequence[tuple[int, dict[str, Any]]], settled: int
-    ) -> Settled:
+        self,
+        connection: AsyncConnection,
+        batch_id: str,
+        failed: Sequence[tuple[int, dict[str, Any]]],
+        settled: int,
+    ) -> SettledLines:
         """These lines could not be submitted, for these reasons; `settled` lines have settled before."""
         rows = [
-            {"of": batch_id, "at": line, "became": "failed", "number": number, "retryable": False, "why": json.dumps(e)}
+            {
+                "of": batch_id,
+                "at": line,
+                "became": "failed",
+                "number": number,
+                "retryable": False,
+                "why": json.dumps(e),
+            }
             for number, (line, e) in enumerate(failed, settled + 1)
         ]
         if rows:
             await connection.execute(_SETTLE, rows)
-        return Settled(failed=len(rows))
+        return SettledLines(failed=len(rows))
 
     async def is_due(self, batch_id: str) -> bool:
         """Whether a flying line has its outcome."""
         async with self._store.read() as connection:
             return (await connection.execute(_DUE.limit(1), {"of": batch_id})).first() is not None
 
-    async def settle_in(self, connection: AsyncConnection, batch_id: str, settled: int) -> Settled:
+    async def settle_in(
+        self, connection: AsyncConnection, batch_id: str, settled: int
+    ) -> SettledLines:
         """Note what flying lines have come to, at most SETTLE_MOST; `settled` lines have settled before."""
         due = (await connection.execute(_DUE, {"of": batch_id})).all()
         rows = []
         for number, row in enumerate(due, settled + 1):
-            retryable = None if row.body is None else batch_report.is_retryable(json.loads(row.body))
+            retryable = (
+                None if row.body is None else batch_report.is_retryable(json.loads(row.body))
+            )
             became = "ok" if row.body is None else "failed"
             told = {"of": batch_id, "at": row.line, "became": became, "number": number}
             rows.append({**told, "retryable": retryable, "why": None})
         if rows:
             await connection.execute(_SETTLE, rows)
         answered = sum(row.body is None for row in due)
-        return Settled(
+        return SettledLines(
             answered=answered,
             failed=len(due) - answered,
             degraded=sum(bool(row.is_degraded) for row in due),
@@ -237,7 +272,9 @@ class Lines:
         async with self._store.read() as connection:
             return [fusion for fusion in (await connection.execute(query)).scalars() if fusion]
 
-    async def page(self, batch_id: str, *, after: int, limit: int, kind: Kind, by_settled: bool = False) -> list[Shown]:
+    async def page(
+        self, batch_id: str, *, after: int, limit: int, kind: Kind, by_settled: bool = False
+    ) -> list[LineResult]:
         """Some lines with their outcomes.
 
         Args:
@@ -249,7 +286,16 @@ class Lines:
         """
         place = _L.settled if by_settled else _L.line
         query = (
-            select(_L.line, _L.custom_id, _L.state, _L.settled, _L.fusion_id, _L.error, _L.warnings, outcomes.c.body)
+            select(
+                _L.line,
+                _L.custom_id,
+                _L.state,
+                _L.settled,
+                _L.fusion_id,
+                _L.error,
+                _L.warnings,
+                outcomes.c.body,
+            )
             .outerjoin(outcomes, (outcomes.c.fusion_id == _L.fusion_id) & _L.settled.is_not(None))
             .where(_L.batch_id == batch_id, place > after)
             .order_by(place)
@@ -259,7 +305,7 @@ class Lines:
             query = query.where(_L.state == "ok" if kind == "output" else _L.state != "ok")
         async with self._store.read() as connection:
             return [
-                Shown(
+                LineResult(
                     row.line,
                     row.custom_id,
                     row.state,

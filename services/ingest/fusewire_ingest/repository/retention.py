@@ -26,9 +26,26 @@ from fusewire.store.tables import (
 AT_ONCE = 200
 """Fusions that one transaction deletes: on SQLite everybody else waits for it."""
 
-OF_A_FUSION = (answers, verdicts, candidates, rounds, image_uses, late_costs, outcomes, fusions, prompts)
-_ENDED = or_(*(batches.c[f"{how}_at"].is_not(None) for how in ("completed", "failed", "expired", "cancelled")))
-_ENDED_AT = func.coalesce(batches.c.completed_at, batches.c.failed_at, batches.c.expired_at, batches.c.cancelled_at)
+OF_A_FUSION = (
+    answers,
+    verdicts,
+    candidates,
+    rounds,
+    image_uses,
+    late_costs,
+    outcomes,
+    fusions,
+    prompts,
+)
+_ENDED = or_(
+    *(
+        batches.c[f"{how}_at"].is_not(None)
+        for how in ("completed", "failed", "expired", "cancelled")
+    )
+)
+_ENDED_AT = func.coalesce(
+    batches.c.completed_at, batches.c.failed_at, batches.c.expired_at, batches.c.cancelled_at
+)
 
 
 class Retention:
@@ -43,7 +60,9 @@ class Retention:
         async with self._store.read() as connection:
             while True:
                 after = outcomes.c.tenant > (found[-1] if found else "")
-                tenant = (await connection.execute(select(func.min(outcomes.c.tenant)).where(after))).scalar()
+                tenant = (
+                    await connection.execute(select(func.min(outcomes.c.tenant)).where(after))
+                ).scalar()
                 if tenant is None:
                     return found
                 found.append(tenant)
@@ -55,7 +74,10 @@ class Retention:
         """
         async with self._store.write() as connection:
             old = select(batches.c.batch_id, batches.c.input_file_id).where(
-                batches.c.tenant == tenant, batches.c.created_at < before, _ENDED, before > _ENDED_AT
+                batches.c.tenant == tenant,
+                batches.c.created_at < before,
+                _ENDED,
+                before > _ENDED_AT,
             )
             # Not one that is resumed just now.
             old = old.with_for_update(skip_locked=True)
@@ -67,7 +89,10 @@ class Retention:
             await connection.execute(delete(batches).where(batches.c.batch_id.in_(ids)))
             inputs = {row.input_file_id for row in found}
             unused = ~exists().where(batches.c.input_file_id == files.c.file_id)
-            await _delete_files(connection, or_(files.c.batch_id.in_(ids), and_(files.c.file_id.in_(inputs), unused)))
+            await _delete_files(
+                connection,
+                or_(files.c.batch_id.in_(ids), and_(files.c.file_id.in_(inputs), unused)),
+            )
             return len(ids)
 
     async def delete_fusions(self, tenant: str, before: datetime) -> int:

@@ -6,7 +6,19 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BindParameter, Connection, bindparam, delete, exists, false, func, insert, or_, select, update
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    bindparam,
+    delete,
+    exists,
+    false,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from fusewire import ids
@@ -14,8 +26,8 @@ from fusewire.contracts import Prompt
 from fusewire.errors import Transient
 from fusewire.store.engine import Store
 from fusewire.store.tables import fusions, outcomes, prompts, published_to
-from fusewire_ingest.admission import body_hash
-from fusewire_ingest.refusal import RefusedError
+from fusewire_ingest.admission.admit import body_hash
+from fusewire_ingest.admission.refusal import RefusedError
 from fusewire_ingest.repository.budgets import Budgets
 from fusewire_ingest.repository.images import add_uses_in
 
@@ -23,11 +35,15 @@ from fusewire_ingest.repository.images import add_uses_in
 _KEYS: BindParameter[list[str]] = bindparam("keys", expanding=True)
 _ADD = {
     "sqlite": sqlite.insert(prompts).on_conflict_do_nothing().returning(prompts.c.fusion_id),
-    "postgresql": postgresql.insert(prompts).on_conflict_do_nothing().returning(prompts.c.fusion_id),
+    "postgresql": postgresql.insert(prompts)
+    .on_conflict_do_nothing()
+    .returning(prompts.c.fusion_id),
 }
 _UNDECIDED = ~exists().where(outcomes.c.fusion_id == prompts.c.fusion_id)
 _NEWEST = (
-    select(prompts.c.fusion_id, prompts.c.held_by, prompts.c.left_at, _UNDECIDED.label("is_undecided"))
+    select(
+        prompts.c.fusion_id, prompts.c.held_by, prompts.c.left_at, _UNDECIDED.label("is_undecided")
+    )
     .where(
         prompts.c.tenant == bindparam("tenant"),
         prompts.c.request_hash == bindparam("request_hash"),
@@ -41,27 +57,42 @@ _LEAVE = (
     .where(prompts.c.fusion_id == bindparam("key"))
     .values(left_at=bindparam("at", type_=prompts.c.left_at.type))
 )
-_HOLD = update(prompts).where(prompts.c.fusion_id == bindparam("key")).values(held_by=bindparam("holder"), left_at=None)
+_HOLD = (
+    update(prompts)
+    .where(prompts.c.fusion_id == bindparam("key"))
+    .values(held_by=bindparam("holder"), left_at=None)
+)
 _CANCEL = (
     update(prompts)
     .where(prompts.c.tenant == bindparam("of"), prompts.c.fusion_id.in_(_KEYS), _UNDECIDED)
-    .values(cancelled_at=func.coalesce(prompts.c.cancelled_at, bindparam("at", type_=prompts.c.cancelled_at.type)))
+    .values(
+        cancelled_at=func.coalesce(
+            prompts.c.cancelled_at, bindparam("at", type_=prompts.c.cancelled_at.type)
+        )
+    )
     .returning(prompts.c.fusion_id)
 )
 _REMOVE = delete(prompts).where(prompts.c.fusion_id.in_(_KEYS))
 _MARK = (
     update(prompts)
-    .where(prompts.c.fusion_id.in_(_KEYS), exists().where(published_to.c.store_id == bindparam("store_id")))
+    .where(
+        prompts.c.fusion_id.in_(_KEYS),
+        exists().where(published_to.c.store_id == bindparam("store_id")),
+    )
     .values(published_at=bindparam("at"))
 )
 _TAKE = {
-    "sqlite": sqlite.insert(published_to).on_conflict_do_nothing().returning(published_to.c.store_id),
-    "postgresql": postgresql.insert(published_to).on_conflict_do_nothing().returning(published_to.c.store_id),
+    "sqlite": sqlite.insert(published_to)
+    .on_conflict_do_nothing()
+    .returning(published_to.c.store_id),
+    "postgresql": postgresql.insert(published_to)
+    .on_conflict_do_nothing()
+    .returning(published_to.c.store_id),
 }
 
 
 @dataclass(frozen=True)
-class Origin:
+class RequestIdentity:
     """By what a request is found again when its client sends it once more.
 
     Attributes:
@@ -74,7 +105,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Twin:
+class EarlierRequest:
     """An earlier request that was the same.
 
     Attributes:
@@ -91,7 +122,7 @@ class Twin:
 
 
 @dataclass(frozen=True)
-class Accepted:
+class Acceptance:
     """The fate of one submitted prompt."""
 
     prompt: Prompt
@@ -121,7 +152,10 @@ class Submissions:
     """
 
     def __init__(
-        self, store: Store, budgets: Budgets | None = None, has_room: Callable[[], None] = lambda: None
+        self,
+        store: Store,
+        budgets: Budgets | None = None,
+        has_room: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._has_room = has_room
@@ -131,8 +165,8 @@ class Submissions:
         self,
         batch: Sequence[Prompt],
         traceparents: Sequence[str | None],
-        origins: Sequence[Origin | None] | None = None,
-    ) -> list[Accepted]:
+        origins: Sequence[RequestIdentity | None] | None = None,
+    ) -> list[Acceptance]:
         """Commit prompts in one transaction; a repetition is recognised, not stored again.
 
         Args:
@@ -159,14 +193,18 @@ class Submissions:
         connection: Connection,
         batch: Sequence[Prompt],
         traceparents: Sequence[str | None],
-        origins: Sequence[Origin | None] | None = None,
-    ) -> list[Accepted]:
+        origins: Sequence[RequestIdentity | None] | None = None,
+    ) -> list[Acceptance]:
         """Like `add`, within a transaction of the caller's, once `ready`."""
         rows: dict[str, dict[str, Any]] = {}
         hashes = [body_hash(p) for p in batch]
         found = origins or [None] * len(batch)
-        for prompt, hashed, traceparent, origin in zip(batch, hashes, traceparents, found, strict=True):
-            rows.setdefault(prompt.fusion_id, {**_row(prompt, hashed, traceparent), **_found_by(origin)})
+        for prompt, hashed, traceparent, origin in zip(
+            batch, hashes, traceparents, found, strict=True
+        ):
+            rows.setdefault(
+                prompt.fusion_id, {**_row(prompt, hashed, traceparent), **_found_by(origin)}
+            )
         ordered = [rows[key] for key in sorted(rows)]
         fresh = set(connection.execute(_ADD[connection.dialect.name], ordered).scalars())
         # Stored first: only what is new is paid for, and of two that store it at once one waits here.
@@ -178,11 +216,17 @@ class Submissions:
             # The judge only ever updates this row: a fusion that no one submitted cannot come to be.
             opened = [_opened(row) for row in ordered if row["fusion_id"] in fresh]
             connection.execute(insert(fusions), opened)
-            add_uses_in(connection, list({p.fusion_id: p for p in batch if p.fusion_id in fresh}.values()))
-        known = {key: row["body_hash"] for key, row in rows.items() if key in fresh or key in refused}
+            add_uses_in(
+                connection, list({p.fusion_id: p for p in batch if p.fusion_id in fresh}.values())
+            )
+        known = {
+            key: row["body_hash"] for key, row in rows.items() if key in fresh or key in refused
+        }
         if stale := [key for key in rows if key not in known]:
             stored = connection.execute(
-                select(prompts.c.fusion_id, prompts.c.body_hash).where(prompts.c.fusion_id.in_(stale))
+                select(prompts.c.fusion_id, prompts.c.body_hash).where(
+                    prompts.c.fusion_id.in_(stale)
+                )
             )
             known |= {row.fusion_id: row.body_hash for row in stored}
         accepted = []
@@ -190,13 +234,15 @@ class Submissions:
             is_new = prompt.fusion_id in fresh
             fresh.discard(prompt.fusion_id)
             is_conflict = known[prompt.fusion_id] != hashed
-            accepted.append(Accepted(prompt, is_new, is_conflict, refused.get(prompt.fusion_id)))
+            accepted.append(Acceptance(prompt, is_new, is_conflict, refused.get(prompt.fusion_id)))
         return accepted
 
     def _refused(self, connection: Connection, batch: Sequence[Prompt]) -> dict[str, RefusedError]:
         if self._budgets is None or not batch:
             return {}
-        return self._budgets.reserve_in(connection, list({p.fusion_id: p for p in reversed(batch)}.values())[::-1])
+        return self._budgets.reserve_in(
+            connection, list({p.fusion_id: p for p in reversed(batch)}.values())[::-1]
+        )
 
     async def settle(self) -> int:
         """Settle the budgets of what has ended; see Budgets."""
@@ -213,7 +259,11 @@ class Submissions:
         """Prompts committed before a time that the broker does not have, oldest first."""
         query = (
             select(prompts.c.body, prompts.c.traceparent)
-            .where(prompts.c.published_at.is_(None), prompts.c.submitted_at < before, prompts.c.cancelled_at.is_(None))
+            .where(
+                prompts.c.published_at.is_(None),
+                prompts.c.submitted_at < before,
+                prompts.c.cancelled_at.is_(None),
+            )
             .order_by(prompts.c.submitted_at)
             .limit(limit)
         )
@@ -228,9 +278,15 @@ class Submissions:
         Returns:
             How many.
         """
-        forget = update(prompts).where(prompts.c.published_at.is_not(None), _UNDECIDED).values(published_at=None)
+        forget = (
+            update(prompts)
+            .where(prompts.c.published_at.is_not(None), _UNDECIDED)
+            .values(published_at=None)
+        )
         async with self._store.write() as connection:
-            await connection.execute(delete(published_to).where(published_to.c.store_id != store_id))
+            await connection.execute(
+                delete(published_to).where(published_to.c.store_id != store_id)
+            )
             taken = await connection.execute(_TAKE[connection.dialect.name], {"store_id": store_id})
             # Of several replicas one is the first.
             return (await connection.execute(forget)).rowcount if taken.first() else 0
@@ -241,21 +297,33 @@ class Submissions:
         Returns:
             How many.
         """
-        is_open = select(fusions.c.fusion_id).where(fusions.c.is_done == false(), fusions.c.unpublished_since.is_(None))
-        statement = update(prompts).where(prompts.c.fusion_id.in_(is_open), prompts.c.published_at < before)
+        is_open = select(fusions.c.fusion_id).where(
+            fusions.c.is_done == false(), fusions.c.unpublished_since.is_(None)
+        )
+        statement = update(prompts).where(
+            prompts.c.fusion_id.in_(is_open), prompts.c.published_at < before
+        )
         async with self._store.write() as connection:
             return (await connection.execute(statement.values(published_at=None))).rowcount
 
-    async def newest(self, tenant: str, request_hash: str, since: datetime, now: datetime) -> Twin | None:
+    async def newest(
+        self, tenant: str, request_hash: str, since: datetime, now: datetime
+    ) -> EarlierRequest | None:
         """The newest of the requests that were the same, submitted after a time or not yet at its deadline."""
         wanted = {"tenant": tenant, "request_hash": request_hash, "since": since, "now": now}
         async with self._store.read() as connection:
             row = (await connection.execute(_NEWEST, wanted)).one_or_none()
-        return Twin(row.fusion_id, row.held_by, row.left_at, bool(row.is_undecided)) if row else None
+        return (
+            EarlierRequest(row.fusion_id, row.held_by, row.left_at, bool(row.is_undecided))
+            if row
+            else None
+        )
 
     async def get(self, tenant: str, fusion_id: str) -> Prompt | None:
         """A prompt of a tenant's."""
-        wanted = select(prompts.c.body).where(prompts.c.tenant == tenant, prompts.c.fusion_id == fusion_id)
+        wanted = select(prompts.c.body).where(
+            prompts.c.tenant == tenant, prompts.c.fusion_id == fusion_id
+        )
         async with self._store.read() as connection:
             body = (await connection.execute(wanted)).scalar()
         return Prompt.decode(body) if body else None
@@ -312,7 +380,7 @@ def _row(prompt: Prompt, hashed: str, traceparent: str | None) -> dict[str, Any]
     }
 
 
-def _found_by(origin: Origin | None) -> dict[str, str | None]:
+def _found_by(origin: RequestIdentity | None) -> dict[str, str | None]:
     if origin is None:
         return {"request_hash": None, "held_by": None}
     return {"request_hash": origin.request_hash, "held_by": origin.held_by}
@@ -326,8 +394,8 @@ def _opened(row: dict[str, Any]) -> dict[str, Any]:
 class _Waiting:
     batch: Sequence[Prompt]
     traceparent: str | None
-    origin: Origin | None
-    done: asyncio.Future[list[Accepted]]
+    origin: RequestIdentity | None
+    done: asyncio.Future[list[Acceptance]]
 
 
 class GroupCommit:
@@ -337,7 +405,7 @@ class GroupCommit:
         self._submissions = submissions
         self._most = most
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
-        self._open: set[asyncio.Future[list[Accepted]]] = set()
+        self._open: set[asyncio.Future[list[Acceptance]]] = set()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -358,10 +426,13 @@ class GroupCommit:
                 done.set_exception(Transient("ingest is stopping"))
 
     async def add(
-        self, batch: Sequence[Prompt], traceparent: str | None = None, origin: Origin | None = None
-    ) -> list[Accepted]:
+        self,
+        batch: Sequence[Prompt],
+        traceparent: str | None = None,
+        origin: RequestIdentity | None = None,
+    ) -> list[Acceptance]:
         """Like Submissions.add."""
-        done: asyncio.Future[list[Accepted]] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[list[Acceptance]] = asyncio.get_running_loop().create_future()
         self._open.add(done)
         self._queue.put_nowait(_Waiting(batch, traceparent, origin, done))
         try:

@@ -2,14 +2,25 @@
 
 import math
 
-from fusewire_worker_edge.engine.api import FinishReason, GenerateRequest, RequestedCall, TokenLogprob
+from fusewire_worker_edge.engine.api import (
+    FinishReason,
+    GenerateRequest,
+    RequestedCall,
+    TokenLogprob,
+)
 from fusewire_worker_edge.engine.constraint import Constraint
 from fusewire_worker_edge.engine.dialects import Dialect
-from fusewire_worker_edge.engine.sampling import Floats, choose, generator, log_probabilities, masked
+from fusewire_worker_edge.engine.sampling import (
+    Floats,
+    choose,
+    generator,
+    log_probabilities,
+    masked,
+)
 from fusewire_worker_edge.engine.tokens import TextStream
 
 
-class Answer:
+class AnswerTokens:
     """The tokens chosen so far, and when there are enough of them."""
 
     def __init__(
@@ -44,14 +55,18 @@ class Answer:
     @property
     def tool_calls(self) -> tuple[RequestedCall, ...]:
         """What it calls, once it is complete."""
-        return (self._dialect and self._calls_tools and self._dialect.parse(self._stream.text)) or ()
+        return (
+            self._dialect and self._calls_tools and self._dialect.parse(self._stream.text)
+        ) or ()
 
     @property
     def _calls_tools(self) -> bool:
         if self._dialect is None:
             return False
         text, marker = self._stream.text, self._dialect.marker
-        return text.startswith(marker) or (self.finish_reason == "length" and marker.startswith(text))
+        return text.startswith(marker) or (
+            self.finish_reason == "length" and marker.startswith(text)
+        )
 
     @property
     def mean_logprob(self) -> float:

@@ -10,11 +10,11 @@ from fusewire.contracts import Message, Tool
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 
-class _Part(BaseModel):
+class _EngineModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class GenerateRequest(_Part):
+class GenerateRequest(_EngineModel):
     """One answer to generate."""
 
     id: str
@@ -45,7 +45,7 @@ class GenerateRequest(_Part):
     """With a number, the log probability of each token and of so many alternatives is told."""
 
 
-class TokenLogprob(_Part):
+class TokenLogprob(_EngineModel):
     """A token of an answer, and how probable it was."""
 
     token: str
@@ -55,7 +55,7 @@ class TokenLogprob(_Part):
     """The most probable tokens at its place."""
 
 
-class RequestedCall(_Part):
+class RequestedCall(_EngineModel):
     """A call that an answer asks for."""
 
     name: str
@@ -63,7 +63,7 @@ class RequestedCall(_Part):
     """JSON that the tool's schema accepts."""
 
 
-class Completion(_Part):
+class Completion(_EngineModel):
     """A generated answer."""
 
     text: str
@@ -108,7 +108,9 @@ class RequestCancelledError(EngineError):
 class RequestRefusedError(EngineError):
     """The request cannot be answered by this model, now or later."""
 
-    def __init__(self, code: Literal["context_length_exceeded", "bad_request"], message: str) -> None:
+    def __init__(
+        self, code: Literal["context_length_exceeded", "bad_request"], message: str
+    ) -> None:
         self.code = code
         super().__init__(message)
 

@@ -35,7 +35,9 @@ class KvCache:
         private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self._maps = [mmap.mmap(-1, slots * self._row, private) for _ in range(2 * layers)]
         shape = (slots, heads, rounded, head_size)
-        self.arrays: Kept = [np.frombuffer(memory, np.float32).reshape(shape) for memory in self._maps]
+        self.arrays: Kept = [
+            np.frombuffer(memory, np.float32).reshape(shape) for memory in self._maps
+        ]
         """Keys and values of each layer in turn, [slots, heads, positions, head size]."""
 
     def move(self, source: int, target: int, length: int) -> None:
@@ -66,7 +68,7 @@ def common_prefix(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class _Entry:
+class _CachedPrefix:
     ids: NDArray[np.int64]
     kept: Kept
 
@@ -75,7 +77,7 @@ class PrefixCache:
     """Prompts that were computed before, the least recently used first."""
 
     def __init__(self) -> None:
-        self._entries: list[_Entry] = []
+        self._entries: list[_CachedPrefix] = []
 
     @property
     def tokens(self) -> int:
@@ -104,7 +106,7 @@ class PrefixCache:
         """Keep a prompt; those that it begins with are no longer needed."""
         added = np.asarray(ids, np.int64)
         self._entries = [e for e in self._entries if common_prefix(e.ids, added) < len(e.ids)]
-        self._entries.append(_Entry(added, kept))
+        self._entries.append(_CachedPrefix(added, kept))
 
     def shrink(self, tokens: int) -> None:
         """Forget the least recently used until at most so many positions are kept."""

@@ -19,7 +19,12 @@ from typing import BinaryIO
 
 import onnxruntime
 
-from fusewire_worker_edge.engine.api import EngineError, GenerateRequest, RequestCancelledError, RequestRefusedError
+from fusewire_worker_edge.engine.api import (
+    EngineError,
+    GenerateRequest,
+    RequestCancelledError,
+    RequestRefusedError,
+)
 from fusewire_worker_edge.engine.frames import Frame, pack, read
 from fusewire_worker_edge.engine.generation import Generator
 from fusewire_worker_edge.engine.options import EngineOptions
@@ -101,7 +106,11 @@ def report(event: Event) -> Frame:
     if event.error:
         return failure(event.id, event.error)
     if event.completion:
-        return {"type": "done", "id": event.id, "completion": event.completion.model_dump(mode="json")}
+        return {
+            "type": "done",
+            "id": event.id,
+            "completion": event.completion.model_dump(mode="json"),
+        }
     return {"type": "piece", "id": event.id, "text": event.piece}
 
 
@@ -134,7 +143,14 @@ def main() -> int:
         send({"type": "unusable", "message": str(exc)})
         return 1
     load_s = time.perf_counter() - began
-    send({"type": "ready", "model": generator.manifest.name, "load_s": load_s, "onnxruntime": onnxruntime.__version__})
+    send(
+        {
+            "type": "ready",
+            "model": generator.manifest.name,
+            "load_s": load_s,
+            "onnxruntime": onnxruntime.__version__,
+        }
+    )
     while True:
         for frame in inbox.take(wait=not generator.scheduler.is_busy):
             if refused := receive(generator, frame):

@@ -22,7 +22,9 @@ class Comparison:
         end_tokens: those that end an answer; whichever comes, it is over.
     """
 
-    def __init__(self, prompt: Sequence[int], texts: Sequence[Sequence[int]], end_tokens: Sequence[int]) -> None:
+    def __init__(
+        self, prompt: Sequence[int], texts: Sequence[Sequence[int]], end_tokens: Sequence[int]
+    ) -> None:
         self._texts = [[*text, end_tokens[0]] for text in texts]
         known = frozenset(_runs(prompt))
         self._counts = [_new(text, known) for text in self._texts]

@@ -30,7 +30,9 @@ class Constraint:
         """Which tokens may come next, [vocabulary]. Has an end token where the document is whole."""
         fill_next_token_bitmask(self._matcher, self._mask)
         self._check()
-        return np.unpackbits(self._mask.view(np.uint8), count=self._vocab_size, bitorder="little").astype(np.bool_)
+        return np.unpackbits(
+            self._mask.view(np.uint8), count=self._vocab_size, bitorder="little"
+        ).astype(np.bool_)
 
     def accept(self, token: int) -> None:
         """Take the next token; it was one of `allowed`."""
@@ -61,9 +63,13 @@ class Grammars:
         Raises:
             RequestRefusedError: the schema is not valid, or uses what cannot be enforced.
         """
-        grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides={"whitespace_flexible": False})
+        grammar = LLMatcher.grammar_from_json_schema(
+            json.dumps(schema), overrides={"whitespace_flexible": False}
+        )
         if not self._is_usable(grammar):
-            raise RequestRefusedError("bad_request", "response_schema is not a JSON Schema that the engine can enforce")
+            raise RequestRefusedError(
+                "bad_request", "response_schema is not a JSON Schema that the engine can enforce"
+            )
         return Constraint(self._trie(), self._vocab_size, grammar)
 
     def of_tools(self, dialect: Dialect, request: GenerateRequest) -> Constraint:
@@ -81,9 +87,15 @@ class Grammars:
             schema=request.response_schema,
         )
         if not self._is_usable(grammar):
-            bad = next((t.name for t in request.tools if not self._is_usable(arguments_grammar(t))), None)
-            what = "response_schema is" if bad is None else f"the parameters of the tool '{bad}' are"
-            raise RequestRefusedError("bad_request", f"{what} not a JSON Schema that the engine can enforce")
+            bad = next(
+                (t.name for t in request.tools if not self._is_usable(arguments_grammar(t))), None
+            )
+            what = (
+                "response_schema is" if bad is None else f"the parameters of the tool '{bad}' are"
+            )
+            raise RequestRefusedError(
+                "bad_request", f"{what} not a JSON Schema that the engine can enforce"
+            )
         return Constraint(self._trie(), self._vocab_size, grammar)
 
     def _is_usable(self, grammar: str) -> bool:
@@ -99,5 +111,7 @@ class Grammars:
 
     def _trie(self) -> LLTokenizer:
         if self._tokenizer is None:
-            self._tokenizer = LLTokenizer(self._tokenizer_json, n_vocab=self._vocab_size, eos_token=self._end_tokens)
+            self._tokenizer = LLTokenizer(
+                self._tokenizer_json, n_vocab=self._vocab_size, eos_token=self._end_tokens
+            )
         return self._tokenizer

@@ -58,11 +58,15 @@ class Dialect:
         for i, tool in enumerate(tools):
             if self.args:
                 own_id = f"{literal(self.call_id)} CALL_ID" if self.call_id else ""
-                lines.append(f"call_{i}: {json.dumps(tool.name)} {own_id} {literal(self.args)} args_{i}")
+                lines.append(
+                    f"call_{i}: {json.dumps(tool.name)} {own_id} {literal(self.args)} args_{i}"
+                )
             else:
                 head = json.dumps(f'{{"name": {json.dumps(tool.name)}, "arguments": ')
                 lines.append(f'call_{i}: {head} args_{i} "}}"')
-            lines.append(f"args_{i}: %json {json.dumps({**_arguments(tool), 'x-guidance': _JSON_STYLE})}")
+            lines.append(
+                f"args_{i}: %json {json.dumps({**_arguments(tool), 'x-guidance': _JSON_STYLE})}"
+            )
         if self.call_id:
             lines.append(f"CALL_ID: /[a-zA-Z0-9]{{{_ID_CHARS}}}/")
         return "\n".join(lines)
@@ -113,7 +117,9 @@ MISTRAL_LIST = Dialect("[TOOL_CALLS]", first="[TOOL_CALLS][", between=", ", last
 """Mistral's tokenizers v3 to v7."""
 MISTRAL_SPACED_LIST = replace(MISTRAL_LIST, first="[TOOL_CALLS] [")
 """The same with SentencePiece, which puts a space after a control token."""
-MISTRAL_V11 = Dialect("[TOOL_CALLS]", "[TOOL_CALLS]", "[TOOL_CALLS]", args="[ARGS]", call_id="[CALL_ID]")
+MISTRAL_V11 = Dialect(
+    "[TOOL_CALLS]", "[TOOL_CALLS]", "[TOOL_CALLS]", args="[ARGS]", call_id="[CALL_ID]"
+)
 MISTRAL_V13 = replace(MISTRAL_V11, call_id="")
 
 
@@ -151,7 +157,9 @@ def answer_grammar(
     """
     offered = [tool for tool in tools if choice in ("auto", "none", "required", tool.name)]
     if not offered:
-        raise RequestRefusedError("bad_request", "tool_choice names none of the tools; name one of them")
+        raise RequestRefusedError(
+            "bad_request", "tool_choice names none of the tools; name one of them"
+        )
     lines = []
     if choice in ("auto", "none"):
         if schema is not None:
@@ -190,7 +198,8 @@ def check_results(messages: Sequence[Message]) -> None:
         if message.role == "tool":
             if message.tool_call_id not in open_calls:
                 raise RequestRefusedError(
-                    "bad_request", f"messages.{at} is the result of no call before it; send the call first"
+                    "bad_request",
+                    f"messages.{at} is the result of no call before it; send the call first",
                 )
             open_calls.remove(message.tool_call_id)
             continue
@@ -199,7 +208,8 @@ def check_results(messages: Sequence[Message]) -> None:
         open_calls = {call.id for call in message.tool_calls}
     if open_calls:
         raise RequestRefusedError(
-            "bad_request", f"{len(open_calls)} tool calls have no result; send one tool message for each"
+            "bad_request",
+            f"{len(open_calls)} tool calls have no result; send one tool message for each",
         )
 
 
@@ -208,15 +218,28 @@ def short_id(call_id: str) -> str:
     if len(call_id) == _ID_CHARS and all(c in _ALPHABET for c in call_id):
         return call_id
     number = int.from_bytes(hashlib.sha256(call_id.encode()).digest(), "big")
-    return "".join(_ALPHABET[number // len(_ALPHABET) ** i % len(_ALPHABET)] for i in range(_ID_CHARS))
+    return "".join(
+        _ALPHABET[number // len(_ALPHABET) ** i % len(_ALPHABET)] for i in range(_ID_CHARS)
+    )
 
 
 def _arguments(tool: Tool) -> dict[str, Any]:
     """The schema of a tool's arguments; nothing that it does not declare is written."""
     schema = {"type": "object", "properties": {}, **tool.parameters}
     declared = schema["properties"]
-    composed = schema.keys() & {"allOf", "anyOf", "oneOf", "$ref", "patternProperties", "minProperties"}
-    if not composed and isinstance(declared, dict) and set(schema.get("required", ())) <= declared.keys():
+    composed = schema.keys() & {
+        "allOf",
+        "anyOf",
+        "oneOf",
+        "$ref",
+        "patternProperties",
+        "minProperties",
+    }
+    if (
+        not composed
+        and isinstance(declared, dict)
+        and set(schema.get("required", ())) <= declared.keys()
+    ):
         schema.setdefault("additionalProperties", False)
     return schema
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fusewire.contracts import Message
-from fusewire_worker_edge.engine.answer import Answer
+from fusewire_worker_edge.engine.answer import AnswerTokens
 from fusewire_worker_edge.engine.api import Completion, GenerateRequest, Hear
 from fusewire_worker_edge.engine.comparison import Comparison
 from fusewire_worker_edge.engine.constraint import Grammars
@@ -17,7 +17,13 @@ from fusewire_worker_edge.engine.mistral import FILES, MistralVocabulary
 from fusewire_worker_edge.engine.model import OnnxModel
 from fusewire_worker_edge.engine.options import EngineOptions
 from fusewire_worker_edge.engine.sampling import Floats
-from fusewire_worker_edge.engine.scheduler import CHUNK, AnswerJob, ComparisonJob, Scheduler, chunk_size
+from fusewire_worker_edge.engine.scheduler import (
+    CHUNK,
+    AnswerJob,
+    ComparisonJob,
+    Scheduler,
+    chunk_size,
+)
 from fusewire_worker_edge.engine.tokens import Vocabulary
 from fusewire_worker_edge.folder import Manifest
 
@@ -43,12 +49,16 @@ class Generator:
         options: how to run it.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, options: EngineOptions | None = None) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, options: EngineOptions | None = None
+    ) -> None:
         self.manifest = manifest
         self.vocabulary = read_vocabulary(folder, manifest)
         self.model = OnnxModel(folder, manifest, options or EngineOptions())
         self.scheduler = Scheduler(self.model, self.model.budget, time.perf_counter)
-        self._grammars = Grammars(self.vocabulary.tokenizer_json, manifest.vocab_size, manifest.end_tokens)
+        self._grammars = Grammars(
+            self.vocabulary.tokenizer_json, manifest.vocab_size, manifest.end_tokens
+        )
 
     def submit(self, request: GenerateRequest) -> None:
         """Hand a request to the scheduler.
@@ -68,7 +78,7 @@ class Generator:
         elif request.response_schema is not None:
             constraint = self._grammars.of_schema(request.response_schema)
         stream = self.vocabulary.text_stream(special=dialect is not None)
-        answer = Answer(request, stream, constraint, self.manifest.end_tokens, dialect)
+        answer = AnswerTokens(request, stream, constraint, self.manifest.end_tokens, dialect)
         self.scheduler.submit(
             AnswerJob(
                 id=request.id,
@@ -84,11 +94,18 @@ class Generator:
         texts = [self.vocabulary.ids(choice) for choice in request.choices]
         comparison = Comparison(prompt, texts, self.manifest.end_tokens)
         return ComparisonJob(
-            id=request.id, prompt=prompt, rank=request.rank, comparison=comparison, choices=request.choices
+            id=request.id,
+            prompt=prompt,
+            rank=request.rank,
+            comparison=comparison,
+            choices=request.choices,
         )
 
     def generate(
-        self, request: GenerateRequest, cancelled: Callable[[], bool] = lambda: False, hear: Hear | None = None
+        self,
+        request: GenerateRequest,
+        cancelled: Callable[[], bool] = lambda: False,
+        hear: Hear | None = None,
     ) -> Completion:
         """Answer one request alone; `cancelled` is asked before every step, `hear` given the text as it comes.
 

@@ -31,7 +31,13 @@ from fusewire_worker_edge.engine.dialects import (
 )
 from fusewire_worker_edge.engine.tokens import Vocabulary
 
-FILES = ("tekken.json", "tokenizer.model.v7", "tokenizer.model.v3", "tokenizer.model.v2", "tokenizer.model.v1")
+FILES = (
+    "tekken.json",
+    "tokenizer.model.v7",
+    "tokenizer.model.v3",
+    "tokenizer.model.v2",
+    "tokenizer.model.v1",
+)
 """Mistral's names for its tokenizers, in a model's folder."""
 
 
@@ -58,7 +64,9 @@ class MistralVocabulary(Vocabulary):
             )
             return list(self._mistral.encode_chat_completion(asked).tokens)
         except (MistralCommonException, ValueError):
-            raise RequestRefusedError("bad_request", "Mistral's prompt format refuses this order of messages") from None
+            raise RequestRefusedError(
+                "bad_request", "Mistral's prompt format refuses this order of messages"
+            ) from None
 
     def _turns(self, messages: Sequence[Message]) -> list[ChatMessage]:
         names = {call.id: call.name for message in messages for call in message.tool_calls}
@@ -72,9 +80,14 @@ class MistralVocabulary(Vocabulary):
                 return UserMessage(content=message.content)
             case "tool":
                 given = message.tool_call_id or ""
-                return ToolMessage(content=message.content, tool_call_id=short_id(given), name=names.get(given))
+                return ToolMessage(
+                    content=message.content, tool_call_id=short_id(given), name=names.get(given)
+                )
         calls = [
-            ToolCall(id=short_id(call.id), function=FunctionCall(name=call.name, arguments=call.arguments or "{}"))
+            ToolCall(
+                id=short_id(call.id),
+                function=FunctionCall(name=call.name, arguments=call.arguments or "{}"),
+            )
             for call in message.tool_calls
         ]
         # Before version 7 a turn is either text or calls: the text beside calls has no place in it.

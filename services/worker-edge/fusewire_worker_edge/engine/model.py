@@ -48,13 +48,17 @@ class OnnxModel:
         self.budget = options.kv_tokens(manifest)
         self.slots = options.slots
         self.positions = min(manifest.context_length, self.budget)
-        self._cache = KvCache(manifest.layers, manifest.kv_heads, manifest.head_size, self.slots, self.positions)
+        self._cache = KvCache(
+            manifest.layers, manifest.kv_heads, manifest.head_size, self.slots, self.positions
+        )
         self.move, self.keep = self._cache.move, self._cache.keep
         self.restore, self.release = self._cache.restore, self._cache.release
         self._bindings: dict[tuple[int, int], Any] = {}
         optional = {one.name for one in self._session.get_overridable_initializers()}
         self._gives_last_row = FIRST_ROW in optional
-        self._all_rows, self._last_row = (ort.OrtValue.ortvalue_from_numpy(np.array([n], np.int64)) for n in (0, -1))
+        self._all_rows, self._last_row = (
+            ort.OrtValue.ortvalue_from_numpy(np.array([n], np.int64)) for n in (0, -1)
+        )
 
     def prefill(self, slot: int, ids: Sequence[int], past: int) -> Floats:
         """See `Model.prefill`."""
@@ -64,7 +68,9 @@ class OnnxModel:
         """See `Model.decode`."""
         total = np.array(lengths, np.int64) + 1
         mask = (np.arange(total.max()) < total[:, None]).astype(np.int64)
-        return np.asarray(self._run(0, len(tokens), np.array(tokens, np.int64)[:, None], mask)[:, 0])
+        return np.asarray(
+            self._run(0, len(tokens), np.array(tokens, np.int64)[:, None], mask)[:, 0]
+        )
 
     def advance(self, slot: int, ids: Sequence[int], past: int) -> Floats:
         """Append tokens to a sequence of `past`. Returns the logits after each of them, [ids, vocabulary]."""
@@ -72,7 +78,9 @@ class OnnxModel:
 
     def _advance(self, slot: int, ids: Sequence[int], past: int, *, last_row: bool) -> Floats:
         mask = np.ones((1, past + len(ids)), np.int64)
-        return np.asarray(self._run(slot, slot + 1, np.array([ids], np.int64), mask, last_row=last_row)[0])
+        return np.asarray(
+            self._run(slot, slot + 1, np.array([ids], np.int64), mask, last_row=last_row)[0]
+        )
 
     def _run(
         self,
@@ -129,24 +137,38 @@ class OnnxModel:
         session.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_US)
         session.add_session_config_entry("session.force_spinning_stop", "1")
         try:
-            return ort.InferenceSession(folder / "model.onnx", session, providers=["CPUExecutionProvider"])
+            return ort.InferenceSession(
+                folder / "model.onnx", session, providers=["CPUExecutionProvider"]
+            )
         except Exception as exc:  # noqa: BLE001 - onnxruntime's own exceptions share no base class
-            raise ModelFolderError(folder, f"onnxruntime {ort.__version__} does not load it: {exc}") from None
+            raise ModelFolderError(
+                folder, f"onnxruntime {ort.__version__} does not load it: {exc}"
+            ) from None
 
     def _check_inputs(self, folder: Path) -> None:
         m = self.manifest
         cache = [None, m.kv_heads, None, m.head_size]
         wanted: dict[str, list[Any]] = {"input_ids": [None, None], "attention_mask": [None, None]}
         for layer in range(m.layers):
-            wanted[f"past_key_values.{layer}.key"] = wanted[f"past_key_values.{layer}.value"] = cache
+            wanted[f"past_key_values.{layer}.key"] = wanted[f"past_key_values.{layer}.value"] = (
+                cache
+            )
         found = {one.name: one.shape for one in self._session.get_inputs()}
-        wrong = sorted(name for name in wanted.keys() | found.keys() if not _fits(found.get(name), wanted.get(name)))
+        wrong = sorted(
+            name
+            for name in wanted.keys() | found.keys()
+            if not _fits(found.get(name), wanted.get(name))
+        )
         if wrong:
-            raise ModelFolderError(folder, f"its graph and its manifest disagree about the input '{wrong[0]}'")
+            raise ModelFolderError(
+                folder, f"its graph and its manifest disagree about the input '{wrong[0]}'"
+            )
 
 
 def _fits(found: Sequence[int | str | None] | None, wanted: Sequence[int | None] | None) -> bool:
     """Whether an input has the sizes that are wanted. One that its graph leaves open has a name, or none."""
     if found is None or wanted is None or len(found) != len(wanted):
         return False
-    return all(size == one for size, one in zip(found, wanted, strict=True) if isinstance(size, int))
+    return all(
+        size == one for size, one in zip(found, wanted, strict=True) if isinstance(size, int)
+    )

@@ -111,7 +111,9 @@ class _Child:
         finally:
             await self.end()
             for reply in self._replies.values():
-                reply.set_exception(EngineDiedError(f"the engine's process ended with {self.process.returncode}"))
+                reply.set_exception(
+                    EngineDiedError(f"the engine's process ended with {self.process.returncode}")
+                )
             self._replies.clear()
 
     async def end(self) -> None:

@@ -41,7 +41,9 @@ def probabilities(logits: Floats, temperature: float, top_p: float) -> NDArray[n
     return np.asarray(kept / kept.sum())
 
 
-def log_probabilities(logits: Floats, token: int, top: int = 0) -> tuple[float, list[tuple[int, float]]]:
+def log_probabilities(
+    logits: Floats, token: int, top: int = 0
+) -> tuple[float, list[tuple[int, float]]]:
     """The natural logarithm of a token's probability at temperature 1, and those of the `top` most probable tokens.
 
     Logits: [vocabulary]. A masked token is never among the most probable ones.

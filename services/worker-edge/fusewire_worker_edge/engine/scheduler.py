@@ -22,8 +22,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fusewire_worker_edge.engine.answer import Answer
-from fusewire_worker_edge.engine.api import Completion, EngineError, RequestCancelledError, RequestRefusedError
+from fusewire_worker_edge.engine.answer import AnswerTokens
+from fusewire_worker_edge.engine.api import (
+    Completion,
+    EngineError,
+    RequestCancelledError,
+    RequestRefusedError,
+)
 from fusewire_worker_edge.engine.cache import Kept, PrefixCache, common_prefix
 from fusewire_worker_edge.engine.comparison import Comparison
 from fusewire_worker_edge.engine.sampling import Floats
@@ -109,7 +114,7 @@ class _Job(ABC):
 class AnswerJob(_Job):
     """An answer to generate."""
 
-    answer: Answer
+    answer: AnswerTokens
     max_tokens: int
     is_streamed: bool = False
     last: int = 0

@@ -41,7 +41,9 @@ class ChatTemplate:
         self._template = environment.from_string(source)
         self._special_tokens = special_tokens
 
-    def render(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> str:
+    def render(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()
+    ) -> str:
         """The conversation as one text that ends where the answer begins.
 
         Args:
@@ -60,7 +62,9 @@ class ChatTemplate:
                 **self._special_tokens,
             )
         except TemplateError:
-            raise RequestRefusedError("bad_request", "the model's chat template refuses this order of roles") from None
+            raise RequestRefusedError(
+                "bad_request", "the model's chat template refuses this order of roles"
+            ) from None
 
 
 class Vocabulary:
@@ -72,18 +76,28 @@ class Vocabulary:
         dialect: how the model writes calls of tools, where that is another way than its template teaches.
     """
 
-    def __init__(self, tokenizer_json: str, config: Mapping[str, Any], dialect: Dialect | None = None) -> None:
+    def __init__(
+        self, tokenizer_json: str, config: Mapping[str, Any], dialect: Dialect | None = None
+    ) -> None:
         self.tokenizer_json = tokenizer_json
         self._tokenizer = Tokenizer.from_str(tokenizer_json)
         # One without added tokens spells them out, also those that are not marked special, such as `<tool_call>`.
-        self._literally = Tokenizer.from_str(json.dumps({**json.loads(tokenizer_json), "added_tokens": []}))
-        named = {name: config[name] for name in ("bos_token", "eos_token", "pad_token", "unk_token") if name in config}
+        self._literally = Tokenizer.from_str(
+            json.dumps({**json.loads(tokenizer_json), "added_tokens": []})
+        )
+        named = {
+            name: config[name]
+            for name in ("bos_token", "eos_token", "pad_token", "unk_token")
+            if name in config
+        }
         template = config.get("chat_template", "")
         self._template = ChatTemplate(template, **named)
         taught = of_template(template)
         self._knows_tools = taught is not None
         self.dialect = dialect or taught or HERMES
-        self._special = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
+        self._special = [
+            token.content for token in self._tokenizer.get_added_tokens_decoder().values()
+        ]
         longest_first = sorted(self._special, key=len, reverse=True)
         self._special_text = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
@@ -100,7 +114,9 @@ class Vocabulary:
         if not self._knows_tools:
             said, offered = in_words(said, offered), []
         ids: list[int] = []
-        for i, piece in enumerate(_SHIELD.split(self._template.render(self._shielded(said), self._shielded(offered)))):
+        for i, piece in enumerate(
+            _SHIELD.split(self._template.render(self._shielded(said), self._shielded(offered)))
+        ):
             literal = i % 2 == 1
             ids += self._encode(self._special[int(piece)] if literal else piece, literal=literal)
         return ids
@@ -149,11 +165,15 @@ class TextStream:
 
     def cut_at(self, stops: Sequence[str], since: int) -> bool:
         """Cut the text before the first stop string that ends after position `since`; say whether there was one."""
-        found = [at for s in stops if s and (at := self.text.find(s, max(0, since - len(s) + 1))) >= 0]
+        found = [
+            at for s in stops if s and (at := self.text.find(s, max(0, since - len(s) + 1))) >= 0
+        ]
         if found:
             self.text = self.text[: min(found)]
         return bool(found)
 
     def begun(self, stops: Sequence[str]) -> int:
         """How many characters at the end of the text may be the beginning of a stop string."""
-        return max((n for s in stops for n in range(1, len(s)) if self.text.endswith(s[:n])), default=0)
+        return max(
+            (n for s in stops for n in range(1, len(s)) if self.text.endswith(s[:n])), default=0
+        )

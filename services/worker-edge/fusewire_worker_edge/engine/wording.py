@@ -47,9 +47,14 @@ def in_words(turns: Sequence[Turn], tools: Sequence[Turn]) -> list[Turn]:
             else:
                 told.append({"role": "user", "content": response, "is_response": True})
         else:
-            calls = [json.dumps(call["function"], ensure_ascii=False) for call in turn.get("tool_calls", ())]
+            calls = [
+                json.dumps(call["function"], ensure_ascii=False)
+                for call in turn.get("tool_calls", ())
+            ]
             parts = [turn["content"], *(f"<tool_call>\n{call}\n</tool_call>" for call in calls)]
-            told.append({"role": turn["role"], "content": "\n".join(part for part in parts if part)})
+            told.append(
+                {"role": turn["role"], "content": "\n".join(part for part in parts if part)}
+            )
     if not tools:
         return told
     lines = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
@@ -74,4 +79,8 @@ def _call(call: ToolCall) -> Turn:
     except ValueError:
         # As another model wrote it; a template prints a string as it is.
         arguments = call.arguments
-    return {"type": "function", "id": call.id, "function": {"name": call.name, "arguments": arguments}}
+    return {
+        "type": "function",
+        "id": call.id,
+        "function": {"name": call.name, "arguments": arguments},
+    }

@@ -64,7 +64,9 @@ class GenaiFolder:
         self._model = onnx.ModelProto.FromString(self._data)
         self._data_files = _external(self._model)
         self._check()
-        self.sizes = replace(self.sizes, context_length=min([self.sizes.context_length, *self._switches()]))
+        self.sizes = replace(
+            self.sizes, context_length=min([self.sizes.context_length, *self._switches()])
+        )
 
     @property
     def quantisation(self) -> dict[str, int]:
@@ -97,10 +99,14 @@ class GenaiFolder:
         try:
             return (self.folder / self._graph_file).read_bytes()
         except OSError as exc:
-            raise ModelImportError(f"{self._graph_file} cannot be read: {exc.strerror or 'I/O error'}") from None
+            raise ModelImportError(
+                f"{self._graph_file} cannot be read: {exc.strerror or 'I/O error'}"
+            ) from None
 
     def _check(self) -> None:
-        files = {path.name for path in self.folder.iterdir() if path.is_file() and not path.is_symlink()}
+        files = {
+            path.name for path in self.folder.iterdir() if path.is_file() and not path.is_symlink()
+        }
         if problem := graph_problem(self._data, files):
             raise ModelImportError(f"{self._graph_file} {problem}")
         if any(_attribute(node, "sliding_window_cache", 0) for node in self._model.graph.node):
@@ -137,7 +143,9 @@ class GenaiFolder:
         }
         for layer in range(self.sizes.layers):
             for part in ("key", "value"):
-                wanted[f"past_key_values.{layer}.{part}"] = wanted[f"present.{layer}.{part}"] = cache
+                wanted[f"past_key_values.{layer}.{part}"] = wanted[f"present.{layer}.{part}"] = (
+                    cache
+                )
         return wanted
 
     def _switches(self) -> Iterator[int]:
@@ -146,7 +154,11 @@ class GenaiFolder:
         It does so for all sequences of a step, also those that are shorter: so none may become longer.
         """
         made_by = {name: node for node in self._model.graph.node for name in node.output}
-        constants = {one.name: to_array(one) for one in self._model.graph.initializer if not one.external_data}
+        constants = {
+            one.name: to_array(one)
+            for one in self._model.graph.initializer
+            if not one.external_data
+        }
         for node in self._model.graph.node:
             if node.op_type == "Constant":
                 constants[node.output[0]] = to_array(node.attribute[0].t)
@@ -154,9 +166,15 @@ class GenaiFolder:
             if node.op_type != "If":
                 continue
             condition = made_by.get(node.input[0])
-            limit = constants.get(condition.input[1]) if condition and condition.op_type == "Greater" else None
+            limit = (
+                constants.get(condition.input[1])
+                if condition and condition.op_type == "Greater"
+                else None
+            )
             if limit is None or limit.size != 1:
-                raise ModelImportError(f"its graph decides by '{node.input[0]}', which this engine does not know")
+                raise ModelImportError(
+                    f"its graph decides by '{node.input[0]}', which this engine does not know"
+                )
             yield int(limit.item())
 
     def _products(self) -> list[onnx.NodeProto]:
@@ -171,7 +189,10 @@ def _plain(name: Any) -> str:
 
 def _external(model: onnx.ModelProto) -> set[str]:
     locations = {
-        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
+        entry.value
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
     }
     return {_plain(name) for name in locations}
 
@@ -179,7 +200,9 @@ def _external(model: onnx.ModelProto) -> set[str]:
 def _typed(value: onnx.ValueInfoProto) -> tuple[int, list[int | None]]:
     """Its element type, and its sizes with None where they are not fixed."""
     tensor = value.type.tensor_type
-    return tensor.elem_type, [one.dim_value if one.HasField("dim_value") else None for one in tensor.shape.dim]
+    return tensor.elem_type, [
+        one.dim_value if one.HasField("dim_value") else None for one in tensor.shape.dim
+    ]
 
 
 def _fits(found: tuple[int, list[int | None]], kind: int, sizes: list[int | None]) -> bool:

@@ -17,9 +17,9 @@ from fusewire_worker_edge.folder import (
     MANIFEST,
     Fidelity,
     FileEntry,
-    Golden,
+    GoldenAnswer,
     Manifest,
-    Source,
+    ModelOrigin,
     ToolCalls,
     hash_file,
     staged,
@@ -28,7 +28,7 @@ from fusewire_worker_edge.importers import ModelImportError
 from fusewire_worker_edge.importers.adopt import CONFIG, GenaiFolder
 from fusewire_worker_edge.importers.gguf import GgufFile
 from fusewire_worker_edge.importers.graph import write_graph
-from fusewire_worker_edge.importers.reference import AsStored, divergence, reference_logits
+from fusewire_worker_edge.importers.reference import StoredWeights, divergence, reference_logits
 from fusewire_worker_edge.importers.snapshot import Snapshot
 from fusewire_worker_edge.importers.snapshot_tokenizer import SnapshotTokenizer
 from fusewire_worker_edge.importers.source import ImportOptions, ModelSource
@@ -42,11 +42,11 @@ MAX_KL = 0.05
 
 Progress = Callable[[str], None]
 """Told the stage that begins: `convert` or `copy`, `prove`."""
-_NO_GOLDEN = Golden(message=GOLDEN_MESSAGE, prompt_ids=(), ids=())
+_NO_GOLDEN = GoldenAnswer(message=GOLDEN_MESSAGE, prompt_ids=(), ids=())
 
 
 @dataclass(frozen=True)
-class _Parts:
+class _ConversionInput:
     """A model to be converted, and its tokens."""
 
     source: ModelSource
@@ -57,21 +57,23 @@ class _Parts:
     tool_calls: ToolCalls | None
 
 
-def _of_gguf(path: Path, options: ImportOptions | None) -> _Parts:
+def _of_gguf(path: Path, options: ImportOptions | None) -> _ConversionInput:
     source = GgufFile(path, options)
-    return _Parts(
+    return _ConversionInput(
         source,
         write_tokenizer=lambda folder: write_tokenizer(source, folder),
         end_tokens=end_tokens(source),
         begin_token=source.metadata.get("tokenizer.ggml.bos_token_id"),
         pad_token=source.metadata.get("tokenizer.ggml.padding_token_id"),
-        tool_calls=_tool_calls(source.metadata.get("general.basename"), source.metadata.get("general.name")),
+        tool_calls=_tool_calls(
+            source.metadata.get("general.basename"), source.metadata.get("general.name")
+        ),
     )
 
 
-def _of_snapshot(folder: Path, options: ImportOptions | None) -> _Parts:
+def _of_snapshot(folder: Path, options: ImportOptions | None) -> _ConversionInput:
     source, tokenizer = Snapshot(folder, options), SnapshotTokenizer(folder)
-    return _Parts(
+    return _ConversionInput(
         source,
         write_tokenizer=lambda target: tokenizer.write(target, source.shape.context_length),
         end_tokens=tokenizer.end_tokens,
@@ -82,11 +84,13 @@ def _of_snapshot(folder: Path, options: ImportOptions | None) -> _Parts:
 
 
 def _tool_calls(*names: object) -> ToolCalls | None:
-    is_coder = any(str(name).lower().replace(" ", "-").startswith("qwen2.5-coder") for name in names)
+    is_coder = any(
+        str(name).lower().replace(" ", "-").startswith("qwen2.5-coder") for name in names
+    )
     return "fenced" if is_coder else None
 
 
-def _genai_config(parts: _Parts) -> dict[str, Any]:
+def _genai_config(parts: _ConversionInput) -> dict[str, Any]:
     """What onnxruntime-genai reads: https://onnxruntime.ai/docs/genai/reference/config.html."""
     shape, ends = parts.source.shape, parts.end_tokens
     decoder = {
@@ -119,16 +123,20 @@ def _genai_config(parts: _Parts) -> dict[str, Any]:
             "type": parts.source.architecture,
             "vocab_size": shape.vocab_size,
         },
-        "search": {"do_sample": False, "max_length": shape.context_length, "past_present_share_buffer": True},
+        "search": {
+            "do_sample": False,
+            "max_length": shape.context_length,
+            "past_present_share_buffer": True,
+        },
     }
 
 
-def _unproven(parts: _Parts, name: str, folder: Path) -> Manifest:
+def _unproven(parts: _ConversionInput, name: str, folder: Path) -> Manifest:
     """The manifest but for what only running the model can tell."""
     source, shape = parts.source, parts.source.shape
     return Manifest(
         name=name,
-        source=Source(name=source.name, sha256=source.sha256()),
+        source=ModelOrigin(name=source.name, sha256=source.sha256()),
         architecture=source.architecture,
         quantisation=source.quantisation,
         block_size=source.block_size,
@@ -148,7 +156,7 @@ def _unproven(parts: _Parts, name: str, folder: Path) -> Manifest:
 def _unproven_of_genai(source: GenaiFolder, name: str, folder: Path) -> Manifest:
     return Manifest(
         name=name,
-        source=Source(name=source.name, sha256=source.sha256()),
+        source=ModelOrigin(name=source.name, sha256=source.sha256()),
         architecture=source.architecture,
         quantisation=source.quantisation,
         block_size=source.block_size,
@@ -165,11 +173,14 @@ def _hashed(folder: Path) -> dict[str, FileEntry]:
     return {path.name: hash_file(folder, path.name) for path in sorted(folder.iterdir())}
 
 
-def _answered(generator: Generator) -> tuple[Golden, list[int]]:
+def _answered(generator: Generator) -> tuple[GoldenAnswer, list[int]]:
     """The model's golden answer, and the whole text of its prompt and that."""
     prompt = generator.vocabulary.prompt([Message(role="user", content=GOLDEN_MESSAGE)])
     ids = generator.greedy(prompt, GOLDEN_TOKENS)
-    return Golden(message=GOLDEN_MESSAGE, prompt_ids=tuple(prompt), ids=tuple(ids)), [*prompt, *ids]
+    return GoldenAnswer(message=GOLDEN_MESSAGE, prompt_ids=tuple(prompt), ids=tuple(ids)), [
+        *prompt,
+        *ids,
+    ]
 
 
 def _prove(source: ModelSource, folder: Path, manifest: Manifest) -> Manifest:
@@ -182,13 +193,15 @@ def _prove(source: ModelSource, folder: Path, manifest: Manifest) -> Manifest:
     measured = graph = divergence(reference_logits(source, text), computed)
     if measured.kl > MAX_KL and source.is_rounded:
         # What quantising anew costs is the importer's choice; what the graph adds to it would be a fault.
-        graph = divergence(reference_logits(AsStored(source), text), computed)
+        graph = divergence(reference_logits(StoredWeights(source), text), computed)
     if graph.kl > MAX_KL:
         raise ModelImportError(
             f"the converted model computes something else than the file: its KL divergence over"
             f" {graph.tokens} tokens is {graph.kl:.3f}, where {MAX_KL} is the most that rounding explains"
         )
-    return manifest.model_copy(update={"golden": golden, "fidelity": Fidelity(**dataclasses.asdict(measured))})
+    return manifest.model_copy(
+        update={"golden": golden, "fidelity": Fidelity(**dataclasses.asdict(measured))}
+    )
 
 
 def _try(folder: Path, manifest: Manifest) -> Manifest:
@@ -209,7 +222,10 @@ def _try(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def import_model(
-    path: Path, target: Path, progress: Progress = lambda _: None, options: ImportOptions | None = None
+    path: Path,
+    target: Path,
+    progress: Progress = lambda _: None,
+    options: ImportOptions | None = None,
 ) -> Manifest:
     """Make the model folder `target`, which appears whole or not at all.
 
@@ -226,7 +242,9 @@ def import_model(
     """
     if (path / CONFIG).is_file():
         if options and options != ImportOptions():
-            raise ModelImportError("a folder of onnxruntime-genai's is taken as it is: leave block size and bits out")
+            raise ModelImportError(
+                "a folder of onnxruntime-genai's is taken as it is: leave block size and bits out"
+            )
         return _adopt(path, target, progress)
     with staged(target) as folder:
         progress("convert")

@@ -13,13 +13,18 @@ from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
 
 from fusewire_worker_edge.importers import ModelImportError
-from fusewire_worker_edge.importers.gguf_header import Header, MalformedError, TensorInfo, read_header
+from fusewire_worker_edge.importers.gguf_header import (
+    Header,
+    MalformedError,
+    TensorInfo,
+    read_header,
+)
 from fusewire_worker_edge.importers.repack import (
     FOUR_BITS,
     QUANTISED,
     Bytes,
     Floats,
-    Packed,
+    PackedMatrix,
     Rows,
     quantize_rows,
     repack,
@@ -32,9 +37,9 @@ from fusewire_worker_edge.importers.source import (
     ROPE_FACTORS,
     SHORT_FACTORS,
     VOCABULARY,
+    DecoderShape,
     ImportOptions,
-    Rotation,
-    Shape,
+    RotaryEmbedding,
     Window,
     rotated,
     sized,
@@ -70,10 +75,15 @@ class GgufFile:
         self.options = options or ImportOptions()
         self.block_size = self.options.block_size or EXACT
         try:
-            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            with (
+                path.open("rb") as file,
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+            ):
                 header = _header(data)
         except OSError as exc:
-            raise ModelImportError(f"{path.name} cannot be read: {exc.strerror or 'I/O error'}") from None
+            raise ModelImportError(
+                f"{path.name} cannot be read: {exc.strerror or 'I/O error'}"
+            ) from None
         except (MalformedError, ValueError) as exc:  # an empty file cannot be mapped
             raise ModelImportError(f"{path.name} is not a whole GGUF file: {exc}") from None
         self.metadata, self._tensors = header.metadata, header.tensors
@@ -82,7 +92,9 @@ class GgufFile:
         if self.architecture not in ARCHITECTURES:
             *most, last = (f"'{name}'" for name in ARCHITECTURES)
             known = f"{', '.join(most)} and {last}"
-            raise ModelImportError(f"architecture '{self.architecture}' cannot be converted; {known} can")
+            raise ModelImportError(
+                f"architecture '{self.architecture}' cannot be converted; {known} can"
+            )
         self.tokens, self.token_kinds = self._vocabulary()
         self.shape = self._shape()
         self._refuse_stray_ids()
@@ -119,7 +131,12 @@ class GgufFile:
             ModelImportError: it is not there, or is no such number.
         """
         value = self.require(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+            or value < 0
+        ):
             raise ModelImportError(f"'{key}' is no number that could be meant")
         return float(value)
 
@@ -149,7 +166,7 @@ class GgufFile:
         shape = self._tensor(name).shape
         return shape[1] if len(shape) == 2 else None
 
-    def matrix(self, name: str, columns: int) -> Packed | Floats:
+    def matrix(self, name: str, columns: int) -> PackedMatrix | Floats:
         """A matrix with this many columns, stored as the options say.
 
         Raises:
@@ -157,9 +174,15 @@ class GgufFile:
         """
         tensor = self._tensor(name)
         if len(tensor.shape) != 2 or tensor.shape[1] != columns:
-            raise ModelImportError(f"tensor '{name}' is {list(tensor.shape)} where {columns} columns were expected")
+            raise ModelImportError(
+                f"tensor '{name}' is {list(tensor.shape)} where {columns} columns were expected"
+            )
         if self._is_kept(tensor):
-            return repack(self._raw(name), tensor.kind) if tensor.kind in QUANTISED else self.floats(name)
+            return (
+                repack(self._raw(name), tensor.kind)
+                if tensor.kind in QUANTISED
+                else self.floats(name)
+            )
         return self._rounded(name, tensor)
 
     @property
@@ -174,7 +197,7 @@ class GgufFile:
             return self.options.bits is None
         return size == EXACT or (size is None and tensor.kind in _KEPT)
 
-    def _rounded(self, name: str, tensor: TensorInfo) -> Packed:
+    def _rounded(self, name: str, tensor: TensorInfo) -> PackedMatrix:
         """A matrix in new codes, made in pieces."""
         size, bits = self.options.block_size or LARGE, 8
         if tensor.kind in FOUR_BITS:
@@ -209,8 +232,15 @@ class GgufFile:
 
     def _vocabulary(self) -> tuple[list[str], list[int]]:
         """The tokens and their types, without those at the end that only fill up."""
-        tokens, kinds = self.texts("tokenizer.ggml.tokens"), self.require("tokenizer.ggml.token_type")
-        if not isinstance(kinds, list) or len(kinds) != len(tokens) or not all(isinstance(k, int) for k in kinds):
+        tokens, kinds = (
+            self.texts("tokenizer.ggml.tokens"),
+            self.require("tokenizer.ggml.token_type"),
+        )
+        if (
+            not isinstance(kinds, list)
+            or len(kinds) != len(tokens)
+            or not all(isinstance(k, int) for k in kinds)
+        ):
             raise ModelImportError("'tokenizer.ggml.token_type' does not give each token a type")
         used = [at for at, kind in enumerate(kinds) if kind != _UNUSED]
         count = used[-1] + 1 if used else 0
@@ -229,7 +259,9 @@ class GgufFile:
     def _refuse_stray_ids(self) -> None:
         for key in [key for key in self.metadata if key.endswith("_token_id")]:
             if not 0 <= self.number(key) < self.shape.vocab_size:
-                raise ModelImportError(f"'{key}' is {self.metadata[key]}, and there are {self.shape.vocab_size} tokens")
+                raise ModelImportError(
+                    f"'{key}' is {self.metadata[key]}, and there are {self.shape.vocab_size} tokens"
+                )
 
     def _size(self, key: str, default: int | None = None) -> int:
         """A size of the architecture, at least 1."""
@@ -238,7 +270,7 @@ class GgufFile:
             return default
         return sized(whole, self.number(whole))
 
-    def _shape(self) -> Shape:
+    def _shape(self) -> DecoderShape:
         name = self.architecture
         hidden, heads = self._size("embedding_length"), self._size("attention.head_count")
         head_size = self._size("attention.key_length", max(1, hidden // heads))
@@ -249,7 +281,7 @@ class GgufFile:
         if rotation.factors == SHORT_FACTORS:
             length = min(length, self._size("rope.scaling.original_context_length", LONGEST))
         is_gemma, layers = name == "gemma3", self._size("block_count")
-        return Shape(
+        return DecoderShape(
             layers=layers,
             hidden=hidden,
             heads=heads,
@@ -261,28 +293,35 @@ class GgufFile:
             rotation=rotation,
             window=self._window(rotation) if is_gemma else None,
             # Gemma 3 of 27B scales as if its heads shared the hidden size.
-            attention_scale=(hidden // heads if is_gemma and layers == _GEMMA_27B else head_size) ** -0.5,
+            attention_scale=(hidden // heads if is_gemma and layers == _GEMMA_27B else head_size)
+            ** -0.5,
             embedding_scale=math.sqrt(hidden) if is_gemma else 1.0,
             activation="gelu" if is_gemma else "silu",
         )
 
-    def _rotation(self, head_size: int) -> Rotation:
+    def _rotation(self, head_size: int) -> RotaryEmbedding:
         name = self.architecture
-        size = rotated(f"{name}.rope.dimension_count", self._size("rope.dimension_count", head_size), head_size)
+        size = rotated(
+            f"{name}.rope.dimension_count", self._size("rope.dimension_count", head_size), head_size
+        )
         scaling = str(self.metadata.get(f"{name}.rope.scaling.type", "none"))
         if scaling not in ("none", "linear", "longrope"):
             raise ModelImportError(f"rope scaling '{scaling}' cannot be converted")
         theta, factor = f"{name}.rope.freq_base", f"{name}.rope.scaling.factor"
         magnitude = f"{name}.rope.scaling.attn_factor"
-        return Rotation(
+        return RotaryEmbedding(
             size=size,
             theta=self.number(theta) if theta in self.metadata else 10_000.0,
-            position_scale=1 / (self.number(factor) or 1) if scaling == "linear" and factor in self.metadata else 1.0,
+            position_scale=1 / (self.number(factor) or 1)
+            if scaling == "linear" and factor in self.metadata
+            else 1.0,
             magnitude=self.number(magnitude) if magnitude in self.metadata else 1.0,
-            factors=next((found for found in (ROPE_FACTORS, SHORT_FACTORS) if found in self._tensors), None),
+            factors=next(
+                (found for found in (ROPE_FACTORS, SHORT_FACTORS) if found in self._tensors), None
+            ),
             is_interleaved=name == "llama",
         )
 
-    def _window(self, rotation: Rotation) -> Window:
+    def _window(self, rotation: RotaryEmbedding) -> Window:
         local = replace(rotation, theta=_GEMMA_WINDOW_THETA, position_scale=1.0)
         return Window(self._size("attention.sliding_window"), _GEMMA_WINDOW_EVERY, local)

@@ -15,7 +15,19 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
-_NUMBERS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
+_NUMBERS = {
+    0: "u1",
+    1: "i1",
+    2: "<u2",
+    3: "<i2",
+    4: "<u4",
+    5: "<i4",
+    6: "<f4",
+    7: "?",
+    10: "<u8",
+    11: "<i8",
+    12: "<f8",
+}
 """How numpy calls a value by its type's number."""
 _MAX_DIMS = 4
 _MOST_ALIGNMENT = 1 << 20
@@ -47,7 +59,7 @@ class Header:
     tensors: dict[str, TensorInfo]
 
 
-class _Walk:
+class _Cursor:
     """A position in the header; every step is checked against the end."""
 
     def __init__(self, data: memoryview) -> None:
@@ -102,10 +114,14 @@ class _Walk:
         # No type has fewer than one bit for each element.
         if not 0 < elements <= 8 * len(self._data):
             raise MalformedError(f"a tensor of {elements} elements does not fit the file")
-        kind, size = _sized(self.number("a tensor", "<I"), elements, columns_first[0] if dims else 1)
+        kind, size = _sized(
+            self.number("a tensor", "<I"), elements, columns_first[0] if dims else 1
+        )
         if name in names:
             raise MalformedError(f"there are two tensors '{name}'")
-        names[name] = TensorInfo(kind, tuple(reversed(columns_first)), self.number("a tensor"), size)
+        names[name] = TensorInfo(
+            kind, tuple(reversed(columns_first)), self.number("a tensor"), size
+        )
 
 
 def _sized(number: int, elements: int, columns: int) -> tuple[str, int]:
@@ -131,7 +147,7 @@ def read_header(data: memoryview) -> Header:
     Raises:
         MalformedError: it is not GGUF, or a length or a count in it does not fit.
     """
-    walk = _Walk(data)
+    walk = _Cursor(data)
     if bytes(data[: walk.skip(4, "the header") + 4]) != MAGIC:
         raise MalformedError("it does not begin with 'GGUF'")
     version = walk.number("the header", "<I")
@@ -145,12 +161,20 @@ def read_header(data: memoryview) -> Header:
     tensors: dict[str, TensorInfo] = {}
     for _ in range(n_tensors):
         walk.tensor(tensors)
-    return Header(metadata, _placed(tensors, walk.at, metadata.get("general.alignment", 32), len(data)))
+    return Header(
+        metadata, _placed(tensors, walk.at, metadata.get("general.alignment", 32), len(data))
+    )
 
 
-def _placed(tensors: dict[str, TensorInfo], header: int, alignment: object, end: int) -> dict[str, TensorInfo]:
+def _placed(
+    tensors: dict[str, TensorInfo], header: int, alignment: object, end: int
+) -> dict[str, TensorInfo]:
     """The tensors, their offsets counted from the beginning of the file."""
-    if not isinstance(alignment, int) or not 0 < alignment <= _MOST_ALIGNMENT or alignment & (alignment - 1):
+    if (
+        not isinstance(alignment, int)
+        or not 0 < alignment <= _MOST_ALIGNMENT
+        or alignment & (alignment - 1)
+    ):
         raise MalformedError(f"its alignment is {alignment}, which is no power of two")
     start = -(-header // alignment) * alignment
     placed = {}
@@ -159,6 +183,8 @@ def _placed(tensors: dict[str, TensorInfo], header: int, alignment: object, end:
         if offset + tensor.size > end:
             raise MalformedError(f"the tensor '{name}' at byte {offset} reaches beyond its end")
         if tensor.offset % alignment:
-            raise MalformedError(f"the tensor '{name}' at byte {offset} is not aligned to {alignment}")
+            raise MalformedError(
+                f"the tensor '{name}' at byte {offset} is not aligned to {alignment}"
+            )
         placed[name] = TensorInfo(tensor.kind, tensor.shape, offset, tensor.size)
     return placed

@@ -14,7 +14,9 @@ def own_tokenizer(pieces: Sequence[str]) -> Path | None:
     """The SentencePiece file that mistral-common brings along with exactly these pieces, or None."""
     for path in sorted(_PUBLISHED.glob("*.model.v*")):
         known = SentencePieceTokenizer(str(path))
-        if known.n_words == len(pieces) and all(known.id_to_piece(i) == piece for i, piece in enumerate(pieces)):
+        if known.n_words == len(pieces) and all(
+            known.id_to_piece(i) == piece for i, piece in enumerate(pieces)
+        ):
             return path
     return None
 

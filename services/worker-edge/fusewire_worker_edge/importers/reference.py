@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fusewire_worker_edge.importers.repack import Floats, Packed, Rows
-from fusewire_worker_edge.importers.source import ModelSource, Rotation, Weights
+from fusewire_worker_edge.importers.repack import Floats, PackedMatrix, Rows
+from fusewire_worker_edge.importers.source import ModelSource, RotaryEmbedding, Weights
 
 _HEAD_ROWS = 8192
 """Of the vocabulary's matrix at a time: whole it would be the largest thing in memory by far."""
@@ -19,13 +19,13 @@ _POSITIONS = 32
 """Compared at a time, for the same reason."""
 
 
-class AsStored:
+class StoredWeights:
     """The weights of a source as the conversion stores them, its own rounding included."""
 
     def __init__(self, source: ModelSource) -> None:
         self._source = source
         self.shape, self.names = source.shape, source.names
-        self._last: tuple[str, Packed | Floats] | None = None
+        self._last: tuple[str, PackedMatrix | Floats] | None = None
 
     def floats(self, name: str, rows: Rows = slice(None)) -> Floats:
         """See `Weights.floats`."""
@@ -35,7 +35,7 @@ class AsStored:
         if self._last is None or self._last[0] != name:
             self._last = (name, self._source.matrix(name, columns))
         stored = self._last[1]
-        return stored.take(rows).dequantize() if isinstance(stored, Packed) else stored[rows]
+        return stored.take(rows).dequantize() if isinstance(stored, PackedMatrix) else stored[rows]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def _rms_norm(x: Floats, gain: Floats, epsilon: float) -> Floats:
     return np.asarray(x / scale * gain, np.float32)
 
 
-def _rotate(x: Floats, rotation: Rotation, source: Weights) -> Floats:
+def _rotate(x: Floats, rotation: RotaryEmbedding, source: Weights) -> Floats:
     """Rotary embedding. [S, heads, size] -> the same."""
     kept, x = x[..., rotation.size :], x[..., : rotation.size]
     positions, half = np.arange(x.shape[0]) * rotation.position_scale, np.arange(rotation.size // 2)
@@ -65,7 +65,9 @@ def _rotate(x: Floats, rotation: Rotation, source: Weights) -> Floats:
     cos, sin = (rotation.magnitude * f(angle)[:, None, :] for f in (np.cos, np.sin))
     if rotation.is_interleaved:
         even, odd = x[..., 0::2], x[..., 1::2]
-        turned = np.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape)
+        turned = np.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(
+            x.shape
+        )
     else:
         first, second = np.split(x, 2, axis=-1)
         turned = np.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
@@ -161,7 +163,10 @@ def reference_logits(source: Weights, ids: Sequence[int]) -> Floats:
 def divergence(reference: Floats, measured: Floats) -> Divergence:
     """Compare two sets of logits, both [positions, vocabulary]."""
     starts = range(0, len(reference), _POSITIONS)
-    parts = [_divergence(reference[at : at + _POSITIONS], measured[at : at + _POSITIONS]) for at in starts]
+    parts = [
+        _divergence(reference[at : at + _POSITIONS], measured[at : at + _POSITIONS])
+        for at in starts
+    ]
     return mean(parts)
 
 

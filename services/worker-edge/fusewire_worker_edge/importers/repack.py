@@ -26,7 +26,7 @@ _CENTRE = 128
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedMatrix:
     """A quantised matrix of N rows and K columns, in blocks of b columns.
 
     Args:
@@ -61,10 +61,10 @@ class Packed:
         """Matrices of the same encoding can be stacked."""
         return self.bits, self.block_size, self.offsets is not None
 
-    def take(self, rows: Rows) -> "Packed":
+    def take(self, rows: Rows) -> "PackedMatrix":
         """Some of its rows."""
         offsets = None if self.offsets is None else self.offsets[rows]
-        return Packed(self.bits, self.codes[rows], self.scales[rows], offsets)
+        return PackedMatrix(self.bits, self.codes[rows], self.scales[rows], offsets)
 
     def dequantize(self) -> Floats:
         """The weights, [N, K]."""
@@ -94,17 +94,19 @@ def _half(raw: Bytes) -> Floats:
     return np.ascontiguousarray(raw).view("<f2")[..., 0].astype(np.float32)
 
 
-def _q4_0(blocks: Bytes) -> Packed:
-    return Packed(4, _pairs(_halves(blocks[..., 2:])), _half(blocks[..., :2]), None)
+def _q4_0(blocks: Bytes) -> PackedMatrix:
+    return PackedMatrix(4, _pairs(_halves(blocks[..., 2:])), _half(blocks[..., :2]), None)
 
 
-def _q4_1(blocks: Bytes) -> Packed:
+def _q4_1(blocks: Bytes) -> PackedMatrix:
     scales = _half(blocks[..., :2])
-    return Packed(4, _pairs(_halves(blocks[..., 4:])), scales, _half(blocks[..., 2:4]) + 8 * scales)
+    return PackedMatrix(
+        4, _pairs(_halves(blocks[..., 4:])), scales, _half(blocks[..., 2:4]) + 8 * scales
+    )
 
 
-def _q8_0(blocks: Bytes) -> Packed:
-    return Packed(8, blocks[..., 2:] ^ np.uint8(0x80), _half(blocks[..., :2]), None)
+def _q8_0(blocks: Bytes) -> PackedMatrix:
+    return PackedMatrix(8, blocks[..., 2:] ^ np.uint8(0x80), _half(blocks[..., :2]), None)
 
 
 def _fifth_bits(raw: Bytes) -> Bytes:
@@ -112,14 +114,16 @@ def _fifth_bits(raw: Bytes) -> Bytes:
     return np.unpackbits(raw, axis=-1, bitorder="little") << np.uint8(4)
 
 
-def _q5_0(blocks: Bytes) -> Packed:
+def _q5_0(blocks: Bytes) -> PackedMatrix:
     codes = _halves(blocks[..., 6:]) | _fifth_bits(blocks[..., 2:6])
-    return Packed(8, codes + np.uint8(_CENTRE - 16), _half(blocks[..., :2]), None)
+    return PackedMatrix(8, codes + np.uint8(_CENTRE - 16), _half(blocks[..., :2]), None)
 
 
-def _q5_1(blocks: Bytes) -> Packed:
+def _q5_1(blocks: Bytes) -> PackedMatrix:
     codes, scales = _halves(blocks[..., 8:]) | _fifth_bits(blocks[..., 4:8]), _half(blocks[..., :2])
-    return Packed(8, codes + np.uint8(_CENTRE - 16), scales, _half(blocks[..., 2:4]) + 16 * scales)
+    return PackedMatrix(
+        8, codes + np.uint8(_CENTRE - 16), scales, _half(blocks[..., 2:4]) + 16 * scales
+    )
 
 
 def _k_scales(blocks: Bytes) -> tuple[Floats, Floats]:
@@ -131,14 +135,16 @@ def _k_scales(blocks: Bytes) -> tuple[Floats, Floats]:
     return d[..., None] * scale, least[..., None] * minimum
 
 
-def _q4_k(blocks: Bytes) -> Packed:
+def _q4_k(blocks: Bytes) -> PackedMatrix:
     rows, supers = blocks.shape[:2]
     scales, minima = _k_scales(blocks)
     codes = _halves(blocks[..., 16:].reshape(rows, supers, 4, 32)).reshape(rows, supers * 8, 32)
-    return Packed(4, _pairs(codes), scales.reshape(rows, -1), (8 * scales - minima).reshape(rows, -1))
+    return PackedMatrix(
+        4, _pairs(codes), scales.reshape(rows, -1), (8 * scales - minima).reshape(rows, -1)
+    )
 
 
-def _q5_k(blocks: Bytes) -> Packed:
+def _q5_k(blocks: Bytes) -> PackedMatrix:
     """As Q4_K; the high bits of the block i are the bits i of 32 bytes."""
     rows, supers = blocks.shape[:2]
     scales, minima = _k_scales(blocks)
@@ -146,20 +152,27 @@ def _q5_k(blocks: Bytes) -> Packed:
     high = blocks[..., None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1
     codes = np.asarray(low | (high << 4), np.uint8).reshape(rows, supers * 8, 32)
     offsets = (16 * scales - minima).reshape(rows, -1)
-    return Packed(8, codes + np.uint8(_CENTRE - 16), scales.reshape(rows, -1), offsets)
+    return PackedMatrix(8, codes + np.uint8(_CENTRE - 16), scales.reshape(rows, -1), offsets)
 
 
-def _q6_k(blocks: Bytes) -> Packed:
+def _q6_k(blocks: Bytes) -> PackedMatrix:
     """256 weights of 6 bits in 16 blocks of 16, whose scales are 8 bits times one float; kept in 8 bits."""
     rows, supers = blocks.shape[:2]
-    low = blocks[..., :128].reshape(rows, supers, 2, 1, 64) >> np.array([0, 4], np.uint8)[:, None] & 0x0F
-    high = blocks[..., 128:192].reshape(rows, supers, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3
+    low = (
+        blocks[..., :128].reshape(rows, supers, 2, 1, 64) >> np.array([0, 4], np.uint8)[:, None]
+        & 0x0F
+    )
+    high = (
+        blocks[..., 128:192].reshape(rows, supers, 2, 1, 32)
+        >> np.array([0, 2, 4, 6], np.uint8)[:, None]
+        & 3
+    )
     codes = np.asarray(low.reshape(rows, -1, 16) | (high.reshape(rows, -1, 16) << 4), np.uint8)
     scales = _half(blocks[..., 208:])[..., None] * blocks[..., 192:208].view(np.int8)
-    return Packed(8, codes + np.uint8(_CENTRE - 32), scales.reshape(rows, -1), None)
+    return PackedMatrix(8, codes + np.uint8(_CENTRE - 32), scales.reshape(rows, -1), None)
 
 
-_FORMATS: dict[str, tuple[int, Callable[[Bytes], Packed]]] = {
+_FORMATS: dict[str, tuple[int, Callable[[Bytes], PackedMatrix]]] = {
     "Q4_0": (18, _q4_0),
     "Q4_1": (20, _q4_1),
     "Q5_0": (22, _q5_0),
@@ -175,7 +188,7 @@ QUANTISED = frozenset(_FORMATS)
 """The names of ggml's quantised types that can be repacked."""
 
 
-def repack(raw: Bytes, quantisation: str) -> Packed:
+def repack(raw: Bytes, quantisation: str) -> PackedMatrix:
     """Re-encode a matrix.
 
     Args:
@@ -186,7 +199,7 @@ def repack(raw: Bytes, quantisation: str) -> Packed:
     return convert(raw.reshape(raw.shape[0], -1, block_bytes))
 
 
-def quantize(weights: Floats, bits: int, block_size: int) -> Packed:
+def quantize(weights: Floats, bits: int, block_size: int) -> PackedMatrix:
     """Round a matrix to the nearest codes, block by block.
 
     With 4 bits the codes reach from the least weight of a block to its greatest; with 8 they are symmetric.
@@ -203,14 +216,16 @@ def quantize(weights: Floats, bits: int, block_size: int) -> Packed:
     if bits == 8:
         scales = np.abs(blocks).max(axis=-1) / 127
         codes = np.rint(blocks / np.where(scales, scales, 1)[..., None]) + _CENTRE
-        return Packed(8, codes.astype(np.uint8), scales, None)
+        return PackedMatrix(8, codes.astype(np.uint8), scales, None)
     least = blocks.min(axis=-1)
     scales = (blocks.max(axis=-1) - least) / 15
     codes = np.rint((blocks - least[..., None]) / np.where(scales, scales, 1)[..., None])
-    return Packed(4, _pairs(codes.astype(np.uint8)), scales, least + 8 * scales)
+    return PackedMatrix(4, _pairs(codes.astype(np.uint8)), scales, least + 8 * scales)
 
 
-def quantize_rows(count: int, read: Callable[[slice], Floats], bits: int, block_size: int) -> Packed:
+def quantize_rows(
+    count: int, read: Callable[[slice], Floats], bits: int, block_size: int
+) -> PackedMatrix:
     """The same of a matrix of `count` rows that is read in pieces, of some rows each."""
     width = read(slice(0, 1)).shape[1]
     step = max(1, _CHUNK_WEIGHTS // width)
@@ -218,9 +233,9 @@ def quantize_rows(count: int, read: Callable[[slice], Floats], bits: int, block_
     return _assembled(count, (quantize(read(span), bits, block_size) for span in spans))
 
 
-def _assembled(rows: int, parts: Iterable[Packed]) -> Packed:
+def _assembled(rows: int, parts: Iterable[PackedMatrix]) -> PackedMatrix:
     """A matrix of so many rows from pieces that are made one after the other, each forgotten when it has its place."""
-    whole: Packed | None = None
+    whole: PackedMatrix | None = None
     at = 0
     for part in parts:
         whole = whole or _empty(rows, part)
@@ -234,17 +249,22 @@ def _assembled(rows: int, parts: Iterable[Packed]) -> Packed:
     return whole
 
 
-def _empty(rows: int, like: Packed) -> Packed:
+def _empty(rows: int, like: PackedMatrix) -> PackedMatrix:
     def room(array: NDArray[Any]) -> NDArray[Any]:
         return np.empty((rows, *array.shape[1:]), array.dtype)
 
-    return Packed(like.bits, room(like.codes), room(like.scales), None if like.offsets is None else room(like.offsets))
+    return PackedMatrix(
+        like.bits,
+        room(like.codes),
+        room(like.scales),
+        None if like.offsets is None else room(like.offsets),
+    )
 
 
-def stack(parts: Sequence[Packed]) -> Packed:
+def stack(parts: Sequence[PackedMatrix]) -> PackedMatrix:
     """Put matrices of one encoding and width on top of each other."""
     offsets = [p.offsets for p in parts if p.offsets is not None]
-    return Packed(
+    return PackedMatrix(
         parts[0].bits,
         np.concatenate([p.codes for p in parts]),
         np.concatenate([p.scales for p in parts]),

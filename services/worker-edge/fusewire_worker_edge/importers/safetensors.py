@@ -40,7 +40,9 @@ class Stored:
         kind = np.dtype(_TYPES[self.kind])
         with self.file.open("rb") as file:
             file.seek(self.offset + start * width * kind.itemsize)
-            raw = np.fromfile(file, kind, (stop - start) * width).reshape(stop - start, *self.shape[1:])
+            raw = np.fromfile(file, kind, (stop - start) * width).reshape(
+                stop - start, *self.shape[1:]
+            )
         if self.kind == "BF16":
             # Its bits are the upper half of those of a float32.
             return (raw.astype(np.uint32) << 16).view(np.float32)
@@ -61,7 +63,9 @@ def read_tensors(path: Path) -> dict[str, Stored]:
         named = {name: entry for name, entry in header.items() if name != "__metadata__"}
         return {name: _stored(path, name, entry, 8 + length, size) for name, entry in named.items()}
     except OSError as exc:
-        raise ModelImportError(f"{path.name} cannot be read: {exc.strerror or 'I/O error'}") from None
+        raise ModelImportError(
+            f"{path.name} cannot be read: {exc.strerror or 'I/O error'}"
+        ) from None
     except (ValueError, TypeError, KeyError, AttributeError, struct.error, RecursionError) as exc:
         raise ModelImportError(f"{path.name} is not a whole safetensors file: {exc}") from None
 
@@ -76,9 +80,19 @@ def _header_length(raw: bytes, size: int) -> int:
 def _stored(path: Path, name: str, entry: Any, begin: int, size: int) -> Stored:
     kind, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     if kind not in _TYPES:
-        raise ModelImportError(f"tensor '{name}' is of type {kind}; {', '.join(_TYPES)} can be converted")
-    if not shape or not all(type(n) is int and n > 0 for n in (*shape, end)) or type(start) is not int:
+        raise ModelImportError(
+            f"tensor '{name}' is of type {kind}; {', '.join(_TYPES)} can be converted"
+        )
+    if (
+        not shape
+        or not all(type(n) is int and n > 0 for n in (*shape, end))
+        or type(start) is not int
+    ):
         raise ValueError(f"tensor '{name}' has no size")
-    if start < 0 or end - start != math.prod(shape) * np.dtype(_TYPES[kind]).itemsize or begin + end > size:
+    if (
+        start < 0
+        or end - start != math.prod(shape) * np.dtype(_TYPES[kind]).itemsize
+        or begin + end > size
+    ):
         raise ValueError(f"tensor '{name}' is not where it says")
     return Stored(path, kind, shape, begin + start)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fusewire_worker_edge.importers import ModelImportError
-from fusewire_worker_edge.importers.repack import Floats, Packed, Rows, quantize_rows
+from fusewire_worker_edge.importers.repack import Floats, PackedMatrix, Rows, quantize_rows
 from fusewire_worker_edge.importers.safetensors import Stored, read_tensors
 from fusewire_worker_edge.importers.snapshot_tokenizer import SnapshotTokenizer, read_json
 from fusewire_worker_edge.importers.source import (
@@ -23,9 +23,9 @@ from fusewire_worker_edge.importers.source import (
     ROPE_FACTORS,
     SHORT_FACTORS,
     VOCABULARY,
+    DecoderShape,
     ImportOptions,
-    Rotation,
-    Shape,
+    RotaryEmbedding,
     Window,
     rotated,
     sized,
@@ -88,18 +88,24 @@ class Snapshot:
         whole = read_json(folder / "config.json")
         kind = str(whole.get("model_type"))
         if kind not in _ARCHITECTURES:
-            raise ModelImportError(f"model_type '{kind}' cannot be converted; {', '.join(sorted(_ARCHITECTURES))} can")
+            raise ModelImportError(
+                f"model_type '{kind}' cannot be converted; {', '.join(sorted(_ARCHITECTURES))} can"
+            )
         self.architecture = _ARCHITECTURES[kind]
         self._config: dict[str, Any] = {**whole, **whole.get("text_config", {})}
         if self._config.get("quantization_config"):
-            raise ModelImportError("its weights are quantised already; take the model's own snapshot, or a GGUF")
+            raise ModelImportError(
+                "its weights are quantised already; take the model's own snapshot, or a GGUF"
+            )
         self._tensors = self._find_tensors()
         self._factors: dict[str, Floats] = {}
         self._vocabulary = SnapshotTokenizer(folder).size
         try:
             self.shape = self._shape()
         except (KeyError, TypeError, ValueError, ArithmeticError) as exc:
-            raise ModelImportError(f"config.json does not describe a model: {type(exc).__name__}: {exc}") from None
+            raise ModelImportError(
+                f"config.json does not describe a model: {type(exc).__name__}: {exc}"
+            ) from None
 
     @property
     def names(self) -> set[str]:
@@ -127,12 +133,16 @@ class Snapshot:
         tensor = self._tensor(name)
         if isinstance(rows, slice):
             # Rows of no token fill the vocabulary up to a round number.
-            start, stop, _ = rows.indices(self.shape.vocab_size if name in VOCABULARY else tensor.shape[0])
+            start, stop, _ = rows.indices(
+                self.shape.vocab_size if name in VOCABULARY else tensor.shape[0]
+            )
             found = tensor.read(slice(start, stop))
         else:
             found = np.concatenate([tensor.read(slice(row, row + 1)) for row in rows])
         # Gemma's norms are stored as what they differ from one.
-        return found + 1 if self.architecture == "gemma3" and name.endswith("norm.weight") else found
+        return (
+            found + 1 if self.architecture == "gemma3" and name.endswith("norm.weight") else found
+        )
 
     def columns(self, name: str) -> int | None:
         """See `ModelSource.columns`."""
@@ -141,15 +151,19 @@ class Snapshot:
         shape = self._tensor(name).shape
         return shape[1] if len(shape) == 2 else None
 
-    def matrix(self, name: str, columns: int) -> Packed | Floats:
+    def matrix(self, name: str, columns: int) -> PackedMatrix | Floats:
         """See `ModelSource.matrix`."""
         tensor = self._tensor(name)
         if len(tensor.shape) != 2 or tensor.shape[1] != columns:
-            raise ModelImportError(f"tensor '{name}' is {list(tensor.shape)} where {columns} columns were expected")
+            raise ModelImportError(
+                f"tensor '{name}' is {list(tensor.shape)} where {columns} columns were expected"
+            )
         if name not in VOCABULARY:
             return quantize_rows(tensor.shape[0], tensor.read, self._bits, self.block_size)
         if tensor.shape[0] < self.shape.vocab_size:
-            raise ModelImportError(f"tensor '{name}' has {tensor.shape[0]} rows for {self.shape.vocab_size} tokens")
+            raise ModelImportError(
+                f"tensor '{name}' has {tensor.shape[0]} rows for {self.shape.vocab_size} tokens"
+            )
         # It suffers most from few bits.
         return quantize_rows(self.shape.vocab_size, tensor.read, 8, self.block_size)
 
@@ -162,8 +176,12 @@ class Snapshot:
         index = self.folder / "model.safetensors.index.json"
         if index.is_file():
             named = set(read_json(index).get("weight_map", {}).values())
-            if odd := [name for name in named if not isinstance(name, str) or name != Path(name).name]:
-                raise ModelImportError(f"{index.name} names {odd[0]!r}, which is not a file of the folder")
+            if odd := [
+                name for name in named if not isinstance(name, str) or name != Path(name).name
+            ]:
+                raise ModelImportError(
+                    f"{index.name} names {odd[0]!r}, which is not a file of the folder"
+                )
         else:
             named = {"model.safetensors"}
         found: dict[str, Stored] = {}
@@ -189,14 +207,21 @@ class Snapshot:
     def _number(self, key: str, default: float | None = None) -> float:
         value = self._config.get(key)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-            raise ModelImportError(f"'{key}' of config.json is {value!r}, which is no number that could be meant")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+            or value < 0
+        ):
+            raise ModelImportError(
+                f"'{key}' of config.json is {value!r}, which is no number that could be meant"
+            )
         return float(value)
 
     def _size(self, key: str, default: float | None = None) -> int:
         return sized(key, self._number(key, default))
 
-    def _shape(self) -> Shape:
+    def _shape(self) -> DecoderShape:
         hidden, heads = self._size("hidden_size"), self._size("num_attention_heads")
         head_size = self._size("head_dim", hidden // heads)
         is_gemma = self.architecture == "gemma3"
@@ -207,10 +232,14 @@ class Snapshot:
         rotation = self._rotation(self._rope("full_attention"), head_size)
         if rotation.factors == SHORT_FACTORS:
             length = min(length, self._original_length(self._rope("full_attention")))
-        if not is_gemma and self._config.get("sliding_window") and self._config.get("use_sliding_window", True):
+        if (
+            not is_gemma
+            and self._config.get("sliding_window")
+            and self._config.get("use_sliding_window", True)
+        ):
             # Up to there such a window hides nothing.
             length = min(length, self._size("sliding_window"))
-        return Shape(
+        return DecoderShape(
             layers=self._size("num_hidden_layers"),
             hidden=hidden,
             heads=heads,
@@ -221,7 +250,9 @@ class Snapshot:
             rms_epsilon=self._number("rms_norm_eps", 1e-6),
             rotation=rotation,
             window=self._window(head_size) if is_gemma else None,
-            attention_scale=self._number("query_pre_attn_scalar", head_size) ** -0.5 if is_gemma else head_size**-0.5,
+            attention_scale=self._number("query_pre_attn_scalar", head_size) ** -0.5
+            if is_gemma
+            else head_size**-0.5,
             embedding_scale=math.sqrt(hidden) if is_gemma else 1.0,
             activation="gelu" if is_gemma else "silu",
         )
@@ -230,28 +261,35 @@ class Snapshot:
         """What the configuration says of the rotation, for the layers that it names so; in its older form too."""
         rope = self._config.get("rope_parameters")
         if not isinstance(rope, dict):
-            rope = {**(self._config.get("rope_scaling") or {}), "rope_theta": self._config.get("rope_theta", 10_000.0)}
+            rope = {
+                **(self._config.get("rope_scaling") or {}),
+                "rope_theta": self._config.get("rope_theta", 10_000.0),
+            }
             if layers == "sliding_attention":
                 return {"rope_theta": self._config.get("rope_local_base_freq", 10_000.0)}
         nested = rope.get(layers)
         return nested if isinstance(nested, dict) else rope
 
-    def _rotation(self, rope: dict[str, Any], head_size: int) -> Rotation:
-        share = rope.get("partial_rotary_factor") or self._config.get("partial_rotary_factor") or 1.0
+    def _rotation(self, rope: dict[str, Any], head_size: int) -> RotaryEmbedding:
+        share = (
+            rope.get("partial_rotary_factor") or self._config.get("partial_rotary_factor") or 1.0
+        )
         size = rotated("partial_rotary_factor", int(head_size * share), head_size)
         theta = float(rope.get("rope_theta") or 10_000.0)
-        plain = Rotation(size, theta)
+        plain = RotaryEmbedding(size, theta)
         kind = rope.get("rope_type") or rope.get("type") or "default"
         if kind == "default":
             return plain
         if kind == "linear":
-            return Rotation(size, theta, position_scale=1 / float(rope["factor"]))
+            return RotaryEmbedding(size, theta, position_scale=1 / float(rope["factor"]))
         if kind == "llama3":
             self._factors[ROPE_FACTORS] = _llama3_factors(rope, plain)
-            return Rotation(size, theta, factors=ROPE_FACTORS)
+            return RotaryEmbedding(size, theta, factors=ROPE_FACTORS)
         if kind == "longrope":
             self._factors[SHORT_FACTORS] = np.asarray(rope["short_factor"], np.float32)
-            return Rotation(size, theta, magnitude=self._magnitude(rope), factors=SHORT_FACTORS)
+            return RotaryEmbedding(
+                size, theta, magnitude=self._magnitude(rope), factors=SHORT_FACTORS
+            )
         raise ModelImportError(f"rope scaling '{kind}' cannot be converted")
 
     def _magnitude(self, rope: dict[str, Any]) -> float:
@@ -263,7 +301,9 @@ class Snapshot:
         return math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
 
     def _original_length(self, rope: dict[str, Any]) -> int:
-        return self._size("original_max_position_embeddings", rope.get("original_max_position_embeddings", 4096))
+        return self._size(
+            "original_max_position_embeddings", rope.get("original_max_position_embeddings", 4096)
+        )
 
     def _window(self, head_size: int) -> Window:
         kinds = self._config.get("layer_types")
@@ -274,11 +314,15 @@ class Snapshot:
         return Window(self._size("sliding_window"), every, rotation)
 
 
-def _llama3_factors(rope: dict[str, Any], rotation: Rotation) -> Floats:
+def _llama3_factors(rope: dict[str, Any], rotation: RotaryEmbedding) -> Floats:
     """What each frequency is divided by: nothing where it turns fast, all of the factor where it turns slowly."""
-    factor, low, high = (float(rope[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    factor, low, high = (
+        float(rope[key]) for key in ("factor", "low_freq_factor", "high_freq_factor")
+    )
     original = float(rope["original_max_position_embeddings"])
-    frequency = rotation.theta ** (-np.arange(0, rotation.size, 2, dtype=np.float64) / rotation.size)
+    frequency = rotation.theta ** (
+        -np.arange(0, rotation.size, 2, dtype=np.float64) / rotation.size
+    )
     turns = original * frequency / (2 * math.pi)
     kept = np.clip((turns - low) / (high - low), 0, 1)
     return np.asarray(1 / (kept + (1 - kept) / factor), np.float32)

@@ -23,7 +23,9 @@ def read_json(path: Path) -> dict[str, Any]:
             raise ModelImportError(f"{path.name} is larger than {_MOST_JSON >> 20} MiB")
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as exc:
-        raise ModelImportError(f"{path.name} cannot be read: {exc.strerror or 'I/O error'}") from None
+        raise ModelImportError(
+            f"{path.name} cannot be read: {exc.strerror or 'I/O error'}"
+        ) from None
     except (ValueError, RecursionError):
         raise ModelImportError(f"{path.name} is not JSON") from None
     if not isinstance(value, dict):
@@ -80,8 +82,12 @@ class SnapshotTokenizer:
         own = next((self._folder / name for name in FILES if (self._folder / name).is_file()), None)
         template = self._template()
         if not template and own is None:
-            raise ModelImportError("it has no chat template, so it cannot be asked; take an instruct model")
-        special = {name: self._text(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+            raise ModelImportError(
+                "it has no chat template, so it cannot be asked; take an instruct model"
+            )
+        special = {
+            name: self._text(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")
+        }
         config = {
             "chat_template": template,
             "clean_up_tokenization_spaces": False,
@@ -91,7 +97,9 @@ class SnapshotTokenizer:
         }
         tokenizer = {**self._whole, "truncation": None, "padding": None}
         for name, content in (("tokenizer.json", tokenizer), ("tokenizer_config.json", config)):
-            (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+            (folder / name).write_text(
+                json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8"
+            )
         if own is not None:
             (folder / own.name).write_bytes(own.read_bytes())
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from fusewire_worker_edge.importers import ModelImportError
-from fusewire_worker_edge.importers.repack import Floats, Packed, Rows
+from fusewire_worker_edge.importers.repack import Floats, PackedMatrix, Rows
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "phi3", "gemma3")
 """As GGUF names them; Mistral's models are of the first."""
@@ -52,7 +52,7 @@ class ImportOptions:
 
 
 @dataclass(frozen=True)
-class Rotation:
+class RotaryEmbedding:
     """How a layer rotates queries and keys by their positions (Su et al., arXiv:2104.09864).
 
     Args:
@@ -84,11 +84,11 @@ class Window:
 
     positions: int
     every: int
-    rotation: Rotation
+    rotation: RotaryEmbedding
 
 
 @dataclass(frozen=True)
-class Shape:
+class DecoderShape:
     """The sizes of a decoder, and where architectures differ beyond the tensors that they have."""
 
     layers: int
@@ -99,7 +99,7 @@ class Shape:
     vocab_size: int
     context_length: int
     rms_epsilon: float
-    rotation: Rotation
+    rotation: RotaryEmbedding
     window: Window | None = None
     attention_scale: float = 1.0
     embedding_scale: float = 1.0
@@ -109,7 +109,7 @@ class Shape:
         """The window of a layer, counted from 0."""
         return self.window if self.window and (layer + 1) % self.window.every else None
 
-    def rotation_of(self, layer: int) -> Rotation:
+    def rotation_of(self, layer: int) -> RotaryEmbedding:
         """The rotation of a layer, counted from 0."""
         window = self.window_of(layer)
         return window.rotation if window else self.rotation
@@ -145,7 +145,7 @@ class Weights(Protocol):
     """Weights in float32, and what they are the weights of."""
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> DecoderShape:
         """The sizes."""
         ...
 
@@ -199,7 +199,7 @@ class ModelSource(Weights, Protocol):
         """How many columns a matrix has; None of a vector."""
         ...
 
-    def matrix(self, name: str, columns: int) -> Packed | Floats:
+    def matrix(self, name: str, columns: int) -> PackedMatrix | Floats:
         """A matrix with this many columns, as it is to be stored.
 
         Raises:

@@ -16,19 +16,32 @@ _CONTROL, _USER_DEFINED = 3, 4
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>")
 """Control tokens that end an answer whatever the metadata names as the end token."""
 
-_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+_BYTE_LEVEL = {
+    "type": "ByteLevel",
+    "add_prefix_space": False,
+    "trim_offsets": True,
+    "use_regex": True,
+}
 
 
 def _split(pattern: str) -> dict[str, Any]:
     """Words by a pattern, then bytes."""
-    words = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    words = {
+        "type": "Split",
+        "pattern": {"Regex": pattern},
+        "behavior": "Isolated",
+        "invert": False,
+    }
     return {"type": "Sequence", "pretokenizers": [words, {**_BYTE_LEVEL, "use_regex": False}]}
 
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_CASED = (rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*")
+_CASED = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+",
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*",
+)
 """Words that change from capitals to small letters once at most."""
 _PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
     "gpt-2": _BYTE_LEVEL,
@@ -36,7 +49,9 @@ _PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
         "type": "Sequence",
         "pretokenizers": [{"type": "Digits", "individual_digits": True}, _BYTE_LEVEL],
     },
-    "qwen2": _split(rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_REST}"),
+    "qwen2": _split(
+        rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_REST}"
+    ),
     "llama-bpe": _split(
         rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_REST}"
     ),
@@ -65,7 +80,11 @@ def _begin_with(token: str, token_id: int) -> dict[str, Any]:
     return {
         "type": "TemplateProcessing",
         "single": [begin, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [begin, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "pair": [
+            begin,
+            {"Sequence": {"id": "A", "type_id": 0}},
+            {"Sequence": {"id": "B", "type_id": 1}},
+        ],
         "special_tokens": {token: {"id": token, "ids": [token_id], "tokens": [token]}},
     }
 
@@ -111,12 +130,23 @@ def _bpe(tokens: list[str], merges: list[Any], **differs: Any) -> dict[str, Any]
 def _byte_level(source: GgufFile, tokens: list[str]) -> dict[str, Any]:
     pre = source.metadata.get("tokenizer.ggml.pre", "gpt-2")
     if pre not in _PRE_TOKENIZERS:
-        raise ModelImportError(f"pre-tokenizer '{pre}' cannot be converted; {', '.join(_PRE_TOKENIZERS)} can")
+        raise ModelImportError(
+            f"pre-tokenizer '{pre}' cannot be converted; {', '.join(_PRE_TOKENIZERS)} can"
+        )
     return {
         "normalizer": {"type": "NFC"} if pre in _NORMALISED else None,
         "pre_tokenizer": _PRE_TOKENIZERS[pre],
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": _bpe(tokens, source.texts("tokenizer.ggml.merges"), ignore_merges=pre in ("llama-bpe", "tekken")),
+        "decoder": {
+            "type": "ByteLevel",
+            "add_prefix_space": True,
+            "trim_offsets": True,
+            "use_regex": True,
+        },
+        "model": _bpe(
+            tokens,
+            source.texts("tokenizer.ggml.merges"),
+            ignore_merges=pre in ("llama-bpe", "tekken"),
+        ),
     }
 
 
@@ -131,7 +161,11 @@ def _sentencepiece(source: GgufFile, tokens: list[str]) -> dict[str, Any]:
     rank = {token: i for i, token in enumerate(tokens)}
     merges = []
     for piece in sorted((t for t in rank if len(t) > 1), key=lambda t: (-scores[rank[t]], rank[t])):
-        ways = [(piece[:i], piece[i:]) for i in range(1, len(piece)) if piece[:i] in rank and piece[i:] in rank]
+        ways = [
+            (piece[:i], piece[i:])
+            for i in range(1, len(piece))
+            if piece[:i] in rank and piece[i:] in rank
+        ]
         merges += [list(way) for way in sorted(ways, key=lambda way: (rank[way[0]], rank[way[1]]))]
     space = {"String": " "}
     prefixed = source.metadata.get("tokenizer.ggml.add_space_prefix", True)
@@ -144,7 +178,10 @@ def _sentencepiece(source: GgufFile, tokens: list[str]) -> dict[str, Any]:
             "normalizers": [*prepend, {"type": "Replace", "pattern": space, "content": "\u2581"}],
         },
         "pre_tokenizer": None,
-        "decoder": {"type": "Sequence", "decoders": [replaced, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip]},
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [replaced, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip],
+        },
         "model": _bpe(tokens, merges, unk_token=tokens[0], fuse_unk=True, byte_fallback=True),
     }
 
@@ -155,14 +192,20 @@ def end_tokens(source: GgufFile) -> list[int]:
     ids = [int(source.number("tokenizer.ggml.eos_token_id"))]
     if "tokenizer.ggml.eot_token_id" in source.metadata:
         ids.append(int(source.number("tokenizer.ggml.eot_token_id")))
-    ids += [i for i, (t, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind == _CONTROL and t in _END_OF_TURN]
+    ids += [
+        i
+        for i, (t, kind) in enumerate(zip(tokens, kinds, strict=True))
+        if kind == _CONTROL and t in _END_OF_TURN
+    ]
     return list(dict.fromkeys(ids))
 
 
 def _template(source: GgufFile) -> str:
     template = source.metadata.get("tokenizer.chat_template")
     if not template:
-        raise ModelImportError("it has no chat template, so it cannot be asked; take an instruct model's file")
+        raise ModelImportError(
+            "it has no chat template, so it cannot be asked; take an instruct model's file"
+        )
     return str(template)
 
 
@@ -173,9 +216,13 @@ def write_tokenizer(source: GgufFile, folder: Path) -> None:
         ModelImportError: the vocabulary is of a kind that cannot be converted, or there is no chat template.
     """
     tokens = source.tokens
-    is_mistral = source.metadata.get("tokenizer.ggml.model") == "llama" and copy_tokenizer(tokens, folder)
+    is_mistral = source.metadata.get("tokenizer.ggml.model") == "llama" and copy_tokenizer(
+        tokens, folder
+    )
     config: dict[str, Any] = {
-        "chat_template": source.metadata.get("tokenizer.chat_template", "") if is_mistral else _template(source),
+        "chat_template": source.metadata.get("tokenizer.chat_template", "")
+        if is_mistral
+        else _template(source),
         "clean_up_tokenization_spaces": False,
         "model_max_length": source.shape.context_length,
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -184,5 +231,10 @@ def write_tokenizer(source: GgufFile, folder: Path) -> None:
         token_id = source.metadata.get(f"tokenizer.ggml.{key}_token_id")
         if token_id is not None:
             config[f"{name}_token"] = tokens[token_id]
-    for name, content in (("tokenizer.json", _tokenizer(source)), ("tokenizer_config.json", config)):
-        (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+    for name, content in (
+        ("tokenizer.json", _tokenizer(source)),
+        ("tokenizer_config.json", config),
+    ):
+        (folder / name).write_text(
+            json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8"
+        )

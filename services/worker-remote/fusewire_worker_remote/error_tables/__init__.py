@@ -3,8 +3,15 @@
 All are read together, whoever answered: gateways that speak one provider's protocol pass on the errors of others.
 """
 
-from fusewire_worker_remote.error_tables import anthropic, compatible, google, minimax, mistral, openai
-from fusewire_worker_remote.error_tables.table import ErrorTable, Wording
+from fusewire_worker_remote.error_tables import (
+    anthropic,
+    compatible,
+    google,
+    minimax,
+    mistral,
+    openai,
+)
+from fusewire_worker_remote.error_tables.table import ErrorTable, MessagePattern
 
 TABLES: tuple[ErrorTable, ...] = (
     openai.TABLE,
@@ -15,4 +22,4 @@ TABLES: tuple[ErrorTable, ...] = (
     compatible.TABLE,
 )
 
-__all__ = ["TABLES", "ErrorTable", "Wording"]
+__all__ = ["TABLES", "ErrorTable", "MessagePattern"]

@@ -15,7 +15,11 @@ TABLE = ErrorTable(
     },
     wordings=(
         wording("insufficient_quota", "credit balance is too low", statuses=(400, 403, 429)),
-        wording("context_length_exceeded", "(prompt|request) (is |was )?too (long|large)", statuses=(400, 422)),
+        wording(
+            "context_length_exceeded",
+            "(prompt|request) (is |was )?too (long|large)",
+            statuses=(400, 422),
+        ),
         wording("refused", "content filtering policy", statuses=(400, 403, 500)),
     ),
 )

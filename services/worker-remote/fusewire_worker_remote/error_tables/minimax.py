@@ -12,5 +12,7 @@ TABLE = ErrorTable(
         1039: "context_length_exceeded",
         2013: "invalid_request_error",
     },
-    wordings=(wording("context_length_exceeded", "(overflow|exceed).{0,20}context", statuses=(400, 422)),),
+    wordings=(
+        wording("context_length_exceeded", "(overflow|exceed).{0,20}context", statuses=(400, 422)),
+    ),
 )

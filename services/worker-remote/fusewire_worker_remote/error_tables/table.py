@@ -8,7 +8,7 @@ from fusewire.contracts import ErrorCode
 
 
 @dataclass(frozen=True, slots=True)
-class Wording:
+class MessagePattern:
     """What a message says where no code tells."""
 
     code: ErrorCode
@@ -30,9 +30,9 @@ class ErrorTable:
     """Its numbers, as codes."""
     reasons: Mapping[str, ErrorCode] = field(default_factory=dict)
     """What the details of an error give as the reason, or as the quota that is used up."""
-    wordings: tuple[Wording, ...] = ()
+    wordings: tuple[MessagePattern, ...] = ()
 
 
-def wording(code: ErrorCode, *patterns: str, statuses: tuple[int, ...]) -> Wording:
+def wording(code: ErrorCode, *patterns: str, statuses: tuple[int, ...]) -> MessagePattern:
     """A wording of which any of the patterns is enough."""
-    return Wording(code, re.compile("|".join(patterns)), frozenset(statuses))
+    return MessagePattern(code, re.compile("|".join(patterns)), frozenset(statuses))

@@ -1,7 +1,13 @@
 """The protocols that hosted models speak, one file each."""
 
 from fusewire_worker_remote.providers.anthropic import Anthropic
-from fusewire_worker_remote.providers.base import Assembly, HttpRequest, HttpResponse, Provider, Reply
+from fusewire_worker_remote.providers.base import (
+    Assembly,
+    HttpRequest,
+    HttpResponse,
+    Provider,
+    ProviderReply,
+)
 from fusewire_worker_remote.providers.deepseek import DeepSeek
 from fusewire_worker_remote.providers.gemini import Gemini
 from fusewire_worker_remote.providers.mistral import Mistral
@@ -27,5 +33,5 @@ __all__ = [
     "Mistral",
     "OpenAI",
     "Provider",
-    "Reply",
+    "ProviderReply",
 ]

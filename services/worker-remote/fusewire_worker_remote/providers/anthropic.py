@@ -13,7 +13,7 @@ from fusewire_worker_remote.dialect import PLAIN, Dialect, asked_in_words
 from fusewire_worker_remote.errors import Failure, refused, truncated
 from fusewire_worker_remote.providers import base, reading
 from fusewire_worker_remote.providers.assembly import JsonAssembly
-from fusewire_worker_remote.providers.base import HttpRequest, HttpResponse, Reply
+from fusewire_worker_remote.providers.base import HttpRequest, HttpResponse, ProviderReply
 from fusewire_worker_remote.providers.parts import (
     Text,
     arguments_of,
@@ -36,7 +36,11 @@ DEFAULT_MAX_TOKENS = 4096
 
 _CALL_ID = re.compile(r"[a-zA-Z0-9_-]+")
 _GO_ON = "Go on."
-_CHOICES: dict[str, dict[str, Any]] = {"auto": {"type": "auto"}, "none": {"type": "none"}, "required": {"type": "any"}}
+_CHOICES: dict[str, dict[str, Any]] = {
+    "auto": {"type": "auto"},
+    "none": {"type": "none"},
+    "required": {"type": "any"},
+}
 
 
 class Anthropic:
@@ -61,7 +65,9 @@ class Anthropic:
                 "system": system or None,
                 "messages": turns,
                 # Its scale ends at 1.
-                "temperature": min(sampling.temperature, 1.0) if sampling.temperature is not None else None,
+                "temperature": min(sampling.temperature, 1.0)
+                if sampling.temperature is not None
+                else None,
                 # Newer models refuse both together.
                 "top_p": sampling.top_p if sampling.temperature is None else None,
                 "top_k": sampling.top_k,
@@ -74,7 +80,7 @@ class Anthropic:
         headers = {"anthropic-version": VERSION, **base.key_of(model, "x-api-key")}
         return base.request(task, model, dialect, "messages", headers, payload)
 
-    def read(self, response: HttpResponse, now: datetime) -> Reply | Failure:
+    def read(self, response: HttpResponse, now: datetime) -> ProviderReply | Failure:
         """See `Provider.read`."""
         return reading.read(response, now, read_body=read_body, assemble=self.assemble)
 
@@ -83,7 +89,9 @@ class Anthropic:
         return MessageAssembly(now)
 
 
-def _output(system: str, schema: dict[str, Any] | None, dialect: Dialect) -> tuple[str, dict[str, Any] | None]:
+def _output(
+    system: str, schema: dict[str, Any] | None, dialect: Dialect
+) -> tuple[str, dict[str, Any] | None]:
     """The system prompt and `output_config` that make the answer's text JSON by a schema.
 
     Structured outputs know closed objects only; an open one is asked for in words.
@@ -119,10 +127,17 @@ def _blocks(message: Message) -> list[dict[str, Any]]:
         result = {"type": "tool_result", "tool_use_id": _id(message.tool_call_id or "")}
         return [{**result, "content": message.content}] if message.content.strip() else [result]
     # A text of nothing but space is refused.
-    blocks = [_block(part) for part in interleaved(message) if not isinstance(part, str) or part.strip()]
+    blocks = [
+        _block(part) for part in interleaved(message) if not isinstance(part, str) or part.strip()
+    ]
     calls = message.tool_calls
     return blocks + [
-        {"type": "tool_use", "id": _id(call.id), "name": call.name, "input": arguments_of(call.arguments)}
+        {
+            "type": "tool_use",
+            "id": _id(call.id),
+            "name": call.name,
+            "input": arguments_of(call.arguments),
+        }
         for call in calls
     ]
 
@@ -159,7 +174,7 @@ def _tools(task: Task) -> dict[str, Any]:
     return {"tools": tools, "tool_choice": choice}
 
 
-def read_body(body: Mapping[str, Any], *, is_whole: bool = True) -> Reply | Failure:
+def read_body(body: Mapping[str, Any], *, is_whole: bool = True) -> ProviderReply | Failure:
     """Read a message. Unless `is_whole`, only a stop reason tells that it is."""
     usage = _usage(body.get("usage"))
     blocks = body.get("content")
@@ -178,10 +193,18 @@ def read_body(body: Mapping[str, Any], *, is_whole: bool = True) -> Reply | Fail
 def _calls(blocks: list[dict[str, Any]]) -> tuple[ToolCall, ...]:
     calls: list[ToolCall] = []
     for block in blocks:
-        if block.get("type") != "tool_use" or not isinstance(block.get("name"), str) or not block["name"]:
+        if (
+            block.get("type") != "tool_use"
+            or not isinstance(block.get("name"), str)
+            or not block["name"]
+        ):
             continue
         held = block.get("input")
-        arguments = held if isinstance(held, str) else json.dumps(held if held is not None else {}, ensure_ascii=False)
+        arguments = (
+            held
+            if isinstance(held, str)
+            else json.dumps(held if held is not None else {}, ensure_ascii=False)
+        )
         id_ = clean(block.get("id")) or f"call_{len(calls)}"
         calls.append(ToolCall(id=id_, name=clean(block["name"]), arguments=clean(arguments)))
     return tuple(calls)
@@ -223,7 +246,9 @@ class MessageAssembly(JsonAssembly):
             self._count(chunk.get("usage"))
             delta = chunk.get("delta")
             # A second one may come without a reason.
-            self._reason = (delta.get("stop_reason") if isinstance(delta, dict) else None) or self._reason
+            self._reason = (
+                delta.get("stop_reason") if isinstance(delta, dict) else None
+            ) or self._reason
             self.is_complete = bool(word(self._reason))
         elif kind == "content_block_start" and isinstance(chunk.get("content_block"), dict):
             self.has_answered = True
@@ -236,10 +261,12 @@ class MessageAssembly(JsonAssembly):
                 # Some servers begin a text without saying so.
                 self.has_answered = True
                 self._blocks[index], self._grown[index] = {"type": "text"}, Text()
-            return self._grow(index, delta.get("text") or delta.get("partial_json") or delta.get("thinking"))
+            return self._grow(
+                index, delta.get("text") or delta.get("partial_json") or delta.get("thinking")
+            )
         return ""
 
-    def whole(self) -> Reply | Failure:
+    def whole(self) -> ProviderReply | Failure:
         """See `JsonAssembly`."""
         blocks = [self._block(index) for index in self._blocks] if self._is_begun else None
         if blocks is None:
@@ -258,7 +285,11 @@ class MessageAssembly(JsonAssembly):
         if isinstance(usage, dict):
             # Some servers count the prompt at the beginning and say 0 at the end.
             self._usage.update(
-                {name: value for name, value in given(usage).items() if value or name not in self._usage}
+                {
+                    name: value
+                    for name, value in given(usage).items()
+                    if value or name not in self._usage
+                }
             )
 
     def _block(self, index: int) -> dict[str, Any]:

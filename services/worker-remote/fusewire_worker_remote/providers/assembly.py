@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from fusewire_worker_remote.errors import Failure, classify, is_error, truncated
-from fusewire_worker_remote.providers.base import Reply
+from fusewire_worker_remote.providers.base import ProviderReply
 from fusewire_worker_remote.sse import Event
 
 _DONE = "[DONE]"
@@ -73,7 +73,7 @@ class JsonAssembly(ABC):
             return self._fail(truncated("the provider failed while answering"))
         return self._fail(replace(found, billed=self.has_answered))
 
-    def result(self) -> Reply | Failure:
+    def result(self) -> ProviderReply | Failure:
         """See `Assembly`."""
         return self._failure if self._failure is not None else self.whole()
 
@@ -87,5 +87,5 @@ class JsonAssembly(ABC):
         """Take an event that is no error; return the text that it adds."""
 
     @abstractmethod
-    def whole(self) -> Reply | Failure:
+    def whole(self) -> ProviderReply | Failure:
         """Read the body that has been rebuilt."""

@@ -43,7 +43,7 @@ class HttpResponse:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class ProviderReply:
     """A complete answer: text, tool calls or both. `usage` is None when the provider did not count."""
 
     content: str | None = field(repr=False)
@@ -80,7 +80,7 @@ class Assembly(Protocol):
         """Take what an event holds, parsed; return the text that it adds to the answer."""
         ...
 
-    def result(self) -> Reply | Failure:
+    def result(self) -> ProviderReply | Failure:
         """What the stream, now at its end, came to: just what the whole body would have."""
         ...
 
@@ -101,7 +101,7 @@ class Provider(Protocol):
         """
         ...
 
-    def read(self, response: HttpResponse, now: datetime) -> Reply | Failure:
+    def read(self, response: HttpResponse, now: datetime) -> ProviderReply | Failure:
         """Tell an answer that came whole from a failure, whatever the bytes are."""
         ...
 

@@ -20,7 +20,9 @@ class DeepSeek(OpenAI):
         want. Source: https://api-docs.deepseek.com/guides/thinking_mode
         """
         wire = super().messages(messages)
-        last_user = max((at for at, message in enumerate(messages) if message.role == "user"), default=-1)
+        last_user = max(
+            (at for at, message in enumerate(messages) if message.role == "user"), default=-1
+        )
         for message, sent in list(zip(messages, wire, strict=True))[last_user + 1 :]:
             if message.tool_calls:
                 sent["reasoning_content"] = message.reasoning or ""

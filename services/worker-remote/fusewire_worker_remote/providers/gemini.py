@@ -14,7 +14,7 @@ from fusewire_worker_remote.dialect import PLAIN, Dialect, asked_in_words
 from fusewire_worker_remote.errors import Failure, refused, truncated
 from fusewire_worker_remote.providers import base, reading
 from fusewire_worker_remote.providers.assembly import JsonAssembly
-from fusewire_worker_remote.providers.base import HttpRequest, HttpResponse, Reply
+from fusewire_worker_remote.providers.base import HttpRequest, HttpResponse, ProviderReply
 from fusewire_worker_remote.providers.parts import (
     Text,
     arguments_of,
@@ -59,7 +59,10 @@ class Gemini:
         self, task: Task, model: RemoteModel, dialect: Dialect = PLAIN, *, is_streamed: bool = False
     ) -> HttpRequest:
         """See `Provider.request`."""
-        system, turns = system_text(task.messages), _turns(with_names(task.messages), is_signed=_is_signed(model.model))
+        system, turns = (
+            system_text(task.messages),
+            _turns(with_names(task.messages), is_signed=_is_signed(model.model)),
+        )
         if not turns:  # a conversation needs a user
             turns, system = [{"role": "user", "parts": [{"text": system}]}], ""
         if task.sampling.response_schema is not None and dialect.schema_form != "schema":
@@ -74,9 +77,11 @@ class Gemini:
         )
         method = "streamGenerateContent?alt=sse" if is_streamed else "generateContent"
         path = f"models/{quote(model.model.removeprefix('models/'), safe='/@.-_')}:{method}"
-        return base.request(task, model, dialect, path, base.key_of(model, "x-goog-api-key"), payload)
+        return base.request(
+            task, model, dialect, path, base.key_of(model, "x-goog-api-key"), payload
+        )
 
-    def read(self, response: HttpResponse, now: datetime) -> Reply | Failure:
+    def read(self, response: HttpResponse, now: datetime) -> ProviderReply | Failure:
         """See `Provider.read`."""
         return reading.read(response, now, read_body=read_body, assemble=self.assemble)
 
@@ -139,7 +144,9 @@ def _parts(message: Message, called: Mapping[str, str], *, is_signed: bool) -> l
         return [{"functionResponse": {"name": name, "response": _result(message.content)}}]
     parts = [_part(part) for part in interleaved(message)]
     for number, call in enumerate(message.tool_calls):
-        part: dict[str, Any] = {"functionCall": {"name": call.name, "args": arguments_of(call.arguments)}}
+        part: dict[str, Any] = {
+            "functionCall": {"name": call.name, "args": arguments_of(call.arguments)}
+        }
         if is_signed and number == 0:
             part["thoughtSignature"] = _UNSIGNED
         parts.append(part)
@@ -180,10 +187,13 @@ def _tools(task: Task) -> dict[str, Any]:
     ]
     mode = _MODES.get(task.tool_choice)
     config = {"mode": mode} if mode else {"mode": "ANY", "allowedFunctionNames": [task.tool_choice]}
-    return {"tools": [{"functionDeclarations": declared}], "toolConfig": {"functionCallingConfig": config}}
+    return {
+        "tools": [{"functionDeclarations": declared}],
+        "toolConfig": {"functionCallingConfig": config},
+    }
 
 
-def read_body(body: Mapping[str, Any], *, is_whole: bool = True) -> Reply | Failure:
+def read_body(body: Mapping[str, Any], *, is_whole: bool = True) -> ProviderReply | Failure:
     """Read a GenerateContentResponse. Unless `is_whole`, only a finish reason tells that it is."""
     usage = _usage(body.get("usageMetadata"))
     feedback = body.get("promptFeedback")
@@ -211,7 +221,11 @@ def _said(candidate: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A candidate's parts without its thoughts."""
     content = candidate.get("content")
     parts = content.get("parts") if isinstance(content, dict) else None
-    return [p for p in parts if isinstance(p, dict) and not p.get("thought")] if isinstance(parts, list) else []
+    return (
+        [p for p in parts if isinstance(p, dict) and not p.get("thought")]
+        if isinstance(parts, list)
+        else []
+    )
 
 
 def _calls(parts: list[dict[str, Any]]) -> tuple[ToolCall, ...]:
@@ -229,7 +243,10 @@ def _calls(parts: list[dict[str, Any]]) -> tuple[ToolCall, ...]:
 def _usage(usage: object) -> Usage | None:
     if not isinstance(usage, dict):
         return None
-    prompt, answer = tokens(usage.get("promptTokenCount")), tokens(usage.get("candidatesTokenCount"))
+    prompt, answer = (
+        tokens(usage.get("promptTokenCount")),
+        tokens(usage.get("candidatesTokenCount")),
+    )
     thought = tokens(usage.get("thoughtsTokenCount")) or 0
     if prompt is None:
         return None
@@ -254,7 +271,9 @@ class ContentAssembly(JsonAssembly):
 
     def take(self, chunk: Mapping[str, Any]) -> str:
         """See `JsonAssembly`."""
-        self._rest.update({key: chunk[key] for key in ("promptFeedback", "usageMetadata") if chunk.get(key)})
+        self._rest.update(
+            {key: chunk[key] for key in ("promptFeedback", "usageMetadata") if chunk.get(key)}
+        )
         candidates = chunk.get("candidates")
         candidate = candidates[0] if isinstance(candidates, list) and candidates else None
         if not isinstance(candidate, dict):
@@ -267,7 +286,7 @@ class ContentAssembly(JsonAssembly):
         self.has_answered = self.has_answered or bool(candidate.get("content"))
         return "".join(self._text.add(part.get("text")) for part in parts)
 
-    def whole(self) -> Reply | Failure:
+    def whole(self) -> ProviderReply | Failure:
         """See `JsonAssembly`."""
         content = {"parts": [{"text": str(self._text)}, *self._calls]}
         candidates = [{"content": content, "finishReason": self._reason}] if self._is_begun else []

@@ -27,7 +27,11 @@ class Mistral(OpenAI):
                 call["id"] = call_id(call["id"], _CALL_ID, 9)
             if "tool_call_id" in message:
                 message["tool_call_id"] = call_id(message["tool_call_id"], _CALL_ID, 9)
-            if message["role"] == "assistant" and not message["content"] and not message.get("tool_calls"):
+            if (
+                message["role"] == "assistant"
+                and not message["content"]
+                and not message.get("tool_calls")
+            ):
                 continue
             if message["role"] == "user" and wire and wire[-1]["role"] == "tool":
                 wire.append({"role": "assistant", "content": _AFTER_TOOL})

@@ -14,10 +14,10 @@ from fusewire_worker_remote.dialect import PLAIN, Dialect, SchemaForm, asked_in_
 from fusewire_worker_remote.errors import Failure, classify, refused, truncated
 from fusewire_worker_remote.providers import base, reading
 from fusewire_worker_remote.providers.assembly import JsonAssembly
-from fusewire_worker_remote.providers.base import HttpRequest, HttpResponse, Reply
+from fusewire_worker_remote.providers.base import HttpRequest, HttpResponse, ProviderReply
 from fusewire_worker_remote.providers.parts import (
     Text,
-    Thought,
+    ThoughtFilter,
     arguments_text,
     call_id,
     clean,
@@ -53,7 +53,9 @@ class OpenAI:
     ) -> HttpRequest:
         """See `Provider.request`."""
         schema = task.sampling.response_schema
-        told = asked_in_words(schema) if schema is not None and dialect.schema_form != "schema" else ""
+        told = (
+            asked_in_words(schema) if schema is not None and dialect.schema_form != "schema" else ""
+        )
         form = response_format(schema, dialect.schema_form)
         payload = {
             "model": model.model,
@@ -64,12 +66,19 @@ class OpenAI:
             **(self.streaming() if is_streamed else {}),
         }
         return base.request(
-            task, model, dialect, "chat/completions", base.key_of(model, "Authorization", prefix="Bearer "), payload
+            task,
+            model,
+            dialect,
+            "chat/completions",
+            base.key_of(model, "Authorization", prefix="Bearer "),
+            payload,
         )
 
-    def read(self, response: HttpResponse, now: datetime) -> Reply | Failure:
+    def read(self, response: HttpResponse, now: datetime) -> ProviderReply | Failure:
         """See `Provider.read`."""
-        return reading.read(response, now, read_body=lambda body: read_body(body, now), assemble=self.assemble)
+        return reading.read(
+            response, now, read_body=lambda body: read_body(body, now), assemble=self.assemble
+        )
 
     def assemble(self, now: datetime) -> "ChatAssembly":
         """See `Provider.assemble`."""
@@ -105,7 +114,9 @@ class OpenAI:
         choice = task.tool_choice
         return {
             "tools": [{"type": "function", "function": _function(tool)} for tool in task.tools],
-            "tool_choice": choice if choice in _CHOICES else {"type": "function", "function": {"name": choice}},
+            "tool_choice": choice
+            if choice in _CHOICES
+            else {"type": "function", "function": {"name": choice}},
             **({} if task.parallel_tool_calls else {"parallel_tool_calls": False}),
         }
 
@@ -114,7 +125,9 @@ class OpenAI:
         return {"stream": True, "stream_options": {"include_usage": True}}
 
 
-def response_format(schema: dict[str, Any] | None, form: SchemaForm = "schema") -> dict[str, Any] | None:
+def response_format(
+    schema: dict[str, Any] | None, form: SchemaForm = "schema"
+) -> dict[str, Any] | None:
     """A schema as `response_format`; strict where its form allows that, for OpenAI refuses the request otherwise."""
     if schema is None or form == "words":
         return None
@@ -139,7 +152,11 @@ def _message(message: Message) -> dict[str, Any]:
         # No text is null here; some servers refuse an empty one.
         wire["content"] = message.content or None
         wire["tool_calls"] = [
-            {"id": _id(call.id), "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            {
+                "id": _id(call.id),
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
             for call in message.tool_calls
         ]
     if message.tool_call_id is not None:
@@ -163,7 +180,9 @@ def _function(tool: Tool) -> dict[str, Any]:
     return {name: value for name, value in wanted.items() if value}
 
 
-def read_body(body: Mapping[str, Any], now: datetime, *, is_whole: bool = True) -> Reply | Failure:
+def read_body(
+    body: Mapping[str, Any], now: datetime, *, is_whole: bool = True
+) -> ProviderReply | Failure:
     """Read a chat completion.
 
     Args:
@@ -191,8 +210,12 @@ def read_body(body: Mapping[str, Any], now: datetime, *, is_whole: bool = True) 
         return truncated("the answer has no finish reason", usage)
     text, thought = without_thought(clean(message.get("content")))
     told_apart = clean(message.get("reasoning_content") or message.get("reasoning"))
-    calls = _calls(message.get("tool_calls")) or _calls([{"function": message.get("function_call")}])
-    return reading.answered(text, calls, usage, reason=finish, cost_usd=cost, reasoning=thought or told_apart)
+    calls = _calls(message.get("tool_calls")) or _calls(
+        [{"function": message.get("function_call")}]
+    )
+    return reading.answered(
+        text, calls, usage, reason=finish, cost_usd=cost, reasoning=thought or told_apart
+    )
 
 
 def _calls(calls: object) -> tuple[ToolCall, ...]:
@@ -208,7 +231,9 @@ def _calls(calls: object) -> tuple[ToolCall, ...]:
             id_ = clean(call.get("id")) or f"call_{index}"
             if id_ in found:
                 id_ = f"{id_}_{index}"
-            found[id_] = ToolCall(id=id_, name=name, arguments=arguments_text(function.get("arguments")))
+            found[id_] = ToolCall(
+                id=id_, name=name, arguments=arguments_text(function.get("arguments"))
+            )
     return tuple(found.values())
 
 
@@ -269,7 +294,7 @@ class ChatAssembly(JsonAssembly):
     def __init__(self, now: datetime) -> None:
         super().__init__(now)
         self._text = Text()
-        self._thought = Thought()
+        self._thought = ThoughtFilter()
         self._reasoning = Text()
         self._refusal = ""
         self._calls: list[_CallParts] = []
@@ -279,12 +304,16 @@ class ChatAssembly(JsonAssembly):
 
     def take(self, chunk: Mapping[str, Any]) -> str:
         """See `JsonAssembly`."""
-        self._rest.update({key: chunk[key] for key in ("usage", "x_groq") if chunk.get(key) is not None})
+        self._rest.update(
+            {key: chunk[key] for key in ("usage", "x_groq") if chunk.get(key) is not None}
+        )
         choices = chunk.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices else None
         if not isinstance(choice, dict):
             return ""
-        self._choice.update({key: choice[key] for key in ("finish_reason", "error", "usage") if choice.get(key)})
+        self._choice.update(
+            {key: choice[key] for key in ("finish_reason", "error", "usage") if choice.get(key)}
+        )
         self._choice.setdefault("index", 0)
         # Some servers send the whole message in place of a piece of it.
         delta = choice.get("delta") or choice.get("message")
@@ -292,7 +321,7 @@ class ChatAssembly(JsonAssembly):
         self.is_complete = bool(word(self._choice.get("finish_reason")))
         return shown
 
-    def whole(self) -> Reply | Failure:
+    def whole(self) -> ProviderReply | Failure:
         """See `JsonAssembly`."""
         message = {
             "content": str(self._text),
@@ -317,7 +346,9 @@ class ChatAssembly(JsonAssembly):
         self._reasoning.add(delta.get("reasoning_content") or delta.get("reasoning"))
         content = delta.get("content")
         piece = self._text.add(clean(content) if isinstance(content, list) else content)
-        self.has_answered = self.has_answered or any(value for key, value in delta.items() if key != "role")
+        self.has_answered = self.has_answered or any(
+            value for key, value in delta.items() if key != "role"
+        )
         return self._thought.add(piece)
 
     def _take_call(self, call: Mapping[str, Any], index: object) -> None:

@@ -49,7 +49,9 @@ def call_id(given_: str, taken: re.Pattern[str], length: int) -> str:
 
     Conversations begin at one provider and go on at another.
     """
-    return given_ if taken.fullmatch(given_) else hashlib.sha256(given_.encode()).hexdigest()[:length]
+    return (
+        given_ if taken.fullmatch(given_) else hashlib.sha256(given_.encode()).hexdigest()[:length]
+    )
 
 
 def arguments_of(text: str) -> dict[str, Any]:
@@ -119,7 +121,12 @@ def position(value: object) -> int:
 
 
 def counted(
-    prompt: object, completion: object, *, cached: object = None, reasoning: object = None, total: object = None
+    prompt: object,
+    completion: object,
+    *,
+    cached: object = None,
+    reasoning: object = None,
+    total: object = None,
 ) -> Usage | None:
     """Tokens as a provider counted them, or None where it did not.
 
@@ -144,7 +151,7 @@ def counted(
     )
 
 
-class Thought:
+class ThoughtFilter:
     """Takes the thought off an answer that begins with `<think>`, as its pieces come.
 
     Open models write it so where the server does not tell thought and answer apart.
@@ -196,7 +203,7 @@ _THINK, _END_THINK = "<think>", "</think>"
 
 def without_thought(content: str) -> tuple[str, str]:
     """An answer that came whole, and what was thought before it."""
-    thought = Thought()
+    thought = ThoughtFilter()
     answer = thought.add(content) + thought.end()
     return answer, thought.text
 
@@ -221,7 +228,11 @@ def arguments_text(given_: object) -> str:
         inner = json.loads(text)
     except (ValueError, RecursionError):
         return text
-    return clean(inner) if isinstance(inner, str) and inner.lstrip().startswith("{") and is_json(inner) else text
+    return (
+        clean(inner)
+        if isinstance(inner, str) and inner.lstrip().startswith("{") and is_json(inner)
+        else text
+    )
 
 
 class Text:

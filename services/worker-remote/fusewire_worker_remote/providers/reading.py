@@ -7,7 +7,7 @@ from typing import Any
 
 from fusewire.contracts import FinishReason, ToolCall, Usage
 from fusewire_worker_remote.errors import Failure, classify, is_error, truncated
-from fusewire_worker_remote.providers.base import Assembly, HttpResponse, Reply
+from fusewire_worker_remote.providers.base import Assembly, HttpResponse, ProviderReply
 from fusewire_worker_remote.sse import EventReader
 
 _LENGTH = {
@@ -58,9 +58,9 @@ def read(
     response: HttpResponse,
     now: datetime,
     *,
-    read_body: Callable[[Mapping[str, Any]], Reply | Failure],
+    read_body: Callable[[Mapping[str, Any]], ProviderReply | Failure],
     assemble: Callable[[datetime], Assembly],
-) -> Reply | Failure:
+) -> ProviderReply | Failure:
     """Tell an answer that came whole from a failure, whatever the bytes are.
 
     Args:
@@ -90,7 +90,9 @@ def _failed(response: HttpResponse, now: datetime) -> Failure:
 
 def _no_json(body: bytes) -> Failure:
     if body.lstrip().startswith(b"<"):
-        return Failure("bad_request", "a web page came back; base_url leads elsewhere", retryable=False)
+        return Failure(
+            "bad_request", "a web page came back; base_url leads elsewhere", retryable=False
+        )
     return truncated("the response is not whole JSON")
 
 
@@ -104,14 +106,14 @@ def _text(response: HttpResponse) -> str:
         return response.body.decode("utf-8", errors="replace")
 
 
-def _from_events(body: bytes, assembly: Assembly) -> Reply | Failure:
+def _from_events(body: bytes, assembly: Assembly) -> ProviderReply | Failure:
     events = EventReader()
     for event in (*events.feed(body), *events.end()):
         assembly.add(event)
     return assembly.result()
 
 
-def _from_parts(body: list[Any], assembly: Assembly) -> Reply | Failure:
+def _from_parts(body: list[Any], assembly: Assembly) -> ProviderReply | Failure:
     """A stream whose events came as one JSON list."""
     for part in body:
         assembly.add_object(part)
@@ -128,7 +130,11 @@ def no_answer(body: Mapping[str, Any], name: str, usage: Usage | None) -> Failur
     """
     if name not in body:
         # Some other service answers at that address.
-        return Failure("bad_request", f"the response has no '{name}'; base_url leads elsewhere", retryable=False)
+        return Failure(
+            "bad_request",
+            f"the response has no '{name}'; base_url leads elsewhere",
+            retryable=False,
+        )
     return truncated(f"the response has nothing in '{name}'", usage)
 
 
@@ -140,7 +146,7 @@ def answered(
     reason: str,
     cost_usd: float | None = None,
     reasoning: str = "",
-) -> Reply | Failure:
+) -> ProviderReply | Failure:
     """A whole answer, or what it is when there is nothing in it.
 
     Args:
@@ -164,7 +170,7 @@ def answered(
     elif not word or word in _DONE or calls:
         # Some servers say `stop` though there are calls.
         finish = "tool_calls" if calls else "stop"
-    return Reply(
+    return ProviderReply(
         content or None,
         finish,
         usage,

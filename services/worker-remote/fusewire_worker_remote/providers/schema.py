@@ -7,7 +7,16 @@ _CHILDREN = ("items", "additionalItems", "not", "if", "then", "else", "contains"
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _MAPS = ("properties", "$defs", "definitions", "patternProperties")
 
-_NOT_STRICT = ("$ref", "oneOf", "allOf", "not", "if", "patternProperties", "dependentSchemas", "dependentRequired")
+_NOT_STRICT = (
+    "$ref",
+    "oneOf",
+    "allOf",
+    "not",
+    "if",
+    "patternProperties",
+    "dependentSchemas",
+    "dependentRequired",
+)
 _BOUNDS = (
     "minimum",
     "maximum",
@@ -42,13 +51,17 @@ def parts(schema: object) -> Iterator[dict[str, Any]]:
 def is_object(schema: Mapping[str, Any]) -> bool:
     """Whether it may describe an object."""
     kind = schema.get("type")
-    return kind == "object" or (isinstance(kind, list) and "object" in kind) or "properties" in schema
+    return (
+        kind == "object" or (isinstance(kind, list) and "object" in kind) or "properties" in schema
+    )
 
 
 def is_closed(schema: object) -> bool:
     """Whether every object in it names all its members, so that nothing is lost by allowing no others."""
     return all(
-        part.get("properties") and not part.get("additionalProperties") for part in parts(schema) if is_object(part)
+        part.get("properties") and not part.get("additionalProperties")
+        for part in parts(schema)
+        if is_object(part)
     )
 
 
@@ -76,7 +89,9 @@ def without_bounds(schema: Any) -> Any:
     found = {name: value for name, value in schema.items() if name not in _BOUNDS}
     if bounds := {name: schema[name] for name in _BOUNDS if name in schema}:
         told = ", ".join(f"{name}: {value}" for name, value in bounds.items())
-        found["description"] = f"{schema['description']} ({told})" if schema.get("description") else told
+        found["description"] = (
+            f"{schema['description']} ({told})" if schema.get("description") else told
+        )
     if "oneOf" in found:
         found["anyOf"] = found.pop("oneOf")
     if is_object(found):

@@ -1,0 +1,1 @@
+"""Batches: their check, their run, their output."""

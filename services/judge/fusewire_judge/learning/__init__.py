@@ -1,0 +1,1 @@
+"""Vote weights, latency percentiles and judge quarantine, learned from stored outcomes. Pure."""

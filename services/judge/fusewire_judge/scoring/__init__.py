@@ -1,0 +1,1 @@
+"""Answers compared with each other and with gold labels. Pure."""
