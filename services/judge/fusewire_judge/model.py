@@ -12,10 +12,10 @@ from fusewire.contracts import (
     Candidate,
     ClosedBy,
     Guard,
+    ParseStage,
     Plan,
     Prompt,
     Round,
-    Rung,
     Status,
     ToolCall,
     Verdict,
@@ -40,7 +40,7 @@ class Case:
     plan: Plan
     rounds: tuple[Round, ...]
     """Rounds that were asked for, in order: first those that widen the panel, then the strategy's."""
-    heard: Mapping[tuple[int, str], ReceivedCandidate]
+    received: Mapping[tuple[int, str], ReceivedCandidate]
     """By round and call. Only calls that the plan or a round names."""
 
     @property
@@ -69,11 +69,11 @@ class MemberAnswer:
 class Panel:
     """A panel that is over."""
 
-    said: tuple[MemberAnswer, ...]
+    answers: tuple[MemberAnswer, ...]
     """The usable answers, in the pool's order."""
-    heard: Mapping[str, ReceivedCandidate]
+    received: Mapping[str, ReceivedCandidate]
     """By member: the candidate that stands for it, an answer if it gave one."""
-    unasked: frozenset[str]
+    skipped: frozenset[str]
     """Members that the gate spared."""
     flaws: Mapping[str, str]
     """By member: why what it said is no answer."""
@@ -89,11 +89,11 @@ class Draft:
     status: Status
     content: str | None = None
     winner: str | None = None
-    said: tuple[MemberAnswer, ...] = ()
+    answers: tuple[MemberAnswer, ...] = ()
     """The answers that were on the table at the end."""
     shown: tuple[str, ...] = ()
     """Members in the order in which the judge saw them."""
-    rung: Rung | None = None
+    rung: ParseStage | None = None
     reason: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     guard: Guard | None = None

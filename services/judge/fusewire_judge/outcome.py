@@ -24,7 +24,7 @@ def build(case: Case, decided: Decided, now: datetime, *, judged_since: datetime
         judged_since: when the strategy's first round was asked, if one was.
     """
     plan, prompt, draft, panel = case.plan, case.prompt, decided.draft, decided.panel
-    bought = [h.candidate for h in case.heard.values() if h.candidate.provider != RECORDED]
+    bought = [h.candidate for h in case.received.values() if h.candidate.provider != RECORDED]
     is_judged = any(call.member is None for asked in case.rounds for call in asked.calls)
     consistent = [one.is_consistent for one in draft.verdicts if one.is_consistent is not None]
     return Outcome(
@@ -41,7 +41,7 @@ def build(case: Case, decided: Decided, now: datetime, *, judged_since: datetime
         pool=prompt.pool,
         mode=plan.mode,
         winner=draft.winner,
-        answer_kind=panel.kind if panel and panel.said else None,
+        answer_kind=panel.kind if panel and panel.answers else None,
         closed_by=panel.closed_by if panel else None,
         missing_weight=_missing(plan, panel),
         guard=draft.guard,
@@ -77,8 +77,8 @@ def _judge(plan: Plan) -> str | None:
 
 def _reasoning(case: Case, draft: Draft) -> str | None:
     """What the winner thought before the answer that stands."""
-    chosen = next((one for one in draft.said if one.member == draft.winner), None)
-    heard = chosen and case.heard.get((chosen.round, chosen.call))
+    chosen = next((one for one in draft.answers if one.member == draft.winner), None)
+    heard = chosen and case.received.get((chosen.round, chosen.call))
     return heard.candidate.reasoning if heard else None
 
 
@@ -87,9 +87,9 @@ def _missing(plan: Plan, panel: Panel | None) -> float:
     whole = sum(m.weight for m in plan.members) + sum(e.weight for e in plan.excluded)
     if not whole or panel is None:
         return 1.0 if plan.excluded else 0.0
-    here = {one.member for one in panel.said} | panel.unasked
+    here = {one.member for one in panel.answers} | panel.skipped
     if panel.closed_by in ("certain", "likely"):
-        here |= {m.name for m in plan.members} - set(panel.heard)
+        here |= {m.name for m in plan.members} - set(panel.received)
     return max(1.0 - sum(m.weight for m in plan.members if m.name in here) / whole, 0.0)
 
 
@@ -97,7 +97,7 @@ def _answers(case: Case, draft: Draft, panel: Panel | None) -> tuple[Answer, ...
     if panel is None:
         return ()
     is_closed = panel.kind not in ("open", "tool_call")
-    groups = votes(panel.said, case.prompt.sampling.response_schema) if is_closed else {}
+    groups = votes(panel.answers, case.prompt.sampling.response_schema) if is_closed else {}
     return tuple(_answer(case, draft, panel, groups, member) for member in case.plan.members)
 
 
@@ -109,15 +109,15 @@ def _answer(
     member: PlannedMember,
 ) -> Answer:
     name, gold = member.name, case.prompt.gold
-    if name not in panel.heard:  # perhaps it came too late to take part, though it is paid for
-        status: Literal["unasked", "missing"] = "unasked" if name in panel.unasked else "missing"
+    if name not in panel.received:  # perhaps it came too late to take part, though it is paid for
+        status: Literal["unasked", "missing"] = "unasked" if name in panel.skipped else "missing"
         return Answer(member=name, model=member.model, tier=member.tier, status=status)
-    candidate = panel.heard[name].candidate
-    first = next((one for one in panel.said if one.member == name), None)
-    last = next((one for one in draft.said if one.member == name), first)
-    calls = [h.candidate for h in case.heard.values() if h.candidate.member == name]
+    candidate = panel.received[name].candidate
+    first = next((one for one in panel.answers if one.member == name), None)
+    last = next((one for one in draft.answers if one.member == name), first)
+    calls = [h.candidate for h in case.received.values() if h.candidate.member == name]
     last_key = (last.round, last.call) if last else (candidate.round, candidate.call)
-    shown = case.heard.get(last_key)
+    shown = case.received.get(last_key)
     group = next(
         (i for i, g in enumerate(groups.values()) if any(one.member == name for one in g)), None
     )

@@ -28,7 +28,7 @@ class FusionRecord:
     rounds: tuple[Round, ...] = ()
     asked_at: datetime | None = None
     """When the strategy's first round was asked."""
-    heard: Mapping[tuple[int, str], ReceivedCandidate] = field(default_factory=dict)
+    received: Mapping[tuple[int, str], ReceivedCandidate] = field(default_factory=dict)
     due_at: datetime | None = None
     timer_at: datetime | None = None
     is_cancelled: bool = False
@@ -41,10 +41,10 @@ class FusionRecord:
     def told(self, candidate: Candidate, chars: int, now: datetime) -> "FusionRecord":
         """With one candidate more."""
         heard = {
-            **self.heard,
+            **self.received,
             (candidate.round, candidate.call): ReceivedCandidate(candidate, now, len(self.rounds)),
         }
-        return replace(self, heard=heard, chars=self.chars + chars)
+        return replace(self, received=heard, chars=self.chars + chars)
 
     def asked(self, round_: Round, chars: int, now: datetime) -> "FusionRecord":
         """With one round more."""
@@ -69,7 +69,7 @@ class RecentFusions:
         record = self._records.get(fusion_id)
         if record is None:
             return None
-        held = record.plan is not None, len(record.rounds), len(record.heard)
+        held = record.plan is not None, len(record.rounds), len(record.received)
         return record if held == (is_planned, rounds, candidates) else None
 
     def keep(self, records: Mapping[str, FusionRecord]) -> None:

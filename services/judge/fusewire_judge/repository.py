@@ -242,7 +242,7 @@ class Results:
                 chars[row.fusion_id] += len(row.body)
             for key in told:
                 found[key] = replace(
-                    found[key], heard=heard[key], chars=found[key].chars + chars[key]
+                    found[key], received=heard[key], chars=found[key].chars + chars[key]
                 )
         return found
 
@@ -268,7 +268,9 @@ class Results:
         for candidate, body in batch:
             held = self.locked[candidate.fusion_id]
             name = candidate.round, candidate.call
-            if (candidate.fusion_id, *name) in rows or (held.record and name in held.record.heard):
+            if (candidate.fusion_id, *name) in rows or (
+                held.record and name in held.record.received
+            ):
                 continue
             rows[candidate.fusion_id, *name] = {
                 "fusion_id": candidate.fusion_id,
@@ -398,7 +400,7 @@ class Results:
 
 
 def _outcome_row(outcome: Outcome, record: FusionRecord) -> dict[str, Any]:
-    calls = [h.candidate for h in record.heard.values() if h.candidate.provider != RECORDED]
+    calls = [h.candidate for h in record.received.values() if h.candidate.provider != RECORDED]
     panel = [c for c in calls if c.member is not None]
     judge = [c for c in calls if c.member is None]
     models = {a.member: a.model for a in outcome.answers}
@@ -456,7 +458,7 @@ def _outcome_row(outcome: Outcome, record: FusionRecord) -> dict[str, Any]:
 def _answer_row(outcome: Outcome, record: FusionRecord, place: int) -> dict[str, Any]:
     answer = outcome.answers[place]
     heard = (
-        record.heard.get((answer.round, answer.call or "")) if answer.round is not None else None
+        record.received.get((answer.round, answer.call or "")) if answer.round is not None else None
     )
     return {
         "fusion_id": outcome.fusion_id,

@@ -57,8 +57,8 @@ def decide_one(key: str, record: FusionRecord, work: TurnResult) -> None:
         elif work.now >= record.prompt.deadline_at:
             work.made.append((outcome.unplanned(record.prompt, work.now), record))
         return
-    record = replace(record, heard=_planned(record, plan))
-    case = Case(record.prompt, plan, record.rounds, record.heard)
+    record = replace(record, received=_planned(record, plan))
+    case = Case(record.prompt, plan, record.rounds, record.received)
     if record.is_cancelled:
         work.made.append((outcome.cancelled(case, work.now, judged_since=record.asked_at), record))
         return
@@ -74,7 +74,7 @@ def decide_one(key: str, record: FusionRecord, work: TurnResult) -> None:
         record = record.asked(round_, 0, work.now)
         for failure in failures:
             record = record.told(failure, 0, work.now)
-        case = Case(record.prompt, plan, record.rounds, record.heard)
+        case = Case(record.prompt, plan, record.rounds, record.received)
     if isinstance(decision, Decided):
         made = outcome.build(case, decision, work.now, judged_since=record.asked_at)
         work.made.append((made, record))
@@ -94,7 +94,7 @@ def _planned(record: FusionRecord, plan: Plan) -> dict[tuple[int, str], Received
     wanted = {(0, call): m.model for m in plan.members if m.wave == 0 for call in m.calls}
     wanted |= {(r.round, c.name): c.model for r in record.rounds for c in r.calls}
     kept = {}
-    for key, heard in record.heard.items():
+    for key, heard in record.received.items():
         if wanted.get(key) == heard.candidate.model:
             kept[key] = heard
         else:

@@ -10,7 +10,7 @@ from fusewire.contracts.prompt import ToolCall
 
 Status = Literal["fused", "voted", "single", "failed", "expired", "cancelled"]
 
-Rung = Literal["strict", "repaired", "reasked", "fallback"]
+ParseStage = Literal["strict", "repaired", "reasked", "fallback"]
 """How the judge's output was read: as it stood, repaired, after asking once more, or not at all."""
 
 ClosedBy = Literal["complete", "certain", "likely", "gate", "quorum", "deadline"]
@@ -44,7 +44,7 @@ class Verdict(Part):
     """The control that was among them, if one was."""
     winner: str | None = None
     """Whom it named; None if that could not be read."""
-    rung: Rung | None = None
+    rung: ParseStage | None = None
     logprobs: tuple[float, ...] = ()
     """From a judge that decides by margin: of each that was shown, the mean per token."""
     void: str | None = None
@@ -130,7 +130,7 @@ class Outcome(Wire):
     accepted: bool | None = None
     """Whether it is right by the prompt's gold label; None without one."""
     judge_model: str | None = None
-    judge_rung: Rung | None = None
+    judge_rung: ParseStage | None = None
     reason: str | None = None
     """Why: the judge's own sentence, or the rule that decided."""
     analysis: dict[str, Any] | None = None

@@ -7,7 +7,7 @@ from typing_extensions import TypedDict
 
 from fusewire.contracts.base import Mode, Tier
 from fusewire.contracts.candidate import FinishReason
-from fusewire.contracts.outcome import AnswerKind, ClosedBy, Guard, Rung, Status, VerdictKind
+from fusewire.contracts.outcome import AnswerKind, ClosedBy, Guard, ParseStage, Status, VerdictKind
 
 
 class PlainCall(TypedDict):
@@ -37,7 +37,7 @@ class FusionVerdict(TypedDict):
     chars: list[int]
     control: str | None
     winner: str | None
-    rung: Rung | None
+    rung: ParseStage | None
     logprobs: list[float]
     void: str | None
     is_consistent: bool | None
@@ -97,7 +97,7 @@ class Fusion(TypedDict):
     is_replay: NotRequired[bool]
     accepted: NotRequired[bool | None]
     judge_model: NotRequired[str | None]
-    judge_rung: NotRequired[Rung | None]
+    judge_rung: NotRequired[ParseStage | None]
     reason: NotRequired[str | None]
     analysis: NotRequired[dict[str, Any] | None]
     agreement: NotRequired[float | None]

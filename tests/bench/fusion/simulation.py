@@ -87,7 +87,7 @@ class _Play:
         self.prompt, self.plan = contracts(question, setup)
         self.tiers: dict[str, Tier] = {m.name: m.tier for m in setup.members}
         self.rounds: list[Round] = []
-        self.heard: dict[tuple[int, str], ReceivedCandidate] = {}
+        self.received: dict[tuple[int, str], ReceivedCandidate] = {}
         self.calls: Counter[tuple[str, str]] = Counter()
         self.coming: list[tuple[float, bool, int, Candidate | None]] = []
         self.sent = itertools.count()
@@ -112,7 +112,7 @@ class _Play:
             self.now_s = max(at_s, self.now_s)
             if candidate is not None:
                 at = T0 + timedelta(seconds=self.now_s)
-                self.heard.setdefault(
+                self.received.setdefault(
                     (candidate.round, candidate.call),
                     ReceivedCandidate(candidate, at, len(self.rounds)),
                 )
@@ -121,7 +121,7 @@ class _Play:
 
     def decide(self) -> Played | None:
         now = T0 + timedelta(seconds=self.now_s)
-        case = Case(self.prompt, self.plan, tuple(self.rounds), self.heard)
+        case = Case(self.prompt, self.plan, tuple(self.rounds), self.received)
         decision = decide(case, now)
         if isinstance(decision, Decided):
             panel_s = self.now_s if self.panel_s is None else self.panel_s

@@ -51,7 +51,7 @@ class Play:
     plan: Plan = field(default_factory=make_plan)
     now: datetime = T0
     rounds: list[Round] = field(default_factory=list)
-    heard: dict[tuple[int, str], ReceivedCandidate] = field(default_factory=dict)
+    received: dict[tuple[int, str], ReceivedCandidate] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -71,14 +71,14 @@ class Play:
 
     @property
     def case(self) -> Case:
-        return Case(self.prompt, self.plan, tuple(self.rounds), dict(self.heard))
+        return Case(self.prompt, self.plan, tuple(self.rounds), dict(self.received))
 
     # -- members --------------------------------------------------------------------------
 
     def hear(self, candidate: Candidate) -> None:
         """Commit a candidate, unless there is one already."""
         key = (candidate.round, candidate.call)
-        self.heard.setdefault(key, ReceivedCandidate(candidate, self.now, len(self.rounds)))
+        self.received.setdefault(key, ReceivedCandidate(candidate, self.now, len(self.rounds)))
 
     def says(self, **answers: str) -> "Play":
         """Members answer their first call; a text that begins with `!` is an error code."""
@@ -235,7 +235,7 @@ class Play:
         if who == CONTROL:
             return [text for texts in CONTROLS.values() for text in texts]
         found = []
-        for (_, call), heard in sorted(self.heard.items()):
+        for (_, call), heard in sorted(self.received.items()):
             text = heard.candidate.content or ""
             if call.partition("=")[0] == ("write" if who == MERGED else who):
                 found += [clean(text), clean(text.strip()), _answer_in(text)]

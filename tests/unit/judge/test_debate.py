@@ -83,7 +83,7 @@ def test_a_member_keeps_its_answer(begin: Begin, turn: Any) -> None:
 
     # Nobody changed, so it is over: a tie, for the judge to settle.
     assert list(play.asks()) == ["verdict-1-1", "verdict-1-2"]
-    said = {one.member: (one.content, one.round) for one in play.judge_says("a").ends().said}
+    said = {one.member: (one.content, one.round) for one in play.judge_says("a").ends().answers}
     assert said == {"a": ("4", 0), "b": ("5", 0), "c": ("6", 0)}
 
 
@@ -93,7 +93,7 @@ def test_a_named_error_changes_the_answer(begin: Begin) -> None:
 
     draft = play.rebuts(a=(ERROR, "5"), b=("", "5"), c=("", "6")).ends()
 
-    assert {one.member: (one.content, one.round, one.call) for one in draft.said} == {
+    assert {one.member: (one.content, one.round, one.call) for one in draft.answers} == {
         "a": ("5", 1, "a"), "b": ("5", 0, "b"), "c": ("6", 0, "c")
     }  # fmt: skip
     assert (draft.content, draft.agreement) == ("5", 0.5)
@@ -105,7 +105,7 @@ def test_a_silent_member_is_waited_for_until_the_deadline(begin: Begin) -> None:
     play.rebuts(a=(ERROR, "5"), b=("", "5"))
     assert play.waits() == 60
 
-    assert {one.member: one.content for one in play.later(60).ends().said} == {
+    assert {one.member: one.content for one in play.later(60).ends().answers} == {
         "a": "5",
         "b": "5",
         "c": "6",
@@ -156,7 +156,7 @@ def test_an_answer_that_nobody_holds_any_more_can_win(begin: Begin) -> None:
     draft = play.rebuts(a=(ERROR, "6"), b=(ERROR, "7"), c=("", "5")).ends()
 
     assert (draft.content, draft.winner) == ("4", "a")
-    assert {one.member: (one.content, one.round) for one in draft.said}["a"] == ("4", 0)
+    assert {one.member: (one.content, one.round) for one in draft.answers}["a"] == ("4", 0)
 
 
 def test_a_debate_that_stays_open_is_judged(begin: Begin) -> None:
@@ -268,7 +268,7 @@ def test_a_schema_is_demanded_of_the_answer_within_the_reply(begin: Begin) -> No
     draft = play.rebuts(a=(ERROR, {"n": 5}), b=(ERROR, "6"), c=(ERROR, {"m": 6})).ends()
 
     assert (draft.content, draft.winner) == ('{"n": 5}', "a")
-    assert {one.member: one.content for one in draft.said} == {
+    assert {one.member: one.content for one in draft.answers} == {
         "a": '{"n": 5}',
         "b": '{"n": 5}',
         "c": '{"n": 6}',

@@ -477,12 +477,14 @@ def test_order_and_duplicates_and_late_answers_change_nothing(
     play, _ = begun(begin, scene)
     mixed = arrival.sample(calls, len(calls))
     for call in [*mixed, *(calls[i % len(calls)] for i in twice)]:
-        play.say(call, texts[call[0]] if (0, call) not in play.heard else "said again, otherwise")
+        play.say(
+            call, texts[call[0]] if (0, call) not in play.received else "said again, otherwise"
+        )
     assert finish(play, order, texts, repeat=True) == expected
 
     # Whatever is repeated after the end changes nothing.
     if late:
-        for round_, call in list(play.heard):
+        for round_, call in list(play.received):
             play.hear(play.spoken(round_, call, late))
     assert play.ends() == expected
 

@@ -64,7 +64,7 @@ def test_the_answers_are_compared_and_judged_in_one_round_then_merged_then_guard
     assert (draft.reason, draft.rung, draft.degraded) == ("merged from 3 answers", "strict", ())
     assert [v.kind for v in draft.verdicts] == ["listwise", "listwise", "guard", "guard"]
     assert draft.analysis == play.ANALYSIS
-    assert len(draft.said) == 3
+    assert len(draft.answers) == 3
 
 
 def test_a_merge_that_loses_both_ways_is_refused(begin: Begin) -> None:

@@ -39,7 +39,7 @@ DRAFT = Draft(
     status="fused",
     content="Paris.",
     winner="b",
-    said=(MemberAnswer("a", 1, "Lyon.", 0, "a"), MemberAnswer("b", 1, "Paris.", 1, "b")),
+    answers=(MemberAnswer("a", 1, "Lyon.", 0, "a"), MemberAnswer("b", 1, "Paris.", 1, "b")),
     shown=("b", "a"),
     rung="strict",
     reason="It is right.",
@@ -67,12 +67,12 @@ def built(draft: Draft = DRAFT, judged: float | None = 1.5, **given: Any) -> Out
         "prompt": prompt,
         "plan": make_plan(prompt, planned_at=T0 + timedelta(seconds=0.5)),
         "rounds": (make_round(prompt),),
-        "heard": heard(*ANSWERS, make_candidate("{}", "b", round=1), VERDICT),
+        "received": heard(*ANSWERS, make_candidate("{}", "b", round=1), VERDICT),
     }
     panel = Panel(
-        said=tuple(MemberAnswer(c.call, 1, c.content or "", 0, c.call) for c in ANSWERS),
-        heard={c.call: ReceivedCandidate(c, T0, 0) for c in ANSWERS},
-        unasked=frozenset(),
+        answers=tuple(MemberAnswer(c.call, 1, c.content or "", 0, c.call) for c in ANSWERS),
+        received={c.call: ReceivedCandidate(c, T0, 0) for c in ANSWERS},
+        skipped=frozenset(),
         flaws={},
         kind="label",
         closed_by="quorum",
@@ -108,9 +108,10 @@ def test_what_the_winner_thought_before_the_answer_that_stands_is_kept() -> None
     first = make_candidate("Berlin.", "b", reasoning="It is large.")
     last = make_candidate("{}", "b", round=1, reasoning="It is on the Seine.")
 
-    assert built(heard=heard(ANSWERS[0], first, last)).reasoning == "It is on the Seine."
+    assert built(received=heard(ANSWERS[0], first, last)).reasoning == "It is on the Seine."
     assert (
-        built(replace(DRAFT, winner=None), heard=heard(ANSWERS[0], first, last)).reasoning is None
+        built(replace(DRAFT, winner=None), received=heard(ANSWERS[0], first, last)).reasoning
+        is None
     )
 
 
@@ -192,7 +193,8 @@ def test_an_answer_that_came_too_late_did_not_take_part_but_is_paid_for() -> Non
     late = heard(make_candidate("Madrid.", "c"), after_rounds=1)
 
     outcome = built(
-        replace(DRAFT, degraded=("missing:c:0.33:quorum",)), heard=heard(*ANSWERS, VERDICT) | late
+        replace(DRAFT, degraded=("missing:c:0.33:quorum",)),
+        received=heard(*ANSWERS, VERDICT) | late,
     )
 
     assert outcome.answers[2].status == "missing"
@@ -205,7 +207,7 @@ def test_a_sum_with_an_unknown_part_is_unknown() -> None:
         *(one.model_copy(update={"usage": None, "cost_usd": None}) for one in ANSWERS[:1]),
         *ANSWERS[1:],
     )
-    outcome = built(heard=uncounted)
+    outcome = built(received=uncounted)
 
     assert (outcome.usage, outcome.cost_usd) == (None, None)
     assert [answer.usage is None for answer in outcome.answers] == [True, False, False]
@@ -393,7 +395,7 @@ def test_an_answer_ends_as_the_candidate_that_it_shows(begin: Begin) -> None:
 
 def test_after_a_debate_it_ends_as_the_last_word_did() -> None:
     cut = make_candidate("{}", "b", round=1, finish_reason="length")
-    a, b, _ = built(heard=heard(*ANSWERS, cut, VERDICT)).answers
+    a, b, _ = built(received=heard(*ANSWERS, cut, VERDICT)).answers
 
     assert (a.finish_reason, b.finish_reason) == ("stop", "length")
 

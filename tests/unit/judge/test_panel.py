@@ -448,7 +448,7 @@ def test_who_comes_after_the_next_round_was_asked_is_too_late(begin: Begin) -> N
     draft = play.ends()
 
     assert draft.degraded == ("missing:c:0.33:quorum",)
-    assert {one.member for one in draft.said} == {"a", "b"}
+    assert {one.member for one in draft.answers} == {"a", "b"}
     assert play.outcome(45).answers[2].status == "missing"
 
 

@@ -31,7 +31,7 @@ def test_a_candidate_is_timely_by_the_rounds_that_were_asked_before_it() -> None
         .told(make_candidate(call="b"), 10, LATER)
     )
 
-    assert {call: heard.after_rounds for (_, call), heard in record.heard.items()} == {
+    assert {call: heard.after_rounds for (_, call), heard in record.received.items()} == {
         "a": 0,
         "b": 1,
     }

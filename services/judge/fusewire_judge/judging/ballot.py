@@ -15,8 +15,8 @@ from fusewire.contracts import (
     Call,
     Candidate,
     Message,
+    ParseStage,
     PlannedJudge,
-    Rung,
     Sampling,
     Verdict,
     VerdictKind,
@@ -41,7 +41,7 @@ SLOPE = 2.9
 """The odds of a right answer against a wrong one, as a multiple of the difference of their mean log probabilities per
 token: a logistic regression on the first half of `make bench-judge`'s pairs, with a 1.5B as the judge. A smaller one
 deserves less, and has less to say: its differences are smaller too."""
-RUNGS: tuple[Rung, ...] = ("strict", "repaired", "reasked", "fallback")
+PARSE_STAGES: tuple[ParseStage, ...] = ("strict", "repaired", "reasked", "fallback")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Tally:
     """By member: the first judge's sentence for it."""
     shown: tuple[str, ...] = ()
     """Members in the first order."""
-    rung: Rung | None = None
+    rung: ParseStage | None = None
     """The lowest that a counted verdict was read on."""
     faults: tuple[str, ...] = ()
     """Why verdicts do not count."""
@@ -84,7 +84,7 @@ class Tally:
             verdicts=(*self.verdicts, *other.verdicts),
             reasons={**other.reasons, **self.reasons},
             shown=self.shown,
-            rung=max(counted, key=RUNGS.index, default=None),
+            rung=max(counted, key=PARSE_STAGES.index, default=None),
             faults=tuple(dict.fromkeys((*self.faults, *other.faults))),
         )
 
@@ -95,7 +95,7 @@ class Choice:
 
     winner: str
     reason: str
-    rung: Rung
+    rung: ParseStage
     logprobs: tuple[float, ...] = ()
     """By answer shown: how probable it was to a judge by margin, per token."""
 
@@ -122,7 +122,7 @@ class JudgeCall:
 
 def poll(
     case: Case,
-    said: Sequence[MemberAnswer],
+    answers: Sequence[MemberAnswer],
     turn: str,
     kind: VerdictKind,
     jurors: Sequence[PlannedJudge],
@@ -148,7 +148,7 @@ def poll(
     stacks = [
         _papers(
             case,
-            said if kind == "guard" else _foreign(case, said, juror),
+            answers if kind == "guard" else _foreign(case, answers, juror),
             f"{turn}-{number}",
             juror,
             firsts,
@@ -181,21 +181,25 @@ def poll(
 
 
 def _foreign(
-    case: Case, said: Sequence[MemberAnswer], juror: PlannedJudge
+    case: Case, answers: Sequence[MemberAnswer], juror: PlannedJudge
 ) -> Sequence[MemberAnswer]:
     """The answers that are not of the judge's own model; all of them where all are, or where it may see its own."""
     if juror.sees_own:
-        return said
+        return answers
     models = {m.name: m.model for m in case.plan.members}
-    return [one for one in said if models.get(one.member) != juror.model] or said
+    return [one for one in answers if models.get(one.member) != juror.model] or answers
 
 
 def _papers(
-    case: Case, said: Sequence[MemberAnswer], key: str, juror: PlannedJudge, firsts: Sequence[str]
+    case: Case,
+    answers: Sequence[MemberAnswer],
+    key: str,
+    juror: PlannedJudge,
+    firsts: Sequence[str],
 ) -> list[JudgeCall]:
-    if len(said) < 2:
+    if len(answers) < 2:
         return []
-    seen = _whole(said) if juror.by_margin else list(said)
+    seen = _whole(answers) if juror.by_margin else list(answers)
     held = control(case.plan.seed, key, case.plan.policy.control_share)
     if held:
         seen.append(MemberAnswer(CONTROL, 0.0, held[1], 0))
@@ -213,10 +217,10 @@ def _papers(
     ]
 
 
-def _whole(said: Sequence[MemberAnswer]) -> list[MemberAnswer]:
+def _whole(answers: Sequence[MemberAnswer]) -> list[MemberAnswer]:
     """Without answers that were cut off, where two are left: what has no end yet is not less probable for that."""
-    whole = [one for one in said if not one.is_cut]
-    return whole if len(whole) > 1 else list(said)
+    whole = [one for one in answers if not one.is_cut]
+    return whole if len(whole) > 1 else list(answers)
 
 
 def _calls(case: Case, papers: Sequence[JudgeCall], suffix: str) -> tuple[Call, ...]:
@@ -231,7 +235,7 @@ def _call(case: Case, paper: JudgeCall, suffix: str) -> Call:
             model=paper.juror.model,
             messages=conversation(case.prompt, case.plan.policy.criteria),
             expected_tokens=1,
-            choices=tuple(clean(one.content) for one in paper.shown.said),
+            choices=tuple(clean(one.content) for one in paper.shown.answers),
         )
     return Call(
         name=paper.name + suffix,
@@ -272,9 +276,9 @@ def _preferred(
         return UnreadableVerdict("no_answer")
     if reply.error:
         return UnreadableVerdict(reply.error.code)
-    if len(reply.choice_logprobs) != len(paper.shown.said):
+    if len(reply.choice_logprobs) != len(paper.shown.answers):
         return UnreadableVerdict("no_probabilities")
-    weights = {one.member: one.weight for one in paper.shown.said if one.member != CONTROL}
+    weights = {one.member: one.weight for one in paper.shown.answers if one.member != CONTROL}
     heaviest = max(weights.values(), default=1.0)
     odds = {}
     for member, logprob in zip(paper.shown.members, reply.choice_logprobs, strict=True):
@@ -327,7 +331,7 @@ def _count(
         verdicts=tuple(verdicts),
         reasons=reasons,
         shown=tuple(m for m in first.shown.members if m != CONTROL) if first else (),
-        rung=max(counted, key=RUNGS.index, default=None),
+        rung=max(counted, key=PARSE_STAGES.index, default=None),
         faults=tuple(dict.fromkeys(faults)),
     )
 
@@ -339,7 +343,7 @@ def _verdict(paper: JudgeCall, chosen: Choice | UnreadableVerdict, kind: Verdict
         kind=kind,
         judge_model=paper.juror.model,
         shown=paper.shown.members,
-        chars=tuple(len(one.content) for one in paper.shown.said),
+        chars=tuple(len(one.content) for one in paper.shown.answers),
         control=paper.control,
         winner=choice and choice.winner,
         rung=choice and choice.rung,
@@ -354,7 +358,7 @@ def ask_json(
     messages: tuple[Message, ...],
     schema: dict[str, Any],
     expected_tokens: int,
-) -> Generator[Wanted, Replies, tuple[dict[str, Any], Rung] | UnreadableVerdict]:
+) -> Generator[Wanted, Replies, tuple[dict[str, Any], ParseStage] | UnreadableVerdict]:
     """Ask one judge for JSON, once more if it cannot be read.
 
     Yields:

@@ -53,7 +53,7 @@ _RULES = (
 class Lineup:
     """The candidates of one judge call, labelled."""
 
-    said: tuple[MemberAnswer, ...]
+    answers: tuple[MemberAnswer, ...]
     """In the order shown."""
     labels: tuple[str, ...]
     """One for each, drawn anew for each call."""
@@ -61,18 +61,18 @@ class Lineup:
 
     def by_label(self, label: str) -> MemberAnswer:
         """Who stands behind a label."""
-        return self.said[self.labels.index(label)]
+        return self.answers[self.labels.index(label)]
 
     @property
     def members(self) -> tuple[str, ...]:
         """Who was shown, in order."""
-        return tuple(one.member for one in self.said)
+        return tuple(one.member for one in self.answers)
 
     def text(self) -> str:
         """The candidates, each between its fences."""
         return "\n\n".join(
             f"[[{self.fence} {label}]]\n{clean(one.content)}\n[[/{self.fence} {label}]]"
-            for label, one in zip(self.labels, self.said, strict=True)
+            for label, one in zip(self.labels, self.answers, strict=True)
         )
 
     def without_fences(self, text: str) -> str:
@@ -96,7 +96,7 @@ def _visible(cut: str) -> str:
 
 
 def lineup(
-    said: Sequence[MemberAnswer],
+    answers: Sequence[MemberAnswer],
     seed: int,
     turn: str,
     *,
@@ -112,11 +112,11 @@ def lineup(
         is_reversed: the opposite order; labels and fence are others again.
         first: who stands first.
     """
-    order = sorted(said, key=lambda one: ids.digest("order", str(seed), turn, one.member))
+    order = sorted(answers, key=lambda one: ids.digest("order", str(seed), turn, one.member))
     if is_reversed:
         order.reverse()
     order.sort(key=lambda one: one.member != first)
-    call = (str(seed), turn, str(is_reversed), *(one.content for one in said))
+    call = (str(seed), turn, str(is_reversed), *(one.content for one in answers))
     return Lineup(
         tuple(order), _labels(len(order), *call), ids.digest("fence", *call).hex()[: fence.HEX]
     )

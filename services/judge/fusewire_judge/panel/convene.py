@@ -66,7 +66,7 @@ def broken_off(case: Case) -> Panel:
 def _voices(case: Case) -> dict[str, list[ReceivedCandidate]]:
     widened = len(case.panel_rounds)
     found: dict[str, list[ReceivedCandidate]] = {m.name: [] for m in case.plan.members}
-    for (round_, call), heard in case.heard.items():
+    for (round_, call), heard in case.received.items():
         member = call.partition("=")[0]
         if round_ <= widened and heard.after_rounds <= widened and member in found:
             found[member].append(heard)
@@ -202,9 +202,9 @@ def _close(
 ) -> Panel:
     said, flaws, kind = _said(case, asked, voices)
     return Panel(
-        said=said,
-        heard={m.name: _first(voices[m.name]) for m in asked if voices[m.name]},
-        unasked=frozenset(m.name for m in case.plan.members) - {m.name for m in asked},
+        answers=said,
+        received={m.name: _first(voices[m.name]) for m in asked if voices[m.name]},
+        skipped=frozenset(m.name for m in case.plan.members) - {m.name for m in asked},
         flaws=flaws,
         kind=kind,
         closed_by=closed_by,

@@ -48,7 +48,7 @@ def closes_at(plan: Plan, quorum: datetime | None, *, is_required_out: bool) -> 
 
 
 def settled_early(
-    plan: Plan, said: Sequence[MemberAnswer], out: Collection[float], schema: object
+    plan: Plan, answers: Sequence[MemberAnswer], out: Collection[float], schema: object
 ) -> ClosedBy | None:
     """Whether a vote is decided although members are out: for certain, or very likely.
 
@@ -59,8 +59,8 @@ def settled_early(
         schema: the prompt's response schema, if it has one.
     """
     threshold = plan.policy.early_stop
-    groups = list(votes(said, schema if isinstance(schema, dict) else None).values())
-    if threshold >= 1 or len(said) < 2 or not groups:
+    groups = list(votes(answers, schema if isinstance(schema, dict) else None).values())
+    if threshold >= 1 or len(answers) < 2 or not groups:
         return None
     if plan.mode == "debate" and len(groups) > 1:
         return None

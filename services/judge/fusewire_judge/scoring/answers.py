@@ -122,15 +122,15 @@ def _number(text: str) -> str | None:
 
 
 def votes(
-    said: Sequence[MemberAnswer], schema: Mapping[str, Any] | None
+    answers: Sequence[MemberAnswer], schema: Mapping[str, Any] | None
 ) -> dict[str, list[MemberAnswer]]:
     """Closed answers by what they say, heaviest first. An open answer has no vote, nor one that breaks the schema."""
     grouped: dict[str, list[MemberAnswer]] = {}
-    for one in said:
+    for one in answers:
         value = canonical(one.content, schema)
         if value is not None:
             grouped.setdefault(value, []).append(one)
-    order = {one.member: place for place, one in enumerate(said)}
+    order = {one.member: place for place, one in enumerate(answers)}
     return dict(
         sorted(
             grouped.items(), key=lambda kv: (-_weight(kv[1]), -len(kv[1]), order[kv[1][0].member])
@@ -138,8 +138,8 @@ def votes(
     )
 
 
-def _weight(said: Sequence[MemberAnswer]) -> float:
-    return sum(one.weight for one in said)
+def _weight(answers: Sequence[MemberAnswer]) -> float:
+    return sum(one.weight for one in answers)
 
 
 def is_tied(groups: Mapping[str, Sequence[MemberAnswer]]) -> bool:
@@ -165,26 +165,30 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(_WORD.findall(text.casefold()))
 
 
-def agreement(said: Sequence[MemberAnswer]) -> float:
+def agreement(answers: Sequence[MemberAnswer]) -> float:
     """Mean similarity over all pairs, 0 to 1; 1 for a single answer."""
-    pairs = [similarity(a.content, b.content) for i, a in enumerate(said) for b in said[i + 1 :]]
+    pairs = [
+        similarity(a.content, b.content) for i, a in enumerate(answers) for b in answers[i + 1 :]
+    ]
     return sum(pairs) / len(pairs) if pairs else 1.0
 
 
-def gain(one: MemberAnswer, said: Sequence[MemberAnswer]) -> float:
+def gain(one: MemberAnswer, answers: Sequence[MemberAnswer]) -> float:
     """How like the answers one of them is, each counted by its weight.
 
     Minimum Bayes risk selection (Kumar and Byrne, 2004) with word overlap as the gain. It is
     itself among them, or of two the lighter would always win.
     """
     return one.weight + sum(
-        other.weight * similarity(one.content, other.content) for other in said if other is not one
+        other.weight * similarity(one.content, other.content)
+        for other in answers
+        if other is not one
     )
 
 
-def medoid(said: Sequence[MemberAnswer]) -> MemberAnswer:
+def medoid(answers: Sequence[MemberAnswer]) -> MemberAnswer:
     """The answer most like the others; the first of equals."""
-    return max(said, key=lambda one: gain(one, said))
+    return max(answers, key=lambda one: gain(one, answers))
 
 
 def agreed(member: str, groups: Mapping[str, Sequence[MemberAnswer]]) -> bool | None:

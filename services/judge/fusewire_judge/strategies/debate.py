@@ -26,7 +26,7 @@ def debate(case: Case, panel: Panel) -> Steps:
     over the whole trajectory, so that a right answer talked out of a member still counts
     (Free-MAD, 2025); open ones are judged.
     """
-    current: list[MemberAnswer] = list(panel.said)
+    current: list[MemberAnswer] = list(panel.answers)
     trail: list[MemberAnswer] = []
     turns = 0
     barred = _barred(case, current)
@@ -48,8 +48,10 @@ def debate(case: Case, panel: Panel) -> Steps:
     return replace(draft, reason=f"{draft.reason} ({course})")
 
 
-def _calls(case: Case, said: Sequence[MemberAnswer], turn: int) -> tuple[Call, ...]:
-    return tuple(_turn(case, one, said, turn) for one in said if one.member in _speakers(case))
+def _calls(case: Case, answers: Sequence[MemberAnswer], turn: int) -> tuple[Call, ...]:
+    return tuple(
+        _turn(case, one, answers, turn) for one in answers if one.member in _speakers(case)
+    )
 
 
 def _speakers(case: Case) -> dict[str, str]:
@@ -57,12 +59,12 @@ def _speakers(case: Case) -> dict[str, str]:
     return {m.name: m.family for m in case.plan.members if not m.is_mute}
 
 
-def _barred(case: Case, said: Sequence[MemberAnswer]) -> str | None:
+def _barred(case: Case, answers: Sequence[MemberAnswer]) -> str | None:
     """Why there is no debate, if there is none."""
     families = {
         family
         for name, family in _speakers(case).items()
-        if any(one.member == name for one in said)
+        if any(one.member == name for one in answers)
     }
     wanted = case.plan.policy.debate_families
     if not families:
@@ -70,18 +72,18 @@ def _barred(case: Case, said: Sequence[MemberAnswer]) -> str | None:
     return f"fewer than {wanted} families, no debate" if len(families) < wanted else None
 
 
-def _disagree(case: Case, panel: Panel, said: Sequence[MemberAnswer]) -> bool:
+def _disagree(case: Case, panel: Panel, answers: Sequence[MemberAnswer]) -> bool:
     """Whether closed answers differ, or open ones are unlike."""
     if panel.kind == "open":
-        return agreement(said) < ALIKE
-    return len(votes(said, case.prompt.sampling.response_schema)) > 1
+        return agreement(answers) < ALIKE
+    return len(votes(answers, case.prompt.sampling.response_schema)) > 1
 
 
-def _turn(case: Case, own: MemberAnswer, said: Sequence[MemberAnswer], turn: int) -> Call:
+def _turn(case: Case, own: MemberAnswer, answers: Sequence[MemberAnswer], turn: int) -> Call:
     sampling = case.prompt.sampling
     members = {m.name: m for m in case.plan.members}
     others = lineup(
-        [one for one in said if one is not own], case.plan.seed, f"debate-{turn}-{own.member}"
+        [one for one in answers if one is not own], case.plan.seed, f"debate-{turn}-{own.member}"
     )
     return Call(
         name=own.member,
@@ -103,10 +105,12 @@ def _after(case: Case, own: MemberAnswer, replies: Replies, turn: int) -> Member
     """What a member holds now: the answer it gives with an error named, or what it held before."""
     reply = replies.get(own.member)
     schema = case.prompt.sampling.response_schema
-    said = read(reply.content, rebuttal_schema(schema)) if reply is not None and reply.ok else None
-    if not isinstance(said, Read) or len(said.value["error"].strip()) < LEAST_ERROR_CHARS:
+    rebuttal = (
+        read(reply.content, rebuttal_schema(schema)) if reply is not None and reply.ok else None
+    )
+    if not isinstance(rebuttal, Read) or len(rebuttal.value["error"].strip()) < LEAST_ERROR_CHARS:
         return own
-    answer = said.value["answer"]
+    answer = rebuttal.value["answer"]
     text = (
         answer
         if isinstance(answer, str) and schema is None

@@ -62,7 +62,7 @@ def decide(case: Case, now: datetime) -> Decision:
         draft = decision.draft
     cut = tuple(
         f"winner_cut:{one.member}"
-        for one in draft.said
+        for one in draft.answers
         if one.is_cut and one.member == draft.winner
     )
     return Decided(replace(draft, degraded=(*shortfall(case, panel), *draft.degraded, *cut)), panel)
@@ -118,7 +118,7 @@ def _run(case: Case, steps: Steps, now: datetime) -> Ask | Wait | Decided:
 def _cap(case: Case, wanted: int) -> str | None:
     """The pool's limit that forbids calls of about so many more tokens, if one does."""
     policy = case.plan.policy
-    spent = [h.candidate for h in case.heard.values() if h.candidate.provider != RECORDED]
+    spent = [h.candidate for h in case.received.values() if h.candidate.provider != RECORDED]
     if (
         policy.max_cost_usd is not None
         and sum(c.cost_usd or 0.0 for c in spent) >= policy.max_cost_usd
@@ -136,40 +136,42 @@ def _cap(case: Case, wanted: int) -> str | None:
 
 def _timely(case: Case, round_: int, calls: Iterable[str]) -> dict[str, ReceivedCandidate]:
     """What was heard of a round before the next one was asked, by call."""
-    found = ((call, case.heard.get((round_, call))) for call in calls)
+    found = ((call, case.received.get((round_, call))) for call in calls)
     return {call: heard for call, heard in found if heard and heard.after_rounds <= round_}
 
 
 def _called(case: Case, panel: Panel) -> tuple[Panel, Draft | None]:
     """The fused tool calls; or the panel of those who answered in text, where they outvote the callers."""
     is_forced = case.prompt.tool_choice not in ("auto", "none")
-    callers = [one for one in panel.said if one.tool_calls or not is_forced]
+    callers = [one for one in panel.answers if one.tool_calls or not is_forced]
     voices = [MemberCalls(one.member, one.weight, one.tool_calls) for one in callers]
     fused = fuse(voices, case.prompt.tools, (case.plan.fusion_id, "tool-call"))
     if fused is not None and fused.calls:
-        alone = panel.said[0] if len(panel.said) == 1 else None
+        alone = panel.answers[0] if len(panel.answers) == 1 else None
         draft = Draft(
             status="single" if alone else "voted",
             # What several say beside their calls belongs to none of the fused ones.
             content=(alone.content or None) if alone else None,
-            said=panel.said,
+            answers=panel.answers,
             tool_calls=fused.calls,
             reason=f"tool calls of {', '.join(fused.members)}, voted argument by argument",
             agreement=fused.agreement,
             degraded=tuple(f"invalid_call:{member}" for member in fused.invalid),
         )
         return panel, draft
-    spoken = tuple(one for one in panel.said if not one.tool_calls)
+    spoken = tuple(one for one in panel.answers if not one.tool_calls)
     if not spoken:
-        broken = tuple(f"invalid_call:{one.member}" for one in panel.said)
+        broken = tuple(f"invalid_call:{one.member}" for one in panel.answers)
         return panel, Draft(
             "failed", degraded=broken, error="every tool call breaks the schema of its tool"
         )
-    invalid = fused.invalid if fused else tuple(one.member for one in panel.said if one.tool_calls)
+    invalid = (
+        fused.invalid if fused else tuple(one.member for one in panel.answers if one.tool_calls)
+    )
     kind = kind_of([one.content for one in spoken], case.prompt.sampling.response_schema)
     rest = replace(
         panel,
-        said=spoken,
+        answers=spoken,
         kind=kind,
         flaws=dict(panel.flaws) | dict.fromkeys(invalid, "invalid_call"),
     )
@@ -178,32 +180,32 @@ def _called(case: Case, panel: Panel) -> tuple[Panel, Draft | None]:
 
 def _without_choice(case: Case, panel: Panel) -> Draft | None:
     """The end of a fusion that has nothing to choose from, or whose gate opened; None if there is a choice."""
-    said = panel.said
+    answers = panel.answers
     if panel.closed_by == "gate":
-        return _through_the_gate(case, said)
-    if len(said) > 1 or (said and said[0].tool_calls):
+        return _through_the_gate(case, answers)
+    if len(answers) > 1 or (answers and answers[0].tool_calls):
         return None
-    if said:
-        only, asked = said[0], len(case.plan.members) - len(panel.unasked)
+    if answers:
+        only, asked = answers[0], len(case.plan.members) - len(panel.skipped)
         reason = "the only member" if asked == 1 else f"the only answer of {asked} members"
-        return Draft("single", only.content, only.member, said, reason=reason)
-    if len(panel.heard) < len(case.plan.members):
+        return Draft("single", only.content, only.member, answers, reason=reason)
+    if len(panel.received) < len(case.plan.members):
         return Draft("expired", error="no member answered before the deadline")
-    codes = sorted({_fault(h) for h in panel.heard.values()})
+    codes = sorted({_fault(h) for h in panel.received.values()})
     return Draft("failed", error=f"every member failed ({', '.join(codes)})")
 
 
-def _through_the_gate(case: Case, said: tuple[MemberAnswer, ...]) -> Draft:
-    groups = votes(said, case.prompt.sampling.response_schema)
-    winner = next(iter(groups.values()))[0] if groups else said[0]
+def _through_the_gate(case: Case, answers: tuple[MemberAnswer, ...]) -> Draft:
+    groups = votes(answers, case.prompt.sampling.response_schema)
+    winner = next(iter(groups.values()))[0] if groups else answers[0]
     spared = ", ".join(m.name for m in case.plan.members if m.wave)
     return Draft(
-        status="voted" if len(said) > 1 else "single",
+        status="voted" if len(answers) > 1 else "single",
         content=winner.content,
         winner=winner.member,
-        said=said,
+        answers=answers,
         reason=f"the edge is sure, {spared} not asked",
-        agreement=share(groups) if groups else agreement(said),
+        agreement=share(groups) if groups else agreement(answers),
     )
 
 
@@ -220,8 +222,8 @@ def shortfall(case: Case, panel: Panel) -> tuple[str, ...]:
     whole = sum(m.weight for m in plan.members) + sum(e.weight for e in plan.excluded)
     reasons = [f"excluded:{e.name}:{e.reason}" for e in plan.excluded]
     for member in plan.members:
-        one = panel.heard.get(member.name)
-        if member.name in panel.unasked:
+        one = panel.received.get(member.name)
+        if member.name in panel.skipped:
             continue
         if one is None:
             if panel.closed_by in ("quorum", "deadline"):

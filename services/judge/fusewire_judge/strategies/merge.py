@@ -5,7 +5,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fusewire.contracts import MERGED, Call, Guard, PlannedJudge, Rung, Sampling
+from fusewire.contracts import MERGED, Call, Guard, ParseStage, PlannedJudge, Sampling
 from fusewire_judge.judging.ballot import Tally, ask_json, both, poll
 from fusewire_judge.judging.parse import UnreadableVerdict
 from fusewire_judge.judging.prompts import (
@@ -32,7 +32,7 @@ class MergedText:
     text: str
     """Empty if the writing failed."""
     shown: Lineup
-    rung: Rung
+    rung: ParseStage
     analysis: dict[str, Any] | None
     degraded: tuple[str, ...] = ()
 
@@ -47,20 +47,20 @@ def merge(case: Case, panel: Panel) -> Steps:
     """
     if panel.kind != "open":
         return (yield from best_of(case, panel))
-    writer, said = case.plan.judge, panel.said
+    writer, answers = case.plan.judge, panel.answers
     if writer is None:
-        return by_likeness(said, "no judge to merge, the answer most like the others")
+        return by_likeness(answers, "no judge to merge, the answer most like the others")
     if not case.plan.policy.guard:
-        written = yield from _written(case, writer, said)
-        return _draft(said, written) if written.text else _failed(said, written)
-    single, written = yield from both(judged(case, said), _written(case, writer, said))
+        written = yield from _written(case, writer, answers)
+        return _draft(answers, written) if written.text else _failed(answers, written)
+    single, written = yield from both(judged(case, answers), _written(case, writer, answers))
     if not written.text:
-        failed = _failed(said, written)
+        failed = _failed(answers, written)
         return replace(
             single, analysis=written.analysis, degraded=(*single.degraded, *failed.degraded)
         )
     if claims := ungrounded(
-        written.text, [request(case.prompt), *(clean(one.content) for one in said)]
+        written.text, [request(case.prompt), *(clean(one.content) for one in answers)]
     ):
         found = (
             f"{len(claims)} numbers, addresses or names"
@@ -71,11 +71,11 @@ def merge(case: Case, panel: Panel) -> Steps:
             single, written, "ungrounded", f"the merge holds {found} that no candidate holds"
         )
     merged = MemberAnswer(MERGED, 1.0, written.text, 0)
-    best = next(one for one in said if one.member == single.winner)
+    best = next(one for one in answers if one.member == single.winner)
     # Nobody judges its own writing while there is somebody else.
     jurors = [one for one in case.plan.jurors if one.model != writer.model] or case.plan.jurors
     count = yield from poll(case, (merged, best), "guard", "guard", jurors)
-    return _guarded(single, _draft(said, written), written, count)
+    return _guarded(single, _draft(answers, written), written, count)
 
 
 def _guarded(single: Draft, draft: Draft, written: MergedText, count: Tally) -> Draft:
@@ -97,8 +97,8 @@ def _refused(single: Draft, written: MergedText, guard: Guard, why: str) -> Draf
     return replace(single, guard=guard, analysis=written.analysis, reason=f"{why}; {single.reason}")
 
 
-def _failed(said: Sequence[MemberAnswer], written: MergedText) -> Draft:
-    single = by_likeness(said, "the merge failed, the answer most like the others")
+def _failed(answers: Sequence[MemberAnswer], written: MergedText) -> Draft:
+    single = by_likeness(answers, "the merge failed, the answer most like the others")
     return replace(
         single,
         shown=written.shown.members,
@@ -108,25 +108,25 @@ def _failed(said: Sequence[MemberAnswer], written: MergedText) -> Draft:
     )
 
 
-def _draft(said: Sequence[MemberAnswer], written: MergedText) -> Draft:
+def _draft(answers: Sequence[MemberAnswer], written: MergedText) -> Draft:
     return Draft(
         status="fused",
         content=written.text,
-        said=tuple(said),
+        answers=tuple(answers),
         shown=written.shown.members,
         rung=written.rung,
-        reason=f"merged from {len(said)} answers",
+        reason=f"merged from {len(answers)} answers",
         analysis=written.analysis,
-        agreement=agreement(said),
+        agreement=agreement(answers),
         degraded=written.degraded,
     )
 
 
 def _written(
-    case: Case, writer: PlannedJudge, said: Sequence[MemberAnswer]
+    case: Case, writer: PlannedJudge, answers: Sequence[MemberAnswer]
 ) -> Generator[Wanted, Replies, MergedText]:
     """Compare, then write."""
-    shown = lineup(said, case.plan.seed, "merge")
+    shown = lineup(answers, case.plan.seed, "merge")
     found = yield from ask_json(
         writer,
         "analysis",
@@ -135,7 +135,7 @@ def _written(
         expected_tokens=ANALYSIS_TOKENS,
     )
     value: dict[str, Any] | None = None
-    rung: Rung = "fallback"
+    rung: ParseStage = "fallback"
     degraded: tuple[str, ...] = ()
     if isinstance(found, UnreadableVerdict):
         degraded = (f"analysis_failed:{found.reason}",)

@@ -13,8 +13,8 @@ CALL = "repair"
 
 def is_off_schema(panel: Panel) -> bool:
     """Whether there are answers, and none of them satisfies the prompt's schema."""
-    return bool(panel.said) and all(
-        panel.flaws.get(one.member) == "off_schema" for one in panel.said
+    return bool(panel.answers) and all(
+        panel.flaws.get(one.member) == "off_schema" for one in panel.answers
     )
 
 
@@ -30,7 +30,7 @@ def repair(case: Case, panel: Panel) -> Generator[Wanted, Replies, Draft | None]
     judge, sampling = case.plan.judge, case.prompt.sampling
     if judge is None:
         return None
-    chosen = medoid(panel.said)
+    chosen = medoid(panel.answers)
     shown = lineup((chosen,), case.plan.seed, CALL)
     call = Call(
         name=CALL,
@@ -45,4 +45,4 @@ def repair(case: Case, panel: Panel) -> Generator[Wanted, Replies, Draft | None]
     if canonical(text, sampling.response_schema) is None:
         return None
     reason = f"what {chosen.member} said, in the form that was asked"
-    return Draft("fused", text, chosen.member, panel.said, reason=reason)
+    return Draft("fused", text, chosen.member, panel.answers, reason=reason)

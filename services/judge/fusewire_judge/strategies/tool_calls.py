@@ -47,7 +47,7 @@ class FusedCalls:
 
 
 def fuse(
-    said: Sequence[MemberCalls], tools: Sequence[Tool], seed_parts: tuple[str, ...]
+    answers: Sequence[MemberCalls], tools: Sequence[Tool], seed_parts: tuple[str, ...]
 ) -> FusedCalls | None:
     """Vote by weight, first on which tools are called and then on each argument of each call.
 
@@ -66,7 +66,7 @@ def fuse(
         None if nobody's voice counts.
     """
     checks = {tool.name: SchemaCheck(tool.parameters) for tool in tools}
-    read = [(voice, _read(voice.calls, checks)) for voice in said]
+    read = [(voice, _read(voice.calls, checks)) for voice in answers]
     valid = [(voice, calls) for voice, calls in read if calls is not None]
     if not valid:
         return None
