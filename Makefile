@@ -15,7 +15,7 @@ BIN := .venv/bin
 MEMBERS := shared services/ingest services/dispatcher services/worker-edge services/worker-remote services/judge cli
 # One by one: two files named conftest.py are one module to mypy.
 TESTS := tests/contract tests/conformance tests/e2e tests/bench tests/fuzz $(wildcard tests/unit/*)
-SOURCES := $(MEMBERS) migrations tests
+SOURCES := $(MEMBERS) migrations tests examples
 
 .PHONY: help setup demo test test-kills test-node test-batch test-unit check format bench bench-scale bench-plots bench-doors bench-edge bench-judge bench-fusion fuzz lock docs clean
 
@@ -56,9 +56,11 @@ test-batch: setup ## kill a batch of 2,000 lines whole, and go on with it
 test-unit: setup ## run the tests of pure code alone; ARGS="…" goes to pytest
 	@$(BIN)/python -m pytest -n auto --dist worksteal tests/unit tests/contract $(ARGS)
 
-check: setup ## ruff, mypy, import contracts, lock, docs
+check: setup ## ruff, complexity, names, mypy, import contracts, lock, docs
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/ruff format --check -q $(SOURCES) || { echo "run make format"; exit 1; }
+	@$(BIN)/complexipy --quiet --plain --failed --max-complexity-allowed 10 $(MEMBERS)
+	@$(BIN)/python tests/lint/names.py $(MEMBERS)
 	@$(BIN)/mypy $(addsuffix /fusewire*,$(MEMBERS))
 	@for folder in $(TESTS); do $(BIN)/mypy --no-error-summary $$folder || exit 1; done
 	@$(BIN)/lint-imports

@@ -1,6 +1,7 @@
 """What the documents say of streams, commands and links is what the code does."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -37,32 +38,58 @@ def test_every_durable_of_the_table_is_provisioned() -> None:
             assert (stream, name) in made
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        "README.md",
-        "ARCHITECTURE.md",
-        "CONTRIBUTING.md",
-        "deploy/README.md",
-        "docs/performance.md",
-        "docs/glossary.md",
-    ],
+PAGES = sorted(
+    str(path.relative_to(ROOT))
+    for pattern in ("*.md", "deploy/*.md", "docs/**/*.md")
+    for path in ROOT.glob(pattern)
 )
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that a page's headings have on a forge."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
-        if "://" not in target:
-            assert ((ROOT / page).parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", text):
+        if "://" in target:
+            continue
+        path = (ROOT / page).parent / target if target else ROOT / page
+        assert path.exists(), target
+        if anchor:
+            assert anchor in anchors(path), f"{target}#{anchor}"
 
 
-def test_readme_names_only_commands_that_exist() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    commands = getattr(get_command(app), "commands", {})
-    used = set(
-        re.findall(r"(?:\.venv/bin/fusewire|^fusewire|&& fusewire) ([a-z]+)", text, re.MULTILINE)
-    )
-    assert used
-    assert used <= set(commands)
+def commands(text: str) -> list[list[str]]:
+    """The words of each `fusewire` command in a page's shell snippets."""
+    snippets = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    lines = [line for snippet in snippets for line in snippet.splitlines()]
+    calls = [
+        re.findall(r"(?:^|&& |bin/)fusewire ([^&|>]+)", line.partition("  #")[0]) for line in lines
+    ]
+    return [shlex.split(call) for line_calls in calls for call in line_calls]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_and_their_options_exist(page: str) -> None:
+    for words in commands((ROOT / page).read_text(encoding="utf-8")):
+        command = get_command(app)
+        arguments = iter(words)
+        while names := getattr(command, "commands", None):
+            name = next(arguments)
+            assert name in names, f"fusewire {' '.join(words)}"
+            command = names[name]
+        options = {option for parameter in command.params for option in parameter.opts}
+        for word in arguments:
+            if word.startswith("-"):
+                assert word.partition("=")[0] in options, f"fusewire {' '.join(words)}"
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 700
 
 
 def test_each_rule_that_is_set_aside_says_why() -> None:

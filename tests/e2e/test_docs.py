@@ -1,4 +1,4 @@
-"""What README tells to run is run."""
+"""What the documents tell to run is run."""
 
 import json
 import re
@@ -9,24 +9,24 @@ from pathlib import Path
 import pytest
 
 from fusewire.testing.command_line import FUSEWIRE, Cli, address, background
+from fusewire_ingest.admission.admit import parse
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
 URL = "http://localhost:8484"
 
 
-def blocks(title: str, language: str) -> list[str]:
+def blocks(page: str, title: str, language: str) -> list[str]:
     """The snippets of a section."""
-    (section,) = re.findall(
-        rf"^#+ {title}\n(.*?)(?=^##? |^### |\Z)", README, re.DOTALL | re.MULTILINE
-    )
+    text = (DOCS / page).read_text(encoding="utf-8")
+    (section,) = re.findall(rf"^#+ {title}\n(.*?)(?=^##? |\Z)", text, re.DOTALL | re.MULTILINE)
     found = re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)
-    assert found, f"there is nothing to run in '{title}'"
+    assert found, f"there is nothing to run in '{title}' of {page}"
     return found
 
 
 @pytest.fixture
 def url(cli: Cli) -> Iterator[str]:
-    """Fusewire as README's reader runs it, and a file in the form of OpenAI's batches."""
+    """Fusewire as a reader of the documents runs it, and a file in the form of OpenAI's batches."""
     body = {"model": "meta-llama/Llama-3.1-8B", "messages": [{"role": "user", "content": "Why?"}]}
     line = {"method": "POST", "url": "/v1/chat/completions", "body": body}
     lines = [json.dumps({"custom_id": f"q{n}", **line}) for n in range(3)]
@@ -52,7 +52,7 @@ def ran(cli: Cli, command: list[str]) -> list[str]:
 
 
 def test_coming_from_openrouter_fusion(cli: Cli, url: str) -> None:
-    (snippet,) = blocks("Coming from OpenRouter Fusion", "python")
+    (snippet,) = blocks("how-to/sdks.md", "From OpenRouter Fusion", "python")
 
     *answer, told = python(cli, url, snippet)
     assert answer
@@ -60,7 +60,7 @@ def test_coming_from_openrouter_fusion(cli: Cli, url: str) -> None:
 
 
 def test_coming_from_litellm(cli: Cli, url: str) -> None:
-    (snippet,) = blocks("Coming from LiteLLM", "python")
+    (snippet,) = blocks("how-to/sdks.md", "From LiteLLM", "python")
 
     models, *answer = python(cli, url, snippet)
     assert "'fusewire/default'" in models
@@ -69,7 +69,7 @@ def test_coming_from_litellm(cli: Cli, url: str) -> None:
 
 def test_coming_from_vllm(cli: Cli, url: str) -> None:
     assert url
-    (snippet,) = blocks("Coming from vLLM run-batch", "sh")
+    (snippet,) = blocks("how-to/sdks.md", "From vLLM run-batch", "sh")
 
     sh(cli, snippet)
     results = [json.loads(line) for line in (cli.folder / "out.jsonl").read_text().splitlines()]
@@ -78,19 +78,19 @@ def test_coming_from_vllm(cli: Cli, url: str) -> None:
 
 
 def test_batches(cli: Cli, url: str) -> None:
-    (snippet,) = blocks("Batches", "python")
+    (snippet,) = blocks("how-to/batches.md", "From Python", "python")
     status, first = python(cli, url, snippet)
     assert status == "completed 3 of 3"
     assert json.loads(first)["custom_id"] == "q0"
 
-    (snippet,) = blocks("Batches", "sh")
+    (snippet,) = blocks("how-to/batches.md", "From the command line", "sh")
     assert re.search(r"nightly\W+completed\W+3\W+0", "\n".join(sh(cli, snippet)))
     assert len((cli.folder / "results.jsonl").read_text().splitlines()) == 3
 
 
 def test_prompts_from_the_bus(cli: Cli, url: str) -> None:
     assert url
-    (snippet,) = blocks("Prompts from the bus", "python")
+    (snippet,) = blocks("how-to/nats-producers.md", "Submit prompts over NATS", "python")
     server = "nats://localhost:4222"
     assert snippet.count(server) == 1
     running = json.loads((cli.folder / ".fusewire" / "up.json").read_text())["nats"]
@@ -105,14 +105,37 @@ def test_prompts_from_the_bus(cli: Cli, url: str) -> None:
 
 def test_tenants(cli: Cli, url: str) -> None:
     assert url
-    (snippet,) = blocks("Tenants", "sh")
+    (snippet,) = blocks("how-to/tenants.md", "Tenants and keys", "sh")
 
     create, list_, revoke = snippet.splitlines()
     (key,) = sh(cli, create)
     assert key.startswith("fw")
     ((key_id, _),) = re.findall(r"(\w+).*?(notebook)", "\n".join(sh(cli, list_)))
     sh(cli, revoke.replace("ID", key_id))
-    (table,) = blocks("Tenants", "toml")
+    (table,) = blocks("how-to/tenants.md", "Tenants and keys", "toml")
     with (cli.folder / "fusewire.toml").open("a") as file:
         file.write(table)
     assert cli.run("config", "check").returncode == 0
+
+
+def test_quickstart(cli: Cli, url: str) -> None:
+    (ask,) = blocks("quickstart.md", "Ask one question", "sh")
+    assert sh(cli, ask)
+
+    (batch,) = blocks("quickstart.md", "Answer a file of prompts", "sh")
+    sh(cli, batch)
+    (line,) = (cli.folder / "outcomes.jsonl").read_text().splitlines()
+    assert json.loads(line)["custom_id"] == "q1"
+
+    (curl,) = blocks("quickstart.md", "Run the server", "sh")
+    assert curl.count(URL) == 1
+    (reply,) = sh(cli, curl.replace(URL, url))
+    assert json.loads(reply)["status"] in ("fused", "voted", "single")
+
+    (query,) = blocks("quickstart.md", "See what was stored", "sh")
+    assert any("outcome_id" in row for row in sh(cli, query))
+
+
+def test_a_prompt_of_the_quickstart_is_admitted() -> None:
+    (body,) = blocks("quickstart.md", "What a prompt may say", "json")
+    assert parse(body.encode(), limit=10_000).custom_id == "q1"
