@@ -98,7 +98,7 @@ def test_up_serves_until_it_is_told_to_stop(cli: Cli) -> None:
         # A second command finds the running stack and uses it.
         assert cli.run("ask", "hello").returncode == 0
         metrics = urllib.request.urlopen(f"{base}/metrics", timeout=END_S).read().decode()
-        assert 'fusewire_prompts_accepted_total{door="http"} 1.0' in metrics
+        assert 'fusewire_prompts_accepted_total{source="http"} 1.0' in metrics
         assert cli.run("doctor").returncode == 0
         known = json.loads(cli.run("doctor", "--models", "--json").stdout)
         assert [f["what"] for f in known if f["check"] == "dialect"] == [

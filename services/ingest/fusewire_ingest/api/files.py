@@ -83,7 +83,7 @@ def routes(of: Dependencies) -> APIRouter:
     async def get(file_id: str, who: Who) -> Response:
         return JSONResponse(_shown(await found(who.tenant, file_id)))
 
-    @router.delete("/files/{file_id}", summary="Delete a file", responses=schemas.reply("Deleted"))
+    @router.delete("/files/{file_id}", summary="Delete a file", responses=schemas.reply("FileDeletion"))
     async def delete(file_id: str, who: Who) -> Response:
         await found(who.tenant, file_id)
         if not await files.delete(who.tenant, file_id, clock()):

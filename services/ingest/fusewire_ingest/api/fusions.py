@@ -122,7 +122,7 @@ def routes(of: Dependencies) -> APIRouter:
     @router.delete(
         "/fusions/{fusion_id}/images",
         summary="Erase the large images and texts of a fusion's prompt",
-        responses=schemas.reply("Erased"),
+        responses=schemas.reply("ImageDeletion"),
     )
     async def erase_images(fusion_id: str, who: Who) -> Response:
         """Other prompts of the tenant with the same ones lose them too. What was answered stays."""

@@ -67,13 +67,13 @@ async def test_a_broker_that_is_away_closes_no_door(
 ) -> None:
     """What is accepted meanwhile is published later."""
     asked: list[str] = []
-    used = provision.stream_usage
+    stream_usage = provision.stream_usage
 
     async def counted(js: JetStreamContext, stream: str) -> float:
         asked.append(stream)
-        return await used(js, stream)
+        return await stream_usage(js, stream)
 
-    monkeypatch.setattr(provision, "used", counted)
+    monkeypatch.setattr(provision, "stream_usage", counted)
     room = StoreCapacity(bus)
     await nats.kill()
 
