@@ -1,7 +1,7 @@
 """Loops that run beside everything else until their owner stops them."""
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Collection, Coroutine
 from typing import Any
 
 CANCEL_AGAIN_S = 1.0
@@ -27,7 +27,7 @@ class BackgroundTasks:
         return [f"{task.get_name()} has ended" for task in self._tasks if task.done()]
 
 
-async def cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+async def cancel(tasks: Collection[asyncio.Task[Any]]) -> None:
     """Cancel tasks and wait until they have ended; what they raise is dropped.
 
     Until Python 3.12, `asyncio.wait_for` drops a cancellation that arrives when its future is just done
