@@ -74,7 +74,7 @@ def test_each_form_is_told_by_its_line(write: Callable[..., Path]) -> None:
             None,
         ]
         assert ids.up_to(4) == 4
-    assert (found.n_faults, found.count, found.unnamed) == (0, 5, 1)
+    assert (found.n_faults, found.count, found.count_without_id) == (0, 5, 1)
     assert found.forms == {"openai": 1, "mistral": 1, "anthropic": 1, "bare": 2}
     assert found.digest == hashlib.sha256(path.read_bytes()).hexdigest()
     assert [prompt.custom_id for prompt in seen] == ["o", "m", "a", "b", "line-6"]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fusewire_cli.batch.custom_ids import Ids, new_ids
-from fusewire_cli.batch.output import Output, is_failed, is_unsettled, opened
+from fusewire_cli.batch.output import Output, is_failed, is_unsettled, open_output
 from fusewire_cli.client import Form, Order
 
 
@@ -42,9 +42,9 @@ def take(output: Output, *indexes: int) -> None:
 
 def test_an_output_is_written_and_gone_on_with(tmp_path: Path, ids: Ids) -> None:
     path = tmp_path / "new" / "out.jsonl"
-    with opened(path, ids, order="line", form="openai") as output:
+    with open_output(path, ids, order="line", form="openai") as output:
         take(output, 1, 2)
-    with opened(path, ids, order="line", form="openai") as output:
+    with open_output(path, ids, order="line", form="openai") as output:
         assert (output.after, output.lines, output.failed) == (2, 2, 0)
         take(output, 4, 5)
     assert path.read_text() == text(1, 2, 4, 5)
@@ -53,7 +53,7 @@ def test_an_output_is_written_and_gone_on_with(tmp_path: Path, ids: Ids) -> None
 def test_a_torn_last_line_is_cut_off(tmp_path: Path, ids: Ids) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text(text(1, 2, 4) + json.dumps(result(5))[:-4])
-    with opened(path, ids, order="line", form="openai") as output:
+    with open_output(path, ids, order="line", form="openai") as output:
         assert output.after == 4
         take(output, 5)
     assert path.read_text() == text(1, 2, 4, 5)
@@ -64,7 +64,7 @@ def test_in_the_order_of_completion_what_stands_there_is_not_written_again(
 ) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text(text(5, 1))
-    with opened(path, ids, order="settled", form="openai") as output:
+    with open_output(path, ids, order="settled", form="openai") as output:
         assert output.after == 0
         take(output, 5, 1, 2, 4)
         assert output.after == 14
@@ -107,7 +107,7 @@ def test_an_output_of_something_else_is_refused_and_not_touched(
 ) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text(content)
-    with pytest.raises(SystemExit) as ended, opened(path, ids, order=order, form=form):
+    with pytest.raises(SystemExit) as ended, open_output(path, ids, order=order, form=form):
         pass
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
@@ -119,9 +119,9 @@ def test_two_runs_do_not_write_to_one_output(
 ) -> None:
     path = tmp_path / "out.jsonl"
     with (
-        opened(path, ids, order="line", form="openai"),
+        open_output(path, ids, order="line", form="openai"),
         pytest.raises(SystemExit),
-        opened(path, ids, order="line", form="openai"),
+        open_output(path, ids, order="line", form="openai"),
     ):
         pass
     assert "being written by another run" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import pytest
 from fusewire.contracts import Message, Prompt
 from fusewire.settings import Settings
 from fusewire_cli.batch.checking import CheckReport
-from fusewire_cli.batch.plan import BatchEstimate, describe, measured_rate, told
+from fusewire_cli.batch.plan import BatchEstimate, as_text, describe, measured_rate
 from fusewire_ingest.admission.estimate import Catalogue, Member, Model, Pool
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -66,8 +66,8 @@ def test_a_model_without_a_price_is_named_and_the_others_keep_theirs() -> None:
     assert plan["usd"] == {"min": None, "expected": None, "max": None}
     assert plan["usd_by_model"]["a"]["expected"] > 0
     assert plan["usd_by_model"]["b"]["expected"] is None
-    assert "no price for b" in told(plan)
-    assert "b: min unknown" in told(plan)
+    assert "no price for b" in as_text(plan)
+    assert "b: min unknown" in as_text(plan)
 
 
 def test_only_what_a_line_can_reach_is_counted() -> None:
@@ -80,7 +80,7 @@ def test_the_share_of_the_edge_is_one_of_calls() -> None:
         CheckReport(count=2), total(book(a=(1e-6, 2e-6)), prompt("one"), prompt("two")), None
     )
     assert plan["edge_share"] == 0.5
-    assert "4 calls expected, 50% at the edge" in told(plan)
+    assert "4 calls expected, 50% at the edge" in as_text(plan)
 
 
 def test_time_follows_from_a_measured_rate() -> None:
@@ -88,7 +88,7 @@ def test_time_follows_from_a_measured_rate() -> None:
     assert describe(CheckReport(count=7200), of, None)["eta_s"] is None
     plan = describe(CheckReport(count=7200), of, 2.0)
     assert plan["eta_s"] == 3600
-    assert "time 1:00:00 at 2 lines/s" in told(plan)
+    assert "time 1:00:00 at 2 lines/s" in as_text(plan)
 
 
 async def test_without_a_database_there_is_no_rate_and_none_is_made(tmp_path: Path) -> None:

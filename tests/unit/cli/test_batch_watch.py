@@ -15,7 +15,14 @@ from aiohttp import web
 from fusewire_cli import fusing
 from fusewire_cli.batch.ending import conclude
 from fusewire_cli.batch.output import Output
-from fusewire_cli.batch.watch import InterruptedRunError, Progress, Stop, figures, follow, settled
+from fusewire_cli.batch.watch import (
+    InterruptedRunError,
+    Progress,
+    Stop,
+    figures,
+    follow,
+    read_settled,
+)
 from fusewire_cli.client import ApiError, Client, Form, Order
 from fusewire_cli.screen import ProgressStyle
 
@@ -128,7 +135,7 @@ async def indexes(
 ) -> list[int]:
     return [
         one["index"]
-        async for _, one in settled(api, "batch_b", order=order, form=form, after=after)
+        async for _, one in read_settled(api, "batch_b", order=order, form=form, after=after)
     ]
 
 
