@@ -86,7 +86,7 @@ async def fuse(
         while len(outcomes) < len(bodies):
             size = min(len(waiting), window - len(in_flight), GROUP)
             group = [waiting.popleft() for _ in range(size)]
-            refusals = await _submit(api, batch, group, in_flight) if group else {}
+            refusals = await _submit(api, batch, group, in_flight)
             finished_fusions = await _collect_finished(api, in_flight)
             outcomes |= refusals | finished_fusions
             failed_count += len(refusals) + _count_failed(finished_fusions)
@@ -112,6 +112,8 @@ async def _submit(
         By custom_id, the refusals.
     """
     refusals: dict[str, Mapping[str, Any]] = {}
+    if not group:
+        return refusals
     results = await api.submit_lines([body for _, body in group], batch)
     for (custom_id, _), result in zip(group, results, strict=True):
         if "error" in result:

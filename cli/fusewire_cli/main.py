@@ -1,4 +1,7 @@
-"""The `fusewire` command. Each subcommand imports what it needs when it runs: `--help` must be quick."""
+"""The `fusewire` command.
+
+Each subcommand imports what it needs when it runs, so that `--help` is quick.
+"""
 
 from pathlib import Path
 from typing import Annotated
@@ -82,7 +85,10 @@ def demo(
         ),
     ] = False,
 ) -> None:
-    """Fuse a dozen prompts with small models on this machine, in all three modes, and show who was right."""
+    """Fuse a dozen prompts with small models on this machine, and show who was right.
+
+    The prompts use all three modes.
+    """
     from fusewire_cli import demo as module
 
     with clear_errors():
@@ -96,7 +102,10 @@ def ask(
     mode: ModeOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Fuse one prompt and print the answer. Uses the running stack, or starts one for the moment."""
+    """Fuse one prompt and print the answer.
+
+    Uses the running stack, or starts one for the moment.
+    """
     from fusewire_cli import ask as module
 
     with clear_errors():
@@ -109,15 +118,16 @@ def eval_run(
         Path,
         typer.Argument(
             metavar="SUITE.jsonl",
-            help="One question a line: custom_id, prompt or messages, answer, match (exact, number, choice, json).",
+            help="One question a line: custom_id, prompt or messages, answer, "
+            "match (exact, number, choice, json).",
         ),
     ],
     replay: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE.jsonl",
-            help="Answers given earlier, one a line: custom_id, model, content (or error_code), usage, latency_ms, "
-            "cost_usd. No member is called.",
+            help="Answers given earlier, one a line: custom_id, model, content (or error_code), "
+            "usage, latency_ms, cost_usd. No member is called.",
         ),
     ] = None,
     pool: PoolOption = None,
@@ -131,10 +141,11 @@ def eval_run(
     json_: JsonOption = False,
     window: WindowOption = 32,
 ) -> None:
-    """Measure on labelled questions whether a pool is right more often than its members, and at what cost.
+    """Measure whether a pool is right more often than its members, and at what cost.
 
-    Each member is asked each question once, and all fusions are made of those answers. Run again after an
-    interruption, it goes on where it was; run again as it was, it asks nothing.
+    Each member is asked each labelled question once, and all fusions are made of those answers.
+    Run again after an interruption, it goes on where it was; run again as it was, it asks
+    nothing.
 
     Exit codes: 0 measured, 1 fault, 2 bad input, 130 interrupted.
     """
@@ -164,7 +175,9 @@ def rejudge(
     json_: JsonOption = False,
     window: WindowOption = 32,
 ) -> None:
-    """Judge a batch's stored answers again in another way, without calling a member, and say what changed.
+    """Judge a batch's stored answers again in another way, and say what changed.
+
+    No member is called.
 
     Exit codes: 0 judged, 1 fault, 2 bad input or nothing to do, 130 interrupted.
     """
@@ -196,7 +209,10 @@ def trace(
     ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Show how a fusion came to its outcome: who was asked when, what came back, and why it ended."""
+    """Show how a fusion came to its outcome.
+
+    Prints who was asked when, what came back, and why it ended.
+    """
     from fusewire_cli import trace as module
 
     with clear_errors():
@@ -241,7 +257,10 @@ def config_check(
 
 @topology_app.command("apply")
 def topology_apply(json_: JsonOption = False) -> None:
-    """Create and mend streams, durables and buckets; idempotent, never narrows an operator's limits."""
+    """Create and mend streams, durables and buckets.
+
+    Idempotent; never narrows an operator's limits.
+    """
     from fusewire_cli import admin
 
     with clear_errors():
@@ -349,14 +368,16 @@ def model_import(
     block_size: Annotated[
         int | None,
         typer.Option(
-            help="32 keeps the file's own blocks; 128 is smaller and faster, and rounds anew. Without it 4 and 8 "
-            "bits stay as they are and the rest is kept in 8 bits, in blocks of 128."
+            help="32 keeps the file's own blocks; 128 is smaller and faster, and rounds anew. "
+            "Without it 4 and 8 bits stay as they are and the rest is kept in 8 bits, in blocks "
+            "of 128."
         ),
     ] = None,
     bits: Annotated[
         int | None,
         typer.Option(
-            help="4 or 8, of what is rounded anew; without it floating point is kept, and 4 bits stay 4."
+            help="4 or 8, of what is rounded anew; without it floating point is kept, and 4 bits "
+            "stay 4."
         ),
     ] = None,
 ) -> None:
@@ -386,7 +407,7 @@ def model_bench(
     tokens: Annotated[int, typer.Option(min=64, help="Of the text that is compared.")] = 2048,
     json_: JsonOption = False,
 ) -> None:
-    """Measure a model on this machine: speed, memory, and how near it is to the file that it was made from."""
+    """Measure a model on this machine: speed, memory, and fidelity to its GGUF file."""
     from fusewire_cli import models
 
     with clear_errors():

@@ -13,10 +13,10 @@ from fusewire_cli.client import Form, Order
 @pytest.fixture
 def ids() -> Iterator[Ids]:
     """Lines 1, 2, 4 and 5: the third is blank."""
-    with new_ids() as found:
+    with new_ids() as ids_of_lines:
         for number in (1, 2, 4, 5):
-            assert found.add(f"q{number}", number) is None
-        yield found
+            assert ids_of_lines.add(f"q{number}", number) is None
+        yield ids_of_lines
 
 
 def result(index: int, **more: Any) -> dict[str, Any]:
@@ -107,9 +107,9 @@ def test_an_output_of_something_else_is_refused_and_not_touched(
 ) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text(content)
-    with pytest.raises(SystemExit) as ended, open_output(path, ids, order=order, form=form):
+    with pytest.raises(SystemExit) as exit_info, open_output(path, ids, order=order, form=form):
         pass
-    assert ended.value.code == 2
+    assert exit_info.value.code == 2
     assert message in capsys.readouterr().err
     assert path.read_text() == content
 
@@ -128,7 +128,7 @@ def test_two_runs_do_not_write_to_one_output(
 
 
 @pytest.mark.parametrize(
-    ("line", "failed", "unsettled"),
+    ("line", "failed", "to_come"),
     [
         (result(1), False, False),
         (result(1, response=None, error={"code": "batch_expired"}), True, False),
@@ -143,6 +143,6 @@ def test_two_runs_do_not_write_to_one_output(
     ],
 )
 def test_what_failed_and_what_is_yet_to_come_is_told_apart(
-    line: dict[str, Any], failed: bool, unsettled: bool
+    line: dict[str, Any], failed: bool, to_come: bool
 ) -> None:
-    assert (is_failed(line), is_unsettled(line)) == (failed, unsettled)
+    assert (is_failed(line), is_unsettled(line)) == (failed, to_come)

@@ -53,7 +53,7 @@ def test_who_was_right_is_told_by_label_and_for_calls_by_what_is_called() -> Non
         },
     ]
 
-    assert demo.scored(prompts, outcomes) == {
+    assert demo.compute_score(prompts, outcomes) == {
         "known": ["one", "weather"],
         "fused": ["one", "weather"],
         "members": {"a": ["weather"], "b": ["one"]},
