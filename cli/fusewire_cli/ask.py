@@ -6,6 +6,7 @@ from typing import Any
 
 from fusewire import replies
 from fusewire_cli import fusing
+from fusewire_cli.batch import ANSWERED
 from fusewire_cli.screen import EXIT_SOME_FAILED, note
 from fusewire_cli.session import client, settings
 
@@ -30,7 +31,7 @@ def ask(prompt: str, *, pool: str | None, mode: str | None, as_json: bool) -> No
         print(json.dumps(outcome, ensure_ascii=False))
     else:
         show(outcome)
-    if outcome["status"] not in ("fused", "voted", "single"):
+    if outcome["status"] not in ANSWERED:
         sys.exit(EXIT_SOME_FAILED)
 
 

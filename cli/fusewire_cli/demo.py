@@ -12,6 +12,7 @@ from typing import Any
 
 from fusewire.settings import Settings
 from fusewire_cli import builtin, fusing, models
+from fusewire_cli.batch import ANSWERED
 from fusewire_cli.screen import EXIT_FAULT, RowFormat, fail, note, rows
 from fusewire_cli.session import client
 
@@ -26,7 +27,6 @@ NEXT = (
 )
 WIDTH = 100
 SHOWN_CHARS = 240
-ANSWERED = ("fused", "voted", "single")
 ABSENT = {
     "certain": "not waited for: the vote was decided",
     "likely": "not waited for: the vote was as good as decided",

@@ -31,7 +31,9 @@ db_app = typer.Typer(help="Migrate the database.", no_args_is_help=True, rich_ma
 dead_app = typer.Typer(
     help="Messages that no service could handle.", no_args_is_help=True, rich_markup_mode=None
 )
-keys_app = typer.Typer(help="Let tenants in, and out.", no_args_is_help=True, rich_markup_mode=None)
+keys_app = typer.Typer(
+    help="Create, list and revoke API keys.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(batch_app, name="batch")
 app.add_typer(eval_app, name="eval")
 app.add_typer(model_app, name="model")
@@ -203,9 +205,11 @@ def query(
 @app.command()
 def trace(
     fusion: Annotated[str, typer.Argument(metavar="FUSION", help="Its id or custom_id.")],
-    tenant: Annotated[str, typer.Option("--tenant", help="Whose custom_id it is.")] = "default",
+    tenant: Annotated[
+        str, typer.Option("--tenant", help="The tenant of the custom_id.")
+    ] = "default",
     batch: Annotated[
-        str | None, typer.Option("--batch", help="The batch whose custom_id it is.")
+        str | None, typer.Option("--batch", help="The batch of the custom_id.")
     ] = None,
     json_: JsonOption = False,
 ) -> None:
@@ -222,7 +226,7 @@ def trace(
 @app.command()
 def doctor(
     models: Annotated[
-        bool, typer.Option("--models", help="Say too what hosted models were found to refuse.")
+        bool, typer.Option("--models", help="Say too which parameters hosted models refuse.")
     ] = False,
     json_: JsonOption = False,
 ) -> None:
@@ -278,7 +282,7 @@ def db_upgrade() -> None:
 
 @dead_app.command("list")
 def dead_list(form: FormatOption = RowFormat.table) -> None:
-    """List them, and why each was given up."""
+    """List the messages, and why each was given up."""
     from fusewire_cli import dead
 
     with clear_errors():
@@ -289,7 +293,7 @@ def dead_list(form: FormatOption = RowFormat.table) -> None:
 def dead_show(
     number: Annotated[int, typer.Argument(min=1, help="See `fusewire dead list`.")],
 ) -> None:
-    """Print one with its body, as JSON; it may hold a prompt."""
+    """Print a message with its body, as JSON; it may hold a prompt."""
     from fusewire_cli import dead
 
     with clear_errors():
@@ -301,7 +305,7 @@ def dead_replay(
     numbers: Annotated[list[int] | None, typer.Argument(help="See `fusewire dead list`.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
 ) -> None:
-    """Publish them again, once what they failed of is mended."""
+    """Publish messages again, once the cause of their failure is mended."""
     from fusewire_cli import dead
 
     with clear_errors():
@@ -310,9 +314,9 @@ def dead_replay(
 
 @keys_app.command("create")
 def keys_create(
-    tenant: Annotated[str, typer.Option("--tenant", help="Whose requests it makes them.")],
+    tenant: Annotated[str, typer.Option("--tenant", help="The tenant that the key is for.")],
     name: Annotated[
-        str, typer.Option("--name", help="What it is for, to know it again in the list.")
+        str, typer.Option("--name", help="What the key is for, as the list will show it.")
     ],
     expires_days: Annotated[
         float | None,
@@ -381,7 +385,7 @@ def model_import(
         ),
     ] = None,
 ) -> None:
-    """Convert a model that is here already into a folder, and measure how faithful it is."""
+    """Convert a GGUF file into a model folder, and measure how faithful the folder is."""
     from fusewire_cli import models
 
     with clear_errors():
@@ -421,7 +425,7 @@ def model_remove(
         Path | None, typer.Option(help="Where models live; default ~/.cache/fusewire/models.")
     ] = None,
 ) -> None:
-    """Delete a model from this machine, and what a pull of it left."""
+    """Delete a model from this machine, and its unfinished download."""
     from fusewire_cli import models
 
     with clear_errors():

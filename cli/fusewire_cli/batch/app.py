@@ -92,7 +92,8 @@ ModeOption = Annotated[
     typer.Option("--mode", help="best-of, merge or debate; a bare line's own mode wins."),
 ]
 PriorityOption = Annotated[
-    Priority | None, typer.Option("--priority", help="Who goes first; batches are low.")
+    Priority | None,
+    typer.Option("--priority", help="Which prompts go first; a batch is low by default."),
 ]
 CostOption = Annotated[
     float | None,
@@ -100,7 +101,7 @@ CostOption = Annotated[
         "--max-cost",
         parser=usd,
         metavar="USD",
-        help="Stop when it has cost this much, such as 20usd.",
+        help="Stop when the batch has cost this much, such as 20usd.",
     ),
 ]
 WindowOption = Annotated[
@@ -118,7 +119,7 @@ OutOption = Annotated[
         "--out",
         "-o",
         metavar="OUT",
-        help="The file for results, gone on with where it has some; - is stdout.",
+        help="The file for results, continued if it holds some; - is stdout.",
     ),
 ]
 OrderOption = Annotated[
@@ -139,7 +140,7 @@ ShowOption = Annotated[
     ),
 ]
 ProcessesOption = Annotated[
-    bool, typer.Option("--processes", help="As in `up`, where one has to be started.")
+    bool, typer.Option("--processes", help="As in `up`, if a Fusewire has to be started.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -160,7 +161,9 @@ def run(
     output_format: FormOption = OutputFormat.openai,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Check it and say what it would take; nothing is sent."),
+        typer.Option(
+            "--dry-run", help="Check the file and print its cost and time; nothing is sent."
+        ),
     ] = False,
     progress: ShowOption = ProgressStyle.auto,
     processes: ProcessesOption = False,

@@ -115,10 +115,10 @@ def run(options: RunOptions, shape: ResultFormat, *, show: ProgressStyle, proces
             sys.exit(EXIT_SOME_FAILED if output.failed else 0)
 
         async def main() -> int:
-            stop = _stop(DRAINING, config)
+            stop = _listen(DRAINING, config)
             async with client(config, processes=processes) as api:
                 batch = await _attach(api, options, path, report, stop)
-                return await _see_through(api, batch, output, show, stop)
+                return await _follow_to_end(api, batch, output, show, stop)
 
         code = _run_main(main())
     sys.exit(code)
@@ -130,7 +130,7 @@ def submit(options: RunOptions) -> None:
     with checked_input(options, config) as (path, report, _ids):
 
         async def main() -> int:
-            stop = _stop("stopping", config)
+            stop = _listen("stopping", config)
             async with client(config, embeds=False) as api:
                 batch = await _attach(api, options, path, report, stop)
             print(batch["id"])
@@ -188,13 +188,14 @@ async def _resume(api: Client, batch_id: str, max_cost_usd: float | None) -> rep
 
 
 async def _find_by_key(api: Client, key: str) -> replies.batches.Batch | None:
+    """The batch with this run key in its metadata, if there is one."""
     async for batch in api.batches():
         if (batch.get("metadata") or {}).get(RUN_KEY) == key:
             return batch
     return None
 
 
-async def _see_through(
+async def _follow_to_end(
     api: Client,
     batch: replies.batches.Batch,
     output: Output | None,
@@ -247,15 +248,15 @@ def _follow_from(
     config = settings()
 
     async def main() -> int:
-        stop = _stop(DRAINING, config)
+        stop = _listen(DRAINING, config)
         async with client(config, processes=processes) as api:
             batch = await begin(api)
             if shape.out is None:
-                return await _see_through(api, batch, None, show, stop)
+                return await _follow_to_end(api, batch, None, show, stop)
             with new_ids() as ids:
                 await _load_ids(api, batch["id"], shape, ids)
                 with open_output(shape.out, ids, order=shape.order, form=shape.form) as output:
-                    return await _see_through(api, batch, output, show, stop)
+                    return await _follow_to_end(api, batch, output, show, stop)
 
     sys.exit(_run_main(main()))
 
@@ -275,7 +276,7 @@ def watch(batch_id: str, *, show: ProgressStyle) -> None:
     config = settings()
 
     async def main() -> int:
-        stop = _stop("no longer watching", config)
+        stop = _listen("no longer watching", config)
         async with client(config) as api:
             with Progress(show) as progress:
                 batch = await follow(api, batch_id, None, progress, stop, cancels=False)
@@ -345,7 +346,8 @@ def results(batch_id: str, shape: ResultFormat) -> None:
         )
 
 
-def _stop(notice: str, config: Settings) -> Stop:
+def _listen(notice: str, config: Settings) -> Stop:
+    """Listen for signals to stop; print the notice at the first."""
     return Stop(
         at_once=lambda: end_at_once(EXIT_INTERRUPTED),
         at_last=lambda: end_soon(EXIT_INTERRUPTED),
@@ -368,6 +370,7 @@ def _run_main(main: Coroutine[Any, Any, int]) -> int:
     except ApiError as exc:
         fail(exc.message, exc.mend, exc.exit_code)
     except BrokenPipeError:
+        # The reader of stdout has closed it: no fault of the service.
         raise
     except OSError as exc:
         fail(

@@ -47,7 +47,7 @@ def _report_stop(batch: replies.batches.Batch, output: Output | None) -> None:
         options += " --max-cost USD"
     note(f"stopped: {reason}; nothing is lost. Go on with:")
     note(f"  fusewire batch resume {batch['id']}{options}")
-    note("what is settled is got with:")
+    note("write the results so far with:")
     note(f"  fusewire batch results {batch['id']} --as-completed -o FILE")
 
 

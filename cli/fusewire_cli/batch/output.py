@@ -25,8 +25,8 @@ class Output:
 
     def __init__(self, file: BinaryIO, name: str, *, order: Order, form: Form) -> None:
         self._file = file
-        # One byte per line of the input: 1 where its result is written.
-        self._written_lines = bytearray()
+        # One byte per line of the input: 1 if the file held its result when it was opened.
+        self._present_lines = bytearray()
         self.name = name
         self.order = order
         self.form = form
@@ -57,8 +57,8 @@ class Output:
             is_sorted = is_sorted and index > last
             last = max(last, index)
             self._count(json.loads(raw))
-            self._written_lines.extend(bytes(max(0, index + 1 - len(self._written_lines))))
-            self._written_lines[index] = 1
+            self._present_lines.extend(bytes(max(0, index + 1 - len(self._present_lines))))
+            self._present_lines[index] = 1
         if whole_bytes < size:
             self._file.truncate(whole_bytes)
         self._file.seek(whole_bytes)
@@ -96,7 +96,7 @@ class Output:
             self._count(line)
 
     def _has(self, index: int) -> bool:
-        return index < len(self._written_lines) and bool(self._written_lines[index])
+        return index < len(self._present_lines) and bool(self._present_lines[index])
 
     def _count(self, line: dict[str, Any]) -> None:
         self.lines += 1
