@@ -45,7 +45,11 @@ class LineFilter(StrEnum):
 
 
 def usd(text: str) -> float:
-    """Read `20usd`, `$20` or `20`."""
+    """Parse an amount: `20usd`, `$20` or `20`.
+
+    >>> usd("$20")
+    20.0
+    """
     match = re.fullmatch(r"\$?(\d+(?:\.\d+)?)\s*(?:usd)?", text.strip().lower())
     if match is None or not float(match[1]):
         raise typer.BadParameter("give an amount such as 20usd")
@@ -53,7 +57,11 @@ def usd(text: str) -> float:
 
 
 def window(text: str) -> str:
-    """Read `24h` or `7d`."""
+    """Check a time, such as `24h` or `7d`.
+
+    >>> window("7D")
+    '7d'
+    """
     match = re.fullmatch(WINDOW, text.strip().lower())
     if match is None or int(match[1]) * HOURS[match[2]] > MOST_HOURS:
         raise typer.BadParameter("give 1h to 168h, or 1d to 7d")
