@@ -1,4 +1,4 @@
-"""`fusewire topology` and `db`."""
+"""`fusewire topology` and `fusewire db`."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ from fusewire_cli.session import settings
 
 
 def topology_apply(*, as_json: bool) -> None:
-    """Provision, and print what was done."""
+    """Create and update streams, durables and buckets; print each change."""
     config = settings()
     try:
         changes = asyncio.run(apply_topology(config, _embedded_url(config)))
@@ -41,6 +41,7 @@ def _embedded_url(config: Settings) -> str | None:
 
 
 def db_upgrade() -> None:
-    """Migrate, and print from where to where."""
+    """Migrate the database, and print the old and new schema version."""
     before, after = asyncio.run(upgrade_database(settings()))
-    print(f"schema {after}" + ("" if before == after else f" (was {before or 'empty'})"))
+    change = "" if before == after else f" (was {before or 'empty'})"
+    print(f"schema {after}{change}")

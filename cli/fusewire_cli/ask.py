@@ -6,6 +6,7 @@ from typing import Any
 
 from fusewire import replies
 from fusewire_cli import fusing
+from fusewire_cli.batch import ANSWERED
 from fusewire_cli.screen import EXIT_SOME_FAILED, note
 from fusewire_cli.session import client, settings
 
@@ -13,10 +14,13 @@ WAIT_S = 600
 
 
 def ask(prompt: str, *, pool: str | None, mode: str | None, as_json: bool) -> None:
-    """Submit, wait, print."""
+    """Submit a prompt, wait for its outcome, print it."""
     text = sys.stdin.read() if prompt == "-" else prompt
     body: dict[str, Any] = {"prompt": text}
-    body |= {key: value for key, value in (("pool", pool), ("mode", mode)) if value}
+    if pool:
+        body["pool"] = pool
+    if mode:
+        body["mode"] = mode
 
     async def main() -> replies.fusions.Fusion:
         async with client(settings()) as api:
@@ -27,34 +31,32 @@ def ask(prompt: str, *, pool: str | None, mode: str | None, as_json: bool) -> No
         print(json.dumps(outcome, ensure_ascii=False))
     else:
         show(outcome)
-    if outcome["status"] not in ("fused", "voted", "single"):
+    if outcome["status"] not in ANSWERED:
         sys.exit(EXIT_SOME_FAILED)
 
 
 def show(outcome: replies.fusions.Fusion) -> None:
-    """The answer on stdout; what is degraded before it, and how it came to be after it, on stderr."""
+    """Print the answer on stdout, and on stderr what is degraded and how the answer came about."""
     if outcome.get("is_degraded"):
         note(f"degraded: {', '.join(outcome['degraded_reasons']) or outcome['status']}")
     if outcome.get("error"):
         note(f"{outcome['status']}: {outcome['error']}")
     for answer in outcome.get("answers", ()):
         if answer["status"] == "error":
-            note(failed(answer))
+            note(failure_line(answer))
     if outcome.get("content"):
         print(outcome["content"])
     if outcome["status"] == "running":
         note(f"still running: fusion {outcome['id']}")
     else:
         winner = f" · {outcome['winner']} won" if outcome.get("winner") else ""
-        note(
-            f"— {outcome['status']}{winner} · {outcome['reason'] or ''} · {outcome['latency_ms'] / 1000:.1f} s"
-        )
+        seconds = outcome["latency_ms"] / 1000
+        note(f"— {outcome['status']}{winner} · {outcome['reason'] or ''} · {seconds:.1f} s")
 
 
-def failed(answer: replies.fusions.FusionAnswer) -> str:
-    """A member's failure in a line, with what its provider says of it."""
-    told = [answer.get("error_status"), answer.get("provider_code"), answer.get("provider_param")]
-    details = ", ".join(str(one) for one in told if one is not None)
-    return f"{answer['member']} failed: {answer['error_code']}" + (
-        f" ({details})" if details else ""
-    )
+def failure_line(answer: replies.fusions.FusionAnswer) -> str:
+    """A member's failure in one line, with the provider's own codes."""
+    codes = (answer.get("error_status"), answer.get("provider_code"), answer.get("provider_param"))
+    details = ", ".join(str(code) for code in codes if code is not None)
+    failure = f"{answer['member']} failed: {answer['error_code']}"
+    return f"{failure} ({details})" if details else failure

@@ -1,4 +1,4 @@
-"""The configuration of a folder that has none: a pool of the models that have been pulled."""
+"""The built-in configuration, for a folder without a fusewire.toml."""
 
 from pathlib import Path
 from typing import Any
@@ -11,47 +11,52 @@ POOL = "edge"
 
 
 def small() -> dict[str, Any]:
-    """One very small model, asked in three ways; its pool is `default`."""
+    """A configuration with one very small model, asked in three ways; its pool is `default`."""
     return read_file(SMALL)
 
 
 def edge() -> dict[str, Any]:
-    """Several small models; their pool is `edge`, and `default` too."""
-    data = read_file(EDGE)
-    data["pools"]["default"] = data["pools"][POOL]
-    return data
+    """A configuration with several small models; they are the pools `edge` and `default`."""
+    config = read_file(EDGE)
+    config["pools"]["default"] = config["pools"][POOL]
+    return config
 
 
 def names() -> list[str]:
-    """The models of the pool `edge`, as `fusewire model pull` calls them."""
+    """The models of the pool `edge`, by their names for `fusewire model pull`."""
     return [Path(model["path"]).name for model in read_file(EDGE)["models"].values()]
 
 
 def missing() -> list[str]:
-    """Which of them have not been pulled."""
+    """The models of the pool `edge` that have not been pulled."""
     from fusewire_worker_edge.folder import list_models
     from fusewire_worker_edge.pull import DEFAULT_ROOT
 
-    here = {found.path.name for found in list_models(DEFAULT_ROOT.expanduser()) if found.manifest}
-    return [name for name in names() if name not in here]
+    models = list_models(DEFAULT_ROOT.expanduser())
+    pulled_names = {model.path.name for model in models if model.manifest}
+    return [name for name in names() if name not in pulled_names]
 
 
-def chosen() -> dict[str, Any]:
-    """`edge` where all its models are here, else `small`."""
+def configuration() -> dict[str, Any]:
+    """`edge` if all its models have been pulled, else `small`."""
     return small() if missing() else edge()
 
 
 def offer() -> str:
-    """What a folder without a configuration runs with, and what it could; nothing is downloaded unasked."""
+    """Say which built-in pool is used, and which pulls would make it a better one.
+
+    Nothing is downloaded here: only the user decides to pull a model.
+    """
     from fusewire_worker_edge.catalogue import CATALOGUE
 
-    lacking = missing()
-    if not lacking:
+    missing_names = missing()
+    if not missing_names:
         return (
             f"no fusewire.toml: the pool is `{POOL}`, of {', '.join(names())}, all on this machine"
         )
     pulls = ", ".join(
-        f"`fusewire model pull {name}` ({CATALOGUE[name].size / 1e6:.0f} MB)" for name in lacking
+        f"`fusewire model pull {name}` ({CATALOGUE[name].size / 1e6:.0f} MB)"
+        for name in missing_names
     )
     return (
         f"no fusewire.toml: the pool is one very small model; {pulls} would make the pool `{POOL}`"

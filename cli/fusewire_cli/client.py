@@ -22,8 +22,13 @@ IDS_AT_ONCE = 100
 LINES_AT_ONCE = 500
 BATCHES_AT_ONCE = 100
 
-BROKEN = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError, ConnectionError)
-"""What a connection that breaks raises."""
+_CONNECTION_ERRORS = (
+    aiohttp.ClientConnectionError,
+    aiohttp.ClientPayloadError,
+    TimeoutError,
+    ConnectionError,
+)
+"""The errors of a connection that breaks."""
 
 Params = Sequence[tuple[str, str]]
 Order = Literal["line", "settled"]
@@ -31,7 +36,7 @@ Form = Literal["openai", "outcome"]
 
 
 class ApiError(Exception):
-    """The API refused: `code` and `message` are its own."""
+    """The API answered with an error; `code` and `message` are those of its body."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         self.status = status
@@ -41,33 +46,32 @@ class ApiError(Exception):
 
     @property
     def mend(self) -> str:
-        """What to do about it on this side."""
+        """What the user can do about it; empty if the message says that already."""
         if self.status == 401:
             return "set FUSEWIRE_API_KEY; `fusewire keys create` makes a key"
-        return (
-            "run the same command again later; `fusewire doctor` tells what is down"
-            if self._is_for_later
-            else ""
-        )
+        if self._is_temporary:
+            return "run the same command again later; `fusewire doctor` tells what is down"
+        return ""
 
     @property
     def exit_code(self) -> int:
-        """What a command ends with: whether what it was given is at fault, or the service."""
-        return EXIT_FAULT if self._is_for_later else EXIT_BAD_INPUT
+        """The exit code: 1 if the service is at fault, 2 if the request is."""
+        return EXIT_FAULT if self._is_temporary else EXIT_BAD_INPUT
 
     @property
-    def _is_for_later(self) -> bool:
+    def _is_temporary(self) -> bool:
         return self.status >= 500 or self.code == "rate_limited"
 
 
 class IncompleteResponseError(Exception):
-    """An answer that was being read came to no end."""
+    """The connection broke while a response was being read."""
 
 
 class Client:
-    """Talks to one Fusewire. What breaks, and what shall be tried again later, is tried again for a minute.
+    """A client of one Fusewire.
 
-    That is harmless: the same custom_id is the same fusion, and the same key the same batch.
+    Requests that fail for the moment are repeated for a minute. That is harmless: the same
+    custom_id names the same fusion, and the same key the same batch.
     """
 
     def __init__(self, url: str, key: str | None = None) -> None:
@@ -101,18 +105,18 @@ class Client:
     async def submit_lines(
         self, lines: Sequence[str], batch_id: str
     ) -> list[replies.fusions.SubmittedLine]:
-        """Submit JSONL; one result per line."""
-        answer: replies.fusions.SubmittedLines = await self._request(
+        """Submit JSONL lines as part of a batch. Returns one result per line, in order."""
+        response: replies.fusions.SubmittedLines = await self._request(
             "POST",
             "/v1/fusions",
             params=[("batch_id", batch_id)],
             body="\n".join(lines) + "\n",
             kind="application/x-ndjson",
         )
-        return answer["lines"]
+        return response["lines"]
 
     async def get(self, fusion_id: str, wait_s: float = 0) -> replies.fusions.Fusion:
-        """One fusion."""
+        """Fetch one fusion; with `wait_s`, wait for its outcome."""
         params = [("wait_s", str(wait_s))]
         fusion: replies.fusions.Fusion = await self._request(
             "GET", f"/v1/fusions/{fusion_id}", params=params
@@ -120,44 +124,44 @@ class Client:
         return fusion
 
     async def get_many(self, fusion_ids: Sequence[str]) -> list[replies.fusions.Fusion]:
-        """Several fusions."""
-        found: list[replies.fusions.Fusion] = []
+        """Fetch several fusions, 100 a request."""
+        fusions: list[replies.fusions.Fusion] = []
         for start in range(0, len(fusion_ids), IDS_AT_ONCE):
-            some = fusion_ids[start : start + IDS_AT_ONCE]
-            params = [("id", one) for one in some]
-            answer: replies.fusions.FusionList = await self._request(
-                "GET", "/v1/fusions", params=params
+            page_ids = fusion_ids[start : start + IDS_AT_ONCE]
+            page: replies.fusions.FusionList = await self._request(
+                "GET", "/v1/fusions", params=[("id", fusion_id) for fusion_id in page_ids]
             )
-            found += answer["data"]
-        return found
+            fusions += page["data"]
+        return fusions
 
     async def upload(self, path: Path) -> str:
-        """Upload a batch's input, a piece at a time; returns the file's id."""
-        with contextlib.ExitStack() as opened:
+        """Upload a batch's input as a stream. Returns the id of the uploaded file."""
+        with contextlib.ExitStack() as open_files:
 
             def form() -> aiohttp.FormData:
+                # Made anew for each attempt: a form is used up by sending it.
                 data = aiohttp.FormData()
                 data.add_field("purpose", "batch")
-                file = opened.enter_context(path.open("rb"))
+                file = open_files.enter_context(path.open("rb"))
                 data.add_field("file", file, filename=path.name, content_type="application/jsonl")
                 return data
 
-            uploaded: replies.batches.File = await self._request(
+            upload: replies.batches.File = await self._request(
                 "POST", "/v1/files", body=form, kind=None
             )
-            return uploaded["id"]
+            return upload["id"]
 
     async def create_batch(self, body: dict[str, Any], key: str) -> replies.batches.Batch:
-        """Make a batch of an uploaded file; the same key is the same batch."""
-        named = {"idempotency-key": key}
-        return await self._batch("POST", "/v1/batches", body=json.dumps(body), headers=named)
+        """Create a batch of an uploaded file; the same key gives the same batch."""
+        headers = {"idempotency-key": key}
+        return await self._batch("POST", "/v1/batches", body=json.dumps(body), headers=headers)
 
     async def batch(self, batch_id: str) -> replies.batches.Batch:
-        """One batch."""
+        """Fetch one batch."""
         return await self._batch("GET", f"/v1/batches/{batch_id}")
 
     async def batches(self) -> AsyncIterator[replies.batches.Batch]:
-        """All batches, the newest first."""
+        """List all batches, newest first."""
         after: list[tuple[str, str]] = []
         while True:
             params = [("limit", str(BATCHES_AT_ONCE)), *after]
@@ -180,12 +184,12 @@ class Client:
     async def resume_batch(
         self, batch_id: str, max_cost_usd: float | None
     ) -> replies.batches.Batch:
-        """Go on with a cancelled batch."""
+        """Resume a cancelled batch, optionally with a new cost limit (USD)."""
         body = {} if max_cost_usd is None else {"max_cost_usd": max_cost_usd}
         return await self._batch("POST", f"/v1/batches/{batch_id}/resume", body=json.dumps(body))
 
     async def retry_batch(self, batch_id: str, only: str) -> replies.batches.Batch:
-        """Make a new batch of a batch's failed lines."""
+        """Create a new batch of a batch's failed lines: of all, or of those that are retryable."""
         return await self._batch(
             "POST", f"/v1/batches/{batch_id}/retry", body=json.dumps({"only": only})
         )
@@ -193,29 +197,37 @@ class Client:
     async def results(
         self, batch_id: str, *, order: Order, after: int, form: Form, limit: int = LINES_AT_ONCE
     ) -> AsyncGenerator[bytes, None]:
-        """Settled lines after line (or settled number) `after`, at most `limit`, each without its line feed.
+        """Settled lines after position `after`, at most `limit`, each without its line feed.
+
+        Args:
+            batch_id: the batch.
+            order: by line number, or in the order in which lines settled.
+            after: the last position that is not wanted: a line number, or a settled number.
+            form: OpenAI's batch output lines, or whole outcomes.
+            limit: the most lines.
 
         Raises:
-            BrokenOffError: the connection broke, after a whole line; call again after what came.
+            IncompleteResponseError: the connection broke after a whole line; call again with
+                the position of the last line received.
         """
         params = [("order", order), ("after", str(after)), ("limit", str(limit)), ("form", form)]
-        held = b""
+        partial_line = b""
         path = f"/v1/batches/{batch_id}/results"
         try:
-            async with self._answer("GET", path, params=params, until=math.inf) as response:
+            async with self._respond("GET", path, params=params, deadline=math.inf) as response:
                 async for chunk in response.content.iter_any():
-                    *whole, held = (held + chunk).split(b"\n")
-                    for line in whole:
+                    *whole_lines, partial_line = (partial_line + chunk).split(b"\n")
+                    for line in whole_lines:
                         yield line
         except _RetryLaterError as later:
             await asyncio.sleep(later.pause_s)
             raise IncompleteResponseError from None
-        except BROKEN:
+        except _CONNECTION_ERRORS:
             await asyncio.sleep(PAUSE_S)
             raise IncompleteResponseError from None
 
-    async def _batch(self, method: str, path: str, **sent: Any) -> replies.batches.Batch:
-        batch: replies.batches.Batch = await self._request(method, path, **sent)
+    async def _batch(self, method: str, path: str, **options: Any) -> replies.batches.Batch:
+        batch: replies.batches.Batch = await self._request(method, path, **options)
         return batch
 
     async def _request(
@@ -228,26 +240,38 @@ class Client:
         kind: str | None = "application/json",
         headers: dict[str, str] | None = None,
     ) -> Any:
-        """The JSON of one answer; which it is, who asks knows."""
-        until = asyncio.get_running_loop().time() + RETRY_FOR_S
+        """Make a request, and repeat it for a minute while it fails for the moment.
+
+        Args:
+            method: GET or POST.
+            path: below the API's address.
+            params: of the query.
+            body: the body, or what makes it anew for each attempt.
+            kind: the body's content type; None leaves it to aiohttp.
+            headers: more headers.
+
+        Returns:
+            The JSON of the response; the caller knows its type.
+        """
+        deadline = asyncio.get_running_loop().time() + RETRY_FOR_S
+        all_headers = _merge_headers(kind, headers)
         while True:
             data = body() if callable(body) else body
-            sent = {**({"content-type": kind} if kind else {}), **(headers or {})}
             try:
-                async with self._answer(
-                    method, path, params=params, data=data, headers=sent, until=until
+                async with self._respond(
+                    method, path, params=params, data=data, headers=all_headers, deadline=deadline
                 ) as response:
                     return await response.json(content_type=None)
             except _RetryLaterError as later:
                 pause_s = later.pause_s
-            except BROKEN:
-                if asyncio.get_running_loop().time() > until:
+            except _CONNECTION_ERRORS:
+                if asyncio.get_running_loop().time() > deadline:
                     raise
                 pause_s = PAUSE_S
             await asyncio.sleep(pause_s)
 
     @contextlib.asynccontextmanager
-    async def _answer(
+    async def _respond(
         self,
         method: str,
         path: str,
@@ -255,9 +279,22 @@ class Client:
         params: Params,
         data: str | aiohttp.FormData | None = None,
         headers: dict[str, str] | None = None,
-        until: float = 0,
+        deadline: float = 0,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One answer. Raises ApiError, or _LaterError where it is worth to ask again before `until`."""
+        """The response to one request.
+
+        Args:
+            method: GET or POST.
+            path: below the API's address.
+            params: of the query.
+            data: the body.
+            headers: more headers.
+            deadline: until when to ask for a repetition, on the loop's clock.
+
+        Raises:
+            ApiError: the API answered with an error.
+            _RetryLaterError: it asks to try again later, and the deadline is not over.
+        """
         assert self._session is not None
         async with self._session.request(
             method, path, params=params, data=data, headers=headers
@@ -265,22 +302,29 @@ class Client:
             if response.status < 400:
                 yield response
                 return
-            try:
-                fault = (await response.json(content_type=None))["error"]
-                error = ApiError(response.status, fault["code"], fault["message"])
-            except (ValueError, KeyError, TypeError):
-                # Not Fusewire: something between.
-                error = ApiError(
-                    response.status, "http_error", f"{self.url} answered {response.status}"
-                )
-            is_later = error.status == 503 or error.code == "rate_limited"
-            if is_later and asyncio.get_running_loop().time() < until:
+            error = await self._parse_error(response)
+            is_retryable = error.status == 503 or error.code == "rate_limited"
+            if is_retryable and asyncio.get_running_loop().time() < deadline:
                 raise _RetryLaterError(float(response.headers.get("retry-after") or PAUSE_S))
             raise error
 
+    async def _parse_error(self, response: aiohttp.ClientResponse) -> ApiError:
+        try:
+            body = (await response.json(content_type=None))["error"]
+            return ApiError(response.status, body["code"], body["message"])
+        except (ValueError, KeyError, TypeError):
+            # Not Fusewire's own: a proxy between here and there has answered.
+            message = f"{self.url} answered {response.status}"
+            return ApiError(response.status, "http_error", message)
+
+
+def _merge_headers(kind: str | None, headers: dict[str, str] | None) -> dict[str, str]:
+    content_type = {"content-type": kind} if kind else {}
+    return content_type | (headers or {})
+
 
 class _RetryLaterError(Exception):
-    """Not now: to be asked again after a pause."""
+    """The service asks to repeat the request after a pause."""
 
     def __init__(self, pause_s: float) -> None:
         self.pause_s = pause_s

@@ -1,4 +1,4 @@
-"""`fusewire dead`: the messages that no service could handle, and another try with them."""
+"""`fusewire dead`: show dead letters, the messages that no service could handle; replay them."""
 
 import asyncio
 import json
@@ -23,17 +23,17 @@ STREAM, SEALED = "FW_DEAD", "FW_DEAD_EDGE"
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """One message.
+    """One dead letter.
 
     Attributes:
-        number: in FW_DEAD, by which it is named.
+        number: its sequence number in FW_DEAD; the commands name it by this.
         at: when it was given up.
-        service: that gave it up.
-        stream: which it lay in.
-        sequence: its place there.
-        subject: its own.
-        deliveries: how often it had been delivered.
-        body: `whole` where it is in FW_DEAD, `sealed` where in FW_DEAD_EDGE.
+        service: the service that gave it up.
+        stream: its original stream.
+        sequence: its sequence number in that stream.
+        subject: its original subject.
+        deliveries: how often it was delivered.
+        body: `whole` if its body is in FW_DEAD, `sealed` if it is in FW_DEAD_EDGE.
         reason: why it was given up.
     """
 
@@ -52,83 +52,85 @@ COLUMNS = tuple(field.name for field in fields(DeadLetter))
 
 
 def show(form: RowFormat) -> None:
-    """Print all of them, the oldest first."""
+    """Print all dead letters, oldest first."""
 
-    async def find() -> list[DeadLetter]:
+    async def read_all() -> list[DeadLetter]:
         async with _operator() as bus:
-            return [_read(message) async for message in _all(bus)]
+            return [_parse(message) async for message in _all(bus)]
 
-    rows(COLUMNS, [list(asdict(one).values()) for one in asyncio.run(find())], form)
+    letters = asyncio.run(read_all())
+    rows(COLUMNS, [list(asdict(letter).values()) for letter in letters], form)
 
 
 def show_one(number: int) -> None:
-    """Print one of them with its body, as JSON."""
+    """Print one dead letter with its body, as JSON."""
 
-    async def find() -> dict[str, Any]:
+    async def read() -> dict[str, Any]:
         async with _operator() as bus:
             message = await _get(bus, number)
-            dead = _read(message)
-            return {
-                **asdict(dead),
-                "content": (await _body(bus, message, dead)).decode(errors="replace"),
-            }
+            letter = _parse(message)
+            body = await _body(bus, message, letter)
+            return {**asdict(letter), "content": body.decode(errors="replace")}
 
-    print(json.dumps(asyncio.run(find()), ensure_ascii=False))
+    print(json.dumps(asyncio.run(read()), ensure_ascii=False))
 
 
 def replay(numbers: Sequence[int], *, everything: bool) -> None:
-    """Publish them again where they lay, and take them out of FW_DEAD."""
-
-    async def run() -> int:
-        failed = 0
-        async with _operator() as bus:
-            given = [await _get(bus, number) for number in numbers]
-            for message in [m async for m in _all(bus)] if everything else given:
-                dead = _read(message)
-                try:
-                    await _publish(bus, message, dead)
-                except Transient as exc:
-                    failed += 1
-                    note(f"{dead.number} {dead.subject}: {exc}")
-                else:
-                    note(f"{dead.number} {dead.subject}: published again")
-        return failed
-
+    """Publish dead letters again on their subjects, and delete them from FW_DEAD."""
     if bool(numbers) == everything:
         fail("name the messages, or give --all", "`fusewire dead list` shows their numbers")
-    if asyncio.run(run()):
+    if asyncio.run(_replay(numbers, everything=everything)):
         sys.exit(EXIT_SOME_FAILED)
 
 
-async def _publish(bus: Bus, message: RawStreamMsg, dead: DeadLetter) -> None:
-    body = await _body(bus, message, dead)
-    # A prompt's id may follow from the message's: it must stay what it was.
-    msg_id = (message.headers or {}).get("Fw-Msg-Id") or f"{dead.stream}-{dead.sequence}"
-    if not await bus.publish(dead.subject, body, msg_id=msg_id):
+async def _replay(numbers: Sequence[int], *, everything: bool) -> int:
+    """Replay messages. Returns how many could not be published."""
+    failed_count = 0
+    async with _operator() as bus:
+        messages = [await _get(bus, number) for number in numbers]
+        if everything:
+            messages = [message async for message in _all(bus)]
+        for message in messages:
+            letter = _parse(message)
+            try:
+                await _publish(bus, message, letter)
+            except Transient as exc:
+                failed_count += 1
+                note(f"{letter.number} {letter.subject}: {exc}")
+            else:
+                note(f"{letter.number} {letter.subject}: published again")
+    return failed_count
+
+
+async def _publish(bus: Bus, message: RawStreamMsg, letter: DeadLetter) -> None:
+    body = await _body(bus, message, letter)
+    # A prompt's id may derive from the message id, which must therefore stay the same.
+    msg_id = (message.headers or {}).get("Fw-Msg-Id") or f"{letter.stream}-{letter.sequence}"
+    if not await bus.publish(letter.subject, body, msg_id=msg_id):
         raise Transient("it was published less than two minutes ago; try again then")
-    await bus.js.delete_msg(STREAM, dead.number)
+    await bus.js.delete_msg(STREAM, letter.number)
 
 
-async def _body(bus: Bus, message: RawStreamMsg, dead: DeadLetter) -> bytes:
-    if dead.body == "whole":
+async def _body(bus: Bus, message: RawStreamMsg, letter: DeadLetter) -> bytes:
+    if letter.body == "whole":
         return message.data or b""
+    subject = sealed_subject(letter.stream, letter.sequence)
     try:
-        return (
-            await bus.js.get_last_msg(SEALED, sealed_subject(dead.stream, dead.sequence))
-        ).data or b""
+        return (await bus.js.get_last_msg(SEALED, subject)).data or b""
     except NotFoundError:
         fail(
-            f"the body of {dead.number} is no longer in {SEALED}",
+            f"the body of {letter.number} is no longer in {SEALED}",
             "it is kept for 14 days, as long as there is room",
         )
 
 
 async def _all(bus: Bus) -> AsyncIterator[RawStreamMsg]:
+    """All messages of FW_DEAD, oldest first."""
     state = (await bus.js.stream_info(STREAM)).state
     number = state.first_seq
     while number <= state.last_seq and state.messages:
         try:
-            # The next one from there: those between were taken out.
+            # The next message from there on: numbers between may have been deleted.
             message = await bus.js.get_msg(STREAM, number, next=True, subject="fw.dead.>")
         except NotFoundError:
             return
@@ -145,7 +147,7 @@ async def _get(bus: Bus, number: int) -> RawStreamMsg:
         )
 
 
-def _read(message: RawStreamMsg) -> DeadLetter:
+def _parse(message: RawStreamMsg) -> DeadLetter:
     headers = message.headers or {}
     _, _, service, stream = (message.subject or "").split(".")
     return DeadLetter(
@@ -163,6 +165,7 @@ def _read(message: RawStreamMsg) -> DeadLetter:
 
 @asynccontextmanager
 async def _operator() -> AsyncIterator[Bus]:
+    """A connection to the broker of the running stack, or to the configured one."""
     config = settings()
     url = running_nats(config) if config.nats.url == "embedded" else config.nats.url
     if url is None:

@@ -1,4 +1,4 @@
-"""`fusewire doctor`."""
+"""`fusewire doctor`: check everything that Fusewire needs."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ LEAST_FREE_BYTES = 512 * 1024**2
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One check."""
+    """The result of one check."""
 
     check: str
     state: Literal["ok", "warning", "fault"]
@@ -38,35 +38,35 @@ class CheckResult:
 
 
 def doctor(*, as_json: bool, models: bool) -> None:
-    """Run every check; exit code 2 when one finds a fault. With `models`, say too what hosted models refuse."""
+    """Run every check and print the results; exit with code 2 if one finds a fault.
+
+    Args:
+        as_json: print JSON.
+        models: also say which parameters hosted models refuse.
+    """
     config = settings()
-    found = [*_local(config), *asyncio.run(_remote(config))]
+    results = [*_local(config), *asyncio.run(_remote(config))]
     if models:
-        found += asyncio.run(_dialects(config))
+        results += asyncio.run(_dialects(config))
     if as_json:
-        print(json.dumps([asdict(f) for f in found]))
+        print(json.dumps([asdict(result) for result in results]))
     else:
-        for one in found:
-            print(f"{one.state:8} {one.check:10} {one.what}")
-            if one.mend:
-                print(f"{'':19} {one.mend}")
-    if any(f.state == "fault" for f in found):
+        for result in results:
+            _show(result)
+    if any(result.state == "fault" for result in results):
         sys.exit(EXIT_BAD_INPUT)
+
+
+def _show(result: CheckResult) -> None:
+    print(f"{result.state:8} {result.check:10} {result.what}")
+    if result.mend:
+        print(f"{'':19} {result.mend}")
 
 
 def _local(config: Settings) -> Iterator[CheckResult]:
     yield CheckResult("config", "ok", str(find_file() or "built-in; there is no fusewire.toml"))
     yield CheckResult("python", "ok", sys.version.split()[0])
-    where = config.data_dir if config.data_dir.exists() else config.data_dir.absolute().parent
-    free = shutil.disk_usage(where).free
-    state: Literal["ok", "warning"] = "ok" if free > LEAST_FREE_BYTES else "warning"
-    # After a full disk a nats-server needs a restart before it takes messages again.
-    yield CheckResult(
-        "disk",
-        state,
-        f"{free / 1024**3:.1f} GiB free at {where}",
-        "" if state == "ok" else "make room",
-    )
+    yield _disk(config)
     try:
         yield CheckResult("storage", "ok", f"streams may take {storage_mb(config)} MiB in all")
     except StartupError as exc:
@@ -80,6 +80,16 @@ def _local(config: Settings) -> Iterator[CheckResult]:
         except StartupError as exc:
             yield CheckResult("port", "fault", exc.what, exc.mend)
     yield from _models(config)
+
+
+def _disk(config: Settings) -> CheckResult:
+    where = config.data_dir if config.data_dir.exists() else config.data_dir.absolute().parent
+    free = shutil.disk_usage(where).free
+    what = f"{free / 1024**3:.1f} GiB free at {where}"
+    if free > LEAST_FREE_BYTES:
+        return CheckResult("disk", "ok", what)
+    # After a full disk a nats-server needs a restart before it takes messages again.
+    return CheckResult("disk", "warning", what, "make room")
 
 
 def _models(config: Settings) -> Iterator[CheckResult]:
@@ -114,49 +124,45 @@ async def _nats(config: Settings) -> CheckResult:
             binary = nats.find()
         except StartupError as exc:
             return CheckResult("nats", "fault", exc.what, exc.mend)
-        if (url := running_nats(config) or "") == "":
+        url = running_nats(config) or ""
+        if not url:
             return CheckResult("nats", "ok", f"embedded, {binary}")
     bus = Bus("ops", config.nats.model_copy(update={"url": url}))
     try:
         await bus.connect(timeout_s=3)
-        models = {name: model.kind for name, model in config.models.items()}
-        absent = await provision.missing(bus.js, topology(models, config.pools))
-        full = {
-            name: used
-            for name in STORES
-            if not absent and (used := await provision.stream_usage(bus.js, name)) >= ALARM
-        }
+        return await _streams(bus, config, url)
     except (StartupError, Transient) as exc:
         return CheckResult("nats", "fault", str(exc))
     finally:
         await bus.stop()
+
+
+async def _streams(bus: Bus, config: Settings, url: str) -> CheckResult:
+    """Check that streams and durables exist and have room. Raises Transient."""
+    models = {name: model.kind for name, model in config.models.items()}
+    absent = await provision.missing(bus.js, topology(models, config.pools))
     if absent:
-        return CheckResult(
-            "nats", "fault", f"missing: {', '.join(absent)}", "run `fusewire topology apply`"
-        )
+        what = f"missing: {', '.join(absent)}"
+        return CheckResult("nats", "fault", what, "run `fusewire topology apply`")
+    usage = {name: await provision.stream_usage(bus.js, name) for name in STORES}
+    full = [f"{name} {share:.0%}" for name, share in usage.items() if share >= ALARM]
     if full:
-        told = ", ".join(f"{name} {used:.0%}" for name, used in full.items())
+        what = f"stores fill: {', '.join(full)}"
         return CheckResult(
-            "nats",
-            "warning",
-            f"stores fill: {told}",
-            "add workers or judges, or widen [nats] storage_mb",
+            "nats", "warning", what, "add workers or judges, or widen [nats] storage_mb"
         )
     return CheckResult("nats", "ok", f"{url.rpartition('@')[2]}, streams and durables are there")
 
 
 async def _dialects(config: Settings) -> list[CheckResult]:
-    """What workers have found of each hosted model."""
+    """What workers have found each hosted model to refuse."""
     from fusewire_worker_remote.dialects import KvDialects
 
     url = running_nats(config) if config.nats.url == "embedded" else config.nats.url
     if url is None:
-        return [
-            CheckResult(
-                "dialect", "warning", "no broker runs here, which keeps it", "start `fusewire up`"
-            )
-        ]
-    hosted = {
+        what = "no broker runs here, which keeps it"
+        return [CheckResult("dialect", "warning", what, "start `fusewire up`")]
+    models = {
         name: model
         for name, model in sorted(config.models.items())
         if isinstance(model, RemoteModel)
@@ -164,23 +170,18 @@ async def _dialects(config: Settings) -> list[CheckResult]:
     bus = Bus("ops", config.nats.model_copy(update={"url": url}))
     try:
         await bus.connect(timeout_s=3)
-        known = KvDialects(await bus.key_value(DIALECT_BUCKET))
-        await known.load(list(hosted.values()))
+        dialects = KvDialects(await bus.key_value(DIALECT_BUCKET))
+        await dialects.load(list(models.values()))
     except (StartupError, Transient, BucketNotFoundError) as exc:
-        return [
-            CheckResult(
-                "dialect",
-                "fault",
-                f"what models refuse cannot be read: {exc}",
-                "see the check `nats`",
-            )
-        ]
+        what = f"what models refuse cannot be read: {exc}"
+        return [CheckResult("dialect", "fault", what, "see the check `nats`")]
     finally:
         await bus.stop()
-    return [
-        CheckResult("dialect", "ok", f"{n}: {known.of(m).told() or 'nothing is refused'}")
-        for n, m in hosted.items()
-    ]
+    results = []
+    for name, model in models.items():
+        refusals = dialects.of(model).told() or "nothing is refused"
+        results.append(CheckResult("dialect", "ok", f"{name}: {refusals}"))
+    return results
 
 
 async def _database(config: Settings) -> CheckResult:
@@ -192,9 +193,8 @@ async def _database(config: Settings) -> CheckResult:
         await migrate.check(store)
     except StartupError as exc:
         # Before the first `up` there is no schema, and that is no fault.
-        return CheckResult(
-            "database", "warning" if await _is_empty(store) else "fault", exc.what, exc.mend
-        )
+        state: Literal["warning", "fault"] = "warning" if await _is_empty(store) else "fault"
+        return CheckResult("database", state, exc.what, exc.mend)
     finally:
         await store.close()
     return CheckResult("database", "ok", store.url.render_as_string(hide_password=True))

@@ -1,10 +1,10 @@
-"""Many prompts fused, a window of them at a time, for commands that want their outcomes."""
+"""Fuses many prompts, a window of them at a time, for commands that need their outcomes."""
 
 import asyncio
 import shlex
 import sys
 from collections import deque
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 import uvloop
@@ -12,7 +12,7 @@ import uvloop
 from fusewire.lifeline import stop_signals
 from fusewire_cli.batch import ANSWERED, GROUP, POLL_S
 from fusewire_cli.client import ApiError, Client
-from fusewire_cli.screen import EXIT_FAULT, EXIT_INTERRUPTED, fail, note, progress
+from fusewire_cli.screen import EXIT_FAULT, EXIT_INTERRUPTED, fail, note, show_progress
 from fusewire_cli.session import end_at_once, end_soon
 
 T = TypeVar("T")
@@ -23,18 +23,18 @@ def run(main: Coroutine[Any, Any, T], *, goes_on: bool = True) -> T:
 
     Args:
         main: the work.
-        goes_on: whether the same command goes on where it was when it is run again.
+        goes_on: whether the same command, run again, goes on where it was.
 
     Raises:
-        SystemExit: it was interrupted, was refused, or cannot reach the service; each with one message.
+        SystemExit: the command was interrupted, the API refused something, or the service
+            cannot be reached; each with one message.
     """
     try:
         return uvloop.run(_stoppable(main))
     except asyncio.CancelledError:
         if goes_on:
-            note(
-                f"interrupted; nothing is lost. Go on with:\n  {shlex.join(['fusewire', *sys.argv[1:]])}"
-            )
+            note("interrupted; nothing is lost. Go on with:")
+            note(f"  {shlex.join(['fusewire', *sys.argv[1:]])}")
         else:
             note("interrupted; what was accepted is finished by the next Fusewire that runs here")
         sys.exit(EXIT_INTERRUPTED)
@@ -49,6 +49,7 @@ def run(main: Coroutine[Any, Any, T], *, goes_on: bool = True) -> T:
 
 
 async def _stoppable(main: Coroutine[Any, Any, T]) -> T:
+    """Await the work; cancel it at the first signal to stop, end the process at the second."""
     task = asyncio.current_task()
     assert task is not None
 
@@ -58,8 +59,8 @@ async def _stoppable(main: Coroutine[Any, Any, T]) -> T:
         end_soon(EXIT_INTERRUPTED)
         task.cancel()
 
-    for sig in stop_signals():
-        asyncio.get_running_loop().add_signal_handler(sig, stop)
+    for signal_number in stop_signals():
+        asyncio.get_running_loop().add_signal_handler(signal_number, stop)
     return await main
 
 
@@ -77,30 +78,61 @@ async def fuse(
     Returns:
         By custom_id, the outcome as the API shows it, or `{"status": "refused", "error": …}`.
     """
-    todo = deque(bodies.items())
-    pending: dict[str, str] = {}
-    done: dict[str, Mapping[str, Any]] = {}
-    failed = 0
-    with progress(len(bodies), 0) as bar:
-        while len(done) < len(bodies):
-            group = [todo.popleft() for _ in range(min(len(todo), window - len(pending), GROUP))]
-            if group:
-                lines = await api.submit_lines([body for _, body in group], batch)
-                for (custom_id, _), result in zip(group, lines, strict=True):
-                    if "error" in result:
-                        note(f"{custom_id} was refused: {result['error']['message']}")
-                        done[custom_id] = {"status": "refused", "error": result["error"]["message"]}
-                        failed += 1
-                    else:
-                        pending[result["id"]] = custom_id
-            ended = [
-                found for found in await api.get_many(list(pending)) if found["status"] != "running"
-            ]
-            for found in ended:
-                done[pending.pop(found["id"])] = found
-                failed += found["status"] not in ANSWERED
-            if ended or group:
-                bar(len(done), failed)
-            if pending and not ended:
+    waiting = deque(bodies.items())
+    in_flight: dict[str, str] = {}
+    outcomes: dict[str, Mapping[str, Any]] = {}
+    failed_count = 0
+    with show_progress(len(bodies), 0) as update:
+        while len(outcomes) < len(bodies):
+            size = min(len(waiting), window - len(in_flight), GROUP)
+            group = [waiting.popleft() for _ in range(size)]
+            refusals = await _submit(api, batch, group, in_flight)
+            finished_fusions = await _collect_finished(api, in_flight)
+            outcomes |= refusals | finished_fusions
+            failed_count += len(refusals) + _count_failed(finished_fusions)
+            if finished_fusions or group:
+                update(len(outcomes), failed_count)
+            if in_flight and not finished_fusions:
                 await asyncio.sleep(POLL_S)
-    return done
+    return outcomes
+
+
+async def _submit(
+    api: Client, batch: str, group: Sequence[tuple[str, str]], in_flight: dict[str, str]
+) -> dict[str, Mapping[str, Any]]:
+    """Submit a group of prompts.
+
+    Args:
+        api: the service.
+        batch: their batch.
+        group: custom_ids and submissions.
+        in_flight: by fusion id, the custom_id; the accepted prompts are added.
+
+    Returns:
+        By custom_id, the refusals.
+    """
+    refusals: dict[str, Mapping[str, Any]] = {}
+    if not group:
+        return refusals
+    results = await api.submit_lines([body for _, body in group], batch)
+    for (custom_id, _), result in zip(group, results, strict=True):
+        if "error" in result:
+            message = result["error"]["message"]
+            note(f"{custom_id} was refused: {message}")
+            refusals[custom_id] = {"status": "refused", "error": message}
+        else:
+            in_flight[result["id"]] = custom_id
+    return refusals
+
+
+async def _collect_finished(api: Client, in_flight: dict[str, str]) -> dict[str, Mapping[str, Any]]:
+    """By custom_id, the fusions that are finished; they are removed from `in_flight`."""
+    finished_fusions: dict[str, Mapping[str, Any]] = {}
+    for fusion in await api.get_many(list(in_flight)):
+        if fusion["status"] != "running":
+            finished_fusions[in_flight.pop(fusion["id"])] = fusion
+    return finished_fusions
+
+
+def _count_failed(fusions: Mapping[str, Mapping[str, Any]]) -> int:
+    return sum(fusion["status"] not in ANSWERED for fusion in fusions.values())

@@ -1,4 +1,7 @@
-"""`fusewire config check --live`: one small question to each hosted model, as a member and as a judge."""
+"""`fusewire config check --live`: ask each hosted model one small question.
+
+Each is asked as a member and as a judge.
+"""
 
 import asyncio
 import logging
@@ -15,7 +18,7 @@ from fusewire_worker_remote.dialects import MemoryDialects
 from fusewire_worker_remote.generate import RemoteGenerate
 from fusewire_worker_remote.ledger import LedgerEntry
 
-ASKED = "Is copper a metal? Answer yes or no."
+MEMBER_PROMPT = "Is copper a metal? Answer yes or no."
 VERDICT = {
     "type": "object",
     "properties": {
@@ -25,21 +28,22 @@ VERDICT = {
     "required": ["reason", "winner"],
     "additionalProperties": False,
 }
-JUDGED = (
-    "Request: Is copper a metal?\nAA: Yes, it is.\nBB: No.\nWhich answer is right? Answer with JSON only: "
+JUDGE_PROMPT = (
+    "Request: Is copper a metal?\nAA: Yes, it is.\nBB: No.\n"
+    "Which answer is right? Answer with JSON only: "
     '{"reason": one short sentence, "winner": "AA" or "BB"}.'
 )
 ROLES: dict[str, tuple[str, Sampling]] = {
-    "member": (ASKED, Sampling()),
-    "judge": (JUDGED, Sampling(response_schema=VERDICT)),
+    "member": (MEMBER_PROMPT, Sampling()),
+    "judge": (JUDGE_PROMPT, Sampling(response_schema=VERDICT)),
 }
-WITHIN_S = 120
+DEADLINE_S = 120
 COLUMNS = ("model", "as", "result", "cost_usd", "found")
 
 
 @dataclass
 class _NoLedger:
-    """A ledger for calls that are made once, and nowhere noted."""
+    """A ledger that stores nothing: each call is made once."""
 
     revision: int = 0
 
@@ -51,15 +55,16 @@ class _NoLedger:
 
 
 def check(config: Settings) -> int:
-    """Ask, print what was found, and return the exit code: 3 where a model gave no answer."""
-    # What calls log is told in the table.
+    """Ask, and print the results. Returns the exit code: 3 if a model gave no answer."""
+    # The table says what the calls would log.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    found = asyncio.run(_asked(config))
-    rows(COLUMNS, [row for row, _ in found], RowFormat.table)
-    return 0 if all(is_fine for _, is_fine in found) else EXIT_SOME_FAILED
+    results = asyncio.run(_ask_models(config))
+    rows(COLUMNS, [row for row, _ in results], RowFormat.table)
+    return 0 if all(is_ok for _, is_ok in results) else EXIT_SOME_FAILED
 
 
-async def _asked(config: Settings) -> list[tuple[tuple[str, ...], bool]]:
+async def _ask_models(config: Settings) -> list[tuple[tuple[str, ...], bool]]:
+    """Ask each hosted model in each role. Returns rows, and whether each is an answer."""
     models = {
         name: model
         for name, model in sorted(config.models.items())
@@ -75,12 +80,13 @@ async def _asked(config: Settings) -> list[tuple[tuple[str, ...], bool]]:
         rng=random.random,
         worker_id="config-check",
     )
+    results = []
     try:
-        return [
-            _row(name, role, await generate.generate(_task(name, role)), dialects, model)
-            for name, model in models.items()
-            for role in ROLES
-        ]
+        for name, model in models.items():
+            for role in ROLES:
+                candidate = await generate.generate(_task(name, role))
+                results.append(_row(name, role, candidate, dialects, model))
+        return results
     finally:
         await generate.aclose()
 
@@ -100,13 +106,15 @@ def _task(model: str, role: str) -> Task:
         sampling=sampling,
         residency="any",
         priority="high",
-        deadline_at=datetime.now(UTC) + timedelta(seconds=WITHIN_S),
+        deadline_at=datetime.now(UTC) + timedelta(seconds=DEADLINE_S),
     )
 
 
 def _row(
-    name: str, role: str, answer: Candidate, dialects: MemoryDialects, model: RemoteModel
+    name: str, role: str, candidate: Candidate, dialects: MemoryDialects, model: RemoteModel
 ) -> tuple[tuple[str, ...], bool]:
-    cost = "unknown" if answer.cost_usd is None else f"{answer.cost_usd:.6f}"
-    result = "ok" if answer.error is None else f"{answer.error.code}: {answer.error.message}"
-    return (name, role, result, cost, dialects.of(model).told()), answer.ok
+    cost = "unknown" if candidate.cost_usd is None else f"{candidate.cost_usd:.6f}"
+    result = (
+        "ok" if candidate.error is None else f"{candidate.error.code}: {candidate.error.message}"
+    )
+    return (name, role, result, cost, dialects.of(model).told()), candidate.ok

@@ -1,4 +1,7 @@
-"""The `fusewire` command. Each subcommand imports what it needs when it runs: `--help` must be quick."""
+"""The `fusewire` command.
+
+Each subcommand imports what it needs when it runs, so that `--help` is quick.
+"""
 
 from pathlib import Path
 from typing import Annotated
@@ -28,7 +31,9 @@ db_app = typer.Typer(help="Migrate the database.", no_args_is_help=True, rich_ma
 dead_app = typer.Typer(
     help="Messages that no service could handle.", no_args_is_help=True, rich_markup_mode=None
 )
-keys_app = typer.Typer(help="Let tenants in, and out.", no_args_is_help=True, rich_markup_mode=None)
+keys_app = typer.Typer(
+    help="Create, list and revoke API keys.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(batch_app, name="batch")
 app.add_typer(eval_app, name="eval")
 app.add_typer(model_app, name="model")
@@ -82,7 +87,10 @@ def demo(
         ),
     ] = False,
 ) -> None:
-    """Fuse a dozen prompts with small models on this machine, in all three modes, and show who was right."""
+    """Fuse a dozen prompts with small models on this machine, and show who was right.
+
+    The prompts use all three modes.
+    """
     from fusewire_cli import demo as module
 
     with clear_errors():
@@ -96,7 +104,10 @@ def ask(
     mode: ModeOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Fuse one prompt and print the answer. Uses the running stack, or starts one for the moment."""
+    """Fuse one prompt and print the answer.
+
+    Uses the running stack, or starts one for the moment.
+    """
     from fusewire_cli import ask as module
 
     with clear_errors():
@@ -109,15 +120,16 @@ def eval_run(
         Path,
         typer.Argument(
             metavar="SUITE.jsonl",
-            help="One question a line: custom_id, prompt or messages, answer, match (exact, number, choice, json).",
+            help="One question a line: custom_id, prompt or messages, answer, "
+            "match (exact, number, choice, json).",
         ),
     ],
     replay: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE.jsonl",
-            help="Answers given earlier, one a line: custom_id, model, content (or error_code), usage, latency_ms, "
-            "cost_usd. No member is called.",
+            help="Answers given earlier, one a line: custom_id, model, content (or error_code), "
+            "usage, latency_ms, cost_usd. No member is called.",
         ),
     ] = None,
     pool: PoolOption = None,
@@ -131,10 +143,11 @@ def eval_run(
     json_: JsonOption = False,
     window: WindowOption = 32,
 ) -> None:
-    """Measure on labelled questions whether a pool is right more often than its members, and at what cost.
+    """Measure whether a pool is right more often than its members, and at what cost.
 
-    Each member is asked each question once, and all fusions are made of those answers. Run again after an
-    interruption, it goes on where it was; run again as it was, it asks nothing.
+    Each member is asked each labelled question once, and all fusions are made of those answers.
+    Run again after an interruption, it goes on where it was; run again as it was, it asks
+    nothing.
 
     Exit codes: 0 measured, 1 fault, 2 bad input, 130 interrupted.
     """
@@ -164,7 +177,9 @@ def rejudge(
     json_: JsonOption = False,
     window: WindowOption = 32,
 ) -> None:
-    """Judge a batch's stored answers again in another way, without calling a member, and say what changed.
+    """Judge a batch's stored answers again in another way, and say what changed.
+
+    No member is called.
 
     Exit codes: 0 judged, 1 fault, 2 bad input or nothing to do, 130 interrupted.
     """
@@ -190,13 +205,18 @@ def query(
 @app.command()
 def trace(
     fusion: Annotated[str, typer.Argument(metavar="FUSION", help="Its id or custom_id.")],
-    tenant: Annotated[str, typer.Option("--tenant", help="Whose custom_id it is.")] = "default",
+    tenant: Annotated[
+        str, typer.Option("--tenant", help="The tenant of the custom_id.")
+    ] = "default",
     batch: Annotated[
-        str | None, typer.Option("--batch", help="The batch whose custom_id it is.")
+        str | None, typer.Option("--batch", help="The batch of the custom_id.")
     ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Show how a fusion came to its outcome: who was asked when, what came back, and why it ended."""
+    """Show how a fusion came to its outcome.
+
+    Prints who was asked when, what came back, and why it ended.
+    """
     from fusewire_cli import trace as module
 
     with clear_errors():
@@ -206,7 +226,7 @@ def trace(
 @app.command()
 def doctor(
     models: Annotated[
-        bool, typer.Option("--models", help="Say too what hosted models were found to refuse.")
+        bool, typer.Option("--models", help="Say too which parameters hosted models refuse.")
     ] = False,
     json_: JsonOption = False,
 ) -> None:
@@ -241,7 +261,10 @@ def config_check(
 
 @topology_app.command("apply")
 def topology_apply(json_: JsonOption = False) -> None:
-    """Create and mend streams, durables and buckets; idempotent, never narrows an operator's limits."""
+    """Create and mend streams, durables and buckets.
+
+    Idempotent; never narrows an operator's limits.
+    """
     from fusewire_cli import admin
 
     with clear_errors():
@@ -259,7 +282,7 @@ def db_upgrade() -> None:
 
 @dead_app.command("list")
 def dead_list(form: FormatOption = RowFormat.table) -> None:
-    """List them, and why each was given up."""
+    """List the messages, and why each was given up."""
     from fusewire_cli import dead
 
     with clear_errors():
@@ -270,7 +293,7 @@ def dead_list(form: FormatOption = RowFormat.table) -> None:
 def dead_show(
     number: Annotated[int, typer.Argument(min=1, help="See `fusewire dead list`.")],
 ) -> None:
-    """Print one with its body, as JSON; it may hold a prompt."""
+    """Print a message with its body, as JSON; it may hold a prompt."""
     from fusewire_cli import dead
 
     with clear_errors():
@@ -282,7 +305,7 @@ def dead_replay(
     numbers: Annotated[list[int] | None, typer.Argument(help="See `fusewire dead list`.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
 ) -> None:
-    """Publish them again, once what they failed of is mended."""
+    """Publish messages again, once the cause of their failure is mended."""
     from fusewire_cli import dead
 
     with clear_errors():
@@ -291,9 +314,9 @@ def dead_replay(
 
 @keys_app.command("create")
 def keys_create(
-    tenant: Annotated[str, typer.Option("--tenant", help="Whose requests it makes them.")],
+    tenant: Annotated[str, typer.Option("--tenant", help="The tenant that the key is for.")],
     name: Annotated[
-        str, typer.Option("--name", help="What it is for, to know it again in the list.")
+        str, typer.Option("--name", help="What the key is for, as the list will show it.")
     ],
     expires_days: Annotated[
         float | None,
@@ -349,18 +372,20 @@ def model_import(
     block_size: Annotated[
         int | None,
         typer.Option(
-            help="32 keeps the file's own blocks; 128 is smaller and faster, and rounds anew. Without it 4 and 8 "
-            "bits stay as they are and the rest is kept in 8 bits, in blocks of 128."
+            help="32 keeps the file's own blocks; 128 is smaller and faster, and rounds anew. "
+            "Without it 4 and 8 bits stay as they are and the rest is kept in 8 bits, in blocks "
+            "of 128."
         ),
     ] = None,
     bits: Annotated[
         int | None,
         typer.Option(
-            help="4 or 8, of what is rounded anew; without it floating point is kept, and 4 bits stay 4."
+            help="4 or 8, of what is rounded anew; without it floating point is kept, and 4 bits "
+            "stay 4."
         ),
     ] = None,
 ) -> None:
-    """Convert a model that is here already into a folder, and measure how faithful it is."""
+    """Convert a GGUF file into a model folder, and measure how faithful the folder is."""
     from fusewire_cli import models
 
     with clear_errors():
@@ -386,7 +411,7 @@ def model_bench(
     tokens: Annotated[int, typer.Option(min=64, help="Of the text that is compared.")] = 2048,
     json_: JsonOption = False,
 ) -> None:
-    """Measure a model on this machine: speed, memory, and how near it is to the file that it was made from."""
+    """Measure a model on this machine: speed, memory, and fidelity to its GGUF file."""
     from fusewire_cli import models
 
     with clear_errors():
@@ -400,7 +425,7 @@ def model_remove(
         Path | None, typer.Option(help="Where models live; default ~/.cache/fusewire/models.")
     ] = None,
 ) -> None:
-    """Delete a model from this machine, and what a pull of it left."""
+    """Delete a model from this machine, and its unfinished download."""
     from fusewire_cli import models
 
     with clear_errors():

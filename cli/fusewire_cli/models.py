@@ -1,21 +1,26 @@
-"""`fusewire model`."""
+"""`fusewire model`: pull, convert, check, measure and delete edge models."""
 
 import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
-from fusewire_cli.screen import RowFormat, fail, note, rows, stages
+from fusewire_cli.screen import RowFormat, fail, note, rows, show_stages
 
 
 def pull(name: str, root: Path | None) -> Path:
-    """Fetch and convert; ends the command where that fails."""
+    """Fetch a model and convert it. Returns its folder.
+
+    Raises:
+        SystemExit: that failed.
+    """
     from fusewire_worker_edge import pull as module
     from fusewire_worker_edge.folder import ModelFolderError
     from fusewire_worker_edge.importers import ModelImportError
 
     try:
-        with stages(name) as progress:
+        with show_stages(name) as progress:
             return module.pull(name, root, progress)
     except (module.PullError, ModelImportError) as exc:
         fail(str(exc))
@@ -24,23 +29,23 @@ def pull(name: str, root: Path | None) -> Path:
 
 
 def remove(name: str, root: Path | None) -> None:
-    """Delete a model's folder, and what a pull of it left."""
+    """Delete a model's folder, and an unfinished download of it."""
     from fusewire_worker_edge.folder import list_models, locked
     from fusewire_worker_edge.pull import DEFAULT_ROOT
 
     where = (root or DEFAULT_ROOT).expanduser()
-    known = {found.path.name: found.path for found in list_models(where)}
-    left = where / f".{name}.download"
-    if name not in known and not left.is_dir():
-        fail(f"there is no model '{name}' in {where}", f"there is {', '.join(known) or 'none'}")
+    folders = {model.path.name: model.path for model in list_models(where)}
+    download = where / f".{name}.download"
+    if name not in folders and not download.is_dir():
+        fail(f"there is no model '{name}' in {where}", f"there is {', '.join(folders) or 'none'}")
     with locked(where / name, "pull"):
-        for folder in (known.get(name), left):
-            if folder is not None:
-                shutil.rmtree(folder, ignore_errors=folder == left)
+        if name in folders:
+            shutil.rmtree(folders[name])
+        shutil.rmtree(download, ignore_errors=True)
 
 
 def import_(source: Path, folder: Path, block_size: int | None, bits: int | None) -> None:
-    """Convert."""
+    """Convert a GGUF file into a model folder, and print how faithful the folder is."""
     from fusewire_worker_edge.folder import ModelFolderError
     from fusewire_worker_edge.importers import ModelImportError
     from fusewire_worker_edge.importers.convert import import_model
@@ -56,40 +61,38 @@ def import_(source: Path, folder: Path, block_size: int | None, bits: int | None
         fail(str(exc))
     except ModelFolderError as exc:
         fail(f"{exc.folder}: {exc.what}", exc.mend)
-    found = manifest.fidelity
-    fidelity = (
-        f"KL {found.kl:.4f} and top-1 {found.top1:.1%} over {found.tokens} tokens"
-        if found
-        else "taken as it is"
-    )
-    print(f"{folder}: {manifest.size / 1e6:.0f} MB, {fidelity}")
+    quality = "taken as it is"
+    if fidelity := manifest.fidelity:
+        quality = (
+            f"KL {fidelity.kl:.4f} and top-1 {fidelity.top1:.1%} over {fidelity.tokens} tokens"
+        )
+    print(f"{folder}: {manifest.size / 1e6:.0f} MB, {quality}")
 
 
 def bench(folder: Path, source: Path | None, tokens: int, *, as_json: bool) -> None:
-    """Measure a folder."""
+    """Measure a model folder on this machine, and print the figures."""
     from fusewire_worker_edge.folder import ModelFolderError
     from fusewire_worker_edge.importers import ModelImportError
     from fusewire_worker_edge.measure import measure
 
     try:
-        found = dataclasses.asdict(measure(folder, source, tokens=tokens))
+        figures = dataclasses.asdict(measure(folder, source, tokens=tokens))
     except ModelImportError as exc:
         fail(str(exc))
     except ModelFolderError as exc:
         fail(f"{exc.folder}: {exc.what}", exc.mend)
     if as_json:
-        print(json.dumps(found))
-    else:
-        shown = [
-            [name, value if isinstance(value, int) else f"{value:.4g}"]
-            for name, value in found.items()
-            if value
-        ]
-        rows(["figure", "value"], shown, RowFormat.table)
+        print(json.dumps(figures))
+        return
+    records = []
+    for name, figure in figures.items():
+        if figure:
+            records.append([name, figure if isinstance(figure, int) else f"{figure:.4g}"])
+    rows(["figure", "value"], records, RowFormat.table)
 
 
 def verify(folder: Path) -> None:
-    """Check a folder."""
+    """Check every file of a model folder against its manifest."""
     from fusewire_worker_edge import folder as module
 
     try:
@@ -100,29 +103,22 @@ def verify(folder: Path) -> None:
 
 
 def show(root: Path | None, form: RowFormat) -> None:
-    """List folders."""
+    """List the models on this machine, and those that can be pulled."""
     from fusewire_worker_edge.catalogue import CATALOGUE
     from fusewire_worker_edge.folder import list_models
     from fusewire_worker_edge.pull import DEFAULT_ROOT
 
-    found = list_models((root or DEFAULT_ROOT).expanduser())
-    here = [
-        [
-            m.path.name,
-            "here",
-            _megabytes(m.manifest.size if m.manifest else 0),
-            str(m.path),
-            m.problem or "",
-        ]
-        for m in found
-    ]
-    names = {m.path.name for m in found}
-    others = [
-        [name, "to pull", _megabytes(entry.size), "", ""]
-        for name, entry in CATALOGUE.items()
-        if name not in names
-    ]
-    rows(["name", "state", "mb", "path", "problem"], [*here, *others], form)
+    models = list_models((root or DEFAULT_ROOT).expanduser())
+    records: list[list[Any]] = []
+    for model in models:
+        size = model.manifest.size if model.manifest else 0
+        name = model.path.name
+        records.append([name, "here", _megabytes(size), str(model.path), model.problem or ""])
+    pulled_names = {model.path.name for model in models}
+    for name, entry in CATALOGUE.items():
+        if name not in pulled_names:
+            records.append([name, "to pull", _megabytes(entry.size), "", ""])
+    rows(["name", "state", "mb", "path", "problem"], records, form)
 
 
 def _megabytes(size: int) -> int | None:

@@ -1,4 +1,4 @@
-"""`fusewire query`."""
+"""`fusewire query`: read-only SQL on stored outcomes."""
 
 import asyncio
 from collections.abc import Sequence
@@ -17,19 +17,21 @@ from fusewire_cli.session import settings
 def query(sql: str, form: RowFormat) -> None:
     """Run one statement in a read-only transaction and print its rows."""
     try:
-        columns, data = asyncio.run(_select(sql))
+        columns, records = asyncio.run(_select(sql))
     except DamagedError:
         raise
     except (DBAPIError, Transient) as exc:
         cause = exc if isinstance(exc, DBAPIError) else exc.__cause__
         fail(f"the query failed: {getattr(cause, 'orig', None) or exc}", _hint(sql))
-    rows(columns, data, form)
+    rows(columns, records, form)
 
 
 def _hint(sql: str) -> str:
-    if sql.lstrip().partition(" ")[0].upper() not in ("SELECT", "WITH", "VALUES", "EXPLAIN"):
+    verb = sql.lstrip().partition(" ")[0].upper()
+    if verb not in ("SELECT", "WITH", "VALUES", "EXPLAIN"):
         return "write a SELECT: what is stored is changed by Fusewire alone"
-    return f"the views are {', '.join(view.name for view in VIEWS)}; docs/reference/views.md has their columns"
+    names = ", ".join(view.name for view in VIEWS)
+    return f"the views are {names}; docs/reference/views.md has their columns"
 
 
 async def _select(sql: str) -> tuple[list[str], Sequence[Sequence[Any]]]:

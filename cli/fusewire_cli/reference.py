@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
@@ -14,12 +15,12 @@ from fusewire.store.views import CONTRACT, VIEWS
 from fusewire_cli.main import app
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "reference"
-MADE = "<!-- Written by `make docs`; `make check` fails when it is out of step. -->\n"
+HEADER = "<!-- Written by `make docs`; `make check` fails when it is out of step. -->\n"
 
 
 def commands() -> str:
-    """Every command's own help."""
-    parts = [f"# Commands\n\n{MADE}"]
+    """The page of commands: the help of each one."""
+    parts = [f"# Commands\n\n{HEADER}"]
 
     def walk(command: Any, path: str) -> None:
         context = typer.Context(command, info_name=path, max_content_width=100, terminal_width=100)
@@ -33,12 +34,13 @@ def commands() -> str:
 
 
 def configuration() -> str:
-    """Every key."""
+    """The page of configuration keys."""
     lead = (
-        "One TOML file: `$FUSEWIRE_CONFIG`, else `./fusewire.toml`, else the built-in one. Every key is also an\n"
+        "One TOML file: `$FUSEWIRE_CONFIG`, else `./fusewire.toml`, else the built-in one. "
+        "Every key is also an\n"
         "environment variable, which wins: `[database] url` is `FUSEWIRE_DATABASE__URL`.\n"
     )
-    parts = [f"# Configuration\n\n{MADE}\n{lead}"]
+    parts = [f"# Configuration\n\n{HEADER}\n{lead}"]
     tables: list[tuple[str, type[BaseModel]]] = []
     top: list[tuple[str, FieldInfo]] = []
     for name, field in Settings.model_fields.items():
@@ -61,11 +63,9 @@ def configuration() -> str:
 def _keys(title: str, fields: list[tuple[str, FieldInfo]]) -> str:
     rows = [f"## {title}\n", "| key | type | default | meaning |", "|---|---|---|---|"]
     for name, field in fields:
-        default = (
-            "required"
-            if field.is_required()
-            else f"`{_plain(field.get_default(call_default_factory=True))}`"
-        )
+        default = "required"
+        if not field.is_required():
+            default = f"`{_plain(field.get_default(call_default_factory=True))}`"
         meaning = (field.description or "").replace("\n", " ")
         rows.append(f"| `{name}` | {_type(field.annotation)} | {default} | {meaning} |")
     return "\n".join(rows) + "\n"
@@ -76,20 +76,28 @@ def _plain(value: Any) -> str:
 
 
 def _type(annotation: Any) -> str:
-    if get_origin(annotation) is Annotated:
-        return _type(get_args(annotation)[0])
-    if get_origin(annotation) is dict:
-        return f"table of {_type(get_args(annotation)[1])}"
-    if get_origin(annotation) is not None:
-        inner = [
-            _type(a) if not isinstance(a, str) else f"`{a}`"
-            for a in get_args(annotation)
-            if a is not Ellipsis
-        ]
-        shown = [part for part in inner if part != "NoneType"]
-        return f"list of {shown[0]}" if get_origin(annotation) is tuple else " or ".join(shown)
-    name = getattr(annotation, "__name__", str(annotation))
-    return _TYPES.get(name, name.lower())
+    """A type as a reader of the reference calls it."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(arguments[0])
+    if origin is dict:
+        return f"table of {_type(arguments[1])}"
+    if origin is None:
+        name = getattr(annotation, "__name__", str(annotation))
+        return _TYPES.get(name, name.lower())
+    names = _argument_names(arguments)
+    return f"list of {names[0]}" if origin is tuple else " or ".join(names)
+
+
+def _argument_names(arguments: tuple[Any, ...]) -> list[str]:
+    """The alternatives of a union or literal, without None; or the type of a tuple's elements."""
+    names = []
+    for argument in arguments:
+        if argument is Ellipsis or argument is NoneType:
+            continue
+        # A text is an alternative of a literal.
+        names.append(f"`{argument}`" if isinstance(argument, str) else _type(argument))
+    return names
 
 
 _TYPES = {
@@ -97,15 +105,17 @@ _TYPES = {
     "int": "whole number",
     "float": "number",
     "bool": "true or false",
-    "NoneType": "NoneType",
 }
-"""What a reader of the reference calls a type."""
+"""By name of a Python type, the word of the reference."""
 
 
 def views() -> str:
-    """The analysts' views."""
-    lead = f"Contract `{CONTRACT}`: the same names and columns on SQLite and PostgreSQL; changes are additive only.\n"
-    parts = [f"# Views\n\n{MADE}\n{lead}"]
+    """The page of the views."""
+    lead = (
+        f"Contract `{CONTRACT}`: the same names and columns on SQLite and PostgreSQL; "
+        "changes are additive only.\n"
+    )
+    parts = [f"# Views\n\n{HEADER}\n{lead}"]
     for view in VIEWS:
         rows = [f"## {view.name}\n", f"{view.comment}\n", "| column | meaning |", "|---|---|"]
         rows += [f"| `{column.name}` | {column.comment} |" for column in view.columns]

@@ -1,15 +1,25 @@
-"""`fusewire rejudge`: a batch's stored answers under another judge, other criteria, another mode."""
+"""`fusewire rejudge`: fuse a batch's stored answers with another judge, criteria or mode."""
 
 import asyncio
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import bindparam, text
 
 from fusewire import ids
-from fusewire.contracts import Candidate, Message, Outcome, Plan, Prompt, RecordedAnswer, Round
+from fusewire.contracts import (
+    Candidate,
+    Gold,
+    Message,
+    Outcome,
+    Plan,
+    PlannedMember,
+    Prompt,
+    RecordedAnswer,
+    Round,
+)
 from fusewire.references.texts import excerpt
 from fusewire.settings import Settings
 from fusewire.store import migrate
@@ -30,7 +40,8 @@ PAGE = 200
 _FUSIONS = text(
     "SELECT p.fusion_id, p.body AS prompt, f.plan, o.body AS outcome FROM prompts p"
     " JOIN fusions f ON f.fusion_id = p.fusion_id LEFT JOIN outcomes o ON o.fusion_id = p.fusion_id"
-    " WHERE p.tenant = 'default' AND p.batch_id = :batch AND p.fusion_id > :after ORDER BY p.fusion_id LIMIT :most"
+    " WHERE p.tenant = 'default' AND p.batch_id = :batch AND p.fusion_id > :after"
+    " ORDER BY p.fusion_id LIMIT :most"
 )
 _CANDIDATES = text("SELECT body FROM candidates WHERE fusion_id IN :keys").bindparams(
     bindparam("keys", expanding=True)
@@ -42,7 +53,7 @@ _ROUNDS = text("SELECT body FROM rounds WHERE fusion_id IN :keys").bindparams(
 
 @dataclass(frozen=True)
 class PolicyChange:
-    """What is done in another way; None leaves it as it was."""
+    """What is changed; None leaves it as it was."""
 
     judge: str | None = None
     criteria: str | None = None
@@ -50,14 +61,14 @@ class PolicyChange:
     pool: str | None = None
 
     def batch(self, name: str) -> str:
-        """The id of the batch that a batch is rejudged into."""
-        decided = json.dumps([self.judge, self.criteria, self.mode, self.pool])
-        return f"{name}.rejudge-{ids.digest('rejudge', decided).hex()[:8]}"
+        """The id of the new batch; the same change gives the same id."""
+        fields = json.dumps([self.judge, self.criteria, self.mode, self.pool])
+        return f"{name}.rejudge-{ids.digest('rejudge', fields).hex()[:8]}"
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A fusion as it stands in the store; `outcome` is None while it runs."""
+class StoredFusion:
+    """A fusion with its rounds and candidates; `outcome` is None while it runs."""
 
     prompt: Prompt
     plan: Plan | None
@@ -68,7 +79,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class RejudgeReport:
-    """What a rejudged batch says beside the old one."""
+    """The outcomes of a rejudged batch, compared with the old ones."""
 
     prompts: int
     running: int
@@ -80,11 +91,14 @@ class RejudgeReport:
     """Outcomes that have a winner before and after."""
     winners_changed: int
     agreement: float | None
-    """Share of the same winner; None below 30 outcomes with both."""
+    """Share of outcomes with the same winner; None if fewer than 30 have both."""
     agreement_low: float
     agreement_high: float
     kappa: float | None
-    """Cohen's kappa between the winners; None below 30 outcomes with both, or where chance explains all."""
+    """Cohen's kappa between the winners.
+
+    None if fewer than 30 outcomes have both winners, or if chance explains the agreement.
+    """
     labelled: int
     accepted_before: int
     accepted_after: int
@@ -94,64 +108,89 @@ class RejudgeReport:
     failed_after: int
 
 
-def recorded(stored: Stored) -> tuple[RecordedAnswer, ...]:
-    """The answers and failures that the members of a panel took part with, before any debate."""
-    if stored.prompt.recorded:
-        return stored.prompt.recorded
-    if stored.plan is None or stored.outcome is None:
+def recorded_answers(fusion: StoredFusion) -> tuple[RecordedAnswer, ...]:
+    """The answers and failures that the members took part with, before any debate."""
+    if fusion.prompt.recorded:
+        return fusion.prompt.recorded
+    if fusion.plan is None or fusion.outcome is None:
         return ()
-    took_part = {a.member for a in stored.outcome.answers if a.status in ("ok", "error")}
-    said = _panel(stored.candidates, stored.rounds)
+    names = {a.member for a in fusion.outcome.answers if a.status in ("ok", "error")}
+    candidates = _panel(fusion.candidates, fusion.rounds)
     return tuple(
-        RecordedAnswer(
-            member=member.name,
-            model=member.model,
-            family=member.family,
-            weight=member.weight,
-            content=one.content if one.ok else None,
-            tool_calls=one.tool_calls if one.ok else (),
-            error_code=None if one.ok else (one.error.code if one.error else "no_answer"),
-            prompt_tokens=one.usage.prompt_tokens if one.usage else 0,
-            completion_tokens=one.usage.completion_tokens if one.usage else 0,
-            latency_ms=max(one.latency_ms, 0.0),
-            cost_usd=one.cost_usd,
-        )
-        for member in stored.plan.members
-        if member.name in took_part and (one := said.get(member.name))
+        _record(member, candidates[member.name])
+        for member in fusion.plan.members
+        if member.name in names and member.name in candidates
+    )
+
+
+def _record(member: PlannedMember, candidate: Candidate) -> RecordedAnswer:
+    error_code = None
+    if not candidate.ok:
+        error_code = candidate.error.code if candidate.error else "no_answer"
+    usage = candidate.usage
+    return RecordedAnswer(
+        member=member.name,
+        model=member.model,
+        family=member.family,
+        weight=member.weight,
+        content=candidate.content if candidate.ok else None,
+        tool_calls=candidate.tool_calls if candidate.ok else (),
+        error_code=error_code,
+        prompt_tokens=usage.prompt_tokens if usage else 0,
+        completion_tokens=usage.completion_tokens if usage else 0,
+        latency_ms=max(candidate.latency_ms, 0.0),
+        cost_usd=candidate.cost_usd,
     )
 
 
 def _panel(candidates: Iterable[Candidate], rounds: Iterable[Round]) -> dict[str, Candidate]:
-    """By member, its first answer, or its failure if it has none: a panel can be asked in several rounds."""
-    calls = {(r.round, c.name) for r in rounds for c in r.calls if c.kind == "answer"}
-    said: dict[str, Candidate] = {}
-    for one in sorted(candidates, key=lambda c: (not c.ok, c.round, c.call)):
-        if one.member is not None and (one.round == 0 or (one.round, one.call) in calls):
-            said.setdefault(one.member, one)
-    return said
+    """By member, its first answer, or its first failure if it has no answer.
+
+    The panel may have been asked in several rounds; other rounds hold debates and verdicts.
+    """
+    panel_calls: set[tuple[int, str]] = set()
+    for round_ in rounds:
+        panel_calls |= {(round_.round, c.name) for c in round_.calls if c.kind == "answer"}
+    panel: dict[str, Candidate] = {}
+    for candidate in sorted(candidates, key=lambda c: (not c.ok, c.round, c.call)):
+        is_panel_call = candidate.round == 0 or (candidate.round, candidate.call) in panel_calls
+        if candidate.member is not None and is_panel_call:
+            panel.setdefault(candidate.member, candidate)
+    return panel
 
 
-def submission(prompt: Prompt, said: Sequence[RecordedAnswer], change: PolicyChange) -> str:
-    """The prompt as it was submitted, with its answers and what is changed. Residency stays as it was."""
+def submission(prompt: Prompt, answers: Sequence[RecordedAnswer], change: PolicyChange) -> str:
+    """The submission, in JSON, of a prompt with its recorded answers and the change.
+
+    Its residency stays as it was.
+    """
     body: dict[str, Any] = {
         "custom_id": prompt.custom_id,
         "pool": change.pool or prompt.pool,
         "mode": change.mode or prompt.mode,
         "messages": [_turn(message) for message in excerpt(prompt.messages)],
         **prompt.sampling.model_dump(mode="json", exclude_defaults=True),
-        "recorded": [one.model_dump(mode="json", exclude_defaults=True) for one in said],
+        "recorded": [answer.model_dump(mode="json", exclude_defaults=True) for answer in answers],
         "residency": prompt.residency,
     }
     if prompt.tools:
-        body["tools"] = [
-            {"type": "function", "function": tool.model_dump(mode="json")} for tool in prompt.tools
-        ]
-        body["tool_choice"] = prompt.tool_choice
-        body["parallel_tool_calls"] = prompt.parallel_tool_calls
-    given = {"judge": change.judge or prompt.judge, "criteria": change.criteria or prompt.criteria}
+        body |= _tool_fields(prompt)
     if prompt.gold:
         body["gold"] = prompt.gold.model_dump(mode="json")
-    return json.dumps({**body, **{key: value for key, value in given.items() if value}})
+    if judge := change.judge or prompt.judge:
+        body["judge"] = judge
+    if criteria := change.criteria or prompt.criteria:
+        body["criteria"] = criteria
+    return json.dumps(body)
+
+
+def _tool_fields(prompt: Prompt) -> dict[str, Any]:
+    tools = [tool.model_dump(mode="json") for tool in prompt.tools]
+    return {
+        "tools": [{"type": "function", "function": tool} for tool in tools],
+        "tool_choice": prompt.tool_choice,
+        "parallel_tool_calls": prompt.parallel_tool_calls,
+    }
 
 
 def _turn(message: Message) -> dict[str, Any]:
@@ -169,86 +208,111 @@ def _turn(message: Message) -> dict[str, Any]:
     return turn
 
 
-def compare(stored: Sequence[Stored], after: Mapping[str, Mapping[str, Any]]) -> RejudgeReport:
-    """Old outcomes beside new ones.
+def compare(
+    fusions: Sequence[StoredFusion], new_outcomes: Mapping[str, Mapping[str, Any]]
+) -> RejudgeReport:
+    """Compare the old outcomes of a batch with the new ones.
 
     Args:
-        stored: the whole batch.
-        after: by custom_id, the new outcomes of those that were rejudged, as the API shows them.
+        fusions: the whole batch.
+        new_outcomes: by custom_id, the outcomes of those that were rejudged, as the API shows
+            them.
     """
-    pairs = [
-        (s.prompt, s.outcome, after[s.prompt.custom_id])
-        for s in stored
-        if s.prompt.custom_id in after
-    ]
-    both = [
-        (old.winner, new["winner"])
-        for _, old, new in pairs
-        if old and old.winner and new.get("winner")
-    ]
-    same = sum(old == new for old, new in both)
-    rate = wilson(same, len(both))
-    labelled = [(prompt.gold, old, new) for prompt, old, new in pairs if prompt.gold]
-    running = sum(one.outcome is None for one in stored)
+    compared_fusions = [fusion for fusion in fusions if fusion.prompt.custom_id in new_outcomes]
+    old = [fusion.outcome for fusion in compared_fusions]
+    new = [new_outcomes[fusion.prompt.custom_id] for fusion in compared_fusions]
+    golds = [fusion.prompt.gold for fusion in compared_fusions]
+    winners = _winner_pairs(old, new)
+    same = sum(before == after for before, after in winners)
+    rate = wilson(same, len(winners))
+    is_enough = len(winners) >= LEAST_N
+    running = sum(fusion.outcome is None for fusion in fusions)
     return RejudgeReport(
-        prompts=len(stored),
+        prompts=len(fusions),
         running=running,
-        unanswered=len(stored) - running - len(pairs),
-        rejudged=len(pairs),
-        winners=len(both),
-        winners_changed=len(both) - same,
-        agreement=rate.value if len(both) >= LEAST_N else None,
+        unanswered=len(fusions) - running - len(compared_fusions),
+        rejudged=len(compared_fusions),
+        winners=len(winners),
+        winners_changed=len(winners) - same,
+        agreement=rate.value if is_enough else None,
         agreement_low=rate.low,
         agreement_high=rate.high,
-        kappa=kappa([a for a, _ in both], [str(b) for _, b in both])
-        if len(both) >= LEAST_N
-        else None,
-        labelled=len(labelled),
-        accepted_before=sum(
-            old is not None and old.status in ANSWERED and is_right(old.content, gold)
-            for gold, old, _ in labelled
+        kappa=_winner_kappa(winners) if is_enough else None,
+        labelled=sum(gold is not None for gold in golds),
+        accepted_before=sum(map(_is_old_accepted, old, golds)),
+        accepted_after=sum(map(_is_new_accepted, new, golds)),
+        degraded_before=sum(outcome is not None and outcome.is_degraded for outcome in old),
+        degraded_after=sum(bool(outcome.get("is_degraded")) for outcome in new),
+        failed_before=sum(
+            outcome is not None and outcome.status not in ANSWERED for outcome in old
         ),
-        accepted_after=sum(
-            new["status"] in ANSWERED and is_right(new["content"], gold)
-            for gold, _, new in labelled
-        ),
-        degraded_before=sum(old is not None and old.is_degraded for _, old, _ in pairs),
-        degraded_after=sum(bool(new.get("is_degraded")) for _, _, new in pairs),
-        failed_before=sum(old is not None and old.status not in ANSWERED for _, old, _ in pairs),
-        failed_after=sum(new["status"] not in ANSWERED for _, _, new in pairs),
+        failed_after=sum(outcome["status"] not in ANSWERED for outcome in new),
     )
 
 
+def _winner_pairs(
+    old: Sequence[Outcome | None], new: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, str]]:
+    """The winners before and after, where both outcomes have one."""
+    pairs = []
+    for before, after in zip(old, new, strict=True):
+        if before and before.winner and after.get("winner"):
+            pairs.append((before.winner, str(after["winner"])))
+    return pairs
+
+
+def _winner_kappa(winners: Sequence[tuple[str, str]]) -> float | None:
+    return kappa([before for before, _ in winners], [after for _, after in winners])
+
+
+def _is_old_accepted(outcome: Outcome | None, gold: Gold | None) -> bool:
+    if outcome is None or gold is None or outcome.status not in ANSWERED:
+        return False
+    return is_right(outcome.content, gold)
+
+
+def _is_new_accepted(outcome: Mapping[str, Any], gold: Gold | None) -> bool:
+    if gold is None or outcome["status"] not in ANSWERED:
+        return False
+    return is_right(outcome["content"], gold)
+
+
 def rejudge(batch: str, change: PolicyChange, *, as_json: bool, window: int) -> None:
-    """Fuse a batch's stored answers again and say what came out differently."""
+    """Fuse a batch's stored answers again, and print what came out differently."""
     if change == PolicyChange():
         fail("nothing would change", "give --judge, --criteria, --mode or --pool")
     into = change.batch(batch)
     if len(into) > MOST_BATCH_CHARS:
         fail(f"the name of the new batch, {into}, is longer than {MOST_BATCH_CHARS} characters")
     config = settings()
-    stored = asyncio.run(_read(config, batch))
-    if not stored:
+    fusions = asyncio.run(_read(config, batch))
+    if not fusions:
         fail(
             f"there is no batch '{batch}'",
             'list them: fusewire query "select distinct batch_id from v_outcome"',
         )
-    said = {one.prompt.custom_id: recorded(one) for one in stored if one.outcome}
-    bodies = {
-        one.prompt.custom_id: submission(one.prompt, said[one.prompt.custom_id], change)
-        for one in stored
-        if any(r.error_code is None for r in said.get(one.prompt.custom_id, ()))
-    }
+    bodies = _submissions(fusions, change)
     if not bodies:
         fail(f"batch '{batch}' holds no answers to judge again", "wait until it has outcomes")
-    _check(config, {change.pool or one.prompt.pool for one in stored}, change)
-    note(f"rejudging {len(bodies)} of {len(stored)} prompts as batch {into}")
+    _check(config, {change.pool or fusion.prompt.pool for fusion in fusions}, change)
+    note(f"rejudging {len(bodies)} of {len(fusions)} prompts as batch {into}")
 
     async def main() -> dict[str, Mapping[str, Any]]:
         async with client(config) as api:
             return await fuse(api, into, bodies, window)
 
-    _show(batch, into, compare(stored, run(main())), as_json=as_json)
+    report = compare(fusions, run(main()))
+    _show(batch, into, report, as_json=as_json)
+
+
+def _submissions(fusions: Iterable[StoredFusion], change: PolicyChange) -> dict[str, str]:
+    """By custom_id, the submissions of the prompts that have an outcome and an answer."""
+    bodies = {}
+    for fusion in fusions:
+        answers = recorded_answers(fusion) if fusion.outcome else ()
+        if any(answer.error_code is None for answer in answers):
+            bodies[fusion.prompt.custom_id] = submission(fusion.prompt, answers, change)
+    return bodies
 
 
 def _check(config: Settings, pools: Iterable[str], change: PolicyChange) -> None:
@@ -257,71 +321,72 @@ def _check(config: Settings, pools: Iterable[str], change: PolicyChange) -> None
         for pool in pools:
             check(Submission(prompt="-", pool=pool, mode=change.mode, judge=change.judge), rules)
     except RefusedError as exc:
-        fail(
-            exc.message,
-            "give --pool, where the batch's own pool is gone" if exc.param == "pool" else "",
-        )
+        mend = "give --pool, where the batch's own pool is gone" if exc.param == "pool" else ""
+        fail(exc.message, mend)
 
 
-def _show(batch: str, into: str, found: RejudgeReport, *, as_json: bool) -> None:
+def _show(batch: str, into: str, report: RejudgeReport, *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"batch_id": batch, "rejudged_batch_id": into, **asdict(found)}))
+        print(json.dumps({"batch_id": batch, "rejudged_batch_id": into, **asdict(report)}))
         return
-    bounds = f"{found.agreement_low:.1%} to {found.agreement_high:.1%}"
-    agreement = "–" if found.agreement is None else f"{found.agreement:.1%}"
+    bounds = f"{report.agreement_low:.1%} to {report.agreement_high:.1%}"
+    agreement = "–" if report.agreement is None else f"{report.agreement:.1%}"
+    left_out = f"{report.running} running, {report.unanswered} unanswered"
+    winners = f"{report.winners} with a winner before and after"
+    accepted = f"{report.accepted_before} → {report.accepted_after}"
     lines: list[tuple[str, object]] = [
-        (
-            "rejudged",
-            f"{found.rejudged} of {found.prompts} ({found.running} running, {found.unanswered} unanswered)",
-        ),
-        (
-            "winners changed",
-            f"{found.winners_changed} of {found.winners} with a winner before and after",
-        ),
+        ("rejudged", f"{report.rejudged} of {report.prompts} ({left_out})"),
+        ("winners changed", f"{report.winners_changed} of {winners}"),
         ("agreement", f"{agreement} (95 % interval {bounds})"),
-        ("Cohen's kappa", "–" if found.kappa is None else f"{found.kappa:.3f}"),
-        (
-            "accepted",
-            f"{found.accepted_before} → {found.accepted_after} of {found.labelled} labelled",
-        ),
-        ("degraded", f"{found.degraded_before} → {found.degraded_after}"),
-        ("failed", f"{found.failed_before} → {found.failed_after}"),
+        ("Cohen's kappa", "–" if report.kappa is None else f"{report.kappa:.3f}"),
+        ("accepted", f"{accepted} of {report.labelled} labelled"),
+        ("degraded", f"{report.degraded_before} → {report.degraded_after}"),
+        ("failed", f"{report.failed_before} → {report.failed_after}"),
         ("batch", into),
     ]
     rows(("", batch), lines, RowFormat.table)
 
 
-async def _read(config: Settings, batch: str) -> list[Stored]:
+async def _read(config: Settings, batch: str) -> list[StoredFusion]:
+    """The fusions of a batch, in the order of their ids."""
     store = Store(config.database)
     try:
         await store.ping()
         await migrate.check(store)
-        found: list[Stored] = []
+        fusions: list[StoredFusion] = []
         after = ""
-        while True:
-            async with store.read() as connection:
-                given = {"batch": batch, "after": after, "most": PAGE}
-                page = (await connection.execute(_FUSIONS, given)).all()
-                keys = [row.fusion_id for row in page]
-                candidates = [
-                    Candidate.decode(b)
-                    for (b,) in await connection.execute(_CANDIDATES, {"keys": keys})
-                ]
-                rounds = [
-                    Round.decode(b) for (b,) in await connection.execute(_ROUNDS, {"keys": keys})
-                ]
-            if not page:
-                return found
-            found += [
-                Stored(
-                    prompt=Prompt.decode(row.prompt),
-                    plan=Plan.decode(row.plan) if row.plan else None,
-                    outcome=Outcome.decode(row.outcome) if row.outcome else None,
-                    rounds=tuple(r for r in rounds if r.fusion_id == row.fusion_id),
-                    candidates=tuple(c for c in candidates if c.fusion_id == row.fusion_id),
-                )
-                for row in page
-            ]
-            after = keys[-1]
+        while page := await _read_page(store, batch, after):
+            fusions += page
+            after = page[-1].prompt.fusion_id
+        return fusions
     finally:
         await store.close()
+
+
+async def _read_page(store: Store, batch: str, after: str) -> list[StoredFusion]:
+    """The next fusions of a batch, after this fusion id."""
+    async with store.read() as connection:
+        parameters = {"batch": batch, "after": after, "most": PAGE}
+        page = (await connection.execute(_FUSIONS, parameters)).all()
+        keys = {"keys": [row.fusion_id for row in page]}
+        candidate_rows = (await connection.execute(_CANDIDATES, keys)).all()
+        round_rows = (await connection.execute(_ROUNDS, keys)).all()
+    candidates = [Candidate.decode(row.body) for row in candidate_rows]
+    rounds = [Round.decode(row.body) for row in round_rows]
+    return [
+        StoredFusion(
+            prompt=Prompt.decode(row.prompt),
+            plan=Plan.decode(row.plan) if row.plan else None,
+            outcome=Outcome.decode(row.outcome) if row.outcome else None,
+            rounds=_select(rounds, row.fusion_id),
+            candidates=_select(candidates, row.fusion_id),
+        )
+        for row in page
+    ]
+
+
+Record = TypeVar("Record", Candidate, Round)
+
+
+def _select(records: Iterable[Record], fusion_id: str) -> tuple[Record, ...]:
+    return tuple(record for record in records if record.fusion_id == fusion_id)

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from typing import Any, NoReturn
 
@@ -36,12 +36,12 @@ class ProgressStyle(StrEnum):
 
 
 def note(text: str) -> None:
-    """A line for the person, on stderr."""
+    """Print a message for the user, on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def fail(what: str, mend: str = "", code: int = EXIT_BAD_INPUT) -> NoReturn:
-    """End with a message: what is wrong, and how to mend it."""
+    """End the command with a message: what is wrong, and how to mend it."""
     note(f"fusewire: {what}")
     if mend:
         note(f"  to mend it: {mend}")
@@ -50,7 +50,10 @@ def fail(what: str, mend: str = "", code: int = EXIT_BAD_INPUT) -> NoReturn:
 
 @contextlib.contextmanager
 def clear_errors() -> Iterator[None]:
-    """Turn the errors we know into one message and the right exit code; a traceback only with FUSEWIRE_DEBUG."""
+    """Turn every error into one message and the right exit code.
+
+    An unknown error is raised with its traceback only if FUSEWIRE_DEBUG is set.
+    """
     from fusewire.settings import ConfigError
 
     _log_to_stderr()
@@ -58,7 +61,7 @@ def clear_errors() -> Iterator[None]:
         try:
             yield
         finally:
-            # Here, and not when the interpreter ends, which would make a fault of a reader that has left.
+            # Not left to the interpreter's end, where a closed pipe would count as a fault.
             sys.stdout.flush()
     except ConfigError as exc:
         for problem in exc.problems:
@@ -71,7 +74,7 @@ def clear_errors() -> Iterator[None]:
     except Transient as exc:
         fail(str(exc), "try again; `fusewire doctor` tells what is down", EXIT_FAULT)
     except BrokenPipeError:
-        # Whoever read our output has seen enough, as with `| head`.
+        # The reader of the output has closed it, as `| head` does: no fault.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as exc:
@@ -85,8 +88,11 @@ def clear_errors() -> Iterator[None]:
 
 
 def _log_to_stderr() -> None:
-    """What is logged is no result of a command. Commands that start a stack set up their log themselves."""
-    # Loading it for commands that log nothing would take longer than some of them do.
+    """Send log lines to stderr: they are no result of a command.
+
+    Commands that start a stack configure their log themselves.
+    """
+    # Importing structlog would take longer than some commands that log nothing.
     if (structlog := sys.modules.get("structlog")) is None:
         return
     if not structlog.is_configured():
@@ -96,124 +102,143 @@ def _log_to_stderr() -> None:
         )
 
 
-class progress:  # noqa: N801 - used as a function
-    """A bar on a terminal, a line every tenth elsewhere; both on stderr."""
+class _FusionProgress:
+    """Counts of finished prompts, as JSON lines: one at every tenth, and one at the end."""
 
-    def __init__(self, total: int, done: int) -> None:
+    def __init__(self, total: int, start: int) -> None:
         self._total = total
-        self._shown = done
-        self._bar: Any = None
+        self._last_count = start
 
-    def __enter__(self) -> Any:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                Progress,
-                TextColumn,
-                TimeRemainingColumn,
-            )
-
-            columns = (
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[failed]} failed"),
-            )
-            self._bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
-            self._bar.start()
-            self._task = self._bar.add_task(
-                "batch", total=self._total, completed=self._shown, failed=0
-            )
-        return self._update
-
-    def _update(self, done: int, failed: int) -> None:
-        if self._bar:
-            self._bar.update(self._task, completed=done, failed=failed)
-        elif done == self._total or (done - self._shown) * 10 >= self._total:
-            note(json.dumps({"done": done, "total": self._total, "failed": failed}))
-            self._shown = done
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar:
-            self._bar.stop()
+    def update(self, count: int, failed: int) -> None:
+        if count == self._total or (count - self._last_count) * 10 >= self._total:
+            note(json.dumps({"done": count, "total": self._total, "failed": failed}))
+            self._last_count = count
 
 
-class stages:  # noqa: N801 - used as a function
-    """What is being done, with a bar of bytes where they are counted; on stderr, lines where there is no terminal."""
+@contextlib.contextmanager
+def show_progress(total: int, start: int) -> Iterator[Callable[[int, int], None]]:
+    """Show the progress of prompts on stderr: a bar on a terminal, elsewhere JSON lines.
+
+    Args:
+        total: how many prompts there are.
+        start: how many are finished already.
+
+    Yields:
+        A function that takes how many are finished and how many of those failed.
+    """
+    if not sys.stderr.isatty():
+        yield _FusionProgress(total, start).update
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[failed]} failed"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("batch", total=total, completed=start, failed=0)
+        yield lambda count, failed: bar.update(task, completed=count, failed=failed)
+
+
+class _PullProgress:
+    """Stages of a pull, as lines: one at each new stage, and one at every quarter of its bytes."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._stage = ""
-        self._shown = 0
-        self._bar: Any = None
+        self._last_bytes = 0
 
-    def __enter__(self) -> Any:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                DownloadColumn,
-                Progress,
-                TextColumn,
-                TimeRemainingColumn,
-            )
-
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                DownloadColumn(),
-                TimeRemainingColumn(),
-            )
-            self._bar = Progress(*columns, console=Console(stderr=True))
-            self._bar.start()
-            self._task = self._bar.add_task(self._name, total=None)
-        return self._update
-
-    def _update(self, stage: str, done: int, whole: int) -> None:
-        if self._bar:
-            # Without a number of bytes it only tells that something moves.
-            self._bar.update(
-                self._task,
-                description=f"{self._name}: {stage}",
-                completed=done,
-                total=whole or None,
-            )
-        elif stage != self._stage:
-            note(f"{self._name}: {stage}" + (f", {whole / 1e6:.0f} MB" if whole else ""))
-            self._shown = 0
-        elif whole and (done - self._shown) * 4 >= whole:
-            note(f"{self._name}: {stage}, {done / 1e6:.0f} of {whole / 1e6:.0f} MB")
-            self._shown = done
+    def update(self, stage: str, current_bytes: int, total_bytes: int) -> None:
+        if stage != self._stage:
+            size = f", {total_bytes / 1e6:.0f} MB" if total_bytes else ""
+            note(f"{self._name}: {stage}{size}")
+            self._last_bytes = 0
+        elif total_bytes and (current_bytes - self._last_bytes) * 4 >= total_bytes:
+            size = f"{current_bytes / 1e6:.0f} of {total_bytes / 1e6:.0f} MB"
+            note(f"{self._name}: {stage}, {size}")
+            self._last_bytes = current_bytes
         self._stage = stage
 
-    def __exit__(self, *_: object) -> None:
-        if self._bar:
-            self._bar.stop()
+
+@contextlib.contextmanager
+def show_stages(name: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Show the stages of a pull on stderr: a bar of bytes on a terminal, elsewhere lines.
+
+    Args:
+        name: what is being pulled.
+
+    Yields:
+        A function that takes the stage, the bytes so far, and all its bytes; 0 if they are not
+        counted.
+    """
+    if not sys.stderr.isatty():
+        yield _PullProgress(name).update
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(name, total=None)
+
+        def update(stage: str, current_bytes: int, total_bytes: int) -> None:
+            # Without a total the bar only shows that something moves.
+            bar.update(
+                task,
+                description=f"{name}: {stage}",
+                completed=current_bytes,
+                total=total_bytes or None,
+            )
+
+        yield update
 
 
-def rows(columns: Sequence[str], data: Sequence[Sequence[Any]], form: RowFormat) -> None:
+def rows(columns: Sequence[str], records: Sequence[Sequence[Any]], form: RowFormat) -> None:
     """Print rows to stdout."""
     if form is RowFormat.json:
-        print(
-            json.dumps(
-                [dict(zip(columns, row, strict=True)) for row in data],
-                default=str,
-                ensure_ascii=False,
-            )
-        )
+        objects = [dict(zip(columns, record, strict=True)) for record in records]
+        print(json.dumps(objects, default=str, ensure_ascii=False))
     elif form is RowFormat.csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(columns)
-        writer.writerows(data)
+        writer.writerows(records)
     else:
-        from rich.console import Console
-        from rich.table import Table
+        _print_table(columns, records)
 
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        for column in columns:
-            table.add_column(column, overflow="fold")
-        for row in data:
-            table.add_row(*("" if cell is None else str(cell).replace("[", "\\[") for cell in row))
-        # Piped into a file, a table must not be cut to the width of a terminal that is not there.
-        Console(width=None if sys.stdout.isatty() else 400).print(table)
+
+def _print_table(columns: Sequence[str], records: Sequence[Sequence[Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for record in records:
+        table.add_row(*(_cell_text(cell) for cell in record))
+    # Piped into a file, a table must not be cut to the width of a terminal that is not there.
+    Console(width=None if sys.stdout.isatty() else 400).print(table)
+
+
+def _cell_text(cell: Any) -> str:
+    # An opening bracket would start markup.
+    return "" if cell is None else str(cell).replace("[", "\\[")

@@ -1,4 +1,7 @@
-"""The stack that a command talks to: the one that runs here, or one of its own for as long as it needs it."""
+"""The Fusewire that a command talks to: the one that runs here, or one of its own.
+
+One of its own ends with the command.
+"""
 
 import contextlib
 import os
@@ -17,20 +20,20 @@ if TYPE_CHECKING:
     from fusewire_cli.local.runner import Stack
 
 URL_ENV = "FUSEWIRE_URL"
-"""Where a Fusewire runs that is not of this folder."""
+"""The address of a Fusewire that is not this folder's."""
 KEY_ENV = "FUSEWIRE_API_KEY"
-"""The key that it asks for."""
+"""The API key for it."""
 
-_own: list["Stack"] = []
+_started_stacks: list["Stack"] = []
 
 
 def settings() -> Settings:
     """The configuration: fusewire.toml or $FUSEWIRE_CONFIG, else the built-in one."""
-    return load(fallback=builtin.chosen())
+    return load(fallback=builtin.configuration())
 
 
 def is_elsewhere() -> bool:
-    """Whether commands talk to a Fusewire that has another configuration than this folder's."""
+    """Whether commands talk to a Fusewire at $FUSEWIRE_URL, with a configuration of its own."""
     return bool(os.environ.get(URL_ENV))
 
 
@@ -40,17 +43,22 @@ async def client(
 ) -> AsyncIterator["Client"]:
     """A client of the Fusewire at $FUSEWIRE_URL, else of the running stack.
 
-    Where there is neither, of an embedded one that ends with the block.
+    If there is neither, an embedded stack is started, which ends with the block.
+
+    Args:
+        config: the configuration; its data folder says whether a stack runs.
+        processes: whether an embedded stack runs each service as a process of its own.
+        embeds: whether an embedded stack may be started.
 
     Raises:
-        StartupError: the embedded stack cannot start, or `embeds` is false and it would be needed.
+        StartupError: the embedded stack cannot start, or is needed and `embeds` is false.
     """
     from fusewire import telemetry
     from fusewire_cli.client import Client
     from fusewire_cli.local.run_file import running
 
     url = os.environ.get(URL_ENV) or running(config)
-    async with contextlib.AsyncExitStack() as end:
+    async with contextlib.AsyncExitStack() as exit_stack:
         if url is None:
             if not embeds:
                 raise StartupError(
@@ -59,42 +67,46 @@ async def client(
             from fusewire_cli.local.runner import Stack
 
             config.data_dir.mkdir(parents=True, exist_ok=True)
-            log = end.enter_context((config.data_dir / "fusewire.log").open("a", encoding="utf-8"))
+            log = exit_stack.enter_context(
+                (config.data_dir / "fusewire.log").open("a", encoding="utf-8")
+            )
             telemetry.configure(config.log, config.telemetry, service="local", stream=log)
-            # Any port: nobody else needs to find this one.
-            # Nor does a command wait for long at its end: it has waited for its calls already.
+            # Port 0, any free one: no other process needs to find this stack.
+            # A command has waited for its calls already, so its stack need not drain them long.
             limits = config.limits.model_copy(update={"call_drain_s": config.limits.drain_s})
-            own = config.model_copy(
+            own_config = config.model_copy(
                 update={"http": config.http.model_copy(update={"port": 0}), "limits": limits}
             )
-            stack = owns(Stack(own, processes=processes))
+            stack = register(Stack(own_config, processes=processes))
             await stack.start()
-            end.callback(
+            exit_stack.callback(
                 lambda: telemetry.configure(
                     config.log, config.telemetry, service="local", stream=sys.stderr
                 )
             )
-            end.push_async_callback(stack.stop)
+            exit_stack.push_async_callback(stack.stop)
             url = stack.url
-        yield await end.enter_async_context(Client(url, os.environ.get(KEY_ENV)))
+        yield await exit_stack.enter_async_context(Client(url, os.environ.get(KEY_ENV)))
 
 
-def owns(stack: "Stack") -> "Stack":
-    """Note a stack that this process has started, for `end_at_once`."""
-    _own.append(stack)
+def register(stack: "Stack") -> "Stack":
+    """Register a stack that this process starts, for `end_at_once`. Returns it."""
+    _started_stacks.append(stack)
     return stack
 
 
 def end_soon(code: int) -> None:
-    """End this process by force if it has not ended when its stacks must have."""
-    lifeline.end_within(
-        max((stack.stop_s for stack in _own), default=lifeline.STOP_S), lambda: end_at_once(code)
-    )
+    """End this process by force if it still runs after its stacks' time to stop."""
+    stop_s = max((stack.stop_s for stack in _started_stacks), default=lifeline.STOP_S)
+    lifeline.end_within(stop_s, lambda: end_at_once(code))
 
 
 def end_at_once(code: int) -> NoReturn:
-    """End this process and all that it has started, undrained: what was accepted is committed, and goes on later."""
-    for stack in _own:
+    """Kill this process and all processes that it has started, without draining.
+
+    Nothing accepted is lost: it is committed, and the next start goes on with it.
+    """
+    for stack in _started_stacks:
         for pid in filter(None, stack.pids.values()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -6,15 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 
-from fusewire.contracts import Candidate, Outcome, Round, Verdict
+from fusewire.contracts import Candidate, Outcome, Plan, Round, Verdict
 from fusewire.ids import fusion_id
 from fusewire.store.engine import Store
-from fusewire.store.history import History, StoredCandidate, history
+from fusewire.store.history import History, StoredCandidate
+from fusewire.store.history import history as read_history
 from fusewire_cli.screen import RowFormat, fail, rows
 from fusewire_cli.session import settings
 
 BAR = 24
-"""Characters of the picture of a call's time."""
+"""The width of the bar that shows when a call ran, in characters."""
 
 
 @dataclass(frozen=True)
@@ -22,15 +23,15 @@ class Step:
     """One line of a trace.
 
     Attributes:
-        at_ms: when it happened, or a call began, since the prompt was accepted.
-        took_ms: how long a call took; None for what is no call.
+        at_ms: when it happened or a call began, ms since the prompt was accepted.
+        took_ms: how long a call took, ms; None if it is no call.
         step: what happened.
         who: the member, or the call of the judge.
-        model: which was called.
-        result: what came of it.
-        tokens_in: of a call's prompt.
-        tokens_out: of its answer.
-        cost_usd: of it; None where no price is known.
+        model: the model that was called.
+        result: the result of the step.
+        tokens_in: tokens of a call's prompt.
+        tokens_out: tokens of its answer.
+        cost_usd: its cost; None if no price is known.
     """
 
     at_ms: float
@@ -44,61 +45,52 @@ class Step:
     cost_usd: float | None = None
 
 
-def steps(found: History) -> list[Step]:
+def steps(history: History) -> list[Step]:
     """What happened, in order of time. Holds no text of prompts or answers."""
-    start = found.prompt.submitted_at
-    return sorted(_steps(found, start), key=lambda step: step.at_ms)
+    start = history.prompt.submitted_at
+    return sorted(_steps(history, start), key=lambda step: step.at_ms)
 
 
-def _steps(found: History, start: datetime) -> Iterator[Step]:
-    prompt = found.prompt
-    yield Step(
-        0.0,
-        None,
-        "accepted",
-        result=f"{prompt.mode}, pool {prompt.pool}, priority {prompt.priority}",
-    )
-    if found.published_at:
-        yield Step(_ms(start, found.published_at), None, "published")
-    if found.plan:
-        plan = found.plan
-        left_out = [f"{member.name} left out ({member.reason})" for member in plan.excluded]
-        told = ", ".join([f"{len(plan.members)} members", f"quorum {plan.quorum:g}", *left_out])
-        yield Step(_ms(start, plan.planned_at), None, "planned", result=told)
-    verdicts = (
-        {verdict.call: verdict for verdict in found.outcome.verdicts} if found.outcome else {}
-    )
-    for round_, asked_at in found.rounds:
-        yield Step(_ms(start, asked_at), None, "asked", result=_asked(round_))
-    for received in found.received:
-        yield _call(received, verdicts.get(received.candidate.call), start)
-    if found.cancelled_at:
-        yield Step(_ms(start, found.cancelled_at), None, "cancelled")
-    if found.outcome:
-        outcome = found.outcome
-        yield Step(
-            _ms(start, outcome.finished_at),
-            None,
-            "outcome",
-            outcome.winner or "",
-            "",
-            _ended(outcome),
-        )
+def _steps(history: History, start: datetime) -> Iterator[Step]:
+    prompt, outcome = history.prompt, history.outcome
+    request = f"{prompt.mode}, pool {prompt.pool}, priority {prompt.priority}"
+    yield Step(0.0, None, "accepted", result=request)
+    if history.published_at:
+        yield Step(_ms(start, history.published_at), None, "published")
+    if history.plan:
+        planned_ms = _ms(start, history.plan.planned_at)
+        yield Step(planned_ms, None, "planned", result=_plan_text(history.plan))
+    verdicts = {verdict.call: verdict for verdict in outcome.verdicts} if outcome else {}
+    for round_, asked_at in history.rounds:
+        yield Step(_ms(start, asked_at), None, "asked", result=_round_text(round_))
+    for candidate in history.received:
+        yield _call(candidate, verdicts.get(candidate.candidate.call), start)
+    if history.cancelled_at:
+        yield Step(_ms(start, history.cancelled_at), None, "cancelled")
+    if outcome:
+        finished_ms, winner = _ms(start, outcome.finished_at), outcome.winner or ""
+        yield Step(finished_ms, None, "outcome", winner, result=_outcome_text(outcome))
 
 
-def _asked(round_: Round) -> str:
+def _plan_text(plan: Plan) -> str:
+    parts = [f"{len(plan.members)} members", f"quorum {plan.quorum:g}"]
+    parts += [f"{member.name} left out ({member.reason})" for member in plan.excluded]
+    return ", ".join(parts)
+
+
+def _round_text(round_: Round) -> str:
     count = len(round_.calls)
     kinds = ", ".join(sorted({call.kind for call in round_.calls}))
     return f"round {round_.round}: {count} {'call' if count == 1 else 'calls'} ({kinds})"
 
 
-def _call(received: StoredCandidate, verdict: Verdict | None, start: datetime) -> Step:
-    candidate = received.candidate
+def _call(received_candidate: StoredCandidate, verdict: Verdict | None, start: datetime) -> Step:
+    candidate = received_candidate.candidate
     usage = candidate.usage
     return Step(
         _ms(start, candidate.started_at),
         round(candidate.latency_ms, 1),
-        "late answer" if received.is_late else "call",
+        "late answer" if received_candidate.is_late else "call",
         candidate.member or candidate.call,
         candidate.model,
         ", ".join(_results(candidate, verdict)),
@@ -118,13 +110,13 @@ def _results(candidate: Candidate, verdict: Verdict | None) -> Iterator[str]:
         yield f"void: {verdict.void}" if verdict.void else f"for {verdict.winner}"
 
 
-def _ended(outcome: Outcome) -> str:
-    told: list[str] = [outcome.status]
+def _outcome_text(outcome: Outcome) -> str:
+    parts: list[str] = [outcome.status]
     if outcome.closed_by:
-        told.append(f"closed by {outcome.closed_by}")
+        parts.append(f"closed by {outcome.closed_by}")
     if outcome.guard:
-        told.append(f"guard: {outcome.guard}")
-    return ", ".join([*told, *outcome.degraded_reasons])
+        parts.append(f"guard: {outcome.guard}")
+    return ", ".join([*parts, *outcome.degraded_reasons])
 
 
 def _ms(start: datetime, at: datetime) -> float:
@@ -133,38 +125,39 @@ def _ms(start: datetime, at: datetime) -> float:
 
 def trace(name: str, *, tenant: str, batch: str | None, as_json: bool) -> None:
     """Print the steps of a fusion, by its id, or by its custom_id within a tenant and a batch."""
-    found = asyncio.run(_found([name, fusion_id(tenant, batch, name)]))
-    if found is None:
+    history = asyncio.run(_load([name, fusion_id(tenant, batch, name)]))
+    if history is None:
         fail(
             f"no fusion '{name}' of tenant '{tenant}' is stored in this database",
             "give the id that its submission returned, or its custom_id with --tenant and --batch",
         )
-    taken = steps(found)
+    all_steps = steps(history)
     if as_json:
-        print(json.dumps({"id": found.prompt.fusion_id, "steps": [asdict(step) for step in taken]}))
+        step_fields = [asdict(step) for step in all_steps]
+        print(json.dumps({"id": history.prompt.fusion_id, "steps": step_fields}))
         return
-    end = max(step.at_ms + (step.took_ms or 0) for step in taken)
+    end_ms = max(step.at_ms + (step.took_ms or 0) for step in all_steps)
     columns = ["at ms", "took", "", "step", "who", "model", "result", "tokens", "usd"]
-    rows(columns, [_row(step, end) for step in taken], RowFormat.table)
+    rows(columns, [_row(step, end_ms) for step in all_steps], RowFormat.table)
 
 
-async def _found(ids: Sequence[str]) -> History | None:
+async def _load(ids: Sequence[str]) -> History | None:
     store = Store(settings().database)
     try:
         await store.ping()
-        return await history(store, ids)
+        return await read_history(store, ids)
     finally:
         await store.close()
 
 
-def _row(step: Step, end: float) -> list[str]:
+def _row(step: Step, end_ms: float) -> list[str]:
     tokens = "" if step.tokens_in is None else f"{step.tokens_in}+{step.tokens_out}"
     cost = "" if step.cost_usd is None else f"{step.cost_usd:.6f}".rstrip("0").rstrip(".")
     took = "" if step.took_ms is None else f"{step.took_ms:.0f}"
     return [
         f"{step.at_ms:.0f}",
         took,
-        _bar(step, end),
+        _bar(step, end_ms),
         step.step,
         step.who,
         step.model,
@@ -174,10 +167,10 @@ def _row(step: Step, end: float) -> list[str]:
     ]
 
 
-def _bar(step: Step, end: float) -> str:
-    """When a call ran, as a part of the whole fusion."""
-    if step.took_ms is None or not end:
+def _bar(step: Step, end_ms: float) -> str:
+    """A bar that shows when a call ran within the whole fusion; empty if it is no call."""
+    if step.took_ms is None or not end_ms:
         return ""
-    begin = int(step.at_ms / end * BAR)
-    length = max(1, round(step.took_ms / end * BAR))
+    begin = int(step.at_ms / end_ms * BAR)
+    length = max(1, round(step.took_ms / end_ms * BAR))
     return " " * begin + "━" * min(length, BAR - begin)

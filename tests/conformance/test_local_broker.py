@@ -45,11 +45,11 @@ async def test_a_broker_that_stores_nothing_any_more_is_ended_where_there_is_roo
     monkeypatch.setattr(runner, "has_room", lambda _: False)
     watch = asyncio.create_task(stack._watch_broker(broker))
     await asyncio.sleep(3)
-    assert broker.running, "a restart is of no use while the disk is full"
+    assert broker.is_running, "a restart is of no use while the disk is full"
 
     with capture_logs() as told:
         monkeypatch.setattr(runner, "has_room", lambda _: True)
-        await eventually(lambda: not broker.running)
+        await eventually(lambda: not broker.is_running)
 
     watch.cancel()
     await asyncio.gather(watch, return_exceptions=True)
@@ -102,6 +102,6 @@ async def test_a_broker_that_stores_is_left_alone(broker: EmbeddedNats, tmp_path
 
     await asyncio.sleep(1)
 
-    assert (broker.running, broker.pid, watch.done()) == (True, pid, False)
+    assert (broker.is_running, broker.pid, watch.done()) == (True, pid, False)
     watch.cancel()
     await asyncio.gather(watch, return_exceptions=True)

@@ -1,4 +1,7 @@
-"""`fusewire batch` as typer sees it. Each command imports what it needs when it runs: `--help` must be quick."""
+"""The commands of `fusewire batch`, declared for typer.
+
+Each command imports what it needs when it runs, so that `--help` is quick.
+"""
 
 import re
 from enum import StrEnum
@@ -10,7 +13,7 @@ import typer
 from fusewire_cli.screen import ProgressStyle, clear_errors
 
 if TYPE_CHECKING:
-    from fusewire_cli.batch.command import ResultFormat, RunOptions
+    from fusewire_cli.batch.options import ResultFormat, RunOptions
 
 app = typer.Typer(help="Run files of prompts.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -20,7 +23,7 @@ MOST_HOURS = 168
 
 
 class Priority(StrEnum):
-    """Who goes first."""
+    """The priority of a batch's prompts."""
 
     high = "high"
     normal = "normal"
@@ -28,41 +31,49 @@ class Priority(StrEnum):
 
 
 class OutputFormat(StrEnum):
-    """What a line of results looks like."""
+    """The format of a line of results."""
 
     openai = "openai"
     outcome = "outcome"
 
 
 class LineFilter(StrEnum):
-    """Which failed lines."""
+    """Which failed lines are asked again."""
 
     retryable = "retryable"
     all = "all"
 
 
 def usd(text: str) -> float:
-    """Read `20usd`, `$20` or `20`."""
-    found = re.fullmatch(r"\$?(\d+(?:\.\d+)?)\s*(?:usd)?", text.strip().lower())
-    if found is None or not float(found[1]):
+    """Parse an amount: `20usd`, `$20` or `20`.
+
+    >>> usd("$20")
+    20.0
+    """
+    match = re.fullmatch(r"\$?(\d+(?:\.\d+)?)\s*(?:usd)?", text.strip().lower())
+    if match is None or not float(match[1]):
         raise typer.BadParameter("give an amount such as 20usd")
-    return float(found[1])
+    return float(match[1])
 
 
 def window(text: str) -> str:
-    """Read `24h` or `7d`."""
-    found = re.fullmatch(WINDOW, text.strip().lower())
-    if found is None or int(found[1]) * HOURS[found[2]] > MOST_HOURS:
+    """Check a time, such as `24h` or `7d`.
+
+    >>> window("7D")
+    '7d'
+    """
+    match = re.fullmatch(WINDOW, text.strip().lower())
+    if match is None or int(match[1]) * HOURS[match[2]] > MOST_HOURS:
         raise typer.BadParameter("give 1h to 168h, or 1d to 7d")
-    return found[0]
+    return match[0]
 
 
 SourceArgument = Annotated[
     Path,
     typer.Argument(
         metavar="FILE",
-        help="JSONL: OpenAI's, Mistral's or Anthropic's batch lines, or bare ones with prompt or messages, also mixed. "
-        "Or .csv or .parquet. - reads JSONL from stdin.",
+        help="JSONL: OpenAI's, Mistral's or Anthropic's batch lines, or bare ones with prompt or "
+        "messages, also mixed. Or .csv or .parquet. - reads JSONL from stdin.",
     ),
 ]
 BatchArgument = Annotated[str, typer.Argument(metavar="ID", help="The batch.")]
@@ -74,7 +85,8 @@ IdColOption = Annotated[
     str | None,
     typer.Option(
         "--id-col",
-        help="The column that holds custom_ids; `custom_id`, where there is one. Rows count as lines, from 1.",
+        help="The column that holds custom_ids; `custom_id`, where there is one. "
+        "Rows count as lines, from 1.",
     ),
 ]
 PoolOption = Annotated[
@@ -88,7 +100,8 @@ ModeOption = Annotated[
     typer.Option("--mode", help="best-of, merge or debate; a bare line's own mode wins."),
 ]
 PriorityOption = Annotated[
-    Priority | None, typer.Option("--priority", help="Who goes first; batches are low.")
+    Priority | None,
+    typer.Option("--priority", help="Which prompts go first; a batch is low by default."),
 ]
 CostOption = Annotated[
     float | None,
@@ -96,7 +109,7 @@ CostOption = Annotated[
         "--max-cost",
         parser=usd,
         metavar="USD",
-        help="Stop when it has cost this much, such as 20usd.",
+        help="Stop when the batch has cost this much, such as 20usd.",
     ),
 ]
 WindowOption = Annotated[
@@ -114,7 +127,7 @@ OutOption = Annotated[
         "--out",
         "-o",
         metavar="OUT",
-        help="The file for results, gone on with where it has some; - is stdout.",
+        help="The file for results, continued if it holds some; - is stdout.",
     ),
 ]
 OrderOption = Annotated[
@@ -135,7 +148,7 @@ ShowOption = Annotated[
     ),
 ]
 ProcessesOption = Annotated[
-    bool, typer.Option("--processes", help="As in `up`, where one has to be started.")
+    bool, typer.Option("--processes", help="As in `up`, if a Fusewire has to be started.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -152,11 +165,13 @@ def run(
     max_cost: CostOption = None,
     completion_window: WindowOption = "24h",
     name: NameOption = None,
-    ordered: OrderOption = True,
+    in_order: OrderOption = True,
     output_format: FormOption = OutputFormat.openai,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Check it and say what it would take; nothing is sent."),
+        typer.Option(
+            "--dry-run", help="Check the file and print its cost and time; nothing is sent."
+        ),
     ] = False,
     progress: ShowOption = ProgressStyle.auto,
     processes: ProcessesOption = False,
@@ -164,27 +179,28 @@ def run(
 ) -> None:
     """Fuse a file of prompts; results go to stdout or OUT as they come.
 
-    The whole file is checked before anything is sent. The same file with the same pool, mode and name is the same
-    batch: run again after whatever ended it, it goes on where it was, and nothing is asked twice. Uses the Fusewire
-    at $FUSEWIRE_URL (with $FUSEWIRE_API_KEY), else the one that runs here, else one of its own for as long as it
-    takes. Ctrl-C waits for what is in flight; a second one does not.
+    The whole file is checked before anything is sent. The same file with the same pool, mode
+    and name is the same batch: run it again after an interruption and it goes on where it was;
+    nothing is asked twice. Uses the Fusewire at $FUSEWIRE_URL (with $FUSEWIRE_API_KEY), else
+    the one that runs here, else one of its own for as long as it takes. Ctrl-C waits for what
+    is in flight; a second one does not.
 
-    Exit codes: 0 all answered, 1 fault, 2 bad input or configuration, 3 some lines failed, 4 budget stop,
-    5 what is stored is damaged or of a newer version, 130 interrupted.
+    Exit codes: 0 all answered, 1 fault, 2 bad input or configuration, 3 some lines failed,
+    4 budget stop, 5 what is stored is damaged or of a newer version, 130 interrupted.
     """
     with clear_errors():
-        asked = _asked(
+        options = _run_options(
             source, prompt_col, id_col, pool, mode, priority, max_cost, completion_window, name
         )
         if dry_run:
             from fusewire_cli.batch import plan
 
-            plan.show(asked, as_json=json_)
+            plan.show(options, as_json=json_)
         else:
             from fusewire_cli.batch import command
 
-            shape = _shape(out, ordered, output_format)
-            command.run(asked, shape, show=progress, processes=processes)
+            shape = _shape(out, in_order, output_format)
+            command.run(options, shape, show=progress, processes=processes)
 
 
 @app.command("submit")
@@ -204,7 +220,7 @@ def submit(
 
     with clear_errors():
         command.submit(
-            _asked(
+            _run_options(
                 source, prompt_col, id_col, pool, mode, priority, max_cost, completion_window, name
             )
         )
@@ -217,7 +233,10 @@ def status(
     ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Print how a batch stands, or all do. As all that follow, starts a Fusewire for the moment if none runs."""
+    """Print the state of a batch, or of all batches.
+
+    Like the commands below, starts a Fusewire for the moment if none runs.
+    """
     from fusewire_cli.batch import command
 
     with clear_errors():
@@ -238,16 +257,19 @@ def resume(
     batch_id: BatchArgument,
     max_cost: CostOption = None,
     out: OutOption = None,
-    ordered: OrderOption = True,
+    in_order: OrderOption = True,
     output_format: FormOption = OutputFormat.openai,
     progress: ShowOption = ProgressStyle.auto,
     processes: ProcessesOption = False,
 ) -> None:
-    """Go on with a stopped batch, and see it through as `run` does; without -o no results are written."""
+    """Go on with a stopped batch, and follow it to its end as `run` does.
+
+    Without -o no results are written.
+    """
     from fusewire_cli.batch import command
 
     with clear_errors():
-        shape = _shape(out, ordered, output_format)
+        shape = _shape(out, in_order, output_format)
         command.resume(batch_id, shape, max_cost, show=progress, processes=processes)
 
 
@@ -259,16 +281,16 @@ def retry(
         typer.Option("--only", help="The failed lines that may do better, or all that failed."),
     ] = LineFilter.retryable,
     out: OutOption = None,
-    ordered: OrderOption = True,
+    in_order: OrderOption = True,
     output_format: FormOption = OutputFormat.openai,
     progress: ShowOption = ProgressStyle.auto,
     processes: ProcessesOption = False,
 ) -> None:
-    """Ask a batch's failed lines again, as a batch of their own, and see it through as `run` does."""
+    """Ask a batch's failed lines again, as a batch of their own, and follow it as `run` does."""
     from fusewire_cli.batch import command
 
     with clear_errors():
-        shape = _shape(out, ordered, output_format)
+        shape = _shape(out, in_order, output_format)
         command.retry(batch_id, shape, only.value, show=progress, processes=processes)
 
 
@@ -290,17 +312,17 @@ def cancel(
 def results(
     batch_id: BatchArgument,
     out: OutOption = None,
-    ordered: OrderOption = True,
+    in_order: OrderOption = True,
     output_format: FormOption = OutputFormat.openai,
 ) -> None:
     """Write what has settled of a batch so far, to stdout or OUT."""
     from fusewire_cli.batch import command
 
     with clear_errors():
-        command.results(batch_id, _shape(out, ordered, output_format))
+        command.results(batch_id, _shape(out, in_order, output_format))
 
 
-def _asked(
+def _run_options(
     source: Path,
     prompt_col: str | None,
     id_col: str | None,
@@ -311,8 +333,8 @@ def _asked(
     completion_window: str,
     name: str | None,
 ) -> "RunOptions":
-    from fusewire_cli.batch.command import RunOptions
     from fusewire_cli.batch.inputs import Columns
+    from fusewire_cli.batch.options import RunOptions
 
     return RunOptions(
         source,
@@ -326,7 +348,7 @@ def _asked(
     )
 
 
-def _shape(out: Path | None, ordered: bool, form: OutputFormat) -> "ResultFormat":
-    from fusewire_cli.batch.command import ResultFormat
+def _shape(out: Path | None, in_order: bool, form: OutputFormat) -> "ResultFormat":
+    from fusewire_cli.batch.options import ResultFormat
 
-    return ResultFormat(out, "line" if ordered else "settled", form.value)
+    return ResultFormat(out, "line" if in_order else "settled", form.value)

@@ -1,4 +1,4 @@
-"""The check of a whole input, before anything of it is sent."""
+"""Checks a whole input before anything of it is sent."""
 
 import hashlib
 import json
@@ -19,13 +19,13 @@ from fusewire_ingest.openai import batch_line
 MOST_SHOWN = 20
 DEFAULT_POOL = "default"
 TENANT = "default"
-KNOWN_THERE = ("unknown_pool", "model_not_found")
-"""What a Fusewire elsewhere may know though this configuration does not."""
+KNOWN_ELSEWHERE = ("unknown_pool", "model_not_found")
+"""Error codes of names that a Fusewire elsewhere may know, though this configuration does not."""
 
 
 @dataclass(frozen=True)
 class LineRules:
-    """What a line must keep to."""
+    """The rules that a line is checked against."""
 
     pools: dict[str, PoolRule]
     limit: int
@@ -35,35 +35,35 @@ class LineRules:
     pool: str | None = None
     mode: str | None = None
     is_elsewhere: bool = False
-    """Whether the pools are those of another configuration; it then judges them by itself."""
+    """Whether another Fusewire runs the batch and checks pools and models itself."""
 
 
 @dataclass
 class CheckReport:
-    """What the check of an input found."""
+    """The result of checking an input."""
 
     digest: str = ""
     """SHA-256 of the file."""
     endpoint: str = batch_line.CHAT_URL
-    """Of the batch, by its first line."""
+    """The endpoint of the batch: that of its first line."""
     count: int = 0
-    unnamed: int = 0
+    count_without_id: int = 0
     """Lines without a custom_id: theirs is `line-<number>`."""
     forms: Counter[str] = field(default_factory=Counter)
     warnings: Counter[str] = field(default_factory=Counter)
-    """What lines ask for and what happens in its place, and how many do."""
+    """How many lines have each warning: something asked for is not done, or done otherwise."""
     faults: list[LineFault] = field(default_factory=list)
-    """The first of them."""
+    """The first 20 of them."""
     n_faults: int = 0
 
     def blame(self, fault: LineFault) -> None:
-        """Note a fault."""
+        """Record a fault."""
         self.n_faults += 1
         if len(self.faults) < MOST_SHOWN:
             self.faults.append(fault)
 
     def warn(self, warnings: Iterable[str]) -> None:
-        """Note what a line is warned of."""
+        """Record the warnings of a line."""
         for warning in warnings:
             if warning in self.warnings or len(self.warnings) < MOST_SHOWN:
                 self.warnings[warning] += 1
@@ -72,65 +72,67 @@ class CheckReport:
 def check(
     path: Path, rules: LineRules, ids: Ids, visit: Callable[[Prompt], None] | None = None
 ) -> CheckReport:
-    """Read a JSONL file whole, a line at a time.
+    """Read a whole JSONL file, a line at a time, and check every line.
 
     Args:
         path: the file.
-        rules: what its lines must keep to.
-        ids: takes their custom_ids.
-        visit: is shown each good line as the prompt that it will be.
+        rules: what each line is checked against.
+        ids: filled with the custom_ids of the lines.
+        visit: called with the prompt of each good line.
     """
-    found = CheckReport()
+    report = CheckReport()
     with path.open("rb") as file:
-        hashed = _HashingReader(file)
-        for number, data in lines(hashed, rules.limit):
-            found.count += 1
-            if found.count > rules.most_lines:
-                found.blame(
-                    LineFault(
-                        number,
-                        None,
-                        f"a batch has at most {rules.most_lines} lines; split the file",
-                    )
-                )
+        reader = _HashingReader(file)
+        for number, line in lines(reader, rules.limit):
+            report.count += 1
+            if report.count > rules.most_lines:
+                reason = f"a batch has at most {rules.most_lines} lines; split the file"
+                report.blame(LineFault(number, None, reason))
                 break
-            if found.count == 1:
-                found.endpoint = batch_line.url_of(data)
+            if report.count == 1:
+                report.endpoint = batch_line.url_of(line)
             try:
-                prompt = _read(number, data, rules, ids, found)
+                prompt = _read(number, line, rules, ids, report)
             except RefusedError as exc:
-                found.blame(LineFault(number, exc.param, exc.message))
+                report.blame(LineFault(number, exc.param, exc.message))
                 continue
             if prompt and visit:
                 visit(prompt)
-        found.digest = hashed.digest.hexdigest()
-    return found
+        report.digest = reader.digest.hexdigest()
+    return report
 
 
 def _read(
-    number: int, data: bytes, rules: LineRules, ids: Ids, found: CheckReport
+    number: int, raw: bytes, rules: LineRules, ids: Ids, report: CheckReport
 ) -> Prompt | None:
-    """The prompt; None where only the Fusewire that it is for can tell. Raises RefusedError."""
+    """Parse and admit a line.
+
+    Returns:
+        The prompt; None where only the Fusewire that runs the batch can check it.
+
+    Raises:
+        RefusedError: the line is refused.
+    """
     submission = None
     try:
         line = batch_line.read(
-            data,
+            raw,
             rules.limit,
             rules.pools,
             DEFAULT_POOL,
             pool=rules.pool,
             mode=rules.mode,
-            endpoint=found.endpoint,
+            endpoint=report.endpoint,
         )
-        given, submission = line.custom_id, line.submission
-        found.forms[line.form] += 1
-        found.warn(line.warnings)
+        given_id, submission = line.custom_id, line.submission
+        report.forms[line.form] += 1
+        report.warn(line.warnings)
     except RefusedError as exc:
-        if not _is_known_there(exc, rules):
+        if not _may_be_known_elsewhere(exc, rules):
             raise
-        given = json.loads(data).get("custom_id")
-    found.unnamed += given is None
-    custom_id = given or f"line-{number}"
+        given_id = json.loads(raw).get("custom_id")
+    report.count_without_id += given_id is None
+    custom_id = given_id or f"line-{number}"
     earlier = ids.add(custom_id, number)
     if earlier is not None:
         reason = f"'{custom_id}' stands in line {earlier} already; give each line its own"
@@ -142,13 +144,13 @@ def _read(
             submission, tenant=TENANT, fallback_id=custom_id, pools=rules.pools, now=rules.now
         )
     except RefusedError as exc:
-        if not _is_known_there(exc, rules):
+        if not _may_be_known_elsewhere(exc, rules):
             raise
         return None
 
 
-def _is_known_there(fault: RefusedError, rules: LineRules) -> bool:
-    return rules.is_elsewhere and fault.code in KNOWN_THERE
+def _may_be_known_elsewhere(fault: RefusedError, rules: LineRules) -> bool:
+    return rules.is_elsewhere and fault.code in KNOWN_ELSEWHERE
 
 
 class _HashingReader:
@@ -159,7 +161,7 @@ class _HashingReader:
         self.digest = hashlib.sha256()
 
     def readline(self, size: int) -> bytes:
-        """As of a file."""
-        data = self._file.readline(size)
-        self.digest.update(data)
-        return data
+        """Read like a file's `readline`."""
+        chunk = self._file.readline(size)
+        self.digest.update(chunk)
+        return chunk

@@ -1,18 +1,16 @@
-"""`fusewire batch`: what its commands do."""
+"""The commands of `fusewire batch`: what each one does."""
 
 import asyncio
 import contextlib
 import json
 import sys
 from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
-from fusewire import ids as keys
 from fusewire import replies
 from fusewire.contracts import Prompt
 from fusewire.settings import Settings
@@ -22,18 +20,19 @@ from fusewire_cli.batch.checking import CheckReport, LineRules, check
 from fusewire_cli.batch.custom_ids import Ids, new_ids
 from fusewire_cli.batch.ending import conclude
 from fusewire_cli.batch.faults import refuse
-from fusewire_cli.batch.inputs import Columns, as_jsonl
-from fusewire_cli.batch.output import STDOUT, Output, opened
+from fusewire_cli.batch.inputs import as_jsonl
+from fusewire_cli.batch.options import RUN_KEY, ResultFormat, RunOptions
+from fusewire_cli.batch.output import STDOUT, Output, open_output
 from fusewire_cli.batch.watch import (
     InterruptedRunError,
     Progress,
     Stop,
     figures,
     follow,
-    settled,
+    read_settled,
     write,
 )
-from fusewire_cli.client import ApiError, Client, Form, Order
+from fusewire_cli.client import ApiError, Client
 from fusewire_cli.screen import (
     EXIT_FAULT,
     EXIT_INTERRUPTED,
@@ -47,8 +46,6 @@ from fusewire_cli.screen import (
 from fusewire_cli.session import client, end_at_once, end_soon, is_elsewhere, settings
 from fusewire_ingest.admission.rules import pool_rules
 
-RUN_KEY = "fusewire_run"
-"""The metadata of a batch that says which file with which options it is."""
 DRAINING = "stopping: what is in flight is waited for a moment; Ctrl-C again ends at once"
 COLUMNS = (
     "id",
@@ -65,149 +62,117 @@ COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """A file, and how it shall be run."""
-
-    source: Path
-    columns: Columns = field(default_factory=Columns)
-    pool: str | None = None
-    mode: str | None = None
-    priority: str | None = None
-    max_cost_usd: float | None = None
-    completion_window: str = "24h"
-    name: str | None = None
-
-    def key(self, digest: str) -> str:
-        """The same for the same prompts and what decides their answers: then it is the same batch."""
-        return keys.digest("run", digest, self.pool or "", self.mode or "", self.name or "").hex()[
-            :40
-        ]
-
-    def body(self, file_id: str, endpoint: str, key: str) -> dict[str, Any]:
-        """What makes a batch of it."""
-        ours = {
-            "pool": self.pool,
-            "mode": self.mode,
-            "priority": self.priority,
-            "max_cost_usd": self.max_cost_usd,
-        }
-        named = {"name": self.name} if self.name else {}
-        return {
-            "input_file_id": file_id,
-            "endpoint": endpoint,
-            "completion_window": self.completion_window,
-            "metadata": {RUN_KEY: key, **named},
-            "x_fusewire": {name: value for name, value in ours.items() if value is not None},
-        }
-
-
-@dataclass(frozen=True)
-class ResultFormat:
-    """How results are written."""
-
-    out: Path | None
-    order: Order
-    form: Form
-
-
 @contextlib.contextmanager
-def checked(
-    asked: RunOptions, config: Settings, visit: Callable[[Prompt], None] | None = None
+def checked_input(
+    options: RunOptions, config: Settings, visit: Callable[[Prompt], None] | None = None
 ) -> Iterator[tuple[Path, CheckReport, Ids]]:
-    """The input as a JSONL file, checked whole. Fails with its faults."""
+    """The input as a checked JSONL file, with the report of the check and its custom_ids.
+
+    Prints the warnings of the check.
+
+    Args:
+        options: the file, and the options to run it with.
+        config: limits and pools.
+        visit: called with the prompt of each line.
+
+    Raises:
+        SystemExit: the input has faults, or no lines.
+    """
     limits = config.limits
     rules = LineRules(
         pools=pool_rules(config),
         limit=limits.prompt_bytes,
         now=datetime.now(UTC),
         most_lines=limits.batch_lines,
-        pool=asked.pool,
-        mode=asked.mode,
+        pool=options.pool,
+        mode=options.mode,
         is_elsewhere=is_elsewhere(),
     )
-    with as_jsonl(asked.source, asked.columns, limits.prompt_bytes) as path, new_ids() as ids:
-        found = check(path, rules, ids, visit)
-        if found.n_faults:
-            refuse(asked.source, found.faults, found.n_faults)
-        if not found.count:
+    with as_jsonl(options.source, options.columns, limits.prompt_bytes) as path, new_ids() as ids:
+        report = check(path, rules, ids, visit)
+        if report.n_faults:
+            refuse(options.source, report.faults, report.n_faults)
+        if not report.count:
             mend = 'write one JSON object a line, such as {"custom_id": "1", "prompt": "…"}'
-            fail(f"{asked.source} holds no lines", mend)
-        if found.unnamed:
-            note(f"lines without a custom_id: {found.unnamed}; theirs is line-<number>")
-        for warning, count in found.warnings.items():
+            fail(f"{options.source} holds no lines", mend)
+        if report.count_without_id:
+            note(f"lines without a custom_id: {report.count_without_id}; theirs is line-<number>")
+        for warning, count in report.warnings.items():
             note(f"{warning} (lines: {count})")
-        yield path, found, ids
+        yield path, report, ids
 
 
-def run(asked: RunOptions, shape: ResultFormat, *, show: ProgressStyle, processes: bool) -> None:
-    """Run a file, or go on with it."""
+def run(options: RunOptions, shape: ResultFormat, *, show: ProgressStyle, processes: bool) -> None:
+    """Run a file, or go on with it where it was interrupted."""
     config = settings()
     with (
-        checked(asked, config) as (path, found, ids),
-        opened(shape.out or STDOUT, ids, order=shape.order, form=shape.form) as output,
+        checked_input(options, config) as (path, report, ids),
+        open_output(shape.out or STDOUT, ids, order=shape.order, form=shape.form) as output,
     ):
-        if output.lines == found.count:
-            note(
-                f"{output.lines - output.failed} answered, {output.failed} failed → {output.name}, already"
-            )
+        if output.lines == report.count:
+            answered_count = output.lines - output.failed
+            note(f"{answered_count} answered, {output.failed} failed → {output.name}, already")
             sys.exit(EXIT_SOME_FAILED if output.failed else 0)
 
         async def main() -> int:
-            stop = _stop(DRAINING, config)
+            stop = _listen(DRAINING, config)
             async with client(config, processes=processes) as api:
-                batch = await _attach(api, asked, path, found, stop)
-                return await _see_through(api, batch, output, show, stop)
+                batch = await _attach(api, options, path, report, stop)
+                return await _follow_to_end(api, batch, output, show, stop)
 
-        code = _end(main())
+        code = _run_main(main())
     sys.exit(code)
 
 
-def submit(asked: RunOptions) -> None:
-    """Make a batch of a file, and leave it to the Fusewire that runs."""
+def submit(options: RunOptions) -> None:
+    """Create a batch of a file on the Fusewire that runs, and print its id."""
     config = settings()
-    with checked(asked, config) as (path, found, _ids):
+    with checked_input(options, config) as (path, report, _ids):
 
         async def main() -> int:
-            stop = _stop("stopping", config)
+            stop = _listen("stopping", config)
             async with client(config, embeds=False) as api:
-                batch = await _attach(api, asked, path, found, stop)
+                batch = await _attach(api, options, path, report, stop)
             print(batch["id"])
             return 0
 
-        code = _end(main())
+        code = _run_main(main())
     sys.exit(code)
 
 
 async def _attach(
-    api: Client, asked: RunOptions, path: Path, checked: CheckReport, stop: Stop
+    api: Client, options: RunOptions, path: Path, report: CheckReport, stop: Stop
 ) -> replies.batches.Batch:
-    """The batch of a file: the one that there is, or a new one."""
-    key = asked.key(checked.digest)
-    batch = await stop.guard(_found(api, key))
+    """The batch of a file: the existing one, resumed if it was stopped, or a new one."""
+    key = options.key(report.digest)
+    batch = await stop.guard(_find_by_key(api, key))
     if batch is None:
         file_id = await stop.guard(api.upload(path))
         try:
-            return await api.create_batch(asked.body(file_id, checked.endpoint, key), key)
+            return await api.create_batch(options.body(file_id, report.endpoint, key), key)
         except ApiError as exc:
-            # Somebody else has made it in the meantime, of another upload.
-            batch = await _found(api, key)
+            # Another process has created the batch in the meantime, from its own upload.
+            batch = await _find_by_key(api, key)
             if exc.code != "idempotency_conflict" or batch is None:
                 raise
     counts = batch["request_counts"]
-    done = counts["completed"] + counts["failed"]
-    note(f"{batch['id']} is there: {done} of {counts['total']} lines are done already")
+    settled_count = counts["completed"] + counts["failed"]
+    note(f"{batch['id']} is there: {settled_count} of {counts['total']} lines are done already")
     reason = batch["x_fusewire"]["stop_reason"]
     if reason == "request":
         mend = f"go on with `fusewire batch resume {batch['id']}`, or make another with --name"
         fail(f"{batch['id']} was cancelled", mend)
     if reason in ("interrupted", "budget"):
-        return await stop.guard(_resumed(api, batch["id"], asked.max_cost_usd))
+        return await stop.guard(_resume(api, batch["id"], options.max_cost_usd))
     return batch
 
 
-async def _resumed(api: Client, batch_id: str, max_cost_usd: float | None) -> replies.batches.Batch:
-    """A batch that goes on. One that was stopped and is about to be over is waited for. Raises ApiError."""
+async def _resume(api: Client, batch_id: str, max_cost_usd: float | None) -> replies.batches.Batch:
+    """Resume a batch. If it is still stopping, wait until it has stopped.
+
+    Raises:
+        ApiError: the batch cannot be resumed.
+    """
     while True:
         batch = await api.batch(batch_id)
         if batch["status"] in ("validating", "in_progress"):
@@ -215,31 +180,29 @@ async def _resumed(api: Client, batch_id: str, max_cost_usd: float | None) -> re
         try:
             return await api.resume_batch(batch_id, max_cost_usd)
         except ApiError as exc:
-            is_ending = (await api.batch(batch_id))["status"] in (
-                "cancelling",
-                "finalizing",
-                "cancelled",
-            )
+            status = (await api.batch(batch_id))["status"]
+            is_ending = status in ("cancelling", "finalizing", "cancelled")
             if exc.code != "batch_state" or not is_ending:
                 raise
         await asyncio.sleep(POLL_S)
 
 
-async def _found(api: Client, key: str) -> replies.batches.Batch | None:
+async def _find_by_key(api: Client, key: str) -> replies.batches.Batch | None:
+    """The batch with this run key in its metadata, if there is one."""
     async for batch in api.batches():
         if (batch.get("metadata") or {}).get(RUN_KEY) == key:
             return batch
     return None
 
 
-async def _see_through(
+async def _follow_to_end(
     api: Client,
     batch: replies.batches.Batch,
     output: Output | None,
     show: ProgressStyle,
     stop: Stop,
 ) -> int:
-    """Follow a batch to its end, or stop it; returns the exit code."""
+    """Follow a batch to its end, or stop it if the user asks. Returns the exit code."""
     with Progress(show) as progress:
         batch = await follow(api, batch["id"], output, progress, stop, cancels=True)
     return conclude(batch, output, is_interrupted=stop.is_asked)
@@ -253,94 +216,101 @@ def resume(
     show: ProgressStyle,
     processes: bool,
 ) -> None:
-    """Go on with a batch, and see it through."""
+    """Resume a batch, and follow it to its end."""
 
     async def begin(api: Client) -> replies.batches.Batch:
-        return await _resumed(api, batch_id, max_cost_usd)
+        return await _resume(api, batch_id, max_cost_usd)
 
-    _go_on(begin, shape, show=show, processes=processes)
+    _follow_from(begin, shape, show=show, processes=processes)
 
 
 def retry(
     batch_id: str, shape: ResultFormat, only: str, *, show: ProgressStyle, processes: bool
 ) -> None:
-    """Ask a batch's failed lines again, as a batch of their own, and see it through."""
+    """Ask a batch's failed lines again, as a new batch, and follow that to its end."""
 
     async def begin(api: Client) -> replies.batches.Batch:
         batch = await api.retry_batch(batch_id, only)
         note(f"{batch['id']} retries {batch_id}")
         return batch
 
-    _go_on(begin, shape, show=show, processes=processes)
+    _follow_from(begin, shape, show=show, processes=processes)
 
 
-def _go_on(
+def _follow_from(
     begin: Callable[[Client], Coroutine[Any, Any, replies.batches.Batch]],
     shape: ResultFormat,
     *,
     show: ProgressStyle,
     processes: bool,
 ) -> None:
+    """Begin a batch, follow it to its end, and exit. Results are written only with an output."""
     config = settings()
 
     async def main() -> int:
-        stop = _stop(DRAINING, config)
+        stop = _listen(DRAINING, config)
         async with client(config, processes=processes) as api:
             batch = await begin(api)
             if shape.out is None:
-                return await _see_through(api, batch, None, show, stop)
+                return await _follow_to_end(api, batch, None, show, stop)
             with new_ids() as ids:
-                await _learn(api, batch["id"], shape, ids)
-                with opened(shape.out, ids, order=shape.order, form=shape.form) as output:
-                    return await _see_through(api, batch, output, show, stop)
+                await _load_ids(api, batch["id"], shape, ids)
+                with open_output(shape.out, ids, order=shape.order, form=shape.form) as output:
+                    return await _follow_to_end(api, batch, output, show, stop)
 
-    sys.exit(_end(main()))
+    sys.exit(_run_main(main()))
 
 
-async def _learn(api: Client, batch_id: str, shape: ResultFormat, ids: Ids) -> None:
-    """Note the lines that have settled, where an output is to be gone on with."""
+async def _load_ids(api: Client, batch_id: str, shape: ResultFormat, ids: Ids) -> None:
+    """Load the ids of settled lines, if the output file holds results already."""
     if shape.out in (None, STDOUT) or not shape.out.exists() or not shape.out.stat().st_size:
         return
-    async for _raw, line in settled(api, batch_id, order=shape.order, form=shape.form, after=0):
+    async for _raw, line in read_settled(
+        api, batch_id, order=shape.order, form=shape.form, after=0
+    ):
         ids.add(line["custom_id"], line["index"])
 
 
 def watch(batch_id: str, *, show: ProgressStyle) -> None:
-    """Follow a batch, without a hand in it."""
+    """Follow a batch without changing it, and exit as `run` does."""
     config = settings()
 
     async def main() -> int:
-        stop = _stop("no longer watching", config)
+        stop = _listen("no longer watching", config)
         async with client(config) as api:
             with Progress(show) as progress:
                 batch = await follow(api, batch_id, None, progress, stop, cancels=False)
         return EXIT_INTERRUPTED if stop.is_asked else conclude(batch, None)
 
-    sys.exit(_end(main()))
+    sys.exit(_run_main(main()))
 
 
 def status(batch_id: str | None, *, as_json: bool) -> None:
-    """Print how one batch stands, or all."""
+    """Print the state of one batch, or of all."""
 
     async def main() -> list[replies.batches.Batch]:
         async with client(settings()) as api:
-            return [await api.batch(batch_id)] if batch_id else [one async for one in api.batches()]
+            if batch_id:
+                return [await api.batch(batch_id)]
+            return [batch async for batch in api.batches()]
 
-    found = fusing.run(main())
+    batches = fusing.run(main())
     if as_json:
-        print(json.dumps(found[0] if batch_id else found, ensure_ascii=False))
+        print(json.dumps(batches[0] if batch_id else batches, ensure_ascii=False))
         return
     now_s = datetime.now(UTC).timestamp()
-    shown = []
-    for batch in found:
-        known = {
-            **batch,
-            **batch["x_fusewire"],
-            **(batch.get("metadata") or {}),
-            **figures(batch, now_s),
-        }
-        shown.append([known.get(column) for column in COLUMNS])
-    rows(COLUMNS, shown, RowFormat.table)
+    rows(COLUMNS, [_status_row(batch, now_s) for batch in batches], RowFormat.table)
+
+
+def _status_row(batch: replies.batches.Batch, now_s: float) -> list[Any]:
+    # The name stands in the metadata, the stop reason in the extensions.
+    cells = {
+        **batch,
+        **batch["x_fusewire"],
+        **(batch.get("metadata") or {}),
+        **figures(batch, now_s),
+    }
+    return [cells.get(column) for column in COLUMNS]
 
 
 def cancel(batch_id: str, *, drain: bool) -> None:
@@ -354,26 +324,30 @@ def cancel(batch_id: str, *, drain: bool) -> None:
 
 
 def results(batch_id: str, shape: ResultFormat) -> None:
-    """Write what has settled of a batch."""
+    """Write the settled results of a batch."""
 
     async def main() -> tuple[replies.batches.Batch, int]:
         async with client(settings()) as api:
             batch = await api.batch(batch_id)
             with new_ids() as ids:
-                await _learn(api, batch_id, shape, ids)
-                with opened(shape.out or STDOUT, ids, order=shape.order, form=shape.form) as output:
+                await _load_ids(api, batch_id, shape, ids)
+                with open_output(
+                    shape.out or STDOUT, ids, order=shape.order, form=shape.form
+                ) as output:
                     await write(api, batch_id, output)
                     return batch, output.lines
 
     batch, count = fusing.run(main())
-    done = batch["request_counts"]["completed"] + batch["request_counts"]["failed"]
-    if count < done and shape.order == "line":
+    settled_count = batch["request_counts"]["completed"] + batch["request_counts"]["failed"]
+    if count < settled_count and shape.order == "line":
         note(
-            f"{count} of {done} settled lines, up to the first that has not settled; --as-completed gives all"
+            f"{count} of {settled_count} settled lines, up to the first that has not settled; "
+            "--as-completed gives all"
         )
 
 
-def _stop(notice: str, config: Settings) -> Stop:
+def _listen(notice: str, config: Settings) -> Stop:
+    """Listen for signals to stop; print the notice at the first."""
     return Stop(
         at_once=lambda: end_at_once(EXIT_INTERRUPTED),
         at_last=lambda: end_soon(EXIT_INTERRUPTED),
@@ -382,8 +356,12 @@ def _stop(notice: str, config: Settings) -> Stop:
     ).listen()
 
 
-def _end(main: Coroutine[Any, Any, int]) -> int:
-    """Run a command's work. Fails with one message where it was refused or cannot reach the service."""
+def _run_main(main: Coroutine[Any, Any, int]) -> int:
+    """Run a command's work. Returns its exit code.
+
+    Raises:
+        SystemExit: the API refused something, or the service cannot be reached.
+    """
     try:
         return uvloop.run(main)
     except InterruptedRunError:
@@ -392,6 +370,7 @@ def _end(main: Coroutine[Any, Any, int]) -> int:
     except ApiError as exc:
         fail(exc.message, exc.mend, exc.exit_code)
     except BrokenPipeError:
+        # The reader of stdout has closed it: no fault of the service.
         raise
     except OSError as exc:
         fail(

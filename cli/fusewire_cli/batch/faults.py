@@ -17,9 +17,11 @@ class LineFault:
     reason: str
 
     def __str__(self) -> str:
-        where = f"line {self.line}, {self.path}" if self.path else f"line {self.line}"
-        said_already = f"'{self.path}': "
-        return f"{where}: {self.reason.removeprefix(said_already)}"
+        if not self.path:
+            return f"line {self.line}: {self.reason}"
+        # Some reasons begin with the path already.
+        reason = self.reason.removeprefix(f"'{self.path}': ")
+        return f"line {self.line}, {self.path}: {reason}"
 
 
 def refuse(source: Path | str, faults: Sequence[LineFault], count: int) -> NoReturn:

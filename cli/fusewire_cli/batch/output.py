@@ -1,4 +1,4 @@
-"""Where the results of a batch are written: a file that can be gone on with, or stdout."""
+"""Writes the results of a batch to stdout, or to a file that a later run continues."""
 
 import contextlib
 import fcntl
@@ -16,49 +16,52 @@ from fusewire_cli.screen import fail
 
 STDOUT = Path("-")
 UNSETTLED = ("batch_cancelled",)
-"""Codes of lines that a stopped batch has not come to: they can still be answered."""
+"""Error codes of lines that a stopped batch did not reach: they can still be answered."""
 MEND = "choose another output file, or delete this one"
 
 
 class Output:
-    """Results, a line each, as the API gave them."""
+    """The file or stream that result lines are written to, as the API sent them."""
 
     def __init__(self, file: BinaryIO, name: str, *, order: Order, form: Form) -> None:
         self._file = file
-        self._have = bytearray()
+        # One byte per line of the input: 1 if the file held its result when it was opened.
+        self._present_lines = bytearray()
         self.name = name
         self.order = order
         self.form = form
         self.after = 0
-        """Where to go on: a line, or a settled number."""
+        """The last result that is written: a line number, or a settled number (`seq`)."""
         self.lines = 0
         self.failed = 0
 
     def go_on(self, size: int, ids: Ids) -> None:
-        """Check what stands in the file already, and go on behind it; a torn last line is cut off.
+        """Check the results that the file holds already, and continue after them.
+
+        An incomplete last line is cut off.
 
         Args:
-            size: bytes of the file.
-            ids: those of the batch's lines.
+            size: the size of the file, bytes.
+            ids: the custom_ids of the batch's lines.
 
         Raises:
-            SystemExit: it belongs to another batch, or is of another form or order.
+            SystemExit: it belongs to another batch, or has another form or order.
         """
-        whole = last = 0
+        whole_bytes = last = 0
         is_sorted = True
         for raw in iter(self._file.readline, b""):
             if not raw.endswith(b"\n"):
                 break
-            whole += len(raw)
-            index = self._recognise(raw, ids)
+            whole_bytes += len(raw)
+            index = self._check_line(raw, ids)
             is_sorted = is_sorted and index > last
             last = max(last, index)
             self._count(json.loads(raw))
-            self._have.extend(bytes(max(0, index + 1 - len(self._have))))
-            self._have[index] = 1
-        if whole < size:
-            self._file.truncate(whole)
-        self._file.seek(whole)
+            self._present_lines.extend(bytes(max(0, index + 1 - len(self._present_lines))))
+            self._present_lines[index] = 1
+        if whole_bytes < size:
+            self._file.truncate(whole_bytes)
+        self._file.seek(whole_bytes)
         if self.order == "line":
             if not is_sorted or ids.up_to(last) != self.lines:
                 fail(
@@ -67,7 +70,8 @@ class Output:
                 )
             self.after = last
 
-    def _recognise(self, raw: bytes, ids: Ids) -> int:
+    def _check_line(self, raw: bytes, ids: Ids) -> int:
+        """Check that a result belongs here. Returns its line number."""
         try:
             line = json.loads(raw)
             index = int(line["index"])
@@ -84,7 +88,7 @@ class Output:
         return index
 
     def take(self, raw: bytes, line: dict[str, Any]) -> None:
-        """Write a line that the API gave, unless it stands there already."""
+        """Write a result that the API sent, unless it is written already."""
         index = int(line["index"])
         self.after = index if self.order == "line" else int(line["seq"])
         if not self._has(index):
@@ -92,18 +96,18 @@ class Output:
             self._count(line)
 
     def _has(self, index: int) -> bool:
-        return index < len(self._have) and bool(self._have[index])
+        return index < len(self._present_lines) and bool(self._present_lines[index])
 
     def _count(self, line: dict[str, Any]) -> None:
         self.lines += 1
         self.failed += is_failed(line)
 
     def flush(self) -> None:
-        """Let others see what was written."""
+        """Make what was written visible to other processes."""
         self._file.flush()
 
     def keep(self) -> None:
-        """Have it outlive a crash of the machine."""
+        """Sync the file to disk, so that it survives a crash of the machine."""
         self._file.flush()
         with contextlib.suppress(OSError):
             os.fsync(self._file.fileno())
@@ -121,18 +125,18 @@ def is_failed(line: dict[str, Any]) -> bool:
 
 
 def is_unsettled(line: dict[str, Any]) -> bool:
-    """Whether a result only says that the batch was stopped before it."""
+    """Whether a result only says that the batch was stopped before this line."""
     error = line.get("error")
     code = error.get("code") if isinstance(error, dict) else line.get("error_code")
     return code in UNSETTLED
 
 
 @contextlib.contextmanager
-def opened(path: Path, ids: Ids, *, order: Order, form: Form) -> Iterator[Output]:
-    """An output, ready to go on.
+def open_output(path: Path, ids: Ids, *, order: Order, form: Form) -> Iterator[Output]:
+    """An output, positioned after the results that it holds already.
 
     Raises:
-        SystemExit: see `Output.go_on`; or somebody else writes to it, or it cannot be written.
+        SystemExit: see `Output.go_on`; or another process writes to it, or it cannot be written.
     """
     if path == STDOUT:
         yield Output(sys.stdout.buffer, "stdout", order=order, form=form)

@@ -1,4 +1,4 @@
-"""A batch, followed to its end: progress on stderr, results to the output, Ctrl-C."""
+"""Follows a batch to its end: progress on stderr, results to the output, Ctrl-C."""
 
 import asyncio
 import contextlib
@@ -20,20 +20,22 @@ T = TypeVar("T")
 OVER = ("completed", "failed", "expired", "cancelled")
 EVERY_S = 10.0
 MOST_POLL_S = 1.0
+POSITIONS: dict[Order, str] = {"line": "index", "settled": "seq"}
+"""By order of results, the key of a line that says where to go on after it."""
 
 
 class InterruptedRunError(Exception):
-    """Somebody asked to stop before there was anything to stop."""
+    """The user asked to stop before there was a batch to stop."""
 
 
 class Stop:
     """Ctrl-C, SIGTERM and SIGHUP: the first asks to stop, the second ends at once.
 
     Args:
-        at_once: ends the process.
-        at_last: sees to it that the process ends in time, whatever it waits for.
-        notice: what is said at the first.
-        drain_s: how long what is in flight is waited for.
+        at_once: ends the process; called at the second signal.
+        at_last: arranges that the process ends in time, whatever it waits for.
+        notice: the message at the first signal.
+        drain_s: how long to wait for what is in flight, s.
     """
 
     def __init__(
@@ -48,64 +50,68 @@ class Stop:
         self._at_last = at_last
         self._notice = notice
         self._drain_s = drain_s
-        self._asked = asyncio.Event()
-        self._until = 0.0
+        self._stop_request = asyncio.Event()
+        self._drain_deadline = 0.0
 
     def listen(self) -> Self:
-        """From now on."""
-        for sig in stop_signals():
-            asyncio.get_running_loop().add_signal_handler(sig, self._take)
+        """Install the signal handlers."""
+        for signal_number in stop_signals():
+            asyncio.get_running_loop().add_signal_handler(signal_number, self._handle_signal)
         return self
 
     @property
     def is_asked(self) -> bool:
-        """Whether somebody asked to stop."""
-        return self._asked.is_set()
+        """Whether the user asked to stop."""
+        return self._stop_request.is_set()
 
     @property
     def is_due(self) -> bool:
-        """Whether what is in flight has been waited for long enough."""
-        return self.is_asked and asyncio.get_running_loop().time() >= self._until
+        """Whether the user asked to stop and `drain_s` is over."""
+        return self.is_asked and asyncio.get_running_loop().time() >= self._drain_deadline
 
-    def _take(self) -> None:
+    def _handle_signal(self) -> None:
         if self.is_asked:
             self._at_once()
-        self._until = asyncio.get_running_loop().time() + self._drain_s
-        self._asked.set()
+        self._drain_deadline = asyncio.get_running_loop().time() + self._drain_s
+        self._stop_request.set()
         self._at_last()
         note(self._notice)
 
     async def sleep(self, seconds: float) -> None:
-        """Pause, until somebody asks to stop."""
+        """Pause, or until the user asks to stop."""
         if self.is_asked:
             await asyncio.sleep(seconds)
             return
         try:
             async with asyncio.timeout(seconds):
-                await self._asked.wait()
+                await self._stop_request.wait()
         except TimeoutError:
             pass
 
     async def guard(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do some work that can be given up. Raises InterruptedRunError when somebody asks to stop."""
+        """Run work that may be abandoned.
+
+        Raises:
+            InterruptedRunError: the user asked to stop before it was done.
+        """
         task = asyncio.ensure_future(work)
-        asked = asyncio.ensure_future(self._asked.wait())
+        stop_wait = asyncio.ensure_future(self._stop_request.wait())
         try:
-            await asyncio.wait((task, asked), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((task, stop_wait), return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
                 raise InterruptedRunError
             return task.result()
         finally:
             task.cancel()
-            asked.cancel()
-            await asyncio.gather(task, asked, return_exceptions=True)
+            stop_wait.cancel()
+            await asyncio.gather(task, stop_wait, return_exceptions=True)
 
 
 def figures(batch: replies.batches.Batch, now_s: float) -> dict[str, Any]:
-    """What progress says of a batch.
+    """The figures of a batch that its progress shows.
 
     Args:
-        batch: as the API shows it.
+        batch: the batch as the API returns it.
         now_s: Unix time, s.
     """
     counts, ours = batch["request_counts"], batch["x_fusewire"]
@@ -122,7 +128,10 @@ def figures(batch: replies.batches.Batch, now_s: float) -> dict[str, Any]:
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a JSON line each ten seconds and one at the end. Both on stderr."""
+    """Progress of a batch on stderr.
+
+    A bar on a terminal; elsewhere a JSON line every ten seconds and one at the end.
+    """
 
     def __init__(self, show: ProgressStyle, clock: Callable[[], float] = time.monotonic) -> None:
         if show is ProgressStyle.auto:
@@ -146,23 +155,24 @@ class Progress:
         return self
 
     def update(self, batch: replies.batches.Batch) -> None:
-        """Show how a batch stands."""
-        self._last = found = figures(batch, time.time())
+        """Show the state of a batch."""
+        progress = figures(batch, time.time())
+        self._last = progress
         waiting_for = batch["x_fusewire"].get("waiting_for")
-        if (
-            waiting_for
-            and waiting_for != self._waiting_for
-            and self._show is not ProgressStyle.none
-        ):
+        is_new = waiting_for != self._waiting_for
+        if waiting_for and is_new and self._show is not ProgressStyle.none:
             note(f"waiting: {waiting_for}")
         self._waiting_for = waiting_for
         if self._bar:
             self._bar.update(
-                self._task, completed=found["done"], total=found["total"] or None, more=_more(found)
+                self._task,
+                completed=progress["done"],
+                total=progress["total"] or None,
+                more=_more(progress),
             )
         elif self._show is ProgressStyle.json and self._clock() >= self._next:
             self._next = self._clock() + EVERY_S
-            note(json.dumps(found))
+            note(json.dumps(progress))
 
     def __exit__(self, *_: object) -> None:
         if self._bar:
@@ -171,17 +181,17 @@ class Progress:
             note(json.dumps(self._last))
 
 
-def _more(found: dict[str, Any]) -> str:
-    """What stands beside the bar."""
+def _more(progress: dict[str, Any]) -> str:
+    """The text beside the bar."""
     parts = [
-        f"{found['failed']} failed",
-        f"{found['degraded']} degraded",
-        f"{found['cost_usd']:.4g} USD",
+        f"{progress['failed']} failed",
+        f"{progress['degraded']} degraded",
+        f"{progress['cost_usd']:.4g} USD",
     ]
-    if found["rate_per_s"]:
-        parts.append(f"{found['rate_per_s']:.1f}/s")
-    if found["eta_s"] is not None:
-        minutes, seconds = divmod(found["eta_s"], 60)
+    if progress["rate_per_s"]:
+        parts.append(f"{progress['rate_per_s']:.1f}/s")
+    if progress["eta_s"] is not None:
+        minutes, seconds = divmod(progress["eta_s"], 60)
         parts.append(f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left")
     return " · ".join(parts)
 
@@ -195,42 +205,54 @@ async def follow(
     *,
     cancels: bool,
 ) -> replies.batches.Batch:
-    """Watch a batch until it is over, or until somebody asks to stop, and write its results as they come.
+    """Watch a batch until it is over or the user asks to stop; write its results as they come.
 
     Args:
         api: the service.
-        batch_id: which.
+        batch_id: the batch.
         output: where results go, if anywhere.
-        progress: shows how it stands.
-        stop: who asks to stop.
-        cancels: whether to stop means to stop the batch, wait a moment for what is in flight, and write that too;
-            else it means to stop watching.
+        progress: shows the state of the batch.
+        stop: tells when the user asks to stop.
+        cancels: whether a stop cancels the batch, waits a moment for what is in flight and
+            writes that too; otherwise it only ends the watching.
 
     Returns:
-        The batch as it stands then.
+        The batch in its last state.
     """
-    is_told = False
+    has_cancelled = False
     pause_s = POLL_S
     while True:
         batch = await api.batch(batch_id)
         progress.update(batch)
-        written = await write(api, batch_id, output) if output else 0
-        if batch["status"] in OVER or (stop.is_asked and not cancels) or (is_told and stop.is_due):
+        new_lines = await write(api, batch_id, output) if output else 0
+        if batch["status"] in OVER or _may_leave(stop, cancels, has_cancelled):
             return batch
-        if stop.is_asked and not is_told:
+        if stop.is_asked and not has_cancelled:
             await api.cancel_batch(batch_id, drain=True, reason="interrupted")
-            is_told = True
+            has_cancelled = True
             continue
-        pause_s = POLL_S if written else min(pause_s * 1.2, MOST_POLL_S)
+        pause_s = _next_pause_s(pause_s, new_lines)
         await stop.sleep(pause_s)
 
 
+def _may_leave(stop: Stop, cancels: bool, has_cancelled: bool) -> bool:
+    """Whether the user asked to stop and there is nothing more to wait for."""
+    if has_cancelled:
+        return stop.is_due
+    return stop.is_asked and not cancels
+
+
+def _next_pause_s(pause_s: float, new_lines: int) -> float:
+    """Poll often while results come, and ever less often while none do."""
+    return POLL_S if new_lines else min(pause_s * 1.2, MOST_POLL_S)
+
+
 async def write(api: Client, batch_id: str, output: Output) -> int:
-    """Write what has settled and is not written; returns how many lines."""
+    """Write the results that are settled and not written yet. Returns how many lines."""
     start = output.lines
-    found = settled(api, batch_id, order=output.order, form=output.form, after=output.after)
-    async with contextlib.aclosing(found):
-        async for raw, line in found:
+    results = read_settled(api, batch_id, order=output.order, form=output.form, after=output.after)
+    async with contextlib.aclosing(results):
+        async for raw, line in results:
             output.take(raw, line)
             if output.lines % GROUP == 0:
                 output.flush()
@@ -238,12 +260,16 @@ async def write(api: Client, batch_id: str, output: Output) -> int:
     return output.lines - start
 
 
-async def settled(
+async def read_settled(
     api: Client, batch_id: str, *, order: Order, form: Form, after: int
 ) -> AsyncGenerator[tuple[bytes, dict[str, Any]], None]:
-    """Settled lines after `after`, as they came and as they read, up to the last that there is."""
+    """Settled lines after `after`, up to the last that there is: as bytes, and parsed.
+
+    A response that breaks off is continued after its last whole line.
+    """
+    position = POSITIONS[order]
     while True:
-        before, is_whole = after, True
+        page_start = after
         page = api.results(batch_id, order=order, after=after, form=form)
         try:
             async with contextlib.aclosing(page):
@@ -251,11 +277,11 @@ async def settled(
                     line = json.loads(raw)
                     if is_unsettled(line):
                         return
-                    after = line["index" if order == "line" else "seq"]
+                    after = line[position]
                     yield raw, line
         except IncompleteResponseError:
-            is_whole = False
-            # Ends with an error where the service stays away.
+            # Raises an error if the service stays away.
             await api.batch(batch_id)
-        if is_whole and after == before:
-            return
+        else:
+            if after == page_start:
+                return

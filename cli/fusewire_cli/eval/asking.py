@@ -1,4 +1,4 @@
-"""What an evaluation submits, and what it makes of the outcomes. Pure."""
+"""Makes the submissions of an evaluation, and scores their outcomes. Pure."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,44 +15,52 @@ from fusewire_judge.scoring.gold import is_right
 
 @dataclass(frozen=True)
 class Target:
-    """Who is evaluated."""
+    """The pool that is evaluated, with its judge."""
 
     pool: str
     judge: str | None
     config_hash: str
-    """Another configuration is another evaluation, and its outcomes are not those of this one."""
+    """With another configuration, outcomes of this one are not used again."""
 
-    def first(self, question: Question, mode: str) -> str:
-        """A submission that asks every member."""
+    def ask_body(self, question: Question, mode: str) -> str:
+        """The submission, in JSON, that asks every member."""
         return json.dumps(self._body(question, mode) | {"complete": True})
 
-    def again(
+    def fuse_body(
         self,
         question: Question,
         mode: str,
         replies: Iterable[MemberReply],
         weights: Mapping[str, float],
     ) -> str:
-        """A submission that fuses what was answered, each voice counted by its weight, or 1."""
-        recorded = [
-            reply.recorded.model_copy(update={"weight": weights.get(reply.recorded.member, 1.0)})
-            for reply in replies
-        ]
-        listed = [one.model_dump(mode="json", exclude_defaults=True) for one in recorded]
-        return json.dumps(self._body(question, mode) | {"recorded": listed})
+        """The submission, in JSON, that fuses recorded replies.
+
+        Args:
+            question: what was asked.
+            mode: best-of, merge or debate.
+            replies: the members' replies.
+            weights: the members' vote weights; 1 for those that have none.
+        """
+        recorded = []
+        for reply in replies:
+            weight = weights.get(reply.recorded.member, 1.0)
+            answer = reply.recorded.model_copy(update={"weight": weight})
+            recorded.append(answer.model_dump(mode="json", exclude_defaults=True))
+        return json.dumps(self._body(question, mode) | {"recorded": recorded})
 
     def batch(self, bodies: Iterable[str], mode: str) -> str:
-        """The id of a batch, made of all that is in it: the same evaluation again finds its outcomes."""
+        """The id of a batch, made of its content: a repeated evaluation finds its outcomes."""
         content = ids.digest("eval", self.config_hash, *bodies).hex()
         return "eval-" + ids.batch_id("default", content, self.pool, mode)
 
     def _body(self, question: Question, mode: str) -> dict[str, Any]:
-        chosen = {"pool": self.pool, "mode": mode, "gold": question.gold.model_dump(mode="json")}
-        return question.body | chosen | ({"judge": self.judge} if self.judge else {})
+        gold = question.gold.model_dump(mode="json")
+        body = question.body | {"pool": self.pool, "mode": mode, "gold": gold}
+        return body | {"judge": self.judge} if self.judge else body
 
 
-def replies(outcome: Mapping[str, Any]) -> list[MemberReply]:
-    """What the members answered in an outcome."""
+def read_replies(outcome: Mapping[str, Any]) -> list[MemberReply]:
+    """The replies of the members in an outcome."""
     return [_reply(answer) for answer in outcome.get("answers", ())]
 
 
@@ -79,43 +87,49 @@ def _reply(answer: Mapping[str, Any]) -> MemberReply:
 
 
 def _tokens(usage: Mapping[str, int]) -> int | None:
-    """Tokens of prompt and answer; None where they were not counted."""
+    """Tokens of prompt and answer; None if they were not counted."""
     return usage.get("prompt_tokens", 0) + usage.get("completion_tokens", 0) or None
 
 
 def is_equally_weighed(outcome: Mapping[str, Any]) -> bool:
-    """Whether every voice in an outcome counted the same, so that it need not be fused again with weights of 1."""
-    weights = [
-        answer.get("weight") for answer in outcome.get("answers", ()) if answer["status"] == "ok"
-    ]
+    """Whether all answers in an outcome had the same vote weight.
+
+    Such an outcome need not be fused again with weights of 1.
+    """
+    answers = outcome.get("answers", ())
+    weights = [answer.get("weight") for answer in answers if answer["status"] == "ok"]
     return bool(weights) and None not in weights and len(set(weights)) == 1
 
 
-def scored_reply(question: Question, reply: MemberReply | None) -> Score:
-    """How a member did; None where it was not asked."""
+def score_reply(question: Question, reply: MemberReply | None) -> Score:
+    """The score of a member's reply; None is a question that it was not asked."""
     if reply is None:
         return Score(is_right=False, is_failed=True, cost_usd=0.0, latency_ms=0.0, tokens=0)
     content = reply.recorded.content
     is_failed = content is None and not reply.recorded.tool_calls
-    cost = 0.0 if is_failed and reply.cost_usd is None and not reply.tokens else reply.cost_usd
+    cost = reply.cost_usd
+    if is_failed and cost is None and not reply.tokens:
+        # A failure without tokens and without a price cost nothing.
+        cost = 0.0
     right = is_right(content, question.gold)
     return Score(right, is_failed, cost_usd=cost, latency_ms=reply.latency_ms, tokens=reply.tokens)
 
 
-def scored_outcome(
-    question: Question, outcome: Mapping[str, Any], said: Sequence[MemberReply]
+def score_outcome(
+    question: Question, outcome: Mapping[str, Any], member_replies: Sequence[MemberReply]
 ) -> Score:
-    """How a fusion of these replies did, at what it costs to ask their members at once.
+    """The score of a fusion, with the cost and latency of asking its members at once.
 
     Args:
         question: what was asked.
-        outcome: as the API shows it; the figures of a replay are those of the calls that it made itself.
-        said: the members' replies.
+        outcome: as the API shows it; the figures of a replay cover only the calls that it made
+            itself, so the members' figures are added.
+        member_replies: the members' replies.
     """
     is_failed = outcome["status"] not in ANSWERED
     cost = outcome.get("cost_usd")
     tokens = _tokens(outcome.get("usage") or {})
-    members = [scored_reply(question, reply) for reply in said]
+    members = [score_reply(question, reply) for reply in member_replies]
     latencies = [member.latency_ms for member in members]
     if outcome.get("is_replay"):
         cost = _sum([cost, *(m.cost_usd for m in members)])
@@ -134,10 +148,12 @@ Figure = TypeVar("Figure", int, float)
 
 
 def _sum(figures: Sequence[Figure | None]) -> Figure | None:
-    known = [figure for figure in figures if figure is not None]
-    return sum(known) if len(known) == len(figures) else None
+    """The sum; None if a figure is unknown."""
+    known_figures = [figure for figure in figures if figure is not None]
+    return sum(known_figures) if len(known_figures) == len(figures) else None
 
 
 def _most(figures: Sequence[float | None]) -> float | None:
-    known = [figure for figure in figures if figure is not None]
-    return max(known, default=0.0) if len(known) == len(figures) else None
+    """The largest; None if a figure is unknown, 0 if there are none."""
+    known_figures = [figure for figure in figures if figure is not None]
+    return max(known_figures, default=0.0) if len(known_figures) == len(figures) else None

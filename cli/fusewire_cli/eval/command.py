@@ -1,8 +1,8 @@
-"""`fusewire eval run`."""
+"""`fusewire eval run`: measure a pool on labelled questions."""
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,9 +13,9 @@ from fusewire_cli.eval import table, weighing
 from fusewire_cli.eval.asking import (
     Target,
     is_equally_weighed,
-    replies,
-    scored_outcome,
-    scored_reply,
+    read_replies,
+    score_outcome,
+    score_reply,
 )
 from fusewire_cli.eval.suite import (
     LineFault,
@@ -31,71 +31,86 @@ from fusewire_cli.fusing import fuse, run
 from fusewire_cli.local.run_file import running
 from fusewire_cli.screen import RowFormat, fail, note, rows
 from fusewire_cli.session import client, settings
-from fusewire_ingest.admission.admit import RefusedError, Submission, parse
+from fusewire_ingest.admission.admit import PoolRule, RefusedError, Submission, parse
 from fusewire_ingest.admission.rules import pool_rules
 
 MOST_FAULTS = 50
-"""Faults that are told one by one."""
+"""The most faults that are printed one by one."""
 
 
 @dataclass
 class Evaluation:
-    """One run: what it asks, and what it has so far."""
+    """One evaluation: its questions, and its replies and outcomes so far."""
 
     target: Target
     questions: list[Question]
     modes: list[str]
     window: int
     titles: dict[str, str] = field(default_factory=dict)
-    said: dict[str, list[MemberReply]] = field(default_factory=dict)
-    first: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Outcomes of asking the members, where they were asked."""
+    """By member, its name in the table."""
+    replies: dict[str, list[MemberReply]] = field(default_factory=dict)
+    """By custom_id, the members' replies."""
+    first_outcomes: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By custom_id, the outcomes of asking the members; empty if the replies were recorded."""
     notes: list[str] = field(default_factory=list)
 
     async def run(self, api: Client) -> dict[tuple[str, Kind], list[Score]]:
-        """Ask what must be asked; the scores of each row of fusions."""
-        if not self.said:
+        """Ask the members, if that was not done, and fuse. Returns the scores by row."""
+        if not self.replies:
             await self._ask(api)
         scores: dict[tuple[str, Kind], list[Score]] = {}
         for mode in self.modes:
             if mode == "best-of":
-                equal = await self._fuse(api, "best-of, equal weights", mode, {})
-                scores["best-of, equal weights", "best-of-equal"] = self._scores(equal)
-                name, weights = "best-of, learned weights", self._learned()
-                learned = await self._fuse(api, name, mode, weights, same=equal)
-                scores[name, "best-of-learned"] = self._scores(learned)
+                scores |= await self._run_best_of(api)
             else:
-                fused = await self._fuse(api, mode, mode, {})
-                scores[mode, "merge" if mode == "merge" else "debate"] = self._scores(fused)
+                outcomes = await self._fuse(api, mode, mode, {})
+                scores[mode, "merge" if mode == "merge" else "debate"] = self._scores(outcomes)
         return scores
+
+    async def _run_best_of(self, api: Client) -> dict[tuple[str, Kind], list[Score]]:
+        """Fuse with equal weights, and with weights learned from the other folds."""
+        equal_name, learned_name = "best-of, equal weights", "best-of, learned weights"
+        equal_outcomes = await self._fuse(api, equal_name, "best-of", {})
+        weights = self._learn_weights()
+        learned_outcomes = await self._fuse(
+            api, learned_name, "best-of", weights, equal_outcomes=equal_outcomes
+        )
+        return {
+            (equal_name, "best-of-equal"): self._scores(equal_outcomes),
+            (learned_name, "best-of-learned"): self._scores(learned_outcomes),
+        }
 
     def members(self) -> dict[str, list[Score]]:
         """By member's title, its scores in the order of the questions."""
-        found = {}
+        scores = {}
         for member, title in self.titles.items():
-            said = [
-                next(
-                    (r for r in self.said.get(q.custom_id, ()) if r.recorded.member == member), None
-                )
-                for q in self.questions
-            ]
-            found[title] = [
-                scored_reply(q, reply) for q, reply in zip(self.questions, said, strict=True)
-            ]
-            if absent := said.count(None):
+            replies = [self._find_reply(question, member) for question in self.questions]
+            scores[title] = list(map(score_reply, self.questions, replies))
+            if absent := replies.count(None):
                 self.notes.append(
                     f"{title} has no answer to {absent} questions; they count as wrong."
                 )
-        return found
+        return scores
+
+    def _find_reply(self, question: Question, member: str) -> MemberReply | None:
+        for reply in self.replies.get(question.custom_id, ()):
+            if reply.recorded.member == member:
+                return reply
+        return None
 
     async def _ask(self, api: Client) -> None:
         mode = self.modes[0]
         note(f"asking every member {len(self.questions)} questions")
-        bodies = {q.custom_id: self.target.first(q, mode) for q in self.questions}
-        self.first = await fuse(api, self.target.batch(bodies.values(), mode), bodies, self.window)
-        self.said = {key: replies(outcome) for key, outcome in self.first.items()}
-        names = [r.recorded.member for q in self.questions for r in self.said[q.custom_id]]
-        self.titles = {name: name for name in names}
+        bodies = {q.custom_id: self.target.ask_body(q, mode) for q in self.questions}
+        batch = self.target.batch(bodies.values(), mode)
+        self.first_outcomes = await fuse(api, batch, bodies, self.window)
+        self.replies = {
+            custom_id: read_replies(outcome) for custom_id, outcome in self.first_outcomes.items()
+        }
+        self.titles = {}
+        for question in self.questions:
+            for reply in self.replies[question.custom_id]:
+                self.titles[reply.recorded.member] = reply.recorded.member
         if not self.titles:
             fail(
                 "no member was asked",
@@ -109,60 +124,80 @@ class Evaluation:
         mode: str,
         weights: Mapping[str, Mapping[str, float]],
         *,
-        same: Mapping[str, Mapping[str, Any]] | None = None,
+        equal_outcomes: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> dict[str, Mapping[str, Any]]:
-        """Fuse the answers again, save where an outcome of the same answers and weights is there already.
+        """Fuse the replies, except where the same replies and weights have an outcome already.
 
         Args:
             api: the service.
             name: of the row.
-            mode: how.
-            weights: by custom_id, the members' weights; without one, all are 1.
-            same: outcomes of this mode with equal weights.
+            mode: best-of, merge or debate.
+            weights: by custom_id, the members' weights; without them, all are 1.
+            equal_outcomes: outcomes of this mode with equal weights.
         """
-        found: dict[str, Mapping[str, Any]] = {}
+        outcomes: dict[str, Mapping[str, Any]] = {}
         bodies: dict[str, str] = {}
         for question in self.questions:
             key = question.custom_id
-            mine = weights.get(key, {})
-            if same and len(set(mine.values())) < 2:
-                found[key] = same[key]
-            elif mode == self.modes[0] and not mine and is_equally_weighed(self.first.get(key, {})):
-                found[key] = self.first[key]
-            elif self.said[key]:
-                bodies[key] = self.target.again(question, mode, self.said[key], mine)
+            question_weights = weights.get(key, {})
+            outcome = self._find_outcome(key, mode, question_weights, equal_outcomes or {})
+            if outcome is None:
+                bodies[key] = self.target.fuse_body(
+                    question, mode, self.replies[key], question_weights
+                )
             else:
-                found[key] = self.first[key]
+                outcomes[key] = outcome
         if bodies:
             note(f"{name}: fusing {len(bodies)} questions' answers")
-            found |= await fuse(api, self.target.batch(bodies.values(), mode), bodies, self.window)
-        reasons = Counter(
-            reason for one in found.values() for reason in one.get("degraded_reasons", ())
-        )
-        if reasons:
-            listed = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
-            self.notes.append(f"{name}: why outcomes are degraded: {listed}.")
-        return found
+            batch = self.target.batch(bodies.values(), mode)
+            outcomes |= await fuse(api, batch, bodies, self.window)
+        self._note_degraded(name, outcomes.values())
+        return outcomes
 
-    def _learned(self) -> dict[str, dict[str, float]]:
-        labelled = [weighing.label(q, self.said[q.custom_id]) for q in self.questions]
-        by_fold = weighing.crossed(labelled)
-        spans = [
-            f"{title} {min(w.get(m, 1.0) for w in by_fold):.2f} to {max(w.get(m, 1.0) for w in by_fold):.2f}"
-            for m, title in self.titles.items()
-        ]
-        self.notes.append(
-            f"Learned weights: from the labels of the other {weighing.FOLDS - 1} of {weighing.FOLDS} folds: "
-            + ", ".join(spans)
-            + "."
-        )
+    def _find_outcome(
+        self,
+        custom_id: str,
+        mode: str,
+        weights: Mapping[str, float],
+        equal_outcomes: Mapping[str, Mapping[str, Any]],
+    ) -> Mapping[str, Any] | None:
+        """The outcome that fusing a question's replies would give, if there is one already."""
+        if equal_outcomes and len(set(weights.values())) < 2:
+            return equal_outcomes[custom_id]
+        if mode == self.modes[0] and not weights:
+            outcome = self.first_outcomes.get(custom_id, {})
+            if is_equally_weighed(outcome):
+                return outcome
+        # Without a reply there is nothing to fuse: the question failed as a whole.
+        return None if self.replies[custom_id] else self.first_outcomes[custom_id]
+
+    def _note_degraded(self, name: str, outcomes: Iterable[Mapping[str, Any]]) -> None:
+        reasons: Counter[str] = Counter()
+        for outcome in outcomes:
+            reasons.update(outcome.get("degraded_reasons", ()))
+        if reasons:
+            counts = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+            self.notes.append(f"{name}: why outcomes are degraded: {counts}.")
+
+    def _learn_weights(self) -> dict[str, dict[str, float]]:
+        """By custom_id, the members' weights as learned from the other folds; notes their spans."""
+        labels_by_question = [weighing.label(q, self.replies[q.custom_id]) for q in self.questions]
+        by_fold = weighing.cross_validate(labels_by_question)
+        spans = []
+        for member, title in self.titles.items():
+            weights = [fold_weights.get(member, 1.0) for fold_weights in by_fold]
+            spans.append(f"{title} {min(weights):.2f} to {max(weights):.2f}")
+        folds = f"the other {weighing.FOLDS - 1} of {weighing.FOLDS} folds"
+        self.notes.append(f"Learned weights: from the labels of {folds}: {', '.join(spans)}.")
         return {
-            q.custom_id: by_fold[one.fold] for q, one in zip(self.questions, labelled, strict=True)
+            question.custom_id: by_fold[labels.fold]
+            for question, labels in zip(self.questions, labels_by_question, strict=True)
         }
 
     def _scores(self, outcomes: Mapping[str, Mapping[str, Any]]) -> list[Score]:
         return [
-            scored_outcome(q, outcomes[q.custom_id], self.said[q.custom_id]) for q in self.questions
+            score_outcome(question, outcomes[question.custom_id], self.replies[question.custom_id])
+            for question in self.questions
         ]
 
 
@@ -178,18 +213,17 @@ def run_suite(
 ) -> None:
     """Evaluate a pool, or answers that were recorded earlier, on labelled questions."""
     config = settings()
-    chosen = list(dict.fromkeys(modes or ["best-of"]))
+    all_modes = list(dict.fromkeys(modes or ["best-of"]))
     name = pool or "default"
-    said: list[str] = []
+    notes: list[str] = []
     if replay and find_file() is None and running(config) is None:
-        config, said = bent(config, name, judge)
-    questions, recorded = _read(config, suite, replay, name, chosen, judge)
-    evaluation = Evaluation(
-        Target(name, judge, config.config_hash(name)), questions, chosen, window, notes=said
-    )
+        config, notes = replay_config(config, name, judge)
+    questions, recorded = _read(config, suite, replay, name, all_modes, judge)
+    target = Target(name, judge, config.config_hash(name))
+    evaluation = Evaluation(target, questions, all_modes, window, notes=notes)
     if recorded:
-        evaluation.titles, evaluation.said = recorded.titles, recorded.replies
-        config = needed(config, name, judge, chosen)
+        evaluation.titles, evaluation.replies = recorded.titles, recorded.replies
+        config = restrict(config, name, judge, all_modes)
 
     async def main() -> dict[tuple[str, Kind], list[Score]]:
         async with client(config) as api:
@@ -197,25 +231,31 @@ def run_suite(
 
     scores = run(main())
     members = evaluation.members()
-    found = table.build(members, scores)
-    notes = table.notes(found, table.best_member(members)) + evaluation.notes
+    table_rows = table.build(members, scores)
+    all_notes = table.notes(table_rows, table.best_member(members)) + evaluation.notes
     if as_json:
-        shown = {"suite": str(suite), "n": len(questions), "pool": name, "modes": chosen}
-        print(
-            json.dumps({**shown, "rows": table.as_json(found), "notes": notes}, ensure_ascii=False)
-        )
+        report = {
+            "suite": str(suite),
+            "n": len(questions),
+            "pool": name,
+            "modes": all_modes,
+            "rows": table.as_json(table_rows),
+            "notes": all_notes,
+        }
+        print(json.dumps(report, ensure_ascii=False))
     else:
-        rows(table.COLUMNS, [table.cells(row) for row in found], RowFormat.table)
-        print("\n" + "\n".join(notes))
+        rows(table.COLUMNS, [table.cells(row) for row in table_rows], RowFormat.table)
+        print("\n" + "\n".join(all_notes))
 
 
-def bent(config: Settings, name: str, judge: str | None) -> tuple[Settings, list[str]]:
-    """The built-in configuration, so that it serves a replay on a machine without its model.
+def replay_config(config: Settings, name: str, judge: str | None) -> tuple[Settings, list[str]]:
+    """The built-in configuration, changed so that it serves a replay without its models.
 
-    A pool that it does not have is one without a judge, and a judge that is not on this machine is none.
+    A pool that it does not have becomes one without a judge. A judge whose model is not on this
+    machine is left out.
 
     Returns:
-        It, and what the reader must be told.
+        The configuration, and notes for the reader of the table.
     """
     pool = config.pools.get(name) or Pool.model_construct(members=())
     absent = {
@@ -223,24 +263,29 @@ def bent(config: Settings, name: str, judge: str | None) -> tuple[Settings, list
         for key, model in config.models.items()
         if model.kind == "edge" and not model.path.is_dir()
     }
-    said = []
+    notes = []
     if judge is None and absent & set(pool.judges):
         pool = pool.model_copy(update={"judge": None, "jury": ()})
     if judge is None and not pool.judges:
-        said.append("There is no judge: closed answers are voted, open ones chosen by similarity.")
-    return config.model_copy(update={"pools": {**config.pools, name: pool}}), said
+        notes.append("There is no judge: closed answers are voted, open ones chosen by similarity.")
+    return config.model_copy(update={"pools": {**config.pools, name: pool}}), notes
 
 
-def needed(config: Settings, name: str, judge: str | None, modes: Sequence[str]) -> Settings:
-    """The configuration with only what a replay may call: a model that is not here need not be, if nobody asks it."""
+def restrict(config: Settings, name: str, judge: str | None, modes: Sequence[str]) -> Settings:
+    """The configuration with only the models that a replay may call.
+
+    Other models then need not be on this machine.
+    """
     pool = config.pools[name]
     members = pool.members if "debate" in modes else ()
-    used = {*((judge,) if judge else pool.judges), *(member.model for member in members)}
-    models = {key: model for key, model in config.models.items() if key in used}
-    kept = pool.model_copy(
-        update={"members": members, **({"judge": judge, "jury": ()} if judge else {})}
-    )
-    return config.model_copy(update={"models": models, "pools": {name: kept}})
+    callable_names = {judge} if judge else set(pool.judges)
+    callable_names |= {member.model for member in members}
+    models = {key: model for key, model in config.models.items() if key in callable_names}
+    update: dict[str, Any] = {"members": members}
+    if judge:
+        update |= {"judge": judge, "jury": ()}
+    pools = {name: pool.model_copy(update=update)}
+    return config.model_copy(update={"models": models, "pools": pools})
 
 
 def _read(
@@ -251,17 +296,13 @@ def _read(
     modes: Sequence[str],
     judge: str | None,
 ) -> tuple[list[Question], Replay | None]:
-    """Both files, wholly checked.
+    """Read and check the suite and the replay.
 
     Raises:
-        SystemExit: something is wrong with them, or with what is to be done with them.
+        SystemExit: a file has faults, or the pool, a mode or the judge is refused.
     """
     rules = pool_rules(config)
-    try:
-        for mode in modes:
-            check(Submission(prompt="-", pool=pool, mode=mode, judge=judge), rules)
-    except RefusedError as exc:
-        fail(exc.message)
+    _check_modes(rules, pool, modes, judge)
     limit = config.limits.prompt_bytes
     questions, faults = read_suite(
         _bytes(suite), str(suite), pool=pool, mode=modes[0], judge=judge, pools=rules, limit=limit
@@ -269,26 +310,38 @@ def _read(
     recorded = None
     if replay:
         models = {member.name: member.model for member in config.pools[pool].members}
-        recorded, more = read_replay(
+        recorded, replay_faults = read_replay(
             _bytes(replay), str(replay), questions, suite=str(suite), models=models
         )
-        faults += more
+        faults += replay_faults
         target = Target(pool, judge, "")
         for question in questions:
-            try:
-                parse(
-                    target.again(question, modes[0], recorded.replies[question.custom_id], {}),
-                    limit,
-                )
-            except RefusedError as exc:
-                faults.append(
-                    LineFault(
-                        str(suite), question.line, f"with its recorded answers, {exc.message}"
-                    )
-                )
+            body = target.fuse_body(question, modes[0], recorded.replies[question.custom_id], {})
+            if reason := _refusal(body, limit):
+                what = f"with its recorded answers, {reason}"
+                faults.append(LineFault(str(suite), question.line, what))
     if faults:
         _refuse(faults)
     return questions, recorded
+
+
+def _check_modes(
+    rules: Mapping[str, PoolRule], pool: str, modes: Sequence[str], judge: str | None
+) -> None:
+    try:
+        for mode in modes:
+            check(Submission(prompt="-", pool=pool, mode=mode, judge=judge), rules)
+    except RefusedError as exc:
+        fail(exc.message)
+
+
+def _refusal(body: str, limit: int) -> str | None:
+    """Why a submission would be refused; None if it would not."""
+    try:
+        parse(body, limit)
+    except RefusedError as exc:
+        return exc.message
+    return None
 
 
 def _bytes(path: Path) -> bytes:

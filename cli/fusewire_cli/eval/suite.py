@@ -1,9 +1,9 @@
-"""A suite and what was answered to it earlier: read and checked whole, before anything is asked. Pure."""
+"""Reads and checks a suite, and the answers recorded to it, before anything is asked. Pure."""
 
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -20,7 +20,7 @@ OURS = ("batch_id", "pool", "mode", "judge", "recorded", "complete", "gold")
 
 @dataclass(frozen=True)
 class Question:
-    """A labelled prompt: `body` is its submission, without what each run of it adds."""
+    """A labelled prompt; `body` is its submission without what an evaluation adds."""
 
     line: int
     custom_id: str
@@ -48,7 +48,7 @@ class _Usage(BaseModel):
 
 
 class _Line(BaseModel):
-    """A line of a replay. Keys that it does not know are other people's notes."""
+    """A line of a replay. Unknown keys are ignored."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -63,7 +63,7 @@ class _Line(BaseModel):
 
 @dataclass(frozen=True)
 class MemberReply:
-    """What one member said to one question; None where a figure is not known."""
+    """A member's reply to a question; None is an unknown figure."""
 
     recorded: RecordedAnswer
     tokens: int | None = None
@@ -73,12 +73,16 @@ class MemberReply:
 
 @dataclass
 class Replay:
-    """What was answered earlier."""
+    """Answers that were recorded earlier."""
 
     titles: dict[str, str] = field(default_factory=dict)
-    """By member, the name that the file gives it, in the file's order."""
+    """By member, the model's name in the file; in the order of the file."""
     replies: dict[str, list[MemberReply]] = field(default_factory=dict)
     """By custom_id, in the members' order."""
+
+
+class _LineFaultError(Exception):
+    """A line cannot be used; the message says why, and how to mend it."""
 
 
 def read_suite(
@@ -91,57 +95,70 @@ def read_suite(
     pools: Mapping[str, PoolRule],
     limit: int,
 ) -> tuple[list[Question], list[LineFault]]:
-    """The questions of a suite, as they would be submitted, and what is wrong with others.
+    """The questions of a suite, each checked as it would be submitted.
 
     Args:
         data: JSONL.
         file: its name, for the faults.
-        pool: whom they will be given to.
-        mode: how they will be fused.
-        judge: the model that will judge, if another than the pool's.
+        pool: the pool that will answer.
+        mode: how the answers will be fused.
+        judge: the model that will judge, if not the pool's.
         pools: the pools that exist.
         limit: the most bytes of a prompt.
+
+    Returns:
+        The good questions, and the faults of other lines.
     """
     questions: list[Question] = []
-    faults: list[LineFault] = []
-    seen: dict[str, int] = {}
+    first_lines: dict[str, int] = {}
+    target = {"pool": pool, "mode": mode} | ({"judge": judge} if judge else {})
 
-    def take(number: int, value: dict[str, Any]) -> str | None:
-        if ours := next((key for key in OURS if key in value), None):
-            return f"'{ours}' is set by the evaluation itself; remove it"
+    def add_question(number: int, fields: dict[str, Any]) -> None:
+        question = _parse_question(number, fields, first_lines)
         try:
-            gold = Gold.model_validate({key: value.pop(key, None) for key in ("answer", "match")})
-        except ValidationError as exc:
-            return _invalid(exc)
-        custom_id = value.get("custom_id")
-        if not isinstance(custom_id, str):
-            return "'custom_id' is missing, or no text; give each question one of its own"
-        if custom_id in seen:
-            return f"custom_id '{custom_id}' stands in line {seen[custom_id]} already; give each question its own"
-        seen[custom_id] = number
-        try:
-            asked = {**value, "pool": pool, "mode": mode, **({"judge": judge} if judge else {})}
-            check(parse(json.dumps(asked), limit), pools)
+            check(parse(json.dumps(question.body | target), limit), pools)
         except RefusedError as exc:
-            return exc.message
-        questions.append(Question(number, custom_id, value, gold))
-        return None
+            raise _LineFaultError(exc.message) from exc
+        questions.append(question)
 
-    faults += _each(data, file, take)
+    faults = _read_lines(data, file, add_question)
     if not questions and not faults:
-        faults.append(
-            LineFault(
-                file,
-                1,
-                'it holds no questions; write one {"custom_id", "prompt", "answer", "match"} a line',
-            )
-        )
+        example = '{"custom_id", "prompt", "answer", "match"}'
+        faults.append(LineFault(file, 1, f"it holds no questions; write one {example} a line"))
     return questions, faults
 
 
+def _parse_question(number: int, fields: dict[str, Any], first_lines: dict[str, int]) -> Question:
+    """Parse a line of a suite; its custom_id is added to `first_lines`."""
+    for key in OURS:
+        if key in fields:
+            raise _LineFaultError(f"'{key}' is set by the evaluation itself; remove it")
+    label = {key: fields.pop(key, None) for key in ("answer", "match")}
+    try:
+        gold = Gold.model_validate(label)
+    except ValidationError as exc:
+        raise _LineFaultError(_describe(exc)) from exc
+    custom_id = fields.get("custom_id")
+    if not isinstance(custom_id, str):
+        raise _LineFaultError(
+            "'custom_id' is missing, or no text; give each question one of its own"
+        )
+    if custom_id in first_lines:
+        raise _LineFaultError(
+            f"custom_id '{custom_id}' stands in line {first_lines[custom_id]} already; "
+            "give each question its own"
+        )
+    first_lines[custom_id] = number
+    return Question(number, custom_id, fields, gold)
+
+
 def check(submission: Submission, pools: Mapping[str, PoolRule]) -> None:
-    """Raises RefusedError where the door would refuse it."""
-    # The time decides nothing here.
+    """Check a submission as ingest would.
+
+    Raises:
+        RefusedError: ingest would refuse it.
+    """
+    # The time is arbitrary: no check depends on it.
     admit(
         submission,
         tenant="default",
@@ -154,66 +171,95 @@ def check(submission: Submission, pools: Mapping[str, PoolRule]) -> None:
 def read_replay(
     data: bytes, file: str, questions: Sequence[Question], *, suite: str, models: Mapping[str, str]
 ) -> tuple[Replay, list[LineFault]]:
-    """What a file says was answered to these questions, and what is wrong with it.
+    """The answers to these questions that a file holds.
 
     Args:
         data: JSONL.
         file: its name, for the faults.
         questions: the suite's.
         suite: the suite's file, for the faults.
-        models: members of the pool, and their models: a line may name a member in place of a model.
+        models: by member of the pool, its model: a line may name a member instead of a model.
+
+    Returns:
+        The answers, and the faults of the file, or of questions without an answer.
     """
     replay = Replay()
-    said: dict[str, dict[str, MemberReply]] = {q.custom_id: {} for q in questions}
-    seen: dict[tuple[str, str], int] = {}
+    replies: dict[str, dict[str, MemberReply]] = {q.custom_id: {} for q in questions}
+    first_lines: dict[tuple[str, str], int] = {}
 
-    def take(number: int, value: dict[str, Any]) -> str | None:
-        try:
-            line = _Line.model_validate(value)
-        except ValidationError as exc:
-            return _invalid(exc)
-        if (line.content is None) == (line.error_code is None):
-            return "give either `content` or, for a failure, `error_code`"
-        if line.custom_id not in said:
-            near = difflib.get_close_matches(line.custom_id, said, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else "remove the line, or add the question"
-            return f"custom_id '{line.custom_id}' is not in {suite}; {hint}"
+    def add_reply(number: int, fields: dict[str, Any]) -> None:
+        line = _parse_line(fields)
+        if line.custom_id not in replies:
+            raise _LineFaultError(_unknown_question(line.custom_id, replies, suite))
         member = slug(line.model) or ""
-        if what := _misnamed(line, member, replay.titles):
-            return what
-        if (first := seen.setdefault((line.custom_id, member), number)) != number:
-            return f"'{line.model}' answered '{line.custom_id}' in line {first} already; keep one"
-        said[line.custom_id][member] = _reply(line, member, models)
-        return None
+        _add_title(line, member, replay.titles)
+        first_line = first_lines.setdefault((line.custom_id, member), number)
+        if first_line != number:
+            raise _LineFaultError(
+                f"'{line.model}' answered '{line.custom_id}' in line {first_line} already; keep one"
+            )
+        replies[line.custom_id][member] = _reply(line, member, models)
 
-    faults = _each(data, file, take)
-    faults += [
-        LineFault(
-            suite,
-            q.line,
-            f"'{q.custom_id}' has no answer in {file}; add one, or remove the question",
-        )
-        for q in questions
-        if not said[q.custom_id]
-    ]
-    order = list(replay.titles)
-    replay.replies = {key: [by[m] for m in order if m in by] for key, by in said.items()}
+    faults = _read_lines(data, file, add_reply)
+    for question in questions:
+        by_member = replies[question.custom_id]
+        if not by_member:
+            what = (
+                f"'{question.custom_id}' has no answer in {file}; add one, or remove the question"
+            )
+            faults.append(LineFault(suite, question.line, what))
+        replay.replies[question.custom_id] = _in_order(by_member, replay.titles)
     return replay, faults
 
 
-def _misnamed(line: _Line, member: str, titles: dict[str, str]) -> str | None:
-    """What is wrong with a line's model as a member; adds it to the titles."""
+def _in_order(by_member: Mapping[str, MemberReply], members: Iterable[str]) -> list[MemberReply]:
+    return [by_member[member] for member in members if member in by_member]
+
+
+def _parse_line(fields: dict[str, Any]) -> _Line:
+    """Parse a line of a replay."""
+    try:
+        line = _Line.model_validate(fields)
+    except ValidationError as exc:
+        raise _LineFaultError(_describe(exc)) from exc
+    if (line.content is None) == (line.error_code is None):
+        raise _LineFaultError("give either `content` or, for a failure, `error_code`")
+    return line
+
+
+def _unknown_question(custom_id: str, known_ids: Iterable[str], suite: str) -> str:
+    similar_ids = difflib.get_close_matches(custom_id, known_ids, n=1)
+    hint = "remove the line, or add the question"
+    if similar_ids:
+        hint = f"did you mean '{similar_ids[0]}'?"
+    return f"custom_id '{custom_id}' is not in {suite}; {hint}"
+
+
+def _add_title(line: _Line, member: str, titles: dict[str, str]) -> None:
+    """Add the model of a line to the members' titles."""
     if not member:
-        return f"model '{line.model}' has no letter or digit to name a member by; rename it"
-    if (title := titles.setdefault(member, line.model)) != line.model:
-        return f"model '{line.model}' would have the same member name as '{title}', '{member}'; rename one"
+        raise _LineFaultError(
+            f"model '{line.model}' has no letter or digit to name a member by; rename it"
+        )
+    title = titles.setdefault(member, line.model)
+    if title != line.model:
+        raise _LineFaultError(
+            f"model '{line.model}' would have the same member name as '{title}', '{member}'; "
+            "rename one"
+        )
     if len(titles) > MOST_MEMBERS:
-        return f"it is the answer of model number {len(titles)}; a pool has at most {MOST_MEMBERS} members"
-    return None
+        raise _LineFaultError(
+            f"it is the answer of model number {len(titles)}; "
+            f"a pool has at most {MOST_MEMBERS} members"
+        )
 
 
 def slug(model: str) -> str | None:
-    """A model's name as a member's: `org/GPT-4.1` is `org-gpt-4-1`; None where nothing of it is left."""
+    """The member name for a model; None if nothing of the model's name can be used.
+
+    >>> slug("org/GPT-4.1")
+    'org-gpt-4-1'
+    """
     return re.sub(r"[^a-z0-9_]+", "-", model.lower()).strip("-_")[:63] or None
 
 
@@ -236,35 +282,35 @@ def _reply(line: _Line, member: str, models: Mapping[str, str]) -> MemberReply:
     )
 
 
-def _each(
-    data: bytes, file: str, take: Callable[[int, dict[str, Any]], str | None]
+def _read_lines(
+    data: bytes, file: str, add: Callable[[int, dict[str, Any]], None]
 ) -> list[LineFault]:
-    """Give each line to `take`, which says what is wrong with it."""
-    return [LineFault(file, number, what) for number, what in _taken(data, take) if what]
-
-
-def _taken(
-    data: bytes, take: Callable[[int, dict[str, Any]], str | None]
-) -> Iterator[tuple[int, str | None]]:
+    """Give each line's number and fields to `add`. Returns the faults of lines."""
+    faults = []
     for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if not raw.strip():
             continue
         try:
-            value = json.loads(raw)
-        except UnicodeDecodeError:
-            yield number, "it is not UTF-8; save the file as UTF-8"
-        except (ValueError, RecursionError) as exc:
-            where = f" at column {exc.colno}" if isinstance(exc, json.JSONDecodeError) else ""
-            yield number, f"it is not valid JSON{where}; write one JSON object a line"
-        else:
-            yield (
-                number,
-                take(number, value)
-                if isinstance(value, dict)
-                else "it is no JSON object; write one a line",
-            )
+            add(number, _parse_object(raw))
+        except _LineFaultError as exc:
+            faults.append(LineFault(file, number, str(exc)))
+    return faults
 
 
-def _invalid(exc: ValidationError) -> str:
+def _parse_object(raw: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(raw)
+    except UnicodeDecodeError as exc:
+        raise _LineFaultError("it is not UTF-8; save the file as UTF-8") from exc
+    except (ValueError, RecursionError) as exc:
+        where = f" at column {exc.colno}" if isinstance(exc, json.JSONDecodeError) else ""
+        raise _LineFaultError(f"it is not valid JSON{where}; write one JSON object a line") from exc
+    if not isinstance(fields, dict):
+        raise _LineFaultError("it is no JSON object; write one a line")
+    return fields
+
+
+def _describe(exc: ValidationError) -> str:
+    """The first error of a validation: where, and what."""
     first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
-    return f"'{'.'.join(str(p) for p in first['loc'])}': {first['msg']}"
+    return f"'{'.'.join(str(part) for part in first['loc'])}': {first['msg']}"

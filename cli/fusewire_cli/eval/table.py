@@ -7,7 +7,7 @@ from typing import Any, Literal
 from fusewire_cli.eval.measures import paired_difference, wilson
 
 LEAST_N = 30
-"""Questions below which no rate is shown, only its interval."""
+"""With fewer questions no rate is shown, only its interval."""
 
 Kind = Literal[
     "member", "best-of-equal", "best-of-learned", "merge", "debate", "oracle", "all-wrong"
@@ -31,7 +31,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Score:
-    """How one question went for one row; None where a figure is not known."""
+    """The score of one question in one row; None is an unknown figure."""
 
     is_right: bool
     is_failed: bool = False
@@ -43,14 +43,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Row:
-    """One row; None where a figure is not known, or makes no sense there."""
+    """One row; None is a figure that is unknown or makes no sense in it."""
 
     name: str
     kind: Kind
     n: int
     right: int
     accuracy: float | None
-    """Share of questions that were answered right (of `all-wrong`: by no member), 0 to 1; None below 30 questions."""
+    """Share of questions answered right (in `all-wrong`: by no member), 0 to 1; None below 30."""
     accuracy_low: float
     accuracy_high: float
     difference_points: float | None = None
@@ -65,29 +65,29 @@ class Row:
 
 
 def build(
-    members: Mapping[str, Sequence[Score]], fused: Mapping[tuple[str, Kind], Sequence[Score]]
+    members: Mapping[str, Sequence[Score]], fusions: Mapping[tuple[str, Kind], Sequence[Score]]
 ) -> list[Row]:
-    """All rows: members, fusions, the oracle and the questions that everybody gets wrong.
+    """All rows: members, fusions, the oracle, and the questions that all members get wrong.
 
     Args:
         members: by member, its scores in the order of the questions.
-        fused: by name and kind, likewise.
+        fusions: by name and kind, likewise.
     """
     best = best_member(members)
-    base = _rights(members[best])
-    anyone = [any(answers) for answers in zip(*map(_rights, members.values()), strict=True)]
+    best_rights = _rights(members[best])
+    any_right = [any(answers) for answers in zip(*map(_rights, members.values()), strict=True)]
     rows = [
-        _row(name, "member", scores, None if name == best else base)
+        _row(name, "member", scores, None if name == best else best_rights)
         for name, scores in members.items()
     ]
-    rows += [_row(name, kind, scores, base) for (name, kind), scores in fused.items()]
-    rows.append(_rate("oracle (any member right)", "oracle", anyone, base))
-    rows.append(_rate("all wrong (beta)", "all-wrong", [not one for one in anyone], None))
+    rows += [_row(name, kind, scores, best_rights) for (name, kind), scores in fusions.items()]
+    rows.append(_rate("oracle (any member right)", "oracle", any_right, best_rights))
+    rows.append(_rate("all wrong (beta)", "all-wrong", [not right for right in any_right], None))
     return rows
 
 
 def best_member(members: Mapping[str, Sequence[Score]]) -> str:
-    """Who is right most often; the first of equals."""
+    """The member that is right most often; the first of equals."""
     return max(members, key=lambda name: sum(_rights(members[name])))
 
 
@@ -130,30 +130,35 @@ def _row(name: str, kind: Kind, scores: Sequence[Score], base: Sequence[bool] | 
 
 
 def _per(figures: Sequence[float | None], count: int) -> float | None:
-    known = [figure for figure in figures if figure is not None]
-    return sum(known) / count if count and len(known) == len(figures) else None
+    """The sum divided by a count; None if a figure is unknown or the count is 0."""
+    known_figures = [figure for figure in figures if figure is not None]
+    if not count or len(known_figures) < len(figures):
+        return None
+    return sum(known_figures) / count
 
 
 def notes(rows: Sequence[Row], best: str) -> list[str]:
     """What a reader must know to read the rows."""
     n = rows[0].n
-    said = [
+    no_finding = "one that holds 0 is no finding."
+    oracle = "no selection among the answers does better"
+    parts = "all its members, asked at once, and of its judge"
+    lines = [
         f"The best member, {best}, was chosen on these same {n} questions, which flatters it.",
-        f"{n} questions cannot show a difference smaller than its interval: one that holds 0 is no finding.",
+        f"{n} questions cannot show a difference smaller than its interval: {no_finding}",
         "Intervals: Wilson for rates, Agresti and Min (2005) for paired differences.",
-        "Oracle: any member is right; no selection among the answers does better. Beta: all members are wrong.",
-        "USD and seconds of a fusion are those of all its members, asked at once, and of its judge.",
+        f"Oracle: any member is right; {oracle}. Beta: all members are wrong.",
+        f"USD and seconds of a fusion are those of {parts}.",
         "Failed counts as wrong.",
     ]
     if n < LEAST_N:
-        said.insert(
-            0, f"Rates are left out: {n} questions are fewer than {LEAST_N}. The intervals stand."
-        )
-    return said
+        reason = f"{n} questions are fewer than {LEAST_N}"
+        lines.insert(0, f"Rates are left out: {reason}. The intervals stand.")
+    return lines
 
 
 def cells(row: Row) -> tuple[str | int, ...]:
-    """A row as it is printed, in the order of COLUMNS."""
+    """The cells of a printed row, in the order of COLUMNS."""
     has_gain = row.difference_low is not None and row.difference_high is not None
     return (
         row.name,
@@ -163,21 +168,26 @@ def cells(row: Row) -> tuple[str | int, ...]:
         f"{row.accuracy_low:.1%} to {row.accuracy_high:.1%}",
         "–" if row.difference_points is None else f"{row.difference_points:+.1f}",
         f"{row.difference_low:+.1f} to {row.difference_high:+.1f}" if has_gain else "–",
-        _shown(row.usd_per_right, ".3g"),
-        _shown(row.seconds_per_right, ".3g"),
-        _shown(row.tokens_per_prompt, ".0f"),
-        _shown(row.failed, "d"),
-        _shown(row.degraded, "d"),
+        _cell(row.usd_per_right, ".3g"),
+        _cell(row.seconds_per_right, ".3g"),
+        _cell(row.tokens_per_prompt, ".0f"),
+        _cell(row.failed, "d"),
+        _cell(row.degraded, "d"),
     )
 
 
-def _shown(figure: float | None, form: str) -> str:
+def _cell(figure: float | None, form: str) -> str:
     return "–" if figure is None else format(figure, form)
 
 
 def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows for machines, rounded to what their sample can bear."""
-    return [
-        {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(row).items()}
-        for row in rows
-    ]
+    """The rows for JSON, with rounded figures."""
+    return [_rounded_dict(row) for row in rows]
+
+
+def _rounded_dict(row: Row) -> dict[str, Any]:
+    figures = asdict(row)
+    for name, figure in figures.items():
+        if isinstance(figure, float):
+            figures[name] = round(figure, 6)
+    return figures

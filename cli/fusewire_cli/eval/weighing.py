@@ -1,4 +1,7 @@
-"""Weights that are learned from labels, without a look at the question they are used on. Pure."""
+"""Vote weights learned from labels by cross-validation. Pure.
+
+A weight is never learned from the question that it is used on.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,13 +19,14 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class AnsweredQuestion:
-    """A question with what was answered to it: `right` has the members that answered."""
+    """A question with its scored answers; `right` holds the members that answered."""
 
     fold: int
     right: Mapping[str, bool]
     same: int
     """Pairs of wrong answers that are the same."""
     different: int
+    """Pairs of wrong answers that differ."""
 
 
 def fold(custom_id: str) -> int:
@@ -32,29 +36,37 @@ def fold(custom_id: str) -> int:
 
 def label(question: Question, replies: Iterable[MemberReply]) -> AnsweredQuestion:
     """Score the answers to a question."""
-    said = [r.recorded for r in replies if r.recorded.content is not None]
-    right = {one.member: is_right(one.content, question.gold) for one in said}
+    answers = [reply.recorded for reply in replies if reply.recorded.content is not None]
+    right = {answer.member: is_right(answer.content, question.gold) for answer in answers}
     schema = question.body.get("response_schema")
-    # What cannot be brought into one spelling cannot coincide, so far as we can see.
-    wrong = [canonical(one.content or "", schema) for one in said if not right[one.member]]
+    wrong = [
+        canonical(answer.content or "", schema) for answer in answers if not right[answer.member]
+    ]
+    # An answer without a canonical form (None) counts as different from every other.
     pairs = Counter(a is not None and a == b for a, b in combinations(wrong, 2))
     return AnsweredQuestion(fold(question.custom_id), right, pairs[True], pairs[False])
 
 
-def crossed(labelled: Sequence[AnsweredQuestion]) -> list[dict[str, float]]:
-    """Per fold, the members' weights as learned from the other folds."""
-    return [
-        _learned([one for one in labelled if one.fold != left_out]) for left_out in range(FOLDS)
-    ]
+def cross_validate(questions: Sequence[AnsweredQuestion]) -> list[dict[str, float]]:
+    """By fold, the members' weights as learned from the other folds."""
+    weights = []
+    for left_out in range(FOLDS):
+        training = [question for question in questions if question.fold != left_out]
+        weights.append(_learn(training))
+    return weights
 
 
-def _learned(training: Sequence[AnsweredQuestion]) -> dict[str, float]:
-    yes: Counter[str] = Counter()
-    no: Counter[str] = Counter()
-    for one in training:
-        for member, right in one.right.items():
-            (yes if right else no)[member] += 1
-    standings = {member: SuccessCount(yes[member], no[member]) for member in sorted(yes | no)}
-    return learned(
-        standings, SuccessCount(sum(t.same for t in training), sum(t.different for t in training))
-    )
+def _learn(training: Sequence[AnsweredQuestion]) -> dict[str, float]:
+    right_counts: Counter[str] = Counter()
+    wrong_counts: Counter[str] = Counter()
+    for question in training:
+        for member, right in question.right.items():
+            counts = right_counts if right else wrong_counts
+            counts[member] += 1
+    by_member = {
+        member: SuccessCount(right_counts[member], wrong_counts[member])
+        for member in sorted(right_counts | wrong_counts)
+    }
+    same = sum(question.same for question in training)
+    different = sum(question.different for question in training)
+    return learned(by_member, SuccessCount(same, different))

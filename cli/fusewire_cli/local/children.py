@@ -1,4 +1,4 @@
-"""The services as processes of their own, none of which outlives the runner."""
+"""Runs each service as a process of its own; none outlives the runner."""
 
 import asyncio
 import contextlib
@@ -18,36 +18,42 @@ from fusewire.settings import CONFIG_ENV, Settings
 log = structlog.get_logger(__name__)
 
 JUDGE_S = 1.0
-"""What is kept of the time to stop for the judge, which ends last: it decides what workers bring while they drain."""
+"""Share of the time to stop that is left to the judge, s.
+
+It ends last: it decides on the answers that workers bring while they drain.
+"""
 
 
 class Children:
-    """One process for each service.
+    """The processes of the services, one each.
 
     Args:
-        settings: what they run with.
-        sock: bound; ingest listens on it. It stays open here, so that nobody else gets its port.
-        held: a file descriptor that each of them inherits, and so keeps open as long as it lives.
+        settings: the configuration they run with.
+        sock: a bound socket, on which ingest listens. It stays open here too, so that no other
+            process gets its port when ingest is restarted.
+        keep_open_fd: a file descriptor that each of them inherits and keeps open while it lives.
     """
 
-    def __init__(self, settings: Settings, sock: socket.socket, held: int) -> None:
+    def __init__(self, settings: Settings, sock: socket.socket, keep_open_fd: int) -> None:
         self._settings = settings
         self._config = settings.data_dir / "effective.json"
         self._sock = sock
-        self._held = held
+        self._keep_open_fd = keep_open_fd
         self._processes: dict[str, asyncio.subprocess.Process] = {}
         # The writing end stays in this process alone: see fusewire.lifeline.
         self._lifeline, self._alive = os.pipe()
 
     @property
     def pids(self) -> dict[str, int]:
-        """By the service's name."""
+        """Process ids by the service's name."""
         return {name: process.pid for name, process in self._processes.items()}
 
-    def ended(self) -> dict[str, int]:
-        """Exit codes of those that have ended, by the service's name."""
+    def exit_codes(self) -> dict[str, int]:
+        """Exit codes of the services that have ended, by name."""
         return {
-            name: p.returncode for name, p in self._processes.items() if p.returncode is not None
+            name: process.returncode
+            for name, process in self._processes.items()
+            if process.returncode is not None
         }
 
     async def start(self, names: Iterable[str]) -> None:
@@ -63,14 +69,14 @@ class Children:
         Raises:
             StartupError: a service has ended, or ingest does not listen in time.
         """
-        end = asyncio.get_running_loop().time() + within_s
+        deadline = asyncio.get_running_loop().time() + within_s
         port = self._sock.getsockname()[1]
         while not await _listens(host, port):
-            for name, code in self.ended().items():
+            for name, code in self.exit_codes().items():
                 raise StartupError(
                     f"{name} ended with exit code {code}", "its message stands above"
                 )
-            if asyncio.get_running_loop().time() > end:
+            if asyncio.get_running_loop().time() > deadline:
                 raise StartupError(
                     f"ingest did not listen within {within_s:g} s",
                     "see the log for what holds it up",
@@ -79,42 +85,43 @@ class Children:
 
     async def spawn(self, name: str) -> None:
         """Start one service, or start it again."""
-        # What is configured by FUSEWIRE_… stands in the file already, and would win over it.
+        # The file holds what FUSEWIRE_…__… variables configure, with the runner's changes;
+        # the variables would override those.
         env = {k: v for k, v in os.environ.items() if not (k.startswith("FUSEWIRE_") and "__" in k)}
         env[CONFIG_ENV] = str(self._config)
         env[LIFELINE_ENV] = str(self._lifeline)
         env["FUSEWIRE_HTTP__PORT"] = "0"
-        passed = [self._lifeline, self._held]
+        inherited_fds = [self._lifeline, self._keep_open_fd]
         if name == "ingest":
             env[LISTEN_ENV] = str(self._sock.fileno())
-            passed.append(self._sock.fileno())
+            inherited_fds.append(self._sock.fileno())
         module = f"fusewire_{name.replace('-', '_')}"
         self._processes[name] = await asyncio.create_subprocess_exec(
             sys.executable, "-m", module, env=env, stdin=asyncio.subprocess.DEVNULL,
-            # A terminal's Ctrl-C is for the runner, which tells them.
+            # A terminal's Ctrl-C is for the runner alone, which then stops them in order.
             start_new_session=True,
-            pass_fds=passed,
+            pass_fds=inherited_fds,
         )  # fmt: skip
 
     async def stop(self, within_s: float) -> None:
-        """Let them drain, the judge last, and kill what has not ended `within_s`."""
-        end = asyncio.get_running_loop().time() + within_s
+        """Let the services drain, the judge last; kill those that still run after `within_s`."""
+        deadline = asyncio.get_running_loop().time() + within_s
         first = [process for name, process in self._processes.items() if name != "judge"]
         last = [process for name, process in self._processes.items() if name == "judge"]
-        await _end(first, end - JUDGE_S)
-        await _end(last, end)
+        await _end(first, deadline - JUDGE_S)
+        await _end(last, deadline)
         self._sock.close()
         os.close(self._alive)
         os.close(self._lifeline)
 
 
-async def _end(processes: list[asyncio.subprocess.Process], end: float) -> None:
-    """Ask processes to end, and kill those that live at `end` (the loop's time)."""
+async def _end(processes: list[asyncio.subprocess.Process], deadline: float) -> None:
+    """Ask processes to end; kill those that still run at the deadline (the loop's time)."""
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout_at(end):
+        async with asyncio.timeout_at(deadline):
             await asyncio.gather(*(process.wait() for process in processes))
     for process in processes:
         if process.returncode is None:

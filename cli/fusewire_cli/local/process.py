@@ -1,4 +1,4 @@
-"""Processes known by id and start time, so that another one that has been given the id is left alone."""
+"""Processes, identified by id and start time, as the system gives ids to new processes again."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ import psutil
 
 POLL_S = 0.02
 SAME_START_S = 2.0
-"""Start times are read from the system's clock, which may be adjusted in between."""
+"""Start times that differ by less are the same, s: the clock may be adjusted in between."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ProcessRecord:
 
     @classmethod
     def of(cls, pid: int) -> Self | None:
-        """The process that has this id now."""
+        """The process that has this id now; None if there is none."""
         try:
             return cls(pid, psutil.Process(pid).create_time())
         except psutil.Error:
@@ -32,9 +32,9 @@ class ProcessRecord:
 
     @classmethod
     def decode(cls, data: bytes | str) -> Self:
-        """Raises ValueError where it is none."""
-        found = json.loads(data)
-        return cls(int(found["pid"]), float(found["started"]))
+        """Parse what `encode` returned. Raises ValueError, KeyError or TypeError for other text."""
+        fields = json.loads(data)
+        return cls(int(fields["pid"]), float(fields["started"]))
 
     def encode(self) -> str:
         """As JSON, on one line."""
@@ -50,20 +50,24 @@ class ProcessRecord:
             return None
 
 
-def end(known: Iterable[ProcessRecord], *, within_s: float) -> Sequence[ProcessRecord]:
-    """End those that still run: SIGTERM, and SIGKILL to what has not ended `within_s`. Returns what was ended."""
-    found = [one for one in known if _send(one, signal.SIGTERM)]
-    until = time.monotonic() + within_s
-    while any(one.find() for one in found) and time.monotonic() < until:
+def end(records: Iterable[ProcessRecord], *, within_s: float) -> Sequence[ProcessRecord]:
+    """End processes: SIGTERM, and SIGKILL to those that still run after `within_s`.
+
+    Returns:
+        Those that were running.
+    """
+    running = [record for record in records if _send(record, signal.SIGTERM)]
+    deadline = time.monotonic() + within_s
+    while any(record.find() for record in running) and time.monotonic() < deadline:
         time.sleep(POLL_S)
-    for one in found:
-        _send(one, signal.SIGKILL)
-    return found
+    for record in running:
+        _send(record, signal.SIGKILL)
+    return running
 
 
-def _send(known: ProcessRecord, number: signal.Signals) -> bool:
+def _send(record: ProcessRecord, number: signal.Signals) -> bool:
     """Send a signal to a process, if it still runs. Returns whether it does."""
-    process = known.find()
+    process = record.find()
     if process is None:
         return False
     with contextlib.suppress(psutil.Error):

@@ -1,4 +1,4 @@
-"""What the running stack of a data folder has written about itself, for other commands."""
+"""Files in which a running stack describes itself to other commands."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ PROCESSES_FILE = "processes.json"
 def write(
     data_dir: Path, runner: ProcessRecord, *, url: str, nats: str, pids: Mapping[str, int]
 ) -> None:
-    """Say where it listens and what it consists of."""
+    """Write where the stack listens, and its processes."""
     run = {
         "pid": runner.pid,
         "started": runner.started,
@@ -29,7 +29,7 @@ def write(
 
 
 def remove(data_dir: Path) -> None:
-    """It no longer runs."""
+    """Remove the files of a stack that has stopped."""
     for name in (RUN_FILE, PROCESSES_FILE):
         (data_dir / name).unlink(missing_ok=True)
 
@@ -47,19 +47,19 @@ def running_nats(settings: Settings) -> str | None:
 def _read(settings: Settings, key: str) -> str | None:
     try:
         text = (settings.data_dir / RUN_FILE).read_text()
-        found: dict[str, Any] = json.loads(text)
-        return str(found[key]) if ProcessRecord.decode(text).find() else None
+        run: dict[str, Any] = json.loads(text)
+        return str(run[key]) if ProcessRecord.decode(text).find() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def note_processes(data_dir: Path, processes: Iterable[ProcessRecord]) -> None:
-    """Note the processes that the runner has started, in the order in which they have to end."""
+    """Write down the processes of a runner, in the order in which they have to end."""
     _replace(data_dir / PROCESSES_FILE, "".join(f"{process.encode()}\n" for process in processes))
 
 
 def noted_processes(data_dir: Path) -> list[ProcessRecord]:
-    """The processes that were noted last, by whichever runner."""
+    """The processes that the last runner on this folder wrote down."""
     try:
         return [
             ProcessRecord.decode(line)
@@ -70,7 +70,7 @@ def noted_processes(data_dir: Path) -> list[ProcessRecord]:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file so that a reader sees all of it or the one before."""
+    """Replace a file atomically: a reader sees the old text or the new one."""
     new = path.with_suffix(".new")
     new.write_text(text)
     new.replace(path)

@@ -1,4 +1,4 @@
-"""The whole of Fusewire on one machine: in one process, or one process per service."""
+"""Runs all of Fusewire on one machine: in one process, or one process per service."""
 
 import asyncio
 import contextlib
@@ -30,24 +30,29 @@ from fusewire_cli.local.storage import has_room, measured_mb
 log = structlog.get_logger(__name__)
 
 ORDER = ("judge", "worker-edge", "worker-remote", "dispatcher", "ingest")
-"""The door opens last and closes first."""
+"""The order in which services start; ingest, which accepts prompts, starts last."""
 READY_S = 120.0
-"""How long services may take until they listen."""
+"""How long ingest may take until it listens, s."""
 PROBE_EVERY_S = 5.0
 PROBES = 4
-"""A broker that has stored nothing in so many looks is started again."""
+"""A broker that has failed this many probes in a row is restarted."""
 BROKER_S = 1.0
-"""How long the broker may take to end, after those that use it."""
+"""How long the broker may take to end after the services, s."""
 
 
-def wanted(settings: Settings) -> list[str]:
-    """The services that this configuration needs: a worker only where there is a model for it."""
+def service_names(settings: Settings) -> list[str]:
+    """The services that this configuration needs: a worker only if there is a model for it."""
     tiers = {model.kind for model in settings.models.values()}
-    return [s for s in ORDER if not s.startswith("worker-") or s.removeprefix("worker-") in tiers]
+    worker_names = {f"worker-{tier}" for tier in tiers}
+    return [name for name in ORDER if not name.startswith("worker-") or name in worker_names]
 
 
 def storage_mb(settings: Settings) -> int:
-    """MiB that all streams together may take. Raises StartupError where the disk has too little room."""
+    """The MiB that all streams together may take.
+
+    Raises:
+        StartupError: the disk of the embedded broker has too little room.
+    """
     if settings.nats.storage_mb is not None:
         return settings.nats.storage_mb
     if settings.nats.url != "embedded":
@@ -58,25 +63,35 @@ def storage_mb(settings: Settings) -> int:
 async def apply_topology(
     settings: Settings, nats_url: str | None = None
 ) -> list[provision.TopologyChange]:
-    """Provision streams, durables and buckets. Raises StartupError when NATS does not answer.
+    """Provision streams, durables and buckets.
 
     Args:
-        settings: which models and pools there are, and how much room.
-        nats_url: where the embedded broker listens.
+        settings: models, pools, and the room for streams.
+        nats_url: the address of the embedded broker; None takes the configured one.
+
+    Returns:
+        What was changed, and what was not.
+
+    Raises:
+        StartupError: NATS does not answer.
     """
     nats = settings.nats.model_copy(update={"url": nats_url}) if nats_url else settings.nats
     models = {name: model.kind for name, model in settings.models.items()}
-    wanted_topology = topology(models, settings.pools, nats.replicas, storage_mb(settings))
+    target = topology(models, settings.pools, nats.replicas, storage_mb(settings))
     bus = Bus("ops", nats)
     await bus.connect(timeout_s=5)
     try:
-        return await provision.apply(bus.js, wanted_topology)
+        return await provision.apply(bus.js, target)
     finally:
         await bus.stop()
 
 
 async def upgrade_database(settings: Settings) -> tuple[str | None, str | None]:
-    """Migrate. Raises StartupError when the database does not answer."""
+    """Migrate the database. Returns the schema version before and after.
+
+    Raises:
+        StartupError: the database does not answer.
+    """
     store = Store(settings.database, is_patient=True)
     try:
         await store.ping()
@@ -86,9 +101,9 @@ async def upgrade_database(settings: Settings) -> tuple[str | None, str | None]:
 
 
 class Stack:
-    """Broker, migrations, topology, services; and their end in the opposite order.
+    """Broker, migrations, topology and services; they stop in the opposite order.
 
-    Nothing of it outlives this process, whatever ends it: see `Guard` and `Children`.
+    No process of it outlives this one, whatever ends it: see `Guard` and `Children`.
     """
 
     def __init__(self, settings: Settings, *, processes: bool = False) -> None:
@@ -102,7 +117,7 @@ class Stack:
         self._watch: asyncio.Task[None] | None = None
         self._broker_watch: asyncio.Task[None] | None = None
         self._drain_s = settings.limits.drain_s
-        if "worker-remote" in wanted(settings):
+        if "worker-remote" in service_names(settings):
             self._drain_s = max(self._drain_s, settings.limits.call_drain_s)
         self.url = ""
 
@@ -114,11 +129,17 @@ class Stack:
     @property
     def pids(self) -> dict[str, int]:
         """Process ids of the broker and, where they are processes, of the services."""
-        found = self._children.pids if self._children else {}
-        return {**found, **({"nats": self._nats.pid} if self._nats else {})}
+        pids = dict(self._children.pids) if self._children else {}
+        if self._nats:
+            pids["nats"] = self._nats.pid
+        return pids
 
     async def start(self) -> None:
-        """Start everything. Raises StartupError with what is wrong, and leaves nothing running."""
+        """Start everything. If that fails, nothing is left running.
+
+        Raises:
+            StartupError: what is wrong.
+        """
         try:
             await self._start()
         except BaseException:
@@ -155,6 +176,7 @@ class Stack:
         )
 
     def _take_folder(self) -> None:
+        """Lock the data folder. Raises StartupError if another Fusewire has it."""
         self._lock = (self._settings.data_dir / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -165,15 +187,15 @@ class Stack:
             ) from None
 
     async def _end_leftovers(self) -> None:
-        """End what a runner on this folder has left behind, as after a crash of the whole machine's session."""
-        noted = run_file.noted_processes(self._settings.data_dir)
-        for left in noted:
-            # In the order in which they were noted: services may still store what they have paid for.
-            if await asyncio.to_thread(process.end, [left], within_s=self.stop_s):
-                log.warning("up.leftover_ended", pid=left.pid)
+        """End the processes that the last runner on this folder left behind, as after a crash."""
+        leftovers = run_file.noted_processes(self._settings.data_dir)
+        for leftover in leftovers:
+            # One by one, the broker last: services may still store what they have paid for.
+            if await asyncio.to_thread(process.end, [leftover], within_s=self.stop_s):
+                log.warning("up.leftover_ended", pid=leftover.pid)
 
     async def _start_broker(self) -> str | None:
-        """Start the embedded broker, if that is configured, and returns its address."""
+        """Start the embedded broker, if one is configured. Returns its address."""
         if self._nats is None:
             return None
         await self._nats.start()
@@ -181,50 +203,53 @@ class Stack:
         return self._nats.url
 
     async def _note_processes(self) -> None:
+        """Tell the guard and the run file which processes there are now."""
         broker = ProcessRecord.of(self._nats.pid) if self._nats else None
         if broker and self._guard:
             await self._guard.watch(broker)
-        services = [
-            ProcessRecord.of(pid)
-            for pid in (self._children.pids.values() if self._children else ())
-        ]
+        pids = self._children.pids.values() if self._children else ()
+        services = [ProcessRecord.of(pid) for pid in pids]
         run_file.note_processes(self._settings.data_dir, filter(None, [*services, broker]))
 
     def _with_broker(self, nats_url: str | None) -> Settings:
+        """The configuration with the address of the embedded broker, if there is one."""
         if nats_url is None:
             return self._settings
         nats = self._settings.nats.model_copy(update={"url": nats_url})
         return self._settings.model_copy(update={"nats": nats})
 
     async def _start_services(self, settings: Settings, sock: socket.socket) -> None:
-        names = wanted(settings)
+        names = service_names(settings)
         if not self._processes:
             self._host = Host([_build(name, settings) for name in names], sock, settings.http)
             await self._host.start()
             return
         assert self._guard is not None
-        self._children = Children(settings, sock, self._guard.held)
+        self._children = Children(settings, sock, self._guard.keep_open_fd)
         await self._children.start(names)
         await self._note_processes()
         await self._children.ready(settings.http.host, READY_S)
 
     async def faulty(self) -> list[str]:
-        """Wait until this process can do nothing any more, and return why."""
+        """Wait until the stack cannot go on. Returns why."""
         assert self._watch is not None
-        watches: set[asyncio.Future[Any]] = {
-            self._watch,
-            *([self._broker_watch] if self._broker_watch else []),
-        }
-        faulty = {asyncio.ensure_future(self._host.faulty())} if self._host else set()
+        watches: set[asyncio.Future[Any]] = {self._watch}
+        if self._broker_watch:
+            watches.add(self._broker_watch)
+        host_waits = {asyncio.ensure_future(self._host.faulty())} if self._host else set()
         try:
-            done, _ = await asyncio.wait(watches | faulty, return_when=asyncio.FIRST_COMPLETED)
+            ended_waits, _ = await asyncio.wait(
+                watches | host_waits, return_when=asyncio.FIRST_COMPLETED
+            )
         finally:
-            for wait in faulty:
-                wait.cancel()
-        return ["nobody watches the services any more"] if watches & done else done.pop().result()
+            for host_wait in host_waits:
+                host_wait.cancel()
+        if watches & ended_waits:
+            return ["nobody watches the services any more"]
+        return ended_waits.pop().result()
 
     async def _supervise(self) -> None:
-        """Start again whatever has died, whatever happens meanwhile."""
+        """Restart what has died, for as long as the stack runs."""
         while True:
             await asyncio.sleep(0.2)
             try:
@@ -234,39 +259,42 @@ class Stack:
                 await asyncio.sleep(1)
 
     async def _watch_broker(self, broker: EmbeddedNats) -> None:
-        """End a broker that lives and stores nothing, where there is room: `_restart_ended` starts it again."""
+        """Kill a broker that runs but stores nothing although there is room.
+
+        `_restart_ended` then restarts it.
+        """
         me = asyncio.current_task()
         assert me is not None
-        missed = 0
-        # nats-py keeps a cancellation to itself that comes while it closes a connection.
+        failed_probes = 0
+        # nats-py swallows a cancellation that comes while it closes a connection.
         while not me.cancelling():
             await asyncio.sleep(PROBE_EVERY_S)
-            missed = 0 if await broker.answers() else missed + 1
-            if missed >= PROBES and has_room(broker.store):
-                log.warning("up.broker_stuck", seconds=round(missed * PROBE_EVERY_S))
+            failed_probes = 0 if await broker.answers() else failed_probes + 1
+            if failed_probes >= PROBES and has_room(broker.store):
+                log.warning("up.broker_stuck", seconds=round(failed_probes * PROBE_EVERY_S))
                 broker.kill()
-                missed = 0
+                failed_probes = 0
 
     async def _restart_ended(self) -> None:
-        restarted = self._guard is not None and self._guard.has_ended
-        if self._nats and not self._nats.running:
+        has_changed = self._guard is not None and self._guard.has_ended
+        if self._nats and not self._nats.is_running:
             log.warning("up.restarted", what="nats-server")
             with contextlib.suppress(StartupError):
                 await self._nats.start()
-                restarted = True
-                # A wiped store comes back empty; this makes it whole and changes nothing else.
+                has_changed = True
+                # If its store was wiped, the streams are missing; otherwise this changes nothing.
                 await apply_topology(self._settings, self._nats.url)
         if self._children:
-            for name, code in self._children.ended().items():
+            for name, code in self._children.exit_codes().items():
                 log.warning("up.restarted", what=name, exit_code=code)
                 await self._children.spawn(name)
-                restarted = True
-        if restarted:
+                has_changed = True
+        if has_changed:
             await self._note_processes()
 
     async def stop(self) -> None:
-        """Drain and end everything, within `stop_s`."""
-        end = asyncio.get_running_loop().time() + self.stop_s
+        """Drain and stop everything, within `stop_s`."""
+        deadline = asyncio.get_running_loop().time() + self.stop_s
         for task in (self._watch, self._broker_watch):
             if task:
                 task.cancel()
@@ -275,7 +303,7 @@ class Stack:
             await self._host.stop()
         if self._children:
             await self._children.stop(self.stop_s - 2 * BROKER_S)
-        left_s = end - asyncio.get_running_loop().time()
+        left_s = deadline - asyncio.get_running_loop().time()
         if self._nats:
             await self._nats.stop(max(BROKER_S, left_s - BROKER_S))
         if self._guard:
@@ -287,6 +315,6 @@ class Stack:
 
 
 def _build(name: str, settings: Settings) -> Service:
-    (point,) = entry_points(group="fusewire.services", name=name)
-    build: Callable[[Settings], Service] = point.load()
+    (entry_point,) = entry_points(group="fusewire.services", name=name)
+    build: Callable[[Settings], Service] = entry_point.load()
     return build(settings)

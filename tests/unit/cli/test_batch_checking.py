@@ -37,15 +37,15 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     def write(*lines: dict[str, Any] | str) -> Path:
         path = tmp_path / "in.jsonl"
         path.write_text(
-            "".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in lines)
+            "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
         )
         return path
 
     return write
 
 
-def faults(found: CheckReport) -> list[tuple[int, str | None]]:
-    return [(fault.line, fault.path) for fault in found.faults]
+def faults(report: CheckReport) -> list[tuple[int, str | None]]:
+    return [(fault.line, fault.path) for fault in report.faults]
 
 
 def test_each_form_is_told_by_its_line(write: Callable[..., Path]) -> None:
@@ -62,9 +62,9 @@ def test_each_form_is_told_by_its_line(write: Callable[..., Path]) -> None:
         "",
         {"messages": SAID, "pool": "other"},
     )
-    seen: list[Prompt] = []
+    prompts: list[Prompt] = []
     with new_ids() as ids:
-        found = check(path, rules(), ids, seen.append)
+        report = check(path, rules(), ids, prompts.append)
         assert [ids.line(name) for name in ("o", "m", "a", "b", "line-6", "line-5")] == [
             1,
             2,
@@ -74,20 +74,20 @@ def test_each_form_is_told_by_its_line(write: Callable[..., Path]) -> None:
             None,
         ]
         assert ids.up_to(4) == 4
-    assert (found.n_faults, found.count, found.unnamed) == (0, 5, 1)
-    assert found.forms == {"openai": 1, "mistral": 1, "anthropic": 1, "bare": 2}
-    assert found.digest == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert [prompt.custom_id for prompt in seen] == ["o", "m", "a", "b", "line-6"]
-    assert [prompt.pool for prompt in seen] == ["default"] * 4 + ["other"]
-    assert seen[0].members == ("gpt",)
+    assert (report.n_faults, report.count, report.count_without_id) == (0, 5, 1)
+    assert report.forms == {"openai": 1, "mistral": 1, "anthropic": 1, "bare": 2}
+    assert report.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert [prompt.custom_id for prompt in prompts] == ["o", "m", "a", "b", "line-6"]
+    assert [prompt.pool for prompt in prompts] == ["default"] * 4 + ["other"]
+    assert prompts[0].members == ("gpt",)
 
 
 def test_options_count_where_a_line_says_nothing(write: Callable[..., Path]) -> None:
-    seen: list[Prompt] = []
+    prompts: list[Prompt] = []
     path = write({"prompt": "one"}, {"prompt": "two", "pool": "default", "mode": "debate"})
     with new_ids() as ids:
-        check(path, rules(pool="other", mode="merge"), ids, seen.append)
-    assert [(prompt.pool, prompt.mode) for prompt in seen] == [
+        check(path, rules(pool="other", mode="merge"), ids, prompts.append)
+    assert [(prompt.pool, prompt.mode) for prompt in prompts] == [
         ("other", "merge"),
         ("default", "debate"),
     ]
@@ -107,8 +107,8 @@ def test_all_faults_are_counted_and_the_first_are_kept(write: Callable[..., Path
         *[{"prompt": None}] * 50,
     )
     with new_ids() as ids:
-        found = check(path, rules(), ids)
-    assert faults(found)[:7] == [
+        report = check(path, rules(), ids)
+    assert faults(report)[:7] == [
         (2, "custom_id"),
         (3, None),
         (4, "pool"),
@@ -117,9 +117,9 @@ def test_all_faults_are_counted_and_the_first_are_kept(write: Callable[..., Path
         (7, None),
         (9, "custom_id"),
     ]
-    assert (len(found.faults), found.n_faults) == (20, 57)
+    assert (len(report.faults), report.n_faults) == (20, 57)
     assert (
-        str(found.faults[0])
+        str(report.faults[0])
         == "line 2, custom_id: 'x' stands in line 1 already; give each line its own"
     )
 
@@ -150,9 +150,9 @@ def test_what_is_asked_and_not_done_is_counted(write: Callable[..., Path]) -> No
         *[{"body": {"model": "fusion", "messages": SAID, "tools": [fusion]}}] * 2, {"prompt": "one"}
     )
     with new_ids() as ids:
-        found = check(path, rules(), ids)
-    assert found.n_faults == 0
-    assert list(found.warnings.values()) == [2]
+        report = check(path, rules(), ids)
+    assert report.n_faults == 0
+    assert list(report.warnings.values()) == [2]
 
 
 def test_ids_are_taken_once() -> None:

@@ -99,9 +99,9 @@ def test_an_unusable_file_is_refused_with_a_reason(
     source = tmp_path / name
     if content is not None:
         source.write_bytes(content)
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         read(source, columns)
-    assert ended.value.code == 2
+    assert exit_info.value.code == 2
     assert message in capsys.readouterr().err
 
 
@@ -111,22 +111,22 @@ def test_without_pyarrow_parquet_says_what_to_install(
     source = tmp_path / "in.parquet"
     pq.write_table(pa.table({"prompt": ["one"]}), source)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         read(source)
-    assert ended.value.code == 2
+    assert exit_info.value.code == 2
     assert "fusewire-cli[parquet]" in capsys.readouterr().err
 
 
 def test_lines_are_numbered_with_the_blank_ones_and_cut_when_too_long() -> None:
     data = b"\xef\xbb\xbfone\r\n\n  \nfour\n" + b"x" * 5000 + b"\nsix"
-    found = list(lines(io.BytesIO(data), LIMIT))
-    assert [(number, line[:4]) for number, line in found] == [
+    numbered_lines = list(lines(io.BytesIO(data), LIMIT))
+    assert [(number, line[:4]) for number, line in numbered_lines] == [
         (1, b"one"),
         (4, b"four"),
         (5, b"xxxx"),
         (6, b"six"),
     ]
-    assert LIMIT < len(found[2][1]) <= LIMIT + 2
+    assert LIMIT < len(numbered_lines[2][1]) <= LIMIT + 2
 
 
 @pytest.mark.parametrize("ending", [b"\n", b"\r\n", b""])

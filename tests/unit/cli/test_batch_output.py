@@ -6,17 +6,17 @@ from typing import Any
 import pytest
 
 from fusewire_cli.batch.custom_ids import Ids, new_ids
-from fusewire_cli.batch.output import Output, is_failed, is_unsettled, opened
+from fusewire_cli.batch.output import Output, is_failed, is_unsettled, open_output
 from fusewire_cli.client import Form, Order
 
 
 @pytest.fixture
 def ids() -> Iterator[Ids]:
     """Lines 1, 2, 4 and 5: the third is blank."""
-    with new_ids() as found:
+    with new_ids() as ids_of_lines:
         for number in (1, 2, 4, 5):
-            assert found.add(f"q{number}", number) is None
-        yield found
+            assert ids_of_lines.add(f"q{number}", number) is None
+        yield ids_of_lines
 
 
 def result(index: int, **more: Any) -> dict[str, Any]:
@@ -42,9 +42,9 @@ def take(output: Output, *indexes: int) -> None:
 
 def test_an_output_is_written_and_gone_on_with(tmp_path: Path, ids: Ids) -> None:
     path = tmp_path / "new" / "out.jsonl"
-    with opened(path, ids, order="line", form="openai") as output:
+    with open_output(path, ids, order="line", form="openai") as output:
         take(output, 1, 2)
-    with opened(path, ids, order="line", form="openai") as output:
+    with open_output(path, ids, order="line", form="openai") as output:
         assert (output.after, output.lines, output.failed) == (2, 2, 0)
         take(output, 4, 5)
     assert path.read_text() == text(1, 2, 4, 5)
@@ -53,7 +53,7 @@ def test_an_output_is_written_and_gone_on_with(tmp_path: Path, ids: Ids) -> None
 def test_a_torn_last_line_is_cut_off(tmp_path: Path, ids: Ids) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text(text(1, 2, 4) + json.dumps(result(5))[:-4])
-    with opened(path, ids, order="line", form="openai") as output:
+    with open_output(path, ids, order="line", form="openai") as output:
         assert output.after == 4
         take(output, 5)
     assert path.read_text() == text(1, 2, 4, 5)
@@ -64,7 +64,7 @@ def test_in_the_order_of_completion_what_stands_there_is_not_written_again(
 ) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text(text(5, 1))
-    with opened(path, ids, order="settled", form="openai") as output:
+    with open_output(path, ids, order="settled", form="openai") as output:
         assert output.after == 0
         take(output, 5, 1, 2, 4)
         assert output.after == 14
@@ -107,9 +107,9 @@ def test_an_output_of_something_else_is_refused_and_not_touched(
 ) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text(content)
-    with pytest.raises(SystemExit) as ended, opened(path, ids, order=order, form=form):
+    with pytest.raises(SystemExit) as exit_info, open_output(path, ids, order=order, form=form):
         pass
-    assert ended.value.code == 2
+    assert exit_info.value.code == 2
     assert message in capsys.readouterr().err
     assert path.read_text() == content
 
@@ -119,16 +119,16 @@ def test_two_runs_do_not_write_to_one_output(
 ) -> None:
     path = tmp_path / "out.jsonl"
     with (
-        opened(path, ids, order="line", form="openai"),
+        open_output(path, ids, order="line", form="openai"),
         pytest.raises(SystemExit),
-        opened(path, ids, order="line", form="openai"),
+        open_output(path, ids, order="line", form="openai"),
     ):
         pass
     assert "being written by another run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("line", "failed", "unsettled"),
+    ("line", "failed", "to_come"),
     [
         (result(1), False, False),
         (result(1, response=None, error={"code": "batch_expired"}), True, False),
@@ -143,6 +143,6 @@ def test_two_runs_do_not_write_to_one_output(
     ],
 )
 def test_what_failed_and_what_is_yet_to_come_is_told_apart(
-    line: dict[str, Any], failed: bool, unsettled: bool
+    line: dict[str, Any], failed: bool, to_come: bool
 ) -> None:
-    assert (is_failed(line), is_unsettled(line)) == (failed, unsettled)
+    assert (is_failed(line), is_unsettled(line)) == (failed, to_come)

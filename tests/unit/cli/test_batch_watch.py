@@ -1,4 +1,4 @@
-"""Following a batch, against a service of a few lines that breaks off in the middle of its answers."""
+"""Following a batch, against a small service that breaks off in the middle of its answers."""
 
 import asyncio
 import io
@@ -15,7 +15,14 @@ from aiohttp import web
 from fusewire_cli import fusing
 from fusewire_cli.batch.ending import conclude
 from fusewire_cli.batch.output import Output
-from fusewire_cli.batch.watch import InterruptedRunError, Progress, Stop, figures, follow, settled
+from fusewire_cli.batch.watch import (
+    InterruptedRunError,
+    Progress,
+    Stop,
+    figures,
+    follow,
+    read_settled,
+)
 from fusewire_cli.client import ApiError, Client, Form, Order
 from fusewire_cli.screen import ProgressStyle
 
@@ -23,7 +30,7 @@ TOTAL = 7
 
 
 def batch(status: str = "in_progress", *, completed: int = 0, failed: int = 0, **ours: Any) -> Any:
-    shown = {
+    extensions = {
         "stop_reason": None,
         "degraded": 1,
         "cost_usd": 0.5,
@@ -36,7 +43,7 @@ def batch(status: str = "in_progress", *, completed: int = 0, failed: int = 0, *
         "id": "batch_b",
         "status": status,
         "request_counts": counts,
-        "x_fusewire": {**shown, **ours},
+        "x_fusewire": {**extensions, **ours},
     }
 
 
@@ -53,20 +60,20 @@ def line(index: int, **more: Any) -> dict[str, Any]:
 
 
 class Service:
-    """Answers as the API of batches does; each page of results breaks off in the middle of its third line."""
+    """The API of batches; each page of results breaks off in the middle of its third line."""
 
     def __init__(self) -> None:
         self.lines = [line(index) for index in range(1, TOTAL + 1)]
         self.ready = TOTAL
         self.status = "completed"
-        self.seen: list[web.Request] = []
+        self.requests: list[web.Request] = []
         self.bodies: list[bytes] = []
         self.faults: list[tuple[int, str]] = []
         self.breaks = True
         self.hangs = False
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        self.seen.append(request)
+        self.requests.append(request)
         self.bodies.append(await request.read())
         if self.faults:
             status, code = self.faults.pop(0)
@@ -82,11 +89,11 @@ class Service:
     async def _results(self, request: web.Request) -> web.StreamResponse:
         after, limit = int(request.query["after"]), int(request.query["limit"])
         page = self.lines[after : self.ready][:limit]
-        data = b"".join(json.dumps(one).encode() + b"\n" for one in page)
+        data = b"".join(json.dumps(line).encode() + b"\n" for line in page)
         response = web.StreamResponse()
         await response.prepare(request)
         if self.breaks and len(page) > 2:
-            end = sum(len(json.dumps(one)) + 1 for one in page[:2])
+            end = sum(len(json.dumps(line)) + 1 for line in page[:2])
             await response.write(data[: end + 40])
             assert request.transport is not None
             request.transport.close()
@@ -127,15 +134,15 @@ async def indexes(
     api: Client, order: Order = "line", form: Form = "openai", after: int = 0
 ) -> list[int]:
     return [
-        one["index"]
-        async for _, one in settled(api, "batch_b", order=order, form=form, after=after)
+        line["index"]
+        async for _, line in read_settled(api, "batch_b", order=order, form=form, after=after)
     ]
 
 
 async def test_results_are_read_through_breaks_each_once(api: Client, service: Service) -> None:
     assert await indexes(api) == list(range(1, TOTAL + 1))
     assert await indexes(api, after=5) == [6, 7]
-    assert {request.headers["authorization"] for request in service.seen} == {"Bearer fw-key"}
+    assert {request.headers["authorization"] for request in service.requests} == {"Bearer fw-key"}
 
 
 async def test_results_end_before_the_first_line_that_was_not_come_to(
@@ -157,8 +164,10 @@ async def test_a_batch_is_followed_to_its_end_and_written_whole(
         service.status, service.ready = "completed", TOTAL
 
     asyncio.get_running_loop().call_later(0.3, finish)
-    ended = await follow(api, "batch_b", output, Progress(ProgressStyle.none), stop, cancels=True)
-    assert ended["status"] == "completed"
+    last_state = await follow(
+        api, "batch_b", output, Progress(ProgressStyle.none), stop, cancels=True
+    )
+    assert last_state["status"] == "completed"
     assert [json.loads(raw) for raw in out.getvalue().splitlines()] == service.lines
 
 
@@ -170,10 +179,12 @@ async def test_the_first_signal_stops_the_batch_and_what_settled_is_written(
     output = Output(out, "out", order="line", form="openai")
     stop = stopper().listen()
     asyncio.get_running_loop().call_later(0.1, os.kill, os.getpid(), signal.SIGTERM)
-    ended = await follow(api, "batch_b", output, Progress(ProgressStyle.none), stop, cancels=True)
-    assert ended["status"] == "cancelled"
+    last_state = await follow(
+        api, "batch_b", output, Progress(ProgressStyle.none), stop, cancels=True
+    )
+    assert last_state["status"] == "cancelled"
     assert len(out.getvalue().splitlines()) == 3
-    cancels = [request for request in service.seen if request.path.endswith("/cancel")]
+    cancels = [request for request in service.requests if request.path.endswith("/cancel")]
     assert [dict(request.query) for request in cancels] == [
         {"drain": "true", "reason": "interrupted"}
     ]
@@ -185,8 +196,13 @@ async def test_what_hangs_in_flight_is_waited_for_no_longer_than_a_drain(
     service.status, service.ready, service.hangs = "in_progress", 3, True
     stop = stopper(drain_s=0.2).listen()
     os.kill(os.getpid(), signal.SIGTERM)
-    ended = await follow(api, "batch_b", None, Progress(ProgressStyle.none), stop, cancels=True)
-    assert (ended["status"], conclude(ended, None, is_interrupted=True)) == ("cancelling", 130)
+    last_state = await follow(
+        api, "batch_b", None, Progress(ProgressStyle.none), stop, cancels=True
+    )
+    assert (last_state["status"], conclude(last_state, None, is_interrupted=True)) == (
+        "cancelling",
+        130,
+    )
     assert "fusewire batch resume batch_b" in capsys.readouterr().err
 
 
@@ -194,19 +210,21 @@ async def test_to_stop_watching_stops_nothing(api: Client, service: Service) -> 
     service.status = "in_progress"
     stop = stopper().listen()
     asyncio.get_running_loop().call_later(0.1, os.kill, os.getpid(), signal.SIGINT)
-    ended = await follow(api, "batch_b", None, Progress(ProgressStyle.none), stop, cancels=False)
-    assert ended["status"] == "in_progress"
-    assert not [request for request in service.seen if request.path.endswith("/cancel")]
+    last_state = await follow(
+        api, "batch_b", None, Progress(ProgressStyle.none), stop, cancels=False
+    )
+    assert last_state["status"] == "in_progress"
+    assert not [request for request in service.requests if request.path.endswith("/cancel")]
 
 
 async def test_the_second_signal_ends_at_once() -> None:
-    ended: list[str] = []
-    stop = stopper(lambda: ended.append("at once")).listen()
+    calls: list[str] = []
+    stop = stopper(lambda: calls.append("at once")).listen()
     for count in (1, 2):
         os.kill(os.getpid(), signal.SIGINT)
         await stop.sleep(0.05)
         assert stop.is_asked
-        assert len(ended) == count - 1
+        assert len(calls) == count - 1
 
 
 async def test_work_is_given_up_when_somebody_asks_to_stop() -> None:
@@ -220,7 +238,7 @@ async def test_work_is_given_up_when_somebody_asks_to_stop() -> None:
 async def test_what_shall_be_tried_later_is_tried_again(api: Client, service: Service) -> None:
     service.faults = [(503, "unavailable"), (429, "rate_limited")]
     assert (await api.batch("batch_b"))["id"] == "batch_b"
-    assert len(service.seen) == 3
+    assert len(service.requests) == 3
     service.faults = [(429, "budget_exceeded")]
     with pytest.raises(ApiError, match="budget_exceeded"):
         await api.batch("batch_b")
@@ -241,15 +259,15 @@ async def test_what_shall_be_tried_later_is_tried_again(api: Client, service: Se
 def test_a_refusal_says_whether_the_command_or_the_service_is_at_fault(
     capsys: pytest.CaptureFixture[str], status: int, code: str, exit_code: int, mend: str
 ) -> None:
-    async def refused() -> None:
+    async def refuse() -> None:
         raise ApiError(status, code, "the reason")
 
-    with pytest.raises(SystemExit) as ended:
-        fusing.run(refused())
-    assert ended.value.code == exit_code
-    told = capsys.readouterr().err
-    assert "the reason" in told
-    assert mend in told
+    with pytest.raises(SystemExit) as exit_info:
+        fusing.run(refuse())
+    assert exit_info.value.code == exit_code
+    message = capsys.readouterr().err
+    assert "the reason" in message
+    assert mend in message
 
 
 async def test_an_upload_that_is_tried_again_is_sent_whole(
@@ -269,9 +287,9 @@ def test_progress_tells_figures(capsys: pytest.CaptureFixture[str]) -> None:
         for now[0] in (1.0, 9.0, 10.0, 19.0):
             progress.update(batch(completed=4, failed=1))
         progress.update(batch(completed=5, failed=1, waiting_for="budget"))
-    *told, last = capsys.readouterr().err.splitlines()
-    assert told[1:] == ["waiting: budget"]
-    assert set(json.loads(told[0])) == {
+    *earlier_lines, last_line = capsys.readouterr().err.splitlines()
+    assert earlier_lines[1:] == ["waiting: budget"]
+    assert set(json.loads(earlier_lines[0])) == {
         "done",
         "total",
         "failed",
@@ -280,7 +298,7 @@ def test_progress_tells_figures(capsys: pytest.CaptureFixture[str]) -> None:
         "eta_s",
         "cost_usd",
     }
-    assert json.loads(last)["done"] == 6
+    assert json.loads(last_line)["done"] == 6
 
 
 def test_figures_are_those_of_the_batch() -> None:
@@ -297,7 +315,7 @@ def test_figures_are_those_of_the_batch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ended", "is_interrupted", "code"),
+    ("last_state", "is_interrupted", "code"),
     [
         (batch("completed", completed=7), False, 0),
         (batch("completed", completed=6, failed=1), False, 3),
@@ -309,21 +327,21 @@ def test_figures_are_those_of_the_batch() -> None:
         (batch("failed"), False, 2),
     ],
 )
-def test_exit_codes(ended: Any, is_interrupted: bool, code: int) -> None:
-    assert conclude(ended, None, is_interrupted=is_interrupted) == code
+def test_exit_codes(last_state: Any, is_interrupted: bool, code: int) -> None:
+    assert conclude(last_state, None, is_interrupted=is_interrupted) == code
 
 
 def test_a_stopped_batch_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
     output = Output(io.BytesIO(), "an out.jsonl", order="line", form="openai")
     conclude(batch("cancelled", stop_reason="budget"), output)
-    told = capsys.readouterr().err
-    assert "fusewire batch resume batch_b -o 'an out.jsonl' --max-cost USD" in told
-    assert "fusewire batch results batch_b" in told
+    message = capsys.readouterr().err
+    assert "fusewire batch resume batch_b -o 'an out.jsonl' --max-cost USD" in message
+    assert "fusewire batch results batch_b" in message
 
 
 def test_a_bar_is_shown_on_request(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(ProgressStyle.bar) as progress:
         progress.update(batch(completed=4, failed=1))
-    told = capsys.readouterr().err
-    assert "5/7" in told
-    assert "1 failed · 1 degraded · 0.5 USD" in told
+    message = capsys.readouterr().err
+    assert "5/7" in message
+    assert "1 failed · 1 degraded · 0.5 USD" in message

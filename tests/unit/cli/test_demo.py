@@ -53,7 +53,7 @@ def test_who_was_right_is_told_by_label_and_for_calls_by_what_is_called() -> Non
         },
     ]
 
-    assert demo.scored(prompts, outcomes) == {
+    assert demo.compute_score(prompts, outcomes) == {
         "known": ["one", "weather"],
         "fused": ["one", "weather"],
         "members": {"a": ["weather"], "b": ["one"]},
@@ -86,8 +86,8 @@ def test_the_larger_pool_is_taken_only_where_all_its_models_are_here(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fusewire_worker_edge.pull.DEFAULT_ROOT", tmp_path)
-    assert "smollm2" in builtin.chosen()["models"]
-    assert builtin.POOL not in builtin.chosen()["pools"]
+    assert "smollm2" in builtin.configuration()["models"]
+    assert builtin.POOL not in builtin.configuration()["pools"]
     for name in builtin.names():
         assert f"fusewire model pull {name}" in builtin.offer()
         (tmp_path / name).mkdir()
@@ -95,5 +95,5 @@ def test_the_larger_pool_is_taken_only_where_all_its_models_are_here(
             "a folder without a manifest is no model"
         )
         shutil.copy(tiny_folder / MANIFEST, tmp_path / name)
-    assert builtin.POOL in builtin.chosen()["pools"]
+    assert builtin.POOL in builtin.configuration()["pools"]
     assert "all on this machine" in builtin.offer()

@@ -12,11 +12,11 @@ from fusewire_cli.eval import table, weighing
 from fusewire_cli.eval.asking import (
     Target,
     is_equally_weighed,
-    replies,
-    scored_outcome,
-    scored_reply,
+    read_replies,
+    score_outcome,
+    score_reply,
 )
-from fusewire_cli.eval.command import bent, needed
+from fusewire_cli.eval.command import replay_config, restrict
 from fusewire_cli.eval.suite import MemberReply, Question
 from fusewire_cli.eval.table import Score
 
@@ -63,49 +63,53 @@ def answer(member: str, content: str | None = "2", **fields: Any) -> dict[str, A
 def test_folds_are_stable_and_about_even() -> None:
     folds = [weighing.fold(f"q{n}") for n in range(1000)]
     assert folds[:5] == [weighing.fold(f"q{n}") for n in range(5)]
-    assert all(150 < folds.count(one) < 250 for one in range(weighing.FOLDS))
+    assert all(150 < folds.count(fold) < 250 for fold in range(weighing.FOLDS))
 
 
 def test_a_question_is_labelled_by_its_gold_and_by_the_wrong_answers_that_coincide() -> None:
-    said = [
+    member_replies = [
         reply("a", "A: 2"),
         reply("b", "3"),
         reply("c", "3.0"),
         reply("d", "4"),
         reply("e", None),
     ]
-    found = weighing.label(question(), said)
-    assert found.right == {"a": True, "b": False, "c": False, "d": False}
-    assert (found.same, found.different) == (1, 2)
+    labels = weighing.label(question(), member_replies)
+    assert labels.right == {"a": True, "b": False, "c": False, "d": False}
+    assert (labels.same, labels.different) == (1, 2)
 
 
 def test_weights_are_learned_from_the_other_folds_alone() -> None:
-    def labelled(flipped: int) -> list[weighing.AnsweredQuestion]:
-        found = []
+    def make_questions(flipped_fold: int) -> list[weighing.AnsweredQuestion]:
+        questions = []
         for number in range(200):
             fold = number % weighing.FOLDS
             strong, weak = number % 10 < 8, number % 10 < 3
-            right = {"strong": strong != (fold == flipped), "weak": weak != (fold == flipped)}
-            found.append(weighing.AnsweredQuestion(fold, right, same=1, different=4))
-        return found
+            right = {
+                "strong": strong != (fold == flipped_fold),
+                "weak": weak != (fold == flipped_fold),
+            }
+            questions.append(weighing.AnsweredQuestion(fold, right, same=1, different=4))
+        return questions
 
-    plain, turned = weighing.crossed(labelled(-1)), weighing.crossed(labelled(2))
+    plain = weighing.cross_validate(make_questions(-1))
+    flipped_weights = weighing.cross_validate(make_questions(2))
     assert all(weights["strong"] > 1 > weights["weak"] for weights in plain)
-    # What fold 2 holds does not show in the weights that fold 2 is judged by, and does in all others.
-    assert turned[2] == plain[2]
-    assert all(turned[fold] != plain[fold] for fold in (0, 1, 3, 4))
+    # The labels of fold 2 change the weights for all other folds, and not those for fold 2.
+    assert flipped_weights[2] == plain[2]
+    assert all(flipped_weights[fold] != plain[fold] for fold in (0, 1, 3, 4))
 
 
 def test_few_labels_leave_all_weights_at_one() -> None:
     few = [weighing.AnsweredQuestion(n % 5, {"a": True, "b": False}, 0, 0) for n in range(20)]
-    assert weighing.crossed(few) == [{"a": 1.0, "b": 1.0}] * 5
+    assert weighing.cross_validate(few) == [{"a": 1.0, "b": 1.0}] * 5
 
 
 # -- submissions ------------------------------------------------------------------------------
 
 
 def test_members_are_asked_once_with_the_gold_label_and_no_weights() -> None:
-    assert json.loads(TARGET.first(question(), "merge")) == {
+    assert json.loads(TARGET.ask_body(question(), "merge")) == {
         "custom_id": "q0",
         "prompt": "?",
         "pool": "default",
@@ -116,9 +120,11 @@ def test_members_are_asked_once_with_the_gold_label_and_no_weights() -> None:
 
 
 def test_answers_are_fused_again_under_the_weights_of_their_members() -> None:
-    judged = Target("default", "j", "hash")
+    judge_target = Target("default", "j", "hash")
     body = json.loads(
-        judged.again(question(), "debate", [reply("a", "2"), reply("b", None)], {"a": 2.5})
+        judge_target.fuse_body(
+            question(), "debate", [reply("a", "2"), reply("b", None)], {"a": 2.5}
+        )
     )
     assert (body["judge"], body["mode"]) == ("j", "debate")
     assert body["recorded"] == [
@@ -149,14 +155,20 @@ def test_replies_are_read_back_from_an_outcome() -> None:
         answer("b", None, status="error", error_code="timeout"),
         answer("c", status="missing"),
     ]
-    found = replies({"answers": answers})
-    assert [(r.recorded.member, r.recorded.content, r.recorded.error_code) for r in found] == [
+    member_replies = read_replies({"answers": answers})
+    assert [
+        (r.recorded.member, r.recorded.content, r.recorded.error_code) for r in member_replies
+    ] == [
         ("a", "2", None),
         ("b", None, "timeout"),
         ("c", None, "missing"),
     ]
-    assert (found[0].recorded.model, found[0].tokens, found[0].cost_usd) == ("m-a", 3, 0.1)
-    assert replies({"status": "refused"}) == []
+    assert (
+        member_replies[0].recorded.model,
+        member_replies[0].tokens,
+        member_replies[0].cost_usd,
+    ) == ("m-a", 3, 0.1)
+    assert read_replies({"status": "refused"}) == []
 
 
 @pytest.mark.parametrize(
@@ -172,18 +184,18 @@ def test_equal_weights_need_no_second_fusion(
 
 
 def test_a_reply_is_scored() -> None:
-    assert scored_reply(
+    assert score_reply(
         question(), reply("a", "A: 2", cost_usd=1.0, latency_ms=5.0, tokens=3)
     ) == Score(is_right=True, cost_usd=1.0, latency_ms=5.0, tokens=3)
     # A failure that used no tokens cost nothing; how long it took is not known.
-    assert scored_reply(question(), reply("a", None)) == Score(
+    assert score_reply(question(), reply("a", None)) == Score(
         is_right=False, is_failed=True, cost_usd=0.0
     )
-    assert scored_reply(question(), None).is_failed
+    assert score_reply(question(), None).is_failed
 
 
 def test_a_replayed_fusion_costs_what_its_members_cost_and_what_it_asked_itself() -> None:
-    said = [
+    member_replies = [
         reply("a", "2", cost_usd=1.0, latency_ms=5.0, tokens=3),
         reply("b", "3", cost_usd=2.0, latency_ms=9.0, tokens=4),
     ]
@@ -197,14 +209,16 @@ def test_a_replayed_fusion_costs_what_its_members_cost_and_what_it_asked_itself(
         "usage": {"prompt_tokens": 10, "completion_tokens": 20},
     }
     expected = Score(is_right=True, is_degraded=True, cost_usd=3.5, latency_ms=109.0, tokens=37)
-    assert scored_outcome(question(), outcome, said) == expected
-    live = scored_outcome(question(), {**outcome, "is_replay": False, "cost_usd": 3.5}, said)
+    assert score_outcome(question(), outcome, member_replies) == expected
+    live = score_outcome(
+        question(), {**outcome, "is_replay": False, "cost_usd": 3.5}, member_replies
+    )
     assert (live.cost_usd, live.tokens) == (3.5, 30)
-    dear = scored_outcome(question(), outcome, [*said, reply("c", "2")])
+    dear = score_outcome(question(), outcome, [*member_replies, reply("c", "2")])
     assert (dear.cost_usd, dear.latency_ms, dear.tokens) == (None, None, None)
-    failed = scored_outcome(question(), {**outcome, "status": "expired"}, said)
+    failed = score_outcome(question(), {**outcome, "status": "expired"}, member_replies)
     assert (failed.is_right, failed.is_failed) == (False, True)
-    assert scored_outcome(question(), {"status": "refused"}, []).is_failed
+    assert score_outcome(question(), {"status": "refused"}, []).is_failed
 
 
 # -- the table --------------------------------------------------------------------------------
@@ -220,10 +234,10 @@ def test_the_table_holds_members_fusions_oracle_and_beta() -> None:
         "strong": scores("--x-" * 10),
         "best": scores("xx--" * 10),
     }
-    fused: dict[tuple[str, table.Kind], list[Score]] = {
+    fusions: dict[tuple[str, table.Kind], list[Score]] = {
         ("merge", "merge"): scores("xxx-" * 10, cost_usd=0.03, latency_ms=600.0, tokens=7)
     }
-    rows = {row.name: row for row in table.build(members, fused)}
+    rows = {row.name: row for row in table.build(members, fusions)}
     assert list(rows) == [
         "weak",
         "strong",
@@ -268,7 +282,7 @@ def test_nothing_right_has_no_price_per_right_answer() -> None:
 # -- the configuration of a replay -------------------------------------------------------------
 
 
-def configured(**pool: Any) -> Settings:
+def make_config(**pool: Any) -> Settings:
     remote = {"kind": "remote", "base_url": "http://127.0.0.1:1/v1", "model": "m"}
     absent = {"kind": "edge", "path": "/nowhere/at/all"}
     members = ["absent", "hosted"]
@@ -279,15 +293,15 @@ def configured(**pool: Any) -> Settings:
 
 
 def test_the_built_in_configuration_bends_to_a_replay() -> None:
-    config, said = bent(configured(judge="absent"), "default", None)
+    config, notes = replay_config(make_config(judge="absent"), "default", None)
     assert config.pools["default"].judges == ()
-    assert "no judge" in said[0]
-    config, said = bent(configured(judge="j"), "default", None)
-    assert (config.pools["default"].judge, said) == ("j", [])
-    config, said = bent(configured(), "mine", None)
+    assert "no judge" in notes[0]
+    config, notes = replay_config(make_config(judge="j"), "default", None)
+    assert (config.pools["default"].judge, notes) == ("j", [])
+    config, notes = replay_config(make_config(), "mine", None)
     assert config.pools["mine"].members == ()
     assert len(config.config_hash("mine")) == 12
-    assert bent(configured(judge="absent"), "default", "j")[1] == []
+    assert replay_config(make_config(judge="absent"), "default", "j")[1] == []
 
 
 @pytest.mark.parametrize(
@@ -301,6 +315,6 @@ def test_the_built_in_configuration_bends_to_a_replay() -> None:
 def test_a_replay_has_only_the_models_that_it_can_call(
     judge: str | None, modes: list[str], models: set[str]
 ) -> None:
-    config = needed(configured(judge="j"), "default", judge, modes)
+    config = restrict(make_config(judge="j"), "default", judge, modes)
     assert set(config.models) == models
     assert len(config.config_hash("default")) == 12

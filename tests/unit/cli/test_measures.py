@@ -1,5 +1,7 @@
 """Intervals and agreement against published values."""
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,21 +22,22 @@ from fusewire_cli.eval.measures import kappa, paired_difference, wilson
     ],
 )
 def test_wilson(right: int, n: int, low: float, high: float) -> None:
-    found = wilson(right, n)
-    assert (round(found.low, 4), round(found.high, 4)) == (low, high)
-    assert found.value == (right / n if n else 0)
+    interval = wilson(right, n)
+    assert (round(interval.low, 4), round(interval.high, 4)) == (low, high)
+    assert interval.value == (right / n if n else 0)
 
 
 def pairs(both: int, first: int, second: int, neither: int) -> tuple[list[bool], list[bool]]:
-    one = [True] * (both + first) + [False] * (second + neither)
-    other = [True] * both + [False] * first + [True] * second + [False] * neither
-    return one, other
+    first_rights = [True] * (both + first) + [False] * (second + neither)
+    second_rights = [True] * both + [False] * first + [True] * second + [False] * neither
+    return first_rights, second_rights
 
 
 @pytest.mark.parametrize(
     ("cells", "value", "low", "high"),
     [
-        # Agresti's approval ratings (Categorical Data Analysis, table 10.1): -0.04, Wald -0.06 to -0.02.
+        # Agresti's approval ratings (Categorical Data Analysis, table 10.1):
+        # -0.04, Wald -0.06 to -0.02.
         ((794, 86, 150, 570), -0.04, -0.05868, -0.02122),
         # Bentur's airway data (1, 1, 7, 12): (-6 ± 1.96 √(9 - 36/23)) / 23, by hand.
         ((1, 1, 7, 12), -0.2857, -0.4932, -0.0285),
@@ -46,8 +49,10 @@ def pairs(both: int, first: int, second: int, neither: int) -> tuple[list[bool],
 def test_paired_difference(
     cells: tuple[int, int, int, int], value: float, low: float, high: float
 ) -> None:
-    found = paired_difference(*pairs(*cells))
-    assert (found.value, found.low, found.high) == pytest.approx((value, low, high), abs=6e-5)
+    interval = paired_difference(*pairs(*cells))
+    assert (interval.value, interval.low, interval.high) == pytest.approx(
+        (value, low, high), abs=6e-5
+    )
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans())))
@@ -78,6 +83,6 @@ def test_what_is_not_paired_is_refused() -> None:
     ],
 )
 def test_kappa(table: dict[tuple[str, str], int], expected: float | None) -> None:
-    ratings = [pair for pair, count in table.items() for _ in range(count)]
-    found = kappa([a for a, _ in ratings], [b for _, b in ratings])
-    assert found == (None if expected is None else pytest.approx(expected, abs=5e-5))
+    ratings = list(Counter(table).elements())
+    agreement = kappa([a for a, _ in ratings], [b for _, b in ratings])
+    assert agreement == (None if expected is None else pytest.approx(expected, abs=5e-5))

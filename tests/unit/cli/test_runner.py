@@ -22,25 +22,25 @@ def stack(tmp_path: Path) -> Stack:
 async def test_a_restart_that_fails_is_tried_again(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever it fails of: else nothing would be started again from then on, and nobody would know."""
+    """Otherwise nothing would be restarted from then on, and nobody would know."""
     tries = 0
-    done = asyncio.Event()
+    second_try = asyncio.Event()
 
     async def restart() -> None:
         nonlocal tries
         tries += 1
         if tries == 1:
             raise OSError("too many open files")
-        done.set()
+        second_try.set()
 
     monkeypatch.setattr(stack, "_restart_ended", restart)
-    with capture_logs() as told:
+    with capture_logs() as log_lines:
         watch = asyncio.create_task(stack._supervise())
-        await asyncio.wait_for(done.wait(), 60)
+        await asyncio.wait_for(second_try.wait(), 60)
         watch.cancel()
         await asyncio.gather(watch, return_exceptions=True)
 
-    assert "up.restart_failed" in [line["event"] for line in told]
+    assert "up.restart_failed" in [line["event"] for line in log_lines]
 
 
 async def test_a_runner_that_watches_nothing_any_more_says_so(stack: Stack) -> None:
@@ -52,8 +52,8 @@ async def test_a_runner_that_watches_nothing_any_more_says_so(stack: Stack) -> N
 def test_up_ends_where_its_event_loop_stands_still(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watched: list[object] = []
-    monkeypatch.setattr(lifeline, "on_stall", lambda _loop, call: watched.append(call))
+    stall_calls: list[object] = []
+    monkeypatch.setattr(lifeline, "on_stall", lambda _loop, call: stall_calls.append(call))
     monkeypatch.setattr(telemetry, "configure", lambda *_, **__: None)
     monkeypatch.setattr(serve, "Stack", lambda *_, **__: stack)
 
@@ -64,4 +64,4 @@ def test_up_ends_where_its_event_loop_stands_still(
     with pytest.raises(StartupError):
         serve.up(processes=False)
 
-    assert watched == [end_stalled]
+    assert stall_calls == [end_stalled]

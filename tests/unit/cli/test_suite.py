@@ -23,29 +23,29 @@ def lines(*rows: Any) -> bytes:
 
 
 def suite(*rows: Any) -> tuple[list[Question], list[str]]:
-    found, faults = read_suite(
+    questions, faults = read_suite(
         lines(*rows), "s.jsonl", pool="default", mode="best-of", judge="j", pools=POOLS, limit=2000
     )
-    return found, [str(fault) for fault in faults]
+    return questions, [str(fault) for fault in faults]
 
 
 def test_a_question_keeps_what_its_submission_needs() -> None:
-    asked = [{"role": "user", "content": "which?"}]
+    messages = [{"role": "user", "content": "which?"}]
     more = {
         "custom_id": "two",
-        "messages": asked,
+        "messages": messages,
         "answer": "b",
         "match": "choice",
         "max_tokens": 5,
     }
-    found, faults = suite(GOOD, b"", b"\xef\xbb\xbf".strip(), more)
+    questions, faults = suite(GOOD, b"", b"\xef\xbb\xbf".strip(), more)
     assert not [fault for fault in faults if ":1:" in fault or ":4:" in fault]
-    assert [(q.line, q.custom_id, q.body, q.gold) for q in found] == [
+    assert [(q.line, q.custom_id, q.body, q.gold) for q in questions] == [
         (1, "one", {"custom_id": "one", "prompt": "1 + 1?"}, Gold(answer="2", match="number")),
         (
             4,
             "two",
-            {"custom_id": "two", "messages": asked, "max_tokens": 5},
+            {"custom_id": "two", "messages": messages, "max_tokens": 5},
             Gold(answer="b", match="choice"),
         ),
     ]
@@ -72,8 +72,8 @@ def test_a_question_keeps_what_its_submission_needs() -> None:
     ],
 )
 def test_a_bad_question_is_told_by_its_line(row: Any, message: str) -> None:
-    found, faults = suite(GOOD, row)
-    assert len(found) == 1
+    questions, faults = suite(GOOD, row)
+    assert len(questions) == 1
     assert len(faults) == 1
     assert faults[0].startswith("s.jsonl:2: ")
     assert message in faults[0]
@@ -83,16 +83,17 @@ def test_an_empty_suite_is_a_fault() -> None:
     assert "no questions" in suite(b"", b"  ")[1][0]
 
 
-def replay(*rows: Any, questions: int = 1) -> tuple[Any, list[str]]:
-    asked, _ = suite(GOOD, *({**GOOD, "custom_id": f"q{n}"} for n in range(2, questions + 1)))
-    found, faults = read_replay(
-        lines(*rows), "r.jsonl", asked, suite="s.jsonl", models={"plain": "smol"}
+def replay(*rows: Any, question_count: int = 1) -> tuple[Any, list[str]]:
+    more = [{**GOOD, "custom_id": f"q{n}"} for n in range(2, question_count + 1)]
+    questions, _ = suite(GOOD, *more)
+    answers, faults = read_replay(
+        lines(*rows), "r.jsonl", questions, suite="s.jsonl", models={"plain": "smol"}
     )
-    return found, [str(fault) for fault in faults]
+    return answers, [str(fault) for fault in faults]
 
 
 def test_a_replay_becomes_recorded_answers() -> None:
-    found, faults = replay(
+    answers, faults = replay(
         {
             **SAID,
             "model": "org/GPT-4.1",
@@ -108,8 +109,8 @@ def test_a_replay_becomes_recorded_answers() -> None:
         },
     )
     assert faults == []
-    assert found.titles == {"org-gpt-4-1": "org/GPT-4.1", "plain": "plain"}
-    first, second = found.replies["one"]
+    assert answers.titles == {"org-gpt-4-1": "org/GPT-4.1", "plain": "plain"}
+    first, second = answers.replies["one"]
     assert (first.tokens, first.latency_ms, first.cost_usd) == (7, None, 0.5)
     assert (first.recorded.member, first.recorded.content, first.recorded.weight) == (
         "org-gpt-4-1",
@@ -145,7 +146,7 @@ def test_a_bad_reply_is_told_by_its_line(row: Any, message: str) -> None:
 
 
 def test_a_question_without_an_answer_is_a_fault_of_the_suite() -> None:
-    _, faults = replay(SAID, questions=2)
+    _, faults = replay(SAID, question_count=2)
     assert faults == ["s.jsonl:2: 'q2' has no answer in r.jsonl; add one, or remove the question"]
 
 

@@ -23,8 +23,8 @@ def after(seconds: float) -> datetime:
 
 
 def test_what_was_only_accepted_has_one_step() -> None:
-    found = History(PROMPT, None, None, None, (), (), None)
-    assert steps(found) == [
+    history = History(PROMPT, None, None, None, (), (), None)
+    assert steps(history) == [
         Step(0.0, None, "accepted", result="best-of, pool default, priority normal")
     ]
 
@@ -49,20 +49,20 @@ def test_a_fusion_s_steps_are_in_the_order_of_time_and_say_what_came_of_each() -
         }
     )
     ran = {"started_at": after(0.7), "finished_at": after(0.9)}
-    judged: dict[str, Any] = {"round": 1, "member": None, "model": "j", **ran}
-    verdict = make_candidate("{}", "verdict-1-1", prompt=PROMPT, **judged)
+    judge_call: dict[str, Any] = {"round": 1, "member": None, "model": "j", **ran}
+    verdict = make_candidate("{}", "verdict-1-1", prompt=PROMPT, **judge_call)
     late = make_candidate("s3cr3t", "c", prompt=PROMPT, started_at=after(0.1), finished_at=after(2))
-    said = Verdict(call="verdict-1-1", kind="pair", judge_model="j", shown=("a", "c"), winner="a")
+    vote = Verdict(call="verdict-1-1", kind="pair", judge_model="j", shown=("a", "c"), winner="a")
     outcome = make_outcome(
         PROMPT,
         finished_at=after(1),
         status="fused",
         closed_by="quorum",
-        verdicts=(said,),
+        verdicts=(vote,),
         is_degraded=True,
         degraded_reasons=("missing:c:0.33:quorum",),
     )
-    found = History(
+    history = History(
         PROMPT,
         after(0.01),
         None,
@@ -72,9 +72,9 @@ def test_a_fusion_s_steps_are_in_the_order_of_time_and_say_what_came_of_each() -
         outcome,
     )
 
-    taken = steps(found)
+    all_steps = steps(history)
 
-    assert [(s.at_ms, s.took_ms, s.step, s.who, s.result) for s in taken] == [
+    assert [(s.at_ms, s.took_ms, s.step, s.who, s.result) for s in all_steps] == [
         (0.0, None, "accepted", "", "best-of, pool default, priority normal"),
         (10.0, None, "published", "", ""),
         (20.0, None, "planned", "", "3 members, quorum 0.67, d left out (no_images)"),
@@ -85,5 +85,5 @@ def test_a_fusion_s_steps_are_in_the_order_of_time_and_say_what_came_of_each() -
         (700.0, 200.0, "call", "verdict-1-1", "ok, for a"),
         (1000.0, None, "outcome", "a", "fused, closed by quorum, missing:c:0.33:quorum"),
     ]
-    assert (taken[3].tokens_in, taken[4].tokens_in is None) == (None, False)
-    assert "s3cr3t" not in str(taken)
+    assert (all_steps[3].tokens_in, all_steps[4].tokens_in is None) == (None, False)
+    assert "s3cr3t" not in str(all_steps)
