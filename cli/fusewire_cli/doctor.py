@@ -178,7 +178,7 @@ async def _dialects(config: Settings) -> list[CheckResult]:
     finally:
         await bus.stop()
     return [
-        CheckResult("dialect", "ok", f"{n}: {known.of(m).told() or 'nothing is refused'}")
+        CheckResult("dialect", "ok", f"{n}: {known.of(m).describe() or 'nothing is refused'}")
         for n, m in hosted.items()
     ]
 

@@ -109,4 +109,4 @@ def _row(
 ) -> tuple[tuple[str, ...], bool]:
     cost = "unknown" if answer.cost_usd is None else f"{answer.cost_usd:.6f}"
     result = "ok" if answer.error is None else f"{answer.error.code}: {answer.error.message}"
-    return (name, role, result, cost, dialects.of(model).told()), answer.ok
+    return (name, role, result, cost, dialects.of(model).describe()), answer.ok

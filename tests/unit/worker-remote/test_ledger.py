@@ -39,10 +39,10 @@ def candidate(content: str | None = "Paris", *, twice: bool = False) -> Candidat
 
 
 def test_a_call_that_a_dead_worker_leaves_is_unknowable_where_it_was_sent() -> None:
-    sent, paused = TaskCalls(started_at=NOW), TaskCalls(started_at=NOW).paused(ambiguous=False)
+    sent, paused = TaskCalls(started_at=NOW), TaskCalls(started_at=NOW).pause(ambiguous=False)
 
-    assert (sent.left().unknown, sent.left().is_sent) == (1, False)
-    assert paused.left() == paused
+    assert (sent.abandon().unknown, sent.abandon().is_sent) == (1, False)
+    assert paused.abandon() == paused
 
 
 @pytest.mark.parametrize(
@@ -56,12 +56,12 @@ def test_a_call_that_a_dead_worker_leaves_is_unknowable_where_it_was_sent() -> N
     ],
 )
 def test_attempts_are_counted_over_all_workers(known: dict[str, int], expected: bool) -> None:
-    assert TaskCalls(started_at=NOW, **known).may_go_on(max_attempts=3) is expected
+    assert TaskCalls(started_at=NOW, **known).may_call_again(max_attempts=3) is expected
 
 
 def test_an_entry_survives_its_json() -> None:
     entry = LedgerEntry(
-        owner="w", until=NOW, calls={"a": TaskCalls(started_at=NOW).paused(ambiguous=True).resent()}
+        owner="w", until=NOW, calls={"a": TaskCalls(started_at=NOW).pause(ambiguous=True).resend()}
     )
     assert LedgerEntry.decode(entry.encode()) == entry
     assert (entry.calls["a"].attempts, entry.calls["a"].unknown, entry.calls["a"].is_sent) == (

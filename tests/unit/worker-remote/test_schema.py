@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from fusewire.contracts import Image, Message
-from fusewire_worker_remote.providers.parts import arguments_of, inline, interleaved, media_type
+from fusewire_worker_remote.providers.parts import parse_arguments, parse_data_url, content_parts, media_type
 from fusewire_worker_remote.providers.schema import is_closed, is_strict, without_bounds
 
 CLOSED: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "string"}}}
@@ -63,12 +63,12 @@ def test_bounds_become_words() -> None:
 
 def test_images_beyond_the_text_stand_at_its_end() -> None:
     image = Image(url="https://images.example/a", at=99)
-    assert list(interleaved(Message(role="user", content="abc", images=(image,)))) == ["abc", image]
+    assert list(content_parts(Message(role="user", content="abc", images=(image,)))) == ["abc", image]
 
 
 def test_urls_of_images() -> None:
-    assert inline("data:image/webp;base64,QUJD") == ("image/webp", "QUJD")
-    assert inline("https://images.example/data:;base64,x") is None
+    assert parse_data_url("data:image/webp;base64,QUJD") == ("image/webp", "QUJD")
+    assert parse_data_url("https://images.example/data:;base64,x") is None
     assert media_type("https://images.example/a.PNG?size=2#x") == "image/png"
     assert media_type("https://images.example/a") == "image/jpeg"
 
@@ -78,4 +78,4 @@ def test_urls_of_images() -> None:
     [('{"a": 1}', {"a": 1}), ("", {}), ("[1]", {"arguments": [1]}), ("{x", {"arguments": "{x"})],
 )
 def test_arguments_are_objects(text: str, value: object) -> None:
-    assert arguments_of(text) == value
+    assert parse_arguments(text) == value
