@@ -17,6 +17,7 @@ SchemaForm = Literal["schema", "json", "words"]
 """How a request asks for JSON: by a JSON Schema, as any JSON object, or in the prompt alone."""
 
 _NEXT_FORM: dict[SchemaForm, SchemaForm] = {"schema": "json", "json": "words"}
+"""The form to try after one that was refused."""
 _SCHEMA_KEYS = ("response_format", "output_config", "responseJsonSchema", "responseMimeType")
 _NEGOTIABLE = (
     "temperature",
@@ -61,7 +62,9 @@ _PARAMETER_WORDS = re.compile(
 """Words of an error that refuses the parameter itself."""
 _SCHEMA_WORDS = ("json_schema", "structured output", "json mode")
 _NESTED = "generationConfig"
+"""The member of Gemini's requests that holds further parameters."""
 _MOST_TEXT = 4_000
+"""Most characters of an error that are searched."""
 _FENCE = re.compile(r"```(?:json)?\s*\n(.*?)\n?```", re.DOTALL | re.IGNORECASE)
 
 

@@ -17,6 +17,7 @@ from fusewire_worker_remote.error_tables import TABLES
 
 _CODE = re.compile(r"[a-z]+(_[a-z]+)*")
 _CODE_LENGTH = 48
+"""Most characters of a code that is repeated."""
 _FINAL: tuple[ErrorCode, ...] = (
     "insufficient_quota",
     "context_length_exceeded",
@@ -33,7 +34,9 @@ _WAIT = re.compile(
     r"(\d{1,6}(?:\.\d{1,6})?) ?(ms|milliseconds|s\b|seconds?|m\b|minutes?)",
     re.IGNORECASE,
 )
+"""A wait in the words of a message."""
 _MOST_TEXT = 2_000
+"""Most characters of a message that are searched for a wait."""
 _SECONDS = re.compile(r"(\d+(?:\.\d+)?)s")
 
 
@@ -46,7 +49,7 @@ class Failure:
     retryable: bool
     retry_after_s: float | None = None
     ambiguous: bool = False
-    """Bytes were sent and no complete result came back: this call may be billed, and the next too."""
+    """Bytes were sent, and no complete result came: it may be billed, and so may the next call."""
     billed: bool = False
     """The provider did the work, and presumably charges for it."""
     usage: Usage | None = None

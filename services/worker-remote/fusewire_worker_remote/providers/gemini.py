@@ -52,7 +52,7 @@ _WITHOUT_SIGNATURES = re.compile(r"gemini-[12]\b|gemini-[12]\.|gemma|learnlm")
 
 
 class Gemini:
-    """`POST {base_url}/models/{model}:generateContent`; streamed `:streamGenerateContent?alt=sse`."""
+    """`POST {base_url}/models/{model}:generateContent`, or `:streamGenerateContent?alt=sse`."""
 
     base_dialect = PLAIN
     """See `Provider`."""

@@ -258,7 +258,7 @@ def _function_of(call: object) -> dict[str, Any]:
 
 
 def _usage(body: Mapping[str, Any], choice: object) -> tuple[Usage | None, float | None]:
-    """Tokens, and what was charged, wherever a server tells them."""
+    """Return the tokens and the cost in US dollars; servers report them in three places."""
     groq = body.get("x_groq")
     places = (
         body.get("usage"),
