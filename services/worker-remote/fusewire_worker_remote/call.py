@@ -102,17 +102,20 @@ class ModelCaller:
         if reader and _has_read(reader, response):
             return _within_limit(await reader.result())
         if isinstance(response, HttpResponse):
-            return await self._read_whole(task, model, dialect, publisher, request, response)
+            return await self._read_whole(
+                task, model, dialect, publisher, request=request, response=response
+            )
         if response.code == "timeout" and left_s <= model.timeout_s:
             return replace(response, code="deadline_exceeded", retryable=False)
         return response
 
-    async def _read_whole(  # noqa: PLR0917 - one call's parts, in their order
+    async def _read_whole(
         self,
         task: Task,
         model: RemoteModel,
         dialect: Dialect,
         publisher: TokenPublisher | None,
+        *,
         request: HttpRequest,
         response: HttpResponse,
     ) -> ProviderReply | Failure | Refusal:

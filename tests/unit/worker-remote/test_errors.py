@@ -170,18 +170,24 @@ CASES: list[tuple[int, bytes, str, bool, bool]] = [
     *(
         (400, openai(words), "context_length_exceeded", False, False)
         for words in (
-            "This model's maximum context length is 4096 tokens. "
-            "However, you requested 5000 tokens.",
+            (
+                "This model's maximum context length is 4096 tokens. "
+                "However, you requested 5000 tokens."
+            ),
             "The input (5000 tokens) is longer than the model's context length (4096 tokens).",
             "Requested token count exceeds the model's maximum context length of 4096 tokens.",
-            "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096. "
-            "Given: 5000",
+            (
+                "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096. "
+                "Given: 5000"
+            ),
             "This model's maximum prompt length is 131072 but the request contains 140000 tokens.",
             "Invalid request: Your request exceeded model token limit: 8192",
             "prompt token count of 70000 exceeds the limit of 64000",
             "Range of input length should be [1, 30720]",
-            "Trying to keep the first 5000 tokens when context the overflows. "
-            "The model has a context length of 4096",
+            (
+                "Trying to keep the first 5000 tokens when context the overflows. "
+                "The model has a context length of 4096"
+            ),
             "invalid params, context window exceeds limit",
             "Input is too long for requested model.",
         )
