@@ -179,7 +179,7 @@ async def _dialects(config: Settings) -> list[CheckResult]:
         await bus.stop()
     results = []
     for name, model in models.items():
-        refusals = dialects.of(model).told() or "nothing is refused"
+        refusals = dialects.of(model).describe() or "nothing is refused"
         results.append(CheckResult("dialect", "ok", f"{name}: {refusals}"))
     return results
 

@@ -117,4 +117,4 @@ def _row(
     result = (
         "ok" if candidate.error is None else f"{candidate.error.code}: {candidate.error.message}"
     )
-    return (name, role, result, cost, dialects.of(model).told()), candidate.ok
+    return (name, role, result, cost, dialects.of(model).describe()), candidate.ok

@@ -149,7 +149,7 @@ async def worker(
     generate = RemoteGenerate(
         {"big": RemoteModel.model_validate(model)},
         ledger,
-        stored=stored,
+        lookup=stored,
         clock=clock,
         sleep=no_wait,
         rng=random.Random(0).random,

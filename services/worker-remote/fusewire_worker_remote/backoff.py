@@ -1,4 +1,4 @@
-"""When to call again: exponential backoff with full jitter, and what a provider asks for.
+"""When to call again: exponential backoff with full jitter, and the wait a provider asks for.
 
 Full jitter after Brooker, "Exponential Backoff And Jitter" (AWS Architecture Blog, 2015).
 """
@@ -15,7 +15,7 @@ _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _RESET = "x-ratelimit-reset"
 _REMAINING = "x-ratelimit-remaining"
 PATIENT_S = 600.0
-"""A prompt that still has so long, as those of batches do, waits in proportion."""
+"""A prompt with more time left than this, such as a batch's, waits in proportion to it."""
 _EPOCH_S = 1e9
 _EPOCH_MS = 1e11
 
@@ -24,8 +24,8 @@ _EPOCH_MS = 1e11
 class Backoff:
     """The waits between attempts, in seconds: uniform over 0 to min(cap, base * 2^(attempt - 1)).
 
-    A prompt that has an hour is not given up within seconds: from the second wait on, it is up to a share of the
-    time that is left.
+    A prompt that has an hour is not given up within seconds: from the second wait on, the bound is
+    at least a share of the time that is left.
     """
 
     base_s: float = 0.5
@@ -43,12 +43,13 @@ class Backoff:
         random: float,
         retry_after_s: float | None = None,
     ) -> float | None:
-        """Seconds to wait after attempt number `attempt` (from 1), or None to stop now.
+        """Return seconds to wait after attempt number `attempt` (from 1), or None to stop now.
 
         Args:
             random: a draw from [0, 1).
-            retry_after_s: what the provider asked for. It is never undercut; up to `base_s`
-                of jitter is added, so that those who were turned away together do not return together.
+            retry_after_s: the wait that the provider asked for. It is never undercut; up to
+                `base_s` of jitter is added, so that callers which were turned away together do not
+                return together.
         """
         if attempt >= max_attempts:
             return None
@@ -56,43 +57,49 @@ class Backoff:
         if retry_after_s is not None:
             wait = retry_after_s + random * self.base_s
         else:
-            usual = min(self.cap_s, self.base_s * 2 ** (attempt - 1))
-            patient = (
-                min(self.longest_s, self.share * left_s)
-                if attempt > 1 and left_s > PATIENT_S
-                else 0.0
-            )
-            wait = random * max(usual, patient)
+            wait = random * self._bound_s(attempt, left_s)
         return wait if wait < left_s else None
+
+    def _bound_s(self, attempt: int, left_s: float) -> float:
+        """Return the longest wait after an attempt, with `left_s` until the deadline."""
+        bound: float = min(self.cap_s, self.base_s * 2 ** (attempt - 1))
+        if attempt > 1 and left_s > PATIENT_S:
+            bound = max(bound, min(self.longest_s, self.share * left_s))
+        return bound
 
 
 def retry_after_s(headers: Mapping[str, str], now: datetime) -> float | None:
-    """Seconds that a response's headers ask to wait, or None when they do not say.
+    """Return the seconds that a response's headers ask to wait, or None.
 
     Reads, in this order, `retry-after-ms`, `retry-after` (seconds or an HTTP date) and the
     longest `x-ratelimit-reset*` whose `x-ratelimit-remaining*` is not above zero.
 
     Args:
-        headers: with lower-case names.
+        headers: headers with lower-case names.
+        now: the current time, with a zone.
     """
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
         return milliseconds / 1000
-    asked = headers.get("retry-after")
-    if asked is not None:
-        seconds = _number(asked)
-        return seconds if seconds is not None else _until(asked, now)
+    retry_after = headers.get("retry-after")
+    if retry_after is not None:
+        seconds = _number(retry_after)
+        return seconds if seconds is not None else _until(retry_after, now)
     resets = [
-        wait
-        for name, value in headers.items()
-        if name.startswith(_RESET)
-        and (_number(headers.get(_REMAINING + name.removeprefix(_RESET))) or 0) == 0
-        and (wait := _reset_s(value, now)) is not None
+        _reset_s(text, now)
+        for name, text in headers.items()
+        if name.startswith(_RESET) and _is_used_up(headers, name.removeprefix(_RESET))
     ]
-    return max(resets, default=None)
+    return max((reset for reset in resets if reset is not None), default=None)
+
+
+def _is_used_up(headers: Mapping[str, str], limit: str) -> bool:
+    """Whether a rate limit, such as `-tokens`, has nothing remaining or does not say."""
+    return not _number(headers.get(_REMAINING + limit))
 
 
 def _number(text: str | None) -> float | None:
+    """Return a finite number that is not negative; None for any other text."""
     try:
         value = float(text or "")
     except ValueError:
@@ -101,6 +108,7 @@ def _number(text: str | None) -> float | None:
 
 
 def _until(date: str, now: datetime) -> float | None:
+    """Return the seconds until an HTTP date, at least 0; None if it is none."""
     try:
         when = parsedate_to_datetime(date)
     except ValueError:
@@ -110,13 +118,17 @@ def _until(date: str, now: datetime) -> float | None:
 
 
 def _reset_s(text: str, now: datetime) -> float | None:
-    """Read seconds ("7.66"), a duration ("1m30s", "17ms") or a Unix time in seconds or milliseconds."""
+    """Read a reset time: seconds, a duration, or a Unix time in seconds or milliseconds.
+
+    >>> _reset_s("1m30s", datetime(2026, 1, 1, tzinfo=UTC))
+    90.0
+    """
     value = _number(text)
     if value is None:
         parts = _DURATION.findall(text)
-        if not parts or "".join(n + u for n, u in parts) != text.strip():
+        if not parts or "".join(number + unit for number, unit in parts) != text.strip():
             return None
-        return sum(float(n) * _UNIT_S[u] for n, u in parts)
+        return sum(float(number) * _UNIT_S[unit] for number, unit in parts)
     if value < _EPOCH_S:
         return value
     when = value / 1000 if value >= _EPOCH_MS else value

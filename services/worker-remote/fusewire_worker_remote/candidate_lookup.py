@@ -1,4 +1,4 @@
-"""Which candidates have come: this worker has no database, so it asks the judge."""
+"""Look up which candidates have come: this worker has no database, so it asks the judge."""
 
 from collections.abc import Collection
 
@@ -10,11 +10,11 @@ from fusewire.errors import Transient
 from fusewire.topology import stored_subject
 
 ASK_S = 5.0
-"""How long the judge may take to answer."""
+"""Seconds that the judge may take to answer."""
 
 
 class JudgeLookup:
-    """Implements `generate.Stored` over the bus."""
+    """Implements `generate.CandidateLookup` over the bus."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
@@ -22,7 +22,11 @@ class JudgeLookup:
     async def __call__(
         self, fusion_id: str, round_: int, calls: Collection[str]
     ) -> Collection[str]:
-        """Those of these calls that need not be made any more. Raises Transient when no judge answers."""
+        """Return those of the calls that need not be made any more.
+
+        Raises:
+            Transient: no judge answers.
+        """
         query = StoredQuery(fusion_id=fusion_id, round=round_, calls=tuple(calls))
         try:
             reply = await self._bus.client.request(

@@ -1,7 +1,8 @@
-"""What a model was found not to take, and requests written so that it takes them. No IO.
+"""Which parameters a model refuses or renames, and requests adapted to that. No IO.
 
-Servers that speak one protocol differ in the parameters that they accept, and name the one that they refuse. So
-nothing is assumed: a refusal drops or renames that parameter, and the call is made again.
+Servers that speak one protocol differ in the parameters that they accept, and name the one that
+they refuse. So nothing is assumed: a refusal drops or renames that parameter, and the call is made
+again.
 """
 
 import json
@@ -13,9 +14,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 SchemaForm = Literal["schema", "json", "words"]
-"""How the form of an answer is asked for: by a JSON Schema, as any JSON object, or in the prompt alone."""
+"""How a request asks for JSON: by a JSON Schema, as any JSON object, or in the prompt alone."""
 
 _NEXT_FORM: dict[SchemaForm, SchemaForm] = {"schema": "json", "json": "words"}
+"""The form to try after one that was refused."""
 _SCHEMA_KEYS = ("response_format", "output_config", "responseJsonSchema", "responseMimeType")
 _NEGOTIABLE = (
     "temperature",
@@ -43,23 +45,31 @@ _NEGOTIABLE = (
     "reasoning_effort",
     *_SCHEMA_KEYS,
 )
-"""Parameters that can be left out. What is not here changes what is asked, and its refusal is the answer."""
+"""Parameters that can be left out.
+
+Any other one changes what the request means, so its refusal is the answer.
+"""
 _RENAMES = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
-_VALUE = re.compile(
+_VALUE_WORDS = re.compile(
     r"less than|greater than|more than|at (most|least)|maximum|minimum|between|range|[<>]=?|exceed"
     r"|too (large|many|long|small|high)"
 )
-_NEVER = re.compile(
-    r"\bonly\b|default|unsupported|not support|deprecated|unknown|unrecognized|unexpected|not permitted|not allowed"
-    r"|forbidden|unavailable|extra (inputs|fields)"
+"""Words of an error that refuses a parameter's value."""
+_PARAMETER_WORDS = re.compile(
+    r"\bonly\b|default|unsupported|not support|deprecated|unknown|unrecognized|unexpected"
+    r"|not permitted|not allowed|forbidden|unavailable|extra (inputs|fields)"
 )
-"""Words of an error by which a value is refused, and by which a parameter is."""
+"""Words of an error that refuses the parameter itself."""
+_SCHEMA_WORDS = ("json_schema", "structured output", "json mode")
 _NESTED = "generationConfig"
+"""The member of Gemini's requests that holds further parameters."""
 _MOST_TEXT = 4_000
+"""Most characters of an error that are searched."""
+_FENCE = re.compile(r"```(?:json)?\s*\n(.*?)\n?```", re.DOTALL | re.IGNORECASE)
 
 
 class Dialect(BaseModel):
-    """What one model at one address takes."""
+    """What one model at one address accepts. Immutable."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -68,19 +78,26 @@ class Dialect(BaseModel):
     schema_form: SchemaForm = "schema"
     system_role: Literal["system", "developer", "user"] = "system"
     is_thinking: bool = False
-    """Whether it was seen to think before it answers."""
+    """Whether the model was seen to think before it answers."""
 
-    def told(self) -> str:
-        """What was found, for people; empty where that is nothing."""
+    def describe(self) -> str:
+        """Describe the differences for people; empty if there are none.
+
+        >>> Dialect(dropped=("seed",), schema_form="json").describe()
+        'without seed, schema as json'
+        """
         parts = [f"without {name}" for name in self.dropped]
         parts += [f"{ours} as {theirs}" for ours, theirs in sorted(self.renamed.items())]
-        parts += [f"schema as {self.schema_form}"] if self.schema_form != "schema" else []
-        parts += [f"system as {self.system_role}"] if self.system_role != "system" else []
-        parts += ["thinks"] if self.is_thinking else []
+        if self.schema_form != "schema":
+            parts.append(f"schema as {self.schema_form}")
+        if self.system_role != "system":
+            parts.append(f"system as {self.system_role}")
+        if self.is_thinking:
+            parts.append("thinks")
         return ", ".join(parts)
 
-    def merged(self, other: "Dialect") -> "Dialect":
-        """What was found here and elsewhere."""
+    def merge(self, other: "Dialect") -> "Dialect":
+        """Return the dialect with the differences of both; `other` wins on names."""
         forms: list[SchemaForm] = ["schema", "json", "words"]
         return Dialect(
             dropped=tuple(sorted({*self.dropped, *other.dropped})),
@@ -90,25 +107,30 @@ class Dialect(BaseModel):
             is_thinking=self.is_thinking or other.is_thinking,
         )
 
-    def applied(self, payload: Mapping[str, Any]) -> dict[str, Any]:
-        """The request, in the words that are taken."""
-        found = _written(payload, self)
-        if isinstance(nested := found.get(_NESTED), dict):
-            found[_NESTED] = _written(nested, self)
-        if self.system_role != "system" and isinstance(messages := found.get("messages"), list):
-            found["messages"] = [
-                {**message, "role": self.system_role}
-                if message.get("role") == "system"
-                else message
-                for message in messages
-            ]
-        return found
+    def apply(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the payload without dropped parameters, and with renamed ones and roles.
+
+        >>> Dialect(dropped=("seed",), renamed={"stop": "ends"}).apply({"seed": 1, "stop": ["x"]})
+        {'ends': ['x']}
+        """
+        request = _rename(payload, self)
+        if isinstance(nested := request.get(_NESTED), dict):
+            request[_NESTED] = _rename(nested, self)
+        if self.system_role != "system" and isinstance(messages := request.get("messages"), list):
+            request["messages"] = [self._with_role(message) for message in messages]
+        return request
+
+    def _with_role(self, message: dict[str, Any]) -> dict[str, Any]:
+        if message.get("role") != "system":
+            return message
+        return {**message, "role": self.system_role}
 
 
 PLAIN = Dialect()
+"""The protocol without any difference."""
 
 
-def _written(payload: Mapping[str, Any], dialect: Dialect) -> dict[str, Any]:
+def _rename(payload: Mapping[str, Any], dialect: Dialect) -> dict[str, Any]:
     return {
         dialect.renamed.get(name, name): value
         for name, value in payload.items()
@@ -122,49 +144,59 @@ class Refusal:
 
     parameter: str
     dialect: Dialect
-    """What is known now."""
+    """The dialect to use from now on."""
 
 
-def refusal(payload: Mapping[str, Any], body: bytes, known: Dialect) -> Refusal | None:
-    """What a refusal teaches, or None where it names nothing that could be left out.
+def parse_refusal(payload: Mapping[str, Any], body: bytes, dialect: Dialect) -> Refusal | None:
+    """Read which parameter a server refuses; None where it names none that could be left out.
 
     Args:
         payload: the request that was refused, as it was sent.
         body: the response, with status 400 or 422.
-        known: with what it was written.
+        dialect: the dialect in which the request was written.
     """
-    named, text = _named(body)
-    if (
-        _has_system(payload)
-        and "role" in f"{named} {text}"
-        and ("system" in text or "developer" in text)
-    ):
-        role = "developer" if known.system_role == "system" and "developer" in text else "user"
-        return Refusal("role", known.model_copy(update={"system_role": role}))
-    if _VALUE.search(text) and not _NEVER.search(text):
-        # This value is wrong, and another would be taken: whoever gave it has to know.
+    param, text = _parse_error(body)
+    if _is_role_refused(payload, param, text):
+        role = "developer" if dialect.system_role == "system" and "developer" in text else "user"
+        return Refusal("role", dialect.model_copy(update={"system_role": role}))
+    if _VALUE_WORDS.search(text) and not _PARAMETER_WORDS.search(text):
+        # Another value would be accepted: whoever chose this one has to know.
         return None
-    sent = _sent(payload)
-    head = re.split(r"[.\[]", named)[0]
-    found = next((name for name in sent if name.lower() == head), None)
-    found = found or _mentioned(sent, text)
-    return Refusal(found, _without(found, text, known)) if found else None
+    candidates = _negotiable_names(payload)
+    head = re.split(r"[.\[]", param)[0]
+    name = next((name for name in candidates if name.lower() == head), None)
+    name = name or _find_mention(candidates, text)
+    return Refusal(name, _adapt(name, text, dialect)) if name else None
 
 
-def _without(name: str, text: str, known: Dialect) -> Dialect:
-    if name in _SCHEMA_KEYS and known.schema_form != "words":
-        return known.model_copy(update={"schema_form": _NEXT_FORM[known.schema_form]})
-    origin = next((ours for ours, theirs in known.renamed.items() if theirs == name), name)
-    other = _RENAMES.get(name)
-    if other and other in text and origin not in known.renamed:
-        return known.model_copy(update={"renamed": {**known.renamed, name: other}})
-    renamed = {ours: theirs for ours, theirs in known.renamed.items() if ours != origin}
-    return known.model_copy(
-        update={"renamed": renamed, "dropped": tuple(sorted({*known.dropped, origin}))}
+def _is_role_refused(payload: Mapping[str, Any], param: str, text: str) -> bool:
+    if not _has_system(payload) or "role" not in f"{param} {text}":
+        return False
+    return "system" in text or "developer" in text
+
+
+def _adapt(name: str, text: str, dialect: Dialect) -> Dialect:
+    """Return the dialect that weakens, renames or drops a parameter.
+
+    Args:
+        name: the parameter, as it was sent.
+        text: text of the refusal, in lower case.
+        dialect: the dialect in which the request was written.
+    """
+    if name in _SCHEMA_KEYS and dialect.schema_form != "words":
+        return dialect.model_copy(update={"schema_form": _NEXT_FORM[dialect.schema_form]})
+    origin = next((ours for ours, theirs in dialect.renamed.items() if theirs == name), name)
+    other_name = _RENAMES.get(name)
+    if other_name and other_name in text and origin not in dialect.renamed:
+        return dialect.model_copy(update={"renamed": {**dialect.renamed, name: other_name}})
+    renames = {ours: theirs for ours, theirs in dialect.renamed.items() if ours != origin}
+    return dialect.model_copy(
+        update={"renamed": renames, "dropped": tuple(sorted({*dialect.dropped, origin}))}
     )
 
 
-def _sent(payload: Mapping[str, Any]) -> list[str]:
+def _negotiable_names(payload: Mapping[str, Any]) -> list[str]:
+    """Return the parameters of a request that can be left out."""
     nested = payload.get(_NESTED)
     names = [*payload, *(nested if isinstance(nested, dict) else ())]
     return [name for name in _NEGOTIABLE if name in names]
@@ -172,64 +204,76 @@ def _sent(payload: Mapping[str, Any]) -> list[str]:
 
 def _has_system(payload: Mapping[str, Any]) -> bool:
     messages = payload.get("messages")
-    roles = (
-        [m.get("role") for m in messages if isinstance(m, dict)]
-        if isinstance(messages, list)
-        else []
-    )
+    if not isinstance(messages, list):
+        return False
+    roles = [message.get("role") for message in messages if isinstance(message, dict)]
     return "system" in roles or "developer" in roles
 
 
-def _mentioned(sent: list[str], text: str) -> str | None:
-    """The longest name of a parameter that was sent and that the message names as a word."""
-    found = [
+def _find_mention(names: list[str], text: str) -> str | None:
+    """Return the longest of the names that the text holds as a word."""
+    mentions = [
         name
-        for name in sent
+        for name in names
         if re.search(rf"(?<![a-z0-9_]){re.escape(name.lower())}(?![a-z0-9_])", text)
     ]
-    if not found and ("json_schema" in text or "structured output" in text or "json mode" in text):
-        found = [name for name in sent if name in _SCHEMA_KEYS]
-    return max(found, key=len, default=None)
+    if not mentions and any(words in text for words in _SCHEMA_WORDS):
+        mentions = [name for name in names if name in _SCHEMA_KEYS]
+    return max(mentions, key=len, default=None)
 
 
-def _named(body: bytes) -> tuple[str, str]:
-    """The parameter that an error names, and all of its text, both in lower case."""
+def _parse_error(body: bytes) -> tuple[str, str]:
+    """Return the parameter that an error names, and its whole text, both in lower case."""
     try:
-        parsed = json.loads(body)
+        document = json.loads(body)
     except (ValueError, RecursionError):
         return "", body[:_MOST_TEXT].decode(errors="replace").lower()
-    if isinstance(parsed, list) and parsed:
-        parsed = parsed[0]
-    if not isinstance(parsed, dict):
+    if isinstance(document, list) and document:
+        document = document[0]
+    if not isinstance(document, dict):
         return "", ""
-    error = parsed.get("error", parsed)
-    error = error if isinstance(error, dict) else {"message": error}
-    if isinstance(error.get("message"), dict):  # Mistral's form
-        error = {**error, **error["message"], "message": ""}
+    error = _error_object(document)
     param = error.get("param")
-    places = error.get("detail", parsed.get("detail"))
-    if isinstance(places, list) and places and isinstance(places[0], dict):
-        # FastAPI's form: {"loc": ["body", "seed"], "msg": …, "type": "extra_forbidden"}.
-        path = [str(part) for part in places[0].get("loc", ()) if part != "body"]
+    message = error.get("message", "")
+    detail = _first_detail(error.get("detail", document.get("detail")))
+    if detail is not None:
+        path = [str(step) for step in detail.get("loc", ()) if step != "body"]
         param = param or ".".join(path)
-        error = {
-            **error,
-            "message": f"{error.get('message', '')} {' '.join(path)} {places[0].get('msg', '')}",
-        }
-    text = " ".join(str(error.get(key, "")) for key in ("message", "code", "type"))
+        message = f"{message} {' '.join(path)} {detail.get('msg', '')}"
+    text = f"{message} {error.get('code', '')} {error.get('type', '')}"
     return str(param or "").lower(), text[:_MOST_TEXT].lower()
 
 
-def asked_in_words(schema: Mapping[str, Any]) -> str:
-    """What tells a model to answer by a schema, where the server has no way to see to it."""
-    wanted = json.dumps(schema, ensure_ascii=False)
-    return f"Answer with one JSON value and nothing else, not even a code fence. It satisfies this schema: {wanted}"
+def _error_object(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a body's error; the body itself if it has none."""
+    error = document.get("error", document)
+    if not isinstance(error, dict):
+        return {"message": error}
+    message = error.get("message")
+    if isinstance(message, dict):  # Mistral's form
+        return {**error, **message, "message": ""}
+    return error
+
+
+def _first_detail(details: object) -> dict[str, Any] | None:
+    """Return the first of FastAPI's details.
+
+    Their form: `{"loc": ["body", "seed"], "msg": …, "type": "extra_forbidden"}`.
+    """
+    first = details[0] if isinstance(details, list) and details else None
+    return first if isinstance(first, dict) else None
+
+
+def schema_instruction(schema: Mapping[str, Any]) -> str:
+    """Return the prompt that asks for JSON by a schema, for servers that cannot enforce it."""
+    json_schema = json.dumps(schema, ensure_ascii=False)
+    return (
+        "Answer with one JSON value and nothing else, not even a code fence. "
+        f"It satisfies this schema: {json_schema}"
+    )
 
 
 def without_fence(text: str) -> str:
-    """JSON that stands in a code fence, without it; any other text as it is."""
-    found = _FENCE.fullmatch(text.strip())
-    return found[1] if found else text
-
-
-_FENCE = re.compile(r"```(?:json)?\s*\n(.*?)\n?```", re.DOTALL | re.IGNORECASE)
+    """Return JSON without the code fence around it; any other text unchanged."""
+    match = _FENCE.fullmatch(text.strip())
+    return match[1] if match else text

@@ -1,4 +1,4 @@
-"""What was found of each model, remembered here and shared with other workers."""
+"""Learned dialects of models, remembered here and shared with other workers."""
 
 import hashlib
 from typing import Protocol
@@ -17,66 +17,73 @@ log = structlog.get_logger(__name__)
 
 
 class DialectStore(Protocol):
-    """Where findings are kept."""
+    """A store of learned dialects."""
 
     def of(self, model: RemoteModel) -> Dialect:
-        """What is known of a model."""
+        """Return the dialect of a model; `PLAIN` where nothing was learned."""
         ...
 
-    async def learn(self, model: RemoteModel, found: Dialect) -> None:
-        """Remember what was found."""
+    async def learn(self, model: RemoteModel, dialect: Dialect) -> None:
+        """Remember the dialect of a model."""
         ...
 
 
-def key_of(model: RemoteModel) -> str:
-    """Of a model at an address: two configured models that are the same share their findings."""
+def dialect_key(model: RemoteModel) -> str:
+    """Return the key of a model at an address.
+
+    Two configured models that have the same address and name there share their dialect.
+    """
     parts = (model.provider, model.base_url.rstrip("/"), model.model)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
 class MemoryDialects:
-    """Findings of this process alone."""
+    """Dialects of this process alone."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Dialect] = {}
+        self._dialects: dict[str, Dialect] = {}
 
     def of(self, model: RemoteModel) -> Dialect:
-        """See `Dialects.of`."""
-        return self._known.get(key_of(model), PLAIN)
+        """See `DialectStore.of`."""
+        return self._dialects.get(dialect_key(model), PLAIN)
 
-    async def learn(self, model: RemoteModel, found: Dialect) -> None:
-        """See `Dialects.learn`."""
-        self._known[key_of(model)] = found
+    async def learn(self, model: RemoteModel, dialect: Dialect) -> None:
+        """See `DialectStore.learn`."""
+        self._dialects[dialect_key(model)] = dialect
 
 
 class KvDialects(MemoryDialects):
-    """Findings in a key-value bucket, read at the start. Losing one costs a refused call, so faults are only logged."""
+    """Dialects in a key-value bucket, read at the start.
+
+    Losing one costs a refused call, so faults are only logged.
+    """
 
     def __init__(self, kv: KeyValue) -> None:
         super().__init__()
         self._kv = kv
 
     async def load(self, models: list[RemoteModel]) -> None:
-        """Read what other workers, and earlier ones, have found of these models."""
+        """Read what this worker and others have learned of these models."""
         for model in models:
-            found = await self._stored(model)
-            if found is not None:
-                await super().learn(model, found)
+            dialect = await self._fetch(model)
+            if dialect is not None:
+                await super().learn(model, dialect)
 
-    async def learn(self, model: RemoteModel, found: Dialect) -> None:
-        """See `Dialects.learn`."""
-        stored = await self._stored(model)
-        merged = found.merged(stored) if stored is not None else found
-        await super().learn(model, merged)
+    async def learn(self, model: RemoteModel, dialect: Dialect) -> None:
+        """See `DialectStore.learn`."""
+        stored_dialect = await self._fetch(model)
+        if stored_dialect is not None:
+            dialect = dialect.merge(stored_dialect)
+        await super().learn(model, dialect)
         try:
-            await self._kv.put(key_of(model), merged.model_dump_json().encode())
+            await self._kv.put(dialect_key(model), dialect.model_dump_json().encode())
         except (nats.errors.Error, JetStreamError, TimeoutError, OSError) as exc:
             log.warning("remote.dialect_not_stored", fault=type(exc).__name__)
 
-    async def _stored(self, model: RemoteModel) -> Dialect | None:
+    async def _fetch(self, model: RemoteModel) -> Dialect | None:
         try:
-            found = await self._kv.get(key_of(model))
-            return Dialect.model_validate_json(found.value) if found.value else None
+            row = await self._kv.get(dialect_key(model))
+            return Dialect.model_validate_json(row.value) if row.value else None
         except KeyNotFoundError:
             return None
         except (nats.errors.Error, JetStreamError, TimeoutError, OSError, ValidationError) as exc:

@@ -1,4 +1,4 @@
-"""What a provider's failure means: which class it is, whether to call again, whether it was paid for.
+"""Classifies failures of providers: the error code, whether to call again, whether it is billed.
 
 A failure's message is made of our own words, the status and the provider's error code. The
 provider's own message is read but never repeated: it may hold the prompt or a piece of the key.
@@ -17,6 +17,7 @@ from fusewire_worker_remote.error_tables import TABLES
 
 _CODE = re.compile(r"[a-z]+(_[a-z]+)*")
 _CODE_LENGTH = 48
+"""Most characters of a code that is repeated."""
 _FINAL: tuple[ErrorCode, ...] = (
     "insufficient_quota",
     "context_length_exceeded",
@@ -24,15 +25,18 @@ _FINAL: tuple[ErrorCode, ...] = (
     "model_not_found",
     "unauthorized",
 )
-"""Classes that a code or a wording settles, whatever the status; the first that fits."""
+"""Codes that a provider's code or wording decides, whatever the status; the first wins."""
 _WORD = re.compile(r"[a-z]+(_[a-z]+)*|[A-Z]+(_[A-Z]+)*|\d{1,9}")
 _PARAM = re.compile(r"[a-z]+(_[a-z]+)*(\[\d+\]|\.[a-z]+(_[a-z]+)*)*")
 _STATUS = re.compile(r"[A-Z]+(_[A-Z]+)*")
 _WAIT = re.compile(
-    r"(?:try again|retry)[^.\d]{0,20}(\d{1,6}(?:\.\d{1,6})?) ?(ms|milliseconds|s\b|seconds?|m\b|minutes?)",
+    r"(?:try again|retry)[^.\d]{0,20}"
+    r"(\d{1,6}(?:\.\d{1,6})?) ?(ms|milliseconds|s\b|seconds?|m\b|minutes?)",
     re.IGNORECASE,
 )
+"""A wait in the words of a message."""
 _MOST_TEXT = 2_000
+"""Most characters of a message that are searched for a wait."""
 _SECONDS = re.compile(r"(\d+(?:\.\d+)?)s")
 
 
@@ -45,9 +49,9 @@ class Failure:
     retryable: bool
     retry_after_s: float | None = None
     ambiguous: bool = False
-    """Bytes were sent and no complete result came back: it may have been billed, and another call may be too."""
+    """Bytes were sent, and no complete result came: it may be billed, and so may the next call."""
     billed: bool = False
-    """The provider did the work, and charges for it as far as anyone can tell."""
+    """The provider did the work, and presumably charges for it."""
     usage: Usage | None = None
     finish_reason: FinishReason | None = None
     status: int | None = None
@@ -55,91 +59,110 @@ class Failure:
     param: str | None = None
 
 
-def truncated(what: str, usage: Usage | None = None) -> Failure:
-    """A reply that broke off: paid for, and its whole is unknowable."""
-    return Failure("truncated", what, retryable=True, ambiguous=True, billed=True, usage=usage)
+def truncation(message: str, usage: Usage | None = None) -> Failure:
+    """Return the failure of a reply that broke off: paid for, with an unknowable result."""
+    return Failure("truncated", message, retryable=True, ambiguous=True, billed=True, usage=usage)
 
 
-def refused(what: str, usage: Usage | None = None) -> Failure:
-    """The model, or a filter behind it, declined after the work was done. Asking again changes nothing."""
+def content_refusal(message: str, usage: Usage | None = None) -> Failure:
+    """Return the failure of a call that the model, or a filter behind it, declined to answer.
+
+    The work was done, so it is paid for; another call would change nothing.
+    """
     return Failure(
-        "refused", what, retryable=False, billed=True, usage=usage, finish_reason="content_filter"
+        "refused",
+        message,
+        retryable=False,
+        billed=True,
+        usage=usage,
+        finish_reason="content_filter",
     )
 
 
 def classify(status: int, headers: Mapping[str, str], body: bytes, now: datetime) -> Failure:
-    """Say what an HTTP response that holds no answer means.
+    """Return the failure that an HTTP response without an answer means.
 
     Args:
-        status: the HTTP status. Of a 200 the body's own `error.code` is taken, where it is one.
-        headers: with lower-case names.
-        body: any bytes; the shapes of OpenAI, vLLM, FastAPI, OpenRouter, Anthropic, Google and Mistral are understood.
+        status: the HTTP status. For a 200 the body's own `error.code` is used, if it is a status.
+        headers: headers with lower-case names.
+        body: any bytes; the forms of OpenAI, vLLM, FastAPI, OpenRouter, Anthropic, Google and
+            Mistral are understood.
+        now: the current time, with a zone.
     """
-    error = _error(body)
-    codes = {c.lower() for c in (error.get("code"), error.get("type")) if isinstance(c, str)}
+    error = _parse_error(body)
+    words = (error.get("code"), error.get("type"))
+    codes = {word.lower() for word in words if isinstance(word, str)}
     if status < 300:
         status = _inner_status(error.get("code"), codes)
     text = str(error.get("message", "")).lower()
-    what = _describe(status, error)
+    message = _describe(status, error)
     failure = (
-        _by_code(status, codes, text, what)
-        or _by_details(error, what)
-        or _by_status(status, headers, what, now)
+        _classify_code(status, codes, text, message)
+        or _classify_details(error, message)
+        or _classify_status(status, headers, message, now)
     )
     if failure.code == "rate_limited" and failure.retry_after_s is None:
         failure = replace(failure, retry_after_s=_retry_delay_s(error, now))
-    failure = replace(failure, status=status, provider_code=_code(error), param=_param(error))
+    failure = replace(
+        failure, status=status, provider_code=_provider_code(error), param=_param(error)
+    )
     if headers.get("x-should-retry") == "false":
         return replace(failure, retryable=False, retry_after_s=None)
     return failure
 
 
-def _by_code(status: int, codes: set[str], text: str, what: str) -> Failure | None:
-    """What the body's own code settles, or its words, whatever the status."""
-    of_status: dict[int, ErrorCode] = {402: "insufficient_quota", 413: "context_length_exceeded"}
-    found = {of_status.get(status)}
-    for table in TABLES:
-        found |= {code for word, code in table.codes.items() if word in codes}
-        found |= {
-            one.code
-            for one in table.wordings
-            if status in one.statuses and one.pattern.search(text)
-        }
-    code = next((code for code in _FINAL if code in found), None)
+def _classify_code(status: int, codes: set[str], text: str, message: str) -> Failure | None:
+    """Classify by the body's own code or wording, whatever the status."""
+    found_codes = _table_codes(status, codes, text)
+    if status == 402:
+        found_codes.add("insufficient_quota")
+    if status == 413:
+        found_codes.add("context_length_exceeded")
+    code = next((code for code in _FINAL if code in found_codes), None)
     if code is None:
         return None
-    return Failure(
-        code, what, retryable=False, finish_reason="content_filter" if code == "refused" else None
-    )
+    finish_reason: FinishReason | None = "content_filter" if code == "refused" else None
+    return Failure(code, message, retryable=False, finish_reason=finish_reason)
 
 
-def _by_status(status: int, headers: Mapping[str, str], what: str, now: datetime) -> Failure:
+def _table_codes(status: int, codes: set[str], text: str) -> set[ErrorCode]:
+    """Return our codes for a provider's codes and wording, after all tables of errors."""
+    found_codes: set[ErrorCode] = set()
+    for table in TABLES:
+        found_codes.update(code for word, code in table.codes.items() if word in codes)
+        found_codes.update(
+            wording.code
+            for wording in table.wordings
+            if status in wording.statuses and wording.pattern.search(text)
+        )
+    return found_codes
+
+
+def _classify_status(
+    status: int, headers: Mapping[str, str], message: str, now: datetime
+) -> Failure:
     if status == 429:
-        return Failure(
-            "rate_limited", what, retryable=True, retry_after_s=retry_after_s(headers, now)
-        )
+        wait_s = retry_after_s(headers, now)
+        return Failure("rate_limited", message, retryable=True, retry_after_s=wait_s)
     if status in {401, 403}:
-        return Failure("unauthorized", what, retryable=False)
+        return Failure("unauthorized", message, retryable=False)
     if status in {404, 410}:
-        return Failure(
-            "model_not_found",
-            f"{what}: no such model there, or base_url leads elsewhere",
-            retryable=False,
-        )
+        message = f"{message}: no such model there, or base_url leads elsewhere"
+        return Failure("model_not_found", message, retryable=False)
     if status in {504, 524}:  # a gateway gave up waiting: the model behind it may have finished
-        return Failure("timeout", what, retryable=True, ambiguous=True)
+        return Failure("timeout", message, retryable=True, ambiguous=True)
     if status >= 500 or status in {408, 409}:
-        return Failure(
-            "server_error", what, retryable=True, retry_after_s=retry_after_s(headers, now)
-        )
-    return Failure("bad_request", what, retryable=False)
+        wait_s = retry_after_s(headers, now)
+        return Failure("server_error", message, retryable=True, retry_after_s=wait_s)
+    return Failure("bad_request", message, retryable=False)
 
 
 def _inner_status(code: object, codes: set[str]) -> int:
-    """The status that a provider put into the body of a 200; 500 when it put none."""
-    known = [status for table in TABLES for word, status in table.statuses.items() if word in codes]
-    if known:
-        return known[0]
+    """Return the status that a provider put into the body of a 200; 500 if it put none."""
+    for table in TABLES:
+        for word, status in table.statuses.items():
+            if word in codes:
+                return status
     try:
         status = int(str(code))
     except ValueError:
@@ -147,101 +170,131 @@ def _inner_status(code: object, codes: set[str]) -> int:
     return status if 400 <= status < 600 else 500
 
 
-def _by_details(error: Mapping[str, Any], what: str) -> Failure | None:
-    """What only the details of an error tell, as Google's do."""
+def _classify_details(error: Mapping[str, Any], message: str) -> Failure | None:
+    """Classify by an error's details, in which Google gives its reasons."""
     details = _details(error)
-    broken = [
-        v for one in details if isinstance(one.get("violations"), list) for v in one["violations"]
-    ]
-    told = [str(one.get("reason")) for one in details]
-    told += [str(one.get("quotaId")) for one in broken if isinstance(one, dict)]
-    known = [(reason, code) for table in TABLES for reason, code in table.reasons.items()]
-    code = next((code for reason, code in known if any(reason in one for one in told)), None)
-    return Failure(code, what, retryable=False) if code else None
+    reasons = [str(detail.get("reason")) for detail in details]
+    for detail in details:
+        reasons += _quota_ids(detail.get("violations"))
+    text = "\n".join(reasons)
+    for table in TABLES:
+        for word, code in table.reasons.items():
+            if word in text:
+                return Failure(code, message, retryable=False)
+    return None
+
+
+def _quota_ids(violations: object) -> list[str]:
+    if not isinstance(violations, list):
+        return []
+    return [str(quota.get("quotaId")) for quota in violations if isinstance(quota, dict)]
 
 
 def _retry_delay_s(error: Mapping[str, Any], now: datetime) -> float | None:
-    """The wait that a body asks for and no header: Google's, OpenRouter's, or OpenAI's and Azure's in words."""
-    delays = (_SECONDS.fullmatch(str(one.get("retryDelay"))) for one in _details(error))
-    if (found := next((float(found[1]) for found in delays if found), None)) is not None:
-        return found
+    """Return the seconds to wait that only a body gives.
+
+    Google gives them in the details, OpenRouter among its provider's headers, OpenAI and Azure in
+    the message.
+    """
+    for detail in _details(error):
+        if match := _SECONDS.fullmatch(str(detail.get("retryDelay"))):
+            return float(match[1])
     metadata = error.get("metadata")
     headers = metadata.get("headers") if isinstance(metadata, dict) else None
     if isinstance(headers, dict):
-        return retry_after_s(
-            {str(name).lower(): str(value) for name, value in headers.items()}, now
-        )
-    told = _WAIT.search(str(error.get("message", ""))[:_MOST_TEXT])
-    if told is None:
+        texts = {str(name).lower(): str(value) for name, value in headers.items()}
+        return retry_after_s(texts, now)
+    return _parse_wait_s(str(error.get("message", ""))[:_MOST_TEXT])
+
+
+def _parse_wait_s(text: str) -> float | None:
+    """Return the seconds that a message asks to wait.
+
+    >>> _parse_wait_s("Please try again in 2 minutes.")
+    120.0
+    """
+    match = _WAIT.search(text)
+    if match is None:
         return None
-    unit = told[2].lower()
+    number, unit = float(match[1]), match[2].lower()
     if unit.startswith(("ms", "mil")):
-        return float(told[1]) / 1000
-    return float(told[1]) * (60 if unit.startswith("m") else 1)
+        return number / 1000
+    return number * (60 if unit.startswith("m") else 1)
 
 
 def _details(error: Mapping[str, Any]) -> list[dict[str, Any]]:
     details = error.get("details")
-    return [one for one in details if isinstance(one, dict)] if isinstance(details, list) else []
+    if not isinstance(details, list):
+        return []
+    return [detail for detail in details if isinstance(detail, dict)]
 
 
 def is_error(body: Mapping[str, Any]) -> bool:
-    """Whether a body, or an event of a stream, that came with status 200 is an error all the same."""
+    """Whether a body, or an event of a stream, is an error although it came with status 200."""
     if body.get("error") or body.get("object") == "error" or body.get("type") == "error":
         return True
     minimax = body.get("base_resp")
     return isinstance(minimax, dict) and minimax.get("status_code") not in (None, 0)
 
 
-def _error(body: bytes) -> dict[str, Any]:
+def _parse_error(body: bytes) -> dict[str, Any]:
+    """Return the error that a body holds; empty if it holds none."""
     try:
-        parsed = json.loads(body)
+        document = json.loads(body)
     except (ValueError, RecursionError):
         return {}
-    if isinstance(parsed, list) and parsed:
-        parsed = parsed[0]  # Google's errors come so where a stream was asked for
-    if not isinstance(parsed, dict):
+    if isinstance(document, list) and document:
+        document = document[0]  # Google sends errors in a list where a stream was requested
+    if not isinstance(document, dict):
         return {}
-    if isinstance(minimax := parsed.get("base_resp"), dict) and not parsed.get("error"):
-        code = minimax.get("status_code")
-        named = (
-            [table.numbers[code] for table in TABLES if code in table.numbers]
-            if isinstance(code, int)
-            else []
-        )
-        return {"code": named[0] if named else "base_resp", "message": minimax.get("status_msg")}
-    error = parsed.get("error", parsed)
+    if isinstance(minimax := document.get("base_resp"), dict) and not document.get("error"):
+        return _minimax_error(minimax)
+    error = document.get("error", document)
     if isinstance(error, str):
         return {"message": error}
     return error if isinstance(error, dict) else {}
 
 
-def _code(error: Mapping[str, Any]) -> str | None:
-    """The provider's own code. Only a number or a word of a fixed form: anything else may hold the prompt."""
-    for value in (error.get("code"), error.get("status"), error.get("type")):
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**9:
-            return str(value)
-        if isinstance(value, str) and len(value) <= _CODE_LENGTH and _WORD.fullmatch(value):
-            return value
+def _minimax_error(base_resp: Mapping[str, Any]) -> dict[str, Any]:
+    """Return MiniMax's error, which has a number, in OpenAI's form."""
+    number = base_resp.get("status_code")
+    code = "base_resp"
+    if isinstance(number, int):
+        code = next((table.numbers[number] for table in TABLES if number in table.numbers), code)
+    return {"code": code, "message": base_resp.get("status_msg")}
+
+
+def _provider_code(error: Mapping[str, Any]) -> str | None:
+    """Return the provider's own code.
+
+    Only a number or a word of a fixed form: anything else may hold the prompt.
+    """
+    for code in (error.get("code"), error.get("status"), error.get("type")):
+        if isinstance(code, int) and not isinstance(code, bool) and 0 <= code < 10**9:
+            return str(code)
+        if isinstance(code, str) and len(code) <= _CODE_LENGTH and _WORD.fullmatch(code):
+            return code
     return None
 
 
 def _param(error: Mapping[str, Any]) -> str | None:
-    value = error.get("param")
-    return (
-        value
-        if isinstance(value, str) and len(value) <= _CODE_LENGTH and _PARAM.fullmatch(value)
-        else None
-    )
+    """Return the parameter that an error names, if it has the form of a name."""
+    param = error.get("param")
+    if not isinstance(param, str) or len(param) > _CODE_LENGTH:
+        return None
+    return param if _PARAM.fullmatch(param) else None
 
 
 def _describe(status: int, error: Mapping[str, Any]) -> str:
-    shown = [
-        value
-        for value in (error.get("code"), error.get("type"), error.get("param"))
-        if isinstance(value, str) and len(value) <= _CODE_LENGTH and _CODE.fullmatch(value)
+    """Describe an error by its status and by those of its words that cannot hold the prompt."""
+    words = [
+        word
+        for word in (error.get("code"), error.get("type"), error.get("param"))
+        if isinstance(word, str) and len(word) <= _CODE_LENGTH and _CODE.fullmatch(word)
     ]
     google = error.get("status")
     if isinstance(google, str) and len(google) <= _CODE_LENGTH and _STATUS.fullmatch(google):
-        shown.append(google.lower())
-    return f"HTTP {status}" + (f" ({', '.join(dict.fromkeys(shown))})" if shown else "")
+        words.append(google.lower())
+    if not words:
+        return f"HTTP {status}"
+    return f"HTTP {status} ({', '.join(dict.fromkeys(words))})"

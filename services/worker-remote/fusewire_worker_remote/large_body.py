@@ -1,6 +1,6 @@
-"""The body of a request with large images or texts, which are read from the object store while it is sent.
+"""Request bodies with large images or texts, read from the object store while they are sent.
 
-So a call never holds one whole, and while its answer is awaited it holds none.
+So a call never holds a large part whole in memory, and none while it awaits the answer.
 """
 
 import re
@@ -13,7 +13,7 @@ from fusewire_worker_remote.errors import Failure
 
 
 class BlobSource(Protocol):
-    """Where they come from; see `Blobs`."""
+    """The store of large parts; see `Blobs`."""
 
     async def find(self, name: str) -> Blob:
         """See `Blobs.find`."""
@@ -25,11 +25,11 @@ class BlobSource(Protocol):
 
 
 class LargeBody:
-    """One request's body.
+    """The body of one request.
 
     Args:
-        pieces: JSON, and what is large between.
-        source: where that is read.
+        pieces: JSON text, and the large parts between its pieces.
+        source: the store of the large parts.
     """
 
     def __init__(self, pieces: Sequence[bytes | Blob], source: BlobSource) -> None:
@@ -38,10 +38,10 @@ class LargeBody:
         self.size = sum(piece.size if isinstance(piece, Blob) else len(piece) for piece in pieces)
         """Bytes."""
         self.failure: Failure | None = None
-        """Why it broke off. What was sent is no whole request, so nobody has worked on it."""
+        """Why sending broke off. The server got no whole request, so it has not worked on it."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Read it once."""
+        """Read the body, once."""
         try:
             for piece in self._pieces:
                 if isinstance(piece, bytes):
@@ -50,7 +50,8 @@ class LargeBody:
                 async for part in self._source.read(piece):
                     yield part
         except BlobMissingError:
-            # It was there a moment ago: another ingest has put it again, or it was erased. The next attempt finds out.
+            # It was there a moment ago: another ingest has stored it anew, or it was erased.
+            # The next attempt finds out.
             self.failure = Failure(
                 "connect_error", "a large part of it was replaced while it was sent", retryable=True
             )
@@ -63,29 +64,26 @@ class LargeBody:
 async def with_large_parts(
     body: bytes, names: Mapping[str, str], source: BlobSource
 ) -> LargeBody | Failure:
-    """The body with images and texts in place of their marks, or why one cannot be had.
+    """Return the body with the large parts in place of their marks; a failure if one is missing.
 
     Args:
-        body: JSON.
-        names: of them, by the mark that stands for each.
-        source: where they are.
+        body: the request as JSON, with marks.
+        names: names of the large parts, by the mark that stands for each.
+        source: the store of the large parts.
     """
     try:
-        found = {mark.encode(): await source.find(name) for mark, name in names.items()}
+        blobs = {mark.encode(): await source.find(name) for mark, name in names.items()}
     except (Transient, BlobMissingError) as exc:
         return _failure(exc)
-    texts = re.split(b"(" + b"|".join(map(re.escape, found)) + b")", body)
-    return LargeBody([found.get(text, text) for text in texts], source)
+    texts = re.split(b"(" + b"|".join(map(re.escape, blobs)) + b")", body)
+    return LargeBody([blobs.get(text, text) for text in texts], source)
 
 
 def _failure(exc: Exception) -> Failure:
     if isinstance(exc, Transient):
         return Failure("connect_error", str(exc), retryable=True)
-    what = (
-        "is no longer kept (limits.image_days)"
-        if isinstance(exc, BlobMissingError)
-        else "is damaged"
-    )
+    is_missing = isinstance(exc, BlobMissingError)
+    fault = "is no longer kept (limits.image_days)" if is_missing else "is damaged"
     return Failure(
-        "bad_request", f"an image or a long text {what}; send the prompt again", retryable=False
+        "bad_request", f"an image or a long text {fault}; send the prompt again", retryable=False
     )

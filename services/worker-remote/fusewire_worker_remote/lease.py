@@ -1,4 +1,4 @@
-"""A worker's hold on the ledger's entry of one message, from its first call to its last."""
+"""A worker's lease of the ledger's entry of one message, from its first call to its last."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
@@ -27,11 +27,11 @@ T = TypeVar("T")
 _RACES = 5
 """Lost races for one entry before the message is handed back."""
 _CONFLICT_S = 1.0
-"""When a message is delivered again whose entry somebody has made meanwhile."""
+"""Seconds until a message is delivered again whose entry another worker has just created."""
 
 
-Came = Callable[[Collection[str]], Awaitable[Collection[str]]]
-"""Tells which of these calls have a candidate; all of them where the fusion is over.
+FindEnded = Callable[[Collection[str]], Awaitable[Collection[str]]]
+"""Returns those of the given calls that have a candidate; all of them where the fusion is over.
 
 Raises:
     Transient: nobody can tell now.
@@ -40,32 +40,36 @@ Raises:
 
 @dataclass(frozen=True)
 class LeaseTerms:
-    """On what terms an entry is held.
+    """The terms on which an entry is leased.
 
     Attributes:
-        me: the name of this hold, which no other bears; by it a write is known whose acknowledgement was lost.
-        lease: how long after this worker's death another may take its calls.
+        owner: the name of this lease, which no other bears. By it the lease recognizes its own
+            write whose acknowledgement was lost.
+        duration: how long after this worker's death another may take its calls.
         keep_until: when the entry may be forgotten.
         clock: gives the current time, with a zone.
     """
 
-    me: str
-    lease: timedelta
+    owner: str
+    duration: timedelta
     keep_until: datetime
     clock: Callable[[], datetime]
 
 
 class LedgerLease:
-    """The entry of one message, as this worker knows it. Entered before the first call, left after the last.
+    """The entry of one message, as this worker knows it.
+
+    An async context: enter it before the first call, leave it after the last.
 
     Args:
         ledger: where entries are kept.
-        key: of the message.
-        terms: on which it is held.
-        came: tells which candidates have come.
-        is_first: whether the message has never been delivered before, so that nothing should be there. A first
-            delivery is the common case, and this guess costs it no read.
-        earlier: calls that may have been made before, though the ledger knows nothing of it because it was lost.
+        key: key of the message.
+        terms: name, duration and clock of the lease.
+        find_ended: tells which candidates have come.
+        is_first: whether the message has never been delivered before, so that no entry should
+            exist. A first delivery is the common case, and this guess saves it a read.
+        earlier: calls that may have been made before, though the ledger does not show them
+            because it was lost.
     """
 
     def __init__(
@@ -73,7 +77,7 @@ class LedgerLease:
         ledger: Ledger,
         key: str,
         terms: LeaseTerms,
-        came: Came,
+        find_ended: FindEnded,
         *,
         is_first: bool,
         earlier: Collection[str] = (),
@@ -81,24 +85,24 @@ class LedgerLease:
         self._ledger = ledger
         self._key = key
         self._terms = terms
-        self._came = came
+        self._find_ended = find_ended
         self._is_first = is_first
         self._earlier = earlier
         self._calls: dict[str, TaskCalls] = {}
-        self._ended: Collection[str] = ()
+        self._ended_calls: Collection[str] = ()
         self._revision = 0
         self._until = terms.clock()
         self._is_lost = False
         self._changes = 0
-        self._written = 0
+        self._written_changes = 0
         self._writing = asyncio.Lock()
         self._renewal: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        """Look what others have left.
+        """Read what earlier workers have written, unless this is the first delivery.
 
         Raises:
-            Busy: another worker is at it.
+            EntryBusy: another worker holds the entry.
             LedgerUnavailable: the ledger is out of reach; nothing was called.
             Transient: nobody can tell which candidates have come.
         """
@@ -112,7 +116,7 @@ class LedgerLease:
         exc: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Let go. What did not end is for the next delivery, which need not wait for the lease to end."""
+        """Release the entry. After an exception the next delivery need not wait for the lease."""
         if self._renewal:
             self._renewal.cancel()
         if kind is not None and self._revision and not self._is_lost:
@@ -120,119 +124,127 @@ class LedgerLease:
                 await self._put(self._terms.clock())
 
     def has_ended(self, call: str) -> bool:
-        """Whether its candidate came in an earlier delivery."""
-        return call in self._ended
+        """Whether the call's candidate came in an earlier delivery."""
+        return call in self._ended_calls
 
     def calls(self, call: str) -> TaskCalls | None:
-        """What is known of a task's calls; None if none was begun."""
+        """Return what is known of a task's calls; None if none was begun."""
         return self._calls.get(call)
 
     async def begin(self, call: str, max_attempts: int) -> TaskCalls | None:
         """Note that a task's first call here is about to be made; None if none may be.
 
         Raises:
-            Busy: another worker is at it.
+            EntryBusy: another worker holds the entry.
             LedgerUnavailable: it could not be noted.
         """
-        known = self._calls.get(call)
-        if known is None:
+        task_calls = self._calls.get(call)
+        if task_calls is None:
             await self._change(call, TaskCalls(started_at=self._terms.clock()))
-        elif known.may_go_on(max_attempts):
-            await self._change(call, known.resent())
+        elif task_calls.may_call_again(max_attempts):
+            await self._change(call, task_calls.resend())
         else:
             return None
         return self._calls[call]
 
     async def pause(self, call: str, *, ambiguous: bool) -> None:
         """Note that the last call failed and that another will follow. Raises like `begin`."""
-        await self._change(call, self._calls[call].paused(ambiguous=ambiguous))
+        await self._change(call, self._calls[call].pause(ambiguous=ambiguous))
 
     async def resend(self, call: str) -> TaskCalls:
         """Note that a further call is about to be made. Raises like `begin`."""
-        await self._change(call, self._calls[call].resent())
+        await self._change(call, self._calls[call].resend())
         return self._calls[call]
 
     async def during(self, call: Awaitable[T]) -> T:
-        """Await a call. From the first on, the lease is renewed until the hold is left."""
+        """Await a call. From the first call on, the lease is renewed until its context is left."""
         if self._renewal is None:
             self._renewal = asyncio.create_task(self._renew(), name="ledger-renewal")
         return await call
 
     async def end(self, candidate: Candidate) -> Candidate:
-        """The candidate to publish. The first that is published is the task's end.
+        """Return the candidate to publish. The first that is published is the task's end.
 
         Raises:
-            Busy: we only have a failure, and another worker, who took over, may yet have an answer.
+            EntryBusy: the candidate is a failure, and another worker, which took over, may yet
+                get an answer.
         """
         if self._until <= self._terms.clock():
             # This process stood still for longer than its lease.
             with suppress(LedgerUnavailable):
-                stored, _ = await self._ledger.get(self._key)
-                self._is_lost = stored is not None and stored.owner != self._terms.me
+                entry, _ = await self._ledger.get(self._key)
+                self._is_lost = entry is not None and entry.owner != self._terms.owner
         if not self._is_lost:
             return candidate
         if not candidate.ok:
-            raise EntryBusy(self._terms.lease.total_seconds())
+            raise EntryBusy(self._terms.duration.total_seconds())
         return candidate.model_copy(update={"maybe_paid_twice": True})
 
     async def _take_over(self) -> None:
-        stored, self._revision = await self._ledger.get(self._key)
-        if stored is None:
-            self._ended = await self._came(self._earlier) if self._earlier else ()
-            lost = TaskCalls(started_at=self._terms.clock()).left()
-            self._calls = {call: lost for call in self._earlier if call not in self._ended}
+        entry, self._revision = await self._ledger.get(self._key)
+        if entry is None:
+            await self._assume_lost_calls()
             return
-        if (left := stored.until - self._terms.clock()) > timedelta(0):
-            raise EntryBusy(left.total_seconds())
-        self._ended = await self._came(tuple(stored.calls))
+        remaining = entry.until - self._terms.clock()
+        if remaining > timedelta(0):
+            raise EntryBusy(remaining.total_seconds())
+        self._ended_calls = await self._find_ended(tuple(entry.calls))
         self._calls = {
-            call: known.left() for call, known in stored.calls.items() if call not in self._ended
+            call: task_calls.abandon()
+            for call, task_calls in entry.calls.items()
+            if call not in self._ended_calls
         }
         if self._calls:
-            await self._put(self._terms.clock() + self._terms.lease)
+            await self._put(self._terms.clock() + self._terms.duration)
 
-    async def _change(self, call: str, known: TaskCalls) -> None:
-        """Write one call's change down, with all others that wait to be written."""
-        self._calls[call] = known
+    async def _assume_lost_calls(self) -> None:
+        """Take earlier calls without a candidate as sent, with an unknowable result."""
+        self._ended_calls = await self._find_ended(self._earlier) if self._earlier else ()
+        lost_call = TaskCalls(started_at=self._terms.clock()).abandon()
+        self._calls = {call: lost_call for call in self._earlier if call not in self._ended_calls}
+
+    async def _change(self, call: str, task_calls: TaskCalls) -> None:
+        """Write one call's change, together with all others that wait to be written."""
+        self._calls[call] = task_calls
         self._changes += 1
-        mine = self._changes
+        own_change = self._changes
         async with self._writing:
-            if self._written >= mine:
+            if self._written_changes >= own_change:
                 return
-            # Calls of one message begin together.
+            # Calls of one message begin together: let the others add their change.
             await asyncio.sleep(0)
-            upto = self._changes
-            await self._put(self._terms.clock() + self._terms.lease)
-            self._written = upto
+            last_change = self._changes
+            await self._put(self._terms.clock() + self._terms.duration)
+            self._written_changes = last_change
 
     async def _renew(self) -> None:
         while not self._is_lost:
-            await asyncio.sleep(self._terms.lease.total_seconds() / 3)
+            await asyncio.sleep(self._terms.duration.total_seconds() / 3)
             try:
                 async with self._writing:
-                    await self._put(self._terms.clock() + self._terms.lease)
+                    await self._put(self._terms.clock() + self._terms.duration)
             except EntryBusy:
                 log.warning("remote.lease_lost", key=self._key)
             except LedgerUnavailable:
                 log.warning("remote.lease_not_renewed", key=self._key)
 
     async def _put(self, until: datetime) -> None:
-        """Write what is known over what we hold.
+        """Write the calls known here over the revision that this lease holds.
 
         Raises:
-            Busy: another worker has the entry.
+            EntryBusy: another worker has the entry.
             LedgerUnavailable: the ledger is out of reach.
         """
         if self._is_lost:
-            raise EntryBusy(self._terms.lease.total_seconds())
+            raise EntryBusy(self._terms.duration.total_seconds())
         keep_s = (self._terms.keep_until - self._terms.clock()).total_seconds()
-        entry = LedgerEntry(owner=self._terms.me, until=until, calls=dict(self._calls))
+        entry = LedgerEntry(owner=self._terms.owner, until=until, calls=dict(self._calls))
         for _ in range(_RACES):
             try:
                 self._revision = await self._ledger.put(self._key, entry, self._revision, keep_s)
             except ConflictError:
-                stored, revision = await self._ledger.get(self._key)
-                if stored is None or stored.owner != self._terms.me:
+                current, revision = await self._ledger.get(self._key)
+                if current is None or current.owner != self._terms.owner:
                     break
                 # Our own earlier write, whose acknowledgement was lost: go on from there.
                 self._revision = revision
@@ -240,4 +252,5 @@ class LedgerLease:
                 self._until = until
                 return
         self._is_lost = True
-        raise EntryBusy(_CONFLICT_S if self._revision == 0 else self._terms.lease.total_seconds())
+        retry_s = _CONFLICT_S if self._revision == 0 else self._terms.duration.total_seconds()
+        raise EntryBusy(retry_s)

@@ -1,18 +1,19 @@
-"""The paid-call ledger: what is known of calls that were begun, and what may therefore be done next.
+"""The paid-call ledger: which calls were begun, and whether a further one may be made.
 
-One entry for each message of tasks. In it, of each call:
+One entry for each message of tasks. In it, each call has a state:
 
-    (none) ──▶ sent          the candidate is the end: nothing more is written
+    (none) ──▶ sent          its candidate is the end: nothing more is written
                 │ ▲
                 ▼ │  a call ended without an answer, and another will follow
               paused
 
-`sent` is written before the first byte leaves. Whether such a call came to an end is told by its candidate: whoever
-has a message delivered again asks the judge which candidates have come. Of a call that is `sent` and has none, when
-nobody holds the entry any more, the result is unknowable. At most `MAX_UNKNOWN` such calls are ever made for a task.
+`sent` is written before the first byte leaves. A call has ended once its candidate is stored: a
+worker to which a message is delivered again asks the judge which candidates have come. When nobody
+holds the entry any more, the result of a call that is `sent` and has no candidate is unknowable.
+At most `MAX_UNKNOWN` such calls are ever made for a task.
 
-The entry carries a lease in its value. It keeps two workers from calling at once; the revision, checked on each write,
-keeps them from both believing that they hold it.
+The entry carries a lease in its value. The lease keeps two workers from calling at once; the
+revision, checked on each write, keeps them from both believing that they hold the entry.
 """
 
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ from fusewire.contracts.base import Part, Wire
 from fusewire.errors import Transient
 
 MAX_UNKNOWN = 2
-"""The call whose result is unknowable, and the one that is made instead of it."""
+"""Unknowable results per task: the call that was lost, and the one made in its place."""
 
 
 class EntryBusy(Transient):
@@ -43,31 +44,35 @@ class LedgerUnavailable(Transient):
 
 
 class TaskCalls(Part):
-    """What is known of the calls for one task."""
+    """The calls made for one task so far, over all workers. Immutable."""
 
     started_at: AwareDatetime
-    """When the first was made."""
+    """When the first call was made."""
     attempts: int = Field(default=1, ge=1)
     """Calls begun, over all workers."""
     unknown: int = Field(default=0, ge=0)
-    """Of these, ended calls whose result is unknowable."""
+    """How many of these have ended with an unknowable result, and may be paid for."""
     is_sent: bool = True
-    """Whether the last one may be under way, or may have ended unnoticed."""
+    """Whether the last call may be under way, or may have ended unnoticed."""
 
-    def paused(self, *, ambiguous: bool) -> "TaskCalls":
-        """The last one has ended and another will follow; its result is unknowable, or it cost nothing."""
+    def pause(self, *, ambiguous: bool) -> "TaskCalls":
+        """Return the state after the last call failed, where another will follow.
+
+        Args:
+            ambiguous: whether its result is unknowable; if not, it cost nothing.
+        """
         return self.model_copy(update={"is_sent": False, "unknown": self.unknown + ambiguous})
 
-    def resent(self) -> "TaskCalls":
-        """One more is under way."""
+    def resend(self) -> "TaskCalls":
+        """Return the state with one more call under way."""
         return self.model_copy(update={"is_sent": True, "attempts": self.attempts + 1})
 
-    def left(self) -> "TaskCalls":
-        """What a worker that is gone leaves to the next one, no candidate having come."""
-        return self.paused(ambiguous=True) if self.is_sent else self
+    def abandon(self) -> "TaskCalls":
+        """Return the state that a worker which is gone leaves, where no candidate has come."""
+        return self.pause(ambiguous=True) if self.is_sent else self
 
-    def may_go_on(self, max_attempts: int) -> bool:
-        """Whether one more may be made."""
+    def may_call_again(self, max_attempts: int) -> bool:
+        """Whether one more call may be made."""
         return self.unknown < MAX_UNKNOWN and self.attempts < max_attempts
 
 
@@ -77,32 +82,32 @@ class LedgerEntry(Wire):
     contract: ClassVar[str] = "calls"
 
     owner: str
-    """Who wrote it; no two who hold an entry share a name, not even of one worker."""
+    """Name of the lease that wrote it; no two leases share one, not even those of one worker."""
     until: AwareDatetime
     """When the lease ends."""
     calls: Mapping[str, TaskCalls]
-    """By the call's name; none that was not begun."""
+    """Calls that were begun, by the call's name."""
 
 
 class Ledger(Protocol):
-    """Where entries are kept. Writes are compare-and-set on the revision."""
+    """A store of entries. Writes are compare-and-set on the revision."""
 
     async def get(self, key: str) -> tuple[LedgerEntry | None, int]:
-        """The entry and its revision; (None, 0) if there is none.
+        """Return the entry and its revision; (None, 0) if there is none.
 
         Raises:
-            LedgerUnavailable: it does not answer.
+            LedgerUnavailable: the ledger does not answer.
         """
         ...
 
     async def put(self, key: str, entry: LedgerEntry, revision: int, keep_s: float) -> int:
-        """Write over `revision` (0: nothing is there) and return the new one.
+        """Write over `revision` (0: nothing is there) and return the new revision.
 
         Args:
-            key: of the message.
+            key: key of the message.
             entry: what to write.
-            revision: of what is there.
-            keep_s: seconds after which it may be forgotten.
+            revision: revision of the entry that is replaced.
+            keep_s: seconds after which the entry may be forgotten.
 
         Raises:
             ConflictError: the entry has another revision.

@@ -1,4 +1,4 @@
-"""Wiring."""
+"""The service: builds the worker for hosted models out of its parts."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ class WorkerRemote:
     def __init__(self, settings: Settings) -> None:
         self.drain_s = max(settings.limits.drain_s, settings.limits.call_drain_s)
         self._models = {
-            name: m for name, m in settings.models.items() if isinstance(m, RemoteModel)
+            name: model for name, model in settings.models.items() if isinstance(model, RemoteModel)
         }
         self._pools = settings.pools
         self._bus = Bus(self.name, settings.nats, drain_s=settings.limits.drain_s)
@@ -44,24 +44,25 @@ class WorkerRemote:
             self._models,
             KvLedger(await self._bus.key_value(LEDGER_BUCKET)),
             dialects,
-            stored=JudgeLookup(self._bus),
+            lookup=JudgeLookup(self._bus),
             clock=clock,
             sleep=asyncio.sleep,
             rng=random.random,
             images=self._bus.blobs(BLOB_STORE),
             worker_id=f"{socket.gethostname()}-{os.getpid()}",
         )
-        # As many rounds stand in line as any model has places; each stands there until one of its calls begins.
+        # As many rounds wait in line as the largest model has slots; each waits there until one
+        # of its calls begins.
         widest = max((model.max_concurrency for model in self._models.values()), default=0)
         hands = dict.fromkeys(self._pools, widest) if self._models else {}
         self._worker = Worker(self._bus, generate, hands, tier="remote", clock=clock)
         await self._worker.start()
 
     def close(self) -> None:
-        """Nobody waits here."""
+        """Do nothing: no client waits here."""
 
     async def stop(self) -> None:
-        """Drain."""
+        """Finish the calls under way within the drain time, then disconnect."""
         if self._worker:
             await self._worker.stop(self.drain_s)
         await self._bus.stop()
@@ -75,10 +76,10 @@ class WorkerRemote:
         return self._bus.unready()
 
     def app(self) -> App | None:
-        """It has no HTTP interface of its own."""
+        """Return None: the service has no HTTP interface of its own."""
         return None
 
 
 def build(settings: Settings) -> WorkerRemote:
-    """The entry point `fusewire.services`."""
+    """Build the service; the entry point `fusewire.services`."""
     return WorkerRemote(settings)

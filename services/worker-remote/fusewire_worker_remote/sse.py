@@ -1,7 +1,8 @@
 """Server-sent events, read as their bytes come in.
 
-After the event stream format of the HTML standard, section 9.2.6. No IO. Two liberties, for the servers there are: an
-event whose closing blank line is missing counts at the end of the stream, and `id` and `retry` are not kept.
+After the event stream format of the HTML standard, section 9.2.6. No IO. Two deviations, for
+servers as they are: an event whose closing blank line is missing counts at the end of the stream,
+and `id` and `retry` are ignored.
 """
 
 import re
@@ -13,14 +14,14 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event; `name` is empty where the stream gives none."""
+    """One event; `name` is empty if the stream gives none."""
 
     data: str
     name: str = ""
 
 
 class EventReader:
-    """Turns chunks, cut anywhere, into events."""
+    """Turns chunks of bytes, cut anywhere, into events."""
 
     def __init__(self) -> None:
         self._rest: list[bytes] = []
@@ -33,7 +34,7 @@ class EventReader:
     def feed(self, chunk: bytes) -> list[Event]:
         """Take the next bytes; return the events that they complete."""
         if self._is_after_return and chunk:
-            # A carriage return ended the last line at once; the line feed that belongs to it ends none.
+            # The carriage return has already ended the line; its line feed ends no further one.
             self._is_after_return = False
             chunk = chunk.removeprefix(b"\n")
         if not self._is_begun:
@@ -45,22 +46,23 @@ class EventReader:
             self._is_begun = True
             chunk = chunk.removeprefix(_BOM)
         self._is_after_return = self._is_after_return or chunk.endswith(b"\r")
-        first, *others = _LINE_END.split(chunk)
-        # Joined only when the line ends: to join at each piece would take time in the square of a long line.
+        first, *following = _LINE_END.split(chunk)
+        # Joined only when the line ends: joining at each piece takes quadratic time.
         self._rest.append(first)
-        if not others:
+        if not following:
             return []
-        lines = [b"".join(self._rest), *others[:-1]]
-        self._rest = [others[-1]]
+        lines = [b"".join(self._rest), *following[:-1]]
+        self._rest = [following[-1]]
         return [event for line in lines if (event := self._take(line)) is not None]
 
     def end(self) -> list[Event]:
-        """The stream has ended: the event that was not closed, if there is one."""
+        """End the stream; return the event that was not closed, if there is one."""
         rest, self._rest = b"".join(self._rest), []
-        found = [self._take(rest) if rest else None, self._take(b"")]
-        return [event for event in found if event is not None]
+        events = [self._take(rest) if rest else None, self._take(b"")]
+        return [event for event in events if event is not None]
 
     def _take(self, line: bytes) -> Event | None:
+        """Take a line without its end; return the event that it completes, if any."""
         if not line:
             event = Event("\n".join(self._data), self._name) if self._data else None
             self._name, self._data = "", []

@@ -1,4 +1,4 @@
-"""HTTP to providers: sessions, and what each way to fail on the wire means."""
+"""HTTP to providers: sessions, and the failure that each fault of a connection means."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -6,25 +6,33 @@ from types import SimpleNamespace
 
 import aiohttp
 
-from fusewire_worker_remote.errors import Failure, truncated
+from fusewire_worker_remote.errors import Failure, truncation
 from fusewire_worker_remote.large_body import BlobSource, LargeBody, with_large_parts
 from fusewire_worker_remote.providers.base import HttpRequest, HttpResponse
 from fusewire_worker_remote.providers.reading import looks_like_events
 
 MAX_BODY_BYTES = 2 * 1024 * 1024
-"""Above this a response is not read on. An answer has to fit a bus message, which takes half of it."""
+"""Most bytes that are read of a response.
+
+An answer has to fit a bus message, which holds half as many.
+"""
 
 MAX_STREAM_BYTES = 32 * MAX_BODY_BYTES
-"""The same for a stream, in which some hundred bytes stand around each token."""
+"""Most bytes that are read of a stream, in which some hundred bytes surround each token."""
 
 _CONNECT_S = 10.0
 
-Hear = Callable[[bytes], Awaitable[bool]]
-"""Takes the next bytes of a stream; whether they were the last that count."""
+ChunkReader = Callable[[bytes], Awaitable[bool]]
+"""Takes the next bytes of a stream; returns whether the rest of it can be ignored."""
 
 
 class Transport:
-    """Posts requests. Follows no redirect and heeds no proxy variable: only the configured address is called."""
+    """Posts requests. Only the configured address is called: no redirects, no proxy variables.
+
+    Args:
+        max_body_bytes: most bytes of a response that is no stream.
+        images: the store of large parts; None if no request has any.
+    """
 
     def __init__(
         self, max_body_bytes: int = MAX_BODY_BYTES, images: BlobSource | None = None
@@ -37,48 +45,45 @@ class Transport:
         self,
         request: HttpRequest,
         timeout_s: float,
-        hear: Hear | None = None,
+        reader: ChunkReader | None = None,
         images: Mapping[str, str] | None = None,
     ) -> HttpResponse | Failure:
-        """Send and read. Whatever goes wrong is a failure, which knows whether bytes had been sent.
+        """Send a request and read its response.
+
+        Every fault is returned as a failure. It is ambiguous if bytes had been sent.
 
         Args:
-            request: what to send.
-            timeout_s: for all of it.
-            hear: gets the body as it comes, if that is a stream of events; any other is read whole all the same.
-            images: names of large images, by the mark that stands for each in the request.
+            request: the request to send.
+            timeout_s: seconds for the whole exchange.
+            reader: takes the body as it comes if it is a stream of events; any other body is read
+                whole.
+            images: names of large parts, by the mark that stands for each in the request.
         """
         body = await self._with_large_parts(request, images or {})
         if isinstance(body, Failure):
             return body
         length = {"Content-Length": str(body.size)} if isinstance(body, LargeBody) else {}
-        sent = SimpleNamespace(any=False)
+        trace = SimpleNamespace(is_sent=False)
         try:
             async with (
                 asyncio.timeout(timeout_s),
-                self._open(is_streamed=hear is not None).post(
+                self._open(is_streamed=reader is not None).post(
                     request.url,
                     data=body,
                     headers={**request.headers, **length},
                     allow_redirects=False,
-                    trace_request_ctx=sent,
+                    trace_request_ctx=trace,
                 ) as response,
             ):
-                if hear is None or not response.ok:
-                    return await self._whole(response, b"")
-                begun = await response.content.readany()
-                # Some servers stream events under another type.
-                is_stream = "event-stream" in response.headers.get(
-                    "content-type", ""
-                ) or looks_like_events(begun)
-                return await (
-                    self._heard(response, begun, hear)
-                    if is_stream
-                    else self._whole(response, begun)
-                )
+                if reader is None or not response.ok:
+                    return await self._read_whole(response, b"")
+                first_chunk = await response.content.readany()
+                if _is_stream(response, first_chunk):
+                    return await self._read_stream(response, first_chunk, reader)
+                return await self._read_whole(response, first_chunk)
         except (TimeoutError, aiohttp.ClientError, OSError) as exc:
-            broken_off = body.failure if isinstance(body, LargeBody) else None
-            return broken_off or _broken(exc, sent=sent.any, timeout_s=timeout_s)
+            body_failure = body.failure if isinstance(body, LargeBody) else None
+            return body_failure or _wire_failure(exc, is_sent=trace.is_sent, timeout_s=timeout_s)
 
     async def _with_large_parts(
         self, request: HttpRequest, names: Mapping[str, str]
@@ -102,8 +107,9 @@ class Transport:
         if is_streamed not in self._sessions:
             tracing = aiohttp.TraceConfig()
             tracing.on_request_headers_sent.append(_mark_sent)
-            # Each model has a limit of its own. llama.cpp's server closes the connection after each stream and does
-            # not say so; a call begun on it meanwhile fails just as one whose answer was lost, and may be paid for.
+            # No limit here: each model has a limit of its own. Streams close their connection:
+            # llama.cpp's server closes it after each stream without saying so, and a call begun on
+            # it meanwhile fails like one whose answer was lost, which may be paid for.
             connector = aiohttp.TCPConnector(limit=0, force_close=is_streamed)
             self._sessions[is_streamed] = aiohttp.ClientSession(
                 connector=connector,
@@ -114,11 +120,11 @@ class Transport:
             )
         return self._sessions[is_streamed]
 
-    async def _whole(
-        self, response: aiohttp.ClientResponse, begun: bytes
+    async def _read_whole(
+        self, response: aiohttp.ClientResponse, first_chunk: bytes
     ) -> HttpResponse | Failure:
-        chunks = [begun]
-        size = len(begun)
+        chunks = [first_chunk]
+        size = len(first_chunk)
         try:
             async for chunk in response.content.iter_any():
                 size += len(chunk)
@@ -126,35 +132,41 @@ class Transport:
                     return _too_large(self._max_body_bytes)
                 chunks.append(chunk)
         except aiohttp.ClientError:
-            return truncated("the connection closed within the response")
+            return truncation("the connection closed within the response")
         return HttpResponse(response.status, _headers(response), b"".join(chunks))
 
-    async def _heard(
-        self, response: aiohttp.ClientResponse, begun: bytes, hear: Hear
+    async def _read_stream(
+        self, response: aiohttp.ClientResponse, first_chunk: bytes, reader: ChunkReader
     ) -> HttpResponse | Failure:
-        size = len(begun)
+        size = len(first_chunk)
         try:
-            is_over = await hear(begun)
+            is_over = await reader(first_chunk)
             async for chunk in response.content.iter_any():
                 if is_over:
                     break
                 size += len(chunk)
                 if size > MAX_STREAM_BYTES:
                     return _too_large(MAX_STREAM_BYTES)
-                is_over = await hear(chunk)
+                is_over = await reader(chunk)
         except aiohttp.ClientError:
-            return truncated("the connection closed within the stream")
-        return HttpResponse(response.status, _headers(response), b"", is_heard=True)
+            return truncation("the connection closed within the stream")
+        return HttpResponse(response.status, _headers(response), b"", is_streamed=True)
+
+
+def _is_stream(response: aiohttp.ClientResponse, first_chunk: bytes) -> bool:
+    if "event-stream" in response.headers.get("content-type", ""):
+        return True
+    # Some servers stream events under another type.
+    return looks_like_events(first_chunk)
 
 
 def _headers(response: aiohttp.ClientResponse) -> dict[str, str]:
     return {name.lower(): value for name, value in response.headers.items()}
 
 
-def _too_large(most: int) -> Failure:
-    return Failure(
-        "answer_too_large", f"the response exceeds {most} bytes", retryable=False, billed=True
-    )
+def _too_large(max_bytes: int) -> Failure:
+    message = f"the response exceeds {max_bytes} bytes"
+    return Failure("answer_too_large", message, retryable=False, billed=True)
 
 
 async def _mark_sent(
@@ -162,12 +174,12 @@ async def _mark_sent(
     context: SimpleNamespace,
     _params: aiohttp.TraceRequestHeadersSentParams,
 ) -> None:
-    """Comes right before the first byte is written: unmarked means that nothing left this machine."""
-    context.trace_request_ctx.any = True
+    """Note, right before the first byte is written, that bytes may have left this machine."""
+    context.trace_request_ctx.is_sent = True
 
 
-def _broken(exc: Exception, *, sent: bool, timeout_s: float) -> Failure:
-    if not sent:
+def _wire_failure(exc: Exception, *, is_sent: bool, timeout_s: float) -> Failure:
+    if not is_sent:
         return Failure("connect_error", f"not connected ({type(exc).__name__})", retryable=True)
     if isinstance(exc, TimeoutError):
         return Failure(

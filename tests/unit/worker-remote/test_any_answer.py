@@ -88,13 +88,13 @@ JSON = st.recursive(
 )
 
 
-def check(found: ProviderReply | Failure) -> None:
-    usage = found.usage or Usage()
+def check(result: ProviderReply | Failure) -> None:
+    usage = result.usage or Usage()
     assert max(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens) < 2**31
-    if isinstance(found, ProviderReply):
-        assert found.content or found.tool_calls
-        assert found.cost_usd is None or 0 <= found.cost_usd <= 1e6
-        for call in found.tool_calls:
+    if isinstance(result, ProviderReply):
+        assert result.content or result.tool_calls
+        assert result.cost_usd is None or 0 <= result.cost_usd <= 1e6
+        for call in result.tool_calls:
             call.model_dump_json()
 
 

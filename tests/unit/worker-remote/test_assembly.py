@@ -16,11 +16,11 @@ from fusewire_worker_remote.sse import Event
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 
 
-def assembled(provider: str, *chunks: Any) -> tuple[str, ProviderReply | Failure]:
-    """What is told, and what it comes to."""
+def assemble(provider: str, *chunks: Any) -> tuple[str, ProviderReply | Failure]:
+    """Return the text of the events, and the result."""
     assembly = PROVIDERS[provider].assemble(NOW)
-    told = "".join(assembly.add(Event(c if isinstance(c, str) else json.dumps(c))) for c in chunks)
-    return told, assembly.result()
+    text = "".join(assembly.add(Event(c if isinstance(c, str) else json.dumps(c))) for c in chunks)
+    return text, assembly.result()
 
 
 def delta(finish: str | None = None, **fields: Any) -> dict[str, Any]:
@@ -33,17 +33,17 @@ def call(arguments: str, **fields: Any) -> dict[str, Any]:
 
 
 def test_a_character_may_be_cut_in_two() -> None:
-    told, reply = assembled(
+    text, reply = assemble(
         "openai", delta(content="a\ud83d"), delta(content="\ude42b"), delta("stop"), "[DONE]"
     )
     assert isinstance(reply, ProviderReply)
-    assert told == reply.content == "a🙂b"
+    assert text == reply.content == "a🙂b"
 
 
 def test_half_a_character_is_replaced() -> None:
-    told, reply = assembled("openai", delta(content="a\ud83d"), delta("stop"))
+    text, reply = assemble("openai", delta(content="a\ud83d"), delta("stop"))
     assert isinstance(reply, ProviderReply)
-    assert (told, reply.content) == ("a", "a?")
+    assert (text, reply.content) == ("a", "a?")
 
 
 @pytest.mark.parametrize(
@@ -73,20 +73,20 @@ def test_half_a_character_is_replaced() -> None:
     ],
 )
 def test_calls_are_put_together_from_their_pieces(pieces: list[dict[str, Any]]) -> None:
-    told, reply = assembled(
+    text, reply = assemble(
         "openai", *(delta(tool_calls=[piece]) for piece in pieces), delta("tool_calls")
     )
     assert isinstance(reply, ProviderReply)
     first = ToolCall(id="x", name="f", arguments='{"a": 1}')
-    assert (told, reply.tool_calls) == ("", (first, ToolCall(id="y", name="g", arguments="{}")))
+    assert (text, reply.tool_calls) == ("", (first, ToolCall(id="y", name="g", arguments="{}")))
     assert reply.finish_reason == "tool_calls"
 
 
 @pytest.mark.parametrize("provider", ["openai", "mistral"])
 def test_usage_may_come_with_the_last_choice_or_after_it(provider: str) -> None:
     usage = {"prompt_tokens": 3, "completion_tokens": 1}
-    with_choice = assembled(provider, delta(content="x"), {**delta("stop"), "usage": usage})
-    after = assembled(
+    with_choice = assemble(provider, delta(content="x"), {**delta("stop"), "usage": usage})
+    after = assemble(
         provider, delta(content="x"), delta("stop"), {"choices": [], "usage": usage}, "[DONE]"
     )
     assert with_choice == after
@@ -96,13 +96,13 @@ def test_usage_may_come_with_the_last_choice_or_after_it(provider: str) -> None:
 
 def test_mistrals_chunks_are_joined() -> None:
     parts = [{"type": "thinking", "thinking": []}, {"type": "text", "text": "Hi"}]
-    told, reply = assembled("mistral", delta(content=parts), delta("stop", content="."))
+    text, reply = assemble("mistral", delta(content=parts), delta("stop", content="."))
     assert isinstance(reply, ProviderReply)
-    assert told == reply.content == "Hi."
+    assert text == reply.content == "Hi."
 
 
 def test_a_streamed_refusal_is_one() -> None:
-    _, failure = assembled("openai", delta(refusal="I can"), delta(refusal="not."), delta("stop"))
+    _, failure = assemble("openai", delta(refusal="I can"), delta(refusal="not."), delta("stop"))
     assert isinstance(failure, Failure)
     assert failure.code == "refused"
 
@@ -129,20 +129,20 @@ BEGUN: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_an_error_before_the_answer_costs_nothing_and_one_within_it_does(provider: str) -> None:
-    _, before = assembled(provider, *BEGUN[provider][:-2], ERRORS[provider])
-    told, within = assembled(provider, *BEGUN[provider], ERRORS[provider], *BEGUN[provider])
+    _, before = assemble(provider, *BEGUN[provider][:-2], ERRORS[provider])
+    text, within = assemble(provider, *BEGUN[provider], ERRORS[provider], *BEGUN[provider])
     assert isinstance(before, Failure)
     assert (before.code, before.ambiguous, before.billed) == ("rate_limited", False, False)
     assert isinstance(within, Failure)
     assert (within.code, within.ambiguous, within.billed) == ("truncated", True, True)
-    assert told == "Hi"
+    assert text == "Hi"
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("rest", [[], ['{"cut'], ["[]"]], ids=repr)
 def test_what_has_no_end_is_truncated(provider: str, rest: list[str]) -> None:
-    for begun in ([], BEGUN[provider]):
-        _, failure = assembled(provider, *begun, *rest)
+    for beginning in ([], BEGUN[provider]):
+        _, failure = assemble(provider, *beginning, *rest)
         assert isinstance(failure, Failure)
         assert (failure.code, failure.ambiguous, failure.billed) == ("truncated", True, True)
 
@@ -161,8 +161,8 @@ ENDED: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_an_event_that_cannot_be_read_may_have_held_a_piece_of_the_answer(provider: str) -> None:
-    _, reply = assembled(provider, *BEGUN[provider], *ENDED[provider])
-    _, failure = assembled(provider, *BEGUN[provider], '{"cut', *ENDED[provider])
+    _, reply = assemble(provider, *BEGUN[provider], *ENDED[provider])
+    _, failure = assemble(provider, *BEGUN[provider], '{"cut', *ENDED[provider])
     assert isinstance(reply, ProviderReply)
     assert isinstance(failure, Failure)
     assert (failure.code, failure.ambiguous) == ("truncated", True)
@@ -176,7 +176,7 @@ def test_geminis_thoughts_are_paid_for() -> None:
         "thoughtsTokenCount": 5,
     }
     last = {"candidates": [{"finishReason": "STOP"}], "usageMetadata": counts}
-    _, reply = assembled("gemini", *BEGUN["gemini"], last)
+    _, reply = assemble("gemini", *BEGUN["gemini"], last)
     assert isinstance(reply, ProviderReply)
     assert reply.usage == Usage(
         prompt_tokens=9, completion_tokens=8, cached_tokens=4, reasoning_tokens=5
@@ -184,34 +184,34 @@ def test_geminis_thoughts_are_paid_for() -> None:
 
 
 def test_geminis_thoughts_are_not_told() -> None:
-    thought = {"text": "hm", "thought": True}
+    thought_part = {"text": "hm", "thought": True}
     last = {"candidates": [{"content": {"parts": [{"text": "!"}]}, "finishReason": "STOP"}]}
-    told, reply = assembled(
-        "gemini", {"candidates": [{"content": {"parts": [thought, {"text": "Hi"}]}}]}, last
+    text, reply = assemble(
+        "gemini", {"candidates": [{"content": {"parts": [thought_part, {"text": "Hi"}]}}]}, last
     )
     assert isinstance(reply, ProviderReply)
-    assert told == reply.content == "Hi!"
+    assert text == reply.content == "Hi!"
 
 
 @pytest.mark.parametrize("reason", ["SAFETY", "RECITATION", "PROHIBITED_CONTENT"])
 def test_gemini_withholds(reason: str) -> None:
-    _, failure = assembled("gemini", {"candidates": [{"finishReason": reason}]})
+    _, failure = assemble("gemini", {"candidates": [{"finishReason": reason}]})
     assert isinstance(failure, Failure)
     assert failure.code == "refused"
-    _, blocked = assembled("gemini", {"promptFeedback": {"blockReason": reason}})
-    assert isinstance(blocked, Failure)
-    assert blocked.code == "refused"
+    _, blocked_prompt = assemble("gemini", {"promptFeedback": {"blockReason": reason}})
+    assert isinstance(blocked_prompt, Failure)
+    assert blocked_prompt.code == "refused"
 
 
 def test_gemini_may_write_a_call_that_is_none() -> None:
-    _, failure = assembled("gemini", {"candidates": [{"finishReason": "MALFORMED_FUNCTION_CALL"}]})
+    _, failure = assemble("gemini", {"candidates": [{"finishReason": "MALFORMED_FUNCTION_CALL"}]})
     assert isinstance(failure, Failure)
     assert (failure.code, failure.ambiguous) == ("truncated", True)
 
 
 def test_anthropics_cut_arguments_are_kept_as_they_are() -> None:
     block = {"type": "tool_use", "id": "t1", "name": "f", "input": {}}
-    _, reply = assembled(
+    _, reply = assemble(
         "anthropic",
         BEGUN["anthropic"][0],
         {"type": "content_block_start", "index": 0, "content_block": block},
@@ -283,7 +283,7 @@ JSON = st.recursive(
 @pytest.mark.parametrize("provider", PROVIDERS)
 @given(chunks=st.lists(JSON, max_size=4))
 def test_any_events_come_to_something(provider: str, chunks: list[Any]) -> None:
-    told, result = assembled(provider, *BEGUN[provider], *chunks)
+    text, result = assemble(provider, *BEGUN[provider], *chunks)
     assert isinstance(result, ProviderReply | Failure)
     if isinstance(result, ProviderReply):
-        assert (result.content or "").startswith(told)
+        assert (result.content or "").startswith(text)

@@ -57,7 +57,7 @@ def test_no_header_value_makes_it_fail_or_give_a_negative_wait(value: str) -> No
     max_attempts=st.integers(1, 10),
     left_s=st.floats(-10, 200),
     random=st.floats(0, 1, exclude_max=True),
-    asked=st.none() | st.floats(0, 300),
+    retry_after=st.none() | st.floats(0, 300),
     base_s=st.floats(0.01, 5),
     cap_s=st.floats(0.01, 60),
 )
@@ -66,7 +66,7 @@ def test_a_wait_is_bounded_by_attempts_deadline_cap_and_request(
     max_attempts: int,
     left_s: float,
     random: float,
-    asked: float | None,
+    retry_after: float | None,
     base_s: float,
     cap_s: float,
 ) -> None:
@@ -76,17 +76,19 @@ def test_a_wait_is_bounded_by_attempts_deadline_cap_and_request(
         now=NOW,
         deadline=NOW + timedelta(seconds=left_s),
         random=random,
-        retry_after_s=asked,
+        retry_after_s=retry_after,
     )
     if wait is None:
-        least = asked if asked is not None else 0.0
-        most = least + base_s if asked is not None else min(cap_s, base_s * 2 ** (attempt - 1))
+        least = retry_after if retry_after is not None else 0.0
+        most = (
+            least + base_s if retry_after is not None else min(cap_s, base_s * 2 ** (attempt - 1))
+        )
         assert attempt >= max_attempts or most >= left_s - 1e-5
     else:
         assert attempt < max_attempts
         assert 0 <= wait < left_s + 1e-5
-        if asked is not None:
-            assert asked <= wait <= asked + base_s
+        if retry_after is not None:
+            assert retry_after <= wait <= retry_after + base_s
         else:
             assert wait <= min(cap_s, base_s * 2 ** (attempt - 1))
 
@@ -101,12 +103,14 @@ def test_waits_grow_with_the_attempts_up_to_the_cap() -> None:
     assert waits == [0.5, 1.0, 2.0, 2.5, 2.5]
 
 
-def test_a_prompt_with_hours_left_waits_in_proportion_but_for_the_first_time() -> None:
-    waits = [
-        Backoff().wait_s(
-            attempt=n, max_attempts=4, now=NOW, deadline=NOW + timedelta(seconds=left), random=0.5
-        )
-        for left in (1000, 86_400)
+@pytest.mark.parametrize(
+    ("left_s", "waits"), [(1000, [0.25, 25.0, 25.0]), (86_400, [0.25, 30.0, 30.0])]
+)
+def test_a_prompt_with_hours_left_waits_in_proportion_but_for_the_first_time(
+    left_s: int, waits: list[float]
+) -> None:
+    deadline = NOW + timedelta(seconds=left_s)
+    assert waits == [
+        Backoff().wait_s(attempt=n, max_attempts=4, now=NOW, deadline=deadline, random=0.5)
         for n in (1, 2, 3)
     ]
-    assert waits == [0.25, 25.0, 25.0, 0.25, 30.0, 30.0]

@@ -165,19 +165,29 @@ CASES: list[tuple[int, bytes, str, bool, bool]] = [
         False,
     ),
     (401, b'{"detail": "Unauthorized"}', "unauthorized", False, False),
-    # Context length in the words of vLLM, sglang, TGI, xAI, Kimi, Copilot, DashScope, LM Studio, MiniMax, Bedrock.
+    # Context length in the words of vLLM, sglang, TGI, xAI, Kimi, Copilot, DashScope, LM Studio,
+    # MiniMax, Bedrock.
     *(
         (400, openai(words), "context_length_exceeded", False, False)
         for words in (
-            "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens.",
+            (
+                "This model's maximum context length is 4096 tokens. "
+                "However, you requested 5000 tokens."
+            ),
             "The input (5000 tokens) is longer than the model's context length (4096 tokens).",
             "Requested token count exceeds the model's maximum context length of 4096 tokens.",
-            "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096. Given: 5000",
+            (
+                "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096. "
+                "Given: 5000"
+            ),
             "This model's maximum prompt length is 131072 but the request contains 140000 tokens.",
             "Invalid request: Your request exceeded model token limit: 8192",
             "prompt token count of 70000 exceeds the limit of 64000",
             "Range of input length should be [1, 30720]",
-            "Trying to keep the first 5000 tokens when context the overflows. The model has a context length of 4096",
+            (
+                "Trying to keep the first 5000 tokens when context the overflows. "
+                "The model has a context length of 4096"
+            ),
             "invalid params, context window exceeds limit",
             "Input is too long for requested model.",
         )
@@ -302,9 +312,9 @@ def test_a_message_never_repeats_what_the_provider_wrote() -> None:
     ]
     for status in (200, 400, 401, 403, 404, 429, 500):
         for body in echoes:
-            shown = repr(classify(status, {}, body, NOW))
-            assert "Ada" not in shown
-            assert "0123456789" not in shown
+            text = repr(classify(status, {}, body, NOW))
+            assert "Ada" not in text
+            assert "0123456789" not in text
 
 
 JSON = st.recursive(
@@ -328,7 +338,7 @@ def test_nesting_beyond_pythons_stack_is_classified() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "told"),
+    ("status", "body", "fields"),
     [
         (
             400,
@@ -349,7 +359,7 @@ def test_nesting_beyond_pythons_stack_is_classified() -> None:
     ],
 )
 def test_what_the_provider_says_is_kept_where_it_cannot_hold_the_prompt(
-    status: int, body: bytes, told: tuple[int, str | None, str | None]
+    status: int, body: bytes, fields: tuple[int, str | None, str | None]
 ) -> None:
     failure = classify(status, {}, body, NOW)
-    assert (failure.status, failure.provider_code, failure.param) == told
+    assert (failure.status, failure.provider_code, failure.param) == fields

@@ -1,4 +1,4 @@
-"""The ledger's rules, and the promise they add up to: a task is paid for at most twice, and says so."""
+"""The ledger's rules, and what they guarantee: a task is paid for at most twice, and says so."""
 
 from collections.abc import Collection, Coroutine
 from datetime import UTC, datetime, timedelta
@@ -39,14 +39,15 @@ def candidate(content: str | None = "Paris", *, twice: bool = False) -> Candidat
 
 
 def test_a_call_that_a_dead_worker_leaves_is_unknowable_where_it_was_sent() -> None:
-    sent, paused = TaskCalls(started_at=NOW), TaskCalls(started_at=NOW).paused(ambiguous=False)
+    sent_call = TaskCalls(started_at=NOW)
+    paused_call = sent_call.pause(ambiguous=False)
 
-    assert (sent.left().unknown, sent.left().is_sent) == (1, False)
-    assert paused.left() == paused
+    assert (sent_call.abandon().unknown, sent_call.abandon().is_sent) == (1, False)
+    assert paused_call.abandon() == paused_call
 
 
 @pytest.mark.parametrize(
-    ("known", "expected"),
+    ("counts", "expected"),
     [
         ({}, True),
         ({"attempts": 2}, True),
@@ -55,13 +56,13 @@ def test_a_call_that_a_dead_worker_leaves_is_unknowable_where_it_was_sent() -> N
         ({"attempts": 2, "unknown": MAX_UNKNOWN}, False),
     ],
 )
-def test_attempts_are_counted_over_all_workers(known: dict[str, int], expected: bool) -> None:
-    assert TaskCalls(started_at=NOW, **known).may_go_on(max_attempts=3) is expected
+def test_attempts_are_counted_over_all_workers(counts: dict[str, int], expected: bool) -> None:
+    assert TaskCalls(started_at=NOW, **counts).may_call_again(max_attempts=3) is expected
 
 
 def test_an_entry_survives_its_json() -> None:
     entry = LedgerEntry(
-        owner="w", until=NOW, calls={"a": TaskCalls(started_at=NOW).paused(ambiguous=True).resent()}
+        owner="w", until=NOW, calls={"a": TaskCalls(started_at=NOW).pause(ambiguous=True).resend()}
     )
     assert LedgerEntry.decode(entry.encode()) == entry
     assert (entry.calls["a"].attempts, entry.calls["a"].unknown, entry.calls["a"].is_sent) == (
@@ -83,11 +84,12 @@ def now_or_never(work: Coroutine[Any, Any, T]) -> T:
             raise AssertionError("it waited")
 
 
-class PaidCalls(RuleBasedStateMachine):
+class LedgerRules(RuleBasedStateMachine):
     """Three workers, one task, any order of deliveries, results, crashes, stalls and lapsed leases.
 
-    A crash, an unreadable result and an answer count as paid; only a refusal that cost nothing does not. `flying` are
-    calls under way, which may yet turn out to be paid. The first candidate that is published is the task's end.
+    A crash, an unreadable result and an answer count as paid; only a refusal that cost nothing does
+    not. `flying` are calls under way, which may yet turn out to be paid. The first candidate that
+    is published is the task's end.
     """
 
     def __init__(self) -> None:
@@ -96,19 +98,19 @@ class PaidCalls(RuleBasedStateMachine):
         self.now = NOW
         self.flying: dict[str, LedgerLease] = {}
         self.pausing: dict[str, LedgerLease] = {}
-        self.holds = 0
-        self.paid = 0
-        self.published: list[Candidate] = []
+        self.leases = 0
+        self.paid_calls = 0
+        self.candidates: list[Candidate] = []
 
     def clock(self) -> datetime:
         return self.now
 
-    async def came(self, calls: Collection[str]) -> Collection[str]:
-        return calls if self.published else ()
+    async def find_ended(self, calls: Collection[str]) -> Collection[str]:
+        return calls if self.candidates else ()
 
-    def end(self, held: LedgerLease, outcome: Candidate) -> None:
+    def end(self, lease: LedgerLease, outcome: Candidate) -> None:
         try:
-            self.published.append(now_or_never(held.end(outcome)))
+            self.candidates.append(now_or_never(lease.end(outcome)))
         except EntryBusy:
             assert not outcome.ok
 
@@ -116,65 +118,65 @@ class PaidCalls(RuleBasedStateMachine):
     def deliver(self, me: str, is_first: bool) -> None:
         if me in self.flying or me in self.pausing:
             return
-        self.holds += 1
-        terms = LeaseTerms(f"{me}#{self.holds}", LEASE, NOW + timedelta(days=1), self.clock)
+        self.leases += 1
+        terms = LeaseTerms(f"{me}#{self.leases}", LEASE, NOW + timedelta(days=1), self.clock)
         # More than one first delivery are copies of the message.
-        held = LedgerLease(self.ledger, "f1-0", terms, self.came, is_first=is_first)
+        lease = LedgerLease(self.ledger, "f1-0", terms, self.find_ended, is_first=is_first)
         try:
-            now_or_never(held.__aenter__())
-            if held.has_ended("a"):
+            now_or_never(lease.__aenter__())
+            if lease.has_ended("a"):
                 return
-            may_call = now_or_never(held.begin("a", max_attempts=99))
+            may_call = now_or_never(lease.begin("a", max_attempts=99))
         except EntryBusy:
             return
         if may_call:
-            self.flying[me] = held
+            self.flying[me] = lease
         else:
-            self.end(held, candidate(None, twice=True))
+            self.end(lease, candidate(None, twice=True))
 
     @precondition(lambda self: self.flying)
     @rule(data=st.data())
     def answer(self, data: st.DataObject) -> None:
         me = data.draw(st.sampled_from(sorted(self.flying)))
-        held = self.flying.pop(me)
-        self.paid += 1
-        known = held.calls("a")
-        assert known is not None
-        self.end(held, candidate(f"answer of {me}", twice=known.unknown >= 1))
+        lease = self.flying.pop(me)
+        self.paid_calls += 1
+        task_calls = lease.calls("a")
+        assert task_calls is not None
+        self.end(lease, candidate(f"answer of {me}", twice=task_calls.unknown >= 1))
 
     @precondition(lambda self: self.flying)
     @rule(data=st.data(), ambiguous=st.booleans())
     def fail(self, data: st.DataObject, ambiguous: bool) -> None:
         me = data.draw(st.sampled_from(sorted(self.flying)))
-        held = self.flying.pop(me)
-        self.paid += ambiguous
-        known = held.calls("a")
-        assert known is not None
-        if known.unknown + ambiguous >= MAX_UNKNOWN:
-            self.end(held, candidate(None, twice=True))
+        lease = self.flying.pop(me)
+        self.paid_calls += ambiguous
+        task_calls = lease.calls("a")
+        assert task_calls is not None
+        if task_calls.unknown + ambiguous >= MAX_UNKNOWN:
+            self.end(lease, candidate(None, twice=True))
             return
         try:
-            now_or_never(held.pause("a", ambiguous=ambiguous))
+            now_or_never(lease.pause("a", ambiguous=ambiguous))
         except EntryBusy:
             return
-        self.pausing[me] = held
+        self.pausing[me] = lease
 
     @precondition(lambda self: self.pausing)
     @rule(data=st.data())
     def resend(self, data: st.DataObject) -> None:
         me = data.draw(st.sampled_from(sorted(self.pausing)))
-        held = self.pausing.pop(me)
+        lease = self.pausing.pop(me)
         try:
-            now_or_never(held.resend("a"))
+            now_or_never(lease.resend("a"))
         except EntryBusy:
             return
-        self.flying[me] = held
+        self.flying[me] = lease
 
     @precondition(lambda self: self.flying or self.pausing)
     @rule(data=st.data())
     def crash(self, data: st.DataObject) -> None:
         me = data.draw(st.sampled_from(sorted({*self.flying, *self.pausing})))
-        self.paid += self.flying.pop(me, None) is not None
+        self.paid_calls += self.flying.pop(me, None) is not None
         self.pausing.pop(me, None)
 
     @precondition(lambda self: self.flying or self.pausing)
@@ -182,10 +184,10 @@ class PaidCalls(RuleBasedStateMachine):
     def stop(self, data: st.DataObject) -> None:
         """It is stopped within its call, and lets go."""
         me = data.draw(st.sampled_from(sorted({*self.flying, *self.pausing})))
-        held = self.flying.get(me) or self.pausing[me]
-        self.paid += self.flying.pop(me, None) is not None
+        lease = self.flying.get(me) or self.pausing[me]
+        self.paid_calls += self.flying.pop(me, None) is not None
         self.pausing.pop(me, None)
-        now_or_never(held.__aexit__(Transient, Transient("stopped"), None))
+        now_or_never(lease.__aexit__(Transient, Transient("stopped"), None))
 
     @rule(seconds=st.sampled_from([1, 5, 16, 40]))
     def pass_time(self, seconds: int) -> None:
@@ -193,13 +195,13 @@ class PaidCalls(RuleBasedStateMachine):
 
     @invariant()
     def a_task_is_paid_for_at_most_twice(self) -> None:
-        assert self.paid + len(self.flying) <= 2
+        assert self.paid_calls + len(self.flying) <= 2
 
     @invariant()
     def an_answer_that_may_have_been_paid_for_twice_says_so(self) -> None:
-        if self.published and self.published[0].ok and self.paid + len(self.flying) == 2:
-            assert self.published[0].maybe_paid_twice
+        if self.candidates and self.candidates[0].ok and self.paid_calls + len(self.flying) == 2:
+            assert self.candidates[0].maybe_paid_twice
 
 
-PaidCalls.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
-TestPaidCalls = PaidCalls.TestCase
+LedgerRules.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestLedgerRules = LedgerRules.TestCase

@@ -85,10 +85,10 @@ def test_sampling_is_mapped() -> None:
         "required": ["best"],
         "additionalProperties": False,
     }
-    wanted = task(
+    request_task = task(
         max_tokens=9, temperature=0.0, top_p=0.5, seed=7, stop=("END",), response_schema=schema
     )
-    body = json.loads(OpenAI().request(wanted, MODEL).body)
+    body = json.loads(OpenAI().request(request_task, MODEL).body)
     assert {k: v for k, v in body.items() if k not in {"model", "messages"}} == {
         "max_tokens": 9,
         "temperature": 0.0,
@@ -128,8 +128,8 @@ TOOLS = (Tool(name="weather", description="Now.", parameters=SCHEMA), Tool(name=
     ],
 )
 def test_tools_are_offered(choice: str, wire: object) -> None:
-    wanted = task().model_copy(update={"tools": TOOLS, "tool_choice": choice})
-    body = json.loads(OpenAI().request(wanted, MODEL).body)
+    request_task = task().model_copy(update={"tools": TOOLS, "tool_choice": choice})
+    body = json.loads(OpenAI().request(request_task, MODEL).body)
     assert {k: v for k, v in body.items() if k not in {"model", "messages"}} == {
         "tools": [
             {
@@ -160,9 +160,9 @@ def test_calls_and_their_results_are_sent_on() -> None:
 
 
 def test_the_models_own_limit_applies_where_the_task_has_none() -> None:
-    limited = MODEL.model_copy(update={"max_tokens": 77})
-    assert json.loads(OpenAI().request(task(), limited).body)["max_tokens"] == 77
-    assert json.loads(OpenAI().request(task(max_tokens=5), limited).body)["max_tokens"] == 5
+    limited_model = MODEL.model_copy(update={"max_tokens": 77})
+    assert json.loads(OpenAI().request(task(), limited_model).body)["max_tokens"] == 77
+    assert json.loads(OpenAI().request(task(max_tokens=5), limited_model).body)["max_tokens"] == 5
 
 
 def test_openai_itself_is_given_the_limit_by_its_newer_name() -> None:
@@ -180,8 +180,8 @@ def test_the_key_is_read_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_answer_is_read() -> None:
-    counted = Usage(prompt_tokens=11, completion_tokens=3, cached_tokens=4)
-    assert read(completion()) == ProviderReply("Here.", "stop", counted, provider_reason="stop")
+    usage = Usage(prompt_tokens=11, completion_tokens=3, cached_tokens=4)
+    assert read(completion()) == ProviderReply("Here.", "stop", usage, provider_reason="stop")
 
 
 def test_an_answer_of_parts_is_joined() -> None:
@@ -306,7 +306,7 @@ def test_a_cut_answer_is_accepted_and_flagged(finish: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "code", "ambiguous", "billed"),
+    ("body", "code", "is_ambiguous", "is_billed"),
     [
         (completion(finish_reason="content_filter"), "refused", False, True),
         (completion(message={"content": None, "refusal": "I cannot."}), "refused", False, True),
@@ -342,11 +342,11 @@ def test_a_cut_answer_is_accepted_and_flagged(finish: str) -> None:
     ],
 )
 def test_what_is_no_answer_is_a_failure(
-    body: object, code: str, ambiguous: bool, billed: bool
+    body: object, code: str, is_ambiguous: bool, is_billed: bool
 ) -> None:
     failure = read(body)
     assert isinstance(failure, Failure)
-    assert (failure.code, failure.ambiguous, failure.billed) == (code, ambiguous, billed)
+    assert (failure.code, failure.ambiguous, failure.billed) == (code, is_ambiguous, is_billed)
 
 
 def test_a_withheld_answer_keeps_its_usage() -> None:

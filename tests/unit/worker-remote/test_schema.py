@@ -3,7 +3,12 @@ from typing import Any
 import pytest
 
 from fusewire.contracts import Image, Message
-from fusewire_worker_remote.providers.parts import arguments_of, inline, interleaved, media_type
+from fusewire_worker_remote.providers.parts import (
+    content_parts,
+    media_type,
+    parse_arguments,
+    parse_data_url,
+)
 from fusewire_worker_remote.providers.schema import is_closed, is_strict, without_bounds
 
 CLOSED: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "string"}}}
@@ -11,7 +16,7 @@ STRICT = {**CLOSED, "required": ["a"], "additionalProperties": False}
 
 
 @pytest.mark.parametrize(
-    ("schema", "closed", "strict"),
+    ("schema", "is_closed_schema", "is_strict_schema"),
     [
         (STRICT, True, True),
         (CLOSED, True, False),
@@ -27,8 +32,10 @@ STRICT = {**CLOSED, "required": ["a"], "additionalProperties": False}
         ({"anyOf": 3, "properties": None, "items": True}, False, False),
     ],
 )
-def test_schemas_are_told_apart(schema: dict[str, Any], closed: bool, strict: bool) -> None:
-    assert (is_closed(schema), is_strict(schema)) == (closed, strict)
+def test_schemas_are_told_apart(
+    schema: dict[str, Any], is_closed_schema: bool, is_strict_schema: bool
+) -> None:
+    assert (is_closed(schema), is_strict(schema)) == (is_closed_schema, is_strict_schema)
 
 
 def test_bounds_become_words() -> None:
@@ -63,12 +70,15 @@ def test_bounds_become_words() -> None:
 
 def test_images_beyond_the_text_stand_at_its_end() -> None:
     image = Image(url="https://images.example/a", at=99)
-    assert list(interleaved(Message(role="user", content="abc", images=(image,)))) == ["abc", image]
+    assert list(content_parts(Message(role="user", content="abc", images=(image,)))) == [
+        "abc",
+        image,
+    ]
 
 
 def test_urls_of_images() -> None:
-    assert inline("data:image/webp;base64,QUJD") == ("image/webp", "QUJD")
-    assert inline("https://images.example/data:;base64,x") is None
+    assert parse_data_url("data:image/webp;base64,QUJD") == ("image/webp", "QUJD")
+    assert parse_data_url("https://images.example/data:;base64,x") is None
     assert media_type("https://images.example/a.PNG?size=2#x") == "image/png"
     assert media_type("https://images.example/a") == "image/jpeg"
 
@@ -78,4 +88,4 @@ def test_urls_of_images() -> None:
     [('{"a": 1}', {"a": 1}), ("", {}), ("[1]", {"arguments": [1]}), ("{x", {"arguments": "{x"})],
 )
 def test_arguments_are_objects(text: str, value: object) -> None:
-    assert arguments_of(text) == value
+    assert parse_arguments(text) == value

@@ -1,6 +1,7 @@
-"""The words in which providers say why a call failed, one file for each.
+"""Providers' codes and wordings of errors, one file for each provider.
 
-All are read together, whoever answered: gateways that speak one provider's protocol pass on the errors of others.
+All tables are read together, whichever provider answered: gateways that speak one provider's
+protocol pass on the errors of others.
 """
 
 from fusewire_worker_remote.error_tables import (

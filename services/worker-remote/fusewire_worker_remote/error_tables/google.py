@@ -1,4 +1,4 @@
-"""Google's errors, which tell the reason in their details."""
+"""Google's errors, which give the reason in their details."""
 
 from fusewire_worker_remote.error_tables.table import ErrorTable, wording
 

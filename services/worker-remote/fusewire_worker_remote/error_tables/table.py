@@ -1,4 +1,4 @@
-"""What a provider's table of errors holds."""
+"""The form of a provider's table of errors."""
 
 import re
 from collections.abc import Mapping
@@ -9,30 +9,30 @@ from fusewire.contracts import ErrorCode
 
 @dataclass(frozen=True, slots=True)
 class MessagePattern:
-    """What a message says where no code tells."""
+    """A wording of messages, for errors without a code."""
 
     code: ErrorCode
     pattern: re.Pattern[str]
-    """Found in the message, in lower case."""
+    """Searched for in the message, which is in lower case."""
     statuses: frozenset[int]
-    """The HTTP statuses with which it is believed."""
+    """The HTTP statuses with which the wording counts."""
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorTable:
-    """Codes, types, reasons and words of one provider."""
+    """Codes, types, reasons and wordings of one provider."""
 
     codes: Mapping[str, ErrorCode] = field(default_factory=dict)
     """Its codes and types, in lower case."""
     statuses: Mapping[str, int] = field(default_factory=dict)
-    """Its codes and types that stand for a status, for errors in a stream that had begun with 200."""
+    """Statuses of its codes and types, for errors in a stream that had begun with 200."""
     numbers: Mapping[int, str] = field(default_factory=dict)
-    """Its numbers, as codes."""
+    """Codes of its numbers."""
     reasons: Mapping[str, ErrorCode] = field(default_factory=dict)
-    """What the details of an error give as the reason, or as the quota that is used up."""
+    """Its reasons and names of quotas, in the details of an error."""
     wordings: tuple[MessagePattern, ...] = ()
 
 
 def wording(code: ErrorCode, *patterns: str, statuses: tuple[int, ...]) -> MessagePattern:
-    """A wording of which any of the patterns is enough."""
+    """Return a wording that matches where any of the patterns does."""
     return MessagePattern(code, re.compile("|".join(patterns)), frozenset(statuses))

@@ -20,7 +20,7 @@ PROVIDERS: dict[str, Provider] = {
     "mistral": Mistral(),
     "deepseek": DeepSeek(),
 }
-"""By the name that `[models.<name>] provider` gives."""
+"""Protocols by their name in `[models.<name>] provider`."""
 
 __all__ = [
     "PROVIDERS",

@@ -1,4 +1,4 @@
-"""What putting a streamed answer together has in common over the protocols. No IO."""
+"""The part of assembling a streamed answer that all protocols share. No IO."""
 
 import json
 from abc import ABC, abstractmethod
@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from fusewire_worker_remote.errors import Failure, classify, is_error, truncated
+from fusewire_worker_remote.errors import Failure, classify, is_error, truncation
 from fusewire_worker_remote.providers.base import ProviderReply
 from fusewire_worker_remote.sse import Event
 
@@ -16,11 +16,11 @@ _KEEP_ALIVES = ("ping", "keepalive", "keep-alive", "heartbeat")
 
 
 class JsonAssembly(ABC):
-    """Events of JSON objects. Implements `Assembly`.
+    """Assembles events that hold JSON objects. Implements `Assembly`.
 
-    Events that hold nothing are left out: servers send them to keep a connection alive.
+    Empty events are skipped: servers send them to keep a connection alive.
 
-    It rebuilds the body that would have come whole, so that one reader serves both.
+    It rebuilds the body that would have come without streaming, so that `read_body` reads both.
     """
 
     def __init__(self, now: datetime) -> None:
@@ -31,7 +31,7 @@ class JsonAssembly(ABC):
         self.is_complete = False
         """See `Assembly`."""
         self.has_answered = False
-        """Whether anything of the answer has come, which is then paid for."""
+        """Whether any part of the answer has come, which is then paid for."""
 
     def add(self, event: Event) -> str:
         """See `Assembly`."""
@@ -46,10 +46,10 @@ class JsonAssembly(ABC):
             chunk = json.loads(data)
         except (ValueError, RecursionError):
             if event.name == "error":
-                return self._broken(data)
-            return self._fail(truncated("an event of the stream is no JSON"))
+                return self._take_error(data)
+            return self._fail(truncation("an event of the stream is no JSON"))
         if event.name == "error" and isinstance(chunk, dict) and not is_error(chunk):
-            return self._broken(data)
+            return self._take_error(data)
         return self.add_object(chunk)
 
     def add_object(self, chunk: object) -> str:
@@ -57,21 +57,21 @@ class JsonAssembly(ABC):
         if self.is_ended or chunk is None:
             return ""
         if not isinstance(chunk, dict):
-            return self._fail(truncated("an event of the stream is no JSON object"))
+            return self._fail(truncation("an event of the stream is no JSON object"))
         if is_error(chunk):
             self.take(chunk)
-            return self._broken(json.dumps(chunk))
+            return self._take_error(json.dumps(chunk))
         return self.take(chunk)
 
-    def _broken(self, data: str) -> str:
-        """The server says that it failed. What came before may be whole all the same."""
+    def _take_error(self, data: str) -> str:
+        """Take an error that the server sends. The answer before it may be whole all the same."""
         if self.is_complete:
             self.is_ended = True
             return ""
-        found = classify(200, {}, data.encode(errors="replace"), self._now)
-        if self.has_answered and found.retryable:
-            return self._fail(truncated("the provider failed while answering"))
-        return self._fail(replace(found, billed=self.has_answered))
+        failure = classify(200, {}, data.encode(errors="replace"), self._now)
+        if self.has_answered and failure.retryable:
+            return self._fail(truncation("the provider failed while answering"))
+        return self._fail(replace(failure, billed=self.has_answered))
 
     def result(self) -> ProviderReply | Failure:
         """See `Assembly`."""
@@ -84,8 +84,8 @@ class JsonAssembly(ABC):
 
     @abstractmethod
     def take(self, chunk: Mapping[str, Any]) -> str:
-        """Take an event that is no error; return the text that it adds."""
+        """Take an event's object; return the text that it adds to the answer."""
 
     @abstractmethod
     def whole(self) -> ProviderReply | Failure:
-        """Read the body that has been rebuilt."""
+        """Read the rebuilt body."""

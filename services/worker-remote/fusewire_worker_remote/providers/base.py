@@ -1,4 +1,4 @@
-"""What a provider's protocol has to say: how a task is asked, and how a response is read. No IO."""
+"""The interface of a provider's protocol: how to write a request and read a response. No IO."""
 
 import json
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ from fusewire_worker_remote.errors import Failure
 from fusewire_worker_remote.sse import Event
 
 DEPTH_HEADER = "x-fusewire-depth"
-"""How many Fusewires a request has come through, so that one that asks itself is found out."""
+"""Number of Fusewires that a request has come through, so that a loop of them is noticed."""
 
 
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
-    """A POST. `headers` may hold the key, so it never shows in a repr."""
+    """A POST request. `headers` may hold the key, so a repr never shows them."""
 
     url: str
     headers: Mapping[str, str] = field(repr=False)
@@ -37,26 +37,26 @@ class HttpResponse:
     status: int
     headers: Mapping[str, str]
     body: bytes = field(repr=False)
-    """Whole; empty where `is_heard`."""
-    is_heard: bool = False
-    """Whether the body was a stream, and was handed on while it came."""
+    """The whole body; empty if `is_streamed`."""
+    is_streamed: bool = False
+    """Whether the body was a stream, which was handed to a reader as it came."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderReply:
-    """A complete answer: text, tool calls or both. `usage` is None when the provider did not count."""
+    """A complete answer: text, tool calls or both. `usage` is None if the provider counts none."""
 
     content: str | None = field(repr=False)
     finish_reason: FinishReason | None
-    """None where the provider gave a reason that stands for none of ours."""
+    """None if the provider gave a reason that corresponds to none of ours."""
     usage: Usage | None
     tool_calls: tuple[ToolCall, ...] = field(default=(), repr=False)
     provider_reason: str | None = None
-    """Why it ended, in the provider's own word."""
+    """Why the answer ended, in the provider's own word."""
     cost_usd: float | None = None
-    """What the provider says that it charged."""
+    """The cost that the provider reports."""
     reasoning: str | None = field(default=None, repr=False)
-    """What the model thought, where that came beside or before the answer."""
+    """The model's thought, if it came apart from the answer or before it."""
 
 
 class Assembly(Protocol):
@@ -64,12 +64,12 @@ class Assembly(Protocol):
 
     @property
     def is_ended(self) -> bool:
-        """Whether nothing that may still come counts."""
+        """Whether the rest of the stream can be ignored."""
         ...
 
     @property
     def is_complete(self) -> bool:
-        """Whether the answer is whole, though more may come; a stream that breaks off now has lost nothing."""
+        """Whether the answer is whole, so that nothing is lost if the stream breaks off now."""
         ...
 
     def add(self, event: Event) -> str:
@@ -77,36 +77,42 @@ class Assembly(Protocol):
         ...
 
     def add_object(self, chunk: object) -> str:
-        """Take what an event holds, parsed; return the text that it adds to the answer."""
+        """Take an event's parsed data; return the text that it adds to the answer."""
         ...
 
     def result(self) -> ProviderReply | Failure:
-        """What the stream, now at its end, came to: just what the whole body would have."""
+        """Return what `Provider.read` would have returned for the same answer in one body."""
         ...
 
 
 class Provider(Protocol):
-    """One file per protocol implements this."""
+    """A protocol of hosted models; one file per protocol implements it."""
 
-    known: Dialect
-    """What every model there is known not to take."""
+    base_dialect: Dialect
+    """What every model of this provider is known to refuse."""
 
     def request(
         self, task: Task, model: RemoteModel, dialect: Dialect = PLAIN, *, is_streamed: bool = False
     ) -> HttpRequest | Failure:
-        """Ask for an answer, as far as the model is known in the words that it takes. The key is read here.
+        """Write the request for a task. The key is read here.
+
+        Args:
+            task: the task.
+            model: the model to call.
+            dialect: what the model is known to accept.
+            is_streamed: whether to request a stream.
 
         Returns:
-            A failure where the protocol has no way to say what the task holds.
+            A failure if the protocol cannot express the task.
         """
         ...
 
     def read(self, response: HttpResponse, now: datetime) -> ProviderReply | Failure:
-        """Tell an answer that came whole from a failure, whatever the bytes are."""
+        """Read a response that came whole. Any bytes are an answer or a failure."""
         ...
 
     def assemble(self, now: datetime) -> Assembly:
-        """Begin to put a streamed answer together."""
+        """Return an empty assembly for a streamed answer."""
         ...
 
 
@@ -118,27 +124,27 @@ def request(  # noqa: PLR0917 - the parts of a request, in their order
     key_headers: Mapping[str, str],
     payload: Mapping[str, Any],
 ) -> HttpRequest:
-    """The POST with what every protocol's requests have in common.
+    """Return the POST with what the requests of all protocols have in common.
 
-    The task's id is the idempotency key, where a server knows such a thing.
+    The task's id is the idempotency key, for servers that support one.
     """
-    left_out = Dialect(dropped=model.drop).merged(dialect)
-    sent = left_out.applied({**payload, **model.params})
+    model_dialect = Dialect(dropped=model.drop).merge(dialect)
+    wire_payload = model_dialect.apply({**payload, **model.params})
     headers = {
         "Content-Type": "application/json",
         "Idempotency-Key": task.task_id,
         DEPTH_HEADER: str(task.depth + 1),
         **key_headers,
     }
-    return HttpRequest(f"{model.base_url.rstrip('/')}/{path}", headers, sent)
+    return HttpRequest(f"{model.base_url.rstrip('/')}/{path}", headers, wire_payload)
 
 
-def key_of(model: RemoteModel, header: str, prefix: str = "") -> dict[str, str]:
-    """The header with the key; none where the model has no key."""
+def key_header(model: RemoteModel, header: str, prefix: str = "") -> dict[str, str]:
+    """Return the header with the API key; none if the model has no key."""
     key = model.api_key
     return {header: prefix + key.get_secret_value()} if key is not None else {}
 
 
 def max_tokens(task: Task, model: RemoteModel) -> int | None:
-    """The answer's length that is asked for."""
+    """Return the limit of an answer's tokens: the task's, else the model's."""
     return task.sampling.max_tokens if task.sampling.max_tokens is not None else model.max_tokens

@@ -10,20 +10,19 @@ from fusewire_worker_remote.providers.openai import OpenAI
 class DeepSeek(OpenAI):
     """`POST {base_url}/chat/completions`."""
 
-    known = Dialect(schema_form="json")
-    """It writes JSON objects, and knows no schemas."""
+    base_dialect = Dialect(schema_form="json")
+    """It writes JSON objects, but supports no schemas."""
 
     def messages(self, messages: tuple[Message, ...]) -> list[dict[str, Any]]:
-        """See `OpenAI.messages`. Since the user last spoke, what was thought before a call of tools comes back with it.
+        """See `OpenAI.messages`. Tool calls after the last user's message keep their thought.
 
-        The API refuses such a turn without its thought, and takes an empty one; thoughts of earlier turns it does not
-        want. Source: https://api-docs.deepseek.com/guides/thinking_mode
+        The API refuses such a turn without its thought, but accepts an empty one; it wants no
+        thoughts of earlier turns. Source: https://api-docs.deepseek.com/guides/thinking_mode
         """
         wire = super().messages(messages)
-        last_user = max(
-            (at for at, message in enumerate(messages) if message.role == "user"), default=-1
-        )
-        for message, sent in list(zip(messages, wire, strict=True))[last_user + 1 :]:
+        user_positions = (at for at, message in enumerate(messages) if message.role == "user")
+        last_user = max(user_positions, default=-1)
+        for message, wire_message in list(zip(messages, wire, strict=True))[last_user + 1 :]:
             if message.tool_calls:
-                sent["reasoning_content"] = message.reasoning or ""
+                wire_message["reasoning_content"] = message.reasoning or ""
         return wire

@@ -10,22 +10,24 @@ from urllib.parse import quote
 from fusewire.answer_form import with_names
 from fusewire.contracts import Image, Message, Task, ToolCall, Usage
 from fusewire.settings import RemoteModel
-from fusewire_worker_remote.dialect import PLAIN, Dialect, asked_in_words
-from fusewire_worker_remote.errors import Failure, refused, truncated
+from fusewire_worker_remote.dialect import PLAIN, Dialect, schema_instruction
+from fusewire_worker_remote.errors import Failure, content_refusal, truncation
 from fusewire_worker_remote.providers import base, reading
 from fusewire_worker_remote.providers.assembly import JsonAssembly
 from fusewire_worker_remote.providers.base import HttpRequest, HttpResponse, ProviderReply
 from fusewire_worker_remote.providers.parts import (
     Text,
-    arguments_of,
+    append_turn,
     clean,
-    counted,
-    given,
-    inline,
-    interleaved,
+    content_parts,
+    first_object,
+    make_usage,
     media_type,
+    parse_arguments,
+    parse_data_url,
     system_text,
     tokens,
+    without_none,
     word,
 )
 
@@ -45,29 +47,27 @@ _MODES = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
 _MOST_SEED = 2**31
 _MOST_STOPS = 5
 _UNSIGNED = "skip_thought_signature_validator"
-"""Stands where the API wants the signature of a thought that is not at hand, as its documentation provides for."""
+"""The API's documented placeholder for the signature of a thought that is not at hand."""
 _WITHOUT_SIGNATURES = re.compile(r"gemini-[12]\b|gemini-[12]\.|gemma|learnlm")
 
 
 class Gemini:
-    """`POST {base_url}/models/{model}:generateContent`, streamed `:streamGenerateContent?alt=sse`."""
+    """`POST {base_url}/models/{model}:generateContent`, or `:streamGenerateContent?alt=sse`."""
 
-    known = PLAIN
+    base_dialect = PLAIN
     """See `Provider`."""
 
     def request(
         self, task: Task, model: RemoteModel, dialect: Dialect = PLAIN, *, is_streamed: bool = False
     ) -> HttpRequest:
         """See `Provider.request`."""
-        system, turns = (
-            system_text(task.messages),
-            _turns(with_names(task.messages), is_signed=_is_signed(model.model)),
-        )
+        system = system_text(task.messages)
+        turns = _turns(with_names(task.messages), is_signed=_is_signed(model.model))
         if not turns:  # a conversation needs a user
             turns, system = [{"role": "user", "parts": [{"text": system}]}], ""
         if task.sampling.response_schema is not None and dialect.schema_form != "schema":
-            system = f"{system}\n\n{asked_in_words(task.sampling.response_schema)}".strip()
-        payload = given(
+            system = f"{system}\n\n{schema_instruction(task.sampling.response_schema)}".strip()
+        payload = without_none(
             {
                 "systemInstruction": {"parts": [{"text": system}]} if system else None,
                 "contents": turns,
@@ -78,7 +78,7 @@ class Gemini:
         method = "streamGenerateContent?alt=sse" if is_streamed else "generateContent"
         path = f"models/{quote(model.model.removeprefix('models/'), safe='/@.-_')}:{method}"
         return base.request(
-            task, model, dialect, path, base.key_of(model, "x-goog-api-key"), payload
+            task, model, dialect, path, base.key_header(model, "x-goog-api-key"), payload
         )
 
     def read(self, response: HttpResponse, now: datetime) -> ProviderReply | Failure:
@@ -91,6 +91,7 @@ class Gemini:
 
 
 def _is_signed(model: str) -> bool:
+    """Whether a model requires signatures of thoughts with its calls."""
     return not _WITHOUT_SIGNATURES.search(model)
 
 
@@ -98,7 +99,7 @@ def _generation(task: Task, model: RemoteModel, dialect: Dialect) -> dict[str, A
     sampling = task.sampling
     schema = sampling.response_schema if dialect.schema_form != "words" else None
     is_open = schema == {"type": "object"} or dialect.schema_form == "json"
-    return given(
+    return without_none(
         {
             "maxOutputTokens": base.max_tokens(task, model),
             "temperature": sampling.temperature,
@@ -115,37 +116,56 @@ def _generation(task: Task, model: RemoteModel, dialect: Dialect) -> dict[str, A
 
 
 def _turns(messages: tuple[Message, ...], *, is_signed: bool) -> list[dict[str, Any]]:
-    """The conversation. Results of tools are a user's, and name the function and not the call."""
-    called = {call.id: call.name for message in messages for call in message.tool_calls}
-    waiting: list[str] = []
+    """Return the conversation, with alternating roles; results of tools are a user's.
+
+    A result names the function, and not the call.
+    """
     turns: list[dict[str, Any]] = []
+    names = _function_names(messages)
+    pending_ids: list[str] = []
     for message in messages:
         if message.role == "system":
             continue
-        role = "model" if message.role == "assistant" else "user"
-        waiting += [call.id for call in message.tool_calls]
+        pending_ids += [call.id for call in message.tool_calls]
         if message.role == "tool":
-            # By its id, or where that is unknown in the order of the calls.
-            first = waiting[0] if waiting else ""
-            id_ = message.tool_call_id if message.tool_call_id in waiting else first
-            waiting = [other for other in waiting if other != id_]
-            message = message.model_copy(update={"tool_call_id": id_ or message.tool_call_id})  # noqa: PLW2901 - the mended message replaces the one that was read
-        parts = _parts(message, called, is_signed=is_signed)
-        if turns and turns[-1]["role"] == role:
-            turns[-1]["parts"] += parts
-        elif parts:
-            turns.append({"role": role, "parts": parts})
+            message = _match_result(message, pending_ids)  # noqa: PLW2901 - the matched message replaces the one that was read
+        role = "model" if message.role == "assistant" else "user"
+        append_turn(turns, role, "parts", _parts(message, names, is_signed=is_signed))
     return turns
 
 
-def _parts(message: Message, called: Mapping[str, str], *, is_signed: bool) -> list[dict[str, Any]]:
+def _function_names(messages: tuple[Message, ...]) -> dict[str, str]:
+    """Return the names of the functions that were called, by the call's id."""
+    names: dict[str, str] = {}
+    for message in messages:
+        names.update((call.id, call.name) for call in message.tool_calls)
+    return names
+
+
+def _match_result(message: Message, pending_ids: list[str]) -> Message:
+    """Return a tool's result with the id of the call that it belongs to.
+
+    That is the call with the result's id; if the id is unknown, the first without a result.
+
+    Args:
+        message: the tool's result.
+        pending_ids: ids of calls without a result so far; the matched id is removed.
+    """
+    call_id = message.tool_call_id
+    if call_id not in pending_ids:
+        call_id = pending_ids[0] if pending_ids else ""
+    pending_ids[:] = [pending_id for pending_id in pending_ids if pending_id != call_id]
+    return message.model_copy(update={"tool_call_id": call_id or message.tool_call_id})
+
+
+def _parts(message: Message, names: Mapping[str, str], *, is_signed: bool) -> list[dict[str, Any]]:
     if message.role == "tool":
-        name = called.get(message.tool_call_id or "", message.tool_call_id)
+        name = names.get(message.tool_call_id or "", message.tool_call_id)
         return [{"functionResponse": {"name": name, "response": _result(message.content)}}]
-    parts = [_part(part) for part in interleaved(message)]
+    parts = [_part(part) for part in content_parts(message)]
     for number, call in enumerate(message.tool_calls):
         part: dict[str, Any] = {
-            "functionCall": {"name": call.name, "args": arguments_of(call.arguments)}
+            "functionCall": {"name": call.name, "args": parse_arguments(call.arguments)}
         }
         if is_signed and number == 0:
             part["thoughtSignature"] = _UNSIGNED
@@ -154,29 +174,30 @@ def _parts(message: Message, called: Mapping[str, str], *, is_signed: bool) -> l
 
 
 def _result(content: str) -> dict[str, Any]:
-    """A tool's result, which has to be an object."""
+    """Return a tool's result as an object, which the API requires."""
     try:
-        value = json.loads(content)
+        result = json.loads(content)
     except (ValueError, RecursionError):
-        value = content
-    return value if isinstance(value, dict) else {"result": value}
+        result = content
+    return result if isinstance(result, dict) else {"result": result}
 
 
 def _part(part: str | Image) -> dict[str, Any]:
     if isinstance(part, str):
         return {"text": part}
-    held = inline(part.url)
-    if held is None:
-        # Public addresses are fetched by the API, for models since Gemini 2.5.
+    inline = parse_data_url(part.url)
+    if inline is None:
+        # The API fetches public addresses itself, for models since Gemini 2.5.
         return {"fileData": {"mimeType": media_type(part.url), "fileUri": part.url}}
-    return {"inlineData": {"mimeType": held[0], "data": held[1]}}
+    inline_type, base64 = inline
+    return {"inlineData": {"mimeType": inline_type, "data": base64}}
 
 
 def _tools(task: Task) -> dict[str, Any]:
     if not task.tools:
         return {}
-    declared = [
-        given(
+    declarations = [
+        without_none(
             {
                 "name": tool.name,
                 "description": tool.description or None,
@@ -188,78 +209,82 @@ def _tools(task: Task) -> dict[str, Any]:
     mode = _MODES.get(task.tool_choice)
     config = {"mode": mode} if mode else {"mode": "ANY", "allowedFunctionNames": [task.tool_choice]}
     return {
-        "tools": [{"functionDeclarations": declared}],
+        "tools": [{"functionDeclarations": declarations}],
         "toolConfig": {"functionCallingConfig": config},
     }
 
 
 def read_body(body: Mapping[str, Any], *, is_whole: bool = True) -> ProviderReply | Failure:
-    """Read a GenerateContentResponse. Unless `is_whole`, only a finish reason tells that it is."""
+    """Read a GenerateContentResponse.
+
+    Args:
+        body: the response.
+        is_whole: whether it is known to be whole; if not, only a finish reason shows that it is.
+    """
     usage = _usage(body.get("usageMetadata"))
     feedback = body.get("promptFeedback")
     if isinstance(feedback, dict) and feedback.get("blockReason"):
-        return refused("the provider refused the prompt", usage)
-    candidates = body.get("candidates")
-    candidate = candidates[0] if isinstance(candidates, list) and candidates else None
-    if not isinstance(candidate, dict):
+        return content_refusal("the provider refused the prompt", usage)
+    candidate = first_object(body.get("candidates"))
+    if candidate is None:
         return reading.no_answer(body, "candidates", usage)
     reason = word(candidate.get("finishReason"))
     if reason in _REFUSALS:
-        return refused("the provider withheld the answer", usage)
+        return content_refusal("the provider withheld the answer", usage)
     if not reason and not is_whole:
-        return truncated("the answer has no finish reason", usage)
-    parts = _said(candidate)
-    text = clean("".join(p["text"] for p in parts if isinstance(p.get("text"), str)))
+        return truncation("the answer has no finish reason", usage)
+    parts = _answer_parts(candidate)
+    text = clean("".join(word(part.get("text")) for part in parts))
     calls = _calls(parts)
     if reason == "STOP" and not text and not calls:
-        # Seen now and then, and gone with the next call.
-        return truncated("the answer is empty", usage)
-    return reading.answered(text, calls, usage, reason=reason)
+        # Models send this now and then; another call gets an answer.
+        return truncation("the answer is empty", usage)
+    return reading.make_reply(text, calls, usage, reason=reason)
 
 
-def _said(candidate: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A candidate's parts without its thoughts."""
+def _answer_parts(candidate: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a candidate's parts without its thoughts."""
     content = candidate.get("content")
     parts = content.get("parts") if isinstance(content, dict) else None
-    return (
-        [p for p in parts if isinstance(p, dict) and not p.get("thought")]
-        if isinstance(parts, list)
-        else []
-    )
+    if not isinstance(parts, list):
+        return []
+    return [part for part in parts if isinstance(part, dict) and not part.get("thought")]
 
 
 def _calls(parts: list[dict[str, Any]]) -> tuple[ToolCall, ...]:
     calls: list[ToolCall] = []
     for part in parts:
         call = part.get("functionCall")
-        if not isinstance(call, dict) or not isinstance(call.get("name"), str) or not call["name"]:
+        if not isinstance(call, dict):
             continue
-        arguments = json.dumps(call.get("args") or {}, ensure_ascii=False)
+        name = word(call.get("name"))
+        if not name:
+            continue
         id_ = clean(call.get("id")) or f"call_{len(calls)}"
-        calls.append(ToolCall(id=id_, name=clean(call["name"]), arguments=clean(arguments)))
+        arguments = clean(json.dumps(call.get("args") or {}, ensure_ascii=False))
+        calls.append(ToolCall(id=id_, name=clean(name), arguments=arguments))
     return tuple(calls)
 
 
 def _usage(usage: object) -> Usage | None:
     if not isinstance(usage, dict):
         return None
-    prompt, answer = (
-        tokens(usage.get("promptTokenCount")),
-        tokens(usage.get("candidatesTokenCount")),
-    )
-    thought = tokens(usage.get("thoughtsTokenCount")) or 0
+    prompt = tokens(usage.get("promptTokenCount"))
     if prompt is None:
         return None
-    return counted(
-        prompt + (tokens(usage.get("toolUsePromptTokenCount")) or 0),
-        (answer or 0) + thought,
-        cached=usage.get("cachedContentTokenCount"),
-        reasoning=thought,
+    tool_prompt = tokens(usage.get("toolUsePromptTokenCount")) or 0
+    answer = tokens(usage.get("candidatesTokenCount")) or 0
+    reasoning = tokens(usage.get("thoughtsTokenCount")) or 0
+    return make_usage(
+        prompt + tool_prompt,
+        answer + reasoning,
+        from_cache=usage.get("cachedContentTokenCount"),
+        reasoning=reasoning,
     )
 
 
 class ContentAssembly(JsonAssembly):
-    """Responses that each hold the next parts. Only the stream's end tells that it is whole."""
+    """Assembles responses that each hold the next parts of the answer."""
 
     def __init__(self, now: datetime) -> None:
         super().__init__(now)
@@ -274,14 +299,13 @@ class ContentAssembly(JsonAssembly):
         self._rest.update(
             {key: chunk[key] for key in ("promptFeedback", "usageMetadata") if chunk.get(key)}
         )
-        candidates = chunk.get("candidates")
-        candidate = candidates[0] if isinstance(candidates, list) and candidates else None
-        if not isinstance(candidate, dict):
+        candidate = first_object(chunk.get("candidates"))
+        if candidate is None:
             return ""
         self._is_begun = True
         self._reason = candidate.get("finishReason") or self._reason
         self.is_complete = bool(word(self._reason))
-        parts = _said(candidate)
+        parts = _answer_parts(candidate)
         self._calls += [part for part in parts if "functionCall" in part]
         self.has_answered = self.has_answered or bool(candidate.get("content"))
         return "".join(self._text.add(part.get("text")) for part in parts)

@@ -12,7 +12,7 @@ from fusewire_worker_remote.providers.parts import call_id
 
 _CALL_ID = re.compile(r"[a-zA-Z0-9]{9}")
 _AFTER_TOOL = "Understood."
-"""Stands between the results of tools and a user, whom the API does not take there."""
+"""The turn between results of tools and a user's message, which the API refuses there."""
 _MOST_SEED = 2**31
 
 
@@ -20,24 +20,17 @@ class Mistral(OpenAI):
     """`POST {base_url}/chat/completions`."""
 
     def messages(self, messages: tuple[Message, ...]) -> list[dict[str, Any]]:
-        """See `OpenAI.messages`. The rules of its API: who may follow whom, and ids of nine characters."""
+        """See `OpenAI.messages`. The API restricts which role follows which, and ids of calls."""
         wire: list[dict[str, Any]] = []
         for message in super().messages(with_names(messages)):
-            for call in message.get("tool_calls", ()):
-                call["id"] = call_id(call["id"], _CALL_ID, 9)
-            if "tool_call_id" in message:
-                message["tool_call_id"] = call_id(message["tool_call_id"], _CALL_ID, 9)
-            if (
-                message["role"] == "assistant"
-                and not message["content"]
-                and not message.get("tool_calls")
-            ):
+            if _is_empty_answer(message):
                 continue
+            _shorten_ids(message)
             if message["role"] == "user" and wire and wire[-1]["role"] == "tool":
                 wire.append({"role": "assistant", "content": _AFTER_TOOL})
             wire.append(message)
         if wire and wire[-1]["role"] == "assistant" and not wire[-1].get("tool_calls"):
-            # It goes on from there.
+            # The model continues this answer.
             wire[-1]["prefix"] = True
         return wire
 
@@ -55,12 +48,26 @@ class Mistral(OpenAI):
         }
 
     def tools(self, task: Task) -> dict[str, Any]:
-        """See `OpenAI.tools`. A function needs parameters here."""
+        """See `OpenAI.tools`. A function must have parameters here."""
         wire = super().tools(task)
         for tool in wire.get("tools", ()):
             tool["function"].setdefault("parameters", {"type": "object", "properties": {}})
         return {**wire, "tool_choice": "any"} if wire.get("tool_choice") == "required" else wire
 
     def streaming(self) -> dict[str, Any]:
-        """See `OpenAI.streaming`. Tokens are counted at the end in any case."""
+        """See `OpenAI.streaming`. The stream ends with counted tokens in any case."""
         return {"stream": True}
+
+
+def _is_empty_answer(message: dict[str, Any]) -> bool:
+    if message["role"] != "assistant":
+        return False
+    return not message["content"] and not message.get("tool_calls")
+
+
+def _shorten_ids(message: dict[str, Any]) -> None:
+    """Replace ids of calls by ones of nine characters, the only form that the API accepts."""
+    for call in message.get("tool_calls", ()):
+        call["id"] = call_id(call["id"], _CALL_ID, 9)
+    if "tool_call_id" in message:
+        message["tool_call_id"] = call_id(message["tool_call_id"], _CALL_ID, 9)

@@ -1,4 +1,4 @@
-"""How a response is read, the same for every protocol; only what a body means differs. No IO."""
+"""The part of reading a response that all protocols share. No IO."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from fusewire.contracts import FinishReason, ToolCall, Usage
-from fusewire_worker_remote.errors import Failure, classify, is_error, truncated
+from fusewire_worker_remote.errors import Failure, classify, is_error, truncation
 from fusewire_worker_remote.providers.base import Assembly, HttpResponse, ProviderReply
 from fusewire_worker_remote.sse import EventReader
 
@@ -43,15 +43,14 @@ _BROKEN = {
     "other",
     "timeout",
 }
-"""The server gave up: what came is a piece of an answer."""
+"""Reasons by which the server gave up: the answer is incomplete."""
 MOST_REASON_CHARS = 64
 _EVENT_BEGINS = (b"data:", b"event:", b"error:", b"id:", b"retry:", b":")
 
 
 def looks_like_events(data: bytes) -> bool:
-    """Whether a body, of which these are the first bytes, is a stream of events, whatever its type says."""
-    begun = data.removeprefix(b"\xef\xbb\xbf").lstrip()
-    return begun.startswith(_EVENT_BEGINS)
+    """Whether a body with these first bytes is a stream of events, whatever its type says."""
+    return data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(_EVENT_BEGINS)
 
 
 def read(
@@ -61,43 +60,43 @@ def read(
     read_body: Callable[[Mapping[str, Any]], ProviderReply | Failure],
     assemble: Callable[[datetime], Assembly],
 ) -> ProviderReply | Failure:
-    """Tell an answer that came whole from a failure, whatever the bytes are.
+    """Read a response that came whole. Any bytes are an answer or a failure.
 
     Args:
-        response: whole.
-        now: for waits that are given as a date.
+        response: the response, with its body.
+        now: the current time, for waits that are given as a date.
         read_body: reads a body that is an object and no error.
-        assemble: begins to put events together, for servers that stream what was asked for whole.
+        assemble: returns an empty assembly, for servers that stream although they should not.
     """
     if not 200 <= response.status < 300:
-        return _failed(response, now)
+        return _classify(response, now)
     if looks_like_events(response.body):
         return _from_events(response.body, assemble(now))
     try:
         body = json.loads(_text(response))
     except (ValueError, RecursionError):
-        return _no_json(response.body)
+        return _malformed_body(response.body)
     if isinstance(body, list):
         return _from_parts(body, assemble(now))
     if not isinstance(body, dict):
-        return truncated("the response is not a JSON object")
-    return _failed(response, now) if is_error(body) else read_body(body)
+        return truncation("the response is not a JSON object")
+    return _classify(response, now) if is_error(body) else read_body(body)
 
 
-def _failed(response: HttpResponse, now: datetime) -> Failure:
+def _classify(response: HttpResponse, now: datetime) -> Failure:
     return classify(response.status, response.headers, response.body, now)
 
 
-def _no_json(body: bytes) -> Failure:
+def _malformed_body(body: bytes) -> Failure:
     if body.lstrip().startswith(b"<"):
         return Failure(
             "bad_request", "a web page came back; base_url leads elsewhere", retryable=False
         )
-    return truncated("the response is not whole JSON")
+    return truncation("the response is not whole JSON")
 
 
 def _text(response: HttpResponse) -> str:
-    """The body by the charset that its type names; JSON is UTF-8 otherwise."""
+    """Decode the body by the charset that its type names, by default UTF-8."""
     _, _, rest = response.headers.get("content-type", "").partition("charset=")
     charset = rest.partition(";")[0].strip(" \"'") or "utf-8"
     try:
@@ -114,19 +113,19 @@ def _from_events(body: bytes, assembly: Assembly) -> ProviderReply | Failure:
 
 
 def _from_parts(body: list[Any], assembly: Assembly) -> ProviderReply | Failure:
-    """A stream whose events came as one JSON list."""
+    """Read a stream whose events came as one JSON list."""
     for part in body:
         assembly.add_object(part)
     return assembly.result()
 
 
 def no_answer(body: Mapping[str, Any], name: str, usage: Usage | None) -> Failure:
-    """What a body is that has no answer in it.
+    """Return the failure of a body without an answer.
 
     Args:
         body: the body.
-        name: of its member that holds answers.
-        usage: what it counts.
+        name: its member that should hold answers.
+        usage: its tokens.
     """
     if name not in body:
         # Some other service answers at that address.
@@ -135,10 +134,10 @@ def no_answer(body: Mapping[str, Any], name: str, usage: Usage | None) -> Failur
             f"the response has no '{name}'; base_url leads elsewhere",
             retryable=False,
         )
-    return truncated(f"the response has nothing in '{name}'", usage)
+    return truncation(f"the response has nothing in '{name}'", usage)
 
 
-def answered(
+def make_reply(
     content: str,
     calls: tuple[ToolCall, ...],
     usage: Usage | None,
@@ -147,35 +146,41 @@ def answered(
     cost_usd: float | None = None,
     reasoning: str = "",
 ) -> ProviderReply | Failure:
-    """A whole answer, or what it is when there is nothing in it.
+    """Return a whole answer, or the failure that it is without content.
 
     Args:
         content: its text.
         calls: its tool calls.
         usage: its tokens.
-        reason: why it ended, in the provider's own word; empty where a server gives none to what is whole.
-        cost_usd: what the provider says that it charged.
-        reasoning: what was thought.
+        reason: why it ended, in the provider's own word; empty if the server gives no reason.
+        cost_usd: the cost that the provider reports.
+        reasoning: its thought.
     """
-    word = reason.lower()
-    is_cut = word in _LENGTH
-    if word in _BROKEN:
-        return truncated("the provider failed while answering", usage)
+    if reason.lower() in _BROKEN:
+        return truncation("the provider failed while answering", usage)
     if not content and not calls:
-        what = "the token limit was reached before any answer" if is_cut else "the answer is empty"
-        return Failure("truncated", what, retryable=False, billed=True, usage=usage)
-    finish: FinishReason | None = None
-    if is_cut:
-        finish = "length"
-    elif not word or word in _DONE or calls:
-        # Some servers say `stop` though there are calls.
-        finish = "tool_calls" if calls else "stop"
+        is_cut = reason.lower() in _LENGTH
+        message = (
+            "the token limit was reached before any answer" if is_cut else "the answer is empty"
+        )
+        return Failure("truncated", message, retryable=False, billed=True, usage=usage)
     return ProviderReply(
         content or None,
-        finish,
+        _finish_reason(reason.lower(), has_calls=bool(calls)),
         usage,
         calls,
         provider_reason=reason[:MOST_REASON_CHARS] or None,
         cost_usd=cost_usd,
         reasoning=reasoning or None,
     )
+
+
+def _finish_reason(reason: str, *, has_calls: bool) -> FinishReason | None:
+    if reason in _LENGTH:
+        return "length"
+    if has_calls:
+        # Some servers give `stop` as the reason although there are calls.
+        return "tool_calls"
+    if not reason or reason in _DONE:
+        return "stop"
+    return None
