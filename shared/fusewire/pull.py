@@ -1,4 +1,4 @@
-"""Thin fetch loops over nats-py, where FastStream's price or its semantics do not fit.
+"""Thin fetch loops over nats-py, where FastStream is too slow or lacks what is needed.
 
 Measured: FastStream costs about six times a raw fetch loop per message, its batch mode
 stalls, and it cannot take from several durables in order of priority.
@@ -35,25 +35,28 @@ from fusewire.topology import Durable
 log = structlog.get_logger(__name__)
 
 LINGER_S = 0.001
-"""How long a batch waits for company: members of one pool tend to answer together, and a transaction
-for three of them costs little more than for one."""
+"""How long a batch waits for more messages after the first: members of one pool tend to answer
+together, and a transaction for three of them costs little more than for one."""
 ANSWER_S = 5.0
-"""How much longer than its own limit a pull may stay unanswered. A server that is only slow must not be given up:
-what it sends later is handed back and sent again, and a loop that gives up each time gets nowhere."""
+"""How much longer than its own limit a pull may stay unanswered.
+
+Giving up on a server that is only slow makes no progress: what it sends later is handed back and
+sent again."""
 LOOK_S = 0.5
-"""How soon a pull is given up whose connection is gone."""
+"""How soon a pull is given up after its connection is lost."""
 AGAIN_LEAST_S, AGAIN_MOST_S = 0.05, 2.0
-"""How soon a batch that is kept is handed over again: twice as late each time."""
+"""Pause before a batch is handled again, doubled each time."""
 MISSING_PAUSE_S = 1.0
-"""How long a pull waits where the last one found no durable: the server answers that at once."""
+"""Pause of a pull after one that found no durable, which the server reports at once."""
 MISSING_S = 30.0
-"""A durable that is missing for longer will not come back by itself, as one whose leader changes does."""
+"""A durable that is missing for longer will not come back by itself; during a change of its leader
+it does."""
 STALLED_S = 60.0
-"""A loop that has not turned for so long stands still."""
+"""A loop without a turn for this long is reported as stalled."""
 
 
 NO_RESPONDERS = "503"
-"""What the server says where nothing listens on a subject: there is no such durable, or nobody leads it just now."""
+"""Status when nothing listens on a subject: no such durable, or it has no leader at the moment."""
 
 
 @dataclass
@@ -61,15 +64,15 @@ class _Request:
     """A pull request that the server may still answer.
 
     Attributes:
-        inbox: where the server says that it is over.
-        connection: the one that it was made on.
-        left: how many more messages it may bring.
+        inbox: where the server reports its end.
+        connection: the number of the connection on which it was sent.
+        remaining: how many more messages it may bring.
         end: when it is given up (`time.monotonic`).
     """
 
     inbox: str
     connection: int
-    left: int
+    remaining: int
     end: float
 
 
@@ -77,7 +80,7 @@ class PullConsumer:
     """Pull requests on one durable, one at a time, answered on one inbox.
 
     A message that arrives when no request is open (its request was given up) is handed back to
-    the server at once, so it never waits out its ack_wait in nobody's hands.
+    the server at once, so that another consumer need not wait for its ack_wait.
     """
 
     def __init__(self, bus: Bus, durable: Durable) -> None:
@@ -85,8 +88,8 @@ class PullConsumer:
         self._missing_since: float | None = None
         self._bus = bus
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{durable.stream}.{durable.name}"
-        self._arrived: asyncio.Queue[Msg | None] = asyncio.Queue()
-        """Messages, and None where a request is over."""
+        self._inbox_queue: asyncio.Queue[Msg | None] = asyncio.Queue()
+        """Messages, and None at the end of a request."""
         self._counter = itertools.count()
         self._open: _Request | None = None
         self._inbox = ""
@@ -98,18 +101,20 @@ class PullConsumer:
         self._subscription = await self._bus.client.subscribe(f"{self._inbox}.*", cb=self._arrive)
 
     async def stop(self) -> None:
-        """Stop listening, and hand back what nobody has taken."""
+        """Stop listening, and hand back messages that were not fetched."""
         self._open = None
         with contextlib.suppress(NatsError, OSError):
             if self._subscription:
                 await self._subscription.unsubscribe()
                 self._subscription = None
-            for msg in self._waiting():
+            for msg in self._take_buffered():
                 await msg.nak()
 
     def missing_s(self) -> float:
-        """For how long the server has said that there is no such durable; 0 where there is."""
-        return time.monotonic() - self._missing_since if self._missing_since is not None else 0.0
+        """For how many seconds the server has reported the durable as missing; 0 if it is there."""
+        if self._missing_since is None:
+            return 0.0
+        return time.monotonic() - self._missing_since
 
     async def fetch(self, batch: int, wait_s: float = 0) -> list[Msg]:
         """Take up to `batch` messages.
@@ -119,32 +124,33 @@ class PullConsumer:
             wait_s: 0 takes what is there now; otherwise waits this long for the first one.
 
         Returns:
-            What came; empty when nothing did, or when there is no server.
+            The messages; empty when none came, or when there is no server.
         """
         request = await self._ask(batch, wait_s)
-        taken: list[Msg] = []
+        messages: list[Msg] = []
         try:
-            while request and len(taken) < batch and (msg := await self._next(request)):
-                taken.append(msg)
+            while request and len(messages) < batch and (msg := await self._next(request)):
+                messages.append(msg)
         finally:
             self._open = None
-        return taken
+        return messages
 
     async def collect(self, batch: int, wait_s: float, linger_s: float) -> list[Msg]:
-        """Wait for a first message, and for its company.
+        """Wait for a first message, then a moment for more.
 
-        The request stays open between two calls, so that what comes meanwhile waits here and not at the server.
+        The request stays open between two calls, so that messages which come in the meantime wait
+        here and not at the server.
 
         Args:
-            batch: at most this many, and the most that may wait here.
+            batch: the most messages to return, and the most that may wait here.
             wait_s: how long to wait for the first one.
-            linger_s: how long to wait for more, once it is there.
+            linger_s: how long to wait for more after the first one.
 
         Returns:
-            What came; empty when nothing did, or when there is no server.
+            The messages; empty when none came, or when there is no server.
         """
         request = self._open
-        if request is None or request.left <= 0 or request.connection != self._bus.connection:
+        if request is None or request.remaining <= 0 or request.connection != self._bus.connection:
             request = await self._ask(batch, wait_s)
         if request is None:
             return []
@@ -154,8 +160,8 @@ class PullConsumer:
             return []
         if batch > 1:
             await asyncio.sleep(linger_s)
-        more = list(itertools.islice(self._waiting(), batch - 1))
-        request.left -= len(more)
+        more = list(itertools.islice(self._take_buffered(), batch - 1))
+        request.remaining -= len(more)
         return [first, *more]
 
     async def _ask(self, batch: int, wait_s: float) -> _Request | None:
@@ -165,34 +171,33 @@ class PullConsumer:
         connection = self._bus.connection
         if connection is not None:
             inbox = f"{self._inbox}.{next(self._counter)}"
-            wanted = {
-                "batch": batch,
-                **({"expires": int(wait_s * 1e9)} if wait_s else {"no_wait": True}),
-            }
+            limit = {"expires": int(wait_s * 1e9)} if wait_s else {"no_wait": True}
+            body = json.dumps({"batch": batch, **limit}).encode()
             self._open = _Request(inbox, connection, batch, time.monotonic() + wait_s + ANSWER_S)
             with contextlib.suppress(NatsError, OSError):
-                await self._bus.client.publish(self._subject, json.dumps(wanted).encode(), inbox)
+                await self._bus.client.publish(self._subject, body, inbox)
                 return self._open
-        # The client would keep the request, and send it when the server is back: to nobody, by then.
+        # Not published while disconnected: the client would buffer the request and send it on the
+        # next connection, when nobody waits for its answer any more.
         self._open = None
         await asyncio.sleep(LOOK_S)
         return None
 
     async def _arrive(self, msg: Msg) -> None:
-        # Only the word that a request is over comes with the request's own inbox as its subject.
+        # The subject of a status is the inbox of its request; that of a message is its stream's.
         if _is_status(msg):
-            self._note(msg)
+            self._note_status(msg)
             if self._open and msg.subject == self._open.inbox:
-                self._open.left = 0
-                self._arrived.put_nowait(None)
+                self._open.remaining = 0
+                self._inbox_queue.put_nowait(None)
         elif self._open:
             self._missing_since = None
-            self._arrived.put_nowait(msg)
+            self._inbox_queue.put_nowait(msg)
         else:
             await msg.nak()
 
-    def _note(self, status: Msg) -> None:
-        """What the end of a request says of the durable."""
+    def _note_status(self, status: Msg) -> None:
+        """Note whether the durable is missing, by the status that ended a request."""
         if (status.headers or {}).get("Status") != NO_RESPONDERS:
             self._missing_since = None
         elif self._missing_since is None:
@@ -200,22 +205,22 @@ class PullConsumer:
             log.warning("pull.durable_missing", durable=self.name)
 
     async def _next(self, request: _Request) -> Msg | None:
-        """What a request brings next; None when it is over or given up."""
+        """The next message of a request; None when the request is over or given up."""
         while self._bus.connection == request.connection and time.monotonic() < request.end:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
-                    msg = await self._arrived.get()
+                    msg = await self._inbox_queue.get()
                 if msg is not None:
-                    request.left -= 1
+                    request.remaining -= 1
                     return msg
-                if request.left <= 0:
+                if request.remaining <= 0:
                     return None
         return None
 
-    def _waiting(self) -> Iterator[Msg]:
-        """Messages that are here already."""
-        while not self._arrived.empty():
-            if (msg := self._arrived.get_nowait()) is not None:
+    def _take_buffered(self) -> Iterator[Msg]:
+        """Take the messages that have arrived already."""
+        while not self._inbox_queue.empty():
+            if (msg := self._inbox_queue.get_nowait()) is not None:
                 yield msg
 
 
@@ -237,26 +242,26 @@ class Loop:
         self._task = asyncio.create_task(self._run(), name=self.name)
 
     async def stop(self, drain_s: float) -> None:
-        """Fetch no more, let what is running end within `drain_s`, and hand back the rest."""
+        """Fetch no more, let running handlers end within `drain_s`, and hand back the rest."""
         self._stopping.set()
         if self._task:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(self._task), drain_s)
-            unfinished = [self._task, *self.running()]
-            for task in unfinished:
+            tasks = [self._task, *self.running()]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*unfinished, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def running(self) -> list[asyncio.Task[None]]:
         """Handlers that run apart from the loop."""
         return []
 
     def pullers(self) -> Sequence[PullConsumer]:
-        """What it fetches from."""
+        """The consumers that it fetches from."""
         return ()
 
     def faults(self) -> list[str]:
-        """Why it does no work any more, though nobody told it to stop; empty while it does."""
+        """Why it does no work any more, though it was not stopped; empty while it does."""
         if self._stopping.is_set():
             return []
         if self._task is None or self._task.done() or time.monotonic() - self.last_turn > STALLED_S:
@@ -273,37 +278,38 @@ class Loop:
             try:
                 await self.turn()
             except Exception:
-                # A fault here would otherwise end all work in silence.
+                # An error here would otherwise end the loop, and all its work, unnoticed.
                 log.exception("pull.turn_failed", loop=self.name)
                 await asyncio.sleep(1)
         await self.finish()
 
     async def turn(self) -> None:
-        """Fetch once and handle what came."""
+        """Fetch once and handle the messages."""
 
     async def finish(self) -> None:
         """Wait for what is still running."""
 
 
 Release = Callable[[], None]
-"""Called by a handler whose message no longer counts against the loop's concurrency, though it has not ended."""
+"""A handler calls it when its message no longer counts against the loop's concurrency, though the
+handler has not ended."""
 
 
 class _Priorities(Loop, abc.ABC):
     """Takes from several durables in strict order.
 
-    When all of them are empty it waits on each for one message, so for a moment it may hold
-    up to `len(durables) - 1` more than it has hands for; they are worked on, not parked.
+    When all of them are empty it waits on each for one message, so for a moment it may handle
+    up to `len(durables) - 1` messages more than `concurrency`.
     """
 
     def __init__(self, bus: Bus, durables: Sequence[Durable], concurrency: int) -> None:
         super().__init__(f"{bus.service}-{durables[0].name}")
         self._bus = bus
-        self._pullers = [PullConsumer(bus, d) for d in durables]
+        self._pullers = [PullConsumer(bus, durable) for durable in durables]
         self._concurrency = concurrency
-        self._counting = 0
+        self._counted_messages = 0
         """Messages in hand that count against the concurrency."""
-        self._released = asyncio.Event()
+        self._capacity_change = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
         self._waits: dict[int, asyncio.Task[list[Msg]]] = {}
 
@@ -318,41 +324,45 @@ class _Priorities(Loop, abc.ABC):
         await super().start()
 
     async def turn(self) -> None:
-        """Take as many as may be taken, highest priority first; wait where there is nothing to do."""
+        """Take as many messages as allowed, highest priority first; wait if there are none."""
         free = self._free()
-        self._released.clear()
+        self._capacity_change.clear()
         if free > 0:
-            if taken := await self._take(free):
-                self._begin(taken)
+            if messages := await self._take(free):
+                self._begin(messages)
                 return
-            for rank, puller in enumerate(self._pullers):
-                if rank not in self._waits:
-                    self._waits[rank] = asyncio.create_task(puller.fetch(1, PULL_TIMEOUT_S))
-        await self._change()
+            self._open_waits()
+        await self._wait_for_change()
         for rank in sorted(self._waits):
             if self._waits[rank].done():
                 self._begin(self._waits.pop(rank).result())
 
-    async def _change(self) -> None:
+    def _open_waits(self) -> None:
+        """Wait for one message on each durable."""
+        for rank, puller in enumerate(self._pullers):
+            if rank not in self._waits:
+                self._waits[rank] = asyncio.create_task(puller.fetch(1, PULL_TIMEOUT_S))
+
+    async def _wait_for_change(self) -> None:
         """Wait until a message comes or one no longer counts."""
-        released = asyncio.ensure_future(self._released.wait())
+        capacity_change = asyncio.ensure_future(self._capacity_change.wait())
         await asyncio.wait(
-            {*self._waits.values(), released},
+            {*self._waits.values(), capacity_change},
             timeout=PULL_TIMEOUT_S,
             return_when=asyncio.FIRST_COMPLETED,
         )
-        released.cancel()
+        capacity_change.cancel()
 
     async def _take(self, free: int) -> list[Msg]:
         for rank, puller in enumerate(self._pullers):
             # A durable with a wait still open is empty.
-            if rank not in self._waits and (taken := await puller.fetch(free)):
-                return taken
+            if rank not in self._waits and (messages := await puller.fetch(free)):
+                return messages
         return []
 
     def _begin(self, messages: Sequence[Msg]) -> None:
         for msg in messages:
-            self._counting += 1
+            self._counted_messages += 1
             task = asyncio.create_task(self._handle(msg))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
@@ -364,29 +374,29 @@ class _Priorities(Loop, abc.ABC):
             nonlocal counts
             if counts:
                 counts = False
-                self._counting -= 1
-                self._released.set()
+                self._counted_messages -= 1
+                self._capacity_change.set()
 
         try:
-            await self._bus.settle(msg, self._handler(release))
+            await self._bus.process(msg, self._handler(release))
         finally:
             release()
-            self._released.set()
+            self._capacity_change.set()
 
     @abc.abstractmethod
     def _handler(self, release: Release) -> Handler:
-        """What handles a message."""
+        """The handler of the next message."""
 
     def _free(self) -> int:
-        """How many more may be taken."""
-        return self._concurrency - self._counting
+        """How many more messages may be taken."""
+        return self._concurrency - self._counted_messages
 
     def running(self) -> list[asyncio.Task[None]]:
-        """The handlers in hand."""
+        """The running handlers."""
         return list(self._running)
 
     async def finish(self) -> None:
-        """Hand back what only waited, wait for the running handlers, let go of the durables."""
+        """Hand back messages that were not begun, and wait for the running handlers."""
         for wait in self._waits.values():
             for msg in await wait:
                 await msg.nak()
@@ -396,27 +406,27 @@ class _Priorities(Loop, abc.ABC):
 
 
 class PriorityLoop(_Priorities):
-    """Takes from several durables in strict order, as many at once as `concurrency` says.
+    """Takes from several durables in strict order, up to `concurrency` messages at once.
 
-    A handler that takes longer than `HANDLED_WITHIN_S` is ended, and its message delivered again.
+    A handler that takes longer than `HANDLED_WITHIN_S` is cancelled, and its message retried.
     """
 
     def __init__(
         self, bus: Bus, durables: Sequence[Durable], handler: Handler, *, concurrency: int
     ) -> None:
         super().__init__(bus, durables, concurrency)
-        self._handle_whole = within(HANDLED_WITHIN_S, handler)
+        self._limited_handler = within(HANDLED_WITHIN_S, handler)
 
     def _handler(self, release: Release) -> Handler:  # noqa: ARG002 - each counts until its end
-        return self._handle_whole
+        return self._limited_handler
 
 
 MOST_IN_HAND = 512
-"""Messages that a `ReleaseLoop` holds at most, those included that no longer count."""
+"""The most messages that a `ReleaseLoop` handles at once, counted or released."""
 
 
 class ReleaseLoop(_Priorities):
-    """The same, where a handler tells when its message counts no more."""
+    """Like `PriorityLoop`, but a handler may release its message from the count before it ends."""
 
     def __init__(
         self,
@@ -440,11 +450,11 @@ BatchHandler = Callable[[Sequence[Delivery]], Awaitable[None]]
 
 
 class BatchLoop(Loop):
-    """Takes what there is, up to a limit, and hands it over as one batch.
+    """Takes the messages that are there, up to a limit, and handles them as one batch.
 
-    The handler answers for the whole batch. While something around it is down (`Transient`), the batch is kept and
-    handed over again: it goes on at once when that is back. When it raises anything else, each message of a batch of
-    more than one is handed over alone, so that one bad message harms no other.
+    While the handler raises `Transient`, the batch is kept and handled again, so work goes on as
+    soon as the database is back. When it raises anything else, each message of the batch is
+    handled alone, so that one bad message does not affect the others.
     """
 
     def __init__(self, bus: Bus, durable: Durable, handler: BatchHandler, *, batch: int) -> None:
@@ -455,7 +465,7 @@ class BatchLoop(Loop):
         self._batch = batch
 
     def pullers(self) -> Sequence[PullConsumer]:
-        """The one."""
+        """Its only consumer."""
         return (self._puller,)
 
     async def start(self) -> None:
@@ -464,44 +474,56 @@ class BatchLoop(Loop):
         await super().start()
 
     async def turn(self) -> None:
-        """Wait for a first message, take the rest of what is there, handle it."""
+        """Wait for a first message, take those that are there, and handle them."""
         if messages := await self._puller.collect(self._batch, PULL_TIMEOUT_S, LINGER_S):
-            batch = [Delivery.from_message(m) for m in messages]
+            batch = [Delivery.from_message(msg) for msg in messages]
             for suspect in [d for d in batch if d.deliveries > SUSPECT_DELIVERIES]:
-                await self._bus.run_guarded(suspect, partial(self._settle_one, suspect))
+                await self._bus.run_guarded(suspect, partial(self._process_one, suspect))
             if rest := [d for d in batch if d.deliveries <= SUSPECT_DELIVERIES]:
-                await self._settle(rest)
+                await self._process(rest)
 
-    async def _settle_one(self, delivery: Delivery) -> str:
-        await self._settle([delivery])
+    async def _process_one(self, delivery: Delivery) -> str:
+        await self._process([delivery])
         return "ended"
 
-    async def _settle(self, batch: list[Delivery]) -> None:
+    async def _process(self, batch: list[Delivery]) -> None:
+        """Run the handler on a batch; then ack, nak or dead-letter its messages."""
         with self._bus.holding(*batch):
             try:
-                await self._until_up(batch)
+                await self._handle_with_retries(batch)
             except asyncio.CancelledError:
-                # First: what is handed back would come here again.
-                await self._puller.stop()
-                for delivery in batch:
-                    with contextlib.suppress(NatsError, OSError):
-                        await delivery.raw.nak()
+                await self._hand_back(batch)
                 raise
             except Exception as exc:  # noqa: BLE001 - whatever a handler raises decides the messages' fate
-                if len(batch) == 1:
-                    await self._bus.handle_failure(batch[0], exc)
-                else:
-                    log.warning("pull.batch_split", loop=self.name, size=len(batch))
-                    for delivery in batch:
-                        await self._settle([delivery])
-                return
-            for delivery in batch:
-                # Not waited for: SQL makes a redelivery harmless, and this is the hottest path there is.
-                with contextlib.suppress(NatsError, OSError):
-                    await delivery.raw.ack()
-            telemetry.HANDLED.labels(self._bus.service, batch[0].stream, "ok").inc(len(batch))
+                await self._handle_failure(batch, exc)
+            else:
+                await self._ack(batch)
 
-    async def _until_up(self, batch: list[Delivery]) -> None:
+    async def _hand_back(self, batch: list[Delivery]) -> None:
+        # The consumer stops first: it would receive again what is handed back.
+        await self._puller.stop()
+        for delivery in batch:
+            with contextlib.suppress(NatsError, OSError):
+                await delivery.raw.nak()
+
+    async def _handle_failure(self, batch: list[Delivery], exc: Exception) -> None:
+        if len(batch) == 1:
+            await self._bus.handle_failure(batch[0], exc)
+            return
+        log.warning("pull.batch_split", loop=self.name, size=len(batch))
+        for delivery in batch:
+            await self._process([delivery])
+
+    async def _ack(self, batch: list[Delivery]) -> None:
+        for delivery in batch:
+            # The server's confirmation is not awaited: SQL makes a redelivery harmless, and this
+            # is the hottest path there is.
+            with contextlib.suppress(NatsError, OSError):
+                await delivery.raw.ack()
+        telemetry.HANDLED.labels(self._bus.service, batch[0].stream, "ok").inc(len(batch))
+
+    async def _handle_with_retries(self, batch: list[Delivery]) -> None:
+        """Run the handler until it raises no Transient, or the loop stops."""
         for tries in itertools.count(1):
             self.last_turn = time.monotonic()
             try:

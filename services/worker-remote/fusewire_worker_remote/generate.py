@@ -195,7 +195,7 @@ class RemoteGenerate:
             return self._uncalled(
                 task, Failure("unauthorized", what, retryable=False, param=model.api_key_env)
             )
-        is_heard = tell is not None and task.is_streamed and tell.is_heard
+        is_heard = tell is not None and task.is_streamed and tell.is_enabled
         return await self._in_slot(task, model, tell if is_heard else None, held, begun)
 
     async def aclose(self) -> None:
