@@ -27,7 +27,7 @@ from fusewire.contracts import (
 )
 from fusewire.errors import Transient
 from fusewire.fence import UnfencedPrefix
-from fusewire.pull import Release, ReleaseLoop
+from fusewire.loops import Release, ReleaseLoop
 from fusewire.topology import (
     MAX_DELIVERIES,
     REPEATED,

@@ -270,9 +270,9 @@ class Connection(asyncio.Protocol):
                 ),
             )
         elif fault.kind in STATUS_FAULTS:
-            status, code, kind = STATUS_FAULTS[fault.kind]
+            status, code, error_type = STATUS_FAULTS[fault.kind]
             headers = dict(fault.headers)
-            self._send(*dialect.error(status, code, kind, headers), headers)
+            self._send(*dialect.error(status, code, error_type, headers), headers)
         elif fault.kind == "garbage":
             self._send(200, b"not what you asked for")
         elif fault.kind == "close":

@@ -182,7 +182,8 @@ def _random_weights(
     is_vocabulary = name in ("output", "token_embd")
     # The layers weigh more than the embedding, or every answer would repeat one letter.
     factor = 1 if is_vocabulary else 3
-    weights = random.normal(size=shape).astype(np.float32) / np.sqrt(shape[-1]) * factor
+    weights: np.ndarray[Any, Any] = random.normal(size=shape).astype(np.float32)
+    weights = weights / np.sqrt(shape[-1]) * factor
     if len(shape) == 1 and not name.endswith(".bias"):
         weights = 1 + weights
     if is_vocabulary:
