@@ -47,7 +47,7 @@ LEAST_PAYLOAD = 1_000_000
 """Bytes of one message that a server must accept: prompts, rounds and answers are limited to it."""
 PUBLISH_TIMEOUT_S = 5.0
 PULL_TIMEOUT_S = 1.0
-"""A pull request that waits on a server is lost without notice when it ends, so the wait is
+"""A pull request that waits on a server is lost without notice when the server ends: waits are
 short."""
 PING_INTERVAL_S = 5
 HEARTBEAT_S = 4.0
@@ -92,7 +92,7 @@ class Delivery:
         """Read the delivery's metadata from the reply subject of a message."""
         # ADR-15: $JS.ACK.<stream>.<consumer>.<deliveries>.<stream sequence>.<consumer sequence>
         # .<timestamp>.<pending>. With a domain, the domain and the account's hash come before the
-        # stream. The first form is parsed here, as it is much faster than `msg.metadata`.
+        # stream.
         tokens = msg.reply.split(".")
         if len(tokens) == _ACK_TOKENS:
             stream, deliveries, sequence = tokens[2], int(tokens[4]), int(tokens[5])

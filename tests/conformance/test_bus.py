@@ -599,9 +599,9 @@ async def test_a_heartbeat_that_has_ended_is_a_fault(bus: Bus) -> None:
     """What is in hand would be delivered to others meanwhile."""
     assert bus.faults() == []
 
-    assert bus._ticker is not None
-    bus._ticker.cancel()
-    await asyncio.gather(bus._ticker, return_exceptions=True)
+    assert bus._heartbeat_task is not None
+    bus._heartbeat_task.cancel()
+    await asyncio.gather(bus._heartbeat_task, return_exceptions=True)
 
     assert bus.faults() == ["messages in hand are no longer kept"]
 
