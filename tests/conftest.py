@@ -115,7 +115,7 @@ def make_gguf(tmp_path_factory: pytest.TempPathFactory) -> MakeGguf:
             **(types or {"token_embd": "Q8_0"}),
             **({} if types and "" in types else {"": "Q4_1"}),
         }
-        write_gguf(path, chosen, tied=tied, metadata=metadata or {}, drop=drop, add=add)
+        write_gguf(path, chosen, is_tied=tied, metadata=metadata or {}, drop=drop, add=add)
         return path
 
     return make

@@ -1,4 +1,4 @@
-"""Of an outcome's tokens, how many came from a provider's cache and how many were thought; summed for batches."""
+"""Tokens of an outcome that came from a cache or were reasoning, and their sums for batches."""
 
 import sqlalchemy as sa
 from alembic import op

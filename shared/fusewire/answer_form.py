@@ -1,4 +1,4 @@
-"""What a conversation says besides its turns: who speaks, and in which form to answer. Pure."""
+"""Additions to a conversation: instructions, speakers' names, the form of the answer. Pure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,35 +6,39 @@ from typing import Any
 from fusewire.contracts import Message
 
 _SHARED = ("$defs", "definitions")
-"""What a schema refers to stands at its root."""
+"""Keys at a schema's root that hold the definitions it refers to."""
 
 
-def with_instruction(messages: Sequence[Message], told: str) -> tuple[Message, ...]:
-    """The conversation, with this at the end of its first system prompt, which is made where there is none."""
-    if not told:
+def with_instruction(messages: Sequence[Message], instruction: str) -> tuple[Message, ...]:
+    """The conversation, with an instruction at the end of its system prompt.
+
+    A conversation without a system prompt gets one.
+    """
+    if not instruction:
         return tuple(messages)
     if not messages or messages[0].role != "system":
-        return (Message(role="system", content=told), *messages)
+        return (Message(role="system", content=instruction), *messages)
     first = messages[0]
-    return (first.model_copy(update={"content": f"{first.content}\n\n{told}"}), *messages[1:])
+    content = f"{first.content}\n\n{instruction}"
+    return (first.model_copy(update={"content": content}), *messages[1:])
 
 
 def with_names(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """The conversation for a model that knows no names: who speaks stands before what is said."""
-    return tuple(_spoken(message) for message in messages)
+    """The conversation for a model without names: each name is put before the text."""
+    return tuple(_with_name(message) for message in messages)
 
 
-def _spoken(message: Message) -> Message:
+def _with_name(message: Message) -> Message:
     if message.name is None:
         return message
     if message.role == "tool" or not message.content:
         return message.model_copy(update={"name": None})
-    said = f"{message.name}: "
+    prefix = f"{message.name}: "
     images = tuple(
-        image.model_copy(update={"at": image.at + len(said)}) for image in message.images
+        image.model_copy(update={"at": image.at + len(prefix)}) for image in message.images
     )
     return message.model_copy(
-        update={"content": said + message.content, "images": images, "name": None}
+        update={"content": prefix + message.content, "images": images, "name": None}
     )
 
 
@@ -42,8 +46,8 @@ def with_answer(name: str, most_chars: int, answer: Mapping[str, Any]) -> dict[s
     """The schema of an object with a text and, after it, the answer.
 
     Args:
-        name: of the text.
-        most_chars: of the text.
+        name: the key of the text.
+        most_chars: the greatest length of the text.
         answer: the answer's own schema.
     """
     return {

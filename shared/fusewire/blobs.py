@@ -1,4 +1,7 @@
-"""What is too large for a message: an object store of JetStream, written by ingest and read by worker-remote."""
+"""Content that is too large for a message: an object store of JetStream.
+
+Ingest writes it, and worker-remote reads it.
+"""
 
 import asyncio
 import base64
@@ -23,22 +26,22 @@ T = TypeVar("T")
 
 
 class BlobMissingError(Exception):
-    """It is not there: it has expired, was erased, or the broker's store was lost."""
+    """The object does not exist: it expired, was erased, or the broker's store was lost."""
 
 
 class BlobDamagedError(Exception):
-    """What is there is not what was put there."""
+    """The stored content differs from what was written."""
 
 
 @dataclass(frozen=True)
 class Blob:
-    """What is there, before it is read.
+    """An object's metadata.
 
     Attributes:
-        name: as it was asked for.
-        size: bytes.
+        name: the object's name.
+        size: its size in bytes.
         digest: SHA-256, as JetStream writes it.
-        subject: of its pieces.
+        subject: the subject of its pieces.
     """
 
     name: str
@@ -48,14 +51,14 @@ class Blob:
 
 
 class Blobs:
-    """One object store. Names are made of contents: what has one never changes.
+    """One object store. Names are derived from contents, so an object never changes.
 
-    It is read by single messages, in place of the consumer that nats-py would make: a worker's permissions allow no
-    more.
+    It is read message by message, without the consumer that nats-py would create: a worker's
+    permissions do not allow one.
 
     Args:
         js: the connection.
-        bucket: its name.
+        bucket: the store's name.
     """
 
     def __init__(self, js: JetStreamContext, bucket: str) -> None:
@@ -65,11 +68,11 @@ class Blobs:
         self._store = ObjectStore(bucket, self._stream, js)
 
     async def has(self, name: str) -> bool:
-        """Whether it is there. Raises Transient."""
+        """Whether an object exists. Raises Transient."""
         return await self._info(name) is not None
 
     async def put(self, name: str, data: bytes) -> None:
-        """Keep it. Raises Transient, also where the store is full."""
+        """Store an object. Raises Transient, also if the store is full."""
         meta = ObjectMeta(name=name, options=ObjectMetaOptions(max_chunk_size=CHUNK))
         try:
             await self._store.put(name, data, meta)
@@ -79,7 +82,7 @@ class Blobs:
             ) from exc
 
     async def delete(self, name: str) -> None:
-        """Erase it, if it is there. Raises Transient."""
+        """Delete an object, if it exists. Raises Transient."""
         if await self.has(name):
             try:
                 await self._store.delete(name)
@@ -89,11 +92,11 @@ class Blobs:
                 ) from exc
 
     async def find(self, name: str) -> Blob:
-        """Look for one.
+        """Look up an object's metadata.
 
         Raises:
             Transient: the store does not answer.
-            BlobMissingError: it is not there.
+            BlobMissingError: the object does not exist.
         """
         info = await self._info(name)
         if info is None:
@@ -101,38 +104,48 @@ class Blobs:
         return Blob(name, info.size or 0, info.digest or "", f"$O.{self._bucket}.C.{info.nuid}")
 
     async def read(self, blob: Blob) -> AsyncIterator[bytes]:
-        """Read it, piece by piece; the last comes only when the whole is known to be right.
+        """Read an object piece by piece; the last one is yielded after the digest was checked.
 
         Raises:
             Transient: the store does not answer.
-            BlobMissingError: it is no longer there.
-            BlobDamagedError: it is not what was put there.
+            BlobMissingError: the object does not exist any more.
+            BlobDamagedError: its content differs from what was written.
         """
-        hashed = hashlib.sha256()
-        count, sequence = 0, 1
-        while count < blob.size:
-            get = functools.partial(
-                self._js.get_msg, self._stream, seq=sequence, subject=blob.subject, next=True
-            )
-            message = await _tried(get)
-            if message is None or message.seq is None:
-                raise BlobMissingError(blob.name)
-            piece = message.data or b""
-            hashed.update(piece)
-            count += len(piece)
-            sequence = message.seq + 1
-            if count >= blob.size:
-                digest = base64.urlsafe_b64encode(hashed.digest()).decode()
-                if count > blob.size or blob.digest != f"SHA-256={digest}":
-                    raise BlobDamagedError(blob.name)
+        hasher = hashlib.sha256()
+        size, sequence = 0, 1
+        while size < blob.size:
+            piece, sequence = await self._piece(blob, sequence)
+            hasher.update(piece)
+            size += len(piece)
+            is_last = size >= blob.size
+            if is_last and (size > blob.size or blob.digest != _digest(hasher.digest())):
+                raise BlobDamagedError(blob.name)
             yield piece
 
+    async def _piece(self, blob: Blob, sequence: int) -> tuple[bytes, int]:
+        """The first piece from a stream sequence on, and the sequence after it."""
+        get = functools.partial(
+            self._js.get_msg, self._stream, seq=sequence, subject=blob.subject, next=True
+        )
+        message = await _retry(get)
+        if message is None or message.seq is None:
+            raise BlobMissingError(blob.name)
+        return message.data or b"", message.seq + 1
+
     async def _info(self, name: str) -> ObjectInfo | None:
-        return await _tried(lambda: self._store.get_info(name))
+        return await _retry(lambda: self._store.get_info(name))
 
 
-async def _tried(call: Callable[[], Awaitable[T]]) -> T | None:
-    """Call until it is answered; None for what is not there."""
+def _digest(sha256: bytes) -> str:
+    """A digest as JetStream writes it."""
+    return f"SHA-256={base64.urlsafe_b64encode(sha256).decode()}"
+
+
+async def _retry(call: Callable[[], Awaitable[T]]) -> T | None:
+    """Call until the server answers; None if the object does not exist.
+
+    Raises Transient after the last of `PAUSES_S`.
+    """
     for pause in (*PAUSES_S, None):
         try:
             return await call()

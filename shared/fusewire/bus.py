@@ -44,26 +44,30 @@ from fusewire.topology import (
 log = structlog.get_logger(__name__)
 
 LEAST_PAYLOAD = 1_000_000
-"""Bytes that a server must take in one message: prompts, rounds and answers are bounded so that they fit."""
+"""Bytes of one message that a server must accept: prompts, rounds and answers are limited to it."""
 PUBLISH_TIMEOUT_S = 5.0
 PULL_TIMEOUT_S = 1.0
-"""A pull request parked on a server dies with it, and nobody is told: so they are short."""
+"""A pull request that waits on a server is lost without notice when the server ends: waits are
+short."""
 PING_INTERVAL_S = 5
 HEARTBEAT_S = 4.0
 """Under a third of the shortest `ack_wait_s` in the topology."""
 SUSPECT_DELIVERIES = 20
-"""A message that was delivered more often is counted each time its handling begins, until it ends. Deliveries alone
-do not tell what a process dies of: what waits for a database comes back as often."""
+"""From this many deliveries on, the attempts to handle a message are counted until one ends.
+
+The number of deliveries alone does not show that a handler crashes: a message that waits for a
+database is redelivered as often."""
 HANDLED_WITHIN_S = 60.0
-"""How long the handler of one message may take; the calls of workers have deadlines of their own."""
+"""Time limit of the handler of one message; the calls of workers have deadlines of their own."""
 CRASHES = 3
-"""Begun this often without an end: whatever handles it dies of it."""
+"""After this many attempts that did not end, assume that the handler crashes, and dead-letter."""
+ERROR_LOG_PERIOD_S = 5.0
 ALREADY_THERE = 10071
 """JetStream's error code for a failed Nats-Expected-Last-Subject-Sequence."""
 
 
 _ACK_TOKENS = 9
-"""Of the reply subject by which a message is acknowledged, where the server has no domain."""
+"""Tokens of the subject for acknowledgements, where the server has no domain."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +83,16 @@ class Delivery:
     sequence: int
     raw: Msg
     stored_ns: int = 0
-    """When the stream took it, Unix time in nanoseconds; with `sequence` unique also where a stream is made anew."""
+    """When the stream stored it, Unix time in nanoseconds.
+
+    Together with `sequence` it stays unique when a stream is deleted and created again."""
 
     @classmethod
     def from_message(cls, msg: Msg) -> "Delivery":
-        """Read what the server says about a message."""
-        # $JS.ACK.<stream>.<consumer>.<deliveries>.<stream sequence>.<consumer sequence>.<timestamp>.<pending> (ADR-15);
-        # with a domain, it and the account's hash stand before the stream.
+        """Read the delivery's metadata from the reply subject of a message."""
+        # ADR-15: $JS.ACK.<stream>.<consumer>.<deliveries>.<stream sequence>.<consumer sequence>
+        # .<timestamp>.<pending>. With a domain, the domain and the account's hash come before the
+        # stream.
         tokens = msg.reply.split(".")
         if len(tokens) == _ACK_TOKENS:
             stream, deliveries, sequence = tokens[2], int(tokens[4]), int(tokens[5])
@@ -103,7 +110,7 @@ Handler = Callable[[Delivery], Awaitable[None]]
 
 
 def within(seconds: float, handler: Handler) -> Handler:
-    """A handler whose message is delivered again where it has not ended after `seconds`."""
+    """Limit the time of a handler: after `seconds` it raises Transient, for a retry."""
 
     async def handle(delivery: Delivery) -> None:
         limit = asyncio.timeout(seconds)
@@ -119,7 +126,13 @@ def within(seconds: float, handler: Handler) -> Handler:
 
 
 def retry_delay_s(deliveries: int, jitter: float) -> float:
-    """Seconds until a failed message is delivered again: 0.5, 1, 2 … 30, times 0.5 to 1 (`jitter` in 0..1)."""
+    """Seconds until a failed message is delivered again.
+
+    They are 0.5, 1, 2 … 30, times 0.5 to 1 by `jitter`, which is in 0..1.
+
+    >>> [retry_delay_s(deliveries, 1.0) for deliveries in (1, 2, 3, 8)]
+    [0.5, 1.0, 2.0, 30.0]
+    """
     return float(min(30.0, 0.5 * 2 ** (deliveries - 1))) * (0.5 + jitter / 2)
 
 
@@ -142,9 +155,9 @@ class Bus:
                 "set [nats] url (or FUSEWIRE_NATS__URL) to nats://HOST:PORT",
             )
         self.service = service
-        self.closed = asyncio.Event()
+        self._closed_event = asyncio.Event()
         self._live: dict[int, Delivery] = {}
-        self._ticker: asyncio.Task[None] | None = None
+        self._heartbeat_task: asyncio.Task[None] | None = None
         self._client: Client | None = None
         self._js: JetStreamContext | None = None
         self._down_since: float | None = None
@@ -186,25 +199,28 @@ class Bus:
                 self._client = await self.broker.connect()
         except (TimeoutError, NatsError, OSError) as exc:
             raise StartupError(
-                f"no NATS server answers at {_shown(self.broker)} ({type(exc).__name__})",
+                f"no NATS server answers at {_addresses(self.broker)} ({type(exc).__name__})",
                 "start one, or mend [nats] url (FUSEWIRE_NATS__URL)",
             ) from None
         if self._client.max_payload < LEAST_PAYLOAD:
             raise StartupError(
-                f"the NATS server at {_shown(self.broker)} takes messages of {self._client.max_payload} bytes at most",
+                f"the NATS server at {_addresses(self.broker)} takes messages of "
+                f"{self._client.max_payload} bytes at most",
                 f"set its max_payload to {LEAST_PAYLOAD} or more",
             )
-        self._ticker = asyncio.create_task(self._heartbeat(), name=f"{self.service}-heartbeat")
+        self._heartbeat_task = asyncio.create_task(
+            self._heartbeat(), name=f"{self.service}-heartbeat"
+        )
 
     async def start(self) -> None:
         """Begin to deliver to the FastStream subscribers registered so far."""
         await self.broker.start()
 
     async def stop(self) -> None:
-        """Let what is running end (within the grace), then close."""
+        """Let running handlers end (within `drain_s`), then close the connection."""
         self._stopping = True
-        if self._ticker:
-            self._ticker.cancel()
+        if self._heartbeat_task:
+            self._heartbeat_task.cancel()
         try:
             await self.broker.stop()
         except (NatsError, OSError, TimeoutError):
@@ -220,21 +236,23 @@ class Bus:
 
     @property
     def connection(self) -> int | None:
-        """Which connection this is, counted from 0; None while there is none.
+        """Number of this connection, counted from 0; None while there is none.
 
-        An answer to what was asked on an earlier one never comes.
+        A request that was sent on an earlier connection is never answered.
         """
         return int(self.client.stats["reconnects"]) if self.is_connected else None
 
     def faults(self) -> list[str]:
         """Why the process should be restarted."""
-        found = ["the connection to NATS is closed for good"] if self.closed.is_set() else []
-        if self._ticker and self._ticker.done() and not self._stopping:
-            found.append("messages in hand are no longer kept")
-        return found
+        reasons = []
+        if self._closed_event.is_set():
+            reasons.append("the connection to NATS is closed for good")
+        if self._heartbeat_task and self._heartbeat_task.done() and not self._stopping:
+            reasons.append("messages in hand are no longer kept")
+        return reasons
 
     def unready(self) -> list[str]:
-        """Why it should get no work now."""
+        """Why the service should get no work now."""
         return [] if self.is_connected else ["NATS does not answer"]
 
     @property
@@ -285,14 +303,16 @@ class Bus:
         Raises:
             Transient: it is not known to be stored; publish again.
         """
-        sent = {**telemetry.trace_headers(), **(headers or {})}
+        all_headers = {**telemetry.trace_headers(), **(headers or {})}
         if msg_id:
-            sent["Nats-Msg-Id"] = msg_id
+            all_headers["Nats-Msg-Id"] = msg_id
         if only_if_new:
-            sent["Nats-Expected-Last-Subject-Sequence"] = "0"
+            all_headers["Nats-Expected-Last-Subject-Sequence"] = "0"
         body = message.encode() if isinstance(message, Wire) else message
         try:
-            ack = await self.js.publish(subject, body, headers=sent, timeout=PUBLISH_TIMEOUT_S)
+            ack = await self.js.publish(
+                subject, body, headers=all_headers, timeout=PUBLISH_TIMEOUT_S
+            )
         except NoStreamResponseError:
             raise Transient(f"no stream holds {subject}: run `fusewire topology apply`") from None
         except APIError as exc:
@@ -319,21 +339,21 @@ class Bus:
             max_workers=concurrency,
             ack_policy=AckPolicy.MANUAL,
             inbox_prefix=f"_INBOX_{self.service}.".encode(),
-            decoder=_undecoded,
+            decoder=_keep_bytes,
         )
 
         async def deliver(msg: NatsMessage) -> None:
             raw = msg.raw_message
             assert isinstance(raw, Msg)
-            await self.settle(raw, within(HANDLED_WITHIN_S, handler))
+            await self.process(raw, within(HANDLED_WITHIN_S, handler))
 
         subscriber(deliver)
 
     async def require(self, *durables: Durable) -> None:
-        """Check that the durables a service binds to are there.
+        """Check that the durables which a service binds to exist.
 
         Raises:
-            StartupError: one is not.
+            StartupError: one does not.
         """
         for durable in durables:
             try:
@@ -346,18 +366,18 @@ class Bus:
 
     @property
     def last_store_id(self) -> str:
-        """The id of the broker's store as it was read last; empty before."""
+        """The id of the broker's store as it was read last; empty before the first read."""
         return self._store_id[1]
 
     async def store_id(self, *, afresh: bool = False) -> str:
         """The id of the broker's store; another one means that the store was lost.
 
         Args:
-            afresh: whether the server is asked in any case, and not once for each connection.
+            afresh: whether to ask the server again on a connection that has been asked already.
 
         Raises:
-            Transient: the server does not tell.
-            StartupError: nobody has provisioned it.
+            Transient: the server does not answer.
+            StartupError: it was never provisioned.
         """
         connection = self.connection
         if not afresh and connection is not None and self._store_id[0] == connection:
@@ -366,18 +386,18 @@ class Bus:
             info = await self.js.stream_info(CARRIERS[0])
         except (APIError, NatsError, TimeoutError, OSError):
             raise Transient(f"the stream {CARRIERS[0]} cannot be read") from None
-        found = (info.config.metadata or {}).get(STORE_KEY)
-        if not found:
+        store_id = (info.config.metadata or {}).get(STORE_KEY)
+        if not store_id:
             raise StartupError(
                 f"the stream {CARRIERS[0]} has no store id", "run `fusewire topology apply`"
             )
-        self._store_id = connection, found
-        return found
+        self._store_id = connection, store_id
+        return store_id
 
-    async def settle(self, msg: Msg, handler: Handler) -> None:
-        """Run a handler over one message and give the server the answer that follows from how it ended."""
+    async def process(self, msg: Msg, handler: Handler) -> None:
+        """Run a handler on one message; then ack, nak or dead-letter it."""
         delivery = Delivery.from_message(msg)
-        started = time.perf_counter()
+        started_at = time.perf_counter()
         with (
             telemetry.receiving(self.service, delivery.subject, delivery.headers),
             self.holding(delivery),
@@ -385,11 +405,14 @@ class Bus:
             result = await self.run_guarded(delivery, lambda: self._run(delivery, handler))
         telemetry.HANDLED.labels(self.service, delivery.stream, result).inc()
         telemetry.HANDLE_SECONDS.labels(self.service, delivery.stream).observe(
-            time.perf_counter() - started
+            time.perf_counter() - started_at
         )
 
     async def run_guarded(self, delivery: Delivery, handle: Callable[[], Awaitable[str]]) -> str:
-        """Handle a message, unless processes that began to handle it died, again and again: then bury it."""
+        """Handle a message; dead-letter it when its handler has crashed too often.
+
+        Returns the result for the metrics: `ok`, `retried`, `dead` or what `handle` returns.
+        """
         if delivery.deliveries <= SUSPECT_DELIVERIES:
             return await handle()
         key = f"{delivery.stream}-{delivery.sequence}"
@@ -402,7 +425,7 @@ class Bus:
                 await (await self.key_value(ATTEMPT_BUCKET)).delete(key)
 
     async def _count_attempt(self, key: str) -> int:
-        """How often it was begun without an end, this time included; 0 where that cannot be counted."""
+        """Count an attempt; returns how many did not end, this one included, 0 if unknown."""
         try:
             attempts = await self.key_value(ATTEMPT_BUCKET)
             try:
@@ -418,7 +441,7 @@ class Bus:
         try:
             await handler(delivery)
         except asyncio.CancelledError:
-            # Stopped before its end: another replica shall have it now, not after ack_wait.
+            # The service stops: another replica gets the message now, and not only after ack_wait.
             with contextlib.suppress(NatsError, OSError):
                 await delivery.raw.nak()
             raise
@@ -428,9 +451,9 @@ class Bus:
         return "ok"
 
     async def handle_failure(self, delivery: Delivery, exc: Exception) -> str:
-        """Answer for a handler that failed: later again, or FW_DEAD when it will never succeed."""
-        hopeless = isinstance(exc, UnacceptableMessage)
-        if hopeless or (not isinstance(exc, Transient) and delivery.deliveries >= MAX_DELIVERIES):
+        """Retry the message of a failed handler later; dead-letter it when no retry can help."""
+        is_exhausted = delivery.deliveries >= MAX_DELIVERIES and not isinstance(exc, Transient)
+        if is_exhausted or isinstance(exc, UnacceptableMessage):
             return await self.dead_letter(delivery, fault(exc))
         delay = retry_delay_s(delivery.deliveries, random.random())  # noqa: S311 - spreads retries, guards nothing
         if isinstance(exc, Transient) and exc.retry_after_s is not None:
@@ -448,28 +471,28 @@ class Bus:
         return "retried"
 
     async def dead_letter(self, delivery: Delivery, reason: str) -> str:
-        """Lay a message in FW_DEAD with the reason, and take it off its stream.
+        """Publish a message to FW_DEAD with the reason, and acknowledge it.
 
-        Its body lies there too if it may go anywhere, else in FW_DEAD_EDGE.
+        Its body goes there too if it may be read anywhere, else to FW_DEAD_EDGE.
         """
-        open_body = _is_open(delivery)
+        is_open = _is_open(delivery)
         dead_id = f"dead-{delivery.stream}-{delivery.sequence}"
         headers = {
             "Fw-Reason": reason.replace("\n", " ")[:500],
             "Fw-Subject": delivery.subject,
             "Fw-Stream-Sequence": str(delivery.sequence),
             "Fw-Deliveries": str(delivery.deliveries),
-            "Fw-Body": "whole" if open_body else "sealed",
+            "Fw-Body": "whole" if is_open else "sealed",
         }
         if msg_id := delivery.headers.get("Nats-Msg-Id"):
             headers["Fw-Msg-Id"] = msg_id
         try:
-            if not open_body:
-                sealed = sealed_subject(delivery.stream, delivery.sequence)
-                await self.publish(sealed, delivery.data, msg_id=dead_id)
+            if not is_open:
+                body_subject = sealed_subject(delivery.stream, delivery.sequence)
+                await self.publish(body_subject, delivery.data, msg_id=dead_id)
             await self.publish(
                 dead_subject(self.service, delivery.stream),
-                delivery.data if open_body else b"",
+                delivery.data if is_open else b"",
                 msg_id=dead_id,
                 headers=headers,
             )
@@ -482,7 +505,10 @@ class Bus:
         return "dead"
 
     async def ack(self, delivery: Delivery) -> None:
-        """Acknowledge. The server's word is not waited for: a lost one only means a redelivery, which harms nobody."""
+        """Acknowledge, without waiting for the server to confirm it.
+
+        A lost acknowledgement only means a redelivery, which is harmless.
+        """
         try:
             await delivery.raw.ack()
         except (NatsError, OSError) as exc:
@@ -495,7 +521,7 @@ class Bus:
 
     @contextlib.contextmanager
     def holding(self, *deliveries: Delivery) -> Any:
-        """While inside, tell the server that these messages are being worked on."""
+        """Inside the block, keep telling the server that these messages are being worked on."""
         for delivery in deliveries:
             self._live[id(delivery)] = delivery
         try:
@@ -515,9 +541,8 @@ class Bus:
 
     async def _on_error(self, exc: Exception) -> None:
         now = time.monotonic()
-        if (
-            self._down_since is None or now - self._down_since > 5
-        ):  # one line per 5 s of outage, not per attempt
+        # One line per 5 s of outage, not per attempt.
+        if self._down_since is None or now - self._down_since > ERROR_LOG_PERIOD_S:
             self._down_since = now
             log.warning("bus.error", service=self.service, fault=type(exc).__name__)
 
@@ -530,30 +555,31 @@ class Bus:
         log.info("bus.reconnected", service=self.service)
 
     async def _on_closed(self) -> None:
-        self.closed.set()
+        self._closed_event.set()
         if not self._stopping:
             log.error("bus.closed", service=self.service)
 
 
 def _is_open(delivery: Delivery) -> bool:
-    """Whether a body is known to be allowed anywhere: nothing else is copied to FW_DEAD, which operators read."""
+    """Whether a body may be read anywhere; only then it is copied to FW_DEAD."""
     if delivery.stream == INGEST.stream:
         return False  # not admitted yet: its pool may be edge-only, whatever it says itself
     try:
-        value = json.loads(delivery.data)
+        body = json.loads(delivery.data)
     except (ValueError, RecursionError):
         return False
-    return isinstance(value, dict) and value.get("residency") == "any"
+    return isinstance(body, dict) and body.get("residency") == "any"
 
 
-async def _undecoded(message: NatsMessage) -> bytes:
-    """Leave the body alone: FastStream would read the bytes `1` as a number."""
+async def _keep_bytes(message: NatsMessage) -> bytes:
+    """Do not decode the body: FastStream would read the bytes `1` as a number."""
     body = message.body
     assert isinstance(body, bytes)
     return body
 
 
-def _shown(broker: NatsBroker) -> str:
+def _addresses(broker: NatsBroker) -> str:
+    """The broker's addresses without user and password."""
     urls = [str(url).rpartition("@")[2] for url in broker.specification.url]
     return ", ".join(urls)
 

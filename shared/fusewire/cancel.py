@@ -1,4 +1,4 @@
-"""Which fusions nobody wants any more, as far as this process has heard."""
+"""In-memory set of cancelled fusion ids, fed by `fw.cancel.*`."""
 
 import contextlib
 from collections import OrderedDict
@@ -16,33 +16,36 @@ REMEMBERED = 100_000
 class CancelledFusions:
     """The newest cancelled fusions.
 
-    Heard on core NATS and kept in memory: whoever misses one makes a call that nobody reads, and the judge, which
-    goes by the mark in SQL, ends the fusion all the same.
+    Cancellations come on core NATS and may be lost. A worker that misses one makes a call that
+    nobody reads; the judge uses the mark in SQL and ends the fusion all the same.
     """
 
     def __init__(self, on_cancel: Callable[[str], None] | None = None) -> None:
-        self._known: OrderedDict[str, None] = OrderedDict()
+        self._fusion_ids: OrderedDict[str, None] = OrderedDict()
         self._on_cancel = on_cancel
 
     def __contains__(self, fusion_id: str) -> bool:
-        return fusion_id in self._known
+        return fusion_id in self._fusion_ids
 
     async def listen(self, bus: Bus) -> None:
-        """Begin to listen; call after `bus.connect`. On return the server knows of it, if it answers."""
-        await bus.client.subscribe(cancel_subject("*"), cb=self._heard)
-        # The client sends a subscription later, with whatever comes next, and even its ping before it: only the second
-        # ping is answered by a server that knows of the subscription.
+        """Subscribe; call after `bus.connect`.
+
+        On return the server knows the subscription, if it answers.
+        """
+        await bus.client.subscribe(cancel_subject("*"), cb=self._on_message)
+        # The client buffers a subscription and sends even the next ping before it: only the answer
+        # to the second ping shows that the server knows the subscription.
         with contextlib.suppress(NatsError, OSError, TimeoutError):
             await bus.client.flush()
             await bus.client.flush()
 
-    async def _heard(self, msg: Msg) -> None:
+    async def _on_message(self, msg: Msg) -> None:
         self.add(msg.subject.rpartition(".")[2])
 
     def add(self, fusion_id: str) -> None:
-        """Note one, and tell whoever wants to know at once."""
-        self._known[fusion_id] = None
-        if len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
+        """Add a fusion, and call `on_cancel`."""
+        self._fusion_ids[fusion_id] = None
+        if len(self._fusion_ids) > REMEMBERED:
+            self._fusion_ids.popitem(last=False)
         if self._on_cancel:
             self._on_cancel(fusion_id)

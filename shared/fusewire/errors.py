@@ -1,15 +1,15 @@
 """Errors that more than one layer must recognise."""
 
 EXIT_BAD_INPUT = 2
-"""A process that ends with it was given what it cannot use, its configuration included."""
+"""Exit code for input that cannot be used, the configuration included."""
 EXIT_STORED = 5
-"""What is stored cannot be used: it is damaged, or of a newer version than this code."""
+"""Exit code for stored data that is damaged, or of a newer version than this code."""
 
 
 class Transient(Exception):  # noqa: N818 - it names a condition, as TimeoutError's users read it
-    """Something around us is down or busy; the same work will succeed later.
+    """A database, broker or provider is down or busy; the same work will succeed later.
 
-    A handler that raises it gets its message again and never loses it to FW_DEAD.
+    The message of a handler that raises it is retried, and never dead-lettered.
     """
 
     def __init__(self, reason: str, retry_after_s: float | None = None) -> None:
@@ -18,7 +18,7 @@ class Transient(Exception):  # noqa: N818 - it names a condition, as TimeoutErro
 
 
 class DamagedError(Transient):
-    """What is stored cannot be read until somebody has mended it. Work waits for that, and is not given up."""
+    """Stored data cannot be read until an operator has repaired it. Work waits until then."""
 
     def __init__(self, what: str, mend: str) -> None:
         self.what = what
@@ -37,4 +37,4 @@ class StartupError(Exception):
 
 
 class UnacceptableMessage(Exception):  # noqa: N818 - as above
-    """A message that will never be right: it goes to FW_DEAD at once, with the reason."""
+    """A message that can never be handled: it is dead-lettered at once, with the reason."""

@@ -2,7 +2,7 @@
 
 The same (tenant, batch, custom_id) always names the same fusion, and the same
 (fusion, round, call) the same task, so a message delivered twice, a client that
-submits again and a sweep that republishes all meet the row that is already there.
+submits again and a sweep that republishes all find the existing row.
 """
 
 import base64
@@ -11,12 +11,12 @@ import hashlib
 
 def digest(*parts: str) -> bytes:
     """SHA-256 over the parts, each prefixed by its length so that no two lists collide."""
-    h = hashlib.sha256()
+    hasher = hashlib.sha256()
     for part in parts:
         raw = part.encode()
-        h.update(len(raw).to_bytes(8, "big"))
-        h.update(raw)
-    return h.digest()
+        hasher.update(len(raw).to_bytes(8, "big"))
+        hasher.update(raw)
+    return hasher.digest()
 
 
 def _short(raw: bytes) -> str:
@@ -29,7 +29,7 @@ def fusion_id(tenant: str, batch_id: str | None, custom_id: str) -> str:
 
 
 def batch_id(tenant: str, name: str, pool: str, mode: str) -> str:
-    """The id of a batch that was given no name of its own."""
+    """The id of a batch without a name of its own."""
     return "b" + _short(digest("batch", tenant, name, pool, mode))
 
 

@@ -1,8 +1,9 @@
-"""Whether a value satisfies a client's JSON Schema, found out in bounded time.
+"""Checks a value against a client's JSON Schema, in bounded time.
 
-A client writes the schema and, by what it asks or records, the value. Three things in a check have no bound of their
-own: patterns, which run on RE2 (Cox, 2010: time linear in the text); references that double at each level, for which
-every step is counted; and comparing all items with all others, which is done by their JSON.
+Both the schema and, indirectly, the value come from a client. Three parts of a check can take
+unbounded time: patterns, which therefore run on RE2 (Cox, 2010: time linear in the text);
+references that double at each level, for which the steps are counted; and comparing all items with
+all others, which is done with a set of their JSON texts.
 """
 
 import json
@@ -18,38 +19,42 @@ from jsonschema.validators import extend
 from referencing import Registry
 
 MOST_STEPS = 300_000
-"""Keywords that are looked at in one check: a second or two. An answer as large as a message takes a third of them."""
+"""Limit of evaluated keywords in one check, a second or two. An answer as large as a message takes
+a third of it."""
 PATTERN_STEPS = 1_000
-"""What the first use of a pattern in a check counts: to compile it takes some milliseconds."""
+"""Steps of the first use of a pattern in a check, as compiling it takes some milliseconds."""
 _PATTERN_BYTES = 256 * 1024
-"""What RE2 may use for one pattern."""
+"""Memory that RE2 may use for one pattern."""
 _ESCAPE = re.compile(r"(\\\\)|\\u([0-9a-fA-F]{4})")
 
 Keyword = Callable[[Any, Any, Any, Any], Iterator[ValidationError] | None]
 
 
 class _TooManyStepsError(Exception):
-    """The check has no end in sight."""
+    """The check takes too many steps."""
 
 
 class _Steps:
-    """How many steps of a check are left."""
+    """Counts the steps of one check."""
 
     def __init__(self, *, has_patterns: bool) -> None:
         self.has_patterns = has_patterns
-        self._left = MOST_STEPS
-        self._compiled: set[str] = set()
+        self._remaining = MOST_STEPS
+        self._patterns: set[str] = set()
 
     def take(self, steps: int = 1) -> None:
-        """Raises where none are left."""
-        self._left -= steps
-        if self._left < 0:
+        """Take steps; raises `_TooManyStepsError` if none remain."""
+        self._remaining -= steps
+        if self._remaining < 0:
             raise _TooManyStepsError
 
     def compile(self, pattern: str) -> None:
-        """The same whether it is compiled already: a check shall come out the same each time."""
-        if pattern not in self._compiled:
-            self._compiled.add(pattern)
+        """Count a pattern's first use in this check.
+
+        It counts even if the pattern is in the cache, so that each check has the same result.
+        """
+        if pattern not in self._patterns:
+            self._patterns.add(pattern)
             self.take(PATTERN_STEPS)
 
 
@@ -60,7 +65,8 @@ class SchemaCheck:
     """A schema that values are checked against.
 
     Args:
-        schema: of draft 2020-12. A pattern that RE2 cannot read, such as one that looks ahead, lets everything pass.
+        schema: of draft 2020-12. A pattern that RE2 does not support, such as one with a
+            lookahead, matches everything.
     """
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
@@ -69,7 +75,10 @@ class SchemaCheck:
         self._validator = _Validator(schema, registry=Registry())
 
     def fits(self, value: Any) -> bool:
-        """Whether a value satisfies it; not where that takes too long, or a reference leads nowhere."""
+        """Whether a value satisfies the schema.
+
+        False also if the check takes too long or a `$ref` is broken.
+        """
         token = _STEPS.set(_Steps(has_patterns=self._has_patterns))
         try:
             return bool(self._validator.is_valid(value))
@@ -79,7 +88,9 @@ class SchemaCheck:
             _STEPS.reset(token)
 
 
-def _counted(keyword: Keyword) -> Keyword:
+def _count_steps(keyword: Keyword) -> Keyword:
+    """A keyword's check that counts as a step."""
+
     def check(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
         _STEPS.get().take()
         yield from keyword(validator, value, instance, schema) or ()
@@ -93,13 +104,14 @@ _OPTIONS.max_mem = _PATTERN_BYTES
 
 
 def _compile(pattern: str) -> Any:
-    return re2.compile(
-        _ESCAPE.sub(lambda m: m.group(1) or rf"\x{{{m.group(2)}}}", pattern), _OPTIONS
-    )
+    # RE2 writes the escape \uXXXX as \x{XXXX}.
+    text = _ESCAPE.sub(lambda match: match.group(1) or rf"\x{{{match.group(2)}}}", pattern)
+    return re2.compile(text, _OPTIONS)
 
 
 @lru_cache(1024)
-def _compiled(pattern: str) -> Any:
+def _compile_or_none(pattern: str) -> Any:
+    """The compiled pattern; None if RE2 does not support it."""
     try:
         return _compile(pattern)
     except (re2.error, UnicodeError):
@@ -107,7 +119,7 @@ def _compiled(pattern: str) -> Any:
 
 
 def is_pattern(text: str) -> bool:
-    """Whether a text is a regular expression of the kinds that clients write, held to or not."""
+    """Whether a text is a regular expression for Python or for RE2, supported here or not."""
     try:
         re.compile(text)
     except (re.error, RecursionError, OverflowError):
@@ -120,8 +132,8 @@ def is_pattern(text: str) -> bool:
 
 def _matches(pattern: str, text: str) -> bool:
     _STEPS.get().compile(pattern)
-    found = _compiled(pattern)
-    return found is None or found.search(text) is not None
+    expression = _compile_or_none(pattern)
+    return expression is None or expression.search(text) is not None
 
 
 def _pattern(
@@ -142,40 +154,41 @@ def _pattern_properties(
 
 
 def _additional_properties(
-    validator: Any, allowed: Any, instance: Any, schema: Mapping[str, Any]
+    validator: Any, subschema: Any, instance: Any, schema: Mapping[str, Any]
 ) -> Iterator[ValidationError]:
     if not validator.is_type(instance, "object"):
         return
-    known, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
+    properties, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
     for name, inner in instance.items():
-        if name not in known and not any(_matches(pattern, name) for pattern in patterns):
-            yield from validator.descend(inner, allowed)
+        if name not in properties and not any(_matches(pattern, name) for pattern in patterns):
+            yield from validator.descend(inner, subschema)
 
 
 def _unevaluated_properties(
-    validator: Any, allowed: Any, instance: Any, schema: Any
+    validator: Any, subschema: Any, instance: Any, schema: Any
 ) -> Iterator[ValidationError]:
-    # Beside patterns the library's own would match them with Python's engine; such a schema is rare.
+    # Not checked in a schema with `patternProperties`, which is rare: the library would match
+    # these patterns with Python's engine.
     if not _STEPS.get().has_patterns:
-        yield from (
-            Draft202012Validator.VALIDATORS["unevaluatedProperties"](
-                validator, allowed, instance, schema
-            )
-            or ()
-        )
+        keyword = Draft202012Validator.VALIDATORS["unevaluatedProperties"]
+        yield from keyword(validator, subschema, instance, schema) or ()
 
 
 def _unique_items(
     validator: Any, is_unique: bool, instance: Any, _schema: Any
 ) -> Iterator[ValidationError]:
     if is_unique and validator.is_type(instance, "array"):
-        written = {json.dumps(plain(item), sort_keys=True) for item in instance}
-        if len(written) < len(instance):
+        texts = {json.dumps(plain(element), sort_keys=True) for element in instance}
+        if len(texts) < len(instance):
             yield ValidationError("two items are the same")
 
 
 def plain(value: Any) -> Any:
-    """JSON with 1.0 written as 1, as JSON Schema counts them equal."""
+    """A JSON value with 1.0 replaced by 1, as JSON Schema defines them as equal.
+
+    >>> plain({"a": [1.0, 1.5]})
+    {'a': [1, 1.5]}
+    """
     if isinstance(value, dict):
         return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -186,7 +199,7 @@ def plain(value: Any) -> Any:
 _Validator = extend(  # type: ignore[no-untyped-call]
     Draft202012Validator,
     {
-        name: _counted(keyword)
+        name: _count_steps(keyword)
         for name, keyword in {
             **Draft202012Validator.VALIDATORS,
             "pattern": _pattern,

@@ -1,4 +1,4 @@
-"""One database, one broker: what works on a database with another broker's store is noticed, and refused."""
+"""One database, one broker: detects processes that use the database with another broker's store."""
 
 import asyncio
 import contextlib
@@ -17,16 +17,20 @@ log = structlog.get_logger(__name__)
 
 LOOK_EVERY_S = 2.0
 GONE_S = 5.0
-"""A process that was not seen for so long has ended, or finds out that it was taken for one that has."""
+"""A process whose row is older than this has ended, or will find its row removed."""
 ALIVE_LOOKS = 3
-"""One that was seen again so often lives. A replica may take a moment to notice that its broker's store is new."""
+"""A process that renewed its row this often is alive.
+
+More than once, as a replica may take a moment to notice that its broker's store is new.
+"""
 _FOREIGN = "another Fusewire, with another NATS, works on this database"
 
 
 class Presence:
-    """Tells others that this process works here, and with which broker's store.
+    """Publishes in SQL that this process works here, and with which broker's store.
 
-    Two stacks with a broker each on one database would publish each other's prompts, and pay for them twice.
+    Two stacks with a broker each on one database would publish each other's prompts, and pay for
+    them twice.
     """
 
     def __init__(self, service: str, bus: Bus, store: Store, clock: Callable[[], datetime]) -> None:
@@ -34,23 +38,24 @@ class Presence:
         self._bus = bus
         self._processes = Processes(store, clock)
         self._me = secrets.token_hex(16)
-        self._others: dict[str, tuple[datetime, int]] = {}
-        """By process: when it was seen last, and how often again since it was seen first."""
+        self._foreign_processes: dict[str, tuple[datetime, int]] = {}
+        """Processes with another store, by id: when each was last seen, and how often it was
+        renewed."""
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Look who else works on the database. Where processes with another store are noted, wait whether they live.
+        """Look for processes with another store; if there are any, wait until they have ended.
 
-        This one is noted once it may work: until then it must not seem to be one that does.
+        This process adds its own row only then, as it must not look like one that works.
 
         Raises:
-            StartupError: they do, or the broker was not provisioned.
+            StartupError: such a process is alive, or the broker was not provisioned.
         """
         await self._bus.store_id(afresh=True)
         await self._look()
-        if self._others:
-            log.warning("presence.other_store", processes=len(self._others))
-        while self._others:
+        if self._foreign_processes:
+            log.warning("presence.other_store", processes=len(self._foreign_processes))
+        while self._foreign_processes:
             await asyncio.sleep(LOOK_EVERY_S)
             await self._look()
             if self.faults():
@@ -61,7 +66,7 @@ class Presence:
         self._task = asyncio.create_task(self._look_on(), name=f"{self._service}-presence")
 
     async def stop(self) -> None:
-        """Leave."""
+        """Remove this process's row."""
         if self._task is None:
             return
         self._task.cancel()
@@ -71,11 +76,12 @@ class Presence:
 
     def faults(self) -> list[str]:
         """Whether somebody else has taken the database."""
-        is_alive = any(again >= ALIVE_LOOKS for _, again in self._others.values())
-        found = [_FOREIGN] if is_alive else []
-        return found + (
-            [f"{self._task.get_name()} has ended"] if self._task and self._task.done() else []
-        )
+        reasons = []
+        if any(renewals >= ALIVE_LOOKS for _, renewals in self._foreign_processes.values()):
+            reasons.append(_FOREIGN)
+        if self._task and self._task.done():
+            reasons.append(f"{self._task.get_name()} has ended")
+        return reasons
 
     async def _look_on(self) -> None:
         while True:
@@ -93,19 +99,21 @@ class Presence:
                 log.error("presence.broken", fault=fault(exc))  # noqa: TRY400 - no text of its
 
     async def _renew(self) -> None:
-        """Note that it still works. One that was taken for gone comes back, if nobody has come instead."""
+        """Renew this process's row; add it again if it was removed and no other store is used."""
         if await self._processes.renew(self._me, self._bus.last_store_id):
             return
         if not await self._processes.with_another_store(self._bus.last_store_id):
             await self._processes.add(self._me, self._service, self._bus.last_store_id)
 
     async def _look(self) -> None:
-        found = await self._processes.with_another_store(self._bus.last_store_id)
-        if gone := [process.process_id for process in found if process.unseen_s > GONE_S]:
-            await self._processes.remove(gone)
-        before, self._others = self._others, {}
-        for process in found:
-            if process.process_id in gone:
+        processes = await self._processes.with_another_store(self._bus.last_store_id)
+        ended_ids = [process.process_id for process in processes if process.unseen_s > GONE_S]
+        if ended_ids:
+            await self._processes.remove(ended_ids)
+        before, self._foreign_processes = self._foreign_processes, {}
+        for process in processes:
+            if process.process_id in ended_ids:
                 continue
-            seen_at, again = before.get(process.process_id, (process.seen_at, 0))
-            self._others[process.process_id] = process.seen_at, again + (process.seen_at != seen_at)
+            seen_at, renewals = before.get(process.process_id, (process.seen_at, 0))
+            renewals += process.seen_at != seen_at
+            self._foreign_processes[process.process_id] = process.seen_at, renewals

@@ -1,4 +1,7 @@
-"""`fusewire topology apply`: make a NATS server match the topology, and take nothing from its operator."""
+"""`fusewire topology apply`: make a NATS server match the topology.
+
+Settings that an operator has widened stay as they are.
+"""
 
 import secrets
 from collections.abc import Awaitable, Iterable
@@ -23,15 +26,15 @@ Action = Literal["created", "updated", "removed", "unchanged"]
 
 UNLIMITED = (None, 0, -1)
 NO_CONSUMER_STORE = 10012
-"""nats-server's code where it finds a consumer's file that it cannot read."""
+"""nats-server's error code for a consumer's file that it cannot read."""
 NAME_IN_USE = 10058
-"""Its code where a stream is to be made that is there, with other settings."""
+"""nats-server's error code for a new stream whose name exists with other settings."""
 REBUILT = "what was accepted stands in the database, and goes on from there"
 
 
 @dataclass(frozen=True)
 class TopologyChange:
-    """What was done to one stream, durable or bucket."""
+    """The change to one stream, durable or bucket."""
 
     kind: Literal["stream", "durable", "bucket", "object store"]
     name: str
@@ -39,11 +42,15 @@ class TopologyChange:
 
 
 class TopologyConflictError(Exception):
-    """What is on the server cannot be made to match without losing something."""
+    """The server cannot be made to match without losing messages."""
 
 
 def wider(have: float | None, want: float | None) -> float | None:
-    """The wider of two limits, where None, 0 and -1 mean "no limit"."""
+    """The wider of two limits, where None, 0 and -1 mean "no limit".
+
+    >>> wider(10, 20), wider(10, -1)
+    (20, -1)
+    """
     if have in UNLIMITED or want in UNLIMITED:
         return have if have in UNLIMITED else want
     assert have is not None
@@ -51,59 +58,65 @@ def wider(have: float | None, want: float | None) -> float | None:
     return max(have, want)
 
 
-async def apply(js: JetStreamContext, wanted: Topology) -> list[TopologyChange]:
-    """Create what is missing and mend what differs; idempotent.
+async def apply(js: JetStreamContext, topology: Topology) -> list[TopologyChange]:
+    """Create what is missing and change what differs; idempotent.
 
-    Limits that an operator set wider than ours are kept, and so is everything we do not name. A stream of another
-    retention, which the server cannot change, is made anew once all that it holds has been handled.
+    Limits that an operator has set wider than ours are kept, and so are streams and settings that
+    the topology does not name. A stream with another retention, which the server cannot change, is
+    deleted and created again once all its messages have been handled.
 
     Raises:
-        TopologyConflictError: such a stream holds what nobody has handled yet.
-        StartupError: the server cannot, as where its files are damaged or its disk is full.
+        TopologyConflictError: such a stream holds messages that nobody has handled yet.
+        StartupError: the server cannot, for instance because its files are damaged or its disk is
+            full.
     """
+    replicas = topology.replicas
     changes = [
-        await _told(_stream(js, stream, wanted.replicas), stream.name) for stream in wanted.streams
+        await _explain_errors(_stream(js, stream, replicas), stream.name)
+        for stream in topology.streams
     ]
-    # First: those of a work queue must not overlap. What they have not handled stays in the stream.
+    # Before the durables: two consumers of a work queue must not overlap. Messages that the
+    # retired ones have not handled stay in the stream.
+    for stream_name, name in topology.retired:
+        if change := await _retire(js, stream_name, name):
+            changes.append(change)
     changes += [
-        change for stream, name in wanted.retired if (change := await _retire(js, stream, name))
+        await _explain_errors(_durable(js, durable), f"{durable.stream}/{durable.name}")
+        for durable in topology.durables
     ]
     changes += [
-        await _told(_durable(js, durable), f"{durable.stream}/{durable.name}")
-        for durable in wanted.durables
+        await _explain_errors(_bucket(js, bucket, replicas), bucket.name)
+        for bucket in topology.buckets
     ]
     changes += [
-        await _told(_bucket(js, bucket, wanted.replicas), bucket.name) for bucket in wanted.buckets
-    ]
-    changes += [
-        await _told(_object_store(js, o, wanted.replicas), o.name) for o in wanted.object_stores
+        await _explain_errors(_object_store(js, store, replicas), store.name)
+        for store in topology.object_stores
     ]
     return changes
 
 
-async def _told(step: Awaitable[TopologyChange], name: str) -> TopologyChange:
+async def _explain_errors(step: Awaitable[TopologyChange], name: str) -> TopologyChange:
+    """Run a step; an error of the server becomes a StartupError."""
     try:
         return await step
     except APIError as exc:
-        is_damaged = exc.err_code == NO_CONSUMER_STORE
-        why = f"NATS cannot provision {name}: {exc.description}"
-        mend = (
-            "its files are damaged: stop it and move its store away; " + REBUILT
-            if is_damaged
-            else "see NATS's log"
-        )
-        raise StartupError(why, mend, EXIT_STORED if is_damaged else EXIT_BAD_INPUT) from None
+        mend, exit_code = "see NATS's log", EXIT_BAD_INPUT
+        if exc.err_code == NO_CONSUMER_STORE:
+            mend = "its files are damaged: stop it and move its store away; " + REBUILT
+            exit_code = EXIT_STORED
+        what = f"NATS cannot provision {name}: {exc.description}"
+        raise StartupError(what, mend, exit_code) from None
 
 
-async def missing(js: JetStreamContext, wanted: Topology) -> list[str]:
-    """Names of the streams and durables that are not there."""
+async def missing(js: JetStreamContext, topology: Topology) -> list[str]:
+    """Names of the streams and durables that do not exist."""
     absent = []
-    for stream in wanted.streams:
+    for stream in topology.streams:
         try:
             await js.stream_info(stream.name)
         except NotFoundError:
             absent.append(stream.name)
-    for durable in wanted.durables:
+    for durable in topology.durables:
         try:
             await js.consumer_info(durable.stream, durable.name)
         except NotFoundError:
@@ -112,19 +125,20 @@ async def missing(js: JetStreamContext, wanted: Topology) -> list[str]:
 
 
 async def stream_usage(js: JetStreamContext, stream: str) -> float:
-    """The share of its limit that a stream takes, 0 to 1; 0 where it has none."""
+    """The share of a stream's byte limit that is used, 0 to 1; 0 if it has no limit."""
     info = await js.stream_info(stream)
     limit = info.config.max_bytes or 0
     return info.state.bytes / limit if limit > 0 else 0.0
 
 
 def _stream_config(stream: Stream, replicas: int) -> api.StreamConfig:
+    retention = api.RetentionPolicy.LIMITS
+    if stream.retention == "workqueue":
+        retention = api.RetentionPolicy.WORK_QUEUE
     return api.StreamConfig(
         name=stream.name,
         subjects=list(stream.subjects),
-        retention=api.RetentionPolicy.WORK_QUEUE
-        if stream.retention == "workqueue"
-        else api.RetentionPolicy.LIMITS,
+        retention=retention,
         storage=api.StorageType.FILE,
         max_bytes=stream.max_bytes or -1,
         max_age=stream.max_age_s or 0,
@@ -138,31 +152,17 @@ def _stream_config(stream: Stream, replicas: int) -> api.StreamConfig:
 
 
 async def _stream(js: JetStreamContext, stream: Stream, replicas: int) -> TopologyChange:
-    want = _stream_config(stream, replicas)
-    named = {STORE_KEY: secrets.token_hex(16)} if stream.name == CARRIERS[0] else {}
-    want = want.evolve(metadata=named)
+    """Create or update one stream."""
+    metadata = {STORE_KEY: secrets.token_hex(16)} if stream.name == CARRIERS[0] else {}
+    want = _stream_config(stream, replicas).evolve(metadata=metadata)
     try:
         have = (await js.stream_info(stream.name)).config
     except NotFoundError:
-        try:
-            await js.add_stream(want)
-        except APIError as exc:
-            # Made by another in the meantime, with a store id of its own.
-            if exc.err_code != NAME_IN_USE:
-                raise
-            return TopologyChange("stream", stream.name, "unchanged")
-        return TopologyChange("stream", stream.name, "created")
+        return TopologyChange("stream", stream.name, await _add_stream(js, want))
     if have.retention != want.retention:
-        if not await _is_handled(js, stream.name):
-            raise TopologyConflictError(
-                f"stream {stream.name} exists with retention {have.retention}, {want.retention} is needed, and it "
-                "holds messages that nobody has handled; let the services of the old version handle them, stop those, "
-                "and apply again"
-            )
-        await js.delete_stream(stream.name)
-        await js.add_stream(want)
+        await _replace_stream(js, stream.name, have, want)
         return TopologyChange("stream", stream.name, "updated")
-    merged = have.evolve(
+    union = have.evolve(
         subjects=sorted({*(have.subjects or []), *stream.subjects}),
         max_bytes=wider(have.max_bytes, want.max_bytes),
         max_age=wider(have.max_age, want.max_age),
@@ -172,20 +172,49 @@ async def _stream(js: JetStreamContext, stream: Stream, replicas: int) -> Topolo
         discard=want.discard,
         discard_new_per_subject=want.discard_new_per_subject,
         allow_msg_schedules=want.allow_msg_schedules or have.allow_msg_schedules,
-        metadata={**named, **(have.metadata or {})},
+        metadata={**metadata, **(have.metadata or {})},
     )
-    if merged == have.evolve(subjects=sorted(have.subjects or []), metadata=have.metadata or {}):
+    if union == have.evolve(subjects=sorted(have.subjects or []), metadata=have.metadata or {}):
         return TopologyChange("stream", stream.name, "unchanged")
-    await js.update_stream(merged)
+    await js.update_stream(union)
     return TopologyChange("stream", stream.name, "updated")
 
 
+async def _add_stream(js: JetStreamContext, config: api.StreamConfig) -> Action:
+    try:
+        await js.add_stream(config)
+    except APIError as exc:
+        # Another process has created it in the meantime, with a store id of its own.
+        if exc.err_code == NAME_IN_USE:
+            return "unchanged"
+        raise
+    return "created"
+
+
+async def _replace_stream(
+    js: JetStreamContext, name: str, have: api.StreamConfig, want: api.StreamConfig
+) -> None:
+    """Delete a stream and create it with another retention.
+
+    Raises TopologyConflictError while it holds messages that nobody has handled.
+    """
+    if not await _is_handled(js, name):
+        raise TopologyConflictError(
+            f"stream {name} exists with retention {have.retention}, {want.retention} is needed, "
+            "and it holds messages that nobody has handled; let the services of the old version "
+            "handle them, stop those, and apply again"
+        )
+    await js.delete_stream(name)
+    await js.add_stream(want)
+
+
 async def _is_handled(js: JetStreamContext, stream: str) -> bool:
-    """Whether every message of a stream has been acknowledged by all who take from it."""
+    """Whether every consumer of a stream has acknowledged all its messages."""
     if not (await js.stream_info(stream)).state.messages:
         return True
-    takers = await js.consumers_info(stream)
-    return bool(takers) and not any(taker.num_pending or taker.num_ack_pending for taker in takers)
+    consumers = await js.consumers_info(stream)
+    has_pending = any(consumer.num_pending or consumer.num_ack_pending for consumer in consumers)
+    return bool(consumers) and not has_pending
 
 
 async def _durable(js: JetStreamContext, durable: Durable) -> TopologyChange:
@@ -200,22 +229,23 @@ async def _durable(js: JetStreamContext, durable: Durable) -> TopologyChange:
             durable_name=durable.name,
             ack_policy=api.AckPolicy.EXPLICIT,
             ack_wait=durable.ack_wait_s,
-            # Never dropped by the server for its count: our code lays poison in FW_DEAD, with the reason.
+            # No limit: our code dead-letters a message, with the reason, where the server would
+            # drop it silently.
             max_deliver=-1,
             max_ack_pending=durable.max_ack_pending,
             filter_subject=subject,
         )
         await js.add_consumer(durable.stream, config)
         return TopologyChange("durable", name, "created")
-    merged = have.evolve(
+    union = have.evolve(
         ack_wait=wider(have.ack_wait, durable.ack_wait_s),
         max_ack_pending=wider(have.max_ack_pending, durable.max_ack_pending),
         max_deliver=-1,
         filter_subject=subject,
     )
-    if merged == have:
+    if union == have:
         return TopologyChange("durable", name, "unchanged")
-    await js.add_consumer(durable.stream, merged)
+    await js.add_consumer(durable.stream, union)
     return TopologyChange("durable", name, "updated")
 
 
@@ -237,7 +267,7 @@ async def _bucket(js: JetStreamContext, bucket: KeyValueBucket, replicas: int) -
             ttl=bucket.ttl_s,
             max_bytes=bucket.max_bytes,
             replicas=replicas,
-            # The only kind of read that least privilege can grant to a worker.
+            # Direct reads are the only ones that a worker's permissions can be limited to.
             direct=True,
         )
         await js.create_key_value(config)

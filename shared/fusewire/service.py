@@ -1,4 +1,4 @@
-"""What every service is, and the loop that runs one or several of them in a process."""
+"""The interface of a service, and the host that runs one or several of them in a process."""
 
 import asyncio
 import contextlib
@@ -24,13 +24,14 @@ from fusewire.settings import ConfigError, Http, Settings, load
 log = structlog.get_logger(__name__)
 
 LISTEN_ENV = "FUSEWIRE_LISTEN_FD"
-"""Names the file descriptor of a bound socket: a port that was closed for a moment may be another's."""
+"""Environment variable with the file descriptor of a bound socket: a port that was closed for a
+moment may be taken by another process."""
 HTTP_STOP_S = 3
-"""How long requests under way may take to end; who waits for an outcome asks again."""
+"""How long requests under way may take to end; a client that waits for an outcome asks again."""
 FAULTY_S = 5.0
-"""A service with faults for so long ends its process, which its supervisor then starts again."""
+"""After this long with faults the process ends, and its supervisor starts it again."""
 GARBAGE_THRESHOLDS = (50_000, 20, 50)
-"""How many objects more than were freed start a collection of each generation. See `collect_rarely`."""
+"""Thresholds of the three generations, as for `gc.set_threshold`. See `collect_rarely`."""
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -43,22 +44,22 @@ class Service(Protocol):
 
     name: str
     drain_s: float
-    """How long it may take to finish what it has begun once it is told to stop."""
+    """How long it may take to finish its work once it is told to stop."""
 
     async def start(self) -> None:
         """Connect and begin to work. Raises StartupError when it cannot."""
         ...
 
     def close(self) -> None:
-        """Let clients go that wait for something; called before the HTTP server stops."""
+        """End the requests of waiting clients; called before the HTTP server stops."""
         ...
 
     async def stop(self) -> None:
-        """Take no more work, finish or hand back what was begun, let go of everything."""
+        """Take no more work, finish or hand back what was begun, and close all connections."""
         ...
 
     def faults(self) -> list[str]:
-        """Why it can do nothing any more until it is started again; empty while it can."""
+        """Why it cannot work until it is started again; empty while it can."""
         ...
 
     def unready(self) -> list[str]:
@@ -71,34 +72,48 @@ class Service(Protocol):
 
 
 def operations(services: Sequence[Service], *, is_public: bool = False) -> App:
-    """`/healthz`, `/readyz` and `/metrics` of all services in the process; everything else goes to their own app.
+    """`/healthz`, `/readyz` and `/metrics` of all services; other paths go to a service's own app.
 
-    Where `is_public`, an app of their own is asked for `/metrics` too: it knows who may read them.
+    If `is_public`, that app serves `/metrics` too, as it knows who may read them.
     """
-    doors = [door for s in services if (door := s.app()) is not None]
+    apps = [app for service in services if (app := service.app()) is not None]
+    own_app = (*apps, _not_found)[0]
+    has_metrics = not apps or not is_public
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    async def handle(scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "") if scope["type"] == "http" else ""
-        if path == "/healthz":
-            await _report(send, {s.name: s.faults() for s in services})
-        elif path == "/readyz":
-            await _report(send, {s.name: s.faults() + s.unready() for s in services})
-        elif path == "/metrics" and not (doors and is_public):
-            await _respond(
-                send, 200, generate_latest(telemetry.REGISTRY), b"text/plain; version=0.0.4"
-            )
-        elif doors:
-            await doors[0](scope, receive, send)
-        elif scope["type"] == "http":
-            await _respond(send, 404, b"not found\n", b"text/plain")
+        if path in ("/healthz", "/readyz"):
+            await _report(send, _reasons(services, path))
+        elif path == "/metrics" and has_metrics:
+            metrics = generate_latest(telemetry.REGISTRY)
+            await _respond(send, 200, metrics, b"text/plain; version=0.0.4")
+        else:
+            await own_app(scope, receive, send)
 
-    return app
+    return handle
 
 
-async def _report(send: Send, complaints: dict[str, list[str]]) -> None:
-    bad = [f"{name}: {text}" for name, texts in complaints.items() for text in texts]
-    body = "\n".join(bad or [f"ok {' '.join(complaints)}"]) + "\n"
-    await _respond(send, 503 if bad else 200, body.encode(), b"text/plain; charset=utf-8")
+def _reasons(services: Sequence[Service], path: str) -> dict[str, list[str]]:
+    """Each service's faults, and for `/readyz` also why it should get no work now."""
+    if path == "/readyz":
+        return {service.name: service.faults() + service.unready() for service in services}
+    return {service.name: service.faults() for service in services}
+
+
+async def _not_found(scope: Scope, _receive: Receive, send: Send) -> None:
+    """The app of a process whose services have none."""
+    if scope["type"] == "http":
+        await _respond(send, 404, b"not found\n", b"text/plain")
+
+
+async def _report(send: Send, reasons: dict[str, list[str]]) -> None:
+    """Respond with the reasons of each service why it is not well, or with ok."""
+    lines: list[str] = []
+    for name, texts in reasons.items():
+        lines += [f"{name}: {text}" for text in texts]
+    status = 503 if lines else 200
+    body = "\n".join(lines or [f"ok {' '.join(reasons)}"]) + "\n"
+    await _respond(send, status, body.encode(), b"text/plain; charset=utf-8")
 
 
 async def _respond(send: Send, status: int, body: bytes, content_type: bytes) -> None:
@@ -108,7 +123,7 @@ async def _respond(send: Send, status: int, body: bytes, content_type: bytes) ->
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens there."""
+    """Whether only this machine can reach a server on this address."""
     try:
         return ipaddress.ip_address(host.partition("%")[0]).is_loopback
     except ValueError:
@@ -116,10 +131,10 @@ def is_loopback(host: str) -> bool:
 
 
 def tls(http: Http) -> ssl.SSLContext | None:
-    """The server's side of TLS; None where it is not configured.
+    """The server's TLS context; None if TLS is not configured.
 
     Raises:
-        StartupError: certificate and key are not both given, cannot be read, or do not belong together.
+        StartupError: certificate and key are not both set, cannot be read, or do not match.
     """
     cert, key = http.tls_cert, http.tls_key
     if cert is None and key is None:
@@ -128,14 +143,12 @@ def tls(http: Http) -> ssl.SSLContext | None:
         raise StartupError("[http] has one of tls_cert and tls_key", "set both, or neither")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        # An encrypted key would be asked for on the terminal.
+        # Without a password, an encrypted key would prompt on the terminal.
         context.load_cert_chain(cert, key, password="")
     except (OSError, ValueError) as exc:
-        reason = (
-            exc.strerror
-            if isinstance(exc, FileNotFoundError | PermissionError)
-            else "no PEM pair without password"
-        )
+        reason: str | None = "no PEM pair without password"
+        if isinstance(exc, FileNotFoundError | PermissionError):
+            reason = exc.strerror
         raise StartupError(
             f"the certificate {cert} with the key {key} cannot be used: {reason}",
             "mend [http] tls_cert (the whole chain) and tls_key (not encrypted)",
@@ -144,15 +157,15 @@ def tls(http: Http) -> ssl.SSLContext | None:
 
 
 def listen(http: Http) -> socket.socket:
-    """Bind the HTTP port, or take the socket that whoever started this process has bound.
+    """Bind the HTTP port, or take the socket that the parent process has bound.
 
     Raises:
-        StartupError: it is taken, or may not be used.
+        StartupError: the port is taken, or may not be used.
     """
-    if (named := os.environ.pop(LISTEN_ENV, None)) is not None:
-        bound = socket.socket(fileno=int(named))
-        bound.set_inheritable(False)
-        return bound
+    if (descriptor := os.environ.pop(LISTEN_ENV, None)) is not None:
+        sock = socket.socket(fileno=int(descriptor))
+        sock.set_inheritable(False)
+        return sock
     family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -168,11 +181,11 @@ def listen(http: Http) -> socket.socket:
 
 
 def collect_rarely() -> None:
-    """Look for cycles of garbage rarely, and not among what was made until now.
+    """Run the cyclic garbage collector rarely, and never on the objects that exist now.
 
-    Python's own thresholds (700, 10, 10) look at all that is alive many times a second. That took a sixth of
-    the CPU of a fusion, measured at 64 in flight, for next to no garbage: what is not in a cycle is freed
-    without it.
+    With Python's own thresholds (700, 10, 10) it looks at all live objects many times a second.
+    That took a sixth of the CPU of a fusion, measured at 64 in flight, and freed next to nothing:
+    objects that are in no cycle are freed without it.
     """
     gc.freeze()
     gc.set_threshold(*GARBAGE_THRESHOLDS)
@@ -183,8 +196,8 @@ class Host:
 
     Args:
         services: in the order in which they start; the first is stopped last.
-        sock: where to listen.
-        http: how to listen.
+        sock: the bound socket to listen on.
+        http: settings of the HTTP server.
 
     Raises:
         StartupError: TLS cannot be served as it is configured.
@@ -195,7 +208,7 @@ class Host:
     ) -> None:
         self._services = list(services)
         self._sock = sock
-        self._started: list[Service] = []
+        self._running_services: list[Service] = []
         self._drain_s = max(service.drain_s for service in services)
         http = http or Http()
         context = tls(http)
@@ -206,7 +219,7 @@ class Host:
             access_log=False,
             timeout_graceful_shutdown=HTTP_STOP_S,
             timeout_keep_alive=http.keep_alive_s,
-            # Uvicorn's own takes the ciphers of 1999 as its default.
+            # Uvicorn's own context allows outdated ciphers by default.
             ssl_context_factory=(lambda *_: context) if context else None,
         )
         self._server = _Server(config)
@@ -216,14 +229,14 @@ class Host:
         """Start the services in order, then serve HTTP."""
         try:
             for service in self._services:
-                # One that fails in the middle has connections to close, too.
-                self._started.append(service)
+                # Appended first: a service that fails while it starts has connections to close.
+                self._running_services.append(service)
                 await service.start()
             collect_rarely()
         except BaseException:
             await self.stop()
             raise
-        # From here on nobody is turned away: what comes before uvicorn is up waits in the backlog.
+        # From here on no connection is refused: until uvicorn is up, it waits in the backlog.
         self._sock.listen(1024)
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._sock]), name="http")
         log.info(
@@ -233,38 +246,40 @@ class Host:
         )
 
     async def faulty(self) -> list[str]:
-        """Wait until a service can do nothing any more, and return why."""
+        """Wait until a service has had faults for `FAULTY_S`, and return them."""
         loop = asyncio.get_running_loop()
         since: float | None = None
         while True:
             await asyncio.sleep(FAULTY_S / 5)
-            found = [
-                f"{service.name}: {fault}"
-                for service in self._started
-                for fault in service.faults()
-            ]
-            if not found:
+            faults = self._faults()
+            if not faults:
                 since = None
                 continue
             since = since or loop.time()
             if loop.time() - since >= FAULTY_S:
-                log.error("service.faulty", faults=found)
-                return found
+                log.error("service.faulty", faults=faults)
+                return faults
+
+    def _faults(self) -> list[str]:
+        faults: list[str] = []
+        for service in self._running_services:
+            faults += [f"{service.name}: {fault}" for fault in service.faults()]
+        return faults
 
     async def stop(self) -> None:
-        """Stop: the door closes first, then all services but the first drain at once, then the first.
+        """Stop the HTTP server, then all services but the first at once, then the first.
 
-        What does not stop in time, such as a service whose database is locked, is given up. Nothing is lost:
-        what it had begun is begun again by the next one.
+        A service that does not stop in time, for instance because its database is locked, is
+        cancelled. Nothing is lost: its messages are delivered again.
         """
         end = asyncio.get_running_loop().time() + self._drain_s + STOP_S - 1
-        for service in self._started:
+        for service in self._running_services:
             service.close()
         self._server.should_exit = True
         if self._serving:
             await asyncio.gather(self._serving, return_exceptions=True)
         self._sock.close()
-        first, rest = self._started[:1], self._started[1:]
+        first, rest = self._running_services[:1], self._running_services[1:]
         await _stop(rest, end - 1)
         await _stop(first, end)
         log.info("service.stopped", services=[s.name for s in self._services])
@@ -275,19 +290,18 @@ async def _stop(services: Sequence[Service], end: float) -> None:
     tasks = {asyncio.create_task(service.stop()): service.name for service in services}
     if not tasks:
         return
-    done, late = await asyncio.wait(
-        tasks, timeout=max(0.0, end - asyncio.get_running_loop().time())
-    )
-    for task in late:
+    timeout = max(0.0, end - asyncio.get_running_loop().time())
+    finished_tasks, late_tasks = await asyncio.wait(tasks, timeout=timeout)
+    for task in late_tasks:
         task.cancel()
         log.warning("service.stop_timed_out", service=tasks[task])
-    for task in done:
+    for task in finished_tasks:
         if error := task.exception():
             log.warning("service.stop_failed", service=tasks[task], fault=type(error).__name__)
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn without its own signal handling: the host has the only one."""
+    """Uvicorn without its own signal handling, as `run` handles signals."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Any:
@@ -295,16 +309,18 @@ class _Server(uvicorn.Server):
 
 
 def end_stalled(trace: list[str]) -> NoReturn:
-    """End this process, whose event loop stands still; whoever started it starts it again.
+    """End this process, as its event loop has stalled; its supervisor starts it again.
 
-    What stalled it is delivered again, and laid aside when processes have ended of it again and again.
+    The message that stalled it is redelivered, and dead-lettered after `bus.CRASHES` such ends.
     """
     log.error("service.stalled", trace=trace)
     os._exit(1)
 
 
 async def run(services: Sequence[Service], http: Http) -> list[str]:
-    """Run until SIGTERM, SIGINT, SIGHUP, the end of the parent process, or a fault of a service; then drain.
+    """Run until a signal, the end of the parent process, or a fault of a service; then drain.
+
+    Signals are SIGTERM, SIGINT and SIGHUP.
 
     Returns:
         The faults; empty after a signal.
@@ -314,7 +330,8 @@ async def run(services: Sequence[Service], http: Http) -> list[str]:
     drain_s = max(service.drain_s for service in services)
 
     def ask_to_stop() -> None:
-        # In a thread of its own: the event loop may be blocked, and the interpreter waits for threads that are.
+        # The time limit has a thread of its own: the event loop may be blocked, and at its end the
+        # interpreter would wait for blocked threads.
         lifeline.end_within(drain_s + STOP_S)
         with contextlib.suppress(RuntimeError):  # the loop has ended already
             loop.call_soon_threadsafe(stop.set)
@@ -338,15 +355,15 @@ async def run(services: Sequence[Service], http: Http) -> list[str]:
         lifeline.end_within(drain_s + STOP_S)
     await host.stop()
     failing.cancel()
-    found = await asyncio.gather(failing, return_exceptions=True)
-    return found[0] if isinstance(found[0], list) else []
+    (faults,) = await asyncio.gather(failing, return_exceptions=True)
+    return faults if isinstance(faults, list) else []
 
 
 def main(name: str, build: Callable[[Settings], Service]) -> NoReturn:
     """Run one service as a process of its own: `python -m fusewire_<name>`.
 
-    Exits with 0 after a signal, 2 when it cannot run as it is configured, 5 when what is stored cannot be used, 1 where
-    it can do nothing any more.
+    Exits with 0 after a signal, 2 if the configuration cannot be used, 5 if the stored data cannot
+    be used, and 1 after a fault.
     """
     try:
         settings = load()

@@ -50,15 +50,15 @@ def _name(value: str) -> str:
 
 
 DATABASES = ("sqlite+aiosqlite", "postgresql+asyncpg")
-"""What an address of a database begins with."""
+"""The drivers that a database's address may name."""
 
 
 def _database(value: str) -> str:
-    driver, found, _ = value.partition("://")
+    driver, separator, _ = value.partition("://")
     if driver in DATABASES:
         return value
-    # What is no address may hold a password.
-    what = f"it names the driver '{driver[:40]}'" if found else "it is no address"
+    # The value is not repeated in the message: it may hold a password.
+    what = f"it names the driver '{driver[:40]}'" if separator else "it is no address"
     raise ValueError(f"{what}; use sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER@HOST/NAME")
 
 
@@ -67,7 +67,7 @@ FilePath = Annotated[Path, AfterValidator(lambda p: p.expanduser())]
 
 
 class Section(BaseModel):
-    """A table of the file. A key it does not know is a mistake, and refused."""
+    """A table of the file. Unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -76,7 +76,8 @@ class Database(Section):
     """`[database]`"""
 
     url: Annotated[str, AfterValidator(_database)] = "sqlite+aiosqlite:///.fusewire/fusewire.db"
-    """`sqlite+aiosqlite:///FILE` or `postgresql+asyncpg://USER@HOST/NAME`. Unset: `fusewire.db` in `data_dir`."""
+    """`sqlite+aiosqlite:///FILE` or `postgresql+asyncpg://USER@HOST/NAME`. Unset: `fusewire.db` in
+    `data_dir`."""
     pool_size: int = Field(default=5, ge=1)
     """Connections that one service keeps."""
 
@@ -93,8 +94,8 @@ class Nats(Section):
     replicas: int = Field(default=1, ge=1, le=5)
     """Copies of each stream that `topology apply` asks for; 3 in a cluster."""
     storage_mb: int | None = Field(default=None, ge=128)
-    """MiB that all streams together may take (one copy). Unset: 21 GiB; for the embedded server half of what is free
-    on its disk, if that is less."""
+    """MiB that all streams together may take (one copy). Unset: 21 GiB; for the embedded server
+    half of what is free on its disk, if that is less."""
 
 
 class Http(Section):
@@ -109,29 +110,32 @@ class Http(Section):
     tls_key: FilePath | None = None
     """Its private key (PEM)."""
     keys: Literal["auto", "required"] = "auto"
-    """Whether the API asks for keys (`fusewire keys create`): `auto` asks wherever others than this machine can
-    reach it."""
+    """Whether the API asks for keys (`fusewire keys create`): `auto` asks wherever others than this
+    machine can reach it."""
     allow_insecure: bool = False
-    """Whether ingest may listen beyond this machine without TLS, because a proxy before it has TLS."""
+    """Whether ingest may listen beyond this machine without TLS, because a proxy before it has
+    TLS."""
     attach: bool = True
-    """Whether a chat request whose client has left, or that a client sends again, is answered by the fusion that it
-    began the first time. A request with an `Idempotency-Key` always is."""
+    """Whether a chat request whose client has left, or that a client sends again, is answered by
+    the fusion that it began the first time. A request with an `Idempotency-Key` always is."""
     keep_alive_s: int = Field(default=75, ge=1)
-    """How long an idle connection is kept open: longer than the proxy before it keeps one, or requests are lost."""
+    """How long an idle connection is kept open: longer than the proxy before it keeps one, or
+    requests are lost."""
     origins: tuple[str, ...] = ()
     """Web pages that may call the API, such as `https://app.example`; `*` is all of them."""
     panel_comments: bool = True
-    """Whether streams tell in comments how many members have answered, for clients that cannot read comments."""
+    """Whether streams tell in comments how many members have answered, for clients that cannot read
+    comments."""
     pepper_env: str = "FUSEWIRE_KEY_PEPPER"
-    """The environment variable with the secret that API keys are hashed with; where it is not set, a file in
-    `data_dir` that is made at the first use. All replicas of ingest need the same."""
+    """The environment variable with the secret that API keys are hashed with; where it is not set,
+    a file in `data_dir` that is made at the first use. All replicas of ingest need the same."""
 
 
 class Log(Section):
     """`[log]`"""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
-    """The least that is logged."""
+    """Minimum log level."""
     format: Literal["json", "console"] = "json"
     """`json` for machines, `console` for people."""
 
@@ -149,22 +153,27 @@ class Limits(Section):
     prompt_bytes: int = Field(default=262_144, ge=1024, le=524_288)
     """The largest prompt accepted; it has to fit a NATS message several times over."""
     image_bytes: int = Field(default=20_971_520, ge=0, le=67_108_864)
-    """The most bytes that the images of one request may have together, beside `prompt_bytes`; 0 takes only what fits
-    there. A body with more than that must say its length."""
+    """The most bytes that the images of one request may have together, beside `prompt_bytes`; 0
+    takes only what fits there. A body with more than that must say its length."""
     text_bytes: int = Field(default=4_194_304, ge=0, le=16_777_216)
-    """The most bytes that the long texts of one request may have together, beside `prompt_bytes`, which hosted models
-    alone are asked about then; 0 takes none. A body with more than `prompt_bytes` must say its length."""
+    """The most bytes that the long texts of one request may have together, beside `prompt_bytes`,
+    which hosted models alone are asked about then; 0 takes none. A body with more than
+    `prompt_bytes` must say its length."""
     image_days: float = Field(default=7, ge=0.01)
-    """How long a large image or text is kept after the last request with it; a replay later than that is without."""
+    """How long a large image or text is kept after the last request with it; a replay later than
+    that is without."""
     image_memory_mb: int = Field(default=64, ge=1)
-    """MiB of bodies with large images or texts that a process of ingest reads at once; more of them wait."""
+    """MiB of bodies with large images or texts that a process of ingest reads at once; more of them
+    wait."""
     keep_days: float | None = Field(default=None, gt=0)
-    """How long what has ended is kept in the database, batches with their files included; unset is for ever. A tenant's
-    own `keep_days` wins. A custom_id that comes again later than that is a new fusion."""
+    """How long what has ended is kept in the database, batches with their files included; unset is
+    for ever. A tenant's own `keep_days` wins. A custom_id that comes again later than that is a new
+    fusion."""
     drain_s: float = Field(default=10, gt=0)
     """How long a service may finish what it began after it was told to stop."""
     call_drain_s: float = Field(default=120, gt=0)
-    """How long worker-remote may wait then for calls that are under way, which are paid for; it begins none."""
+    """How long worker-remote may wait then for calls that are under way, which are paid for; it
+    begins none."""
     file_bytes: int = Field(default=2_147_483_648, ge=1024)
     """The largest file that may be uploaded for a batch."""
     batch_lines: int = Field(default=1_000_000, ge=1)
@@ -185,13 +194,14 @@ class EdgeModel(Section):
     slots: int = Field(default=4, ge=1, le=64)
     """Answers that are generated at once."""
     kv_cache_mb: int = Field(default=2048, ge=1)
-    """MiB for the keys and values of running answers, and of prompts kept for those that begin alike."""
+    """MiB for the keys and values of running answers, and of prompts kept for those that begin
+    alike."""
     tools: bool = True
     """Whether it is asked where a prompt has tools."""
     max_tokens: int = Field(default=256, ge=1)
     """Answer length where the prompt does not say."""
     family: str | None = None
-    """Whose line of models it is; read from the name where it is not given."""
+    """Model family; derived from the name if it is not set."""
 
 
 Provider = Literal["openai", "anthropic", "gemini", "mistral", "deepseek"]
@@ -212,8 +222,8 @@ class RemoteModel(Section):
     provider: Provider = "openai"
     """The protocol it speaks: `openai` is any OpenAI-compatible server."""
     base_url: str
-    """Up to and without `/chat/completions`, `/messages` or `/models/…`. Only `openai`, which many servers speak,
-    has no default."""
+    """Up to and without `/chat/completions`, `/messages` or `/models/…`. Only `openai`, which many
+    servers speak, has no default."""
     model: str
     """The name it has at the provider."""
     api_key_env: str | None = None
@@ -229,9 +239,11 @@ class RemoteModel(Section):
     params: dict[str, Any] = Field(default_factory=dict)
     """Further parameters, sent as they are, such as `{reasoning_effort = "low"}`."""
     drop: tuple[str, ...] = ()
-    """Parameters that are never sent, such as `["seed"]`. What a server refuses by name is found out by itself."""
+    """Parameters that are never sent, such as `["seed"]`. What a server refuses by name is found
+    out by itself."""
     always_stream: bool = False
-    """Whether it is asked for a stream in any case, for servers and proxies that end long silent calls."""
+    """Whether it is asked for a stream in any case, for servers and proxies that end long silent
+    calls."""
     images: bool = False
     """Whether it takes images; a model that does not is left out of prompts that hold some."""
     price_provider: str | None = None
@@ -241,7 +253,7 @@ class RemoteModel(Section):
     output_usd_per_mtok: float | None = Field(default=None, ge=0)
     """USD per million tokens of answers."""
     family: str | None = None
-    """Whose line of models it is; read from the name where it is not given."""
+    """Model family; derived from the name if it is not set."""
 
     @model_validator(mode="before")
     @classmethod
@@ -260,9 +272,10 @@ class RemoteModel(Section):
 
     @property
     def api_key(self) -> SecretStr | None:
-        """The key, read from the environment at each use so that it is never stored; without space around it.
+        """The key, read from the environment at each use so that it is never stored.
 
-        A line break at its end, as a file has, would make the header invalid.
+        Space around it is removed: a line break at its end, as from a file, would make the header
+        invalid.
         """
         value = os.environ.get(self.api_key_env, "").strip() if self.api_key_env else ""
         return SecretStr(value) if value else None
@@ -279,7 +292,7 @@ class Member(Section):
     model: Name
     """A configured model."""
     weight: float = Field(default=1.0, gt=0)
-    """How much its voice counts."""
+    """Vote weight."""
     required: bool = False
     """Whether an outcome waits for it, quorum or not, until the panel's deadline."""
     system: str | None = None
@@ -289,8 +302,8 @@ class Member(Section):
     top_p: float | None = Field(default=None, gt=0, le=1)
     """Where the prompt does not say."""
     in_steps: bool = False
-    """Whether it writes the steps to its answer first, which are kept as its reasoning; edge models only. A small model
-    gets more right so, and takes longer."""
+    """Whether it writes the steps to its answer first, which are kept as its reasoning; edge models
+    only. A small model gets more right so, and takes longer."""
 
 
 Preset = Literal["high", "budget", "fast"]
@@ -314,16 +327,18 @@ class Pool(Section):
     members: tuple[Member, ...] = Field(min_length=1, max_length=16)
     """Names of models, or tables as `[[pools.<name>.members]]`."""
     judge: Name | None = None
-    """The model that judges, and writes merges. Unset: closed answers are voted, open ones chosen by similarity.
-    A judge that is also a member does not vote on its own answer."""
+    """The model that judges, and writes merges. Unset: closed answers are voted, open ones chosen
+    by similarity. A judge that is also a member does not vote on its own answer."""
     jury: tuple[Name, ...] = Field(default=(), max_length=5)
-    """Several models that judge together, best of different families; `judge` (or the first) then writes merges."""
+    """Several models that judge together, best of different families; `judge` (or the first) then
+    writes merges."""
     judge_by: Literal["margin", "words"] = "margin"
-    """How edge judges choose. `margin`: by how much more probable the model finds one answer than the others as its own
-    reply; small models that write a verdict name whatever stands first. Hosted judges always write."""
+    """How edge judges choose. `margin`: by how much more probable the model finds one answer than
+    the others as its own reply; small models that write a verdict name whatever stands first.
+    Hosted judges always write."""
     judge_own: bool = False
-    """Whether a judge by margin has a voice on answers of its own model too, for pools in which the strongest model is
-    both."""
+    """Whether a judge by margin has a voice on answers of its own model too, for pools in which the
+    strongest model is both."""
     criteria: str | None = Field(default=None, max_length=4000)
     """What the judge shall value, in place of: correct first, complete second, clear third."""
     preset: Preset | None = None
@@ -339,16 +354,19 @@ class Pool(Section):
     residency: Residency = "any"
     """`edge-only`: content goes to edge models alone. A prompt can tighten it, never loosen it."""
     grace_most_s: float = Field(default=10.0, ge=0)
-    """The longest wait for stragglers after quorum; it is 0.35 of the time to quorum, at least 0.5 s."""
+    """The longest wait for stragglers after quorum; it is 0.35 of the time to quorum, at least 0.5
+    s."""
     early_stop: float = Field(default=0.93, gt=0.5, le=1)
-    """A vote ends when its leader wins with this probability, whoever is still out: 0.93 is three of three,
-    0.87 two of two. One that cannot be caught ends it too. 1 waits for everybody."""
+    """A vote ends when its leader wins with this probability, whoever is still out: 0.93 is three
+    of three, 0.87 two of two. One that cannot be caught ends it too. 1 waits for everybody."""
     hedge: float = Field(default=0.0, ge=0, le=0.5)
     """The share of extra calls that may be made to ask stragglers a second time; 0 is none."""
     gate: Gate = "none"
-    """`edge-first`: the edge members are asked alone, and the hosted ones only where those disagree."""
+    """`edge-first`: the edge members are asked alone, and the hosted ones only where those
+    disagree."""
     gate_confidence: float | None = Field(default=None, gt=0, le=1)
-    """Confidence from which one edge answer alone opens the gate. It is not calibrated: measure first."""
+    """Confidence from which one edge answer alone opens the gate. It is not calibrated: measure
+    first."""
     guard: bool = True
     """Whether a merge is returned only if it holds its own against the best single answer."""
     debate_rounds: int = Field(default=2, ge=1, le=2)
@@ -356,12 +374,14 @@ class Pool(Section):
     debate_families: int = Field(default=2, ge=1, le=8)
     """Debate takes members of at least this many families; 1 lets one model debate with itself."""
     control_share: float = Field(default=0.02, ge=0, le=1)
-    """The share of a judge's line-ups that hold a control, an answer that only a broken judge picks."""
+    """The share of a judge's line-ups that hold a control, an answer that only a broken judge
+    picks."""
     max_cost_usd: float | None = Field(default=None, gt=0)
-    """No further call is made for a prompt once its calls have cost this much; an unknown price counts as nothing."""
+    """No further call is made for a prompt once its calls have cost this much; an unknown price
+    counts as nothing."""
     max_total_tokens: int | None = Field(default=None, ge=1)
-    """The most tokens that the calls for a prompt may take, by estimate before each; members that do not fit are
-    left out, last first."""
+    """The most tokens that the calls for a prompt may take, by estimate before each; members that
+    do not fit are left out, last first."""
     max_tokens: int | None = Field(default=None, ge=1)
     """The members' answer length where the prompt does not say."""
 
@@ -377,39 +397,43 @@ class Pool(Section):
     def _shorthand(cls, data: Any) -> Any:
         if isinstance(data, dict) and isinstance(data.get("members"), list | tuple):
             members = [
-                {"name": m, "model": m} if isinstance(m, str) else m for m in data["members"]
+                {"name": member, "model": member} if isinstance(member, str) else member
+                for member in data["members"]
             ]
             return {**data, "members": members}
         return data
 
     @property
     def judges(self) -> tuple[str, ...]:
-        """Models that judge or write, each once."""
-        return tuple(dict.fromkeys((*((self.judge,) if self.judge else ()), *self.jury)))
+        """The models that judge or write, each once."""
+        models = (self.judge, *self.jury) if self.judge else self.jury
+        return tuple(dict.fromkeys(models))
 
     @model_validator(mode="after")
     def _distinct(self) -> "Pool":
-        names = [m.name for m in self.members]
-        twice = sorted({n for n in names if names.count(n) > 1})
-        if twice:
+        names = [member.name for member in self.members]
+        repeated_names = sorted({name for name in names if names.count(name) > 1})
+        if repeated_names:
             raise ValueError(
-                f"member {', '.join(twice)} is named twice; give each member a name of its own"
+                f"member {', '.join(repeated_names)} is named twice;"
+                " give each member a name of its own"
             )
         return self
 
 
 class Tenant(Section):
-    """`[tenants.<name>]`: what a tenant may do. One that has no table of its own has these defaults."""
+    """`[tenants.<name>]`: the rules of a tenant. A tenant without a table has these defaults."""
 
     requests_per_minute: int | None = Field(default=None, ge=1)
     """Prompts and other requests of the API, per ingest process; lines of batches do not count."""
     budget_usd: float | None = Field(default=None, ge=0)
-    """What may be spent in each period. The highest cost of a prompt is reserved when it is accepted, and its true
-    cost settled at its outcome. All models it can reach need prices."""
+    """What may be spent in each period. The highest cost of a prompt is reserved when it is
+    accepted, and its true cost settled at its outcome. All models it can reach need prices."""
     budget_period: Literal["day", "month", "total"] = "month"
     """When spending begins anew (UTC)."""
     residency: Residency = "any"
-    """`edge-only`: none of its content goes to hosted models. A prompt can tighten it, never loosen it."""
+    """`edge-only`: none of its content goes to hosted models. A prompt can tighten it, never loosen
+    it."""
     pools: tuple[Name, ...] = ()
     """The pools that it may use; empty: all."""
     keep_days: float | None = Field(default=None, gt=0)
@@ -441,7 +465,8 @@ class Settings(BaseSettings):
     pools: dict[Name, Pool] = Field(default_factory=dict)
     tenants: dict[Name, Tenant] = Field(default_factory=dict)
     aliases: dict[str, Name] = Field(default_factory=dict)
-    """Other names under which clients may ask for a model, such as `"openai/gpt-latest" = "gpt"`."""
+    """Other names under which clients may ask for a model, such as `"openai/gpt-latest" =
+    "gpt"`."""
 
     @classmethod
     def settings_customise_sources(
@@ -452,63 +477,72 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Environment over file: what `load` read from the file arrives as arguments."""
+        """The environment wins over the file, whose content `load` passes as arguments."""
         return env_settings, init_settings
 
     @model_validator(mode="before")
     @classmethod
     def _database_in_data_dir(cls, data: Any) -> Any:
-        """Two folders are two Fusewires: on one database the broker of each would work on the other's prompts."""
+        """Put the default database into `data_dir`.
+
+        Each data folder has a broker of its own; with a common database, each would work on the
+        other's prompts.
+        """
         database = data.get("database", {})
         data_dir = data.get("data_dir")
-        # What is of another kind is refused with its name, field by field.
-        if (
-            not isinstance(data_dir, str | Path)
-            or not isinstance(database, dict)
-            or "url" in database
-        ):
+        # Values of a wrong type are left to the validation of the fields, which names them.
+        if not isinstance(data_dir, str | Path) or not isinstance(database, dict):
+            return data
+        if "url" in database:
             return data
         file = Path(data_dir).expanduser() / "fusewire.db"
         return {**data, "database": {**database, "url": f"sqlite+aiosqlite:///{file}"}}
 
     @model_validator(mode="after")
     def _references(self) -> "Settings":
-        known = ", ".join(sorted(self.models)) or "none"
+        model_names = ", ".join(sorted(self.models)) or "none"
         for name, pool in self.pools.items():
-            self._check_members(name, pool, known)
+            self._check_models(name, pool, model_names)
+            self._check_tiers(name, pool)
         for alias, model in self.aliases.items():
             if model not in self.models:
                 raise ValueError(
-                    f"alias '{alias}' names model '{model}', which is not configured (configured: {known})"
+                    f"alias '{alias}' names model '{model}', which is not configured"
+                    f" (configured: {model_names})"
                 )
+        pool_names = ", ".join(sorted(self.pools)) or "none"
         for tenant, rules in self.tenants.items():
-            if strangers := sorted(set(rules.pools) - self.pools.keys()):
+            if unknown_pools := sorted(set(rules.pools) - self.pools.keys()):
                 raise ValueError(
-                    f"tenant '{tenant}': pool '{strangers[0]}' is not configured"
-                    f" (configured: {', '.join(sorted(self.pools)) or 'none'}); add it or mend the name"
+                    f"tenant '{tenant}': pool '{unknown_pools[0]}' is not configured"
+                    f" (configured: {pool_names}); add it or mend the name"
                 )
         return self
 
-    def _check_members(self, name: str, pool: Pool, known: str) -> None:
-        wanted = [(f"member '{m.name}'", m.model) for m in pool.members]
-        wanted += [("judge", model) for model in pool.judges]
-        for role, model in wanted:
+    def _check_models(self, name: str, pool: Pool, model_names: str) -> None:
+        """Check that the models of a pool are configured."""
+        models = [(f"member '{member.name}'", member.model) for member in pool.members]
+        models += [("judge", model) for model in pool.judges]
+        for role, model in models:
             if model not in self.models:
                 raise ValueError(
                     f"pool '{name}': {role} uses model '{model}', which is not configured"
-                    f" (configured: {known}); add [models.{model}] or mend the name"
+                    f" (configured: {model_names}); add [models.{model}] or mend the name"
                 )
-        if pool.residency == "edge-only" and not any(
-            self.models[m.model].kind == "edge" for m in pool.members
-        ):
+
+    def _check_tiers(self, name: str, pool: Pool) -> None:
+        """Check what a pool demands of its members' tiers."""
+        has_edge_member = any(self.models[member.model].kind == "edge" for member in pool.members)
+        if pool.residency == "edge-only" and not has_edge_member:
             raise ValueError(
                 f"pool '{name}' is edge-only but has no edge member; add one or relax residency"
             )
         for member in pool.members:
             if member.in_steps and self.models[member.model].kind != "edge":
                 raise ValueError(
-                    f"pool '{name}': member '{member.name}' is in_steps, which edge models alone can be;"
-                    f" model '{member.model}' is hosted: remove in_steps, or ask for steps in its system prompt"
+                    f"pool '{name}': member '{member.name}' is in_steps, which edge models alone"
+                    f" can be; model '{member.model}' is hosted: remove in_steps, or ask for steps"
+                    " in its system prompt"
                 )
 
     def tenant(self, name: str) -> Tenant:
@@ -516,20 +550,22 @@ class Settings(BaseSettings):
         return self.tenants.get(name, Tenant())
 
     def config_hash(self, pool: str) -> str:
-        """Twelve hex digits over a pool and its models, without secrets: the same hash, the same behaviour."""
-        chosen = self.pools[pool]
-        names = {m.model for m in chosen.members} | set(chosen.judges)
-        shown = {
-            "pool": chosen.model_dump(mode="json"),
-            "models": {n: self.models[n].model_dump(mode="json") for n in sorted(names)},
+        """Twelve hex digits over the settings of a pool and its models, without secrets."""
+        rules = self.pools[pool]
+        names = {member.model for member in rules.members} | set(rules.judges)
+        content = {
+            "pool": rules.model_dump(mode="json"),
+            "models": {name: self.models[name].model_dump(mode="json") for name in sorted(names)},
         }
-        return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _problems(exc: ValidationError) -> list[str]:
+    """One line for each error: the key's path and what is wrong."""
     lines = []
     for error in exc.errors(include_url=False, include_input=False, include_context=False):
-        path = ".".join(str(p) for p in error["loc"] if p not in ("edge", "remote"))
+        # Pydantic puts the kind of a model into its path.
+        path = ".".join(str(part) for part in error["loc"] if part not in ("edge", "remote"))
         message = str(error["msg"]).removeprefix("Value error, ")
         if error["type"] == "extra_forbidden":
             message = _unknown_key(str(error["loc"][-1]))
@@ -539,21 +575,25 @@ def _problems(exc: ValidationError) -> list[str]:
 
 def _unknown_key(key: str) -> str:
     tables: list[type[BaseModel]] = [Settings, *Section.__subclasses__()]
-    known = {name for table in tables for name in table.model_fields}
-    near = difflib.get_close_matches(key, known, n=1)
-    return f"not a known key; did you mean '{near[0]}'?" if near else "not a known key; remove it"
+    keys: set[str] = set()
+    for table in tables:
+        keys |= table.model_fields.keys()
+    close_keys = difflib.get_close_matches(key, keys, n=1)
+    if close_keys:
+        return f"not a known key; did you mean '{close_keys[0]}'?"
+    return "not a known key; remove it"
 
 
 def find_file() -> Path | None:
-    """The file that would be read: `$FUSEWIRE_CONFIG`, else ./fusewire.toml if it is there."""
-    named = os.environ.get(CONFIG_ENV)
-    if named:
-        return Path(named).expanduser()
+    """The configuration file: `$FUSEWIRE_CONFIG`, else ./fusewire.toml if it exists."""
+    variable = os.environ.get(CONFIG_ENV)
+    if variable:
+        return Path(variable).expanduser()
     return DEFAULT_FILE if DEFAULT_FILE.is_file() else None
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """Read one TOML file (or JSON, by its ending: what the local runner hands to its children).
+    """Read one TOML file, or a JSON file, by its suffix, which the local runner writes.
 
     Raises:
         ConfigError: it is missing, unreadable, or not TOML.
@@ -572,14 +612,14 @@ def load(path: Path | None = None, *, fallback: dict[str, Any] | None = None) ->
     """Read the configuration.
 
     Args:
-        path: the file; None looks where `find_file` says.
-        fallback: used in place of a file when there is none.
+        path: the file; None uses `find_file`.
+        fallback: used if there is no file.
 
     Raises:
-        ConfigError: with every fault that was found.
+        ConfigError: with every fault.
     """
-    chosen = path or find_file()
-    data = read_file(chosen) if chosen else (fallback or {})
+    file = path or find_file()
+    data = read_file(file) if file else (fallback or {})
     try:
         return Settings(**data)
     except SettingsError as exc:
@@ -587,4 +627,4 @@ def load(path: Path | None = None, *, fallback: dict[str, Any] | None = None) ->
             "the environment", [str(exc)], "give the FUSEWIRE_… variable as JSON, or unset it"
         ) from None
     except ValidationError as exc:
-        raise ConfigError(str(chosen or "the built-in configuration"), _problems(exc)) from None
+        raise ConfigError(str(file or "the built-in configuration"), _problems(exc)) from None

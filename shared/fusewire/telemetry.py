@@ -1,4 +1,4 @@
-"""Logs, metrics and traces: set up once per process, off where it is not wanted."""
+"""Logs, metrics and traces, set up once per process."""
 
 import contextlib
 import logging
@@ -88,18 +88,18 @@ _tracing = False
 def configure(
     log: Log, telemetry: Telemetry, *, service: str, stream: TextIO | None = None
 ) -> None:
-    """Set up logging to a stream (stderr), and tracing where an endpoint is given."""
+    """Set up logging to a stream (stderr by default), and tracing if an endpoint is configured."""
     global _tracing  # noqa: PLW0603 - a process has one tracer
 
-    def named(
+    def add_service(
         _logger: Any, _method: str, event: structlog.typing.EventDict
     ) -> structlog.typing.EventDict:
         event.setdefault("service", service)
         return event
 
-    shared: list[Any] = [
+    processors: list[Any] = [
         structlog.contextvars.merge_contextvars,
-        named,
+        add_service,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _without_text,
@@ -110,14 +110,14 @@ def configure(
         else structlog.dev.ConsoleRenderer(colors=False)
     )
     structlog.configure(
-        processors=[*shared, renderer],
+        processors=[*processors, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(
             logging.getLevelNamesMapping()[log.level.upper()]
         ),
         logger_factory=structlog.PrintLoggerFactory(stream or sys.stderr),
         cache_logger_on_first_use=False,
     )
-    # What libraries say below a warning is theirs; above it, it goes to the same place.
+    # Libraries' messages from warnings on go to the same stream.
     logging.basicConfig(level=logging.WARNING, handlers=[_LibraryLogHandler()], force=True)
     if telemetry.otlp_endpoint:
         _export_traces(telemetry.otlp_endpoint, service)
@@ -125,31 +125,34 @@ def configure(
 
 
 class _LibraryLogHandler(logging.Handler):
-    """What libraries log, as events of our own.
+    """Logs libraries' messages as events of our own.
 
-    Of their texts the first line before values are put into it: in values, and in what an exception says, there may
-    be a prompt.
+    Only the first line of a message is logged, and without its arguments: arguments and the texts
+    of exceptions may hold a prompt.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
         what = str(record.msg).strip().partition("\n")[0]
         exc = record.exc_info[1] if record.exc_info else None
-        about: dict[str, Any] = {"exc_info": exc} if exc else {}
+        fields: dict[str, Any] = {"exc_info": exc} if exc else {}
         log = structlog.get_logger()
-        tell = log.error if record.levelno >= logging.ERROR else log.warning
-        tell("library.logged", logger=record.name, what=what, **about)
+        method = log.error if record.levelno >= logging.ERROR else log.warning
+        method("library.logged", logger=record.name, what=what, **fields)
 
 
 def _without_text(
     _logger: Any, _method: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """An exception as its type and where it came from: its text, and the locals on its way, may hold a prompt."""
-    found = event.pop("exc_info", None)
-    exc = found if isinstance(found, BaseException) else sys.exc_info()[1] if found else None
-    if exc is not None:
+    """Log an exception as its type and stack: its text and its locals may hold a prompt."""
+    exc = event.pop("exc_info", None)
+    if exc and not isinstance(exc, BaseException):
+        exc = sys.exc_info()[1]
+    if isinstance(exc, BaseException):
         frames = traceback.extract_tb(exc.__traceback__)
         event["fault"] = type(exc).__name__
-        event["trace"] = [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames]
+        event["trace"] = [
+            f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames
+        ]
     return event
 
 
@@ -165,7 +168,10 @@ def _export_traces(endpoint: str, service: str) -> None:
 
 
 def broker_middlewares() -> list[Any]:
-    """FastStream's own middlewares. Not that for metrics: it labels them with each subject, which holds ids."""
+    """FastStream's middleware for traces, if they are on.
+
+    Its middleware for metrics is not used: it would make a label of each subject, which holds ids.
+    """
     if not _tracing:
         return []
     from faststream.nats.opentelemetry import NatsTelemetryMiddleware  # noqa: PLC0415 - loaded only where it is needed
@@ -174,7 +180,7 @@ def broker_middlewares() -> list[Any]:
 
 
 def trace_headers() -> dict[str, str]:
-    """W3C trace context of the current span; empty where tracing is off."""
+    """W3C trace context of the current span; empty if tracing is off."""
     if not _tracing:
         return {}
     carrier: dict[str, str] = {}
@@ -184,13 +190,14 @@ def trace_headers() -> dict[str, str]:
 
 @contextlib.contextmanager
 def receiving(service: str, subject: str, headers: Mapping[str, str]) -> Iterator[None]:
-    """A span around the handling of one message, continuing the sender's trace, and fusion_id on every log line."""
+    """A span around the handling of one message, and its fusion_id on every log line.
+
+    The span continues the sender's trace.
+    """
     kind, _, rest = subject.removeprefix("fw.").partition(".")
-    fusion = (
-        {"fusion_id": rest.partition(".")[0]}
-        if kind in ("round", "plan", "candidate", "due")
-        else {}
-    )
+    fusion: dict[str, str] = {}
+    if kind in ("round", "plan", "candidate", "due"):
+        fusion["fusion_id"] = rest.partition(".")[0]
     with structlog.contextvars.bound_contextvars(service=service, **fusion):
         if not _tracing:
             yield
@@ -204,30 +211,29 @@ def receiving(service: str, subject: str, headers: Mapping[str, str]) -> Iterato
 
 @contextlib.contextmanager
 def span(name: str, traces: Collection[str] = (), **attributes: str | int) -> Iterator[None]:
-    """A span around what is done within it; nothing where tracing is off.
+    """A span around the block; nothing if tracing is off.
 
     Args:
-        name: what is done.
-        traces: W3C `traceparent`s of what it is done for. Of one it is a part, of several it has links to each; without
-            any it is a part of the current span.
-        attributes: of it, without `fusewire.` before each.
+        name: the operation.
+        traces: W3C `traceparent`s of the operation's causes. One becomes the parent, several become
+            links; without any the current span is the parent.
+        attributes: the span's attributes, without the prefix `fusewire.`.
     """
     if not _tracing:
         yield
         return
     contexts = [propagate.extract({"traceparent": header}) for header in traces]
     links = [trace.Link(trace.get_current_span(context).get_span_context()) for context in contexts]
-    given = {f"fusewire.{key}": value for key, value in attributes.items()}
-    is_of_one = len(contexts) == 1
-    parent = contexts[0] if is_of_one else None
-    with _tracer.start_as_current_span(
-        name, parent, links=[] if is_of_one else links, attributes=given
-    ):
+    prefixed_attributes = {f"fusewire.{key}": value for key, value in attributes.items()}
+    parent = None
+    if len(contexts) == 1:
+        parent, links = contexts[0], []
+    with _tracer.start_as_current_span(name, parent, links=links, attributes=prefixed_attributes):
         yield
 
 
 def bind_fusion(fusion_id: str) -> None:
-    """Put the fusion's id on every log line until the current message is done."""
+    """Add the fusion's id to every log line until the current message is handled."""
     structlog.contextvars.bind_contextvars(fusion_id=fusion_id)
     if _tracing:
         trace.get_current_span().set_attribute("fusewire.fusion_id", fusion_id)

@@ -1,4 +1,7 @@
-"""About how many tokens a call takes, for caps. Pure; no tokenizer, since each model has another."""
+"""An estimate of the tokens of a call, for limits. Pure.
+
+It uses no tokenizer, since each model has another one.
+"""
 
 from collections.abc import Iterable
 
@@ -6,13 +9,13 @@ from fusewire.contracts import Message, Tool
 
 CHARS_PER_TOKEN = 4
 UNKNOWN_TOKENS = 1024
-"""What an answer is taken to need where nobody limits it."""
+"""The estimate for an answer without a limit."""
 
 
 def estimate(
     messages: Iterable[Message], max_tokens: int | None, tools: Iterable[Tool] = ()
 ) -> int:
-    """Tokens of one call, its answer included."""
+    """Estimate the tokens of one call, its answer included."""
     chars = 0
     for message in messages:
         chars += len(message.content) + sum(text.chars for text in message.texts)

@@ -21,12 +21,12 @@ ATTEMPT_BUCKET = "fw_attempts"
 BLOB_STORE = "fw_blobs"
 
 MAX_DELIVERIES = 5
-"""A message that our own code has failed on this often goes to FW_DEAD."""
+"""A message whose handler has failed this often is dead-lettered."""
 
 
 @dataclass(frozen=True)
 class Stream:
-    """One stream. 0 is "no limit" for every number."""
+    """One stream. 0 means "no limit" for every number."""
 
     name: str
     subjects: tuple[str, ...]
@@ -43,8 +43,8 @@ class Stream:
 class Durable:
     """One durable pull consumer.
 
-    `ack_wait_s` is how long a dead process holds its messages back: a live one sends
-    a heartbeat every third of it.
+    `ack_wait_s` is the time until the messages of a dead process are redelivered; a live process
+    sends a heartbeat every third of it.
     """
 
     stream: str
@@ -74,7 +74,7 @@ class ObjectStore:
 
 @dataclass(frozen=True)
 class Topology:
-    """All of it."""
+    """All streams, durables and buckets."""
 
     streams: tuple[Stream, ...]
     durables: tuple[Durable, ...]
@@ -82,13 +82,13 @@ class Topology:
     object_stores: tuple[ObjectStore, ...]
     replicas: int = 1
     retired: tuple[tuple[str, str], ...] = ()
-    """Durables of earlier versions, by stream and name, in whose place others are."""
+    """Durables of earlier versions, by stream and name, which others have replaced."""
 
 
 DISPATCHER_PROMPTS = tuple(
     Durable("FW_PROMPT", f"dispatcher-{p}", f"fw.prompt.{p}.*") for p in PRIORITIES
 )
-"""In the order in which they are taken from."""
+"""In the order of priority."""
 DISPATCHER_ROUND = Durable("FW_ROUND", "dispatcher", "fw.round.*")
 JUDGE = Durable("FW_CANDIDATE", "judge", "", max_ack_pending=4096)
 JUDGE_DUE = Durable("FW_TIMER", "judge-due", "fw.due.*", max_ack_pending=4096)
@@ -101,7 +101,7 @@ STREAMS: tuple[Stream, ...] = (
     Stream("FW_ROUND", ("fw.round.*",), "workqueue", max_bytes=GIB),
     Stream("FW_TASK_EDGE", ("fw.task.edge.*.*",), "workqueue", max_bytes=4 * GIB),
     Stream("FW_TASK_REMOTE", ("fw.task.remote.*.*",), "workqueue", max_bytes=4 * GIB),
-    # Work queue: what the judge has committed leaves it.
+    # Work queue: messages that the judge has committed are removed.
     Stream(
         "FW_CANDIDATE",
         ("fw.plan.*", "fw.candidate.*.*.*"),
@@ -122,7 +122,7 @@ STREAMS: tuple[Stream, ...] = (
     Stream(
         "FW_DEAD", ("fw.dead.>",), "limits", max_bytes=GIB, max_age_s=14 * DAY_S, discard_new=False
     ),
-    # The bodies of those that may not be read by everybody who reads FW_DEAD.
+    # Bodies of dead letters that not everybody who reads FW_DEAD may read.
     Stream(
         "FW_DEAD_EDGE",
         ("fw.sealed.>",),
@@ -135,20 +135,22 @@ STREAMS: tuple[Stream, ...] = (
 )
 
 REPEATED = "Fw-Repeated"
-"""The header of tasks that may have been published before, to a store of the broker that was lost with the ledger.
-Calls may have been made of which nothing is known."""
+"""Header of tasks that may have been published before, to a store that was lost with its ledger.
+Calls may have been made for them that nobody knows of."""
 STORE_KEY = "fusewire_store"
-"""Where the metadata of the first stream hold the id of the broker's store, which is new where the store is."""
+"""Key in the first stream's metadata with the id of the broker's store; a new store has a new
+id."""
 CARRIERS = ("FW_PROMPT", "FW_ROUND", "FW_TASK_EDGE", "FW_TASK_REMOTE", "FW_CANDIDATE")
-"""The streams that all that is accepted goes through: something of an open fusion is in one of them."""
+"""The streams that every fusion passes through: one of them holds a message of each open fusion."""
 STORES = (*CARRIERS, f"KV_{LEDGER_BUCKET}")
-"""Those that must not be full."""
+"""The streams that must not be full."""
 ALARM = 0.7
-"""The share of a stream's limit at which it is told."""
+"""The share of a stream's limit from which a warning is logged."""
 
 LEDGER = KeyValueBucket(LEDGER_BUCKET, ttl_s=7 * DAY_S, max_bytes=4 * GIB)
 BLOBS = ObjectStore(BLOB_STORE, ttl_s=7 * DAY_S, max_bytes=4 * GIB)
-"""As long as a prompt may wait for its deadline. Of prompts that hosted models may see alone."""
+"""Kept as long as a prompt may wait for its deadline. Only for prompts that hosted models may
+see."""
 
 _LIMITS = [
     LEDGER.max_bytes,
@@ -156,15 +158,15 @@ _LIMITS = [
     *(stream.max_bytes for stream in STREAMS if stream.max_bytes),
 ]
 DIALECTS = KeyValueBucket(DIALECT_BUCKET, ttl_s=90 * DAY_S, max_bytes=8 * MIB)
-"""Found once in a while anew: servers change."""
+"""With an expiry, since servers change: dialects are detected again from time to time."""
 ATTEMPTS = KeyValueBucket(ATTEMPT_BUCKET, ttl_s=DAY_S, max_bytes=8 * MIB)
 _SMALL = (DIALECTS, ATTEMPTS)
 _SMALL_BYTES = sum(bucket.max_bytes for bucket in _SMALL)
 
 FULL_STORAGE_MB = (sum(_LIMITS) + _SMALL_BYTES) // MIB
-"""What all of them may take where there is room for it; streams without a limit are small."""
+"""MiB that all of them may take together by default; streams without a limit are small."""
 LEAST_BYTES = 8 * MIB
-"""No stream's limit is below this: it holds eight of the largest messages."""
+"""The least limit of a stream: it holds eight of the largest messages."""
 
 
 def task_stream(tier: Tier) -> str:
@@ -186,31 +188,37 @@ def topology(
     """The whole topology for these models and pools.
 
     Args:
-        models: configured model names and their tiers; each at the edge gets a durable per priority.
-        pools: names of the pools; where there are hosted models, each gets a durable per priority.
+        models: configured model names and their tiers; each edge model gets a durable per priority.
+        pools: names of the pools; with hosted models, each gets a durable per priority.
         replicas: copies of each stream.
-        storage_mb: MiB that all streams together may take, for one copy; each has its share of it.
+        storage_mb: MiB that all streams may take together, for one copy; each gets its share.
     """
     least = len(_LIMITS) * LEAST_BYTES + _SMALL_BYTES
     share = (storage_mb * MIB - least) / (sum(_LIMITS) - len(_LIMITS) * LEAST_BYTES)
 
     def limit(max_bytes: int) -> int:
-        within = LEAST_BYTES + int((max_bytes - LEAST_BYTES) * min(1.0, max(0.0, share)))
-        return within if max_bytes else 0
+        if not max_bytes:
+            return 0
+        return LEAST_BYTES + int((max_bytes - LEAST_BYTES) * min(1.0, max(0.0, share)))
 
+    durables = [*DISPATCHER_PROMPTS, DISPATCHER_ROUND, JUDGE, JUDGE_DUE, INGEST]
+    for queue, tier in _queues(models, pools):
+        durables += [task_durable(queue, tier, priority) for priority in PRIORITIES]
+    streams = tuple(replace(stream, max_bytes=limit(stream.max_bytes)) for stream in STREAMS)
+    ledger = replace(LEDGER, max_bytes=limit(LEDGER.max_bytes))
+    blobs = replace(BLOBS, max_bytes=limit(BLOBS.max_bytes))
+    buckets = (ledger, *_SMALL)
+    return Topology(streams, tuple(durables), buckets, (blobs,), replicas, RETIRED)
+
+
+def _queues(models: Mapping[str, Tier], pools: Collection[str]) -> list[tuple[str, Tier]]:
+    """The queues of tasks: one per edge model, and one per pool if there are hosted models."""
     queues: list[tuple[str, Tier]] = [
         (model, tier) for model, tier in sorted(models.items()) if tier == "edge"
     ]
     if "remote" in models.values():
         queues += [(pool, "remote") for pool in sorted(pools)]
-    tasks = tuple(
-        task_durable(queue, tier, priority) for queue, tier in queues for priority in PRIORITIES
-    )
-    fixed = (*DISPATCHER_PROMPTS, DISPATCHER_ROUND, JUDGE, JUDGE_DUE, INGEST)
-    streams = tuple(replace(stream, max_bytes=limit(stream.max_bytes)) for stream in STREAMS)
-    ledger = replace(LEDGER, max_bytes=limit(LEDGER.max_bytes))
-    blobs = replace(BLOBS, max_bytes=limit(BLOBS.max_bytes))
-    return Topology(streams, fixed + tasks, (ledger, *_SMALL), (blobs,), replicas, RETIRED)
+    return queues
 
 
 def prompt_subject(priority: Priority, tenant: str) -> str:
@@ -224,7 +232,10 @@ def round_subject(fusion: str) -> str:
 
 
 def task_subject(tier: Tier, queue: str, priority: Priority) -> str:
-    """Where dispatcher publishes tasks: by the pool for hosted models, by the model for those at the edge."""
+    """Where the dispatcher publishes tasks.
+
+    `queue` is the pool for hosted models, and the model at the edge.
+    """
     return f"fw.task.{tier}.{queue}.{priority}"
 
 
@@ -234,7 +245,7 @@ def plan_subject(fusion: str) -> str:
 
 
 def candidate_subject(fusion: str, round_: int, call: str) -> str:
-    """Where a worker publishes a candidate; one message for ever."""
+    """Where a worker publishes a candidate; the subject takes only one message."""
     return f"fw.candidate.{fusion}.{round_}.{call}"
 
 
@@ -259,35 +270,35 @@ def outcome_subject(tenant: str, fusion: str) -> str:
 
 
 def token_subject(fusion: str) -> str:
-    """Where a worker tells what it is writing; of core NATS, so nothing is kept."""
+    """Where a worker publishes pieces of an answer; core NATS, so nothing is stored."""
     return f"fw.token.{fusion}"
 
 
 def stored_subject(fusion: str) -> str:
-    """Where the judge is asked which candidates of a fusion have come; of core NATS."""
+    """Where workers ask the judge which candidates of a fusion are stored; core NATS."""
     return f"fw.stored.{fusion}"
 
 
 def held_subject(holder: str) -> str:
-    """Where a process of ingest is asked whether a client waits there for a fusion; kept by no stream."""
+    """Where a process of ingest is asked whether a client waits there for a fusion; core NATS."""
     return f"fw.held.{holder}"
 
 
 def cancel_subject(fusion: str) -> str:
-    """Where ingest tells that nobody wants a fusion any more; of core NATS. What counts is the mark in SQL."""
+    """Where ingest publishes cancellations; core NATS. The mark in SQL is authoritative."""
     return f"fw.cancel.{fusion}"
 
 
 def intake_subject(tenant: str) -> str:
-    """Where producers on the bus leave prompts."""
+    """Where producers on the bus publish prompts."""
     return f"fw.in.{tenant}"
 
 
 def dead_subject(service: str, stream: str) -> str:
-    """Where a service lays what it cannot handle."""
+    """Where a service publishes dead letters."""
     return f"fw.dead.{service}.{stream}"
 
 
 def sealed_subject(stream: str, sequence: int) -> str:
-    """Where the body of a dead message lies that not every operator may read."""
+    """Where the body of a dead letter goes that not every operator may read."""
     return f"fw.sealed.{stream}.{sequence}"

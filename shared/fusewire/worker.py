@@ -1,4 +1,4 @@
-"""What both workers share: the loop that takes tasks and gives candidates."""
+"""The part that both workers share: the loop that takes tasks and publishes candidates."""
 
 import abc
 import asyncio
@@ -27,10 +27,11 @@ from fusewire.contracts import (
 )
 from fusewire.errors import Transient
 from fusewire.fence import UnfencedPrefix
-from fusewire.pull import Release, ReleaseLoop
+from fusewire.loops import Release, ReleaseLoop
 from fusewire.topology import (
     MAX_DELIVERIES,
     REPEATED,
+    Durable,
     candidate_subject,
     task_durable,
     token_subject,
@@ -39,14 +40,14 @@ from fusewire.topology import (
 log = structlog.get_logger(__name__)
 
 KEPT_AFTER = timedelta(minutes=10)
-"""How long after its deadline a candidate that the broker does not take is kept, and a call that was made is known."""
+"""How long after a task's deadline its candidate is still published, and its call remembered."""
 
 MAX_CANDIDATE_BYTES = 900_000
 """Under NATS's default max_payload of 1 MiB, with room for headers."""
 
 
 class TokenPublisher:
-    """Publishes an answer while it is being written, for whoever reads along."""
+    """Publishes an answer piece by piece while it is being written, if the task is streamed."""
 
     def __init__(self, bus: Bus | None, task: Task) -> None:
         self._bus = bus if task.is_streamed else None
@@ -56,12 +57,12 @@ class TokenPublisher:
         self._merge = _merge(task)
 
     @property
-    def is_heard(self) -> bool:
-        """Whether anybody wants to know."""
+    def is_enabled(self) -> bool:
+        """Whether pieces are published at all."""
         return self._bus is not None
 
     async def __call__(self, text: str) -> None:
-        """Tell the next piece."""
+        """Publish the next piece."""
         if self._bus is None:
             return
         text = _storable(text)
@@ -78,12 +79,12 @@ class TokenPublisher:
             text=text,
         )
         self._offset += len(text)
-        # Nobody is harmed if it is lost: the candidate holds the whole.
+        # A lost piece is harmless: the candidate holds the whole text.
         with contextlib.suppress(NatsError, OSError):
             await self._bus.client.publish(token_subject(self._task.fusion_id), token.encode())
 
     def restart(self) -> None:
-        """The call is made again; what was told of it counts no more."""
+        """Begin a new attempt: readers drop what was published of the one before."""
         self._merge = _merge(self._task)
         if self._offset:
             self._attempt += 1
@@ -91,15 +92,16 @@ class TokenPublisher:
 
 
 def _merge(task: Task) -> UnfencedPrefix | None:
-    # Judge takes fences out of a merge; what it would take out shall not have been told.
+    # The judge removes fences from a merge, so they must not be published either.
     return UnfencedPrefix() if task.kind == "write" else None
 
 
 Make = Callable[[Task, TokenPublisher | None], Awaitable[Candidate | None]]
-"""Makes the call of one task, and returns by its deadline at the latest; None where its candidate has come already.
+"""Makes the call of one task by its deadline; returns None if its candidate exists already.
 
-It never raises for what a model or a provider did: a failure is a candidate too. What it raises is a fault of ours; the
-tasks are then delivered again. The second argument is given the answer's text piece by piece, if it comes so.
+It never raises for an error of a model or a provider: such a failure is a candidate too. Any other
+exception is a fault of ours, and the tasks are delivered again. The second argument receives the
+answer's text piece by piece if it is streamed.
 """
 
 
@@ -107,29 +109,37 @@ class Generate(Protocol):
     """Turns tasks into candidates."""
 
     def hold(
-        self, tasks: Tasks, deliveries: int, begun: Callable[[], None], *, is_repeated: bool = False
+        self,
+        tasks: Tasks,
+        deliveries: int,
+        on_begin: Callable[[], None],
+        /,
+        *,
+        is_repeated: bool = False,
     ) -> AbstractAsyncContextManager[Make]:
-        """While inside, the calls of one message are this worker's to make.
+        """Inside the block, this worker alone makes the calls of one message.
 
         Args:
-            tasks: what to ask.
+            tasks: the calls to make.
             deliveries: how often the message has been delivered, this time included.
-            begun: to be told when a call is about to be made, so that it no longer stands in line.
-            is_repeated: whether calls may have been made for them of which the ledger knows nothing, as it was lost.
+            on_begin: called when a call is about to be made, so that it no longer waits in the
+                queue.
+            is_repeated: whether calls may have been made that the ledger, which was lost, does not
+                know of.
         """
         ...
 
     def stop(self) -> None:
-        """Begin no call any more that costs something; whoever would is told Transient."""
+        """Begin no further call that costs something; `Make` raises Transient instead."""
         ...
 
     async def aclose(self) -> None:
-        """Let go of processes and connections."""
+        """Close processes and connections."""
         ...
 
 
 class FreeCalls(abc.ABC):
-    """The `hold` of engines whose calls cost nothing, so that nothing need be remembered of them."""
+    """The `hold` of engines whose calls cost nothing, so that no ledger is needed."""
 
     @abc.abstractmethod
     async def generate(self, task: Task, tell: TokenPublisher | None = None) -> Candidate:
@@ -143,18 +153,19 @@ class FreeCalls(abc.ABC):
         self,
         tasks: Tasks,  # noqa: ARG002 - the signature is the protocol's
         deliveries: int,  # noqa: ARG002 - the signature is the protocol's
-        begun: Callable[[], None],  # noqa: ARG002 - the signature is the protocol's
+        on_begin: Callable[[], None],  # noqa: ARG002 - the signature is the protocol's
+        /,
         *,
         is_repeated: bool = False,  # noqa: ARG002 - the signature is the protocol's
     ) -> AsyncIterator[Make]:
-        """See `Generate.hold`. A message stands in line until it has ended."""
+        """See `Generate.hold`. A message counts against the concurrency until its end."""
         yield self.generate
 
 
 def failure_candidate(
     task: Task, failure: CallFailure, *, provider: str, at: datetime, cost_usd: float | None = None
 ) -> Candidate:
-    """The candidate of a task that was not, or not successfully, tried."""
+    """The candidate of a task that was not tried, or failed."""
     return Candidate(
         task_id=task.task_id,
         fusion_id=task.fusion_id,
@@ -173,7 +184,7 @@ def failure_candidate(
 
 
 def _storable(value: Any) -> Any:
-    """The same without a NUL in any text: PostgreSQL keeps none, and reads no JSON that has one, whatever is asked."""
+    """Replace NUL in all texts: PostgreSQL stores none, and cannot read JSON that holds one."""
     if isinstance(value, str):
         return value.replace("\x00", "\ufffd")
     if isinstance(value, dict):
@@ -183,38 +194,39 @@ def _storable(value: Any) -> Any:
     return value
 
 
-def _encoded(candidate: Candidate) -> bytes:
-    """Its JSON, with nothing in it that cannot be stored."""
+def _encode_storable(candidate: Candidate) -> bytes:
+    """The JSON of a candidate, without anything that cannot be stored."""
     body = candidate.encode()
     if b"\\u0000" not in body:
         return body
     return Candidate.model_validate(_storable(candidate.model_dump())).encode()
 
 
-def _held() -> None:
-    """A message that stands in no line."""
+def _keep_count() -> None:
+    """A release for a message that no loop counts."""
 
 
 def _too_large(candidate: Candidate) -> Candidate:
     failure = CallFailure(
         code="answer_too_large",
-        message=f"the answer exceeds {MAX_CANDIDATE_BYTES} bytes, which is what a message holds; lower max_tokens",
+        message=f"the answer exceeds {MAX_CANDIDATE_BYTES} bytes, which is what a message holds; "
+        "lower max_tokens",
         retryable=False,
     )
     return candidate.model_copy(update={"content": None, "error": failure})
 
 
 class Worker:
-    """One loop per queue: take the tasks of a round, make the calls, publish each candidate, acknowledge.
+    """One loop per queue: take tasks, make the calls, publish each candidate, acknowledge.
 
     Args:
         bus: the service's connection.
         generate: makes the calls.
-        concurrency: by queue, how many messages may stand in line here at once.
+        concurrency: by queue, how many messages may wait here for their calls at once.
         tier: whose tasks it takes.
         clock: the time now.
-        on_cancel: told the fusions that are cancelled, to end what runs for them. Without it such calls end by
-            themselves, and are stored.
+        on_cancel: called with each cancelled fusion, to abort its calls. Without it such calls end
+            by themselves, and their candidates are stored.
     """
 
     def __init__(
@@ -232,79 +244,80 @@ class Worker:
         self._cancelled = CancelledFusions(on_cancel)
         self._tier = tier
         self._clock = clock
-        self._durables = {q: [task_durable(q, tier, p) for p in PRIORITIES] for q in concurrency}
-        self._loops = [
-            ReleaseLoop(bus, self._durables[queue], self.handle, concurrency=hands)
-            for queue, hands in concurrency.items()
-        ]
+        self._durables: list[Durable] = []
+        self._loops: list[ReleaseLoop] = []
+        for queue, limit in concurrency.items():
+            durables = [task_durable(queue, tier, priority) for priority in PRIORITIES]
+            self._durables += durables
+            self._loops.append(ReleaseLoop(bus, durables, self.handle, concurrency=limit))
         self._running: dict[str, asyncio.Future[None]] = {}
-        """By key, the messages in hand."""
+        """By `Tasks.key`, the messages in hand."""
 
     async def start(self) -> None:
-        """Check that every durable is there, listen for what is cancelled, then begin."""
-        await self._bus.require(*(d for durables in self._durables.values() for d in durables))
+        """Check that every durable exists, listen for cancellations, then begin."""
+        await self._bus.require(*self._durables)
         await self._cancelled.listen(self._bus)
         for loop in self._loops:
             await loop.start()
 
     async def stop(self, drain_s: float) -> None:
-        """Take no more; finish what runs within `drain_s`, and hand back what has not begun."""
+        """Take no more messages; finish running calls within `drain_s`, and hand back the rest."""
         self._generate.stop()
         await asyncio.gather(*(loop.stop(drain_s) for loop in self._loops))
         await self._generate.aclose()
 
     def faults(self) -> list[str]:
         """Why it does no work any more; empty while it does."""
-        return [fault for loop in self._loops for fault in loop.faults()]
+        return list(itertools.chain.from_iterable(loop.faults() for loop in self._loops))
 
-    async def handle(self, delivery: Delivery, release: Release = _held) -> None:
-        """The tasks of one message: of each exactly one candidate.
+    async def handle(self, delivery: Delivery, release: Release = _keep_count) -> None:
+        """Make the calls of one message: each task ends in exactly one candidate.
 
         Args:
             delivery: the message.
-            release: to be called when it no longer stands in line.
+            release: called when the message no longer counts against the concurrency.
         """
         tasks = Tasks.decode(delivery.data)
         telemetry.bind_fusion(tasks.fusion_id)
         if running := self._running.get(tasks.key):
-            # Delivered again while its calls are under way: they are what it asks for.
+            # Redelivered while its calls are under way: wait for these.
             release()
             await asyncio.shield(running)
             return
         running = self._running[tasks.key] = asyncio.ensure_future(
-            self._all(tasks, delivery, release)
+            self._process_tasks(tasks, delivery, release)
         )
         running.add_done_callback(lambda _: self._running.pop(tasks.key, None))
         await running
 
-    async def _all(self, tasks: Tasks, delivery: Delivery, release: Release) -> None:
+    async def _process_tasks(self, tasks: Tasks, delivery: Delivery, release: Release) -> None:
         is_repeated = REPEATED in delivery.headers
-        # Of a repeated message calls may have been made, too.
+        # Calls may have been made for a repeated message, as for a redelivered one.
         deliveries = delivery.deliveries + is_repeated
         async with self._generate.hold(tasks, deliveries, release, is_repeated=is_repeated) as make:
-            one_by_one = [self._one(task, make, deliveries) for task in tasks.each()]
-            # Whatever becomes of one, the others have their end: they may be paid for.
-            ends = await asyncio.gather(*one_by_one, return_exceptions=True)
-            for end in ends:
-                if isinstance(end, BaseException):
-                    raise end
+            calls = [self._process_task(task, make, deliveries) for task in tasks.each()]
+            # If one fails, the others still run to their end: they may be paid for.
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            for result in results:
+                if isinstance(result, BaseException):
+                    raise result
 
-    async def _one(self, task: Task, make: Make, deliveries: int) -> None:
+    async def _process_task(self, task: Task, make: Make, deliveries: int) -> None:
         candidate = await self._candidate(task, make, deliveries)
         if candidate is None:
             return
-        body = _encoded(candidate)
+        body = _encode_storable(candidate)
         if len(body) > MAX_CANDIDATE_BYTES:
             candidate = _too_large(candidate)
-            body = _encoded(candidate)
+            body = _encode_storable(candidate)
         await self._publish(task, body)
         self._report(candidate)
 
     async def _publish(self, task: Task, body: bytes) -> None:
-        """Publish a candidate, however long the broker is away: it may be paid for, and nobody else has it.
+        """Publish a candidate; retry while the broker is away, as the answer may be paid for.
 
         Raises:
-            Transient: its deadline is long past.
+            Transient: the deadline passed more than `KEPT_AFTER` ago.
         """
         subject = candidate_subject(task.fusion_id, task.round, task.call)
         for tries in itertools.count(1):
@@ -323,13 +336,13 @@ class Worker:
             else:
                 return
 
-    def _refused(self, task: Task) -> CallFailure | None:
-        """Why a task is not even tried, if it is not."""
+    def _refusal(self, task: Task) -> CallFailure | None:
+        """Why a task is not even tried; None if it is."""
         if task.tier != self._tier:
             text = f"a task for tier {task.tier} reached a worker of tier {self._tier}"
             return CallFailure(code="bad_request", message=text, retryable=False)
         if task.residency == "edge-only" and self._tier != "edge":
-            # Dispatcher sees to it; whoever calls a hosted model makes sure once more.
+            # The dispatcher prevents this; a second check before content leaves the edge.
             text = "the content of an edge-only prompt may not leave the edge"
             return CallFailure(code="bad_request", message=text, retryable=False)
         if task.deadline_at <= self._clock():
@@ -344,11 +357,11 @@ class Worker:
         return None
 
     async def _candidate(self, task: Task, make: Make, deliveries: int) -> Candidate | None:
-        if refused := self._refused(task):
-            # Of an earlier delivery a call may have been made.
+        if refusal := self._refusal(task):
+            # After a redelivery the cost is unknown: a call may have been made before.
             cost = 0.0 if deliveries == 1 else None
             return failure_candidate(
-                task, refused, provider=self._tier, at=self._clock(), cost_usd=cost
+                task, refusal, provider=self._tier, at=self._clock(), cost_usd=cost
             )
         try:
             return await make(task, TokenPublisher(self._bus, task))

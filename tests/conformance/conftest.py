@@ -17,8 +17,8 @@ import pytest
 from nats.aio.msg import Msg
 
 from fusewire import bus as bus_module
+from fusewire import loops as loops_module
 from fusewire import provision
-from fusewire import pull as pull_module
 from fusewire.blobs import Blobs
 from fusewire.bus import Bus
 from fusewire.contracts import Tier
@@ -42,7 +42,7 @@ Running = Callable[..., AbstractAsyncContextManager[Client]]
 def _short_pulls(monkeypatch: pytest.MonkeyPatch) -> None:
     """An idle loop notices within a moment that it has to stop."""
     monkeypatch.setattr(bus_module, "PULL_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(pull_module, "PULL_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(loops_module, "PULL_TIMEOUT_S", 0.2)
 
 
 # -- NATS -------------------------------------------------------------------------------------

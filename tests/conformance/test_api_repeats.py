@@ -34,7 +34,7 @@ async def test_a_retry_is_answered_by_the_run_in_flight(
 ) -> None:
     model_server.set_script(Script.of(latency_ms=300))
     leaving = asyncio.create_task(post(http))
-    await model_server.arrived(1)
+    await model_server.wait_for_requests(1)
     leaving.cancel()
     await asyncio.gather(leaving, return_exceptions=True)
 
@@ -141,7 +141,7 @@ async def test_attaching_can_be_switched_off(
     settings = make_settings(http={"port": 0, "attach": False})
     async with stack(settings) as client, aiohttp.ClientSession(client.url) as http:
         asked = asyncio.create_task(post(http))
-        await model_server.arrived(3)
+        await model_server.wait_for_requests(3)
         asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)
         status, _, _ = await post(http, headers=AGAIN)
@@ -203,7 +203,7 @@ async def leave(
     asking_ = asyncio.create_task(
         post(http, **{**given, "headers": {"Idempotency-Key": key, **given.get("headers", {})}})
     )
-    await asyncio.wait_for(model_server.arrived(3), 250)
+    await asyncio.wait_for(model_server.wait_for_requests(3), 250)
     asking_.cancel()
     await asyncio.gather(asking_, return_exceptions=True)
     return ids.fusion_id("default", None, f"key-{key}")
@@ -257,7 +257,7 @@ async def test_a_fusion_that_another_waits_for_is_not_cancelled(
     model_server.set_script(Script.of(latency_ms=500))
     wanted = {"x-fusewire-cancel-on-disconnect": "true"}
     other = asyncio.create_task(post(http, headers={"Idempotency-Key": "k"}))
-    await asyncio.wait_for(model_server.arrived(3), 250)
+    await asyncio.wait_for(model_server.wait_for_requests(3), 250)
 
     await leave(http, model_server, "k", headers=wanted)
 

@@ -145,7 +145,7 @@ async def test_text_is_told_while_it_is_written(
     http, writer = written
 
     async def write() -> None:
-        await model_server.arrived(3)
+        await model_server.wait_for_requests(3)
         await writer.write("Hello", 0)
         await writer.write(" world", 5)
 
@@ -176,7 +176,7 @@ async def test_torn_text_is_told_no_further_and_the_outcome_has_the_rest(
     http, writer = written
 
     async def write() -> None:
-        await model_server.arrived(3)
+        await model_server.wait_for_requests(3)
         for piece, offset, which in pieces:
             await writer.write(piece, offset, **which)
 
@@ -197,7 +197,7 @@ async def test_text_that_was_not_chosen_ends_the_stream_with_an_error(
     http, writer = written
 
     async def write() -> None:
-        await model_server.arrived(3)
+        await model_server.wait_for_requests(3)
         await writer.write("Something else", 0)
 
     writing = asyncio.create_task(write())

@@ -438,7 +438,7 @@ async def test_what_was_cancelled_keeps_its_lines_and_goes_on(
     model_server.set_script(Script.of(latency_ms=50))
     batch = await made(http, prompts(80))
     await standing(http, batch, "in_progress")
-    await model_server.arrived(1)
+    await model_server.wait_for_requests(1)
     status, stopped = await asked(
         http,
         "POST",

@@ -13,11 +13,11 @@ from nats.js import api
 from nats.js.errors import KeyNotFoundError
 
 from fusewire import bus as bus_module
-from fusewire import pull as pull_module
+from fusewire import loops as loops_module
 from fusewire.bus import CRASHES, SUSPECT_DELIVERIES, Bus, Delivery, Handler
 from fusewire.contracts import ContractError, Prompt
 from fusewire.errors import StartupError, Transient, UnacceptableMessage
-from fusewire.pull import BatchLoop, PriorityLoop
+from fusewire.loops import BatchLoop, PriorityLoop
 from fusewire.settings import Nats
 from fusewire.testing.eventually import eventually
 from fusewire.testing.factories import make_prompt
@@ -266,7 +266,7 @@ async def test_a_handler_that_fails_gets_its_message_again(
 async def test_a_handler_that_does_not_end_is_ended_and_gets_its_message_again(
     bus: Bus, consume: Consume, at_once: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (bus_module, pull_module):
+    for module in (bus_module, loops_module):
         monkeypatch.setattr(module, "HANDLED_WITHIN_S", 0.2)
 
     async def hang_at_first(delivery: Delivery) -> None:
@@ -599,9 +599,9 @@ async def test_a_heartbeat_that_has_ended_is_a_fault(bus: Bus) -> None:
     """What is in hand would be delivered to others meanwhile."""
     assert bus.faults() == []
 
-    assert bus._ticker is not None
-    bus._ticker.cancel()
-    await asyncio.gather(bus._ticker, return_exceptions=True)
+    assert bus._heartbeat_task is not None
+    bus._heartbeat_task.cancel()
+    await asyncio.gather(bus._heartbeat_task, return_exceptions=True)
 
     assert bus.faults() == ["messages in hand are no longer kept"]
 

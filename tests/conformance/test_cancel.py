@@ -151,7 +151,7 @@ async def test_one_that_the_judge_works_on_is_cancelled_too(
     model_server.set_script(Script(models={"j": SLOW}))
     async with running(config, *ALL) as client:
         await client.submit(submission())
-        await model_server.arrived(4)
+        await model_server.wait_for_requests(4)
         await cancel(config, ops)
         shown = await client.get(ONE, wait_s=WAIT_S)
 

@@ -9,7 +9,7 @@ import pytest
 
 from fusewire.bus import Bus, Delivery
 from fusewire.errors import EXIT_BAD_INPUT, UnacceptableMessage
-from fusewire.pull import PriorityLoop
+from fusewire.loops import PriorityLoop
 from fusewire.testing.eventually import eventually
 from fusewire.testing.factories import make_prompt
 from fusewire.testing.nats_server import NatsServer

@@ -292,7 +292,7 @@ async def test_a_worker_that_stops_lets_go_so_that_nobody_waits_for_its_lease(kv
                     await make(a_task(clock), None)
 
             handling = asyncio.create_task(handle())
-            await server.arrived(1)
+            await server.wait_for_requests(1)
             handling.cancel()
             await asyncio.gather(handling, return_exceptions=True)
         server.set_script(Script())
@@ -352,12 +352,12 @@ async def test_a_message_stands_in_line_until_one_of_its_calls_has_a_place(kv: K
                 await make(task, None)
 
         first = asyncio.create_task(handle("a"))
-        await server.arrived(1)
+        await server.wait_for_requests(1)
         second = asyncio.create_task(handle("b"))
         await asyncio.sleep(0.05)
         assert begun == ["a"]
         first.cancel()
-        await server.arrived(2)
+        await server.wait_for_requests(2)
         assert begun == ["a", "b"]
         second.cancel()
         await asyncio.gather(first, second, return_exceptions=True)
@@ -446,11 +446,11 @@ async def lease_lost(
         worker(KvLedger(kv), server, clock, "second") as second,
     ):
         stalled = asyncio.create_task(first.generate(task))
-        await server.arrived(1)
+        await server.wait_for_requests(1)
         clock.outlive_lease()
         taken_over = asyncio.create_task(second.generate(task))
         await stalling.stands.wait()
-        await server.arrived(2)
+        await server.wait_for_requests(2)
         yield stalling, stalled, taken_over, server
         taken_over.cancel()
         await asyncio.gather(stalled, taken_over, return_exceptions=True)

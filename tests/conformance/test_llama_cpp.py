@@ -31,7 +31,7 @@ SCHEMA = {
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     path = tmp_path_factory.mktemp("llama") / "tiny.gguf"
-    write_gguf(path, {"token_embd": "Q8_0", "": "Q4_1"}, tied=True, metadata={}, drop="", add="")
+    write_gguf(path, {"token_embd": "Q8_0", "": "Q4_1"}, is_tied=True, metadata={}, drop="", add="")
     with llama_server(path) as address:
         yield f"{address}/v1"
 
@@ -57,7 +57,7 @@ class Told(TokenPublisher):
         self.pieces: list[str] = []
 
     @property
-    def is_heard(self) -> bool:
+    def is_enabled(self) -> bool:
         return True
 
     async def __call__(self, text: str) -> None:

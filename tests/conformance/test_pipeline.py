@@ -533,7 +533,7 @@ async def test_services_that_restart_in_the_middle_lose_nothing(
     model_server.set_script(SLOW)
     async with running(settings, *ALL) as client:
         await submit(client, 0, 20)
-        await model_server.arrived(10)
+        await model_server.wait_for_requests(10)
     async with running(settings, *ALL) as client:
         done = await finish(client, 20)
 
@@ -561,7 +561,7 @@ async def test_a_worker_that_is_told_to_stop_lets_its_calls_end_and_begins_none(
     async with running(settings, "judge", "dispatcher", "ingest") as client:
         async with running(settings, "worker-remote"):
             await submit(client, 0, 5)
-            await model_server.arrived(6)
+            await model_server.wait_for_requests(6)
         assert model_server.stats.requests == 6, "as many as there were places"
 
         model_server.set_script(Script(models={"*": ModelScript()}))
@@ -583,7 +583,7 @@ async def test_a_database_that_goes_down_in_the_middle_loses_nothing(
         await upgrade_database(settings)
         async with running(settings, *ALL) as client:
             await submit(client, 0, 10)
-            await model_server.arrived(5)
+            await model_server.wait_for_requests(5)
             server.kill()
             refused = asyncio.create_task(
                 client.submit({"prompt": "Why 10?", "custom_id": "10", "batch_id": "b"})
@@ -624,7 +624,7 @@ async def test_who_waits_for_what_was_accepted_is_never_told_that_it_was_not(
                 ),
                 asyncio.create_task(told(http, "/v1/chat/completions", chat)),
             ]
-            await model_server.arrived(9)
+            await model_server.wait_for_requests(9)
             server.kill()
             assert await waits[0] == 202  # its time is over before the database is back
             await asyncio.to_thread(server.start)

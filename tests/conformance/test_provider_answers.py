@@ -483,7 +483,7 @@ class Told(TokenPublisher):
         self.text = ""
 
     @property
-    def is_heard(self) -> bool:
+    def is_enabled(self) -> bool:
         return True
 
     async def __call__(self, text: str) -> None:

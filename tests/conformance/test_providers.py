@@ -60,7 +60,7 @@ class Heard(TokenPublisher):
         self.attempts: list[list[str]] = [[]]
 
     @property
-    def is_heard(self) -> bool:
+    def is_enabled(self) -> bool:
         return True
 
     @property

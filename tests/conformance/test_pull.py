@@ -8,11 +8,12 @@ from nats.js import api
 from structlog.testing import capture_logs
 
 from fusewire import bus as bus_module
-from fusewire import pull
+from fusewire import loops, pull
 from fusewire.bus import Bus, Delivery
 from fusewire.contracts import PRIORITIES
 from fusewire.errors import Transient, UnacceptableMessage
-from fusewire.pull import BatchLoop, Loop, PriorityLoop, PullConsumer, Release, ReleaseLoop
+from fusewire.loops import BatchLoop, Loop, PriorityLoop, Release, ReleaseLoop
+from fusewire.pull import PullConsumer
 from fusewire.settings import Nats
 from fusewire.testing.eventually import eventually
 from fusewire.testing.nats_server import NatsServer
@@ -150,7 +151,7 @@ async def test_no_more_than_can_be_worked_on_is_taken(bus: Bus, begin: Begin) ->
 async def test_a_handler_that_does_not_end_is_ended_and_its_message_comes_again(
     bus: Bus, begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pull, "HANDLED_WITHIN_S", 0.2)
+    monkeypatch.setattr(loops, "HANDLED_WITHIN_S", 0.2)
     deliveries: list[int] = []
 
     async def hang_at_first(delivery: Delivery) -> None:
@@ -231,7 +232,7 @@ async def test_what_no_longer_stands_in_line_makes_room_though_it_has_not_ended(
 async def test_not_everything_is_taken_whatever_stands_in_no_line(
     bus: Bus, begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pull, "MOST_IN_HAND", 3)
+    monkeypatch.setattr(loops, "MOST_IN_HAND", 3)
     line = await two_let_through(bus, begin)
     await eventually(lambda: len(line.waiting) == 3)
     line.let_through(3)
@@ -351,7 +352,7 @@ async def test_a_loop_that_turns_has_no_faults_and_one_that_ended_has(
     await loop.start()
     assert not loop.faults()
     with monkeypatch.context() as impatient:
-        impatient.setattr(pull, "STALLED_S", -1)
+        impatient.setattr(loops, "STALLED_S", -1)
         assert loop.faults() == [f"{loop.name} no longer fetches"]
     assert loop._task is not None
     loop._task.cancel()
@@ -375,7 +376,7 @@ async def test_a_durable_that_is_missing_is_told_and_does_not_make_a_loop_spin(
     async def note_all(batch: Sequence[Delivery]) -> None:
         handled.extend(d.data for d in batch)
 
-    monkeypatch.setattr(pull, "MISSING_S", 0.2)
+    monkeypatch.setattr(loops, "MISSING_S", 0.2)
     monkeypatch.setattr(pull, "MISSING_PAUSE_S", 0.1)
     loop: Loop = (
         BatchLoop(bus, LOW, note_all, batch=10)

@@ -226,7 +226,7 @@ async def test_the_deadline_ends_the_wait_for_a_free_slot() -> None:
         generating(server.base_url, max_concurrency=1) as (generate, _),
     ):
         holding = asyncio.create_task(generate.generate(a_task("f1-0-a")))
-        await server.arrived(1)
+        await server.wait_for_requests(1)
         candidate = await generate.generate(a_task("f1-0-b", deadline_s=0.2))
         assert candidate.error is not None
         assert candidate.error.code == "deadline_exceeded"
@@ -266,7 +266,7 @@ async def test_an_edge_only_task_is_refused_without_a_byte_sent_or_a_word_stored
             candidate = await generate.generate(a_task(residency="edge-only"))
         assert candidate.error is not None
         assert candidate.error.code == "bad_request"
-        assert server.received == b""
+        assert server.received_bytes == b""
         assert server.stats.connections == 0
         assert kv._entries == {}
         assert [line["event"] for line in logs] == ["remote.edge_only_refused"]
@@ -308,7 +308,7 @@ async def test_the_key_goes_to_the_provider_and_nowhere_else(
         with capture_logs() as logs:
             candidate = await generate.generate(a_task())
         assert f"Authorization: Bearer {KEY}" in server.stats.recorded[0].head
-        assert KEY.encode() in server.received
+        assert KEY.encode() in server.received_bytes
         stored = [entry.value for entry in kv._entries.values()]
         assert KEY not in repr((logs, candidate, stored))
 
@@ -357,7 +357,7 @@ async def test_the_same_task_delivered_while_it_runs_is_busy() -> None:
         generating(server.base_url) as (generate, _),
     ):
         first = asyncio.create_task(generate.generate(a_task()))
-        await server.arrived(1)
+        await server.wait_for_requests(1)
         with pytest.raises(EntryBusy):
             await generate.generate(a_task())
         assert server.stats.requests == 1
@@ -382,7 +382,7 @@ async def test_a_cancelled_call_frees_its_slot() -> None:
         generating(server.base_url, max_concurrency=1) as (generate, _),
     ):
         hanging = asyncio.create_task(generate.generate(a_task("f1-0-a")))
-        await server.arrived(1)
+        await server.wait_for_requests(1)
         hanging.cancel()
         with pytest.raises(asyncio.CancelledError):
             await hanging

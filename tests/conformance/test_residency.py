@@ -144,7 +144,7 @@ async def test_an_edge_only_prompt_stays_at_the_edge(
         msg.subject for msg in traffic if SECRET.encode() in msg.data and "remote" in msg.subject
     ]
     assert model_server.stats.requests == 0
-    assert SECRET.encode() not in model_server.received
+    assert SECRET.encode() not in model_server.received_bytes
 
     # No line of any log holds it.
     assert any("judge.decided" in line for line in told)

@@ -67,7 +67,7 @@ async def test_who_reads_waits_for_no_writer(stores: tuple[Store, Store]) -> Non
 async def test_who_gives_up_leaves_the_line(
     stores: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "_LINE_S", 0.05)
+    monkeypatch.setattr(engine, "_WRITE_QUEUE_S", 0.05)
     done: list[int] = []
     first, second = stores
     async with first.write():

@@ -86,7 +86,8 @@ SAMPLING = Sampling(
 )
 SPENT = Usage(prompt_tokens=10, completion_tokens=2, cached_tokens=4, reasoning_tokens=1)
 
-# No real message has all of this at once; what matters here is that each field is there, and not as its default.
+# No real message has all of this at once; what matters here is that each field is there, and not as
+# its default.
 MESSAGES_V1: tuple[Wire, ...] = (
     Prompt(
         fusion_id=FUSION,
@@ -146,7 +147,7 @@ MESSAGES_V1: tuple[Wire, ...] = (
                 is_required=True,
                 samples=3,
                 wave=1,
-                is_mute=True,
+                is_replay_only=True,
                 hedge_after_s=2.5,
             ),
         ),
@@ -380,11 +381,11 @@ FREE = ("logit_bias", "response_schema", "parameters", "analysis", "learned")
 
 def golden(message: Wire) -> dict[str, Any]:
     text = (GOLDEN / f"{message.contract}.v1.json").read_text(encoding="utf-8")
-    found: dict[str, Any] = json.loads(text)
-    return found
+    body: dict[str, Any] = json.loads(text)
+    return body
 
 
-def required(message: Wire) -> list[str]:
+def required_fields(message: Wire) -> list[str]:
     return [name for name, field in type(message).model_fields.items() if field.is_required()]
 
 
@@ -445,40 +446,53 @@ def test_golden_json_shows_every_field_at_every_depth_with_another_value_than_it
 def test_what_an_earlier_release_wrote_is_read(message: Wire) -> None:
     old = json.loads((OLD / f"{message.contract}.v1.json").read_text(encoding="utf-8"))
 
-    found = type(message).decode(json.dumps(old))
+    current = type(message).decode(json.dumps(old))
 
-    assert json.loads(found.model_dump_json(exclude_unset=True)) == old
+    assert json.loads(current.model_dump_json(exclude_unset=True)) == old
     for name in set(type(message).model_fields) - set(old):
-        assert getattr(found, name) == type(message).model_fields[name].get_default(
+        assert getattr(current, name) == type(message).model_fields[name].get_default(
             call_default_factory=True
         )
 
 
+def with_new_fields(value: Any) -> Any:
+    """A message's JSON with a new field in each of its parts."""
+    if isinstance(value, list):
+        return [with_new_fields(element) for element in value]
+    if not isinstance(value, dict):
+        return value
+    # Free-form fields keep everything; only parts of a contract have known fields.
+    with_known_fields = {
+        key: inner if key in FREE else with_new_fields(inner) for key, inner in value.items()
+    }
+    return with_known_fields | {"from_the_future": [1]}
+
+
 @every_message
 def test_unknown_fields_are_ignored_at_every_depth(message: Wire) -> None:
-    def extended(value: Any) -> Any:
-        if isinstance(value, list):
-            return [extended(item) for item in value]
-        # What is free-form keeps everything; only contract parts have known fields.
-        if isinstance(value, dict):
-            free = {k: v for k, v in value.items() if k in FREE}
-            return {k: extended(v) for k, v in value.items()} | {"from_the_future": [1]} | free
-        return value
+    assert type(message).decode(json.dumps(with_new_fields(golden(message)))) == message
 
-    assert type(message).decode(json.dumps(extended(golden(message)))) == message
+
+def test_a_plan_with_the_former_name_of_a_field_is_read() -> None:
+    plan = next(m for m in MESSAGES_V1 if isinstance(m, Plan))
+    body = golden(plan)
+    (member,) = body["members"]
+    member["is_mute"] = member.pop("is_replay_only")
+
+    assert Plan.decode(json.dumps(body)) == plan
 
 
 @every_message
 def test_a_missing_field_is_refused_with_its_path(message: Wire) -> None:
-    for name in required(message):
+    for name in required_fields(message):
         body = golden(message)
         del body[name]
 
-        with pytest.raises(ContractError) as caught:
+        with pytest.raises(ContractError) as error:
             type(message).decode(json.dumps(body))
 
-        assert (caught.value.contract, caught.value.path) == (message.contract, f"$.{name}")
-        assert "required" in caught.value.reason
+        assert (error.value.contract, error.value.path) == (message.contract, f"$.{name}")
+        assert "required" in error.value.reason
 
 
 NESTED = [
@@ -517,10 +531,10 @@ def test_a_missing_field_inside_is_refused_with_its_path(
         inner = inner[key]
     del inner[keys[-1]]
 
-    with pytest.raises(ContractError) as caught:
+    with pytest.raises(ContractError) as error:
         type(message).decode(json.dumps(body))
 
-    assert caught.value.path == path
+    assert error.value.path == path
 
 
 @every_message
@@ -535,28 +549,28 @@ def test_a_message_without_a_version_is_refused(message: Wire) -> None:
 @every_message
 @pytest.mark.parametrize("version", [0, 2, "one", None])
 def test_an_unknown_version_is_refused(message: Wire, version: object) -> None:
-    with pytest.raises(ContractError) as caught:
+    with pytest.raises(ContractError) as error:
         type(message).decode(json.dumps(golden(message) | {"v": version}))
 
-    assert caught.value.path == "$.v"
+    assert error.value.path == "$.v"
 
 
 @every_message
 @pytest.mark.parametrize("data", [b"", b"not json", b"[]", b"null", b'{"v":1', b"\xff\xfe"])
 def test_what_is_no_message_is_refused(message: Wire, data: bytes) -> None:
-    with pytest.raises(ContractError) as caught:
+    with pytest.raises(ContractError) as error:
         type(message).decode(data)
 
-    assert caught.value.path.startswith("$")
+    assert error.value.path.startswith("$")
 
 
 @every_message
 def test_a_refusal_never_repeats_what_was_in_the_message(message: Wire) -> None:
     for name in type(message).model_fields:
         body = golden(message) | {name: ["s3cr3t text"], "v": "s3cr3t text"}
-        with pytest.raises(ContractError) as caught:
+        with pytest.raises(ContractError) as error:
             type(message).decode(json.dumps(body))
-        assert "s3cr3t" not in str(caught.value)
+        assert "s3cr3t" not in str(error.value)
 
 
 @every_message
@@ -569,7 +583,7 @@ def test_a_message_cannot_be_changed(message: Wire) -> None:
 def test_a_time_without_a_zone_is_refused(field: str) -> None:
     body = golden(MESSAGES_V1[0]) | {field: "2026-01-02T03:04:05"}
 
-    with pytest.raises(ContractError) as caught:
+    with pytest.raises(ContractError) as error:
         Prompt.decode(json.dumps(body))
 
-    assert caught.value.path == f"$.{field}"
+    assert error.value.path == f"$.{field}"

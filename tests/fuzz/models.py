@@ -64,7 +64,7 @@ def seeds(name: str, folder: Path, corpus: Path) -> None:
             write_gguf(
                 path,
                 {"": "Q8_0"},
-                tied=True,
+                is_tied=True,
                 metadata={"architecture": architecture},
                 drop="",
                 add="",

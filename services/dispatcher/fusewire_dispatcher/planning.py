@@ -224,7 +224,7 @@ def _replayed(one: RecordedAnswer, prompt: Prompt, book: Catalogue) -> PlannedMe
         tier=model.tier if model else "remote",
         family=one.family or (model.family if model else one.model),
         weight=one.weight,
-        is_mute=_barred(one.model, prompt, book) is not None,
+        is_replay_only=_barred(one.model, prompt, book) is not None,
     )
 
 

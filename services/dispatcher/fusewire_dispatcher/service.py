@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from fusewire.bus import Bus
 from fusewire.cancel import CancelledFusions
-from fusewire.pull import PriorityLoop
+from fusewire.loops import PriorityLoop
 from fusewire.service import App
 from fusewire.settings import Settings
 from fusewire.topology import DISPATCHER_PROMPTS, DISPATCHER_ROUND

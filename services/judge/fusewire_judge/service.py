@@ -7,8 +7,8 @@ import structlog
 
 from fusewire.bus import Bus
 from fusewire.errors import Transient
+from fusewire.loops import BatchLoop
 from fusewire.presence import Presence
-from fusewire.pull import BatchLoop
 from fusewire.service import App
 from fusewire.settings import Settings
 from fusewire.store import migrate

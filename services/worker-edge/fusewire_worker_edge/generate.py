@@ -150,7 +150,7 @@ class EdgeGenerate(FreeCalls):
             tools=task.tools,
             tool_choice=task.tool_choice,
             parallel_tool_calls=task.parallel_tool_calls,
-            is_streamed=tell is not None and tell.is_heard and not in_steps,
+            is_streamed=tell is not None and tell.is_enabled and not in_steps,
             rank=PRIORITIES.index(task.priority),
         )
         running.engine, running.request_id = self._engines[model.path.resolve()], request.id

@@ -167,7 +167,7 @@ class RemoteGenerate:
         model = self._find_model(task)
         if isinstance(model, Failure):
             return self._end_uncalled(task, model)
-        if publisher is not None and not (task.is_streamed and publisher.is_heard):
+        if publisher is not None and not (task.is_streamed and publisher.is_enabled):
             publisher = None
         slot = _Slot(self._semaphores[task.model])
         try:

@@ -24,13 +24,13 @@ class ContractError(ValueError):
 
 
 class Part(BaseModel):
-    """A frozen piece of a message. Unknown fields are ignored, so that old code reads new messages."""
+    """A frozen part of a message. Unknown fields are ignored, so old code reads new messages."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Wire(Part):
-    """A whole message. Its version travels with it and is refused when it is missing or unknown."""
+    """A whole message. It carries a version; a missing or unknown one is refused."""
 
     contract: ClassVar[str]
 
@@ -46,7 +46,7 @@ class Wire(Part):
 
         Raises:
             ContractError: it is not JSON, a field is missing or of the wrong type, or
-                the version is not one this code knows. Names the first such field.
+                this code does not know the version. Names the first such field.
         """
         try:
             message = cls.model_validate_json(data)
@@ -58,7 +58,7 @@ class Wire(Part):
 
 
 def contract_error(contract: str, exc: ValidationError) -> ContractError:
-    """Turn pydantic's first complaint into a path and a reason, without echoing the input."""
+    """Turn pydantic's first error into a path and a reason, without echoing the input."""
     first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
     path = "$" + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"])
     return ContractError(contract, path, str(first["msg"]))

@@ -1,4 +1,4 @@
-"""The candidate: what came back of a task, an answer or a failure."""
+"""The candidate: the result of a task, an answer or a failure."""
 
 from typing import ClassVar, Literal
 
@@ -30,7 +30,7 @@ ErrorCode = Literal[
 
 
 MOST_TOKENS = 2_000_000_000
-"""Of the calls for one task: what the databases hold as an integer."""
+"""The most tokens of one task: fits an integer column in both databases."""
 MOST_USD = 1_000_000.0
 
 
@@ -45,11 +45,11 @@ class CallFailure(Part):
     status: int | None = Field(default=None, ge=100, le=599)
     """The HTTP status that the provider answered with, or put into its answer."""
     provider_code: str | None = Field(default=None, max_length=64)
-    """Its own word for it."""
+    """The provider's own code of the error."""
     param: str | None = Field(default=None, max_length=64)
-    """The parameter that it names; or the environment variable in which the key is missing."""
+    """The parameter that the provider names; or the environment variable without a key."""
     retry_after_s: float | None = Field(default=None, ge=0)
-    """How long it asks to wait before the next call."""
+    """How long the provider asks to wait before the next call."""
 
 
 class Usage(Part):
@@ -58,12 +58,12 @@ class Usage(Part):
     prompt_tokens: int = Field(default=0, ge=0, le=MOST_TOKENS)
     completion_tokens: int = Field(default=0, ge=0, le=MOST_TOKENS)
     cached_tokens: int = Field(default=0, ge=0, le=MOST_TOKENS)
-    """Of the prompt's, those that came from a cache."""
+    """The part of `prompt_tokens` that came from a cache."""
     reasoning_tokens: int = Field(default=0, ge=0, le=MOST_TOKENS)
-    """Of the answer's, those that were thought."""
+    """The part of `completion_tokens` that was reasoning."""
 
     def plus(self, other: "Usage") -> "Usage":
-        """Of both."""
+        """The sum of both."""
         return Usage(
             prompt_tokens=self.prompt_tokens + other.prompt_tokens,
             completion_tokens=self.completion_tokens + other.completion_tokens,
@@ -73,7 +73,10 @@ class Usage(Part):
 
 
 class Candidate(Wire):
-    """`fw.candidate.<fusion>.<round>.<call>`: a worker to the judge. Each task ends in exactly one."""
+    """`fw.candidate.<fusion>.<round>.<call>`: a worker to the judge.
+
+    Each task ends in exactly one.
+    """
 
     contract: ClassVar[str] = "candidate"
 
@@ -90,30 +93,34 @@ class Candidate(Wire):
     tool_calls: tuple[ToolCall, ...] = ()
     error: CallFailure | None = None
     finish_reason: FinishReason | None = None
-    """None too where the provider gave a reason that stands for none of ours."""
+    """None also if the provider's reason has no counterpart here."""
     provider_reason: str | None = Field(default=None, max_length=64)
-    """Why it ended, in the provider's own word."""
+    """The provider's own reason why the answer ended."""
     reasoning: str | None = Field(default=None, max_length=10_000)
-    """What the model thought, as far as that came apart from the answer; no judge sees it."""
+    """The model's reasoning, if it came apart from the answer; no judge sees it."""
     usage: Usage | None = Usage()
-    """None where calls were made that may be paid for and that nobody counted."""
+    """None if calls were made that may cost something and whose tokens nobody counted."""
     cost_usd: float | None = Field(default=None, ge=0, le=MOST_USD)
     """What the call cost; None when no price is known. Edge calls cost 0."""
     cost_prompt_usd: float | None = Field(default=None, ge=0, le=MOST_USD)
-    """How much of that the prompt cost; None where it is not known apart."""
+    """The prompt's part of `cost_usd`; None if it is unknown."""
     price_version: str | None = None
     attempts: int = Field(default=1, ge=0)
-    """Calls made for it; 0 when none was."""
+    """The number of calls that were made for it."""
     confidence: float | None = Field(default=None, ge=0, le=1)
-    """Geometric mean of the probabilities of the tokens it chose, where the engine tells; not calibrated."""
+    """Geometric mean of the chosen tokens' probabilities, if the engine reports them.
+
+    It is not calibrated.
+    """
     logprob_mean: float | None = Field(default=None, le=0)
     """Mean natural logarithm of those probabilities; confidence is its exponential."""
     logprob_min: float | None = Field(default=None, le=0)
-    """The least of them: the token that it was least sure of."""
+    """The least of these logarithms: that of the least certain token."""
     choice_logprobs: tuple[float, ...] = ()
-    """By choice of the call: the mean natural logarithm of the probabilities of its tokens and of the end after it."""
+    """By choice of the call: the mean natural logarithm of the probabilities of its tokens and of
+    the end after them."""
     maybe_paid_twice: bool = False
-    """An earlier attempt's result is unknowable, so the call may have been billed once more."""
+    """The result of an earlier attempt is unknowable, so the call may have been billed twice."""
     started_at: AwareDatetime
     finished_at: AwareDatetime
 

@@ -11,15 +11,16 @@ from fusewire.contracts.prompt import ToolCall
 Status = Literal["fused", "voted", "single", "failed", "expired", "cancelled"]
 
 ParseStage = Literal["strict", "repaired", "reasked", "fallback"]
-"""How the judge's output was read: as it stood, repaired, after asking once more, or not at all."""
+"""How the judge's output was read: as written, repaired, after a second request, or not at all."""
 
 ClosedBy = Literal["complete", "certain", "likely", "gate", "quorum", "deadline"]
-"""Why the panel was over: everybody was heard; the leader could not be caught; it probably could not be; the gate
-opened; quorum and grace; the panel's deadline."""
+"""Why the panel closed: all members answered; the vote was decided; it was probably decided; the
+gate's members agreed; quorum and grace; the panel's deadline."""
 
 Guard = Literal["passed", "lost", "ungrounded", "unjudged"]
-"""What became of a merge: it held its own; the best single answer beat it; it states what no candidate does;
-no judge could tell. Only `passed` merges are returned, and merges of pools whose guard is off."""
+"""The check of a merge: it is no worse than the best single answer; it is worse; it states what no
+candidate does; no judge could decide. Only `passed` merges are returned, and all merges of pools
+whose guard is off."""
 
 AnswerKind = Literal["tool_call", "json", "number", "choice", "label", "open"]
 
@@ -27,11 +28,11 @@ VerdictKind = Literal["listwise", "pair", "guard"]
 
 CONTROL = "~control"
 MERGED = "~merged"
-"""Stand in a verdict's `shown` where no member does."""
+"""In a verdict's `shown`, a control candidate and a merge, which have no member."""
 
 
 class Verdict(Part):
-    """What one judge said in one call."""
+    """The result of one call of a judge."""
 
     call: str
     kind: VerdictKind
@@ -39,18 +40,19 @@ class Verdict(Part):
     shown: tuple[str, ...]
     """Members in the order shown."""
     chars: tuple[int, ...] = ()
-    """Lengths of what was shown."""
+    """Lengths of the shown candidates, in characters."""
     control: str | None = None
-    """The control that was among them, if one was."""
+    """The control candidate that was shown, if any."""
     winner: str | None = None
-    """Whom it named; None if that could not be read."""
+    """The member that the judge chose; None if that could not be read."""
     rung: ParseStage | None = None
     logprobs: tuple[float, ...] = ()
-    """From a judge that decides by margin: of each that was shown, the mean per token."""
+    """From a judge that decides by margin: for each shown candidate, the mean per token."""
     void: str | None = None
-    """Why it does not count."""
+    """Why the verdict does not count; None if it counts."""
     is_consistent: bool | None = None
-    """Whether this judge named the same winner in the opposite order; None where one of the two is void."""
+    """Whether this judge chose the same winner in the opposite order; None if one of the two
+    verdicts is void."""
 
 
 class Answer(Part):
@@ -60,13 +62,13 @@ class Answer(Part):
     model: str
     tier: Tier
     status: Literal["ok", "error", "missing", "unasked"]
-    """`unasked`: the gate let the prompt pass without it."""
+    """`unasked`: the gate's members agreed, so this one was not called."""
     round: int | None = None
     """The round this answer is from; None if it is missing."""
     call: str | None = None
     """The call this answer is from; None if it is missing."""
     content: str | None = None
-    """Its text. Left out of the bus and of `outcomes.body` where it stands in `candidates` word for word."""
+    """Its text. Left out on the bus and in `outcomes.body` if `candidates` holds the same text."""
     tool_calls: tuple[ToolCall, ...] = ()
     """Like `content`."""
     error_code: str | None = None
@@ -78,20 +80,21 @@ class Answer(Part):
     finish_reason: FinishReason | None = None
     """Why its last answer ended."""
     weight: float | None = None
-    """What its voice counted."""
+    """Its vote weight."""
     agreed: bool | None = None
-    """Whether its first answer was what most of the others said; None where they had no majority, or for open
-    answers."""
+    """Whether its first answer equals the majority of the others; None if they had no majority, and
+    for open answers."""
     vote_group: int | None = None
-    """Equal for first answers that say the same, 0 for the heaviest; None for open ones and those without a vote."""
+    """The group of equal first answers, 0 being the heaviest; None for open answers and those
+    without a vote."""
     is_right: bool | None = None
     """Whether its first answer is right by the prompt's gold label; None without one."""
     is_winner: bool = False
     shown_position: int | None = None
-    """Where the judge saw it, from 1; None if no judge did."""
+    """Its position before the judge, from 1; None if no judge saw it."""
     latency_ms: float | None = None
     usage: Usage | None = Usage()
-    """Of all its calls; None where one of them was not counted."""
+    """The sum of all its calls; None if one of them was not counted."""
     cost_usd: float | None = None
 
 
@@ -107,44 +110,44 @@ class Outcome(Wire):
     content: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     reasoning: str | None = None
-    """What the winner thought before its answer, as far as that came apart from it."""
+    """The winner's reasoning, if it came apart from the answer."""
     tenant: str
     batch_id: str | None = None
     custom_id: str
     pool: str
     mode: Mode
     winner: str | None = None
-    """The member whose answer was chosen; None for a merge and for fused tool calls, which have none."""
+    """The member whose answer was chosen; None for a merge and for fused tool calls."""
     answer_kind: AnswerKind | None = None
     closed_by: ClosedBy | None = None
     missing_weight: float = 0.0
-    """The share of the pool's weight that was asked, or should have been, and had no part; 0 to 1."""
+    """The share of the pool's weight whose members gave no usable answer, 0 to 1."""
     guard: Guard | None = None
     swap_consistent: bool | None = None
-    """Whether every judge that judged in both orders named the same winner in both."""
+    """Whether every judge that judged in both orders chose the same winner in both."""
     verdicts: tuple[Verdict, ...] = ()
     hedges: int = 0
     """Second calls made for stragglers."""
     is_replay: bool = False
-    """Its answers were recorded earlier."""
+    """Whether its answers were recorded earlier."""
     accepted: bool | None = None
     """Whether it is right by the prompt's gold label; None without one."""
     judge_model: str | None = None
     judge_rung: ParseStage | None = None
     reason: str | None = None
-    """Why: the judge's own sentence, or the rule that decided."""
+    """The judge's own reason, or the rule that decided."""
     analysis: dict[str, Any] | None = None
     agreement: float | None = None
-    """Share of the answering weight that stands behind the chosen answer (closed answers), or
-    mean similarity of the answers to each other (open ones); 0 to 1."""
+    """Share of the answering weight that gave the chosen answer (closed answers), or mean
+    similarity of the answers to each other (open ones); 0 to 1."""
     rounds: int = 0
     answers: tuple[Answer, ...] = ()
     usage: Usage | None = Usage()
-    """Summed over members and judge; None where a call was not counted."""
+    """The sum over members and judge; None if a call was not counted."""
     cost_usd: float | None = None
-    """Summed over members and judge; None when any of it is unknown."""
+    """The sum over members and judge; None if any part is unknown."""
     cost_prompt_usd: float | None = None
-    """How much of that prompts cost; None where it is not known apart."""
+    """The prompts' part of `cost_usd`; None if it is unknown."""
     error: str | None = None
     submitted_at: AwareDatetime
     finished_at: AwareDatetime

@@ -35,22 +35,25 @@ class Image(Part):
     """An image within a message."""
 
     url: str
-    """`https://…` or `data:image/…;base64,…`; with `blob:` and a name in place of its data where those stand in the
-    object store (`references.images`). Fusewire fetches nothing else: the provider does."""
+    """`https://…` or `data:image/…;base64,…`.
+
+    Data in the object store are replaced with `blob:` and a name (`references.images`). Fusewire
+    fetches nothing else: the provider does.
+    """
     detail: Literal["auto", "low", "high"] = "auto"
     at: int = Field(default=0, ge=0)
-    """Before which character of the message's text it stands."""
+    """The index of the character in the message's text before which it stands."""
 
 
 class TextReference(Part):
-    """The middle of a long text, which stands in the object store (`references.texts`)."""
+    """The middle of a long text, which is in the object store (`references.texts`)."""
 
     name: str
     chars: int = Field(ge=1)
     size: int = Field(ge=1)
     """Bytes in UTF-8."""
     at: int = Field(ge=0)
-    """Before which character of the message's text it belongs."""
+    """The index of the character in the message's text before which it belongs."""
 
 
 class Message(Part):
@@ -60,17 +63,17 @@ class Message(Part):
     content: str
     """Empty for an assistant's turn that only calls tools."""
     name: str | None = None
-    """Who among several speaks so, for models that are told."""
+    """The speaker's name, for models that know names."""
     tool_calls: tuple[ToolCall, ...] = ()
-    """What an assistant's turn asked for."""
+    """The tool calls of an assistant's turn."""
     reasoning: str | None = None
-    """What an assistant thought before that, for models that want it back."""
+    """An assistant's reasoning before that, for models that expect it back."""
     tool_call_id: str | None = None
     """The call that a tool's turn answers."""
     images: tuple[Image, ...] = ()
-    """In the order of their places. Models without eyes are not asked."""
+    """In the order of `at`. Models that take no images are not called."""
     texts: tuple[TextReference, ...] = ()
-    """What `content` is without, in the order of their places. Models at the edge are not asked."""
+    """The parts that are missing in `content`, in the order of `at`. Edge models are not called."""
 
 
 class Sampling(Part):
@@ -86,20 +89,20 @@ class Sampling(Part):
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     repetition_penalty: float | None = Field(default=None, gt=0, le=2)
-    """The last five go to the members whose providers take them; others sample without."""
+    """The last five are sent only to providers that take them."""
     logit_bias: dict[str, Any] | None = None
-    """By the model's own token ids; only where one model is asked."""
+    """By the model's own token ids; only if one model is called."""
     response_schema: dict[str, Any] | None = None
     """A JSON Schema that the answer must satisfy."""
 
     def over(self, default: "Sampling") -> "Sampling":
-        """This sampling, with what it leaves open taken from `default`."""
-        given = {name: value for name, value in self if value is not None and value != ()}
-        return default.model_copy(update=given)
+        """This sampling, with the defaults for fields that are not set."""
+        fields = {name: value for name, value in self if value is not None and value != ()}
+        return default.model_copy(update=fields)
 
 
 class RecordedAnswer(Part):
-    """An answer that was bought earlier and takes part again without a call."""
+    """An answer of an earlier fusion that takes part again without a call."""
 
     member: str = Field(pattern=NAME)
     model: str = Field(pattern=NAME)
@@ -113,7 +116,7 @@ class RecordedAnswer(Part):
     completion_tokens: int = Field(default=0, ge=0)
     latency_ms: float = Field(default=0.0, ge=0)
     cost_usd: float | None = None
-    """What it cost then; the replay itself spends nothing on it."""
+    """Its original cost; the replay itself costs nothing."""
 
 
 PresetName = Literal["high", "budget", "fast"]
@@ -122,7 +125,10 @@ Match = Literal["exact", "number", "choice", "json"]
 
 
 class Gold(Part):
-    """The right answer to a labelled prompt. No model ever sees it; the judge's service scores answers by it."""
+    """The right answer to a labelled prompt, by which the judge scores answers.
+
+    No model ever sees it.
+    """
 
     answer: str
     match: Match
@@ -147,24 +153,24 @@ class Prompt(Wire):
     parallel_tool_calls: bool = True
     """Whether an answer may call several tools at once."""
     members: tuple[str, ...] = ()
-    """Configured models that are asked in place of the pool's members, each as a member of its own name."""
+    """Configured models in place of the pool's members, each a member with the model's name."""
     preset: PresetName | None = None
-    """A set of rules that goes over the pool's own."""
+    """A set of rules that overrides the pool's."""
     judge: str | None = None
     """A configured model that judges in place of the pool's judge or jury."""
     criteria: str | None = None
-    """What the judge shall value, in place of the pool's criteria."""
+    """What the judge should value, in place of the pool's criteria."""
     recorded: tuple[RecordedAnswer, ...] = ()
-    """Answers that stand in for the pool's members, none of which is then called."""
+    """Recorded answers in place of the pool's members, none of which is then called."""
     gold: Gold | None = None
     is_streamed: bool = False
-    """Whether somebody reads the answer while it is being written."""
+    """Whether a client reads the answer while it is being written."""
     store_id: str = ""
-    """The broker's store that it is published to first; empty where that was not known."""
+    """The id of the broker's store that it is first published to; empty if unknown."""
     depth: int = Field(default=0, ge=0)
-    """How many Fusewires it has come through before this one."""
+    """The number of Fusewires that it has passed before this one."""
     is_complete: bool = False
-    """Whether every member is asked and waited for: no gate, no early stop, no quorum."""
+    """Whether all members are called and awaited: no gate, no early stop, no quorum."""
     residency: Residency
     priority: Priority
     seed: int

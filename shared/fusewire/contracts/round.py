@@ -11,22 +11,25 @@ CallKind = Literal["answer", "verdict", "analysis", "write", "debate"]
 
 
 class CallSettings(Part):
-    """How a model is called: of what the judge asks for, and of the task that dispatcher makes of it."""
+    """How to call a model: common fields of a round's calls and of the tasks made from them."""
 
     kind: CallKind
     model: str
     member: str | None = None
-    """The pool member that speaks, whose own system prompt and sampling then apply; None for the judge."""
+    """The pool member, whose own system prompt and sampling then apply; None for the judge."""
     sampling: Sampling = Sampling()
-    """What the client or the pool asks for; nothing else is sent to a hosted model, which may refuse it."""
+    """The client's or the pool's sampling. A hosted model gets no other, as it may refuse it."""
     expected_tokens: int | None = Field(default=None, ge=1)
-    """About how long the answer is. The limit at the edge, where models ramble; hosted ones need room for thought."""
+    """An estimate of the answer's length. It is the limit of edge models, which ramble; hosted
+    models get none, as they need tokens for reasoning."""
     choices: tuple[str, ...] = ()
-    """Texts: the model says how probable each is as its answer, and writes none. Edge models only."""
+    """Texts whose probability as an answer the model computes, without writing one. Edge models
+    only."""
     tool_choice: str = "auto"
     parallel_tool_calls: bool = True
     is_streamed: bool = False
-    """Whether its text is the outcome's, whatever comes, and may be shown while it is being written."""
+    """Whether its text is the outcome's in any case, so that it may be published while it is
+    written."""
 
 
 class Call(CallSettings):
@@ -53,10 +56,11 @@ class Round(Wire):
     depth: int = Field(default=0, ge=0)
     """The prompt's."""
     store_id: str = ""
-    """The broker's store that it is published to first; empty in what was asked before there were ids."""
+    """The id of the broker's store that it is first published to; empty in rounds of old
+    versions."""
     deadline_at: AwareDatetime
 
     @property
     def is_panel(self) -> bool:
-        """Whether it asks members for answers, and not what a strategy wants of them or the judge."""
+        """Whether its calls are members' answers, and not calls of the judge or of a debate."""
         return self.calls[0].kind == "answer"

@@ -1,4 +1,4 @@
-"""A question of a worker that has tasks delivered again, and the judge's answer. Both travel on core NATS."""
+"""A worker's query after a redelivery, and the judge's reply. Both travel on core NATS."""
 
 from typing import ClassVar
 
@@ -8,7 +8,7 @@ from fusewire.contracts.base import Wire
 
 
 class StoredQuery(Wire):
-    """`fw.stored.<fusion>`: which of these calls need not be made any more?"""
+    """`fw.stored.<fusion>`: asks which of these calls need not be made any more."""
 
     contract: ClassVar[str] = "stored-query"
 
@@ -18,7 +18,7 @@ class StoredQuery(Wire):
 
 
 class StoredReply(Wire):
-    """The answer: those whose candidates have come; all of them where the fusion is over."""
+    """The calls whose candidates are stored; all of them if the fusion is over."""
 
     contract: ClassVar[str] = "stored-reply"
 

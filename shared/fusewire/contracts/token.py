@@ -8,9 +8,9 @@ from fusewire.contracts.base import Wire
 
 
 class Token(Wire):
-    """`fw.token.<fusion>`: a worker to whoever reads along. Not stored: losing one harms nobody.
+    """`fw.token.<fusion>`: a worker to clients that stream. Not stored: losing one is harmless.
 
-    The outcome is what counts. Pieces that are lost, or of an attempt that broke off, show by `offset`.
+    The outcome holds the whole text. Readers detect lost pieces and aborted attempts by `offset`.
     """
 
     contract: ClassVar[str] = "token"
@@ -19,7 +19,7 @@ class Token(Wire):
     round: int = Field(ge=0)
     call: str
     attempt: int = Field(default=1, ge=1)
-    """A call that is made again writes from its beginning."""
+    """Counts calls of the same task; each attempt writes its text from the beginning."""
     offset: int = Field(ge=0)
     """Characters of this attempt's text before this piece."""
     text: str

@@ -1,4 +1,4 @@
-"""What is too large for a message of the bus stands outside it: within it is a reference. Pure."""
+"""References within a message to content that is too large for it. Pure."""
 
 from collections.abc import Iterable
 
@@ -7,6 +7,6 @@ from fusewire.references import images, texts
 
 
 def names(messages: Iterable[Message]) -> tuple[str, ...]:
-    """What a conversation refers to, images and texts, each once."""
-    told = tuple(messages)
-    return tuple(dict.fromkeys((*images.names(told), *texts.names(told))))
+    """The names that a conversation refers to, images and texts, each once."""
+    conversation = tuple(messages)
+    return tuple(dict.fromkeys((*images.names(conversation), *texts.names(conversation))))

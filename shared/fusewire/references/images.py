@@ -1,76 +1,79 @@
-"""Large images stand outside their message: within it is a reference, made of who sent it and what it is. Pure.
+"""Replaces large images with references, and back. Pure.
 
-A reference is a data URL, `data:image/png;base64,blob:…`, with a name in place of its data.
+A reference is a data URL, `data:image/png;base64,blob:…`, with a name in place of its data. The
+name is a hash of tenant and data.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from fusewire import ids
 from fusewire.contracts import Message
 
 PREFIX = "blob:"
-"""Base64 has no colon: no data begin so."""
+"""Base64 has no colon, so no data begin with this."""
 LEAST_CHARS = 32_768
-"""A shorter one travels within its message."""
+"""A shorter image stays in its message."""
 
 
 def put_aside(
     tenant: str, messages: Sequence[Message]
 ) -> tuple[tuple[Message, ...], dict[str, str]]:
-    """The conversation with references in place of its large images, and their data, base64, by name.
+    """The conversation with references in place of its large images, and their base64 data by name.
 
-    Equal data of one tenant have one name, and those of two tenants never.
+    Equal data of one tenant have the same name; those of two tenants never do.
     """
-    apart: dict[str, str] = {}
+    data_by_name: dict[str, str] = {}
 
     def reference(url: str) -> str:
         if len(url) < LEAST_CHARS or not url.startswith("data:"):
             return url
         head, _, data = url.partition(",")
         name = ids.digest("image", tenant, data).hex()
-        apart[name] = data
+        data_by_name[name] = data
         return f"{head},{PREFIX}{name}"
 
-    return _changed(messages, reference), apart
+    return _with_urls(messages, reference), data_by_name
 
 
 def names(messages: Iterable[Message]) -> tuple[str, ...]:
-    """What the conversation refers to, each once."""
-    found = (_name(image.url) for message in messages for image in message.images)
-    return tuple(dict.fromkeys(name for name in found if name))
+    """The names that the conversation refers to, each once."""
+    images = itertools.chain.from_iterable(message.images for message in messages)
+    image_names = [_name(image.url) for image in images]
+    return tuple(dict.fromkeys(name for name in image_names if name))
 
 
 def put_back(messages: Sequence[Message], data: Mapping[str, str]) -> tuple[Message, ...]:
-    """The conversation with something in place of its references.
+    """The conversation with data in place of its references.
 
     Args:
-        messages: it.
-        data: what stands for each name.
+        messages: the conversation.
+        data: the text to insert for each name.
 
     Raises:
-        KeyError: one is not among them.
+        KeyError: `data` lacks a name.
     """
 
-    def changed(url: str) -> str:
+    def resolve(url: str) -> str:
         name = _name(url)
         return f"{url.partition(',')[0]},{data[name]}" if name else url
 
-    return _changed(messages, changed)
+    return _with_urls(messages, resolve)
 
 
 def _name(url: str) -> str | None:
+    """The name in a reference; None for any other URL."""
     data = url.partition(",")[2] if url.startswith("data:") else ""
     return data.removeprefix(PREFIX) if data.startswith(PREFIX) else None
 
 
-def _changed(messages: Sequence[Message], change: Callable[[str], str]) -> tuple[Message, ...]:
-    return tuple(
-        message.model_copy(
-            update={
-                "images": tuple(i.model_copy(update={"url": change(i.url)}) for i in message.images)
-            }
-        )
-        if message.images
-        else message
-        for message in messages
-    )
+def _with_urls(messages: Sequence[Message], change: Callable[[str], str]) -> tuple[Message, ...]:
+    """The conversation with each image's URL changed."""
+
+    def copy(message: Message) -> Message:
+        if not message.images:
+            return message
+        images = [image.model_copy(update={"url": change(image.url)}) for image in message.images]
+        return message.model_copy(update={"images": tuple(images)})
+
+    return tuple(map(copy, messages))

@@ -1,7 +1,8 @@
-"""Replies of the HTTP API: ingest writes them, its OpenAPI document describes them, the command line reads them. Pure.
+"""The bodies of the HTTP API's replies. Pure.
 
-Names and fields are OpenAI's ("API reference") and OpenRouter's; what only Fusewire has stands in `fusion` and
-`x_fusewire`. What is not known is null.
+Ingest writes them, its OpenAPI document describes them, and the command line reads them. Names and
+fields are OpenAI's ("API reference") and OpenRouter's; Fusewire's own are in `fusion` and
+`x_fusewire`. Unknown values are null.
 """
 
 from fusewire.replies import batches, chat, errors, fusions, models, openrouter, responses

@@ -1,4 +1,4 @@
-"""Batches, and the files that they read and write, as OpenAI has them; `x_fusewire` holds what more there is."""
+"""Batches and their files in OpenAI's form; `x_fusewire` holds additional fields."""
 
 from typing import Any, Generic, Literal, TypeVar
 
@@ -11,12 +11,12 @@ T = TypeVar("T")
 
 
 class File(TypedDict):
-    """The input of a batch, or what it has written."""
+    """An input or output file of a batch."""
 
     id: str
     object: Literal["file"]
     _shape: Literal["openai"]
-    """By this OpenRouter's SDK knows that it reads OpenAI's shape."""
+    """OpenRouter's SDK recognises OpenAI's form by this field."""
     bytes: int
     created_at: int
     expires_at: int | None
@@ -52,7 +52,7 @@ class FileDeletion(TypedDict):
 
 
 class RequestCounts(TypedDict):
-    """Lines."""
+    """Numbers of lines."""
 
     total: int
     completed: int
@@ -86,7 +86,7 @@ class BatchUsage(TypedDict):
 
 
 class FusewireBatch(TypedDict):
-    """What OpenAI's batches have not."""
+    """Fields that OpenAI's batches do not have."""
 
     stop_reason: str | None
     waiting_for: str | None

@@ -1,4 +1,4 @@
-"""A chat completion, whole and in pieces: OpenAI's fields, with OpenRouter's for cost and fusion."""
+"""A chat completion, whole and streamed: OpenAI's fields, and OpenRouter's for cost and fusion."""
 
 from typing import Any, Literal, NotRequired
 
@@ -17,7 +17,7 @@ class FunctionCall(TypedDict):
 
 
 class ChatToolCall(TypedDict):
-    """One call that the client shall make."""
+    """One tool call for the client to make."""
 
     id: str
     type: Literal["function"]
@@ -36,7 +36,7 @@ class ChatMessage(TypedDict):
 
 
 class ChatChoice(TypedDict):
-    """There is one."""
+    """The only choice of a completion."""
 
     index: int
     message: ChatMessage
@@ -46,19 +46,19 @@ class ChatChoice(TypedDict):
 
 
 class PromptDetails(TypedDict):
-    """Of the prompts' tokens."""
+    """Details of the prompts' tokens."""
 
     cached_tokens: int
 
 
 class CompletionDetails(TypedDict):
-    """Of the answers' tokens."""
+    """Details of the answers' tokens."""
 
     reasoning_tokens: int
 
 
 class CostDetails(TypedDict):
-    """USD."""
+    """Costs in USD."""
 
     upstream_inference_cost: float
     upstream_inference_prompt_cost: float
@@ -74,7 +74,7 @@ class Usage(TypedDict):
     prompt_tokens_details: PromptDetails
     completion_tokens_details: CompletionDetails
     cost: NotRequired[float | None]
-    """USD; null where it is not known, and absent then for clients that cannot read that."""
+    """USD; null if it is unknown, or absent for clients that cannot read null."""
     cost_details: CostDetails | None
 
 
@@ -92,7 +92,7 @@ class FusionMember(TypedDict):
 
 
 class MemberText(TypedDict):
-    """What a member said; null where it was told apart."""
+    """A member's answer; null if it was sent in pieces."""
 
     model: str
     content: str | None
@@ -109,7 +109,7 @@ class FailedModel(TypedDict):
 
 
 class FusionReport(TypedDict):
-    """How an answer came to be, with OpenRouter's names; what is degraded stands first."""
+    """How an answer came about, with OpenRouter's names; degradation comes first."""
 
     is_degraded: bool
     degraded_reasons: list[str]
@@ -145,19 +145,19 @@ class ChatCompletion(TypedDict):
     system_fingerprint: str
     choices: list[ChatChoice]
     usage: NotRequired[Usage]
-    """Not there where a call was not counted."""
+    """Absent if a call was not counted."""
     fusion: FusionReport
 
 
 class FunctionDelta(TypedDict):
-    """A piece of a call; the first one names it."""
+    """A piece of a function call; the first one holds the name."""
 
     name: NotRequired[str]
     arguments: str
 
 
 class ToolCallDelta(TypedDict):
-    """A piece of a call."""
+    """A piece of a tool call."""
 
     index: int
     id: NotRequired[str]
@@ -186,7 +186,7 @@ class ChunkChoice(TypedDict):
 
 
 class TextPiece(TypedDict):
-    """A piece of what a member said."""
+    """A piece of a member's answer."""
 
     index: int
     model: str
@@ -194,7 +194,7 @@ class TextPiece(TypedDict):
 
 
 class FusionPiece(TypedDict):
-    """Of a report that would make too long a line."""
+    """A piece of a report that is too long for one line."""
 
     outcome_id: str
     response: TextPiece

@@ -1,4 +1,4 @@
-"""What is answered to a request that cannot be served."""
+"""The reply to a request that cannot be served."""
 
 from typing import Any, NotRequired
 
@@ -7,18 +7,18 @@ from typing_extensions import TypedDict
 
 
 class ErrorDetail(TypedDict):
-    """What went wrong, and how to mend it."""
+    """What went wrong, and how to fix it."""
 
     message: str
     type: str
     param: str | None
     code: str | int
-    """A word; at OpenRouter's addresses the status, with the word in `metadata`."""
+    """An error code; at OpenRouter's addresses the HTTP status, with the code in `metadata`."""
     metadata: NotRequired[dict[str, Any]]
     fusion: NotRequired[dict[str, Any]]
 
 
 class Error(TypedDict):
-    """Every answer with a status of 400 and more."""
+    """Every reply with a status of 400 or more."""
 
     error: ErrorDetail

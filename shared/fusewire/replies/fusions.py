@@ -1,4 +1,4 @@
-"""Fusions as Fusewire itself tells of them. Fields as in the contract of outcomes."""
+"""Fusions in Fusewire's own form, with the fields of `contracts.Outcome`."""
 
 from typing import Any, Literal, NotRequired
 
@@ -11,7 +11,7 @@ from fusewire.contracts.outcome import AnswerKind, ClosedBy, Guard, ParseStage, 
 
 
 class PlainCall(TypedDict):
-    """A tool call as Fusewire keeps it."""
+    """A tool call as Fusewire stores it."""
 
     id: str
     name: str
@@ -19,7 +19,7 @@ class PlainCall(TypedDict):
 
 
 class PlainUsage(TypedDict):
-    """Tokens as Fusewire keeps them."""
+    """Tokens as Fusewire stores them."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -72,7 +72,10 @@ class FusionAnswer(TypedDict):
 
 
 class Fusion(TypedDict):
-    """A fusion; see `contracts.Outcome`. One that runs has its status, its ids and `submitted_at` alone."""
+    """A fusion; see `contracts.Outcome`.
+
+    A running one has only its status, its ids and `submitted_at`.
+    """
 
     is_degraded: NotRequired[bool]
     degraded_reasons: NotRequired[list[str]]
@@ -114,9 +117,9 @@ class Fusion(TypedDict):
     config_hash: NotRequired[str | None]
     latency_ms: NotRequired[float]
     is_repetition: NotRequired[bool]
-    """Of a submission: whether it was there before."""
+    """In the reply to a submission: whether the fusion existed before."""
     is_cancelled: NotRequired[bool]
-    """Of a request to cancel it: whether it still ran."""
+    """In the reply to a cancellation: whether the fusion was still running."""
 
 
 class FusionList(TypedDict):
@@ -126,7 +129,7 @@ class FusionList(TypedDict):
 
 
 class SubmittedLine(TypedDict):
-    """What became of one line: an id, or an error."""
+    """The result of one line: an id, or an error."""
 
     line: int
     id: NotRequired[str]

@@ -1,4 +1,4 @@
-"""What may be asked, with the fields of both OpenAI's and OpenRouter's lists."""
+"""The list of models, with the fields of both OpenAI's and OpenRouter's lists."""
 
 from typing import Any, Literal
 
@@ -7,7 +7,7 @@ from typing_extensions import TypedDict
 
 
 class Architecture(TypedDict):
-    """What goes in and out."""
+    """Kinds of input and output."""
 
     input_modalities: list[str]
     output_modalities: list[str]
@@ -15,14 +15,14 @@ class Architecture(TypedDict):
 
 
 class Pricing(TypedDict):
-    """USD per token, as text; -1 where it depends."""
+    """USD per token, as text; -1 if it varies."""
 
     prompt: str
     completion: str
 
 
 class Model(TypedDict):
-    """What may be asked: a fusion, a pool or a model."""
+    """A name that requests may use: a fusion, a pool or a model."""
 
     id: str
     object: Literal["model"]

@@ -1,11 +1,14 @@
-"""What only OpenRouter's addresses tell. What has no meaning here is null: its SDK wants every field."""
+"""Replies at OpenRouter's addresses.
+
+Its SDK needs every field; those without a meaning here are null.
+"""
 
 # Pydantic reads no other before Python 3.12.
 from typing_extensions import TypedDict
 
 
 class Generation(TypedDict):
-    """An outcome, as OpenRouter tells of a generation."""
+    """An outcome in the form of OpenRouter's generations."""
 
     id: str
     model: str
@@ -30,11 +33,11 @@ class Generation(TypedDict):
     native_tokens_reasoning: int | None
     native_tokens_completion_images: None
     upstream_inference_cost: float | None
-    """USD; null where it is not known."""
+    """USD; null if it is unknown."""
     total_cost: float
-    """USD; 0 where it is not known."""
+    """USD; 0 if it is unknown."""
     usage: float
-    """As `total_cost`."""
+    """The same as `total_cost`."""
     api_type: None
     app_id: None
     cache_discount: None
@@ -63,7 +66,7 @@ class GenerationReply(TypedDict):
 
 
 class FreeRequests(TypedDict):
-    """Of models without a price: they are not counted."""
+    """Requests to models without a price, which are not counted."""
 
     limit: int
     remaining: int
@@ -71,7 +74,7 @@ class FreeRequests(TypedDict):
 
 
 class RateLimit(TypedDict):
-    """OpenRouter's own field, which it calls outdated."""
+    """A field that OpenRouter has deprecated."""
 
     requests: int
     interval: str
@@ -128,7 +131,7 @@ class CreditsReply(TypedDict):
 
 
 class ModelCount(TypedDict):
-    """How many may be asked."""
+    """The number of models."""
 
     count: int
 

@@ -9,7 +9,7 @@ from fusewire.replies.chat import CompletionDetails, CostDetails, FusionReport
 
 
 class OutputText(TypedDict):
-    """What a message says."""
+    """The text of a message."""
 
     type: Literal["output_text"]
     text: str
@@ -28,7 +28,7 @@ class OutputMessage(TypedDict):
 
 
 class OutputCall(TypedDict):
-    """One call that the client shall make."""
+    """One tool call for the client to make."""
 
     type: Literal["function_call"]
     id: str
@@ -39,7 +39,7 @@ class OutputCall(TypedDict):
 
 
 class InputDetails(TypedDict):
-    """Of the input's tokens."""
+    """Details of the input's tokens."""
 
     cached_tokens: int
     cache_write_tokens: int
@@ -58,13 +58,13 @@ class ResponseUsage(TypedDict):
 
 
 class IncompleteDetails(TypedDict):
-    """Why it was cut."""
+    """Why the answer is incomplete."""
 
     reason: Literal["max_output_tokens", "content_filter"]
 
 
 class ResponseError(TypedDict):
-    """Why it has failed."""
+    """Why the response has failed."""
 
     code: str
     message: str

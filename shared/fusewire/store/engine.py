@@ -22,7 +22,7 @@ from fusewire.settings import Database
 T = TypeVar("T")
 
 _BUSY_S = 10
-_LINE_S = 10
+_WRITE_QUEUE_S = 10
 _PRAGMAS = (
     f"PRAGMA busy_timeout = {_BUSY_S * 1000}",
     # Accepted means committed, also when the power fails.
@@ -35,7 +35,7 @@ def parse_url(database: Database) -> URL:
     """Read the database's address.
 
     Raises:
-        StartupError: it is no address.
+        StartupError: it is not a valid address.
     """
     try:
         return make_url(database.url)
@@ -46,25 +46,26 @@ def parse_url(database: Database) -> URL:
         raise StartupError("database.url cannot be read", mend) from None
 
 
-_LINES: WeakValueDictionary[tuple[str | None, int], asyncio.Lock] = WeakValueDictionary()
-"""By SQLite's file and event loop: where the writers of this process wait for each other."""
+_WRITE_LOCKS: WeakValueDictionary[tuple[str | None, int], asyncio.Lock] = WeakValueDictionary()
+"""By SQLite file and event loop: the lock for which the writers of this process queue."""
 
 
-_BEGUN = {
+_TRANSACTIONS = {
     is_write: telemetry.TRANSACTIONS.labels("write" if is_write else "read")
     for is_write in (True, False)
 }
 
 READERS = 2
-"""Threads that read SQLite at once."""
+"""Threads that read SQLite at the same time."""
 
 
 class Store:
-    """The database. `read` and `write` are its transactions; both give a Core connection. `run` is for hot paths.
+    """The database. `read` and `write` are transactions on a connection; `run` is for hot paths.
 
     Args:
-        database: where it is.
-        is_patient: whether a statement may take any time, as where an index is made of millions of rows.
+        database: the settings.
+        is_patient: whether a statement may take any time, such as creating an index of millions of
+            rows.
     """
 
     def __init__(self, database: Database, *, is_patient: bool = False) -> None:
@@ -82,7 +83,7 @@ class Store:
         self._plain: Engine | None = None
         if self.is_sqlite:
             _prepare_sqlite(self.engine)
-            # As many connections as threads; each transaction has one for itself.
+            # As many connections as threads, as each transaction uses one.
             self._plain = create_engine(
                 self.url.set(drivername="sqlite"), pool_size=1 + READERS, hide_parameters=True
             )
@@ -91,25 +92,25 @@ class Store:
                 True: ThreadPoolExecutor(1, "sqlite-write"),
                 False: ThreadPoolExecutor(READERS, "sqlite"),
             }
-        self._line: asyncio.Lock | None = None
+        self._write_lock: asyncio.Lock | None = None
         self._fault = ""
-        """Why the last transaction that ended could not use the database."""
+        """Why the last transaction could not use the database; empty if it could."""
 
     def unready(self) -> list[str]:
-        """Why it can be used for nothing now; empty while it can."""
+        """Why the database cannot be used now; empty while it can."""
         return [self._fault] if self._fault else []
 
     @property
     def engines(self) -> tuple[Engine, ...]:
-        """The engines beneath, for whoever listens to them."""
+        """The synchronous engines, for event listeners."""
         return (self.engine.sync_engine, *([self._plain] if self._plain else []))
 
     @contextlib.asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that may write. On SQLite it takes the write lock at its beginning, in turn.
+        """A transaction that may write. On SQLite it queues for the write lock before BEGIN.
 
         Raises:
-            Transient: the database is down, busy, or broke a deadlock at our expense.
+            Transient: the database is down or busy, or aborted the transaction as a deadlock.
         """
         async with self._transaction(write=True) as connection:
             yield connection
@@ -121,14 +122,14 @@ class Store:
             yield connection
 
     async def run(self, work: Callable[[Connection], T], *, write: bool) -> T:
-        """Run a whole transaction that waits for nothing but the database, and return what `work` does.
+        """Run a whole transaction that waits only for the database; returns the result of `work`.
 
-        On SQLite it runs on a thread of its own from BEGIN to COMMIT: to go there and back for each statement, as
-        `read` and `write` do, takes longer than the statements. Raises Transient like `write`. Where the caller is
-        cancelled, it may have been committed all the same.
+        On SQLite it stays on one thread from BEGIN to COMMIT: changing threads for each statement,
+        as `read` and `write` do, takes longer than the statements. Raises Transient like `write`.
+        If the caller is cancelled, the transaction may have been committed all the same.
         """
-        _BEGUN[write].inc()
-        with self._noted():
+        _TRANSACTIONS[write].inc()
+        with self._note_fault():
             if self._plain is None:
                 async with self.engine.connect() as connection, connection.begin():
                     return await connection.run_sync(work)
@@ -140,8 +141,8 @@ class Store:
 
     @contextlib.asynccontextmanager
     async def _transaction(self, *, write: bool) -> AsyncIterator[AsyncConnection]:
-        _BEGUN[write].inc()
-        with self._noted():
+        _TRANSACTIONS[write].inc()
+        with self._note_fault():
             async with (
                 self._turn() if write else contextlib.nullcontext(),
                 self.engine.connect() as plain,
@@ -151,40 +152,41 @@ class Store:
                     yield connection
 
     @contextlib.contextmanager
-    def _noted(self) -> Iterator[None]:
-        """Note whether the database was there."""
+    def _note_fault(self) -> Iterator[None]:
+        """Note whether the database could be used, for `unready`."""
         try:
-            with _refined():
+            with _translate_errors():
                 yield
         except Transient as exc:
-            self._fault = (
-                exc.what if isinstance(exc, DamagedError) else "the database does not answer"
-            )
+            self._fault = "the database does not answer"
+            if isinstance(exc, DamagedError):
+                self._fault = exc.what
             raise
         self._fault = ""
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        """Wait for one's turn to write, `_LINE_S` at most.
+        """Queue for the write lock of SQLite, `_WRITE_QUEUE_S` at most.
 
-        SQLite lets one write at a time and others poll for its lock, in no order: of 64 writers the last waited 2 to 3
-        seconds, and in a line 0.3 to 0.5. Writers of other processes are still polled for.
+        SQLite lets one connection write at a time, and others poll for its lock in no order. Of 64
+        writers the last waited 2 to 3 s so, and 0.3 to 0.5 s in a queue. Writers of other processes
+        are still polled for.
         """
         if not self.is_sqlite:
             yield
             return
-        if self._line is None:
+        if self._write_lock is None:
             key = self.url.database, id(asyncio.get_running_loop())
-            self._line = _LINES.setdefault(key, asyncio.Lock())
-        async with asyncio.timeout(_LINE_S):
-            await self._line.acquire()
+            self._write_lock = _WRITE_LOCKS.setdefault(key, asyncio.Lock())
+        async with asyncio.timeout(_WRITE_QUEUE_S):
+            await self._write_lock.acquire()
         try:
             yield
         finally:
-            self._line.release()
+            self._write_lock.release()
 
     async def ping(self) -> None:
-        """Raises StartupError when the database does not answer, or is damaged."""
+        """Check that the database answers. Raises StartupError if not, or if it is damaged."""
         try:
             async with self.read() as connection:
                 await connection.execute(text("SELECT 1"))
@@ -207,8 +209,8 @@ class Store:
 
 
 @contextlib.contextmanager
-def _refined() -> Iterator[None]:
-    """Turn whatever says that the database is not there into Transient."""
+def _translate_errors() -> Iterator[None]:
+    """Turn errors of an unavailable database into Transient."""
     try:
         yield
     except (DBAPIError, PoolTimeoutError, OSError, TimeoutError) as exc:
@@ -217,7 +219,8 @@ def _refined() -> Iterator[None]:
         if _is_damage(exc):
             raise DamagedError(
                 f"the database file is damaged ({getattr(exc, 'orig', exc)})",
-                "stop Fusewire and restore the file from a backup; an empty one is made where there is none",
+                "stop Fusewire and restore the file from a backup;"
+                " an empty one is made where there is none",
             ) from exc
         raise Transient(
             f"the database is not available ({type(getattr(exc, 'orig', None) or exc).__name__})"
@@ -230,15 +233,16 @@ def _transact(engine: Engine, work: Callable[[Connection], T], write: bool) -> T
 
 
 def _is_ours(exc: Exception) -> bool:
-    """Whether a statement failed for what it says, so that trying again changes nothing."""
+    """Whether the statement itself is wrong, so that a retry cannot help."""
     if isinstance(exc, IntegrityError | ProgrammingError | DataError):
         return True
-    # asyncpg's other errors come as they are; SQLSTATE classes: data, integrity, syntax or access.
+    # SQLAlchemy does not translate all errors of asyncpg. SQLSTATE classes 22: data exception,
+    # 23: integrity violation, 42: syntax error or access violation.
     return str(getattr(getattr(exc, "orig", None), "sqlstate", None))[:2] in ("22", "23", "42")
 
 
 def _is_damage(exc: Exception) -> bool:
-    """Whether SQLite says that its file is no database, or not a whole one."""
+    """Whether SQLite reports that its file is not a database, or a damaged one."""
     code = getattr(getattr(exc, "orig", None), "sqlite_errorcode", None)
     return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -267,7 +271,8 @@ def _prepare_plain_sqlite(engine: Engine) -> None:
 def _listen(engine: Engine, pause: Callable[[Any, float], None]) -> None:
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: Any) -> None:
-        # We say BEGIN ourselves: the driver's own would begin a read and fail at the first write.
+        # BEGIN is issued below: the driver's own would begin a read transaction, which fails at its
+        # first write.
         connection.isolation_level = None
         cursor = connection.cursor()
         for pragma in _PRAGMAS:
@@ -282,13 +287,17 @@ def _listen(engine: Engine, pause: Callable[[Any, float], None]) -> None:
 
 
 def _journal(connection: Any, cursor: Any, pause: Callable[[Any, float], None]) -> None:
-    """Set the write-ahead log. SQLite heeds no busy_timeout where several open a new file and set it at once."""
+    """Set the journal mode to WAL.
+
+    Retried here, as SQLite ignores busy_timeout when several processes open a new file and set the
+    mode at the same time.
+    """
     tries = _BUSY_S * 20
-    for left in reversed(range(tries)):
+    for remaining_tries in reversed(range(tries)):
         try:
             cursor.execute("PRAGMA journal_mode = WAL")
         except sqlite3.OperationalError:
-            if not left:
+            if not remaining_tries:
                 raise
             pause(connection, _BUSY_S / tries)
         else:

@@ -1,4 +1,4 @@
-"""The read side: everything that is stored of one fusion."""
+"""The read side: everything that is stored about one fusion."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,14 +23,14 @@ class StoredCandidate:
 
 @dataclass(frozen=True)
 class History:
-    """One fusion. `plan` and `outcome` are None as long as there is none."""
+    """One fusion. `plan` and `outcome` are None until they are stored."""
 
     prompt: Prompt
     published_at: datetime | None
     cancelled_at: datetime | None
     plan: Plan | None
     rounds: Sequence[tuple[Round, datetime]]
-    """With the time at which the judge asked for each."""
+    """Each with the time at which the judge requested it."""
     received: Sequence[StoredCandidate]
     outcome: Outcome | None
 
@@ -38,11 +38,11 @@ class History:
 async def history(store: Store, fusion_ids: Sequence[str]) -> History | None:
     """The newest fusion with one of these ids; None if there is none. Raises Transient."""
 
-    def look(connection: Connection) -> History | None:
-        found = connection.execute(_PROMPT, {"keys": fusion_ids}).one_or_none()
-        return _read(connection, found) if found else None
+    def query(connection: Connection) -> History | None:
+        row = connection.execute(_PROMPT, {"keys": fusion_ids}).one_or_none()
+        return _read(connection, row) if row else None
 
-    return await store.run(look, write=False)
+    return await store.run(query, write=False)
 
 
 _PROMPT = (
@@ -62,26 +62,26 @@ _PROMPT = (
 )
 
 
-def _read(connection: Connection, found: Any) -> History:
-    asked = connection.execute(
+def _read(connection: Connection, prompt_row: Any) -> History:
+    round_rows = connection.execute(
         select(rounds.c.body, rounds.c.asked_at)
-        .where(rounds.c.fusion_id == found.fusion_id)
+        .where(rounds.c.fusion_id == prompt_row.fusion_id)
         .order_by(rounds.c.round)
     )
-    received = connection.execute(
+    candidate_rows = connection.execute(
         select(candidates.c.body, candidates.c.received_at, candidates.c.is_late)
-        .where(candidates.c.fusion_id == found.fusion_id)
+        .where(candidates.c.fusion_id == prompt_row.fusion_id)
         .order_by(candidates.c.received_at, candidates.c.round, candidates.c.call)
     )
     return History(
-        prompt=Prompt.decode(found.body),
-        published_at=found.published_at,
-        cancelled_at=found.cancelled_at,
-        plan=Plan.decode(found.plan) if found.plan else None,
-        rounds=[(Round.decode(row.body), row.asked_at) for row in asked],
+        prompt=Prompt.decode(prompt_row.body),
+        published_at=prompt_row.published_at,
+        cancelled_at=prompt_row.cancelled_at,
+        plan=Plan.decode(prompt_row.plan) if prompt_row.plan else None,
+        rounds=[(Round.decode(row.body), row.asked_at) for row in round_rows],
         received=[
             StoredCandidate(Candidate.decode(row.body), row.received_at, row.is_late)
-            for row in received
+            for row in candidate_rows
         ],
-        outcome=Outcome.decode(found.outcome) if found.outcome else None,
+        outcome=Outcome.decode(prompt_row.outcome) if prompt_row.outcome else None,
     )

@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 START_S = 30.0
-"""How long a service that starts waits for its database: to end, and to be started again, would take longer."""
-AGAIN_S = 0.5
+"""How long a starting service waits for its database; to end and be restarted would take longer."""
+RETRY_S = 0.5
 MIGRATIONS_ENV = "FUSEWIRE_MIGRATIONS"
 LOCK_S = 30
-"""How long a migration waits for whoever uses what it changes."""
+"""How long a migration waits for a lock on a table or view that is in use."""
 LOCK_NOT_AVAILABLE, DEPENDENTS = "55P03", "2BP01"
-"""PostgreSQL's codes of two errors."""
+"""SQLSTATE codes: lock_not_available, dependent_objects_still_exist."""
 
 
 def folder() -> Path:
-    """Where the migrations are: `$FUSEWIRE_MIGRATIONS`, else beside the source tree."""
-    named = os.environ.get(MIGRATIONS_ENV)
-    path = Path(named) if named else Path(__file__).resolve().parents[3] / "migrations"
+    """The folder of the migrations: `$FUSEWIRE_MIGRATIONS`, else beside the source tree."""
+    variable = os.environ.get(MIGRATIONS_ENV)
+    path = Path(variable) if variable else Path(__file__).resolve().parents[3] / "migrations"
     if not (path / "env.py").is_file():
         raise StartupError(
             f"no migrations at {path}", f"set {MIGRATIONS_ENV} to the folder that holds env.py"
@@ -50,39 +50,42 @@ def _config(connection: Connection) -> "Config":
 
 
 def head() -> str:
-    """The newest version that this code knows: the number that leads the newest migration's name."""
-    return max(path.name.partition("_")[0] for path in (folder() / "versions").glob("[0-9]*_*.py"))
+    """The newest version that this code knows: the number in the newest migration's name."""
+    files = (folder() / "versions").glob("[0-9]*_*.py")
+    return max(file.name.partition("_")[0] for file in files)
 
 
 async def current(store: Store) -> str | None:
     """The version of the database; None for an empty one."""
 
-    def ask(connection: Connection) -> str | None:
+    def query(connection: Connection) -> str | None:
         if not inspect(connection).has_table("alembic_version"):
             return None
         return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
 
     async with store.read() as connection:
-        return await connection.run_sync(ask)
+        return await connection.run_sync(query)
 
 
 async def upgrade(store: Store) -> tuple[str | None, str | None]:
-    """Migrate to the newest version and make the views what this code says; idempotent.
+    """Migrate to the newest version and update the views; idempotent.
 
     Returns:
         The version before and after.
 
     Raises:
-        StartupError: the schema is newer than this code, or somebody's queries or views are in the way.
+        StartupError: the schema is newer than this code, or other queries or views block the
+            migration.
     """
     before = await current(store)
     _refuse_newer(before)
 
-    def run(connection: Connection) -> None:
+    def migrate(connection: Connection) -> None:
         if not store.is_sqlite:
-            # Two of these at once (a Job retried, two laptops): the second waits and finds nothing to do.
+            # If two migrations run at once, the second waits and then has nothing to do.
             connection.execute(text("SELECT pg_advisory_xact_lock(7305737)"))
-            # Who waits for a long query makes all others wait behind it.
+            # A statement that waits for a long query blocks all later ones behind it, so the wait
+            # is limited.
             connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_S}s'"))
         if before != head():
             from alembic import command  # noqa: PLC0415 - takes a second or two that only a migration needs
@@ -92,7 +95,7 @@ async def upgrade(store: Store) -> tuple[str | None, str | None]:
 
     try:
         async with store.write() as connection:
-            await connection.run_sync(run)
+            await connection.run_sync(migrate)
     except Transient as exc:
         if _sqlstate(exc.__cause__) != LOCK_NOT_AVAILABLE:
             raise
@@ -106,7 +109,8 @@ async def upgrade(store: Store) -> tuple[str | None, str | None]:
 def _refuse_newer(have: str | None) -> None:
     if have is not None and have > head():
         raise StartupError(
-            f"the database is at schema {have}, which is newer than this code, which knows {head()}",
+            f"the database is at schema {have}, which is newer than this code, which knows"
+            f" {head()}",
             "run the newer Fusewire; a schema does not go back by itself",
             EXIT_STORED,
         )
@@ -124,7 +128,7 @@ async def check(store: Store, *, wait_s: float = 0.0) -> None:
         wait_s: how long to wait for its answer.
 
     Raises:
-        StartupError: it does not.
+        StartupError: it does not answer, or has another schema.
     """
     await _wait_for_answer(store, wait_s)
     have, want = await current(store), head()
@@ -146,7 +150,7 @@ async def _wait_for_answer(store: Store, wait_s: float) -> None:
             if exc.exit_code == EXIT_STORED or loop.time() >= until:
                 raise
             log.warning("store.awaited")
-            await asyncio.sleep(AGAIN_S)
+            await asyncio.sleep(RETRY_S)
         else:
             return
 
@@ -162,46 +166,55 @@ def _create_views(connection: Connection) -> None:
 
 
 def _create_views_beside_users(connection: Connection) -> None:
-    """Touch only what has changed, and keep who may read it: analysts have rights, and views of their own on ours."""
-    found = connection.execute(_COMMENTS, {"names": [view.name for view in VIEWS]})
-    comments = {row.relname: row.comment for row in found}
-    changed = [view for view in VIEWS if comments.get(view.name) != _stamped(view)]
-    if not changed:
+    """Update only the views that have changed, and keep their grants.
+
+    Analysts have rights on our views, and views of their own that depend on them.
+    """
+    rows = connection.execute(_COMMENTS, {"names": [view.name for view in VIEWS]})
+    comments = {row.relname: row.comment for row in rows}
+    views = [view for view in VIEWS if comments.get(view.name) != _comment_text(view)]
+    if not views:
         return
     try:
         with connection.begin_nested():
-            for view in changed:
+            for view in views:
                 connection.exec_driver_sql(
                     view.create("postgresql").replace("CREATE VIEW", "CREATE OR REPLACE VIEW", 1)
                 )
     except DBAPIError as exc:
         if _sqlstate(exc) == LOCK_NOT_AVAILABLE:
             raise
-        # A column that is gone, or in another place. Views stand on each other, so all are made anew.
-        changed = list(VIEWS)
-        _make_anew(connection)
-    for view in changed:
+        # A column was removed or moved, so the view must be dropped. Views depend on each other, so
+        # all are recreated.
+        views = list(VIEWS)
+        _recreate_views(connection)
+    for view in views:
         _comment(connection, view)
 
 
-def _make_anew(connection: Connection) -> None:
+def _recreate_views(connection: Connection) -> None:
+    """Drop and create all views, and grant again the rights that others had on them."""
     names = [view.name for view in VIEWS]
     grants = connection.execute(_GRANTS, {"names": names}).all()
     for name in reversed(names):
-        try:
-            connection.execute(text(f"DROP VIEW IF EXISTS {name}"))
-        except DBAPIError as exc:
-            if _sqlstate(exc) != DEPENDENTS:
-                raise
-            raise StartupError(
-                f"{name} has other columns in this version, and a view of somebody else's stands on it",
-                "drop that view, run `fusewire db upgrade`, and make it again",
-            ) from None
+        _drop_view(connection, name)
     for view in VIEWS:
         connection.exec_driver_sql(view.create("postgresql"))
     for name, grantee, right in grants:
-        whom = grantee if grantee == "PUBLIC" else '"' + grantee.replace('"', '""') + '"'
-        connection.exec_driver_sql(f"GRANT {right} ON {name} TO {whom}")
+        role = grantee if grantee == "PUBLIC" else '"' + grantee.replace('"', '""') + '"'
+        connection.exec_driver_sql(f"GRANT {right} ON {name} TO {role}")
+
+
+def _drop_view(connection: Connection, name: str) -> None:
+    try:
+        connection.execute(text(f"DROP VIEW IF EXISTS {name}"))
+    except DBAPIError as exc:
+        if _sqlstate(exc) != DEPENDENTS:
+            raise
+        raise StartupError(
+            f"{name} has other columns in this version, and a view of somebody else's stands on it",
+            "drop that view, run `fusewire db upgrade`, and make it again",
+        ) from None
 
 
 _COMMENTS = text(
@@ -214,20 +227,19 @@ _GRANTS = text(
 ).bindparams(bindparam("names", expanding=True))
 
 
-def _stamped(view: View) -> str:
-    """The comment of a view, which ends with a hash of what it is: so it is known whether it is of this version."""
-    told = [view.create("postgresql"), *(column.comment for column in view.columns)]
-    return (
-        f"{view.comment} ({CONTRACT} {hashlib.sha256(chr(0).join(told).encode()).hexdigest()[:12]})"
-    )
+def _comment_text(view: View) -> str:
+    """The comment of a view, which ends with a hash of its definition, to detect other versions."""
+    parts = [view.create("postgresql"), *(column.comment for column in view.columns)]
+    digest = hashlib.sha256(chr(0).join(parts).encode()).hexdigest()
+    return f"{view.comment} ({CONTRACT} {digest[:12]})"
 
 
 def _comment(connection: Connection, view: View) -> None:
-    def quoted(value: str) -> Any:
+    def quote(value: str) -> Any:
         return "'" + value.replace("'", "''") + "'"
 
-    connection.exec_driver_sql(f"COMMENT ON VIEW {view.name} IS {quoted(_stamped(view))}")
+    connection.exec_driver_sql(f"COMMENT ON VIEW {view.name} IS {quote(_comment_text(view))}")
     for column in view.columns:
         connection.exec_driver_sql(
-            f"COMMENT ON COLUMN {view.name}.{column.name} IS {quoted(column.comment)}"
+            f"COMMENT ON COLUMN {view.name}.{column.name} IS {quote(column.comment)}"
         )

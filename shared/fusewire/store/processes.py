@@ -1,4 +1,4 @@
-"""Which processes work on the database, and with which broker's store."""
+"""The processes that work on the database, each with its broker's store."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ from fusewire.store.engine import Store
 from fusewire.store.tables import processes
 
 LONG_GONE = timedelta(days=1)
-"""Rows that were not renewed for so long are removed, also those of the same store."""
+"""Rows that were not renewed for this long are removed, also those of the same store."""
 
 
 @dataclass(frozen=True)
 class Process:
-    """One of them, as it was when it was last seen."""
+    """One process, as of its last renewal."""
 
     process_id: str
     seen_at: datetime
     unseen_s: float
-    """How long ago that was."""
+    """Seconds since then."""
 
 
 class Processes:
     """The `processes` table. Every method raises Transient when the database does not answer.
 
-    Its times are all of one clock: PostgreSQL's, or this machine's, which is SQLite's too.
+    All its times come from one clock: PostgreSQL's, or this machine's for SQLite.
     """
 
     def __init__(self, store: Store, clock: Callable[[], datetime]) -> None:
@@ -35,7 +35,7 @@ class Processes:
         self._clock = clock
 
     async def add(self, process_id: str, service: str, store_id: str) -> None:
-        """Note a process."""
+        """Add a process."""
         async with self._store.write() as connection:
             now = await self._now(connection)
             await connection.execute(delete(processes).where(processes.c.seen_at < now - LONG_GONE))
@@ -48,28 +48,27 @@ class Processes:
             await connection.execute(insert(processes).values(row))
 
     async def renew(self, process_id: str, store_id: str) -> bool:
-        """Note that a process still works. Returns False where it was removed meanwhile."""
+        """Note that a process still works. Returns False if it was removed in the meantime."""
         mine = update(processes).where(processes.c.process_id == process_id)
         async with self._store.write() as connection:
             now = await self._now(connection)
-            return bool(
-                (await connection.execute(mine.values(store_id=store_id, seen_at=now))).rowcount
-            )
+            result = await connection.execute(mine.values(store_id=store_id, seen_at=now))
+            return bool(result.rowcount)
 
     async def with_another_store(self, store_id: str) -> list[Process]:
         """The processes that work with another store than this one."""
-        others = select(processes.c.process_id, processes.c.seen_at).where(
+        query = select(processes.c.process_id, processes.c.seen_at).where(
             processes.c.store_id != store_id
         )
         async with self._store.read() as connection:
             now = await self._now(connection)
             return [
                 Process(key, at, (now - at).total_seconds())
-                for key, at in await connection.execute(others)
+                for key, at in await connection.execute(query)
             ]
 
     async def remove(self, process_ids: Sequence[str]) -> None:
-        """Forget processes that have ended."""
+        """Remove processes that have ended."""
         async with self._store.write() as connection:
             await connection.execute(
                 delete(processes).where(processes.c.process_id.in_(process_ids))

@@ -1,4 +1,4 @@
-"""The read side: what became of a fusion."""
+"""The read side: the state of fusions."""
 
 import json
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from fusewire.contracts import Answer, Outcome, ToolCall
 from fusewire.store.engine import Store
 from fusewire.store.tables import candidates, outcomes, prompts
 
-# Built once: to build a statement takes longer than to run it.
+# Built once, as building a statement takes longer than running it.
 _KEYS: BindParameter[list[str]] = bindparam("keys", expanding=True)
-_STANDINGS = (
+_STATUSES = (
     select(
         prompts.c.fusion_id,
         prompts.c.batch_id,
@@ -26,18 +26,18 @@ _STANDINGS = (
     .join(outcomes, outcomes.c.fusion_id == prompts.c.fusion_id, isouter=True)
     .where(prompts.c.tenant == bindparam("tenant"), prompts.c.fusion_id.in_(_KEYS))
 )
-_TEXTS = select(
+_BODIES = select(
     candidates.c.fusion_id, candidates.c.round, candidates.c.call, candidates.c.body
 ).where(candidates.c.fusion_id.in_(_KEYS))
 
 
-Spoken = dict[tuple[str, int, str], str]
-"""By fusion, round and call: a candidate's JSON."""
+CandidateBodies = dict[tuple[str, int, str], str]
+"""Candidates' JSON by fusion, round and call."""
 
 
 @dataclass(frozen=True)
 class FusionStatus:
-    """Where a fusion stands: `outcome` is None while it runs."""
+    """The state of a fusion: `outcome` is None while it runs."""
 
     fusion_id: str
     batch_id: str | None
@@ -49,62 +49,66 @@ class FusionStatus:
 async def standings(
     store: Store, tenant: str, fusion_ids: Sequence[str], *, texts: bool = True
 ) -> list[FusionStatus]:
-    """Where these fusions stand; unknown ones, and those of other tenants, are left out.
+    """The state of these fusions, without unknown ones and those of other tenants.
 
     Args:
         store: the database.
-        tenant: whose they must be.
-        fusion_ids: which.
-        texts: whether to fill in the members' answers, text and tool calls.
+        tenant: the tenant that they must belong to.
+        fusion_ids: their ids.
+        texts: whether to fill in the text and tool calls of the members' answers.
     """
-    # PostgreSQL refuses even to look for a NUL.
+    # PostgreSQL refuses a parameter with a NUL.
     keys = [key for key in fusion_ids if "\x00" not in key]
 
-    def look(connection: Connection) -> tuple[Sequence[Any], Sequence[Any]]:
-        rows = connection.execute(_STANDINGS, {"tenant": tenant, "keys": keys}).all()
-        done = [row.fusion_id for row in rows if row.body]
-        return rows, connection.execute(_TEXTS, {"keys": done}).all() if texts and done else ()
+    def query(connection: Connection) -> tuple[Sequence[Any], Sequence[Any]]:
+        rows = connection.execute(_STATUSES, {"tenant": tenant, "keys": keys}).all()
+        ended_ids = [row.fusion_id for row in rows if row.body]
+        if not texts or not ended_ids:
+            return rows, ()
+        return rows, connection.execute(_BODIES, {"keys": ended_ids}).all()
 
-    rows, said = await store.run(look, write=False)
-    spoken: Spoken = {(row.fusion_id, row.round, row.call): row.body for row in said}
-    found = []
-    for row in rows:
-        outcome = Outcome.decode(row.body) if row.body else None
-        if outcome and texts:
-            outcome = outcome.model_copy(
-                update={"answers": tuple(_with_text(a, outcome, spoken) for a in outcome.answers)}
-            )
-        found.append(
-            FusionStatus(row.fusion_id, row.batch_id, row.custom_id, row.submitted_at, outcome)
-        )
-    return found
+    rows, candidate_rows = await store.run(query, write=False)
+    bodies: CandidateBodies = {
+        (row.fusion_id, row.round, row.call): row.body for row in candidate_rows
+    }
+    return [_status(row, bodies, texts=texts) for row in rows]
 
 
-def _with_text(answer: Answer, outcome: Outcome, spoken: Spoken) -> Answer:
+def _status(row: Any, bodies: CandidateBodies, *, texts: bool) -> FusionStatus:
+    outcome = Outcome.decode(row.body) if row.body else None
+    if outcome and texts:
+        answers = tuple(_with_text(answer, outcome, bodies) for answer in outcome.answers)
+        outcome = outcome.model_copy(update={"answers": answers})
+    return FusionStatus(row.fusion_id, row.batch_id, row.custom_id, row.submitted_at, outcome)
+
+
+def _with_text(answer: Answer, outcome: Outcome, bodies: CandidateBodies) -> Answer:
+    """An answer with the content of its candidate, which the outcome's body leaves out."""
     if answer.round is None or answer.content is not None:
         return answer
-    body = spoken.get((outcome.fusion_id, answer.round, answer.call or answer.member))
+    body = bodies.get((outcome.fusion_id, answer.round, answer.call or answer.member))
     if body is None:
         return answer
-    # The judge has checked the whole when it stored it.
-    said = json.loads(body)
-    calls = tuple(ToolCall.model_validate(call) for call in said.get("tool_calls", ()))
-    return answer.model_copy(update={"content": said.get("content"), "tool_calls": calls})
+    # Not validated as a whole: the judge did that when it stored the candidate.
+    candidate = json.loads(body)
+    calls = tuple(ToolCall.model_validate(call) for call in candidate.get("tool_calls", ()))
+    return answer.model_copy(update={"content": candidate.get("content"), "tool_calls": calls})
 
 
-def as_reply(standing: FusionStatus) -> replies.fusions.Fusion:
-    """A standing as the API and the command line show it; what is degraded comes first."""
+def as_reply(status: FusionStatus) -> replies.fusions.Fusion:
+    """A fusion's state as the API and the command line show it; degradation comes first."""
     base = {
-        "id": standing.fusion_id,
-        "custom_id": standing.custom_id,
-        "batch_id": standing.batch_id,
+        "id": status.fusion_id,
+        "custom_id": status.custom_id,
+        "batch_id": status.batch_id,
     }
-    if standing.outcome is None:
-        running = {**base, "status": "running", "submitted_at": standing.submitted_at.isoformat()}
+    if status.outcome is None:
+        running = {**base, "status": "running", "submitted_at": status.submitted_at.isoformat()}
         return cast("replies.fusions.Fusion", running)
-    body = standing.outcome.model_dump(
+    body = status.outcome.model_dump(
         mode="json", exclude={"v", "fusion_id", "custom_id", "batch_id"}
     )
     first = {key: body.pop(key) for key in ("is_degraded", "degraded_reasons", "status")}
-    found = {**first, **base, **body, "latency_ms": round(standing.outcome.latency_ms, 1)}
-    return cast("replies.fusions.Fusion", found)
+    latency_ms = round(status.outcome.latency_ms, 1)
+    reply = {**first, **base, **body, "latency_ms": latency_ms}
+    return cast("replies.fusions.Fusion", reply)

@@ -1,4 +1,4 @@
-"""Tables. The judge writes results (`fusions` to `verdicts`), ingest everything else; analysts read views only."""
+"""The tables. Judge writes `fusions` to `verdicts`, ingest the rest; analysts read only views."""
 
 from datetime import UTC, datetime
 
@@ -29,11 +29,11 @@ class UtcDateTime(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - SQLAlchemy's signature
-        """To the database."""
+        """Convert a value for the database."""
         return value.astimezone(UTC) if value else None
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - SQLAlchemy's signature
-        """From the database; SQLite gives it back without its zone."""
+        """Convert a value from the database; SQLite's lacks the time zone."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
@@ -134,7 +134,8 @@ candidates = Table(
     Column("body", Text, nullable=False),
 )
 
-# What came after the outcome and cost something; judge adds a row, and ingest takes it off once it is counted.
+# Costs of candidates that came after the outcome. The judge adds a row, and ingest removes it once
+# it is counted.
 late_costs = Table(
     "late_costs",
     metadata,
@@ -253,7 +254,7 @@ verdicts = Table(
     ),
 )
 
-# Which store of a broker `prompts.published_at` speaks of: one row.
+# One row: the broker's store that `prompts.published_at` refers to.
 published_to = Table("published_to", metadata, Column("store_id", String(32), primary_key=True))
 
 processes = Table(
@@ -288,7 +289,7 @@ file_chunks = Table(
     Column("data", LargeBinary, nullable=False),
 )
 
-# Large texts of prompts too.
+# Large images and large texts of prompts.
 images = Table(
     "images",
     metadata,

@@ -1,6 +1,7 @@
-"""The views that analysts query: contract `fusewire_v1`, the same names and columns on both databases.
+"""The views that analysts query: contract `fusewire_v1`.
 
-Changes are additive only. `migrate.upgrade` drops and creates them after every migration.
+Names and columns are the same on both databases, and changes only add columns. `migrate.upgrade`
+updates the views after every migration.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,11 @@ class ViewColumn:
     sql: str
     postgresql: str | None = None
 
+    def select(self, dialect: str) -> str:
+        """The column in a SELECT for `sqlite` or `postgresql`."""
+        has_own = dialect == "postgresql" and self.postgresql
+        return f"{self.postgresql if has_own else self.sql} AS {self.name}"
+
 
 @dataclass(frozen=True)
 class View:
@@ -29,12 +35,8 @@ class View:
 
     def create(self, dialect: str) -> str:
         """The CREATE VIEW statement for `sqlite` or `postgresql`."""
-        chosen = (
-            (c.postgresql if dialect == "postgresql" and c.postgresql else c.sql, c.name)
-            for c in self.columns
-        )
-        listed = ",\n  ".join(f"{sql} AS {name}" for sql, name in chosen)
-        return f"CREATE VIEW {self.name} AS\nSELECT\n  {listed}\nFROM {self.source}"
+        expressions = ",\n  ".join(column.select(dialect) for column in self.columns)
+        return f"CREATE VIEW {self.name} AS\nSELECT\n  {expressions}\nFROM {self.source}"
 
 
 def _day(column: str) -> ViewColumn:
@@ -150,7 +152,8 @@ V_OUTCOME = View(
         ViewColumn("tool_calls", "the fused tool calls, as JSON", "o.tool_calls"),
         ViewColumn(
             "cost_late_usd",
-            "of calls that ended after it was decided, as those of members that were not waited for; not in cost_usd",
+            "of calls that ended after it was decided, as those of members that were not waited"
+            " for; not in cost_usd",
             f"(SELECT SUM(json_extract(c.body, '$.cost_usd')) {_LATE})",
             f"(SELECT SUM(CAST(c.body::json ->> 'cost_usd' AS double precision)) {_LATE})",
         ),
@@ -225,7 +228,8 @@ V_ANSWER = View(
         ViewColumn("is_right", "whether its first answer is right by the gold label", "a.is_right"),
     ),
     "answers a JOIN outcomes o ON o.fusion_id = a.fusion_id"
-    " LEFT JOIN candidates c ON c.fusion_id = a.fusion_id AND c.round = a.round AND c.call = a.call",
+    " LEFT JOIN candidates c"
+    " ON c.fusion_id = a.fusion_id AND c.round = a.round AND c.call = a.call",
 )
 
 V_VERDICT = View(
@@ -275,8 +279,8 @@ def _count(name: str, comment: str, condition: str) -> ViewColumn:
 
 V_JUDGE_BIAS = View(
     "v_judge_bias",
-    "One row per pool and judge: counts to see by whether its verdicts follow place, length or family."
-    " Verdicts that could be read and held no control.",
+    "One row per pool and judge: counts to see by whether its verdicts follow place, length or"
+    " family. Verdicts that could be read and held no control.",
     (
         ViewColumn("pool", "the pool", "o.pool"),
         ViewColumn("judge_model", "who judged", "v.judge_model"),
@@ -369,7 +373,8 @@ V_BATCH = View(
         ViewColumn(
             "eta_at",
             "when it will be done if it goes on as it went so far (UTC); NULL unless it runs",
-            f"CASE WHEN {_IS_MOVING} THEN strftime('%Y-%m-%d %H:%M:%f000', julianday(b.in_progress_at)"
+            f"CASE WHEN {_IS_MOVING}"
+            " THEN strftime('%Y-%m-%d %H:%M:%f000', julianday(b.in_progress_at)"
             f" + (julianday('now') - julianday(b.in_progress_at)) * b.total / {_DONE}) END",
             f"CASE WHEN {_IS_MOVING} THEN b.in_progress_at"
             f" + (now() - b.in_progress_at) * (b.total / CAST({_DONE} AS double precision)) END",

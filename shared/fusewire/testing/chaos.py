@@ -1,4 +1,4 @@
-"""For tests: schedules of faults drawn from a seed, and a running stack of processes that they befall."""
+"""For tests: random schedules of faults, and a running stack of processes to apply them to."""
 
 import random
 import shutil
@@ -31,7 +31,8 @@ class Fault:
 
     Attributes:
         at_s: when it begins, s from the schedule's beginning.
-        kind: `kill` is SIGKILL, `freeze` SIGSTOP; `store_lost` kills the broker and removes its store.
+        kind: `kill` is SIGKILL, `freeze` SIGSTOP; `store_lost` kills the broker and removes its
+            store.
         target: a service, or the broker; the database where that is away.
         for_s: how long it lasts, s; 0 for a kill.
     """
@@ -45,7 +46,7 @@ class Fault:
 def schedule(seed: int, seconds: float) -> list[Fault]:
     """The faults of a seed, one after the other, that end within `seconds`."""
     rng = random.Random(seed)
-    found: list[Fault] = []
+    faults: list[Fault] = []
     at_s = 1.0
     while True:
         at_s += min(rng.expovariate(1 / EVERY_S), 3 * EVERY_S)
@@ -53,9 +54,9 @@ def schedule(seed: int, seconds: float) -> list[Fault]:
         target = rng.choice((*SERVICES, BROKER))
         for_s = rng.uniform(1.0, LONGEST_S) if kind in ("freeze", "database_away") else 0.0
         if at_s + for_s > seconds:
-            return found
+            return faults
         names: dict[Kind, str] = {"database_away": "database", "store_lost": BROKER}
-        found.append(Fault(round(at_s, 2), kind, names.get(kind, target), round(for_s, 2)))
+        faults.append(Fault(round(at_s, 2), kind, names.get(kind, target), round(for_s, 2)))
         at_s += for_s
 
 
@@ -84,7 +85,7 @@ class StackProcess:
         does[fault.kind](fault)
 
     def _process(self, target: str) -> psutil.Process:
-        """The process of a service or of the broker, once it is there: it may be about to be started again."""
+        """The process of a service or of the broker; waits until it has been restarted."""
         marks = (target, f"fusewire_{target.replace('-', '_')}")
 
         def look() -> psutil.Process | None:
@@ -98,8 +99,8 @@ class StackProcess:
                     return child
             return None
 
-        found: psutil.Process = until(look, target)
-        return found
+        process: psutil.Process = until(look, target)
+        return process
 
     def _kill(self, fault: Fault) -> None:
         self._process(fault.target).send_signal(signal.SIGKILL)

@@ -26,7 +26,8 @@ FUSEWIRE = Path(sys.executable).parent / "fusewire"
 class Command:
     """A command that runs, at the head of a session of its own.
 
-    What it writes goes to files: nothing that has inherited them can make a test wait for their end.
+    What it writes goes to files: nothing that has inherited them can make a test wait for their
+    end.
     """
 
     def __init__(
@@ -91,50 +92,52 @@ def _warm() -> WarmStart | None:
 def background(
     command: Sequence[str], *, cwd: Path, env: Mapping[str, str] | None = None, stdin: str = ""
 ) -> Iterator[Command]:
-    """A command that runs beside the test; whatever becomes of the test, it is ended."""
-    with _files(stdin) as (given, out, err):
+    """A command that runs beside the test, and is ended with the block."""
+    with _files(stdin) as (stdin_file, out, err):
         warm = _warm() if command[0] == str(FUSEWIRE) else None
         if warm and env is not None:
-            pid = warm.start(command[1:], cwd, env, [file.fileno() for file in (given, out, err)])
-            started = Command(pid, functools.partial(_poll, pid, {}), out, err)
+            pid = warm.start(
+                command[1:], cwd, env, [file.fileno() for file in (stdin_file, out, err)]
+            )
+            running = Command(pid, functools.partial(_poll, pid, {}), out, err)
         else:
             process = subprocess.Popen(
                 bound(command),
                 cwd=cwd,
                 env=env,
-                stdin=given,
+                stdin=stdin_file,
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
             )
-            started = Command(process.pid, process.poll, out, err)
+            running = Command(process.pid, process.poll, out, err)
         try:
-            yield started
+            yield running
         finally:
-            started.end()
+            running.end()
 
 
-def _poll(pid: int, ended: dict[int, int]) -> int | None:
-    if pid not in ended:
-        found, status = os.waitpid(pid, os.WNOHANG)
-        if not found:
+def _poll(pid: int, exit_codes: dict[int, int]) -> int | None:
+    if pid not in exit_codes:
+        ended_pid, status = os.waitpid(pid, os.WNOHANG)
+        if not ended_pid:
             return None
-        ended[pid] = os.waitstatus_to_exitcode(status)
-    return ended[pid]
+        exit_codes[pid] = os.waitstatus_to_exitcode(status)
+    return exit_codes[pid]
 
 
 @contextlib.contextmanager
 def _files(stdin: str) -> Iterator[tuple[IO[str], IO[str], IO[str]]]:
     with contextlib.ExitStack() as stack:
-        given, out, err = (
+        stdin_file, out, err = (
             stack.enter_context(
                 tempfile.NamedTemporaryFile("w+", encoding="utf-8", prefix=f"fusewire-{name}-")
             )
             for name in ("stdin", "stdout", "stderr")
         )
-        given.write(stdin)
-        given.seek(0)
-        yield given, out, err
+        stdin_file.write(stdin)
+        stdin_file.seek(0)
+        yield stdin_file, out, err
 
 
 @dataclass(frozen=True)

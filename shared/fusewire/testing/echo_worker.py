@@ -16,12 +16,12 @@ from fusewire.worker import FreeCalls, TokenPublisher, Worker
 
 
 def echo(task: Task) -> str:
-    """It says who it is and repeats the prompt, or gives JSON that fits what is demanded."""
+    """Name the model and repeat the prompt, or return JSON that fits the schema."""
     schema = task.sampling.response_schema
     if schema:
         return json.dumps(satisfying(schema, schema))
-    said = last_user_message({"messages": [m.model_dump() for m in task.messages]})
-    return f"{task.model} says {task.round}: {said}"
+    prompt = last_user_message({"messages": [m.model_dump() for m in task.messages]})
+    return f"{task.model} says {task.round}: {prompt}"
 
 
 Say = Callable[[Task], str | Awaitable[str]]
@@ -35,11 +35,11 @@ class EchoEngine(FreeCalls):
         self._answer = answer
 
     async def generate(self, task: Task, tell: TokenPublisher | None = None) -> Candidate:
-        """See Generate. It tells its answer word by word."""
+        """See Generate. It publishes its answer word by word."""
         self.tasks.append(task)
         now = datetime.now(UTC)
-        said = self._answer(task)
-        answer = await said if inspect.isawaitable(said) else said
+        reply = self._answer(task)
+        answer = await reply if inspect.isawaitable(reply) else reply
         if tell:
             for word in re.findall(r"\S+\s*|\s+", answer):
                 await tell(word)

@@ -92,7 +92,10 @@ JUDGE = PlannedJudge(model="m-judge", tier="remote", family="judge")
 def make_plan(
     prompt: Prompt | None = None, members: Iterable[str | PlannedMember] = "abc", **overrides: Any
 ) -> Plan:
-    """The plan of a prompt: members `a`, `b`, `c` and a judge; the panel has 45 of its 60 seconds."""
+    """The plan of a prompt with members `a`, `b`, `c` and a judge.
+
+    The panel has 45 of the 60 seconds.
+    """
     prompt = prompt or make_prompt()
     fields: dict[str, Any] = {
         "fusion_id": prompt.fusion_id,

@@ -17,10 +17,10 @@ ASKED: dict[str, Any] = {"model": "openrouter/fusion", "messages": MESSAGES}
 
 
 async def post(
-    http: aiohttp.ClientSession, path: str = CHAT, **given: Any
+    http: aiohttp.ClientSession, path: str = CHAT, **options: Any
 ) -> tuple[int, dict[str, Any], Any]:
     """Status, body and headers."""
-    async with http.post(path, **{"json": ASKED, **given}) as response:
+    async with http.post(path, **{"json": ASKED, **options}) as response:
         return response.status, await response.json(), response.headers
 
 
@@ -28,9 +28,9 @@ async def rows(settings: Settings, query: str) -> list[dict[str, Any]]:
     """What a query gives on the database of these settings."""
     store = Store(settings.database)
     async with store.read() as connection:
-        found = [dict(row) for row in (await connection.execute(text(query))).mappings()]
+        results = [dict(row) for row in (await connection.execute(text(query))).mappings()]
     await store.close()
-    return found
+    return results
 
 
 class StreamProgress:
@@ -69,9 +69,9 @@ class StreamProgress:
 async def streaming(
     http: aiohttp.ClientSession, *, headers: dict[str, str] | None = None, **fields: Any
 ) -> AsyncIterator[StreamProgress]:
-    """A stream; what the body of the block leaves is heard at its end."""
+    """A stream; what the block has not read is read at its end."""
     body = {**ASKED, "stream": True, **fields}
     async with http.post(CHAT, json=body, headers=headers) as response:
-        heard = StreamProgress(response)
-        yield heard
-        await heard.until(lambda: False)
+        progress = StreamProgress(response)
+        yield progress
+        await progress.until(lambda: False)

@@ -1,4 +1,7 @@
-"""A real llama.cpp server on a GGUF file in a process of its own, from the wheel `xllamacpp`; for tests and benches."""
+"""A real llama.cpp server on a GGUF file, for tests and benchmarks.
+
+It runs in a process of its own, from the wheel `xllamacpp`.
+"""
 
 import subprocess
 import sys
@@ -21,7 +24,10 @@ _END_S = 60
 
 @contextmanager
 def llama_server(file: Path, *, context: int = 1024, threads: int = 1) -> Iterator[str]:
-    """Its address, such as `http://127.0.0.1:40123`. It ends with the block, and with this process."""
+    """A server, by its address, such as `http://127.0.0.1:40123`.
+
+    It ends with the block, and with this process.
+    """
     command = [sys.executable, "-c", _PROGRAM, str(file), str(context), str(threads)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

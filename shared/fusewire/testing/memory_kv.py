@@ -1,4 +1,4 @@
-"""A JetStream key-value bucket in memory, for tests and benchmarks only. Nothing survives the process."""
+"""A JetStream key-value bucket in memory, for tests and benchmarks only."""
 
 from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 from nats.js.kv import KeyValue
@@ -11,7 +11,8 @@ class MemoryKeyValue(KeyValue):
         self._entries: dict[str, KeyValue.Entry] = {}
         self._revision = 0
 
-    # The arguments that nobody passes here are nats-py's: the one who calls must not notice the difference.
+    # The arguments that nobody passes here are nats-py's: the one who calls must not notice the
+    # difference.
 
     async def get(
         self,

@@ -1,4 +1,4 @@
-"""A connection to the fake model server: reads requests, and answers or fails by the script. For tests only."""
+"""A connection to the fake model server, which answers or fails by the script. For tests only."""
 
 import asyncio
 import json
@@ -24,6 +24,7 @@ from fusewire.testing.model_script import (
     ANY_MODEL,
     STATUS_FAULTS,
     Fault,
+    FaultKind,
     Model,
     ModelScript,
     Script,
@@ -70,7 +71,7 @@ class Stats:
 
 
 class ServerState:
-    """What the connections of one server share: the script and the places in it, and what was counted."""
+    """The state that the connections of one server share: the script, and counts."""
 
     def __init__(self, script: Script) -> None:
         self.connections: set[Connection] = set()
@@ -81,7 +82,7 @@ class ServerState:
         """Replace the script; counts, recordings and places in the old script are gone."""
         self.script = script
         self.stats = Stats()
-        self.received = bytearray()
+        self.received_bytes = bytearray()
         self.in_flight: Counter[str] = Counter()
         self._models: dict[str, Model] = {}
 
@@ -103,12 +104,12 @@ class ServerState:
             self.stats.by_key[key] += 1
         self.arrival.set()
 
-    def opened(self, connection: "Connection") -> None:
+    def add(self, connection: "Connection") -> None:
         """Note a connection."""
         self.connections.add(connection)
         self.stats.connections += 1
 
-    def closed(self, connection: "Connection") -> None:
+    def discard(self, connection: "Connection") -> None:
         """Forget a connection."""
         self.connections.discard(connection)
 
@@ -117,7 +118,7 @@ class ServerState:
         if (method, path) == (b"GET", b"/_control/stats"):
             return 200, json.dumps(self.stats, default=vars).encode()
         if (method, path) == (b"GET", b"/_control/received"):
-            return 200, bytes(self.received)
+            return 200, bytes(self.received_bytes)
         if (method, path) == (b"POST", b"/_control/script"):
             try:
                 self.set_script(Script.model_validate_json(body))
@@ -129,10 +130,10 @@ class ServerState:
 
 @dataclass(frozen=True)
 class _ModelRequest:
-    """A request: its protocol, what it says in OpenAI's form, whether it wants a stream."""
+    """A request: its protocol, its fields in OpenAI's form, and whether it wants a stream."""
 
     dialect: Dialect
-    request: dict[str, Any]
+    fields: dict[str, Any]
     is_streamed: bool
 
 
@@ -142,6 +143,26 @@ def _dialect(path: bytes) -> Dialect | None:
     if path.endswith(b"/messages"):
         return _ANTHROPIC
     return _GEMINI if b"/models/" in path and b"enerateContent" in path else None
+
+
+_WITHOUT_STREAM: dict[FaultKind, FaultKind] = {
+    "stream_error": "error_in_200",
+    "stream_hang": "hang",
+}
+"""Faults of streams, and what they are for requests that want none."""
+_CUT_STREAMS = frozenset({"truncate", "stream_close", "stream_hang", "stream_error"})
+
+
+def _fault_kind(fault: Fault | None, *, is_streamed: bool) -> FaultKind | None:
+    """A fault's kind for a stream, or for a whole body."""
+    if fault is None:
+        return None
+    return fault.kind if is_streamed else _WITHOUT_STREAM.get(fault.kind, fault.kind)
+
+
+def _cut_tokens(tokens: list[str], fault: Fault) -> list[str]:
+    """The tokens that a stream sends before a fault."""
+    return tokens[: len(tokens) // 2 if fault.kind == "truncate" else fault.tokens]
 
 
 class Connection(asyncio.Protocol):
@@ -157,20 +178,20 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._server.opened(self)
+        self._server.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         if self._timer is not None:
             self._timer.cancel()
         self._leave()
-        self._server.closed(self)
+        self._server.discard(self)
 
     def abort(self) -> None:
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         if self._server.script.recording:
-            self._server.received += data
+            self._server.received_bytes += data
         self._buffer = self._buffer + data if self._buffer else data
         self._advance()
 
@@ -198,79 +219,81 @@ class Connection(asyncio.Protocol):
             self._send(404, _error("", "invalid_request_error"))
             return
         try:
-            given = json.loads(body)
-            request = dialect.normal(path.decode(), given)
+            content = json.loads(body)
+            request = dialect.normal(path.decode(), content)
             name = str(request["model"])
         except (ValueError, KeyError, TypeError, IndexError, UnknownError) as exc:
             self._server.stats.unknown.append(f"{type(exc).__name__}: {exc}")
             self._send(*dialect.error(400, "invalid_value", "invalid_request_error", {}))
             return
-        self._chat(name, head, given, _ModelRequest(dialect, request, bool(request.get("stream"))))
+        self._chat(
+            name, head, content, _ModelRequest(dialect, request, bool(request.get("stream")))
+        )
 
-    def _chat(self, name: str, head: bytes, given: dict[str, Any], asked: "_ModelRequest") -> None:
+    def _chat(self, name: str, head: bytes, body: dict[str, Any], request: "_ModelRequest") -> None:
         server = self._server
         key = _header(head, b"idempotency-key").decode("latin-1")
         server.count(name, key)
         stats = server.stats
         if server.script.recording:
             stats.recorded.append(
-                RecordedRequest(name, key, head.decode("latin-1"), given, asked.request)
+                RecordedRequest(name, key, head.decode("latin-1"), body, request.fields)
             )
         self._busy = name
-        self._in_flight = (
-            server.in_flight
-        )  # the one to leave, though the script be replaced meanwhile
+        # Kept to leave it, also if the script is replaced in the meantime.
+        self._in_flight = server.in_flight
         self._in_flight[name] += 1
         stats.peak_by_model[name] = max(stats.peak_by_model[name], self._in_flight[name])
         model = server.model(name)
-        if refused := model.refusal(given):
-            message = refused.message.replace("{parameter}", refused.parameter)
-            self._send(
-                *asked.dialect.refused(message, refused.parameter if refused.is_named else None)
-            )
+        if refusal := model.refusal(body):
+            message = refusal.message.replace("{parameter}", refusal.parameter)
+            parameter = refusal.parameter if refusal.is_named else None
+            self._send(*request.dialect.refusal(message, parameter))
             return
         fault, delay_s = model.next_fault(), model.next_latency_s()
         if delay_s > 0:
-            self._timer = self._loop.call_later(delay_s, self._reply, model, asked, fault)
+            self._timer = self._loop.call_later(delay_s, self._reply, model, request, fault)
         else:
-            self._reply(model, asked, fault)
+            self._reply(model, request, fault)
 
-    def _reply(self, model: Model, asked: "_ModelRequest", fault: Fault | None) -> None:
-        dialect = asked.dialect
+    def _reply(self, model: Model, request: "_ModelRequest", fault: Fault | None) -> None:
+        dialect = request.dialect
+        kind = _fault_kind(fault, is_streamed=request.is_streamed)
         if fault is None:
-            calls = model.calls(asked.request)
-            text = model.beside if calls else model.answer(asked.request)
+            calls = model.calls(request.fields)
+            text = model.beside if calls else model.answer(request.fields)
             self._answer(
                 model,
-                asked,
+                request,
                 ScriptedReply.of(
-                    model, asked.request, text, "tool_calls" if calls else "stop", calls
+                    model, request.fields, text, "tool_calls" if calls else "stop", calls
                 ),
             )
         elif fault.kind in STATUS_FAULTS:
-            status, code, kind = STATUS_FAULTS[fault.kind]
+            status, code, error_type = STATUS_FAULTS[fault.kind]
             headers = dict(fault.headers)
-            self._send(*dialect.error(status, code, kind, headers), headers)
-        elif fault.kind == "error_in_200" or (
-            fault.kind == "stream_error" and not asked.is_streamed
-        ):
-            body = dialect.error(502, "", "server_error", {})[1]
-            if asked.is_streamed:
-                self._stream(
-                    model.name, [_failed(dialect)], 0.0, self._end_stream, has_tokens=False
-                )
-            else:
-                self._send(200, body)
+            self._send(*dialect.error(status, code, error_type, headers), headers)
         elif fault.kind == "garbage":
             self._send(200, b"not what you asked for")
         elif fault.kind == "close":
             self._transport.close()
-        elif fault.kind != "hang" and (asked.is_streamed or fault.kind != "stream_hang"):
-            self._answer_oddly(model, asked, fault)
+        elif kind == "error_in_200":
+            self._send_error_in_200(model, request)
+        elif kind != "hang":
+            self._answer_oddly(model, request, fault)
 
-    def _answer_oddly(self, model: Model, asked: "_ModelRequest", fault: Fault) -> None:
+    def _send_error_in_200(self, model: Model, request: "_ModelRequest") -> None:
+        dialect = request.dialect
+        if request.is_streamed:
+            self._stream(
+                model.name, [_error_event(dialect)], 0.0, self._end_stream, has_tokens=False
+            )
+        else:
+            self._send(200, dialect.error(502, "", "server_error", {})[1])
+
+    def _answer_oddly(self, model: Model, request: "_ModelRequest", fault: Fault) -> None:
         """Faults that come with an answer, or a piece of one."""
-        answer = model.answer(asked.request)
+        answer = model.answer(request.fields)
         finish: str | None = "stop"
         if fault.kind == "huge":
             answer = "x" * fault.bytes
@@ -283,16 +306,20 @@ class Connection(asyncio.Protocol):
             finish = None
         elif fault.kind == "interrupted":
             finish = "error"
-        self._answer(model, asked, ScriptedReply.of(model, asked.request, answer, finish), fault)
+        self._answer(model, request, ScriptedReply.of(model, request.fields, answer, finish), fault)
 
     def _answer(
-        self, model: Model, asked: "_ModelRequest", said: ScriptedReply, fault: Fault | None = None
+        self,
+        model: Model,
+        request: "_ModelRequest",
+        reply: ScriptedReply,
+        fault: Fault | None = None,
     ) -> None:
         kind = fault.kind if fault else "none"
-        if asked.is_streamed and kind != "stream_unknown":
-            self._answer_streamed(model, asked.dialect, said, fault)
+        if request.is_streamed and kind != "stream_unknown":
+            self._answer_streamed(model, request.dialect, reply, fault)
             return
-        body = asked.dialect.whole(said)
+        body = request.dialect.whole(reply)
         if kind in {"truncate", "stream_close"}:
             self._transport.write(_head(200, len(body)) + body[: len(body) // 2])
             self._transport.close()
@@ -303,25 +330,27 @@ class Connection(asyncio.Protocol):
             self._send(200, body)
 
     def _answer_streamed(
-        self, model: Model, dialect: Dialect, said: ScriptedReply, fault: Fault | None
+        self, model: Model, dialect: Dialect, reply: ScriptedReply, fault: Fault | None
     ) -> None:
-        tokens = said.tokens()
+        tokens = reply.tokens()
         end: Callable[[], None] = self._end_stream
         pause_s = model.token_s
-        last = dialect.ended(said)
-        if fault and fault.kind in {"truncate", "stream_close", "stream_hang", "stream_error"}:
-            tokens = tokens[: len(tokens) // 2 if fault.kind == "truncate" else fault.tokens]
-            last = [_failed(dialect)] if fault.kind == "stream_error" else []
-            if fault.kind != "stream_error":
-                end = self._hang if fault.kind == "stream_hang" else self._transport.close
+        last = dialect.end_events(reply)
+        if fault and fault.kind in _CUT_STREAMS:
+            tokens = _cut_tokens(tokens, fault)
+            last = [_error_event(dialect)] if fault.kind == "stream_error" else []
+            ends = {"stream_error": self._end_stream, "stream_hang": self._hang}
+            end = ends.get(fault.kind, self._transport.close)
         elif fault and fault.kind == "drip":
             pause_s = fault.seconds / (len(tokens) + 1)
-        steps = [dialect.token(said, token) for token in tokens]
-        begun = b"".join(dialect.begun(said))
-        steps = [begun + steps[0], *steps[1:]] if steps else [begun]
+        steps = [dialect.token(reply, token) for token in tokens]
+        start = b"".join(dialect.start_events(reply))
+        steps = [start + steps[0], *steps[1:]] if steps else [start]
+        if last:
+            steps.append(b"".join(last))
         self._stream(
-            said.model,
-            [*steps, *([b"".join(last)] if last else [])],
+            reply.model,
+            steps,
             pause_s,
             end,
             has_tokens=bool(tokens),
@@ -401,7 +430,10 @@ def _header(head: bytes, name: bytes) -> bytes:
 
 def _head(status: int, length: int, headers: dict[str, str] | None = None) -> bytes:
     extra = "".join(f"{name}: {value}\r\n" for name, value in headers.items()) if headers else ""
-    return f"HTTP/1.1 {status} -\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n{extra}\r\n".encode()
+    return (
+        f"HTTP/1.1 {status} -\r\ncontent-type: application/json\r\n"
+        f"content-length: {length}\r\n{extra}\r\n"
+    ).encode()
 
 
 def _error(code: str, kind: str) -> bytes:
@@ -418,6 +450,6 @@ def _chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def _failed(dialect: Dialect) -> bytes:
+def _error_event(dialect: Dialect) -> bytes:
     """The event of a stream that fails."""
     return dialect.event(json.loads(dialect.error(502, "", "server_error", {})[1]))

@@ -1,7 +1,7 @@
 """The protocols that the fake model server speaks. For tests and benchmarks only.
 
-Requests are turned into OpenAI's form, which the script knows; answers are told in each protocol's own. What a
-protocol does not know is refused, as the real servers do: a field too many is a fault of the client.
+Requests are converted to OpenAI's form, which the script knows; answers are written in each
+protocol's own. Unknown fields are refused, as by the real servers.
 """
 
 import json
@@ -43,9 +43,19 @@ class ScriptedReply:
         calls: tuple[ScriptedCall, ...] = (),
     ) -> "ScriptedReply":
         """Tokens are counted as four characters each, whatever the model."""
-        asked = sum(len(str(one.get("content"))) for one in request.get("messages") or []) // 4 + 1
-        said = (len(text) + sum(len(str(call)) for call in calls)) // 4 + 1
-        return cls(model.name, text, calls, finish, asked, said, min(model.cached_tokens, asked))
+        prompt_tokens = (
+            sum(len(str(turn.get("content"))) for turn in request.get("messages") or []) // 4 + 1
+        )
+        reply_tokens = (len(text) + sum(len(str(call)) for call in calls)) // 4 + 1
+        return cls(
+            model.name,
+            text,
+            calls,
+            finish,
+            prompt_tokens,
+            reply_tokens,
+            min(model.cached_tokens, prompt_tokens),
+        )
 
     def tokens(self) -> list[str]:
         """The text in pieces."""
@@ -61,7 +71,7 @@ class ScriptedReply:
         ]
 
 
-def encoded(value: object) -> bytes:
+def encode(value: object) -> bytes:
     """JSON."""
     return json.dumps(value, ensure_ascii=False).encode(errors="surrogatepass")
 
@@ -81,26 +91,26 @@ class Dialect(ABC):
         """
         if self.fields and (unknown := body.keys() - self.fields):
             raise UnknownError(", ".join(sorted(unknown)))
-        return self.turned(path, body)
+        return self.convert(path, body)
 
     @abstractmethod
-    def turned(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    def convert(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """The same, once the fields are known to be right."""
 
     @abstractmethod
-    def whole(self, said: ScriptedReply) -> bytes:
+    def whole(self, reply: ScriptedReply) -> bytes:
         """An answer's body."""
 
     @abstractmethod
-    def begun(self, said: ScriptedReply) -> list[bytes]:
+    def start_events(self, reply: ScriptedReply) -> list[bytes]:
         """Events before a stream's first token."""
 
     @abstractmethod
-    def token(self, said: ScriptedReply, text: str) -> bytes:
+    def token(self, reply: ScriptedReply, text: str) -> bytes:
         """The event of one token."""
 
     @abstractmethod
-    def ended(self, said: ScriptedReply) -> list[bytes]:
+    def end_events(self, reply: ScriptedReply) -> list[bytes]:
         """Events after the last token: calls, the end, the usage."""
 
     @abstractmethod
@@ -111,18 +121,18 @@ class Dialect(ABC):
         kind: str,
         headers: dict[str, str],
     ) -> tuple[int, bytes]:
-        """An error: the status that this protocol gives it, and the body. `code` and `kind` are OpenAI's."""
+        """An error's status and body in this protocol. `code` and `kind` are OpenAI's."""
 
-    def refused(self, message: str, parameter: str | None) -> tuple[int, bytes]:
+    def refusal(self, message: str, parameter: str | None) -> tuple[int, bytes]:
         """The error of a request that holds a parameter which the model does not take."""
         error = {"message": message, "type": "invalid_request_error", "param": parameter}
-        return 400, encoded(
+        return 400, encode(
             {"error": {**error, "code": "unsupported_parameter" if parameter else None}},
         )
 
     def event(self, body: object) -> bytes:
         """One event of a stream."""
-        return b"data: " + encoded(body) + b"\n\n"
+        return b"data: " + encode(body) + b"\n\n"
 
 
 MESSAGE = "The fake server was told to fail."
@@ -145,12 +155,12 @@ def turn(role: str, parts: list[dict[str, Any]], calls: list[dict[str, Any]]) ->
     return {"role": role, "content": content, **({"tool_calls": calls} if calls else {})}
 
 
-def called(id_: str, name: str, given: dict[str, Any]) -> dict[str, Any]:
+def tool_call(id_: str, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """A call, in OpenAI's form."""
     return {
         "id": id_,
         "type": "function",
-        "function": {"name": name, "arguments": json.dumps(given)},
+        "function": {"name": name, "arguments": json.dumps(arguments)},
     }
 
 
@@ -166,45 +176,45 @@ def tool(name: str, description: str | None, parameters: dict[str, Any] | None) 
 class OpenAIDialect(Dialect):
     """Any OpenAI-compatible server: lenient."""
 
-    def turned(self, path: str, body: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002 - the signature is the protocol's
+    def convert(self, path: str, body: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002 - the signature is the protocol's
         return body
 
-    def whole(self, said: ScriptedReply) -> bytes:
+    def whole(self, reply: ScriptedReply) -> bytes:
         message: dict[str, Any] = {
             "role": "assistant",
-            "content": (said.text or None) if said.calls else said.text,
+            "content": (reply.text or None) if reply.calls else reply.text,
         }
-        if said.calls:
-            message["tool_calls"] = self._calls(said)
-        choice = {"index": 0, "message": message, "finish_reason": said.finish}
+        if reply.calls:
+            message["tool_calls"] = self._calls(reply)
+        choice = {"index": 0, "message": message, "finish_reason": reply.finish}
         return json.dumps(
-            {**self._frame(said, "chat.completion"), "choices": [choice], "usage": _usage(said)},
+            {**self._frame(reply, "chat.completion"), "choices": [choice], "usage": _usage(reply)},
         ).encode()
 
-    def begun(self, said: ScriptedReply) -> list[bytes]:
-        return [self._chunk(said, {"role": "assistant", "content": ""})]
+    def start_events(self, reply: ScriptedReply) -> list[bytes]:
+        return [self._chunk(reply, {"role": "assistant", "content": ""})]
 
-    def token(self, said: ScriptedReply, text: str) -> bytes:
-        return self._chunk(said, {"content": text})
+    def token(self, reply: ScriptedReply, text: str) -> bytes:
+        return self._chunk(reply, {"content": text})
 
-    def ended(self, said: ScriptedReply) -> list[bytes]:
+    def end_events(self, reply: ScriptedReply) -> list[bytes]:
         events = []
-        for index, call in enumerate(self._calls(said)):
+        for index, call in enumerate(self._calls(reply)):
             # In pieces, as OpenAI sends them.
-            given = call["function"].pop("arguments")
+            arguments = call["function"].pop("arguments")
             first = {**call, "index": index, "function": {**call["function"], "arguments": ""}}
-            events.append(self._chunk(said, {"tool_calls": [first]}))
-            half = len(given) // 2
+            events.append(self._chunk(reply, {"tool_calls": [first]}))
+            half = len(arguments) // 2
             events += [
                 self._chunk(
-                    said,
+                    reply,
                     {"tool_calls": [{"index": index, "function": {"arguments": piece}}]},
                 )
-                for piece in (given[:half], given[half:])
+                for piece in (arguments[:half], arguments[half:])
             ]
-        if said.finish:
-            events.append(self._chunk(said, {}, said.finish))
-        return [*events, *self._counted(said), b"data: [DONE]\n\n"]
+        if reply.finish:
+            events.append(self._chunk(reply, {}, reply.finish))
+        return [*events, *self._usage_events(reply), b"data: [DONE]\n\n"]
 
     def error(
         self,
@@ -213,41 +223,43 @@ class OpenAIDialect(Dialect):
         kind: str,
         headers: dict[str, str],  # noqa: ARG002 - the signature is the protocol's
     ) -> tuple[int, bytes]:
-        return status, encoded(
+        return status, encode(
             {"error": {"message": MESSAGE, "type": kind, "param": None, "code": code or None}},
         )
 
-    def _counted(self, said: ScriptedReply) -> list[bytes]:
+    def _usage_events(self, reply: ScriptedReply) -> list[bytes]:
         return [
             self.event(
                 {
-                    **self._frame(said, "chat.completion.chunk"),
+                    **self._frame(reply, "chat.completion.chunk"),
                     "choices": [],
-                    "usage": _usage(said),
+                    "usage": _usage(reply),
                 },
             ),
         ]
 
     def _chunk(
         self,
-        said: ScriptedReply,
+        reply: ScriptedReply,
         delta: dict[str, Any],
         finish: str | None = None,
     ) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": finish}
-        return self.event({**self._frame(said, "chat.completion.chunk"), "choices": [choice]})
+        return self.event({**self._frame(reply, "chat.completion.chunk"), "choices": [choice]})
 
-    def _frame(self, said: ScriptedReply, kind: str) -> dict[str, Any]:
-        return {"id": "chatcmpl-fake", "object": kind, "created": 0, "model": said.model}
+    def _frame(self, reply: ScriptedReply, kind: str) -> dict[str, Any]:
+        return {"id": "chatcmpl-fake", "object": kind, "created": 0, "model": reply.model}
 
-    def _calls(self, said: ScriptedReply) -> list[dict[str, Any]]:
+    def _calls(self, reply: ScriptedReply) -> list[dict[str, Any]]:
         return [
             {
                 "id": f"call_{index}",
                 "type": "function",
-                "function": {"name": call.name, "arguments": given},
+                "function": {"name": call.name, "arguments": arguments},
             }
-            for index, (call, given) in enumerate(zip(said.calls, said.arguments(), strict=True))
+            for index, (call, arguments) in enumerate(
+                zip(reply.calls, reply.arguments(), strict=True)
+            )
         ]
 
 
@@ -273,7 +285,7 @@ class DeepSeekDialect(OpenAIDialect):
 
     fields = _CHAT_FIELDS | {"seed", "parallel_tool_calls", "stream_options"}
 
-    def turned(self, path: str, body: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002 - the signature is the protocol's
+    def convert(self, path: str, body: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002 - the signature is the protocol's
         if body.get("response_format", {}).get("type") == "json_schema":
             raise UnknownError("response_format")
         turns = body["messages"]
@@ -288,17 +300,23 @@ def _without_thought(turn: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in turn.items() if key != "reasoning_content"}
 
 
+def _demand_short_ids(call_ids: list[str]) -> None:
+    """Refuse ids of calls that Mistral does not take."""
+    if not all(re.fullmatch(r"[a-zA-Z0-9]{9}", call_id) for call_id in call_ids):
+        raise UnknownError("tool_call_id")
+
+
 class MistralDialect(OpenAIDialect):
     """Mistral's own: strict, with ids of nine characters and answers of chunks."""
 
     fields = _CHAT_FIELDS | {"random_seed"}
 
-    def turned(self, path: str, body: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002 - the signature is the protocol's
+    def convert(self, path: str, body: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002 - the signature is the protocol's
         for message in body["messages"]:
-            ids = [call["id"] for call in message.get("tool_calls", ())]
-            for one in [*ids, *([message["tool_call_id"]] if "tool_call_id" in message else [])]:
-                if not re.fullmatch(r"[a-zA-Z0-9]{9}", one):
-                    raise UnknownError("tool_call_id")
+            call_ids = [call["id"] for call in message.get("tool_calls", ())]
+            if "tool_call_id" in message:
+                call_ids.append(message["tool_call_id"])
+            _demand_short_ids(call_ids)
         if body.get("tool_choice") == "required":
             raise UnknownError("tool_choice")
         normal = {("seed" if key == "random_seed" else key): value for key, value in body.items()}
@@ -306,45 +324,45 @@ class MistralDialect(OpenAIDialect):
             normal["tool_choice"] = "required"
         return normal
 
-    def whole(self, said: ScriptedReply) -> bytes:
+    def whole(self, reply: ScriptedReply) -> bytes:
         content = (
-            [{"type": "thinking", "thinking": []}, {"type": "text", "text": said.text}]
-            if said.text
+            [{"type": "thinking", "thinking": []}, {"type": "text", "text": reply.text}]
+            if reply.text
             else ""
         )
         message: dict[str, Any] = {
             "role": "assistant",
             "content": content,
-            "tool_calls": self._calls(said) or None,
+            "tool_calls": self._calls(reply) or None,
         }
         choice = {
             "index": 0,
             "message": message,
-            "finish_reason": _MISTRAL_FINISH.get(said.finish, said.finish),
+            "finish_reason": _MISTRAL_FINISH.get(reply.finish, reply.finish),
         }
-        return encoded(
-            {**self._frame(said, "chat.completion"), "choices": [choice], "usage": _usage(said)},
+        return encode(
+            {**self._frame(reply, "chat.completion"), "choices": [choice], "usage": _usage(reply)},
         )
 
-    def ended(self, said: ScriptedReply) -> list[bytes]:
+    def end_events(self, reply: ScriptedReply) -> list[bytes]:
         choice = {
             "index": 0,
             "delta": {
                 "content": "",
-                "tool_calls": [{**c, "index": n} for n, c in enumerate(self._calls(said))],
+                "tool_calls": [{**c, "index": n} for n, c in enumerate(self._calls(reply))],
             },
-            "finish_reason": _MISTRAL_FINISH.get(said.finish, said.finish),
+            "finish_reason": _MISTRAL_FINISH.get(reply.finish, reply.finish),
         }
         last = {
-            **self._frame(said, "chat.completion.chunk"),
+            **self._frame(reply, "chat.completion.chunk"),
             "choices": [choice],
-            "usage": _usage(said),
+            "usage": _usage(reply),
         }
         return [self.event(last), b"data: [DONE]\n\n"]
 
-    def refused(self, message: str, parameter: str | None) -> tuple[int, bytes]:
+    def refusal(self, message: str, parameter: str | None) -> tuple[int, bytes]:
         place = {"type": "extra_forbidden", "loc": ["body", parameter or ""], "msg": message}
-        return 422, encoded(
+        return 422, encode(
             {"object": "error", "message": {"detail": [place]}, "type": "invalid_request_error"},
         )
 
@@ -356,45 +374,48 @@ class MistralDialect(OpenAIDialect):
         headers: dict[str, str],  # noqa: ARG002 - the signature is the protocol's
     ) -> tuple[int, bytes]:
         if code == "context_length_exceeded":
-            message = "Prompt contains 40000 tokens, too large for model with 32768 maximum context length"
-            return 400, encoded(
+            message = (
+                "Prompt contains 40000 tokens, too large for model with 32768 maximum context "
+                "length"
+            )
+            return 400, encode(
                 {"object": "error", "message": message, "type": kind, "code": "3051"},
             )
         if code == "content_policy_violation":
-            return 403, encoded(
+            return 403, encode(
                 {"object": "error", "message": "Blocked by moderation", "type": "guardrail"},
             )
         if code == "insufficient_quota":
-            return 402, encoded({"detail": "Payment required"})
+            return 402, encode({"detail": "Payment required"})
         if status == 400:
-            return 422, encoded(
+            return 422, encode(
                 {"detail": [{"type": "value_error", "loc": ["body", "stop"], "msg": MESSAGE}]},
             )
         kind = "rate_limited" if status == 429 else kind
-        return status, encoded(
+        return status, encode(
             {"object": "error", "message": MESSAGE, "type": kind, "param": None, "code": "1300"},
         )
 
-    def _calls(self, said: ScriptedReply) -> list[dict[str, Any]]:
+    def _calls(self, reply: ScriptedReply) -> list[dict[str, Any]]:
         return [
             {
                 "id": f"fakecall{index}"[:9],
                 # An object where there is one, as the API's description allows.
                 "function": {"name": call.name, "arguments": call.arguments},
             }
-            for index, call in enumerate(said.calls)
+            for index, call in enumerate(reply.calls)
         ]
 
 
 _MISTRAL_FINISH: dict[str | None, str] = {"length": "model_length"}
 
 
-def _usage(said: ScriptedReply) -> dict[str, Any]:
-    counted: dict[str, Any] = {
-        "prompt_tokens": said.asked_tokens,
-        "completion_tokens": said.said_tokens,
-        "total_tokens": said.asked_tokens + said.said_tokens,
+def _usage(reply: ScriptedReply) -> dict[str, Any]:
+    usage: dict[str, Any] = {
+        "prompt_tokens": reply.asked_tokens,
+        "completion_tokens": reply.said_tokens,
+        "total_tokens": reply.asked_tokens + reply.said_tokens,
     }
-    if said.cached_tokens:
-        counted["prompt_tokens_details"] = {"cached_tokens": said.cached_tokens}
-    return counted
+    if reply.cached_tokens:
+        usage["prompt_tokens_details"] = {"cached_tokens": reply.cached_tokens}
+    return usage

@@ -1,5 +1,6 @@
 """Anthropic's protocol, for the fake model server. For tests and benchmarks only."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -8,11 +9,11 @@ from fusewire.testing.model_dialects import (
     Dialect,
     ScriptedReply,
     UnknownError,
-    called,
-    encoded,
+    encode,
     image,
     schema_format,
     tool,
+    tool_call,
     turn,
 )
 from fusewire.testing.model_script import ScriptedCall
@@ -49,7 +50,7 @@ class AnthropicDialect(Dialect):
         ]
     )
 
-    def turned(self, path: str, body: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002 - the signature is the protocol's
+    def convert(self, path: str, body: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002 - the signature is the protocol's
         if (
             "max_tokens" not in body
             or body.get("temperature", 0) > 1
@@ -57,12 +58,9 @@ class AnthropicDialect(Dialect):
         ):
             raise UnknownError("max_tokens, temperature, top_p")
         messages = [{"role": "system", "content": body["system"]}] if body.get("system") else []
-        last = None
-        for one in body["messages"]:
-            if one["role"] == last:
-                raise UnknownError("messages: two turns of one role")
-            last = one["role"]
-            messages += _from_blocks(one)
+        _demand_alternation(body["messages"])
+        for message in body["messages"]:
+            messages += _from_blocks(message)
         normal: dict[str, Any] = {
             "model": body["model"],
             "messages": messages,
@@ -71,51 +69,44 @@ class AnthropicDialect(Dialect):
             "stream": body.get("stream"),
             **{key: body[key] for key in ("temperature", "top_p") if key in body},
         }
-        if wanted := body.get("output_config"):
-            schema = wanted["format"]["schema"]
+        if output_config := body.get("output_config"):
+            schema = output_config["format"]["schema"]
             _demand_closed(schema, self._bounds)
             normal["response_format"] = schema_format(schema)
         if "tools" in body:
             normal["tools"] = [
-                tool(t["name"], t.get("description"), t["input_schema"]) for t in body["tools"]
+                tool(entry["name"], entry.get("description"), entry["input_schema"])
+                for entry in body["tools"]
             ]
-            choice = body["tool_choice"]
-            named = {"type": "function", "function": {"name": choice.get("name")}}
-            words: dict[str, Any] = {
-                "auto": "auto",
-                "none": "none",
-                "any": "required",
-                "tool": named,
-            }
-            normal["tool_choice"] = words[choice["type"]]
+            normal["tool_choice"] = _tool_choice(body["tool_choice"])
         return normal
 
-    def whole(self, said: ScriptedReply) -> bytes:
+    def whole(self, reply: ScriptedReply) -> bytes:
         content: list[dict[str, Any]] = [{"type": "thinking", "thinking": "…", "signature": "x"}]
-        content += [{"type": "text", "text": said.text}] if said.text else []
-        for index, call in enumerate(said.calls):
+        content += [{"type": "text", "text": reply.text}] if reply.text else []
+        for index, call in enumerate(reply.calls):
             content.append({**self._call(index, call), "input": call.arguments})
-        usage = {**self._asked(said), "output_tokens": said.said_tokens}
-        return encoded(
+        usage = {**self._prompt_usage(reply), "output_tokens": reply.said_tokens}
+        return encode(
             {
-                **self._frame(said),
+                **self._frame(reply),
                 "content": content,
-                "stop_reason": self._finish(said),
+                "stop_reason": self._finish(reply),
                 "usage": usage,
             }
         )
 
-    def begun(self, said: ScriptedReply) -> list[bytes]:
-        usage = {**self._asked(said), "output_tokens": 1}
+    def start_events(self, reply: ScriptedReply) -> list[bytes]:
+        usage = {**self._prompt_usage(reply), "output_tokens": 1}
         start = {
             "type": "message_start",
-            "message": {**self._frame(said), "content": [], "usage": usage},
+            "message": {**self._frame(reply), "content": [], "usage": usage},
         }
-        thought = {"type": "thinking", "thinking": ""}
+        block = {"type": "thinking", "thinking": ""}
         return [
             self.event(start),
             self.event({"type": "ping"}),
-            self.event({"type": "content_block_start", "index": 0, "content_block": thought}),
+            self.event({"type": "content_block_start", "index": 0, "content_block": block}),
             self._delta(0, {"type": "thinking_delta", "thinking": "…"}),
             self.event({"type": "content_block_stop", "index": 0}),
             self.event(
@@ -127,33 +118,33 @@ class AnthropicDialect(Dialect):
             ),
         ]
 
-    def token(self, said: ScriptedReply, text: str) -> bytes:  # noqa: ARG002 - the signature is the protocol's
+    def token(self, reply: ScriptedReply, text: str) -> bytes:  # noqa: ARG002 - the signature is the protocol's
         return self._delta(1, {"type": "text_delta", "text": text})
 
-    def ended(self, said: ScriptedReply) -> list[bytes]:
+    def end_events(self, reply: ScriptedReply) -> list[bytes]:
         events = [self.event({"type": "content_block_stop", "index": 1})]
-        for index, (call, given) in enumerate(zip(said.calls, said.arguments(), strict=True)):
+        for index, (call, arguments) in enumerate(zip(reply.calls, reply.arguments(), strict=True)):
             block = {**self._call(index, call), "input": {}}
             events.append(
                 self.event(
                     {"type": "content_block_start", "index": index + 2, "content_block": block}
                 )
             )
-            pieces = ("", given[:3], given[3:])
+            pieces = ("", arguments[:3], arguments[3:])
             events += [
-                self._delta(index + 2, {"type": "input_json_delta", "partial_json": one})
-                for one in pieces
+                self._delta(index + 2, {"type": "input_json_delta", "partial_json": piece})
+                for piece in pieces
             ]
             events.append(self.event({"type": "content_block_stop", "index": index + 2}))
-        if said.finish:
-            delta = {"stop_reason": self._finish(said), "stop_sequence": None}
-            usage = {"output_tokens": said.said_tokens}
+        if reply.finish:
+            delta = {"stop_reason": self._finish(reply), "stop_sequence": None}
+            usage = {"output_tokens": reply.said_tokens}
             events.append(self.event({"type": "message_delta", "delta": delta, "usage": usage}))
         return [*events, self.event({"type": "message_stop"})]
 
-    def refused(self, message: str, parameter: str | None) -> tuple[int, bytes]:  # noqa: ARG002 - it is in the message
+    def refusal(self, message: str, parameter: str | None) -> tuple[int, bytes]:  # noqa: ARG002 - it is in the message
         error = {"type": "invalid_request_error", "message": message}
-        return 400, encoded({"type": "error", "error": error})
+        return 400, encode({"type": "error", "error": error})
 
     def error(
         self,
@@ -169,10 +160,10 @@ class AnthropicDialect(Dialect):
             message = "Output blocked by content filtering policy"
         elif code == "insufficient_quota":
             status, message = 400, "Your credit balance is too low to access the API"
-        named = _ANTHROPIC_TYPES.get(
+        error_type = _ANTHROPIC_TYPES.get(
             status, "api_error" if status >= 500 else "invalid_request_error"
         )
-        return status, encoded({"type": "error", "error": {"type": named, "message": message}})
+        return status, encode({"type": "error", "error": {"type": error_type, "message": message}})
 
     def event(self, body: object) -> bytes:
         assert isinstance(body, dict)
@@ -181,28 +172,28 @@ class AnthropicDialect(Dialect):
     def _delta(self, index: int, delta: dict[str, Any]) -> bytes:
         return self.event({"type": "content_block_delta", "index": index, "delta": delta})
 
-    def _frame(self, said: ScriptedReply) -> dict[str, Any]:
-        return {"id": "msg_fake", "type": "message", "role": "assistant", "model": said.model}
+    def _frame(self, reply: ScriptedReply) -> dict[str, Any]:
+        return {"id": "msg_fake", "type": "message", "role": "assistant", "model": reply.model}
 
-    def _asked(self, said: ScriptedReply) -> dict[str, Any]:
-        beside = said.asked_tokens - said.cached_tokens
+    def _prompt_usage(self, reply: ScriptedReply) -> dict[str, Any]:
+        beside = reply.asked_tokens - reply.cached_tokens
         return {
             "input_tokens": beside,
             "cache_creation_input_tokens": 0,
-            "cache_read_input_tokens": said.cached_tokens,
+            "cache_read_input_tokens": reply.cached_tokens,
         }
 
     def _call(self, index: int, call: ScriptedCall) -> dict[str, Any]:
         return {"type": "tool_use", "id": f"toolu_{index}", "name": call.name}
 
-    def _finish(self, said: ScriptedReply) -> str | None:
+    def _finish(self, reply: ScriptedReply) -> str | None:
         words: dict[str | None, str] = {
             "stop": "end_turn",
             "length": "max_tokens",
             "tool_calls": "tool_use",
             "content_filter": "refusal",
         }
-        return words.get(said.finish)
+        return words.get(reply.finish)
 
 
 _ANTHROPIC_TYPES = {
@@ -216,13 +207,34 @@ _ANTHROPIC_TYPES = {
 }
 
 
-def _from_blocks(given: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _demand_alternation(messages: list[dict[str, Any]]) -> None:
+    """Refuse two turns of one role in a row."""
+    for message, following in itertools.pairwise(messages):
+        if message["role"] == following["role"]:
+            raise UnknownError("messages: two turns of one role")
+
+
+def _tool_choice(choice: dict[str, Any]) -> str | dict[str, Any]:
+    """A `tool_choice`, in OpenAI's form."""
+    if choice["type"] == "tool":
+        return {"type": "function", "function": {"name": choice.get("name")}}
+    return {"auto": "auto", "none": "none", "any": "required"}[choice["type"]]
+
+
+def _image_url(source: dict[str, Any]) -> str:
+    """The URL of an image; its own data become a data URL."""
+    if source["type"] == "base64":
+        return f"data:{source['media_type']};base64,{source['data']}"
+    return str(source["url"])
+
+
+def _from_blocks(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A turn's messages in OpenAI's form: each tool's result is one of its own."""
-    if isinstance(given["content"], str):
-        yield dict(given)
+    if isinstance(message["content"], str):
+        yield dict(message)
         return
     parts, calls = [], []
-    for block in given["content"]:
+    for block in message["content"]:
         if block["type"] == "tool_result":
             yield {
                 "role": "tool",
@@ -230,32 +242,26 @@ def _from_blocks(given: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 "content": block["content"],
             }
         elif block["type"] == "tool_use":
-            calls.append(called(block["id"], block["name"], block["input"]))
+            calls.append(tool_call(block["id"], block["name"], block["input"]))
         elif block["type"] == "image":
-            source = block["source"]
-            held = source["type"] == "base64"
-            parts.append(
-                image(
-                    f"data:{source['media_type']};base64,{source['data']}"
-                    if held
-                    else source["url"]
-                )
-            )
+            parts.append(image(_image_url(block["source"])))
         else:
             parts.append({"type": "text", "text": block["text"]})
     if parts or calls:
-        yield turn(given["role"], parts, calls)
+        yield turn(message["role"], parts, calls)
 
 
 def _demand_closed(schema: object, bounds: Iterable[str]) -> None:
     """Refuse what Anthropic's structured outputs do not know."""
     if isinstance(schema, list):
-        for one in schema:
-            _demand_closed(one, bounds)
-    elif isinstance(schema, dict):
-        if schema.get("type") == "object" and schema.get("additionalProperties") is not False:
-            raise UnknownError("additionalProperties")
-        if unknown := schema.keys() & set(bounds):
-            raise UnknownError(", ".join(sorted(unknown)))
-        for one in schema.values():
-            _demand_closed(one, bounds)
+        for element in schema:
+            _demand_closed(element, bounds)
+        return
+    if not isinstance(schema, dict):
+        return
+    if schema.get("type") == "object" and schema.get("additionalProperties") is not False:
+        raise UnknownError("additionalProperties")
+    if unknown := schema.keys() & set(bounds):
+        raise UnknownError(", ".join(sorted(unknown)))
+    for subschema in schema.values():
+        _demand_closed(subschema, bounds)

@@ -1,4 +1,4 @@
-"""What the fake model server does: latencies, answers and faults, as data. For tests and benchmarks only."""
+"""The script of the fake model server: latencies, answers and faults, for tests and benchmarks."""
 
 import hashlib
 import json
@@ -110,23 +110,23 @@ class Refusal(_Data):
         if self.parameter == "system":
             messages = request.get("messages")
             return isinstance(messages, list) and any(m.get("role") == "system" for m in messages)
-        for held in (request, request.get("generationConfig")):
-            if isinstance(held, Mapping) and self.parameter in held:
-                return bool(held[self.parameter] != self.unless)
+        for fields in (request, request.get("generationConfig")):
+            if isinstance(fields, Mapping) and self.parameter in fields:
+                return bool(fields[self.parameter] != self.unless)
         return False
 
 
 REASONING = (
     Refusal(
         parameter="max_tokens",
-        message="Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' "
-        "instead.",
+        message="Unsupported parameter: 'max_tokens' is not supported with this model. "
+        "Use 'max_completion_tokens' instead.",
     ),
     Refusal(
         parameter="temperature",
         unless=1,
-        message="Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) value is "
-        "supported.",
+        message="Unsupported value: 'temperature' does not support 0 with this model. "
+        "Only the default (1) value is supported.",
     ),
     Refusal(parameter="top_p", unless=1),
     Refusal(parameter="stop"),
@@ -184,7 +184,8 @@ class ModelScript(_Data):
     latency_ms: float = Field(default=0.0, ge=0)
     """The median, if `latency_sigma` is not 0."""
     latency_sigma: float = Field(default=0.0, ge=0)
-    """Of a log-normal distribution, heavy-tailed from about 1; 0 gives each request the same latency."""
+    """Of a log-normal distribution, heavy-tailed from about 1; 0 gives each request the same
+    latency."""
     token_ms: float = Field(default=0.0, ge=0)
     """Between the tokens of a stream; 0 sends them all at once."""
     cached_tokens: int = Field(default=0, ge=0)
@@ -192,9 +193,11 @@ class ModelScript(_Data):
     rules: tuple[Rule, ...] = ()
     """The first that matches answers, before anything below."""
     answer: str | None = None
-    """The answer to all else; `{model}`, `{digest}` and `{prompt}` are filled in. None answers from the prompt."""
+    """The answer to all else; `{model}`, `{digest}` and `{prompt}` are filled in. None answers from
+    the prompt."""
     calls: tuple[ScriptedCall, ...] = ()
-    """Made in place of `answer` by requests that offer tools, until the last message is a tool's result."""
+    """Made in place of `answer` by requests that offer tools, until the last message is a tool's
+    result."""
     beside: str = ""
     """What it says in the same turn as its calls."""
     faults: tuple[Fault, ...] = ()
@@ -208,7 +211,8 @@ class ModelScript(_Data):
     thinks: str = ""
     """What it thinks, in `<think>` before each answer."""
     judges: Literal["text", "first"] = "text"
-    """Asked for a verdict it names the candidate whose text sorts first, or the one that is shown first."""
+    """Asked for a verdict it names the candidate whose text sorts first, or the one that is shown
+    first."""
     seed: int = 0
 
 
@@ -222,8 +226,10 @@ class Script(_Data):
     @classmethod
     def of(cls, *faults: FaultKind | Fault, recording: bool = False, **model: Any) -> "Script":
         """A script in which every model meets these faults in order, each model on its own."""
-        given = tuple(f if isinstance(f, Fault) else Fault(kind=f) for f in faults)
-        return cls(models={ANY_MODEL: ModelScript(faults=given, **model)}, recording=recording)
+        all_faults = tuple(
+            fault if isinstance(fault, Fault) else Fault(kind=fault) for fault in faults
+        )
+        return cls(models={ANY_MODEL: ModelScript(faults=all_faults, **model)}, recording=recording)
 
 
 class Model:
@@ -233,7 +239,7 @@ class Model:
         self.name = name
         self._script = script
         self._random = random.Random(f"{script.seed}:{name}")
-        self._arrived = 0
+        self._request_count = 0
         self._rules = [(re.compile(rule.match), rule) for rule in script.rules]
 
     @property
@@ -248,24 +254,28 @@ class Model:
 
     def next_fault(self) -> Fault | None:
         """The fate of the next request; None answers it."""
-        script, index = self._script, self._arrived
-        self._arrived += 1
+        script, index = self._script, self._request_count
+        self._request_count += 1
         if script.faults and script.repeat_faults:
             index %= len(script.faults)
         if index < len(script.faults):
             fault = script.faults[index]
             return None if fault.kind == "none" else fault
-        if script.fault_rates:
-            draw = self._random.random()
-            for kind, share in script.fault_rates.items():
-                if draw < share:
-                    return Fault(kind=kind)
-                draw -= share
+        return self._random_fault() if script.fault_rates else None
+
+    def _random_fault(self) -> Fault | None:
+        draw = self._random.random()
+        for kind, share in self._script.fault_rates.items():
+            if draw < share:
+                return Fault(kind=kind)
+            draw -= share
         return None
 
     def refusal(self, request: Mapping[str, Any]) -> Refusal | None:
         """The first parameter of a request, as it was sent, that it does not take."""
-        return next((one for one in self._script.refuses if one.concerns(request)), None)
+        return next(
+            (refusal for refusal in self._script.refuses if refusal.concerns(request)), None
+        )
 
     def next_latency_s(self) -> float:
         """Seconds until the next request is answered."""
@@ -278,10 +288,10 @@ class Model:
 
     def answer(self, request: Mapping[str, Any]) -> str:
         """The answer's text, and before it what it thinks."""
-        thought = f"<think>\n{self._script.thinks}\n</think>\n\n" if self._script.thinks else ""
-        return thought + self._said(request)
+        reasoning = f"<think>\n{self._script.thinks}\n</think>\n\n" if self._script.thinks else ""
+        return reasoning + self._text(request)
 
-    def _said(self, request: Mapping[str, Any]) -> str:
+    def _text(self, request: Mapping[str, Any]) -> str:
         """By rule, else fitting the schema that is asked for, else by template, else an echo."""
         prompt = last_user_message(request)
         rule = self._rule(prompt)
@@ -302,15 +312,15 @@ class Model:
         )
 
     def _verdict(self, prompt: str, schema: Mapping[str, Any]) -> dict[str, str]:
-        """The winner that a judge names: the candidate whose text sorts first, wherever it stands."""
+        """The winner that a judge names: the candidate whose text sorts first."""
         labels = schema.get("properties", {}).get("winner", {}).get("enum", ())
-        shown = {label: text for label, text in _CANDIDATE.findall(prompt) if label in labels}
-        if not shown or self._script.judges == "first":
+        texts = {label: text for label, text in _CANDIDATE.findall(prompt) if label in labels}
+        if not texts or self._script.judges == "first":
             return {}
-        return {"winner": min(shown, key=lambda label: shown[label])}
+        return {"winner": min(texts, key=lambda label: texts[label])}
 
     def calls(self, request: Mapping[str, Any]) -> tuple[ScriptedCall, ...]:
-        """The tool calls that it makes in place of a text; none where the request offers or allows no tools."""
+        """The tool calls in place of a text; none if the request offers or allows no tools."""
         messages = request.get("messages") or []
         is_answered = bool(messages) and messages[-1].get("role") == "tool"
         if not request.get("tools") or request.get("tool_choice") == "none" or is_answered:
@@ -347,30 +357,34 @@ def text_of(content: object) -> str:
 
 
 def _schema(request: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The schema that is asked for, also where that is done in words."""
-    wanted = request.get("response_format") or {}
-    schema = (wanted.get("json_schema") or {}).get("schema")
+    """The schema that is asked for, in `response_format` or in the text of a message."""
+    response_format = request.get("response_format") or {}
+    schema = (response_format.get("json_schema") or {}).get("schema")
     for message in request.get("messages") or []:
-        found = (
-            _WORDS.search(text_of(message.get("content")))
-            if message.get("role") != "user"
-            else None
-        )
-        schema = schema or (found and json.loads(found[1]))
+        if schema or message.get("role") == "user":
+            continue
+        if match := _WORDS.search(text_of(message.get("content"))):
+            schema = json.loads(match[1])
     return schema if isinstance(schema, dict) else None
+
+
+def _resolve(reference: str, root: Mapping[str, Any]) -> Any:
+    """The schema that a `$ref` within the document refers to."""
+    target: Any = root
+    for part in reference.removeprefix("#/").split("/"):
+        target = target[part]
+    return target
 
 
 def satisfying(schema: Mapping[str, Any], root: Mapping[str, Any], index: int = 0) -> Any:
     """A small value that fits a JSON Schema of the kinds that judges use.
 
     Understands `$ref` within the document, `const`, `enum` (the value at `index`, so the first),
-    `anyOf`, `oneOf`, `allOf` (their first), types, and lengths and bounds of strings, numbers and arrays.
+    `anyOf`, `oneOf`, `allOf` (their first), types, and lengths and bounds of strings, numbers and
+    arrays.
     """
     if "$ref" in schema:
-        target: Any = root
-        for part in str(schema["$ref"]).removeprefix("#/").split("/"):
-            target = target[part]
-        return satisfying(target, root, index)
+        return satisfying(_resolve(str(schema["$ref"]), root), root, index)
     if "const" in schema:
         return schema["const"]
     if "enum" in schema:
@@ -382,6 +396,13 @@ def satisfying(schema: Mapping[str, Any], root: Mapping[str, Any], index: int = 
     return _of_type(kind[0] if isinstance(kind, list) else kind, schema, root, index)
 
 
+def _string(schema: Mapping[str, Any]) -> str:
+    # Anthropic's requests have bounds in the description.
+    match = re.search(r"minLength: (\d+)", str(schema.get("description", "")))
+    least = schema.get("minLength", int(match[1]) if match else 0)
+    return "fits".ljust(least, ".")[: schema.get("maxLength", 4096)]
+
+
 def _of_type(kind: str, schema: Mapping[str, Any], root: Mapping[str, Any], index: int) -> Any:
     if kind == "object":
         return {
@@ -391,10 +412,7 @@ def _of_type(kind: str, schema: Mapping[str, Any], root: Mapping[str, Any], inde
         item = schema.get("items") or {}
         return [satisfying(item, root, i) for i in range(schema.get("minItems", 0))]
     if kind == "string":
-        # Anthropic's requests tell bounds in the description.
-        told = re.search(r"minLength: (\d+)", str(schema.get("description", "")))
-        least = schema.get("minLength", int(told[1]) if told else 0)
-        return "fits".ljust(least, ".")[: schema.get("maxLength", 4096)]
+        return _string(schema)
     if kind in {"integer", "number"}:
         low = schema.get(
             "minimum", schema.get("exclusiveMinimum", 0) + ("exclusiveMinimum" in schema)

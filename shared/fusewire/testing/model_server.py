@@ -1,21 +1,22 @@
-"""A fake of hosted models' servers over a real socket, for tests and benchmarks only. No model answers here.
+"""A fake of hosted models' servers over a real socket, for tests and benchmarks only.
 
 In a process of its own: `python -m fusewire.testing.model_server --port 0 --script script.json`
-prints `{"port": N}` on one line and serves until SIGTERM. In process: `async with ModelServer(script)`.
+prints `{"port": N}` on one line and serves until SIGTERM. In process: `async with
+ModelServer(script)`.
 
 | route | does |
 |---|---|
-| `POST …/chat/completions` | as an OpenAI-compatible server: answers, or fails, as the script says for the model |
+| `POST …/chat/completions` | answers or fails by the script, as an OpenAI-compatible server |
 | `POST /mistral/…/chat/completions` | the same as Mistral's |
 | `POST /deepseek/…/chat/completions` | the same as DeepSeek's |
 | `POST …/messages` | the same as Anthropic's |
 | `POST …/models/<model>:generateContent`, `:streamGenerateContent` | the same as Gemini's |
-| `GET /_control/stats` | counts, when streams' first tokens left; with recording on, the requests too |
+| `GET /_control/stats` | counts, times of first tokens; with recording on, the requests too |
 | `GET /_control/received` | with recording on, every byte that arrived |
 | `POST /_control/script` | replaces the script and clears the counts |
 
-Whoever asks for a stream gets one, a token at a time. Written on `asyncio.Protocol`, so that a benchmark measures its
-client and not this.
+Whoever asks for a stream gets one, a token at a time. Written on `asyncio.Protocol`, so that a
+benchmark measures its client and not this.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from fusewire.testing.model_script import Script
 
 
 class ModelServer(ServerState):
-    """The server; an asynchronous context manager. `base_url` is what a model's configuration takes."""
+    """The server; an asynchronous context manager. Models are configured with its `base_url`."""
 
     def __init__(
         self, script: Script | None = None, *, host: str = "127.0.0.1", port: int = 0
@@ -51,7 +52,10 @@ class ModelServer(ServerState):
 
     @property
     def base_url(self) -> str:
-        """Such as `http://127.0.0.1:40123/v1`: of all protocols but those whose path is also OpenAI's."""
+        """Such as `http://127.0.0.1:40123/v1`.
+
+        For all protocols but Mistral's and DeepSeek's, whose paths are also OpenAI's.
+        """
         return f"http://{self._host}:{self.port}/v1"
 
     def base_url_of(self, provider: str) -> str:
@@ -62,7 +66,7 @@ class ModelServer(ServerState):
             else self.base_url
         )
 
-    async def arrived(self, requests: int) -> None:
+    async def wait_for_requests(self, requests: int) -> None:
         """Wait until so many chat requests have arrived since the script was set."""
         while self.stats.requests < requests:
             self.arrival.clear()
@@ -97,14 +101,14 @@ class ModelServer(ServerState):
 
 
 async def _serve(script: Script, host: str, port: int) -> None:
-    stopped = asyncio.Event()
+    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, stopped.set)
+        loop.add_signal_handler(signum, stop.set)
     async with ModelServer(script, host=host, port=port) as server:
         sys.stdout.write(json.dumps({"port": server.port}) + "\n")
         sys.stdout.flush()
-        await stopped.wait()
+        await stop.wait()
 
 
 def main() -> None:

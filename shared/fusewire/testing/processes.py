@@ -8,7 +8,9 @@ _SETPRIV = shutil.which("setpriv")
 
 
 def bound(command: Sequence[str | PathLike[str]]) -> list[str | PathLike[str]]:
-    """The same command, killed when the thread that starts it ends (`man 2 prctl`, PR_SET_PDEATHSIG).
+    """The same command, killed when the thread that starts it ends.
+
+    See `man 2 prctl`, PR_SET_PDEATHSIG.
 
     Where there is no `setpriv` of util-linux, a killed test run leaves its servers behind.
     """

@@ -43,16 +43,16 @@ class RunningStack:
     def requests(self, model: str) -> list[dict[str, Any]]:
         """The bodies of a model's requests, where the script has them recorded."""
         return [
-            one["body"]
-            for one in json.loads(self._control("stats"))["recorded"]
-            if one["model"] == model
+            request["body"]
+            for request in json.loads(self._control("stats"))["recorded"]
+            if request["model"] == model
         ]
 
     def _control(self, what: str, body: bytes | None = None) -> bytes:
         address = f"http://127.0.0.1:{self.server.port}/_control/{what}"
         with urllib.request.urlopen(address, body, timeout=30) as response:
-            found: bytes = response.read()
-        return found
+            reply: bytes = response.read()
+        return reply
 
     def write(self, fusion_id: str, text: str) -> None:
         """Tell, as a worker does, that it has begun to write this."""
@@ -68,7 +68,7 @@ class RunningStack:
 
     @contextlib.contextmanager
     def cutting(self, replies: int) -> Iterator[str]:
-        """A way to the stack on which the first replies are lost, just when they come; yields its address."""
+        """A proxy to the stack that loses the first replies when they come; yields its address."""
         host, _, port = self.url.removeprefix("http://").rpartition(":")
         with socket.create_server(("127.0.0.1", 0)) as listener:
             threading.Thread(

@@ -1,4 +1,4 @@
-"""What is said to a database."""
+"""Records the SQL statements that a database gets."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,14 +11,14 @@ from fusewire.store.engine import Store
 
 @contextmanager
 def statements(store: Store) -> Iterator[list[str]]:
-    """While inside, the list grows by each statement."""
-    said: list[str] = []
+    """Inside the block, each statement is appended to the list."""
+    texts: list[str] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        said.append(statement)
+        texts.append(statement)
 
     for engine in store.engines:
         event.listen(engine, "before_cursor_execute", note)
-    yield said
+    yield texts
     for engine in store.engines:
         event.remove(engine, "before_cursor_execute", note)

@@ -1,4 +1,7 @@
-"""For tests: a tiny language model as a Hugging Face snapshot, with random weights and a byte-level tokenizer."""
+"""For tests: a tiny language model as a Hugging Face snapshot.
+
+It has random weights and a byte-level tokenizer.
+"""
 
 import json
 import struct
@@ -71,38 +74,47 @@ _NORMS_OF_GEMMA = (*_NORMS, "pre_feedforward_layernorm", "post_feedforward_layer
 
 
 def _shapes(architecture: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    hidden, size = config["hidden_size"], config["head_dim"]
-    queries, keys = HEADS * size, KV_HEADS * size
-    found: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (config["vocab_size"], hidden),
-        "model.norm.weight": (hidden,),
+    width = config["hidden_size"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (config["vocab_size"], width),
+        "model.norm.weight": (width,),
     }
     if not config["tie_word_embeddings"]:
-        found["lm_head.weight"] = (config["vocab_size"], hidden)
+        shapes["lm_head.weight"] = (config["vocab_size"], width)
+    layer_shapes = _layer_shapes(architecture, config)
     for layer in range(config["num_hidden_layers"]):
-        inner: dict[str, tuple[int, ...]] = {
-            "self_attn.o_proj.weight": (hidden, queries),
-            "mlp.down_proj.weight": (hidden, INNER),
+        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in layer_shapes.items()}
+    return shapes
+
+
+def _layer_shapes(architecture: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The tensors of one layer, which are the same for all layers of a model."""
+    width, size = config["hidden_size"], config["head_dim"]
+    queries, keys = HEADS * size, KV_HEADS * size
+    shapes: dict[str, tuple[int, ...]] = {
+        "self_attn.o_proj.weight": (width, queries),
+        "mlp.down_proj.weight": (width, INNER),
+    }
+    rows = {"q": queries, "k": keys, "v": keys}
+    if architecture == "phi3":
+        shapes |= {
+            "self_attn.qkv_proj.weight": (queries + 2 * keys, width),
+            "mlp.gate_up_proj.weight": (2 * INNER, width),
         }
-        if architecture == "phi3":
-            inner |= {
-                "self_attn.qkv_proj.weight": (queries + 2 * keys, hidden),
-                "mlp.gate_up_proj.weight": (2 * INNER, hidden),
-            }
-        else:
-            rows = {"q": queries, "k": keys, "v": keys}
-            inner |= {f"self_attn.{part}_proj.weight": (n, hidden) for part, n in rows.items()}
-            inner |= {f"mlp.{part}_proj.weight": (INNER, hidden) for part in ("gate", "up")}
-            if architecture == "qwen2":
-                inner |= {f"self_attn.{part}_proj.bias": (n,) for part, n in rows.items()}
-        if architecture in ("qwen3", "gemma3"):
-            inner |= {"self_attn.q_norm.weight": (size,), "self_attn.k_norm.weight": (size,)}
-        inner |= {
-            f"{name}.weight": (hidden,)
-            for name in (_NORMS_OF_GEMMA if architecture == "gemma3" else _NORMS)
-        }
-        found |= {f"model.layers.{layer}.{name}": shape for name, shape in inner.items()}
-    return found
+    else:
+        shapes |= _separate_projections(rows, width)
+    if architecture == "qwen2":
+        shapes |= {f"self_attn.{part}_proj.bias": (n,) for part, n in rows.items()}
+    if architecture in ("qwen3", "gemma3"):
+        shapes |= {"self_attn.q_norm.weight": (size,), "self_attn.k_norm.weight": (size,)}
+    norms = _NORMS_OF_GEMMA if architecture == "gemma3" else _NORMS
+    return shapes | {f"{name}.weight": (width,) for name in norms}
+
+
+def _separate_projections(rows: dict[str, int], width: int) -> dict[str, tuple[int, ...]]:
+    attention = {f"self_attn.{part}_proj.weight": (n, width) for part, n in rows.items()}
+    mlp = {f"mlp.{part}_proj.weight": (INNER, width) for part in ("gate", "up")}
+    return {**attention, **mlp}
 
 
 def write_safetensors(

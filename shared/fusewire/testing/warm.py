@@ -1,10 +1,10 @@
 """For tests: new `fusewire` processes that need not import anything first.
 
-Importing takes a command seconds of CPU, and tests run hundreds of commands. So one process imports what
-commands need, and forks for each of them. The new process takes over folder, environment and files and runs the
-command's entry point as the installed script does. It becomes a child of the test process (Linux's
-PR_SET_CHILD_SUBREAPER): it has an id, takes signals and gives an exit code like any other, and is killed when
-the test process ends.
+Importing takes a command seconds of CPU, and tests run hundreds of commands. So one process imports
+what commands need, and forks for each of them. The new process takes over folder, environment and
+files and runs the command's entry point as the installed script does. It becomes a child of the
+test process (Linux's PR_SET_CHILD_SUBREAPER): it has an id, takes signals and gives an exit code
+like any other, and is killed when the test process ends.
 """
 
 import array
@@ -78,24 +78,28 @@ def _serve(requests: socket.socket, tester: int) -> None:
         data, files, _, _ = socket.recv_fds(requests, LIMIT, 3)
         if not data:
             return
-        told, tell = os.pipe()
+        reading_end, writing_end = os.pipe()
         middle = os.fork()
         if middle:
-            # Not before the one between has ended is the new process a child of the test process.
+            # The new process becomes a child of the test process only when the process in between
+            # has ended.
             os.waitpid(middle, 0)
-            requests.send(os.read(told, 100))
-            for file in (told, tell, *files):
-                os.close(file)
+            requests.send(os.read(reading_end, 100))
+            _close(reading_end, writing_end, *files)
             continue
         child = os.fork()
         if child:
-            os.write(tell, str(child).encode())
+            os.write(writing_end, str(child).encode())
             os._exit(0)
-        for end in (told, tell, requests.detach()):
-            os.close(end)
+        _close(reading_end, writing_end, requests.detach())
         _become(json.loads(data), files, tester)
         run()
         return
+
+
+def _close(*descriptors: int) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def _load() -> Any:

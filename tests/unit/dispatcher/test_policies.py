@@ -168,7 +168,7 @@ def test_recorded_answers_stand_in_for_the_members() -> None:
     made, tasks = planned(pool("tiny", "claude", policy=GATED), recorded=recorded)
 
     assert tasks == {}
-    assert [(m.name, m.model, m.family, m.weight, m.is_mute) for m in made.members] == [
+    assert [(m.name, m.model, m.family, m.weight, m.is_replay_only) for m in made.members] == [
         ("one", "gpt", "gpt", 1.0, False),
         ("two", "elsewhere", "other", 2.0, True),
     ]
@@ -182,7 +182,7 @@ def test_a_recorded_hosted_member_cannot_be_asked_again_about_an_edge_only_promp
         residency="edge-only",
     )
 
-    assert [m.is_mute for m in made.members] == [True]
+    assert [m.is_replay_only for m in made.members] == [True]
     assert made.judge is None
 
 

@@ -26,17 +26,17 @@ BITS = [
 BITS += [f"[[{FENCE[:20]}", FENCE[20:], "a", "/", f"[[{FENCE} never closed"]
 
 
-def told(pieces: Iterable[str]) -> str:
-    untouched = UnfencedPrefix()
-    return "".join(untouched.add(piece) for piece in pieces)
+def stream(pieces: Iterable[str]) -> str:
+    prefix = UnfencedPrefix()
+    return "".join(prefix.add(piece) for piece in pieces)
 
 
 @given(st.lists(st.sampled_from(BITS)).map("".join), st.integers(1, 8))
 def test_what_is_told_stays_whatever_comes(text: str, size: int) -> None:
     pieces = [text[at : at + size] for at in range(0, len(text), size)]
 
-    assert without(FENCE, text).startswith(told(pieces))
-    assert told(pieces) == told(text)
+    assert without(FENCE, text).startswith(stream(pieces))
+    assert stream(pieces) == stream(text)
 
 
 SHOWN = [
@@ -54,16 +54,16 @@ SHOWN = [
 @pytest.mark.parametrize(
     ("text", "expected"), [row[1:] for row in SHOWN], ids=[row[0] for row in SHOWN]
 )
-def test_all_that_is_certain_is_told(text: str, expected: str) -> None:
+def test_all_that_is_certain_is_stream(text: str, expected: str) -> None:
     assert len(FENCE) == HEX
-    assert told(text) == expected
-    assert told([text]) == expected
+    assert stream(text) == expected
+    assert stream([text]) == expected
 
 
 def test_each_piece_is_told_at_once_but_for_the_space_at_its_end() -> None:
-    untouched = UnfencedPrefix()
+    prefix = UnfencedPrefix()
 
-    assert [untouched.add(piece) for piece in ("It", " is ", "blue", ".\n", "[", "x")] == [
+    assert [prefix.add(piece) for piece in ("It", " is ", "blue", ".\n", "[", "x")] == [
         "It",
         " is",
         " blue",

@@ -12,14 +12,14 @@ from fusewire.service import GARBAGE_THRESHOLDS, Host, Service, listen
 from fusewire.settings import Http
 
 
-class Stub(Service):
+class FakeService(Service):
     """A service that does nothing, and has the faults that it is given."""
 
     name = "stub"
     drain_s = 1.0
 
     def __init__(self) -> None:
-        self.found: list[str] = []
+        self.reasons: list[str] = []
         self.is_stopped = False
 
     async def start(self) -> None:
@@ -32,7 +32,7 @@ class Stub(Service):
         self.is_stopped = True
 
     def faults(self) -> list[str]:
-        return self.found
+        return self.reasons
 
     def unready(self) -> list[str]:
         return []
@@ -42,8 +42,8 @@ class Stub(Service):
 
 
 @pytest.fixture
-def stub() -> Stub:
-    return Stub()
+def stub() -> FakeService:
+    return FakeService()
 
 
 @pytest.fixture(autouse=True)
@@ -55,12 +55,12 @@ def _collects_as_before() -> Iterator[None]:
 
 
 @pytest.fixture
-async def host(stub: Stub) -> AsyncIterator[Host]:
+async def host(stub: FakeService) -> AsyncIterator[Host]:
     """Started, on a port of its own."""
-    made = Host([stub], listen(Http(port=0)))
-    await made.start()
-    yield made
-    await made.stop()
+    host = Host([stub], listen(Http(port=0)))
+    await host.start()
+    yield host
+    await host.stop()
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_service_that_does_not_start_is_stopped_with_those_that_did(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first, second, third = Stub(), Stub(), Stub()
+    first, second, third = FakeService(), FakeService(), FakeService()
 
     async def fails() -> None:
         raise StartupError("no", "mend it")
@@ -92,7 +92,7 @@ async def test_a_service_that_does_not_start_is_stopped_with_those_that_did(
     ],
 )
 def test_a_service_that_cannot_start_ends_with_a_message_and_its_own_code(
-    stub: Stub,
+    stub: FakeService,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     error: Exception,
@@ -104,10 +104,10 @@ def test_a_service_that_cannot_start_ends_with_a_message_and_its_own_code(
     monkeypatch.setattr(stub, "start", fails)
     monkeypatch.setenv("FUSEWIRE_HTTP__PORT", "0")
     monkeypatch.setattr("fusewire.telemetry.configure", lambda *_, **__: None)
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         service.main("stub", lambda _: stub)
 
-    assert ended.value.code == code
+    assert exit_info.value.code == code
     assert capsys.readouterr().err.startswith("fusewire: the disk is gone\n")
 
 
@@ -118,30 +118,30 @@ async def test_host_that_has_started_collects_garbage_rarely() -> None:
 
 
 @pytest.mark.usefixtures("_impatient")
-async def test_a_fault_that_stays_is_told(host: Host, stub: Stub) -> None:
+async def test_a_fault_that_stays_is_told(host: Host, stub: FakeService) -> None:
     telling = asyncio.create_task(host.faulty())
     for _ in range(10):  # one that passes is not
-        stub.found = ["it stands still"] * (not stub.found)
+        stub.reasons = ["it stands still"] * (not stub.reasons)
         await asyncio.sleep(0.02)
     assert not telling.done()
 
-    stub.found = ["it stands still"]
+    stub.reasons = ["it stands still"]
 
     assert await telling == ["stub: it stands still"]
 
 
 @pytest.mark.usefixtures("_impatient")
 async def test_a_process_whose_service_is_faulty_drains_and_ends(
-    stub: Stub, monkeypatch: pytest.MonkeyPatch
+    stub: FakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ends: list[float] = []
     monkeypatch.setattr(lifeline, "end_within", ends.append)
-    watched: list[object] = []
-    monkeypatch.setattr(lifeline, "on_stall", lambda *given: watched.append(given))
-    stub.found = ["it stands still"]
+    stall_watches: list[object] = []
+    monkeypatch.setattr(lifeline, "on_stall", lambda *args: stall_watches.append(args))
+    stub.reasons = ["it stands still"]
 
     assert await service.run([stub], Http(port=0)) == ["stub: it stands still"]
 
     assert stub.is_stopped
-    assert watched == [(asyncio.get_running_loop(), service.end_stalled)]
+    assert stall_watches == [(asyncio.get_running_loop(), service.end_stalled)]
     assert ends == [1 + lifeline.STOP_S], "it is ended by force where it does not end by itself"

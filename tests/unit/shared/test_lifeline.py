@@ -28,32 +28,32 @@ asyncio.run(main())
 
 
 async def test_a_loop_that_turns_is_left_alone() -> None:
-    told: list[list[str]] = []
-    lifeline.on_stall(asyncio.get_running_loop(), told.append, ticks=3, tick_s=0.02)
+    stacks: list[list[str]] = []
+    lifeline.on_stall(asyncio.get_running_loop(), stacks.append, ticks=3, tick_s=0.02)
 
     await asyncio.sleep(0.5)
 
-    assert told == []
+    assert stacks == []
 
 
 async def test_where_a_loop_stands_still_is_told() -> None:
-    told: list[list[str]] = []
-    lifeline.on_stall(asyncio.get_running_loop(), told.append, ticks=3, tick_s=0.02)
+    stacks: list[list[str]] = []
+    lifeline.on_stall(asyncio.get_running_loop(), stacks.append, ticks=3, tick_s=0.02)
 
-    while not told:
+    while not stacks:
         time.sleep(0.02)  # noqa: ASYNC251 - what it is about
 
-    assert any(line.endswith("test_where_a_loop_stands_still_is_told") for line in told[0])
+    assert any(line.endswith("test_where_a_loop_stands_still_is_told") for line in stacks[0])
 
 
 def test_a_process_that_stands_still_ends_and_says_where() -> None:
-    ended = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", STALLS], capture_output=True, text=True, timeout=250, check=False
     )
 
-    assert ended.returncode == 1
-    assert "service.stalled" in ended.stdout + ended.stderr
-    assert "stand_still" in ended.stdout + ended.stderr
+    assert process.returncode == 1
+    assert "service.stalled" in process.stdout + process.stderr
+    assert "stand_still" in process.stdout + process.stderr
 
 
 def test_a_process_that_was_stopped_for_long_goes_on() -> None:

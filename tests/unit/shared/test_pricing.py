@@ -26,27 +26,27 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_known_model_is_priced_by_its_address() -> None:
-    found = await price(USED, model("https://api.openai.com/v1"), AT)
-    assert found.usd is not None
-    assert found.prompt_usd is not None
-    assert 0 < found.prompt_usd < found.usd
-    assert found.version is not None
-    assert found.version.startswith("genai-prices ")
+    cost = await price(USED, model("https://api.openai.com/v1"), AT)
+    assert cost.usd is not None
+    assert cost.prompt_usd is not None
+    assert 0 < cost.prompt_usd < cost.usd
+    assert cost.version is not None
+    assert cost.version.startswith("genai-prices ")
 
 
 async def test_cost_is_proportional_and_cached_tokens_are_cheaper() -> None:
     at_openai = model("https://api.openai.com/v1")
     whole = await price(USED, at_openai, AT)
     half = await price(Usage(prompt_tokens=500_000, completion_tokens=500_000), at_openai, AT)
-    cached = await price(USED.model_copy(update={"cached_tokens": 1_000_000}), at_openai, AT)
+    with_cache = await price(USED.model_copy(update={"cached_tokens": 1_000_000}), at_openai, AT)
     assert whole.usd is not None
     assert half.usd == pytest.approx(whole.usd / 2)
-    assert cached.usd is not None
-    assert 0 < cached.usd < whole.usd
+    assert with_cache.usd is not None
+    assert 0 < with_cache.usd < whole.usd
 
 
 @pytest.mark.parametrize(
-    "unpriced",
+    "unknown_model",
     [
         model("http://127.0.0.1:8000/v1"),
         model("http://localhost:8000/v1"),
@@ -59,16 +59,16 @@ async def test_cost_is_proportional_and_cached_tokens_are_cheaper() -> None:
         model("https://models.example/v1", price_provider="no-such-provider"),
     ],
 )
-async def test_an_unknown_price_is_none_and_not_zero(unpriced: RemoteModel) -> None:
-    assert await price(USED, unpriced, AT) == UNKNOWN
+async def test_an_unknown_price_is_none_and_not_zero(unknown_model: RemoteModel) -> None:
+    assert await price(USED, unknown_model, AT) == UNKNOWN
 
 
 async def test_a_named_provider_prices_any_address() -> None:
-    named = await price(USED, model("http://127.0.0.1:8000/v1", price_provider="openai"), AT)
-    assert named == await price(USED, model("https://api.openai.com/v1"), AT)
+    by_provider = await price(USED, model("http://127.0.0.1:8000/v1", price_provider="openai"), AT)
+    assert by_provider == await price(USED, model("https://api.openai.com/v1"), AT)
 
 
-def configured(base_url: str, per_prompt: float, per_answer: float) -> RemoteModel:
+def priced_model(base_url: str, per_prompt: float, per_answer: float) -> RemoteModel:
     return model(base_url).model_copy(
         update={"input_usd_per_mtok": per_prompt, "output_usd_per_mtok": per_answer}
     )
@@ -78,20 +78,20 @@ def configured(base_url: str, per_prompt: float, per_answer: float) -> RemoteMod
 async def test_configured_prices_come_before_the_list_and_hold_for_local_servers_too(
     base_url: str,
 ) -> None:
-    used = Usage(prompt_tokens=2_000_000, completion_tokens=500_000)
-    assert await price(used, configured(base_url, 3.0, 8.0), AT) == Price(10.0, 6.0, CONFIGURED)
-    assert await price(used, configured(base_url, 0.0, 0.0), AT) == Price(0.0, 0.0, CONFIGURED)
+    usage = Usage(prompt_tokens=2_000_000, completion_tokens=500_000)
+    assert await price(usage, priced_model(base_url, 3.0, 8.0), AT) == Price(10.0, 6.0, CONFIGURED)
+    assert await price(usage, priced_model(base_url, 0.0, 0.0), AT) == Price(0.0, 0.0, CONFIGURED)
 
 
 async def test_rates_are_per_token() -> None:
-    assert await rates(configured("http://127.0.0.1:8000/v1", 3.0, 8.0), AT) == pytest.approx(
+    assert await rates(priced_model("http://127.0.0.1:8000/v1", 3.0, 8.0), AT) == pytest.approx(
         (3e-6, 8e-6)
     )
-    listed = await rates(model("https://api.openai.com/v1"), AT)
+    per_token = await rates(model("https://api.openai.com/v1"), AT)
     whole = await price(USED, model("https://api.openai.com/v1"), AT)
-    assert listed is not None
-    assert sum(listed) * 1_000_000 == pytest.approx(whole.usd)
-    assert 0 < listed[0] < listed[1]
+    assert per_token is not None
+    assert sum(per_token) * 1_000_000 == pytest.approx(whole.usd)
+    assert 0 < per_token[0] < per_token[1]
 
 
 async def test_unknown_rates_are_none_and_not_zero() -> None:

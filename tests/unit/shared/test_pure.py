@@ -19,12 +19,12 @@ from fusewire.testing.factories import make_prompt
 
 
 def test_an_id_is_always_the_same_and_safe_in_a_subject() -> None:
-    found = ids.fusion_id("acme", "b1", "row 1")
+    fusion_id = ids.fusion_id("acme", "b1", "row 1")
 
-    assert found == "f" + found[1:] == ids.fusion_id("acme", "b1", "row 1")
-    assert re.fullmatch(r"f[a-v0-9]{26}", found)
+    assert fusion_id == "f" + fusion_id[1:] == ids.fusion_id("acme", "b1", "row 1")
+    assert re.fullmatch(r"f[a-v0-9]{26}", fusion_id)
     assert re.fullmatch(r"b[a-v0-9]{26}", ids.batch_id("acme", "file.jsonl", "default", "merge"))
-    assert ids.task_id(found, 1, "verdict") == f"{found}-1-verdict"
+    assert ids.task_id(fusion_id, 1, "verdict") == f"{fusion_id}-1-verdict"
 
 
 def test_ids_are_what_earlier_releases_made() -> None:
@@ -73,15 +73,15 @@ def test_the_wider_of_two_limits(
 
 @given(*[st.none() | st.sampled_from([-1, 0]) | st.integers(1, 100)] * 2)
 def test_what_an_operator_has_is_never_narrowed(have: int | None, want: int | None) -> None:
-    unlimited = (None, 0, -1)
-    found = wider(have, want)
+    no_limit = (None, 0, -1)
+    limit = wider(have, want)
 
-    if have in unlimited:
-        assert found == have
-    elif found not in unlimited:
+    if have in no_limit:
+        assert limit == have
+    elif limit not in no_limit:
         assert have is not None
-        assert found is not None
-        assert found >= have
+        assert limit is not None
+        assert limit >= have
 
 
 def test_a_summary_counts_each_action() -> None:
@@ -98,9 +98,9 @@ def test_a_summary_counts_each_action() -> None:
 
 
 def test_every_edge_model_and_every_pool_has_a_durable_per_priority() -> None:
-    made = topology.topology({"tiny": "edge", "gpt": "remote"}, ["default"])
+    durables = topology.topology({"tiny": "edge", "gpt": "remote"}, ["default"]).durables
 
-    assert {(d.stream, d.name, d.subject) for d in made.durables if "TASK" in d.stream} == {
+    assert {(d.stream, d.name, d.subject) for d in durables if "TASK" in d.stream} == {
         ("FW_TASK_EDGE", f"tiny-{p}", f"fw.task.edge.tiny.{p}") for p in ("high", "normal", "low")
     } | {
         ("FW_TASK_REMOTE", f"default-{p}", f"fw.task.remote.default.{p}")
@@ -109,14 +109,14 @@ def test_every_edge_model_and_every_pool_has_a_durable_per_priority() -> None:
 
 
 def matches(pattern: str, subject: str) -> bool:
-    """As NATS does it."""
-    wanted, found = pattern.split("."), subject.split(".")
-    if wanted[-1] == ">":
-        return len(found) >= len(wanted) and matches(
-            ".".join(wanted[:-1]), ".".join(found[: len(wanted) - 1])
+    """Whether a subject matches a pattern, as NATS defines it."""
+    parts, tokens = pattern.split("."), subject.split(".")
+    if parts[-1] == ">":
+        return len(tokens) >= len(parts) and matches(
+            ".".join(parts[:-1]), ".".join(tokens[: len(parts) - 1])
         )
-    return len(wanted) == len(found) and all(
-        w in ("*", f) for w, f in zip(wanted, found, strict=True)
+    return len(parts) == len(tokens) and all(
+        part in ("*", token) for part, token in zip(parts, tokens, strict=True)
     )
 
 
@@ -138,9 +138,10 @@ SUBJECTS = [
 
 @pytest.mark.parametrize(("subject", "stream"), SUBJECTS, ids=[s for _, s in SUBJECTS])
 def test_each_subject_is_held_by_one_stream(subject: str, stream: str) -> None:
-    assert [s.name for s in topology.STREAMS if any(matches(p, subject) for p in s.subjects)] == [
-        stream
-    ]
+    def takes(candidate: topology.Stream) -> bool:
+        return any(matches(pattern, subject) for pattern in candidate.subjects)
+
+    assert [candidate.name for candidate in filter(takes, topology.STREAMS)] == [stream]
 
 
 def test_an_edge_task_matches_nothing_that_a_remote_worker_reads() -> None:
@@ -159,12 +160,12 @@ ACKS = {
 
 @pytest.mark.parametrize("reply", ACKS.values(), ids=ACKS)
 def test_what_the_server_says_of_a_message_is_read(reply: str) -> None:
-    found = Delivery.from_message(
+    delivery = Delivery.from_message(
         Msg(cast("Any", None), subject="fw.prompt.low.acme", reply=reply, data=b"x")
     )
 
-    assert (found.stream, found.deliveries, found.sequence) == ("FW_PROMPT", 3, 17)
-    assert (found.subject, found.data, found.headers) == ("fw.prompt.low.acme", b"x", {})
+    assert (delivery.stream, delivery.deliveries, delivery.sequence) == ("FW_PROMPT", 3, 17)
+    assert (delivery.subject, delivery.data, delivery.headers) == ("fw.prompt.low.acme", b"x", {})
 
 
 # -- faults and retries -----------------------------------------------------------------------
@@ -182,10 +183,10 @@ def test_a_fault_is_named_without_its_text() -> None:
     def fails() -> None:
         raise ValueError("the prompt was: s3cr3t")
 
-    with pytest.raises(ValueError, match="s3cr3t") as caught:
+    with pytest.raises(ValueError, match="s3cr3t") as error:
         fails()
 
-    assert re.fullmatch(r"ValueError at fails:\d+", fault(caught.value))
+    assert re.fullmatch(r"ValueError at fails:\d+", fault(error.value))
     assert fault(ValueError("s3cr3t")) == "ValueError"
 
 

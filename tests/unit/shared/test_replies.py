@@ -23,5 +23,5 @@ def test_its_parts_have_every_field_of_theirs() -> None:
         replies.fusions.PlainCall: ToolCall,
         replies.fusions.PlainUsage: Usage,
     }
-    for shown, kept in pairs.items():
-        assert set(shown.__annotations__) == set(kept.model_fields), kept
+    for reply, part in pairs.items():
+        assert set(reply.__annotations__) == set(part.model_fields), part

@@ -1,4 +1,4 @@
-"""Configuration: the environment wins, and every mistake is named with where it is and what to do."""
+"""Configuration: the environment wins, and each error names its place and its remedy."""
 
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,12 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def refused(path: Path, text: str | None = None) -> ConfigError:
+def load_error(path: Path, text: str | None = None) -> ConfigError:
     if text is not None:
         path.write_text(text)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error:
         load(path)
-    return caught.value
+    return error.value
 
 
 def test_a_file_is_read(file: Path) -> None:
@@ -84,15 +84,15 @@ ENV = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value", "seen", "expected"), ENV, ids=[row[0] for row in ENV])
+@pytest.mark.parametrize(("name", "value", "read", "expected"), ENV, ids=[row[0] for row in ENV])
 def test_the_environment_wins_over_the_file_key_by_key(
-    file: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, seen: Any, expected: object
+    file: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, read: Any, expected: object
 ) -> None:
     monkeypatch.setenv(name, value)
 
     settings = load(file)
 
-    assert seen(settings) == expected
+    assert read(settings) == expected
     assert settings.pools["default"].judge == "gpt"
     assert settings.models["tiny"].kind == "edge"
 
@@ -125,7 +125,9 @@ def test_the_database_lies_in_the_data_folder_where_nothing_else_is_said(
 
 
 def test_a_data_folder_that_is_none_is_named(file: Path) -> None:
-    assert any("data_dir" in problem for problem in refused(file, "data_dir = 5\n" + GOOD).problems)
+    assert any(
+        "data_dir" in problem for problem in load_error(file, "data_dir = 5\n" + GOOD).problems
+    )
 
 
 def without(line: str) -> str:
@@ -213,13 +215,13 @@ BAD = [
 def test_a_mistake_is_named_with_its_place_and_its_remedy(
     file: Path, text: str, parts: list[str]
 ) -> None:
-    found = refused(file, text)
+    error = load_error(file, text)
 
-    assert found.source == str(file)
-    assert len(found.problems) == 1
+    assert error.source == str(file)
+    assert len(error.problems) == 1
     for part in parts:
-        assert part in found.problems[0]
-    assert "try again" in found.hint
+        assert part in error.problems[0]
+    assert "try again" in error.hint
 
 
 @pytest.mark.parametrize(
@@ -233,18 +235,18 @@ def test_a_mistake_is_named_with_its_place_and_its_remedy(
 )
 def test_a_database_that_it_does_not_know_is_refused(file: Path, url: str, what: str) -> None:
     file.write_text(f'[database]\nurl = "{url}"\n')
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error:
         load(file)
 
-    assert f"{what}; use sqlite+aiosqlite:///FILE" in str(caught.value)
-    assert "s3cr3t" not in str(caught.value)
+    assert f"{what}; use sqlite+aiosqlite:///FILE" in str(error.value)
+    assert "s3cr3t" not in str(error.value)
 
 
 def test_all_mistakes_are_told_at_once(file: Path) -> None:
-    found = refused(file, GOOD + "quorum = 2\n[http]\nport = -1\n[log]\nlevel = 'loud'\n")
+    error = load_error(file, GOOD + "quorum = 2\n[http]\nport = -1\n[log]\nlevel = 'loud'\n")
 
-    assert len(found.problems) == 3
-    assert {p.partition(":")[0] for p in found.problems} == {
+    assert len(error.problems) == 3
+    assert {p.partition(":")[0] for p in error.problems} == {
         "pools.default.quorum",
         "http.port",
         "log.level",
@@ -252,41 +254,41 @@ def test_all_mistakes_are_told_at_once(file: Path) -> None:
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    found = refused(tmp_path / "none.toml")
+    error = load_error(tmp_path / "none.toml")
 
-    assert "No such file" in found.problems[0]
-    assert "create" in found.hint
-    assert "FUSEWIRE_CONFIG" in found.hint
+    assert "No such file" in error.problems[0]
+    assert "create" in error.hint
+    assert "FUSEWIRE_CONFIG" in error.hint
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    found = refused(tmp_path)  # a folder: nobody may read that as a file, not even root
+    error = load_error(tmp_path)  # a folder: nobody may read that as a file, not even root
 
-    assert "cannot be read: Is a directory" in found.problems[0]
-    assert str(tmp_path) in found.hint
+    assert "cannot be read: Is a directory" in error.problems[0]
+    assert str(tmp_path) in error.hint
 
 
 @pytest.mark.parametrize("text", ["[nats\nurl = 1", "a = [1,\nb = 2", "\x00"])
 def test_a_file_that_is_not_toml(file: Path, text: str) -> None:
-    found = refused(file, text)
+    error = load_error(file, text)
 
-    assert "cannot be parsed" in found.problems[0]
-    assert "line" in found.problems[0]
+    assert "cannot be parsed" in error.problems[0]
+    assert "line" in error.problems[0]
 
 
 def test_a_file_that_is_not_utf_8(file: Path) -> None:
     file.write_bytes(b'[nats]\nurl = "\xff"\n')
 
-    assert "cannot be parsed" in refused(file).problems[0]
+    assert "cannot be parsed" in load_error(file).problems[0]
 
 
 @pytest.mark.parametrize("name", ["FUSEWIRE_POOLS", "FUSEWIRE_MODELS", "FUSEWIRE_NATS"])
 def test_a_broken_variable_is_named(file: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "{not json")
 
-    found = refused(file)
+    error = load_error(file)
 
-    assert name.removeprefix("FUSEWIRE_").lower() in " ".join(found.problems).lower()
+    assert name.removeprefix("FUSEWIRE_").lower() in " ".join(error.problems).lower()
 
 
 def test_a_wrong_variable_is_named_like_a_wrong_key(
@@ -294,7 +296,7 @@ def test_a_wrong_variable_is_named_like_a_wrong_key(
 ) -> None:
     monkeypatch.setenv("FUSEWIRE_HTTP__PORT", "many")
 
-    assert refused(file).problems[0].startswith("http.port: ")
+    assert load_error(file).problems[0].startswith("http.port: ")
 
 
 def test_a_secret_is_read_when_it_is_used_and_never_shown(
@@ -315,21 +317,21 @@ def test_a_secret_is_read_when_it_is_used_and_never_shown(
 def test_the_hash_is_of_a_pool_and_its_models_alone(file: Path) -> None:
     base = load(file)
 
-    def changed(old: str, new: str) -> Settings:
+    def load_with(old: str, new: str) -> Settings:
         file.write_text(GOOD.replace(old, new))
         return load(file)
 
     assert base.config_hash("default") == load(file).config_hash("default")
-    assert changed("4222", "4223").config_hash("default") == base.config_hash("default")
+    assert load_with("4222", "4223").config_hash("default") == base.config_hash("default")
     for old, new in [
         ("gpt-x", "gpt-y"),
         ("temperature = 0.0", "temperature = 0.1"),
         ('"calm"', '"cool"'),
     ]:
-        assert changed(old, new).config_hash("default") != base.config_hash("default")
+        assert load_with(old, new).config_hash("default") != base.config_hash("default")
 
 
-def test_settings_cannot_be_changed(file: Path) -> None:
+def test_settings_cannot_be_load_with(file: Path) -> None:
     settings = load(file)
 
     with pytest.raises(ValueError, match="frozen"):

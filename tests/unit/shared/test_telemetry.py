@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line, with what is bound to the fusion, and never the text of an exception."""
+"""Logs: one JSON object per line, with the fusion's id, and never the text of an exception."""
 
 import io
 import json
@@ -19,7 +19,7 @@ SECRET = "s3cr3t"
 
 
 @pytest.fixture
-def restored() -> Iterator[None]:
+def restore_logging() -> Iterator[None]:
     """The log's set-up, as it was."""
     handlers, level = logging.root.handlers[:], logging.root.level
     yield
@@ -29,17 +29,19 @@ def restored() -> Iterator[None]:
 
 
 @pytest.fixture
-def stream(restored: None) -> io.StringIO:
+def stream(restore_logging: None) -> io.StringIO:
     return io.StringIO()
 
 
-def configured(stream: io.StringIO, style: Literal["json", "console"] = "json", **log: Any) -> Any:
+def configure_log(
+    stream: io.StringIO, style: Literal["json", "console"] = "json", **log: Any
+) -> Any:
     telemetry.configure(Log(format=style, **log), Telemetry(), service="test", stream=stream)
     return structlog.get_logger()
 
 
 def test_a_line_is_one_json_object(stream: io.StringIO) -> None:
-    log = configured(stream)
+    log = configure_log(stream)
 
     with telemetry.receiving("judge", "fw.plan.f123", {}):
         log.info("judge.decided", status="voted")
@@ -61,7 +63,7 @@ def test_a_line_is_one_json_object(stream: io.StringIO) -> None:
 def test_an_exception_is_told_by_its_type_and_place_alone(
     stream: io.StringIO, style: Literal["json", "console"]
 ) -> None:
-    log = configured(stream, style)
+    log = configure_log(stream, style)
 
     def fails(prompt: str) -> None:
         raise ValueError(f"cannot handle {prompt}")
@@ -99,7 +101,7 @@ def test_the_fusion_is_bound_while_its_message_is_handled(
 
 
 def test_a_line_names_its_service_wherever_it_comes_from(stream: io.StringIO) -> None:
-    configured(stream).info("up.restarted", what="judge")
+    configure_log(stream).info("up.restarted", what="judge")
     assert json.loads(stream.getvalue())["service"] == "test"
 
 
@@ -107,24 +109,24 @@ PARENTS = [f"00-{digit * 32}-{digit * 16}-01" for digit in "ab"]
 
 
 @pytest.mark.parametrize(
-    ("traces", "trace_id", "linked"),
+    ("traces", "trace_id", "links"),
     [(PARENTS[:1], int("a" * 32, 16), []), (PARENTS, None, ["a" * 32, "b" * 32])],
 )
 def test_a_span_is_a_part_of_one_trace_or_has_links_to_several(
-    monkeypatch: pytest.MonkeyPatch, traces: list[str], trace_id: int | None, linked: list[str]
+    monkeypatch: pytest.MonkeyPatch, traces: list[str], trace_id: int | None, links: list[str]
 ) -> None:
-    kept = InMemorySpanExporter()
+    exporter = InMemorySpanExporter()
     provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(kept))
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(telemetry, "_tracing", True)
     monkeypatch.setattr(telemetry, "_tracer", provider.get_tracer("test"))
 
     with telemetry.span("judge turn", traces, fusions=2):
         pass
 
-    (span,) = kept.get_finished_spans()
+    (span,) = exporter.get_finished_spans()
     assert (span.name, dict(span.attributes or {})) == ("judge turn", {"fusewire.fusions": 2})
-    assert [f"{link.context.trace_id:032x}" for link in span.links] == linked
+    assert [f"{link.context.trace_id:032x}" for link in span.links] == links
     if trace_id is not None:
         assert span.context is not None
         assert span.context.trace_id == trace_id
@@ -139,7 +141,7 @@ def test_without_tracing_a_span_costs_nothing() -> None:
 def test_libraries_are_heard_from_a_warning_up_without_the_values_in_their_texts(
     stream: io.StringIO,
 ) -> None:
-    configured(stream)
+    configure_log(stream)
 
     logging.getLogger("someone").info("chatter")
     logging.getLogger("someone").warning("trouble with %s\nat length", SECRET)

@@ -29,13 +29,13 @@ TASK = make_task()
 
 
 @dataclass
-class Published:
+class FakeBus:
     """A bus that keeps what is published."""
 
     stored: dict[str, Candidate] = field(default_factory=dict)
     msg_ids: list[str | None] = field(default_factory=list)
     refusals: int = 0
-    """How often it is away yet."""
+    """How many further publications fail."""
     service: str = "worker-test"
 
     async def publish(
@@ -60,7 +60,7 @@ class Published:
 
 
 @dataclass
-class Stub(FreeCalls):
+class FakeGenerate(FreeCalls):
     """A model that gives what it was told to, or raises it."""
 
     gives: Candidate | Exception
@@ -76,7 +76,7 @@ class Stub(FreeCalls):
         pass
 
 
-class Panel(Stub):
+class Panel(FakeGenerate):
     """Models that give by name; while the gate is shut they are at it."""
 
     def __init__(self, **by_call: Candidate | Exception | None) -> None:
@@ -84,20 +84,25 @@ class Panel(Stub):
         self.by_call = by_call
         self.gate = asyncio.Event()
         self.gate.set()
-        self.begun: list[str] = []
+        self.begun_calls: list[str] = []
 
     @asynccontextmanager
     async def hold(
-        self, tasks: Tasks, deliveries: int, begun: Callable[[], None], *, is_repeated: bool = False
+        self,
+        tasks: Tasks,
+        deliveries: int,
+        on_begin: Callable[[], None],
+        *,
+        is_repeated: bool = False,
     ) -> AsyncIterator[Make]:
         async def make(task: Task, _tell: object) -> Candidate | None:
-            self.begun.append(task.call)
-            begun()
+            self.begun_calls.append(task.call)
+            on_begin()
             await self.gate.wait()
-            given = self.by_call[task.call]
-            if isinstance(given, Exception):
-                raise given
-            return given
+            result = self.by_call[task.call]
+            if isinstance(result, Exception):
+                raise result
+            return result
 
         yield make
 
@@ -115,21 +120,21 @@ def delivery(*tasks: Task, deliveries: int = 1) -> Delivery:
     )
 
 
-async def handled(
-    stub: Stub, message: Delivery, bus: Published | None = None, **given: Any
+async def handle(
+    stub: FakeGenerate, message: Delivery, bus: FakeBus | None = None, **options: Any
 ) -> Candidate:
-    bus = bus or Published()
-    tier: Tier = given.pop("tier", "remote")
-    worker = Worker(cast("Bus", bus), stub, {}, tier=tier, clock=given.pop("clock", FakeClock()))
+    bus = bus or FakeBus()
+    tier: Tier = options.pop("tier", "remote")
+    worker = Worker(cast("Bus", bus), stub, {}, tier=tier, clock=options.pop("clock", FakeClock()))
     await worker.handle(message)
     (candidate,) = bus.stored.values()
     return candidate
 
 
 async def test_a_task_becomes_a_candidate_on_its_own_subject() -> None:
-    bus = Published()
+    bus = FakeBus()
 
-    candidate = await handled(Stub(make_candidate("Paris.")), delivery(), bus)
+    candidate = await handle(FakeGenerate(make_candidate("Paris.")), delivery(), bus)
 
     assert candidate == make_candidate("Paris.")
     assert list(bus.stored) == [f"fw.candidate.{TASK.fusion_id}.0.a"]
@@ -137,19 +142,19 @@ async def test_a_task_becomes_a_candidate_on_its_own_subject() -> None:
 
 
 async def test_a_task_delivered_again_leaves_the_first_candidate() -> None:
-    bus = Published()
-    await handled(Stub(make_candidate("first")), delivery(), bus)
+    bus = FakeBus()
+    await handle(FakeGenerate(make_candidate("first")), delivery(), bus)
 
     assert (
-        await handled(Stub(make_candidate("second")), delivery(deliveries=2), bus)
+        await handle(FakeGenerate(make_candidate("second")), delivery(deliveries=2), bus)
     ).content == "first"
 
 
 @pytest.mark.parametrize("late", [0, 1])
 async def test_a_task_whose_deadline_has_passed_is_not_tried(late: float) -> None:
-    stub = Stub(make_candidate())
+    stub = FakeGenerate(make_candidate())
 
-    candidate = await handled(
+    candidate = await handle(
         stub, delivery(), clock=FakeClock(TASK.deadline_at + timedelta(seconds=late))
     )
 
@@ -163,9 +168,9 @@ async def test_a_task_whose_deadline_has_passed_is_not_tried(late: float) -> Non
 
 
 async def test_a_task_of_another_tier_is_not_tried() -> None:
-    stub = Stub(make_candidate())
+    stub = FakeGenerate(make_candidate())
 
-    candidate = await handled(stub, delivery(make_task(tier="edge")), tier="remote")
+    candidate = await handle(stub, delivery(make_task(tier="edge")), tier="remote")
 
     assert stub.calls == 0
     assert candidate.error is not None
@@ -173,9 +178,9 @@ async def test_a_task_of_another_tier_is_not_tried() -> None:
 
 
 async def test_an_edge_only_task_is_not_shown_to_a_hosted_model_though_it_says_so() -> None:
-    stub = Stub(make_candidate())
+    stub = FakeGenerate(make_candidate())
 
-    candidate = await handled(
+    candidate = await handle(
         stub, delivery(make_task(make_prompt(residency="edge-only"), tier="remote"))
     )
 
@@ -185,7 +190,7 @@ async def test_an_edge_only_task_is_not_shown_to_a_hosted_model_though_it_says_s
 
 
 async def test_an_answer_larger_than_a_message_becomes_an_error() -> None:
-    candidate = await handled(Stub(make_candidate("é" * MAX_CANDIDATE_BYTES)), delivery())
+    candidate = await handle(FakeGenerate(make_candidate("é" * MAX_CANDIDATE_BYTES)), delivery())
 
     assert candidate.error is not None
     assert (candidate.error.code, candidate.content) == ("answer_too_large", None)
@@ -196,14 +201,16 @@ async def test_an_answer_larger_than_a_message_becomes_an_error() -> None:
 async def test_an_answer_of_just_a_message_is_kept() -> None:
     room = MAX_CANDIDATE_BYTES - len(make_candidate("").encode())
 
-    assert (await handled(Stub(make_candidate("x" * room)), delivery())).content == "x" * room
+    assert (
+        await handle(FakeGenerate(make_candidate("x" * room)), delivery())
+    ).content == "x" * room
 
 
 async def test_what_no_text_column_holds_is_replaced_wherever_it_stands() -> None:
     call = ToolCall(id="c\x00", name="f", arguments='{"place": "a\x00b"}')
-    said = make_candidate("a\x00b", tool_calls=[call], provider_reason="stop\x00")
+    answer = make_candidate("a\x00b", tool_calls=[call], provider_reason="stop\x00")
 
-    candidate = await handled(Stub(said), delivery())
+    candidate = await handle(FakeGenerate(answer), delivery())
 
     assert candidate.content == "a\ufffdb"
     assert candidate.tool_calls == (
@@ -215,26 +222,26 @@ async def test_what_no_text_column_holds_is_replaced_wherever_it_stands() -> Non
 async def test_what_only_spells_a_nul_stays_as_it_is() -> None:
     call = ToolCall(id="c", name="f", arguments='{"place": "a\\u0000b"}')
 
-    candidate = await handled(Stub(make_candidate(r"\u0000", tool_calls=[call])), delivery())
+    candidate = await handle(FakeGenerate(make_candidate(r"\u0000", tool_calls=[call])), delivery())
 
     assert (candidate.content, candidate.tool_calls) == (r"\u0000", (call,))
 
 
 @pytest.mark.parametrize("deliveries", range(1, MAX_DELIVERIES))
 async def test_a_fault_of_ours_is_raised_so_that_the_task_comes_again(deliveries: int) -> None:
-    bus = Published()
+    bus = FakeBus()
 
     with pytest.raises(RuntimeError):
-        await handled(Stub(RuntimeError("s3cr3t")), delivery(deliveries=deliveries), bus)
+        await handle(FakeGenerate(RuntimeError("s3cr3t")), delivery(deliveries=deliveries), bus)
 
     assert bus.stored == {}
 
 
 async def test_the_last_fault_leaves_a_candidate_and_is_buried() -> None:
-    bus = Published()
+    bus = FakeBus()
 
     with pytest.raises(RuntimeError):
-        await handled(Stub(RuntimeError("s3cr3t")), delivery(deliveries=MAX_DELIVERIES), bus)
+        await handle(FakeGenerate(RuntimeError("s3cr3t")), delivery(deliveries=MAX_DELIVERIES), bus)
 
     (candidate,) = bus.stored.values()
     assert candidate.error is not None
@@ -244,11 +251,13 @@ async def test_the_last_fault_leaves_a_candidate_and_is_buried() -> None:
 
 
 async def test_what_is_down_is_waited_for_and_poisons_nothing() -> None:
-    bus = Published()
+    bus = FakeBus()
 
     with pytest.raises(Transient):
-        await handled(
-            Stub(Transient("the ledger is down")), delivery(deliveries=MAX_DELIVERIES + 3), bus
+        await handle(
+            FakeGenerate(Transient("the ledger is down")),
+            delivery(deliveries=MAX_DELIVERIES + 3),
+            bus,
         )
 
     assert bus.stored == {}
@@ -260,7 +269,7 @@ async def test_what_is_no_task_is_refused() -> None:
     )
 
     with pytest.raises(ContractError):
-        await handled(Stub(make_candidate()), message)
+        await handle(FakeGenerate(make_candidate()), message)
 
 
 def test_a_failed_candidate_names_its_task() -> None:
@@ -278,12 +287,12 @@ def test_a_failed_candidate_names_its_task() -> None:
 TWO = [make_task(member=name) for name in "ab"]
 
 
-def worker(bus: Published, generate: Stub) -> Worker:
+def worker(bus: FakeBus, generate: FakeGenerate) -> Worker:
     return Worker(cast("Bus", bus), generate, {}, tier="remote", clock=FakeClock())
 
 
 async def test_each_task_of_a_message_ends_in_its_own_candidate() -> None:
-    bus = Published()
+    bus = FakeBus()
 
     await worker(bus, Panel(a=make_candidate("A"), b=make_candidate("B", "b"))).handle(
         delivery(*TWO)
@@ -293,7 +302,7 @@ async def test_each_task_of_a_message_ends_in_its_own_candidate() -> None:
 
 
 async def test_a_fault_in_one_takes_nothing_from_the_others() -> None:
-    bus = Published()
+    bus = FakeBus()
 
     with pytest.raises(RuntimeError):
         await worker(bus, Panel(a=RuntimeError(), b=make_candidate("B", "b"))).handle(
@@ -304,7 +313,7 @@ async def test_a_fault_in_one_takes_nothing_from_the_others() -> None:
 
 
 async def test_what_has_its_candidate_already_gets_no_second_one() -> None:
-    bus = Published()
+    bus = FakeBus()
 
     await worker(bus, Panel(a=None, b=make_candidate("B", "b"))).handle(
         delivery(*TWO, deliveries=2)
@@ -314,32 +323,34 @@ async def test_what_has_its_candidate_already_gets_no_second_one() -> None:
 
 
 async def test_a_redelivery_beside_running_calls_waits_for_them_and_makes_none() -> None:
-    bus, panel = Published(), Panel(a=make_candidate("A"), b=make_candidate("B", "b"))
+    bus, panel = FakeBus(), Panel(a=make_candidate("A"), b=make_candidate("B", "b"))
     panel.gate.clear()
-    one = worker(bus, panel)
-    first, again = (asyncio.create_task(one.handle(delivery(*TWO, deliveries=n))) for n in (1, 2))
+    shared_worker = worker(bus, panel)
+    first, second = (
+        asyncio.create_task(shared_worker.handle(delivery(*TWO, deliveries=n))) for n in (1, 2)
+    )
     await asyncio.sleep(0.01)
-    assert not again.done()
+    assert not second.done()
 
     panel.gate.set()
-    await asyncio.gather(first, again)
+    await asyncio.gather(first, second)
 
-    assert sorted(panel.begun) == ["a", "b"]
+    assert sorted(panel.begun_calls) == ["a", "b"]
     assert len(bus.stored) == 2
-    await one.handle(delivery(*TWO, deliveries=3))
-    assert len(panel.begun) == 4, "what has ended is not attached to"
+    await shared_worker.handle(delivery(*TWO, deliveries=3))
+    assert len(panel.begun_calls) == 4, "what has ended is not attached to"
 
 
 async def test_a_message_counts_no_more_once_a_call_has_begun() -> None:
-    released: list[str] = []
+    releases: list[str] = []
     panel = Panel(a=make_candidate("A"), b=make_candidate("B", "b"))
     panel.gate.clear()
     handling = asyncio.create_task(
-        worker(Published(), panel).handle(delivery(*TWO), lambda: released.append("yes"))
+        worker(FakeBus(), panel).handle(delivery(*TWO), lambda: releases.append("yes"))
     )
     await asyncio.sleep(0.01)
 
-    assert released
+    assert releases
     panel.gate.set()
     await handling
 
@@ -348,9 +359,11 @@ async def test_a_candidate_is_published_however_long_the_broker_is_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("fusewire.worker.retry_delay_s", lambda *_: 0.0)
-    bus = Published(refusals=7)
+    bus = FakeBus(refusals=7)
 
-    assert (await handled(Stub(make_candidate("Paris.")), delivery(), bus)).content == "Paris."
+    assert (
+        await handle(FakeGenerate(make_candidate("Paris.")), delivery(), bus)
+    ).content == "Paris."
 
 
 async def test_a_candidate_that_is_never_taken_is_given_up_long_after_its_deadline(
@@ -364,15 +377,15 @@ async def test_a_candidate_that_is_never_taken_is_given_up_long_after_its_deadli
 
     monkeypatch.setattr("fusewire.worker.retry_delay_s", later)
     with pytest.raises(Transient):
-        await handled(Stub(make_candidate()), delivery(), Published(refusals=99), clock=clock)
+        await handle(FakeGenerate(make_candidate()), delivery(), FakeBus(refusals=99), clock=clock)
 
 
 async def test_what_was_delivered_before_may_have_cost_something() -> None:
     late = FakeClock(TASK.deadline_at)
 
-    assert (await handled(Stub(make_candidate()), delivery(), clock=late)).cost_usd == 0.0
+    assert (await handle(FakeGenerate(make_candidate()), delivery(), clock=late)).cost_usd == 0.0
     assert (
-        await handled(Stub(make_candidate()), delivery(deliveries=2), clock=late)
+        await handle(FakeGenerate(make_candidate()), delivery(deliveries=2), clock=late)
     ).cost_usd is None
 
 
@@ -380,7 +393,7 @@ async def test_what_was_delivered_before_may_have_cost_something() -> None:
 
 
 async def test_a_task_of_a_cancelled_fusion_is_not_tried() -> None:
-    stub, bus = Stub(make_candidate()), Published()
+    stub, bus = FakeGenerate(make_candidate()), FakeBus()
     worker = Worker(cast("Bus", bus), stub, {}, tier="remote", clock=FakeClock())
     other = make_task(make_prompt(custom_id="two"))
     worker._cancelled.add(TASK.fusion_id)
@@ -388,9 +401,9 @@ async def test_a_task_of_a_cancelled_fusion_is_not_tried() -> None:
     await worker.handle(delivery())
     await worker.handle(delivery(other))
 
-    cancelled, answered = bus.stored.values()
+    cancelled, other_candidate = bus.stored.values()
     assert stub.calls == 1
-    assert answered.ok
+    assert other_candidate.ok
     assert cancelled.error is not None
     assert (cancelled.error.code, cancelled.error.retryable) == ("cancelled", False)
     assert (cancelled.attempts, cancelled.cost_usd, cancelled.content) == (0, 0.0, None)
@@ -398,33 +411,33 @@ async def test_a_task_of_a_cancelled_fusion_is_not_tried() -> None:
 
 
 async def test_whoever_generates_is_told_what_is_cancelled() -> None:
-    heard: list[str] = []
+    cancelled_ids: list[str] = []
     worker = Worker(
-        cast("Bus", Published()),
-        Stub(make_candidate()),
+        cast("Bus", FakeBus()),
+        FakeGenerate(make_candidate()),
         {},
         tier="edge",
         clock=FakeClock(),
-        on_cancel=heard.append,
+        on_cancel=cancelled_ids.append,
     )
 
     worker._cancelled.add("f1")
 
-    assert heard == ["f1"]
+    assert cancelled_ids == ["f1"]
 
 
 # -- what is told while it is written ---------------------------------------------------------
 
 
 @dataclass
-class Listened:
+class FakeClient:
     """The core of a bus: what was published is kept, unless the server is gone."""
 
     tokens: list[Token] = field(default_factory=list)
     is_down: bool = False
 
     @property
-    def client(self) -> "Listened":
+    def client(self) -> "FakeClient":
         return self
 
     async def publish(self, subject: str, body: bytes) -> None:
@@ -434,13 +447,13 @@ class Listened:
         self.tokens.append(Token.decode(body))
 
 
-def told(**task: Any) -> tuple[TokenPublisher, Listened]:
-    bus = Listened()
+def publisher(**task: Any) -> tuple[TokenPublisher, FakeClient]:
+    bus = FakeClient()
     return TokenPublisher(cast("Bus", bus), make_task(**{"is_streamed": True, **task})), bus
 
 
 async def test_pieces_say_where_they_stand() -> None:
-    tell, bus = told(round=2, call="write")
+    tell, bus = publisher(round=2, call="write")
 
     for text in ("Par", "", "is\x00", "."):
         await tell(text)
@@ -454,7 +467,7 @@ async def test_pieces_say_where_they_stand() -> None:
 
 
 async def test_a_call_that_is_made_again_begins_at_its_beginning() -> None:
-    tell, bus = told()
+    tell, bus = publisher()
 
     tell.restart()  # nothing was told: it is the first attempt yet
     await tell("Par")
@@ -465,17 +478,17 @@ async def test_a_call_that_is_made_again_begins_at_its_beginning() -> None:
 
 
 async def test_nothing_is_told_where_nobody_reads_along() -> None:
-    tell, bus = told(is_streamed=False)
+    tell, bus = publisher(is_streamed=False)
 
     await tell("Paris.")
 
-    assert not tell.is_heard
-    assert told()[0].is_heard
+    assert not tell.is_enabled
+    assert publisher()[0].is_enabled
     assert bus.tokens == []
 
 
 async def test_a_piece_that_cannot_be_told_harms_nobody() -> None:
-    tell, bus = told()
+    tell, bus = publisher()
     bus.is_down = True
     await tell("Par")
     bus.is_down = False
@@ -486,7 +499,7 @@ async def test_a_piece_that_cannot_be_told_harms_nobody() -> None:
 
 async def test_of_a_merge_nothing_is_told_that_judge_takes_out() -> None:
     fence = f"[[{'0a' * 16} BC]]"
-    tell, bus = told(kind="write")
+    tell, bus = publisher(kind="write")
 
     for piece in (" ", "Par", "is. ", f"{fence}\n", "Rome."):
         await tell(piece)
@@ -501,7 +514,7 @@ async def test_of_a_merge_nothing_is_told_that_judge_takes_out() -> None:
 
 
 async def test_a_member_s_answer_is_told_to_the_last_blank() -> None:
-    tell, bus = told()
+    tell, bus = publisher()
 
     for piece in (" ", f"[[{'0a' * 16} BC]]", "\n"):
         await tell(piece)

@@ -387,8 +387,8 @@ async def test_a_real_model_stops_when_it_is_cancelled(tiny_folder: Path) -> Non
 class Told:
     """Keeps what it is told; a restart is a bar."""
 
-    def __init__(self, *, is_heard: bool = True) -> None:
-        self.is_heard = is_heard
+    def __init__(self, *, is_enabled: bool = True) -> None:
+        self.is_enabled = is_enabled
         self.pieces: list[str] = []
         self.first = asyncio.Event()
 
@@ -401,8 +401,8 @@ class Told:
         self.pieces.append("|")
 
 
-async def told(engine: FakeEngine, *, is_heard: bool = True) -> tuple[list[str], Candidate]:
-    tell = Told(is_heard=is_heard)
+async def told(engine: FakeEngine, *, is_enabled: bool = True) -> tuple[list[str], Candidate]:
+    tell = Told(is_enabled=is_enabled)
     candidate = await service(engine).generate(make_task(), cast("TokenPublisher", tell))
     return tell.pieces, candidate
 
@@ -417,7 +417,7 @@ async def test_an_answer_is_told_while_it_is_written() -> None:
 async def test_nothing_is_streamed_where_nobody_listens() -> None:
     engine = FakeEngine(DONE, says=("Par", "is."))
 
-    assert (await told(engine, is_heard=False))[0] == []
+    assert (await told(engine, is_enabled=False))[0] == []
     assert (await service(engine).generate(make_task())).ok
     assert [r.is_streamed for r in engine.requests] == [False, False]
 

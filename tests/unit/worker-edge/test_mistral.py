@@ -71,7 +71,7 @@ def mistral(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         "template": "",
         "add_bos": True,
     }
-    write_gguf(root / "m.gguf", {"": "Q8_0"}, tied=True, metadata=metadata, drop="", add="")
+    write_gguf(root / "m.gguf", {"": "Q8_0"}, is_tied=True, metadata=metadata, drop="", add="")
     import_model(root / "m.gguf", root / "m")
     generator = Generator(root / "m", verify(root / "m"), EngineOptions(threads=1))
     assert isinstance(generator.vocabulary, MistralVocabulary)

@@ -85,7 +85,7 @@ class Statistics:
         }
         times = self.latencies.get((plan.pool, member.name), ())
         after = None
-        if hedge and not member.is_mute and len(times) >= LEAST_SEEN:
+        if hedge and not member.is_replay_only and len(times) >= LEAST_SEEN:
             after = times[min(int(len(times) * (1 - hedge)), len(times) - 1)] / 1000
         if (known, after) == (member.learned, member.hedge_after_s):
             return member  # to copy it for nothing would take as long as all else here

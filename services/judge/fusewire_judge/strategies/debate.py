@@ -56,7 +56,7 @@ def _calls(case: Case, answers: Sequence[MemberAnswer], turn: int) -> tuple[Call
 
 def _speakers(case: Case) -> dict[str, str]:
     """Members that can be asked again, and their families."""
-    return {m.name: m.family for m in case.plan.members if not m.is_mute}
+    return {m.name: m.family for m in case.plan.members if not m.is_replay_only}
 
 
 def _barred(case: Case, answers: Sequence[MemberAnswer]) -> str | None:
