@@ -7,7 +7,7 @@ from itertools import combinations
 
 from fusewire import ids
 from fusewire_cli.eval.suite import MemberReply, Question
-from fusewire_judge.learning.weights import SuccessCount, learned
+from fusewire_judge.learning.weights import SuccessCount, learn_weights
 from fusewire_judge.scoring.answers import canonical
 from fusewire_judge.scoring.gold import is_right
 
@@ -55,6 +55,6 @@ def _learned(training: Sequence[AnsweredQuestion]) -> dict[str, float]:
         for member, right in one.right.items():
             (yes if right else no)[member] += 1
     standings = {member: SuccessCount(yes[member], no[member]) for member in sorted(yes | no)}
-    return learned(
+    return learn_weights(
         standings, SuccessCount(sum(t.same for t in training), sum(t.different for t in training))
     )
