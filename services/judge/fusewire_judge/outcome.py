@@ -84,8 +84,7 @@ def build(
 
 def _paid_candidates(case: Case) -> list[Candidate]:
     """Return the candidates of calls that were made, so without recorded answers."""
-    candidates = (received.candidate for received in case.received.values())
-    return [candidate for candidate in candidates if candidate.provider != RECORDED]
+    return [r.candidate for r in case.received.values() if r.candidate.provider != RECORDED]
 
 
 def _calls(rounds: Iterable[Round]) -> Iterator[Call]:
@@ -111,13 +110,18 @@ def _find_answer(answers: Iterable[MemberAnswer], member: str | None) -> MemberA
     return next((answer for answer in answers if answer.member == member), None)
 
 
+def _find_candidate(case: Case, round_: int, call: str) -> Candidate | None:
+    received_candidate = case.received.get((round_, call))
+    return received_candidate.candidate if received_candidate else None
+
+
 def _reasoning(case: Case, draft: Draft) -> str | None:
     """Return what the winner thought before the answer that was chosen."""
     answer = _find_answer(draft.answers, draft.winner)
     if answer is None:
         return None
-    received = case.received.get((answer.round, answer.call))
-    return received.candidate.reasoning if received else None
+    candidate = _find_candidate(case, answer.round, answer.call)
+    return candidate.reasoning if candidate else None
 
 
 def _missing_weight(plan: Plan, panel: Panel | None) -> float:
@@ -160,8 +164,7 @@ def _answer(
     first = _find_answer(panel.answers, name)
     last = _find_answer(draft.answers, name) or first
     round_, call = (last.round, last.call) if last else (candidate.round, candidate.call)
-    last_received = case.received.get((round_, call))
-    has_changed = last is not None and first is not None and last.content != first.content
+    last_candidate = _find_candidate(case, round_, call)
     calls = [r.candidate for r in case.received.values() if r.candidate.member == name]
     return Answer(
         member=name,
@@ -170,8 +173,8 @@ def _answer(
         status="ok" if candidate.ok else "error",
         round=round_,
         call=call,
-        content=last.content if last and has_changed else None,
-        finish_reason=last_received.candidate.finish_reason if last_received else None,
+        content=_changed_content(first, last),
+        finish_reason=last_candidate.finish_reason if last_candidate else None,
         weight=first.weight if first else None,
         agreed=agreed(name, groups) if groups else None,
         vote_group=_vote_group(name, groups),
@@ -183,6 +186,13 @@ def _answer(
         cost_usd=cost(calls),
         **_error_fields(candidate.error),
     )
+
+
+def _changed_content(first: MemberAnswer | None, last: MemberAnswer | None) -> str | None:
+    """Return the last answer's text, unless it is the first's: that stands in its candidate."""
+    if first is None or last is None or last.content == first.content:
+        return None
+    return last.content
 
 
 def _missing_answer(member: PlannedMember, panel: Panel) -> Answer:

@@ -43,11 +43,13 @@ class FusionRecord:
 
     def with_candidate(self, candidate: Candidate, chars: int, now: datetime) -> "FusionRecord":
         """Return a copy with one candidate more, whose JSON has this length."""
-        received = {
-            **self.received,
-            (candidate.round, candidate.call): ReceivedCandidate(candidate, now, len(self.rounds)),
-        }
-        return replace(self, received=received, chars=self.chars + chars)
+        key = candidate.round, candidate.call
+        received_candidate = ReceivedCandidate(candidate, now, len(self.rounds))
+        return replace(
+            self,
+            received={**self.received, key: received_candidate},
+            chars=self.chars + chars,
+        )
 
     def with_round(self, round_: Round, chars: int, now: datetime) -> "FusionRecord":
         """Return a copy with one round more, whose JSON has this length."""
