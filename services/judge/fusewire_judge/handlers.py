@@ -17,14 +17,9 @@ from fusewire.store.engine import Store
 from fusewire.topology import due_subject, outcome_subject, round_subject, schedule_subject
 from fusewire_judge import outcome
 from fusewire_judge.learning.hedge_budget import HedgeBudget
-from fusewire_judge.learning.statistics import (
-    OUTCOME_WINDOW,
-    Statistics,
-    StoredAnswer,
-    learn_statistics,
-)
+from fusewire_judge.learning.statistics import OUTCOME_WINDOW, Statistics, learn_statistics
 from fusewire_judge.panel import recorded as replay
-from fusewire_judge.recent import FusionRecord, RecentFusions
+from fusewire_judge.recent import RecentFusions
 from fusewire_judge.repository.history import control_picks, newest_answers
 from fusewire_judge.repository.results import EncodedCandidate, Results
 from fusewire_judge.turn import TurnResult, decide_fusion, sendable_rounds
@@ -62,20 +57,13 @@ class Handlers:
         pools: Iterable[str] = (),
         has_pending: Callable[[str], Awaitable[bool]] = _has_none_pending,
     ) -> None:
-        """Take what the handlers work with.
-
-        Args:
-            bus: to publish rounds, outcomes and timers.
-            store: the database.
-            clock: returns the time.
-            pools: the pools to learn statistics of.
-            has_pending: tells whether messages of a fusion wait in the stream.
-        """
-        self._has_pending = has_pending
         self._bus = bus
         self._store = store
         self._clock = clock
         self._pools = tuple(pools)
+        """The pools to learn statistics of."""
+        self._has_pending = has_pending
+        """Tells whether messages of a fusion wait in the stream."""
         self._statistics = Statistics()
         self._recent = RecentFusions()
         self._hedges = HedgeBudget()
@@ -89,9 +77,7 @@ class Handlers:
         since = self._clock() - QUARANTINE
 
         def learn(connection: Connection) -> Statistics:
-            answers: list[StoredAnswer] = []
-            for pool in self._pools:
-                answers += newest_answers(connection, pool, OUTCOME_WINDOW)
+            answers = newest_answers(connection, self._pools, OUTCOME_WINDOW)
             return learn_statistics(answers, control_picks(connection, since))
 
         statistics = await self._store.run(learn, write=False)
@@ -132,12 +118,9 @@ class Handlers:
         return {key for key, is_pending in zip(fusion_ids, flags, strict=True) if is_pending}
 
     async def publish_again(self) -> int:
-        """Publish what is committed and not known to be on the broker.
+        """Publish what is committed and not known to be on the broker; return of how many fusions.
 
         The broker or this process may have ended between the commit and the acknowledgement.
-
-        Returns:
-            Of how many fusions.
         """
         marks, self._published_marks = self._published_marks, {}
 
@@ -295,7 +278,7 @@ class Handlers:
             decide_fusion(key, record, turn)
         self._hedges.spend(round_ for round_, _ in turn.rounds)
         self._save(results, turn)
-        turn.repeats += _stored_messages(results, plans.keys() - unknown_ids, records)
+        turn.repeats += results.messages_to_repeat(plans.keys() - unknown_ids, records)
         ended_ids = {final.fusion_id for final, _ in turn.outcomes}
         turn.open_records = {
             key: record for key, record in results.open().items() if key not in ended_ids
@@ -373,31 +356,6 @@ class Handlers:
             "Nats-Schedule-Target": due_subject(fusion_id),
         }
         await self._bus.publish(schedule_subject(fusion_id), b"{}", headers=headers)
-
-
-def _stored_messages(
-    results: Results, planned_ids: Iterable[str], records: Mapping[str, FusionRecord]
-) -> list[Round | Outcome]:
-    """Return what is stored of fusions whose plan came again, to publish it again.
-
-    A plan that is delivered a second time may mean that the broker lost what followed it.
-
-    Args:
-        results: the transaction.
-        planned_ids: fusions that a plan came for.
-        records: those that were open before this turn decided them.
-    """
-    repeated_ids = {key for key in planned_ids if results.locked_fusions[key].is_planned}
-    messages: list[Round | Outcome] = []
-    for key in sorted(repeated_ids & records.keys()):
-        record = records[key]
-        if not record.is_cancelled:
-            encoded_rounds = ((round_, round_.model_dump_json()) for round_ in record.rounds)
-            messages += sendable_rounds(encoded_rounds)
-    done_ids = repeated_ids - records.keys()
-    if done_ids:
-        messages += results.outcomes(done_ids)
-    return messages
 
 
 def _fusion_id(delivery: Delivery) -> str:

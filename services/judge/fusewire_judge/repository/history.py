@@ -1,6 +1,7 @@
 """What is learned from: how members did, and which judges picked controls."""
 
 from collections import defaultdict
+from collections.abc import Iterable
 from datetime import datetime
 
 from sqlalchemy import Connection, bindparam, select
@@ -37,10 +38,15 @@ _CONTROLS = (
 )
 
 
-def newest_answers(connection: Connection, pool: str, outcome_limit: int) -> list[StoredAnswer]:
-    """Return the members' answers in the newest outcomes of a pool."""
-    rows = connection.execute(_ANSWERS, {"pool": pool, "newest": outcome_limit})
-    return [StoredAnswer(pool, *row) for row in rows]
+def newest_answers(
+    connection: Connection, pools: Iterable[str], outcome_limit: int
+) -> list[StoredAnswer]:
+    """Return the members' answers in the newest outcomes of each pool."""
+    stored_answers: list[StoredAnswer] = []
+    for pool in pools:
+        rows = connection.execute(_ANSWERS, {"pool": pool, "newest": outcome_limit})
+        stored_answers += [StoredAnswer(pool, *row) for row in rows]
+    return stored_answers
 
 
 def control_picks(connection: Connection, since: datetime) -> dict[str, list[bool]]:

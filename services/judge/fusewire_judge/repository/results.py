@@ -22,7 +22,7 @@ from fusewire.store.tables import (
 from fusewire_judge.recent import FusionRecord, RecentFusions
 from fusewire_judge.repository.open_fusions import KEYS, LockedFusion, lock_fusions
 from fusewire_judge.repository.rows import answer_row, outcome_row, verdict_row
-from fusewire_judge.turn import EncodedRound
+from fusewire_judge.turn import EncodedRound, sendable_rounds
 
 EncodedCandidate = tuple[Candidate, str]
 """A candidate, and its JSON."""
@@ -245,6 +245,29 @@ class Results:
         """Return stored outcomes, to publish them again."""
         rows = self._connection.execute(_OUTCOMES, {"keys": sorted(fusion_ids)})
         return [Outcome.decode(body) for (body,) in rows]
+
+    def messages_to_repeat(
+        self, planned_ids: Iterable[str], records: Mapping[str, FusionRecord]
+    ) -> list[Round | Outcome]:
+        """Return what is stored of fusions whose plan came a second time, to publish it again.
+
+        Such a plan may mean that the broker lost what followed the first one.
+
+        Args:
+            planned_ids: locked fusions that a plan came for.
+            records: the open fusions, as they were before this turn decided them.
+        """
+        repeated_ids = {key for key in planned_ids if self.locked_fusions[key].is_planned}
+        messages: list[Round | Outcome] = []
+        for key in sorted(repeated_ids & records.keys()):
+            record = records[key]
+            if not record.is_cancelled:
+                encoded_rounds = ((round_, round_.model_dump_json()) for round_ in record.rounds)
+                messages += sendable_rounds(encoded_rounds)
+        done_ids = repeated_ids - records.keys()
+        if done_ids:
+            messages += self.outcomes(done_ids)
+        return messages
 
     # -- what workers ask for ------------------------------------------------------------------
 
