@@ -210,7 +210,7 @@ class Handlers:
         def end(connection: Connection) -> None:
             results = Results(connection)
             results.lock({fusion_id}, self._recent)
-            record = results.open().get(fusion_id)
+            record = results.open_records().get(fusion_id)
             if record is None:
                 return
             is_late = turn.now >= record.prompt.deadline_at
@@ -273,7 +273,7 @@ class Handlers:
             if candidate.fusion_id not in unknown_ids
         ]
         results.add_candidates([*known_candidates, *recorded_candidates], turn.now)
-        records = results.open()
+        records = results.open_records()
         for key, record in records.items():
             decide_fusion(key, record, turn)
         self._hedges.spend(round_ for round_, _ in turn.rounds)
@@ -281,7 +281,7 @@ class Handlers:
         turn.repeats += results.messages_to_repeat(plans.keys() - unknown_ids, records)
         ended_ids = {final.fusion_id for final, _ in turn.outcomes}
         turn.open_records = {
-            key: record for key, record in results.open().items() if key not in ended_ids
+            key: record for key, record in results.open_records().items() if key not in ended_ids
         }
         return turn
 
@@ -293,7 +293,7 @@ class Handlers:
         Returns:
             The answers that were recorded with their prompts, as candidates.
         """
-        records = results.open()
+        records = results.open_records()
         new_plans: dict[str, Plan] = {}
         for key, plan in plans.items():
             record = records.get(key)

@@ -102,13 +102,13 @@ class Results:
         self.locked_fusions: dict[str, LockedFusion] = {}
         """By fusion id, with what this transaction has added so far."""
 
-    # -- reading and writing open fusions ------------------------------------------------------
+    # -- open fusions --------------------------------------------------------------------------
 
     def lock(self, fusion_ids: Iterable[str], recent: RecentFusions) -> None:
         """Lock the rows of fusions, and read those that are open: see `lock_fusions`."""
         self.locked_fusions |= lock_fusions(self._connection, fusion_ids, recent)
 
-    def open(self) -> dict[str, FusionRecord]:
+    def open_records(self) -> dict[str, FusionRecord]:
         """Return the locked fusions that are not done, with what this transaction has added."""
         return {key: fusion.record for key, fusion in self.locked_fusions.items() if fusion.record}
 
@@ -120,7 +120,7 @@ class Results:
         self._connection.execute(
             _SET_PLAN, [{"key": key, "body": body} for key, body in bodies.items()]
         )
-        for key, record in self.open().items():
+        for key, record in self.open_records().items():
             if key in plans:
                 self._set_record(key, record.with_plan(plans[key], len(bodies[key])))
 
@@ -181,7 +181,7 @@ class Results:
         self._connection.execute(insert(rounds), rows)
         keys = [round_.fusion_id for round_, _ in new_rounds]
         self._connection.execute(_SET_UNPUBLISHED, {"keys": keys, "now": now})
-        records = self.open()
+        records = self.open_records()
         for round_, body in new_rounds:
             record = records[round_.fusion_id].with_round(round_, len(body), now)
             self._set_record(round_.fusion_id, record)
