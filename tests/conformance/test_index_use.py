@@ -18,7 +18,7 @@ from fusewire_ingest.repository.lines import BatchLines
 from fusewire_ingest.repository.retention import OF_A_FUSION, Retention
 from fusewire_ingest.repository.submissions import Submissions
 from fusewire_judge.handlers import Handlers
-from fusewire_judge.repository import Results
+from fusewire_judge.repository.results import Results
 
 PROMPT = make_prompt()
 
@@ -86,7 +86,7 @@ async def plans(store: Store) -> AsyncIterator[Plans]:
 
 async def test_the_judges_sweep_and_memory(plans: Plans, store: Store) -> None:
     handlers = Handlers(cast("Bus", None), store, FakeClock(), ["default"])
-    await handlers.remember()
+    await handlers.update_statistics()
     assert await handlers.publish_again() == 0
     assert await handlers.sweep() == 0
     await store.run(

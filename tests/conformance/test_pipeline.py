@@ -502,14 +502,14 @@ async def test_a_broker_that_ends_while_it_is_published_loses_no_message(
     seen, announced = asyncio.Event(), asyncio.Event()
     publish = Handlers._publish
 
-    async def ended(self: Handlers, work: TurnResult, traces: Mapping[str, str]) -> None:
-        if (work.asked if when == "a round" else work.made) and not seen.is_set():
+    async def ended(self: Handlers, turn: TurnResult, traces: Mapping[str, str]) -> None:
+        if (turn.rounds if when == "a round" else turn.outcomes) and not seen.is_set():
             seen.set()
             await nats.kill()
             await nats.start()
             # The answers are taken as handled, as by a judge that died before it could publish.
             return
-        await publish(self, work, traces)
+        await publish(self, turn, traces)
 
     async def listen(_message: Msg) -> None:
         announced.set()

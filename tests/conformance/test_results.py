@@ -36,7 +36,7 @@ from fusewire_ingest.repository.submissions import Submissions
 from fusewire_judge import turn as turn_module
 from fusewire_judge.handlers import ARRIVED_WITHIN, PUBLISHED_WITHIN, Handlers
 from fusewire_judge.model import Case, Decision
-from fusewire_judge.repository import Results
+from fusewire_judge.repository.results import Results
 
 Message = Plan | Candidate
 REASON = "It is right about the city."
@@ -130,12 +130,14 @@ class Desk:
         ]
         await self.handlers.on_due(due)
 
-    async def _waits(self, fusion_id: str) -> bool:
+    async def _has_pending(self, fusion_id: str) -> bool:
         return fusion_id in self.arrived
 
     def restart(self) -> None:
         """Another judge, which knows what is stored."""
-        self.handlers = Handlers(cast("Bus", self.bus), self.store, self.clock, waits=self._waits)
+        self.handlers = Handlers(
+            cast("Bus", self.bus), self.store, self.clock, has_pending=self._has_pending
+        )
 
     async def outcome(self, prompt: Prompt) -> Outcome | None:
         (standing,) = await standings(self.store, prompt.tenant, [prompt.fusion_id])

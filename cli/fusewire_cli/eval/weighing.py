@@ -10,7 +10,7 @@ from itertools import combinations
 
 from fusewire import ids
 from fusewire_cli.eval.suite import MemberReply, Question
-from fusewire_judge.learning.weights import SuccessCount, learned
+from fusewire_judge.learning.weights import SuccessCount, learn_weights
 from fusewire_judge.scoring.answers import canonical
 from fusewire_judge.scoring.gold import is_right
 
@@ -69,4 +69,4 @@ def _learn(training: Sequence[AnsweredQuestion]) -> dict[str, float]:
     }
     same = sum(question.same for question in training)
     different = sum(question.different for question in training)
-    return learned(by_member, SuccessCount(same, different))
+    return learn_weights(by_member, SuccessCount(same, different))

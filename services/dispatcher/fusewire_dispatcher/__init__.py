@@ -1,1 +1,1 @@
-"""Dispatcher: the only one that publishes tasks."""
+"""Dispatcher: plans prompts, and is the only service that publishes tasks."""

@@ -1,4 +1,4 @@
-"""Messages in, messages out."""
+"""Prompts in, plans and tasks out; rounds in, tasks out."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -11,60 +11,72 @@ from fusewire.bus import Bus, Delivery
 from fusewire.cancel import CancelledFusions
 from fusewire.contracts import Prompt, Round, Task
 from fusewire.topology import REPEATED, plan_subject, task_subject
-from fusewire_dispatcher.planning import Catalogue, by_queue, expand, plan
+from fusewire_dispatcher.planning.catalogue import Catalogue
+from fusewire_dispatcher.planning.plan import plan_prompt
+from fusewire_dispatcher.planning.tasks import expand_round, group_by_queue
 
 log = structlog.get_logger(__name__)
 
 
 class Handlers:
-    """What dispatcher does with a prompt and with a round."""
+    """What the dispatcher does with a prompt and with a round."""
 
     def __init__(
-        self, bus: Bus, book: Catalogue, clock: Callable[[], datetime], cancelled: CancelledFusions
+        self,
+        bus: Bus,
+        catalogue: Catalogue,
+        clock: Callable[[], datetime],
+        cancelled: CancelledFusions,
     ) -> None:
         self._bus = bus
-        self._book = book
+        self._catalogue = catalogue
         self._clock = clock
         self._cancelled = cancelled
 
     async def on_prompt(self, delivery: Delivery) -> None:
-        """Plan it, and publish plan and tasks."""
+        """Plan a prompt, and publish the plan and its first tasks."""
         prompt = Prompt.decode(delivery.data)
         telemetry.bind_fusion(prompt.fusion_id)
         if prompt.fusion_id in self._cancelled:
             log.info("dispatcher.cancelled", round=0)
             return
-        made, tasks = plan(prompt, self._book, self._clock())
+        plan, tasks = plan_prompt(prompt, self._catalogue, self._clock())
         await asyncio.gather(
-            self._bus.publish(plan_subject(prompt.fusion_id), made, only_if_new=True),
+            self._bus.publish(plan_subject(prompt.fusion_id), plan, only_if_new=True),
             self._publish(prompt.pool, tasks, prompt.store_id),
         )
         log.debug(
             "dispatcher.planned",
-            members=len(made.members),
-            excluded=len(made.excluded),
+            members=len(plan.members),
+            excluded=len(plan.excluded),
             residency=prompt.residency,
         )
 
     async def on_round(self, delivery: Delivery) -> None:
-        """Publish the tasks that the judge asks for."""
-        asked = Round.decode(delivery.data)
-        if asked.fusion_id in self._cancelled:
-            log.info("dispatcher.cancelled", round=asked.round)
+        """Publish the tasks of a round that the judge asks for."""
+        round_ = Round.decode(delivery.data)
+        if round_.fusion_id in self._cancelled:
+            log.info("dispatcher.cancelled", round=round_.round)
             return
-        tasks = expand(asked, self._book)
-        await self._publish(asked.pool, tasks, asked.store_id)
-        log.debug("dispatcher.round_expanded", round=asked.round, calls=len(tasks))
+        tasks = expand_round(round_, self._catalogue)
+        await self._publish(round_.pool, tasks, round_.store_id)
+        log.debug("dispatcher.round_expanded", round=round_.round, calls=len(tasks))
 
     async def _publish(self, pool: str, tasks: Iterable[Task], store_id: str) -> None:
-        """Publish tasks. Where they were asked for in another store of the broker, calls may have been made already."""
+        """Publish tasks, marked as repeated if they were first published to a lost store.
+
+        Their calls may have been made already, and a new store does not know of that.
+        """
         is_repeated = bool(store_id) and store_id != await self._bus.store_id()
         headers = {REPEATED: "1"} if is_repeated else {}
         await asyncio.gather(
             *(
                 self._bus.publish(
-                    task_subject(t.tier, t.queue, t.priority), t, msg_id=t.key, headers=headers
+                    task_subject(group.tier, group.queue, group.priority),
+                    group,
+                    msg_id=group.key,
+                    headers=headers,
                 )
-                for t in by_queue(pool, tasks)
+                for group in group_by_queue(pool, tasks)
             )
         )

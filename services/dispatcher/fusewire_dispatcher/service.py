@@ -1,7 +1,8 @@
-"""Wiring."""
+"""The dispatcher as a service: wiring, start and stop."""
 
 import asyncio
 from datetime import UTC, datetime
+from itertools import chain
 
 from fusewire.bus import Bus
 from fusewire.cancel import CancelledFusions
@@ -10,9 +11,10 @@ from fusewire.service import App
 from fusewire.settings import Settings
 from fusewire.topology import DISPATCHER_PROMPTS, DISPATCHER_ROUND
 from fusewire_dispatcher.handlers import Handlers
-from fusewire_dispatcher.pools import book
+from fusewire_dispatcher.pools import build_catalogue
 
 CONCURRENCY = 32
+"""Prompts, and rounds, that are handled at once."""
 
 
 class Dispatcher:
@@ -24,7 +26,8 @@ class Dispatcher:
         self.drain_s = settings.limits.drain_s
         self._bus = Bus(self.name, settings.nats, drain_s=self.drain_s)
         self._cancelled = CancelledFusions()
-        handlers = Handlers(self._bus, book(settings), lambda: datetime.now(UTC), self._cancelled)
+        catalogue = build_catalogue(settings)
+        handlers = Handlers(self._bus, catalogue, lambda: datetime.now(UTC), self._cancelled)
         self._loops = [
             PriorityLoop(
                 self._bus, DISPATCHER_PROMPTS, handlers.on_prompt, concurrency=CONCURRENCY
@@ -33,7 +36,7 @@ class Dispatcher:
         ]
 
     async def start(self) -> None:
-        """Connect, check the topology, listen for what is cancelled, begin."""
+        """Connect, check the topology, listen for cancellations, and begin to pull."""
         await self._bus.connect()
         await self._bus.require(*DISPATCHER_PROMPTS, DISPATCHER_ROUND)
         await self._cancelled.listen(self._bus)
@@ -41,26 +44,27 @@ class Dispatcher:
             await loop.start()
 
     def close(self) -> None:
-        """Nobody waits here."""
+        """Do nothing: no client waits here."""
 
     async def stop(self) -> None:
-        """Drain."""
+        """Let running handlers end, and disconnect."""
         await asyncio.gather(*(loop.stop(self.drain_s) for loop in self._loops))
         await self._bus.stop()
 
     def faults(self) -> list[str]:
         """See Service."""
-        return self._bus.faults() + [fault for loop in self._loops for fault in loop.faults()]
+        loop_faults = chain.from_iterable(loop.faults() for loop in self._loops)
+        return [*self._bus.faults(), *loop_faults]
 
     def unready(self) -> list[str]:
         """See Service."""
         return self._bus.unready()
 
     def app(self) -> App | None:
-        """It has no HTTP interface of its own."""
+        """Return None: it has no HTTP interface of its own."""
         return None
 
 
 def build(settings: Settings) -> Dispatcher:
-    """The entry point `fusewire.services`."""
+    """Build the service: the entry point `fusewire.services`."""
     return Dispatcher(settings)

@@ -11,58 +11,38 @@ from sqlalchemy import Connection
 
 from fusewire import telemetry
 from fusewire.bus import Bus, Delivery, fault
-from fusewire.contracts import Candidate, ContractError, Outcome, Plan, Prompt, Round
+from fusewire.contracts import Candidate, ContractError, Outcome, Plan, Round
 from fusewire.errors import Transient, UnacceptableMessage
 from fusewire.store.engine import Store
 from fusewire.topology import due_subject, outcome_subject, round_subject, schedule_subject
 from fusewire_judge import outcome
-from fusewire_judge.learning.statistics import REMEMBERED, Statistics, remember
+from fusewire_judge.learning.hedge_budget import HedgeBudget
+from fusewire_judge.learning.statistics import OUTCOME_WINDOW, Statistics, learn_statistics
 from fusewire_judge.panel import recorded as replay
 from fusewire_judge.recent import RecentFusions
-from fusewire_judge.repository import Results, Told
-from fusewire_judge.turn import TurnResult, decide_one, sendable
+from fusewire_judge.repository.history import control_picks, newest_answers
+from fusewire_judge.repository.results import EncodedCandidate, Results
+from fusewire_judge.turn import TurnResult, decide_fusion, sendable_rounds
 
 log = structlog.get_logger(__name__)
 
 SWEEP_BATCH = 100
 QUARANTINE = timedelta(days=1)
 """How long a judge that picked controls is left out, and how far back they are looked for."""
-BROKEN_AGAIN = timedelta(seconds=5)
-"""When the sweep looks again at a fusion that it could not decide; twice as late each time, up to BROKEN_LATEST."""
-BROKEN_LATEST = timedelta(minutes=1)
+RETRY_AFTER = timedelta(seconds=5)
+"""When the sweep looks again at a fusion that it could not decide; the pause doubles each time."""
+RETRY_AFTER_MOST = timedelta(minutes=1)
+"""The longest such pause."""
+GIVE_UP_AFTER = 3
+"""A fusion that could not be decided this often fails, and at its deadline in any case."""
 ARRIVED_WITHIN = timedelta(seconds=15)
-"""How long a fusion that is due is left alone while something of it waits in the stream, as after an outage."""
+"""How long the sweep leaves a due fusion alone while messages of it wait in the stream, as after
+an outage."""
 PUBLISHED_WITHIN = timedelta(seconds=5)
 """What is committed and not known to be on the broker after this long is published again."""
-BROKEN_MOST = 3
-"""A fusion that could not be decided this often ends as failed, and at its deadline in any case."""
 
 
-class HedgeBudget:
-    """How many second calls a pool may still make: a share of its first ones, saved up a little.
-
-    It is this process's own and begins with nothing; each replica keeps to the share, so all do.
-    """
-
-    SAVED = 10.0
-
-    def __init__(self) -> None:
-        self._credit: dict[str, float] = {}
-
-    def grant(self, plan: Plan) -> bool:
-        """Count a plan's calls, and tell whether it may make second ones."""
-        earned = plan.policy.hedge * len(plan.members)
-        self._credit[plan.pool] = min(self._credit.get(plan.pool, 0.0) + earned, self.SAVED)
-        return self._credit[plan.pool] >= 1
-
-    def spend(self, asked: Iterable[Round]) -> None:
-        """Count the second calls that are being made. It may go into debt, and grants nothing then."""
-        for round_ in asked:
-            second = sum(call.name.endswith("=h") for call in round_.calls)
-            self._credit[round_.pool] = self._credit.get(round_.pool, 0.0) - second
-
-
-async def _nothing_waits(_fusion_id: str) -> bool:
+async def _has_none_pending(_fusion_id: str) -> bool:
     return False
 
 
@@ -75,313 +55,342 @@ class Handlers:
         store: Store,
         clock: Callable[[], datetime],
         pools: Iterable[str] = (),
-        waits: Callable[[str], Awaitable[bool]] = _nothing_waits,
+        has_pending: Callable[[str], Awaitable[bool]] = _has_none_pending,
     ) -> None:
-        self._waits = waits
         self._bus = bus
         self._store = store
         self._clock = clock
         self._pools = tuple(pools)
-        self._memory = Statistics()
+        """The pools to learn statistics of."""
+        self._has_pending = has_pending
+        """Tells whether messages of a fusion wait in the stream."""
+        self._statistics = Statistics()
         self._recent = RecentFusions()
         self._hedges = HedgeBudget()
-        self._broken: Counter[str] = Counter()
-        """How often each fusion could not be decided here."""
-        self._published: dict[str, datetime] = {}
-        """The marks that can be taken off."""
+        self._failures: Counter[str] = Counter()
+        """By fusion, how often it could not be decided here."""
+        self._published_marks: dict[str, datetime] = {}
+        """Marks to remove, by fusion: what they stand for is on the broker."""
 
-    async def remember(self) -> None:
-        """Learn anew from what is stored."""
+    async def update_statistics(self) -> None:
+        """Learn anew from the newest stored outcomes."""
         since = self._clock() - QUARANTINE
 
-        def look(connection: Connection) -> Statistics:
-            results = Results(connection)
-            seen = [one for pool in self._pools for one in results.seen(pool, REMEMBERED)]
-            return remember(seen, results.controls(since))
+        def learn(connection: Connection) -> Statistics:
+            answers = newest_answers(connection, self._pools, OUTCOME_WINDOW)
+            return learn_statistics(answers, control_picks(connection, since))
 
-        memory = await self._store.run(look, write=False)
-        for judge in memory.quarantined - self._memory.quarantined:
+        statistics = await self._store.run(learn, write=False)
+        for judge in statistics.quarantined - self._statistics.quarantined:
             log.warning("judge.quarantined", model=judge)
-        self._memory = memory
+        self._statistics = statistics
 
     async def on_batch(self, batch: Sequence[Delivery]) -> None:
-        """Plans and candidates, as many as there were."""
+        """Handle plans and candidates, as many as there are, in one turn."""
         plans: dict[str, Plan] = {}
-        said: list[Told] = []
-        traces = {_fusion(d): d.headers["traceparent"] for d in batch if "traceparent" in d.headers}
+        candidates: list[EncodedCandidate] = []
+        traces: dict[str, str] = {}
         for delivery in batch:
+            if "traceparent" in delivery.headers:
+                traces[_fusion_id(delivery)] = delivery.headers["traceparent"]
             if delivery.subject.startswith("fw.plan."):
                 plan = Plan.decode(delivery.data)
                 plans[plan.fusion_id] = plan
             else:
                 body = delivery.data.decode()
-                candidate = _genuine(Candidate.decode(body), delivery.subject)
-                said.append((candidate, body))
-        await self._turn(plans, said, traces=traces)
+                candidate = Candidate.decode(body)
+                _check_subject(candidate, delivery.subject)
+                candidates.append((candidate, body))
+        await self._run_turn(plans, candidates, traces=traces)
 
     async def on_due(self, batch: Sequence[Delivery]) -> None:
-        """Timers that have fired."""
-        touched = [_fusion(d) for d in batch]
-        # What has arrived decides it, or the sweep does.
-        held = await self._waiting(touched)
-        if free := [key for key in touched if key not in held]:
-            await self._turn({}, [], touched=free, fired=True)
+        """Handle timers that have fired."""
+        fusion_ids = [_fusion_id(delivery) for delivery in batch]
+        # A fusion with pending messages is decided by these, or else by the sweep.
+        pending_ids = await self._pending(fusion_ids)
+        ready_ids = [key for key in fusion_ids if key not in pending_ids]
+        if ready_ids:
+            await self._run_turn({}, [], due_ids=ready_ids, timer_fired=True)
 
-    async def _waiting(self, keys: Sequence[str]) -> set[str]:
-        """Those of which something waits in the stream."""
-        found = await asyncio.gather(*(self._waits(key) for key in keys))
-        return {key for key, waits in zip(keys, found, strict=True) if waits}
+    async def _pending(self, fusion_ids: Sequence[str]) -> set[str]:
+        """Return those fusions of which messages wait in the stream."""
+        flags = await asyncio.gather(*(self._has_pending(key) for key in fusion_ids))
+        return {key for key, is_pending in zip(fusion_ids, flags, strict=True) if is_pending}
 
     async def publish_again(self) -> int:
-        """Publish what is committed and not on the broker, as far as is known; returns of how many fusions.
+        """Publish what is committed and not known to be on the broker; return of how many fusions.
 
         The broker or this process may have ended between the commit and the acknowledgement.
         """
-        published, self._published = self._published, {}
+        marks, self._published_marks = self._published_marks, {}
 
-        def look(connection: Connection) -> TurnResult:
+        def find_unpublished(connection: Connection) -> TurnResult:
             results = Results(connection)
-            results.set_published(published)
-            work = TurnResult(self._clock(), fired=False)
-            work.marks = results.unpublished(work.now - PUBLISHED_WITHIN, SWEEP_BATCH)
-            if work.marks:
-                work.again = [
-                    *sendable(results.open_rounds(work.marks)),
-                    *results.outcomes(work.marks),
-                ]
-            return work
+            results.set_published(marks)
+            turn = TurnResult(self._clock(), timer_fired=False)
+            turn.marks = results.marks(turn.now - PUBLISHED_WITHIN, SWEEP_BATCH)
+            if turn.marks:
+                rounds = sendable_rounds(results.open_rounds(turn.marks))
+                turn.repeats = [*rounds, *results.outcomes(turn.marks)]
+            return turn
 
         try:
-            work = await self._store.run(look, write=True)
+            turn = await self._store.run(find_unpublished, write=True)
         except BaseException:
-            self._published = {**published, **self._published}
+            self._published_marks = {**marks, **self._published_marks}
             raise
-        if work.marks:
-            log.warning("judge.published_again", fusions=len(work.marks), messages=len(work.again))
-        await self._publish(work, {})
-        return len(work.marks)
+        if turn.marks:
+            log.warning(
+                "judge.published_again", fusions=len(turn.marks), messages=len(turn.repeats)
+            )
+        await self._publish(turn, {})
+        return len(turn.marks)
 
     async def sweep(self) -> int:
-        """Look at every fusion whose time has come, timer or no timer; returns how many."""
-        due: list[str] = []
+        """Decide every fusion that is due, timer or no timer; return how many."""
         now = self._clock()
-        passed = await self._store.run(
+        due = await self._store.run(
             lambda connection: Results(connection).due(now, SWEEP_BATCH), write=False
         )
-        if not passed:
+        if not due:
             return 0
-        held = await self._waiting([key for key, at in passed.items() if now - at < ARRIVED_WITHIN])
+        pending_ids = await self._pending(
+            [key for key, due_at in due.items() if now - due_at < ARRIVED_WITHIN]
+        )
+        due_ids: list[str] = []
 
         def advance(connection: Connection) -> TurnResult:
             results = Results(connection)
-            due.extend(key for key in results.due(now, SWEEP_BATCH) if key not in held)
-            if not due:
-                return TurnResult(self._clock(), fired=True)
-            return self._advance(results, {}, [], set(due), fired=True)
+            # Read again, to lock them.
+            due_ids.extend(key for key in results.due(now, SWEEP_BATCH) if key not in pending_ids)
+            if not due_ids:
+                return TurnResult(self._clock(), timer_fired=True)
+            return self._advance(results, {}, [], set(due_ids), timer_fired=True)
 
         try:
-            work = await self._store.run(advance, write=True)
+            turn = await self._store.run(advance, write=True)
         except Transient:
             raise
         except Exception:
-            if not due:
+            if not due_ids:
                 raise
-            await self._sweep_apart(due)
+            await self._sweep_each(due_ids)
         else:
-            self._remember_cases(work)
-            await self._publish(work, {})
-        return len(due)
+            self._keep_recent(turn)
+            await self._publish(turn, {})
+        return len(due_ids)
 
-    async def _sweep_apart(self, due: Iterable[str]) -> None:
-        """One by one, so that a fusion that cannot be decided keeps no other from its end."""
-        for key in due:
+    async def _sweep_each(self, fusion_ids: Iterable[str]) -> None:
+        """Decide due fusions one by one, so that one that cannot be decided stops no other."""
+        for key in fusion_ids:
             try:
-                await self._turn({}, [], touched=[key], fired=True)
+                await self._run_turn({}, [], due_ids=[key], timer_fired=True)
             except Transient:
                 raise
             except Exception as exc:  # noqa: BLE001 - whatever it is, it is this fusion's alone
-                self._broken[key] += 1
+                self._failures[key] += 1
                 log.error("judge.fusion_broken", fusion_id=key, fault=fault(exc))  # noqa: TRY400 - no text of its
-                await self._look_again(key)
-                with contextlib.suppress(
-                    ContractError
-                ):  # what was submitted cannot be read: then nothing can be told
+                await self._postpone(key)
+                # A prompt that cannot be read has no outcome: it does not say whose it would be.
+                with contextlib.suppress(ContractError):
                     await self._give_up(key, fault(exc))
             else:
-                del self._broken[key]
+                del self._failures[key]
 
-    async def _look_again(self, key: str) -> None:
-        pause = min(BROKEN_LATEST, BROKEN_AGAIN * 2 ** (self._broken[key] - 1))
-        due = {key: (self._clock() + pause, None)}
+    async def _postpone(self, fusion_id: str) -> None:
+        """Have the sweep look again at a fusion that could not be decided, ever later."""
+        pause = min(RETRY_AFTER_MOST, RETRY_AFTER * 2 ** (self._failures[fusion_id] - 1))
+        due = {fusion_id: (self._clock() + pause, None)}
         await self._store.run(lambda connection: Results(connection).set_due(due), write=True)
 
-    async def _give_up(self, key: str, reason: str) -> None:
-        """End a fusion that cannot be decided as failed, if trying again helps no more or there is no more time."""
-        work = TurnResult(self._clock(), fired=True)
+    async def _give_up(self, fusion_id: str, reason: str) -> None:
+        """End a fusion as failed if it could not be decided too often, or its deadline is over."""
+        turn = TurnResult(self._clock(), timer_fired=True)
 
         def end(connection: Connection) -> None:
             results = Results(connection)
-            results.lock({key}, self._recent)
-            record = results.open().get(key)
-            if record is None or (
-                self._broken[key] < BROKEN_MOST and work.now < record.prompt.deadline_at
-            ):
+            results.lock({fusion_id}, self._recent)
+            record = results.open_records().get(fusion_id)
+            if record is None:
                 return
-            work.made.append((outcome.undecidable(record.prompt, work.now, reason), record))
-            self._save(results, work)
+            is_late = turn.now >= record.prompt.deadline_at
+            if self._failures[fusion_id] < GIVE_UP_AFTER and not is_late:
+                return
+            failure = outcome.build_undecidable(record.prompt, turn.now, reason)
+            turn.outcomes.append((failure, record))
+            self._save(results, turn)
 
         await self._store.run(end, write=True)
-        self._remember_cases(work)
-        await self._publish(work, {})
+        self._keep_recent(turn)
+        await self._publish(turn, {})
 
-    async def _turn(
+    async def _run_turn(
         self,
         plans: dict[str, Plan],
-        said: list[Told],
+        candidates: list[EncodedCandidate],
         *,
-        touched: Iterable[str] = (),
+        due_ids: Iterable[str] = (),
         traces: Mapping[str, str] | None = None,
-        fired: bool = False,
+        timer_fired: bool = False,
     ) -> None:
-        keys = {*plans, *(c.fusion_id for c, _ in said), *touched}
+        """Decide the fusions that messages concern, or that are due, and publish the results."""
+        keys = {*plans, *(candidate.fusion_id for candidate, _ in candidates), *due_ids}
         with telemetry.span("judge turn", set((traces or {}).values()), fusions=len(keys)):
-            work = await self._store.run(
+            turn = await self._store.run(
                 lambda connection: self._advance(
-                    Results(connection), plans, said, keys, fired=fired
+                    Results(connection), plans, candidates, keys, timer_fired=timer_fired
                 ),
                 write=True,
             )
-            self._remember_cases(work)
-            await self._publish(work, traces or {})
+            self._keep_recent(turn)
+            await self._publish(turn, traces or {})
 
-    def _remember_cases(self, work: TurnResult) -> None:
-        """Once its transaction is committed."""
-        self._recent.keep(work.left)
-        self._recent.drop(done.fusion_id for done, _ in work.made)
+    def _keep_recent(self, turn: TurnResult) -> None:
+        """Update the cache of open fusions, once the turn's transaction is committed."""
+        self._recent.keep(turn.open_records)
+        self._recent.drop(final.fusion_id for final, _ in turn.outcomes)
 
     def _advance(
         self,
         results: Results,
         plans: dict[str, Plan],
-        said: list[Told],
+        candidates: list[EncodedCandidate],
         keys: set[str],
         *,
-        fired: bool,
+        timer_fired: bool,
     ) -> TurnResult:
-        """Everything that happens inside the transaction."""
-        work = TurnResult(self._clock(), fired, self._bus.last_store_id)
+        """Do everything that happens inside the transaction."""
+        turn = TurnResult(self._clock(), timer_fired, self._bus.last_store_id)
         results.lock(keys, self._recent)
-        unknown = keys - results.locked.keys()
-        for key in sorted(unknown):
+        unknown_ids = keys - results.locked_fusions.keys()
+        for key in sorted(unknown_ids):
             # Nobody accepted a prompt of this id: the message is forged, or its tenant was erased.
             log.warning("judge.unknown_fusion", fusion_id=key)
-        repeated = {key for key in plans.keys() - unknown if results.locked[key].is_planned}
-        opened = results.open()
-        fresh = {
-            k: self._stamped(p, opened[k].prompt)
-            for k, p in plans.items()
-            if k in opened and not opened[k].plan
-        }
-        results.add_plans(fresh)
-        replayed = [
-            (c, c.model_dump_json())
-            for k, p in fresh.items()
-            for c in replay.candidates(opened[k].prompt, p, work.now)
+        recorded_candidates = self._add_plans(results, plans, turn.now)
+        known_candidates = [
+            (candidate, body)
+            for candidate, body in candidates
+            if candidate.fusion_id not in unknown_ids
         ]
-        results.add_candidates(
-            [*(c for c in said if c[0].fusion_id not in unknown), *replayed], work.now
-        )
-        records = results.open()
+        results.add_candidates([*known_candidates, *recorded_candidates], turn.now)
+        records = results.open_records()
         for key, record in records.items():
-            decide_one(key, record, work)
-        self._hedges.spend(round_ for round_, _ in work.asked)
-        self._save(results, work)
-        wanted = sorted(key for key in repeated & records.keys() if not records[key].is_cancelled)
-        work.again += sendable(
-            (r, r.model_dump_json()) for key in wanted for r in records[key].rounds
-        )
-        if done := repeated - records.keys():
-            work.again += results.outcomes(done)
-        made = {done.fusion_id for done, _ in work.made}
-        work.left = {key: record for key, record in results.open().items() if key not in made}
-        return work
+            decide_fusion(key, record, turn)
+        self._hedges.spend(round_ for round_, _ in turn.rounds)
+        self._save(results, turn)
+        turn.repeats += results.messages_to_repeat(plans.keys() - unknown_ids, records)
+        ended_ids = {final.fusion_id for final, _ in turn.outcomes}
+        turn.open_records = {
+            key: record for key, record in results.open_records().items() if key not in ended_ids
+        }
+        return turn
+
+    def _add_plans(
+        self, results: Results, plans: Mapping[str, Plan], now: datetime
+    ) -> list[EncodedCandidate]:
+        """Store the plans of open fusions that have none, with the statistics of now.
+
+        Returns:
+            The answers that were recorded with their prompts, as candidates.
+        """
+        records = results.open_records()
+        new_plans: dict[str, Plan] = {}
+        for key, plan in plans.items():
+            record = records.get(key)
+            if record and record.plan is None:
+                new_plans[key] = self._statistics.snapshot_onto(
+                    plan,
+                    may_hedge=self._hedges.grant(plan),
+                    is_replay=bool(record.prompt.recorded),
+                )
+        results.add_plans(new_plans)
+        candidates: list[EncodedCandidate] = []
+        for key, plan in new_plans.items():
+            recorded_candidates = replay.candidates(records[key].prompt, plan, now)
+            candidates += [(c, c.model_dump_json()) for c in recorded_candidates]
+        return candidates
 
     @staticmethod
-    def _save(results: Results, work: TurnResult) -> None:
+    def _save(results: Results, turn: TurnResult) -> None:
         """Store what was decided."""
-        for written, failures in work.unsent:
-            results.add_rounds([written], work.now)
-            results.add_candidates([(c, c.model_dump_json()) for c in failures], work.now)
-        results.add_rounds(work.asked, work.now)
-        results.add_outcomes(work.made, work.now)
-        results.set_due(work.due)
-        work.marks |= dict.fromkeys((r.fusion_id for r, _ in work.asked), work.now)
-        work.marks |= dict.fromkeys((o.fusion_id for o, _ in work.made), work.now)
+        for encoded_round, failures in turn.oversized_rounds:
+            results.add_rounds([encoded_round], turn.now)
+            results.add_candidates([(c, c.model_dump_json()) for c in failures], turn.now)
+        results.add_rounds(turn.rounds, turn.now)
+        results.add_outcomes(turn.outcomes, turn.now)
+        results.set_due(turn.due)
+        turn.marks |= dict.fromkeys((round_.fusion_id for round_, _ in turn.rounds), turn.now)
+        turn.marks |= dict.fromkeys((final.fusion_id for final, _ in turn.outcomes), turn.now)
 
-    def _stamped(self, plan: Plan, prompt: Prompt) -> Plan:
-        return self._memory.stamp(
-            plan, may_hedge=self._hedges.grant(plan), is_replay=bool(prompt.recorded)
-        )
-
-    async def _publish(self, work: TurnResult, traces: Mapping[str, str]) -> None:
-        for done, _ in work.made:
-            _report(done)
+    async def _publish(self, turn: TurnResult, traces: Mapping[str, str]) -> None:
+        """Publish what a turn stored, and what earlier ones did, once it is committed."""
+        for final, _ in turn.outcomes:
+            _report(final)
+        messages = [
+            *(final for final, _ in turn.outcomes),
+            *(round_ for round_, _ in turn.rounds),
+            *turn.repeats,
+        ]
         await asyncio.gather(
-            *(self._announce(o, traces) for o, _ in work.made),
-            *(self._announce(r, traces) for r, _ in work.asked),
-            *(self._announce(m, traces) for m in work.again),
-            *(self._set_timer(key, at) for key, at in work.timers.items()),
+            *(self._announce(message, traces) for message in messages),
+            *(self._set_timer(key, timer_at) for key, timer_at in turn.timers.items()),
         )
-        self._published |= work.marks
+        self._published_marks |= turn.marks
 
     async def _announce(self, message: Round | Outcome, traces: Mapping[str, str]) -> None:
         if isinstance(message, Round):
-            subject, msg_id = (
-                round_subject(message.fusion_id),
-                f"{message.fusion_id}-{message.round}",
-            )
+            subject = round_subject(message.fusion_id)
+            msg_id = f"{message.fusion_id}-{message.round}"
         else:
-            subject, msg_id = outcome_subject(message.tenant, message.fusion_id), message.fusion_id
+            subject = outcome_subject(message.tenant, message.fusion_id)
+            msg_id = message.fusion_id
         trace = traces.get(message.fusion_id)
         await self._bus.publish(
             subject, message, msg_id=msg_id, headers={"traceparent": trace} if trace else None
         )
 
-    async def _set_timer(self, key: str, at: datetime) -> None:
+    async def _set_timer(self, fusion_id: str, timer_at: datetime) -> None:
         # No message id: setting the same timer again must not be swallowed as a duplicate.
         headers = {
-            "Nats-Schedule": f"@at {at.isoformat(timespec='milliseconds')}",
-            "Nats-Schedule-Target": due_subject(key),
+            "Nats-Schedule": f"@at {timer_at.isoformat(timespec='milliseconds')}",
+            "Nats-Schedule-Target": due_subject(fusion_id),
         }
-        await self._bus.publish(schedule_subject(key), b"{}", headers=headers)
+        await self._bus.publish(schedule_subject(fusion_id), b"{}", headers=headers)
 
 
-def _fusion(delivery: Delivery) -> str:
-    """The fusion that a subject names: `fw.plan.<fusion>`, `fw.due.<fusion>`, `fw.candidate.<fusion>.…`."""
+def _fusion_id(delivery: Delivery) -> str:
+    """Return the fusion that a subject names.
+
+    The subject is `fw.plan.<fusion>`, `fw.due.<fusion>` or `fw.candidate.<fusion>.…`.
+    """
     return delivery.subject.split(".")[2]
 
 
-def _genuine(candidate: Candidate, subject: str) -> Candidate:
-    """A candidate must be what its subject says: the subject is what permissions guard."""
+def _check_subject(candidate: Candidate, subject: str) -> None:
+    """Check that a candidate is of the task that its subject names: permissions guard subjects.
+
+    Raises:
+        UnacceptableMessage: it is not.
+    """
     if subject != f"fw.candidate.{candidate.fusion_id}.{candidate.round}.{candidate.call}":
         raise UnacceptableMessage("the candidate names another task than its subject")
-    return candidate
 
 
-def _report(done: Outcome) -> None:
+def _report(final: Outcome) -> None:
+    """Count an outcome in the metrics, and log it."""
     telemetry.OUTCOMES.labels(
-        done.pool, done.mode, done.status, str(done.is_degraded).lower()
+        final.pool, final.mode, final.status, str(final.is_degraded).lower()
     ).inc()
-    telemetry.OUTCOME_SECONDS.labels(done.pool, done.mode).observe(done.latency_ms / 1000)
+    telemetry.OUTCOME_SECONDS.labels(final.pool, final.mode).observe(final.latency_ms / 1000)
     log.info(
         "judge.decided",
-        fusion_id=done.fusion_id,
-        is_degraded=done.is_degraded,
-        status=done.status,
-        mode=done.mode,
-        rounds=done.rounds,
-        rung=done.judge_rung,
-        closed_by=done.closed_by,
-        guard=done.guard,
-        latency_ms=round(done.latency_ms, 1),
+        fusion_id=final.fusion_id,
+        is_degraded=final.is_degraded,
+        status=final.status,
+        mode=final.mode,
+        rounds=final.rounds,
+        rung=final.judge_rung,
+        closed_by=final.closed_by,
+        guard=final.guard,
+        latency_ms=round(final.latency_ms, 1),
     )

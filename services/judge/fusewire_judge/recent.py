@@ -1,7 +1,7 @@
-"""Open fusions as they stood after this process's last transaction on them, so that they need not be read again.
+"""Cache of open fusions, so that a turn need not read again what this process has just stored.
 
-It is a copy of what is stored and never more. Rows of a fusion are only ever added, so their numbers tell whether the
-copy is whole: another judge's transaction changes them.
+A record is a copy of what is stored and never more. Rows of a fusion are only ever added, so
+their numbers tell whether the copy is complete: another judge's transaction changes them.
 """
 
 from collections import OrderedDict
@@ -13,7 +13,8 @@ from fusewire.contracts import Candidate, Plan, Prompt, Round
 from fusewire_judge.model import ReceivedCandidate
 
 MOST_CHARS = 16 * 1024 * 1024
-"""What is kept together, as the length of its JSON. A fusion of three short answers takes some ten thousand."""
+"""Size of the cache, as the length of the records' JSON. A fusion of three short answers takes
+some ten thousand characters."""
 
 
 @dataclass(frozen=True)
@@ -27,35 +28,39 @@ class FusionRecord:
     """The length of its JSON."""
     rounds: tuple[Round, ...] = ()
     asked_at: datetime | None = None
-    """When the strategy's first round was asked."""
+    """When the strategy's first round was asked for."""
     received: Mapping[tuple[int, str], ReceivedCandidate] = field(default_factory=dict)
+    """By round and call."""
     due_at: datetime | None = None
+    """When the sweep looks at it. Like the two below, it is read again in each transaction."""
     timer_at: datetime | None = None
+    """When the timer that is set for it fires."""
     is_cancelled: bool = False
-    """Whether nobody wants it any more. Like the two before it read anew for each transaction."""
 
-    def planned(self, plan: Plan, chars: int) -> "FusionRecord":
-        """With its plan."""
+    def with_plan(self, plan: Plan, chars: int) -> "FusionRecord":
+        """Return a copy with its plan, whose JSON has this length."""
         return replace(self, plan=plan, chars=self.chars + chars)
 
-    def told(self, candidate: Candidate, chars: int, now: datetime) -> "FusionRecord":
-        """With one candidate more."""
-        heard = {
-            **self.received,
-            (candidate.round, candidate.call): ReceivedCandidate(candidate, now, len(self.rounds)),
-        }
-        return replace(self, received=heard, chars=self.chars + chars)
-
-    def asked(self, round_: Round, chars: int, now: datetime) -> "FusionRecord":
-        """With one round more."""
-        since = self.asked_at or (None if round_.is_panel else now)
+    def with_candidate(self, candidate: Candidate, chars: int, now: datetime) -> "FusionRecord":
+        """Return a copy with one candidate more, whose JSON has this length."""
+        key = candidate.round, candidate.call
+        received_candidate = ReceivedCandidate(candidate, now, len(self.rounds))
         return replace(
-            self, rounds=(*self.rounds, round_), asked_at=since, chars=self.chars + chars
+            self,
+            received={**self.received, key: received_candidate},
+            chars=self.chars + chars,
+        )
+
+    def with_round(self, round_: Round, chars: int, now: datetime) -> "FusionRecord":
+        """Return a copy with one round more, whose JSON has this length."""
+        asked_at = self.asked_at or (None if round_.is_panel else now)
+        return replace(
+            self, rounds=(*self.rounds, round_), asked_at=asked_at, chars=self.chars + chars
         )
 
 
 class RecentFusions:
-    """The copies, those not looked at for the longest time leaving first."""
+    """Least recently used cache of the records of open fusions, by fusion id."""
 
     def __init__(self, most_chars: int = MOST_CHARS) -> None:
         self._records: OrderedDict[str, FusionRecord] = OrderedDict()
@@ -65,18 +70,18 @@ class RecentFusions:
     def get(
         self, fusion_id: str, *, is_planned: bool, rounds: int, candidates: int
     ) -> FusionRecord | None:
-        """The copy, if it has just what is stored."""
+        """Return the record if it has a plan, and as many rounds and candidates, as are stored."""
         record = self._records.get(fusion_id)
         if record is None:
             return None
-        held = record.plan is not None, len(record.rounds), len(record.received)
-        return record if held == (is_planned, rounds, candidates) else None
+        content = record.plan is not None, len(record.rounds), len(record.received)
+        return record if content == (is_planned, rounds, candidates) else None
 
     def keep(self, records: Mapping[str, FusionRecord]) -> None:
-        """Keep what a transaction has left of open fusions, once it is committed."""
-        for key, record in records.items():
-            self.drop([key])
-            self._records[key] = record
+        """Keep open fusions as a transaction left them, once it is committed."""
+        for fusion_id, record in records.items():
+            self.drop([fusion_id])
+            self._records[fusion_id] = record
             self._chars += record.chars
         while self._chars > self._most_chars:
             _, oldest = self._records.popitem(last=False)
@@ -84,6 +89,7 @@ class RecentFusions:
 
     def drop(self, fusion_ids: Iterable[str]) -> None:
         """Forget fusions that are done."""
-        for key in fusion_ids:
-            if (known := self._records.pop(key, None)) is not None:
-                self._chars -= known.chars
+        for fusion_id in fusion_ids:
+            record = self._records.pop(fusion_id, None)
+            if record is not None:
+                self._chars -= record.chars

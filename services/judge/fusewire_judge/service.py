@@ -1,7 +1,9 @@
-"""Wiring."""
+"""The judge as a service: wiring, start and stop."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from itertools import chain
 
 import structlog
 
@@ -20,8 +22,9 @@ from fusewire_judge.handlers import Handlers
 log = structlog.get_logger(__name__)
 
 BATCH = 64
+"""The most messages that are handled in one transaction."""
 SWEEP_EVERY_S = 1.0
-REMEMBER_EVERY_S = 30.0
+LEARN_EVERY_S = 30.0
 
 
 class Judge:
@@ -33,35 +36,37 @@ class Judge:
         self.drain_s = settings.limits.drain_s
         self._bus = Bus(self.name, settings.nats, drain_s=self.drain_s)
         self._store = Store(settings.database)
-        self._stored = StoredCandidates(self._bus, self._store)
+        self._lookup = StoredCandidates(self._bus, self._store)
         self._presence = Presence(self.name, self._bus, self._store, _now)
-        self._handlers = Handlers(self._bus, self._store, _now, settings.pools, self._stored.waits)
+        self._handlers = Handlers(
+            self._bus, self._store, _now, settings.pools, self._lookup.has_pending
+        )
         self._loops = [
             BatchLoop(self._bus, JUDGE, self._handlers.on_batch, batch=BATCH),
             BatchLoop(self._bus, JUDGE_DUE, self._handlers.on_due, batch=BATCH),
         ]
         self._sweeper: asyncio.Task[None] | None = None
-        self._rememberer: asyncio.Task[None] | None = None
+        self._learner: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Check the schema, connect, check the topology, begin."""
+        """Check the schema, connect, check the topology, learn, and begin to pull and to sweep."""
         await migrate.check(self._store, wait_s=migrate.START_S)
         await self._bus.connect()
         await self._bus.require(JUDGE, JUDGE_DUE)
         await self._presence.start()
-        await self._handlers.remember()
-        await self._stored.start()
+        await self._handlers.update_statistics()
+        await self._lookup.start()
         for loop in self._loops:
             await loop.start()
-        self._rememberer = asyncio.create_task(self._remember(), name="judge-memory")
+        self._learner = asyncio.create_task(self._learn(), name="judge-memory")
         self._sweeper = asyncio.create_task(self._sweep(), name="judge-sweep")
 
     def close(self) -> None:
-        """Nobody waits here."""
+        """Do nothing: no client waits here."""
 
     async def stop(self) -> None:
-        """Drain."""
-        for task in (self._sweeper, self._rememberer):
+        """Let running handlers end, and disconnect."""
+        for task in (self._sweeper, self._learner):
             if task:
                 task.cancel()
         await asyncio.gather(*(loop.stop(self.drain_s) for loop in self._loops))
@@ -71,25 +76,28 @@ class Judge:
 
     def faults(self) -> list[str]:
         """See Service."""
-        found = [fault for loop in self._loops for fault in loop.faults()]
-        found += [
-            f"{t.get_name()} has ended" for t in (self._sweeper, self._rememberer) if t and t.done()
+        tasks = (self._sweeper, self._learner)
+        return [
+            *self._bus.faults(),
+            *self._presence.faults(),
+            *chain.from_iterable(loop.faults() for loop in self._loops),
+            *(f"{task.get_name()} has ended" for task in tasks if task and task.done()),
         ]
-        return self._bus.faults() + self._presence.faults() + found
 
     def unready(self) -> list[str]:
         """See Service."""
         return self._bus.unready() + self._store.unready()
 
     def app(self) -> App | None:
-        """It has no HTTP interface of its own."""
+        """Return None: it has no HTTP interface of its own."""
         return None
 
-    async def _remember(self) -> None:
+    async def _learn(self) -> None:
+        """Renew the statistics, for ever."""
         while True:
-            await asyncio.sleep(REMEMBER_EVERY_S)
+            await asyncio.sleep(LEARN_EVERY_S)
             try:
-                await self._handlers.remember()
+                await self._handlers.update_statistics()
             except Transient as exc:
                 log.warning("judge.memory_failed", fault=str(exc))
             except Exception:
@@ -97,18 +105,24 @@ class Judge:
                 log.exception("judge.memory_broken")
 
     async def _sweep(self) -> None:
+        """Publish again what may be lost, and decide what is due, for ever."""
         while True:
             # Each by itself: while the broker is away deadlines are kept all the same.
-            for step in (self._handlers.publish_again, self._handlers.sweep):
-                try:
-                    while await step():
-                        pass
-                except Transient as exc:
-                    log.warning("judge.sweep_failed", what=step.__name__, fault=str(exc))
-                except Exception:
-                    # A sweep that ended would leave fusions undecided in silence.
-                    log.exception("judge.sweep_broken", what=step.__name__)
+            await self._repeat("publish_again", self._handlers.publish_again)
+            await self._repeat("sweep", self._handlers.sweep)
             await asyncio.sleep(SWEEP_EVERY_S)
+
+    @staticmethod
+    async def _repeat(name: str, step: Callable[[], Awaitable[int]]) -> None:
+        """Take a step of the sweep until nothing is left to do, or it fails."""
+        try:
+            while await step():
+                pass
+        except Transient as exc:
+            log.warning("judge.sweep_failed", what=name, fault=str(exc))
+        except Exception:
+            # A sweep that ended would leave fusions undecided in silence.
+            log.exception("judge.sweep_broken", what=name)
 
 
 def _now() -> datetime:
@@ -116,5 +130,5 @@ def _now() -> datetime:
 
 
 def build(settings: Settings) -> Judge:
-    """The entry point `fusewire.services`."""
+    """Build the service: the entry point `fusewire.services`."""
     return Judge(settings)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from fusewire_judge.learning.statistics import StoredAnswer, remember
+from fusewire_judge.learning.statistics import StoredAnswer, learn_statistics
 from fusewire_judge.model import MemberAnswer
 from fusewire_judge.scoring.answers import agreed, kind_of, votes
 
@@ -62,7 +62,7 @@ def learn(ballots: Sequence[Ballot], is_right: Callable[[int, str], bool] | None
             )
             for name in ballot
         ]
-    return {kind: weights for (_, kind), weights in remember(seen, {}).weights.items()}
+    return {kind: weights for (_, kind), weights in learn_statistics(seen, {}).weights.items()}
 
 
 def optimal(world: World) -> dict[str, float]:

@@ -16,18 +16,18 @@ from fusewire.contracts import Plan, Prompt, Round, Sampling, Tasks
 from fusewire.testing.factories import FakeClock, make_prompt, make_round
 from fusewire.topology import REPEATED
 from fusewire_dispatcher.handlers import Handlers
-from fusewire_dispatcher.planning import Catalogue, MemberSpec, ModelSpec, PoolSpec
+from fusewire_dispatcher.planning.catalogue import Catalogue, MemberSpec, ModelSpec, PoolSpec
 
 MEMBERS = tuple(MemberSpec(name, f"m-{name}", 1.0, None, Sampling()) for name in "ab")
 POOL = PoolSpec(MEMBERS, judge="m-judge", quorum=0.67, debate_rounds=1, config_hash="cafe")
-BOOK = Catalogue(
+CATALOGUE = Catalogue(
     {"default": POOL}, {name: ModelSpec("remote", name) for name in ("m-a", "m-b", "m-judge")}
 )
 
 
 @dataclass
-class Published:
-    """A bus that keeps what is published."""
+class RecordedBus:
+    """A bus that records what is published."""
 
     messages: dict[str, Plan | Tasks] = field(default_factory=dict)
     headers: dict[str, Mapping[str, str]] = field(default_factory=dict)
@@ -67,8 +67,8 @@ async def test_what_is_cancelled_is_dropped_and_all_else_published(
     message: Prompt | Round, subjects: set[str]
 ) -> None:
     cancelled = CancelledFusions()
-    bus = Published()
-    handlers = Handlers(cast("Bus", bus), BOOK, FakeClock(), cancelled)
+    bus = RecordedBus()
+    handlers = Handlers(cast("Bus", bus), CATALOGUE, FakeClock(), cancelled)
     handle = handlers.on_prompt if isinstance(message, Prompt) else handlers.on_round
 
     cancelled.add(OTHER.fusion_id)
@@ -78,10 +78,10 @@ async def test_what_is_cancelled_is_dropped_and_all_else_published(
     bus.messages.clear()
     cancelled.add(PROMPT.fusion_id)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
-    with capture_logs() as told:
+    with capture_logs() as lines:
         await handle(delivery(message))
     assert bus.messages == {}
-    assert [line["event"] for line in told] == ["dispatcher.cancelled"]
+    assert [line["event"] for line in lines] == ["dispatcher.cancelled"]
 
 
 STORES = [("", {}), ("now", {}), ("lost", {REPEATED: "1"})]
@@ -92,8 +92,8 @@ STORES = [("", {}), ("now", {}), ("lost", {REPEATED: "1"})]
 async def test_tasks_that_were_asked_for_in_another_store_say_that_they_may_be_repeated(
     message: Prompt | Round, store_id: str, headers: Mapping[str, str]
 ) -> None:
-    bus = Published()
-    handlers = Handlers(cast("Bus", bus), BOOK, FakeClock(), CancelledFusions())
+    bus = RecordedBus()
+    handlers = Handlers(cast("Bus", bus), CATALOGUE, FakeClock(), CancelledFusions())
     handle = handlers.on_prompt if isinstance(message, Prompt) else handlers.on_round
 
     await handle(delivery(message.model_copy(update={"store_id": store_id})))

@@ -18,7 +18,9 @@ from fusewire.contracts import (
 )
 from fusewire.settings import PRESETS, Pool
 from fusewire.testing.factories import T0, make_prompt, make_round
-from fusewire_dispatcher.planning import Catalogue, MemberSpec, ModelSpec, PoolSpec, expand, plan
+from fusewire_dispatcher.planning.catalogue import Catalogue, MemberSpec, ModelSpec, PoolSpec
+from fusewire_dispatcher.planning.plan import plan_prompt
+from fusewire_dispatcher.planning.tasks import expand_round
 
 MODELS = {
     "tiny": ModelSpec("edge", "smollm", has_tools=False),
@@ -34,44 +36,44 @@ def pool(*models: str, **fields: Any) -> PoolSpec:
         MemberSpec(m, m, 1.0, None, Sampling(max_tokens=100), is_required=m == "claude")
         for m in models
     )
-    given: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "judge": "gpt",
         "quorum": 0.67,
         "debate_rounds": 1,
         "config_hash": "cafe",
-        **fields,
     }
-    return PoolSpec(members, **given)
+    return PoolSpec(members, **{**defaults, **fields})
 
 
-def planned(spec: PoolSpec, **prompt: Any) -> tuple[Plan, dict[str, Task]]:
-    made, tasks = plan(make_prompt(**prompt), Catalogue({"default": spec}, MODELS), T0)
-    return made, {task.call: task for task in tasks}
+def plan_and_tasks(spec: PoolSpec, **prompt: Any) -> tuple[Plan, dict[str, Task]]:
+    plan, tasks = plan_prompt(make_prompt(**prompt), Catalogue({"default": spec}, MODELS), T0)
+    return plan, {task.call: task for task in tasks}
 
 
 GATED = Policy(gate="edge-first")
 
 
 def test_an_edge_first_pool_asks_its_one_edge_member_three_times_and_nobody_else() -> None:
-    made, tasks = planned(pool("tiny", "gpt", "claude", policy=GATED))
+    plan, tasks = plan_and_tasks(pool("tiny", "gpt", "claude", policy=GATED))
 
     assert list(tasks) == ["tiny", "tiny=2", "tiny=3"]
-    assert {m.name: (m.wave, m.samples) for m in made.members} == {
+    assert {m.name: (m.wave, m.samples) for m in plan.members} == {
         "tiny": (0, 3),
         "gpt": (1, 1),
         "claude": (1, 1),
     }
     assert {task.member for task in tasks.values()} == {"tiny"}
     assert len({task.sampling.seed for task in tasks.values()}) == 3
-    # A first answer as the client wants it, further ones by chance: at temperature 0 they could only agree.
+    # A first answer as the client wants it, further ones by chance: at temperature 0 they could
+    # only agree.
     assert [task.sampling.temperature for task in tasks.values()] == [None, 0.7, 0.7]
 
 
 def test_further_samples_keep_a_temperature_that_is_not_nought() -> None:
-    _, tasks = planned(pool("tiny", "gpt", policy=GATED), sampling=Sampling(temperature=0.3))
+    _, tasks = plan_and_tasks(pool("tiny", "gpt", policy=GATED), sampling=Sampling(temperature=0.3))
     assert {task.sampling.temperature for task in tasks.values()} == {0.3}
 
-    _, tasks = planned(pool("tiny", "gpt", policy=GATED), sampling=Sampling(temperature=0.0))
+    _, tasks = plan_and_tasks(pool("tiny", "gpt", policy=GATED), sampling=Sampling(temperature=0.0))
     assert [task.sampling.temperature for task in tasks.values()] == [0.0, 0.7, 0.7]
 
 
@@ -82,25 +84,25 @@ def test_further_samples_keep_a_temperature_that_is_not_nought() -> None:
 def test_the_gate_has_three_samples_or_more_and_stands_only_between_two_tiers(
     members: tuple[str, ...], samples: int
 ) -> None:
-    made, tasks = planned(pool(*members, policy=GATED))
+    plan, tasks = plan_and_tasks(pool(*members, policy=GATED))
 
-    edge = [m for m in made.members if m.tier == "edge"] or list(made.members)
+    edge = [m for m in plan.members if m.tier == "edge"] or list(plan.members)
     assert {m.samples for m in edge} == {samples}
-    assert {m.wave for m in made.members} == ({0, 1} if samples > 1 else {0})
-    assert len(tasks) == sum(m.samples for m in made.members if m.wave == 0)
+    assert {m.wave for m in plan.members} == ({0, 1} if samples > 1 else {0})
+    assert len(tasks) == sum(m.samples for m in plan.members if m.wave == 0)
 
 
 def test_an_edge_only_prompt_has_no_second_wave() -> None:
-    made, tasks = planned(pool("tiny", "gpt", policy=GATED), residency="edge-only")
+    plan, tasks = plan_and_tasks(pool("tiny", "gpt", policy=GATED), residency="edge-only")
 
-    assert [m.wave for m in made.members] == [0]
+    assert [m.wave for m in plan.members] == [0]
     assert list(tasks) == ["tiny"]
 
 
 def test_a_second_wave_is_asked_as_the_first_would_have_been() -> None:
     prompt = make_prompt(tools=(TOOL,), tool_choice="look")
     whole = Catalogue({"default": pool("gpt")}, MODELS)
-    _, (first,) = plan(prompt, whole, T0)
+    _, (first,) = plan_prompt(prompt, whole, T0)
     call = Call(
         name="gpt",
         kind="answer",
@@ -112,52 +114,52 @@ def test_a_second_wave_is_asked_as_the_first_would_have_been() -> None:
         tool_choice=prompt.tool_choice,
     )
 
-    (later,) = expand(make_round(prompt, [call]), whole)
+    (later,) = expand_round(make_round(prompt, [call]), whole)
 
     same = ("messages", "sampling", "tools", "tool_choice", "model", "member", "kind", "residency")
     assert {k: getattr(later, k) for k in same} == {k: getattr(first, k) for k in same}
 
 
 def test_a_jury_votes_and_the_judge_writes() -> None:
-    made, _ = planned(pool("tiny", "gpt", jury=("claude", "mini")))
+    plan, _ = plan_and_tasks(pool("tiny", "gpt", jury=("claude", "mini")))
 
-    assert made.judge is not None
-    assert (made.judge.model, [j.model for j in made.jurors]) == ("gpt", ["claude", "mini"])
+    assert plan.judge is not None
+    assert (plan.judge.model, [j.model for j in plan.jurors]) == ("gpt", ["claude", "mini"])
 
 
 def test_an_edge_only_prompt_is_judged_by_the_jurors_that_may_see_it() -> None:
-    made, _ = planned(pool("tiny", "gpt", jury=("claude", "mini")), residency="edge-only")
+    plan, _ = plan_and_tasks(pool("tiny", "gpt", jury=("claude", "mini")), residency="edge-only")
 
-    assert made.judge is not None
-    assert (made.judge.model, [j.model for j in made.jurors]) == ("mini", ["mini"])
+    assert plan.judge is not None
+    assert (plan.judge.model, [j.model for j in plan.jurors]) == ("mini", ["mini"])
     assert {("judge", "residency"), ("juror-claude", "residency")} <= {
-        (e.name, e.reason) for e in made.excluded
+        (e.name, e.reason) for e in plan.excluded
     }
 
 
 def test_a_prompt_can_name_its_judge_and_its_criteria() -> None:
-    made, _ = planned(
+    plan, _ = plan_and_tasks(
         pool("tiny", "gpt", jury=("claude", "mini")), judge="mini", criteria="brevity"
     )
 
-    assert made.judge is not None
-    assert (made.judge.model, made.jury, made.policy.criteria) == ("mini", (), "brevity")
+    assert plan.judge is not None
+    assert (plan.judge.model, plan.jury, plan.policy.criteria) == ("mini", (), "brevity")
 
 
 def test_members_that_do_not_fit_the_token_cap_are_left_out() -> None:
     # 7 tokens of prompt and 100 of answer each
-    made, tasks = planned(pool("tiny", "gpt", "claude", policy=Policy(max_total_tokens=220)))
+    plan, tasks = plan_and_tasks(pool("tiny", "gpt", "claude", policy=Policy(max_total_tokens=220)))
 
     assert list(tasks) == ["tiny", "gpt"]
-    assert [(e.name, e.reason, e.weight) for e in made.excluded] == [("claude", "token_cap", 1.0)]
+    assert [(e.name, e.reason, e.weight) for e in plan.excluded] == [("claude", "token_cap", 1.0)]
 
 
 def test_a_complete_prompt_asks_and_awaits_everybody() -> None:
     policy = Policy(gate="edge-first", early_stop=0.87, hedge=0.1)
-    made, tasks = planned(pool("tiny", "gpt", policy=policy), is_complete=True)
+    plan, tasks = plan_and_tasks(pool("tiny", "gpt", policy=policy), is_complete=True)
 
     assert list(tasks) == ["tiny", "gpt"]
-    assert (made.quorum, made.policy) == (1.0, Policy(early_stop=1.0))
+    assert (plan.quorum, plan.policy) == (1.0, Policy(early_stop=1.0))
 
 
 def test_recorded_answers_stand_in_for_the_members() -> None:
@@ -165,25 +167,25 @@ def test_recorded_answers_stand_in_for_the_members() -> None:
         RecordedAnswer(member="one", model="gpt", content="4"),
         RecordedAnswer(member="two", model="elsewhere", family="other", weight=2.0, content="5"),
     )
-    made, tasks = planned(pool("tiny", "claude", policy=GATED), recorded=recorded)
+    plan, tasks = plan_and_tasks(pool("tiny", "claude", policy=GATED), recorded=recorded)
 
     assert tasks == {}
-    assert [(m.name, m.model, m.family, m.weight, m.is_replay_only) for m in made.members] == [
+    assert [(m.name, m.model, m.family, m.weight, m.is_replay_only) for m in plan.members] == [
         ("one", "gpt", "gpt", 1.0, False),
         ("two", "elsewhere", "other", 2.0, True),
     ]
-    assert made.judge is not None
+    assert plan.judge is not None
 
 
 def test_a_recorded_hosted_member_cannot_be_asked_again_about_an_edge_only_prompt() -> None:
-    made, _ = planned(
+    plan, _ = plan_and_tasks(
         pool("tiny"),
         recorded=(RecordedAnswer(member="one", model="gpt", content="4"),),
         residency="edge-only",
     )
 
-    assert [m.is_replay_only for m in made.members] == [True]
-    assert made.judge is None
+    assert [m.is_replay_only for m in plan.members] == [True]
+    assert plan.judge is None
 
 
 CALLED = (
@@ -196,28 +198,28 @@ CALLED = (
 
 
 @pytest.mark.parametrize(
-    "given", [{"tools": (TOOL,)}, {"messages": CALLED}], ids=["offered", "called before"]
+    "fields", [{"tools": (TOOL,)}, {"messages": CALLED}], ids=["offered", "called before"]
 )
-def test_members_without_tools_are_left_out_where_there_are_some(given: dict[str, Any]) -> None:
-    made, tasks = planned(pool("tiny", "gpt"), **given)
+def test_members_without_tools_are_left_out_where_there_are_some(fields: dict[str, Any]) -> None:
+    plan, tasks = plan_and_tasks(pool("tiny", "gpt"), **fields)
 
     assert list(tasks) == ["gpt"]
-    assert [(e.name, e.reason) for e in made.excluded] == [("tiny", "no_tools")]
-    assert tasks["gpt"].tools == given.get("tools", ())
+    assert [(e.name, e.reason) for e in plan.excluded] == [("tiny", "no_tools")]
+    assert tasks["gpt"].tools == fields.get("tools", ())
 
 
 def test_required_members_are_marked() -> None:
-    made, _ = planned(pool("gpt", "claude"))
+    plan, _ = plan_and_tasks(pool("gpt", "claude"))
 
-    assert {m.name: m.is_required for m in made.members} == {"gpt": False, "claude": True}
+    assert {m.name: m.is_required for m in plan.members} == {"gpt": False, "claude": True}
 
 
 def test_a_missing_writer_is_stood_in_for_by_a_juror() -> None:
     spec = replace(pool("tiny", "gpt", jury=("mini",)), judge="gone")
-    made, _ = planned(spec)
+    plan, _ = plan_and_tasks(spec)
 
-    assert made.judge is not None
-    assert made.judge.model == "mini"
+    assert plan.judge is not None
+    assert plan.judge.model == "mini"
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))

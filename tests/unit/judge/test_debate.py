@@ -188,13 +188,13 @@ def test_a_debate_without_a_judge_ends_by_likeness(begin: Begin) -> None:
 BARRED = [
     # what, members, families wanted, why there is none
     ("one family", [family("a"), family("b"), family("c")], 2, "fewer than 2 families, no debate"),
-    ("one family that can speak", [family("a"), family("b", family="two", is_mute=True), family("c")], 2,
+    ("one family that can speak", [family("a"), family("b", family="two", is_replay_only=True), family("c")], 2,
      "fewer than 2 families, no debate"),
     ("two families where three are wanted", [family("a"), family("b", family="two"), family("c")], 3,
      "fewer than 3 families, no debate"),
-    ("nobody can speak", [family(n, is_mute=True, family=n) for n in "abc"], 2,
+    ("nobody can speak", [family(n, is_replay_only=True, family=n) for n in "abc"], 2,
      "nobody can be asked again, no debate"),
-    ("nobody can speak, one family enough", [family(n, is_mute=True) for n in "abc"], 1,
+    ("nobody can speak, one family enough", [family(n, is_replay_only=True) for n in "abc"], 1,
      "nobody can be asked again, no debate"),
 ]  # fmt: skip
 
@@ -215,7 +215,7 @@ DEBATED = [
     ("one family, asked for", [family("a"), family("b"), family("c")], 1, ["a", "b", "c"]),
     (
         "a mute member listens",
-        [family("a"), family("b", family="two"), family("c", is_mute=True)],
+        [family("a"), family("b", family="two"), family("c", is_replay_only=True)],
         2,
         ["a", "b"],
     ),
@@ -244,7 +244,7 @@ def test_a_family_that_gave_no_answer_does_not_count(begin: Begin) -> None:
 
 
 def test_a_mute_member_s_answer_counts_in_each_turn(begin: Begin) -> None:
-    members = [family("a"), family("b", family="two"), family("c", is_mute=True)]
+    members = [family("a"), family("b", family="two"), family("c", is_replay_only=True)]
     play = begin("debate", members=members, debate_rounds=1).says(a="4", b="5", c="6")
     play.asks()
 

@@ -13,7 +13,11 @@ LATER = T0 + timedelta(seconds=1)
 
 
 def test_a_copy_is_given_only_where_it_holds_just_what_is_stored() -> None:
-    record = NEW.planned(PLAN, 10).told(make_candidate(), 10, T0).asked(make_round(), 10, LATER)
+    record = (
+        NEW.with_plan(PLAN, 10)
+        .with_candidate(make_candidate(), 10, T0)
+        .with_round(make_round(), 10, LATER)
+    )
     recent = RecentFusions()
     recent.keep({"f": record})
 
@@ -26,12 +30,15 @@ def test_a_copy_is_given_only_where_it_holds_just_what_is_stored() -> None:
 
 def test_a_candidate_is_timely_by_the_rounds_that_were_asked_before_it() -> None:
     record = (
-        NEW.told(make_candidate(), 10, T0)
-        .asked(make_round(), 10, LATER)
-        .told(make_candidate(call="b"), 10, LATER)
+        NEW.with_candidate(make_candidate(), 10, T0)
+        .with_round(make_round(), 10, LATER)
+        .with_candidate(make_candidate(call="b"), 10, LATER)
     )
 
-    assert {call: heard.after_rounds for (_, call), heard in record.received.items()} == {
+    assert {
+        call: received_candidate.after_rounds
+        for (_, call), received_candidate in record.received.items()
+    } == {
         "a": 0,
         "b": 1,
     }
@@ -45,12 +52,12 @@ def test_what_was_not_looked_at_for_the_longest_time_leaves_first() -> None:
     recent.keep({"one": NEW})
     recent.keep({"three": NEW})
 
-    kept = {
+    kept_ids = {
         key
         for key in ("one", "two", "three")
         if recent.get(key, is_planned=False, rounds=0, candidates=0)
     }
-    assert kept == {"one", "three"}
+    assert kept_ids == {"one", "three"}
 
 
 def test_what_is_dropped_makes_room() -> None:

@@ -12,7 +12,7 @@ from fusewire_judge.handlers import Handlers
 from fusewire_judge.service import Judge
 
 
-class Away:
+class DisconnectedHandlers:
     """Handlers that cannot publish, and note that they keep deadlines."""
 
     def __init__(self, fault: Exception) -> None:
@@ -35,11 +35,11 @@ async def test_deadlines_are_kept_while_nothing_can_be_published(
 ) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path / 'none.db'}"
     judge = Judge(Settings(database=Database(url=url), nats=Nats(url="nats://127.0.0.1:1")))
-    away = Away(fault)
-    judge._handlers = cast("Handlers", cast("Any", away))
+    handlers = DisconnectedHandlers(fault)
+    judge._handlers = cast("Handlers", cast("Any", handlers))
 
     sweeping = asyncio.create_task(judge._sweep())
-    await asyncio.wait_for(away.swept.wait(), 60)
+    await asyncio.wait_for(handlers.swept.wait(), 60)
 
     sweeping.cancel()
     await asyncio.gather(sweeping, return_exceptions=True)

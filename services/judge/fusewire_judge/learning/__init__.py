@@ -1,1 +1,1 @@
-"""Vote weights, latency percentiles and judge quarantine, learned from stored outcomes. Pure."""
+"""Vote weights, latency percentiles and quarantine, learned from outcomes; the hedge budget."""

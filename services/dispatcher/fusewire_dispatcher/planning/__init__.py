@@ -1,0 +1,1 @@
+"""A prompt into a plan and tasks, a round into tasks. Pure."""

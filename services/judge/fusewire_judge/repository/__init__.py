@@ -1,0 +1,1 @@
+"""The judge's tables: written here and nowhere else."""

@@ -1,0 +1,57 @@
+"""What is learned from: how members did, and which judges picked controls."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from datetime import datetime
+
+from sqlalchemy import Connection, bindparam, select
+
+from fusewire.store.tables import answers, outcomes, verdicts
+from fusewire_judge.learning.statistics import StoredAnswer
+
+# Built once: to build a statement takes longer than to run it.
+_NEWEST = (
+    select(outcomes.c.fusion_id, outcomes.c.answer_kind)
+    .where(
+        outcomes.c.pool == bindparam("pool"),
+        outcomes.c.is_replay.is_(False),
+        outcomes.c.answer_kind.is_not(None),
+    )
+    .order_by(outcomes.c.finished_at.desc())
+    .limit(bindparam("newest"))
+    .subquery()
+)
+_ANSWERS = select(
+    _NEWEST.c.fusion_id,
+    _NEWEST.c.answer_kind,
+    answers.c.member,
+    answers.c.agreed,
+    answers.c.is_right,
+    answers.c.vote_group,
+    answers.c.latency_ms,
+).join(answers, answers.c.fusion_id == _NEWEST.c.fusion_id)
+_CONTROLS = (
+    select(verdicts.c.judge_model, verdicts.c.is_control_winner)
+    .where(verdicts.c.control.is_not(None), verdicts.c.decided_at > bindparam("since"))
+    .order_by(verdicts.c.decided_at.desc())
+    .limit(10_000)
+)
+
+
+def newest_answers(
+    connection: Connection, pools: Iterable[str], outcome_limit: int
+) -> list[StoredAnswer]:
+    """Return the members' answers in the newest outcomes of each pool."""
+    stored_answers: list[StoredAnswer] = []
+    for pool in pools:
+        rows = connection.execute(_ANSWERS, {"pool": pool, "newest": outcome_limit})
+        stored_answers += [StoredAnswer(pool, *row) for row in rows]
+    return stored_answers
+
+
+def control_picks(connection: Connection, since: datetime) -> dict[str, list[bool]]:
+    """Return, by judge, whether it picked the control that it was shown; the newest first."""
+    picks: defaultdict[str, list[bool]] = defaultdict(list)
+    for judge, is_control_winner in connection.execute(_CONTROLS, {"since": since}):
+        picks[judge].append(is_control_winner)
+    return picks
