@@ -390,10 +390,10 @@ def test_models_are_refused(body: dict[str, Any], code: str, param: str | None, 
 
 
 def test_a_refusal_moves_with_what_it_is_about() -> None:
-    moved = refusal('{"prompt":"x","temperature":9}').moved(lambda path: f"body.{path}")
+    moved = refusal('{"prompt":"x","temperature":9}').relocate(lambda path: f"body.{path}")
     assert moved.param == "body.temperature"
     assert moved.message.startswith("'body.temperature': ")
-    assert refusal("[]").moved(lambda path: f"body.{path}").param is None
+    assert refusal("[]").relocate(lambda path: f"body.{path}").param is None
 
 
 RESIDENCY = [

@@ -17,12 +17,10 @@ from fusewire_ingest.openai.chat_reply import (
     SupersededError,
     chunks,
     completion,
-    failure,
-    fusion,
-    is_retryable,
-    is_withheld,
     piece,
 )
+from fusewire_ingest.openai.failures import failure, is_retryable, is_withheld
+from fusewire_ingest.openai.fusion_report import fusion_report
 
 CREATED = 1_767_323_045
 ANALYSIS = {
@@ -81,7 +79,7 @@ def reply(of: Outcome, **more: Any) -> Any:
 def streamed(of: Outcome, sent: str = "", *, with_usage: bool = True) -> list[Any]:
     return list(
         chunks(
-            of, model="fusion", created=CREATED, sent=sent, with_usage=with_usage, warnings=("w",)
+            of, model="fusion", created=CREATED, streamed_text=sent, with_usage=with_usage, warnings=("w",)
         )
     )
 
@@ -242,7 +240,7 @@ def test_the_fusion_object() -> None:
         answer_kind="open",
         closed_by="quorum",
     )
-    made = fusion(of, ["w"])
+    made = fusion_report(of, ["w"])
 
     assert list(made)[:2] == ["is_degraded", "degraded_reasons"]
     assert (made["is_degraded"], made["degraded_reasons"]) == (True, ["judge_failed:empty"])
@@ -286,7 +284,7 @@ def test_the_fusion_object() -> None:
 
 
 def test_half_an_answer_is_a_failure_and_no_response() -> None:
-    made = fusion(
+    made = fusion_report(
         outcome(answers=(answer("a"), answer("b", status="error", error_code="truncated")))
     )
     assert [one["model"] for one in made["responses"]] == ["m-a"]
@@ -306,7 +304,7 @@ def test_half_an_answer_is_a_failure_and_no_response() -> None:
     ],
 )
 def test_a_judges_failure_has_openrouters_name(reason: str, name: str | None) -> None:
-    assert fusion(outcome(is_degraded=True, degraded_reasons=(reason,)))["failure_reason"] == name
+    assert fusion_report(outcome(is_degraded=True, degraded_reasons=(reason,)))["failure_reason"] == name
 
 
 FAILURES = [
@@ -344,7 +342,7 @@ def test_a_failure_has_its_status(
     of: Outcome, status: int, code: str, reason: str, *, is_worth_it: bool
 ) -> None:
     found = failure(of)
-    made = fusion(of)
+    made = fusion_report(of)
 
     assert (found.status, found.code) == (status, code)
     assert found.message
@@ -421,7 +419,7 @@ def test_a_stream_in_one_go() -> None:
         [],
     ]
     assert [one["choices"][0]["finish_reason"] for one in made[:-1]] == [None, None, "stop"]
-    assert made[2]["fusion"] == fusion(SHAPES["voted"], ["w"])
+    assert made[2]["fusion"] == fusion_report(SHAPES["voted"], ["w"])
     assert [i for i, one in enumerate(made) if "fusion" in one] == [2]
     assert [i for i, one in enumerate(made) if "usage" in one] == [3]
     assert {(one["id"], one["created"], one["object"]) for one in made} == {
@@ -450,4 +448,4 @@ def test_pieces_and_what_follows_are_the_answer(content: str, cuts: list[int]) -
 @pytest.mark.parametrize("sent", ["Lyon", "Paris. It is", "paris"])
 def test_an_answer_that_does_not_go_on_from_what_was_sent_is_told_at_once(sent: str) -> None:
     with pytest.raises(SupersededError):
-        chunks(SHAPES["voted"], model="fusion", created=CREATED, sent=sent, with_usage=False)
+        chunks(SHAPES["voted"], model="fusion", created=CREATED, streamed_text=sent, with_usage=False)

@@ -9,7 +9,7 @@ from fusewire.errors import Transient
 from fusewire.testing.factories import T0, make_prompt
 from fusewire_ingest.api.dependencies import Dependencies
 from fusewire_ingest.api.errors import HttpError
-from fusewire_ingest.api.run import Run, _outcome
+from fusewire_ingest.api.run import Run, _wait_for_outcome
 
 
 class NoDatabase:
@@ -46,7 +46,7 @@ async def test_what_was_accepted_is_named_though_the_database_is_away(
     )
 
     with pytest.raises(HttpError) as told:
-        await _outcome(of, run, just_begun=True)
+        await _wait_for_outcome(of, run, just_begun=True)
 
     assert told.value.status == status
     assert prompt.fusion_id in told.value.message
