@@ -19,7 +19,7 @@ from fusewire_cli.batch.checking import CheckReport
 from fusewire_cli.batch.command import RunOptions, checked
 from fusewire_cli.session import settings
 from fusewire_ingest.admission.estimate import Catalogue, Estimate, estimate
-from fusewire_ingest.admission.rules import book
+from fusewire_ingest.admission.rules import load_catalogue
 
 FEWEST = 10
 """Outcomes from which a rate is told."""
@@ -102,7 +102,7 @@ def _named(usd: Usd) -> dict[str, float | None]:
 def show(asked: RunOptions, *, as_json: bool) -> None:
     """Print the plan of a file."""
     config = settings()
-    total = BatchEstimate(asyncio.run(book(config, datetime.now(UTC))))
+    total = BatchEstimate(asyncio.run(load_catalogue(config, datetime.now(UTC))))
     with checked(asked, config, total.add) as (_path, found, _ids):
         plan = describe(found, total, asyncio.run(measured_rate(config)))
     if as_json:

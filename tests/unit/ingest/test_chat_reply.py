@@ -358,7 +358,7 @@ def test_the_shortest_wait_that_a_provider_asks_for_is_told() -> None:
         for n, s in waits.items()
     ]
     found = failure(failed(answers=tuple(limited)))
-    assert (found.status, found.retry_after_s, len(found.failed)) == (429, 2.5, 3)
+    assert (found.status, found.retry_after_s, len(found.failed_models)) == (429, 2.5, 3)
     refused = answer("a", status="error", error_code="bad_request", retry_after_s=1.0)
     assert failure(failed(answers=(refused,))).retry_after_s is None
 

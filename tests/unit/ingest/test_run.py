@@ -42,7 +42,7 @@ async def test_what_was_accepted_is_named_though_the_database_is_away(
         prompt=prompt,
         fusion_id=prompt.fusion_id,
         request_hash="h",
-        cancels=False,
+        cancel_on_disconnect=False,
     )
 
     with pytest.raises(HttpError) as told:

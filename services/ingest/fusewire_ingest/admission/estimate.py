@@ -113,7 +113,7 @@ class _CallGroup:
     tokens_out: int
 
 
-def estimate(prompt: Prompt, book: Catalogue) -> Estimate:
+def estimate(prompt: Prompt, catalogue: Catalogue) -> Estimate:
     """Estimate a prompt's calls, tokens and cost.
 
     Least: only the first wave, with the shortest answers.
@@ -124,38 +124,38 @@ def estimate(prompt: Prompt, book: Catalogue) -> Estimate:
     Most: every sample, hedge, second ballot, repetition and turn that can happen, with answers at
     their limits and one token for each byte.
     """
-    pool = book.pool(prompt)
+    pool = catalogue.pool(prompt)
     if pool is None:
         return Estimate(0, 0, 0, 0.0, 0.0, 0.0, (), 0.0)
-    estimator = _Estimator(prompt, pool, book)
+    estimator = _Estimator(prompt, pool, catalogue)
     least, expected, most = estimator.least(), estimator.expected(), estimator.most()
     count = sum(group.count for group in expected)
-    edge_count = sum(group.count for group in expected if book.models[group.model].is_edge)
-    unpriced_models = {group.model for group in most if _rates(group.model, book) is None}
+    edge_count = sum(group.count for group in expected if catalogue.models[group.model].is_edge)
+    unpriced_models = {group.model for group in most if _rates(group.model, catalogue) is None}
     return Estimate(
         calls=count,
         tokens_in=sum(group.count * group.tokens_in for group in expected),
         tokens_out=sum(group.count * group.tokens_out for group in expected),
-        usd_min=_usd(least, book),
-        usd_expected=_usd(expected, book),
-        usd_max=_usd(most, book),
+        usd_min=_usd(least, catalogue),
+        usd_expected=_usd(expected, catalogue),
+        usd_max=_usd(most, catalogue),
         unpriced=tuple(sorted(unpriced_models)),
         edge_share=edge_count / count if count else 0.0,
     )
 
 
-def _usd(groups: Iterable[_CallGroup], book: Catalogue) -> float | None:
+def _usd(groups: Iterable[_CallGroup], catalogue: Catalogue) -> float | None:
     total = 0.0
     for group in groups:
-        rates = _rates(group.model, book)
+        rates = _rates(group.model, catalogue)
         if rates is None:
             return None
         total += group.count * (group.tokens_in * rates[0] + group.tokens_out * rates[1])
     return total
 
 
-def _rates(name: str, book: Catalogue) -> Rates | None:
-    model = book.models[name]
+def _rates(name: str, catalogue: Catalogue) -> Rates | None:
+    model = catalogue.models[name]
     return (0.0, 0.0) if model.is_edge else model.rates
 
 
@@ -198,20 +198,20 @@ class _TokenCounts:
 
 
 class _Estimator:
-    def __init__(self, prompt: Prompt, pool: Pool, book: Catalogue) -> None:
+    def __init__(self, prompt: Prompt, pool: Pool, catalogue: Catalogue) -> None:
         self._prompt = prompt
         self._pool = pool
-        self._book = book
+        self._catalogue = catalogue
         panel = self._panel()
         self._members: list[Member] = []
         """Members that are called: none if answers came with the prompt."""
         if not prompt.recorded:
             self._members = [member for member in panel if self._is_able(member.model)]
         self._n_answers = len(prompt.recorded) or len(self._members)
-        # One member's answer is never judged, whoever else could not be called.
+        # A panel of one has no judge; members that cannot be called count as part of the panel.
         has_judge = (len(prompt.recorded) or len(panel)) > 1
         self._jurors, self._writer = self._judges() if has_judge else ([], None)
-        tiers = {book.models[member.model].is_edge for member in self._members}
+        tiers = {catalogue.models[member.model].is_edge for member in self._members}
         self._is_gated = pool.is_gated and not prompt.is_complete and len(tiers) > 1
 
     def _panel(self) -> list[Member]:
@@ -236,14 +236,14 @@ class _Estimator:
 
     def _may_see(self, name: str) -> bool:
         """Whether a model exists, and residency permits it to see the prompt."""
-        model = self._book.models.get(name)
+        model = self._catalogue.models.get(name)
         return model is not None and (model.is_edge or self._prompt.residency == "any")
 
     def _is_able(self, name: str) -> bool:
         """Whether dispatcher would call the model."""
         if not self._may_see(name):
             return False
-        model = self._book.models[name]
+        model = self._catalogue.models[name]
         if self._needs_images() and not model.has_images:
             return False
         return model.has_tools or not self._needs_tools()
@@ -288,10 +288,10 @@ class _Estimator:
     def _first_wave(self) -> list[Member]:
         if not self._is_gated:
             return self._members
-        return [member for member in self._members if self._book.models[member.model].is_edge]
+        return [member for member in self._members if self._catalogue.models[member.model].is_edge]
 
     def _samples(self, member: Member) -> int:
-        if not self._is_gated or not self._book.models[member.model].is_edge:
+        if not self._is_gated or not self._catalogue.models[member.model].is_edge:
             return 1
         return math.ceil(GATE_SAMPLES / len(self._first_wave()))
 
@@ -299,7 +299,7 @@ class _Estimator:
         limit = self._prompt.sampling.max_tokens
         if limit is None:
             limit = self._pool.max_tokens
-        return limit if limit is not None else self._book.models[model].max_tokens
+        return limit if limit is not None else self._catalogue.models[model].max_tokens
 
     def _tokens_in(self, member: Member, size: _TokenCounts) -> int:
         prompt = self._prompt
@@ -361,7 +361,7 @@ class _Estimator:
         tokens_in = self._judge_tokens_in(size, self._answer_lengths(size))
         limit = self._prompt.sampling.max_tokens
         if limit is None:
-            limit = self._book.models[writer].max_tokens
+            limit = self._catalogue.models[writer].max_tokens
         text_tokens_in = tokens_in + ANALYSIS_TOKENS + self._schema(size)
         return [
             _CallGroup(writer, 2 if size.is_most else 1, tokens_in, ANALYSIS_TOKENS),

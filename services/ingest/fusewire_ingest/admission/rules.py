@@ -49,7 +49,7 @@ def tenant_rule(settings: Settings, tenant: str) -> TenantRule:
     return TenantRule(rule.residency, frozenset(rule.pools))
 
 
-async def book(settings: Settings, at: datetime) -> estimate.Catalogue:
+async def load_catalogue(settings: Settings, at: datetime) -> estimate.Catalogue:
     """The catalogue for estimates: all pools, also under each preset, and models with their prices.
 
     Args:

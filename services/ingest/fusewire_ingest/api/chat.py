@@ -82,7 +82,7 @@ class ChunkEncoder:
     def end(self, outcome: Outcome) -> Iterator[bytes]:
         """See `StreamEncoder.end`."""
         run = self.run
-        chunks: Iterator[Mapping[str, object]] = chat_reply.chunks(
+        chunks = chat_reply.chunks(
             outcome,
             model=run.model,
             created=run.created,
@@ -91,7 +91,7 @@ class ChunkEncoder:
             warnings=run.warnings,
         )
         if errors.rejects_null_cost(self.request):
-            chunks = map(_without_null_cost, chunks)
+            return iter((*map(data, map(_without_null_cost, chunks)), DONE))
         return iter((*map(data, chunks), DONE))
 
     def fail(

@@ -74,7 +74,9 @@ def routes(dependencies: Dependencies) -> APIRouter:
     async def get(file_id: str, caller: AuthenticatedCaller) -> Response:
         return JSONResponse(_object(await _find_file(dependencies, caller.tenant, file_id)))
 
-    @router.delete("/files/{file_id}", summary="Delete a file", responses=schemas.reply("Deleted"))
+    @router.delete(
+        "/files/{file_id}", summary="Delete a file", responses=schemas.reply("FileDeletion")
+    )
     async def delete(file_id: str, caller: AuthenticatedCaller) -> Response:
         await _find_file(dependencies, caller.tenant, file_id)
         if not await files.delete(caller.tenant, file_id, clock()):
@@ -128,7 +130,7 @@ async def _content(dependencies: Dependencies, file: File) -> AsyncIterator[byte
     batch = await dependencies.batches.get(file.tenant, file.batch_id)
     if batch is None:
         raise _not_found_error(file.file_id)
-    kind = "output" if file.purpose == "batch_output" else "error"
+    kind: Literal["output", "error"] = "output" if file.purpose == "batch_output" else "error"
     return batch_output.written(dependencies.lines, batch, kind)
 
 

@@ -122,7 +122,7 @@ def _add_cancel_and_erase(router: APIRouter, dependencies: Dependencies) -> None
     @router.delete(
         "/fusions/{fusion_id}/images",
         summary="Erase the large images and texts of a fusion's prompt",
-        responses=schemas.reply("Erased"),
+        responses=schemas.reply("ImageDeletion"),
     )
     async def erase_images(fusion_id: str, caller: AuthenticatedCaller) -> Response:
         """Other prompts of the tenant with the same parts lose them too. Answers stay."""

@@ -47,7 +47,7 @@ class Run:
     """The prompt to submit, unless the run is attached to an earlier one."""
     fusion_id: str
     request_hash: str
-    cancels: bool
+    cancel_on_disconnect: bool
     """Whether the fusion is cancelled when the client disconnects."""
 
     @property
@@ -100,7 +100,7 @@ async def begin(
         earlier_id = await dependencies.intake.attach(
             caller.tenant, request_hash, is_again=_is_repetition(headers)
         )
-    cancels = (
+    cancel_on_disconnect = (
         chat.cancel_on_disconnect
         or headers.get("x-fusewire-cancel-on-disconnect", "").lower() == "true"
     )
@@ -112,7 +112,7 @@ async def begin(
         prompt=prompt,
         fusion_id=earlier_id or prompt.fusion_id,
         request_hash=request_hash,
-        cancels=cancels,
+        cancel_on_disconnect=cancel_on_disconnect,
     )
 
 
@@ -192,9 +192,10 @@ async def _submit(dependencies: Dependencies, run: Run) -> bool:
     if run.is_attached:
         log.info("chat.attached", fusion_id=run.fusion_id)
         return False
-    return (
-        await dependencies.intake.submit(run.prompt, source="chat", request_hash=run.request_hash)
-    ).is_new
+    acceptance = await dependencies.intake.submit(
+        run.prompt, source="chat", request_hash=run.request_hash
+    )
+    return acceptance.is_new
 
 
 async def _wait_for_outcome(dependencies: Dependencies, run: Run, *, just_begun: bool) -> Outcome:
@@ -234,14 +235,14 @@ def _failure_error(failure: failures.Failure, run: Run) -> HttpError:
         is_final=failure.retry_after_s is None or failure.retry_after_s > MOST_WAIT_S,
         retry_after_s=failure.retry_after_s,
         headers=run.headers,
-        about={"outcome_id": run.fusion_id, "failed_models": list(failure.failed)},
+        about={"outcome_id": run.fusion_id, "failed_models": list(failure.failed_models)},
     )
 
 
 async def _handle_disconnect(dependencies: Dependencies, run: Run) -> None:
     # Another request may be attached to the same fusion.
     is_last = not dependencies.intake.open_requests.is_held(run.fusion_id)
-    is_cancelled = run.cancels and is_last
+    is_cancelled = run.cancel_on_disconnect and is_last
     if is_cancelled:
         await dependencies.intake.cancel(run.prompt.tenant, [run.fusion_id])
     elif is_last:

@@ -213,8 +213,9 @@ class _Reader:
         self._read_choice(choice, functions)
 
     def _read_choice(self, choice: object, functions: list[Any]) -> None:
-        has_functions = bool(functions) or "tools" not in self.body
-        if choice is not None and has_functions and not _is_server_choice(choice):
+        # Dropped where only tools of the server were there to choose from.
+        has_choice = bool(functions) or "tools" not in self.body
+        if choice is not None and has_choice and not _is_server_choice(choice):
             self._fields["tool_choice"] = choice
         if self.body.get("parallel_tool_calls") is not None:
             self._fields["parallel_tool_calls"] = self.body["parallel_tool_calls"]
@@ -261,8 +262,8 @@ class _Reader:
         setting = self._fusion_setting("max_completion_tokens")
         if setting is None:
             return
-        # The body limits the reply, the fusion its members; as a reply is a member's answer or as
-        # long as one, the lower limit holds.
+        # OpenRouter has one limit for the reply and one for members. Here a member's limit is also
+        # that of the reply, so the lower one holds.
         reply_limit = self._fields.get("max_tokens")
         if not isinstance(reply_limit, int) or reply_limit > setting[0]:
             self._put("max_tokens", *setting)

@@ -68,14 +68,14 @@ class Failure:
         code: OpenAI's error code, or one of Fusewire's own.
         message: what went wrong, and how to mend it.
         retry_after_s: when to try again; None if that is unknown, or never.
-        failed: the members that failed, as `fusion.failed_models`.
+        failed_models: the members that failed, as `fusion.failed_models`.
     """
 
     status: int
     code: str
     message: str
     retry_after_s: float | None = None
-    failed: tuple[replies.chat.FailedModel, ...] = ()
+    failed_models: tuple[replies.chat.FailedModel, ...] = ()
 
 
 def failure(outcome: Outcome) -> Failure:
