@@ -30,7 +30,7 @@ async def test_what_was_accepted_is_named_though_the_database_is_away(
 ) -> None:
     """Told only to try again, a client would not know that it has been accepted."""
     prompt = make_prompt()
-    of = cast(
+    dependencies = cast(
         "Dependencies",
         SimpleNamespace(outcomes=NoDatabase(is_closing=is_closing), clock=lambda: T0),
     )
@@ -45,9 +45,9 @@ async def test_what_was_accepted_is_named_though_the_database_is_away(
         cancel_on_disconnect=False,
     )
 
-    with pytest.raises(HttpError) as told:
-        await _wait_for_outcome(of, run, just_begun=True)
+    with pytest.raises(HttpError) as exc_info:
+        await _wait_for_outcome(dependencies, run, just_begun=True)
 
-    assert told.value.status == status
-    assert prompt.fusion_id in told.value.message
-    assert told.value.headers == run.headers
+    assert exc_info.value.status == status
+    assert prompt.fusion_id in exc_info.value.message
+    assert exc_info.value.headers == run.headers

@@ -43,7 +43,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
     """`/models`."""
     router = APIRouter(tags=["models"])
 
-    @router.get("/models", summary="What may be asked", responses=schemas.reply("ModelList"))
+    @router.get("/models", summary="List models", responses=schemas.reply("ModelList"))
     async def list_all(caller: AuthenticatedCaller) -> Response:
         data = [await _model(dependencies, name) for name in _names(dependencies, caller)]
         reply: replies.models.ModelList = {
@@ -54,16 +54,14 @@ def routes(dependencies: Dependencies) -> APIRouter:
         }
         return JSONResponse(reply)
 
-    @router.get(
-        "/models/count", summary="How many there are", responses=schemas.reply("ModelCountReply")
-    )
+    @router.get("/models/count", summary="Count models", responses=schemas.reply("ModelCountReply"))
     async def count(caller: AuthenticatedCaller) -> Response:
         reply: replies.openrouter.ModelCountReply = {
             "data": {"count": len(_names(dependencies, caller))}
         }
         return JSONResponse(reply)
 
-    @router.get("/models/{model:path}", summary="One of them", responses=schemas.reply("Model"))
+    @router.get("/models/{model:path}", summary="One model", responses=schemas.reply("Model"))
     async def get(model: str, caller: AuthenticatedCaller) -> Response:
         return JSONResponse(await _model(dependencies, _find_name(dependencies, caller, model)))
 

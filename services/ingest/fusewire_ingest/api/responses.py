@@ -41,7 +41,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
 
     @router.get(
         "/responses/{response_id}",
-        summary="One that has been made",
+        summary="One response",
         responses=schemas.reply("Response"),
     )
     async def get(response_id: str, caller: AuthenticatedCaller) -> Response:

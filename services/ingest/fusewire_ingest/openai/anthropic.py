@@ -16,7 +16,9 @@ _SAME = (
     "cache_control",
     "fusewire",
 )
+"""Parameters that are copied unchanged."""
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+"""Type of a `tool_choice` to OpenAI's word."""
 _READ = (
     *_SAME,
     "messages",
@@ -27,7 +29,9 @@ _READ = (
     "stream",
     "thinking",
 )
+"""All parameters that are supported."""
 _RENAMED = ((".function.parameters", ".input_schema"), (".function.", "."))
+"""See `RewrittenBody.renamed`."""
 _BLOCKS = {
     "user": ("text", "image", "tool_result"),
     "assistant": ("text", "image", "tool_use"),
@@ -113,7 +117,7 @@ def _rewrite_message(rewritten: RewrittenBody, message: object, path: str) -> No
 
 
 def _role_and_content(message: object, path: str) -> tuple[str, object]:
-    if not isinstance(message, dict) or message.get("role") not in _BLOCKS:
+    if not isinstance(message, dict) or message.get("role") not in ("user", "assistant"):
         raise invalid_error(f"{path}.role", "it must be user or assistant")
     return message["role"], message.get("content")
 

@@ -31,6 +31,7 @@ _SAME = (
     "plugins",
     "fusewire",
 )
+"""Parameters that are copied unchanged."""
 _READ = (
     *_SAME,
     "input",
@@ -44,8 +45,11 @@ _READ = (
     PREVIOUS,
     "include",
 )
+"""All parameters that are supported."""
 _RENAMED = ((".function.", "."),)
+"""See `RewrittenBody.renamed`."""
 _STATEFUL = ("conversation", "background", "prompt")
+"""Parameters of conversations and prompts that OpenAI's server stores."""
 _ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 _TEXTS = ("input_text", "output_text", "text")
 _CHOICES = ("auto", "none", "required")
