@@ -296,6 +296,12 @@ REFUSED: list[tuple[Any, str, str | None, str]] = [
         "user or",
     ),
     (
+        anthropic(messages=[{"role": ["user"], "content": "x"}]),
+        "invalid_request",
+        "params.messages.0.role",
+        "user or",
+    ),
+    (
         anthropic(messages=[{"role": "user", "content": 5}]),
         "invalid_request",
         "params.messages.0.content",

@@ -64,7 +64,7 @@ def test_a_judge_costs_two_orders_and_at_most_its_repetitions() -> None:
 
 @pytest.mark.parametrize(
     ("members", "unpriced_models"),
-    [(("a", "unpriced_models"), ("unpriced",)), (("edge", "free"), ()), (("edge",), ())],
+    [(("a", "unpriced"), ("unpriced",)), (("edge", "free"), ()), (("edge",), ())],
 )
 def test_a_price_that_is_not_known_makes_the_sum_unknown(
     members: tuple[str, ...], unpriced_models: tuple[str, ...]

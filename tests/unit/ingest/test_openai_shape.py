@@ -59,7 +59,7 @@ def test_tools_become_the_prompts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("choice", "kept"),
+    ("choice", "stored_choice"),
     [
         (None, "auto"),
         ("auto", "auto"),

@@ -125,7 +125,7 @@ def test_a_call_stands_without_words() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "chosen"),
+    ("choice", "chat_choice"),
     [
         ("auto", "auto"),
         ("required", "required"),

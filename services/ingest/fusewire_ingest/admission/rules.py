@@ -50,7 +50,7 @@ def tenant_rule(settings: Settings, tenant: str) -> TenantRule:
 
 
 async def load_catalogue(settings: Settings, at: datetime) -> estimate.Catalogue:
-    """The catalogue for estimates: all pools, also under each preset, and models with their prices.
+    """Load the catalogue for estimates: pools, also under each preset, and models with prices.
 
     Args:
         settings: the configuration.

@@ -12,7 +12,7 @@ class RewrittenBody:
 
     body: dict[str, Any]
     renamed: tuple[tuple[str, str], ...] = ()
-    """Parts of paths that have another name in the original: ours, theirs."""
+    """Parts of paths that have another name in the original: here, there."""
     origins: dict[str, str] = field(default_factory=dict)
     """Path in the body to path in the original."""
 
@@ -39,8 +39,8 @@ class RewrittenBody:
         >>> body.origin("stop.0")
         'stop_sequences.0'
         """
-        for ours, theirs in self.renamed:
-            path = path.replace(ours, theirs)
+        for new_part, old_part in self.renamed:
+            path = path.replace(new_part, old_part)
         parts = path.split(".")
         if parts[0] == "messages" and len(parts) > 1:
             return self.origins.get(".".join(parts[:2]), path)
