@@ -20,7 +20,7 @@ from fusewire_cli.batch.command import checked_input
 from fusewire_cli.batch.options import RunOptions
 from fusewire_cli.session import settings
 from fusewire_ingest.admission.estimate import Catalogue, Estimate, estimate
-from fusewire_ingest.admission.rules import book
+from fusewire_ingest.admission.rules import load_catalogue
 
 FEWEST = 10
 """The fewest outcomes from which a rate is measured."""
@@ -110,7 +110,7 @@ def _usd_dict(usd: Usd) -> dict[str, float | None]:
 def show(options: RunOptions, *, as_json: bool) -> None:
     """Check a file and print its plan."""
     config = settings()
-    total = BatchEstimate(asyncio.run(book(config, datetime.now(UTC))))
+    total = BatchEstimate(asyncio.run(load_catalogue(config, datetime.now(UTC))))
     with checked_input(options, config, total.add) as (_path, report, _ids):
         plan = describe(report, total, asyncio.run(measured_rate(config)))
     if as_json:

@@ -12,7 +12,7 @@ from fusewire.store import migrate
 from fusewire.store.engine import Store
 from fusewire.topology import INGEST, MIB
 from fusewire_ingest.access import Access
-from fusewire_ingest.admission.rules import book, default_pool, pool_rules, tenant_rule
+from fusewire_ingest.admission.rules import default_pool, load_catalogue, pool_rules, tenant_rule
 from fusewire_ingest.api import app as api
 from fusewire_ingest.api.dependencies import Dependencies
 from fusewire_ingest.batches.changes import BatchChanges
@@ -59,7 +59,7 @@ class Ingest:
             for n, t in settings.tenants.items()
             if t.budget_usd is not None
         }
-        self._budgets = Budgets(self._store, caps, lambda: book(settings, clock()))
+        self._budgets = Budgets(self._store, caps, lambda: load_catalogue(settings, clock()))
         self._room = StoreCapacity(self._bus)
         self._presence = Presence(self.name, self._bus, self._store, clock)
         submissions = Submissions(self._store, self._budgets, self._room.check)
@@ -108,7 +108,7 @@ class Ingest:
                 batches,
                 lines,
                 reader=reader,
-                book=lambda: book(settings, clock()),
+                book=lambda: load_catalogue(settings, clock()),
                 clock=clock,
             ),
             reader=reader,

@@ -31,7 +31,7 @@ POOLS = {
 GRIN_HALF = "\\ud83d"
 
 
-def admitted(
+def admit_body(
     body: dict[str, Any] | None = None, *, tenant: str = "default", fallback_id: str = "given"
 ) -> Prompt:
     submission = parse(json.dumps({"prompt": "Why?", **(body or {})}), LIMIT)
@@ -39,9 +39,9 @@ def admitted(
 
 
 def refusal(data: bytes | str) -> RefusedError:
-    with pytest.raises(RefusedError) as caught:
+    with pytest.raises(RefusedError) as exc_info:
         admit(parse(data, LIMIT), tenant="default", fallback_id="given", pools=POOLS, now=T0)
-    return caught.value
+    return exc_info.value
 
 
 def nested(depth: int, inner: str = "1") -> str:
@@ -244,10 +244,10 @@ REFUSED = [
     ("body", "code", "param", "part"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED]
 )
 def test_it_is_refused(body: bytes | str, code: str, param: str | None, part: str) -> None:
-    found = refusal(body)
+    refused_error = refusal(body)
 
-    assert (found.code, found.param) == (code, param)
-    assert part in found.message
+    assert (refused_error.code, refused_error.param) == (code, param)
+    assert part in refused_error.message
 
 
 @pytest.mark.parametrize("size", [LIMIT, LIMIT + 1])
@@ -262,10 +262,10 @@ def test_the_limit_counts_bytes(size: int) -> None:
         parse(body.encode(), LIMIT)
     else:
         for data in (body, body.encode()):
-            found = refusal(data)
-            assert found.code == "prompt_too_large"
-            assert str(size) in found.message
-            assert str(LIMIT) in found.message
+            refused_error = refusal(data)
+            assert refused_error.code == "prompt_too_large"
+            assert str(size) in refused_error.message
+            assert str(LIMIT) in refused_error.message
 
 
 @pytest.mark.parametrize("depth", [1, 50, 100, 190, 200, 250, 260, 1_500])
@@ -315,7 +315,7 @@ def test_any_other_text_is_let_in_as_it_is(text: str) -> None:
 
 @pytest.mark.parametrize("text", [r"what is \u0000 in JSON?", r"C:\users\u0000", "\\", "\\\\u0000"])
 def test_a_backslash_in_a_prompt_is_no_nul(text: str) -> None:
-    assert admitted({"prompt": text}).messages[0].content == text
+    assert admit_body({"prompt": text}).messages[0].content == text
 
 
 @given(
@@ -334,9 +334,9 @@ def test_a_refusal_never_repeats_the_prompt(text: str) -> None:
         {"prompt": {"x": text}},
         {"messages": [{"role": text}]},
     ):
-        with pytest.raises(RefusedError) as caught:
+        with pytest.raises(RefusedError) as exc_info:
             parse(json.dumps(body), LIMIT)
-        assert text not in caught.value.message
+        assert text not in exc_info.value.message
 
 
 @pytest.mark.parametrize("schema", [{"type": "objekt"}, {"$ref": "https://models.example/a.json"}])
@@ -348,7 +348,7 @@ def test_a_schema_that_nothing_can_be_checked_against_is_refused(schema: dict[st
 
 @pytest.mark.parametrize("seed", [-(2**63), 2**63 - 1])
 def test_a_seed_has_64_bits(seed: int) -> None:
-    assert admitted({"seed": seed}).seed == seed
+    assert admit_body({"seed": seed}).seed == seed
     assert refusal(json.dumps({"prompt": "x", "seed": seed * 2})).param == "seed"
 
 
@@ -356,13 +356,13 @@ NAMES = ModelNames.of({"gpt": "vendor/gpt-5", "edge": None})
 NAMED = {"default": PoolRule("best-of", "any", 60, 86_400, NAMES)}
 
 
-def named(**body: Any) -> Prompt:
+def admit_names(**body: Any) -> Prompt:
     submission = parse(json.dumps({"prompt": "x", **body}), LIMIT)
     return admit(submission, tenant="default", fallback_id="one", pools=NAMED, now=T0)
 
 
 def test_members_and_judge_are_configured_models_and_each_is_asked_once() -> None:
-    prompt = named(members=["vendor/gpt-5", "edge", "gpt"], judge="~gpt", preset="fast")
+    prompt = admit_names(members=["vendor/gpt-5", "edge", "gpt"], judge="~gpt", preset="fast")
     assert (prompt.members, prompt.judge, prompt.preset) == (("gpt", "edge"), "gpt", "fast")
 
 
@@ -383,17 +383,19 @@ def test_members_and_judge_are_configured_models_and_each_is_asked_once() -> Non
     ],
 )
 def test_models_are_refused(body: dict[str, Any], code: str, param: str | None, part: str) -> None:
-    with pytest.raises(RefusedError) as caught:
-        named(**body)
-    assert (caught.value.code, caught.value.param) == (code, param)
-    assert part in caught.value.message
+    with pytest.raises(RefusedError) as exc_info:
+        admit_names(**body)
+    assert (exc_info.value.code, exc_info.value.param) == (code, param)
+    assert part in exc_info.value.message
 
 
 def test_a_refusal_moves_with_what_it_is_about() -> None:
-    moved = refusal('{"prompt":"x","temperature":9}').moved(lambda path: f"body.{path}")
-    assert moved.param == "body.temperature"
-    assert moved.message.startswith("'body.temperature': ")
-    assert refusal("[]").moved(lambda path: f"body.{path}").param is None
+    relocated_refusal = refusal('{"prompt":"x","temperature":9}').relocate(
+        lambda path: f"body.{path}"
+    )
+    assert relocated_refusal.param == "body.temperature"
+    assert relocated_refusal.message.startswith("'body.temperature': ")
+    assert refusal("[]").relocate(lambda path: f"body.{path}").param is None
 
 
 RESIDENCY = [
@@ -407,13 +409,13 @@ RESIDENCY = [
 ]
 
 
-@pytest.mark.parametrize(("pool", "asked", "result"), RESIDENCY)
-def test_residency_is_tightened_never_loosened(pool: str, asked: str | None, result: str) -> None:
-    assert admitted({"pool": pool, "residency": asked}).residency == result
+@pytest.mark.parametrize(("pool", "own", "result"), RESIDENCY)
+def test_residency_is_tightened_never_loosened(pool: str, own: str | None, result: str) -> None:
+    assert admit_body({"pool": pool, "residency": own}).residency == result
 
 
 def test_defaults_come_from_the_pool() -> None:
-    prompt = admitted({"pool": "private"})
+    prompt = admit_body({"pool": "private"})
 
     assert (prompt.mode, prompt.deadline_at) == ("merge", T0 + timedelta(seconds=30))
     assert (prompt.priority, prompt.custom_id, prompt.batch_id) == ("normal", "given", None)
@@ -421,13 +423,13 @@ def test_defaults_come_from_the_pool() -> None:
 
 
 def test_a_batch_has_low_priority_and_the_pools_batch_deadline() -> None:
-    prompt = admitted({"pool": "private", "batch_id": "night:1"})
+    prompt = admit_body({"pool": "private", "batch_id": "night:1"})
 
     assert (prompt.priority, prompt.deadline_at) == ("low", T0 + timedelta(hours=1))
 
 
 def test_what_the_client_says_wins() -> None:
-    prompt = admitted(
+    prompt = admit_body(
         {
             "custom_id": "mine",
             "batch_id": "b",
@@ -478,29 +480,34 @@ def test_messages_are_kept_as_they_are() -> None:
 
 
 def test_the_id_is_decided_by_tenant_batch_and_custom_id() -> None:
-    one = admitted({"custom_id": "q1", "batch_id": "b"}, tenant="acme")
+    prompt_b = admit_body({"custom_id": "q1", "batch_id": "b"}, tenant="acme")
 
-    assert one.fusion_id == ids.fusion_id("acme", "b", "q1")
+    assert prompt_b.fusion_id == ids.fusion_id("acme", "b", "q1")
     assert (
-        admitted({"custom_id": "q1", "batch_id": "b", "prompt": "Other?"}, tenant="acme").fusion_id
-        == one.fusion_id
+        admit_body(
+            {"custom_id": "q1", "batch_id": "b", "prompt": "Other?"}, tenant="acme"
+        ).fusion_id
+        == prompt_b.fusion_id
     )
-    assert admitted({"custom_id": "q1"}, tenant="acme").fusion_id != one.fusion_id
-    assert admitted({"custom_id": "q1", "batch_id": "b"}, tenant="other").fusion_id != one.fusion_id
+    assert admit_body({"custom_id": "q1"}, tenant="acme").fusion_id != prompt_b.fusion_id
+    assert (
+        admit_body({"custom_id": "q1", "batch_id": "b"}, tenant="other").fusion_id
+        != prompt_b.fusion_id
+    )
 
 
 def test_the_seed_is_derived_from_the_id_and_so_repeatable() -> None:
-    assert admitted().seed == admitted().seed
-    assert admitted().seed != admitted({"custom_id": "other"}).seed
-    assert admitted({"seed": 0}).seed == 0
+    assert admit_body().seed == admit_body().seed
+    assert admit_body().seed != admit_body({"custom_id": "other"}).seed
+    assert admit_body({"seed": 0}).seed == 0
 
 
 @pytest.mark.parametrize("fallback_id", ["i" * 257, "a\x00b", ""])
 def test_an_id_that_no_table_holds_is_refused_wherever_it_comes_from(fallback_id: str) -> None:
-    with pytest.raises(RefusedError) as caught:
-        admitted(fallback_id=fallback_id)
+    with pytest.raises(RefusedError) as exc_info:
+        admit_body(fallback_id=fallback_id)
 
-    assert caught.value.code == "invalid_request"
+    assert exc_info.value.code == "invalid_request"
 
 
 def test_a_repetition_has_the_same_hash_whenever_it_comes() -> None:
@@ -524,4 +531,4 @@ CHANGES = [
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_another_wish_has_another_hash(change: dict[str, Any]) -> None:
-    assert body_hash(admitted(change)) != body_hash(admitted())
+    assert body_hash(admit_body(change)) != body_hash(admit_body())

@@ -1,4 +1,4 @@
-"""Lines of a batch's input: OpenAI's, Mistral's, Anthropic's and bare ones, and what is wrong with them."""
+"""Lines of a batch's input: OpenAI's, Mistral's, Anthropic's and bare ones, and their faults."""
 
 import contextlib
 import json
@@ -46,14 +46,14 @@ def anthropic(**params: Any) -> dict[str, Any]:
     }
 
 
-def turns(found: BatchLine) -> list[Message]:
-    return [turn.message() for turn in found.submission.messages or ()]
+def turns(batch_line: BatchLine) -> list[Message]:
+    return [turn.message() for turn in batch_line.submission.messages or ()]
 
 
 def refusal(value: Any) -> RefusedError:
-    with pytest.raises(RefusedError) as caught:
+    with pytest.raises(RefusedError) as exc_info:
         line(value)
-    return caught.value
+    return exc_info.value
 
 
 FORMS = [
@@ -68,11 +68,11 @@ FORMS = [
 
 @pytest.mark.parametrize(("form", "value"), FORMS)
 def test_every_form_asks_the_same(form: str, value: dict[str, Any]) -> None:
-    found = line(value)
+    batch_line = line(value)
 
-    assert (found.form, found.custom_id) == (form, "one")
-    assert turns(found) == [Message(role="user", content="Why?")]
-    assert (found.submission.pool, found.submission.custom_id) == ("default", None)
+    assert (batch_line.form, batch_line.custom_id) == (form, "one")
+    assert turns(batch_line) == [Message(role="user", content="Why?")]
+    assert (batch_line.submission.pool, batch_line.submission.custom_id) == ("default", None)
     assert (
         line({name: inner for name, inner in value.items() if name != "custom_id"}).custom_id
         is None
@@ -81,9 +81,9 @@ def test_every_form_asks_the_same(form: str, value: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("form", "value"), FORMS)
 def test_a_batchs_pool_and_mode_hold_for_every_form(form: str, value: dict[str, Any]) -> None:
-    found = line(value, pool="small", mode="debate").submission
+    batch_line = line(value, pool="small", mode="debate").submission
 
-    assert (found.pool, found.mode) == ("small", "debate"), form
+    assert (batch_line.pool, batch_line.mode) == ("small", "debate"), form
 
 
 @pytest.mark.parametrize(
@@ -96,9 +96,9 @@ def test_a_batchs_pool_and_mode_hold_for_every_form(form: str, value: dict[str, 
     ],
 )
 def test_a_lines_own_pool_and_mode_win(value: dict[str, Any]) -> None:
-    found = line(value, pool="default", mode="debate").submission
+    batch_line = line(value, pool="default", mode="debate").submission
 
-    assert (found.pool, found.mode) == ("small", "merge")
+    assert (batch_line.pool, batch_line.mode) == ("small", "merge")
 
 
 def test_a_batchs_pool_is_asked_in_place_of_models_that_are_not_ours() -> None:
@@ -122,7 +122,7 @@ def test_anthropics_parameters() -> None:
         "input_schema": {"type": "object"},
         "cache_control": {},
     }
-    found = line(
+    batch_line = line(
         anthropic(
             system=[
                 {"type": "text", "text": "Be "},
@@ -137,12 +137,23 @@ def test_anthropics_parameters() -> None:
             stream=False,
         )
     )
-    asked = found.submission
+    submission = batch_line.submission
 
-    assert turns(found)[0] == Message(role="system", content="Be brief.")
-    assert (asked.max_tokens, asked.temperature, asked.top_p, asked.stop) == (9, 0.5, 0.9, ("END",))
-    assert (asked.tools[0].function.name, asked.tools[0].function.description) == ("clock", "Now.")
-    assert (asked.tools[0].function.parameters, asked.tool_choice) == ({"type": "object"}, "clock")
+    assert turns(batch_line)[0] == Message(role="system", content="Be brief.")
+    assert (submission.max_tokens, submission.temperature, submission.top_p, submission.stop) == (
+        9,
+        0.5,
+        0.9,
+        ("END",),
+    )
+    assert (submission.tools[0].function.name, submission.tools[0].function.description) == (
+        "clock",
+        "Now.",
+    )
+    assert (submission.tools[0].function.parameters, submission.tool_choice) == (
+        {"type": "object"},
+        "clock",
+    )
     assert turns(line(anthropic(system="Brief.")))[0].content == "Brief."
 
 
@@ -285,6 +296,12 @@ REFUSED: list[tuple[Any, str, str | None, str]] = [
         "user or",
     ),
     (
+        anthropic(messages=[{"role": ["user"], "content": "x"}]),
+        "invalid_request",
+        "params.messages.0.role",
+        "user or",
+    ),
+    (
         anthropic(messages=[{"role": "user", "content": 5}]),
         "invalid_request",
         "params.messages.0.content",
@@ -350,10 +367,10 @@ REFUSED: list[tuple[Any, str, str | None, str]] = [
 
 @pytest.mark.parametrize(("value", "code", "param", "part"), REFUSED)
 def test_it_is_refused(value: Any, code: str, param: str | None, part: str) -> None:
-    found = refusal(value)
+    batch_line = refusal(value)
 
-    assert (found.code, found.param) == (code, param)
-    assert part in found.message
+    assert (batch_line.code, batch_line.param) == (code, param)
+    assert part in batch_line.message
 
 
 JSON = st.recursive(

@@ -1,4 +1,4 @@
-"""Outcomes as chat completions: both SDKs read them, what is not known is null, what is degraded stands first."""
+"""Outcomes as chat completions: both SDKs parse them, and unknown values are null."""
 
 import itertools
 import json
@@ -17,12 +17,10 @@ from fusewire_ingest.openai.chat_reply import (
     SupersededError,
     chunks,
     completion,
-    failure,
-    fusion,
-    is_retryable,
-    is_withheld,
     piece,
 )
+from fusewire_ingest.openai.failures import failure, is_retryable, is_withheld
+from fusewire_ingest.openai.fusion_report import fusion_report
 
 CREATED = 1_767_323_045
 ANALYSIS = {
@@ -56,9 +54,9 @@ def error(member: str, code: str) -> Answer:
 
 
 def outcome(**overrides: Any) -> Outcome:
-    used = Usage(prompt_tokens=30, completion_tokens=9, cached_tokens=4)
+    usage = Usage(prompt_tokens=30, completion_tokens=9, cached_tokens=4)
     return make_outcome(
-        **{"answers": (answer("a", is_winner=True), answer("b")), "usage": used, **overrides}
+        **{"answers": (answer("a", is_winner=True), answer("b")), "usage": usage, **overrides}
     )
 
 
@@ -74,14 +72,21 @@ def failed(*codes: str, **overrides: Any) -> Outcome:
     return outcome(**{**fields, "answers": answers, **overrides})
 
 
-def reply(of: Outcome, **more: Any) -> Any:
-    return completion(of, model="fusion", created=CREATED, **more)
+def reply(stored_outcome: Outcome, **more: Any) -> Any:
+    return completion(stored_outcome, model="fusion", created=CREATED, **more)
 
 
-def streamed(of: Outcome, sent: str = "", *, with_usage: bool = True) -> list[Any]:
+def stream(
+    stored_outcome: Outcome, streamed_text: str = "", *, with_usage: bool = True
+) -> list[Any]:
     return list(
         chunks(
-            of, model="fusion", created=CREATED, sent=sent, with_usage=with_usage, warnings=("w",)
+            stored_outcome,
+            model="fusion",
+            created=CREATED,
+            streamed_text=streamed_text,
+            with_usage=with_usage,
+            warnings=("w",),
         )
     )
 
@@ -108,40 +113,40 @@ SHAPES = {
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_both_sdks_read_a_completion(name: str) -> None:
-    made = json.loads(json.dumps(reply(SHAPES[name], warnings=("w",))))
+    body = json.loads(json.dumps(reply(SHAPES[name], warnings=("w",))))
 
-    theirs = ChatCompletion.model_validate(made, strict=True)
+    theirs = ChatCompletion.model_validate(body, strict=True)
     assert theirs.choices[0].message.content == SHAPES[name].content
-    assert theirs.model_dump(exclude_unset=True)["fusion"] == made["fusion"]
-    routed = ChatResult.model_validate(made, strict=True)
-    assert routed.usage is not None
-    assert routed.usage.cost == SHAPES[name].cost_usd
-    item = OutputFusionServerToolItem.model_validate(made["fusion"], strict=True)
+    assert theirs.model_dump(exclude_unset=True)["fusion"] == body["fusion"]
+    chat_result = ChatResult.model_validate(body, strict=True)
+    assert chat_result.usage is not None
+    assert chat_result.usage.cost == SHAPES[name].cost_usd
+    item = OutputFusionServerToolItem.model_validate(body["fusion"], strict=True)
     assert item.status == "completed"
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_both_sdks_read_every_chunk(name: str) -> None:
-    for made in [
-        *streamed(SHAPES[name]),
+    for chunk in [
+        *stream(SHAPES[name]),
         piece("f1", model="m", created=1, text="x", is_first=True),
     ]:
-        sent = json.loads(json.dumps(made))
-        ChatCompletionChunk.model_validate(sent, strict=True)
-        ChatStreamChunk.model_validate(sent, strict=True)
+        streamed_text = json.loads(json.dumps(chunk))
+        ChatCompletionChunk.model_validate(streamed_text, strict=True)
+        ChatStreamChunk.model_validate(streamed_text, strict=True)
 
 
 def test_a_completion() -> None:
-    made = reply(SHAPES["voted"])
+    body = reply(SHAPES["voted"])
 
-    assert made["id"] == f"chatcmpl-{SHAPES['voted'].fusion_id}"
-    assert (made["object"], made["created"], made["model"]) == (
+    assert body["id"] == f"chatcmpl-{SHAPES['voted'].fusion_id}"
+    assert (body["object"], body["created"], body["model"]) == (
         "chat.completion",
         CREATED,
         "fusion",
     )
-    assert made["system_fingerprint"] == "fusewire"
-    (choice,) = made["choices"]
+    assert body["system_fingerprint"] == "fusewire"
+    (choice,) = body["choices"]
     assert choice["message"] == {"role": "assistant", "content": "Paris.", "refusal": None}
     assert choice["finish_reason"] == "stop"
 
@@ -195,7 +200,7 @@ def test_tool_calls_are_openais() -> None:
         "refusal": None,
         "tool_calls": [call],
     }
-    deltas = [one["choices"][0]["delta"] for one in streamed(SHAPES["tools"], with_usage=False)]
+    deltas = [chunk["choices"][0]["delta"] for chunk in stream(SHAPES["tools"], with_usage=False)]
     assert deltas == [
         {"role": "assistant", "content": ""},
         {"tool_calls": [{"index": 0, **call}]},
@@ -204,7 +209,7 @@ def test_tool_calls_are_openais() -> None:
 
 
 @pytest.mark.parametrize(
-    ("of", "reason"),
+    ("stored_outcome", "reason"),
     [
         (
             outcome(
@@ -223,13 +228,13 @@ def test_tool_calls_are_openais() -> None:
         (outcome(winner=None, degraded_reasons=("merge_cut_at_length",)), "length"),
     ],
 )
-def test_the_finish_reason_is_that_of_the_text(of: Outcome, reason: str) -> None:
-    assert reply(of)["choices"][0]["finish_reason"] == reason
-    assert streamed(of, with_usage=False)[-1]["choices"][0]["finish_reason"] == reason
+def test_the_finish_reason_is_that_of_the_text(stored_outcome: Outcome, reason: str) -> None:
+    assert reply(stored_outcome)["choices"][0]["finish_reason"] == reason
+    assert stream(stored_outcome, with_usage=False)[-1]["choices"][0]["finish_reason"] == reason
 
 
 def test_the_fusion_object() -> None:
-    of = outcome(
+    stored_outcome = outcome(
         status="fused",
         is_degraded=True,
         degraded_reasons=("judge_failed:empty",),
@@ -242,21 +247,25 @@ def test_the_fusion_object() -> None:
         answer_kind="open",
         closed_by="quorum",
     )
-    made = fusion(of, ["w"])
+    report = fusion_report(stored_outcome, ["w"])
 
-    assert list(made)[:2] == ["is_degraded", "degraded_reasons"]
-    assert (made["is_degraded"], made["degraded_reasons"]) == (True, ["judge_failed:empty"])
-    assert (made["status"], made["outcome_status"], made["strategy"]) == (
+    assert list(report)[:2] == ["is_degraded", "degraded_reasons"]
+    assert (report["is_degraded"], report["degraded_reasons"]) == (True, ["judge_failed:empty"])
+    assert (report["status"], report["outcome_status"], report["strategy"]) == (
         "completed",
         "fused",
         "best-of",
     )
-    assert (made["outcome_id"], made["winner"]) == (of.fusion_id, "a")
-    assert (made["answer_kind"], made["closed_by"], made["agreement"]) == ("open", "quorum", 1.0)
-    assert (made["cost_usd"], made["warnings"]) == (0.002, ["w"])
-    assert made["analysis"] == ANALYSIS
-    assert made["responses"] == [{"model": "m-a", "content": "Paris."}]
-    assert made["failed_models"] == [
+    assert (report["outcome_id"], report["winner"]) == (stored_outcome.fusion_id, "a")
+    assert (report["answer_kind"], report["closed_by"], report["agreement"]) == (
+        "open",
+        "quorum",
+        1.0,
+    )
+    assert (report["cost_usd"], report["warnings"]) == (0.002, ["w"])
+    assert report["analysis"] == ANALYSIS
+    assert report["responses"] == [{"model": "m-a", "content": "Paris."}]
+    assert report["failed_models"] == [
         {
             "model": "m-b",
             "error": "rate_limited",
@@ -272,8 +281,8 @@ def test_the_fusion_object() -> None:
             "param": None,
         },
     ]
-    assert made["failure_reason"] == "judge_empty_completion"
-    assert made["members"][0] == {
+    assert report["failure_reason"] == "judge_empty_completion"
+    assert report["members"][0] == {
         "member": "a",
         "model": "m-a",
         "status": "ok",
@@ -286,11 +295,11 @@ def test_the_fusion_object() -> None:
 
 
 def test_half_an_answer_is_a_failure_and_no_response() -> None:
-    made = fusion(
+    report = fusion_report(
         outcome(answers=(answer("a"), answer("b", status="error", error_code="truncated")))
     )
-    assert [one["model"] for one in made["responses"]] == ["m-a"]
-    assert [one["model"] for one in made["failed_models"]] == ["m-b"]
+    assert [chunk["model"] for chunk in report["responses"]] == ["m-a"]
+    assert [chunk["model"] for chunk in report["failed_models"]] == ["m-b"]
 
 
 @pytest.mark.parametrize(
@@ -306,7 +315,10 @@ def test_half_an_answer_is_a_failure_and_no_response() -> None:
     ],
 )
 def test_a_judges_failure_has_openrouters_name(reason: str, name: str | None) -> None:
-    assert fusion(outcome(is_degraded=True, degraded_reasons=(reason,)))["failure_reason"] == name
+    assert (
+        fusion_report(outcome(is_degraded=True, degraded_reasons=(reason,)))["failure_reason"]
+        == name
+    )
 
 
 FAILURES = [
@@ -339,115 +351,148 @@ FAILURES = [
 ]
 
 
-@pytest.mark.parametrize(("of", "status", "code", "reason", "is_worth_it"), FAILURES)
+@pytest.mark.parametrize(("stored_outcome", "status", "code", "reason", "is_worth_it"), FAILURES)
 def test_a_failure_has_its_status(
-    of: Outcome, status: int, code: str, reason: str, *, is_worth_it: bool
+    stored_outcome: Outcome, status: int, code: str, reason: str, *, is_worth_it: bool
 ) -> None:
-    found = failure(of)
-    made = fusion(of)
+    failure_error = failure(stored_outcome)
+    report = fusion_report(stored_outcome)
 
-    assert (found.status, found.code) == (status, code)
-    assert found.message
-    assert (made["status"], made["failure_reason"]) == ("incomplete", reason)
-    assert is_retryable(of.model_dump(mode="json")) is is_worth_it
-    OutputFusionServerToolItem.model_validate(made, strict=True)
+    assert (failure_error.status, failure_error.code) == (status, code)
+    assert failure_error.message
+    assert (report["status"], report["failure_reason"]) == ("incomplete", reason)
+    assert is_retryable(stored_outcome.model_dump(mode="json")) is is_worth_it
+    OutputFusionServerToolItem.model_validate(report, strict=True)
 
 
 def test_the_shortest_wait_that_a_provider_asks_for_is_told() -> None:
     waits = {"a": 20.0, "b": 2.5, "c": None}
-    limited = [
+    limited_answers = [
         answer(n, status="error", error_code="rate_limited", retry_after_s=s)
         for n, s in waits.items()
     ]
-    found = failure(failed(answers=tuple(limited)))
-    assert (found.status, found.retry_after_s, len(found.failed)) == (429, 2.5, 3)
-    refused = answer("a", status="error", error_code="bad_request", retry_after_s=1.0)
-    assert failure(failed(answers=(refused,))).retry_after_s is None
+    failure_error = failure(failed(answers=tuple(limited_answers)))
+    assert (
+        failure_error.status,
+        failure_error.retry_after_s,
+        len(failure_error.failed_models),
+    ) == (429, 2.5, 3)
+    refused_answer = answer("a", status="error", error_code="bad_request", retry_after_s=1.0)
+    assert failure(failed(answers=(refused_answer,))).retry_after_s is None
 
 
 @pytest.mark.parametrize("codes", [("refused",), ("refused", "refused")])
 def test_what_everybody_declines_is_a_refusal(codes: tuple[str, ...]) -> None:
-    declined = failed(*codes)
-    made = completion(declined, model="m", created=1)
-    assert is_withheld(declined)
-    assert made["choices"][0]["message"]["refusal"] == REFUSAL
-    assert made["choices"][0]["finish_reason"] == "content_filter"
+    withheld_outcome = failed(*codes)
+    body = completion(withheld_outcome, model="m", created=1)
+    assert is_withheld(withheld_outcome)
+    assert body["choices"][0]["message"]["refusal"] == REFUSAL
+    assert body["choices"][0]["finish_reason"] == "content_filter"
     assert not is_withheld(failed("refused", "timeout"))
 
 
 def test_what_the_winner_thought_is_told_by_both_of_its_names_and_before_the_answer() -> None:
-    thought = "ein Gedanke é\n" * 700
-    of = outcome(reasoning=thought)
-    message = reply(of)["choices"][0]["message"]
-    made = streamed(of)
-    deltas = [one["choices"][0]["delta"] for one in made if one["choices"]]
+    reasoning = "ein Gedanke é\n" * 700
+    stored_outcome = outcome(reasoning=reasoning)
+    message = reply(stored_outcome)["choices"][0]["message"]
+    stream_chunks = stream(stored_outcome)
+    deltas = [chunk["choices"][0]["delta"] for chunk in stream_chunks if chunk["choices"]]
 
-    assert message["reasoning"] == message["reasoning_content"] == thought
+    assert message["reasoning"] == message["reasoning_content"] == reasoning
     for name in ("reasoning", "reasoning_content"):
-        assert "".join(delta.get(name, "") for delta in deltas) == thought
-    assert [name for delta in deltas for name in ("reasoning", "content") if delta.get(name)][
-        -1
-    ] == "content"
-    assert max(len(json.dumps(one).encode()) for one in made) < 32 * 1024
+        assert "".join(delta.get(name, "") for delta in deltas) == reasoning
+    reasoning_positions = [at for at, delta in enumerate(deltas) if delta.get("reasoning")]
+    content_positions = [at for at, delta in enumerate(deltas) if delta.get("content")]
+    assert max(reasoning_positions) < min(content_positions)
+    assert max(len(json.dumps(chunk).encode()) for chunk in stream_chunks) < 32 * 1024
     assert "reasoning" not in reply(outcome())["choices"][0]["message"]
 
 
 def test_no_chunk_makes_a_long_line() -> None:
     long = "é" * 30_000
     call = ToolCall(id="c1", name="f", arguments=json.dumps({"x": "y" * 30_000}))
-    made = streamed(
+    stream_chunks = stream(
         outcome(content=long, tool_calls=(call,), answers=(answer("a", content=long), answer("b")))
     )
-    assert max(len(json.dumps(one, ensure_ascii=False).encode()) for one in made) < 32 * 1024
-    deltas = [one["choices"][0]["delta"] for one in made if one["choices"]]
+    assert (
+        max(len(json.dumps(chunk, ensure_ascii=False).encode()) for chunk in stream_chunks)
+        < 32 * 1024
+    )
+    deltas = [chunk["choices"][0]["delta"] for chunk in stream_chunks if chunk["choices"]]
     assert "".join(delta.get("content") or "" for delta in deltas) == long
-    calls = [part for delta in deltas for part in delta.get("tool_calls", ())]
+    calls: list[Any] = []
+    for delta in deltas:
+        calls += delta.get("tool_calls", ())
     assert "".join(part["function"]["arguments"] for part in calls) == call.arguments
     assert [part["index"] for part in calls] == [0] * len(calls)
     assert (calls[0]["id"], calls[0]["function"]["name"], "id" in calls[1]) == ("c1", "f", False)
-    told = [one["fusion"]["response"] for one in made if "response" in one.get("fusion", {})]
-    assert "".join(one["content"] for one in told if one["index"] == 0) == long
-    (whole,) = [one["fusion"] for one in made if "responses" in one.get("fusion", {})]
-    assert [one["content"] for one in whole["responses"]] == [None, None]
+    text_pieces = [
+        chunk["fusion"]["response"]
+        for chunk in stream_chunks
+        if "response" in chunk.get("fusion", {})
+    ]
+    assert "".join(chunk["content"] for chunk in text_pieces if chunk["index"] == 0) == long
+    (whole,) = [
+        chunk["fusion"] for chunk in stream_chunks if "responses" in chunk.get("fusion", {})
+    ]
+    assert [chunk["content"] for chunk in whole["responses"]] == [None, None]
 
 
 def test_a_stream_in_one_go() -> None:
-    made = streamed(SHAPES["voted"])
+    stream_chunks = stream(SHAPES["voted"])
 
-    assert [one["choices"] and one["choices"][0]["delta"] for one in made] == [
+    assert [chunk["choices"] and chunk["choices"][0]["delta"] for chunk in stream_chunks] == [
         {"role": "assistant", "content": ""},
         {"content": "Paris."},
         {},
         [],
     ]
-    assert [one["choices"][0]["finish_reason"] for one in made[:-1]] == [None, None, "stop"]
-    assert made[2]["fusion"] == fusion(SHAPES["voted"], ["w"])
-    assert [i for i, one in enumerate(made) if "fusion" in one] == [2]
-    assert [i for i, one in enumerate(made) if "usage" in one] == [3]
-    assert {(one["id"], one["created"], one["object"]) for one in made} == {
+    assert [chunk["choices"][0]["finish_reason"] for chunk in stream_chunks[:-1]] == [
+        None,
+        None,
+        "stop",
+    ]
+    assert stream_chunks[2]["fusion"] == fusion_report(SHAPES["voted"], ["w"])
+    assert [i for i, chunk in enumerate(stream_chunks) if "fusion" in chunk] == [2]
+    assert [i for i, chunk in enumerate(stream_chunks) if "usage" in chunk] == [3]
+    assert {(chunk["id"], chunk["created"], chunk["object"]) for chunk in stream_chunks} == {
         (f"chatcmpl-{SHAPES['voted'].fusion_id}", CREATED, "chat.completion.chunk")
     }
-    assert "usage" not in streamed(SHAPES["voted"], with_usage=False)[-1]
+    assert "usage" not in stream(SHAPES["voted"], with_usage=False)[-1]
 
 
 @given(st.text(min_size=1), st.lists(st.integers(0, 50)))
 def test_pieces_and_what_follows_are_the_answer(content: str, cuts: list[int]) -> None:
-    of = outcome(content=content)
+    stored_outcome = outcome(content=content)
     edges = sorted({0, *(min(cut, len(content)) for cut in cuts)})
     texts = [content[since:until] for since, until in itertools.pairwise(edges)]
-    made: list[Any] = [
-        piece(of.fusion_id, model="fusion", created=CREATED, text=text, is_first=number == 0)
+    stream_chunks: list[Any] = [
+        piece(
+            stored_outcome.fusion_id,
+            model="fusion",
+            created=CREATED,
+            text=text,
+            is_first=number == 0,
+        )
         for number, text in enumerate(texts)
     ]
-    made += streamed(of, "".join(texts), with_usage=False)
+    stream_chunks += stream(stored_outcome, "".join(texts), with_usage=False)
 
-    deltas = [one["choices"][0]["delta"] for one in made]
+    deltas = [chunk["choices"][0]["delta"] for chunk in stream_chunks]
     assert "".join(delta.get("content", "") for delta in deltas) == content
     assert [number for number, delta in enumerate(deltas) if "role" in delta] == [0]
-    assert len({one["id"] for one in made}) == 1
+    assert len({chunk["id"] for chunk in stream_chunks}) == 1
 
 
-@pytest.mark.parametrize("sent", ["Lyon", "Paris. It is", "paris"])
-def test_an_answer_that_does_not_go_on_from_what_was_sent_is_told_at_once(sent: str) -> None:
+@pytest.mark.parametrize("streamed_text", ["Lyon", "Paris. It is", "paris"])
+def test_an_answer_that_does_not_go_on_from_what_was_sent_is_told_at_once(
+    streamed_text: str,
+) -> None:
     with pytest.raises(SupersededError):
-        chunks(SHAPES["voted"], model="fusion", created=CREATED, sent=sent, with_usage=False)
+        chunks(
+            SHAPES["voted"],
+            model="fusion",
+            created=CREATED,
+            streamed_text=streamed_text,
+            with_usage=False,
+        )

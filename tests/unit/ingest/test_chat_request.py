@@ -1,4 +1,4 @@
-"""Chat completions in OpenAI's and OpenRouter's shape: what is asked of whom, what is refused, what is told."""
+"""Chat completions in OpenAI's and OpenRouter's form: members, refusals and warnings."""
 
 import contextlib
 import json
@@ -24,14 +24,14 @@ CLOCK = {"type": "function", "function": {"name": "clock"}}
 FUSION_TOOL = {"type": "openrouter:fusion"}
 
 
-def asked(**body: Any) -> ChatRequest:
+def read_request(**body: Any) -> ChatRequest:
     return read({"model": "fusion", "messages": [USER], **body}, POOLS, "default")
 
 
 def refusal(**body: Any) -> RefusedError:
-    with pytest.raises(RefusedError) as caught:
-        asked(**body)
-    return caught.value
+    with pytest.raises(RefusedError) as exc_info:
+        read_request(**body)
+    return exc_info.value
 
 
 @pytest.mark.parametrize(
@@ -51,15 +51,15 @@ def refusal(**body: Any) -> RefusedError:
 def test_a_model_means(
     model: str | None, pool: str, members: tuple[str, ...], mode: str | None, preset: str | None
 ) -> None:
-    found = asked(model=model)
+    request = read_request(model=model)
 
-    assert found.model == (model or "fusewire/default")
-    assert found.submission.pool == pool
-    assert found.submission.members == members
-    assert found.submission.mode == mode
-    assert found.submission.preset == preset
-    assert found.submission.judge is None
-    assert found.warnings == ()
+    assert request.model == (model or "fusewire/default")
+    assert request.submission.pool == pool
+    assert request.submission.members == members
+    assert request.submission.mode == mode
+    assert request.submission.preset == preset
+    assert request.submission.judge is None
+    assert request.warnings == ()
 
 
 def test_a_pool_that_is_given_wins_over_the_model_and_loses_to_the_bodys_own() -> None:
@@ -96,49 +96,49 @@ PLUGIN = {
     ],
 )
 def test_a_fusion_is_told_by_plugin_and_by_tool(body: dict[str, Any]) -> None:
-    found = asked(temperature=1.0, max_tokens=5000, **body).submission
+    request = read_request(temperature=1.0, max_tokens=5000, **body).submission
 
-    assert found.members == ("opus", "edge")
-    assert found.judge == "gpt"
-    assert (found.max_tokens, found.temperature, found.preset) == (300, 0.3, "budget")
-    assert found.tools == ()
+    assert request.members == ("opus", "edge")
+    assert request.judge == "gpt"
+    assert (request.max_tokens, request.temperature, request.preset) == (300, 0.3, "budget")
+    assert request.tools == ()
 
 
 def test_the_shorter_of_two_lengths_holds() -> None:
     plugins = [{"id": "fusion", "max_completion_tokens": 300}]
-    assert asked(max_tokens=20, plugins=plugins).submission.max_tokens == 20
-    assert asked(max_tokens=20, max_completion_tokens=30).submission.max_tokens == 30
+    assert read_request(max_tokens=20, plugins=plugins).submission.max_tokens == 20
+    assert read_request(max_tokens=20, max_completion_tokens=30).submission.max_tokens == 30
 
 
 def test_the_outer_model_of_a_fusion_judges() -> None:
     for entry in ({"plugins": [{"id": "fusion"}]}, {"tools": [FUSION_TOOL]}):
-        found = asked(model="vendor/opus", **entry).submission
-        assert (found.judge, found.members, found.mode) == ("opus", (), None)
+        request = read_request(model="vendor/opus", **entry).submission
+        assert (request.judge, request.members, request.mode) == ("opus", (), None)
 
-    both = asked(model="vendor/opus", plugins=[{"id": "fusion", "model": "gpt"}])
+    both = read_request(model="vendor/opus", plugins=[{"id": "fusion", "model": "gpt"}])
     assert both.submission.judge == "gpt"
     assert "'model' was ignored" in both.warnings[0]
 
 
 def test_a_fusion_that_is_switched_off_is_none() -> None:
-    off = asked(
+    off = read_request(
         model="gpt", plugins=[{"id": "fusion", "enabled": False, "analysis_models": ["edge"]}]
     ).submission
     assert (off.members, off.judge) == (("gpt",), None)
-    none = asked(model="gpt", tools=[FUSION_TOOL, CLOCK], tool_choice="none").submission
+    none = read_request(model="gpt", tools=[FUSION_TOOL, CLOCK], tool_choice="none").submission
     assert (none.members, none.judge, none.tool_choice) == (("gpt",), None, "none")
 
 
 def test_our_tool_is_taken_out_and_the_clients_stay() -> None:
-    found = asked(tools=[FUSION_TOOL, CLOCK], tool_choice="required").submission
-    assert [tool.function.name for tool in found.tools] == ["clock"]
-    assert found.tool_choice == "required"
+    request = read_request(tools=[FUSION_TOOL, CLOCK], tool_choice="required").submission
+    assert [tool.function.name for tool in request.tools] == ["clock"]
+    assert request.tool_choice == "required"
 
-    both = asked(tools=[FUSION_TOOL, CLOCK], tool_choice=FUSION_TOOL).submission
+    both = read_request(tools=[FUSION_TOOL, CLOCK], tool_choice=FUSION_TOOL).submission
     assert (len(both.tools), both.tool_choice) == (1, None)
 
     for choice in ("required", "auto", FUSION_TOOL):
-        alone = asked(tools=[FUSION_TOOL], tool_choice=choice).submission
+        alone = read_request(tools=[FUSION_TOOL], tool_choice=choice).submission
         assert (alone.tools, alone.tool_choice) == ((), None)
 
 
@@ -152,20 +152,20 @@ def test_our_own_settings() -> None:
         "priority": "high",
         "cancel_on_disconnect": True,
     }
-    found = asked(fusewire=own, plugins=[{"id": "fusion", "mode": "merge"}])
-    assert found.cancel_on_disconnect
+    request = read_request(fusewire=own, plugins=[{"id": "fusion", "mode": "merge"}])
+    assert request.cancel_on_disconnect
     for name in ("pool", "mode", "criteria", "residency", "deadline_s", "priority"):
-        assert getattr(found.submission, name) == own[name]
-    assert not asked().cancel_on_disconnect
+        assert getattr(request.submission, name) == own[name]
+    assert not read_request().cancel_on_disconnect
 
     inner = {"pool": "small", "mode": "debate", "criteria": "Be brief.", "residency": "edge-only"}
-    theirs = asked(plugins=[{"id": "fusion", **inner}]).submission
+    theirs = read_request(plugins=[{"id": "fusion", **inner}]).submission
     for name, value in inner.items():
         assert getattr(theirs, name) == value
 
 
 def test_sampling() -> None:
-    found = asked(
+    request = read_request(
         max_tokens=20,
         temperature=0,
         top_p=0.5,
@@ -174,33 +174,41 @@ def test_sampling() -> None:
         tools=[CLOCK],
         response_format={"type": "text"},
     ).submission
-    assert (found.max_tokens, found.temperature, found.top_p, found.seed) == (20, 0, 0.5, 7)
-    assert found.stop == ("END",)
-    assert asked(stop=["a", "b"]).submission.stop == ("a", "b")
-    assert found.response_schema is None
+    assert (request.max_tokens, request.temperature, request.top_p, request.seed) == (20, 0, 0.5, 7)
+    assert request.stop == ("END",)
+    assert read_request(stop=["a", "b"]).submission.stop == ("a", "b")
+    assert request.response_schema is None
 
 
 def test_response_format() -> None:
-    assert asked(response_format={"type": "json_object"}).submission.response_schema == {
+    assert read_request(response_format={"type": "json_object"}).submission.response_schema == {
         "type": "object"
     }
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
-    named = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}}
-    assert asked(response_format=named).submission.response_schema == schema
+    response_format = {
+        "type": "json_schema",
+        "json_schema": {"name": "x", "strict": True, "schema": schema},
+    }
+    assert read_request(response_format=response_format).submission.response_schema == schema
 
 
 def test_a_developer_speaks_as_the_system() -> None:
-    found = asked(messages=[{"role": "developer", "content": "Be brief."}, USER]).submission
-    assert found.messages is not None
-    assert [turn.message().role for turn in found.messages] == ["system", "user"]
+    request = read_request(
+        messages=[{"role": "developer", "content": "Be brief."}, USER]
+    ).submission
+    assert request.messages is not None
+    assert [turn.message().role for turn in request.messages] == ["system", "user"]
 
 
 def test_streaming() -> None:
-    assert not asked().is_streamed
-    plain, usage = asked(stream=True), asked(stream=True, stream_options={"include_usage": True})
+    assert not read_request().is_streamed
+    plain, usage = (
+        read_request(stream=True),
+        read_request(stream=True, stream_options={"include_usage": True}),
+    )
     assert (plain.is_streamed, plain.with_usage) == (True, False)
     assert (usage.is_streamed, usage.with_usage) == (True, True)
-    assert not asked(stream_options={"include_usage": True}).with_usage
+    assert not read_request(stream_options={"include_usage": True}).with_usage
 
 
 HARMLESS = {
@@ -230,7 +238,7 @@ HARMLESS = {
 
 @pytest.mark.parametrize("name", HARMLESS)
 def test_what_changes_nothing_is_taken_in_silence(name: str) -> None:
-    assert asked(**{name: HARMLESS[name]}).warnings == ()
+    assert read_request(**{name: HARMLESS[name]}).warnings == ()
 
 
 UNDONE = [
@@ -266,12 +274,12 @@ UNDONE = [
 def test_what_is_not_done_is_told_or_refused_where_asked_to_be_strict(
     body: dict[str, Any], code: str, param: str
 ) -> None:
-    (warning,) = asked(**body).warnings
+    (warning,) = read_request(**body).warnings
     assert warning.startswith(f"'{param}' was ignored: ")
 
-    found = refusal(**body, fusewire={"strict": True})
-    assert (found.code, found.param) == (code, param)
-    assert "remove it" in found.message
+    request = refusal(**body, fusewire={"strict": True})
+    assert (request.code, request.param) == (code, param)
+    assert "remove it" in request.message
 
 
 def test_a_plugin_may_be_strict_too_and_no_tools_are_no_wish() -> None:
@@ -279,16 +287,16 @@ def test_a_plugin_may_be_strict_too_and_no_tools_are_no_wish() -> None:
         refusal(plugins=[{"id": "fusion", "strict": True, "max_tool_calls": 4}]).code
         == "unsupported_parameter"
     )
-    assert asked(plugins=[{"id": "fusion", "strict": True, "tools": []}]).warnings == ()
+    assert read_request(plugins=[{"id": "fusion", "strict": True, "tools": []}]).warnings == ()
 
 
 def test_a_model_named_twice_is_told_to_be_asked_once() -> None:
-    found = asked(plugins=[{"id": "fusion", "analysis_models": ["gpt", "vendor/latest"]}])
-    assert "asked once" in found.warnings[0]
+    request = read_request(plugins=[{"id": "fusion", "analysis_models": ["gpt", "vendor/latest"]}])
+    assert "asked once" in request.warnings[0]
 
 
 def test_how_to_sample_is_passed_on_to_whoever_takes_it() -> None:
-    wanted = {
+    parameters = {
         "top_k": 40,
         "min_p": 0.1,
         "frequency_penalty": 0.5,
@@ -296,19 +304,19 @@ def test_how_to_sample_is_passed_on_to_whoever_takes_it() -> None:
         "repetition_penalty": 1.2,
         "stop": "",
     }
-    found = asked(**wanted)
-    assert found.submission.model_dump(include=set(wanted)) == {**wanted, "stop": ()}
-    assert [told.split("'")[1] for told in found.warnings] == list(wanted)[:5]
-    assert "others sample without it" in found.warnings[0]
+    request = read_request(**parameters)
+    assert request.submission.model_dump(include=set(parameters)) == {**parameters, "stop": ()}
+    assert [warning.split("'")[1] for warning in request.warnings] == list(parameters)[:5]
+    assert "others sample without it" in request.warnings[0]
 
 
 def test_a_bias_goes_to_a_model_that_is_named_alone() -> None:
     bias = {"1": 2.0}
-    alone = asked(model="gpt", logit_bias=bias)
+    alone = read_request(model="gpt", logit_bias=bias)
     assert (alone.submission.logit_bias, alone.warnings) == (bias, ())
-    fused = asked(logit_bias=bias)
-    assert fused.submission.logit_bias is None
-    assert "token ids are those of one model" in fused.warnings[0]
+    request = read_request(logit_bias=bias)
+    assert request.submission.logit_bias is None
+    assert "token ids are those of one model" in request.warnings[0]
 
 
 REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
@@ -422,10 +430,10 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
 
 @pytest.mark.parametrize(("body", "code", "param", "part"), REFUSED)
 def test_it_is_refused(body: dict[str, Any], code: str, param: str, part: str) -> None:
-    found = refusal(**body)
+    request = refusal(**body)
 
-    assert (found.code, found.param) == (code, param)
-    assert part in found.message
+    assert (request.code, request.param) == (code, param)
+    assert part in request.message
 
 
 JSON = st.recursive(
@@ -481,11 +489,11 @@ def test_the_hash_knows_no_order_and_no_way_of_travelling(
 ) -> None:
     items = list(body.items())
     random.shuffle(items)
-    again = json.loads(
+    streamed_body = json.loads(
         json.dumps({**dict(items), "stream": True, "stream_options": {"include_usage": True}})
     )
 
-    assert request_hash("a", "k", again) == request_hash("a", "k", body)
+    assert request_hash("a", "k", streamed_body) == request_hash("a", "k", body)
     assert request_hash("b", "k", body) != request_hash("a", "k", body)
     assert request_hash("a", None, body) != request_hash("a", "k", body)
     assert request_hash("a", "k", {**body, "something": 1}) != request_hash("a", "k", body)

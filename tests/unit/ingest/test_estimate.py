@@ -25,68 +25,68 @@ def pool(*members: str, **rules: Any) -> Pool:
     return Pool(tuple(Member(name, name) for name in members), **rules)
 
 
-def of(found: Pool, text: str = "x" * 40, **prompt: Any) -> Estimate:
-    return estimate(make_prompt(text, **prompt), Catalogue({"default": found}, MODELS))
+def estimate_of(default_pool: Pool, text: str = "x" * 40, **prompt: Any) -> Estimate:
+    return estimate(make_prompt(text, **prompt), Catalogue({"default": default_pool}, MODELS))
 
 
 def test_a_single_member_is_a_call_and_no_judge() -> None:
-    found = of(pool("a", judge="j"))
+    prediction = estimate_of(pool("a", judge="j"))
 
-    assert (found.calls, found.tokens_out, found.unpriced) == (1, 100, ())
+    assert (prediction.calls, prediction.tokens_out, prediction.unpriced) == (1, 100, ())
     # At most: a token for each byte, 8 for the turn, an answer at the model's limit.
-    assert found.usd_max == pytest.approx(48 * 0.001 + 100 * 0.01)
-    assert found.usd_min == pytest.approx(found.tokens_in * 0.001 + 0.01)
+    assert prediction.usd_max == pytest.approx(48 * 0.001 + 100 * 0.01)
+    assert prediction.usd_min == pytest.approx(prediction.tokens_in * 0.001 + 0.01)
 
 
 def test_a_text_that_stands_apart_counts_as_if_it_were_within() -> None:
     aside = TextReference(name="ab" * 32, chars=4_000, size=5_000, at=3)
     short = Message(role="user", content="x" * 40)
-    found = of(pool("a"), messages=(short.model_copy(update={"texts": (aside,)}),))
+    prediction = estimate_of(pool("a"), messages=(short.model_copy(update={"texts": (aside,)}),))
 
-    alone = of(pool("a"), messages=(short,))
-    assert found.tokens_in - alone.tokens_in == 1_000
-    assert found.usd_max == pytest.approx((alone.usd_max or 0) + 5_000 * 0.001)
+    alone = estimate_of(pool("a"), messages=(short,))
+    assert prediction.tokens_in - alone.tokens_in == 1_000
+    assert prediction.usd_max == pytest.approx((alone.usd_max or 0) + 5_000 * 0.001)
 
 
 def test_the_prompt_s_own_limit_comes_before_the_pool_s_and_the_model_s() -> None:
-    assert of(pool("a", max_tokens=30)).tokens_out == 30
-    assert of(pool("a", max_tokens=30), sampling=Sampling(max_tokens=7)).tokens_out == 7
+    assert estimate_of(pool("a", max_tokens=30)).tokens_out == 30
+    assert estimate_of(pool("a", max_tokens=30), sampling=Sampling(max_tokens=7)).tokens_out == 7
 
 
 def test_a_judge_costs_two_orders_and_at_most_its_repetitions() -> None:
-    alone, judged = of(pool("a", "b")), of(pool("a", "b", judge="j"))
+    alone, with_judge = estimate_of(pool("a", "b")), estimate_of(pool("a", "b", judge="j"))
 
-    assert (alone.calls, judged.calls) == (2, 4)
+    assert (alone.calls, with_judge.calls) == (2, 4)
     assert alone.usd_max is not None
-    assert judged.usd_max is not None
-    assert judged.usd_max > alone.usd_max
+    assert with_judge.usd_max is not None
+    assert with_judge.usd_max > alone.usd_max
 
 
 @pytest.mark.parametrize(
-    ("members", "unpriced"),
+    ("members", "unpriced_models"),
     [(("a", "unpriced"), ("unpriced",)), (("edge", "free"), ()), (("edge",), ())],
 )
 def test_a_price_that_is_not_known_makes_the_sum_unknown(
-    members: tuple[str, ...], unpriced: tuple[str, ...]
+    members: tuple[str, ...], unpriced_models: tuple[str, ...]
 ) -> None:
-    found = of(pool(*members))
+    prediction = estimate_of(pool(*members))
 
-    assert found.unpriced == unpriced
-    assert found.usd_max == (None if unpriced else 0.0)
+    assert prediction.unpriced == unpriced_models
+    assert prediction.usd_max == (None if unpriced_models else 0.0)
 
 
 def test_what_may_not_leave_costs_nothing() -> None:
-    found = of(pool("a", "edge", judge="j"), residency="edge-only")
+    prediction = estimate_of(pool("a", "edge", judge="j"), residency="edge-only")
 
-    assert (found.calls, found.usd_max, found.edge_share) == (1, 0.0, 1.0)
+    assert (prediction.calls, prediction.usd_max, prediction.edge_share) == (1, 0.0, 1.0)
 
 
 def test_an_edge_first_gate_can_save_all_hosted_calls() -> None:
-    found = of(pool("a", "edge", is_gated=True))
+    prediction = estimate_of(pool("a", "edge", is_gated=True))
 
-    assert found.usd_min == 0.0
-    assert found.usd_max is not None
-    assert found.usd_max > 0
+    assert prediction.usd_min == 0.0
+    assert prediction.usd_max is not None
+    assert prediction.usd_max > 0
 
 
 def test_a_pool_that_is_gone_costs_nothing() -> None:
@@ -113,10 +113,10 @@ MEMBERS = st.lists(st.sampled_from(["a", "b", "edge", "free"]), min_size=1, max_
 def test_the_least_is_not_more_than_expected_nor_that_than_the_most(
     members: list[str], rules: dict[str, Any], mode: str, text: str
 ) -> None:
-    found = of(pool(*members, **rules), text, mode=mode)
+    prediction = estimate_of(pool(*members, **rules), text, mode=mode)
 
-    assert found.usd_min is not None
-    assert found.usd_expected is not None
-    assert found.usd_max is not None
-    assert 0 <= found.usd_min <= found.usd_expected + 1e-12
-    assert found.usd_expected <= found.usd_max + 1e-12
+    assert prediction.usd_min is not None
+    assert prediction.usd_expected is not None
+    assert prediction.usd_max is not None
+    assert 0 <= prediction.usd_min <= prediction.usd_expected + 1e-12
+    assert prediction.usd_expected <= prediction.usd_max + 1e-12

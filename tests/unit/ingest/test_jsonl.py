@@ -18,7 +18,7 @@ async def split(chunks: Iterable[bytes], limit: int = 10**6) -> list[tuple[int, 
         for chunk in chunks:
             yield chunk
 
-    return [numbered async for numbered in lines(stream(), limit)]
+    return [numbered_line async for numbered_line in lines(stream(), limit)]
 
 
 @given(parts=st.lists(LINE, max_size=6), cuts=st.lists(st.integers(0, 150), max_size=8))
@@ -35,9 +35,9 @@ async def test_any_chunking_gives_the_same_lines(parts: list[bytes], cuts: list[
     parts=st.lists(st.binary(max_size=20).map(lambda b: b.replace(b"\n", b"").strip()), max_size=6)
 )
 async def test_line_i_has_number_i(parts: list[bytes]) -> None:
-    found = await split([b"\n".join(parts)])
+    numbered_lines = await split([b"\n".join(parts)])
 
-    assert found == [
+    assert numbered_lines == [
         (i, part.removeprefix(b"\xef\xbb\xbf") if i == 1 else part)
         for i, part in enumerate(parts, 1)
         if (part.removeprefix(b"\xef\xbb\xbf") if i == 1 else part)
@@ -64,9 +64,9 @@ async def test_lines(body: bytes, expected: list[tuple[int, bytes]]) -> None:
 
 
 async def test_a_long_line_is_cut_so_that_its_parser_refuses_it_and_the_next_is_whole() -> None:
-    found = await split([b"x" * 100, b"x" * 100, b"\nok\n"], LIMIT)
+    numbered_lines = await split([b"x" * 100, b"x" * 100, b"\nok\n"], LIMIT)
 
-    assert found == [(1, b"x" * (LIMIT + 1)), (2, b"ok")]
+    assert numbered_lines == [(1, b"x" * (LIMIT + 1)), (2, b"ok")]
 
 
 async def test_a_line_of_just_the_limit_is_whole() -> None:

@@ -13,7 +13,7 @@ NAMES = ModelNames.of(
 
 
 @pytest.mark.parametrize(
-    ("asked", "found"),
+    ("name", "model"),
     [
         ("gpt", "gpt"),
         ("vendor/gpt-5", "gpt"),
@@ -23,16 +23,16 @@ NAMES = ModelNames.of(
         ("edge", "edge"),
     ],
 )
-def test_a_spelling_means(asked: str, found: str) -> None:
-    assert NAMES.resolve(asked) == found
+def test_a_spelling_means(name: str, model: str) -> None:
+    assert NAMES.resolve(name) == model
 
 
-@pytest.mark.parametrize("asked", ["vendor/twin", "gpt-5", "", "~", "GPT"])
-def test_it_means_none(asked: str) -> None:
-    with pytest.raises(UnknownModelError) as caught:
-        NAMES.resolve(asked)
-    assert caught.value.name == asked
-    assert 0 < len(caught.value.near) <= MOST_NEAR
+@pytest.mark.parametrize("name", ["vendor/twin", "gpt-5", "", "~", "GPT"])
+def test_it_means_none(name: str) -> None:
+    with pytest.raises(UnknownModelError) as exc_info:
+        NAMES.resolve(name)
+    assert exc_info.value.name == name
+    assert 0 < len(exc_info.value.near) <= MOST_NEAR
 
 
 def test_our_name_wins_over_an_alias_and_that_over_the_providers() -> None:
@@ -48,8 +48,8 @@ def test_the_nearest_stand_first() -> None:
 
 
 @given(st.text(max_size=20), st.lists(st.text(max_size=10)))
-def test_at_most_three_names_are_near(name: str, known: list[str]) -> None:
-    near = nearest(name, known)
+def test_at_most_three_names_are_near(name: str, names: list[str]) -> None:
+    near = nearest(name, names)
     assert len(near) <= MOST_NEAR
-    assert set(near) <= set(known)
-    assert bool(near) == bool(known)
+    assert set(near) <= set(names)
+    assert bool(near) == bool(names)

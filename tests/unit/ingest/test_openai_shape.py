@@ -1,4 +1,4 @@
-"""Tools and tool messages in OpenAI's shape: what they become, what is refused, and what the refusal says."""
+"""Tools and tool messages in OpenAI's form: what they become, and how they are refused."""
 
 import json
 import socket
@@ -17,17 +17,17 @@ POOLS = {"default": PoolRule("best-of", "any", 60, 86_400)}
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 
 
-def admitted(body: dict[str, Any]) -> Prompt:
-    given = body if "messages" in body else {"prompt": "Weather?", **body}
+def admit_body(body: dict[str, Any]) -> Prompt:
+    fields = body if "messages" in body else {"prompt": "Weather?", **body}
     return admit(
-        parse(json.dumps(given), LIMIT), tenant="default", fallback_id="one", pools=POOLS, now=T0
+        parse(json.dumps(fields), LIMIT), tenant="default", fallback_id="one", pools=POOLS, now=T0
     )
 
 
 def refusal(body: dict[str, Any]) -> RefusedError:
-    with pytest.raises(RefusedError) as caught:
-        admitted(body)
-    return caught.value
+    with pytest.raises(RefusedError) as exc_info:
+        admit_body(body)
+    return exc_info.value
 
 
 def tool(name: str = "weather", **function: Any) -> dict[str, Any]:
@@ -46,7 +46,7 @@ RESULT = {"role": "tool", "tool_call_id": "c1", "content": "21 °C"}
 
 
 def test_tools_become_the_prompts() -> None:
-    prompt = admitted(
+    prompt = admit_body(
         {"tools": [tool(description="Now.", parameters=CITY, strict=True), tool("clock")]}
     )
 
@@ -59,7 +59,7 @@ def test_tools_become_the_prompts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("choice", "kept"),
+    ("choice", "stored_choice"),
     [
         (None, "auto"),
         ("auto", "auto"),
@@ -68,17 +68,20 @@ def test_tools_become_the_prompts() -> None:
         (tool("clock"), "clock"),
     ],
 )
-def test_a_choice_is_a_word_or_names_a_tool(choice: Any, kept: str) -> None:
-    assert admitted({"tools": [tool(), tool("clock")], "tool_choice": choice}).tool_choice == kept
+def test_a_choice_is_a_word_or_names_a_tool(choice: Any, stored_choice: str) -> None:
+    assert (
+        admit_body({"tools": [tool(), tool("clock")], "tool_choice": choice}).tool_choice
+        == stored_choice
+    )
 
 
 def test_as_many_tools_as_openai_takes_are_let_in() -> None:
-    assert len(admitted({"tools": [tool(f"t{i}") for i in range(128)]}).tools) == 128
+    assert len(admit_body({"tools": [tool(f"t{i}") for i in range(128)]}).tools) == 128
 
 
 def test_a_conversation_with_tools_is_kept() -> None:
-    said = {**CALLS, "content": "Let me look.", "tool_calls": [call(), call("c2", arguments="{}")]}
-    prompt = admitted({"messages": [USER, said, RESULT, {**RESULT, "tool_call_id": "c2"}]})
+    turn = {**CALLS, "content": "Let me look.", "tool_calls": [call(), call("c2", arguments="{}")]}
+    prompt = admit_body({"messages": [USER, turn, RESULT, {**RESULT, "tool_call_id": "c2"}]})
 
     calls = (
         ToolCall(id="c1", name="weather", arguments='{"city": "Paris"}'),
@@ -94,13 +97,13 @@ def test_a_conversation_with_tools_is_kept() -> None:
 
 def test_an_assistants_turn_that_calls_tools_may_say_nothing() -> None:
     for turn in (CALLS, {"role": "assistant", "tool_calls": [call()]}):
-        prompt = admitted({"messages": [USER, turn, RESULT]})
+        prompt = admit_body({"messages": [USER, turn, RESULT]})
         assert prompt.messages[1].content == ""
         assert len(prompt.messages[1].tool_calls) == 1
 
 
 def test_what_an_sdk_dumps_of_its_message_is_let_in() -> None:
-    dumped = {
+    message = {
         "role": "assistant",
         "content": "Hi.",
         "refusal": None,
@@ -109,7 +112,7 @@ def test_what_an_sdk_dumps_of_its_message_is_let_in() -> None:
         "name": "x",
     }
 
-    assert admitted({"messages": [USER, dumped]}).messages[1] == Message(
+    assert admit_body({"messages": [USER, message]}).messages[1] == Message(
         role="assistant", name="x", content="Hi."
     )
 
@@ -288,10 +291,10 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("body", "param", "part"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED]
 )
 def test_it_is_refused(body: dict[str, Any], param: str, part: str) -> None:
-    found = refusal(body)
+    refused_error = refusal(body)
 
-    assert (found.code, found.param) == ("invalid_request", param)
-    assert part in found.message
+    assert (refused_error.code, refused_error.param) == ("invalid_request", param)
+    assert part in refused_error.message
 
 
 def test_references_within_a_schema_are_let_in() -> None:
@@ -301,12 +304,12 @@ def test_references_within_a_schema_are_let_in() -> None:
         "$defs": {"place": {"type": "object", "properties": {"near": {"$ref": "#/$defs/place"}}}},
     }
 
-    assert admitted({"tools": [tool(parameters=schema)]}).tools[0].parameters == schema
+    assert admit_body({"tools": [tool(parameters=schema)]}).tools[0].parameters == schema
 
 
 @pytest.mark.parametrize("pattern", [r"^(?!\.)[a-z]+$", r"^(a)\1$", r"^\p{L}{1,100}$", "^(a+)+$"])
 def test_patterns_that_clients_write_are_let_in(pattern: str) -> None:
-    admitted({"tools": [tool(parameters={"pattern": pattern})]})
+    admit_body({"tools": [tool(parameters={"pattern": pattern})]})
 
 
 def test_no_address_in_a_schema_is_ever_fetched() -> None:
@@ -314,7 +317,7 @@ def test_no_address_in_a_schema_is_ever_fetched() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0)
         url = f"http://127.0.0.1:{server.getsockname()[1]}/schema"
-        admitted({"tools": [tool(parameters={"$schema": url, "type": "object"})]})
+        admit_body({"tools": [tool(parameters={"$schema": url, "type": "object"})]})
         refusal({"tools": [tool(parameters={"$ref": url})]})
         with pytest.raises(BlockingIOError):
             server.accept()
@@ -328,7 +331,7 @@ def test_tools_are_part_of_what_the_client_decides() -> None:
         {"tools": [tool()], "tool_choice": "required"},
     ]
 
-    assert len({body_hash(admitted(body)) for body in bodies}) == len(bodies)
+    assert len({body_hash(admit_body(body)) for body in bodies}) == len(bodies)
 
 
 KEYWORDS = st.sampled_from(
@@ -357,35 +360,35 @@ ANYTHING = st.recursive(
 )
 
 
-def tried(body: dict[str, Any]) -> Prompt | str | None:
+def try_body(body: dict[str, Any]) -> Prompt | str | None:
     """The prompt, or where it was refused."""
     try:
-        return admitted(body)
+        return admit_body(body)
     except RefusedError as exc:
         return exc.param
 
 
 @given(st.dictionaries(KEYWORDS, ANYTHING, max_size=4))
 def test_a_schema_is_let_in_or_refused_and_nothing_else(parameters: dict[str, Any]) -> None:
-    found = tried({"tools": [tool(parameters=parameters)]})
+    fate = try_body({"tools": [tool(parameters=parameters)]})
 
-    given = found.tools[0].parameters if isinstance(found, Prompt) else found
-    assert given in (parameters, "tools.0.function.parameters")
+    schema = fate.tools[0].parameters if isinstance(fate, Prompt) else fate
+    assert schema in (parameters, "tools.0.function.parameters")
 
 
 @given(st.lists(ANYTHING, max_size=3), ANYTHING)
-def test_any_messages_and_tools_are_let_in_or_refused(given: list[Any], other: Any) -> None:
-    for body in ({"messages": [USER, *given]}, {"tools": given, "tool_choice": other}):
-        found = tried(body)
-        assert isinstance(found, Prompt) or str(found).split(".")[0] in body
+def test_any_messages_and_tools_are_let_in_or_refused(messages: list[Any], other: Any) -> None:
+    for body in ({"messages": [USER, *messages]}, {"tools": messages, "tool_choice": other}):
+        fate = try_body(body)
+        assert isinstance(fate, Prompt) or str(fate).split(".")[0] in body
 
 
 PNG = "data:image/png;base64,aGk="
 WEB = "https://example.org/a.png"
 
 
-def parts(*given: Any, **turn: Any) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": list(given), **turn}]}
+def parts(*content: Any, **turn: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": list(content), **turn}]}
 
 
 def text(value: Any) -> dict[str, Any]:
@@ -397,24 +400,26 @@ def image(url: Any = WEB, **more: Any) -> dict[str, Any]:
 
 
 def test_images_stand_where_they_stood() -> None:
-    (message,) = admitted(parts(text("Ä "), image(), text("or"), image(PNG, detail="low"))).messages
+    (message,) = admit_body(
+        parts(text("Ä "), image(), text("or"), image(PNG, detail="low"))
+    ).messages
     assert message.content == "Ä or"
     assert message.images == (Image(url=WEB, at=2), Image(url=PNG, detail="low", at=4))
-    (alone,) = admitted(parts(image())).messages
+    (alone,) = admit_body(parts(image())).messages
     assert (alone.content, len(alone.images)) == ("", 1)
 
 
 def test_tools_and_a_schema_go_together() -> None:
     """As most agents ask: the schema is that of the answer in the end."""
-    found = admitted({"messages": [USER], "tools": [tool()], "response_schema": CITY})
-    assert (len(found.tools), found.sampling.response_schema) == (1, CITY)
+    prompt = admit_body({"messages": [USER], "tools": [tool()], "response_schema": CITY})
+    assert (len(prompt.tools), prompt.sampling.response_schema) == (1, CITY)
 
 
 @pytest.mark.parametrize("arguments", ["", "{city", "[1]", "[" * 50_000])
 def test_what_a_model_once_wrote_as_arguments_is_kept(arguments: str) -> None:
     calls = {**CALLS, "tool_calls": [call(arguments=arguments)]}
     assert (
-        admitted({"messages": [USER, calls, RESULT]}).messages[1].tool_calls[0].arguments
+        admit_body({"messages": [USER, calls, RESULT]}).messages[1].tool_calls[0].arguments
         == arguments
     )
 
@@ -422,26 +427,29 @@ def test_what_a_model_once_wrote_as_arguments_is_kept(arguments: str) -> None:
 def test_texts_side_by_side_are_lines() -> None:
     """An image between two keeps its place, and makes no line."""
     image = {"type": "image_url", "image_url": {"url": "https://a.test/b.png"}}
-    said = admitted(parts(text("one"), text("two"), image, text("three"))).messages[0]
-    assert (said.content, [one.at for one in said.images]) == ("one\ntwothree", [7])
+    turn = admit_body(parts(text("one"), text("two"), image, text("three"))).messages[0]
+    assert (turn.content, [image.at for image in turn.images]) == ("one\ntwothree", [7])
 
 
 def test_what_a_model_refused_to_say_is_text() -> None:
-    refused = {
+    refusal_turn = {
         "role": "assistant",
         "content": [text("Well."), {"type": "refusal", "refusal": "I cannot."}],
     }
-    assert admitted({"messages": [USER, refused, USER]}).messages[1].content == "Well.\nI cannot."
+    assert (
+        admit_body({"messages": [USER, refusal_turn, USER]}).messages[1].content
+        == "Well.\nI cannot."
+    )
 
 
 def test_who_speaks_is_kept() -> None:
-    said = admitted({"messages": [{**USER, "name": "ann"}, {**USER, "name": ""}]}).messages
-    assert [one.name for one in said] == ["ann", None]
+    turns = admit_body({"messages": [{**USER, "name": "ann"}, {**USER, "name": ""}]}).messages
+    assert [turn.name for turn in turns] == ["ann", None]
 
 
 def test_a_developers_message_is_the_systems() -> None:
-    said = {"messages": [{"role": "developer", "content": "Be brief."}, USER]}
-    assert [m.role for m in admitted(said).messages] == ["system", "user"]
+    turn = {"messages": [{"role": "developer", "content": "Be brief."}, USER]}
+    assert [m.role for m in admit_body(turn).messages] == ["system", "user"]
 
 
 UNSUPPORTED_PARTS = [{"type": "input_audio", "input_audio": {}}, {"type": "file", "file": {}}]
@@ -449,9 +457,12 @@ UNSUPPORTED_PARTS = [{"type": "input_audio", "input_audio": {}}, {"type": "file"
 
 @pytest.mark.parametrize("part", UNSUPPORTED_PARTS)
 def test_other_parts_are_refused_by_their_name(part: dict[str, Any]) -> None:
-    found = refusal(parts(text("x"), part))
-    assert (found.code, found.param) == ("unsupported_parameter", "messages.0.content.1")
-    assert f"parts of type '{part['type']}' are not supported" in found.message
+    refused_error = refusal(parts(text("x"), part))
+    assert (refused_error.code, refused_error.param) == (
+        "unsupported_parameter",
+        "messages.0.content.1",
+    )
+    assert f"parts of type '{part['type']}' are not supported" in refused_error.message
 
 
 SECRET = "the-clients-own-words"
@@ -492,7 +503,7 @@ WRONG_PARTS: list[tuple[dict[str, Any], str, str]] = [
 def test_a_wrong_part_is_named_and_never_repeated(
     body: dict[str, Any], param: str, part: str
 ) -> None:
-    found = refusal(body)
-    assert found.param == param
-    assert part in found.message
-    assert SECRET not in found.message
+    refused_error = refusal(body)
+    assert refused_error.param == param
+    assert part in refused_error.message
+    assert SECRET not in refused_error.message

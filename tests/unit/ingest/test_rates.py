@@ -1,4 +1,4 @@
-"""Rate limits: never more than a minute's worth at once, and never more than the limit over time."""
+"""Rate limits: never more than one minute's tokens at once, nor more than the limit over time."""
 
 from itertools import accumulate
 
@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from fusewire_ingest.admission.rates import Rates
 
 
-def passed(rates: Rates, times: list[float], per_minute: int) -> list[float]:
+def passing_times(rates: Rates, times: list[float], per_minute: int) -> list[float]:
     return [at for at in times if rates.take("acme", per_minute, at) == 0]
 
 
 def test_a_minute_s_worth_passes_and_then_one_by_one() -> None:
     rates = Rates()
 
-    assert len(passed(rates, [0.0] * 100, 60)) == 60
+    assert len(passing_times(rates, [0.0] * 100, 60)) == 60
     assert rates.take("acme", 60, 0.0) == 1.0
     assert rates.take("acme", 60, 0.25) == 0.75
     assert rates.take("acme", 60, 1.0) == 0
@@ -24,9 +24,9 @@ def test_a_minute_s_worth_passes_and_then_one_by_one() -> None:
 
 def test_who_was_silent_for_long_has_a_minute_s_worth_and_no_more() -> None:
     rates = Rates()
-    assert len(passed(rates, [0.0] * 10, 5)) == 5
+    assert len(passing_times(rates, [0.0] * 10, 5)) == 5
 
-    assert len(passed(rates, [1e6] * 10, 5)) == 5
+    assert len(passing_times(rates, [1e6] * 10, 5)) == 5
 
 
 def test_each_tenant_has_its_own() -> None:
@@ -50,7 +50,7 @@ GAPS = st.lists(st.floats(0, 100, allow_nan=False), min_size=1, max_size=100)
 def test_no_stretch_of_time_lets_more_pass_than_the_limit_and_one_minute_s_worth(
     gaps: list[float], per_minute: int
 ) -> None:
-    through = passed(Rates(), list(accumulate(gaps)), per_minute)
+    through = passing_times(Rates(), list(accumulate(gaps)), per_minute)
 
     for first, since in enumerate(through):
         for count, until in enumerate(through[first:], 1):

@@ -1,4 +1,4 @@
-"""OpenAI's Responses as lines of a batch: what is asked, what is refused and where, and what comes back."""
+"""OpenAI's Responses API as lines of a batch: submissions, refusals and replies."""
 
 import contextlib
 import json
@@ -32,34 +32,38 @@ CLOCK = {
 
 
 def line(body: Any, endpoint: str = URL, **more: Any) -> BatchLine:
-    asked = {"custom_id": "one", "method": "POST", "url": URL, "body": body, **more}
-    return read(json.dumps(asked).encode(), 10_000, POOLS, "default", endpoint=endpoint)
+    line_object = {"custom_id": "one", "method": "POST", "url": URL, "body": body, **more}
+    return read(json.dumps(line_object).encode(), 10_000, POOLS, "default", endpoint=endpoint)
 
 
-def refused(body: Any, endpoint: str = URL) -> RefusedError:
-    with pytest.raises(RefusedError) as caught:
+def refusal(body: Any, endpoint: str = URL) -> RefusedError:
+    with pytest.raises(RefusedError) as exc_info:
         line(body, endpoint)
-    return caught.value
+    return exc_info.value
 
 
-def turns(found: BatchLine) -> list[Message]:
-    return [turn.message() for turn in found.submission.messages or ()]
+def turns(batch_line: BatchLine) -> list[Message]:
+    return [turn.message() for turn in batch_line.submission.messages or ()]
 
 
 def test_a_text_is_a_prompt() -> None:
-    found = line(
+    batch_line = line(
         {"model": "fusion", "input": "Why?", "instructions": "Be brief.", "max_output_tokens": 50}
     )
 
-    assert (found.form, found.warnings, found.submission.max_tokens) == ("openai", (), 50)
-    assert turns(found) == [
+    assert (batch_line.form, batch_line.warnings, batch_line.submission.max_tokens) == (
+        "openai",
+        (),
+        50,
+    )
+    assert turns(batch_line) == [
         Message(role="system", content="Be brief."),
         Message(role="user", content="Why?"),
     ]
 
 
 def test_a_conversation_with_calls_images_and_thought() -> None:
-    found = line(
+    batch_line = line(
         {
             "model": "fusion",
             "input": [
@@ -98,7 +102,7 @@ def test_a_conversation_with_calls_images_and_thought() -> None:
         ToolCall(id="c1", name="clock", arguments='{"zone": "Zürich"}'),
         ToolCall(id="c2", name="clock", arguments="{}"),
     )
-    assert turns(found) == [
+    assert turns(batch_line) == [
         Message(role="system", content="Be brief."),
         Message(
             role="user", content="See ", images=(Image(url="https://example.org/a.png", at=4),)
@@ -117,11 +121,11 @@ def test_a_call_stands_without_words() -> None:
     )
 
     assert (first.content, second.role, second.content) == ("When?", "assistant", "")
-    assert [made.id for made in second.tool_calls] == ["c1"]
+    assert [body.id for body in second.tool_calls] == ["c1"]
 
 
 @pytest.mark.parametrize(
-    ("asked", "chosen"),
+    ("choice", "chat_choice"),
     [
         ("auto", "auto"),
         ("required", "required"),
@@ -129,16 +133,16 @@ def test_a_call_stands_without_words() -> None:
         ({"type": "function", "name": "clock"}, "clock"),
     ],
 )
-def test_tools_and_their_choice(asked: Any, chosen: str) -> None:
-    found = line(
-        {"model": "fusion", "input": "When?", "tools": [CLOCK], "tool_choice": asked}
+def test_tools_and_their_choice(choice: Any, chat_choice: str) -> None:
+    batch_line = line(
+        {"model": "fusion", "input": "When?", "tools": [CLOCK], "tool_choice": choice}
     ).submission
 
-    assert (found.tools[0].function.name, found.tools[0].function.parameters) == (
+    assert (batch_line.tools[0].function.name, batch_line.tools[0].function.parameters) == (
         "clock",
         {"type": "object"},
     )
-    assert found.tool_choice == chosen
+    assert batch_line.tool_choice == chat_choice
 
 
 def test_the_form_of_the_answer() -> None:
@@ -155,7 +159,7 @@ def test_the_form_of_the_answer() -> None:
         ).submission.response_schema
         is None
     )
-    told = line(
+    batch_line = line(
         {
             "model": "fusion",
             "input": "?",
@@ -163,7 +167,7 @@ def test_the_form_of_the_answer() -> None:
             "reasoning": {"effort": "low"},
         }
     )
-    assert len(told.warnings) == 2
+    assert len(batch_line.warnings) == 2
 
 
 @pytest.mark.parametrize(
@@ -270,16 +274,16 @@ def test_the_form_of_the_answer() -> None:
     ],
 )
 def test_it_is_refused(body: dict[str, Any], code: str, param: str, part: str) -> None:
-    found = refused({"model": "fusion", **body})
+    refused_error = refusal({"model": "fusion", **body})
 
-    assert (found.code, found.param) == (code, param), found.message
-    assert part in found.message
+    assert (refused_error.code, refused_error.param) == (code, param), refused_error.message
+    assert part in refused_error.message
 
 
 def test_a_batch_has_one_shape_of_results() -> None:
     assert (
         "a batch of its own"
-        in refused({"model": "fusion", "input": "x"}, "/v1/chat/completions").message
+        in refusal({"model": "fusion", "input": "x"}, "/v1/chat/completions").message
     )
     chat = {"model": "fusion", "messages": [{"role": "user", "content": "x"}]}
     with pytest.raises(RefusedError, match="a batch of its own"):
@@ -314,16 +318,16 @@ def test_nothing_raises_anything_but_a_refusal(body: dict[str, Any]) -> None:
 
 def test_an_outcome_is_a_response() -> None:
     outcome = make_outcome(tool_calls=(ToolCall(id="c1", name="clock", arguments="{}"),))
-    made = response_of(json.loads(outcome.encode()), model="fusion", created=5)
-    found = Response.model_validate(made, strict=True)
+    body = response_of(json.loads(outcome.encode()), model="fusion", created=5)
+    response = Response.model_validate(body, strict=True)
 
-    assert (found.id, found.status, found.output_text) == (
+    assert (response.id, response.status, response.output_text) == (
         f"resp_{outcome.fusion_id}",
         "completed",
         "Paris.",
     )
-    message, call = found.output
+    message, call = response.output
     assert (message.type, call.type) == ("message", "function_call")
-    assert found.usage is not None
-    assert found.usage.total_tokens == found.usage.input_tokens + found.usage.output_tokens
-    assert made["fusion"]["outcome_id"] == outcome.fusion_id
+    assert response.usage is not None
+    assert response.usage.total_tokens == response.usage.input_tokens + response.usage.output_tokens
+    assert body["fusion"]["outcome_id"] == outcome.fusion_id

@@ -1,4 +1,4 @@
-"""The events of a response: each parses with OpenAI's SDK, none makes a long line, and nothing told is taken back."""
+"""Events of a response: OpenAI's SDK parses them, no line is long, and no text is taken back."""
 
 import json
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ LONG = "é" * 30_000
 CALL = ToolCall(id="c1", name="f", arguments=json.dumps({"x": "y" * 30_000}))
 
 
-def begun() -> ResponseEvents:
+def begin_events() -> ResponseEvents:
     return ResponseEvents(shell("f1", model="fusion", created=1))
 
 
@@ -28,18 +28,18 @@ def response(**fields: Any) -> Any:
 
 
 def read(events: Iterable[dict[str, Any]]) -> list[Any]:
-    found = list(events)
+    all_events = list(events)
     # The last one holds the whole response, as OpenAI's does.
     assert all(
-        len(json.dumps(one, ensure_ascii=False).encode()) < 32 * 1024
-        for one in found
-        if "delta" in one
+        len(json.dumps(event, ensure_ascii=False).encode()) < 32 * 1024
+        for event in all_events
+        if "delta" in event
     )
-    return [EVENT.validate_python(one) for one in found]
+    return [EVENT.validate_python(event) for event in all_events]
 
 
 def test_text_and_calls_come_in_pieces() -> None:
-    of = begun()
+    of = begin_events()
     events = read(
         [*of.begin(), *of.text(LONG[:10]), *of.end(response(content=LONG, tool_calls=(CALL,)))]
     )
@@ -53,14 +53,14 @@ def test_text_and_calls_come_in_pieces() -> None:
 
 
 def test_an_answer_that_was_cut_is_incomplete() -> None:
-    of = begun()
+    of = begin_events()
     events = read(of.end(response(content="cut", degraded_reasons=("merge_cut_at_length",))))
     assert events[-1].type == "response.incomplete"
     assert events[-1].response.incomplete_details.reason == "max_output_tokens"
 
 
 def test_another_answer_than_the_one_that_was_told_is_none() -> None:
-    of = begun()
+    of = begin_events()
     list(of.text("Something else"))
     with pytest.raises(SupersededError):
         of.end(response(content="Paris."))
@@ -68,7 +68,7 @@ def test_another_answer_than_the_one_that_was_told_is_none() -> None:
 
 def test_a_failure_is_an_error_and_a_failed_response() -> None:
     error, failed = read(
-        begun().fail("all_panels_failed", "every member failed", {"outcome_id": "f1"})
+        begin_events().fail("all_panels_failed", "every member failed", {"outcome_id": "f1"})
     )
     assert (error.code, error.message) == ("all_panels_failed", "every member failed")
     assert (failed.response.status, failed.response.error.message) == (

@@ -9,7 +9,7 @@ from fusewire.errors import Transient
 from fusewire.testing.factories import T0, make_prompt
 from fusewire_ingest.api.dependencies import Dependencies
 from fusewire_ingest.api.errors import HttpError
-from fusewire_ingest.api.run import Run, _outcome
+from fusewire_ingest.api.run import Run, _wait_for_outcome
 
 
 class NoDatabase:
@@ -30,7 +30,7 @@ async def test_what_was_accepted_is_named_though_the_database_is_away(
 ) -> None:
     """Told only to try again, a client would not know that it has been accepted."""
     prompt = make_prompt()
-    of = cast(
+    dependencies = cast(
         "Dependencies",
         SimpleNamespace(outcomes=NoDatabase(is_closing=is_closing), clock=lambda: T0),
     )
@@ -42,12 +42,12 @@ async def test_what_was_accepted_is_named_though_the_database_is_away(
         prompt=prompt,
         fusion_id=prompt.fusion_id,
         request_hash="h",
-        cancels=False,
+        cancel_on_disconnect=False,
     )
 
-    with pytest.raises(HttpError) as told:
-        await _outcome(of, run, just_begun=True)
+    with pytest.raises(HttpError) as exc_info:
+        await _wait_for_outcome(dependencies, run, just_begun=True)
 
-    assert told.value.status == status
-    assert prompt.fusion_id in told.value.message
-    assert told.value.headers == run.headers
+    assert exc_info.value.status == status
+    assert prompt.fusion_id in exc_info.value.message
+    assert exc_info.value.headers == run.headers

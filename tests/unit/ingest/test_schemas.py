@@ -13,24 +13,24 @@ class Call(TypedDict):
     name: str
 
 
-class Wrapped(TypedDict):
+class Wire(TypedDict):
     call: Call
 
 
 def test_parts_of_components_are_components() -> None:
-    found = schemas.components(Outer=Wrapped)
+    components = schemas.components(Outer=Wire)
 
-    assert set(found) == {"Outer", "Call"}
-    assert found["Outer"]["properties"]["call"] == {"$ref": "#/components/schemas/Call"}
+    assert set(components) == {"Outer", "Call"}
+    assert components["Outer"]["properties"]["call"] == {"$ref": "#/components/schemas/Call"}
 
 
 def test_two_that_are_called_alike_are_refused() -> None:
     with pytest.raises(ValueError, match="two components are called Call; rename one"):
-        schemas.components(Outer=Wrapped, Call=ToolCall)
+        schemas.components(Outer=Wire, Call=ToolCall)
 
 
 def test_every_reference_leads_somewhere() -> None:
-    written = json.dumps(schemas.SCHEMAS)
-    referred = {part.partition('"')[0] for part in written.split("#/components/schemas/")[1:]}
+    document = json.dumps(schemas.SCHEMAS)
+    names = {part.partition('"')[0] for part in document.split("#/components/schemas/")[1:]}
 
-    assert referred <= set(schemas.SCHEMAS)
+    assert names <= set(schemas.SCHEMAS)

@@ -308,7 +308,7 @@ def test_when_a_member_is_late(
     share: float, times: list[float], may: bool, is_replay_only: bool, seconds: float | None
 ) -> None:
     statistics = Statistics(latencies={("default", "a"): times})
-    members = [make_member("a", is_replay_only=is_mute), make_member("b")]
+    members = [make_member("a", is_replay_only=is_replay_only), make_member("b")]
 
     a, b = snapshot(statistics, may_hedge=may, members=members, policy=Policy(hedge=share)).members
 

@@ -1,6 +1,6 @@
-"""Admission: from what a client sent to a prompt, or to a clear refusal. Pure."""
+"""Admission: turn what a client sent into a prompt, or refuse it with a clear reason. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -28,7 +28,7 @@ from fusewire_ingest.admission.messages import (
     check_schema,
 )
 from fusewire_ingest.admission.model_names import ModelNames, UnknownModelError
-from fusewire_ingest.admission.refusal import Code, RefusedError, unknown, validated
+from fusewire_ingest.admission.refusal import Code, RefusedError, unknown, validate
 from fusewire_ingest.admission.strict_json import check_text, parse_object
 
 __all__ = [
@@ -41,8 +41,8 @@ __all__ = [
     "body_hash",
     "parse",
     "parse_object",
-    "resolve",
-    "submission",
+    "resolve_model",
+    "validate_submission",
 ]
 
 MOST_ID_CHARS = 256
@@ -53,7 +53,10 @@ BATCH_ID = r"^[A-Za-z0-9._:-]+$"
 
 
 class Submission(BaseModel):
-    """One prompt as a client writes it: a body of `POST /v1/fusions`, a JSONL line, a message on `fw.in.<tenant>`."""
+    """One prompt as a client writes it.
+
+    It is a body of `POST /v1/fusions`, a JSONL line or a message on `fw.in.<tenant>`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -93,13 +96,16 @@ class Submission(BaseModel):
 
     @field_validator("stop")
     @classmethod
-    def _not_empty(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _without_empty_texts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(text for text in value if text)
 
     @field_validator("tool_choice")
     @classmethod
-    def _offered(cls, value: str | None, info: ValidationInfo) -> str | None:
-        return check_choice(value, info.data["tools"]) if "tools" in info.data else value
+    def _is_offered(cls, value: str | None, info: ValidationInfo) -> str | None:
+        # Tools that are invalid themselves are absent from `info.data`.
+        if "tools" not in info.data:
+            return value
+        return check_choice(value, info.data["tools"])
 
     @field_validator("response_schema")
     @classmethod
@@ -114,44 +120,45 @@ _SAMPLING = set(Sampling.model_fields)
 
 @dataclass(frozen=True)
 class PoolRule:
-    """What admission must know of a pool."""
+    """The settings of a pool that admission needs."""
 
     mode: Mode
     residency: Residency
     deadline_s: float
     batch_deadline_s: float
     names: ModelNames = field(default_factory=ModelNames)
-    """What clients may call models: those that a prompt may name as its members or its judge."""
+    """Spellings of the models that a prompt may name as its members or its judge."""
 
 
 @dataclass(frozen=True)
 class TenantRule:
-    """What admission must know of a tenant."""
+    """The settings of a tenant that admission needs."""
 
     residency: Residency = "any"
     pools: frozenset[str] = frozenset()
-    """The pools it may use; empty: all."""
+    """Pools that it may use; empty: all."""
 
 
 def parse(data: bytes | str, limit: int) -> Submission:
-    """Read a submission.
+    """Parse a submission.
 
     Args:
         data: UTF-8 JSON.
         limit: the most bytes it may have.
 
     Raises:
-        RefusedError: it is too large, not JSON, or not a submission. The text of the prompt is never repeated.
+        RefusedError: it is too large, not JSON, or not a submission. The message never repeats
+            the text of the prompt.
     """
-    return submission(parse_object(data, limit))
+    return validate_submission(parse_object(data, limit))
 
 
-def submission(value: Mapping[str, Any]) -> Submission:
-    """Read what a JSON object says as a submission. Raises RefusedError."""
-    found = validated(Submission, value)
-    if (found.prompt is None) == (found.messages is None):
+def validate_submission(fields: Mapping[str, Any]) -> Submission:
+    """Validate the fields of a JSON object as a submission. Raises RefusedError."""
+    submission = validate(Submission, fields)
+    if (submission.prompt is None) == (submission.messages is None):
         raise RefusedError("invalid_request", "give either `prompt` or `messages`", "messages")
-    return found
+    return submission
 
 
 def admit(
@@ -170,53 +177,32 @@ def admit(
 
     Args:
         submission: what the client wrote.
-        tenant: who it is.
+        tenant: the client's tenant.
         fallback_id: the custom_id where the client gave none.
-        pools: the pools that exist.
+        pools: all configured pools, by name.
         now: the time of acceptance.
-        rule: what the client may.
-        is_streamed: whether somebody reads along.
-        depth: how many Fusewires it has come through.
-        deadline_at: when its outcome is due, where neither the submission nor the pool shall say.
+        rule: what the tenant may do.
+        is_streamed: whether a client reads the answer while it is written.
+        depth: how many Fusewires the prompt has passed through.
+        deadline_at: when the outcome is due. None: as the pool says. A `deadline_s` of the
+            submission wins over both.
 
     Raises:
         RefusedError: the pool, mode or a model does not exist, or `fallback_id` cannot be an id.
     """
-    allowed = {name: pool for name, pool in pools.items() if not rule.pools or name in rule.pools}
-    pool = allowed.get(submission.pool)
-    if pool is None:
-        raise RefusedError("unknown_pool", unknown("pool", submission.pool, allowed), "pool")
-    mode = next((m for m in MODES if m == (submission.mode or pool.mode)), None)
-    if mode is None:
-        raise RefusedError("unknown_mode", unknown("mode", submission.mode or "", MODES), "mode")
-    judge = resolve(submission.judge, pool.names, "judge") if submission.judge else None
-    members = tuple(
-        dict.fromkeys(resolve(name, pool.names, "members") for name in submission.members)
-    )
-    if submission.logit_bias and len(members) != 1:
-        mend = "its token ids are those of one model; name that model alone in `members`"
-        raise RefusedError("invalid_request", f"'logit_bias': {mend}", "logit_bias")
-    if members and submission.recorded:
-        raise RefusedError(
-            "invalid_request", "recorded answers stand in for `members`; give one or the other"
-        )
-    names = [one.member for one in submission.recorded]
-    if len(set(names)) < len(names):
-        raise RefusedError(
-            "invalid_request", "a member is recorded twice; give each a name of its own", "recorded"
-        )
+    pool = _find_pool(submission.pool, pools, rule)
+    mode = _parse_mode(submission.mode or pool.mode)
+    judge = resolve_model(submission.judge, pool.names, "judge") if submission.judge else None
+    members = _resolve_members(submission.members, pool.names)
+    _check_logit_bias(submission, members)
+    _check_recorded(submission, members)
     custom_id = submission.custom_id or fallback_id
-    check_text(custom_id)
-    if not 0 < len(custom_id) <= MOST_ID_CHARS:
-        raise RefusedError(
-            "invalid_request", f"an id must have 1 to {MOST_ID_CHARS} characters", "custom_id"
-        )
+    _check_custom_id(custom_id)
     fusion_id = ids.fusion_id(tenant, submission.batch_id, custom_id)
-    default = pool.batch_deadline_s if submission.batch_id else pool.deadline_s
-    turns = tuple(turn.message() for turn in submission.messages or ())
-    residencies = (rule.residency, pool.residency, submission.residency)
     if deadline_at is None or submission.deadline_s is not None:
-        deadline_at = now + timedelta(seconds=submission.deadline_s or default)
+        deadline_at = now + timedelta(
+            seconds=submission.deadline_s or _default_deadline_s(submission, pool)
+        )
     return Prompt(
         fusion_id=fusion_id,
         tenant=tenant,
@@ -224,9 +210,9 @@ def admit(
         custom_id=custom_id,
         pool=submission.pool,
         mode=mode,
-        messages=turns or (Message(role="user", content=submission.prompt or ""),),
+        messages=_messages(submission),
         sampling=Sampling.model_validate(submission.model_dump(include=_SAMPLING)),
-        tools=tuple(one.tool() for one in submission.tools),
+        tools=tuple(tool.tool() for tool in submission.tools),
         tool_choice=submission.tool_choice or "auto",
         parallel_tool_calls=submission.parallel_tool_calls,
         members=members,
@@ -238,30 +224,100 @@ def admit(
         is_streamed=is_streamed,
         depth=depth,
         is_complete=submission.complete,
-        residency="edge-only" if "edge-only" in residencies else "any",
-        priority=submission.priority or ("low" if submission.batch_id else "normal"),
+        residency=_strictest_residency(rule.residency, pool.residency, submission.residency),
+        priority=submission.priority or _default_priority(submission),
         seed=submission.seed if submission.seed is not None else ids.seed(fusion_id),
         submitted_at=now,
         deadline_at=deadline_at,
     )
 
 
-def resolve(name: str, names: ModelNames, param: str) -> str:
-    """The configured model that a client means. Raises RefusedError with those that are nearest."""
+def _find_pool(name: str, pools: Mapping[str, PoolRule], rule: TenantRule) -> PoolRule:
+    if rule.pools:
+        pools = {pool_name: pool for pool_name, pool in pools.items() if pool_name in rule.pools}
+    pool = pools.get(name)
+    if pool is None:
+        raise RefusedError("unknown_pool", unknown("pool", name, pools), "pool")
+    return pool
+
+
+def _parse_mode(name: str) -> Mode:
+    for mode in MODES:
+        if mode == name:
+            return mode
+    raise RefusedError("unknown_mode", unknown("mode", name, MODES), "mode")
+
+
+def _resolve_members(model_names: Sequence[str], names: ModelNames) -> tuple[str, ...]:
+    """The configured models that a client names, each once, in the client's order."""
+    members = (resolve_model(name, names, "members") for name in model_names)
+    return tuple(dict.fromkeys(members))
+
+
+def _check_logit_bias(submission: Submission, members: Sequence[str]) -> None:
+    if submission.logit_bias and len(members) != 1:
+        mend = "its token ids are those of one model; name that model alone in `members`"
+        raise RefusedError("invalid_request", f"'logit_bias': {mend}", "logit_bias")
+
+
+def _check_recorded(submission: Submission, members: Sequence[str]) -> None:
+    if members and submission.recorded:
+        raise RefusedError(
+            "invalid_request", "recorded answers stand in for `members`; give one or the other"
+        )
+    names = [answer.member for answer in submission.recorded]
+    if len(set(names)) < len(names):
+        raise RefusedError(
+            "invalid_request", "a member is recorded twice; give each a name of its own", "recorded"
+        )
+
+
+def _check_custom_id(custom_id: str) -> None:
+    check_text(custom_id)
+    if not 0 < len(custom_id) <= MOST_ID_CHARS:
+        raise RefusedError(
+            "invalid_request", f"an id must have 1 to {MOST_ID_CHARS} characters", "custom_id"
+        )
+
+
+def _messages(submission: Submission) -> tuple[Message, ...]:
+    if submission.messages:
+        return tuple(turn.message() for turn in submission.messages)
+    return (Message(role="user", content=submission.prompt or ""),)
+
+
+def _default_deadline_s(submission: Submission, pool: PoolRule) -> float:
+    return pool.batch_deadline_s if submission.batch_id else pool.deadline_s
+
+
+def _default_priority(submission: Submission) -> Priority:
+    return "low" if submission.batch_id else "normal"
+
+
+def _strictest_residency(*residencies: Residency | None) -> Residency:
+    return "edge-only" if "edge-only" in residencies else "any"
+
+
+def resolve_model(name: str, names: ModelNames, param: str) -> str:
+    """Resolve a client's name of a model to the configured one.
+
+    Raises:
+        RefusedError: there is no such model; the message lists the nearest names.
+    """
     try:
         return names.resolve(name)
     except UnknownModelError as exc:
-        near = ", ".join(f"'{one}'" for one in exc.near) or "none"
+        nearest = ", ".join(f"'{near_name}'" for near_name in exc.near) or "none"
         raise RefusedError(
-            "model_not_found", f"there is no model '{name[:63]}'; nearest: {near}", param
+            "model_not_found", f"there is no model '{name[:63]}'; nearest: {nearest}", param
         ) from None
 
 
 def body_hash(prompt: Prompt) -> str:
-    """SHA-256 over everything that the client decides; equal for a true repetition."""
-    # Without defaults, so that a field which a later version adds does not make old prompts look changed.
-    decided = prompt.model_dump_json(
+    """SHA-256 in hex over everything that the client decides; equal for a true repetition."""
+    # Without defaults: a field that a later version adds must not make old prompts look changed.
+    client_fields = prompt.model_dump_json(
         exclude={"v", "submitted_at", "deadline_at", "is_streamed", "depth", "store_id"},
         exclude_defaults=True,
     )
-    return ids.digest("body", decided).hex()
+    return ids.digest("body", client_fields).hex()

@@ -1,6 +1,6 @@
-"""What a prompt will cost, before anything is asked: the least, the expected and the most. Pure.
+"""Estimate what a prompt will cost before it runs: least, expected and most. Pure.
 
-The calls that are counted are those that dispatcher plans and the judge's strategies ask for.
+It counts the calls that dispatcher plans and the judge's strategies make.
 """
 
 import json
@@ -12,32 +12,32 @@ from fusewire.contracts import Message, Prompt
 from fusewire.tokens import CHARS_PER_TOKEN, UNKNOWN_TOKENS
 
 GATE_SAMPLES = 3
-"""Edge answers that an edge-first gate looks at."""
+"""Edge answers that an edge-first gate compares."""
 VERDICT_TOKENS = 256
 ANALYSIS_TOKENS = 768
 ERROR_TOKENS = 160
-"""What a turn of a debate may have beyond an answer."""
+"""Tokens of a debate's turn beyond its answer: the error that it states."""
 SHOWN_CHARS = 12_000
-"""Of each answer, what a judge is shown at most."""
+"""The most characters of one answer that a judge is shown."""
 MOST_TURNS = 2
-"""Line-ups that a second ballot makes at most."""
+"""The most line-ups of a second ballot."""
 RULES_TOKENS = 300
-"""What a judge is told besides the request, the criteria and the answers; twice that at most."""
+"""Expected tokens of a judge's instructions; at most twice as many."""
 TURN_TOKENS = 8
-"""What a provider adds to each message, at most."""
+"""The most tokens that a provider adds to each message."""
 IMAGE_TOKENS = 1_600
 MOST_IMAGE_TOKENS = 4_096
 """An assumption: providers count images in many ways."""
 UNLIMITED_TOKENS = 16_384
-"""The longest answer that is reckoned with where neither prompt nor pool nor model limits it. An assumption."""
+"""The longest answer where neither prompt, pool nor model limits it. An assumption."""
 
 Rates = tuple[float, float]
-"""USD per prompt token, and per token of answers."""
+"""USD per prompt token, and per completion token."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """What is to know of a configured model."""
+    """What an estimate needs of a configured model."""
 
     is_edge: bool
     rates: Rates | None
@@ -58,7 +58,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Pool:
-    """What is to know of a pool."""
+    """What an estimate needs of a pool."""
 
     members: tuple[Member, ...]
     judge: str | None = None
@@ -81,7 +81,7 @@ class Catalogue:
     """Pools under presets."""
 
     def pool(self, prompt: Prompt) -> Pool | None:
-        """The pool of a prompt, as it asks for it."""
+        """The pool of a prompt, with the prompt's preset applied; None if there is none."""
         if prompt.preset is None:
             return self.pools.get(prompt.pool)
         return self.variants.get((prompt.pool, prompt.preset))
@@ -89,7 +89,7 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Calls and tokens are those expected. A sum in USD is None where a model in it has no price."""
+    """An estimate. Calls and tokens are expected ones; USD is None if a model has no price."""
 
     calls: int
     tokens_in: int
@@ -98,14 +98,14 @@ class Estimate:
     usd_expected: float | None
     usd_max: float | None
     unpriced: tuple[str, ...]
-    """Models without a price that it can reach."""
+    """Models without a price that may be called."""
     edge_share: float
-    """The share of the expected calls that the edge answers."""
+    """Share of the expected calls that edge models answer, 0 to 1."""
 
 
 @dataclass(frozen=True)
 class _CallGroup:
-    """Calls of one model that are alike."""
+    """Equal calls of one model."""
 
     model: str
     count: int
@@ -113,174 +113,199 @@ class _CallGroup:
     tokens_out: int
 
 
-def estimate(prompt: Prompt, book: Catalogue) -> Estimate:
-    """What a prompt will take.
+def estimate(prompt: Prompt, catalogue: Catalogue) -> Estimate:
+    """Estimate a prompt's calls, tokens and cost.
 
-    The least: the first wave alone, with the shortest answers. Expected: each member once, answers of their
-    limit or UNKNOWN_TOKENS, the judges' calls that the mode makes when all goes well. The most: every sample,
-    hedge, second ballot, repetition and turn that can be made, answers at their limits, a token for each byte.
+    Least: only the first wave, with the shortest answers.
+
+    Expected: each member once, with answers of UNKNOWN_TOKENS or a lower limit, and the judge's
+    calls of the mode when all goes well.
+
+    Most: every sample, hedge, second ballot, repetition and turn that can happen, with answers at
+    their limits and one token for each byte.
     """
-    pool = book.pool(prompt)
+    pool = catalogue.pool(prompt)
     if pool is None:
         return Estimate(0, 0, 0, 0.0, 0.0, 0.0, (), 0.0)
-    reckoner = _Estimator(prompt, pool, book)
-    least, expected, most = reckoner.least(), reckoner.expected(), reckoner.most()
-    count = sum(c.count for c in expected)
-    at_edge = sum(c.count for c in expected if book.models[c.model].is_edge)
+    estimator = _Estimator(prompt, pool, catalogue)
+    least, expected, most = estimator.least(), estimator.expected(), estimator.most()
+    count = sum(group.count for group in expected)
+    edge_count = sum(group.count for group in expected if catalogue.models[group.model].is_edge)
+    unpriced_models = {group.model for group in most if _rates(group.model, catalogue) is None}
     return Estimate(
         calls=count,
-        tokens_in=sum(c.count * c.tokens_in for c in expected),
-        tokens_out=sum(c.count * c.tokens_out for c in expected),
-        usd_min=_usd(least, book),
-        usd_expected=_usd(expected, book),
-        usd_max=_usd(most, book),
-        unpriced=tuple(sorted({c.model for c in most if _rates(c.model, book) is None})),
-        edge_share=at_edge / count if count else 0.0,
+        tokens_in=sum(group.count * group.tokens_in for group in expected),
+        tokens_out=sum(group.count * group.tokens_out for group in expected),
+        usd_min=_usd(least, catalogue),
+        usd_expected=_usd(expected, catalogue),
+        usd_max=_usd(most, catalogue),
+        unpriced=tuple(sorted(unpriced_models)),
+        edge_share=edge_count / count if count else 0.0,
     )
 
 
-def _usd(calls: Iterable[_CallGroup], book: Catalogue) -> float | None:
+def _usd(groups: Iterable[_CallGroup], catalogue: Catalogue) -> float | None:
     total = 0.0
-    for call in calls:
-        rates = _rates(call.model, book)
+    for group in groups:
+        rates = _rates(group.model, catalogue)
         if rates is None:
             return None
-        total += call.count * (call.tokens_in * rates[0] + call.tokens_out * rates[1])
+        total += group.count * (group.tokens_in * rates[0] + group.tokens_out * rates[1])
     return total
 
 
-def _rates(model: str, book: Catalogue) -> Rates | None:
-    found = book.models[model]
-    return (0.0, 0.0) if found.is_edge else found.rates
+def _rates(name: str, catalogue: Catalogue) -> Rates | None:
+    model = catalogue.models[name]
+    return (0.0, 0.0) if model.is_edge else model.rates
 
 
 @dataclass(frozen=True)
 class _TokenCounts:
-    """How long things are, in tokens: as expected, or at most."""
+    """Lengths in tokens: expected ones, or the most."""
 
     is_most: bool
 
-    def text(self, value: str) -> int:
+    def text(self, text: str) -> int:
         # No tokenizer in use makes more tokens than there are bytes.
-        return len(value.encode()) if self.is_most else math.ceil(len(value) / CHARS_PER_TOKEN)
+        return len(text.encode()) if self.is_most else math.ceil(len(text) / CHARS_PER_TOKEN)
 
     def messages(self, messages: Sequence[Message]) -> int:
-        calls = [call.name + call.arguments for m in messages for call in m.tool_calls]
-        texts = sum(self.text(m.content) for m in messages) + sum(self.text(one) for one in calls)
-        apart = [text for m in messages for text in m.texts]
-        texts += sum(
-            one.size if self.is_most else math.ceil(one.chars / CHARS_PER_TOKEN) for one in apart
-        )
-        return texts + (TURN_TOKENS * len(messages) if self.is_most else 0)
+        return sum(self._message(message) for message in messages)
+
+    def _message(self, message: Message) -> int:
+        tokens = TURN_TOKENS if self.is_most else 0
+        tokens += self.text(message.content)
+        for call in message.tool_calls:
+            tokens += self.text(call.name + call.arguments)
+        for text in message.texts:
+            tokens += text.size if self.is_most else math.ceil(text.chars / CHARS_PER_TOKEN)
+        return tokens
 
     def images(self, messages: Sequence[Message]) -> int:
-        return sum(len(m.images) for m in messages) * (
-            MOST_IMAGE_TOKENS if self.is_most else IMAGE_TOKENS
-        )
+        tokens_per_image = MOST_IMAGE_TOKENS if self.is_most else IMAGE_TOKENS
+        return sum(len(message.images) for message in messages) * tokens_per_image
 
     def answer(self, limit: int | None) -> int:
         if self.is_most:
             return limit or UNLIMITED_TOKENS
         return min(limit or UNKNOWN_TOKENS, UNKNOWN_TOKENS)
 
-    def shown(self, tokens: int) -> int:
-        """An answer as a judge reads it: another tokenizer may need twice as many."""
-        return (
-            min(tokens * 2, SHOWN_CHARS)
-            if self.is_most
-            else min(tokens, SHOWN_CHARS // CHARS_PER_TOKEN)
-        )
+    def judged_answer(self, tokens: int) -> int:
+        """An answer in a judge's call: the judge's tokenizer may need twice as many tokens."""
+        if self.is_most:
+            return min(tokens * 2, SHOWN_CHARS)
+        return min(tokens, SHOWN_CHARS // CHARS_PER_TOKEN)
 
 
 class _Estimator:
-    def __init__(self, prompt: Prompt, pool: Pool, book: Catalogue) -> None:
+    def __init__(self, prompt: Prompt, pool: Pool, catalogue: Catalogue) -> None:
         self._prompt = prompt
         self._pool = pool
-        self._book = book
-        wanted = self._wanted()
-        self._asked = [] if prompt.recorded else [m for m in wanted if self._is_able(m.model)]
-        named = len(prompt.recorded) or len(wanted)
-        self._answers = len(prompt.recorded) or len(self._asked)
-        writer, jury = (prompt.judge, ()) if prompt.judge else (pool.judge, pool.jury)
-        permitted = [m for m in (writer, *jury) if m and named > 1 and self._may_see(m)]
-        self._jurors = [m for m in jury if m in permitted] or permitted[:1]
-        self._writer = writer if writer in permitted else next(iter(self._jurors), None)
-        tiers = {book.models[m.model].is_edge for m in self._asked}
+        self._catalogue = catalogue
+        panel = self._panel()
+        self._members: list[Member] = []
+        """Members that are called: none if answers came with the prompt."""
+        if not prompt.recorded:
+            self._members = [member for member in panel if self._is_able(member.model)]
+        self._n_answers = len(prompt.recorded) or len(self._members)
+        # A panel of one has no judge; members that cannot be called count as part of the panel.
+        has_judge = (len(prompt.recorded) or len(panel)) > 1
+        self._jurors, self._writer = self._judges() if has_judge else ([], None)
+        tiers = {catalogue.models[member.model].is_edge for member in self._members}
         self._is_gated = pool.is_gated and not prompt.is_complete and len(tiers) > 1
 
-    def _wanted(self) -> list[Member]:
+    def _panel(self) -> list[Member]:
+        """Members that the prompt names, or else those of the pool."""
         if not self._prompt.members:
             return list(self._pool.members)
-        own = {m.model: m for m in sorted(self._pool.members, key=lambda m: m.name == m.model)}
-        return [own.get(model, Member(model, model)) for model in self._prompt.members]
+        # Where two members share a model, the one that is named as the model comes last, and wins.
+        pool_members = sorted(self._pool.members, key=lambda member: member.name == member.model)
+        members_by_model = {member.model: member for member in pool_members}
+        return [members_by_model.get(model, Member(model, model)) for model in self._prompt.members]
 
-    def _may_see(self, model: str) -> bool:
-        known = self._book.models.get(model)
-        return known is not None and (known.is_edge or self._prompt.residency == "any")
+    def _judges(self) -> tuple[list[str], str | None]:
+        """The models that vote, and the one that writes a merge."""
+        writer, jury = self._pool.judge, self._pool.jury
+        if self._prompt.judge:
+            writer, jury = self._prompt.judge, ()
+        permitted_models = [model for model in (writer, *jury) if model and self._may_see(model)]
+        jurors = [model for model in jury if model in permitted_models] or permitted_models[:1]
+        if writer not in permitted_models:
+            writer = next(iter(jurors), None)
+        return jurors, writer
 
-    def _is_able(self, model: str) -> bool:
-        """Whether dispatcher would ask it."""
-        if not self._may_see(model):
+    def _may_see(self, name: str) -> bool:
+        """Whether a model exists, and residency permits it to see the prompt."""
+        model = self._catalogue.models.get(name)
+        return model is not None and (model.is_edge or self._prompt.residency == "any")
+
+    def _is_able(self, name: str) -> bool:
+        """Whether dispatcher would call the model."""
+        if not self._may_see(name):
             return False
-        messages, known = self._prompt.messages, self._book.models[model]
-        has_tools = bool(self._prompt.tools) or any(
-            m.tool_calls or m.role == "tool" for m in messages
-        )
-        return (known.has_images or not any(m.images for m in messages)) and (
-            known.has_tools or not has_tools
+        model = self._catalogue.models[name]
+        if self._needs_images() and not model.has_images:
+            return False
+        return model.has_tools or not self._needs_tools()
+
+    def _needs_images(self) -> bool:
+        return any(message.images for message in self._prompt.messages)
+
+    def _needs_tools(self) -> bool:
+        return bool(self._prompt.tools) or any(
+            message.tool_calls or message.role == "tool" for message in self._prompt.messages
         )
 
     # -- sets of calls ------------------------------------------------------------------------
 
     def least(self) -> list[_CallGroup]:
         size = _TokenCounts(is_most=False)
-        return [_CallGroup(m.model, 1, self._in(m, size), 1) for m in self._first_wave()]
+        return [
+            _CallGroup(member.model, 1, self._tokens_in(member, size), 1)
+            for member in self._first_wave()
+        ]
 
     def expected(self) -> list[_CallGroup]:
         size = _TokenCounts(is_most=False)
-        members = [
-            _CallGroup(
-                m.model, self._samples(m), self._in(m, size), size.answer(self._limit(m.model))
-            )
-            for m in self._asked
-        ]
-        return [*members, *self._judging(size)]
+        return [*self._member_calls(size, hedges=0), *self._judging(size)]
 
     def most(self) -> list[_CallGroup]:
         size = _TokenCounts(is_most=True)
-        hedge = 1 if self._pool.is_hedged and not self._prompt.is_complete else 0
-        members = [
+        hedges = 1 if self._pool.is_hedged and not self._prompt.is_complete else 0
+        return [*self._member_calls(size, hedges=hedges), *self._judging(size)]
+
+    def _member_calls(self, size: _TokenCounts, *, hedges: int) -> list[_CallGroup]:
+        return [
             _CallGroup(
-                m.model,
-                self._samples(m) + hedge,
-                self._in(m, size),
-                size.answer(self._limit(m.model)),
+                member.model,
+                self._samples(member) + hedges,
+                self._tokens_in(member, size),
+                size.answer(self._limit(member.model)),
             )
-            for m in self._asked
+            for member in self._members
         ]
-        return [*members, *self._judging(size)]
 
     def _first_wave(self) -> list[Member]:
         if not self._is_gated:
-            return self._asked
-        return [m for m in self._asked if self._book.models[m.model].is_edge]
+            return self._members
+        return [member for member in self._members if self._catalogue.models[member.model].is_edge]
 
     def _samples(self, member: Member) -> int:
-        if not self._is_gated or not self._book.models[member.model].is_edge:
+        if not self._is_gated or not self._catalogue.models[member.model].is_edge:
             return 1
         return math.ceil(GATE_SAMPLES / len(self._first_wave()))
 
     def _limit(self, model: str) -> int | None:
-        own = self._prompt.sampling.max_tokens
-        if own is None:
-            own = self._pool.max_tokens
-        return own if own is not None else self._book.models[model].max_tokens
+        limit = self._prompt.sampling.max_tokens
+        if limit is None:
+            limit = self._pool.max_tokens
+        return limit if limit is not None else self._catalogue.models[model].max_tokens
 
-    def _in(self, member: Member, size: _TokenCounts) -> int:
+    def _tokens_in(self, member: Member, size: _TokenCounts) -> int:
         prompt = self._prompt
-        given = size.messages(prompt.messages) + size.images(prompt.messages) + self._schema(size)
-        given += sum(size.text(tool.model_dump_json()) for tool in prompt.tools)
-        return given + size.text(member.system or "")
+        tokens = size.messages(prompt.messages) + size.images(prompt.messages) + self._schema(size)
+        tokens += sum(size.text(tool.model_dump_json()) for tool in prompt.tools)
+        return tokens + size.text(member.system or "")
 
     def _schema(self, size: _TokenCounts) -> int:
         schema = self._prompt.sampling.response_schema
@@ -289,7 +314,7 @@ class _Estimator:
     # -- judging ------------------------------------------------------------------------------
 
     def _judging(self, size: _TokenCounts) -> list[_CallGroup]:
-        if self._answers < 2:
+        if self._n_answers < 2:
             return []
         mode = self._prompt.mode
         debate = self._debate(size) if mode == "debate" else []
@@ -300,62 +325,63 @@ class _Estimator:
         merge = self._merge(size)
         if self._pool.is_guarded:
             return [*self._ballot(size), *self._guard(size), *merge]
-        # Closed answers that are tied are judged in place of being merged.
+        # Tied answers to a closed question are judged, and not merged.
         return [*self._ballot(size), *merge] if size.is_most else merge
 
-    def _told(self, size: _TokenCounts, answers: Iterable[int]) -> int:
-        """Tokens of a judge's call that is shown answers of these lengths."""
+    def _judge_tokens_in(self, size: _TokenCounts, answer_lengths: Iterable[int]) -> int:
+        """Prompt tokens of a judge's call that shows answers of these lengths."""
         rules = RULES_TOKENS * (2 if size.is_most else 1)
         criteria = size.text(self._prompt.criteria or self._pool.criteria or "")
         return (
             size.messages(self._prompt.messages)
             + rules
             + criteria
-            + sum(size.shown(one) for one in answers)
+            + sum(size.judged_answer(length) for length in answer_lengths)
         )
 
-    def _said(self, size: _TokenCounts) -> list[int]:
-        """How long the members' answers are."""
+    def _answer_lengths(self, size: _TokenCounts) -> list[int]:
+        """Tokens of each member's answer."""
         if self._prompt.recorded:
             return [
-                one.completion_tokens or size.text(one.content or "")
-                for one in self._prompt.recorded
+                answer.completion_tokens or size.text(answer.content or "")
+                for answer in self._prompt.recorded
             ]
-        return [size.answer(self._limit(m.model)) for m in self._asked]
+        return [size.answer(self._limit(member.model)) for member in self._members]
 
     def _ballot(self, size: _TokenCounts) -> list[_CallGroup]:
-        """Two orders a judge; at most each once more, and then a second ballot, repeated likewise."""
-        told = self._told(size, self._said(size))
-        second = MOST_TURNS if self._answers > 2 else 0
-        count = (2 + second) * 2 if size.is_most else 2
-        return [_CallGroup(model, count, told, VERDICT_TOKENS) for model in self._jurors]
+        """Two orders for each judge; at most a second ballot too, and each call repeated once."""
+        tokens_in = self._judge_tokens_in(size, self._answer_lengths(size))
+        second_ballot = MOST_TURNS if self._n_answers > 2 else 0
+        count = (2 + second_ballot) * 2 if size.is_most else 2
+        return [_CallGroup(model, count, tokens_in, VERDICT_TOKENS) for model in self._jurors]
 
     def _merge(self, size: _TokenCounts) -> list[_CallGroup]:
         writer = self._writer
         assert writer is not None
-        told = self._told(size, self._said(size))
-        sampling = self._prompt.sampling.max_tokens
-        limit = sampling if sampling is not None else self._book.models[writer].max_tokens
+        tokens_in = self._judge_tokens_in(size, self._answer_lengths(size))
+        limit = self._prompt.sampling.max_tokens
+        if limit is None:
+            limit = self._catalogue.models[writer].max_tokens
+        text_tokens_in = tokens_in + ANALYSIS_TOKENS + self._schema(size)
         return [
-            _CallGroup(writer, 2 if size.is_most else 1, told, ANALYSIS_TOKENS),
-            _CallGroup(writer, 1, told + ANALYSIS_TOKENS + self._schema(size), size.answer(limit)),
+            _CallGroup(writer, 2 if size.is_most else 1, tokens_in, ANALYSIS_TOKENS),
+            _CallGroup(writer, 1, text_tokens_in, size.answer(limit)),
         ]
 
     def _guard(self, size: _TokenCounts) -> list[_CallGroup]:
-        lengths = self._said(size)
-        told = self._told(size, [max(lengths), max(lengths)])
-        return [
-            _CallGroup(model, 4 if size.is_most else 2, told, VERDICT_TOKENS)
-            for model in self._jurors
-        ]
+        longest = max(self._answer_lengths(size))
+        tokens_in = self._judge_tokens_in(size, [longest, longest])
+        count = 4 if size.is_most else 2
+        return [_CallGroup(model, count, tokens_in, VERDICT_TOKENS) for model in self._jurors]
 
     def _debate(self, size: _TokenCounts) -> list[_CallGroup]:
-        told = self._told(size, self._said(size)) + self._schema(size)
+        tokens_in = self._judge_tokens_in(size, self._answer_lengths(size)) + self._schema(size)
         turns = self._pool.debate_rounds if size.is_most else 1
-        speakers = [m.model for m in self._asked] or [
-            r.model for r in self._prompt.recorded if self._may_see(r.model)
-        ]
+        speakers = [member.model for member in self._members]
+        if not speakers:
+            models = (answer.model for answer in self._prompt.recorded)
+            speakers = [model for model in models if self._may_see(model)]
         return [
-            _CallGroup(model, turns, told, size.answer(self._limit(model)) + ERROR_TOKENS)
+            _CallGroup(model, turns, tokens_in, size.answer(self._limit(model)) + ERROR_TOKENS)
             for model in speakers
         ]

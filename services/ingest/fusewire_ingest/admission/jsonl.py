@@ -10,60 +10,70 @@ BOM = b"\xef\xbb\xbf"
 async def lines(
     chunks: AsyncIterator[bytes], limit: int, most: int | None = None
 ) -> AsyncIterator[tuple[int, bytes]]:
-    """As `located`, without the offsets."""
-    async for number, _, line in located(chunks, limit, most):
+    """As `located_lines`, without the offsets."""
+    async for number, _, line in located_lines(chunks, limit, most):
         yield number, line
 
 
-async def located(
+async def located_lines(
     chunks: AsyncIterator[bytes], limit: int, most: int | None = None
 ) -> AsyncIterator[tuple[int, int, bytes]]:
-    """Split a byte stream into numbered lines, from 1, each with its offset; blank lines are passed over but counted.
+    """Split a byte stream into lines. Yields number (from 1), offset in bytes, and line.
+
+    Blank lines are counted, and not yielded.
 
     Args:
         chunks: the stream, cut anywhere.
-        limit: a line longer than this is cut to `limit + 1` bytes, so that whoever parses
-            it refuses it, and no line can fill the memory.
-        most: lines, blank ones too.
+        limit: a line longer than this is cut to `limit + 1` bytes, so that the parser
+            refuses it, and no line can fill the memory.
+        most: the most lines, blank ones included.
 
     Raises:
         RefusedError: there are more than `most`.
     """
-    number, begun, passed = 1, 0, 0
-    held = bytearray()
+    number = 1
+    line_offset = 0
+    chunk_offset = 0
+    buffer = bytearray()
     async for chunk in chunks:
         start = 0
         while (end := chunk.find(b"\n", start)) >= 0:
-            if most is not None and number > most:
-                raise RefusedError(
-                    "invalid_request",
-                    f"it has more than {most} lines; upload it as a file, for a batch",
-                )
-            _keep(held, chunk[start:end], limit)
-            if line := _whole(held, number):
-                yield number, _past_bom(begun, held, number), line
-            held.clear()
+            _check_count(number, most)
+            _append(buffer, chunk[start:end], limit)
+            if line := _strip(buffer, number):
+                yield number, _skip_bom(line_offset, buffer, number), line
+            buffer.clear()
             number += 1
             start = end + 1
-            begun = passed + start
-        _keep(held, chunk[start:], limit)
-        passed += len(chunk)
-    if line := _whole(held, number):
-        yield number, _past_bom(begun, held, number), line
+            line_offset = chunk_offset + start
+        _append(buffer, chunk[start:], limit)
+        chunk_offset += len(chunk)
+    if line := _strip(buffer, number):
+        yield number, _skip_bom(line_offset, buffer, number), line
 
 
-def _past_bom(begun: int, held: bytearray, number: int) -> int:
-    return begun + len(BOM) if number == 1 and held.startswith(BOM) else begun
+def _check_count(number: int, most: int | None) -> None:
+    if most is not None and number > most:
+        raise RefusedError(
+            "invalid_request", f"it has more than {most} lines; upload it as a file, for a batch"
+        )
 
 
-def _keep(held: bytearray, part: bytes, limit: int) -> None:
-    room = limit + 1 - len(held)
+def _skip_bom(offset: int, buffer: bytearray, number: int) -> int:
+    if number == 1 and buffer.startswith(BOM):
+        return offset + len(BOM)
+    return offset
+
+
+def _append(buffer: bytearray, part: bytes, limit: int) -> None:
+    room = limit + 1 - len(buffer)
     if room > 0:
-        held += part[:room]
+        buffer += part[:room]
 
 
-def _whole(held: bytearray, number: int) -> bytes:
-    line = bytes(held).rstrip(b"\r")
+def _strip(buffer: bytearray, number: int) -> bytes:
+    """The line without byte order mark and carriage return; empty if it is blank."""
+    line = bytes(buffer).rstrip(b"\r")
     if number == 1:
         line = line.removeprefix(BOM)
     return line if line.strip() else b""

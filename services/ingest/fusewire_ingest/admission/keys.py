@@ -1,4 +1,4 @@
-"""API keys: how one is made, read and kept. Pure; the random bytes and the pepper are arguments."""
+"""API keys: make, parse and digest them. Pure; random bytes and pepper are arguments."""
 
 import base64
 import hashlib
@@ -6,7 +6,7 @@ import hmac
 import re
 
 PREFIX = "fw-"
-"""Begins every key of Fusewire, so that other services' keys are told apart, and leaks are found."""
+"""Prefix of every key of Fusewire, which tells it from other services' keys and finds leaks."""
 ID_BYTES = 5
 SECRET_BYTES = 32
 RANDOM_BYTES = ID_BYTES + SECRET_BYTES
@@ -14,10 +14,10 @@ _KEY = re.compile(r"fw-([0-9a-v]{8})-[A-Za-z0-9_-]{43}", re.ASCII)
 
 
 def make(random: bytes) -> str:
-    """A key: `fw-`, its id of 8 characters, `-`, and a secret of 256 bits in 43 characters.
+    """Make a key: `fw-`, its id of 8 characters, `-`, and a secret of 256 bits in 43 characters.
 
     Args:
-        random: RANDOM_BYTES of them, from the system.
+        random: RANDOM_BYTES bytes of the system's random source.
     """
     if len(random) != RANDOM_BYTES:
         raise ValueError(f"a key takes {RANDOM_BYTES} random bytes")
@@ -28,16 +28,19 @@ def make(random: bytes) -> str:
 
 
 def key_id(key: str) -> str | None:
-    """The id of a key, which is no secret; None if it is not written as one."""
-    found = _KEY.fullmatch(key)
-    return found[1] if found else None
+    """The id of a key, which is not secret; None if the text is not a key."""
+    match = _KEY.fullmatch(key)
+    return match[1] if match else None
 
 
 def digest(key: str, pepper: bytes) -> str:
-    """What is stored of a key: its HMAC-SHA256 in hex. A key of 256 random bits needs no slow hash."""
+    """The HMAC-SHA256 of a key, in hex, which is stored in its place.
+
+    A key of 256 random bits needs no slow hash.
+    """
     return hmac.new(pepper, key.encode(), hashlib.sha256).hexdigest()
 
 
-def is_same(one: str, other: str) -> bool:
-    """Whether two digests are equal, in a time that does not tell where they differ."""
-    return hmac.compare_digest(one.encode(), other.encode())
+def is_same(digest_a: str, digest_b: str) -> bool:
+    """Whether two digests are equal, compared in constant time."""
+    return hmac.compare_digest(digest_a.encode(), digest_b.encode())

@@ -1,4 +1,4 @@
-"""Messages and tools as OpenAI's chat completions write them, read into the contracts' own. Pure."""
+"""Parse messages and tools of OpenAI's chat completions into those of the contracts. Pure."""
 
 import json
 import re
@@ -56,7 +56,7 @@ _SCHEMA_OF_SCHEMAS = Draft202012Validator(
 
 
 class _LenientModel(BaseModel):
-    """What a client copies from an SDK's object has more fields than anyone needs here."""
+    """Ignores further fields: clients copy whole objects of an SDK."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -64,7 +64,7 @@ class _LenientModel(BaseModel):
 class _CalledFunction(_LenientModel):
     name: str = Field(pattern=TOOL_NAME)
     arguments: str
-    """Any text: what a model once wrote is history, and no reason to refuse what follows."""
+    """Any text, valid JSON or not: it is what a model wrote earlier in the conversation."""
 
 
 class _MessageCall(_LenientModel):
@@ -79,7 +79,7 @@ class _TextPart(_LenientModel):
 
 
 class _RefusalPart(_LenientModel):
-    """What a model said in place of an answer: text, to the models that read on."""
+    """A refusal that a model wrote in place of an answer. Later models are sent it as text."""
 
     type: Literal["refusal"]
     refusal: str
@@ -106,13 +106,14 @@ class _ImagePart(_LenientModel):
     image_url: _ImageUrl
 
 
-def _known_part(value: object) -> object:
+def _check_part(value: object) -> object:
     kind = value.get("type") if isinstance(value, dict) else None
     if not isinstance(kind, str):
         _refuse('it must be a part such as {"type": "text", "text": "…"}')
     if kind not in ("text", "image_url", "refusal"):
-        named = f"parts of type '{kind}'" if kind in OTHER_PARTS else "parts of this type"
-        reason = f"{named} are not supported; send text and image_url parts"
+        # Only types that OpenAI knows are repeated: another text may be the prompt's own.
+        subject = f"parts of type '{kind}'" if kind in OTHER_PARTS else "parts of this type"
+        reason = f"{subject} are not supported; send text and image_url parts"
         raise PydanticCustomError(UNSUPPORTED, "{reason}", {"reason": reason})
     return value
 
@@ -122,7 +123,11 @@ def _part_tag(value: object) -> str | None:
 
 
 def _content_tag(value: object) -> str | None:
-    return _TEXT if isinstance(value, str) else _PARTS if isinstance(value, list | tuple) else None
+    if isinstance(value, str):
+        return _TEXT
+    if isinstance(value, list | tuple):
+        return _PARTS
+    return None
 
 
 _TEXT, _PARTS = f"{TAG}text", f"{TAG}parts"
@@ -131,9 +136,9 @@ _Part = Annotated[
     | Annotated[_RefusalPart, Tag(f"{TAG}refusal")]
     | Annotated[_ImagePart, Tag(f"{TAG}image_url")],
     Discriminator(_part_tag),
-    BeforeValidator(_known_part),
+    BeforeValidator(_check_part),
 ]
-# Tagged, so that a fault in one part is not also told as "should be a string".
+# Tagged, so that a fault in one part is not also reported as "should be a string".
 _Content = Annotated[
     Annotated[str, Tag(_TEXT)] | Annotated[tuple[_Part, ...], Tag(_PARTS)],
     Discriminator(
@@ -153,7 +158,7 @@ def _as_system(role: object) -> object:
 _Thought = Annotated[
     str | None, BeforeValidator(lambda value: value if isinstance(value, str) else None)
 ]
-"""What else a client copies into it is nothing that a model could be given."""
+"""Reasoning. Anything but a text is dropped: no provider takes it back."""
 
 
 class InputMessage(_LenientModel):
@@ -195,13 +200,11 @@ class InputMessage(_LenientModel):
     ) -> str | tuple[_Part, ...] | None:
         if value is None and not info.data.get("tool_calls"):
             _refuse(
-                "it must be a text, or a list of text and image parts; it may be null only beside tool calls"
+                "it must be a text, or a list of text and image parts; "
+                "it may be null only beside tool calls"
             )
-        images = (
-            [part for part in value if isinstance(part, _ImagePart)]
-            if isinstance(value, tuple)
-            else []
-        )
+        parts = value if isinstance(value, tuple) else ()
+        images = [part for part in parts if isinstance(part, _ImagePart)]
         if images and info.data.get("role") != "user":
             _refuse("only a user's message shows images; move them there")
         if len(images) > MOST_IMAGES:
@@ -209,33 +212,33 @@ class InputMessage(_LenientModel):
         return value
 
     def message(self) -> Message:
-        """The contract's message."""
-        calls = tuple(
-            ToolCall(id=c.id, name=c.function.name, arguments=c.function.arguments)
-            for c in self.calls
+        """The same message in the contract's form."""
+        tool_calls = tuple(
+            ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments)
+            for call in self.calls
         )
-        is_result = self.role == "tool"
-        text, images = _read(self.content)
+        reasoning = None
+        if self.role == "assistant":
+            reasoning = self.reasoning_content or self.reasoning
+        text, images = _join_parts(self.content)
         return Message(
             role=self.role,
             name=self.name or None,
             content=text,
             images=images,
-            tool_calls=calls,
-            tool_call_id=self.tool_call_id if is_result else None,
-            reasoning=self.reasoning_content or self.reasoning
-            if self.role == "assistant"
-            else None,
+            tool_calls=tool_calls,
+            tool_call_id=self.tool_call_id if self.role == "tool" else None,
+            reasoning=reasoning,
         )
 
     @property
     def calls(self) -> tuple[_MessageCall, ...]:
-        """The calls that it asks for."""
+        """The tool calls of the message, if any."""
         return self.tool_calls or ()
 
 
-def _read(content: str | tuple[_Part, ...] | None) -> tuple[str, tuple[Image, ...]]:
-    """The text of a message's parts, and the images at their places in it."""
+def _join_parts(content: str | tuple[_Part, ...] | None) -> tuple[str, tuple[Image, ...]]:
+    """Join a message's texts, by line breaks between adjacent ones, and note where images stand."""
     if isinstance(content, str) or content is None:
         return content or "", ()
     text = ""
@@ -276,30 +279,40 @@ class _Function(_LenientModel):
 
 
 class FunctionTool(_LenientModel):
-    """One tool. A `strict` is not kept: every call is checked against its schema, whatever the provider does."""
+    """One tool. `strict` is ignored: every call is checked against its schema here."""
 
     type: Literal["function"]
     function: _Function
 
     def tool(self) -> Tool:
-        """The contract's tool."""
-        of = self.function
-        return Tool(name=of.name, description=of.description or "", parameters=of.parameters or {})
+        """The same tool in the contract's form."""
+        function = self.function
+        return Tool(
+            name=function.name,
+            description=function.description or "",
+            parameters=function.parameters or {},
+        )
 
 
 def _refuse(reason: str) -> NoReturn:
-    # Braces in a reason would be taken for places to fill in.
+    # As an argument: braces in a reason would be taken for placeholders.
     raise PydanticCustomError("refused", "{reason}", {"reason": reason})
 
 
 def check_schema(schema: dict[str, Any]) -> None:
-    """Refuse what nothing could ever be checked against. Raises PydanticCustomError."""
-    _check_text(json.dumps(schema))
+    """Refuse an invalid JSON Schema. Raises PydanticCustomError."""
+    _check_schema_text(json.dumps(schema))
 
 
 @lru_cache(256)  # all lines of a batch bring the same schema
-def _check_text(text: str) -> None:
+def _check_schema_text(text: str) -> None:
     schema = json.loads(text)
+    _check_against_draft(schema)
+    _check_patterns(schema)
+    _check_references(schema)
+
+
+def _check_against_draft(schema: Any) -> None:
     try:
         _SCHEMA_OF_SCHEMAS.validate(schema)
     except ValidationError as exc:
@@ -307,11 +320,17 @@ def _check_text(text: str) -> None:
             f"[{part}]" if isinstance(part, int) else f".{part}" for part in exc.instance_path
         )
         _refuse(f"it is no valid JSON Schema (draft 2020-12) at ${path[:80]}; mend that part")
+
+
+def _check_patterns(schema: Any) -> None:
     for pattern in _patterns(schema):
         if not is_pattern(pattern):
             _refuse(f"the pattern '{pattern[:80]}' in it is no regular expression; mend it")
+
+
+def _check_references(schema: Any) -> None:
     try:
-        # No registry that could fetch anything: a reference leads within the schema or nowhere.
+        # An empty registry, which fetches nothing: a reference leads within the schema or nowhere.
         resolver = Registry().resolver_with_root(DRAFT202012.create_resource(schema))
         for ref in _refs(schema):
             resolver.lookup(ref)
@@ -320,12 +339,14 @@ def _check_text(text: str) -> None:
 
 
 def _objects(value: Any) -> Iterator[dict[str, Any]]:
-    """All objects within, itself included."""
+    """All objects within a value, itself included."""
     if isinstance(value, dict):
         yield value
-    if isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _objects(inner)
+        for member in value.values():
+            yield from _objects(member)
+    elif isinstance(value, list):
+        for element in value:
+            yield from _objects(element)
 
 
 def _patterns(schema: Any) -> Iterator[str]:
@@ -338,45 +359,48 @@ def _patterns(schema: Any) -> Iterator[str]:
 
 def _refs(schema: Any) -> Iterator[str]:
     for part in _objects(schema):
-        yield from (part[key] for key in ("$ref", "$dynamicRef") if isinstance(part.get(key), str))
+        for key in ("$ref", "$dynamicRef"):
+            if isinstance(part.get(key), str):
+                yield part[key]
 
 
-def _distinct(tools: tuple[FunctionTool, ...]) -> tuple[FunctionTool, ...]:
+def _check_tool_names(tools: tuple[FunctionTool, ...]) -> tuple[FunctionTool, ...]:
     names = [tool.function.name for tool in tools]
     if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        _refuse(f"two tools are called '{twice}'; give each a name of its own")
+        duplicate = next(name for name in names if names.count(name) > 1)
+        _refuse(f"two tools are called '{duplicate}'; give each a name of its own")
     return tools
 
 
-def _answering(turns: tuple[InputMessage, ...] | None) -> tuple[InputMessage, ...] | None:
-    asked: set[str] = set()
+def _check_tool_results(
+    turns: tuple[InputMessage, ...] | None,
+) -> tuple[InputMessage, ...] | None:
+    call_ids: set[str] = set()
     for number, turn in enumerate(turns or ()):
-        if turn.role == "tool" and turn.tool_call_id not in asked:
+        if turn.role == "tool" and turn.tool_call_id not in call_ids:
             _refuse(
-                f"message {number} answers a tool call that no earlier message makes; send that message too"
+                f"message {number} answers a tool call that no earlier message makes; "
+                "send that message too"
             )
-        asked.update(call.id for call in turn.calls)
+        call_ids.update(call.id for call in turn.calls)
     return turns
 
 
-def _named(value: object) -> object:
-    """The name within `{"type": "function", "function": {"name": …}}`."""
+def _choice_name(value: object) -> object:
+    """The name within `{"type": "function", "function": {"name": …}}`; other values unchanged."""
     if not isinstance(value, dict):
         return value
     function = value.get("function")
-    name = (
-        function.get("name")
-        if isinstance(function, dict) and value.get("type") == "function"
-        else None
-    )
+    name = None
+    if isinstance(function, dict) and value.get("type") == "function":
+        name = function.get("name")
     if not isinstance(name, str):
         _refuse('name one tool as {"type": "function", "function": {"name": "…"}}')
     return name
 
 
 def check_choice(choice: str | None, tools: Sequence[FunctionTool]) -> str | None:
-    """Refuse a choice that the tools do not offer. Raises PydanticCustomError."""
+    """Refuse a tool choice that the tools do not offer. Raises PydanticCustomError."""
     if choice is None:
         return None
     if not tools:
@@ -384,11 +408,16 @@ def check_choice(choice: str | None, tools: Sequence[FunctionTool]) -> str | Non
     names = [tool.function.name for tool in tools]
     if choice not in (*MODES_OF_CHOICE, *names):
         _refuse(
-            f"it is neither {', '.join(MODES_OF_CHOICE)} nor one of the tools: {', '.join(names)[:400]}"
+            f"it is neither {', '.join(MODES_OF_CHOICE)} "
+            f"nor one of the tools: {', '.join(names)[:400]}"
         )
     return choice
 
 
-Turns = Annotated[tuple[InputMessage, ...] | None, Field(min_length=1), AfterValidator(_answering)]
-Tools = Annotated[tuple[FunctionTool, ...], Field(max_length=MOST_TOOLS), AfterValidator(_distinct)]
-Choice = Annotated[str | None, BeforeValidator(_named)]
+Turns = Annotated[
+    tuple[InputMessage, ...] | None, Field(min_length=1), AfterValidator(_check_tool_results)
+]
+Tools = Annotated[
+    tuple[FunctionTool, ...], Field(max_length=MOST_TOOLS), AfterValidator(_check_tool_names)
+]
+Choice = Annotated[str | None, BeforeValidator(_choice_name)]

@@ -1,4 +1,4 @@
-"""Which configured model a client means. Pure."""
+"""Find the configured model that a client means. Pure."""
 
 import difflib
 from collections import Counter
@@ -9,7 +9,7 @@ MOST_NEAR = 3
 
 
 class UnknownModelError(LookupError):
-    """No configured model goes by this name. `near` holds those whose names are nearest."""
+    """No configured model has this name. `near` holds the nearest names."""
 
     def __init__(self, name: str, near: list[str]) -> None:
         self.name = name
@@ -22,37 +22,37 @@ class ModelNames:
     """Every spelling under which a client may ask for a configured model."""
 
     spellings: Mapping[str, str] = field(default_factory=dict)
-    """To the configured name."""
+    """Spelling to configured name."""
 
     @classmethod
     def of(
         cls, models: Mapping[str, str | None], aliases: Mapping[str, str] | None = None
     ) -> "ModelNames":
-        """Collect spellings. Configured names win over aliases, and those over the providers' own.
+        """Collect spellings. Configured names win over aliases, and aliases over providers' names.
 
         Args:
-            models: configured names, and what each is called at its provider.
-            aliases: other names, and the configured names they stand for.
+            models: configured name to the provider's name of the model, if it has one.
+            aliases: further names, to configured names.
         """
         slugs = Counter(models.values())
-        # Two models of ours may be one of theirs; then its own name does not say which.
-        theirs = {slug: name for name, slug in models.items() if slug and slugs[slug] == 1}
-        return cls(theirs | dict(aliases or {}) | {name: name for name in models})
+        # Two configured models may be the same one of a provider; its name is then ambiguous.
+        unambiguous = {slug: name for name, slug in models.items() if slug and slugs[slug] == 1}
+        return cls(unambiguous | dict(aliases or {}) | {name: name for name in models})
 
     def resolve(self, name: str) -> str:
-        """The configured name. A leading `~`, OpenRouter's mark of a moving alias, counts for nothing.
+        """Find the configured name. A leading `~`, OpenRouter's mark of a moving alias, is ignored.
 
         Raises:
-            UnknownModelError: nothing goes by that name.
+            UnknownModelError: no model has that name.
         """
-        found = self.spellings.get(name) or self.spellings.get(name.removeprefix("~"))
-        if found is None:
+        model = self.spellings.get(name) or self.spellings.get(name.removeprefix("~"))
+        if model is None:
             raise UnknownModelError(name, nearest(name, self.spellings))
-        return found
+        return model
 
 
-def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """Up to three names, the most alike first."""
-    names = sorted(known)
+def nearest(name: str, known_names: Iterable[str]) -> list[str]:
+    """Up to three names, the most similar first."""
+    names = sorted(known_names)
     near = difflib.get_close_matches(name, names, n=MOST_NEAR, cutoff=0.4)
     return near or names[:MOST_NEAR]

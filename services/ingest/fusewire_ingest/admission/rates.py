@@ -5,15 +5,15 @@ from dataclasses import dataclass
 
 @dataclass
 class TokenBucket:
-    """A token bucket: it holds a minute's worth, and fills evenly."""
+    """A token bucket: it holds the tokens of one minute, and refills evenly."""
 
     per_minute: int
     level: float
     at: float
-    """When `level` was right, seconds of a clock that never goes back."""
+    """When `level` was computed, seconds of a monotonic clock."""
 
     def take(self, now: float) -> float:
-        """Take one token. Returns the seconds until there is one; 0 if it was taken."""
+        """Take one token. Returns 0 if there was one, or else the seconds until there is."""
         per_s = self.per_minute / 60
         self.level = min(float(self.per_minute), self.level + max(now - self.at, 0.0) * per_s)
         self.at = now
@@ -24,13 +24,13 @@ class TokenBucket:
 
 
 class Rates:
-    """The buckets of all tenants that have a limit."""
+    """The token buckets of all tenants that have a limit."""
 
     def __init__(self) -> None:
         self._buckets: dict[str, TokenBucket] = {}
 
     def take(self, tenant: str, per_minute: int, now: float) -> float:
-        """Count one request. Returns the seconds after which it may be sent again; 0 if it may pass now."""
+        """Count one request. Returns 0 if it may pass, or else after how many seconds to retry."""
         bucket = self._buckets.get(tenant)
         if bucket is None:
             bucket = self._buckets[tenant] = TokenBucket(per_minute, per_minute, now)

@@ -1,16 +1,16 @@
-"""How what a client sent is refused: what is wrong, where, and how to mend it. Pure."""
+"""Refusals of what a client sent: what is wrong, where, and how to mend it. Pure."""
 
 import difflib
 from collections.abc import Callable, Iterable
-from typing import Literal, NoReturn, TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 UNSUPPORTED = "unsupported"
-"""The type of a validator's error about what is well written and yet not done here."""
+"""Type of a validator's error about a valid part that Fusewire does not support."""
 TAG = "\x00"
-"""Begins the tags of unions, so that none is taken for a key: no key that is let in has this character."""
+"""Prefix of the tags of unions. No key looks like one: admission refuses keys with a NUL."""
 
 _IN_JSON = {
     "missing": "it is missing",
@@ -28,7 +28,7 @@ _IN_JSON = {
     "bool_type": "it must be true or false",
     "bool_parsing": "it must be true or false",
 }
-"""What must be there, by pydantic's type of an error: its own words are Python's."""
+"""What must be there, by pydantic's error type: its own messages use Python's terms."""
 
 _M = TypeVar("_M", bound=BaseModel)
 
@@ -55,7 +55,10 @@ Code = Literal[
 
 
 class RefusedError(Exception):
-    """A submission that cannot be accepted: what, why, how to mend it."""
+    """A submission that cannot be accepted.
+
+    `message` says what is wrong and how to mend it; `param` is the path of the faulty part.
+    """
 
     def __init__(
         self,
@@ -68,80 +71,87 @@ class RefusedError(Exception):
         self.param = param
         super().__init__(message)
 
-    def moved(self, at: Callable[[str], str]) -> "RefusedError":
-        """The same refusal of a part of something larger; `at` says where there a path leads."""
+    def relocate(self, outer_path: Callable[[str], str]) -> "RefusedError":
+        """Translate the refusal of a part into one of the whole.
+
+        Args:
+            outer_path: maps a path in the part to the same place's path in the whole.
+        """
         if self.param is None:
             return self
-        param, named = at(self.param), f"'{self.param}'"
-        message = (
-            f"'{param}'{self.message.removeprefix(named)}"
-            if self.message.startswith(named)
-            else self.message
-        )
+        param = outer_path(self.param)
+        message = self.message
+        prefix = f"'{self.param}'"
+        if message.startswith(prefix):
+            message = f"'{param}'{message.removeprefix(prefix)}"
         return RefusedError(self.code, message, param)
 
 
-def wrong(path: str, reason: str) -> RefusedError:
-    """The refusal of what is not written as it must be."""
+def invalid_error(path: str, reason: str) -> RefusedError:
+    """The refusal of a part that is malformed."""
     return RefusedError("invalid_request", f"'{path}': {reason}", path)
 
 
-def unsupported(path: str, reason: str) -> RefusedError:
-    """The refusal of what is well written and yet not done here."""
+def unsupported_error(path: str, reason: str) -> RefusedError:
+    """The refusal of a part that is valid, and that Fusewire does not support."""
     return RefusedError("unsupported_parameter", f"'{path}': {reason}", path)
 
 
-def validated(model: type[_M], value: object, at: str = "") -> _M:
-    """Read a value as a model.
+def validate(model: type[_M], value: object, at: str = "") -> _M:
+    """Validate a value as a model.
 
     Args:
-        model: what it shall be.
+        model: the pydantic model.
         value: what a client sent.
-        at: where it stands in what the client sent.
+        at: the path of the value in what the client sent.
 
     Raises:
-        RefusedError: it names the first fault, and never repeats the value.
+        RefusedError: the value is invalid. The message names the first fault, and never repeats
+            the value.
     """
     try:
         return model.model_validate(value)
     except ValidationError as exc:
         first = exc.errors(include_url=False)[0]
     path = _path(first["loc"])
-    reason = _reason(first)
     path = f"{at}.{path}".strip(".") if at else path
+    # Raised outside of the handler: its context would hold the value.
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path.rpartition(".")[2], model.model_fields, n=1)
-        hint = (
-            f"did you mean '{near[0]}'?" if near else f"known are {', '.join(model.model_fields)}"
-        )
-        return _refuse("invalid_request", f"'{path[:80]}' is not supported; {hint}", path[:80])
-    code: Code = "unsupported_parameter" if first["type"] == UNSUPPORTED else "invalid_request"
-    return _refuse(code, f"'{path}': {reason}", path)
+        raise unknown_key_error(path, path.rpartition(".")[2], model.model_fields)
+    if first["type"] == UNSUPPORTED:
+        raise unsupported_error(path, _reason(first))
+    raise invalid_error(path, _reason(first))
+
+
+def unknown_key_error(path: str, key: str, known_keys: Iterable[str]) -> RefusedError:
+    """The refusal of a key that does not exist, with the nearest one that does."""
+    keys = list(known_keys)
+    near = difflib.get_close_matches(key, keys, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(keys)}"
+    return RefusedError("invalid_request", f"'{path[:80]}' is not supported; {hint}", path[:80])
 
 
 def _reason(error: ErrorDetails) -> str:
-    """What is wrong, in the words of JSON, and without the value."""
+    """What is wrong, in the terms of JSON, and without the value."""
     kind = error["type"]
     if kind == "literal_error":
         return f"it must be {error['ctx']['expected']}"
-    said = _IN_JSON.get(kind)
-    if said is None:
+    reason = _IN_JSON.get(kind)
+    if reason is None:
         return str(error["msg"])
-    return f"{said}, and not null" if error["input"] is None and kind != "missing" else said
-
-
-def _refuse(code: Code, message: str, param: str) -> NoReturn:
-    raise RefusedError(code, message, param)
+    if error["input"] is None and kind != "missing":
+        return f"{reason}, and not null"
+    return reason
 
 
 def _path(loc: tuple[int | str, ...]) -> str:
-    """Where a fault is, as the client wrote it: without the tags that a union puts into its path."""
+    """The path of a fault as the client wrote it, without pydantic's tags of unions."""
     return ".".join(str(step) for step in loc if not str(step).startswith(TAG))
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """What to say of a name that does not exist."""
-    names = sorted(known)
+def unknown(kind: str, name: str, known_names: Iterable[str]) -> str:
+    """The message about a name that does not exist."""
+    names = sorted(known_names)
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return f"there is no {kind} '{name[:63]}'; {hint}known: {', '.join(names) or 'none'}"

@@ -1,4 +1,4 @@
-"""From the configuration to what admission works on."""
+"""Build admission's rules from the configuration."""
 
 from collections.abc import Collection
 from datetime import datetime
@@ -11,40 +11,56 @@ from fusewire_ingest.admission.model_names import ModelNames
 
 
 def names(settings: Settings) -> ModelNames:
-    """What clients may call the configured models."""
-    slugs = {name: m.model if m.kind == "remote" else None for name, m in settings.models.items()}
+    """All spellings of the configured models."""
+    slugs = {
+        name: model.model if model.kind == "remote" else None
+        for name, model in settings.models.items()
+    }
     return ModelNames.of(slugs, settings.aliases)
 
 
 def pool_rules(settings: Settings) -> dict[str, PoolRule]:
-    """All configured pools."""
-    known = names(settings)
+    """Rules of all configured pools, by name."""
+    model_names = names(settings)
     return {
-        name: PoolRule(p.mode, p.residency, p.deadline_s, p.batch_deadline_s, known)
-        for name, p in settings.pools.items()
+        name: PoolRule(
+            pool.mode, pool.residency, pool.deadline_s, pool.batch_deadline_s, model_names
+        )
+        for name, pool in settings.pools.items()
     }
 
 
-def default_pool(pools: Collection[str], allowed: Collection[str]) -> str:
-    """The pool that stands for fusion as such, of all pools and those that a tenant may use (none: all)."""
-    some = allowed or pools
-    return "default" if "default" in some or not some else next(iter(some))
+def default_pool(pools: Collection[str], tenant_pools: Collection[str]) -> str:
+    """The pool for requests that name none: `default`, or else the first that the tenant may use.
+
+    Args:
+        pools: all pools.
+        tenant_pools: those that the tenant may use; empty: all.
+    """
+    usable_pools = tenant_pools or pools
+    if "default" in usable_pools or not usable_pools:
+        return "default"
+    return next(iter(usable_pools))
 
 
 def tenant_rule(settings: Settings, tenant: str) -> TenantRule:
-    """What a tenant may."""
+    """The rule of a tenant."""
     rule = settings.tenant(tenant)
     return TenantRule(rule.residency, frozenset(rule.pools))
 
 
-async def book(settings: Settings, at: datetime) -> estimate.Catalogue:
-    """What estimates are made from: all pools, also under each preset, and the models with their prices at a time."""
+async def load_catalogue(settings: Settings, at: datetime) -> estimate.Catalogue:
+    """Load the catalogue for estimates: pools, also under each preset, and models with prices.
+
+    Args:
+        settings: the configuration.
+        at: the time at which prices hold.
+    """
     pools = settings.pools
-    variants = {
-        (name, preset): _pool(pool.model_copy(update=changed))
-        for name, pool in pools.items()
-        for preset, changed in PRESETS.items()
-    }
+    variants = {}
+    for name, pool in pools.items():
+        for preset, overrides in PRESETS.items():
+            variants[name, preset] = _pool(pool.model_copy(update=overrides))
     models = {name: await _model(model, at) for name, model in settings.models.items()}
     return estimate.Catalogue({name: _pool(pool) for name, pool in pools.items()}, models, variants)
 

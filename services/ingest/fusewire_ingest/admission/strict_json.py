@@ -1,4 +1,7 @@
-"""JSON that every later hop can read too: the bus, the database, and the parsers of other services. Pure."""
+"""Parse JSON strictly, so that every later hop can read it too. Pure.
+
+Later hops are the bus, the database, and the JSON parsers of other services.
+"""
 
 import json
 import math
@@ -7,15 +10,15 @@ from typing import Any
 from fusewire_ingest.admission.refusal import RefusedError
 
 MOST_DEPTH = 64
-"""Levels of nesting; the parser that reads messages gives up at 200, and a round wraps a prompt in some more."""
-_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
+"""Levels of nesting. The parser of messages stops at 200, and messages nest a prompt deeper."""
+_BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 
 
 def parse_object(data: bytes | str, limit: int) -> dict[str, Any]:
-    """Read one JSON object that every later hop can read too.
+    """Parse one JSON object.
 
     Raises:
-        RefusedError: it is too large, or no such object.
+        RefusedError: it has more than `limit` bytes, or it is not an object that can be stored.
     """
     text = _text(data, limit)
     try:
@@ -25,21 +28,23 @@ def parse_object(data: bytes | str, limit: int) -> dict[str, Any]:
     except RecursionError:
         raise _too_deep() from None
     except json.JSONDecodeError as exc:
-        where = (
-            f"column {exc.colno}" if exc.lineno == 1 else f"line {exc.lineno}, column {exc.colno}"
-        )
-        raise RefusedError(
-            "invalid_json", f"it is not valid JSON at {where}: {exc.msg.lower()}"
-        ) from None
+        raise _syntax_error(exc) from None
     except ValueError:
         raise RefusedError(
             "invalid_json", "a number in it has too many digits; shorten it"
         ) from None
     if not isinstance(value, dict):
         raise RefusedError("invalid_request", 'it must be a JSON object, such as {"prompt": "…"}')
-    # Of valid UTF-8, only an escape can become a NUL or half a surrogate pair.
-    _storable(value, strings="\\u" in text)
+    # In valid UTF-8, only an escape can become a NUL or half a surrogate pair.
+    _check_storable(value, has_escapes="\\u" in text)
     return value
+
+
+def _syntax_error(exc: json.JSONDecodeError) -> RefusedError:
+    place = f"column {exc.colno}"
+    if exc.lineno > 1:
+        place = f"line {exc.lineno}, {place}"
+    return RefusedError("invalid_json", f"it is not valid JSON at {place}: {exc.msg.lower()}")
 
 
 def _text(data: bytes | str, limit: int) -> str:
@@ -51,9 +56,10 @@ def _text(data: bytes | str, limit: int) -> str:
     if len(data) > limit:
         raise RefusedError(
             "prompt_too_large",
-            f"it has {len(data)} bytes, the limit is {limit}; shorten it or raise limits.prompt_bytes",
+            f"it has {len(data)} bytes, the limit is {limit}; "
+            "shorten it or raise limits.prompt_bytes",
         )
-    if data.startswith(_MARKS):
+    if data.startswith(_BYTE_ORDER_MARKS):
         raise RefusedError(
             "invalid_json", "it begins with a byte order mark; send UTF-8 without one"
         )
@@ -70,35 +76,45 @@ def _no_constant(name: str) -> float:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [k for k, _ in pairs]
-        twice = next(n for n in names if names.count(n) > 1)
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
+        keys = [key for key, _ in pairs]
+        duplicate = next(key for key in keys if keys.count(key) > 1)
         raise RefusedError(
-            "invalid_json", f"the key '{twice[:40]}' stands twice in one object; keep one"
+            "invalid_json", f"the key '{duplicate[:40]}' stands twice in one object; keep one"
         )
-    return found
+    return unique
 
 
-def _storable(value: Any, depth: int = 0, *, strings: bool = True) -> None:
-    """Refuse what a later hop could not read: the bus, the database, or another service's JSON parser."""
+def _check_storable(value: Any, depth: int = 0, *, has_escapes: bool) -> None:
+    """Refuse what the bus, the database or another service's JSON parser could not read.
+
+    Texts are checked only if the document has escapes.
+    """
     if isinstance(value, str):
-        if strings:
+        if has_escapes:
             check_text(value)
     elif isinstance(value, dict):
-        if depth >= MOST_DEPTH:
-            raise _too_deep()
-        for key, inner in value.items():
-            if strings:
-                check_text(key)
-            _storable(inner, depth + 1, strings=strings)
+        _check_object(value, depth, has_escapes=has_escapes)
     elif isinstance(value, list):
-        if depth >= MOST_DEPTH:
-            raise _too_deep()
-        for inner in value:
-            _storable(inner, depth + 1, strings=strings)
+        _check_depth(depth)
+        for element in value:
+            _check_storable(element, depth + 1, has_escapes=has_escapes)
     elif isinstance(value, float) and not math.isfinite(value):
         raise RefusedError("invalid_json", "a number is too large; use one below 1.8e308")
+
+
+def _check_object(members: dict[str, Any], depth: int, *, has_escapes: bool) -> None:
+    _check_depth(depth)
+    for key, value in members.items():
+        if has_escapes:
+            check_text(key)
+        _check_storable(value, depth + 1, has_escapes=has_escapes)
+
+
+def _check_depth(depth: int) -> None:
+    if depth >= MOST_DEPTH:
+        raise _too_deep()
 
 
 def check_text(value: str) -> None:

@@ -1,4 +1,4 @@
-"""The application: every route, every error in one shape."""
+"""The application: all routes and handlers of errors."""
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -21,27 +21,23 @@ PREFIXES = ("/v1", errors.OPENROUTER_PREFIX)
 """OpenAI's, and OpenRouter's."""
 
 
-def build(parts: Dependencies) -> FastAPI:
-    """Put it together."""
-    # FastAPI's own documentation pages load scripts from another host, which an air-gapped site has not.
+def build(dependencies: Dependencies) -> FastAPI:
+    """Build the application."""
+    # FastAPI's own documentation pages load scripts from another host; see `docs`.
     app = FastAPI(title="Fusewire", version="1", docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.parts = parts
-    errors.handle(app)
-    if origins := parts.settings.http.origins:
-        told = ["x-request-id", "x-fusewire-outcome", "retry-after"]
+    app.state.dependencies = dependencies
+    errors.add_handlers(app)
+    if origins := dependencies.settings.http.origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=told,
+            expose_headers=["x-request-id", "x-fusewire-outcome", "retry-after"],
         )
-    app.add_middleware(errors.ErrorMiddleware, new_id=parts.new_id)
-    # Their paths have no prefix: each is there under both.
-    routers = [
-        part.routes(parts)
-        for part in (fusions, models, chat, responses, files, batches, openrouter)
-    ]
+    app.add_middleware(errors.ErrorMiddleware, new_id=dependencies.new_id)
+    modules = (fusions, models, chat, responses, files, batches, openrouter)
+    routers = [module.routes(dependencies) for module in modules]
     for number, prefix in enumerate(PREFIXES):
         for router in routers:
             app.include_router(router, prefix=prefix, include_in_schema=number == 0)

@@ -1,4 +1,4 @@
-"""Chat completions: OpenAI's route, answered by a fusion."""
+"""OpenAI's route for chat completions, answered by a fusion."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from fusewire.contracts import Outcome
 from fusewire_ingest.access import Caller
 from fusewire_ingest.admission.rules import default_pool
 from fusewire_ingest.api import bodies, errors, schemas
-from fusewire_ingest.api.dependencies import Dependencies, Who
-from fusewire_ingest.api.run import Run, answered, begin, streamed
+from fusewire_ingest.api.dependencies import AuthenticatedCaller, Dependencies
+from fusewire_ingest.api.run import Run, begin, stream_answer, wait_for_answer
 from fusewire_ingest.api.stream import DONE, data
 from fusewire_ingest.openai import chat_reply, chat_request
 
 
-def routes(of: Dependencies) -> APIRouter:
+def routes(dependencies: Dependencies) -> APIRouter:
     """`/chat/completions`."""
     router = APIRouter(tags=["chat"])
 
@@ -28,19 +28,17 @@ def routes(of: Dependencies) -> APIRouter:
         openapi_extra=schemas.body("ChatCompletionRequest"),
         responses=schemas.reply("ChatCompletion", "text/event-stream"),
     )
-    async def complete(request: Request, who: Who) -> Response:
+    async def complete(request: Request, caller: AuthenticatedCaller) -> Response:
         with telemetry.receiving("ingest", "http", request.headers):
-            run = await _begin(of, who, request)
+            run = await _begin(dependencies, caller, request)
             if run.is_streamed:
-                return await streamed(of, run, ChunkEncoder(request, run))
-            outcome = await answered(of, run, request)
+                return await stream_answer(dependencies, run, ChunkEncoder(request, run))
+            outcome = await wait_for_answer(dependencies, run, request)
         reply = chat_reply.completion(
             outcome, model=run.model, created=run.created, warnings=run.warnings
         )
-        return JSONResponse(
-            _without_null_cost(reply) if errors.takes_no_null_cost(request) else reply,
-            headers=run.headers,
-        )
+        body = _without_null_cost(reply) if errors.rejects_null_cost(request) else reply
+        return JSONResponse(body, headers=run.headers)
 
     return router
 
@@ -48,54 +46,58 @@ def routes(of: Dependencies) -> APIRouter:
 def _without_null_cost(
     reply: replies.chat.ChatCompletion | replies.chat.ChatChunk,
 ) -> Mapping[str, object]:
-    used = reply.get("usage")
-    return {**reply, "usage": chat_reply.without_null_cost(used)} if used else reply
+    usage = reply.get("usage")
+    return {**reply, "usage": chat_reply.without_null_cost(usage)} if usage else reply
 
 
-async def _begin(of: Dependencies, who: Caller, request: Request) -> Run:
-    """Read a request. Its body, which may be large, is held no longer than that."""
-    async with bodies.room(request, of.settings.limits, of.body_memory) as room:
+async def _begin(dependencies: Dependencies, caller: Caller, request: Request) -> Run:
+    """Parse a request and begin its run. The memory of a large body is then given back."""
+    async with bodies.room(request, dependencies.settings.limits, dependencies.body_memory) as room:
         body = await bodies.json_object(request, room.limit)
-        asked = chat_request.read(body, of.pools, default_pool(of.pools, who.rule.pools))
-        return await begin(of, who, request.headers, asked, body, is_large=room.is_large)
+        pool = default_pool(dependencies.pools, caller.rule.pools)
+        chat = chat_request.read(body, dependencies.pools, pool)
+        return await begin(
+            dependencies, caller, request.headers, chat, body, is_large=room.is_large
+        )
 
 
 @dataclass
 class ChunkEncoder:
-    """Tells of a run in chunks; see `Telling`."""
+    """Encodes a run as chunks of a chat completion; see `StreamEncoder`."""
 
     request: Request
     run: Run
-    sent: str = ""
+    streamed_text: str = ""
 
     def begin(self) -> Iterator[bytes]:
-        """See `Telling.begin`."""
+        """See `StreamEncoder.begin`."""
         return iter(())
 
     def text(self, piece: str) -> Iterator[bytes]:
-        """See `Telling.text`."""
-        told = self._piece(piece, is_first=not self.sent)
-        self.sent += piece
-        yield data(told)
+        """See `StreamEncoder.text`."""
+        chunk = self._piece(piece, is_first=not self.streamed_text)
+        self.streamed_text += piece
+        yield data(chunk)
 
     def end(self, outcome: Outcome) -> Iterator[bytes]:
-        """See `Telling.end`."""
+        """See `StreamEncoder.end`."""
         run = self.run
-        found = chat_reply.chunks(
+        chunks = chat_reply.chunks(
             outcome,
             model=run.model,
             created=run.created,
-            sent=self.sent,
+            streamed_text=self.streamed_text,
             with_usage=run.with_usage or errors.is_openrouter(self.request),
             warnings=run.warnings,
         )
-        shown = map(_without_null_cost, found) if errors.takes_no_null_cost(self.request) else found
-        return iter((*map(data, shown), DONE))
+        if errors.rejects_null_cost(self.request):
+            return iter((*map(data, map(_without_null_cost, chunks)), DONE))
+        return iter((*map(data, chunks), DONE))
 
     def fail(
         self, status: int, code: str, message: str, about: Mapping[str, Any] | None
     ) -> Iterator[bytes]:
-        """See `Telling.fail`. OpenAI's SDK raises it, OpenRouter's reads it as a chunk's."""
+        """See `StreamEncoder.fail`. OpenAI's SDK raises it, OpenRouter's reads it in a chunk."""
         frame = {**self._piece("", is_first=False), "choices": []}
         yield data({**frame, **errors.body(self.request, status, code, message, about=about)})
 

@@ -1,4 +1,4 @@
-"""What the routes work with."""
+"""Dependencies of the routes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,14 +25,14 @@ from fusewire_ingest.watching import Watcher
 
 @dataclass(frozen=True)
 class Dependencies:
-    """Everything that the API stands on."""
+    """Everything that the routes need."""
 
     settings: Settings
     store: Store
     intake: Intake
     large_parts: LargeParts
     body_memory: ByteBudget
-    """Of bodies that are larger than a prompt that has nothing large."""
+    """Memory for bodies that exceed `limits.prompt_bytes`: those with large images or texts."""
     outcomes: Outcomes
     watcher: Watcher
     files: Files
@@ -45,17 +45,16 @@ class Dependencies:
     new_id: Callable[[], str]
     clock: Callable[[], datetime]
     heartbeat_s: float
-    """The longest that a stream is silent, seconds."""
+    """The longest silence of a stream, seconds."""
 
 
-def parts(request: Request) -> Dependencies:
-    """The parts, as a dependency."""
-    return cast("Dependencies", request.app.state.parts)
+def _dependencies(request: Request) -> Dependencies:
+    return cast("Dependencies", request.app.state.dependencies)
 
 
-async def _who(request: Request) -> Caller:
-    return await parts(request).access.caller(request.headers)
+async def _authenticate(request: Request) -> Caller:
+    return await _dependencies(request).access.caller(request.headers)
 
 
-Who = Annotated[Caller, Depends(_who)]
-"""The caller, as a dependency; a request that may not come in ends here."""
+AuthenticatedCaller = Annotated[Caller, Depends(_authenticate)]
+"""The caller, as FastAPI injects it. Raises AccessError for a request without access."""

@@ -1,4 +1,4 @@
-"""The OpenAPI document, and a page that shows it without any other host."""
+"""The OpenAPI document, and a page that shows it and loads nothing from other hosts."""
 
 from functools import cache
 from importlib.resources import files
@@ -8,12 +8,15 @@ from fastapi import APIRouter, FastAPI, HTTPException
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
-from fusewire_ingest.api.dependencies import Who
+from fusewire_ingest.api.dependencies import AuthenticatedCaller
 from fusewire_ingest.api.schemas import SCHEMAS
 
 ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
-POLICY = "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
-"""Whatever the page may want: nothing comes from elsewhere."""
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data:"
+)
+"""Content security policy of the page: nothing is loaded from other hosts."""
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -25,7 +28,9 @@ _PAGE = """<!doctype html>
 <body>
 <div id="ui"></div>
 <script src="/docs/swagger-ui-bundle.js"></script>
-<script>SwaggerUIBundle({url: "/openapi.json", dom_id: "#ui", deepLinking: true, validatorUrl: null})</script>
+<script>
+SwaggerUIBundle({url: "/openapi.json", dom_id: "#ui", deepLinking: true, validatorUrl: null})
+</script>
 </body>
 </html>
 """
@@ -36,20 +41,20 @@ _ERROR = {
 
 
 def routes(app: FastAPI) -> APIRouter:
-    """`/openapi.json` and `/docs`; where keys are needed, they are needed here too."""
+    """`/openapi.json` and `/docs`; they need a key if the API does."""
     router = APIRouter(include_in_schema=False)
     document = cache(lambda: _document(app))
 
     @router.get("/openapi.json")
-    async def openapi(_who: Who) -> Response:
+    async def openapi(_caller: AuthenticatedCaller) -> Response:
         return JSONResponse(document())
 
     @router.get("/docs")
-    async def page(_who: Who) -> Response:
+    async def page(_caller: AuthenticatedCaller) -> Response:
         return HTMLResponse(_PAGE, headers={"content-security-policy": POLICY})
 
     @router.get("/docs/{name}")
-    async def asset(name: str, _who: Who) -> Response:
+    async def asset(name: str, _caller: AuthenticatedCaller) -> Response:
         if name not in ASSETS:
             raise HTTPException(404)
         body = files("fastapi_swagger.resources").joinpath(name).read_bytes()
@@ -59,19 +64,20 @@ def routes(app: FastAPI) -> APIRouter:
 
 
 def _document(app: FastAPI) -> dict[str, Any]:
-    found = get_openapi(
+    document = get_openapi(
         title=app.title,
         version=app.version,
-        description="One prompt, several models, one answer. Each path is there under `/api/v1` too.",
+        description="One prompt, several models, one answer. "
+        "Each path is there under `/api/v1` too.",
         routes=app.routes,
     )
-    for path in found["paths"].values():
+    for path in document["paths"].values():
         for operation in path.values():
-            # FastAPI's own shape of errors, which no route answers with.
+            # FastAPI's own form of errors, which no route replies with.
             operation["responses"].pop("422", None)
             operation["responses"]["default"] = _ERROR
-    parts = found.setdefault("components", {})
-    parts["schemas"] = SCHEMAS
-    parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    found["security"] = [{"key": []}, {}]
-    return found
+    components = document.setdefault("components", {})
+    components["schemas"] = SCHEMAS
+    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    document["security"] = [{"key": []}, {}]
+    return document

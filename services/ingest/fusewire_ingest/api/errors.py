@@ -1,4 +1,4 @@
-"""Every error in OpenAI's shape, and every response with an id."""
+"""Every error in OpenAI's form, and every response with an id."""
 
 import asyncio
 import math
@@ -35,17 +35,17 @@ STATUS = {
     "batch_state": 409,
     "budget_exceeded": 429,
 }
-"""Of refusals; all others are 400."""
+"""HTTP status of refusals by code; all others are 400."""
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-"""OpenAI's names; else it is the request's fault or the server's."""
+"""OpenAI's `type` of errors; other statuses have a general one."""
 GONE = 499
-"""For a client that nobody can answer any more."""
+"""Status for a client that has disconnected, as nginx logs it."""
 UNAVAILABLE_S = 2.0
+"""Default of `retry-after`, seconds."""
 OPENROUTER_PREFIX = "/api/v1"
 _OPENROUTER_SDK = re.compile(r"speakeasy-sdk/.*openrouter", re.IGNORECASE)
 _AI_SDK = "ai-sdk/"
-"""In the name of Vercel's AI SDK; it names OpenRouter's provider in requests for a stream alone."""
-
+"""In the user agent of Vercel's AI SDK, which names OpenRouter's provider only in streams."""
 
 _ELSEWHERE = {
     "completions": "send the prompt as a message to /v1/chat/completions",
@@ -64,14 +64,15 @@ _ELSEWHERE = {
             "realtime",
             "videos",
         ),
-        "Fusewire fuses answers in text: /v1/chat/completions, /v1/responses, /v1/fusions, /v1/batches",
+        "Fusewire fuses answers in text: "
+        "/v1/chat/completions, /v1/responses, /v1/fusions, /v1/batches",
     ),
 }
-"""What stands in for addresses of OpenAI's and Anthropic's that are not there, by their first part."""
+"""Replacements of OpenAI's and Anthropic's addresses that do not exist, by their first part."""
 
 
 class HttpError(Exception):
-    """A request that is answered with an error."""
+    """An error reply to a request."""
 
     def __init__(
         self,
@@ -88,11 +89,11 @@ class HttpError(Exception):
         self.code = code
         self.message = message
         self.is_final = is_final
-        """Whether the same request would end in the same, whatever its status says to an SDK."""
+        """Whether repeating the request is useless, whatever an SDK makes of the status."""
         self.retry_after_s = retry_after_s
         self.headers = headers
         self.about = about
-        """The fusion that it is about, and its members' errors."""
+        """The fusion's id, and its members' errors."""
         super().__init__(message)
 
 
@@ -111,19 +112,19 @@ _OPENROUTER_TYPES = {
 
 
 class ClientDisconnectedError(Exception):
-    """The client went away."""
+    """The client disconnected."""
 
 
 def is_openrouter(request: Request) -> bool:
-    """Whether a client of OpenRouter's asks: at its address, or by its name."""
+    """Whether the client is one of OpenRouter's, by the address or the user agent."""
     agent = request.headers.get("user-agent", "")
     return (
         request.url.path.startswith(OPENROUTER_PREFIX) or _OPENROUTER_SDK.match(agent) is not None
     )
 
 
-def takes_no_null_cost(request: Request) -> bool:
-    """Whether a client asks that cannot read a reply whose cost is null."""
+def rejects_null_cost(request: Request) -> bool:
+    """Whether the client cannot parse a reply with a cost of null."""
     return _AI_SDK in request.headers.get("user-agent", "")
 
 
@@ -136,29 +137,27 @@ def body(
     *,
     about: Mapping[str, Any] | None = None,
 ) -> replies.errors.Error:
-    """An error in OpenAI's shape."""
-    default = "invalid_request_error" if status < 500 else "server_error"
-    found: replies.errors.ErrorDetail = {
+    """An error in OpenAI's form."""
+    default_type = "invalid_request_error" if status < 500 else "server_error"
+    detail: replies.errors.ErrorDetail = {
         "message": message,
-        "type": TYPES.get(status, default),
+        "type": TYPES.get(status, default_type),
         "param": param,
         "code": code,
     }
-    # Codes are numbers at OpenRouter, and its SDK cannot read others.
+    # OpenRouter's codes are numbers, and its SDK cannot parse others.
     if is_openrouter(request):
         kind = _OPENROUTER_TYPES.get(status, "invalid_request" if status < 500 else "server")
-        found["code"] = status
-        found["metadata"] = {
-            "code": code,
-            "error_type": kind,
-            **({"fusion": about} if about else {}),
-        }
+        detail["code"] = status
+        detail["metadata"] = {"code": code, "error_type": kind}
+        if about:
+            detail["metadata"]["fusion"] = about
     elif about:
-        found["fusion"] = dict(about)
-    return {"error": found}
+        detail["fusion"] = dict(about)
+    return {"error": detail}
 
 
-def error(
+def error_response(
     request: Request,
     status: int,
     code: str,
@@ -170,20 +169,21 @@ def error(
     headers: Mapping[str, str] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> JSONResponse:
-    """A response in OpenAI's shape, with what SDKs want to know before they try again by themselves."""
-    told = dict(headers or {})
+    """A response in OpenAI's form, with headers that tell SDKs whether and when to retry."""
+    response_headers = dict(headers or {})
     if retry_after_s is not None:
-        told |= {
+        response_headers |= {
             "retry-after": str(math.ceil(retry_after_s)),
             "retry-after-ms": str(math.ceil(retry_after_s * 1000)),
         }
     if is_final or (status < 500 and status != 429):
-        told["x-should-retry"] = "false"
-    return JSONResponse(body(request, status, code, message, param, about=about), status, told)
+        response_headers["x-should-retry"] = "false"
+    content = body(request, status, code, message, param, about=about)
+    return JSONResponse(content, status, response_headers)
 
 
 class ErrorMiddleware:
-    """The outermost layer: gives each response an id, and answers for what nobody foresaw."""
+    """The outermost layer: gives each response an id, and replies to unhandled errors."""
 
     def __init__(self, app: ASGIApp, new_id: Callable[[], str]) -> None:
         self._app = app
@@ -195,84 +195,87 @@ class ErrorMiddleware:
             await self._app(scope, receive, send)
             return
         request_id = self._new_id()
-        is_begun = False
-        is_head = scope["method"] == "HEAD"
-        # An address with a slash at its end is the same, and HEAD is GET without the body.
-        scope = {
-            **scope,
-            "path": scope["path"].rstrip("/") or "/",
-            "method": "GET" if is_head else scope["method"],
-        }
-
-        async def named(message: MutableMapping[str, Any]) -> None:
-            nonlocal is_begun
-            if message["type"] == "http.response.start":
-                is_begun = True
-                message["headers"] = [
-                    *message.get("headers", ()),
-                    (b"x-request-id", request_id.encode()),
-                ]
-            elif is_head:
-                message = {**message, "body": b""}
-            await send(message)
-
+        response = _ResponseStream(send, request_id, is_head=scope["method"] == "HEAD")
+        scope = _normalize(scope)
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
-                await self._app(scope, receive, named)
+                await self._app(scope, receive, response.send)
             except ClientDisconnect:
                 log.debug("api.client_gone")
             except asyncio.CancelledError:
-                # Only the web server does that, to what is still under way when its time to stop is over. It would
-                # take it for a fault.
+                # Only the web server cancels: requests that still run at the end of its time to
+                # stop. Not raised again, as it would log that as a fault.
                 log.warning("api.cut_off", path=_route(scope))
-                if not is_begun:
-                    told = error(
-                        Request(scope),
-                        503,
-                        "draining",
-                        "this Fusewire stops; send the request again",
-                        retry_after_s=1,
-                    )
-                    await told(scope, receive, named)
+                message = "this Fusewire stops; send the request again"
+                error = error_response(Request(scope), 503, "draining", message, retry_after_s=1)
+                await response.send_first(error, scope, receive)
             except Exception as exc:  # noqa: BLE001 - what no handler knows is a fault of ours, and hides its text
-                # Further out, the web server would log it with its text, which may hold a prompt.
+                # Not raised again: the web server would log its text, which may hold a prompt.
                 log.error("api.broken", fault=fault(exc), path=_route(scope))  # noqa: TRY400 - no text of its
-                if not is_begun:
-                    told = error(
-                        Request(scope),
-                        500,
-                        "internal_error",
-                        f"Fusewire failed; the log has more under {request_id}",
-                    )
-                    await told(scope, receive, named)
-                # Else it ends without its end, and the web server closes the connection.
+                message = f"Fusewire failed; the log has more under {request_id}"
+                error = error_response(Request(scope), 500, "internal_error", message)
+                await response.send_first(error, scope, receive)
+
+
+class _ResponseStream:
+    """Sends one response, with its id as a header, and without a body if the request is HEAD."""
+
+    def __init__(self, send: Send, request_id: str, *, is_head: bool) -> None:
+        self._send = send
+        self._request_id = request_id
+        self._is_head = is_head
+        self._has_begun = False
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        """ASGI's send."""
+        if message["type"] == "http.response.start":
+            self._has_begun = True
+            message["headers"] = [
+                *message.get("headers", ()),
+                (b"x-request-id", self._request_id.encode()),
+            ]
+        elif self._is_head:
+            message = {**message, "body": b""}
+        await self._send(message)
+
+    async def send_first(self, response: Response, scope: Scope, receive: Receive) -> None:
+        """Send a response unless one has begun; the web server then closes the connection."""
+        if not self._has_begun:
+            await response(scope, receive, self.send)
+
+
+def _normalize(scope: Scope) -> Scope:
+    """Drop a slash at the end of the path, and turn HEAD into GET."""
+    method = scope["method"]
+    return {
+        **scope,
+        "path": scope["path"].rstrip("/") or "/",
+        "method": "GET" if method == "HEAD" else method,
+    }
 
 
 def _route(scope: Scope) -> str:
-    """The route's pattern, without what a client filled in."""
+    """The route's pattern, without the client's parameters."""
     return str(getattr(scope.get("route"), "path", ""))
 
 
-def _absent(path: str) -> str:
-    """What to say of an address at which there is nothing."""
+def _not_found_message(path: str) -> str:
+    """The message about an address that does not exist."""
     tail = path.removeprefix(OPENROUTER_PREFIX).removeprefix("/v1").strip("/").partition("/")[0]
     instead = _ELSEWHERE.get(tail)
-    return (
-        f"there is nothing at this address; {instead}"
-        if instead
-        else "there is nothing at this address"
-    )
+    message = "there is nothing at this address"
+    return f"{message}; {instead}" if instead else message
 
 
 Handler = Callable[[Request, Any], Awaitable[Response]]
 
 
-def handle(app: FastAPI) -> None:
-    """Teach an application to answer with them."""
+def add_handlers(app: FastAPI) -> None:
+    """Register handlers that reply to every exception in OpenAI's form."""
 
     @app.exception_handler(HttpError)
     async def _error(request: Request, exc: HttpError) -> Response:
-        return error(
+        return error_response(
             request,
             exc.status,
             exc.code,
@@ -284,15 +287,15 @@ def handle(app: FastAPI) -> None:
         )
 
     @app.exception_handler(RefusedError)
-    async def _refused(request: Request, exc: RefusedError) -> Response:
-        return error(
+    async def _refusal(request: Request, exc: RefusedError) -> Response:
+        return error_response(
             request, STATUS.get(exc.code, 400), exc.code, exc.message, exc.param, is_final=True
         )
 
     @app.exception_handler(AccessError)
     async def _no_access(request: Request, exc: AccessError) -> Response:
         headers = {"www-authenticate": "Bearer"} if exc.status == 401 else None
-        return error(
+        return error_response(
             request,
             exc.status,
             exc.code,
@@ -303,11 +306,11 @@ def handle(app: FastAPI) -> None:
 
     @app.exception_handler(Transient)
     async def _unavailable(request: Request, exc: Transient) -> Response:
-        # A commit whose answer was lost may have been one: nobody knows that nothing was accepted.
+        # The prompt may be accepted all the same: the reply to its commit may have been lost.
         message = (
             f"{exc}; try again: with the same custom_id or Idempotency-Key nothing is begun twice"
         )
-        return error(
+        return error_response(
             request, 503, "unavailable", message, retry_after_s=exc.retry_after_s or UNAVAILABLE_S
         )
 
@@ -315,13 +318,16 @@ def handle(app: FastAPI) -> None:
     async def _invalid(request: Request, exc: RequestValidationError) -> Response:
         first = exc.errors()[0]
         name = str(first["loc"][-1])
-        return error(request, 400, "invalid_request", f"'{name}': {first['msg']}", name)
+        return error_response(request, 400, "invalid_request", f"'{name}': {first['msg']}", name)
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, exc: HTTPException) -> Response:
         code = {404: "not_found", 405: "method_not_allowed"}.get(exc.status_code, "http_error")
-        message = {404: _absent(request.url.path), 405: "this address does not take this method"}
-        return error(
+        message = {
+            404: _not_found_message(request.url.path),
+            405: "this address does not take this method",
+        }
+        return error_response(
             request,
             exc.status_code,
             code,
@@ -330,5 +336,5 @@ def handle(app: FastAPI) -> None:
         )
 
     @app.exception_handler(ClientDisconnectedError)
-    async def _gone(_request: Request, _exc: ClientDisconnectedError) -> Response:
+    async def _disconnection(_request: Request, _exc: ClientDisconnectedError) -> Response:
         return Response(status_code=GONE)

@@ -1,4 +1,4 @@
-"""Clients that leave before they are answered."""
+"""Give up work for clients that disconnect before they have their reply."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -11,24 +11,25 @@ from fusewire_ingest.api.errors import ClientDisconnectedError
 T = TypeVar("T")
 
 
-async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Do something for a client, as long as it is there. What is left of its body is thrown away.
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Do work for a client while it is connected. The rest of its body is discarded.
 
     Raises:
-        GoneError: it left, and the work was given up.
+        ClientDisconnectedError: the client disconnected, and the work was cancelled.
     """
-    doing, leaving = asyncio.create_task(work), asyncio.create_task(_gone(receive))
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_wait_for_disconnect(receive))
     try:
-        await asyncio.wait((doing, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not doing.done():
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
             raise ClientDisconnectedError
-        return doing.result()
+        return working.result()
     finally:
-        doing.cancel()
+        working.cancel()
         leaving.cancel()
-        await asyncio.gather(doing, leaving, return_exceptions=True)
+        await asyncio.gather(working, leaving, return_exceptions=True)
 
 
-async def _gone(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,4 +1,7 @@
-"""What may be asked: the fusion, the pools, the models. In the shape that both OpenAI's and OpenRouter's SDK read."""
+"""List what requests may name as their model: the fusion, the pools and the models.
+
+The form is one that OpenAI's and OpenRouter's SDKs both parse.
+"""
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
@@ -6,15 +9,15 @@ from fastapi.responses import JSONResponse, Response
 from fusewire import pricing, replies
 from fusewire.settings import RemoteModel
 from fusewire_ingest.access import Caller
-from fusewire_ingest.admission.admit import resolve
+from fusewire_ingest.admission.admit import resolve_model
 from fusewire_ingest.admission.model_names import ModelNames
 from fusewire_ingest.api import schemas
-from fusewire_ingest.api.dependencies import Dependencies, Who
+from fusewire_ingest.api.dependencies import AuthenticatedCaller, Dependencies
 from fusewire_ingest.api.errors import HttpError
 from fusewire_ingest.openai.chat_request import FUSION, POOL
 
 FREE, VARIES = "0", "-1"
-"""OpenRouter's way to write prices: per token; -1 where it depends."""
+"""OpenRouter's texts for prices per token; -1 where the price depends on the request."""
 PARAMETERS = (
     "temperature",
     "top_p",
@@ -36,79 +39,99 @@ PARAMETERS = (
 )
 
 
-def routes(of: Dependencies) -> APIRouter:
+def routes(dependencies: Dependencies) -> APIRouter:
     """`/models`."""
     router = APIRouter(tags=["models"])
 
-    @router.get("/models", summary="What may be asked", responses=schemas.reply("ModelList"))
-    async def list_all(who: Who) -> Response:
-        data = [await _model(of, name) for name in _names(of, who)]
-        found: replies.models.ModelList = {
+    @router.get("/models", summary="List models", responses=schemas.reply("ModelList"))
+    async def list_all(caller: AuthenticatedCaller) -> Response:
+        data = [await _model(dependencies, name) for name in _names(dependencies, caller)]
+        reply: replies.models.ModelList = {
             "object": "list",
             "data": data,
             "total_count": len(data),
             "links": {"next": None},
         }
-        return JSONResponse(found)
+        return JSONResponse(reply)
 
-    @router.get(
-        "/models/count", summary="How many there are", responses=schemas.reply("ModelCountReply")
-    )
-    async def count(who: Who) -> Response:
-        told: replies.openrouter.ModelCountReply = {"data": {"count": len(_names(of, who))}}
-        return JSONResponse(told)
+    @router.get("/models/count", summary="Count models", responses=schemas.reply("ModelCountReply"))
+    async def count(caller: AuthenticatedCaller) -> Response:
+        reply: replies.openrouter.ModelCountReply = {
+            "data": {"count": len(_names(dependencies, caller))}
+        }
+        return JSONResponse(reply)
 
-    @router.get("/models/{model:path}", summary="One of them", responses=schemas.reply("Model"))
-    async def get(model: str, who: Who) -> Response:
-        return JSONResponse(await _model(of, _known(of, who, model)))
+    @router.get("/models/{model:path}", summary="One model", responses=schemas.reply("Model"))
+    async def get(model: str, caller: AuthenticatedCaller) -> Response:
+        return JSONResponse(await _model(dependencies, _find_name(dependencies, caller, model)))
 
-    # Where OpenRouter's SDK looks for one.
+    # The address of OpenRouter's SDK.
     @router.get("/model/{model:path}", include_in_schema=False)
-    async def get_data(model: str, who: Who) -> Response:
-        return JSONResponse({"data": await _model(of, _known(of, who, model))})
+    async def get_data(model: str, caller: AuthenticatedCaller) -> Response:
+        return JSONResponse(
+            {"data": await _model(dependencies, _find_name(dependencies, caller, model))}
+        )
 
     return router
 
 
-def _names(of: Dependencies, who: Caller) -> list[str]:
-    pools = _pools(of, who)
-    return [*(FUSION[:1] if pools else ()), *(POOL + name for name in pools), *of.settings.models]
+def _names(dependencies: Dependencies, caller: Caller) -> list[str]:
+    """All names that the caller may use."""
+    pools = _pools(dependencies, caller)
+    fusion_names = FUSION[:1] if pools else ()
+    return [*fusion_names, *(POOL + pool for pool in pools), *dependencies.settings.models]
 
 
-def _pools(of: Dependencies, who: Caller) -> list[str]:
-    return [name for name in of.pools if not who.rule.pools or name in who.rule.pools]
+def _pools(dependencies: Dependencies, caller: Caller) -> list[str]:
+    usable_pools = caller.rule.pools
+    return [name for name in dependencies.pools if not usable_pools or name in usable_pools]
 
 
-def _known(of: Dependencies, who: Caller, asked: str) -> str:
-    """The name under which it is listed. Raises RefusedError or HttpError where there is none."""
-    pools = _pools(of, who)
-    if (asked in FUSION and pools) or (
-        asked.startswith(POOL) and asked.removeprefix(POOL) in pools
-    ):
-        return asked
-    if asked.startswith(POOL):
-        raise HttpError(404, "unknown_pool", f"there is no pool '{asked.removeprefix(POOL)[:63]}'")
-    names = next(iter(of.pools.values())).names if of.pools else ModelNames()
-    return resolve(asked, names, "model")
+def _find_name(dependencies: Dependencies, caller: Caller, name: str) -> str:
+    """The name under which a model is listed. Raises RefusedError or HttpError if there is none."""
+    pools = _pools(dependencies, caller)
+    if name in FUSION and pools:
+        return name
+    if name.startswith(POOL):
+        pool = name.removeprefix(POOL)
+        if pool not in pools:
+            raise HttpError(404, "unknown_pool", f"there is no pool '{pool[:63]}'")
+        return name
+    # All pools have the same names.
+    names = next((pool.names for pool in dependencies.pools.values()), ModelNames())
+    return resolve_model(name, names, "model")
 
 
-async def _model(of: Dependencies, name: str) -> replies.models.Model:
-    """One entry. What is not known is null."""
-    models = of.settings.models
-    found = models.get(name)
-    prompt = answer = FREE
-    if found is None or isinstance(found, RemoteModel):
-        rates = await pricing.rates(found, of.clock()) if found else None
-        prompt, answer = map(_price, rates) if rates else (VARIES, VARIES)
-    pool = None if found else of.settings.pools.get(name.removeprefix(POOL))
-    able = (
-        [models[member.model] for member in pool.members]
-        if pool
-        else [found]
-        if found
-        else models.values()
-    )
-    has_eyes = any(isinstance(model, RemoteModel) and model.images for model in able)
+async def _prices(dependencies: Dependencies, name: str) -> tuple[str, str]:
+    """OpenRouter's texts for the prices of prompt and completion, per token."""
+    model = dependencies.settings.models.get(name)
+    if model is None:
+        return VARIES, VARIES
+    if not isinstance(model, RemoteModel):
+        return FREE, FREE
+    rates = await pricing.rates(model, dependencies.clock())
+    if not rates:
+        return VARIES, VARIES
+    return _price(rates[0]), _price(rates[1])
+
+
+def _has_images(dependencies: Dependencies, name: str) -> bool:
+    """Whether the model, or any model of the pool, takes images."""
+    settings = dependencies.settings
+    models = list(settings.models.values())
+    if model := settings.models.get(name):
+        models = [model]
+    elif pool := settings.pools.get(name.removeprefix(POOL)):
+        models = [settings.models[member.model] for member in pool.members]
+    return any(isinstance(model, RemoteModel) and model.images for model in models)
+
+
+async def _model(dependencies: Dependencies, name: str) -> replies.models.Model:
+    """One entry. Unknown values are null."""
+    prompt_price, completion_price = await _prices(dependencies, name)
+    input_modalities = ["text"]
+    if _has_images(dependencies, name):
+        input_modalities.append("image")
     return {
         "id": name,
         "object": "model",
@@ -118,11 +141,11 @@ async def _model(of: Dependencies, name: str) -> replies.models.Model:
         "canonical_slug": name,
         "context_length": None,
         "architecture": {
-            "input_modalities": ["text", *(["image"] if has_eyes else [])],
+            "input_modalities": input_modalities,
             "output_modalities": ["text"],
             "modality": None,
         },
-        "pricing": {"prompt": prompt, "completion": answer},
+        "pricing": {"prompt": prompt_price, "completion": completion_price},
         "supported_parameters": list(PARAMETERS),
         "default_parameters": None,
         "per_request_limits": None,

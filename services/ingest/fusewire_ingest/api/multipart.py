@@ -1,4 +1,4 @@
-"""A form with one file in it, read as it comes: nothing of the file is held or put on disk here."""
+"""Parse a form with one file as it arrives, without storing the file in memory or on disk."""
 
 from collections.abc import AsyncIterator
 from email.message import Message
@@ -12,21 +12,22 @@ from fusewire_ingest.api.bodies import pieces
 from fusewire_ingest.api.errors import HttpError
 
 MOST_FIELD = 4096
-"""Bytes of a field that is no file, and of a part's header."""
+"""The most bytes of a field other than the file, and of a part's header."""
 MOST_PARTS = 16
 
 
 class UploadForm:
-    """The fields before the file, and then the file.
+    """Reads the fields before the file, and then the file.
 
     Args:
         request: its body is the form. Fields must come before the file, as every SDK sends them.
     """
 
     def __init__(self, request: Request) -> None:
-        kind = _header("content-type", request.headers.get("content-type", ""))
-        boundary = kind.get_param("boundary")
-        if kind.get_content_type() != "multipart/form-data" or not isinstance(boundary, str):
+        content_type = _header("content-type", request.headers.get("content-type", ""))
+        boundary = content_type.get_param("boundary")
+        is_form = content_type.get_content_type() == "multipart/form-data"
+        if not is_form or not isinstance(boundary, str):
             raise HttpError(
                 415,
                 "unsupported_media_type",
@@ -45,21 +46,21 @@ class UploadForm:
                 "on_headers_finished": self._headers_end,
                 "on_part_data": self._data,
                 "on_part_end": self._end,
-                "on_end": self._all,
+                "on_end": self._complete,
             },
         )
         self._parts = 0
         self._headers: dict[str, str] = {}
-        self._pair = [bytearray(), bytearray()]
+        self._header_pair = [bytearray(), bytearray()]
         self._name = ""
         self._value = bytearray()
         self._is_file = False
         self._is_file_over = False
         self._is_whole = False
-        self._got = bytearray()
+        self._content = bytearray()
 
     async def to_file(self) -> None:
-        """Read up to the file. Raises RefusedError when there is none."""
+        """Read up to the file. Raises RefusedError if there is none."""
         async for piece in self._source:
             self._feed(piece)
             if self._is_file or self._is_file_over:
@@ -69,11 +70,11 @@ class UploadForm:
         )
 
     async def file(self) -> AsyncIterator[bytes]:
-        """The file's content, cut anywhere. Raises RefusedError when the form breaks off."""
+        """The file's content, cut anywhere. Raises RefusedError if the form is incomplete."""
         yield self._take()
         async for piece in self._source:
             self._feed(piece)
-            if self._got:
+            if self._content:
                 yield self._take()
         if not self._is_whole:
             raise RefusedError(
@@ -81,9 +82,9 @@ class UploadForm:
             )
 
     def _take(self) -> bytes:
-        got = bytes(self._got)
-        self._got.clear()
-        return got
+        content = bytes(self._content)
+        self._content.clear()
+        return content
 
     def _feed(self, piece: bytes) -> None:
         try:
@@ -102,20 +103,20 @@ class UploadForm:
         self._headers = {}
 
     def _header_name(self, data: bytes, start: int, end: int) -> None:
-        _grow(self._pair[0], data[start:end])
+        _append(self._header_pair[0], data[start:end])
 
     def _header_value(self, data: bytes, start: int, end: int) -> None:
-        _grow(self._pair[1], data[start:end])
+        _append(self._header_pair[1], data[start:end])
 
     def _header_end(self) -> None:
-        name, value = (part.decode("utf-8", "replace") for part in self._pair)
+        name, value = (part.decode("utf-8", "replace") for part in self._header_pair)
         self._headers[name.lower()] = value
-        self._pair = [bytearray(), bytearray()]
+        self._header_pair = [bytearray(), bytearray()]
 
     def _headers_end(self) -> None:
-        found = _header("content-disposition", self._headers.get("content-disposition", ""))
-        self._name = str(found.get_param("name", "", header="content-disposition"))
-        filename = found.get_filename()
+        disposition = _header("content-disposition", self._headers.get("content-disposition", ""))
+        self._name = str(disposition.get_param("name", "", header="content-disposition"))
+        filename = disposition.get_filename()
         self._value = bytearray()
         if filename is None and self._name != "file":
             return
@@ -130,9 +131,9 @@ class UploadForm:
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         if self._is_file:
-            self._got += data[start:end]
+            self._content += data[start:end]
         else:
-            _grow(self._value, data[start:end])
+            _append(self._value, data[start:end])
 
     def _end(self) -> None:
         if self._is_file:
@@ -140,20 +141,20 @@ class UploadForm:
         else:
             self.fields[self._name] = self._value.decode("utf-8", "replace")
 
-    def _all(self) -> None:
+    def _complete(self) -> None:
         self._is_whole = True
 
 
-def _grow(held: bytearray, more: bytes) -> None:
-    if len(held) + len(more) > MOST_FIELD:
+def _append(buffer: bytearray, piece: bytes) -> None:
+    if len(buffer) + len(piece) > MOST_FIELD:
         raise RefusedError(
             "invalid_request", f"a field of the form has more than {MOST_FIELD} bytes"
         )
-    held += more
+    buffer += piece
 
 
 def _header(name: str, value: str) -> Message:
-    found = Message()
-    # A line break would end the header.
-    found[name] = " ".join(value.split())
-    return found
+    message = Message()
+    # Without line breaks, which `Message` refuses in a header.
+    message[name] = " ".join(value.split())
+    return message

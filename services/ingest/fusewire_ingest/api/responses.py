@@ -1,4 +1,4 @@
-"""OpenAI's Responses, answered by a fusion."""
+"""OpenAI's routes for responses, answered by a fusion."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,16 +12,16 @@ from fusewire_ingest.access import Caller
 from fusewire_ingest.admission.refusal import RefusedError
 from fusewire_ingest.admission.rules import default_pool
 from fusewire_ingest.api import bodies, schemas
-from fusewire_ingest.api.dependencies import Dependencies, Who
+from fusewire_ingest.api.dependencies import AuthenticatedCaller, Dependencies
 from fusewire_ingest.api.errors import HttpError
-from fusewire_ingest.api.run import Run, answered, begin, streamed
+from fusewire_ingest.api.run import Run, begin, stream_answer, wait_for_answer
 from fusewire_ingest.api.stream import data
 from fusewire_ingest.openai import chat_request
 from fusewire_ingest.openai import responses as responses_shape
 from fusewire_ingest.openai.responses_stream import Event, ResponseEvents
 
 
-def routes(of: Dependencies) -> APIRouter:
+def routes(dependencies: Dependencies) -> APIRouter:
     """`/responses`."""
     router = APIRouter(tags=["responses"])
 
@@ -31,27 +31,27 @@ def routes(of: Dependencies) -> APIRouter:
         openapi_extra=schemas.body("ResponseRequest"),
         responses=schemas.reply("Response", "text/event-stream"),
     )
-    async def respond(request: Request, who: Who) -> Response:
+    async def respond(request: Request, caller: AuthenticatedCaller) -> Response:
         with telemetry.receiving("ingest", "http", request.headers):
-            run = await _begin(of, who, request)
+            run = await _begin(dependencies, caller, request)
             if run.is_streamed:
-                return await streamed(of, run, EventEncoder(run))
-            outcome = await answered(of, run, request)
+                return await stream_answer(dependencies, run, EventEncoder(run))
+            outcome = await wait_for_answer(dependencies, run, request)
         return JSONResponse(_response(run, outcome), headers=run.headers)
 
     @router.get(
         "/responses/{response_id}",
-        summary="One that has been made",
+        summary="One response",
         responses=schemas.reply("Response"),
     )
-    async def get(response_id: str, who: Who) -> Response:
-        standing = await of.outcomes.get(who.tenant, _fusion(response_id))
-        if standing is None or standing.outcome is None:
+    async def get(response_id: str, caller: AuthenticatedCaller) -> Response:
+        fusion = await dependencies.outcomes.get(caller.tenant, _fusion_id(response_id))
+        if fusion is None or fusion.outcome is None:
             raise HttpError(
                 404, "unknown_response", "there is no such response, or it has not ended yet"
             )
-        body = standing.outcome.model_dump(mode="json")
-        created = int(standing.submitted_at.timestamp())
+        body = fusion.outcome.model_dump(mode="json")
+        created = int(fusion.submitted_at.timestamp())
         return JSONResponse(
             responses_shape.response_of(body, model=f"fusewire/{body['pool']}", created=created)
         )
@@ -59,46 +59,50 @@ def routes(of: Dependencies) -> APIRouter:
     return router
 
 
-async def _begin(of: Dependencies, who: Caller, request: Request) -> Run:
-    """Read a request. Its body, which may be large, is held no longer than that."""
-    async with bodies.room(request, of.settings.limits, of.body_memory) as room:
+async def _begin(dependencies: Dependencies, caller: Caller, request: Request) -> Run:
+    """Parse a request and begin its run. The memory of a large body is then given back."""
+    async with bodies.room(request, dependencies.settings.limits, dependencies.body_memory) as room:
         body = await bodies.json_object(request, room.limit)
-        before = await _before(of, who, body.get(responses_shape.PREVIOUS))
-        written = responses_shape.chat_body(body, before)
+        previous_id = body.get(responses_shape.PREVIOUS)
+        earlier_messages = await _earlier_messages(dependencies, caller, previous_id)
+        rewritten = responses_shape.chat_body(body, earlier_messages)
+        pool = default_pool(dependencies.pools, caller.rule.pools)
         try:
-            asked = chat_request.read(
-                written.body, of.pools, default_pool(of.pools, who.rule.pools)
-            )
+            chat = chat_request.read(rewritten.body, dependencies.pools, pool)
         except RefusedError as exc:
-            raise exc.moved(written.origin) from None
-        return await begin(
-            of, who, request.headers, asked, body, is_large=room.is_large or bool(before)
-        )
+            raise exc.relocate(rewritten.origin) from None
+        is_large = room.is_large or bool(earlier_messages)
+        return await begin(dependencies, caller, request.headers, chat, body, is_large=is_large)
 
 
-def _fusion(response_id: str) -> str:
+def _fusion_id(response_id: str) -> str:
     return response_id.removeprefix(responses_shape.RESPONSE)
 
 
-async def _before(of: Dependencies, who: Caller, previous: object) -> tuple[Message, ...]:
-    """The conversation up to an earlier response. Raises RefusedError where there is none."""
-    if previous is None:
+async def _earlier_messages(
+    dependencies: Dependencies, caller: Caller, previous_id: object
+) -> tuple[Message, ...]:
+    """The conversation up to an earlier response. Raises RefusedError if there is no such one."""
+    if previous_id is None:
         return ()
-    fusion_id = _fusion(previous) if isinstance(previous, str) else ""
-    standing = await of.outcomes.get(who.tenant, fusion_id) if fusion_id else None
-    prompt = (
-        await of.intake.prompt(who.tenant, fusion_id) if standing and standing.outcome else None
-    )
-    if standing is None or standing.outcome is None or prompt is None:
-        path = responses_shape.PREVIOUS
-        raise RefusedError(
-            "unknown_response",
-            f"'{path}': there is no such response, or it has not ended yet",
-            path,
-        )
-    messages = await of.large_parts.put_back(who.tenant, prompt.messages)
-    return responses_shape.conversation(
-        prompt.model_copy(update={"messages": messages}), standing.outcome
+    fusion_id = _fusion_id(previous_id) if isinstance(previous_id, str) else ""
+    if not fusion_id:
+        raise _unknown_response_error()
+    fusion = await dependencies.outcomes.get(caller.tenant, fusion_id)
+    if fusion is None or fusion.outcome is None:
+        raise _unknown_response_error()
+    prompt = await dependencies.intake.prompt(caller.tenant, fusion_id)
+    if prompt is None:
+        raise _unknown_response_error()
+    messages = await dependencies.large_parts.put_back(caller.tenant, prompt.messages)
+    prompt = prompt.model_copy(update={"messages": messages})
+    return responses_shape.conversation(prompt, fusion.outcome)
+
+
+def _unknown_response_error() -> RefusedError:
+    path = responses_shape.PREVIOUS
+    return RefusedError(
+        "unknown_response", f"'{path}': there is no such response, or it has not ended yet", path
     )
 
 
@@ -110,7 +114,7 @@ def _response(run: Run, outcome: Outcome) -> replies.responses.Response:
 
 
 class EventEncoder:
-    """Tells of a run in the events of the Responses API; see `Telling`."""
+    """Encodes a run as events of the Responses API; see `StreamEncoder`."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -118,21 +122,21 @@ class EventEncoder:
         self._events = ResponseEvents(shell)
 
     def begin(self) -> Iterator[bytes]:
-        """See `Telling.begin`."""
+        """See `StreamEncoder.begin`."""
         return map(_data, self._events.begin())
 
     def text(self, piece: str) -> Iterator[bytes]:
-        """See `Telling.text`."""
+        """See `StreamEncoder.text`."""
         return map(_data, self._events.text(piece))
 
     def end(self, outcome: Outcome) -> Iterator[bytes]:
-        """See `Telling.end`."""
+        """See `StreamEncoder.end`."""
         return map(_data, self._events.end(_response(self._run, outcome)))
 
     def fail(
         self, _status: int, code: str, message: str, about: Mapping[str, Any] | None
     ) -> Iterator[bytes]:
-        """See `Telling.fail`."""
+        """See `StreamEncoder.fail`."""
         return map(_data, self._events.fail(code, message, about))
 
 

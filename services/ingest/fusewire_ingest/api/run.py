@@ -1,4 +1,4 @@
-"""A request of a client, from its submission to its outcome, whatever shape it came in and is answered in."""
+"""A client's request from its submission to its outcome, independent of the API's form."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -15,22 +15,23 @@ from fusewire_ingest.access import Caller
 from fusewire_ingest.admission.admit import RefusedError
 from fusewire_ingest.api.dependencies import Dependencies
 from fusewire_ingest.api.errors import UNAVAILABLE_S, ClientDisconnectedError, HttpError
-from fusewire_ingest.api.leaving import unless_gone
+from fusewire_ingest.api.leaving import while_connected
 from fusewire_ingest.api.stream import EventStream, StreamEncoder, events
-from fusewire_ingest.openai import chat_reply, chat_request
+from fusewire_ingest.openai import chat_request, failures
 from fusewire_ingest.openai.chat_request import ChatRequest
 
 log = structlog.get_logger(__name__)
 
 MOST_DEPTH = 1
-"""A fusion may be a member of a fusion, and no deeper: else two that name each other would never end."""
+"""A fusion may be a member of a fusion, and no deeper: two that name each other would never end."""
 DEPTH_HEADERS = ("x-fusewire-depth", "x-openrouter-fusion-depth")
 OUTCOME_HEADER = "x-fusewire-outcome"
 ANSWERED = ("fused", "voted", "single")
+"""Statuses of outcomes that have an answer."""
 MOST_WAIT_S = 60.0
-"""The longest that a client may be asked to wait before it asks again by itself."""
+"""The longest `retry-after` of a reply that SDKs repeat by themselves, seconds."""
 PATIENCE_S = 10.0
-"""How long the outcome may take beyond the deadline: the judge decides then, and stores."""
+"""Seconds to wait beyond the deadline, at which the judge only begins to decide and store."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,16 @@ class Run:
     """A request, and the fusion that answers it."""
 
     model: str
-    """See `ChatRequest`, and so on."""
+    """This and the next three as in `ChatRequest`."""
     is_streamed: bool
     with_usage: bool
     warnings: tuple[str, ...]
     prompt: Prompt
-    """As it is submitted, or would be if there were nothing to attach to."""
+    """The prompt to submit, unless the run is attached to an earlier one."""
     fusion_id: str
     request_hash: str
-    cancels: bool
-    """Whether it is cancelled when the client leaves."""
+    cancel_on_disconnect: bool
+    """Whether the fusion is cancelled when the client disconnects."""
 
     @property
     def created(self) -> int:
@@ -56,66 +57,71 @@ class Run:
 
     @property
     def is_attached(self) -> bool:
-        """Whether it began with an earlier request."""
+        """Whether an earlier request began the fusion."""
         return self.fusion_id != self.prompt.fusion_id
 
     @property
     def headers(self) -> dict[str, str]:
-        """Of every response."""
+        """Headers of every response."""
         return {OUTCOME_HEADER: self.fusion_id}
 
 
 async def begin(
-    of: Dependencies,
-    who: Caller,
+    dependencies: Dependencies,
+    caller: Caller,
     headers: Mapping[str, str],
-    asked: ChatRequest,
+    chat: ChatRequest,
     body: dict[str, object],
     *,
     is_large: bool,
 ) -> Run:
-    """Find the fusion that answers a request, an earlier one if this is that request once more.
+    """Find the fusion that answers a request: an earlier one if the request repeats one.
 
     Args:
-        of: what the API stands on.
-        who: the caller.
-        headers: of the request.
-        asked: what it asks for.
-        body: as the client wrote it.
-        is_large: whether it is too large for a message of the bus, unless what is large in it stands apart.
+        dependencies: those of the routes.
+        caller: the caller.
+        headers: the request's.
+        chat: the request, parsed.
+        body: the body as the client wrote it.
+        is_large: whether the body may be too large for a message of the bus; see `BodyLimit`.
     """
-    request_hash = chat_request.request_hash(who.tenant, who.key_id, body)
+    request_hash = chat_request.request_hash(caller.tenant, caller.key_id, body)
     key = headers.get("idempotency-key")
-    prompt = of.intake.admit(
-        asked.submission,
-        tenant=who.tenant,
-        fallback_id=f"key-{key}" if key else of.new_id(),
-        is_streamed=asked.is_streamed,
+    prompt = dependencies.intake.admit(
+        chat.submission,
+        tenant=caller.tenant,
+        fallback_id=f"key-{key}" if key else dependencies.new_id(),
+        is_streamed=chat.is_streamed,
         depth=_depth(headers),
     )
-    prompt = await of.large_parts.put_aside(prompt, is_large=is_large)
-    attached = None
-    if not key and of.settings.http.attach:
-        attached = await of.intake.attach(who.tenant, request_hash, is_again=_is_again(headers))
-    cancels = (
-        asked.cancel_on_disconnect
+    prompt = await dependencies.large_parts.put_aside(prompt, is_large=is_large)
+    earlier_id = None
+    if not key and dependencies.settings.http.attach:
+        earlier_id = await dependencies.intake.attach(
+            caller.tenant, request_hash, is_again=_is_repetition(headers)
+        )
+    cancel_on_disconnect = (
+        chat.cancel_on_disconnect
         or headers.get("x-fusewire-cancel-on-disconnect", "").lower() == "true"
     )
     return Run(
-        model=asked.model,
-        is_streamed=asked.is_streamed,
-        with_usage=asked.with_usage,
-        warnings=(*asked.warnings, *_warnings(prompt)),
+        model=chat.model,
+        is_streamed=chat.is_streamed,
+        with_usage=chat.with_usage,
+        warnings=(*chat.warnings, *_warnings(prompt)),
         prompt=prompt,
-        fusion_id=attached or prompt.fusion_id,
+        fusion_id=earlier_id or prompt.fusion_id,
         request_hash=request_hash,
-        cancels=cancels,
+        cancel_on_disconnect=cancel_on_disconnect,
     )
 
 
 def _warnings(prompt: Prompt) -> Iterator[str]:
     if any(message.texts for message in prompt.messages):
-        yield f"judges read the first and the last {END_CHARS} characters of each long text; members read the whole"
+        yield (
+            f"judges read the first and the last {END_CHARS} characters of each long text; "
+            "members read the whole"
+        )
 
 
 def _depth(headers: Mapping[str, str]) -> int:
@@ -124,102 +130,121 @@ def _depth(headers: Mapping[str, str]) -> int:
         value = headers.get(name, "0")
         if not (value.isascii() and value.isdigit()):
             raise RefusedError("invalid_request", f"the header '{name}' must be a number", name)
-        # Its length first: a number of any length takes any time to read.
-        depth = max(depth, MOST_DEPTH + 1 if len(value) > 3 else int(value))
+        # Its length first: parsing a very long number takes very long.
+        is_long = len(value) > 3
+        depth = max(depth, MOST_DEPTH + 1 if is_long else int(value))
     if depth > MOST_DEPTH:
         raise RefusedError(
             "recursion",
-            "a fusion within a fusion within a fusion is refused; do not make Fusewire a member of its own pool",
+            "a fusion within a fusion within a fusion is refused; "
+            "do not make Fusewire a member of its own pool",
             "x-fusewire-depth",
         )
     return depth
 
 
-def _is_again(headers: Mapping[str, str]) -> bool:
-    """Whether a client sends a request once more. OpenAI's SDK does by itself, without any key."""
+def _is_repetition(headers: Mapping[str, str]) -> bool:
+    """Whether a client repeats a request. OpenAI's SDK does so by itself, without a key."""
     return (
         headers.get("x-stainless-retry-count", "0") != "0"
         or headers.get("x-fusewire-attach", "").lower() == "true"
     )
 
 
-async def answered(of: Dependencies, run: Run, request: Request) -> Outcome:
+async def wait_for_answer(dependencies: Dependencies, run: Run, request: Request) -> Outcome:
     """Submit a run and wait for its answer.
 
     Raises:
-        HttpError: it has no answer, or not in time.
-        GoneError: the client has left.
+        HttpError: the outcome has no answer, or is late.
+        ClientDisconnectedError: the client disconnected.
     """
-    is_new = await _submit(of, run)
+    is_new = await _submit(dependencies, run)
     try:
-        with of.intake.open_requests.held(run.fusion_id):
-            return await unless_gone(request.receive, _outcome(of, run, just_begun=is_new))
+        with dependencies.intake.open_requests.held(run.fusion_id):
+            return await while_connected(
+                request.receive, _wait_for_outcome(dependencies, run, just_begun=is_new)
+            )
     except ClientDisconnectedError:
-        await _left(of, run)
+        await _handle_disconnect(dependencies, run)
         raise
 
 
-async def streamed(of: Dependencies, run: Run, telling: StreamEncoder) -> Response:
-    """Submit a run and tell of it while it goes on."""
+async def stream_answer(dependencies: Dependencies, run: Run, encoder: StreamEncoder) -> Response:
+    """Submit a run and stream its answer while it is written."""
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(of.intake.open_requests.held(run.fusion_id))
-        watch = await stack.enter_async_context(of.watcher.watch(run.fusion_id))
-        outcome = _outcome(of, run, just_begun=await _submit(of, run))
-        told = events(
-            telling,
+        stack.enter_context(dependencies.intake.open_requests.held(run.fusion_id))
+        watch = await stack.enter_async_context(dependencies.watcher.watch(run.fusion_id))
+        outcome = _wait_for_outcome(dependencies, run, just_begun=await _submit(dependencies, run))
+        pieces = events(
+            encoder,
             watch,
             outcome,
-            heartbeat_s=of.heartbeat_s,
-            tells_panel=of.settings.http.panel_comments,
+            heartbeat_s=dependencies.heartbeat_s,
+            tells_panel=dependencies.settings.http.panel_comments,
         )
-        return EventStream(told, stack.pop_all(), run.headers, lambda: _left(of, run))
+        return EventStream(
+            pieces, stack.pop_all(), run.headers, lambda: _handle_disconnect(dependencies, run)
+        )
 
 
-async def _submit(of: Dependencies, run: Run) -> bool:
-    """Begin it. Returns whether there was none."""
+async def _submit(dependencies: Dependencies, run: Run) -> bool:
+    """Submit the prompt, unless the run is attached. Returns whether that began a fusion."""
     if run.is_attached:
         log.info("chat.attached", fusion_id=run.fusion_id)
         return False
-    return (await of.intake.submit(run.prompt, source="chat", request_hash=run.request_hash)).is_new
+    acceptance = await dependencies.intake.submit(
+        run.prompt, source="chat", request_hash=run.request_hash
+    )
+    return acceptance.is_new
 
 
-async def _outcome(of: Dependencies, run: Run, *, just_begun: bool) -> Outcome:
-    """Wait for the outcome. Raises HttpError where it has no answer, or is not there in time."""
-    left = (run.prompt.deadline_at - of.clock()).total_seconds() + PATIENCE_S
-    standing = None
-    # It is accepted, whatever becomes of the wait.
+async def _wait_for_outcome(dependencies: Dependencies, run: Run, *, just_begun: bool) -> Outcome:
+    """Wait for the outcome. Raises HttpError if it has no answer, or is late."""
+    outcomes = dependencies.outcomes
+    wait_s = (run.prompt.deadline_at - dependencies.clock()).total_seconds() + PATIENCE_S
+    fusion = None
+    # The prompt is accepted even if the wait fails.
     with contextlib.suppress(Transient):
-        standing = await of.outcomes.get(
-            run.prompt.tenant, run.fusion_id, max(left, 0), just_begun=just_begun
+        fusion = await outcomes.get(
+            run.prompt.tenant, run.fusion_id, max(wait_s, 0), just_begun=just_begun
         )
-    if (standing is None or standing.outcome is None) and of.outcomes.is_closing:
-        message = f"this Fusewire stops; fusion {run.fusion_id} goes on: send the request again, it costs nothing"
+    outcome = fusion.outcome if fusion else None
+    if outcome is None and outcomes.is_closing:
+        message = (
+            f"this Fusewire stops; fusion {run.fusion_id} goes on: "
+            "send the request again, it costs nothing"
+        )
         raise HttpError(503, "draining", message, retry_after_s=UNAVAILABLE_S, headers=run.headers)
-    if standing is None or standing.outcome is None:
-        message = f"fusion {run.fusion_id} has no outcome yet; it goes on: read it with GET /v1/fusions/{run.fusion_id}"
+    if outcome is None:
+        message = (
+            f"fusion {run.fusion_id} has no outcome yet; it goes on: "
+            f"read it with GET /v1/fusions/{run.fusion_id}"
+        )
         raise HttpError(504, "timeout", message, headers=run.headers)
-    outcome = standing.outcome
-    if outcome.status in ANSWERED or chat_reply.is_withheld(outcome):
+    if outcome.status in ANSWERED or failures.is_withheld(outcome):
         return outcome
-    found = chat_reply.failure(outcome)
-    raise HttpError(
-        found.status,
-        found.code,
-        found.message,
-        # Some clients take a longer wait for none, and ask again at once.
-        is_final=found.retry_after_s is None or found.retry_after_s > MOST_WAIT_S,
-        retry_after_s=found.retry_after_s,
+    raise _failure_error(failures.failure(outcome), run)
+
+
+def _failure_error(failure: failures.Failure, run: Run) -> HttpError:
+    return HttpError(
+        failure.status,
+        failure.code,
+        failure.message,
+        # Some SDKs ignore a longer wait, and repeat the request at once.
+        is_final=failure.retry_after_s is None or failure.retry_after_s > MOST_WAIT_S,
+        retry_after_s=failure.retry_after_s,
         headers=run.headers,
-        about={"outcome_id": run.fusion_id, "failed_models": list(found.failed)},
+        about={"outcome_id": run.fusion_id, "failed_models": list(failure.failed_models)},
     )
 
 
-async def _left(of: Dependencies, run: Run) -> None:
-    # Another request may have been attached to it.
-    is_last = not of.intake.open_requests.is_held(run.fusion_id)
-    is_cancelled = run.cancels and is_last
+async def _handle_disconnect(dependencies: Dependencies, run: Run) -> None:
+    # Another request may be attached to the same fusion.
+    is_last = not dependencies.intake.open_requests.is_held(run.fusion_id)
+    is_cancelled = run.cancel_on_disconnect and is_last
     if is_cancelled:
-        await of.intake.cancel(run.prompt.tenant, [run.fusion_id])
+        await dependencies.intake.cancel(run.prompt.tenant, [run.fusion_id])
     elif is_last:
-        await of.intake.leave(run.fusion_id)
+        await dependencies.intake.leave(run.fusion_id)
     log.info("chat.client_left", fusion_id=run.fusion_id, cancelled=is_cancelled)

@@ -1,4 +1,7 @@
-"""Bodies of requests and replies, for the OpenAPI document: routes read and write JSON themselves."""
+"""Schemas of bodies and replies, for the OpenAPI document.
+
+FastAPI cannot derive them: the routes parse and write JSON themselves.
+"""
 
 from typing import Any, Final
 
@@ -8,7 +11,7 @@ from fusewire import replies
 from fusewire.contracts import MODES, PRIORITIES
 from fusewire_ingest.admission.admit import Submission
 from fusewire_ingest.openai.batch_request import CreateBatch, ResumeBatch, RetryBatch
-from fusewire_ingest.openai.chat_request import MOST_ANALYSTS, PRESETS
+from fusewire_ingest.openai.fusion_options import MOST_ANALYSTS, PRESETS
 
 Schema = dict[str, Any]
 
@@ -24,27 +27,41 @@ _MAYBE_ANY: Schema = {"type": ["object", "null"]}
 _ANY_VALUE: Schema = {}
 
 
-def body(name: str, *others: str) -> Schema:
-    """`openapi_extra` of a route whose body is this component, as JSON; `others`: types that have no component."""
+def body(name: str, *media_types: str) -> Schema:
+    """`openapi_extra` of a route with a body.
+
+    Args:
+        name: the component of a body in JSON.
+        media_types: those of other bodies, which have no component.
+    """
     content: Schema = {"application/json": {"schema": _ref(name)}}
-    content |= {other: {"schema": _TEXT} for other in others}
+    content |= {media_type: {"schema": _TEXT} for media_type in media_types}
     return {"requestBody": {"required": True, "content": content}}
 
 
 def upload() -> Schema:
-    """`openapi_extra` of a route whose body is a form with a file."""
+    """`openapi_extra` of a route that takes a form with a file."""
     file: Schema = {"type": "string", "format": "binary"}
     form = _object("purpose", "file", is_open=False, purpose={"const": "batch"}, file=file)
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}
 
 
 def reply(
-    name: str, *others: str, status: int = 200, instead: str | None = None
+    name: str, *media_types: str, status: int = 200, alternative: str | None = None
 ) -> dict[int | str, Schema]:
-    """`responses` of a route that answers with this component, or another `instead`; `others` as in `body`."""
-    schema = {"anyOf": [_ref(name), _ref(instead)]} if instead else _ref(name)
+    """`responses` of a route.
+
+    Args:
+        name: the component of a reply in JSON.
+        media_types: those of other replies, which have no component.
+        status: the HTTP status.
+        alternative: another component of a reply in JSON.
+    """
+    schema = _ref(name)
+    if alternative:
+        schema = {"anyOf": [schema, _ref(alternative)]}
     content: Schema = {"application/json": {"schema": schema}}
-    content |= {other: {"schema": _TEXT} for other in others}
+    content |= {media_type: {"schema": _TEXT} for media_type in media_types}
     return {status: {"description": "Done", "content": content}}
 
 
@@ -56,9 +73,11 @@ def _list(items: Schema, **bounds: int) -> Schema:
     return {"type": "array", "items": items, **bounds}
 
 
-def _object(*required: str, is_open: bool = True, **properties: Schema) -> Schema:
-    found: Schema = {"type": "object", "properties": properties, "additionalProperties": is_open}
-    return {**found, "required": list(required)} if required else found
+def _object(*required_names: str, is_open: bool = True, **properties: Schema) -> Schema:
+    schema: Schema = {"type": "object", "properties": properties, "additionalProperties": is_open}
+    if required_names:
+        schema["required"] = list(required_names)
+    return schema
 
 
 _IMAGE = _object("url", url={"type": "string", "pattern": "^(https://|data:image/)"}, detail=_TEXT)
@@ -125,7 +144,8 @@ _CHAT = _object(
     "messages",
     model={
         "type": "string",
-        "description": "`openrouter/fusion`, `fusewire/<pool>`, or a model that `/v1/models` lists.",
+        "description": "`openrouter/fusion`, `fusewire/<pool>`, "
+        "or a model that `/v1/models` lists.",
     },
     messages=_list(_MESSAGE, minItems=1),
     stream=_FLAG,
@@ -173,14 +193,19 @@ _RESPONSE_REQUEST = _object(
 
 
 def components(**types: Any) -> dict[str, Schema]:
-    """Components of models and typed dictionaries, and of those within them."""
-    found: dict[str, Schema] = {}
-    for name, kind in types.items():
-        schema = TypeAdapter(kind).json_schema(ref_template=_REFS)
-        for part, told in {**schema.pop("$defs", {}), name: schema}.items():
-            if found.setdefault(part, told) != told:
-                raise ValueError(f"two components are called {part}; rename one")
-    return found
+    """Schemas of models and typed dictionaries, and of all types within them, by name.
+
+    Raises:
+        ValueError: two types have the same name and different schemas.
+    """
+    schemas: dict[str, Schema] = {}
+    for type_name, model in types.items():
+        type_schema = TypeAdapter(model).json_schema(ref_template=_REFS)
+        inner_schemas = type_schema.pop("$defs", {})
+        for name, schema in {**inner_schemas, type_name: type_schema}.items():
+            if schemas.setdefault(name, schema) != schema:
+                raise ValueError(f"two components are called {name}; rename one")
+    return schemas
 
 
 REPLIES = (
@@ -211,9 +236,9 @@ SCHEMAS: Final[dict[str, Schema]] = {
         NewBatch=CreateBatch,
         ResumedBatch=ResumeBatch,
         RetriedBatch=RetryBatch,
-        **{kind.__name__: kind for kind in REPLIES},
+        **{reply_type.__name__: reply_type for reply_type in REPLIES},
     ),
     "ChatCompletionRequest": _CHAT,
     "ResponseRequest": _RESPONSE_REQUEST,
 }
-"""Every component."""
+"""Schemas of all components, by name."""

@@ -10,7 +10,7 @@ from typing import Any
 from fusewire.contracts import Prompt
 from fusewire_ingest.admission.admit import PoolRule
 from fusewire_ingest.admission.estimate import Catalogue, estimate
-from fusewire_ingest.admission.jsonl import located
+from fusewire_ingest.admission.jsonl import located_lines
 from fusewire_ingest.admission.refusal import RefusedError
 from fusewire_ingest.intake import Intake
 from fusewire_ingest.openai import batch_line
@@ -102,7 +102,7 @@ class InputCheck:
         total = 0
         faults: list[Fault] = []
         group: dict[str, HeldLine] = {}
-        async for number, offset, data in located(self._files.content(file), rules.line_bytes):
+        async for number, offset, data in located_lines(self._files.content(file), rules.line_bytes):
             total += 1
             try:
                 _check_count(total, rules.most_lines)

@@ -1,13 +1,25 @@
-"""One line of a batch's input: OpenAI's (chat or responses), Mistral's, Anthropic's, or a bare prompt. Pure."""
+"""Parse one line of a batch's input. Pure.
 
-import difflib
+A line has the form of OpenAI (chat or responses), Mistral or Anthropic, or is a bare prompt.
+"""
+
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fusewire_ingest.admission.admit import MOST_ID_CHARS, PoolRule, Submission, submission
-from fusewire_ingest.admission.refusal import RefusedError, unknown, wrong
+from fusewire_ingest.admission.admit import (
+    MOST_ID_CHARS,
+    PoolRule,
+    Submission,
+    validate_submission,
+)
+from fusewire_ingest.admission.refusal import (
+    RefusedError,
+    invalid_error,
+    unknown,
+    unknown_key_error,
+)
 from fusewire_ingest.admission.strict_json import parse_object
 from fusewire_ingest.openai import anthropic as anthropic_shape
 from fusewire_ingest.openai import chat_request
@@ -29,18 +41,18 @@ _KEYS: dict[Form, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class BatchLine:
-    """What a line asks for. The submission has neither custom_id nor batch_id."""
+    """A line. The submission has neither custom_id nor batch_id."""
 
     custom_id: str | None
     submission: Submission
     form: Form
     warnings: tuple[str, ...] = ()
-    """What was asked, is not done, and what happens in its place."""
+    """Parts that are ignored, and what happens instead."""
 
 
 @dataclass(frozen=True)
 class _LineDefaults:
-    """What a batch says about all of its lines."""
+    """Settings of a batch for all of its lines."""
 
     pools: Mapping[str, PoolRule]
     default_pool: str
@@ -58,46 +70,61 @@ def read(
     mode: str | None = None,
     endpoint: str = CHAT_URL,
 ) -> BatchLine:
-    """Read a line.
+    """Parse a line.
 
     Args:
-        data: its bytes, without the line break, and without a byte order mark at the start of a file.
+        data: its bytes, without the line break, and without a file's byte order mark.
         limit: the most bytes it may have.
-        pools: those that exist.
-        default_pool: the one that the fusion models stand for.
-        pool: asked in place of the models that lines name; a pool that a line itself names wins.
-        mode: of fusions; a mode that a line itself names wins.
-        endpoint: of the batch. It decides the shape of all results, so responses have a batch of their own.
+        pools: all configured pools, by name.
+        default_pool: the pool of the fusion models.
+        pool: used in place of the models that lines name; a pool that the line names wins.
+        mode: of fusions; a mode that the line names wins.
+        endpoint: the batch's. It decides the form of all results, so that lines for the Responses
+            API cannot share a batch with others.
 
     Raises:
-        RefusedError: it cannot be done as it stands. `param` is a path in the line, such as `body.max_tokens`.
+        RefusedError: the line is invalid or not supported. `param` is a path in the line, such as
+            `body.max_tokens`.
     """
     line = parse_object(data, limit)
-    asked = _LineDefaults(pools, default_pool, pool, mode)
+    defaults = _LineDefaults(pools, default_pool, pool, mode)
     form = _form(line)
     custom_id = _custom_id(line)
     if form == "bare":
-        rest = {name: value for name, value in line.items() if name != "custom_id"}
-        found, warnings = _chat(rest, asked) if "model" in rest else (_own(rest, asked), ())
-        return BatchLine(custom_id, found, form, warnings)
+        submission, warnings = _parse_bare(line, defaults)
+        return BatchLine(custom_id, submission, form, warnings)
     _check_keys(line, form)
     name = "params" if form == "anthropic" else "body"
     url = _url(line, endpoint) if form == "openai" else endpoint
-    inner = line.get(name)
-    if not isinstance(inner, dict):
-        raise wrong(name, "it must be an object")
+    body = line.get(name)
+    if not isinstance(body, dict):
+        raise invalid_error(name, "it must be an object")
     try:
-        if form == "anthropic":
-            found, warnings = _rewritten(anthropic_shape.chat_body(inner), asked)
-        elif url == RESPONSES_URL:
-            found, warnings = _rewritten(responses_shape.chat_body(inner), asked)
-        elif url == FUSIONS_URL and form == "openai":
-            found, warnings = _own(inner, asked), ()
-        else:
-            found, warnings = _chat(inner, asked)
+        submission, warnings = _parse_body(body, form, url, defaults)
     except RefusedError as exc:
-        raise exc.moved(lambda path: f"{name}.{path}") from None
-    return BatchLine(custom_id, found, form, warnings)
+        raise exc.relocate(lambda path: f"{name}.{path}") from None
+    return BatchLine(custom_id, submission, form, warnings)
+
+
+def _parse_bare(
+    line: dict[str, Any], defaults: _LineDefaults
+) -> tuple[Submission, tuple[str, ...]]:
+    fields = {name: value for name, value in line.items() if name != "custom_id"}
+    if "model" in fields:
+        return _parse_chat(fields, defaults)
+    return _parse_submission(fields, defaults), ()
+
+
+def _parse_body(
+    body: dict[str, Any], form: Form, url: str, defaults: _LineDefaults
+) -> tuple[Submission, tuple[str, ...]]:
+    if form == "anthropic":
+        return _parse_rewritten(anthropic_shape.chat_body(body), defaults)
+    if url == RESPONSES_URL:
+        return _parse_rewritten(responses_shape.chat_body(body), defaults)
+    if url == FUSIONS_URL and form == "openai":
+        return _parse_submission(body, defaults), ()
+    return _parse_chat(body, defaults)
 
 
 def _form(line: dict[str, Any]) -> Form:
@@ -111,24 +138,20 @@ def _form(line: dict[str, Any]) -> Form:
 def _custom_id(line: dict[str, Any]) -> str | None:
     value = line.get("custom_id")
     if value is not None and not (isinstance(value, str) and 0 < len(value) <= MOST_ID_CHARS):
-        raise wrong("custom_id", f"it must be a text of 1 to {MOST_ID_CHARS} characters")
+        raise invalid_error("custom_id", f"it must be a text of 1 to {MOST_ID_CHARS} characters")
     return value
 
 
 def _check_keys(line: dict[str, Any], form: Form) -> None:
     for name in line:
         if name not in _KEYS[form]:
-            near = difflib.get_close_matches(name[:80], _KEYS[form], n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(_KEYS[form])}"
-            raise RefusedError(
-                "invalid_request", f"'{name[:80]}' is not supported; {hint}", name[:80]
-            )
+            raise unknown_key_error(name, name[:80], _KEYS[form])
     if form == "openai" and line.get("method") != "POST":
-        raise wrong("method", "it must be POST")
+        raise invalid_error("method", "it must be POST")
 
 
 def url_of(data: bytes) -> str:
-    """The endpoint for a batch that begins with this line, which may be broken; then any will do."""
+    """The endpoint for a batch that begins with this line. A broken line counts as a chat."""
     try:
         url = json.loads(data).get("url")
     except (ValueError, AttributeError):
@@ -139,34 +162,41 @@ def url_of(data: bytes) -> str:
 def _url(line: dict[str, Any], endpoint: str) -> str:
     url = line.get("url")
     if url not in URLS:
-        raise wrong("url", f"it must be {', '.join(URLS[:-1])} or {URLS[-1]}")
+        raise invalid_error("url", f"it must be {', '.join(URLS[:-1])} or {URLS[-1]}")
     if (url == RESPONSES_URL) != (endpoint == RESPONSES_URL):
-        raise wrong("url", f"the batch's endpoint is {endpoint}; give {url} a batch of its own")
+        raise invalid_error(
+            "url", f"the batch's endpoint is {endpoint}; give {url} a batch of its own"
+        )
     return str(url)
 
 
-def _chat(body: dict[str, Any], asked: _LineDefaults) -> tuple[Submission, tuple[str, ...]]:
-    found = chat_request.read(
-        body, asked.pools, asked.default_pool, pool=asked.pool, mode=asked.mode
+def _parse_chat(
+    body: dict[str, Any], defaults: _LineDefaults
+) -> tuple[Submission, tuple[str, ...]]:
+    request = chat_request.read(
+        body, defaults.pools, defaults.default_pool, pool=defaults.pool, mode=defaults.mode
     )
-    if found.is_streamed:
-        raise wrong("stream", "nobody reads a batch along; remove it")
-    return found.submission, found.warnings
+    if request.is_streamed:
+        raise invalid_error("stream", "nobody reads a batch along; remove it")
+    return request.submission, request.warnings
 
 
-def _rewritten(written: RewrittenBody, asked: _LineDefaults) -> tuple[Submission, tuple[str, ...]]:
+def _parse_rewritten(
+    rewritten: RewrittenBody, defaults: _LineDefaults
+) -> tuple[Submission, tuple[str, ...]]:
     try:
-        return _chat(written.body, asked)
+        return _parse_chat(rewritten.body, defaults)
     except RefusedError as exc:
-        raise exc.moved(written.origin) from None
+        raise exc.relocate(rewritten.origin) from None
 
 
-def _own(body: dict[str, Any], asked: _LineDefaults) -> Submission:
+def _parse_submission(body: dict[str, Any], defaults: _LineDefaults) -> Submission:
     for name in ("custom_id", "batch_id"):
         if name in body:
-            raise wrong(name, "the line and the batch say that; remove it")
-    chosen = {"pool": asked.pool or asked.default_pool, "mode": asked.mode}
-    found = submission(body | {name: value for name, value in chosen.items() if name not in body})
-    if found.pool not in asked.pools:
-        raise RefusedError("unknown_pool", unknown("pool", found.pool, asked.pools), "pool")
-    return found
+            raise invalid_error(name, "the line and the batch say that; remove it")
+    fields = {"pool": defaults.pool or defaults.default_pool, "mode": defaults.mode, **body}
+    submission = validate_submission(fields)
+    if submission.pool not in defaults.pools:
+        message = unknown("pool", submission.pool, defaults.pools)
+        raise RefusedError("unknown_pool", message, "pool")
+    return submission

@@ -1,13 +1,13 @@
-"""One line of a batch's output: in OpenAI's shape, or an outcome as the API shows it. Pure.
+"""Build one line of a batch's output: in OpenAI's form, or as the API shows outcomes. Pure.
 
-Works on the JSON of outcomes as it is stored: batches have a million lines.
+It works on the stored JSON of outcomes, without models: batches have a million lines.
 """
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from fusewire_ingest.openai import chat_reply
+from fusewire_ingest.openai import chat_reply, failures
 from fusewire_ingest.openai import responses as responses_shape
 
 Form = Literal["openai", "responses", "outcome"]
@@ -15,6 +15,11 @@ Form = Literal["openai", "responses", "outcome"]
 _FIRST = ("is_degraded", "degraded_reasons", "status")
 _NOT_SHOWN = ("v", "fusion_id", "custom_id", "batch_id")
 _RETRYABLE_CODES = {"batch_expired", "batch_cancelled"}
+_STATUS_BY_CODE = {
+    "unsettled": "running",
+    "batch_expired": "expired",
+    "batch_cancelled": "cancelled",
+}
 
 
 def report(  # noqa: PLR0917 - one line's columns, in their order
@@ -26,22 +31,24 @@ def report(  # noqa: PLR0917 - one line's columns, in their order
     form: Form,
     warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What became of one input line.
+    """Report what became of one input line.
 
     Args:
         line: its number in the input, for `index`.
         custom_id: its id.
-        fusion_id: None where it never was submitted.
+        fusion_id: None if the line was never submitted.
         outcome: `outcomes.body`, parsed.
-        error: why there is no outcome: `code`, `message`, and what else `error` has in the result.
-        form: `openai`: `{id, custom_id, response{status_code, request_id, body}, error, index}`, where `response` is
-            null without an outcome and `error` null with an answer; `responses`: the same, with a response object
-            as body; `outcome`: flat, as `store.queries.shown` has it.
-        warnings: what the line asked for and did not get.
+        error: why there is no outcome: `code`, `message`, and further fields of `error` in the
+            report.
+        form: `openai`: `{id, custom_id, response{status_code, request_id, body}, error, index}`,
+            where `response` is null without an outcome, and `error` is null with an answer;
+            `responses`: the same, with a response object as body; `outcome`: flat, in the form of
+            `store.queries.shown`.
+        warnings: parts of the line that were ignored.
     """
     if form == "outcome":
-        found = _flat(line, custom_id, fusion_id, outcome, error)
-        return {**found, "warnings": list(warnings)} if warnings else found
+        flat = _flat(line, custom_id, fusion_id, outcome, error)
+        return {**flat, "warnings": list(warnings)} if warnings else flat
     response: dict[str, Any] | None = None
     fault = None
     if outcome is not None:
@@ -49,7 +56,7 @@ def report(  # noqa: PLR0917 - one line's columns, in their order
         response = {"status_code": status, "request_id": fusion_id, "body": body}
         fault = None if is_answered(outcome) else _fault(outcome)
     elif error is not None:
-        fault = _complete(error)
+        fault = _with_all_fields(error)
     return {
         "id": f"batch_req_{fusion_id or line}",
         "custom_id": custom_id,
@@ -60,24 +67,23 @@ def report(  # noqa: PLR0917 - one line's columns, in their order
 
 
 def is_answered(outcome: Mapping[str, Any]) -> bool:
-    """Whether an outcome holds an answer, and its line goes to the output file and not to the error file."""
+    """Whether an outcome has an answer, so that its line goes to the output file."""
     return outcome["status"] in ("fused", "voted", "single")
 
 
 def is_retryable(outcome: Mapping[str, Any]) -> bool:
-    """Whether the same line, submitted again, might be answered; False for one that has its answer."""
-    return not is_answered(outcome) and chat_reply.is_retryable(outcome)
+    """Whether submitting the line again may give an answer; False if it has one."""
+    return not is_answered(outcome) and failures.is_retryable(outcome)
 
 
 def _reply(
     outcome: dict[str, Any], form: Form, warnings: Sequence[str]
 ) -> tuple[int, Mapping[str, object]]:
     if not is_answered(outcome):
-        found = chat_reply.failure_of(outcome)
-        kind = "invalid_request_error" if found.status < 500 else "server_error"
-        return found.status, {
-            "error": {"message": found.message, "type": kind, "param": None, "code": found.code}
-        }
+        failure = failures.failure_of(outcome)
+        kind = "invalid_request_error" if failure.status < 500 else "server_error"
+        error = {"message": failure.message, "type": kind, "param": None, "code": failure.code}
+        return failure.status, {"error": error}
     created = int(datetime.fromisoformat(outcome["finished_at"]).timestamp())
     write = responses_shape.response_of if form == "responses" else chat_reply.completion_of
     return 200, write(outcome, model=_model(outcome), created=created, warnings=warnings)
@@ -89,20 +95,24 @@ def _model(outcome: Mapping[str, Any]) -> str:
 
 
 def _fault(outcome: dict[str, Any]) -> dict[str, Any]:
-    found = chat_reply.failure_of(outcome)
-    failed = {a["model"] for a in outcome.get("answers", ()) if a["status"] in ("error", "missing")}
-    return _complete(
+    failure = failures.failure_of(outcome)
+    failed_models = {
+        answer["model"]
+        for answer in outcome.get("answers", ())
+        if answer["status"] in ("error", "missing")
+    }
+    return _with_all_fields(
         {
-            "code": found.code,
-            "message": found.message,
+            "code": failure.code,
+            "message": failure.message,
             "retryable": is_retryable(outcome),
             "stage": "panel",
-            "model": failed.pop() if len(failed) == 1 else None,
+            "model": failed_models.pop() if len(failed_models) == 1 else None,
         }
     )
 
 
-def _complete(error: Mapping[str, Any]) -> dict[str, Any]:
+def _with_all_fields(error: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "code": error["code"],
         "message": error["message"],
@@ -122,8 +132,8 @@ def _flat(
     error: dict[str, Any] | None,
 ) -> dict[str, Any]:
     if outcome is None:
-        fault = _complete(error or {"code": "unsettled", "message": "it has no outcome yet"})
-        status = _status(fault["code"])
+        fault = _with_all_fields(error or {"code": "unsettled", "message": "it has no outcome yet"})
+        status = _STATUS_BY_CODE.get(fault["code"], "failed")
         return {
             "is_degraded": status != "running",
             "degraded_reasons": [],
@@ -136,9 +146,8 @@ def _flat(
             "retryable": fault["retryable"],
             "index": line,
         }
-    since, until = (
-        datetime.fromisoformat(outcome[name]) for name in ("submitted_at", "finished_at")
-    )
+    submitted_at = datetime.fromisoformat(outcome["submitted_at"])
+    finished_at = datetime.fromisoformat(outcome["finished_at"])
     rest = {
         name: value
         for name, value in outcome.items()
@@ -150,12 +159,6 @@ def _flat(
         "custom_id": custom_id,
         "batch_id": outcome.get("batch_id"),
         **rest,
-        "latency_ms": round((until - since).total_seconds() * 1000, 1),
+        "latency_ms": round((finished_at - submitted_at).total_seconds() * 1000, 1),
         "index": line,
     }
-
-
-def _status(code: str) -> str:
-    return {"unsettled": "running", "batch_expired": "expired", "batch_cancelled": "cancelled"}.get(
-        code, "failed"
-    )

@@ -1,4 +1,4 @@
-"""What clients say of a batch: OpenAI's fields, and what Fusewire adds in `x_fusewire`. Pure."""
+"""Requests about batches: OpenAI's fields, and Fusewire's own in `x_fusewire`. Pure."""
 
 import json
 from collections.abc import Mapping
@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from fusewire_ingest.admission.refusal import unsupported, validated, wrong
+from fusewire_ingest.admission.refusal import invalid_error, unsupported_error, validate
 
 MOST_METADATA = 16
 MOST_REQUESTS = 1_000
-"""In the body of one batch; more of them are a file."""
+"""The most requests in the body of one batch; more need a file."""
 UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1)}
 LONGEST = timedelta(days=7)
 
@@ -21,14 +21,14 @@ class _StrictModel(BaseModel):
 
 
 class OutputExpiry(_StrictModel):
-    """When the files that a batch writes go away."""
+    """When the output files of a batch expire."""
 
     anchor: Literal["created_at"]
     seconds: int = Field(ge=3_600, le=2_592_000)
 
 
 class BatchExtension(_StrictModel):
-    """What Fusewire adds to a batch."""
+    """Fusewire's additions to a batch."""
 
     pool: str | None = None
     mode: Literal["best-of", "merge", "debate"] | None = None
@@ -51,11 +51,11 @@ class CreateBatch(_StrictModel):
     ) = Field(default=None, max_length=MOST_METADATA)
     output_expires_after: OutputExpiry | None = None
     model: str | None = None
-    """Of a batch that was sent as requests: what it asks. The lines of a file each name their own."""
+    """Model of a batch that was sent as requests. Lines of a file each name their own."""
     x_fusewire: BatchExtension = BatchExtension()
 
     def options(self) -> str:
-        """What decides what the batch is, as JSON; equal for a repetition."""
+        """All options as JSON; equal for a repetition of the same request."""
         return json.dumps(self.model_dump(mode="json", exclude_none=True), sort_keys=True)
 
 
@@ -67,11 +67,11 @@ class Request(_StrictModel):
 
 
 class Requests(_StrictModel):
-    """The body of `POST /v1/batches` as OpenRouter's clients send it: with the requests in it."""
+    """The body of `POST /v1/batches` in OpenRouter's form, which holds the requests."""
 
     endpoint: Literal["/v1/chat/completions"]
     model: str
-    """Asked by every request that names none."""
+    """Model of the requests that name none."""
     requests: list[Request] = Field(min_length=1, max_length=MOST_REQUESTS)
     completion_window: Annotated[str, StringConstraints(pattern=r"^[1-9]\d{0,2}[hd]$")] = "24h"
     callback_url: str | None = None
@@ -79,20 +79,23 @@ class Requests(_StrictModel):
 
     def file(self) -> bytes:
         """The same as a file in OpenAI's form."""
-        told = {"method": "POST", "url": self.endpoint}
+        target = {"method": "POST", "url": self.endpoint}
         lines = (
-            {"custom_id": r.custom_id, **told, "body": {"model": self.model, **r.body}}
-            for r in self.requests
+            {
+                "custom_id": request.custom_id,
+                **target,
+                "body": {"model": self.model, **request.body},
+            }
+            for request in self.requests
         )
         return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
-    def asked(self, file_id: str) -> CreateBatch:
+    def batch(self, file_id: str) -> CreateBatch:
         """The same as a batch of that file."""
-        window_ = self.completion_window
         return CreateBatch(
             input_file_id=file_id,
             endpoint=self.endpoint,
-            completion_window=window_,
+            completion_window=self.completion_window,
             model=self.model,
         )
 
@@ -109,33 +112,33 @@ class RetryBatch(_StrictModel):
     only: Literal["retryable", "all"] = "retryable"
 
 
-def asked(body: Mapping[str, Any]) -> CreateBatch:
-    """Read what is asked for. Raises RefusedError."""
-    found = validated(CreateBatch, body)
-    window(found.completion_window)
-    if found.model is not None:
-        raise unsupported("model", "each line of the file names its own; remove it")
-    return found
+def parse_create(body: Mapping[str, Any]) -> CreateBatch:
+    """Parse a request for a batch of a file. Raises RefusedError."""
+    batch = validate(CreateBatch, body)
+    window(batch.completion_window)
+    if batch.model is not None:
+        raise unsupported_error("model", "each line of the file names its own; remove it")
+    return batch
 
 
-def requests(body: Mapping[str, Any]) -> Requests:
-    """Read what is asked for together with its requests. Raises RefusedError."""
-    found = validated(Requests, body)
-    window(found.completion_window)
-    if found.callback_url is not None:
-        raise unsupported(
+def parse_requests(body: Mapping[str, Any]) -> Requests:
+    """Parse a request for a batch that holds its requests. Raises RefusedError."""
+    requests = validate(Requests, body)
+    window(requests.completion_window)
+    if requests.callback_url is not None:
+        raise unsupported_error(
             "callback_url", "nobody is called back; look at the batch until it is over"
         )
-    if found.provider is not None:
-        raise unsupported(
+    if requests.provider is not None:
+        raise unsupported_error(
             "provider", "the operator's configuration says where models run; remove it"
         )
-    return found
+    return requests
 
 
 def window(text: str) -> timedelta:
-    """Read `24h` or `7d`. Raises RefusedError when it is longer than a week."""
-    found = int(text[:-1]) * UNITS[text[-1]]
-    if found > LONGEST:
-        raise wrong("completion_window", "it must be 1h to 168h, or 1d to 7d")
-    return found
+    """Parse `24h` or `7d`. Raises RefusedError if it is longer than a week."""
+    duration = int(text[:-1]) * UNITS[text[-1]]
+    if duration > LONGEST:
+        raise invalid_error("completion_window", "it must be 1h to 168h, or 1d to 7d")
+    return duration

@@ -1,4 +1,4 @@
-"""The parameters of a chat completion: what is read, what changes nothing, what is not done. Pure."""
+"""Parameters of a chat completion: supported, without effect, or not supported. Pure."""
 
 import difflib
 from collections.abc import Mapping
@@ -25,9 +25,9 @@ READ = {
     "response_format",
     "logit_bias",
 }
-"""They are read."""
+"""Supported parameters."""
 PASSED_ON = ("top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty")
-"""They are read, and do something where a member's provider takes them."""
+"""Passed on to members; without effect where a member's provider does not take them."""
 _HARMLESS = {
     "user",
     "metadata",
@@ -45,7 +45,7 @@ _HARMLESS = {
     "trace",
     "debug",
 }
-"""They change no answer."""
+"""Ignored without a warning: they do not change the answer."""
 _NEUTRAL: dict[str, Any] = {
     "n": 1,
     "logprobs": False,
@@ -62,9 +62,10 @@ _NEUTRAL: dict[str, Any] = {
     "models": [],
     "stop_server_tools_when": [],
 }
-"""Values that ask for nothing."""
+"""Values that have no effect."""
 WARNED = {
-    "models": "there is no fallback to other models; name those that shall take part in the fusion plugin",
+    "models": "there is no fallback to other models; "
+    "name those that shall take part in the fusion plugin",
     "reasoning": "models reason as their providers have it by default",
     "reasoning_effort": "models reason as their providers have it by default",
     "verbosity": "members are asked as the prompt stands",
@@ -72,7 +73,7 @@ WARNED = {
     "max_tool_calls": "members use no tools of the server",
     "stop_server_tools_when": "members use no tools of the server",
 }
-"""Asked for, not done, and no harm: what happens in its place."""
+"""Ignored with a warning: what happens instead."""
 _INSTEAD = {
     "n": "send the request n times",
     "logprobs": "the voices behind an answer are in `fusion`",
@@ -86,27 +87,28 @@ _INSTEAD = {
 
 
 def is_neutral(name: str, value: object) -> bool:
-    """Whether a parameter asks for nothing."""
+    """Whether a parameter has the value that has no effect."""
     return name in _NEUTRAL and value == _NEUTRAL[name]
 
 
-def undone(body: Mapping[str, Any]) -> list[str]:
-    """Parameters that ask for what is not done here, though the answer is as good without.
+def ignored_names(body: Mapping[str, Any]) -> list[str]:
+    """Names of parameters that are ignored with a warning.
 
     Raises:
-        RefusedError: one asks for another answer than would be given, or is not known.
+        RefusedError: a parameter is unknown, or would change the answer and is not supported.
     """
-    found = []
+    names = []
     for name, value in body.items():
-        if name in READ or name in PASSED_ON or name in _HARMLESS or is_neutral(name, value):
+        is_supported = name in READ or name in PASSED_ON
+        if is_supported or name in _HARMLESS or is_neutral(name, value):
             continue
         if name not in WARNED:
             instead = _INSTEAD.get(name) or _hint(name)
             raise RefusedError(
                 "unsupported_parameter", f"'{name[:80]}' is not supported; {instead}", name[:80]
             )
-        found.append(name)
-    return found
+        names.append(name)
+    return names
 
 
 def _hint(name: str) -> str:

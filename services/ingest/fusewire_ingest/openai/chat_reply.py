@@ -1,118 +1,39 @@
-"""An outcome as a chat completion: OpenAI's shape, and a `fusion` object with OpenRouter's names. Pure.
+"""An outcome as a chat completion in OpenAI's form, with a `fusion` object. Pure.
 
-The dicts parse with the models of both SDKs. What is not known is null, never 0.
+The dicts parse with the models of OpenAI's and OpenRouter's SDKs. Unknown values are null, never 0.
 """
 
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from fusewire import replies
 from fusewire.contracts import Outcome
+from fusewire_ingest.openai.failures import Body, is_withheld_body
+from fusewire_ingest.openai.fusion_report import fusion_report_of
 
-Body = Mapping[str, Any]
-"""An outcome as JSON has it."""
-
-_JUDGE_REASONS = {
-    "empty": "judge_empty_completion",
-    "schema_mismatch": "judge_schema_mismatch",
-    "not_json": "judge_not_valid_json",
-    "ambiguous": "judge_not_valid_json",
-    "too_long": "judge_not_valid_json",
-    "picked_control": None,
-    "one_order": None,
-}
-"""By what a judge did wrong. Of anything else, no reply came; two things have no name at OpenRouter."""
-_MEMBER_STATUS = {
-    "rate_limited": 429,
-    "insufficient_quota": 402,
-    "unauthorized": 401,
-    "model_not_found": 404,
-}
-"""By error code, where it stands for one status."""
-_RETRYABLE = {
-    "rate_limited",
-    "server_error",
-    "connect_error",
-    "timeout",
-    "truncated",
-    "deadline_exceeded",
-    "engine_failed",
-    "cancelled",
-}
-_FAILED = 424
-"""For what failed behind the server and has its outcome: many clients send a request again by themselves after any
-status of 500 and more, and would buy it again."""
-_ALL_ALIKE = {
-    "rate_limited": (429, "rate_limited", "try again later, or add members of other providers"),
-    "insufficient_quota": (
-        402,
-        "insufficient_credits",
-        "the provider's account has no credit left; top it up",
-    ),
-    "context_length_exceeded": (400, "context_length_exceeded", "shorten the messages"),
-    "bad_request": (
-        400,
-        "bad_request",
-        "the providers refuse it as it stands; see each member's code",
-    ),
-    "model_not_found": (
-        404,
-        "model_not_found",
-        "no provider knows its model; mend `model` in the configuration",
-    ),
-    "unauthorized": (
-        _FAILED,
-        "provider_key_refused",
-        "the providers refuse this Fusewire's keys; mend them",
-    ),
-}
-"""What a failure is called where every member failed in one way, and what to do."""
-_WITHHELD = "refused"
-"""The code of members that declined to answer."""
 FINGERPRINT = "fusewire"
-"""Where OpenAI names the configuration of its servers: its schema wants a text, OpenRouter's the field."""
+"""OpenAI's `system_fingerprint`: its schema requires a text, OpenRouter's requires the field."""
 REFUSAL = "The models declined to answer this."
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An outcome without an answer, as HTTP tells it.
-
-    Attributes:
-        status: of the response.
-        code: OpenAI's, or a word of ours.
-        message: what, and how to mend it.
-        retry_after_s: when it is worth to ask again; None where that is not known, or never.
-        failed: the members, as `fusion.failed_models`.
-    """
-
-    status: int
-    code: str
-    message: str
-    retry_after_s: float | None = None
-    failed: tuple[replies.chat.FailedModel, ...] = ()
-
-
 PIECE_CHARS = 4_000
+"""Characters of text in one chunk of a stream."""
 LINE_CHARS = 24_000
-"""Of JSON: some clients read lines of 32 KiB at most, and a character may take more than a byte."""
+"""Characters of JSON in one line of a stream: some clients read lines of 32 KiB at most, and a
+character may take more than a byte."""
 
 
 class SupersededError(Exception):
-    """The answer does not begin with what was streamed: another one was chosen since."""
+    """The answer does not begin with the streamed text: another one was chosen since."""
 
 
 def completion(
     outcome: Outcome, *, model: str, created: int, warnings: Sequence[str] = ()
 ) -> replies.chat.ChatCompletion:
-    """The `chat.completion` of an outcome that has an answer.
+    """Build the `chat.completion` of an outcome that has an answer.
 
     Args:
-        outcome: with the members' texts, where they shall be in `fusion.responses`.
-        model: as the client asked.
+        outcome: with the members' texts if `fusion.responses` is to hold them.
+        model: as the client named it.
         created: seconds since 1970.
         warnings: for `fusion.warnings`.
     """
@@ -125,18 +46,8 @@ def completion_of(
     body: Body, *, model: str, created: int, warnings: Sequence[str] = ()
 ) -> replies.chat.ChatCompletion:
     """As `completion`, of an outcome's JSON."""
-    calls = _tool_calls(body)
-    message: replies.chat.ChatMessage = {
-        "role": "assistant",
-        "content": body.get("content"),
-        "refusal": _refusal(body),
-    }
-    if thought := body.get("reasoning"):
-        message["reasoning"] = message["reasoning_content"] = thought
-    if calls:
-        message["tool_calls"] = calls
     reason = finish_reason(body)
-    found: replies.chat.ChatCompletion = {
+    reply: replies.chat.ChatCompletion = {
         "id": _id(body["fusion_id"]),
         "object": "chat.completion",
         "created": created,
@@ -145,17 +56,30 @@ def completion_of(
         "choices": [
             {
                 "index": 0,
-                "message": message,
+                "message": _message(body),
                 "logprobs": None,
                 "finish_reason": reason,
                 "native_finish_reason": reason,
             }
         ],
-        "fusion": fusion_of(body, warnings),
+        "fusion": fusion_report_of(body, warnings),
     }
-    if used := usage_of(body):
-        found["usage"] = used
-    return found
+    if usage := usage_of(body):
+        reply["usage"] = usage
+    return reply
+
+
+def _message(body: Body) -> replies.chat.ChatMessage:
+    message: replies.chat.ChatMessage = {
+        "role": "assistant",
+        "content": body.get("content"),
+        "refusal": _refusal(body),
+    }
+    if reasoning := body.get("reasoning"):
+        message["reasoning"] = message["reasoning_content"] = reasoning
+    if calls := _tool_calls(body):
+        message["tool_calls"] = calls
+    return message
 
 
 def chunks(
@@ -163,54 +87,68 @@ def chunks(
     *,
     model: str,
     created: int,
-    sent: str,
+    streamed_text: str,
     with_usage: bool,
     warnings: Sequence[str] = (),
 ) -> Iterator[replies.chat.ChatChunk]:
-    """The chunks that are still to be sent.
+    """The chunks that end a stream.
 
     Args:
         outcome: one that has an answer.
-        model: as the client asked.
+        model: as the client named it.
         created: seconds since 1970; the same in all chunks of a stream.
-        sent: the text that went out in pieces.
+        streamed_text: the text that was sent in pieces before.
         with_usage: whether a chunk of usage ends the stream.
         warnings: for `fusion.warnings` in the chunk with the finish reason.
 
     Raises:
-        SupersededError: at once, where the answer does not begin with `sent`.
+        SupersededError: the answer does not begin with `streamed_text`. Raised by the call itself,
+            before the first chunk.
     """
     body = outcome.model_dump(mode="json")
-    content = body["content"] or ""
-    if not content.startswith(sent):
+    if not (body["content"] or "").startswith(streamed_text):
         raise SupersededError
     chunk = functools.partial(_chunk, outcome.fusion_id, model, created)
-    deltas: list[replies.chat.Delta] = [] if sent else [{"role": "assistant", "content": ""}]
-    deltas += [_thought(one) for one in pieces(body.get("reasoning") or "", PIECE_CHARS // 2)]
-    deltas += [{"content": one} for one in pieces(content[len(sent) :])]
-    deltas += [{"tool_calls": [part]} for part in _call_parts(body)]
-    deltas += [{"refusal": refusal}] if (refusal := _refusal(body)) else []
-    found = [chunk(delta) for delta in deltas]
-    told, apart = _told_apart(fusion_of(body, warnings))
-    found.extend({**chunk(None), "fusion": one} for one in apart)
-    found.append({**chunk({}, finish_reason(body)), "fusion": told})
+    last_chunks = [chunk(delta) for delta in _deltas(body, streamed_text)]
+    report, report_pieces = _split_report(fusion_report_of(body, warnings))
+    last_chunks.extend({**chunk(None), "fusion": report_piece} for report_piece in report_pieces)
+    last_chunks.append({**chunk({}, finish_reason(body)), "fusion": report})
     if with_usage:
-        found.append({**chunk(None), "usage": usage_of(body)})
-    return iter(found)
+        last_chunks.append({**chunk(None), "usage": usage_of(body)})
+    return iter(last_chunks)
+
+
+def _deltas(body: Body, streamed_text: str) -> Iterator[replies.chat.Delta]:
+    """Everything of the message that was not streamed."""
+    if not streamed_text:
+        yield {"role": "assistant", "content": ""}
+    # Each piece of reasoning is sent twice, under two names.
+    for text in pieces(body.get("reasoning") or "", PIECE_CHARS // 2):
+        yield _reasoning_delta(text)
+    for text in pieces((body["content"] or "")[len(streamed_text) :]):
+        yield {"content": text}
+    for call_delta in _call_deltas(body):
+        yield {"tool_calls": [call_delta]}
+    if refusal := _refusal(body):
+        yield {"refusal": refusal}
 
 
 def pieces(text: str, size: int = PIECE_CHARS) -> Iterator[str]:
-    """A text in pieces, none of which makes too long a line."""
+    """Cut a text into pieces of at most `size` characters, so that no line becomes too long.
+
+    >>> list(pieces("abcde", 2))
+    ['ab', 'cd', 'e']
+    """
     return (text[at : at + size] for at in range(0, len(text), size))
 
 
-def _thought(text: str) -> replies.chat.Delta:
-    """What was thought, by OpenRouter's name and by the one of DeepSeek, vLLM and llama.cpp."""
+def _reasoning_delta(text: str) -> replies.chat.Delta:
+    """Reasoning under OpenRouter's name, and under that of DeepSeek, vLLM and llama.cpp."""
     return {"reasoning": text, "reasoning_content": text}
 
 
-def _call_parts(body: Body) -> Iterator[replies.chat.ToolCallDelta]:
-    """The calls as deltas: the first of each names it, and all have a piece of its arguments."""
+def _call_deltas(body: Body) -> Iterator[replies.chat.ToolCallDelta]:
+    """Tool calls in pieces: the first delta of a call names it, each has a piece of arguments."""
     for number, call in enumerate(_tool_calls(body)):
         first, *rest = list(pieces(call["function"]["arguments"])) or [""]
         function: replies.chat.FunctionDelta = {
@@ -218,176 +156,91 @@ def _call_parts(body: Body) -> Iterator[replies.chat.ToolCallDelta]:
             "arguments": first,
         }
         yield {"index": number, "id": call["id"], "type": call["type"], "function": function}
-        for one in rest:
-            yield {"index": number, "function": {"arguments": one}}
+        for arguments in rest:
+            yield {"index": number, "function": {"arguments": arguments}}
 
 
-def _told_apart(
-    told: replies.chat.FusionReport,
+def _split_report(
+    report: replies.chat.FusionReport,
 ) -> tuple[replies.chat.FusionReport, list[replies.chat.FusionPiece]]:
-    """The `fusion` object, and what is told before it in pieces because it would make too long a line."""
-    if len(json.dumps(told)) <= LINE_CHARS:
-        return told, []
-    apart: list[replies.chat.FusionPiece] = [
-        {
-            "outcome_id": told["outcome_id"],
-            "response": {"index": number, "model": one["model"], "content": text},
-        }
-        for number, one in enumerate(told["responses"])
-        for text in pieces(one["content"] or "")
-    ]
+    """Take the members' texts out of a `fusion` object that would make too long a line.
+
+    Returns the shortened object, and the texts in pieces, which are sent before it.
+    """
+    if len(json.dumps(report)) <= LINE_CHARS:
+        return report, []
+    texts: list[replies.chat.FusionPiece] = []
+    for number, response in enumerate(report["responses"]):
+        texts += [
+            {
+                "outcome_id": report["outcome_id"],
+                "response": {"index": number, "model": response["model"], "content": text},
+            }
+            for text in pieces(response["content"] or "")
+        ]
     short: replies.chat.FusionReport = {
-        **told,
-        "responses": [{"model": one["model"], "content": None} for one in told["responses"]],
+        **report,
+        "responses": [
+            {"model": response["model"], "content": None} for response in report["responses"]
+        ],
     }
     if len(json.dumps(short)) > LINE_CHARS:
         short["analysis"] = None
         short["warnings"] = [
-            *told["warnings"],
+            *report["warnings"],
             "the analysis is left out of the stream; read it with GET /v1/fusions",
         ]
-    return short, apart
+    return short, texts
 
 
 def piece(
     fusion_id: str, *, model: str, created: int, text: str, is_first: bool
 ) -> replies.chat.ChatChunk:
-    """One chunk of an answer that is still being written; the first one names the role too."""
-    delta: replies.chat.Delta = (
-        {"role": "assistant", "content": text} if is_first else {"content": text}
-    )
+    """One chunk of an answer that is still being written; the first one has the role too."""
+    delta: replies.chat.Delta = {"content": text}
+    if is_first:
+        delta = {"role": "assistant", "content": text}
     return _chunk(fusion_id, model, created, delta)
 
 
-def failure(outcome: Outcome) -> Failure:
-    """What became of an outcome that has no answer."""
-    return failure_of(outcome.model_dump(mode="json"))
-
-
-def failure_of(body: Body) -> Failure:
-    """As `failure`, of an outcome's JSON."""
-    status, code, message = _failed_with(body)
-    waits = [
-        a["retry_after_s"] for a in body.get("answers", ()) if a.get("retry_after_s") is not None
-    ]
-    failed = tuple(
-        _failed(a) for a in body.get("answers", ()) if a["status"] in ("error", "missing")
-    )
-    return Failure(
-        status, code, message, min(waits, default=None) if status == 429 else None, failed
-    )
-
-
-def _failed_with(body: Body) -> tuple[int, str, str]:
-    why = body.get("error") or "there is no answer"
-    if body["status"] == "cancelled":
-        return 409, "cancelled", "it was cancelled before there was an answer"
-    if body["status"] == "expired":
-        return 504, "deadline_exceeded", f"{why}; try again, or give it more time"
-    codes = _codes(body)
-    if len(codes) == 1 and (alike := _ALL_ALIKE.get(next(iter(codes)))):
-        status, code, advice = alike
-        return status, code, f"{why}; {advice}"
-    if not body.get("answers"):
-        return 400, "no_member_available", f"{why}; ask for other members or another pool"
-    if not codes:
-        return _FAILED, "invalid_tool_calls", f"{why}; try again, or mend the tools"
-    return _FAILED, "all_panels_failed", f"{why}; see each member's error"
-
-
-def is_withheld(outcome: Outcome) -> bool:
-    """Whether there is no answer because every member declined: that is an answer too, to OpenAI's clients."""
-    return outcome.status == "failed" and {
-        a.error_code for a in outcome.answers if a.error_code
-    } == {_WITHHELD}
-
-
-def is_retryable(body: Body) -> bool:
-    """Whether the same prompt, submitted again, might be answered; of an outcome's JSON that has no answer."""
-    if body["status"] in ("expired", "cancelled"):
-        return True
-    codes = _codes(body)
-    return bool(body.get("answers")) and (not codes or bool(codes & _RETRYABLE))
-
-
-def fusion(outcome: Outcome, warnings: Sequence[str] = ()) -> replies.chat.FusionReport:
-    """How an outcome came to be. What is degraded stands first."""
-    return fusion_of(outcome.model_dump(mode="json"), warnings)
-
-
-def fusion_of(body: Body, warnings: Sequence[str] = ()) -> replies.chat.FusionReport:
-    """As `fusion`, of an outcome's JSON; it parses as OpenRouter's `openrouter:fusion` output item."""
-    answers = body.get("answers", [])
-    responses: list[replies.chat.MemberText] = [
-        {"model": a["model"], "content": a["content"]} for a in answers if _has_text(a)
-    ]
-    failed = [_failed(a) for a in answers if a["status"] in ("error", "missing")]
-    is_answered = body["status"] in ("fused", "voted", "single")
-    found: replies.chat.FusionReport = {
-        "is_degraded": body["is_degraded"],
-        "degraded_reasons": list(body.get("degraded_reasons", ())),
-        "type": "openrouter:fusion",
-        "status": "completed" if is_answered else "incomplete",
-        "outcome_id": body["fusion_id"],
-        "outcome_status": body["status"],
-        "strategy": body["mode"],
-        "pool": body["pool"],
-        "winner": body.get("winner"),
-        "reason": body.get("reason"),
-        "judge_model": body.get("judge_model"),
-        "answer_kind": body.get("answer_kind"),
-        "closed_by": body.get("closed_by"),
-        "agreement": body.get("agreement"),
-        "cost_usd": body.get("cost_usd"),
-        "members": [_member(a) for a in answers],
-        "warnings": list(warnings),
-        "responses": responses,
-        "failed_models": failed,
-        "failure_reason": _failure_reason(body, is_answered=is_answered),
-    }
-    if body.get("analysis") is not None:
-        found["analysis"] = body["analysis"]
-    if body.get("error"):
-        found["error"] = body["error"]
-    return found
-
-
 def usage_of(body: Body) -> replies.chat.Usage | None:
-    """Tokens and cost of all members and the judge; None where not all were counted.
+    """Tokens and cost of all members and the judge; None if not all of them were counted.
 
-    `cost_details` is null where what prompts cost is not known apart: the SDKs that read it want both.
+    `cost_details` is null if the cost of prompts is unknown: SDKs that read it require both parts.
     """
-    used, cost = body.get("usage", {}), body.get("cost_usd")
-    if used is None:
+    usage, cost = body.get("usage", {}), body.get("cost_usd")
+    if usage is None:
         return None
-    asked, answered = used.get("prompt_tokens", 0), used.get("completion_tokens", 0)
+    prompt_tokens = usage.get("prompt_tokens", 0)
+    completion_tokens = usage.get("completion_tokens", 0)
     return {
-        "prompt_tokens": asked,
-        "completion_tokens": answered,
-        "total_tokens": asked + answered,
-        "prompt_tokens_details": {"cached_tokens": used.get("cached_tokens", 0)},
-        "completion_tokens_details": {"reasoning_tokens": used.get("reasoning_tokens", 0)},
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.get("cached_tokens", 0)},
+        "completion_tokens_details": {"reasoning_tokens": usage.get("reasoning_tokens", 0)},
         "cost": cost,
         "cost_details": _cost_details(cost, body.get("cost_prompt_usd")),
     }
 
 
 def without_null_cost(usage: replies.chat.Usage) -> replies.chat.Usage:
-    """For clients that may be told no cost, but not that it is unknown."""
+    """For clients that accept a missing cost, and not null."""
     if usage.get("cost") is not None:
         return usage
-    found = usage.copy()
-    found.pop("cost", None)
-    return found
+    costless_usage = usage.copy()
+    costless_usage.pop("cost", None)
+    return costless_usage
 
 
-def _cost_details(cost: float | None, of_prompts: float | None) -> replies.chat.CostDetails | None:
-    if cost is None or (cost and of_prompts is None):
+def _cost_details(cost: float | None, prompt_cost: float | None) -> replies.chat.CostDetails | None:
+    if cost is None or (cost and prompt_cost is None):
         return None
+    prompt_cost = prompt_cost or 0.0
     return {
         "upstream_inference_cost": cost,
-        "upstream_inference_prompt_cost": of_prompts or 0.0,
-        "upstream_inference_completions_cost": max(cost - (of_prompts or 0.0), 0.0),
+        "upstream_inference_prompt_cost": prompt_cost,
+        "upstream_inference_completions_cost": max(cost - prompt_cost, 0.0),
     }
 
 
@@ -402,7 +255,7 @@ def _chunk(
     delta: replies.chat.Delta | None,
     finish_reason: str | None = None,
 ) -> replies.chat.ChatChunk:
-    """A chunk with a piece of the answer, or with none."""
+    """A chunk with a delta of the message; without a choice if `delta` is None."""
     choice: replies.chat.ChunkChoice = {
         "index": 0,
         "delta": delta or {},
@@ -431,75 +284,27 @@ def _tool_calls(body: Body) -> list[replies.chat.ChatToolCall]:
 
 
 def _refusal(body: Body) -> str | None:
-    return REFUSAL if body["status"] == "failed" and _codes(body) == {_WITHHELD} else None
+    return REFUSAL if is_withheld_body(body) else None
 
 
 def finish_reason(body: Body) -> str:
-    """Why the answer ends, in OpenAI's words."""
+    """OpenAI's name of the reason why the answer ends."""
     if _refusal(body):
         return "content_filter"
     if body.get("tool_calls"):
         return "tool_calls"
     if "merge_cut_at_length" in body.get("degraded_reasons", ()):
         return "length"
+    winner_reason = _winner_finish_reason(body)
+    return winner_reason if winner_reason in ("length", "content_filter") else "stop"
+
+
+def _winner_finish_reason(body: Body) -> str | None:
     winner = body.get("winner")
-    of_winner = next(
-        (
-            a.get("finish_reason")
-            for a in body.get("answers", ())
-            if winner and a["member"] == winner
-        ),
-        None,
-    )
-    return of_winner if of_winner in ("length", "content_filter") else "stop"
-
-
-def _has_text(answer: Body) -> bool:
-    return answer["status"] == "ok" and answer.get("content") is not None
-
-
-def _failed(answer: Body) -> replies.chat.FailedModel:
-    error = answer.get("error_code") or "missing"
-    return {
-        "model": answer["model"],
-        "error": error,
-        "status_code": answer.get("error_status") or _MEMBER_STATUS.get(error),
-        "provider_code": answer.get("provider_code"),
-        "param": answer.get("provider_param"),
-    }
-
-
-def _member(answer: Body) -> replies.chat.FusionMember:
-    used = answer.get("usage") or {}
-    return {
-        "member": answer["member"],
-        "model": answer["model"],
-        "status": answer["status"],
-        "error_code": answer.get("error_code"),
-        "prompt_tokens": used.get("prompt_tokens"),
-        "completion_tokens": used.get("completion_tokens"),
-        "cost_usd": answer.get("cost_usd"),
-        "latency_ms": answer.get("latency_ms"),
-    }
-
-
-def _codes(body: Body) -> set[str]:
-    """The errors that members failed with."""
-    return {a["error_code"] for a in body.get("answers", ()) if a.get("error_code")}
-
-
-def _failure_reason(body: Body, *, is_answered: bool) -> str | None:
-    if not is_answered:
-        code = failure_of(body).code
-        return (
-            code
-            if code in ("rate_limited", "insufficient_credits", "cancelled")
-            else "all_panels_failed"
-        )
-    faults = (
-        r.removeprefix("judge_failed:")
-        for r in body.get("degraded_reasons", ())
-        if r.startswith("judge_failed:")
-    )
-    fault = next(faults, None)
-    return _JUDGE_REASONS.get(fault, "judge_upstream_error") if fault is not None else None
+    if not winner:
+        return None
+    for answer in body.get("answers", ()):
+        if answer["member"] == winner:
+            reason: str | None = answer.get("finish_reason")
+            return reason
+    return None

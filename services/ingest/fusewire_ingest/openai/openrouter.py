@@ -1,6 +1,6 @@
-"""What OpenRouter's own addresses tell of keys and generations. Pure.
+"""Replies about keys and generations in OpenRouter's form. Pure.
 
-Their SDK wants every field; what has no meaning here is null, or what means "none".
+Their SDK requires every field; fields without a meaning here are null, or mean "none".
 """
 
 from collections.abc import Mapping
@@ -14,14 +14,15 @@ PREFIX = "chatcmpl-"
 
 
 def generation(body: Mapping[str, Any]) -> replies.openrouter.Generation:
-    """An outcome as `GET /generation` tells of one.
+    """An outcome in the form of `GET /generation`.
 
     Args:
         body: the outcome's JSON.
     """
-    used, cost = body.get("usage") or {}, body.get("cost_usd")
+    usage, cost = body.get("usage") or {}, body.get("cost_usd")
     reason = chat_reply.finish_reason(body)
-    asked, answered = used.get("prompt_tokens"), used.get("completion_tokens")
+    prompt_tokens = usage.get("prompt_tokens")
+    completion_tokens = usage.get("completion_tokens")
     return {
         "id": PREFIX + body["fusion_id"],
         "model": f"fusewire/{body['pool']}",
@@ -36,14 +37,14 @@ def generation(body: Mapping[str, Any]) -> replies.openrouter.Generation:
         "generation_time": body.get("latency_ms"),
         "finish_reason": reason,
         "native_finish_reason": reason,
-        "tokens_prompt": asked,
-        "tokens_completion": answered,
-        "native_tokens_prompt": asked,
-        "native_tokens_completion": answered,
-        "native_tokens_cached": used.get("cached_tokens"),
-        "native_tokens_reasoning": used.get("reasoning_tokens"),
+        "tokens_prompt": prompt_tokens,
+        "tokens_completion": completion_tokens,
+        "native_tokens_prompt": prompt_tokens,
+        "native_tokens_completion": completion_tokens,
+        "native_tokens_cached": usage.get("cached_tokens"),
+        "native_tokens_reasoning": usage.get("reasoning_tokens"),
         "upstream_inference_cost": cost,
-        # They are no numbers there where nothing is known.
+        # OpenRouter's schema requires numbers, also where the cost is unknown.
         "total_cost": cost or 0.0,
         "usage": cost or 0.0,
         "api_type": None,
@@ -70,24 +71,25 @@ def generation(body: Mapping[str, Any]) -> replies.openrouter.Generation:
 
 
 def key(
-    label: str, limit: float | None, spent: Mapping[str, float], expires_at: datetime | None
+    label: str, limit: float | None, usd_by_period: Mapping[str, float], expires_at: datetime | None
 ) -> replies.openrouter.Key:
-    """What a client may know of its own key.
+    """A key, as its own client may see it.
 
     Args:
-        label: the key's id, or its tenant where it needs none.
-        limit: what the tenant may spend in the period of its budget, USD; None where it has none.
-        spent: USD by `total`, `day`, `week`, `month`, and of the budget's period by `period`.
-        expires_at: the end of the key.
+        label: the key's id, or the tenant's name where no key is needed.
+        limit: the tenant's budget per period, USD; None if it has none.
+        usd_by_period: USD spent, by `total`, `day`, `week`, `month`, and by `period` for the
+            budget's own.
+        expires_at: when the key expires.
     """
     return {
         "label": label,
         "limit": limit,
-        "limit_remaining": None if limit is None else max(limit - spent["period"], 0.0),
-        "usage": spent["total"],
-        "usage_daily": spent["day"],
-        "usage_weekly": spent["week"],
-        "usage_monthly": spent["month"],
+        "limit_remaining": None if limit is None else max(limit - usd_by_period["period"], 0.0),
+        "usage": usd_by_period["total"],
+        "usage_daily": usd_by_period["day"],
+        "usage_weekly": usd_by_period["week"],
+        "usage_monthly": usd_by_period["month"],
         "byok_usage": 0.0,
         "byok_usage_daily": 0.0,
         "byok_usage_weekly": 0.0,

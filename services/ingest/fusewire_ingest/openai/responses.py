@@ -1,4 +1,4 @@
-"""OpenAI's Responses: a request written anew as a chat completion, and an outcome as a response. Pure.
+"""OpenAI's Responses API: translate a request, and build a response of an outcome. Pure.
 
 Fields as in OpenAI's reference ("Create a model response", "The response object").
 """
@@ -8,13 +8,14 @@ from typing import Any
 
 from fusewire import replies
 from fusewire.contracts import Message, Outcome, Prompt
-from fusewire_ingest.admission.refusal import RefusedError, unsupported, wrong
+from fusewire_ingest.admission.refusal import RefusedError, invalid_error, unsupported_error
 from fusewire_ingest.openai import chat_reply
+from fusewire_ingest.openai.failures import Body
 from fusewire_ingest.openai.rewrite import RewrittenBody, as_list, as_text
 
 PREVIOUS = "previous_response_id"
 RESPONSE = "resp_"
-"""Before the fusion's id."""
+"""Prefix of the fusion's id in a response's id."""
 _SAME = (
     "model",
     "temperature",
@@ -30,6 +31,7 @@ _SAME = (
     "plugins",
     "fusewire",
 )
+"""Parameters that are copied unchanged."""
 _READ = (
     *_SAME,
     "input",
@@ -43,85 +45,90 @@ _READ = (
     PREVIOUS,
     "include",
 )
+"""All parameters that are supported."""
 _RENAMED = ((".function.", "."),)
+"""See `RewrittenBody.renamed`."""
 _STATEFUL = ("conversation", "background", "prompt")
+"""Parameters of conversations and prompts that OpenAI's server stores."""
 _ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 _TEXTS = ("input_text", "output_text", "text")
 _CHOICES = ("auto", "none", "required")
 
 
-def chat_body(body: dict[str, Any], before: Sequence[Message] | None = None) -> RewrittenBody:
-    """Write a request anew.
+def chat_body(
+    body: dict[str, Any], earlier_messages: Sequence[Message] | None = None
+) -> RewrittenBody:
+    """Translate a request into a chat completion.
 
     Args:
-        body: it.
-        before: the conversation that `previous_response_id` names; None where there is none to be had.
+        body: the request.
+        earlier_messages: the conversation that `previous_response_id` names; None if requests
+            cannot continue one here.
 
     Raises:
-        RefusedError: a part of it has no place in a chat completion; `param` says where it stands.
+        RefusedError: a part of it does not exist in a chat completion; `param` is its path.
     """
-    given = {name: value for name, value in body.items() if value is not None}
-    _check(given, can_go_on=before is not None)
-    written = RewrittenBody(
-        {name: given[name] for name in _SAME if name in given}, _RENAMED, {"messages": "input"}
+    params = {name: value for name, value in body.items() if value is not None}
+    _check(params, can_go_on=earlier_messages is not None)
+    rewritten = RewrittenBody(
+        {name: params[name] for name in _SAME if name in params}, _RENAMED, {"messages": "input"}
     )
-    if "max_output_tokens" in given:
-        written.put("max_completion_tokens", given["max_output_tokens"], "max_output_tokens")
-    if "reasoning" in given:
-        written.put("reasoning", given["reasoning"], "reasoning")
-    if "instructions" in given:
-        written.add(
-            {"role": "system", "content": as_text(given["instructions"], "instructions")},
-            "instructions",
-        )
-    for message in _without_instructions(before or (), is_instructed="instructions" in given):
-        written.add(_as_chat(message), PREVIOUS)
-    _input(written, given.get("input"))
-    if "text" in given:
-        _format(written, given["text"])
-    if "tools" in given:
+    if "max_output_tokens" in params:
+        rewritten.put("max_completion_tokens", params["max_output_tokens"], "max_output_tokens")
+    if "reasoning" in params:
+        rewritten.put("reasoning", params["reasoning"], "reasoning")
+    _rewrite_messages(rewritten, params, earlier_messages or ())
+    if "text" in params:
+        _rewrite_text_options(rewritten, params["text"])
+    _rewrite_tools(rewritten, params)
+    return rewritten
+
+
+def _rewrite_tools(rewritten: RewrittenBody, params: Mapping[str, Any]) -> None:
+    if "tools" in params:
         tools = [
             _tool(tool, f"tools.{number}")
-            for number, tool in enumerate(as_list(given["tools"], "tools"))
+            for number, tool in enumerate(as_list(params["tools"], "tools"))
         ]
-        written.put("tools", tools, "tools")
-    if "tool_choice" in given:
-        written.put("tool_choice", _choice(given["tool_choice"]), "tool_choice")
-    return written
+        rewritten.put("tools", tools, "tools")
+    if "tool_choice" in params:
+        rewritten.put("tool_choice", _choice(params["tool_choice"]), "tool_choice")
 
 
-def _check(given: Mapping[str, Any], *, can_go_on: bool) -> None:
-    """Refuse what has no place here."""
-    if not can_go_on and PREVIOUS in given:
-        raise unsupported(PREVIOUS, "no conversation goes on here; send the whole of it as `input`")
-    for name in given:
+def _check(params: Mapping[str, Any], *, can_go_on: bool) -> None:
+    """Refuse parameters that are not supported."""
+    if not can_go_on and PREVIOUS in params:
+        raise unsupported_error(
+            PREVIOUS, "no conversation goes on here; send the whole of it as `input`"
+        )
+    for name in params:
         if name in _STATEFUL:
-            raise unsupported(
+            raise unsupported_error(
                 name, "go on with `previous_response_id`, or send the whole conversation as `input`"
             )
         if name not in _READ:
-            raise unsupported(name, "it has no place here; remove it")
-    if given.get("truncation", "disabled") != "disabled":
-        raise unsupported("truncation", "nothing is cut; shorten the input")
+            raise unsupported_error(name, "it has no place here; remove it")
+    if params.get("truncation", "disabled") != "disabled":
+        raise unsupported_error("truncation", "nothing is cut; shorten the input")
 
 
-def _without_instructions(before: Sequence[Message], *, is_instructed: bool) -> Sequence[Message]:
-    """A conversation without the instructions of the request before, where this one has its own."""
-    return before[1:] if is_instructed and before and before[0].role == "system" else before
+def _rewrite_messages(
+    rewritten: RewrittenBody, params: Mapping[str, Any], earlier_messages: Sequence[Message]
+) -> None:
+    """Add instructions, the earlier conversation, and the input, in this order."""
+    has_instructions = "instructions" in params
+    if has_instructions:
+        instructions = as_text(params["instructions"], "instructions")
+        rewritten.add({"role": "system", "content": instructions}, "instructions")
+    # New instructions replace those of the earlier request.
+    if has_instructions and earlier_messages and earlier_messages[0].role == "system":
+        earlier_messages = earlier_messages[1:]
+    for message in earlier_messages:
+        rewritten.add(_chat_message(message), PREVIOUS)
+    _rewrite_input(rewritten, params.get("input"))
 
 
-def _as_chat(message: Message) -> dict[str, Any]:
-    parts: list[dict[str, Any]] = []
-    at = 0
-    for image in message.images:
-        parts += [{"type": "text", "text": message.content[at : image.at]}] if image.at > at else []
-        parts.append({"type": "image_url", "image_url": {"url": image.url, "detail": image.detail}})
-        at = image.at
-    parts += (
-        [{"type": "text", "text": message.content[at:]}]
-        if parts and at < len(message.content)
-        else []
-    )
+def _chat_message(message: Message) -> dict[str, Any]:
     calls = [
         {
             "id": call.id,
@@ -130,18 +137,37 @@ def _as_chat(message: Message) -> dict[str, Any]:
         }
         for call in message.tool_calls
     ]
-    told = {"name": message.name, "tool_call_id": message.tool_call_id, "tool_calls": calls or None}
-    return {
+    chat_message: dict[str, Any] = {
         "role": message.role,
-        "content": parts or message.content,
-        **{k: v for k, v in told.items() if v},
+        "content": _image_parts(message) or message.content,
     }
+    if message.name:
+        chat_message["name"] = message.name
+    if message.tool_call_id:
+        chat_message["tool_call_id"] = message.tool_call_id
+    if calls:
+        chat_message["tool_calls"] = calls
+    return chat_message
+
+
+def _image_parts(message: Message) -> list[dict[str, Any]]:
+    """The images of a message with the texts around them; empty if it has no images."""
+    parts: list[dict[str, Any]] = []
+    start = 0
+    for image in message.images:
+        if image.at > start:
+            parts.append({"type": "text", "text": message.content[start : image.at]})
+        parts.append({"type": "image_url", "image_url": {"url": image.url, "detail": image.detail}})
+        start = image.at
+    if parts and start < len(message.content):
+        parts.append({"type": "text", "text": message.content[start:]})
+    return parts
 
 
 def conversation(prompt: Prompt, outcome: Outcome) -> tuple[Message, ...]:
-    """What was said up to an outcome, with it."""
-    said = Message(role="assistant", content=outcome.content or "", tool_calls=outcome.tool_calls)
-    return (*prompt.messages, said)
+    """The messages of a prompt, and its answer."""
+    answer = Message(role="assistant", content=outcome.content or "", tool_calls=outcome.tool_calls)
+    return (*prompt.messages, answer)
 
 
 def message_id(response_id: str) -> str:
@@ -149,37 +175,41 @@ def message_id(response_id: str) -> str:
     return f"msg_{response_id.removeprefix(RESPONSE)}"
 
 
-def _input(written: RewrittenBody, given: object) -> None:
-    if isinstance(given, str):
-        written.add({"role": "user", "content": given}, "input")
+def _rewrite_input(rewritten: RewrittenBody, content: object) -> None:
+    if isinstance(content, str):
+        rewritten.add({"role": "user", "content": content}, "input")
         return
-    for number, item in enumerate(as_list(given, "input")):
-        path = f"input.{number}"
-        if not isinstance(item, dict):
-            raise wrong(path, "it must be an object")
-        kind = item.get("type", "message")
-        if kind == "message":
-            written.add(_message(item, path), path)
-        elif kind == "function_call":
-            _call(written, item, path)
-        elif kind == "function_call_output":
-            output = as_text(item.get("output"), f"{path}.output")
-            call_id = as_text(item.get("call_id"), f"{path}.call_id")
-            written.add({"role": "tool", "tool_call_id": call_id, "content": output}, path)
-        elif kind != "reasoning":  # only the model that wrote it can read it
-            raise unsupported(path, "send messages, function_call and function_call_output")
+    for number, item in enumerate(as_list(content, "input")):
+        _rewrite_item(rewritten, item, f"input.{number}")
+
+
+def _rewrite_item(rewritten: RewrittenBody, item: object, path: str) -> None:
+    """Add one item of the input: OpenAI's term for a message, a call, or the result of one."""
+    if not isinstance(item, dict):
+        raise invalid_error(path, "it must be an object")
+    kind = item.get("type", "message")
+    if kind == "message":
+        rewritten.add(_message(item, path), path)
+    elif kind == "function_call":
+        _rewrite_call(rewritten, item, path)
+    elif kind == "function_call_output":
+        output = as_text(item.get("output"), f"{path}.output")
+        call_id = as_text(item.get("call_id"), f"{path}.call_id")
+        rewritten.add({"role": "tool", "tool_call_id": call_id, "content": output}, path)
+    elif kind != "reasoning":  # dropped: only the model that wrote it can read it
+        raise unsupported_error(path, "send messages, function_call and function_call_output")
 
 
 def _message(item: dict[str, Any], path: str) -> dict[str, Any]:
     role = _ROLES.get(str(item.get("role")))
     if role is None:
-        raise wrong(f"{path}.role", "it must be user, assistant, system or developer")
+        raise invalid_error(f"{path}.role", "it must be user, assistant, system or developer")
     content = item.get("content")
     if isinstance(content, str):
         return {"role": role, "content": content}
     parts = [
-        _part(part, f"{path}.content.{n}")
-        for n, part in enumerate(as_list(content, f"{path}.content"))
+        _part(part, f"{path}.content.{number}")
+        for number, part in enumerate(as_list(content, f"{path}.content"))
     ]
     return {"role": role, "content": parts}
 
@@ -187,7 +217,7 @@ def _message(item: dict[str, Any], path: str) -> dict[str, Any]:
 def _part(part: object, path: str) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(part, dict) or not isinstance(kind, str):
-        raise wrong(path, 'it must be a part such as {"type": "input_text", "text": "…"}')
+        raise invalid_error(path, 'it must be a part such as {"type": "input_text", "text": "…"}')
     if kind in _TEXTS:
         return {"type": "text", "text": as_text(part.get("text"), f"{path}.text")}
     if kind == "input_image":
@@ -195,11 +225,11 @@ def _part(part: object, path: str) -> dict[str, Any]:
             "type": "image_url",
             "image_url": {"url": as_text(part.get("image_url"), f"{path}.image_url")},
         }
-    raise unsupported(path, "only text and images by URL can stand here")
+    raise unsupported_error(path, "only text and images by URL can stand here")
 
 
-def _call(written: RewrittenBody, item: dict[str, Any], path: str) -> None:
-    """Add a call to the assistant's message before it, or as a message of its own."""
+def _rewrite_call(rewritten: RewrittenBody, item: dict[str, Any], path: str) -> None:
+    """Add a call to the assistant's message before it, or else as a message of its own."""
     function = {
         "name": as_text(item.get("name"), f"{path}.name"),
         "arguments": as_text(item.get("arguments"), f"{path}.arguments"),
@@ -209,32 +239,36 @@ def _call(written: RewrittenBody, item: dict[str, Any], path: str) -> None:
         "type": "function",
         "function": function,
     }
-    last = written.last()
-    if last and last["role"] == "assistant":
-        last.setdefault("tool_calls", []).append(call)
+    last_message = rewritten.last()
+    if last_message and last_message["role"] == "assistant":
+        last_message.setdefault("tool_calls", []).append(call)
     else:
-        written.add({"role": "assistant", "content": None, "tool_calls": [call]}, path)
+        rewritten.add({"role": "assistant", "content": None, "tool_calls": [call]}, path)
 
 
-def _format(written: RewrittenBody, text: object) -> None:
+def _rewrite_text_options(rewritten: RewrittenBody, text: object) -> None:
     if not isinstance(text, dict):
-        raise wrong("text", "it must be an object")
+        raise invalid_error("text", "it must be an object")
     for name in text:
         if name not in ("format", "verbosity"):
-            raise unsupported(f"text.{name}", "it has no place here; remove it")
+            raise unsupported_error(f"text.{name}", "it has no place here; remove it")
     if "verbosity" in text:
-        written.put("verbosity", text["verbosity"], "text.verbosity")
-    form = text.get("format")
-    if isinstance(form, dict) and form.get("type") == "json_schema":
-        named = {name: value for name, value in form.items() if name != "type"}
-        form = {"type": "json_schema", "json_schema": named}
-    if form is not None:
-        written.put("response_format", form, "text.format")
+        rewritten.put("verbosity", text["verbosity"], "text.verbosity")
+    if text.get("format") is not None:
+        rewritten.put("response_format", _response_format(text["format"]), "text.format")
+
+
+def _response_format(text_format: object) -> object:
+    """Chat completions put the fields of a JSON Schema into an object of its own."""
+    if not isinstance(text_format, dict) or text_format.get("type") != "json_schema":
+        return text_format
+    json_schema = {name: value for name, value in text_format.items() if name != "type"}
+    return {"type": "json_schema", "json_schema": json_schema}
 
 
 def _tool(tool: object, path: str) -> dict[str, Any]:
     if not isinstance(tool, dict):
-        raise wrong(path, "it must be an object")
+        raise invalid_error(path, "it must be an object")
     kind = tool.get("type")
     if isinstance(kind, str) and kind.startswith("openrouter:"):
         return tool
@@ -255,40 +289,40 @@ def _choice(choice: object) -> object:
             "function": {"name": as_text(choice.get("name"), "tool_choice.name")},
         }
     if choice not in _CHOICES:
-        raise wrong("tool_choice", "it must be auto, none, required or a function")
+        raise invalid_error("tool_choice", "it must be auto, none, required or a function")
     return choice
 
 
 def response_of(
-    body: chat_reply.Body, *, model: str, created: int, warnings: Sequence[str] = ()
+    body: Body, *, model: str, created: int, warnings: Sequence[str] = ()
 ) -> replies.responses.Response:
-    """The response object of an outcome that has an answer.
+    """Build the response object of an outcome that has an answer.
 
     Args:
-        body: the outcome, as JSON has it.
-        model: as the client asked.
+        body: the outcome's JSON.
+        model: as the client named it.
         created: seconds since 1970.
         warnings: for `fusion.warnings`.
     """
     chat = chat_reply.completion_of(body, model=model, created=created, warnings=warnings)
     choice = chat["choices"][0]
-    name = body["fusion_id"]
-    is_cut = choice["finish_reason"] in ("length", "content_filter")
-    why: replies.responses.IncompleteDetails = {
+    fusion_id = body["fusion_id"]
+    is_incomplete = choice["finish_reason"] in ("length", "content_filter")
+    details: replies.responses.IncompleteDetails = {
         "reason": "max_output_tokens" if choice["finish_reason"] == "length" else "content_filter"
     }
     return {
-        **shell(name, model=model, created=created),
-        "status": "incomplete" if is_cut else "completed",
-        "incomplete_details": why if is_cut else None,
-        "output": _output(choice["message"], name),
+        **shell(fusion_id, model=model, created=created),
+        "status": "incomplete" if is_incomplete else "completed",
+        "incomplete_details": details if is_incomplete else None,
+        "output": _output(choice["message"], fusion_id),
         "usage": _usage(chat.get("usage")),
         "fusion": chat["fusion"],
     }
 
 
 def shell(fusion_id: str, *, model: str, created: int) -> replies.responses.Response:
-    """A response that is in progress."""
+    """A response in progress, without output."""
     return {
         "id": RESPONSE + fusion_id,
         "object": "response",
@@ -310,9 +344,9 @@ def shell(fusion_id: str, *, model: str, created: int) -> replies.responses.Resp
 
 
 def _output(
-    message: replies.chat.ChatMessage, name: str
+    message: replies.chat.ChatMessage, fusion_id: str
 ) -> list[replies.responses.OutputMessage | replies.responses.OutputCall]:
-    found: list[replies.responses.OutputMessage | replies.responses.OutputCall] = []
+    output: list[replies.responses.OutputMessage | replies.responses.OutputCall] = []
     if message["content"]:
         text: replies.responses.OutputText = {
             "type": "output_text",
@@ -320,37 +354,39 @@ def _output(
             "annotations": [],
             "logprobs": [],
         }
-        found.append(
+        output.append(
             {
                 "type": "message",
-                "id": message_id(name),
+                "id": message_id(fusion_id),
                 "status": "completed",
                 "role": "assistant",
                 "content": [text],
             }
         )
     for number, call in enumerate(message.get("tool_calls", ())):
-        found.append(
+        output.append(
             {
                 "type": "function_call",
-                "id": f"fc_{name}_{number}",
+                "id": f"fc_{fusion_id}_{number}",
                 "call_id": call["id"],
                 "status": "completed",
                 "name": call["function"]["name"],
                 "arguments": call["function"]["arguments"],
             }
         )
-    return found
+    return output
 
 
 def _usage(usage: replies.chat.Usage | None) -> replies.responses.ResponseUsage | None:
     if usage is None:
         return None
-    cached = usage["prompt_tokens_details"]["cached_tokens"]
     return {
         "input_tokens": usage["prompt_tokens"],
-        # The SDK wants both; what was written into a provider's cache is not told apart.
-        "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
+        # The SDK requires both fields; writes into a provider's cache are not counted apart.
+        "input_tokens_details": {
+            "cached_tokens": usage["prompt_tokens_details"]["cached_tokens"],
+            "cache_write_tokens": 0,
+        },
         "output_tokens": usage["completion_tokens"],
         "output_tokens_details": usage["completion_tokens_details"],
         "total_tokens": usage["total_tokens"],

@@ -1,7 +1,7 @@
-"""A response as OpenAI's Responses API streams it: events, each with a number. Pure.
+"""A response as the numbered events of OpenAI's Responses API. Pure.
 
-Fields as in OpenAI's reference ("Streaming events"): a response is created, items are added to it, their parts are
-written piece by piece and done, and it is completed.
+Fields as in OpenAI's reference ("Streaming events"): a response is created, items are added, their
+parts are written piece by piece and done, and the response is completed.
 """
 
 import itertools
@@ -18,23 +18,23 @@ class ResponseEvents:
     """The events of one response.
 
     Args:
-        shell: the response while it is in progress, without output.
+        shell: the response in progress, without output.
     """
 
     def __init__(self, shell: Mapping[str, Any]) -> None:
         self._shell = dict(shell)
         self._item = message_id(shell["id"])
         self._count = itertools.count()
-        self._sent = ""
+        self._streamed_text = ""
         self._is_open = False
 
     def begin(self) -> Iterator[Event]:
-        """It is created."""
+        """Events of the beginning."""
         yield self._event("response.created", response=self._shell)
         yield self._event("response.in_progress", response=self._shell)
 
     def text(self, piece: str) -> Iterator[Event]:
-        """More of its text."""
+        """Events of more text."""
         if not self._is_open:
             self._is_open = True
             item = {
@@ -46,26 +46,26 @@ class ResponseEvents:
             }
             yield self._event("response.output_item.added", output_index=0, item=item)
             yield self._part_event("response.content_part.added", part=_text_part(""))
-        self._sent += piece
-        for one in pieces(piece):
-            yield self._part_event("response.output_text.delta", delta=one, logprobs=[])
+        self._streamed_text += piece
+        for delta in pieces(piece):
+            yield self._part_event("response.output_text.delta", delta=delta, logprobs=[])
 
     def end(self, response: Mapping[str, Any]) -> Iterator[Event]:
-        """What is still to be told of a response that is over.
+        """Events of the end, with everything that was not streamed.
 
         Raises:
-            SupersededError: at once, where its text does not begin with what was told.
+            SupersededError: the response's text does not begin with the streamed one. Raised by the
+                call itself, before the first event.
         """
-        output = response["output"]
-        text = next(
-            (item["content"][0]["text"] for item in output if item["type"] == "message"), ""
-        )
-        if not text.startswith(self._sent):
+        messages = (item for item in response["output"] if item["type"] == "message")
+        message = next(messages, None)
+        text = message["content"][0]["text"] if message else ""
+        if not text.startswith(self._streamed_text):
             raise SupersededError
         return self._end(response, text)
 
     def _end(self, response: Mapping[str, Any], text: str) -> Iterator[Event]:
-        if rest := text[len(self._sent) :]:
+        if rest := text[len(self._streamed_text) :]:
             yield from self.text(rest)
         for index, item in enumerate(response["output"]):
             if item["type"] == "message":
@@ -78,21 +78,20 @@ class ResponseEvents:
         yield self._event(kind, response=response)
 
     def _call(self, index: int, item: Mapping[str, Any]) -> Iterator[Event]:
-        begun = {**item, "status": "in_progress", "arguments": ""}
-        yield self._event("response.output_item.added", output_index=index, item=begun)
-        told = {"item_id": item["id"], "output_index": index}
-        for one in pieces(item["arguments"]):
-            yield self._event("response.function_call_arguments.delta", **told, delta=one)
+        empty_item = {**item, "status": "in_progress", "arguments": ""}
+        yield self._event("response.output_item.added", output_index=index, item=empty_item)
+        place = {"item_id": item["id"], "output_index": index}
+        for delta in pieces(item["arguments"]):
+            yield self._event("response.function_call_arguments.delta", **place, delta=delta)
         arguments, name = item["arguments"], item["name"]
         yield self._event(
-            "response.function_call_arguments.done", **told, arguments=arguments, name=name
+            "response.function_call_arguments.done", **place, arguments=arguments, name=name
         )
 
     def fail(self, code: str, message: str, about: Mapping[str, Any] | None) -> Iterator[Event]:
-        """It has failed."""
-        yield self._event(
-            "error", code=code, message=message, param=None, **({"fusion": about} if about else {})
-        )
+        """Events of a failure."""
+        details = {"fusion": about} if about else {}
+        yield self._event("error", code=code, message=message, param=None, **details)
         failed = {
             **self._shell,
             "status": "failed",

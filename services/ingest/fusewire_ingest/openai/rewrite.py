@@ -1,20 +1,20 @@
-"""A request in another provider's shape, written anew as a chat completion whose parts know their origin. Pure."""
+"""A request that was translated into a chat completion, with the origin of each part. Pure."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from fusewire_ingest.admission.refusal import wrong
+from fusewire_ingest.admission.refusal import invalid_error
 
 
 @dataclass
 class RewrittenBody:
-    """A chat completion's body, and where each of its parts stood."""
+    """A chat completion's body, and the paths of its parts in the original request."""
 
     body: dict[str, Any]
     renamed: tuple[tuple[str, str], ...] = ()
-    """Parts of paths that are named differently in the original: ours, theirs."""
+    """Parts of paths that have another name in the original: here, there."""
     origins: dict[str, str] = field(default_factory=dict)
-    """Where parts of the body stood, by their path in it."""
+    """Path in the body to path in the original."""
 
     def put(self, name: str, value: Any, origin: str) -> None:
         """Set a parameter."""
@@ -28,14 +28,19 @@ class RewrittenBody:
         messages.append(message)
 
     def last(self) -> dict[str, Any] | None:
-        """The last message, to be added to."""
+        """The last message, which the caller may change; None if there is none."""
         messages: list[dict[str, Any]] = self.body.get("messages", [])
         return messages[-1] if messages else None
 
     def origin(self, path: str) -> str:
-        """Where the client wrote what stands at `path` of the body; of a message's inner parts, the message."""
-        for ours, theirs in self.renamed:
-            path = path.replace(ours, theirs)
+        """The path in the original of a path in the body; for a part of a message, the message's.
+
+        >>> body = RewrittenBody({}, origins={"stop": "stop_sequences"})
+        >>> body.origin("stop.0")
+        'stop_sequences.0'
+        """
+        for new_part, old_part in self.renamed:
+            path = path.replace(new_part, old_part)
         parts = path.split(".")
         if parts[0] == "messages" and len(parts) > 1:
             return self.origins.get(".".join(parts[:2]), path)
@@ -45,12 +50,12 @@ class RewrittenBody:
 def as_list(value: object, path: str) -> list[Any]:
     """The list that must stand at `path`. Raises RefusedError."""
     if not isinstance(value, list):
-        raise wrong(path, "it must be a list")
+        raise invalid_error(path, "it must be a list")
     return value
 
 
 def as_text(value: object, path: str) -> str:
     """The text that must stand at `path`. Raises RefusedError."""
     if not isinstance(value, str):
-        raise wrong(path, "it must be a text")
+        raise invalid_error(path, "it must be a text")
     return value
