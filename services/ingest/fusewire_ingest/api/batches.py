@@ -63,7 +63,7 @@ def routes(of: Dependencies) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 20,
         after: Annotated[str | None, Query(max_length=64)] = None,
     ) -> Response:
-        page = await batches.listed(
+        page = await batches.page(
             who.tenant, after=after and after.replace("\x00", ""), limit=limit + 1
         )
         return JSONResponse(paged([_object(batch, None, clock()) for batch in page], limit))
@@ -163,9 +163,9 @@ async def _shown(
 ) -> Response:
     if batch is None:
         raise _none(batch_id)
-    motion = None if batch.status in OVER else await of.batches.motion(batch.batch_id)
+    motion = None if batch.status in OVER else await of.batches.progress(batch.batch_id)
     found = _object(batch, motion, of.clock())
-    if batch.status in OVER and batch.asked.get("model"):
+    if batch.status in OVER and batch.parsed_options.get("model"):
         found["results"] = [_result(json.loads(one)) async for one in _all_results(of, batch)]
     return JSONResponse(found, status)
 
@@ -197,7 +197,7 @@ def _none(batch_id: str) -> HttpError:
 
 def _object(batch: Batch, motion: BatchProgress | None, now: datetime) -> replies.batches.Batch:
     """OpenAI's object; `motion` is only measured for one that runs."""
-    asked = batch.asked
+    asked = batch.parsed_options
     is_over = batch.status in OVER
     has_output = is_over and batch.completed > 0
     has_errors = is_over and batch.status != "failed" and batch.completed < batch.total

@@ -67,7 +67,7 @@ def routes(of: Dependencies) -> APIRouter:
         after: FILE_ID | None = None,
         order: Literal["asc", "desc"] = "desc",
     ) -> Response:
-        page = await files.listed(
+        page = await files.page(
             who.tenant,
             clock(),
             purpose=_clean(purpose),
@@ -112,7 +112,7 @@ def routes(of: Dependencies) -> APIRouter:
             batch = await batches.get(who.tenant, file.batch_id)
             if batch is None:
                 raise _none(file_id)
-            written = batch_output.written(
+            written = batch_output.file_lines(
                 lines, batch, "output" if file.purpose == "batch_output" else "error"
             )
         return StreamingResponse(written, media_type=BYTES)

@@ -36,15 +36,15 @@ def routes(of: Dependencies) -> APIRouter:
     async def key(who: Who) -> Response:
         now, rule = of.clock(), who.rule
         since = {"day": now - DAY, "week": now - WEEK, "month": now - MONTH, "total": None}
-        spent = {name: await of.budgets.spent(who.tenant, start) for name, start in since.items()}
-        spent["period"] = await of.budgets.spent(who.tenant, period_start(rule.budget_period, now))
+        spent = {name: await of.budgets.cost_since(who.tenant, start) for name, start in since.items()}
+        spent["period"] = await of.budgets.cost_since(who.tenant, period_start(rule.budget_period, now))
         found = openrouter_shape.key(who.key_id or who.tenant, rule.budget_usd, spent, None)
         told: replies.openrouter.KeyReply = {"data": found}
         return JSONResponse(told)
 
     @router.get("/credits", summary="The tenant's budget", responses=schemas.reply("CreditsReply"))
     async def credits_(who: Who) -> Response:
-        spent = await of.budgets.spent(who.tenant, None)
+        spent = await of.budgets.cost_since(who.tenant, None)
         found: replies.openrouter.Credits = {
             "total_credits": who.rule.budget_usd or 0.0,
             "total_usage": spent,

@@ -152,7 +152,7 @@ async def answered(of: Dependencies, run: Run, request: Request) -> Outcome:
     """
     is_new = await _submit(of, run)
     try:
-        with of.intake.open_requests.held(run.fusion_id):
+        with of.intake.open_requests.hold(run.fusion_id):
             return await unless_gone(request.receive, _outcome(of, run, just_begun=is_new))
     except ClientDisconnectedError:
         await _left(of, run)
@@ -162,7 +162,7 @@ async def answered(of: Dependencies, run: Run, request: Request) -> Outcome:
 async def streamed(of: Dependencies, run: Run, telling: StreamEncoder) -> Response:
     """Submit a run and tell of it while it goes on."""
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(of.intake.open_requests.held(run.fusion_id))
+        stack.enter_context(of.intake.open_requests.hold(run.fusion_id))
         watch = await stack.enter_async_context(of.watcher.watch(run.fusion_id))
         outcome = _outcome(of, run, just_begun=await _submit(of, run))
         told = events(
