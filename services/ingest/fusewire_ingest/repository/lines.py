@@ -5,17 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import (
-    ColumnElement,
-    Row,
-    bindparam,
-    case,
-    func,
-    insert,
-    literal,
-    select,
-    update,
-)
+from sqlalchemy import ColumnElement, bindparam, case, func, insert, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -345,7 +335,7 @@ class BatchLines:
             return [_result(row) for row in await connection.execute(query)]
 
 
-def _result(row: Row[Any]) -> LineResult:
+def _result(row: Any) -> LineResult:
     return LineResult(
         row.line,
         row.custom_id,
