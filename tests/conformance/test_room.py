@@ -73,7 +73,7 @@ async def test_a_broker_that_is_away_closes_no_door(
         asked.append(stream)
         return await used(js, stream)
 
-    monkeypatch.setattr(provision, "used", counted)
+    monkeypatch.setattr(provision, "stream_usage", counted)
     room = StoreCapacity(bus)
     await nats.kill()
 
