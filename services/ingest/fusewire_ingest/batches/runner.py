@@ -199,13 +199,13 @@ class Runner:
     async def _validate(self, batch: Batch) -> None:
         total, faults = await self._check.run(batch)
         now = self._clock()
+        changes: dict[str, Any]
         if faults:
             await self._lines.drop(batch.batch_id)
-            values = {"status": "failed", "failed_at": now, "errors": json.dumps(faults)}
-            await self._batches.change(batch.batch_id, "validating", **values)
+            changes = {"status": "failed", "failed_at": now, "errors": json.dumps(faults)}
         else:
-            values = {"status": "in_progress", "in_progress_at": now, "total": total}
-            await self._batches.change(batch.batch_id, "validating", **values)
+            changes = {"status": "in_progress", "in_progress_at": now, "total": total}
+        await self._batches.change(batch.batch_id, "validating", **changes)
         log.info("batch.checked", batch_id=batch.batch_id, lines=total, faults=len(faults))
 
     async def _finalise(self, batch: Batch) -> None:
@@ -252,7 +252,7 @@ class Runner:
             in_flight[batch.batch_id] = flying
             if has_held:
                 changed_batch = dataclasses.replace(batch, **changes)
-                changes |= _stop(changed_batch, flying, now, is_late=is_late)
+                changes |= _stop_changes(changed_batch, flying, now, is_late=is_late)
             changed_batch = dataclasses.replace(batch, **changes)
             is_open = changed_batch.status in ("in_progress", "cancelling")
             is_stopped = (
@@ -405,7 +405,7 @@ def _changed_sums(batch: Batch, new_lines: SettledLines) -> dict[str, Any]:
     return {name: total for name, total in sums.items() if total != getattr(batch, name)}
 
 
-def _stop(batch: Batch, flying: int, now: datetime, *, is_late: bool) -> dict[str, Any]:
+def _stop_changes(batch: Batch, flying: int, now: datetime, *, is_late: bool) -> dict[str, Any]:
     """Changes that stop a running batch with held lines: it is late, or its cost limit is hit."""
     if batch.status != "in_progress":
         return {}

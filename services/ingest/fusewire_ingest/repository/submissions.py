@@ -149,17 +149,17 @@ class Submissions:
     Args:
         store: the database.
         budgets: checked before a prompt is accepted, if given.
-        has_room: raises Transient if nothing may be accepted now.
+        check_capacity: raises Transient if nothing may be accepted now.
     """
 
     def __init__(
         self,
         store: Store,
         budgets: Budgets | None = None,
-        has_room: Callable[[], None] = lambda: None,
+        check_capacity: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
-        self._has_room = has_room
+        self._check_capacity = check_capacity
         self._budgets = budgets
 
     async def add(
@@ -189,7 +189,7 @@ class Submissions:
         Raises:
             Transient: nothing may be accepted now.
         """
-        self._has_room()
+        self._check_capacity()
         if self._budgets:
             await self._budgets.start()
 
@@ -207,12 +207,12 @@ class Submissions:
         new_ids = set(insertion.scalars())
         # Stored before the budget is checked: only new prompts reserve, and a second transaction
         # with the same prompt waits at its insertion.
-        refusals = self._reserve_in(connection, _having(new_ids, batch))
+        refusals = self._reserve_in(connection, _with_ids(new_ids, batch))
         if refusals:
             connection.execute(_REMOVE, {"keys": list(refusals)})
             new_ids -= refusals.keys()
         if new_ids:
-            _add_fusions_in(connection, rows, _having(new_ids, batch))
+            _add_fusions_in(connection, rows, _with_ids(new_ids, batch))
         stored_hashes = _stored_hashes_in(connection, rows, new_ids | refusals.keys())
         acceptances = []
         for prompt, digest in zip(batch, hashes, strict=True):
@@ -381,7 +381,7 @@ def _rows(
     return {key: rows[key] for key in sorted(rows)}
 
 
-def _having(fusion_ids: Set[str], batch: Sequence[Prompt]) -> list[Prompt]:
+def _with_ids(fusion_ids: Set[str], batch: Sequence[Prompt]) -> list[Prompt]:
     """The prompts with these ids, in their order."""
     return [prompt for prompt in batch if prompt.fusion_id in fusion_ids]
 
