@@ -102,8 +102,8 @@ async def test_the_judges_sweep_and_memory(plans: Plans, store: Store) -> None:
 
 async def test_ingests_sweeps(plans: Plans, store: Store) -> None:
     submissions = Submissions(store, Budgets(store, {}, cast("Any", None)))
-    await submissions.unpublished(T0, 10)
-    await submissions.cancelled(T0, 10)
+    await submissions.find_unpublished(T0, 10)
+    await submissions.find_cancelled(T0, 10)
     await submissions.newest("t", "h", T0 - timedelta(minutes=1), T0)
     await submissions.mark_published([PROMPT.fusion_id], T0, "s1")
     await submissions.forget_stalled(T0)
@@ -138,11 +138,11 @@ async def test_those_who_wait(plans: Plans, store: Store) -> None:
 
 async def test_the_batch_runners_polls(plans: Plans, store: Store) -> None:
     lines = BatchLines(store)
-    await Batches(store).open()
+    await Batches(store).find_open()
     await lines.in_flight()
-    await lines.waiting(["b"], 10)
+    await lines.find_held(["b"], 10)
     await lines.is_due("b")
-    await lines.flying("b")
+    await lines.flying_ids("b")
 
     assert len(plans.found) >= 5
     assert plans.whole_reads() == []

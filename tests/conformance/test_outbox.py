@@ -110,4 +110,4 @@ async def test_what_cannot_be_marked_is_found_again(
         await outbox.mark()
 
     assert (await marks(store))["one"] is None
-    assert len(await Submissions(store).unpublished(T0.replace(year=2100), 10)) == 3
+    assert len(await Submissions(store).find_unpublished(T0.replace(year=2100), 10)) == 3

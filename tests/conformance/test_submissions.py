@@ -262,14 +262,14 @@ async def test_what_was_not_published_is_found_oldest_first(submissions: Submiss
     ]
     await submissions.add(batch, ["t0", None, None, "t3"])
 
-    found = await submissions.unpublished(T0 + timedelta(seconds=9), 10)
+    found = await submissions.find_unpublished(T0 + timedelta(seconds=9), 10)
 
     assert [(p.custom_id, trace) for p, trace in found] == [
         ("q1", None),
         ("q3", "t3"),
         ("q0", "t0"),
     ]
-    assert [p.custom_id for p, _ in await submissions.unpublished(T0 + timedelta(hours=1), 2)] == [
+    assert [p.custom_id for p, _ in await submissions.find_unpublished(T0 + timedelta(hours=1), 2)] == [
         "q1",
         "q3",
     ]
@@ -282,7 +282,7 @@ async def test_what_was_published_is_not_published_again(submissions: Submission
     await submissions.publish_to("s1")
     await submissions.mark_published([batch[0].fusion_id, batch[2].fusion_id], T0, "s1")
 
-    assert [p for p, _ in await submissions.unpublished(T0 + timedelta(seconds=1), 10)] == [
+    assert [p for p, _ in await submissions.find_unpublished(T0 + timedelta(seconds=1), 10)] == [
         batch[1]
     ]
 
@@ -303,7 +303,7 @@ async def test_a_lost_broker_store_takes_the_mark_back_from_what_is_unfinished(
     await submissions.mark_published([late.fusion_id], T0, "old")
     assert await submissions.publish_to("new") == 0
 
-    found = await submissions.unpublished(T0 + timedelta(hours=1), 10)
+    found = await submissions.find_unpublished(T0 + timedelta(hours=1), 10)
     assert {p.custom_id for p, _ in found} == {lost.custom_id, late.custom_id, never.custom_id}
 
 
@@ -442,10 +442,10 @@ async def test_only_the_tenant_s_own_and_undecided_are_cancelled(
 
     assert marked == again == [running.fusion_id]
     # The first mark counts, so that the sweep knows how long the judge has had.
-    assert await submissions.cancelled(T0 + timedelta(seconds=1), 10) == [running.fusion_id]
-    assert await submissions.cancelled(T0, 10) == []
+    assert await submissions.find_cancelled(T0 + timedelta(seconds=1), 10) == [running.fusion_id]
+    assert await submissions.find_cancelled(T0, 10) == []
     # The other two wait to be published; what is cancelled never is.
-    waiting = await submissions.unpublished(T0 + timedelta(hours=1), 10)
+    waiting = await submissions.find_unpublished(T0 + timedelta(hours=1), 10)
     assert {prompt.fusion_id for prompt, _ in waiting} == {done.fusion_id, foreign.fusion_id}
 
 

@@ -39,7 +39,7 @@ class Looks:
 
     async def announce(self) -> None:
         subject = f"fw.outcome.{PROMPT.tenant}.{PROMPT.fusion_id}"
-        await self.outcomes._announced(Msg(cast("Any", None), subject=subject))
+        await self.outcomes._on_announcement(Msg(cast("Any", None), subject=subject))
 
 
 @pytest.fixture

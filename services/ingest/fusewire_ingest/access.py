@@ -1,4 +1,4 @@
-"""Who is asking, and what they may."""
+"""Authentication of callers by API key, and their rate limits."""
 
 import time
 from collections import OrderedDict
@@ -19,15 +19,16 @@ from fusewire_ingest.repository.keys import ApiKeys, Key
 log = structlog.get_logger(__name__)
 
 ANONYMOUS = "default"
-"""The tenant of those who need no key."""
+"""The tenant of callers that need no key."""
 REMEMBERED_S = 3.0
-"""How long a key that was looked up is not looked up again: it ends so much after its revocation at the latest."""
+"""How long a looked-up key is cached; a revoked key may be accepted for so long."""
 MOST_REMEMBERED = 10_000
+"""The most keys in the cache."""
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who sent a request."""
+    """The sender of a request."""
 
     tenant: str
     rule: Tenant
@@ -35,7 +36,7 @@ class Caller:
 
 
 class AccessError(Exception):
-    """A caller that may not come in, or not now."""
+    """A caller that is not let in, or not now."""
 
     def __init__(
         self, status: int, code: str, message: str, retry_after_s: float | None = None
@@ -48,61 +49,62 @@ class AccessError(Exception):
 
 
 def needs_keys(http: Http) -> bool:
-    """Whether the API asks for keys."""
+    """Whether the API requires keys."""
     return http.keys == "required" or not is_loopback(http.host)
 
 
 def check(http: Http) -> None:
-    """Refuse to send keys and prompts over a network in the clear. Raises StartupError."""
+    """Raise StartupError if keys and prompts would cross a network unencrypted."""
     if not is_loopback(http.host) and http.tls_cert is None and not http.allow_insecure:
         raise StartupError(
-            f"http.host is {http.host}, which others than this machine can reach, and there is no TLS:"
-            " keys and prompts would cross the network in the clear",
-            "set [http] tls_cert and tls_key; or allow_insecure = true where a proxy before it has TLS;"
-            " or host = '127.0.0.1'",
+            f"http.host is {http.host}, which others than this machine can reach, and there is no"
+            " TLS: keys and prompts would cross the network in the clear",
+            "set [http] tls_cert and tls_key; or allow_insecure = true where a proxy before it has"
+            " TLS; or host = '127.0.0.1'",
         )
 
 
 class Access:
-    """Tells callers by their keys, and counts their requests."""
+    """Identifies callers by their API keys, and limits their request rates."""
 
     def __init__(
         self,
         settings: Settings,
-        stored: ApiKeys,
+        api_keys: ApiKeys,
         clock: Callable[[], datetime],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
-        self._stored = stored
+        self._api_keys = api_keys
         self._clock = clock
         self._monotonic = monotonic
         self._is_required = needs_keys(settings.http)
         self._pepper: bytes | None = None
-        self._known: OrderedDict[str, tuple[Key | None, float]] = OrderedDict()
+        self._cache: OrderedDict[str, tuple[Key | None, float]] = OrderedDict()
+        """By key id: the key, or None if there is none, and until when (monotonic) it is cached."""
         self._rates = Rates()
 
     async def start(self) -> None:
-        """Check that keys can be asked for where they have to be. Raises StartupError."""
+        """Check the HTTP settings and load the pepper if keys are required. Raises StartupError."""
         check(self._settings.http)
         if not self._is_required:
             return
         self._pepper = pepper(self._settings)
-        if await self._stored.is_empty():
+        if await self._api_keys.is_empty():
             log.warning("ingest.no_keys", mend="fusewire keys create --tenant NAME --name NAME")
 
     async def caller(self, headers: Mapping[str, str]) -> Caller:
-        """Who sent these headers (names in lower case).
+        """Identify the sender of these headers (names in lower case), and count the request.
 
         Raises:
-            AccessError: there is no valid key and one is asked for, or there were too many requests.
+            AccessError: a valid key is required and missing, or there were too many requests.
             Transient: a key could not be looked up.
         """
-        sent = _sent(headers)
-        # SDKs always send a key, be it another service's.
-        if sent is not None and (self._is_required or sent.startswith(keys.PREFIX)):
-            found = await self._verified(sent)
-            caller = Caller(found.tenant, self._settings.tenant(found.tenant), found.key_id)
+        key_text = _key_in(headers)
+        # SDKs always send a key, possibly one of another service.
+        if key_text is not None and (self._is_required or key_text.startswith(keys.PREFIX)):
+            key = await self._verify(key_text)
+            caller = Caller(key.tenant, self._settings.tenant(key.tenant), key.key_id)
         elif self._is_required:
             raise AccessError(
                 401,
@@ -114,17 +116,16 @@ class Access:
         self._count(caller)
         return caller
 
-    async def _verified(self, sent: str) -> Key:
-        key_id = keys.key_id(sent)
-        found = await self._look_up(key_id) if key_id else None
-        if found is not None:
+    async def _verify(self, key_text: str) -> Key:
+        key_id = keys.key_id(key_text)
+        key = await self._look_up(key_id) if key_id else None
+        if key is not None:
             if self._pepper is None:
                 self._pepper = pepper(self._settings)
-            if keys.is_same(keys.digest(sent, self._pepper), found.hash) and found.is_valid(
-                self._clock()
-            ):
-                return found
-        # One answer for all of them: which ids exist is nobody's business.
+            is_same = keys.is_same(keys.digest(key_text, self._pepper), key.hash)
+            if is_same and key.is_valid(self._clock()):
+                return key
+        # The same answer in all cases: a caller must not learn which key ids exist.
         raise AccessError(
             401,
             "invalid_api_key",
@@ -133,14 +134,16 @@ class Access:
 
     async def _look_up(self, key_id: str) -> Key | None:
         now = self._monotonic()
-        if (held := self._known.get(key_id)) and now < held[1]:
-            return held[0]
-        found = await self._stored.get(key_id)
-        self._known[key_id] = (found, now + REMEMBERED_S)
-        self._known.move_to_end(key_id)
-        if len(self._known) > MOST_REMEMBERED:
-            self._known.popitem(last=False)
-        return found
+        if key_id in self._cache:
+            cached_key, cached_until = self._cache[key_id]
+            if now < cached_until:
+                return cached_key
+        key = await self._api_keys.get(key_id)
+        self._cache[key_id] = (key, now + REMEMBERED_S)
+        self._cache.move_to_end(key_id)
+        if len(self._cache) > MOST_REMEMBERED:
+            self._cache.popitem(last=False)
+        return key
 
     def _count(self, caller: Caller) -> None:
         limit = caller.rule.requests_per_minute
@@ -156,8 +159,8 @@ class Access:
             )
 
 
-def _sent(headers: Mapping[str, str]) -> str | None:
-    """The key in the headers, if there is one."""
+def _key_in(headers: Mapping[str, str]) -> str | None:
+    """The key in the headers, if there is one: a bearer token, else `x-api-key`."""
     scheme, _, value = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and value.strip():
         return value.strip()

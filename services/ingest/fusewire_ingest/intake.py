@@ -1,4 +1,4 @@
-"""What every intake does with a submission: admit it, commit it, hand it to the outbox."""
+"""The intake behind HTTP, JSONL, batches and the bus: admits, commits, hands to the outbox."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from fusewire_ingest.repository.submissions import (
 log = structlog.get_logger(__name__)
 
 ATTACH_WITHIN = timedelta(minutes=15)
-"""How long after its submission a request that is sent again still means the same fusion; or up to its deadline."""
+"""How long after its submission, or up to its deadline, a request may be repeated."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Line:
 
 
 class Intake:
-    """Where HTTP, JSONL and the bus submit. What `submit` returns is committed."""
+    """Admits and commits submissions. What `submit` and `submit_lines` return is committed."""
 
     def __init__(
         self,
@@ -77,14 +77,14 @@ class Intake:
         batch_id: str | None = None,
         limit: int | None = None,
     ) -> Prompt:
-        """From bytes to a prompt. Raises RefusedError.
+        """Parse and admit a prompt. Raises RefusedError.
 
         Args:
-            data: JSON.
-            tenant: whose.
-            fallback_id: its custom_id where it has none.
-            batch_id: its batch where it names none.
-            limit: the most bytes; that of a prompt without large images where it is not given.
+            data: a Submission in JSON.
+            tenant: the tenant that sends it.
+            fallback_id: its custom_id if it has none.
+            batch_id: its batch if it names none.
+            limit: the most bytes; by default that of a prompt without large images.
         """
         submission = parse(data, limit or self._prompt_bytes)
         if batch_id and submission.batch_id is None:
@@ -101,7 +101,7 @@ class Intake:
         depth: int = 0,
         deadline_at: datetime | None = None,
     ) -> Prompt:
-        """From a submission to a prompt, by the rules of its tenant. Raises RefusedError."""
+        """Make a prompt of a submission, by the rules of its tenant. Raises RefusedError."""
         prompt = admit(
             submission,
             tenant=tenant,
@@ -116,15 +116,19 @@ class Intake:
         return prompt.model_copy(update={"store_id": self._store_id()})
 
     async def attach(self, tenant: str, request_hash: str, *, is_again: bool) -> str | None:
-        """The fusion that this request began when it was sent before, if this is that once more.
+        """Find the fusion that this request began when it was sent before, if it is a repetition.
 
-        It is where the client says so, where it has left meanwhile, or where the process that it waited at is gone.
-        Two that wait at once are two.
+        It is a repetition if the client says so, if the client of the earlier request has left, or
+        if the process at which it waited no longer holds it. Two equal requests that wait at the
+        same time are two fusions.
 
         Args:
-            tenant: whose.
+            tenant: the tenant that sends it.
             request_hash: equal for the same request of the same client.
-            is_again: whether the client says so.
+            is_again: whether the client says that it is a repetition.
+
+        Returns:
+            The fusion's id; None if the request is new.
         """
         now = self._clock()
         twin = await self._submissions.newest(tenant, request_hash, now - ATTACH_WITHIN, now)
@@ -136,30 +140,32 @@ class Intake:
         return twin.fusion_id
 
     async def _is_forsaken(self, twin: EarlierRequest) -> bool:
+        """Whether no client waits any more for a fusion that has no outcome yet."""
         if not twin.is_undecided or twin.held_by is None:
             return False
         return not await self.open_requests.is_held_by(twin.held_by, twin.fusion_id)
 
     async def prompt(self, tenant: str, fusion_id: str) -> Prompt | None:
-        """What was submitted; None if a tenant has no such prompt."""
+        """Read a submitted prompt; None if the tenant has no such prompt."""
         return await self._submissions.get(tenant, fusion_id)
 
     async def leave(self, fusion_id: str) -> None:
-        """Its client has left before it was answered."""
+        """Note that a fusion's client has left before it was answered."""
         try:
             await self._submissions.leave(fusion_id, self._clock())
         except Transient as exc:
             log.warning("ingest.leave_not_stored", fusion_id=fusion_id, fault=str(exc))
 
     async def cancel(self, tenant: str, fusion_ids: Sequence[str]) -> list[str]:
-        """Make no further call for these. Returns those that had no outcome; their outcomes will say `cancelled`.
+        """Cancel fusions; returns the ids of those that had no outcome.
 
-        What was paid for is let end, and stored. Raises Transient.
+        No further calls are made for them, and their outcomes will say `cancelled`. Calls that are
+        already paid for may end, and are stored. Raises Transient.
         """
-        marked = await self._submissions.cancel(tenant, fusion_ids, self._clock())
-        await self._outbox.tell_cancelled(marked)
-        log.info("ingest.cancelled", asked=len(fusion_ids), running=len(marked))
-        return marked
+        cancelled_ids = await self._submissions.cancel(tenant, fusion_ids, self._clock())
+        await self._outbox.publish_cancellations(cancelled_ids)
+        log.info("ingest.cancelled", asked=len(fusion_ids), running=len(cancelled_ids))
+        return cancelled_ids
 
     async def submit(
         self, prompt: Prompt, *, source: str, request_hash: str | None = None
@@ -167,56 +173,51 @@ class Intake:
         """Commit one prompt.
 
         Args:
-            prompt: what was admitted.
-            source: which way it came, for the metrics.
-            request_hash: by which `attach` finds it.
+            prompt: the admitted prompt.
+            source: the way it came, for the metrics.
+            request_hash: the hash by which `attach` finds it.
 
         Raises:
-            RefusedError: its custom_id belongs to another prompt, or the tenant's budget does not allow it.
+            RefusedError: its custom_id is another prompt's, or the budget does not allow it.
             Transient: it could not be committed.
         """
         traceparent = telemetry.trace_headers().get("traceparent")
         origin = RequestIdentity(request_hash, self.open_requests.name) if request_hash else None
-        (accepted,) = await self._commit.add([prompt], traceparent, origin)
-        if refused := refusal(accepted):
-            raise refused
-        self.hand_over([accepted], source)
-        return accepted
+        (acceptance,) = await self._commit.add([prompt], traceparent, origin)
+        if error := refusal(acceptance):
+            raise error
+        self.hand_over([acceptance], source)
+        return acceptance
 
     async def submit_lines(
         self, lines: Sequence[tuple[int, bytes]], *, tenant: str, batch_id: str
     ) -> list[Line]:
-        """Commit the good lines of a JSONL body; the bad ones stop nobody. Raises Transient."""
+        """Commit the good lines of a JSONL body; bad lines do not affect them. Raises Transient."""
         results: dict[int, Line] = {}
-        good: list[tuple[int, Prompt]] = []
+        prompts: dict[int, Prompt] = {}
         for number, raw in lines:
+            fallback_id = f"line-{number}"
             try:
-                good.append(
-                    (
-                        number,
-                        self.read(
-                            raw, tenant=tenant, fallback_id=f"line-{number}", batch_id=batch_id
-                        ),
-                    )
+                prompts[number] = self.read(
+                    raw, tenant=tenant, fallback_id=fallback_id, batch_id=batch_id
                 )
             except RefusedError as exc:
                 results[number] = Line(number, None, exc)
-        if good:
-            committed = await self._commit.add(
-                [p for _, p in good], telemetry.trace_headers().get("traceparent")
-            )
-            for (number, _), accepted in zip(good, committed, strict=True):
-                refused = refusal(accepted)
-                results[number] = Line(number, None if refused else accepted, refused)
-            self.hand_over(committed, "jsonl")
+        if prompts:
+            traceparent = telemetry.trace_headers().get("traceparent")
+            acceptances = await self._commit.add(list(prompts.values()), traceparent)
+            for number, acceptance in zip(prompts, acceptances, strict=True):
+                error = refusal(acceptance)
+                results[number] = Line(number, None if error else acceptance, error)
+            self.hand_over(acceptances, "jsonl")
         return [results[number] for number in sorted(results)]
 
     def hand_over(self, batch: Sequence[Acceptance], source: str) -> None:
-        """What was committed goes to the outbox."""
-        fresh = [a.prompt for a in batch if a.is_new]
-        telemetry.ACCEPTED.labels(source).inc(len(fresh))
+        """Offer the new prompts of a committed batch to the outbox, and count them."""
+        new_prompts = [acceptance.prompt for acceptance in batch if acceptance.is_new]
+        telemetry.ACCEPTED.labels(source).inc(len(new_prompts))
         traceparent = telemetry.trace_headers().get("traceparent")
-        for prompt in fresh:
+        for prompt in new_prompts:
             self._outbox.offer(prompt, traceparent)
             log.debug(
                 "ingest.accepted",
@@ -227,13 +228,13 @@ class Intake:
             )
 
 
-def refusal(accepted: Acceptance) -> RefusedError | None:
-    """Why a prompt was not accepted after all; None if it was."""
-    if not accepted.is_conflict:
-        return accepted.refused
+def refusal(acceptance: Acceptance) -> RefusedError | None:
+    """Why a prompt was refused at its commit; None if it was accepted."""
+    if not acceptance.is_conflict:
+        return acceptance.refused
     return RefusedError(
         "custom_id_conflict",
-        f"custom_id '{accepted.prompt.custom_id}' was submitted before with another prompt or other settings; "
-        "give this one an id of its own",
+        f"custom_id '{acceptance.prompt.custom_id}' was submitted before with another prompt or "
+        "other settings; give this one an id of its own",
         "custom_id",
     )

@@ -1,9 +1,10 @@
 """Large images and texts of prompts, in SQL and in the broker's object store.
 
-In SQL they are from when a request is read, in the broker's store from when it is published. SQL is what counts: a
-broker whose store was lost is given them again. Workers have no database, so they read the broker's. What is of an
-edge-only prompt is never put there: no model at the edge sees it, and others may not. Texts stand apart only where the
-whole prompt is larger than `limits.prompt_bytes`.
+They are stored in SQL when a request is read, and in the broker's object store when its prompt is
+published. SQL is the source of truth: if the broker's store was lost, they are put there again.
+Workers have no database, so they read the broker's copy. Parts of an edge-only prompt are never put
+there: no model at the edge can see images, and others must not read them. Texts are stored apart
+only if the whole prompt is larger than `limits.prompt_bytes`.
 """
 
 import asyncio
@@ -25,13 +26,13 @@ log = structlog.get_logger(__name__)
 
 TIDY_EVERY = timedelta(minutes=1)
 IDLE = timedelta(minutes=1)
-"""How long the broker keeps one that no fusion waits for: its prompt may be about to be committed."""
+"""The broker keeps a part that no fusion waits for so long: its prompt may be committed soon."""
 WITHDRAWAL_S = 2.0
-"""How long the broker may take to erase one: others wait for the database meanwhile."""
+"""How long the broker may take to erase a part, within a transaction for which others wait."""
 
 
 class LargeParts:
-    """Where large images and texts are while their prompts are worked on.
+    """Stores large images and texts of prompts, publishes them for workers, and erases them.
 
     Args:
         bus: the connection.
@@ -52,70 +53,75 @@ class LargeParts:
         self._tidied_at: datetime | None = None
 
     async def put_aside(self, prompt: Prompt, *, is_large: bool = False) -> Prompt:
-        """The prompt with references in place of what is large in it, which is committed.
+        """Commit a prompt's large parts; returns the prompt with references in their place.
 
         Args:
-            prompt: it.
+            prompt: the prompt with its parts.
             is_large: whether it may be too large for a message of the bus.
 
         Raises:
-            RefusedError: it is too large, or the rest is.
-            Transient: it could not be committed.
+            RefusedError: the large parts or the rest of the prompt are too large.
+            Transient: they could not be committed.
         """
-        messages, apart = references.images.put_aside(prompt.tenant, prompt.messages)
-        size, most = sum(map(len, apart.values())) * 3 // 4, self._limits.image_bytes
-        if size > most:
+        messages, parts = references.images.put_aside(prompt.tenant, prompt.messages)
+        # Four characters of base64 are three bytes.
+        size = sum(map(len, parts.values())) * 3 // 4
+        max_size = self._limits.image_bytes
+        if size > max_size:
             raise RefusedError(
                 "prompt_too_large",
-                f"its images have {size} bytes, the limit is {most}; raise limits.image_bytes",
+                f"its images have {size} bytes, the limit is {max_size}; raise limits.image_bytes",
             )
-        found = prompt.model_copy(update={"messages": messages})
+        slim_prompt = prompt.model_copy(update={"messages": messages})
         if is_large:
-            found, texts = self._without_texts(found)
-            apart |= texts
-        if apart:
-            # One after the other: they are large, and on SQLite each would wait with a limit of time for the others.
+            slim_prompt, texts = self._split_texts(slim_prompt)
+            parts |= texts
+        if parts:
+            # One after the other: they are large, and on SQLite the others would time out.
             async with self._commit:
-                await self._images.add(prompt.tenant, apart, self._clock())
-        return found
+                await self._images.add(prompt.tenant, parts, self._clock())
+        return slim_prompt
 
-    def _without_texts(self, prompt: Prompt) -> tuple[Prompt, dict[str, str]]:
-        """A prompt that fits its messages, and its long texts by name where it would not. Raises RefusedError."""
-        most = self._limits.prompt_bytes
-        if len(prompt.encode()) <= most:
-            return prompt, {}
-        apart: dict[str, str] = {}
-        if prompt.residency != "edge-only" and self._limits.text_bytes:
-            messages, apart = references.texts.put_aside(prompt.tenant, prompt.messages)
-            prompt = prompt.model_copy(update={"messages": messages})
-        size, most_apart = (
-            sum(len(text.encode()) for text in apart.values()),
-            self._limits.text_bytes,
-        )
-        if size > most_apart:
-            raise RefusedError(
-                "prompt_too_large",
-                f"its long texts have {size} bytes, the limit is {most_apart}; shorten it or raise limits.text_bytes",
-            )
-        if (rest := len(prompt.encode())) > most:
-            whose = (
-                "an edge-only prompt"
-                if prompt.residency == "edge-only"
-                else "what is not in long texts or images"
-            )
-            raise RefusedError(
-                "prompt_too_large",
-                f"it has {rest} bytes, the limit of {whose} is {most}; shorten it or raise limits.prompt_bytes",
-            )
-        return prompt, apart
-
-    async def put_back(self, tenant: str, messages: Sequence[Message]) -> tuple[Message, ...]:
-        """A stored conversation, whole.
+    def _split_texts(self, prompt: Prompt) -> tuple[Prompt, dict[str, str]]:
+        """A prompt small enough for a message, and its long texts by name if it was not.
 
         Raises:
-            RefusedError: one has expired.
+            RefusedError: the texts or the rest are too large.
         """
-        found: dict[str, str] = {}
+        max_size = self._limits.prompt_bytes
+        if len(prompt.encode()) <= max_size:
+            return prompt, {}
+        texts: dict[str, str] = {}
+        if prompt.residency != "edge-only" and self._limits.text_bytes:
+            messages, texts = references.texts.put_aside(prompt.tenant, prompt.messages)
+            prompt = prompt.model_copy(update={"messages": messages})
+        texts_size = sum(len(text.encode()) for text in texts.values())
+        max_texts_size = self._limits.text_bytes
+        if texts_size > max_texts_size:
+            raise RefusedError(
+                "prompt_too_large",
+                f"its long texts have {texts_size} bytes, the limit is {max_texts_size}; "
+                "shorten it or raise limits.text_bytes",
+            )
+        rest_size = len(prompt.encode())
+        if rest_size > max_size:
+            subject = "what is not in long texts or images"
+            if prompt.residency == "edge-only":
+                subject = "an edge-only prompt"
+            raise RefusedError(
+                "prompt_too_large",
+                f"it has {rest_size} bytes, the limit of {subject} is {max_size}; "
+                "shorten it or raise limits.prompt_bytes",
+            )
+        return prompt, texts
+
+    async def put_back(self, tenant: str, messages: Sequence[Message]) -> tuple[Message, ...]:
+        """Replace the references in a stored conversation by their images and texts.
+
+        Raises:
+            RefusedError: a part has expired.
+        """
+        parts: dict[str, str] = {}
         for name in references.names(messages):
             data = await self._images.get(tenant, name)
             if data is None:
@@ -123,22 +129,23 @@ class LargeParts:
                     "invalid_request",
                     "a part of the conversation so far is no longer kept; send the whole of it",
                 )
-            found[name] = data.decode()
-        return references.images.put_back(references.texts.put_back(messages, found), found)
+            parts[name] = data.decode()
+        return references.images.put_back(references.texts.put_back(messages, parts), parts)
 
     async def publish(self, prompt: Prompt) -> None:
-        """See that the broker has what the prompt refers to. Raises Transient."""
+        """Put what the prompt refers to into the broker's store, if missing. Raises Transient."""
         if prompt.residency == "edge-only":
             return
         for name in references.names(prompt.messages):
-            # One after the other: each is whole in memory, and one that is put twice is gone for who reads the first.
+            # One after the other: each part is whole in memory, and a part that is put twice
+            # breaks the reads of the first copy.
             async with self._publication:
                 await self._publish(prompt, name)
 
     async def _publish(self, prompt: Prompt, name: str) -> None:
-        # Marked first: what may be there is always taken back.
+        # Marked before it is put, so that whatever may be in the broker's store is withdrawn later.
         if not await self._images.mark_published(prompt.tenant, name, self._clock()):
-            # The call that wants it fails, and says so.
+            # The model call that needs it fails with its own error.
             log.warning("ingest.large_part_expired", fusion_id=prompt.fusion_id)
             return
         blobs = self._bus.blobs(BLOB_STORE)
@@ -148,32 +155,31 @@ class LargeParts:
             await blobs.put(name, data)
 
     async def erase(self, prompt: Prompt) -> int:
-        """Erase the prompt's large parts everywhere; other prompts of the tenant with the same ones lose them too.
+        """Erase the prompt's large parts from SQL and the broker; returns how many there were.
 
-        Returns:
-            How many there were.
+        Other prompts of the tenant with the same parts lose them too.
         """
         names = references.names(prompt.messages)
-        erased = await self._images.remove(prompt.tenant, names) if names else 0
+        count = await self._images.remove(prompt.tenant, names) if names else 0
         for name in names:
             await self._bus.blobs(BLOB_STORE).delete(name)
-        return erased
+        return count
 
     async def tidy(self) -> None:
-        """Take from the broker what no fusion waits for, and erase what is older than `limits.image_days`.
+        """Take parts that no fusion waits for from the broker, and from SQL after `image_days`.
 
-        Looks once a minute. Raises Transient.
+        Does nothing if it was called less than a minute ago. Raises Transient.
         """
         now = self._clock()
         if self._tidied_at and now - self._tidied_at < TIDY_EVERY:
             return
         self._tidied_at = now
-        withdrawn = 0
+        n_withdrawn = 0
         while await self._images.withdraw_one(now - IDLE, self._withdraw):
-            withdrawn += 1
-        forgotten = await self._images.forget(now - timedelta(days=self._limits.image_days))
-        if withdrawn or forgotten:
-            log.info("ingest.large_parts_tidied", withdrawn=withdrawn, forgotten=forgotten)
+            n_withdrawn += 1
+        n_forgotten = await self._images.forget(now - timedelta(days=self._limits.image_days))
+        if n_withdrawn or n_forgotten:
+            log.info("ingest.large_parts_tidied", withdrawn=n_withdrawn, forgotten=n_forgotten)
 
     async def _withdraw(self, name: str) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Which requests have a client that waits, here or at another process of ingest."""
+"""Tracks which fusions have a client waiting, at this or another process of ingest."""
 
 import secrets
 from collections import Counter
@@ -13,41 +13,42 @@ from fusewire.bus import Bus
 from fusewire.topology import held_subject
 
 ASK_S = 1.0
-"""How long another process may take to say whether a client waits there."""
+"""How long another process may take to answer whether a client waits there."""
 _YES, _NO = b"1", b"0"
 
 
 class OpenRequests:
-    """The open requests of this process, and a question to the others about theirs."""
+    """The open requests of this process, and queries to other processes about theirs."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._open: Counter[str] = Counter()
         self.name = secrets.token_hex(8)
-        """Of this process; another one after each start."""
+        """Name of this process; new at each start."""
 
     async def start(self) -> None:
-        """Answer the others."""
+        """Start to answer the queries of other processes."""
         await self._bus.client.subscribe(held_subject(self.name), cb=self._answer)
 
     @contextmanager
-    def held(self, fusion_id: str) -> Iterator[None]:
-        """While inside, a client waits for this fusion."""
+    def hold(self, fusion_id: str) -> Iterator[None]:
+        """Note that a client waits for this fusion while the context is open."""
         self._open[fusion_id] += 1
         try:
             yield
         finally:
             self._open[fusion_id] -= 1
+            # Removes the counts of zero.
             self._open += Counter()
 
     def is_held(self, fusion_id: str) -> bool:
-        """Whether a client waits for it here."""
+        """Whether a client waits for a fusion at this process."""
         return self._open[fusion_id] > 0
 
     async def is_held_by(self, holder: str, fusion_id: str) -> bool:
-        """Whether a client waits for it at a process; not if there is no such process any more.
+        """Whether a client waits for a fusion at a process; False if that process no longer exists.
 
-        Where that cannot be told, one waits: two that wait are two fusions.
+        True if the process does not answer: as two clients that wait at once, they get two fusions.
         """
         if holder == self.name:
             return self.is_held(fusion_id)

@@ -1,4 +1,4 @@
-"""The outbox: gets what is committed onto the bus, and notices when the bus has lost it."""
+"""The outbox: publishes committed prompts to the bus, and notices when the bus has lost them."""
 
 import asyncio
 import contextlib
@@ -25,19 +25,22 @@ SWEEP_EVERY_S = 2.0
 SWEEP_BATCH = 500
 IN_FLIGHT = 64
 MARK_EVERY_S = 0.5
-"""How long what is published waits to be marked as such together with others: a commit for each would be in the way of
-the judge's, and who dies meanwhile publishes again what the broker knows."""
+"""How often published prompts are marked as such, in one commit: more would delay the judge's.
+
+After a crash before it they are published again, and the broker drops them by their message ids.
+"""
 STALLED_S = 30.0
-"""A prompt published so long ago is open only while something of it lies in a stream."""
+"""A fusion whose prompt was published so long ago and that is open has a message in some stream."""
 LOST_EVERY_S = 5.0
 LOST_LOOKS = 4
-"""So many looks in a row have to find all streams empty: between two of its steps a fusion is in none for a moment."""
+"""How many looks in a row must find all streams empty, since a running fusion has no message in any
+of them for a moment between two steps."""
 NUDGE_AFTER_S = 5.0
-"""How long the judge may take to end a cancelled fusion before it is told again."""
+"""How long the judge may take to end a cancelled fusion before the cancellation is repeated."""
 
 
 class Outbox:
-    """Publishes prompts right after their commit; a sweep catches whatever that missed."""
+    """Publishes prompts right after their commit; a sweep publishes those that were missed."""
 
     def __init__(
         self,
@@ -52,19 +55,19 @@ class Outbox:
         self._clock = clock
         self._queue: asyncio.Queue[tuple[Prompt, str | None]] = asyncio.Queue(maxsize=10_000)
         self._slots = asyncio.Semaphore(IN_FLIGHT)
-        self._published: list[str] = []
-        """Not marked yet."""
+        self._unmarked_ids: list[str] = []
+        """Fusions whose prompts are published and not marked as such yet."""
         self._published_at: datetime | None = None
-        """Before the first of them was."""
+        """A time before the first of them was published."""
         self._tasks: list[asyncio.Task[None]] = []
         self._store_id = ""
-        """The broker's store that is published to; empty until it is known."""
+        """Id of the broker's store that is published to; empty until it is known."""
         self._empty_looks = 0
         self._looked_at = -math.inf
         self._cancelled = CancelledFusions()
 
     def start(self) -> None:
-        """Begin to publish and to sweep."""
+        """Start to publish, to mark and to sweep."""
         self._tasks = [
             asyncio.create_task(self._publish_loop(), name="ingest-outbox"),
             asyncio.create_task(self._mark_loop(), name="ingest-mark"),
@@ -72,18 +75,18 @@ class Outbox:
         ]
 
     async def stop(self) -> None:
-        """End; what was not published yet is committed, and the next sweep finds it."""
+        """Stop; prompts that are not published yet are committed, and the next sweep finds them."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.mark()
 
     def faults(self) -> list[str]:
-        """Names of loops that have ended."""
-        return [f"{t.get_name()} has ended" for t in self._tasks if t.done()]
+        """Name the loops that have ended."""
+        return [f"{task.get_name()} has ended" for task in self._tasks if task.done()]
 
     def offer(self, prompt: Prompt, traceparent: str | None = None) -> None:
-        """Publish soon. When there is more than fits in memory, the sweep will take it from SQL."""
+        """Publish a prompt soon. If the queue is full, the sweep will take it from SQL."""
         if not self._queue.full():
             self._queue.put_nowait((prompt, traceparent))
 
@@ -94,30 +97,33 @@ class Outbox:
                 batch.append(self._queue.get_nowait())
             await self.publish(batch)
 
-    async def tell_cancelled(self, fusion_ids: Sequence[str]) -> None:
-        """Tell whoever works on them, and the judge, which ends them. Those that are not heard are told again."""
-        for fusion in fusion_ids:
-            self._cancelled.add(fusion)
+    async def publish_cancellations(self, fusion_ids: Sequence[str]) -> None:
+        """Publish cancellations to workers and judge; the sweep repeats unacknowledged ones."""
+        for fusion_id in fusion_ids:
+            self._cancelled.add(fusion_id)
             with contextlib.suppress(NatsError, OSError):
-                await self._bus.client.publish(cancel_subject(fusion), b"")
-        await asyncio.gather(*(self._nudge(fusion) for fusion in fusion_ids))
+                await self._bus.client.publish(cancel_subject(fusion_id), b"")
+        await asyncio.gather(*(self._nudge_judge(fusion_id) for fusion_id in fusion_ids))
 
-    async def _nudge(self, fusion: str) -> None:
+    async def _nudge_judge(self, fusion_id: str) -> None:
         async with self._slots:
             try:
-                # With an id: while no judge runs, they must not pile up.
-                await self._bus.publish(due_subject(fusion), b"{}", msg_id=f"cancel-{fusion}")
+                # With a message id, so that repetitions do not pile up while no judge runs.
+                await self._bus.publish(due_subject(fusion_id), b"{}", msg_id=f"cancel-{fusion_id}")
             except Transient as exc:
-                log.warning("ingest.cancel_not_told", fusion_id=fusion, fault=str(exc))
+                log.warning("ingest.cancel_not_told", fusion_id=fusion_id, fault=str(exc))
 
     async def publish(self, batch: Sequence[tuple[Prompt, str | None]]) -> int:
-        """Publish; returns how many the broker now has. They are marked soon."""
+        """Publish prompts with their traces; returns how many the broker has now.
+
+        They are marked as published soon after, by `mark`.
+        """
         at = self._clock()
-        results = await asyncio.gather(*(self._publish_one(p, t) for p, t in batch))
-        done = [fusion for fusion in results if fusion]
-        self._published += done
+        publications = [self._publish_one(prompt, traceparent) for prompt, traceparent in batch]
+        fusion_ids = [key for key in await asyncio.gather(*publications) if key]
+        self._unmarked_ids += fusion_ids
         self._published_at = min(at, self._published_at or at)
-        return len(done)
+        return len(fusion_ids)
 
     async def _mark_loop(self) -> None:
         while True:
@@ -125,18 +131,19 @@ class Outbox:
             await self.mark()
 
     async def mark(self) -> None:
-        """Mark what is published."""
-        done, at = self._published, self._published_at
-        self._published, self._published_at = [], None
-        if not done or at is None:
+        """Mark in SQL the prompts that were published since the last time."""
+        fusion_ids, at = self._unmarked_ids, self._published_at
+        self._unmarked_ids, self._published_at = [], None
+        if not fusion_ids or at is None:
             return
         try:
-            await self._submissions.mark_published(done, at, self._store_id)
+            await self._submissions.mark_published(fusion_ids, at, self._store_id)
         except Transient as exc:
-            # Published and not marked: the sweep publishes again, and the message id makes it one.
-            log.warning("ingest.mark_failed", count=len(done), fault=str(exc))
+            # The sweep publishes them again, and the broker drops them by their message ids.
+            log.warning("ingest.mark_failed", count=len(fusion_ids), fault=str(exc))
 
     async def _publish_one(self, prompt: Prompt, traceparent: str | None) -> str | None:
+        """Publish a prompt; returns its fusion id, or None if it was not published."""
         if prompt.fusion_id in self._cancelled:
             return None
         headers = {"traceparent": traceparent} if traceparent else {}
@@ -162,35 +169,41 @@ class Outbox:
             await asyncio.sleep(SWEEP_EVERY_S)
 
     async def settle(self) -> int:
-        """Settle the budgets of what has ended; returns how many."""
-        settled = 0
-        while found := await self._submissions.settle():
-            settled += found
-        return settled
+        """Settle the reservations of fusions that have ended; returns how many."""
+        total = 0
+        while count := await self._submissions.settle():
+            total += count
+        return total
 
     async def sweep(self) -> int:
-        """Publish what was committed and never published; returns how many."""
+        """Publish what was committed and never published; returns how many prompts.
+
+        Also repeats cancellations, and takes back the marks of prompts that the broker has lost.
+        """
         if not self._bus.is_connected:
             return 0
         await self._notice_lost_store()
         await self._notice_lost_messages()
-        late = self._clock() - timedelta(seconds=NUDGE_AFTER_S)
-        if undecided := await self._submissions.cancelled(late, SWEEP_BATCH):
-            await self.tell_cancelled(undecided)
-        before = self._clock() - timedelta(seconds=SWEEP_EVERY_S)
-        waiting = await self._submissions.unpublished(before, SWEEP_BATCH)
+        cancelled_before = self._clock() - timedelta(seconds=NUDGE_AFTER_S)
+        cancelled_ids = await self._submissions.find_cancelled(cancelled_before, SWEEP_BATCH)
+        if cancelled_ids:
+            await self.publish_cancellations(cancelled_ids)
+        # Newer prompts are still in the queue.
+        committed_before = self._clock() - timedelta(seconds=SWEEP_EVERY_S)
+        waiting = await self._submissions.find_unpublished(committed_before, SWEEP_BATCH)
         telemetry.UNPUBLISHED.set(len(waiting))
         if not waiting:
             return 0
-        published = await self.publish(waiting)
+        count = await self.publish(waiting)
         await self.mark()
-        log.info("ingest.swept", found=len(waiting), published=published)
-        return published
+        log.info("ingest.swept", found=len(waiting), published=count)
+        return count
 
     async def _notice_lost_messages(self) -> None:
-        """Open fusions of which nothing is in any stream: a stream has lost it, as by a file that was removed.
+        """Take back the marks of open fusions that have no message in any stream.
 
-        Their prompts are published again. Ids, the ledger and what is stored keep that from asking or paying twice.
+        A stream has lost it, for example by a file that was removed. The sweep publishes their
+        prompts again; ids, the ledger and stored rows keep calls from being made and paid twice.
         """
         now = asyncio.get_running_loop().time()
         if now - self._looked_at < LOST_EVERY_S:
@@ -200,9 +213,8 @@ class Outbox:
         if self._empty_looks < LOST_LOOKS:
             return
         self._empty_looks = 0
-        if count := await self._submissions.forget_stalled(
-            self._clock() - timedelta(seconds=STALLED_S)
-        ):
+        stalled_before = self._clock() - timedelta(seconds=STALLED_S)
+        if count := await self._submissions.forget_stalled(stalled_before):
             log.warning("ingest.messages_lost", prompts=count)
 
     async def _are_streams_empty(self) -> bool:
@@ -213,12 +225,12 @@ class Outbox:
         return not any(info.state.messages for info in infos)
 
     async def _notice_lost_store(self) -> None:
-        """Another id of the broker's store means that it was lost, and what was published with it."""
+        """Take back marks if the broker's store has a new id: the old one was lost."""
         store_id = await self._bus.store_id(afresh=True)
         if store_id == self._store_id:
             return
-        # What was published so far may have gone to the old one; that it is published again costs nothing.
-        self._published, self._published_at = [], None
+        # These may be in the old store; publishing them again costs nothing.
+        self._unmarked_ids, self._published_at = [], None
         count = await self._submissions.publish_to(store_id)
         self._store_id = store_id
         if count:

@@ -1,4 +1,4 @@
-"""The pepper: the secret that API keys are hashed with."""
+"""The pepper: the secret with which API keys are hashed (HMAC-SHA256, see `admission.keys`)."""
 
 import os
 import secrets
@@ -12,35 +12,39 @@ LEAST_BYTES = 16
 
 
 def pepper(settings: Settings) -> bytes:
-    """From `http.pepper_env`; where that is not set, from a file in `data_dir` that is made at the first use.
+    """Read the pepper from the variable `http.pepper_env`, else from a file in `data_dir`.
+
+    The file is created at the first use.
 
     Raises:
-        StartupError: it is too short, or the file cannot be read or made.
+        StartupError: it is too short, or the file cannot be read or created.
     """
     name, path = settings.http.pepper_env, settings.data_dir / FILE
-    given = os.environ.get(name)
-    if given is not None:
-        return _checked(
-            given.encode(), f"${name}", f"give {name} {LEAST_BYTES} characters or more, or unset it"
+    variable = os.environ.get(name)
+    if variable is not None:
+        return _check(
+            variable.encode(),
+            f"${name}",
+            f"give {name} {LEAST_BYTES} characters or more, or unset it",
         )
     try:
         if not path.exists():
             _make(path)
-        found = path.read_bytes()
+        content = path.read_bytes()
     except OSError as exc:
         raise StartupError(
             f"the secret of the API keys, {path}, cannot be used: {exc.strerror}",
             f"mend it, or set {name}",
         ) from None
-    return _checked(
-        found,
+    return _check(
+        content,
         str(path),
         "restore it from a backup; if it is lost, remove it and make all keys anew",
     )
 
 
 def _make(path: Path) -> None:
-    """Write it whole or not at all; of several that make it at once, one wins."""
+    """Write the file whole or not at all; of several processes that create it at once, one wins."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{FILE}.{secrets.token_hex(8)}")
     handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -57,10 +61,11 @@ def _make(path: Path) -> None:
         draft.unlink()
 
 
-def _checked(found: bytes, where: str, mend: str) -> bytes:
-    found = found.strip()
-    if len(found) < LEAST_BYTES:
+def _check(secret: bytes, source: str, mend: str) -> bytes:
+    """Strip a secret; raises StartupError, which must not quote it, if it is too short."""
+    secret = secret.strip()
+    if len(secret) < LEAST_BYTES:
         raise StartupError(
-            f"the secret of the API keys, {where}, has fewer than {LEAST_BYTES} bytes", mend
+            f"the secret of the API keys, {source}, has fewer than {LEAST_BYTES} bytes", mend
         )
-    return found
+    return secret

@@ -1,4 +1,4 @@
-"""Deletes what ended longer ago than it is kept, at leisure."""
+"""Deletes fusions and batches whose retention time is over, in small steps in the background."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,14 +14,14 @@ log = structlog.get_logger(__name__)
 
 EVERY_S = 600.0
 PAUSE_S = 0.1
-"""Between two transactions, so that others have their turn."""
+"""Pause between two transactions, so that other writers have their turn."""
 
 KeepDays = Callable[[str], float | None]
-"""How many days a tenant's fusions are kept once they have ended; None is for ever."""
+"""How many days a tenant's fusions are kept after their end; None is for ever."""
 
 
 class Cleaner:
-    """The owner of the task that deletes."""
+    """Runs the background task that deletes."""
 
     def __init__(
         self, retention: Retention, keep_days: KeepDays, clock: Callable[[], datetime]
@@ -32,21 +32,21 @@ class Cleaner:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin."""
+        """Start to delete every `EVERY_S`."""
         self._task = asyncio.create_task(self._run(), name="ingest-retention")
 
     async def stop(self) -> None:
-        """End."""
+        """Stop deleting."""
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     def faults(self) -> list[str]:
-        """Why it no longer deletes; empty while it does."""
+        """Explain why nothing is deleted any more; empty while it is."""
         return ["ingest-retention has ended"] if self._task and self._task.done() else []
 
     async def clean(self) -> int:
-        """Delete what is due; returns how many fusions. Raises Transient."""
+        """Delete what is due, of all tenants; returns how many fusions. Raises Transient."""
         total = 0
         for tenant in await self._retention.tenants():
             days = self._keep_days(tenant)

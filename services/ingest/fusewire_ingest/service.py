@@ -1,4 +1,4 @@
-"""Wiring."""
+"""Builds the ingest service from its parts."""
 
 import secrets
 from datetime import UTC, datetime
@@ -39,11 +39,11 @@ from fusewire_ingest.watching import Watcher
 
 INTAKE_CONCURRENCY = 32
 HEARTBEAT_S = 10.0
-"""The longest that a stream is silent."""
+"""The longest silence of a stream of server-sent events."""
 
 
 class Ingest:
-    """Ingest as a service."""
+    """The ingest service; see `fusewire.service.Service`."""
 
     name = "ingest"
 
@@ -55,14 +55,14 @@ class Ingest:
         self._bus = Bus(self.name, settings.nats, drain_s=self.drain_s)
         self._store = Store(settings.database)
         caps = {
-            n: Budget(t.budget_usd, t.budget_period)
-            for n, t in settings.tenants.items()
-            if t.budget_usd is not None
+            name: Budget(tenant.budget_usd, tenant.budget_period)
+            for name, tenant in settings.tenants.items()
+            if tenant.budget_usd is not None
         }
         self._budgets = Budgets(self._store, caps, lambda: load_catalogue(settings, clock()))
-        self._room = StoreCapacity(self._bus)
+        self._capacity = StoreCapacity(self._bus)
         self._presence = Presence(self.name, self._bus, self._store, clock)
-        submissions = Submissions(self._store, self._budgets, self._room.check)
+        submissions = Submissions(self._store, self._budgets, self._capacity.check)
         self._commit = GroupCommit(submissions)
         large_parts = LargeParts(self._bus, Images(self._store), settings.limits, clock)
         self._outbox = Outbox(self._bus, submissions, large_parts, clock)
@@ -147,7 +147,7 @@ class Ingest:
         )
 
     async def start(self) -> None:
-        """Check the schema and who may come in, connect, begin to commit, to publish and to listen."""
+        """Check the schema and the keys, connect, then start all parts."""
         give_back_large_buffers()
         await migrate.check(self._store, wait_s=migrate.START_S)
         await self._access.start()
@@ -157,7 +157,7 @@ class Ingest:
         await self._presence.start()
         self._commit.start()
         self._outbox.start()
-        self._room.start()
+        self._capacity.start()
         await self._outcomes.start()
         await self._open_requests.start()
         await self._files.forget_torn(datetime.now(UTC))
@@ -166,35 +166,34 @@ class Ingest:
         await self._bus.start()
 
     def close(self) -> None:
-        """Whoever waits for an outcome is told to ask again."""
+        """End all waits for outcomes: clients get the status of now, and ask again."""
         self._outcomes.close()
 
     async def stop(self) -> None:
-        """Drain."""
+        """Stop all parts, those that submit before those that commit and publish."""
         await self._cleaner.stop()
         await self._runner.stop()
         await self._presence.stop()
         await self._bus.stop()
-        await self._room.stop()
+        await self._capacity.stop()
         await self._outbox.stop()
         await self._commit.stop()
         await self._store.close()
 
     def faults(self) -> list[str]:
         """See Service."""
-        owned = (
-            self._bus,
-            self._presence,
-            self._commit,
-            self._outbox,
-            self._room,
-            self._runner,
-            self._cleaner,
-        )
-        return [fault for part in owned for fault in part.faults()]
+        return [
+            *self._bus.faults(),
+            *self._presence.faults(),
+            *self._commit.faults(),
+            *self._outbox.faults(),
+            *self._capacity.faults(),
+            *self._runner.faults(),
+            *self._cleaner.faults(),
+        ]
 
     def unready(self) -> list[str]:
-        """See Service. NATS may be down: what is accepted is committed, and published later."""
+        """See Service. NATS may be down: accepted prompts are committed, and published later."""
         return self._store.unready()
 
     def app(self) -> App | None:

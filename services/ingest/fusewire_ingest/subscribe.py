@@ -1,4 +1,4 @@
-"""The intake on the bus: producers that already live there leave prompts at `fw.in.<tenant>`."""
+"""The intake on the bus: producers that use NATS publish prompts to `fw.in.<tenant>`."""
 
 import json
 import re
@@ -16,42 +16,49 @@ from fusewire_ingest.intake import Intake
 log = structlog.get_logger(__name__)
 
 REPLY_TO = "Fw-Reply-To"
-"""The header with the subject at which a producer wants to hear what became of its prompt."""
+"""The header with the subject at which a producer wants the reply to its prompt."""
 _INBOX = re.compile(r"_INBOX[A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)+", re.ASCII)
 MOST_SUBJECT = 256
 
 
 class BusSubscriber:
-    """Takes submissions from FW_IN, each a Submission in JSON. A refused one goes to FW_DEAD with the reason."""
+    """Handles submissions from FW_IN, each a Submission in JSON.
+
+    A refused one goes to FW_DEAD with the reason.
+    """
 
     def __init__(self, intake: Intake, bus: Bus) -> None:
         self._intake = intake
         self._bus = bus
 
     async def handle(self, delivery: Delivery) -> None:
-        """Commit one submission, then answer. Its custom_id, where it has none, is its Nats-Msg-Id or its place.
+        """Commit one submission, then reply.
 
-        The answer is `{"id", "custom_id", "is_repetition"}` or `{"error": {"code", "message", "param"}}`. It is
-        sent once, on core NATS: a producer that hears nothing sends its prompt again.
+        A submission without a custom_id gets its Nats-Msg-Id, or its position in the stream. The
+        reply is `{"id", "custom_id", "is_repetition"}` or
+        `{"error": {"code", "message", "param"}}`. It is sent once, on core NATS: a producer that
+        receives none sends its prompt again.
+
+        Raises:
+            UnacceptableMessage: the submission was refused.
+            Transient: it could not be committed.
         """
         tenant = delivery.subject.rpartition(".")[2]
         reply_to = delivery.headers.get(REPLY_TO)
-        if reply_to is not None and not (
-            len(reply_to) <= MOST_SUBJECT and _INBOX.fullmatch(reply_to)
-        ):
-            # Anywhere else it would be Fusewire that speaks, with more rights than the producer's.
+        if reply_to is not None and not _is_inbox(reply_to):
+            # On any other subject Fusewire would publish with more rights than the producer has.
             raise UnacceptableMessage(
                 f"invalid_request: {REPLY_TO} must be an inbox, which begins with _INBOX"
             )
         try:
-            told = await self._submit(delivery, tenant)
+            reply = await self._submit(delivery, tenant)
         except RefusedError as exc:
-            await self._answer(
+            await self._reply(
                 reply_to, {"error": {"code": exc.code, "message": exc.message, "param": exc.param}}
             )
-            # The message may quote the prompt, which may be edge-only; only the producer is told it.
+            # The message may quote the prompt, which may be edge-only: only the producer gets it.
             raise UnacceptableMessage(exc.code) from None
-        await self._answer(reply_to, told)
+        await self._reply(reply_to, reply)
 
     async def _submit(self, delivery: Delivery, tenant: str) -> dict[str, Any]:
         if not re.match(NAME, tenant):
@@ -70,10 +77,14 @@ class BusSubscriber:
             "is_repetition": not accepted.is_new,
         }
 
-    async def _answer(self, reply_to: str | None, told: dict[str, Any]) -> None:
+    async def _reply(self, reply_to: str | None, reply: dict[str, Any]) -> None:
         if reply_to is None:
             return
         try:
-            await self._bus.client.publish(reply_to, json.dumps(told).encode())
+            await self._bus.client.publish(reply_to, json.dumps(reply).encode())
         except (NatsError, OSError) as exc:
             log.warning("ingest.reply_failed", fault=type(exc).__name__)
+
+
+def _is_inbox(subject: str) -> bool:
+    return len(subject) <= MOST_SUBJECT and _INBOX.fullmatch(subject) is not None

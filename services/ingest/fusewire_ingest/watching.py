@@ -1,4 +1,4 @@
-"""Reading along while a fusion runs: who has answered, and the text as it is being written."""
+"""Live progress of a running fusion: how many members have answered, and the answer's tokens."""
 
 import asyncio
 import contextlib
@@ -14,35 +14,36 @@ from fusewire.topology import candidate_subject, plan_subject, token_subject
 
 @dataclass(frozen=True)
 class Progress:
-    """So many members have answered, of those that were asked (None while that is not known)."""
+    """How many members have answered, of how many that were asked (None until that is known)."""
 
     answered: int
     asked: int | None
 
 
 class Ended:
-    """The outcome is there, or nobody waits for it any longer."""
+    """The last event: the outcome exists, or nobody waits for it any longer."""
 
 
 Event = Progress | str | Ended
-"""A text is a piece of the answer."""
+"""A string is a piece of the answer."""
 
 
 @dataclass
 class Watch:
-    """One fusion as it goes."""
+    """The events of one running fusion."""
 
     _events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
     _source: tuple[int, str, int] | None = None
-    """The round, call and attempt whose text is told."""
-    _told: int = 0
-    """Characters of it."""
+    """The round, call and attempt whose text is streamed."""
+    _offset: int = 0
+    """How many characters of it were streamed."""
     _is_torn: bool = False
+    """Whether a piece was missed, so that no more text is streamed."""
     _members: set[str] = field(default_factory=set)
-    _asked: int | None = None
+    _n_asked: int | None = None
 
     async def next(self, within_s: float) -> Event | None:
-        """What happens next; None if nothing does within this time."""
+        """Wait for the next event; None if there is none within this time."""
         try:
             async with asyncio.timeout(within_s):
                 return await self._events.get()
@@ -50,52 +51,56 @@ class Watch:
             return None
 
     def end(self) -> None:
-        """What has happened so far is told, then Ended."""
+        """Append Ended to the events so far."""
         self._events.put_nowait(Ended())
 
     def on_token(self, token: Token) -> None:
-        """Tell a piece that continues what was told; after any other nothing is told, and the outcome has the rest."""
+        """Stream a piece of text that continues the pieces before it.
+
+        After a piece that does not, no more text is streamed; the outcome has the rest.
+        """
         source = (token.round, token.call, token.attempt)
-        fits = token.offset == self._told and self._source in (None, source)
-        self._is_torn = self._is_torn or not fits
+        is_continued = token.offset == self._offset and self._source in (None, source)
+        self._is_torn = self._is_torn or not is_continued
         if not self._is_torn:
             self._source = source
-            self._told += len(token.text)
+            self._offset += len(token.text)
             self._events.put_nowait(token.text)
 
     def on_plan(self, plan: Plan) -> None:
-        """Learn how many are asked."""
-        self._asked = sum(member.wave == 0 for member in plan.members)
-        self._tell()
+        """Learn how many members are asked at first."""
+        self._n_asked = sum(member.wave == 0 for member in plan.members)
+        self._add_progress()
 
     def on_candidate(self, candidate: Candidate) -> None:
-        """Count a member that has answered."""
+        """Count a member that has answered in round 0."""
         member = candidate.member
-        if (
-            candidate.round == 0
-            and candidate.ok
-            and member is not None
-            and member not in self._members
-        ):
+        if candidate.round != 0 or not candidate.ok:
+            return
+        if member is not None and member not in self._members:
             self._members.add(member)
-            self._tell()
+            self._add_progress()
 
-    def _tell(self) -> None:
-        self._events.put_nowait(Progress(len(self._members), self._asked))
+    def _add_progress(self) -> None:
+        self._events.put_nowait(Progress(len(self._members), self._n_asked))
 
 
 class Watcher:
-    """Listens on core NATS while somebody reads along. What is lost there is in the outcome."""
+    """Subscribes to a fusion's progress on core NATS while a client streams it.
+
+    Messages may be lost there; the outcome has everything.
+    """
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
 
     @contextlib.asynccontextmanager
     async def watch(self, fusion_id: str) -> AsyncIterator[Watch]:
-        """Listen; enter before the prompt is submitted, so that nothing is missed."""
+        """Subscribe; enter before the prompt is submitted, so that nothing is missed."""
         watch = Watch()
+        tokens, plan = token_subject(fusion_id), plan_subject(fusion_id)
 
-        async def hear(msg: Msg) -> None:
+        async def on_message(msg: Msg) -> None:
             with contextlib.suppress(ContractError):
                 if msg.subject == tokens:
                     watch.on_token(Token.decode(msg.data))
@@ -104,11 +109,12 @@ class Watcher:
                 else:
                     watch.on_candidate(Candidate.decode(msg.data))
 
-        tokens, plan = token_subject(fusion_id), plan_subject(fusion_id)
-        # Of the panel only: what the judge asks for later is not counted.
+        # Candidates of round 0, the panel's; those of the judge's later rounds are not counted.
         subjects = (tokens, plan, candidate_subject(fusion_id, 0, "*"))
-        # The prompt goes out on the same connection after these, so the server knows them before it.
-        subscriptions = [await self._bus.client.subscribe(subject, cb=hear) for subject in subjects]
+        # The prompt is published later on the same connection, so the server has these before it.
+        subscriptions = [
+            await self._bus.client.subscribe(subject, cb=on_message) for subject in subjects
+        ]
         try:
             yield watch
         finally:

@@ -1,4 +1,4 @@
-"""API keys: how they are made and read, the secret for their hashes, and where they are needed."""
+"""API keys: their form and digest, the pepper, and on which addresses they are required."""
 
 import re
 import secrets
@@ -31,12 +31,14 @@ def test_a_key_tells_its_id_and_holds_256_bits(random: bytes) -> None:
 
 
 @given(RANDOM, RANDOM)
-def test_other_bytes_make_another_key_and_another_digest(random_a: bytes, random_b: bytes) -> None:
-    first, second = keys.make(random_a), keys.make(random_b)
+def test_other_bytes_make_another_key_and_another_digest(
+    random: bytes, other_random: bytes
+) -> None:
+    first, second = keys.make(random), keys.make(other_random)
 
-    assert (first == second) == (random_a == random_b)
+    assert (first == second) == (random == other_random)
     same = keys.is_same(keys.digest(first, PEPPER), keys.digest(second, PEPPER))
-    assert same == (random_a == random_b)
+    assert same == (random == other_random)
 
 
 def test_a_digest_is_the_hmac_of_the_whole_key() -> None:
@@ -124,9 +126,9 @@ def test_a_short_pepper_is_refused_without_being_told(
 ) -> None:
     monkeypatch.setenv("FUSEWIRE_KEY_PEPPER", value)
 
-    with pytest.raises(StartupError, match="fewer than 16 bytes") as exc_info:
+    with pytest.raises(StartupError, match="fewer than 16 bytes") as error:
         pepper(settings)
-    assert "tooshort" not in str(exc_info.value)
+    assert "tooshort" not in str(error.value)
 
 
 def test_a_pepper_that_cannot_be_read_is_named(settings: Settings) -> None:
@@ -161,12 +163,11 @@ def test_on_this_machine_neither_keys_nor_tls_are_needed(host: str) -> None:
 @pytest.mark.parametrize("host", PUBLIC)
 def test_beyond_it_both_are(host: str) -> None:
     assert needs_keys(Http(host=host))
-    with pytest.raises(StartupError) as exc_info:
+    with pytest.raises(StartupError) as error:
         check(Http(host=host))
-    assert "there is no TLS" in exc_info.value.what
+    assert "there is no TLS" in error.value.what
     assert all(
-        word in exc_info.value.mend
-        for word in ("tls_cert", "tls_key", "allow_insecure", "127.0.0.1")
+        word in error.value.mend for word in ("tls_cert", "tls_key", "allow_insecure", "127.0.0.1")
     )
 
     check(Http(host=host, tls_cert=Path("cert.pem"), tls_key=Path("key.pem")))

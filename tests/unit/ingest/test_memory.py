@@ -1,4 +1,4 @@
-"""So many bytes at once, and each in its turn."""
+"""The budget of bytes: no more than fit at once, and each holder in its turn."""
 
 import asyncio
 
@@ -7,8 +7,8 @@ import pytest
 from fusewire_ingest.memory import ByteBudget
 
 
-class Holders:
-    """Holders of a budget, begun in their order."""
+class BudgetTasks:
+    """Tasks that hold bytes of a budget, started one after the other."""
 
     def __init__(self, most: int) -> None:
         self.budget = ByteBudget(most)
@@ -47,48 +47,48 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-async def test_what_does_not_fit_waits_for_what_ends() -> None:
-    of = Holders(10)
-    await of.begin("a", 6)
-    await of.begin("b", 4)
-    await of.begin("c", 5)
-    assert of.inside == ["a", "b"]
+async def test_a_holder_that_does_not_fit_waits_until_others_end() -> None:
+    tasks = BudgetTasks(10)
+    await tasks.begin("a", 6)
+    await tasks.begin("b", 4)
+    await tasks.begin("c", 5)
+    assert tasks.inside == ["a", "b"]
 
-    await of.end("b")
-    assert of.inside == ["a"]
-    await of.end("a")
-    assert of.inside == ["c"]
-
-
-async def test_a_large_one_is_not_overtaken() -> None:
-    of = Holders(10)
-    await of.begin("a", 6)
-    await of.begin("large", 10)
-    await of.begin("small", 1)
-    assert of.inside == ["a"]
-
-    await of.end("a")
-    assert of.inside == ["large"]
-    await of.end("large")
-    assert of.inside == ["small"]
+    await tasks.end("b")
+    assert tasks.inside == ["a"]
+    await tasks.end("a")
+    assert tasks.inside == ["c"]
 
 
-async def test_one_that_is_larger_than_all_has_it_alone() -> None:
-    of = Holders(10)
-    await of.begin("huge", 11)
-    await of.begin("b", 1)
-    assert of.inside == ["huge"]
+async def test_a_large_holder_is_not_overtaken() -> None:
+    tasks = BudgetTasks(10)
+    await tasks.begin("a", 6)
+    await tasks.begin("large", 10)
+    await tasks.begin("small", 1)
+    assert tasks.inside == ["a"]
 
-    await of.end("huge")
-    assert of.inside == ["b"]
+    await tasks.end("a")
+    assert tasks.inside == ["large"]
+    await tasks.end("large")
+    assert tasks.inside == ["small"]
 
 
-async def test_what_is_given_up_frees_what_it_held_or_waited_for() -> None:
-    of = Holders(10)
-    await of.begin("a", 10)
-    await of.begin("b", 10)
-    await of.begin("c", 10)
+async def test_a_holder_that_is_larger_than_the_budget_has_it_alone() -> None:
+    tasks = BudgetTasks(10)
+    await tasks.begin("huge", 11)
+    await tasks.begin("b", 1)
+    assert tasks.inside == ["huge"]
 
-    await of.cancel("b")
-    await of.cancel("a")
-    assert of.inside == ["c"]
+    await tasks.end("huge")
+    assert tasks.inside == ["b"]
+
+
+async def test_a_cancelled_holder_frees_its_bytes_or_its_turn() -> None:
+    tasks = BudgetTasks(10)
+    await tasks.begin("a", 10)
+    await tasks.begin("b", 10)
+    await tasks.begin("c", 10)
+
+    await tasks.cancel("b")
+    await tasks.cancel("a")
+    assert tasks.inside == ["c"]

@@ -60,7 +60,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 20,
         after: Annotated[str | None, Query(max_length=64)] = None,
     ) -> Response:
-        page = await batches.listed(
+        page = await batches.page(
             caller.tenant, after=after and after.replace("\x00", ""), limit=limit + 1
         )
         return JSONResponse(paginate([_object(batch, None, clock()) for batch in page], limit))
@@ -174,10 +174,10 @@ async def _reply(
         raise _not_found_error(batch_id)
     progress = None
     if batch.status not in OVER:
-        progress = await dependencies.batches.motion(batch.batch_id)
+        progress = await dependencies.batches.progress(batch.batch_id)
     reply = _object(batch, progress, dependencies.clock())
     # A batch that came with its requests is OpenRouter's, whose clients expect its results.
-    if batch.status in OVER and batch.asked.get("model"):
+    if batch.status in OVER and batch.parsed_options.get("model"):
         results = _all_results(dependencies, batch)
         reply["results"] = [_openrouter_result(json.loads(line)) async for line in results]
     return JSONResponse(reply, status)
@@ -242,7 +242,7 @@ def _object(batch: Batch, progress: BatchProgress | None, now: datetime) -> repl
             "failed": batch.failed,
         },
         "usage": _usage(batch),
-        "metadata": batch.asked.get("metadata"),
+        "metadata": batch.parsed_options.get("metadata"),
         "x_fusewire": {
             "stop_reason": batch.stop_reason,
             "waiting_for": batch.waiting_for,
@@ -260,8 +260,8 @@ def _object(batch: Batch, progress: BatchProgress | None, now: datetime) -> repl
 
 
 def _model_name(batch: Batch) -> str:
-    pool = batch.asked.get("x_fusewire", {}).get("pool") or "default"
-    return batch.asked.get("model") or f"fusewire/{pool}"
+    pool = batch.parsed_options.get("x_fusewire", {}).get("pool") or "default"
+    return batch.parsed_options.get("model") or f"fusewire/{pool}"
 
 
 def _output_file_id(batch: Batch) -> str | None:

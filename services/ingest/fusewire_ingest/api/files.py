@@ -58,7 +58,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
         after: FILE_ID | None = None,
         order: Literal["asc", "desc"] = "desc",
     ) -> Response:
-        page = await files.listed(
+        page = await files.page(
             caller.tenant,
             clock(),
             purpose=_clean(purpose),
@@ -131,7 +131,7 @@ async def _content(dependencies: Dependencies, file: File) -> AsyncIterator[byte
     if batch is None:
         raise _not_found_error(file.file_id)
     kind: Literal["output", "error"] = "output" if file.purpose == "batch_output" else "error"
-    return batch_output.written(dependencies.lines, batch, kind)
+    return batch_output.file_lines(dependencies.lines, batch, kind)
 
 
 def _clean(text: str | None) -> str | None:

@@ -1,1 +1,1 @@
-"""Batches: their check, their run, their output."""
+"""Batches: changes that clients request, the check of inputs, the runner, and output files."""

@@ -1,5 +1,6 @@
-"""What clients may do with batches: make, stop, go on with, and try again what failed."""
+"""Changes of batches that clients may request: create, cancel, resume and retry."""
 
+import dataclasses
 from collections.abc import Callable
 from datetime import datetime
 from typing import Literal
@@ -21,7 +22,7 @@ Reason = Literal["request", "interrupted"]
 
 
 class BatchChanges:
-    """Changes of batches that clients ask for; the runner does the work."""
+    """Changes of batches that clients request; the runner does the work."""
 
     def __init__(
         self,
@@ -42,26 +43,26 @@ class BatchChanges:
         self._wake = wake
         self._clock = clock
 
-    async def create(self, tenant: str, asked: CreateBatch, key: str) -> Batch:
-        """Make a batch; the same key is the same batch.
+    async def create(self, tenant: str, request: CreateBatch, key: str) -> Batch:
+        """Create a batch; if the idempotency key is known already, return the batch that it made.
 
         Raises:
-            RefusedError: there is no such file, or the key is another batch's.
-            Transient: nothing was made.
+            RefusedError: there is no such file, or the key made a batch of other options.
+            Transient: nothing was created.
         """
         now = self._clock()
-        await self._require(tenant, asked.input_file_id)
+        await self._require_file(tenant, request.input_file_id)
         batch = Batch(
             batch_id=f"batch_{ids.batch_id(tenant, key, '', '')}",
             tenant=tenant,
             status="validating",
             stop_reason=None,
             waiting_for=None,
-            endpoint=asked.endpoint,
-            input_file_id=asked.input_file_id,
-            options=asked.options(),
-            priority=asked.x_fusewire.priority,
-            completion_window=asked.completion_window,
+            endpoint=request.endpoint,
+            input_file_id=request.input_file_id,
+            options=request.options(),
+            priority=request.x_fusewire.priority,
+            completion_window=request.completion_window,
             errors=None,
             total=0,
             completed=0,
@@ -73,28 +74,39 @@ class BatchChanges:
             tokens_thought=0,
             cost_usd=0.0,
             n_unpriced=0,
-            max_cost_usd=asked.x_fusewire.max_cost_usd,
+            max_cost_usd=request.x_fusewire.max_cost_usd,
             created_at=now,
             touched_at=now,
-            expires_at=now + window(asked.completion_window),
+            expires_at=now + window(request.completion_window),
         )
         if await self._batches.add(batch):
             log.info("batch.created", batch_id=batch.batch_id, tenant=tenant)
             self._wake(batch.batch_id)
             return batch
-        found = await self._found(tenant, batch.batch_id)
-        if found.options != batch.options:
+        stored_batch = await self._get(tenant, batch.batch_id)
+        if stored_batch.options != batch.options:
             raise RefusedError(
                 "idempotency_conflict",
-                f"this Idempotency-Key made '{found.batch_id}' of another file or with other options; use a new one",
+                f"this Idempotency-Key made '{stored_batch.batch_id}' of another file or with "
+                "other options; use a new one",
                 "Idempotency-Key",
             )
-        return found
+        return stored_batch
 
     async def cancel(
         self, tenant: str, batch_id: str, *, drain: bool, reason: Reason
     ) -> Batch | None:
-        """Submit no more of it; without `drain`, also stop what is in flight. None if there is none of that id."""
+        """Stop submitting a batch's lines.
+
+        Args:
+            tenant: the tenant that it must belong to.
+            batch_id: the batch.
+            drain: let lines in flight end; otherwise their fusions are cancelled.
+            reason: why it is stopped.
+
+        Returns:
+            None if the tenant has no such batch.
+        """
         now = self._clock()
         if await self._batches.get(tenant, batch_id) is None:
             return None
@@ -106,40 +118,43 @@ class BatchChanges:
             stop_reason=reason,
             cancelling_at=now,
         )
-        batch = await self._found(tenant, batch_id)
+        batch = await self._get(tenant, batch_id)
         if not drain and batch.status not in OVER:
-            await self._intake.cancel(tenant, await self._lines.flying(batch_id))
+            await self._intake.cancel(tenant, await self._lines.flying_ids(batch_id))
         self._wake(batch_id)
         return batch
 
     async def resume(self, tenant: str, batch_id: str, max_cost_usd: float | None) -> Batch | None:
-        """Go on with the lines that a stopped batch still holds; None if there is none of that id.
+        """Continue a stopped batch with the lines that it still holds.
 
         Args:
-            tenant: whose.
-            batch_id: which.
-            max_cost_usd: another limit, over all that the batch has cost; None leaves it as it is.
+            tenant: the tenant that it must belong to.
+            batch_id: the batch.
+            max_cost_usd: a new limit for the whole batch; None leaves it as it is.
+
+        Returns:
+            None if the tenant has no such batch.
 
         Raises:
-            RefusedError: it was not stopped, or what it has in flight is being cancelled.
+            RefusedError: it was not stopped, or its lines in flight are being cancelled.
         """
         now = self._clock()
         async with self._store.write() as connection:
             batch = await self._batches.find_in(connection, tenant, batch_id)
             if batch is None:
                 return None
-            # One that waits for what is in flight has not lost anything yet, and simply goes on.
+            # A batch that only waits for its lines in flight has lost nothing yet, and continues.
             is_draining = batch.status == "cancelling" and batch.stop_reason != "request"
             if batch.status != "cancelled" and not is_draining:
                 raise RefusedError(
                     "batch_state",
                     f"'{batch_id}' is {batch.status}; only a cancelled batch is resumed",
                 )
-            await self._batches.forget_written_in(connection, batch_id)
+            await self._batches.delete_output_in(connection, batch_id)
             await self._batches.change_in(
                 connection,
                 batch_id,
-                # One that was stopped in its check is checked again.
+                # A batch that was stopped during its check is checked again.
                 status="in_progress" if batch.in_progress_at else "validating",
                 stop_reason=None,
                 max_cost_usd=batch.max_cost_usd if max_cost_usd is None else max_cost_usd,
@@ -151,13 +166,16 @@ class BatchChanges:
             )
         self._wake(batch_id)
         log.info("batch.resumed", batch_id=batch_id, tenant=tenant)
-        return await self._found(tenant, batch_id)
+        return await self._get(tenant, batch_id)
 
     async def retry(self, tenant: str, batch_id: str, only: Only) -> Batch | None:
-        """Make a batch of a batch's failed lines; asked again, the same one. None if there is none of that id.
+        """Create a batch of a batch's failed lines; repeated requests get the same new batch.
+
+        Returns:
+            None if the tenant has no such batch.
 
         Raises:
-            RefusedError: it is not over, or no line of it failed.
+            RefusedError: it is not over, or it has no failed lines.
         """
         now = self._clock()
         old = await self._batches.get(tenant, batch_id)
@@ -167,34 +185,11 @@ class BatchChanges:
             raise RefusedError(
                 "batch_state", f"'{batch_id}' is {old.status}; only what has run is tried again"
             )
-        await self._require(tenant, old.input_file_id)
-        options = CreateBatch.model_validate(old.asked)
-        options = options.model_copy(
-            update={"metadata": {**(options.metadata or {}), "retry_of": batch_id}}
-        )
-        new = Batch(
-            **{
-                **vars(old),
-                "batch_id": f"batch_{ids.batch_id(tenant, f'retry {batch_id} {old.failed}', only, '')}",
-                "status": "in_progress",
-                "options": options.options(),
-                **dict.fromkeys(("completed", "failed", "degraded", "n_unpriced"), 0),
-                **dict.fromkeys(("tokens_in", "tokens_out", "tokens_cached", "tokens_thought"), 0),
-                **dict.fromkeys(
-                    ("stop_reason", "waiting_for", "finalizing_at", "completed_at", "expired_at"),
-                    None,
-                ),
-                **dict.fromkeys(("cancelling_at", "cancelled_at"), None),
-                "cost_usd": 0.0,
-                "created_at": now,
-                "touched_at": now,
-                "in_progress_at": now,
-                "expires_at": now + window(old.completion_window),
-            }
-        )
+        await self._require_file(tenant, old.input_file_id)
+        new = _retry_of(old, only, now)
         async with self._store.write() as connection:
             if await self._batches.add_in(connection, new):
-                # What a cancelled batch holds is what resuming it goes on with.
+                # Held lines of a cancelled batch are not retried: it may be resumed with them.
                 count = await self._lines.copy_in(
                     connection, batch_id, new.batch_id, only, with_held=old.status == "expired"
                 )
@@ -204,15 +199,49 @@ class BatchChanges:
                     )
                 await self._batches.change_in(connection, new.batch_id, total=count)
         self._wake(new.batch_id)
-        return await self._found(tenant, new.batch_id)
+        return await self._get(tenant, new.batch_id)
 
-    async def _require(self, tenant: str, file_id: str) -> None:
+    async def _require_file(self, tenant: str, file_id: str) -> None:
         if await self._files.get(tenant, file_id, self._clock()) is None:
             raise RefusedError(
                 "unknown_file", f"there is no file '{file_id}'; upload it first", "input_file_id"
             )
 
-    async def _found(self, tenant: str, batch_id: str) -> Batch:
-        found = await self._batches.get(tenant, batch_id)
-        assert found is not None
-        return found
+    async def _get(self, tenant: str, batch_id: str) -> Batch:
+        batch = await self._batches.get(tenant, batch_id)
+        assert batch is not None
+        return batch
+
+
+def _retry_of(old: Batch, only: Only, now: datetime) -> Batch:
+    """A new batch that retries failed lines of an old one; the same id until more have failed."""
+    request = CreateBatch.model_validate(old.parsed_options)
+    metadata = {**(request.metadata or {}), "retry_of": old.batch_id}
+    request = request.model_copy(update={"metadata": metadata})
+    key = f"retry {old.batch_id} {old.failed}"
+    return dataclasses.replace(
+        old,
+        batch_id=f"batch_{ids.batch_id(old.tenant, key, only, '')}",
+        status="in_progress",
+        stop_reason=None,
+        waiting_for=None,
+        options=request.options(),
+        completed=0,
+        failed=0,
+        degraded=0,
+        tokens_in=0,
+        tokens_out=0,
+        tokens_cached=0,
+        tokens_thought=0,
+        cost_usd=0.0,
+        n_unpriced=0,
+        created_at=now,
+        touched_at=now,
+        expires_at=now + window(old.completion_window),
+        in_progress_at=now,
+        finalizing_at=None,
+        completed_at=None,
+        expired_at=None,
+        cancelling_at=None,
+        cancelled_at=None,
+    )

@@ -1,4 +1,4 @@
-"""The check of a batch's input: all of it, before anything of it is spent."""
+"""The check of a batch's whole input, before any of its lines is submitted."""
 
 import asyncio
 import json
@@ -15,14 +15,15 @@ from fusewire_ingest.admission.refusal import RefusedError
 from fusewire_ingest.intake import Intake
 from fusewire_ingest.openai import batch_line
 from fusewire_ingest.repository.batches import Batch, Batches
-from fusewire_ingest.repository.files import Files
+from fusewire_ingest.repository.files import File, Files
 from fusewire_ingest.repository.lines import BatchLines, HeldLine
 
 GROUP = 500
 """Lines that are committed at once."""
 TURN = 25
-"""Lines that are read before others have their turn."""
+"""Lines that are read before other tasks of the event loop have their turn."""
 MOST_FAULTS = 20
+"""The check stops after so many faults."""
 
 Fault = dict[str, Any]
 """One of OpenAI's `errors.data`: `code`, `line`, `message`, `param`."""
@@ -30,48 +31,53 @@ Fault = dict[str, Any]
 
 @dataclass(frozen=True)
 class LineRules:
-    """What lines must keep to."""
+    """Rules for the lines of batches."""
 
     pools: Mapping[str, PoolRule]
     default_pool: Callable[[str], str]
-    """Of a tenant."""
+    """By tenant, the pool of lines that name none."""
     line_bytes: int
+    """The most bytes of a line."""
     most_lines: int
+    """The most lines of a batch."""
 
 
 class Reader:
-    """Makes prompts of a batch's lines: the same at the check and at the release."""
+    """Makes prompts of a batch's lines, in the same way at the check and at the submission."""
 
     def __init__(self, intake: Intake, rules: LineRules) -> None:
         self._intake = intake
         self.rules = rules
 
     def read(self, batch: Batch, number: int, data: bytes) -> tuple[Prompt, Sequence[str]]:
-        """The prompt of a line, due when its batch expires at the latest, and warnings. Raises RefusedError."""
-        asked, rules = batch.asked.get("x_fusewire", {}), self.rules
+        """Make a prompt of a line; returns it with warnings.
+
+        Its deadline is at the latest when its batch expires. Raises RefusedError.
+        """
+        options, rules = batch.parsed_options.get("x_fusewire", {}), self.rules
         line = batch_line.read(
             data,
             rules.line_bytes,
             rules.pools,
             rules.default_pool(batch.tenant),
-            pool=asked.get("pool"),
-            mode=asked.get("mode"),
+            pool=options.get("pool"),
+            mode=options.get("mode"),
             endpoint=batch.endpoint,
         )
         changes: dict[str, Any] = {"batch_id": batch.batch_id, "custom_id": line.custom_id}
         if line.submission.priority is None:
             changes["priority"] = batch.priority
-        found = self._intake.admit(
+        prompt = self._intake.admit(
             line.submission.model_copy(update=changes),
             tenant=batch.tenant,
             fallback_id=f"line-{number}",
         )
-        prompt = found.model_copy(update={"deadline_at": min(found.deadline_at, batch.expires_at)})
-        return prompt, line.warnings
+        deadline_at = min(prompt.deadline_at, batch.expires_at)
+        return prompt.model_copy(update={"deadline_at": deadline_at}), line.warnings
 
 
 class InputCheck:
-    """Reads an input once, a line at a time, and notes where each line stands in it."""
+    """Reads an input once, a line at a time, and stores the place of each line in it."""
 
     def __init__(
         self,
@@ -91,14 +97,28 @@ class InputCheck:
         self._clock = clock
 
     async def run(self, batch: Batch) -> tuple[int, list[Fault]]:
-        """Check it; returns how many lines it has and the first faults. Raises Transient."""
+        """Check a batch's input, and store its lines as held.
+
+        Returns:
+            How many lines were read, and the first faults, at most MOST_FAULTS.
+
+        Raises:
+            Transient: the check must begin again.
+        """
         file = await self._files.get(batch.tenant, batch.input_file_id, self._clock())
         if file is None:
-            return 0, [
-                _fault(None, "unknown_file", f"there is no file '{batch.input_file_id}' any more")
-            ]
-        rules = self._reader.rules
+            message = f"there is no file '{batch.input_file_id}' any more"
+            return 0, [_fault(None, RefusedError("unknown_file", message))]
         book = await self._book() if batch.max_cost_usd is not None else None
+        total, faults = await self._check_lines(batch, file, book)
+        if not total:
+            faults.append(_fault(None, RefusedError("invalid_request", "the file has no lines")))
+        return total, faults[:MOST_FAULTS]
+
+    async def _check_lines(
+        self, batch: Batch, file: File, book: Catalogue | None
+    ) -> tuple[int, list[Fault]]:
+        rules = self._reader.rules
         total = 0
         faults: list[Fault] = []
         group: dict[str, HeldLine] = {}
@@ -106,40 +126,49 @@ class InputCheck:
             total += 1
             try:
                 _check_count(total, rules.most_lines)
-                prompt, warnings = self._reader.read(batch, number, data)
-                if book:
-                    _check_price(prompt, book)
-                if other := group.get(prompt.custom_id):
-                    raise _taken(prompt.custom_id, other.line)
-                told = json.dumps(warnings) if warnings else None
-                group[prompt.custom_id] = HeldLine(
-                    number, prompt.custom_id, offset, len(data), told
-                )
+                line = self._check_line(batch, number, offset, data, book)
+                _add_to(group, line)
             except RefusedError as exc:
-                faults.append(_fault(number, exc.code, exc.message, exc.param))
+                faults.append(_fault(number, exc))
             if len(faults) >= MOST_FAULTS or total > rules.most_lines:
                 break
             if len(group) >= GROUP:
-                faults += await self._keep(batch, group)
+                faults += await self._store_group(batch, group)
             if total % TURN == 0:
                 await asyncio.sleep(0)
-        faults += await self._keep(batch, group)
-        if not total:
-            faults.append(_fault(None, "invalid_request", "the file has no lines"))
-        return total, faults[:MOST_FAULTS]
+        faults += await self._store_group(batch, group)
+        return total, faults
 
-    async def _keep(self, batch: Batch, group: dict[str, HeldLine]) -> list[Fault]:
-        held = dict(group)
+    def _check_line(
+        self, batch: Batch, number: int, offset: int, data: bytes, book: Catalogue | None
+    ) -> HeldLine:
+        """Check one line; returns its place in the input. Raises RefusedError."""
+        prompt, warnings = self._reader.read(batch, number, data)
+        if book:
+            _check_price(prompt, book)
+        warnings_json = json.dumps(warnings) if warnings else None
+        return HeldLine(number, prompt.custom_id, offset, len(data), warnings_json)
+
+    async def _store_group(self, batch: Batch, group: dict[str, HeldLine]) -> list[Fault]:
+        """Store a group of lines and clear it; returns a fault for each custom_id used before."""
+        lines = dict(group)
         group.clear()
-        if not held:
+        if not lines:
             return []
-        taken = await self._lines.add(batch.batch_id, list(held.values()))
+        conflicts = await self._lines.add(batch.batch_id, list(lines.values()))
+        # A sign of life: without it another process begins the check again.
         await self._batches.change(batch.batch_id, touched_at=self._clock())
-        found = []
-        for custom_id, line in taken.items():
-            fault = _taken(custom_id, line)
-            found.append(_fault(held[custom_id].line, fault.code, fault.message, fault.param))
-        return found
+        return [
+            _fault(lines[custom_id].line, _custom_id_conflict(custom_id, other_line))
+            for custom_id, other_line in conflicts.items()
+        ]
+
+
+def _add_to(group: dict[str, HeldLine], line: HeldLine) -> None:
+    """Add a line by its custom_id. Raises RefusedError if another line of the group has it."""
+    if twin := group.get(line.custom_id):
+        raise _custom_id_conflict(line.custom_id, twin.line)
+    group[line.custom_id] = line
 
 
 def _check_count(total: int, most: int) -> None:
@@ -148,23 +177,23 @@ def _check_count(total: int, most: int) -> None:
 
 
 def _check_price(prompt: Prompt, book: Catalogue) -> None:
-    found = estimate(prompt, book)
-    if found.unpriced:
-        named = ", ".join(f"'{model}'" for model in found.unpriced)
+    unpriced_models = estimate(prompt, book).unpriced
+    if unpriced_models:
+        names = ", ".join(f"'{model}'" for model in unpriced_models)
         raise RefusedError(
             "price_unknown",
-            f"the price of {named} is not known, so max_cost_usd cannot be kept; the operator can set "
-            "input_usd_per_mtok and output_usd_per_mtok for it (0 where it costs nothing)",
+            f"the price of {names} is not known, so max_cost_usd cannot be kept; the operator can "
+            "set input_usd_per_mtok and output_usd_per_mtok for it (0 where it costs nothing)",
         )
 
 
-def _taken(custom_id: str, line: int) -> RefusedError:
+def _custom_id_conflict(custom_id: str, other_line: int) -> RefusedError:
     return RefusedError(
         "custom_id_conflict",
-        f"'{custom_id}' stands in line {line} already; give each line its own",
+        f"'{custom_id}' stands in line {other_line} already; give each line its own",
         "custom_id",
     )
 
 
-def _fault(line: int | None, code: str, message: str, param: str | None = None) -> Fault:
-    return {"code": code, "line": line, "message": message, "param": param}
+def _fault(line: int | None, error: RefusedError) -> Fault:
+    return {"code": error.code, "line": line, "message": error.message, "param": error.param}

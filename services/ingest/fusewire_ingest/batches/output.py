@@ -1,4 +1,4 @@
-"""What has become of a batch's lines, rendered from their outcomes as it is read: nothing is stored twice."""
+"""Results and output files of batches, rendered from outcomes when they are read."""
 
 import json
 from collections.abc import AsyncIterator
@@ -10,7 +10,7 @@ from fusewire_ingest.repository.lines import BatchLines, Kind, LineResult
 
 PAGE = 200
 """Lines that are in memory at once."""
-_UNSETTLED = {
+_UNSETTLED_ERRORS = {
     "expired": ("batch_expired", "the completion window was over before its turn; retry the batch"),
     "cancelled": ("batch_cancelled", "the batch was stopped before its turn; resume the batch"),
 }
@@ -25,49 +25,51 @@ async def results(
     limit: int,
     by_settled: bool,
 ) -> AsyncIterator[bytes]:
-    """Settled lines, each with its line feed, also while the batch runs.
+    """Render settled lines of a batch, each with a line feed, also while it runs.
 
     Args:
-        lines: where they are.
-        batch: whose.
+        lines: the table.
+        batch: the batch.
         form: OpenAI's, or whole outcomes.
-        after: a line's number, or with `by_settled` a settled number (`seq`), behind which to begin.
+        after: begin after this line number, or after this `seq` if `by_settled`.
         limit: the most lines.
-        by_settled: in the order in which they settled; else in that of the input, up to the first that has not.
+        by_settled: in the order in which they settled; otherwise in the order of the input, up to
+            the first line that has not settled.
     """
     while limit > 0:
         page = await lines.page(
             batch.batch_id, after=after, limit=min(limit, PAGE), kind="all", by_settled=by_settled
         )
-        for one in page:
-            if one.seq is None and batch.status not in OVER:
+        for line in page:
+            if line.seq is None and batch.status not in OVER:
                 return
-            yield _rendered(batch, one, form)
-            after = (one.seq if by_settled else one.line) or 0
+            yield _render(batch, line, form)
+            after = (line.seq if by_settled else line.line) or 0
         if len(page) < PAGE:
             return
         limit -= len(page)
 
 
-async def written(
+async def file_lines(
     lines: BatchLines, batch: Batch, kind: Kind, form: batch_report.Form = "openai"
 ) -> AsyncIterator[bytes]:
-    """The output or the error file of a batch that is over, in the order of its input."""
+    """Render the output or error file of a batch that is over, in the order of its input."""
     after = 0
     while page := await lines.page(batch.batch_id, after=after, limit=PAGE, kind=kind):
-        for one in page:
-            yield _rendered(batch, one, form)
+        for line in page:
+            yield _render(batch, line, form)
         after = page[-1].line
 
 
-def _rendered(batch: Batch, one: LineResult, form: batch_report.Form) -> bytes:
-    error = one.error
-    if one.seq is None:
-        code, message = _UNSETTLED["expired" if batch.stop_reason == "expired" else "cancelled"]
+def _render(batch: Batch, line: LineResult, form: batch_report.Form) -> bytes:
+    error = line.error
+    if line.seq is None:
+        reason = "expired" if batch.stop_reason == "expired" else "cancelled"
+        code, message = _UNSETTLED_ERRORS[reason]
         error = {"code": code, "message": message}
     if form == "openai" and batch.endpoint == RESPONSES_URL:
         form = "responses"
-    found = batch_report.report(
-        one.line, one.custom_id, one.fusion_id, one.outcome, error, form, one.warnings
+    report = batch_report.report(
+        line.line, line.custom_id, line.fusion_id, line.outcome, error, form, line.warnings
     )
-    return json.dumps({**found, "seq": one.seq}, ensure_ascii=False).encode() + b"\n"
+    return json.dumps({**report, "seq": line.seq}, ensure_ascii=False).encode() + b"\n"

@@ -1,20 +1,22 @@
-"""Runs batches: checks their inputs, releases their lines in fair turns, notes what they come to, ends them.
+"""Runs batches: checks inputs, submits lines in fair turns, settles lines, ends batches.
 
-All of its state is in SQL, and each step is one transaction that locks the batch's row: it can be killed at any
-point, and several ingests run the same batches.
+All state is in SQL, and each step is one transaction that locks the batch's row. So the runner may
+be killed at any point, and several ingest processes may run the same batches.
 """
 
 import asyncio
 import contextlib
+import dataclasses
 import json
-from collections import defaultdict
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-from datetime import timedelta
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import structlog
 
 from fusewire.bus import fault
+from fusewire.contracts import Prompt
 from fusewire.errors import Transient
 from fusewire.store.engine import Store
 from fusewire_ingest.admission.refusal import RefusedError
@@ -24,19 +26,22 @@ from fusewire_ingest.fair_queue import FairQueue, PendingLine
 from fusewire_ingest.intake import Intake, refusal
 from fusewire_ingest.repository.batches import Batch, Batches
 from fusewire_ingest.repository.files import Files
-from fusewire_ingest.repository.lines import BatchLines, HeldLine, SettledLines
-from fusewire_ingest.repository.submissions import Submissions
+from fusewire_ingest.repository.lines import BatchLines, HeldLine, Kind, SettledLines
+from fusewire_ingest.repository.submissions import Acceptance, Submissions
 
 log = structlog.get_logger(__name__)
+
+_LineError = tuple[int, dict[str, Any]]
+"""A line's number and its error."""
 
 LOOK_EVERY_S = 1.0
 """How long a lost announcement of an outcome can delay a batch."""
 REST_S = 0.03
-"""Between two looks: outcomes that come together are noted together."""
+"""Pause between two looks, so that outcomes that come together settle in one transaction."""
 ORPHANED_AFTER = timedelta(seconds=10)
-"""A check that shows no sign of life for so long is begun again."""
+"""A batch whose check or ending shows no sign of life for so long is taken over."""
 BUDGET_PAUSE_S = 5.0
-"""How long a tenant whose budget is used up waits for its lines to be tried again."""
+"""How soon lines of a tenant whose budget is used up are tried again."""
 GROUP = 64
 """Lines that are submitted in one transaction."""
 GROUP_BYTES = 2 * 1024 * 1024
@@ -46,21 +51,21 @@ ENDS: Final = {
     "interrupted": "cancelled",
     "budget": "cancelled",
 }
-"""How a batch ends that was stopped; any other is completed."""
+"""Final statuses of batches that were stopped, by reason; all others are completed."""
 
 
 class Runner:
-    """The loop.
+    """The loop that runs all batches.
 
     Args:
         store: the database.
         batches, lines, files, submissions: its tables.
         intake: admits prompts and hands them to the outbox.
-        check: of inputs.
+        check: checks inputs.
         reader: makes prompts of lines.
-        shares: of tenants that have another than 1.
-        window: how many lines of all batches are in flight at once.
-        clock: gives the time, UTC.
+        shares: shares of the window by tenant, if other than 1.
+        window: how many lines of all batches may be in flight at once.
+        clock: the time now, UTC.
     """
 
     def __init__(
@@ -90,43 +95,46 @@ class Runner:
         self._window = window
         self._clock = clock
         self._turns = FairQueue()
-        self._woken = asyncio.Event()
-        self._is_any = False
+        self._wake_event = asyncio.Event()
+        self._has_open = False
+        """Whether there was an open batch at the last look."""
         self._own: set[str] = set()
-        """Batches that were asked for here: their checks begin at once."""
+        """Batches that were changed at this process, whose jobs begin at once."""
         self._jobs: dict[str, asyncio.Task[None]] = {}
-        self._paused: dict[str, float] = {}
+        """Checks and endings in the background, by batch; a task is named by the batch's status."""
+        self._pause_ends: dict[str, float] = {}
+        """By tenant whose budget is used up: when its lines are tried again (the loop's clock)."""
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin."""
+        """Start the loop."""
         self._task = asyncio.create_task(self._run(), name="ingest-batches")
 
     async def stop(self) -> None:
-        """End; whatever was begun goes on at the next start."""
+        """Stop; unfinished work continues at the next start."""
         tasks = [task for task in (self._task, *self._jobs.values()) if task]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def faults(self) -> list[str]:
-        """Names of loops that have ended."""
+        """Name the loop if it has ended."""
         return [f"{self._task.get_name()} has ended"] if self._task and self._task.done() else []
 
     def wake(self, batch_id: str | None = None) -> None:
-        """Look soon; `batch_id` was changed here."""
+        """Look soon, because `batch_id` was changed at this process."""
         if batch_id:
             self._own.add(batch_id)
-        self._woken.set()
+        self._wake_event.set()
 
     def outcome_announced(self) -> None:
-        """Look soon, if a batch waits for one."""
-        if self._is_any:
-            self._woken.set()
+        """Look soon, if there is an open batch, because a fusion has ended."""
+        if self._has_open:
+            self._wake_event.set()
 
     async def _run(self) -> None:
         while True:
-            self._woken.clear()
+            self._wake_event.clear()
             try:
                 await self.look()
             except Transient as exc:
@@ -137,38 +145,41 @@ class Runner:
                 await asyncio.sleep(LOOK_EVERY_S)
             await asyncio.sleep(REST_S)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), LOOK_EVERY_S)
+                await asyncio.wait_for(self._wake_event.wait(), LOOK_EVERY_S)
 
     async def look(self) -> None:
-        """Take every batch a step further."""
-        open_ = await self._batches.open()
-        self._is_any = bool(open_)
-        if not open_:
+        """Settle lines, advance every open batch, and submit lines. Raises Transient."""
+        open_batches = await self._batches.find_open()
+        self._has_open = bool(open_batches)
+        if not open_batches:
             return
         in_flight = await self._lines.in_flight()
         running = []
-        for batch in open_:
+        for batch in open_batches:
             if batch.status in ("validating", "finalizing"):
-                self._begin(batch)
+                self._start_job(batch)
             elif await self._step(batch, in_flight):
                 running.append(batch)
         await self._release(running, in_flight)
 
-    def _begin(self, batch: Batch) -> None:
-        """Do in the background what reads a whole batch: one check at a time, and any number of endings."""
+    def _start_job(self, batch: Batch) -> None:
+        """Check or end a batch in the background, since that reads all of its lines.
+
+        At most one check runs at a time, and any number of endings.
+        """
         job = self._jobs.get(batch.batch_id)
         is_ours = batch.batch_id in self._own or batch.touched_at < self._clock() - ORPHANED_AFTER
-        is_checking = batch.status == "validating" and any(
-            t.get_name() == "validating" for t in self._jobs.values()
-        )
+        job_names = [task.get_name() for task in self._jobs.values()]
+        is_checking = batch.status == "validating" and "validating" in job_names
         if job or not is_ours or is_checking:
             return
         work = self._validate(batch) if batch.status == "validating" else self._finalise(batch)
         self._jobs[batch.batch_id] = asyncio.create_task(
-            self._guarded(batch, work), name=batch.status
+            self._run_job(batch, work), name=batch.status
         )
 
-    async def _guarded(self, batch: Batch, work: Coroutine[Any, Any, None]) -> None:
+    async def _run_job(self, batch: Batch, work: Coroutine[Any, Any, None]) -> None:
+        """Await a job; if it fails, a later look starts it again after a pause."""
         try:
             await work
         except Transient as exc:
@@ -188,56 +199,45 @@ class Runner:
     async def _validate(self, batch: Batch) -> None:
         total, faults = await self._check.run(batch)
         now = self._clock()
+        changes: dict[str, Any]
         if faults:
             await self._lines.drop(batch.batch_id)
-            values = {"status": "failed", "failed_at": now, "errors": json.dumps(faults)}
-            await self._batches.change(batch.batch_id, "validating", **values)
+            changes = {"status": "failed", "failed_at": now, "errors": json.dumps(faults)}
         else:
-            values = {"status": "in_progress", "in_progress_at": now, "total": total}
-            await self._batches.change(batch.batch_id, "validating", **values)
+            changes = {"status": "in_progress", "in_progress_at": now, "total": total}
+        await self._batches.change(batch.batch_id, "validating", **changes)
         log.info("batch.checked", batch_id=batch.batch_id, lines=total, faults=len(faults))
 
     async def _finalise(self, batch: Batch) -> None:
         now = self._clock()
         status = ENDS.get(batch.stop_reason or "", "completed")
-        ended = Batch(**{**vars(batch), "status": status})
-        expiry = batch.asked.get("output_expires_after")
-        written: list[dict[str, Any]] = []
-        for kind, purpose in (("output", "batch_output"), ("error", "batch_error")):
-            size = await _size(
-                batch_output.written(self._lines, ended, "output" if kind == "output" else "error")
-            )
+        ended_batch = dataclasses.replace(batch, status=status)
+        kinds: tuple[Kind, ...] = ("output", "error")
+        file_rows: list[dict[str, Any]] = []
+        for kind in kinds:
+            size = await _size(batch_output.file_lines(self._lines, ended_batch, kind))
             if size:
-                written.append(
-                    {
-                        "file_id": f"file-{batch.batch_id}-{kind}",
-                        "tenant": batch.tenant,
-                        "purpose": purpose,
-                        "filename": f"{batch.batch_id}_{kind}.jsonl",
-                        "bytes": size,
-                        "is_whole": True,
-                        "batch_id": batch.batch_id,
-                        "created_at": now,
-                        "expires_at": now + timedelta(seconds=expiry["seconds"])
-                        if expiry
-                        else None,
-                    }
-                )
-        if await self._batches.end(
-            batch, written, status=status, waiting_for=None, **{f"{status}_at": now}
-        ):
+                file_rows.append(_file_row(batch, kind, size, now))
+        has_ended = await self._batches.end(
+            batch, file_rows, status=status, waiting_for=None, **{f"{status}_at": now}
+        )
+        if has_ended:
             self._own.discard(batch.batch_id)
-            counts = {"total": batch.total, "answered": batch.completed, "failed": batch.failed}
             log.info(
                 "batch.ended",
                 batch_id=batch.batch_id,
                 status=status,
                 reason=batch.stop_reason,
-                **counts,
+                total=batch.total,
+                answered=batch.completed,
+                failed=batch.failed,
             )
 
     async def _step(self, batch: Batch, in_flight: dict[str, int]) -> bool:
-        """Note what has settled, and what follows from it; returns whether lines of it may go."""
+        """Settle a batch's lines, and stop or finalise it if that is due.
+
+        Updates its count in `in_flight`; returns whether its lines may be submitted.
+        """
         is_late = batch.status == "in_progress" and batch.expires_at <= self._clock()
         flying = in_flight.get(batch.batch_id, 0)
         if flying and not await self._lines.is_due(batch.batch_id) and not is_late:
@@ -245,32 +245,20 @@ class Runner:
         async with self._store.write() as connection:
             now = self._clock()
             batch = await self._batches.lock_in(connection, batch.batch_id)
-            before = batch.completed + batch.failed
-            settled = await self._lines.settle_in(connection, batch.batch_id, before)
-            changes = _added(batch, settled)
-            is_held, flying = await self._lines.counts_in(connection, batch.batch_id)
+            n_settled = batch.completed + batch.failed
+            new_lines = await self._lines.settle_in(connection, batch.batch_id, n_settled)
+            changes = _changed_sums(batch, new_lines)
+            has_held, flying = await self._lines.counts_in(connection, batch.batch_id)
             in_flight[batch.batch_id] = flying
-            if batch.status == "in_progress":
-                if is_late and is_held:
-                    changes |= {"stop_reason": "expired"}
-                elif (
-                    batch.stop_reason is None
-                    and is_held
-                    and not flying
-                    and _left(_with(batch, changes), 0) < 1
-                ):
-                    changes |= {
-                        "status": "cancelling",
-                        "stop_reason": "budget",
-                        "cancelling_at": now,
-                    }
-            found = _with(batch, changes)
-            is_stopped = found.status == "cancelling" or found.stop_reason is not None
-            if (
-                found.status in ("in_progress", "cancelling")
-                and not flying
-                and (is_stopped or not is_held)
-            ):
+            if has_held:
+                changed_batch = dataclasses.replace(batch, **changes)
+                changes |= _stop_changes(changed_batch, flying, now, is_late=is_late)
+            changed_batch = dataclasses.replace(batch, **changes)
+            is_open = changed_batch.status in ("in_progress", "cancelling")
+            is_stopped = (
+                changed_batch.status == "cancelling" or changed_batch.stop_reason is not None
+            )
+            if is_open and not flying and (is_stopped or not has_held):
                 changes |= {"status": "finalizing", "finalizing_at": now, "touched_at": now}
                 self.wake(batch.batch_id)
             if changes:
@@ -278,76 +266,94 @@ class Runner:
         return not is_stopped and changes.get("status") is None
 
     async def _release(self, running: Sequence[Batch], in_flight: Mapping[str, int]) -> None:
-        """Submit lines, as many as there is room for, of each tenant's batches in their order."""
+        """Submit lines while the window has room, each tenant's batches in their order."""
         room = self._window - sum(in_flight.values())
         now_s = asyncio.get_running_loop().time()
         by_tenant: dict[str, list[str]] = defaultdict(list)
-        most: dict[str, int] = {}
+        limits: dict[str, int] = {}
         for batch in running:
-            if self._paused.get(batch.tenant, 0.0) <= now_s:
+            if self._pause_ends.get(batch.tenant, 0.0) <= now_s:
                 by_tenant[batch.tenant].append(batch.batch_id)
-                most[batch.batch_id] = _left(batch, in_flight.get(batch.batch_id, 0))
+                flying = in_flight.get(batch.batch_id, 0)
+                limits[batch.batch_id] = _affordable_lines(batch, flying)
         if room <= 0 or not by_tenant:
             return
         waiting = {
-            tenant: _capped(await self._lines.waiting(ids, room), most)
+            tenant: _within_limits(await self._lines.find_held(ids, room), limits)
             for tenant, ids in by_tenant.items()
         }
-        chosen: dict[str, list[PendingLine]] = defaultdict(list)
-        for one in self._turns.choose(waiting, room, self._shares):
-            chosen[one.batch_id].append(one)
-        for batch_id, lines in chosen.items():
+        lines_by_batch: dict[str, list[PendingLine]] = defaultdict(list)
+        for line in self._turns.choose(waiting, room, self._shares):
+            lines_by_batch[line.batch_id].append(line)
+        for batch_id, lines in lines_by_batch.items():
             for group in _groups(lines):
-                await self._submit(batch_id, [one.line for one in group])
+                await self._submit(batch_id, [line.line for line in group])
 
     async def _submit(self, batch_id: str, numbers: Sequence[int]) -> None:
-        """Submit some lines: what is stored of them and what the batch says of them is one transaction."""
+        """Submit lines of a batch: their prompts and the batch's row change in one transaction."""
         await self._submissions.ready()
         async with self._store.write() as connection:
             batch = await self._batches.lock_in(connection, batch_id)
             if batch.status != "in_progress":
                 return
-            held = await self._lines.held_in(connection, batch_id, numbers)
-            spans = [(one.byte_offset, one.byte_length) for one in held]
+            held_lines = await self._lines.held_in(connection, batch_id, numbers)
+            spans = [(line.byte_offset, line.byte_length) for line in held_lines]
             data = await self._files.cut_in(connection, batch.input_file_id, spans)
-            prompts, failed = self._read(batch, held, data)
-            accepted = await connection.run_sync(
+            prompts, errors = self._read(batch, held_lines, data)
+            acceptances = await connection.run_sync(
                 self._submissions.add_in, list(prompts.values()), [None] * len(prompts)
             )
-            flown: list[tuple[int, str]] = []
-            waits_for = None
-            for line, one in zip(prompts, accepted, strict=True):
-                if one.is_over_budget:
-                    waits_for = f"the budget of tenant '{batch.tenant}'"
-                elif why := refusal(one):
-                    failed.append((line, _error(why)))
-                else:
-                    flown.append((line, one.prompt.fusion_id))
-            await self._lines.fly_in(connection, batch_id, flown)
-            done = await self._lines.fail_in(
-                connection, batch_id, failed, batch.completed + batch.failed
+            fusion_ids, refusals = _split(prompts, acceptances)
+            await self._lines.fly_in(connection, batch_id, fusion_ids)
+            new_lines = await self._lines.fail_in(
+                connection, batch_id, errors + refusals, batch.completed + batch.failed
             )
-            changes = _added(batch, done)
-            if batch.waiting_for != waits_for:
-                changes["waiting_for"] = waits_for
+            changes = _changed_sums(batch, new_lines)
+            is_over_budget = any(acceptance.is_over_budget for acceptance in acceptances)
+            waiting_for = f"the budget of tenant '{batch.tenant}'" if is_over_budget else None
+            if batch.waiting_for != waiting_for:
+                changes["waiting_for"] = waiting_for
             if changes:
                 await self._batches.change_in(connection, batch_id, **changes)
-        if waits_for:
-            self._paused[batch.tenant] = asyncio.get_running_loop().time() + BUDGET_PAUSE_S
-        self._intake.hand_over([one for one in accepted if refusal(one) is None], "batch")
+        if is_over_budget:
+            self._pause_ends[batch.tenant] = asyncio.get_running_loop().time() + BUDGET_PAUSE_S
+        accepted = [acceptance for acceptance in acceptances if refusal(acceptance) is None]
+        self._intake.hand_over(accepted, "batch")
 
     def _read(
-        self, batch: Batch, held: Sequence[HeldLine], data: Sequence[bytes]
-    ) -> tuple[dict[int, Any], list[Any]]:
-        """Prompts by line, and what can no longer be read: the configuration may have changed since the check."""
-        prompts: dict[int, Any] = {}
-        failed: list[tuple[int, dict[str, Any]]] = []
-        for one, raw in zip(held, data, strict=True):
+        self, batch: Batch, held_lines: Sequence[HeldLine], data: Sequence[bytes]
+    ) -> tuple[dict[int, Prompt], list[_LineError]]:
+        """Make prompts by line, and errors of lines that are refused now.
+
+        The check accepted them, but the configuration may have changed since.
+        """
+        prompts: dict[int, Prompt] = {}
+        errors: list[_LineError] = []
+        for line, raw in zip(held_lines, data, strict=True):
             try:
-                prompts[one.line], _ = self._reader.read(batch, one.line, raw)
+                prompts[line.line], _ = self._reader.read(batch, line.line, raw)
             except RefusedError as exc:
-                failed.append((one.line, _error(exc)))
-        return prompts, failed
+                errors.append((line.line, _error(exc)))
+        return prompts, errors
+
+
+def _split(
+    numbers: Iterable[int], acceptances: Sequence[Acceptance]
+) -> tuple[list[tuple[int, str]], list[_LineError]]:
+    """The fusion ids of accepted lines, and the errors of refused ones.
+
+    Lines over the tenant's budget are in neither: they stay held.
+    """
+    fusion_ids: list[tuple[int, str]] = []
+    errors: list[_LineError] = []
+    for number, acceptance in zip(numbers, acceptances, strict=True):
+        if acceptance.is_over_budget:
+            continue
+        if error := refusal(acceptance):
+            errors.append((number, _error(error)))
+        else:
+            fusion_ids.append((number, acceptance.prompt.fusion_id))
+    return fusion_ids, errors
 
 
 async def _size(lines: AsyncIterator[bytes]) -> int:
@@ -357,70 +363,96 @@ async def _size(lines: AsyncIterator[bytes]) -> int:
     return size
 
 
-def _error(why: RefusedError) -> dict[str, Any]:
+def _file_row(batch: Batch, kind: Kind, size: int, now: datetime) -> dict[str, Any]:
+    """The row of a file that a batch writes; the file's content is not stored."""
+    expiry = batch.parsed_options.get("output_expires_after")
     return {
-        "code": why.code,
-        "message": why.message,
-        "param": why.param,
+        "file_id": f"file-{batch.batch_id}-{kind}",
+        "tenant": batch.tenant,
+        "purpose": f"batch_{kind}",
+        "filename": f"{batch.batch_id}_{kind}.jsonl",
+        "bytes": size,
+        "is_whole": True,
+        "batch_id": batch.batch_id,
+        "created_at": now,
+        "expires_at": now + timedelta(seconds=expiry["seconds"]) if expiry else None,
+    }
+
+
+def _error(error: RefusedError) -> dict[str, Any]:
+    return {
+        "code": error.code,
+        "message": error.message,
+        "param": error.param,
         "retryable": False,
         "stage": "admission",
     }
 
 
-def _added(batch: Batch, settled: SettledLines) -> dict[str, Any]:
-    """A batch's sums, where they change."""
+def _changed_sums(batch: Batch, new_lines: SettledLines) -> dict[str, Any]:
+    """Add newly settled lines to a batch's sums; returns those that change."""
     sums = {
-        "completed": batch.completed + settled.answered,
-        "failed": batch.failed + settled.failed,
-        "degraded": batch.degraded + settled.degraded,
-        "tokens_in": batch.tokens_in + settled.tokens_in,
-        "tokens_out": batch.tokens_out + settled.tokens_out,
-        "tokens_cached": batch.tokens_cached + settled.tokens_cached,
-        "tokens_thought": batch.tokens_thought + settled.tokens_thought,
-        "cost_usd": batch.cost_usd + settled.cost_usd,
-        "n_unpriced": batch.n_unpriced + settled.unpriced,
+        "completed": batch.completed + new_lines.answered,
+        "failed": batch.failed + new_lines.failed,
+        "degraded": batch.degraded + new_lines.degraded,
+        "tokens_in": batch.tokens_in + new_lines.tokens_in,
+        "tokens_out": batch.tokens_out + new_lines.tokens_out,
+        "tokens_cached": batch.tokens_cached + new_lines.tokens_cached,
+        "tokens_thought": batch.tokens_thought + new_lines.tokens_thought,
+        "cost_usd": batch.cost_usd + new_lines.cost_usd,
+        "n_unpriced": batch.n_unpriced + new_lines.unpriced,
     }
-    return {name: value for name, value in sums.items() if value != getattr(batch, name)}
+    return {name: total for name, total in sums.items() if total != getattr(batch, name)}
 
 
-def _with(batch: Batch, changes: Mapping[str, Any]) -> Batch:
-    return Batch(**{**vars(batch), **changes})
+def _stop_changes(batch: Batch, flying: int, now: datetime, *, is_late: bool) -> dict[str, Any]:
+    """Changes that stop a running batch with held lines: it is late, or its cost limit is hit."""
+    if batch.status != "in_progress":
+        return {}
+    if is_late:
+        return {"stop_reason": "expired"}
+    if batch.stop_reason is None and not flying and _affordable_lines(batch, 0) < 1:
+        return {"status": "cancelling", "stop_reason": "budget", "cancelling_at": now}
+    return {}
 
 
-def _left(batch: Batch, flying: int) -> int:
-    """How many more lines a batch's own limit of cost allows to be in flight.
+def _affordable_lines(batch: Batch, flying: int) -> int:
+    """How many more lines may be in flight within a batch's `max_cost_usd`.
 
-    A line is taken to cost what lines cost so far. Until that is known, they go slowly: twice as many as settled.
+    A line is expected to cost the mean of the lines so far. Few lines make a poor estimate, so at
+    most twice as many lines as have settled are in flight.
     """
     if batch.max_cost_usd is None:
         return 2**31
-    settled = batch.completed + batch.failed
-    begun = max(1, 2 * settled)
-    priced = settled - batch.n_unpriced
-    if not batch.cost_usd or not priced:
-        return begun - flying
-    mean = batch.cost_usd / priced
-    affordable = int((batch.max_cost_usd - batch.cost_usd - batch.n_unpriced * mean) / mean)
-    return min(begun, affordable) - flying
+    n_settled = batch.completed + batch.failed
+    slow_start = max(1, 2 * n_settled)
+    n_priced = n_settled - batch.n_unpriced
+    if not batch.cost_usd or not n_priced:
+        return slow_start - flying
+    mean_usd = batch.cost_usd / n_priced
+    free_usd = batch.max_cost_usd - batch.cost_usd - batch.n_unpriced * mean_usd
+    return min(slow_start, int(free_usd / mean_usd)) - flying
 
 
-def _capped(lines: Sequence[PendingLine], most: Mapping[str, int]) -> list[PendingLine]:
-    seen: dict[str, int] = defaultdict(int)
-    kept = []
-    for one in lines:
-        seen[one.batch_id] += 1
-        if seen[one.batch_id] <= most[one.batch_id]:
-            kept.append(one)
-    return kept
+def _within_limits(lines: Sequence[PendingLine], limits: Mapping[str, int]) -> list[PendingLine]:
+    """The first lines of each batch, at most as many as its limit."""
+    counts: Counter[str] = Counter()
+    lines_within = []
+    for line in lines:
+        counts[line.batch_id] += 1
+        if counts[line.batch_id] <= limits[line.batch_id]:
+            lines_within.append(line)
+    return lines_within
 
 
 def _groups(lines: Sequence[PendingLine]) -> list[list[PendingLine]]:
+    """Split lines into groups of at most GROUP lines and GROUP_BYTES, or of one longer line."""
     groups: list[list[PendingLine]] = []
     size = 0
-    for one in lines:
-        if not groups or len(groups[-1]) >= GROUP or size + one.cost > GROUP_BYTES:
+    for line in lines:
+        if not groups or len(groups[-1]) >= GROUP or size + line.cost > GROUP_BYTES:
             groups.append([])
             size = 0
-        groups[-1].append(one)
-        size += one.cost
+        groups[-1].append(line)
+        size += line.cost
     return groups

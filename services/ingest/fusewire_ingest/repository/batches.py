@@ -1,4 +1,4 @@
-"""Batches in SQL: what they are and how they stand. Their lines are in `lines`."""
+"""Batches in SQL: their options, statuses and sums. Their lines are in `lines`."""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from fusewire.store.tables import batch_lines, batches, files, outcomes
 OPEN = ("validating", "in_progress", "finalizing", "cancelling")
 OVER = ("completed", "failed", "expired", "cancelled")
 RATE_OVER = 50
-"""How many of the last outcomes a batch's rate is measured over."""
+"""A batch's rate is measured over so many of its last outcomes."""
 _ADD = {
     "sqlite": sqlite.insert(batches).on_conflict_do_nothing(),
     "postgresql": postgresql.insert(batches).on_conflict_do_nothing(),
@@ -25,7 +25,11 @@ _ADD = {
 
 @dataclass(frozen=True)
 class Batch:
-    """A row of `batches`. `options` is JSON: what the client said, as it was understood; `errors` a JSON list."""
+    """A row of `batches`.
+
+    `options` is the client's request as it was parsed, in JSON; `errors` is a JSON list of the
+    faults of its input.
+    """
 
     batch_id: str
     tenant: str
@@ -61,20 +65,20 @@ class Batch:
     cancelled_at: datetime | None = None
 
     @property
-    def asked(self) -> dict[str, Any]:
-        """`options`, read."""
-        found: dict[str, Any] = json.loads(self.options)
-        return found
+    def parsed_options(self) -> dict[str, Any]:
+        """`options`, parsed."""
+        options: dict[str, Any] = json.loads(self.options)
+        return options
 
 
 @dataclass(frozen=True)
 class BatchProgress:
-    """How a batch moves."""
+    """How many lines of a batch wait or are in flight, and how fast they end."""
 
     held: int
     in_flight: int
     rate_per_s: float | None
-    """Over its last outcomes; None where there are too few."""
+    """Over its last outcomes; None if there are too few."""
 
 
 _COLUMNS = [batches.c[field.name] for field in fields(Batch)]
@@ -87,46 +91,43 @@ class Batches:
         self._store = store
 
     async def add_in(self, connection: AsyncConnection, batch: Batch) -> bool:
-        """Store a batch within a transaction of the caller's; False if it is there already."""
-        added = await connection.execute(_ADD[connection.dialect.name], vars(batch))
-        return added.rowcount > 0
+        """Store a batch within a transaction of the caller; False if it exists already."""
+        insertion = await connection.execute(_ADD[connection.dialect.name], vars(batch))
+        return insertion.rowcount > 0
 
     async def add(self, batch: Batch) -> bool:
-        """Store a batch; False if it is there already."""
+        """Store a batch; False if it exists already."""
         async with self._store.write() as connection:
             return await self.add_in(connection, batch)
 
     async def get(self, tenant: str, batch_id: str) -> Batch | None:
-        """One batch of a tenant."""
+        """Read a batch of a tenant; None if there is none of that id."""
         query = select(*_COLUMNS).where(batches.c.batch_id == batch_id, batches.c.tenant == tenant)
         async with self._store.read() as connection:
             row = (await connection.execute(query)).mappings().one_or_none()
         return Batch(**row) if row else None
 
-    async def listed(self, tenant: str, *, after: str | None, limit: int) -> list[Batch]:
-        """A page of a tenant's batches, the newest first, behind the batch `after`."""
+    async def page(self, tenant: str, *, after: str | None, limit: int) -> list[Batch]:
+        """List a tenant's batches, the newest first, those after the batch `after`."""
         query = select(*_COLUMNS).where(batches.c.tenant == tenant)
         if after is not None:
             since = (
                 select(batches.c.created_at).where(batches.c.batch_id == after).scalar_subquery()
             )
-            same = (batches.c.created_at == since) & (batches.c.batch_id < after)
-            query = query.where(or_(batches.c.created_at < since, same))
+            # Ids break ties.
+            same_time = (batches.c.created_at == since) & (batches.c.batch_id < after)
+            query = query.where(or_(batches.c.created_at < since, same_time))
         order = (batches.c.created_at.desc(), batches.c.batch_id.desc())
         async with self._store.read() as connection:
-            return [
-                Batch(**row)
-                for row in (
-                    await connection.execute(query.order_by(*order).limit(limit))
-                ).mappings()
-            ]
+            rows = await connection.execute(query.order_by(*order).limit(limit))
+            return [Batch(**row) for row in rows.mappings()]
 
-    async def motion(self, batch_id: str) -> BatchProgress:
-        """How a batch moves."""
-        counted = select(batch_lines.c.state, func.count()).where(
+    async def progress(self, batch_id: str) -> BatchProgress:
+        """Count a batch's lines that have not settled, and measure how fast the last ones did."""
+        counts = select(batch_lines.c.state, func.count()).where(
             batch_lines.c.batch_id == batch_id, batch_lines.c.state.in_(("held", "flying"))
         )
-        last = (
+        last_times = (
             select(outcomes.c.finished_at)
             .join(batch_lines, batch_lines.c.fusion_id == outcomes.c.fusion_id)
             .where(batch_lines.c.batch_id == batch_id, batch_lines.c.settled.is_not(None))
@@ -134,28 +135,26 @@ class Batches:
             .limit(RATE_OVER)
         )
         async with self._store.read() as connection:
-            rows = await connection.execute(counted.group_by(batch_lines.c.state))
+            rows = await connection.execute(counts.group_by(batch_lines.c.state))
             states = {row[0]: row[1] for row in rows}
-            times = sorted((await connection.execute(last)).scalars())
+            times = sorted((await connection.execute(last_times)).scalars())
         span_s = (times[-1] - times[0]).total_seconds() if times else 0.0
-        return BatchProgress(
-            states.get("held", 0),
-            states.get("flying", 0),
-            (len(times) - 1) / span_s if span_s else None,
-        )
+        rate_per_s = (len(times) - 1) / span_s if span_s else None
+        return BatchProgress(states.get("held", 0), states.get("flying", 0), rate_per_s)
 
-    async def open(self) -> list[Batch]:
-        """All that are not over, those of high priority first, then the oldest."""
-        oldest = (batches.c.created_at, batches.c.batch_id)
-        query = select(*_COLUMNS).where(batches.c.status.in_(OPEN)).order_by(*oldest)
+    async def find_open(self) -> list[Batch]:
+        """List the batches that are not over, by priority, then the oldest first."""
+        oldest_first = (batches.c.created_at, batches.c.batch_id)
+        query = select(*_COLUMNS).where(batches.c.status.in_(OPEN)).order_by(*oldest_first)
         async with self._store.read() as connection:
-            found = [Batch(**row) for row in (await connection.execute(query)).mappings()]
-        return sorted(found, key=lambda batch: ("high", "normal", "low").index(batch.priority))
+            open_batches = [Batch(**row) for row in (await connection.execute(query)).mappings()]
+        priorities = ("high", "normal", "low")
+        return sorted(open_batches, key=lambda batch: priorities.index(batch.priority))
 
     async def find_in(
         self, connection: AsyncConnection, tenant: str, batch_id: str
     ) -> Batch | None:
-        """A batch of a tenant, locked as by `lock_in`."""
+        """Read a batch of a tenant, and lock it as `lock_in` does; None if there is none."""
         query = (
             select(*_COLUMNS)
             .where(batches.c.batch_id == batch_id, batches.c.tenant == tenant)
@@ -164,39 +163,42 @@ class Batches:
         row = (await connection.execute(query)).mappings().one_or_none()
         return Batch(**row) if row else None
 
-    async def forget_written_in(self, connection: AsyncConnection, batch_id: str) -> None:
-        """Take back the files that a batch wrote: it goes on."""
+    async def delete_output_in(self, connection: AsyncConnection, batch_id: str) -> None:
+        """Delete the files that a batch wrote, since it is resumed."""
         await connection.execute(files.delete().where(files.c.batch_id == batch_id))
 
     async def lock_in(self, connection: AsyncConnection, batch_id: str) -> Batch:
-        """A batch, which nobody else changes until the caller's transaction ends."""
+        """Read a batch, and lock its row until the caller's transaction ends."""
         query = select(*_COLUMNS).where(batches.c.batch_id == batch_id).with_for_update()
         return Batch(**(await connection.execute(query)).mappings().one())
 
     async def change_in(self, connection: AsyncConnection, batch_id: str, **values: Any) -> None:
-        """Set columns within a transaction of the caller's."""
+        """Set columns of a batch within a transaction of the caller."""
         await connection.execute(
             update(batches).where(batches.c.batch_id == batch_id).values(**values)
         )
 
     async def change(self, batch_id: str, *statuses: str, **values: Any) -> bool:
-        """Set columns of a batch that stands in one of these; False if it does not, and is left as it is."""
-        here: list[ColumnElement[bool]] = [batches.c.batch_id == batch_id]
+        """Set columns of a batch if it is in one of these statuses; returns whether it was."""
+        conditions: list[ColumnElement[bool]] = [batches.c.batch_id == batch_id]
         if statuses:
-            here.append(batches.c.status.in_(statuses))
+            conditions.append(batches.c.status.in_(statuses))
+        statement = update(batches).where(*conditions).values(**values)
         async with self._store.write() as connection:
-            return (
-                await connection.execute(update(batches).where(*here).values(**values))
-            ).rowcount > 0
+            return (await connection.execute(statement)).rowcount > 0
 
-    async def end(self, batch: Batch, written: Sequence[dict[str, Any]], **values: Any) -> bool:
-        """End a batch that is being finalised, with the files that it wrote; False if another was quicker."""
-        ending = update(batches).where(
+    async def end(self, batch: Batch, file_rows: Sequence[dict[str, Any]], **values: Any) -> bool:
+        """End a batch that is being finalised, and store the rows of its files.
+
+        Returns:
+            False if another process has ended it before.
+        """
+        statement = update(batches).where(
             batches.c.batch_id == batch.batch_id, batches.c.status == "finalizing"
         )
         async with self._store.write() as connection:
-            if not (await connection.execute(ending.values(**values))).rowcount:
+            if not (await connection.execute(statement.values(**values))).rowcount:
                 return False
-            if written:
-                await connection.execute(insert(files), written)
+            if file_rows:
+                await connection.execute(insert(files), file_rows)
         return True

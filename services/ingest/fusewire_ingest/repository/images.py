@@ -1,4 +1,4 @@
-"""Large images and texts in SQL: what the broker's copy is made of, and made of again where that was lost."""
+"""Large images and texts in SQL; the broker's copies are made from them, again if lost."""
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -23,7 +23,7 @@ _IN_USE = exists().where(
 
 
 class Images:
-    """The tables `images` and `image_uses`, which hold texts too.
+    """The tables `images` and `image_uses`; their rows may be texts, too.
 
     Args:
         store: the database.
@@ -32,26 +32,30 @@ class Images:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def add(self, tenant: str, found: Mapping[str, str], at: datetime) -> None:
-        """Keep images by their names; one that is there already was used again. Raises Transient."""
+    async def add(self, tenant: str, parts: Mapping[str, str], at: datetime) -> None:
+        """Store images and texts by name, or note that those stored already are used again.
+
+        Raises Transient.
+        """
         async with self._store.write() as connection:
-            # One by one, in one order: they are large, and two that store the same must not wait for each other.
-            for name in sorted(found):
-                touched = update(images).where(images.c.name == name).values(used_at=at)
-                if (await connection.execute(touched)).rowcount:
+            # One by one, since they are large; sorted, so that two transactions with the same
+            # images do not deadlock.
+            for name in sorted(parts):
+                touch = update(images).where(images.c.name == name).values(used_at=at)
+                if (await connection.execute(touch)).rowcount:
                     continue
-                row = {"name": name, "tenant": tenant, "data": found[name].encode(), "used_at": at}
+                row = {"name": name, "tenant": tenant, "data": parts[name].encode(), "used_at": at}
                 await connection.execute(_ADD[connection.dialect.name], row)
 
     async def get(self, tenant: str, name: str) -> bytes | None:
-        """One image of a tenant's; None where it has expired."""
-        wanted = select(images.c.data).where(images.c.name == name, images.c.tenant == tenant)
+        """Read an image of a tenant; None if it has expired."""
+        query = select(images.c.data).where(images.c.name == name, images.c.tenant == tenant)
         async with self._store.read() as connection:
-            data = (await connection.execute(wanted)).scalar()
+            data = (await connection.execute(query)).scalar()
         return None if data is None else bytes(data)
 
     async def mark_published(self, tenant: str, name: str, at: datetime) -> bool:
-        """The broker is given an image of a tenant's; False where it has expired."""
+        """Note that the broker has an image of a tenant; False if it has expired."""
         mark = (
             update(images)
             .where(images.c.name == name, images.c.tenant == tenant)
@@ -63,56 +67,60 @@ class Images:
     async def withdraw_one(
         self, before: datetime, from_broker: Callable[[str], Awaitable[None]]
     ) -> bool:
-        """Take one image back from the broker that no fusion waits for, and that was last used before a time.
+        """Take back from the broker one image that no fusion waits for.
+
+        Args:
+            before: only an image that was last used before this time.
+            from_broker: deletes the broker's copy, by name.
 
         Returns:
             Whether there was one.
         """
-        wanted = (
+        query = (
             select(images.c.name)
             .where(images.c.published_at.is_not(None), images.c.used_at < before, ~_IN_USE)
             .limit(1)
         )
         async with self._store.read() as connection:
-            name = (await connection.execute(wanted)).scalar()
+            name = (await connection.execute(query)).scalar()
         if name is None:
             return False
-        mine = (
+        unmark = (
             update(images)
             .where(images.c.name == name, images.c.used_at < before)
             .values(published_at=None)
         )
         async with self._store.write() as connection:
-            if (await connection.execute(mine)).rowcount:
-                # Within the transaction: who uses it again meanwhile waits here, and then publishes it again.
+            if (await connection.execute(unmark)).rowcount:
+                # Within the transaction: a prompt that uses it again meanwhile waits for the row,
+                # and then publishes the image again.
                 await from_broker(name)
         return True
 
     async def remove(self, tenant: str, names: Iterable[str]) -> int:
-        """Erase images of a tenant's; returns how many there were."""
+        """Erase images of a tenant; returns how many there were."""
         keys = sorted(names)
         async with self._store.write() as connection:
             await connection.execute(delete(image_uses).where(image_uses.c.image.in_(keys)))
-            gone = delete(images).where(images.c.tenant == tenant, images.c.name.in_(keys))
-            return (await connection.execute(gone)).rowcount
+            deletion = delete(images).where(images.c.tenant == tenant, images.c.name.in_(keys))
+            return (await connection.execute(deletion)).rowcount
 
     async def forget(self, before: datetime) -> int:
-        """Erase what was last used before a time and no fusion waits for; returns how many."""
+        """Erase images last used before a time that no fusion waits for; returns how many."""
         async with self._store.write() as connection:
-            gone = delete(images).where(images.c.used_at < before, ~_IN_USE)
-            count = (await connection.execute(gone)).rowcount
+            deletion = delete(images).where(images.c.used_at < before, ~_IN_USE)
+            count = (await connection.execute(deletion)).rowcount
             if count:
-                orphans = ~exists().where(images.c.name == image_uses.c.image)
-                await connection.execute(delete(image_uses).where(orphans))
+                is_orphan = ~exists().where(images.c.name == image_uses.c.image)
+                await connection.execute(delete(image_uses).where(is_orphan))
             return count
 
 
 def add_uses_in(connection: Connection, prompts: Sequence[Prompt]) -> None:
-    """Write down which images and texts new prompts refer to, within a transaction of the caller's."""
-    rows = [
-        {"image": name, "fusion_id": p.fusion_id}
-        for p in prompts
-        for name in references.names(p.messages)
-    ]
+    """Store which images and texts new prompts refer to, within a transaction of the caller."""
+    rows: list[dict[str, str]] = []
+    for prompt in prompts:
+        names = references.names(prompt.messages)
+        rows += [{"image": name, "fusion_id": prompt.fusion_id} for name in names]
     if rows:
         connection.execute(insert(image_uses), rows)

@@ -14,7 +14,7 @@ _ANY = select(exists().where(api_keys.c.revoked_at.is_(None)))
 
 @dataclass(frozen=True)
 class Key:
-    """What is known of a key."""
+    """A row of `api_keys`; `hash` is the digest of the key (`admission.keys.digest`)."""
 
     key_id: str
     tenant: str
@@ -25,7 +25,7 @@ class Key:
     revoked_at: datetime | None = None
 
     def is_valid(self, at: datetime) -> bool:
-        """Whether it opens the intake at a time."""
+        """Whether it is neither revoked nor expired at a time."""
         return self.revoked_at is None and (self.expires_at is None or at < self.expires_at)
 
 
@@ -36,29 +36,32 @@ class ApiKeys:
         self._store = store
 
     async def add(self, key: Key) -> None:
-        """Store a new one."""
+        """Store a new key."""
         async with self._store.write() as connection:
             await connection.execute(insert(api_keys).values(**vars(key)))
 
     async def get(self, key_id: str) -> Key | None:
-        """One of them, valid or not."""
+        """Read a key, valid or not; None if there is none of that id."""
         async with self._store.read() as connection:
             row = (await connection.execute(_ONE, {"id": key_id})).mappings().one_or_none()
         return Key(**row) if row else None
 
     async def all(self) -> list[Key]:
-        """All of them, the oldest first."""
+        """List all keys, the oldest first."""
         query = select(api_keys).order_by(api_keys.c.created_at, api_keys.c.key_id)
         async with self._store.read() as connection:
             return [Key(**row) for row in (await connection.execute(query)).mappings()]
 
     async def is_empty(self) -> bool:
-        """Whether none could open the intake."""
+        """Whether there is no key that is not revoked."""
         async with self._store.read() as connection:
             return not (await connection.execute(_ANY)).scalar()
 
     async def revoke(self, key_id: str, at: datetime) -> bool:
-        """Close the intake to one for ever; it keeps its first time. Returns whether there is such a key."""
+        """Revoke a key for ever; returns whether there is such a key.
+
+        A key that was revoked before keeps the time of its first revocation.
+        """
         statement = (
             update(api_keys)
             .where(api_keys.c.key_id == key_id)

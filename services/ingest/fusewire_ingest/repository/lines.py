@@ -1,4 +1,4 @@
-"""Lines of batches in SQL: held, then flying, then ok or failed."""
+"""Lines of batches in SQL. The states of a line: `held`, then `flying`, then `ok` or `failed`."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,9 @@ Only = Literal["retryable", "all"]
 Kind = Literal["all", "output", "error"]
 
 ANSWERED = ("fused", "voted", "single")
+"""Statuses of outcomes with an answer."""
 SETTLE_MOST = 500
+"""The most lines that one transaction settles."""
 
 _L = batch_lines.c
 _ADD = {
@@ -58,7 +60,7 @@ _DUE = (
     .order_by(outcomes.c.finished_at, _L.line)
     .limit(SETTLE_MOST)
 )
-_WAITING = (
+_HELD = (
     select(_L.line, _L.byte_length)
     .where(_L.batch_id == bindparam("of"), _L.state == "held")
     .order_by(_L.line)
@@ -68,7 +70,7 @@ _WAITING = (
 
 @dataclass(frozen=True)
 class HeldLine:
-    """A line that has not been submitted, and where it stands in the input. `warnings` is a JSON list."""
+    """A line that was not submitted yet, and its place in the input. `warnings` is a JSON list."""
 
     line: int
     custom_id: str
@@ -79,7 +81,7 @@ class HeldLine:
 
 @dataclass(frozen=True)
 class SettledLines:
-    """What lines have come to."""
+    """Sums over lines that have settled: how many, what they used and cost."""
 
     answered: int = 0
     failed: int = 0
@@ -94,7 +96,7 @@ class SettledLines:
 
 @dataclass(frozen=True)
 class LineResult:
-    """A line and its outcome; `seq` is its place among those that have settled, from 1."""
+    """A line and its outcome; `seq` is its place in the order in which lines settled, from 1."""
 
     line: int
     custom_id: str
@@ -107,93 +109,97 @@ class LineResult:
 
 
 class BatchLines:
-    """The `batch_lines` table. Its batch's row is locked by whoever changes lines that are held or flying."""
+    """The `batch_lines` table.
+
+    A transaction that changes lines that are held or flying must first lock their batch's row.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     async def add(self, batch_id: str, lines: Sequence[HeldLine]) -> dict[str, int]:
-        """Store some lines, those that are there already as well.
+        """Store lines of a batch; lines that are stored already do not count as errors.
 
         Returns:
-            Lines that have custom_ids of these, and are others: then nothing was stored.
+            By custom_id, other lines that have it already. If there are any, nothing was stored.
         """
-        own = {one.custom_id: one.line for one in lines}
+        numbers = {line.custom_id: line.line for line in lines}
         query = select(_L.custom_id, _L.line).where(
-            _L.batch_id == batch_id, _L.custom_id.in_(list(own))
+            _L.batch_id == batch_id, _L.custom_id.in_(list(numbers))
         )
         async with self._store.write() as connection:
-            known = await connection.execute(query)
-            taken = {row.custom_id: row.line for row in known if own[row.custom_id] != row.line}
-            if not taken:
-                rows = [{"batch_id": batch_id, "state": "held", **vars(one)} for one in lines]
+            stored_rows = await connection.execute(query)
+            conflicts = {
+                row.custom_id: row.line for row in stored_rows if numbers[row.custom_id] != row.line
+            }
+            if not conflicts:
+                rows = [{"batch_id": batch_id, "state": "held", **vars(line)} for line in lines]
                 await connection.execute(_ADD[connection.dialect.name], rows)
-        return taken
+        return conflicts
 
     async def drop(self, batch_id: str) -> None:
-        """Remove all lines of a batch whose input was refused."""
+        """Delete all lines of a batch whose input was refused."""
         async with self._store.write() as connection:
             await connection.execute(batch_lines.delete().where(_L.batch_id == batch_id))
 
     async def copy_in(
         self, connection: AsyncConnection, source: str, target: str, only: Only, *, with_held: bool
     ) -> int:
-        """Give a batch the failed lines of another; returns how many.
+        """Copy the failed lines of a batch to another, as held; returns how many.
 
         Args:
-            connection: of a transaction.
-            source: the batch that had them.
+            connection: the connection of the transaction.
+            source: the batch that has them.
             target: the batch that gets them.
-            only: which of the failed.
-            with_held: also those that never were submitted.
+            only: all failed lines, or those with errors that may be gone next time.
+            with_held: also the lines that were never submitted.
         """
-        failed: ColumnElement[bool] = _L.state == "failed"
+        condition: ColumnElement[bool] = _L.state == "failed"
         if only == "retryable":
-            failed &= _L.is_retryable.is_(True)
-        wanted = failed | (_L.state == "held") if with_held else failed
+            condition &= _L.is_retryable.is_(True)
+        if with_held:
+            condition |= _L.state == "held"
         columns = (_L.line, _L.custom_id, _L.byte_offset, _L.byte_length, _L.warnings)
         rows = select(literal(target), literal("held"), *columns).where(
-            _L.batch_id == source, wanted
+            _L.batch_id == source, condition
         )
         names = ["batch_id", "state", *(column.name for column in columns)]
         await connection.execute(insert(batch_lines).from_select(names, rows))
-        counted = select(func.count()).select_from(batch_lines).where(_L.batch_id == target)
-        return int((await connection.execute(counted)).scalar_one())
+        count = select(func.count()).select_from(batch_lines).where(_L.batch_id == target)
+        return int((await connection.execute(count)).scalar_one())
 
     async def in_flight(self) -> dict[str, int]:
-        """How many lines of each batch are in flight."""
+        """Count the lines of each batch that are in flight."""
         query = select(_L.batch_id, func.count()).where(_L.state == "flying").group_by(_L.batch_id)
         async with self._store.read() as connection:
             return {row[0]: row[1] for row in await connection.execute(query)}
 
-    async def waiting(self, batch_ids: Iterable[str], most: int) -> list[PendingLine]:
-        """The first held lines of some batches, in the order of the batches."""
-        found: list[PendingLine] = []
+    async def find_held(self, batch_ids: Iterable[str], most: int) -> list[PendingLine]:
+        """List the first held lines of some batches, in the order of the batches."""
+        lines: list[PendingLine] = []
         async with self._store.read() as connection:
             for batch_id in batch_ids:
-                if len(found) >= most:
+                if len(lines) >= most:
                     break
-                rows = await connection.execute(
-                    _WAITING, {"of": batch_id, "most": most - len(found)}
-                )
-                found += [PendingLine(batch_id, row.line, row.byte_length) for row in rows]
-        return found
+                rows = await connection.execute(_HELD, {"of": batch_id, "most": most - len(lines)})
+                lines += [PendingLine(batch_id, row.line, row.byte_length) for row in rows]
+        return lines
 
-    async def counts_in(self, connection: AsyncConnection, batch_id: str) -> tuple[int, int]:
-        """How many lines are held, 0 or 1 for more, and how many in flight."""
-        held = select(_L.line).where(_L.batch_id == batch_id, _L.state == "held").limit(1)
-        flying = (
+    async def counts_in(self, connection: AsyncConnection, batch_id: str) -> tuple[bool, int]:
+        """Whether any line of a batch is held, and how many are in flight."""
+        first_held = select(_L.line).where(_L.batch_id == batch_id, _L.state == "held").limit(1)
+        flying_count = (
             select(func.count())
             .select_from(batch_lines)
             .where(_L.batch_id == batch_id, _L.state == "flying")
         )
-        is_held = (await connection.execute(held)).first() is not None
-        return int(is_held), int((await connection.execute(flying)).scalar_one())
+        has_held = (await connection.execute(first_held)).first() is not None
+        return has_held, int((await connection.execute(flying_count)).scalar_one())
 
     async def held_in(
         self, connection: AsyncConnection, batch_id: str, numbers: Sequence[int]
     ) -> list[HeldLine]:
-        """Those of some lines that are still held."""
+        """Read those of some lines that are still held."""
         query = (
             select(_L.line, _L.custom_id, _L.byte_offset, _L.byte_length)
             .where(_L.batch_id == batch_id, _L.state == "held", _L.line.in_(numbers))
@@ -202,22 +208,28 @@ class BatchLines:
         return [HeldLine(*row) for row in await connection.execute(query)]
 
     async def fly_in(
-        self, connection: AsyncConnection, batch_id: str, flown: Sequence[tuple[int, str]]
+        self, connection: AsyncConnection, batch_id: str, submitted_lines: Sequence[tuple[int, str]]
     ) -> None:
-        """These lines were submitted, as these fusions."""
-        if flown:
-            await connection.execute(
-                _FLY, [{"of": batch_id, "at": line, "fusion": f} for line, f in flown]
-            )
+        """Mark held lines as flying, each with the id of its fusion."""
+        rows = [{"of": batch_id, "at": line, "fusion": key} for line, key in submitted_lines]
+        if rows:
+            await connection.execute(_FLY, rows)
 
     async def fail_in(
         self,
         connection: AsyncConnection,
         batch_id: str,
-        failed: Sequence[tuple[int, dict[str, Any]]],
+        errors: Sequence[tuple[int, dict[str, Any]]],
         settled: int,
     ) -> SettledLines:
-        """These lines could not be submitted, for these reasons; `settled` lines have settled before."""
+        """Note the errors of lines that could not be submitted.
+
+        Args:
+            connection: the connection of the transaction.
+            batch_id: the batch.
+            errors: lines with their errors.
+            settled: how many lines of the batch have settled before.
+        """
         rows = [
             {
                 "of": batch_id,
@@ -225,38 +237,52 @@ class BatchLines:
                 "became": "failed",
                 "number": number,
                 "retryable": False,
-                "why": json.dumps(e),
+                "why": json.dumps(error),
             }
-            for number, (line, e) in enumerate(failed, settled + 1)
+            for number, (line, error) in enumerate(errors, settled + 1)
         ]
         if rows:
             await connection.execute(_SETTLE, rows)
         return SettledLines(failed=len(rows))
 
     async def is_due(self, batch_id: str) -> bool:
-        """Whether a flying line has its outcome."""
+        """Whether a flying line of a batch has its outcome."""
         async with self._store.read() as connection:
             return (await connection.execute(_DUE.limit(1), {"of": batch_id})).first() is not None
 
     async def settle_in(
         self, connection: AsyncConnection, batch_id: str, settled: int
     ) -> SettledLines:
-        """Note what flying lines have come to, at most SETTLE_MOST; `settled` lines have settled before."""
+        """Settle flying lines that have an outcome, at most SETTLE_MOST.
+
+        Args:
+            connection: the connection of the transaction.
+            batch_id: the batch.
+            settled: how many lines of the batch have settled before.
+        """
         due = (await connection.execute(_DUE, {"of": batch_id})).all()
         rows = []
         for number, row in enumerate(due, settled + 1):
-            retryable = (
-                None if row.body is None else batch_report.is_retryable(json.loads(row.body))
+            # _DUE reads the body of those outcomes only that have no answer.
+            state, is_retryable = "ok", None
+            if row.body is not None:
+                state, is_retryable = "failed", batch_report.is_retryable(json.loads(row.body))
+            rows.append(
+                {
+                    "of": batch_id,
+                    "at": row.line,
+                    "became": state,
+                    "number": number,
+                    "retryable": is_retryable,
+                    "why": None,
+                }
             )
-            became = "ok" if row.body is None else "failed"
-            told = {"of": batch_id, "at": row.line, "became": became, "number": number}
-            rows.append({**told, "retryable": retryable, "why": None})
         if rows:
             await connection.execute(_SETTLE, rows)
-        answered = sum(row.body is None for row in due)
+        n_answered = sum(row.body is None for row in due)
         return SettledLines(
-            answered=answered,
-            failed=len(due) - answered,
+            answered=n_answered,
+            failed=len(due) - n_answered,
             degraded=sum(bool(row.is_degraded) for row in due),
             tokens_in=sum(row.tokens_in or 0 for row in due),
             tokens_out=sum(row.tokens_out or 0 for row in due),
@@ -266,25 +292,25 @@ class BatchLines:
             unpriced=sum(row.cost_usd is None for row in due),
         )
 
-    async def flying(self, batch_id: str) -> list[str]:
-        """The fusions of a batch that are in flight."""
+    async def flying_ids(self, batch_id: str) -> list[str]:
+        """List the ids of a batch's fusions that are in flight."""
         query = select(_L.fusion_id).where(_L.batch_id == batch_id, _L.state == "flying")
         async with self._store.read() as connection:
-            return [fusion for fusion in (await connection.execute(query)).scalars() if fusion]
+            return [key for key in (await connection.execute(query)).scalars() if key]
 
     async def page(
         self, batch_id: str, *, after: int, limit: int, kind: Kind, by_settled: bool = False
     ) -> list[LineResult]:
-        """Some lines with their outcomes.
+        """Read lines with their outcomes.
 
         Args:
-            batch_id: whose.
-            after: a line's number, or a settled number, behind which to begin.
+            batch_id: the batch.
+            after: begin after this line number, or `seq` if `by_settled`.
             limit: the most lines.
-            kind: `output`: those that were answered; `error`: all others.
-            by_settled: only what has settled, and in that order.
+            kind: `output` for lines with an answer, `error` for all others.
+            by_settled: only lines that have settled, in the order in which they did.
         """
-        place = _L.settled if by_settled else _L.line
+        sort_column = _L.settled if by_settled else _L.line
         query = (
             select(
                 _L.line,
@@ -297,23 +323,26 @@ class BatchLines:
                 outcomes.c.body,
             )
             .outerjoin(outcomes, (outcomes.c.fusion_id == _L.fusion_id) & _L.settled.is_not(None))
-            .where(_L.batch_id == batch_id, place > after)
-            .order_by(place)
+            .where(_L.batch_id == batch_id, sort_column > after)
+            .order_by(sort_column)
             .limit(limit)
         )
-        if kind != "all":
-            query = query.where(_L.state == "ok" if kind == "output" else _L.state != "ok")
+        if kind == "output":
+            query = query.where(_L.state == "ok")
+        elif kind == "error":
+            query = query.where(_L.state != "ok")
         async with self._store.read() as connection:
-            return [
-                LineResult(
-                    row.line,
-                    row.custom_id,
-                    row.state,
-                    row.settled,
-                    row.fusion_id,
-                    json.loads(row.body) if row.body else None,
-                    json.loads(row.error) if row.error else None,
-                    tuple(json.loads(row.warnings)) if row.warnings else (),
-                )
-                for row in await connection.execute(query)
-            ]
+            return [_result(row) for row in await connection.execute(query)]
+
+
+def _result(row: Any) -> LineResult:
+    return LineResult(
+        row.line,
+        row.custom_id,
+        row.state,
+        row.settled,
+        row.fusion_id,
+        json.loads(row.body) if row.body else None,
+        json.loads(row.error) if row.error else None,
+        tuple(json.loads(row.warnings)) if row.warnings else (),
+    )

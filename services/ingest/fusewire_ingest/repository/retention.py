@@ -1,4 +1,4 @@
-"""Deletes what ended long ago: fusions with all that belongs to them, batches with their lines and files."""
+"""Deletes what ended long ago: fusions with all their rows, batches with their lines and files."""
 
 from datetime import datetime
 
@@ -24,7 +24,7 @@ from fusewire.store.tables import (
 )
 
 AT_ONCE = 200
-"""Fusions that one transaction deletes: on SQLite everybody else waits for it."""
+"""The most fusions that one transaction deletes: on SQLite all other writers wait for it."""
 
 OF_A_FUSION = (
     answers,
@@ -37,10 +37,10 @@ OF_A_FUSION = (
     fusions,
     prompts,
 )
-_ENDED = or_(
+_HAS_ENDED = or_(
     *(
-        batches.c[f"{how}_at"].is_not(None)
-        for how in ("completed", "failed", "expired", "cancelled")
+        batches.c[f"{status}_at"].is_not(None)
+        for status in ("completed", "failed", "expired", "cancelled")
     )
 )
 _ENDED_AT = func.coalesce(
@@ -49,58 +49,63 @@ _ENDED_AT = func.coalesce(
 
 
 class Retention:
-    """What is deleted, by tenant and time. Every method raises Transient when the database does not answer."""
+    """Deletes rows by tenant and time.
+
+    Every method raises Transient if the database does not answer.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     async def tenants(self) -> list[str]:
-        """The tenants that have outcomes. Each is one step in an index, however many outcomes it has."""
-        found: list[str] = []
+        """List the tenants that have outcomes.
+
+        Each takes one lookup in an index, however many outcomes it has; a DISTINCT would read all.
+        """
+        tenants: list[str] = []
         async with self._store.read() as connection:
             while True:
-                after = outcomes.c.tenant > (found[-1] if found else "")
-                tenant = (
-                    await connection.execute(select(func.min(outcomes.c.tenant)).where(after))
-                ).scalar()
+                is_next = outcomes.c.tenant > (tenants[-1] if tenants else "")
+                query = select(func.min(outcomes.c.tenant)).where(is_next)
+                tenant = (await connection.execute(query)).scalar()
                 if tenant is None:
-                    return found
-                found.append(tenant)
+                    return tenants
+                tenants.append(tenant)
 
     async def delete_batches(self, tenant: str, before: datetime) -> int:
         """Delete batches that ended before a time, with their lines and files; returns how many.
 
-        Their fusions are no batch's then, and go by their own age.
+        Their fusions remain, and are deleted by `delete_fusions` at their own age.
         """
         async with self._store.write() as connection:
-            old = select(batches.c.batch_id, batches.c.input_file_id).where(
+            query = select(batches.c.batch_id, batches.c.input_file_id).where(
                 batches.c.tenant == tenant,
                 batches.c.created_at < before,
-                _ENDED,
+                _HAS_ENDED,
                 before > _ENDED_AT,
             )
-            # Not one that is resumed just now.
-            old = old.with_for_update(skip_locked=True)
-            found = (await connection.execute(old)).all()
-            if not found:
+            # A batch that is being resumed is locked, and skipped.
+            query = query.with_for_update(skip_locked=True)
+            old_batches = (await connection.execute(query)).all()
+            if not old_batches:
                 return 0
-            ids = [row.batch_id for row in found]
+            ids = [row.batch_id for row in old_batches]
             await connection.execute(delete(batch_lines).where(batch_lines.c.batch_id.in_(ids)))
             await connection.execute(delete(batches).where(batches.c.batch_id.in_(ids)))
-            inputs = {row.input_file_id for row in found}
-            unused = ~exists().where(batches.c.input_file_id == files.c.file_id)
+            input_ids = {row.input_file_id for row in old_batches}
+            is_unused = ~exists().where(batches.c.input_file_id == files.c.file_id)
             await _delete_files(
                 connection,
-                or_(files.c.batch_id.in_(ids), and_(files.c.file_id.in_(inputs), unused)),
+                or_(files.c.batch_id.in_(ids), and_(files.c.file_id.in_(input_ids), is_unused)),
             )
             return len(ids)
 
     async def delete_fusions(self, tenant: str, before: datetime) -> int:
-        """Delete the oldest fusions that ended before a time, `AT_ONCE` at most; returns how many.
+        """Delete the oldest fusions that ended before a time, at most `AT_ONCE`; returns how many.
 
-        What a batch or a budget still has to read of them is left.
+        Fusions of existing batches and those whose budget is not settled yet are not deleted.
         """
-        old = (
+        query = (
             select(outcomes.c.fusion_id)
             .where(
                 outcomes.c.tenant == tenant,
@@ -112,14 +117,14 @@ class Retention:
             .limit(AT_ONCE)
         )
         async with self._store.write() as connection:
-            ids = list((await connection.execute(old)).scalars())
+            ids = list((await connection.execute(query)).scalars())
             if ids:
                 for table in OF_A_FUSION:
                     await connection.execute(delete(table).where(table.c.fusion_id.in_(ids)))
             return len(ids)
 
 
-async def _delete_files(connection: AsyncConnection, which: ColumnElement[bool]) -> None:
-    gone = select(files.c.file_id).where(which)
-    await connection.execute(delete(file_chunks).where(file_chunks.c.file_id.in_(gone)))
-    await connection.execute(delete(files).where(which))
+async def _delete_files(connection: AsyncConnection, condition: ColumnElement[bool]) -> None:
+    file_ids = select(files.c.file_id).where(condition)
+    await connection.execute(delete(file_chunks).where(file_chunks.c.file_id.in_(file_ids)))
+    await connection.execute(delete(files).where(condition))

@@ -1,7 +1,8 @@
-"""Submissions in SQL: written here and nowhere else."""
+"""Submissions in SQL, written here and nowhere else."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -31,7 +32,7 @@ from fusewire_ingest.admission.refusal import RefusedError
 from fusewire_ingest.repository.budgets import Budgets
 from fusewire_ingest.repository.images import add_uses_in
 
-# Built once: to build a statement takes longer than to run it.
+# Statements are built once: building one takes longer than running it.
 _KEYS: BindParameter[list[str]] = bindparam("keys", expanding=True)
 _ADD = {
     "sqlite": sqlite.insert(prompts).on_conflict_do_nothing().returning(prompts.c.fusion_id),
@@ -93,11 +94,11 @@ _TAKE = {
 
 @dataclass(frozen=True)
 class RequestIdentity:
-    """By what a request is found again when its client sends it once more.
+    """Identifies a request, so that it is recognised when its client sends it again.
 
     Attributes:
         request_hash: equal for the same request of the same client.
-        held_by: the ingest process that its client waits at.
+        held_by: name of the ingest process at which its client waits.
     """
 
     request_hash: str
@@ -106,13 +107,13 @@ class RequestIdentity:
 
 @dataclass(frozen=True)
 class EarlierRequest:
-    """An earlier request that was the same.
+    """An earlier request with the same hash.
 
     Attributes:
-        fusion_id: what answers it.
-        held_by: the ingest process that its client waits at, or waited.
-        left_at: when its client left before it was answered; None where it did not.
-        is_undecided: whether it has no outcome yet.
+        fusion_id: the fusion that it began.
+        held_by: name of the ingest process at which its client waits or waited.
+        left_at: when its client left before the answer; None if it did not.
+        is_undecided: whether the fusion has no outcome yet.
     """
 
     fusion_id: str
@@ -123,14 +124,14 @@ class EarlierRequest:
 
 @dataclass(frozen=True)
 class Acceptance:
-    """The fate of one submitted prompt."""
+    """What became of one submitted prompt."""
 
     prompt: Prompt
     is_new: bool
     is_conflict: bool
-    """The custom_id is taken by a prompt with another body."""
+    """The custom_id is another prompt's, with another body."""
     refused: RefusedError | None = None
-    """Why the tenant's budget does not allow it: `budget_exceeded` or `price_unknown`. It is not stored."""
+    """Why it was not stored: the tenant's budget (`budget_exceeded`, or `price_unknown`)."""
 
     @property
     def is_over_budget(self) -> bool:
@@ -138,8 +139,8 @@ class Acceptance:
         return self.refused is not None and self.refused.code == "budget_exceeded"
 
 
-_ASKED = {"messages", "sampling", "tools", "tool_choice", "parallel_tool_calls"}
-"""What makes two prompts the same to analysts, whoever sent them to whatever pool."""
+_HASHED_FIELDS = {"messages", "sampling", "tools", "tool_choice", "parallel_tool_calls"}
+"""Fields of `prompt_hash`: prompts equal in these are the same to analysts, in whatever pool."""
 
 
 class Submissions:
@@ -147,18 +148,18 @@ class Submissions:
 
     Args:
         store: the database.
-        budgets: what is asked before a prompt is accepted.
-        has_room: raises Transient where nothing may be accepted.
+        budgets: checked before a prompt is accepted, if given.
+        check_capacity: raises Transient if nothing may be accepted now.
     """
 
     def __init__(
         self,
         store: Store,
         budgets: Budgets | None = None,
-        has_room: Callable[[], None] = lambda: None,
+        check_capacity: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
-        self._has_room = has_room
+        self._check_capacity = check_capacity
         self._budgets = budgets
 
     async def add(
@@ -167,12 +168,12 @@ class Submissions:
         traceparents: Sequence[str | None],
         origins: Sequence[RequestIdentity | None] | None = None,
     ) -> list[Acceptance]:
-        """Commit prompts in one transaction; a repetition is recognised, not stored again.
+        """Commit prompts in one transaction; repetitions are recognised and not stored again.
 
         Args:
             batch: the prompts.
             traceparents: the trace of each, if it has one.
-            origins: by which each is found again when its client sends it once more.
+            origins: the identity of each one's request, if it has one.
 
         Raises:
             Transient: nothing was committed.
@@ -183,8 +184,12 @@ class Submissions:
         )
 
     async def ready(self) -> None:
-        """Load what `add_in` must not wait for. Raises Transient where nothing may be accepted."""
-        self._has_room()
+        """Prepare for `add_in`, which must not wait.
+
+        Raises:
+            Transient: nothing may be accepted now.
+        """
+        self._check_capacity()
         if self._budgets:
             await self._budgets.start()
 
@@ -195,68 +200,61 @@ class Submissions:
         traceparents: Sequence[str | None],
         origins: Sequence[RequestIdentity | None] | None = None,
     ) -> list[Acceptance]:
-        """Like `add`, within a transaction of the caller's, once `ready`."""
-        rows: dict[str, dict[str, Any]] = {}
-        hashes = [body_hash(p) for p in batch]
-        found = origins or [None] * len(batch)
-        for prompt, hashed, traceparent, origin in zip(
-            batch, hashes, traceparents, found, strict=True
-        ):
-            rows.setdefault(
-                prompt.fusion_id, {**_row(prompt, hashed, traceparent), **_found_by(origin)}
-            )
-        ordered = [rows[key] for key in sorted(rows)]
-        fresh = set(connection.execute(_ADD[connection.dialect.name], ordered).scalars())
-        # Stored first: only what is new is paid for, and of two that store it at once one waits here.
-        refused = self._refused(connection, [p for p in batch if p.fusion_id in fresh])
-        if refused:
-            connection.execute(_REMOVE, {"keys": list(refused)})
-            fresh -= refused.keys()
-        if fresh:
-            # The judge only ever updates this row: a fusion that no one submitted cannot come to be.
-            opened = [_opened(row) for row in ordered if row["fusion_id"] in fresh]
-            connection.execute(insert(fusions), opened)
-            add_uses_in(
-                connection, list({p.fusion_id: p for p in batch if p.fusion_id in fresh}.values())
-            )
-        known = {
-            key: row["body_hash"] for key, row in rows.items() if key in fresh or key in refused
-        }
-        if stale := [key for key in rows if key not in known]:
-            stored = connection.execute(
-                select(prompts.c.fusion_id, prompts.c.body_hash).where(
-                    prompts.c.fusion_id.in_(stale)
-                )
-            )
-            known |= {row.fusion_id: row.body_hash for row in stored}
-        accepted = []
-        for prompt, hashed in zip(batch, hashes, strict=True):
-            is_new = prompt.fusion_id in fresh
-            fresh.discard(prompt.fusion_id)
-            is_conflict = known[prompt.fusion_id] != hashed
-            accepted.append(Acceptance(prompt, is_new, is_conflict, refused.get(prompt.fusion_id)))
-        return accepted
+        """Do the same as `add` within a transaction of the caller; call `ready` before it."""
+        hashes = [body_hash(prompt) for prompt in batch]
+        rows = _rows(batch, hashes, traceparents, origins or [None] * len(batch))
+        insertion = connection.execute(_ADD[connection.dialect.name], list(rows.values()))
+        new_ids = set(insertion.scalars())
+        # Stored before the budget is checked: only new prompts reserve, and a second transaction
+        # with the same prompt waits at its insertion.
+        refusals = self._reserve_in(connection, _with_ids(new_ids, batch))
+        if refusals:
+            connection.execute(_REMOVE, {"keys": list(refusals)})
+            new_ids -= refusals.keys()
+        if new_ids:
+            _add_fusions_in(connection, rows, _with_ids(new_ids, batch))
+        stored_hashes = _stored_hashes_in(connection, rows, new_ids | refusals.keys())
+        acceptances = []
+        for prompt, digest in zip(batch, hashes, strict=True):
+            fusion_id = prompt.fusion_id
+            is_new = fusion_id in new_ids
+            # A prompt that is twice in the batch is new once.
+            new_ids.discard(fusion_id)
+            is_conflict = stored_hashes[fusion_id] != digest
+            acceptances.append(Acceptance(prompt, is_new, is_conflict, refusals.get(fusion_id)))
+        return acceptances
 
-    def _refused(self, connection: Connection, batch: Sequence[Prompt]) -> dict[str, RefusedError]:
+    def _reserve_in(
+        self, connection: Connection, batch: Sequence[Prompt]
+    ) -> dict[str, RefusedError]:
+        """Reserve the cost of each fusion once; see Budgets.reserve_in."""
         if self._budgets is None or not batch:
             return {}
-        return self._budgets.reserve_in(
-            connection, list({p.fusion_id: p for p in reversed(batch)}.values())[::-1]
-        )
+        # Of prompts with equal ids the first counts: it is the one that is stored.
+        first_prompts = {prompt.fusion_id: prompt for prompt in reversed(batch)}
+        return self._budgets.reserve_in(connection, list(first_prompts.values())[::-1])
 
     async def settle(self) -> int:
-        """Settle the budgets of what has ended; see Budgets."""
+        """Settle the budgets of fusions that have ended; returns how many rows. See Budgets."""
         if self._budgets is None:
             return 0
         return await self._budgets.settle() + await self._budgets.settle_late()
 
     async def mark_published(self, fusion_ids: Sequence[str], at: datetime, store_id: str) -> None:
-        """This store of the broker has them; nothing is marked where another one is published to meanwhile."""
-        marked = {"keys": list(fusion_ids), "at": at, "store_id": store_id}
-        await self._store.run(lambda connection: connection.execute(_MARK, marked), write=True)
+        """Note that a store of the broker has these prompts.
 
-    async def unpublished(self, before: datetime, limit: int) -> list[tuple[Prompt, str | None]]:
-        """Prompts committed before a time that the broker does not have, oldest first."""
+        Nothing is marked if prompts are published to another store meanwhile.
+        """
+        values = {"keys": list(fusion_ids), "at": at, "store_id": store_id}
+        await self._store.run(lambda connection: connection.execute(_MARK, values), write=True)
+
+    async def find_unpublished(
+        self, before: datetime, limit: int
+    ) -> list[tuple[Prompt, str | None]]:
+        """List prompts committed before a time that the broker does not have, the oldest first.
+
+        Each with its trace, if it has one.
+        """
         query = (
             select(prompts.c.body, prompts.c.traceparent)
             .where(
@@ -273,10 +271,11 @@ class Submissions:
     async def publish_to(self, store_id: str) -> int:
         """Note the broker's store that prompts are published to.
 
-        Where it is another one than before, take back the mark of unfinished prompts: they were in that one.
+        If it is another one than before, take back the marks of unfinished prompts, which were in
+        the old one.
 
         Returns:
-            How many.
+            How many marks were taken back.
         """
         forget = (
             update(prompts)
@@ -287,15 +286,21 @@ class Submissions:
             await connection.execute(
                 delete(published_to).where(published_to.c.store_id != store_id)
             )
-            taken = await connection.execute(_TAKE[connection.dialect.name], {"store_id": store_id})
-            # Of several replicas one is the first.
-            return (await connection.execute(forget)).rowcount if taken.first() else 0
+            insertion = await connection.execute(
+                _TAKE[connection.dialect.name], {"store_id": store_id}
+            )
+            # Of several replicas, only the first takes back marks.
+            if insertion.first() is None:
+                return 0
+            return (await connection.execute(forget)).rowcount
 
     async def forget_stalled(self, before: datetime) -> int:
-        """Take back the mark of unfinished prompts published before a time, of which the judge publishes nothing now.
+        """Take back the marks of unfinished prompts published before a time.
+
+        Not of fusions for which the judge has something left to publish.
 
         Returns:
-            How many.
+            How many marks were taken back.
         """
         is_open = select(fusions.c.fusion_id).where(
             fusions.c.is_done == false(), fusions.c.unpublished_since.is_(None)
@@ -309,45 +314,46 @@ class Submissions:
     async def newest(
         self, tenant: str, request_hash: str, since: datetime, now: datetime
     ) -> EarlierRequest | None:
-        """The newest of the requests that were the same, submitted after a time or not yet at its deadline."""
-        wanted = {"tenant": tenant, "request_hash": request_hash, "since": since, "now": now}
+        """Find the newest request with a hash, submitted after a time or before its deadline."""
+        values = {"tenant": tenant, "request_hash": request_hash, "since": since, "now": now}
         async with self._store.read() as connection:
-            row = (await connection.execute(_NEWEST, wanted)).one_or_none()
-        return (
-            EarlierRequest(row.fusion_id, row.held_by, row.left_at, bool(row.is_undecided))
-            if row
-            else None
-        )
+            row = (await connection.execute(_NEWEST, values)).one_or_none()
+        if row is None:
+            return None
+        return EarlierRequest(row.fusion_id, row.held_by, row.left_at, bool(row.is_undecided))
 
     async def get(self, tenant: str, fusion_id: str) -> Prompt | None:
-        """A prompt of a tenant's."""
-        wanted = select(prompts.c.body).where(
+        """Read a prompt of a tenant; None if there is none of that id."""
+        query = select(prompts.c.body).where(
             prompts.c.tenant == tenant, prompts.c.fusion_id == fusion_id
         )
         async with self._store.read() as connection:
-            body = (await connection.execute(wanted)).scalar()
+            body = (await connection.execute(query)).scalar()
         return Prompt.decode(body) if body else None
 
     async def leave(self, fusion_id: str, at: datetime) -> None:
-        """Its client has left before it was answered."""
+        """Note that a fusion's client has left before it was answered."""
         async with self._store.write() as connection:
             await connection.execute(_LEAVE, {"key": fusion_id, "at": at})
 
     async def hold(self, fusion_id: str, holder: str) -> None:
-        """A client waits for it again, at this process."""
+        """Note that a client waits for a fusion again, at the process `holder`."""
         async with self._store.write() as connection:
             await connection.execute(_HOLD, {"key": fusion_id, "holder": holder})
 
     async def cancel(self, tenant: str, fusion_ids: Sequence[str], at: datetime) -> list[str]:
-        """Mark those that have no outcome yet; returns them. One that is marked keeps its first mark."""
+        """Mark fusions without an outcome as cancelled; returns their ids, sorted.
+
+        A fusion that is cancelled already keeps the time of its first mark.
+        """
         # PostgreSQL refuses even to look for a NUL.
         keys = sorted(key for key in fusion_ids if "\x00" not in key)
         async with self._store.write() as connection:
-            found = await connection.execute(_CANCEL, {"of": tenant, "keys": keys, "at": at})
-            return sorted(found.scalars())
+            rows = await connection.execute(_CANCEL, {"of": tenant, "keys": keys, "at": at})
+            return sorted(rows.scalars())
 
-    async def cancelled(self, before: datetime, limit: int) -> list[str]:
-        """Fusions marked before a time that have no outcome yet."""
+    async def find_cancelled(self, before: datetime, limit: int) -> list[str]:
+        """List the ids of fusions cancelled before a time that have no outcome yet."""
         query = (
             select(prompts.c.fusion_id)
             .where(prompts.c.cancelled_at < before, _UNDECIDED)
@@ -358,7 +364,56 @@ class Submissions:
             return list((await connection.execute(query)).scalars())
 
 
-def _row(prompt: Prompt, hashed: str, traceparent: str | None) -> dict[str, Any]:
+def _rows(
+    batch: Sequence[Prompt],
+    hashes: Sequence[str],
+    traceparents: Sequence[str | None],
+    origins: Sequence[RequestIdentity | None],
+) -> dict[str, dict[str, Any]]:
+    """Rows of `prompts` by fusion; of prompts with equal ids, that of the first."""
+    rows: dict[str, dict[str, Any]] = {}
+    for prompt, digest, traceparent, origin in zip(
+        batch, hashes, traceparents, origins, strict=True
+    ):
+        row = {**_row(prompt, digest, traceparent), **_identity_columns(origin)}
+        rows.setdefault(prompt.fusion_id, row)
+    # Sorted, so that transactions with the same prompts do not deadlock.
+    return {key: rows[key] for key in sorted(rows)}
+
+
+def _with_ids(fusion_ids: Set[str], batch: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts with these ids, in their order."""
+    return [prompt for prompt in batch if prompt.fusion_id in fusion_ids]
+
+
+def _add_fusions_in(
+    connection: Connection, rows: Mapping[str, dict[str, Any]], new_prompts: Sequence[Prompt]
+) -> None:
+    """Add the fusions of new prompts, and note the images that they refer to.
+
+    The judge only updates rows of `fusions`, so none exists without a submission.
+    """
+    prompts_by_id = {prompt.fusion_id: prompt for prompt in new_prompts}
+    fusion_rows = [_fusion_row(row) for key, row in rows.items() if key in prompts_by_id]
+    connection.execute(insert(fusions), fusion_rows)
+    add_uses_in(connection, list(prompts_by_id.values()))
+
+
+def _stored_hashes_in(
+    connection: Connection, rows: Mapping[str, dict[str, Any]], own_ids: Set[str]
+) -> dict[str, str]:
+    """Body hashes by fusion: of our own rows as they are, of all others from the table."""
+    hashes = {key: row["body_hash"] for key, row in rows.items() if key in own_ids}
+    other_ids = [key for key in rows if key not in own_ids]
+    if other_ids:
+        query = select(prompts.c.fusion_id, prompts.c.body_hash).where(
+            prompts.c.fusion_id.in_(other_ids)
+        )
+        hashes |= {row.fusion_id: row.body_hash for row in connection.execute(query)}
+    return hashes
+
+
+def _row(prompt: Prompt, digest: str, traceparent: str | None) -> dict[str, Any]:
     return {
         "fusion_id": prompt.fusion_id,
         "tenant": prompt.tenant,
@@ -369,10 +424,10 @@ def _row(prompt: Prompt, hashed: str, traceparent: str | None) -> dict[str, Any]
         "residency": prompt.residency,
         "priority": prompt.priority,
         "body": prompt.model_dump_json(),
-        "body_hash": hashed,
+        "body_hash": digest,
         "prompt_hash": ids.digest(
             "prompt",
-            prompt.model_dump_json(include=_ASKED, exclude_defaults=True),
+            prompt.model_dump_json(include=_HASHED_FIELDS, exclude_defaults=True),
         ).hex(),
         "traceparent": traceparent,
         "submitted_at": prompt.submitted_at,
@@ -380,26 +435,34 @@ def _row(prompt: Prompt, hashed: str, traceparent: str | None) -> dict[str, Any]
     }
 
 
-def _found_by(origin: RequestIdentity | None) -> dict[str, str | None]:
+def _identity_columns(origin: RequestIdentity | None) -> dict[str, str | None]:
     if origin is None:
         return {"request_hash": None, "held_by": None}
     return {"request_hash": origin.request_hash, "held_by": origin.held_by}
 
 
-def _opened(row: dict[str, Any]) -> dict[str, Any]:
+def _fusion_row(row: dict[str, Any]) -> dict[str, Any]:
+    """The row of `fusions` for a row of `prompts`."""
     return {"fusion_id": row["fusion_id"], "due_at": row["deadline_at"], "is_done": False}
 
 
 @dataclass(frozen=True)
 class _Waiting:
+    """Prompts of one caller of GroupCommit.add, and the future that it waits for."""
+
     batch: Sequence[Prompt]
     traceparent: str | None
     origin: RequestIdentity | None
-    done: asyncio.Future[list[Acceptance]]
+    future: asyncio.Future[list[Acceptance]]
 
 
 class GroupCommit:
-    """Commits what arrives while the last commit runs as one transaction: one fsync for many clients."""
+    """Commits prompts that arrive during a commit in one transaction: one fsync for many clients.
+
+    Args:
+        submissions: the table.
+        most: the number of prompts from which on no more join a transaction.
+    """
 
     def __init__(self, submissions: Submissions, most: int = 500) -> None:
         self._submissions = submissions
@@ -409,21 +472,21 @@ class GroupCommit:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to commit."""
+        """Start to commit."""
         self._task = asyncio.create_task(self._run(), name="ingest-commit")
 
     def faults(self) -> list[str]:
-        """Why nothing is committed any more; empty while it is."""
+        """Explain why nothing is committed any more; empty while it is."""
         return ["ingest-commit has ended"] if self._task and self._task.done() else []
 
     async def stop(self) -> None:
-        """End; whoever still waits gets a Transient."""
+        """Stop; callers that still wait get a Transient."""
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        for done in self._open:
-            if not done.done():
-                done.set_exception(Transient("ingest is stopping"))
+        for future in self._open:
+            if not future.done():
+                future.set_exception(Transient("ingest is stopping"))
 
     async def add(
         self,
@@ -431,14 +494,14 @@ class GroupCommit:
         traceparent: str | None = None,
         origin: RequestIdentity | None = None,
     ) -> list[Acceptance]:
-        """Like Submissions.add."""
-        done: asyncio.Future[list[Acceptance]] = asyncio.get_running_loop().create_future()
-        self._open.add(done)
-        self._queue.put_nowait(_Waiting(batch, traceparent, origin, done))
+        """Commit prompts as Submissions.add does, together with those of other callers."""
+        future: asyncio.Future[list[Acceptance]] = asyncio.get_running_loop().create_future()
+        self._open.add(future)
+        self._queue.put_nowait(_Waiting(batch, traceparent, origin, future))
         try:
-            return await done
+            return await future
         finally:
-            self._open.discard(done)
+            self._open.discard(future)
 
     async def _run(self) -> None:
         while True:
@@ -450,23 +513,31 @@ class GroupCommit:
             await self._commit(waiting)
 
     async def _commit(self, waiting: Sequence[_Waiting]) -> None:
-        prompts_ = [p for w in waiting for p in w.batch]
-        traces = [w.traceparent for w in waiting for _ in w.batch]
-        origins = [w.origin for w in waiting for _ in w.batch]
+        batch: list[Prompt] = []
+        traceparents: list[str | None] = []
+        origins: list[RequestIdentity | None] = []
+        for caller in waiting:
+            batch += caller.batch
+            traceparents += [caller.traceparent] * len(caller.batch)
+            origins += [caller.origin] * len(caller.batch)
         try:
-            accepted = await self._submissions.add(prompts_, traces, origins)
+            acceptances = await self._submissions.add(batch, traceparents, origins)
         except Exception as exc:  # noqa: BLE001 - it belongs to those who wait
-            if len(waiting) > 1 and not isinstance(exc, Transient):
-                # Something is wrong with one of them: the others must not pay for it.
-                for one in waiting:
-                    await self._commit([one])
-                return
-            for one in waiting:
-                if not one.done.done():
-                    one.done.set_exception(exc)
+            await self._fail(waiting, exc)
             return
-        rest = iter(accepted)
-        for one in waiting:
-            share = [next(rest) for _ in one.batch]
-            if not one.done.done():
-                one.done.set_result(share)
+        remaining = iter(acceptances)
+        for caller in waiting:
+            share = list(itertools.islice(remaining, len(caller.batch)))
+            # A caller that was cancelled does not wait any more.
+            if not caller.future.done():
+                caller.future.set_result(share)
+
+    async def _fail(self, waiting: Sequence[_Waiting], exc: Exception) -> None:
+        """Raise an error at the callers; if one of them may have caused it, commit them singly."""
+        if len(waiting) > 1 and not isinstance(exc, Transient):
+            for caller in waiting:
+                await self._commit([caller])
+            return
+        for caller in waiting:
+            if not caller.future.done():
+                caller.future.set_exception(exc)
