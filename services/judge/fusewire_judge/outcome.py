@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from fusewire.contracts import Answer, Candidate, Outcome, Plan, PlannedMember, Prompt, Usage
 from fusewire_judge.model import Case, Decided, Draft, MemberAnswer, Panel
-from fusewire_judge.panel.convene import broken_off
+from fusewire_judge.panel.convene import panel_so_far
 from fusewire_judge.panel.recorded import RECORDED
-from fusewire_judge.scoring.answers import agreed, votes
+from fusewire_judge.scoring.answers import agrees_with_others, votes
 from fusewire_judge.scoring.gold import is_right
 
 CANCELLED = "cancelled by the client"
@@ -51,7 +51,7 @@ def build(case: Case, decided: Decided, now: datetime, *, judged_since: datetime
         is_replay=bool(prompt.recorded),
         accepted=is_right(draft.content, prompt.gold) if prompt.gold else None,
         judge_model=_judge(plan) if is_judged else None,
-        judge_rung=draft.rung,
+        judge_rung=draft.parse_stage,
         reason=draft.reason,
         analysis=draft.analysis,
         agreement=draft.agreement,
@@ -136,11 +136,11 @@ def _answer(
         retry_after_s=candidate.error.retry_after_s if candidate.error else None,
         finish_reason=shown.candidate.finish_reason if shown else None,
         weight=first.weight if first else None,
-        agreed=agreed(name, groups) if groups else None,
+        agreed=agrees_with_others(name, groups) if groups else None,
         vote_group=group,
         is_right=is_right(first.content if first else None, gold) if gold else None,
         is_winner=draft.winner == name,
-        shown_position=draft.shown.index(name) + 1 if name in draft.shown else None,
+        shown_position=draft.lineup.index(name) + 1 if name in draft.lineup else None,
         latency_ms=candidate.latency_ms,
         usage=usage(calls),
         cost_usd=cost(calls),
@@ -185,7 +185,7 @@ def cancelled(case: Case, now: datetime, *, judged_since: datetime | None) -> Ou
     """
     made = build(
         case,
-        Decided(Draft("cancelled", error=CANCELLED), broken_off(case)),
+        Decided(Draft("cancelled", error=CANCELLED), panel_so_far(case)),
         now,
         judged_since=judged_since,
     )
