@@ -1,9 +1,13 @@
-"""What a strategy works on, and what it may answer."""
+"""The judge's model of one fusion: what a strategy works on, and what it may decide.
+
+A strategy is a generator over a `Case`: it yields the model calls it needs and returns a `Draft`.
+`decide` turns that into one of three decisions: `Ask`, `Wait` or `Decided`.
+"""
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import Any
 
 from fusewire.contracts import (
@@ -29,57 +33,62 @@ class ReceivedCandidate:
     candidate: Candidate
     received_at: datetime
     after_rounds: int
-    """How many rounds had been asked by then: tells late from timely without trusting a clock."""
+    """How many rounds had been published by then. Tells late from timely without a clock."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Everything known of one fusion."""
+    """Everything that the judge knows of one fusion."""
 
     prompt: Prompt
     plan: Plan
     rounds: tuple[Round, ...]
-    """Rounds that were asked for, in order: first those that widen the panel, then the strategy's."""
+    """Published rounds in order: first those that call members for answers, then the strategy's."""
     received: Mapping[tuple[int, str], ReceivedCandidate]
     """By round and call. Only calls that the plan or a round names."""
 
     @property
     def panel_rounds(self) -> tuple[Round, ...]:
-        """Rounds in which members were asked for answers: a second wave, hedges."""
-        return tuple(takewhile(lambda asked: asked.is_panel, self.rounds))
+        """Rounds that call members for answers: a second wave, hedges."""
+        return tuple(takewhile(lambda round_: round_.is_panel, self.rounds))
+
+    @property
+    def panel_calls(self) -> tuple[Call, ...]:
+        """The calls of all panel rounds. Calls of round 0 are in the plan, not here."""
+        return tuple(chain.from_iterable(round_.calls for round_ in self.panel_rounds))
 
 
 @dataclass(frozen=True)
 class MemberAnswer:
-    """One member's answer as it stands."""
+    """One member's current answer, with the weight of its vote."""
 
     member: str
     weight: float
     content: str
     round: int
     call: str = ""
-    """The call that said it."""
+    """The call that returned it."""
     cost_usd: float | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     is_cut: bool = False
-    """Whether it ran into the token limit."""
+    """Whether it was cut off at the token limit."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A panel that is over."""
+    """A panel that is closed: no further answers are waited for."""
 
     answers: tuple[MemberAnswer, ...]
     """The usable answers, in the pool's order."""
     received: Mapping[str, ReceivedCandidate]
-    """By member: the candidate that stands for it, an answer if it gave one."""
+    """By member: its first answer, or its last failure if it gave none."""
     skipped: frozenset[str]
-    """Members that the gate spared."""
+    """Members that were not called, because the cascade gate found the first wave sufficient."""
     flaws: Mapping[str, str]
-    """By member: why what it said is no answer."""
+    """By member: why its text does not count as an answer."""
     kind: AnswerKind
     closed_by: ClosedBy | None
-    """None where it was broken off."""
+    """None if the fusion was cancelled while the panel was open."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +99,11 @@ class Draft:
     content: str | None = None
     winner: str | None = None
     answers: tuple[MemberAnswer, ...] = ()
-    """The answers that were on the table at the end."""
-    shown: tuple[str, ...] = ()
+    """The members' answers at the end; after a debate, the revised ones."""
+    lineup: tuple[str, ...] = ()
     """Members in the order in which the judge saw them."""
-    rung: ParseStage | None = None
+    parse_stage: ParseStage | None = None
+    """The stage at which the judge's output could be parsed."""
     reason: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     guard: Guard | None = None
@@ -106,7 +116,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class Wait:
-    """Nothing to do before this time, unless another candidate comes."""
+    """Nothing to do before `until`, unless another candidate comes."""
 
     until: datetime
 
@@ -119,35 +129,38 @@ class Ask:
     number: int
     """The round's number, from 1."""
     until: datetime
-    """When the answers are no longer waited for."""
+    """When the replies are no longer waited for."""
 
 
 @dataclass(frozen=True)
 class Decided:
-    """The end."""
+    """The fusion is decided."""
 
     draft: Draft
     panel: Panel | None = None
-    """None where nobody was asked."""
+    """None if no member was called."""
 
 
 Decision = Wait | Ask | Decided
 
 Replies = Mapping[str, Candidate]
-"""What came back of a round, by call; a call that gave nothing in time is absent."""
+"""The candidates of a round, by call. A call without a candidate in time is absent."""
 
-Wanted = Callable[[], tuple[Call, ...]]
-"""Makes the calls that a strategy needs. It is called only when they are to be asked: to write them takes longer than
-all the rest."""
+MakeCalls = Callable[[], tuple[Call, ...]]
+"""Makes the calls that a strategy needs next.
 
-Steps = Generator[Wanted, Replies, Draft]
+It runs only when the calls are to be published: rendering their prompts takes longer than all the
+rest of a replay.
+"""
+
+Steps = Generator[MakeCalls, Replies, Draft]
 """A strategy: yields the calls it needs, is sent their replies, returns a draft.
 
-It is run from its beginning at each message and fed the rounds that were already asked,
-so it must ask for the same calls whenever it sees the same case. Nothing of it is stored.
+It is run from its beginning at each message and fed the rounds that were published already, so it
+must ask for the same calls whenever it sees the same case. Nothing of it is stored.
 """
 
 
-def wanted(*calls: Call) -> Wanted:
-    """Calls that are made already."""
+def ready_calls(*calls: Call) -> MakeCalls:
+    """Wrap calls that are made already."""
     return lambda: calls

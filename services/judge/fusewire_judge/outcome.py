@@ -17,9 +17,9 @@ from fusewire.contracts import (
     Usage,
 )
 from fusewire_judge.model import Case, Decided, Draft, MemberAnswer, Panel
-from fusewire_judge.panel.convene import broken_off
+from fusewire_judge.panel.convene import panel_so_far
 from fusewire_judge.panel.recorded import RECORDED
-from fusewire_judge.scoring.answers import agreed, votes
+from fusewire_judge.scoring.answers import agrees_with_others, votes
 from fusewire_judge.scoring.gold import is_right
 
 CANCELLED = "cancelled by the client"
@@ -64,7 +64,7 @@ def build(
         is_replay=bool(prompt.recorded),
         accepted=is_right(draft.content, prompt.gold) if prompt.gold else None,
         judge_model=_judge_model(plan) if is_judged else None,
-        judge_rung=draft.rung,
+        judge_rung=draft.parse_stage,
         reason=draft.reason,
         analysis=draft.analysis,
         agreement=draft.agreement,
@@ -176,11 +176,11 @@ def _answer(
         content=_changed_content(first, last),
         finish_reason=last_candidate.finish_reason if last_candidate else None,
         weight=first.weight if first else None,
-        agreed=agreed(name, groups) if groups else None,
+        agreed=agrees_with_others(name, groups) if groups else None,
         vote_group=_vote_group(name, groups),
         is_right=is_right(first.content if first else None, gold) if gold else None,
         is_winner=draft.winner == name,
-        shown_position=draft.shown.index(name) + 1 if name in draft.shown else None,
+        shown_position=draft.lineup.index(name) + 1 if name in draft.lineup else None,
         latency_ms=candidate.latency_ms,
         usage=usage(calls),
         cost_usd=cost(calls),
@@ -270,7 +270,7 @@ def build_cancelled(case: Case, now: datetime, *, judged_since: datetime | None)
     It is not degraded, since nobody waits for more. Nothing is learned from it: a member that
     had not answered yet was not slow.
     """
-    decision = Decided(Draft("cancelled", error=CANCELLED), broken_off(case))
+    decision = Decided(Draft("cancelled", error=CANCELLED), panel_so_far(case))
     outcome = build(case, decision, now, judged_since=judged_since)
     return outcome.model_copy(update={"answer_kind": None, "accepted": None})
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fusewire_judge.learning.statistics import StoredAnswer, learn_statistics
 from fusewire_judge.model import MemberAnswer
-from fusewire_judge.scoring.answers import agreed, kind_of, votes
+from fusewire_judge.scoring.answers import agrees_with_others, kind_of, votes
 
 from . import stats
 from .world import World
@@ -55,7 +55,7 @@ def learn(ballots: Sequence[Ballot], is_right: Callable[[int, str], bool] | None
                 fusion_id=str(number),
                 kind=kind,
                 member=name,
-                agreed=agreed(name, groups) if groups else None,
+                agreed=agrees_with_others(name, groups) if groups else None,
                 is_right=is_right(number, name) if is_right else None,
                 vote_group=group_of.get(name),
                 latency_ms=None,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fusewire_judge.model import MemberAnswer
 from fusewire_judge.scoring.answers import (
-    agreed,
+    agrees_with_others,
     agreement,
     canonical,
     flaw,
@@ -200,7 +200,7 @@ def test_flaws(text: str, expected: str | None) -> None:
 
 
 AGREED = [
-    # what, contents, who, agreed
+    # what, contents, who, agrees_with_others
     ("with two others", ("4", "4", "4"), "a", True),
     ("with one other of two", ("4", "4", "5"), "a", None),
     ("against two others", ("5", "4", "4"), "a", False),
@@ -216,7 +216,7 @@ AGREED = [
     ("contents", "who", "expected"), [r[1:] for r in AGREED], ids=[r[0] for r in AGREED]
 )
 def test_agreed(contents: tuple[str, ...], who: str, expected: bool | None) -> None:
-    assert agreed(who, votes(said(*contents), None)) is expected
+    assert agrees_with_others(who, votes(said(*contents), None)) is expected
 
 
 POSTERIOR = [

@@ -28,7 +28,7 @@ def test_closed_answers_are_voted_without_a_judge_call(begin: Begin) -> None:
     assert (draft.status, draft.content, draft.winner) == ("voted", "4", "a")
     assert draft.reason == "vote, 2 of 3 say the same"
     assert draft.agreement == pytest.approx(2 / 3)
-    assert (draft.rung, draft.shown, draft.verdicts, draft.degraded) == (None, (), (), ())
+    assert (draft.parse_stage, draft.lineup, draft.verdicts, draft.degraded) == (None, (), (), ())
 
 
 WEIGHTS = [
@@ -71,7 +71,7 @@ def test_a_tie_goes_to_the_judge(begin: Begin) -> None:
 
     assert list(play.asks()) == BOTH
     draft = play.judge_says("b").ends()
-    assert (draft.status, draft.winner, draft.rung) == ("fused", "b", "strict")
+    assert (draft.status, draft.winner, draft.parse_stage) == ("fused", "b", "strict")
 
 
 def test_a_tie_without_a_judge_goes_to_the_first_of_the_pool(begin: Begin) -> None:
@@ -112,8 +112,8 @@ def test_a_judge_that_agrees_with_itself_decides(begin: Begin) -> None:
     draft = play.judge_says("b").ends()
 
     assert (draft.status, draft.content, draft.winner) == ("fused", OPEN["b"], "b")
-    assert (draft.reason, draft.rung, draft.degraded) == (play.REASON, "strict", ())
-    assert draft.shown == tuple(play.order(first))
+    assert (draft.reason, draft.parse_stage, draft.degraded) == (play.REASON, "strict", ())
+    assert draft.lineup == tuple(play.order(first))
     assert [(v.call, v.winner, v.is_consistent, v.chars) for v in draft.verdicts] == [
         (call.name, "b", True, tuple(len(OPEN[m]) for m in play.order(call)))
         for call in (first, second)
@@ -124,7 +124,7 @@ def test_the_order_shown_is_decided_by_the_seed(begin: Begin) -> None:
     def shown(seed: int) -> tuple[str, ...]:
         play = begin(seed=seed).says(**OPEN)
         play.asks()
-        found: tuple[str, ...] = play.judge_says("a").ends().shown
+        found: tuple[str, ...] = play.judge_says("a").ends().lineup
         return found
 
     assert shown(1) == shown(1)
@@ -327,7 +327,7 @@ def test_a_sole_judge_that_is_a_member_judges_the_others(begin: Begin, juror: Ju
     draft = play.judge_says("c").ends()
 
     # Between the one it named and its own it does not choose: the one more like the others stands.
-    assert (draft.winner, set(draft.shown)) == ("a", {"b", "c"})
+    assert (draft.winner, set(draft.lineup)) == ("a", {"b", "c"})
     assert draft.reason.startswith("a judge does not vote on its own answer; most like the others")
 
 
@@ -387,7 +387,7 @@ def test_what_cannot_be_read_is_asked_for_once_more_then_a_rule_decides(
     assert [c.messages for c in play.rounds[1].calls] == [c.messages for c in play.rounds[0].calls]
     draft = play.judge_writes(text).ends()
 
-    assert (draft.status, draft.rung, draft.degraded) == (
+    assert (draft.status, draft.parse_stage, draft.degraded) == (
         "voted",
         "fallback",
         (f"judge_failed:{why}",),
@@ -404,7 +404,7 @@ def test_the_second_time_it_can_be_read(begin: Begin) -> None:
 
     draft = play.judge_says("c").ends()
 
-    assert (draft.status, draft.winner, draft.rung, draft.degraded) == ("fused", "c", "reasked", ())
+    assert (draft.status, draft.winner, draft.parse_stage, draft.degraded) == ("fused", "c", "reasked", ())
 
 
 def test_a_repaired_verdict_says_so(begin: Begin) -> None:
@@ -416,7 +416,7 @@ def test_a_repaired_verdict_says_so(begin: Begin) -> None:
 
     draft = play.ends()
 
-    assert (draft.status, draft.winner, draft.rung) == ("fused", "c", "repaired")
+    assert (draft.status, draft.winner, draft.parse_stage) == ("fused", "c", "repaired")
     assert [v.rung for v in draft.verdicts] == ["repaired", "strict"]
 
 
@@ -429,7 +429,7 @@ def test_only_the_order_that_was_not_read_is_asked_for_again(begin: Begin) -> No
     assert list(play.asks()) == ["verdict-1-1-again"]
     draft = play.judge_writes("prose").ends()
 
-    assert (draft.status, draft.winner, draft.rung) == ("fused", "b", "strict")
+    assert (draft.status, draft.winner, draft.parse_stage) == ("fused", "b", "strict")
     assert draft.degraded == ("verdict_void:not_json", "verdict_void:one_order")
     assert play.outcome(1).swap_consistent is None
 
@@ -441,7 +441,7 @@ def test_a_judge_that_fails_is_not_asked_again(begin: Begin, code: str) -> None:
 
     draft = play.judge_writes(f"!{code}").ends()
 
-    assert (draft.status, draft.rung, draft.degraded) == (
+    assert (draft.status, draft.parse_stage, draft.degraded) == (
         "voted",
         "fallback",
         (f"judge_failed:{code}",),
@@ -474,7 +474,7 @@ def test_open_answers_without_a_judge_are_chosen_by_likeness(begin: Begin) -> No
 
     draft = begin(judge=None).says(**texts).ends()
 
-    assert (draft.status, draft.winner, draft.rung, draft.degraded) == ("voted", "b", None, ())
+    assert (draft.status, draft.winner, draft.parse_stage, draft.degraded) == ("voted", "b", None, ())
     assert draft.reason == "no judge, the answer most like the others"
 
 
@@ -490,7 +490,7 @@ def test_a_judge_that_picks_the_control_has_said_nothing(begin: Begin, juror: Ju
     draft = play.ends()
 
     assert (draft.winner, draft.degraded) == ("a", ("verdict_void:picked_control",))
-    assert CONTROL not in draft.shown
+    assert CONTROL not in draft.lineup
     assert [(v.void, v.is_consistent) for v in draft.verdicts] == [("picked_control", None)] * 2 + [
         (None, True)
     ] * 2

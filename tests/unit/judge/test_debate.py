@@ -180,7 +180,7 @@ def test_a_debate_without_a_judge_ends_by_likeness(begin: Begin) -> None:
 
     draft = play.rebuts(**{name: ("", text) for name, text in OPEN.items()}).ends()
 
-    assert (draft.status, draft.rung) == ("voted", None)
+    assert (draft.status, draft.parse_stage) == ("voted", None)
 
 
 # -- who debates --------------------------------------------------------------------------

@@ -26,7 +26,7 @@ def test_a_pool_of_one_is_single_and_whole(begin: Begin, mode: str) -> None:
     draft = begin(mode, members="a").says(a="Paris").ends()
 
     assert (draft.status, draft.content, draft.winner) == ("single", "Paris", "a")
-    assert (draft.reason, draft.degraded, draft.rung) == ("the only member", (), None)
+    assert (draft.reason, draft.degraded, draft.parse_stage) == ("the only member", (), None)
 
 
 BAD = [

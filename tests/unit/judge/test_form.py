@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fusewire.contracts import Sampling, Tool, ToolCall
-from fusewire_judge.scoring.answers import unwrapped
+from fusewire_judge.scoring.answers import unwrap_json
 
 Begin = Callable[..., Any]
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -40,8 +40,8 @@ WRAPPED = [
     ("text", "read"), [row[1:] for row in WRAPPED], ids=[row[0] for row in WRAPPED]
 )
 def test_an_answer_is_read_without_what_stands_around_it(text: str, read: str | None) -> None:
-    assert unwrapped(text, CITY) == (text if read is None else read)
-    assert unwrapped(text, None) == text
+    assert unwrap_json(text, CITY) == (text if read is None else read)
+    assert unwrap_json(text, None) == text
 
 
 def test_three_fenced_answers_win_over_a_bare_one(begin: Begin) -> None:

@@ -8,7 +8,8 @@ import pytest
 from fusewire.contracts import CONTROL, MERGED, Call, Message, PlannedJudge, Verdict
 from fusewire.testing.factories import OPEN_ANSWERS as OPEN
 from fusewire.testing.factories import make_candidate, make_member, make_prompt
-from fusewire_judge.judging.ballot import Tally, poll
+from fusewire_judge.judging.ballot import poll
+from fusewire_judge.judging.tally import Tally
 from fusewire_judge.judging.prompts import PLAIN
 from fusewire_judge.model import MemberAnswer
 
@@ -150,7 +151,7 @@ def test_what_cannot_be_read_is_told_and_not_asked_again(begin: Begin, said: str
     draft = play.ends()
 
     assert draft.degraded == (f"judge_failed:{why}",)
-    assert draft.rung == "fallback"
+    assert draft.parse_stage == "fallback"
 
 
 def test_a_guard_compares_without_weights(begin: Begin) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fusewire.contracts import MERGED, Message, Sampling
 from fusewire.testing.factories import JUDGE, T0, make_member
 from fusewire.testing.factories import OPEN_ANSWERS as OPEN
-from fusewire_judge.strategies.grounding import ungrounded
+from fusewire_judge.strategies.grounding import ungrounded_claims
 
 Begin = Callable[..., Any]
 Juror = Callable[[str], Any]
@@ -61,7 +61,7 @@ def test_the_answers_are_compared_and_judged_in_one_round_then_merged_then_guard
         None,
         "passed",
     )
-    assert (draft.reason, draft.rung, draft.degraded) == ("merged from 3 answers", "strict", ())
+    assert (draft.reason, draft.parse_stage, draft.degraded) == ("merged from 3 answers", "strict", ())
     assert [v.kind for v in draft.verdicts] == ["listwise", "listwise", "guard", "guard"]
     assert draft.analysis == play.ANALYSIS
     assert len(draft.answers) == 3
@@ -255,7 +255,7 @@ def test_where_writing_and_judging_fail_the_answer_most_like_the_others_stands(
 
     draft = play.replies(write="!timeout").ends()
 
-    assert (draft.status, draft.rung) == ("voted", "fallback")
+    assert (draft.status, draft.parse_stage) == ("voted", "fallback")
     assert draft.degraded == ("judge_failed:timeout", "merge_failed:timeout")
 
 
@@ -280,7 +280,7 @@ def test_it_is_written_without_an_analysis_that_cannot_be_read(begin: Begin) -> 
 
     draft = play.judge_says(MERGED).ends()
 
-    assert (draft.content, draft.rung, draft.analysis) == (MERGE, "fallback", None)
+    assert (draft.content, draft.parse_stage, draft.analysis) == (MERGE, "fallback", None)
     assert draft.degraded == ("analysis_failed:not_json",)
 
 
@@ -358,7 +358,7 @@ def test_the_analysis_names_members_where_it_had_labels(begin: Begin) -> None:
 
     draft = play.replies(write="Paris.").ends()
 
-    one, two, three = draft.shown
+    one, two, three = draft.lineup
     assert draft.analysis == {
         **analysis,
         "contradictions": [
@@ -458,21 +458,21 @@ UNGROUNDED = [
     ("text", "source"), [r[1:] for r in GROUNDED], ids=[r[0] for r in GROUNDED]
 )
 def test_grounded(text: str, source: str) -> None:
-    assert ungrounded(text, ["Something else.", source]) == ()
+    assert ungrounded_claims(text, ["Something else.", source]) == ()
 
 
 @pytest.mark.parametrize(
     ("text", "source", "found"), [r[1:] for r in UNGROUNDED], ids=[r[0] for r in UNGROUNDED]
 )
 def test_not_grounded(text: str, source: str, found: tuple[str, ...]) -> None:
-    assert ungrounded(text, [source]) == found
+    assert ungrounded_claims(text, [source]) == found
 
 
 @given(st.text(max_size=200) | st.text("0123456789.,-aB_ /:hwtps\n", max_size=80))
 def test_a_text_is_grounded_in_itself(text: str) -> None:
-    assert ungrounded(text, [text]) == ()
+    assert ungrounded_claims(text, [text]) == ()
 
 
 def test_pages_of_blank_lines_are_no_trouble() -> None:
     """Work that grows with the square of them would take many minutes."""
-    assert ungrounded("x" + "\n" * 200_000 + "in 1974", []) == ("1974",)
+    assert ungrounded_claims("x" + "\n" * 200_000 + "in 1974", []) == ("1974",)

@@ -40,8 +40,8 @@ DRAFT = Draft(
     content="Paris.",
     winner="b",
     answers=(MemberAnswer("a", 1, "Lyon.", 0, "a"), MemberAnswer("b", 1, "Paris.", 1, "b")),
-    shown=("b", "a"),
-    rung="strict",
+    lineup=("b", "a"),
+    parse_stage="strict",
     reason="It is right.",
     agreement=0.5,
 )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fusewire.contracts import ClosedBy
 from fusewire.testing.factories import T0, make_plan
 from fusewire_judge.model import MemberAnswer
-from fusewire_judge.panel.quorum import closes_at, quorum_at, settled_early, stays_ahead
+from fusewire_judge.panel.quorum import closes_at, quorum_at, close_early, stays_ahead
 
 EVEN = {"a": 1.0, "b": 1.0, "c": 1.0}
 
@@ -68,7 +68,7 @@ CLOSES = [
     ("quorum", "is_out", "when"), [row[1:] for row in CLOSES], ids=[row[0] for row in CLOSES]
 )
 def test_closes(quorum: float | None, is_out: bool, when: float) -> None:
-    found = closes_at(make_plan(), None if quorum is None else at(quorum), is_required_out=is_out)
+    found = closes_at(make_plan(), None if quorum is None else at(quorum), is_required_pending=is_out)
 
     assert (found - T0).total_seconds() == pytest.approx(when)
 
@@ -76,7 +76,7 @@ def test_closes(quorum: float | None, is_out: bool, when: float) -> None:
 def test_the_time_to_quorum_runs_from_the_plan() -> None:
     plan = make_plan(planned_at=at(10))
 
-    assert closes_at(plan, at(20), is_required_out=False) == at(23.5)
+    assert closes_at(plan, at(20), is_required_pending=False) == at(23.5)
 
 
 WEIGHT = st.floats(0.25, 4)
@@ -90,7 +90,7 @@ def test_what_is_certain_nobody_who_is_out_can_change(
     said: list[tuple[str, float]], out: list[float]
 ) -> None:
     texts = [MemberAnswer(f"m{i}", weight, text, 0) for i, (text, weight) in enumerate(said)]
-    found: ClosedBy | None = settled_early(make_plan(), texts, out, None)
+    found: ClosedBy | None = close_early(make_plan(), texts, out, None)
 
     weights = {text: sum(w for t, w in said if t == text) for text, _ in said}
     if found == "certain":
@@ -104,14 +104,14 @@ def test_a_heavy_member_that_is_out_is_waited_for() -> None:
     two = [MemberAnswer("a", 1.0, "41", 0), MemberAnswer("b", 1.0, "41", 0)]
     plan = make_plan(policy=make_plan().policy.model_copy(update={"early_stop": 0.87}))
 
-    assert settled_early(plan, two, [3.0], None) is None
-    assert settled_early(plan, two, [1.0, 1.0, 1.0], None) == "likely"
+    assert close_early(plan, two, [3.0], None) is None
+    assert close_early(plan, two, [1.0, 1.0, 1.0], None) == "likely"
 
 
 def test_many_heads_do_not_stop_a_vote_that_a_few_heavy_members_decide() -> None:
     said = [MemberAnswer(f"m{i}", 0.25, "41", 0) for i in range(4)]
 
-    assert settled_early(make_plan(), said, [4.0], None) is None
+    assert close_early(make_plan(), said, [4.0], None) is None
 
 
 @given(st.integers(0, 6), st.integers(0, 6), st.lists(WEIGHT, max_size=6))
@@ -146,5 +146,5 @@ def test_a_vote_differs_from_the_full_one_as_rarely_as_it_says(
     assert differs <= 1 - sure + 1e-9
     for threshold in (0.6, 0.75, 0.87, 0.93):
         plan = make_plan(policy=make_plan().policy.model_copy(update={"early_stop": threshold}))
-        if settled_early(plan, texts, out, None) == "likely":
+        if close_early(plan, texts, out, None) == "likely":
             assert sure >= threshold

@@ -40,7 +40,7 @@ def test_it_is_read(text: str, rung: str) -> None:
     found = read(text, SCHEMA)
 
     assert isinstance(found, Read), found
-    assert (found.value["winner"], found.rung) == ("A", rung)
+    assert (found.value["winner"], found.parse_stage) == ("A", rung)
 
 
 REFUSED = [

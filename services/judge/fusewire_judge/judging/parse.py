@@ -1,4 +1,7 @@
-"""The ladder by which a judge's output is read: strict, repaired, asked again, fallback. Pure."""
+"""Parse what a judge wrote: strictly, or with broken JSON repaired. Pure.
+
+These are the first two parse stages. The other two, `reasked` and `fallback`, are the callers'.
+"""
 
 import json
 import re
@@ -12,7 +15,7 @@ from fusewire.json_schema import SchemaCheck
 
 MOST_CHARS = 100_000
 MOST_REPAIRED = 20_000
-"""Characters of broken JSON that are mended: the time that takes grows with the square of their number."""
+"""Characters of broken JSON that are repaired: the time grows with the square of their number."""
 
 _FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*?)\n[ \t]*```", re.DOTALL | re.IGNORECASE)
 
@@ -22,42 +25,43 @@ class Read:
     """Output that satisfies its schema."""
 
     value: dict[str, Any]
-    rung: Literal["strict", "repaired"]
+    parse_stage: Literal["strict", "repaired"]
 
 
 @dataclass(frozen=True)
 class UnreadableVerdict:
-    """Output that does not, and why; never the output itself."""
+    """Why an output does not satisfy its schema; never the output itself."""
 
     reason: str
 
 
 def read(text: str | None, schema: dict[str, Any]) -> Read | UnreadableVerdict:
-    """Read what a judge wrote as the JSON that was asked for.
+    """Parse what a judge wrote as JSON that satisfies the schema.
 
-    The second rung mends broken JSON but never guesses between two objects, or two values of
-    one key: that is refused, because the last one is where an injected verdict would stand.
+    Broken JSON is repaired, but an output with two objects, or with two values of one key, is
+    refused as ambiguous: the last one is where an injected verdict would stand.
     """
     if not text or not text.strip():
         return UnreadableVerdict("empty")
     if len(text) > MOST_CHARS:
         return UnreadableVerdict("too_long")
     try:
-        strict = _valid(lambda: json.loads(text, object_pairs_hook=_distinct), schema)
+        verdict = _valid(lambda: json.loads(text, object_pairs_hook=_check_keys), schema)
     except _DuplicateKeyError:
         return UnreadableVerdict("ambiguous")
-    if strict is not None:
-        return Read(strict, "strict")
+    if verdict is not None:
+        return Read(verdict, "strict")
     if len(text) <= MOST_REPAIRED:
-        repaired = _valid(
-            lambda: repair_json(_unfenced(text), return_objects=True, strict=True), schema
+        verdict = _valid(
+            lambda: repair_json(_strip_fence(text), return_objects=True, strict=True), schema
         )
-        if repaired is not None:
-            return Read(repaired, "repaired")
+        if verdict is not None:
+            return Read(verdict, "repaired")
     return UnreadableVerdict("schema_mismatch" if _is_json(text) else "not_json")
 
 
 def _valid(load: Callable[[], Any], schema: dict[str, Any]) -> dict[str, Any] | None:
+    """The loaded object, if it satisfies the schema and can be stored."""
     try:
         value = load()
     except (ValueError, RecursionError):
@@ -68,26 +72,30 @@ def _valid(load: Callable[[], Any], schema: dict[str, Any]) -> dict[str, Any] | 
 
 
 class _DuplicateKeyError(Exception):
-    """A key stands twice in one object."""
+    """An object has the same key twice."""
 
 
-def _unfenced(text: str) -> str:
-    """What stands in the one code block, where nothing outside it could be meant instead."""
+def _strip_fence(text: str) -> str:
+    """The content of the only code block, if no JSON object stands outside it; else the text."""
     blocks = list(_FENCED.finditer(text))
     if len(blocks) != 1 or "{" in text[: blocks[0].start()] + text[blocks[0].end() :]:
         return text
     return blocks[0].group(1)
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _check_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its pairs. Raises _DuplicateKeyError."""
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         raise _DuplicateKeyError
-    return found
+    return mapping
 
 
 def _is_storable(value: Any) -> bool:
-    """Escapes can hide what no database keeps: NUL, and halves of surrogate pairs."""
+    """Whether a database can store the value: without NUL and halves of surrogate pairs.
+
+    JSON escapes can hide both.
+    """
     text = json.dumps(value, ensure_ascii=False)
     try:
         text.encode()

@@ -1,1 +1,1 @@
-"""The panel: which answers count, whom to wait for, hedge or skip. Pure."""
+"""The panel: which members to call, how long to wait for them, and which answers count. Pure."""

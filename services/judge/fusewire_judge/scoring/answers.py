@@ -1,13 +1,14 @@
-"""Answers compared with each other: what is the same, what is most like the rest. Pure."""
+"""Compare answers: which say the same, which is most like the rest, how far they agree. Pure."""
 
 import json
 import math
 import re
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
+from itertools import combinations
 from typing import Any, Literal, cast
 
 from fusewire.contracts import AnswerKind
@@ -17,7 +18,8 @@ from fusewire_judge.model import MemberAnswer
 LABEL_CHARS = 32
 LABEL_WORDS = 4
 
-# Nothing here may repeat next to its like and give back what it took: a model that loops writes pages of blanks.
+# No two adjacent parts may match the same text and backtrack: a model that loops writes pages of
+# blanks, on which such a pattern takes quadratic time.
 _FINAL = re.compile(
     r"(?:^|\n|\. )\W{0,8}(?:the )?(?:final )?answer(?: is:?|:)\s*+(.++)$", re.IGNORECASE
 )
@@ -28,58 +30,71 @@ _NUMBER = re.compile(r"^[-+]?[$€£]?\s*[-+]?\d[\d,]*(?:\.\d+)?\s*%?$")
 _FENCED = re.compile(r"^```(?:json)?[ \t]*\n(.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE)
 _WORD = re.compile(r"\w+")
 _REFUSAL = re.compile(
-    r"^\W{0,4}(?:i['’]?m sorry|i am sorry|sorry|i apologi[sz]e|i can(?:no|['’])t|i am (?:unable|not able)"
-    r"|i['’]m (?:unable|not able)|as an ai\b)[^\n]{0,200}?\b(?:can(?:no|['’])t|unable|not able|won['’]t|decline)",
+    r"^\W{0,4}(?:i['’]?m sorry|i am sorry|sorry|i apologi[sz]e|i can(?:no|['’])t"
+    r"|i am (?:unable|not able)|i['’]m (?:unable|not able)|as an ai\b)"
+    r"[^\n]{0,200}?\b(?:can(?:no|['’])t|unable|not able|won['’]t|decline)",
     re.IGNORECASE,
 )
 REFUSAL_CHARS = 400
-"""A longer text has said something besides no."""
+"""A longer text holds something besides the refusal."""
 LOOP_CHARS = 1000
 LOOP_RATIO = 0.04
-"""Text that deflates to less than this share of itself repeats itself."""
+"""Text that zlib compresses to less than this share of its size repeats itself."""
 COMPARED_CHARS = 12_000
+"""Of longer texts, only this many characters from the beginning are compared."""
+ALIKE = 0.8
+"""Open answers whose mean similarity is at least this do not disagree."""
 CLOSED_SHARE = 2 / 3
-"""The share of the answers that must be closed for the question to be."""
+"""The share of the answers that must be closed for the question to count as closed."""
 
 
 def flaw(text: str) -> Literal["empty", "refused", "looped"] | None:
-    """What makes a text no answer; None if nothing does."""
-    stripped = text.strip()
-    if not stripped:
+    """Why a text is no answer; None if it is one."""
+    text = text.strip()
+    if not text:
         return "empty"
-    if len(stripped) <= REFUSAL_CHARS and _REFUSAL.match(stripped):
+    if len(text) <= REFUSAL_CHARS and _REFUSAL.match(text):
         return "refused"
-    if len(stripped) >= LOOP_CHARS and len(zlib.compress(stripped.encode(), 1)) < LOOP_RATIO * len(
-        stripped
-    ):
-        return "looped"
-    return None
+    if len(text) < LOOP_CHARS:
+        return None
+    compressed_size = len(zlib.compress(text.encode(), 1))
+    return "looped" if compressed_size < LOOP_RATIO * len(text) else None
 
 
 def canonical(content: str, schema: Mapping[str, Any] | None) -> str | None:
-    """What a closed answer says, in one spelling behind its kind; None if it is an open one.
+    """Normalize a closed answer to its kind and one spelling; None if the answer is open.
 
     Closed are: JSON that satisfies the schema where the prompt demanded one, a choice (`(b)`),
     a number, a label of up to four words, and any of these behind "The answer is" or on a last
     line behind "A:" or "####". A schema's references stay within it: nothing is ever fetched.
+
+    >>> canonical("The answer is 42.0", None)
+    'number:42'
+    >>> canonical("(b)", None)
+    'choice:B'
     """
     if schema is not None:
         return _json(content, schema)
     text = content.strip()
-    if found := (_BOXED.search(text) or _LAST_LINE.search(text) or _FINAL.search(text)):
-        text = found.group(1)
+    final = _BOXED.search(text) or _LAST_LINE.search(text) or _FINAL.search(text)
+    if final:
+        text = final.group(1)
     text = text.lstrip("*_`\"' \n").rstrip("*_`\"' \n.!")
     if not text or "\n" in text or len(text) > LABEL_CHARS or len(text.split()) > LABEL_WORDS:
         return None
-    if choice := _CHOICE.match(text):
+    choice = _CHOICE.match(text)
+    if choice:
         return "choice:" + choice.group(1).upper()
     if _NUMBER.match(text):
         return _number(text)
     return "label:" + " ".join(text.casefold().split())
 
 
-def unwrapped(content: str, schema: Mapping[str, Any] | None) -> str:
-    """An answer without what a model puts around JSON, where it satisfies the schema only so; else as it is."""
+def unwrap_json(content: str, schema: Mapping[str, Any] | None) -> str:
+    """Strip blanks and a code fence around JSON, if the answer satisfies the schema only then.
+
+    Without a schema, or if the inner text does not satisfy it either, the answer stays as it is.
+    """
     if schema is None or _json(content, schema) is not None:
         return content
     blocks = _FENCED.findall(content)
@@ -102,12 +117,16 @@ def _no_constant(name: str) -> Any:
 
 
 def kind_of(contents: Sequence[str], schema: Mapping[str, Any] | None) -> AnswerKind:
-    """The kind of answer that a question has: closed if two thirds of the answers are, and at least one."""
-    found = [canonical(content, schema) for content in contents]
-    closed = Counter(value.partition(":")[0] for value in found if value is not None)
-    if not closed or (schema is None and closed.total() < CLOSED_SHARE * len(found) - 1e-9):
+    """The kind of answer that a question has, by its answers.
+
+    It is the most common closed kind if at least two thirds of the answers are closed; with a
+    schema, if at least one is. Else it is open.
+    """
+    values = [canonical(content, schema) for content in contents]
+    kinds = Counter(value.partition(":")[0] for value in values if value is not None)
+    if not kinds or (schema is None and kinds.total() < CLOSED_SHARE * len(values) - 1e-9):
         return "open"
-    return cast("AnswerKind", closed.most_common(1)[0][0])
+    return cast("AnswerKind", kinds.most_common(1)[0][0])
 
 
 def _number(text: str) -> str | None:
@@ -115,31 +134,37 @@ def _number(text: str) -> str | None:
         value = Decimal(re.sub(r"[$€£,%\s]", "", text))
     except InvalidOperation:
         return None
-    # 42.0 and 42 are one number; normalize would round to 28 digits.
-    plain = f"{value:f}"
-    plain = plain.rstrip("0").rstrip(".") if "." in plain else plain
-    return "number:" + ("0" if plain == "-0" else plain)
+    # 42.0 and 42 are the same number; Decimal.normalize would round to 28 digits.
+    digits = f"{value:f}"
+    if "." in digits:
+        digits = digits.rstrip("0").rstrip(".")
+    return "number:" + ("0" if digits == "-0" else digits)
 
 
 def votes(
     answers: Sequence[MemberAnswer], schema: Mapping[str, Any] | None
 ) -> dict[str, list[MemberAnswer]]:
-    """Closed answers by what they say, heaviest first. An open answer has no vote, nor one that breaks the schema."""
-    grouped: dict[str, list[MemberAnswer]] = {}
-    for one in answers:
-        value = canonical(one.content, schema)
+    """Group closed answers by their canonical value, the heaviest group first.
+
+    Of equal weight, the group of more members is first, then the one whose first member is.
+    An open answer has no vote, nor has one that breaks the schema.
+    """
+    groups: dict[str, list[MemberAnswer]] = {}
+    for answer in answers:
+        value = canonical(answer.content, schema)
         if value is not None:
-            grouped.setdefault(value, []).append(one)
-    order = {one.member: place for place, one in enumerate(answers)}
-    return dict(
-        sorted(
-            grouped.items(), key=lambda kv: (-_weight(kv[1]), -len(kv[1]), order[kv[1][0].member])
-        )
-    )
+            groups.setdefault(value, []).append(answer)
+    places = {answer.member: place for place, answer in enumerate(answers)}
+
+    def order(entry: tuple[str, list[MemberAnswer]]) -> tuple[float, int, int]:
+        _, group = entry
+        return -_weight(group), -len(group), places[group[0].member]
+
+    return dict(sorted(groups.items(), key=order))
 
 
 def _weight(answers: Sequence[MemberAnswer]) -> float:
-    return sum(one.weight for one in answers)
+    return sum(answer.weight for answer in answers)
 
 
 def is_tied(groups: Mapping[str, Sequence[MemberAnswer]]) -> bool:
@@ -155,9 +180,10 @@ def share(groups: Mapping[str, Sequence[MemberAnswer]]) -> float:
 
 
 def similarity(a: str, b: str) -> float:
-    """Jaccard similarity of the two texts' words, 0 to 1; of long texts, of their beginnings."""
-    left, right = _words(a[:COMPARED_CHARS]), _words(b[:COMPARED_CHARS])
-    return len(left & right) / len(left | right) if left | right else 1.0
+    """Jaccard similarity of the words of two texts, 0 to 1; of long texts, of their beginnings."""
+    words_a, words_b = _words(a[:COMPARED_CHARS]), _words(b[:COMPARED_CHARS])
+    all_words = words_a | words_b
+    return len(words_a & words_b) / len(all_words) if all_words else 1.0
 
 
 @lru_cache(maxsize=128)
@@ -167,58 +193,71 @@ def _words(text: str) -> frozenset[str]:
 
 def agreement(answers: Sequence[MemberAnswer]) -> float:
     """Mean similarity over all pairs, 0 to 1; 1 for a single answer."""
-    pairs = [
-        similarity(a.content, b.content) for i, a in enumerate(answers) for b in answers[i + 1 :]
-    ]
-    return sum(pairs) / len(pairs) if pairs else 1.0
+    similarities = [similarity(a.content, b.content) for a, b in combinations(answers, 2)]
+    return sum(similarities) / len(similarities) if similarities else 1.0
 
 
-def gain(one: MemberAnswer, answers: Sequence[MemberAnswer]) -> float:
-    """How like the answers one of them is, each counted by its weight.
+def gain(answer: MemberAnswer, answers: Sequence[MemberAnswer]) -> float:
+    """How similar an answer is to all answers, each similarity times the other's weight.
 
-    Minimum Bayes risk selection (Kumar and Byrne, 2004) with word overlap as the gain. It is
-    itself among them, or of two the lighter would always win.
+    Minimum Bayes risk selection (Kumar and Byrne, 2004) with word overlap as the gain. The answer
+    itself counts too, or of two answers the lighter would always win.
     """
-    return one.weight + sum(
-        other.weight * similarity(one.content, other.content)
+    return answer.weight + sum(
+        other.weight * similarity(answer.content, other.content)
         for other in answers
-        if other is not one
+        if other is not answer
     )
 
 
 def medoid(answers: Sequence[MemberAnswer]) -> MemberAnswer:
     """The answer most like the others; the first of equals."""
-    return max(answers, key=lambda one: gain(one, answers))
+    return max(answers, key=lambda answer: gain(answer, answers))
 
 
-def agreed(member: str, groups: Mapping[str, Sequence[MemberAnswer]]) -> bool | None:
-    """Whether a member said what most of the others said.
+def agrees_with_others(member: str, groups: Mapping[str, Sequence[MemberAnswer]]) -> bool | None:
+    """Whether a member gave the answer that most of the other members gave.
 
-    Its own voice is left out, so that a member is not right because it is heavy.
+    Members are counted, not weighed, and its own vote is left out: it is not right because it is
+    heavy.
 
     Returns:
-        None if it has no vote, if no two others strictly lead, or if two answers lead alike: each would
-        be wrong by the other.
+        None if it has no vote, if no two others strictly lead, or if two answers lead alike: each
+        would be wrong by the other.
     """
-    heads = sorted((len(group) for group in groups.values()), reverse=True)
-    if len(heads) > 1 and heads[0] == heads[1]:
+    if _is_lead_shared(len(group) for group in groups.values()):
         return None
-    others = {value: sum(one.member != member for one in group) for value, group in groups.items()}
-    own = next(
-        (value for value, group in groups.items() if any(one.member == member for one in group)),
-        None,
-    )
-    lead = sorted(others.values(), reverse=True)
-    if own is None or lead[0] < 2 or (len(lead) > 1 and lead[1] == lead[0]):
+    own_value = _own_value(member, groups)
+    other_votes = {}
+    for value, group in groups.items():
+        other_votes[value] = sum(answer.member != member for answer in group)
+    if own_value is None or _is_lead_shared(other_votes.values()):
         return None
-    return others[own] == lead[0]
+    most_votes = max(other_votes.values())
+    return None if most_votes < 2 else other_votes[own_value] == most_votes
 
 
-def posterior(leading: int, others: int) -> float:
-    """The probability that the leading answer is the majority's, whoever else is asked.
+def _own_value(member: str, groups: Mapping[str, Sequence[MemberAnswer]]) -> str | None:
+    for value, group in groups.items():
+        if any(answer.member == member for answer in group):
+            return value
+    return None
 
-    P(Beta(leading + 1, others + 1) > 1/2), as Adaptive-Consistency stops (Aggarwal et al.,
-    2023): 2-0 is 0.875, 3-0 0.9375, 3-1 0.8125.
+
+def _is_lead_shared(counts: Iterable[int]) -> bool:
+    """Whether the two highest counts are equal."""
+    highest = sorted(counts, reverse=True)[:2]
+    return len(highest) == 2 and highest[0] == highest[1]
+
+
+def posterior(leading: int, trailing: int) -> float:
+    """The probability that the leading answer is the majority's, whoever else is called.
+
+    P(Beta(leading + 1, trailing + 1) > 1/2), the stopping rule of Adaptive-Consistency (Aggarwal
+    et al., 2023).
+
+    >>> posterior(2, 0), posterior(3, 0), posterior(3, 1)
+    (0.875, 0.9375, 0.8125)
     """
-    trials = leading + others + 1
+    trials = leading + trailing + 1
     return sum(math.comb(trials, hits) for hits in range(leading + 1)) / float(2**trials)

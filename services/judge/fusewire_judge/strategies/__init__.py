@@ -1,1 +1,1 @@
-"""The strategies. Pure: no clock, no randomness, no IO; a case and the time in, a decision out."""
+"""The strategies: from a closed panel to a draft of the outcome. Pure: no clock, chance or IO."""

@@ -1,23 +1,24 @@
-"""Best-of: closed answers are voted, open ones judged."""
+"""Best-of: choose one answer. Closed answers are voted, open ones judged."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 
 from fusewire_judge.judging.ballot import poll
-from fusewire_judge.model import Case, Draft, MemberAnswer, Panel, Steps
+from fusewire_judge.judging.tally import Tally
+from fusewire_judge.model import Case, Draft, MakeCalls, MemberAnswer, Panel, Replies, Steps
 from fusewire_judge.scoring.answers import agreement, gain, is_tied, medoid, share, votes
 
 MOST_TURNS = 4
-"""Answers up to which each is put first once; beyond, the pair costs fewer calls."""
+"""Answers up to which each is put first once; beyond, a poll on two of them costs fewer calls."""
 
 
 def best_of(case: Case, panel: Panel) -> Steps:
     """Choose one of at least two answers."""
-    voted = vote(case, panel)
-    if voted is not None:
-        return voted
-    return (yield from judged(case, panel.answers))
+    draft = vote(case, panel)
+    if draft is not None:
+        return draft
+    return (yield from ask_judges(case, panel.answers))
 
 
 def vote(
@@ -26,130 +27,164 @@ def vote(
     answers: Sequence[MemberAnswer] | None = None,
     trail: Sequence[MemberAnswer] = (),
 ) -> Draft | None:
-    """The heaviest closed answer; None if they are open, or tied while there is a judge to ask.
+    """Choose the heaviest closed answer.
 
     Args:
         case: the fusion.
         panel: the panel.
-        said: the answers on the table, where they are no longer the panel's.
-        trail: earlier answers that are counted too.
+        answers: the members' current answers, if they are no longer the panel's.
+        trail: their earlier answers, which are counted too.
+
+    Returns:
+        None if the answers are open, or tied while there is a judge to ask.
     """
-    current_said = panel.answers if answers is None else answers
-    groups = votes([*current_said, *trail], case.prompt.sampling.response_schema)
+    current_answers = panel.answers if answers is None else answers
+    groups = votes([*current_answers, *trail], case.prompt.sampling.response_schema)
     if panel.kind == "open" or not groups or (is_tied(groups) and case.plan.jurors):
         return None
     heaviest = next(iter(groups.values()))
-    current = {one.member: one for one in current_said}
-    # After a debate the heaviest answer may be one that nobody holds any more.
-    winner = next((one for one in heaviest if current.get(one.member) == one), heaviest[0])
-    behind, counted = len(heaviest), sum(len(g) for g in groups.values())
-    rule = (
-        "tie, the first of the pool"
-        if is_tied(groups)
-        else f"vote, {behind} of {counted} say the same"
-    )
+    winner = _current_or_first(heaviest, current_answers)
+    total = sum(len(group) for group in groups.values())
+    reason = f"vote, {len(heaviest)} of {total} say the same"
+    if is_tied(groups):
+        reason = "tie, the first of the pool"
     return Draft(
         status="voted",
         content=winner.content,
         winner=winner.member,
-        answers=tuple(winner if one.member == winner.member else one for one in current_said),
-        reason=rule,
+        answers=tuple(winner if a.member == winner.member else a for a in current_answers),
+        reason=reason,
         agreement=share(groups),
     )
 
 
-def judged(case: Case, answers: Sequence[MemberAnswer]) -> Steps:
-    """The answer that the judges name; without a usable verdict, the one most like the others.
+def _current_or_first(
+    group: Sequence[MemberAnswer], current_answers: Sequence[MemberAnswer]
+) -> MemberAnswer:
+    """The first answer of a group that its member still gives, else the first of all.
 
-    Judges that do not agree with themselves or each other are asked about the two that lead,
-    in both orders again. Where each named what it was shown first, and there are few answers,
-    the others are put first in turn instead. If it is still a tie, a rule settles it.
+    After a debate, the heaviest answer may be one that no member gives any more.
     """
-    if not case.plan.jurors:
-        return by_likeness(answers, "no judge, the answer most like the others")
-    count = yield from poll(case, answers, "verdict", "listwise", case.plan.jurors)
-    leaders = count.leaders()
-    if not leaders and count.verdicts:
-        why = count.faults[0] if count.faults else "no_answer"
-        fallback = by_likeness(answers, "no usable verdict, the answer most like the others")
-        return replace(
-            fallback,
-            shown=count.shown,
-            rung="fallback",
-            verdicts=count.verdicts,
-            degraded=(f"judge_failed:{why}",),
-        )
-    # Answers that no judge may vote on, because they are its own. One that was cut off is not worth a doubt.
-    unjudged = [one.member for one in answers if one.member not in count.seen and not one.is_cut]
+    current = {answer.member: answer for answer in current_answers}
+    for answer in group:
+        if current.get(answer.member) == answer:
+            return answer
+    return group[0]
+
+
+def ask_judges(case: Case, answers: Sequence[MemberAnswer]) -> Steps:
+    """Choose the answer that the judges name; without a usable verdict, the medoid.
+
+    Judges that do not agree with themselves or each other are asked once more; if it is still a
+    tie, a rule decides (`_break_tie`, `_choose_winner`).
+    """
+    jurors = case.plan.jurors
+    if not jurors:
+        return choose_medoid(answers, "no judge, the answer most like the others")
+    tally = yield from poll(case, answers, "verdict", "listwise", jurors)
+    leaders = tally.leaders()
+    if not leaders and tally.verdicts:
+        return _fallback_draft(answers, tally)
+    # Answers that no judge may vote on, because they are its own. One that was cut off by the
+    # token limit is left out: it would only make a tie.
+    unjudged_members = [
+        a.member for a in answers if a.member not in tally.appearances and not a.is_cut
+    ]
     # Judges by margin see no order, and would say the same again.
-    may_change = any(not juror.by_margin for juror in case.plan.jurors)
-    if may_change and len(leaders) > 1 and len(count.seen) > 2:
-        others = [name for name in count.seen if name not in leaders]
-        if others and count.follows_place and len(count.seen) <= MOST_TURNS:
-            # What was never first had no chance with a judge that names what it sees first.
-            turns = yield from poll(
-                case, answers, "turn", "listwise", case.plan.jurors, firsts=others
-            )
-            count = count.plus(turns)
-            leaders = count.leaders()
-        else:
-            pair = [one for one in answers if one.member in _two(leaders, answers)]
-            decisive = yield from poll(case, pair, "pair", "pair", case.plan.jurors)
-            leaders = decisive.leaders() or [one.member for one in pair]
-            count = count.plus(decisive)
-    winner, rule = _settle([*leaders, *unjudged], answers, is_recused=bool(unjudged))
+    may_change = any(not juror.by_margin for juror in jurors)
+    if may_change and len(leaders) > 1 and len(tally.appearances) > 2:
+        tally, leaders = yield from _break_tie(case, answers, tally)
+    winner, rule = _choose_winner(leaders, unjudged_members, answers)
     return Draft(
-        status="fused" if count.verdicts else "voted",
+        status="fused" if tally.verdicts else "voted",
         content=winner.content,
         winner=winner.member,
         answers=tuple(answers),
-        shown=count.shown,
-        rung=count.rung,
-        reason=rule or count.reasons.get(winner.member),
-        verdicts=count.verdicts,
+        lineup=tally.lineup,
+        parse_stage=tally.parse_stage,
+        reason=rule or tally.reasons.get(winner.member),
+        verdicts=tally.verdicts,
         agreement=agreement(answers),
-        degraded=tuple(f"verdict_void:{fault}" for fault in count.faults),
+        degraded=tuple(f"verdict_void:{fault}" for fault in tally.faults),
     )
 
 
-def _two(leaders: Sequence[str], answers: Sequence[MemberAnswer]) -> list[str]:
-    """Of several that lead alike, the two that the rule puts first."""
-    return [
-        one.member
-        for one in sorted((s for s in answers if s.member in leaders), key=_preference(answers))[:2]
-    ]
+def _fallback_draft(answers: Sequence[MemberAnswer], tally: Tally) -> Draft:
+    fault = tally.faults[0] if tally.faults else "no_answer"
+    draft = choose_medoid(answers, "no usable verdict, the answer most like the others")
+    return replace(
+        draft,
+        lineup=tally.lineup,
+        parse_stage="fallback",
+        verdicts=tally.verdicts,
+        degraded=(f"judge_failed:{fault}",),
+    )
 
 
-def _settle(
-    names: Sequence[str], answers: Sequence[MemberAnswer], *, is_recused: bool
+def _break_tie(
+    case: Case, answers: Sequence[MemberAnswer], tally: Tally
+) -> Generator[MakeCalls, Replies, tuple[Tally, list[str]]]:
+    """Poll the judges once more on a tie.
+
+    They compare two of the leaders, in both orders again. But if each verdict named what it was
+    shown first, and there are few answers, the trailing ones are put first in turn instead: what
+    was never first had no chance with such a judge.
+
+    Returns:
+        (tally of both polls, leaders)
+    """
+    leaders, jurors = tally.leaders(), case.plan.jurors
+    trailing = [member for member in tally.appearances if member not in leaders]
+    if trailing and tally.follows_place and len(tally.appearances) <= MOST_TURNS:
+        turns = yield from poll(case, answers, "turn", "listwise", jurors, firsts=trailing)
+        tally = tally.plus(turns)
+        return tally, tally.leaders()
+    leading_answers = [answer for answer in answers if answer.member in leaders]
+    first_two = sorted(leading_answers, key=_preference(answers))[:2]
+    pair_members = [answer.member for answer in first_two]
+    pair = [answer for answer in answers if answer.member in pair_members]
+    pair_tally = yield from poll(case, pair, "pair", "pair", jurors)
+    leaders = pair_tally.leaders() or [answer.member for answer in pair]
+    return tally.plus(pair_tally), leaders
+
+
+def _choose_winner(
+    leaders: Sequence[str], unjudged_members: Sequence[str], answers: Sequence[MemberAnswer]
 ) -> tuple[MemberAnswer, str | None]:
-    """The one that is left, or the one that the rule prefers: most like the others, then heaviest, then cheapest."""
-    left = [one for one in answers if one.member in names]
-    if len(left) == 1:
-        return left[0], None
-    why = "a judge does not vote on its own answer" if is_recused else "the judges are tied"
-    return min(
-        left, key=_preference(answers)
-    ), f"{why}; most like the others, then by weight, then by cost"
+    """The only one of the leaders and unjudged members, or the one that the rule prefers.
+
+    Returns:
+        (winner, the rule if one was applied)
+    """
+    finalists = [a for a in answers if a.member in leaders or a.member in unjudged_members]
+    if len(finalists) == 1:
+        return finalists[0], None
+    why = "the judges are tied"
+    if unjudged_members:
+        why = "a judge does not vote on its own answer"
+    winner = min(finalists, key=_preference(answers))
+    return winner, f"{why}; most like the others, then by weight, then by cost"
 
 
 def _preference(
     answers: Sequence[MemberAnswer],
 ) -> Callable[[MemberAnswer], tuple[float, float, float]]:
-    def key(one: MemberAnswer) -> tuple[float, float, float]:
-        cost = math.inf if one.cost_usd is None else one.cost_usd
-        return (-round(gain(one, answers), 9), -one.weight, cost)
+    """A sort key: the answer most like the others first, then the heaviest, then the cheapest."""
+
+    def key(answer: MemberAnswer) -> tuple[float, float, float]:
+        cost = math.inf if answer.cost_usd is None else answer.cost_usd
+        return (-round(gain(answer, answers), 9), -answer.weight, cost)
 
     return key
 
 
-def by_likeness(answers: Sequence[MemberAnswer], reason: str) -> Draft:
-    """The medoid, as a draft."""
-    middle = medoid(answers)
+def choose_medoid(answers: Sequence[MemberAnswer], reason: str) -> Draft:
+    """Choose the answer most like the others."""
+    winner = medoid(answers)
     return Draft(
         status="voted",
-        content=middle.content,
-        winner=middle.member,
+        content=winner.content,
+        winner=winner.member,
         answers=tuple(answers),
         reason=reason,
         agreement=agreement(answers),

@@ -1,4 +1,7 @@
-"""Debate: members that disagree see each other's answers, then the whole course of it is counted."""
+"""Debate: members that disagree see each other's answers and may revise their own.
+
+The answers of all rounds are counted.
+"""
 
 import json
 from collections.abc import Sequence
@@ -7,73 +10,76 @@ from functools import partial
 
 from fusewire.contracts import Call
 from fusewire_judge.judging.parse import Read, read
-from fusewire_judge.judging.prompts import lineup, rebut, rebuttal_schema
+from fusewire_judge.judging.prompts import debate_messages, make_lineup, rebuttal_schema
 from fusewire_judge.model import Case, MemberAnswer, Panel, Replies, Steps
-from fusewire_judge.panel.convene import ALIKE
-from fusewire_judge.scoring.answers import agreement, canonical, flaw, votes
-from fusewire_judge.strategies.best_of import judged, vote
+from fusewire_judge.scoring.answers import ALIKE, agreement, canonical, flaw, votes
+from fusewire_judge.strategies.best_of import ask_judges, vote
 
 ERROR_TOKENS = 160
-"""Room for the error that a member names, on top of its answer."""
+"""Tokens allowed for the error that a member states, on top of its answer."""
 LEAST_ERROR_CHARS = 8
+"""A shorter statement of an error does not count as one."""
 
 
 def debate(case: Case, panel: Panel) -> Steps:
     """Let members that disagree answer again, at most `plan.debate_rounds` times.
 
-    A member that changes its answer must name the error it found in the old one, or the old
-    one stands. It ends when they agree or when nobody changes. Closed answers are then voted
-    over the whole trajectory, so that a right answer talked out of a member still counts
-    (Free-MAD, 2025); open ones are judged.
+    A member that changes its answer must state the error in the old one, or the old one stands. The
+    debate ends when the members agree or when none changes. Closed answers are then voted over all
+    rounds, so that a right answer talked out of a member still counts (Free-MAD, 2025); open ones
+    are judged.
     """
     current: list[MemberAnswer] = list(panel.answers)
     trail: list[MemberAnswer] = []
     turns = 0
-    barred = _barred(case, current)
-    while not barred and turns < case.plan.debate_rounds and _disagree(case, panel, current):
+    obstacle = _obstacle(case, current)
+    while not obstacle and turns < case.plan.debate_rounds and _disagree(case, panel, current):
         turns += 1
-        replies = yield partial(_calls, case, current, turns)
-        spoken = [_after(case, one, replies, turns) for one in current]
-        changed = spoken != current
-        trail, current = [*trail, *current], spoken
-        if not changed:
+        replies = yield partial(_make_calls, case, current, turns)
+        revisions = [_revise(case, answer, replies, turns) for answer in current]
+        is_changed = revisions != current
+        trail += current
+        current = revisions
+        if not is_changed:
             break
-    course = (
-        f"after {turns} debate round{'s' if turns != 1 else ''}"
-        if turns
-        else barred or "no disagreement, no debate"
-    )
-    voted = vote(case, panel, current, trail)
-    draft = voted if voted is not None else (yield from judged(case, current))
-    return replace(draft, reason=f"{draft.reason} ({course})")
+    draft = vote(case, panel, current, trail)
+    if draft is None:
+        draft = yield from ask_judges(case, current)
+    return replace(draft, reason=f"{draft.reason} ({_course(turns, obstacle)})")
 
 
-def _calls(case: Case, answers: Sequence[MemberAnswer], turn: int) -> tuple[Call, ...]:
-    return tuple(
-        _turn(case, one, answers, turn) for one in answers if one.member in _speakers(case)
-    )
+def _course(turns: int, obstacle: str | None) -> str:
+    """How the debate went, for the outcome's reason."""
+    if not turns:
+        return obstacle or "no disagreement, no debate"
+    return f"after {turns} debate round{'s' if turns != 1 else ''}"
 
 
-def _speakers(case: Case) -> dict[str, str]:
-    """Members that can be asked again, and their families."""
+def _make_calls(case: Case, answers: Sequence[MemberAnswer], turn: int) -> tuple[Call, ...]:
+    families = _families(case)
+    return tuple(_turn(case, a, answers, turn) for a in answers if a.member in families)
+
+
+def _families(case: Case) -> dict[str, str]:
+    """Families of the members that can be called again, by member."""
     return {m.name: m.family for m in case.plan.members if not m.is_replay_only}
 
 
-def _barred(case: Case, answers: Sequence[MemberAnswer]) -> str | None:
-    """Why there is no debate, if there is none."""
-    families = {
-        family
-        for name, family in _speakers(case).items()
-        if any(one.member == name for one in answers)
-    }
-    wanted = case.plan.policy.debate_families
+def _obstacle(case: Case, answers: Sequence[MemberAnswer]) -> str | None:
+    """Why there can be no debate; None if there can."""
+    families_by_member = _families(case)
+    members = {answer.member for answer in answers}
+    families = {family for name, family in families_by_member.items() if name in members}
+    least = case.plan.policy.debate_families
     if not families:
         return "nobody can be asked again, no debate"
-    return f"fewer than {wanted} families, no debate" if len(families) < wanted else None
+    if len(families) < least:
+        return f"fewer than {least} families, no debate"
+    return None
 
 
 def _disagree(case: Case, panel: Panel, answers: Sequence[MemberAnswer]) -> bool:
-    """Whether closed answers differ, or open ones are unlike."""
+    """Whether closed answers differ, or open ones are not alike."""
     if panel.kind == "open":
         return agreement(answers) < ALIKE
     return len(votes(answers, case.prompt.sampling.response_schema)) > 1
@@ -82,15 +88,14 @@ def _disagree(case: Case, panel: Panel, answers: Sequence[MemberAnswer]) -> bool
 def _turn(case: Case, own: MemberAnswer, answers: Sequence[MemberAnswer], turn: int) -> Call:
     sampling = case.prompt.sampling
     members = {m.name: m for m in case.plan.members}
-    others = lineup(
-        [one for one in answers if one is not own], case.plan.seed, f"debate-{turn}-{own.member}"
-    )
+    other_answers = [answer for answer in answers if answer is not own]
+    opponents = make_lineup(other_answers, case.plan.seed, f"debate-{turn}-{own.member}")
     return Call(
         name=own.member,
         kind="debate",
         model=members[own.member].model,
         member=own.member,
-        messages=rebut(case.prompt, own, others),
+        messages=debate_messages(case.prompt, own, opponents),
         sampling=sampling.model_copy(
             update={
                 "seed": None,
@@ -101,29 +106,27 @@ def _turn(case: Case, own: MemberAnswer, answers: Sequence[MemberAnswer], turn: 
     )
 
 
-def _after(case: Case, own: MemberAnswer, replies: Replies, turn: int) -> MemberAnswer:
-    """What a member holds now: the answer it gives with an error named, or what it held before."""
-    reply = replies.get(own.member)
+def _revise(case: Case, own: MemberAnswer, replies: Replies, turn: int) -> MemberAnswer:
+    """A member's answer after a turn: the new one if it states an error, else the old one."""
     schema = case.prompt.sampling.response_schema
-    rebuttal = (
-        read(reply.content, rebuttal_schema(schema)) if reply is not None and reply.ok else None
-    )
+    reply = replies.get(own.member)
+    if reply is None or not reply.ok:
+        return own
+    rebuttal = read(reply.content, rebuttal_schema(schema))
     if not isinstance(rebuttal, Read) or len(rebuttal.value["error"].strip()) < LEAST_ERROR_CHARS:
         return own
-    answer = rebuttal.value["answer"]
-    text = (
-        answer
-        if isinstance(answer, str) and schema is None
-        else json.dumps(answer, ensure_ascii=False)
-    )
-    if flaw(text) or _same(case, own.content, text):
+    text = rebuttal.value["answer"]
+    if schema is not None or not isinstance(text, str):
+        text = json.dumps(text, ensure_ascii=False)
+    if flaw(text) or _is_same(case, own.content, text):
         return own
-    return replace(
-        own, content=text, round=turn + len(case.panel_rounds), call=own.member, is_cut=False
-    )
+    number = turn + len(case.panel_rounds)
+    return replace(own, content=text, round=number, call=own.member, is_cut=False)
 
 
-def _same(case: Case, before: str, after: str) -> bool:
+def _is_same(case: Case, before: str, after: str) -> bool:
     schema = case.prompt.sampling.response_schema
     old, new = canonical(before, schema), canonical(after, schema)
-    return before.strip() == after.strip() if old is None or new is None else old == new
+    if old is None or new is None:
+        return before.strip() == after.strip()
+    return old == new

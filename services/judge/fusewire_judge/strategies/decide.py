@@ -1,10 +1,14 @@
-"""`decide`: the one entry to all strategies."""
+"""`decide`: the only entry to all strategies.
 
-from collections.abc import Callable, Iterable
+A case passes through the panel (`convene`) to the draft of an outcome: without a choice if there is
+nothing to choose from, else by fused tool calls, a repair, or the strategy of the pool's mode.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from fusewire.contracts import Mode
+from fusewire.contracts import Call, Candidate, Mode, PlannedMember, Round
 from fusewire.tokens import estimate
 from fusewire_judge.model import (
     Ask,
@@ -26,7 +30,7 @@ from fusewire_judge.strategies.best_of import best_of
 from fusewire_judge.strategies.debate import debate
 from fusewire_judge.strategies.merge import merge
 from fusewire_judge.strategies.repair import is_off_schema, repair
-from fusewire_judge.strategies.tool_calls import MemberCalls, fuse
+from fusewire_judge.strategies.tool_calls import FusedCalls, MemberCalls, fuse
 
 Strategy = Callable[[Case, Panel], Steps]
 
@@ -34,204 +38,269 @@ STRATEGIES: dict[Mode, Strategy] = {"best-of": best_of, "merge": merge, "debate"
 
 
 def decide(case: Case, now: datetime) -> Decision:
-    """What to do with a fusion now.
+    """Decide what to do with a fusion at the time `now`.
 
-    Order of arrival, duplicates and late answers never change what it says about a case
-    that has gone further: each round only counts what was heard before the next was asked.
+    Order of arrival, duplicates and late answers never change the decision on a case that has gone
+    further: for each round, only what came before the next one was published counts.
     """
-    plan = case.plan
-    if not plan.members:
-        reasons = ", ".join(f"{e.name}: {e.reason}" for e in plan.excluded)
-        degraded = tuple(f"excluded:{e.name}:{e.reason}" for e in plan.excluded)
-        return Decided(
-            Draft(status="failed", degraded=degraded, error=f"no member may answer ({reasons})")
-        )
+    if not case.plan.members:
+        return _no_members(case)
     panel = convene(case, now)
     if not isinstance(panel, Panel):
         return panel
-    draft = None if is_off_schema(panel) else _without_choice(case, panel)
+    draft = None
+    if not is_off_schema(panel):
+        draft = _draft_without_choice(case, panel)
     if draft is None and panel.kind == "tool_call":
-        panel, draft = _called(case, panel)
+        panel, draft = _fuse_tool_calls(case, panel)
     if draft is None:
-        steps = (
-            _off_schema(case, panel) if is_off_schema(panel) else STRATEGIES[plan.mode](case, panel)
-        )
-        decision = _run(case, steps, now)
+        decision = _run(case, _choose(case, panel), now)
         if not isinstance(decision, Decided):
             return decision
         draft = decision.draft
-    cut = tuple(
-        f"winner_cut:{one.member}"
-        for one in draft.answers
-        if one.is_cut and one.member == draft.winner
-    )
-    return Decided(replace(draft, degraded=(*shortfall(case, panel), *draft.degraded, *cut)), panel)
+    degraded = (*degraded_reasons(case, panel), *draft.degraded, *_cut_reasons(draft))
+    return Decided(replace(draft, degraded=degraded), panel)
 
 
-def _off_schema(case: Case, panel: Panel) -> Steps:
-    """Answers of which none has the form that was asked: one is repaired, or the best of them is returned as it is."""
-    repaired = yield from repair(case, panel)
-    if repaired is not None:
-        return repaired
-    chosen = _without_choice(case, panel)
-    if chosen is None:
-        chosen = yield from STRATEGIES[case.plan.mode](case, panel)
-    return replace(chosen, degraded=("schema_unmet", *chosen.degraded))
+def _no_members(case: Case) -> Decided:
+    """The end of a fusion whose members are all excluded."""
+    excluded = case.plan.excluded
+    reasons = ", ".join(f"{member.name}: {member.reason}" for member in excluded)
+    degraded = tuple(f"excluded:{member.name}:{member.reason}" for member in excluded)
+    error = f"no member may answer ({reasons})"
+    return Decided(Draft(status="failed", degraded=degraded, error=error))
+
+
+def _choose(case: Case, panel: Panel) -> Steps:
+    """The steps that choose or make an answer: a repair, or the pool's strategy."""
+    if is_off_schema(panel):
+        return _repair_or_choose(case, panel)
+    return STRATEGIES[case.plan.mode](case, panel)
+
+
+def _repair_or_choose(case: Case, panel: Panel) -> Steps:
+    """Repair an answer to fit the schema; if that fails, return the best one as it is."""
+    draft = yield from repair(case, panel)
+    if draft is not None:
+        return draft
+    draft = _draft_without_choice(case, panel)
+    if draft is None:
+        draft = yield from STRATEGIES[case.plan.mode](case, panel)
+    return replace(draft, degraded=("schema_unmet", *draft.degraded))
+
+
+# -- running a strategy -----------------------------------------------------------------------
 
 
 def _run(case: Case, steps: Steps, now: datetime) -> Ask | Wait | Decided:
-    """Feed a strategy the rounds already asked; what it wants next is the decision."""
+    """Replay the strategy's rounds to it; decide on the calls that it needs next.
+
+    After the deadline, or beyond a limit of the pool, it gets no more replies and has to end.
+    """
     rounds = case.rounds[len(case.panel_rounds) :]
-    number = 0
-    capped: str | None = None
+    exceeded_limit: str | None = None
     try:
-        wanted = next(steps)
+        make_calls = next(steps)
+        for round_ in rounds:
+            replies = _timely_replies(case, round_)
+            is_last = round_ is rounds[-1]
+            if is_last and len(replies) < len(round_.calls) and now < round_.deadline_at:
+                return Wait(round_.deadline_at)
+            make_calls = steps.send(replies)
+        if now < case.plan.deadline_at:
+            calls = make_calls()
+            exceeded_limit = _exceeded_limit(case, calls)
+            if exceeded_limit is None:
+                return Ask(calls, len(case.rounds) + 1, case.plan.deadline_at)
         while True:
-            replies: Replies = {}
-            if number < len(rounds):
-                asked = rounds[number]
-                heard = _timely(case, asked.round, (call.name for call in asked.calls))
-                is_last = number + 1 == len(rounds)
-                if is_last and len(heard) < len(asked.calls) and now < asked.deadline_at:
-                    return Wait(asked.deadline_at)
-                replies = {call: one.candidate for call, one in heard.items()}
-            elif capped is None and now < case.plan.deadline_at:
-                calls = wanted()
-                capped = _cap(
-                    case,
-                    sum(
-                        estimate(call.messages, call.sampling.max_tokens or call.expected_tokens)
-                        for call in calls
-                    ),
-                )
-                if capped is None:
-                    return Ask(calls, len(case.rounds) + 1, case.plan.deadline_at)
-            number += 1
-            wanted = steps.send(replies)
-    except StopIteration as end:
-        draft: Draft = end.value
-    return Decided(
-        replace(draft, degraded=(f"capped:{capped}", *draft.degraded)) if capped else draft
-    )
+            steps.send({})
+    except StopIteration as stop:
+        draft: Draft = stop.value
+    if exceeded_limit:
+        draft = replace(draft, degraded=(f"capped:{exceeded_limit}", *draft.degraded))
+    return Decided(draft)
 
 
-def _cap(case: Case, wanted: int) -> str | None:
-    """The pool's limit that forbids calls of about so many more tokens, if one does."""
+def _timely_replies(case: Case, round_: Round) -> Replies:
+    """The candidates of a round that came before the next one was published, by call."""
+    replies = {}
+    for call in round_.calls:
+        arrival = case.received.get((round_.round, call.name))
+        if arrival and arrival.after_rounds <= round_.round:
+            replies[call.name] = arrival.candidate
+    return replies
+
+
+def _exceeded_limit(case: Case, calls: Sequence[Call]) -> str | None:
+    """The pool's limit that forbids these calls: "cost" or "tokens"; None if none does.
+
+    The limit of cost is compared with what was spent, that of tokens with what these calls are
+    estimated to add.
+    """
     policy = case.plan.policy
-    spent = [h.candidate for h in case.received.values() if h.candidate.provider != RECORDED]
-    if (
-        policy.max_cost_usd is not None
-        and sum(c.cost_usd or 0.0 for c in spent) >= policy.max_cost_usd
-    ):
+    purchases = _purchases(case)
+    cost_usd = sum(candidate.cost_usd or 0.0 for candidate in purchases)
+    if policy.max_cost_usd is not None and cost_usd >= policy.max_cost_usd:
         return "cost"
-    # A call that nobody counted is estimated by the length of the prompt.
-    asked = estimate(case.prompt.messages, None)
-    tokens = sum(
-        c.usage.prompt_tokens + c.usage.completion_tokens if c.usage else asked for c in spent
-    )
-    if policy.max_total_tokens is not None and tokens + wanted > policy.max_total_tokens:
-        return "tokens"
-    return None
+    if policy.max_total_tokens is None:
+        return None
+    # A call whose tokens were not counted is estimated by the length of the prompt.
+    prompt_tokens = estimate(case.prompt.messages, None)
+    tokens = sum(_tokens(candidate, prompt_tokens) for candidate in purchases)
+    for call in calls:
+        tokens += estimate(call.messages, call.sampling.max_tokens or call.expected_tokens)
+    return "tokens" if tokens > policy.max_total_tokens else None
 
 
-def _timely(case: Case, round_: int, calls: Iterable[str]) -> dict[str, ReceivedCandidate]:
-    """What was heard of a round before the next one was asked, by call."""
-    found = ((call, case.received.get((round_, call))) for call in calls)
-    return {call: heard for call, heard in found if heard and heard.after_rounds <= round_}
+def _purchases(case: Case) -> list[Candidate]:
+    """The candidates of calls that were made, without recorded answers."""
+    candidates = (arrival.candidate for arrival in case.received.values())
+    return [candidate for candidate in candidates if candidate.provider != RECORDED]
 
 
-def _called(case: Case, panel: Panel) -> tuple[Panel, Draft | None]:
-    """The fused tool calls; or the panel of those who answered in text, where they outvote the callers."""
-    is_forced = case.prompt.tool_choice not in ("auto", "none")
-    callers = [one for one in panel.answers if one.tool_calls or not is_forced]
-    voices = [MemberCalls(one.member, one.weight, one.tool_calls) for one in callers]
-    fused = fuse(voices, case.prompt.tools, (case.plan.fusion_id, "tool-call"))
-    if fused is not None and fused.calls:
-        alone = panel.answers[0] if len(panel.answers) == 1 else None
-        draft = Draft(
-            status="single" if alone else "voted",
-            # What several say beside their calls belongs to none of the fused ones.
-            content=(alone.content or None) if alone else None,
-            answers=panel.answers,
-            tool_calls=fused.calls,
-            reason=f"tool calls of {', '.join(fused.members)}, voted argument by argument",
-            agreement=fused.agreement,
-            degraded=tuple(f"invalid_call:{member}" for member in fused.invalid),
-        )
-        return panel, draft
-    spoken = tuple(one for one in panel.answers if not one.tool_calls)
-    if not spoken:
-        broken = tuple(f"invalid_call:{one.member}" for one in panel.answers)
-        return panel, Draft(
-            "failed", degraded=broken, error="every tool call breaks the schema of its tool"
-        )
-    invalid = (
-        fused.invalid if fused else tuple(one.member for one in panel.answers if one.tool_calls)
-    )
-    kind = kind_of([one.content for one in spoken], case.prompt.sampling.response_schema)
-    rest = replace(
+def _tokens(candidate: Candidate, default: int) -> int:
+    usage = candidate.usage
+    return usage.prompt_tokens + usage.completion_tokens if usage else default
+
+
+# -- tool calls -------------------------------------------------------------------------------
+
+
+def _fuse_tool_calls(case: Case, panel: Panel) -> tuple[Panel, Draft | None]:
+    """Fuse the tool calls of a panel.
+
+    Returns:
+        (panel, draft of the fused calls); or, where text answers outvote the calls, (the panel of
+        those answers, its draft if it leaves no choice)
+    """
+    fused_calls = _vote_on_calls(case, panel)
+    if fused_calls is not None and fused_calls.calls:
+        return panel, _calls_draft(panel, fused_calls)
+    texts = tuple(answer for answer in panel.answers if not answer.tool_calls)
+    if not texts:
+        degraded = tuple(f"invalid_call:{answer.member}" for answer in panel.answers)
+        error = "every tool call breaks the schema of its tool"
+        return panel, Draft("failed", degraded=degraded, error=error)
+    invalid_members = [answer.member for answer in panel.answers if answer.tool_calls]
+    if fused_calls is not None:
+        invalid_members = list(fused_calls.invalid)
+    text_panel = replace(
         panel,
-        answers=spoken,
-        kind=kind,
-        flaws=dict(panel.flaws) | dict.fromkeys(invalid, "invalid_call"),
+        answers=texts,
+        kind=kind_of([text.content for text in texts], case.prompt.sampling.response_schema),
+        flaws={**panel.flaws, **dict.fromkeys(invalid_members, "invalid_call")},
     )
-    return rest, _without_choice(case, rest)
+    return text_panel, _draft_without_choice(case, text_panel)
 
 
-def _without_choice(case: Case, panel: Panel) -> Draft | None:
-    """The end of a fusion that has nothing to choose from, or whose gate opened; None if there is a choice."""
+def _vote_on_calls(case: Case, panel: Panel) -> FusedCalls | None:
+    """Fuse the calls by a vote. A text answer votes for no call, unless a call was demanded."""
+    is_forced = case.prompt.tool_choice not in ("auto", "none")
+    votes_on_calls = [
+        MemberCalls(answer.member, answer.weight, answer.tool_calls)
+        for answer in panel.answers
+        if answer.tool_calls or not is_forced
+    ]
+    return fuse(votes_on_calls, case.prompt.tools, (case.plan.fusion_id, "tool-call"))
+
+
+def _calls_draft(panel: Panel, fused_calls: FusedCalls) -> Draft:
+    is_single = len(panel.answers) == 1
+    # The text that several members write beside their calls belongs to no fused call.
+    content = panel.answers[0].content if is_single else None
+    return Draft(
+        status="single" if is_single else "voted",
+        content=content or None,
+        answers=panel.answers,
+        tool_calls=fused_calls.calls,
+        reason=f"tool calls of {', '.join(fused_calls.members)}, voted argument by argument",
+        agreement=fused_calls.agreement,
+        degraded=tuple(f"invalid_call:{member}" for member in fused_calls.invalid),
+    )
+
+
+# -- drafts without a choice ------------------------------------------------------------------
+
+
+def _draft_without_choice(case: Case, panel: Panel) -> Draft | None:
+    """The draft of a panel that leaves no choice: one answer, none, or a sufficient first wave."""
     answers = panel.answers
     if panel.closed_by == "gate":
-        return _through_the_gate(case, answers)
+        return _gate_draft(case, answers)
     if len(answers) > 1 or (answers and answers[0].tool_calls):
         return None
     if answers:
-        only, asked = answers[0], len(case.plan.members) - len(panel.skipped)
-        reason = "the only member" if asked == 1 else f"the only answer of {asked} members"
-        return Draft("single", only.content, only.member, answers, reason=reason)
+        called_count = len(case.plan.members) - len(panel.skipped)
+        reason = f"the only answer of {called_count} members"
+        if called_count == 1:
+            reason = "the only member"
+        return Draft("single", answers[0].content, answers[0].member, answers, reason=reason)
     if len(panel.received) < len(case.plan.members):
         return Draft("expired", error="no member answered before the deadline")
-    codes = sorted({_fault(h) for h in panel.received.values()})
-    return Draft("failed", error=f"every member failed ({', '.join(codes)})")
+    errors = sorted({_error_text(arrival) for arrival in panel.received.values()})
+    return Draft("failed", error=f"every member failed ({', '.join(errors)})")
 
 
-def _through_the_gate(case: Case, answers: tuple[MemberAnswer, ...]) -> Draft:
+def _gate_draft(case: Case, answers: tuple[MemberAnswer, ...]) -> Draft:
+    """The draft of a first wave that was sufficient."""
     groups = votes(answers, case.prompt.sampling.response_schema)
     winner = next(iter(groups.values()))[0] if groups else answers[0]
-    spared = ", ".join(m.name for m in case.plan.members if m.wave)
+    second_wave = ", ".join(member.name for member in case.plan.members if member.wave)
     return Draft(
         status="voted" if len(answers) > 1 else "single",
         content=winner.content,
         winner=winner.member,
         answers=answers,
-        reason=f"the edge is sure, {spared} not asked",
+        reason=f"the edge is sure, {second_wave} not asked",
         agreement=share(groups) if groups else agreement(answers),
     )
 
 
-def _fault(heard: ReceivedCandidate) -> str:
-    error = heard.candidate.error
+def _error_text(arrival: ReceivedCandidate) -> str:
+    error = arrival.candidate.error
     if error is None:
         return "empty_answer"
     return f"{error.code}: {error.param}" if error.param else error.code
 
 
-def shortfall(case: Case, panel: Panel) -> tuple[str, ...]:
-    """What is missing from a whole fusion, and how much of its weight: excluded, failed, flawed, absent members."""
-    plan = case.plan
-    whole = sum(m.weight for m in plan.members) + sum(e.weight for e in plan.excluded)
-    reasons = [f"excluded:{e.name}:{e.reason}" for e in plan.excluded]
-    for member in plan.members:
-        one = panel.received.get(member.name)
-        if member.name in panel.skipped:
-            continue
-        if one is None:
-            if panel.closed_by in ("quorum", "deadline"):
-                reasons.append(
-                    f"missing:{member.name}:{member.weight / whole:.2f}:{panel.closed_by}"
-                )
-        elif one.candidate.error:
-            reasons.append(f"failed:{member.name}:{one.candidate.error.code}")
-        elif member.name in panel.flaws:
-            reasons.append(f"{panel.flaws[member.name]}:{member.name}")
+# -- degraded reasons -------------------------------------------------------------------------
+
+
+def degraded_reasons(case: Case, panel: Panel) -> tuple[str, ...]:
+    """Why a panel is not complete: members that were excluded, are missing, failed or flawed."""
+    reasons = [f"excluded:{member.name}:{member.reason}" for member in case.plan.excluded]
+    for member in case.plan.members:
+        reason = _member_reason(case, panel, member)
+        if reason and member.name not in panel.skipped:
+            reasons.append(reason)
     return tuple(reasons)
+
+
+def _member_reason(case: Case, panel: Panel, member: PlannedMember) -> str | None:
+    """Why a member has no part in the panel; None if it has, or if it was not needed."""
+    arrival = panel.received.get(member.name)
+    if arrival is None and panel.closed_by in ("quorum", "deadline"):
+        missing_share = member.weight / _total_weight(case)
+        return f"missing:{member.name}:{missing_share:.2f}:{panel.closed_by}"
+    if arrival is None:
+        return None
+    if arrival.candidate.error:
+        return f"failed:{member.name}:{arrival.candidate.error.code}"
+    if member.name in panel.flaws:
+        return f"{panel.flaws[member.name]}:{member.name}"
+    return None
+
+
+def _total_weight(case: Case) -> float:
+    """The weight of the pool, excluded members included."""
+    plan = case.plan
+    return sum(m.weight for m in plan.members) + sum(e.weight for e in plan.excluded)
+
+
+def _cut_reasons(draft: Draft) -> tuple[str, ...]:
+    """Why a winner is degraded that was cut off at its token limit."""
+    return tuple(
+        f"winner_cut:{answer.member}"
+        for answer in draft.answers
+        if answer.is_cut and answer.member == draft.winner
+    )

@@ -1,38 +1,53 @@
-"""Merge: the judge compares the answers, then writes one from all of them, which must hold its own."""
+"""Merge: the judge compares the answers and writes one from all of them.
+
+A guard then returns the best single answer instead, if the merge is worse.
+"""
 
 import json
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fusewire.contracts import MERGED, Call, Guard, ParseStage, PlannedJudge, Sampling
-from fusewire_judge.judging.ballot import Tally, ask_json, both, poll
+from fusewire.contracts import MERGED, Call, Candidate, Guard, ParseStage, PlannedJudge, Sampling
+from fusewire_judge.judging.ask import ask_json, run_together
+from fusewire_judge.judging.ballot import poll
 from fusewire_judge.judging.parse import UnreadableVerdict
 from fusewire_judge.judging.prompts import (
     Lineup,
-    analysis,
+    analysis_messages,
     analysis_schema,
     clean,
-    lineup,
-    request,
-    write,
+    make_lineup,
+    merge_messages,
+    request_text,
 )
-from fusewire_judge.model import Case, Draft, MemberAnswer, Panel, Replies, Steps, Wanted, wanted
+from fusewire_judge.judging.tally import Tally
+from fusewire_judge.model import (
+    Case,
+    Draft,
+    MakeCalls,
+    MemberAnswer,
+    Panel,
+    Replies,
+    Steps,
+    ready_calls,
+)
 from fusewire_judge.scoring.answers import agreement
-from fusewire_judge.strategies.best_of import best_of, by_likeness, judged
-from fusewire_judge.strategies.grounding import ungrounded
+from fusewire_judge.strategies.best_of import ask_judges, best_of, choose_medoid
+from fusewire_judge.strategies.grounding import ungrounded_claims
 
 ANALYSIS_TOKENS = 768
 
 
 @dataclass(frozen=True)
 class MergedText:
-    """A merge as it was written."""
+    """A merge as the judge's model wrote it."""
 
     text: str
     """Empty if the writing failed."""
-    shown: Lineup
-    rung: ParseStage
+    lineup: Lineup
+    parse_stage: ParseStage
+    """Of the analysis; "fallback" if that failed."""
     analysis: dict[str, Any] | None
     degraded: tuple[str, ...] = ()
 
@@ -41,149 +56,181 @@ def merge(case: Case, panel: Panel) -> Steps:
     """Write one answer from several; return it if it is no worse than the best of them.
 
     Closed answers are voted: there is nothing to merge in a number. While the merge is being
-    written, the judges choose the best single answer; then the two are compared in both
-    orders. The single answer is returned where it wins, and where the merge states a number,
-    an address or an identifier that no candidate and not the request holds.
+    written, the judges choose the best single answer; then the two are compared in both orders.
+    The single answer is returned if it wins, and if the merge states a number, an address or an
+    identifier that neither a candidate nor the request holds.
     """
     if panel.kind != "open":
         return (yield from best_of(case, panel))
     writer, answers = case.plan.judge, panel.answers
     if writer is None:
-        return by_likeness(answers, "no judge to merge, the answer most like the others")
+        return choose_medoid(answers, "no judge to merge, the answer most like the others")
     if not case.plan.policy.guard:
-        written = yield from _written(case, writer, answers)
-        return _draft(answers, written) if written.text else _failed(answers, written)
-    single, written = yield from both(judged(case, answers), _written(case, writer, answers))
-    if not written.text:
-        failed = _failed(answers, written)
-        return replace(
-            single, analysis=written.analysis, degraded=(*single.degraded, *failed.degraded)
-        )
-    if claims := ungrounded(
-        written.text, [request(case.prompt), *(clean(one.content) for one in answers)]
-    ):
-        found = (
-            f"{len(claims)} numbers, addresses or names"
-            if len(claims) > 1
-            else "a number, address or name"
-        )
-        return _refused(
-            single, written, "ungrounded", f"the merge holds {found} that no candidate holds"
-        )
-    merged = MemberAnswer(MERGED, 1.0, written.text, 0)
-    best = next(one for one in answers if one.member == single.winner)
-    # Nobody judges its own writing while there is somebody else.
-    jurors = [one for one in case.plan.jurors if one.model != writer.model] or case.plan.jurors
-    count = yield from poll(case, (merged, best), "guard", "guard", jurors)
-    return _guarded(single, _draft(answers, written), written, count)
+        merged_text = yield from _write(case, writer, answers)
+        make_draft = _draft if merged_text.text else _failed_draft
+        return make_draft(answers, merged_text)
+    single, merged_text = yield from run_together(
+        ask_judges(case, answers), _write(case, writer, answers)
+    )
+    if not merged_text.text:
+        degraded = (*single.degraded, *merged_text.degraded)
+        return replace(single, analysis=merged_text.analysis, degraded=degraded)
+    sources = [request_text(case.prompt), *(clean(answer.content) for answer in answers)]
+    claims = ungrounded_claims(merged_text.text, sources)
+    if claims:
+        return _refuse_ungrounded(single, merged_text, claims)
+    tally = yield from _poll_guard(case, writer, answers, single, merged_text)
+    return _guarded_draft(single, _draft(answers, merged_text), merged_text, tally)
 
 
-def _guarded(single: Draft, draft: Draft, written: MergedText, count: Tally) -> Draft:
-    verdicts = (*single.verdicts, *count.verdicts)
-    leaders = count.leaders()
-    if not leaders:
-        fault = count.faults[0] if count.faults else "no_answer"
-        refused = _refused(single, written, "unjudged", "nobody could judge the merge")
-        return replace(
-            refused, verdicts=verdicts, degraded=(*refused.degraded, f"guard_failed:{fault}")
-        )
-    if leaders == [single.winner]:
-        return replace(_refused(single, written, "lost", "the merge lost to it"), verdicts=verdicts)
-    degraded = tuple(f"verdict_void:{fault}" for fault in count.faults)
-    return replace(draft, guard="passed", verdicts=verdicts, degraded=(*draft.degraded, *degraded))
+def _poll_guard(
+    case: Case,
+    writer: PlannedJudge,
+    answers: Sequence[MemberAnswer],
+    single: Draft,
+    merged_text: MergedText,
+) -> Generator[MakeCalls, Replies, Tally]:
+    """Compare the merge with the best single answer.
 
-
-def _refused(single: Draft, written: MergedText, guard: Guard, why: str) -> Draft:
-    return replace(single, guard=guard, analysis=written.analysis, reason=f"{why}; {single.reason}")
-
-
-def _failed(answers: Sequence[MemberAnswer], written: MergedText) -> Draft:
-    single = by_likeness(answers, "the merge failed, the answer most like the others")
-    return replace(
-        single,
-        shown=written.shown.members,
-        rung="fallback",
-        analysis=written.analysis,
-        degraded=written.degraded,
+    No judge votes on its own writing while there is another one.
+    """
+    merged_answer = MemberAnswer(MERGED, 1.0, merged_text.text, 0)
+    best = next(answer for answer in answers if answer.member == single.winner)
+    jurors = [juror for juror in case.plan.jurors if juror.model != writer.model]
+    return (
+        yield from poll(case, (merged_answer, best), "guard", "guard", jurors or case.plan.jurors)
     )
 
 
-def _draft(answers: Sequence[MemberAnswer], written: MergedText) -> Draft:
+def _guarded_draft(single: Draft, draft: Draft, merged_text: MergedText, tally: Tally) -> Draft:
+    """The merge, unless it lost to the single answer or no verdict on it counts."""
+    verdicts = (*single.verdicts, *tally.verdicts)
+    leaders = tally.leaders()
+    if not leaders:
+        fault = tally.faults[0] if tally.faults else "no_answer"
+        single = _refuse(single, merged_text, "unjudged", "nobody could judge the merge")
+        degraded = (*single.degraded, f"guard_failed:{fault}")
+        return replace(single, verdicts=verdicts, degraded=degraded)
+    if leaders == [single.winner]:
+        single = _refuse(single, merged_text, "lost", "the merge lost to it")
+        return replace(single, verdicts=verdicts)
+    void_reasons = tuple(f"verdict_void:{fault}" for fault in tally.faults)
+    degraded = (*draft.degraded, *void_reasons)
+    return replace(draft, guard="passed", verdicts=verdicts, degraded=degraded)
+
+
+def _refuse_ungrounded(single: Draft, merged_text: MergedText, claims: Sequence[str]) -> Draft:
+    count = "a number, address or name"
+    if len(claims) > 1:
+        count = f"{len(claims)} numbers, addresses or names"
+    return _refuse(
+        single, merged_text, "ungrounded", f"the merge holds {count} that no candidate holds"
+    )
+
+
+def _refuse(single: Draft, merged_text: MergedText, guard: Guard, why: str) -> Draft:
+    """The single answer in place of the merge."""
+    return replace(
+        single, guard=guard, analysis=merged_text.analysis, reason=f"{why}; {single.reason}"
+    )
+
+
+def _failed_draft(answers: Sequence[MemberAnswer], merged_text: MergedText) -> Draft:
+    draft = choose_medoid(answers, "the merge failed, the answer most like the others")
+    return replace(
+        draft,
+        lineup=merged_text.lineup.members,
+        parse_stage="fallback",
+        analysis=merged_text.analysis,
+        degraded=merged_text.degraded,
+    )
+
+
+def _draft(answers: Sequence[MemberAnswer], merged_text: MergedText) -> Draft:
     return Draft(
         status="fused",
-        content=written.text,
+        content=merged_text.text,
         answers=tuple(answers),
-        shown=written.shown.members,
-        rung=written.rung,
+        lineup=merged_text.lineup.members,
+        parse_stage=merged_text.parse_stage,
         reason=f"merged from {len(answers)} answers",
-        analysis=written.analysis,
+        analysis=merged_text.analysis,
         agreement=agreement(answers),
-        degraded=written.degraded,
+        degraded=merged_text.degraded,
     )
 
 
-def _written(
+# -- writing ----------------------------------------------------------------------------------
+
+
+def _write(
     case: Case, writer: PlannedJudge, answers: Sequence[MemberAnswer]
-) -> Generator[Wanted, Replies, MergedText]:
-    """Compare, then write."""
-    shown = lineup(answers, case.plan.seed, "merge")
-    found = yield from ask_json(
+) -> Generator[MakeCalls, Replies, MergedText]:
+    """Have the answers compared, then a merge written."""
+    lineup = make_lineup(answers, case.plan.seed, "merge")
+    output = yield from ask_json(
         writer,
         "analysis",
-        analysis(case.prompt, shown),
+        analysis_messages(case.prompt, lineup),
         analysis_schema(),
         expected_tokens=ANALYSIS_TOKENS,
     )
-    value: dict[str, Any] | None = None
-    rung: ParseStage = "fallback"
-    degraded: tuple[str, ...] = ()
-    if isinstance(found, UnreadableVerdict):
-        degraded = (f"analysis_failed:{found.reason}",)
+    analysis: dict[str, Any] | None = None
+    parse_stage: ParseStage = "fallback"
+    degraded: list[str] = []
+    if isinstance(output, UnreadableVerdict):
+        degraded.append(f"analysis_failed:{output.reason}")
     else:
-        value, rung = found
+        analysis, parse_stage = output
     call = Call(
         name="write",
         kind="write",
         model=writer.model,
-        messages=write(case.prompt, shown, json.dumps(value) if value else None),
+        messages=merge_messages(case.prompt, lineup, json.dumps(analysis) if analysis else None),
         sampling=_without_chance(case.prompt.sampling),
         # A guard may yet refuse it.
         is_streamed=case.prompt.is_streamed and not case.plan.policy.guard,
     )
-    replies = yield wanted(call)
-    reply = replies.get("write")
-    written = (reply.content or "") if reply and reply.ok else ""
-    # Where it was read while it was written, nothing was told that this takes out.
-    text = shown.without_fences(written)
-    if reply is None or not text:
-        degraded = (
-            *degraded,
-            f"merge_failed:{reply.error.code if reply and reply.error else 'no_answer'}",
-        )
-    elif reply.finish_reason == "length":
-        degraded = (*degraded, "merge_cut_at_length")
-    return MergedText(text, shown, rung, _by_member(value, shown) if value else None, degraded)
+    replies = yield ready_calls(call)
+    text, fault = _written_text(replies.get("write"), lineup)
+    if fault:
+        degraded.append(fault)
+    by_member = _by_member(analysis, lineup) if analysis else None
+    return MergedText(text, lineup, parse_stage, by_member, tuple(degraded))
+
+
+def _written_text(reply: Candidate | None, lineup: Lineup) -> tuple[str, str | None]:
+    """The text of a merge, empty if there is none; and why the outcome is degraded by it."""
+    if reply is None:
+        return "", "merge_failed:no_answer"
+    if reply.error:
+        return "", f"merge_failed:{reply.error.code}"
+    # Where it was streamed, the stream has left out these fences already.
+    text = lineup.without_fences(reply.content or "")
+    if not text:
+        return "", "merge_failed:no_answer"
+    return text, "merge_cut_at_length" if reply.finish_reason == "length" else None
 
 
 def _without_chance(sampling: Sampling) -> Sampling:
-    """The client's sampling without what asks for variety: the members were the place for that."""
+    """The client's sampling without what asks for variety: that was the members' part."""
     return sampling.model_copy(update={"temperature": None, "top_p": None, "seed": None})
 
 
-def _by_member(value: Any, shown: Lineup) -> Any:
-    """Put members' names where the analysis has labels."""
-    if isinstance(value, list):
-        return [_by_member(item, shown) for item in value]
-    if not isinstance(value, dict):
-        return value
-    named = {key: _by_member(item, shown) for key, item in value.items()}
-    if isinstance(named.get("model"), str):
-        named["model"] = _member(named["model"], shown)
-    if isinstance(named.get("models"), list):
-        named["models"] = [_member(label, shown) for label in named["models"]]
-    return named
+def _by_member(analysis: Any, lineup: Lineup) -> Any:
+    """Replace labels by members' names, at any depth of an analysis."""
+    if isinstance(analysis, list):
+        return [_by_member(entry, lineup) for entry in analysis]
+    if not isinstance(analysis, dict):
+        return analysis
+    entries = {key: _by_member(entry, lineup) for key, entry in analysis.items()}
+    if isinstance(entries.get("model"), str):
+        entries["model"] = _member(entries["model"], lineup)
+    if isinstance(entries.get("models"), list):
+        entries["models"] = [_member(label, lineup) for label in entries["models"]]
+    return entries
 
 
-def _member(label: str, shown: Lineup) -> str:
+def _member(label: str, lineup: Lineup) -> str:
     label = label.strip().upper()
-    return shown.by_label(label).member if label in shown.labels else "unknown"
+    return lineup.by_label(label).member if label in lineup.labels else "unknown"

@@ -1,4 +1,7 @@
-"""Tool calls of several models fused into one set. Pure. Fusewire never executes a call; the client does."""
+"""Fuse the tool calls of several members into one set of calls. Pure.
+
+Fusewire never executes a call; the client does.
+"""
 
 import json
 import math
@@ -14,16 +17,18 @@ from fusewire.json_schema import SchemaCheck, plain
 T = TypeVar("T")
 
 ID_CHARS = 9
-"""Of letters and digits: Mistral accepts no other ids, and the others accept these."""
+"""Length of a call's id, of letters and digits: Mistral accepts no other, and all accept these."""
 _ALPHABET = string.ascii_letters + string.digits
 
-_Asked = tuple[str, str]
-"""A call's name and its arguments as canonical JSON."""
+NamedArguments = tuple[str, str]
+"""A tool's name, and the arguments of a call as canonical JSON."""
+CallSet = tuple[NamedArguments, ...]
+"""The calls that one member asked for together."""
 
 
 @dataclass(frozen=True)
 class MemberCalls:
-    """What one member asked for; without calls it answered in text."""
+    """The calls that one member asked for; none if it answered in text."""
 
     member: str
     weight: float
@@ -32,74 +37,74 @@ class MemberCalls:
 
 @dataclass(frozen=True)
 class FusedCalls:
-    """What the vote came to."""
+    """The calls that won the vote."""
 
     calls: tuple[ToolCall, ...]
     """Empty: text won, and it is the text answers of `members` that are to be fused."""
     members: tuple[str, ...]
-    """Who asked for these tools, whatever the arguments, or for none."""
+    """The members that asked for these tools, whatever the arguments, or for none."""
     agreement: float
-    """Their share of the weight of all whose voice counts, 0 to 1."""
+    """Their share of the weight of all valid votes, 0 to 1."""
     invalid: tuple[str, ...]
-    """Whose calls do not count: an unknown tool, or arguments that break its schema."""
+    """Members without a vote: they called an unknown tool, or broke a tool's schema."""
     unanimous: bool
-    """Whether all whose voice counts asked for the same calls with the same arguments, or all for none."""
+    """Whether all valid votes are for the same calls with the same arguments, or all for none."""
 
 
 def fuse(
-    answers: Sequence[MemberCalls], tools: Sequence[Tool], seed_parts: tuple[str, ...]
+    member_calls: Sequence[MemberCalls], tools: Sequence[Tool], seed_parts: tuple[str, ...]
 ) -> FusedCalls | None:
     """Vote by weight, first on which tools are called and then on each argument of each call.
 
-    Ties go to what more members want, then to what was said first. A text answer is a vote for calling
-    nothing. One invalid call takes the vote from the member's whole set, since calls are made together.
-    Calls of one tool are matched by their order. Where the arguments that win one by one break the tool's
-    schema together, the heaviest whole object is taken; where they make the same call twice, the heaviest
-    whole set.
+    Ties go to what more members want, then to what came first. A text answer is a vote for calling
+    nothing. One invalid call voids the member's whole set, since calls are made together. Calls of
+    one tool are matched by their order. If the arguments that win separately break the tool's
+    schema together, the heaviest whole object is taken; if they make the same call twice, the
+    heaviest whole set.
 
     Args:
-        said: one voice a member, weights above 0.
+        member_calls: one for each member, weights above 0.
         tools: those of the prompt.
         seed_parts: what the calls' ids are derived from.
 
     Returns:
-        None if nobody's voice counts.
+        None if no vote is valid.
     """
     checks = {tool.name: SchemaCheck(tool.parameters) for tool in tools}
-    read = [(voice, _read(voice.calls, checks)) for voice in answers]
-    valid = [(voice, calls) for voice, calls in read if calls is not None]
+    sets = [(vote, _valid_set(vote.calls, checks)) for vote in member_calls]
+    valid = [(vote, calls) for vote, calls in sets if calls is not None]
     if not valid:
         return None
-    names = _heaviest((_names(calls), voice.weight) for voice, calls in valid)
-    behind = [(voice, calls) for voice, calls in valid if _names(calls) == names]
-    sets = [(calls, voice.weight) for voice, calls in behind]
+    names = _heaviest((_names(calls), vote.weight) for vote, calls in valid)
+    backers = [(vote, calls) for vote, calls in valid if _names(calls) == names]
+    weighted_sets = [(calls, vote.weight) for vote, calls in backers]
+    total_weight = math.fsum(vote.weight for vote, _ in valid)
     return FusedCalls(
-        calls=tuple(
-            ToolCall(id=_id(seed_parts, index), name=name, arguments=arguments)
-            for index, (name, arguments) in enumerate(_assembled(sets, checks))
-        ),
-        members=tuple(voice.member for voice, _ in behind),
-        agreement=math.fsum(v.weight for v, _ in behind) / math.fsum(v.weight for v, _ in valid),
-        invalid=tuple(voice.member for voice, calls in read if calls is None),
+        calls=_with_ids(_fuse_sets(weighted_sets, checks), seed_parts),
+        members=tuple(vote.member for vote, _ in backers),
+        agreement=math.fsum(vote.weight for vote, _ in backers) / total_weight,
+        invalid=tuple(vote.member for vote, calls in sets if calls is None),
         unanimous=len({tuple(sorted(calls)) for _, calls in valid}) == 1,
     )
 
 
-def _read(
-    calls: Sequence[ToolCall], checks: Mapping[str, SchemaCheck]
-) -> tuple[_Asked, ...] | None:
-    """A member's set; None if any of it is invalid."""
-    found = []
+def _valid_set(calls: Sequence[ToolCall], checks: Mapping[str, SchemaCheck]) -> CallSet | None:
+    """A member's calls in canonical form; None if any of them is invalid."""
+    canonical_calls = []
     for call in calls:
         arguments = _arguments(call.arguments)
         if call.name not in checks or arguments is None or not checks[call.name].fits(arguments):
             return None
-        found.append((call.name, _canonical(arguments)))
-    return tuple(found)
+        canonical_calls.append((call.name, _canonical(arguments)))
+    return tuple(canonical_calls)
 
 
 def _arguments(text: str) -> dict[str, Any] | None:
-    """The object that a model wrote; None if it is none, or one that no database or JSON parser takes."""
+    """Parse the JSON object that a model wrote.
+
+    Returns:
+        None if it is no object, or one that no database or JSON parser accepts.
+    """
     try:
         value = plain(json.loads(text))
         _canonical(value).encode()
@@ -114,39 +119,55 @@ def _canonical(value: Any) -> str:
     )
 
 
-def _names(calls: Iterable[_Asked]) -> tuple[str, ...]:
-    return tuple(sorted(name for name, _ in calls))
+def _names(calls: CallSet) -> tuple[str, ...]:
+    """The tools that a set calls, whatever their order."""
+    return tuple(sorted(_names_in_order(calls)))
 
 
-def _assembled(
-    sets: Sequence[tuple[tuple[_Asked, ...], float]], checks: Mapping[str, SchemaCheck]
-) -> tuple[_Asked, ...]:
-    """One set made of weighted sets that call the same tools."""
-    order = _heaviest((tuple(name for name, _ in calls), weight) for calls, weight in sets)
-    fused = []
+def _names_in_order(calls: CallSet) -> tuple[str, ...]:
+    return tuple(name for name, _ in calls)
+
+
+def _fuse_sets(
+    weighted_sets: Sequence[tuple[CallSet, float]], checks: Mapping[str, SchemaCheck]
+) -> CallSet:
+    """Fuse weighted sets that call the same tools, call by call."""
+    order = _heaviest((_names_in_order(calls), weight) for calls, weight in weighted_sets)
+    fused_calls = []
     for place, name in enumerate(order):
         nth = order[:place].count(name)
-        group = [
-            ([given for called, given in calls if called == name][nth], weight)
-            for calls, weight in sets
-        ]
-        fused.append((name, _merged(group, checks[name])))
-    # To act twice where each member wanted it once is worse than any one member's word.
-    return tuple(fused) if len(set(fused)) == len(fused) else _heaviest(sets)
+        votes = [(_nth_arguments(calls, name, nth), weight) for calls, weight in weighted_sets]
+        fused_calls.append((name, _fuse_arguments(votes, checks[name])))
+    if len(set(fused_calls)) < len(fused_calls):
+        # To call a tool twice where each member wanted it once is worse than any member's set.
+        return _heaviest(weighted_sets)
+    return tuple(fused_calls)
 
 
-def _merged(group: Sequence[tuple[str, float]], check: SchemaCheck) -> str:
-    """One argument object made of weighted ones."""
-    objects = [(json.loads(text), weight) for text, weight in group]
-    merged = {}
-    for key in {key for one, _ in objects for key in one}:
-        # No value's JSON is empty, so that an absent argument is a value of its own.
-        chosen = _heaviest(
-            (_canonical(one[key]) if key in one else "", weight) for one, weight in objects
-        )
-        if chosen:
-            merged[key] = json.loads(chosen)
-    return _canonical(merged) if check.fits(merged) else _heaviest(group)
+def _nth_arguments(calls: CallSet, name: str, nth: int) -> str:
+    """The arguments of the nth call of a tool, from 0."""
+    return [arguments for tool, arguments in calls if tool == name][nth]
+
+
+def _fuse_arguments(votes: Sequence[tuple[str, float]], check: SchemaCheck) -> str:
+    """Fuse weighted argument objects, argument by argument."""
+    objects = [(json.loads(arguments), weight) for arguments, weight in votes]
+    keys: set[str] = set()
+    for arguments, _ in objects:
+        keys.update(arguments)
+    fused_arguments = {}
+    for key in keys:
+        winner = _heaviest((_canonical_argument(arguments, key), w) for arguments, w in objects)
+        if winner:
+            fused_arguments[key] = json.loads(winner)
+    if check.fits(fused_arguments):
+        return _canonical(fused_arguments)
+    return _heaviest(votes)
+
+
+def _canonical_argument(arguments: Mapping[str, Any], key: str) -> str:
+    """An argument as JSON; empty if it is absent, which no JSON is."""
+    return _canonical(arguments[key]) if key in arguments else ""
 
 
 def _heaviest(votes: Iterable[tuple[T, float]]) -> T:
@@ -154,9 +175,18 @@ def _heaviest(votes: Iterable[tuple[T, float]]) -> T:
     weights: dict[T, list[float]] = {}
     for value, weight in votes:
         weights.setdefault(value, []).append(weight)
-    # An exact sum does not depend on the order, and 0.1 + 0.2 must tie with 0.3.
-    return max(
-        weights, key=lambda value: (round(math.fsum(weights[value]), 9), len(weights[value]))
+
+    def rank(value: T) -> tuple[float, int]:
+        # An exact sum does not depend on the order, and 0.1 + 0.2 must tie with 0.3.
+        return round(math.fsum(weights[value]), 9), len(weights[value])
+
+    return max(weights, key=rank)
+
+
+def _with_ids(calls: CallSet, seed_parts: tuple[str, ...]) -> tuple[ToolCall, ...]:
+    return tuple(
+        ToolCall(id=_id(seed_parts, index), name=name, arguments=arguments)
+        for index, (name, arguments) in enumerate(calls)
     )
 
 
