@@ -25,7 +25,7 @@ def pull(name: str, root: Path | None) -> Path:
 
 def remove(name: str, root: Path | None) -> None:
     """Delete a model's folder, and what a pull of it left."""
-    from fusewire_worker_edge.folder import list_models, locked
+    from fusewire_worker_edge.folder import list_models, lock_folder
     from fusewire_worker_edge.pull import DEFAULT_ROOT
 
     where = (root or DEFAULT_ROOT).expanduser()
@@ -33,7 +33,7 @@ def remove(name: str, root: Path | None) -> None:
     left = where / f".{name}.download"
     if name not in known and not left.is_dir():
         fail(f"there is no model '{name}' in {where}", f"there is {', '.join(known) or 'none'}")
-    with locked(where / name, "pull"):
+    with lock_folder(where / name, "pull"):
         for folder in (known.get(name), left):
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=folder == left)

@@ -2,7 +2,7 @@
 
 OPTIONS are `EngineOptions` as JSON. Frames on standard input: `generate` with a request, `cancel`
 with an id. Frames on standard output: first `ready` or `unusable`, then for each request `done`,
-`refused`, `cancelled` or `failed`, and before that any number of `piece` if the request is streamed.
+`refused`, `cancelled` or `failed`, and before that any number of `piece` if it is streamed.
 The process ends when its input ends, so that it never outlives its parent.
 """
 

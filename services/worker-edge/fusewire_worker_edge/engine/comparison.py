@@ -81,7 +81,7 @@ class Comparison:
         self._prompt_logits = self._last_logits = logits
 
     def take(self, rows: Floats) -> None:
-        """Take the logits after the next tokens of the current text. After its last, go to the next.
+        """Take the logits after the next tokens of the current text. Then go to the next text.
 
         Args:
             rows: [tokens, vocabulary], the logits after each token.

@@ -1,9 +1,9 @@
 """Dialects of tool calls: the grammar of a model's calls, and their parser. Pure.
 
 An answer is either text or calls. The grammar, in llguidance's variant of Lark (docs/syntax.md of
-that project), allows calls only in the dialect, with the name of a tool and arguments that are valid
-under its schema, and text only if it does not contain the marker that calls begin with. So every
-answer that is sampled under it can be parsed and is valid.
+that project), allows calls only in the dialect, with the name of a tool and arguments that are
+valid under its schema, and text only if it does not contain the marker that calls begin with. So
+every answer that is sampled under it can be parsed and is valid.
 """
 
 import hashlib
@@ -224,7 +224,7 @@ def _text_pattern(dialect: Dialect, literal: SpellLiteral) -> str:
 
 
 def arguments_grammar(tool: Tool) -> str:
-    """Return the grammar of one tool's arguments alone, to find a schema that is not enforceable."""
+    """Return the grammar of one tool's arguments alone, to find one that cannot be enforced."""
     return f"start: %json {json.dumps(_arguments_schema(tool))}"
 
 

@@ -1,16 +1,16 @@
 """Continuous batching: which sequence advances in which step.
 
-Requests join and leave the batch between steps: iteration-level scheduling, after Yu et al., "Orca"
-(OSDI 2022). A step prefills one chunk of one prompt, then decodes one token of each sequence in the
-batch: chunked prefill, after Agrawal et al., "Sarathi-Serve" (OSDI 2024). The decoding sequences
-are always in the first slots (batch rows), so that one run of the model advances them all; when one
-of them leaves, the last takes its slot.
+Requests join and leave the batch between steps: iteration-level scheduling, after Yu et al.,
+"Orca" (OSDI 2022). A step prefills one chunk of one prompt, then decodes one token of each sequence
+in the batch: chunked prefill, after Agrawal et al., "Sarathi-Serve" (OSDI 2024). The decoding
+sequences are always in the first slots (batch rows), so that one run of the model advances them
+all; when one of them leaves, the last takes its slot.
 
 The tokens of a request depend on that request alone. Its logits are the same bit for bit, whatever
 else is in the batch, however its prompt was cut into chunks and however much of it came from the
-prefix cache. This module keeps the two conditions for that: a chunk has more than one token, because
-onnxruntime uses other kernels for a single token of each row; and only keys and values that were
-computed by prefill are reused, never those of decoding.
+prefix cache. This module keeps the two conditions for that: a chunk has more than one token,
+because onnxruntime uses other kernels for a single token of each row; and only keys and values that
+were computed by prefill are reused, never those of decoding.
 """
 
 import heapq
