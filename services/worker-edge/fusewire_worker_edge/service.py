@@ -1,4 +1,4 @@
-"""Wiring."""
+"""The edge worker's parts put together."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ from fusewire_worker_edge.folder import ModelFolderError, verify
 from fusewire_worker_edge.generate import EdgeGenerate
 
 AHEAD = 1
-"""Messages of tasks in hand per model beyond its slots, so that a slot never waits for the bus."""
+"""Tasks to fetch per model beyond its slots, so that a free slot never waits for the bus."""
 
 
 class WorkerEdge:
@@ -22,13 +22,19 @@ class WorkerEdge:
 
     def __init__(self, settings: Settings) -> None:
         self.drain_s = settings.limits.drain_s
-        self._models = {name: m for name, m in settings.models.items() if isinstance(m, EdgeModel)}
+        self._models = {
+            name: model for name, model in settings.models.items() if isinstance(model, EdgeModel)
+        }
         self._bus = Bus(self.name, settings.nats, drain_s=self.drain_s)
         self._worker: Worker | None = None
 
     async def start(self) -> None:
-        """Check every model's folder, connect, begin to take tasks."""
-        for folder in sorted({m.path for m in self._models.values()}):
+        """Verify every model's folder, connect, and begin to take tasks.
+
+        Raises:
+            StartupError: a model folder cannot be used.
+        """
+        for folder in sorted({model.path for model in self._models.values()}):
             try:
                 await asyncio.to_thread(verify, folder)
             except ModelFolderError as exc:
@@ -41,17 +47,17 @@ class WorkerEdge:
 
         await self._bus.connect()
         generate = EdgeGenerate(self._models, clock)
-        hands = {name: model.slots + AHEAD for name, model in self._models.items()}
+        task_limits = {name: model.slots + AHEAD for name, model in self._models.items()}
         self._worker = Worker(
-            self._bus, generate, hands, tier="edge", clock=clock, on_cancel=generate.cancel
+            self._bus, generate, task_limits, tier="edge", clock=clock, on_cancel=generate.cancel
         )
         await self._worker.start()
 
     def close(self) -> None:
-        """Nobody waits here."""
+        """See Service: there are no open connections of clients to close."""
 
     async def stop(self) -> None:
-        """Drain."""
+        """Finish the tasks in hand, for at most `drain_s` seconds, then disconnect."""
         if self._worker:
             await self._worker.stop(self.drain_s)
         await self._bus.stop()
@@ -65,7 +71,7 @@ class WorkerEdge:
         return self._bus.unready()
 
     def app(self) -> App | None:
-        """It has no HTTP interface of its own."""
+        """None: the service has no HTTP interface of its own."""
         return None
 
 

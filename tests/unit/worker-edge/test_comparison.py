@@ -19,7 +19,7 @@ def compared(
     one = Comparison(prompt, texts, END)
     one.begin(row(2))
     while not one.is_complete:
-        ids = list(one.left[:piece])
+        ids = list(one.remaining[:piece])
         one.take(np.stack([row(token) for token in ids]))
     return one
 
@@ -73,7 +73,7 @@ def test_the_best_has_the_greatest_mean_and_its_least_token_is_known() -> None:
     one = compared([[7, 7], [3, 4], [2]])
 
     assert one.best == 1
-    assert one.least == pytest.approx(END_ELSE)
+    assert one.min_logprob == pytest.approx(END_ELSE)
     assert (one.longest, one.tokens) == (3, 8)
 
 

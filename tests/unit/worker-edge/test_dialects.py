@@ -20,11 +20,11 @@ from fusewire_worker_edge.engine.dialects import (
     PHI,
     Dialect,
     check_results,
-    of_template,
+    dialect_of_template,
     short_id,
 )
 from fusewire_worker_edge.engine.generation import Generator
-from fusewire_worker_edge.engine.wording import conversation, in_words, signature
+from fusewire_worker_edge.engine.wording import conversation, spell_out_tools, signature
 
 DIALECTS = {
     "hermes": HERMES,
@@ -107,11 +107,11 @@ def test_several_calls_are_made_at_once_where_that_is_allowed(
     def is_allowed(text: str) -> bool:
         constraint = tiny_generator._grammars.of_tools(dialect, request)
         for token in tiny_generator.vocabulary._encode(text, literal=False):
-            if not constraint.allowed()[token]:
+            if not constraint.allowed_tokens()[token]:
                 return False
             constraint.accept(token)
         end = tiny_generator.manifest.end_tokens[0]
-        return constraint.complete or bool(constraint.allowed()[end])
+        return constraint.is_complete or bool(constraint.allowed_tokens()[end])
 
     assert is_allowed(f"{dialect.first}{call}{dialect.last}")
     assert is_allowed(f"{dialect.first}{call}{dialect.between}{call}{dialect.last}") == is_parallel
@@ -142,9 +142,9 @@ def test_text_is_text_and_cannot_spell_a_call(tiny_generator: Generator, choice:
     )
     tokens = tiny_generator.vocabulary._encode("a <tool_call", literal=False)
     for token in tokens:
-        assert constraint.allowed()[token]
+        assert constraint.allowed_tokens()[token]
         constraint.accept(token)
-    assert not constraint.allowed()[tiny_generator.vocabulary._encode(">", literal=False)[0]]
+    assert not constraint.allowed_tokens()[tiny_generator.vocabulary._encode(">", literal=False)[0]]
 
 
 def test_an_answer_that_may_call_may_also_be_under_a_schema(tiny_generator: Generator) -> None:
@@ -179,7 +179,7 @@ def test_pieces_are_told_of_text_and_never_of_calls(tiny_generator: Generator) -
             tools=TOOLS,
             tool_choice=choice,
         )
-        completion = tiny_generator.generate(request, hear=pieces.append)
+        completion = tiny_generator.generate(request, on_piece=pieces.append)
         assert "".join(pieces) == completion.text
         assert bool(pieces) == (choice == "none")
 
@@ -222,10 +222,10 @@ def test_what_is_written_is_read_back(
 
 
 def test_the_dialect_is_told_from_the_template() -> None:
-    assert of_template("{% if tools %}[TOOL_CALLS]{% endif %}") is MISTRAL_LIST
-    assert of_template("{% if tools %}<tool_call>{% endif %}") is HERMES
-    assert of_template("{% if tools %}<|tool_call|>{% endif %}") is PHI
-    assert of_template("{% for message in messages %}") is None
+    assert dialect_of_template("{% if tools %}[TOOL_CALLS]{% endif %}") is MISTRAL_LIST
+    assert dialect_of_template("{% if tools %}<tool_call>{% endif %}") is HERMES
+    assert dialect_of_template("{% if tools %}<|tool_call|>{% endif %}") is PHI
+    assert dialect_of_template("{% for message in messages %}") is None
 
 
 # -- conversations ------------------------------------------------------------------------
@@ -308,7 +308,7 @@ def test_templates_get_arguments_as_objects() -> None:
 def test_without_a_template_for_tools_they_are_put_in_words() -> None:
     system = Message(role="system", content="Be brief.")
     turns = conversation([system, ASKED, result("call_1"), result("call_2")])
-    said = in_words(turns, [signature(CLOCK)])
+    said = spell_out_tools(turns, [signature(CLOCK)])
 
     assert [turn["role"] for turn in said] == ["system", "assistant", "user"]
     assert said[0]["content"].startswith("Be brief.\n\n# Tools")
@@ -316,5 +316,5 @@ def test_without_a_template_for_tools_they_are_put_in_words() -> None:
     assert said[1]["content"].count("<tool_call>") == 2
     assert said[2]["content"].count("<tool_response>") == 2
     assert HERMES.parse(said[1]["content"]) is not None
-    assert in_words(turns[1:], [signature(CLOCK)])[0]["role"] == "system"
-    assert in_words(turns[1:], [])[0]["role"] == "assistant"
+    assert spell_out_tools(turns[1:], [signature(CLOCK)])[0]["role"] == "system"
+    assert spell_out_tools(turns[1:], [])[0]["role"] == "assistant"

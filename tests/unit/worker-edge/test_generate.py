@@ -17,7 +17,7 @@ from fusewire_worker_edge.engine.api import (
     EngineError,
     EngineUnusableError,
     GenerateRequest,
-    Hear,
+    OnPiece,
     RequestCancelledError,
     RequestRefusedError,
 )
@@ -55,13 +55,13 @@ class FakeEngine:
         self.given_up = 0
         self.closed = False
 
-    async def generate(self, request: GenerateRequest, hear: Hear | None = None) -> Completion:
+    async def generate(self, request: GenerateRequest, on_piece: OnPiece | None = None) -> Completion:
         self.requests.append(request)
         self.asked.set()
-        assert request.is_streamed == (hear is not None)
-        for piece in self.says if hear else ():
-            assert hear
-            hear(piece)
+        assert request.is_streamed == (on_piece is not None)
+        for piece in self.says if on_piece else ():
+            assert on_piece
+            on_piece(piece)
         outcome = self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
         if isinstance(outcome, EngineError):
             raise outcome

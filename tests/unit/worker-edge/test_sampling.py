@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fusewire_worker_edge.engine.sampling import choose, generator, masked, probabilities
+from fusewire_worker_edge.engine.sampling import choose, generator, mask_logits, probabilities
 
 LOGITS = np.array([0.5, 2.0, -1.0, 1.0], np.float32)
 
@@ -43,8 +43,8 @@ def test_another_seed_gives_other_draws() -> None:
 
 def test_what_is_masked_is_never_drawn() -> None:
     allowed = np.array([True, False, True, False])
-    assert set(draws(masked(LOGITS, allowed), 2.0, 1.0, seed=5, count=500)) == {0, 2}
-    assert choose(masked(LOGITS, allowed), 0.0, 1.0, generator(0)) == 0
+    assert set(draws(mask_logits(LOGITS, allowed), 2.0, 1.0, seed=5, count=500)) == {0, 2}
+    assert choose(mask_logits(LOGITS, allowed), 0.0, 1.0, generator(0)) == 0
 
 
 def test_top_p_keeps_the_token_that_crosses_it() -> None:

@@ -18,7 +18,7 @@ from fusewire_worker_edge.engine.api import (
     RequestCancelledError,
     RequestRefusedError,
 )
-from fusewire_worker_edge.engine.cache import Kept, KvCache, PrefixCache
+from fusewire_worker_edge.engine.cache import KeyValues, KvCache, PrefixCache
 from fusewire_worker_edge.engine.comparison import Comparison
 from fusewire_worker_edge.engine.generation import Generator
 from fusewire_worker_edge.engine.scheduler import (
@@ -426,7 +426,7 @@ def test_kept_prompts_and_running_answers_stay_within_the_budget() -> None:
     while one.is_busy:
         one.step()
         running = [*one.decoding, *([one.prefilling] if one.prefilling else [])]
-        assert one.prefixes.tokens + sum(j.reserved for j in running) <= 300
+        assert one.prefixes.tokens + sum(j.reserved_positions for j in running) <= 300
 
     assert one.prefixes.tokens > 100
 
@@ -470,7 +470,7 @@ def test_whatever_comes_and_goes_each_answer_is_its_own(
 
 def test_the_longest_kept_beginning_is_found_and_the_oldest_forgotten() -> None:
     cache = PrefixCache()
-    kept: list[Kept] = [[np.zeros(1, np.float32)] for _ in range(3)]
+    kept: list[KeyValues] = [[np.zeros(1, np.float32)] for _ in range(3)]
     cache.add([1, 2, 3], kept[0])
     cache.add([1, 2, 9, 9], kept[1])
     assert cache.match([1, 2, 9, 7]) == (3, kept[1])

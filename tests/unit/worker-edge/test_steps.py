@@ -6,7 +6,7 @@ import jsonschema
 import pytest
 
 from fusewire.contracts import Message
-from fusewire_worker_edge.steps import asked, parted, schema_of
+from fusewire_worker_edge.steps import ask_for_steps, split_answer, steps_schema
 
 ANSWER = {
     "type": "object",
@@ -17,7 +17,7 @@ ANSWER = {
 
 
 def test_the_steps_come_before_the_answer_and_the_answer_keeps_its_schema() -> None:
-    schema = schema_of(ANSWER)
+    schema = steps_schema(ANSWER)
 
     assert list(schema["properties"]) == ["reason", "answer"]
     jsonschema.validate({"reason": "Andes.", "answer": {"city": "Lima"}}, schema)
@@ -26,7 +26,7 @@ def test_the_steps_come_before_the_answer_and_the_answer_keeps_its_schema() -> N
 
 
 @pytest.mark.parametrize(
-    ("written", "is_text", "expected"),
+    ("text", "is_text", "expected"),
     [
         ('{"reason": "3 - 1", "answer": "2"}', True, ("2", "3 - 1")),
         ('{"reason": "x", "answer": {"a": "é"}}', False, ('{"a": "é"}', "x")),
@@ -36,15 +36,16 @@ def test_the_steps_come_before_the_answer_and_the_answer_keeps_its_schema() -> N
     ],
 )
 def test_the_answer_is_taken_out(
-    written: str, is_text: bool, expected: tuple[str, str] | None
+    text: str, is_text: bool, expected: tuple[str, str] | None
 ) -> None:
-    assert parted(written, is_text=is_text) == expected
+    assert split_answer(text, is_text=is_text) == expected
 
 
 def test_the_form_is_asked_for_after_what_the_system_prompt_says() -> None:
     user = Message(role="user", content="Hot?")
-    alone, led = asked([user]), asked([Message(role="system", content="Be brief."), user])
+    system = Message(role="system", content="Be brief.")
+    alone, with_system = ask_for_steps([user]), ask_for_steps([system, user])
 
-    assert [m.role for m in alone] == [m.role for m in led] == ["system", "user"]
-    assert led[0].content.startswith("Be brief.\n\n")
+    assert [m.role for m in alone] == [m.role for m in with_system] == ["system", "user"]
+    assert with_system[0].content.startswith("Be brief.\n\n")
     assert json.dumps("reason") in alone[0].content

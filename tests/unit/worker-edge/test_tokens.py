@@ -154,4 +154,4 @@ def test_the_end_of_a_text_may_be_the_beginning_of_a_stop_string(
     stream = vocabulary.text_stream()
     stream.text = "hello world"
 
-    assert stream.begun(stops) == expected
+    assert stream.partial_stop(stops) == expected

@@ -1,5 +1,5 @@
-"""One loaded model in a process of its own, and the interface through which it is used.
+"""The engine: one loaded model in a process of its own, and the interface to it.
 
-The model lives in a child process because onnxruntime and the tokenizer hold the interpreter's lock,
-because only a process that ends gives its memory back, and because a hung one can be killed.
+The model runs in a child process because onnxruntime and the tokenizer hold the interpreter's lock,
+because only the end of a process surely frees its memory, and because a hung process can be killed.
 """

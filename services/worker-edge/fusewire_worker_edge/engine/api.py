@@ -1,4 +1,4 @@
-"""The interface of an engine: what is asked of it, what it answers, and how it fails."""
+"""The interface of an engine: its requests, its completions and its errors."""
 
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
@@ -18,7 +18,7 @@ class GenerateRequest(_EngineModel):
     """One answer to generate."""
 
     id: str
-    """Unique among the requests under way; `cancel` names it."""
+    """Unique among the requests under way; `Engine.cancel` takes it."""
     messages: tuple[Message, ...] = Field(min_length=1)
     max_tokens: int = Field(ge=1)
     temperature: float = Field(default=0.0, ge=0)
@@ -26,79 +26,79 @@ class GenerateRequest(_EngineModel):
     top_p: float = Field(default=1.0, gt=0, le=1)
     seed: int = 0
     stop: tuple[str, ...] = ()
-    """The answer ends before the first of these; not looked at where a schema rules the answer."""
+    """Stop strings: the answer ends before the first of them. Ignored under a `response_schema`."""
     response_schema: dict[str, Any] | None = None
-    """A JSON Schema: an answer that finishes with `stop` is a JSON document that it accepts."""
+    """A JSON Schema. An answer that finishes with `stop` is a JSON document valid under it."""
     tools: tuple[Tool, ...] = ()
-    """What the answer may call instead of being text."""
+    """Tools that the answer may call instead of being text."""
     tool_choice: str = "auto"
     """`auto`, `none`, `required`, or the name of the one tool to call."""
     parallel_tool_calls: bool = True
-    """Whether several calls may be made at once."""
+    """Whether one answer may make several calls."""
     is_streamed: bool = False
-    """Whether its text is wanted while it is being generated."""
+    """Whether to pass on the text piece by piece while it is generated."""
     rank: int = Field(default=1, ge=0)
-    """Of those that wait, the lowest is begun first."""
+    """Priority: of the waiting requests, the lowest rank is admitted first."""
     choices: tuple[str, ...] = ()
-    """With any, nothing is generated: how probable each of these texts is as the answer is told."""
+    """Texts to score instead of generating: how probable each of them is as the answer."""
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    """With a number, the log probability of each token and of so many alternatives is told."""
+    """How many alternatives to report with each token's log probability; None reports neither."""
 
 
 class TokenLogprob(_EngineModel):
-    """A token of an answer, and how probable it was."""
+    """A token of an answer and its log probability."""
 
     token: str
     logprob: float
     """Natural logarithm, at temperature 1, among the tokens that were allowed."""
     top: tuple[tuple[str, float], ...] = ()
-    """The most probable tokens at its place."""
+    """The most probable tokens at this position, each with its log probability."""
 
 
 class RequestedCall(_EngineModel):
-    """A call that an answer asks for."""
+    """A tool call in an answer."""
 
     name: str
     arguments: str
-    """JSON that the tool's schema accepts."""
+    """JSON, valid under the schema of the tool's parameters."""
 
 
 class Completion(_EngineModel):
     """A generated answer."""
 
     text: str
-    """Empty where it calls tools; of choices, the most probable."""
+    """Empty if the answer calls tools; the most probable one if the request had choices."""
     tool_calls: tuple[RequestedCall, ...] = ()
     finish_reason: FinishReason
-    """`length` with neither text nor calls: it was cut in the middle of a call."""
+    """`length` with neither text nor calls means that `max_tokens` cut the answer within a call."""
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
-    """Of the prompt's tokens, those that were computed for another request."""
+    """Tokens of the prompt whose keys and values were reused from another request."""
     mean_logprob: float = Field(le=0)
-    """Mean of the log probabilities of its tokens at temperature 1; not calibrated."""
+    """Mean log probability of the tokens at temperature 1; not calibrated."""
     min_logprob: float = Field(le=0)
-    """The least of them."""
+    """Smallest log probability of a token."""
     choice_logprobs: tuple[float, ...] = ()
-    """By choice: the mean natural logarithm of the probabilities of its tokens and of the end after them."""
+    """By choice: mean natural log probability of its tokens and of the end after them."""
     logprobs: tuple[TokenLogprob, ...] = ()
-    """Of each token but the end token, if the request asks for them."""
+    """One entry for each token but the end token, if the request set `top_logprobs`."""
     prefill_s: float
-    """Seconds from taking the request to knowing the first token."""
+    """Seconds from submission to the first token."""
     decode_s: float
-    """Seconds for the tokens after it."""
+    """Seconds for the tokens after the first."""
 
 
 class EngineError(Exception):
-    """A request that was not answered."""
+    """The base of all errors of an engine: a request was not answered."""
 
 
 class EngineDiedError(EngineError):
-    """The process of the engine ended while it was needed. The next request starts another."""
+    """The engine's process ended under a request. The next request starts another process."""
 
 
 class EngineUnusableError(EngineError):
-    """The engine cannot be started: its model folder is at fault. The message says how to mend it."""
+    """The engine cannot start because of its model folder. The message says how to mend it."""
 
 
 class RequestCancelledError(EngineError):
@@ -115,28 +115,33 @@ class RequestRefusedError(EngineError):
         super().__init__(message)
 
 
-Hear = Callable[[str], None]
-"""Is given the answer's text piece by piece. Nothing is taken back: together the pieces of an answer that comes to
-its end are its text."""
+OnPiece = Callable[[str], None]
+"""Callback for the pieces of a streamed answer.
+
+No piece is ever taken back: joined, the pieces of a complete answer are its text.
+"""
 
 
 class Engine(Protocol):
     """A model that answers several requests at once."""
 
-    async def generate(self, request: GenerateRequest, hear: Hear | None = None) -> Completion:
+    async def generate(
+        self, request: GenerateRequest, on_piece: OnPiece | None = None
+    ) -> Completion:
         """Answer one request. Cancelling the awaiting task cancels the request.
 
         Args:
-            request: what to answer.
-            hear: given the pieces, all of them before this returns, if the request is streamed.
+            request: the request.
+            on_piece: called with each piece if the request is streamed; all calls happen before
+                this returns.
 
         Raises:
-            EngineError: one of its kinds, above.
+            EngineError: the request was not answered; its subclasses tell why.
         """
         ...
 
     def cancel(self, request_id: str) -> None:
-        """Stop a request within one step of the model; does nothing when it is not under way."""
+        """Stop a request within one step of the model. Unknown ids are ignored."""
         ...
 
     async def aclose(self) -> None:

@@ -1,9 +1,9 @@
-"""The process that holds one model: `python -m fusewire_worker_edge.engine.child FOLDER OPTIONS`, options as JSON.
+"""The process of one model: `python -m fusewire_worker_edge.engine.child FOLDER OPTIONS`.
 
-Frames on standard input: `generate` with a request, `cancel` with an id. Frames on standard output:
-first `ready` or `unusable`, then for each request `done`, `refused`, `cancelled` or `failed`, and
-before it any number of `piece` if the request is streamed.
-It ends when its input does, so that it never outlives whoever started it.
+OPTIONS are `EngineOptions` as JSON. Frames on standard input: `generate` with a request, `cancel`
+with an id. Frames on standard output: first `ready` or `unusable`, then for each request `done`,
+`refused`, `cancelled` or `failed`, and before that any number of `piece` if it is streamed.
+The process ends when its input ends, so that it never outlives its parent.
 """
 
 import argparse
@@ -32,14 +32,14 @@ from fusewire_worker_edge.engine.scheduler import Event
 from fusewire_worker_edge.folder import ModelFolderError, verify
 
 GOLDEN_AGREEMENT = 0.75
-"""Below this the model computes something else here than where it was converted.
+"""Smallest share of the golden answer's tokens that the model must reproduce on this machine.
 
-Not 1: processors round differently, and a near tie may then fall to the other side.
+Not 1: processors round differently, which may reverse a near tie.
 """
 
 
 class Inbox:
-    """What the parent sends, read by a thread so that it can be taken while the model is not running."""
+    """Frames from the parent, read by a thread and taken by the main thread between steps."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -47,7 +47,7 @@ class Inbox:
         threading.Thread(target=self._run, daemon=True).start()
 
     def take(self, *, wait: bool) -> list[Frame]:
-        """What has come since; waits for something if there is nothing and `wait`."""
+        """Take all frames that have arrived; with `wait`, wait for the first."""
         frames = [self._frames.get()] if wait else []
         while not self._frames.empty():
             frames.append(self._frames.get())
@@ -58,15 +58,15 @@ class Inbox:
             while (frame := read(self._stream)) is not None:
                 self._frames.put(frame)
         finally:
-            # Not sys.exit: the main thread may be inside onnxruntime, and nobody waits for its result.
+            # Not sys.exit: the main thread may be inside onnxruntime, and its result is not needed.
             os._exit(0)
 
 
 def load(folder: Path, options: EngineOptions) -> Generator:
-    """Verify a folder, load its model, and see that it computes what it should.
+    """Verify a folder, load its model, and compare it with the manifest's golden answer.
 
     Raises:
-        ModelFolderError: it does not.
+        ModelFolderError: the folder cannot be used, or the model computes something else.
     """
     generator = Generator(folder, verify(folder), options)
     agreement = generator.golden_agreement()
@@ -80,7 +80,7 @@ def load(folder: Path, options: EngineOptions) -> Generator:
 
 
 def receive(generator: Generator, frame: Frame) -> Frame | None:
-    """Hand a frame to the scheduler. Returns the refusal, if it is refused."""
+    """Handle a frame from the parent. Return the frame to reply with if the request is refused."""
     if frame["type"] == "cancel":
         generator.scheduler.cancel(frame["id"])
         return None
@@ -93,7 +93,7 @@ def receive(generator: Generator, frame: Frame) -> Frame | None:
 
 
 def failure(request_id: str, error: EngineError) -> Frame:
-    """The frame of a request that was not answered."""
+    """Return the frame for a request that was not answered."""
     if isinstance(error, RequestCancelledError):
         return {"type": "cancelled", "id": request_id}
     if isinstance(error, RequestRefusedError):
@@ -102,7 +102,7 @@ def failure(request_id: str, error: EngineError) -> Frame:
 
 
 def report(event: Event) -> Frame:
-    """The frame of an event."""
+    """Return the frame for an event."""
     if event.error:
         return failure(event.id, event.error)
     if event.completion:
@@ -115,7 +115,7 @@ def report(event: Event) -> Frame:
 
 
 def _private_stdout() -> BinaryIO:
-    """Keep standard output for frames; whatever a library prints goes to standard error."""
+    """Reserve standard output for frames; the prints of libraries go to standard error."""
     frames = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     return frames
@@ -127,7 +127,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("options", type=lambda text: EngineOptions(**json.loads(text)))
     arguments = parser.parse_args()
-    # Ctrl-C reaches the whole process group; the parent decides when this process ends.
+    # Ctrl-C reaches the whole process group, but the parent decides when this process ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     output = _private_stdout()
     inbox = Inbox(sys.stdin.buffer)
@@ -153,8 +153,8 @@ def main() -> int:
     )
     while True:
         for frame in inbox.take(wait=not generator.scheduler.is_busy):
-            if refused := receive(generator, frame):
-                send(refused)
+            if refusal := receive(generator, frame):
+                send(refusal)
         for event in generator.scheduler.step():
             send(report(event))
 

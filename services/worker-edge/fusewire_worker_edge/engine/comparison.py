@@ -1,4 +1,4 @@
-"""How probable given texts are as a model's answers. Knows nothing of the model: logits in, log probabilities out."""
+"""Score texts as a model's answers. Independent of the model: logits in, log probabilities out."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,110 +6,130 @@ import numpy as np
 
 from fusewire_worker_edge.engine.sampling import Floats
 
-RUN = 3
-"""A token that ends a run of so many that stood before is a repetition, and easy to foresee."""
+NGRAM = 3
+"""A token that completes an n-gram of this length that occurred before is a repetition."""
 
 
 class Comparison:
-    """Texts that are read one after the other, each from the end of the same prompt.
+    """Texts that are read one after the other, each after the same prompt.
 
-    A text's score is the mean log probability of its tokens and of the end after them. Repetitions do not count, of the
-    prompt or of the text itself: however wrong, they are probable, and would make a text the better the more it has.
+    A text's score is the mean log probability of its tokens and of the end after them. Tokens that
+    repeat an n-gram of the prompt or of the text itself do not count: a model predicts repetitions
+    with high probability even in a wrong text, so that repetitive texts would win.
 
     Args:
         prompt: the token ids before each text.
-        texts: the token ids of each, without the end of an answer.
-        end_tokens: those that end an answer; whichever comes, it is over.
+        texts: the token ids of each text, without an end token.
+        end_tokens: the ids that end an answer. The end's probability is the sum of theirs.
     """
 
     def __init__(
         self, prompt: Sequence[int], texts: Sequence[Sequence[int]], end_tokens: Sequence[int]
     ) -> None:
         self._texts = [[*text, end_tokens[0]] for text in texts]
-        known = frozenset(_runs(prompt))
-        self._counts = [_new(text, known) for text in self._texts]
+        prompt_ngrams = frozenset(_ngrams(prompt))
+        self._count_masks = [_novel_tokens(text, prompt_ngrams) for text in self._texts]
         self._end_tokens = list(end_tokens)
-        self._by_token: list[list[float]] = [[] for _ in texts]
-        self._at = 0
-        self._after_prompt: Floats | None = None
-        self._before: Floats | None = None
+        self._token_logprobs: list[list[float]] = [[] for _ in texts]
+        self._index = 0
+        self._prompt_logits: Floats | None = None
+        self._last_logits: Floats | None = None
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest text, its end included."""
+        """Number of tokens of the longest text, with its end."""
         return max(len(text) for text in self._texts)
 
     @property
     def tokens(self) -> int:
-        """Tokens of all texts together, their ends included."""
+        """Number of tokens of all texts together, with their ends."""
         return sum(len(text) for text in self._texts)
 
     @property
     def is_complete(self) -> bool:
-        """Whether all were read."""
-        return self._at == len(self._texts)
+        """Whether all texts were read."""
+        return self._index == len(self._texts)
 
     @property
-    def done(self) -> int:
-        """How many tokens of the present text were read."""
-        return len(self._by_token[self._at])
+    def position(self) -> int:
+        """How many tokens of the current text were read."""
+        return len(self._token_logprobs[self._index])
 
     @property
-    def left(self) -> Sequence[int]:
-        """The present text's tokens that are to be read next."""
-        return self._texts[self._at][self.done :]
+    def remaining(self) -> Sequence[int]:
+        """The tokens of the current text that are still to be read."""
+        return self._texts[self._index][self.position :]
 
     @property
     def logprobs(self) -> tuple[float, ...]:
-        """By text: its score, a mean natural logarithm."""
-        pairs = zip(self._by_token, self._counts, strict=True)
-        return tuple(float(np.mean(np.array(each)[counts])) for each, counts in pairs)
+        """The score of each text: a mean of natural log probabilities."""
+        pairs = zip(self._token_logprobs, self._count_masks, strict=True)
+        return tuple(float(np.mean(np.array(logprobs)[mask])) for logprobs, mask in pairs)
 
     @property
     def best(self) -> int:
-        """Which text has the greatest mean."""
+        """The index of the text with the highest score."""
         return int(np.argmax(self.logprobs))
 
     @property
-    def least(self) -> float:
-        """The log probability of that text's least probable token."""
-        return min(self._by_token[self.best])
+    def min_logprob(self) -> float:
+        """The log probability of the least probable token of the best text."""
+        return min(self._token_logprobs[self.best])
 
-    def begin(self, after_prompt: Floats) -> None:
+    def begin(self, logits: Floats) -> None:
         """Take the logits after the prompt, [vocabulary]."""
-        self._after_prompt = self._before = after_prompt
+        self._prompt_logits = self._last_logits = logits
 
     def take(self, rows: Floats) -> None:
-        """Take the logits after each of the next tokens of the present text, [tokens, vocabulary]."""
-        if self._before is None:
+        """Take the logits after the next tokens of the current text. Then go to the next text.
+
+        Args:
+            rows: [tokens, vocabulary], the logits after each token.
+
+        Raises:
+            ValueError: `begin` was not called.
+        """
+        if self._last_logits is None:
             raise ValueError("the prompt comes first")
-        ids = self.left[: len(rows)]
-        predicted = np.concatenate([self._before[None], rows[:-1]])
-        self._by_token[self._at] += self._log_probabilities(predicted, ids)
-        self._before = rows[-1]
-        if not self.left:
-            self._at += 1
-            self._before = self._after_prompt
+        ids = self.remaining[: len(rows)]
+        # A token is predicted by the logits after the token before it.
+        predictions = np.concatenate([self._last_logits[None], rows[:-1]])
+        self._token_logprobs[self._index] += self._log_probabilities(predictions, ids)
+        self._last_logits = rows[-1]
+        if not self.remaining:
+            self._index += 1
+            self._last_logits = self._prompt_logits
 
     def _log_probabilities(self, rows: Floats, ids: Sequence[int]) -> list[float]:
+        """The log probability of each id by the logits [ids, vocabulary] that predict it."""
         highest = rows.max(axis=-1)
-        bases = highest + np.log(np.exp(rows - highest[:, None]).sum(axis=-1, dtype=np.float64))
-        chosen = rows[np.arange(len(ids)), ids].astype(np.float64)
-        if len(ids) == len(self.left):
-            chosen[-1] = np.logaddexp.reduce(rows[-1, self._end_tokens].astype(np.float64))
-        return [min(float(each), 0.0) for each in chosen - bases]
+        log_sums = highest + np.log(np.exp(rows - highest[:, None]).sum(axis=-1, dtype=np.float64))
+        logits = rows[np.arange(len(ids)), ids].astype(np.float64)
+        if len(ids) == len(self.remaining):
+            # The last token is the end: any end token will do.
+            logits[-1] = np.logaddexp.reduce(rows[-1, self._end_tokens].astype(np.float64))
+        return [min(float(logprob), 0.0) for logprob in logits - log_sums]
 
 
-def _runs(ids: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    return zip(*(ids[start:] for start in range(RUN)), strict=False)
+def _ngrams(ids: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """All n-grams of a sequence, in order.
+
+    >>> list(_ngrams([1, 2, 3, 4]))
+    [(1, 2, 3), (2, 3, 4)]
+    """
+    return zip(*(ids[start:] for start in range(NGRAM)), strict=False)
 
 
-def _new(text: Sequence[int], known: frozenset[tuple[int, ...]]) -> list[bool]:
-    """Which tokens of a text are no repetition. Its end always counts."""
-    seen = set(known)
-    found = [True] * min(len(text), RUN - 1)
-    for run in _runs(text):
-        found.append(run not in seen)
-        seen.add(run)
-    found[-1] = True
-    return found
+def _novel_tokens(text: Sequence[int], prompt_ngrams: frozenset[tuple[int, ...]]) -> list[bool]:
+    """Mark the tokens of a text that are not a repetition. Its last token, the end, always counts.
+
+    >>> _novel_tokens([1, 2, 3, 1, 2, 3, 0], frozenset())
+    [True, True, True, True, True, False, True]
+    """
+    earlier_ngrams = set(prompt_ngrams)
+    is_novel = [True] * min(len(text), NGRAM - 1)
+    for ngram in _ngrams(text):
+        is_novel.append(ngram not in earlier_ngrams)
+        earlier_ngrams.add(ngram)
+    is_novel[-1] = True
+    return is_novel

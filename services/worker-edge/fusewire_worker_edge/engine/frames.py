@@ -1,11 +1,11 @@
-"""JSON objects over a pipe, each after its length in four bytes, big-endian."""
+"""JSON objects over a pipe, each preceded by its length in four bytes, big-endian."""
 
 import asyncio
 import json
 from typing import Any, BinaryIO
 
 MAX_BYTES = 16 * 1024 * 1024
-"""No frame is larger; a larger length means that the pipe carries something else."""
+"""Largest frame. A larger length means that the pipe carries something else."""
 
 _PREFIX = 4
 
@@ -13,14 +13,14 @@ Frame = dict[str, Any]
 
 
 class FrameError(Exception):
-    """What arrived is not a frame. Says nothing of its content."""
+    """The bytes read are not a frame. The message has nothing of their content."""
 
 
 def pack(frame: Frame) -> bytes:
     """Serialise a frame.
 
     Raises:
-        FrameError: it is larger than `MAX_BYTES`.
+        FrameError: the frame is larger than `MAX_BYTES`.
     """
     body = json.dumps(frame, ensure_ascii=False, separators=(",", ":")).encode()
     if len(body) > MAX_BYTES:
@@ -49,7 +49,7 @@ def read(stream: BinaryIO) -> Frame | None:
     """Read the next frame; None at the end of the stream, even in the middle of a frame.
 
     Raises:
-        FrameError: what arrived is not a frame.
+        FrameError: the bytes read are not a frame.
     """
     prefix = stream.read(_PREFIX)
     if len(prefix) < _PREFIX:

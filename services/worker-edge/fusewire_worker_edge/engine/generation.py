@@ -1,4 +1,4 @@
-"""A loaded model: its vocabulary, its grammars, and the requests that run on it."""
+"""Generation on a loaded model: vocabulary, grammars and scheduler put together."""
 
 import json
 import time
@@ -9,11 +9,11 @@ import numpy as np
 
 from fusewire.contracts import Message
 from fusewire_worker_edge.engine.answer import AnswerTokens
-from fusewire_worker_edge.engine.api import Completion, GenerateRequest, Hear
+from fusewire_worker_edge.engine.api import Completion, GenerateRequest, OnPiece
 from fusewire_worker_edge.engine.comparison import Comparison
 from fusewire_worker_edge.engine.constraint import Grammars
 from fusewire_worker_edge.engine.dialects import BY_NAME, check_results
-from fusewire_worker_edge.engine.mistral import FILES, MistralVocabulary
+from fusewire_worker_edge.engine.mistral import MistralVocabulary, find_tokenizer_file
 from fusewire_worker_edge.engine.model import OnnxModel
 from fusewire_worker_edge.engine.options import EngineOptions
 from fusewire_worker_edge.engine.sampling import Floats
@@ -21,6 +21,7 @@ from fusewire_worker_edge.engine.scheduler import (
     CHUNK,
     AnswerJob,
     ComparisonJob,
+    Event,
     Scheduler,
     chunk_size,
 )
@@ -29,24 +30,22 @@ from fusewire_worker_edge.folder import Manifest
 
 
 def read_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary:
-    """The vocabulary of a verified model folder."""
+    """Read the vocabulary of a verified model folder."""
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     tokenizer_json = (folder / "tokenizer.json").read_text(encoding="utf-8")
-    own = next((folder / name for name in FILES if (folder / name).is_file()), None)
-    return (
-        MistralVocabulary(own, tokenizer_json, config)
-        if own
-        else Vocabulary(tokenizer_json, config, BY_NAME.get(manifest.tool_calls or ""))
-    )
+    mistral_file = find_tokenizer_file(folder)
+    if mistral_file:
+        return MistralVocabulary(mistral_file, tokenizer_json, config)
+    return Vocabulary(tokenizer_json, config, BY_NAME.get(manifest.tool_calls or ""))
 
 
 class Generator:
-    """A loaded model with its vocabulary.
+    """A loaded model with its vocabulary, its grammars and its scheduler.
 
     Args:
         folder: a verified model folder.
         manifest: its manifest.
-        options: how to run it.
+        options: threads, slots and memory; None takes the defaults.
     """
 
     def __init__(
@@ -64,13 +63,17 @@ class Generator:
         """Hand a request to the scheduler.
 
         Raises:
-            RequestRefusedError: it does not fit the context, or its messages or its schema are not usable.
+            RequestRefusedError: it does not fit the context, or its messages, its tools or its
+                schema cannot be used.
         """
         check_results(request.messages)
         prompt = self.vocabulary.prompt(request.messages, request.tools)
         if request.choices:
-            self.scheduler.submit(self._comparison(request, prompt))
-            return
+            self.scheduler.submit(self._comparison_job(request, prompt))
+        else:
+            self.scheduler.submit(self._answer_job(request, prompt))
+
+    def _answer_job(self, request: GenerateRequest, prompt: Sequence[int]) -> AnswerJob:
         dialect = self.vocabulary.dialect if request.tools else None
         constraint = None
         if dialect:
@@ -79,18 +82,16 @@ class Generator:
             constraint = self._grammars.of_schema(request.response_schema)
         stream = self.vocabulary.text_stream(special=dialect is not None)
         answer = AnswerTokens(request, stream, constraint, self.manifest.end_tokens, dialect)
-        self.scheduler.submit(
-            AnswerJob(
-                id=request.id,
-                prompt=prompt,
-                rank=request.rank,
-                answer=answer,
-                max_tokens=request.max_tokens,
-                is_streamed=request.is_streamed,
-            )
+        return AnswerJob(
+            id=request.id,
+            prompt=prompt,
+            rank=request.rank,
+            answer=answer,
+            max_tokens=request.max_tokens,
+            is_streamed=request.is_streamed,
         )
 
-    def _comparison(self, request: GenerateRequest, prompt: Sequence[int]) -> ComparisonJob:
+    def _comparison_job(self, request: GenerateRequest, prompt: Sequence[int]) -> ComparisonJob:
         texts = [self.vocabulary.ids(choice) for choice in request.choices]
         comparison = Comparison(prompt, texts, self.manifest.end_tokens)
         return ComparisonJob(
@@ -104,28 +105,33 @@ class Generator:
     def generate(
         self,
         request: GenerateRequest,
-        cancelled: Callable[[], bool] = lambda: False,
-        hear: Hear | None = None,
+        is_cancelled: Callable[[], bool] = lambda: False,
+        on_piece: OnPiece | None = None,
     ) -> Completion:
-        """Answer one request alone; `cancelled` is asked before every step, `hear` given the text as it comes.
+        """Answer one request alone.
+
+        Args:
+            request: the request.
+            is_cancelled: called before every step; True cancels the request.
+            on_piece: called with each piece of the text as it is generated.
 
         Raises:
-            EngineError: see `submit`; or `cancelled` said so.
+            RequestCancelledError: `is_cancelled` returned True.
+            EngineError: see `submit`.
         """
-        self.submit(request.model_copy(update={"is_streamed": hear is not None}))
+        self.submit(request.model_copy(update={"is_streamed": on_piece is not None}))
         while True:
-            if cancelled():
+            if is_cancelled():
                 self.scheduler.cancel(request.id)
-            for event in self.scheduler.step():
-                if event.error:
-                    raise event.error
-                if hear and event.piece:
-                    hear(event.piece)
-                if event.completion:
-                    return event.completion
+            completion = _handle_events(self.scheduler.step(), on_piece)
+            if completion:
+                return completion
 
     def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
-        """At most `count` most probable tokens after a prompt, up to and with an end token. Uses the first slot."""
+        """Decode greedily: at most `count` tokens, up to and including an end token.
+
+        Overwrites the first slot, past the scheduler.
+        """
         ids = [int(self.logits(prompt)[-1].argmax())]
         while len(ids) < count and ids[-1] not in self.manifest.end_tokens:
             row = self.model.decode(ids[-1:], [len(prompt) + len(ids) - 1])[0]
@@ -133,21 +139,25 @@ class Generator:
         return ids
 
     def logits(self, ids: Sequence[int]) -> Floats:
-        """The logits after each token of a text, [len(ids), vocabulary]. Uses the first slot."""
+        """Return the logits after each token of a text, [len(ids), vocabulary].
+
+        Overwrites the first slot, past the scheduler.
+        """
         return np.concatenate(list(self.chunks(ids)))
 
     def chunks(self, ids: Sequence[int]) -> Iterator[Floats]:
-        """The same in pieces, as they are computed, for texts whose logits would fill the memory."""
-        done = 0
-        while done < len(ids):
-            size = chunk_size(len(ids) - done, CHUNK)
-            yield self.model.advance(0, ids[done : done + size], done)
-            done += size
+        """Yield the same logits chunk by chunk: those of a long text would not fit into memory."""
+        past = 0
+        while past < len(ids):
+            size = chunk_size(len(ids) - past, CHUNK)
+            yield self.model.advance(0, ids[past : past + size], past)
+            past += size
 
     def golden_agreement(self) -> float:
-        """The share of the manifest's golden answer that the model, given what is before each token, also prefers.
+        """Return the share of the golden answer's tokens that are the model's most probable ones.
 
-        0 where the tokenizer or the template makes another prompt than it did at conversion.
+        Each token is predicted from the golden answer's tokens before it. 0 if the tokenizer or the
+        template makes another prompt than at conversion.
         """
         golden = self.manifest.golden
         prompt = self.vocabulary.prompt([Message(role="user", content=golden.message)])
@@ -155,3 +165,15 @@ class Generator:
             return 0.0
         rows = self.logits([*prompt, *golden.ids[:-1]])[len(prompt) - 1 :]
         return float(np.mean(rows.argmax(axis=-1) == np.array(golden.ids)))
+
+
+def _handle_events(events: Sequence[Event], on_piece: OnPiece | None) -> Completion | None:
+    """Pass on the pieces of a lone request's events. Return its completion if there is one."""
+    for event in events:
+        if event.error:
+            raise event.error
+        if on_piece and event.piece:
+            on_piece(event.piece)
+        if event.completion:
+            return event.completion
+    return None

@@ -1,4 +1,4 @@
-"""Mistral's own prompt formats, through mistral-common: they differ by the version of the tokenizer."""
+"""Mistral's own prompt formats, made by mistral-common; they depend on the tokenizer's version."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,50 +38,65 @@ FILES = (
     "tokenizer.model.v2",
     "tokenizer.model.v1",
 )
-"""Mistral's names for its tokenizers, in a model's folder."""
+"""Mistral's names for its tokenizer files in a model's folder, the newest first."""
+
+
+def find_tokenizer_file(folder: Path) -> Path | None:
+    """Return Mistral's own tokenizer file in a folder, or None if there is none."""
+    for name in FILES:
+        if (folder / name).is_file():
+            return folder / name
+    return None
 
 
 class MistralVocabulary(Vocabulary):
-    """A vocabulary whose prompts Mistral's own code makes; answers are read as with any other.
+    """A vocabulary whose prompts are made by mistral-common. Answers are decoded as with any other.
 
     Args:
-        path: one of `FILES`.
-        tokenizer_json, config: of the same vocabulary, see `Vocabulary`.
+        path: the tokenizer file, one of `FILES`.
+        tokenizer_json: of the same vocabulary, see `Vocabulary`.
+        config: likewise.
     """
 
     def __init__(self, path: Path, tokenizer_json: str, config: Mapping[str, Any]) -> None:
         super().__init__(tokenizer_json, config)
         self._mistral = MistralTokenizer.from_file(str(path))
-        inner = self._mistral.instruct_tokenizer.tokenizer
-        self._version = int("".join(c for c in inner.version.value.split("m")[0] if c.isdigit()))
-        self.dialect = _dialect(self._version, spaced=isinstance(inner, SentencePieceTokenizer))
+        tokenizer = self._mistral.instruct_tokenizer.tokenizer
+        # Such as `v3` or `v7m1`.
+        version_name = tokenizer.version.value.split("m")[0]
+        self._version = int("".join(c for c in version_name if c.isdigit()))
+        is_sentencepiece = isinstance(tokenizer, SentencePieceTokenizer)
+        self.dialect = _dialect(self._version, is_sentencepiece=is_sentencepiece)
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """See `Vocabulary.prompt`."""
         try:
-            asked: ChatCompletionRequest[ChatMessage] = ChatCompletionRequest(
+            request: ChatCompletionRequest[ChatMessage] = ChatCompletionRequest(
                 messages=self._turns(messages), tools=[_tool(tool) for tool in tools] or None
             )
-            return list(self._mistral.encode_chat_completion(asked).tokens)
+            return list(self._mistral.encode_chat_completion(request).tokens)
         except (MistralCommonException, ValueError):
             raise RequestRefusedError(
                 "bad_request", "Mistral's prompt format refuses this order of messages"
             ) from None
 
     def _turns(self, messages: Sequence[Message]) -> list[ChatMessage]:
-        names = {call.id: call.name for message in messages for call in message.tool_calls}
+        names: dict[str, str] = {}
+        for message in messages:
+            names |= {call.id: call.name for call in message.tool_calls}
         return [self._turn(message, names) for message in with_names(messages)]
 
     def _turn(self, message: Message, names: Mapping[str, str]) -> ChatMessage:
+        """Convert a message. `names` has the name of each tool by the id of its call."""
         match message.role:
             case "system":
                 return SystemMessage(content=message.content)
             case "user":
                 return UserMessage(content=message.content)
             case "tool":
-                given = message.tool_call_id or ""
+                call_id = message.tool_call_id or ""
                 return ToolMessage(
-                    content=message.content, tool_call_id=short_id(given), name=names.get(given)
+                    content=message.content, tool_call_id=short_id(call_id), name=names.get(call_id)
                 )
         calls = [
             ToolCall(
@@ -90,17 +105,19 @@ class MistralVocabulary(Vocabulary):
             )
             for call in message.tool_calls
         ]
-        # Before version 7 a turn is either text or calls: the text beside calls has no place in it.
-        content = None if calls and (self._version < 7 or not message.content) else message.content
+        content: str | None = message.content
+        # Before version 7 a turn is either text or calls, so the text beside calls is left out.
+        if calls and (self._version < 7 or not message.content):
+            content = None
         return AssistantMessage(content=content, tool_calls=calls or None)
 
 
-def _dialect(version: int, *, spaced: bool) -> Dialect:
+def _dialect(version: int, *, is_sentencepiece: bool) -> Dialect:
     if version >= 13:
         return MISTRAL_V13
     if version >= 11:
         return MISTRAL_V11
-    return MISTRAL_SPACED_LIST if spaced else MISTRAL_LIST
+    return MISTRAL_SPACED_LIST if is_sentencepiece else MISTRAL_LIST
 
 
 def _tool(tool: Tool) -> MistralTool:

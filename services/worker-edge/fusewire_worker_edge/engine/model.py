@@ -1,4 +1,4 @@
-"""The model in onnxruntime: token ids in, logits out, with the key-value cache updated in place."""
+"""The model in onnxruntime: token ids in, logits out, with the KV cache updated in place."""
 
 import os
 from collections.abc import Sequence
@@ -14,11 +14,17 @@ from fusewire_worker_edge.engine.sampling import Floats
 from fusewire_worker_edge.folder import Manifest, ModelFolderError
 
 SPIN_US = "20"
-"""Measured on two cores: a tenth more tokens a second with 1.5B parameters and four tenths with 135M than without, for
-the same CPU time; longer gains nothing."""
+"""How long threads spin for their next operator, in microseconds.
+
+Measured on two cores against no spinning, for the same CPU time: 10% more tokens a second with 1.5B
+parameters, 40% more with 135M. Spinning longer gains nothing.
+"""
 FIRST_ROW = "first_row"
-"""An input that a graph may have and that may be left out, int64 [1]: the first row of `logits`, counted from the end
-where it is negative. A vocabulary's product is the largest of all, and of a prompt the last row is wanted."""
+"""Name of an optional input of a graph, int64 [1]: the first row of `logits` to compute.
+
+A negative number counts from the end. The product with the vocabulary's matrix is the largest of
+all, and prefill needs it for the last row only.
+"""
 
 
 def _usable_processors() -> int:
@@ -28,17 +34,18 @@ def _usable_processors() -> int:
 
 
 class OnnxModel:
-    """A loaded model with its slots; implements `fusewire_worker_edge.engine.scheduler.Model`.
+    """A loaded model with its KV cache; implements `fusewire_worker_edge.engine.scheduler.Model`.
 
-    The cache's arrays are bound as both past and present, so that GroupQueryAttention appends in place.
+    A slot is a batch row of the KV cache. The cache's arrays are bound as both past and present, so
+    GroupQueryAttention appends in place.
 
     Args:
         folder: a verified model folder.
-        manifest: its manifest.
-        options: threads, slots, memory.
+        manifest: the folder's manifest.
+        options: threads, slots and memory.
 
     Raises:
-        ModelFolderError: onnxruntime does not load it, or its inputs are not those of the manifest.
+        ModelFolderError: onnxruntime cannot load the graph, or its inputs do not fit the manifest.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, options: EngineOptions) -> None:
@@ -54,11 +61,10 @@ class OnnxModel:
         self.move, self.keep = self._cache.move, self._cache.keep
         self.restore, self.release = self._cache.restore, self._cache.release
         self._bindings: dict[tuple[int, int], Any] = {}
-        optional = {one.name for one in self._session.get_overridable_initializers()}
-        self._gives_last_row = FIRST_ROW in optional
-        self._all_rows, self._last_row = (
-            ort.OrtValue.ortvalue_from_numpy(np.array([n], np.int64)) for n in (0, -1)
-        )
+        optional_inputs = {node.name for node in self._session.get_overridable_initializers()}
+        self._has_first_row = FIRST_ROW in optional_inputs
+        self._all_rows = ort.OrtValue.ortvalue_from_numpy(np.array([0], np.int64))
+        self._last_row = ort.OrtValue.ortvalue_from_numpy(np.array([-1], np.int64))
 
     def prefill(self, slot: int, ids: Sequence[int], past: int) -> Floats:
         """See `Model.prefill`."""
@@ -66,21 +72,19 @@ class OnnxModel:
 
     def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> Floats:
         """See `Model.decode`."""
-        total = np.array(lengths, np.int64) + 1
-        mask = (np.arange(total.max()) < total[:, None]).astype(np.int64)
-        return np.asarray(
-            self._run(0, len(tokens), np.array(tokens, np.int64)[:, None], mask)[:, 0]
-        )
+        new_lengths = np.array(lengths, np.int64) + 1
+        mask = (np.arange(new_lengths.max()) < new_lengths[:, None]).astype(np.int64)
+        ids = np.array(tokens, np.int64)[:, None]
+        return np.asarray(self._run(0, len(tokens), ids, mask)[:, 0])
 
     def advance(self, slot: int, ids: Sequence[int], past: int) -> Floats:
-        """Append tokens to a sequence of `past`. Returns the logits after each of them, [ids, vocabulary]."""
+        """See `Model.advance`."""
         return self._advance(slot, ids, past, last_row=False)
 
     def _advance(self, slot: int, ids: Sequence[int], past: int, *, last_row: bool) -> Floats:
         mask = np.ones((1, past + len(ids)), np.int64)
-        return np.asarray(
-            self._run(slot, slot + 1, np.array([ids], np.int64), mask, last_row=last_row)[0]
-        )
+        batch = np.array([ids], np.int64)
+        return np.asarray(self._run(slot, slot + 1, batch, mask, last_row=last_row)[0])
 
     def _run(
         self,
@@ -91,22 +95,24 @@ class OnnxModel:
         *,
         last_row: bool = False,
     ) -> Floats:
-        """Run the slots from `start` to `stop`.
+        """Run the model on the slots from `start` up to, but not including, `stop`.
 
         Args:
-            start, stop: which.
-            ids: [slots, n], appended to each.
-            mask: [slots, longest]; ones for what a slot then has, zeros behind it.
-            last_row: whether the logits after the last token are enough.
+            start: the first slot.
+            stop: the slot after the last.
+            ids: [slots, n], the tokens to append to each sequence.
+            mask: [slots, longest]; ones for the positions of a sequence after this run, then zeros.
+            last_row: whether only the logits after the last token are needed.
 
         Returns:
-            [slots, n, vocabulary], or [slots, 1, vocabulary] where the last row is enough and the graph can give it.
+            the logits, [slots, n, vocabulary]; [slots, 1, vocabulary] if `last_row` is set and the
+            graph has the input `FIRST_ROW`.
         """
         binding = self._bindings.get((start, stop)) or self._bind(start, stop)
         rows = ids.shape[1]
-        if self._gives_last_row:
+        if self._has_first_row:
             rows = 1 if last_row else rows
-            # As a value that exists already: the other way looks among the inputs that must be given alone.
+            # `bind_cpu_input` knows the required inputs only; an OrtValue can bind an optional one.
             binding.bind_ortvalue_input(FIRST_ROW, self._last_row if last_row else self._all_rows)
         logits = np.empty((stop - start, rows, self.manifest.vocab_size), np.float32)
         binding.bind_cpu_input("input_ids", ids)
@@ -116,6 +122,7 @@ class OnnxModel:
         return logits
 
     def _bind(self, start: int, stop: int) -> Any:
+        """Bind the KV cache of the slots from `start` to `stop` as past and as present."""
         binding = self._session.io_binding()
         arrays = iter(self._cache.arrays)
         for layer in range(self.manifest.layers):
@@ -131,8 +138,8 @@ class OnnxModel:
         session.intra_op_num_threads = options.threads or _usable_processors()
         session.inter_op_num_threads = 1
         session.log_severity_level = 3
-        # Threads wait for the next operator of a step without sleeping, which would take longer than it; never for the
-        # next step: a thread that spins for long starves its neighbours on a shared machine.
+        # Within a step, threads spin for the next operator, since waking up takes longer than the
+        # operator. Between steps they sleep: spinning starves others on a shared machine.
         session.add_session_config_entry("session.intra_op.allow_spinning", "1")
         session.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_US)
         session.add_session_config_entry("session.force_spinning_stop", "1")
@@ -148,27 +155,21 @@ class OnnxModel:
     def _check_inputs(self, folder: Path) -> None:
         m = self.manifest
         cache = [None, m.kv_heads, None, m.head_size]
-        wanted: dict[str, list[Any]] = {"input_ids": [None, None], "attention_mask": [None, None]}
+        expected: dict[str, list[Any]] = {"input_ids": [None, None], "attention_mask": [None, None]}
         for layer in range(m.layers):
-            wanted[f"past_key_values.{layer}.key"] = wanted[f"past_key_values.{layer}.value"] = (
-                cache
-            )
-        found = {one.name: one.shape for one in self._session.get_inputs()}
-        wrong = sorted(
-            name
-            for name in wanted.keys() | found.keys()
-            if not _fits(found.get(name), wanted.get(name))
-        )
-        if wrong:
-            raise ModelFolderError(
-                folder, f"its graph and its manifest disagree about the input '{wrong[0]}'"
-            )
+            expected[f"past_key_values.{layer}.key"] = cache
+            expected[f"past_key_values.{layer}.value"] = cache
+        actual = {node.name: node.shape for node in self._session.get_inputs()}
+        for name in sorted(expected.keys() | actual.keys()):
+            if not _fits(actual.get(name), expected.get(name)):
+                raise ModelFolderError(
+                    folder, f"its graph and its manifest disagree about the input '{name}'"
+                )
 
 
-def _fits(found: Sequence[int | str | None] | None, wanted: Sequence[int | None] | None) -> bool:
-    """Whether an input has the sizes that are wanted. One that its graph leaves open has a name, or none."""
-    if found is None or wanted is None or len(found) != len(wanted):
+def _fits(actual: Sequence[int | str | None] | None, expected: Sequence[int | None] | None) -> bool:
+    """Whether an input has the expected sizes. An open size of the graph is a name or None."""
+    if actual is None or expected is None or len(actual) != len(expected):
         return False
-    return all(
-        size == one for size, one in zip(found, wanted, strict=True) if isinstance(size, int)
-    )
+    pairs = zip(actual, expected, strict=True)
+    return all(size == expected_size for size, expected_size in pairs if isinstance(size, int))

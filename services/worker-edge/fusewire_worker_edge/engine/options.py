@@ -1,21 +1,21 @@
-"""How an engine is to run a model."""
+"""Options of an engine: threads, batch rows and the memory of the KV cache."""
 
 from dataclasses import dataclass
 
 from fusewire_worker_edge.folder import Manifest
 
-_FLOAT = 4
+_FLOAT_BYTES = 4
 _MEBIBYTE = 1024 * 1024
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What the configuration says of an edge model's engine.
+    """The options of an edge model's engine, from the configuration.
 
     Args:
-        threads: of one step; None takes the processors that the process may use.
-        slots: answers that are generated at once.
-        kv_cache_mb: mebibytes for keys and values, of running answers and of prompts kept for later.
+        threads: threads of one step of the model; None uses all processors of this process.
+        slots: the largest batch, the answers that are generated at once.
+        kv_cache_mb: mebibytes of KV cache, for running sequences and for cached prompts together.
     """
 
     threads: int | None = None
@@ -23,6 +23,6 @@ class EngineOptions:
     kv_cache_mb: int = 2048
 
     def kv_tokens(self, manifest: Manifest) -> int:
-        """How many tokens' keys and values that memory holds."""
-        per_token = 2 * manifest.layers * manifest.kv_heads * manifest.head_size * _FLOAT
+        """Return how many positions fit into `kv_cache_mb`, at least 1."""
+        per_token = 2 * manifest.layers * manifest.kv_heads * manifest.head_size * _FLOAT_BYTES
         return max(1, self.kv_cache_mb * _MEBIBYTE // per_token)

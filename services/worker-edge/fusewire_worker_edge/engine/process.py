@@ -1,4 +1,4 @@
-"""The parent's side of an engine: starts the child process, feeds it, and outlives its death."""
+"""The parent's side of an engine: starts the child process, sends it requests, and restarts it."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ from fusewire_worker_edge.engine.api import (
     EngineError,
     EngineUnusableError,
     GenerateRequest,
-    Hear,
+    OnPiece,
     RequestCancelledError,
     RequestRefusedError,
 )
@@ -26,37 +26,38 @@ from fusewire_worker_edge.engine.options import EngineOptions
 log = structlog.get_logger(__name__)
 
 _BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
-"""How long to wait before starting again, by the number of deaths since the last answer."""
+"""Delay before starting the process, by the number of its deaths since the last answer."""
 
 _STUCK_S = 120.0
-"""A child that has not noticed a cancel for so long is killed."""
+"""A child that has not reacted to a cancel after this time is killed."""
 
 _CLOSE_S = 5.0
+"""How long a child may take to end by itself before it is killed."""
 
 
 class _Child:
-    """One child process, and the requests it has."""
+    """One child process and its requests."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         if process.stdin is None or process.stdout is None:
             raise ValueError("the process has no pipes")
         self.process = process
-        self.answered = False
+        self.has_answered = False
         self._stdin = process.stdin
         self._stdout = process.stdout
         self._replies: dict[str, asyncio.Future[Completion]] = {}
-        self._hearers: dict[str, Hear] = {}
+        self._callbacks: dict[str, OnPiece] = {}
 
     @property
-    def alive(self) -> bool:
-        """Whether it still takes requests."""
+    def is_alive(self) -> bool:
+        """Whether the process takes requests."""
         return self.process.returncode is None and not self._stdin.is_closing()
 
     async def ready(self) -> dict[str, Any]:
-        """Wait until the model is loaded. Returns what is worth logging of it.
+        """Wait until the model is loaded. Return the fields to log.
 
         Raises:
-            EngineUnusableError: the model folder is at fault.
+            EngineUnusableError: the model folder cannot be used.
             EngineDiedError: the process ended.
         """
         try:
@@ -71,41 +72,43 @@ class _Child:
             raise EngineUnusableError(frame["message"])
         raise EngineDiedError("the engine's process ended while it loaded the model")
 
-    def submit(self, request: GenerateRequest, hear: Hear | None) -> asyncio.Future[Completion]:
-        """Send a request; its reply is settled by `listen`.
+    def submit(
+        self, request: GenerateRequest, on_piece: OnPiece | None
+    ) -> asyncio.Future[Completion]:
+        """Send a request. `listen` resolves the reply.
 
         Raises:
-            EngineDiedError: it has ended since it was ready.
+            EngineDiedError: the process has ended.
         """
-        if not self.alive:
+        if not self.is_alive:
             raise EngineDiedError("the engine's process has ended")
         reply = asyncio.get_running_loop().create_future()
-        # Whoever asked may be gone by the time it fails.
-        reply.add_done_callback(lambda r: r.cancelled() or r.exception())
+        # Without this, asyncio logs an exception that nobody awaits, as after a cancel.
+        reply.add_done_callback(lambda future: future.cancelled() or future.exception())
         self._send({"type": "generate", "request": request.model_dump(mode="json")})
         self._replies[request.id] = reply
-        if hear:
-            self._hearers[request.id] = hear
-            reply.add_done_callback(lambda _: self._hearers.pop(request.id, None))
+        if on_piece:
+            self._callbacks[request.id] = on_piece
+            reply.add_done_callback(lambda _: self._callbacks.pop(request.id, None))
         return reply
 
     def cancel(self, request_id: str) -> None:
-        """Tell the process to stop a request, and end the process when it does not."""
+        """Tell the process to stop a request. Kill it if it does not within `_STUCK_S`."""
         reply = self._replies.get(request_id)
         if reply is None:
             return
         self._send({"type": "cancel", "id": request_id})
-        stuck = asyncio.get_running_loop().call_later(_STUCK_S, self._kill)
-        reply.add_done_callback(lambda _: stuck.cancel())
+        timer = asyncio.get_running_loop().call_later(_STUCK_S, self._kill)
+        reply.add_done_callback(lambda _: timer.cancel())
 
     async def listen(self) -> None:
-        """Settle replies until the process ends; those still open then fail with `EngineDiedError`."""
+        """Resolve replies until the process ends. Open ones then fail with `EngineDiedError`."""
         try:
             while (frame := await read_async(self._stdout)) is not None:
                 if frame["type"] != "piece":
-                    self._settle(frame)
-                elif hear := self._hearers.get(frame["id"]):
-                    hear(frame["text"])
+                    self._resolve(frame)
+                elif on_piece := self._callbacks.get(frame["id"]):
+                    on_piece(frame["text"])
         except FrameError as exc:
             log.warning("edge.engine_garbled", pid=self.process.pid, reason=str(exc))
         finally:
@@ -117,7 +120,7 @@ class _Child:
             self._replies.clear()
 
     async def end(self) -> None:
-        """End the process, which does so by itself when its input ends."""
+        """End the process: close its input, at which it exits, and kill it after `_CLOSE_S`."""
         self._stdin.close()
         try:
             async with asyncio.timeout(_CLOSE_S):
@@ -131,13 +134,13 @@ class _Child:
             self.process.kill()
 
     def _send(self, frame: Frame) -> None:
-        # Not drained: the child's reader takes frames as they come, and the worker bounds what is under way.
+        # No drain: the child reads at all times, and the worker limits the requests under way.
         self._stdin.write(pack(frame))
 
-    def _settle(self, frame: Frame) -> None:
+    def _resolve(self, frame: Frame) -> None:
         reply = self._replies.pop(frame["id"])
         outcome = _outcome(frame)
-        self.answered = True
+        self.has_answered = True
         if isinstance(outcome, Completion):
             reply.set_result(outcome)
         else:
@@ -157,11 +160,11 @@ def _outcome(frame: Frame) -> Completion | EngineError:
 
 
 class ProcessEngine:
-    """An `Engine` whose model is in a child process, started when first needed and again after it died.
+    """An `Engine` in a child process, started on the first request and again after it died.
 
     Args:
         folder: the model folder.
-        options: how to run it.
+        options: threads, slots and memory; None takes the defaults.
     """
 
     def __init__(self, folder: Path, options: EngineOptions | None = None) -> None:
@@ -172,20 +175,25 @@ class ProcessEngine:
         self._child: _Child | None = None
         self._listener: asyncio.Task[None] | None = None
         self._deaths = 0
-        self._closed = False
+        self._is_closed = False
 
     @property
     def pid(self) -> int | None:
-        """The process that holds the model, if there is one."""
-        return self._child.process.pid if self._child and self._child.alive else None
+        """The id of the process with the model, or None if there is no such process."""
+        if self._child and self._child.is_alive:
+            return self._child.process.pid
+        return None
 
-    async def generate(self, request: GenerateRequest, hear: Hear | None = None) -> Completion:
+    async def generate(
+        self, request: GenerateRequest, on_piece: OnPiece | None = None
+    ) -> Completion:
         """Answer one request; see `Engine.generate`."""
-        task = asyncio.create_task(self._generate(request, hear))
+        task = asyncio.create_task(self._generate(request, on_piece))
         self._under_way[request.id] = task
         try:
             return await task
         except asyncio.CancelledError:
+            # Either the caller was cancelled or `cancel` has cancelled the inner task.
             caller = asyncio.current_task()
             if caller and caller.cancelling():
                 raise
@@ -201,7 +209,7 @@ class ProcessEngine:
 
     async def aclose(self) -> None:
         """End the process."""
-        self._closed = True
+        self._is_closed = True
         if self._start:
             self._start.cancel()
             await asyncio.gather(self._start, return_exceptions=True)
@@ -210,24 +218,27 @@ class ProcessEngine:
         if self._listener:
             await self._listener
 
-    async def _generate(self, request: GenerateRequest, hear: Hear | None) -> Completion:
+    async def _generate(self, request: GenerateRequest, on_piece: OnPiece | None) -> Completion:
         child = await self._ready()
-        reply = child.submit(request, hear)
+        reply = child.submit(request, on_piece)
         try:
+            # Shielded: a cancelled reply would not notice whether the child reacts to the cancel.
             return await asyncio.shield(reply)
         except asyncio.CancelledError:
             child.cancel(request.id)
             raise
 
     async def _ready(self) -> _Child:
-        if self._closed:
+        """The running child process, started if there is none."""
+        if self._is_closed:
             raise EngineDiedError("the engine is closed")
-        if self._child and self._child.alive:
+        if self._child and self._child.is_alive:
             return self._child
         if self._start is None or self._start.done():
             self._start = asyncio.create_task(self._start_child())
-            self._start.add_done_callback(lambda t: t.cancelled() or t.exception())
-        # Only waited for: a request with a short deadline must not undo the loading of a large model.
+            self._start.add_done_callback(lambda task: task.cancelled() or task.exception())
+        # `wait` does not cancel the start with us: a request with a short deadline must not undo
+        # the loading of a large model.
         await asyncio.wait([self._start])
         if self._start.cancelled():
             raise EngineDiedError("the engine is closed")
@@ -237,14 +248,16 @@ class ProcessEngine:
         await asyncio.sleep(_BACKOFF_S[min(self._deaths, len(_BACKOFF_S) - 1)])
         options = json.dumps(dataclasses.asdict(self._options))
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "fusewire_worker_edge.engine.child", str(self._folder), options,
+            sys.executable, "-P", "-m", "fusewire_worker_edge.engine.child",
+            str(self._folder), options,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         child = _Child(process)
         try:
             ready = await child.ready()
         except EngineError as exc:
-            self._deaths += isinstance(exc, EngineDiedError)
+            if isinstance(exc, EngineDiedError):
+                self._deaths += 1
             log.warning("edge.engine_not_started", reason=str(exc))
             raise
         self._child = child
@@ -254,6 +267,6 @@ class ProcessEngine:
 
     async def _listen(self, child: _Child) -> None:
         await child.listen()
-        self._deaths = 0 if child.answered else self._deaths + 1
-        if not self._closed:
+        self._deaths = 0 if child.has_answered else self._deaths + 1
+        if not self._is_closed:
             log.warning("edge.engine_died", pid=child.process.pid, code=child.process.returncode)

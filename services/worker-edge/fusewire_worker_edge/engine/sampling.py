@@ -1,4 +1,4 @@
-"""Choose the next token from its logits. Pure: the generator of random numbers is an argument."""
+"""Sampling: choose the next token from its logits. Pure: the random generator is an argument."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,58 +7,65 @@ Floats = NDArray[np.float32]
 
 
 def generator(seed: int) -> np.random.Generator:
-    """The random numbers of one request: any integer will do, and the same one gives the same numbers."""
+    """Return the random generator of one request. Any integer is valid, also a negative one."""
     return np.random.Generator(np.random.PCG64(seed & 0xFFFF_FFFF_FFFF_FFFF))
 
 
-def masked(logits: Floats, allowed: NDArray[np.bool_]) -> Floats:
-    """The logits with everything that is not allowed made impossible. Both [vocabulary]."""
-    return np.where(allowed, logits, np.float32(-np.inf))
+def mask_logits(logits: Floats, allowed_tokens: NDArray[np.bool_]) -> Floats:
+    """Set the logits of all tokens that are not allowed to -inf. All arrays are [vocabulary]."""
+    return np.where(allowed_tokens, logits, np.float32(-np.inf))
 
 
 def probabilities(logits: Floats, temperature: float, top_p: float) -> NDArray[np.float64]:
-    """The distribution to draw from, [vocabulary].
+    """Return the distribution to sample from, [vocabulary].
 
-    top_p keeps the smallest set of most probable tokens that together reach it, nucleus sampling
-    (Holtzman et al., arXiv:1904.09751).
+    `top_p` below 1 is nucleus sampling (Holtzman et al., arXiv:1904.09751): only the smallest set
+    of most probable tokens whose probabilities sum to at least `top_p` is kept.
 
     Args:
-        logits: [vocabulary]; -inf is impossible.
+        logits: [vocabulary]; a token with -inf is never sampled.
         temperature: above 0.
         top_p: above 0, at most 1.
     """
-    scaled = logits.astype(np.float64) / temperature
-    p = np.exp(scaled - scaled.max())
+    scaled_logits = logits.astype(np.float64) / temperature
+    p = np.exp(scaled_logits - scaled_logits.max())
     p /= p.sum()
     if top_p >= 1:
         return np.asarray(p)
-    # All tokens below this bound weigh less than 1 - top_p together: none of them is in the nucleus.
+    # Sorting the whole vocabulary is slow. All tokens below this bound have less than 1 - top_p
+    # together, so none of them is in the nucleus.
     likely = np.flatnonzero(p >= (1 - top_p) / len(p))
     order = likely[np.argsort(-p[likely], kind="stable")]
     size = int(np.searchsorted(np.cumsum(p[order]), top_p)) + 1
-    kept = np.zeros_like(p)
-    kept[order[:size]] = p[order[:size]]
-    return np.asarray(kept / kept.sum())
+    nucleus = np.zeros_like(p)
+    nucleus[order[:size]] = p[order[:size]]
+    return np.asarray(nucleus / nucleus.sum())
 
 
 def log_probabilities(
     logits: Floats, token: int, top: int = 0
 ) -> tuple[float, list[tuple[int, float]]]:
-    """The natural logarithm of a token's probability at temperature 1, and those of the `top` most probable tokens.
+    """Return a token's log probability, and the `top` most probable tokens with theirs.
 
-    Logits: [vocabulary]. A masked token is never among the most probable ones.
+    Natural logarithms at temperature 1. A masked token is never among the most probable ones.
+
+    Args:
+        logits: [vocabulary].
+        token: the id of the token.
+        top: how many of the most probable tokens to return.
     """
     highest = logits.max()
-    base = float(highest + np.log(np.exp(logits - highest).sum(dtype=np.float64)))
-    pairs: list[tuple[int, float]] = []
+    log_sum = float(highest + np.log(np.exp(logits - highest).sum(dtype=np.float64)))
+    top_tokens: list[tuple[int, float]] = []
     if top:
-        likely = np.argsort(-logits, kind="stable")[:top]
-        pairs = [(int(i), float(logits[i]) - base) for i in likely if np.isfinite(logits[i])]
-    return min(float(logits[token]) - base, 0.0), pairs
+        ids = np.argsort(-logits, kind="stable")[:top]
+        top_tokens = [(int(i), float(logits[i]) - log_sum) for i in ids if np.isfinite(logits[i])]
+    # Rounding may give a tiny positive number.
+    return min(float(logits[token]) - log_sum, 0.0), top_tokens
 
 
 def choose(logits: Floats, temperature: float, top_p: float, random: np.random.Generator) -> int:
-    """The next token. A temperature of 0, or as good as 0, takes the most probable one."""
+    """Sample the next token. A temperature below 1e-5 is greedy: dividing by it would overflow."""
     if temperature < 1e-5:
         return int(logits.argmax())
     cumulative = np.cumsum(probabilities(logits, temperature, top_p))

@@ -1,15 +1,16 @@
-"""Which sequence advances when: continuous batching.
+"""Continuous batching: which sequence advances in which step.
 
-Requests join and leave between steps. A step is one chunk of one prompt, then one token for each
-answer that has begun. The sequences that decode are always the first slots, so that one run of the
-model advances them all; when one of them leaves, the last takes its place. After Yu et al., "Orca"
-(OSDI 2022), iteration-level scheduling; chunks of prompts between decoding steps after Agrawal et al.,
-"Sarathi-Serve" (OSDI 2024).
+Requests join and leave the batch between steps: iteration-level scheduling, after Yu et al.,
+"Orca" (OSDI 2022). A step prefills one chunk of one prompt, then decodes one token of each sequence
+in the batch: chunked prefill, after Agrawal et al., "Sarathi-Serve" (OSDI 2024). The decoding
+sequences are always in the first slots (batch rows), so that one run of the model advances them
+all; when one of them leaves, the last takes its slot.
 
-A token depends on nothing but its own request. Whoever else is in the batch, wherever a prompt was cut
-into chunks and whatever part of it was computed before, its logits are the same bit for bit, with two
-conditions that this module keeps: a chunk has more than one token, since a run over a single token of
-each row takes other kernels; and what is used again was computed as a prompt, not token by token.
+The tokens of a request depend on that request alone. Its logits are the same bit for bit, whatever
+else is in the batch, however its prompt was cut into chunks and however much of it came from the
+prefix cache. This module keeps the two conditions for that: a chunk has more than one token,
+because onnxruntime uses other kernels for a single token of each row; and only keys and values that
+were computed by prefill are reused, never those of decoding.
 """
 
 import heapq
@@ -29,20 +30,24 @@ from fusewire_worker_edge.engine.api import (
     RequestCancelledError,
     RequestRefusedError,
 )
-from fusewire_worker_edge.engine.cache import Kept, PrefixCache, common_prefix
+from fusewire_worker_edge.engine.cache import KeyValues, PrefixCache, common_prefix
 from fusewire_worker_edge.engine.comparison import Comparison
 from fusewire_worker_edge.engine.sampling import Floats
 
 CHUNK = 128
-"""The most tokens of a prompt that go through the model at once."""
+"""Largest chunk of a prompt, in tokens, while nothing decodes."""
 SHARED_CHUNK = 32
-"""The same while others decode, so that they do not stand still for long."""
+"""Largest chunk while other sequences decode, so that they do not wait for long."""
 WORTH_KEEPING = 32
-"""Shorter beginnings are computed anew as fast as they are copied."""
+"""Shortest prefix worth caching, in tokens: a shorter one is computed as fast as it is copied."""
 
 
 def chunk_size(remaining: int, limit: int) -> int:
-    """How many tokens to prefill next, so that no single one is ever left over."""
+    """Return the size of the next chunk, such that a single token never remains for the last one.
+
+    >>> chunk_size(300, 128), chunk_size(129, 128), chunk_size(2, 128)
+    (128, 127, 2)
+    """
     return limit - 1 if remaining == limit + 1 else min(remaining, limit)
 
 
@@ -51,89 +56,101 @@ def _array(ids: Sequence[int]) -> NDArray[np.int64]:
 
 
 class Model(Protocol):
-    """What the scheduler advances; see `fusewire_worker_edge.engine.model.OnnxModel`."""
+    """A model with a KV cache of `slots` sequences of at most `positions` tokens.
+
+    Implemented by `fusewire_worker_edge.engine.model.OnnxModel`.
+    """
 
     slots: int
     positions: int
 
     def prefill(self, slot: int, ids: Sequence[int], past: int) -> Floats:
-        """Append tokens to a sequence of `past`. Returns the logits after the last, [vocabulary]."""
+        """Append tokens to a sequence of length `past`. Returns the last logits, [vocabulary]."""
         ...
 
     def advance(self, slot: int, ids: Sequence[int], past: int) -> Floats:
-        """The same. Returns the logits after each of them, [ids, vocabulary]."""
+        """Like `prefill`, but returns the logits after each token, [ids, vocabulary]."""
         ...
 
     def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> Floats:
-        """Append a token to each of the first sequences, which have so many. Returns [sequences, vocabulary]."""
+        """Append a token to each of the first sequences.
+
+        Args:
+            tokens: the token of each sequence.
+            lengths: the length of each sequence before this step.
+
+        Returns:
+            the logits, [sequences, vocabulary].
+        """
         ...
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Copy a sequence from one slot to another."""
+        """Copy the first `length` positions of one slot to another."""
         ...
 
-    def keep(self, slot: int, length: int) -> Kept | None:
-        """A copy of a sequence, or None if this model cannot make one."""
+    def keep(self, slot: int, length: int) -> KeyValues | None:
+        """Return a copy of the first `length` positions of a slot, or None if the model cannot."""
         ...
 
-    def restore(self, slot: int, kept: Kept, length: int) -> None:
-        """Begin a slot's sequence with the first positions of a copy."""
+    def restore(self, slot: int, key_values: KeyValues, length: int) -> None:
+        """Write the first `length` positions of a copy to a slot."""
         ...
 
     def release(self, slot: int) -> None:
-        """The slot is empty."""
+        """Free the memory of a slot."""
         ...
 
 
 @dataclass(eq=False, kw_only=True)
 class _Job(ABC):
-    """A request that is under way."""
+    """A request in the scheduler: waiting, prefilling or decoding."""
 
     id: str
     prompt: Sequence[int]
     rank: int = 1
-    """0 is admitted first."""
+    """The lowest is admitted first."""
     began_s: float = 0.0
     prefilled_s: float = 0.0
     length: int = 0
-    """Positions that are filled."""
-    reused: int = 0
+    """Positions of its slot that are filled."""
+    cached_tokens: int = 0
+    """Positions of the prompt that were copied and not computed."""
 
     @property
     @abstractmethod
-    def most_after(self) -> int:
-        """Positions that it may need after its prompt."""
+    def max_tokens_after(self) -> int:
+        """The most positions that it needs after its prompt."""
 
     @property
-    def reserved(self) -> int:
-        """Positions that it may need."""
-        return len(self.prompt) + self.most_after
+    def reserved_positions(self) -> int:
+        """The most positions that it needs."""
+        return len(self.prompt) + self.max_tokens_after
 
 
 @dataclass(eq=False, kw_only=True)
 class AnswerJob(_Job):
-    """An answer to generate."""
+    """A request that generates an answer."""
 
     answer: AnswerTokens
     max_tokens: int
     is_streamed: bool = False
-    last: int = 0
+    last_token: int = 0
 
     @property
-    def most_after(self) -> int:
+    def max_tokens_after(self) -> int:
         """See `_Job`."""
         return self.max_tokens
 
 
 @dataclass(eq=False, kw_only=True)
 class ComparisonJob(_Job):
-    """Answers to read, to say how probable each is."""
+    """A request that scores given texts as answers."""
 
     comparison: Comparison
     choices: Sequence[str]
 
     @property
-    def most_after(self) -> int:
+    def max_tokens_after(self) -> int:
         """See `_Job`."""
         return self.comparison.longest
 
@@ -143,7 +160,7 @@ Job = AnswerJob | ComparisonJob
 
 @dataclass(frozen=True)
 class Event:
-    """What became of a request: a piece of its text, or its end."""
+    """Progress of a request: a piece of its text, its completion, or its error."""
 
     id: str
     piece: str = ""
@@ -153,12 +170,13 @@ class Event:
 
 @dataclass
 class Scheduler:
-    """The requests of one model.
+    """Schedules the requests of one model.
 
     Args:
-        model: whose slots are all empty.
-        budget: positions that there is memory for, in all slots and kept prompts together.
-        clock: seconds.
+        model: the model; all its slots are empty.
+        budget: positions that fit into memory, in all slots and the prefix cache together.
+        clock: the time in seconds.
+        prefixes: the prefix cache.
     """
 
     model: Model
@@ -166,9 +184,9 @@ class Scheduler:
     clock: Callable[[], float]
     prefixes: PrefixCache = field(default_factory=PrefixCache)
     decoding: list[AnswerJob] = field(default_factory=list, init=False)
-    """By slot."""
+    """The decoding sequences, by slot."""
     prefilling: Job | None = field(default=None, init=False)
-    """In the slot after those."""
+    """The sequence in prefill, in the slot after the decoding ones."""
 
     def __post_init__(self) -> None:
         self._waiting: list[tuple[int, int, Job]] = []
@@ -177,31 +195,36 @@ class Scheduler:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a step would do anything."""
+        """Whether any request is waiting or running."""
         return bool(self.decoding or self.prefilling or self._waiting)
 
     def submit(self, job: Job) -> None:
-        """Take a request.
+        """Enqueue a request.
 
         Raises:
-            RequestRefusedError: it could never fit.
+            RequestRefusedError: prompt and answer together exceed the positions of a slot.
         """
-        if job.reserved > self.model.positions:
+        if job.reserved_positions > self.model.positions:
             raise RequestRefusedError(
                 "context_length_exceeded",
-                f"the prompt has {len(job.prompt)} tokens and the answer may have {job.most_after};"
-                f" together they exceed the {self.model.positions} that this model has room for here",
+                f"the prompt has {len(job.prompt)} tokens and the answer may have"
+                f" {job.max_tokens_after}; together they exceed the {self.model.positions} that"
+                " this model has room for here",
             )
         job.began_s = self.clock()
         heapq.heappush(self._waiting, (job.rank, next(self._order), job))
 
     def cancel(self, job_id: str) -> None:
-        """End a request before the next step; does nothing when it is not under way."""
+        """End a request at the beginning of the next step. Unknown ids are ignored."""
         if any(job.id == job_id for job in self._jobs()):
             self._cancelled.add(job_id)
 
     def step(self) -> list[Event]:
-        """Advance: what was cancelled leaves, one request may join, a chunk is prefilled, a token decoded."""
+        """Advance all sequences.
+
+        Cancelled requests leave, at most one request is admitted, a chunk of its prompt is
+        prefilled, and each decoding sequence gets one token.
+        """
         events = self._drop_cancelled()
         self._admit()
         if job := self.prefilling:
@@ -213,63 +236,75 @@ class Scheduler:
             events += self._decode()
         return events
 
+    def _running_jobs(self) -> list[Job]:
+        """The jobs that have a slot."""
+        if self.prefilling:
+            return [*self.decoding, self.prefilling]
+        return [*self.decoding]
+
     def _jobs(self) -> list[Job]:
-        begun = [*self.decoding, *([self.prefilling] if self.prefilling else [])]
-        return [*begun, *(job for _, _, job in self._waiting)]
+        waiting_jobs = [job for _, _, job in self._waiting]
+        return [*self._running_jobs(), *waiting_jobs]
 
     def _drop_cancelled(self) -> list[Event]:
         if not self._cancelled:
             return []
-        dropped = [job for job in self._jobs() if job.id in self._cancelled]
-        self._cancelled.clear()
-        for job in dropped:
-            if isinstance(job, AnswerJob) and job in self.decoding:
-                self._leave(job)
-            elif job is self.prefilling:
-                self._keep(job, len(self.decoding))
-                self.model.release(len(self.decoding))
-                self.prefilling = None
-        gone = {job.id for job in dropped}
-        self._waiting = [entry for entry in self._waiting if entry[2].id not in gone]
+        jobs = [job for job in self._jobs() if job.id in self._cancelled]
+        self._waiting = [entry for entry in self._waiting if entry[2].id not in self._cancelled]
         heapq.heapify(self._waiting)
-        return [Event(job.id, error=RequestCancelledError("cancelled")) for job in dropped]
+        self._cancelled.clear()
+        for job in jobs:
+            self._free_slot(job)
+        return [Event(job.id, error=RequestCancelledError("cancelled")) for job in jobs]
+
+    def _free_slot(self, job: Job) -> None:
+        """Take a job out of its slot, if it has one."""
+        if isinstance(job, AnswerJob) and job in self.decoding:
+            self._leave(job)
+        elif job is self.prefilling:
+            self._leave_prefill(job)
 
     def _admit(self) -> None:
+        """Begin the first waiting job, if there is a slot and memory for it."""
         slot = len(self.decoding)
         if not self._waiting or self.prefilling or slot == self.model.slots:
             return
         job = self._waiting[0][2]
-        free = self.budget - sum(j.reserved for j in self.decoding) - job.reserved
-        if free < 0:
+        in_use = sum(other.reserved_positions for other in self.decoding)
+        free_positions = self.budget - in_use - job.reserved_positions
+        if free_positions < 0:
+            # Later ones must not overtake it, or a large request would wait for ever.
             return
         heapq.heappop(self._waiting)
-        self._reuse(job, slot)
-        self.prefixes.shrink(free)
+        # First: shrinking may drop the very prefix that is reused.
+        self._reuse_prefix(job, slot)
+        self.prefixes.shrink(free_positions)
         self.prefilling = job
 
-    def _reuse(self, job: Job, slot: int) -> None:
-        """Begin with what another request computed: one that is under way, or one that is kept."""
-        # At least two tokens are left, since one alone would take other kernels than a prompt.
-        most = len(job.prompt) - 2
-        length, kept = self.prefixes.match(job.prompt)
-        source = None
-        for i, other in enumerate(self.decoding):
+    def _reuse_prefix(self, job: Job, slot: int) -> None:
+        """Copy the longest common prefix from a decoding sequence or from the prefix cache."""
+        length, key_values = self.prefixes.match(job.prompt)
+        source_slot = None
+        for other_slot, other in enumerate(self.decoding):
             common = common_prefix(_array(other.prompt), _array(job.prompt))
             if common > length:
-                source, length = i, common
-        length = min(length, most)
+                source_slot, length = other_slot, common
+        # At least two tokens must remain: a single one would take other kernels than a prompt.
+        length = min(length, len(job.prompt) - 2)
         if length < WORTH_KEEPING:
             return
-        if source is not None:
-            self.model.move(source, slot, length)
+        if source_slot is not None:
+            self.model.move(source_slot, slot, length)
         else:
-            self.model.restore(slot, kept, length)
-        job.length = job.reused = length
+            self.model.restore(slot, key_values, length)
+        job.length = job.cached_tokens = length
 
     def _prefill(self, job: Job) -> list[Event]:
+        """Compute the next chunk of a prompt; after the last, decode or compare."""
         slot = len(self.decoding)
         size = chunk_size(len(job.prompt) - job.length, SHARED_CHUNK if self.decoding else CHUNK)
-        logits = self.model.prefill(slot, job.prompt[job.length : job.length + size], job.length)
+        chunk = job.prompt[job.length : job.length + size]
+        logits = self.model.prefill(slot, chunk, job.length)
         job.length += size
         if job.length < len(job.prompt):
             return []
@@ -282,34 +317,33 @@ class Scheduler:
         return self._take([(job, logits)])
 
     def _compare(self, job: ComparisonJob) -> list[Event]:
-        """Read the next piece of a text; each text takes the positions of the one before."""
+        """Read the next chunk of a text. Each text overwrites the positions of the one before."""
         slot, comparison = len(self.decoding), job.comparison
-        past = len(job.prompt) + comparison.done
-        # Logits are wanted after each token: in small pieces, since those of a chunk fill much memory.
-        size = chunk_size(len(comparison.left), SHARED_CHUNK)
-        ids = comparison.left[:size]
+        past = len(job.prompt) + comparison.position
+        # Small chunks: the logits after every token of a large one would fill much memory.
+        size = chunk_size(len(comparison.remaining), SHARED_CHUNK)
+        ids = comparison.remaining[:size]
         comparison.take(self.model.advance(slot, ids, past))
         job.length = past + size
         if not comparison.is_complete:
             return []
-        self._keep(job, slot)
-        self.model.release(slot)
-        self.prefilling = None
-        return [Event(job.id, completion=self._compared(job))]
+        self._leave_prefill(job)
+        return [Event(job.id, completion=self._comparison_completion(job))]
 
     def _decode(self) -> list[Event]:
+        """Append the last token of each sequence, and sample the next."""
         jobs = list(self.decoding)
-        rows = self.model.decode([job.last for job in jobs], [job.length for job in jobs])
+        rows = self.model.decode([job.last_token for job in jobs], [job.length for job in jobs])
         for job in jobs:
             job.length += 1
         return self._take(list(zip(jobs, rows, strict=True)))
 
     def _take(self, rows: Sequence[tuple[AnswerJob, Floats]]) -> list[Event]:
-        """Choose the next token of each; those that are complete leave."""
+        """Sample the next token of each sequence; complete ones leave the batch."""
         events = []
         for job, logits in rows:
             try:
-                job.last = job.answer.take(logits)
+                job.last_token = job.answer.take(logits)
             except EngineError as exc:
                 self._leave(job)
                 events.append(Event(job.id, error=exc))
@@ -322,29 +356,37 @@ class Scheduler:
         return events
 
     def _leave(self, job: AnswerJob) -> None:
-        """Free a decoding request's slot, and fill it with the last one's sequence."""
+        """Take a decoding sequence out of the batch, and move the last one to its slot."""
         slot, last = self.decoding.index(job), len(self.decoding) - 1
-        self._keep(job, slot)
+        self._cache_prompt(job, slot)
         if slot < last:
             self.model.move(last, slot, self.decoding[last].length)
             self.decoding[slot] = self.decoding[last]
         del self.decoding[last]
         if self.prefilling:
-            # Its slot is the one after those that decode.
+            # Its slot is always the one after the decoding sequences.
             self.model.move(last + 1, last, self.prefilling.length)
             last += 1
         self.model.release(last)
 
-    def _keep(self, job: Job, slot: int) -> None:
-        """Keep what was computed of its prompt, if there is room and it is not kept already."""
-        computed = job.prompt[: job.length]
-        begun = [*self.decoding, *([self.prefilling] if self.prefilling else [])]
-        room = self.budget - sum(other.reserved for other in begun if other is not job)
-        if WORTH_KEEPING <= len(computed) <= room and not self.prefixes.holds(computed):
-            kept = self.model.keep(slot, len(computed))
-            if kept is not None:
-                self.prefixes.shrink(room - len(computed))
-                self.prefixes.add(computed, kept)
+    def _leave_prefill(self, job: Job) -> None:
+        """Take the sequence in prefill out of its slot."""
+        slot = len(self.decoding)
+        self._cache_prompt(job, slot)
+        self.model.release(slot)
+        self.prefilling = None
+
+    def _cache_prompt(self, job: Job, slot: int) -> None:
+        """Add the prefilled part of a prompt to the prefix cache, if it fits and is not there."""
+        prefix = job.prompt[: job.length]
+        in_use = sum(other.reserved_positions for other in self._running_jobs() if other is not job)
+        free_positions = self.budget - in_use
+        if not WORTH_KEEPING <= len(prefix) <= free_positions or self.prefixes.holds(prefix):
+            return
+        key_values = self.model.keep(slot, len(prefix))
+        if key_values is not None:
+            self.prefixes.shrink(free_positions - len(prefix))
+            self.prefixes.add(prefix, key_values)
 
     def _completion(self, job: AnswerJob) -> Completion:
         answer = job.answer
@@ -358,24 +400,24 @@ class Scheduler:
             min_logprob=answer.min_logprob,
             logprobs=tuple(answer.logprobs),
             prompt_tokens=len(job.prompt),
-            cached_tokens=job.reused,
+            cached_tokens=job.cached_tokens,
             completion_tokens=answer.tokens,
             prefill_s=job.prefilled_s - job.began_s,
             decode_s=self.clock() - job.prefilled_s,
         )
 
-    def _compared(self, job: ComparisonJob) -> Completion:
+    def _comparison_completion(self, job: ComparisonJob) -> Completion:
         comparison = job.comparison
         return Completion(
             text=job.choices[comparison.best],
             finish_reason="stop",
             mean_logprob=comparison.logprobs[comparison.best],
-            min_logprob=comparison.least,
+            min_logprob=comparison.min_logprob,
             choice_logprobs=comparison.logprobs,
-            # All of it was read, nothing generated.
+            # The texts are read, not generated.
             prompt_tokens=len(job.prompt) + comparison.tokens,
             completion_tokens=0,
-            cached_tokens=job.reused,
+            cached_tokens=job.cached_tokens,
             prefill_s=job.prefilled_s - job.began_s,
             decode_s=self.clock() - job.prefilled_s,
         )

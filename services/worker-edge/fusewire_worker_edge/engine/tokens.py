@@ -13,11 +13,11 @@ from tokenizers.decoders import DecodeStream
 from fusewire.answer_form import with_instruction
 from fusewire.contracts import Message, Tool
 from fusewire_worker_edge.engine.api import RequestRefusedError
-from fusewire_worker_edge.engine.dialects import HERMES, Dialect, of_template
-from fusewire_worker_edge.engine.wording import conversation, in_words, signature
+from fusewire_worker_edge.engine.dialects import HERMES, Dialect, dialect_of_template
+from fusewire_worker_edge.engine.wording import conversation, signature, spell_out_tools
 
 _SHIELD = re.compile("\ue000(\\d+)\ue001")
-"""Private-use characters around the number of a special token, standing for its text inside a message."""
+"""Placeholder for a special token in a message: its number between two private-use characters."""
 
 
 def _refuse(message: str) -> None:
@@ -25,12 +25,17 @@ def _refuse(message: str) -> None:
 
 
 def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:
-    """As `transformers` has it, without jinja's escapes for HTML."""
+    """The filter `tojson` as `transformers` has it: without jinja's escapes for HTML."""
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 class ChatTemplate:
-    """A chat template as `transformers` runs it, in a sandbox."""
+    """A chat template, run in a sandbox as `transformers` runs it.
+
+    Args:
+        source: the template, in jinja.
+        special_tokens: the texts of `bos_token` and so on, as variables of the template.
+    """
 
     def __init__(self, source: str, **special_tokens: str) -> None:
         environment = ImmutableSandboxedEnvironment(
@@ -44,20 +49,21 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()
     ) -> str:
-        """The conversation as one text that ends where the answer begins.
+        """Render the conversation as one text that ends where the answer begins.
 
         Args:
-            messages, tools: in the shape that `transformers` gives to templates.
+            messages: in the shape that `transformers` gives to templates.
+            tools: likewise.
 
         Raises:
-            RequestRefusedError: the template does not take such a conversation.
+            RequestRefusedError: the template refuses the conversation.
         """
         try:
             return self._template.render(
                 messages=messages,
                 tools=tools or None,
                 add_generation_prompt=True,
-                # As Qwen3's template calls it: what a member thinks first, it thinks in steps (`in_steps`).
+                # The name in Qwen3's template. A member that shall reason first is `in_steps`.
                 enable_thinking=False,
                 **self._special_tokens,
             )
@@ -72,8 +78,8 @@ class Vocabulary:
 
     Args:
         tokenizer_json: the text of `tokenizer.json`.
-        config: what is in `tokenizer_config.json`.
-        dialect: how the model writes calls of tools, where that is another way than its template teaches.
+        config: the content of `tokenizer_config.json`.
+        dialect: how the model writes tool calls, if it differs from what its template teaches.
     """
 
     def __init__(
@@ -81,20 +87,20 @@ class Vocabulary:
     ) -> None:
         self.tokenizer_json = tokenizer_json
         self._tokenizer = Tokenizer.from_str(tokenizer_json)
-        # One without added tokens spells them out, also those that are not marked special, such as `<tool_call>`.
+        # Without added tokens, `<tool_call>` and special tokens are encoded as plain text.
         self._literally = Tokenizer.from_str(
             json.dumps({**json.loads(tokenizer_json), "added_tokens": []})
         )
-        named = {
+        special_tokens = {
             name: config[name]
             for name in ("bos_token", "eos_token", "pad_token", "unk_token")
             if name in config
         }
         template = config.get("chat_template", "")
-        self._template = ChatTemplate(template, **named)
-        taught = of_template(template)
-        self._knows_tools = taught is not None
-        self.dialect = dialect or taught or HERMES
+        self._template = ChatTemplate(template, **special_tokens)
+        template_dialect = dialect_of_template(template)
+        self._knows_tools = template_dialect is not None
+        self.dialect = dialect or template_dialect or HERMES
         self._special = [
             token.content for token in self._tokenizer.get_added_tokens_decoder().values()
         ]
@@ -102,44 +108,47 @@ class Vocabulary:
         self._special_text = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
-        """The ids of a conversation, up to where the answer begins.
+        """Return the ids of a conversation, up to where the answer begins.
 
         A special token spelled out inside a message stays text: only the template may end a turn.
 
         Raises:
-            RequestRefusedError: the chat template does not take such a conversation.
+            RequestRefusedError: the chat template refuses the conversation.
         """
-        told = with_instruction(messages, self.dialect.hint if tools else "")
-        said, offered = conversation(told), [signature(tool) for tool in tools]
+        hinted_messages = with_instruction(messages, self.dialect.hint if tools else "")
+        turns = conversation(hinted_messages)
+        signatures = [signature(tool) for tool in tools]
         if not self._knows_tools:
-            said, offered = in_words(said, offered), []
+            turns, signatures = spell_out_tools(turns, signatures), []
+        text = self._template.render(self._shield(turns), self._shield(signatures))
         ids: list[int] = []
-        for i, piece in enumerate(
-            _SHIELD.split(self._template.render(self._shielded(said), self._shielded(offered)))
-        ):
-            literal = i % 2 == 1
-            ids += self._encode(self._special[int(piece)] if literal else piece, literal=literal)
+        # Split at placeholders, every second part is the number of a special token.
+        for i, part in enumerate(_SHIELD.split(text)):
+            if i % 2 == 1:
+                ids += self._encode(self._special[int(part)], literal=True)
+            else:
+                ids += self._encode(part, literal=False)
         return ids
 
     def ids(self, text: str) -> list[int]:
-        """The ids of a text by itself; what is spelled like an added token stays text."""
+        """Return the ids of a text by itself. Added tokens spelled out in it stay text."""
         return self._encode(text, literal=True)
 
     def text_stream(self, *, special: bool = False) -> "TextStream":
-        """A new stream that turns ids into text, special tokens too where they are wanted."""
+        """Return a new decoder of ids; `special` also decodes special tokens to their text."""
         return TextStream(self._tokenizer, special=special)
 
-    def _shielded(self, value: Any) -> Any:
-        """A copy in which no string holds a special token."""
-        if isinstance(value, str):
-            return self._special_text.sub(self._shield, value)
-        if isinstance(value, list):
-            return [self._shielded(item) for item in value]
-        if isinstance(value, dict):
-            return {key: self._shielded(item) for key, item in value.items()}
-        return value
+    def _shield(self, json_value: Any) -> Any:
+        """Copy a JSON value, with placeholders for the special tokens in all its strings."""
+        if isinstance(json_value, str):
+            return self._special_text.sub(self._placeholder, json_value)
+        if isinstance(json_value, list):
+            return [self._shield(element) for element in json_value]
+        if isinstance(json_value, dict):
+            return {key: self._shield(element) for key, element in json_value.items()}
+        return json_value
 
-    def _shield(self, match: re.Match[str]) -> str:
+    def _placeholder(self, match: re.Match[str]) -> str:
         return f"\ue000{self._special.index(match[0])}\ue001"
 
     def _encode(self, text: str, *, literal: bool) -> list[int]:
@@ -148,7 +157,12 @@ class Vocabulary:
 
 
 class TextStream:
-    """Turns ids into text as they come; the bytes of a character that is not whole yet wait."""
+    """Decodes ids incrementally. Bytes of an incomplete character are held back.
+
+    Args:
+        tokenizer: the tokenizer.
+        special: whether to decode special tokens to their text.
+    """
 
     def __init__(self, tokenizer: Tokenizer, *, special: bool = False) -> None:
         self._tokenizer = tokenizer
@@ -160,20 +174,30 @@ class TextStream:
         self.text += self._stream.step(self._tokenizer, token) or ""
 
     def spell(self, token: int) -> str:
-        """The text of one id by itself; a part of a character is shown as the replacement character."""
+        """Return the text of one id by itself, with U+FFFD for a part of a character."""
         return self._tokenizer.decode([token], skip_special_tokens=False)
 
     def cut_at(self, stops: Sequence[str], since: int) -> bool:
-        """Cut the text before the first stop string that ends after position `since`; say whether there was one."""
-        found = [
-            at for s in stops if s and (at := self.text.find(s, max(0, since - len(s) + 1))) >= 0
-        ]
-        if found:
-            self.text = self.text[: min(found)]
-        return bool(found)
+        """Cut the text before the first stop string that ends after position `since`.
 
-    def begun(self, stops: Sequence[str]) -> int:
-        """How many characters at the end of the text may be the beginning of a stop string."""
-        return max(
-            (n for s in stops for n in range(1, len(s)) if self.text.endswith(s[:n])), default=0
-        )
+        Returns:
+            whether there was one.
+        """
+        starts = []
+        for stop in stops:
+            # Earlier text was searched before, so an occurrence must reach beyond `since`.
+            start = self.text.find(stop, max(0, since - len(stop) + 1))
+            if stop and start >= 0:
+                starts.append(start)
+        if starts:
+            self.text = self.text[: min(starts)]
+        return bool(starts)
+
+    def partial_stop(self, stops: Sequence[str]) -> int:
+        """Return the length of the longest end of the text that begins a stop string."""
+        longest = 0
+        for stop in stops:
+            for length in range(longest + 1, len(stop)):
+                if self.text.endswith(stop[:length]):
+                    longest = length
+        return longest

@@ -1,4 +1,4 @@
-"""Conversations with tools in the shape that chat templates take, and in words for templates that take none. Pure."""
+"""Conversations with tools: as chat templates take them, or spelled out as text. Pure."""
 
 import json
 from collections.abc import Sequence
@@ -16,52 +16,66 @@ You are provided with function signatures within <tools></tools> XML tags:
 {tools}
 </tools>
 
-For each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:
+For each function call, return a json object with function name and arguments within \
+<tool_call></tool_call> XML tags:
 <tool_call>
 {{"name": <function-name>, "arguments": <args-json-object>}}
 </tool_call>"""
-"""The words of Qwen2.5's template, which came from Nous Hermes 2 Pro."""
+"""The text of Qwen2.5's template, which comes from Nous Hermes 2 Pro."""
 
 Turn = dict[str, Any]
 
 
 def signature(tool: Tool) -> Turn:
-    """A tool in OpenAI's shape."""
+    """Return a tool in the format of OpenAI's API."""
     function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
     return {"type": "function", "function": function}
 
 
 def conversation(messages: Sequence[Message]) -> list[Turn]:
-    """Messages as `transformers` gives them to templates: arguments are objects there, not their JSON."""
+    """Return messages as `transformers` gives them to templates: arguments as objects, not JSON."""
     return [_turn(message) for message in with_names(messages)]
 
 
-def in_words(turns: Sequence[Turn], tools: Sequence[Turn]) -> list[Turn]:
-    """The same conversation without the role `tool` and without calls: both are spelled out in the text."""
-    told: list[Turn] = []
-    for turn in turns:
-        if turn["role"] == "tool":
-            response = f"<tool_response>\n{turn['content']}\n</tool_response>"
-            if told and told[-1].get("is_response"):
-                told[-1]["content"] += f"\n{response}"
-            else:
-                told.append({"role": "user", "content": response, "is_response": True})
-        else:
-            calls = [
-                json.dumps(call["function"], ensure_ascii=False)
-                for call in turn.get("tool_calls", ())
-            ]
-            parts = [turn["content"], *(f"<tool_call>\n{call}\n</tool_call>" for call in calls)]
-            told.append(
-                {"role": turn["role"], "content": "\n".join(part for part in parts if part)}
-            )
+def spell_out_tools(turns: Sequence[Turn], tools: Sequence[Turn]) -> list[Turn]:
+    """Return the conversation with tools, calls and their results written in the text of the turns.
+
+    For templates that know neither the role `tool` nor calls. Results that follow each other are
+    one turn of the user, since many templates want the roles to alternate.
+    """
+    text_turns = _text_turns(turns)
     if not tools:
-        return told
+        return text_turns
     lines = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
-    words = _INTRODUCTION.format(tools=lines)
-    if told and told[0]["role"] == "system":
-        return [{"role": "system", "content": f"{told[0]['content']}\n\n{words}"}, *told[1:]]
-    return [{"role": "system", "content": words}, *told]
+    introduction = _INTRODUCTION.format(tools=lines)
+    if text_turns and text_turns[0]["role"] == "system":
+        content = f"{text_turns[0]['content']}\n\n{introduction}"
+        return [{"role": "system", "content": content}, *text_turns[1:]]
+    return [{"role": "system", "content": introduction}, *text_turns]
+
+
+def _text_turns(turns: Sequence[Turn]) -> list[Turn]:
+    """The turns as text, with the results of tools in turns of the user."""
+    text_turns: list[Turn] = []
+    for turn in turns:
+        if turn["role"] != "tool":
+            text_turns.append({"role": turn["role"], "content": _text_with_calls(turn)})
+            continue
+        response = f"<tool_response>\n{turn['content']}\n</tool_response>"
+        if text_turns and text_turns[-1].get("is_response"):
+            text_turns[-1]["content"] += f"\n{response}"
+        else:
+            text_turns.append({"role": "user", "content": response, "is_response": True})
+    return text_turns
+
+
+def _text_with_calls(turn: Turn) -> str:
+    """The text of a turn, and its calls as a model with Hermes' format writes them."""
+    parts = [turn["content"]] if turn["content"] else []
+    for call in turn.get("tool_calls", ()):
+        body = json.dumps(call["function"], ensure_ascii=False)
+        parts.append(f"<tool_call>\n{body}\n</tool_call>")
+    return "\n".join(parts)
 
 
 def _turn(message: Message) -> Turn:
@@ -77,7 +91,7 @@ def _call(call: ToolCall) -> Turn:
     try:
         arguments = json.loads(call.arguments or "{}")
     except ValueError:
-        # As another model wrote it; a template prints a string as it is.
+        # Another model wrote invalid JSON; a template prints a string as it is.
         arguments = call.arguments
     return {
         "type": "function",

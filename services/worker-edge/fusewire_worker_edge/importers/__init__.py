@@ -1,5 +1,5 @@
-"""Turn model files of other formats into folders that the engine loads."""
+"""Convert model files of other formats into folders that the engine loads."""
 
 
 class ModelImportError(Exception):
-    """The file cannot be converted. The message says what is in the way."""
+    """A model cannot be converted. The message says why."""

@@ -19,7 +19,7 @@ from fusewire_worker_edge.folder import GRAPH
 from fusewire_worker_edge.graph_check import graph_problem
 from fusewire_worker_edge.importers import ModelImportError
 from fusewire_worker_edge.importers.snapshot_tokenizer import SnapshotTokenizer, read_json
-from fusewire_worker_edge.importers.source import sized
+from fusewire_worker_edge.importers.source import parse_size
 
 CONFIG = "genai_config.json"
 
@@ -51,11 +51,11 @@ class GenaiFolder:
             self.architecture = str(model["type"])
             self._graph_file = _plain(decoder["filename"])
             self.sizes = Sizes(
-                layers=sized("num_hidden_layers", decoder["num_hidden_layers"]),
-                kv_heads=sized("num_key_value_heads", decoder["num_key_value_heads"]),
-                head_size=sized("head_size", decoder["head_size"]),
-                vocab_size=sized("vocab_size", model["vocab_size"]),
-                context_length=sized("max_position_embeddings", model["context_length"]),
+                layers=parse_size("num_hidden_layers", decoder["num_hidden_layers"]),
+                kv_heads=parse_size("num_key_value_heads", decoder["num_key_value_heads"]),
+                head_size=parse_size("head_size", decoder["head_size"]),
+                vocab_size=parse_size("vocab_size", model["vocab_size"]),
+                context_length=parse_size("max_position_embeddings", model["context_length"]),
             )
         except (KeyError, TypeError) as exc:
             raise ModelImportError(f"{CONFIG} does not describe a decoder: {exc}") from None

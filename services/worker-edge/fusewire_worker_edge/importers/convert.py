@@ -22,7 +22,7 @@ from fusewire_worker_edge.folder import (
     ModelOrigin,
     ToolCalls,
     hash_file,
-    staged,
+    build_folder,
 )
 from fusewire_worker_edge.importers import ModelImportError
 from fusewire_worker_edge.importers.adopt import CONFIG, GenaiFolder
@@ -246,7 +246,7 @@ def import_model(
                 "a folder of onnxruntime-genai's is taken as it is: leave block size and bits out"
             )
         return _adopt(path, target, progress)
-    with staged(target) as folder:
+    with build_folder(target) as folder:
         progress("convert")
         parts = _of_snapshot(path, options) if path.is_dir() else _of_gguf(path, options)
         write_graph(parts.source, folder)
@@ -259,7 +259,7 @@ def import_model(
 
 
 def _adopt(path: Path, target: Path, progress: Progress) -> Manifest:
-    with staged(target) as folder:
+    with build_folder(target) as folder:
         progress("copy")
         source = GenaiFolder(path)
         source.copy(folder)

@@ -41,8 +41,8 @@ from fusewire_worker_edge.importers.source import (
     ImportOptions,
     RotaryEmbedding,
     Window,
-    rotated,
-    sized,
+    check_rotary_size,
+    parse_size,
 )
 
 DENSE = frozenset({"F32", "F16", "BF16"})
@@ -268,7 +268,7 @@ class GgufFile:
         whole = f"{self.architecture}.{key}"
         if default is not None and whole not in self.metadata:
             return default
-        return sized(whole, self.number(whole))
+        return parse_size(whole, self.number(whole))
 
     def _shape(self) -> DecoderShape:
         name = self.architecture
@@ -301,7 +301,7 @@ class GgufFile:
 
     def _rotation(self, head_size: int) -> RotaryEmbedding:
         name = self.architecture
-        size = rotated(
+        size = check_rotary_size(
             f"{name}.rope.dimension_count", self._size("rope.dimension_count", head_size), head_size
         )
         scaling = str(self.metadata.get(f"{name}.rope.scaling.type", "none"))

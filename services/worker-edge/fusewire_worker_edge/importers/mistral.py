@@ -1,4 +1,4 @@
-"""Find Mistral's own tokenizer for a GGUF file, which has its pieces and not the file itself."""
+"""Find Mistral's own tokenizer file for a GGUF file, which contains its pieces only."""
 
 import shutil
 from collections.abc import Sequence
@@ -11,20 +11,21 @@ _PUBLISHED = Path(mistral_common.__file__).parent / "data"
 
 
 def own_tokenizer(pieces: Sequence[str]) -> Path | None:
-    """The SentencePiece file that mistral-common brings along with exactly these pieces, or None."""
+    """Return the SentencePiece file of mistral-common with exactly these pieces, or None."""
     for path in sorted(_PUBLISHED.glob("*.model.v*")):
-        known = SentencePieceTokenizer(str(path))
-        if known.n_words == len(pieces) and all(
-            known.id_to_piece(i) == piece for i, piece in enumerate(pieces)
-        ):
+        tokenizer = SentencePieceTokenizer(str(path))
+        if tokenizer.n_words != len(pieces):
+            continue
+        if all(tokenizer.id_to_piece(i) == piece for i, piece in enumerate(pieces)):
             return path
     return None
 
 
 def copy_tokenizer(pieces: Sequence[str], folder: Path) -> bool:
-    """Put that file into a model folder under the name that Mistral gives it; say whether there is one."""
+    """Copy that file into a model folder, under Mistral's name for it. Return whether there is one."""
     path = own_tokenizer(pieces)
-    if path is not None:
-        version = path.name.rsplit(".", 1)[1].split("m")[0]
-        shutil.copyfile(path, folder / f"tokenizer.model.{version}")
-    return path is not None
+    if path is None:
+        return False
+    version = path.name.rsplit(".", 1)[1].split("m")[0]
+    shutil.copyfile(path, folder / f"tokenizer.model.{version}")
+    return True

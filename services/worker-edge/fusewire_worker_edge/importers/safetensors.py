@@ -1,6 +1,6 @@
-"""Read the tensors of a file in the format safetensors.
+"""Read the tensors of a safetensors file.
 
-Read here and not with the package of that name, which has no bfloat16 for numpy, and maps whole files.
+Not with the package `safetensors`, which has no bfloat16 for numpy and maps whole files into memory.
 Format: https://github.com/huggingface/safetensors, "Format".
 """
 
@@ -18,23 +18,23 @@ from fusewire_worker_edge.importers.repack import Floats
 
 _TYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _LONGEST_HEADER = 100 << 20
-"""What the format's own reader takes at most, in bytes."""
+"""Longest header in bytes, as in the format's own reader."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A tensor in a file."""
+    """A tensor in a safetensors file."""
 
     file: Path
     kind: str
-    """The format's name of its type."""
+    """The format's name of its data type."""
     shape: tuple[int, ...]
     """Rows first."""
     offset: int
-    """Of its first byte in the file."""
+    """Position of its first byte in the file."""
 
     def read(self, rows: slice = slice(None)) -> Floats:
-        """It, or some of its rows, in float32."""
+        """Read the tensor or some of its rows, as float32."""
         start, stop, _ = rows.indices(self.shape[0])
         width = math.prod(self.shape[1:])
         kind = np.dtype(_TYPES[self.kind])
@@ -44,24 +44,27 @@ class Stored:
                 stop - start, *self.shape[1:]
             )
         if self.kind == "BF16":
-            # Its bits are the upper half of those of a float32.
+            # The bits of a bfloat16 are the upper half of a float32.
             return (raw.astype(np.uint32) << 16).view(np.float32)
         return raw.astype(np.float32)
 
 
 def read_tensors(path: Path) -> dict[str, Stored]:
-    """Where the tensors of a file are, by name.
+    """Read the header of a file: its tensors by name.
 
     Raises:
-        ModelImportError: it is not a whole file of the format, or has tensors of another type than floats.
+        ModelImportError: the file is damaged, or has tensors of other types than floats.
     """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = _header_length(file.read(8), size)
             header = json.loads(file.read(length))
-        named = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        return {name: _stored(path, name, entry, 8 + length, size) for name, entry in named.items()}
+        header.pop("__metadata__", None)
+        return {
+            name: _parse_tensor(path, name, entry, 8 + length, size)
+            for name, entry in header.items()
+        }
     except OSError as exc:
         raise ModelImportError(
             f"{path.name} cannot be read: {exc.strerror or 'I/O error'}"
@@ -77,22 +80,22 @@ def _header_length(raw: bytes, size: int) -> int:
     return length
 
 
-def _stored(path: Path, name: str, entry: Any, begin: int, size: int) -> Stored:
+def _parse_tensor(path: Path, name: str, entry: Any, data_start: int, size: int) -> Stored:
+    """Check a tensor's entry of the header against the size of the file.
+
+    Raises:
+        ModelImportError: its type cannot be converted.
+        ValueError: its shape or its place is wrong.
+    """
     kind, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     if kind not in _TYPES:
         raise ModelImportError(
             f"tensor '{name}' is of type {kind}; {', '.join(_TYPES)} can be converted"
         )
-    if (
-        not shape
-        or not all(type(n) is int and n > 0 for n in (*shape, end))
-        or type(start) is not int
-    ):
+    are_sizes = all(type(number) is int and number > 0 for number in (*shape, end))
+    if not shape or not are_sizes or type(start) is not int:
         raise ValueError(f"tensor '{name}' has no size")
-    if (
-        start < 0
-        or end - start != math.prod(shape) * np.dtype(_TYPES[kind]).itemsize
-        or begin + end > size
-    ):
+    byte_count = math.prod(shape) * np.dtype(_TYPES[kind]).itemsize
+    if start < 0 or end - start != byte_count or data_start + end > size:
         raise ValueError(f"tensor '{name}' is not where it says")
-    return Stored(path, kind, shape, begin + start)
+    return Stored(path, kind, shape, data_start + start)

@@ -27,8 +27,8 @@ from fusewire_worker_edge.importers.source import (
     ImportOptions,
     RotaryEmbedding,
     Window,
-    rotated,
-    sized,
+    check_rotary_size,
+    parse_size,
 )
 
 _ARCHITECTURES = {
@@ -219,7 +219,7 @@ class Snapshot:
         return float(value)
 
     def _size(self, key: str, default: float | None = None) -> int:
-        return sized(key, self._number(key, default))
+        return parse_size(key, self._number(key, default))
 
     def _shape(self) -> DecoderShape:
         hidden, heads = self._size("hidden_size"), self._size("num_attention_heads")
@@ -274,7 +274,7 @@ class Snapshot:
         share = (
             rope.get("partial_rotary_factor") or self._config.get("partial_rotary_factor") or 1.0
         )
-        size = rotated("partial_rotary_factor", int(head_size * share), head_size)
+        size = check_rotary_size("partial_rotary_factor", int(head_size * share), head_size)
         theta = float(rope.get("rope_theta") or 10_000.0)
         plain = RotaryEmbedding(size, theta)
         kind = rope.get("rope_type") or rope.get("type") or "default"

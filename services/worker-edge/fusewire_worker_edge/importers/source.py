@@ -1,4 +1,4 @@
-"""What a conversion is made from: the sizes of a decoder, and its weights by the names that GGUF gives them."""
+"""The source of a conversion: the shape of a decoder, and its weights by their names in GGUF."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -7,22 +7,25 @@ from fusewire_worker_edge.importers import ModelImportError
 from fusewire_worker_edge.importers.repack import Floats, PackedMatrix, Rows
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "phi3", "gemma3")
-"""As GGUF names them; Mistral's models are of the first."""
+"""The architectures that can be converted, as GGUF names them. Mistral's models are `llama`."""
 ROPE_FACTORS = "rope_freqs.weight"
-"""What each frequency of the rotation is divided by; Llama 3.1 and later."""
+"""Name of the tensor of divisors of the rotary embedding's frequencies; Llama 3.1 and later."""
 SHORT_FACTORS, LONG_FACTORS = "rope_factors_short.weight", "rope_factors_long.weight"
-"""The same of LongRoPE, up to the length that a model was first trained for, and beyond."""
+"""The same for LongRoPE: up to the length of the original training, and beyond it."""
 VOCABULARY = ("token_embd.weight", "output.weight")
-"""The matrices with a row for each token."""
+"""The matrices with a row for each token: embedding and head."""
 EXACT = 32
-"""The block size at which GGUF's blocks are kept as they are."""
+"""The block size with which GGUF's blocks are kept exactly."""
 LARGE = 128
-"""The block size whose product reads the least memory and is fast on CPUs."""
-_ROTATED_TOGETHER = 16
-"""GroupQueryAttention rotates this many elements at a time."""
+"""The block size whose matrix product reads the least memory and is fast on CPUs."""
+_ROTARY_MULTIPLE = 16
+"""GroupQueryAttention rotates this many elements at a time, so sizes must be multiples of it."""
 LONGEST = 32_768
-"""Positions: the tables of the rotation are in memory for each of them, and a longer cache has no room at an edge."""
-_MOST = {
+"""Longest context, in positions.
+
+The tables of the rotary embedding need memory for each, and an edge has none for a longer KV cache.
+"""
+_MAX_SIZES = {
     "block_count": 1_000,
     "context_length": 1 << 20,
     "embedding_length": 1 << 20,
@@ -34,17 +37,19 @@ _MOST = {
     "original_max_position_embeddings": 1 << 20,
     "sliding_window": 1 << 20,
 }
-"""Sizes beyond these are those of no model, and would fill the memory."""
+"""Upper limits of sizes: no model exceeds them, and a hostile file could fill the memory."""
 
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """How weights are to be stored.
+    """How to store weights.
 
     Args:
-        block_size: of the product's blocks. 32 keeps the file's own blocks; 128 is smaller and faster, and rounds anew;
-            None keeps what has 4 or 8 bits and rounds the rest to 8 bits in blocks of 128.
-        bits: of what is rounded anew, 4 or 8; None keeps floating point as it is, and 4 bits 4.
+        block_size: block size of quantised matrices. 32 keeps the file's own blocks. 128 is smaller
+            and faster, but quantises again. None keeps matrices of 4 or 8 bits, and quantises the
+            others to 8 bits in blocks of 128.
+        bits: bits of what is quantised again, 4 or 8. None leaves floating point as it is, and 4
+            bits at 4.
     """
 
     block_size: int | None = None
@@ -53,15 +58,15 @@ class ImportOptions:
 
 @dataclass(frozen=True)
 class RotaryEmbedding:
-    """How a layer rotates queries and keys by their positions (Su et al., arXiv:2104.09864).
+    """The rotary embedding of queries and keys (Su et al., arXiv:2104.09864).
 
     Args:
-        size: how many elements of each head are rotated, the first ones.
+        size: how many elements of each head are rotated, from the first on.
         theta: the base of the frequencies.
-        position_scale: what positions are multiplied with.
-        magnitude: what the rotated elements are multiplied with.
-        factors: the tensor of what each frequency is divided by.
-        is_interleaved: whether neighbours are pairs, as GGUF stores a llama, or an element and that half a size on.
+        position_scale: factor of the positions.
+        magnitude: factor of the rotated elements.
+        factors: name of the tensor of the frequencies' divisors; None if there is none.
+        is_interleaved: whether pairs are neighbours, as in GGUF's llama, or `size / 2` apart.
     """
 
     size: int
@@ -74,12 +79,12 @@ class RotaryEmbedding:
 
 @dataclass(frozen=True)
 class Window:
-    """Layers that look back over so many positions only, their own included.
+    """Sliding window attention, in all but every n-th layer.
 
     Args:
-        positions: how many.
-        every: each layer of this number, counted from 1, and its multiples look back over all.
-        rotation: of the layers with a window.
+        positions: how many positions a layer attends to, the current one included.
+        every: layers of this number and its multiples, counted from 1, attend to all positions.
+        rotation: the rotary embedding of the layers with a window.
     """
 
     positions: int
@@ -89,7 +94,7 @@ class Window:
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """The sizes of a decoder, and where architectures differ beyond the tensors that they have."""
+    """The sizes of a decoder, and what differs between architectures besides their tensors."""
 
     layers: int
     hidden: int
@@ -106,47 +111,58 @@ class DecoderShape:
     activation: Literal["silu", "gelu"] = "silu"
 
     def window_of(self, layer: int) -> Window | None:
-        """The window of a layer, counted from 0."""
-        return self.window if self.window and (layer + 1) % self.window.every else None
+        """Return the window of a layer, counted from 0; None if it attends to all positions."""
+        if self.window and (layer + 1) % self.window.every:
+            return self.window
+        return None
 
     def rotation_of(self, layer: int) -> RotaryEmbedding:
-        """The rotation of a layer, counted from 0."""
+        """Return the rotary embedding of a layer, counted from 0."""
         window = self.window_of(layer)
         return window.rotation if window else self.rotation
 
 
-def rotated(name: str, size: int, head_size: int) -> int:
-    """How many elements of a head are rotated, if that can be converted.
+def check_rotary_size(name: str, size: int, head_size: int) -> int:
+    """Return `size`, the number of rotated elements of a head, if it can be converted.
+
+    Args:
+        name: where the size comes from, for the error.
+        size: the number of rotated elements.
+        head_size: the number of all elements of a head.
 
     Raises:
-        ModelImportError: it cannot; `name` is what says so many.
+        ModelImportError: the size cannot be converted.
     """
-    if not 0 < size <= head_size or size % _ROTATED_TOGETHER:
+    if not 0 < size <= head_size or size % _ROTARY_MULTIPLE:
         raise ModelImportError(
-            f"'{name}' is {size}: a multiple of {_ROTATED_TOGETHER}, up to the {head_size} elements of a head,"
-            " can be converted"
+            f"'{name}' is {size}: a multiple of {_ROTARY_MULTIPLE}, up to the {head_size} elements"
+            " of a head, can be converted"
         )
     return size
 
 
-def sized(name: str, value: float) -> int:
-    """A size of a model.
+def parse_size(name: str, number: float) -> int:
+    """Return a size of a model as an integer.
+
+    Args:
+        name: the key of the size in the source's metadata; its last part has the upper limit.
+        number: the size.
 
     Raises:
-        ModelImportError: no model has it.
+        ModelImportError: the number is no integer, less than 1, or above the limit.
     """
-    most = _MOST.get(name.rpartition(".")[2], 1 << 16)
-    if not 1 <= value <= most or value != int(value):
-        raise ModelImportError(f"'{name}' is {value:g}, where 1 to {most} can be meant")
-    return int(value)
+    limit = _MAX_SIZES.get(name.rpartition(".")[2], 1 << 16)
+    if not 1 <= number <= limit or number != int(number):
+        raise ModelImportError(f"'{name}' is {number:g}, where 1 to {limit} can be meant")
+    return int(number)
 
 
 class Weights(Protocol):
-    """Weights in float32, and what they are the weights of."""
+    """Weights in float32, and the shape of their model."""
 
     @property
     def shape(self) -> DecoderShape:
-        """The sizes."""
+        """The shape of the model."""
         ...
 
     @property
@@ -155,20 +171,20 @@ class Weights(Protocol):
         ...
 
     def floats(self, name: str, rows: Rows = slice(None)) -> Floats:
-        """A tensor in its own shape (rows first); of a matrix those rows.
+        """Return a tensor in its own shape (rows first), or some rows of it.
 
         Raises:
-            ModelImportError: it is missing.
+            ModelImportError: the tensor is missing.
         """
         ...
 
 
 class ModelSource(Weights, Protocol):
-    """A model to be converted."""
+    """A model to convert."""
 
     @property
     def name(self) -> str:
-        """Of its file or folder."""
+        """The name of its file or folder."""
         ...
 
     @property
@@ -188,21 +204,21 @@ class ModelSource(Weights, Protocol):
 
     @property
     def is_rounded(self) -> bool:
-        """Whether any matrix is stored otherwise than the source has it."""
+        """Whether any matrix is quantised again, and so differs from the source."""
         ...
 
     def sha256(self) -> str:
-        """The hash of all that it is made of."""
+        """Return the hash of everything that it consists of."""
         ...
 
     def columns(self, name: str) -> int | None:
-        """How many columns a matrix has; None of a vector."""
+        """Return the number of columns of a matrix, or None for a vector."""
         ...
 
     def matrix(self, name: str, columns: int) -> PackedMatrix | Floats:
-        """A matrix with this many columns, as it is to be stored.
+        """Return a matrix as it is to be stored.
 
         Raises:
-            ModelImportError: it is missing, or no such matrix.
+            ModelImportError: it is missing, or not a matrix with this number of columns.
         """
         ...
