@@ -197,7 +197,9 @@ async def test_a_wrong_value_is_no_refusal_of_its_parameter(
     assert found.error is not None
     assert (found.error.code, model_server.stats.requests) == (code, 1)
     assert (
-        dialects.of(RemoteModel(kind="remote", base_url=model_server.base_url, model="big")).describe()
+        dialects.of(
+            RemoteModel(kind="remote", base_url=model_server.base_url, model="big")
+        ).describe()
         == ""
     )
 

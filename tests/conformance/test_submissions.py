@@ -269,7 +269,9 @@ async def test_what_was_not_published_is_found_oldest_first(submissions: Submiss
         ("q3", "t3"),
         ("q0", "t0"),
     ]
-    assert [p.custom_id for p, _ in await submissions.find_unpublished(T0 + timedelta(hours=1), 2)] == [
+    assert [
+        p.custom_id for p, _ in await submissions.find_unpublished(T0 + timedelta(hours=1), 2)
+    ] == [
         "q1",
         "q3",
     ]

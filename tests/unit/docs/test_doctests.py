@@ -5,7 +5,11 @@ import importlib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
-PACKAGES = [*ROOT.glob("services/*/fusewire_*"), ROOT / "shared/fusewire", ROOT / "cli/fusewire_cli"]
+PACKAGES = [
+    *ROOT.glob("services/*/fusewire_*"),
+    ROOT / "shared/fusewire",
+    ROOT / "cli/fusewire_cli",
+]
 
 
 def test_examples_in_docstrings() -> None:

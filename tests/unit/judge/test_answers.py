@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from fusewire_judge.model import MemberAnswer
 from fusewire_judge.scoring.answers import (
-    agrees_with_others,
     agreement,
+    agrees_with_others,
     canonical,
     flaw,
     is_tied,

@@ -404,7 +404,12 @@ def test_the_second_time_it_can_be_read(begin: Begin) -> None:
 
     draft = play.judge_says("c").ends()
 
-    assert (draft.status, draft.winner, draft.parse_stage, draft.degraded) == ("fused", "c", "reasked", ())
+    assert (draft.status, draft.winner, draft.parse_stage, draft.degraded) == (
+        "fused",
+        "c",
+        "reasked",
+        (),
+    )
 
 
 def test_a_repaired_verdict_says_so(begin: Begin) -> None:
@@ -474,7 +479,12 @@ def test_open_answers_without_a_judge_are_chosen_by_likeness(begin: Begin) -> No
 
     draft = begin(judge=None).says(**texts).ends()
 
-    assert (draft.status, draft.winner, draft.parse_stage, draft.degraded) == ("voted", "b", None, ())
+    assert (draft.status, draft.winner, draft.parse_stage, draft.degraded) == (
+        "voted",
+        "b",
+        None,
+        (),
+    )
     assert draft.reason == "no judge, the answer most like the others"
 
 

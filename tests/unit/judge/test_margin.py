@@ -9,8 +9,8 @@ from fusewire.contracts import CONTROL, MERGED, Call, Message, PlannedJudge, Ver
 from fusewire.testing.factories import OPEN_ANSWERS as OPEN
 from fusewire.testing.factories import make_candidate, make_member, make_prompt
 from fusewire_judge.judging.ballot import poll
-from fusewire_judge.judging.tally import Tally
 from fusewire_judge.judging.prompts import PLAIN
+from fusewire_judge.judging.tally import Tally
 from fusewire_judge.model import MemberAnswer
 
 Begin = Callable[..., Any]

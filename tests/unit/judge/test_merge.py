@@ -61,7 +61,11 @@ def test_the_answers_are_compared_and_judged_in_one_round_then_merged_then_guard
         None,
         "passed",
     )
-    assert (draft.reason, draft.parse_stage, draft.degraded) == ("merged from 3 answers", "strict", ())
+    assert (draft.reason, draft.parse_stage, draft.degraded) == (
+        "merged from 3 answers",
+        "strict",
+        (),
+    )
     assert [v.kind for v in draft.verdicts] == ["listwise", "listwise", "guard", "guard"]
     assert draft.analysis == play.ANALYSIS
     assert len(draft.answers) == 3

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fusewire.contracts import ClosedBy
 from fusewire.testing.factories import T0, make_plan
 from fusewire_judge.model import MemberAnswer
-from fusewire_judge.panel.quorum import closes_at, quorum_at, close_early, stays_ahead
+from fusewire_judge.panel.quorum import close_early, closes_at, quorum_at, stays_ahead
 
 EVEN = {"a": 1.0, "b": 1.0, "c": 1.0}
 
@@ -68,7 +68,9 @@ CLOSES = [
     ("quorum", "is_out", "when"), [row[1:] for row in CLOSES], ids=[row[0] for row in CLOSES]
 )
 def test_closes(quorum: float | None, is_out: bool, when: float) -> None:
-    found = closes_at(make_plan(), None if quorum is None else at(quorum), is_required_pending=is_out)
+    found = closes_at(
+        make_plan(), None if quorum is None else at(quorum), is_required_pending=is_out
+    )
 
     assert (found - T0).total_seconds() == pytest.approx(when)
 

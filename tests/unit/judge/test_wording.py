@@ -15,13 +15,13 @@ from fusewire_judge.judging.prompts import (
     LABEL_LETTERS,
     SHOWN_CHARS,
     clean,
-    draw_control,
     conversation,
-    make_lineup,
     debate_messages,
+    draw_control,
+    make_lineup,
+    merge_messages,
     request_text,
     verdict_messages,
-    merge_messages,
 )
 from fusewire_judge.model import MemberAnswer
 
@@ -40,7 +40,9 @@ def test_the_opposite_order_and_who_is_put_first() -> None:
     forward = make_lineup(SAID, 7, "verdict").members
 
     assert make_lineup(SAID, 7, "verdict", is_reversed=True).members == forward[::-1]
-    assert {make_lineup(SAID, 7, "verdict", first=name).members[0] for name in forward} == set(forward)
+    assert {make_lineup(SAID, 7, "verdict", first=name).members[0] for name in forward} == set(
+        forward
+    )
 
 
 def test_labels_lead_back_to_members() -> None:
@@ -104,7 +106,9 @@ def test_an_answer_cannot_know_its_fence() -> None:
 
 
 def test_a_long_answer_is_shown_up_to_a_limit() -> None:
-    text = make_lineup([MemberAnswer("a", 1, "x" * (SHOWN_CHARS + 1), 0), SAID[1]], 7, "verdict").text()
+    text = make_lineup(
+        [MemberAnswer("a", 1, "x" * (SHOWN_CHARS + 1), 0), SAID[1]], 7, "verdict"
+    ).text()
 
     assert "x" * SHOWN_CHARS + "\n[cut]" in text
     assert "x" * (SHOWN_CHARS + 1) not in text
@@ -184,7 +188,10 @@ def test_names_are_never_shown() -> None:
     said = [MemberAnswer("mistral-large", 1, "One.", 0), MemberAnswer("gpt-judge", 1, "Two.", 0)]
     shown = make_lineup(said, 7, "verdict")
 
-    for messages in (verdict_messages(make_prompt(), shown, None), merge_messages(make_prompt(), shown, None)):
+    for messages in (
+        verdict_messages(make_prompt(), shown, None),
+        merge_messages(make_prompt(), shown, None),
+    ):
         text = "".join(m.content for m in messages)
         assert "mistral" not in text
         assert "gpt" not in text
@@ -212,7 +219,9 @@ def test_a_conversation_is_shown_whole() -> None:
 def test_a_member_s_own_system_prompt_leads_its_debate() -> None:
     messages = (Message(role="system", content="Be brief."), Message(role="user", content="Why?"))
 
-    found = debate_messages(make_prompt(messages=messages), SAID[0], make_lineup(SAID[1:], 7, "debate"))
+    found = debate_messages(
+        make_prompt(messages=messages), SAID[0], make_lineup(SAID[1:], 7, "debate")
+    )
 
     assert found[0] == messages[0]
     assert [m.role for m in found] == ["system", "user"]

@@ -24,7 +24,7 @@ from fusewire_worker_edge.engine.dialects import (
     short_id,
 )
 from fusewire_worker_edge.engine.generation import Generator
-from fusewire_worker_edge.engine.wording import conversation, spell_out_tools, signature
+from fusewire_worker_edge.engine.wording import conversation, signature, spell_out_tools
 
 DIALECTS = {
     "hermes": HERMES,

@@ -55,7 +55,9 @@ class FakeEngine:
         self.given_up = 0
         self.closed = False
 
-    async def generate(self, request: GenerateRequest, on_piece: OnPiece | None = None) -> Completion:
+    async def generate(
+        self, request: GenerateRequest, on_piece: OnPiece | None = None
+    ) -> Completion:
         self.requests.append(request)
         self.asked.set()
         assert request.is_streamed == (on_piece is not None)

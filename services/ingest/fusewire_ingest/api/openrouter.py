@@ -45,7 +45,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
             "period": period_start(rule.budget_period, now),
         }
         usd_by_period = {
-            period: await dependencies.budgets.spent(caller.tenant, start)
+            period: await dependencies.budgets.cost_since(caller.tenant, start)
             for period, start in starts.items()
         }
         label = caller.key_id or caller.tenant
@@ -55,7 +55,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
 
     @router.get("/credits", summary="The tenant's budget", responses=schemas.reply("CreditsReply"))
     async def credits_(caller: AuthenticatedCaller) -> Response:
-        spent_usd = await dependencies.budgets.spent(caller.tenant, None)
+        spent_usd = await dependencies.budgets.cost_since(caller.tenant, None)
         data: replies.openrouter.Credits = {
             "total_credits": caller.rule.budget_usd or 0.0,
             "total_usage": spent_usd,

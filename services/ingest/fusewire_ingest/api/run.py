@@ -160,7 +160,7 @@ async def wait_for_answer(dependencies: Dependencies, run: Run, request: Request
     """
     is_new = await _submit(dependencies, run)
     try:
-        with dependencies.intake.open_requests.held(run.fusion_id):
+        with dependencies.intake.open_requests.hold(run.fusion_id):
             return await while_connected(
                 request.receive, _wait_for_outcome(dependencies, run, just_begun=is_new)
             )
@@ -172,7 +172,7 @@ async def wait_for_answer(dependencies: Dependencies, run: Run, request: Request
 async def stream_answer(dependencies: Dependencies, run: Run, encoder: StreamEncoder) -> Response:
     """Submit a run and stream its answer while it is written."""
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(dependencies.intake.open_requests.held(run.fusion_id))
+        stack.enter_context(dependencies.intake.open_requests.hold(run.fusion_id))
         watch = await stack.enter_async_context(dependencies.watcher.watch(run.fusion_id))
         outcome = _wait_for_outcome(dependencies, run, just_begun=await _submit(dependencies, run))
         pieces = events(

@@ -122,7 +122,9 @@ class InputCheck:
         total = 0
         faults: list[Fault] = []
         group: dict[str, HeldLine] = {}
-        async for number, offset, data in located_lines(self._files.content(file), rules.line_bytes):
+        async for number, offset, data in located_lines(
+            self._files.content(file), rules.line_bytes
+        ):
             total += 1
             try:
                 _check_count(total, rules.most_lines)

@@ -21,8 +21,8 @@ from fusewire_worker_edge.folder import (
     Manifest,
     ModelOrigin,
     ToolCalls,
-    hash_file,
     build_folder,
+    hash_file,
 )
 from fusewire_worker_edge.importers import ModelImportError
 from fusewire_worker_edge.importers.adopt import CONFIG, GenaiFolder
