@@ -41,8 +41,8 @@ FOUR = ModelScript(answer="4")
 
 
 @pytest.fixture(autouse=True)
-def _quick_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge_service, "REMEMBER_EVERY_S", 0.1)
+def _quick_learning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge_service, "LEARN_EVERY_S", 0.1)
 
 
 @pytest.fixture
