@@ -298,8 +298,8 @@ def test_half_an_answer_is_a_failure_and_no_response() -> None:
     report = fusion_report(
         outcome(answers=(answer("a"), answer("b", status="error", error_code="truncated")))
     )
-    assert [chunk["model"] for chunk in report["responses"]] == ["m-a"]
-    assert [chunk["model"] for chunk in report["failed_models"]] == ["m-b"]
+    assert [response["model"] for response in report["responses"]] == ["m-a"]
+    assert [model["model"] for model in report["failed_models"]] == ["m-b"]
 
 
 @pytest.mark.parametrize(
@@ -408,34 +408,37 @@ def test_what_the_winner_thought_is_told_by_both_of_its_names_and_before_the_ans
     assert "reasoning" not in reply(outcome())["choices"][0]["message"]
 
 
+LONG_TEXT = "é" * 30_000
+LONG_CALL = ToolCall(id="c1", name="f", arguments=json.dumps({"x": "y" * 30_000}))
+
+
+def stream_long_texts() -> list[Any]:
+    answers = (answer("a", content=LONG_TEXT), answer("b"))
+    return stream(outcome(content=LONG_TEXT, tool_calls=(LONG_CALL,), answers=answers))
+
+
 def test_no_chunk_makes_a_long_line() -> None:
-    long = "é" * 30_000
-    call = ToolCall(id="c1", name="f", arguments=json.dumps({"x": "y" * 30_000}))
-    stream_chunks = stream(
-        outcome(content=long, tool_calls=(call,), answers=(answer("a", content=long), answer("b")))
-    )
-    assert (
-        max(len(json.dumps(chunk, ensure_ascii=False).encode()) for chunk in stream_chunks)
-        < 32 * 1024
-    )
-    deltas = [chunk["choices"][0]["delta"] for chunk in stream_chunks if chunk["choices"]]
-    assert "".join(delta.get("content") or "" for delta in deltas) == long
+    lines = [json.dumps(chunk, ensure_ascii=False).encode() for chunk in stream_long_texts()]
+    assert max(map(len, lines)) < 32 * 1024
+
+
+def test_a_long_answer_and_a_long_call_come_in_pieces() -> None:
+    deltas = [chunk["choices"][0]["delta"] for chunk in stream_long_texts() if chunk["choices"]]
+    assert "".join(delta.get("content") or "" for delta in deltas) == LONG_TEXT
     calls: list[Any] = []
     for delta in deltas:
         calls += delta.get("tool_calls", ())
-    assert "".join(part["function"]["arguments"] for part in calls) == call.arguments
-    assert [part["index"] for part in calls] == [0] * len(calls)
+    assert "".join(call["function"]["arguments"] for call in calls) == LONG_CALL.arguments
+    assert [call["index"] for call in calls] == [0] * len(calls)
     assert (calls[0]["id"], calls[0]["function"]["name"], "id" in calls[1]) == ("c1", "f", False)
-    text_pieces = [
-        chunk["fusion"]["response"]
-        for chunk in stream_chunks
-        if "response" in chunk.get("fusion", {})
-    ]
-    assert "".join(chunk["content"] for chunk in text_pieces if chunk["index"] == 0) == long
-    (whole,) = [
-        chunk["fusion"] for chunk in stream_chunks if "responses" in chunk.get("fusion", {})
-    ]
-    assert [chunk["content"] for chunk in whole["responses"]] == [None, None]
+
+
+def test_long_answers_of_members_come_in_pieces_before_the_report() -> None:
+    fusions = [chunk["fusion"] for chunk in stream_long_texts() if "fusion" in chunk]
+    text_pieces = [fusion["response"] for fusion in fusions if "response" in fusion]
+    assert "".join(text["content"] for text in text_pieces if text["index"] == 0) == LONG_TEXT
+    (report,) = [fusion for fusion in fusions if "responses" in fusion]
+    assert [response["content"] for response in report["responses"]] == [None, None]
 
 
 def test_a_stream_in_one_go() -> None:
