@@ -30,7 +30,7 @@ from fusewire_ingest.repository.submissions import (
 log = structlog.get_logger(__name__)
 
 ATTACH_WITHIN = timedelta(minutes=15)
-"""How long after its submission, or up to its deadline, a request may be repeated."""
+"""A repeated request finds its first one for so long after that was sent, or to its deadline."""
 
 
 @dataclass(frozen=True)
