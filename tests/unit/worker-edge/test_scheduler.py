@@ -78,6 +78,23 @@ def random_request(chance: random.Random, number: int) -> GenerateRequest:
     )
 
 
+def submit_with_cancels(
+    generator: Generator,
+    requests: Sequence[GenerateRequest],
+    cancelled_ids: set[str],
+    chance: random.Random,
+) -> list[Event]:
+    """Submit requests, with steps and cancels in between."""
+    events: list[Event] = []
+    for next_request in requests:
+        generator.submit(next_request)
+        for _ in range(chance.randrange(3)):
+            events += generator.scheduler.step()
+        if cancelled_ids and chance.random() < 0.4:
+            generator.scheduler.cancel(chance.choice(sorted(cancelled_ids)))
+    return events
+
+
 def assert_same_alone(
     generator: Generator, requests: Sequence[GenerateRequest], together: dict[str, Completion]
 ) -> None:
@@ -98,13 +115,7 @@ def test_sixteen_at_once_with_cancels_answer_what_each_does_alone(
     chance = random.Random(seed)
     requests = [random_request(chance, i) for i in range(16)]
     cancelled = set(chance.sample([r.id for r in requests], 5))
-    events: list[Event] = []
-    for next_request in requests:
-        generator.submit(next_request)
-        for _ in range(chance.randrange(3)):
-            events += generator.scheduler.step()
-        if cancelled and chance.random() < 0.4:
-            generator.scheduler.cancel(chance.choice(sorted(cancelled)))
+    events = submit_with_cancels(generator, requests, cancelled, chance)
     for name in cancelled:
         generator.scheduler.cancel(name)
     events += drain(generator)

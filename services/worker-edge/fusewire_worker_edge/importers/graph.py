@@ -84,7 +84,7 @@ class _Graph:
         more: Sequence[str] = (),
         **attributes: Any,
     ) -> str:
-        """Add a node of the standard domain whose first output is `name`; `more` names the others."""
+        """Add a node of the standard domain; its outputs are `name` and those of `more`."""
         self.nodes.append(helper.make_node(op, inputs, [name, *more], name, **attributes))
         return name
 
@@ -120,7 +120,7 @@ class _Graph:
         return name
 
     def packed_weights(self, name: str, weights: PackedMatrix) -> dict[str, str]:
-        """Add the arrays `codes`, `scales` and `offsets` of a quantised matrix. Return their names."""
+        """Add the codes, scales and offsets of a quantised matrix. Return their names."""
         names = {
             "codes": self.weight(f"{name}.codes", weights.codes),
             "scales": self.weight(f"{name}.scales", weights.scales),
