@@ -51,7 +51,7 @@ class FakeEngine:
         self.says = says
         self.requests: list[GenerateRequest] = []
         self.waits: dict[str, asyncio.Future[None]] = {}
-        self.is_asked = asyncio.Event()
+        self.has_request = asyncio.Event()
         self.given_up = 0
         self.is_closed = False
 
@@ -59,7 +59,7 @@ class FakeEngine:
         self, request: GenerateRequest, on_piece: OnPiece | None = None
     ) -> Completion:
         self.requests.append(request)
-        self.is_asked.set()
+        self.has_request.set()
         assert request.is_streamed == (on_piece is not None)
         for piece in self.says if on_piece else ():
             assert on_piece
@@ -255,7 +255,7 @@ async def test_the_deadline_also_ends_the_second_attempt() -> None:
 async def test_whoever_cancels_the_call_gets_no_candidate() -> None:
     engine = FakeEngine(None)
     call = asyncio.create_task(service(engine).generate(make_task()))
-    await engine.asked.wait()
+    await engine.has_request.wait()
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
