@@ -95,7 +95,7 @@ async def test_a_streamed_request_is_heard_piece_by_piece(shared: ProcessEngine)
 async def test_pieces_that_nobody_hears_harm_nobody(shared: ProcessEngine) -> None:
     assert (await shared.generate(request("a", is_streamed=True))).completion_tokens == 5
     assert shared._child
-    assert shared._child._hearers == {}
+    assert shared._child._callbacks == {}
 
 
 async def test_a_refusal_is_told_and_harms_nobody(shared: ProcessEngine) -> None:

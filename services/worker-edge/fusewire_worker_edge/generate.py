@@ -87,7 +87,7 @@ class EdgeGenerate(FreeCalls):
                 del self._running[task.fusion_id]
 
     def cancel(self, fusion_id: str) -> None:
-        """End a fusion's tasks within one step of the model; their candidates fail with `cancelled`."""
+        """End a fusion's tasks within one step; their candidates fail with `cancelled`."""
         for running in self._running.get(fusion_id, ()):
             running.is_cancelled = True
             if running.engine:
@@ -157,12 +157,12 @@ class EdgeGenerate(FreeCalls):
                 completion.text, is_text=task.sampling.response_schema is None
             )
             if parts is None:
-                error = _truncated("max_tokens ended it within its steps")
+                error = _truncation("max_tokens ended it within its steps")
             else:
                 text, reasoning = parts
                 completion = completion.model_copy(update={"text": text})
         if completion and completion.finish_reason == "length" and not completion.text:
-            error = _truncated("max_tokens ended it within a tool call; raise it")
+            error = _truncation("max_tokens ended it within a tool call; raise it")
         return Candidate(
             task_id=task.task_id,
             fusion_id=task.fusion_id,
@@ -219,7 +219,7 @@ def _request(
 
 
 def _is_in_steps(task: Task) -> bool:
-    """Whether the answer has steps. Tool calls have a form of their own, and choices are only scored."""
+    """Whether the answer has steps: not with tools, whose calls have a form of their own."""
     return task.is_in_steps and not task.tools and not task.choices
 
 
@@ -230,7 +230,7 @@ def _options(model: EdgeModel) -> EngineOptions:
 async def _generate_streamed(
     engine: Engine, request: GenerateRequest, tell: TokenPublisher
 ) -> Completion:
-    """Generate, and publish the pieces as they come. All are published when it returns or raises."""
+    """Generate, and publish the pieces as they come: all of them before it returns or raises."""
     pieces: asyncio.Queue[str | None] = asyncio.Queue()
 
     async def publish_pieces() -> None:
@@ -256,7 +256,7 @@ def _tool_calls(task: Task, completion: Completion | None) -> tuple[ToolCall, ..
     return tuple(calls)
 
 
-def _truncated(message: str) -> CallFailure:
+def _truncation(message: str) -> CallFailure:
     return CallFailure(code="truncated", message=message, retryable=False)
 
 

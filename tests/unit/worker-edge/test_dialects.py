@@ -54,12 +54,12 @@ TOOLS = (WEATHER, CLOCK)
 
 @pytest.fixture(params=list(DIALECTS.values()), ids=list(DIALECTS))
 def dialect(request: pytest.FixtureRequest) -> Dialect:
-    chosen: Dialect = request.param
-    return chosen
+    param: Dialect = request.param
+    return param
 
 
 def ask(generator: Generator, **fields: Any) -> Completion:
-    given: dict[str, Any] = {
+    request_fields: dict[str, Any] = {
         "id": "r",
         "max_tokens": 400,
         "tools": TOOLS,
@@ -67,15 +67,15 @@ def ask(generator: Generator, **fields: Any) -> Completion:
         **fields,
     }
     return generator.generate(
-        GenerateRequest(messages=(Message(role="user", content="hi"),), **given)
+        GenerateRequest(messages=(Message(role="user", content="hi"),), **request_fields)
     )
 
 
 def valid(completion: Completion) -> list[str]:
     """The names of its calls, each of which fits its schema."""
-    known = {tool.name: tool for tool in TOOLS}
+    tools = {tool.name: tool for tool in TOOLS}
     for call in completion.tool_calls:
-        jsonschema.validate(json.loads(call.arguments), known[call.name].parameters)
+        jsonschema.validate(json.loads(call.arguments), tools[call.name].parameters)
     return [call.name for call in completion.tool_calls]
 
 
@@ -189,9 +189,9 @@ def test_a_tool_whose_schema_cannot_be_enforced_is_named(
     tiny_generator: Generator, keyword: dict[str, Any]
 ) -> None:
     odd = Tool(name="odd", parameters={"type": "object", "properties": {"a": keyword}})
-    with pytest.raises(RequestRefusedError, match="parameters of the tool 'odd'") as refused:
+    with pytest.raises(RequestRefusedError, match="parameters of the tool 'odd'") as error:
         ask(tiny_generator, tools=(WEATHER, odd))
-    assert refused.value.code == "bad_request"
+    assert error.value.code == "bad_request"
 
 
 NAMES = st.from_regex(r"[a-zA-Z0-9_-]{1,12}", fullmatch=True)
@@ -205,14 +205,14 @@ ARGUMENTS = st.dictionaries(st.text(max_size=5), st.text(max_size=20) | st.integ
 def test_what_is_written_is_read_back(
     calls: list[tuple[str, dict[str, Any]]], dialect: Dialect
 ) -> None:
-    written = []
+    call_texts = []
     for name, arguments in calls:
         body = json.dumps(arguments, ensure_ascii=False)
         head = f"{name}{dialect.call_id and dialect.call_id + 'a1b2c3d4e'}{dialect.args}"
-        written.append(
+        call_texts.append(
             f"{head}{body}" if dialect.args else json.dumps({"name": name, "arguments": arguments})
         )
-    text = dialect.first + dialect.between.join(written) + dialect.last
+    text = dialect.first + dialect.between.join(call_texts) + dialect.last
     read = dialect.parse(text)
 
     assert read is not None
@@ -286,11 +286,11 @@ def test_a_conversation_that_lacks_a_result_is_refused_by_the_engine(
 
 @given(st.text(max_size=40))
 def test_any_id_becomes_nine_letters_and_digits(call_id: str) -> None:
-    made = short_id(call_id)
-    assert len(made) == 9
-    assert made.isascii()
-    assert made.isalnum()
-    assert short_id(made) == made
+    short_call_id = short_id(call_id)
+    assert len(short_call_id) == 9
+    assert short_call_id.isascii()
+    assert short_call_id.isalnum()
+    assert short_id(short_call_id) == short_call_id
 
 
 def test_different_ids_stay_different() -> None:
@@ -308,13 +308,13 @@ def test_templates_get_arguments_as_objects() -> None:
 def test_without_a_template_for_tools_they_are_put_in_words() -> None:
     system = Message(role="system", content="Be brief.")
     turns = conversation([system, ASKED, result("call_1"), result("call_2")])
-    said = spell_out_tools(turns, [signature(CLOCK)])
+    text_turns = spell_out_tools(turns, [signature(CLOCK)])
 
-    assert [turn["role"] for turn in said] == ["system", "assistant", "user"]
-    assert said[0]["content"].startswith("Be brief.\n\n# Tools")
-    assert '"name": "now"' in said[0]["content"]
-    assert said[1]["content"].count("<tool_call>") == 2
-    assert said[2]["content"].count("<tool_response>") == 2
-    assert HERMES.parse(said[1]["content"]) is not None
+    assert [turn["role"] for turn in text_turns] == ["system", "assistant", "user"]
+    assert text_turns[0]["content"].startswith("Be brief.\n\n# Tools")
+    assert '"name": "now"' in text_turns[0]["content"]
+    assert text_turns[1]["content"].count("<tool_call>") == 2
+    assert text_turns[2]["content"].count("<tool_response>") == 2
+    assert HERMES.parse(text_turns[1]["content"]) is not None
     assert spell_out_tools(turns[1:], [signature(CLOCK)])[0]["role"] == "system"
     assert spell_out_tools(turns[1:], [])[0]["role"] == "assistant"

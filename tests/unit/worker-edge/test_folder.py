@@ -226,8 +226,8 @@ def test_models_are_listed_with_what_is_wrong_with_them(folder: Path) -> None:
     (root / "broken").mkdir()
     (root / ".tiny.build.lock").touch()
     (root / "a-file").touch()
-    listed = list_models(root)
-    assert [(m.path.name, m.manifest is not None, m.problem) for m in listed] == [
+    folders = list_models(root)
+    assert [(m.path.name, m.manifest is not None, m.problem) for m in folders] == [
         ("broken", False, "it is no model folder: it holds no 'manifest.json'"),
         ("tiny", True, None),
     ]

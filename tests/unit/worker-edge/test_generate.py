@@ -39,9 +39,9 @@ DONE = Completion(
 
 
 class FakeEngine:
-    """Answers with what it was given, in turn: a completion, an error to raise, or None to wait for ever.
+    """Answers with its outcomes in turn: a completion, an error to raise, None to wait for ever.
 
-    Streamed, it says `says` piece by piece first, whatever comes of it.
+    If the request is streamed, it passes on the pieces of `says` first.
     """
 
     def __init__(
@@ -51,15 +51,15 @@ class FakeEngine:
         self.says = says
         self.requests: list[GenerateRequest] = []
         self.waits: dict[str, asyncio.Future[None]] = {}
-        self.asked = asyncio.Event()
+        self.has_request = asyncio.Event()
         self.given_up = 0
-        self.closed = False
+        self.is_closed = False
 
     async def generate(
         self, request: GenerateRequest, on_piece: OnPiece | None = None
     ) -> Completion:
         self.requests.append(request)
-        self.asked.set()
+        self.has_request.set()
         assert request.is_streamed == (on_piece is not None)
         for piece in self.says if on_piece else ():
             assert on_piece
@@ -82,7 +82,7 @@ class FakeEngine:
             self.waits[request_id].set_exception(RequestCancelledError("cancelled"))
 
     async def aclose(self) -> None:
-        self.closed = True
+        self.is_closed = True
 
 
 def ticking() -> Callable[[], datetime]:
@@ -102,7 +102,7 @@ def service(engine: FakeEngine, **models: EdgeModel) -> EdgeGenerate:
 
 
 def make_task(sampling: Sampling | None = None, deadline_s: float = 60, **fields: Any) -> Task:
-    given: dict[str, Any] = {
+    task_fields: dict[str, Any] = {
         "task_id": "f1-0-a",
         "fusion_id": "f1",
         "round": 0,
@@ -119,7 +119,7 @@ def make_task(sampling: Sampling | None = None, deadline_s: float = 60, **fields
         "deadline_at": NOW + timedelta(seconds=deadline_s),
         **fields,
     }
-    return Task(**given)
+    return Task(**task_fields)
 
 
 async def test_an_answer_becomes_a_candidate() -> None:
@@ -161,9 +161,18 @@ async def test_what_the_task_says_is_asked_for() -> None:
     )
     task = make_task(sampling)
     await service(engine).generate(task)
-    (asked,) = engine.requests
-    assert (asked.max_tokens, asked.temperature, asked.top_p, asked.seed) == (5, 0.7, 0.5, 0)
-    assert (asked.stop, asked.response_schema, asked.messages) == (("x",), schema, task.messages)
+    (request,) = engine.requests
+    assert (request.max_tokens, request.temperature, request.top_p, request.seed) == (
+        5,
+        0.7,
+        0.5,
+        0,
+    )
+    assert (request.stop, request.response_schema, request.messages) == (
+        ("x",),
+        schema,
+        task.messages,
+    )
 
 
 FAILURES: dict[str, tuple[EngineError, str, bool]] = {
@@ -246,7 +255,7 @@ async def test_the_deadline_also_ends_the_second_attempt() -> None:
 async def test_whoever_cancels_the_call_gets_no_candidate() -> None:
     engine = FakeEngine(None)
     call = asyncio.create_task(service(engine).generate(make_task()))
-    await engine.asked.wait()
+    await engine.has_request.wait()
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
@@ -262,11 +271,11 @@ async def test_a_model_that_is_not_here_is_a_failure() -> None:
 async def test_models_of_one_folder_share_an_engine(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    opened: list[tuple[Path, int | None, FakeEngine]] = []
+    engines_opened: list[tuple[Path, int | None, FakeEngine]] = []
 
     def open_engine(folder: Path, options: EngineOptions) -> FakeEngine:
-        opened.append((folder, options.threads, FakeEngine(DONE)))
-        return opened[-1][2]
+        engines_opened.append((folder, options.threads, FakeEngine(DONE)))
+        return engines_opened[-1][2]
 
     models = {
         "a": edge_model(str(tmp_path / "real"), threads=3),
@@ -276,12 +285,14 @@ async def test_models_of_one_folder_share_an_engine(tmp_path: Path) -> None:
     edge = EdgeGenerate(models, ticking(), open_engine)
     for name in models:
         assert (await edge.generate(make_task(model=name))).ok
-    assert [(folder.name, threads, len(engine.requests)) for folder, threads, engine in opened] == [
+    assert [
+        (folder.name, threads, len(engine.requests)) for folder, threads, engine in engines_opened
+    ] == [
         ("real", 3, 2),
         ("other", None, 1),
     ]
     await edge.aclose()
-    assert all(engine.closed for _, _, engine in opened)
+    assert all(engine.is_closed for _, _, engine in engines_opened)
 
 
 async def test_a_task_is_answered_by_a_real_model(tiny_folder: Path) -> None:
@@ -301,7 +312,9 @@ async def test_a_task_is_answered_by_a_real_model(tiny_folder: Path) -> None:
 # -- cancelled --------------------------------------------------------------------------------
 
 
-async def begun(edge: EdgeGenerate, engine: FakeEngine, **task: Any) -> asyncio.Task[Candidate]:
+async def start_call(
+    edge: EdgeGenerate, engine: FakeEngine, **task: Any
+) -> asyncio.Task[Candidate]:
     """A call that waits for the engine."""
     number = len(engine.waits)
     call = asyncio.create_task(edge.generate(make_task(**task)))
@@ -314,7 +327,8 @@ async def test_what_runs_for_a_cancelled_fusion_ends_and_says_so() -> None:
     engine = FakeEngine(None)
     edge = service(engine)
     calls = [
-        await begun(edge, engine, **task) for task in ({}, {"call": "a=2"}, {"fusion_id": "f2"})
+        await start_call(edge, engine, **task)
+        for task in ({}, {"call": "a=2"}, {"fusion_id": "f2"})
     ]
 
     edge.cancel("f1")
@@ -336,7 +350,7 @@ async def test_what_runs_for_a_cancelled_fusion_ends_and_says_so() -> None:
 async def test_a_cancelled_call_is_not_tried_again_when_its_engine_dies() -> None:
     engine = FakeEngine(None, DONE)
     edge = service(engine)
-    call = await begun(edge, engine)
+    call = await start_call(edge, engine)
     (waiting,) = engine.waits.values()
     waiting.set_exception(EngineDiedError("ended with -9"))
 
@@ -366,7 +380,7 @@ async def test_a_real_model_stops_when_it_is_cancelled(tiny_folder: Path) -> Non
         {"small": edge_model(str(tiny_folder), threads=1)}, lambda: datetime.now(UTC)
     )
     deadline = {"deadline_at": datetime.now(UTC) + timedelta(minutes=5)}
-    tell = Told()
+    tell = FakePublisher()
     long = make_task(Sampling(max_tokens=4000)).model_copy(update=deadline)
     try:
         call = asyncio.create_task(edge.generate(long, cast("TokenPublisher", tell)))
@@ -386,7 +400,7 @@ async def test_a_real_model_stops_when_it_is_cancelled(tiny_folder: Path) -> Non
 # -- told while it is written -----------------------------------------------------------------
 
 
-class Told:
+class FakePublisher:
     """Keeps what it is told; a restart is a bar."""
 
     def __init__(self, *, is_enabled: bool = True) -> None:
@@ -403,14 +417,16 @@ class Told:
         self.pieces.append("|")
 
 
-async def told(engine: FakeEngine, *, is_enabled: bool = True) -> tuple[list[str], Candidate]:
-    tell = Told(is_enabled=is_enabled)
+async def generate_and_collect(
+    engine: FakeEngine, *, is_enabled: bool = True
+) -> tuple[list[str], Candidate]:
+    tell = FakePublisher(is_enabled=is_enabled)
     candidate = await service(engine).generate(make_task(), cast("TokenPublisher", tell))
     return tell.pieces, candidate
 
 
 async def test_an_answer_is_told_while_it_is_written() -> None:
-    pieces, candidate = await told(FakeEngine(DONE, says=("Par", "is", ".")))
+    pieces, candidate = await generate_and_collect(FakeEngine(DONE, says=("Par", "is", ".")))
 
     assert pieces == ["Par", "is", "."]
     assert candidate.content == "Paris."
@@ -419,13 +435,13 @@ async def test_an_answer_is_told_while_it_is_written() -> None:
 async def test_nothing_is_streamed_where_nobody_listens() -> None:
     engine = FakeEngine(DONE, says=("Par", "is."))
 
-    assert (await told(engine, is_enabled=False))[0] == []
+    assert (await generate_and_collect(engine, is_enabled=False))[0] == []
     assert (await service(engine).generate(make_task())).ok
     assert [r.is_streamed for r in engine.requests] == [False, False]
 
 
 async def test_what_is_tried_again_is_told_anew() -> None:
-    pieces, candidate = await told(
+    pieces, candidate = await generate_and_collect(
         FakeEngine(EngineDiedError("ended with -9"), DONE, says=("Par", "is."))
     )
 
@@ -435,14 +451,14 @@ async def test_what_is_tried_again_is_told_anew() -> None:
 
 
 async def test_what_is_not_tried_again_is_not_begun_anew() -> None:
-    pieces, candidate = await told(FakeEngine(EngineError("no"), says=("Par",)))
+    pieces, candidate = await generate_and_collect(FakeEngine(EngineError("no"), says=("Par",)))
 
     assert pieces == ["Par"]
     assert not candidate.ok
 
 
 async def test_the_deadline_ends_the_telling() -> None:
-    tell = Told()
+    tell = FakePublisher()
     edge = service(FakeEngine(None, says=("Par",)))
 
     candidate = await edge.generate(make_task(deadline_s=0.05), cast("TokenPublisher", tell))
@@ -459,7 +475,7 @@ async def test_a_real_model_s_pieces_are_its_answer(tiny_folder: Path) -> None:
     task = make_task(Sampling(max_tokens=30)).model_copy(
         update={"deadline_at": datetime.now(UTC) + timedelta(minutes=5)}
     )
-    tell = Told()
+    tell = FakePublisher()
     try:
         candidate = await edge.generate(task, cast("TokenPublisher", tell))
     finally:

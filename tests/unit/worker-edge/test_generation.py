@@ -37,16 +37,16 @@ def never() -> bool:
     return False
 
 
-class After:
-    """Says yes when it has been asked so many times."""
+class StepLimit:
+    """A cancel after so many steps, which counts its calls."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
-        self.asked = 0
+        self.call_count = 0
 
     def __call__(self) -> bool:
-        self.asked += 1
-        return self.asked > self.steps
+        self.call_count += 1
+        return self.call_count > self.steps
 
 
 def run(generator: Generator, **fields: Any) -> Completion:
@@ -63,12 +63,12 @@ def test_greedy_text_is_that_of_a_fresh_slot_each_time(tiny_generator: Generator
 def test_a_prompt_costs_the_product_of_one_row(tiny_generator: Generator) -> None:
     model = tiny_generator.model
     prompt = tiny_generator.vocabulary.ids("a prompt of some length")
-    wanted = model.advance(0, prompt, 0)
-    assert wanted.shape == (len(prompt), tiny_generator.manifest.vocab_size)
-    given = model._advance(0, prompt, 0, last_row=True)
-    assert given.shape == (1, tiny_generator.manifest.vocab_size)
-    assert given[0] == pytest.approx(wanted[-1], abs=1e-4)
-    assert np.array_equal(model.prefill(0, prompt, 0), given[0])
+    all_logits = model.advance(0, prompt, 0)
+    assert all_logits.shape == (len(prompt), tiny_generator.manifest.vocab_size)
+    last_logits = model._advance(0, prompt, 0, last_row=True)
+    assert last_logits.shape == (1, tiny_generator.manifest.vocab_size)
+    assert last_logits[0] == pytest.approx(all_logits[-1], abs=1e-4)
+    assert np.array_equal(model.prefill(0, prompt, 0), last_logits[0])
 
 
 def test_greedy_steps_equal_one_pass_over_the_text(tiny_generator: Generator) -> None:
@@ -124,11 +124,11 @@ def test_an_end_token_ends_the_answer_and_is_not_counted(tiny_generator: Generat
 @pytest.mark.parametrize("seed", range(5))
 def test_an_answer_under_a_schema_satisfies_it(tiny_generator: Generator, seed: int) -> None:
     fields: dict[str, Any] = {"max_tokens": 200, "temperature": 1.5, "seed": seed, "stop": ('"',)}
-    steps = After(1_000_000)
+    steps = StepLimit(1_000_000)
     completion = tiny_generator.generate(request(response_schema=SCHEMA, **fields), steps)
     assert completion.finish_reason == "stop"
     # The first step gives two; none is spent on an end token that has to come.
-    assert steps.asked == completion.completion_tokens - 1
+    assert steps.call_count == completion.completion_tokens - 1
     jsonschema.validate(json.loads(completion.text), SCHEMA)
 
 
@@ -144,35 +144,35 @@ def test_an_answer_under_a_schema_may_be_cut_by_its_length(tiny_generator: Gener
 def test_a_schema_that_cannot_be_enforced_is_refused(
     tiny_generator: Generator, schema: dict[str, Any]
 ) -> None:
-    with pytest.raises(RequestRefusedError) as refused:
+    with pytest.raises(RequestRefusedError) as error:
         run(tiny_generator, response_schema=schema)
-    assert refused.value.code == "bad_request"
+    assert error.value.code == "bad_request"
 
 
 def test_what_does_not_fit_the_context_is_refused_before_a_step(tiny_generator: Generator) -> None:
     prompt = len(tiny_generator.vocabulary.prompt(request().messages))
     room = tiny_generator.manifest.context_length - prompt
-    cancelled = After(0)
-    with pytest.raises(RequestRefusedError, match=f"{prompt} tokens") as refused:
+    cancelled = StepLimit(0)
+    with pytest.raises(RequestRefusedError, match=f"{prompt} tokens") as error:
         tiny_generator.generate(request(max_tokens=room + 1), cancelled)
-    assert refused.value.code == "context_length_exceeded"
+    assert error.value.code == "context_length_exceeded"
     with pytest.raises(RequestCancelledError):  # what just fits is begun
         tiny_generator.generate(request(max_tokens=room), cancelled)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 5])
 def test_a_cancel_is_seen_before_the_next_step(tiny_generator: Generator, steps: int) -> None:
-    cancelled = After(steps)
+    cancelled = StepLimit(steps)
     with pytest.raises(RequestCancelledError):
         tiny_generator.generate(request(max_tokens=1000), cancelled)
-    assert cancelled.asked == steps + 1
+    assert cancelled.call_count == steps + 1
 
 
 def test_a_cancel_is_seen_between_the_chunks_of_a_prompt(tiny_generator: Generator) -> None:
-    cancelled = After(2)
+    cancelled = StepLimit(2)
     with pytest.raises(RequestCancelledError):
         tiny_generator.generate(request(content="x" * (5 * CHUNK)), cancelled)
-    assert cancelled.asked == 3
+    assert cancelled.call_count == 3
 
 
 def test_the_golden_answer_is_recognised(tiny_generator: Generator) -> None:
@@ -181,8 +181,8 @@ def test_the_golden_answer_is_recognised(tiny_generator: Generator) -> None:
     golden = manifest.golden.model_copy(update={"ids": tuple(i + 1 for i in manifest.golden.ids)})
     other = manifest.golden.model_copy(update={"prompt_ids": (1, 2, 3)})
     try:
-        for changed in (golden, other):
-            tiny_generator.manifest = manifest.model_copy(update={"golden": changed})
+        for changed_golden in (golden, other):
+            tiny_generator.manifest = manifest.model_copy(update={"golden": changed_golden})
             assert tiny_generator.golden_agreement() < 0.5
     finally:
         tiny_generator.manifest = manifest
@@ -195,11 +195,11 @@ def test_mean_and_least_log_probability_are_those_of_the_chosen_tokens(
     ids = tiny_generator.greedy(prompt, 20)
     rows = tiny_generator.logits([*prompt, *ids])[len(prompt) - 1 : -1].astype(np.float64)
     p = np.exp(rows - rows.max(axis=-1, keepdims=True))
-    chosen = (p / p.sum(axis=-1, keepdims=True))[np.arange(len(ids)), ids]
+    token_probabilities = (p / p.sum(axis=-1, keepdims=True))[np.arange(len(ids)), ids]
 
     completion = run(tiny_generator)
-    assert completion.mean_logprob == pytest.approx(np.log(chosen).mean(), rel=1e-4)
-    assert completion.min_logprob == pytest.approx(np.log(chosen).min(), rel=1e-4)
+    assert completion.mean_logprob == pytest.approx(np.log(token_probabilities).mean(), rel=1e-4)
+    assert completion.min_logprob == pytest.approx(np.log(token_probabilities).min(), rel=1e-4)
     assert completion.logprobs == ()
 
 
@@ -208,23 +208,23 @@ def test_logprobs_are_told_of_each_token_and_its_alternatives(tiny_generator: Ge
 
     assert len(completion.logprobs) == completion.completion_tokens
     assert "".join(t.token for t in completion.logprobs) == completion.text
-    for told in completion.logprobs:
-        assert len(told.top) == 3
-        assert told.top[0] == (told.token, told.logprob)
-        assert told.top[0][1] >= told.top[1][1] >= told.top[2][1]
+    for entry in completion.logprobs:
+        assert len(entry.top) == 3
+        assert entry.top[0] == (entry.token, entry.logprob)
+        assert entry.top[0][1] >= entry.top[1][1] >= entry.top[2][1]
     assert completion.mean_logprob == pytest.approx(
         np.mean([t.logprob for t in completion.logprobs])
     )
     assert run(tiny_generator, top_logprobs=0).logprobs[0].top == ()
 
 
-def heard(generator: Generator, **fields: Any) -> tuple[list[str], Completion]:
+def run_streamed(generator: Generator, **fields: Any) -> tuple[list[str], Completion]:
     pieces: list[str] = []
     return pieces, generator.generate(request(**fields), never, pieces.append)
 
 
 def test_the_pieces_of_an_answer_are_its_text(tiny_generator: Generator) -> None:
-    pieces, completion = heard(tiny_generator)
+    pieces, completion = run_streamed(tiny_generator)
 
     assert len(pieces) > 10
     assert all(pieces)
@@ -232,10 +232,10 @@ def test_the_pieces_of_an_answer_are_its_text(tiny_generator: Generator) -> None
 
 
 def test_the_first_piece_comes_with_the_first_token(tiny_generator: Generator) -> None:
-    """Each piece is given before the next step; the first step, of the prompt, is followed by one of a token."""
+    """Each piece comes before the next step; after the first step, of the prompt, comes a token."""
     steps_by_then: list[int] = []
-    steps = After(1000)
-    tiny_generator.generate(request(), steps, lambda _: steps_by_then.append(steps.asked))
+    steps = StepLimit(1000)
+    tiny_generator.generate(request(), steps, lambda _: steps_by_then.append(steps.call_count))
 
     assert steps_by_then[0] == 1
     assert steps_by_then[1:] == sorted(set(steps_by_then))
@@ -245,7 +245,7 @@ def test_no_piece_holds_what_a_stop_string_takes_back(tiny_generator: Generator)
     whole = run(tiny_generator).text
     stop = whole[4:9]
     assert whole.index(stop) == 4
-    pieces, completion = heard(tiny_generator, stop=(stop,))
+    pieces, completion = run_streamed(tiny_generator, stop=(stop,))
 
     assert "".join(pieces) == completion.text == whole[:4]
 
@@ -256,7 +256,7 @@ def test_what_began_like_a_stop_string_and_was_none_comes_in_the_end(
     whole = run(tiny_generator).text
     # The text ends within it, and goes on otherwise within it.
     stops = (whole[-3:] + "never", whole[4:8] + "\x01")
-    pieces, completion = heard(tiny_generator, stop=stops)
+    pieces, completion = run_streamed(tiny_generator, stop=stops)
 
     assert completion.finish_reason == "length"
     assert "".join(pieces) == completion.text == whole
@@ -273,7 +273,7 @@ def test_pieces_are_whole_characters_and_of_any_text_its_text(
         "seed": seed,
         "stop": ("the", "\ufffd\ufffd"),
     }
-    pieces, completion = heard(tiny_generator, **fields)
+    pieces, completion = run_streamed(tiny_generator, **fields)
 
     assert "".join(pieces) == completion.text == run(tiny_generator, **fields).text
     assert "".join(pieces).encode().decode() == completion.text
@@ -285,7 +285,7 @@ def test_under_a_schema_no_stop_string_holds_anything_back(tiny_generator: Gener
         "temperature": 1.5,
         "stop": ('{"verdict":"yes or no',),
     }
-    pieces, completion = heard(tiny_generator, response_schema=SCHEMA, **fields)
+    pieces, completion = run_streamed(tiny_generator, response_schema=SCHEMA, **fields)
 
     assert "".join(pieces) == completion.text
     assert pieces[0] == completion.text[: len(pieces[0])]
@@ -295,15 +295,15 @@ def test_under_a_schema_no_stop_string_holds_anything_back(tiny_generator: Gener
 def test_a_cancelled_answer_is_told_no_further(tiny_generator: Generator) -> None:
     pieces: list[str] = []
     with pytest.raises(RequestCancelledError):
-        tiny_generator.generate(request(max_tokens=1000), After(5), pieces.append)
+        tiny_generator.generate(request(max_tokens=1000), StepLimit(5), pieces.append)
 
     assert 0 < len(pieces) <= 6
 
 
-def score(generator: Generator, asked: GenerateRequest, choice: str) -> float:
-    """By one run over the whole conversation: the mean log probability of the text's tokens and of an end."""
+def score(generator: Generator, comparison_request: GenerateRequest, choice: str) -> float:
+    """The mean log probability of a text's tokens and of an end, in one run over everything."""
     vocabulary, ends = generator.vocabulary, list(generator.manifest.end_tokens)
-    prompt, text = vocabulary.prompt(asked.messages), vocabulary.ids(choice)
+    prompt, text = vocabulary.prompt(comparison_request.messages), vocabulary.ids(choice)
     rows = generator.logits([*prompt, *text])[len(prompt) - 1 :].astype(np.float64)
     rows = rows - np.log(np.exp(rows).sum(axis=-1, keepdims=True))
     by_token = [rows[place, token] for place, token in enumerate(text)]
@@ -319,19 +319,22 @@ CHOICES = (
 
 
 def test_how_probable_each_choice_is_as_the_answer_is_told(tiny_generator: Generator) -> None:
-    asked = request(choices=CHOICES)
-    completion = tiny_generator.generate(asked, never)
-    expected = [score(tiny_generator, asked, choice) for choice in CHOICES]
+    comparison_request = request(choices=CHOICES)
+    completion = tiny_generator.generate(comparison_request, never)
+    expected = [score(tiny_generator, comparison_request, choice) for choice in CHOICES]
 
     assert completion.choice_logprobs == pytest.approx(expected, abs=1e-4)
     assert completion.text == CHOICES[int(np.argmax(expected))]
     assert (completion.finish_reason, completion.completion_tokens) == ("stop", 0)
     assert completion.mean_logprob == max(completion.choice_logprobs) >= completion.min_logprob
-    read = sum(len(tiny_generator.vocabulary.ids(choice)) + 1 for choice in CHOICES)
-    assert completion.prompt_tokens == len(tiny_generator.vocabulary.prompt(asked.messages)) + read
+    text_token_count = sum(len(tiny_generator.vocabulary.ids(choice)) + 1 for choice in CHOICES)
+    assert (
+        completion.prompt_tokens
+        == len(tiny_generator.vocabulary.prompt(comparison_request.messages)) + text_token_count
+    )
 
 
 def test_a_choice_that_is_longer_than_the_context_is_refused(tiny_generator: Generator) -> None:
-    with pytest.raises(RequestRefusedError) as caught:
+    with pytest.raises(RequestRefusedError) as error:
         run(tiny_generator, choices=("x" * 10_000, "B"))
-    assert caught.value.code == "context_length_exceeded"
+    assert error.value.code == "context_length_exceeded"

@@ -58,7 +58,7 @@ def test_the_graph_computes_what_the_file_says(
     make_gguf: MakeGguf, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     manifest = import_model(make_gguf(**options), tmp_path / "model", options=ImportOptions(EXACT))
-    # Rounding activations to int8 costs about this much; the next test shows what a wrong graph costs.
+    # Rounding activations to int8 costs about this much; the next test shows a wrong graph.
     assert manifest.fidelity is not None
     assert manifest.fidelity.kl < 0.02
     assert manifest.fidelity.tokens > 30
@@ -261,6 +261,18 @@ MISMADE = {
 }
 
 
+def add_value(writer: GGUFWriter, key: str, value: Any) -> None:
+    """Write a metadata value with the type that fits it."""
+    if isinstance(value, list):
+        writer.add_array(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    else:
+        writer.add_uint32(key, value)
+
+
 @pytest.mark.parametrize(("key", "value", "message"), MISMADE.values(), ids=MISMADE.keys())
 def test_metadata_that_no_model_has_is_refused(
     tiny_gguf: Path, tmp_path: Path, key: str, value: Any, message: str
@@ -271,14 +283,7 @@ def test_metadata_that_no_model_has_is_refused(
         if not name.startswith("GGUF.") and name not in ("general.architecture", key):
             sub = field.types[1] if field.types[0] == GGUFValueType.ARRAY else None
             writer.add_key_value(name, field.contents(), field.types[0], sub_type=sub)
-    if isinstance(value, list):
-        writer.add_array(key, value)
-    elif isinstance(value, str):
-        writer.add_string(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
-    else:
-        writer.add_uint32(key, value)
+    add_value(writer, key, value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
@@ -305,8 +310,8 @@ def test_the_header_is_read_as_the_reference_reads_it(tiny_gguf: Path) -> None:
 def test_what_has_four_bits_is_kept_and_the_rest_is_rounded_to_eight(
     make_gguf: MakeGguf, tmp_path: Path
 ) -> None:
-    made = make_gguf({"ffn_down": "Q6_K", "": "Q4_K"}, metadata={"hidden": 256}, tied=False)
-    source = GgufFile(made)
+    path = make_gguf({"ffn_down": "Q6_K", "": "Q4_K"}, metadata={"hidden": 256}, tied=False)
+    source = GgufFile(path)
     down, up = (
         source.matrix("blk.0.ffn_down.weight", 512),
         source.matrix("blk.0.ffn_up.weight", 256),
@@ -356,13 +361,19 @@ BLOCKS: dict[str, tuple[dict[str, Any], ImportOptions, int]] = {
 }
 
 
-@pytest.mark.parametrize(("made", "options", "size"), BLOCKS.values(), ids=BLOCKS.keys())
+@pytest.mark.parametrize(("file_options", "options", "size"), BLOCKS.values(), ids=BLOCKS.keys())
 def test_rounding_anew_computes_what_is_stored(
-    make_gguf: MakeGguf, tmp_path: Path, made: dict[str, Any], options: ImportOptions, size: int
+    make_gguf: MakeGguf,
+    tmp_path: Path,
+    file_options: dict[str, Any],
+    options: ImportOptions,
+    size: int,
 ) -> None:
-    manifest = import_model(make_gguf(**made), tmp_path / "model", options=options)
+    manifest = import_model(make_gguf(**file_options), tmp_path / "model", options=options)
     graph = onnx.load(tmp_path / "model" / "model.onnx", load_external_data=False).graph
-    sizes = {a.i for node in graph.node for a in node.attribute if a.name == "block_size"}
+    sizes = set()
+    for node in graph.node:
+        sizes |= {attribute.i for attribute in node.attribute if attribute.name == "block_size"}
 
     # A row that is no multiple of 128 has smaller blocks.
     assert max(sizes) == size
@@ -385,6 +396,6 @@ def test_sentencepiece_spells_what_it_has_no_piece_for_in_bytes(
 
 def test_divergence_of_equal_logits_is_zero() -> None:
     logits = np.random.default_rng(0).normal(size=(3, 10)).astype(np.float32)
-    found = divergence(logits, logits + 5)
-    assert (found.tokens, found.top1) == (3, 1)
-    assert found.kl == pytest.approx(0, abs=1e-7)
+    equal = divergence(logits, logits + 5)
+    assert (equal.tokens, equal.top1) == (3, 1)
+    assert equal.kl == pytest.approx(0, abs=1e-7)

@@ -50,14 +50,20 @@ ASKED = (
 )
 
 
+def token_kind(model: SentencePieceProcessor, token: int) -> int:
+    """GGUF's type of a token."""
+    if model.is_unknown(token):
+        return 2
+    if model.is_control(token):
+        return 3
+    return 6 if model.is_byte(token) else 1
+
+
 def vocabulary_of(path: Path) -> tuple[list[str], list[float], list[int]]:
     """The pieces of a SentencePiece file as GGUF has them."""
     model = SentencePieceProcessor(model_file=str(path))
     ids = range(model.vocab_size())
-    kinds = [
-        2 if model.is_unknown(i) else 3 if model.is_control(i) else 6 if model.is_byte(i) else 1
-        for i in ids
-    ]
+    kinds = [token_kind(model, i) for i in ids]
     return [model.id_to_piece(i) for i in ids], [model.get_score(i) for i in ids], kinds
 
 
@@ -79,7 +85,7 @@ def mistral(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return generator
 
 
-def decoded(generator: Generator, ids: list[int]) -> str:
+def decode(generator: Generator, ids: list[int]) -> str:
     stream = generator.vocabulary.text_stream(special=True)
     for token in ids:
         stream.append(token)
@@ -95,7 +101,7 @@ def test_prompts_are_mistral_commons(mistral: Generator) -> None:
 
 
 def test_a_conversation_with_tools_has_mistrals_form_and_ids_of_nine(mistral: Generator) -> None:
-    text = decoded(mistral, mistral.vocabulary.prompt(ASKED, TOOLS))
+    text = decode(mistral, mistral.vocabulary.prompt(ASKED, TOOLS))
 
     assert text.startswith("<s>")
     assert (
@@ -113,22 +119,22 @@ def test_a_conversation_with_tools_has_mistrals_form_and_ids_of_nine(mistral: Ge
 @pytest.mark.parametrize("seed", range(3))
 def test_calls_parse_and_fit_their_schema(mistral: Generator, seed: int) -> None:
     fields: dict[str, Any] = {"max_tokens": 600, "tools": TOOLS, "temperature": 1.0, "seed": seed}
-    done = mistral.generate(
+    completion = mistral.generate(
         GenerateRequest(
             id="r", messages=ASKED, tool_choice="required", parallel_tool_calls=seed > 0, **fields
         )
     )
-    for call in done.tool_calls:
-        known = next(tool for tool in TOOLS if tool.name == call.name)
-        jsonschema.validate(json.loads(call.arguments), known.parameters)
+    for call in completion.tool_calls:
+        tool = next(tool for tool in TOOLS if tool.name == call.name)
+        jsonschema.validate(json.loads(call.arguments), tool.parameters)
 
-    assert (done.finish_reason, done.text) == ("tool_calls", "")
-    assert len(done.tool_calls) == 1 or seed > 0
+    assert (completion.finish_reason, completion.text) == ("tool_calls", "")
+    assert len(completion.tool_calls) == 1 or seed > 0
 
 
 def test_text_never_holds_the_control_token(mistral: Generator) -> None:
     for seed in range(4):
-        done = mistral.generate(
+        completion = mistral.generate(
             GenerateRequest(
                 id="r",
                 messages=ASKED,
@@ -139,19 +145,19 @@ def test_text_never_holds_the_control_token(mistral: Generator) -> None:
                 seed=seed,
             )
         )
-        assert done.text
-        assert done.tool_calls == ()
-        assert done.mean_logprob < 0
+        assert completion.text
+        assert completion.tool_calls == ()
+        assert completion.mean_logprob < 0
 
 
 def test_an_order_that_mistral_does_not_know_is_refused(mistral: Generator) -> None:
-    with pytest.raises(RequestRefusedError, match="order of messages") as refused:
+    with pytest.raises(RequestRefusedError, match="order of messages") as error:
         mistral.vocabulary.prompt([Message(role="assistant", content="secret")])
-    assert refused.value.code == "bad_request"
-    assert "secret" not in str(refused.value)
+    assert error.value.code == "bad_request"
+    assert "secret" not in str(error.value)
 
 
 def test_text_beside_calls_is_kept_where_the_format_has_a_place_for_it(mistral: Generator) -> None:
-    said = ASKED[2].model_copy(update={"content": "Let me look."})
-    text = decoded(mistral, mistral.vocabulary.prompt([*ASKED[:2], said, ASKED[3]], TOOLS))
+    turn_with_text = ASKED[2].model_copy(update={"content": "Let me look."})
+    text = decode(mistral, mistral.vocabulary.prompt([*ASKED[:2], turn_with_text, ASKED[3]], TOOLS))
     assert "[TOOL_CALLS]" in text

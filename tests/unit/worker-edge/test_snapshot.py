@@ -1,4 +1,4 @@
-"""Hugging Face snapshots, and folders of onnxruntime-genai's: read, converted, taken over, refused."""
+"""Hugging Face snapshots and folders for onnxruntime-genai: converted, adopted, refused."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from fusewire_worker_edge.importers.snapshot import Snapshot
 from fusewire_worker_edge.importers.source import ImportOptions
 
 THEIRS = json.loads((Path(__file__).parent / "data" / "snapshot_logits.json").read_text())
-"""What transformers 5.24 (torch 2.13, float32) makes of the same snapshots: the logits after the last of `IDS`."""
+"""The logits after the last of `IDS`, by transformers 5.24 (torch 2.13, float32)."""
 IDS = list(range(10, 50))
 
 
@@ -48,13 +48,13 @@ def test_a_snapshot_is_read_as_transformers_reads_it(tmp_path: Path, architectur
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_a_snapshot_is_converted(tmp_path: Path, architecture: str) -> None:
     write_snapshot(tmp_path / "tiny", architecture)
-    made = import_model(tmp_path / "tiny", tmp_path / "model")
-    assert made.fidelity is not None
-    assert made.fidelity.kl < 0.03
-    assert made.architecture == architecture
-    assert made.quantisation == {"BF16": len(Snapshot(tmp_path / "tiny")._tensors)}
-    assert (made.block_size, made.end_tokens) == (128, (2,))
-    assert verify(tmp_path / "model") == made
+    manifest = import_model(tmp_path / "tiny", tmp_path / "model")
+    assert manifest.fidelity is not None
+    assert manifest.fidelity.kl < 0.03
+    assert manifest.architecture == architecture
+    assert manifest.quantisation == {"BF16": len(Snapshot(tmp_path / "tiny")._tensors)}
+    assert (manifest.block_size, manifest.end_tokens) == (128, (2,))
+    assert verify(tmp_path / "model") == manifest
 
 
 def test_the_older_and_the_newer_words_for_a_rotation_mean_the_same(tmp_path: Path) -> None:
@@ -87,12 +87,12 @@ def test_a_snapshot_in_several_files_and_with_parts_that_see(tmp_path: Path) -> 
         json.dumps({"model_type": "gemma3", "text_config": config})
     )
     names = list(plain._tensors)
-    stored = [plain._tensors[name] for name in names]
+    tensors_list = [plain._tensors[name] for name in names]
     theirs = list(json.loads(_header(tmp_path / "text" / "model.safetensors")))
     (tmp_path / "tiny" / "model.safetensors").unlink()
     weight_map: dict[str, str] = {}
-    for file, chosen in (("a.safetensors", range(40)), ("b.safetensors", range(40, len(names)))):
-        tensors = {f"language_model.{theirs[i]}": stored[i].read() for i in chosen}
+    for file, indices in (("a.safetensors", range(40)), ("b.safetensors", range(40, len(names)))):
+        tensors = {f"language_model.{theirs[i]}": tensors_list[i].read() for i in indices}
         if file == "a.safetensors":
             tensors["vision_tower.patch.weight"] = np.ones((2, 2), np.float32)
         write_safetensors(tmp_path / "tiny" / file, tensors)
@@ -100,9 +100,9 @@ def test_a_snapshot_in_several_files_and_with_parts_that_see(tmp_path: Path) -> 
     (tmp_path / "tiny" / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": weight_map})
     )
-    seen = Snapshot(tmp_path / "tiny")
-    assert seen.names == plain.names
-    assert np.array_equal(reference_logits(seen, IDS), reference_logits(plain, IDS))
+    multimodal = Snapshot(tmp_path / "tiny")
+    assert multimodal.names == plain.names
+    assert np.array_equal(reference_logits(multimodal, IDS), reference_logits(plain, IDS))
 
 
 def _header(file: Path) -> bytes:
@@ -111,18 +111,20 @@ def _header(file: Path) -> bytes:
 
 
 def test_four_bits_are_as_far_from_the_snapshot_as_they_say(snapshot: Path, tmp_path: Path) -> None:
-    made = import_model(snapshot, tmp_path / "model", options=ImportOptions(block_size=32, bits=4))
-    assert made.fidelity is not None
-    assert made.fidelity.kl > 0.03
-    assert made.block_size == 32
+    manifest = import_model(
+        snapshot, tmp_path / "model", options=ImportOptions(block_size=32, bits=4)
+    )
+    assert manifest.fidelity is not None
+    assert manifest.fidelity.kl > 0.03
+    assert manifest.block_size == 32
 
 
 def test_a_template_of_its_own_file_is_taken(snapshot: Path, tmp_path: Path) -> None:
     config = json.loads((snapshot / "tokenizer_config.json").read_text())
     (snapshot / "chat_template.jinja").write_text(config.pop("chat_template"))
     (snapshot / "tokenizer_config.json").write_text(json.dumps(config))
-    made = import_model(snapshot, tmp_path / "model")
-    assert len(made.golden.prompt_ids) > 10
+    manifest = import_model(snapshot, tmp_path / "model")
+    assert len(manifest.golden.prompt_ids) > 10
 
 
 def without_template(folder: Path) -> None:
@@ -141,7 +143,7 @@ def cut(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(data[:-1])
 
 
-def moved(folder: Path) -> None:
+def move_tensor(folder: Path) -> None:
     """A tensor that would reach back into the header."""
     data = (folder / "model.safetensors").read_bytes()
     header = json.loads(_header(folder / "model.safetensors"))
@@ -152,7 +154,7 @@ def moved(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
-def typed(folder: Path) -> None:
+def change_type(folder: Path) -> None:
     write_safetensors(
         folder / "model.safetensors", {"model.norm.weight": np.ones(4, np.float32)}, "F8_E4M3"
     )
@@ -219,8 +221,8 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         cut,
         "not a whole safetensors file: tensor 'model.layers.1.*' is not where it says",
     ),
-    "weights in the header": (moved, "not where it says"),
-    "weights of another type": (typed, "of type F8_E4M3; F32, F16, BF16 can"),
+    "weights in the header": (move_tensor, "not where it says"),
+    "weights of another type": (change_type, "of type F8_E4M3; F32, F16, BF16 can"),
     "a file elsewhere": (one_more, "'../x.safetensors', which is not a file of the folder"),
 }
 
@@ -254,33 +256,37 @@ def changed_graph(folder: Path, change: Callable[[Any], object]) -> None:
 
 def test_a_folder_is_taken_over_as_it_is(genai: Path, tiny_folder: Path, tmp_path: Path) -> None:
     (genai / "README.md").write_text("not read by the engine")
-    made = import_model(genai, tmp_path / "model")
+    manifest = import_model(genai, tmp_path / "model")
     original = verify(tiny_folder)
-    assert made.golden == original.golden
-    assert made.fidelity is None
-    assert (made.layers, made.vocab_size, made.end_tokens) == (
+    assert manifest.golden == original.golden
+    assert manifest.fidelity is None
+    assert (manifest.layers, manifest.vocab_size, manifest.end_tokens) == (
         2,
         original.vocab_size,
         original.end_tokens,
     )
-    assert made.quantisation == {"4 bits": 10, "8 bits": 1}
-    assert verify(tmp_path / "model") == made
-    assert "README.md" not in made.files
-    assert Generator(tmp_path / "model", made).golden_agreement() == 1
+    assert manifest.quantisation == {"4 bits": 10, "8 bits": 1}
+    assert verify(tmp_path / "model") == manifest
+    assert "README.md" not in manifest.files
+    assert Generator(tmp_path / "model", manifest).golden_agreement() == 1
 
 
 BUILT = Path(__file__).parent / "data" / "genai-phi"
-"""A tiny Phi-4-mini with random weights, as onnxruntime-genai 0.18's own builder wrote it (-p int4 -e cpu)."""
+"""A tiny random Phi-4-mini, by onnxruntime-genai 0.18's own builder (-p int4 -e cpu)."""
 
 
 def test_a_folder_of_the_builder_answers_as_onnxruntime_genai_does(tmp_path: Path) -> None:
-    made = import_model(BUILT, tmp_path / "model")
+    manifest = import_model(BUILT, tmp_path / "model")
     theirs = json.loads(BUILT.with_suffix(".expected.json").read_text())
-    generator = Generator(tmp_path / "model", made)
+    generator = Generator(tmp_path / "model", manifest)
     assert generator.greedy(theirs["prompt"], len(theirs["greedy"])) == theirs["greedy"]
-    assert (made.architecture, made.end_tokens, made.block_size) == ("phi3", (258, 256), 32)
+    assert (manifest.architecture, manifest.end_tokens, manifest.block_size) == (
+        "phi3",
+        (258, 256),
+        32,
+    )
     # Beyond, its graph rotates by another table, for all sequences of a step.
-    assert made.context_length == 256
+    assert manifest.context_length == 256
 
 
 def deciding(model: Any) -> None:
@@ -311,7 +317,7 @@ def of_half(model: Any) -> None:
     model.graph.input[2].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
 
 
-def windowed(model: Any) -> None:
+def add_window(model: Any) -> None:
     node = next(node for node in model.graph.node if node.op_type == "GroupQueryAttention")
     node.attribute.append(onnx.helper.make_attribute("sliding_window_cache", 1))
 
@@ -355,7 +361,7 @@ GRAPHS: dict[str, tuple[Callable[[Any], object], str]] = {
         of_half,
         r"'past_key_values.0.key'.*float16.*float\[.*build it with -p int4 -e cpu",
     ),
-    "a window of the past": (windowed, "keeps a window of the past.*windowed_kv_cache=false"),
+    "a window of the past": (add_window, "keeps a window of the past.*windowed_kv_cache=false"),
     "foreign code": (foreign, "operator domain 'com.example'"),
     "no memory of what was": (
         of_the_length,

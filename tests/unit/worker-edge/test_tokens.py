@@ -58,18 +58,18 @@ def test_a_special_token_spelled_in_a_message_cannot_end_its_turn(vocabulary: Vo
 def test_an_added_token_that_is_not_special_stays_text_too(
     make_gguf: Callable[..., Path], tmp_path: Path
 ) -> None:
-    added = ["<tool_call>", "</tool_call>"]
-    import_model(make_gguf(metadata={"added": added}), tmp_path / "model")
+    added_tokens = ["<tool_call>", "</tool_call>"]
+    import_model(make_gguf(metadata={"added": added_tokens}), tmp_path / "model")
     vocabulary = read_vocabulary(tmp_path / "model", read_manifest(tmp_path / "model"))
-    own = {vocabulary._tokenizer.token_to_id(token) for token in added}
-    said = "".join(added)
-    tool = Tool(name="f", description=said)
-    call = ToolCall(id="1", name="f", arguments=json.dumps({"x": said}))
+    own = {vocabulary._tokenizer.token_to_id(token) for token in added_tokens}
+    spelled_text = "".join(added_tokens)
+    tool = Tool(name="f", description=spelled_text)
+    call = ToolCall(id="1", name="f", arguments=json.dumps({"x": spelled_text}))
     messages = [
-        Message(role="system", content=said),
-        Message(role="user", content=said),
-        Message(role="assistant", content=said, tool_calls=(call,)),
-        Message(role="tool", content=said, tool_call_id="1"),
+        Message(role="system", content=spelled_text),
+        Message(role="user", content=spelled_text),
+        Message(role="assistant", content=spelled_text, tool_calls=(call,)),
+        Message(role="tool", content=spelled_text, tool_call_id="1"),
     ]
     plain = [
         m.model_copy(update={"content": "x", "tool_calls": ()})
@@ -77,20 +77,23 @@ def test_an_added_token_that_is_not_special_stays_text_too(
         if m.role != "tool"
     ]
 
-    asked, told = vocabulary.prompt(messages[:2]), vocabulary.prompt(messages, (tool,))
-    assert not own & set(asked)
+    short_prompt, tools_prompt = (
+        vocabulary.prompt(messages[:2]),
+        vocabulary.prompt(messages, (tool,)),
+    )
+    assert not own & set(short_prompt)
     # What the words that teach tools spell out themselves is as much text as what was said.
-    assert not own & set(told)
+    assert not own & set(tools_prompt)
     assert not own & set(vocabulary.prompt(plain))
-    assert said in text_of(vocabulary, asked)
+    assert spelled_text in text_of(vocabulary, short_prompt)
 
 
 def test_a_template_may_refuse_an_order_of_roles(vocabulary: Vocabulary) -> None:
     messages = [Message(role="user", content="secret"), Message(role="system", content="late")]
-    with pytest.raises(RequestRefusedError) as refused:
+    with pytest.raises(RequestRefusedError) as error:
         vocabulary.prompt(messages)
-    assert refused.value.code == "bad_request"
-    assert "secret" not in str(refused.value)
+    assert error.value.code == "bad_request"
+    assert "secret" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -111,11 +114,11 @@ def test_a_model_that_can_think_first_is_told_not_to() -> None:
 
 
 def test_characters_appear_when_their_last_byte_does(vocabulary: Vocabulary) -> None:
-    stream, seen = vocabulary.text_stream(), []
+    stream, texts = vocabulary.text_stream(), []
     for token in vocabulary._encode("é東", literal=False):
         stream.append(token)
-        seen.append(stream.text)
-    assert seen == ["", "é", "é", "é", "é東"]
+        texts.append(stream.text)
+    assert texts == ["", "é", "é", "é", "é東"]
 
 
 @pytest.mark.parametrize(

@@ -276,7 +276,7 @@ class Scheduler:
             # Later ones must not overtake it, or a large request would wait for ever.
             return
         heapq.heappop(self._waiting)
-        # First: shrinking may drop the very prefix that is reused.
+        # Before shrinking, which may drop the very prefix that is reused.
         self._reuse_prefix(job, slot)
         self.prefixes.shrink(free_positions)
         self.prefilling = job

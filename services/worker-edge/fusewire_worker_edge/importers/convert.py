@@ -1,4 +1,4 @@
-"""Somebody's model to a model folder: convert, prove, and put in place in one step."""
+"""Import a model: convert it, prove the conversion, and put the folder in place in one step."""
 
 import dataclasses
 import json
@@ -38,16 +38,19 @@ GOLDEN_MESSAGE = "What is the capital of France?"
 GOLDEN_TOKENS = 16
 
 MAX_KL = 0.05
-"""A faithful conversion stays near 0.01, the price of int8 activations; a wrong one is far above 0.1."""
+"""Largest KL divergence of a conversion from its source, in nats.
+
+A right one is near 0.01, because activations are quantised to int8; a wrong one is far above 0.1.
+"""
 
 Progress = Callable[[str], None]
-"""Told the stage that begins: `convert` or `copy`, `prove`."""
+"""Callback with each stage as it begins: `convert` or `copy`, then `prove`."""
 _NO_GOLDEN = GoldenAnswer(message=GOLDEN_MESSAGE, prompt_ids=(), ids=())
 
 
 @dataclass(frozen=True)
 class _ConversionInput:
-    """A model to be converted, and its tokens."""
+    """A model to convert, and its special tokens."""
 
     source: ModelSource
     write_tokenizer: Callable[[Path], None]
@@ -57,7 +60,7 @@ class _ConversionInput:
     tool_calls: ToolCalls | None
 
 
-def _of_gguf(path: Path, options: ImportOptions | None) -> _ConversionInput:
+def _gguf_input(path: Path, options: ImportOptions | None) -> _ConversionInput:
     source = GgufFile(path, options)
     return _ConversionInput(
         source,
@@ -71,7 +74,7 @@ def _of_gguf(path: Path, options: ImportOptions | None) -> _ConversionInput:
     )
 
 
-def _of_snapshot(folder: Path, options: ImportOptions | None) -> _ConversionInput:
+def _snapshot_input(folder: Path, options: ImportOptions | None) -> _ConversionInput:
     source, tokenizer = Snapshot(folder, options), SnapshotTokenizer(folder)
     return _ConversionInput(
         source,
@@ -83,7 +86,12 @@ def _of_snapshot(folder: Path, options: ImportOptions | None) -> _ConversionInpu
     )
 
 
+def _conversion_input(path: Path, options: ImportOptions | None) -> _ConversionInput:
+    return _snapshot_input(path, options) if path.is_dir() else _gguf_input(path, options)
+
+
 def _tool_calls(*names: object) -> ToolCalls | None:
+    """The dialect of a model by its names, if it differs from what its template teaches."""
     is_coder = any(
         str(name).lower().replace(" ", "-").startswith("qwen2.5-coder") for name in names
     )
@@ -91,7 +99,10 @@ def _tool_calls(*names: object) -> ToolCalls | None:
 
 
 def _genai_config(parts: _ConversionInput) -> dict[str, Any]:
-    """What onnxruntime-genai reads: https://onnxruntime.ai/docs/genai/reference/config.html."""
+    """The configuration for onnxruntime-genai.
+
+    Format: https://onnxruntime.ai/docs/genai/reference/config.html.
+    """
     shape, ends = parts.source.shape, parts.end_tokens
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
@@ -131,8 +142,8 @@ def _genai_config(parts: _ConversionInput) -> dict[str, Any]:
     }
 
 
-def _unproven(parts: _ConversionInput, name: str, folder: Path) -> Manifest:
-    """The manifest but for what only running the model can tell."""
+def _draft_manifest(parts: _ConversionInput, name: str, folder: Path) -> Manifest:
+    """The manifest without the golden answer and the fidelity, which need a run of the model."""
     source, shape = parts.source, parts.source.shape
     return Manifest(
         name=name,
@@ -149,11 +160,11 @@ def _unproven(parts: _ConversionInput, name: str, folder: Path) -> Manifest:
         tool_calls=parts.tool_calls,
         onnxruntime=onnxruntime.__version__,
         golden=_NO_GOLDEN,
-        files=_hashed(folder),
+        files=_hash_files(folder),
     )
 
 
-def _unproven_of_genai(source: GenaiFolder, name: str, folder: Path) -> Manifest:
+def _draft_genai_manifest(source: GenaiFolder, name: str, folder: Path) -> Manifest:
     return Manifest(
         name=name,
         source=ModelOrigin(name=source.name, sha256=source.sha256()),
@@ -165,58 +176,74 @@ def _unproven_of_genai(source: GenaiFolder, name: str, folder: Path) -> Manifest
         tool_calls=_tool_calls(source.folder.resolve().name),
         onnxruntime=onnxruntime.__version__,
         golden=_NO_GOLDEN,
-        files=_hashed(folder),
+        files=_hash_files(folder),
     )
 
 
-def _hashed(folder: Path) -> dict[str, FileEntry]:
+def _hash_files(folder: Path) -> dict[str, FileEntry]:
     return {path.name: hash_file(folder, path.name) for path in sorted(folder.iterdir())}
 
 
-def _answered(generator: Generator) -> tuple[GoldenAnswer, list[int]]:
-    """The model's golden answer, and the whole text of its prompt and that."""
+def _golden_answer(generator: Generator) -> tuple[GoldenAnswer, list[int]]:
+    """Generate the golden answer. Return it, and the ids of prompt and answer together."""
     prompt = generator.vocabulary.prompt([Message(role="user", content=GOLDEN_MESSAGE)])
     ids = generator.greedy(prompt, GOLDEN_TOKENS)
-    return GoldenAnswer(message=GOLDEN_MESSAGE, prompt_ids=tuple(prompt), ids=tuple(ids)), [
-        *prompt,
-        *ids,
-    ]
+    golden = GoldenAnswer(message=GOLDEN_MESSAGE, prompt_ids=tuple(prompt), ids=tuple(ids))
+    return golden, [*prompt, *ids]
 
 
 def _prove(source: ModelSource, folder: Path, manifest: Manifest) -> Manifest:
-    """Run the model once: record its golden answer, and measure it against the reference."""
+    """Run the model once: record its golden answer, and compare it with the reference.
+
+    Returns:
+        the manifest with golden answer and fidelity.
+
+    Raises:
+        ModelImportError: the conversion is not faithful.
+    """
     generator = Generator(folder, manifest)
-    golden, text = _answered(generator)
-    computed = generator.logits(text)
-    # Its memory is needed for the reference.
+    golden, text = _golden_answer(generator)
+    logits = generator.logits(text)
+    # The reference needs its memory.
     del generator
-    measured = graph = divergence(reference_logits(source, text), computed)
-    if measured.kl > MAX_KL and source.is_rounded:
-        # What quantising anew costs is the importer's choice; what the graph adds to it would be a fault.
-        graph = divergence(reference_logits(StoredWeights(source), text), computed)
-    if graph.kl > MAX_KL:
+    source_divergence = divergence(reference_logits(source, text), logits)
+    graph_divergence = source_divergence
+    if source_divergence.kl > MAX_KL and source.is_rounded:
+        # The loss of quantisation is the user's choice, but the graph must not add to it.
+        graph_divergence = divergence(reference_logits(StoredWeights(source), text), logits)
+    if graph_divergence.kl > MAX_KL:
         raise ModelImportError(
             f"the converted model computes something else than the file: its KL divergence over"
-            f" {graph.tokens} tokens is {graph.kl:.3f}, where {MAX_KL} is the most that rounding explains"
+            f" {graph_divergence.tokens} tokens is {graph_divergence.kl:.3f}, where {MAX_KL} is the"
+            " most that rounding explains"
         )
-    return manifest.model_copy(
-        update={"golden": golden, "fidelity": Fidelity(**dataclasses.asdict(measured))}
-    )
+    fidelity = Fidelity(**dataclasses.asdict(source_divergence))
+    return manifest.model_copy(update={"golden": golden, "fidelity": fidelity})
 
 
-def _try(folder: Path, manifest: Manifest) -> Manifest:
-    """Run a graph of somebody else's once: what it computes token by token must be what it computes at once."""
+def _prove_graph(folder: Path, manifest: Manifest) -> Manifest:
+    """Run an adopted graph once: record its golden answer, and compare prefill with decode.
+
+    Without the source's weights, only the graph's use of the KV cache can be checked.
+
+    Raises:
+        ModelImportError: decoding token by token gives other logits than prefill.
+    """
     generator = Generator(folder, manifest)
-    golden, text = _answered(generator)
-    at_once = generator.logits(text)
-    begun = len(text) // 2
-    generator.logits(text[:begun])
-    rows = [generator.model.decode([text[at]], [at])[0] for at in range(begun, len(text))]
-    found = divergence(at_once[begun:], np.stack(rows))
-    if not found.kl <= MAX_KL:
+    golden, text = _golden_answer(generator)
+    prefill_logits = generator.logits(text)
+    start = len(text) // 2
+    generator.logits(text[:start])
+    rows = [
+        generator.model.decode([text[position]], [position])[0]
+        for position in range(start, len(text))
+    ]
+    comparison = divergence(prefill_logits[start:], np.stack(rows))
+    # Not `>`: the divergence may be NaN.
+    if not comparison.kl <= MAX_KL:
         raise ModelImportError(
-            "its graph does not compute the same token by token as it does at once: its KL divergence over"
-            f" {found.tokens} tokens is {found.kl:.3f}"
+            "its graph does not compute the same token by token as it does at once: its KL"
+            f" divergence over {comparison.tokens} tokens is {comparison.kl:.3f}"
         )
     return manifest.model_copy(update={"golden": golden})
 
@@ -227,17 +254,20 @@ def import_model(
     progress: Progress = lambda _: None,
     options: ImportOptions | None = None,
 ) -> Manifest:
-    """Make the model folder `target`, which appears whole or not at all.
+    """Make the model folder `target`. It appears complete or not at all.
 
     Args:
-        path: a GGUF file; a folder that holds a Hugging Face snapshot with safetensors; or one of onnxruntime-genai's,
-            which is taken as it is.
-        target: where to.
-        progress: told each stage.
-        options: how to store weights; not for a folder of onnxruntime-genai's.
+        path: a GGUF file, a folder with a Hugging Face snapshot in safetensors, or a folder for
+            onnxruntime-genai, whose graph is adopted as it is.
+        target: the model folder to make.
+        progress: called with each stage.
+        options: how to store weights; not allowed for a folder for onnxruntime-genai.
+
+    Returns:
+        the manifest of the folder.
 
     Raises:
-        ModelImportError: it is of a kind that cannot be converted, or the conversion is not faithful.
+        ModelImportError: the model cannot be converted, or the conversion is not faithful.
         ModelFolderError: `target` exists already.
     """
     if (path / CONFIG).is_file():
@@ -248,12 +278,12 @@ def import_model(
         return _adopt(path, target, progress)
     with build_folder(target) as folder:
         progress("convert")
-        parts = _of_snapshot(path, options) if path.is_dir() else _of_gguf(path, options)
+        parts = _conversion_input(path, options)
         write_graph(parts.source, folder)
         parts.write_tokenizer(folder)
         (folder / CONFIG).write_text(json.dumps(_genai_config(parts), indent=2), encoding="utf-8")
         progress("prove")
-        manifest = _prove(parts.source, folder, _unproven(parts, target.name, folder))
+        manifest = _prove(parts.source, folder, _draft_manifest(parts, target.name, folder))
         _write_manifest(folder, manifest)
     return manifest
 
@@ -264,7 +294,7 @@ def _adopt(path: Path, target: Path, progress: Progress) -> Manifest:
         source = GenaiFolder(path)
         source.copy(folder)
         progress("prove")
-        manifest = _try(folder, _unproven_of_genai(source, target.name, folder))
+        manifest = _prove_graph(folder, _draft_genai_manifest(source, target.name, folder))
         _write_manifest(folder, manifest)
     return manifest
 

@@ -1,8 +1,8 @@
 """The header of a GGUF file: its metadata and the places of its tensors. Pure.
 
-Lengths and counts are checked against the file before they are used: with a hostile count, a trusting
-reader loops or fills the memory long before it fails. Not read with the package `gguf`, whose reader
-makes an object of each token: 16 s for the 150,000 of Qwen's vocabulary, against 1 s here.
+Lengths and counts are checked against the file before they are used: with a hostile count, a
+trusting reader loops or fills the memory long before it fails. Not read with the package `gguf`,
+whose reader makes an object of each token: 16 s for the 150,000 of Qwen's vocabulary, 1 s here.
 Format: ggml's docs/gguf.md, versions 2 and 3, little-endian.
 """
 

@@ -22,7 +22,7 @@ def own_tokenizer(pieces: Sequence[str]) -> Path | None:
 
 
 def copy_tokenizer(pieces: Sequence[str], folder: Path) -> bool:
-    """Copy that file into a model folder, under Mistral's name for it. Return whether there is one."""
+    """Copy that file into a model folder, under Mistral's name. Return whether there is one."""
     path = own_tokenizer(pieces)
     if path is None:
         return False

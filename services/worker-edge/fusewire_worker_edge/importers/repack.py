@@ -1,10 +1,10 @@
 """Weights as the blocks that onnxruntime's `MatMulNBits` computes with.
 
-`MatMulNBits` computes `scale * (code - zero_point)` with a fixed integer zero point (8 for 4 bits, 128 for
-8 bits). A GGUF block of weights is `w = d*q + m`, so the scale is `d` and what is left over is one number per
-block, the offset. It is zero for Q4_0, Q5_0, Q6_K and Q8_0; for Q4_1 and Q4_K it is `m + 8*d`, for Q5_1 and Q5_K
-`m + 16*d`, and the graph adds `sum(x over the block) * offset` to the product. Such a block is re-encoded as it is;
-nothing is quantised anew. Codes of 5 and 6 bits are kept in 8.
+`MatMulNBits` computes `scale * (code - zero_point)` with a fixed integer zero point (8 for 4 bits,
+128 for 8 bits). A GGUF block of weights is `w = d*q + m`, so the scale is `d`, and the remainder is
+one number per block, the offset. It is zero for Q4_0, Q5_0, Q6_K and Q8_0; for Q4_1 and Q4_K it is
+`m + 8*d`, for Q5_1 and Q5_K `m + 16*d`, and the graph adds `sum(x over the block) * offset` to the
+product. So blocks are re-encoded exactly and not quantised again. Codes of 5 and 6 bits become 8.
 Block layouts: ggml's ggml-common.h (block_q4_0, block_q5_0, block_q4_K and so on).
 """
 
@@ -20,9 +20,9 @@ Floats = NDArray[np.float32]
 Rows = slice | Sequence[int]
 
 _CHUNK_WEIGHTS = 8 << 20
-"""As floats at a time, so that no matrix is ever whole in memory as such."""
+"""Weights to hold in float32 at a time: a whole matrix would need too much memory."""
 _CENTRE = 128
-"""The code of 8 bits that stands for zero."""
+"""The zero point of 8-bit codes."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +58,16 @@ class PackedMatrix:
 
     @property
     def encoding(self) -> tuple[int, int, bool]:
-        """Matrices of the same encoding can be stacked."""
+        """Bits, block size and whether there are offsets; the same for matrices to stack."""
         return self.bits, self.block_size, self.offsets is not None
 
     def take(self, rows: Rows) -> "PackedMatrix":
-        """Some of its rows."""
+        """Return a matrix of some of the rows."""
         offsets = None if self.offsets is None else self.offsets[rows]
         return PackedMatrix(self.bits, self.codes[rows], self.scales[rows], offsets)
 
     def dequantize(self) -> Floats:
-        """The weights, [N, K]."""
+        """Return the weights in float32, [N, K]."""
         if self.bits == 8:
             codes = self.codes.astype(np.float32) - _CENTRE
         else:
@@ -80,17 +80,17 @@ class PackedMatrix:
 
 
 def _pairs(codes: Bytes) -> Bytes:
-    """Two codes of 4 bits to a byte, the even one low. [..., b] -> [..., b/2]."""
+    """Pack two 4-bit codes into a byte, the even one low. [..., b] -> [..., b/2]."""
     return np.asarray(codes[..., 0::2] | (codes[..., 1::2] << 4))
 
 
 def _halves(nibbles: Bytes) -> Bytes:
-    """From ggml, which keeps columns j and j+n/2 in a byte, to one code a byte. [..., n/2] -> [..., n]."""
+    """Unpack ggml's bytes, each of columns j and j+n/2. [..., n/2] -> [..., n]."""
     return np.concatenate([nibbles & 0x0F, nibbles >> 4], axis=-1)
 
 
 def _half(raw: Bytes) -> Floats:
-    """Little-endian float16 in two bytes, [..., 2] -> [...]."""
+    """Decode a little-endian float16 from two bytes. [..., 2] -> [...]."""
     return np.ascontiguousarray(raw).view("<f2")[..., 0].astype(np.float32)
 
 
@@ -110,7 +110,7 @@ def _q8_0(blocks: Bytes) -> PackedMatrix:
 
 
 def _fifth_bits(raw: Bytes) -> Bytes:
-    """The high bits of 32 codes, from a little-endian number. [..., 4] -> [..., 32]."""
+    """Unpack the fifth bits of 32 codes from a little-endian number. [..., 4] -> [..., 32]."""
     return np.unpackbits(raw, axis=-1, bitorder="little") << np.uint8(4)
 
 
@@ -127,12 +127,18 @@ def _q5_1(blocks: Bytes) -> PackedMatrix:
 
 
 def _k_scales(blocks: Bytes) -> tuple[Floats, Floats]:
-    """Of 256 weights in 8 blocks of 32: scales and minima, 6 bits each times one float. [..., 8] each."""
-    d, least = _half(blocks[..., :2]), _half(blocks[..., 2:4])
+    """Decode the scales and minima of a super-block: 256 weights in 8 blocks of 32.
+
+    Each is a number of 6 bits times one float of the super-block.
+
+    Returns:
+        scales and minima, [..., 8] each.
+    """
+    d, d_min = _half(blocks[..., :2]), _half(blocks[..., 2:4])
     low, middle, high = (blocks[..., 4 + 4 * i : 8 + 4 * i] for i in range(3))
     scale = np.concatenate([low & 63, (high & 0x0F) | (low >> 6 << 4)], axis=-1)
     minimum = np.concatenate([middle & 63, (high >> 4) | (middle >> 6 << 4)], axis=-1)
-    return d[..., None] * scale, least[..., None] * minimum
+    return d[..., None] * scale, d_min[..., None] * minimum
 
 
 def _q4_k(blocks: Bytes) -> PackedMatrix:
@@ -145,7 +151,7 @@ def _q4_k(blocks: Bytes) -> PackedMatrix:
 
 
 def _q5_k(blocks: Bytes) -> PackedMatrix:
-    """As Q4_K; the high bits of the block i are the bits i of 32 bytes."""
+    """Like Q4_K, with fifth bits: those of block i are bit i of 32 bytes."""
     rows, supers = blocks.shape[:2]
     scales, minima = _k_scales(blocks)
     low = _halves(blocks[..., 48:].reshape(rows, supers, 4, 32)).reshape(rows, supers, 8, 32)
@@ -156,7 +162,7 @@ def _q5_k(blocks: Bytes) -> PackedMatrix:
 
 
 def _q6_k(blocks: Bytes) -> PackedMatrix:
-    """256 weights of 6 bits in 16 blocks of 16, whose scales are 8 bits times one float; kept in 8 bits."""
+    """256 weights of 6 bits in 16 blocks of 16; a scale is an int8 times one float."""
     rows, supers = blocks.shape[:2]
     low = (
         blocks[..., :128].reshape(rows, supers, 2, 1, 64) >> np.array([0, 4], np.uint8)[:, None]
@@ -183,16 +189,16 @@ _FORMATS: dict[str, tuple[int, Callable[[Bytes], PackedMatrix]]] = {
     "Q6_K": (210, _q6_k),
 }
 FOUR_BITS = frozenset({"Q4_0", "Q4_1", "Q4_K"})
-"""Those of them with 4 bits per weight."""
+"""The quantised types with 4 bits per weight."""
 QUANTISED = frozenset(_FORMATS)
-"""The names of ggml's quantised types that can be repacked."""
+"""Names of ggml's quantised types that can be repacked."""
 
 
 def repack(raw: Bytes, quantisation: str) -> PackedMatrix:
-    """Re-encode a matrix.
+    """Re-encode a matrix without any loss.
 
     Args:
-        raw: its rows as they are in the file, [N, bytes per row].
+        raw: the bytes of its rows in the file, [N, bytes per row].
         quantisation: one of `QUANTISED`.
     """
     block_bytes, convert = _FORMATS[quantisation]
@@ -202,12 +208,12 @@ def repack(raw: Bytes, quantisation: str) -> PackedMatrix:
 def quantize(weights: Floats, bits: int, block_size: int) -> PackedMatrix:
     """Round a matrix to the nearest codes, block by block.
 
-    With 4 bits the codes reach from the least weight of a block to its greatest; with 8 they are symmetric.
+    4-bit codes range from the smallest weight of a block to the largest; 8-bit codes are symmetric.
 
     Args:
         weights: [N, K].
         bits: 4 or 8.
-        block_size: a power of two. Where K is no multiple of it, the largest smaller one that divides K is taken.
+        block_size: a power of two. If it does not divide K, the largest that does is used.
     """
     rows, columns = weights.shape
     while columns % block_size:
@@ -217,24 +223,31 @@ def quantize(weights: Floats, bits: int, block_size: int) -> PackedMatrix:
         scales = np.abs(blocks).max(axis=-1) / 127
         codes = np.rint(blocks / np.where(scales, scales, 1)[..., None]) + _CENTRE
         return PackedMatrix(8, codes.astype(np.uint8), scales, None)
-    least = blocks.min(axis=-1)
-    scales = (blocks.max(axis=-1) - least) / 15
-    codes = np.rint((blocks - least[..., None]) / np.where(scales, scales, 1)[..., None])
-    return PackedMatrix(4, _pairs(codes.astype(np.uint8)), scales, least + 8 * scales)
+    lowest = blocks.min(axis=-1)
+    scales = (blocks.max(axis=-1) - lowest) / 15
+    codes = np.rint((blocks - lowest[..., None]) / np.where(scales, scales, 1)[..., None])
+    return PackedMatrix(4, _pairs(codes.astype(np.uint8)), scales, lowest + 8 * scales)
 
 
 def quantize_rows(
     count: int, read: Callable[[slice], Floats], bits: int, block_size: int
 ) -> PackedMatrix:
-    """The same of a matrix of `count` rows that is read in pieces, of some rows each."""
+    """Quantise a matrix of `count` rows like `quantize`, reading some rows at a time.
+
+    Args:
+        count: the number of rows.
+        read: reads some rows, [rows, K].
+        bits: 4 or 8.
+        block_size: see `quantize`.
+    """
     width = read(slice(0, 1)).shape[1]
     step = max(1, _CHUNK_WEIGHTS // width)
     spans = (slice(at, min(at + step, count)) for at in range(0, count, step))
-    return _assembled(count, (quantize(read(span), bits, block_size) for span in spans))
+    return _assemble(count, (quantize(read(span), bits, block_size) for span in spans))
 
 
-def _assembled(rows: int, parts: Iterable[PackedMatrix]) -> PackedMatrix:
-    """A matrix of so many rows from pieces that are made one after the other, each forgotten when it has its place."""
+def _assemble(rows: int, parts: Iterable[PackedMatrix]) -> PackedMatrix:
+    """Copy parts one after the other into a matrix of `rows` rows. Holds one part at a time."""
     whole: PackedMatrix | None = None
     at = 0
     for part in parts:
@@ -250,23 +263,25 @@ def _assembled(rows: int, parts: Iterable[PackedMatrix]) -> PackedMatrix:
 
 
 def _empty(rows: int, like: PackedMatrix) -> PackedMatrix:
-    def room(array: NDArray[Any]) -> NDArray[Any]:
+    """An uninitialised matrix of `rows` rows with the encoding and the width of another."""
+
+    def empty_array(array: NDArray[Any]) -> NDArray[Any]:
         return np.empty((rows, *array.shape[1:]), array.dtype)
 
     return PackedMatrix(
         like.bits,
-        room(like.codes),
-        room(like.scales),
-        None if like.offsets is None else room(like.offsets),
+        empty_array(like.codes),
+        empty_array(like.scales),
+        None if like.offsets is None else empty_array(like.offsets),
     )
 
 
 def stack(parts: Sequence[PackedMatrix]) -> PackedMatrix:
-    """Put matrices of one encoding and width on top of each other."""
-    offsets = [p.offsets for p in parts if p.offsets is not None]
+    """Stack the rows of matrices of one encoding and one width."""
+    offsets = [part.offsets for part in parts if part.offsets is not None]
     return PackedMatrix(
         parts[0].bits,
-        np.concatenate([p.codes for p in parts]),
-        np.concatenate([p.scales for p in parts]),
+        np.concatenate([part.codes for part in parts]),
+        np.concatenate([part.scales for part in parts]),
         np.concatenate(offsets) if offsets else None,
     )

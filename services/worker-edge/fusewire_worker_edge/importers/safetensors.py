@@ -1,6 +1,6 @@
 """Read the tensors of a safetensors file.
 
-Not with the package `safetensors`, which has no bfloat16 for numpy and maps whole files into memory.
+Not with the package `safetensors`, which has no bfloat16 for numpy and maps whole files.
 Format: https://github.com/huggingface/safetensors, "Format".
 """
 

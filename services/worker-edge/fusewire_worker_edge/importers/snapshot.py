@@ -1,7 +1,8 @@
-"""Read a snapshot of a Hugging Face model: `config.json`, `*.safetensors`, and the tokenizer as it is.
+"""Read a snapshot of a Hugging Face model: `config.json`, `*.safetensors` and the tokenizer.
 
-Names are given as GGUF has them, so that one graph is made from both. Configurations: transformers'
-`configuration_llama.py`, `_mistral`, `_qwen2`, `_qwen3`, `_phi3`, `_gemma3`; rotations: `modeling_rope_utils.py`.
+Tensors have their names in GGUF, so that both formats give the same graph. Configurations:
+transformers' `configuration_llama.py`, `_mistral`, `_qwen2`, `_qwen3`, `_phi3`, `_gemma3`; rotary
+embeddings: `modeling_rope_utils.py`.
 """
 
 import hashlib
@@ -28,6 +29,7 @@ from fusewire_worker_edge.importers.source import (
     RotaryEmbedding,
     Window,
     check_rotary_size,
+    is_magnitude,
     parse_size,
 )
 
@@ -40,13 +42,13 @@ _ARCHITECTURES = {
     "gemma3_text": "gemma3",
     "gemma3": "gemma3",
 }
-"""By `model_type`, as GGUF names them."""
-_OUTER = {
+"""GGUF's name of the architecture, by `model_type`."""
+_MODEL_NAMES = {
     "embed_tokens.weight": "token_embd.weight",
     "norm.weight": "output_norm.weight",
     "lm_head.weight": "output.weight",
 }
-_INNER = {
+_LAYER_NAMES = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -61,22 +63,22 @@ _INNER = {
     "mlp.gate_up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-_INNER_OF_GEMMA = _INNER | {
+_GEMMA_LAYER_NAMES = _LAYER_NAMES | {
     "post_attention_layernorm": "post_attention_norm",
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
 _LAYER = re.compile(r"layers\.(\d+)\.(.+)\.(weight|bias)")
 _PREFIX = re.compile(r"^(language_model\.)?(model\.)?(language_model\.)?")
-_SEEING = re.compile(r"vision_tower|multi_modal_projector")
-"""The parts of a model that sees, which its language does without."""
+_VISION = re.compile(r"vision_tower|multi_modal_projector")
+"""The tensors of a multimodal model that its language model does not need."""
 
 
 class Snapshot:
-    """A snapshot in a folder. Weights are rounded to 8 bits in blocks of 128 where the options do not say otherwise.
+    """A snapshot in a folder. By default, weights are quantised to 8 bits in blocks of 128.
 
     Raises:
-        ModelImportError: something is missing, or of a kind that cannot be converted.
+        ModelImportError: a file or a tensor is missing, or cannot be converted.
     """
 
     def __init__(self, folder: Path, options: ImportOptions | None = None) -> None:
@@ -118,7 +120,7 @@ class Snapshot:
         return dict(sorted(Counter(tensor.kind for tensor in self._tensors.values()).items()))
 
     def sha256(self) -> str:
-        """Of the hashes of its configuration and its weights, by their names in order."""
+        """Return the hash of the hashes of configuration and weights, ordered by name."""
         files = sorted({"config.json", *(tensor.file.name for tensor in self._tensors.values())})
         whole = hashlib.sha256()
         for name in files:
@@ -132,17 +134,16 @@ class Snapshot:
             return self._factors[name]
         tensor = self._tensor(name)
         if isinstance(rows, slice):
-            # Rows of no token fill the vocabulary up to a round number.
-            start, stop, _ = rows.indices(
-                self.shape.vocab_size if name in VOCABULARY else tensor.shape[0]
-            )
-            found = tensor.read(slice(start, stop))
+            # Embedding and head may end with rows of padding tokens.
+            row_count = self.shape.vocab_size if name in VOCABULARY else tensor.shape[0]
+            start, stop, _ = rows.indices(row_count)
+            floats = tensor.read(slice(start, stop))
         else:
-            found = np.concatenate([tensor.read(slice(row, row + 1)) for row in rows])
-        # Gemma's norms are stored as what they differ from one.
-        return (
-            found + 1 if self.architecture == "gemma3" and name.endswith("norm.weight") else found
-        )
+            floats = np.concatenate([tensor.read(slice(row, row + 1)) for row in rows])
+        if self.architecture == "gemma3" and name.endswith("norm.weight"):
+            # Gemma stores the weights of its norms minus one.
+            return floats + 1
+        return floats
 
     def columns(self, name: str) -> int | None:
         """See `ModelSource.columns`."""
@@ -164,7 +165,7 @@ class Snapshot:
             raise ModelImportError(
                 f"tensor '{name}' has {tensor.shape[0]} rows for {self.shape.vocab_size} tokens"
             )
-        # It suffers most from few bits.
+        # Embedding and head stay at 8 bits: they suffer most from fewer.
         return quantize_rows(self.shape.vocab_size, tensor.read, 8, self.block_size)
 
     def _tensor(self, name: str) -> Stored:
@@ -173,46 +174,44 @@ class Snapshot:
         return self._tensors[name]
 
     def _find_tensors(self) -> dict[str, Stored]:
-        index = self.folder / "model.safetensors.index.json"
-        if index.is_file():
-            named = set(read_json(index).get("weight_map", {}).values())
-            if odd := [
-                name for name in named if not isinstance(name, str) or name != Path(name).name
-            ]:
-                raise ModelImportError(
-                    f"{index.name} names {odd[0]!r}, which is not a file of the folder"
-                )
-        else:
-            named = {"model.safetensors"}
-        found: dict[str, Stored] = {}
-        for file in sorted(named):
+        """The tensors of the language model, by their names in GGUF."""
+        tensors: dict[str, Stored] = {}
+        for file in sorted(self._weight_files()):
             for name, tensor in read_tensors(self.folder / file).items():
-                if not _SEEING.search(name):
-                    found[self._named(name)] = tensor
+                if not _VISION.search(name):
+                    tensors[self._gguf_name(name)] = tensor
         if self._config.get("tie_word_embeddings", self.architecture == "gemma3"):
-            found.pop("output.weight", None)
-        return found
+            tensors.pop("output.weight", None)
+        return tensors
 
-    def _named(self, name: str) -> str:
-        """A tensor's name in GGUF; its own where it has none there, so that the graph tells of it."""
-        short = _PREFIX.sub("", name)
-        if short in _OUTER:
-            return _OUTER[short]
-        inner = _INNER_OF_GEMMA if self.architecture == "gemma3" else _INNER
-        match = _LAYER.fullmatch(short)
-        if match is None or match[2] not in inner:
+    def _weight_files(self) -> set[str]:
+        """The names of the files with weights: one file, or those in the index."""
+        index = self.folder / "model.safetensors.index.json"
+        if not index.is_file():
+            return {"model.safetensors"}
+        names = set(read_json(index).get("weight_map", {}).values())
+        for name in names:
+            if not isinstance(name, str) or name != Path(name).name:
+                raise ModelImportError(
+                    f"{index.name} names {name!r}, which is not a file of the folder"
+                )
+        return names
+
+    def _gguf_name(self, name: str) -> str:
+        """GGUF's name of a tensor. An unknown one keeps its name, and the graph will refuse it."""
+        short_name = _PREFIX.sub("", name)
+        if short_name in _MODEL_NAMES:
+            return _MODEL_NAMES[short_name]
+        layer_names = _GEMMA_LAYER_NAMES if self.architecture == "gemma3" else _LAYER_NAMES
+        match = _LAYER.fullmatch(short_name)
+        if match is None or match[2] not in layer_names:
             return name
-        return f"blk.{match[1]}.{inner[match[2]]}.{match[3]}"
+        return f"blk.{match[1]}.{layer_names[match[2]]}.{match[3]}"
 
     def _number(self, key: str, default: float | None = None) -> float:
         value = self._config.get(key)
         value = default if value is None else value
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-            or value < 0
-        ):
+        if not is_magnitude(value):
             raise ModelImportError(
                 f"'{key}' of config.json is {value!r}, which is no number that could be meant"
             )
@@ -222,26 +221,18 @@ class Snapshot:
         return parse_size(key, self._number(key, default))
 
     def _shape(self) -> DecoderShape:
-        hidden, heads = self._size("hidden_size"), self._size("num_attention_heads")
-        head_size = self._size("head_dim", hidden // heads)
+        hidden_size, heads = self._size("hidden_size"), self._size("num_attention_heads")
+        head_size = self._size("head_dim", hidden_size // heads)
         is_gemma = self.architecture == "gemma3"
         activation = self._config.get("hidden_activation") or self._config.get("hidden_act", "silu")
         if activation != ("gelu_pytorch_tanh" if is_gemma else "silu"):
             raise ModelImportError(f"activation '{activation}' cannot be converted")
         length = min(self._size("max_position_embeddings", LONGEST), LONGEST)
         rotation = self._rotation(self._rope("full_attention"), head_size)
-        if rotation.factors == SHORT_FACTORS:
-            length = min(length, self._original_length(self._rope("full_attention")))
-        if (
-            not is_gemma
-            and self._config.get("sliding_window")
-            and self._config.get("use_sliding_window", True)
-        ):
-            # Up to there such a window hides nothing.
-            length = min(length, self._size("sliding_window"))
+        length = min(length, self._faithful_length(rotation))
         return DecoderShape(
             layers=self._size("num_hidden_layers"),
-            hidden=hidden,
+            hidden=hidden_size,
             heads=heads,
             kv_heads=self._size("num_key_value_heads", heads),
             head_size=head_size,
@@ -250,24 +241,41 @@ class Snapshot:
             rms_epsilon=self._number("rms_norm_eps", 1e-6),
             rotation=rotation,
             window=self._window(head_size) if is_gemma else None,
-            attention_scale=self._number("query_pre_attn_scalar", head_size) ** -0.5
-            if is_gemma
-            else head_size**-0.5,
-            embedding_scale=math.sqrt(hidden) if is_gemma else 1.0,
+            attention_scale=self._query_size(head_size) ** -0.5,
+            embedding_scale=math.sqrt(hidden_size) if is_gemma else 1.0,
             activation="gelu" if is_gemma else "silu",
         )
 
-    def _rope(self, layers: str) -> dict[str, Any]:
-        """What the configuration says of the rotation, for the layers that it names so; in its older form too."""
+    def _query_size(self, head_size: int) -> float:
+        """The size by whose root the attention scores are divided; Gemma names it."""
+        if self.architecture != "gemma3":
+            return head_size
+        return self._number("query_pre_attn_scalar", head_size)
+
+    def _faithful_length(self, rotation: RotaryEmbedding) -> int:
+        """The positions up to which the graph computes what the model does."""
+        length = LONGEST
+        if rotation.factors == SHORT_FACTORS:
+            length = min(length, self._original_length(self._rope("full_attention")))
+        has_window = self._config.get("sliding_window") and self._config.get(
+            "use_sliding_window", True
+        )
+        if has_window and self.architecture != "gemma3":
+            # The graph has no window for these; a shorter sequence does not need one.
+            length = min(length, self._size("sliding_window"))
+        return length
+
+    def _rope(self, layer_type: str) -> dict[str, Any]:
+        """The parameters of a layer type's rotary embedding, from either form of configuration."""
         rope = self._config.get("rope_parameters")
         if not isinstance(rope, dict):
             rope = {
                 **(self._config.get("rope_scaling") or {}),
                 "rope_theta": self._config.get("rope_theta", 10_000.0),
             }
-            if layers == "sliding_attention":
+            if layer_type == "sliding_attention":
                 return {"rope_theta": self._config.get("rope_local_base_freq", 10_000.0)}
-        nested = rope.get(layers)
+        nested = rope.get(layer_type)
         return nested if isinstance(nested, dict) else rope
 
     def _rotation(self, rope: dict[str, Any], head_size: int) -> RotaryEmbedding:
@@ -293,7 +301,7 @@ class Snapshot:
         raise ModelImportError(f"rope scaling '{kind}' cannot be converted")
 
     def _magnitude(self, rope: dict[str, Any]) -> float:
-        """LongRoPE's factor of attention."""
+        """LongRoPE's attention factor (Ding et al., arXiv:2402.13753)."""
         if rope.get("attention_factor"):
             return float(rope["attention_factor"])
         original = self._original_length(rope)
@@ -315,14 +323,13 @@ class Snapshot:
 
 
 def _llama3_factors(rope: dict[str, Any], rotation: RotaryEmbedding) -> Floats:
-    """What each frequency is divided by: nothing where it turns fast, all of the factor where it turns slowly."""
-    factor, low, high = (
-        float(rope[key]) for key in ("factor", "low_freq_factor", "high_freq_factor")
-    )
+    """Llama 3.1's divisors of the frequencies: from 1 for high ones to `factor` for low ones."""
+    factor = float(rope["factor"])
+    low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
     original = float(rope["original_max_position_embeddings"])
     frequency = rotation.theta ** (
         -np.arange(0, rotation.size, 2, dtype=np.float64) / rotation.size
     )
     turns = original * frequency / (2 * math.pi)
-    kept = np.clip((turns - low) / (high - low), 0, 1)
-    return np.asarray(1 / (kept + (1 - kept) / factor), np.float32)
+    smooth = np.clip((turns - low) / (high - low), 0, 1)
+    return np.asarray(1 / (smooth + (1 - smooth) / factor), np.float32)

@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face snapshot, and what its configuration says of tokens that begin and end a text."""
+"""The tokenizer of a Hugging Face snapshot, with its end tokens and its chat template."""
 
 import json
 from pathlib import Path
@@ -6,38 +6,38 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from fusewire_worker_edge.engine.mistral import FILES
+from fusewire_worker_edge.engine.mistral import find_tokenizer_file
 from fusewire_worker_edge.importers import ModelImportError
 
-_MOST_JSON = 64 << 20
+_MAX_JSON_BYTES = 64 << 20
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file that holds a JSON object.
+    """Read a file with a JSON object.
 
     Raises:
-        ModelImportError: it is missing, or holds something else.
+        ModelImportError: it is missing, too large, or has other content.
     """
     try:
-        if path.stat().st_size > _MOST_JSON:
-            raise ModelImportError(f"{path.name} is larger than {_MOST_JSON >> 20} MiB")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise ModelImportError(f"{path.name} is larger than {_MAX_JSON_BYTES >> 20} MiB")
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as exc:
         raise ModelImportError(
             f"{path.name} cannot be read: {exc.strerror or 'I/O error'}"
         ) from None
     except (ValueError, RecursionError):
         raise ModelImportError(f"{path.name} is not JSON") from None
-    if not isinstance(value, dict):
+    if not isinstance(content, dict):
         raise ModelImportError(f"{path.name} holds no JSON object")
-    return value
+    return content
 
 
 class SnapshotTokenizer:
-    """The tokenizer in a folder.
+    """The tokenizer in a snapshot's folder.
 
     Raises:
-        ModelImportError: there is none, or none that can be used.
+        ModelImportError: there is none, or it cannot be used.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,37 +51,40 @@ class SnapshotTokenizer:
 
     @property
     def size(self) -> int:
-        """How many ids there are, to the highest that is a token."""
+        """The number of ids, up to the highest id of a token."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     @property
     def end_tokens(self) -> list[int]:
         """The ids that end an answer."""
         for name in ("generation_config.json", "config.json", "genai_config.json"):
-            if (self._folder / name).is_file():
-                said = read_json(self._folder / name)
-                said = said.get("model", {}) if name == "genai_config.json" else said
-                ids = _listed(said.get("eos_token_id"))
-                if ids:
-                    return self._checked(ids)
-        own = self._tokenizer.token_to_id(self._text("eos_token") or "")
-        if own is None:
+            if not (self._folder / name).is_file():
+                continue
+            config = read_json(self._folder / name)
+            if name == "genai_config.json":
+                config = config.get("model", {})
+            ids = _parse_ids(config.get("eos_token_id"))
+            if ids:
+                self._check_ids(ids)
+                return ids
+        token_id = self.token("eos_token")
+        if token_id is None:
             raise ModelImportError("no file of it says which token ends an answer (eos_token_id)")
-        return [own]
+        return [token_id]
 
     def token(self, name: str) -> int | None:
-        """The id of `bos_token`, `pad_token` and so on."""
+        """Return the id of `bos_token`, `pad_token` and so on, or None if there is none."""
         return self._tokenizer.token_to_id(self._text(name) or "")
 
     def write(self, folder: Path, context_length: int) -> None:
-        """Write it into a model folder, and Mistral's own beside it where there is one.
+        """Write the tokenizer into a model folder, with Mistral's own file if there is one.
 
         Raises:
             ModelImportError: there is no chat template.
         """
-        own = next((self._folder / name for name in FILES if (self._folder / name).is_file()), None)
+        mistral_file = find_tokenizer_file(self._folder)
         template = self._template()
-        if not template and own is None:
+        if not template and mistral_file is None:
             raise ModelImportError(
                 "it has no chat template, so it cannot be asked; take an instruct model"
             )
@@ -100,29 +103,42 @@ class SnapshotTokenizer:
             (folder / name).write_text(
                 json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8"
             )
-        if own is not None:
-            (folder / own.name).write_bytes(own.read_bytes())
+        if mistral_file is not None:
+            (folder / mistral_file.name).write_bytes(mistral_file.read_bytes())
 
     def _template(self) -> str:
-        apart = self._folder / "chat_template.jinja"
-        if apart.is_file():
-            return apart.read_text(encoding="utf-8")
-        said = self._config.get("chat_template")
-        if isinstance(said, list):
-            said = next((one.get("template") for one in said if one.get("name") == "default"), None)
-        return said if isinstance(said, str) else ""
+        """The chat template; empty if there is none."""
+        file = self._folder / "chat_template.jinja"
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+        template = self._config.get("chat_template")
+        if isinstance(template, list):
+            # Several templates, each with a name.
+            template = next(
+                (entry.get("template") for entry in template if entry.get("name") == "default"),
+                None,
+            )
+        return template if isinstance(template, str) else ""
 
     def _text(self, name: str) -> str | None:
-        said = self._config.get(name)
-        said = said.get("content") if isinstance(said, dict) else said
-        return said if isinstance(said, str) else None
+        """The text of `bos_token` and so on, which the configuration has plain or in an object."""
+        token = self._config.get(name)
+        text = token.get("content") if isinstance(token, dict) else token
+        return text if isinstance(text, str) else None
 
-    def _checked(self, ids: list[int]) -> list[int]:
-        if odd := [one for one in ids if not 0 <= one < self.size]:
-            raise ModelImportError(f"eos_token_id is {odd[0]}, and there are {self.size} tokens")
-        return ids
+    def _check_ids(self, ids: list[int]) -> None:
+        for token_id in ids:
+            if not 0 <= token_id < self.size:
+                raise ModelImportError(
+                    f"eos_token_id is {token_id}, and there are {self.size} tokens"
+                )
 
 
-def _listed(value: Any) -> list[int]:
-    found = value if isinstance(value, list) else [value]
-    return [one for one in found if type(one) is int]
+def _parse_ids(ids: Any) -> list[int]:
+    """The ids of `eos_token_id`, which is a number or a list of numbers.
+
+    >>> _parse_ids(2), _parse_ids([2, 3]), _parse_ids(None)
+    ([2], [2, 3], [])
+    """
+    candidates = ids if isinstance(ids, list) else [ids]
+    return [token_id for token_id in candidates if type(token_id) is int]

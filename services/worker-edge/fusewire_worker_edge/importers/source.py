@@ -1,7 +1,8 @@
 """The source of a conversion: the shape of a decoder, and its weights by their names in GGUF."""
 
+import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeGuard
 
 from fusewire_worker_edge.importers import ModelImportError
 from fusewire_worker_edge.importers.repack import Floats, PackedMatrix, Rows
@@ -155,6 +156,17 @@ def parse_size(name: str, number: float) -> int:
     if not 1 <= number <= limit or number != int(number):
         raise ModelImportError(f"'{name}' is {number:g}, where 1 to {limit} can be meant")
     return int(number)
+
+
+def is_magnitude(number: object) -> TypeGuard[float]:
+    """Whether a value of a source's metadata is a finite number and not negative.
+
+    >>> is_magnitude(2), is_magnitude(-1), is_magnitude(True), is_magnitude("2")
+    (True, False, False, False)
+    """
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        return False
+    return math.isfinite(number) and number >= 0
 
 
 class Weights(Protocol):

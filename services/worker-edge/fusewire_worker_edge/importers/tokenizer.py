@@ -1,7 +1,7 @@
 """Write `tokenizer.json` and `tokenizer_config.json` from the vocabulary inside a GGUF file.
 
-The formats are those of Hugging Face's `tokenizers` and `transformers`. The pre-tokenizers are named
-as llama.cpp names them (`tokenizer.ggml.pre`), the splits are those of its llama-vocab.cpp.
+The formats are those of Hugging Face's `tokenizers` and `transformers`. The names of the
+pre-tokenizers are llama.cpp's (`tokenizer.ggml.pre`), and the splits those of its llama-vocab.cpp.
 """
 
 import json
@@ -14,7 +14,7 @@ from fusewire_worker_edge.importers.mistral import copy_tokenizer
 
 _CONTROL, _USER_DEFINED = 3, 4
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>")
-"""Control tokens that end an answer whatever the metadata names as the end token."""
+"""Control tokens that end an answer, whatever end token the metadata names."""
 
 _BYTE_LEVEL = {
     "type": "ByteLevel",
@@ -25,7 +25,7 @@ _BYTE_LEVEL = {
 
 
 def _split(pattern: str) -> dict[str, Any]:
-    """Words by a pattern, then bytes."""
+    """A pre-tokenizer that splits by a regex, then into bytes."""
     words = {
         "type": "Split",
         "pattern": {"Regex": pattern},
@@ -42,7 +42,7 @@ _CASED = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+",
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*",
 )
-"""Words that change from capitals to small letters once at most."""
+"""Words that change from upper to lower case at most once."""
 _PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
     "gpt-2": _BYTE_LEVEL,
     "smollm": {
@@ -50,10 +50,12 @@ _PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
         "pretokenizers": [{"type": "Digits", "individual_digits": True}, _BYTE_LEVEL],
     },
     "qwen2": _split(
-        rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_REST}"
+        rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}"
+        rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_REST}"
     ),
     "llama-bpe": _split(
-        rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_REST}"
+        rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}"
+        rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_REST}"
     ),
     "tekken": _split(rf"{_CASED[0]}|{_CASED[1]}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_REST}"),
     "gpt-4o": _split(
@@ -61,8 +63,8 @@ _PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
         rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_REST}"
     ),
 }
-_NORMALISED = frozenset({"qwen2"})
-"""Those whose text is brought into Unicode's form NFC first."""
+_NFC = frozenset({"qwen2"})
+"""The pre-tokenizers whose text is normalised to NFC first."""
 
 
 def _added_tokens(tokens: list[str], kinds: list[int]) -> list[dict[str, Any]]:
@@ -75,7 +77,7 @@ def _added_tokens(tokens: list[str], kinds: list[int]) -> list[dict[str, Any]]:
 
 
 def _begin_with(token: str, token_id: int) -> dict[str, Any]:
-    """A post-processor that puts one token before the text."""
+    """A post-processor that inserts one token before the text."""
     begin = {"SpecialToken": {"id": token, "type_id": 0}}
     return {
         "type": "TemplateProcessing",
@@ -91,14 +93,15 @@ def _begin_with(token: str, token_id: int) -> dict[str, Any]:
 
 def _tokenizer(source: GgufFile) -> dict[str, Any]:
     kind = source.require("tokenizer.ggml.model")
-    made = {"gpt2": _byte_level, "llama": _sentencepiece}.get(kind)
-    if made is None:
+    build = {"gpt2": _byte_level, "llama": _sentencepiece}.get(kind)
+    if build is None:
         raise ModelImportError(
-            f"tokenizer '{kind}' cannot be converted; 'gpt2' (byte-level BPE) and 'llama' (SentencePiece) can"
+            f"tokenizer '{kind}' cannot be converted;"
+            " 'gpt2' (byte-level BPE) and 'llama' (SentencePiece) can"
         )
     tokens = source.tokens
     post_processor = None
-    # SentencePiece's own default is to begin every text with a token, byte-level BPE's is not to.
+    # By default SentencePiece begins every text with a token, and byte-level BPE does not.
     if source.metadata.get("tokenizer.ggml.add_bos_token", kind == "llama"):
         begin = int(source.number("tokenizer.ggml.bos_token_id"))
         post_processor = _begin_with(tokens[begin], begin)
@@ -108,11 +111,12 @@ def _tokenizer(source: GgufFile) -> dict[str, Any]:
         "padding": None,
         "added_tokens": _added_tokens(tokens, source.token_kinds),
         "post_processor": post_processor,
-        **made(source, tokens),
+        **build(source, tokens),
     }
 
 
-def _bpe(tokens: list[str], merges: list[Any], **differs: Any) -> dict[str, Any]:
+def _bpe(tokens: list[str], merges: list[Any], **options: Any) -> dict[str, Any]:
+    """A BPE model. `options` override the defaults."""
     return {
         "type": "BPE",
         "dropout": None,
@@ -123,7 +127,7 @@ def _bpe(tokens: list[str], merges: list[Any], **differs: Any) -> dict[str, Any]
         "byte_fallback": False,
         "vocab": {token: i for i, token in enumerate(tokens)},
         "merges": merges,
-        **differs,
+        **options,
     }
 
 
@@ -134,7 +138,7 @@ def _byte_level(source: GgufFile, tokens: list[str]) -> dict[str, Any]:
             f"pre-tokenizer '{pre}' cannot be converted; {', '.join(_PRE_TOKENIZERS)} can"
         )
     return {
-        "normalizer": {"type": "NFC"} if pre in _NORMALISED else None,
+        "normalizer": {"type": "NFC"} if pre in _NFC else None,
         "pre_tokenizer": _PRE_TOKENIZERS[pre],
         "decoder": {
             "type": "ByteLevel",
@@ -151,52 +155,58 @@ def _byte_level(source: GgufFile, tokens: list[str]) -> dict[str, Any]:
 
 
 def _sentencepiece(source: GgufFile, tokens: list[str]) -> dict[str, Any]:
-    """SentencePiece's BPE: a merge for every way to make a piece of two others, the best scored piece first.
-
-    As `SentencePieceExtractor` of transformers does it.
-    """
+    """SentencePiece's BPE, which stores scores of pieces instead of merges."""
     scores = source.require("tokenizer.ggml.scores")
     if not isinstance(scores, list) or len(scores) < len(tokens):
         raise ModelImportError("'tokenizer.ggml.scores' does not give each token a score")
-    rank = {token: i for i, token in enumerate(tokens)}
-    merges = []
-    for piece in sorted((t for t in rank if len(t) > 1), key=lambda t: (-scores[rank[t]], rank[t])):
-        ways = [
-            (piece[:i], piece[i:])
-            for i in range(1, len(piece))
-            if piece[:i] in rank and piece[i:] in rank
-        ]
-        merges += [list(way) for way in sorted(ways, key=lambda way: (rank[way[0]], rank[way[1]]))]
-    space = {"String": " "}
-    prefixed = source.metadata.get("tokenizer.ggml.add_space_prefix", True)
-    prepend = [{"type": "Prepend", "prepend": "\u2581"}] if prefixed else []
-    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefixed else []
-    replaced = {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}
+    merges = _merges(tokens, scores)
+    has_prefix = source.metadata.get("tokenizer.ggml.add_space_prefix", True)
+    prepend = [{"type": "Prepend", "prepend": "\u2581"}] if has_prefix else []
+    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if has_prefix else []
+    encode_space = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    decode_space = {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}
     return {
         "normalizer": {
             "type": "Sequence",
-            "normalizers": [*prepend, {"type": "Replace", "pattern": space, "content": "\u2581"}],
+            "normalizers": [*prepend, encode_space],
         },
         "pre_tokenizer": None,
         "decoder": {
             "type": "Sequence",
-            "decoders": [replaced, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip],
+            "decoders": [decode_space, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip],
         },
         "model": _bpe(tokens, merges, unk_token=tokens[0], fuse_unk=True, byte_fallback=True),
     }
 
 
+def _merges(tokens: list[str], scores: list[float]) -> list[list[str]]:
+    """All ways to merge two pieces into another, in the order of the merged pieces' scores.
+
+    As `SentencePieceExtractor` of transformers does it.
+
+    >>> _merges(["a", "b", "c", "ab", "abc"], [0, 0, 0, -2, -1])
+    [['ab', 'c'], ['a', 'b']]
+    """
+    ids = {token: i for i, token in enumerate(tokens)}
+    pieces = [token for token in ids if len(token) > 1]
+    pieces.sort(key=lambda piece: (-scores[ids[piece]], ids[piece]))
+    merges: list[list[str]] = []
+    for piece in pieces:
+        splits = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
+        pairs = [[first, second] for first, second in splits if first in ids and second in ids]
+        merges += sorted(pairs, key=lambda pair: (ids[pair[0]], ids[pair[1]]))
+    return merges
+
+
 def end_tokens(source: GgufFile) -> list[int]:
-    """The ids that end an answer, the model's own end token first."""
+    """Return the ids that end an answer, the model's own end token first."""
     tokens, kinds = source.tokens, source.token_kinds
     ids = [int(source.number("tokenizer.ggml.eos_token_id"))]
     if "tokenizer.ggml.eot_token_id" in source.metadata:
         ids.append(int(source.number("tokenizer.ggml.eot_token_id")))
-    ids += [
-        i
-        for i, (t, kind) in enumerate(zip(tokens, kinds, strict=True))
-        if kind == _CONTROL and t in _END_OF_TURN
-    ]
+    for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True)):
+        if kind == _CONTROL and token in _END_OF_TURN:
+            ids.append(i)
     return list(dict.fromkeys(ids))
 
 
@@ -210,19 +220,20 @@ def _template(source: GgufFile) -> str:
 
 
 def write_tokenizer(source: GgufFile, folder: Path) -> None:
-    """Write both files, and Mistral's own where the vocabulary is one of its.
+    """Write both files, and Mistral's own file if the vocabulary is one of Mistral's.
 
     Raises:
-        ModelImportError: the vocabulary is of a kind that cannot be converted, or there is no chat template.
+        ModelImportError: the vocabulary cannot be converted, or there is no chat template.
     """
     tokens = source.tokens
-    is_mistral = source.metadata.get("tokenizer.ggml.model") == "llama" and copy_tokenizer(
-        tokens, folder
-    )
+    is_sentencepiece = source.metadata.get("tokenizer.ggml.model") == "llama"
+    if is_sentencepiece and copy_tokenizer(tokens, folder):
+        # mistral-common makes the prompts, so the template may be missing.
+        template = source.metadata.get("tokenizer.chat_template", "")
+    else:
+        template = _template(source)
     config: dict[str, Any] = {
-        "chat_template": source.metadata.get("tokenizer.chat_template", "")
-        if is_mistral
-        else _template(source),
+        "chat_template": template,
         "clean_up_tokenization_spaces": False,
         "model_max_length": source.shape.context_length,
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -231,10 +242,7 @@ def write_tokenizer(source: GgufFile, folder: Path) -> None:
         token_id = source.metadata.get(f"tokenizer.ggml.{key}_token_id")
         if token_id is not None:
             config[f"{name}_token"] = tokens[token_id]
-    for name, content in (
-        ("tokenizer.json", _tokenizer(source)),
-        ("tokenizer_config.json", config),
-    ):
-        (folder / name).write_text(
-            json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8"
-        )
+    contents = {"tokenizer.json": _tokenizer(source), "tokenizer_config.json": config}
+    for name, content in contents.items():
+        text = json.dumps(content, ensure_ascii=False, indent=1)
+        (folder / name).write_text(text, encoding="utf-8")
