@@ -1,4 +1,4 @@
-"""What stored outcomes teach: weights, latencies, quarantine; and how many second calls a pool may make."""
+"""Statistics learned from stored outcomes: weights, latencies, quarantine; and the hedge budget."""
 
 import math
 from typing import Any
@@ -32,13 +32,13 @@ def test_below_twenty_observations_a_weight_is_one() -> None:
 
 
 def test_weights_are_log_odds_with_a_mean_of_one() -> None:
-    found = learned({"a": SuccessCount(29, 9), "b": SuccessCount(19, 19)}, SuccessCount(0, 0))
+    weights = learned({"a": SuccessCount(29, 9), "b": SuccessCount(19, 19)}, SuccessCount(0, 0))
 
     strong, weak = (
         math.log(3 * 4),
         math.log(1 * 4),
     )  # wrong answers are taken to coincide one time in four
-    assert found == pytest.approx(
+    assert weights == pytest.approx(
         {"a": strong / ((strong + weak) / 2), "b": weak / ((strong + weak) / 2)}
     )
 
@@ -46,7 +46,9 @@ def test_weights_are_log_odds_with_a_mean_of_one() -> None:
 def test_wrong_answers_that_seldom_coincide_make_a_weak_member_worth_more() -> None:
     standings = {"a": SuccessCount(60, 40), "b": SuccessCount(30, 70)}
 
-    often, seldom = (learned(standings, SuccessCount(*seen)) for seen in ((90, 10), (0, 100)))
+    often, seldom = (
+        learned(standings, SuccessCount(*stored_answer)) for stored_answer in ((90, 10), (0, 100))
+    )
 
     assert often["b"] < seldom["b"] < seldom["a"] < often["a"]
     # Two that agree outweigh the best one alone where coincidence is rare.
@@ -56,10 +58,10 @@ def test_wrong_answers_that_seldom_coincide_make_a_weak_member_worth_more() -> N
 def test_weights_are_clipped() -> None:
     many = {f"m{i}": SuccessCount(10, 90) for i in range(9)}
 
-    found = learned({**many, "a": SuccessCount(10_000, 0)}, SuccessCount(99, 1))
+    weights = learned({**many, "a": SuccessCount(10_000, 0)}, SuccessCount(99, 1))
 
-    assert found["a"] == MOST
-    assert found["m0"] == LEAST
+    assert weights["a"] == MOST
+    assert weights["m0"] == LEAST
 
 
 def test_members_that_know_nothing_weigh_the_same() -> None:
@@ -81,23 +83,23 @@ def test_members_that_know_nothing_weigh_the_same() -> None:
 def test_weights_follow_the_share_of_right_answers(
     standings: dict[str, SuccessCount], collisions: SuccessCount
 ) -> None:
-    found = learned(standings, collisions)
+    weights = learned(standings, collisions)
 
-    assert set(found) == set(standings)
-    assert all(LEAST <= weight <= MOST for weight in found.values())
-    known = [n for n, s in standings.items() if s.seen >= LEAST_SEEN]
-    for a in known:
-        for b in known:
+    assert set(weights) == set(standings)
+    assert all(LEAST <= weight <= MOST for weight in weights.values())
+    known_members = [n for n, s in standings.items() if s.seen >= LEAST_SEEN]
+    for a in known_members:
+        for b in known_members:
             if (standings[a].yes + 1) * (standings[b].no + 1) > (standings[b].yes + 1) * (
                 standings[a].no + 1
             ):
-                assert found[a] >= found[b]
+                assert weights[a] >= weights[b]
 
 
 # -- what is remembered -----------------------------------------------------------------------
 
 
-def seen(member: str = "a", fusion: int = 0, **given: Any) -> StoredAnswer:
+def stored_answer(member: str = "a", fusion: int = 0, **overrides: Any) -> StoredAnswer:
     fields = {
         "agreed": None,
         "is_right": None,
@@ -106,67 +108,78 @@ def seen(member: str = "a", fusion: int = 0, **given: Any) -> StoredAnswer:
         "pool": "p",
         "kind": "number",
     }
-    return StoredAnswer(fusion_id=f"f{fusion}", member=member, **{**fields, **given})
+    return StoredAnswer(fusion_id=f"f{fusion}", member=member, **{**fields, **overrides})
 
 
-def weighed(rows: list[StoredAnswer], key: tuple[str, str] = ("p", "number")) -> dict[str, float]:
+def learned_weights(
+    rows: list[StoredAnswer], key: tuple[str, str] = ("p", "number")
+) -> dict[str, float]:
     return dict(remember(rows, {}).weights.get(key, {}))
 
 
 def run(a: dict[str, Any], b: dict[str, Any], count: int = 40) -> list[StoredAnswer]:
-    return [seen(name, i, **given) for i in range(count) for name, given in (("a", a), ("b", b))]
+    answers = []
+    for i in range(count):
+        answers += [stored_answer("a", i, **a), stored_answer("b", i, **b)]
+    return answers
 
 
 def test_a_label_is_believed_over_the_majority() -> None:
-    found = weighed(run({"agreed": True, "is_right": False}, {"agreed": False, "is_right": True}))
+    weights = learned_weights(
+        run({"agreed": True, "is_right": False}, {"agreed": False, "is_right": True})
+    )
 
-    assert found["b"] > 1 > found["a"]
+    assert weights["b"] > 1 > weights["a"]
 
 
 def test_without_a_label_the_majority_stands_in() -> None:
-    found = weighed(run({"agreed": True}, {"agreed": False}))
+    weights = learned_weights(run({"agreed": True}, {"agreed": False}))
 
-    assert found["a"] > 1 > found["b"]
+    assert weights["a"] > 1 > weights["b"]
 
 
 def test_what_is_neither_right_nor_agreed_teaches_nothing() -> None:
-    assert weighed(run({}, {})) == {}
+    assert learned_weights(run({}, {})) == {}
 
 
 def test_each_pool_and_kind_is_for_itself() -> None:
     right, wrong = {"is_right": True}, {"is_right": False}
-    rows = [*run(right, wrong), *(seen("a", i, kind="label", is_right=False) for i in range(40))]
-    rows += [seen("a", i, pool="q", is_right=False) for i in range(40)]
+    rows = [
+        *run(right, wrong),
+        *(stored_answer("a", i, kind="label", is_right=False) for i in range(40)),
+    ]
+    rows += [stored_answer("a", i, pool="q", is_right=False) for i in range(40)]
 
-    found = remember(rows, {}).weights
+    weights = remember(rows, {}).weights
 
-    assert found["p", "number"]["a"] > 1
-    assert found["p", "label"] == found["q", "number"] == {"a": 1.0}
+    assert weights["p", "number"]["a"] > 1
+    assert weights["p", "label"] == weights["q", "number"] == {"a": 1.0}
 
 
 def test_wrong_answers_that_are_the_same_are_counted_as_collisions() -> None:
     def weights(groups: tuple[int, int]) -> dict[str, float]:
-        wrong = [
-            seen(name, i, is_right=False, vote_group=group)
-            for i in range(60) for name, group in zip("ab", groups, strict=True)
-        ]  # fmt: skip
-        return weighed(
+        wrong = []
+        for i in range(60):
+            for name, group in zip("ab", groups, strict=True):
+                wrong.append(stored_answer(name, i, is_right=False, vote_group=group))
+        return learned_weights(
             [
                 *wrong,
-                *(seen("a", i, is_right=True) for i in range(100, 200)),
-                *(seen("b", i, is_right=True) for i in range(100, 120)),
+                *(stored_answer("a", i, is_right=True) for i in range(100, 200)),
+                *(stored_answer("b", i, is_right=True) for i in range(100, 120)),
             ]
         )
 
-    # Where wrong answers differ, being right at random is worth something; where they are the same, nothing.
+    # Where wrong answers differ, being right at random is worth something; where they are the
+    # same, nothing.
     assert weights((1, 1))["b"] == LEAST
     assert weights((1, 2))["b"] > LEAST
 
 
 def test_latencies_are_sorted_by_pool_and_member() -> None:
-    rows = [seen(latency_ms=ms) for ms in (30.0, 10.0, 20.0)] + [
-        seen("b", latency_ms=5.0),
-        seen("b"),
+    rows = [stored_answer(latency_ms=ms) for ms in (30.0, 10.0, 20.0)] + [
+        stored_answer("b", latency_ms=5.0),
+        stored_answer("b"),
     ]
 
     assert remember(rows, {}).latencies == {("p", "a"): [10.0, 20.0, 30.0], ("p", "b"): [5.0]}
@@ -200,17 +213,21 @@ def judge(model: str) -> PlannedJudge:
     return PlannedJudge(model=model, tier="remote", family=model)
 
 
-def stamped(
+def plan_with(
     memory: Statistics, *, may_hedge: bool = False, is_replay: bool = False, **plan: Any
 ) -> Any:
     return memory.stamp(make_plan(**plan), may_hedge=may_hedge, is_replay=is_replay)
 
 
 def test_a_plan_is_stamped_with_the_weights_of_its_pool() -> None:
-    memory = Statistics(weights={("default", "number"): {"a": 2.0}, ("default", "label"): {"a": 0.5, "z": 1.0},
-                             ("other", "number"): {"b": 3.0}})  # fmt: skip
+    weights = {
+        ("default", "number"): {"a": 2.0},
+        ("default", "label"): {"a": 0.5, "z": 1.0},
+        ("other", "number"): {"b": 3.0},
+    }
+    memory = Statistics(weights=weights)
 
-    a, b, _ = stamped(memory).members
+    a, b, _ = plan_with(memory).members
 
     assert (a.learned, b.learned) == ({"number": 2.0, "label": 0.5}, {})
     assert (a.weight_for("number"), b.weight_for("number")) == (2.0, 1.0)
@@ -219,10 +236,10 @@ def test_a_plan_is_stamped_with_the_weights_of_its_pool() -> None:
 def test_a_replay_is_weighed_as_it_was_recorded() -> None:
     memory = Statistics(weights={("default", "number"): {"a": 2.0}}, quarantined=frozenset({"x"}))
 
-    found = stamped(memory, is_replay=True, judge=judge("x"))
+    weights = plan_with(memory, is_replay=True, judge=judge("x"))
 
-    assert found.members[0].learned == {}
-    assert found.judge is None
+    assert weights.members[0].learned == {}
+    assert weights.judge is None
 
 
 JUDGES = [
@@ -246,16 +263,16 @@ JUDGES = [
 def test_a_quarantined_judge_is_left_out(
     sole: str, jury: str, out: str, then: str | None, jury_then: str, excluded: list[str]
 ) -> None:
-    found = stamped(
+    weights = plan_with(
         Statistics(quarantined=frozenset(out)),
         judge=judge(sole) if sole else None,
         jury=tuple(map(judge, jury)),
     )
 
-    assert (found.judge.model if found.judge else None) == then
-    assert "".join(one.model for one in found.jury) == jury_then
-    assert sorted(e.name for e in found.excluded) == excluded
-    assert {e.reason for e in found.excluded} <= {"quarantined"}
+    assert (weights.judge.model if weights.judge else None) == then
+    assert "".join(juror.model for juror in weights.jury) == jury_then
+    assert sorted(e.name for e in weights.excluded) == excluded
+    assert {e.reason for e in weights.excluded} <= {"quarantined"}
 
 
 TIMES = [float(ms) for ms in range(1000, 101_000, 1000)]
@@ -282,7 +299,7 @@ def test_when_a_member_is_late(
     memory = Statistics(latencies={("default", "a"): times})
     members = [make_member("a", is_mute=is_mute), make_member("b")]
 
-    a, b = stamped(memory, may_hedge=may, members=members, policy=Policy(hedge=share)).members
+    a, b = plan_with(memory, may_hedge=may, members=members, policy=Policy(hedge=share)).members
 
     assert (a.hedge_after_s, b.hedge_after_s) == (seconds, None)
 
@@ -311,9 +328,9 @@ def test_what_is_owed_is_paid_first() -> None:
     budget = HedgeBudget()
     budget.spend([second_calls(2)])
 
-    granted = [budget.grant(TENTH) for _ in range(16)]
+    grants = [budget.grant(TENTH) for _ in range(16)]
 
-    assert (any(granted[:14]), granted[-1]) == (False, True)
+    assert (any(grants[:14]), grants[-1]) == (False, True)
 
 
 def test_little_is_saved_up() -> None:
@@ -336,10 +353,10 @@ def test_pools_have_budgets_of_their_own_and_other_calls_cost_none() -> None:
 
 
 def test_over_a_long_time_the_share_is_kept() -> None:
-    budget, made = HedgeBudget(), 0
+    budget, grant_count = HedgeBudget(), 0
     for _ in range(2000):
         if budget.grant(TENTH):
             budget.spend([second_calls(1)])
-            made += 1
+            grant_count += 1
 
-    assert 390 <= made <= 400
+    assert 390 <= grant_count <= 400

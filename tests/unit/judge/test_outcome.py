@@ -47,7 +47,7 @@ DRAFT = Draft(
 )
 
 
-def heard(
+def receive(
     *candidates: Candidate, after_rounds: int = 0
 ) -> dict[tuple[int, str], ReceivedCandidate]:
     return {
@@ -60,14 +60,14 @@ VERDICT = make_candidate("{}", "verdict", round=1, member=None, model="m-judge",
 ANSWERS = (make_candidate("Lyon.", "a"), make_candidate("Berlin.", "b"))
 
 
-def built(draft: Draft = DRAFT, judged: float | None = 1.5, **given: Any) -> Outcome:
+def build_outcome(draft: Draft = DRAFT, judged_s: float | None = 1.5, **overrides: Any) -> Outcome:
     """A debate between `a` and `b`, `c` missing, in which `b` changed its answer."""
     prompt = make_prompt(batch_id="b1")
     fields: dict[str, Any] = {
         "prompt": prompt,
         "plan": make_plan(prompt, planned_at=T0 + timedelta(seconds=0.5)),
         "rounds": (make_round(prompt),),
-        "received": heard(*ANSWERS, make_candidate("{}", "b", round=1), VERDICT),
+        "received": receive(*ANSWERS, make_candidate("{}", "b", round=1), VERDICT),
     }
     panel = Panel(
         answers=tuple(MemberAnswer(c.call, 1, c.content or "", 0, c.call) for c in ANSWERS),
@@ -77,12 +77,12 @@ def built(draft: Draft = DRAFT, judged: float | None = 1.5, **given: Any) -> Out
         kind="label",
         closed_by="quorum",
     )
-    since = None if judged is None else T0 + timedelta(seconds=judged)
-    return build(Case(**{**fields, **given}), Decided(draft, panel), NOW, judged_since=since)
+    since = None if judged_s is None else T0 + timedelta(seconds=judged_s)
+    return build(Case(**{**fields, **overrides}), Decided(draft, panel), NOW, judged_since=since)
 
 
 def test_it_says_what_was_asked_and_what_was_decided() -> None:
-    outcome = built()
+    outcome = build_outcome()
 
     assert (outcome.status, outcome.content, outcome.winner) == ("fused", "Paris.", "b")
     assert (outcome.custom_id, outcome.batch_id, outcome.tenant, outcome.pool) == (
@@ -108,15 +108,19 @@ def test_what_the_winner_thought_before_the_answer_that_stands_is_kept() -> None
     first = make_candidate("Berlin.", "b", reasoning="It is large.")
     last = make_candidate("{}", "b", round=1, reasoning="It is on the Seine.")
 
-    assert built(received=heard(ANSWERS[0], first, last)).reasoning == "It is on the Seine."
     assert (
-        built(replace(DRAFT, winner=None), received=heard(ANSWERS[0], first, last)).reasoning
+        build_outcome(received=receive(ANSWERS[0], first, last)).reasoning == "It is on the Seine."
+    )
+    assert (
+        build_outcome(
+            replace(DRAFT, winner=None), received=receive(ANSWERS[0], first, last)
+        ).reasoning
         is None
     )
 
 
 def test_each_member_s_part_is_the_answer_that_stood_at_the_end() -> None:
-    a, b, c = built().answers
+    a, b, c = build_outcome().answers
 
     assert (a.member, a.status, a.round, a.shown_position, a.is_winner) == ("a", "ok", 0, 2, False)
     assert (b.member, b.status, b.round, b.shown_position, b.is_winner) == ("b", "ok", 1, 1, True)
@@ -172,9 +176,9 @@ GOLD = [
     ("gold", "said", "accepted", "right"), [r[1:] for r in GOLD], ids=[r[0] for r in GOLD]
 )
 def test_a_label_tells_who_is_right(
-    begin: Begin, gold: str, said: dict[str, str], accepted: bool, right: list[bool]
+    begin: Begin, gold: str, replies: dict[str, str], accepted: bool, right: list[bool]
 ) -> None:
-    outcome = begin(prompt={"gold": Gold(answer=gold, match="number")}).says(**said).outcome()
+    outcome = begin(prompt={"gold": Gold(answer=gold, match="number")}).says(**replies).outcome()
 
     assert outcome.accepted is accepted
     assert [a.is_right for a in outcome.answers] == right
@@ -190,11 +194,11 @@ def test_a_failed_member_says_why(begin: Begin) -> None:
 
 
 def test_an_answer_that_came_too_late_did_not_take_part_but_is_paid_for() -> None:
-    late = heard(make_candidate("Madrid.", "c"), after_rounds=1)
+    late = receive(make_candidate("Madrid.", "c"), after_rounds=1)
 
-    outcome = built(
+    outcome = build_outcome(
         replace(DRAFT, degraded=("missing:c:0.33:quorum",)),
-        received=heard(*ANSWERS, VERDICT) | late,
+        received=receive(*ANSWERS, VERDICT) | late,
     )
 
     assert outcome.answers[2].status == "missing"
@@ -203,18 +207,18 @@ def test_an_answer_that_came_too_late_did_not_take_part_but_is_paid_for() -> Non
 
 
 def test_a_sum_with_an_unknown_part_is_unknown() -> None:
-    uncounted = heard(
-        *(one.model_copy(update={"usage": None, "cost_usd": None}) for one in ANSWERS[:1]),
+    received_calls = receive(
+        *(answer.model_copy(update={"usage": None, "cost_usd": None}) for answer in ANSWERS[:1]),
         *ANSWERS[1:],
     )
-    outcome = built(received=uncounted)
+    outcome = build_outcome(received=received_calls)
 
     assert (outcome.usage, outcome.cost_usd) == (None, None)
     assert [answer.usage is None for answer in outcome.answers] == [True, False, False]
 
 
 def test_usage_and_cost_are_of_all_calls() -> None:
-    outcome = built()
+    outcome = build_outcome()
 
     assert outcome.usage == Usage(prompt_tokens=40, completion_tokens=8)
     assert outcome.cost_usd == pytest.approx(0.013)
@@ -304,15 +308,15 @@ RECORDED = [
 
 
 @pytest.mark.parametrize(
-    ("given", "code", "content"), [r[1:] for r in RECORDED], ids=[r[0] for r in RECORDED]
+    ("fields", "code", "content"), [r[1:] for r in RECORDED], ids=[r[0] for r in RECORDED]
 )
-def test_what_was_recorded(given: dict[str, Any], code: str | None, content: str | None) -> None:
-    prompt = make_prompt(recorded=(RecordedAnswer(member="a", model="m-a", **given),))
+def test_what_was_recorded(fields: dict[str, Any], code: str | None, content: str | None) -> None:
+    prompt = make_prompt(recorded=(RecordedAnswer(member="a", model="m-a", **fields),))
 
-    (found,) = replay.candidates(prompt, make_plan(prompt), NOW)
+    (candidate,) = replay.candidates(prompt, make_plan(prompt), NOW)
 
-    assert (found.error.code if found.error else None, found.content) == (code, content)
-    assert (found.provider, found.attempts, found.finished_at) == ("recorded", 0, NOW)
+    assert (candidate.error.code if candidate.error else None, candidate.content) == (code, content)
+    assert (candidate.provider, candidate.attempts, candidate.finished_at) == ("recorded", 0, NOW)
 
 
 # -- what it says first -----------------------------------------------------------------------
@@ -330,13 +334,13 @@ DEGRADED = [
     ("draft", "is_degraded", "reasons"), DEGRADED, ids=lambda d: getattr(d, "status", None)
 )
 def test_degraded(draft: Draft, is_degraded: bool, reasons: tuple[str, ...]) -> None:
-    outcome = built(draft)
+    outcome = build_outcome(draft)
 
     assert (outcome.is_degraded, outcome.degraded_reasons) == (is_degraded, reasons)
 
 
 def test_what_is_degraded_stands_first_wherever_an_outcome_is_shown() -> None:
-    outcome = built(replace(DRAFT, degraded=("missing:c:0.33:quorum",)))
+    outcome = build_outcome(replace(DRAFT, degraded=("missing:c:0.33:quorum",)))
     standing = FusionStatus(
         outcome.fusion_id, outcome.batch_id, outcome.custom_id, outcome.submitted_at, outcome
     )
@@ -350,7 +354,7 @@ def test_what_is_degraded_stands_first_wherever_an_outcome_is_shown() -> None:
 
 
 def test_without_a_judge_call_there_is_no_judge() -> None:
-    outcome = built(rounds=(), judged=None)
+    outcome = build_outcome(rounds=(), judged=None)
 
     assert (outcome.judge_model, outcome.judge_ms, outcome.rounds) == (None, None, 0)
     assert outcome.panel_ms == 2500
@@ -395,7 +399,7 @@ def test_an_answer_ends_as_the_candidate_that_it_shows(begin: Begin) -> None:
 
 def test_after_a_debate_it_ends_as_the_last_word_did() -> None:
     cut = make_candidate("{}", "b", round=1, finish_reason="length")
-    a, b, _ = built(received=heard(*ANSWERS, cut, VERDICT)).answers
+    a, b, _ = build_outcome(received=receive(*ANSWERS, cut, VERDICT)).answers
 
     assert (a.finish_reason, b.finish_reason) == ("stop", "length")
 

@@ -31,7 +31,7 @@ def test_a_candidate_is_timely_by_the_rounds_that_were_asked_before_it() -> None
         .told(make_candidate(call="b"), 10, LATER)
     )
 
-    assert {call: heard.after_rounds for (_, call), heard in record.received.items()} == {
+    assert {call: arrival.after_rounds for (_, call), arrival in record.received.items()} == {
         "a": 0,
         "b": 1,
     }
@@ -45,12 +45,12 @@ def test_what_was_not_looked_at_for_the_longest_time_leaves_first() -> None:
     recent.keep({"one": NEW})
     recent.keep({"three": NEW})
 
-    kept = {
+    kept_records = {
         key
         for key in ("one", "two", "three")
         if recent.get(key, is_planned=False, rounds=0, candidates=0)
     }
-    assert kept == {"one", "three"}
+    assert kept_records == {"one", "three"}
 
 
 def test_what_is_dropped_makes_room() -> None:

@@ -12,7 +12,7 @@ from fusewire_judge.handlers import Handlers
 from fusewire_judge.service import Judge
 
 
-class Away:
+class UnavailableHandlers:
     """Handlers that cannot publish, and note that they keep deadlines."""
 
     def __init__(self, fault: Exception) -> None:
@@ -35,7 +35,7 @@ async def test_deadlines_are_kept_while_nothing_can_be_published(
 ) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path / 'none.db'}"
     judge = Judge(Settings(database=Database(url=url), nats=Nats(url="nats://127.0.0.1:1")))
-    away = Away(fault)
+    away = UnavailableHandlers(fault)
     judge._handlers = cast("Handlers", cast("Any", away))
 
     sweeping = asyncio.create_task(judge._sweep())
