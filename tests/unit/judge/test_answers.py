@@ -235,7 +235,7 @@ POSTERIOR = [
 ]
 
 
-@pytest.mark.parametrize(("leading", "others", "expected"), POSTERIOR)
+@pytest.mark.parametrize(("leading", "trailing", "expected"), POSTERIOR)
 def test_the_posterior_of_a_lead(leading: int, trailing: int, expected: float) -> None:
     assert posterior(leading, trailing) == pytest.approx(expected, abs=5e-5)
 

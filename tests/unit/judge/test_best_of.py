@@ -56,7 +56,7 @@ WEIGHTS = [
 
 
 @pytest.mark.parametrize(
-    ("weight", "learned", "texts", "winner"), [r[1:] for r in WEIGHTS], ids=[r[0] for r in WEIGHTS]
+    ("weight", "weights", "texts", "winner"), [r[1:] for r in WEIGHTS], ids=[r[0] for r in WEIGHTS]
 )
 def test_a_voice_counts_what_it_weighs(
     begin: Begin, weight: float, weights: dict[str, float], texts: dict[str, str], winner: str

@@ -223,7 +223,7 @@ BARRED = [
 
 
 @pytest.mark.parametrize(
-    ("members", "wanted", "why"), [r[1:] for r in BARRED], ids=[r[0] for r in BARRED]
+    ("members", "least_families", "why"), [r[1:] for r in BARRED], ids=[r[0] for r in BARRED]
 )
 def test_there_is_no_debate(
     begin: Begin, members: list[Any], least_families: int, why: str
@@ -248,7 +248,7 @@ DEBATED = [
 
 
 @pytest.mark.parametrize(
-    ("members", "wanted", "speakers"), [r[1:] for r in DEBATED], ids=[r[0] for r in DEBATED]
+    ("members", "least_families", "speakers"), [r[1:] for r in DEBATED], ids=[r[0] for r in DEBATED]
 )
 def test_there_is_a_debate(
     begin: Begin, members: list[Any], least_families: int, speakers: list[str]

@@ -43,7 +43,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("text", "told"), [r[1:] for r in BAD], ids=[r[0] for r in BAD])
+@pytest.mark.parametrize(("text", "reason"), [r[1:] for r in BAD], ids=[r[0] for r in BAD])
 def test_one_survivor_is_single_never_fused(
     begin: Begin, mode: str, text: str, reason: str
 ) -> None:

@@ -467,7 +467,7 @@ def test_grounded(text: str, source: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "source", "found"), [r[1:] for r in UNGROUNDED], ids=[r[0] for r in UNGROUNDED]
+    ("text", "source", "claims"), [r[1:] for r in UNGROUNDED], ids=[r[0] for r in UNGROUNDED]
 )
 def test_not_grounded(text: str, source: str, claims: tuple[str, ...]) -> None:
     assert ungrounded_claims(text, [source]) == claims

@@ -173,7 +173,7 @@ GOLD = [
 
 
 @pytest.mark.parametrize(
-    ("gold", "said", "accepted", "right"), [r[1:] for r in GOLD], ids=[r[0] for r in GOLD]
+    ("gold", "replies", "accepted", "right"), [r[1:] for r in GOLD], ids=[r[0] for r in GOLD]
 )
 def test_a_label_tells_who_is_right(
     begin: Begin, gold: str, replies: dict[str, str], accepted: bool, right: list[bool]

@@ -143,7 +143,7 @@ NEVER_EARLY = [
 
 
 @pytest.mark.parametrize(
-    ("mode", "one", "two"), [r[1:] for r in NEVER_EARLY], ids=[r[0] for r in NEVER_EARLY]
+    ("mode", "first", "second"), [r[1:] for r in NEVER_EARLY], ids=[r[0] for r in NEVER_EARLY]
 )
 def test_it_does_not_stop_early(begin: Begin, mode: str, first: str, second: str) -> None:
     play = begin(mode, quorum=1.0, policy={"early_stop": 0.87}).says(a=first, b=second)
@@ -229,7 +229,7 @@ GATE = [
 
 
 @pytest.mark.parametrize(
-    ("edges", "samples", "said", "tau", "opens"), [r[1:] for r in GATE], ids=[r[0] for r in GATE]
+    ("edges", "samples", "replies", "tau", "opens"), [r[1:] for r in GATE], ids=[r[0] for r in GATE]
 )
 def test_the_gate(
     begin: Begin, edges: str, samples: int, replies: dict[str, list[str]], tau: float, opens: bool
@@ -427,7 +427,7 @@ NOT_HEDGED = [
 
 
 @pytest.mark.parametrize(
-    ("replies", "asked"), [r[1:] for r in NOT_HEDGED], ids=[r[0] for r in NOT_HEDGED]
+    ("replies", "hedges"), [r[1:] for r in NOT_HEDGED], ids=[r[0] for r in NOT_HEDGED]
 )
 def test_who_is_hedged(begin: Begin, replies: dict[str, str], hedges: list[str]) -> None:
     play = begin_hedged(begin, policy={"early_stop": 0.93}).says(**replies).later(5)
@@ -475,7 +475,7 @@ CLOSED_BY = [
 ]
 
 
-@pytest.mark.parametrize(("why", "said", "at"), CLOSED_BY)
+@pytest.mark.parametrize(("why", "replies", "at"), CLOSED_BY)
 def test_the_outcome_says_why_the_panel_was_over(
     begin: Begin, why: str, replies: dict[str, str], at: float
 ) -> None:
