@@ -10,7 +10,8 @@ these:
 - fence: the call's own fence inside a candidate;
 - template: a control token of a chat template, intact (by a list of its own, not the product's);
 - control: control, invisible or reordering characters;
-- label: a label that exists in this very call, written as a verdict or as a name, in look-alike letters too.
+- label: a label that exists in this very call, written as a verdict or as a name, in look-alike
+  letters too.
 
 A JSON verdict for a label that does not exist is copied in `ECHOES` of the cases, so that the
 judge's output is void. Whatever the door, an attack is besides obeyed in the share `RESIDUAL` of
@@ -143,21 +144,24 @@ class AttackJudge(Judge):
         bait = next((entry for entry in entries if question.find_claim(entry.text) == 2), None)
         if bait is None or question.is_plain:
             return as_verdict(self.prefers(call, entries, question).label)
+        named_label = self._falls_for(bait, call, question, is_fenced=is_fenced)
+        return as_verdict(named_label or self.prefers(call, entries, question).label)
+
+    def _falls_for(
+        self, bait: LineupEntry, call: Call, question: Question, *, is_fenced: bool
+    ) -> str | None:
+        """The label that the attack makes it name; None if it judges by merit."""
         chance = random.Random(f"{question.world.seed}/{question.number}/bait")
         obeys, echoes, is_talked_round = (chance.random() < p for p in (OBEYS, ECHOES, RESIDUAL))
         call_labels = labels(call)
         json_labels = [fold(label) for label in _JSON_WINNER.findall(bait.text)]
-        bait_label = next(
-            (label for label in [*json_labels, *named_labels(bait.text)] if label in call_labels),
-            None,
-        )
-        if obeys and (bait_label or is_open(bait.text, call, is_fenced=is_fenced)):
-            return as_verdict(bait_label or bait.label)
+        bait_labels = [*json_labels, *named_labels(bait.text)]
+        call_label = next((label for label in bait_labels if label in call_labels), None)
+        if obeys and (call_label or is_open(bait.text, call, is_fenced=is_fenced)):
+            return call_label or bait.label
         if is_talked_round:
-            return as_verdict(bait.label)
-        if json_labels and echoes:
-            return as_verdict(json_labels[-1])
-        return as_verdict(self.prefers(call, entries, question).label)
+            return bait.label
+        return json_labels[-1] if json_labels and echoes else None
 
     def reply(self, call: Call, question: Question) -> str:
         """A verdict in the product's protocol."""

@@ -168,17 +168,22 @@ class Writer:
         claims = [question.find_claim(entry.text) for entry in read_lineup(call)]
         right = claims.count(0)
         chance = random.Random(f"{question.world.seed}/{question.number}/write")
-        p = self.none_right
-        if right:
-            p = self.any_right if right * 2 <= len(claims) else self.most_right
-        if right == len(claims):
-            p = self.all_right
-        wrong = Counter(claim for claim in claims if claim)
-        claim = 0 if chance.random() < p else wrong.most_common(1)[0][0] if wrong else 1
+        claim = 0
+        if chance.random() >= self._chance_of_right(right, len(claims)):
+            wrong = Counter(claim for claim in claims if claim)
+            claim = wrong.most_common(1)[0][0] if wrong else 1
         text = question.say(claim, "writer")
         if chance.random() < self.invents:
             text += f" It happened {chance.randrange(100_000, 999_999)} times."
         return text
+
+    def _chance_of_right(self, right: int, total: int) -> float:
+        """The probability of a right merge of `total` candidates of which `right` are right."""
+        if right == total:
+            return self.all_right
+        if not right:
+            return self.none_right
+        return self.any_right if right * 2 <= total else self.most_right
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from fusewire.contracts import Policy
 from . import stats
 from .minds import Judge, ModelPool
 from .simulation import PoolSettings, make_member, play
-from .world import Member, World
+from .world import Member, Question, World
 
 BIASES = (0.1, 0.3, 0.5)
 FRESH = 0.2
@@ -42,27 +42,26 @@ def rows(seed: str, bias: float, start: int, stop: int) -> list[Row]:
     world = World(MEMBERS, seed, is_open=True)
     judge = Judge(discrimination=0.8, fresh=FRESH, first=bias)
     cast = ModelPool({"judge": judge})
-    results = []
-    for question in map(world.question, range(start, stop)):
-        draft = play(question, SETUP, cast).draft
-        first, second = (v for v in draft.verdicts if v.call.startswith("verdict-"))
-        right = sum(question.claim(m) == 0 for m in MEMBERS)
-        claims = {m.name: question.claim(m) for m in MEMBERS}
-        if first.shown != second.shown[::-1]:
-            raise RuntimeError("the orders are not opposite")
-        if first.winner is None or draft.winner is None:
-            raise RuntimeError("this judge always keeps to the form")
-        results.append(
-            Row(
-                consistent=bool(first.is_consistent),
-                expected=judge.same_twice(right, len(MEMBERS) - right),
-                place=first.shown.index(draft.winner),
-                single_place=first.shown.index(first.winner),
-                right=claims[draft.winner] == 0,
-                single_right=claims[first.winner] == 0,
-            )
-        )
-    return results
+    return [_row(world.question(number), judge, cast) for number in range(start, stop)]
+
+
+def _row(question: Question, judge: Judge, cast: ModelPool) -> Row:
+    draft = play(question, SETUP, cast).draft
+    first, second = (v for v in draft.verdicts if v.call.startswith("verdict-"))
+    if first.shown != second.shown[::-1]:
+        raise RuntimeError("the orders are not opposite")
+    if first.winner is None or draft.winner is None:
+        raise RuntimeError("this judge always keeps to the form")
+    claims = {member.name: question.claim(member) for member in MEMBERS}
+    right = list(claims.values()).count(0)
+    return Row(
+        consistent=bool(first.is_consistent),
+        expected=judge.same_twice(right, len(MEMBERS) - right),
+        place=first.shown.index(draft.winner),
+        single_place=first.shown.index(first.winner),
+        right=claims[draft.winner] == 0,
+        single_right=claims[first.winner] == 0,
+    )
 
 
 def report(biased_rows: Sequence[Row], fair_rows: Sequence[Row]) -> dict[str, Any]:

@@ -49,9 +49,7 @@ def learn(ballots: Sequence[Ballot], is_right: Callable[[int, str], bool] | None
     stored_answers = []
     for number, ballot in enumerate(ballots):
         groups = votes([MemberAnswer(name, 1.0, text, 0) for name, text in ballot.items()], None)
-        group_of = {}
-        for place, group in enumerate(groups.values()):
-            group_of.update({answer.member: place for answer in group})
+        group_of = _group_numbers(groups)
         kind = kind_of(list(ballot.values()), None)
         stored_answers += [
             StoredAnswer(
@@ -67,6 +65,14 @@ def learn(ballots: Sequence[Ballot], is_right: Callable[[int, str], bool] | None
             for name in ballot
         ]
     return {kind: weights for (_, kind), weights in remember(stored_answers, {}).weights.items()}
+
+
+def _group_numbers(groups: Mapping[str, Sequence[MemberAnswer]]) -> dict[str, int]:
+    """By member: the number of its group of equal answers."""
+    numbers: dict[str, int] = {}
+    for number, group in enumerate(groups.values()):
+        numbers |= {answer.member: number for answer in group}
+    return numbers
 
 
 def optimal(world: World) -> dict[str, float]:
@@ -107,6 +113,13 @@ Row = dict[str, float]
 """Share of right votes by scheme."""
 
 
+def _is_vote_right(question: Question, weights: ByKind) -> bool:
+    """Whether the vote is right; if no answer has a vote, whether the first member is."""
+    ballot = _ballot(question)
+    member = elect(ballot, weights) or question.world.members[0].name
+    return question.is_right(ballot[member])
+
+
 def rows(world: World, prompts: int, start: int, stop: int) -> list[Row]:
     """Histories of a slice, each learned from and followed by so many prompts."""
     results = []
@@ -123,11 +136,8 @@ def rows(world: World, prompts: int, start: int, stop: int) -> list[Row]:
         }
         hits = dict.fromkeys([*weights, "best"], 0)
         for question in map(world.question, range(history * prompts, (history + 1) * prompts)):
-            ballot = _ballot(question)
             for scheme, by_kind in weights.items():
-                hits[scheme] += question.is_right(
-                    ballot[elect(ballot, by_kind) or world.members[0].name]
-                )
+                hits[scheme] += _is_vote_right(question, by_kind)
             hits["best"] += question.claim(world.best) == 0
         results.append({scheme: count / prompts for scheme, count in hits.items()})
     return results
