@@ -354,7 +354,7 @@ def test_what_is_degraded_stands_first_wherever_an_outcome_is_shown() -> None:
 
 
 def test_without_a_judge_call_there_is_no_judge() -> None:
-    outcome = build_outcome(rounds=(), judged=None)
+    outcome = build_outcome(rounds=(), judged_s=None)
 
     assert (outcome.judge_model, outcome.judge_ms, outcome.rounds) == (None, None, 0)
     assert outcome.panel_ms == 2500

@@ -348,7 +348,7 @@ def test_a_gate_that_was_passed_by_too_late_says_so_to_the_end(begin: Begin) -> 
 
 
 def test_a_member_speaks_by_the_majority_of_its_samples(begin: Begin) -> None:
-    play = say_samples(begin_gated(begin, hosted="x"), "e", "5", "4", "4")
+    play = say_samples(begin_gated(begin, hosted_names="x"), "e", "5", "4", "4")
     play.asks()
     play.say("x", "7", round_=1)
     play.asks()
