@@ -1,1 +1,4 @@
-"""How well the strategies fuse: simulated members and judges, attacks, recorded answers. `make bench-fusion`."""
+"""How well the strategies fuse, on simulated models, attacks and recorded answers.
+
+Run it by `make bench-fusion`.
+"""

@@ -1,4 +1,7 @@
-"""Measure the strategies, print a table, write build/bench-fusion.json. Two runs of one seed write the same."""
+"""Measure the strategies, print a table, write build/bench-fusion.json.
+
+Two runs with the same seed write the same file.
+"""
 
 import argparse
 import json
@@ -8,11 +11,12 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from . import attack, modes, position, recorded, speed, voting
-from .parallel import Here, Pool, Processes
+from .parallel import Pool, Processes, SerialPool
 from .world import Member, World
 
 ROOT = Path(__file__).parents[3]
@@ -20,7 +24,7 @@ OUT = ROOT / "build" / "bench-fusion.json"
 PROMPTS, QUICK = 20_000, 2_000
 
 Begun = dict[str, Callable[[], Any]]
-"""What is being measured, by its dotted name in the JSON; each waits for its rows and reports them."""
+"""Measurements that have begun, by dotted name in the JSON; each waits for its rows and reports."""
 
 
 def begin(pool: Pool, prompts: int, seed: str) -> Begun:
@@ -31,48 +35,68 @@ def begin(pool: Pool, prompts: int, seed: str) -> Begun:
         prompts: how many each of the main figures is made of.
         seed: of everything.
     """
-    begun: Begun = {}
-    for kind in modes.POOLS:
+    reports: Begun = {}
+    reports |= _begin_modes(pool, prompts, seed)
+    reports |= _begin_votes(pool, prompts, seed)
+    reports |= _begin_positions(pool, prompts, seed)
+    reports |= _begin_tails(pool, prompts, seed)
+    gate_rows = pool.begin(speed.gate_rows, f"{seed}/gate", n=prompts)
+    reports["simulated.edge_first"] = lambda: speed.gate_report(gate_rows())
+    tries = max(prompts // 800, 1)
+    n_attacks = min(len(attack.attacks()), prompts)
+    attack_rows = pool.begin(attack.rows, f"{seed}/attack", tries, n=n_attacks)
+    reports["attacks"] = lambda: attack.report(attack_rows(), tries)
+    return reports
+
+
+def _begin_modes(pool: Pool, prompts: int, seed: str) -> Begun:
+    reports: Begun = {}
+    for kind, name in product(modes.POOLS, modes.CONTESTS):
         n = prompts if kind == "near" else prompts // 5
-        for name in modes.CONTESTS:
-            rows = pool.begin(modes.rows, kind, name, seed, n=n)
-            path = f"simulated.{name}" if kind == "near" else f"simulated.{kind}.{name}"
-            begun[path] = partial(lambda rows: modes.report(rows()), rows)
+        rows = pool.begin(modes.rows, kind, name, seed, n=n)
+        path = f"simulated.{name}" if kind == "near" else f"simulated.{kind}.{name}"
+        reports[path] = partial(lambda rows: modes.report(rows()), rows)
+    return reports
+
+
+def _begin_votes(pool: Pool, prompts: int, seed: str) -> Begun:
+    reports: Begun = {}
     histories = min(max(prompts // 50, 2), voting.HISTORIES)
     each = prompts // histories
     for size, accuracies in (("3", (0.55, 0.65, 0.80)), ("5", (0.50, 0.60, 0.65, 0.70, 0.80))):
-        world = World(
-            tuple(Member(f"m{i}", p) for i, p in enumerate(accuracies)), f"{seed}/vote{size}"
-        )
-        for condition, made in (("", world), ("_independent", _independent(world))):
-            votes = pool.begin(voting.rows, made, each, n=histories)
-            begun[f"simulated.vote_vs_optimal.pool_of_{size}{condition}"] = partial(
+        members = tuple(Member(f"m{i}", p) for i, p in enumerate(accuracies))
+        world = World(members, f"{seed}/vote{size}")
+        for condition, variant in (("", world), ("_independent", _independent(world))):
+            votes = pool.begin(voting.rows, variant, each, n=histories)
+            reports[f"simulated.vote_vs_optimal.pool_of_{size}{condition}"] = partial(
                 lambda votes: voting.report(votes(), each), votes
             )
+    return reports
+
+
+def _begin_positions(pool: Pool, prompts: int, seed: str) -> Begun:
+    reports: Begun = {}
     fair = pool.begin(position.rows, f"{seed}/position", 0.0, n=prompts // 4)
     for bias in position.BIASES:
         places = pool.begin(position.rows, f"{seed}/position", bias, n=prompts // 4)
-        begun[f"simulated.position_bias.{bias}"] = partial(
+        reports[f"simulated.position_bias.{bias}"] = partial(
             lambda places: position.report(places(), fair()), places
         )
+    return reports
+
+
+def _begin_tails(pool: Pool, prompts: int, seed: str) -> Begun:
+    reports: Begun = {}
+    resamples = 200 if prompts >= PROMPTS else 50
     for panel, (members, _) in speed.PANELS.items():
         for hedge, name in ((speed.HEDGE, panel), (0.0, f"{panel}_unhedged")):
             times = pool.begin(speed.tail_rows, panel, f"{seed}/tail", hedge, n=prompts)
-            begun[f"simulated.heavy_tail.{name}"] = partial(
-                lambda times, size: speed.tail_report(
-                    times(), size, 200 if prompts >= PROMPTS else 50
-                ),
+            reports[f"simulated.heavy_tail.{name}"] = partial(
+                lambda times, size: speed.tail_report(times(), size, resamples),
                 times,
                 len(members),
             )
-    gated = pool.begin(speed.gate_rows, f"{seed}/gate", n=prompts)
-    begun["simulated.edge_first"] = lambda: speed.gate_report(gated())
-    tries = max(prompts // 800, 1)
-    attacked = pool.begin(
-        attack.rows, f"{seed}/attack", tries, n=min(len(attack.attacks()), prompts)
-    )
-    begun["attacks"] = lambda: attack.report(attacked(), tries)
-    return begun
+    return reports
 
 
 def _independent(world: World) -> World:
@@ -81,19 +105,19 @@ def _independent(world: World) -> World:
 
 def measure(pool: Pool, prompts: int, seed: str, folder: Path) -> dict[str, Any]:
     """Everything, as the JSON holds it."""
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for path, report in begin(pool, prompts, seed).items():
         *above, name = path.split(".") if "position_bias" not in path else path.split(".", 2)
-        place = found
+        place = results
         for step in above:
             place = place.setdefault(step, {})
         place[name] = report()
         print(f"measured {path}", file=sys.stderr)
-    found["recorded"] = (
+    results["recorded"] = (
         recorded.report(recorded.load(folder)) if (folder / "replay.jsonl").exists() else None
     )
     world = World((), "")
-    return found | {
+    return results | {
         "seed": seed,
         "prompts": prompts,
         "generator": {
@@ -107,25 +131,27 @@ def measure(pool: Pool, prompts: int, seed: str, folder: Path) -> dict[str, Any]
     }
 
 
-def figures(found: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+def figures(results: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """All figures of a result, by their paths."""
-    if not isinstance(found, dict):
+    if not isinstance(results, dict):
         return
-    if "ci" in found:
-        yield path, found
+    if "ci" in results:
+        yield path, results
         return
-    for name, inner in found.items():
+    for name, inner in results.items():
         yield from figures(inner, f"{path}.{name}" if path else name)
 
 
-def show(found: dict[str, Any]) -> None:
+def show(results: dict[str, Any]) -> None:
     """Print the table: figures with an aim first met or missed, then the others."""
     print(f"{'':66}{'value':>9}{'95 % interval':>22}{'n':>9}  aim")
-    for path, one in figures(found):
-        low, high = one["ci"]
-        aim = f"{'met ' if one['met'] else 'MISSED '} ({one['aim']})" if "aim" in one else ""
-        print(f"{path:66}{one['value']:>9.4f}{f'{low:.4f} to {high:.4f}':>22}{one['n']:>9}  {aim}")
-    if found["recorded"] is None:
+    for path, entry in figures(results):
+        low, high = entry["ci"]
+        aim = f"{'met ' if entry['met'] else 'MISSED '} ({entry['aim']})" if "aim" in entry else ""
+        print(
+            f"{path:66}{entry['value']:>9.4f}{f'{low:.4f} to {high:.4f}':>22}{entry['n']:>9}  {aim}"
+        )
+    if results["recorded"] is None:
         print("recorded: no replay.jsonl at hand, left out")
 
 
@@ -146,11 +172,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     prompts = options.prompts or (QUICK if options.quick else PROMPTS)
-    pool: Pool = Processes(options.jobs) if options.jobs > 1 else Here()
-    found = measure(pool, prompts, options.seed, Path(options.recorded))
-    show(found)
+    pool: Pool = Processes(options.jobs) if options.jobs > 1 else SerialPool()
+    results = measure(pool, prompts, options.seed, Path(options.recorded))
+    show(results)
     options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text(json.dumps(found, indent=2) + "\n")
+    options.out.write_text(json.dumps(results, indent=2) + "\n")
     print(f"written to {options.out}")
 
 

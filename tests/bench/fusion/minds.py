@@ -1,7 +1,8 @@
 """The simulated models behind the calls of a fusion. They read a call's messages as a model would.
 
-Nothing here knows which member stands behind a label: a judge, a writer or a debater finds the candidates between
-the fences that the call's messages speak of, and knows what each claims by its text alone.
+Nothing here knows which member stands behind a label: a judge, a writer or a debater finds the
+candidates between the fences that the call's messages speak of, and knows what each claims by its
+text alone.
 """
 
 import json
@@ -25,24 +26,24 @@ HEDGE = "h"
 
 
 @dataclass(frozen=True)
-class Seen:
+class LineupEntry:
     """One candidate as a call shows it."""
 
     label: str
     text: str
 
 
-def seen(call: Call) -> list[Seen]:
+def read_lineup(call: Call) -> list[LineupEntry]:
     """The candidates of a call, in the order shown."""
     text = "\n".join(m.content for m in call.messages)
-    spoken = _FENCE.search(text)
-    if spoken is None:
+    opening = _FENCE.search(text)
+    if opening is None:
         raise ValueError(f"{call.name}: no fence is spoken of")
     # A genuine fence opens before anything that a candidate could hold.
     return [
-        Seen(found[2], found[3])
-        for found in _CANDIDATE.finditer(text)
-        if found[1] == spoken.group(1)
+        LineupEntry(match[2], match[3])
+        for match in _CANDIDATE.finditer(text)
+        if match[1] == opening.group(1)
     ]
 
 
@@ -57,7 +58,7 @@ def as_verdict(winner: str) -> str:
     return json.dumps({"reason": REASON, "winner": winner})
 
 
-class Mind(Protocol):
+class CallHandler(Protocol):
     """Anything that answers calls of one kind."""
 
     def reply(self, call: Call, question: Question) -> str:
@@ -69,10 +70,11 @@ class Mind(Protocol):
 class Judge:
     """A judge: Plackett and Luce's choice, with faults planted.
 
-    Each candidate has the merit logit(discrimination) if it is right and 0 if it is wrong, far less if it claims
-    nothing; to it comes a Gumbel noise of unit scale. So it prefers the right one of a pair with probability
-    `discrimination`. The noise belongs to the judge and the text, the same in all its calls, but in a share `fresh`
-    of its calls it is drawn anew. With probability `first` a call ignores all this and names what is shown first.
+    Each candidate has the merit logit(discrimination) if it is right and 0 if it is wrong, far less
+    if it claims nothing; to it comes a Gumbel noise of unit scale. So it prefers the right one of a
+    pair with probability `discrimination`. The noise belongs to the judge and the text, the same in
+    all its calls, but in a share `fresh` of its calls it is drawn anew. With probability `first` a
+    call ignores all this and names what is shown first.
     """
 
     name: str = "judge"
@@ -89,58 +91,61 @@ class Judge:
 
     def merit(self, text: str, question: Question) -> float:
         """Of one text, noise apart."""
-        claim = question.claimed(text)
+        claim = question.find_claim(text)
         base = -6.0 if claim is None else self.edge if claim == 0 else 0.0
         return base + self.length * math.log(max(len(text), 1))
 
-    def kept(self, text: str, question: Question) -> random.Random:
+    def fixed_noise(self, text: str, question: Question) -> random.Random:
         """The noise that it has for a text in all its calls."""
         return random.Random(f"{question.world.seed}/{question.number}/{self.name}/{text}")
 
-    def prefers(self, call: Call, shown: Sequence[Seen], question: Question) -> Seen:
+    def prefers(
+        self, call: Call, entries: Sequence[LineupEntry], question: Question
+    ) -> LineupEntry:
         """The one it names."""
         chance = random.Random(f"{question.world.seed}/{question.number}/{self.name}/{call.name}")
         if chance.random() < self.first:
-            return shown[0]
+            return entries[0]
         is_fresh = chance.random() < self.fresh
 
-        def utility(one: Seen) -> float:
+        def utility(entry: LineupEntry) -> float:
             rng = chance
             if not is_fresh:
-                rng = self.kept(one.text, question)
-            return self.merit(one.text, question) - math.log(-math.log(rng.random() or 1e-300))
+                rng = self.fixed_noise(entry.text, question)
+            return self.merit(entry.text, question) - math.log(-math.log(rng.random() or 1e-300))
 
-        return max(shown, key=utility)
+        return max(entries, key=utility)
 
     def reply(self, call: Call, question: Question) -> str:
         """A verdict."""
-        shown = seen(call)
-        if {one.label for one in shown} != set(labels(call)):
+        entries = read_lineup(call)
+        if {entry.label for entry in entries} != set(labels(call)):
             raise ValueError(f"{call.name}: the labels shown are not those asked for")
-        return as_verdict(self.prefers(call, shown, question).label)
+        return as_verdict(self.prefers(call, entries, question).label)
 
     def same_twice(self, right: int, wrong: int) -> float:
         """The chance that two calls on the same candidates in opposite orders name the same one.
 
-        Two unbiased calls do if both use the kept noise, or by chance where one is fresh; where one call names the
-        first shown and the other does not, in one of n cases; where both do, never (there are at least two).
+        Two unbiased calls do if both use the kept noise, or by chance where one is fresh; where one
+        call names the first shown and the other does not, in one of n cases; where both do, never
+        (there are at least two).
         """
         n = right + wrong
         edge = math.exp(self.edge)
         total = right * edge + wrong
-        again = right * (edge / total) ** 2 + wrong * (1 / total) ** 2
-        kept = (1 - self.fresh) ** 2
-        unbiased = kept + (1 - kept) * again
-        return (1 - self.first) ** 2 * unbiased + 2 * self.first * (1 - self.first) / n
+        same_by_chance = right * (edge / total) ** 2 + wrong * (1 / total) ** 2
+        fixed_noise = (1 - self.fresh) ** 2
+        same_unbiased = fixed_noise + (1 - fixed_noise) * same_by_chance
+        return (1 - self.first) ** 2 * same_unbiased + 2 * self.first * (1 - self.first) / n
 
 
 @dataclass(frozen=True)
 class Writer:
     """Analyses, and writes merges.
 
-    A merge is right with a probability that depends on how many of the candidates shown are: all, more than half,
-    any, none. Otherwise it claims what most of the wrong ones do (the lure if none is). In a share `invents` it
-    states a number besides that no candidate has.
+    A merge is right with a probability that depends on how many of the candidates shown are: all,
+    more than half, any, none. Otherwise it claims what most of the wrong ones do (the lure if none
+    is). In a share `invents` it states a number besides that no candidate has.
     """
 
     all_right: float = 0.98
@@ -160,29 +165,35 @@ class Writer:
                 "blind_spots",
             )
             return json.dumps({part: [] for part in parts})
-        claims = [question.claimed(one.text) for one in seen(call)]
+        claims = [question.find_claim(entry.text) for entry in read_lineup(call)]
         right = claims.count(0)
         chance = random.Random(f"{question.world.seed}/{question.number}/write")
-        p = self.none_right
-        if right:
-            p = self.any_right if right * 2 <= len(claims) else self.most_right
-        if right == len(claims):
-            p = self.all_right
-        wrong = Counter(claim for claim in claims if claim)
-        claim = 0 if chance.random() < p else wrong.most_common(1)[0][0] if wrong else 1
+        claim = 0
+        if chance.random() >= self._chance_of_right(right, len(claims)):
+            wrong = Counter(claim for claim in claims if claim)
+            claim = wrong.most_common(1)[0][0] if wrong else 1
         text = question.say(claim, "writer")
         if chance.random() < self.invents:
             text += f" It happened {chance.randrange(100_000, 999_999)} times."
         return text
+
+    def _chance_of_right(self, right: int, total: int) -> float:
+        """The probability of a right merge of `total` candidates of which `right` are right."""
+        if right == total:
+            return self.all_right
+        if not right:
+            return self.none_right
+        return self.any_right if right * 2 <= total else self.most_right
 
 
 @dataclass(frozen=True)
 class Debater:
     """A member in a debate.
 
-    A wrong one mends itself with probability `mends_seen` if the right claim is among the others', with
-    `mends_unseen` if it is not. One that does not, and one that was right, takes up what most of the others say
-    (a strict plurality of them) with probability `conforms`, if that is something else.
+    A wrong one mends itself with probability `mends_seen` if the right claim is among the others',
+    with `mends_unseen` if it is not. One that does not, and one that was right, takes up what most
+    of the others say (a strict plurality of them) with probability `conforms`, if that is something
+    else.
     """
 
     mends_seen: float = 0.30
@@ -194,16 +205,21 @@ class Debater:
         own = _OWN.search(call.messages[-1].content)
         if own is None:
             raise ValueError(f"{call.name}: its own answer is not shown")
-        before, others = own.group(1), [question.claimed(one.text) for one in seen(call)]
-        mine = question.claimed(before)
+        before, other_claims = (
+            own.group(1),
+            [question.find_claim(entry.text) for entry in read_lineup(call)],
+        )
+        mine = question.find_claim(before)
         chance = random.Random(
-            f"{question.world.seed}/{question.number}/{call.name}/{others}/{mine}"
+            f"{question.world.seed}/{question.number}/{call.name}/{other_claims}/{mine}"
         )
         after = mine
-        if mine != 0 and chance.random() < (self.mends_seen if 0 in others else self.mends_unseen):
+        if mine != 0 and chance.random() < (
+            self.mends_seen if 0 in other_claims else self.mends_unseen
+        ):
             after = 0
         else:
-            (most, count), *rest = Counter(others).most_common()
+            (most, count), *rest = Counter(other_claims).most_common()
             is_plurality = not rest or rest[0][1] < count
             if is_plurality and most not in {mine, None} and chance.random() < self.conforms:
                 after = most
@@ -218,7 +234,7 @@ class Debater:
 
 
 @dataclass(frozen=True)
-class Cast:
+class ModelPool:
     """Who answers which call, and how fast."""
 
     judges: dict[str, Any]
@@ -232,7 +248,7 @@ class Cast:
         """What the model behind a call writes."""
         if call.kind == "answer":
             return question.answer(self.member(question, call.member or ""), sample_of(call.name))
-        mind: Mind = {"debate": self.debater, "verdict": self.judges.get(call.model)}.get(
+        mind: CallHandler = {"debate": self.debater, "verdict": self.judges.get(call.model)}.get(
             call.kind
         ) or self.writer
         return mind.reply(call, question)
@@ -251,6 +267,6 @@ class Cast:
 
 
 def sample_of(call: str) -> int:
-    """Which of a member's answers a call is: `a` its first, `a=2` and the hedge `a=h` its second, …"""
+    """The number of a member's sample: 1 of call `a`, 2 of `a=2` and of the hedge `a=h`, …"""
     _, _, which = call.partition("=")
     return 1 if not which else 2 if which == HEDGE else int(which)

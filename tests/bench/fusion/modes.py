@@ -8,8 +8,8 @@ from typing import Any
 from fusewire.contracts import Mode
 
 from . import stats
-from .minds import Cast, Judge
-from .simulation import Setup, planned, play, weighed
+from .minds import Judge, ModelPool
+from .simulation import PoolSettings, make_member, play, with_weights
 from .voting import learned_weights
 from .world import Member, World
 
@@ -20,7 +20,7 @@ LOPSIDED = (Member("a", 0.45, words=24), Member("b", 0.55, words=32), Member("c"
 POOLS = {"near": NEAR, "lopsided": LOPSIDED}
 
 JUDGE = Judge(discrimination=0.8, fresh=0.25, first=0.1, length=0.2)
-"""An ordinary one: right on four pairs of five, with some noise, and some bias for place and for length."""
+"""An ordinary judge: right on four pairs of five, with some noise and bias (place, length)."""
 
 
 @dataclass(frozen=True)
@@ -52,50 +52,50 @@ class Row:
     guard: str
 
 
-def setup(contest: Contest, world: World) -> Setup:
+def setup(contest: Contest, world: World) -> PoolSettings:
     """A pool as it comes, its weights learned from 500 earlier prompts without labels."""
-    members = tuple(planned(m.name) for m in world.members)
+    members = tuple(make_member(m.name) for m in world.members)
     if not contest.is_open:
-        members = weighed(members, "number", learned_weights(world))
-    return Setup(contest.mode, members)
+        members = with_weights(members, "number", learned_weights(world))
+    return PoolSettings(contest.mode, members)
 
 
 def rows(pool: str, name: str, seed: str, start: int, stop: int) -> list[Row]:
     """A mode on the prompts of a slice."""
     contest = CONTESTS[name]
     world = World(POOLS[pool], f"{seed}/{pool}", is_open=contest.is_open)
-    plan, cast = setup(contest, world), Cast({"judge": JUDGE})
-    found = []
+    plan, cast = setup(contest, world), ModelPool({"judge": JUDGE})
+    results = []
     for question in map(world.question, range(start, stop)):
-        played = play(question, plan, cast)
-        found.append(
+        fusion = play(question, plan, cast)
+        results.append(
             Row(
-                fused=question.is_right(played.draft.content),
+                fused=question.is_right(fusion.draft.content),
                 best=question.claim(world.best) == 0,
                 any=any(question.claim(m) == 0 for m in world.members),
-                calls=played.calls.total(),
-                total_s=played.total_s,
-                closed_by=(played.panel.closed_by if played.panel else None) or "",
-                guard=played.draft.guard or "",
+                calls=fusion.calls.total(),
+                total_s=fusion.total_s,
+                closed_by=(fusion.panel.closed_by if fusion.panel else None) or "",
+                guard=fusion.draft.guard or "",
             )
         )
-    return found
+    return results
 
 
-def report(found: Sequence[Row]) -> stats.Figure:
+def report(results: Sequence[Row]) -> stats.Figure:
     """Fused less best member."""
-    n = len(found)
-    value, ci = stats.mean([row.fused - row.best for row in found])
+    n = len(results)
+    value, ci = stats.mean([row.fused - row.best for row in results])
     closed_by, guard = (
-        Counter(row.closed_by for row in found),
-        Counter(row.guard for row in found if row.guard),
+        Counter(row.closed_by for row in results),
+        Counter(row.guard for row in results if row.guard),
     )
     more: dict[str, Any] = {
-        "fused": sum(row.fused for row in found) / n,
-        "best": sum(row.best for row in found) / n,
-        "oracle": sum(row.any for row in found) / n,
-        "calls": sum(row.calls for row in found) / n,
-        "p50_s": stats.quantile([row.total_s for row in found], 0.5),
+        "fused": sum(row.fused for row in results) / n,
+        "best": sum(row.best for row in results) / n,
+        "oracle": sum(row.any for row in results) / n,
+        "calls": sum(row.calls for row in results) / n,
+        "p50_s": stats.quantile([row.total_s for row in results], 0.5),
         "closed_by": {name: round(count / n, 4) for name, count in sorted(closed_by.items())},
     }
     if guard:

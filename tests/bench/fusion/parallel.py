@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from multiprocessing import get_context
 from typing import Any, Protocol, TypeVar
 
@@ -15,11 +15,15 @@ class Pool(Protocol):
     """Takes work."""
 
     def begin(self, work: Callable[..., list[T]], *args: Any, n: int) -> Callable[[], list[T]]:
-        """Run `work(*args, start, stop)` over all slices of n; what is returned waits for all their rows."""
+        """Run `work(*args, start, stop)` over all slices of n.
+
+        Returns:
+            A function that waits for all their rows.
+        """
         ...
 
 
-class Here:
+class SerialPool:
     """This process."""
 
     def begin(self, work: Callable[..., list[T]], *args: Any, n: int) -> Callable[[], list[T]]:
@@ -40,4 +44,4 @@ class Processes:
         slices: list[Future[list[T]]] = [
             self.executor.submit(work, *args, a, b) for a, b in pairwise(cuts) if a < b
         ]
-        return lambda: [row for done in slices for row in done.result()]
+        return lambda: list(chain.from_iterable(future.result() for future in slices))

@@ -26,7 +26,7 @@ from fusewire.testing.factories import T0
 from fusewire_judge.model import Ask, Case, Decided, Draft, Panel, ReceivedCandidate
 from fusewire_judge.strategies.decide import decide
 
-from .minds import Cast
+from .minds import ModelPool
 from .world import Question
 
 DEADLINE_S = 600.0
@@ -34,7 +34,7 @@ PANEL_S = 450.0
 
 
 @dataclass(frozen=True)
-class Setup:
+class PoolSettings:
     """A pool, and how it fuses."""
 
     mode: Mode
@@ -45,7 +45,7 @@ class Setup:
     debate_rounds: int = 1
 
 
-def planned(name: str, tier: Tier = "remote", **more: Any) -> PlannedMember:
+def make_member(name: str, tier: Tier = "remote", **more: Any) -> PlannedMember:
     """A member of weight 1, of a family of its own."""
     fields: dict[str, Any] = {
         "name": name,
@@ -58,7 +58,7 @@ def planned(name: str, tier: Tier = "remote", **more: Any) -> PlannedMember:
 
 
 @dataclass
-class Played:
+class FusionResult:
     """What came of it."""
 
     draft: Draft
@@ -70,7 +70,7 @@ class Played:
     """Calls made, by kind and tier; hedges under the kind `hedge`."""
 
 
-def play(question: Question, setup: Setup, cast: Cast) -> Played:
+def play(question: Question, setup: PoolSettings, cast: ModelPool) -> FusionResult:
     """Let candidates come at their times until the judge has decided.
 
     Args:
@@ -78,54 +78,53 @@ def play(question: Question, setup: Setup, cast: Cast) -> Played:
         setup: the pool.
         cast: who answers.
     """
-    return _Play(question, setup, cast).run()
+    return _FusionLoop(question, setup, cast).run()
 
 
-class _Play:
-    def __init__(self, question: Question, setup: Setup, cast: Cast) -> None:
+class _FusionLoop:
+    def __init__(self, question: Question, setup: PoolSettings, cast: ModelPool) -> None:
         self.question, self.setup, self.cast = question, setup, cast
         self.prompt, self.plan = contracts(question, setup)
         self.tiers: dict[str, Tier] = {m.name: m.tier for m in setup.members}
         self.rounds: list[Round] = []
-        self.received: dict[tuple[int, str], ReceivedCandidate] = {}
+        self.arrivals: dict[tuple[int, str], ReceivedCandidate] = {}
         self.calls: Counter[tuple[str, str]] = Counter()
         self.coming: list[tuple[float, bool, int, Candidate | None]] = []
-        self.sent = itertools.count()
+        self.sequence = itertools.count()
         self.panel_s: float | None = None
         self.now_s = 0.0
 
-    def run(self) -> Played:
+    def run(self) -> FusionResult:
         for member in self.setup.members:
             if member.wave == 0:
-                for sample, name in enumerate(member.calls, start=1):
-                    who = Cast.member(self.question, member.name)
-                    self.send(
-                        0,
-                        name,
-                        "answer",
-                        member.name,
-                        member.model,
-                        self.question.answer(who, sample),
-                    )
+                self.call_member(member)
         while True:
             at_s, _, _, candidate = heapq.heappop(self.coming)
             self.now_s = max(at_s, self.now_s)
             if candidate is not None:
-                at = T0 + timedelta(seconds=self.now_s)
-                self.received.setdefault(
-                    (candidate.round, candidate.call),
-                    ReceivedCandidate(candidate, at, len(self.rounds)),
-                )
-            if ended := self.decide():
-                return ended
+                self.receive(candidate)
+            result = self.decide()
+            if result:
+                return result
 
-    def decide(self) -> Played | None:
+    def call_member(self, member: PlannedMember) -> None:
+        world_member = ModelPool.member(self.question, member.name)
+        for sample, name in enumerate(member.calls, start=1):
+            text = self.question.answer(world_member, sample)
+            self.send(0, name, "answer", member.name, member.model, text)
+
+    def receive(self, candidate: Candidate) -> None:
+        at = T0 + timedelta(seconds=self.now_s)
+        arrival = ReceivedCandidate(candidate, at, len(self.rounds))
+        self.arrivals.setdefault((candidate.round, candidate.call), arrival)
+
+    def decide(self) -> FusionResult | None:
         now = T0 + timedelta(seconds=self.now_s)
-        case = Case(self.prompt, self.plan, tuple(self.rounds), self.received)
+        case = Case(self.prompt, self.plan, tuple(self.rounds), self.arrivals)
         decision = decide(case, now)
         if isinstance(decision, Decided):
             panel_s = self.now_s if self.panel_s is None else self.panel_s
-            return Played(decision.draft, decision.panel, panel_s, self.now_s, self.calls)
+            return FusionResult(decision.draft, decision.panel, panel_s, self.now_s, self.calls)
         if isinstance(decision, Ask):
             self.ask(decision)
             return self.decide()
@@ -134,28 +133,35 @@ class _Play:
         self.push((decision.until - T0).total_seconds(), None)
         return None
 
-    def ask(self, asked: Ask) -> None:
+    def ask(self, request: Ask) -> None:
         plan = self.plan
-        if self.panel_s is None and asked.calls[0].kind != "answer":
+        if self.panel_s is None and request.calls[0].kind != "answer":
             self.panel_s = self.now_s
         self.rounds.append(
             Round(
-                fusion_id=plan.fusion_id, round=asked.number, tenant=plan.tenant, pool=plan.pool, calls=asked.calls,
-                residency=plan.residency, priority=plan.priority, seed=plan.seed, deadline_at=asked.until,
+                fusion_id=plan.fusion_id,
+                round=request.number,
+                tenant=plan.tenant,
+                pool=plan.pool,
+                calls=request.calls,
+                residency=plan.residency,
+                priority=plan.priority,
+                seed=plan.seed,
+                deadline_at=request.until,
             )
-        )  # fmt: skip
-        for call in asked.calls:
-            said = self.cast.reply(call, self.question)
-            self.send(asked.number, call.name, call.kind, call.member, call.model, said)
+        )
+        for call in request.calls:
+            text = self.cast.reply(call, self.question)
+            self.send(request.number, call.name, call.kind, call.member, call.model, text)
 
     def send(
-        self, round_: int, name: str, kind: str, member: str | None, model: str, said: str
+        self, round_: int, name: str, kind: str, member: str | None, model: str, text: str
     ) -> None:
         """A call is made; its candidate comes when its latency has passed."""
         tier = self.tiers.get(member or "", "remote")
         self.calls["hedge" if name.endswith("=h") else kind, tier] += 1
         took = self.cast.latency_s(f"{round_}/{name}", member, self.question)
-        self.push(self.now_s + took, self.candidate(round_, name, member, model, tier, said, took))
+        self.push(self.now_s + took, self.candidate(round_, name, member, model, tier, text, took))
 
     def candidate(
         self,
@@ -164,10 +170,10 @@ class _Play:
         member: str | None,
         model: str,
         tier: Tier,
-        said: str,
+        text: str,
         took: float,
     ) -> Candidate:
-        started = T0 + timedelta(seconds=self.now_s)
+        started_at = T0 + timedelta(seconds=self.now_s)
         return Candidate(
             task_id=ids.task_id(self.plan.fusion_id, round_, name),
             fusion_id=self.plan.fusion_id,
@@ -177,18 +183,18 @@ class _Play:
             model=model,
             tier=tier,
             provider="simulated",
-            content=said,
+            content=text,
             finish_reason="stop",
-            started_at=started,
-            finished_at=started + timedelta(seconds=took),
+            started_at=started_at,
+            finished_at=started_at + timedelta(seconds=took),
         )
 
     def push(self, at_s: float, candidate: Candidate | None) -> None:
         # Of what happens at one instant, timers come last.
-        heapq.heappush(self.coming, (at_s, candidate is None, next(self.sent), candidate))
+        heapq.heappush(self.coming, (at_s, candidate is None, next(self.sequence), candidate))
 
 
-def contracts(question: Question, setup: Setup) -> tuple[Prompt, Plan]:
+def contracts(question: Question, setup: PoolSettings) -> tuple[Prompt, Plan]:
     """The prompt and its plan."""
     text = Message(role="user", content=question.text)
     common: dict[str, Any] = {
@@ -219,7 +225,7 @@ def contracts(question: Question, setup: Setup) -> tuple[Prompt, Plan]:
     return prompt, plan
 
 
-def weighed(
+def with_weights(
     members: Sequence[PlannedMember], kind: str, weights: Mapping[str, float]
 ) -> tuple[PlannedMember, ...]:
     """The members with learned weights for one kind of answer."""

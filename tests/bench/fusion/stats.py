@@ -17,14 +17,14 @@ def figure(
     ci: tuple[float, float],
     n: int,
     aim: str = "",
-    met: bool | None = None,
+    is_met: bool | None = None,
     **more: Any,
 ) -> Figure:
     """One figure as it stands in the JSON."""
-    made: Figure = {"value": round(value, 4), "ci": [round(ci[0], 4), round(ci[1], 4)], "n": n}
+    entry: Figure = {"value": round(value, 4), "ci": [round(ci[0], 4), round(ci[1], 4)], "n": n}
     if aim:
-        made |= {"aim": aim, "met": met}
-    return made | {name: round(v, 4) if isinstance(v, float) else v for name, v in more.items()}
+        entry |= {"aim": aim, "met": is_met}
+    return entry | {name: round(v, 4) if isinstance(v, float) else v for name, v in more.items()}
 
 
 def mean(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
@@ -63,5 +63,5 @@ def bootstrap(
 ) -> tuple[float, tuple[float, float]]:
     """A statistic of rows that belong together, and its percentile interval (Efron, 1979)."""
     rng = random.Random(seed)
-    again = sorted(statistic(rng.choices(rows, k=len(rows))) for _ in range(times))
-    return statistic(rows), (quantile(again, 0.025), quantile(again, 0.975))
+    samples = sorted(statistic(rng.choices(rows, k=len(rows))) for _ in range(times))
+    return statistic(rows), (quantile(samples, 0.025), quantile(samples, 0.975))

@@ -1,4 +1,4 @@
-"""What votes weigh: learned without labels, with labels, equal, and the best weights that there are."""
+"""Vote weights: learned without labels, learned with labels, equal, and optimal ones."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ from fusewire_judge.model import MemberAnswer
 from fusewire_judge.scoring.answers import agrees_with_others, kind_of, votes
 
 from . import stats
-from .world import World
+from .world import Question, World
 
 HISTORY = 500
 HISTORIES = 40
@@ -25,11 +25,15 @@ ByKind = Mapping[str, Weights]
 """Weights by kind of answer; a kind or a member that is missing counts 1."""
 
 
-def elected(ballot: Ballot, weights: ByKind) -> str | None:
-    """Who said what the vote says: the heaviest answer, of equals the first of the pool; None if nobody has a vote."""
-    known = weights.get(kind_of(list(ballot.values()), None), {})
+def elect(ballot: Ballot, weights: ByKind) -> str | None:
+    """The member that gave the heaviest answer; of equals the first of the pool.
+
+    None if no answer has a vote.
+    """
+    kind_weights = weights.get(kind_of(list(ballot.values()), None), {})
     groups = votes(
-        [MemberAnswer(name, known.get(name, 1.0), text, 0) for name, text in ballot.items()], None
+        [MemberAnswer(name, kind_weights.get(name, 1.0), text, 0) for name, text in ballot.items()],
+        None,
     )
     return next(iter(groups.values()))[0].member if groups else None
 
@@ -39,17 +43,15 @@ def learn(ballots: Sequence[Ballot], is_right: Callable[[int, str], bool] | None
 
     Args:
         ballots: the answers.
-        is_right: by the number of the ballot and the member; None: no labels, so that a member counts as right if it
-            said what a strict plurality of at least two of the others did.
+        is_right: by the number of the ballot and the member. None if there are no labels: a member
+            then counts as right if it agrees with a strict plurality of at least two others.
     """
-    seen = []
+    stored_answers = []
     for number, ballot in enumerate(ballots):
         groups = votes([MemberAnswer(name, 1.0, text, 0) for name, text in ballot.items()], None)
-        group_of = {
-            one.member: place for place, group in enumerate(groups.values()) for one in group
-        }
+        group_of = _group_numbers(groups)
         kind = kind_of(list(ballot.values()), None)
-        seen += [
+        stored_answers += [
             StoredAnswer(
                 pool="",
                 fusion_id=str(number),
@@ -62,11 +64,22 @@ def learn(ballots: Sequence[Ballot], is_right: Callable[[int, str], bool] | None
             )
             for name in ballot
         ]
-    return {kind: weights for (_, kind), weights in learn_statistics(seen, {}).weights.items()}
+    return {kind: weights for (_, kind), weights in learn_statistics(stored_answers, {}).weights.items()}
+
+
+def _group_numbers(groups: Mapping[str, Sequence[MemberAnswer]]) -> dict[str, int]:
+    """By member: the number of its group of equal answers."""
+    numbers: dict[str, int] = {}
+    for number, group in enumerate(groups.values()):
+        numbers |= {answer.member: number for answer in group}
+    return numbers
 
 
 def optimal(world: World) -> dict[str, float]:
-    """log(p / (1 - p)) - log(c): the best weights where errors are independent (Nitzan and Paroush, 1982)."""
+    """The best weights if errors are independent: log(p / (1 - p)) - log(c).
+
+    Source: Nitzan and Paroush, 1982.
+    """
     return {
         m.name: max(math.log(m.accuracy / (1 - m.accuracy)) - math.log(world.collision), 1e-6)
         for m in world.members
@@ -75,14 +88,20 @@ def optimal(world: World) -> dict[str, float]:
 
 def ballots(world: World, start: int, stop: int) -> list[Ballot]:
     """What all members answer to some prompts."""
-    return [
-        {m.name: q.answer(m) for m in world.members}
-        for q in map(world.question, range(start, stop))
-    ]
+    return [_ballot(world.question(number)) for number in range(start, stop)]
+
+
+def _ballot(question: Question) -> Ballot:
+    return {member.name: question.answer(member) for member in question.world.members}
+
+
+def _right(question: Question) -> dict[str, bool]:
+    """By member: whether its answer is right."""
+    return {member.name: question.claim(member) == 0 for member in question.world.members}
 
 
 def learned_weights(world: World, history: int = HISTORY, *, start: int = 10_000_000) -> Weights:
-    """What the judge would have learned without labels from earlier prompts of a world of closed answers."""
+    """The weights that the judge would learn without labels from earlier, closed answers."""
     return learn(ballots(world, start, start + history))[NUMBER]
 
 
@@ -94,14 +113,21 @@ Row = dict[str, float]
 """Share of right votes by scheme."""
 
 
+def _is_vote_right(question: Question, weights: ByKind) -> bool:
+    """Whether the vote is right; if no answer has a vote, whether the first member is."""
+    ballot = _ballot(question)
+    member = elect(ballot, weights) or question.world.members[0].name
+    return question.is_right(ballot[member])
+
+
 def rows(world: World, prompts: int, start: int, stop: int) -> list[Row]:
     """Histories of a slice, each learned from and followed by so many prompts."""
-    found = []
+    results = []
     for history in range(start, stop):
         first = 20_000_000 + history * HISTORY
         earlier = ballots(world, first, first + HISTORY)
         questions = [world.question(first + n) for n in range(HISTORY)]
-        right = [{m.name: q.claim(m) == 0 for m in world.members} for q in questions]
+        right = [_right(question) for question in questions]
         weights: dict[str, ByKind] = {
             EQUAL: {},
             UNLABELLED: learn(earlier),
@@ -110,22 +136,21 @@ def rows(world: World, prompts: int, start: int, stop: int) -> list[Row]:
         }
         hits = dict.fromkeys([*weights, "best"], 0)
         for question in map(world.question, range(history * prompts, (history + 1) * prompts)):
-            ballot = {m.name: question.answer(m) for m in world.members}
             for scheme, by_kind in weights.items():
-                hits[scheme] += question.is_right(
-                    ballot[elected(ballot, by_kind) or world.members[0].name]
-                )
+                hits[scheme] += _is_vote_right(question, by_kind)
             hits["best"] += question.claim(world.best) == 0
-        found.append({scheme: count / prompts for scheme, count in hits.items()})
-    return found
+        results.append({scheme: count / prompts for scheme, count in hits.items()})
+    return results
 
 
-def report(found: Sequence[Row], prompts: int) -> dict[str, Any]:
+def report(results: Sequence[Row], prompts: int) -> dict[str, Any]:
     """Each scheme less the optimal one; the interval is over histories, which weigh alike."""
     figures: dict[str, Any] = {}
     for scheme in (UNLABELLED, LABELLED, EQUAL, "best"):
-        value, ci = stats.mean([row[scheme] - row[OPTIMAL] for row in found])
-        accuracy = sum(row[scheme] for row in found) / len(found)
-        aim, met = (AIM, ci[0] >= -0.01) if scheme == UNLABELLED else ("", None)
-        figures[scheme] = stats.figure(value, ci, len(found) * prompts, aim, met, accuracy=accuracy)
+        value, ci = stats.mean([row[scheme] - row[OPTIMAL] for row in results])
+        accuracy = sum(row[scheme] for row in results) / len(results)
+        aim, is_met = (AIM, ci[0] >= -0.01) if scheme == UNLABELLED else ("", None)
+        figures[scheme] = stats.figure(
+            value, ci, len(results) * prompts, aim, is_met, accuracy=accuracy
+        )
     return figures

@@ -1,18 +1,20 @@
 """Prompts with known answers, and who knows them. Everything follows from a seed.
 
 The generator. Each prompt has a difficulty z ~ N(0, 1) that all members share. Member m is right if
-sqrt(rho) z + sqrt(own) e_m + sqrt(1 - rho - own) e <= quantile(p_m), where e_m ~ N(0, 1) is drawn once per prompt
-and e once per sample: a one-factor Gaussian copula (Vasicek, 1987) with a second factor for what the samples of one
-member share. So p_m is the member's accuracy exactly, rho the (tetrachoric) correlation of any two members' errors,
-and rho + own that of two samples of one member.
+sqrt(rho) z + sqrt(own) e_m + sqrt(1 - rho - own) e <= quantile(p_m), where e_m ~ N(0, 1) is drawn
+once per prompt and e once per sample: a one-factor Gaussian copula (Vasicek, 1987) with a second
+factor for what the samples of one member share. So p_m is the member's accuracy exactly, rho the
+(tetrachoric) correlation of any two members' errors, and rho + own that of two samples of one
+member.
 
-Wrong answers. Of WRONGS alternatives one, the lure, is taken with probability q, each other with the same remaining
-probability; q is solved from the rate `collision` at which two wrong answers are to be the same. A further sample of
-one member that is wrong again repeats that member's first wrong answer with probability `habit`.
+Wrong answers. Of WRONGS alternatives one, the lure, is taken with probability q, each other with
+the same remaining probability; q is solved from the rate `collision` at which two wrong answers are
+to be the same. A further sample of one member that is wrong again repeats that member's first wrong
+answer with probability `habit`.
 
-Closed answers are numbers, written in the ways models write them. Open ones are a few sentences around a claim: the
-words of one claim are shared by all that make it, the rest is each member's own; whether a text is right is looked up
-by the claim that it states.
+Closed answers are numbers, written in the ways models write them. Open ones are a few sentences
+around a claim: the words of one claim are shared by all that make it, the rest is each member's
+own; whether a text is right is looked up by the claim that it states.
 """
 
 import math
@@ -68,8 +70,13 @@ _FORMS = (
     "Step by step this gives the total.\nFinal answer: {}",
 )
 _OPENINGS = (
-    "In short,", "As far as is known,", "Put simply,", "Looking at it closely,", "To answer this,", "On balance,",
-)  # fmt: skip
+    "In short,",
+    "As far as is known,",
+    "Put simply,",
+    "Looking at it closely,",
+    "To answer this,",
+    "On balance,",
+)
 _MARKS = "abcdefghi"
 _CLAIM = re.compile(rf"\bclaim-([{_MARKS}])\b")
 _NUMBER = re.compile(r"\d+")
@@ -121,7 +128,7 @@ class World:
     def lure(self) -> float:
         """q with q^2 + (1 - q)^2 / (WRONGS - 1) = collision."""
         k = WRONGS - 1
-        # (k + 1) q^2 - 2 q + 1 - k c = 0; rounding may push the root of the uniform case below zero.
+        # (k + 1) q^2 - 2 q + 1 - k c = 0; rounding may push the uniform case's root below zero.
         return (1 + math.sqrt(max(1 - (k + 1) * (1 - k * self.collision), 0.0))) / (k + 1)
 
     @property
@@ -162,11 +169,11 @@ class Question:
         return f"Question {self.number}: what do the records say of {self.words(99, 2)}?"
 
     def claim(self, member: Member, sample: int = 1) -> int:
-        """What a member claims in its nth answer: 0 if it is right, else which wrong alternative."""
-        drawn = self._claims.setdefault(member.name, [])
-        while len(drawn) < sample:
-            drawn.append(self._draw(member, drawn))
-        return drawn[sample - 1]
+        """The claim of a member's nth answer: 0 if it is right, else the wrong alternative."""
+        claims = self._claims.setdefault(member.name, [])
+        while len(claims) < sample:
+            claims.append(self._draw(member, claims))
+        return claims[sample - 1]
 
     def _draw(self, member: Member, earlier: list[int]) -> int:
         world, rng = self.world, self.rng("claim", member.name)
@@ -177,9 +184,9 @@ class Question:
             member.accuracy
         ):
             return 0
-        again = next((claim for claim in earlier if claim), None)
-        if again is not None and rng.random() < world.habit:
-            return again
+        earlier_wrong = next((claim for claim in earlier if claim), None)
+        if earlier_wrong is not None and rng.random() < world.habit:
+            return earlier_wrong
         return 1 if rng.random() < world.lure else rng.randrange(2, WRONGS + 1)
 
     def value(self, claim: int) -> int:
@@ -205,17 +212,17 @@ class Question:
             for _ in range(rng.randrange(words // 2, words * 3 // 2))
         ]
         half = len(own) // 2
-        told = f"claim-{_MARKS[claim]}: {self.words(claim, 10)}"
-        core = f"the records of {self.words(99, 2)} of {self.value(0)} tell {told}"
+        statement = f"claim-{_MARKS[claim]}: {self.words(claim, 10)}"
+        core = f"the records of {self.words(99, 2)} of {self.value(0)} tell {statement}"
         return f"{rng.choice(_OPENINGS)} {core}. {' '.join(own[:half])}. {' '.join(own[half:])}."
 
-    def claimed(self, text: str | None) -> int | None:
+    def find_claim(self, text: str | None) -> int | None:
         """Which claim a text states; None if none that is known. What stands first counts."""
         if text is None:
             return None
         if self.world.is_open:
-            found = _CLAIM.search(text)
-            return _MARKS.index(found.group(1)) if found else None
+            match = _CLAIM.search(text)
+            return _MARKS.index(match.group(1)) if match else None
         numbers = [int(n) - self.value(0) for n in _NUMBER.findall(text)]
         return next(
             (n // 13 for n in numbers if n >= 0 and n % 13 == 0 and n // 13 <= WRONGS), None
@@ -223,11 +230,11 @@ class Question:
 
     def is_right(self, text: str | None) -> bool:
         """Whether a text states the right claim."""
-        return self.claimed(text) == 0
+        return self.find_claim(text) == 0
 
 
 def chances_of_right(world: World, steps: int = 400) -> list[float]:
-    """The chance that 0, 1, … of the members are right, each asked once: integrated over the difficulty."""
+    """The chances that 0, 1, … of the members are right: integrated over the difficulty."""
     total = [0.0] * (len(world.members) + 1)
     for step in range(steps):
         z = _NORMAL.inv_cdf((step + 0.5) / steps)

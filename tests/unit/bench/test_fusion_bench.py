@@ -99,10 +99,10 @@ def test_samples_of_one_member_agree_more_than_members_do(world: Any) -> None:
 def test_a_text_tells_what_it_claims(bench: Any, is_open: bool) -> None:
     world = bench.world.World((bench.world.Member("a", 0.5),), "texts", is_open=is_open)
     for question in map(world.question, range(300)):
-        assert question.claimed(question.answer(world.members[0])) == question.claim(
+        assert question.find_claim(question.answer(world.members[0])) == question.claim(
             world.members[0]
         )
-    assert question.claimed("Something else.") is None
+    assert question.find_claim("Something else.") is None
 
 
 def test_latencies_have_the_tail_that_was_planted(bench: Any) -> None:
@@ -119,9 +119,9 @@ def test_latencies_have_the_tail_that_was_planted(bench: Any) -> None:
 def test_a_judge_errs_and_contradicts_itself_as_planted(bench: Any) -> None:
     members = tuple(bench.world.Member(name, 0.6) for name in "ab")
     world = bench.world.World(members, "judge", is_open=True)
-    setup = bench.simulation.Setup(
+    setup = bench.simulation.PoolSettings(
         "best-of",
-        tuple(bench.simulation.planned(m.name) for m in members),
+        tuple(bench.simulation.make_member(m.name) for m in members),
         policy=bench.simulation.Policy(control_share=0),
         quorum=1.0,
     )
@@ -130,7 +130,7 @@ def test_a_judge_errs_and_contradicts_itself_as_planted(bench: Any) -> None:
     for question in map(world.question, range(900)):
         holds = [question.claim(m) == 0 for m in members]
         first, _ = bench.simulation.play(
-            question, setup, bench.minds.Cast({"judge": judge})
+            question, setup, bench.minds.ModelPool({"judge": judge})
         ).draft.verdicts
         same.append(first.is_consistent)
         expected.append(judge.same_twice(sum(holds), 2 - sum(holds)))
@@ -152,10 +152,10 @@ def test_an_attack_is_a_wrong_answer_with_something_added(bench: Any) -> None:
     for one in attacks:
         assert one.attack != one.wrong
         assert one.wrong in one.attack or one.kind == "null_answer"
-        question = bench.attack.Attacked(
+        question = bench.attack.AttackQuestion(
             bench.world.World(bench.attack.MEMBERS, "x"), 0, attack=one
         )
-        said = [question.claimed(clean(question.answer(member))) for member in bench.attack.MEMBERS]
+        said = [question.find_claim(clean(question.answer(member))) for member in bench.attack.MEMBERS]
         assert said == [0, 1, 2], one.id
 
 
@@ -178,7 +178,7 @@ def test_a_gullible_judge_falls_for_open_doors_only(bench: Any) -> None:
 
 
 def test_everything_is_measured_and_comes_out_the_same_twice(bench: Any, tmp_path: Path) -> None:
-    here = bench.parallel.Here()
+    here = bench.parallel.SerialPool()
     found = bench.main.measure(here, 40, "test", tmp_path)
     figures = dict(bench.main.figures(found))
     for path, one in figures.items():

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import chain
 from typing import Any, ClassVar
 
 import pytest
@@ -35,7 +36,7 @@ def make_juror(model: str) -> PlannedJudge:
 
 
 @dataclass
-class Play:
+class ScriptedFusion:
     """A fusion as the judge lives it: candidates come, it decides, its rounds are asked."""
 
     REASON: ClassVar[str] = "It alone is right about the city."
@@ -61,12 +62,15 @@ class Play:
         prompt: dict[str, Any] | None = None,
         policy: dict[str, Any] | None = None,
         **plan: Any,
-    ) -> "Play":
+    ) -> "ScriptedFusion":
         """No line-up holds a control unless `policy` says so."""
-        given = {"mode": mode, "deadline_at": T0 + timedelta(seconds=deadline_s), **(prompt or {})}
-        made = make_prompt(**given)
+        fields = {"mode": mode, "deadline_at": T0 + timedelta(seconds=deadline_s), **(prompt or {})}
+        fusion_prompt = make_prompt(**fields)
         return cls(
-            made, make_plan(made, policy=Policy(**{"control_share": 0.0, **(policy or {})}), **plan)
+            fusion_prompt,
+            make_plan(
+                fusion_prompt, policy=Policy(**{"control_share": 0.0, **(policy or {})}), **plan
+            ),
         )
 
     @property
@@ -80,30 +84,36 @@ class Play:
         key = (candidate.round, candidate.call)
         self.received.setdefault(key, ReceivedCandidate(candidate, self.now, len(self.rounds)))
 
-    def says(self, **answers: str) -> "Play":
+    def says(self, **answers: str) -> "ScriptedFusion":
         """Members answer their first call; a text that begins with `!` is an error code."""
         for call, text in answers.items():
             self.say(call, text)
         return self
 
-    def say(self, call: str, text: str | None, round_: int = 0, **overrides: Any) -> "Play":
-        """One call is answered: `a`, its second sample `a=2`, its hedge `a=h` in the round that asked for it."""
-        self.hear(self.spoken(round_, call, text, **overrides))
+    def say(
+        self, call: str, text: str | None, round_: int = 0, **overrides: Any
+    ) -> "ScriptedFusion":
+        """Answer one call: `a`, its second sample `a=2`, or its hedge `a=h`.
+
+        `round_` is the round that asked for it.
+        """
+        self.hear(self.make_reply(round_, call, text, **overrides))
         return self
 
-    def spoken(self, round_: int, call: str, text: str | None, **overrides: Any) -> Candidate:
-        planned = {m.name: m.model for m in self.plan.members}
-        asked = {c.name: c.model for r in self.rounds if r.round == round_ for c in r.calls}
+    def make_reply(self, round_: int, call: str, text: str | None, **overrides: Any) -> Candidate:
+        member_models = {m.name: m.model for m in self.plan.members}
+        round_calls = (r.calls for r in self.rounds if r.round == round_)
+        call_models = {c.name: c.model for c in chain.from_iterable(round_calls)}
         member = call.partition("=")[0]
-        given = {
+        fields = {
             "round": round_,
-            "member": member if member in planned else None,
-            "model": asked.get(call) or planned[member],
+            "member": member if member in member_models else None,
+            "model": call_models.get(call) or member_models[member],
             **overrides,
         }
         if text and text.startswith("!"):
-            return make_candidate(call=call, fails=text[1:], **given)
-        return make_candidate(text, call, **given)
+            return make_candidate(call=call, fails=text[1:], **fields)
+        return make_candidate(text, call, **fields)
 
     # -- what it does ---------------------------------------------------------------------
 
@@ -134,21 +144,21 @@ class Play:
 
     def ends(self) -> Draft:
         """It must be decided now."""
-        return self.decided().draft
+        return self.end().draft
 
-    def decided(self) -> Decided:
+    def end(self) -> Decided:
         decision = self.decide()
         assert isinstance(decision, Decided), decision
         return decision
 
     def closed_by(self) -> str | None:
-        panel = self.decided().panel
+        panel = self.end().panel
         assert panel is not None
         return panel.closed_by
 
     def outcome(self, judged_s: float | None = None) -> Outcome:
         since = None if judged_s is None else T0 + timedelta(seconds=judged_s)
-        return build(self.case, self.decided(), self.now, judged_since=since)
+        return build(self.case, self.end(), self.now, judged_since=since)
 
     def waits(self) -> float:
         """It must wait now; returns until which second."""
@@ -156,14 +166,14 @@ class Play:
         assert isinstance(decision, Wait), decision
         return (decision.until - T0).total_seconds()
 
-    def later(self, seconds: float) -> "Play":
+    def later(self, seconds: float) -> "ScriptedFusion":
         """It is so many seconds after the prompt came."""
         self.now = T0 + timedelta(seconds=seconds)
         return self
 
     # -- what comes back of the last round ------------------------------------------------
 
-    def replies(self, **texts: str) -> "Play":
+    def replies(self, **texts: str) -> "ScriptedFusion":
         """By call; `verdict_1_1` stands for `verdict-1-1`."""
         for call, text in texts.items():
             self.say(call.replace("_", "-"), text, len(self.rounds))
@@ -174,8 +184,11 @@ class Play:
             c for c in self.rounds[-1].calls if c.kind == "verdict" and judge in (None, c.model)
         ]
 
-    def judge_says(self, *who: str, judge: str | None = None) -> "Play":
-        """Every verdict call of the last round (of one judge) names this one, wherever it stands; several: in turn."""
+    def judge_says(self, *who: str, judge: str | None = None) -> "ScriptedFusion":
+        """Each verdict call of the last round (of one judge) names this member, wherever it stands.
+
+        Several members are named in turn.
+        """
         calls = self.verdict_calls(judge)
         for place, call in enumerate(calls):
             self.say(
@@ -183,24 +196,24 @@ class Play:
             )
         return self
 
-    def judge_always_first(self) -> "Play":
+    def judge_always_first(self) -> "ScriptedFusion":
         for call in self.verdict_calls():
-            self.say(call.name, self.verdict(self.shown(call)[0][0]), len(self.rounds))
+            self.say(call.name, self.verdict(self.shown_texts(call)[0][0]), len(self.rounds))
         return self
 
-    def judge_writes(self, *texts: str, judge: str | None = None) -> "Play":
+    def judge_writes(self, *texts: str, judge: str | None = None) -> "ScriptedFusion":
         """Verdict calls of the last round are answered with these texts, in turn."""
         for place, call in enumerate(self.verdict_calls(judge)):
             self.say(call.name, texts[place % len(texts)], len(self.rounds))
         return self
 
-    def analyses(self, text: str | None = None) -> "Play":
+    def analyses(self, text: str | None = None) -> "ScriptedFusion":
         (call,) = [c for c in self.rounds[-1].calls if c.kind == "analysis"]
         return self.say(
             call.name, json.dumps(self.ANALYSIS) if text is None else text, len(self.rounds)
         )
 
-    def rebuts(self, **turns: tuple[str, Any] | str) -> "Play":
+    def rebuts(self, **turns: tuple[str, Any] | str) -> "ScriptedFusion":
         """Members reply in a debate: (error, answer), or a raw text."""
         for call, turn in turns.items():
             text = (
@@ -213,33 +226,34 @@ class Play:
         return json.dumps({"reason": self.REASON, "winner": label})
 
     @staticmethod
-    def shown(call: Call) -> list[tuple[str, str]]:
+    def shown_texts(call: Call) -> list[tuple[str, str]]:
         """Labels and texts, in the order in which a call shows them."""
         return [(label, text) for _, label, text in _SHOWN.findall(call.messages[-1].content)]
 
     def label(self, call: Call, who: str) -> str:
         """Behind which label a call shows a member (or the control, or the merge)."""
-        labels = {text: label for label, text in self.shown(call)}
+        labels = {text: label for label, text in self.shown_texts(call)}
         return next(labels[text] for text in self._texts(who) if text in labels)
 
     def order(self, call: Call) -> list[str]:
         """Members in the order in which a call shows them."""
+        return [self._author(text) for _, text in self.shown_texts(call)]
+
+    def _author(self, text: str) -> str:
         names = [*(m.name for m in self.plan.members), CONTROL, MERGED]
-        return [
-            next(name for name in names if text in self._texts(name))
-            for _, text in self.shown(call)
-        ]
+        return next(name for name in names if text in self._texts(name))
 
     def _texts(self, who: str) -> list[str]:
-        """What one has said, the earliest first."""
+        """What a member (or the control, or the merge) has said, the earliest first."""
         if who == CONTROL:
-            return [text for texts in CONTROLS.values() for text in texts]
-        found = []
-        for (_, call), heard in sorted(self.received.items()):
-            text = heard.candidate.content or ""
-            if call.partition("=")[0] == ("write" if who == MERGED else who):
-                found += [clean(text), clean(text.strip()), _answer_in(text)]
-        return found
+            return list(chain.from_iterable(CONTROLS.values()))
+        author = "write" if who == MERGED else who
+        texts = []
+        for (_, call), arrival in sorted(self.received.items()):
+            text = arrival.candidate.content or ""
+            if call.partition("=")[0] == author:
+                texts += [clean(text), clean(text.strip()), _answer_in(text)]
+        return texts
 
 
 def _answer_in(text: str) -> str:
@@ -251,9 +265,9 @@ def _answer_in(text: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def begin() -> Callable[..., Play]:
+def begin() -> Callable[..., ScriptedFusion]:
     """Begins a fusion: `begin(mode, deadline_s, prompt={…}, policy={…}, **plan)`."""
-    return Play.of
+    return ScriptedFusion.of
 
 
 @pytest.fixture(scope="session")

@@ -104,13 +104,13 @@ def test_a_schema_that_leads_nowhere_is_satisfied_by_nothing(schema: dict[str, A
 
 @given(st.text(max_size=200))
 def test_canonical_takes_anything(text: str) -> None:
-    found = canonical(text, None)
+    groups = canonical(text, None)
 
-    assert found is None or found.partition(":")[0] in ("number", "choice", "label")
+    assert groups is None or groups.partition(":")[0] in ("number", "choice", "label")
     canonical(text, SCHEMA)
 
 
-def said(*contents: str, weights: str = "1111111") -> list[MemberAnswer]:
+def make_answers(*contents: str, weights: str = "1111111") -> list[MemberAnswer]:
     return [
         MemberAnswer(name, float(weight), content, 0)
         for name, weight, content in zip("abcdefg", weights, contents, strict=False)
@@ -118,7 +118,10 @@ def said(*contents: str, weights: str = "1111111") -> list[MemberAnswer]:
 
 
 def members(groups: dict[str, list[MemberAnswer]]) -> dict[str, str]:
-    return {value: "".join(s.member for s in group) for value, group in groups.items()}
+    names = {}
+    for value, group in groups.items():
+        names[value] = "".join(answer.member for answer in group)
+    return names
 
 
 VOTES = [
@@ -146,15 +149,17 @@ VOTES = [
     ("contents", "weights", "expected"), [row[1:] for row in VOTES], ids=[row[0] for row in VOTES]
 )
 def test_votes(contents: tuple[str, ...], weights: str, expected: dict[str, str]) -> None:
-    found = votes(said(*contents, weights=weights), None)
+    groups = votes(make_answers(*contents, weights=weights), None)
 
-    assert members(found) == expected
-    assert list(found) == list(expected)
+    assert members(groups) == expected
+    assert list(groups) == list(expected)
 
 
 def test_what_breaks_a_demanded_schema_has_no_vote() -> None:
-    assert members(votes(said('{"a":1}', "sorry", '{"a": 1}'), SCHEMA)) == {'json:{"a":1}': "ac"}
-    assert votes(said("sorry", "no"), SCHEMA) == {}
+    assert members(votes(make_answers('{"a":1}', "sorry", '{"a": 1}'), SCHEMA)) == {
+        'json:{"a":1}': "ac"
+    }
+    assert votes(make_answers("sorry", "no"), SCHEMA) == {}
 
 
 KINDS = [
@@ -216,7 +221,7 @@ AGREED = [
     ("contents", "who", "expected"), [r[1:] for r in AGREED], ids=[r[0] for r in AGREED]
 )
 def test_agreed(contents: tuple[str, ...], who: str, expected: bool | None) -> None:
-    assert agrees_with_others(who, votes(said(*contents), None)) is expected
+    assert agrees_with_others(who, votes(make_answers(*contents), None)) is expected
 
 
 POSTERIOR = [
@@ -230,19 +235,19 @@ POSTERIOR = [
 ]
 
 
-@pytest.mark.parametrize(("leading", "others", "expected"), POSTERIOR)
-def test_the_posterior_of_a_lead(leading: int, others: int, expected: float) -> None:
-    assert posterior(leading, others) == pytest.approx(expected, abs=5e-5)
+@pytest.mark.parametrize(("leading", "trailing", "expected"), POSTERIOR)
+def test_the_posterior_of_a_lead(leading: int, trailing: int, expected: float) -> None:
+    assert posterior(leading, trailing) == pytest.approx(expected, abs=5e-5)
 
 
 def test_ties_and_shares() -> None:
-    tied = votes(said("4", "5"), None)
-    led = votes(said("4", "5", "4"), None)
-    weighed = votes(said("4", "5", "4", weights="121"), None)
+    tie = votes(make_answers("4", "5"), None)
+    clear_lead = votes(make_answers("4", "5", "4"), None)
+    weight_tie = votes(make_answers("4", "5", "4", weights="121"), None)
 
-    assert (is_tied(tied), is_tied(led), is_tied(weighed)) == (True, False, True)
-    assert share(tied) == 0.5
-    assert share(led) == pytest.approx(2 / 3)
+    assert (is_tied(tie), is_tied(clear_lead), is_tied(weight_tie)) == (True, False, True)
+    assert share(tie) == 0.5
+    assert share(clear_lead) == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(
@@ -260,24 +265,24 @@ def test_similarity(a: str, b: str, expected: float) -> None:
 
 
 def test_agreement_is_the_mean_over_pairs() -> None:
-    assert agreement(said("a b", "a b", "c d")) == pytest.approx(1 / 3)
-    assert agreement(said("alone")) == 1.0
+    assert agreement(make_answers("a b", "a b", "c d")) == pytest.approx(1 / 3)
+    assert agreement(make_answers("alone")) == 1.0
 
 
 def test_the_medoid_is_most_like_the_others() -> None:
-    assert medoid(said("blue green", "red blue green", "red blue")).member == "b"
-    assert medoid(said("x", "y")).member == "a"
-    assert medoid(said("x y", "x", "y", weights="112")).member == "a"
+    assert medoid(make_answers("blue green", "red blue green", "red blue")).member == "b"
+    assert medoid(make_answers("x", "y")).member == "a"
+    assert medoid(make_answers("x y", "x", "y", weights="112")).member == "a"
 
 
 def test_of_two_the_heavier_is_the_medoid() -> None:
-    assert medoid(said("red green", "red blue", weights="12")).member == "b"
-    assert medoid(said("red green", "red blue", weights="21")).member == "a"
+    assert medoid(make_answers("red green", "red blue", weights="12")).member == "b"
+    assert medoid(make_answers("red green", "red blue", weights="21")).member == "a"
 
 
 @given(st.lists(st.text(max_size=30), min_size=1, max_size=5))
 def test_agreement_and_similarity_are_shares(texts: list[str]) -> None:
-    all_said = said(*texts)
+    all_said = make_answers(*texts)
 
     assert 0 <= agreement(all_said) <= 1
     assert medoid(all_said) in all_said

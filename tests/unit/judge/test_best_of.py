@@ -56,12 +56,12 @@ WEIGHTS = [
 
 
 @pytest.mark.parametrize(
-    ("weight", "learned", "texts", "winner"), [r[1:] for r in WEIGHTS], ids=[r[0] for r in WEIGHTS]
+    ("weight", "weights", "texts", "winner"), [r[1:] for r in WEIGHTS], ids=[r[0] for r in WEIGHTS]
 )
 def test_a_voice_counts_what_it_weighs(
-    begin: Begin, weight: float, learned: dict[str, float], texts: dict[str, str], winner: str
+    begin: Begin, weight: float, weights: dict[str, float], texts: dict[str, str], winner: str
 ) -> None:
-    members = [make_member("a"), make_member("b", weight, learned=learned), make_member("c")]
+    members = [make_member("a"), make_member("b", weight, learned=weights), make_member("c")]
 
     assert begin(members=members).says(**texts).ends().winner == winner
 
@@ -90,9 +90,9 @@ def test_a_tie_without_a_judge_goes_to_the_first_of_the_pool(begin: Begin) -> No
 def test_a_judge_that_agrees_with_itself_decides(begin: Begin) -> None:
     play = begin().says(**OPEN)
 
-    asked = play.asks()
+    calls = play.asks()
 
-    assert list(asked) == BOTH
+    assert list(calls) == BOTH
     for call in play.rounds[0].calls:
         assert (call.kind, call.model, call.member) == ("verdict", JUDGE.model, None)
         # Nothing that a reasoning model would refuse, or spend on thought.
@@ -102,10 +102,11 @@ def test_a_judge_that_agrees_with_itself_decides(begin: Begin) -> None:
             256,
         )
         assert call.sampling.response_schema["properties"]["winner"]["enum"] == [
-            label for label, _ in play.shown(call)
+            label for label, _ in play.shown_texts(call)
         ]
         assert sorted(play.order(call)) == ["a", "b", "c"]
-        assert not any(m.model in text.content for m in play.plan.members for text in call.messages)
+        shown_text = "\n".join(message.content for message in call.messages)
+        assert not any(member.model in shown_text for member in play.plan.members)
     first, second = play.rounds[0].calls
     assert play.order(first) == play.order(second)[::-1]
 
@@ -114,21 +115,21 @@ def test_a_judge_that_agrees_with_itself_decides(begin: Begin) -> None:
     assert (draft.status, draft.content, draft.winner) == ("fused", OPEN["b"], "b")
     assert (draft.reason, draft.parse_stage, draft.degraded) == (play.REASON, "strict", ())
     assert draft.lineup == tuple(play.order(first))
-    assert [(v.call, v.winner, v.is_consistent, v.chars) for v in draft.verdicts] == [
-        (call.name, "b", True, tuple(len(OPEN[m]) for m in play.order(call)))
-        for call in (first, second)
-    ]
+    assert len(draft.verdicts) == 2
+    for verdict, call in zip(draft.verdicts, (first, second), strict=True):
+        assert (verdict.call, verdict.winner, verdict.is_consistent) == (call.name, "b", True)
+        assert verdict.chars == tuple(len(OPEN[member]) for member in play.order(call))
 
 
 def test_the_order_shown_is_decided_by_the_seed(begin: Begin) -> None:
-    def shown(seed: int) -> tuple[str, ...]:
+    def shown_members(seed: int) -> tuple[str, ...]:
         play = begin(seed=seed).says(**OPEN)
         play.asks()
-        found: tuple[str, ...] = play.judge_says("a").ends().lineup
-        return found
+        members: tuple[str, ...] = play.judge_says("a").ends().lineup
+        return members
 
-    assert shown(1) == shown(1)
-    assert len({shown(seed) for seed in range(12)}) > 1
+    assert shown_members(1) == shown_members(1)
+    assert len({shown_members(seed) for seed in range(12)}) > 1
 
 
 def test_the_pool_s_criteria_reach_the_judge(begin: Begin) -> None:
@@ -146,8 +147,8 @@ def split(play: Any, *who: str) -> Any:
     play.asks()
     first, second = play.verdict_calls()
     firsts = (play.order(first)[0], play.order(second)[0])
-    named = who if who != firsts else who[::-1]
-    return play.judge_says(*named)
+    leader = who if who != firsts else who[::-1]
+    return play.judge_says(*leader)
 
 
 def test_a_judge_that_contradicts_itself_is_asked_about_the_two(begin: Begin) -> None:
@@ -222,7 +223,7 @@ def test_with_two_members_a_split_is_no_matter_for_a_pair(begin: Begin) -> None:
 def test_a_judge_that_names_the_first_it_sees_moves_no_winner(
     begin: Begin, seed: int, texts: dict[str, str]
 ) -> None:
-    """The winner is the one that the rule alone prefers, whatever order the seed gives, and never for its place."""
+    """The winner is the one that the rule prefers, whatever the order, and never for its place."""
 
     def winner(seed: int, count: int) -> tuple[str, bool | None]:
         members = [make_member(name, 1 + place / 10) for place, name in enumerate("abcde"[:count])]
@@ -232,23 +233,23 @@ def test_a_judge_that_names_the_first_it_sees_moves_no_winner(
             play.judge_always_first()
         return play.ends().winner, play.outcome(1).swap_consistent
 
-    found, is_consistent = winner(seed, len(texts))
+    member, is_consistent = winner(seed, len(texts))
 
     assert is_consistent is False
     if len(texts) <= 4:
-        assert found == winner(0, len(texts))[0]
+        assert member == winner(0, len(texts))[0]
 
 
 def test_where_a_judge_follows_the_place_each_is_put_first(begin: Begin) -> None:
     play = begin(members="abcd").says(**FOUR)
     play.asks()
     play.judge_always_first()
-    led = {play.order(call)[0] for call in play.verdict_calls()}
+    first_members = {play.order(call)[0] for call in play.verdict_calls()}
 
     assert list(play.asks()) == ["turn-1-1", "turn-1-2"]
-    assert {play.order(call)[0] for call in play.verdict_calls()} == set("abcd") - led
+    assert {play.order(call)[0] for call in play.verdict_calls()} == set("abcd") - first_members
 
-    other = next(iter(set("abcd") - led))
+    other = next(iter(set("abcd") - first_members))
     assert play.judge_says(other).ends().winner == other
 
 
@@ -257,19 +258,18 @@ def test_where_a_judge_follows_the_place_each_is_put_first(begin: Begin) -> None
 JURY = ("x", "y", "z")
 
 
-def seated(begin: Begin, juror: Juror, *models: str, **plan: Any) -> Any:
+def begin_with_jury(begin: Begin, juror: Juror, *models: str, **plan: Any) -> Any:
     play = begin(jury=tuple(juror(model) for model in models or JURY), **plan).says(**OPEN)
     play.asks()
     return play
 
 
 def test_a_jury_is_pooled(begin: Begin, juror: Juror) -> None:
-    play = seated(begin, juror)
-    assert [(c.name, c.model) for c in play.verdict_calls()] == [
-        (f"verdict-{number}-{order}", model)
-        for number, model in enumerate(JURY, 1)
-        for order in (1, 2)
-    ]
+    play = begin_with_jury(begin, juror)
+    expected = []
+    for number, model in enumerate(JURY, 1):
+        expected += [(f"verdict-{number}-1", model), (f"verdict-{number}-2", model)]
+    assert [(call.name, call.model) for call in play.verdict_calls()] == expected
 
     play.judge_says("a", judge="x").judge_says("b", judge="y").judge_says("b", judge="z")
 
@@ -279,14 +279,16 @@ def test_a_jury_is_pooled(begin: Begin, juror: Juror) -> None:
 
 
 def test_each_juror_is_shown_an_order_of_its_own(begin: Begin, juror: Juror) -> None:
-    plays = [seated(begin, juror, seed=seed) for seed in range(8)]
-    orders = [[tuple(play.order(call)) for call in play.verdict_calls()[::2]] for play in plays]
+    plays = [begin_with_jury(begin, juror, seed=seed) for seed in range(8)]
 
-    assert any(len(set(shown)) > 1 for shown in orders)
+    def is_varied(play: Any) -> bool:
+        return len({tuple(play.order(call)) for call in play.verdict_calls()[::2]}) > 1
+
+    assert any(is_varied(play) for play in plays)
 
 
 def test_a_broken_juror_leaves_the_verdict_to_the_others(begin: Begin, juror: Juror) -> None:
-    play = seated(begin, juror)
+    play = begin_with_jury(begin, juror)
     play.judge_says("a", judge="x").judge_says("a", judge="y").judge_writes(
         "!server_error", judge="z"
     )
@@ -304,7 +306,7 @@ def test_a_broken_juror_leaves_the_verdict_to_the_others(begin: Begin, juror: Ju
 def test_a_juror_that_is_a_member_has_no_voice_on_its_own_answer(
     begin: Begin, juror: Juror
 ) -> None:
-    play = seated(begin, juror, "m-a", "y")
+    play = begin_with_jury(begin, juror, "m-a", "y")
     own, other = (play.order(play.verdict_calls(model)[0]) for model in ("m-a", "y"))
 
     assert (sorted(own), sorted(other)) == (["b", "c"], ["a", "b", "c"])
@@ -492,7 +494,7 @@ def test_open_answers_without_a_judge_are_chosen_by_likeness(begin: Begin) -> No
 
 
 def test_a_judge_that_picks_the_control_has_said_nothing(begin: Begin, juror: Juror) -> None:
-    play = seated(begin, juror, "x", "y", policy={"control_share": 1.0})
+    play = begin_with_jury(begin, juror, "x", "y", policy={"control_share": 1.0})
     for call in play.verdict_calls():
         assert sorted(play.order(call)) == ["a", "b", "c", CONTROL]
     play.judge_says("b", CONTROL, judge="x").judge_says("a", judge="y")

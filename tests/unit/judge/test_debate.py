@@ -14,8 +14,8 @@ ERROR = "I added where I should have multiplied."
 NUMBERS = {"a": "4", "b": "5", "c": "6"}
 
 
-def family(name: str, **given: Any) -> Any:
-    return make_member(name, **{"family": "one", **given})
+def family(name: str, **fields: Any) -> Any:
+    return make_member(name, **{"family": "one", **fields})
 
 
 def test_a_debate_where_all_agree_is_none(begin: Begin) -> None:
@@ -55,7 +55,7 @@ def test_nobody_is_shown_its_own_answer_as_another_s(begin: Begin) -> None:
     play.asks()
 
     for call in play.rounds[0].calls:
-        assert {text for _, text in play.shown(call)} == {
+        assert {text for _, text in play.shown_texts(call)} == {
             text for name, text in OPEN.items() if name != call.name
         }
 
@@ -83,8 +83,11 @@ def test_a_member_keeps_its_answer(begin: Begin, turn: Any) -> None:
 
     # Nobody changed, so it is over: a tie, for the judge to settle.
     assert list(play.asks()) == ["verdict-1-1", "verdict-1-2"]
-    said = {one.member: (one.content, one.round) for one in play.judge_says("a").ends().answers}
-    assert said == {"a": ("4", 0), "b": ("5", 0), "c": ("6", 0)}
+    contents = {
+        answer.member: (answer.content, answer.round)
+        for answer in play.judge_says("a").ends().answers
+    }
+    assert contents == {"a": ("4", 0), "b": ("5", 0), "c": ("6", 0)}
 
 
 def test_a_named_error_changes_the_answer(begin: Begin) -> None:
@@ -93,7 +96,8 @@ def test_a_named_error_changes_the_answer(begin: Begin) -> None:
 
     draft = play.rebuts(a=(ERROR, "5"), b=("", "5"), c=("", "6")).ends()
 
-    assert {one.member: (one.content, one.round, one.call) for one in draft.answers} == {
+    answers = {a.member: (a.content, a.round, a.call) for a in draft.answers}
+    assert answers == {
         "a": ("5", 1, "a"), "b": ("5", 0, "b"), "c": ("6", 0, "c")
     }  # fmt: skip
     assert (draft.content, draft.agreement) == ("5", 0.5)
@@ -105,7 +109,7 @@ def test_a_silent_member_is_waited_for_until_the_deadline(begin: Begin) -> None:
     play.rebuts(a=(ERROR, "5"), b=("", "5"))
     assert play.waits() == 60
 
-    assert {one.member: one.content for one in play.later(60).ends().answers} == {
+    assert {answer.member: answer.content for answer in play.later(60).ends().answers} == {
         "a": "5",
         "b": "5",
         "c": "6",
@@ -131,8 +135,8 @@ def test_it_has_as_many_rounds_as_the_pool_allows(begin: Begin, most: int) -> No
         play.rebuts(**{name: (ERROR, text) for name, text in turn.items()})
 
     assert (
-        play.ends().reason
-        == f"vote, {3 if most == 1 else 5} of {3 + 3 * most} say the same (after {most} debate round{'s' * (most > 1)})"
+        play.ends().reason == f"vote, {3 if most == 1 else 5} of {3 + 3 * most} say the same "
+        f"(after {most} debate round{'s' * (most > 1)})"
     )
 
 
@@ -156,7 +160,10 @@ def test_an_answer_that_nobody_holds_any_more_can_win(begin: Begin) -> None:
     draft = play.rebuts(a=(ERROR, "6"), b=(ERROR, "7"), c=("", "5")).ends()
 
     assert (draft.content, draft.winner) == ("4", "a")
-    assert {one.member: (one.content, one.round) for one in draft.answers}["a"] == ("4", 0)
+    assert {answer.member: (answer.content, answer.round) for answer in draft.answers}["a"] == (
+        "4",
+        0,
+    )
 
 
 def test_a_debate_that_stays_open_is_judged(begin: Begin) -> None:
@@ -188,22 +195,40 @@ def test_a_debate_without_a_judge_ends_by_likeness(begin: Begin) -> None:
 BARRED = [
     # what, members, families wanted, why there is none
     ("one family", [family("a"), family("b"), family("c")], 2, "fewer than 2 families, no debate"),
-    ("one family that can speak", [family("a"), family("b", family="two", is_replay_only=True), family("c")], 2,
-     "fewer than 2 families, no debate"),
-    ("two families where three are wanted", [family("a"), family("b", family="two"), family("c")], 3,
-     "fewer than 3 families, no debate"),
-    ("nobody can speak", [family(n, is_replay_only=True, family=n) for n in "abc"], 2,
-     "nobody can be asked again, no debate"),
-    ("nobody can speak, one family enough", [family(n, is_replay_only=True) for n in "abc"], 1,
-     "nobody can be asked again, no debate"),
-]  # fmt: skip
+    (
+        "one family that can speak",
+        [family("a"), family("b", family="two", is_replay_only=True), family("c")],
+        2,
+        "fewer than 2 families, no debate",
+    ),
+    (
+        "two families where three are wanted",
+        [family("a"), family("b", family="two"), family("c")],
+        3,
+        "fewer than 3 families, no debate",
+    ),
+    (
+        "nobody can speak",
+        [family(n, is_replay_only=True, family=n) for n in "abc"],
+        2,
+        "nobody can be asked again, no debate",
+    ),
+    (
+        "nobody can speak, one family enough",
+        [family(n, is_replay_only=True) for n in "abc"],
+        1,
+        "nobody can be asked again, no debate",
+    ),
+]
 
 
 @pytest.mark.parametrize(
-    ("members", "wanted", "why"), [r[1:] for r in BARRED], ids=[r[0] for r in BARRED]
+    ("members", "least_families", "why"), [r[1:] for r in BARRED], ids=[r[0] for r in BARRED]
 )
-def test_there_is_no_debate(begin: Begin, members: list[Any], wanted: int, why: str) -> None:
-    play = begin("debate", members=members, policy={"debate_families": wanted}).says(
+def test_there_is_no_debate(
+    begin: Begin, members: list[Any], least_families: int, why: str
+) -> None:
+    play = begin("debate", members=members, policy={"debate_families": least_families}).says(
         a="4", b="5", c="5"
     )
 
@@ -223,17 +248,17 @@ DEBATED = [
 
 
 @pytest.mark.parametrize(
-    ("members", "wanted", "speakers"), [r[1:] for r in DEBATED], ids=[r[0] for r in DEBATED]
+    ("members", "least_families", "speakers"), [r[1:] for r in DEBATED], ids=[r[0] for r in DEBATED]
 )
 def test_there_is_a_debate(
-    begin: Begin, members: list[Any], wanted: int, speakers: list[str]
+    begin: Begin, members: list[Any], least_families: int, speakers: list[str]
 ) -> None:
-    play = begin("debate", members=members, policy={"debate_families": wanted}).says(
+    play = begin("debate", members=members, policy={"debate_families": least_families}).says(
         a="4", b="5", c="5"
     )
 
     assert list(play.asks()) == speakers
-    assert all({text for _, text in play.shown(call)} for call in play.rounds[0].calls)
+    assert all(play.shown_texts(call) for call in play.rounds[0].calls)
 
 
 def test_a_family_that_gave_no_answer_does_not_count(begin: Begin) -> None:
@@ -268,7 +293,7 @@ def test_a_schema_is_demanded_of_the_answer_within_the_reply(begin: Begin) -> No
     draft = play.rebuts(a=(ERROR, {"n": 5}), b=(ERROR, "6"), c=(ERROR, {"m": 6})).ends()
 
     assert (draft.content, draft.winner) == ('{"n": 5}', "a")
-    assert {one.member: one.content for one in draft.answers} == {
+    assert {answer.member: answer.content for answer in draft.answers} == {
         "a": '{"n": 5}',
         "b": '{"n": 5}',
         "c": '{"n": 6}',

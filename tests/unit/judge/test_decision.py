@@ -1,16 +1,20 @@
-"""`decide`: what ends a fusion before any choice, bad input, caps, and what must never change what it says."""
+"""`decide`: what ends a fusion before any choice, bad input, and caps.
+
+Also properties: what must never change a decision.
+"""
 
 import json
 import random
 from collections.abc import Callable
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusewire.contracts import ExcludedMember, PlannedJudge, Sampling, Tool, ToolCall
+from fusewire.contracts import ExcludedMember, PlannedJudge, Round, Sampling, Tool, ToolCall
 from fusewire.testing.factories import JUDGE, make_member
 from fusewire.testing.factories import OPEN_ANSWERS as OPEN
 from fusewire_judge.model import Ask, Decided, Draft
@@ -39,15 +43,17 @@ BAD = [
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("text", "told"), [r[1:] for r in BAD], ids=[r[0] for r in BAD])
-def test_one_survivor_is_single_never_fused(begin: Begin, mode: str, text: str, told: str) -> None:
+@pytest.mark.parametrize(("text", "reason"), [r[1:] for r in BAD], ids=[r[0] for r in BAD])
+def test_one_survivor_is_single_never_fused(
+    begin: Begin, mode: str, text: str, reason: str
+) -> None:
     play = begin(mode).says(a=text, b="Paris", c=text)
 
     draft = play.ends()
 
     assert (draft.status, draft.content, draft.winner) == ("single", "Paris", "b")
     assert draft.reason == "the only answer of 3 members"
-    assert draft.degraded == (told.format("a"), told.format("c"))
+    assert draft.degraded == (reason.format("a"), reason.format("c"))
     assert play.outcome().missing_weight == pytest.approx(2 / 3)
 
 
@@ -175,23 +181,22 @@ MEGABYTES = [
 @pytest.mark.parametrize(
     ("mode", "schema"), [("best-of", None), ("merge", None), ("debate", SCHEMA)]
 )
-@pytest.mark.parametrize("made", [r[1] for r in MEGABYTES], ids=[r[0] for r in MEGABYTES])
+@pytest.mark.parametrize("make_text", [r[1] for r in MEGABYTES], ids=[r[0] for r in MEGABYTES])
 def test_megabytes_are_no_trouble(
-    begin: Begin, mode: str, made: Callable[[int], str], schema: Any
+    begin: Begin, mode: str, make_text: Callable[[int], str], schema: Any
 ) -> None:
     """Work that grows with the square of such a text would not come back within an hour."""
     play = begin(mode, prompt={"sampling": Sampling(response_schema=schema)})
-    play.says(a=made(1), b=made(2), c=made(3))
+    play.says(a=make_text(1), b=make_text(2), c=make_text(3))
 
     decision = play.decide()
 
     assert isinstance(decision, Ask | Decided)
     if isinstance(decision, Ask):
-        assert sum(len(m.content) for c in decision.calls for m in c.messages) < len(
-            decision.calls
-        ) * 45_000 or (
-            mode == "debate"  # each is shown its own answer whole
-        )
+        messages = chain.from_iterable(call.messages for call in decision.calls)
+        chars = sum(len(message.content) for message in messages)
+        # In a debate, each member is shown its own answer whole.
+        assert mode == "debate" or chars < len(decision.calls) * 45_000
 
 
 # -- caps -------------------------------------------------------------------------------------
@@ -244,15 +249,17 @@ WEATHER = Tool(
 )
 
 
-def called(begin: Begin, said: dict[str, Any], mode: str = "best-of", **given: Any) -> Any:
+def answer_with_calls(
+    begin: Begin, replies: dict[str, Any], mode: str = "best-of", **fields: Any
+) -> Any:
     """A text, or the city whose weather is asked for; a number breaks the schema."""
-    play = begin(mode, prompt={"tools": (WEATHER,), **given.pop("prompt", {})}, **given)
-    for member, one in said.items():
-        if isinstance(one, str):
-            play.say(member, one)
+    play = begin(mode, prompt={"tools": (WEATHER,), **fields.pop("prompt", {})}, **fields)
+    for member, reply in replies.items():
+        if isinstance(reply, str):
+            play.say(member, reply)
         else:
             call = ToolCall(
-                id=f"{member}-1", name="weather", arguments=json.dumps({"city": one[0]})
+                id=f"{member}-1", name="weather", arguments=json.dumps({"city": reply[0]})
             )
             play.say(member, None, tool_calls=(call,))
     return play
@@ -260,7 +267,7 @@ def called(begin: Begin, said: dict[str, Any], mode: str = "best-of", **given: A
 
 @pytest.mark.parametrize("mode", MODES)
 def test_calls_are_voted_and_made_anew(begin: Begin, mode: str) -> None:
-    play = called(begin, {"a": ["Paris"], "b": ["Rome"], "c": ["Paris"]}, mode)
+    play = answer_with_calls(begin, {"a": ["Paris"], "b": ["Rome"], "c": ["Paris"]}, mode)
 
     draft = play.ends()
 
@@ -273,7 +280,7 @@ def test_calls_are_voted_and_made_anew(begin: Begin, mode: str) -> None:
 
 
 def test_one_caller_alone_is_single(begin: Begin) -> None:
-    draft = called(begin, {"a": ["Paris"], "b": "!timeout", "c": ""}).ends()
+    draft = answer_with_calls(begin, {"a": ["Paris"], "b": "!timeout", "c": ""}).ends()
 
     assert (draft.status, len(draft.tool_calls)) == ("single", 1)
     assert draft.degraded == ("failed:b:timeout", "empty:c")
@@ -298,7 +305,7 @@ def test_what_is_said_beside_calls_is_kept_of_one_member_and_of_several_of_none(
 
 
 def test_text_outvotes_calls(begin: Begin) -> None:
-    play = called(begin, {"a": ["Paris"], "b": OPEN["b"], "c": OPEN["c"]})
+    play = answer_with_calls(begin, {"a": ["Paris"], "b": OPEN["b"], "c": OPEN["c"]})
 
     play.asks()
     assert sorted(play.order(play.verdict_calls()[0])) == ["b", "c"]
@@ -309,25 +316,27 @@ def test_text_outvotes_calls(begin: Begin) -> None:
 
 def test_text_outvotes_calls_by_weight_and_closed_text_is_voted(begin: Begin) -> None:
     members = [make_member("a"), make_member("b"), make_member("c", 3)]
-    one = called(begin, {"a": ["Paris"], "b": ["Paris"], "c": "Sunny."}, members=members).ends()
-    two = called(begin, {"a": ["Paris"], "b": "4", "c": "4.0"}).ends()
+    single = answer_with_calls(
+        begin, {"a": ["Paris"], "b": ["Paris"], "c": "Sunny."}, members=members
+    ).ends()
+    two = answer_with_calls(begin, {"a": ["Paris"], "b": "4", "c": "4.0"}).ends()
 
-    assert (one.status, one.content) == ("single", "Sunny.")
+    assert (single.status, single.content) == ("single", "Sunny.")
     assert (two.status, two.content) == ("voted", "4")
 
 
 def test_a_call_that_breaks_its_schema_has_no_vote_and_is_told(begin: Begin) -> None:
-    fused = called(begin, {"a": [4], "b": ["Rome"], "c": [4]}).ends()
-    spoken = called(begin, {"a": [4], "b": "Sunny.", "c": [4]}).ends()
+    calls_draft = answer_with_calls(begin, {"a": [4], "b": ["Rome"], "c": [4]}).ends()
+    reply_text = answer_with_calls(begin, {"a": [4], "b": "Sunny.", "c": [4]}).ends()
 
-    assert json.loads(fused.tool_calls[0].arguments) == {"city": "Rome"}
-    assert fused.degraded == ("invalid_call:a", "invalid_call:c")
-    assert (spoken.status, spoken.content) == ("single", "Sunny.")
-    assert spoken.degraded == ("invalid_call:a", "invalid_call:c")
+    assert json.loads(calls_draft.tool_calls[0].arguments) == {"city": "Rome"}
+    assert calls_draft.degraded == ("invalid_call:a", "invalid_call:c")
+    assert (reply_text.status, reply_text.content) == ("single", "Sunny.")
+    assert reply_text.degraded == ("invalid_call:a", "invalid_call:c")
 
 
 def test_all_calls_break_their_schema(begin: Begin) -> None:
-    draft = called(begin, {"a": [4], "b": [5], "c": [4]}).ends()
+    draft = answer_with_calls(begin, {"a": [4], "b": [5], "c": [4]}).ends()
 
     assert (draft.status, draft.content, draft.tool_calls) == ("failed", None, ())
     assert draft.degraded == ("invalid_call:a", "invalid_call:b", "invalid_call:c")
@@ -336,9 +345,9 @@ def test_all_calls_break_their_schema(begin: Begin) -> None:
 
 @pytest.mark.parametrize("choice", ["required", "weather"])
 def test_where_a_call_is_demanded_text_does_not_outvote_it(begin: Begin, choice: str) -> None:
-    said = {"a": ["Paris"], "b": OPEN["b"], "c": OPEN["c"]}
+    replies = {"a": ["Paris"], "b": OPEN["b"], "c": OPEN["c"]}
 
-    assert called(begin, said, prompt={"tool_choice": choice}).ends().tool_calls
+    assert answer_with_calls(begin, replies, prompt={"tool_choice": choice}).ends().tool_calls
 
 
 # -- the deadline -----------------------------------------------------------------------------
@@ -381,7 +390,9 @@ def test_after_the_deadline_it_ends_wherever_it_stood(begin: Begin, mode: str, r
 
 THREE = [make_member("a"), make_member("b", 1.5), make_member("c", learned={"number": 2.0})]
 EDGES = [
-    make_member("a", tier="edge", samples=2), make_member("b", tier="edge"), make_member("c", wave=1)
+    make_member("a", tier="edge", samples=2),
+    make_member("b", tier="edge"),
+    make_member("c", wave=1),
 ]  # fmt: skip
 SLOW = [make_member("a"), make_member("b"), make_member("c", hedge_after_s=1.0)]
 JURY = tuple(PlannedJudge(model=model, tier="remote", family=model) for model in ("x", "m-a", "z"))
@@ -413,21 +424,31 @@ SCENES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
 }
 
 
-def spoken(call: str, place: int, texts: dict[str, str], play: Any) -> str:
+def reply_text(call: str, place: int, texts: dict[str, str], play: Any) -> str:
     """What comes back of a call of a round: whatever it is, it depends on nothing but the call."""
-    (asked,) = [c for c in play.rounds[-1].calls if c.name == call]
-    if asked.kind == "answer":
+    (request,) = [c for c in play.rounds[-1].calls if c.name == call]
+    if request.kind == "answer":
         return texts[call.partition("=")[0]]
-    if asked.kind == "verdict":
-        shown = play.shown(asked)
-        return "prose" if call.endswith("z") else play.verdict(shown[len(call) % len(shown)][0])
-    if asked.kind == "debate":
+    if request.kind == "verdict":
+        texts_by_label = play.shown_texts(request)
+        label, _ = texts_by_label[len(call) % len(texts_by_label)]
+        return "prose" if call.endswith("z") else play.verdict(label)
+    if request.kind == "debate":
         return (
             json.dumps({"error": "I misread what was asked.", "answer": "5"})
             if call != "c"
             else "!timeout"
         )
-    return json.dumps(play.ANALYSIS) if asked.kind == "analysis" else "Paris is what they say."
+    return json.dumps(play.ANALYSIS) if request.kind == "analysis" else "Paris is what they say."
+
+
+def rotate(order: list[int], step: int) -> list[int]:
+    start = step % len(order)
+    return order[start:] + order[:start]
+
+
+def ordered_places(count: int, order: list[int]) -> list[int]:
+    return sorted(range(count), key=lambda place: order[place % len(order)])
 
 
 def finish(play: Any, order: list[int], texts: dict[str, str], *, repeat: bool = False) -> Draft:
@@ -441,20 +462,21 @@ def finish(play: Any, order: list[int], texts: dict[str, str], *, repeat: bool =
             continue
         play.asks()
         calls = [call.name for call in play.rounds[-1].calls]
-        for place in sorted(range(len(calls)), key=lambda i: order[(i + step) % len(order)]):
-            play.say(calls[place], spoken(calls[place], place, texts, play), len(play.rounds))
+        for place in ordered_places(len(calls), rotate(order, step)):
+            play.say(calls[place], reply_text(calls[place], place, texts, play), len(play.rounds))
             if repeat:
                 play.say(calls[place], "another text for the same call", len(play.rounds))
     raise AssertionError("no end")
 
 
 def first_calls(play: Any) -> list[str]:
-    return [call for m in play.plan.members if m.wave == 0 for call in m.calls]
+    first_wave = (member.calls for member in play.plan.members if member.wave == 0)
+    return list(chain.from_iterable(first_wave))
 
 
-def begun(begin: Begin, scene: str) -> tuple[Any, dict[str, str]]:
-    given, texts = SCENES[scene]
-    return begin(**given), texts
+def begin_scene(begin: Begin, scene: str) -> tuple[Any, dict[str, str]]:
+    fields, texts = SCENES[scene]
+    return begin(**fields), texts
 
 
 @settings(max_examples=200)
@@ -468,15 +490,15 @@ def begun(begin: Begin, scene: str) -> tuple[Any, dict[str, str]]:
 def test_order_and_duplicates_and_late_answers_change_nothing(
     begin: Begin, scene: str, arrival: random.Random, twice: list[int], order: list[int], late: str
 ) -> None:
-    plain, texts = begun(begin, scene)
+    plain, texts = begin_scene(begin, scene)
     calls = first_calls(plain)
     for call in calls:
         plain.say(call, texts[call[0]])
     expected = finish(plain, [0, 2, 4], texts)
 
-    play, _ = begun(begin, scene)
-    mixed = arrival.sample(calls, len(calls))
-    for call in [*mixed, *(calls[i % len(calls)] for i in twice)]:
+    play, _ = begin_scene(begin, scene)
+    shuffled_calls = arrival.sample(calls, len(calls))
+    for call in [*shuffled_calls, *(calls[i % len(calls)] for i in twice)]:
         play.say(
             call, texts[call[0]] if (0, call) not in play.received else "said again, otherwise"
         )
@@ -485,8 +507,13 @@ def test_order_and_duplicates_and_late_answers_change_nothing(
     # Whatever is repeated after the end changes nothing.
     if late:
         for round_, call in list(play.received):
-            play.hear(play.spoken(round_, call, late))
+            play.hear(play.make_reply(round_, call, late))
     assert play.ends() == expected
+
+
+def answer_round(play: Any, round_: Round, texts: dict[str, str]) -> None:
+    for place, call in enumerate(round_.calls):
+        play.say(call.name, reply_text(call.name, place, texts, play), round_.round)
 
 
 @settings(max_examples=100)
@@ -501,22 +528,20 @@ def test_order_and_duplicates_and_late_answers_change_nothing(
 def test_a_member_too_late_for_the_first_round_changes_nothing(
     begin: Begin, scene: str, missing: str, late: str, after: int
 ) -> None:
-    def played(*, is_late: bool) -> Draft:
-        play, texts = begun(begin, scene)
+    def play_through(*, is_late: bool) -> Draft:
+        play, texts = begin_scene(begin, scene)
         play.says(**{name: text for name, text in texts.items() if name != missing}).later(45)
         for step in range(1, 12):
-            decision = play.decide()
-            if not isinstance(decision, Ask):
+            if not isinstance(play.decide(), Ask):
                 break
             play.asks()
-            asked = play.rounds[-1]
-            if is_late and step == after and not asked.is_panel:
+            round_ = play.rounds[-1]
+            if is_late and step == after and not round_.is_panel:
                 play.says(**{missing: late})
-            for place, call in enumerate(asked.calls):
-                play.say(call.name, spoken(call.name, place, texts, play), asked.round)
+            answer_round(play, round_, texts)
         if is_late:
             play.says(**{missing: late})
-        found: Draft = play.ends()
-        return found
+        draft: Draft = play.ends()
+        return draft
 
-    assert played(is_late=True) == played(is_late=False)
+    assert play_through(is_late=True) == play_through(is_late=False)

@@ -1,4 +1,4 @@
-"""What was asked of an answer is checked on what comes: its schema, and whether tools are called."""
+"""Answers are checked against the prompt: its schema, and whether tools must be called."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ CLOCK = ToolCall(id="c2", name="clock", arguments=OSLO)
 TOOLS = tuple(Tool(name=name, parameters=CITY) for name in ("weather", "clock"))
 
 
-def fenced(text: str, before: str = "", after: str = "") -> str:
+def fence(text: str, before: str = "", after: str = "") -> str:
     return f"{before}```json\n{text}\n```{after}"
 
 
@@ -26,11 +26,11 @@ WRAPPED = [
     # what, text, what is read
     ("bare", OSLO, OSLO),
     ("with space around it", f"\n {OSLO} \n", f"\n {OSLO} \n"),
-    ("fenced", fenced(OSLO), OSLO),
+    ("fenced", fence(OSLO), OSLO),
     ("fenced without a word", f"```\n{OSLO}\n```", OSLO),
-    ("fenced, with words around it", fenced(OSLO, "Here it is:\n", "\nAnything else?"), OSLO),
-    ("two blocks", fenced(OSLO) + "\n" + fenced(ROME), None),
-    ("another schema's", fenced("[1]"), None),
+    ("fenced, with words around it", fence(OSLO, "Here it is:\n", "\nAnything else?"), OSLO),
+    ("two blocks", fence(OSLO) + "\n" + fence(ROME), None),
+    ("another schema's", fence("[1]"), None),
     ("no JSON", "Oslo", None),
     ("a fence without an end", f"```json\n{OSLO}", None),
 ]
@@ -46,7 +46,7 @@ def test_an_answer_is_read_without_what_stands_around_it(text: str, read: str | 
 
 def test_three_fenced_answers_win_over_a_bare_one(begin: Begin) -> None:
     play = begin(prompt=ASKED, members="abcd").says(
-        a=ROME, b=fenced(OSLO), c=fenced(OSLO), d=fenced(OSLO)
+        a=ROME, b=fence(OSLO), c=fence(OSLO), d=fence(OSLO)
     )
     assert play.ends().content == OSLO
 
@@ -55,10 +55,10 @@ def test_where_nobody_has_the_form_one_answer_is_written_anew(begin: Begin) -> N
     play = begin(prompt=ASKED).says(
         a="The city is Oslo.", b="The city is Oslo!", c="Rome, of course."
     )
-    asked = play.asks()
-    assert list(asked) == ["repair"]
-    assert "The city is Oslo" in asked["repair"]
-    assert "Rome" not in asked["repair"]
+    calls_asked = play.asks()
+    assert list(calls_asked) == ["repair"]
+    assert "The city is Oslo" in calls_asked["repair"]
+    assert "Rome" not in calls_asked["repair"]
     (call,) = play.rounds[-1].calls
     assert (call.kind, call.sampling.response_schema, call.sampling.temperature) == (
         "write",
@@ -66,7 +66,7 @@ def test_where_nobody_has_the_form_one_answer_is_written_anew(begin: Begin) -> N
         None,
     )
 
-    draft = play.replies(repair=fenced(OSLO)).ends()
+    draft = play.replies(repair=fence(OSLO)).ends()
     assert (draft.status, draft.content) == ("fused", OSLO)
     assert draft.degraded == ("off_schema:a", "off_schema:b", "off_schema:c")
 
@@ -88,45 +88,45 @@ def test_without_a_judge_there_is_nobody_to_mend_it(begin: Begin) -> None:
     assert draft.degraded == ("off_schema:a", "schema_unmet")
 
 
-def called(play: Any, **calls: tuple[ToolCall, ...] | str) -> Any:
-    for member, said in calls.items():
-        if isinstance(said, str):
-            play.say(member, said)
+def answer_with_calls(play: Any, **calls: tuple[ToolCall, ...] | str) -> Any:
+    for member, reply in calls.items():
+        if isinstance(reply, str):
+            play.say(member, reply)
         else:
-            play.say(member, None, tool_calls=said)
+            play.say(member, None, tool_calls=reply)
     return play
 
 
 def test_a_tool_that_nobody_may_call_is_not_called(begin: Begin) -> None:
     play = begin(prompt={"tools": TOOLS, "tool_choice": "none"})
-    draft = called(play, a=(WEATHER,), b=(WEATHER,), c="Sunny.").ends()
+    draft = answer_with_calls(play, a=(WEATHER,), b=(WEATHER,), c="Sunny.").ends()
     assert (draft.content, draft.tool_calls) == ("Sunny.", ())
     assert draft.degraded == ("empty:a", "empty:b")
 
 
 def test_only_the_tool_that_is_named_is_called(begin: Begin) -> None:
     play = begin(prompt={"tools": TOOLS, "tool_choice": "clock"})
-    draft = called(play, a=(WEATHER,), b=(WEATHER, CLOCK), c=(WEATHER,)).ends()
+    draft = answer_with_calls(play, a=(WEATHER,), b=(WEATHER, CLOCK), c=(WEATHER,)).ends()
     assert [call.name for call in draft.tool_calls] == ["clock"]
     assert draft.degraded == ("no_call:a", "no_call:c")
 
 
 def test_a_call_that_must_be_made_and_is_not_is_told(begin: Begin) -> None:
     play = begin(prompt={"tools": TOOLS, "tool_choice": "required"}, members="a", judge=None)
-    draft = called(play, a="Sunny.").ends()
+    draft = answer_with_calls(play, a="Sunny.").ends()
     assert (draft.content, draft.degraded) == ("Sunny.", ("no_call:a",))
 
 
 def test_one_call_is_one_call(begin: Begin) -> None:
     play = begin(prompt={"tools": TOOLS, "parallel_tool_calls": False})
-    draft = called(play, a=(WEATHER, CLOCK), b=(WEATHER, CLOCK), c=(WEATHER,)).ends()
+    draft = answer_with_calls(play, a=(WEATHER, CLOCK), b=(WEATHER, CLOCK), c=(WEATHER,)).ends()
     assert [call.name for call in draft.tool_calls] == ["weather"]
 
 
 def test_beside_tools_a_schema_binds_the_answer_alone(begin: Begin) -> None:
     prompt = {**ASKED, "tools": TOOLS}
-    draft = called(begin(prompt=prompt), a=(WEATHER,), b=(WEATHER,), c="Sunny.").ends()
+    draft = answer_with_calls(begin(prompt=prompt), a=(WEATHER,), b=(WEATHER,), c="Sunny.").ends()
     assert [call.name for call in draft.tool_calls] == ["weather"]
     assert draft.degraded == ("off_schema:c",)
-    spoken = called(begin(prompt=prompt), a=OSLO, b=fenced(OSLO), c=(WEATHER,)).ends()
-    assert (spoken.content, spoken.tool_calls) == (OSLO, ())
+    draft = answer_with_calls(begin(prompt=prompt), a=OSLO, b=fence(OSLO), c=(WEATHER,)).ends()
+    assert (draft.content, draft.tool_calls) == (OSLO, ())

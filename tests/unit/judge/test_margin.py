@@ -25,7 +25,7 @@ def order(call: Call) -> list[str]:
     return [by_text.get(text, CONTROL) for text in call.choices]
 
 
-def judged(play: Any, liking: dict[str, float]) -> Any:
+def judge(play: Any, liking: dict[str, float]) -> Any:
     """Each call is answered with what the judge finds of each text."""
     for call in play.verdict_calls():
         scores = tuple(liking[name] - 20 for name in order(call))
@@ -33,14 +33,14 @@ def judged(play: Any, liking: dict[str, float]) -> Any:
     return play
 
 
-def begun(begin: Begin, **given: Any) -> Any:
-    play = begin(**{"judge": EDGE, **given}).says(**OPEN)
+def begin_open(begin: Begin, **fields: Any) -> Any:
+    play = begin(**{"judge": EDGE, **fields}).says(**OPEN)
     play.asks()
     return play
 
 
 def test_one_call_reads_every_answer_after_the_request_itself(begin: Begin) -> None:
-    (call,) = begun(begin).verdict_calls()
+    (call,) = begin_open(begin).verdict_calls()
 
     assert sorted(call.choices) == sorted(OPEN.values())
     assert call.sampling.response_schema is None
@@ -57,7 +57,9 @@ def test_a_conversation_stays_one_and_the_pool_s_criteria_are_asked_for(begin: B
         Message(role="assistant", content="Good day."),
         Message(role="user", content="Where to?"),
     ]
-    play = begun(begin, prompt={"messages": tuple(messages)}, policy={"criteria": "kind first"})
+    play = begin_open(
+        begin, prompt={"messages": tuple(messages)}, policy={"criteria": "kind first"}
+    )
     (call,) = play.verdict_calls()
 
     assert call.messages[0].content == "You are a guide.\n\nAnswer by this: kind first."
@@ -65,7 +67,7 @@ def test_a_conversation_stays_one_and_the_pool_s_criteria_are_asked_for(begin: B
 
 
 def test_what_it_finds_most_probable_wins(begin: Begin) -> None:
-    draft = judged(begun(begin), {"a": 0.0, "b": 0.5, "c": 0.2}).ends()
+    draft = judge(begin_open(begin), {"a": 0.0, "b": 0.5, "c": 0.2}).ends()
 
     assert (draft.status, draft.winner) == ("fused", "b")
     # Odds of e^(2.9 * 0.3) over c and e^(2.9 * 0.5) over a.
@@ -86,9 +88,9 @@ def test_a_weak_voice_needs_more_than_a_small_judge_s_leaning(begin: Begin) -> N
     def winner(liking: float) -> str:
         play = begin(judge=EDGE, members=members).says(a=OPEN["a"], b=OPEN["b"])
         play.asks()
-        return str(judged(play, {"a": 0.0, "b": liking}).ends().winner)
+        return str(judge(play, {"a": 0.0, "b": liking}).ends().winner)
 
-    # A quarter of the weight is made up for by odds of four: 2.9 times the difference is ln 4 at 0.478.
+    # Odds of four outweigh a quarter of the weight: 2.9 times 0.478 is ln 4.
     assert (winner(0.47), winner(0.49)) == ("a", "b")
 
 
@@ -99,7 +101,7 @@ def test_an_answer_that_was_cut_off_is_not_read_beside_two_whole_ones(begin: Beg
     play.asks()
     (call,) = play.verdict_calls()
     assert set(order(call)) == {"a", "b"}
-    draft = judged(play, {"a": 0.0, "b": 1.0}).ends()
+    draft = judge(play, {"a": 0.0, "b": 1.0}).ends()
     # Nor is it a doubt that it was not.
     assert (draft.winner, draft.reason) == ("b", "preferred with 95%")
 
@@ -112,28 +114,28 @@ def test_an_answer_that_was_cut_off_is_not_read_beside_two_whole_ones(begin: Beg
 
 
 def test_a_judge_that_prefers_the_control_is_void(begin: Begin) -> None:
-    play = begun(begin, policy={"control_share": 1.0})
-    draft = judged(play, {"a": 0.0, "b": 0.1, "c": 0.2, CONTROL: 3.0}).ends()
+    play = begin_open(begin, policy={"control_share": 1.0})
+    draft = judge(play, {"a": 0.0, "b": 0.1, "c": 0.2, CONTROL: 3.0}).ends()
 
-    assert {one.void for one in draft.verdicts} == {"picked_control"}
+    assert {verdict.void for verdict in draft.verdicts} == {"picked_control"}
     assert draft.degraded == ("judge_failed:picked_control",)
 
 
 def test_a_judge_has_no_voice_on_its_own_answer_unless_the_pool_says_so(begin: Begin) -> None:
-    (call,) = begun(begin, judge=OWN).verdict_calls()
+    (call,) = begin_open(begin, judge=OWN).verdict_calls()
     assert set(order(call)) == {"b", "c"}
 
-    whole = begun(begin, judge=OWN.model_copy(update={"sees_own": True}))
+    whole = begin_open(begin, judge=OWN.model_copy(update={"sees_own": True}))
     assert set(order(*whole.verdict_calls())) == {"a", "b", "c"}
-    assert judged(whole, {"a": 1.0, "b": 0.0, "c": 0.0}).ends().winner == "a"
+    assert judge(whole, {"a": 1.0, "b": 0.0, "c": 0.0}).ends().winner == "a"
 
 
 def test_judges_by_margin_that_disagree_are_not_asked_the_same_again(begin: Begin) -> None:
     other = EDGE.model_copy(update={"model": "m-other"})
-    play = begun(begin, judge=EDGE, jury=(EDGE, other))
-    liked = iter(({"a": 1.0, "b": 0.0, "c": 0.0}, {"a": 0.0, "b": 1.0, "c": 0.0}))
+    play = begin_open(begin, judge=EDGE, jury=(EDGE, other))
+    likings = iter(({"a": 1.0, "b": 0.0, "c": 0.0}, {"a": 0.0, "b": 1.0, "c": 0.0}))
     for call in play.verdict_calls():
-        liking = next(liked)
+        liking = next(likings)
         scores = tuple(liking[name] - 20 for name in order(call))
         play.say(call.name, call.choices[0], len(play.rounds), choice_logprobs=scores)
     draft = play.ends()
@@ -142,12 +144,14 @@ def test_judges_by_margin_that_disagree_are_not_asked_the_same_again(begin: Begi
 
 
 @pytest.mark.parametrize(
-    ("said", "why"), [("!engine_failed", "engine_failed"), ("B", "no_probabilities")]
+    ("reply", "why"), [("!engine_failed", "engine_failed"), ("B", "no_probabilities")]
 )
-def test_what_cannot_be_read_is_told_and_not_asked_again(begin: Begin, said: str, why: str) -> None:
-    play = begun(begin)
+def test_what_cannot_be_read_is_told_and_not_asked_again(
+    begin: Begin, reply: str, why: str
+) -> None:
+    play = begin_open(begin)
     (call,) = play.verdict_calls()
-    play.say(call.name, said, len(play.rounds))
+    play.say(call.name, reply, len(play.rounds))
     draft = play.ends()
 
     assert draft.degraded == (f"judge_failed:{why}",)
@@ -156,25 +160,25 @@ def test_what_cannot_be_read_is_told_and_not_asked_again(begin: Begin, said: str
 
 def test_a_guard_compares_without_weights(begin: Begin) -> None:
     case = begin(judge=EDGE).says(**OPEN).case
-    said = (MemberAnswer(MERGED, 1.0, "Both.", 0), MemberAnswer("b", 0.25, OPEN["b"], 0))
-    asked = poll(case, said, "guard", "guard", [EDGE])
-    (call,) = next(asked)()
+    answers = (MemberAnswer(MERGED, 1.0, "Both.", 0), MemberAnswer("b", 0.25, OPEN["b"], 0))
+    steps = poll(case, answers, "guard", "guard", [EDGE])
+    (call,) = next(steps)()
     liking = {"Both.": -20.0, OPEN["b"]: -19.9}
     reply = make_candidate(
         call=call.name, choice_logprobs=tuple(liking[text] for text in call.choices)
     )
 
-    with pytest.raises(StopIteration) as ended:
-        asked.send({call.name: reply})
+    with pytest.raises(StopIteration) as stop:
+        steps.send({call.name: reply})
 
-    assert ended.value.value.leaders() == ["b"]
+    assert stop.value.value.leaders() == ["b"]
 
 
 def test_what_saw_no_order_says_nothing_of_places() -> None:
-    shown = ("a", "b")
-    by_place = Verdict(call="1", kind="listwise", judge_model="m", shown=shown, winner="a")
+    members = ("a", "b")
+    by_place = Verdict(call="1", kind="listwise", judge_model="m", shown=members, winner="a")
     by_margin = Verdict(
-        call="2", kind="listwise", judge_model="e", shown=shown, winner="b", logprobs=(-2.0, -1.0)
+        call="2", kind="listwise", judge_model="e", shown=members, winner="b", logprobs=(-2.0, -1.0)
     )
 
     assert Tally({}, {}, (by_place, by_margin), {}, (), None, ()).follows_place

@@ -1,4 +1,4 @@
-"""Merge: the judge compares the answers, then writes one from all of them, which must hold its own."""
+"""Merge: the judge compares the answers and writes one from all of them; the guard checks it."""
 
 import json
 from collections.abc import Callable
@@ -22,9 +22,9 @@ GUARDS = ["guard-1-1", "guard-1-2"]
 MERGE = "Paris is the capital, a city on the river Seine."
 
 
-def written(begin: Begin, text: str = MERGE, best: str = "b", **given: Any) -> Any:
+def write_merge(begin: Begin, text: str = MERGE, best: str = "b", **fields: Any) -> Any:
     """A merge is written, and `best` is the best single answer."""
-    play = begin("merge", **given).says(**OPEN)
+    play = begin("merge", **fields).says(**OPEN)
     play.asks()
     play.analyses().judge_says(best).asks()
     return play.replies(write=text)
@@ -72,7 +72,7 @@ def test_the_answers_are_compared_and_judged_in_one_round_then_merged_then_guard
 
 
 def test_a_merge_that_loses_both_ways_is_refused(begin: Begin) -> None:
-    play = written(begin)
+    play = write_merge(begin)
     play.asks()
 
     draft = play.judge_says("b").ends()
@@ -89,7 +89,7 @@ def test_a_merge_that_loses_both_ways_is_refused(begin: Begin) -> None:
 
 
 def test_a_merge_that_ties_has_not_lost(begin: Begin) -> None:
-    play = written(begin)
+    play = write_merge(begin)
     play.asks()
 
     draft = play.judge_says("b", MERGED).ends()
@@ -99,7 +99,7 @@ def test_a_merge_that_ties_has_not_lost(begin: Begin) -> None:
 
 @pytest.mark.parametrize(("readable", "guard"), [(MERGED, "passed"), ("b", "lost")])
 def test_one_order_that_can_be_read_decides(begin: Begin, readable: str, guard: str) -> None:
-    play = written(begin)
+    play = write_merge(begin)
     play.asks()
     first, second = play.verdict_calls()
     play.say(first.name, play.verdict(play.label(first, readable)), 3).say(
@@ -111,7 +111,7 @@ def test_one_order_that_can_be_read_decides(begin: Begin, readable: str, guard: 
 
 @pytest.mark.parametrize("reply", ["!timeout", "prose"])
 def test_a_merge_that_nobody_could_judge_is_refused(begin: Begin, reply: str) -> None:
-    play = written(begin)
+    play = write_merge(begin)
     play.asks()
     play.judge_writes(reply)
     if reply == "prose":
@@ -133,7 +133,7 @@ def test_a_merge_that_nobody_could_judge_is_refused(begin: Begin, reply: str) ->
 def test_a_merge_that_states_what_nobody_said_is_refused_without_a_call(
     begin: Begin, claim: str
 ) -> None:
-    play = written(begin, f"{MERGE} As told {claim}.")
+    play = write_merge(begin, f"{MERGE} As told {claim}.")
 
     draft = play.ends()
 
@@ -149,7 +149,7 @@ def test_the_request_s_own_numbers_are_grounded(begin: Begin) -> None:
     prompt = {
         "messages": (Message(role="user", content="Which city was the capital of France in 1974?"),)
     }
-    play = written(begin, "In 1974 it was Paris.", prompt=prompt)
+    play = write_merge(begin, "In 1974 it was Paris.", prompt=prompt)
 
     assert list(play.asks()) == GUARDS
 
@@ -215,7 +215,7 @@ def test_the_writer_does_not_judge_its_merge_where_there_is_a_jury(
     begin: Begin, juror: Juror
 ) -> None:
     writer = juror("w")
-    play = written(begin, judge=writer, jury=(writer, juror("x"), juror("y")))
+    play = write_merge(begin, judge=writer, jury=(writer, juror("x"), juror("y")))
 
     play.asks()
 
@@ -224,7 +224,7 @@ def test_the_writer_does_not_judge_its_merge_where_there_is_a_jury(
 
 
 def test_a_sole_judge_judges_what_it_wrote(begin: Begin) -> None:
-    play = written(begin)
+    play = write_merge(begin)
 
     play.asks()
 
@@ -238,7 +238,7 @@ def test_a_sole_judge_judges_what_it_wrote(begin: Begin) -> None:
 def test_where_the_writing_fails_the_best_single_answer_stands(
     begin: Begin, reply: str, why: str
 ) -> None:
-    draft = written(begin, reply, best="c").ends()
+    draft = write_merge(begin, reply, best="c").ends()
 
     assert (draft.status, draft.content, draft.winner, draft.guard) == (
         "fused",
@@ -347,7 +347,7 @@ def test_fences_that_the_writer_copied_are_taken_out(begin: Begin) -> None:
 def test_the_analysis_names_members_where_it_had_labels(begin: Begin) -> None:
     play = begin("merge", policy={"guard": False}).says(**OPEN)
     play.asks()
-    first, second, third = (label for label, _ in play.shown(play.rounds[0].calls[0]))
+    first, second, third = (label for label, _ in play.shown_texts(play.rounds[0].calls[0]))
     analysis = play.ANALYSIS | {
         "contradictions": [
             {
@@ -362,17 +362,20 @@ def test_the_analysis_names_members_where_it_had_labels(begin: Begin) -> None:
 
     draft = play.replies(write="Paris.").ends()
 
-    one, two, three = draft.lineup
+    first_member, second_member, third_member = draft.lineup
     assert draft.analysis == {
         **analysis,
         "contradictions": [
             {
                 "topic": "which",
-                "stances": [{"model": one, "stance": "Paris"}, {"model": "unknown", "stance": "?"}],
+                "stances": [
+                    {"model": first_member, "stance": "Paris"},
+                    {"model": "unknown", "stance": "?"},
+                ],
             }
         ],
-        "partial_coverage": [{"models": [two, three], "point": "rivers"}],
-        "unique_insights": [{"model": one, "insight": "the Seine"}],
+        "partial_coverage": [{"models": [second_member, third_member], "point": "rivers"}],
+        "unique_insights": [{"model": first_member, "insight": "the Seine"}],
     }
 
 
@@ -408,10 +411,8 @@ def test_a_judge_that_is_a_member_and_writes(begin: Begin, juror: Juror) -> None
     play.asks()
 
     assert sorted(play.order(play.verdict_calls()[0])) == ["b", "c"]
-    assert {
-        text
-        for _, text in play.shown(next(c for c in play.rounds[0].calls if c.name == "analysis"))
-    } == set(OPEN.values())
+    analysis_call = next(call for call in play.rounds[0].calls if call.name == "analysis")
+    assert {text for _, text in play.shown_texts(analysis_call)} == set(OPEN.values())
 
 
 # -- grounding ----------------------------------------------------------------------------
@@ -466,10 +467,10 @@ def test_grounded(text: str, source: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "source", "found"), [r[1:] for r in UNGROUNDED], ids=[r[0] for r in UNGROUNDED]
+    ("text", "source", "claims"), [r[1:] for r in UNGROUNDED], ids=[r[0] for r in UNGROUNDED]
 )
-def test_not_grounded(text: str, source: str, found: tuple[str, ...]) -> None:
-    assert ungrounded_claims(text, [source]) == found
+def test_not_grounded(text: str, source: str, claims: tuple[str, ...]) -> None:
+    assert ungrounded_claims(text, [source]) == claims
 
 
 @given(st.text(max_size=200) | st.text("0123456789.,-aB_ /:hwtps\n", max_size=80))

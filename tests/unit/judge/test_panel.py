@@ -105,8 +105,8 @@ EARLY = [
 ]
 
 
-def heard(begin: Begin, names: str, answers: str, **given: Any) -> Any:
-    play = begin(members=names, quorum=1.0, **given)
+def begin_with_answers(begin: Begin, names: str, answers: str, **fields: Any) -> Any:
+    play = begin(members=names, quorum=1.0, **fields)
     return play.says(**dict(zip(names, answers, strict=False)))
 
 
@@ -116,7 +116,7 @@ def heard(begin: Begin, names: str, answers: str, **given: Any) -> Any:
 def test_a_vote_stops_early(
     begin: Begin, names: str, answers: str, tau: float, closes: str | None
 ) -> None:
-    play = heard(begin, names, answers, policy={"early_stop": tau})
+    play = begin_with_answers(begin, names, answers, policy={"early_stop": tau})
 
     if closes is None:
         assert play.waits() == PANEL_S
@@ -143,20 +143,24 @@ NEVER_EARLY = [
 
 
 @pytest.mark.parametrize(
-    ("mode", "one", "two"), [r[1:] for r in NEVER_EARLY], ids=[r[0] for r in NEVER_EARLY]
+    ("mode", "first", "second"), [r[1:] for r in NEVER_EARLY], ids=[r[0] for r in NEVER_EARLY]
 )
-def test_it_does_not_stop_early(begin: Begin, mode: str, one: str, two: str) -> None:
-    play = begin(mode, quorum=1.0, policy={"early_stop": 0.87}).says(a=one, b=two)
+def test_it_does_not_stop_early(begin: Begin, mode: str, first: str, second: str) -> None:
+    play = begin(mode, quorum=1.0, policy={"early_stop": 0.87}).says(a=first, b=second)
 
     assert play.waits() == PANEL_S
 
 
 def test_a_debate_stops_early_only_without_dissent(begin: Begin) -> None:
-    dissent = heard(begin, "abcdefg", "44445", mode="debate", policy={"early_stop": 0.8})
-    agreed = heard(begin, "abcdefg", "4444", mode="debate", policy={"early_stop": 0.8})
+    dissent = begin_with_answers(
+        begin, "abcdefg", "44445", mode="debate", policy={"early_stop": 0.8}
+    )
+    agreement = begin_with_answers(
+        begin, "abcdefg", "4444", mode="debate", policy={"early_stop": 0.8}
+    )
 
     assert dissent.waits() == PANEL_S
-    assert agreed.closed_by() == "likely"
+    assert agreement.closed_by() == "likely"
 
 
 def test_a_required_member_is_not_stopped_without(begin: Begin) -> None:
@@ -170,28 +174,28 @@ def test_a_required_member_is_not_stopped_without(begin: Begin) -> None:
 EDGE: dict[str, Any] = {"tier": "edge"}
 
 
-def gated(
-    begin: Begin, *, edges: str = "e", samples: int = 3, hosted: str = "xy", **given: Any
+def begin_gated(
+    begin: Begin, *, edges: str = "e", samples: int = 3, hosted_names: str = "xy", **fields: Any
 ) -> Any:
     members = [
         *(make_member(name, samples=samples, **EDGE) for name in edges),
-        *(make_member(name, wave=1) for name in hosted),
+        *(make_member(name, wave=1) for name in hosted_names),
     ]
-    policy = {"gate": "edge-first", **given.pop("policy", {})}
-    return begin(members=members, policy=policy, **given)
+    policy = {"gate": "edge-first", **fields.pop("policy", {})}
+    return begin(members=members, policy=policy, **fields)
 
 
-def sampled(play: Any, member: str, *texts: str) -> Any:
+def say_samples(play: Any, member: str, *texts: str) -> Any:
     for number, text in enumerate(texts, 1):
         play.say(member if number == 1 else f"{member}={number}", text)
     return play
 
 
 def test_three_samples_that_agree_open_the_gate(begin: Begin) -> None:
-    play = sampled(gated(begin), "e", "4", "4.0")
+    play = say_samples(begin_gated(begin), "e", "4", "4.0")
     assert play.waits() == PANEL_S / 2
 
-    draft = sampled(play, "e", "4", "4.0", "The answer is 4").ends()
+    draft = say_samples(play, "e", "4", "4.0", "The answer is 4").ends()
 
     assert (draft.content, draft.winner, draft.status, draft.degraded) == ("4", "e", "single", ())
     assert draft.reason == "the edge is sure, x, y not asked"
@@ -225,14 +229,14 @@ GATE = [
 
 
 @pytest.mark.parametrize(
-    ("edges", "samples", "said", "tau", "opens"), [r[1:] for r in GATE], ids=[r[0] for r in GATE]
+    ("edges", "samples", "replies", "tau", "opens"), [r[1:] for r in GATE], ids=[r[0] for r in GATE]
 )
 def test_the_gate(
-    begin: Begin, edges: str, samples: int, said: dict[str, list[str]], tau: float, opens: bool
+    begin: Begin, edges: str, samples: int, replies: dict[str, list[str]], tau: float, opens: bool
 ) -> None:
-    play = gated(begin, edges=edges, samples=samples, policy={"early_stop": tau})
-    for member, texts in said.items():
-        sampled(play, member, *texts)
+    play = begin_gated(begin, edges=edges, samples=samples, policy={"early_stop": tau})
+    for member, texts in replies.items():
+        say_samples(play, member, *texts)
 
     if opens:
         assert play.closed_by() == "gate"
@@ -241,11 +245,11 @@ def test_the_gate(
 
 
 def test_a_gate_that_can_no_longer_open_is_not_waited_for(begin: Begin) -> None:
-    play = sampled(gated(begin), "e", "4", "5")
+    play = say_samples(begin_gated(begin), "e", "4", "5")
 
-    asked = play.asks()
+    hedges = play.asks()
 
-    assert list(asked) == ["x", "y"]
+    assert list(hedges) == ["x", "y"]
     for call in play.rounds[0].calls:
         assert (call.kind, call.member, call.messages) == (
             "answer",
@@ -256,7 +260,7 @@ def test_a_gate_that_can_no_longer_open_is_not_waited_for(begin: Begin) -> None:
 
 
 def test_the_gate_is_waited_for_half_of_the_panel_s_time_at_most(begin: Begin) -> None:
-    play = gated(begin)
+    play = begin_gated(begin)
     assert play.later(PANEL_S / 2 - 0.1).waits() == PANEL_S / 2
 
     assert list(play.later(PANEL_S / 2).asks()) == ["x", "y"]
@@ -281,7 +285,9 @@ CONFIDENT = [
 def test_confidence_opens_the_gate(
     begin: Begin, texts: list[tuple[str, float | None]], opens: bool
 ) -> None:
-    play = gated(begin, edges="ef", samples=1, policy={"gate_confidence": 0.9, "early_stop": 0.87})
+    play = begin_gated(
+        begin, edges="ef", samples=1, policy={"gate_confidence": 0.9, "early_stop": 0.87}
+    )
     for name, (text, confidence) in zip("ef", texts, strict=False):
         play.say(name, text, confidence=confidence)
 
@@ -296,14 +302,14 @@ def test_confidence_opens_the_gate(
 
 def test_tool_calls_do_not_pass_the_gate(begin: Begin) -> None:
     calls = (ToolCall(id="1", name="clock", arguments="{}"),)
-    play = gated(begin, edges="ef", samples=1, policy={"gate_confidence": 0.9})
+    play = begin_gated(begin, edges="ef", samples=1, policy={"gate_confidence": 0.9})
     play.say("e", None, tool_calls=calls).say("f", "4", confidence=0.99)
 
     assert list(play.asks()) == ["x", "y"]
 
 
 def test_the_hosted_wave_is_collected_with_quorum(begin: Begin) -> None:
-    play = sampled(gated(begin), "e", "4", "5", "5").later(6)
+    play = say_samples(begin_gated(begin), "e", "4", "5", "5").later(6)
     play.asks()
     assert play.waits() == PANEL_S
     play.say("x", OPEN["a"], round_=1)
@@ -324,7 +330,7 @@ def test_the_hosted_wave_is_collected_with_quorum(begin: Begin) -> None:
 
 
 def test_after_the_panel_s_deadline_the_second_wave_is_not_asked(begin: Begin) -> None:
-    play = sampled(gated(begin), "e", "4", "5").later(61)
+    play = say_samples(begin_gated(begin), "e", "4", "5").later(61)
 
     draft = play.ends()
 
@@ -333,8 +339,8 @@ def test_after_the_panel_s_deadline_the_second_wave_is_not_asked(begin: Begin) -
 
 
 def test_a_gate_that_was_passed_by_too_late_says_so_to_the_end(begin: Begin) -> None:
-    play = sampled(gated(begin, edges="ef", samples=1), "e", OPEN["a"])
-    sampled(play, "f", OPEN["b"]).later(50)
+    play = say_samples(begin_gated(begin, edges="ef", samples=1), "e", OPEN["a"])
+    say_samples(play, "f", OPEN["b"]).later(50)
 
     assert list(play.asks()) == ["verdict-1-1", "verdict-1-2"]
     assert play.judge_says("f").closed_by() == "deadline"
@@ -342,7 +348,7 @@ def test_a_gate_that_was_passed_by_too_late_says_so_to_the_end(begin: Begin) -> 
 
 
 def test_a_member_speaks_by_the_majority_of_its_samples(begin: Begin) -> None:
-    play = sampled(gated(begin, hosted="x"), "e", "5", "4", "4")
+    play = say_samples(begin_gated(begin, hosted_names="x"), "e", "5", "4", "4")
     play.asks()
     play.say("x", "7", round_=1)
     play.asks()
@@ -353,13 +359,13 @@ def test_a_member_speaks_by_the_majority_of_its_samples(begin: Begin) -> None:
 # -- hedges -----------------------------------------------------------------------------------
 
 
-def hedged(begin: Begin, after_s: float = 3, **given: Any) -> Any:
+def begin_hedged(begin: Begin, after_s: float = 3, **fields: Any) -> Any:
     members = [make_member("a"), make_member("b"), make_member("c", hedge_after_s=after_s)]
-    return begin(members=members, **{"quorum": 1.0, "policy": {"early_stop": 1.0}, **given})
+    return begin(members=members, **{"quorum": 1.0, "policy": {"early_stop": 1.0}, **fields})
 
 
 def test_a_straggler_is_asked_a_second_time_when_it_is_late(begin: Begin) -> None:
-    play = hedged(begin).says(a=OPEN["a"], b=OPEN["b"]).later(1)
+    play = begin_hedged(begin).says(a=OPEN["a"], b=OPEN["b"]).later(1)
     assert play.waits() == 3
 
     assert list(play.later(3).asks()) == ["c=h"]
@@ -375,7 +381,7 @@ def test_a_straggler_is_asked_a_second_time_when_it_is_late(begin: Begin) -> Non
 
 @pytest.mark.parametrize("first", ["c", "c=h"])
 def test_the_first_of_its_two_answers_counts(begin: Begin, first: str) -> None:
-    play = hedged(begin).says(a=OPEN["a"], b=OPEN["b"]).later(3)
+    play = begin_hedged(begin).says(a=OPEN["a"], b=OPEN["b"]).later(3)
     play.asks()
     play.later(4).say(first, OPEN["c"], round_=1 if first == "c=h" else 0)
     play.asks()
@@ -394,7 +400,7 @@ def test_the_first_of_its_two_answers_counts(begin: Begin, first: str) -> None:
 
 @pytest.mark.parametrize("failed", ["c", "c=h"])
 def test_one_of_two_calls_that_fails_is_no_end(begin: Begin, failed: str) -> None:
-    play = hedged(begin).says(a="4", b="5").later(3)
+    play = begin_hedged(begin).says(a="4", b="5").later(3)
     play.asks()
     other = "c" if failed == "c=h" else "c=h"
     play.say(failed, "!server_error", round_=int(failed == "c=h"))
@@ -404,7 +410,7 @@ def test_one_of_two_calls_that_fails_is_no_end(begin: Begin, failed: str) -> Non
 
 
 def test_both_of_its_calls_failed(begin: Begin) -> None:
-    play = hedged(begin).says(a="4", b="4").later(3)
+    play = begin_hedged(begin).says(a="4", b="4").later(3)
     play.asks()
     play.say("c", "!timeout").later(4).say("c=h", "!server_error", round_=1)
 
@@ -421,18 +427,18 @@ NOT_HEDGED = [
 
 
 @pytest.mark.parametrize(
-    ("said", "asked"), [r[1:] for r in NOT_HEDGED], ids=[r[0] for r in NOT_HEDGED]
+    ("replies", "hedges"), [r[1:] for r in NOT_HEDGED], ids=[r[0] for r in NOT_HEDGED]
 )
-def test_who_is_hedged(begin: Begin, said: dict[str, str], asked: list[str]) -> None:
-    play = hedged(begin, policy={"early_stop": 0.93}).says(**said).later(5)
+def test_who_is_hedged(begin: Begin, replies: dict[str, str], hedges: list[str]) -> None:
+    play = begin_hedged(begin, policy={"early_stop": 0.93}).says(**replies).later(5)
 
     decision = play.decide()
 
-    assert [call.name for call in getattr(decision, "calls", ())] == asked
+    assert [call.name for call in getattr(decision, "calls", ())] == hedges
 
 
 def test_a_hedge_is_not_asked_for_when_the_panel_is_over(begin: Begin) -> None:
-    play = hedged(begin, quorum=0.67).says(a="4", b="5").later(3)
+    play = begin_hedged(begin, quorum=0.67).says(a="4", b="5").later(3)
 
     assert list(play.asks()) == ["verdict-1-1", "verdict-1-2"]
 
@@ -448,16 +454,16 @@ def test_who_comes_after_the_next_round_was_asked_is_too_late(begin: Begin) -> N
     draft = play.ends()
 
     assert draft.degraded == ("missing:c:0.33:quorum",)
-    assert {one.member for one in draft.answers} == {"a", "b"}
+    assert {first.member for first in draft.answers} == {"a", "b"}
     assert play.outcome(45).answers[2].status == "missing"
 
 
 def test_a_panel_that_is_over_is_closed_for_the_same_reason_ever_after(begin: Begin) -> None:
     play = begin().says(a=OPEN["a"]).later(44.9).says(b=OPEN["b"]).later(45)
     play.asks()
-    before = play.judge_says("a").decided()
+    before = play.judge_says("a").end()
 
-    assert play.later(1000).says(c="!timeout").decided() == before
+    assert play.later(1000).says(c="!timeout").end() == before
 
 
 CLOSED_BY = [
@@ -469,11 +475,11 @@ CLOSED_BY = [
 ]
 
 
-@pytest.mark.parametrize(("why", "said", "at"), CLOSED_BY)
+@pytest.mark.parametrize(("why", "replies", "at"), CLOSED_BY)
 def test_the_outcome_says_why_the_panel_was_over(
-    begin: Begin, why: str, said: dict[str, str], at: float
+    begin: Begin, why: str, replies: dict[str, str], at: float
 ) -> None:
-    play = begin().says(**said).later(at)
+    play = begin().says(**replies).later(at)
     if why == "quorum":
         play.asks()
         play.judge_says("a")

@@ -46,11 +46,11 @@ QUORUM = [
 def test_quorum(
     quorum: float, weights: dict[str, float], answers: dict[str, float], when: float | None
 ) -> None:
-    found = quorum_at(
+    closing = quorum_at(
         make_plan(quorum=quorum), weights, {name: at(second) for name, second in answers.items()}
     )
 
-    assert found == (None if when is None else at(when))
+    assert closing == (None if when is None else at(when))
 
 
 CLOSES = [
@@ -68,11 +68,11 @@ CLOSES = [
     ("quorum", "is_out", "when"), [row[1:] for row in CLOSES], ids=[row[0] for row in CLOSES]
 )
 def test_closes(quorum: float | None, is_out: bool, when: float) -> None:
-    found = closes_at(
+    closing = closes_at(
         make_plan(), None if quorum is None else at(quorum), is_required_pending=is_out
     )
 
-    assert (found - T0).total_seconds() == pytest.approx(when)
+    assert (closing - T0).total_seconds() == pytest.approx(when)
 
 
 def test_the_time_to_quorum_runs_from_the_plan() -> None:
@@ -84,21 +84,30 @@ def test_the_time_to_quorum_runs_from_the_plan() -> None:
 WEIGHT = st.floats(0.25, 4)
 
 
+def weights_by_text(votes: list[tuple[str, float]]) -> dict[str, float]:
+    weights: dict[str, float] = {}
+    for text, weight in votes:
+        weights[text] = weights.get(text, 0.0) + weight
+    return weights
+
+
 @given(
     st.lists(st.tuples(st.sampled_from("456"), WEIGHT), min_size=2, max_size=5),
     st.lists(WEIGHT, max_size=4),
 )
 def test_what_is_certain_nobody_who_is_out_can_change(
-    said: list[tuple[str, float]], out: list[float]
+    votes_so_far: list[tuple[str, float]], out: list[float]
 ) -> None:
-    texts = [MemberAnswer(f"m{i}", weight, text, 0) for i, (text, weight) in enumerate(said)]
-    found: ClosedBy | None = close_early(make_plan(), texts, out, None)
+    texts = [
+        MemberAnswer(f"m{i}", weight, text, 0) for i, (text, weight) in enumerate(votes_so_far)
+    ]
+    closing: ClosedBy | None = close_early(make_plan(), texts, out, None)
 
-    weights = {text: sum(w for t, w in said if t == text) for text, _ in said}
-    if found == "certain":
+    weights = weights_by_text(votes_so_far)
+    if closing == "certain":
         # The worst for the leader: all that are out say what the runner-up says, or something new.
-        first, *others = sorted(weights.values(), reverse=True)
-        assert first > max(others, default=0.0) + sum(out)
+        first, *trailing = sorted(weights.values(), reverse=True)
+        assert first > max(trailing, default=0.0) + sum(out)
 
 
 def test_a_heavy_member_that_is_out_is_waited_for() -> None:
@@ -111,14 +120,14 @@ def test_a_heavy_member_that_is_out_is_waited_for() -> None:
 
 
 def test_many_heads_do_not_stop_a_vote_that_a_few_heavy_members_decide() -> None:
-    said = [MemberAnswer(f"m{i}", 0.25, "41", 0) for i in range(4)]
+    votes_so_far = [MemberAnswer(f"m{i}", 0.25, "41", 0) for i in range(4)]
 
-    assert close_early(make_plan(), said, [4.0], None) is None
+    assert close_early(make_plan(), votes_so_far, [4.0], None) is None
 
 
 @given(st.integers(0, 6), st.integers(0, 6), st.lists(WEIGHT, max_size=6))
-def test_probabilities_of_a_vote_sum_to_one(leading: int, others: int, out: list[float]) -> None:
-    assert stays_ahead(leading, others, sum(out) + 1, out) == pytest.approx(1)
+def test_probabilities_of_a_vote_sum_to_one(leading: int, trailing: int, out: list[float]) -> None:
+    assert stays_ahead(leading, trailing, sum(out) + 1, out) == pytest.approx(1)
 
 
 @given(
@@ -126,25 +135,34 @@ def test_probabilities_of_a_vote_sum_to_one(leading: int, others: int, out: list
     st.lists(WEIGHT, min_size=1, max_size=4),
 )
 def test_a_vote_differs_from_the_full_one_as_rarely_as_it_says(
-    said: list[tuple[str, float]], out: list[float]
+    votes_so_far: list[tuple[str, float]], out: list[float]
 ) -> None:
-    """Over all that those who are out may say, each as likely as the heads before it make it (Laplace's rule)."""
-    texts = [MemberAnswer(f"m{i}", weight, text, 0) for i, (text, weight) in enumerate(said)]
-    weights = {text: sum(w for t, w in said if t == text) for text in "45"}
+    """Over all votes of pending members, each as likely as earlier ones make it (Laplace)."""
+    texts = [
+        MemberAnswer(f"m{i}", weight, text, 0) for i, (text, weight) in enumerate(votes_so_far)
+    ]
+    weights = {"4": 0.0, "5": 0.0} | weights_by_text(votes_so_far)
     leader = max(weights, key=lambda text: weights[text])
-    heads, lead = sum(t == leader for t, _ in said), 2 * weights[leader] - sum(weights.values())
+    heads, lead = (
+        sum(t == leader for t, _ in votes_so_far),
+        2 * weights[leader] - sum(weights.values()),
+    )
 
-    differs = 0.0
-    for votes in itertools.product((True, False), repeat=len(out)):
+    def run(votes: tuple[bool, ...]) -> tuple[float, float]:
+        """The chance of these votes of pending members, and the lead that they leave."""
         chance, ahead, leading = 1.0, lead, heads
-        for count, (is_for, weight) in enumerate(zip(votes, out, strict=True), start=len(said)):
+        counts = itertools.count(len(votes_so_far))
+        for count, is_for, weight in zip(counts, votes, out, strict=False):
             share = (leading + 1) / (count + 2)
             chance *= share if is_for else 1 - share
             ahead += weight if is_for else -weight
             leading += is_for
-        differs += chance if ahead < 0 else 0.0
+        return chance, ahead
 
-    sure = stays_ahead(heads, len(said) - heads, lead, out)
+    runs = [run(votes) for votes in itertools.product((True, False), repeat=len(out))]
+    differs = sum(chance for chance, ahead in runs if ahead < 0)
+
+    sure = stays_ahead(heads, len(votes_so_far) - heads, lead, out)
     assert differs <= 1 - sure + 1e-9
     for threshold in (0.6, 0.75, 0.87, 0.93):
         plan = make_plan(policy=make_plan().policy.model_copy(update={"early_stop": threshold}))

@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -47,27 +48,27 @@ TOOLS = (WEATHER, MAIL, WHERE, CLOCK)
 Asked = list[tuple[str, Any]]
 
 
-def voice(member: str, weight: float, *asked: tuple[str, Any]) -> MemberCalls:
+def voice(member: str, weight: float, *named_calls: tuple[str, Any]) -> MemberCalls:
     """Arguments that are a text are sent as they are."""
     calls = (
         ToolCall(
             id=f"{member}-{i}",
             name=name,
-            arguments=given if isinstance(given, str) else json.dumps(given),
+            arguments=arguments if isinstance(arguments, str) else json.dumps(arguments),
         )
-        for i, (name, given) in enumerate(asked)
+        for i, (name, arguments) in enumerate(named_calls)
     )
     return MemberCalls(member, weight, tuple(calls))
 
 
-def fused(*said: MemberCalls) -> FusedCalls:
-    found = fuse(said, TOOLS, ("f1",))
-    assert found is not None
-    return found
+def fuse_all(*votes: MemberCalls) -> FusedCalls:
+    fusion = fuse(votes, TOOLS, ("f1",))
+    assert fusion is not None
+    return fusion
 
 
-def asked(of: FusedCalls) -> Asked:
-    return [(call.name, json.loads(call.arguments)) for call in of.calls]
+def named_calls(calls_of: FusedCalls) -> Asked:
+    return [(call.name, json.loads(call.arguments)) for call in calls_of.calls]
 
 
 PARIS, ROME = {"city": "Paris"}, {"city": "Rome"}
@@ -141,14 +142,14 @@ NAMES: list[tuple[str, list[MemberCalls], Asked, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("said", "calls", "members"), [row[1:] for row in NAMES], ids=[row[0] for row in NAMES]
+    ("votes", "calls", "members"), [row[1:] for row in NAMES], ids=[row[0] for row in NAMES]
 )
 def test_the_tools_are_voted_on_by_weight(
-    said: list[MemberCalls], calls: Asked, members: str
+    votes: list[MemberCalls], calls: Asked, members: str
 ) -> None:
-    found = fused(*said)
+    fusion = fuse_all(*votes)
 
-    assert (asked(found), "".join(found.members)) == (calls, members)
+    assert (named_calls(fusion), "".join(fusion.members)) == (calls, members)
 
 
 ARGUMENTS: list[tuple[str, list[tuple[float, Asked]], Asked]] = [
@@ -237,11 +238,16 @@ ARGUMENTS: list[tuple[str, list[tuple[float, Asked]], Asked]] = [
 
 
 @pytest.mark.parametrize(
-    ("said", "calls"), [row[1:] for row in ARGUMENTS], ids=[row[0] for row in ARGUMENTS]
+    ("votes", "calls"), [row[1:] for row in ARGUMENTS], ids=[row[0] for row in ARGUMENTS]
 )
-def test_arguments_are_voted_on_one_by_one(said: list[tuple[float, Asked]], calls: Asked) -> None:
+def test_arguments_are_voted_on_one_by_one(votes: list[tuple[float, Asked]], calls: Asked) -> None:
     assert (
-        asked(fused(*(voice(f"m{i}", weight, *of) for i, (weight, of) in enumerate(said)))) == calls
+        named_calls(
+            fuse_all(
+                *(voice(f"m{i}", weight, *calls_of) for i, (weight, calls_of) in enumerate(votes))
+            )
+        )
+        == calls
     )
 
 
@@ -269,9 +275,13 @@ INVALID: list[tuple[str, str, str]] = [
 def test_an_invalid_call_takes_the_whole_vote(name: str, arguments: str) -> None:
     bad = voice("bad", 9, ("mail", A), (name, arguments))
 
-    found = fused(bad, voice("b", 1, ("mail", B)), voice("c", 1, ("clock", {})))
-    assert (asked(found), found.members, found.invalid) == ([("mail", B)], ("b",), ("bad",))
-    assert found.agreement == 0.5
+    fusion = fuse_all(bad, voice("b", 1, ("mail", B)), voice("c", 1, ("clock", {})))
+    assert (named_calls(fusion), fusion.members, fusion.invalid) == (
+        [("mail", B)],
+        ("b",),
+        ("bad",),
+    )
+    assert fusion.agreement == 0.5
     assert fuse([bad], TOOLS, ("f1",)) is None
 
 
@@ -287,19 +297,19 @@ BROKEN: list[dict[str, Any]] = [
 def test_a_schema_that_cannot_be_applied_stops_nobody_and_fetches_nothing(
     parameters: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fetched: list[object] = []
-    monkeypatch.setattr("urllib.request.urlopen", fetched.append)
+    fetches: list[object] = []
+    monkeypatch.setattr("urllib.request.urlopen", fetches.append)
     tool = Tool(name="odd", parameters=parameters)
 
-    found = fuse(
+    fusion = fuse(
         [voice("a", 1, ("odd", {"x": 10**400})), voice("b", 1, ("clock", {}))],
         (tool, CLOCK),
         ("f1",),
     )
 
-    assert found is not None
-    assert (found.members, found.invalid) == (("b",), ("a",))
-    assert not fetched
+    assert fusion is not None
+    assert (fusion.members, fusion.invalid) == (("b",), ("a",))
+    assert not fetches
 
 
 def test_nobody_said_anything() -> None:
@@ -307,7 +317,7 @@ def test_nobody_said_anything() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "unanimous", "agreement"),
+    ("votes", "unanimous", "agreement"),
     [
         ([voice("a", 1, ("mail", A)), voice("b", 2, ("mail", A))], True, 1.0),
         ([voice("a", 1, ("mail", A)), voice("b", 2, ("mail", B))], False, 1.0),
@@ -317,24 +327,24 @@ def test_nobody_said_anything() -> None:
     ],
 )
 def test_agreement_is_on_the_tools_and_unanimity_on_everything(
-    said: list[MemberCalls], unanimous: bool, agreement: float
+    votes: list[MemberCalls], unanimous: bool, agreement: float
 ) -> None:
-    found = fused(*said)
+    fusion = fuse_all(*votes)
 
-    assert (found.unanimous, found.agreement) == (unanimous, agreement)
+    assert (fusion.unanimous, fusion.agreement) == (unanimous, agreement)
 
 
 def test_ids_are_new_repeatable_and_such_as_every_provider_takes() -> None:
-    said = [voice("a", 1, ("mail", A), ("mail", B))]
+    votes = [voice("a", 1, ("mail", A), ("mail", B))]
 
-    def minted(*seed_parts: str) -> list[str]:
-        found = fuse(said, TOOLS, seed_parts)
-        assert found is not None
-        return [call.id for call in found.calls]
+    def mint_ids(*seed_parts: str) -> list[str]:
+        fusion = fuse(votes, TOOLS, seed_parts)
+        assert fusion is not None
+        return [call.id for call in fusion.calls]
 
-    assert minted("f1") == minted("f1")
-    assert len({*minted("f1"), *minted("f2"), *minted("f1", "2")}) == 6
-    assert all(re.fullmatch("[a-zA-Z0-9]{9}", one) for one in minted("f1"))
+    assert mint_ids("f1") == mint_ids("f1")
+    assert len({*mint_ids("f1"), *mint_ids("f2"), *mint_ids("f1", "2")}) == 6
+    assert all(re.fullmatch("[a-zA-Z0-9]{9}", entry) for entry in mint_ids("f1"))
 
 
 # -- properties -------------------------------------------------------------------------------
@@ -356,40 +366,40 @@ bad_call = st.tuples(
     st.sampled_from(["weather", "launch"]), st.sampled_from(["{}", "no", '{"days": 1}'])
 )
 any_set = st.lists(a_call, max_size=3) | st.lists(a_call | bad_call, min_size=1, max_size=2)
-# One call of a tool, and no tool whose arguments depend on each other: nothing is ever taken as a whole.
+# One call of a tool, whose arguments do not depend on each other: no whole object is ever taken.
 plain_set = st.lists(
     st.tuples(st.just("weather"), weather) | st.tuples(st.just("mail"), mail),
     max_size=2,
-    unique_by=lambda one: one[0],
+    unique_by=lambda entry: entry[0],
 )
 
 
-def weighed(sets: list[Asked]) -> list[MemberCalls]:
+def as_votes(sets: list[Asked]) -> list[MemberCalls]:
     """Powers of two: no two groups of these weigh the same."""
-    return [voice(f"m{i}", 2.0**i, *of) for i, of in enumerate(sets)]
+    return [voice(f"m{i}", 2.0**i, *calls_of) for i, calls_of in enumerate(sets)]
 
 
 def as_set(calls: Asked) -> list[str]:
-    return sorted(json.dumps(one, sort_keys=True).replace("1.0", "1") for one in calls)
+    return sorted(json.dumps(entry, sort_keys=True).replace("1.0", "1") for entry in calls)
 
 
 @given(st.data(), st.lists(any_set, min_size=1, max_size=5))
 def test_the_order_of_unequal_voices_changes_nothing(
     data: st.DataObject, sets: list[Asked]
 ) -> None:
-    said = weighed(sets)
-    one = fuse(said, TOOLS, ("f1",))
-    other = fuse(data.draw(st.permutations(said)), TOOLS, ("f1",))
+    votes = as_votes(sets)
+    entry = fuse(votes, TOOLS, ("f1",))
+    other = fuse(data.draw(st.permutations(votes)), TOOLS, ("f1",))
 
-    if one is None or other is None:
-        assert one is other
+    if entry is None or other is None:
+        assert entry is other
         return
-    assert (one.calls, one.agreement, one.unanimous) == (
+    assert (entry.calls, entry.agreement, entry.unanimous) == (
         other.calls,
         other.agreement,
         other.unanimous,
     )
-    assert (sorted(one.members), sorted(one.invalid)) == (
+    assert (sorted(entry.members), sorted(entry.invalid)) == (
         sorted(other.members),
         sorted(other.invalid),
     )
@@ -397,32 +407,38 @@ def test_the_order_of_unequal_voices_changes_nothing(
 
 @given(st.lists(plain_set, min_size=1, max_size=4), st.integers(1, 3))
 def test_one_more_who_wants_what_won_changes_nothing(sets: list[Asked], more: int) -> None:
-    said = weighed(sets)
-    won = fused(*said)
-    echoes = [MemberCalls(f"echo{i}", 1.0, won.calls) for i in range(more)]
+    votes = as_votes(sets)
+    winner = fuse_all(*votes)
+    echoes = [MemberCalls(f"echo{i}", 1.0, winner.calls) for i in range(more)]
 
-    assert fused(*said, *echoes).calls == won.calls
+    assert fuse_all(*votes, *echoes).calls == winner.calls
 
 
 @given(st.lists(any_set, min_size=1, max_size=5))
 def test_what_wins_is_valid_or_a_members_own(sets: list[Asked]) -> None:
-    said = weighed(sets)
-    won = fuse(said, TOOLS, ("f1",))
+    votes = as_votes(sets)
+    winner = fuse(votes, TOOLS, ("f1",))
 
-    if won is None:
+    if winner is None:
         assert all(sets)
         return
     # Alone it has a vote, which only a valid set has.
-    assert fuse([MemberCalls("alone", 1, won.calls)], TOOLS, ("f1",)) is not None
-    behind = [sets[int(member[1:])] for member in won.members]
+    assert fuse([MemberCalls("alone", 1, winner.calls)], TOOLS, ("f1",)) is not None
+    behind = [sets[int(member[1:])] for member in winner.members]
     assert behind
-    assert all(sorted(n for n, _ in of) == sorted(c.name for c in won.calls) for of in behind)
+    winning_names = sorted(call.name for call in winner.calls)
+    for member_set in behind:
+        assert sorted(name for name, _ in member_set) == winning_names
     if len(behind) == 1:
-        assert as_set(asked(won)) == as_set(behind[0])
-    for name, arguments in asked(won):
+        assert as_set(named_calls(winner)) == as_set(behind[0])
+    for name, arguments in named_calls(winner):
         for key, value in arguments.items():
-            assert any(
-                n == name and key in given and given[key] == value
-                for of in behind
-                for n, given in of
-            )
+            assert is_backed(behind, name, key, value)
+
+
+def is_backed(sets: list[Asked], name: str, key: str, value: Any) -> bool:
+    """Whether a member gave this argument to a call of this tool."""
+    for tool, arguments in chain.from_iterable(sets):
+        if tool == name and key in arguments and arguments[key] == value:
+            return True
+    return False

@@ -37,10 +37,10 @@ READ = [
 
 @pytest.mark.parametrize(("text", "rung"), [row[1:] for row in READ], ids=[row[0] for row in READ])
 def test_it_is_read(text: str, rung: str) -> None:
-    found = read(text, SCHEMA)
+    output = read(text, SCHEMA)
 
-    assert isinstance(found, Read), found
-    assert (found.value["winner"], found.parse_stage) == ("A", rung)
+    assert isinstance(output, Read), output
+    assert (output.value["winner"], output.parse_stage) == ("A", rung)
 
 
 REFUSED = [
@@ -100,22 +100,24 @@ def test_an_analysis_is_read_whole() -> None:
     )
 
 
-@pytest.mark.parametrize("broken", [{"$ref": "#/nowhere"}, {"$ref": "https://example.org/x"}])
+@pytest.mark.parametrize(
+    "wrong_verdict", [{"$ref": "#/nowhere"}, {"$ref": "https://example.org/x"}]
+)
 def test_a_client_s_schema_that_leads_nowhere_is_satisfied_by_nothing(
-    broken: dict[str, Any],
+    wrong_verdict: dict[str, Any],
 ) -> None:
     reply = json.dumps({"error": "I misread what was asked.", "answer": "4"})
 
-    assert read(reply, rebuttal_schema(broken)) == UnreadableVerdict("schema_mismatch")
+    assert read(reply, rebuttal_schema(wrong_verdict)) == UnreadableVerdict("schema_mismatch")
 
 
 @given(st.text(max_size=80) | st.text(alphabet='{}[]":,AB\\`\n winner reason', max_size=80))
 def test_whatever_a_judge_writes_it_is_read_or_refused(text: str) -> None:
-    found = read(text, SCHEMA)
+    output = read(text, SCHEMA)
 
-    if isinstance(found, Read):
-        assert found.value["winner"] in ("A", "B")
-        json.dumps(found.value, ensure_ascii=False).encode()
+    if isinstance(output, Read):
+        assert output.value["winner"] in ("A", "B")
+        json.dumps(output.value, ensure_ascii=False).encode()
 
 
 @given(
@@ -124,7 +126,7 @@ def test_whatever_a_judge_writes_it_is_read_or_refused(text: str) -> None:
     st.sampled_from(["", '"', "}", "A", "\n"]),
 )
 def test_a_damaged_verdict_names_its_winner_or_nobody(start: int, end: int, put: str) -> None:
-    found = read(FOR_B[:start] + put + FOR_B[max(start, end) :], SCHEMA)
+    output = read(FOR_B[:start] + put + FOR_B[max(start, end) :], SCHEMA)
 
-    if isinstance(found, Read) and put != "A":
-        assert found.value["winner"] == "B"
+    if isinstance(output, Read) and put != "A":
+        assert output.value["winner"] == "B"
