@@ -139,6 +139,11 @@ async def test_the_same_id_in_another_batch_or_of_another_tenant_is_another_prom
     assert fates(await add(submissions, *batch)) == ["new"] * 4
 
 
+async def test_no_prompts_are_no_fault(submissions: Submissions) -> None:
+    """As where all lines of a group are refused since the configuration changed."""
+    assert await submissions.add([], []) == []
+
+
 async def test_a_large_batch_is_one_transaction(submissions: Submissions, store: Store) -> None:
     batch = some(700)
 

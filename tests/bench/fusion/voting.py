@@ -64,7 +64,9 @@ def learn(ballots: Sequence[Ballot], is_right: Callable[[int, str], bool] | None
             )
             for name in ballot
         ]
-    return {kind: weights for (_, kind), weights in learn_statistics(stored_answers, {}).weights.items()}
+    return {
+        kind: weights for (_, kind), weights in learn_statistics(stored_answers, {}).weights.items()
+    }
 
 
 def _group_numbers(groups: Mapping[str, Sequence[MemberAnswer]]) -> dict[str, int]:

@@ -155,7 +155,9 @@ def test_an_attack_is_a_wrong_answer_with_something_added(bench: Any) -> None:
         question = bench.attack.AttackQuestion(
             bench.world.World(bench.attack.MEMBERS, "x"), 0, attack=one
         )
-        said = [question.find_claim(clean(question.answer(member))) for member in bench.attack.MEMBERS]
+        said = [
+            question.find_claim(clean(question.answer(member))) for member in bench.attack.MEMBERS
+        ]
         assert said == [0, 1, 2], one.id
 
 

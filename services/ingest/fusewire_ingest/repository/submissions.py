@@ -201,6 +201,8 @@ class Submissions:
         origins: Sequence[RequestIdentity | None] | None = None,
     ) -> list[Acceptance]:
         """Do the same as `add` within a transaction of the caller; call `ready` before it."""
+        if not batch:
+            return []
         hashes = [body_hash(prompt) for prompt in batch]
         rows = _rows(batch, hashes, traceparents, origins or [None] * len(batch))
         insertion = connection.execute(_ADD[connection.dialect.name], list(rows.values()))
