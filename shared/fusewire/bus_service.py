@@ -9,7 +9,7 @@ from fusewire.settings import Settings
 from fusewire.tasks import BackgroundTasks
 
 
-class Drainable(Protocol):
+class MessageLoop(Protocol):
     """A loop or worker that lets what it has begun end."""
 
     async def stop(self, drain_s: float) -> None:
@@ -35,7 +35,7 @@ class BusService:
     def __init__(self, settings: Settings, *, drain_s: float | None = None) -> None:
         self.drain_s = settings.limits.drain_s if drain_s is None else drain_s
         self.bus = Bus(self.name, settings.nats, drain_s=settings.limits.drain_s)
-        self.loops: list[Drainable] = []
+        self.loops: list[MessageLoop] = []
         self.background = BackgroundTasks()
 
     def close(self) -> None:
@@ -49,8 +49,10 @@ class BusService:
 
     def faults(self) -> list[str]:
         """Why the process should be restarted."""
-        of_loops = [fault for loop in self.loops for fault in loop.faults()]
-        return self.bus.faults() + of_loops + self.background.faults()
+        faults = self.bus.faults() + self.background.faults()
+        for loop in self.loops:
+            faults += loop.faults()
+        return faults
 
     def unready(self) -> list[str]:
         """Why it should get no work now."""
