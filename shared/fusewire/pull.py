@@ -1,4 +1,4 @@
-"""A thin pull consumer over nats-py, for loops where FastStream is too slow or lacks what is needed.
+"""A thin pull consumer over nats-py, where FastStream is too slow or lacks what is needed.
 
 Measured: FastStream costs about six times a raw fetch loop per message, its batch mode
 stalls, and it cannot take from several durables in order of priority.
