@@ -59,7 +59,7 @@ test-unit: setup ## run the tests of pure code alone; ARGS="…" goes to pytest
 check: setup ## ruff, complexity, names, mypy, import contracts, lock, docs
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/ruff format --check -q $(SOURCES) || { echo "run make format"; exit 1; }
-	@$(BIN)/complexipy --quiet --plain --failed --max-complexity-allowed 10 $(MEMBERS)
+	@$(BIN)/complexipy --plain --failed --color no --max-complexity-allowed 10 $(MEMBERS)
 	@$(BIN)/python tests/lint/names.py $(MEMBERS)
 	@$(BIN)/mypy $(addsuffix /fusewire*,$(MEMBERS))
 	@for folder in $(TESTS); do $(BIN)/mypy --no-error-summary $$folder || exit 1; done
@@ -104,4 +104,4 @@ docs: setup ## write the generated references anew
 	@$(BIN)/python -m fusewire_cli.reference
 
 clean: ## remove what was installed and built (not .fusewire, your data)
-	@rm -rf .venv .uv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf .venv .uv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .complexipy_cache

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from fusewire.contracts import Candidate
 from fusewire.settings import Nats, Settings
-from fusewire.testing.factories import used
+from fusewire.testing.factories import known_usage
 from fusewire.testing.http_api import ASKED, CHAT, post, rows
 from fusewire.testing.model_script import Script, ScriptedCall
 from fusewire.testing.model_server import ModelServer
@@ -61,8 +61,10 @@ async def test_usage_is_that_of_all_calls(http: aiohttp.ClientSession, settings:
         Candidate.decode(row["body"]) for row in await rows(settings, "SELECT body FROM candidates")
     ]
     assert len(calls) == 5
-    assert reply["usage"]["prompt_tokens"] == sum(used(c).prompt_tokens for c in calls)
-    assert reply["usage"]["completion_tokens"] == sum(used(c).completion_tokens for c in calls)
+    assert reply["usage"]["prompt_tokens"] == sum(known_usage(c).prompt_tokens for c in calls)
+    assert reply["usage"]["completion_tokens"] == sum(
+        known_usage(c).completion_tokens for c in calls
+    )
     of_panel = sum(m["prompt_tokens"] for m in reply["fusion"]["members"])
     assert 0 < of_panel < reply["usage"]["prompt_tokens"], "the judge's calls are in the sum"
     assert reply["usage"]["cost"] is None, "of models without a price"

@@ -20,7 +20,7 @@ from fusewire.store.engine import Store
 from fusewire.store.tables import fusions, prompts
 from fusewire.testing.echo_worker import EchoWorker
 from fusewire.testing.eventually import eventually
-from fusewire.testing.factories import T0, used
+from fusewire.testing.factories import T0, known_usage
 from fusewire.testing.model_script import ModelScript, Script
 from fusewire.testing.model_server import ModelServer
 from fusewire.testing.nats_server import NatsServer
@@ -136,7 +136,9 @@ async def test_answers_that_came_are_listed_and_those_that_come_later_are_stored
     assert all(one.ok for one in ended.values())
     listed = [one for name, one in ended.items() if parts(shown)[name] == "ok"]
     assert shown["usage"] is not None
-    assert shown["usage"]["prompt_tokens"] == sum(used(one).prompt_tokens for one in listed) > 0
+    assert (
+        shown["usage"]["prompt_tokens"] == sum(known_usage(one).prompt_tokens for one in listed) > 0
+    )
     assert after == shown
     assert "j" not in model_server.stats.by_model
     assert await rows(config, "SELECT status, n_answered FROM v_outcome") == [

@@ -12,7 +12,7 @@ import pytest
 
 from fusewire.contracts import Candidate, Message, Sampling, Task
 from fusewire.settings import RemoteModel
-from fusewire.testing.factories import used
+from fusewire.testing.factories import known_usage
 from fusewire.testing.llama_server import llama_server
 from fusewire.testing.memory_kv import MemoryKeyValue
 from fusewire.testing.tiny_gguf import write_gguf
@@ -92,14 +92,14 @@ def a_task(text: str = "Why?", **changes: Any) -> Task:
 
 
 def counted(candidate: Candidate) -> tuple[bool, int, str | None]:
-    return candidate.ok, used(candidate).completion_tokens, candidate.finish_reason
+    return candidate.ok, known_usage(candidate).completion_tokens, candidate.finish_reason
 
 
 async def test_an_answer_is_cut_at_its_limit_and_counted(generate: RemoteGenerate) -> None:
     answer = await generate.generate(a_task())
 
     assert counted(answer) == (True, 12, "length")
-    assert used(answer).prompt_tokens > 20
+    assert known_usage(answer).prompt_tokens > 20
     assert answer.cost_usd is None, "nobody knows what a local server costs"
 
 

@@ -17,7 +17,7 @@ import pytest
 from fusewire.contracts import Candidate, Image, Message, Sampling, Task, Tool, ToolCall
 from fusewire.settings import RemoteModel
 from fusewire.testing.eventually import PATIENCE_S
-from fusewire.testing.factories import used
+from fusewire.testing.factories import known_usage
 from fusewire.testing.memory_kv import MemoryKeyValue
 from fusewire.testing.model_connection import RecordedRequest
 from fusewire.testing.model_script import Fault, FaultKind, Script, ScriptedCall
@@ -175,8 +175,8 @@ async def test_a_plain_question_is_answered(provider: str, monkeypatch: pytest.M
         provider,
     )
     assert candidate.tool_calls == ()
-    assert used(candidate).prompt_tokens > 0
-    assert used(candidate).completion_tokens > 1
+    assert known_usage(candidate).prompt_tokens > 0
+    assert known_usage(candidate).completion_tokens > 1
     assert [(m["role"], m["content"]) for m in recorded.request["messages"]] == [("user", "Hello")]
     assert not recorded.request.get("stream")
     assert KEY_HEADERS[provider] in recorded.head
@@ -375,8 +375,8 @@ async def test_cached_tokens_are_part_of_the_prompts(provider: str) -> None:
     async with calling(provider, said(cached_tokens=50)) as side:
         cached = await side.ask(task)
         streamed = await side.ask(task, Heard())
-    assert used(cached).cached_tokens == 50
-    assert cached.usage == used(plain).model_copy(update={"cached_tokens": 50})
+    assert known_usage(cached).cached_tokens == 50
+    assert cached.usage == known_usage(plain).model_copy(update={"cached_tokens": 50})
     assert streamed.usage == cached.usage
 
 
@@ -438,7 +438,7 @@ async def test_each_fate_has_its_candidate(
         assert candidate.content == SAID[: len(SAID) // 2]
     if fate == "content_filter":
         assert candidate.finish_reason == "content_filter"
-        assert used(candidate).prompt_tokens > 0
+        assert known_usage(candidate).prompt_tokens > 0
 
 
 async def test_the_wait_that_is_asked_for_is_kept(provider: str) -> None:

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from fusewire.contracts import Message, Sampling, Task, Tool, ToolCall
 from fusewire.errors import Transient
 from fusewire.settings import RemoteModel
-from fusewire.testing.factories import used
+from fusewire.testing.factories import known_usage
 from fusewire.testing.memory_kv import MemoryKeyValue
 from fusewire.testing.model_script import Fault, FaultKind, ModelScript, Script, ScriptedCall
 from fusewire.testing.model_server import ModelServer
@@ -449,8 +449,8 @@ async def test_usage_is_counted_over_the_calls_that_were_paid_for() -> None:
         assert server.stats.requests == 2
     async with ModelServer() as server, generating(server.base_url) as (once, _):
         one = await once.generate(a_task())
-    assert used(both).completion_tokens == 2 * used(one).completion_tokens
-    assert used(both).prompt_tokens == 2 * used(one).prompt_tokens
+    assert known_usage(both).completion_tokens == 2 * known_usage(one).completion_tokens
+    assert known_usage(both).prompt_tokens == 2 * known_usage(one).prompt_tokens
 
 
 async def test_cost_comes_from_the_price_list_and_is_unknown_on_loopback() -> None:
@@ -489,7 +489,7 @@ async def test_tool_calls_are_the_answer() -> None:
     assert candidate.tool_calls == (
         ToolCall(id="call_0", name="weather", arguments='{"city": "Rome"}'),
     )
-    assert used(candidate).completion_tokens > 1
+    assert known_usage(candidate).completion_tokens > 1
     assert sent.body["tool_choice"] == {"type": "function", "function": {"name": "weather"}}
     assert [tool["function"]["name"] for tool in sent.body["tools"]] == ["weather"]
     assert [turn["role"] for turn in sent.body["messages"]] == ["user", "assistant", "tool", "user"]

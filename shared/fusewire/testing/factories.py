@@ -231,7 +231,7 @@ def make_outcome(prompt: Prompt | None = None, **overrides: Any) -> Outcome:
     return Outcome(**{**fields, **overrides})
 
 
-def used(calls: Candidate | Answer | Outcome) -> Usage:
+def known_usage(calls: Candidate | Answer | Outcome) -> Usage:
     """What calls used, where it is known."""
     assert calls.usage is not None
     return calls.usage

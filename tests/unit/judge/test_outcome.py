@@ -13,12 +13,12 @@ from fusewire.store.queries import FusionStatus, as_reply
 from fusewire.testing.factories import OPEN_ANSWERS as OPEN
 from fusewire.testing.factories import (
     T0,
+    known_usage,
     make_candidate,
     make_member,
     make_plan,
     make_prompt,
     make_round,
-    used,
 )
 from fusewire_judge.model import Ask, Case, Decided, Draft, MemberAnswer, Panel, ReceivedCandidate
 from fusewire_judge.outcome import (
@@ -202,7 +202,7 @@ def test_an_answer_that_came_too_late_did_not_take_part_but_is_paid_for() -> Non
     )
 
     assert outcome.answers[2].status == "missing"
-    assert used(outcome).prompt_tokens == 40
+    assert known_usage(outcome).prompt_tokens == 40
     assert outcome.is_degraded
 
 
@@ -222,7 +222,7 @@ def test_usage_and_cost_are_of_all_calls() -> None:
 
     assert outcome.usage == Usage(prompt_tokens=40, completion_tokens=8)
     assert outcome.cost_usd == pytest.approx(0.013)
-    assert used(outcome.answers[1]).prompt_tokens == 20
+    assert known_usage(outcome.answers[1]).prompt_tokens == 20
 
 
 COSTS: list[tuple[str, list[dict[str, Any]], float | None]] = [
@@ -435,7 +435,7 @@ def test_a_cancelled_fusion_has_no_answer_but_those_that_came(begin: Begin) -> N
         ("a", "ok", "stop"), ("b", "error", None), ("c", "missing", None)
     ]  # fmt: skip
     assert not any(a.is_winner for a in outcome.answers)
-    assert (outcome.cost_usd, used(outcome).prompt_tokens) == (0.001, 10)
+    assert (outcome.cost_usd, known_usage(outcome).prompt_tokens) == (0.001, 10)
     assert outcome.closed_by is None
     # It is no evidence of who is right, or slow.
     assert (outcome.answer_kind, outcome.accepted) == (None, None)

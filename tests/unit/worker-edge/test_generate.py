@@ -9,7 +9,7 @@ import pytest
 
 from fusewire.contracts import Candidate, Message, Sampling, Task
 from fusewire.settings import EdgeModel
-from fusewire.testing.factories import used
+from fusewire.testing.factories import known_usage
 from fusewire.worker import TokenPublisher
 from fusewire_worker_edge.engine.api import (
     Completion,
@@ -130,7 +130,10 @@ async def test_an_answer_becomes_a_candidate() -> None:
     assert candidate.logprob_mean == pytest.approx(math.log(0.8))
     assert candidate.logprob_min == -2.0
     assert (candidate.content, candidate.finish_reason) == ("Paris.", "stop")
-    assert (used(candidate).prompt_tokens, used(candidate).completion_tokens) == (11, 3)
+    assert (known_usage(candidate).prompt_tokens, known_usage(candidate).completion_tokens) == (
+        11,
+        3,
+    )
     assert (candidate.task_id, candidate.fusion_id, candidate.round, candidate.call) == (
         "f1-0-a",
         "f1",
@@ -200,7 +203,7 @@ async def test_a_failure_becomes_a_candidate(
         str(error),
         retryable,
     )
-    assert (candidate.content, candidate.finish_reason, used(candidate).prompt_tokens) == (
+    assert (candidate.content, candidate.finish_reason, known_usage(candidate).prompt_tokens) == (
         None,
         None,
         0,
@@ -304,7 +307,7 @@ async def test_a_task_is_answered_by_a_real_model(tiny_folder: Path) -> None:
         candidates = [await edge.generate(task), await edge.generate(task)]
     finally:
         await edge.aclose()
-    assert [used(c).completion_tokens for c in candidates] == [4, 4]
+    assert [known_usage(c).completion_tokens for c in candidates] == [4, 4]
     assert candidates[0].content == candidates[1].content
     assert candidates[0].finish_reason == "length"
 
