@@ -27,6 +27,7 @@ from fusewire.contracts import Prompt
 from fusewire.errors import Transient
 from fusewire.store.engine import Store
 from fusewire.store.tables import fusions, outcomes, prompts, published_to
+from fusewire.tasks import BackgroundTasks
 from fusewire_ingest.admission.admit import body_hash
 from fusewire_ingest.admission.refusal import RefusedError
 from fusewire_ingest.repository.budgets import Budgets
@@ -471,21 +472,19 @@ class GroupCommit:
         self._most = most
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
         self._open: set[asyncio.Future[list[Acceptance]]] = set()
-        self._task: asyncio.Task[None] | None = None
+        self._background = BackgroundTasks()
 
     def start(self) -> None:
         """Start to commit."""
-        self._task = asyncio.create_task(self._run(), name="ingest-commit")
+        self._background.start("ingest-commit", self._run())
 
     def faults(self) -> list[str]:
         """Explain why nothing is committed any more; empty while it is."""
-        return ["ingest-commit has ended"] if self._task and self._task.done() else []
+        return self._background.faults()
 
     async def stop(self) -> None:
         """Stop; callers that still wait get a Transient."""
-        if self._task:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._background.stop()
         for future in self._open:
             if not future.done():
                 future.set_exception(Transient("ingest is stopping"))
