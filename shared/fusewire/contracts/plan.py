@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import AliasChoices, AwareDatetime, Field
 
 from fusewire.contracts.base import Mode, Part, Priority, Residency, Tier, Wire
+from fusewire.contracts.call_names import sample_names
 
 
 class PlannedMember(Part):
@@ -41,7 +42,7 @@ class PlannedMember(Part):
     @property
     def calls(self) -> tuple[str, ...]:
         """The names of its calls in round 0."""
-        return (self.name, *(f"{self.name}={number}" for number in range(2, self.samples + 1)))
+        return sample_names(self.name, self.samples)
 
     def weight_for(self, kind: str) -> float:
         """Its vote weight for answers of a kind.
