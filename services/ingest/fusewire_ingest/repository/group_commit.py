@@ -1,6 +1,7 @@
 """Group commit: prompts of many clients in one transaction."""
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
