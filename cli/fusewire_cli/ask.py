@@ -5,8 +5,8 @@ import sys
 from typing import Any
 
 from fusewire import replies
+from fusewire.contracts import ANSWERED
 from fusewire_cli import fusing
-from fusewire_cli.batch import ANSWERED
 from fusewire_cli.screen import EXIT_SOME_FAILED, note
 from fusewire_cli.session import client, settings
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fusewire.contracts import ANSWERED
 from fusewire.settings import Settings
 from fusewire_cli import builtin, fusing, models
-from fusewire_cli.batch import ANSWERED
 from fusewire_cli.screen import EXIT_FAULT, RowFormat, fail, note, rows
 from fusewire_cli.session import client
 

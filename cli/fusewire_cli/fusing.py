@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 import uvloop
 
+from fusewire.contracts import ANSWERED
 from fusewire.lifeline import stop_signals
-from fusewire_cli.batch import ANSWERED, GROUP, POLL_S
+from fusewire_cli.batch import GROUP, POLL_S
 from fusewire_cli.client import ApiError, Client
 from fusewire_cli.screen import EXIT_FAULT, EXIT_INTERRUPTED, fail, note, show_progress
 from fusewire_cli.session import end_at_once, end_soon

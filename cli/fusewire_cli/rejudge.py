@@ -8,6 +8,7 @@ from typing import Any
 
 from fusewire import ids
 from fusewire.contracts import (
+    ANSWERED,
     Candidate,
     Gold,
     Message,
@@ -22,7 +23,6 @@ from fusewire.settings import Settings
 from fusewire.store import migrate
 from fusewire.store.engine import Store
 from fusewire.store.history import History, batch_histories
-from fusewire_cli.batch import ANSWERED
 from fusewire_cli.eval.measures import kappa, wilson
 from fusewire_cli.eval.suite import check
 from fusewire_cli.eval.table import LEAST_N

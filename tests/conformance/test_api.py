@@ -50,7 +50,7 @@ async def test_a_conversation_is_answered(
         stored = await response.json()
     assert reply["choices"][0]["message"]["content"] == stored["content"]
     assert reply["choices"][0]["finish_reason"] == "stop"
-    assert stored["status"] == "fused"
+    assert stored["status"] == "selected"
     assert dict(model_server.stats.by_model) == {"a": 1, "b": 1, "c": 1, "j": 2}
 
 

@@ -72,7 +72,7 @@ async def test_a_client_that_left_and_asks_again_without_a_word_buys_nothing(
     model_server.set_script(Script.of(latency_ms=300))
     fusion_id = await ask_and_leave(http, settings)
     if is_ended:
-        assert await ended(http, fusion_id) == "fused"
+        assert await ended(http, fusion_id) == "selected"
     else:
         assert await ask_and_leave(http, settings) == fusion_id
 
@@ -228,7 +228,7 @@ async def test_a_fusion_goes_on_when_its_client_leaves(
 
     fusion_id = await leave(http, model_server, "k", json={**ASKED, "stream": stream})
 
-    assert await ended(http, fusion_id) == "fused"
+    assert await ended(http, fusion_id) == "selected"
 
 
 @pytest.mark.parametrize("stream", [False, True])

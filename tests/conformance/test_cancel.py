@@ -216,9 +216,9 @@ async def test_what_is_done_stays_as_it_is(
         await eventually(is_taken)
         after = await client.get(ONE)
 
-    assert before["status"] == "fused"
+    assert before["status"] == "selected"
     assert {**after, "is_repetition": None} == {**before, "is_repetition": None}
-    assert await rows(config, "SELECT status FROM outcomes") == [("fused",)]
+    assert await rows(config, "SELECT status FROM outcomes") == [("selected",)]
 
 
 async def test_others_go_on(
@@ -235,7 +235,7 @@ async def test_others_go_on(
             await client.get(ids.fusion_id("default", None, name), wait_s=WAIT_S) for name in names
         ]
 
-    assert [one["status"] for one in shown] == ["cancelled", "fused", "fused"]
+    assert [one["status"] for one in shown] == ["cancelled", "selected", "selected"]
 
 
 # -- nothing more is asked --------------------------------------------------------------------

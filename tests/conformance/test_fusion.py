@@ -248,7 +248,7 @@ async def test_recorded_answers_are_fused_without_a_member_call(
         shown = await ask(client, "2 + 2?", recorded=recorded)
 
     assert set(model_server.stats.by_model) == {"j"}
-    assert (shown["status"], shown["winner"], shown["is_replay"]) == ("fused", "y", True)
+    assert (shown["status"], shown["winner"], shown["is_replay"]) == ("selected", "y", True)
     assert shown["degraded_reasons"] == ["failed:z:timeout"]
     assert shown["cost_usd"] is None or shown["cost_usd"] < 3
 

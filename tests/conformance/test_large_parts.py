@@ -87,7 +87,7 @@ async def test_each_member_is_shown_it_and_no_message_holds_it(
     ):
         reply = await response.json()
 
-    assert (response.status, reply["fusion"]["outcome_status"]) == (200, "fused")
+    assert (response.status, reply["fusion"]["outcome_status"]) == (200, "selected")
     shown = [r for r in model_server.stats.recorded if r.model in PANEL]
     assert sorted(r.model for r in shown) == list(PANEL)
     for one in shown:
@@ -143,7 +143,7 @@ async def test_each_member_reads_a_long_text_and_the_judge_its_ends(
     ):
         reply = await response.json()
 
-    assert (response.status, reply["fusion"]["outcome_status"]) == (200, "fused")
+    assert (response.status, reply["fusion"]["outcome_status"]) == (200, "selected")
     assert reply["fusion"]["warnings"] == [
         f"judges read the first and the last {END_CHARS} characters of each long text; members read the whole"
     ]
@@ -299,7 +299,7 @@ async def test_what_a_lost_broker_held_is_published_again(
     async with running(settings, *SERVICES) as client:
         shown = await client.get(prompt["id"], wait_s=250)
 
-    assert (shown["status"], shown["is_degraded"]) == ("fused", False)
+    assert (shown["status"], shown["is_degraded"]) == ("selected", False)
 
 
 # -- what is kept, and for how long -------------------------------------------------------------

@@ -63,7 +63,7 @@ async def test_one_fusion_writes_so_many_messages(
         after = await eventually(partial(with_outcome, bus))
         await bus.stop()
 
-    assert (shown["status"], shown["is_degraded"]) == ("fused", False)
+    assert (shown["status"], shown["is_degraded"]) == ("selected", False)
     assert {name: count - before.get(name, 0) for name, count in after.items()} == WRITTEN
 
 

@@ -99,7 +99,7 @@ async def test_the_three_modes_on_the_local_stack(
         seen = await client.get(best["id"])
 
     assert (best["status"], best["is_degraded"], best["judge_rung"], best["rounds"]) == (
-        "fused",
+        "selected",
         False,
         "strict",
         1,
@@ -115,7 +115,7 @@ async def test_the_three_modes_on_the_local_stack(
     assert merged["analysis"] == {
         "consensus": [], "contradictions": [], "partial_coverage": [], "unique_insights": [], "blind_spots": []
     }  # fmt: skip
-    assert (debated["status"], debated["is_degraded"]) == ("fused", False)
+    assert (debated["status"], debated["is_degraded"]) == ("selected", False)
     assert debated["rounds"] == 2  # nobody named an error in its answer
     assert model_server.stats.by_model["j"] == 2 + 6 + 2
     assert {k: seen[k] for k in ("content", "status", "winner")} == {
@@ -192,7 +192,7 @@ async def test_a_member_that_fails_is_told_first(
     assert list(shown)[:3] == ["is_degraded", "degraded_reasons", "status"]
     assert (shown["is_degraded"], shown["degraded_reasons"]) == (True, ["failed:b:unauthorized"])
     assert parts(shown) == {"a": "ok", "b": "error", "c": "ok"}
-    assert shown["status"] == "fused"
+    assert shown["status"] == "selected"
 
 
 async def test_a_broken_verdict_is_asked_for_again(
@@ -298,7 +298,7 @@ async def test_a_forged_candidate_is_ignored(
 
         await eventually(dead)
 
-    assert shown["status"] == "fused"
+    assert shown["status"] == "selected"
     assert shown["degraded_reasons"] == []
     assert "FORGED" not in json.dumps(shown)
     assert await rows(settings, "SELECT count(*) FROM outcomes") == [(1,)]
@@ -373,7 +373,7 @@ async def test_what_is_accepted_while_nats_is_down_is_done_when_it_is_back(
 
         done = await finish(client, 5)
 
-    assert [shown["status"] for shown in done] == ["fused"] * 5
+    assert [shown["status"] for shown in done] == ["selected"] * 5
     assert await rows(settings, "SELECT count(*) FROM outcomes") == [(5,)]
 
 
@@ -388,7 +388,7 @@ async def test_what_was_committed_and_never_published_is_found_by_the_next_inges
     async with running(settings, *ALL) as client:
         done = await finish(client, 5)
 
-    assert [shown["status"] for shown in done] == ["fused"] * 5
+    assert [shown["status"] for shown in done] == ["selected"] * 5
     assert await rows(settings, "SELECT count(*) FROM outcomes") == [(5,)]
 
 
@@ -411,7 +411,7 @@ async def test_a_broker_whose_store_is_lost_loses_no_prompt(
         async with running(settings, "worker-remote"):
             done = await finish(client, 15)
 
-    assert Counter(shown["status"] for shown in done) == {"fused": 15}
+    assert Counter(shown["status"] for shown in done) == {"selected": 15}
     assert await rows(settings, "SELECT count(*) FROM outcomes") == [(15,)]
 
 
@@ -440,7 +440,7 @@ async def test_after_a_lost_store_only_what_is_not_stored_is_asked_again_and_mar
         async with running(settings, "worker-remote"):
             done = await finish(client, 5)
 
-    assert Counter(shown["status"] for shown in done) == {"fused": 5}
+    assert Counter(shown["status"] for shown in done) == {"selected": 5}
     calls = model_server.stats.by_model
     assert {name: calls[name] for name in "abc"} == {"a": 5, "b": 10, "c": 10}
     bodies = [json.loads(body) for (body,) in await rows(settings, "SELECT body FROM candidates")]
@@ -485,7 +485,7 @@ async def test_what_a_stream_has_lost_is_noticed_and_made_anew(
         async with running(settings, "judge", "worker-remote", "dispatcher"):
             done = await finish(client, 3)
 
-    assert Counter(shown["status"] for shown in done) == {"fused": 3}
+    assert Counter(shown["status"] for shown in done) == {"selected": 3}
     assert calls in (0, 9)
 
 
@@ -537,7 +537,7 @@ async def test_services_that_restart_in_the_middle_lose_nothing(
     async with running(settings, *ALL) as client:
         done = await finish(client, 20)
 
-    assert Counter(shown["status"] for shown in done) == {"fused": 20}
+    assert Counter(shown["status"] for shown in done) == {"selected": 20}
     assert await rows(settings, "SELECT count(*) FROM outcomes") == [(20,)]
 
 
@@ -568,7 +568,7 @@ async def test_a_worker_that_is_told_to_stop_lets_its_calls_end_and_begins_none(
         async with running(settings, "worker-remote"):
             done = await finish(client, 5)
 
-    assert Counter(shown["status"] for shown in done) == {"fused": 5}
+    assert Counter(shown["status"] for shown in done) == {"selected": 5}
     assert model_server.stats.requests == 5 * 5 - 6, "five calls a fusion, and six were made before"
     twice = "SELECT count(*) FROM candidates WHERE body LIKE '%paid_twice\"_true%'"
     assert await rows(settings, twice) == [(0,)]
@@ -598,7 +598,7 @@ async def test_a_database_that_goes_down_in_the_middle_loses_nothing(
 
             done = await finish(client, 11)
 
-        assert Counter(shown["status"] for shown in done) == {"fused": 11}
+        assert Counter(shown["status"] for shown in done) == {"selected": 11}
         assert await rows(settings, "SELECT count(*) FROM outcomes") == [(11,)]
 
 
@@ -668,7 +668,7 @@ async def test_two_judges_on_postgresql_finish_each_of_many_fusions_once(
 
     assert await rows(
         settings, "SELECT status, is_degraded, count(*) FROM v_outcome GROUP BY 1, 2"
-    ) == [("fused", False, MANY)]
+    ) == [("selected", False, MANY)]
     assert set(told.values()) == {1}
     assert model_server.stats.by_model == {"a": MANY, "b": MANY, "c": MANY, "j": 2 * MANY}
     assert await rows(settings, "SELECT count(*), count(DISTINCT fusion_id) FROM answers") == [

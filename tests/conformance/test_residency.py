@@ -76,14 +76,14 @@ POOLS: list[tuple[str, dict[str, Any], dict[str, Any], str, list[str]]] = [
         "an edge judge, in a debate",
         {"members": ["a", "tiny", "small"], "judge": "big", "mode": "debate"},
         {"residency": "edge-only"},
-        "fused",
+        "selected",
         ["excluded:a:residency"],
     ),
     (
         "an edge judge, in a merge",
         {"members": ["tiny", "small", "a"], "judge": "big", "mode": "merge"},
         {"residency": "edge-only"},
-        "fused",
+        "selected",
         ["excluded:a:residency"],
     ),
     (
@@ -167,7 +167,7 @@ async def test_the_same_prompt_without_the_mark_goes_everywhere(
     async with running(settings, *SERVICES[:2], edge, *SERVICES[2:]) as client:
         shown = await client.submit({"prompt": f"Keep {SECRET}!"}, wait_s=250)
 
-    assert (shown["status"], shown["is_degraded"]) == ("fused", False)
+    assert (shown["status"], shown["is_degraded"]) == ("selected", False)
     assert {answer["tier"] for answer in shown["answers"]} == {"edge", "remote"}
     assert (await stored(settings, "FW_TASK_REMOTE"))[
         0

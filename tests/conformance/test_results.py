@@ -216,7 +216,7 @@ async def test_a_verdict(desk: Desk) -> None:
 
     outcome = await desk.outcome(PROMPT)
     assert outcome is not None
-    assert (outcome.status, outcome.judge_rung, outcome.rounds) == ("fused", "strict", 1)
+    assert (outcome.status, outcome.judge_rung, outcome.rounds) == ("selected", "strict", 1)
     assert outcome.content == OPEN_ANSWERS[outcome.winner or ""]
     assert desk.bus.of(PROMPT) == ["round 1", "outcome"]
 
@@ -262,7 +262,7 @@ async def test_what_is_stored_is_read_once(desk: Desk) -> None:
     assert not [one for one in said if "rounds.body" in one and one.startswith("SELECT")]
     outcome = await desk.outcome(PROMPT)
     assert outcome is not None
-    assert (outcome.status, outcome.rounds, len(outcome.answers)) == ("fused", 1, 3)
+    assert (outcome.status, outcome.rounds, len(outcome.answers)) == ("selected", 1, 3)
 
 
 @pytest.mark.parametrize("turns", [(0, 1, 0, 1, 0), (1, 1, 0, 0, 1), (0, 1, 1, 1, 0)])
@@ -283,7 +283,7 @@ async def test_judges_that_take_turns_each_see_what_the_other_stored(
 
     outcome = await desk.outcome(PROMPT)
     assert outcome is not None
-    assert (outcome.status, outcome.rounds, len(outcome.answers)) == ("fused", 1, 3)
+    assert (outcome.status, outcome.rounds, len(outcome.answers)) == ("selected", 1, 3)
     assert desk.bus.of(PROMPT) == ["round 1", "outcome"]
 
 
@@ -841,7 +841,7 @@ async def test_an_outcome_as_analysts_see_it(desk: Desk) -> None:
     assert 0 < row.pop("agreement") < 1
     assert row == {
         "is_degraded": True,
-        "status": "fused",
+        "status": "selected",
         "outcome_id": prompt.fusion_id,
         "batch_id": "b1",
         "custom_id": "row 1",

@@ -142,7 +142,7 @@ def test_a_batch_survives_kill_9_of_every_process(cli: Cli, server: FakeServer) 
     results = sorted(read(out.read_text()), key=lambda result: result["index"])
     assert [r["custom_id"] for r in results] == names
     assert [r["index"] for r in results] == list(range(1, KILLED_LINES + 1))
-    assert {r["status"] for r in results} <= {"fused", "voted"}
+    assert {r["status"] for r in results} <= {"selected", "voted"}
     count = cli.run(
         "query", "select count(*) n, count(distinct custom_id) d from v_outcome", "-f", "json"
     )

@@ -56,7 +56,7 @@ def test_coming_from_openrouter_fusion(cli: Cli, url: str) -> None:
 
     *answer, told = python(cli, url, snippet)
     assert answer
-    assert re.fullmatch(r"f[a-v0-9]{26} (fused|voted) \S+", told)
+    assert re.fullmatch(r"f[a-v0-9]{26} (selected|voted) \S+", told)
 
 
 def test_coming_from_litellm(cli: Cli, url: str) -> None:
@@ -130,7 +130,7 @@ def test_quickstart(cli: Cli, url: str) -> None:
     (curl,) = blocks("quickstart.md", "Run the server", "sh")
     assert curl.count(URL) == 1
     (reply,) = sh(cli, curl.replace(URL, url))
-    assert json.loads(reply)["status"] in ("fused", "voted", "single")
+    assert json.loads(reply)["status"] in ("selected", "voted", "single")
 
     (query,) = blocks("quickstart.md", "See what was stored", "sh")
     assert any("outcome_id" in row for row in sh(cli, query))

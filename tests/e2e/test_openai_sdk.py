@@ -61,7 +61,7 @@ def test_chat(client: OpenAI, served: RunningStack) -> None:
     assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens > 0
     fusion = (reply.model_extra or {})["fusion"]
     assert (fusion["outcome_status"], fusion["winner"], len(fusion["responses"])) == (
-        "fused",
+        "selected",
         "a",
         3,
     )

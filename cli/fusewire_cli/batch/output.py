@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fusewire_cli.batch import ANSWERED
+from fusewire.contracts import ANSWERED
 from fusewire_cli.batch.custom_ids import Ids
 from fusewire_cli.client import Form, Order
 from fusewire_cli.screen import fail

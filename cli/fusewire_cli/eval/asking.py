@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fusewire import ids
-from fusewire.contracts import RecordedAnswer
-from fusewire_cli.batch import ANSWERED
+from fusewire.contracts import ANSWERED, RecordedAnswer
 from fusewire_cli.eval.suite import MemberReply, Question
 from fusewire_cli.eval.table import Score
 from fusewire_judge.scoring.gold import is_right

@@ -14,6 +14,7 @@ from fusewire.contracts.base import (
 )
 from fusewire.contracts.candidate import CallFailure, Candidate, ErrorCode, FinishReason, Usage
 from fusewire.contracts.outcome import (
+    ANSWERED,
     CONTROL,
     MERGED,
     Answer,
@@ -48,6 +49,7 @@ from fusewire.contracts.task import Task, Tasks
 from fusewire.contracts.token import Token
 
 __all__ = [
+    "ANSWERED",
     "CONTROL",
     "MERGED",
     "MODES",

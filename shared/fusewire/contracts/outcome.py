@@ -8,7 +8,11 @@ from fusewire.contracts.base import Mode, Part, Tier, Wire
 from fusewire.contracts.candidate import FinishReason, Usage
 from fusewire.contracts.prompt import ToolCall
 
-Status = Literal["fused", "voted", "single", "failed", "expired", "cancelled"]
+Status = Literal["fused", "selected", "voted", "single", "failed", "expired", "cancelled"]
+"""`fused`: an answer was written from several. `selected`: a judge chose one. `voted`: a vote did.
+`single`: there was one."""
+ANSWERED: tuple[Status, ...] = ("fused", "selected", "voted", "single")
+"""Statuses of outcomes that have an answer."""
 
 ParseStage = Literal["strict", "repaired", "reasked", "fallback"]
 """How the judge's output was read: as written, repaired, after a second request, or not at all."""

@@ -64,7 +64,9 @@ V_OUTCOME = View(
             "o.is_degraded",
         ),
         ViewColumn("degraded_reasons", "what, as a JSON list", "o.degraded_reasons"),
-        ViewColumn("status", "fused, voted, single, failed, expired or cancelled", "o.status"),
+        ViewColumn(
+            "status", "fused, selected, voted, single, failed, expired or cancelled", "o.status"
+        ),
         ViewColumn("outcome_id", "the fusion's id", "o.fusion_id"),
         ViewColumn("batch_id", "its batch, if any", "o.batch_id"),
         ViewColumn("custom_id", "the submitter's own id", "o.custom_id"),

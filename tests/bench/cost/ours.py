@@ -125,7 +125,7 @@ class Fusewire:
                 if (
                     not scene.faults
                     and scene.complete
-                    and (shown["status"], shown["is_degraded"]) != ("fused", False)
+                    and (shown["status"], shown["is_degraded"]) != ("selected", False)
                 ):
                     raise RuntimeError(f"a fusion went wrong: {shown}")
                 return wall_ms, bool(shown.get("content"))

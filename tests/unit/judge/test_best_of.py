@@ -71,7 +71,7 @@ def test_a_tie_goes_to_the_judge(begin: Begin) -> None:
 
     assert list(play.asks()) == BOTH
     draft = play.judge_says("b").ends()
-    assert (draft.status, draft.winner, draft.parse_stage) == ("fused", "b", "strict")
+    assert (draft.status, draft.winner, draft.parse_stage) == ("selected", "b", "strict")
 
 
 def test_a_tie_without_a_judge_goes_to_the_first_of_the_pool(begin: Begin) -> None:
@@ -112,7 +112,7 @@ def test_a_judge_that_agrees_with_itself_decides(begin: Begin) -> None:
 
     draft = play.judge_says("b").ends()
 
-    assert (draft.status, draft.content, draft.winner) == ("fused", OPEN["b"], "b")
+    assert (draft.status, draft.content, draft.winner) == ("selected", OPEN["b"], "b")
     assert (draft.reason, draft.parse_stage, draft.degraded) == (play.REASON, "strict", ())
     assert draft.lineup == tuple(play.order(first))
     assert len(draft.verdicts) == 2
@@ -159,7 +159,7 @@ def test_a_judge_that_contradicts_itself_is_asked_about_the_two(begin: Begin) ->
         assert sorted(play.order(call)) == ["a", "b"]
     draft = play.judge_says("b").ends()
 
-    assert (draft.status, draft.winner, draft.reason) == ("fused", "b", play.REASON)
+    assert (draft.status, draft.winner, draft.reason) == ("selected", "b", play.REASON)
     assert [(v.kind, v.is_consistent) for v in draft.verdicts] == [
         ("listwise", False), ("listwise", False), ("pair", True), ("pair", True)
     ]  # fmt: skip
@@ -273,7 +273,7 @@ def test_a_jury_is_pooled(begin: Begin, juror: Juror) -> None:
 
     play.judge_says("a", judge="x").judge_says("b", judge="y").judge_says("b", judge="z")
 
-    assert (play.ends().winner, play.ends().status) == ("b", "fused")
+    assert (play.ends().winner, play.ends().status) == ("b", "selected")
     assert play.outcome(1).judge_model == "jury"
     assert play.outcome(1).swap_consistent is True
 
@@ -297,7 +297,7 @@ def test_a_broken_juror_leaves_the_verdict_to_the_others(begin: Begin, juror: Ju
 
     assert (draft.winner, draft.status, draft.degraded) == (
         "a",
-        "fused",
+        "selected",
         ("verdict_void:server_error",),
     )
     assert [v.void for v in draft.verdicts] == [None] * 4 + ["server_error"] * 2
@@ -407,7 +407,7 @@ def test_the_second_time_it_can_be_read(begin: Begin) -> None:
     draft = play.judge_says("c").ends()
 
     assert (draft.status, draft.winner, draft.parse_stage, draft.degraded) == (
-        "fused",
+        "selected",
         "c",
         "reasked",
         (),
@@ -423,7 +423,7 @@ def test_a_repaired_verdict_says_so(begin: Begin) -> None:
 
     draft = play.ends()
 
-    assert (draft.status, draft.winner, draft.parse_stage) == ("fused", "c", "repaired")
+    assert (draft.status, draft.winner, draft.parse_stage) == ("selected", "c", "repaired")
     assert [v.rung for v in draft.verdicts] == ["repaired", "strict"]
 
 
@@ -436,7 +436,7 @@ def test_only_the_order_that_was_not_read_is_asked_for_again(begin: Begin) -> No
     assert list(play.asks()) == ["verdict-1-1-again"]
     draft = play.judge_writes("prose").ends()
 
-    assert (draft.status, draft.winner, draft.parse_stage) == ("fused", "b", "strict")
+    assert (draft.status, draft.winner, draft.parse_stage) == ("selected", "b", "strict")
     assert draft.degraded == ("verdict_void:not_json", "verdict_void:one_order")
     assert play.outcome(1).swap_consistent is None
 

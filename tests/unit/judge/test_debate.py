@@ -174,7 +174,7 @@ def test_a_debate_that_stays_open_is_judged(begin: Begin) -> None:
     play.asks()
     draft = play.judge_says("b").ends()
 
-    assert (draft.status, draft.winner, draft.content) == ("fused", "b", OPEN["b"] + " Truly.")
+    assert (draft.status, draft.winner, draft.content) == ("selected", "b", OPEN["b"] + " Truly.")
     assert draft.reason == f"{play.REASON} (after 1 debate round)"
     assert [a.content for a in play.outcome(1).answers] == [
         OPEN[name] + " Truly." for name in "abc"

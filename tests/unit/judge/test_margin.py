@@ -69,7 +69,7 @@ def test_a_conversation_stays_one_and_the_pool_s_criteria_are_asked_for(begin: B
 def test_what_it_finds_most_probable_wins(begin: Begin) -> None:
     draft = judge(begin_open(begin), {"a": 0.0, "b": 0.5, "c": 0.2}).ends()
 
-    assert (draft.status, draft.winner) == ("fused", "b")
+    assert (draft.status, draft.winner) == ("selected", "b")
     # Odds of e^(2.9 * 0.3) over c and e^(2.9 * 0.5) over a.
     assert draft.reason == "preferred with 60%"
     assert draft.degraded == ()

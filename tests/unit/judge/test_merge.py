@@ -78,7 +78,7 @@ def test_a_merge_that_loses_both_ways_is_refused(begin: Begin) -> None:
     draft = play.judge_says("b").ends()
 
     assert (draft.status, draft.content, draft.winner, draft.guard) == (
-        "fused",
+        "selected",
         OPEN["b"],
         "b",
         "lost",
@@ -241,7 +241,7 @@ def test_where_the_writing_fails_the_best_single_answer_stands(
     draft = write_merge(begin, reply, best="c").ends()
 
     assert (draft.status, draft.content, draft.winner, draft.guard) == (
-        "fused",
+        "selected",
         OPEN["c"],
         "c",
         None,

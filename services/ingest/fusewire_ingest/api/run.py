@@ -8,7 +8,7 @@ import structlog
 from fastapi import Request
 from fastapi.responses import Response
 
-from fusewire.contracts import Outcome, Prompt
+from fusewire.contracts import ANSWERED, Outcome, Prompt
 from fusewire.errors import Transient
 from fusewire.references.texts import END_CHARS
 from fusewire_ingest.access import Caller
@@ -26,7 +26,6 @@ MOST_DEPTH = 1
 """A fusion may be a member of a fusion, and no deeper: two that name each other would never end."""
 DEPTH_HEADERS = ("x-fusewire-depth", "x-openrouter-fusion-depth")
 OUTCOME_HEADER = "x-fusewire-outcome"
-ANSWERED = ("fused", "voted", "single")
 """Statuses of outcomes that have an answer."""
 MOST_WAIT_S = 60.0
 """The longest `retry-after` of a reply that SDKs repeat by themselves, seconds."""

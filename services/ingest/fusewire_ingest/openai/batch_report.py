@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
+from fusewire.contracts import ANSWERED
 from fusewire_ingest.openai import chat_reply, failures
 from fusewire_ingest.openai import responses as responses_shape
 
@@ -68,7 +69,7 @@ def report(  # noqa: PLR0917 - one line's columns, in their order
 
 def is_answered(outcome: Mapping[str, Any]) -> bool:
     """Whether an outcome has an answer, so that its line goes to the output file."""
-    return outcome["status"] in ("fused", "voted", "single")
+    return outcome["status"] in ANSWERED
 
 
 def is_retryable(outcome: Mapping[str, Any]) -> bool:

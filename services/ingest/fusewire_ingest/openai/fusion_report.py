@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from fusewire import replies
-from fusewire.contracts import Outcome
+from fusewire.contracts import ANSWERED, Outcome
 from fusewire.contracts.degraded import DegradedReason
 from fusewire_ingest.openai.failures import Body, failed_models, failure_of
 
@@ -33,7 +33,7 @@ def fusion_report_of(body: Body, warnings: Sequence[str] = ()) -> replies.chat.F
     It parses as OpenRouter's `openrouter:fusion` output item.
     """
     answers = body.get("answers", [])
-    is_answered = body["status"] in ("fused", "voted", "single")
+    is_answered = body["status"] in ANSWERED
     report: replies.chat.FusionReport = {
         "is_degraded": body["is_degraded"],
         "degraded_reasons": list(body.get("degraded_reasons", ())),

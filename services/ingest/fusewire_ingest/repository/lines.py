@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, bindparam, case, func, insert, literal, se
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from fusewire.contracts import ANSWERED
 from fusewire.store.engine import Store
 from fusewire.store.tables import batch_lines, outcomes
 from fusewire_ingest.fair_queue import PendingLine
@@ -17,7 +18,6 @@ from fusewire_ingest.openai import batch_report
 Only = Literal["retryable", "all"]
 Kind = Literal["all", "output", "error"]
 
-ANSWERED = ("fused", "voted", "single")
 """Statuses of outcomes with an answer."""
 SETTLE_MOST = 500
 """The most lines that one transaction settles."""

@@ -97,7 +97,7 @@ def ask_judges(case: Case, answers: Sequence[MemberAnswer]) -> Steps:
         tally, leaders = yield from _break_tie(case, answers, tally)
     winner, rule = _choose_winner(leaders, unjudged_members, answers)
     return Draft(
-        status="fused" if tally.verdicts else "voted",
+        status="selected" if tally.verdicts else "voted",
         content=winner.content,
         winner=winner.member,
         answers=tuple(answers),
