@@ -7,7 +7,7 @@
 | intake, lines/s | from the creation of a batch to the last of its lines committed; 1 KB lines |
 | RSS growth, MB | the most that `fusewire up` holds during a batch, less what it held before |
 | RSS with pictures, MB | the most it holds while 100 requests with 5 MB pictures are in flight |
-| first token, ms | from the judge's first token of a merge to the client's; two processes, one clock |
+| first token, ms | the judge's first token of a merge to the client's; two processes, one clock |
 
 A fusion is from the acceptance of its prompt to the announcement of its outcome, as the bench hears
 it on the bus. Everything as shipped, with `fusewire up` as one process and the fake models as
