@@ -56,8 +56,14 @@ def configuration() -> str:
         ("[[pools.NAME.members]]", Member),
         ("[tenants.NAME]", Tenant),
     ]
-    parts += [_keys(f"`{title}`", list(model.model_fields.items())) for title, model in tables]
+    parts += [_keys(f"`{title}`", _own_keys_first(model)) for title, model in tables]
     return "\n".join(parts)
+
+
+def _own_keys_first(model: type[BaseModel]) -> list[tuple[str, FieldInfo]]:
+    """A table's keys; those that it shares with a message, such as a pool's policy, come last."""
+    own_names = model.__annotations__
+    return sorted(model.model_fields.items(), key=lambda key: key[0] not in own_names)
 
 
 def _keys(title: str, fields: list[tuple[str, FieldInfo]]) -> str:

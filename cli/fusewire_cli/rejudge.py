@@ -4,9 +4,7 @@ import asyncio
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
-
-from sqlalchemy import bindparam, text
+from typing import Any
 
 from fusewire import ids
 from fusewire.contracts import (
@@ -14,7 +12,6 @@ from fusewire.contracts import (
     Gold,
     Message,
     Outcome,
-    Plan,
     PlannedMember,
     Prompt,
     RecordedAnswer,
@@ -24,6 +21,7 @@ from fusewire.references.texts import excerpt
 from fusewire.settings import Settings
 from fusewire.store import migrate
 from fusewire.store.engine import Store
+from fusewire.store.history import History, batch_histories
 from fusewire_cli.batch import ANSWERED
 from fusewire_cli.eval.measures import kappa, wilson
 from fusewire_cli.eval.suite import check
@@ -34,21 +32,6 @@ from fusewire_cli.session import client, settings
 from fusewire_ingest.admission.admit import MOST_BATCH_CHARS, RefusedError, Submission
 from fusewire_ingest.admission.rules import pool_rules
 from fusewire_judge.scoring.gold import is_right
-
-PAGE = 200
-
-_FUSIONS = text(
-    "SELECT p.fusion_id, p.body AS prompt, f.plan, o.body AS outcome FROM prompts p"
-    " JOIN fusions f ON f.fusion_id = p.fusion_id LEFT JOIN outcomes o ON o.fusion_id = p.fusion_id"
-    " WHERE p.tenant = 'default' AND p.batch_id = :batch AND p.fusion_id > :after"
-    " ORDER BY p.fusion_id LIMIT :most"
-)
-_CANDIDATES = text("SELECT body FROM candidates WHERE fusion_id IN :keys").bindparams(
-    bindparam("keys", expanding=True)
-)
-_ROUNDS = text("SELECT body FROM rounds WHERE fusion_id IN :keys").bindparams(
-    bindparam("keys", expanding=True)
-)
 
 
 @dataclass(frozen=True)
@@ -64,17 +47,6 @@ class PolicyChange:
         """The id of the new batch; the same change gives the same id."""
         fields = json.dumps([self.judge, self.criteria, self.mode, self.pool])
         return f"{name}.rejudge-{ids.digest('rejudge', fields).hex()[:8]}"
-
-
-@dataclass(frozen=True)
-class StoredFusion:
-    """A fusion with its rounds and candidates; `outcome` is None while it runs."""
-
-    prompt: Prompt
-    plan: Plan | None
-    outcome: Outcome | None
-    rounds: tuple[Round, ...]
-    candidates: tuple[Candidate, ...]
 
 
 @dataclass(frozen=True)
@@ -108,14 +80,16 @@ class RejudgeReport:
     failed_after: int
 
 
-def recorded_answers(fusion: StoredFusion) -> tuple[RecordedAnswer, ...]:
+def recorded_answers(fusion: History) -> tuple[RecordedAnswer, ...]:
     """The answers and failures that the members took part with, before any debate."""
     if fusion.prompt.recorded:
         return fusion.prompt.recorded
     if fusion.plan is None or fusion.outcome is None:
         return ()
     names = {a.member for a in fusion.outcome.answers if a.status in ("ok", "error")}
-    candidates = _panel(fusion.candidates, fusion.rounds)
+    candidates = _panel(
+        [stored.candidate for stored in fusion.received], [round_ for round_, _ in fusion.rounds]
+    )
     return tuple(
         _record(member, candidates[member.name])
         for member in fusion.plan.members
@@ -209,7 +183,7 @@ def _turn(message: Message) -> dict[str, Any]:
 
 
 def compare(
-    fusions: Sequence[StoredFusion], new_outcomes: Mapping[str, Mapping[str, Any]]
+    fusions: Sequence[History], new_outcomes: Mapping[str, Mapping[str, Any]]
 ) -> RejudgeReport:
     """Compare the old outcomes of a batch with the new ones.
 
@@ -305,7 +279,7 @@ def rejudge(batch: str, change: PolicyChange, *, as_json: bool, window: int) -> 
     _show(batch, into, report, as_json=as_json)
 
 
-def _submissions(fusions: Iterable[StoredFusion], change: PolicyChange) -> dict[str, str]:
+def _submissions(fusions: Iterable[History], change: PolicyChange) -> dict[str, str]:
     """By custom_id, the submissions of the prompts that have an outcome and an answer."""
     bodies = {}
     for fusion in fusions:
@@ -347,46 +321,12 @@ def _show(batch: str, into: str, report: RejudgeReport, *, as_json: bool) -> Non
     rows(("", batch), lines, RowFormat.table)
 
 
-async def _read(config: Settings, batch: str) -> list[StoredFusion]:
+async def _read(config: Settings, batch: str) -> list[History]:
     """The fusions of a batch, in the order of their ids."""
     store = Store(config.database)
     try:
         await store.ping()
         await migrate.check(store)
-        fusions: list[StoredFusion] = []
-        after = ""
-        while page := await _read_page(store, batch, after):
-            fusions += page
-            after = page[-1].prompt.fusion_id
-        return fusions
+        return await batch_histories(store, "default", batch)
     finally:
         await store.close()
-
-
-async def _read_page(store: Store, batch: str, after: str) -> list[StoredFusion]:
-    """The next fusions of a batch, after this fusion id."""
-    async with store.read() as connection:
-        parameters = {"batch": batch, "after": after, "most": PAGE}
-        page = (await connection.execute(_FUSIONS, parameters)).all()
-        keys = {"keys": [row.fusion_id for row in page]}
-        candidate_rows = (await connection.execute(_CANDIDATES, keys)).all()
-        round_rows = (await connection.execute(_ROUNDS, keys)).all()
-    candidates = [Candidate.decode(row.body) for row in candidate_rows]
-    rounds = [Round.decode(row.body) for row in round_rows]
-    return [
-        StoredFusion(
-            prompt=Prompt.decode(row.prompt),
-            plan=Plan.decode(row.plan) if row.plan else None,
-            outcome=Outcome.decode(row.outcome) if row.outcome else None,
-            rounds=_select(rounds, row.fusion_id),
-            candidates=_select(candidates, row.fusion_id),
-        )
-        for row in page
-    ]
-
-
-Record = TypeVar("Record", Candidate, Round)
-
-
-def _select(records: Iterable[Record], fusion_id: str) -> tuple[Record, ...]:
-    return tuple(record for record in records if record.fusion_id == fusion_id)

@@ -1,5 +1,6 @@
 """What the services on the bus have in common."""
 
+import abc
 import asyncio
 from typing import Protocol
 
@@ -10,7 +11,10 @@ from fusewire.tasks import BackgroundTasks
 
 
 class MessageLoop(Protocol):
-    """A loop or worker that lets what it has begun end."""
+    """What takes messages and handles them: a fetch loop, or a worker."""
+
+    async def start(self) -> None:
+        """Begin to take messages."""
 
     async def stop(self, drain_s: float) -> None:
         """Begin nothing more, and wait `drain_s` seconds at most for what runs."""
@@ -19,15 +23,15 @@ class MessageLoop(Protocol):
         """Why it does no work any more; empty while it does."""
 
 
-class BusService:
+class BusService(abc.ABC):
     """A service that takes messages from the bus and has no HTTP interface of its own.
 
-    A subclass has a `name` and a `start`, which connects the bus, starts loops and adds them to `loops`.
-    Implements `fusewire.service.Service`.
+    It is a `fusewire.service.Service`. A subclass has a name, adds what takes messages to `loops`, and
+    connects the bus and starts everything in `start`.
 
     Args:
         settings: the configuration.
-        drain_s: seconds that its loops may take to end; those of the bus where it is not given.
+        drain_s: seconds that running handlers may take to end; `limits.drain_s` where it is not given.
     """
 
     name: str
@@ -38,13 +42,21 @@ class BusService:
         self.loops: list[MessageLoop] = []
         self.background = BackgroundTasks()
 
-    def close(self) -> None:
-        """Nobody waits here."""
+    @abc.abstractmethod
+    async def start(self) -> None:
+        """Connect and begin to work. Raises StartupError when it cannot."""
 
-    async def stop(self) -> None:
-        """Drain."""
+    def close(self) -> None:  # noqa: B027 - it may stay as it is
+        """Do nothing: no client waits here."""
+
+    async def drain(self) -> None:
+        """Take no more messages, and let running handlers end."""
         await self.background.stop()
         await asyncio.gather(*(loop.stop(self.drain_s) for loop in self.loops))
+
+    async def stop(self) -> None:
+        """Drain, then disconnect."""
+        await self.drain()
         await self.bus.stop()
 
     def faults(self) -> list[str]:

@@ -12,6 +12,7 @@ from fusewire.bus import Bus, fault
 from fusewire.errors import StartupError, Transient
 from fusewire.store.engine import Store
 from fusewire.store.processes import Processes
+from fusewire.tasks import BackgroundTasks
 
 log = structlog.get_logger(__name__)
 
@@ -41,7 +42,8 @@ class Presence:
         self._foreign_processes: dict[str, tuple[datetime, int]] = {}
         """Processes with another store, by id: when each was last seen, and how often it was
         renewed."""
-        self._task: asyncio.Task[None] | None = None
+        self._is_listed = False
+        self._background = BackgroundTasks()
 
     async def start(self) -> None:
         """Look for processes with another store; if there are any, wait until they have ended.
@@ -63,14 +65,14 @@ class Presence:
                     _FOREIGN, "stop that one, or give this one a database of its own"
                 )
         await self._processes.add(self._me, self._service, self._bus.last_store_id)
-        self._task = asyncio.create_task(self._look_on(), name=f"{self._service}-presence")
+        self._is_listed = True
+        self._background.start(f"{self._service}-presence", self._look_on())
 
     async def stop(self) -> None:
         """Remove this process's row."""
-        if self._task is None:
+        if not self._is_listed:
             return
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await self._background.stop()
         with contextlib.suppress(Transient):
             await self._processes.remove([self._me])
 
@@ -79,9 +81,7 @@ class Presence:
         reasons = []
         if any(renewals >= ALIVE_LOOKS for _, renewals in self._foreign_processes.values()):
             reasons.append(_FOREIGN)
-        if self._task and self._task.done():
-            reasons.append(f"{self._task.get_name()} has ended")
-        return reasons
+        return reasons + self._background.faults()
 
     async def _look_on(self) -> None:
         while True:

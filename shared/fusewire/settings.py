@@ -25,7 +25,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from fusewire.contracts import NAME, Gate, Mode, Residency
+from fusewire.contracts import NAME, Mode, Policy, Residency
 
 CONFIG_ENV = "FUSEWIRE_CONFIG"
 DEFAULT_FILE = Path("fusewire.toml")
@@ -321,8 +321,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-class Pool(Section):
-    """`[pools.<name>]`"""
+class Pool(Policy, Section):
+    """`[pools.<name>]`. Keys that are not here are those of `Policy`."""
 
     members: tuple[Member, ...] = Field(min_length=1, max_length=16)
     """Names of models, or tables as `[[pools.<name>.members]]`."""
@@ -339,10 +339,8 @@ class Pool(Section):
     judge_own: bool = False
     """Whether a judge by margin has a voice on answers of its own model too, for pools in which the
     strongest model is both."""
-    criteria: str | None = Field(default=None, max_length=4000)
-    """What the judge shall value, in place of: correct first, complete second, clear third."""
     preset: Preset | None = None
-    """A set of defaults for the keys below; a key that is given wins. See README."""
+    """A set of defaults for the keys below; a key that is given wins. See docs/how-to/modes-and-judges.md."""
     mode: Mode = "best-of"
     """Where the prompt does not say."""
     quorum: float = Field(default=0.67, gt=0, le=1)
@@ -353,35 +351,8 @@ class Pool(Section):
     """The deadline of a prompt that belongs to a batch."""
     residency: Residency = "any"
     """`edge-only`: content goes to edge models alone. A prompt can tighten it, never loosen it."""
-    grace_most_s: float = Field(default=10.0, ge=0)
-    """The longest wait for stragglers after quorum; it is 0.35 of the time to quorum, at least 0.5
-    s."""
-    early_stop: float = Field(default=0.93, gt=0.5, le=1)
-    """A vote ends when its leader wins with this probability, whoever is still out: 0.93 is three
-    of three, 0.87 two of two. One that cannot be caught ends it too. 1 waits for everybody."""
-    hedge: float = Field(default=0.0, ge=0, le=0.5)
-    """The share of extra calls that may be made to ask stragglers a second time; 0 is none."""
-    gate: Gate = "none"
-    """`edge-first`: the edge members are asked alone, and the hosted ones only where those
-    disagree."""
-    gate_confidence: float | None = Field(default=None, gt=0, le=1)
-    """Confidence from which one edge answer alone opens the gate. It is not calibrated: measure
-    first."""
-    guard: bool = True
-    """Whether a merge is returned only if it holds its own against the best single answer."""
     debate_rounds: int = Field(default=2, ge=1, le=2)
     """At most this many turns of a debate."""
-    debate_families: int = Field(default=2, ge=1, le=8)
-    """Debate takes members of at least this many families; 1 lets one model debate with itself."""
-    control_share: float = Field(default=0.02, ge=0, le=1)
-    """The share of a judge's line-ups that hold a control, an answer that only a broken judge
-    picks."""
-    max_cost_usd: float | None = Field(default=None, gt=0)
-    """No further call is made for a prompt once its calls have cost this much; an unknown price
-    counts as nothing."""
-    max_total_tokens: int | None = Field(default=None, ge=1)
-    """The most tokens that the calls for a prompt may take, by estimate before each; members that
-    do not fit are left out, last first."""
     max_tokens: int | None = Field(default=None, ge=1)
     """The members' answer length where the prompt does not say."""
 

@@ -25,6 +25,7 @@ from fusewire.testing.model_script import ModelScript, Script
 from fusewire.testing.model_server import ModelServer
 from fusewire.testing.nats_server import NatsServer
 from fusewire.topology import cancel_subject, due_subject
+from fusewire.worker import Worker
 from fusewire_cli.client import Client
 from fusewire_dispatcher.service import Dispatcher
 from fusewire_worker_edge.generate import EdgeGenerate
@@ -335,7 +336,7 @@ async def test_a_task_that_waits_is_not_tried_and_one_under_way_ends(
         under_way = ids.fusion_id("default", None, "under way")
         await cancel(config, ops)
         await cancel(config, ops, under_way)
-        await eventually(lambda: all(one in worker._worker._cancelled for one in (ONE, under_way)))
+        await eventually(lambda: all(one in worker.worker._cancelled for one in (ONE, under_way)))
         go.set()
         shown = [
             await client.get(ids.fusion_id("default", None, name), wait_s=WAIT_S) for name in names
@@ -372,8 +373,9 @@ async def test_what_a_local_model_writes_is_broken_off(
     endless = {"type": "string", "minLength": 100_000}
 
     def is_generating() -> bool:
-        assert worker._worker
-        return ONE in cast("EdgeGenerate", worker._worker._generate)._running
+        (loop,) = worker.loops
+        assert isinstance(loop, Worker)
+        return ONE in cast("EdgeGenerate", loop._generate)._running
 
     async with running(config, "judge", "ingest", "dispatcher", worker) as client:
         await client.submit(submission(max_tokens=4000, response_schema=endless))

@@ -921,7 +921,6 @@ async def test_answers_as_analysts_see_them(desk: Desk) -> None:
             "best-of",
             PROMPT.fusion_id,
         )
-        assert not row["cached"]
 
     def part(row: dict[str, Any], *names: str) -> tuple[Any, ...]:
         return tuple(row[name] for name in names)
@@ -933,7 +932,6 @@ async def test_answers_as_analysts_see_them(desk: Desk) -> None:
     spent = ("latency_ms", "tokens_in", "tokens_out", "cost_usd", "content")
     assert part(a, *spent) == (1000, 10, 2, 0.0, OPEN_ANSWERS["a"])
     assert part(c, *spent) == (1000, 0, 0, 0.0, None)
-    assert part(a, "ttft_ms", "judge_score", "merge_share") == (None, None, None)
     assert part(a, "call", "weight", "agreed", "vote_group", "is_right") == (
         "a",
         1.0,

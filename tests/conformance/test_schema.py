@@ -34,7 +34,7 @@ cost_panel_usd
 ANSWER_COLUMNS = """
     answer_id outcome_id day pool strategy model provider tier shown_position status error_code \
 attempts latency_ms
-    ttft_ms tokens_in tokens_out cost_usd judge_score is_winner merge_share cached
+    tokens_in tokens_out cost_usd is_winner
 """
 
 BATCH_COLUMNS = """

@@ -16,10 +16,10 @@ from fusewire.store.engine import Store
 from fusewire.store.queries import as_reply, standings
 from fusewire.store.tables import candidates, fusions, outcomes, prompts
 from fusewire.testing.factories import T0, make_candidate, make_outcome, make_prompt
+from fusewire_ingest.repository.group_commit import GroupCommit
 from fusewire_ingest.repository.submissions import (
     Acceptance,
     EarlierRequest,
-    GroupCommit,
     RequestIdentity,
     Submissions,
 )

@@ -15,6 +15,7 @@ from nats.js.errors import APIError
 from fusewire import provision, telemetry
 from fusewire.bus import Bus
 from fusewire.errors import Transient
+from fusewire.tasks import BackgroundTasks
 from fusewire.topology import ALARM, STORES
 
 log = structlog.get_logger(__name__)
@@ -31,21 +32,19 @@ class StoreCapacity:
     def __init__(self, bus: Bus, stores: Sequence[str] = STORES) -> None:
         self._bus = bus
         self._usage_by_store = dict.fromkeys(stores, 0.0)
-        self._task: asyncio.Task[None] | None = None
+        self._background = BackgroundTasks()
 
     def start(self) -> None:
         """Start to measure every `LOOK_EVERY_S`."""
-        self._task = asyncio.create_task(self._run(), name="ingest-room")
+        self._background.start("ingest-capacity", self._run())
 
     async def stop(self) -> None:
         """Stop measuring."""
-        if self._task:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._background.stop()
 
     def faults(self) -> list[str]:
         """Explain why usage is no longer measured; empty while it is."""
-        return ["ingest-room has ended"] if self._task and self._task.done() else []
+        return self._background.faults()
 
     def check(self) -> None:
         """Raise Transient if nothing may be accepted now."""

@@ -19,10 +19,10 @@ from fusewire_ingest.admission.admit import (
 )
 from fusewire_ingest.open_requests import OpenRequests
 from fusewire_ingest.outbox import Outbox
+from fusewire_ingest.repository.group_commit import GroupCommit
 from fusewire_ingest.repository.submissions import (
     Acceptance,
     EarlierRequest,
-    GroupCommit,
     RequestIdentity,
     Submissions,
 )

@@ -15,6 +15,7 @@ from fusewire.bus import Bus, fault
 from fusewire.cancel import CancelledFusions
 from fusewire.contracts import Prompt
 from fusewire.errors import Transient
+from fusewire.tasks import BackgroundTasks
 from fusewire.topology import CARRIERS, cancel_subject, due_subject, prompt_subject
 from fusewire_ingest.large_parts import LargeParts
 from fusewire_ingest.repository.submissions import Submissions
@@ -59,7 +60,7 @@ class Outbox:
         """Fusions whose prompts are published and not marked as such yet."""
         self._published_at: datetime | None = None
         """A time before the first of them was published."""
-        self._tasks: list[asyncio.Task[None]] = []
+        self._background = BackgroundTasks()
         self._store_id = ""
         """Id of the broker's store that is published to; empty until it is known."""
         self._empty_looks = 0
@@ -68,22 +69,18 @@ class Outbox:
 
     def start(self) -> None:
         """Start to publish, to mark and to sweep."""
-        self._tasks = [
-            asyncio.create_task(self._publish_loop(), name="ingest-outbox"),
-            asyncio.create_task(self._mark_loop(), name="ingest-mark"),
-            asyncio.create_task(self._sweep_loop(), name="ingest-sweep"),
-        ]
+        self._background.start("ingest-outbox", self._publish_loop())
+        self._background.start("ingest-mark", self._mark_loop())
+        self._background.start("ingest-sweep", self._sweep_loop())
 
     async def stop(self) -> None:
         """Stop; prompts that are not published yet are committed, and the next sweep finds them."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.stop()
         await self.mark()
 
     def faults(self) -> list[str]:
         """Name the loops that have ended."""
-        return [f"{task.get_name()} has ended" for task in self._tasks if task.done()]
+        return self._background.faults()
 
     def offer(self, prompt: Prompt, traceparent: str | None = None) -> None:
         """Publish a prompt soon. If the queue is full, the sweep will take it from SQL."""

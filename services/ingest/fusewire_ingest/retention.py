@@ -8,6 +8,7 @@ import structlog
 
 from fusewire.bus import fault
 from fusewire.errors import Transient
+from fusewire.tasks import BackgroundTasks
 from fusewire_ingest.repository.retention import Retention
 
 log = structlog.get_logger(__name__)
@@ -29,21 +30,19 @@ class Cleaner:
         self._retention = retention
         self._keep_days = keep_days
         self._clock = clock
-        self._task: asyncio.Task[None] | None = None
+        self._background = BackgroundTasks()
 
     def start(self) -> None:
         """Start to delete every `EVERY_S`."""
-        self._task = asyncio.create_task(self._run(), name="ingest-retention")
+        self._background.start("ingest-retention", self._run())
 
     async def stop(self) -> None:
         """Stop deleting."""
-        if self._task:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._background.stop()
 
     def faults(self) -> list[str]:
         """Explain why nothing is deleted any more; empty while it is."""
-        return ["ingest-retention has ended"] if self._task and self._task.done() else []
+        return self._background.faults()
 
     async def clean(self) -> int:
         """Delete what is due, of all tenants; returns how many fusions. Raises Transient."""

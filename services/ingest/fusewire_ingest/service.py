@@ -27,11 +27,12 @@ from fusewire_ingest.outbox import Outbox
 from fusewire_ingest.repository.batches import Batches
 from fusewire_ingest.repository.budgets import Budget, Budgets
 from fusewire_ingest.repository.files import Files
+from fusewire_ingest.repository.group_commit import GroupCommit
 from fusewire_ingest.repository.images import Images
 from fusewire_ingest.repository.keys import ApiKeys
 from fusewire_ingest.repository.lines import BatchLines
 from fusewire_ingest.repository.retention import Retention
-from fusewire_ingest.repository.submissions import GroupCommit, Submissions
+from fusewire_ingest.repository.submissions import Submissions
 from fusewire_ingest.retention import Cleaner
 from fusewire_ingest.subscribe import BusSubscriber
 from fusewire_ingest.waiting import Outcomes

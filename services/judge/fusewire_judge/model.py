@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain, takewhile
-from typing import Any
+from typing import Any, Literal
 
 from fusewire.contracts import (
     AnswerKind,
@@ -24,6 +24,7 @@ from fusewire.contracts import (
     ToolCall,
     Verdict,
 )
+from fusewire.contracts.degraded import DegradedReason
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,10 @@ class MemberAnswer:
     """Whether it was cut off at the token limit."""
 
 
+Flaw = Literal["empty", "refused", "looped", "no_call", "off_schema", "invalid_call"]
+"""Why what a member answered is no answer to the prompt."""
+
+
 @dataclass(frozen=True)
 class Panel:
     """A panel that is closed: no further answers are waited for."""
@@ -84,7 +89,7 @@ class Panel:
     """By member: its first answer, or its last failure if it gave none."""
     skipped: frozenset[str]
     """Members that were not called, because the cascade gate found the first wave sufficient."""
-    flaws: Mapping[str, str]
+    flaws: Mapping[str, Flaw]
     """By member: why its text does not count as an answer."""
     kind: AnswerKind
     closed_by: ClosedBy | None
@@ -110,7 +115,7 @@ class Draft:
     verdicts: tuple[Verdict, ...] = ()
     analysis: dict[str, Any] | None = None
     agreement: float | None = None
-    degraded: tuple[str, ...] = ()
+    degraded: tuple[DegradedReason, ...] = ()
     error: str | None = None
 
 

@@ -16,6 +16,8 @@ from fusewire.contracts import (
     Round,
     Usage,
 )
+from fusewire.contracts.call_names import is_hedge
+from fusewire.contracts.degraded import DegradedReason
 from fusewire_judge.model import Case, Decided, Draft, MemberAnswer, Panel
 from fusewire_judge.panel.convene import panel_so_far
 from fusewire_judge.panel.recorded import RECORDED
@@ -39,7 +41,7 @@ def build(
     plan, prompt, draft, panel = case.plan, case.prompt, decision.draft, decision.panel
     paid_calls = _paid_candidates(case)
     is_judged = any(call.member is None for call in _calls(case.rounds))
-    hedges = sum(call.name.endswith("=h") for call in _calls(case.panel_rounds))
+    hedges = sum(is_hedge(call.name) for call in _calls(case.panel_rounds))
     return Outcome(
         fusion_id=prompt.fusion_id,
         status=draft.status,
@@ -287,7 +289,7 @@ def build_unplanned(prompt: Prompt, now: datetime) -> Outcome:
         now,
         status="expired",
         is_degraded=True,
-        degraded_reasons=("never_planned",),
+        degraded_reasons=(DegradedReason("never_planned"),),
         error="no dispatcher took it before its deadline",
     )
 
@@ -299,7 +301,7 @@ def build_undecidable(prompt: Prompt, now: datetime, reason: str) -> Outcome:
         now,
         status="failed",
         is_degraded=True,
-        degraded_reasons=("undecidable",),
+        degraded_reasons=(DegradedReason("undecidable"),),
         # Unknown, since its calls may have been paid for.
         cost_usd=None,
         error=f"the judge cannot decide it: {reason}",

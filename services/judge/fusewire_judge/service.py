@@ -3,15 +3,13 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from itertools import chain
 
 import structlog
 
-from fusewire.bus import Bus
+from fusewire.bus_service import BusService
 from fusewire.errors import Transient
 from fusewire.loops import BatchLoop
 from fusewire.presence import Presence
-from fusewire.service import App
 from fusewire.settings import Settings
 from fusewire.store import migrate
 from fusewire.store.engine import Store
@@ -27,70 +25,51 @@ SWEEP_EVERY_S = 1.0
 LEARN_EVERY_S = 30.0
 
 
-class Judge:
+class Judge(BusService):
     """The judge as a service. Any number of replicas may run: each message goes to one of them."""
 
     name = "judge"
 
     def __init__(self, settings: Settings) -> None:
-        self.drain_s = settings.limits.drain_s
-        self._bus = Bus(self.name, settings.nats, drain_s=self.drain_s)
+        super().__init__(settings)
         self._store = Store(settings.database)
-        self._lookup = StoredCandidates(self._bus, self._store)
-        self._presence = Presence(self.name, self._bus, self._store, _now)
+        self._lookup = StoredCandidates(self.bus, self._store)
+        self._presence = Presence(self.name, self.bus, self._store, _now)
         self._handlers = Handlers(
-            self._bus, self._store, _now, settings.pools, self._lookup.has_pending
+            self.bus, self._store, _now, settings.pools, self._lookup.has_pending
         )
-        self._loops = [
-            BatchLoop(self._bus, JUDGE, self._handlers.on_batch, batch=BATCH),
-            BatchLoop(self._bus, JUDGE_DUE, self._handlers.on_due, batch=BATCH),
+        self.loops = [
+            BatchLoop(self.bus, JUDGE, self._handlers.on_batch, batch=BATCH),
+            BatchLoop(self.bus, JUDGE_DUE, self._handlers.on_due, batch=BATCH),
         ]
-        self._sweeper: asyncio.Task[None] | None = None
-        self._learner: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Check the schema, connect, check the topology, learn, and begin to pull and to sweep."""
         await migrate.check(self._store, wait_s=migrate.START_S)
-        await self._bus.connect()
-        await self._bus.require(JUDGE, JUDGE_DUE)
+        await self.bus.connect()
+        await self.bus.require(JUDGE, JUDGE_DUE)
         await self._presence.start()
         await self._handlers.update_statistics()
         await self._lookup.start()
-        for loop in self._loops:
+        for loop in self.loops:
             await loop.start()
-        self._learner = asyncio.create_task(self._learn(), name="judge-memory")
-        self._sweeper = asyncio.create_task(self._sweep(), name="judge-sweep")
-
-    def close(self) -> None:
-        """Do nothing: no client waits here."""
+        self.background.start("judge-statistics", self._learn())
+        self.background.start("judge-sweep", self._sweep())
 
     async def stop(self) -> None:
         """Let running handlers end, and disconnect."""
-        for task in (self._sweeper, self._learner):
-            if task:
-                task.cancel()
-        await asyncio.gather(*(loop.stop(self.drain_s) for loop in self._loops))
+        await self.drain()
         await self._presence.stop()
-        await self._bus.stop()
+        await self.bus.stop()
         await self._store.close()
 
     def faults(self) -> list[str]:
         """See Service."""
-        tasks = (self._sweeper, self._learner)
-        return [
-            *self._bus.faults(),
-            *self._presence.faults(),
-            *chain.from_iterable(loop.faults() for loop in self._loops),
-            *(f"{task.get_name()} has ended" for task in tasks if task and task.done()),
-        ]
+        return super().faults() + self._presence.faults()
 
     def unready(self) -> list[str]:
         """See Service."""
-        return self._bus.unready() + self._store.unready()
-
-    def app(self) -> App | None:
-        """Return None: it has no HTTP interface of its own."""
-        return None
+        return super().unready() + self._store.unready()
 
     async def _learn(self) -> None:
         """Renew the statistics, for ever."""

@@ -1,7 +1,6 @@
 """The names of calls in a round. A member's calls are named after it; a name is unique in its round."""
 
 HEDGE = "h"
-REPEAT = "-again"
 
 
 def sample_names(member: str, count: int) -> tuple[str, ...]:
@@ -34,12 +33,3 @@ def is_hedge(name: str) -> bool:
 def member_of(name: str) -> str:
     """The member that an answer call asks."""
     return name.partition("=")[0]
-
-
-def repeat_name(name: str) -> str:
-    """A judge call that is made once more because its output could not be read.
-
-    >>> repeat_name("judge")
-    'judge-again'
-    """
-    return f"{name}{REPEAT}"

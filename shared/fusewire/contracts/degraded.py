@@ -1,7 +1,6 @@
 """Why an outcome did not come about as it should have."""
 
-from dataclasses import dataclass
-from typing import Literal, Self, cast, get_args
+from typing import Literal, Self
 
 DegradedCode = Literal[
     # A member did not take part.
@@ -15,32 +14,41 @@ DegradedCode = Literal[
     # There was no fusion.
     "never_planned", "undecidable",
 ]  # fmt: skip
-CODES: tuple[str, ...] = get_args(DegradedCode)
 
 
-@dataclass(frozen=True)
-class DegradedReason:
-    """One reason; its text is what tables, replies and messages hold.
+class DegradedReason(str):
+    """A reason as tables, replies and messages hold it: `code`, `code:subject` or `code:subject:detail`.
 
-    >>> str(DegradedReason("missing", "gpt", "0.33:deadline"))
+    Args:
+        code: what happened.
+        subject: what it is about: a member, a limit, or how a step failed.
+        detail: more about it.
+
+    >>> DegradedReason("missing", "gpt", "0.33:deadline")
     'missing:gpt:0.33:deadline'
     >>> DegradedReason.parse("missing:gpt:0.33:deadline").subject
     'gpt'
     """
 
-    code: DegradedCode
-    subject: str | None = None
-    """What it is about: a member, a limit, or how a step failed."""
-    detail: str | None = None
+    __slots__ = ()
 
-    def __str__(self) -> str:
-        return ":".join(part for part in (self.code, self.subject, self.detail) if part)
+    def __new__(
+        cls, code: DegradedCode, subject: str | None = None, detail: str | None = None
+    ) -> Self:
+        """Join the parts that are given."""
+        return super().__new__(cls, ":".join(part for part in (code, subject, detail) if part))
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a reason's text. Raises ValueError where its code is unknown."""
-        code, _, rest = text.partition(":")
-        if code not in CODES:
-            raise ValueError(f"'{code}' is no reason for which an outcome is degraded")
-        subject, _, detail = rest.partition(":")
-        return cls(cast("DegradedCode", code), subject or None, detail or None)
+        """Read a stored reason. Another version may have written a code that this one has not."""
+        return super().__new__(cls, text)
+
+    @property
+    def code(self) -> str:
+        """What happened."""
+        return self.partition(":")[0]
+
+    @property
+    def subject(self) -> str | None:
+        """What it is about: a member, a limit, or how a step failed."""
+        return self.partition(":")[2].partition(":")[0] or None

@@ -2,9 +2,10 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import AliasChoices, AwareDatetime, Field
+from pydantic import AliasChoices, AwareDatetime, ConfigDict, Field
 
 from fusewire.contracts.base import Mode, Part, Priority, Residency, Tier, Wire
+from fusewire.contracts.call_names import sample_names
 
 
 class PlannedMember(Part):
@@ -41,7 +42,7 @@ class PlannedMember(Part):
     @property
     def calls(self) -> tuple[str, ...]:
         """The names of its calls in round 0."""
-        return (self.name, *(f"{self.name}={number}" for number in range(2, self.samples + 1)))
+        return sample_names(self.name, self.samples)
 
     def weight_for(self, kind: str) -> float:
         """Its vote weight for answers of a kind.
@@ -79,28 +80,39 @@ Gate = Literal["none", "edge-first"]
 
 
 class Policy(Part):
-    """The settings of a pool that its strategies use."""
+    """The rules of a pool that its strategies follow; keys of `[pools.<name>]` in the configuration."""
 
-    early_stop: float = Field(default=0.93, gt=0.5, le=1)
-    """Posterior probability at which the leader of a vote wins without waiting for the other
-    members; 1 waits for all."""
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     grace_most_s: float = Field(default=10.0, ge=0)
-    """The longest wait for stragglers after quorum, seconds."""
-    gate: Gate = "none"
-    gate_confidence: float | None = Field(default=None, gt=0, le=1)
-    """`confidence` from which one answer alone is enough for the gate."""
+    """The longest wait for stragglers after quorum; it is 0.35 of the time to quorum, at least 0.5
+    s."""
+    early_stop: float = Field(default=0.93, gt=0.5, le=1)
+    """A vote ends when its leader wins with this probability, whoever is still out: 0.93 is three
+    of three, 0.87 two of two. One that cannot be caught ends it too. 1 waits for everybody."""
     hedge: float = Field(default=0.0, ge=0, le=0.5)
-    """The share of extra calls allowed for stragglers."""
+    """The share of extra calls that may be made to ask stragglers a second time; 0 is none."""
+    gate: Gate = "none"
+    """`edge-first`: the edge members are asked alone, and the hosted ones only where those
+    disagree."""
+    gate_confidence: float | None = Field(default=None, gt=0, le=1)
+    """Confidence from which one edge answer alone opens the gate. It is not calibrated: measure
+    first."""
     guard: bool = True
-    """Whether a merge must be no worse than the best single answer."""
-    debate_families: int = Field(default=2, ge=1)
-    """The number of families that a debate needs."""
+    """Whether a merge is returned only if it holds its own against the best single answer."""
+    debate_families: int = Field(default=2, ge=1, le=8)
+    """Debate takes members of at least this many families; 1 lets one model debate with itself."""
     control_share: float = Field(default=0.02, ge=0, le=1)
-    """The share of a judge's line-ups that hold a control."""
+    """The share of a judge's line-ups that hold a control, an answer that only a broken judge
+    picks."""
     max_cost_usd: float | None = Field(default=None, gt=0)
+    """No further call is made for a prompt once its calls have cost this much; an unknown price
+    counts as nothing."""
     max_total_tokens: int | None = Field(default=None, ge=1)
-    criteria: str | None = None
-    """What the judge should value."""
+    """The most tokens that the calls for a prompt may take, by estimate before each; members that
+    do not fit are left out, last first."""
+    criteria: str | None = Field(default=None, max_length=4000)
+    """What the judge shall value, in place of: correct first, complete second, clear third."""
 
 
 class Plan(Wire):

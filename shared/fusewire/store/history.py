@@ -1,15 +1,20 @@
 """The read side: everything that is stored about one fusion."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, Select, select
 
 from fusewire.contracts import Candidate, Outcome, Plan, Prompt, Round
 from fusewire.store.engine import Store
 from fusewire.store.tables import candidates, fusions, outcomes, prompts, rounds
+
+PAGE = 200
+"""How many fusions of a batch are read at once."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +42,28 @@ class History:
 
 async def history(store: Store, fusion_ids: Sequence[str]) -> History | None:
     """The newest fusion with one of these ids; None if there is none. Raises Transient."""
-
-    def query(connection: Connection) -> History | None:
-        row = connection.execute(_PROMPT, {"keys": fusion_ids}).one_or_none()
-        return _read(connection, row) if row else None
-
-    return await store.run(query, write=False)
+    newest = _PROMPTS.where(prompts.c.fusion_id.in_(fusion_ids))
+    newest = newest.order_by(prompts.c.submitted_at.desc()).limit(1)
+    histories = await store.run(lambda connection: _read(connection, newest), write=False)
+    return histories[0] if histories else None
 
 
-_PROMPT = (
+async def batch_histories(store: Store, tenant: str, batch_id: str) -> list[History]:
+    """All fusions of a batch, in the order of their ids. Raises Transient."""
+    of_batch = _PROMPTS.where(prompts.c.tenant == tenant, prompts.c.batch_id == batch_id)
+    of_batch = of_batch.order_by(prompts.c.fusion_id).limit(PAGE)
+    histories: list[History] = []
+    after = ""
+    while True:
+        page = of_batch.where(prompts.c.fusion_id > after)
+        page_histories = await store.run(partial(_read, query=page), write=False)
+        if not page_histories:
+            return histories
+        histories += page_histories
+        after = histories[-1].prompt.fusion_id
+
+
+_PROMPTS = (
     select(
         prompts.c.fusion_id,
         prompts.c.body,
@@ -56,32 +74,54 @@ _PROMPT = (
     )
     .join(fusions, fusions.c.fusion_id == prompts.c.fusion_id)
     .join(outcomes, outcomes.c.fusion_id == prompts.c.fusion_id, isouter=True)
-    .where(prompts.c.fusion_id.in_(bindparam("keys", expanding=True)))
-    .order_by(prompts.c.submitted_at.desc())
-    .limit(1)
 )
 
 
-def _read(connection: Connection, prompt_row: Any) -> History:
-    round_rows = connection.execute(
-        select(rounds.c.body, rounds.c.asked_at)
-        .where(rounds.c.fusion_id == prompt_row.fusion_id)
+def _read(connection: Connection, query: Select[Any]) -> list[History]:
+    """The histories of the prompts that a query selects, in its order."""
+    prompt_rows = connection.execute(query).all()
+    fusion_ids = [row.fusion_id for row in prompt_rows]
+    rounds_by_fusion = _rounds(connection, fusion_ids)
+    candidates_by_fusion = _candidates(connection, fusion_ids)
+    return [
+        History(
+            prompt=Prompt.decode(row.body),
+            published_at=row.published_at,
+            cancelled_at=row.cancelled_at,
+            plan=Plan.decode(row.plan) if row.plan else None,
+            rounds=rounds_by_fusion[row.fusion_id],
+            received=candidates_by_fusion[row.fusion_id],
+            outcome=Outcome.decode(row.outcome) if row.outcome else None,
+        )
+        for row in prompt_rows
+    ]
+
+
+def _rounds(
+    connection: Connection, fusion_ids: Sequence[str]
+) -> Mapping[str, list[tuple[Round, datetime]]]:
+    rows = connection.execute(
+        select(rounds.c.fusion_id, rounds.c.body, rounds.c.asked_at)
+        .where(rounds.c.fusion_id.in_(fusion_ids))
         .order_by(rounds.c.round)
     )
-    candidate_rows = connection.execute(
-        select(candidates.c.body, candidates.c.received_at, candidates.c.is_late)
-        .where(candidates.c.fusion_id == prompt_row.fusion_id)
-        .order_by(candidates.c.received_at, candidates.c.round, candidates.c.call)
+    by_fusion: defaultdict[str, list[tuple[Round, datetime]]] = defaultdict(list)
+    for row in rows:
+        by_fusion[row.fusion_id].append((Round.decode(row.body), row.asked_at))
+    return by_fusion
+
+
+def _candidates(
+    connection: Connection, fusion_ids: Sequence[str]
+) -> Mapping[str, list[StoredCandidate]]:
+    columns = candidates.c
+    rows = connection.execute(
+        select(columns.fusion_id, columns.body, columns.received_at, columns.is_late)
+        .where(columns.fusion_id.in_(fusion_ids))
+        .order_by(columns.received_at, columns.round, columns.call)
     )
-    return History(
-        prompt=Prompt.decode(prompt_row.body),
-        published_at=prompt_row.published_at,
-        cancelled_at=prompt_row.cancelled_at,
-        plan=Plan.decode(prompt_row.plan) if prompt_row.plan else None,
-        rounds=[(Round.decode(row.body), row.asked_at) for row in round_rows],
-        received=[
-            StoredCandidate(Candidate.decode(row.body), row.received_at, row.is_late)
-            for row in candidate_rows
-        ],
-        outcome=Outcome.decode(prompt_row.outcome) if prompt_row.outcome else None,
-    )
+    by_fusion: defaultdict[str, list[StoredCandidate]] = defaultdict(list)
+    for row in rows:
+        candidate = StoredCandidate(Candidate.decode(row.body), row.received_at, row.is_late)
+        by_fusion[row.fusion_id].append(candidate)
+    return by_fusion

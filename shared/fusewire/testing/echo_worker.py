@@ -6,9 +6,8 @@ import re
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
-from fusewire.bus import Bus
+from fusewire.bus_service import BusService
 from fusewire.contracts import Candidate, Task
-from fusewire.service import App
 from fusewire.settings import Settings
 from fusewire.testing.factories import make_candidate
 from fusewire.testing.model_script import last_user_message, satisfying
@@ -64,41 +63,21 @@ class EchoEngine(FreeCalls):
         """Nothing to end."""
 
 
-class EchoWorker:
+class EchoWorker(BusService):
     """The edge worker's wiring around that engine, for all configured edge models."""
 
     name = "worker-edge"
-    drain_s = 2.0
 
     def __init__(self, settings: Settings, answer: Say = echo) -> None:
-        self._bus = Bus(self.name, settings.nats, drain_s=self.drain_s)
+        super().__init__(settings, drain_s=2.0)
         self.engine = EchoEngine(answer)
         models = {name: 2 for name, model in settings.models.items() if model.kind == "edge"}
-        self._worker = Worker(
-            self._bus, self.engine, models, tier="edge", clock=lambda: datetime.now(UTC)
+        self.worker = Worker(
+            self.bus, self.engine, models, tier="edge", clock=lambda: datetime.now(UTC)
         )
+        self.loops = [self.worker]
 
     async def start(self) -> None:
         """See Service."""
-        await self._bus.connect()
-        await self._worker.start()
-
-    def close(self) -> None:
-        """Nobody waits here."""
-
-    async def stop(self) -> None:
-        """See Service."""
-        await self._worker.stop(self.drain_s)
-        await self._bus.stop()
-
-    def faults(self) -> list[str]:
-        """See Service."""
-        return self._worker.faults()
-
-    def unready(self) -> list[str]:
-        """See Service."""
-        return []
-
-    def app(self) -> App | None:
-        """It has no HTTP interface of its own."""
-        return None
+        await self.bus.connect()
+        await self.worker.start()

@@ -1,22 +1,27 @@
 """What is judged again, and what comes out of the comparison."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from fusewire.contracts import (
     Answer,
+    Candidate,
     Gold,
     Message,
     Outcome,
+    Plan,
     Prompt,
     RecordedAnswer,
+    Round,
     Sampling,
     TextReference,
     Tool,
     ToolCall,
 )
+from fusewire.store.history import History, StoredCandidate
 from fusewire.testing.factories import (
     T0,
     make_candidate,
@@ -27,7 +32,6 @@ from fusewire.testing.factories import (
 )
 from fusewire_cli.rejudge import (
     PolicyChange,
-    StoredFusion,
     compare,
     recorded_answers,
     submission,
@@ -58,13 +62,31 @@ def outcome(
     return Outcome(**{**defaults, **fields})
 
 
+def history(
+    prompt: Prompt,
+    plan: Plan | None,
+    stored_outcome: Outcome | None,
+    rounds: Sequence[Round] = (),
+    candidates: Sequence[Candidate] = (),
+) -> History:
+    return History(
+        prompt=prompt,
+        published_at=None,
+        cancelled_at=None,
+        plan=plan,
+        rounds=[(round_, T0) for round_ in rounds],
+        received=[StoredCandidate(candidate, T0, is_late=False) for candidate in candidates],
+        outcome=stored_outcome,
+    )
+
+
 def test_the_panel_is_recorded_with_its_failures_and_without_debate_and_stragglers() -> None:
     prompt = make_prompt()
     plan = make_plan(
         prompt, [make_member("a", 2.0), make_member("b"), make_member("c"), make_member("late")]
     )
     debate = make_round(prompt, round=1)
-    fusion = StoredFusion(
+    fusion = history(
         prompt,
         plan,
         outcome(prompt, took_part="abc"),
@@ -93,7 +115,7 @@ def test_an_answer_stands_before_a_failure_of_the_same_member() -> None:
         make_candidate("second", "a=2", member="a"),
     )
     (answer,) = recorded_answers(
-        StoredFusion(prompt, make_plan(prompt, "a"), outcome(prompt, took_part="a"), (), candidates)
+        history(prompt, make_plan(prompt, "a"), outcome(prompt, took_part="a"), (), candidates)
     )
     assert (answer.content, answer.error_code) == ("second", None)
 
@@ -101,10 +123,10 @@ def test_an_answer_stands_before_a_failure_of_the_same_member() -> None:
 def test_what_was_recorded_is_recorded_again_and_what_runs_is_not() -> None:
     answers = (RecordedAnswer(member="x", model="x", content="y"),)
     prompt = make_prompt(recorded=answers)
-    assert recorded_answers(StoredFusion(prompt, None, None, (), ())) == answers
+    assert recorded_answers(history(prompt, None, None)) == answers
     assert (
         recorded_answers(
-            StoredFusion(make_prompt(), make_plan(), None, (), (make_candidate("first", "a"),))
+            history(make_prompt(), make_plan(), None, (), (make_candidate("first", "a"),))
         )
         == ()
     )
@@ -168,7 +190,7 @@ def test_old_and_new_outcomes_are_compared() -> None:
     for number in range(40):
         prompt = make_prompt(custom_id=f"q{number}", gold=gold if number < 10 else None)
         old = outcome(prompt, winner="a" if number % 2 else "b", is_degraded=number == 0)
-        fusions.append(StoredFusion(prompt, None, old, (), ()))
+        fusions.append(history(prompt, None, old))
         winner = "b" if number in (1, 3) else old.winner
         new_outcomes[prompt.custom_id] = {
             "status": "fused",
@@ -179,8 +201,8 @@ def test_old_and_new_outcomes_are_compared() -> None:
     running = make_prompt(custom_id="running")
     silent = make_prompt(custom_id="silent")
     fusions += [
-        StoredFusion(running, None, None, (), ()),
-        StoredFusion(silent, None, outcome(silent), (), ()),
+        history(running, None, None),
+        history(silent, None, outcome(silent)),
     ]
     new_outcomes["q39"] = {"status": "refused"}
     report = compare(fusions, new_outcomes)
@@ -198,7 +220,7 @@ def test_old_and_new_outcomes_are_compared() -> None:
 def test_few_outcomes_have_no_rate_of_agreement() -> None:
     prompt = make_prompt()
     report = compare(
-        [StoredFusion(prompt, None, outcome(prompt), (), ())],
+        [history(prompt, None, outcome(prompt))],
         {"one": {"status": "fused", "winner": "a"}},
     )
     assert (report.agreement, report.kappa, report.winners) == (None, None, 1)

@@ -11,7 +11,8 @@ from fusewire.settings import RemoteModel
 from fusewire.testing.factories import make_task
 from fusewire_worker_remote.dialect import Dialect
 from fusewire_worker_remote.errors import Failure
-from fusewire_worker_remote.providers import HttpResponse, OpenAI, ProviderReply
+from fusewire_worker_remote.providers import HttpResponse, ProviderReply
+from fusewire_worker_remote.providers.openai import OpenAI
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
 MODEL = RemoteModel(

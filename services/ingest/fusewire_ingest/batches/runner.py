@@ -19,6 +19,7 @@ from fusewire.bus import fault
 from fusewire.contracts import Prompt
 from fusewire.errors import Transient
 from fusewire.store.engine import Store
+from fusewire.tasks import BackgroundTasks, cancel
 from fusewire_ingest.admission.refusal import RefusedError
 from fusewire_ingest.batches import output as batch_output
 from fusewire_ingest.batches.check import InputCheck, Reader
@@ -104,22 +105,20 @@ class Runner:
         """Checks and endings in the background, by batch; a task is named by the batch's status."""
         self._pause_ends: dict[str, float] = {}
         """By tenant whose budget is used up: when its lines are tried again (the loop's clock)."""
-        self._task: asyncio.Task[None] | None = None
+        self._background = BackgroundTasks()
 
     def start(self) -> None:
         """Start the loop."""
-        self._task = asyncio.create_task(self._run(), name="ingest-batches")
+        self._background.start("ingest-batches", self._run())
 
     async def stop(self) -> None:
         """Stop; unfinished work continues at the next start."""
-        tasks = [task for task in (self._task, *self._jobs.values()) if task]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._background.stop()
+        await cancel(list(self._jobs.values()))
 
     def faults(self) -> list[str]:
         """Name the loop if it has ended."""
-        return [f"{self._task.get_name()} has ended"] if self._task and self._task.done() else []
+        return self._background.faults()
 
     def wake(self, batch_id: str | None = None) -> None:
         """Look soon, because `batch_id` was changed at this process."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from fusewire import replies
 from fusewire.contracts import Outcome
+from fusewire.contracts.degraded import DegradedReason
 from fusewire_ingest.openai.failures import Body, is_withheld_body
 from fusewire_ingest.openai.fusion_report import fusion_report_of
 
@@ -293,7 +294,7 @@ def finish_reason(body: Body) -> str:
         return "content_filter"
     if body.get("tool_calls"):
         return "tool_calls"
-    if "merge_cut_at_length" in body.get("degraded_reasons", ()):
+    if DegradedReason("merge_cut_at_length") in body.get("degraded_reasons", ()):
         return "length"
     winner_reason = _winner_finish_reason(body)
     return winner_reason if winner_reason in ("length", "content_filter") else "stop"

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from fusewire import replies
 from fusewire.contracts import Outcome
+from fusewire.contracts.degraded import DegradedReason
 from fusewire_ingest.openai.failures import Body, failed_models, failure_of
 
-_JUDGE_FAILED = "judge_failed:"
 _JUDGE_REASONS = {
     "empty": "judge_empty_completion",
     "schema_mismatch": "judge_schema_mismatch",
@@ -90,8 +90,8 @@ def _failure_reason(body: Body, *, is_answered: bool) -> str | None:
         code = failure_of(body).code
         is_known = code in ("rate_limited", "insufficient_credits", "cancelled")
         return code if is_known else "all_panels_failed"
-    for reason in body.get("degraded_reasons", ()):
-        if reason.startswith(_JUDGE_FAILED):
-            fault = reason.removeprefix(_JUDGE_FAILED)
-            return _JUDGE_REASONS.get(fault, "judge_upstream_error")
+    reasons = [DegradedReason.parse(text) for text in body.get("degraded_reasons", ())]
+    for reason in reasons:
+        if reason.code == "judge_failed":
+            return _JUDGE_REASONS.get(reason.subject or "", "judge_upstream_error")
     return None

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from fusewire.contracts import Plan, Round
+from fusewire.contracts.call_names import is_hedge
 
 
 class HedgeBudget:
@@ -26,5 +27,5 @@ class HedgeBudget:
     def spend(self, rounds: Iterable[Round]) -> None:
         """Count the second calls of rounds. A budget that is in debt grants nothing."""
         for round_ in rounds:
-            hedges = sum(call.name.endswith("=h") for call in round_.calls)
+            hedges = sum(is_hedge(call.name) for call in round_.calls)
             self._credit[round_.pool] = self._credit.get(round_.pool, 0.0) - hedges

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 from fusewire.contracts import AnswerKind, Call, ClosedBy, PlannedMember
-from fusewire_judge.model import Ask, Case, MemberAnswer, Panel, Wait
+from fusewire.contracts.call_names import hedge_name
+from fusewire_judge.model import Ask, Case, Flaw, MemberAnswer, Panel, Wait
 from fusewire_judge.panel.gate import check_gate
 from fusewire_judge.panel.progress import (
     ArrivalsByMember,
@@ -32,7 +33,9 @@ def convene(case: Case, now: datetime) -> Panel | Wait | Ask:
     if not isinstance(closing, datetime):
         return _close(case, called_members, arrivals, closing)
     hedges = _hedges(case, called_members, arrivals)
-    calls = tuple(_answer_call(case, m, f"{m.name}=h") for due_at, m in hedges if due_at <= now)
+    calls = tuple(
+        _answer_call(case, m, hedge_name(m.name)) for due_at, m in hedges if due_at <= now
+    )
     if calls:
         return Ask(calls, len(case.rounds) + 1, closing)
     return Wait(min([closing, *(due_at for due_at, _ in hedges)]))
@@ -136,7 +139,7 @@ def _pending_members(
 
 
 def _answered_at(
-    members: Sequence[PlannedMember], arrivals: ArrivalsByMember, flaws: Mapping[str, str]
+    members: Sequence[PlannedMember], arrivals: ArrivalsByMember, flaws: Mapping[str, Flaw]
 ) -> dict[str, datetime]:
     """When each member's answer came, without members whose answer is flawed."""
     answered_at = {}

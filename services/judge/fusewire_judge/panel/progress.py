@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from fusewire.contracts import PlannedMember
+from fusewire.contracts.call_names import member_of
 from fusewire_judge.model import Case, ReceivedCandidate
 
 ArrivalsByMember = Mapping[str, Sequence[ReceivedCandidate]]
@@ -19,7 +20,7 @@ def arrivals_by_member(case: Case) -> ArrivalsByMember:
     panel_rounds = len(case.panel_rounds)
     arrivals: dict[str, list[ReceivedCandidate]] = {m.name: [] for m in case.plan.members}
     for (round_number, call), arrival in case.received.items():
-        member = call.partition("=")[0]  # `a=2` is the second sample of `a`, `a=h` its hedge
+        member = member_of(call)
         is_in_time = round_number <= panel_rounds and arrival.after_rounds <= panel_rounds
         if is_in_time and member in arrivals:
             arrivals[member].append(arrival)

@@ -5,14 +5,14 @@ from dataclasses import replace
 from typing import Any
 
 from fusewire.contracts import AnswerKind, PlannedMember
-from fusewire_judge.model import Case, MemberAnswer, ReceivedCandidate
+from fusewire_judge.model import Case, Flaw, MemberAnswer, ReceivedCandidate
 from fusewire_judge.panel.progress import ArrivalsByMember
 from fusewire_judge.scoring.answers import canonical, flaw, kind_of, unwrap_json, votes
 
 
 def usable_answers(
     case: Case, members: Sequence[PlannedMember], arrivals: ArrivalsByMember
-) -> tuple[tuple[MemberAnswer, ...], dict[str, str], AnswerKind]:
+) -> tuple[tuple[MemberAnswer, ...], dict[str, Flaw], AnswerKind]:
     """Choose the answers that count, and weigh them by their kind.
 
     Returns:
@@ -21,7 +21,7 @@ def usable_answers(
     """
     schema = case.prompt.sampling.response_schema
     answers: list[MemberAnswer] = []
-    flaws: dict[str, str] = {}
+    flaws: dict[str, Flaw] = {}
     for member in members:
         samples = _samples(case, member, arrivals)
         if not samples:
@@ -64,7 +64,7 @@ def _majority_sample(
 
 
 def _without_flawed(
-    answers: Sequence[MemberAnswer], flaws: Mapping[str, str]
+    answers: Sequence[MemberAnswer], flaws: Mapping[str, Flaw]
 ) -> list[MemberAnswer]:
     """Drop flawed answers; if all are flawed, drop only the empty ones.
 
@@ -82,7 +82,7 @@ def _kind(answers: Sequence[MemberAnswer], schema: Mapping[str, Any] | None) -> 
     return kind_of([answer.content for answer in answers], schema)
 
 
-def _find_flaw(case: Case, answer: MemberAnswer) -> str | None:
+def _find_flaw(case: Case, answer: MemberAnswer) -> Flaw | None:
     """Why a text is no answer to the prompt; None if it is one."""
     prompt = case.prompt
     if answer.tool_calls:

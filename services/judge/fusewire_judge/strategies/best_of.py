@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 
+from fusewire.contracts.degraded import DegradedReason
 from fusewire_judge.judging.ballot import poll
 from fusewire_judge.judging.tally import Tally
 from fusewire_judge.model import Case, Draft, MakeCalls, MemberAnswer, Panel, Replies, Steps
@@ -105,7 +106,7 @@ def ask_judges(case: Case, answers: Sequence[MemberAnswer]) -> Steps:
         reason=rule or tally.reasons.get(winner.member),
         verdicts=tally.verdicts,
         agreement=agreement(answers),
-        degraded=tuple(f"verdict_void:{fault}" for fault in tally.faults),
+        degraded=tuple(DegradedReason("verdict_void", fault) for fault in tally.faults),
     )
 
 
@@ -117,7 +118,7 @@ def _fallback_draft(answers: Sequence[MemberAnswer], tally: Tally) -> Draft:
         lineup=tally.lineup,
         parse_stage="fallback",
         verdicts=tally.verdicts,
-        degraded=(f"judge_failed:{fault}",),
+        degraded=(DegradedReason("judge_failed", fault),),
     )
 
 

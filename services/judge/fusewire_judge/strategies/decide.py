@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from fusewire.contracts import Call, Candidate, Mode, PlannedMember, Round
+from fusewire.contracts.degraded import DegradedReason
 from fusewire.tokens import estimate
 from fusewire_judge.model import (
     Ask,
@@ -66,7 +67,7 @@ def _no_members(case: Case) -> Decided:
     """The end of a fusion whose members are all excluded."""
     excluded = case.plan.excluded
     reasons = ", ".join(f"{member.name}: {member.reason}" for member in excluded)
-    degraded = tuple(f"excluded:{member.name}:{member.reason}" for member in excluded)
+    degraded = tuple(DegradedReason("excluded", member.name, member.reason) for member in excluded)
     error = f"no member may answer ({reasons})"
     return Decided(Draft(status="failed", degraded=degraded, error=error))
 
@@ -86,7 +87,7 @@ def _repair_or_choose(case: Case, panel: Panel) -> Steps:
     draft = _draft_without_choice(case, panel)
     if draft is None:
         draft = yield from STRATEGIES[case.plan.mode](case, panel)
-    return replace(draft, degraded=("schema_unmet", *draft.degraded))
+    return replace(draft, degraded=(DegradedReason("schema_unmet"), *draft.degraded))
 
 
 # -- running a strategy -----------------------------------------------------------------------
@@ -117,7 +118,7 @@ def _run(case: Case, steps: Steps, now: datetime) -> Ask | Wait | Decided:
     except StopIteration as stop:
         draft: Draft = stop.value
     if exceeded_limit:
-        draft = replace(draft, degraded=(f"capped:{exceeded_limit}", *draft.degraded))
+        draft = replace(draft, degraded=(DegradedReason("capped", exceeded_limit), *draft.degraded))
     return Decided(draft)
 
 
@@ -178,7 +179,7 @@ def _fuse_tool_calls(case: Case, panel: Panel) -> tuple[Panel, Draft | None]:
         return panel, _calls_draft(panel, fused_calls)
     texts = tuple(answer for answer in panel.answers if not answer.tool_calls)
     if not texts:
-        degraded = tuple(f"invalid_call:{answer.member}" for answer in panel.answers)
+        degraded = tuple(DegradedReason("invalid_call", answer.member) for answer in panel.answers)
         error = "every tool call breaks the schema of its tool"
         return panel, Draft("failed", degraded=degraded, error=error)
     invalid_members = [answer.member for answer in panel.answers if answer.tool_calls]
@@ -215,7 +216,7 @@ def _calls_draft(panel: Panel, fused_calls: FusedCalls) -> Draft:
         tool_calls=fused_calls.calls,
         reason=f"tool calls of {', '.join(fused_calls.members)}, voted argument by argument",
         agreement=fused_calls.agreement,
-        degraded=tuple(f"invalid_call:{member}" for member in fused_calls.invalid),
+        degraded=tuple(DegradedReason("invalid_call", member) for member in fused_calls.invalid),
     )
 
 
@@ -266,9 +267,11 @@ def _error_text(arrival: ReceivedCandidate) -> str:
 # -- degraded reasons -------------------------------------------------------------------------
 
 
-def degraded_reasons(case: Case, panel: Panel) -> tuple[str, ...]:
+def degraded_reasons(case: Case, panel: Panel) -> tuple[DegradedReason, ...]:
     """Why a panel is not complete: members that were excluded, are missing, failed or flawed."""
-    reasons = [f"excluded:{member.name}:{member.reason}" for member in case.plan.excluded]
+    reasons = [
+        DegradedReason("excluded", member.name, member.reason) for member in case.plan.excluded
+    ]
     for member in case.plan.members:
         reason = _member_reason(case, panel, member)
         if reason and member.name not in panel.skipped:
@@ -276,18 +279,19 @@ def degraded_reasons(case: Case, panel: Panel) -> tuple[str, ...]:
     return tuple(reasons)
 
 
-def _member_reason(case: Case, panel: Panel, member: PlannedMember) -> str | None:
+def _member_reason(case: Case, panel: Panel, member: PlannedMember) -> DegradedReason | None:
     """Why a member has no part in the panel; None if it has, or if it was not needed."""
     arrival = panel.received.get(member.name)
     if arrival is None and panel.closed_by in ("quorum", "deadline"):
         missing_share = member.weight / _total_weight(case)
-        return f"missing:{member.name}:{missing_share:.2f}:{panel.closed_by}"
+        detail = f"{missing_share:.2f}:{panel.closed_by}"
+        return DegradedReason("missing", member.name, detail)
     if arrival is None:
         return None
     if arrival.candidate.error:
-        return f"failed:{member.name}:{arrival.candidate.error.code}"
+        return DegradedReason("failed", member.name, arrival.candidate.error.code)
     if member.name in panel.flaws:
-        return f"{panel.flaws[member.name]}:{member.name}"
+        return DegradedReason(panel.flaws[member.name], member.name)
     return None
 
 
@@ -297,10 +301,10 @@ def _total_weight(case: Case) -> float:
     return sum(m.weight for m in plan.members) + sum(e.weight for e in plan.excluded)
 
 
-def _cut_reasons(draft: Draft) -> tuple[str, ...]:
+def _cut_reasons(draft: Draft) -> tuple[DegradedReason, ...]:
     """Why a winner is degraded that was cut off at its token limit."""
     return tuple(
-        f"winner_cut:{answer.member}"
+        DegradedReason("winner_cut", answer.member)
         for answer in draft.answers
         if answer.is_cut and answer.member == draft.winner
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fusewire.contracts import MERGED, Call, Candidate, Guard, ParseStage, PlannedJudge, Sampling
+from fusewire.contracts.degraded import DegradedReason
 from fusewire_judge.judging.ask import ask_json, run_together
 from fusewire_judge.judging.ballot import poll
 from fusewire_judge.judging.parse import UnreadableVerdict
@@ -49,7 +50,7 @@ class MergedText:
     parse_stage: ParseStage
     """Of the analysis; "fallback" if that failed."""
     analysis: dict[str, Any] | None
-    degraded: tuple[str, ...] = ()
+    degraded: tuple[DegradedReason, ...] = ()
 
 
 def merge(case: Case, panel: Panel) -> Steps:
@@ -109,12 +110,12 @@ def _guarded_draft(single: Draft, draft: Draft, merged_text: MergedText, tally: 
     if not leaders:
         fault = tally.faults[0] if tally.faults else "no_answer"
         single = _refuse(single, merged_text, "unjudged", "nobody could judge the merge")
-        degraded = (*single.degraded, f"guard_failed:{fault}")
+        degraded = (*single.degraded, DegradedReason("guard_failed", fault))
         return replace(single, verdicts=verdicts, degraded=degraded)
     if leaders == [single.winner]:
         single = _refuse(single, merged_text, "lost", "the merge lost to it")
         return replace(single, verdicts=verdicts)
-    void_reasons = tuple(f"verdict_void:{fault}" for fault in tally.faults)
+    void_reasons = tuple(DegradedReason("verdict_void", fault) for fault in tally.faults)
     degraded = (*draft.degraded, *void_reasons)
     return replace(draft, guard="passed", verdicts=verdicts, degraded=degraded)
 
@@ -177,9 +178,9 @@ def _write(
     )
     analysis: dict[str, Any] | None = None
     parse_stage: ParseStage = "fallback"
-    degraded: list[str] = []
+    degraded: list[DegradedReason] = []
     if isinstance(output, UnreadableVerdict):
-        degraded.append(f"analysis_failed:{output.reason}")
+        degraded.append(DegradedReason("analysis_failed", output.reason))
     else:
         analysis, parse_stage = output
     call = Call(
@@ -199,17 +200,19 @@ def _write(
     return MergedText(text, lineup, parse_stage, by_member, tuple(degraded))
 
 
-def _written_text(reply: Candidate | None, lineup: Lineup) -> tuple[str, str | None]:
+def _written_text(reply: Candidate | None, lineup: Lineup) -> tuple[str, DegradedReason | None]:
     """The text of a merge, empty if there is none; and why the outcome is degraded by it."""
     if reply is None:
-        return "", "merge_failed:no_answer"
+        return "", DegradedReason("merge_failed", "no_answer")
     if reply.error:
-        return "", f"merge_failed:{reply.error.code}"
+        return "", DegradedReason("merge_failed", reply.error.code)
     # Where it was streamed, the stream has left out these fences already.
     text = lineup.without_fences(reply.content or "")
     if not text:
-        return "", "merge_failed:no_answer"
-    return text, "merge_cut_at_length" if reply.finish_reason == "length" else None
+        return "", DegradedReason("merge_failed", "no_answer")
+    if reply.finish_reason == "length":
+        return text, DegradedReason("merge_cut_at_length")
+    return text, None
 
 
 def _without_chance(sampling: Sampling) -> Sampling:

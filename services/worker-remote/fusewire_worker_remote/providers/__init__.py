@@ -1,6 +1,12 @@
-"""The protocols that hosted models speak, one file each."""
+"""The protocols that hosted models speak, one file each.
 
-from fusewire_worker_remote.providers.anthropic import Anthropic
+A file is named as its provider is in `fusewire.settings.Provider`, and its `PROVIDER` is the protocol.
+"""
+
+from importlib import import_module
+from typing import get_args
+
+from fusewire.settings import Provider as ProviderName
 from fusewire_worker_remote.providers.base import (
     Assembly,
     HttpRequest,
@@ -8,30 +14,10 @@ from fusewire_worker_remote.providers.base import (
     Provider,
     ProviderReply,
 )
-from fusewire_worker_remote.providers.deepseek import DeepSeek
-from fusewire_worker_remote.providers.gemini import Gemini
-from fusewire_worker_remote.providers.mistral import Mistral
-from fusewire_worker_remote.providers.openai import OpenAI
 
 PROVIDERS: dict[str, Provider] = {
-    "openai": OpenAI(),
-    "anthropic": Anthropic(),
-    "gemini": Gemini(),
-    "mistral": Mistral(),
-    "deepseek": DeepSeek(),
+    name: import_module(f"{__name__}.{name}").PROVIDER for name in get_args(ProviderName)
 }
 """Protocols by their name in `[models.<name>] provider`."""
 
-__all__ = [
-    "PROVIDERS",
-    "Anthropic",
-    "Assembly",
-    "DeepSeek",
-    "Gemini",
-    "HttpRequest",
-    "HttpResponse",
-    "Mistral",
-    "OpenAI",
-    "Provider",
-    "ProviderReply",
-]
+__all__ = ["PROVIDERS", "Assembly", "HttpRequest", "HttpResponse", "Provider", "ProviderReply"]

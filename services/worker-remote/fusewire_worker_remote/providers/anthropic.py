@@ -314,3 +314,6 @@ class MessageAssembly(JsonAssembly):
             except (ValueError, RecursionError):
                 return {**block, "input": text}
         return block
+
+
+PROVIDER = Anthropic()

@@ -26,3 +26,6 @@ class DeepSeek(OpenAI):
             if message.tool_calls:
                 wire_message["reasoning_content"] = message.reasoning or ""
         return wire
+
+
+PROVIDER = DeepSeek()

@@ -315,3 +315,6 @@ class ContentAssembly(JsonAssembly):
         content = {"parts": [{"text": str(self._text)}, *self._calls]}
         candidates = [{"content": content, "finishReason": self._reason}] if self._is_begun else []
         return read_body({"candidates": candidates, **self._rest}, is_whole=self.is_complete)
+
+
+PROVIDER = Gemini()

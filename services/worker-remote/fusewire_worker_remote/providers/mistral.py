@@ -71,3 +71,6 @@ def _shorten_ids(message: dict[str, Any]) -> None:
         call["id"] = call_id(call["id"], _CALL_ID, 9)
     if "tool_call_id" in message:
         message["tool_call_id"] = call_id(message["tool_call_id"], _CALL_ID, 9)
+
+
+PROVIDER = Mistral()

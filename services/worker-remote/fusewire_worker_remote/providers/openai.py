@@ -407,3 +407,6 @@ class ChatAssembly(JsonAssembly):
         if isinstance(index, int):
             self._by_index[index] = call
         return call
+
+
+PROVIDER = OpenAI()
