@@ -1,4 +1,4 @@
-"""What every test has: an environment of its own, a small model, and an order that keeps all processes busy.
+"""What every test has: its own environment, a small model, an order that keeps processes busy.
 
 No server and no driver is imported here: a test of pure code must start at once.
 """
@@ -35,7 +35,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> None:
-    """Load hypothesis's profile before a module that has property tests, and for no other: it takes half a second."""
+    """Load hypothesis's profile only for modules with property tests: it takes half a second."""
     if isinstance(collector, pytest.Module) and "hypothesis" in collector.path.read_text():
         _load_profile()
 
@@ -66,9 +66,10 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests first, in turn one for each test process; the rest by module, so that its fixtures are made once.
+    """Slow tests first, in turn one for each process; the rest by module, to share its fixtures.
 
-    pytest-xdist hands each process a slice of the list of equal length, and lets idle ones take over from others.
+    pytest-xdist hands each process a slice of the list of equal length, and lets idle ones take
+    over from others.
     """
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     slow = [item for item in items if item.get_closest_marker("slow")]
@@ -131,7 +132,7 @@ def tiny_gguf(make_gguf: MakeGguf) -> Path:
 def tiny_folder(
     tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory, session_folder: Path
 ) -> Path:
-    """That model as a folder, converted once for all test processes. Tests that damage it copy it first."""
+    """That model as a folder, converted once for all processes. Who damages it copies it first."""
     from fusewire_worker_edge.importers.convert import import_model
 
     folder = session_folder / "tiny"

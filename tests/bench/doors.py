@@ -3,15 +3,15 @@
 | figure | how |
 |---|---|
 | overhead of the chat endpoint, ms | a request's wall time less its fusion's, one at a time |
-| beyond the decision, ms | the same, the fusion ending where judge dates it, before its outcome is stored |
+| beyond the decision, ms | the same, the fusion ending where judge dates it, before it is stored |
 | intake, lines/s | from the creation of a batch to the last of its lines committed; 1 KB lines |
 | RSS growth, MB | the most that `fusewire up` holds during a batch, less what it held before |
-| RSS with pictures, MB | the most that `fusewire up` holds while 100 requests with 5 MB pictures are in flight |
-| first token, ms | from the fake judge's first token of a merge to the client's first; two processes, one clock |
+| RSS with pictures, MB | the most it holds while 100 requests with 5 MB pictures are in flight |
+| first token, ms | the judge's first token of a merge to the client's; two processes, one clock |
 
-A fusion is from the acceptance of its prompt to the announcement of its outcome, as the bench hears it on the bus.
-Everything as shipped, with `fusewire up` as one process and the fake models as another. It fails when a request
-does, never for a figure.
+A fusion is from the acceptance of its prompt to the announcement of its outcome, as the bench hears
+it on the bus. Everything as shipped, with `fusewire up` as one process and the fake models as
+another. It fails when a request does, never for a figure.
 """
 
 import argparse
@@ -47,7 +47,7 @@ TIMEOUT = aiohttp.ClientTimeout(total=None)
 
 
 def config(base_url: str, folder: Path) -> dict[str, Any]:
-    """As shipped, with a pool that votes, one of a single member and one that merges without a guard."""
+    """As shipped, with a pool that votes, one of a single member, one that merges unguarded."""
     common = {"quorum": 1.0, "deadline_s": 600, "control_share": 0.0}
     return {
         "data_dir": str(folder),
@@ -129,7 +129,7 @@ class Door:
             return dict(await reply.json())
 
     async def show(self, picture: str) -> None:
-        """Ask about a picture, base64. Written in pieces: what a hundred whole bodies take is not measured."""
+        """Ask about a picture, base64; sent in pieces, so that no whole bodies are measured."""
         asked = [
             {"type": "text", "text": "Yes or no?"},
             {"type": "image_url", "image_url": {"url": PICTURE_PREFIX}},
@@ -268,7 +268,7 @@ async def intake(door: Door, folder: Path, lines: int) -> dict[str, float]:
 
 
 async def with_pictures(door: Door, requests: int, pids: dict[str, int]) -> dict[str, Any]:
-    """Memory while requests with pictures are in flight, all at once, each with a picture of its own."""
+    """Memory while requests, each with a picture of its own, are in flight all at once."""
     slow = ModelScript(answer="yes", latency_ms=2_000)
     await door.play(Script(models=dict.fromkeys(MEMBERS, slow)))
     rest = base64.b64encode(random.Random(1).randbytes(PICTURE_BYTES - 6)).decode()
@@ -320,7 +320,7 @@ async def growth(door: Door, folder: Path, lines: int, pids: dict[str, int]) -> 
 async def bench(lines: int, intake_lines: int, requests: int, pictures: int) -> dict[str, Any]:
     """All of them."""
     BUILD.mkdir(exist_ok=True)
-    # On the disk of the repository: a temporary folder may lie in memory, where a sync costs nothing.
+    # On the repository's disk: a temporary folder may lie in memory, where a sync costs nothing.
     with tempfile.TemporaryDirectory(prefix="bench-", dir=BUILD) as scratch, models() as fake:
         folder = Path(scratch)
         async with contextlib.AsyncExitStack() as end:
@@ -355,14 +355,16 @@ def _say(figures: dict[str, Any]) -> None:
     for figure, label, aim in AIMS:
         found = figures[figure]
         print(
-            f"{label:50} {found['median']:8.1f} ({found['min']:.1f} to {found['max']:.1f}), aim {aim}"
+            f"{label:50} {found['median']:8.1f} "
+            f"({found['min']:.1f} to {found['max']:.1f}), aim {aim}"
         )
     taken = figures["intake"]
     print(f"{'intake, lines/s committed':50} {taken['lines_per_s']:8.0f}, aim >= 5000")
     shown = figures["pictures"]
     print(
         f"{'RSS with pictures in flight, MB':50} {shown['rss_most_mb']['up']:8.0f}, aim < 400 "
-        f"(before {shown['rss_before_mb']['up']:.0f}; {shown['requests']} requests in {shown['seconds']} s)",
+        f"(before {shown['rss_before_mb']['up']:.0f}; "
+        f"{shown['requests']} requests in {shown['seconds']} s)",
         flush=True,
     )
 

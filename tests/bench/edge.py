@@ -1,5 +1,6 @@
-"""What edge models give on this machine, beside llama.cpp on the same file. `make bench-edge`; writes
-build/bench-edge.json.
+"""What edge models give on this machine, beside llama.cpp on the same file. `make bench-edge`.
+
+Writes build/bench-edge.json.
 
 | figure | how |
 |---|---|
@@ -7,10 +8,11 @@ build/bench-edge.json.
 | tokenizer | 200 strings of many scripts and forms, ids equal to llama.cpp's |
 | RSS over weights | what loading and answering adds to a process |
 | guided over unguided | decoding with a JSON Schema, and without |
-| right tool, right arguments | shares of 40 small tasks with 8 tools, greedy: calls constrained, and free |
+| right tool, right arguments | shares of 40 tasks with 8 tools, greedy: constrained, and free |
 | decode and prefill over llama.cpp's | the same file, threads and prompt, in turn; medians |
 
-The files are downloaded once, into build/gguf. It fails when something does not run, never for a figure.
+The files are downloaded once, into build/gguf. It fails when something does not run, never for a
+figure.
 """
 
 import argparse
@@ -76,7 +78,8 @@ def ask(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
 def strings(count: int) -> list[str]:
     """Texts of many scripts, spaces, marks and forms, always the same ones.
 
-    Without `<tool_call>` and its like: llama.cpp makes tokens of them whoever spells them, which is a hole here.
+    Without `<tool_call>` and its like: llama.cpp makes tokens of them whoever spells them, which is
+    a hole here.
     """
     rng = random.Random(7)
     found = []

@@ -1,8 +1,10 @@
-"""How often an edge judge prefers the right one of two answers. `make bench-judge`; writes build/bench-judge.json.
+"""How often an edge judge prefers the right one of two answers. `make bench-judge`.
 
-288 pairs of a right and a wrong answer, of twelve kinds, written as small models write them, none of them of the demo.
-Half of them (`dev`) are there to choose a way of judging on, the other half (`test`) to measure what was chosen, once;
-this measures the shipped one on both.
+Writes build/bench-judge.json.
+
+288 pairs of a right and a wrong answer, of twelve kinds, written as small models write them, none
+of them of the demo. Half of them (`dev`) are there to choose a way of judging on, the other half
+(`test`) to measure what was chosen, once; this measures the shipped one on both.
 """
 
 import argparse
@@ -82,7 +84,10 @@ def main() -> None:
                 [margin(generator, pair) for pair in chosen]
             )
             low, high = found["interval"]
-            told = f"right {found['right']}/{found['pairs']} = {found['share']:.0%} [{low:.0%}, {high:.0%}]"
+            told = (
+                f"right {found['right']}/{found['pairs']} = {found['share']:.0%} "
+                f"[{low:.0%}, {high:.0%}]"
+            )
             print(f"{name:20} {split:5} {told}", flush=True)
     BUILD.mkdir(exist_ok=True)
     (BUILD / "bench-judge.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

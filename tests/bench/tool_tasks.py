@@ -135,8 +135,8 @@ TASKS: tuple[tuple[str, tuple[Call, ...]], ...] = (
 def rates(generator: Generator) -> dict[str, float]:
     """The shares of tasks with the right tools, and with the right arguments too; greedy.
 
-    Once with calls constrained, and once with the model left free: whatever JSON of a name and arguments it writes,
-    wherever in its answer, counts as a call.
+    Once with calls constrained, and once with the model left free: whatever JSON of a name and
+    arguments it writes, wherever in its answer, counts as a call.
     """
     found = {}
     for prefix, answered in (("", _constrained), ("free_", _free)):

@@ -1,4 +1,4 @@
-"""Real parts for tests: a NATS server each, a database each on SQLite and PostgreSQL, services in this process."""
+"""Real parts for tests: NATS, databases on SQLite and PostgreSQL, services in this process."""
 
 import asyncio
 import contextlib
@@ -111,7 +111,7 @@ async def _migrate(url: str) -> None:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    """The session's PostgreSQL, with a migrated database `template` to copy and an empty one, `template0`."""
+    """The session's PostgreSQL, with a migrated `template` to copy and an empty `template0`."""
     with PostgresServer() as server:
 
         async def prepare() -> None:
@@ -221,7 +221,7 @@ async def model_server() -> AsyncIterator[ModelServer]:
 def make_settings(
     tmp_path: Path, sqlite_database: Database, model_server: ModelServer
 ) -> MakeSettings:
-    """Settings with hosted models `a`, `b`, `c`, `j` at the fake server and a pool of the first three.
+    """Settings with hosted models `a`, `b`, `c`, `j` at the fake server; `a` to `c` are the pool.
 
     `pool` and `models` add to what is there; all else replaces a section.
     """
@@ -238,7 +238,8 @@ def make_settings(
             "http": Http(port=0),
             "limits": {"drain_s": 2, "call_drain_s": 2},
             "models": hosted | (models or {}),
-            # Nobody is left out for being slow: how busy the machine is must not show in an outcome.
+            # Nobody is left out for being slow: how busy the machine is must not show in an
+            # outcome.
             "pools": {
                 "default": {
                     "members": ["a", "b", "c"],
@@ -257,9 +258,10 @@ def make_settings(
 
 @pytest.fixture
 async def running() -> Running:
-    """Runs services in this process on a given broker: `async with running(settings, "judge", "ingest") as client`.
+    """Runs services in this process: `async with running(settings, "judge", "ingest") as client`.
 
-    A service is named, or brought along. The topology is applied first; the database is migrated already.
+    A service is named, or brought along. The topology is applied first; the database is migrated
+    already.
     """
 
     @contextlib.asynccontextmanager
@@ -316,7 +318,7 @@ def settings(make_settings: MakeSettings) -> Settings:
 
 @pytest.fixture
 async def http(settings: Settings, stack: Running) -> AsyncIterator[aiohttp.ClientSession]:
-    """The whole of Fusewire, and a plain client: nothing is tried again, and the answer is seen as it is."""
+    """The whole of Fusewire, and a plain client: nothing is tried again, answers are seen as is."""
     async with stack(settings) as client, aiohttp.ClientSession(client.url) as session:
         yield session
 

@@ -68,7 +68,7 @@ async def ask_and_leave(http: aiohttp.ClientSession, settings: Settings) -> str:
 async def test_a_client_that_left_and_asks_again_without_a_word_buys_nothing(
     http: aiohttp.ClientSession, settings: Settings, model_server: ModelServer, is_ended: bool
 ) -> None:
-    """As OpenRouter's SDK does for an hour. What is asked after it was answered is another fusion."""
+    """As OpenRouter's SDK does for an hour; what is asked once it was answered is a new fusion."""
     model_server.set_script(Script.of(latency_ms=300))
     fusion_id = await ask_and_leave(http, settings)
     if is_ended:
@@ -210,7 +210,7 @@ async def leave(
 
 
 async def ended(http: aiohttp.ClientSession, fusion_id: str) -> str:
-    """The status, once it is not `running`; asked without waiting, since a fusion that is waited for goes on."""
+    """The status, once it is not `running`; nobody waits for it, as that would keep it going."""
 
     async def status() -> str | None:
         async with http.get(f"/v1/fusions/{fusion_id}") as response:

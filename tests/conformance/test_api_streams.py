@@ -129,7 +129,7 @@ async def written(
     make_bus: Any,
     model_server: ModelServer,
 ) -> AsyncIterator[tuple[aiohttp.ClientSession, Writer]]:
-    """Fusewire with members that answer late and all alike, and a writer that tells of the fusion with the key `k`."""
+    """Fusewire with members that answer late and alike, and a writer for the fusion of key `k`."""
     model_server.set_script(Script.of(latency_ms=600, answer=ANSWER))
     names = ("judge", "worker-remote", "dispatcher", "ingest")
     async with (

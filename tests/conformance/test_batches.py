@@ -42,7 +42,7 @@ async def http(settings: Settings, stack: Running) -> AsyncIterator[Http]:
 
 @pytest.fixture
 async def few_at_once(settings: Settings, stack: Running) -> AsyncIterator[Http]:
-    """The whole of Fusewire, with so few lines in flight that a batch of hundreds is far from its end."""
+    """The whole of Fusewire, with few lines in flight: a batch of hundreds is far from its end."""
     limits = settings.limits.model_copy(update={"batch_window": 4})
     async with (
         stack(settings.model_copy(update={"limits": limits})) as client,
@@ -560,7 +560,8 @@ async def test_an_analyst_sees_how_batches_stand(
     started = datetime.now(UTC) - timedelta(hours=1)
     async with store.write() as connection:
         half = text(
-            "UPDATE batches SET completed = 3, failed = 1, n_unpriced = 1, in_progress_at = :started"
+            "UPDATE batches SET completed = 3, failed = 1, n_unpriced = 1, "
+            "in_progress_at = :started"
         )
         await connection.execute(
             half.bindparams(bindparam("started", type_=UtcDateTime)), {"started": started}

@@ -181,7 +181,8 @@ async def test_an_outcome_turns_what_was_reserved_into_what_it_cost(
             row = {"of": fusion, "period": period}
             await connection.execute(
                 text(
-                    "INSERT INTO reservations (fusion_id, tenant, period, usd) VALUES (:of, 'default', :period, 5)"
+                    "INSERT INTO reservations (fusion_id, tenant, period, usd) "
+                    "VALUES (:of, 'default', :period, 5)"
                 ),
                 row,
             )

@@ -1,4 +1,4 @@
-"""The bus on a real server: what is published is stored, and what is received is never lost in silence."""
+"""The bus on a real server: what is published is stored, and nothing received is lost silently."""
 
 import asyncio
 import contextlib
@@ -60,7 +60,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["faststream", "loop"])
 async def consume(request: pytest.FixtureRequest, bus: Bus) -> AsyncIterator[Consume]:
-    """Begins to handle WORK, by FastStream as ingest and dispatcher do, or by a fetch loop as the workers do."""
+    """Begins to handle WORK, by FastStream as ingest and dispatcher do, or by a worker's loop."""
     loops: list[PriorityLoop] = []
 
     async def start(handler: Handler, concurrency: int = 4) -> None:
@@ -194,7 +194,7 @@ async def test_of_many_at_once_one_is_new(bus: Bus) -> None:
 
 
 async def test_a_full_stream_is_never_taken_for_already_there(make_bus: MakeBus) -> None:
-    """The server's code for "full" is also its code for "one per subject": acknowledging on it would lose an answer."""
+    """The code for "full" is also that for "one per subject": to ack on it would lose an answer."""
     bus = await make_bus()
     await add_work(
         bus,

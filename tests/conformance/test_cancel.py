@@ -1,4 +1,4 @@
-"""What nobody wants any more ends at once, whatever it had come to; on a real broker and both databases."""
+"""What nobody wants any more ends at once, whatever it had come to; on both databases."""
 
 import asyncio
 import os
@@ -244,7 +244,7 @@ async def test_others_go_on(
 async def test_a_round_that_was_not_published_never_is(
     settings: Callable[..., Settings], running: Running, ops: Bus, model_server: ModelServer
 ) -> None:
-    """A judge that died before it could publish a round leaves that to the sweep; not when it is cancelled."""
+    """A judge that died before it published a round leaves that to the sweep, unless cancelled."""
     config = settings()
     async with running(config, "judge", "ingest", "dispatcher", "worker-remote") as client:
         await client.submit(submission())

@@ -138,7 +138,7 @@ async def test_what_is_not_there_is_said(
 
 
 async def test_what_came_over_the_bus_keeps_its_place_as_its_name(bus: Bus) -> None:
-    """Without an id of its own, a submission is called after its place: a second try must not be a second prompt."""
+    """Without an id, a submission is called after its place: a second try is no second prompt."""
     await bus.publish("fw.in.acme", b"{")
 
     async def refuse(_delivery: Delivery) -> None:

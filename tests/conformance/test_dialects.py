@@ -1,4 +1,4 @@
-"""Models that do not take what others do: what is refused is found out once, over real sockets, for each protocol."""
+"""Models that do not take what others do: a refusal is found out once, for each protocol."""
 
 import asyncio
 import random
@@ -59,7 +59,7 @@ NAMES = {
         "responseJsonSchema",
     ),
 }
-"""What each protocol calls the parameters of FULL; Anthropic wants a limit, has no seed, and one of two."""
+"""What each protocol calls FULL's parameters; Anthropic wants a limit, no seed, and one of two."""
 CASES = [(provider, name) for provider, names in NAMES.items() for name in names]
 
 
@@ -116,7 +116,7 @@ async def test_a_refused_parameter_is_left_out_and_never_sent_again(
 
     assert first.error is None, first.error
     assert second.error is None, second.error
-    # The second is not refused any more; a schema is asked for as a JSON object first, and then in words.
+    # The second is not refused any more; a schema is asked for as a JSON object, then in words.
     is_form = parameter in ("response_format", "output_config", "responseJsonSchema")
     assert model_server.stats.requests in ((3, 4) if is_form else (3,))
     sent = model_server.stats.recorded[-1].body
@@ -148,7 +148,10 @@ async def test_models_of_today_answer_and_the_second_call_is_not_refused(
 async def test_a_system_prompt_that_is_refused_comes_from_the_developer(
     model_server: ModelServer,
 ) -> None:
-    message = "Unsupported value: 'messages[0].role' does not support 'system' with this model; use 'developer'."
+    message = (
+        "Unsupported value: 'messages[0].role' does not support 'system' with this model; "
+        "use 'developer'."
+    )
     refuses = (Refusal(parameter="system", message=message, is_named=False),)
     model_server.set_script(Script(models={"*": ModelScript(refuses=refuses)}, recording=True))
     (found,) = await asked(model_server, "openai", a_task())

@@ -1,4 +1,4 @@
-"""The engine on the real SmolLM2-135M, pulled on first use into $FUSEWIRE_MODELS or the usual cache."""
+"""The engine on the real SmolLM2-135M, pulled on first use to $FUSEWIRE_MODELS or the cache."""
 
 import asyncio
 import json
@@ -200,9 +200,13 @@ async def test_decoding_step_by_step_computes_what_one_pass_does(folder: Path) -
 LLAMA_CPP = {
     "12345 and 6.78e9, room 101": "33 34 35 36 37 284 216 38 30 39 40 85 41 28 3589 216 33 32 33",
     "it's don't WE'LL I'm you've": "269 506 1326 982 26587 23 16421 339 5248 346 3543",
-    "\n\n\tdef f(x):\n    return x**2 # comment\r\n": "1116 197 1604 275 24 104 727 472 1003 1792 828 34 907 5189 2738",
+    "\n\n\tdef f(x):\n    return x**2 # comment\r\n": (
+        "1116 197 1604 275 24 104 727 472 1003 1792 828 34 907 5189 2738"
+    ),
     "a\xa0b\u2003c": "81 15442 82 321 221 83",
-    "Ⅷ ½ ² ٣٤٥ १२३": "173 223 117 216 16738 216 19133 216 164 113 164 114 164 115 216 9310 117 9310 118 9310 119",
+    "Ⅷ ½ ² ٣٤٥ १२३": (
+        "173 223 117 216 16738 216 19133 216 164 113 164 114 164 115 216 9310 117 9310 118 9310 119"
+    ),
     "한국어 텍스트": "33085 246 181 130 251 183 240 129 48138 223 231 183 228 114 184 228 133",
     "ǅ ß ı İ": "146 223 5549 249 216 20335 24488 125",
 }

@@ -94,7 +94,7 @@ async def test_members_are_weighed_by_their_labels(
         after = await ask(client, "And 2 + 2?")
         learned = await weights(config, after)
 
-    # Nobody agrees, so before anything is known the first of the pool wins; then the one that was right.
+    # Nobody agrees, so before anything is known the pool's first wins; then the one that was right.
     assert (before["winner"], after["winner"]) == ("a", "c")
     assert await weights(config, before) == {"a": 1.0, "b": 1.0, "c": 1.0}
     assert learned["c"] > 2 > 1 > learned["a"] == learned["b"]
@@ -114,7 +114,7 @@ async def test_members_are_weighed_by_their_labels(
 async def test_a_judge_that_picks_a_control_is_left_out(
     settings: Callable[..., Settings], running: Running, model_server: ModelServer
 ) -> None:
-    """The scripted judge names the text that sorts first, and a control sorts before any of the answers."""
+    """The scripted judge names the text that sorts first; a control sorts before all answers."""
     texts = {
         name: ModelScript(answer=f"zzz {name} says something of its own, {name * 3}")
         for name in "abc"
@@ -382,7 +382,7 @@ async def test_a_preset_is_part_of_what_is_asked(
 async def streamed(
     config: Settings, running: Running, *services: str | EchoWorker, **prompt: Any
 ) -> tuple[replies.fusions.Fusion, list[Token]]:
-    """Fuse one prompt that somebody reads along; returns what came of it, and what was told meanwhile."""
+    """Fuse one prompt that somebody reads along; returns the fusion and what was told meanwhile."""
     now = datetime.now(UTC)
     made = make_prompt("Why?", submitted_at=now, is_streamed=True, **prompt)
     store = Store(config.database)

@@ -1,4 +1,4 @@
-"""Converted models beside llama.cpp's own reading of the same file: a second opinion on each architecture."""
+"""Converted models beside llama.cpp's reading of the same file, for each architecture."""
 
 import json
 import urllib.request

@@ -1,4 +1,4 @@
-"""Every sweep and poll finds its rows by an index: none gets slower with the outcomes that are stored."""
+"""Every sweep and poll finds its rows by an index: none gets slower with stored outcomes."""
 
 from collections.abc import AsyncIterator
 from datetime import timedelta

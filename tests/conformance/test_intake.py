@@ -1,4 +1,4 @@
-"""The doors, on the real parts: what is accepted, what is refused, and that one bad line stops nobody."""
+"""The doors on the real parts: what is accepted, what is refused; a bad line stops nobody."""
 
 import asyncio
 import itertools
@@ -276,7 +276,7 @@ async def intake_is_empty(bus: Bus) -> bool:
 
 
 async def wait_until_published(bus: Bus, count: int) -> None:
-    """So many prompts have gone on to the dispatcher: soon after they were committed, not at once."""
+    """So many prompts went on to the dispatcher: soon after they were committed, not at once."""
 
     async def all_there() -> bool:
         return (await bus.js.stream_info("FW_PROMPT")).state.last_seq == count

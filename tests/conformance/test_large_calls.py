@@ -1,4 +1,4 @@
-"""A hosted call with large images and texts, in each protocol, and what becomes of it without them."""
+"""A hosted call with large images and texts, in each protocol, and without them."""
 
 import contextlib
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Large images and texts on the real parts: where they go, where they never go, and what becomes of them."""
+"""Large images and texts on the real parts: where they go, never go, and how they end."""
 
 import asyncio
 import io
@@ -145,7 +145,10 @@ async def test_each_member_reads_a_long_text_and_the_judge_its_ends(
 
     assert (response.status, reply["fusion"]["outcome_status"]) == (200, "selected")
     assert reply["fusion"]["warnings"] == [
-        f"judges read the first and the last {END_CHARS} characters of each long text; members read the whole"
+        (
+            f"judges read the first and the last {END_CHARS} characters of each long text; "
+            "members read the whole"
+        )
     ]
     said = {r.model: r.request["messages"][-1]["content"] for r in model_server.stats.recorded}
     assert said.keys() == {*PANEL, "j"}

@@ -186,7 +186,7 @@ async def die(
 async def deliver(
     ledger: Ledger, server: ModelServer, clock: Clock, published: Published
 ) -> Candidate | None:
-    """Another worker has it delivered again, and publishes what it comes to; None where nothing is left to do."""
+    """Another worker gets it again and publishes what comes of it; None where nothing is left."""
     async with (
         worker(ledger, server, clock, "other", stored=published) as generate,
         generate.hold(Tasks.from_tasks("default", [a_task(clock)]), 2, lambda: None) as make,
@@ -197,7 +197,8 @@ async def deliver(
     return candidate
 
 
-# where the worker dies, fates of the requests, requests when it dies, requests in all, may be paid twice
+# where the worker dies, fates of the requests, requests when it dies, requests in all,
+# may be paid twice
 CRASHES = [
     ("before sent", [], 0, 1, False),
     ("after sent", [], 0, 1, True),  # no byte left, but nothing tells that from a call under way
@@ -237,7 +238,7 @@ async def test_a_crash_costs_at_most_one_more_call(
         assert server.stats.requests == in_all
 
 
-async def test_what_may_have_been_called_before_the_ledger_was_lost_is_called_where_no_candidate_has_come(
+async def test_what_may_have_been_called_before_the_ledger_was_lost_is_called_where_no_candidate_has_come(  # noqa: E501 - a promise names it
     kv: KeyValue,
 ) -> None:
     ledger, clock, published = KvLedger(kv), Clock(), Published()
@@ -409,7 +410,7 @@ async def test_a_long_call_keeps_its_lease(kv: KeyValue) -> None:
 
 
 class Stalling:
-    """A ledger whose worker stands still after its first call, before its next word to the ledger, until told."""
+    """A ledger whose worker stands still after its first call, before its next word, until told."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -436,7 +437,7 @@ class Stalling:
 async def lease_lost(
     kv: KeyValue, *fates: FaultKind, then: FaultKind
 ) -> AsyncIterator[tuple[Stalling, asyncio.Task[Candidate], asyncio.Task[Candidate], ModelServer]]:
-    """A first worker stalls within its call and loses its lease; a second has called, too (and is at `then`)."""
+    """A first worker stalls in its call and loses its lease; a second called, and is at `then`."""
     clock = Clock()
     stalling = Stalling(KvLedger(kv))
     task = a_task(clock)

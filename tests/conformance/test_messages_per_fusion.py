@@ -1,7 +1,7 @@
 """What one fusion costs, counted: no clock, so that whatever makes it dearer fails here.
 
-The broker counts messages, each of which it writes to its disk and syncs; the rest is counted in the services. What is
-more or less here is a change of the cost ledger in ARCHITECTURE.md.
+The broker counts messages, each of which it writes to its disk and syncs; the rest is counted in
+the services. What is more or less here is a change of the cost ledger in ARCHITECTURE.md.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ async def test_one_fusion_writes_so_many_messages(
         bus = Bus("ops", settings.nats, drain_s=2)
         await bus.connect(timeout_s=120)
         before = await written(bus)
-        # With all members: else a timer is set for the last one, unless it answers together with another.
+        # With all members: else a timer is set for the last one, unless it answers with another.
         shown = await client.submit({"prompt": "Why?", "complete": True}, wait_s=250)
         # It is announced a moment before the broker has written it down.
         after = await eventually(partial(with_outcome, bus))

@@ -1,4 +1,4 @@
-"""The outbox on a real broker and databases: what is published is marked soon, and never as younger than it is."""
+"""The outbox on real parts: what is published is marked soon, and never as younger than it is."""
 
 from datetime import datetime
 from typing import Any, cast

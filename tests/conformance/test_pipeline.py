@@ -1,4 +1,4 @@
-"""The whole pipeline in this process, on a real broker and database, against the fake model server."""
+"""The whole pipeline in this process, on real parts, against the fake model server."""
 
 import asyncio
 import contextlib
@@ -113,7 +113,8 @@ async def test_the_three_modes_on_the_local_stack(
     assert (merged["status"], merged["guard"], merged["rounds"]) == ("fused", "passed", 3)
     assert (merged["content"], merged["winner"]) == (MERGED, None)
     assert merged["analysis"] == {
-        "consensus": [], "contradictions": [], "partial_coverage": [], "unique_insights": [], "blind_spots": []
+        "consensus": [], "contradictions": [], "partial_coverage": [], "unique_insights": [],
+        "blind_spots": [],
     }  # fmt: skip
     assert (debated["status"], debated["is_degraded"]) == ("selected", False)
     assert debated["rounds"] == 2  # nobody named an error in its answer
@@ -407,7 +408,8 @@ async def test_a_broker_whose_store_is_lost_loses_no_prompt(
         nats.wipe()  # with every task in it
         await submit(client, 10, 15)
         await nats.start()
-        # The worker's start applies the topology, as the local runner does, or an operator who lost a cluster.
+        # The worker's start applies the topology, as the local runner does, or an operator who lost
+        # a cluster.
         async with running(settings, "worker-remote"):
             done = await finish(client, 15)
 
@@ -418,7 +420,7 @@ async def test_a_broker_whose_store_is_lost_loses_no_prompt(
 async def test_after_a_lost_store_only_what_is_not_stored_is_asked_again_and_marked(
     settings: Settings, running: Running, nats: NatsServer, model_server: ModelServer
 ) -> None:
-    """The ledger is lost with the store: of what was under way nobody knows any more whether it was paid for."""
+    """The ledger is lost with the store: nobody knows whether what was under way was paid for."""
     model_server.set_script(
         Script(models={name: ModelScript(faults=(Fault(kind="hang"),) * 5) for name in "bc"})
     )

@@ -1,7 +1,7 @@
-"""Answers of servers that are only nearly what their protocol says, byte by byte over a real socket.
+"""Answers of servers that are only nearly what their protocol says, byte by byte on a socket.
 
-Each is of a kind that was seen at a real server; what it must come to is told beside it. The second request of a case,
-where one is made, gets a plain answer.
+Each is of a kind that was seen at a real server; what it must come to is told beside it. The second
+request of a case, where one is made, gets a plain answer.
 """
 
 import asyncio
@@ -229,7 +229,8 @@ OPENAI = (
     ),
     Case(
         "MiniMax's error",
-        b'{"base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}, "choices": null}',
+        b'{"base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}, '
+        b'"choices": null}',
         content=None,
         code="insufficient_quota",
         finish=None,
@@ -334,7 +335,8 @@ OPENAI = (
     ),
     streamed(
         "an error line of llama.cpp's",
-        b'error: {"code":400,"message":"exceeds the available context size","type":"exceed_context_size_error"}\n\n',
+        b'error: {"code":400,"message":"exceeds the available context size",'
+        b'"type":"exceed_context_size_error"}\n\n',
         content=None,
         code="context_length_exceeded",
         finish=None,

@@ -1,7 +1,7 @@
 """One suite over the four protocols of hosted models, each case over a real socket.
 
-What the server understood is compared in OpenAI's form, into which it turns every protocol's requests, so that one
-expectation serves all. It refuses what a protocol does not know.
+What the server understood is compared in OpenAI's form, into which it turns every protocol's
+requests, so that one expectation serves all. It refuses what a protocol does not know.
 """
 
 import asyncio
@@ -421,7 +421,8 @@ async def test_each_fate_has_its_candidate(
     twice: bool,
 ) -> None:
     if provider == "gemini" and (fate == "empty" or (fate == "no_finish_reason" and is_streamed)):
-        # An empty answer of Gemini's is mostly gone with the next call, and only its reason ends a stream.
+        # An empty answer of Gemini's is mostly gone with the next call, and only its reason ends
+        # a stream.
         result, requests, twice = "ok", 2, True
     tell = Heard() if is_streamed else None
     async with calling(provider, Script.of(fate, answer=SAID)) as side:

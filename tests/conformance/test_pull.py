@@ -1,4 +1,4 @@
-"""The fetch loops on a real server: strict priority, batches where one bad message harms no other, an end."""
+"""The fetch loops on a real server: strict priority, batches that survive a bad message, an end."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -187,7 +187,7 @@ async def test_an_idle_loop_takes_what_comes_at_any_priority(bus: Bus, begin: Be
 
 
 class Line:
-    """A handler whose messages stand in line until they are let through, and then run until the gate opens."""
+    """A handler whose messages stand in line until let through, then run until the gate opens."""
 
     def __init__(self) -> None:
         self.waiting: list[Release] = []
@@ -457,7 +457,7 @@ async def test_what_is_there_is_taken_as_one_batch_up_to_a_limit(bus: Bus, begin
 
 
 async def test_a_slow_server_is_waited_for(bus: Bus, nats: NatsServer, begin: Begin) -> None:
-    """Given up, each pull would get one message at most, and the server would send all others again and again."""
+    """Given up, each pull would get one message at most, and all others would be sent again."""
     await send(bus, "low", *(str(i) for i in range(25)))
     deliveries: list[int] = []
 

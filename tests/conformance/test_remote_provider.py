@@ -1,4 +1,4 @@
-"""RemoteGenerate against a fake provider over a real socket: what each fault comes to, and how often it is called."""
+"""RemoteGenerate on a fake provider's socket: what each fault comes to, and in how many calls."""
 
 import asyncio
 import random
@@ -94,7 +94,8 @@ async def generating(
         await generate.aclose()
 
 
-# fates of the requests, what the candidate says ("ok" or an error code), requests, may be paid twice, later worthwhile
+# fates of the requests, what the candidate says ("ok" or an error code), requests,
+# may be paid twice, later worthwhile
 FATES: list[tuple[list[FaultKind | Fault], str, int, bool, bool]] = [
     ([], "ok", 1, False, False),
     ([QUICK_DRIP], "ok", 1, False, False),
@@ -409,7 +410,7 @@ async def test_who_waits_to_call_again_leaves_its_place_to_others() -> None:
 
 
 async def test_who_waits_to_call_again_when_its_worker_is_told_to_stop_does_not() -> None:
-    """It is another worker's then: this one would be ended in the middle of a call that is paid for."""
+    """It is another worker's then: this one would end in the middle of a call that is paid for."""
     is_waiting, may_go_on = asyncio.Event(), asyncio.Event()
 
     async def wait(_: float) -> None:

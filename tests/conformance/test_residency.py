@@ -1,4 +1,4 @@
-"""No content of an edge-only prompt reaches anything remote: read back from streams, subjects and logs."""
+"""No content of an edge-only prompt reaches anything remote, as streams, subjects and logs show."""
 
 import logging
 from collections.abc import Callable
@@ -28,7 +28,7 @@ SERVICES = ("judge", "worker-remote", "dispatcher", "ingest")
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Everything that we log, down to debug, and others from warnings up, as `telemetry.configure` lets through."""
+    """All that we log, even debug, and others' warnings, as `telemetry.configure` lets through."""
     lines: list[str] = []
 
     def keep(

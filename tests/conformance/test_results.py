@@ -1,4 +1,7 @@
-"""The judge's handlers on a real database: nothing is decided twice, whatever comes, how often and in which order."""
+"""The judge's handlers on a real database: nothing is decided twice.
+
+Whatever comes, how often and in which order.
+"""
 
 import asyncio
 import itertools
@@ -380,7 +383,7 @@ async def test_what_the_broker_was_not_there_for_is_published_by_the_sweep(desk:
 async def test_what_a_judge_that_ended_could_not_publish_is_published_by_the_next(
     desk: Desk,
 ) -> None:
-    """Neither a message that is delivered again nor what the first one held in memory is needed for it."""
+    """Neither a repeated message nor what the first one held in memory is needed for it."""
     await desk.submit(PROMPT, OTHER)
     await desk.take(
         make_plan(PROMPT), *answers(PROMPT)[:2], make_plan(OTHER), *answers(OTHER, CLOSED)[:1]

@@ -1,4 +1,4 @@
-"""What ended long ago is deleted with all that belongs to it, and nothing else is; on both databases."""
+"""What ended long ago is deleted with all that belongs to it, nothing else; on both databases."""
 
 import asyncio
 from collections.abc import Callable

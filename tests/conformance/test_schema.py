@@ -23,13 +23,17 @@ from fusewire.store.views import CONTRACT, V_ANSWER, V_BATCH, V_OUTCOME, VIEWS, 
 
 # The contract that analysts rely on. A name may be added here, never taken away.
 OUTCOME_COLUMNS = """
-    outcome_id batch_id custom_id tenant submitted_at finished_at day pool strategy config_hash prompt_hash
-    judge_model status winner_model n_asked n_answered is_degraded is_fallback fallback_reason agreement verdict_parse
-    swap_consistent latency_ms panel_ms judge_ms tokens_in tokens_out tokens_cached tokens_thought cost_panel_usd
+    outcome_id batch_id custom_id tenant submitted_at finished_at day pool strategy config_hash \
+prompt_hash
+    judge_model status winner_model n_asked n_answered is_degraded is_fallback fallback_reason \
+agreement verdict_parse
+    swap_consistent latency_ms panel_ms judge_ms tokens_in tokens_out tokens_cached tokens_thought \
+cost_panel_usd
     cost_judge_usd cost_usd price_version accepted
 """
 ANSWER_COLUMNS = """
-    answer_id outcome_id day pool strategy model provider tier shown_position status error_code attempts latency_ms
+    answer_id outcome_id day pool strategy model provider tier shown_position status error_code \
+attempts latency_ms
     tokens_in tokens_out cost_usd is_winner
 """
 
@@ -68,7 +72,7 @@ async def test_the_migrations_make_the_tables_that_the_code_knows(store: Store) 
 
 
 async def test_an_index_has_its_condition_on_both_databases(store: Store) -> None:
-    """Alembic does not compare the WHERE of an index; without it the sweeps would read every row there ever was."""
+    """Alembic does not compare an index's WHERE; without it the sweeps would read every row."""
 
     def conditions(connection: Connection) -> dict[str, str]:
         found = {}
@@ -307,7 +311,10 @@ async def test_every_column_says_what_it_means(store: Store) -> None:
     if store.is_sqlite:
         return  # it keeps no comments; the reference is written from the same data
     async with store.read() as connection:
-        query = "SELECT obj_description('v_outcome'::regclass), col_description('v_outcome'::regclass, 1)"
+        query = (
+            "SELECT obj_description('v_outcome'::regclass), "
+            "col_description('v_outcome'::regclass, 1)"
+        )
         whole, first = (await connection.execute(text(query))).one()
     assert whole.startswith(f"{V_OUTCOME.comment} ({CONTRACT} ")
     assert first == V_OUTCOME.columns[0].comment

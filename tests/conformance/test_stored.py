@@ -1,4 +1,4 @@
-"""What a worker is told whose tasks are delivered again: which candidates have come. On a real broker and databases."""
+"""What a worker is told whose tasks are delivered again: which candidates have come."""
 
 from collections.abc import Iterable
 from typing import Any, cast

@@ -219,7 +219,7 @@ async def test_group_commit_makes_one_commit_of_what_waits(
 async def test_one_prompt_that_no_table_holds_harms_no_other(
     group: GroupCommit, store: Store
 ) -> None:
-    """Admission refuses it; should one get past it, whoever shares its commit must not pay for it."""
+    """Admission refuses it; should one slip by, whoever shares its commit must not pay for it."""
     bad = make_prompt(custom_id="i" * 300 + "\x00")
 
     results = await asyncio.gather(group.add([bad]), group.add(some(2)), return_exceptions=True)

@@ -1,4 +1,4 @@
-"""`topology apply` on a real server: idempotent, and never narrower than what an operator has set."""
+"""`topology apply` on a real server: idempotent, and never narrower than an operator's setting."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -148,7 +148,7 @@ async def test_a_durable_of_an_earlier_version_goes_and_what_it_held_is_for_thos
 
 
 async def of_another_kind(js: JetStreamContext) -> None:
-    """FW_CANDIDATE as it was until it became a work queue, with a message that the judge has not had."""
+    """FW_CANDIDATE as it was until it was a work queue, with a message the judge has not had."""
     subjects = ["fw.plan.*", "fw.candidate.*.*.*"]
     await js.add_stream(
         name="FW_CANDIDATE", subjects=subjects, retention=api.RetentionPolicy.LIMITS

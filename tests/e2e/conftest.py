@@ -1,4 +1,4 @@
-"""A command line with a configuration of its own, and a fake model server in a process of its own."""
+"""A command line with its own configuration, and a fake model server in its own process."""
 
 import contextlib
 import json

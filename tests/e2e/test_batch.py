@@ -113,7 +113,8 @@ def up(cli: Cli) -> Iterator[None]:
 def test_a_batch_survives_kill_9_of_every_process(cli: Cli, server: FakeServer) -> None:
     names = write_lines(cli.folder / "in.jsonl", KILLED_LINES)
     out = cli.folder / "out.jsonl"
-    # In the order of completion: in that of the input, one line that is waited for hides the progress of the others.
+    # In the order of completion: in that of the input, one line that is waited for hides the
+    # progress of the others.
     args = (
         "batch",
         "run",
@@ -147,8 +148,8 @@ def test_a_batch_survives_kill_9_of_every_process(cli: Cli, server: FakeServer) 
         "query", "select count(*) n, count(distinct custom_id) d from v_outcome", "-f", "json"
     )
     assert json.loads(count.stdout) == [{"n": KILLED_LINES, "d": KILLED_LINES}]
-    # Three members and two verdicts each; only calls in flight at the worker's death may be made again, once. One of a
-    # member that its panel closed without may not have been made yet.
+    # Three members and two verdicts each; only calls in flight at the worker's death may be made
+    # again, once. One of a member that its panel closed without may not have been made yet.
     missing = sum(answer["status"] == "missing" for r in results for answer in r["answers"])
     assert missing <= 24
     calls = 5 * KILLED_LINES

@@ -51,7 +51,8 @@ def test_ask_prints_the_answer_and_stores_it(cli: Cli) -> None:
     outcome = json.loads(asked.stdout)
     assert list(outcome)[:3] == ["is_degraded", "degraded_reasons", "status"]
     assert (outcome["status"], outcome["mode"]) == ("fused", "merge")
-    # The fake's merge holds a digest that no candidate has, so the best single answer is returned, and it says so.
+    # The fake's merge holds a digest that no candidate has, so the best single answer is returned,
+    # and it says so.
     assert (outcome["guard"], outcome["reason"][:15]) == ("ungrounded", "the merge holds")
     stored = cli.run("query", "select content, n_answered from v_outcome", "-f", "json")
     assert json.loads(stored.stdout) == [{"content": outcome["content"], "n_answered": 3}]
@@ -110,7 +111,11 @@ def test_up_serves_until_it_is_told_to_stop(cli: Cli) -> None:
 
 
 def test_what_a_command_logs_is_no_part_of_its_result(cli: Cli) -> None:
-    code = "from fusewire import bus\nfrom fusewire_cli.screen import clear_errors\nwith clear_errors():\n"
+    code = (
+        "from fusewire import bus\n"
+        "from fusewire_cli.screen import clear_errors\n"
+        "with clear_errors():\n"
+    )
     logs = "    bus.log.info('bus.quiet')\n    bus.log.warning('bus.error')"
     done = subprocess.run(
         [sys.executable, "-c", code + logs], env=cli.env, capture_output=True, text=True, check=True

@@ -120,7 +120,8 @@ def test_a_killed_runner_leaves_nothing_behind_and_the_next_goes_on(
     assert again.returncode == 0, again.stderr
     results = [json.loads(line) for line in (cli.folder / "out.jsonl").read_text().splitlines()]
     assert [line["custom_id"] for line in results] == names
-    # Services store what they have paid for while they drain: at most what had not come back is asked again.
+    # Services store what they have paid for while they drain: at most what had not come back is
+    # asked again.
     assert 18 <= calls(server) <= 36
 
 

@@ -1,4 +1,4 @@
-"""`fusewire eval run` and `fusewire rejudge` against the whole stack: what is bought, and what is not."""
+"""`fusewire eval run` and `fusewire rejudge` against the whole stack: what is bought or not."""
 
 import json
 import urllib.request

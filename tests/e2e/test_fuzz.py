@@ -10,7 +10,8 @@ from fusewire.testing.command_line import background
 SCRIPT = Path(__file__).parents[1] / "fuzz" / "models.py"
 
 
-# What is fuzzed is the same Python everywhere; atheris itself has wheels for Linux alone (see pyproject.toml).
+# What is fuzzed is the same Python everywhere; atheris itself has wheels for Linux alone (see
+# pyproject.toml).
 @pytest.mark.skipif(sys.platform != "linux", reason="atheris is installed on Linux alone")
 @pytest.mark.parametrize("target", ["gguf", "safetensors", "config"])
 def test_hostile_model_files_are_refused_by_name(target: str, tmp_path: Path) -> None:

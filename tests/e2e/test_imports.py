@@ -21,7 +21,8 @@ def imported(code: str) -> set[str]:
 
 def test_pulling_and_serving_an_edge_model_import_no_engine() -> None:
     found = imported(
-        "import fusewire_worker_edge.generate, fusewire_worker_edge.pull, fusewire_worker_edge.folder"
+        "import fusewire_worker_edge.generate, fusewire_worker_edge.pull, "
+        "fusewire_worker_edge.folder"
     )
     assert not {"onnx", "onnxruntime", "numpy", "gguf", "tokenizers", "llguidance"} & found
 
@@ -50,7 +51,8 @@ def test_checking_the_configuration_imports_neither_database_nor_bus() -> None:
 
 def test_a_client_s_command_imports_neither_database_nor_bus() -> None:
     found = imported(
-        "import fusewire_cli.main, fusewire_cli.batch.command, fusewire_cli.session, fusewire_cli.client"
+        "import fusewire_cli.main, fusewire_cli.batch.command, fusewire_cli.session, "
+        "fusewire_cli.client"
     )
     assert not {"sqlalchemy", "alembic", "nats", "faststream", "fastapi"} & found
 

@@ -1,4 +1,4 @@
-"""Schedules of kills, freezes, outages and lost stores, drawn from seeds, and what must hold at the end of each.
+"""Schedules of kills, freezes, outages and lost stores, from seeds, and what must hold after each.
 
 `make test-kills` runs ten seeds on each database; `make test` one.
 """
@@ -95,7 +95,7 @@ def play(server: FakeServer) -> None:
 
 
 def repeated(calls: list[Shown]) -> tuple[Counter[Key], int]:
-    """Calls beyond the first of the same request, by prompt and model, and how often the most frequent one was made."""
+    """Calls beyond a request's first, by prompt and model, and the count of the most frequent."""
     times = Counter((call["model"], json.dumps(call["body"]["messages"])) for call in calls)
     extra: Counter[Key] = Counter()
     for (model, messages), count in times.items():

@@ -1,4 +1,4 @@
-"""OpenAI's own SDK on the Responses API, unchanged but for its `base_url`, against a running stack."""
+"""OpenAI's own SDK on the Responses API with only another `base_url`, on a running stack."""
 
 import json
 from collections.abc import Iterator

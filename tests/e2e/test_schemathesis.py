@@ -1,4 +1,4 @@
-"""Requests that fit the API's own document, and many that nearly do: none breaks it, and each reply fits it too."""
+"""Requests that fit the API's own document, or nearly: none breaks it, and each reply fits too."""
 
 import contextlib
 from typing import Any

@@ -52,7 +52,8 @@ def test_a_fusion_leaves_one_trace_and_its_log_and_neither_holds_the_prompt(cli:
         for span in scope.spans
     ]
     wanted = {
-        "ingest http", "dispatcher prompt", "worker-remote task", "model call", "judge turn", "dispatcher round"
+        "ingest http", "dispatcher prompt", "worker-remote task", "model call", "judge turn",
+        "dispatcher round",
     }  # fmt: skip
     traces: dict[bytes, set[str]] = {}
     for span in spans:

@@ -1,7 +1,7 @@
-"""Fuzz what reads model files: a hostile one is refused by name, and never ends in anything else. `make fuzz`.
+"""Fuzz what reads model files: a hostile one must be refused by name. `make fuzz`.
 
-Coverage guides the changes (libFuzzer through atheris), from whole tiny files. An input that was not refused as it
-should be is left in build/fuzz, with the traceback on the screen.
+Coverage guides the changes (libFuzzer through atheris), from whole tiny files. An input that was
+not refused as it should be is left in build/fuzz, with the traceback on the screen.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def seeds(name: str, folder: Path, corpus: Path) -> None:
 
 
 def main() -> None:
-    """Fuzz one target until its time or its runs are over; exits with 1 where an input was not refused."""
+    """Fuzz one target until its time or runs are over; exits with 1 if an input passed."""
     parser = argparse.ArgumentParser(description="Fuzz what reads model files.")
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--seconds", type=int, default=0, help="how long; 0 is without end")

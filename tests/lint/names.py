@@ -1,8 +1,9 @@
-"""Names and expressions that a reader has to stop at. `make check` runs it: `names.py FOLDER…`; prints each fault.
+"""Names and expressions that a reader has to stop at: `names.py FOLDER…` prints each fault.
 
-A variable, parameter, attribute or function is named by the noun it holds or the verb it does: a bare participle
-(`found`, `asked`) says neither. The words of a class name are those of docs/glossary.md and of the field, so that a
-new term is one that somebody has decided on. A comprehension holds no other one.
+`make check` runs it. A variable, parameter, attribute or function is named by the noun it holds or
+the verb it does: a bare participle (`found`, `asked`) says neither. The words of a class name are
+those of docs/glossary.md and of the field, so that a new term is one that somebody has decided on.
+A comprehension holds no other one.
 """
 
 import ast
@@ -22,15 +23,15 @@ IRREGULAR = frozenset(
     taught thought told torn understood woken won worn written
     """.split()  # noqa: SIM905 - words are easier to read and to add than a list of strings
 )
-"""Past participles without -ed. Those that are also the verb or a noun (`read`, `set`, `run`, `put`) are no fault."""
+"""Past participles without -ed, but none that is a verb or noun (`read`, `set`, `run`, `put`)."""
 NO_NAME = frozenset({"one", "again", "others"})
 NO_PARAMETER = frozenset({"of"})
 NOUNS = frozenset({"bed", "embed", "exceed", "feed", "need", "proceed", "seed", "speed", "weed"})
 STATES = frozenset(
     {
         # States that the API, the tables and the ledger call so.
-        "accepted", "cancelled", "completed", "created", "degraded", "deleted", "excluded", "failed", "recorded",
-        "settled",
+        "accepted", "cancelled", "completed", "created", "degraded", "deleted", "excluded",
+        "failed", "recorded", "settled",
         # What tests and libraries call so.
         "expected", "nested", "shared",
     }
@@ -67,7 +68,7 @@ def is_nested(node: ast.AST) -> bool:
 
 
 def fields(tree: ast.Module) -> set[ast.AST]:
-    """Targets of annotations in class bodies: fields of messages and rows, which the wire or a table names."""
+    """Targets of annotations in class bodies: fields that the wire or a table names."""
     classes = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
     statements = (statement for node in classes for statement in node.body)
     return {statement.target for statement in statements if isinstance(statement, ast.AnnAssign)}

@@ -1,1 +1,1 @@
-"""What Fusewire itself costs, beside what people would write instead: `python -m cost`, from `tests/bench`."""
+"""What Fusewire costs, beside what people would write: `python -m cost` in `tests/bench`."""

@@ -1,9 +1,10 @@
-"""Time beyond the models, fusions per second and CPU per fusion, beside what people would write instead. `make bench`.
+"""Time beyond the models, throughput and CPU, beside what people would write instead. `make bench`.
 
-Everything on this machine and durable as shipped (nats-server that syncs every write, SQLite in WAL with synchronous
-FULL): a fake model server in a process of its own; a pool of three and a judge, best-of with open answers, so five
-calls per fusion, the judge being asked in both orders; the others ask theirs once. The sides run in turn, round by
-round, so that the machine's moods meet all of them.
+Everything on this machine and durable as shipped (nats-server that syncs every write, SQLite in WAL
+with synchronous FULL): a fake model server in a process of its own; a pool of three and a judge,
+best-of with open answers, so five calls per fusion, the judge being asked in both orders; the
+others ask theirs once. The sides run in turn, round by round, so that the machine's moods meet all
+of them.
 
 Prints a table, writes build/bench.json. It fails when a fusion does, never for a figure.
 """
@@ -38,7 +39,8 @@ BOTH = ("alone_50", "alone_200", "alone_1000", "loaded", "inflight512", "heavy_t
 FEW = ("loaded", "alone_200")
 """Scenes of the baselines that Fusewire is not held against."""
 PACKAGES = (
-    "fusewire", "nats-py", "faststream", "openai", "httpx2", "aiohttp", "sqlalchemy", "aiosqlite", "pydantic", "uvloop"
+    "fusewire", "nats-py", "faststream", "openai", "httpx2", "aiohttp", "sqlalchemy", "aiosqlite",
+    "pydantic", "uvloop",
 )  # fmt: skip
 
 
@@ -165,7 +167,7 @@ ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 def table(found: dict[str, Any], extra: dict[str, Any]) -> str:
-    """As Markdown: medians, with the least and the most of the rounds, and the ratio to what it is held against."""
+    """As Markdown: medians, least and most of the rounds, and the ratio to its counterpart."""
     lines = [f"| | {' | '.join(found)} | ratio |", "|---|" + "---|" * (len(found) + 1)]
     for label, path in ROWS:
         cells = [_at(side, path) for side in found.values()]
@@ -232,7 +234,7 @@ async def bench(
         sides[f"{OURS}_processes"] = Side()
     extra: dict[str, Any] = {"load_average": []}
     kills, counts = [], []
-    # On the disk of the repository: a temporary folder may lie in memory, where a sync costs nothing.
+    # On the repository's disk: a temporary folder may lie in memory, where a sync costs nothing.
     with tempfile.TemporaryDirectory(prefix="bench-", dir=BUILD) as scratch, models() as fake:
         for number, (name, side) in itertools.product(range(1, rounds + 1), sides.items()):
             folder = Path(scratch) / f"{name}-{number}"

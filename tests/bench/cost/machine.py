@@ -42,7 +42,7 @@ class Models:
             response.raise_for_status()
 
     async def calls(self, by: str = "by_model") -> dict[str, int]:
-        """Requests since then, by model, or `by_key`: by the key that makes a repetition of a call known."""
+        """Requests since then by model, or `by_key`: by the key that a repeated call shares."""
         async with (
             aiohttp.ClientSession() as session,
             session.get(f"{self._control}/stats") as response,
@@ -99,7 +99,7 @@ async def fusewire_up(
 
 
 def kill(pids: Pids) -> None:
-    """Kill all of a stack at once, as a power cut would, but for what the kernel has yet to write."""
+    """Kill a whole stack at once, as a power cut would, but for what the kernel still writes."""
     for pid in pids.values():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -113,7 +113,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 def cpu_s(pid: int) -> float:
     """User and system time of a process, all its threads, in seconds."""
-    # The name, in brackets, may itself hold blanks; utime and stime are the 14th and 15th field (proc(5)).
+    # The name, in brackets, may hold blanks; utime and stime are fields 14 and 15 (proc(5)).
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -31,7 +31,7 @@ class Run:
     Attributes:
         walls_ms: of each fusion.
         wall_s: of all.
-        cpu_ms: per fusion, by process; `client` is the driver of Fusewire's API and belongs to no side.
+        cpu_ms: per fusion, by process; `client` drives Fusewire's API and belongs to no side.
         calls: model calls per fusion, by model.
         answered: the share of the fusions that came to an answer.
         fake_cpu_ms: of the fake models, per fusion.
@@ -137,7 +137,7 @@ class Fusewire:
         return {name: cpu_s(pid) for name, pid in pids.items()}
 
     async def written(self) -> dict[str, int]:
-        """Messages that each of the broker's streams has ever taken, and transactions that wrote to SQL."""
+        """Messages that each stream of the broker ever took, and transactions that wrote to SQL."""
         await asyncio.sleep(SETTLE_S)
         connection = await nats.connect(json.loads((self._folder / RUN_FILE).read_text())["nats"])
         infos = await connection.jetstream().streams_info()
@@ -166,8 +166,8 @@ async def killed(fake: Models, folder: Path, numbers: Iterator[int]) -> dict[str
     """Kill everything at 40 % of a batch, start it again and submit the whole batch once more.
 
     Returns:
-        Fusions that are lost, the share of calls beyond those that the batch needs, and how many fusions that had
-        ended before were asked about again.
+        Fusions that are lost, the share of calls beyond those that the batch needs, and how many
+        fusions that had ended before were asked about again.
     """
     scene = together(200.0, 20.0, KILLED_IN_FLIGHT, KILLED)
     await fake.play(scene.script)

@@ -1,7 +1,8 @@
-"""The same work without Fusewire: asyncio.gather over an HTTP client, with or without one SQLite commit per fusion.
+"""The same work without Fusewire: asyncio.gather over an HTTP client.
 
-In a process of its own, so that its CPU is told apart: reads a job (JSON) from stdin, prints figures (JSON).
-It promises less than Fusewire: what is under way when it dies is lost, and paid for.
+With or without one SQLite commit per fusion, in a process of its own, so that its CPU is told
+apart: reads a job (JSON) from stdin, prints figures (JSON). It promises less than Fusewire: what is
+under way when it dies is lost, and paid for.
 """
 
 import asyncio
@@ -16,13 +17,15 @@ from typing import Any, Protocol
 import aiohttp
 from openai import AsyncOpenAI
 
-SCHEMA = """
-CREATE TABLE fusion (
-    id INTEGER PRIMARY KEY, prompt TEXT NOT NULL, winner TEXT NOT NULL, content TEXT NOT NULL, reason TEXT NOT NULL,
-    tokens INTEGER NOT NULL, latency_ms REAL NOT NULL
-);
-CREATE TABLE candidate (fusion INTEGER NOT NULL REFERENCES fusion, member TEXT NOT NULL, content TEXT NOT NULL);
-"""
+SCHEMA = (
+    "\nCREATE TABLE fusion (\n"
+    "    id INTEGER PRIMARY KEY, prompt TEXT NOT NULL, winner TEXT NOT NULL, "
+    "content TEXT NOT NULL, reason TEXT NOT NULL,\n"
+    "    tokens INTEGER NOT NULL, latency_ms REAL NOT NULL\n"
+    ");\n"
+    "CREATE TABLE candidate (fusion INTEGER NOT NULL REFERENCES fusion, "
+    "member TEXT NOT NULL, content TEXT NOT NULL);\n"
+)
 
 VERDICT = {
     "type": "object",
@@ -35,7 +38,8 @@ VERDICT = {
 }
 
 SYSTEM = (
-    "You compare candidate answers to one request. Decide which one answers it best. Answer with JSON only: "
+    "You compare candidate answers to one request. Decide which one answers it best. "
+    "Answer with JSON only: "
     '{"reason": one short sentence, "winner": the letter of the best}.'
 )
 
@@ -103,7 +107,7 @@ class Peer:
         self._database = self._thread.submit(_open, database).result() if database else None
 
     async def fuse(self, prompt: str) -> tuple[float, bool]:
-        """Ask the members at once, then the judge, then commit; the milliseconds it took, and whether it went well."""
+        """Ask the members at once, then the judge, then commit; returns ms and success."""
         started = time.perf_counter()
         try:
             await self._fuse(prompt, started)
@@ -165,7 +169,8 @@ def _open(path: str) -> sqlite3.Connection:
 def _store(database: sqlite3.Connection, row: tuple[Any, ...], said: list[tuple[str, str]]) -> None:
     with database:
         found = database.execute(
-            "INSERT INTO fusion (prompt, winner, content, reason, tokens, latency_ms) VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT INTO fusion (prompt, winner, content, reason, tokens, latency_ms) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
             row,
         )
         rows = [(found.lastrowid, member, content) for member, content in said]

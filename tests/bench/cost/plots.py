@@ -1,9 +1,12 @@
-"""docs/scale.png, of what `make bench-scale` measured, with the model that predicts it. `make bench-plots`.
+"""docs/scale.png: what `make bench-scale` measured and what a model says. `make bench-plots`.
 
 The model has three parts, all from the rows with one of each service (`demand`):
-- cores: a fusion takes the sum of what its processes take, and all cores together give one second a second;
-- one process runs Python on one core at a time, so a service that is one process ends at one second a second;
-- SQLite has one writer at a time, and the judge decides inside its transaction: more judges do not help it.
+- cores: a fusion takes the sum of what its processes take, and all cores together give one second a
+  second;
+- one process runs Python on one core at a time, so a service that is one process ends at one second
+  a second;
+- SQLite has one writer at a time, and the judge decides inside its transaction: more judges do not
+  help it.
 Of these the least counts. Nothing is fitted.
 """
 

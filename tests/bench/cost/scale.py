@@ -1,8 +1,8 @@
-"""What a fusion costs with more in flight, with more stored, and with more processes. `make bench-scale`.
+"""What a fusion costs with more in flight, more stored, more processes. `make bench-scale`.
 
-Prints a table and writes build/bench-scale.json, of which `make bench-plots` makes docs/scale.png. All in flight are
-accepted before the clock of their row begins to matter: N prompts are submitted in one request, and the row is over
-when the last of them has its outcome.
+Prints a table and writes build/bench-scale.json, of which `make bench-plots` makes docs/scale.png.
+All in flight are accepted before the clock of their row begins to matter: N prompts are submitted
+in one request, and the row is over when the last of them has its outcome.
 """
 
 import argparse
@@ -139,7 +139,7 @@ class Loaded:
             return int((await connection.execute(query)).scalar_one())
 
     def _cpu(self) -> dict[str, float]:
-        # PostgreSQL has a process for each connection; the runner's children are counted by themselves.
+        # PostgreSQL has a process for each connection; the runner's children are counted alone.
         return {
             name: tree_cpu_s(pid) if name == "postgres" else cpu_s(pid)
             for name, pid in self._pids.items()
@@ -205,7 +205,7 @@ async def replica(name: str, folder: Path) -> AsyncIterator[int]:
         await child.wait()
 
 
-# -- outcomes that are stored already -----------------------------------------------------------------------------
+# -- outcomes that are stored already --------------------------------------------------------------
 
 TABLES = ("prompts", "fusions", "rounds", "candidates", "outcomes", "answers", "verdicts")
 BODIES = {
@@ -218,10 +218,10 @@ BODIES = {
 
 
 def store_more(file: Path, wanted: int) -> int:
-    """Copy one stored fusion with all its rows until there are `wanted`; returns how many there are.
+    """Copy one stored fusion with all its rows until there are `wanted`; returns their number.
 
-    The copies have ids of their own, in no order, and their texts are left out: 5,000,000 with them would fill 80 GB.
-    No service may be running.
+    The copies have ids of their own, in no order, and their texts are left out: 5,000,000 with them
+    would fill 80 GB. No service may be running.
     """
     with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as database:
         for pragma in ("synchronous = OFF", "cache_size = -4000000", "temp_store = FILE"):
@@ -254,7 +254,7 @@ def store_more(file: Path, wanted: int) -> int:
     return wanted
 
 
-# -- the curves ----------------------------------------------------------------------------------------------------
+# -- the curves ------------------------------------------------------------------------------------
 
 
 async def at_once(
@@ -328,7 +328,8 @@ def tell(row: Row) -> str:
     """One line of the table."""
     cpu = ", ".join(f"{name} {ms:g}" for name, ms in row.cpu_ms.items())
     return (
-        f"| {row.curve} | {row.database} | {row.at_once} | {row.stored} | {row.replicas} | {row.per_s:g} | "
+        f"| {row.curve} | {row.database} | {row.at_once} | {row.stored} | {row.replicas} | "
+        f"{row.per_s:g} | "
         f"{row.cpu_ms_per_fusion:.1f} ({cpu}) |"
     )
 

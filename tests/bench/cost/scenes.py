@@ -7,9 +7,10 @@ from fusewire.testing.model_script import FaultKind, ModelScript, Script
 MEMBERS = ["a", "b", "c"]
 JUDGE = "judge"
 ANSWER = (
-    "{model} says of {digest}: there are several ways to see it, and none of them is short. First, what is known is "
-    "known from few sources, and they agree on the main point only. Second, what follows from it depends on what "
-    "one wants to use it for. Third, it can be checked in an afternoon, which I would do before anything else."
+    "{model} says of {digest}: there are several ways to see it, and none of them is short. "
+    "First, what is known is known from few sources, and they agree on the main point only. "
+    "Second, what follows from it depends on what one wants to use it for. "
+    "Third, it can be checked in an afternoon, which I would do before anything else."
 )
 
 
@@ -98,4 +99,7 @@ KILL_AT = 0.4
 
 def prompt(number: int) -> str:
     """An open question, never the same twice."""
-    return f"Question {number}: what should a city weigh before it closes a street to cars, and who should decide it?"
+    return (
+        f"Question {number}: what should a city weigh before it closes a street to cars, "
+        "and who should decide it?"
+    )

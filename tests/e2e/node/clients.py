@@ -1,6 +1,7 @@
-"""Clients of node, unchanged but for their address, against a running stack. `make test-node`: they come from npm.
+"""Clients of node, only their address changed, against a running stack. `make test-node`.
 
-OpenAI's and OpenRouter's own, and Vercel's AI SDK, which asks OpenAI's Responses, OpenAI's chat or OpenRouter's.
+They come from npm: OpenAI's and OpenRouter's own, and Vercel's AI SDK, which asks OpenAI's
+Responses, OpenAI's chat or OpenRouter's.
 """
 
 import json
@@ -130,5 +131,6 @@ def test_what_failed_is_not_bought_again(served: RunningStack, client: str) -> N
     error = call(served, client, "chat", Script.of(*[Fault(kind="server_error")] * 99))["error"]
 
     assert error["status"] == 424
-    # Each member is asked again by Fusewire, as often as its configuration says; a second fusion would double that.
+    # Fusewire asks each member again, as often as its configuration says; a second fusion would
+    # double that.
     assert max(served.calls().values()) <= RemoteModel.model_fields["max_attempts"].default

@@ -1,18 +1,21 @@
 """Best-of: closed answers are voted, open ones judged in two orders."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusewire.contracts import CONTROL
+from fusewire.contracts import CONTROL, PlannedJudge
 from fusewire.testing.factories import JUDGE, make_member
 from fusewire.testing.factories import OPEN_ANSWERS as OPEN
 
-Begin = Callable[..., Any]
-Juror = Callable[[str], Any]
+if TYPE_CHECKING:
+    from conftest import ScriptedFusion
+
+Begin = Callable[..., "ScriptedFusion"]
+Juror = Callable[[str], PlannedJudge]
 
 TWO = {"a": OPEN["a"], "b": OPEN["b"]}
 FOUR = {**OPEN, "d": "Ask a geographer; I would rather speak about the weather in Brittany."}
@@ -101,7 +104,9 @@ def test_a_judge_that_agrees_with_itself_decides(begin: Begin) -> None:
             None,
             256,
         )
-        assert call.sampling.response_schema["properties"]["winner"]["enum"] == [
+        schema = call.sampling.response_schema
+        assert schema is not None
+        assert schema["properties"]["winner"]["enum"] == [
             label for label, _ in play.shown_texts(call)
         ]
         assert sorted(play.order(call)) == ["a", "b", "c"]
@@ -142,7 +147,7 @@ def test_the_pool_s_criteria_reach_the_judge(begin: Begin) -> None:
     assert "correct first" in plain.rounds[0].calls[0].messages[0].content
 
 
-def split(play: Any, *who: str) -> Any:
+def split(play: "ScriptedFusion", *who: str) -> "ScriptedFusion":
     """The two orders name different ones, neither always the one shown first."""
     play.asks()
     first, second = play.verdict_calls()
@@ -215,7 +220,7 @@ def test_with_two_members_a_split_is_no_matter_for_a_pair(begin: Begin) -> None:
     draft = play.judge_says("a", "b").ends()
 
     assert (draft.winner, len(play.rounds)) == ("b", 1)
-    assert draft.reason.startswith("the judges are tied")
+    assert (draft.reason or "").startswith("the judges are tied")
 
 
 @settings(max_examples=60)
@@ -225,7 +230,7 @@ def test_a_judge_that_names_the_first_it_sees_moves_no_winner(
 ) -> None:
     """The winner is the one that the rule prefers, whatever the order, and never for its place."""
 
-    def winner(seed: int, count: int) -> tuple[str, bool | None]:
+    def winner(seed: int, count: int) -> tuple[str | None, bool | None]:
         members = [make_member(name, 1 + place / 10) for place, name in enumerate("abcde"[:count])]
         play = begin(members=members, seed=seed).says(**texts)
         while not hasattr(play.decide(), "draft"):
@@ -258,7 +263,7 @@ def test_where_a_judge_follows_the_place_each_is_put_first(begin: Begin) -> None
 JURY = ("x", "y", "z")
 
 
-def begin_with_jury(begin: Begin, juror: Juror, *models: str, **plan: Any) -> Any:
+def begin_with_jury(begin: Begin, juror: Juror, *models: str, **plan: Any) -> "ScriptedFusion":
     play = begin(jury=tuple(juror(model) for model in models or JURY), **plan).says(**OPEN)
     play.asks()
     return play
@@ -281,7 +286,7 @@ def test_a_jury_is_pooled(begin: Begin, juror: Juror) -> None:
 def test_each_juror_is_shown_an_order_of_its_own(begin: Begin, juror: Juror) -> None:
     plays = [begin_with_jury(begin, juror, seed=seed) for seed in range(8)]
 
-    def is_varied(play: Any) -> bool:
+    def is_varied(play: "ScriptedFusion") -> bool:
         return len({tuple(play.order(call)) for call in play.verdict_calls()[::2]}) > 1
 
     assert any(is_varied(play) for play in plays)
@@ -330,7 +335,9 @@ def test_a_sole_judge_that_is_a_member_judges_the_others(begin: Begin, juror: Ju
 
     # Between the one it named and its own it does not choose: the one more like the others stands.
     assert (draft.winner, set(draft.lineup)) == ("a", {"b", "c"})
-    assert draft.reason.startswith("a judge does not vote on its own answer; most like the others")
+    assert (draft.reason or "").startswith(
+        "a judge does not vote on its own answer; most like the others"
+    )
 
 
 def test_a_judge_that_is_one_of_two_members_is_not_asked(begin: Begin, juror: Juror) -> None:
@@ -341,7 +348,7 @@ def test_a_judge_that_is_one_of_two_members_is_not_asked(begin: Begin, juror: Ju
     )
 
     assert (draft.status, draft.winner, draft.verdicts) == ("voted", "b", ())
-    assert draft.reason.startswith("a judge does not vote on its own answer")
+    assert (draft.reason or "").startswith("a judge does not vote on its own answer")
 
 
 def test_a_pool_of_the_judge_s_own_model_alone_is_judged(begin: Begin, juror: Juror) -> None:

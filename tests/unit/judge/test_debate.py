@@ -1,7 +1,7 @@
 """Debate: members that disagree answer again, then the whole course of it is counted."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -9,7 +9,10 @@ from fusewire.contracts import Sampling
 from fusewire.testing.factories import OPEN_ANSWERS as OPEN
 from fusewire.testing.factories import make_member
 
-Begin = Callable[..., Any]
+if TYPE_CHECKING:
+    from conftest import ScriptedFusion
+
+Begin = Callable[..., "ScriptedFusion"]
 ERROR = "I added where I should have multiplied."
 NUMBERS = {"a": "4", "b": "5", "c": "6"}
 
@@ -44,7 +47,9 @@ def test_members_that_disagree_see_the_others_and_answer_again(begin: Begin) -> 
             0.5,
             170,
         )
-        assert call.sampling.response_schema["required"] == ["error", "answer"]
+        schema = call.sampling.response_schema
+        assert schema is not None
+        assert schema["required"] == ["error", "answer"]
     draft = play.rebuts(a=(ERROR, "5"), b=("", "5"), c=(ERROR, "5")).ends()
     assert (draft.status, draft.content, draft.winner) == ("voted", "5", "a")
     assert draft.reason == "vote, 4 of 6 say the same (after 1 debate round)"

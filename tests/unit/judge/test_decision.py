@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 from functools import cache
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -19,7 +19,10 @@ from fusewire.testing.factories import JUDGE, make_member
 from fusewire.testing.factories import OPEN_ANSWERS as OPEN
 from fusewire_judge.model import Ask, Decided, Draft
 
-Begin = Callable[..., Any]
+if TYPE_CHECKING:
+    from conftest import ScriptedFusion
+
+Begin = Callable[..., "ScriptedFusion"]
 MODES = ["best-of", "merge", "debate"]
 REFUSAL = "I'm sorry, but I can't help with that."
 LOOP = "and so on and " * 2000
@@ -251,7 +254,7 @@ WEATHER = Tool(
 
 def answer_with_calls(
     begin: Begin, replies: dict[str, Any], mode: str = "best-of", **fields: Any
-) -> Any:
+) -> "ScriptedFusion":
     """A text, or the city whose weather is asked for; a number breaks the schema."""
     play = begin(mode, prompt={"tools": (WEATHER,), **fields.pop("prompt", {})}, **fields)
     for member, reply in replies.items():
@@ -424,7 +427,7 @@ SCENES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
 }
 
 
-def reply_text(call: str, place: int, texts: dict[str, str], play: Any) -> str:
+def reply_text(call: str, place: int, texts: dict[str, str], play: "ScriptedFusion") -> str:
     """What comes back of a call of a round: whatever it is, it depends on nothing but the call."""
     (request,) = [c for c in play.rounds[-1].calls if c.name == call]
     if request.kind == "answer":
@@ -451,7 +454,9 @@ def ordered_places(count: int, order: list[int]) -> list[int]:
     return sorted(range(count), key=lambda place: order[place % len(order)])
 
 
-def finish(play: Any, order: list[int], texts: dict[str, str], *, repeat: bool = False) -> Draft:
+def finish(
+    play: "ScriptedFusion", order: list[int], texts: dict[str, str], *, repeat: bool = False
+) -> Draft:
     """Answer whatever is asked, in an order that `order` decides, each message perhaps twice."""
     for step in range(12):
         decision = play.decide()
@@ -469,12 +474,12 @@ def finish(play: Any, order: list[int], texts: dict[str, str], *, repeat: bool =
     raise AssertionError("no end")
 
 
-def first_calls(play: Any) -> list[str]:
+def first_calls(play: "ScriptedFusion") -> list[str]:
     first_wave = (member.calls for member in play.plan.members if member.wave == 0)
     return list(chain.from_iterable(first_wave))
 
 
-def begin_scene(begin: Begin, scene: str) -> tuple[Any, dict[str, str]]:
+def begin_scene(begin: Begin, scene: str) -> tuple["ScriptedFusion", dict[str, str]]:
     fields, texts = SCENES[scene]
     return begin(**fields), texts
 
@@ -511,7 +516,7 @@ def test_order_and_duplicates_and_late_answers_change_nothing(
     assert play.ends() == expected
 
 
-def answer_round(play: Any, round_: Round, texts: dict[str, str]) -> None:
+def answer_round(play: "ScriptedFusion", round_: Round, texts: dict[str, str]) -> None:
     for place, call in enumerate(round_.calls):
         play.say(call.name, reply_text(call.name, place, texts, play), round_.round)
 

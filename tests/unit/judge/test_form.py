@@ -2,14 +2,17 @@
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from fusewire.contracts import Sampling, Tool, ToolCall
 from fusewire_judge.scoring.answers import unwrap_json
 
-Begin = Callable[..., Any]
+if TYPE_CHECKING:
+    from conftest import ScriptedFusion
+
+Begin = Callable[..., "ScriptedFusion"]
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 OSLO, ROME = json.dumps({"city": "Oslo"}), json.dumps({"city": "Rome"})
 ASKED = {"sampling": Sampling(response_schema=CITY, temperature=0.7)}
@@ -88,7 +91,9 @@ def test_without_a_judge_there_is_nobody_to_mend_it(begin: Begin) -> None:
     assert draft.degraded == ("off_schema:a", "schema_unmet")
 
 
-def answer_with_calls(play: Any, **calls: tuple[ToolCall, ...] | str) -> Any:
+def answer_with_calls(
+    play: "ScriptedFusion", **calls: tuple[ToolCall, ...] | str
+) -> "ScriptedFusion":
     for member, reply in calls.items():
         if isinstance(reply, str):
             play.say(member, reply)

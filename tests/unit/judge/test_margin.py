@@ -1,7 +1,7 @@
 """Judges that decide by how probable they find each answer as their own reply."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,7 +13,10 @@ from fusewire_judge.judging.prompts import PLAIN
 from fusewire_judge.judging.tally import Tally
 from fusewire_judge.model import MemberAnswer
 
-Begin = Callable[..., Any]
+if TYPE_CHECKING:
+    from conftest import ScriptedFusion
+
+Begin = Callable[..., "ScriptedFusion"]
 
 EDGE = PlannedJudge(model="m-edge", tier="edge", family="edge", by_margin=True)
 OWN = EDGE.model_copy(update={"model": "m-a"})
@@ -25,7 +28,7 @@ def order(call: Call) -> list[str]:
     return [by_text.get(text, CONTROL) for text in call.choices]
 
 
-def judge(play: Any, liking: dict[str, float]) -> Any:
+def judge(play: "ScriptedFusion", liking: dict[str, float]) -> "ScriptedFusion":
     """Each call is answered with what the judge finds of each text."""
     for call in play.verdict_calls():
         scores = tuple(liking[name] - 20 for name in order(call))
@@ -33,7 +36,7 @@ def judge(play: Any, liking: dict[str, float]) -> Any:
     return play
 
 
-def begin_open(begin: Begin, **fields: Any) -> Any:
+def begin_open(begin: Begin, **fields: Any) -> "ScriptedFusion":
     play = begin(**{"judge": EDGE, **fields}).says(**OPEN)
     play.asks()
     return play
@@ -140,7 +143,7 @@ def test_judges_by_margin_that_disagree_are_not_asked_the_same_again(begin: Begi
         play.say(call.name, call.choices[0], len(play.rounds), choice_logprobs=scores)
     draft = play.ends()
 
-    assert draft.reason.startswith("the judges are tied")
+    assert (draft.reason or "").startswith("the judges are tied")
 
 
 @pytest.mark.parametrize(

@@ -3,26 +3,31 @@
 import json
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusewire.contracts import MERGED, Message, Sampling
+from fusewire.contracts import MERGED, Message, PlannedJudge, Sampling
 from fusewire.testing.factories import JUDGE, T0, make_member
 from fusewire.testing.factories import OPEN_ANSWERS as OPEN
 from fusewire_judge.strategies.grounding import ungrounded_claims
 
-Begin = Callable[..., Any]
-Juror = Callable[[str], Any]
+if TYPE_CHECKING:
+    from conftest import ScriptedFusion
+
+Begin = Callable[..., "ScriptedFusion"]
+Juror = Callable[[str], PlannedJudge]
 
 VERDICTS = ["verdict-1-1", "verdict-1-2"]
 GUARDS = ["guard-1-1", "guard-1-2"]
 MERGE = "Paris is the capital, a city on the river Seine."
 
 
-def write_merge(begin: Begin, text: str = MERGE, best: str = "b", **fields: Any) -> Any:
+def write_merge(
+    begin: Begin, text: str = MERGE, best: str = "b", **fields: Any
+) -> "ScriptedFusion":
     """A merge is written, and `best` is the best single answer."""
     play = begin("merge", **fields).says(**OPEN)
     play.asks()
@@ -126,7 +131,7 @@ def test_a_merge_that_nobody_could_judge_is_refused(begin: Begin, reply: str) ->
         "unjudged",
         (f"guard_failed:{why}",),
     )
-    assert draft.reason.startswith("nobody could judge the merge; ")
+    assert (draft.reason or "").startswith("nobody could judge the merge; ")
 
 
 @pytest.mark.parametrize("claim", ["in 1974", "see https://example.org/x", "call get_capital()"])

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -33,7 +33,10 @@ from fusewire_judge.outcome import (
 from fusewire_judge.panel import recorded as replay
 from fusewire_judge.turn import _round
 
-Begin = Callable[..., Any]
+if TYPE_CHECKING:
+    from conftest import ScriptedFusion
+
+Begin = Callable[..., "ScriptedFusion"]
 NOW = T0 + timedelta(seconds=3)
 DRAFT = Draft(
     status="fused",
@@ -417,7 +420,7 @@ def test_a_failure_says_how_it_ended_too(begin: Begin) -> None:
 # -- cancelled --------------------------------------------------------------------------------
 
 
-def broken_off(play: Any, judged_s: float | None = None) -> Outcome:
+def broken_off(play: "ScriptedFusion", judged_s: float | None = None) -> Outcome:
     since = None if judged_s is None else T0 + timedelta(seconds=judged_s)
     return build_cancelled(play.case, NOW, judged_since=since)
 

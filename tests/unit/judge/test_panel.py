@@ -1,7 +1,7 @@
 """The panel: who is heard, who is waited for, who is asked a second time or not at all."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -9,7 +9,10 @@ from fusewire.contracts import ExcludedMember, Sampling, ToolCall
 from fusewire.testing.factories import OPEN_ANSWERS as OPEN
 from fusewire.testing.factories import make_member
 
-Begin = Callable[..., Any]
+if TYPE_CHECKING:
+    from conftest import ScriptedFusion
+
+Begin = Callable[..., "ScriptedFusion"]
 PANEL_S = 45.0
 REFUSAL = "I'm sorry, but I can't help with that."
 
@@ -176,7 +179,7 @@ EDGE: dict[str, Any] = {"tier": "edge"}
 
 def begin_gated(
     begin: Begin, *, edges: str = "e", samples: int = 3, hosted_names: str = "xy", **fields: Any
-) -> Any:
+) -> "ScriptedFusion":
     members = [
         *(make_member(name, samples=samples, **EDGE) for name in edges),
         *(make_member(name, wave=1) for name in hosted_names),
@@ -185,7 +188,7 @@ def begin_gated(
     return begin(members=members, policy=policy, **fields)
 
 
-def say_samples(play: Any, member: str, *texts: str) -> Any:
+def say_samples(play: "ScriptedFusion", member: str, *texts: str) -> "ScriptedFusion":
     for number, text in enumerate(texts, 1):
         play.say(member if number == 1 else f"{member}={number}", text)
     return play
