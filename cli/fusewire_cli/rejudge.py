@@ -88,7 +88,7 @@ def recorded_answers(fusion: History) -> tuple[RecordedAnswer, ...]:
         return ()
     names = {a.member for a in fusion.outcome.answers if a.status in ("ok", "error")}
     candidates = _panel(
-        [stored.candidate for stored in fusion.received], [round_ for round_, _ in fusion.rounds]
+        [arrival.candidate for arrival in fusion.received], [round_ for round_, _ in fusion.rounds]
     )
     return tuple(
         _record(member, candidates[member.name])

@@ -26,12 +26,12 @@ class MessageLoop(Protocol):
 class BusService(abc.ABC):
     """A service that takes messages from the bus and has no HTTP interface of its own.
 
-    It is a `fusewire.service.Service`. A subclass has a name, adds what takes messages to `loops`, and
-    connects the bus and starts everything in `start`.
+    It is a `fusewire.service.Service`. A subclass has a name, adds what takes messages to
+    `loops`, and connects the bus and starts everything in `start`.
 
     Args:
         settings: the configuration.
-        drain_s: seconds that running handlers may take to end; `limits.drain_s` where it is not given.
+        drain_s: seconds that running handlers may take to end; unset: `limits.drain_s`.
     """
 
     name: str

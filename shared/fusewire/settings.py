@@ -340,7 +340,8 @@ class Pool(Policy, Section):
     """Whether a judge by margin has a voice on answers of its own model too, for pools in which the
     strongest model is both."""
     preset: Preset | None = None
-    """A set of defaults for the keys below; a key that is given wins. See docs/how-to/modes-and-judges.md."""
+    """A set of defaults for the keys below; a key that is given wins. See
+    docs/how-to/modes-and-judges.md."""
     mode: Mode = "best-of"
     """Where the prompt does not say."""
     quorum: float = Field(default=0.67, gt=0, le=1)

@@ -63,9 +63,7 @@ def present(bus: Bus, store: Store) -> Presence:
 
 async def kill(one: Presence) -> None:
     """As by kill -9: it ends, and what it noted stays."""
-    assert one._task
-    one._task.cancel()
-    await asyncio.gather(one._task, return_exceptions=True)
+    await one._background.stop()
 
 
 async def noted(store: Store) -> set[str]:
@@ -122,7 +120,7 @@ async def test_who_slept_while_the_database_was_taken_over_gives_up(
     await kill(slept)
     await taker.start()
 
-    slept._task = asyncio.create_task(slept._look_on(), name="presence")
+    slept._background.start("presence", slept._look_on())
 
     async def has_noticed() -> bool:
         return FOREIGN in slept.faults()

@@ -181,9 +181,7 @@ async def test_group_commit_that_has_ended_is_a_fault(group: GroupCommit) -> Non
     """Whoever submits from then on would wait for ever."""
     assert group.faults() == []
 
-    assert group._task is not None
-    group._task.cancel()
-    await asyncio.gather(group._task, return_exceptions=True)
+    await group._background.stop()
 
     assert group.faults() == ["ingest-commit has ended"]
 

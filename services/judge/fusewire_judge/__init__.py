@@ -1,1 +1,1 @@
-"""Judge: collects candidates, decides, asks for further rounds, stores outcomes. It never calls a model."""
+"""Judge: collects candidates, decides, asks for rounds, stores outcomes. It calls no model."""

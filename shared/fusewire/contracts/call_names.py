@@ -1,4 +1,4 @@
-"""The names of calls in a round. A member's calls are named after it; a name is unique in its round."""
+"""The names of calls, unique in their round. A member's calls are named after it."""
 
 HEDGE = "h"
 

@@ -17,7 +17,9 @@ DegradedCode = Literal[
 
 
 class DegradedReason(str):
-    """A reason as tables, replies and messages hold it: `code`, `code:subject` or `code:subject:detail`.
+    """A reason as tables, replies and messages hold it.
+
+    It is the text `code`, `code:subject` or `code:subject:detail`.
 
     Args:
         code: what happened.

@@ -80,7 +80,7 @@ Gate = Literal["none", "edge-first"]
 
 
 class Policy(Part):
-    """The rules of a pool that its strategies follow; keys of `[pools.<name>]` in the configuration."""
+    """The rules of a pool that its strategies follow; keys of `[pools.<name>]` too."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fusewire.contracts import Candidate, Gold, Outcome, RecordedAnswer, Usage
+from fusewire.contracts.degraded import DegradedReason
 from fusewire.store.queries import FusionStatus, as_reply
 from fusewire.testing.factories import OPEN_ANSWERS as OPEN
 from fusewire.testing.factories import (
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 Begin = Callable[..., "ScriptedFusion"]
 NOW = T0 + timedelta(seconds=3)
+MISSING = DegradedReason("missing", "c", "0.33:quorum")
 DRAFT = Draft(
     status="fused",
     content="Paris.",
@@ -200,7 +202,7 @@ def test_an_answer_that_came_too_late_did_not_take_part_but_is_paid_for() -> Non
     late = receive(make_candidate("Madrid.", "c"), after_rounds=1)
 
     outcome = build_outcome(
-        replace(DRAFT, degraded=("missing:c:0.33:quorum",)),
+        replace(DRAFT, degraded=(MISSING,)),
         received=receive(*ANSWERS, VERDICT) | late,
     )
 
@@ -326,7 +328,7 @@ def test_what_was_recorded(fields: dict[str, Any], code: str | None, content: st
 
 DEGRADED = [
     (Draft("fused", "x"), False, ()),
-    (Draft("voted", "x", degraded=("missing:c:0.33:quorum",)), True, ("missing:c:0.33:quorum",)),
+    (Draft("voted", "x", degraded=(MISSING,)), True, (MISSING,)),
     (Draft("single", "x"), False, ()),
     (Draft("failed", error="all"), True, ()),
     (Draft("expired", error="late"), True, ()),
@@ -343,7 +345,7 @@ def test_degraded(draft: Draft, is_degraded: bool, reasons: tuple[str, ...]) -> 
 
 
 def test_what_is_degraded_stands_first_wherever_an_outcome_is_shown() -> None:
-    outcome = build_outcome(replace(DRAFT, degraded=("missing:c:0.33:quorum",)))
+    outcome = build_outcome(replace(DRAFT, degraded=(MISSING,)))
     standing = FusionStatus(
         outcome.fusion_id, outcome.batch_id, outcome.custom_id, outcome.submitted_at, outcome
     )

@@ -1,6 +1,7 @@
 """The protocols that hosted models speak, one file each.
 
-A file is named as its provider is in `fusewire.settings.Provider`, and its `PROVIDER` is the protocol.
+A file has the name of its provider in `fusewire.settings.Provider`; its `PROVIDER` is the
+protocol.
 """
 
 from importlib import import_module
