@@ -1,6 +1,6 @@
 """What every message on the bus has in common: a version, tolerance, and one way to fail."""
 
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -10,7 +10,7 @@ Tier = Literal["edge", "remote"]
 Mode = Literal["best-of", "merge", "debate"]
 
 PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
-MODES: tuple[Mode, ...] = ("best-of", "merge", "debate")
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 class ContractError(ValueError):
