@@ -303,6 +303,7 @@ class Client:
                 yield response
                 return
             error = await self._parse_error(response)
+            # These pass by themselves; other errors stay.
             is_retryable = error.status == 503 or error.code == "rate_limited"
             if is_retryable and asyncio.get_running_loop().time() < deadline:
                 raise _RetryLaterError(float(response.headers.get("retry-after") or PAUSE_S))

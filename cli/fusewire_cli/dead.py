@@ -108,6 +108,7 @@ async def _publish(bus: Bus, message: RawStreamMsg, letter: DeadLetter) -> None:
     msg_id = (message.headers or {}).get("Fw-Msg-Id") or f"{letter.stream}-{letter.sequence}"
     if not await bus.publish(letter.subject, body, msg_id=msg_id):
         raise Transient("it was published less than two minutes ago; try again then")
+    # Only now, so that a message that was not published stays.
     await bus.js.delete_msg(STREAM, letter.number)
 
 

@@ -117,6 +117,8 @@ class Blobs:
             piece, sequence = await self._piece(blob, sequence)
             hasher.update(piece)
             size += len(piece)
+            # Checked before the last piece goes out, so that no provider gets a damaged request
+            # whole (docs/decisions/0040).
             is_last = size >= blob.size
             if is_last and (size > blob.size or blob.digest != _digest(hasher.digest())):
                 raise BlobDamagedError(blob.name)
@@ -152,6 +154,7 @@ async def _retry(call: Callable[[], Awaitable[T]]) -> T | None:
         except NotFoundError:
             return None
         except (NatsError, TimeoutError, OSError) as exc:
+            # Any other code is a refusal, which a repetition does not change.
             if pause is None or (isinstance(exc, APIError) and exc.code not in {None, 500, 503}):
                 raise Transient(f"the object store does not answer: {type(exc).__name__}") from exc
             await asyncio.sleep(pause)

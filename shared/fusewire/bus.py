@@ -56,7 +56,7 @@ SUSPECT_DELIVERIES = 20
 """From this many deliveries on, the attempts to handle a message are counted until one ends.
 
 The number of deliveries alone does not show that a handler crashes: a message that waits for a
-database is redelivered as often."""
+database is redelivered as often (docs/decisions/0006)."""
 HANDLED_WITHIN_S = 60.0
 """Time limit of the handler of one message; the calls of workers have deadlines of their own."""
 CRASHES = 3
@@ -169,6 +169,7 @@ class Bus:
             name=f"fusewire-{service}",
             inbox_prefix=f"_INBOX_{service}",
             allow_reconnect=True,
+            # By default nats-py gives up reconnecting, and an outage may last longer.
             max_reconnect_attempts=-1,
             reconnect_time_wait=1,
             ping_interval=PING_INTERVAL_S,
@@ -452,6 +453,7 @@ class Bus:
 
     async def handle_failure(self, delivery: Delivery, exc: Exception) -> str:
         """Retry the message of a failed handler later; dead-letter it when no retry can help."""
+        # What will pass is not counted: an outage would bury good messages (docs/decisions/0006).
         is_exhausted = delivery.deliveries >= MAX_DELIVERIES and not isinstance(exc, Transient)
         if is_exhausted or isinstance(exc, UnacceptableMessage):
             return await self.dead_letter(delivery, fault(exc))
@@ -473,7 +475,8 @@ class Bus:
     async def dead_letter(self, delivery: Delivery, reason: str) -> str:
         """Publish a message to FW_DEAD with the reason, and acknowledge it.
 
-        Its body goes there too if it may be read anywhere, else to FW_DEAD_EDGE.
+        Its body goes there too if it may be read anywhere, else to FW_DEAD_EDGE
+        (docs/decisions/0007).
         """
         is_open = _is_open(delivery)
         dead_id = f"dead-{delivery.stream}-{delivery.sequence}"

@@ -17,7 +17,8 @@ class CancelledFusions:
     """The newest cancelled fusions.
 
     Cancellations come on core NATS and may be lost. A worker that misses one makes a call that
-    nobody reads; the judge uses the mark in SQL and ends the fusion all the same.
+    nobody reads; the judge uses the mark in SQL and ends the fusion all the same
+    (docs/decisions/0019).
     """
 
     def __init__(self, on_cancel: Callable[[str], None] | None = None) -> None:
@@ -45,6 +46,7 @@ class CancelledFusions:
     def add(self, fusion_id: str) -> None:
         """Add a fusion, and call `on_cancel`."""
         self._fusion_ids[fusion_id] = None
+        # One that is forgotten costs a call that nobody reads, no more.
         if len(self._fusion_ids) > REMEMBERED:
             self._fusion_ids.popitem(last=False)
         if self._on_cancel:

@@ -9,7 +9,8 @@ EXIT_STORED = 5
 class Transient(Exception):  # noqa: N818 - it names a condition, as TimeoutError's users read it
     """A database, broker or provider is down or busy; the same work will succeed later.
 
-    The message of a handler that raises it is retried, and never dead-lettered.
+    The message of a handler that raises it is retried, and never dead-lettered
+    (docs/decisions/0006).
     """
 
     def __init__(self, reason: str, retry_after_s: float | None = None) -> None:

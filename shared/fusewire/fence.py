@@ -22,7 +22,7 @@ class UnfencedPrefix:
     """Streams the part of a text that `without` keeps whatever comes later.
 
     That part is a prefix of what `without` returns: it ends at the first fence of any name. Space
-    at its end is held back until more text follows.
+    at its end is held back until more text follows (docs/decisions/0027).
     """
 
     def __init__(self) -> None:

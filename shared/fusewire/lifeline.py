@@ -16,6 +16,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+# A pipe and not Linux's parent-death signal: the broker must end after the last service
+# (docs/decisions/0032).
 LIFELINE_ENV = "FUSEWIRE_LIFELINE_FD"
 """Environment variable with the file descriptor of the reading end. Unset: no parent is watched."""
 FORCED_EXIT = 70

@@ -39,7 +39,8 @@ it does."""
 STALLED_S = 60.0
 """A loop without a turn for this long is reported as stalled."""
 MOST_IN_HAND = 512
-"""The most messages that a `ReleaseLoop` handles at once, counted or released."""
+"""The most messages that a `ReleaseLoop` handles at once, counted or released
+(docs/decisions/0041)."""
 
 
 class Loop:
@@ -195,6 +196,7 @@ class _Priorities(Loop, abc.ABC):
             await self._bus.process(msg, self._handler(release))
         finally:
             release()
+            # Also where it was released before: `MOST_IN_HAND` counts it until its end.
             self._capacity_change.set()
 
     @abc.abstractmethod
@@ -287,6 +289,7 @@ class BatchLoop(Loop):
         """Wait for a first message, take those that are there, and handle them."""
         if messages := await self._puller.collect(self._batch, PULL_TIMEOUT_S, LINGER_S):
             batch = [Delivery.from_message(msg) for msg in messages]
+            # One by one, so that a crash is counted for no other message.
             for suspect in [d for d in batch if d.deliveries > SUSPECT_DELIVERIES]:
                 await self._bus.run_guarded(suspect, partial(self._process_one, suspect))
             if rest := [d for d in batch if d.deliveries <= SUSPECT_DELIVERIES]:

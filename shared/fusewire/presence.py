@@ -31,7 +31,7 @@ class Presence:
     """Publishes in SQL that this process works here, and with which broker's store.
 
     Two stacks with a broker each on one database would publish each other's prompts, and pay for
-    them twice.
+    them twice (docs/decisions/0044).
     """
 
     def __init__(self, service: str, bus: Bus, store: Store, clock: Callable[[], datetime]) -> None:
@@ -115,5 +115,6 @@ class Presence:
             if process.process_id in ended_ids:
                 continue
             seen_at, renewals = before.get(process.process_id, (process.seen_at, 0))
+            # A row alone tells nothing: its process may just have ended.
             renewals += process.seen_at != seen_at
             self._foreign_processes[process.process_id] = process.seen_at, renewals

@@ -184,7 +184,8 @@ async def _add_stream(js: JetStreamContext, config: api.StreamConfig) -> Action:
     try:
         await js.add_stream(config)
     except APIError as exc:
-        # Another process has created it in the meantime, with a store id of its own.
+        # Another process has created it in the meantime, with a store id of its own
+        # (docs/decisions/0044).
         if exc.err_code == NAME_IN_USE:
             return "unchanged"
         raise
@@ -230,7 +231,7 @@ async def _durable(js: JetStreamContext, durable: Durable) -> TopologyChange:
             ack_policy=api.AckPolicy.EXPLICIT,
             ack_wait=durable.ack_wait_s,
             # No limit: our code dead-letters a message, with the reason, where the server would
-            # drop it silently.
+            # drop it silently (docs/decisions/0006).
             max_deliver=-1,
             max_ack_pending=durable.max_ack_pending,
             filter_subject=subject,

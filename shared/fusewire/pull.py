@@ -1,7 +1,7 @@
 """A thin pull consumer over nats-py, where FastStream is too slow or lacks what is needed.
 
 Measured: FastStream costs about six times a raw fetch loop per message, its batch mode
-stalls, and it cannot take from several durables in order of priority.
+stalls, and it cannot take from several durables in order of priority (docs/decisions/0004).
 """
 
 import asyncio
@@ -26,7 +26,7 @@ ANSWER_S = 5.0
 """How much longer than its own limit a pull may stay unanswered.
 
 Giving up on a server that is only slow makes no progress: what it sends later is handed back and
-sent again."""
+sent again (docs/decisions/0005)."""
 LOOK_S = 0.5
 """How soon a pull is given up after its connection is lost."""
 MISSING_PAUSE_S = 1.0
@@ -58,7 +58,8 @@ class PullConsumer:
     """Pull requests on one durable, one at a time, answered on one inbox.
 
     A message that arrives when no request is open (its request was given up) is handed back to
-    the server at once, so that another consumer need not wait for its ack_wait.
+    the server at once, so that another consumer need not wait for its ack_wait
+    (docs/decisions/0005).
     """
 
     def __init__(self, bus: Bus, durable: Durable) -> None:
@@ -110,6 +111,7 @@ class PullConsumer:
             while request and len(messages) < batch and (msg := await self._next(request)):
                 messages.append(msg)
         finally:
+            # What still comes from now on is handed back by `_arrive`.
             self._open = None
         return messages
 
@@ -117,7 +119,7 @@ class PullConsumer:
         """Wait for a first message, then a moment for more.
 
         The request stays open between two calls, so that messages which come in the meantime wait
-        here and not at the server.
+        here and not at the server (docs/decisions/0005).
 
         Args:
             batch: the most messages to return, and the most that may wait here.

@@ -168,6 +168,7 @@ def listen(http: Http) -> socket.socket:
         return sock
     family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
+    # A restart must not wait for the connections of the process before to be forgotten.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((http.host, http.port))
@@ -280,6 +281,7 @@ class Host:
             await asyncio.gather(self._serving, return_exceptions=True)
         self._sock.close()
         first, rest = self._running_services[:1], self._running_services[1:]
+        # The first, the judge, decides on the answers that workers bring while they drain.
         await _stop(rest, end - 1)
         await _stop(first, end)
         log.info("service.stopped", services=[s.name for s in self._services])
@@ -331,7 +333,7 @@ async def run(services: Sequence[Service], http: Http) -> list[str]:
 
     def ask_to_stop() -> None:
         # The time limit has a thread of its own: the event loop may be blocked, and at its end the
-        # interpreter would wait for blocked threads.
+        # interpreter would wait for blocked threads (docs/decisions/0032).
         lifeline.end_within(drain_s + STOP_S)
         with contextlib.suppress(RuntimeError):  # the loop has ended already
             loop.call_soon_threadsafe(stop.set)

@@ -101,7 +101,7 @@ STREAMS: tuple[Stream, ...] = (
     Stream("FW_ROUND", ("fw.round.*",), "workqueue", max_bytes=GIB),
     Stream("FW_TASK_EDGE", ("fw.task.edge.*.*",), "workqueue", max_bytes=4 * GIB),
     Stream("FW_TASK_REMOTE", ("fw.task.remote.*.*",), "workqueue", max_bytes=4 * GIB),
-    # Work queue: messages that the judge has committed are removed.
+    # Work queue: messages that the judge has committed are removed (docs/decisions/0041).
     Stream(
         "FW_CANDIDATE",
         ("fw.plan.*", "fw.candidate.*.*.*"),
@@ -122,7 +122,7 @@ STREAMS: tuple[Stream, ...] = (
     Stream(
         "FW_DEAD", ("fw.dead.>",), "limits", max_bytes=GIB, max_age_s=14 * DAY_S, discard_new=False
     ),
-    # Bodies of dead letters that not everybody who reads FW_DEAD may read.
+    # Bodies of dead letters that not everybody who reads FW_DEAD may read (docs/decisions/0007).
     Stream(
         "FW_DEAD_EDGE",
         ("fw.sealed.>",),
@@ -136,10 +136,10 @@ STREAMS: tuple[Stream, ...] = (
 
 REPEATED = "Fw-Repeated"
 """Header of tasks that may have been published before, to a store that was lost with its ledger.
-Calls may have been made for them that nobody knows of."""
+Calls may have been made for them that nobody knows of (docs/decisions/0041)."""
 STORE_KEY = "fusewire_store"
 """Key in the first stream's metadata with the id of the broker's store; a new store has a new
-id."""
+id (docs/decisions/0044)."""
 CARRIERS = ("FW_PROMPT", "FW_ROUND", "FW_TASK_EDGE", "FW_TASK_REMOTE", "FW_CANDIDATE")
 """The streams that every fusion passes through: one of them holds a message of each open fusion."""
 STORES = (*CARRIERS, f"KV_{LEDGER_BUCKET}")
@@ -158,7 +158,8 @@ _LIMITS = [
     *(stream.max_bytes for stream in STREAMS if stream.max_bytes),
 ]
 DIALECTS = KeyValueBucket(DIALECT_BUCKET, ttl_s=90 * DAY_S, max_bytes=8 * MIB)
-"""With an expiry, since servers change: dialects are detected again from time to time."""
+"""With an expiry, since servers change: dialects are detected again from time to time
+(docs/decisions/0035)."""
 ATTEMPTS = KeyValueBucket(ATTEMPT_BUCKET, ttl_s=DAY_S, max_bytes=8 * MIB)
 _SMALL = (DIALECTS, ATTEMPTS)
 _SMALL_BYTES = sum(bucket.max_bytes for bucket in _SMALL)

@@ -92,7 +92,8 @@ class TokenPublisher:
 
 
 def _merge(task: Task) -> UnfencedPrefix | None:
-    # The judge removes fences from a merge, so they must not be published either.
+    # The judge removes fences from a merge, so they must not be published either
+    # (docs/decisions/0027).
     return UnfencedPrefix() if task.kind == "write" else None
 
 
@@ -322,6 +323,8 @@ class Worker:
         subject = candidate_subject(task.fusion_id, task.round, task.call)
         for tries in itertools.count(1):
             try:
+                # The first candidate is the end of its call, whichever worker made it
+                # (docs/decisions/0041).
                 await self._bus.publish(subject, body, msg_id=task.task_id, only_if_new=True)
             except Transient as exc:
                 if self._clock() > task.deadline_at + KEPT_AFTER:

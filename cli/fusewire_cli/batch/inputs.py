@@ -68,6 +68,7 @@ def as_jsonl(source: Path, columns: Columns, limit: int) -> Iterator[Path]:
     try:
         rows = _converted_rows(source, columns, limit)
         if rows is None:
+            # A file that cannot be read is told before anything begins.
             with source.open("rb"):
                 pass
             yield source
@@ -100,6 +101,7 @@ def _stdin() -> Iterator[bytes]:
 
 
 def _csv_rows(source: Path, columns: Columns, limit: int) -> Iterator[bytes]:
+    # By default the csv module takes no field beyond 128 KiB.
     csv.field_size_limit(limit)
     with source.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)

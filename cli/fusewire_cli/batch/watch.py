@@ -80,6 +80,7 @@ class Stop:
     async def sleep(self, seconds: float) -> None:
         """Pause, or until the user asks to stop."""
         if self.is_asked:
+            # The event is set already, so waiting for it would be no pause.
             await asyncio.sleep(seconds)
             return
         try:

@@ -58,6 +58,7 @@ class Children:
 
     async def start(self, names: Iterable[str]) -> None:
         """Start services; returns before they are ready."""
+        # With these rights before it holds anything: an address in it may have a password.
         self._config.touch(mode=0o600)
         self._config.write_text(self._settings.model_dump_json())
         for name in names:

@@ -4,7 +4,7 @@ Its standard input is a pipe. The runner holds the writing end, and so does each
 runner has started as a process. The runner writes the broker's process to it as JSON, a line each
 time it starts one. The pipe reaches its end when all of them have ended, however they did:
 `kill -9` leaves no broker behind, and services that drain after the runner's death can still
-store what they have paid for.
+store what they have paid for (docs/decisions/0032).
 """
 
 import asyncio

@@ -28,6 +28,8 @@ With 50 a batch of 10,000 lines takes 107 MB instead of 136, and no longer. A va
 environment wins.
 """
 
+# A share of the free disk, the server's default, refuses streams where it has become fuller
+# (docs/decisions/0033).
 _CONFIG = """\
 listen: "127.0.0.1:-1"
 server_name: fusewire
@@ -70,7 +72,7 @@ class EmbeddedNats:
     """One nats-server on loopback and a free port, with its store under the data folder.
 
     The server itself holds a lock on its store for as long as it lives, even if this process dies:
-    two servers on one store would corrupt it.
+    two servers on one store would corrupt it (docs/decisions/0032).
     """
 
     def __init__(self, data_dir: Path) -> None:

@@ -190,7 +190,8 @@ class Stack:
         """End the processes that the last runner on this folder left behind, as after a crash."""
         leftovers = run_file.noted_processes(self._settings.data_dir)
         for leftover in leftovers:
-            # One by one, the broker last: services may still store what they have paid for.
+            # One by one, the broker last: services may still store what they have paid for
+            # (docs/decisions/0032).
             if await asyncio.to_thread(process.end, [leftover], within_s=self.stop_s):
                 log.warning("up.leftover_ended", pid=leftover.pid)
 
@@ -302,6 +303,7 @@ class Stack:
         if self._host:
             await self._host.stop()
         if self._children:
+            # What is left is for the broker and the guard, which end after the services.
             await self._children.stop(self.stop_s - 2 * BROKER_S)
         left_s = deadline - asyncio.get_running_loop().time()
         if self._nats:

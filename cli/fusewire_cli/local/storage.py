@@ -16,7 +16,8 @@ MIB = 1024**2
 def allowance_mb(free_bytes: int, stream_bytes: int) -> int:
     """MiB that all streams together may take: at most half of what is free or theirs already.
 
-    A power of two up to the full size, so that a little more or less room changes nothing.
+    A power of two up to the full size, so that a little more or less room changes nothing
+    (docs/decisions/0033).
 
     Args:
         free_bytes: free on the disk.

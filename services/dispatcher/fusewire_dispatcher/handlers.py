@@ -41,6 +41,7 @@ class Handlers:
             log.info("dispatcher.cancelled", round=0)
             return
         plan, tasks = plan_prompt(prompt, self._catalogue, self._clock())
+        # In any order: the judge stores a candidate whose plan has not come yet.
         await asyncio.gather(
             self._bus.publish(plan_subject(prompt.fusion_id), plan, only_if_new=True),
             self._publish(prompt.pool, tasks, prompt.store_id),

@@ -21,7 +21,8 @@ log = structlog.get_logger(__name__)
 ANONYMOUS = "default"
 """The tenant of callers that need no key."""
 REMEMBERED_S = 3.0
-"""How long a looked-up key is cached; a revoked key may be accepted for so long."""
+"""How long a looked-up key is cached; a revoked key may be accepted for so long
+(docs/decisions/0026)."""
 MOST_REMEMBERED = 10_000
 """The most keys in the cache."""
 

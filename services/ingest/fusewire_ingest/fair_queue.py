@@ -61,7 +61,8 @@ class FairQueue:
                 continue
             self._deficits[tenant] -= queue[0].cost
             chosen_lines.append(queue.popleft())
-            # If the room is used up, the tenant may have more lines waiting: its deficit stays.
+            # If the room is used up, the tenant may have more lines waiting: its deficit stays
+            # (docs/decisions/0022).
             if not queue and len(chosen_lines) < room:
                 del queues[tenant]
                 self._remove(tenant)

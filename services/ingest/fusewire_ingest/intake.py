@@ -120,7 +120,7 @@ class Intake:
 
         It is a repetition if the client says so, if the client of the earlier request has left, or
         if the process at which it waited no longer holds it. Two equal requests that wait at the
-        same time are two fusions.
+        same time are two fusions (docs/decisions/0018).
 
         Args:
             tenant: the tenant that sends it.

@@ -4,7 +4,7 @@ They are stored in SQL when a request is read, and in the broker's object store 
 published. SQL is the source of truth: if the broker's store was lost, they are put there again.
 Workers have no database, so they read the broker's copy. Parts of an edge-only prompt are never put
 there: no model at the edge can see images, and others must not read them. Texts are stored apart
-only if the whole prompt is larger than `limits.prompt_bytes`.
+only if the whole prompt is larger than `limits.prompt_bytes` (docs/decisions/0040).
 """
 
 import asyncio
@@ -175,6 +175,7 @@ class LargeParts:
             return
         self._tidied_at = now
         n_withdrawn = 0
+        # One by one: each holds a transaction open while the broker erases.
         while await self._images.withdraw_one(now - IDLE, self._withdraw):
             n_withdrawn += 1
         n_forgotten = await self._images.forget(now - timedelta(days=self._limits.image_days))

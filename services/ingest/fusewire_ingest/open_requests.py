@@ -48,7 +48,8 @@ class OpenRequests:
     async def is_held_by(self, holder: str, fusion_id: str) -> bool:
         """Whether a client waits for a fusion at a process; False if that process no longer exists.
 
-        True if the process does not answer: as two clients that wait at once, they get two fusions.
+        True if the process does not answer: as two clients that wait at once, they get two fusions
+        (docs/decisions/0018).
         """
         if holder == self.name:
             return self.is_held(fusion_id)

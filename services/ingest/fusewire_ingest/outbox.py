@@ -26,7 +26,8 @@ SWEEP_EVERY_S = 2.0
 SWEEP_BATCH = 500
 IN_FLIGHT = 64
 MARK_EVERY_S = 0.5
-"""How often published prompts are marked as such, in one commit: more would delay the judge's.
+"""How often published prompts are marked as such, in one commit: more would delay the judge's
+(docs/decisions/0043).
 
 After a crash before it they are published again, and the broker drops them by their message ids.
 """
@@ -98,6 +99,8 @@ class Outbox:
         """Publish cancellations to workers and judge; the sweep repeats unacknowledged ones."""
         for fusion_id in fusion_ids:
             self._cancelled.add(fusion_id)
+            # One that is lost costs a call that nobody reads: the mark in SQL decides
+            # (docs/decisions/0019).
             with contextlib.suppress(NatsError, OSError):
                 await self._bus.client.publish(cancel_subject(fusion_id), b"")
         await asyncio.gather(*(self._nudge_judge(fusion_id) for fusion_id in fusion_ids))
@@ -168,6 +171,7 @@ class Outbox:
     async def settle(self) -> int:
         """Settle the reservations of fusions that have ended; returns how many."""
         total = 0
+        # Here and not in the judge, which has no business with money (docs/decisions/0025).
         while count := await self._submissions.settle():
             total += count
         return total
@@ -224,6 +228,7 @@ class Outbox:
     async def _notice_lost_store(self) -> None:
         """Take back marks if the broker's store has a new id: the old one was lost."""
         store_id = await self._bus.store_id(afresh=True)
+        # An id and not the stream's age, which a wrong clock deceives (docs/decisions/0044).
         if store_id == self._store_id:
             return
         # These may be in the old store; publishing them again costs nothing.

@@ -20,6 +20,7 @@ def pepper(settings: Settings) -> bytes:
         StartupError: it is too short, or the file cannot be read or created.
     """
     name, path = settings.http.pepper_env, settings.data_dir / FILE
+    # Beside the database and not in it (docs/decisions/0026).
     variable = os.environ.get(name)
     if variable is not None:
         return _check(

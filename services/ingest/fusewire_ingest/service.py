@@ -143,6 +143,7 @@ class Ingest:
                 heartbeat_s=HEARTBEAT_S,
             )
         )
+        # FastStream is fast enough here: such prompts come now and then (docs/decisions/0004).
         self._bus.subscribe(
             INGEST, BusSubscriber(intake, self._bus).handle, concurrency=INTAKE_CONCURRENCY
         )
@@ -155,6 +156,7 @@ class Ingest:
         await self._budgets.start()
         await self._bus.connect()
         await self._bus.require(INGEST)
+        # Before anything is published, as another stack may publish it too (docs/decisions/0044).
         await self._presence.start()
         self._commit.start()
         self._outbox.start()
@@ -164,6 +166,7 @@ class Ingest:
         await self._files.forget_torn(datetime.now(UTC))
         self._runner.start()
         self._cleaner.start()
+        # Last: from here on prompts come over NATS.
         await self._bus.start()
 
     def close(self) -> None:

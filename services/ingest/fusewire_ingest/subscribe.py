@@ -56,7 +56,8 @@ class BusSubscriber:
             await self._reply(
                 reply_to, {"error": {"code": exc.code, "message": exc.message, "param": exc.param}}
             )
-            # The message may quote the prompt, which may be edge-only: only the producer gets it.
+            # The message may quote the prompt, which may be edge-only: only the producer gets it
+            # (docs/decisions/0007).
             raise UnacceptableMessage(exc.code) from None
         await self._reply(reply_to, reply)
 

@@ -125,6 +125,8 @@ class Outcomes:
         if fusion_id not in statuses:
             statuses[fusion_id] = asyncio.get_running_loop().create_future()
         status = statuses[fusion_id]
+        # Who waits shares a look with all who wait, as each look is a transaction
+        # (docs/decisions/0043).
         if self._lookup_task is None or self._lookup_task.done():
             self._lookup_task = asyncio.create_task(self._look_up_all(), name="ingest-look")
         # Shielded: a caller that is cancelled must not cancel it for the others.

@@ -57,7 +57,8 @@ class Watch:
     def on_token(self, token: Token) -> None:
         """Stream a piece of text that continues the pieces before it.
 
-        After a piece that does not, no more text is streamed; the outcome has the rest.
+        After a piece that does not, no more text is streamed; the outcome has the rest
+        (docs/decisions/0017).
         """
         source = (token.round, token.call, token.attempt)
         is_continued = token.offset == self._offset and self._source in (None, source)

@@ -47,7 +47,7 @@ class StoredCandidates:
             Transient: the stream or the database cannot be read; and what nats-py raises.
         """
         # The stream first, the database second: what the judge takes from the stream in
-        # between, it has committed before.
+        # between, it has committed before (docs/decisions/0041).
         pending_calls = set()
         for call in query.calls:
             if await self._has_message(candidate_subject(query.fusion_id, query.round, call)):

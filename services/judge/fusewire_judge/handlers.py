@@ -137,6 +137,7 @@ class Handlers:
         try:
             turn = await self._store.run(find_unpublished, write=True)
         except BaseException:
+            # Otherwise what the broker has would be published once more.
             self._published_marks = {**marks, **self._published_marks}
             raise
         if turn.marks:
@@ -264,7 +265,8 @@ class Handlers:
         results.lock(keys, self._recent)
         unknown_ids = keys - results.locked_fusions.keys()
         for key in sorted(unknown_ids):
-            # Nobody accepted a prompt of this id: the message is forged, or its tenant was erased.
+            # Nobody accepted a prompt of this id: the message is forged, or its tenant was erased
+            # (docs/decisions/0003).
             log.warning("judge.unknown_fusion", fusion_id=key)
         recorded_candidates = self._add_plans(results, plans, turn.now)
         known_candidates = [
@@ -298,6 +300,7 @@ class Handlers:
         for key, plan in plans.items():
             record = records.get(key)
             if record and record.plan is None:
+                # A replayed strategy must see the same weights each time (docs/decisions/0012).
                 new_plans[key] = self._statistics.snapshot_onto(
                     plan,
                     may_hedge=self._hedges.grant(plan),

@@ -34,7 +34,8 @@ class ReceivedCandidate:
     candidate: Candidate
     received_at: datetime
     after_rounds: int
-    """How many rounds had been published by then. Tells late from timely without a clock."""
+    """How many rounds had been published by then. Tells late from timely without a clock
+    (docs/decisions/0002)."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,8 @@ Steps = Generator[MakeCalls, Replies, Draft]
 """A strategy: yields the calls it needs, is sent their replies, returns a draft.
 
 It is run from its beginning at each message and fed the rounds that were published already, so it
-must ask for the same calls whenever it sees the same case. Nothing of it is stored.
+must ask for the same calls whenever it sees the same case. Nothing of it is stored
+(docs/decisions/0001).
 """
 
 

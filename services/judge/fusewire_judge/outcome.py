@@ -130,7 +130,7 @@ def _missing_weight(plan: Plan, panel: Panel | None) -> float:
     """Return the share of the pool's weight that took no part, though it should have.
 
     Members that the gate skipped are not missing, nor those that an early stop did not wait
-    for.
+    for (docs/decisions/0016).
     """
     total = sum(m.weight for m in plan.members) + sum(e.weight for e in plan.excluded)
     if not total or panel is None:
@@ -244,6 +244,7 @@ def cost(candidates: Sequence[Candidate]) -> float | None:
     for candidate in candidates:
         if candidate.cost_usd is not None:
             costs.append(candidate.cost_usd)
+        # A sum with an unknown part is unknown (docs/decisions/0036).
         elif candidate.usage is None or candidate.usage.prompt_tokens or candidate.ok:
             return None
     return sum(costs)

@@ -1,7 +1,8 @@
 """Cache of open fusions, so that a turn need not read again what this process has just stored.
 
 A record is a copy of what is stored and never more. Rows of a fusion are only ever added, so
-their numbers tell whether the copy is complete: another judge's transaction changes them.
+their numbers tell whether the copy is complete: another judge's transaction changes them
+(docs/decisions/0042).
 """
 
 from collections import OrderedDict

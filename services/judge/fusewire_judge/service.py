@@ -49,6 +49,7 @@ class Judge(BusService):
         await self.bus.connect()
         await self.bus.require(JUDGE, JUDGE_DUE)
         await self._presence.start()
+        # Before the first message: a plan that is taken without weights keeps none.
         await self._handlers.update_statistics()
         await self._lookup.start()
         for loop in self.loops:

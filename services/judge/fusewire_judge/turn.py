@@ -65,6 +65,7 @@ def decide_fusion(fusion_id: str, record: FusionRecord, turn: TurnResult) -> Non
         _end_unplanned(record, turn)
         return
     record = replace(record, received=_planned_candidates(record, plan))
+    # The mark in SQL decides, whoever was told of it or not (docs/decisions/0019).
     if record.is_cancelled:
         case = _case(record, plan)
         final = outcome.build_cancelled(case, turn.now, judged_since=record.asked_at)

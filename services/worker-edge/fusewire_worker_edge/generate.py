@@ -161,6 +161,7 @@ class EdgeGenerate(FreeCalls):
             else:
                 text, reasoning = parts
                 completion = completion.model_copy(update={"text": text})
+        # Half a call is no answer, and never shown as text (docs/decisions/0030).
         if completion and completion.finish_reason == "length" and not completion.text:
             error = _truncation("max_tokens ended it within a tool call; raise it")
         return Candidate(

@@ -16,6 +16,7 @@ _RESET = "x-ratelimit-reset"
 _REMAINING = "x-ratelimit-remaining"
 PATIENT_S = 600.0
 """A prompt with more time left than this, such as a batch's, waits in proportion to it."""
+# No wait is that long: from here on a number is a time since 1970.
 _EPOCH_S = 1e9
 _EPOCH_MS = 1e11
 

@@ -67,6 +67,7 @@ class ModelCaller:
             result = await self._call_once(task, model, dialect, publisher, tally)
             if isinstance(result, Refusal):
                 log.info("remote.parameter_refused", model=task.model, parameter=result.parameter)
+                # Called again at once, as a refused request costs nothing (docs/decisions/0035).
                 await self._dialects.learn(model, result.dialect)
                 continue
             if not dialect.is_thinking and _has_thought(result):
@@ -134,7 +135,8 @@ class ModelCaller:
 
 def _has_read(reader: StreamReader, response: HttpResponse | Failure) -> bool:
     """Whether a reader has the whole answer, or all that the server streamed of it."""
-    # If the connection breaks once the answer is complete, nothing is missing.
+    # If the connection breaks once the answer is complete, nothing is missing
+    # (docs/decisions/0036).
     return reader.is_complete or (isinstance(response, HttpResponse) and response.is_streamed)
 
 

@@ -70,6 +70,7 @@ async def make_candidate(
         cost_usd=cost.usd,
         cost_prompt_usd=cost.prompt_usd,
         price_version=cost.version,
+        # Refused parameters make several calls of one attempt; the ledger counts attempts alone.
         attempts=task_calls.attempts - tally.attempts + tally.calls,
         maybe_paid_twice=paid_calls >= 2,
         started_at=task_calls.started_at,

@@ -2,7 +2,7 @@
 
 Servers that speak one protocol differ in the parameters that they accept, and name the one that
 they refuse. So nothing is assumed: a refusal drops or renames that parameter, and the call is made
-again.
+again (docs/decisions/0035).
 """
 
 import json

@@ -71,6 +71,7 @@ class KvDialects(MemoryDialects):
 
     async def learn(self, model: RemoteModel, dialect: Dialect) -> None:
         """See `DialectStore.learn`."""
+        # Another worker may have learned something else meanwhile.
         stored_dialect = await self._fetch(model)
         if stored_dialect is not None:
             dialect = dialect.merge(stored_dialect)

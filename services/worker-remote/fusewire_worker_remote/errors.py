@@ -128,6 +128,7 @@ def _classify_code(status: int, codes: set[str], text: str, message: str) -> Fai
 def _table_codes(status: int, codes: set[str], text: str) -> set[ErrorCode]:
     """Return our codes for a provider's codes and wording, after all tables of errors."""
     found_codes: set[ErrorCode] = set()
+    # All tables: a gateway passes on the codes of other providers (docs/decisions/0037).
     for table in TABLES:
         found_codes.update(code for word, code in table.codes.items() if word in codes)
         found_codes.update(

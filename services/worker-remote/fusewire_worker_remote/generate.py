@@ -199,6 +199,8 @@ class RemoteGenerate:
         return model
 
     def _raise_if_stopping(self) -> None:
+        # A call that is cut while this process drains would have to be made again
+        # (docs/decisions/0032).
         if self._is_stopping:
             raise Transient("this worker stops, and begins no call", retry_after_s=0)
 
@@ -215,6 +217,7 @@ class RemoteGenerate:
         if task_calls is None:
             return await self._end(task, lease, _RESULTS_LOST, CallTally(usage=None))
         tally = CallTally(usage=None) if task_calls.unknown else CallTally()
+        # Retried here and by no SDK: the ledger needs to see each attempt (docs/decisions/0020).
         while True:
             tally.attempts += 1
             with telemetry.span(
@@ -249,6 +252,7 @@ class RemoteGenerate:
         self, task: Task, model: RemoteModel, task_calls: TaskCalls, failure: Failure
     ) -> float | None:
         """Return the seconds until the next attempt, or None if there is none."""
+        # A result that is unknowable may be paid for: once more is called, and not again.
         if not failure.retryable or task_calls.unknown + failure.ambiguous >= MAX_UNKNOWN:
             return None
         return self._backoff.wait_s(

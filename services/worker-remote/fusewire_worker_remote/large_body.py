@@ -1,6 +1,7 @@
 """Request bodies with large images or texts, read from the object store while they are sent.
 
-So a call never holds a large part whole in memory, and none while it awaits the answer.
+So a call never holds a large part whole in memory, and none while it awaits the answer
+(docs/decisions/0040).
 """
 
 import re

@@ -219,6 +219,7 @@ class LedgerLease:
 
     async def _renew(self) -> None:
         while not self._is_lost:
+            # Early enough that one renewal which fails does not end the lease.
             await asyncio.sleep(self._terms.duration.total_seconds() / 3)
             try:
                 async with self._writing:

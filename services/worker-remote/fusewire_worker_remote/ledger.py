@@ -10,7 +10,7 @@ One entry for each message of tasks. In it, each call has a state:
 `sent` is written before the first byte leaves. A call has ended once its candidate is stored: a
 worker to which a message is delivered again asks the judge which candidates have come. When nobody
 holds the entry any more, the result of a call that is `sent` and has no candidate is unknowable.
-At most `MAX_UNKNOWN` such calls are ever made for a task.
+At most `MAX_UNKNOWN` such calls are ever made for a task (docs/decisions/0041).
 
 The entry carries a lease in its value. The lease keeps two workers from calling at once; the
 revision, checked on each write, keeps them from both believing that they hold the entry.

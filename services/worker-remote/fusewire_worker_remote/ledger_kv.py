@@ -69,6 +69,7 @@ async def _retry(call: Callable[[], Awaitable[T]]) -> T:
         except (KeyNotFoundError, KeyWrongLastSequenceError, InvalidKeyError):
             raise
         except (nats.errors.Error, TimeoutError, OSError) as exc:
+            # Any other code is a refusal, which a repetition does not change.
             if pause is None or (isinstance(exc, APIError) and exc.code not in {None, 500, 503}):
                 raise LedgerUnavailable(
                     f"the ledger does not answer: {type(exc).__name__}"

@@ -50,7 +50,7 @@ class WorkerRemote(BusService):
             worker_id=f"{socket.gethostname()}-{os.getpid()}",
         )
         # As many rounds wait in line as the largest model has slots; each waits there until one
-        # of its calls begins.
+        # of its calls begins (docs/decisions/0041).
         widest = max((model.max_concurrency for model in self._models.values()), default=0)
         hands = dict.fromkeys(self._pools, widest) if self._models else {}
         worker = Worker(self.bus, generate, hands, tier="remote", clock=clock)

@@ -50,7 +50,8 @@ class Transport:
     ) -> HttpResponse | Failure:
         """Send a request and read its response.
 
-        Every fault is returned as a failure. It is ambiguous if bytes had been sent.
+        Every fault is returned as a failure. It is ambiguous if bytes had been sent
+        (docs/decisions/0020).
 
         Args:
             request: the request to send.
@@ -75,6 +76,7 @@ class Transport:
                     trace_request_ctx=trace,
                 ) as response,
             ):
+                # An error is no stream, even where one was asked for.
                 if reader is None or not response.ok:
                     return await self._read_whole(response, b"")
                 first_chunk = await response.content.readany()

@@ -21,7 +21,8 @@ def put_aside(
 ) -> tuple[tuple[Message, ...], dict[str, str]]:
     """The conversation with references in place of its large images, and their base64 data by name.
 
-    Equal data of one tenant have the same name; those of two tenants never do.
+    Equal data of one tenant have the same name; those of two tenants never do
+    (docs/decisions/0040).
     """
     data_by_name: dict[str, str] = {}
 

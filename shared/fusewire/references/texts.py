@@ -22,7 +22,8 @@ def put_aside(
     """The conversation with references in place of its long texts' middles, and these by name.
 
     Equal texts of one tenant have the same name; those of two tenants never do. A text is escaped
-    as between the quotes of a JSON string, so that it can be copied into a request as it is.
+    as between the quotes of a JSON string, so that it can be copied into a request as it is
+    (docs/decisions/0040).
     """
     data_by_name: dict[str, str] = {}
 

@@ -25,7 +25,7 @@ _BUSY_S = 10
 _WRITE_QUEUE_S = 10
 _PRAGMAS = (
     f"PRAGMA busy_timeout = {_BUSY_S * 1000}",
-    # Accepted means committed, also when the power fails.
+    # Accepted means committed, also when the power fails (docs/decisions/0009).
     "PRAGMA synchronous = FULL",
     "PRAGMA foreign_keys = ON",
 )
@@ -125,8 +125,9 @@ class Store:
         """Run a whole transaction that waits only for the database; returns the result of `work`.
 
         On SQLite it stays on one thread from BEGIN to COMMIT: changing threads for each statement,
-        as `read` and `write` do, takes longer than the statements. Raises Transient like `write`.
-        If the caller is cancelled, the transaction may have been committed all the same.
+        as `read` and `write` do, takes longer than the statements
+        (docs/decisions/0043). Raises Transient like `write`. If the caller is cancelled, the
+        transaction may have been committed all the same.
         """
         _TRANSACTIONS[write].inc()
         with self._note_fault():
@@ -244,6 +245,7 @@ def _is_ours(exc: Exception) -> bool:
 def _is_damage(exc: Exception) -> bool:
     """Whether SQLite reports that its file is not a database, or a damaged one."""
     code = getattr(getattr(exc, "orig", None), "sqlite_errorcode", None)
+    # SQLite's extended codes hold the primary one in their lowest byte.
     return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 

@@ -168,7 +168,8 @@ def _create_views(connection: Connection) -> None:
 def _create_views_beside_users(connection: Connection) -> None:
     """Update only the views that have changed, and keep their grants.
 
-    Analysts have rights on our views, and views of their own that depend on them.
+    Analysts have rights on our views, and views of their own that depend on them
+    (docs/decisions/0010).
     """
     rows = connection.execute(_COMMENTS, {"names": [view.name for view in VIEWS]})
     comments = {row.relname: row.comment for row in rows}

@@ -27,7 +27,8 @@ class Process:
 class Processes:
     """The `processes` table. Every method raises Transient when the database does not answer.
 
-    All its times come from one clock: PostgreSQL's, or this machine's for SQLite.
+    All its times come from one clock: PostgreSQL's, or this machine's for SQLite
+    (docs/decisions/0044).
     """
 
     def __init__(self, store: Store, clock: Callable[[], datetime]) -> None:

@@ -1,7 +1,7 @@
 """The views that analysts query: contract `fusewire_v1`.
 
 Names and columns are the same on both databases, and changes only add columns. `migrate.upgrade`
-updates the views after every migration.
+updates the views after every migration (docs/decisions/0010).
 """
 
 from dataclasses import dataclass

@@ -45,9 +45,11 @@ def plan_prompt(
     if pool is not None and len(members) + len(excluded) > 1:
         judge, jury, excluded_judges = _judges(prompt, pool, catalogue)
         excluded += excluded_judges
-    # A single member's text is the outcome, word for word, so it can be shown while it comes.
+    # A single member's text is the outcome, word for word, so it can be shown while it comes
+    # (docs/decisions/0017).
     is_streamed = prompt.is_streamed and len(members) == 1
     if is_streamed:
+        # A second call writes another text than the one that is shown already.
         policy = policy.model_copy(update={"hedge": 0.0})
     has_judge = judge is not None and len(members) > 1
     plan = Plan(
@@ -265,6 +267,7 @@ def _incapacity(model: ModelSpec, requirements: _Requirements) -> str | None:
         return "no_tools"
     if requirements.has_images and not model.has_images:
         return "no_images"
+    # Such a text is beyond the context of models at the edge (docs/decisions/0040).
     if requirements.has_long_texts and model.tier == "edge":
         return "no_long_texts"
     return None
@@ -278,6 +281,7 @@ def _estimate_tokens(prompt: Prompt, member: MemberSpec) -> int:
 
 def _panel_deadline(prompt: Prompt, *, has_judge: bool) -> datetime:
     """Return the prompt's deadline, less the time that is reserved for a judge."""
+    # Otherwise a member that hangs leaves the judge no time (docs/decisions/0008).
     total_s = (prompt.deadline_at - prompt.submitted_at).total_seconds()
     reserve_s = min(total_s * JUDGE_SHARE, JUDGE_MOST_S) if has_judge else 0.0
     return prompt.deadline_at - timedelta(seconds=reserve_s)

@@ -143,7 +143,7 @@ def _round_sampling(round_: Round, call: Call, tier: Tier, member: MemberSpec | 
 def group_by_queue(pool: str, tasks: Iterable[Task]) -> tuple[Tasks, ...]:
     """Group the tasks of one round by the queue of the worker that takes them.
 
-    Hosted ones travel together, and those of each edge model.
+    Hosted ones travel together, and those of each edge model (docs/decisions/0041).
     """
     queues: dict[tuple[Tier, str], list[Task]] = {}
     for task in tasks:

@@ -7,6 +7,7 @@ import re
 
 PREFIX = "fw-"
 """Prefix of every key of Fusewire, which tells it from other services' keys and finds leaks."""
+# Five bytes are eight characters of base32, without padding.
 ID_BYTES = 5
 SECRET_BYTES = 32
 RANDOM_BYTES = ID_BYTES + SECRET_BYTES
@@ -36,7 +37,7 @@ def key_id(key: str) -> str | None:
 def digest(key: str, pepper: bytes) -> str:
     """The HMAC-SHA256 of a key, in hex, which is stored in its place.
 
-    A key of 256 random bits needs no slow hash.
+    A key of 256 random bits needs no slow hash (docs/decisions/0026).
     """
     return hmac.new(pepper, key.encode(), hashlib.sha256).hexdigest()
 

@@ -17,6 +17,7 @@ class TokenBucket:
         per_s = self.per_minute / 60
         self.level = min(float(self.per_minute), self.level + max(now - self.at, 0.0) * per_s)
         self.at = now
+        # Rounding must not refuse a token that has refilled.
         if self.level >= 1 - 1e-9:
             self.level = max(self.level - 1, 0.0)
             return 0.0

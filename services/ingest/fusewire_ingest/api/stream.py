@@ -66,7 +66,7 @@ async def events(
     """Stream a fusion while it runs.
 
     A comment is sent at once, for clients that repeat a request after a few seconds without a first
-    byte. Failures can therefore only be reported within the stream.
+    byte. Failures can therefore only be reported within the stream (docs/decisions/0018).
 
     Args:
         encoder: encodes the run.

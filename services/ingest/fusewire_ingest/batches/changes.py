@@ -79,6 +79,7 @@ class BatchChanges:
             touched_at=now,
             expires_at=now + window(request.completion_window),
         )
+        # The id follows from the key, so a request that is sent again meets its own row.
         if await self._batches.add(batch):
             log.info("batch.created", batch_id=batch.batch_id, tenant=tenant)
             self._wake(batch.batch_id)

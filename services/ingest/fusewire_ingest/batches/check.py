@@ -149,6 +149,7 @@ class InputCheck:
         if book:
             _check_price(prompt, book)
         warnings_json = json.dumps(warnings) if warnings else None
+        # Its place and not its text, which the file has already (docs/decisions/0021).
         return HeldLine(number, prompt.custom_id, offset, len(data), warnings_json)
 
     async def _store_group(self, batch: Batch, group: dict[str, HeldLine]) -> list[Fault]:

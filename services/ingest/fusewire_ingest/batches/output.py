@@ -55,6 +55,7 @@ async def file_lines(
 ) -> AsyncIterator[bytes]:
     """Render the output or error file of a batch that is over, in the order of its input."""
     after = 0
+    # Not stored: it is the outcomes in another shape (docs/decisions/0023).
     while page := await lines.page(batch.batch_id, after=after, limit=PAGE, kind=kind):
         for line in page:
             yield _render(batch, line, form)

@@ -1,7 +1,7 @@
 """Runs batches: checks inputs, submits lines in fair turns, settles lines, ends batches.
 
 All state is in SQL, and each step is one transaction that locks the batch's row. So the runner may
-be killed at any point, and several ingest processes may run the same batches.
+be killed at any point, and several ingest processes may run the same batches (docs/decisions/0021).
 """
 
 import asyncio
@@ -214,6 +214,8 @@ class Runner:
         kinds: tuple[Kind, ...] = ("output", "error")
         file_rows: list[dict[str, Any]] = []
         for kind in kinds:
+            # Rendered once for its size alone: an outcome never changes, so neither does the file
+            # (docs/decisions/0023).
             size = await _size(batch_output.file_lines(self._lines, ended_batch, kind))
             if size:
                 file_rows.append(_file_row(batch, kind, size, now))
@@ -239,6 +241,7 @@ class Runner:
         """
         is_late = batch.status == "in_progress" and batch.expires_at <= self._clock()
         flying = in_flight.get(batch.batch_id, 0)
+        # Looked at without a lock first, as most looks find nothing to settle.
         if flying and not await self._lines.is_due(batch.batch_id) and not is_late:
             return batch.status == "in_progress"
         async with self._store.write() as connection:
@@ -266,6 +269,8 @@ class Runner:
 
     async def _release(self, running: Sequence[Batch], in_flight: Mapping[str, int]) -> None:
         """Submit lines while the window has room, each tenant's batches in their order."""
+        # Over all batches: a short queue lets prompts of higher priority pass
+        # (docs/decisions/0022).
         room = self._window - sum(in_flight.values())
         now_s = asyncio.get_running_loop().time()
         by_tenant: dict[str, list[str]] = defaultdict(list)
@@ -419,7 +424,7 @@ def _affordable_lines(batch: Batch, flying: int) -> int:
     """How many more lines may be in flight within a batch's `max_cost_usd`.
 
     A line is expected to cost the mean of the lines so far. Few lines make a poor estimate, so at
-    most twice as many lines as have settled are in flight.
+    most twice as many lines as have settled are in flight (docs/decisions/0024).
     """
     if batch.max_cost_usd is None:
         return 2**31

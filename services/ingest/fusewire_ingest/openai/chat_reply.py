@@ -107,6 +107,7 @@ def chunks(
             before the first chunk.
     """
     body = outcome.model_dump(mode="json")
+    # What a client has read is never patched in silence (docs/decisions/0017).
     if not (body["content"] or "").startswith(streamed_text):
         raise SupersededError
     chunk = functools.partial(_chunk, outcome.fusion_id, model, created)

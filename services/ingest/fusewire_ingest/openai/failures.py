@@ -29,7 +29,7 @@ _RETRYABLE_CODES = {
 }
 _FAILED_STATUS = 424
 """Status of a provider's failure in a stored outcome: many clients repeat a request by themselves
-after any status of 500 and more, and would pay again."""
+after any status of 500 and more, and would pay again (docs/decisions/0018)."""
 _SHARED_FAILURES = {
     "rate_limited": (429, "rate_limited", "try again later, or add members of other providers"),
     "insufficient_quota": (

@@ -41,6 +41,7 @@ _DUE = (
     .join(outcomes, outcomes.c.fusion_id == reservations.c.fusion_id)
     .order_by(reservations.c.fusion_id)
     .limit(SETTLE_MOST)
+    # Another replica is settling those that are locked.
     .with_for_update(skip_locked=True, of=reservations)
 )
 _TAKE = (
@@ -96,7 +97,8 @@ class Budgets:
 
     A prompt reserves the most that it can cost, in the transaction that stores it. Once it has an
     outcome, the reservation is settled: replaced by what was spent. A budget's row is locked while
-    it is checked, so that several ingest processes never reserve the same money twice.
+    it is checked, so that several ingest processes never reserve the same money twice
+    (docs/decisions/0025).
 
     Args:
         store: the database.
@@ -192,6 +194,7 @@ class Budgets:
         counts as spent. Raises Transient.
         """
         async with self._store.read() as connection:
+            # Read first: a write would queue for SQLite's lock, mostly for nothing.
             if (await connection.execute(_DUE.limit(1))).first() is None:
                 return 0
         async with self._store.write() as connection:

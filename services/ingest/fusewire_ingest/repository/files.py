@@ -12,7 +12,7 @@ from fusewire.store.tables import batches, file_chunks, files
 from fusewire_ingest.admission.refusal import RefusedError
 
 CHUNK = 256 * 1024
-"""Bytes of a chunk; only a file's last chunk may be smaller."""
+"""Bytes of a chunk; only a file's last chunk may be smaller (docs/decisions/0021)."""
 TORN_AFTER = timedelta(hours=24)
 """An upload that has not ended after so long is deleted."""
 READING_STATUSES = ("validating", "in_progress", "finalizing", "cancelling", "cancelled")

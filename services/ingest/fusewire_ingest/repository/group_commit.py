@@ -70,6 +70,7 @@ class GroupCommit:
         while True:
             waiting = [await self._queue.get()]
             size = len(waiting[0].batch)
+            # What arrived during the last commit shares the sync of this one (docs/decisions/0009).
             while not self._queue.empty() and size < self._most:
                 waiting.append(self._queue.get_nowait())
                 size += len(waiting[-1].batch)
@@ -97,6 +98,7 @@ class GroupCommit:
 
     async def _fail(self, waiting: Sequence[_Waiting], exc: Exception) -> None:
         """Raise an error at the callers; if one of them may have caused it, commit them singly."""
+        # An unavailable database is nobody's fault, and would fail each of them alone too.
         if len(waiting) > 1 and not isinstance(exc, Transient):
             for caller in waiting:
                 await self._commit([caller])

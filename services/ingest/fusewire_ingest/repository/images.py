@@ -93,7 +93,7 @@ class Images:
         async with self._store.write() as connection:
             if (await connection.execute(unmark)).rowcount:
                 # Within the transaction: a prompt that uses it again meanwhile waits for the row,
-                # and then publishes the image again.
+                # and then publishes the image again (docs/decisions/0040).
                 await from_broker(name)
         return True
 

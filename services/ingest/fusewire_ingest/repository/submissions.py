@@ -242,7 +242,7 @@ class Submissions:
     async def mark_published(self, fusion_ids: Sequence[str], at: datetime, store_id: str) -> None:
         """Note that a store of the broker has these prompts.
 
-        Nothing is marked if prompts are published to another store meanwhile.
+        Nothing is marked if prompts are published to another store meanwhile (docs/decisions/0044).
         """
         values = {"keys": list(fusion_ids), "at": at, "store_id": store_id}
         await self._store.run(lambda connection: connection.execute(_MARK, values), write=True)
@@ -390,7 +390,8 @@ def _add_fusions_in(
 ) -> None:
     """Add the fusions of new prompts, and note the images that they refer to.
 
-    The judge only updates rows of `fusions`, so none exists without a submission.
+    The judge only updates rows of `fusions`, so none exists without a submission
+    (docs/decisions/0003).
     """
     prompts_by_id = {prompt.fusion_id: prompt for prompt in new_prompts}
     fusion_rows = [_fusion_row(row) for key, row in rows.items() if key in prompts_by_id]

@@ -1,7 +1,7 @@
 """Ask judges which answer is best. Pure.
 
 A judge that writes its verdict sees two opposite orders, each call with labels of its own. A judge
-by margin rates each answer by its log probability, and sees no order.
+by margin rates each answer by its log probability, and sees no order (docs/decisions/0038).
 """
 
 import math
@@ -86,6 +86,8 @@ def _shown_answers(
     """Exclude the answers of the judge's own model, unless all are, or it may judge its own."""
     if juror.sees_own or kind == "guard":
         return answers
+    # A judge finds its own wrong answer more probable than another's right one
+    # (docs/decisions/0038).
     models = {member.name: member.model for member in case.plan.members}
     return [answer for answer in answers if models.get(answer.member) != juror.model] or answers
 
@@ -139,7 +141,8 @@ def _lineups(
 def _complete_answers(answers: Sequence[MemberAnswer]) -> list[MemberAnswer]:
     """Exclude answers that were cut off, if two others are left.
 
-    An answer without an end is not less probable for that, so a margin would not punish it.
+    An answer without an end is not less probable for that, so a margin would not punish it
+    (docs/decisions/0038).
     """
     complete_answers = [answer for answer in answers if not answer.is_cut]
     return complete_answers if len(complete_answers) > 1 else list(answers)
@@ -166,6 +169,7 @@ def _make_call(case: Case, judge_call: JudgeCall, suffix: str) -> Call:
         model=judge_call.juror.model,
         messages=verdict_messages(case.prompt, judge_call.lineup, criteria),
         sampling=Sampling(response_schema=judge_call.schema),
+        # No limit of a hosted model, which needs room for thought (docs/decisions/0035).
         expected_tokens=JUDGE_TOKENS,
     )
 

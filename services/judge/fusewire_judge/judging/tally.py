@@ -69,6 +69,7 @@ class Tally:
         best = max(scores.values(), default=0.0)
         if best <= 0:
             return []
+        # Equal shares may differ in their last digit.
         return [member for member, score in scores.items() if score > best - 1e-9]
 
     @property

@@ -13,6 +13,7 @@ class HedgeBudget:
     together do.
     """
 
+    # Bounded, or what was saved over many fusions would be spent on a few.
     SAVED = 10.0
 
     def __init__(self) -> None:

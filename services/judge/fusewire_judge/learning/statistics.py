@@ -37,7 +37,8 @@ class StoredAnswer:
     def was_right(self) -> bool | None:
         """Whether it was right by its label, or else by the majority of the other members.
 
-        Members that are wrong together teach a wrong lesson, which only labels cure.
+        Members that are wrong together teach a wrong lesson, which only labels cure
+        (docs/decisions/0011).
         """
         return self.is_right if self.is_right is not None else self.agreed
 

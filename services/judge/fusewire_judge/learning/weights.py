@@ -44,7 +44,7 @@ def learn_weights(
             of the other members said).
         collisions: how often two wrong answers to one prompt were the same. Without labels,
             three members never show it: if two agree, they count as right. So c starts from
-            a prior of Beta(1, 3), a quarter.
+            a prior of Beta(1, 3), a quarter (docs/decisions/0011).
 
     Returns:
         By member; 1.0 for a member with fewer than 20 observations.

@@ -36,6 +36,7 @@ def convene(case: Case, now: datetime) -> Panel | Wait | Ask:
     calls = tuple(
         _answer_call(case, m, hedge_name(m.name)) for due_at, m in hedges if due_at <= now
     )
+    # A second call is a round of its own, before the strategy's first (docs/decisions/0013).
     if calls:
         return Ask(calls, len(case.rounds) + 1, closing)
     return Wait(min([closing, *(due_at for due_at, _ in hedges)]))

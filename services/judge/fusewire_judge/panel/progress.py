@@ -15,7 +15,7 @@ def arrivals_by_member(case: Case) -> ArrivalsByMember:
     """Group the candidates of the panel by member.
 
     Left out are candidates of a strategy's rounds, and those that came after a strategy had
-    published its first round: by then the panel was closed.
+    published its first round: by then the panel was closed (docs/decisions/0013).
     """
     panel_rounds = len(case.panel_rounds)
     arrivals: dict[str, list[ReceivedCandidate]] = {m.name: [] for m in case.plan.members}

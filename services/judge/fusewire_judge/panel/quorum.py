@@ -28,7 +28,7 @@ def quorum_at(
     Args:
         plan: with the quorum.
         weights: of all members that were called. Learned weights are included, lest two weak
-            members close the panel to a strong one.
+            members close the panel to a strong one (docs/decisions/0011).
         answered_at: when each member's answer came, by member.
 
     Returns:

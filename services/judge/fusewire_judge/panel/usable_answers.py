@@ -87,6 +87,7 @@ def _find_flaw(case: Case, answer: MemberAnswer) -> Flaw | None:
     prompt = case.prompt
     if answer.tool_calls:
         return None
+    # Checked here, as providers differ in what they enforce (docs/decisions/0039).
     if prompt.tool_choice not in ("auto", "none"):
         return "no_call"
     text_flaw = flaw(answer.content)
@@ -101,7 +102,7 @@ def _find_flaw(case: Case, answer: MemberAnswer) -> Flaw | None:
 def _as_answer(case: Case, member: PlannedMember, arrival: ReceivedCandidate) -> MemberAnswer:
     """Turn a candidate into an answer, without tool calls that the prompt does not allow.
 
-    Providers do not all enforce `tool_choice` and `parallel_tool_calls`.
+    Providers do not all enforce `tool_choice` and `parallel_tool_calls` (docs/decisions/0039).
     """
     candidate, prompt = arrival.candidate, case.prompt
     calls = candidate.tool_calls if prompt.tool_choice != "none" else ()

@@ -14,6 +14,7 @@ _NEWEST = (
     select(outcomes.c.fusion_id, outcomes.c.answer_kind)
     .where(
         outcomes.c.pool == bindparam("pool"),
+        # An evaluation must not learn from its own labels (docs/decisions/0012).
         outcomes.c.is_replay.is_(False),
         outcomes.c.answer_kind.is_not(None),
     )

@@ -30,7 +30,7 @@ _LOCK = (
     .with_for_update(of=fusions)
 )
 # A statement of its own, once the rows are locked: what another judge committed while this one
-# waited for them counts.
+# waited for them counts (docs/decisions/0042).
 _COUNTS = select(
     fusions.c.fusion_id,
     select(func.count()).where(rounds.c.fusion_id == fusions.c.fusion_id).scalar_subquery(),

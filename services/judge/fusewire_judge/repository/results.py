@@ -301,6 +301,7 @@ def _candidate_row(
         "tier": candidate.tier,
         "error_code": candidate.error.code if candidate.error else None,
         "is_late": fusion.is_done,
+        # Counted and not timed, as a clock may jump back (docs/decisions/0002).
         "after_rounds": len(fusion.record.rounds) if fusion.record else fusion.rounds,
         "received_at": now,
         "body": body,

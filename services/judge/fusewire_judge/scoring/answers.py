@@ -97,6 +97,7 @@ def unwrap_json(content: str, schema: Mapping[str, Any] | None) -> str:
     """
     if schema is None or _json(content, schema) is not None:
         return content
+    # Some models put JSON behind a fence, whatever they are asked for (docs/decisions/0039).
     blocks = _FENCED.findall(content)
     inner = blocks[0].strip() if len(blocks) == 1 else content.strip()
     return inner if _json(inner, schema) is not None else content
@@ -219,7 +220,7 @@ def agrees_with_others(member: str, groups: Mapping[str, Sequence[MemberAnswer]]
     """Whether a member gave the answer that most of the other members gave.
 
     Members are counted, not weighed, and its own vote is left out: it is not right because it is
-    heavy.
+    heavy (docs/decisions/0011).
 
     Returns:
         None if it has no vote, if no two others strictly lead, or if two answers lead alike: each

@@ -11,7 +11,8 @@ from fusewire_judge.model import Case, Draft, MakeCalls, MemberAnswer, Panel, Re
 from fusewire_judge.scoring.answers import agreement, gain, is_tied, medoid, share, votes
 
 MOST_TURNS = 4
-"""Answers up to which each is put first once; beyond, a poll on two of them costs fewer calls."""
+"""Answers up to which each is put first once; beyond, a poll on two of them costs fewer calls
+(docs/decisions/0014)."""
 
 
 def best_of(case: Case, panel: Panel) -> Steps:
@@ -129,7 +130,7 @@ def _break_tie(
 
     They compare two of the leaders, in both orders again. But if each verdict named what it was
     shown first, and there are few answers, the trailing ones are put first in turn instead: what
-    was never first had no chance with such a judge.
+    was never first had no chance with such a judge (docs/decisions/0014).
 
     Returns:
         (tally of both polls, leaders)
@@ -174,6 +175,7 @@ def _preference(
 
     def key(answer: MemberAnswer) -> tuple[float, float, float]:
         cost = math.inf if answer.cost_usd is None else answer.cost_usd
+        # Rounded: sums that mean the same may differ in their last digits.
         return (-round(gain(answer, answers), 9), -answer.weight, cost)
 
     return key

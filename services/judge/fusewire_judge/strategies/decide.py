@@ -98,9 +98,12 @@ def _run(case: Case, steps: Steps, now: datetime) -> Ask | Wait | Decided:
 
     After the deadline, or beyond a limit of the pool, it gets no more replies and has to end.
     """
+    # Rounds of the panel come first, and are no strategy's (docs/decisions/0013).
     rounds = case.rounds[len(case.panel_rounds) :]
     exceeded_limit: str | None = None
     try:
+        # From its beginning each time: no state of a strategy is stored or migrated
+        # (docs/decisions/0001).
         make_calls = next(steps)
         for round_ in rounds:
             replies = _timely_replies(case, round_)
@@ -127,6 +130,7 @@ def _timely_replies(case: Case, round_: Round) -> Replies:
     replies = {}
     for call in round_.calls:
         arrival = case.received.get((round_.round, call.name))
+        # A later one would change what the next round was asked (docs/decisions/0002).
         if arrival and arrival.after_rounds <= round_.round:
             replies[call.name] = arrival.candidate
     return replies
@@ -282,6 +286,8 @@ def degraded_reasons(case: Case, panel: Panel) -> tuple[DegradedReason, ...]:
 def _member_reason(case: Case, panel: Panel, member: PlannedMember) -> DegradedReason | None:
     """Why a member has no part in the panel; None if it has, or if it was not needed."""
     arrival = panel.received.get(member.name)
+    # Where a vote was decided early, whoever is missing could not have changed it
+    # (docs/decisions/0016).
     if arrival is None and panel.closed_by in ("quorum", "deadline"):
         missing_share = member.weight / _total_weight(case)
         detail = f"{missing_share:.2f}:{panel.closed_by}"

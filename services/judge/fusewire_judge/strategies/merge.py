@@ -112,6 +112,8 @@ def _guarded_draft(single: Draft, draft: Draft, merged_text: MergedText, tally: 
         single = _refuse(single, merged_text, "unjudged", "nobody could judge the merge")
         degraded = (*single.degraded, DegradedReason("guard_failed", fault))
         return replace(single, verdicts=verdicts, degraded=degraded)
+    # A tie lets the merge through: refusing it gains little accuracy, and returns half as many
+    # merges to those who asked for one (docs/decisions/0015).
     if leaders == [single.winner]:
         single = _refuse(single, merged_text, "lost", "the merge lost to it")
         return replace(single, verdicts=verdicts)
@@ -189,7 +191,7 @@ def _write(
         model=writer.model,
         messages=merge_messages(case.prompt, lineup, json.dumps(analysis) if analysis else None),
         sampling=_without_chance(case.prompt.sampling),
-        # A guard may yet refuse it.
+        # A guard may yet refuse it (docs/decisions/0017).
         is_streamed=case.prompt.is_streamed and not case.plan.policy.guard,
     )
     replies = yield ready_calls(call)
@@ -206,7 +208,7 @@ def _written_text(reply: Candidate | None, lineup: Lineup) -> tuple[str, Degrade
         return "", DegradedReason("merge_failed", "no_answer")
     if reply.error:
         return "", DegradedReason("merge_failed", reply.error.code)
-    # Where it was streamed, the stream has left out these fences already.
+    # Where it was streamed, the stream has left out these fences already (docs/decisions/0027).
     text = lineup.without_fences(reply.content or "")
     if not text:
         return "", DegradedReason("merge_failed", "no_answer")

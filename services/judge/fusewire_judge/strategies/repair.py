@@ -19,7 +19,7 @@ def is_off_schema(panel: Panel) -> bool:
 
 
 def repair(case: Case, panel: Panel) -> Generator[MakeCalls, Replies, Draft | None]:
-    """Ask the judge's model once to rewrite the answer most like the others.
+    """Ask the judge's model once to rewrite the answer most like the others (docs/decisions/0039).
 
     The call demands the prompt's schema.
 

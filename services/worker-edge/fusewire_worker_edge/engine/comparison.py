@@ -15,7 +15,8 @@ class Comparison:
 
     A text's score is the mean log probability of its tokens and of the end after them. Tokens that
     repeat an n-gram of the prompt or of the text itself do not count: a model predicts repetitions
-    with high probability even in a wrong text, so that repetitive texts would win.
+    with high probability even in a wrong text, so that repetitive texts would win
+    (docs/decisions/0038).
 
     Args:
         prompt: the token ids before each text.

@@ -3,7 +3,7 @@
 An answer is either text or calls. The grammar, in llguidance's variant of Lark (docs/syntax.md of
 that project), allows calls only in the dialect, with the name of a tool and arguments that are
 valid under its schema, and text only if it does not contain the marker that calls begin with. So
-every answer that is sampled under it can be parsed and is valid.
+every answer that is sampled under it can be parsed and is valid (docs/decisions/0030).
 """
 
 import hashlib

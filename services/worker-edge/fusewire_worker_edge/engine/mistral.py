@@ -71,6 +71,8 @@ class MistralVocabulary(Vocabulary):
     def prompt(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """See `Vocabulary.prompt`."""
         try:
+            # The formats differ in spaces and in where tools stand, and no template says so
+            # (docs/decisions/0031).
             request: ChatCompletionRequest[ChatMessage] = ChatCompletionRequest(
                 messages=self._turns(messages), tools=[_tool(tool) for tool in tools] or None
             )
@@ -106,7 +108,8 @@ class MistralVocabulary(Vocabulary):
             for call in message.tool_calls
         ]
         content: str | None = message.content
-        # Before version 7 a turn is either text or calls, so the text beside calls is left out.
+        # Before version 7 a turn is either text or calls, so the text beside calls is left out
+        # (docs/decisions/0030).
         if calls and (self._version < 7 or not message.content):
             content = None
         return AssistantMessage(content=content, tool_calls=calls or None)

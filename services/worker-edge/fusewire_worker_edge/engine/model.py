@@ -37,7 +37,7 @@ class OnnxModel:
     """A loaded model with its KV cache; implements `fusewire_worker_edge.engine.scheduler.Model`.
 
     A slot is a batch row of the KV cache. The cache's arrays are bound as both past and present, so
-    GroupQueryAttention appends in place.
+    GroupQueryAttention appends in place (docs/decisions/0029).
 
     Args:
         folder: a verified model folder.

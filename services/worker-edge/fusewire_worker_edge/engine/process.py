@@ -248,6 +248,7 @@ class ProcessEngine:
         await asyncio.sleep(_BACKOFF_S[min(self._deaths, len(_BACKOFF_S) - 1)])
         options = json.dumps(dataclasses.asdict(self._options))
         process = await asyncio.create_subprocess_exec(
+            # -P: a file in the working folder must not take the place of a module.
             sys.executable, "-P", "-m", "fusewire_worker_edge.engine.child",
             str(self._folder), options,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,

@@ -10,7 +10,7 @@ The tokens of a request depend on that request alone. Its logits are the same bi
 else is in the batch, however its prompt was cut into chunks and however much of it came from the
 prefix cache. This module keeps the two conditions for that: a chunk has more than one token,
 because onnxruntime uses other kernels for a single token of each row; and only keys and values that
-were computed by prefill are reused, never those of decoding.
+were computed by prefill are reused, never those of decoding (docs/decisions/0028).
 """
 
 import heapq
@@ -212,6 +212,7 @@ class Scheduler:
                 " this model has room for here",
             )
         job.began_s = self.clock()
+        # The number keeps equal ranks in order, and jobs from being compared.
         heapq.heappush(self._waiting, (job.rank, next(self._order), job))
 
     def cancel(self, job_id: str) -> None:
@@ -289,7 +290,8 @@ class Scheduler:
             common = common_prefix(_array(other.prompt), _array(job.prompt))
             if common > length:
                 source_slot, length = other_slot, common
-        # At least two tokens must remain: a single one would take other kernels than a prompt.
+        # At least two tokens must remain: a single one would take other kernels than a prompt
+        # (docs/decisions/0028).
         length = min(length, len(job.prompt) - 2)
         if length < WORTH_KEEPING:
             return
@@ -359,6 +361,7 @@ class Scheduler:
         """Take a decoding sequence out of the batch, and move the last one to its slot."""
         slot, last = self.decoding.index(job), len(self.decoding) - 1
         self._cache_prompt(job, slot)
+        # The rows of a batch lie side by side in memory (docs/decisions/0029).
         if slot < last:
             self.model.move(last, slot, self.decoding[last].length)
             self.decoding[slot] = self.decoding[last]
@@ -378,6 +381,7 @@ class Scheduler:
 
     def _cache_prompt(self, job: Job, slot: int) -> None:
         """Add the prefilled part of a prompt to the prefix cache, if it fits and is not there."""
+        # Never what was decoded: other kernels computed it (docs/decisions/0028).
         prefix = job.prompt[: job.length]
         in_use = sum(other.reserved_positions for other in self._running_jobs() if other is not job)
         free_positions = self.budget - in_use

@@ -16,6 +16,7 @@ def own_tokenizer(pieces: Sequence[str]) -> Path | None:
         tokenizer = SentencePieceTokenizer(str(path))
         if tokenizer.n_words != len(pieces):
             continue
+        # Mistral publishes few files, so equal pieces tell which one it is (docs/decisions/0031).
         if all(tokenizer.id_to_piece(i) == piece for i, piece in enumerate(pieces)):
             return path
     return None

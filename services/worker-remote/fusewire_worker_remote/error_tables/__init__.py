@@ -1,7 +1,7 @@
 """Providers' codes and wordings of errors, one file for each provider.
 
 All tables are read together, whichever provider answered: gateways that speak one provider's
-protocol pass on the errors of others.
+protocol pass on the errors of others (docs/decisions/0037).
 """
 
 from fusewire_worker_remote.error_tables import (

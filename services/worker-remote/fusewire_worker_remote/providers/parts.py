@@ -171,6 +171,7 @@ def make_usage(
     total_tokens = tokens(total)
     if prompt_tokens is None or completion_tokens is None:
         return None
+    # Zero for an answer that has text is not a count (docs/decisions/0036).
     if prompt_tokens + completion_tokens == 0:
         return None
     if total_tokens is not None:

@@ -181,6 +181,7 @@ def _finish_reason(reason: str, *, has_calls: bool) -> FinishReason | None:
     if has_calls:
         # Some servers give `stop` as the reason although there are calls.
         return "tool_calls"
+    # A reason that nobody knows is never read as `stop` (docs/decisions/0036).
     if not reason or reason in _DONE:
         return "stop"
     return None
