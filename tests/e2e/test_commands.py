@@ -50,7 +50,7 @@ def test_ask_prints_the_answer_and_stores_it(cli: Cli) -> None:
     assert asked.returncode == 0, asked.stderr
     outcome = json.loads(asked.stdout)
     assert list(outcome)[:3] == ["is_degraded", "degraded_reasons", "status"]
-    assert (outcome["status"], outcome["mode"]) == ("fused", "merge")
+    assert (outcome["status"], outcome["mode"]) == ("selected", "merge")
     # The fake's merge holds a digest that no candidate has, so the best single answer is returned,
     # and it says so.
     assert (outcome["guard"], outcome["reason"][:15]) == ("ungrounded", "the merge holds")
