@@ -453,7 +453,7 @@ class Bus:
 
     async def handle_failure(self, delivery: Delivery, exc: Exception) -> str:
         """Retry the message of a failed handler later; dead-letter it when no retry can help."""
-        # What will pass is not counted: an outage would bury good messages (docs/decisions/0006).
+        # What will pass is not counted: an outage would lose good messages (docs/decisions/0006).
         is_exhausted = delivery.deliveries >= MAX_DELIVERIES and not isinstance(exc, Transient)
         if is_exhausted or isinstance(exc, UnacceptableMessage):
             return await self.dead_letter(delivery, fault(exc))

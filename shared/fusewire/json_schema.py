@@ -104,7 +104,7 @@ _OPTIONS.max_mem = _PATTERN_BYTES
 
 
 def _compile(pattern: str) -> Any:
-    # RE2 writes the escape \uXXXX as \x{XXXX}.
+    # RE2 does not know Python's escape of four digits after \u; it has \x{…} for it.
     text = _ESCAPE.sub(lambda match: match.group(1) or rf"\x{{{match.group(2)}}}", pattern)
     return re2.compile(text, _OPTIONS)
 

@@ -31,8 +31,9 @@ async def cancel(tasks: Collection[asyncio.Task[Any]]) -> None:
     """Cancel tasks and wait until they have ended; what they raise is dropped.
 
     Until Python 3.12, `asyncio.wait_for` drops a cancellation that arrives when its future is just
-    done (python/cpython#86296), and nats-py waits with it for each acknowledgement. A task that
-    goes on for that reason is cancelled again.
+    done (python/cpython#86296), and nats-py waits with it for each acknowledgement; it also
+    swallows one while it closes a connection. A task that goes on for such a reason is cancelled
+    again.
     """
     running = {task for task in tasks if not task.done()}
     while running:

@@ -18,7 +18,7 @@ from fusewire.topology import due_subject, outcome_subject, round_subject, sched
 from fusewire_judge import outcome
 from fusewire_judge.learning.hedge_budget import HedgeBudget
 from fusewire_judge.learning.statistics import OUTCOME_WINDOW, Statistics, learn_statistics
-from fusewire_judge.panel import recorded as replay
+from fusewire_judge.panel import recorded
 from fusewire_judge.recent import RecentFusions
 from fusewire_judge.repository.history import control_picks, newest_answers
 from fusewire_judge.repository.results import EncodedCandidate, Results
@@ -309,7 +309,7 @@ class Handlers:
         results.add_plans(new_plans)
         candidates: list[EncodedCandidate] = []
         for key, plan in new_plans.items():
-            recorded_candidates = replay.candidates(records[key].prompt, plan, now)
+            recorded_candidates = recorded.candidates(records[key].prompt, plan, now)
             candidates += [(c, c.model_dump_json()) for c in recorded_candidates]
         return candidates
 

@@ -23,7 +23,7 @@ _ADD = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """A row of `batches`.
 
@@ -42,16 +42,16 @@ class Batch:
     priority: str
     completion_window: str
     errors: str | None
-    total: int
-    completed: int
-    failed: int
-    degraded: int
-    tokens_in: int
-    tokens_out: int
-    tokens_cached: int
-    tokens_thought: int
-    cost_usd: float
-    n_unpriced: int
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+    degraded: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    tokens_cached: int = 0
+    tokens_thought: int = 0
+    cost_usd: float = 0.0
+    n_unpriced: int = 0
     max_cost_usd: float | None
     created_at: datetime
     touched_at: datetime
