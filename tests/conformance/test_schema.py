@@ -19,7 +19,9 @@ from fusewire.settings import Database
 from fusewire.store import engine, migrate
 from fusewire.store.engine import Store
 from fusewire.store.tables import metadata
-from fusewire.store.views import CONTRACT, V_ANSWER, V_BATCH, V_OUTCOME, VIEWS, View
+from fusewire.store.views import CONTRACT, VIEWS, View
+from fusewire.store.views.batches import V_BATCH
+from fusewire.store.views.outcomes import V_ANSWER, V_OUTCOME
 
 # The contract that analysts rely on. A name may be added here, never taken away.
 OUTCOME_COLUMNS = """

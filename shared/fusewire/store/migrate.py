@@ -11,6 +11,7 @@ from sqlalchemy import Connection, bindparam, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from fusewire.errors import EXIT_STORED, StartupError, Transient
+from fusewire.store import summaries
 from fusewire.store.engine import Store
 from fusewire.store.views import CONTRACT, VIEWS, View
 
@@ -25,6 +26,8 @@ RETRY_S = 0.5
 MIGRATIONS_ENV = "FUSEWIRE_MIGRATIONS"
 LOCK_S = 30
 """How long a migration waits for a lock on a table or view that is in use."""
+FIRST_WITH_SUMS = "0015"
+"""The first schema with summary tables, which are filled from what older ones stored."""
 LOCK_NOT_AVAILABLE, DEPENDENTS = "55P03", "2BP01"
 """SQLSTATE codes: lock_not_available, dependent_objects_still_exist."""
 
@@ -91,6 +94,8 @@ async def upgrade(store: Store) -> tuple[str | None, str | None]:
             from alembic import command  # noqa: PLC0415 - takes a second or two that only a migration needs
 
             command.upgrade(_config(connection), "head")
+            if (before or "") < FIRST_WITH_SUMS:
+                summaries.rebuild(connection)
         _create_views(connection)
 
     try:

@@ -192,7 +192,7 @@ outcomes = Table(
     Column("submitted_at", UtcDateTime, nullable=False),
     Column("finished_at", UtcDateTime, nullable=False),
     Column("body", Text, nullable=False),
-    Index("ix_outcomes_batch", "tenant", "batch_id"),
+    Index("ix_outcomes_batch", "batch_id", "tenant"),
     Index("ix_outcomes_finished", "finished_at"),
     Index("ix_outcomes_tenant", "tenant", "finished_at"),
     Index("ix_outcomes_pool", "pool", "finished_at"),
@@ -235,6 +235,11 @@ verdicts = Table(
     Column("kind", String(16), nullable=False),
     Column("judge_model", String(63), nullable=False),
     Column("n_shown", Integer, nullable=False),
+    # JSON lists in the order shown: members, ~merged or ~control, and lengths in characters.
+    Column("shown", Text, nullable=False, server_default="[]"),
+    Column("chars", Text, nullable=False, server_default="[]"),
+    Column("is_by_margin", Boolean, nullable=False, server_default=false()),
+    Column("swap_of", String(80)),
     Column("winner", String(63)),
     Column("winner_position", Integer),
     Column("longest_position", Integer),
@@ -252,6 +257,40 @@ verdicts = Table(
         sqlite_where=text("control IS NOT NULL"),
         postgresql_where=text("control IS NOT NULL"),
     ),
+)
+
+votes = Table(
+    "votes",
+    metadata,
+    Column("fusion_id", String(27), primary_key=True),
+    Column("voter_hash", String(64), primary_key=True),
+    Column("choice", String(63), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("changed_at", UtcDateTime, nullable=False),
+)
+
+# Every vote as it was given, the changed ones too.
+vote_changes = Table(
+    "vote_changes",
+    metadata,
+    Column("fusion_id", String(27), primary_key=True),
+    Column("voter_hash", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("choice", String(63), nullable=False),
+    Column("key_id", String(16)),
+    Column("voted_at", UtcDateTime, nullable=False),
+)
+
+# What was erased on request, without any content of it.
+erasures = Table(
+    "erasures",
+    metadata,
+    Column("erasure_id", String(32), primary_key=True),
+    Column("tenant", String(63), nullable=False),
+    Column("custom_id_hash", String(64)),
+    Column("requested_at", UtcDateTime, nullable=False),
+    Column("completed_at", UtcDateTime),
+    Column("counts", Text, nullable=False),
 )
 
 # One row: the broker's store that `prompts.published_at` refers to.

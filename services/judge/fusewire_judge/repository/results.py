@@ -9,6 +9,7 @@ from sqlalchemy import Connection, bindparam, false, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from fusewire.contracts import Candidate, Outcome, Plan, Round
+from fusewire.store import summaries
 from fusewire.store.tables import (
     answers,
     candidates,
@@ -206,6 +207,7 @@ class Results:
             self._connection.execute(insert(verdicts), verdict_rows)
         keys = [outcome.fusion_id for outcome, _ in new_outcomes]
         self._connection.execute(_CLOSE, {"keys": keys, "now": now})
+        summaries.add(self._connection, keys)
 
     # -- due times -----------------------------------------------------------------------------
 

@@ -140,6 +140,10 @@ def verdict_row(verdict: Verdict, outcome: Outcome, record: FusionRecord) -> dic
         "kind": verdict.kind,
         "judge_model": verdict.judge_model,
         "n_shown": len(verdict.shown),
+        "shown": json.dumps(verdict.shown),
+        "chars": json.dumps(verdict.chars),
+        "is_by_margin": bool(verdict.logprobs),
+        "swap_of": _opposite_call(verdict, outcome),
         "winner": winner,
         "winner_position": verdict.shown.index(winner) + 1 if winner else None,
         "longest_position": _longest_position(verdict),
@@ -152,6 +156,17 @@ def verdict_row(verdict: Verdict, outcome: Outcome, record: FusionRecord) -> dic
         "is_consistent": verdict.is_consistent,
         "decided_at": outcome.finished_at,
     }
+
+
+def _opposite_call(verdict: Verdict, outcome: Outcome) -> str | None:
+    """Return the call in which the same judge saw the opposite order and named a winner."""
+    if verdict.is_consistent is None:
+        return None
+    for other in outcome.verdicts:
+        is_same_turn = other.call.rpartition("-")[0] == verdict.call.rpartition("-")[0]
+        if is_same_turn and other.call != verdict.call:
+            return other.call
+    return None
 
 
 def _member_families(plan: Plan | None) -> dict[str, str]:
