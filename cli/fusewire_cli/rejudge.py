@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fusewire import ids
+from fusewire.analysis.measures import LEAST_N, kappa, wilson
 from fusewire.contracts import (
     ANSWERED,
     Candidate,
@@ -23,9 +24,7 @@ from fusewire.settings import Settings
 from fusewire.store import migrate
 from fusewire.store.engine import Store
 from fusewire.store.history import History, batch_histories
-from fusewire_cli.eval.measures import kappa, wilson
 from fusewire_cli.eval.suite import check
-from fusewire_cli.eval.table import LEAST_N
 from fusewire_cli.fusing import fuse, run
 from fusewire_cli.screen import RowFormat, fail, note, rows
 from fusewire_cli.session import client, settings

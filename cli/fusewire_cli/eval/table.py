@@ -4,10 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from fusewire_cli.eval.measures import paired_difference, wilson
-
-LEAST_N = 30
-"""With fewer questions no rate is shown, only its interval."""
+from fusewire.analysis.measures import LEAST_N, paired_difference, wilson
 
 Kind = Literal[
     "member", "best-of-equal", "best-of-learned", "merge", "debate", "oracle", "all-wrong"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusewire_cli.eval.measures import kappa, paired_difference, wilson
+from fusewire.analysis.measures import kappa, paired_difference, wilson
 
 
 @pytest.mark.parametrize(

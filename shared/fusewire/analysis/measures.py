@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 Z95 = 1.959963984540054
 """The normal quantile of a two-sided 95 % interval."""
+LEAST_N = 30
+"""With fewer observations no rate is shown, only its interval."""
 
 
 @dataclass(frozen=True)

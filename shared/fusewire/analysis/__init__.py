@@ -1,0 +1,1 @@
+"""What stored outcomes say: figures with their intervals, for reports and comparisons."""
