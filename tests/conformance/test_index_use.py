@@ -139,14 +139,17 @@ async def test_those_who_wait(plans: Plans, store: Store) -> None:
 
 
 async def test_votes(plans: Plans, store: Store) -> None:
+    row: dict[str, Any] = {
+        "fusion_id": PROMPT.fusion_id,
+        "tenant": PROMPT.tenant,
+        "status": "fused",
+        "is_degraded": False,
+        **dict.fromkeys(("custom_id", "pool", "mode", "prompt_hash"), ""),
+        **dict.fromkeys(("degraded_reasons", "body"), "[]"),
+        **dict.fromkeys(("n_asked", "n_answered", "latency_ms"), 0),
+        **dict.fromkeys(("submitted_at", "finished_at"), T0),
+    }
     async with store.write() as connection:
-        row = {column.name: None for column in outcomes.columns}
-        texts = dict.fromkeys(("custom_id", "pool", "mode", "prompt_hash", "degraded_reasons"), "")
-        counts = dict.fromkeys(("n_asked", "n_answered", "latency_ms"), 0)
-        times = dict.fromkeys(("submitted_at", "finished_at"), T0)
-        row |= {"fusion_id": PROMPT.fusion_id, "tenant": PROMPT.tenant, "status": "fused"}
-        row |= {"is_degraded": False, "body": "{}", "missing_weight": 0, "hedges": 0}
-        row |= {"is_replay": False, **texts, **counts, **times}
         await connection.execute(insert(outcomes).values(row))
     votes = Votes(store)
     for choice in ("fused", "tie"):
