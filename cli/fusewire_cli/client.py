@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
+from urllib.parse import quote
 
 import aiohttp
 
@@ -133,6 +134,15 @@ class Client:
             )
             fusions += page["data"]
         return fusions
+
+    async def vote(self, outcome_id: str, choice: str, voter: str | None) -> replies.votes.Vote:
+        """Vote for the best answer of an outcome."""
+        vote: replies.votes.Vote = await self._request(
+            "POST",
+            f"/v1/outcomes/{quote(outcome_id, safe='')}/votes",
+            body=json.dumps({"choice": choice, "voter": voter}),
+        )
+        return vote
 
     async def upload(self, path: Path) -> str:
         """Upload a batch's input as a stream. Returns the id of the uploaded file."""

@@ -114,6 +114,36 @@ def ask(
         module.ask(prompt, pool=pool, mode=mode, as_json=json_)
 
 
+@app.command()
+def vote(
+    outcome: Annotated[str, typer.Argument(metavar="OUTCOME", help="Its id, as in v_outcome.")],
+    choice: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHOICE",
+            help="The best answer: a member's name, fused (the outcome's own), tie, or none.",
+        ),
+    ],
+    voter: Annotated[
+        str | None,
+        typer.Option(
+            "--voter",
+            help="Who votes, of several people here; only a hash of it is stored. "
+            "The default is the API key.",
+        ),
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Vote for the best answer of an outcome.
+
+    Voting again changes the vote. Uses the running stack, or starts one for the moment.
+    """
+    from fusewire_cli import vote as module
+
+    with clear_errors():
+        module.vote(outcome, choice, voter, as_json=json_)
+
+
 @eval_app.command("run")
 def eval_run(
     suite: Annotated[

@@ -5,11 +5,12 @@ from datetime import timedelta
 from typing import Any, cast
 
 import pytest
-from sqlalchemy import Connection, delete, event
+from sqlalchemy import Connection, delete, event, insert
 
 from fusewire.bus import Bus
 from fusewire.store.engine import Store
 from fusewire.store.queries import standings
+from fusewire.store.tables import outcomes
 from fusewire.testing.factories import T0, FakeClock, make_prompt
 from fusewire_ingest.repository.batches import Batches
 from fusewire_ingest.repository.budgets import Budgets
@@ -17,6 +18,7 @@ from fusewire_ingest.repository.images import Images
 from fusewire_ingest.repository.lines import BatchLines
 from fusewire_ingest.repository.retention import OF_A_FUSION, Retention
 from fusewire_ingest.repository.submissions import Submissions
+from fusewire_ingest.repository.votes import Vote, Votes
 from fusewire_judge.handlers import Handlers
 from fusewire_judge.repository.results import Results
 
@@ -133,6 +135,29 @@ async def test_those_who_wait(plans: Plans, store: Store) -> None:
     await standings(store, PROMPT.tenant, [PROMPT.fusion_id])
 
     assert plans.found
+    assert plans.whole_reads() == []
+
+
+async def test_votes(plans: Plans, store: Store) -> None:
+    row: dict[str, Any] = {
+        "fusion_id": PROMPT.fusion_id,
+        "tenant": PROMPT.tenant,
+        "status": "fused",
+        "is_degraded": False,
+        **dict.fromkeys(("custom_id", "pool", "mode", "prompt_hash"), ""),
+        **dict.fromkeys(("degraded_reasons", "body"), "[]"),
+        **dict.fromkeys(("n_asked", "n_answered", "latency_ms"), 0),
+        **dict.fromkeys(("submitted_at", "finished_at"), T0),
+    }
+    async with store.write() as connection:
+        await connection.execute(insert(outcomes).values(row))
+    votes = Votes(store)
+    for choice in ("fused", "tie"):
+        await votes.store(PROMPT.tenant, Vote(PROMPT.fusion_id, "v", choice, None, T0))
+    assert await votes.counts(PROMPT.tenant, PROMPT.fusion_id)
+    assert await votes.counts(PROMPT.tenant, "f0") is None
+
+    assert len(plans.found) >= 10
     assert plans.whole_reads() == []
 
 

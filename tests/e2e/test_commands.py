@@ -34,6 +34,7 @@ def test_help_lists_every_command(cli: Cli) -> None:
         "up",
         "demo",
         "ask",
+        "vote",
         "batch",
         "query",
         "doctor",
@@ -79,6 +80,36 @@ def test_ask_names_the_nearest_pool_and_mode(cli: Cli, args: tuple[str, str], me
     refused = cli.run("ask", "hello", *args)
     assert refused.returncode == 2
     assert message in refused.stderr
+
+
+def test_a_vote_is_stored_changed_and_seen(cli: Cli) -> None:
+    asked = json.loads(cli.run("ask", "What is copper?", "--json").stdout)
+    outcome = asked["id"]
+    voted = cli.run("vote", outcome, "b", "--voter", "Ann Other", "--json")
+    assert voted.returncode == 0, voted.stderr
+    vote = json.loads(voted.stdout)
+    assert (vote["outcome_id"], vote["choice"], vote["is_new"]) == (outcome, "b", True)
+    with cli.start("up") as process:
+        address(cli, process)
+        assert cli.run("vote", outcome, "fused").stdout == f"{outcome}: fused, new\n"
+        changed = cli.run("vote", outcome, "a", "--voter", "Ann Other")
+        assert changed.stdout == f"{outcome}: a, changed\n"
+        again = cli.run("vote", outcome, "a", "--voter", "Ann Other")
+        assert again.stdout.startswith(f"{outcome}: a, as since 20")
+        for args, message in (
+            ((outcome, "fussed"), "did you mean 'fused'? known: a, b, c, fused, none, tie"),
+            (("nobody", "a"), "there is no outcome 'nobody'"),
+            (("../batches?x", "a"), "there is "),
+            ((outcome, "a", "--voter", "v" * 257), "'voter': "),
+        ):
+            refused = cli.run("vote", *args)
+            assert (refused.returncode, refused.stdout) == (2, ""), args
+            assert message in refused.stderr
+    stored = cli.run("query", "select choice from v_vote order by choice", "-f", "json")
+    assert json.loads(stored.stdout) == [{"choice": "a"}, {"choice": "fused"}]
+    everything = b"".join(path.read_bytes() for path in (cli.folder / ".fusewire").glob("*.*"))
+    assert outcome.encode() in everything
+    assert b"Ann Other" not in everything
 
 
 def test_up_serves_until_it_is_told_to_stop(cli: Cli) -> None:

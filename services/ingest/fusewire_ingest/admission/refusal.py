@@ -51,6 +51,9 @@ Code = Literal[
     "unknown_response",
     "idempotency_conflict",
     "batch_state",
+    "outcome_pending",
+    "no_answer",
+    "unknown_choice",
 ]
 
 

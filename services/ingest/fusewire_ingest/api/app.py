@@ -14,6 +14,7 @@ from fusewire_ingest.api import (
     models,
     openrouter,
     responses,
+    votes,
 )
 from fusewire_ingest.api.dependencies import Dependencies
 
@@ -36,7 +37,7 @@ def build(dependencies: Dependencies) -> FastAPI:
             expose_headers=["x-request-id", "x-fusewire-outcome", "retry-after"],
         )
     app.add_middleware(errors.ErrorMiddleware, new_id=dependencies.new_id)
-    modules = (fusions, models, chat, responses, files, batches, openrouter)
+    modules = (fusions, models, chat, responses, files, batches, votes, openrouter)
     routers = [module.routes(dependencies) for module in modules]
     for number, prefix in enumerate(PREFIXES):
         for router in routers:

@@ -33,6 +33,8 @@ STATUS = {
     "file_in_use": 409,
     "idempotency_conflict": 409,
     "batch_state": 409,
+    "outcome_pending": 409,
+    "no_answer": 409,
     "budget_exceeded": 429,
 }
 """HTTP status of refusals by code; all others are 400."""

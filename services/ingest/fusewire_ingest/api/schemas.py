@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 from fusewire import replies
 from fusewire.contracts import MODES, PRIORITIES
 from fusewire_ingest.admission.admit import Submission
+from fusewire_ingest.admission.votes import VoteRequest
 from fusewire_ingest.openai.batch_request import CreateBatch, ResumeBatch, RetryBatch
 from fusewire_ingest.openai.fusion_options import MOST_ANALYSTS, PRESETS
 
@@ -222,6 +223,8 @@ REPLIES = (
     replies.batches.BatchList,
     replies.models.Model,
     replies.models.ModelList,
+    replies.votes.Vote,
+    replies.votes.VoteCounts,
     replies.openrouter.GenerationReply,
     replies.openrouter.KeyReply,
     replies.openrouter.CreditsReply,
@@ -236,6 +239,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
         NewBatch=CreateBatch,
         ResumedBatch=ResumeBatch,
         RetriedBatch=RetryBatch,
+        VoteRequest=VoteRequest,
         **{reply_type.__name__: reply_type for reply_type in REPLIES},
     ),
     "ChatCompletionRequest": _CHAT,

@@ -21,6 +21,8 @@ from fusewire.store.tables import (
     reservations,
     rounds,
     verdicts,
+    vote_changes,
+    votes,
 )
 
 AT_ONCE = 200
@@ -34,6 +36,9 @@ OF_A_FUSION = (
     image_uses,
     late_costs,
     outcomes,
+    # After outcomes, at which what stores a vote waits (see `repository.votes`).
+    vote_changes,
+    votes,
     fusions,
     prompts,
 )

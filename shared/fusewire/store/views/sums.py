@@ -191,14 +191,31 @@ V_LATENCY_HIST = View(
     "latency_days t GROUP BY t.day, t.pool, t.stage, t.model, t.bucket_ms HAVING SUM(t.n) > 0",
 )
 
-# The choice that most voters of an outcome made; none where two were made as often.
+
+def _real_sum(number: str) -> str:
+    """SQL for a sum that is divided: neither a decimal number nor a whole one."""
+    return f"CAST(SUM({number}) AS double precision)"
+
+
+def _times(condition: str) -> str:
+    """SQL for how many rows meet a condition, as a real number."""
+    return _real_sum(f"CASE WHEN {condition} THEN 1 ELSE 0 END")
+
+
+# The choice that most voters of an outcome made; none where two were made as often. A vote for the
+# outcome's own answer is one for the winner, whose answer that is; a merge has no winner.
 _PLURALITIES = """
     SELECT r.fusion_id, r.choice FROM (
-      SELECT t.fusion_id, t.choice, COUNT(*) AS n,
-        ROW_NUMBER() OVER (PARTITION BY t.fusion_id ORDER BY COUNT(*) DESC) AS place,
-        LEAD(COUNT(*)) OVER (PARTITION BY t.fusion_id ORDER BY COUNT(*) DESC) AS next_n
-      FROM votes t GROUP BY t.fusion_id, t.choice
+      SELECT s.fusion_id, s.choice, COUNT(*) AS n,
+        ROW_NUMBER() OVER (PARTITION BY s.fusion_id ORDER BY COUNT(*) DESC) AS place,
+        LEAD(COUNT(*)) OVER (PARTITION BY s.fusion_id ORDER BY COUNT(*) DESC) AS next_n
+      FROM (
+        SELECT t.fusion_id,
+          CASE t.choice WHEN 'fused' THEN COALESCE(o.winner, 'fused') ELSE t.choice END AS choice
+        FROM votes t JOIN outcomes o ON o.fusion_id = t.fusion_id WHERE NOT o.is_replay
+      ) s GROUP BY s.fusion_id, s.choice
     ) r WHERE r.place = 1 AND r.choice <> 'tie' AND (r.next_n IS NULL OR r.next_n < r.n)"""
+_CHOSEN_TIMES = _times("c.choice = a.member")
 
 V_LIFT = View(
     "v_lift",
@@ -217,11 +234,11 @@ V_LIFT = View(
     f"""(
   SELECT 'gold' AS audit_source, p.pool, p.n, p.fused, p.oracle, m.model, m.single
   FROM (
-    SELECT pool, CAST(SUM(labelled) AS bigint) AS n, SUM(accepted) * 1.0 AS fused,
-      SUM(oracle_right) * 1.0 AS oracle
+    SELECT pool, CAST(SUM(labelled) AS bigint) AS n, {_real_sum("accepted")} AS fused,
+      {_real_sum("oracle_right")} AS oracle
     FROM pool_days GROUP BY pool HAVING SUM(labelled) > 0
   ) p JOIN (
-    SELECT pool, model, SUM(rights) * 1.0 AS single,
+    SELECT pool, model, {_real_sum("rights")} AS single,
       ROW_NUMBER() OVER (PARTITION BY pool ORDER BY SUM(rights) DESC, model) AS place
     FROM model_days GROUP BY pool, model
   ) m ON m.pool = p.pool AND m.place = 1
@@ -229,16 +246,13 @@ V_LIFT = View(
   SELECT 'votes', p.pool, p.n, p.fused, p.oracle, m.model, m.single
   FROM (
     SELECT o.pool, COUNT(*) AS n,
-      SUM(CASE WHEN c.choice = 'fused' OR c.choice = o.winner THEN 1.0 ELSE 0.0 END) AS fused,
-      SUM(CASE WHEN c.choice = 'none' THEN 0.0 ELSE 1.0 END) AS oracle
+      {_times("c.choice = 'fused' OR c.choice = o.winner")} AS fused,
+      {_times("c.choice <> 'none'")} AS oracle
     FROM ({_PLURALITIES}) c JOIN outcomes o ON o.fusion_id = c.fusion_id GROUP BY o.pool
   ) p JOIN (
     SELECT o.pool, a.model,
-      SUM(CASE WHEN c.choice = a.member OR (c.choice = 'fused' AND a.is_winner) THEN 1.0
-        ELSE 0.0 END) AS single,
-      ROW_NUMBER() OVER (PARTITION BY o.pool ORDER BY SUM(
-        CASE WHEN c.choice = a.member OR (c.choice = 'fused' AND a.is_winner) THEN 1.0
-        ELSE 0.0 END) DESC, a.model) AS place
+      {_CHOSEN_TIMES} AS single,
+      ROW_NUMBER() OVER (PARTITION BY o.pool ORDER BY {_CHOSEN_TIMES} DESC, a.model) AS place
     FROM ({_PLURALITIES}) c JOIN outcomes o ON o.fusion_id = c.fusion_id
       JOIN answers a ON a.fusion_id = c.fusion_id
     GROUP BY o.pool, a.model
