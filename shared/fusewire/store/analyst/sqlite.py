@@ -15,7 +15,7 @@ import re
 import secrets
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from fusewire.store.analyst.result import (
     ResultRows,
     Row,
     infer_type,
+    long_value,
     plain,
     size,
 )
@@ -97,6 +98,8 @@ class _Guard:
         self.refusal: QueryRefused | None = None
         self.reads: set[tuple[str, str]] = set()
         """View and column, of each that the statement reads."""
+        self._tables: set[str] = set()
+        """The tables of the views that the statement reads."""
 
     def __call__(
         self,
@@ -117,16 +120,19 @@ class _Guard:
         )
 
     def _read(self, table: str, column: str, schema: str | None, view: str | None) -> int:
-        if view in self._definitions or table in _TABLE_FUNCTIONS:
+        if view in self._definitions:
+            self._tables.add(table)
+            return sqlite3.SQLITE_OK
+        if table in _TABLE_FUNCTIONS:
             return sqlite3.SQLITE_OK
         if table in self._definitions and view in _TYPES:
             return sqlite3.SQLITE_OK
         if table in _TYPES and (schema == "temp" or not column):
             self.reads.add((table, column))
             return sqlite3.SQLITE_OK
-        # Of what no column is read, as by COUNT(*), not only a table is reported, but also the name
-        # of a WITH clause.
-        if not column and not self._is_relation(table):
+        # What no column is read of, as by COUNT(*), is reported without its view if the view was
+        # flattened, and so is a WITH clause, under its own name.
+        if not column and (table in self._tables or not self._is_relation(table)):
             return sqlite3.SQLITE_OK
         return self._refuse(f"{table} is none of the views that can be queried", views_hint())
 
@@ -248,11 +254,8 @@ class _Statement:
                 "stop Fusewire and restore the file from a backup",
             )
         if code == sqlite3.SQLITE_TOOBIG:
-            limit = f"a value is longer than {LONGEST_VALUE // 1024**2} MB"
-            return QueryFailed(limit, "select less of it, such as substr(content, 1, 1000)")
-        if "one statement at a time" in str(exc):
-            return QueryRefused("there is more than one statement", "run them apart")
-        return QueryFailed(f"the query failed: {exc}", views_hint())
+            return long_value()
+        return _statement_error(exc)
 
     def interrupt(self) -> None:
         """End what runs; may be called from any thread."""
@@ -263,6 +266,14 @@ class _Statement:
         """Close the connection."""
         if self._connection is not None:
             self._connection.close()
+
+
+def _statement_error(exc: Exception) -> QueryError:
+    if "unsafe use of" in str(exc):
+        return QueryRefused("a view is named with its schema", "write its name alone")
+    if "one statement at a time" in str(exc):
+        return QueryRefused("there is more than one statement", "run them apart")
+    return QueryFailed(f"the query failed: {exc}", views_hint())
 
 
 def _open(path: Path) -> sqlite3.Connection:
@@ -364,13 +375,14 @@ async def select(
     loop = asyncio.get_running_loop()
     statement = _Statement(path, timeout_s)
 
-    async def chunks() -> AsyncIterator[list[Row]]:
+    async def chunks() -> AsyncGenerator[list[Row], None]:
         while rows := await loop.run_in_executor(threads, statement.fetch, chunk_rows):
             yield rows
 
     try:
         columns = await loop.run_in_executor(threads, statement.start, sql, parameters, chunk_rows)
-        yield ResultRows(columns, chunks())
+        async with contextlib.aclosing(chunks()) as remaining_chunks:
+            yield ResultRows(columns, remaining_chunks)
     finally:
         # Whoever stops early, or is cancelled, does not wait for the statement's end.
         statement.interrupt()
