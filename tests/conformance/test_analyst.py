@@ -60,7 +60,8 @@ class Escape:
 
     sql: str
     ends: str = "refused"
-    """refused (also by an error of the database), timeout, or harmless (it gives a result)."""
+    """refused (also by an error of the database), timeout, harmless (it gives a result), or any of
+    them, as long as its chunks are small."""
 
 
 def refused(*statements: str) -> list[Escape]:
@@ -196,9 +197,6 @@ POSTGRESQL_ESCAPES = [
         "EXPLAIN ANALYZE SELECT * FROM prompts",
         "PREPARE x AS DELETE FROM outcomes",
         "GRANT SELECT ON prompts TO PUBLIC",
-        "SELECT repeat('x', 100000000)",
-        "SELECT array_agg(repeat('x', 1000000)) FROM generate_series(1, 50)",
-        "SELECT repeat('x', 2000000000)",
     ),
     Escape("SELECT pg_sleep(100)", "timeout"),
     Escape("SELECT set_config('statement_timeout', '0', false), pg_sleep(100)", "timeout"),
@@ -209,7 +207,10 @@ POSTGRESQL_ESCAPES = [
     # Only what the role can read.
     Escape("SELECT database_to_xml(true, false, '')", "harmless"),
     Escape("SELECT pg_notify('x', 'y')", "harmless"),
-    Escape("SELECT repeat('x', 10000000) AS a FROM generate_series(1, 30)", "harmless"),
+    Escape("SELECT repeat('x', 10000000) AS a FROM generate_series(1, 30)", "any"),
+    Escape("SELECT repeat('x', 40000000) AS a", "any"),
+    Escape("SELECT repeat('x', 1500000000) AS a", "any"),
+    Escape("SELECT array_agg(repeat('x', 1000000)) AS a FROM generate_series(1, 50)", "any"),
 ]
 
 
@@ -271,7 +272,7 @@ async def test_no_statement_gets_out(database: Database) -> None:
     async with Analyst(await as_analyst(database), timeout_s=1) as analyst:
         for escape in escapes:
             end, largest = await attempt(analyst, escape.sql)
-            if end != escape.ends or largest > 40_000_000:
+            if escape.ends not in (end, "any") or largest > 40_000_000:
                 wrong.append((escape.sql, end, largest))
         assert wrong == [], "\n".join(map(str, wrong))
 
@@ -373,6 +374,14 @@ async def test_chunks_are_small_and_complete(analyst: Analyst) -> None:
     assert max(sizes) <= 50
 
 
+def _round(record: dict[str, object]) -> dict[str, object]:
+    """A row whose sums are the same in whatever order they were added up."""
+    return {
+        name: float(f"{value:.9g}") if isinstance(value, float) else value
+        for name, value in record.items()
+    }
+
+
 async def test_each_query_that_ships_gives_the_same_on_both(
     sqlite_database: Database, postgres_database: Database
 ) -> None:
@@ -386,7 +395,7 @@ async def test_each_query_that_ships_gives_the_same_on_both(
         assert query.sql.startswith("-- "), query.name
         assert query.about.endswith((".", "?")), query.name
         for row, other in zip(*(result[query.name] for result in results), strict=True):
-            assert row == pytest.approx(other), query.name
+            assert _round(row) == _round(other), query.name
     assert [name for name, rows in results[0].items() if not rows] in ([], ["judge-flips"])
 
 
@@ -411,3 +420,11 @@ async def test_a_database_that_is_not_there_is_no_missing_table(tmp_path: Path) 
                 await analyst.fetch("SELECT * FROM v_outcome")
             assert "fusewire up" in refusal.value.mend
         path.touch()
+
+
+async def test_a_value_that_is_too_long_is_told(database: Database) -> None:
+    long_text = "hex(zeroblob(9000000))" if "sqlite" in database.url else "repeat('x', 17000000)"
+    async with Analyst(await as_analyst(database)) as analyst:
+        with pytest.raises(QueryFailed, match="longer than 16 MB"):
+            await analyst.fetch(f"SELECT {long_text} AS a FROM (SELECT 1) b; -- the end")
+        assert await analyst.fetch("SELECT 'x' AS a, 1 AS a; -- the end") == [{"a": "x", "a_2": 1}]

@@ -33,7 +33,6 @@ from fusewire.store.analyst.result import (
     Row,
     infer_type,
     long_value,
-    plain,
     size,
 )
 from fusewire.store.analyst.statement import sqlite_value, views_hint
@@ -68,6 +67,7 @@ _LIMITS = {
 }
 _STEPS_PER_CHECK = 10_000
 """Of SQLite's machine, between two looks at the clock: a millisecond or less."""
+_STORED_DATE = re.compile(r"\d{4}-\d\d-\d\d")
 _STORED_TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}")
 
 
@@ -169,22 +169,13 @@ class _Statement:
     def start(self, sql: str, parameters: Mapping[str, object], n_rows: int) -> list[ResultColumn]:
         """Run the statement as far as to its first rows, which its columns' types follow from."""
         with self._errors(), self._clock():
-            self._connection = connection = _open(self._path)
-            relations = _relations(connection)
-            self._guard = _Guard(_make_views(connection), relations)
-            connection.execute("PRAGMA query_only = ON")
-            connection.execute("PRAGMA trusted_schema = OFF")
-            for limit, value in _LIMITS.items():
-                connection.setlimit(limit, value)
-            connection.set_progress_handler(self._is_late, _STEPS_PER_CHECK)
-            connection.set_authorizer(self._guard)
+            connection = self._connect()
             values = {name: sqlite_value(value) for name, value in parameters.items()}
             self._cursor = connection.execute(sql, values)
             if self._cursor.description is None:
                 raise QueryRefused("the statement returns no rows", "write a SELECT")
             names = [entry[0] for entry in self._cursor.description]
-        expected = [self._expected_type(name) for name in names]
-        self._fixes = [(i, fix) for i, kind in enumerate(expected) if (fix := _fix(kind))]
+        expected = self._expect(names)
         self._first = self.fetch(n_rows)
         # No row gives no values, but the columns are there all the same.
         samples = list(zip(*self._first, strict=True)) or [()] * len(names)
@@ -192,6 +183,27 @@ class _Statement:
             ResultColumn(name, _result_type(kind, cells))
             for name, kind, cells in zip(names, expected, samples, strict=True)
         ]
+
+    def _connect(self) -> sqlite3.Connection:
+        """Open the file, and allow nothing but reading our views."""
+        self._connection = connection = _open(self._path)
+        relations = _relations(connection)
+        self._guard = _Guard(_make_views(connection), relations)
+        connection.execute("PRAGMA query_only = ON")
+        connection.execute("PRAGMA trusted_schema = OFF")
+        for limit, value in _LIMITS.items():
+            connection.setlimit(limit, value)
+        connection.set_progress_handler(self._is_late, _STEPS_PER_CHECK)
+        connection.set_authorizer(self._guard)
+        return connection
+
+    def _expect(self, names: Sequence[str]) -> list[ColumnType | None]:
+        """The expected types of columns; prepares to convert what is computed of such types."""
+        expected = [self._expected_type(name) for name in names]
+        read_kinds = {_TYPES[view][column] for view, column in self._guard.reads if column}
+        fixes = [(i, _fix(kind, read_kinds)) for i, kind in enumerate(expected)]
+        self._fixes = [(i, fix) for i, fix in fixes if fix]
+        return expected
 
     def _expected_type(self, name: str) -> ColumnType | None:
         """The type of the view's column that has this name, of those that the statement reads."""
@@ -330,31 +342,30 @@ def _make_views(connection: sqlite3.Connection) -> Collection[str]:
     return definitions.values()
 
 
-def _fix(kind: ColumnType | None) -> Callable[[Any], Any] | None:
+def _fix(kind: ColumnType | None, read_kinds: set[ColumnType]) -> Callable[[Any], Any] | None:
     """What makes a value of SQLite the expected type.
 
     A column of a table comes converted already, by its declared type. What is computed, as
-    `is_fallback` or MAX(finished_at), has none.
+    `is_fallback` or MAX(finished_at), has none, so it is seen by its form, in a statement that
+    reads columns of such a type.
     """
-    return {"boolean": _to_boolean, "date": _to_date, None: _to_time, "timestamp": _to_time}.get(
-        kind, plain if kind == "real" else None
-    )
+    if kind is None:
+        return _to_moment if {"timestamp", "date"} & read_kinds else None
+    return {"boolean": _to_boolean, "date": _to_moment, "timestamp": _to_moment}.get(kind)
 
 
 def _to_boolean(value: Any) -> Any:
     return bool(value) if value in (0, 1) else value
 
 
-def _to_date(value: Any) -> Any:
-    if isinstance(value, str):
+def _to_moment(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if len(value) == 26 and _STORED_TIME.fullmatch(value):
+        return _time(value)
+    if len(value) == 10 and _STORED_DATE.fullmatch(value):
         with contextlib.suppress(ValueError):
             return dt.date.fromisoformat(value)
-    return value
-
-
-def _to_time(value: Any) -> Any:
-    if isinstance(value, str) and len(value) == 26 and _STORED_TIME.fullmatch(value):
-        return _time(value)
     return value
 
 
