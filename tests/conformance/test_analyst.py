@@ -409,6 +409,8 @@ async def test_without_a_role_postgresql_runs_only_what_is_ours(
         assert await analyst.fetch("SELECT 1 AS a") == [{"a": 1}]
         with pytest.raises(QueryRefused, match="read-only"):
             await analyst.fetch("SELECT * FROM v_vote FOR UPDATE")
+        with pytest.raises(QueryRefused, match="only a statement that reads"):
+            await analyst.fetch("LISTEN x")
 
 
 async def test_a_database_that_is_not_there_is_no_missing_table(tmp_path: Path) -> None:
