@@ -211,8 +211,8 @@ async def test_rows_in_a_database_are_those_in_memory(store: Store) -> None:
         names = columns.split()
         key = [column.name for column in tables.metadata.tables[table].primary_key]
         expected = [dict(zip(names, row, strict=True)) for row in rows[table]]
-        expected.sort(key=lambda row: [row[name] for name in key])  # noqa: B023
-        found.sort(key=lambda row: [row[name] for name in key])  # noqa: B023
+        expected.sort(key=lambda row: [row[name] for name in key])
+        found.sort(key=lambda row: [row[name] for name in key])
         assert [{name: row[name] for name in names} for row in found] == expected
     batches = {row["batch_id"]: row["total"] for row in await stored(store, tables.batches)}
     lines = [row["batch_id"] for row in await stored(store, tables.outcomes) if row["batch_id"]]
