@@ -105,6 +105,10 @@ V_OUTCOME = View(
     "outcomes o",
 )
 
+_CANDIDATE = (
+    "FROM candidates c WHERE c.fusion_id = a.fusion_id AND c.round = a.round AND c.call = a.call"
+)
+
 V_ANSWER = View(
     "v_answer",
     "One row per member of an outcome's pool, also where it did not answer.",
@@ -135,7 +139,8 @@ V_ANSWER = View(
         text(
             "content",
             "the answer as it stood at the end",
-            "COALESCE(a.content, json_extract(c.body, '$.content'))",
+            # Not a join, which SQLite would make where the column is not asked for too.
+            f"COALESCE(a.content, (SELECT json_extract(c.body, '$.content') {_CANDIDATE}))",
             "COALESCE(a.content, c.body::json ->> 'content')",
         ),
         text("call", "the call it is from", "a.call"),
@@ -148,6 +153,7 @@ V_ANSWER = View(
         ),
         boolean("is_right", "whether its first answer is right by the gold label", "a.is_right"),
     ),
+    "answers a JOIN outcomes o ON o.fusion_id = a.fusion_id",
     "answers a JOIN outcomes o ON o.fusion_id = a.fusion_id"
     " LEFT JOIN candidates c"
     " ON c.fusion_id = a.fusion_id AND c.round = a.round AND c.call = a.call",
