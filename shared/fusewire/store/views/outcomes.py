@@ -159,8 +159,8 @@ V_ANSWER = View(
     " ON c.fusion_id = a.fusion_id AND c.round = a.round AND c.call = a.call",
 )
 
-# SQLite looks a fusion's events up, and does not make all of them first, only where a column has
-# the same type in each SELECT.
+# A fusion's events are looked up, and all of them not made first, on SQLite only if a column has the
+# same type in each SELECT, and on PostgreSQL only if none has a WHERE.
 _NO_ROUND = "CAST(NULL AS integer)"
 _NO_CALL = "CAST(NULL AS varchar(80))"
 _NO_NAME = "CAST(NULL AS varchar(63))"
@@ -169,11 +169,9 @@ _EVENTS = f"""(
   SELECT fusion_id, submitted_at AS at, 'accepted' AS event, {_NO_ROUND} AS round,
     {_NO_CALL} AS call, {_NO_NAME} AS model, CAST(pool AS varchar(63)) AS detail FROM prompts
   UNION ALL
-  SELECT fusion_id, published_at, 'published', {_NO_PLACE}, {_NO_NAME}
-    FROM prompts WHERE published_at IS NOT NULL
+  SELECT fusion_id, published_at, 'published', {_NO_PLACE}, {_NO_NAME} FROM prompts
   UNION ALL
-  SELECT fusion_id, cancelled_at, 'cancelled', {_NO_PLACE}, {_NO_NAME}
-    FROM prompts WHERE cancelled_at IS NOT NULL
+  SELECT fusion_id, cancelled_at, 'cancelled', {_NO_PLACE}, {_NO_NAME} FROM prompts
   UNION ALL
   SELECT fusion_id, asked_at, 'asked', round, {_NO_CALL}, {_NO_NAME}, {_NO_NAME} FROM rounds
   UNION ALL
@@ -184,7 +182,7 @@ _EVENTS = f"""(
   SELECT fusion_id, finished_at, 'decided', {_NO_PLACE}, status FROM outcomes
   UNION ALL
   SELECT fusion_id, voted_at, 'voted', {_NO_PLACE}, choice FROM vote_changes
-) e"""
+) e WHERE e.at IS NOT NULL"""
 
 V_EVENT = View(
     "v_event",
