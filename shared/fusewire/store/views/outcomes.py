@@ -159,8 +159,8 @@ V_ANSWER = View(
     " ON c.fusion_id = a.fusion_id AND c.round = a.round AND c.call = a.call",
 )
 
-# A join looks a fusion's events up, and does not make those of all first, on SQLite only if a column
-# has the same type in each SELECT, and on PostgreSQL only if no SELECT has a WHERE.
+# A join looks the events of a fusion up, and does not make those of all first, on SQLite only if a
+# column has the same type in each SELECT, and on PostgreSQL only if no SELECT has a WHERE.
 _NO_ROUND = "CAST(NULL AS integer)"
 _NO_CALL = "CAST(NULL AS varchar(80))"
 _NO_NAME = "CAST(NULL AS varchar(63))"
