@@ -61,7 +61,8 @@ def pool_days(record: StoredOutcome) -> Iterator[tuple[Key, Amounts]]:
         return
     is_labelled = row["accepted"] is not None
     agreement = row["agreement"]
-    is_split = agreement is not None and agreement < 1 and row["answer_kind"] != "open"
+    is_closed = row["answer_kind"] not in (None, "open")
+    is_split = is_closed and agreement is not None and agreement < 1
     yield (
         (*record.place, row["mode"], row["config_hash"] or ""),
         (
