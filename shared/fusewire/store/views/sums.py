@@ -218,11 +218,6 @@ _PLURALITIES = """
 _CHOSEN_TIMES = _times("c.choice = a.member")
 
 
-def _lift(count: str) -> str:
-    # PostgreSQL's SUM of decimals is one, which Python and Parquet know as another type.
-    return f"CAST({count} AS double precision) / t.n"
-
-
 V_LIFT = View(
     "v_lift",
     "One row per pool and source of truth: is the pool right more often than its best model?",
@@ -230,12 +225,16 @@ V_LIFT = View(
         text("pool", "the pool", "t.pool"),
         text("audit_source", "gold (labels) or votes (of people)", "t.audit_source"),
         integer("n", "outcomes with a label, or with a choice that most voters made", "t.n"),
-        real("fused_score", "share of n whose outcome is right, or was chosen", _lift("t.fused")),
+        real("fused_score", "share of n whose outcome is right, or was chosen", "t.fused / t.n"),
         text("best_fixed_single", "the model that is right or chosen most often", "t.model"),
-        real("best_single_score", "its share of n", _lift("t.single")),
-        real("oracle_score", "share of n with any right or chosen answer", _lift("t.oracle")),
-        real("lift", "fused_score - best_single_score", _lift("t.fused - t.single")),
-        real("gap_to_oracle", "oracle_score - fused_score", _lift("t.oracle - t.fused")),
+        real("best_single_score", "its share of n", "t.single / t.n"),
+        real("oracle_score", "share of n with any right or chosen answer", "t.oracle / t.n"),
+        real("lift", "fused_score - best_single_score", "(t.fused - t.single) / t.n"),
+        real(
+            "gap_to_oracle",
+            "oracle_score - fused_score; below 0 where merges were right alone",
+            "(t.oracle - t.fused) / t.n",
+        ),
     ),
     f"""(
   SELECT 'gold' AS audit_source, p.pool, p.n, p.fused, p.oracle, m.model, m.single
