@@ -290,8 +290,8 @@ async def test_lift_by_labels_stands_beside_it(store: Store, kept: Votes) -> Non
     async with store.write() as connection:
         for table, given in (
             (pool_days, pool),
-            (model_days, {"model": "m-a", "tier": "remote", "rights": 2}),
-            (model_days, {"model": "m-b", "tier": "remote", "rights": 1}),
+            (model_days, {"model": "m-a", "tier": "remote", "asked": 4, "rights": 2}),
+            (model_days, {"model": "m-b", "tier": "remote", "asked": 4, "rights": 1}),
         ):
             row = {column.name: 0 for column in table.columns} | key | given
             await connection.execute(insert(table).values(row))
