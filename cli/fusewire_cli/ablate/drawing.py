@@ -149,8 +149,8 @@ def _legend(values: Sequence[MemberValue]) -> list[str]:
         kept_count = sum(value.n_kept for value in values)
         estimates = sum(value.n_estimated for value in values)
         lines.append(
-            f"~ estimated in part: {kept_count:,} times a judge had chosen another member, which is taken"
-            f" to win again; {estimates:,} times stored verdicts say who would have won."
+            f"~ estimated in part: {kept_count:,} times a judge had chosen another member, which is"
+            f" taken to win again; {estimates:,} times stored verdicts say who would have won."
             " --replay judges again."
         )
     if unknown := sum(value.n_unknown for value in values):
