@@ -15,9 +15,10 @@ from fusewire.settings import Settings
 from fusewire.store import migrate
 from fusewire.store.engine import Store
 from fusewire.store.history import History, PoolQuery, pool_histories
+from fusewire_cli.ablate.course import StoredCase, stored_case
 from fusewire_cli.ablate.drawing import table
 from fusewire_cli.ablate.evidence import make_ablation
-from fusewire_cli.ablate.recomputation import Recomputation, StoredCase, recompute, stored_case
+from fusewire_cli.ablate.recomputation import Recomputation, recompute_all
 from fusewire_cli.ablate.replay import (
     ReplayPrompt,
     ReplayQueue,
@@ -86,7 +87,7 @@ class PoolAblation:
             return
         self.outcomes += 1
         names = [member.name for member in old.case.plan.members]
-        results = {name: recompute(old, name, self.win_rates) for name in names}
+        results = recompute_all(old, names, self.win_rates)
         waiting_names = self.queue.take(fusion, old, results)
         for name, result in results.items():
             if name not in waiting_names:

@@ -1,12 +1,11 @@
 """What a stored fusion says about a member: quality, cost and time. Pure."""
 
 from collections.abc import Sequence
-from datetime import datetime
 
 from fusewire.analysis.ablation import Ablation, WinRates
 from fusewire.contracts import ANSWERED, Answer, Candidate, Outcome
-from fusewire_cli.ablate.recomputation import Recomputation, StoredCase, is_same_answer
-from fusewire_judge.model import ReceivedCandidate
+from fusewire_cli.ablate.course import StoredCase
+from fusewire_cli.ablate.recomputation import Recomputation, is_same_answer
 from fusewire_judge.outcome import cost
 from fusewire_judge.panel.progress import arrivals_by_member, main_candidate
 from fusewire_judge.scoring.gold import is_right
@@ -28,7 +27,7 @@ def make_ablation(
     schema = prompt.sampling.response_schema
     is_changed = not is_same_answer(outcome, without, schema) if is_known else None
     gold = prompt.gold
-    candidates = _candidates(old)
+    candidates = [candidate for _, candidate in old.events]
     return Ablation(
         member=member,
         basis=without.basis,
@@ -46,11 +45,6 @@ def make_ablation(
 
 def _is_answered(outcome: Outcome) -> bool:
     return outcome.status in ANSWERED
-
-
-def _candidates(old: StoredCase) -> list[Candidate]:
-    """All candidates, the late ones too: they were paid."""
-    return [arrival.candidate for arrival in (*old.case.received.values(), *old.late.values())]
 
 
 def _find(answers: Sequence[Answer], member: str) -> Answer:
@@ -87,21 +81,12 @@ def saved_ms(old: StoredCase, member: str) -> float:
     if old.outcome.closed_by not in ("complete", "quorum", "deadline"):
         return 0.0
     arrivals = arrivals_by_member(old.case)
-    answered_at = {
-        answer.member: _answered_at(arrivals[answer.member])
-        for answer in old.outcome.answers
-        if answer.status != "unasked"
-    }
-    other_times = [at for name, at in answered_at.items() if name != member]
-    if member not in answered_at or not other_times or None in other_times:
+    called_names = [a.member for a in old.outcome.answers if a.status != "unasked"]
+    other_arrivals = [arrivals[name] for name in called_names if name != member]
+    if member not in called_names or not other_arrivals or not all(other_arrivals):
         return 0.0
-    last_other = max(at for at in other_times if at is not None)
-    own_time = answered_at[member]
-    if own_time is not None and own_time <= last_other:
+    last_other = max(main_candidate(of_member).received_at for of_member in other_arrivals)
+    own = arrivals[member]
+    if own and main_candidate(own).received_at <= last_other:
         return 0.0
     return max((old.closed_at - last_other).total_seconds() * 1000, 0.0)
-
-
-def _answered_at(arrivals: Sequence[ReceivedCandidate]) -> datetime | None:
-    """When a member had answered or failed; None if it is missing."""
-    return main_candidate(arrivals).received_at if arrivals else None

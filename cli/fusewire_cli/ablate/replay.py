@@ -10,7 +10,8 @@ from fusewire import ids
 from fusewire.contracts import ANSWERED, ToolCall
 from fusewire.settings import Pool
 from fusewire.store.history import History
-from fusewire_cli.ablate.recomputation import Recomputation, StoredCase
+from fusewire_cli.ablate.course import StoredCase
+from fusewire_cli.ablate.recomputation import Recomputation
 from fusewire_cli.client import Client
 from fusewire_cli.fusing import fuse
 from fusewire_cli.rejudge import PolicyChange, recorded_answers, submission
