@@ -1,28 +1,27 @@
 """Leave-one-out on fusions that the whole pipeline made, and judging them again."""
 
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+import tracemalloc
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
-from fusewire.analysis.ablation import MemberValue, WinRates
+from fusewire.analysis.ablation import MemberValue, Rate, WinRates
 from fusewire.settings import Nats, Settings
 from fusewire.store.engine import Store
 from fusewire.store.history import History, PoolQuery, pool_histories
 from fusewire.testing.model_script import Fault, ModelScript, Rule, Script
 from fusewire.testing.model_server import ModelServer
 from fusewire.testing.nats_server import NatsServer
-from fusewire_cli.ablate.command import (
-    AblationOptions,
-    PoolAblation,
-    announcement,
-    measure,
-)
+from fusewire.testing.planted import JudgeTruth, MemberTruth, PoolTruth, Truth, fill
+from fusewire_cli.ablate.command import AblationOptions, announcement, measure
 from fusewire_cli.ablate.course import stored_case
 from fusewire_cli.ablate.recomputation import recompute_all, repeats
-from fusewire_cli.ablate.replay import ReplayQueue, replay, replay_batch, rules_text
+from fusewire_cli.ablate.replay import replay, replay_batch, rules_text
 from fusewire_cli.client import Client
 from fusewire_judge.strategies.decide import decide
 
@@ -183,3 +182,136 @@ async def test_a_replay_calls_judges_alone_and_is_paid_once(
             assert json.loads(fusion.prompt.encode())["residency"] == "any"
     # Outcomes of recorded answers are no evidence of their own.
     assert (await measure(settings, options)).outcomes == len(prompts)
+
+
+# -- planted outcomes -------------------------------------------------------------------------
+
+NOW = datetime(2026, 11, 29, tzinfo=UTC)
+GOOD = MemberTruth("good", strength=0.6, accuracy=0.9, cost_usd=0.004)
+FAIR = MemberTruth("fair", accuracy=0.7, failure_rate=0.02)
+WEAK = MemberTruth("weak", strength=-0.4, accuracy=0.6, cost_usd=None)
+IDLE = MemberTruth("idle", strength=-3, accuracy=0.0, is_useless=True, latency_ms=5000)
+
+
+def truth(*members: MemberTruth, judge: JudgeTruth | None, open_share: float) -> Truth:
+    pools = {"default": PoolTruth(members, judge), "second": PoolTruth(members[:1], judge)}
+    return Truth(now=NOW, pools=pools, open_share=open_share, gold_share=0.8)
+
+
+async def values_of(store: Store, settings: Settings, **options: Any) -> dict[str, MemberValue]:
+    ablation = await measure(settings, AblationOptions("default", **options))
+    return {value.member: value for value in ablation.values()}
+
+
+def holds(rate: Rate, share: float, spare: float = 0.0) -> bool:
+    return rate.low - spare <= share <= rate.high + spare
+
+
+async def accuracy(settings: Settings) -> float:
+    store = Store(settings.database)
+    async with store.read() as connection:
+        row = (
+            await connection.execute(
+                text(
+                    "SELECT SUM(CASE WHEN accepted THEN 1 ELSE 0 END), COUNT(accepted)"
+                    " FROM outcomes WHERE pool = 'default'"
+                )
+            )
+        ).one()
+    await store.close()
+    return float(row[0] / row[1])
+
+
+@pytest.mark.parametrize(
+    ("judge", "open_share"),
+    [(None, 0.0), (JudgeTruth(position_bias=0.3, insight=1.2), 0.3)],
+    ids=["voted", "judged"],
+)
+async def test_what_is_planted_comes_back(
+    store: Store,
+    database: Any,
+    make_settings: MakeSettings,
+    sqlite_database: Any,
+    judge: JudgeTruth | None,
+    open_share: float,
+) -> None:
+    settings = make_settings(database=database)
+    members = (GOOD, FAIR, WEAK, IDLE)
+    await fill(store, truth(*members, judge=judge, open_share=open_share), 1000, 3)
+    values = await values_of(store, settings)
+    idle = values["idle"]
+    assert (idle.verdict, idle.n) == ("nothing_seen", 1000)
+    assert holds(idle.loss, 0.0)
+    assert (idle.changed.value, idle.sole_right.value) == (0.0, 0.0)
+    assert idle.saved_ms is not None
+    assert idle.saved_ms > 3000
+    assert values["good"].verdict == "worth_it"
+    assert values["good"].cost_per_1000_usd == pytest.approx(4.0)
+    assert values["weak"].cost_per_1000_usd is None
+    if judge is None:
+        assert all(value.n_recomputed == 1000 for value in values.values())
+    else:
+        assert values["good"].n_estimated > 100
+    # What a pool that never had the best member would have reached, on other prompts.
+    async with store.write() as connection:
+        for table in ("candidates", "rounds", "answers", "verdicts", "outcomes", "fusions"):
+            await connection.execute(text(f"DELETE FROM {table}"))
+        await connection.execute(text("DELETE FROM prompts"))
+    await fill(store, truth(FAIR, WEAK, IDLE, judge=judge, open_share=open_share), 1000, 4)
+    # The other sample has an interval of its own, as wide as this one.
+    assert holds(values["good"].accuracy_without, await accuracy(settings), spare=0.02)
+
+
+async def test_only_the_newest_outcomes_of_the_pool_since_are_read_page_by_page(
+    store: Store, database: Any, make_settings: MakeSettings
+) -> None:
+    settings = make_settings(database=database)
+    await fill(store, truth(GOOD, FAIR, judge=None, open_share=0.0), 700, 5)
+    newest = [
+        fusion.outcome
+        async for page in pool_histories(store, PoolQuery("default"), 450)
+        for fusion in page
+    ]
+    async with store.read() as connection:
+        rows = await connection.execute(
+            text(
+                "SELECT fusion_id FROM outcomes WHERE pool = 'default'"
+                " ORDER BY finished_at DESC, fusion_id DESC LIMIT 450"
+            )
+        )
+        expected = list(rows.scalars())
+    assert [outcome.fusion_id for outcome in newest if outcome] == expected
+    since = NOW - timedelta(days=3)
+    recent = await values_of(store, settings, since=since)
+    assert 50 < recent["good"].n < 100
+    assert (await values_of(store, settings, limit=30))["good"].n == 30
+    assert (await values_of(store, settings, tenant="nobody")) == {}
+    batch = next(outcome.batch_id for outcome in newest if outcome and outcome.batch_id)
+    assert 0 < (await values_of(store, settings, batch=batch))["good"].n < 700
+
+
+async def test_memory_does_not_grow_with_the_outcomes(
+    store: Store, database: Any, make_settings: MakeSettings
+) -> None:
+    settings = make_settings(database=database)
+    await fill(store, truth(GOOD, FAIR, WEAK, judge=None, open_share=0.0), 2400, 6)
+    peaks = []
+    await measure(settings, AblationOptions("default", limit=200))
+    for limit in (400, 2400):
+        tracemalloc.start()
+        await measure(settings, AblationOptions("default", limit=limit))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0]
+
+
+async def test_an_unknown_pool_is_answered_with_the_known_ones(
+    store: Store, database: Any, make_settings: MakeSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = make_settings(database=database)
+    await fill(store, truth(GOOD, FAIR, judge=None, open_share=0.0), 10, 5)
+    with pytest.raises(SystemExit) as end:
+        await measure(settings, AblationOptions("defualt"))
+    assert end.value.code == 2
+    assert "there is no pool 'defualt'" in (message := capsys.readouterr().err)
+    assert "name one of default, second" in message

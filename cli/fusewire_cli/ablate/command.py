@@ -10,14 +10,14 @@ from typing import Any, NoReturn
 
 from sqlalchemy import bindparam, text
 
-from fusewire.analysis.ablation import MemberTally, MemberValue, WinRates
+from fusewire.analysis.ablation import JudgeInsight, MemberTally, MemberValue, WinRates
 from fusewire.settings import Settings
 from fusewire.store import migrate
 from fusewire.store.engine import Store
 from fusewire.store.history import History, PoolQuery, pool_histories
 from fusewire_cli.ablate.course import StoredCase, stored_case
 from fusewire_cli.ablate.drawing import table
-from fusewire_cli.ablate.evidence import make_ablation
+from fusewire_cli.ablate.evidence import add_insight, make_ablation
 from fusewire_cli.ablate.recomputation import Recomputation, recompute_all
 from fusewire_cli.ablate.replay import (
     ReplayPrompt,
@@ -73,6 +73,7 @@ class PoolAblation:
 
     win_rates: WinRates
     tallies: dict[str, MemberTally] = field(default_factory=dict)
+    insight: JudgeInsight = field(default_factory=JudgeInsight)
     queue: ReplayQueue = field(default_factory=lambda: ReplayQueue(0))
     outcomes: int = 0
     """Outcomes with a panel of the pool's members."""
@@ -86,6 +87,7 @@ class PoolAblation:
             self.left_out += 1
             return
         self.outcomes += 1
+        add_insight(old, self.insight)
         names = [member.name for member in old.case.plan.members]
         results = recompute_all(old, names, self.win_rates)
         waiting_names = self.queue.take(fusion, old, results)
@@ -100,7 +102,7 @@ class PoolAblation:
 
     def values(self) -> list[MemberValue]:
         """What each member is worth, the most valuable first."""
-        values = [tally.value() for tally in self.tallies.values()]
+        values = [tally.value(self.insight) for tally in self.tallies.values()]
         return sorted(values, key=_order)
 
 

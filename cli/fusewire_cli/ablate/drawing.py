@@ -23,7 +23,7 @@ def table(pool: str, outcomes: int, left_out: int, values: Sequence[MemberValue]
 
 def _title(pool: str, outcomes: int, left_out: int) -> str:
     rest = f" ({left_out:,} others have no panel of it)" if left_out else ""
-    return f"pool {pool}: {outcomes:,} outcomes, each member left out in turn{rest}\n"
+    return _wrap(f"pool {pool}: {outcomes:,} outcomes, each member left out in turn{rest}") + "\n"
 
 
 def _wrap(line: str) -> str:
@@ -76,23 +76,21 @@ def verdict(value: MemberValue) -> str:
     """What a member is worth, in plain words."""
     match value.verdict:
         case "too_few":
-            text = f"too few to say (n = {value.n}, at least {LEAST_N} are needed)."
+            text = f"too few to say (n = {value.n}, at least {LEAST_N} are needed)"
         case "needs_replay":
-            text = (
-                f"only {value.changed.n} of {value.n} outcomes are known without it; give --replay."
-            )
+            text = f"only {value.changed.n} of {value.n} outcomes are known without it: --replay"
         case "worth_it":
-            text = f"worth it. Without it accuracy falls by {_loss(value)}."
+            text = f"worth it: without it accuracy falls by {_loss(value)}"
         case "harmful":
-            text = f"better without it: accuracy then rises, its change is {_loss(value)}."
+            text = f"better without it: accuracy then rises by {_gain(value)}"
         case "changes_unlabelled":
             text = (
-                f"changes {_share(value.changed)} of the outcomes. Whether for the better,"
-                f" labelled prompts would tell{_win_loss(value)}."
+                f"changes {_share(value.changed)} of the outcomes; whether for the better, labelled"
+                f" prompts would tell{_win_loss(value)}"
             )
         case "nothing_seen":
-            text = f"{_price(value)} adds nothing seen ({_evidence(value)})."
-    return f"{text}{_details(value)}"
+            text = f"{_price(value)} adds nothing seen ({_evidence(value)})"
+    return f"{text}.{_details(value)}"
 
 
 def _price(value: MemberValue) -> str:
@@ -102,12 +100,23 @@ def _price(value: MemberValue) -> str:
 
 
 def _loss(value: MemberValue) -> str:
-    return f"{points(value.loss)} points, n = {value.loss.n:,}"
+    loss = value.loss
+    return _difference(loss.value, loss.low, loss.high, loss.n)
+
+
+def _gain(value: MemberValue) -> str:
+    loss = value.loss
+    return _difference(-(loss.value or 0.0), -loss.high, -loss.low, loss.n)
+
+
+def _difference(value: float | None, low: float, high: float, n: int) -> str:
+    number = UNSEEN if value is None else f"{100 * value:.1f}"
+    return f"{number} points ({100 * low:.1f} to {100 * high:.1f}, n = {n:,})"
 
 
 def _evidence(value: MemberValue) -> str:
     if value.loss.n >= LEAST_N:
-        return f"loss without it {_loss(value)}"
+        return f"loss {_loss(value)}"
     return f"changed {_share(value.changed)}"
 
 
@@ -118,7 +127,7 @@ def _share(rate: Rate) -> str:
 def _win_loss(value: MemberValue) -> str:
     if value.win_loss is None:
         return ""
-    return f"; by the judges' win rates ~{100 * value.win_loss:+.1f} points are lost without it"
+    return f"; by the judges' own win rates ~{100 * value.win_loss:+.1f} points are lost without it"
 
 
 def _details(value: MemberValue) -> str:
@@ -128,15 +137,16 @@ def _details(value: MemberValue) -> str:
         details.append(
             f"right {percent(value.accuracy)} with it, {percent(value.accuracy_without)} without"
         )
-    if value.sole_right.value is not None:
-        details.append(f"alone right {_share(value.sole_right)}")
     if value.agreement.value is not None:
-        details.append(f"with the majority of the others {_share(value.agreement)}")
+        details.append(f"says what most others say {_share(value.agreement)}")
     if value.cost_share:
-        details.append(f"{value.cost_share:.1%} of the cost")
+        details.append(f"{100 * value.cost_share:.1f} % of the cost")
     if value.last.value:
         details.append(f"waited for last {_share(value.last)}")
-    return " " + "; ".join(details).capitalize() + "." if details else ""
+    if not details:
+        return ""
+    text = "; ".join(details)
+    return f" {text[0].upper()}{text[1:]}."
 
 
 def _legend(values: Sequence[MemberValue]) -> list[str]:

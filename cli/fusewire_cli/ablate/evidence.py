@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from fusewire.analysis.ablation import Ablation, WinRates
-from fusewire.contracts import ANSWERED, Answer, Candidate, Outcome
+from fusewire.analysis.ablation import Ablation, JudgeInsight, WinRates
+from fusewire.contracts import ANSWERED, Answer, Candidate, Gold, Outcome
 from fusewire_cli.ablate.course import StoredCase
 from fusewire_cli.ablate.recomputation import Recomputation, is_same_answer
 from fusewire_judge.outcome import cost
@@ -27,13 +27,18 @@ def make_ablation(
     schema = prompt.sampling.response_schema
     is_changed = not is_same_answer(outcome, without, schema) if is_known else None
     gold = prompt.gold
+    options = _options(without, gold) if gold else None
+    is_right_without = None
+    if gold and is_known and options is None:
+        is_right_without = is_right(without.content, gold)
     candidates = [candidate for _, candidate in old.events]
     return Ablation(
         member=member,
         basis=without.basis,
         is_changed=is_changed,
         is_right=_is_answered(outcome) and is_right(outcome.content, gold) if gold else None,
-        is_right_without=is_right(without.content, gold) if gold and is_known else None,
+        is_right_without=is_right_without,
+        options=options,
         is_sole_right=_is_sole_right(outcome.answers, member) if gold else None,
         agrees=_find(outcome.answers, member).agreed,
         win_rate=_win_rate(old, without, win_rates) if is_changed else None,
@@ -41,6 +46,26 @@ def make_ablation(
         total_usd=cost(candidates),
         saved_ms=None if outcome.is_replay else saved_ms(old, member),
     )
+
+
+def add_insight(old: StoredCase, insight: JudgeInsight) -> None:
+    """Add what the verdicts of a labelled fusion say about its judges."""
+    flags = {answer.member: answer.is_right for answer in old.outcome.answers}
+    for verdict in old.outcome.verdicts:
+        is_right_flags = [flags[name] for name in verdict.shown if flags.get(name) is not None]
+        if not verdict.void and verdict.kind != "guard" and verdict.winner in flags:
+            insight.add(
+                sum(map(bool, is_right_flags)),
+                len(is_right_flags),
+                is_right=bool(flags[verdict.winner]),
+            )
+
+
+def _options(without: Recomputation, gold: Gold) -> tuple[int, int] | None:
+    """How many of the answers that a judge would choose from are right; None if all or none is."""
+    n_right = sum(is_right(answer.content, gold) for answer in without.options)
+    n_shown = len(without.options)
+    return (n_right, n_shown) if 0 < n_right < n_shown else None
 
 
 def _is_answered(outcome: Outcome) -> bool:

@@ -20,6 +20,9 @@ class Recomputation:
     content: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     winner: str | None = None
+    options: tuple[MemberAnswer, ...] = ()
+    """Answers that a judge would choose from, the winner among them, if nothing that it said of
+    this prompt tells which."""
     judge_calls: int = 0
     """How many calls of judges would be the first to tell more; 0 if judges cannot."""
 
@@ -108,20 +111,20 @@ def _estimate(
     if outcome.judge_rung == "fallback":
         # No verdict could be used, and the answer most like the others was taken.
         return _as_estimate(medoid(answers))
-    return _as_estimate(_best(case, answers, winners, win_rates))
-
-
-def _as_estimate(answer: MemberAnswer) -> Recomputation:
-    return Recomputation("estimated", answer.content, answer.tool_calls, answer.member)
-
-
-def _best(
-    case: Case, answers: Sequence[MemberAnswer], winners: Sequence[str], win_rates: WinRates
-) -> MemberAnswer:
-    """The answer most verdicts named; on a tie that of the model with the best win rate."""
     wins = Counter(winners)
     most = max(wins[answer.member] for answer in answers)
     leaders = [answer for answer in answers if wins[answer.member] == most]
+    return _as_estimate(_best(case, leaders, win_rates), leaders)
+
+
+def _as_estimate(answer: MemberAnswer, options: Sequence[MemberAnswer] = ()) -> Recomputation:
+    return Recomputation(
+        "estimated", answer.content, answer.tool_calls, answer.member, tuple(options)
+    )
+
+
+def _best(case: Case, leaders: Sequence[MemberAnswer], win_rates: WinRates) -> MemberAnswer:
+    """The answer of the model with the best win rate."""
     models = {m.name: m.model for m in case.plan.members}
     best_model = win_rates.best([models[answer.member] for answer in leaders])
     of_best = [answer for answer in leaders if models[answer.member] == best_model]

@@ -4,6 +4,7 @@ Leave-one-out: each stored outcome is decided again without one member's answer,
 is compared with what came out with it. `fusewire_cli.ablate` decides; this module adds up.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ Basis = Literal["recomputed", "kept", "estimated", "rejudged", "unknown"]
 member's answer, which is taken to win without this member too. `estimated`: from stored verdicts.
 `rejudged`: judged again. `unknown`: only another call can tell.
 """
+
+MOST_LOG_ODDS = 10.0
+"""Of a right answer; a judge that was never wrong has no greatest likelihood."""
 
 Verdict = Literal[
     "worth_it", "harmful", "nothing_seen", "changes_unlabelled", "needs_replay", "too_few"
@@ -36,6 +40,9 @@ class Ablation:
     """Whether the stored outcome is right by the gold label; None without one."""
     is_right_without: bool | None = None
     """The same without the member; None if there is no label or the outcome is unknown."""
+    options: tuple[int, int] | None = None
+    """Where a judge would choose and that decides whether the outcome is right: how many of the
+    answers that may win are right, and how many there are. `is_right_without` is None then."""
     is_sole_right: bool | None = None
     """Whether the member alone was right; None without a label."""
     agrees: bool | None = None
@@ -104,6 +111,49 @@ class MemberValue:
         return self.n_kept + self.n_estimated > 0
 
 
+class JudgeInsight:
+    """How well the judges of a pool tell right answers from wrong ones, by labelled prompts.
+
+    A right answer has the same odds against each wrong one (Luce, "Individual Choice Behavior",
+    1959). The odds are those of the greatest likelihood; 1 with fewer than 30 verdicts, as of a
+    judge that cannot tell.
+    """
+
+    def __init__(self) -> None:
+        self._verdicts: Counter[tuple[int, int]] = Counter()
+        self._right_count = 0
+
+    def add(self, n_right: int, n_shown: int, *, is_right: bool) -> None:
+        """Add a verdict on answers some of which are right; others say nothing."""
+        if 0 < n_right < n_shown:
+            self._verdicts[n_right, n_shown] += 1
+            self._right_count += is_right
+
+    def probability(self, n_right: int, n_shown: int) -> float:
+        """The probability that a right answer wins."""
+        return _probability(self._log_odds, n_right, n_shown)
+
+    @property
+    def _log_odds(self) -> float:
+        """The root of the likelihood's derivative, by bisection: it falls in the log-odds."""
+        if self._verdicts.total() < LEAST_N:
+            return 0.0
+        low, high = -MOST_LOG_ODDS, MOST_LOG_ODDS
+        for _ in range(50):
+            middle = (low + high) / 2
+            expected = sum(
+                n * _probability(middle, n_right, n_shown)
+                for (n_right, n_shown), n in self._verdicts.items()
+            )
+            low, high = (middle, high) if expected < self._right_count else (low, middle)
+        return low
+
+
+def _probability(log_odds: float, n_right: int, n_shown: int) -> float:
+    weight = n_right * math.exp(log_odds)
+    return weight / (weight + n_shown - n_right)
+
+
 class MemberTally:
     """The sums of one member, in memory that does not grow with the outcomes."""
 
@@ -111,6 +161,7 @@ class MemberTally:
         self.member = member
         self._bases: Counter[Basis] = Counter()
         self._pairs: Counter[tuple[bool, bool]] = Counter()
+        self._options: Counter[tuple[bool, tuple[int, int]]] = Counter()
         self._changes: Counter[bool] = Counter()
         self._sole_rights: Counter[bool] = Counter()
         self._agreements: Counter[bool] = Counter()
@@ -132,6 +183,8 @@ class MemberTally:
         _count(self._agreements, ablation.agrees)
         if ablation.is_right is not None and ablation.is_right_without is not None:
             self._pairs[ablation.is_right, ablation.is_right_without] += 1
+        elif ablation.is_right is not None and ablation.options is not None:
+            self._options[ablation.is_right, ablation.options] += 1
         if ablation.is_changed and ablation.win_rate is None:
             self._n_without_win_rate += 1
         elif ablation.is_changed and ablation.win_rate is not None:
@@ -150,10 +203,16 @@ class MemberTally:
             self._lasts[ablation.saved_ms > 0] += 1
             self._saved_ms += ablation.saved_ms
 
-    def value(self) -> MemberValue:
-        """What the member is worth by the outcomes so far."""
+    def value(self, insight: JudgeInsight) -> MemberValue:
+        """What the member is worth by the outcomes so far.
+
+        Args:
+            insight: of the pool's judges. Where they would choose between right and wrong answers,
+                so many outcomes count as right as it says.
+        """
+        pairs = self._expected_pairs(insight)
         n, n_timed = self._bases.total(), self._lasts.total()
-        loss = self._loss()
+        loss = _loss(pairs)
         change_rate = _rate(self._changes)
         is_free = self._n_priced == n and self._cost_usd == 0
         is_priced = n > 0 and self._n_priced == n
@@ -165,10 +224,8 @@ class MemberTally:
             n_estimated=self._bases["estimated"],
             n_rejudged=self._bases["rejudged"],
             n_unknown=self._bases["unknown"],
-            accuracy=_share(self._pairs[True, True] + self._pairs[True, False], self._pairs),
-            accuracy_without=_share(
-                self._pairs[True, True] + self._pairs[False, True], self._pairs
-            ),
+            accuracy=_share(pairs[True, True] + pairs[True, False], pairs),
+            accuracy_without=_share(pairs[True, True] + pairs[False, True], pairs),
             loss=loss,
             changed=change_rate,
             win_loss=self._win_loss(change_rate),
@@ -183,11 +240,20 @@ class MemberTally:
             verdict=give_verdict(n, loss, change_rate),
         )
 
-    def _loss(self) -> Rate:
-        pairs: list[tuple[bool, bool]] = list(self._pairs.elements())
-        with_all = [is_right for is_right, _ in pairs]
-        without = [is_right for _, is_right in pairs]
-        return _as_rate(paired_difference(with_all, without), len(pairs))
+    def _expected_pairs(self, insight: JudgeInsight) -> Counter[tuple[bool, bool]]:
+        """How often the outcome is right with and without the member."""
+        pairs = self._pairs.copy()
+        for is_right in (True, False):
+            counts = [
+                (*options, n) for (flag, options), n in self._options.items() if flag == is_right
+            ]
+            expected = sum(
+                n * insight.probability(n_right, n_options) for n_right, n_options, n in counts
+            )
+            total = sum(n for _, _, n in counts)
+            pairs[is_right, True] += round(expected)
+            pairs[is_right, False] += total - round(expected)
+        return pairs
 
     def _win_loss(self, change_rate: Rate) -> float | None:
         if change_rate.n < LEAST_N or self._n_without_win_rate:
@@ -256,6 +322,13 @@ class WinRates:
         rates = [self.rate(model, opponent) for opponent in opponents if opponent != model]
         known_rates = [rate for rate in rates if rate is not None]
         return sum(known_rates) / len(known_rates) if known_rates else 0.5
+
+
+def _loss(pairs: Counter[tuple[bool, bool]]) -> Rate:
+    observations: list[tuple[bool, bool]] = list(pairs.elements())
+    with_all = [is_right for is_right, _ in observations]
+    without = [is_right for _, is_right in observations]
+    return _as_rate(paired_difference(with_all, without), len(observations))
 
 
 def _count(counts: Counter[bool], flag: bool | None) -> None:
