@@ -33,6 +33,8 @@ from fusewire_cli.session import client, settings
 
 REPLAY_TENANT = "default"
 """Whose prompts are judged again unless --tenant says otherwise: those that no key submitted."""
+NOTE_EVERY = 5000
+"""Outcomes after which the command says how far it is; they take about 25 s."""
 _WIN_MATRIX = text(
     "SELECT model, opponent, SUM(n), SUM(wins), SUM(ties) FROM v_win_matrix"
     " WHERE pool = :pool GROUP BY model, opponent"
@@ -196,9 +198,13 @@ async def measure(config: Settings, options: AblationOptions) -> PoolAblation:
         ablation = PoolAblation(await _win_rates(store, options.pool))
         if options.replays:
             ablation.queue = ReplayQueue(options.most_prompts)
+        n_notes = 0
         async for page in pool_histories(store, options.query, options.limit):
             for fusion in page:
                 ablation.add(fusion)
+            if ablation.outcomes // NOTE_EVERY > n_notes:
+                n_notes = ablation.outcomes // NOTE_EVERY
+                note(f"{ablation.outcomes:,} outcomes so far")
         return ablation
     finally:
         await store.close()
