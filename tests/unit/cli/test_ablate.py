@@ -262,8 +262,8 @@ def test_the_winner_stays_where_a_judge_chose_another_member() -> None:
         (
             (
                 said_first("a"),
-                said_first("c", void="picked_control"),
-                said_first("c", kind="guard"),
+                *[said_first("c", void="picked_control")] * 2,
+                *[said_first("c", kind="guard")] * 2,
                 said_first("b"),
             ),
             NO_RATES,
@@ -298,6 +298,30 @@ def test_a_merge_and_a_debate_without_a_member_are_unknown() -> None:
     debate = case_of(play(SAID, prompt=make_prompt(mode="debate"), judge=WORDS))
     result = recompute_all(debate, "a", NO_RATES)["a"]
     assert (result.basis, result.judge_calls) == ("unknown", 0)
+
+
+def test_a_debate_that_may_yet_call_members_is_not_judged_again() -> None:
+    members = [make_member(name, family="x") for name in "abc"]
+    old = case_of(play(SAID, members, make_prompt(mode="debate"), judge=WORDS))
+    # Of one family they do not debate, so judges are asked at once.
+    results = recompute_all(old, "abc", NO_RATES)
+    assert {result.judge_calls for result in results.values()} == {0}
+    assert {result.basis for result in results.values()} == {"estimated"}
+
+
+def test_a_member_that_failed_changes_nothing_not_even_a_merge() -> None:
+    said = SAID | {"d": Said(None)}
+    old = case_of(play(said, prompt=make_prompt(mode="merge"), judge=WORDS))
+    result = recompute_all(old, "d", NO_RATES)["d"]
+    assert (result.basis, result.content) == ("recomputed", old.outcome.content)
+
+
+def test_time_that_the_judge_took_is_not_what_the_panel_waited_for() -> None:
+    said = {"a": Said("4", 3.0), "b": Said("5", 1.0)}
+    old = case_of(play(said, judge=None, policy=Policy(early_stop=1.0), quorum=1.0))
+    slow = old.outcome.finished_at + timedelta(seconds=1)
+    old = replace(old, outcome=old.outcome.model_copy(update={"finished_at": slow}))
+    assert (saved_ms(old, "a"), saved_ms(old, "b")) == (3000.0, 0.0)
 
 
 def test_a_second_wave_that_was_never_called_is_unknown() -> None:
