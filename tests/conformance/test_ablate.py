@@ -13,6 +13,7 @@ from sqlalchemy import text
 
 from fusewire.analysis.ablation import MemberValue, Rate, WinRates
 from fusewire.settings import Nats, Settings
+from fusewire.store import history as history_module
 from fusewire.store.engine import Store
 from fusewire.store.history import PAGE, History, PoolQuery, pool_histories
 from fusewire.testing.model_script import Fault, ModelScript, Rule, Script
@@ -291,20 +292,19 @@ async def test_only_the_newest_outcomes_of_the_pool_since_are_read_page_by_page(
     assert 0 < (await values_of(store, settings, batch=batch))["good"].n < 700
 
 
-async def test_of_outcomes_of_the_same_moment_none_is_missed_or_read_twice(store: Store) -> None:
+async def test_of_outcomes_of_the_same_moment_none_is_missed_or_read_twice(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history_module, "PAGE", 7)
     # 600 prompts within 200 milliseconds.
     planted = replace(truth(GOOD, FAIR, judge=None, open_share=0.0), days=600.2 / 86_400)
-    await fill(store, planted, 3 * PAGE, 8)
-    outcomes = [
-        fusion.outcome
-        async for page in pool_histories(store, PoolQuery("default"), 10_000)
-        for fusion in page
-        if fusion.outcome
-    ]
-    edges = [outcomes[number * PAGE - 1 : number * PAGE + 1] for number in (1, 2)]
-    assert any(first.finished_at == second.finished_at for first, second in edges)
-    fusion_ids = [outcome.fusion_id for outcome in outcomes]
-    assert len(fusion_ids) == len({*fusion_ids}) == 3 * PAGE
+    await fill(store, planted, 600, 8)
+    pages = [page async for page in pool_histories(store, PoolQuery("default"), 10_000)]
+    firsts = [page[0].outcome.finished_at for page in pages if page[0].outcome]
+    lasts = [page[-1].outcome.finished_at for page in pages if page[-1].outcome]
+    assert any(last == first for last, first in zip(lasts, firsts[1:], strict=False))
+    fusion_ids = [fusion.prompt.fusion_id for page in pages for fusion in page]
+    assert len(fusion_ids) == len({*fusion_ids}) == 600
 
 
 async def test_memory_does_not_grow_with_the_outcomes(store: Store) -> None:
