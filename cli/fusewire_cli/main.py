@@ -223,6 +223,58 @@ def rejudge(
 
 
 @app.command()
+def ablate(
+    pool: Annotated[str, typer.Argument(help="The pool whose members are left out in turn.")],
+    replay: Annotated[
+        bool,
+        typer.Option(
+            "--replay",
+            help="Judge again what only a judge can tell. Judges are called, members are not.",
+        ),
+    ] = False,
+    since: Annotated[
+        str | None,
+        typer.Option("--since", help="Outcomes of the last 12h, 28d, 4w, or since an ISO date."),
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="The newest outcomes.")] = 5000,
+    most_prompts: Annotated[
+        int, typer.Option("--max-prompts", min=1, help="The newest prompts that are judged again.")
+    ] = 200,
+    tenant: Annotated[
+        str | None,
+        typer.Option("--tenant", help="Of this tenant; else of all, with --replay of `default`."),
+    ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option("--batch", help="Of this batch; recorded answers count too, as in an eval."),
+    ] = None,
+    json_: JsonOption = False,
+    window: WindowOption = 32,
+) -> None:
+    """Say what each member of a pool is worth, by leaving it out of stored outcomes.
+
+    Votes are counted again exactly. What a judge decided is estimated from its stored verdicts, or
+    judged again with --replay. Run again, --replay pays only for what is new.
+
+    Exit codes: 0 measured, 1 fault, 2 bad input or no outcomes, 130 interrupted.
+    """
+    from fusewire_cli.ablate import command
+
+    with clear_errors():
+        command.run_ablate(
+            pool,
+            since,
+            as_json=json_,
+            limit=limit,
+            replays=replay,
+            most_prompts=most_prompts,
+            tenant=tenant,
+            batch=batch,
+            window=window,
+        )
+
+
+@app.command()
 def query(
     sql: Annotated[
         str | None,

@@ -1,13 +1,13 @@
 """The read side: everything that is stored about one fusion."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Select, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, or_, select
 
 from fusewire.contracts import Candidate, Outcome, Plan, Prompt, Round
 from fusewire.store.engine import Store
@@ -24,6 +24,8 @@ class StoredCandidate:
     candidate: Candidate
     received_at: datetime
     is_late: bool
+    after_rounds: int = 0
+    """How many rounds had been published by then."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,63 @@ async def history(store: Store, fusion_ids: Sequence[str]) -> History | None:
     newest = newest.order_by(prompts.c.submitted_at.desc()).limit(1)
     histories = await store.run(lambda connection: _read(connection, newest), write=False)
     return histories[0] if histories else None
+
+
+@dataclass(frozen=True)
+class PoolQuery:
+    """Which outcomes of a pool to read; None does not restrict."""
+
+    pool: str
+    since: datetime | None = None
+    tenant: str | None = None
+    batch_id: str | None = None
+    """With a batch, outcomes of recorded answers are read too; without one they are left out, since
+    they hold answers that other outcomes hold already."""
+
+
+async def pool_histories(
+    store: Store, query: PoolQuery, limit: int
+) -> AsyncIterator[list[History]]:
+    """The newest fusions of a pool that have an outcome, in pages, the newest first.
+
+    Raises Transient.
+    """
+    newest = _of_pool(query)
+    remaining = limit
+    after = None
+    while remaining > 0:
+        page = newest.limit(min(PAGE, remaining))
+        if after is not None:
+            page = page.where(_is_after(after))
+        histories = await store.run(partial(_read, query=page), write=False)
+        if not histories:
+            return
+        yield histories
+        remaining -= len(histories)
+        after = histories[-1].outcome
+
+
+def _of_pool(query: PoolQuery) -> Select[Any]:
+    newest = _PROMPTS.where(outcomes.c.pool == query.pool)
+    if query.since is not None:
+        newest = newest.where(outcomes.c.finished_at >= query.since)
+    if query.tenant is not None:
+        newest = newest.where(outcomes.c.tenant == query.tenant)
+    if query.batch_id is not None:
+        newest = newest.where(outcomes.c.batch_id == query.batch_id)
+    else:
+        newest = newest.where(outcomes.c.is_replay.is_(False))
+    return newest.order_by(outcomes.c.finished_at.desc(), outcomes.c.fusion_id.desc())
+
+
+def _is_after(outcome: Outcome) -> ColumnElement[bool]:
+    """The condition of what follows an outcome in that order."""
+    at, fusion_id = outcomes.c.finished_at, outcomes.c.fusion_id
+    return and_(
+        # The bound that an index can use.
+        at <= outcome.finished_at,
+        or_(at < outcome.finished_at, fusion_id < outcome.fusion_id),
+    )
 
 
 async def batch_histories(store: Store, tenant: str, batch_id: str) -> list[History]:
@@ -116,12 +175,20 @@ def _candidates(
 ) -> Mapping[str, list[StoredCandidate]]:
     columns = candidates.c
     rows = connection.execute(
-        select(columns.fusion_id, columns.body, columns.received_at, columns.is_late)
+        select(
+            columns.fusion_id,
+            columns.body,
+            columns.received_at,
+            columns.is_late,
+            columns.after_rounds,
+        )
         .where(columns.fusion_id.in_(fusion_ids))
         .order_by(columns.received_at, columns.round, columns.call)
     )
     by_fusion: defaultdict[str, list[StoredCandidate]] = defaultdict(list)
     for row in rows:
-        candidate = StoredCandidate(Candidate.decode(row.body), row.received_at, row.is_late)
+        candidate = StoredCandidate(
+            Candidate.decode(row.body), row.received_at, row.is_late, row.after_rounds
+        )
         by_fusion[row.fusion_id].append(candidate)
     return by_fusion

@@ -1,0 +1,1 @@
+"""`fusewire ablate`: what each member of a pool is worth."""
