@@ -24,8 +24,9 @@ from fusewire_cli.session import settings
 
 @dataclass(frozen=True)
 class Options:
-    """What a user asks for."""
+    """What a user asks for, and when."""
 
+    now: datetime
     views: tuple[str, ...] = selects.DEFAULT
     since: date | None = None
     full: bool = False
@@ -34,8 +35,9 @@ class Options:
 
 def options(views: Sequence[str] | None, since: str | None, *, full: bool, prune: bool) -> Options:
     """What a user asks for, as the command line says it."""
+    now = datetime.now(UTC)
     names = tuple(dict.fromkeys(views or selects.DEFAULT))
-    return Options(names, read_since(since), full=full, prune=prune)
+    return Options(now, names, _first_day(since, now), full=full, prune=prune)
 
 
 @dataclass
@@ -111,12 +113,11 @@ def export(form: FileFormat, folder: Path, options: Options, *, as_json: bool) -
             "install fusewire-cli[parquet]",
         )
     start = time.perf_counter()
-    days.keep_pandas_out()
     database = settings().database
     with days.open_reader(database) as reader, _full_disk(folder), hold(folder) as temporary:
         content = read_manifest(folder, form, _fingerprint(database), full=options.full)
         reports = {name: ViewReport() for name in options.views}
-        running = _FolderWriter(folder, temporary, form, content, datetime.now(UTC), reports)
+        running = _FolderWriter(folder, temporary, form, content, options.now, reports)
         count = _run(running, reader, database, options)
     if not count:
         note("no outcomes are stored yet")
@@ -204,13 +205,13 @@ def _fingerprint(database: Database) -> str:
     return hashlib.sha256(address.encode()).hexdigest()[:12]
 
 
-def read_since(text: str | None) -> date | None:
+def _first_day(text: str | None, now: datetime) -> date | None:
     """The first day of `--since`: a date, or a number of days before today, such as `7d`."""
     if text is None:
         return None
     try:
         if text.endswith("d"):
-            return datetime.now(UTC).date() - timedelta(days=int(text[:-1]))
+            return now.date() - timedelta(days=int(text[:-1]))
         return date.fromisoformat(text)
     except (ValueError, OverflowError):
         fail(f"--since {text} is neither a day nor a number of days", "write 2026-11-30 or 7d")

@@ -8,7 +8,6 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from datetime import date
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -121,20 +119,7 @@ def _start_child(database: Database) -> None:
     global _reader  # noqa: PLW0603 - a process of a pool has no other place for what it keeps
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    keep_pandas_out()
     _reader = connect(database)
-
-
-def keep_pandas_out() -> None:
-    """Let Arrow believe, in this process, that there is no pandas: importing it takes a second.
-
-    Arrow would import it to see whether a column is one of its series.
-    """
-    pa: Any = import_module("pyarrow")
-    if "pandas" not in sys.modules:
-        sys.modules["pandas"] = None  # type: ignore[assignment]
-        pa.array([0])
-        del sys.modules["pandas"]
 
 
 def _end_with_parent() -> None:

@@ -37,6 +37,9 @@ class _Writer(ABC):
     def close(self) -> None:  # noqa: B027 - most formats end with their last row
         """Write what ends the format."""
 
+    def abandon(self) -> None:  # noqa: B027 - most formats keep nothing back
+        """Write nothing more, not even when it is destroyed."""
+
 
 class _ParquetWriter(_Writer):
     def __init__(self, file: IO[bytes], schema: Any) -> None:
@@ -69,6 +72,9 @@ class _ParquetWriter(_Writer):
     def close(self) -> None:
         self._end_group()
         self._writer.close()
+
+    def abandon(self) -> None:
+        self._writer.is_open = False
 
 
 class _CsvWriter(_Writer):
@@ -123,10 +129,14 @@ def write_file(form: FileFormat, path: Path, schema: Any, batches: Iterable[Any]
     rows = 0
     with path.open("wb") as file:
         writer = _WRITERS[form](file, schema)
-        for batch in batches:
-            writer.write(batch)
-            rows += batch.num_rows
-        writer.close()
+        try:
+            for batch in batches:
+                writer.write(batch)
+                rows += batch.num_rows
+            writer.close()
+        except BaseException:
+            writer.abandon()
+            raise
         file.flush()
         os.fsync(file.fileno())
     return rows
