@@ -4,12 +4,15 @@ import asyncio
 import itertools
 import json
 import math
+import os
 import resource
-import subprocess
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -291,47 +294,61 @@ async def test_what_the_database_has_lost_is_kept_until_it_is_pruned(
     assert not (tmp_path / "out" / "v_outcome" / f"day={DAYS[0]}").exists()
 
 
-KILL = """
-import os, signal, sys
-from fusewire_cli.main import run
-remaining = int(sys.argv.pop(1))
-def count(call):
-    def wrapper(*args, **options):
-        global remaining
-        remaining -= 1
-        if remaining == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return call(*args, **options)
-    return wrapper
-os.fsync, os.replace = count(os.fsync), count(os.replace)
-run()
-"""
+def in_child(work: Callable[[], object], errors: Path) -> int:
+    """Run in a copy of this process, which has all modules loaded; returns its exit code."""
+    if pid := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    code = 70
+    try:
+        sys.stderr = errors.open("w")
+        work()
+        code = 0
+    except SystemExit as ended:
+        code = int(str(ended.code))
+    except BaseException:  # noqa: BLE001 - the copy must never go on with the tests
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def kill_at(calls: int) -> None:
+    """Kill this process when it syncs a file or puts one in its place for the so manieth time."""
+    numbers = itertools.count(1)
+
+    def count(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **wishes: Any) -> Any:
+            if next(numbers) == calls:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args, **wishes)
+
+        return wrapper
+
+    os.fsync, os.replace = count(os.fsync), count(os.replace)
 
 
 def test_a_killed_export_leaves_no_half_file_and_is_gone_on_with(
-    planted_sqlite: Database, tmp_path: Path, export: Export, monkeypatch: pytest.MonkeyPatch
+    planted_sqlite: Database, tmp_path: Path, export: Export
 ) -> None:
-    monkeypatch.setenv("FUSEWIRE_DATABASE__URL", planted_sqlite.url)
-    arguments = ["export", "parquet", str(tmp_path / "out"), "--view", "v_outcome", "--json"]
+    views = ("v_outcome", "v_pair")
+
+    def work(calls: int) -> None:
+        kill_at(calls)
+        export(planted_sqlite, views=views)
+
     codes = []
-    # Before the manifest, within the first file, between a file and the manifest, and so on.
-    for calls in (1, 6, 8, 11, 16, 4000):
-        ended = subprocess.run(
-            [sys.executable, "-c", KILL, str(calls), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=90,
-            check=False,
-        )
-        codes.append(ended.returncode)
+    # Before the manifest, within a file, between a file and the manifest, and so on.
+    for calls in (1, *range(4, 40, 3), 4000):
+        codes.append(in_child(partial(work, calls), tmp_path / "errors"))
         for path in (tmp_path / "out").rglob("v_*/**/*.parquet"):
             assert pq.read_metadata(path).num_rows
-    assert codes == [-9] * 5 + [0], ended.stderr
+    assert codes[:8] == [-9] * 8, (tmp_path / "errors").read_text()
+    assert codes[-1] == 0, (tmp_path / "errors").read_text()
 
-    export(planted_sqlite, "new", views=("v_outcome",))
+    export(planted_sqlite, "new", views=views)
     assert tables(tmp_path / "out") == tables(tmp_path / "new")
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"v_outcome", manifest.NAME, duckdb_views.NAME, folder.LOCK}
+    assert names == {*views, manifest.NAME, duckdb_views.NAME, folder.LOCK}
 
 
 def refused(export: Export, capsys: pytest.CaptureFixture[str], *args: Any, **wishes: Any) -> str:
@@ -410,26 +427,20 @@ def test_a_database_without_views_is_refused(
 
 
 def test_a_full_disk_leaves_no_half_file(
-    planted_sqlite: Database, tmp_path: Path, export: Export, monkeypatch: pytest.MonkeyPatch
+    planted_sqlite: Database, tmp_path: Path, export: Export
 ) -> None:
-    monkeypatch.setenv("FUSEWIRE_DATABASE__URL", planted_sqlite.url)
     done = export(planted_sqlite, "new", FileFormat.csv)
     largest = max(path.stat().st_size for path in (tmp_path / "new").rglob("*.csv"))
     limit = largest - 1
 
-    code = "from fusewire_cli.main import run; run()"
-    ended = subprocess.run(
-        [sys.executable, "-c", code, "export", "csv", str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )
+    def work() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        export(planted_sqlite, "out", FileFormat.csv)
 
-    assert ended.returncode == 1
-    assert "cannot be written: " in ended.stderr
-    assert "Traceback" not in ended.stderr
+    assert in_child(work, tmp_path / "errors") == 1
+    errors = (tmp_path / "errors").read_text()
+    assert "cannot be written: File too large" in errors
+    assert "Traceback" not in errors
     wanted = {
         path.relative_to(tmp_path / "new"): path for path in (tmp_path / "new").rglob("*.csv")
     }

@@ -106,10 +106,11 @@ def write_days(
             yield from pool.map(_write_in_child, jobs)
         except BrokenProcessPool:
             raise Transient("a process of the export was killed; memory may be short") from None
-        finally:
+        except BaseException:
             # Whoever interrupts does not wait for the days that are being written.
             for child in multiprocessing.active_children():
                 child.terminate()
+            raise
 
 
 _reader: Reader | None = None
