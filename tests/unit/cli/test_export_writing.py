@@ -28,7 +28,7 @@ COLUMNS = (
 )
 SCHEMA = arrow_schema(COLUMNS)
 AT = datetime(2026, 3, 4, 5, 6, 7, 89, tzinfo=UTC)
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"words": '=1+1,"x"\r\ny', "count": 2**60, "share": 0.1, "is_right": True, "at": AT},
     {"words": "", "count": 0, "share": 1e-9, "is_right": False, "at": AT.replace(microsecond=0)},
     {"words": "Ünï ☃"},
