@@ -1,7 +1,7 @@
 """Reads the views in one read-only transaction, as batches of Arrow columns.
 
 Not through `Store` or `Analyst`: each of their statements is a transaction of its own, and they
-make a Python value of the right type of each cell, which Arrow does twenty times as fast.
+make a Python value of the right type of each cell, which Arrow does for a column at once.
 """
 
 import asyncio
