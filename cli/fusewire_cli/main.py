@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fusewire_cli.batch.app import app as batch_app
+from fusewire_cli.export import FileFormat
 from fusewire_cli.screen import QueryFormat, RowFormat, clear_errors
 
 app = typer.Typer(
@@ -377,6 +378,43 @@ def schema(
             module.check(check)
         else:
             module.show(view, as_json=json_)
+
+
+@app.command()
+def export(
+    form: Annotated[FileFormat, typer.Argument(metavar="FORMAT", help="parquet, csv or jsonl.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A new folder, or one of an earlier export.")
+    ],
+    view: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--view",
+            help="May be given again. The default is v_outcome, v_answer, v_verdict, v_pair and "
+            "v_vote.",
+        ),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option("--since", help="The first day: 2026-11-30, or 7d for seven days ago."),
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Write unchanged days too.")] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove what the database has deleted since.")
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Write stored outcomes to a folder of files by day; run again, only what has changed.
+
+    FOLDER/views.duckdb.sql makes the views known to DuckDB.
+
+    Exit codes: 0 written, 1 fault, 2 bad input.
+    """
+    from fusewire_cli.export import command
+
+    with clear_errors():
+        options = command.options(view, since, full=full, prune=prune)
+        command.export(form, folder, options, as_json=json_)
 
 
 @app.command()
