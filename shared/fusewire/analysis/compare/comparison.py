@@ -4,12 +4,19 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 
 from fusewire.analysis.compare.cards import Card, SideName
 from fusewire.analysis.compare.cost_lens import Price, founder, prices
 from fusewire.analysis.compare.human import HumanVotes, count_votes
 from fusewire.analysis.compare.quality_lenses import builder, creator, skeptic
-from fusewire.analysis.compare.rows import HumanVote, Names, Pair, Rules
+from fusewire.analysis.compare.rows import (
+    HumanVote,
+    Names,
+    Pair,
+    Rules,
+    newest_by_prompt,
+)
 from fusewire.analysis.compare.trend_lens import futurist
 from fusewire.analysis.compare.verdict import Header, Look, judge_header
 
@@ -41,6 +48,10 @@ class Comparison:
     cards: tuple[Card, ...]
     panel: Panel
     votes: HumanVotes
+    judges: tuple[str, ...]
+    """Whose verdicts between the two count."""
+    notes: tuple[str, ...]
+    """What a reader has to know before believing it."""
 
     @property
     def is_skip(self) -> bool:
@@ -51,18 +62,23 @@ class Comparison:
 def compare(
     names: Names, rules: Rules, pairs: Sequence[Pair], votes: Iterable[HumanVote]
 ) -> Comparison:
-    """Compare A and B on the prompts that both had."""
+    """Compare A and B on the prompts that both had.
+
+    A prompt counts once, with its newest pair; only the trend looks at all pairs.
+    """
+    all_pairs, pairs = pairs, newest_by_prompt(pairs)
     header = judge_header(pairs, rules.margin_points)
     cards = (
         builder(pairs),
         skeptic(pairs),
-        futurist(pairs),
+        futurist(all_pairs),
         founder(pairs, rules),
         creator(names, pairs),
     )
     steps = Counter(card.step for card in cards)
     price_a, price_b = prices(pairs)
     times = [pair.at for pair in pairs]
+    judges = tuple(sorted(set(chain.from_iterable(pair.judgement.judges for pair in pairs))))
     return Comparison(
         names=names,
         rules=rules,
@@ -76,8 +92,24 @@ def compare(
         best_for_b=_best_for("b", header, cards),
         cards=cards,
         panel=Panel(steps["ship"], steps["skip"], steps["–"]),
-        votes=count_votes(pairs, votes),
+        votes=count_votes(all_pairs, votes),
+        judges=judges,
+        notes=_notes(names, header, judges),
     )
+
+
+def _notes(names: Names, header: Header, judges: Sequence[str]) -> tuple[str, ...]:
+    notes = []
+    if names.kind == "pools" and header.quality_source is None:
+        notes.append(
+            "the quality of pools can be compared only with gold labels: judges compare answers"
+            " inside a pool; cost, latency and rates are compared all the same"
+        )
+    if header.quality_source == "judge":
+        notes.append(f"quality is what {' and '.join(judges)} prefers: no labels say who is right")
+        own = [name for name in judges if name in {names.a, names.b}]
+        notes += [f"{name} judges answers of its own (self-graded)" for name in own]
+    return tuple(notes)
 
 
 _STRENGTHS = {

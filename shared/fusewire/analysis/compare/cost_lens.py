@@ -30,7 +30,7 @@ FOUNDER = Lens(
     "What does a good answer cost, and how slow is it at worst?",
     "50 × min(1, budget / USD per accepted answer) + 50 × min(1, budget / p95 latency); without a"
     " budget, the lower value of the two is it",
-    "% of A's USD per accepted answer that B saves",
+    "% saved per accepted answer",
 )
 
 
@@ -177,8 +177,7 @@ def _evidence(pairs: Sequence[Pair], usd: tuple[float, float]) -> Evidence | Non
         with_costs,
         key=lambda pair: (
             abs((pair.a.cost_usd or 0) - (pair.b.cost_usd or 0)),
-            pair.at,
-            pair.key,
+            pair.order,
         ),
     )
     return choose_evidence([largest], speaks)

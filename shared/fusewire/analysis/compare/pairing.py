@@ -5,6 +5,7 @@ Times are ISO 8601 texts or datetimes, and booleans may be 0 and 1, as the two d
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -14,6 +15,15 @@ Row = Mapping[str, Any]
 
 ANSWERED = frozenset({"fused", "selected", "voted", "single"})
 """The states of outcomes that hold an answer."""
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """What judges said of the two answers of an outcome."""
+
+    choice: Choice | None = None
+    is_flip: bool = False
+    judges: tuple[str, ...] = ()
 
 
 def pair_models(names: Names, answers: Iterable[Row], verdicts: Iterable[Row]) -> list[Pair]:
@@ -38,14 +48,14 @@ def pair_models(names: Names, answers: Iterable[Row], verdicts: Iterable[Row]) -
             by_outcome[row["outcome_id"]].setdefault(row["model"], row)
     complete = [sides for sides in by_outcome.values() if names.a in sides and names.b in sides]
     complete.sort(key=lambda sides: _order(sides[names.a]))
-    judgements = _judgements(names, verdicts)
-    replay_of = _newest_judged_replay(names, complete, judgements)
+    by_judges = _verdicts(names, verdicts)
+    replay_of = _newest_judged_replay(names, complete, by_judges)
     pairs = []
     for sides in _without_repeats(names, complete):
         a, b = sides[names.a], sides[names.b]
         replay = replay_of.get(a["prompt_hash"], "")
-        choice = judgements.get(a["outcome_id"]) or judgements.get(replay)
-        pairs.append(_pair(a["outcome_id"], _answer_side(a), _answer_side(b), a, choice))
+        verdict = by_judges.get(a["outcome_id"]) or by_judges.get(replay)
+        pairs.append(_pair(_answer_side(a), _answer_side(b), a, verdict))
     return pairs
 
 
@@ -63,11 +73,11 @@ def pair_pools(names: Names, outcomes: Iterable[Row]) -> list[Pair]:
         if row["status"] != "cancelled":
             by_prompt[row["prompt_hash"]][row["pool"]] = row
     pairs = []
-    for prompt_hash, sides in by_prompt.items():
+    for sides in by_prompt.values():
         if names.a in sides and names.b in sides:
             a, b = sides[names.a], sides[names.b]
-            pairs.append(_pair(prompt_hash, _outcome_side(a), _outcome_side(b), b, None))
-    return sorted(pairs, key=lambda pair: (pair.at, pair.key))
+            pairs.append(_pair(_outcome_side(a), _outcome_side(b), b, None))
+    return sorted(pairs, key=lambda pair: pair.order)
 
 
 def map_votes(names: Names, votes: Iterable[Row]) -> list[HumanVote]:
@@ -119,35 +129,37 @@ def _without_repeats(names: Names, complete: Sequence[Mapping[str, Row]]) -> Ite
 
 
 def _newest_judged_replay(
-    names: Names, complete: Sequence[Mapping[str, Row]], judgements: Mapping[str, Any]
+    names: Names, complete: Sequence[Mapping[str, Row]], by_judges: Mapping[str, _Verdict]
 ) -> dict[str, str]:
     rows = [sides[names.a] for sides in complete]
     return {
         row["prompt_hash"]: row["outcome_id"]
         for row in rows
-        if row["is_replay"] and row["outcome_id"] in judgements
+        if row["is_replay"] and row["outcome_id"] in by_judges
     }
 
 
-def _judgements(names: Names, verdicts: Iterable[Row]) -> dict[str, tuple[Choice, bool]]:
+def _verdicts(names: Names, rows: Iterable[Row]) -> dict[str, _Verdict]:
     """The choice between the two per outcome, and whether a judge contradicted itself.
 
     As `v_win_matrix` counts: a verdict by margin, or one that its swap confirms, and a tie where
     the two orders named one of the two each. Several judges make one choice by majority.
     """
     by_judge: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in verdicts:
+    for row in rows:
         by_judge[row["outcome_id"], row["judge_model"]].append(row)
-    choices: dict[str, list[int]] = defaultdict(list)
+    choices: dict[str, dict[str, int]] = defaultdict(dict)
     flips: set[str] = set()
-    for (outcome_id, _), rows in by_judge.items():
-        choice, is_flip = _judge_choice(names, rows)
+    for (outcome_id, judge), those in by_judge.items():
+        choice, is_flip = _judge_choice(names, those)
         if choice is not None:
-            choices[outcome_id].append(choice)
+            choices[outcome_id][judge] = choice
         if is_flip:
             flips.add(outcome_id)
     return {
-        outcome_id: (_choice(_majority(signs)), outcome_id in flips)
+        outcome_id: _Verdict(
+            _choice(_majority(list(signs.values()))), outcome_id in flips, tuple(sorted(signs))
+        )
         for outcome_id, signs in choices.items()
     }
 
@@ -210,15 +222,16 @@ def _outcome_side(row: Row) -> Side:
     )
 
 
-def _pair(key: str, a: Side, b: Side, row: Row, verdict: tuple[Choice, bool] | None) -> Pair:
-    choice, is_flip = verdict or (None, False)
+def _pair(a: Side, b: Side, row: Row, verdict: _Verdict | None) -> Pair:
+    verdict = verdict or _Verdict()
     has_judge = row["judge_model"] is not None and row["verdict_parse"] != "fallback"
     judgement = Judgement(
         outcome_id=row["outcome_id"],
-        choice=choice,
-        is_flip=is_flip,
+        choice=verdict.choice,
+        is_flip=verdict.is_flip,
         reason=row["reason"],
         judge_model=row["judge_model"] if has_judge else None,
         agreement=row["agreement"],
+        judges=verdict.judges,
     )
-    return Pair(key, as_time(row["finished_at"]), row["answer_kind"], a, b, judgement)
+    return Pair(row["prompt_hash"], as_time(row["finished_at"]), row["answer_kind"], a, b, judgement)

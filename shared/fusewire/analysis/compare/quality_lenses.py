@@ -141,4 +141,4 @@ def _failures(pairs: Sequence[Pair], name: SideName) -> str:
 def _share_text(count: int, n: int) -> str:
     interval = wilson(count, n)
     value = f"{100 * interval.value:.1f} %" if n >= LEAST_N else "–"
-    return f"{value} ({100 * interval.low:.1f} to {100 * interval.high:.1f}, n {n})"
+    return f"{value} ({100 * interval.low:.1f} to {100 * interval.high:.1f}, n {n:,})"

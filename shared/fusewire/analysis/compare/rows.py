@@ -1,6 +1,6 @@
 """What a comparison is made of: what each contestant did for the same prompt. Pure data."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -38,19 +38,26 @@ class Judgement:
     judge_model: str | None
     """None if no judge wrote the sentence."""
     agreement: float | None
+    judges: tuple[str, ...] = ()
+    """Whose verdicts `choice` is made of."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One prompt that both contestants had."""
+    """One time that both contestants had the same prompt."""
 
-    key: str
-    """The outcome of two models; the prompt_hash of two pools."""
+    prompt: str
+    """Its prompt_hash."""
     at: datetime
     answer_kind: str | None
     a: Side
     b: Side
     judgement: Judgement
+
+    @property
+    def order(self) -> tuple[datetime, str]:
+        """By what pairs are sorted: the newest is the last."""
+        return self.at, self.b.outcome_id
 
     def side(self, name: Literal["a", "b"]) -> Side:
         """One of the two sides."""
@@ -68,6 +75,16 @@ class Pair:
         """1 if the judge holds B for the better one, -1 if A, 0 if neither; None if not judged."""
         choice = self.judgement.choice
         return None if choice is None else {"a": -1, "b": 1, "tie": 0}[choice]
+
+
+def newest_by_prompt(pairs: Iterable[Pair]) -> list[Pair]:
+    """Keep the newest pair of each prompt, in the order of time.
+
+    A prompt that was given many times, as those of a suite that runs each night, tells nothing
+    more about other prompts.
+    """
+    newest = {pair.prompt: pair for pair in sorted(pairs, key=lambda pair: pair.order)}
+    return sorted(newest.values(), key=lambda pair: pair.order)
 
 
 @dataclass(frozen=True)
@@ -98,6 +115,3 @@ class Rules:
     """The most that an accepted answer may cost."""
     budget_ms: float | None = None
     """The most that the 95th percentile of the latencies may be."""
-
-
-Pairs = Sequence[Pair]

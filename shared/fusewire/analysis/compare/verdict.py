@@ -10,11 +10,11 @@
 
 B may be shipped if it is *not worse* and there is *a reason*. Not worse: the lower bound of the
 95 % interval of quality is above minus the margin (a non-inferiority test at 2.5 %, one-sided). A
-reason: one of the three differences is in B's favour beyond doubt. As three are looked at, in two
-directions, "beyond doubt" is the level of Bonferroni: 98.33 % intervals that exclude 0. So where
-nothing differs, something is shipped at most 5 times in 100, whatever the three have to do with
-each other. Both conditions must hold, so that they need no further adjustment (Berger,
-"Multiparameter hypothesis testing and acceptance sampling", Technometrics 24, 1982).
+reason: one of the three differences is in B's favour beyond doubt, which is that its 99 % interval
+excludes 0. As three are looked at, where nothing differs something is shipped at most 3 times in
+100 (Bonferroni), whatever the three have to do with each other. Both conditions must hold, so that
+they need no further adjustment (Berger, "Multiparameter hypothesis testing and acceptance
+sampling", Technometrics 24, 1982).
 
 The same holds for A. If only B may be shipped it is SHIP B, if only A may, SHIP A; else it is TOO
 CLOSE: nobody may, or both may, each for a reason of its own.
@@ -37,9 +37,8 @@ from fusewire.analysis.compare.quality import QualitySource, read_worths
 from fusewire.analysis.compare.rows import Pair
 from fusewire.analysis.measures import LEAST_N, Interval
 
-N_LOOKS = 3
-Z_REASON = NormalDist().inv_cdf(1 - 0.05 / (2 * N_LOOKS))
-"""Of a two-sided interval of 98.33 %."""
+Z_REASON = NormalDist().inv_cdf(0.995)
+"""Of a two-sided interval of 99 %."""
 Z_POWER = NormalDist().inv_cdf(0.8)
 
 Decision = Literal["SHIP A", "SHIP B", "TOO CLOSE"]
@@ -226,7 +225,7 @@ def _because(header: Header) -> str:
         return _because_too_close(header, header.quality.interval)
     name = header.decision[-1]
     reasons = header.reasons_a if name == "A" else header.reasons_b
-    return f"{name} is not worse by {header.margin_points:g} points or more, and {_and(reasons)}"
+    return f"{name} is {_and(reasons)}, and not worse by {header.margin_points:g} points or more"
 
 
 def _because_too_close(header: Header, quality: Interval) -> str:
