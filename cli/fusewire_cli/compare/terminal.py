@@ -34,7 +34,7 @@ def render(comparison: Comparison) -> str:
     for card in comparison.cards:
         lines += ["", *_card(card)]
     lines += ["", *_wrap(words.RULE, 0), *_wrap(words.STEP_RULE, 0)]
-    return "\n".join(lines)
+    return "\n".join(map(_plain, lines))
 
 
 def _looks(comparison: Comparison) -> list[str]:
@@ -65,7 +65,7 @@ def _card(card: Card) -> list[str]:
     lines += _wrap(f"= {card.formula}", 2)
     if card.evidence:
         evidence = card.evidence
-        sentence = textwrap.shorten(_plain(evidence.sentence), 300, placeholder=" …")
+        sentence = textwrap.shorten(evidence.sentence, 300, placeholder=" …")
         lines += _wrap(f"{evidence.speaks}, {evidence.author}: “{sentence}”", 2)
         lines.append(f"    fusewire trace {evidence.outcome_id}")
     return lines

@@ -63,11 +63,11 @@ def _price(pairs: Sequence[Pair], name: SideName) -> Price:
     is_priced = n_unpriced <= MOST_UNPRICED * len(sides)
     if spending and len(spending.costs[name]) >= LEAST_N and is_priced:
         n_accepted = sum(spending.accepted[name])
-        usd_per_accepted = sum(spending.costs[name]) / n_accepted if n_accepted else None
+        usd_per_accepted = math.fsum(spending.costs[name]) / n_accepted if n_accepted else None
     return Price(
         n=len(sides),
         n_unpriced=n_unpriced,
-        usd_per_1000=1000 * sum(costs) / len(costs) if costs else None,
+        usd_per_1000=1000 * math.fsum(costs) / len(costs) if costs else None,
         usd_per_accepted=usd_per_accepted,
         accepted_means=spending.means if spending else None,
         p95_ms=quantile(latencies, 0.95) if len(latencies) >= LEAST_N else None,

@@ -165,7 +165,10 @@ def _verdicts(names: Names, rows: Iterable[Row]) -> dict[str, _Verdict]:
 
 
 def _judge_choice(names: Names, rows: Sequence[Row]) -> tuple[int | None, bool]:
-    """A judge's choice, None if none counts, and whether it contradicted itself."""
+    """A judge's choice, None if none counts, and whether it contradicted itself.
+
+    A comparison that both orders confirm settles an earlier contradiction.
+    """
     steady = [_sign(names, row) for row in rows if row["is_by_margin"] or row["is_consistent"]]
     if steady:
         return _majority(steady), False
@@ -234,4 +237,6 @@ def _pair(a: Side, b: Side, row: Row, verdict: _Verdict | None) -> Pair:
         agreement=row["agreement"],
         judges=verdict.judges,
     )
-    return Pair(row["prompt_hash"], as_time(row["finished_at"]), row["answer_kind"], a, b, judgement)
+    return Pair(
+        row["prompt_hash"], as_time(row["finished_at"]), row["answer_kind"], a, b, judgement
+    )
