@@ -12,7 +12,6 @@ from fusewire.analysis.compare import Comparison, Rules
 from fusewire.settings import Database
 from fusewire.store.engine import Store
 from fusewire.testing.planted import JudgeTruth, MemberTruth, PoolTruth, Truth, fill
-from fusewire_cli import session
 from fusewire_cli.compare import command
 from fusewire_cli.compare.reading import Selection
 
@@ -290,4 +289,3 @@ def test_the_command_prints_writes_and_fails_as_told(
     assert (kept.exit_code, wrong.exit_code, unwritten.exit_code) == (0, 2, 2)
     assert "write --fail-if skip" in wrong.stderr
     assert "name another file" in unwritten.stderr
-    assert session.settings is not command.settings

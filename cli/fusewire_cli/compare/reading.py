@@ -8,8 +8,8 @@ from fusewire.analysis.compare import HumanVote, Names, Pair, map_votes, pair_mo
 from fusewire.store.analyst import Analyst
 from fusewire_cli.screen import fail, note
 
-MOST_OUTCOMES = 250_000
-"""More do not make a verdict surer, but need gigabytes."""
+MOST_OUTCOMES = 100_000
+"""The newest of more: they would hardly narrow an interval, but need gigabytes."""
 
 Kind = Literal["models", "pools"]
 

@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from fusewire.analysis.compare import HumanVote, Judgement, Names, Pair, Rules, Side, compare
+from fusewire.analysis.compare import (
+    HumanVote,
+    Judgement,
+    Names,
+    Pair,
+    Panel,
+    Rules,
+    Side,
+    compare,
+)
 from fusewire.analysis.compare.cost_lens import founder, prices
 from fusewire.analysis.compare.quality_lenses import builder, creator, harm, skeptic
 from fusewire.analysis.compare.trend_lens import futurist, slope
@@ -274,7 +283,9 @@ def test_a_slope_by_hand() -> None:
 
 def test_evidence_is_of_the_surest_then_the_newest_outcome() -> None:
     pairs = judged(0, 60)
-    pairs[10] = replace(pairs[10], judgement=replace(pairs[10].judgement, agreement=0.9))
+    pairs[10] = replace(
+        pairs[10], judgement=replace(pairs[10].judgement, agreement=0.9, outcome_id="o9999")
+    )
     pairs[12] = replace(pairs[12], judgement=replace(pairs[12].judgement, agreement=0.9))
     pairs[40] = replace(
         pairs[40], judgement=replace(pairs[40].judgement, agreement=1.0, reason="  ")
@@ -314,16 +325,20 @@ def test_the_panel_counts_the_cards() -> None:
     assert not comparison.is_skip
 
 
-def test_more_skips_than_ships_are_a_skip() -> None:
-    pairs = [
-        replace(pair, b=replace(pair.b, is_answered=number % 4 > 0, is_clean=number % 4 > 0))
-        for number, pair in enumerate(labelled(400, 0.01, 900.0, 0))
-    ]
-    comparison = compare(NAMES, Rules(margin_points=100), pairs, [])
-
-    assert comparison.header.decision == "SHIP A"
-    assert comparison.panel.skip > comparison.panel.ship
-    assert comparison.is_skip
+@pytest.mark.parametrize(
+    ("decision", "panel", "is_skip"),
+    [
+        ("SHIP A", Panel(3, 2, 0), True),
+        ("TOO CLOSE", Panel(1, 2, 2), True),
+        ("TOO CLOSE", Panel(2, 2, 1), False),
+        ("SHIP B", Panel(2, 3, 0), True),
+        ("SHIP B", Panel(0, 0, 5), False),
+    ],
+)
+def test_what_counts_as_a_skip(decision: Any, panel: Panel, is_skip: bool) -> None:
+    comparison = compare(NAMES, Rules(), judged(40, 20), [])
+    header = replace(comparison.header, decision=decision)
+    assert replace(comparison, header=header, panel=panel).is_skip is is_skip
 
 
 def test_a_judge_of_its_own_answers_is_noted() -> None:
@@ -350,4 +365,5 @@ def test_votes_stand_apart() -> None:
     assert (comparison.votes.for_a, comparison.votes.for_b) == (10, 50)
     # Both say b 40 times and a 10 times of 60; by chance 40·50 + 20·10 of 3600.
     assert comparison.votes.kappa == pytest.approx((50 / 60 - 2200 / 3600) / (1 - 2200 / 3600))
-    assert compare(NAMES, Rules(), pairs, people[:29]).votes.kappa is None
+    assert compare(NAMES, Rules(), pairs, people[30:]).votes.kappa is not None
+    assert compare(NAMES, Rules(), pairs, people[31:]).votes.kappa is None

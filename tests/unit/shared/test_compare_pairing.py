@@ -195,7 +195,7 @@ def test_times_as_sqlite_writes_them() -> None:
 
 
 def test_whom_a_vote_is_for() -> None:
-    votes = [
+    votes: list[dict[str, Any]] = [
         {"choice": "m1", "choice_model": "x", "winner_model": "y"},
         {"choice": "fused", "choice_model": None, "winner_model": "y"},
         {"choice": "tie", "choice_model": None, "winner_model": "x"},
