@@ -46,12 +46,12 @@ def round_up(count: int) -> int:
     return -(-count // step) * step
 
 
-def interval(bounds: Interval | None, form: str = "+.1f", scale: float = 1.0) -> str:
+def interval(bounds: Interval | None, form: str = "+z.1f", scale: float = 1.0) -> str:
     """`+1.2 (-0.3 to +2.7)`."""
     if bounds is None:
         return DASH
     value, low, high = (
-        format(scale * number + 0.0, form) for number in (bounds.value, bounds.low, bounds.high)
+        format(scale * number, form) for number in (bounds.value, bounds.low, bounds.high)
     )
     return f"{value} ({low} to {high})"
 
@@ -66,7 +66,7 @@ def cost(look: Look) -> tuple[str, str]:
     """The difference in cost, and what each costs."""
     if look.interval is None or look.a is None or look.b is None:
         return DASH, f"{look.n:,} prompts have both prices; {LEAST_N} are the least"
-    text = f"{interval(look.interval, '+.4g', 1000)} USD per 1,000 prompts"
+    text = f"{interval(look.interval, '+z.4g', 1000)} USD per 1,000 prompts"
     return text, f"A {usd(1000 * look.a)}, B {usd(1000 * look.b)}"
 
 
@@ -74,7 +74,7 @@ def latency(look: Look) -> tuple[str, str]:
     """The median difference in latency, and both medians."""
     if look.interval is None or look.a is None or look.b is None:
         return DASH, f"{look.n:,} prompts have both latencies; {LEAST_N} are the least"
-    return f"{interval(look.interval, '+,.0f')} ms", f"medians: A {look.a:,.0f}, B {look.b:,.0f}"
+    return f"{interval(look.interval, '+z,.0f')} ms", f"medians: A {look.a:,.0f}, B {look.b:,.0f}"
 
 
 def usd(amount: float | None) -> str:

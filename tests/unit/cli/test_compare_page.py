@@ -189,6 +189,11 @@ def test_how_many_more_are_rounded_up() -> None:
     assert [words.round_up(n) for n in (7, 99, 101, 1234, 12_001)] == [7, 99, 110, 1300, 13_000]
 
 
+def test_zero_has_no_minus() -> None:
+    assert words.interval(Interval(-0.01, -0.04, 0.01)) == "+0.0 (+0.0 to +0.0)"
+    assert words.interval(Interval(-0.0123, -0.02, 0.01), "+z.4g", 1000) == "-12.3 (-20 to +10)"
+
+
 # -- JSON -----------------------------------------------------------------------------------------
 
 
