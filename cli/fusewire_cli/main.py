@@ -276,6 +276,69 @@ def ablate(
 
 
 @app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="The model or pool in use.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The one that may take its place.")],
+    models: Annotated[bool, typer.Option("--models", help="The names are models.")] = False,
+    pools: Annotated[bool, typer.Option("--pools", help="The names are pools.")] = False,
+    pool: Annotated[
+        str | None, typer.Option("--pool", help="Compare models on outcomes of this pool only.")
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option("--judge", help="Count only this judge's verdicts on models.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", help="How far to look back: 7d, 12h, or a date.")
+    ] = None,
+    margin: Annotated[
+        float,
+        typer.Option(
+            "--margin", min=0, max=100, help="Points of 100 prompts that may be lost for a price."
+        ),
+    ] = 3.0,
+    budget_usd: Annotated[
+        float | None,
+        typer.Option("--budget-usd", min=0, help="The most that an accepted answer may cost."),
+    ] = None,
+    budget_ms: Annotated[
+        float | None,
+        typer.Option("--budget-ms", min=0, help="The most that 95 of 100 answers may take."),
+    ] = None,
+    json_: JsonOption = False,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write a page too, in one file."),
+    ] = None,
+    fail_if: Annotated[
+        str | None,
+        typer.Option(
+            "--fail-if",
+            metavar="skip",
+            help="End with 3 if the verdict is SHIP A, or more lenses say skip than ship.",
+        ),
+    ] = None,
+) -> None:
+    """Say which of two models or pools to ship, on the prompts that both had.
+
+    SHIP B if B is not worse by the margin, and better, cheaper or faster beyond doubt; else SHIP A
+    if that holds for A; else TOO CLOSE, with how many more prompts would tell.
+
+    Exit codes: 0 compared, 1 fault, 2 bad input or nothing to compare, 3 skip (`--fail-if`).
+    """
+    from fusewire.analysis.compare import Rules
+    from fusewire_cli.compare import command
+
+    with clear_errors():
+        command.run(
+            a,
+            b,
+            command.select(models, pools, pool=pool, judge=judge, since=since),
+            Rules(margin, budget_usd, budget_ms),
+            command.Output(json_, html, fail_if),
+        )
+
+
+@app.command()
 def query(
     sql: Annotated[
         str | None,

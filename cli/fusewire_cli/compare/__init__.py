@@ -1,0 +1,1 @@
+"""`fusewire compare`: which of two models or pools to ship."""

@@ -1,0 +1,105 @@
+"""`fusewire compare`: which of two models or two pools to ship."""
+
+import asyncio
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NoReturn
+
+from fusewire.analysis.compare import Comparison, Names, Rules
+from fusewire.analysis.compare import compare as compare_pairs
+from fusewire.settings import Database
+from fusewire.store.analyst import Analyst, QueryError
+from fusewire_cli.compare import reading, terminal
+from fusewire_cli.screen import EXIT_SOME_FAILED, fail, note
+from fusewire_cli.session import settings
+
+TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True)
+class Output:
+    """How the result is given."""
+
+    as_json: bool = False
+    html: Path | None = None
+    fail_if: str | None = None
+
+
+def select(
+    models: bool, pools: bool, *, pool: str | None, judge: str | None, since: str | None
+) -> reading.Selection:
+    """What the options choose; fails if they contradict each other."""
+    if models and pools:
+        fail("--models and --pools contradict each other", "leave one out")
+    kind: reading.Kind | None = "models" if models else None
+    return reading.Selection("pools" if pools else kind, pool, judge, parse_since(since))
+
+
+def run(a: str, b: str, selection: reading.Selection, rules: Rules, output: Output) -> None:
+    """Compare, and print; exit code 3 if `fail_if` holds."""
+    if output.fail_if not in {None, "skip"}:
+        fail(f"--fail-if knows no '{output.fail_if}'", "write --fail-if skip")
+    comparison = asyncio.run(compare(settings().database, a, b, selection, rules))
+    if output.html:
+        from fusewire_cli.compare import html
+
+        try:
+            output.html.write_text(html.render(comparison), encoding="utf-8")
+        except OSError as exc:
+            fail(f"{output.html} cannot be written: {exc.strerror}", "name another file")
+        note(f"fusewire: wrote {output.html}")
+    print(as_json(comparison) if output.as_json else terminal.render(comparison))
+    if output.fail_if and comparison.is_skip:
+        raise SystemExit(EXIT_SOME_FAILED)
+
+
+async def compare(
+    database: Database, a: str, b: str, selection: reading.Selection, rules: Rules
+) -> Comparison:
+    """Read what is stored, and compare; fails with exit code 2 if there is nothing to compare."""
+    try:
+        async with Analyst(database, timeout_s=TIMEOUT_S, trusted=True) as analyst:
+            names, pairs, votes = await reading.read(analyst, a, b, selection)
+    except QueryError as exc:
+        fail(exc.what, exc.mend)
+    if not pairs:
+        _fail_empty(names, selection)
+    return compare_pairs(names, rules, pairs, votes)
+
+
+def _fail_empty(names: Names, selection: reading.Selection) -> NoReturn:
+    mend = "fuse the same prompts with both pools"
+    if names.kind == "models":
+        mend = "fuse prompts with a pool of both"
+    if selection.since or selection.pool:
+        mend += ", or leave out --since and --pool"
+    fail(f"no prompt has outcomes of both {names.a} and {names.b}", mend)
+
+
+def as_json(comparison: Comparison) -> str:
+    """The comparison as one JSON document."""
+    document = dataclasses.asdict(comparison) | {"is_skip": comparison.is_skip}
+    return json.dumps(document, default=_plain, ensure_ascii=False)
+
+
+def _plain(value: Any) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def parse_since(text: str | None) -> datetime | None:
+    """A time from `7d`, `12h` or an ISO 8601 date or time (UTC, if it names no zone)."""
+    if text is None:
+        return None
+    if match := re.fullmatch(r"(\d{1,5})([dh])", text):
+        count = int(match[1])
+        span = timedelta(days=count) if match[2] == "d" else timedelta(hours=count)
+        return datetime.now(UTC) - span
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        fail(f"--since cannot be '{text}'", "write 7d, 12h, or a date such as 2026-11-01")
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time
