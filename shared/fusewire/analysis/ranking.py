@@ -15,6 +15,23 @@ RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
+class PairResult:
+    """A comparison of two models. Of a tie, either is the winner."""
+
+    winner: str
+    loser: str
+    is_tie: bool = False
+
+
+@dataclass(frozen=True)
+class PairGroup:
+    """Outcomes whose comparisons had the same results: `count` of them."""
+
+    results: tuple[PairResult, ...]
+    count: int = 1
+
+
+@dataclass(frozen=True)
 class PairCount:
     """How two models fared against each other. `model` sorts before `opponent`."""
 
@@ -82,8 +99,25 @@ def matrix(pairs: Iterable[PairCount]) -> tuple[MatrixCell, ...]:
     return tuple(sorted(cells, key=lambda cell: (cell.model, cell.opponent)))
 
 
+def count_pairs(groups: Iterable[PairGroup]) -> tuple[PairCount, ...]:
+    """How often each model beat each other one."""
+    sums: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
+    for group in groups:
+        for pair, place in map(_place, group.results):
+            sums[pair][place] += group.count
+    return tuple(PairCount(*pair, *counts) for pair, counts in sorted(sums.items()))
+
+
+def _place(result: PairResult) -> tuple[tuple[str, str], int]:
+    """The pair in its order, and 0, 1 or 2: the first one won, lost or tied."""
+    pair = (min(result.winner, result.loser), max(result.winner, result.loser))
+    if result.is_tie:
+        return pair, 2
+    return pair, 0 if pair[0] == result.winner else 1
+
+
 def strengths(
-    pairs: Sequence[PairCount], *, seed: int, resamples: int = RESAMPLES
+    groups: Sequence[PairGroup], *, seed: int, resamples: int = RESAMPLES
 ) -> tuple[Strength, ...]:
     """Strengths by Bradley and Terry with bootstrap 95 % intervals, the strongest model first.
 
@@ -94,16 +128,20 @@ def strengths(
     has a finite strength. The scale has a geometric mean of 1 over the models that are tied
     together.
 
-    Intervals are percentiles of a bootstrap: all n comparisons are drawn again with replacement,
-    which is one multinomial draw of n over the wins, losses and ties of all pairs. It takes
-    comparisons as independent. Those that come of one verdict on several answers are not quite,
-    so with many answers per verdict the true intervals are somewhat wider.
+    Where a verdict names the best of several answers, its winner counts as the winner over each
+    other: with one winner per set that estimates the same strengths (Azari Soufiani and others,
+    "Computing parametric ranking models via rank-breaking", ICML 2014, on top-k breakings).
+
+    Intervals are percentiles of a bootstrap of outcomes: as many outcomes as there are, are drawn
+    with replacement, each with all its comparisons, by a multinomial draw over the groups of those
+    that had the same. Comparisons of one outcome depend on each other: drawn apart, they would
+    make intervals that are too narrow.
 
     Models that no chain of comparisons ties to the largest group have no common scale with it, and
     get no strength.
 
     Args:
-        pairs: each two models once.
+        groups: outcomes, by the results of their comparisons.
         seed: of the bootstrap.
         resamples: draws of the bootstrap.
 
@@ -111,19 +149,20 @@ def strengths(
         ModuleNotFoundError: evalica is not installed.
     """
     # evalica brings pandas and scipy, and is of an extra.
-    from fusewire.analysis.bootstrap import strength_intervals  # noqa: PLC0415
+    from fusewire.analysis.bootstrap import SampleUnit, strength_intervals  # noqa: PLC0415
 
+    pairs = count_pairs(groups)
     n_by_model: dict[str, int] = defaultdict(int)
     for pair in pairs:
         n_by_model[pair.model] += pair.n
         n_by_model[pair.opponent] += pair.n
-    group = _largest_group(pairs)
-    counts = [
-        ((pair.model, pair.opponent), (pair.wins, pair.losses, pair.ties))
-        for pair in pairs
-        if pair.model in group
-    ]
-    intervals = strength_intervals(counts, seed=seed, resamples=resamples) if counts else {}
+    models = _largest_group(pairs)
+    units = []
+    for group in groups:
+        results = tuple(_place(it) for it in group.results if it.winner in models)
+        if results and group.count:
+            units.append(SampleUnit(results, group.count))
+    intervals = strength_intervals(units, seed=seed, resamples=resamples) if units else {}
     ranks = [
         Strength(model, n, intervals.get(model) if n >= LEAST_N else None)
         for model, n in n_by_model.items()
