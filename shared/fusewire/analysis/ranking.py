@@ -130,7 +130,7 @@ def strengths(
 
     Where a verdict names the best of several answers, its winner counts as the winner over each
     other: with one winner per set that estimates the same strengths (Azari Soufiani and others,
-    "Computing parametric ranking models via rank-breaking", ICML 2014, on top-k breakings).
+    "Generalized method-of-moments for rank aggregation", NIPS 2013, on top-k breakings).
 
     Intervals are percentiles of a bootstrap of outcomes: as many outcomes as there are, are drawn
     with replacement, each with all its comparisons, by a multinomial draw over the groups of those
@@ -148,21 +148,12 @@ def strengths(
     Raises:
         ModuleNotFoundError: evalica is not installed.
     """
-    # evalica brings pandas and scipy, and is of an extra.
-    from fusewire.analysis.bootstrap import SampleUnit, strength_intervals  # noqa: PLC0415
-
     pairs = count_pairs(groups)
     n_by_model: dict[str, int] = defaultdict(int)
     for pair in pairs:
         n_by_model[pair.model] += pair.n
         n_by_model[pair.opponent] += pair.n
-    models = _largest_group(pairs)
-    units = []
-    for group in groups:
-        results = tuple(_place(it) for it in group.results if it.winner in models)
-        if results and group.count:
-            units.append(SampleUnit(results, group.count))
-    intervals = strength_intervals(units, seed=seed, resamples=resamples) if units else {}
+    intervals = _intervals(groups, _largest_group(pairs), seed, resamples)
     ranks = [
         Strength(model, n, intervals.get(model) if n >= LEAST_N else None)
         for model, n in n_by_model.items()
@@ -170,6 +161,20 @@ def strengths(
     return tuple(
         sorted(ranks, key=lambda it: (-it.interval.value if it.interval else 0.0, it.model))
     )
+
+
+def _intervals(
+    groups: Iterable[PairGroup], models: frozenset[str], seed: int, resamples: int
+) -> dict[str, Interval]:
+    # evalica brings pandas and scipy, and is of an extra.
+    from fusewire.analysis.bootstrap import SampleUnit, strength_intervals  # noqa: PLC0415
+
+    units = []
+    for group in groups:
+        results = tuple(_place(it) for it in group.results if it.winner in models)
+        if results and group.count:
+            units.append(SampleUnit(results, group.count))
+    return strength_intervals(units, seed=seed, resamples=resamples) if units else {}
 
 
 def _largest_group(pairs: Iterable[PairCount]) -> frozenset[str]:
