@@ -78,6 +78,9 @@ class Database(Section):
     url: Annotated[str, AfterValidator(_database)] = "sqlite+aiosqlite:///.fusewire/fusewire.db"
     """`sqlite+aiosqlite:///FILE` or `postgresql+asyncpg://USER@HOST/NAME`. Unset: `fusewire.db` in
     `data_dir`."""
+    analyst_url: Annotated[str, AfterValidator(_database)] | None = None
+    """On PostgreSQL, the same database as a role that may only read the views, for SQL that people
+    write: `fusewire db analyst NAME` makes the role and prints this address."""
     pool_size: int = Field(default=5, ge=1)
     """Connections that one service keeps."""
 

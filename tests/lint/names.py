@@ -31,7 +31,7 @@ STATES = frozenset(
     {
         # States that the API, the tables and the ledger call so.
         "accepted", "cancelled", "completed", "created", "degraded", "deleted", "excluded",
-        "failed", "recorded", "settled",
+        "failed", "recorded", "settled", "trusted",
         # What tests and libraries call so.
         "expected", "nested", "shared",
     }
