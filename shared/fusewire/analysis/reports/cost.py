@@ -111,21 +111,21 @@ def cost_report(rows: CostRows, period: Period, by: CostKey) -> CostReport:
 
 
 def _cost_row(key: str, row: Row) -> CostRow:
-    outcomes, priced, labelled = (count(row, name) for name in ("outcomes", "priced", "labelled"))
+    outcomes, n_labels = count(row, "outcomes"), count(row, "labelled")
     usd, accepted = amount(row, "usd"), count(row, "accepted")
     judge_usd, labelled_usd = amount(row, "judge_usd"), amount(row, "labelled_usd")
-    has_rate = labelled >= LEAST_N and accepted and labelled_usd is not None
+    has_rate = n_labels >= LEAST_N and accepted and labelled_usd is not None
     return CostRow(
         key=key,
         outcomes=outcomes,
-        unpriced=outcomes - priced,
+        unpriced=outcomes - count(row, "priced"),
         usd=usd,
         panel_usd=amount(row, "panel_usd"),
         judge_usd=judge_usd,
         judge_share=judge_usd / usd if usd and judge_usd is not None else None,
         late_usd=amount(row, "late_usd"),
         usd_per_outcome=cost_per_outcome(row),
-        labelled=labelled,
+        labelled=n_labels,
         accepted=accepted,
         usd_per_accepted=(labelled_usd or 0.0) / accepted if has_rate else None,
     )
@@ -133,10 +133,10 @@ def _cost_row(key: str, row: Row) -> CostRow:
 
 def cost_per_outcome(row: Row) -> Interval | None:
     """The mean cost of priced outcomes, from `priced`, `usd` and `usd_squares`."""
-    priced, usd, squares = count(row, "priced"), amount(row, "usd"), amount(row, "usd_squares")
-    if priced < LEAST_N or usd is None or squares is None:
+    n, usd, squares = count(row, "priced"), amount(row, "usd"), amount(row, "usd_squares")
+    if n < LEAST_N or usd is None or squares is None:
         return None
-    interval = mean(usd, squares, priced)
+    interval = mean(usd, squares, n)
     return interval and Interval(interval.value, max(interval.low, 0.0), interval.high)
 
 
@@ -149,5 +149,5 @@ def _call_row(row: Row, role: str) -> CallCostRow:
 
 
 def _add(calls: list[CallCostRow], tier: str) -> float | None:
-    known = [row.usd for row in calls if row.tier == tier and row.usd is not None]
-    return sum(known) if known else None
+    amounts = [row.usd for row in calls if row.tier == tier and row.usd is not None]
+    return sum(amounts) if amounts else None

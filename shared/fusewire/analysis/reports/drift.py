@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 from fusewire.analysis.measures import LEAST_N, Interval, difference, wilson
@@ -117,8 +118,9 @@ def drift_report(
     drifts = tuple(
         _pool_drift(pool, _select(recent, pool), _select(earlier, pool), bounds) for pool in pools
     )
-    compared = sum(figure.change is not None for pool in drifts for figure in pool.figures)
-    return DriftReport(*periods, compared, drifts)
+    figures = chain.from_iterable(drift.figures for drift in drifts)
+    n_changes = sum(figure.change is not None for figure in figures)
+    return DriftReport(*periods, n_changes, drifts)
 
 
 def _select(rows: DriftRows, pool: str) -> DriftRows:

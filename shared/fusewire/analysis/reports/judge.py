@@ -102,7 +102,8 @@ class JudgeRows:
     votes: Rows = ()
     """`v_vote`: choice, winner, agrees."""
     labels: Rows = ()
-    """Sums of `v_outcome` with a label: n, accepted, oracle."""
+    """Sums of `v_outcome` with a label: n, accepted, oracle (of those for which any answer is
+    right) and accepted_of_oracle (of both)."""
     days: Rows = ()
     """`v_pool_day`: pool, outcomes, fallbacks."""
 
@@ -126,11 +127,11 @@ def judge_report(rows: JudgeRows) -> JudgeReport:
 
 def check_bias(count_: int, n: int, fair_rate: float | None) -> BiasTest:
     """Hold a rate against the fair one: a bias if that is outside its 95 % interval."""
-    observed = rate(count_, n)
+    share = rate(count_, n)
     if n < LEAST_N or fair_rate is None:
-        return BiasTest(observed, fair_rate, "too few")
-    is_fair = observed.low <= fair_rate <= observed.high
-    return BiasTest(observed, fair_rate, "no bias seen" if is_fair else "bias")
+        return BiasTest(share, fair_rate, "too few")
+    is_fair = share.low <= fair_rate <= share.high
+    return BiasTest(share, fair_rate, "no bias seen" if is_fair else "bias")
 
 
 def _judge_row(bias: Row, verdicts: Rows, votes: Rows, labels: Rows) -> JudgeRow:
@@ -187,5 +188,5 @@ def _label_agreement(rows: Rows) -> LabelAgreement | None:
     if not n:
         return None
     # A merge can be right where no answer is, so not every accepted outcome counts as a choice.
-    chosen = add(rows, "accepted_of_oracle")
-    return LabelAgreement(rate(accepted, n), rate(oracle, n), rate(chosen, oracle))
+    choices = add(rows, "accepted_of_oracle")
+    return LabelAgreement(rate(accepted, n), rate(oracle, n), rate(choices, oracle))

@@ -1,6 +1,7 @@
 """Who wins, as each judge sees it, and what a win costs."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -134,11 +135,15 @@ def leaderboard(rows: LeaderboardRows, options: LeaderboardOptions) -> Leaderboa
 
 
 def parse_pair_groups(rows: Rows) -> tuple[PairGroup, ...]:
-    """Groups of outcomes from their results as text, such as `a>b,a=c`."""
-    return tuple(
-        PairGroup(tuple(map(_parse_result, str(row["results"]).split(","))), count(row, "n"))
-        for row in rows
-    )
+    """Groups of outcomes from their results as text, such as `a>b,a=c`.
+
+    Databases name the results of an outcome in any order; groups with the same ones are put
+    together.
+    """
+    sums: dict[tuple[str, ...], int] = defaultdict(int)
+    for row in rows:
+        sums[tuple(sorted(str(row["results"]).split(",")))] += count(row, "n")
+    return tuple(PairGroup(tuple(map(_parse_result, texts)), n) for texts, n in sums.items())
 
 
 def _parse_result(text: str) -> PairResult:
@@ -166,14 +171,14 @@ def _pool_board(pool: str, rows: LeaderboardRows, options: LeaderboardOptions) -
 
 
 def _model_row(rows: Rows, latencies: Mapping[int, int], bounds: Sequence[int]) -> ModelRow:
-    asked, wins, labelled = (add(rows, name) for name in ("asked", "wins", "labelled"))
+    n_asked, wins, n_labels = (add(rows, name) for name in ("asked", "wins", "labelled"))
     cost_usd = add_known(rows, "cost_usd")
     return ModelRow(
         model=str(rows[0]["model"]),
         tier=str(rows[0]["tier"]),
-        asked=asked,
-        failure=rate(add(rows, "failed"), asked),
-        accuracy=rate(add(rows, "rights"), labelled) if labelled else None,
+        asked=n_asked,
+        failure=rate(add(rows, "failed"), n_asked),
+        accuracy=rate(add(rows, "rights"), n_labels) if n_labels else None,
         wins=wins,
         win_share=rate(wins, add(rows, "answered")),
         cost_usd=cost_usd,

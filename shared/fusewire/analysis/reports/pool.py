@@ -92,12 +92,11 @@ def pool_report(rows: PoolRows) -> PoolReport:
         name: group(getattr(rows, name), "pool")
         for name in ("lifts", "pairs", "ablations", "closings")
     }
-    return PoolReport(
-        tuple(
-            _pool_row(pool, days, {name: part.get((pool,), []) for name, part in parts.items()})
-            for (pool,), days in group(rows.days, "pool").items()
-        )
-    )
+    pools = []
+    for (pool,), days in group(rows.days, "pool").items():
+        own_parts = {name: part.get((pool,), []) for name, part in parts.items()}
+        pools.append(_pool_row(pool, days, own_parts))
+    return PoolReport(tuple(pools))
 
 
 def _pool_row(pool: str, days: Rows, parts: Mapping[str, list[Row]]) -> PoolRow:
@@ -130,7 +129,7 @@ def _lift_row(row: Row, pairs: Rows) -> LiftRow:
         single=_share(row, "best_single_score", n),
         oracle=_share(row, "oracle_score", n),
         lift=amount(row, "lift") if n >= LEAST_N else None,
-        paired=_paired(cells) if n_paired >= LEAST_N else None,
+        paired=_paired_lift(cells) if n_paired >= LEAST_N else None,
         n_paired=n_paired,
     )
 
@@ -139,14 +138,14 @@ def _share(row: Row, name: str, n: int) -> Rate:
     return rate(round((amount(row, name) or 0.0) * n), n)
 
 
-def _paired(cells: Rows) -> Interval:
-    fused: list[bool] = []
-    single: list[bool] = []
+def _paired_lift(cells: Rows) -> Interval:
+    fused_rights: list[bool] = []
+    single_rights: list[bool] = []
     for cell in cells:
         n = count(cell, "n")
-        fused += [bool(cell["fused_right"])] * n
-        single += [bool(cell["single_right"])] * n
-    return paired_difference(fused, single)
+        fused_rights += [bool(cell["fused_right"])] * n
+        single_rights += [bool(cell["single_right"])] * n
+    return paired_difference(fused_rights, single_rights)
 
 
 def _ablation_row(row: Row) -> AblationRow:

@@ -30,8 +30,8 @@ def add(rows: Iterable[Row], name: str) -> int:
 def add_known(rows: Iterable[Row], name: str) -> float | None:
     """The sum of a column of amounts; None where one is unknown, or where there are none."""
     amounts = [amount(row, name) for row in rows]
-    known = [value for value in amounts if value is not None]
-    return sum(known) if known and len(known) == len(amounts) else None
+    total = sum(value for value in amounts if value is not None)
+    return total if amounts and None not in amounts else None
 
 
 def group(rows: Iterable[Row], *names: str) -> dict[tuple[str, ...], list[Row]]:
@@ -53,12 +53,15 @@ def histograms(rows: Iterable[Row], name: str) -> dict[str, dict[int, int]]:
 def plain(value: Any) -> Any:
     """A report as JSON has it: dataclasses as objects, floats with six digits, ISO days."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.fields(value)
-        return {field.name: plain(getattr(value, field.name)) for field in fields}
+        value = dataclasses.asdict(value)
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
+    return _plain_scalar(value)
+
+
+def _plain_scalar(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, DIGITS)
     return value.isoformat() if isinstance(value, date | datetime) else value
