@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from fusewire.analysis.reports.cost import CostKey, cost_report
-from fusewire.analysis.reports.drift import drift_report
+from fusewire.analysis.reports.drift import DriftRows, drift_report
 from fusewire.analysis.reports.judge import judge_report
 from fusewire.analysis.reports.leaderboard import LeaderboardOptions, leaderboard
 from fusewire.analysis.reports.period import Period, parse_first_day, parse_periods
@@ -51,9 +51,9 @@ def run_leaderboard(options: ReportOptions) -> None:
     config = settings()
     which = ReportFilter(options.pool, options.judge, period)
     rows = _read(config, lambda analyst: reading.read_leaderboard(analyst, which, earlier))
-    given = LeaderboardOptions(period, bucket_bounds(), _families(config), earlier, SEED)
+    extras = LeaderboardOptions(period, bucket_bounds(), _families(config), earlier, SEED)
     try:
-        report = leaderboard(rows, given)
+        report = leaderboard(rows, extras)
     except ModuleNotFoundError as exc:
         fail(f"strengths need the library {exc.name}", "install fusewire-cli[analyst]", EXIT_FAULT)
     _finish(report, options, show.show_leaderboard, is_empty=not report.pools)
@@ -80,7 +80,7 @@ def run_drift(options: ReportOptions) -> None:
     periods = _periods(options.since or "7d", options.vs or "28d")
     which = ReportFilter(options.pool)
 
-    async def read(analyst: Analyst) -> tuple[reading.DriftRows, ...]:
+    async def read(analyst: Analyst) -> tuple[DriftRows, ...]:
         filters = [replace(which, period=period) for period in periods]
         return tuple([await reading.read_drift(analyst, each) for each in filters])
 

@@ -51,10 +51,10 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def rate_text(rate: Rate | None) -> str:
-    """A rate with its interval in percent: `57.1 % (51–63)`."""
+    """A rate with its interval in percent: `57.1 % (51.2–63.0)`."""
     if rate is None or not rate.n:
         return DASH
-    return f"{percent(rate.value)} ({100 * rate.low:.0f}–{100 * rate.high:.0f})"
+    return f"{percent(rate.value)} ({100 * rate.low:.1f}–{100 * rate.high:.1f})"
 
 
 def usd(amount: float | None) -> str:

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-TERMINAL_WIDTH = 80
 PIPE_WIDTH = 400
 """Into a file or pipe a table must not be cut to the width of a terminal that is not there."""
 
@@ -20,10 +19,12 @@ class PageTable:
 class Page:
     """Prints to stdout. rich leaves colours out where there is no terminal, or NO_COLOR is set."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int | None = None) -> None:
         from rich.console import Console
 
-        self._console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+        if width is None and not sys.stdout.isatty():
+            width = PIPE_WIDTH
+        self._console = Console(highlight=False, width=width)
 
     def title(self, text: str) -> None:
         """A heading."""
@@ -44,15 +45,17 @@ class Page:
 
         if not table.rows:
             return
-        drawn = Table(box=None, header_style="bold", pad_edge=False)
+        grid = Table(box=None, header_style="bold", pad_edge=False)
         for heading in table.headings:
-            justify = "right" if heading.endswith(">") else "left"
-            drawn.add_column(heading.rstrip(">"), justify=justify, overflow="fold")
+            is_right = heading.endswith(">")
+            grid.add_column(
+                heading.rstrip(">"), justify="right" if is_right else "left", overflow="fold"
+            )
         for row in table.rows:
-            drawn.add_row(*map(Text, row))
-        self._console.print(drawn)
+            grid.add_row(*map(Text, row))
+        self._console.print(grid)
 
     def _print(self, text: str, style: str = "") -> None:
         from rich.text import Text
 
-        self._console.print(Text(text, style=style), soft_wrap=not sys.stdout.isatty())
+        self._console.print(Text(text, style=style), soft_wrap=self._console.width == PIPE_WIDTH)

@@ -23,6 +23,7 @@ from fusewire_cli.report.page import Page, PageTable
 
 AXIS = 24
 NARROW_AXIS = 16
+BIAS_AXIS = 13
 
 
 # -- leaderboard ------------------------------------------------------------------------------
@@ -39,15 +40,11 @@ def _show_pool_board(pool: PoolBoard, report: LeaderboardReport, page: Page) -> 
     page.gap()
     page.title(f"pool {pool.pool}")
     rows = [_quality_cells(row) for row in pool.models]
-    headings = ("model", "asked>", "failed>", "labels>", "right>", "won>")
-    page.table(PageTable(headings, rows))
+    page.table(PageTable(("model", "asked>", "labels>", "right>", "won>"), rows))
     page.gap()
-    rows = [
-        (row.model, row.tier, usd(row.cost_usd), usd(row.cost_per_win_usd) if row.wins else DASH,
-         milliseconds(row.p50_ms), milliseconds(row.p95_ms))
-        for row in pool.models
-    ]  # fmt: skip
-    page.table(PageTable(("model", "tier", "USD>", "per win>", "p50>", "p95>"), rows))
+    rows = [_cost_cells(row) for row in pool.models]
+    headings = ("model", "tier", "failed>", "USD>", "per win>", "p50>", "p95>")
+    page.table(PageTable(headings, rows))
     for board in pool.boards:
         page.gap()
         _show_judge_board(board, report, page)
@@ -57,45 +54,53 @@ def _quality_cells(row: ModelRow) -> tuple[str, ...]:
     return (
         row.model,
         f"{row.asked:,}",
-        rate_text(row.failure),
         f"{row.accuracy.n:,}" if row.accuracy else DASH,
         rate_text(row.accuracy),
         rate_text(row.win_share),
     )
 
 
+def _cost_cells(row: ModelRow) -> tuple[str, ...]:
+    return (
+        row.model,
+        row.tier,
+        rate_text(row.failure),
+        usd(row.cost_usd),
+        usd(row.cost_per_win_usd) if row.wins else DASH,
+        milliseconds(row.p50_ms),
+        milliseconds(row.p95_ms),
+    )
+
+
 def _show_judge_board(board: JudgeBoard, report: LeaderboardReport, page: Page) -> None:
-    marks = [
-        mark
-        for mark, is_set in (
-            ("self-graded: it decided these outcomes itself", board.is_self_graded),
-            ("judged by its own family in part", board.has_own_family),
-        )
-        if is_set
-    ]
     page.title(f"strength as judged by {board.judge}")
-    if marks:
-        page.text(f"({'; '.join(marks)})")
-    lowest, highest = _strength_axis(board.ranks)
-    headings = ("model", "n>", "strength>", f"{lowest:.2g} … {highest:.2g}")
-    rows = [_rank_cells(row, lowest, highest) for row in board.ranks]
-    if report.earlier:
-        headings = (*headings, "earlier>", "times>")
-        rows = [
-            (*cells, _ratio_text(row.earlier), _ratio_text(row.ratio))
-            for cells, row in zip(rows, board.ranks, strict=True)
-        ]
-    page.table(PageTable(headings, rows))
-    if any(row.is_own_family for row in board.ranks):
-        page.text("* of the judge's own family")
-    if report.earlier:
-        page.text(f"earlier: {report.earlier}; times: by how much the strength grew")
+    if board.is_self_graded:
+        page.text("self-graded: this judge decided outcomes that it grades here")
+    if board.has_own_family:
+        page.text("judged by its own family: some models are of it")
+    _show_ranks(board, report, page)
     page.gap()
     page.title(f"pairs as judged by {board.judge}, ties as half")
     better = [cell for cell in board.cells if _is_shown(cell)]
     page.table(PageTable(("model", "against", "n>", "won>", "0 … 100 %"), list(map(_pair, better))))
     for ring in board.cycles:
         page.text(f"no order holds: {' beats '.join((*ring, ring[0]))}")
+
+
+def _show_ranks(board: JudgeBoard, report: LeaderboardReport, page: Page) -> None:
+    lowest, highest = _strength_axis(board.ranks)
+    rows = [_rank_cells(row, lowest, highest) for row in board.ranks]
+    headings = ("model", "n>", "strength>", f"{lowest:.2g} … {highest:.2g}")
+    page.table(PageTable(headings, rows))
+    if any(row.is_own_family for row in board.ranks):
+        page.text("* of the judge's own family")
+    if report.earlier:
+        changes = [
+            (row.model, _ratio_text(row.earlier), _ratio_text(row.ratio)) for row in board.ranks
+        ]
+        page.gap()
+        columns = ("model", f"{report.earlier}>", "grew by the factor>")
+        page.table(PageTable(columns, changes))
 
 
 def _is_shown(cell: MatrixCell) -> bool:
@@ -182,7 +187,7 @@ def _bias_cells(name: str, test: BiasTest) -> tuple[str, ...]:
         finding = {"first shown": "follows place", "longest": "follows length"}.get(
             name, "follows family"
         )
-    drawing = interval(rate.low, rate.value, rate.high, 0.0, 1.0, NARROW_AXIS + 1)
+    drawing = interval(rate.low, rate.value, rate.high, 0.0, 1.0, BIAS_AXIS)
     return name, f"{rate.n:,}", rate_text(rate), percent(test.fair_rate), drawing, finding
 
 
@@ -213,7 +218,7 @@ def _show_pool_row(row: PoolRow, page: Page) -> None:
         page.text("no labels and no votes: whether fusing is right more often is not known")
         return
     page.gap()
-    headings = ("without", "n>", "lost>", "lost at most>", "USD>", "USD per point>")
+    headings = ("without", "n>", "lost>", "lost at most>", "USD>", "USD/point>")
     page.table(PageTable(headings, [_ablation_cells(it) for it in row.ablations]))
 
 

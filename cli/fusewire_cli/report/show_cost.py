@@ -1,6 +1,5 @@
 """The reports on costs and drift on the terminal."""
 
-from fusewire.analysis.measures import LEAST_N
 from fusewire.analysis.reports.cost import CallCostRow, CostKey, CostReport, CostRow
 from fusewire.analysis.reports.drift import DriftFigure, DriftReport, Estimate, PoolDrift, Unit
 from fusewire_cli.report.drawing import DASH, bar, milliseconds, percent, usd, usd_interval
@@ -12,6 +11,7 @@ BAR = 16
 def show_cost(report: CostReport, page: Page) -> None:
     """Draw `fusewire report cost`."""
     page.text(f"{report.period} (UTC days); sums are of outcomes whose cost is known")
+    page.text("hosted and edge members: of all their answers whose cost is known")
     total = report.total
     if total is None:
         return
@@ -24,9 +24,9 @@ def show_cost(report: CostReport, page: Page) -> None:
         page.table(PageTable(headings, [_call_cells(row, most) for row in report.calls]))
         return
     most = max((row.usd or 0.0 for row in report.rows), default=0.0)
-    headings = (report.by.value, "outcomes>", "unpriced>", "USD>", "judge>", "per outcome>",
-                "per accepted>", "")  # fmt: skip
-    page.table(PageTable(headings, [_cost_cells(row, most) for row in report.rows]))
+    columns = ("outcomes>", "unpriced>", "USD>", "judge>", "per outcome>", "per accepted>", "")
+    rows = [_cost_cells(row, most) for row in report.rows]
+    page.table(PageTable((report.by.value, *columns), rows))
 
 
 def _total_rows(report: CostReport, total: CostRow) -> list[tuple[str, str, str]]:
@@ -44,10 +44,10 @@ def _total_rows(report: CostReport, total: CostRow) -> list[tuple[str, str, str]
         ("all", "unknown" if total.usd is None else f"{usd(total.usd)} USD", ""),
         part("members", total.panel_usd),
         part("judge", total.judge_usd),
-        part("hosted members, unpriced outcomes' too", report.hosted_usd),
-        part("edge members, likewise", report.edge_usd),
-        ("after the outcome, not in the sums",
-         f"{usd(total.late_usd)} USD" if total.late_usd is not None else "none known", ""),
+        part("hosted members", report.hosted_usd),
+        part("edge members", report.edge_usd),
+        ("after the outcome",
+         f"{usd(total.late_usd)} USD" if total.late_usd is not None else "none known", "in no sum"),
         ("per outcome", usd_interval(total.usd_per_outcome), ""),
         ("per accepted", accepted, f"{total.accepted:,} of {total.labelled:,} labelled"),
     ]  # fmt: skip
@@ -89,8 +89,8 @@ def show_drift(report: DriftReport, page: Page) -> None:
         _show_pool_drift(pool, page)
     page.gap()
     page.text(
-        f"{report.compared} figures compared, each with a 95 % interval:"
-        f" about {report.compared / 20:.0f} differ by chance alone"
+        f"{report.compared} figures are compared, each with a 95 % interval:"
+        " of 20 that are as they were, about one seems to differ"
     )
 
 
@@ -101,7 +101,7 @@ def _show_pool_drift(pool: PoolDrift, page: Page) -> None:
     if pool.is_reconfigured:
         page.text("the configuration was changed: what differs may be that change, and no drift")
     rows = [_figure_cells(figure) for figure in pool.figures]
-    headings = ("figure", "earlier>", "recent>", "difference>", "finding")
+    headings = ("figure", "n>", "before>", "now>", "difference>", "")
     page.table(PageTable(headings, rows))
 
 
@@ -114,28 +114,28 @@ def _figure_cells(figure: DriftFigure) -> tuple[str, ...]:
     change = DASH
     if figure.change:
         it, unit = figure.change, figure.unit
-        change = f"{_signed(it.value, unit)} ({_signed(it.low, unit)} to {_signed(it.high, unit)})"
+        bounds = f"({_with_sign(it.low, unit)}…{_with_sign(it.high, unit)})"
+        change = f"{_with_sign(it.value, unit)} {bounds}"
     return (
         name,
+        f"{figure.earlier.n:,}/{figure.recent.n:,}",
         _estimate_text(figure.earlier, figure.unit),
         _estimate_text(figure.recent, figure.unit),
         change,
-        "DIFFERS" if figure.finding == "differs" else figure.finding,
+        "" if figure.finding == "no difference seen" else figure.finding,
     )
 
 
 def _estimate_text(estimate: Estimate, unit: Unit) -> str:
     value = estimate.value
-    if value is None or estimate.n < LEAST_N:
-        text = DASH
-    elif unit == "share":
-        text = percent(value)
-    else:
-        text = usd(value) if unit == "usd" else milliseconds(value)
-    return f"{text} n {estimate.n:,}"
+    if value is None:
+        return DASH
+    if unit == "share":
+        return percent(value)
+    return usd(value) if unit == "usd" else milliseconds(value)
 
 
-def _signed(value: float, unit: Unit) -> str:
+def _with_sign(value: float, unit: Unit) -> str:
     if unit == "share":
         return f"{100 * value:+.1f}"
     return f"{value:+.4f}" if unit == "usd" else f"{value:+.0f}"
