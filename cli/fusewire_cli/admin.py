@@ -3,12 +3,15 @@
 import asyncio
 import json
 from dataclasses import asdict
+from functools import partial
 
 from fusewire.provision import TopologyConflictError, summary
-from fusewire.settings import Settings
+from fusewire.settings import Database, Settings
+from fusewire.store import migrate, summaries
+from fusewire.store.engine import Store
 from fusewire_cli.local.run_file import running_nats
 from fusewire_cli.local.runner import apply_topology, upgrade_database
-from fusewire_cli.screen import fail
+from fusewire_cli.screen import fail, note
 from fusewire_cli.session import settings
 
 
@@ -45,3 +48,23 @@ def db_upgrade() -> None:
     before, after = asyncio.run(upgrade_database(settings()))
     change = "" if before == after else f" (was {before or 'empty'})"
     print(f"schema {after}{change}")
+
+
+def db_sums() -> None:
+    """Make the sums of each day anew, and print how many days there are."""
+    n_days = asyncio.run(_rebuild_sums(settings().database))
+    print(f"sums of {n_days} {'day' if n_days == 1 else 'days'} made anew")
+
+
+async def _rebuild_sums(database: Database) -> int:
+    store = Store(database, is_patient=True)
+    try:
+        await migrate.check(store)
+        days = await store.run(summaries.days, write=False)
+        for number, day in enumerate(days, 1):
+            await store.run(partial(summaries.rebuild_day, day=day), write=True)
+            if number % 100 == 0:
+                note(f"{number} of {len(days)} days")
+        return len(days)
+    finally:
+        await store.close()

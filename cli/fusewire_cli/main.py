@@ -10,7 +10,7 @@ import typer
 
 from fusewire_cli.batch.app import app as batch_app
 from fusewire_cli.report.app import app as report_app
-from fusewire_cli.screen import RowFormat, clear_errors
+from fusewire_cli.screen import QueryFormat, RowFormat, clear_errors
 
 app = typer.Typer(
     help="Self-hosted model fusion: prompts to a pool of models, a judge, one stored outcome.",
@@ -28,7 +28,9 @@ config_app = typer.Typer(
     help="Check the configuration.", no_args_is_help=True, rich_markup_mode=None
 )
 topology_app = typer.Typer(help="Provision NATS.", no_args_is_help=True, rich_markup_mode=None)
-db_app = typer.Typer(help="Migrate the database.", no_args_is_help=True, rich_markup_mode=None)
+db_app = typer.Typer(
+    help="Migrate and maintain the database.", no_args_is_help=True, rich_markup_mode=None
+)
 dead_app = typer.Typer(
     help="Messages that no service could handle.", no_args_is_help=True, rich_markup_mode=None
 )
@@ -194,14 +196,107 @@ def rejudge(
 
 @app.command()
 def query(
-    sql: Annotated[str, typer.Argument(help="One SELECT; see the views v_outcome and v_answer.")],
-    form: FormatOption = RowFormat.table,
+    sql: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[SQL]",
+            help="One SELECT on the views (`fusewire schema`); - reads it from stdin.",
+        ),
+    ] = None,
+    form: Annotated[
+        QueryFormat, typer.Option("--format", "-f", help="How to write the rows.")
+    ] = QueryFormat.table,
+    view: Annotated[
+        str | None, typer.Option("--view", metavar="NAME", help="All of a view, in place of SQL.")
+    ] = None,
+    saved_name: Annotated[
+        str | None, typer.Option("--saved", metavar="NAME", help="A saved query, in place of SQL.")
+    ] = None,
+    save: Annotated[
+        str | None,
+        typer.Option("--save", metavar="NAME", help="Keep the query in the data folder."),
+    ] = None,
+    list_saved: Annotated[
+        bool, typer.Option("--list-saved", help="List the saved queries and what each answers.")
+    ] = False,
+    explain_view: Annotated[
+        str | None,
+        typer.Option("--explain-view", metavar="NAME", help="Print a view's meaning and its SQL."),
+    ] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option("--param", metavar="NAME=VALUE", help="The value of `:name`; again for each."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write a file.")
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.1, max=86_400, help="Seconds it may take.")
+    ] = 30.0,
+    max_rows: Annotated[
+        int | None,
+        typer.Option(
+            "--max-rows",
+            min=0,
+            help="Rows at most, 0 for all; the default is 10,000 for a table, else 1,000,000.",
+        ),
+    ] = None,
+    as_owner: Annotated[
+        bool,
+        typer.Option(
+            "--as-owner",
+            help="On PostgreSQL without [database] analyst_url: run it as the owner of the tables, "
+            "whom a read-only transaction does not keep from everything.",
+        ),
+    ] = False,
 ) -> None:
-    """Query stored outcomes, read-only."""
+    """Query stored outcomes, read-only: SELECTs on the views, and nothing else.
+
+    Exit codes: 0 also where rows were cut, which stderr tells; 1 it took too long; 2 refused, or
+    an error in it.
+    """
     from fusewire_cli import query as module
 
     with clear_errors():
-        module.query(sql, form)
+        if list_saved:
+            module.list_saved(form)
+            return
+        if explain_view:
+            module.explain_view(explain_view)
+            return
+        source = module.Source(sql, view, saved_name)
+        request = module.Request(form, output, timeout, max_rows, as_owner, param or ())
+        if save:
+            module.save(save, source, request)
+        else:
+            module.run(source, request)
+
+
+@app.command()
+def schema(
+    view: Annotated[str | None, typer.Argument(metavar="[VIEW]", help="One view alone.")] = None,
+    json_: JsonOption = False,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            "--check",
+            metavar="FILE",
+            help="Compare with what `--json` printed earlier: 1 if a view or column of it is gone "
+            "or has another type.",
+        ),
+    ] = None,
+) -> None:
+    """Print the views that analysts query: columns, types, meanings.
+
+    Exit codes: 0 printed, or only additions; 1 removed or changed; 2 bad input.
+    """
+    from fusewire_cli import schema as module
+
+    with clear_errors():
+        if check:
+            module.check(check)
+        else:
+            module.show(view, as_json=json_)
 
 
 @app.command()
@@ -280,6 +375,39 @@ def db_upgrade() -> None:
 
     with clear_errors():
         admin.db_upgrade()
+
+
+@db_app.command("analyst")
+def db_analyst(
+    name: Annotated[str, typer.Argument(help="The role's name, such as `analysts`.")],
+    password_file: Annotated[
+        Path | None,
+        typer.Option("--password-file", metavar="FILE", help="Its password; else one is made."),
+    ] = None,
+    new_password: Annotated[
+        bool, typer.Option("--new-password", help="Make another password for a role that exists.")
+    ] = False,
+) -> None:
+    """Create a PostgreSQL role that may read the views and nothing else; print its address.
+
+    Idempotent. Run it again after an upgrade that adds views.
+    """
+    from fusewire_cli import roles
+
+    with clear_errors():
+        roles.analyst(name, password_file, reset=new_password)
+
+
+@db_app.command("sums")
+def db_sums() -> None:
+    """Make the sums by day anew, which the views of days, models and judges read.
+
+    Each day is a transaction of its own; outcomes may be stored meanwhile.
+    """
+    from fusewire_cli import admin
+
+    with clear_errors():
+        admin.db_sums()
 
 
 @dead_app.command("list")

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from fusewire.errors import EXIT_BAD_INPUT, EXIT_STORED, DamagedError, StartupError, Transient
 
@@ -24,6 +24,15 @@ class RowFormat(StrEnum):
     table = "table"
     json = "json"
     csv = "csv"
+
+
+class QueryFormat(StrEnum):
+    """How the result of a query is written."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+    parquet = "parquet"
 
 
 class ProgressStyle(StrEnum):
@@ -223,10 +232,13 @@ def rows(columns: Sequence[str], records: Sequence[Sequence[Any]], form: RowForm
         writer.writerow(columns)
         writer.writerows(records)
     else:
-        _print_table(columns, records)
+        print_table(columns, records)
 
 
-def _print_table(columns: Sequence[str], records: Sequence[Sequence[Any]]) -> None:
+def print_table(
+    columns: Sequence[str], records: Sequence[Sequence[Any]], stream: IO[str] | None = None
+) -> None:
+    """Print rows as a table to a stream; the default is stdout."""
     from rich.console import Console
     from rich.table import Table
 
@@ -235,8 +247,9 @@ def _print_table(columns: Sequence[str], records: Sequence[Sequence[Any]]) -> No
         table.add_column(column, overflow="fold")
     for record in records:
         table.add_row(*(_cell_text(cell) for cell in record))
+    stream = stream or sys.stdout
     # Piped into a file, a table must not be cut to the width of a terminal that is not there.
-    Console(width=None if sys.stdout.isatty() else 400).print(table)
+    Console(file=stream, width=None if stream.isatty() else 400).print(table)
 
 
 def _cell_text(cell: Any) -> str:

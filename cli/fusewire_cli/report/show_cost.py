@@ -6,6 +6,7 @@ from fusewire_cli.report.drawing import DASH, bar, milliseconds, percent, usd, u
 from fusewire_cli.report.page import Page, PageTable
 
 BAR = 16
+SMALL_BAR = 6
 
 
 def show_cost(report: CostReport, page: Page) -> None:
@@ -24,7 +25,7 @@ def show_cost(report: CostReport, page: Page) -> None:
         page.table(PageTable(headings, [_call_cells(row, most) for row in report.calls]))
         return
     most = max((row.usd or 0.0 for row in report.rows), default=0.0)
-    columns = ("outcomes>", "unpriced>", "USD>", "judge>", "per outcome>", "per accepted>", "")
+    columns = ("outcomes>", "unpriced>", "USD>", "judge>", "USD/outcome>", "USD/right>", "")
     rows = [_cost_cells(row, most) for row in report.rows]
     page.table(PageTable((report.by.value, *columns), rows))
 
@@ -62,7 +63,7 @@ def _cost_cells(row: CostRow, most: float) -> tuple[str, ...]:
         percent(row.judge_share, 0),
         DASH if row.usd_per_outcome is None else usd(row.usd_per_outcome.value),
         DASH if row.usd_per_accepted is None else usd(row.usd_per_accepted),
-        bar(row.usd / most if row.usd and most else None, BAR // 2),
+        bar(row.usd / most if row.usd and most else None, SMALL_BAR),
     )
 
 

@@ -158,9 +158,12 @@ def strengths(
         Strength(model, n, intervals.get(model) if n >= LEAST_N else None)
         for model, n in n_by_model.items()
     ]
-    return tuple(
-        sorted(ranks, key=lambda it: (-it.interval.value if it.interval else 0.0, it.model))
-    )
+    return tuple(sorted(ranks, key=_rank_key))
+
+
+def _rank_key(rank: Strength) -> tuple[float, str]:
+    # Rounded: equal models differ by as much as the solution is inexact.
+    return -round(rank.interval.value, 4) if rank.interval else 0.0, rank.model
 
 
 def _intervals(

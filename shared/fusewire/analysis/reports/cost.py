@@ -141,11 +141,12 @@ def cost_per_outcome(row: Row) -> Interval | None:
 
 
 def _call_row(row: Row, role: str) -> CallCostRow:
+    calls, n_unpriced, usd = count(row, "calls"), count(row, "unpriced"), amount(row, "usd")
+    if calls and n_unpriced == calls and not usd:
+        # Only failures had a cost, which was 0: nothing is known of what an answer costs.
+        usd = None
     tier = str(row["tier"]) if role == "member" else None
-    return CallCostRow(
-        str(row["model"]), tier, role, count(row, "calls"), count(row, "unpriced"),
-        amount(row, "usd"),
-    )  # fmt: skip
+    return CallCostRow(str(row["model"]), tier, role, calls, n_unpriced, usd)
 
 
 def _add(calls: list[CallCostRow], tier: str) -> float | None:

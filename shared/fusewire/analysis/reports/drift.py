@@ -27,7 +27,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class DriftFigure:
-    """A figure in both periods, and its difference."""
+    """A figure in both periods, and its difference. `cost` is the mean of an outcome."""
 
     name: str
     model: str | None
@@ -155,7 +155,7 @@ def _configs(days: Rows) -> dict[str, int]:
 def _figures(rows: DriftRows, bounds: Sequence[int]) -> _Figures:
     figures = _shares(rows.days, _SHARES, None)
     for row in rows.costs:
-        figures["cost per outcome", None, "usd"] = count(row, "priced"), cost_per_outcome(row)
+        figures["cost", None, "usd"] = count(row, "priced"), cost_per_outcome(row)
     totals = histograms([row for row in rows.latencies if row["stage"] == "total"], "pool")
     for latencies in totals.values():
         figures["p95", None, "ms"] = _p95(latencies, bounds)

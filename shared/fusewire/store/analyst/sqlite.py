@@ -15,7 +15,7 @@ import re
 import secrets
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -90,9 +90,10 @@ sqlite3.register_converter("DATE", lambda data: dt.date.fromisoformat(data.decod
 class _Guard:
     """The authorizer of one connection: allows reading our views, and remembers what it refused."""
 
-    def __init__(self, definitions: Mapping[str, str]) -> None:
-        """Args: `definitions` are the names of the views that hold a view's SQL."""
-        self._definitions = frozenset(definitions.values())
+    def __init__(self, definitions: Collection[str] = (), relations: Collection[str] = ()) -> None:
+        """Args: the names of the views that hold the views' SQL, and of all that can be read."""
+        self._definitions = frozenset(definitions)
+        self._relations = frozenset(relations)
         self.refusal: QueryRefused | None = None
         self.reads: set[tuple[str, str]] = set()
         """View and column, of each that the statement reads."""
@@ -120,10 +121,19 @@ class _Guard:
             return sqlite3.SQLITE_OK
         if table in self._definitions and view in _TYPES:
             return sqlite3.SQLITE_OK
-        if table in _TYPES and schema == "temp":
+        if table in _TYPES and (schema == "temp" or not column):
             self.reads.add((table, column))
             return sqlite3.SQLITE_OK
+        # Of what no column is read, as by COUNT(*), not only a table is reported, but also the name
+        # of a WITH clause.
+        if not column and not self._is_relation(table):
+            return sqlite3.SQLITE_OK
         return self._refuse(f"{table} is none of the views that can be queried", views_hint())
+
+    def _is_relation(self, name: str) -> bool:
+        # SQLite makes the tables of its pragmas when they are first named.
+        name = name.lower()
+        return name in self._relations or name.startswith(("sqlite_", "pragma_"))
 
     def _function(self, name: str) -> int:
         if name in FUNCTIONS:
@@ -145,7 +155,7 @@ class _Statement:
         self._deadline = 0.0
         self._connection: sqlite3.Connection | None = None
         self._cursor: sqlite3.Cursor | None = None
-        self._guard = _Guard({})
+        self._guard = _Guard()
         self._columns: list[ResultColumn] = []
         self._first: list[Row] = []
         self._fixes: list[tuple[int, Callable[[Any], Any]]] = []
@@ -154,7 +164,8 @@ class _Statement:
         """Run the statement as far as to its first rows, which its columns' types follow from."""
         with self._errors(), self._clock():
             self._connection = connection = _open(self._path)
-            self._guard = _Guard(_make_views(connection))
+            relations = _relations(connection)
+            self._guard = _Guard(_make_views(connection), relations)
             connection.execute("PRAGMA query_only = ON")
             connection.execute("PRAGMA trusted_schema = OFF")
             for limit, value in _LIMITS.items():
@@ -178,7 +189,7 @@ class _Statement:
 
     def _expected_type(self, name: str) -> ColumnType | None:
         """The type of the view's column that has this name, of those that the statement reads."""
-        types = {_TYPES[view][column] for view, column in self._guard.reads if column == name}
+        types = {_TYPES[view][column] for view, column in self._guard.reads if column == name != ""}
         return types.pop() if len(types) == 1 else None
 
     def fetch(self, n_rows: int) -> list[Row]:
@@ -280,7 +291,13 @@ def _nothing(path: Path) -> QueryError:
     )
 
 
-def _make_views(connection: sqlite3.Connection) -> dict[str, str]:
+def _relations(connection: sqlite3.Connection) -> set[str]:
+    """The names of all tables, views and virtual tables, in lower case."""
+    names = "SELECT name FROM sqlite_schema UNION SELECT name FROM pragma_module_list"
+    return {name.lower() for (name,) in connection.execute(names)}
+
+
+def _make_views(connection: sqlite3.Connection) -> Collection[str]:
     """Make views in the temporary schema; returns the names of those that read tables."""
     marks = ", ".join("?" * len(VIEWS))
     rows = connection.execute(
@@ -299,7 +316,7 @@ def _make_views(connection: sqlite3.Connection) -> dict[str, str]:
         connection.execute(f"CREATE TEMP VIEW {definitions[name]} AS {select}")
         wrapper = f"SELECT * FROM temp.{definitions[name]}"  # noqa: S608 - names of ours
         connection.execute(f"CREATE TEMP VIEW {name} AS {wrapper}")
-    return definitions
+    return definitions.values()
 
 
 def _fix(kind: ColumnType | None) -> Callable[[Any], Any] | None:

@@ -45,7 +45,7 @@ def check_verb(sql: str) -> None:
 
 def check_parameters(sql: str, parameters: Mapping[str, object]) -> None:
     """Refuse parameters that are not in the statement, and those without a value."""
-    names = set(_names(sql))
+    names = set(parameter_names(sql))
     if missing := sorted(names - set(parameters)):
         raise QueryRefused(
             f"the parameter :{missing[0]} has no value", f"give it: --param {missing[0]}=VALUE"
@@ -57,7 +57,7 @@ def check_parameters(sql: str, parameters: Mapping[str, object]) -> None:
         )
 
 
-def _names(sql: str) -> list[str]:
+def parameter_names(sql: str) -> list[str]:
     """The names of a statement's parameters, each once, in the order in which they stand."""
     matches = (match.group("name") for match in _TOKEN.finditer(sql))
     return list(dict.fromkeys(name for name in matches if name))
@@ -65,7 +65,7 @@ def _names(sql: str) -> list[str]:
 
 def number_parameters(sql: str) -> tuple[str, list[str]]:
     """Replace `:name` by PostgreSQL's `$1`. Returns the statement, and the names by number."""
-    names = _names(sql)
+    names = parameter_names(sql)
 
     def replace(match: re.Match[str]) -> str:
         name = match.group("name")
