@@ -114,7 +114,8 @@ def test_a_rate_is_held_against_what_chance_gives_for_the_answers_that_were_show
     ]  # fmt: skip
     (row,) = judge_report(JudgeRows([bias_row()], verdicts)).judges
 
-    assert row.place.fair_rate == row.length.fair_rate == pytest.approx(1 / 3)
+    assert row.place.fair_rate == pytest.approx(1 / 3)
+    assert row.length.fair_rate == pytest.approx(1 / 3)
     assert (row.place.finding, row.length.finding) == ("bias", "no bias seen")
     assert (row.family.fair_rate, row.family.finding) == (0.5, "bias")
     assert (row.flips.count, row.flips.n, row.flips.value) == (20, 100, 0.2)
