@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from fusewire.settings import EdgeModel, Member, Pool, RemoteModel, Settings, Tenant
 from fusewire.store.views import CONTRACT, VIEWS
+from fusewire_cli import schema
 from fusewire_cli.main import app
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "reference"
@@ -120,11 +121,20 @@ def views() -> str:
     lead = (
         f"Contract `{CONTRACT}`: the same names and columns on SQLite and PostgreSQL; "
         "changes are additive only.\n"
+        "[views.json](views.json) is the same for programs; `fusewire schema --check FILE` compares"
+        " a version of it\nwith the installed Fusewire.\n"
     )
     parts = [f"# Views\n\n{HEADER}\n{lead}"]
     for view in VIEWS:
-        rows = [f"## {view.name}\n", f"{view.comment}\n", "| column | meaning |", "|---|---|"]
-        rows += [f"| `{column.name}` | {column.comment} |" for column in view.columns]
+        rows = [
+            f"## {view.name}\n",
+            f"{view.comment}\n",
+            "| column | type | meaning |",
+            "|---|---|---|",
+        ]
+        rows += [
+            f"| `{column.name}` | {column.type} | {column.comment} |" for column in view.columns
+        ]
         parts.append("\n".join(rows) + "\n")
     return "\n".join(parts)
 
@@ -132,6 +142,7 @@ def views() -> str:
 def main() -> None:
     """Write the pages, or with --check say which are out of step."""
     pages = {"commands.md": commands(), "configuration.md": configuration(), "views.md": views()}
+    pages["views.json"] = schema.text(schema.contract())
     stale = [name for name, text in pages.items() if not _same(FOLDER / name, text)]
     if "--check" in sys.argv[1:]:
         if stale:

@@ -4,4 +4,4 @@ SELECT pool, member, model, COUNT(*) AS n, COUNT(latency_ms) AS n_with_latency,
   SUM(CASE WHEN status IN ('error', 'missing') THEN 1 ELSE 0 END) AS failed
 FROM v_answer
 GROUP BY pool, member, model
-ORDER BY mean_ms IS NULL, mean_ms DESC, pool, member
+ORDER BY AVG(latency_ms) IS NULL, AVG(latency_ms) DESC, pool, member

@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import make_url
 
 from fusewire.store.analyst.result import (
     CHUNK_BYTES,
+    LONGEST_VALUE,
     QueryError,
     QueryFailed,
     QueryRefused,
@@ -16,17 +17,26 @@ from fusewire.store.analyst.result import (
     ResultColumn,
     ResultRows,
     Row,
+    long_value,
     plain,
     size,
 )
-from fusewire.store.analyst.statement import number_parameters, postgresql_value, views_hint
+from fusewire.store.analyst.statement import (
+    first_word,
+    number_parameters,
+    postgresql_value,
+    views_hint,
+    without_end,
+)
 from fusewire.store.views.view import ColumnType
 
 if TYPE_CHECKING:
     import asyncpg
     from asyncpg.prepared_stmt import PreparedStatement
+    from asyncpg.types import Attribute
 
 CONNECT_S = 5
+CLOSE_S = 3
 _TYPES: dict[str, ColumnType] = {
     "bool": "boolean",
     "int2": "integer",
@@ -39,7 +49,7 @@ _TYPES: dict[str, ColumnType] = {
     "timestamptz": "timestamp",
     "timestamp": "timestamp",
 }
-_LONG_TYPES = {"text", "varchar", "bytea", "json", "xml", "bpchar"}
+"""All further types are written as text, and bytea as bytes."""
 _FIRST_ROWS = 16
 
 
@@ -101,17 +111,14 @@ async def select(
                 "SET LOCAL lock_timeout = '5s'; SET LOCAL TimeZone = 'UTC'"
             )
             async with clock.count():
-                statement, values = await _prepare(connection, sql, parameters)
-        columns = [
-            ResultColumn(attribute.name, _column_type(attribute.type.name))
-            for attribute in statement.get_attributes()
-        ]
-        if not columns:
-            raise QueryRefused("the statement returns no rows", "write a SELECT")
-        yield ResultRows(columns, _chunks(statement, values, clock, chunk_rows))
+                columns, statement, values = await _prepare(connection, sql, parameters)
+        chunks = _chunks(statement, values, clock, n_columns=len(columns), chunk_rows=chunk_rows)
+        async with contextlib.aclosing(chunks):
+            yield ResultRows(columns, chunks)
     finally:
-        # The server rolls back. A connection in the middle of a result cannot be closed in order.
-        connection.terminate()
+        # The server rolls back. Closing in order also tells it to end a statement that still runs.
+        with contextlib.suppress(Exception):
+            await connection.close(timeout=CLOSE_S)
 
 
 def _column_type(name: str) -> ColumnType | None:
@@ -120,20 +127,63 @@ def _column_type(name: str) -> ColumnType | None:
 
 async def _prepare(
     connection: "asyncpg.Connection[Any]", sql: str, parameters: Mapping[str, object]
-) -> "tuple[PreparedStatement[Any], list[Any]]":
+) -> "tuple[list[ResultColumn], PreparedStatement[Any], list[Any]]":
     text, names = number_parameters(sql)
     statement = await connection.prepare(text)
+    attributes = statement.get_attributes()
+    if not attributes:
+        raise QueryRefused("the statement returns no rows", "write a SELECT")
     types = [kind.name for kind in statement.get_parameters()]
     values = [
         postgresql_value(name, parameters[name], kind)
         for name, kind in zip(names, types, strict=True)
     ]
-    return statement, values
+    if first_word(sql) != "EXPLAIN":
+        statement = await connection.prepare(_limit(text, attributes))
+    columns = [
+        ResultColumn(attribute.name, _column_type(attribute.type.name)) for attribute in attributes
+    ]
+    return columns, statement, values
+
+
+def _limit(sql: str, attributes: "Sequence[Attribute]") -> str:
+    """A statement whose rows end with whether a value is too long, which is NULL then.
+
+    The server may build a value of 1 GB; here it would be one more, or two.
+    """
+    names, cells, lengths = [], [], []
+    for number, attribute in enumerate(attributes):
+        kind = attribute.type.name
+        names.append(f"c{number}")
+        cell = f"c{number}" if kind in _TYPES or kind == "bytea" else f"CAST(c{number} AS text)"
+        if kind not in _TYPES:
+            lengths.append(f"octet_length({cell}) > {LONGEST_VALUE}")
+            cell = f"CASE WHEN octet_length({cell}) <= {LONGEST_VALUE} THEN {cell} END"
+        cells.append(cell)
+    is_long = " OR ".join(lengths) or "FALSE"
+    # OFFSET keeps the planner from computing a value once for each time that it is named.
+    return (
+        f"SELECT {', '.join(cells)}, {is_long} FROM"  # noqa: S608 - it runs as it was written
+        f" (SELECT * FROM (\n{without_end(sql)}\n) AS inner_result OFFSET 0)"
+        f" AS result({', '.join(names)})"
+    )
+
+
+def _row(record: Any, n_columns: int) -> Row:
+    cells = tuple(map(plain, record))
+    if len(cells) > n_columns and cells[-1]:
+        raise long_value()
+    return cells[:n_columns]
 
 
 async def _chunks(
-    statement: "PreparedStatement[Any]", values: Sequence[Any], clock: _Clock, chunk_rows: int
-) -> AsyncIterator[list[Row]]:
+    statement: "PreparedStatement[Any]",
+    values: Sequence[Any],
+    clock: _Clock,
+    *,
+    n_columns: int,
+    chunk_rows: int,
+) -> AsyncGenerator[list[Row], None]:
     n_rows = min(_FIRST_ROWS, chunk_rows)
     with _errors(clock.timeout_s):
         async with clock.count():
@@ -143,7 +193,7 @@ async def _chunks(
                 records = await cursor.fetch(n_rows)
             if not records:
                 return
-            rows = [tuple(map(plain, record)) for record in records]
+            rows = [_row(record, n_columns) for record in records]
             n_bytes = sum(size(row) for row in rows)
             yield rows
             # As many as fill a chunk, if the next are as long as these.
@@ -169,7 +219,7 @@ def _errors(timeout_s: float) -> Any:
             f"the query failed: {exc}",
             f"{views_hint()}; if one of them is missing, run `fusewire db upgrade`",
         ) from None
-    except (asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as exc:
         if "multiple commands" in str(exc):
             raise QueryRefused("there is more than one statement", "run them apart") from None
         raise QueryFailed(f"the query failed: {exc}", views_hint()) from None

@@ -3,7 +3,7 @@
 import datetime as dt
 import decimal
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,14 @@ class QueryTimeout(QueryError):  # noqa: N818 - as above
         )
 
 
+def long_value() -> QueryFailed:
+    """The error for a value that is too long."""
+    return QueryFailed(
+        f"a value is longer than {LONGEST_VALUE // 1024**2} MB",
+        "select less of it, such as substr(content, 1, 1000)",
+    )
+
+
 @dataclass(frozen=True)
 class ResultColumn:
     """A column of a result. `type` is None for bytes, and where there is no value to infer it."""
@@ -59,11 +67,22 @@ class ResultRows:
     """
 
     def __init__(self, columns: Sequence[ResultColumn], chunks: AsyncIterator[list[Row]]) -> None:
-        self.columns = tuple(columns)
+        self.columns = tuple(_distinct(columns))
         self._chunks = chunks
 
     def __aiter__(self) -> AsyncIterator[list[Row]]:
         return self._chunks
+
+
+def _distinct(columns: Sequence[ResultColumn]) -> Iterator[ResultColumn]:
+    """The columns, with a number after a name that was there before."""
+    names: set[str] = set()
+    for column in columns:
+        name, number = column.name, 2
+        while name in names:
+            name, number = f"{column.name}_{number}", number + 1
+        names.add(name)
+        yield ResultColumn(name, column.type)
 
 
 def size(row: Row) -> int:

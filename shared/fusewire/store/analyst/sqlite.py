@@ -15,7 +15,7 @@ import re
 import secrets
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from fusewire.store.analyst.result import (
     ResultRows,
     Row,
     infer_type,
-    plain,
+    long_value,
     size,
 )
 from fusewire.store.analyst.statement import sqlite_value, views_hint
@@ -67,6 +67,7 @@ _LIMITS = {
 }
 _STEPS_PER_CHECK = 10_000
 """Of SQLite's machine, between two looks at the clock: a millisecond or less."""
+_STORED_DATE = re.compile(r"\d{4}-\d\d-\d\d")
 _STORED_TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}")
 
 
@@ -97,6 +98,8 @@ class _Guard:
         self.refusal: QueryRefused | None = None
         self.reads: set[tuple[str, str]] = set()
         """View and column, of each that the statement reads."""
+        self._tables: set[str] = set()
+        """The tables of the views that the statement reads."""
 
     def __call__(
         self,
@@ -117,16 +120,19 @@ class _Guard:
         )
 
     def _read(self, table: str, column: str, schema: str | None, view: str | None) -> int:
-        if view in self._definitions or table in _TABLE_FUNCTIONS:
+        if view in self._definitions:
+            self._tables.add(table)
+            return sqlite3.SQLITE_OK
+        if table in _TABLE_FUNCTIONS:
             return sqlite3.SQLITE_OK
         if table in self._definitions and view in _TYPES:
             return sqlite3.SQLITE_OK
         if table in _TYPES and (schema == "temp" or not column):
             self.reads.add((table, column))
             return sqlite3.SQLITE_OK
-        # Of what no column is read, as by COUNT(*), not only a table is reported, but also the name
-        # of a WITH clause.
-        if not column and not self._is_relation(table):
+        # What no column is read of, as by COUNT(*), is reported without its view if the view was
+        # flattened, and so is a WITH clause, under its own name.
+        if not column and (table in self._tables or not self._is_relation(table)):
             return sqlite3.SQLITE_OK
         return self._refuse(f"{table} is none of the views that can be queried", views_hint())
 
@@ -163,22 +169,13 @@ class _Statement:
     def start(self, sql: str, parameters: Mapping[str, object], n_rows: int) -> list[ResultColumn]:
         """Run the statement as far as to its first rows, which its columns' types follow from."""
         with self._errors(), self._clock():
-            self._connection = connection = _open(self._path)
-            relations = _relations(connection)
-            self._guard = _Guard(_make_views(connection), relations)
-            connection.execute("PRAGMA query_only = ON")
-            connection.execute("PRAGMA trusted_schema = OFF")
-            for limit, value in _LIMITS.items():
-                connection.setlimit(limit, value)
-            connection.set_progress_handler(self._is_late, _STEPS_PER_CHECK)
-            connection.set_authorizer(self._guard)
+            connection = self._connect()
             values = {name: sqlite_value(value) for name, value in parameters.items()}
             self._cursor = connection.execute(sql, values)
             if self._cursor.description is None:
                 raise QueryRefused("the statement returns no rows", "write a SELECT")
             names = [entry[0] for entry in self._cursor.description]
-        expected = [self._expected_type(name) for name in names]
-        self._fixes = [(i, fix) for i, kind in enumerate(expected) if (fix := _fix(kind))]
+        expected = self._expect(names)
         self._first = self.fetch(n_rows)
         # No row gives no values, but the columns are there all the same.
         samples = list(zip(*self._first, strict=True)) or [()] * len(names)
@@ -186,6 +183,27 @@ class _Statement:
             ResultColumn(name, _result_type(kind, cells))
             for name, kind, cells in zip(names, expected, samples, strict=True)
         ]
+
+    def _connect(self) -> sqlite3.Connection:
+        """Open the file, and allow nothing but reading our views."""
+        self._connection = connection = _open(self._path)
+        relations = _relations(connection)
+        self._guard = _Guard(_make_views(connection), relations)
+        connection.execute("PRAGMA query_only = ON")
+        connection.execute("PRAGMA trusted_schema = OFF")
+        for limit, value in _LIMITS.items():
+            connection.setlimit(limit, value)
+        connection.set_progress_handler(self._is_late, _STEPS_PER_CHECK)
+        connection.set_authorizer(self._guard)
+        return connection
+
+    def _expect(self, names: Sequence[str]) -> list[ColumnType | None]:
+        """The expected types of columns; prepares to convert what is computed of such types."""
+        expected = [self._expected_type(name) for name in names]
+        read_kinds = {_TYPES[view][column] for view, column in self._guard.reads if column}
+        fixes = [(i, _fix(kind, read_kinds)) for i, kind in enumerate(expected)]
+        self._fixes = [(i, fix) for i, fix in fixes if fix]
+        return expected
 
     def _expected_type(self, name: str) -> ColumnType | None:
         """The type of the view's column that has this name, of those that the statement reads."""
@@ -248,11 +266,8 @@ class _Statement:
                 "stop Fusewire and restore the file from a backup",
             )
         if code == sqlite3.SQLITE_TOOBIG:
-            limit = f"a value is longer than {LONGEST_VALUE // 1024**2} MB"
-            return QueryFailed(limit, "select less of it, such as substr(content, 1, 1000)")
-        if "one statement at a time" in str(exc):
-            return QueryRefused("there is more than one statement", "run them apart")
-        return QueryFailed(f"the query failed: {exc}", views_hint())
+            return long_value()
+        return _statement_error(exc)
 
     def interrupt(self) -> None:
         """End what runs; may be called from any thread."""
@@ -263,6 +278,14 @@ class _Statement:
         """Close the connection."""
         if self._connection is not None:
             self._connection.close()
+
+
+def _statement_error(exc: Exception) -> QueryError:
+    if "unsafe use of" in str(exc):
+        return QueryRefused("a view is named with its schema", "write its name alone")
+    if "one statement at a time" in str(exc):
+        return QueryRefused("there is more than one statement", "run them apart")
+    return QueryFailed(f"the query failed: {exc}", views_hint())
 
 
 def _open(path: Path) -> sqlite3.Connection:
@@ -319,31 +342,30 @@ def _make_views(connection: sqlite3.Connection) -> Collection[str]:
     return definitions.values()
 
 
-def _fix(kind: ColumnType | None) -> Callable[[Any], Any] | None:
+def _fix(kind: ColumnType | None, read_kinds: set[ColumnType]) -> Callable[[Any], Any] | None:
     """What makes a value of SQLite the expected type.
 
     A column of a table comes converted already, by its declared type. What is computed, as
-    `is_fallback` or MAX(finished_at), has none.
+    `is_fallback` or MAX(finished_at), has none, so it is seen by its form, in a statement that
+    reads columns of such a type.
     """
-    return {"boolean": _to_boolean, "date": _to_date, None: _to_time, "timestamp": _to_time}.get(
-        kind, plain if kind == "real" else None
-    )
+    if kind is None:
+        return _to_moment if {"timestamp", "date"} & read_kinds else None
+    return {"boolean": _to_boolean, "date": _to_moment, "timestamp": _to_moment}.get(kind)
 
 
 def _to_boolean(value: Any) -> Any:
     return bool(value) if value in (0, 1) else value
 
 
-def _to_date(value: Any) -> Any:
-    if isinstance(value, str):
+def _to_moment(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if len(value) == 26 and _STORED_TIME.fullmatch(value):
+        return _time(value)
+    if len(value) == 10 and _STORED_DATE.fullmatch(value):
         with contextlib.suppress(ValueError):
             return dt.date.fromisoformat(value)
-    return value
-
-
-def _to_time(value: Any) -> Any:
-    if isinstance(value, str) and len(value) == 26 and _STORED_TIME.fullmatch(value):
-        return _time(value)
     return value
 
 
@@ -364,13 +386,14 @@ async def select(
     loop = asyncio.get_running_loop()
     statement = _Statement(path, timeout_s)
 
-    async def chunks() -> AsyncIterator[list[Row]]:
+    async def chunks() -> AsyncGenerator[list[Row], None]:
         while rows := await loop.run_in_executor(threads, statement.fetch, chunk_rows):
             yield rows
 
     try:
         columns = await loop.run_in_executor(threads, statement.start, sql, parameters, chunk_rows)
-        yield ResultRows(columns, chunks())
+        async with contextlib.aclosing(chunks()) as remaining_chunks:
+            yield ResultRows(columns, remaining_chunks)
     finally:
         # Whoever stops early, or is cancelled, does not wait for the statement's end.
         statement.interrupt()

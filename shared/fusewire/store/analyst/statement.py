@@ -1,5 +1,6 @@
 """What is checked and changed in the text of a statement before a database sees it."""
 
+import contextlib
 import datetime as dt
 import re
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from typing import Any
 from fusewire.store.analyst.result import QueryRefused
 from fusewire.store.views import VIEWS
 
+_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
 VERBS = ("SELECT", "WITH", "VALUES", "EXPLAIN")
 _GAP = re.compile(r"(?:\s+|--[^\n]*(?:\n|$)|/\*.*?\*/|\()*", re.DOTALL)
 _TOKEN = re.compile(
@@ -31,16 +33,30 @@ def views_hint() -> str:
     return f"the views are {names}; `fusewire schema` has their columns"
 
 
+def first_word(sql: str) -> str:
+    """The first word of a statement, in capitals; comments and brackets are passed over."""
+    start = _GAP.match(sql)
+    word = re.compile(r"\w*").match(sql, start.end() if start else 0)
+    return word.group().upper() if word else ""
+
+
 def check_verb(sql: str) -> None:
     """Refuse what does not begin as a statement that reads. Raises QueryRefused."""
-    start = _GAP.match(sql)
-    rest = sql[start.end() :] if start else sql
-    verb = re.match(r"\w*", rest)
-    if not verb or verb.group().upper() not in VERBS:
+    if not first_word(sql):
+        raise QueryRefused("there is no statement", "write a SELECT")
+    if first_word(sql) not in VERBS:
         raise QueryRefused(
             "only a statement that reads is run here",
             "write a SELECT: what is stored is changed by Fusewire alone",
         )
+
+
+def without_end(sql: str) -> str:
+    """A statement without comments, and without the semicolon after it."""
+    text = _TOKEN.sub(
+        lambda match: " " if match.group().startswith(("--", "/*")) else match.group(), sql
+    )
+    return text.rstrip().removesuffix(";")
 
 
 def check_parameters(sql: str, parameters: Mapping[str, object]) -> None:
@@ -81,6 +97,10 @@ def sqlite_value(value: object) -> Any:
     if isinstance(value, dt.datetime):
         moment = value.astimezone(dt.UTC) if value.tzinfo else value
         return moment.strftime("%Y-%m-%d %H:%M:%S.%f")
+    if isinstance(value, str) and _TIME.match(value):
+        # Times are compared as texts there, so this has to be one as they are stored.
+        with contextlib.suppress(ValueError):
+            return sqlite_value(dt.datetime.fromisoformat(value))
     return value.isoformat() if isinstance(value, dt.date) else value
 
 
