@@ -17,7 +17,7 @@ MEMBERS := shared services/ingest services/dispatcher services/worker-edge servi
 TESTS := tests/contract tests/conformance tests/e2e tests/bench tests/fuzz $(wildcard tests/unit/*)
 SOURCES := $(MEMBERS) migrations tests examples
 
-.PHONY: help setup demo test test-kills test-node test-batch test-unit check format bench bench-scale bench-plots bench-doors bench-edge bench-judge bench-fusion fuzz lock docs clean
+.PHONY: help setup demo test test-kills test-node test-batch test-unit check format bench bench-scale bench-plots bench-doors bench-edge bench-judge bench-fusion bench-views fuzz lock docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -91,6 +91,9 @@ bench-judge: setup ## measure edge judges on 288 pairs of answers, with the mode
 
 bench-fusion: setup ## measure how well the strategies fuse, simulated; writes build/bench-fusion.json
 	@PYTHONPATH=tests/bench $(BIN)/python -m fusion
+
+bench-views: setup ## measure the views on OUTCOMES (1,000,000) of both databases (takes 20 GB); writes build/bench-views.json
+	@$(BIN)/python tests/bench/views.py
 
 fuzz: setup ## fuzz what reads model files; SECONDS=… for each of three readers (default 60)
 	@for target in gguf safetensors config; do \

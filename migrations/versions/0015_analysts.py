@@ -12,6 +12,10 @@ branch_labels = None
 depends_on = None
 
 PAGE = 500
+DAY = {
+    "sqlite": "date(finished_at)",
+    "postgresql": "(CAST(finished_at AT TIME ZONE 'UTC' AS date))",
+}
 SUMS = {
     "pool_days": (
         {"mode": sa.String(16), "config_hash": sa.String(12)},
@@ -88,6 +92,9 @@ def upgrade() -> None:
     op.add_column("verdicts", sa.Column("swap_of", sa.String(80)))
     op.drop_index("ix_outcomes_batch", "outcomes")
     op.create_index("ix_outcomes_batch", "outcomes", ["batch_id", "tenant"])
+    # For questions by the views' column `day`.
+    day = sa.text(DAY[op.get_bind().dialect.name])
+    op.create_index("ix_outcomes_day", "outcomes", [day])
     fill_verdicts(op.get_bind())
 
 
@@ -151,6 +158,7 @@ def swap_of(verdict: dict[str, Any], verdicts: list[dict[str, Any]]) -> str | No
 
 
 def downgrade() -> None:
+    op.drop_index("ix_outcomes_day", "outcomes")
     op.drop_index("ix_outcomes_batch", "outcomes")
     op.create_index("ix_outcomes_batch", "outcomes", ["tenant", "batch_id"])
     for column in ("swap_of", "is_by_margin", "chars", "shown"):

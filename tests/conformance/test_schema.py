@@ -43,6 +43,13 @@ BATCH_COLUMNS = """
     batch_id name status total completed failed created_at eta_at cost_usd max_cost_usd
 """
 
+# What SQLAlchemy and Alembic say of ix_outcomes_day: they cannot read an index on an expression
+# back from SQLite.
+UNREAD = pytest.mark.filterwarnings(
+    "ignore:Skipped unsupported reflection:sqlalchemy.exc.SAWarning",
+    "ignore:autogenerate skipping:UserWarning",
+)
+
 
 @pytest.fixture
 async def empty(empty_database: Database) -> Store:
@@ -54,6 +61,7 @@ async def columns(store: Store, name: str) -> list[str]:
         return list((await connection.execute(text(f"SELECT * FROM {name}"))).keys())
 
 
+@UNREAD
 async def test_the_migrations_make_the_tables_that_the_code_knows(store: Store) -> None:
     def differences(connection: Connection) -> list[object]:
         views = {view.name for view in VIEWS}
@@ -73,6 +81,7 @@ async def test_the_migrations_make_the_tables_that_the_code_knows(store: Store) 
         assert await connection.run_sync(differences) == []
 
 
+@UNREAD
 async def test_an_index_has_its_condition_on_both_databases(store: Store) -> None:
     """Alembic does not compare an index's WHERE; without it the sweeps would read every row."""
 

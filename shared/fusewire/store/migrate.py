@@ -91,11 +91,7 @@ async def upgrade(store: Store) -> tuple[str | None, str | None]:
             # is limited.
             connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_S}s'"))
         if before != head():
-            from alembic import command  # noqa: PLC0415 - takes a second or two that only a migration needs
-
-            command.upgrade(_config(connection), "head")
-            if (before or "") < FIRST_WITH_SUMS:
-                summaries.rebuild(connection)
+            _migrate(connection, before)
         _create_views(connection)
 
     try:
@@ -109,6 +105,14 @@ async def upgrade(store: Store) -> tuple[str | None, str | None]:
             "end long queries (pg_stat_activity shows them), then run `fusewire db upgrade` again",
         ) from None
     return before, await current(store)
+
+
+def _migrate(connection: Connection, before: str | None) -> None:
+    from alembic import command  # noqa: PLC0415 - takes a second or two that only a migration needs
+
+    command.upgrade(_config(connection), "head")
+    if (before or "") < FIRST_WITH_SUMS:
+        summaries.rebuild(connection)
 
 
 def _refuse_newer(have: str | None) -> None:

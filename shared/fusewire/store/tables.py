@@ -1,6 +1,7 @@
 """The tables. Judge writes `fusions` to `verdicts`, ingest the rest; analysts read only views."""
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -20,6 +21,9 @@ from sqlalchemy import (
     false,
     text,
 )
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -37,6 +41,23 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class UtcDay(FunctionElement[date]):
+    """The UTC day of a time, as the views' column `day` has it: an index on it finds their rows."""
+
+    inherit_cache = True
+
+
+@compiles(UtcDay, "sqlite")
+def _day_sqlite(element: UtcDay, compiler: SQLCompiler, **options: Any) -> str:
+    return f"date({compiler.process(element.clauses, **options)})"
+
+
+@compiles(UtcDay, "postgresql")
+def _day_postgresql(element: UtcDay, compiler: SQLCompiler, **options: Any) -> str:
+    time = compiler.process(element.clauses, **options)
+    return f"(CAST({time} AT TIME ZONE 'UTC' AS date))"
 
 
 metadata = MetaData()
@@ -197,6 +218,7 @@ outcomes = Table(
     Index("ix_outcomes_tenant", "tenant", "finished_at"),
     Index("ix_outcomes_pool", "pool", "finished_at"),
 )
+Index("ix_outcomes_day", UtcDay(outcomes.c.finished_at))
 
 answers = Table(
     "answers",

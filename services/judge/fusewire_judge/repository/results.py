@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from itertools import chain
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, false, insert, select, update
@@ -10,6 +11,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from fusewire.contracts import Candidate, Outcome, Plan, Round
 from fusewire.store import summaries
+from fusewire.store.sums import StoredOutcome
 from fusewire.store.tables import (
     answers,
     candidates,
@@ -193,21 +195,17 @@ class Results:
         """Store outcomes and close their fusions. The primary key lets there be one of each."""
         if not new_outcomes:
             return
-        answer_rows: list[dict[str, Any]] = []
-        verdict_rows: list[dict[str, Any]] = []
-        for outcome, record in new_outcomes:
-            answer_rows += [answer_row(answer, outcome, record) for answer in outcome.answers]
-            verdict_rows += [verdict_row(verdict, outcome, record) for verdict in outcome.verdicts]
-        self._connection.execute(
-            insert(outcomes), [outcome_row(outcome, record) for outcome, record in new_outcomes]
-        )
+        rows = [_stored_outcome(outcome, record) for outcome, record in new_outcomes]
+        answer_rows = list(chain.from_iterable(row.answers for row in rows))
+        verdict_rows = list(chain.from_iterable(row.verdicts for row in rows))
+        self._connection.execute(insert(outcomes), [row.outcome for row in rows])
         if answer_rows:
             self._connection.execute(insert(answers), answer_rows)
         if verdict_rows:
             self._connection.execute(insert(verdicts), verdict_rows)
         keys = [outcome.fusion_id for outcome, _ in new_outcomes]
         self._connection.execute(_CLOSE, {"keys": keys, "now": now})
-        summaries.add(self._connection, keys)
+        summaries.add(self._connection, rows)
 
     # -- due times -----------------------------------------------------------------------------
 
@@ -282,6 +280,14 @@ class Results:
         """Return the calls of a round whose candidates are stored."""
         rows = self._connection.execute(_CALLS_OF_ROUND, {"key": fusion_id, "round": round_})
         return set(rows.scalars())
+
+
+def _stored_outcome(outcome: Outcome, record: FusionRecord) -> StoredOutcome:
+    return StoredOutcome(
+        outcome_row(outcome, record),
+        [answer_row(answer, outcome, record) for answer in outcome.answers],
+        [verdict_row(verdict, outcome, record) for verdict in outcome.verdicts],
+    )
 
 
 def _candidate_key(candidate: Candidate) -> CandidateKey:

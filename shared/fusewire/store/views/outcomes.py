@@ -105,6 +105,10 @@ V_OUTCOME = View(
     "outcomes o",
 )
 
+_CANDIDATE = (
+    "FROM candidates c WHERE c.fusion_id = a.fusion_id AND c.round = a.round AND c.call = a.call"
+)
+
 V_ANSWER = View(
     "v_answer",
     "One row per member of an outcome's pool, also where it did not answer.",
@@ -135,7 +139,8 @@ V_ANSWER = View(
         text(
             "content",
             "the answer as it stood at the end",
-            "COALESCE(a.content, json_extract(c.body, '$.content'))",
+            # Not a join, which SQLite would make where the column is not asked for too.
+            f"COALESCE(a.content, (SELECT json_extract(c.body, '$.content') {_CANDIDATE}))",
             "COALESCE(a.content, c.body::json ->> 'content')",
         ),
         text("call", "the call it is from", "a.call"),
@@ -148,10 +153,38 @@ V_ANSWER = View(
         ),
         boolean("is_right", "whether its first answer is right by the gold label", "a.is_right"),
     ),
+    "answers a JOIN outcomes o ON o.fusion_id = a.fusion_id",
     "answers a JOIN outcomes o ON o.fusion_id = a.fusion_id"
     " LEFT JOIN candidates c"
     " ON c.fusion_id = a.fusion_id AND c.round = a.round AND c.call = a.call",
 )
+
+# SQLite looks a fusion's events up, and does not make all of them first, only where a column has
+# the same type in each SELECT.
+_NO_ROUND = "CAST(NULL AS integer)"
+_NO_CALL = "CAST(NULL AS varchar(80))"
+_NO_NAME = "CAST(NULL AS varchar(63))"
+_NO_PLACE = f"{_NO_ROUND}, {_NO_CALL}, {_NO_NAME}"
+_EVENTS = f"""(
+  SELECT fusion_id, submitted_at AS at, 'accepted' AS event, {_NO_ROUND} AS round,
+    {_NO_CALL} AS call, {_NO_NAME} AS model, CAST(pool AS varchar(63)) AS detail FROM prompts
+  UNION ALL
+  SELECT fusion_id, published_at, 'published', {_NO_PLACE}, {_NO_NAME}
+    FROM prompts WHERE published_at IS NOT NULL
+  UNION ALL
+  SELECT fusion_id, cancelled_at, 'cancelled', {_NO_PLACE}, {_NO_NAME}
+    FROM prompts WHERE cancelled_at IS NOT NULL
+  UNION ALL
+  SELECT fusion_id, asked_at, 'asked', round, {_NO_CALL}, {_NO_NAME}, {_NO_NAME} FROM rounds
+  UNION ALL
+  SELECT fusion_id, received_at,
+    CASE WHEN is_late THEN 'late' WHEN error_code IS NULL THEN 'answered' ELSE 'failed' END,
+    round, call, model, error_code FROM candidates
+  UNION ALL
+  SELECT fusion_id, finished_at, 'decided', {_NO_PLACE}, status FROM outcomes
+  UNION ALL
+  SELECT fusion_id, voted_at, 'voted', {_NO_PLACE}, choice FROM vote_changes
+) e"""
 
 V_EVENT = View(
     "v_event",
@@ -170,27 +203,7 @@ V_EVENT = View(
         text("model", "the model that was called", "e.model"),
         text("detail", "pool, error code, status of the outcome, or choice of a vote", "e.detail"),
     ),
-    """(
-  SELECT fusion_id, submitted_at AS at, 'accepted' AS event, CAST(NULL AS integer) AS round,
-    CAST(NULL AS varchar(80)) AS call, CAST(NULL AS varchar(63)) AS model,
-    CAST(pool AS varchar(63)) AS detail FROM prompts
-  UNION ALL
-  SELECT fusion_id, published_at, 'published', NULL, NULL, NULL, NULL
-    FROM prompts WHERE published_at IS NOT NULL
-  UNION ALL
-  SELECT fusion_id, cancelled_at, 'cancelled', NULL, NULL, NULL, NULL
-    FROM prompts WHERE cancelled_at IS NOT NULL
-  UNION ALL
-  SELECT fusion_id, asked_at, 'asked', round, NULL, NULL, NULL FROM rounds
-  UNION ALL
-  SELECT fusion_id, received_at,
-    CASE WHEN is_late THEN 'late' WHEN error_code IS NULL THEN 'answered' ELSE 'failed' END,
-    round, call, model, error_code FROM candidates
-  UNION ALL
-  SELECT fusion_id, finished_at, 'decided', NULL, NULL, NULL, status FROM outcomes
-  UNION ALL
-  SELECT fusion_id, voted_at, 'voted', NULL, NULL, NULL, choice FROM vote_changes
-) e""",
+    _EVENTS,
 )
 
 V_VOTE = View(

@@ -200,6 +200,12 @@ _PLURALITIES = """
       FROM votes t GROUP BY t.fusion_id, t.choice
     ) r WHERE r.place = 1 AND r.choice <> 'tie' AND (r.next_n IS NULL OR r.next_n < r.n)"""
 
+
+def _lift(count: str) -> str:
+    # PostgreSQL's SUM of decimals is one, which Python and Parquet know as another type.
+    return f"CAST({count} AS double precision) / t.n"
+
+
 V_LIFT = View(
     "v_lift",
     "One row per pool and source of truth: is the pool right more often than its best model?",
@@ -207,12 +213,12 @@ V_LIFT = View(
         text("pool", "the pool", "t.pool"),
         text("audit_source", "gold (labels) or votes (of people)", "t.audit_source"),
         integer("n", "outcomes with a label, or with a choice that most voters made", "t.n"),
-        real("fused_score", "share of n whose outcome is right, or was chosen", "t.fused / t.n"),
+        real("fused_score", "share of n whose outcome is right, or was chosen", _lift("t.fused")),
         text("best_fixed_single", "the model that is right or chosen most often", "t.model"),
-        real("best_single_score", "its share of n", "t.single / t.n"),
-        real("oracle_score", "share of n with any right or chosen answer", "t.oracle / t.n"),
-        real("lift", "fused_score - best_single_score", "(t.fused - t.single) / t.n"),
-        real("gap_to_oracle", "oracle_score - fused_score", "(t.oracle - t.fused) / t.n"),
+        real("best_single_score", "its share of n", _lift("t.single")),
+        real("oracle_score", "share of n with any right or chosen answer", _lift("t.oracle")),
+        real("lift", "fused_score - best_single_score", _lift("t.fused - t.single")),
+        real("gap_to_oracle", "oracle_score - fused_score", _lift("t.oracle - t.fused")),
     ),
     f"""(
   SELECT 'gold' AS audit_source, p.pool, p.n, p.fused, p.oracle, m.model, m.single
@@ -223,7 +229,7 @@ V_LIFT = View(
   ) p JOIN (
     SELECT pool, model, SUM(rights) * 1.0 AS single,
       ROW_NUMBER() OVER (PARTITION BY pool ORDER BY SUM(rights) DESC, model) AS place
-    FROM model_days GROUP BY pool, model
+    FROM model_days GROUP BY pool, model HAVING SUM(asked) > 0
   ) m ON m.pool = p.pool AND m.place = 1
   UNION ALL
   SELECT 'votes', p.pool, p.n, p.fused, p.oracle, m.model, m.single

@@ -8,7 +8,7 @@ V_VERDICT = View(
     (
         text("outcome_id", "the fusion's id", "v.fusion_id"),
         text("call", "the call", "v.call"),
-        day("v.decided_at"),
+        day("o.finished_at"),
         text("pool", "the pool", "o.pool"),
         text("mode", "best-of, merge or debate", "o.mode"),
         text("kind", "listwise, pair, or guard of a merge", "v.kind"),
@@ -85,7 +85,7 @@ V_PAIR = View(
     " Verdicts that count, without the guards of merges.",
     (
         text("outcome_id", "the fusion's id", "v.fusion_id"),
-        day("v.decided_at"),
+        day("o.finished_at"),
         text("pool", "the pool", "o.pool"),
         text("judge_model", "who judged", "v.judge_model"),
         text("call", "the call", "v.call"),

@@ -101,11 +101,11 @@ class Choice:
     error: str | None = None
 
 
-def questions(truth: Truth, rng: Random, count: int) -> Iterator[Question]:
-    """Draw prompts in the order of their submission."""
+def questions(truth: Truth, rng: Random, numbers: range, count: int) -> Iterator[Question]:
+    """Draw some of `count` prompts, in the order of their submission."""
     first_at = truth.now - timedelta(days=truth.days)
     span_ms = (truth.days * 86_400 - 600) * 1000
-    for number in range(count):
+    for number in numbers:
         elapsed_ms = int(span_ms * number / count)
         is_line = rng.random() < truth.batch_share
         yield Question(
@@ -135,9 +135,7 @@ def replies(truth: Truth, pool: PoolTruth, question: Question, rng: Random) -> l
     return panel
 
 
-def _reply(
-    truth: Truth, member: MemberTruth, place: int, question: Question, rng: Random
-) -> Reply:
+def _reply(truth: Truth, member: MemberTruth, place: int, question: Question, rng: Random) -> Reply:
     latency_ms = _lognormal(rng, member.latency_ms, member.latency_spread)
     if rng.random() < member.failure_rate:
         return Reply(member, latency_ms, None, _OWN_ERROR + place)
@@ -150,9 +148,7 @@ def _reply(
     return Reply(member, latency_ms, content, value)
 
 
-def _value(
-    truth: Truth, member: MemberTruth, place: int, question: Question, rng: Random
-) -> int:
+def _value(truth: Truth, member: MemberTruth, place: int, question: Question, rng: Random) -> int:
     if member.is_useless:
         return _OWN_ERROR + place
     luck = rng.random() if question.luck is None else question.luck
@@ -175,7 +171,7 @@ def _words(place: int, chars: int) -> str:
 def _long_text(place: int) -> str:
     letter = chr(ord("a") + place)
     words = [f"{letter}{chr(ord('a') + number)}ord" for number in range(_OWN_WORDS)]
-    rng = Random(place)  # noqa: S311 - no secret
+    rng = Random(place)
     return " ".join([*words, *rng.choices(words, k=_MOST_WORDS - _OWN_WORDS)])
 
 
@@ -265,7 +261,7 @@ class _Judge:
         if len(leaders) > 1 and len(answers) > 2:
             ballots, leaders = self._break_tie(ballots, leaders)
             rounds.append(ballots)
-        finalists = [answer for answer in answers if answer in leaders]
+        finalists = self._in_order(leaders)
         reason = REASON
         if len(finalists) > 1:
             reason = "the judges are tied; most like the others, then by weight, then by cost"
@@ -276,20 +272,20 @@ class _Judge:
         self, ballots: list[Ballot], leaders: list[Reply]
     ) -> tuple[list[Ballot], list[Reply]]:
         """Poll once more, as fusewire_judge.strategies.best_of does."""
-        answers = self._answers
         follows_place = all(ballot.winner is ballot.shown[0] for ballot in ballots)
-        if follows_place and len(answers) <= MOST_TURNS:
-            shown_first = ballots[0].shown
-            trailing = [answer for answer in shown_first if answer not in leaders]
-            orders = [self._order(answers, "turn-1", answer) for answer in trailing]
+        if follows_place and len(self._answers) <= MOST_TURNS:
+            trailing = [answer for answer in ballots[0].shown if answer not in leaders]
+            orders = [self._order(self._answers, "turn-1", answer) for answer in trailing]
             turns = self._poll("turn-1", "listwise", orders)
             return turns, _leaders([*ballots, *turns])
-        leading = [answer for answer in answers if answer in leaders]
-        first_two = sorted(leading, key=self._preference)[:2]
-        pair = [answer for answer in answers if answer in first_two]
-        order = self._order(pair, "pair-1")
+        first_two = sorted(self._in_order(leaders), key=self._preference)[:2]
+        order = self._order(self._in_order(first_two), "pair-1")
         pair_ballots = self._poll("pair-1", "pair", [order, order[::-1]])
         return pair_ballots, _leaders(pair_ballots)
+
+    def _in_order(self, chosen_answers: list[Reply]) -> list[Reply]:
+        """Some answers, in the pool's order."""
+        return [answer for answer in self._answers if answer in chosen_answers]
 
     def _order(
         self, answers: Sequence[Reply], turn: str, first: Reply | None = None
@@ -306,7 +302,7 @@ class _Judge:
     def _poll(self, turn: str, kind: VerdictKind, orders: list[list[Reply]]) -> list[Ballot]:
         ballots = []
         for number, order in enumerate(orders, 1):
-            winner = max(order, key=lambda answer: self._appeal(answer, order[0]))  # noqa: B023
+            winner = max(order, key=lambda answer: self._appeal(answer, order[0]))
             latency_ms = _lognormal(self._rng, self._judge.latency_ms, 0.3)
             ballots.append(Ballot(f"{turn}-{number}", kind, order, winner, latency_ms))
             if self._rng.random() >= self._judge.repeatability:
@@ -364,7 +360,7 @@ def seed(question: Question) -> int:
     return question.number % 2**31
 
 
-def agreed(answer: Reply, answers: Sequence[Reply]) -> bool | None:
+def agrees(answer: Reply, answers: Sequence[Reply]) -> bool | None:
     """Whether a closed answer is what most of the others said, as the judge counts it."""
     counts: dict[int, int] = {}
     for other in answers:

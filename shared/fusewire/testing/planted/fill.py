@@ -1,5 +1,10 @@
 """Write planted outcomes to a database, and make their sums."""
 
+import asyncio
+import multiprocessing
+from collections import deque
+from collections.abc import AsyncIterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -9,9 +14,11 @@ from sqlalchemy import Connection, text
 
 from fusewire.store import summaries
 from fusewire.store.engine import Store
-from fusewire.testing.planted.rows import COLUMNS, Rows, planted_rows
+from fusewire.testing.planted.rows import COLUMNS, Rows, block_rows, blocks, planted_rows
 from fusewire.testing.planted.truth import Truth
 
+_PROCESSES = 2
+_MANY_BLOCKS = 20
 _CACHE_KIB = 262_144
 """SQLite's page cache: keys are random, so rows come to any page of their indexes."""
 _INSERTS = {
@@ -34,29 +41,45 @@ _BATCHES = text(
 )
 
 
-async def fill(
-    store: Store, truth: Truth, count: int, random_seed: int, *, chunk: int = 2000
-) -> None:
+async def fill(store: Store, truth: Truth, count: int, seed: int) -> None:
     """Write the rows of `planted_rows`, the batches that they name, and the sums of each day.
 
-    A chunk is a transaction, and so is a day of sums. Above some 100,000 prompts, the store has to
+    A block is a transaction, and so is a day of sums. Above some 100,000 prompts, the store has to
     be a patient one.
     """
-    parts = planted_rows(truth, count, random_seed, chunk=chunk)
     if store.is_sqlite:
-        for rows in parts:
+        async for rows in _blocks(truth, count, seed):
             await store.run(partial(_insert, rows), write=True)
     else:
         url = store.url.set(drivername="postgresql")
         connection = await asyncpg.connect(url.render_as_string(hide_password=False))
         try:
-            for rows in parts:
+            async for rows in _blocks(truth, count, seed):
                 await _copy(connection, rows)
         finally:
             await connection.close()
     await store.run(lambda connection: connection.execute(_BATCHES), write=True)
     for day in await store.run(summaries.days, write=False):
         await store.run(partial(summaries.rebuild_day, day=day), write=True)
+
+
+async def _blocks(truth: Truth, count: int, seed: int) -> AsyncIterator[Rows]:
+    """Make the rows of many blocks in processes of their own, while others are written."""
+    all_numbers = blocks(count)
+    if len(all_numbers) < _MANY_BLOCKS:
+        for rows in planted_rows(truth, count, seed):
+            yield rows
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(_PROCESSES, context) as pool:
+        pending: deque[Future[Rows]] = deque()
+        for numbers in all_numbers:
+            pending.append(pool.submit(block_rows, truth, count, seed, numbers))
+            # No more, as memory shall not grow with the number of prompts.
+            if len(pending) > 2 * _PROCESSES:
+                yield await asyncio.wrap_future(pending.popleft())
+        while pending:
+            yield await asyncio.wrap_future(pending.popleft())
 
 
 def _insert(rows: Rows, connection: Connection) -> None:

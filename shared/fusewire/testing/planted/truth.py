@@ -91,7 +91,9 @@ class PoolTruth:
     @cached_property
     def body_fields(self) -> str:
         """The members and the judge as a plan's body holds them."""
-        members = ",".join(member.as_planned().model_dump_json() for member in self.members)
+        members = ",".join(
+            member.as_planned().model_dump_json(exclude_defaults=True) for member in self.members
+        )
         judge = self.judge.as_planned().model_dump_json() if self.judge else "null"
         return f'"members":[{members}],"judge":{judge}'
 
