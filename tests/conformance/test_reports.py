@@ -25,7 +25,7 @@ from fusewire.analysis.reports.pool import pool_report
 from fusewire.settings import Database
 from fusewire.store.analyst import Analyst
 from fusewire.store.engine import Store
-from fusewire.store.summaries import bucket_bounds
+from fusewire.store.sums import bucket_bounds
 from fusewire.testing.planted import JudgeTruth, MemberTruth, PoolTruth, Truth, fill
 from fusewire_cli.main import app
 from fusewire_cli.report import reading

@@ -16,7 +16,7 @@ from fusewire.analysis.reports.pool import pool_report
 from fusewire.analysis.reports.rows import plain
 from fusewire.settings import Settings
 from fusewire.store.analyst import Analyst, QueryError
-from fusewire.store.summaries import bucket_bounds
+from fusewire.store.sums import bucket_bounds
 from fusewire_cli.report import reading, show, show_cost
 from fusewire_cli.report.page import Page
 from fusewire_cli.report.reading import ReportFilter

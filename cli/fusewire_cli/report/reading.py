@@ -93,7 +93,7 @@ async def read_pools(analyst: Analyst) -> list[str]:
 
 # -- leaderboard ------------------------------------------------------------------------------
 
-# As the sums by day define it (fusewire.store.summaries): of a judge that named the same answer in
+# As the sums by day define it (fusewire.store.sums): of a judge that named the same answer in
 # both orders one verdict counts, and of one that did not, a tie of the two that it named.
 _PAIRS = """
 SELECT pool, judge_model, results, COUNT(*) AS n FROM (

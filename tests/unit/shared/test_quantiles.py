@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusewire.analysis.quantiles import quantile, quantile_interval
-from fusewire.store.summaries import bucket_bounds
+from fusewire.store.sums import bucket_bounds
 
 BOUNDS = bucket_bounds()
 

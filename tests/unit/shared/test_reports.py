@@ -19,7 +19,7 @@ from fusewire.analysis.reports.leaderboard import (
 from fusewire.analysis.reports.period import Period, parse_first_day, parse_periods
 from fusewire.analysis.reports.pool import PoolRows, pool_report
 from fusewire.analysis.reports.rows import add_known, plain
-from fusewire.store.summaries import bucket_bounds
+from fusewire.store.sums import bucket_bounds
 
 NOW = datetime(2026, 11, 30, 0, 30, tzinfo=UTC)
 BOUNDS = bucket_bounds()
