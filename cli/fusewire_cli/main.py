@@ -10,6 +10,7 @@ import typer
 
 from fusewire_cli.batch.app import app as batch_app
 from fusewire_cli.export import FileFormat
+from fusewire_cli.report.app import app as report_app
 from fusewire_cli.screen import QueryFormat, RowFormat, clear_errors
 
 app = typer.Typer(
@@ -44,6 +45,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(topology_app, name="topology")
 app.add_typer(db_app, name="db")
 app.add_typer(keys_app, name="keys")
+app.add_typer(report_app, name="report")
 app.add_typer(dead_app, name="dead")
 
 PoolOption = Annotated[

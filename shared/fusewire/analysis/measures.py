@@ -20,10 +20,25 @@ class Interval:
     high: float
 
 
-def wilson(right: int, n: int) -> Interval:
+@dataclass(frozen=True)
+class Rate:
+    """How many of n, with the bounds of the share's 95 % interval.
+
+    `value` is None, and shown as a dash, where n is under LEAST_N.
+    """
+
+    count: float
+    n: int
+    value: float | None
+    low: float
+    high: float
+
+
+def wilson(right: float, n: int) -> Interval:
     """A proportion with its score interval (Wilson, 1927).
 
-    With n = 0 it is 0, and its interval is 0 to 1.
+    With n = 0 it is 0, and its interval is 0 to 1. Where ties count as halves, `right` may be no
+    whole number, and the interval is a little wider than it had to be.
     """
     if not n:
         return Interval(0.0, 0.0, 1.0)
@@ -32,6 +47,43 @@ def wilson(right: int, n: int) -> Interval:
     half = Z95 / (1 + Z95**2 / n) * math.sqrt(rate * (1 - rate) / n + Z95**2 / (4 * n**2))
     # At 0 and n a bound equals the rate; rounding must not push it past the rate.
     return Interval(rate, min(max(centre - half, 0.0), rate), max(min(centre + half, 1.0), rate))
+
+
+def rate(count: float, n: int) -> Rate:
+    """A proportion with its score interval, without a value where n is too small for one."""
+    interval = wilson(count, n)
+    return Rate(count, n, interval.value if n >= LEAST_N else None, interval.low, interval.high)
+
+
+def difference(first: Interval, second: Interval) -> Interval:
+    """`first` less `second`, of estimates that are independent, with its 95 % interval.
+
+    Each bound takes from either interval the half that can pull it there (Zou and Donner,
+    "Construction of confidence limits about effect measures", Statistics in Medicine 27, 2008).
+    Of two score intervals of proportions it is Newcombe's hybrid score interval (his method 10 in
+    "Interval estimation for the difference between independent proportions", Statistics in
+    Medicine 17, 1998).
+    """
+    value = first.value - second.value
+    return Interval(
+        value,
+        value - math.hypot(first.value - first.low, second.high - second.value),
+        value + math.hypot(first.high - first.value, second.value - second.low),
+    )
+
+
+def mean(total: float, total_of_squares: float, n: int) -> Interval | None:
+    """A mean with its normal 95 % interval, from sums; None for fewer than two observations.
+
+    Good from about LEAST_N observations on. Two of them make Welch's interval by `difference`.
+    """
+    if n < 2:
+        return None
+    value = total / n
+    # Rounding can make the variance of equal amounts a little less than 0.
+    variance = max(total_of_squares - n * value**2, 0.0) / (n - 1)
+    half = Z95 * math.sqrt(variance / n)
+    return Interval(value, value - half, value + half)
 
 
 def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> Interval:

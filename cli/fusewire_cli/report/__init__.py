@@ -1,0 +1,1 @@
+"""`fusewire report`: figures with their intervals from stored outcomes."""
