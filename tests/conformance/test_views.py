@@ -38,15 +38,18 @@ def pairs(outcome: Outcome) -> Iterator[tuple[Any, ...]]:
     """Outcome, call, first and second model, A or B, both lengths, and consistency."""
     models = {answer.member: answer.model for answer in outcome.answers}
     for verdict in outcome.verdicts:
-        for member in verdict.shown if verdict.winner and not verdict.void else ():
-            if member != verdict.winner:
-                first, second = sorted((member, verdict.winner), key=verdict.shown.index)
+        winner = verdict.winner
+        if winner is None or verdict.void:
+            continue
+        for member in verdict.shown:
+            if member != winner:
+                first, second = sorted((member, winner), key=verdict.shown.index)
                 yield (
                     outcome.fusion_id,
                     verdict.call,
                     models[first],
                     models[second],
-                    "A" if first == verdict.winner else "B",
+                    "A" if first == winner else "B",
                     chars(verdict, first),
                     chars(verdict, second),
                     verdict.is_consistent,

@@ -169,8 +169,10 @@ def _rank_key(rank: Strength) -> tuple[float, str]:
 def _intervals(
     groups: Iterable[PairGroup], models: frozenset[str], seed: int, resamples: int
 ) -> dict[str, Interval]:
-    # evalica brings pandas and scipy, and is of an extra.
-    from fusewire.analysis.bootstrap import SampleUnit, strength_intervals  # noqa: PLC0415
+    from fusewire.analysis.bootstrap import (  # noqa: PLC0415 - evalica and pandas, of an extra
+        SampleUnit,
+        strength_intervals,
+    )
 
     units = []
     for group in groups:

@@ -430,7 +430,8 @@ def value(name: str, *ablations: Ablation) -> MemberValue:
 
 
 def ablation(**fields: Any) -> Ablation:
-    return Ablation(**({"member": "a", "basis": "recomputed", "is_changed": False} | fields))
+    defaults: dict[str, Any] = {"member": "a", "basis": "recomputed", "is_changed": False}
+    return Ablation(**(defaults | fields))
 
 
 def test_the_table_fits_a_terminal_and_says_what_each_is_worth() -> None:

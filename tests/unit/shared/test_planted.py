@@ -112,7 +112,7 @@ def test_insight_prefers_right_answers() -> None:
     def accepted_share(insight: float) -> float:
         judge = JudgeTruth(insight=insight)
         tables = planted(truth(A, B, judge=judge, open_share=1.0, gold_share=1.0))
-        return statistics.mean(row["accepted"] for row in tables["outcomes"])
+        return statistics.mean(float(row["accepted"]) for row in tables["outcomes"])
 
     assert accepted_share(0.0) == pytest.approx(0.7, abs=0.03)
     assert accepted_share(3.0) > 0.85
