@@ -44,7 +44,7 @@ OF_A_FUSION = (
     fusions,
     prompts,
 )
-_HAS_ENDED = or_(
+HAS_ENDED = or_(
     *(
         batches.c[f"{status}_at"].is_not(None)
         for status in ("completed", "failed", "expired", "cancelled")
@@ -96,7 +96,7 @@ class Retention:
             query = select(batches.c.batch_id, batches.c.input_file_id).where(
                 batches.c.tenant == tenant,
                 batches.c.created_at < before,
-                _HAS_ENDED,
+                HAS_ENDED,
                 before > _ENDED_AT,
             )
             # A batch that is being resumed is locked, and skipped.
