@@ -23,9 +23,10 @@ OWNED = frozenset({"plan", "candidate", "round", "sched", "due"})
 DEAD, SEALED = "FW_DEAD", "FW_DEAD_EDGE"
 LEDGER_STREAM = f"KV_{LEDGER.name}"
 BLOB_STREAM = f"OBJ_{BLOBS.name}"
-MESSAGE_STREAMS = (*(stream.name for stream in STREAMS), LEDGER_STREAM)
-NO_MESSAGE = 10043
-"""nats-server's error code for a deletion of a message that is not there."""
+MESSAGE_STREAMS = tuple(stream.name for stream in STREAMS)
+NO_MESSAGE = "no message found"
+"""nats-server's description of why a message cannot be deleted that is not there; its error code
+is that of every reason."""
 _ID_CHARS = 27
 
 
@@ -105,7 +106,7 @@ class BrokerEraser:
     async def count(self) -> dict[str, int]:
         """Count by stream what `erase` would erase, without large parts."""
         counts = {}
-        for stream in MESSAGE_STREAMS:
+        for stream in (*MESSAGE_STREAMS, LEDGER_STREAM):
             numbers = [number async for number, _ in self._targets(stream)]
             if numbers:
                 counts[stream] = len(numbers)
@@ -126,6 +127,7 @@ class BrokerEraser:
         for name in sorted(blobs):
             numbers += await self._of_blob(name)
         await self._delete(BLOB_STREAM, numbers)
+        await self._forget_calls()
 
     async def tidy(self) -> list[str]:
         """Drop the files of streams in which nothing is left.
@@ -189,17 +191,23 @@ class BrokerEraser:
                 return False
         return True
 
+    async def _forget_calls(self) -> None:
+        """Remove the ledger's entries: they hold no content, and a bucket permits only a purge."""
+        subjects = [message.subject async for _, message in self._targets(LEDGER_STREAM)]
+        for subject in subjects:
+            await self._js.purge_stream(LEDGER_STREAM, subject=subject)
+        if subjects:
+            await self._on_erased(LEDGER_STREAM, len(subjects))
+
     async def _delete(self, stream: str, numbers: Collection[int]) -> None:
         if not numbers:
             return
         for number in numbers:
             try:
                 await self._js.delete_msg(stream, number)
-            except NotFoundError:
-                continue
             except APIError as exc:
                 # It was handled, or has expired, in the meantime.
-                if exc.err_code != NO_MESSAGE:
+                if exc.description != NO_MESSAGE:
                     raise
         await self._on_erased(stream, len(numbers))
 

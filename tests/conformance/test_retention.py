@@ -413,7 +413,7 @@ async def test_a_stopped_batch_without_its_input_is_not_resumed(
 ) -> None:
     settings = make_settings(nats=Nats(url=nats.url))
     store = Store(settings.database)
-    given = {"tenant": "default", "cancelled_at": T0, "status": "cancelled"}
+    given: dict[str, Any] = {"tenant": "default", "cancelled_at": T0, "status": "cancelled"}
     await store_batch(store, "b", input_file_id="gone", **given)
     await store.close()
     async with (

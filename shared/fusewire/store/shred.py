@@ -61,6 +61,10 @@ def _rewrite_file(file: str) -> None:
 
 async def _rewrite_tables(connection: AsyncConnection, tables: Sequence[Table]) -> list[str]:
     await connection.execute(text(f"SET lock_timeout = '{BUSY_S}s'"))
+    names = ", ".join(f"'{table.name}'::regclass" for table in tables)
+    # The statistics of columns quote values, and those of a table that is empty now would stay.
+    forget = f"DELETE FROM pg_catalog.pg_statistic WHERE starelid IN ({names})"
+    undone = await _run_as_superuser(connection, forget, "statistics of columns, which quote values")
     try:
         for table in tables:
             await connection.execute(text(f'VACUUM (FULL, ANALYZE) "{table.name}"'))
@@ -68,20 +72,25 @@ async def _rewrite_tables(connection: AsyncConnection, tables: Sequence[Table]) 
         if _sqlstate(exc) != LOCK_NOT_AVAILABLE:
             raise
         raise Transient(f"a table was in use for {BUSY_S} s; end long queries") from None
-    undone = []
     for statement, purpose in (
-        # The statistics of a table quote its values. For others than a superuser it is skipped.
+        # For others than a superuser it is skipped.
         ("VACUUM FULL pg_catalog.pg_statistic", "old statistics of columns"),
         ("SELECT pg_switch_wal()", "the current segment of the write-ahead log"),
         ("CHECKPOINT", "old segments of the write-ahead log"),
     ):
-        try:
-            await connection.execute(text(statement))
-        except DBAPIError as exc:
-            if _sqlstate(exc) != INSUFFICIENT_PRIVILEGE:
-                raise
-            undone.append(f"{purpose}: a superuser of PostgreSQL can run `{statement}`")
+        undone += await _run_as_superuser(connection, statement, purpose)
     return undone
+
+
+async def _run_as_superuser(connection: AsyncConnection, statement: str, purpose: str) -> list[str]:
+    """Run a statement, if the connection may. Returns what was not done."""
+    try:
+        await connection.execute(text(statement))
+    except DBAPIError as exc:
+        if _sqlstate(exc) != INSUFFICIENT_PRIVILEGE:
+            raise
+        return [f"{purpose}: a superuser of PostgreSQL can run `{statement}`"]
+    return []
 
 
 def _sqlstate(exc: DBAPIError) -> str | None:
