@@ -19,12 +19,15 @@ from fusewire.bus import Bus
 from fusewire.contracts import NAME
 from fusewire.erasure import BrokerEraser, MessageOrigin
 from fusewire.errors import Transient
+from fusewire.ids import fusion_id
 from fusewire.settings import Settings
 from fusewire.store import migrate
 from fusewire.store.engine import Store
-from fusewire.store.shred import shred
+from fusewire.store.file_rewrite import rewrite_files
 from fusewire.topology import cancel_subject
+from fusewire_cli.local.guard import Guard
 from fusewire_cli.local.nats import EmbeddedNats
+from fusewire_cli.local.process import ProcessRecord
 from fusewire_cli.local.run_file import running_nats
 from fusewire_cli.screen import RowFormat, fail, note, rows
 from fusewire_cli.session import settings
@@ -170,11 +173,16 @@ async def _broker_url(config: Settings) -> AsyncIterator[tuple[str | None, bool]
     if not broker.store.exists():
         yield None, False
         return
-    await broker.start()
+    guard = Guard()
     try:
+        await broker.start()
+        if process := ProcessRecord.of(broker.pid):
+            # If this process is killed, the broker must not live on and keep the store.
+            await guard.watch(process)
         yield broker.url, False
     finally:
         await broker.stop()
+        await guard.stop(1)
 
 
 class ErasureRun:
@@ -197,9 +205,12 @@ class ErasureRun:
         self._erasures = Erasures(store)
         self._erasure_id = ""
         self._is_owned: dict[str, bool] = {}
+        self._fusion_ids: set[str] = set()
+        """Those of a custom_id, also when their rows are gone."""
 
     async def count(self) -> dict[str, int]:
         """Count what there is to erase."""
+        await self._find_custom_id()
         counts = {f"sql.{k}": n for k, n in (await self._erasures.count(self._target)).items()}
         if self._bus:
             stream_counts = await self._broker_eraser(self._bus).count()
@@ -214,6 +225,7 @@ class ErasureRun:
         """
         target, erasures = self._target, self._erasures
         await self._refuse_running_batches()
+        await self._find_custom_id()
         erasure = await erasures.begin(target.tenant, custom_id_hash, datetime.now(UTC))
         self._erasure_id = erasure.erasure_id
         await self._end_running()
@@ -226,9 +238,16 @@ class ErasureRun:
             await erasures.erase_tenant(self._erasure_id, target.tenant)
         await self._erase_messages([])
         remains = await self._tidy()
-        remains += await shred(self._store, TOUCHED)
+        remains += await rewrite_files(self._store, TOUCHED)
         erasure = await erasures.complete(self._erasure_id, datetime.now(UTC))
         return {**_cells(erasure), "remains": remains, "not_reached": list(NOT_REACHED)}
+
+    async def _find_custom_id(self) -> None:
+        target = self._target
+        if target.custom_id is not None:
+            # Its rows may be gone already, after an interruption.
+            self._fusion_ids.add(fusion_id(target.tenant, target.batch_id, target.custom_id))
+            self._fusion_ids |= set(await self._erasures.fusion_ids(target))
 
     async def _refuse_running_batches(self) -> None:
         batches = await self._erasures.running_batches(self._target)
@@ -252,8 +271,8 @@ class ErasureRun:
                     f" {WAIT_S:.0f} s; nothing is erased yet"
                 )
             if self._bus:
-                for fusion_id in running_ids:
-                    await self._bus.client.publish(cancel_subject(fusion_id), b"")
+                for key in running_ids:
+                    await self._bus.client.publish(cancel_subject(key), b"")
             await asyncio.sleep(POLL_S)
             running_ids = await self._erasures.running(self._target)
 
@@ -265,22 +284,26 @@ class ErasureRun:
         async def add(stream: str, count: int) -> None:
             await self._erasures.add(self._erasure_id, {f"nats.{stream}": count})
 
-        return BrokerEraser(bus.js, self._is_target, add)
+        return BrokerEraser(bus.js, self._target.tenant, self._is_target, add)
 
     async def _is_target(self, origin: MessageOrigin) -> bool:
         target = self._target
-        if target.custom_id is None and origin.tenant == target.tenant:
-            return True
-        is_same = (origin.tenant, origin.custom_id) == (target.tenant, target.custom_id)
-        if is_same and target.batch_id in (None, origin.batch_id):
-            return True
+        if target.custom_id is not None:
+            return self._is_custom_id(origin) or origin.fusion_id in self._fusion_ids
+        if origin.tenant is not None:
+            return origin.tenant == target.tenant
         return origin.fusion_id is not None and await self._owns(origin.fusion_id)
 
-    async def _owns(self, fusion_id: str) -> bool:
-        """Whether a fusion is one of the target; remembered also once its row is gone."""
-        if fusion_id not in self._is_owned:
-            self._is_owned[fusion_id] = await self._erasures.owns(self._target, fusion_id)
-        return self._is_owned[fusion_id]
+    def _is_custom_id(self, origin: MessageOrigin) -> bool:
+        target = self._target
+        is_same = (origin.tenant, origin.custom_id) == (target.tenant, target.custom_id)
+        return is_same and target.batch_id in (None, origin.batch_id)
+
+    async def _owns(self, key: str) -> bool:
+        """Whether a fusion is the tenant's; remembered also once its row is gone."""
+        if key not in self._is_owned:
+            self._is_owned[key] = await self._erasures.owns(self._target, key)
+        return self._is_owned[key]
 
     async def _tidy(self) -> list[str]:
         if self._bus is None:

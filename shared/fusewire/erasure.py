@@ -9,14 +9,23 @@ import base64
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from nats.js import JetStreamContext
 from nats.js.api import RawStreamMsg
 from nats.js.errors import APIError, NotFoundError
 
 from fusewire import ids
-from fusewire.topology import BLOBS, LEDGER, STREAMS, sealed_subject
+from fusewire.contracts import Priority
+from fusewire.topology import (
+    BLOBS,
+    LEDGER,
+    STREAMS,
+    intake_subject,
+    outcome_subject,
+    prompt_subject,
+    sealed_subject,
+)
 
 OWNED = frozenset({"plan", "candidate", "round", "sched", "due"})
 """`fw.<kind>.<fusion>…`"""
@@ -89,6 +98,7 @@ class BrokerEraser:
 
     Args:
         js: the connection, with an operator's rights.
+        tenant: whose messages are to be erased.
         is_target: tells what is to be erased.
         on_erased: called after each stream, with its name and how many messages were erased.
     """
@@ -96,10 +106,17 @@ class BrokerEraser:
     def __init__(
         self,
         js: JetStreamContext,
+        tenant: str,
         is_target: IsTarget,
         on_erased: Callable[[str, int], Awaitable[None]],
     ) -> None:
         self._js = js
+        self._subjects = {
+            "FW_PROMPT": prompt_subject(cast("Priority", "*"), tenant),
+            "FW_IN": intake_subject(tenant),
+            "FW_OUTCOME": outcome_subject(tenant, "*"),
+        }
+        """Of the streams whose subjects name the tenant; others' messages there are not read."""
         self._is_target = is_target
         self._on_erased = on_erased
 
@@ -120,7 +137,7 @@ class BrokerEraser:
             async for number, message in self._targets(stream):
                 numbers.append(number)
                 if stream == DEAD:
-                    sealed_numbers += await self._sealed(message)
+                    sealed_numbers += await self._sealed_body(message)
             await self._delete(SEALED, sealed_numbers)
             await self._delete(stream, numbers)
         numbers = []
@@ -150,7 +167,7 @@ class BrokerEraser:
         return used_streams
 
     async def _targets(self, stream: str) -> AsyncIterator[tuple[int, RawStreamMsg]]:
-        async for number, message in self._messages(stream, ">"):
+        async for number, message in self._messages(stream, self._subjects.get(stream, ">")):
             subject = (message.headers or {}).get("Fw-Subject") or message.subject or ""
             if await self._is_target(message_origin(subject, message.data or b"")):
                 yield number, message
@@ -167,7 +184,7 @@ class BrokerEraser:
             yield message.seq or number, message
             number = (message.seq or number) + 1
 
-    async def _sealed(self, letter: RawStreamMsg) -> list[int]:
+    async def _sealed_body(self, letter: RawStreamMsg) -> list[int]:
         """The number of the message that holds the body of a dead letter, if there is one."""
         headers = letter.headers or {}
         stream = (letter.subject or "").rpartition(".")[2]

@@ -20,10 +20,9 @@ from fusewire.erasure import BrokerEraser, MessageOrigin, message_origin
 from fusewire.errors import Transient
 from fusewire.ids import fusion_id
 from fusewire.settings import Database, Nats, Settings
-from fusewire.store import shred as shred_module
-from fusewire.store import summaries
+from fusewire.store import file_rewrite, summaries
 from fusewire.store.engine import Store
-from fusewire.store.shred import shred
+from fusewire.store.file_rewrite import rewrite_files
 from fusewire.store.tables import budgets, candidates, metadata, outcomes, prompts
 from fusewire.testing.eventually import eventually
 from fusewire.testing.factories import T0, make_candidate
@@ -136,7 +135,7 @@ async def chat(http: Http, canary: str, **fields: Any) -> str:
         return reply.headers["x-fusewire-outcome"]
 
 
-async def run_batch(http: Http, *lines: dict[str, Any]) -> dict[str, Any]:
+async def run_batch(http: Http, *lines: dict[str, Any], until: str = "completed") -> dict[str, Any]:
     """Upload a file, run its batch, and wait for the end."""
     form = aiohttp.FormData()
     form.add_field("purpose", "batch")
@@ -151,7 +150,7 @@ async def run_batch(http: Http, *lines: dict[str, Any]) -> dict[str, Any]:
     async def ended() -> dict[str, Any] | None:
         async with http.get(f"/v1/batches/{batch['id']}") as reply:
             shown: dict[str, Any] = await reply.json()
-        return shown if shown["status"] == "completed" else None
+        return shown if shown["status"] == until else None
 
     ended_batch = await eventually(ended)
     assert ended_batch is not None
@@ -241,6 +240,31 @@ async def test_it_works_where_nothing_runs(
     assert files.of(canary) == []
 
 
+async def test_a_message_that_comes_in_between_is_erased_too(
+    settings: Settings,
+    stack: Running,
+    files: Files,
+    canary: str,
+    erase: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = Erasures.erase_tenant
+    async with stack(settings) as client:
+        await client.submit({"prompt": f"Why {canary}?"}, wait_s=100)
+
+        async def erase_tenant(self: Erasures, erasure_id: str, tenant: str) -> None:
+            bus = Bus("ops", Nats(url=str(running_nats(settings))))
+            await bus.connect(timeout_s=30)
+            body = f"late {canary}".encode()
+            await bus.publish("fw.outcome.default.flate", body, msg_id="late")
+            await bus.stop()
+            await whole(self, erasure_id, tenant)
+
+        monkeypatch.setattr(Erasures, "erase_tenant", erase_tenant)
+        await erase()
+        assert files.of(canary) == []
+
+
 STEPS = (
     (BrokerEraser, "_delete", 2),
     (BrokerEraser, "tidy", 1),
@@ -248,7 +272,7 @@ STEPS = (
     (Erasures, "_erase_some", 2),
     (Erasures, "erase_tenant", 1),
     (Erasures, "complete", 1),
-    (erase_module, "shred", 1),
+    (erase_module, "rewrite_files", 1),
 )
 
 
@@ -336,6 +360,22 @@ async def test_one_custom_id_is_erased_and_all_else_stays(
         await expect_right_sums(settings)
 
 
+async def test_it_is_in_no_error_of_a_refused_batch(
+    settings: Settings, stack: Running, files: Files, canary: str, erase: Callable[..., Any]
+) -> None:
+    line = {"custom_id": f"id-{canary}", "prompt": "twice"}
+    async with stack(settings) as client, Http(client.url) as http:
+        batch = await run_batch(http, line, line, until="failed")
+        assert canary in json.dumps(batch["errors"])
+
+        report = await erase("default", f"id-{canary}")
+
+        async with http.get(f"/v1/batches/{batch['id']}") as reply:
+            assert (await reply.json())["errors"]["data"][0]["message"] == "erased on request"
+    assert files.of(canary) == []
+    assert report["counts"]["sql.file_lines"] == 2
+
+
 async def expect_right_sums(settings: Settings) -> None:
     """The sums are those that the stored outcomes give."""
     query = text("SELECT day, outcomes FROM v_pool_day ORDER BY day")
@@ -387,6 +427,28 @@ async def test_a_running_fusion_is_cancelled_first(
             return files.of(canary) == []
 
         await eventually(is_gone)
+
+
+async def test_tasks_that_wait_are_erased_where_nothing_runs(
+    settings: Settings,
+    stack: Running,
+    files: Files,
+    model_server: ModelServer,
+    canary: str,
+    erase: Callable[..., Any],
+) -> None:
+    hanging = ModelScript(answer=canary, latency_ms=600_000)
+    model_server.set_script(Script(models=dict.fromkeys("abcj", hanging)))
+    async with stack(settings) as client:
+        await client.submit({"prompt": f"Wait, {canary}", "custom_id": "slow"})
+        await model_server.wait_for_requests(3)
+    await write_out(settings)
+    assert any("FW_TASK_REMOTE" in path for path in files.of(canary))
+
+    report = await erase("default", "slow")
+
+    assert report["counts"]["nats.FW_TASK_REMOTE"] == 1
+    assert files.of(canary) == []
 
 
 async def test_fusions_that_do_not_end_are_not_erased(
@@ -514,7 +576,7 @@ async def test_a_deleted_message_is_overwritten_and_a_missing_one_is_no_fault(
     counts: dict[str, int] = {}
     for tenant in ("goes", "stays", "goes"):
         await bus.publish(f"fw.outcome.{tenant}.f1", f"text of {tenant}".encode(), msg_id=None)
-    eraser = BrokerEraser(bus.js, is_target, count)
+    eraser = BrokerEraser(bus.js, "goes", is_target, count)
     assert await eraser.count() == {"FW_OUTCOME": 2}
 
     await eraser.erase([])
@@ -529,7 +591,7 @@ async def test_streams_in_use_are_named(bus: Bus, tmp_path: Path) -> None:
     async def nothing(*_: Any) -> bool:
         return False
 
-    eraser = BrokerEraser(bus.js, nothing, nothing)  # type: ignore[arg-type]
+    eraser = BrokerEraser(bus.js, "t", nothing, nothing)  # type: ignore[arg-type]
     blobs = bus.blobs("fw_blobs")
     await blobs.put("gone", b"somebody" * 1000)
     await blobs.delete("gone")
@@ -546,16 +608,44 @@ async def test_streams_in_use_are_named(bus: Bus, tmp_path: Path) -> None:
 async def test_a_reader_in_between_is_waited_for(
     sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shred_module, "BUSY_S", 0.3)
+    monkeypatch.setattr(file_rewrite, "BUSY_S", 0.3)
     store = Store(sqlite_database)
     async with store.read() as connection:
         await connection.execute(select(func.count()).select_from(prompts))
         async with store.write() as other:
             await other.execute(text("CREATE TABLE t (x text)"))
         with pytest.raises(Transient, match="others have read the database"):
-            await shred(store, TOUCHED)
-    assert await shred(store, TOUCHED) == []
+            await rewrite_files(store, TOUCHED)
+    assert await rewrite_files(store, TOUCHED) == []
     await store.close()
+
+
+async def test_what_a_user_of_postgresql_may_not_do_is_said(
+    postgres_database: Database, postgres: PostgresServer
+) -> None:
+    owner = Store(postgres_database)
+    name = str(owner.url.database)
+    async with owner.write() as connection:
+        await connection.execute(text(f"CREATE ROLE plain_{name} LOGIN"))
+        await connection.execute(
+            text(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO plain_{name}")
+        )
+    superuser = postgres.url(name).partition("//")[2].partition("@")[0]
+    url = postgres.url(name).replace(superuser, f"plain_{name}", 1)
+    plain = Store(Database(url=url))
+
+    undone = await rewrite_files(plain, TOUCHED)
+
+    assert undone[0].startswith("tables answers, api_keys, batch_lines,")
+    assert ["a superuser of PostgreSQL can" in line for line in undone] == [
+        False,
+        True,
+        True,
+        True,
+    ]
+    assert await rewrite_files(owner, TOUCHED) == []
+    await plain.close()
+    await owner.close()
 
 
 async def test_reservations_are_given_back(store: Store) -> None:
@@ -591,6 +681,8 @@ async def test_two_erasures_of_the_same_are_two_reports(store: Store) -> None:
     first = await erasures.begin("t", None, T0)
     assert (await erasures.begin("t", None, T0)).erasure_id == first.erasure_id
     assert (await erasures.begin("t", "hash", T0)).erasure_id != first.erasure_id
-    await asyncio.gather(erasures.add(first.erasure_id, {"a": 1}), erasures.add(first.erasure_id, {"a": 2}))
+    await asyncio.gather(
+        erasures.add(first.erasure_id, {"a": 1}), erasures.add(first.erasure_id, {"a": 2})
+    )
     assert (await erasures.complete(first.erasure_id, T0)).counts == {"a": 3}
     assert (await erasures.begin("t", None, T0)).erasure_id != first.erasure_id

@@ -189,6 +189,12 @@ class Erasures:
         async with self._store.read() as connection:
             return list((await connection.execute(query)).scalars())
 
+    async def fusion_ids(self, target: ErasureTarget) -> list[str]:
+        """List the fusions of one custom_id."""
+        query = select(prompts.c.fusion_id).where(target.of(prompts))
+        async with self._store.read() as connection:
+            return list((await connection.execute(query)).scalars())
+
     async def owns(self, target: ErasureTarget, fusion_id: str) -> bool:
         """Whether a fusion is one of the target."""
         query = select(prompts.c.fusion_id).where(

@@ -28,6 +28,7 @@ async def erase_lines(store: Store, erasure_id: str, target: ErasureTarget) -> N
     if target.batch_id is not None:
         query = query.where(batches.c.batch_id == target.batch_id)
     async with store.write() as connection:
+        await _forget_errors(connection, target)
         lines = (await connection.execute(query)).all()
         for line in lines:
             await _forget_line(connection, line, erasure_id)
@@ -79,6 +80,20 @@ async def _chunk(store: Store, file_id: str, number: int) -> bytes | None:
     )
     async with store.read() as connection:
         return (await connection.execute(query)).scalar()
+
+
+async def _forget_errors(connection: AsyncConnection, target: ErasureTarget) -> None:
+    """Erase the custom_id from the errors of batches whose input was refused."""
+    query = select(batches.c.batch_id, batches.c.errors).where(
+        batches.c.tenant == target.tenant, batches.c.errors.is_not(None)
+    )
+    for batch_id, errors in (await connection.execute(query)).all():
+        faults = json.loads(errors)
+        for fault in faults:
+            if str(target.custom_id) in str(fault.get("message")):
+                fault["message"] = "erased on request"
+        row = update(batches).where(batches.c.batch_id == batch_id)
+        await connection.execute(row.values(errors=json.dumps(faults)))
 
 
 async def _forget_line(connection: AsyncConnection, line: Any, erasure_id: str) -> None:

@@ -3,9 +3,10 @@
 import asyncio
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from sqlalchemy import Table, text
+from sqlalchemy import BindParameter, Table, TextClause, bindparam, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -18,7 +19,7 @@ INSUFFICIENT_PRIVILEGE, LOCK_NOT_AVAILABLE = "42501", "55P03"
 """SQLSTATE codes."""
 
 
-async def shred(store: Store, tables: Sequence[Table]) -> list[str]:
+async def rewrite_files(store: Store, tables: Sequence[Table]) -> list[str]:
     """Rewrite the files of tables; on SQLite, of the whole database.
 
     Others wait for it: on PostgreSQL each table is locked while it is rewritten. What was written
@@ -59,12 +60,39 @@ def _rewrite_file(file: str) -> None:
         connection.close()
 
 
+_NAMES: BindParameter[list[str]] = bindparam("names", expanding=True)
+_FOREIGN = text(
+    "SELECT relname FROM pg_class WHERE relname IN :names AND relkind = 'r'"
+    " AND relnamespace = current_schema()::regnamespace"
+    " AND NOT pg_has_role(relowner, 'USAGE') ORDER BY relname"
+).bindparams(_NAMES)
+# The statistics of columns quote values, and those of a table that is empty now would stay.
+_FORGET = text(
+    "DELETE FROM pg_catalog.pg_statistic WHERE starelid IN (SELECT oid FROM pg_class"
+    " WHERE relname IN :names AND relnamespace = current_schema()::regnamespace)"
+).bindparams(_NAMES)
+_AS_SUPERUSER = (
+    # For others it is skipped.
+    ("VACUUM FULL pg_catalog.pg_statistic", "old statistics of columns"),
+    ("SELECT pg_switch_wal()", "the current segment of the write-ahead log"),
+    ("CHECKPOINT", "old segments of the write-ahead log"),
+)
+
+
 async def _rewrite_tables(connection: AsyncConnection, tables: Sequence[Table]) -> list[str]:
     await connection.execute(text(f"SET lock_timeout = '{BUSY_S}s'"))
-    names = ", ".join(f"'{table.name}'::regclass" for table in tables)
-    # The statistics of columns quote values, and those of a table that is empty now would stay.
-    forget = f"DELETE FROM pg_catalog.pg_statistic WHERE starelid IN ({names})"
-    undone = await _run_as_superuser(connection, forget, "statistics of columns, which quote values")
+    names = {"names": [table.name for table in tables]}
+    # PostgreSQL skips these with no more than a warning.
+    foreign_names = list((await connection.execute(_FOREIGN, names)).scalars())
+    undone = []
+    if foreign_names:
+        listing = ", ".join(foreign_names)
+        undone.append(f"tables {listing}: their owner can run `VACUUM (FULL, ANALYZE)` on each")
+    if not await _try(connection, _FORGET, names):
+        undone.append(
+            "statistics of columns, which quote values: a superuser of PostgreSQL can delete the"
+            " rows of these tables from pg_statistic"
+        )
     try:
         for table in tables:
             await connection.execute(text(f'VACUUM (FULL, ANALYZE) "{table.name}"'))
@@ -72,25 +100,23 @@ async def _rewrite_tables(connection: AsyncConnection, tables: Sequence[Table]) 
         if _sqlstate(exc) != LOCK_NOT_AVAILABLE:
             raise
         raise Transient(f"a table was in use for {BUSY_S} s; end long queries") from None
-    for statement, purpose in (
-        # For others than a superuser it is skipped.
-        ("VACUUM FULL pg_catalog.pg_statistic", "old statistics of columns"),
-        ("SELECT pg_switch_wal()", "the current segment of the write-ahead log"),
-        ("CHECKPOINT", "old segments of the write-ahead log"),
-    ):
-        undone += await _run_as_superuser(connection, statement, purpose)
+    for statement, purpose in _AS_SUPERUSER:
+        if not await _try(connection, text(statement), {}):
+            undone.append(f"{purpose}: a superuser of PostgreSQL can run `{statement}`")
     return undone
 
 
-async def _run_as_superuser(connection: AsyncConnection, statement: str, purpose: str) -> list[str]:
-    """Run a statement, if the connection may. Returns what was not done."""
+async def _try(
+    connection: AsyncConnection, statement: TextClause, parameters: Mapping[str, Any]
+) -> bool:
+    """Run a statement. Returns False if the user may not."""
     try:
-        await connection.execute(text(statement))
+        await connection.execute(statement, parameters)
     except DBAPIError as exc:
         if _sqlstate(exc) != INSUFFICIENT_PRIVILEGE:
             raise
-        return [f"{purpose}: a superuser of PostgreSQL can run `{statement}`"]
-    return []
+        return False
+    return True
 
 
 def _sqlstate(exc: DBAPIError) -> str | None:
