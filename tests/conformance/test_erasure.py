@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import secrets
+import sqlite3
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -603,6 +604,24 @@ async def test_streams_in_use_are_named(bus: Bus, tmp_path: Path) -> None:
     await blobs.put("here", b"x")
     await bus.publish("fw.in.t", b"waits", msg_id="1")
     assert await eraser.tidy() == ["FW_IN", "OBJ_fw_blobs"]
+
+
+async def test_free_pages_of_sqlite_are_dropped(sqlite_database: Database, tmp_path: Path) -> None:
+    """Some builds of SQLite leave deleted bytes where they were."""
+    store = Store(sqlite_database)
+    plain = sqlite3.connect(str(store.url.database), isolation_level=None)
+    plain.execute("PRAGMA secure_delete = OFF")
+    plain.execute("CREATE TABLE t (x text)")
+    plain.executemany("INSERT INTO t VALUES (?)", [("somebody" * 100,)] * 100)
+    plain.execute("DELETE FROM t")
+    plain.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    plain.close()
+    assert Files((tmp_path,)).of("somebody")
+
+    assert await rewrite_files(store, TOUCHED) == []
+
+    assert Files((tmp_path,)).of("somebody") == []
+    await store.close()
 
 
 async def test_a_reader_in_between_is_waited_for(
