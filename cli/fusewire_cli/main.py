@@ -11,7 +11,7 @@ import typer
 from fusewire_cli.batch.app import app as batch_app
 from fusewire_cli.export import FileFormat
 from fusewire_cli.report.app import app as report_app
-from fusewire_cli.screen import QueryFormat, RowFormat, clear_errors
+from fusewire_cli.screen import QueryFormat, RowFormat, clear_errors, fail
 
 app = typer.Typer(
     help="Self-hosted model fusion: prompts to a pool of models, a judge, one stored outcome.",
@@ -515,6 +515,39 @@ def doctor(
 
     with clear_errors():
         module.doctor(as_json=json_, models=models)
+
+
+@app.command()
+def erase(
+    tenant: Annotated[
+        str | None, typer.Option("--tenant", help="Erase what this tenant has stored.")
+    ] = None,
+    custom_id: Annotated[
+        str | None, typer.Option("--custom-id", help="Erase only this custom_id of the tenant.")
+    ] = None,
+    batch: Annotated[
+        str | None, typer.Option("--batch", help="Only the custom_id of this batch.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    list_: Annotated[
+        bool, typer.Option("--list", help="Show the erasures so far, and erase nothing.")
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Erase a tenant, or one prompt of it, from the database and from NATS.
+
+    It cannot be undone. A report without content is kept. An erasure that was interrupted is gone
+    on with when it is run again.
+    """
+    from fusewire_cli import erase as module
+
+    with clear_errors():
+        if list_:
+            module.show(RowFormat.json if json_ else RowFormat.table)
+        elif tenant is None:
+            fail("whose content is to be erased?", "name it with --tenant")
+        else:
+            module.erase(tenant, custom_id, batch, is_sure=yes, as_json=json_)
 
 
 @config_app.command("check")

@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from typing import IO, Any, NoReturn
 
-from fusewire.errors import EXIT_BAD_INPUT, EXIT_STORED, DamagedError, StartupError, Transient
+from fusewire.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_STORED,
+    DamagedError,
+    StartupError,
+    TextsDeletedError,
+    Transient,
+)
 
 EXIT_FAULT = 1
 EXIT_SOME_FAILED = 3
@@ -76,7 +83,7 @@ def clear_errors() -> Iterator[None]:
         for problem in exc.problems:
             note(f"fusewire: {exc.source}: {problem}")
         fail(f"{exc.source} cannot be used", exc.hint)
-    except StartupError as exc:
+    except (StartupError, TextsDeletedError) as exc:
         fail(exc.what, exc.mend, exc.exit_code)
     except DamagedError as exc:
         fail(exc.what, exc.mend, EXIT_STORED)

@@ -90,6 +90,14 @@ def upgrade() -> None:
         sa.Column("is_by_margin", sa.Boolean, nullable=False, server_default=sa.false()),
     )
     op.add_column("verdicts", sa.Column("swap_of", sa.String(80)))
+    op.add_column("outcomes", sa.Column("texts_deleted_at", sa.DateTime(timezone=True)))
+    op.create_index(
+        "ix_outcomes_texts",
+        "outcomes",
+        ["tenant", "finished_at"],
+        sqlite_where=sa.text("texts_deleted_at IS NULL"),
+        postgresql_where=sa.text("texts_deleted_at IS NULL"),
+    )
     op.drop_index("ix_outcomes_batch", "outcomes")
     op.create_index("ix_outcomes_batch", "outcomes", ["batch_id", "tenant"])
     # For questions by the views' column `day`.
@@ -159,6 +167,8 @@ def swap_of(verdict: dict[str, Any], verdicts: list[dict[str, Any]]) -> str | No
 
 def downgrade() -> None:
     op.drop_index("ix_outcomes_day", "outcomes")
+    op.drop_index("ix_outcomes_texts", "outcomes")
+    op.drop_column("outcomes", "texts_deleted_at")
     op.drop_index("ix_outcomes_batch", "outcomes")
     op.create_index("ix_outcomes_batch", "outcomes", ["tenant", "batch_id"])
     for column in ("swap_of", "is_by_margin", "chars", "shown"):

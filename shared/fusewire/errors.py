@@ -18,6 +18,20 @@ class Transient(Exception):  # noqa: N818 - it names a condition, as TimeoutErro
         super().__init__(reason)
 
 
+class TextsDeletedError(Exception):
+    """The texts of a fusion were deleted after `keep_bodies_days`; its figures remain."""
+
+    mend = "set a longer keep_bodies_days for what is to come"
+    exit_code = EXIT_BAD_INPUT
+
+    def __init__(self, fusion_id: str) -> None:
+        self.what = (
+            f"the texts of fusion '{fusion_id}' were deleted, as their retention time"
+            " (keep_bodies_days) is over; its figures remain, in the views"
+        )
+        super().__init__(self.what)
+
+
 class DamagedError(Transient):
     """Stored data cannot be read until an operator has repaired it. Work waits until then."""
 

@@ -172,6 +172,10 @@ class Limits(Section):
     """How long what has ended is kept in the database, batches with their files included; unset is
     for ever. A tenant's own `keep_days` wins. A custom_id that comes again later than that is a new
     fusion."""
+    keep_bodies_days: float | None = Field(default=None, gt=0)
+    """How long the texts of what has ended are kept: prompts, answers, reasons of judges, and input
+    files of batches. After it only figures remain, as long as `keep_days` says; unset is as long as
+    those. A tenant's own `keep_bodies_days` wins."""
     drain_s: float = Field(default=10, gt=0)
     """How long a service may finish what it began after it was told to stop."""
     call_drain_s: float = Field(default=120, gt=0)
@@ -413,6 +417,8 @@ class Tenant(Section):
     """The pools that it may use; empty: all."""
     keep_days: float | None = Field(default=None, gt=0)
     """How long what has ended is kept, in place of `limits.keep_days`."""
+    keep_bodies_days: float | None = Field(default=None, gt=0)
+    """How long its texts are kept, in place of `limits.keep_bodies_days`."""
     share: float = Field(default=1.0, ge=0.01, le=100)
     """Its share of the batch window, relative to other tenants that have lines waiting."""
 
@@ -494,6 +500,15 @@ class Settings(BaseSettings):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _retention(self) -> "Settings":
+        limits = self.limits
+        _check_retention("limits.", limits.keep_bodies_days, limits.keep_days)
+        for name, rules in self.tenants.items():
+            keep_days = rules.keep_days or limits.keep_days
+            _check_retention(f"tenant '{name}': ", rules.keep_bodies_days, keep_days)
+        return self
+
     def _check_models(self, name: str, pool: Pool, model_names: str) -> None:
         """Check that the models of a pool are configured."""
         models = [(f"member '{member.name}'", member.model) for member in pool.members]
@@ -533,6 +548,14 @@ class Settings(BaseSettings):
             "models": {name: self.models[name].model_dump(mode="json") for name in sorted(names)},
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _check_retention(where: str, keep_bodies_days: float | None, keep_days: float | None) -> None:
+    if keep_bodies_days and keep_days and keep_bodies_days > keep_days:
+        raise ValueError(
+            f"{where}keep_bodies_days is {keep_bodies_days:g}, and keep_days {keep_days:g}: texts"
+            " cannot outlive their fusions; lower keep_bodies_days, or raise keep_days"
+        )
 
 
 def _problems(exc: ValidationError) -> list[str]:

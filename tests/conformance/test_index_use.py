@@ -122,12 +122,14 @@ async def test_what_deletes_by_age(plans: Plans, store: Store) -> None:
     await kept.tenants()
     await kept.delete_batches("t", T0)
     await kept.delete_fusions("t", T0)
+    await kept.delete_inputs("t", T0)
+    await kept.delete_texts("t", T0, T0)
     # Which is asked by the primary key of each.
     async with store.write() as connection:
         for table in OF_A_FUSION:
             await connection.execute(delete(table).where(table.c.fusion_id.in_(["a", "b"])))
 
-    assert len(plans.found) >= 3 + len(OF_A_FUSION)
+    assert len(plans.found) >= 5 + len(OF_A_FUSION)
     assert plans.whole_reads() == []
 
 

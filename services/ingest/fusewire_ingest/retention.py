@@ -1,7 +1,7 @@
-"""Deletes fusions and batches whose retention time is over, in small steps in the background."""
+"""Deletes texts, fusions and batches whose retention time is over, in the background."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 
 import structlog
@@ -22,13 +22,25 @@ KeepDays = Callable[[str], float | None]
 
 
 class Cleaner:
-    """Runs the background task that deletes."""
+    """Runs the background task that deletes.
+
+    Args:
+        retention: the repository.
+        keep_days: how long a tenant's fusions are kept.
+        keep_bodies_days: how long their texts are kept.
+        clock: the time now.
+    """
 
     def __init__(
-        self, retention: Retention, keep_days: KeepDays, clock: Callable[[], datetime]
+        self,
+        retention: Retention,
+        keep_days: KeepDays,
+        keep_bodies_days: KeepDays,
+        clock: Callable[[], datetime],
     ) -> None:
         self._retention = retention
         self._keep_days = keep_days
+        self._keep_bodies_days = keep_bodies_days
         self._clock = clock
         self._background = BackgroundTasks()
 
@@ -48,21 +60,26 @@ class Cleaner:
         """Delete what is due, of all tenants; returns how many fusions. Raises Transient."""
         total = 0
         for tenant in await self._retention.tenants():
-            days = self._keep_days(tenant)
-            if days is None:
-                continue
-            before = self._clock() - timedelta(days=days)
-            batches = await self._retention.delete_batches(tenant, before)
-            fusions = 0
-            while count := await self._retention.delete_fusions(tenant, before):
-                fusions += count
-                await asyncio.sleep(PAUSE_S)
-            if batches or fusions:
-                log.info(
-                    "ingest.retention_deleted", tenant=tenant, fusions=fusions, batches=batches
-                )
-            total += fusions
+            # Whole fusions first: their texts need no step of their own.
+            if (days := self._keep_days(tenant)) is not None:
+                total += await self._delete(tenant, self._clock() - timedelta(days=days))
+            if (days := self._keep_bodies_days(tenant)) is not None:
+                await self._delete_texts(tenant, self._clock() - timedelta(days=days))
         return total
+
+    async def _delete(self, tenant: str, before: datetime) -> int:
+        batches = await self._retention.delete_batches(tenant, before)
+        fusions = await _exhaust(lambda: self._retention.delete_fusions(tenant, before))
+        if batches or fusions:
+            log.info("ingest.retention_deleted", tenant=tenant, fusions=fusions, batches=batches)
+        return fusions
+
+    async def _delete_texts(self, tenant: str, before: datetime) -> None:
+        now = self._clock()
+        files = await _exhaust(lambda: self._retention.delete_inputs(tenant, before))
+        fusions = await _exhaust(lambda: self._retention.delete_texts(tenant, before, now))
+        if files or fusions:
+            log.info("ingest.texts_deleted", tenant=tenant, fusions=fusions, files=files)
 
     async def _run(self) -> None:
         while True:
@@ -73,3 +90,12 @@ class Cleaner:
             except Exception as exc:  # noqa: BLE001 - it is tried again, and nothing is lost meanwhile
                 log.error("ingest.retention_broken", fault=fault(exc))  # noqa: TRY400 - no text of its
             await asyncio.sleep(EVERY_S)
+
+
+async def _exhaust(delete: Callable[[], Awaitable[int]]) -> int:
+    """Run a deletion until it finds nothing more; returns how much it has deleted."""
+    total = 0
+    while count := await delete():
+        total += count
+        await asyncio.sleep(PAUSE_S)
+    return total

@@ -95,6 +95,9 @@ class Ingest:
         self._cleaner = Cleaner(
             Retention(self._store),
             lambda tenant: settings.tenant(tenant).keep_days or settings.limits.keep_days,
+            lambda tenant: (
+                settings.tenant(tenant).keep_bodies_days or settings.limits.keep_bodies_days
+            ),
             clock,
         )
         self._runner = Runner(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from nats.aio.msg import Msg
 
 from fusewire.bus import Bus
-from fusewire.errors import Transient
+from fusewire.errors import TextsDeletedError, Transient
 from fusewire.store.engine import Store
 from fusewire.store.queries import FusionStatus, standings
 
@@ -72,6 +72,7 @@ class Outcomes:
 
         Raises:
             Transient: the database still does not answer when the time is over.
+            TextsDeletedError: its texts were deleted.
         """
         if wait_s <= 0:
             return await self._look_up(tenant, fusion_id)
@@ -130,7 +131,10 @@ class Outcomes:
         if self._lookup_task is None or self._lookup_task.done():
             self._lookup_task = asyncio.create_task(self._look_up_all(), name="ingest-look")
         # Shielded: a caller that is cancelled must not cancel it for the others.
-        return await asyncio.shield(status)
+        found_status = await asyncio.shield(status)
+        if found_status and found_status.texts_deleted_at:
+            raise TextsDeletedError(fusion_id)
+        return found_status
 
     async def _look_up_all(self) -> None:
         # Outcomes are announced in groups: let the other clients of this group join.

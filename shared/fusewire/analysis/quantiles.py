@@ -41,7 +41,8 @@ def quantile(counts: Mapping[int, int], share: float, bounds: Sequence[int]) -> 
     if not number:
         return high * part
     low = bounds[number - 1]
-    return float(low * (high / low) ** part)
+    # Rounding must not push it past the bucket.
+    return min(low * (high / low) ** part, float(high))
 
 
 def quantile_interval(

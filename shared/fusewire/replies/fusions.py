@@ -79,7 +79,7 @@ class Fusion(TypedDict):
 
     is_degraded: NotRequired[bool]
     degraded_reasons: NotRequired[list[str]]
-    status: Status | Literal["running"]
+    status: Status | Literal["running", "texts_deleted"]
     id: str
     custom_id: str
     batch_id: str | None

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, and_, or_, select
 
 from fusewire.contracts import Candidate, Outcome, Plan, Prompt, Round
+from fusewire.errors import TextsDeletedError
 from fusewire.store.engine import Store
 from fusewire.store.tables import candidates, fusions, outcomes, prompts, rounds
 
@@ -43,7 +44,10 @@ class History:
 
 
 async def history(store: Store, fusion_ids: Sequence[str]) -> History | None:
-    """The newest fusion with one of these ids; None if there is none. Raises Transient."""
+    """The newest fusion with one of these ids; None if there is none.
+
+    Raises Transient, or TextsDeletedError.
+    """
     newest = _PROMPTS.where(prompts.c.fusion_id.in_(fusion_ids))
     newest = newest.order_by(prompts.c.submitted_at.desc()).limit(1)
     histories = await store.run(lambda connection: _read(connection, newest), write=False)
@@ -108,7 +112,7 @@ def _is_after(outcome: Outcome) -> ColumnElement[bool]:
 
 
 async def batch_histories(store: Store, tenant: str, batch_id: str) -> list[History]:
-    """All fusions of a batch, in the order of their ids. Raises Transient."""
+    """All fusions of a batch, in the order of their ids. Raises Transient or TextsDeletedError."""
     of_batch = _PROMPTS.where(prompts.c.tenant == tenant, prompts.c.batch_id == batch_id)
     of_batch = of_batch.order_by(prompts.c.fusion_id).limit(PAGE)
     histories: list[History] = []
@@ -130,6 +134,7 @@ _PROMPTS = (
         prompts.c.cancelled_at,
         fusions.c.plan,
         outcomes.c.body.label("outcome"),
+        outcomes.c.texts_deleted_at,
     )
     .join(fusions, fusions.c.fusion_id == prompts.c.fusion_id)
     .join(outcomes, outcomes.c.fusion_id == prompts.c.fusion_id, isouter=True)
@@ -139,6 +144,9 @@ _PROMPTS = (
 def _read(connection: Connection, query: Select[Any]) -> list[History]:
     """The histories of the prompts that a query selects, in its order."""
     prompt_rows = connection.execute(query).all()
+    for row in prompt_rows:
+        if row.texts_deleted_at:
+            raise TextsDeletedError(row.fusion_id)
     fusion_ids = [row.fusion_id for row in prompt_rows]
     rounds_by_fusion = _rounds(connection, fusion_ids)
     candidates_by_fusion = _candidates(connection, fusion_ids)

@@ -22,6 +22,7 @@ _STATUSES = (
         prompts.c.custom_id,
         prompts.c.submitted_at,
         outcomes.c.body,
+        outcomes.c.texts_deleted_at,
     )
     .join(outcomes, outcomes.c.fusion_id == prompts.c.fusion_id, isouter=True)
     .where(prompts.c.tenant == bindparam("tenant"), prompts.c.fusion_id.in_(_KEYS))
@@ -37,13 +38,14 @@ CandidateBodies = dict[tuple[str, int, str], str]
 
 @dataclass(frozen=True)
 class FusionStatus:
-    """The state of a fusion: `outcome` is None while it runs."""
+    """The state of a fusion: `outcome` is None while it runs, and after its texts were deleted."""
 
     fusion_id: str
     batch_id: str | None
     custom_id: str
     submitted_at: datetime
     outcome: Outcome | None
+    texts_deleted_at: datetime | None = None
 
 
 async def standings(
@@ -79,7 +81,14 @@ def _status(row: Any, bodies: CandidateBodies, *, texts: bool) -> FusionStatus:
     if outcome and texts:
         answers = tuple(_with_text(answer, outcome, bodies) for answer in outcome.answers)
         outcome = outcome.model_copy(update={"answers": answers})
-    return FusionStatus(row.fusion_id, row.batch_id, row.custom_id, row.submitted_at, outcome)
+    return FusionStatus(
+        row.fusion_id,
+        row.batch_id,
+        row.custom_id,
+        row.submitted_at,
+        outcome,
+        row.texts_deleted_at,
+    )
 
 
 def _with_text(answer: Answer, outcome: Outcome, bodies: CandidateBodies) -> Answer:
@@ -103,8 +112,9 @@ def as_reply(status: FusionStatus) -> replies.fusions.Fusion:
         "batch_id": status.batch_id,
     }
     if status.outcome is None:
-        running = {**base, "status": "running", "submitted_at": status.submitted_at.isoformat()}
-        return cast("replies.fusions.Fusion", running)
+        state = "texts_deleted" if status.texts_deleted_at else "running"
+        without_outcome = {**base, "status": state, "submitted_at": status.submitted_at.isoformat()}
+        return cast("replies.fusions.Fusion", without_outcome)
     body = status.outcome.model_dump(
         mode="json", exclude={"v", "fusion_id", "custom_id", "batch_id"}
     )

@@ -213,10 +213,19 @@ outcomes = Table(
     Column("submitted_at", UtcDateTime, nullable=False),
     Column("finished_at", UtcDateTime, nullable=False),
     Column("body", Text, nullable=False),
+    # When the texts of the whole fusion were deleted; its figures remain.
+    Column("texts_deleted_at", UtcDateTime),
     Index("ix_outcomes_batch", "batch_id", "tenant"),
     Index("ix_outcomes_finished", "finished_at"),
     Index("ix_outcomes_tenant", "tenant", "finished_at"),
     Index("ix_outcomes_pool", "pool", "finished_at"),
+    Index(
+        "ix_outcomes_texts",
+        "tenant",
+        "finished_at",
+        sqlite_where=text("texts_deleted_at IS NULL"),
+        postgresql_where=text("texts_deleted_at IS NULL"),
+    ),
 )
 Index("ix_outcomes_day", UtcDay(outcomes.c.finished_at))
 

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fusewire import replies
 from fusewire.bus import fault
-from fusewire.errors import Transient
+from fusewire.errors import TextsDeletedError, Transient
 from fusewire_ingest.access import AccessError
 from fusewire_ingest.admission.admit import RefusedError
 
@@ -305,6 +305,10 @@ def add_handlers(app: FastAPI) -> None:
             retry_after_s=exc.retry_after_s,
             headers=headers,
         )
+
+    @app.exception_handler(TextsDeletedError)
+    async def _deleted(request: Request, exc: TextsDeletedError) -> Response:
+        return error_response(request, 410, "texts_deleted", str(exc), is_final=True)
 
     @app.exception_handler(Transient)
     async def _unavailable(request: Request, exc: Transient) -> Response:

@@ -9,7 +9,7 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from fusewire.contracts import ANSWERED, Outcome, Prompt
-from fusewire.errors import Transient
+from fusewire.errors import TextsDeletedError, Transient
 from fusewire.references.texts import END_CHARS
 from fusewire_ingest.access import Caller
 from fusewire_ingest.admission.admit import RefusedError
@@ -198,15 +198,19 @@ async def _submit(dependencies: Dependencies, run: Run) -> bool:
 
 
 async def _wait_for_outcome(dependencies: Dependencies, run: Run, *, just_begun: bool) -> Outcome:
-    """Wait for the outcome. Raises HttpError if it has no answer, or is late."""
+    """Wait for the outcome. Raises HttpError if it has no answer, is late or lost its texts."""
     outcomes = dependencies.outcomes
     wait_s = (run.prompt.deadline_at - dependencies.clock()).total_seconds() + PATIENCE_S
-    fusion = None
     # The prompt is accepted even if the wait fails.
-    with contextlib.suppress(Transient):
+    try:
         fusion = await outcomes.get(
             run.prompt.tenant, run.fusion_id, max(wait_s, 0), just_begun=just_begun
         )
+    except Transient:
+        fusion = None
+    except TextsDeletedError as exc:
+        message = f"{exc}; ask again with another Idempotency-Key"
+        raise HttpError(410, "texts_deleted", message, is_final=True, headers=run.headers) from None
     outcome = fusion.outcome if fusion else None
     if outcome is None and outcomes.is_closing:
         message = (

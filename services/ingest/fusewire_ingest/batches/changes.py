@@ -127,9 +127,13 @@ class BatchChanges:
             None if the tenant has no such batch.
 
         Raises:
-            RefusedError: it was not stopped, or its lines in flight are being cancelled.
+            RefusedError: it was not stopped, its lines in flight are being cancelled, or its input
+                file was deleted.
         """
         now = self._clock()
+        stopped_batch = await self._batches.get(tenant, batch_id)
+        if stopped_batch and stopped_batch.status == "cancelled":
+            await self._require_file(tenant, stopped_batch.input_file_id)
         async with self._store.write() as connection:
             batch = await self._batches.find_in(connection, tenant, batch_id)
             if batch is None:

@@ -10,6 +10,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fusewire.contracts import ANSWERED
+from fusewire.errors import TextsDeletedError
 from fusewire.store.engine import Store
 from fusewire.store.tables import batch_lines, outcomes
 from fusewire_ingest.fair_queue import PendingLine
@@ -321,6 +322,7 @@ class BatchLines:
                 _L.error,
                 _L.warnings,
                 outcomes.c.body,
+                outcomes.c.texts_deleted_at,
             )
             .outerjoin(outcomes, (outcomes.c.fusion_id == _L.fusion_id) & _L.settled.is_not(None))
             .where(_L.batch_id == batch_id, sort_column > after)
@@ -336,6 +338,9 @@ class BatchLines:
 
 
 def _result(row: Any) -> LineResult:
+    error = json.loads(row.error) if row.error else None
+    if row.texts_deleted_at:
+        error = {"code": "texts_deleted", "message": str(TextsDeletedError(row.fusion_id))}
     return LineResult(
         row.line,
         row.custom_id,
@@ -343,6 +348,6 @@ def _result(row: Any) -> LineResult:
         row.settled,
         row.fusion_id,
         json.loads(row.body) if row.body else None,
-        json.loads(row.error) if row.error else None,
+        error,
         tuple(json.loads(row.warnings)) if row.warnings else (),
     )

@@ -1,10 +1,12 @@
-"""Deletes what ended long ago: fusions with all their rows, batches with their lines and files."""
+"""Deletes what ended long ago: first the texts, then fusions and batches with all their rows."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select
+from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from fusewire.store import summaries
 from fusewire.store.engine import Store
 from fusewire.store.tables import (
     answers,
@@ -15,6 +17,7 @@ from fusewire.store.tables import (
     files,
     fusions,
     image_uses,
+    images,
     late_costs,
     outcomes,
     prompts,
@@ -29,6 +32,8 @@ AT_ONCE = 200
 """The most fusions that one transaction deletes: on SQLite all other writers wait for it."""
 
 OF_A_FUSION = (
+    votes,
+    vote_changes,
     answers,
     verdicts,
     candidates,
@@ -42,7 +47,7 @@ OF_A_FUSION = (
     fusions,
     prompts,
 )
-_HAS_ENDED = or_(
+HAS_ENDED = or_(
     *(
         batches.c[f"{status}_at"].is_not(None)
         for status in ("completed", "failed", "expired", "cancelled")
@@ -51,6 +56,14 @@ _HAS_ENDED = or_(
 _ENDED_AT = func.coalesce(
     batches.c.completed_at, batches.c.failed_at, batches.c.expired_at, batches.c.cancelled_at
 )
+_IS_OF_RUNNING_BATCH = exists().where(
+    batches.c.batch_id == outcomes.c.batch_id, _ENDED_AT.is_(None)
+)
+# The views read the costs of late candidates from their JSON.
+_COST_ALONE = {
+    "sqlite": "json_object('cost_usd', json_extract(body, '$.cost_usd'))",
+    "postgresql": "json_build_object('cost_usd', body::json -> 'cost_usd')::text",
+}
 
 
 class Retention:
@@ -86,7 +99,7 @@ class Retention:
             query = select(batches.c.batch_id, batches.c.input_file_id).where(
                 batches.c.tenant == tenant,
                 batches.c.created_at < before,
-                _HAS_ENDED,
+                HAS_ENDED,
                 before > _ENDED_AT,
             )
             # A batch that is being resumed is locked, and skipped.
@@ -103,6 +116,65 @@ class Retention:
                 connection,
                 or_(files.c.batch_id.in_(ids), and_(files.c.file_id.in_(input_ids), is_unused)),
             )
+            return len(ids)
+
+    async def delete_inputs(self, tenant: str, before: datetime) -> int:
+        """Delete the input files of batches that ended before a time; returns how many.
+
+        Not those that a batch which has not ended so long ago has, too.
+        """
+        is_younger = or_(_ENDED_AT.is_(None), before <= _ENDED_AT)
+        query = (
+            select(files.c.file_id)
+            .where(
+                files.c.tenant == tenant,
+                files.c.created_at < before,
+                files.c.batch_id.is_(None),
+                files.c.file_id.in_(
+                    select(batches.c.input_file_id).where(
+                        batches.c.tenant == tenant,
+                        batches.c.created_at < before,
+                        before > _ENDED_AT,
+                    )
+                ),
+                ~exists().where(
+                    batches.c.tenant == tenant,
+                    batches.c.input_file_id == files.c.file_id,
+                    is_younger,
+                ),
+            )
+            .limit(AT_ONCE)
+        )
+        async with self._store.write() as connection:
+            ids = list((await connection.execute(query)).scalars())
+            if ids:
+                await _delete_files(connection, files.c.file_id.in_(ids))
+            return len(ids)
+
+    async def delete_texts(self, tenant: str, before: datetime, now: datetime) -> int:
+        """Delete the texts of fusions that ended before a time, and keep their figures.
+
+        At most `AT_ONCE` fusions, the oldest first, without those of batches that have not ended.
+
+        Returns:
+            How many.
+        """
+        query = (
+            select(outcomes.c.fusion_id)
+            .where(
+                outcomes.c.tenant == tenant,
+                outcomes.c.finished_at < before,
+                outcomes.c.texts_deleted_at.is_(None),
+                ~_IS_OF_RUNNING_BATCH,
+            )
+            .order_by(outcomes.c.finished_at)
+            .limit(AT_ONCE)
+        )
+        async with self._store.write() as connection:
+            ids = list((await connection.execute(query)).scalars())
+            if ids:
+                await _delete_texts(connection, ids, now)
+                await _delete_images(connection, ids, before)
             return len(ids)
 
     async def delete_fusions(self, tenant: str, before: datetime) -> int:
@@ -124,9 +196,61 @@ class Retention:
         async with self._store.write() as connection:
             ids = list((await connection.execute(query)).scalars())
             if ids:
-                for table in OF_A_FUSION:
-                    await connection.execute(delete(table).where(table.c.fusion_id.in_(ids)))
+                await delete_rows(connection, ids)
             return len(ids)
+
+
+async def delete_rows(connection: AsyncConnection, fusion_ids: Sequence[str]) -> None:
+    """Delete all rows of fusions, and take them out of the sums."""
+    await connection.run_sync(summaries.subtract, fusion_ids)
+    for table in OF_A_FUSION:
+        await connection.execute(delete(table).where(table.c.fusion_id.in_(fusion_ids)))
+
+
+async def _delete_texts(
+    connection: AsyncConnection, fusion_ids: Sequence[str], now: datetime
+) -> None:
+    no_outcome_texts = {
+        "content": None,
+        "tool_calls": None,
+        "reason": None,
+        "error": None,
+        "body": "",
+        "texts_deleted_at": now,
+    }
+    cost_alone = text(_COST_ALONE[connection.dialect.name])
+    changes = (
+        (prompts, {"body": ""}),
+        (fusions, {"plan": ""}),
+        (rounds, {"body": ""}),
+        (candidates, {"body": cost_alone}),
+        (answers, {"content": None}),
+        (outcomes, no_outcome_texts),
+    )
+    for table, values in changes:
+        changed_rows = update(table).where(table.c.fusion_id.in_(fusion_ids))
+        await connection.execute(changed_rows.values(values))
+
+
+async def _delete_images(
+    connection: AsyncConnection, fusion_ids: Sequence[str], before: datetime
+) -> None:
+    """Delete the large parts of fusions that no other fusion uses, and that the broker has not."""
+    query = select(image_uses.c.image).where(image_uses.c.fusion_id.in_(fusion_ids)).distinct()
+    names = list((await connection.execute(query)).scalars())
+    if not names:
+        return
+    await connection.execute(delete(image_uses).where(image_uses.c.fusion_id.in_(fusion_ids)))
+    # Ingest takes parts that no fusion waits for from the broker; what it has not yet, it deletes
+    # when `image_days` are over.
+    await connection.execute(
+        delete(images).where(
+            images.c.name.in_(names),
+            images.c.used_at < before,
+            images.c.published_at.is_(None),
+            ~exists().where(image_uses.c.image == images.c.name),
+        )
+    )
 
 
 async def _delete_files(connection: AsyncConnection, condition: ColumnElement[bool]) -> None:

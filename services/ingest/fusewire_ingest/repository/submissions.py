@@ -22,6 +22,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from fusewire import ids
 from fusewire.contracts import Prompt
+from fusewire.errors import TextsDeletedError
 from fusewire.store.engine import Store
 from fusewire.store.tables import fusions, outcomes, prompts, published_to
 from fusewire_ingest.admission.admit import body_hash
@@ -260,6 +261,8 @@ class Submissions:
                 prompts.c.published_at.is_(None),
                 prompts.c.submitted_at < before,
                 prompts.c.cancelled_at.is_(None),
+                # Its texts were deleted: it ended, at its deadline, without the broker.
+                prompts.c.body != "",
             )
             .order_by(prompts.c.submitted_at)
             .limit(limit)
@@ -322,12 +325,14 @@ class Submissions:
         return EarlierRequest(row.fusion_id, row.held_by, row.left_at, bool(row.is_undecided))
 
     async def get(self, tenant: str, fusion_id: str) -> Prompt | None:
-        """Read a prompt of a tenant; None if there is none of that id."""
+        """Read a prompt of a tenant; None if there is none of that id. Raises TextsDeletedError."""
         query = select(prompts.c.body).where(
             prompts.c.tenant == tenant, prompts.c.fusion_id == fusion_id
         )
         async with self._store.read() as connection:
             body = (await connection.execute(query)).scalar()
+        if body == "":
+            raise TextsDeletedError(fusion_id)
         return Prompt.decode(body) if body else None
 
     async def leave(self, fusion_id: str, at: datetime) -> None:

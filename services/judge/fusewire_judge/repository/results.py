@@ -40,7 +40,9 @@ _IS_DONE = select(fusions.c.is_done).where(fusions.c.fusion_id == bindparam("key
 _CALLS_OF_ROUND = select(candidates.c.call).where(
     candidates.c.fusion_id == bindparam("key"), candidates.c.round == bindparam("round")
 )
-_OUTCOMES = select(outcomes.c.body).where(outcomes.c.fusion_id.in_(KEYS))
+_OUTCOMES = select(outcomes.c.body).where(
+    outcomes.c.fusion_id.in_(KEYS), outcomes.c.texts_deleted_at.is_(None)
+)
 _DUE = (
     select(fusions.c.fusion_id, fusions.c.due_at)
     # As the partial index says it: `IS false` would read every fusion that ever was.
@@ -242,7 +244,7 @@ class Results:
         return [(Round.decode(body), body) for (body,) in rows]
 
     def outcomes(self, fusion_ids: Iterable[str]) -> list[Outcome]:
-        """Return stored outcomes, to publish them again."""
+        """Return stored outcomes, to publish them again; not those without their texts."""
         rows = self._connection.execute(_OUTCOMES, {"keys": sorted(fusion_ids)})
         return [Outcome.decode(body) for (body,) in rows]
 
