@@ -42,7 +42,7 @@ def quantile(counts: Mapping[int, int], share: float, bounds: Sequence[int]) -> 
         return high * part
     low = bounds[number - 1]
     # Rounding must not push it past the bucket.
-    return min(low * (high / low) ** part, float(high))
+    return float(min(low * (high / low) ** part, high))
 
 
 def quantile_interval(
