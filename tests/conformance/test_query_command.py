@@ -112,16 +112,17 @@ async def test_a_million_rows_take_no_more_memory_than_some(
         " SELECT x, printf('%0200d', x) AS t FROM c"
     )
     peaks = []
-    for count in (50_000, 250_000):
+    for count in (100_000, 400_000):
         for form in ("csv", "json", "parquet"):
             code, _, err = await command(
                 "query", numbers, "--param", f"n={count}", "-f", form, "-o", f"out.{form}"
             )
             assert (code, err) == (0, "")
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    assert Path("out.csv").stat().st_size > 50_000_000
+    assert Path("out.csv").stat().st_size > 80_000_000
     assert pq.ParquetFile("out.parquet").num_row_groups >= 5
-    assert peaks[1] - peaks[0] < 40_000  # KiB
+    # The 300,000 rows more would take 100 MB as tuples.
+    assert peaks[1] - peaks[0] < 75_000  # KiB
 
 
 async def test_queries_are_saved_listed_and_run(

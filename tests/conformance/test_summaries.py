@@ -310,17 +310,21 @@ class Stored:
     def _voted_lift(self, pool: str) -> list[Row]:
         n, fused, oracle, singles = 0, 0, 0, Counter[str]()
         for fusion_id, choices in self.votes.items():
-            (choice, most), *others = Counter(choices).most_common()
             outcome = self.outcomes.get(fusion_id)
+            if outcome is None or outcome["pool"] != pool or outcome["is_replay"]:
+                continue
+            # A vote for the outcome's own answer is one for the winner, where there is one.
+            winner = outcome["winner"] or "fused"
+            named = [winner if choice == "fused" else choice for choice in choices]
+            (choice, most), *others = Counter(named).most_common()
             is_shared = bool(others) and others[0][1] == most
-            if outcome is None or outcome["pool"] != pool or is_shared or choice == "tie":
+            if is_shared or choice == "tie":
                 continue
             n += 1
             fused += choice in ("fused", outcome["winner"])
             oracle += choice != "none"
             for a in self.answers[fusion_id]:
-                chosen = choice == a["member"] or (choice == "fused" and a["is_winner"])
-                singles[a["model"]] += chosen
+                singles[a["model"]] += choice == a["member"]
         return [lift_row(pool, "votes", n, fused, oracle, singles)] if n and singles else []
 
 

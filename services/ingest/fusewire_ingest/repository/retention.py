@@ -32,8 +32,6 @@ AT_ONCE = 200
 """The most fusions that one transaction deletes: on SQLite all other writers wait for it."""
 
 OF_A_FUSION = (
-    votes,
-    vote_changes,
     answers,
     verdicts,
     candidates,

@@ -50,7 +50,8 @@ _TYPES: dict[str, ColumnType] = {
     "timestamp": "timestamp",
 }
 """All further types are written as text, and bytea as bytes."""
-_FIRST_ROWS = 16
+_FIRST_ROWS = 2
+"""Before the length of rows is known: each may be as long as `LONGEST_VALUE`."""
 
 
 def _options(url: str) -> dict[str, Any]:
