@@ -1,0 +1,189 @@
+"""The commands for operators: NATS, database, keys, erasure. Declared for typer.
+
+Each command imports what it needs when it runs, so that `--help` is quick.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fusewire_cli.options import FormatOption, JsonOption
+from fusewire_cli.screen import RowFormat, clear_errors, fail
+
+app = typer.Typer(rich_markup_mode=None)
+topology_app = typer.Typer(help="Provision NATS.", no_args_is_help=True, rich_markup_mode=None)
+db_app = typer.Typer(
+    help="Migrate and maintain the database.", no_args_is_help=True, rich_markup_mode=None
+)
+db_app = typer.Typer(
+    help="Migrate and maintain the database.", no_args_is_help=True, rich_markup_mode=None
+)
+keys_app = typer.Typer(
+    help="Create, list and revoke API keys.", no_args_is_help=True, rich_markup_mode=None
+)
+dead_app = typer.Typer(
+    help="Messages that no service could handle.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(topology_app, name="topology")
+app.add_typer(db_app, name="db")
+app.add_typer(keys_app, name="keys")
+app.add_typer(dead_app, name="dead")
+
+
+@topology_app.command("apply")
+def topology_apply(json_: JsonOption = False) -> None:
+    """Create and mend streams, durables and buckets.
+
+    Idempotent; never narrows an operator's limits.
+    """
+    from fusewire_cli import admin
+
+    with clear_errors():
+        admin.topology_apply(as_json=json_)
+
+
+@db_app.command("upgrade")
+def db_upgrade() -> None:
+    """Bring the database to the schema of this version; idempotent."""
+    from fusewire_cli import admin
+
+    with clear_errors():
+        admin.db_upgrade()
+
+
+@db_app.command("analyst")
+def db_analyst(
+    name: Annotated[str, typer.Argument(help="The role's name, such as `analysts`.")],
+    password_file: Annotated[
+        Path | None,
+        typer.Option("--password-file", metavar="FILE", help="Its password; else one is made."),
+    ] = None,
+    new_password: Annotated[
+        bool, typer.Option("--new-password", help="Make another password for a role that exists.")
+    ] = False,
+) -> None:
+    """Create a PostgreSQL role that may read the views and nothing else; print its address.
+
+    Idempotent. Run it again after an upgrade that adds views.
+    """
+    from fusewire_cli import roles
+
+    with clear_errors():
+        roles.analyst(name, password_file, reset=new_password)
+
+
+@db_app.command("sums")
+def db_sums() -> None:
+    """Make the sums by day anew, which the views of days, models and judges read.
+
+    Each day is a transaction of its own; outcomes may be stored meanwhile.
+    """
+    from fusewire_cli import admin
+
+    with clear_errors():
+        admin.db_sums()
+
+
+@dead_app.command("list")
+def dead_list(form: FormatOption = RowFormat.table) -> None:
+    """List the messages, and why each was given up."""
+    from fusewire_cli import dead
+
+    with clear_errors():
+        dead.show(form)
+
+
+@dead_app.command("show")
+def dead_show(
+    number: Annotated[int, typer.Argument(min=1, help="See `fusewire dead list`.")],
+) -> None:
+    """Print a message with its body, as JSON; it may hold a prompt."""
+    from fusewire_cli import dead
+
+    with clear_errors():
+        dead.show_one(number)
+
+
+@dead_app.command("replay")
+def dead_replay(
+    numbers: Annotated[list[int] | None, typer.Argument(help="See `fusewire dead list`.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+) -> None:
+    """Publish messages again, once the cause of their failure is mended."""
+    from fusewire_cli import dead
+
+    with clear_errors():
+        dead.replay(numbers or [], everything=everything)
+
+
+@keys_app.command("create")
+def keys_create(
+    tenant: Annotated[str, typer.Option("--tenant", help="The tenant that the key is for.")],
+    name: Annotated[
+        str, typer.Option("--name", help="What the key is for, as the list will show it.")
+    ],
+    expires_days: Annotated[
+        float | None,
+        typer.Option("--expires-days", min=0.001, max=36_500, help="Days until it expires."),
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Make an API key. It is printed once, alone on stdout; only a hash of it is kept."""
+    from fusewire_cli import keys
+
+    with clear_errors():
+        keys.create(tenant, name, expires_days, as_json=json_)
+
+
+@keys_app.command("list")
+def keys_list(form: FormatOption = RowFormat.table, json_: JsonOption = False) -> None:
+    """List the keys, revoked and expired ones too; never the keys themselves."""
+    from fusewire_cli import keys
+
+    with clear_errors():
+        keys.show(RowFormat.json if json_ else form)
+
+
+@keys_app.command("revoke")
+def keys_revoke(
+    key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="See `fusewire keys list`.")],
+) -> None:
+    """Revoke a key: every ingest refuses it within 5 seconds."""
+    from fusewire_cli import keys
+
+    with clear_errors():
+        keys.revoke(key_id)
+
+
+@app.command()
+def erase(
+    tenant: Annotated[
+        str | None, typer.Option("--tenant", help="Erase what this tenant has stored.")
+    ] = None,
+    custom_id: Annotated[
+        str | None, typer.Option("--custom-id", help="Erase only this custom_id of the tenant.")
+    ] = None,
+    batch: Annotated[
+        str | None, typer.Option("--batch", help="Only the custom_id of this batch.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    list_: Annotated[
+        bool, typer.Option("--list", help="Show the erasures so far, and erase nothing.")
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Erase a tenant, or one prompt of it, from the database and from NATS.
+
+    It cannot be undone. A report without content is kept. An erasure that was interrupted is gone
+    on with when it is run again.
+    """
+    from fusewire_cli import erase as module
+
+    with clear_errors():
+        if list_:
+            module.show(RowFormat.json if json_ else RowFormat.table)
+        elif tenant is None:
+            fail("whose content is to be erased?", "name it with --tenant")
+        else:
+            module.erase(tenant, custom_id, batch, is_sure=yes, as_json=json_)
