@@ -17,7 +17,7 @@ MEMBERS := shared services/ingest services/dispatcher services/worker-edge servi
 TESTS := tests/contract tests/conformance tests/e2e tests/bench tests/fuzz $(wildcard tests/unit/*)
 SOURCES := $(MEMBERS) migrations tests examples
 
-.PHONY: help setup demo test test-kills test-node test-batch test-unit check format bench bench-scale bench-plots bench-doors bench-edge bench-judge bench-fusion bench-views fuzz lock docs clean
+.PHONY: help setup demo test test-kills test-node test-planted test-batch test-unit check format bench bench-scale bench-plots bench-doors bench-edge bench-judge bench-fusion bench-views fuzz lock docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ test-node: setup ## run clients of node against a running stack; they are instal
 	@mkdir -p build/node && cp tests/e2e/node/package.json tests/e2e/node/calls.mjs build/node
 	@cd build/node && npm install --silent --no-package-lock --no-audit --no-fund
 	@$(BIN)/python -m pytest -n 2 tests/e2e/node/clients.py $(ARGS)
+
+test-planted: setup ## find planted strengths in SEEDS (200) samples, where make test takes 30
+	@PLANTED_SEEDS=$(or $(SEEDS),200) $(BIN)/python -m pytest tests/unit/shared/test_ranking.py $(ARGS)
 
 test-batch: setup ## kill a batch of 2,000 lines whole, and go on with it
 	@BATCH_LINES=2000 $(BIN)/python -m pytest tests/e2e/test_batch.py -k killed_run $(ARGS)

@@ -151,7 +151,7 @@ SQLITE_ESCAPES = [
         "SELECT hex(zeroblob(16000000))",
         "SELECT group_concat(content, replace(printf('%1000000d', 1), ' ', 'x')) FROM v_answer",
     ),
-    Escape("SELECT zeroblob(10000000) AS a FROM v_answer", "harmless"),
+    Escape("SELECT zeroblob(10000000) AS a FROM v_answer LIMIT 8", "harmless"),
     Escape("SELECT printf('%2000000000d', 1)", "harmless"),
 ]
 POSTGRESQL_ESCAPES = [
