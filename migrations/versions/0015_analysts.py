@@ -100,6 +100,13 @@ def upgrade() -> None:
     )
     op.drop_index("ix_outcomes_batch", "outcomes")
     op.create_index("ix_outcomes_batch", "outcomes", ["batch_id", "tenant"])
+    op.create_index(
+        "ix_candidates_late",
+        "candidates",
+        ["fusion_id"],
+        sqlite_where=sa.text("is_late"),
+        postgresql_where=sa.text("is_late"),
+    )
     # For questions by the views' column `day`.
     day = sa.text(DAY[op.get_bind().dialect.name])
     op.create_index("ix_outcomes_day", "outcomes", [day])
@@ -166,6 +173,7 @@ def swap_of(verdict: dict[str, Any], verdicts: list[dict[str, Any]]) -> str | No
 
 
 def downgrade() -> None:
+    op.drop_index("ix_candidates_late", "candidates")
     op.drop_index("ix_outcomes_day", "outcomes")
     op.drop_index("ix_outcomes_texts", "outcomes")
     op.drop_column("outcomes", "texts_deleted_at")

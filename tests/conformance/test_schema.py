@@ -105,6 +105,7 @@ async def test_an_index_has_its_condition_on_both_databases(store: Store) -> Non
         "ix_fusions_unpublished",
         "ix_outcomes_texts",
         "ix_verdicts_control",
+        "ix_candidates_late",
         "ix_batch_lines_held",
         "ix_batch_lines_flying",
     }

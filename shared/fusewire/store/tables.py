@@ -153,6 +153,13 @@ candidates = Table(
     Column("after_rounds", Integer, nullable=False),
     Column("received_at", UtcDateTime, nullable=False),
     Column("body", Text, nullable=False),
+    # For v_outcome, which would else read all candidates of each outcome.
+    Index(
+        "ix_candidates_late",
+        "fusion_id",
+        sqlite_where=text("is_late"),
+        postgresql_where=text("is_late"),
+    ),
 )
 
 # Costs of candidates that came after the outcome. The judge adds a row, and ingest removes it once
