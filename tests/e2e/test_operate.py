@@ -201,6 +201,7 @@ async def replace(replicas: Replicas, old: Replica, load: Load) -> Replica:
     return new
 
 
+@pytest.mark.slow
 async def test_a_rolling_restart_loses_nothing_and_makes_no_call_twice(
     replicas: Replicas, server: FakeServer, postgres: PostgresServer
 ) -> None:
@@ -289,6 +290,7 @@ async def check_restored(
     assert marked == {"b": MANY, "c": MANY}
 
 
+@pytest.mark.slow
 async def test_what_is_restored_from_postgresql_goes_on_with_an_empty_nats(
     replicas: Replicas, server: FakeServer, postgres: PostgresServer, nats: NatsServer
 ) -> None:
@@ -317,6 +319,7 @@ async def test_what_is_restored_from_postgresql_goes_on_with_an_empty_nats(
     assert await rows(database, "SELECT count(*) FROM prompts") == [(2 * MANY,)]
 
 
+@pytest.mark.slow
 async def test_what_is_restored_from_sqlite_goes_on_with_an_empty_nats(
     cli: Cli, server: FakeServer
 ) -> None:

@@ -95,7 +95,7 @@ def background(
 ) -> Iterator[Command]:
     """A command that runs beside the test, and is ended with the block."""
     with _files(stdin) as (stdin_file, out, err):
-        warm = _warm() if is_warm(command) else None
+        warm = _warm() if env is not None and is_warm(command, env) else None
         if warm and env is not None:
             pid = warm.start(command, cwd, env, [file.fileno() for file in (stdin_file, out, err)])
             running = Command(pid, functools.partial(_poll, pid, {}), out, err)

@@ -32,8 +32,13 @@ LIMIT = 1_000_000
 """Bytes of one request."""
 
 
-def is_warm(command: Sequence[str]) -> bool:
-    """Whether this is `fusewire …`, or `python -m fusewire_…`, the process of a service."""
+def is_warm(command: Sequence[str], env: Mapping[str, str]) -> bool:
+    """Whether this is `fusewire …`, or `python -m fusewire_…`, the process of a service.
+
+    Not with a PYTHONPATH, from which it would have other code.
+    """
+    if "PYTHONPATH" in env:
+        return False
     if command[0] == str(Path(sys.executable).parent / "fusewire"):
         return True
     return list(command[:2]) == [sys.executable, "-m"] and command[2].startswith("fusewire_")
