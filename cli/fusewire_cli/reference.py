@@ -145,7 +145,8 @@ def metrics_page() -> str:
     lead = (
         "What `/metrics` shows, in Prometheus' text format. A label has the values that the"
         " configuration or the code\nnames, never an id. Where all replicas report the same, take"
-        " `max by`, not `sum`. Alerts and a dashboard that use\nthem are in `deploy/alerts/`.\n"
+        " `max by`, not `sum`. On Linux there are\n`process_…` metrics too. Alerts"
+        " and a dashboard are in `deploy/alerts/`.\n"
     )
     rows = [
         f"# Metrics\n\n{HEADER}\n{lead}",
@@ -154,8 +155,9 @@ def metrics_page() -> str:
     ]
     for family in metrics.REGISTRY.collect():
         name = family.name + "_total" * (family.type == "counter")
-        labels = ", ".join(f"`{label}`" for label in metrics.LABELS.get(name, ()))
-        rows.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
+        if name in metrics.LABELS:
+            labels = ", ".join(f"`{label}`" for label in metrics.LABELS[name])
+            rows.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
     return "\n".join(rows) + "\n"
 
 
