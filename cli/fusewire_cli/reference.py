@@ -10,6 +10,7 @@ import typer.main
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from fusewire import metrics
 from fusewire.settings import EdgeModel, Member, Pool, RemoteModel, Settings, Tenant
 from fusewire.store.views import CONTRACT, VIEWS
 from fusewire_cli import schema
@@ -139,9 +140,35 @@ def views() -> str:
     return "\n".join(parts)
 
 
+def metrics_page() -> str:
+    """The page of metrics."""
+    lead = (
+        "What `/metrics` shows, in Prometheus' text format. A label has the values that the"
+        " configuration or the code\nnames, never an id. Where all replicas report the same, take"
+        " `max by`, not `sum`. On Linux there are\n`process_…` metrics too. Alerts"
+        " and a dashboard are in `deploy/alerts/`.\n"
+    )
+    rows = [
+        f"# Metrics\n\n{HEADER}\n{lead}",
+        "| metric | type | labels | meaning |",
+        "|---|---|---|---|",
+    ]
+    for family in metrics.REGISTRY.collect():
+        name = family.name + "_total" * (family.type == "counter")
+        if name in metrics.LABELS:
+            labels = ", ".join(f"`{label}`" for label in metrics.LABELS[name])
+            rows.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
+    return "\n".join(rows) + "\n"
+
+
 def main() -> None:
     """Write the pages, or with --check say which are out of step."""
-    pages = {"commands.md": commands(), "configuration.md": configuration(), "views.md": views()}
+    pages = {
+        "commands.md": commands(),
+        "configuration.md": configuration(),
+        "metrics.md": metrics_page(),
+        "views.md": views(),
+    }
     pages["views.json"] = schema.text(schema.contract())
     stale = [name for name, text in pages.items() if not _same(FOLDER / name, text)]
     if "--check" in sys.argv[1:]:
