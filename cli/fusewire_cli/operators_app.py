@@ -43,6 +43,29 @@ def topology_apply(json_: JsonOption = False) -> None:
         admin.topology_apply(as_json=json_)
 
 
+@topology_app.command("accounts")
+def topology_accounts(
+    site: Annotated[
+        bool, typer.Option("--site", help="The users of an edge site's own server instead.")
+    ] = False,
+) -> None:
+    """Print the accounts, users and permissions for nats-server to include."""
+    from fusewire import accounts
+
+    print(accounts.render_site() if site else accounts.render(), end="")
+
+
+@topology_app.command("nkeys")
+def topology_nkeys(
+    folder: Annotated[Path, typer.Argument(help="A new folder for them.")],
+) -> None:
+    """Make an nkey for each user of NATS: its seed, and `public.env` with all public keys."""
+    from fusewire_cli import nkey_files
+
+    with clear_errors():
+        nkey_files.write(folder)
+
+
 @db_app.command("upgrade")
 def db_upgrade() -> None:
     """Bring the database to the schema of this version; idempotent."""
