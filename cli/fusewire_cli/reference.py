@@ -1,4 +1,4 @@
-"""Writes docs/reference/ and the accounts of NATS from the code itself: `python -m fusewire_cli.reference [--check]`."""
+"""Writes docs/reference/ and NATS's accounts: `python -m fusewire_cli.reference [--check]`."""
 
 import sys
 from pathlib import Path
@@ -149,7 +149,7 @@ def files() -> dict[Path, str]:
         FOLDER / "views.md": views(),
         FOLDER / "views.json": schema.text(schema.contract()),
         Path("deploy/nats/accounts.conf"): accounts.render(),
-        Path("deploy/nats/edge-site-users.conf"): accounts.render_site(),
+        Path("deploy/nats/edge-site-users.conf"): accounts.render_site("site"),
     }
 
 

@@ -5,13 +5,14 @@ nothing of FW but the subjects that it exports to them: inside one account a cli
 server publish a reply to any subject for it (docs/decisions/0049).
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fusewire.topology import (
     ATTEMPT_BUCKET,
     BLOB_STORE,
+    CARRIERS,
     DIALECT_BUCKET,
     FORWARDER,
     INGEST,
@@ -22,11 +23,11 @@ from fusewire.topology import (
     STORES,
     cancel_subject,
     candidate_subject,
+    due_subject,
     held_subject,
-    outcome_subject,
     outbox_subject,
+    outcome_subject,
     plan_subject,
-    prompt_subject,
     round_subject,
     schedule_subject,
     stored_subject,
@@ -39,7 +40,8 @@ Account = Literal["FW", "EDGE", "REMOTE"]
 API = "$JS.API"
 WORKER_PREFIX = "fwjs"
 """What `$JS.API` is called in the accounts of workers: the server keeps that name to itself."""
-ANY_PRIORITY = "*"
+STORE_STREAM = CARRIERS[0]
+"""The stream with the id of the broker's store."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,9 @@ USERS: tuple[User, ...] = (
         "ingest",
         "FW",
         publish=(
-            prompt_subject(ANY_PRIORITY, "*"),
+            "fw.prompt.*.*",
             cancel_subject("*"),
+            due_subject("*"),
             held_subject("*"),
             *_pull(INGEST.stream, INGEST.name),
             # Replies to producers on the bus.
@@ -155,6 +158,7 @@ USERS: tuple[User, ...] = (
             plan_subject("*"),
             *_pull("FW_PROMPT", "*"),
             *_pull("FW_ROUND", "*"),
+            *_info([STORE_STREAM]),
             *_service("dispatcher"),
         ),
         subscribe=(_inbox("dispatcher"), cancel_subject("*")),
@@ -169,7 +173,7 @@ USERS: tuple[User, ...] = (
             *_pull(JUDGE.stream, JUDGE.name),
             *_pull(JUDGE_DUE.stream, JUDGE_DUE.name),
             f"{API}.STREAM.MSG.GET.{JUDGE.stream}",
-            *_info(["FW_PROMPT"]),
+            *_info([STORE_STREAM]),
             *_service("judge"),
         ),
         subscribe=(_inbox("judge"), stored_subject("*")),
@@ -183,13 +187,6 @@ USERS: tuple[User, ...] = (
         publish=_worker("worker-edge", task_stream("edge")),
         subscribe=(_inbox("worker-edge"), cancel_subject("*")),
     ),
-    # The server of an edge site, for the worker that is connected to it.
-    User(
-        "edge-site",
-        "EDGE",
-        publish=_worker("worker-edge", task_stream("edge")),
-        subscribe=(_inbox("worker-edge"), cancel_subject("*"), "_R_.>"),
-    ),
     User(
         "worker-remote",
         "REMOTE",
@@ -202,6 +199,29 @@ USERS: tuple[User, ...] = (
         subscribe=(_inbox("worker-remote"), cancel_subject("*")),
     ),
 )
+
+
+def site_user(site: str) -> User:
+    """The server of an edge site, which passes on what the worker behind it does.
+
+    It hears what is sent to its own workers, and not what other sites are sent.
+    """
+    return User(
+        f"edge-site-{site}",
+        "EDGE",
+        publish=_worker("worker-edge", task_stream("edge")),
+        subscribe=(_inbox(f"worker-edge-{site}"), cancel_subject("*"), "_R_.>"),
+    )
+
+
+def users(sites: Iterable[str] = ()) -> tuple[User, ...]:
+    """All users of the hub.
+
+    Args:
+        sites: names of the edge sites.
+    """
+    return (*USERS, *map(site_user, sites))
+
 
 def _in_worker_account(subject: str) -> str:
     """What a worker calls a subject of FW."""
@@ -224,12 +244,9 @@ def _user_lines(user: User, publish: Iterable[str]) -> Iterator[str]:
     yield "      } }"
 
 
-def _publish_lists(account: Account) -> Iterator[tuple[User, tuple[str, ...]]]:
-    """The users of an account, and what each may publish by the names that the account uses."""
-    for user in USERS:
-        if user.account == account:
-            names = user.publish if account == "FW" else map(_in_worker_account, user.publish)
-            yield user, tuple(names)
+def _publish_list(user: User) -> Iterable[str]:
+    """What a user may publish to, by the names that its account uses."""
+    return user.publish if user.account == "FW" else map(_in_worker_account, user.publish)
 
 
 def _exports() -> Iterator[str]:
@@ -256,13 +273,14 @@ def _imports(account: Account) -> Iterator[str]:
     yield f'      {{ stream: {{ account: FW, subject: "{cancel_subject("*")}" }} }}'
 
 
-def _account_lines(account: Account) -> Iterator[str]:
+def _account_lines(account: Account, sites: Iterable[str]) -> Iterator[str]:
     yield f"  {account} {{"
     if account == "FW":
         yield "    jetstream: enabled"
     yield "    users: ["
-    for user, publish in _publish_lists(account):
-        yield from _user_lines(user, publish)
+    for user in users(sites):
+        if user.account == account:
+            yield from _user_lines(user, _publish_list(user))
     yield "    ]"
     yield "    exports: [" if account == "FW" else "    imports: ["
     yield from _exports() if account == "FW" else _imports(account)
@@ -270,19 +288,22 @@ def _account_lines(account: Account) -> Iterator[str]:
     yield "  }"
 
 
-def render() -> str:
+def render(sites: Sequence[str] = ()) -> str:
     """The accounts as a file for nats-server to include.
 
     The public nkey of each user comes from a variable of the server's environment, such as
     `FW_NKEY_INGEST`; the server does not start where one is missing.
+
+    Args:
+        sites: names of the edge sites.
     """
     lines = [
-        "# Written by `fusewire topology accounts`; `make check` fails when it is out of step.",
+        "# Written by `fusewire topology accounts`.",
         "# Users are known by their nkeys: `fusewire topology nkeys FOLDER` makes them.",
         "accounts {",
-        *_account_lines("FW"),
-        *_account_lines("EDGE"),
-        *_account_lines("REMOTE"),
+        *_account_lines("FW", sites),
+        *_account_lines("EDGE", sites),
+        *_account_lines("REMOTE", sites),
         "  SYS {}",
         "}",
         "system_account: SYS",
@@ -290,20 +311,21 @@ def render() -> str:
     return "\n".join(lines) + "\n"
 
 
-def render_site() -> str:
+def render_site(site: str) -> str:
     """The users of an edge site's own server, as a file for it to include."""
-    worker, publish = next(_publish_lists("EDGE"))
-    local = (
+    worker = next(user for user in USERS if user.name == "worker-edge")
+    outbox = (
         *_pull(OUTBOX.name, FORWARDER.name),
         f"{API}.STREAM.MSG.GET.{OUTBOX.name}",
         outbox_subject("*", "*", "*"),
     )
+    worker = replace(worker, subscribe=(_inbox(f"worker-edge-{site}"), cancel_subject("*")))
     lines = [
-        "# Written by `fusewire topology accounts --site`; `make check` fails when it is out of step.",
+        f"# Written by `fusewire topology accounts --site {site}`.",
         "authorization {",
         "    users: [",
-        *_user_lines(worker, (*local, *publish)),
-        "      # Makes the outbox: `fusewire topology apply` with [nats] outbox = true.",
+        *_user_lines(worker, (*outbox, *_publish_list(worker))),
+        f'      # Makes the outbox: `fusewire topology apply` with [nats] site = "{site}".',
         "      { nkey: $FW_NKEY_OPS }",
         "    ]",
         "}",

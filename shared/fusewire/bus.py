@@ -163,9 +163,11 @@ class Bus:
         self._live: dict[int, Delivery] = {}
         self._heartbeat_task: asyncio.Task[None] | None = None
         self._client: Client | None = None
-        self.has_outbox = settings.outbox
-        """Whether this is an edge site, where the hub may be out of reach while NATS answers."""
+        self.site = settings.site
+        """The edge site that this is, where the hub may be out of reach while NATS answers."""
         self._js_prefix = settings.js_prefix
+        # Of each site its own, so that no other can listen to what its workers are sent.
+        self._inbox_prefix = f"_INBOX_{service}" + (f"-{settings.site}" if settings.site else "")
         self._contexts: dict[str, JetStreamContext] = {}
         self._down_since: float | None = None
         self._store_id: tuple[int | None, str] = (None, "")
@@ -174,7 +176,7 @@ class Bus:
         self.broker = NatsBroker(
             settings.url,
             name=f"fusewire-{service}",
-            inbox_prefix=f"_INBOX_{service}",
+            inbox_prefix=self._inbox_prefix,
             allow_reconnect=True,
             # By default nats-py gives up reconnecting, and an outage may last longer.
             max_reconnect_attempts=-1,
@@ -285,9 +287,7 @@ class Bus:
 
     def _context(self, prefix: str) -> JetStreamContext:
         if prefix not in self._contexts:
-            self._contexts[prefix] = self.client.jetstream(
-                timeout=PUBLISH_TIMEOUT_S, prefix=prefix
-            )
+            self._contexts[prefix] = self.client.jetstream(timeout=PUBLISH_TIMEOUT_S, prefix=prefix)
         return self._contexts[prefix]
 
     async def key_value(self, bucket: str) -> KeyValue:
@@ -359,7 +359,7 @@ class Bus:
             pull_sub=PullSub(batch_size=concurrency, timeout=PULL_TIMEOUT_S),
             max_workers=concurrency,
             ack_policy=AckPolicy.MANUAL,
-            inbox_prefix=f"_INBOX_{self.service}.".encode(),
+            inbox_prefix=f"{self._inbox_prefix}.".encode(),
             decoder=_keep_bytes,
         )
 

@@ -68,7 +68,7 @@ class PullConsumer:
         self._bus = bus
         api = bus.api_prefix(durable.stream)
         self._subject = f"{api}.CONSUMER.MSG.NEXT.{durable.stream}.{durable.name}"
-        self.is_across_link = bus.has_outbox and durable.stream != OUTBOX.name
+        self.is_across_link = bus.site is not None and durable.stream != OUTBOX.name
         """Whether it may be missing only because an edge site has lost its link to the hub."""
         self._inbox_queue: asyncio.Queue[Msg | None] = asyncio.Queue()
         """Messages, and None at the end of a request."""

@@ -97,9 +97,9 @@ class Nats(Section):
     js_prefix: str = "$JS.API"
     """Subject prefix of JetStream's API: `fwjs` for workers whose NATS account is not that of the
     streams, as in deploy/nats/accounts.conf."""
-    outbox: bool = False
-    """For an edge site with a NATS server of its own (docs/decisions/0049): worker-edge stores its
-    answers there, and forwards them when the link to the hub is up."""
+    site: Name | None = None
+    """The name of the edge site whose NATS server this is, a leaf of the hub (docs/decisions/0049):
+    worker-edge stores its answers there, and forwards them when the link is up."""
     tls_ca: FilePath | None = None
     """The certificate authority to trust, where the system's store does not have it."""
     replicas: int = Field(default=1, ge=1, le=5)
@@ -108,10 +108,9 @@ class Nats(Section):
     """MiB that all streams together may take (one copy). Unset: 21 GiB; for the embedded server
     half of what is free on its disk, if that is less."""
 
-
     @model_validator(mode="after")
     def _identity(self) -> "Nats":
-        if self.credentials and self.nkey:
+        if self.credentials is not None and self.nkey is not None:
             raise ValueError("credentials and nkey both say who this is; remove one of them")
         return self
 

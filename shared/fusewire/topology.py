@@ -134,9 +134,7 @@ STREAMS: tuple[Stream, ...] = (
     Stream("FW_IN", ("fw.in.*",), "workqueue", max_bytes=GIB),
 )
 
-OUTBOX = Stream(
-    "FW_OUTBOX", ("fw.outbox.*.*.*",), "workqueue", max_bytes=GIB, max_per_subject=1
-)
+OUTBOX = Stream("FW_OUTBOX", ("fw.outbox.*.*.*",), "workqueue", max_bytes=GIB, max_per_subject=1)
 """Candidates that an edge site has made and the hub has not stored yet; on the site's own server
 (docs/decisions/0049)."""
 FORWARDER = Durable(OUTBOX.name, "forwarder", "", max_ack_pending=4096)

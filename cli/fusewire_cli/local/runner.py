@@ -81,7 +81,7 @@ async def apply_topology(
         StartupError: NATS does not answer.
     """
     nats = settings.nats.model_copy(update={"url": nats_url}) if nats_url else settings.nats
-    target = site_topology() if nats.outbox else _hub_topology(settings)
+    target = site_topology() if nats.site else _hub_topology(settings)
     bus = Bus("ops", nats)
     await bus.connect(timeout_s=5)
     try:

@@ -48,7 +48,7 @@ class WorkerEdge(BusService):
         await self.bus.connect()
         generate = EdgeGenerate(self._models, clock)
         task_limits = {name: model.slots + AHEAD for name, model in self._models.items()}
-        outbox = Outbox(self.bus) if self.bus.has_outbox else None
+        outbox = Outbox(self.bus) if self.bus.site else None
         worker = Worker(
             self.bus,
             generate,
