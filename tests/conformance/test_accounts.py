@@ -152,7 +152,8 @@ async def test_no_reply_of_the_server_becomes_a_task(
             await bus.client.publish(request, b"", reply=reply)
         await bus.client.flush()
         # Answered: the request after it has its reply.
-        await bus.js.consumer_info(*durable.split("."))
+        stream, _, consumer = durable.partition(".")
+        await bus.js.consumer_info(stream, consumer)
         for stream in ("FW_TASK_EDGE", "FW_TASK_REMOTE"):
             assert (await ops.js.stream_info(stream)).state.last_seq == 0
 

@@ -41,7 +41,7 @@ class Keys:
 
     def settings(self, user: str, url: str, site: str | None = None) -> Nats:
         """How a user connects."""
-        accounts = {known.name: known.account for known in USERS}
+        accounts = {entry.name: entry.account for entry in USERS}
         prefix = "$JS.API" if accounts.get(user) == "FW" else WORKER_PREFIX
         return Nats(url=url, nkey=self.folder / f"{user}.seed", js_prefix=prefix, site=site)
 
