@@ -214,7 +214,7 @@ async def test_answers_of_a_site_whose_link_is_cut_wait_in_its_outbox(
     assert await site.in_outbox() == 0
 
 
-async def test_a_worker_that_is_killed_while_the_link_is_cut_answers_nothing_twice(
+async def test_a_worker_that_is_started_again_while_the_link_is_cut_answers_nothing_twice(
     site: Site,
 ) -> None:
     """The next one is delivered the same tasks, whose acknowledgements were lost."""
