@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from fusewire.errors import StartupError
 from fusewire.settings import Database, EdgeModel, Settings
 from fusewire_cli import builtin, doctor, local_models, models, session
+from fusewire_cli.local.runner import Stack
 from fusewire_cli.screen import RowFormat, clear_errors
 
 
@@ -43,6 +45,13 @@ def test_commands_of_operators_have_settings_from_the_environment_alone(
     monkeypatch.setenv("FUSEWIRE_DATABASE__URL", "postgresql+asyncpg://fusewire@db/fusewire")
     assert builtin.configuration() == {}
     assert session.settings().database == Database(url="postgresql+asyncpg://fusewire@db/fusewire")
+
+
+async def test_a_stack_with_edge_models_does_not_start(tmp_path: Path) -> None:
+    edge = {"tiny": EdgeModel(kind="edge", path=Path("/models/tiny"))}
+    with pytest.raises(StartupError, match=r"fusewire-cli\[local\] is not installed"):
+        await Stack(Settings(models=edge, data_dir=tmp_path / "data")).start()
+    assert not (tmp_path / "data").exists()
 
 
 def test_the_doctor_says_that_it_has_not_checked_an_edge_model() -> None:
