@@ -14,10 +14,12 @@ PYTHON ?= $(shell for v in python3.11 python3.12 python3.13 python3; do \
 BIN := .venv/bin
 MEMBERS := shared services/ingest services/dispatcher services/worker-edge services/worker-remote services/judge cli
 # One by one: two files named conftest.py are one module to mypy.
-TESTS := tests/contract tests/conformance tests/e2e tests/bench tests/fuzz $(wildcard tests/unit/*)
-SOURCES := $(MEMBERS) migrations tests examples
+TESTS := deploy/docker/check tests/contract tests/conformance tests/e2e tests/bench tests/fuzz $(wildcard tests/unit/*)
+SOURCES := $(MEMBERS) deploy/docker migrations tests examples
+SERVICES := ingest dispatcher judge worker-edge worker-remote
+LOCKS := deploy/docker/requirements
 
-.PHONY: help setup demo test test-kills test-node test-planted test-batch test-unit check format bench bench-scale bench-plots bench-doors bench-edge bench-judge bench-fusion bench-views fuzz lock docs clean
+.PHONY: help setup demo test test-kills test-node test-planted test-batch test-unit check format bench bench-scale bench-plots bench-doors bench-edge bench-judge bench-fusion bench-views image-check fuzz lock docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -98,13 +100,23 @@ bench-fusion: setup ## measure how well the strategies fuse, simulated; writes b
 bench-views: setup ## measure the views on OUTCOMES (1,000,000) of both databases (takes 20 GB); writes build/bench-views.json
 	@$(BIN)/python tests/bench/views.py
 
+image-check: setup ## build all images with buildah, and run a batch through them with podman; BUILD_OPTIONS="…" goes to buildah
+	@$(BIN)/python deploy/docker/check
+
 fuzz: setup ## fuzz what reads model files; SECONDS=… for each of three readers (default 60)
 	@for target in gguf safetensors config; do \
 		$(BIN)/python tests/fuzz/models.py $$target --seconds $(or $(SECONDS),60) 2>&1 | tail -n 3; \
 		test $${PIPESTATUS[0]} -eq 0 || exit 1; done
 
-lock: | $(filter .uv/bin/uv,$(UV)) ## resolve dependencies anew into requirements.lock
-	@$(UV) lock -q && $(UV) export -q --frozen --all-packages --no-emit-workspace --no-header > requirements.lock
+EXPORT = $(UV) export -q --frozen --no-emit-workspace --no-header
+lock: | $(filter .uv/bin/uv,$(UV)) ## resolve dependencies anew into requirements.lock, and those of each image
+	@$(UV) lock -q && $(EXPORT) --all-packages > requirements.lock
+	@for name in $(SERVICES); do \
+		$(EXPORT) --no-dev --package fusewire-$$name --package fusewire --extra otel > $(LOCKS)/$$name.lock || exit 1; done
+	@$(EXPORT) --no-dev --package fusewire-cli > $(LOCKS)/tools.lock
+	@$(EXPORT) --no-dev --package fusewire-cli --extra analyst --extra parquet > $(LOCKS)/tools-analyst.lock
+	@printf 'setuptools\nuv>=0.9,<1\n' | $(UV) pip compile -q --universal --generate-hashes --no-header --no-annotate - \
+		> $(LOCKS)/build.lock
 
 docs: setup ## write the generated references anew
 	@$(BIN)/python -m fusewire_cli.reference
