@@ -1,3 +1,4 @@
+# ruff: noqa: INP001 - a script
 """Writes the schema of `config` in the chart's values.schema.json from the project's settings.
 
 `python deploy/helm/config_schema.py`; with --check it says whether that is out of step.
@@ -62,7 +63,9 @@ def _add_shorthand(models: Schema) -> None:
     }
     remote = models["RemoteModel"]
     remote["required"].remove("base_url")
-    remote["if"] = {"not": {"required": ["provider"], "properties": {"provider": {"enum": [*BASE_URLS]}}}}
+    remote["if"] = {
+        "not": {"required": ["provider"], "properties": {"provider": {"enum": [*BASE_URLS]}}}
+    }
     remote["then"] = {"required": ["base_url"]}
 
 
@@ -112,7 +115,9 @@ def _nullable(parts: list[Schema]) -> Schema:
     """
     others = [part for part in parts if part != {"type": "null"}]
     if len(others) != 1 or len(parts) != 2 or "type" not in others[0]:
-        raise ValueError(f"a union that is not of one type and null: {parts}; teach it to _nullable")
+        raise ValueError(
+            f"a union that is not of one type and null: {parts}; teach it to _nullable"
+        )
     schema = {**others[0], "type": [others[0]["type"], "null"]}
     if "enum" in schema:
         schema["enum"] = [*schema["enum"], None]

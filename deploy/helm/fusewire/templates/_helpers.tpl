@@ -15,6 +15,18 @@ app.kubernetes.io/name: {{ include "fusewire.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{/* Labels of a Pod: none that changes with the chart, as that would replace the Pods. Takes `root`, `name` and `labels`. */}}
+{{- define "fusewire.podLabels" -}}
+{{ include "fusewire.selectorLabels" .root }}
+app.kubernetes.io/component: {{ .name }}
+{{- with .root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- with .labels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
 {{- define "fusewire.labels" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{ include "fusewire.selectorLabels" . }}

@@ -45,8 +45,8 @@ affinity:
 {{- end }}
 {{- end }}
 
-{{/* Fields of a container, but for its name, ports, probes and command */}}
-{{- define "fusewire.containerFields" -}}
+{{/* Fields that every container has */}}
+{{- define "fusewire.container" -}}
 image: {{ include "fusewire.image" . }}
 imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 securityContext:
@@ -55,11 +55,16 @@ securityContext:
 resources:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-env:
-  {{- include "fusewire.env" . | nindent 2 }}
-{{- with .component.extraEnv }}
-  {{- toYaml . | nindent 2 }}
 {{- end }}
+
+{{/* Those, and what a process of Fusewire reads: settings, secrets and files */}}
+{{- define "fusewire.process" -}}
+{{ include "fusewire.container" . }}
+env:
+  {{- include "fusewire.env" . | trim | nindent 2 }}
+  {{- with .component.extraEnv }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 {{- $sources := .component.extraEnvFrom }}
 {{- if eq .component.key "workerRemote" }}
 {{- with .component.providerKeys.existingSecret }}
@@ -71,16 +76,20 @@ envFrom:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 volumeMounts:
-  {{- include "fusewire.mounts" . | nindent 2 }}
+  {{- include "fusewire.mounts" . | trim | nindent 2 }}
+{{- end }}
+
+{{- define "fusewire.fileEnv" }}
+- name: FUSEWIRE_CONFIG
+  value: /etc/fusewire/fusewire.json
+- name: FUSEWIRE_DATA_DIR
+  value: /tmp/fusewire
 {{- end }}
 
 {{- define "fusewire.env" -}}
 {{- $values := .root.Values }}
 {{- $component := .component }}
-- name: FUSEWIRE_CONFIG
-  value: /etc/fusewire/fusewire.json
-- name: FUSEWIRE_DATA_DIR
-  value: /tmp/fusewire
+{{- include "fusewire.fileEnv" . }}
 - name: FUSEWIRE_NATS__URL
   value: {{ $values.nats.url | quote }}
 {{- if $values.nats.nkeys.existingSecret }}
@@ -116,6 +125,11 @@ volumeMounts:
 - name: FUSEWIRE_HTTP__OPERATIONS_PORT
   value: "8485"
 {{- end }}
+{{- if and (eq $component.key "workerEdge") $values.networkPolicy.enabled }}
+# It reaches NATS alone, so it sends no traces.
+- name: FUSEWIRE_TELEMETRY__OTLP_ENDPOINT
+  value: ""
+{{- end }}
 {{- if eq $component.key "ingest" }}
 - name: FUSEWIRE_HTTP__PORT
   value: "8484"
@@ -131,13 +145,17 @@ volumeMounts:
 {{- end }}
 {{- end }}
 
-{{- define "fusewire.mounts" -}}
+{{- define "fusewire.fileMounts" }}
 - name: config
   mountPath: /etc/fusewire/fusewire.json
   subPath: fusewire.json
   readOnly: true
 - name: tmp
   mountPath: /tmp
+{{- end }}
+
+{{- define "fusewire.mounts" -}}
+{{- include "fusewire.fileMounts" . }}
 {{- if .root.Values.nats.nkeys.existingSecret }}
 - name: nkey
   mountPath: /etc/fusewire/nats
@@ -156,7 +174,7 @@ volumeMounts:
 {{- end }}
 {{- end }}
 {{- if eq .component.key "workerEdge" }}
-{{- include "fusewire.weightMounts" . | nindent 0 }}
+{{ include "fusewire.weightMounts" . | trim }}
 {{- end }}
 {{- with .component.extraVolumeMounts }}
 {{ toYaml . }}
@@ -198,7 +216,7 @@ volumeMounts:
 {{- end }}
 {{- end }}
 {{- if eq .component.key "workerEdge" }}
-{{- include "fusewire.weightVolumes" . | nindent 0 }}
+{{ include "fusewire.weightVolumes" . | trim }}
 {{- end }}
 {{- with .component.extraVolumes }}
 {{ toYaml . }}
@@ -213,4 +231,14 @@ volumeMounts:
 {{- $drain = maxf $drain ($limits.call_drain_s | default 120) }}
 {{- end }}
 {{- add (ceil $drain) 10 (.component.preStopSeconds | default 0) }}
+{{- end }}
+
+{{/* Spread of the replicas of one service */}}
+{{- define "fusewire.spread" -}}
+{{- $labels := dict "app.kubernetes.io/name" (include "fusewire.name" .root) "app.kubernetes.io/instance" .root.Release.Name "app.kubernetes.io/component" .component.name }}
+{{- $constraints := list }}
+{{- range .component.topologySpreadConstraints }}
+{{- $constraints = append $constraints (merge (dict) . (dict "labelSelector" (dict "matchLabels" $labels))) }}
+{{- end }}
+{{- toYaml $constraints }}
 {{- end }}

@@ -29,6 +29,9 @@
 {{- if and $scaling.keda.enabled $scaling.hpa.enabled }}
 {{- fail (printf "%s.autoscaling has both keda and hpa enabled, and they would work against each other: disable one of them" .component.key) }}
 {{- end }}
+{{- if and $scaling.keda.enabled (eq 0 (int $scaling.keda.minReplicas)) (has .component.key (list "ingest" "judge")) }}
+{{- fail (printf "%s.autoscaling.keda.minReplicas is 0, and it has work without messages too: set 1 or more" .component.key) }}
+{{- end }}
 {{- if and $scaling.keda.enabled $prepare.enabled (not (or $prepare.hooks.helm $prepare.hooks.argocd)) }}
 {{- fail (printf "%s.autoscaling.keda is enabled and prepare has no hook: KEDA scales to the most replicas while consumers are missing, so they must be there before. Enable prepare.hooks.helm or prepare.hooks.argocd, or provision NATS yourself and set prepare.enabled=false" .component.key) }}
 {{- end }}
