@@ -92,6 +92,10 @@ volumeMounts:
 {{- include "fusewire.fileEnv" . }}
 - name: FUSEWIRE_NATS__URL
   value: {{ $values.nats.url | quote }}
+{{- if $values.nats.outbox }}
+- name: FUSEWIRE_NATS__OUTBOX
+  value: "true"
+{{- end }}
 {{- if $values.nats.nkeys.existingSecret }}
 - name: FUSEWIRE_NATS__NKEY
   value: /etc/fusewire/nats/nkey.seed
