@@ -95,7 +95,7 @@ def _simple(schema: Any) -> Any:
     if "$ref" in schema:
         return {"$ref": schema["$ref"].replace("#/$defs/", f"#/$defs/{PREFIX}")}
     dropped = ("title", "default", "discriminator", "format")
-    result = {
+    result: Schema = {
         key: {name: _simple(part) for name, part in value.items()}
         if key == "properties"
         else _simple(value)
