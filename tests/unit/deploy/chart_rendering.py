@@ -106,6 +106,7 @@ NO_IMAGE = "workerEdge: {weights: {existingClaim: '', images: {other: {reference
 NO_SUCH_MODEL = f"workerEdge: {{weights: {{manifestSha256: {{tinny: '{'a' * 64}'}}}}}}"
 NO_HOST = "ingest: {ingress: {enabled: true}}"
 NO_GATEWAY = "ingest: {httpRoute: {enabled: true}}"
+BOTH_MONITORS = "monitoring: {podMonitor: {enabled: true}, serviceMonitor: {enabled: true}}"
 MISSPELT = "ingest: {replicaz: 2}"
 
 
@@ -125,6 +126,7 @@ MISSPELT = "ingest: {replicaz: 2}"
         (NO_SUCH_MODEL, "manifestSha256 names tinny, which is no edge model"),
         (NO_HOST, "ingest.ingress is enabled and has no hosts"),
         (NO_GATEWAY, "ingest.httpRoute is enabled and belongs to no Gateway"),
+        (BOTH_MONITORS, "monitoring has both podMonitor and serviceMonitor enabled"),
         (MISSPELT, "replicaz"),
     ],
 )
@@ -255,6 +257,18 @@ def test_everything_that_services_share_reaches_all_of_them(render: Renderer) ->
     for document in rendering.documents:
         assert document["metadata"]["labels"]["app.kubernetes.io/name"] == "fuse"
         assert document["metadata"]["labels"]["team"] == "ml"
+
+
+def test_a_service_monitor_finds_the_operations_port_of_every_service(render: Renderer) -> None:
+    rendering = render("monitoring: {serviceMonitor: {enabled: true}}")
+    service = rendering.find("Service", "fw-fusewire-operations")
+    monitor = rendering.find("ServiceMonitor", "fw-fusewire")["spec"]
+    labels, wanted = service["metadata"]["labels"], monitor["selector"]["matchLabels"]
+    assert wanted.items() <= labels.items()
+    assert monitor["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
+    assert monitor["podTargetLabels"] == ["app.kubernetes.io/component"]
+    deployment = rendering.find("Deployment", "fw-fusewire-judge")["spec"]["template"]
+    assert service["spec"]["selector"].items() <= deployment["metadata"]["labels"].items()
 
 
 # -- weights ----------------------------------------------------------------------------------

@@ -15,6 +15,9 @@
 {{- fail "workerRemote is enabled, and config.models has no hosted model: add one with kind: remote, or set workerRemote.enabled=false" }}
 {{- end }}
 {{- end }}
+{{- if and .Values.monitoring.podMonitor.enabled .Values.monitoring.serviceMonitor.enabled }}
+{{- fail "monitoring has both podMonitor and serviceMonitor enabled, and everything would be counted twice: disable one of them" }}
+{{- end }}
 {{- if and .Values.ingest.enabled .Values.ingest.ingress.enabled (not .Values.ingest.ingress.hosts) }}
 {{- fail "ingest.ingress is enabled and has no hosts: name one in ingest.ingress.hosts" }}
 {{- end }}
