@@ -184,7 +184,7 @@ def test_an_edge_site_needs_no_database_and_prepares_its_outbox_alone(render: Re
     assert "initContainers" not in job
     assert secrets_of(job) == {"ops.seed"}
     env = rendering.env("worker-edge")
-    assert (env["FUSEWIRE_NATS__OUTBOX"], env["FUSEWIRE_NATS__JS_PREFIX"]) == ("true", "fwjs")
+    assert (env["FUSEWIRE_NATS__SITE"], env["FUSEWIRE_NATS__JS_PREFIX"]) == ("plant-7", "fwjs")
 
 
 # -- services ---------------------------------------------------------------------------------

@@ -92,9 +92,9 @@ volumeMounts:
 {{- include "fusewire.fileEnv" . }}
 - name: FUSEWIRE_NATS__URL
   value: {{ $values.nats.url | quote }}
-{{- if $values.nats.outbox }}
-- name: FUSEWIRE_NATS__OUTBOX
-  value: "true"
+{{- if $values.nats.site }}
+- name: FUSEWIRE_NATS__SITE
+  value: {{ $values.nats.site | quote }}
 {{- end }}
 {{- if $values.nats.nkeys.existingSecret }}
 - name: FUSEWIRE_NATS__NKEY
