@@ -220,6 +220,25 @@ def test_a_changed_configuration_replaces_pods_and_another_chart_does_not(render
     assert "helm.sh/chart" not in before["labels"]
 
 
+def test_replicas_spread_and_are_replaced_as_values_say(render: Renderer) -> None:
+    own = "{topologyKey: zone, maxSkew: 1, whenUnsatisfiable: ScheduleAnyway, labelSelector: {}}"
+    rendering = render(
+        f"judge: {{topologySpreadConstraints: [{own}], strategy: {{type: Recreate}}}}"
+    )
+    assert rendering.pod("judge")["topologySpreadConstraints"][0]["labelSelector"] == {}
+    (constraint,) = rendering.pod("ingest")["topologySpreadConstraints"]
+    labels = constraint["labelSelector"]["matchLabels"]
+    assert labels["app.kubernetes.io/component"] == "ingest"
+    strategies = {
+        name: rendering.find("Deployment", f"fw-fusewire-{name}")["spec"]["strategy"]
+        for name in ("judge", "ingest")
+    }
+    assert strategies == {
+        "judge": {"type": "Recreate"},
+        "ingest": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+    }
+
+
 def test_an_image_is_named_by_registry_tag_and_digest(render: Renderer) -> None:
     digest = f"sha256:{'a' * 64}"
     rendering = render(
