@@ -1,7 +1,7 @@
 # ruff: noqa: INP001 - a script
 """Writes the schema of `config` in the chart's values.schema.json from the project's settings.
 
-`python deploy/helm/config_schema.py`; with --check it says whether that is out of step.
+`make docs` runs it; with --check it says whether that is out of step.
 
 The definitions below `$defs` whose names begin with `config` are made here; everything else in the
 file is written by hand.
@@ -139,7 +139,7 @@ def main() -> None:
     if "--check" not in sys.argv[1:]:
         FILE.write_text(text(), encoding="utf-8")
     elif FILE.read_text(encoding="utf-8") != text():
-        sys.exit(f"{FILE.name} is out of step with the settings; run python {sys.argv[0]}")
+        sys.exit(f"{FILE.name} is out of step with the settings; run make docs")
 
 
 if __name__ == "__main__":
