@@ -183,6 +183,9 @@ def test_an_edge_site_needs_no_database_and_prepares_its_outbox_alone(render: Re
     job = rendering.find("Job", "fw-fusewire-prepare")["spec"]["template"]["spec"]
     assert "initContainers" not in job
     assert secrets_of(job) == {"ops.seed"}
+    assert not rendering.has("Pod", "fw-fusewire-test")
+    rules = rendering.find("NetworkPolicy", "fw-fusewire-prepare")["spec"]["egress"]
+    assert {port["port"] for rule in rules for port in rule["ports"]} == {53, 4222}
     env = rendering.env("worker-edge")
     assert (env["FUSEWIRE_NATS__SITE"], env["FUSEWIRE_NATS__JS_PREFIX"]) == ("plant-7", "fwjs")
 

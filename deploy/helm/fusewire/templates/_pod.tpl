@@ -108,8 +108,7 @@ volumeMounts:
 - name: FUSEWIRE_NATS__TLS_CA
   value: /etc/fusewire/nats-tls/ca.crt
 {{- end }}
-{{- $hasDatabase := or $values.ingest.enabled $values.judge.enabled }}
-{{- if or (has $component.key (list "ingest" "judge")) (and (eq $component.key "tools") $hasDatabase) }}
+{{- if and (has $component.key (list "ingest" "judge" "tools")) (include "fusewire.hasDatabase" .root) }}
 - name: FUSEWIRE_DATABASE__URL
   valueFrom:
     secretKeyRef:
