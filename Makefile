@@ -72,6 +72,7 @@ check: setup ## ruff, complexity, names, mypy, import contracts, lock, docs
 	@$(UV) pip check -q --python $(BIN)/python
 	@! grep -n '://' requirements.lock
 	@$(BIN)/python -m fusewire_cli.reference --check
+	@$(BIN)/python deploy/helm/config_schema.py --check
 
 format: setup ## let ruff mend what it can
 	@$(BIN)/ruff check -q --fix $(SOURCES); $(BIN)/ruff format -q $(SOURCES)
@@ -120,6 +121,7 @@ lock: | $(filter .uv/bin/uv,$(UV)) ## resolve dependencies anew into requirement
 
 docs: setup ## write the generated references anew
 	@$(BIN)/python -m fusewire_cli.reference
+	@$(BIN)/python deploy/helm/config_schema.py
 
 clean: ## remove what was installed and built (not .fusewire, your data)
 	@rm -rf .venv .uv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .complexipy_cache
