@@ -1,0 +1,2 @@
+from checks.tools import *
+for line in Tools().versions(): print(line)
