@@ -181,11 +181,12 @@ class Tools:
         """The linter of Dockerfiles."""
         return self.python_packages / "bin/hadolint"
 
-    @property
-    def yamllint(self) -> list[str | Path]:
-        """The linter of YAML files."""
-        start = "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); runpy.run_module('yamllint', run_name='__main__')"
-        return [sys.executable, "-c", start, self.python_packages]
+    def add_python_packages(self) -> None:
+        """Let kubernetes-validate and yamllint be imported."""
+        packages = str(self.python_packages)
+        if packages not in sys.path:
+            # Last: what the project itself has stays as it is.
+            sys.path.append(packages)
 
     @cached_property
     def promtool(self) -> Path:
@@ -218,7 +219,6 @@ class Tools:
             ("helm 3", [self.helm("v32"), "version", "--short"]),
             ("kubectl", [self.kubectl("v37"), "version", "--client"]),
             ("kubectl", [self.kubectl("v32"), "version", "--client"]),
-            ("yamllint", [*self.yamllint, "--version"]),
             ("hadolint", [self.hadolint, "--version"]),
             ("promtool", [self.promtool, "--version"]),
             ("node", [self.node, "--version"]),
