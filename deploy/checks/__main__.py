@@ -1,83 +1,62 @@
-"""`deploy/check`: run the checks, and say what does not hold."""
+"""`deploy/check`: what can be known of `deploy/` without a cluster."""
 
 import argparse
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-from collections.abc import Sequence
 
-from checks import chart, files, kustomize, network, product, references, schemas, security
-from checks.model import OURS, Check, Deploy, RenderError
-from checks.tools import Tools, UnavailableError
-
-CHECKS: tuple[Check, ...] = (
-    *chart.CHECKS,
-    *schemas.CHECKS,
-    *security.CHECKS,
-    *network.CHECKS,
-    *references.CHECKS,
-    *product.CHECKS,
-    *files.CHECKS,
-    *kustomize.CHECKS,
-)
-SHOWN = 20
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one check found, or why it could not look."""
-
-    word: Literal["ok", "FAIL", "none"]
-    problems: list[str]
-
-
-def result_of(check: Check, deploy: Deploy) -> Result:
-    """Run one check."""
-    try:
-        problems = sorted(set(check.find(deploy)))
-    except UnavailableError as exc:
-        return Result("FAIL", [f"cannot run here: {exc}"])
-    except RenderError as exc:
-        return Result("none", [f"not run: {exc}"])
-    return Result("FAIL" if problems else "ok", problems)
-
-
-def run_all(deploy: Deploy, checks: Sequence[Check]) -> int:
-    """Run checks, print a line for each, and return how many failed."""
-    failed = 0
-    for check in checks:
-        start = time.monotonic()
-        result = result_of(check, deploy)
-        found = result.problems
-        print(f"{result.word:5}{check.name:20}{time.monotonic() - start:5.1f} s  {check.says}")
-        for line in found[:SHOWN]:
-            print(f"       {line}")
-        if len(found) > SHOWN:
-            print(f"       and {len(found) - SHOWN} more")
-        failed += result.word != "ok"
-    return failed
+from checks import chart, kustomize
+from checks.faults import FAULTS
+from checks.model import OURS, SourceFolder
+from checks.runner import CHECKS, run_checks, run_faults
+from checks.tools import ToolFolder, UnavailableError
 
 
 def main() -> int:
-    """Parse the arguments, and run."""
+    """Do what the arguments say."""
     parser = argparse.ArgumentParser(prog="deploy/check", description=__doc__)
-    parser.add_argument("--folder", type=Path, default=OURS)
-    parser.add_argument("names", nargs="*", help="checks to run; all by default")
-    parser.add_argument("--write", action="store_true", help="write what is generated anew")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="checks to run; all by default")
+    parser.add_argument("--folder", type=Path, default=OURS, help="another folder than deploy/")
+    parser.add_argument(
+        "--faults", action="store_true", help="plant faults too, and see each found"
+    )
+    parser.add_argument("--write", action="store_true", help="write anew what the chart makes")
+    parser.add_argument("--tools", action="store_true", help="fetch the tools, and name them")
     arguments = parser.parse_args()
-    deploy = Deploy(arguments.folder.resolve(), Tools())
-    if arguments.write:
-        chart.write_readme(deploy)
-        kustomize.write(deploy)
+    source = SourceFolder(arguments.folder.resolve(), ToolFolder())
+    if arguments.tools:
+        print("\n".join(source.tools.versions()))
         return 0
-    chosen = [check for check in CHECKS if not arguments.names or check.name in arguments.names]
+    if arguments.write:
+        chart.write_readme(source)
+        kustomize.write(source)
+        return 0
+    return _check(source, set(arguments.names), with_faults=arguments.faults)
+
+
+def _check(source: SourceFolder, names: set[str], *, with_faults: bool) -> int:
+    if unknown := names - {check.name for check in CHECKS}:
+        known = ", ".join(check.name for check in CHECKS)
+        print(f"no such check: {', '.join(sorted(unknown))}; there are {known}", file=sys.stderr)
+        return 2
+    checks = [check for check in CHECKS if not names or check.name in names]
     start = time.monotonic()
-    failed = run_all(deploy, chosen)
-    print(f"{len(chosen) - failed} of {len(chosen)} checks passed in {time.monotonic() - start:.0f} s")
-    return 1 if failed else 0
+    failures = run_checks(source, checks)
+    passes = len(checks) - failures
+    print(f"{passes} of {len(checks)} checks passed in {time.monotonic() - start:.0f} s")
+    if not with_faults:
+        return 1 if failures else 0
+    faults = [fault for fault in FAULTS if not names or fault.check in names]
+    start = time.monotonic()
+    misses = run_faults(source, faults)
+    finds = len(faults) - misses
+    print(f"{finds} of {len(faults)} planted faults found in {time.monotonic() - start:.0f} s")
+    return 1 if failures or misses else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except UnavailableError as exc:
+        print(f"deploy/check: {exc}", file=sys.stderr)
+        sys.exit(2)

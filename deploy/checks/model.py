@@ -1,55 +1,61 @@
-"""What is checked: the deployment's files, and what the chart makes of each shape of values."""
+"""What is checked: the files of `deploy/`, and what the chart makes of each shape of values."""
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable
+import subprocess
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import yaml
 
-from checks.tools import ROOT, Tools, run
+from checks.tools import ROOT, ToolFolder, run
 
 Document = dict[str, Any]
 """One Kubernetes object, or another YAML document."""
 
+OURS = ROOT / "deploy"
 RELEASE = "fusewire"
 NAMESPACE = "fusewire"
 KUBERNETES = "1.34.0"
-"""The version that charts are rendered for."""
+"""The version that the chart is rendered for."""
+HELM_4, HELM_3 = "v37", "v32"
+HELMS = {HELM_4: "helm 4", HELM_3: "helm 3"}
+"""The wheels that hold a helm, and its name."""
 
+P = ParamSpec("P")
 T = TypeVar("T")
-_known: dict[Hashable, Any] = {}
+_results: dict[Hashable, Any] = {}
 
 
-def once(key: Hashable, find: Callable[[], T]) -> T:
-    """What was found for the same content before: a planted error changes one file of many."""
-    if key not in _known:
-        _known[key] = find()
-    found: T = _known[key]
-    return found
+def once(key: Hashable, find: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `find` returned for the same content before: a planted fault changes one file of many."""
+    if key not in _results:
+        _results[key] = find(*args, **kwargs)
+    result: T = _results[key]
+    return result
 
 
-class RenderError(Exception):
+class TemplateError(Exception):
     """Helm cannot render a shape."""
 
 
 @dataclass(frozen=True)
-class Check:
-    """One check: its name, what holds where it passes, and how to find what does not hold."""
+class Shape:
+    """A common shape of an installation: its values, and what the chart makes of them."""
 
     name: str
-    says: str
-    find: Callable[["Deploy"], Iterable[str]]
+    values: Document
+    documents: list[Document]
 
 
 @dataclass(frozen=True)
-class Deploy:
-    """A folder `deploy/`, the project's own or a copy with an error planted in it."""
+class SourceFolder:
+    """A folder `deploy/`: the project's own, or a copy with a fault in it."""
 
     folder: Path
-    tools: Tools
+    tools: ToolFolder
 
     @property
     def chart(self) -> Path:
@@ -57,8 +63,8 @@ class Deploy:
         return self.folder / "helm/fusewire"
 
     @cached_property
-    def shapes(self) -> dict[str, Path]:
-        """The values files of the common shapes of an installation, by name."""
+    def values_files(self) -> dict[str, Path]:
+        """The values files of the shapes, by name."""
         files = sorted(self.chart.glob("ci/*-values.yaml"))
         return {file.name.removesuffix("-values.yaml"): file for file in files}
 
@@ -71,56 +77,79 @@ class Deploy:
                 digest.update(f"{file.relative_to(self.chart)}\0".encode() + file.read_bytes())
         return digest.hexdigest()
 
-    def rendered(
-        self, shape: str, client: str = "v37", settings: tuple[str, ...] = (), turn: int = 0
+    def render(
+        self, shape: str, helm: str = HELM_4, settings: tuple[str, ...] = (), turn: int = 0
     ) -> str:
-        """What the helm of a client makes of a shape; another turn renders it again.
+        """What the chart makes of a shape, as text.
 
         Args:
             shape: its name.
-            client: `v37` or `v32`.
+            helm: the wheel with the helm to use.
             settings: values in place of those of the shape, as `--set` takes them.
             turn: another number renders it again.
 
         Raises:
-            RenderError: with helm's words.
+            TemplateError: with helm's words.
         """
-        values = self.shapes[shape]
-        key = ("template", self.chart_digest, values.read_text(), client, settings, turn)
-        result = once(key, lambda: self._template(values, client, settings))
+        values = self.values_files[shape]
+        key = ("render", self.chart_digest, values.read_text(), helm, settings, turn)
+        result = once(key, self._render, values, helm, settings)
         if result.returncode:
-            raise RenderError(f"{shape} does not render: {error_line(result.stderr)}")
-        return str(result.stdout)
+            raise TemplateError(f"{shape} does not render: {error_line(result.stderr)}")
+        return result.stdout
 
-    def _template(self, values: Path, client: str, settings: tuple[str, ...]) -> Any:
-        helm = self.tools.helm(client)
+    def _render(
+        self, values: Path, helm: str, settings: tuple[str, ...]
+    ) -> subprocess.CompletedProcess[str]:
         where = ("--namespace", NAMESPACE, "--kube-version", KUBERNETES)
         more = [f"--set={setting}" for setting in settings]
-        return run(helm, "template", RELEASE, self.chart, "-f", values, *where, *more)
+        command = (self.tools.helm(helm), "template", RELEASE, self.chart, "-f", values)
+        return run(*command, *where, *more)
 
     def documents(
-        self, shape: str, client: str = "v37", settings: tuple[str, ...] = ()
+        self, shape: str, helm: str = HELM_4, settings: tuple[str, ...] = ()
     ) -> list[Document]:
-        """The same, parsed."""
-        text = self.rendered(shape, client, settings)
-        return once(("parsed", text), lambda: parse_all(text))
+        """What the chart makes of a shape."""
+        text = self.render(shape, helm, settings)
+        return once(("parse", text), parse_all, text)
 
-    def values(self, shape: str) -> Document:
-        """The values of a shape: the chart's own, and over them those of the shape."""
+    def shapes(self) -> Iterator[Shape]:
+        """All shapes, rendered."""
         own = parse((self.chart / "values.yaml").read_text())
-        return merged(own, parse(self.shapes[shape].read_text()))
+        for name, file in self.values_files.items():
+            yield Shape(name, merge(own, parse(file.read_text())), self.documents(name))
 
     def path(self, file: Path) -> str:
         """The name of one of its files, for messages."""
         return f"deploy/{file.relative_to(self.folder)}"
 
 
-OURS = ROOT / "deploy"
+Find = Callable[[SourceFolder], Iterable[str]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: its name, what holds where it passes, and how to find what does not hold."""
+
+    name: str
+    claim: str
+    find: Find
+
+
+def for_shapes(find: Callable[[Shape], Iterable[str]]) -> Find:
+    """A check of each shape, from one of a single shape."""
+
+    def find_all(source: SourceFolder) -> Iterator[str]:
+        for shape in source.shapes():
+            for problem in find(shape):
+                yield f"{shape.name}: {problem}"
+
+    return find_all
 
 
 def parse(text: str) -> Document:
     """The one YAML document of a text."""
-    return dict(yaml.load(text, yaml.CSafeLoader) or {})  # noqa: S506 - a safe loader, in C
+    return dict(yaml.load(text, yaml.CSafeLoader) or {})
 
 
 def parse_all(text: str) -> list[Document]:
@@ -128,13 +157,19 @@ def parse_all(text: str) -> list[Document]:
     return [document for document in yaml.load_all(text, yaml.CSafeLoader) if document]
 
 
-def merged(below: Document, above: Document) -> Document:
-    """Values as helm merges them: tables key by key, anything else whole."""
+def merge(below: Document, above: Document) -> Document:
+    """Values as helm merges them: tables key by key, anything else whole.
+
+    >>> merge({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}, "d": [4]})
+    {'a': {'b': 1, 'c': 3}, 'd': [4]}
+    """
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        result[key] = merged(old, value) if both else value  # type: ignore[arg-type]
+        if isinstance(old, dict) and isinstance(value, dict):
+            result[key] = merge(old, value)
+        else:
+            result[key] = value
     return result
 
 
@@ -147,3 +182,8 @@ def error_line(text: str) -> str:
 def last_line(text: str) -> str:
     """The last line of a command's output: most tools say there what is wrong."""
     return (text.strip().splitlines() or ["no message"])[-1][:400]
+
+
+def one_line(text: str) -> str:
+    """A command's output on one line."""
+    return " ".join(text.split())[:600]

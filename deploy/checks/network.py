@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from checks.manifests import PodTemplate, of_kind, pods, selects, title
-from checks.model import Check, Deploy, Document
+from checks.manifests import PodTemplate, for_pods, of_kind, selects, title
+from checks.model import Check, Document, Shape
 
 EVERYWHERE = {"0.0.0.0/0", "::/0"}
 OUTSIDE = {"worker-remote"}
@@ -15,37 +15,20 @@ EDGE_PORTS = {*NATS_PORTS, 53, "dns", "dns-tcp"}
 """NATS and DNS: edge workers reach nothing else."""
 
 
-def network(deploy: Deploy) -> Iterator[str]:
-    """Pods that may reach more, or be reached by more, than they need."""
-    for shape in deploy.shapes:
-        documents = deploy.documents(shape)
-        policies = list(of_kind(documents, "NetworkPolicy"))
-        if not policies:
-            yield f"{shape}: has no NetworkPolicy"
-            continue
-        database = deploy.values(shape)["networkPolicy"]["database"]["port"]
-        for pod in pods(documents):
-            mine = [p for p in policies if selects(p["spec"].get("podSelector"), pod.labels)]
-            for problem in _of_pod(pod, mine, database):
-                yield f"{shape}: {pod.title}: {problem}"
-
-
-def _of_pod(pod: PodTemplate, policies: list[Document], database: int) -> Iterator[str]:
+def network(pod: PodTemplate, shape: Shape) -> Iterator[str]:
+    """Where a pod may reach more, or be reached by more, than it needs."""
+    policies = [
+        policy
+        for policy in of_kind(shape.documents, "NetworkPolicy")
+        if selects(policy["spec"].get("podSelector"), pod.labels)
+    ]
     for direction in ("Ingress", "Egress"):
         if not any(direction in _directions(policy) for policy in policies):
             yield f"no NetworkPolicy limits its {direction.lower()}"
+    database = shape.values["networkPolicy"]["database"]["port"]
     for policy in policies:
-        for rule in policy["spec"].get("egress") or []:
-            for problem in _of_egress(pod.component, rule, database):
-                yield f"{title(policy)}: {problem}"
-        for rule in policy["spec"].get("ingress") or []:
-            if not rule.get("ports"):
-                yield f"{title(policy)}: any port may be reached"
-    if pod.component == "worker-edge":
-        rules = [rule for policy in policies for rule in policy["spec"].get("egress") or []]
-        reached = {port.get("port") for rule in rules for port in rule.get("ports") or []}
-        if not reached & NATS_PORTS:
-            yield "may not reach NATS"
+        for problem in _of_policy(policy, pod.component, database):
+            yield f"{title(policy)}: {problem}"
 
 
 def _directions(policy: Document) -> list[str]:
@@ -54,21 +37,34 @@ def _directions(policy: Document) -> list[str]:
     return list(spec.get("policyTypes") or ["Ingress", *(["Egress"] if "egress" in spec else [])])
 
 
-def _of_egress(component: str, rule: Document, database: int) -> Iterator[str]:
-    ports = {port.get("port") for port in rule.get("ports") or []}
+def _of_policy(policy: Document, component: str, database: int) -> Iterator[str]:
+    for rule in policy["spec"].get("egress") or []:
+        ports = {port.get("port") for port in rule.get("ports") or []}
+        is_database = component in WITH_DATABASE and ports == {database}
+        if _is_open(rule) and component not in OUTSIDE and not is_database:
+            yield f"reaches beyond the cluster on {_list(ports)}"
+        if component == "worker-edge" and (not ports or ports - EDGE_PORTS):
+            yield f"reaches more than NATS and DNS: {_list(ports - EDGE_PORTS)}"
+    for rule in policy["spec"].get("ingress") or []:
+        if not rule.get("ports"):
+            yield "any port may be reached"
+
+
+def _is_open(rule: Document) -> bool:
+    """Whether a rule leads anywhere."""
     peers = rule.get("to") or []
     blocks = {peer["ipBlock"]["cidr"] for peer in peers if "ipBlock" in peer}
-    is_database = component in WITH_DATABASE and ports == {database}
-    if component not in OUTSIDE and not is_database and (not peers or blocks & EVERYWHERE):
-        yield f"reaches beyond the cluster on {_listed(ports)}"
-    if component == "worker-edge" and (not ports or ports - EDGE_PORTS):
-        yield f"reaches more than NATS and DNS: {_listed(ports - EDGE_PORTS)}"
+    return not peers or bool(blocks & EVERYWHERE)
 
 
-def _listed(ports: set[object]) -> str:
+def _list(ports: set[object]) -> str:
     return "port " + ", ".join(sorted(str(port) for port in ports)) if ports else "any port"
 
 
 CHECKS = (
-    Check("network", "only worker-remote reaches out; worker-edge reaches NATS and DNS alone", network),
+    Check(
+        "network",
+        "only worker-remote reaches out; worker-edge reaches NATS and DNS alone",
+        for_pods(network),
+    ),
 )

@@ -1,145 +1,137 @@
 """Names that one object has for another, and for what the operator brings."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from checks.manifests import PodTemplate, of_kind, pods, selects, title
-from checks.model import Check, Deploy, Document
+from checks.manifests import PodTemplate, look_up, of_kind, pods, selects, title
+from checks.model import Check, Document, Shape, SourceFolder
 
-Keys = tuple[str, ...]
+IN_ENVIRONMENT = (("secretKeyRef", "Secret"), ("configMapKeyRef", "ConfigMap"))
+WHOLE_ENVIRONMENT = (("secretRef", "Secret"), ("configMapRef", "ConfigMap"))
+IN_VOLUME = (("secret", "Secret"), ("configMap", "ConfigMap"))
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A Secret or ConfigMap that a pod needs, and the keys that it takes; none means all."""
+    """An object that a pod needs, and the keys of it; none means all."""
 
     kind: str
     name: str
-    keys: Keys = ()
+    keys: tuple[str, ...] = ()
 
 
-def references(deploy: Deploy) -> Iterator[str]:
+def references(source: SourceFolder) -> Iterator[str]:
     """Secrets, ConfigMaps and other objects that nothing declares."""
     # Keys of Secrets stand in the comments of values.yaml, in backquotes.
-    explained = re.findall(r"`([^`\s]+)`", (deploy.chart / "values.yaml").read_text())
-    for shape in deploy.shapes:
-        documents = deploy.documents(shape)
-        declared = {*_strings(deploy.values(shape)), *explained}
-        for pod in pods(documents):
-            for problem in _of_pod(pod, documents, declared):
-                yield f"{shape}: {pod.title}: {problem}"
-        for problem in _of_selectors(documents):
-            yield f"{shape}: {problem}"
+    comments = re.findall(r"`([^`\s]+)`", (source.chart / "values.yaml").read_text())
+    for shape in source.shapes():
+        words = {*_strings(shape.values), *comments}
+        for pod in pods(shape.documents):
+            for problem in (*_of_references(pod, shape, words), *_of_mounts(pod)):
+                yield f"{shape.name}: {pod.title}: {problem}"
+        for problem in (*_of_selectors(shape), *_of_scalers(shape)):
+            yield f"{shape.name}: {problem}"
 
 
-def _of_pod(pod: PodTemplate, documents: list[Document], declared: set[str]) -> Iterator[str]:
-    for reference in set(_needed(pod)):
-        made = _made(reference.kind, reference.name, documents)
-        if made is not None:
-            have = {*(made.get("data") or {}), *(made.get("binaryData") or {})}
-            for key in set(reference.keys) - have:
-                yield f"{reference.kind} {reference.name} has no key {key}"
-        elif reference.name not in declared:
+def _of_references(pod: PodTemplate, shape: Shape, words: set[str]) -> Iterator[str]:
+    for reference in set(_references(pod)):
+        made = look_up(shape.documents, reference.kind, reference.name)
+        if made is None and reference.name not in words:
             yield f"{reference.kind} {reference.name} is neither rendered nor named in the values"
-        else:
-            for key in reference.keys:
-                if key not in declared:
-                    yield f"key {key} of {reference.kind} {reference.name} is not named in the values"
-    account = pod.spec.get("serviceAccountName", "default")
-    if _made("ServiceAccount", account, documents) is None and account not in declared:
-        yield f"ServiceAccount {account} is neither rendered nor named in the values"
-    for volume in pod.spec.get("volumes") or []:
-        claim = (volume.get("persistentVolumeClaim") or {}).get("claimName")
-        if claim and _made("PersistentVolumeClaim", claim, documents) is None and claim not in declared:
-            yield f"PersistentVolumeClaim {claim} is neither rendered nor named in the values"
-    yield from _of_mounts(pod)
+        keys = words if made is None else {*(made.get("data") or {})}
+        if lacking := set(reference.keys) - keys:
+            place = "named in the values" if made is None else "in it"
+            yield f"{reference.kind} {reference.name}: {', '.join(sorted(lacking))} is not {place}"
 
 
-def _of_mounts(pod: PodTemplate) -> Iterator[str]:
-    volumes = {volume["name"] for volume in pod.spec.get("volumes") or []}
-    mounted = set()
-    for container in pod.every_container:
-        for mount in container.get("volumeMounts") or []:
-            mounted.add(mount["name"])
-            if mount["name"] not in volumes:
-                yield f"container {container['name']} mounts {mount['name']}, which is no volume"
-    for name in sorted(volumes - mounted):
-        yield f"volume {name} is mounted nowhere"
+def _references(pod: PodTemplate) -> Iterator[Reference]:
+    yield Reference("ServiceAccount", pod.spec.get("serviceAccountName", "default"))
+    for container in pod.containers:
+        yield from _of_environment(container)
+    for volume in pod.volumes:
+        sources = (volume.get("projected") or {}).get("sources") or []
+        for place in (volume, *sources):
+            yield from _of_volume(place)
 
 
-def _needed(pod: PodTemplate) -> Iterator[Reference]:
-    for container in pod.every_container:
-        for variable in container.get("env") or []:
-            source = variable.get("valueFrom") or {}
-            for field, kind in (("secretKeyRef", "Secret"), ("configMapKeyRef", "ConfigMap")):
-                if field in source:
-                    yield Reference(kind, source[field]["name"], (source[field]["key"],))
-        for source in container.get("envFrom") or []:
-            for field, kind in (("secretRef", "Secret"), ("configMapRef", "ConfigMap")):
-                if field in source:
-                    yield Reference(kind, source[field]["name"])
-    for volume in pod.spec.get("volumes") or []:
-        yield from _of_volume(volume)
-        for source in (volume.get("projected") or {}).get("sources") or []:
-            yield from _of_volume(source)
+def _of_environment(container: Document) -> Iterator[Reference]:
+    for variable in container.get("env") or []:
+        for field, kind in IN_ENVIRONMENT:
+            if entry := (variable.get("valueFrom") or {}).get(field):
+                yield Reference(kind, entry["name"], (entry["key"],))
+    for place in container.get("envFrom") or []:
+        for field, kind in WHOLE_ENVIRONMENT:
+            if field in place:
+                yield Reference(kind, place[field]["name"])
 
 
 def _of_volume(volume: Document) -> Iterator[Reference]:
-    for field, kind in (("secret", "Secret"), ("configMap", "ConfigMap")):
-        if field in volume:
-            source = volume[field]
-            keys = tuple(item["key"] for item in source.get("items") or [])
-            yield Reference(kind, source.get("secretName") or source.get("name"), keys)
+    for field, kind in IN_VOLUME:
+        if entry := volume.get(field):
+            keys = tuple(item["key"] for item in entry.get("items") or [])
+            yield Reference(kind, entry.get("secretName") or entry.get("name"), keys)
+    if claim := volume.get("persistentVolumeClaim"):
+        yield Reference("PersistentVolumeClaim", claim["claimName"])
 
 
-def _made(kind: str, name: str, documents: Iterable[Document]) -> Document | None:
-    for document in of_kind(documents, kind):
-        if document["metadata"]["name"] == name:
-            return document
-    return None
+def _of_mounts(pod: PodTemplate) -> Iterator[str]:
+    volumes = {volume["name"] for volume in pod.volumes}
+    mounts: list[str] = []
+    for container in pod.containers:
+        mounts += [mount["name"] for mount in container.get("volumeMounts") or []]
+    for name in sorted(set(mounts) - volumes):
+        yield f"{name} is mounted and is no volume"
+    for name in sorted(volumes - set(mounts)):
+        yield f"volume {name} is mounted nowhere"
 
 
 def _strings(values: object) -> Iterator[str]:
     """Every key and every string in the values: what an operator can read there."""
     if isinstance(values, dict):
-        for key, value in values.items():
-            yield str(key)
-            yield from _strings(value)
-    elif isinstance(values, list):
+        yield from values
+        values = list(values.values())
+    if isinstance(values, list):
         for value in values:
             yield from _strings(value)
     elif isinstance(values, str):
         yield values
 
 
-def _of_selectors(documents: list[Document]) -> Iterator[str]:
-    """Services, budgets and scalers that mean no pods, or objects that are not there."""
-    templates = list(pods(documents))
-    for document in of_kind(documents, "Service", "PodDisruptionBudget", "PodMonitor", "NetworkPolicy"):
-        spec = document["spec"]
-        selector = spec.get("selector", spec.get("podSelector"))
+def _of_selectors(shape: Shape) -> Iterator[str]:
+    """Services, budgets and policies that mean no pods."""
+    templates = list(pods(shape.documents))
+    for document in of_kind(shape.documents, "Service", "PodDisruptionBudget", "PodMonitor"):
+        selector = document["spec"].get("selector")
         labels = {"matchLabels": selector} if document["kind"] == "Service" else selector
-        meant = [pod for pod in templates if selects(labels, pod.labels)]
-        if not meant:
+        chosen_pods = [pod for pod in templates if selects(labels, pod.labels)]
+        if not chosen_pods:
             yield f"{title(document)} selects no pod"
-        ports = [port.get("targetPort") for port in spec.get("ports") or []]
-        for port in (port for port in ports if isinstance(port, str)):
-            if not any(port in _port_names(pod) for pod in meant):
-                yield f"{title(document)} leads to port {port}, which its pods lack"
-        if document["kind"] == "PodDisruptionBudget" and len({pod.title for pod in meant}) > 1:
+        if document["kind"] == "PodDisruptionBudget" and len(chosen_pods) > 1:
             yield f"{title(document)} covers more than one workload"
-    scaled = [title(document) for document in documents]
-    for document in of_kind(documents, "ScaledObject", "HorizontalPodAutoscaler"):
+        if document["kind"] == "Service":
+            yield from _of_ports(document, chosen_pods)
+
+
+def _of_ports(service: Document, templates: list[PodTemplate]) -> Iterator[str]:
+    names: set[str] = set()
+    for pod in templates:
+        names |= pod.ports
+    for port in service["spec"].get("ports") or []:
+        target = port.get("targetPort")
+        if isinstance(target, str) and target not in names:
+            yield f"{title(service)} leads to port {target}, which its pods lack"
+
+
+def _of_scalers(shape: Shape) -> Iterator[str]:
+    for document in of_kind(shape.documents, "ScaledObject", "HorizontalPodAutoscaler"):
         target = document["spec"]["scaleTargetRef"]
-        if f"{target.get('kind', 'Deployment')}/{target['name']}" not in scaled:
+        if look_up(shape.documents, target.get("kind", "Deployment"), target["name"]) is None:
             yield f"{title(document)} scales {target['name']}, which is not there"
 
 
-def _port_names(pod: PodTemplate) -> set[str]:
-    return {port.get("name") for c in pod.containers for port in c.get("ports") or []}
-
-
 CHECKS = (
-    Check("references", "every Secret, ConfigMap, volume, account and selector leads somewhere", references),
+    Check(
+        "references", "Secrets, keys, volumes, accounts and selectors lead somewhere", references
+    ),
 )
