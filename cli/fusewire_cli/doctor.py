@@ -37,15 +37,17 @@ class CheckResult:
     mend: str = ""
 
 
-def doctor(*, as_json: bool, models: bool) -> None:
+def doctor(*, as_json: bool, models: bool, shared: bool) -> None:
     """Run every check and print the results; exit with code 2 if one finds a fault.
 
     Args:
         as_json: print JSON.
         models: also say which parameters hosted models refuse.
+        shared: check NATS and the database alone.
     """
     config = settings()
-    results = [*_local(config), *asyncio.run(_remote(config))]
+    results = [] if shared else [*_local(config)]
+    results += asyncio.run(_remote(config))
     if models:
         results += asyncio.run(_dialects(config))
     if as_json:
