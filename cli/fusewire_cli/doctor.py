@@ -14,8 +14,8 @@ from nats.js.errors import BucketNotFoundError
 from fusewire import provision
 from fusewire.bus import Bus
 from fusewire.errors import EXIT_BAD_INPUT, StartupError, Transient
-from fusewire.service import listen
-from fusewire.settings import EdgeModel, RemoteModel, Settings, find_file
+from fusewire.http_server import listen, listen_operations
+from fusewire.settings import EdgeModel, Http, RemoteModel, Settings, find_file
 from fusewire.store import migrate
 from fusewire.store.engine import Store
 from fusewire.topology import ALARM, DIALECT_BUCKET, STORES, topology
@@ -76,12 +76,20 @@ def _local(config: Settings) -> Iterator[CheckResult]:
     if url := running(config):
         yield CheckResult("stack", "ok", f"runs at {url}")
     else:
-        try:
-            listen(config.http).close()
-            yield CheckResult("port", "ok", f"{config.http.port} is free")
-        except StartupError as exc:
-            yield CheckResult("port", "fault", exc.what, exc.mend)
+        yield _ports(config.http)
     yield from _models(config)
+
+
+def _ports(http: Http) -> CheckResult:
+    try:
+        listen(http).close()
+        if operations_sock := listen_operations(http):
+            operations_sock.close()
+    except StartupError as exc:
+        return CheckResult("port", "fault", exc.what, exc.mend)
+    if http.operations_port is None:
+        return CheckResult("port", "ok", f"{http.port} is free")
+    return CheckResult("port", "ok", f"{http.port} and {http.operations_port} are free")
 
 
 def _disk(config: Settings) -> CheckResult:

@@ -71,12 +71,11 @@ async def client(
                 (config.data_dir / "fusewire.log").open("a", encoding="utf-8")
             )
             telemetry.configure(config.log, config.telemetry, service="local", stream=log)
-            # Port 0, any free one: no other process needs to find this stack.
+            # Port 0, any free one, and no other: no other process needs to find this stack.
             # A command has waited for its calls already, so its stack need not drain them long.
             limits = config.limits.model_copy(update={"call_drain_s": config.limits.drain_s})
-            own_config = config.model_copy(
-                update={"http": config.http.model_copy(update={"port": 0}), "limits": limits}
-            )
+            http = config.http.model_copy(update={"port": 0, "operations_port": None})
+            own_config = config.model_copy(update={"http": http, "limits": limits})
             stack = register(Stack(own_config, processes=processes))
             await stack.start()
             exit_stack.callback(

@@ -5,7 +5,7 @@ import asyncio
 from typing import Protocol
 
 from fusewire.bus import Bus
-from fusewire.service import App
+from fusewire.http_server import App
 from fusewire.settings import Settings
 from fusewire.tasks import BackgroundTasks
 

@@ -3,40 +3,39 @@
 import asyncio
 import contextlib
 import gc
-import ipaddress
 import os
 import socket
-import ssl
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NoReturn, Protocol
+from collections.abc import Callable, Sequence
+from typing import NoReturn, Protocol
 
 import structlog
-import uvicorn
 import uvloop
 from prometheus_client import generate_latest
 
 from fusewire import lifeline, telemetry
 from fusewire.errors import StartupError, Transient
+from fusewire.http_server import (
+    App,
+    Receive,
+    Scope,
+    Send,
+    Server,
+    is_loopback,
+    listen,
+    listen_operations,
+    respond,
+    tls,
+)
 from fusewire.lifeline import STOP_S
 from fusewire.settings import ConfigError, Http, Settings, load
 
 log = structlog.get_logger(__name__)
 
-LISTEN_ENV = "FUSEWIRE_LISTEN_FD"
-"""Environment variable with the file descriptor of a bound socket: a port that was closed for a
-moment may be taken by another process."""
-HTTP_STOP_S = 3
-"""How long requests under way may take to end; a client that waits for an outcome asks again."""
 FAULTY_S = 5.0
 """After this long with faults the process ends, and its supervisor starts it again."""
 GARBAGE_THRESHOLDS = (50_000, 20, 50)
 """Thresholds of the three generations, as for `gc.set_threshold`. See `collect_rarely`."""
-
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Service(Protocol):
@@ -71,114 +70,49 @@ class Service(Protocol):
         ...
 
 
-def operations(services: Sequence[Service], *, is_public: bool = False) -> App:
-    """`/healthz`, `/readyz` and `/metrics` of all services; other paths go to a service's own app.
+Reasons = dict[str, list[str]]
+"""By service, the reasons why it is not well."""
 
-    If `is_public`, that app serves `/metrics` too, as it knows who may read them.
-    """
-    apps = [app for service in services if (app := service.app()) is not None]
-    own_app = (*apps, _not_found)[0]
-    has_metrics = not apps or not is_public
+
+def _endpoints(reasons: Callable[[str], Reasons], other: App, *, has_metrics: bool) -> App:
+    """`/healthz`, `/readyz` and, if `has_metrics`, `/metrics`; other paths go to the other app."""
 
     async def handle(scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "") if scope["type"] == "http" else ""
         if path in ("/healthz", "/readyz"):
-            await _report(send, _reasons(services, path))
+            await _report(send, reasons(path))
         elif path == "/metrics" and has_metrics:
             metrics = generate_latest(telemetry.REGISTRY)
-            await _respond(send, 200, metrics, b"text/plain; version=0.0.4")
+            await respond(send, 200, metrics, b"text/plain; version=0.0.4")
         else:
-            await own_app(scope, receive, send)
+            await other(scope, receive, send)
 
     return handle
 
 
-def _reasons(services: Sequence[Service], path: str) -> dict[str, list[str]]:
-    """Each service's faults, and for `/readyz` also why it should get no work now."""
-    if path == "/readyz":
-        return {service.name: service.faults() + service.unready() for service in services}
-    return {service.name: service.faults() for service in services}
-
-
 async def _not_found(scope: Scope, _receive: Receive, send: Send) -> None:
-    """The app of a process whose services have none."""
+    """The app where there is no other."""
     if scope["type"] == "http":
-        await _respond(send, 404, b"not found\n", b"text/plain")
+        await respond(send, 404, b"not found\n", b"text/plain")
 
 
-async def _report(send: Send, reasons: dict[str, list[str]]) -> None:
+async def _report(send: Send, reasons: Reasons) -> None:
     """Respond with the reasons of each service why it is not well, or with ok."""
     lines: list[str] = []
     for name, texts in reasons.items():
         lines += [f"{name}: {text}" for text in texts]
     status = 503 if lines else 200
     body = "\n".join(lines or [f"ok {' '.join(reasons)}"]) + "\n"
-    await _respond(send, status, body.encode(), b"text/plain; charset=utf-8")
+    await respond(send, status, body.encode(), b"text/plain; charset=utf-8")
 
 
-async def _respond(send: Send, status: int, body: bytes, content_type: bytes) -> None:
-    headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+def needs_port(services: Sequence[Service], http: Http) -> bool:
+    """Whether the services need `http.port`.
 
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server on this address."""
-    try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def tls(http: Http) -> ssl.SSLContext | None:
-    """The server's TLS context; None if TLS is not configured.
-
-    Raises:
-        StartupError: certificate and key are not both set, cannot be read, or do not match.
+    They do not if nothing but health and metrics would be served there, and those have a port of
+    their own.
     """
-    cert, key = http.tls_cert, http.tls_key
-    if cert is None and key is None:
-        return None
-    if cert is None or key is None:
-        raise StartupError("[http] has one of tls_cert and tls_key", "set both, or neither")
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        # Without a password, an encrypted key would prompt on the terminal.
-        context.load_cert_chain(cert, key, password="")
-    except (OSError, ValueError) as exc:
-        reason: str | None = "no PEM pair without password"
-        if isinstance(exc, FileNotFoundError | PermissionError):
-            reason = exc.strerror
-        raise StartupError(
-            f"the certificate {cert} with the key {key} cannot be used: {reason}",
-            "mend [http] tls_cert (the whole chain) and tls_key (not encrypted)",
-        ) from None
-    return context
-
-
-def listen(http: Http) -> socket.socket:
-    """Bind the HTTP port, or take the socket that the parent process has bound.
-
-    Raises:
-        StartupError: the port is taken, or may not be used.
-    """
-    if (descriptor := os.environ.pop(LISTEN_ENV, None)) is not None:
-        sock = socket.socket(fileno=int(descriptor))
-        sock.set_inheritable(False)
-        return sock
-    family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    # A restart must not wait for the connections of the process before to be forgotten.
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((http.host, http.port))
-    except OSError as exc:
-        sock.close()
-        raise StartupError(
-            f"port {http.port} on {http.host} cannot be used: {exc.strerror}",
-            "set FUSEWIRE_HTTP__PORT to another port (0 takes any free one)",
-        ) from None
-    return sock
+    return http.operations_port is None or any(service.app() for service in services)
 
 
 def collect_rarely() -> None:
@@ -193,38 +127,53 @@ def collect_rarely() -> None:
 
 
 class Host:
-    """Runs services and their one HTTP server until told to stop.
+    """Runs services and their HTTP servers until told to stop.
+
+    Health and metrics are served beside the services' app; with `http.operations_port`, health on
+    both ports, and metrics there alone, as an app that others can reach asks for keys.
 
     Args:
         services: in the order in which they start; the first is stopped last.
-        sock: the bound socket to listen on.
-        http: settings of the HTTP server.
+        sock: the bound socket to listen on; None if `needs_port` says so.
+        http: settings of the HTTP servers.
 
     Raises:
-        StartupError: TLS cannot be served as it is configured.
+        StartupError: TLS cannot be served as it is configured, or the operations port is taken.
     """
 
     def __init__(
-        self, services: Sequence[Service], sock: socket.socket, http: Http | None = None
+        self, services: Sequence[Service], sock: socket.socket | None, http: Http | None = None
     ) -> None:
         self._services = list(services)
-        self._sock = sock
         self._running_services: list[Service] = []
         self._drain_s = max(service.drain_s for service in services)
+        self._is_stopping = False
+        self._server: Server | None = None
+        self._operations_server: Server | None = None
         http = http or Http()
         context = tls(http)
-        config = uvicorn.Config(
-            operations(services, is_public=not is_loopback(http.host)),
-            log_config=None,
-            lifespan="off",
-            access_log=False,
-            timeout_graceful_shutdown=HTTP_STOP_S,
-            timeout_keep_alive=http.keep_alive_s,
-            # Uvicorn's own context allows outdated ciphers by default.
-            ssl_context_factory=(lambda *_: context) if context else None,
-        )
-        self._server = _Server(config)
-        self._serving: asyncio.Task[None] | None = None
+        operations_sock = listen_operations(http)
+        if operations_sock:
+            endpoints = _endpoints(self._reasons, _not_found, has_metrics=True)
+            # Plain HTTP: probes and scrapers know no certificate of ours.
+            self._operations_server = Server(endpoints, operations_sock, None, http.keep_alive_s)
+        if sock:
+            app = next((app for service in services if (app := service.app())), None)
+            has_metrics = not operations_sock and (app is None or is_loopback(http.host))
+            endpoints = _endpoints(self._reasons, app or _not_found, has_metrics=has_metrics)
+            self._server = Server(endpoints, sock, context, http.keep_alive_s)
+
+    def _reasons(self, path: str) -> Reasons:
+        """Each service's faults, and for `/readyz` also why it should get no work now."""
+        if self._is_stopping:
+            # Loops that have ended are no fault now; a drain that hangs has its own time limit.
+            notice = ["it drains and stops"] if path == "/readyz" else []
+            return {service.name: notice for service in self._services}
+        is_readiness = path == "/readyz"
+        return {
+            service.name: service.faults() + (service.unready() if is_readiness else [])
+            for service in self._services
+        }
 
     async def start(self) -> None:
         """Start the services in order, then serve HTTP."""
@@ -237,14 +186,12 @@ class Host:
         except BaseException:
             await self.stop()
             raise
-        # From here on no connection is refused: until uvicorn is up, it waits in the backlog.
-        self._sock.listen(1024)
-        self._serving = asyncio.create_task(self._server.serve(sockets=[self._sock]), name="http")
-        log.info(
-            "service.started",
-            services=[s.name for s in self._services],
-            port=self._sock.getsockname()[1],
-        )
+        ports = {}
+        for name, server in (("port", self._server), ("operations_port", self._operations_server)):
+            if server:
+                server.start()
+                ports[name] = server.port
+        log.info("service.started", services=[s.name for s in self._services], **ports)
 
     async def faulty(self) -> list[str]:
         """Wait until a service has had faults for `FAULTY_S`, and return them."""
@@ -270,20 +217,23 @@ class Host:
     async def stop(self) -> None:
         """Stop the HTTP server, then all services but the first at once, then the first.
 
+        Health and metrics on a port of their own are served until all have stopped.
+
         A service that does not stop in time, for instance because its database is locked, is
         cancelled. Nothing is lost: its messages are delivered again.
         """
         end = asyncio.get_running_loop().time() + self._drain_s + STOP_S - 1
+        self._is_stopping = True
         for service in self._running_services:
             service.close()
-        self._server.should_exit = True
-        if self._serving:
-            await asyncio.gather(self._serving, return_exceptions=True)
-        self._sock.close()
+        if self._server:
+            await self._server.stop()
         first, rest = self._running_services[:1], self._running_services[1:]
         # The first, the judge, decides on the answers that workers bring while they drain.
         await _stop(rest, end - 1)
         await _stop(first, end)
+        if self._operations_server:
+            await self._operations_server.stop()
         log.info("service.stopped", services=[s.name for s in self._services])
 
 
@@ -300,14 +250,6 @@ async def _stop(services: Sequence[Service], end: float) -> None:
     for task in finished_tasks:
         if error := task.exception():
             log.warning("service.stop_failed", service=tasks[task], fault=type(error).__name__)
-
-
-class _Server(uvicorn.Server):
-    """Uvicorn without its own signal handling, as `run` handles signals."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Any:
-        yield
 
 
 def end_stalled(trace: list[str]) -> NoReturn:
@@ -342,7 +284,7 @@ async def run(services: Sequence[Service], http: Http) -> list[str]:
         loop.add_signal_handler(sig, ask_to_stop)
     lifeline.on_parent_end(ask_to_stop)
     lifeline.on_stall(loop, end_stalled)
-    host = Host(services, listen(http), http)
+    host = Host(services, listen(http) if needs_port(services, http) else None, http)
     starting = asyncio.create_task(host.start(), name="start")
     stopping = asyncio.create_task(stop.wait(), name="stop")
     await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)

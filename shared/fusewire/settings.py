@@ -108,6 +108,10 @@ class Http(Section):
     """The address to bind."""
     port: int = Field(default=8484, ge=0, le=65535)
     """0 takes any free port."""
+    operations_port: int | None = Field(default=None, ge=0, le=65535)
+    """A port of their own for `/healthz`, `/readyz` and `/metrics`, over plain HTTP and without a
+    key: for probes and scrapers, behind a firewall. `port` then serves the API with `/healthz` and
+    `/readyz`, and services without an API do not use it. Unset: all are served on `port`."""
     tls_cert: FilePath | None = None
     """A certificate chain (PEM); with `tls_key`, HTTPS is served."""
     tls_key: FilePath | None = None
@@ -132,6 +136,12 @@ class Http(Section):
     pepper_env: str = "FUSEWIRE_KEY_PEPPER"
     """The environment variable with the secret that API keys are hashed with; where it is not set,
     a file in `data_dir` that is made at the first use. All replicas of ingest need the same."""
+
+    @model_validator(mode="after")
+    def _two_ports(self) -> "Http":
+        if self.port and self.port == self.operations_port:
+            raise ValueError(f"port and operations_port are both {self.port}; change one of them")
+        return self
 
 
 class Log(Section):

@@ -22,7 +22,8 @@ from fusewire import provision
 from fusewire.blobs import Blobs
 from fusewire.bus import Bus
 from fusewire.contracts import Tier
-from fusewire.service import Host, Service, listen
+from fusewire.http_server import listen
+from fusewire.service import Host, Service
 from fusewire.settings import Database, Http, Nats, Settings
 from fusewire.store import migrate
 from fusewire.store.engine import Store
@@ -273,7 +274,11 @@ async def running() -> Running:
         )
         await bus.stop()
         sock = listen(settings.http)
-        host = Host([_build(s, settings) if isinstance(s, str) else s for s in services], sock)
+        host = Host(
+            [_build(s, settings) if isinstance(s, str) else s for s in services],
+            sock,
+            settings.http,
+        )
         url = "http://{}:{}".format(*sock.getsockname()[:2])
         await host.start()
         try:

@@ -128,7 +128,7 @@ async def test_a_request_that_does_not_end_is_told_that_it_stops(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The web server cuts it off after a while, and would write a traceback of that."""
-    monkeypatch.setattr("fusewire.service.HTTP_STOP_S", 1)
+    monkeypatch.setattr("fusewire.http_server.STOP_S", 1)
     begun, ended = asyncio.Event(), asyncio.Event()
 
     async def endless() -> AsyncIterator[bytes]:

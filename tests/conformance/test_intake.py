@@ -15,7 +15,7 @@ from sqlalchemy import text
 from fusewire import ids
 from fusewire.bus import Bus
 from fusewire.errors import StartupError, Transient
-from fusewire.service import listen
+from fusewire.http_server import listen
 from fusewire.settings import Http, Nats, Settings
 from fusewire.store.engine import Store
 from fusewire.store.queries import FusionStatus, standings

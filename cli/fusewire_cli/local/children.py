@@ -11,8 +11,8 @@ from collections.abc import Iterable
 import structlog
 
 from fusewire.errors import StartupError
+from fusewire.http_server import LISTEN_ENV
 from fusewire.lifeline import LIFELINE_ENV
-from fusewire.service import LISTEN_ENV
 from fusewire.settings import CONFIG_ENV, Settings
 
 log = structlog.get_logger(__name__)
@@ -60,7 +60,9 @@ class Children:
         """Start services; returns before they are ready."""
         # With these rights before it holds anything: an address in it may have a password.
         self._config.touch(mode=0o600)
-        self._config.write_text(self._settings.model_dump_json())
+        # One process alone can have the operations port, which `spawn` gives to ingest.
+        http = self._settings.http.model_copy(update={"operations_port": None})
+        self._config.write_text(self._settings.model_copy(update={"http": http}).model_dump_json())
         for name in names:
             await self.spawn(name)
 
@@ -96,6 +98,8 @@ class Children:
         if name == "ingest":
             env[LISTEN_ENV] = str(self._sock.fileno())
             inherited_fds.append(self._sock.fileno())
+            if (port := self._settings.http.operations_port) is not None:
+                env["FUSEWIRE_HTTP__OPERATIONS_PORT"] = str(port)
         module = f"fusewire_{name.replace('-', '_')}"
         self._processes[name] = await asyncio.create_subprocess_exec(
             sys.executable, "-m", module, env=env, stdin=asyncio.subprocess.DEVNULL,

@@ -14,8 +14,9 @@ import structlog
 from fusewire import provision
 from fusewire.bus import Bus, fault
 from fusewire.errors import StartupError
+from fusewire.http_server import listen
 from fusewire.lifeline import STOP_S
-from fusewire.service import Host, Service, listen
+from fusewire.service import Host, Service
 from fusewire.settings import Settings
 from fusewire.store import migrate
 from fusewire.store.engine import Store

@@ -9,7 +9,7 @@ from datetime import datetime
 import structlog
 
 from fusewire.errors import StartupError
-from fusewire.service import is_loopback
+from fusewire.http_server import is_loopback
 from fusewire.settings import Http, Settings, Tenant
 from fusewire_ingest.admission import keys
 from fusewire_ingest.admission.rates import Rates

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from typing import cast
 
 from fusewire.bus import Bus
+from fusewire.http_server import App
 from fusewire.presence import Presence
-from fusewire.service import App
 from fusewire.settings import Settings
 from fusewire.store import migrate
 from fusewire.store.engine import Store

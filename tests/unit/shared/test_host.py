@@ -8,7 +8,8 @@ import pytest
 
 from fusewire import lifeline, service
 from fusewire.errors import StartupError, Transient
-from fusewire.service import GARBAGE_THRESHOLDS, Host, Service, listen
+from fusewire.http_server import listen
+from fusewire.service import GARBAGE_THRESHOLDS, Host, Service
 from fusewire.settings import Http
 
 

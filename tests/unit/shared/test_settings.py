@@ -77,6 +77,7 @@ def test_without_a_file_the_fallback_is_used(
 ENV = [
     ("FUSEWIRE_NATS__URL", "nats://other:1", lambda s: s.nats.url, "nats://other:1"),
     ("FUSEWIRE_HTTP__PORT", "0", lambda s: s.http.port, 0),
+    ("FUSEWIRE_HTTP__OPERATIONS_PORT", "8485", lambda s: s.http.operations_port, 8485),
     ("FUSEWIRE_DATA_DIR", "~/here", lambda s: s.data_dir, Path.home() / "here"),
     ("FUSEWIRE_LOG__LEVEL", "debug", lambda s: s.log.level, "debug"),
     ("FUSEWIRE_POOLS__DEFAULT__QUORUM", "0.5", lambda s: s.pools["default"].quorum, 0.5),
@@ -197,6 +198,11 @@ BAD = [
     ),
     ("an unknown mode", GOOD + 'mode = "vote"\n', ["pools.default.mode", "'best-of'", "'merge'"]),
     ("a port out of range", GOOD + "\n[http]\nport = 70000\n", ["http.port", "65535"]),
+    (
+        "one port for two servers",
+        GOOD + "\n[http]\nport = 8484\noperations_port = 8484\n",
+        ["http: port and operations_port are both 8484"],
+    ),
     ("text for a number", GOOD + '\n[http]\nport = "many"\n', ["http.port", "integer"]),
     (
         "an edge-only pool without an edge",

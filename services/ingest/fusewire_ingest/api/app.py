@@ -43,5 +43,6 @@ def build(dependencies: Dependencies) -> FastAPI:
         for router in routers:
             app.include_router(router, prefix=prefix, include_in_schema=number == 0)
     app.include_router(docs.routes(app))
-    app.include_router(metrics.routes())
+    if dependencies.settings.http.operations_port is None:
+        app.include_router(metrics.routes())
     return app

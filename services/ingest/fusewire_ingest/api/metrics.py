@@ -1,4 +1,4 @@
-"""Metrics with a key, for an API that other machines can reach; see `service.operations`."""
+"""Metrics with a key, for an API that other machines can reach; see `service.Host`."""
 
 from fastapi import APIRouter, Response
 from prometheus_client import generate_latest
