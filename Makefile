@@ -16,6 +16,8 @@ MEMBERS := shared services/ingest services/dispatcher services/worker-edge servi
 # One by one: two files named conftest.py are one module to mypy.
 TESTS := tests/contract tests/conformance tests/e2e tests/bench tests/fuzz $(wildcard tests/unit/*)
 SOURCES := $(MEMBERS) migrations tests examples
+SERVICES := ingest dispatcher judge worker-edge worker-remote
+LOCKS := deploy/docker/requirements
 
 .PHONY: help setup demo test test-kills test-node test-planted test-batch test-unit check format bench bench-scale bench-plots bench-doors bench-edge bench-judge bench-fusion bench-views fuzz lock docs clean
 
@@ -103,8 +105,15 @@ fuzz: setup ## fuzz what reads model files; SECONDS=… for each of three reader
 		$(BIN)/python tests/fuzz/models.py $$target --seconds $(or $(SECONDS),60) 2>&1 | tail -n 3; \
 		test $${PIPESTATUS[0]} -eq 0 || exit 1; done
 
-lock: | $(filter .uv/bin/uv,$(UV)) ## resolve dependencies anew into requirements.lock
-	@$(UV) lock -q && $(UV) export -q --frozen --all-packages --no-emit-workspace --no-header > requirements.lock
+EXPORT = $(UV) export -q --frozen --no-emit-workspace --no-header
+lock: | $(filter .uv/bin/uv,$(UV)) ## resolve dependencies anew into requirements.lock, and those of each image
+	@$(UV) lock -q && $(EXPORT) --all-packages > requirements.lock
+	@for name in $(SERVICES); do \
+		$(EXPORT) --no-dev --package fusewire-$$name --package fusewire --extra otel > $(LOCKS)/$$name.lock || exit 1; done
+	@$(EXPORT) --no-dev --package fusewire-cli > $(LOCKS)/tools.lock
+	@$(EXPORT) --no-dev --package fusewire-cli --extra analyst --extra parquet > $(LOCKS)/tools-analyst.lock
+	@printf 'setuptools\nuv>=0.9,<1\n' | $(UV) pip compile -q --universal --generate-hashes --no-header --no-annotate - \
+		> $(LOCKS)/build.lock
 
 docs: setup ## write the generated references anew
 	@$(BIN)/python -m fusewire_cli.reference

@@ -21,6 +21,7 @@ from fusewire.settings import Settings
 from fusewire.store import migrate
 from fusewire.store.engine import Store
 from fusewire.topology import FULL_STORAGE_MB, topology
+from fusewire_cli import local_models
 from fusewire_cli.local import process, run_file
 from fusewire_cli.local.children import Children
 from fusewire_cli.local.guard import Guard
@@ -148,6 +149,8 @@ class Stack:
             raise
 
     async def _start(self) -> None:
+        if "worker-edge" in service_names(self._settings) and not local_models.are_supported():
+            raise StartupError(local_models.WHAT, local_models.MEND)
         data_dir = self._settings.data_dir
         data_dir.mkdir(parents=True, exist_ok=True)
         self._take_folder()

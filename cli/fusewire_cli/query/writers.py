@@ -154,7 +154,7 @@ def _open_parquet(
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        fail("Parquet needs pyarrow", "install fusewire-cli[analyst]")
+        fail("Parquet needs pyarrow", "install fusewire-cli[parquet]")
     types = {
         "integer": pa.int64(),
         "real": pa.float64(),
