@@ -92,6 +92,14 @@ class Nats(Section):
     """`nats://HOST:PORT`, or `embedded`: a server that `fusewire up` starts and ends."""
     credentials: FilePath | None = None
     """A NATS credentials file (JWT and seed)."""
+    nkey: FilePath | None = None
+    """A file with the seed of the nkey that the server knows this service by."""
+    js_prefix: str = "$JS.API"
+    """Subject prefix of JetStream's API: `fwjs` for workers whose NATS account is not that of the
+    streams, as in deploy/nats/accounts.conf."""
+    site: Name | None = None
+    """The name of the edge site whose NATS server this is, a leaf of the hub (docs/decisions/0049):
+    worker-edge stores its answers there, and forwards them when the link is up."""
     tls_ca: FilePath | None = None
     """The certificate authority to trust, where the system's store does not have it."""
     replicas: int = Field(default=1, ge=1, le=5)
@@ -99,6 +107,12 @@ class Nats(Section):
     storage_mb: int | None = Field(default=None, ge=128)
     """MiB that all streams together may take (one copy). Unset: 21 GiB; for the embedded server
     half of what is free on its disk, if that is less."""
+
+    @model_validator(mode="after")
+    def _identity(self) -> "Nats":
+        if self.credentials is not None and self.nkey is not None:
+            raise ValueError("credentials and nkey both say who this is; remove one of them")
+        return self
 
 
 class Http(Section):

@@ -20,7 +20,7 @@ from fusewire.service import Host, Service
 from fusewire.settings import Settings
 from fusewire.store import migrate
 from fusewire.store.engine import Store
-from fusewire.topology import FULL_STORAGE_MB, topology
+from fusewire.topology import FULL_STORAGE_MB, Topology, site_topology, topology
 from fusewire_cli import local_models
 from fusewire_cli.local import process, run_file
 from fusewire_cli.local.children import Children
@@ -62,6 +62,11 @@ def storage_mb(settings: Settings) -> int:
     return measured_mb(EmbeddedNats(settings.data_dir).store)
 
 
+def _hub_topology(settings: Settings) -> Topology:
+    models = {name: model.kind for name, model in settings.models.items()}
+    return topology(models, settings.pools, settings.nats.replicas, storage_mb(settings))
+
+
 async def apply_topology(
     settings: Settings, nats_url: str | None = None
 ) -> list[provision.TopologyChange]:
@@ -78,12 +83,11 @@ async def apply_topology(
         StartupError: NATS does not answer.
     """
     nats = settings.nats.model_copy(update={"url": nats_url}) if nats_url else settings.nats
-    models = {name: model.kind for name, model in settings.models.items()}
-    target = topology(models, settings.pools, nats.replicas, storage_mb(settings))
+    target = site_topology() if nats.site else _hub_topology(settings)
     bus = Bus("ops", nats)
     await bus.connect(timeout_s=5)
     try:
-        return await provision.apply(bus.js, target)
+        return await provision.apply(bus.js_of(target.streams[0].name), target)
     finally:
         await bus.stop()
 

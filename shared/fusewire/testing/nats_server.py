@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -34,10 +36,20 @@ class NatsServer:
 
     `kill` and `start` again is a crash and a restart on the same port and store; with `wipe`
     between them the store is lost.
+
+    Args:
+        folder: for its store, its log and what else it writes.
+        config: a configuration file, whose listening ports must be -1, and whose store must be
+            `store` in the folder.
+        env: further environment variables, to which a configuration may refer.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, config: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> None:
         self._folder = folder
+        self._config = config
+        self._env = {**os.environ, **(env or {})}
         self._process: asyncio.subprocess.Process | None = None
         self._port = 0
 
@@ -47,6 +59,16 @@ class NatsServer:
         if not self._port:
             raise RuntimeError("not started")
         return f"nats://127.0.0.1:{self._port}"
+
+    @property
+    def leaf_port(self) -> int:
+        """Where leaf nodes connect; another one after a restart."""
+        # The file of ports does not have it.
+        return int(re.findall(r"for leafnode connections on \S+:(\d+)", self.log())[-1])
+
+    def log(self) -> str:
+        """All that it has logged."""
+        return (self._folder / "nats.log").read_text()
 
     async def start(self) -> None:
         """Start it, and wait until it accepts connections."""
@@ -64,17 +86,23 @@ class NatsServer:
                     "--ports_file_dir",
                     str(ports),
                 ),
-                *("-js", "-sd", str(self._folder / "store")),
+                *(
+                    ("-c", str(self._config))
+                    if self._config
+                    else ("-js", "-sd", str(self._folder / "store"))
+                ),
             )
             self._process = await asyncio.create_subprocess_exec(
-                *bound(command), stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
+                *bound(command),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._env,
             )
         async with asyncio.timeout(PATIENCE_S):
             while not (port := _read_port(ports)):
                 if self._process.returncode is not None:
-                    raise RuntimeError(
-                        f"nats-server ended: {(self._folder / 'nats.log').read_text()[-2000:]}"
-                    )
+                    raise RuntimeError(f"nats-server ended: {self.log()[-2000:]}")
                 await asyncio.sleep(0.01)
         self._port = port
 
