@@ -7,7 +7,7 @@ from pathlib import Path
 
 from checks import chart, kustomize
 from checks.faults import FAULTS
-from checks.model import OURS, SourceFolder
+from checks.model import OURS, SourceFolder, TemplateError
 from checks.runner import CHECKS, run_checks, run_faults
 from checks.tools import ToolFolder, UnavailableError
 
@@ -31,32 +31,36 @@ def main() -> int:
         chart.write_readme(source)
         kustomize.write(source)
         return 0
+    names = {check.name for check in CHECKS}
+    if unknown := set(arguments.names) - names:
+        print(f"no such check: {min(unknown)}; there are {', '.join(sorted(names))}")
+        return 2
     return _check(source, set(arguments.names), with_faults=arguments.faults)
 
 
 def _check(source: SourceFolder, names: set[str], *, with_faults: bool) -> int:
-    if unknown := names - {check.name for check in CHECKS}:
-        known = ", ".join(check.name for check in CHECKS)
-        print(f"no such check: {', '.join(sorted(unknown))}; there are {known}", file=sys.stderr)
-        return 2
     checks = [check for check in CHECKS if not names or check.name in names]
     start = time.monotonic()
     failures = run_checks(source, checks)
     passes = len(checks) - failures
     print(f"{passes} of {len(checks)} checks passed in {time.monotonic() - start:.0f} s")
-    if not with_faults:
-        return 1 if failures else 0
-    faults = [fault for fault in FAULTS if not names or fault.check in names]
+    if with_faults:
+        failures += _plant(source, {check.name for check in checks})
+    return 1 if failures else 0
+
+
+def _plant(source: SourceFolder, names: set[str]) -> int:
+    faults = [fault for fault in FAULTS if fault.check in names]
     start = time.monotonic()
     misses = run_faults(source, faults)
     finds = len(faults) - misses
     print(f"{finds} of {len(faults)} planted faults found in {time.monotonic() - start:.0f} s")
-    return 1 if failures or misses else 0
+    return misses
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except UnavailableError as exc:
+    except (TemplateError, UnavailableError) as exc:
         print(f"deploy/check: {exc}", file=sys.stderr)
         sys.exit(2)

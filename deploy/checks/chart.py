@@ -72,11 +72,15 @@ def agree(source: SourceFolder) -> Iterator[str]:
     for shape in source.values_files:
         if source.render(shape, turn=1) != source.render(shape):
             continue  # one helm does not even agree with itself: no-secrets says so
-        new = {title(document): document for document in source.documents(shape)}
-        old = {title(document): document for document in source.documents(shape, HELM_3)}
-        for name in sorted(new.keys() | old.keys()):
-            if new.get(name) != old.get(name):
-                yield f"{shape}: {name} differs between helm 4 and helm 3"
+        for name in _differing(source.documents(shape), source.documents(shape, HELM_3)):
+            yield f"{shape}: {name} differs between helm 4 and helm 3"
+
+
+def _differing(new: list[Document], old: list[Document]) -> list[str]:
+    new_objects = {title(document): document for document in new}
+    old_objects = {title(document): document for document in old}
+    names = new_objects.keys() | old_objects.keys()
+    return sorted(name for name in names if new_objects.get(name) != old_objects.get(name))
 
 
 def values_schema(source: SourceFolder) -> Iterator[str]:

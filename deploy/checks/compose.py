@@ -1,6 +1,7 @@
 """The compose file, which no tool here reads: that it holds together, and what it promises."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from checks.configuration import OTHER_VARIABLES, RefusedError, read, unknown_variables
 from checks.model import Check, Document, SourceFolder, parse
@@ -11,7 +12,7 @@ def compose(source: SourceFolder) -> Iterator[str]:
     file = source.folder / "compose.yaml"
     document = parse(file.read_text())
     for name, service in document["services"].items():
-        problems = [*_of_names(service, document), *_of_mounts(service, document, source)]
+        problems = [*_of_names(service, document), *_of_mounts(service, document, file)]
         if "fusewire" in str(service.get("image")):
             problems += [*_of_security(service), *_of_variables(service)]
         for problem in problems:
@@ -20,23 +21,32 @@ def compose(source: SourceFolder) -> Iterator[str]:
 
 def _of_names(service: Document, document: Document) -> Iterator[str]:
     """Names that lead nowhere."""
-    for name in service.get("depends_on") or {}:
-        if name not in document["services"]:
-            yield f"depends on {name}, which is not there"
+    for name in set(service.get("depends_on") or {}) - document["services"].keys():
+        yield f"depends on {name}, which is not there"
     for kind in ("secrets", "configs", "networks"):
-        for entry in service.get(kind) or []:
-            name = entry if isinstance(entry, str) else entry["source"]
-            if name not in (document.get(kind) or {}):
-                yield f"uses {name}, which is not among the {kind}"
+        entries = service.get(kind) or []
+        names = {entry if isinstance(entry, str) else entry["source"] for entry in entries}
+        for name in names - (document.get(kind) or {}).keys():
+            yield f"uses {name}, which is not among the {kind}"
 
 
-def _of_mounts(service: Document, document: Document, source: SourceFolder) -> Iterator[str]:
-    for mount in service.get("volumes") or []:
-        place = mount.partition(":")[0] if isinstance(mount, str) else mount.get("source", "")
-        if place.startswith("./") and not (source.folder / place).exists():
+def _of_mounts(service: Document, document: Document, file: Path) -> Iterator[str]:
+    for place in map(_place, service.get("volumes") or []):
+        if place.startswith("./") and not _is_there(place, file):
             yield f"mounts {place}, which is not there"
-        elif place and place[0] not in "./$~" and place not in (document.get("volumes") or {}):
+        if place[:1] not in {*"./$", ""} and place not in (document.get("volumes") or {}):
             yield f"mounts volume {place}, which is not declared"
+
+
+def _place(mount: str | Document) -> str:
+    """What is mounted: a path, or the name of a volume."""
+    return mount.partition(":")[0] if isinstance(mount, str) else str(mount.get("source", ""))
+
+
+def _is_there(place: str, file: Path) -> bool:
+    """Whether a file is beside the compose file, or the head of that says who puts it there."""
+    comments = [line for line in file.read_text().splitlines() if line.startswith("#")]
+    return (file.parent / place).exists() or any(f" {place[2:]}" in line for line in comments)
 
 
 def _of_security(service: Document) -> Iterator[str]:
@@ -51,8 +61,6 @@ def _of_security(service: Document) -> Iterator[str]:
 
 def _of_variables(service: Document) -> Iterator[str]:
     variables = service.get("environment") or {}
-    if isinstance(variables, list):
-        variables = dict(line.partition("=")[::2] for line in variables)
     ours = {name: str(value) for name, value in variables.items() if name.startswith("FUSEWIRE_")}
     for name in unknown_variables(ours):
         yield f"{name} is no setting"

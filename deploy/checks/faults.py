@@ -14,7 +14,7 @@ from checks.model import merge, parse
 
 CHART = "helm/fusewire"
 TEMPLATES = f"{CHART}/templates"
-SECRET_OBJECT = "{apiVersion: v1, kind: Secret, metadata: {name: s}, stringData: {password: x}}"
+OBJECT = "{apiVersion: v1, kind: Secret, metadata: {name: s}, stringData: {password: x}}"
 CONFIG_OBJECT = "{apiVersion: v1, kind: ConfigMap, metadata: {name: c}, data: {a: 1}}"
 
 
@@ -57,7 +57,7 @@ class FileChange:
 
 
 @dataclass(frozen=True)
-class MoreText:
+class TextAddition:
     """More text at the end of a file."""
 
     name: str
@@ -102,12 +102,12 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "helm-render",
         "a template calls what is not there",
-        MoreText(f"{TEMPLATES}/configmap.yaml", '\n{{ include "fusewire.nothing" . }}\n'),
+        TextAddition(f"{TEMPLATES}/configmap.yaml", '\n{{ include "fusewire.nothing" . }}\n'),
     ),
     Fault(
         "helm-lint",
         "a source of the chart is no address",
-        MoreText(f"{CHART}/Chart.yaml", "sources: [nowhere]\n"),
+        TextAddition(f"{CHART}/Chart.yaml", "sources: [nowhere]\n"),
     ),
     Fault(
         "helm-agree",
@@ -118,7 +118,7 @@ FAULTS: tuple[Fault, ...] = (
             "\n  annotations:\n    made-by: {{ .Capabilities.HelmVersion.Version }}\ndata:",
         ),
     ),
-    Fault("no-secrets", "a Secret is rendered", ValueChange(f"extraObjects: [{SECRET_OBJECT}]")),
+    Fault("no-secrets", "a Secret is rendered", ValueChange(f"extraObjects: [{OBJECT}]")),
     Fault(
         "no-secrets",
         "a password is made up",
@@ -189,6 +189,15 @@ FAULTS: tuple[Fault, ...] = (
         ValueChange(
             "judge: {extraVolumes: [{name: logs, hostPath: {path: /var/log}}],"
             " extraVolumeMounts: [{name: logs, mountPath: /logs}]}"
+        ),
+    ),
+    Fault(
+        "pods",
+        "pods get a token of Kubernetes",
+        TextChange(
+            f"{TEMPLATES}/_pod.tpl",
+            "automountServiceAccountToken: false",
+            "automountServiceAccountToken: true",
         ),
     ),
     Fault(
@@ -269,7 +278,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "alert-rules",
         "the chart's copy of the dashboard differs",
-        MoreText(f"{CHART}/files/dashboard.json", "\n"),
+        FileChange(f"{CHART}/files/dashboard.json", "{}\n"),
     ),
     Fault(
         "alert-tests",
@@ -279,12 +288,12 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "dockerfile",
         "a folder is entered by hand",
-        MoreText("docker/Dockerfile", "\nRUN cd /tmp && sudo id\n"),
+        TextAddition("docker/Dockerfile", "\nRUN cd /tmp && sudo id\n"),
     ),
     Fault(
         "yaml",
         "a key stands twice",
-        MoreText("compose.yaml", "\nname: fusewire\nname: fusewire\n"),
+        TextAddition("compose.yaml", "\nname: fusewire\nname: fusewire\n"),
     ),
     Fault(
         "nats-configuration",

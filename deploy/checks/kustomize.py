@@ -45,15 +45,14 @@ def objects_of(source: SourceFolder, shape: str) -> Objects:
 def _without_helm(document: Document) -> Document:
     """An object without what only Helm reads, and without checksums: kustomize has its own."""
     plain = copy.deepcopy(document)
-    places = [plain["metadata"]]
-    if "template" in plain.get("spec", {}):
-        places.append(plain["spec"]["template"]["metadata"])
-    for metadata in places:
-        labels, annotations = metadata.get("labels") or {}, metadata.pop("annotations", None) or {}
+    template = plain.get("spec", {}).get("template", {})
+    for metadata in (plain["metadata"], template.get("metadata", {})):
         for label in HELM_LABELS:
-            labels.pop(label, None)
+            metadata.get("labels", {}).pop(label, None)
+        annotations = metadata.pop("annotations", None) or {}
         notes = {name: v for name, v in annotations.items() if not name.startswith(CHECKSUM)}
-        metadata.update({"annotations": notes} if notes else {})
+        if notes:
+            metadata["annotations"] = notes
     return plain
 
 
@@ -93,13 +92,14 @@ def _write_overlay(folder: Path, base: Objects, objects: Objects) -> None:
     if new:
         _write_yaml(folder / "added.yaml", new)
         resources.append("added.yaml")
-    generators = [
-        {**_generator(folder, config), **({"behavior": "replace"} if name in base else {})}
-        for name, config in configs.items()
-        if config != base.get(name)
-    ]
-    old = {name: document for name, document in base.items() if name not in configs}
-    patches = [patch for name in old for patch in _patches(old[name], objects.get(name))]
+    generators: list[Document] = []
+    patches: list[Document] = []
+    for name, config in configs.items():
+        behavior = "replace" if name in base else "create"
+        generators.append({**_generator(folder, config), "behavior": behavior})
+    for name in base.keys() - configs.keys():
+        patches += _patches(base[name], objects.get(name))
+    patches.sort(key=lambda patch: (patch["target"]["kind"], patch["target"]["name"]))
     _write_kustomization(
         folder, {"resources": resources, "configMapGenerator": generators, "patches": patches}
     )

@@ -30,7 +30,7 @@ _results: dict[Hashable, Any] = {}
 
 
 def once(key: Hashable, find: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What `find` returned for the same content before: a planted fault changes one file of many."""
+    """What `find` returned for the same content before: a fault changes one file of many."""
     if key not in _results:
         _results[key] = find(*args, **kwargs)
     result: T = _results[key]

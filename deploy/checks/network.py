@@ -22,32 +22,37 @@ def network(pod: PodTemplate, shape: Shape) -> Iterator[str]:
         for policy in of_kind(shape.documents, "NetworkPolicy")
         if selects(policy["spec"].get("podSelector"), pod.labels)
     ]
-    for direction in ("Ingress", "Egress"):
-        if not any(direction in _directions(policy) for policy in policies):
-            yield f"no NetworkPolicy limits its {direction.lower()}"
+    directions: set[str] = set()
     database = shape.values["networkPolicy"]["database"]["port"]
     for policy in policies:
+        directions |= _directions(policy)
         for problem in _of_policy(policy, pod.component, database):
             yield f"{title(policy)}: {problem}"
+    for direction in sorted({"Ingress", "Egress"} - directions):
+        yield f"no NetworkPolicy limits its {direction.lower()}"
 
 
-def _directions(policy: Document) -> list[str]:
+def _directions(policy: Document) -> set[str]:
     """As Kubernetes reads it: without policyTypes, egress counts only where it has rules."""
     spec = policy["spec"]
-    return list(spec.get("policyTypes") or ["Ingress", *(["Egress"] if "egress" in spec else [])])
+    return set(spec.get("policyTypes") or ["Ingress", *(["Egress"] if "egress" in spec else [])])
 
 
 def _of_policy(policy: Document, component: str, database: int) -> Iterator[str]:
     for rule in policy["spec"].get("egress") or []:
-        ports = {port.get("port") for port in rule.get("ports") or []}
-        is_database = component in WITH_DATABASE and ports == {database}
-        if _is_open(rule) and component not in OUTSIDE and not is_database:
-            yield f"reaches beyond the cluster on {_list(ports)}"
-        if component == "worker-edge" and (not ports or ports - EDGE_PORTS):
-            yield f"reaches more than NATS and DNS: {_list(ports - EDGE_PORTS)}"
+        yield from _of_egress(rule, component, database)
     for rule in policy["spec"].get("ingress") or []:
         if not rule.get("ports"):
             yield "any port may be reached"
+
+
+def _of_egress(rule: Document, component: str, database: int) -> Iterator[str]:
+    ports = {port.get("port") for port in rule.get("ports") or []}
+    is_database = component in WITH_DATABASE and ports == {database}
+    if _is_open(rule) and component not in OUTSIDE and not is_database:
+        yield f"reaches beyond the cluster on {_list(ports)}"
+    if component == "worker-edge" and (not ports or ports - EDGE_PORTS):
+        yield f"reaches more than NATS and DNS: {_list(ports - EDGE_PORTS)}"
 
 
 def _is_open(rule: Document) -> bool:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from checks.manifests import PodTemplate, look_up, of_kind, pods, selects, title
 from checks.model import Check, Document, Shape, SourceFolder
 
-IN_ENVIRONMENT = (("secretKeyRef", "Secret"), ("configMapKeyRef", "ConfigMap"))
-WHOLE_ENVIRONMENT = (("secretRef", "Secret"), ("configMapRef", "ConfigMap"))
+IN_ENVIRONMENT = (
+    *(("secretKeyRef", "Secret"), ("configMapKeyRef", "ConfigMap")),
+    *(("secretRef", "Secret"), ("configMapRef", "ConfigMap")),
+)
 IN_VOLUME = (("secret", "Secret"), ("configMap", "ConfigMap"))
 
 
@@ -36,13 +38,13 @@ def references(source: SourceFolder) -> Iterator[str]:
 
 def _of_references(pod: PodTemplate, shape: Shape, words: set[str]) -> Iterator[str]:
     for reference in set(_references(pod)):
-        made = look_up(shape.documents, reference.kind, reference.name)
-        if made is None and reference.name not in words:
-            yield f"{reference.kind} {reference.name} is neither rendered nor named in the values"
-        keys = words if made is None else {*(made.get("data") or {})}
-        if lacking := set(reference.keys) - keys:
-            place = "named in the values" if made is None else "in it"
-            yield f"{reference.kind} {reference.name}: {', '.join(sorted(lacking))} is not {place}"
+        what = f"{reference.kind} {reference.name}"
+        document = look_up(shape.documents, reference.kind, reference.name)
+        if document is not None:
+            if lacking := set(reference.keys) - (document.get("data") or {}).keys():
+                yield f"{what} has no {', '.join(sorted(lacking))}"
+        elif lacking := {reference.name, *reference.keys} - words:
+            yield f"{what}: neither rendered nor in the values: {', '.join(sorted(lacking))}"
 
 
 def _references(pod: PodTemplate) -> Iterator[Reference]:
@@ -56,14 +58,12 @@ def _references(pod: PodTemplate) -> Iterator[Reference]:
 
 
 def _of_environment(container: Document) -> Iterator[Reference]:
-    for variable in container.get("env") or []:
+    places = [variable.get("valueFrom") or {} for variable in container.get("env") or []]
+    places += container.get("envFrom") or []
+    for place in places:
         for field, kind in IN_ENVIRONMENT:
-            if entry := (variable.get("valueFrom") or {}).get(field):
-                yield Reference(kind, entry["name"], (entry["key"],))
-    for place in container.get("envFrom") or []:
-        for field, kind in WHOLE_ENVIRONMENT:
-            if field in place:
-                yield Reference(kind, place[field]["name"])
+            if entry := place.get(field):
+                yield Reference(kind, entry["name"], (entry["key"],) if "key" in entry else ())
 
 
 def _of_volume(volume: Document) -> Iterator[Reference]:
@@ -102,15 +102,14 @@ def _of_selectors(shape: Shape) -> Iterator[str]:
     """Services, budgets and policies that mean no pods."""
     templates = list(pods(shape.documents))
     for document in of_kind(shape.documents, "Service", "PodDisruptionBudget", "PodMonitor"):
-        selector = document["spec"].get("selector")
-        labels = {"matchLabels": selector} if document["kind"] == "Service" else selector
-        chosen_pods = [pod for pod in templates if selects(labels, pod.labels)]
-        if not chosen_pods:
+        spec = document["spec"]
+        is_service = document["kind"] == "Service"
+        selector = {"matchLabels": spec["selector"]} if is_service else spec["selector"]
+        targets = [pod for pod in templates if selects(selector, pod.labels)]
+        if not targets:
             yield f"{title(document)} selects no pod"
-        if document["kind"] == "PodDisruptionBudget" and len(chosen_pods) > 1:
-            yield f"{title(document)} covers more than one workload"
-        if document["kind"] == "Service":
-            yield from _of_ports(document, chosen_pods)
+        if is_service:
+            yield from _of_ports(document, targets)
 
 
 def _of_ports(service: Document, templates: list[PodTemplate]) -> Iterator[str]:

@@ -108,16 +108,17 @@ def run_faults(source: SourceFolder, faults: Sequence[Fault]) -> int:
 def _find(source: SourceFolder, before: dict[str, set[str]], fault: Fault) -> str:
     """What is wrong with how a fault is found; nothing if all is well."""
     new: dict[str, set[str]] = {}
+    checks = [check for check in CHECKS if check.name == fault.check or check.name not in DERIVED]
     with tempfile.TemporaryDirectory(prefix="fault-") as folder:
-        plant(fault, source.folder, Path(folder) / "deploy")
+        try:
+            plant(fault, source.folder, Path(folder) / "deploy")
+        except (FileNotFoundError, LookupError) as exc:
+            return f": cannot be planted: {exc}"
         copy = SourceFolder(Path(folder) / "deploy", ToolFolder())
-        for check in CHECKS:
-            if check.name == fault.check or check.name not in DERIVED:
-                result = result_of(check, copy)
-                problems = set(result.problems) - before[check.name]
-                new[check.name] = problems if result.word == "FAIL" else set()
+        for check in checks:
+            result = result_of(check, copy)
+            problems = set(result.problems) - before[check.name]
+            new[check.name] = problems if result.word == "FAIL" else set()
     complaint = "" if new.pop(fault.check) else ": not found"
-    for name, problems in new.items():
-        if problems:
-            complaint += f": found by {name} too: {min(problems)}"
-    return complaint
+    more = [f": found by {name} too: {min(problems)}" for name, problems in new.items() if problems]
+    return complaint + "".join(more)

@@ -1,9 +1,10 @@
 """Scalers against the streams that Fusewire makes, and the order in which a release starts."""
 
 from collections.abc import Iterator
+from itertools import chain
 
 from checks.configuration import config_of, read
-from checks.manifests import PodTemplate, component_of, look_up, name_of, of_kind, pods, title
+from checks.manifests import PodTemplate, component_of, name_of, of_kind, pods, title
 from checks.model import Check, Document, Shape, for_shapes
 from fusewire.topology import topology
 
@@ -15,8 +16,9 @@ OWNERS = {
     "FW_TASK_EDGE": "worker-edge",
     "FW_TASK_REMOTE": "worker-remote",
 }
-"""The service that takes from each stream, and whose number its lag asks for. Timers (FW_TIMER) come
-with candidates."""
+"""The service that takes from each stream, and whose number its lag asks for.
+
+Timers come with candidates."""
 
 Consumer = tuple[str, str]
 """A stream, and a durable of it."""
@@ -26,31 +28,34 @@ def scaling(shape: Shape) -> Iterator[str]:
     """Scalers that watch what does not exist, miss what does, or fight another."""
     scalers = list(of_kind(shape.documents, "ScaledObject", "HorizontalPodAutoscaler"))
     targets = [scaler["spec"]["scaleTargetRef"]["name"] for scaler in scalers]
-    for name in sorted(set(targets)):
-        if targets.count(name) > 1:
-            yield f"{name} has more than one scaler: they would fight"
-        workload = look_up(shape.documents, "Deployment", name)
-        if workload and "replicas" in workload["spec"]:
-            yield f"{title(workload)} sets replicas, and each upgrade would set them back"
-    for scaler in of_kind(shape.documents, "ScaledObject"):
-        target = scaler["spec"]["scaleTargetRef"]["name"]
-        for pod in pods(shape.documents):
-            if pod.title == f"Deployment/{target}":
-                yield from _of_triggers(scaler, pod, shape)
+    for target in sorted(set(targets)):
+        if targets.count(target) > 1:
+            yield f"{target} has more than one scaler: they would fight"
+    for scaler, target in zip(scalers, targets, strict=True):
+        # A scaler of nothing is found by the check of references.
+        workloads = [d for d in of_kind(shape.documents, "Deployment") if name_of(d) == target]
+        problems = [_of_scaler(scaler, pod, shape) for pod in pods(workloads)]
+        yield from (f"{title(scaler)}: {problem}" for problem in chain.from_iterable(problems))
 
 
-def _of_triggers(scaler: Document, pod: PodTemplate, shape: Shape) -> Iterator[str]:
+def _of_scaler(scaler: Document, pod: PodTemplate, shape: Shape) -> Iterator[str]:
+    if "replicas" in pod.owner["spec"]:
+        yield f"{pod.title} sets replicas, and each upgrade would set them back"
+    if scaler["kind"] == "ScaledObject":
+        triggers = [t for t in scaler["spec"]["triggers"] if t["type"] == "nats-jetstream"]
+        watch = {(t["metadata"]["stream"], t["metadata"]["consumer"]) for t in triggers}
+        yield from _of_triggers(watch, pod.component, _owners(config_of(pod, shape.documents)))
+
+
+def _of_triggers(
+    watch: set[Consumer], component: str, owners: dict[Consumer, str]
+) -> Iterator[str]:
     """Compare what a scaler watches with what `fusewire topology apply` makes."""
-    triggers = [t for t in scaler["spec"]["triggers"] if t["type"] == "nats-jetstream"]
-    watch = {(t["metadata"].get("stream"), t["metadata"].get("consumer")) for t in triggers}
-    owners = _owners(config_of(pod, shape.documents))
-    for stream, consumer in sorted(watch):
-        owner = owners.get((stream, consumer), "nobody")
-        if owner != pod.component:
-            yield f"{title(scaler)} watches {stream}/{consumer}, which {owner} takes from"
-    for (stream, consumer), owner in sorted(owners.items()):
-        if owner == pod.component and (stream, consumer) not in watch:
-            yield f"{title(scaler)} does not watch {stream}/{consumer}, which {owner} takes from"
+    own = {consumer for consumer, owner in owners.items() if owner == component}
+    for consumer in sorted(watch - own):
+        yield f"watches {'/'.join(consumer)}, which {component} does not take from"
+    for consumer in sorted(own - watch):
+        yield f"does not watch {'/'.join(consumer)}, which {component} takes from"
 
 
 def _owners(config: str) -> dict[Consumer, str]:
@@ -63,8 +68,8 @@ def _owners(config: str) -> dict[Consumer, str]:
 
 HELM_HOOK = "helm.sh/hook"
 HOOKS = (
-    (HELM_HOOK, "helm.sh/hook-weight", {"pre-install", "pre-upgrade"}),
-    ("argocd.argoproj.io/hook", "argocd.argoproj.io/sync-wave", {"PreSync"}),
+    (HELM_HOOK, "helm.sh/hook-weight", "pre-install,pre-upgrade"),
+    ("argocd.argoproj.io/hook", "argocd.argoproj.io/sync-wave", "PreSync"),
 )
 """Annotations that make an object a hook and order it among hooks, and what comes first."""
 
@@ -81,18 +86,22 @@ def order(shape: Shape) -> Iterator[str]:
 
 
 def _of_job(job: Document, documents: list[Document]) -> Iterator[str]:
-    hooks = [hook for hook in HOOKS if _note(job, hook[0])]
+    hooks = [names for names in HOOKS if _note(job, names[0])]
     if not hooks:
         yield "nothing says that it runs first: it is a hook neither of helm nor of Argo CD"
-    for hook, weight, phases in hooks:
-        if not phases <= set(_note(job, hook).split(",")):
-            yield f"{hook} is {_note(job, hook)}: {','.join(sorted(phases))} is before any service"
-        # What a hook needs must be there before it: other objects come after all hooks.
-        for document in _needs(job, documents):
-            if _note(document, hook) != _note(job, hook):
-                yield f"needs {title(document)}, which comes only after it"
-            elif int(_note(document, weight) or 0) >= int(_note(job, weight) or 0):
-                yield f"needs {title(document)}, whose {weight} is not lower"
+        return
+    hook, weight, phases = hooks[0]
+    if _note(job, hook) != phases:
+        yield f"{hook} is {_note(job, hook)}: {phases} is before any service"
+    for document in _needs(job, documents):
+        if not _comes_before(document, job, hook, weight):
+            yield f"needs {title(document)} before: give that a lower {weight}"
+
+
+def _comes_before(document: Document, job: Document, hook: str, weight: str) -> bool:
+    """Whether an object is there before a hook; what is no hook comes after all hooks."""
+    is_hook = _note(document, hook) == _note(job, hook)
+    return is_hook and int(_note(document, weight)) < int(_note(job, weight))
 
 
 def _needs(job: Document, documents: list[Document]) -> Iterator[Document]:
@@ -100,12 +109,10 @@ def _needs(job: Document, documents: list[Document]) -> Iterator[Document]:
     (pod,) = pods([job])
     configs = [volume["configMap"]["name"] for volume in pod.volumes if "configMap" in volume]
     for document in documents:
-        is_account = (document["kind"], name_of(document)) == (
-            "ServiceAccount",
-            pod.spec.get("serviceAccountName"),
-        )
-        is_config = document["kind"] == "ConfigMap" and name_of(document) in configs
-        is_policy = document["kind"] == "NetworkPolicy" and component_of(document) == pod.component
+        kind, name = document["kind"], name_of(document)
+        is_account = kind == "ServiceAccount" and name == pod.spec.get("serviceAccountName")
+        is_config = kind == "ConfigMap" and name in configs
+        is_policy = kind == "NetworkPolicy" and component_of(document) == pod.component
         if is_account or is_config or is_policy:
             yield document
 

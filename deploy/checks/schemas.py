@@ -57,17 +57,22 @@ def _library(source: SourceFolder) -> ModuleType:
 def _problems(library: ModuleType, document: Document) -> list[str]:
     """The problems of one object, each with the first version that has it."""
     first: dict[str, str] = {}
-    for version in KUBERNETES:
-        if version < IMAGE_VOLUMES_FROM and _has_image_volume(document):
-            continue
-        try:
-            library.validate(document, version, strict=True)
-        except library.ValidationError as exc:
-            path = ".".join(str(part) for part in exc.path)
-            first.setdefault(f"{path}: {exc.message[:200]}", version)
-        except library.SchemaNotFoundError as exc:
-            first.setdefault(f"no such kind in {exc.api_version}", version)
+    least = IMAGE_VOLUMES_FROM if _has_image_volume(document) else KUBERNETES[0]
+    for version in KUBERNETES[KUBERNETES.index(least) :]:
+        if problem := _problem(library, document, version):
+            first.setdefault(problem, version)
     return [f"Kubernetes {version}: {problem}" for problem, version in first.items()]
+
+
+def _problem(library: ModuleType, document: Document, version: str) -> str:
+    try:
+        library.validate(document, version, strict=True)
+    except library.ValidationError as exc:
+        path = ".".join(str(part) for part in exc.path)
+        return f"{path}: {exc.message[:200]}"
+    except library.SchemaNotFoundError as exc:
+        return f"no such kind in {exc.api_version}"
+    return ""
 
 
 def _has_image_volume(document: Document) -> bool:

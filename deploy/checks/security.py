@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from checks.manifests import PodTemplate, for_containers, for_pods
-from checks.model import Check, Document, Shape
+from checks.model import Check, Document, Shape, SourceFolder
 
 VOLUMES = {
     *("configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim"),
@@ -37,16 +37,26 @@ def pod_security(pod: PodTemplate, _shape: Shape) -> Iterator[str]:
         if pod.spec.get(field):
             yield f"{field} is set"
     for volume in pod.volumes:
-        if kinds := volume.keys() - {"name"} - VOLUMES:
-            yield f"volume {volume['name']} is of type {', '.join(sorted(kinds))}"
+        for kind in volume.keys() - {"name"} - VOLUMES:
+            yield f"volume {volume['name']} is of type {kind}"
     context = pod.spec.get("securityContext") or {}
-    names = {sysctl["name"] for sysctl in context.get("sysctls") or []}
-    if names - SYSCTLS:
-        yield f"sysctls that are not safe: {', '.join(sorted(names - SYSCTLS))}"
-    for container in pod.containers:
-        own = container.get("securityContext") or {}
-        for problem in (*_identity({**context, **own}), *_powers(own), *_host(container)):
-            yield f"container {container['name']}: {problem}"
+    sysctls = {sysctl["name"] for sysctl in context.get("sysctls") or []}
+    for name in sysctls - SYSCTLS:
+        yield f"sysctl {name} is not safe"
+
+
+def container_security(container: Document, pod: PodTemplate, _shape: Shape) -> Iterator[str]:
+    """What the standard would refuse of a container."""
+    own = container.get("securityContext") or {}
+    yield from _identity({**(pod.spec.get("securityContext") or {}), **own})
+    yield from _powers(own)
+    yield from _host(container)
+
+
+def standard(source: SourceFolder) -> Iterator[str]:
+    """What the standard would refuse."""
+    yield from for_pods(pod_security)(source)
+    yield from for_containers(container_security)(source)
 
 
 def _identity(context: dict[str, Any]) -> Iterator[str]:
@@ -93,16 +103,20 @@ def promises(container: Document, pod: PodTemplate, _shape: Shape) -> Iterator[s
     context = container.get("securityContext") or {}
     if context.get("readOnlyRootFilesystem") is not True:
         yield "readOnlyRootFilesystem is not true"
-    resources = container.get("resources") or {}
-    for kind, resource in RESOURCES:
-        if resource not in (resources.get(kind) or {}):
-            yield f"resources.{kind}.{resource} is missing"
+    yield from _resources(container)
     image = str(container.get("image"))
     tag = image.rpartition("/")[2].partition(":")[2]
     if "@sha256:" not in image and tag in {"", "latest"}:
         yield f"image {image} names no version"
     if pod.is_server and container in pod.main_containers:
         yield from _probes(container)
+
+
+def _resources(container: Document) -> Iterator[str]:
+    resources = container.get("resources") or {}
+    for kind, resource in RESOURCES:
+        if resource not in (resources.get(kind) or {}):
+            yield f"resources.{kind}.{resource} is missing"
 
 
 def _probes(container: Document) -> Iterator[str]:
@@ -128,7 +142,7 @@ def pod_promises(pod: PodTemplate, _shape: Shape) -> Iterator[str]:
 
 
 CHECKS = (
-    Check("pod-security", "pods meet the Pod Security Standard restricted", for_pods(pod_security)),
+    Check("pod-security", "pods meet the Pod Security Standard restricted", standard),
     Check("pods", "pods have an account without token, and time to drain", for_pods(pod_promises)),
     Check(
         "containers",
