@@ -7,7 +7,7 @@ from pathlib import Path
 
 from checks import chart, kustomize
 from checks.faults import FAULTS
-from checks.model import OURS, SourceFolder, TemplateError
+from checks.model import OURS, SourceFolder, UnreadableError
 from checks.runner import CHECKS, run_checks, run_faults
 from checks.tools import ToolFolder, UnavailableError
 
@@ -61,6 +61,6 @@ def _plant(source: SourceFolder, names: set[str]) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (TemplateError, UnavailableError) as exc:
+    except (UnreadableError, UnavailableError) as exc:
         print(f"deploy/check: {exc}", file=sys.stderr)
         sys.exit(2)

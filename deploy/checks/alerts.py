@@ -3,26 +3,34 @@
 from collections.abc import Iterator
 from typing import Any
 
-from checks.model import Check, Document, SourceFolder, once, one_line, parse
+from checks.model import Check, Document, SourceFolder, UnreadableError, once, one_line, parse
 from checks.tools import run
 
 
 def rules(source: SourceFolder) -> Iterator[str]:
     """What promtool says of the rules, and copies of them in the chart that differ."""
     folder = source.folder / "alerts"
-    file = folder / "rules.yaml"
-    command = ("check", "rules", "--lint=all", "--lint-fatal", file)
-    result = once(("rules", file.read_text()), run, source.tools.promtool, *command)
-    if result.returncode:
-        yield f"{source.path(file)}: {one_line(result.stdout + result.stderr)}"
+    if problem := _rules_problem(source):
+        yield problem
     for copy in sorted((source.chart / "files").glob("*")):
         original = folder / copy.name
         if original.is_file() and original.read_bytes() != copy.read_bytes():
             yield f"{source.path(copy)} differs from {source.path(original)}: copy it"
 
 
+def _rules_problem(source: SourceFolder) -> str:
+    file = source.folder / "alerts/rules.yaml"
+    command = ("check", "rules", "--lint=all", "--lint-fatal", file)
+    result = once(("rules", file.read_text()), run, source.tools.promtool, *command)
+    if result.returncode == 0:
+        return ""
+    return f"{source.path(file)}: {one_line(result.stdout + result.stderr)}"
+
+
 def tests(source: SourceFolder) -> Iterator[str]:
     """Alerts without a test, and tests that fail."""
+    if problem := _rules_problem(source):
+        raise UnreadableError(problem)
     folder = source.folder / "alerts"
     file = folder / "rules.test.yaml"
     texts = (folder / "rules.yaml").read_text(), file.read_text()

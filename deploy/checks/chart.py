@@ -16,7 +16,7 @@ from checks.model import (
     Check,
     Document,
     SourceFolder,
-    TemplateError,
+    UnreadableError,
     last_line,
     merge,
     once,
@@ -46,7 +46,7 @@ def render(source: SourceFolder) -> Iterator[str]:
         for shape in source.values_files:
             try:
                 source.documents(shape, helm)
-            except TemplateError as exc:
+            except UnreadableError as exc:
                 yield f"{name}: {exc}"
 
 
@@ -134,7 +134,7 @@ def _fill_readme(source: SourceFolder, text: str, values: Path) -> str:
         command = (source.tools.node, generator, "-v", Path(folder) / "values.yaml", "-r", file)
         result = run(*command)
         if result.returncode:
-            raise TemplateError(f"readme-generator: {last_line(result.stdout + result.stderr)}")
+            raise UnreadableError(f"readme-generator: {last_line(result.stdout + result.stderr)}")
         return file.read_text()
 
 

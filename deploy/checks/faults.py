@@ -283,7 +283,16 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "alert-tests",
         "an alert has no test",
-        TextChange("alerts/rules.test.yaml", "alertname: ", "alertname: X"),
+        TextChange(
+            "alerts/rules.yaml",
+            "      - alert: ",
+            "      - alert: Untested\n        expr: vector(1)\n      - alert: ",
+        ),
+    ),
+    Fault(
+        "alert-tests",
+        "an alert fires too early",
+        TextChange("alerts/rules.yaml", "        for: ", "        for: 0m # "),
     ),
     Fault(
         "dockerfile",

@@ -37,8 +37,8 @@ def once(key: Hashable, find: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
     return result
 
 
-class TemplateError(Exception):
-    """Helm cannot render a shape."""
+class UnreadableError(Exception):
+    """What a check reads is broken, which another check says: a shape does not render."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,13 @@ class SourceFolder:
             turn: another number renders it again.
 
         Raises:
-            TemplateError: with helm's words.
+            UnreadableError: with helm's words.
         """
         values = self.values_files[shape]
         key = ("render", self.chart_digest, values.read_text(), helm, settings, turn)
         result = once(key, self._render, values, helm, settings)
         if result.returncode:
-            raise TemplateError(f"{shape} does not render: {error_line(result.stderr)}")
+            raise UnreadableError(f"{shape} does not render: {error_line(result.stderr)}")
         return result.stdout
 
     def _render(

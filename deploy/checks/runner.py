@@ -26,7 +26,7 @@ from checks import (
     security,
 )
 from checks.faults import Fault, plant
-from checks.model import Check, SourceFolder, TemplateError
+from checks.model import Check, SourceFolder, UnreadableError
 from checks.tools import ToolFolder, UnavailableError
 
 CHECKS: tuple[Check, ...] = (
@@ -62,7 +62,7 @@ def result_of(check: Check, source: SourceFolder) -> Result:
         problems = sorted(set(check.find(source)))
     except UnavailableError as exc:
         return Result("FAIL", [f"cannot run here: {exc}"])
-    except TemplateError as exc:
+    except UnreadableError as exc:
         return Result("none", [f"not run: {exc}"])
     except FileNotFoundError as exc:
         name = Path(exc.filename or "").relative_to(source.folder)

@@ -4,7 +4,6 @@
 """
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -374,7 +373,7 @@ def test_a_missing_file_fails_the_check_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def small_folder(tmp_path: Path) -> Iterator[Path]:
+def small_folder(tmp_path: Path) -> Path:
     (tmp_path / "deploy").mkdir()
     (tmp_path / "deploy/a.yaml").write_text("a: 1\n")
     return tmp_path
