@@ -207,15 +207,15 @@ class Stack:
         """Start the embedded broker, if one is configured. Returns its address."""
         if self._nats is None:
             return None
-        await self._nats.start()
-        await self._note_processes()
+        assert self._guard is not None
+        await self._guard.start()
+        await self._nats.start(self._guard)
+        self._note_processes()
         return self._nats.url
 
-    async def _note_processes(self) -> None:
-        """Tell the guard and the run file which processes there are now."""
+    def _note_processes(self) -> None:
+        """Tell the run file which processes there are now."""
         broker = ProcessRecord.of(self._nats.pid) if self._nats else None
-        if broker and self._guard:
-            await self._guard.watch(broker)
         pids = self._children.pids.values() if self._children else ()
         services = [ProcessRecord.of(pid) for pid in pids]
         run_file.note_processes(self._settings.data_dir, filter(None, [*services, broker]))
@@ -236,7 +236,7 @@ class Stack:
         assert self._guard is not None
         self._children = Children(settings, sock, self._guard.keep_open_fd)
         await self._children.start(names)
-        await self._note_processes()
+        self._note_processes()
         await self._children.ready(settings.http.host, READY_S)
 
     async def faulty(self) -> list[str]:
@@ -285,11 +285,15 @@ class Stack:
                 failed_probes = 0
 
     async def _restart_ended(self) -> None:
-        has_changed = self._guard is not None and self._guard.has_ended
+        has_changed = False
+        if self._nats and self._guard and self._guard.has_ended:
+            await self._guard.start()
+            if self._nats.is_running:
+                self._guard.watch(self._nats.pid)
         if self._nats and not self._nats.is_running:
             log.warning("up.restarted", what="nats-server")
             with contextlib.suppress(StartupError):
-                await self._nats.start()
+                await self._nats.start(self._guard)
                 has_changed = True
                 # If its store was wiped, the streams are missing; otherwise this changes nothing.
                 await apply_topology(self._settings, self._nats.url)
@@ -299,7 +303,7 @@ class Stack:
                 await self._children.spawn(name)
                 has_changed = True
         if has_changed:
-            await self._note_processes()
+            self._note_processes()
 
     async def stop(self) -> None:
         """Drain and stop everything, within `stop_s`."""
