@@ -135,20 +135,31 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 _numbers = itertools.count(1)
 
 
-async def _new_postgres(server: PostgresServer, template: str) -> Database:
+@contextlib.asynccontextmanager
+async def _copy(server: PostgresServer, template: str) -> AsyncIterator[Database]:
+    """A database of a test's own. It is removed after it: a thousand of them fill the memory."""
     name = f"t{next(_numbers)}"
     connection = await asyncpg.connect(server.dsn)
     await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield Database(url=server.url(name))
+    await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
     await connection.close()
-    return Database(url=server.url(name))
+
+
+@pytest.fixture
+async def empty_postgres(postgres: PostgresServer) -> AsyncIterator[Database]:
+    """A PostgreSQL database without tables."""
+    async with _copy(postgres, "template0") as database:
+        yield database
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-async def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
+def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
     """A database without tables, of either kind."""
     if request.param == "sqlite":
         return Database(url=f"sqlite+aiosqlite:///{tmp_path / 'fusewire.db'}")
-    return await _new_postgres(request.getfixturevalue("postgres"), "template0")
+    database: Database = request.getfixturevalue("empty_postgres")
+    return database
 
 
 @pytest.fixture
@@ -160,9 +171,10 @@ def sqlite_database(migrated_sqlite: Path, tmp_path: Path) -> Database:
 
 
 @pytest.fixture
-async def postgres_database(postgres: PostgresServer) -> Database:
+async def postgres_database(postgres: PostgresServer) -> AsyncIterator[Database]:
     """A migrated PostgreSQL database."""
-    return await _new_postgres(postgres, "migrated")
+    async with _copy(postgres, "migrated") as database:
+        yield database
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
