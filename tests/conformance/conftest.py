@@ -7,7 +7,6 @@ import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from fusewire.testing.nats_server import NatsServer
 from fusewire.testing.postgres import PostgresServer
 from fusewire.topology import BLOB_STORE, topology
 from fusewire_cli.client import Client
-from fusewire_cli.local.runner import Stack
+from fusewire_cli.local.runner import Stack, build_service
 
 MakeBus = Callable[..., Awaitable[Bus]]
 MakeSettings = Callable[..., Settings]
@@ -285,7 +284,9 @@ async def running() -> Running:
         )
         await bus.stop()
         sock = listen(settings.http)
-        host = Host([_build(s, settings) if isinstance(s, str) else s for s in services], sock)
+        host = Host(
+            [build_service(s, settings) if isinstance(s, str) else s for s in services], sock
+        )
         url = "http://{}:{}".format(*sock.getsockname()[:2])
         await host.start()
         try:
@@ -295,12 +296,6 @@ async def running() -> Running:
             await host.stop()
 
     return run
-
-
-def _build(name: str, settings: Settings) -> Service:
-    (point,) = entry_points(group="fusewire.services", name=name)
-    service: Service = point.load()(settings)
-    return service
 
 
 @pytest.fixture
