@@ -4,6 +4,8 @@ SHELL := /bin/bash
 export UV_SYSTEM_CERTS := 1
 # Never fetch an interpreter: the one that is here is the one that is meant.
 export UV_PYTHON_DOWNLOADS := never
+# Images of containers set it: each process would then compile anew all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 # uv from PATH, else one of our own in .uv/.
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)

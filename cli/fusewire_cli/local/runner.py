@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 import fcntl
+import functools
 import os
 import socket
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoints, entry_points
 from typing import IO, Any
 
 import structlog
@@ -230,7 +231,9 @@ class Stack:
     async def _start_services(self, settings: Settings, sock: socket.socket) -> None:
         names = service_names(settings)
         if not self._processes:
-            self._host = Host([_build(name, settings) for name in names], sock, settings.http)
+            self._host = Host(
+                [build_service(name, settings) for name in names], sock, settings.http
+            )
             await self._host.start()
             return
         assert self._guard is not None
@@ -328,7 +331,13 @@ class Stack:
             self._lock.close()
 
 
-def _build(name: str, settings: Settings) -> Service:
-    (entry_point,) = entry_points(group="fusewire.services", name=name)
-    build: Callable[[Settings], Service] = entry_point.load()
+def build_service(name: str, settings: Settings) -> Service:
+    """The service of this name, not started."""
+    build: Callable[[Settings], Service] = _entry_points()[name].load()
     return build(settings)
+
+
+@functools.cache
+def _entry_points() -> EntryPoints:
+    """All services; finding them reads the metadata of each package that is installed."""
+    return entry_points(group="fusewire.services")
