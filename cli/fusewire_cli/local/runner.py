@@ -93,16 +93,18 @@ async def apply_topology(
         await bus.stop()
 
 
-async def upgrade_database(settings: Settings) -> tuple[str | None, str | None]:
-    """Migrate the database. Returns the schema version before and after.
+async def upgrade_database(
+    settings: Settings, *, allow_newer: bool = False
+) -> tuple[str | None, str | None]:
+    """Migrate the database; see `migrate.upgrade`. Returns the schema version before and after.
 
     Raises:
-        StartupError: the database does not answer.
+        StartupError: the database does not answer, or has a newer schema.
     """
     store = Store(settings.database, is_patient=True)
     try:
         await store.ping()
-        return await migrate.upgrade(store)
+        return await migrate.upgrade(store, allow_newer=allow_newer)
     finally:
         await store.close()
 

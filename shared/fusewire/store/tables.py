@@ -336,6 +336,12 @@ erasures = Table(
 # One row: the broker's store that `prompts.published_at` refers to.
 published_to = Table("published_to", metadata, Column("store_id", String(32), primary_key=True))
 
+# One row: the oldest code that may run on this schema, as the number of the newest schema that it
+# knows. Made and written by `migrate.upgrade`, as `alembic_version` is (docs/decisions/0049).
+schema_compatibility = Table(
+    "schema_compatibility", metadata, Column("oldest_code", String(32), primary_key=True)
+)
+
 processes = Table(
     "processes",
     metadata,
