@@ -18,7 +18,8 @@ from fusewire import bus as bus_module
 from fusewire import loops, provision, replies
 from fusewire.bus import Bus
 from fusewire.contracts import Task
-from fusewire.service import Host, Service, listen
+from fusewire.http_server import listen
+from fusewire.service import Host, Service
 from fusewire.settings import Settings
 from fusewire.testing.echo_worker import EchoEngine, echo
 from fusewire.testing.eventually import eventually
