@@ -387,7 +387,7 @@ class Bus:
                     f"the consumer {durable.stream}/{durable.name} is not on the server",
                     "run `fusewire topology apply`",
                 ) from None
-        self._background.start(f"{self.service}-consumers", consumers.watch(self.js, durables))
+        self._background.start(f"{self.service}-consumers", consumers.watch(self.js_of, durables))
 
     @property
     def last_store_id(self) -> str:
@@ -643,6 +643,6 @@ def _seed(path: Path) -> str:
     if not seed.startswith("SU"):
         raise StartupError(
             f"{path} holds no seed of a user's nkey, which begins with SU",
-            "make one with `nk -gen user`, or point [nats] nkey at the right file",
+            "make one with `fusewire topology nkeys`, or point [nats] nkey at the right file",
         )
     return seed
