@@ -582,8 +582,8 @@ class Settings(BaseSettings):
 def _check_not_a_vote(kind: str, name: str) -> None:
     if name in VOTES_BESIDE_MEMBERS:
         raise ValueError(
-            f"a {kind} cannot be called '{name}': people who vote for '{name}' mean no member by"
-            " it; give it another name"
+            f"a {kind} cannot be called '{name}': who votes for '{name}' means no member by it;"
+            " give it another name"
         )
 
 

@@ -30,7 +30,7 @@ class Guard:
         return self._write
 
     async def start(self) -> None:
-        """Start the guard, if it does not run: before the broker, which it then watches at once."""
+        """Start the guard, if it does not run: before the broker, to watch it at once."""
         if self._process is None or self._process.returncode is not None:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "fusewire_cli.local.guard",
