@@ -73,6 +73,7 @@ check: setup ## ruff, complexity, names, mypy, import contracts, lock, docs
 	@$(UV) pip check -q --python $(BIN)/python
 	@! grep -n '://' requirements.lock
 	@$(BIN)/python -m fusewire_cli.reference --check
+	@$(BIN)/python deploy/helm/config_schema.py --check
 
 check-deploy: setup ## check deploy/ without a cluster, and plant faults to see each found (fetches tools)
 	@deploy/check --faults
@@ -121,6 +122,7 @@ lock: | $(filter .uv/bin/uv,$(UV)) ## resolve dependencies anew into requirement
 
 docs: setup ## write the generated references anew
 	@$(BIN)/python -m fusewire_cli.reference
+	@$(BIN)/python deploy/helm/config_schema.py
 
 clean: ## remove what was installed and built (not .fusewire, your data)
 	@rm -rf .venv .uv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .complexipy_cache

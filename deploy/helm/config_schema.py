@@ -1,7 +1,7 @@
 # ruff: noqa: INP001 - a script
 """Writes the schema of `config` in the chart's values.schema.json from the project's settings.
 
-`python deploy/helm/config_schema.py`; with --check it says whether that is out of step.
+`make docs` runs it; with --check it says whether that is out of step.
 
 The definitions below `$defs` whose names begin with `config` are made here; everything else in the
 file is written by hand.
@@ -24,6 +24,8 @@ BY_CHART = {
     "http": ("port", "operations_port", "tls_cert", "tls_key", "allow_insecure", "pepper_env"),
 }
 """Settings that the chart makes itself, or that are secret; `config` may not have them."""
+NOISE = ("title", "default", "discriminator", "format")
+"""Keywords of pydantic's that say nothing about what is valid."""
 
 Schema = dict[str, Any]
 
@@ -94,31 +96,31 @@ def _simple(schema: Any) -> Any:
         return schema
     if "$ref" in schema:
         return {"$ref": schema["$ref"].replace("#/$defs/", f"#/$defs/{PREFIX}")}
-    dropped = ("title", "default", "discriminator", "format")
-    result: Schema = {
-        key: {name: _simple(part) for name, part in value.items()}
-        if key == "properties"
-        else _simple(value)
-        for key, value in schema.items()
-        if key not in dropped
-    }
-    if parts := result.pop("anyOf", None):
-        result |= _nullable(parts)
+    result = _all_simple({key: value for key, value in schema.items() if key not in NOISE})
+    if "properties" in schema:
+        # Not as a schema: a setting may have the name of a keyword.
+        result["properties"] = _all_simple(schema["properties"])
+    if union := result.pop("anyOf", None):
+        result |= _nullable(union)
     return result
 
 
-def _nullable(parts: list[Schema]) -> Schema:
+def _all_simple(schemas: Schema) -> Schema:
+    return {name: _simple(schema) for name, schema in schemas.items()}
+
+
+def _nullable(union: list[Schema]) -> Schema:
     """One schema of a union of one type and null.
 
     Raises:
         ValueError: it is another union.
     """
-    others = [part for part in parts if part != {"type": "null"}]
-    if len(others) != 1 or len(parts) != 2 or "type" not in others[0]:
+    types = [schema for schema in union if schema != {"type": "null"}]
+    if len(types) != 1 or len(union) != 2 or "type" not in types[0]:
         raise ValueError(
-            f"a union that is not of one type and null: {parts}; teach it to _nullable"
+            f"a union that is not of one type and null: {union}; teach it to _nullable"
         )
-    schema = {**others[0], "type": [others[0]["type"], "null"]}
+    schema = {**types[0], "type": [types[0]["type"], "null"]}
     if "enum" in schema:
         schema["enum"] = [*schema["enum"], None]
     return schema
@@ -139,7 +141,7 @@ def main() -> None:
     if "--check" not in sys.argv[1:]:
         FILE.write_text(text(), encoding="utf-8")
     elif FILE.read_text(encoding="utf-8") != text():
-        sys.exit(f"{FILE.name} is out of step with the settings; run python {sys.argv[0]}")
+        sys.exit(f"{FILE.name} is out of step with the settings; run make docs")
 
 
 if __name__ == "__main__":

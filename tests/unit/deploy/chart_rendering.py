@@ -183,6 +183,9 @@ def test_an_edge_site_needs_no_database_and_prepares_its_outbox_alone(render: Re
     job = rendering.find("Job", "fw-fusewire-prepare")["spec"]["template"]["spec"]
     assert "initContainers" not in job
     assert secrets_of(job) == {"ops.seed"}
+    assert not rendering.has("Pod", "fw-fusewire-test")
+    rules = rendering.find("NetworkPolicy", "fw-fusewire-prepare")["spec"]["egress"]
+    assert {port["port"] for rule in rules for port in rule["ports"]} == {53, 4222}
     env = rendering.env("worker-edge")
     assert (env["FUSEWIRE_NATS__SITE"], env["FUSEWIRE_NATS__JS_PREFIX"]) == ("plant-7", "fwjs")
 
@@ -218,6 +221,25 @@ def test_a_changed_configuration_replaces_pods_and_another_chart_does_not(render
     before = template(render())
     assert template(render("config: {log: {level: debug}}")) != before
     assert "helm.sh/chart" not in before["labels"]
+
+
+def test_replicas_spread_and_are_replaced_as_values_say(render: Renderer) -> None:
+    own = "{topologyKey: zone, maxSkew: 1, whenUnsatisfiable: ScheduleAnyway, labelSelector: {}}"
+    rendering = render(
+        f"judge: {{topologySpreadConstraints: [{own}], strategy: {{type: Recreate}}}}"
+    )
+    assert rendering.pod("judge")["topologySpreadConstraints"][0]["labelSelector"] == {}
+    (constraint,) = rendering.pod("ingest")["topologySpreadConstraints"]
+    labels = constraint["labelSelector"]["matchLabels"]
+    assert labels["app.kubernetes.io/component"] == "ingest"
+    strategies = {
+        name: rendering.find("Deployment", f"fw-fusewire-{name}")["spec"]["strategy"]
+        for name in ("judge", "ingest")
+    }
+    assert strategies == {
+        "judge": {"type": "Recreate"},
+        "ingest": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+    }
 
 
 def test_an_image_is_named_by_registry_tag_and_digest(render: Renderer) -> None:

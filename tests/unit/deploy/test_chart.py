@@ -72,7 +72,7 @@ def config_schema() -> ModuleType:
 
 def test_the_schema_of_config_is_that_of_the_settings(config_schema: ModuleType) -> None:
     written = (CHART / "values.schema.json").read_text()
-    assert written == config_schema.text(), "run python deploy/helm/config_schema.py"
+    assert written == config_schema.text(), "run make docs"
 
 
 def test_the_default_values_pass(defaults: Values) -> None:

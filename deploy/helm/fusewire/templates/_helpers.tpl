@@ -71,6 +71,11 @@ would not let `false` or 0 win.
 {{- end }}
 {{- end }}
 
+{{/* "true" where the release has a database: an edge site has none. */}}
+{{- define "fusewire.hasDatabase" -}}
+{{- if or .Values.ingest.enabled .Values.judge.enabled }}true{{ end }}
+{{- end }}
+
 {{/* The content of fusewire.json */}}
 {{- define "fusewire.config" -}}
 {{- toPrettyJson .Values.config }}

@@ -20,7 +20,7 @@ of the tools' image that are not the tools have a `role`: `prepare` or `test`.
 {{- define "fusewire.podFields" -}}
 serviceAccountName: {{ include "fusewire.serviceAccountName" (dict "root" .root "name" (.role | default .component.name)) }}
 automountServiceAccountToken: false
-# Variables for each Service of the namespace would begin with FUSEWIRE_, as those of the settings.
+{{- /* Variables for each Service of the namespace would begin with FUSEWIRE_, as those of the settings. */}}
 enableServiceLinks: false
 securityContext:
   {{- toYaml .root.Values.podSecurityContext | nindent 2 }}
@@ -108,8 +108,7 @@ volumeMounts:
 - name: FUSEWIRE_NATS__TLS_CA
   value: /etc/fusewire/nats-tls/ca.crt
 {{- end }}
-{{- $hasDatabase := or $values.ingest.enabled $values.judge.enabled }}
-{{- if or (has $component.key (list "ingest" "judge")) (and (eq $component.key "tools") $hasDatabase) }}
+{{- if and (has $component.key (list "ingest" "judge" "tools")) (include "fusewire.hasDatabase" .root) }}
 - name: FUSEWIRE_DATABASE__URL
   valueFrom:
     secretKeyRef:
@@ -241,8 +240,11 @@ volumeMounts:
 {{- define "fusewire.spread" -}}
 {{- $labels := dict "app.kubernetes.io/name" (include "fusewire.name" .root) "app.kubernetes.io/instance" .root.Release.Name "app.kubernetes.io/component" .component.name }}
 {{- $constraints := list }}
-{{- range .component.topologySpreadConstraints }}
-{{- $constraints = append $constraints (merge (dict) . (dict "labelSelector" (dict "matchLabels" $labels))) }}
+{{- range $constraint := .component.topologySpreadConstraints }}
+{{- if not (hasKey $constraint "labelSelector") }}
+{{- $constraint = merge (dict "labelSelector" (dict "matchLabels" $labels)) $constraint }}
+{{- end }}
+{{- $constraints = append $constraints $constraint }}
 {{- end }}
 {{- toYaml $constraints }}
 {{- end }}
