@@ -4,6 +4,8 @@ SHELL := /bin/bash
 export UV_SYSTEM_CERTS := 1
 # Never fetch an interpreter: the one that is here is the one that is meant.
 export UV_PYTHON_DOWNLOADS := never
+# Images of containers set it: each process would then compile anew all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 # uv from PATH, else one of our own in .uv/.
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
@@ -14,12 +16,12 @@ PYTHON ?= $(shell for v in python3.11 python3.12 python3.13 python3; do \
 BIN := .venv/bin
 MEMBERS := shared services/ingest services/dispatcher services/worker-edge services/worker-remote services/judge cli
 # One by one: two files named conftest.py are one module to mypy.
-TESTS := tests/contract tests/conformance tests/e2e tests/bench tests/fuzz $(wildcard tests/unit/*)
+TESTS := deploy/docker/check tests/contract tests/conformance tests/e2e tests/bench tests/fuzz $(wildcard tests/unit/*)
 SOURCES := $(MEMBERS) migrations tests examples deploy
 SERVICES := ingest dispatcher judge worker-edge worker-remote
 LOCKS := deploy/docker/requirements
 
-.PHONY: help setup demo test test-kills test-node test-planted test-batch test-unit check check-deploy format bench bench-scale bench-plots bench-doors bench-edge bench-judge bench-fusion bench-views fuzz lock docs clean
+.PHONY: help setup demo test test-kills test-node test-planted test-batch test-unit check check-deploy format bench bench-scale bench-plots bench-doors bench-edge bench-judge bench-fusion bench-views image-check fuzz lock docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -104,6 +106,9 @@ bench-fusion: setup ## measure how well the strategies fuse, simulated; writes b
 
 bench-views: setup ## measure the views on OUTCOMES (1,000,000) of both databases (takes 20 GB); writes build/bench-views.json
 	@$(BIN)/python tests/bench/views.py
+
+image-check: setup ## build all images with buildah, and run a batch through them with podman; BUILD_OPTIONS="…" goes to buildah
+	@$(BIN)/python deploy/docker/check
 
 fuzz: setup ## fuzz what reads model files; SECONDS=… for each of three readers (default 60)
 	@for target in gguf safetensors config; do \

@@ -162,8 +162,8 @@ async def _streams(bus: Bus, config: Settings, url: str) -> CheckResult:
     if absent:
         what = f"missing: {', '.join(absent)}"
         return CheckResult("nats", "fault", what, "run `fusewire topology apply`")
-    usage = {name: await provision.stream_usage(bus.js, name) for name in STORES}
-    full = [f"{name} {share:.0%}" for name, share in usage.items() if share >= ALARM]
+    usages = {name: await provision.stream_usage(bus.js, name) for name in STORES}
+    full = [f"{name} {usage.share:.0%}" for name, usage in usages.items() if usage.share >= ALARM]
     if full:
         what = f"stores fill: {', '.join(full)}"
         return CheckResult(

@@ -16,9 +16,6 @@ topology_app = typer.Typer(help="Provision NATS.", no_args_is_help=True, rich_ma
 db_app = typer.Typer(
     help="Migrate and maintain the database.", no_args_is_help=True, rich_markup_mode=None
 )
-db_app = typer.Typer(
-    help="Migrate and maintain the database.", no_args_is_help=True, rich_markup_mode=None
-)
 keys_app = typer.Typer(
     help="Create, list and revoke API keys.", no_args_is_help=True, rich_markup_mode=None
 )
@@ -76,12 +73,20 @@ def topology_nkeys(
 
 
 @db_app.command("upgrade")
-def db_upgrade() -> None:
+def db_upgrade(
+    allow_newer: Annotated[
+        bool,
+        typer.Option(
+            "--allow-newer",
+            help="Leave a newer schema as it is if this version may run on it, as in a rollback.",
+        ),
+    ] = False,
+) -> None:
     """Bring the database to the schema of this version; idempotent."""
     from fusewire_cli import admin
 
     with clear_errors():
-        admin.db_upgrade()
+        admin.db_upgrade(allow_newer=allow_newer)
 
 
 @db_app.command("analyst")

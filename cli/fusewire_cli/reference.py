@@ -10,7 +10,7 @@ import typer.main
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from fusewire import accounts
+from fusewire import accounts, metrics
 from fusewire.settings import EdgeModel, Member, Pool, RemoteModel, Settings, Tenant
 from fusewire.store.views import CONTRACT, VIEWS
 from fusewire_cli import schema
@@ -141,11 +141,33 @@ def views() -> str:
     return "\n".join(parts)
 
 
+def metrics_page() -> str:
+    """The page of metrics."""
+    lead = (
+        "What `/metrics` shows, in Prometheus' text format. A label has the values that the"
+        " configuration or the code\nnames, never an id. Where all replicas report the same, take"
+        " `max by`, not `sum`. On Linux there are\n`process_…` metrics too. Alerts"
+        " and a dashboard are in `deploy/alerts/`.\n"
+    )
+    rows = [
+        f"# Metrics\n\n{HEADER}\n{lead}",
+        "| metric | type | labels | meaning |",
+        "|---|---|---|---|",
+    ]
+    for family in metrics.REGISTRY.collect():
+        name = family.name + "_total" * (family.type == "counter")
+        if name in metrics.LABELS:
+            labels = ", ".join(f"`{label}`" for label in metrics.LABELS[name])
+            rows.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
+    return "\n".join(rows) + "\n"
+
+
 def files() -> dict[Path, str]:
     """All generated files, by their path from the root."""
     return {
         FOLDER / "commands.md": commands(),
         FOLDER / "configuration.md": configuration(),
+        FOLDER / "metrics.md": metrics_page(),
         FOLDER / "views.md": views(),
         FOLDER / "views.json": schema.text(schema.contract()),
         Path("deploy/nats/accounts.conf"): accounts.render(),

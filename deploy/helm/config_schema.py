@@ -1,4 +1,3 @@
-# ruff: noqa: INP001 - a script
 """Writes the schema of `config` in the chart's values.schema.json from the project's settings.
 
 `make docs` runs it; with --check it says whether that is out of step.

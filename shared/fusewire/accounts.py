@@ -22,10 +22,8 @@ from fusewire.topology import (
     OUTBOX,
     STORES,
     cancel_subject,
-    candidate_subject,
     due_subject,
     held_subject,
-    outbox_subject,
     outcome_subject,
     plan_subject,
     round_subject,
@@ -112,7 +110,7 @@ def _service(name: str) -> tuple[str, ...]:
 def _worker(name: str, stream: str) -> tuple[str, ...]:
     return (
         *_pull(stream, "*"),
-        candidate_subject("*", "*", "*"),
+        "fw.candidate.*.*.*",
         stored_subject("*"),
         token_subject("*"),
         *_service(name),
@@ -144,7 +142,7 @@ USERS: tuple[User, ...] = (
             held_subject("*"),
             outcome_subject("*", "*"),
             plan_subject("*"),
-            candidate_subject("*", "*", "*"),
+            "fw.candidate.*.*.*",
             token_subject("*"),
         ),
         replies=True,
@@ -251,11 +249,11 @@ def _publish_list(user: User) -> Iterable[str]:
 
 def _exports() -> Iterator[str]:
     """What FW lets the accounts of workers reach."""
-    accounts_by_subject: dict[str, dict[str, None]] = {}
+    accounts_by_subject: dict[str, list[Account]] = {}
     for user in USERS:
         if user.account != "FW":
             for subject in user.publish:
-                accounts_by_subject.setdefault(subject, {})[user.account] = None
+                accounts_by_subject.setdefault(subject, []).append(user.account)
     for subject, accounts in accounts_by_subject.items():
         response = ", response: stream" if ".MSG.NEXT." in subject else ""
         yield f'      {{ service: "{subject}", accounts: [{", ".join(accounts)}]{response} }}'
@@ -263,13 +261,12 @@ def _exports() -> Iterator[str]:
 
 
 def _imports(account: Account) -> Iterator[str]:
-    subjects = dict.fromkeys(
-        subject for user in USERS if user.account == account for subject in user.publish
-    )
-    for subject in subjects:
-        name = _in_worker_account(subject)
-        to = "" if name == subject else f', to: "{name}"'
-        yield f'      {{ service: {{ account: FW, subject: "{subject}" }}{to} }}'
+    for user in USERS:
+        if user.account == account:
+            for subject in user.publish:
+                name = _in_worker_account(subject)
+                to = "" if name == subject else f', to: "{name}"'
+                yield f'      {{ service: {{ account: FW, subject: "{subject}" }}{to} }}'
     yield f'      {{ stream: {{ account: FW, subject: "{cancel_subject("*")}" }} }}'
 
 
@@ -317,7 +314,7 @@ def render_site(site: str) -> str:
     outbox = (
         *_pull(OUTBOX.name, FORWARDER.name),
         f"{API}.STREAM.MSG.GET.{OUTBOX.name}",
-        outbox_subject("*", "*", "*"),
+        *OUTBOX.subjects,
     )
     worker = replace(worker, subscribe=(_inbox(f"worker-edge-{site}"), cancel_subject("*")))
     lines = [

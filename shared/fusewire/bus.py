@@ -26,11 +26,12 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError, KeyNotFoundError, NoStreamResponseError
 from nats.js.kv import KeyValue
 
-from fusewire import telemetry
+from fusewire import consumers, metrics, telemetry
 from fusewire.blobs import Blobs
 from fusewire.contracts import ContractError, Wire
 from fusewire.errors import StartupError, Transient, UnacceptableMessage
 from fusewire.settings import Nats
+from fusewire.tasks import BackgroundTasks
 from fusewire.topology import (
     ATTEMPT_BUCKET,
     CARRIERS,
@@ -162,6 +163,7 @@ class Bus:
         self._closed_event = asyncio.Event()
         self._live: dict[int, Delivery] = {}
         self._heartbeat_task: asyncio.Task[None] | None = None
+        self._background = BackgroundTasks()
         self._client: Client | None = None
         self.site = settings.site
         """The edge site that this is, where the hub may be out of reach while NATS answers."""
@@ -231,6 +233,7 @@ class Bus:
         self._stopping = True
         if self._heartbeat_task:
             self._heartbeat_task.cancel()
+        await self._background.stop()
         try:
             await self.broker.stop()
         except (NatsError, OSError, TimeoutError):
@@ -259,7 +262,7 @@ class Bus:
             reasons.append("the connection to NATS is closed for good")
         if self._heartbeat_task and self._heartbeat_task.done() and not self._stopping:
             reasons.append("messages in hand are no longer kept")
-        return reasons
+        return reasons if self._stopping else reasons + self._background.faults()
 
     def unready(self) -> list[str]:
         """Why the service should get no work now."""
@@ -344,7 +347,7 @@ class Bus:
             ) from None
         except (NatsError, OSError, TimeoutError) as exc:
             raise Transient(f"publishing to {subject} failed: {type(exc).__name__}") from None
-        telemetry.PUBLISHED.labels(self.service, ack.stream).inc()
+        metrics.PUBLISHED.labels(self.service, ack.stream).inc()
         return not ack.duplicate
 
     # -- receiving ----------------------------------------------------------------------------
@@ -371,7 +374,7 @@ class Bus:
         subscriber(deliver)
 
     async def require(self, *durables: Durable) -> None:
-        """Check that the durables which a service binds to exist.
+        """Check that the durables which a service binds to exist, and watch their backlog.
 
         Raises:
             StartupError: one does not.
@@ -384,6 +387,7 @@ class Bus:
                     f"the consumer {durable.stream}/{durable.name} is not on the server",
                     "run `fusewire topology apply`",
                 ) from None
+        self._background.start(f"{self.service}-consumers", consumers.watch(self.js, durables))
 
     @property
     def last_store_id(self) -> str:
@@ -424,8 +428,8 @@ class Bus:
             self.holding(delivery),
         ):
             result = await self.run_guarded(delivery, lambda: self._run(delivery, handler))
-        telemetry.HANDLED.labels(self.service, delivery.stream, result).inc()
-        telemetry.HANDLE_SECONDS.labels(self.service, delivery.stream).observe(
+        metrics.count_handled(self.service, delivery.stream, result)
+        metrics.HANDLE_SECONDS.labels(self.service, delivery.stream).observe(
             time.perf_counter() - started_at
         )
 

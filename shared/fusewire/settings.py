@@ -25,7 +25,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from fusewire.contracts import NAME, Mode, Policy, Residency
+from fusewire.contracts import NAME, VOTES_BESIDE_MEMBERS, Mode, Policy, Residency
 
 CONFIG_ENV = "FUSEWIRE_CONFIG"
 DEFAULT_FILE = Path("fusewire.toml")
@@ -421,6 +421,8 @@ class Pool(Policy, Section):
                 f"member {', '.join(repeated_names)} is named twice;"
                 " give each member a name of its own"
             )
+        for name in names:
+            _check_not_a_vote("member", name)
         return self
 
 
@@ -505,6 +507,9 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _references(self) -> "Settings":
+        for name in self.models:
+            # Where a prompt names the members itself, they are called as their models.
+            _check_not_a_vote("model", name)
         model_names = ", ".join(sorted(self.models)) or "none"
         for name, pool in self.pools.items():
             self._check_models(name, pool, model_names)
@@ -572,6 +577,14 @@ class Settings(BaseSettings):
             "models": {name: self.models[name].model_dump(mode="json") for name in sorted(names)},
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _check_not_a_vote(kind: str, name: str) -> None:
+    if name in VOTES_BESIDE_MEMBERS:
+        raise ValueError(
+            f"a {kind} cannot be called '{name}': people who vote for '{name}' mean no member by"
+            " it; give it another name"
+        )
 
 
 def _check_retention(where: str, keep_bodies_days: float | None, keep_days: float | None) -> None:

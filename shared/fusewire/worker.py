@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import structlog
 from nats.errors import Error as NatsError
 
-from fusewire import telemetry
+from fusewire import metrics, telemetry
 from fusewire.bus import Bus, Delivery, fault, retry_delay_s
 from fusewire.cancel import CancelledFusions
 from fusewire.contracts import (
@@ -415,10 +415,7 @@ class Worker:
 
     def _report(self, candidate: Candidate) -> None:
         result = candidate.error.code if candidate.error else "ok"
-        telemetry.CANDIDATES.labels(candidate.tier, candidate.model, result).inc()
-        telemetry.CALL_SECONDS.labels(candidate.tier, candidate.model).observe(
-            candidate.latency_ms / 1000
-        )
+        metrics.count_candidate(candidate)
         log.debug(
             "worker.candidate",
             call=candidate.call,

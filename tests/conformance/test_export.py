@@ -500,13 +500,6 @@ def test_without_pyarrow_the_extra_is_named(
     assert "fusewire-cli[parquet]" in refused(export, capsys, planted_sqlite)
 
 
-@pytest.mark.parametrize("text", ["yesterday", "d", "2026-13-01", "99999999999d"])
-def test_a_first_day_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(SystemExit) as ended:
-        command.options(None, text, full=False, prune=False)
-    assert ended.value.code == 2
-
-
 def test_a_first_day_is_a_date_or_a_number_of_days() -> None:
     options = command.options(["v_pair", "v_pair"], "2d", full=False, prune=False)
     assert options.since == options.now.date() - timedelta(days=2)

@@ -6,6 +6,7 @@ import io
 import json
 import resource
 import sqlite3
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -123,6 +124,19 @@ async def test_a_million_rows_take_no_more_memory_than_some(
     assert pq.ParquetFile("out.parquet").num_row_groups >= 5
     # The 300,000 rows more would take 100 MB as tuples.
     assert peaks[1] - peaks[0] < 75_000  # KiB
+
+
+async def test_without_pyarrow_parquet_says_what_to_install(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(database, monkeypatch)
+    await plant(database, 1)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    code, out, err = await command(
+        "query", "--view", "v_answer", "--as-owner", "-f", "parquet", "-o", "answers.parquet"
+    )
+    assert (code, out) == (2, b"")
+    assert "install fusewire-cli[parquet]" in err
 
 
 async def test_queries_are_saved_listed_and_run(

@@ -7,6 +7,7 @@ import pytest
 from nats.aio.msg import Msg
 
 from fusewire.bus import Bus, Delivery
+from fusewire.candidate_lookup import JudgeLookup
 from fusewire.contracts import Candidate, Plan
 from fusewire.errors import Transient
 from fusewire.store.engine import Store
@@ -15,7 +16,6 @@ from fusewire.topology import candidate_subject, plan_subject, stored_subject
 from fusewire_ingest.repository.submissions import Submissions
 from fusewire_judge.candidate_lookup import StoredCandidates
 from fusewire_judge.handlers import Handlers
-from fusewire.candidate_lookup import JudgeLookup
 
 PROMPT = make_prompt()
 CALLS = ("a", "b", "c")

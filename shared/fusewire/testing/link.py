@@ -83,8 +83,8 @@ class Link:
                 for direction in directions:
                     direction.cancel()
                 await asyncio.gather(*directions, return_exceptions=True)
-        except OSError:
-            pass
+        except (OSError, asyncio.CancelledError):
+            pass  # the server's own task: nobody waits for it
         finally:
             self._connections.discard(connection)
             for end in writers:

@@ -41,7 +41,7 @@ class Keys:
 
     def settings(self, user: str, url: str, site: str | None = None) -> Nats:
         """How a user connects."""
-        accounts = {known.name: known.account for known in USERS}
+        accounts = {entry.name: entry.account for entry in USERS}
         prefix = "$JS.API" if accounts.get(user) == "FW" else WORKER_PREFIX
         return Nats(url=url, nkey=self.folder / f"{user}.seed", js_prefix=prefix, site=site)
 
@@ -73,5 +73,7 @@ def _on_free_ports(config: Path, folder: Path) -> Path:
     for listener in ("0.0.0.0:4222", "127.0.0.1:8222", "0.0.0.0:7422"):
         text = text.replace(listener, "127.0.0.1:-1")
     copy = folder / config.name
-    copy.write_text(text.replace("/var/lib/nats", str(folder / "store")))
+    # As `NatsServer` does without a configuration, and for the same reason.
+    store = f'"{folder / "store"}"\n  max_file_store: 1TB'
+    copy.write_text(text.replace('"/var/lib/nats"', store))
     return copy

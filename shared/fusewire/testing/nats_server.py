@@ -17,6 +17,14 @@ from fusewire.testing.processes import bound
 
 BINARY_ENV = "FUSEWIRE_NATS_SERVER"
 
+# Streams may be larger than the share of the disk, or of the memory, that is the server's default.
+_CONFIG = """\
+jetstream {{
+  store_dir: {store}
+  max_file_store: 1TB
+}}
+"""
+
 
 def binary() -> Path:
     """The server to run: `$FUSEWIRE_NATS_SERVER`, then PATH, then beside the interpreter.
@@ -75,22 +83,11 @@ class NatsServer:
         ports = self._folder / "ports"
         shutil.rmtree(ports, ignore_errors=True)
         ports.mkdir(parents=True)
+        config = self._config or self._write_config()
         with (self._folder / "nats.log").open("ab") as log:
             command = (
-                *(
-                    str(binary()),
-                    "-a",
-                    "127.0.0.1",
-                    "-p",
-                    str(self._port or -1),
-                    "--ports_file_dir",
-                    str(ports),
-                ),
-                *(
-                    ("-c", str(self._config))
-                    if self._config
-                    else ("-js", "-sd", str(self._folder / "store"))
-                ),
+                *(str(binary()), "-c", str(config), "-a", "127.0.0.1"),
+                *("-p", str(self._port or -1), "--ports_file_dir", str(ports)),
             )
             self._process = await asyncio.create_subprocess_exec(
                 *bound(command),
@@ -105,6 +102,11 @@ class NatsServer:
                     raise RuntimeError(f"nats-server ended: {self.log()[-2000:]}")
                 await asyncio.sleep(0.01)
         self._port = port
+
+    def _write_config(self) -> Path:
+        config = self._folder / "nats.conf"
+        config.write_text(_CONFIG.format(store=json.dumps(str(self._folder / "store"))))
+        return config
 
     async def kill(self) -> None:
         """SIGKILL: nothing is flushed, nobody is told."""
