@@ -22,8 +22,13 @@ def main() -> int:
     )
     parser.add_argument("--write", action="store_true", help="write anew what the chart makes")
     parser.add_argument("--tools", action="store_true", help="fetch the tools, and name them")
+    parser.add_argument(
+        "--kube-play", action="store_true", help="run the pods of `small` by podman"
+    )
     arguments = parser.parse_args()
     source = SourceFolder(arguments.folder.resolve(), ToolFolder())
+    if arguments.kube_play:
+        return _play(source)
     if arguments.tools:
         print("\n".join(source.tools.versions()))
         return 0
@@ -36,6 +41,17 @@ def main() -> int:
         print(f"no such check: {min(unknown)}; there are {', '.join(sorted(names))}")
         return 2
     return _check(source, set(arguments.names), with_faults=arguments.faults)
+
+
+def _play(source: SourceFolder) -> int:
+    from checks import kube_play  # noqa: PLC0415 - it needs much that the checks do not
+
+    try:
+        kube_play.play(source)
+    except kube_play.PodError as exc:
+        print(f"deploy/check: {exc}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _check(source: SourceFolder, names: set[str], *, with_faults: bool) -> int:

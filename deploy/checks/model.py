@@ -174,9 +174,8 @@ def merge(below: Document, above: Document) -> Document:
 
 
 def error_line(text: str) -> str:
-    """The line in which helm says what is wrong."""
-    lines = [line for line in text.splitlines() if line.startswith("Error:")]
-    return (lines or [last_line(text)])[0].removeprefix("Error: ")[:400]
+    """What helm says is wrong, after what it says before."""
+    return one_line(text.partition("Error: ")[2] or last_line(text))
 
 
 def last_line(text: str) -> str:
