@@ -1,4 +1,4 @@
-"""Code on a schema that a newer release made, as after a rollback (docs/decisions/0049)."""
+"""Code on a schema that a newer release made, as after a rollback (docs/decisions/0050)."""
 
 import shutil
 from collections.abc import Awaitable, Callable

@@ -143,7 +143,7 @@ def _is_newer(have: str | None) -> bool:
 
 
 async def _check_newer(store: Store, have: str | None, *, is_allowed: bool) -> None:
-    """Check that this code may run on a newer schema (docs/decisions/0049).
+    """Check that this code may run on a newer schema (docs/decisions/0050).
 
     Raises:
         StartupError: it may not, or it is not allowed here.

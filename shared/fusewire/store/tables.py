@@ -337,7 +337,7 @@ erasures = Table(
 published_to = Table("published_to", metadata, Column("store_id", String(32), primary_key=True))
 
 # One row: the oldest code that may run on this schema, as the number of the newest schema that it
-# knows. Made and written by `migrate.upgrade`, as `alembic_version` is (docs/decisions/0049).
+# knows. Made and written by `migrate.upgrade`, as `alembic_version` is (docs/decisions/0050).
 schema_compatibility = Table(
     "schema_compatibility", metadata, Column("oldest_code", String(32), primary_key=True)
 )
