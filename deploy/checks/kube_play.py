@@ -239,9 +239,9 @@ class PodStack:
         names = write_lines(file, LINES)
         self._exec("sh", "-c", "cat > /tmp/in.jsonl", stdin=file.read_text())
         url = f"FUSEWIRE_URL=http://127.0.0.1:{self.ports['api']}"
-        command = ("batch", "run", "/tmp/in.jsonl", "--out", "/tmp/out.jsonl")  # noqa: S108 - the pod's
+        command = ("batch", "run", "/tmp/in.jsonl", "--out", "/tmp/out.jsonl")
         self._exec("env", url, f"FUSEWIRE_API_KEY={key.strip()}", "fusewire", *command)
-        lines = self._exec("cat", "/tmp/out.jsonl").splitlines()  # noqa: S108 - as above
+        lines = self._exec("cat", "/tmp/out.jsonl").splitlines()
         results = [json.loads(line) for line in lines]
         answers = [r["custom_id"] for r in results if r["response"]["status_code"] == 200]
         if answers != names:
@@ -270,6 +270,6 @@ def _container(pod: PodTemplate) -> str:
 
 
 def _answers(url: str) -> bool:
-    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310 - of ours
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as response:
         return bool(response.status == 200)
     return False
