@@ -40,6 +40,38 @@ def topology_apply(json_: JsonOption = False) -> None:
         admin.topology_apply(as_json=json_)
 
 
+SiteOption = Annotated[
+    list[str] | None,
+    typer.Option("--edge-site", metavar="NAME", help="An edge site; can be repeated."),
+]
+
+
+@topology_app.command("accounts")
+def topology_accounts(
+    edge_site: SiteOption = None,
+    site: Annotated[
+        str | None,
+        typer.Option("--site", metavar="NAME", help="The users of a site's own server instead."),
+    ] = None,
+) -> None:
+    """Print the accounts, users and permissions for nats-server to include."""
+    from fusewire import accounts
+
+    print(accounts.render_site(site) if site else accounts.render(edge_site or []), end="")
+
+
+@topology_app.command("nkeys")
+def topology_nkeys(
+    folder: Annotated[Path, typer.Argument(help="A new folder for them.")],
+    edge_site: SiteOption = None,
+) -> None:
+    """Make an nkey for each user of NATS: its seed, and `public.env` with all public keys."""
+    from fusewire_cli import nkey_files
+
+    with clear_errors():
+        nkey_files.write(folder, edge_site or [])
+
+
 @db_app.command("upgrade")
 def db_upgrade(
     allow_newer: Annotated[

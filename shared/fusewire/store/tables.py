@@ -160,6 +160,8 @@ candidates = Table(
         sqlite_where=text("is_late"),
         postgresql_where=text("is_late"),
     ),
+    # For the events of a period. It grows at its end, so it costs the judge next to nothing.
+    Index("ix_candidates_received", "received_at"),
 )
 
 # Costs of candidates that came after the outcome. The judge adds a row, and ingest removes it once
