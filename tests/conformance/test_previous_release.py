@@ -1,6 +1,6 @@
 """Older code on this schema, as during an upgrade and after a rollback.
 
-Which is the oldest that may run there the migrations say (`oldest_code`); it is taken from the history.
+The migrations say which is the oldest that may run there (`oldest_code`); the history has it.
 """
 
 import asyncio
