@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,11 @@ class Store:
     """Images and containers in a folder."""
 
     folder: Path
+
+    def clear(self) -> None:
+        """Remove all containers, those of a run that was killed too; images are kept."""
+        self.podman("rm", "--all", "--force", "--time", "0")
+        self.buildah("rm", "--all")
 
     def buildah(self, *args: str, log: Path | None = None) -> str:
         """Run buildah; returns what it prints. With `log`, that goes to the file."""
@@ -82,6 +88,28 @@ class Store:
         return ["podman", *self._options, "--cgroup-manager", "cgroupfs"]
 
 
+@contextlib.contextmanager
+def open_store(folder: Path) -> Iterator[Store]:
+    """The store in a folder, for one process at a time; no container is left with its end.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        store = Store(folder)
+        store.clear()
+        try:
+            yield store
+        finally:
+            store.clear()
+            # The store mounts its folder on itself, which could not be removed then.
+            subprocess.run(
+                ["umount", folder / "store" / "overlay"], check=False, capture_output=True
+            )
+
+
 @dataclass(frozen=True)
 class Container:
     """A container that has been started."""
@@ -124,8 +152,8 @@ class Container:
         return self.log.with_suffix(".out").read_text()
 
     def last_lines(self) -> str:
-        """The end of what it wrote to stderr."""
-        return self.log.read_text(errors="replace")[-3000:]
+        """The end of what it wrote."""
+        return self.output[-3000:] + self.log.read_text(errors="replace")[-3000:]
 
 
 def run(
