@@ -4,6 +4,8 @@ SHELL := /bin/bash
 export UV_SYSTEM_CERTS := 1
 # Never fetch an interpreter: the one that is here is the one that is meant.
 export UV_PYTHON_DOWNLOADS := never
+# Images of containers set it: each process would then compile anew all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 # uv from PATH, else one of our own in .uv/.
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
@@ -15,11 +17,11 @@ BIN := .venv/bin
 MEMBERS := shared services/ingest services/dispatcher services/worker-edge services/worker-remote services/judge cli
 # One by one: two files named conftest.py are one module to mypy.
 TESTS := deploy/docker/check tests/contract tests/conformance tests/e2e tests/bench tests/fuzz $(wildcard tests/unit/*)
-SOURCES := $(MEMBERS) deploy/docker migrations tests examples
+SOURCES := $(MEMBERS) migrations tests examples deploy
 SERVICES := ingest dispatcher judge worker-edge worker-remote
 LOCKS := deploy/docker/requirements
 
-.PHONY: help setup demo test test-kills test-node test-planted test-batch test-unit check format bench bench-scale bench-plots bench-doors bench-edge bench-judge bench-fusion bench-views image-check fuzz lock docs clean
+.PHONY: help setup demo test test-kills test-node test-planted test-batch test-unit check check-deploy format bench bench-scale bench-plots bench-doors bench-edge bench-judge bench-fusion bench-views image-check fuzz lock docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -64,14 +66,19 @@ test-unit: setup ## run the tests of pure code alone; ARGS="…" goes to pytest
 check: setup ## ruff, complexity, names, mypy, import contracts, lock, docs
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/ruff format --check -q $(SOURCES) || { echo "run make format"; exit 1; }
-	@$(BIN)/complexipy --plain --failed --color no --max-complexity-allowed 10 $(MEMBERS)
-	@$(BIN)/python tests/lint/names.py $(MEMBERS)
+	@$(BIN)/complexipy --plain --failed --color no --max-complexity-allowed 10 $(MEMBERS) deploy/checks
+	@$(BIN)/python tests/lint/names.py $(MEMBERS) deploy/checks
 	@$(BIN)/mypy $(addsuffix /fusewire*,$(MEMBERS))
+	@$(BIN)/mypy -p checks
 	@for folder in $(TESTS); do $(BIN)/mypy --no-error-summary $$folder || exit 1; done
 	@$(BIN)/lint-imports
 	@$(UV) pip check -q --python $(BIN)/python
 	@! grep -n '://' requirements.lock
 	@$(BIN)/python -m fusewire_cli.reference --check
+	@$(BIN)/python deploy/helm/config_schema.py --check
+
+check-deploy: setup ## check deploy/ without a cluster, and plant faults to see each found (fetches tools)
+	@deploy/check --faults
 
 format: setup ## let ruff mend what it can
 	@$(BIN)/ruff check -q --fix $(SOURCES); $(BIN)/ruff format -q $(SOURCES)
@@ -120,6 +127,7 @@ lock: | $(filter .uv/bin/uv,$(UV)) ## resolve dependencies anew into requirement
 
 docs: setup ## write the generated references anew
 	@$(BIN)/python -m fusewire_cli.reference
+	@$(BIN)/python deploy/helm/config_schema.py
 
 clean: ## remove what was installed and built (not .fusewire, your data)
 	@rm -rf .venv .uv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .complexipy_cache

@@ -38,15 +38,17 @@ class CheckResult:
     mend: str = ""
 
 
-def doctor(*, as_json: bool, models: bool) -> None:
+def doctor(*, as_json: bool, models: bool, shared: bool) -> None:
     """Run every check and print the results; exit with code 2 if one finds a fault.
 
     Args:
         as_json: print JSON.
         models: also say which parameters hosted models refuse.
+        shared: check NATS and the database alone.
     """
     config = settings()
-    results = [*_local(config), *asyncio.run(_remote(config))]
+    results = [] if shared else [*_local(config)]
+    results += asyncio.run(_remote(config))
     if models:
         results += asyncio.run(_dialects(config))
     if as_json:
@@ -160,8 +162,8 @@ async def _streams(bus: Bus, config: Settings, url: str) -> CheckResult:
     if absent:
         what = f"missing: {', '.join(absent)}"
         return CheckResult("nats", "fault", what, "run `fusewire topology apply`")
-    usage = {name: await provision.stream_usage(bus.js, name) for name in STORES}
-    full = [f"{name} {share:.0%}" for name, share in usage.items() if share >= ALARM]
+    usages = {name: await provision.stream_usage(bus.js, name) for name in STORES}
+    full = [f"{name} {usage.share:.0%}" for name, usage in usages.items() if usage.share >= ALARM]
     if full:
         what = f"stores fill: {', '.join(full)}"
         return CheckResult(

@@ -12,7 +12,7 @@ import structlog
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
-from fusewire import telemetry
+from fusewire import metrics
 from fusewire.bus import (
     HANDLED_WITHIN_S,
     PULL_TIMEOUT_S,
@@ -81,7 +81,11 @@ class Loop:
             return []
         if self._task is None or self._task.done() or time.monotonic() - self.last_turn > STALLED_S:
             return [f"{self.name} no longer fetches"]
-        missing = [puller.name for puller in self.pullers() if puller.missing_s() > MISSING_S]
+        missing = [
+            puller.name
+            for puller in self.pullers()
+            if puller.missing_s() > MISSING_S and not puller.is_across_link
+        ]
         return [
             f"the durable {name} is not on the server: run `fusewire topology apply`"
             for name in missing
@@ -303,7 +307,8 @@ class BatchLoop(Loop):
         """Run the handler on a batch; then ack, nak or dead-letter its messages."""
         with self._bus.holding(*batch):
             try:
-                await self._handle_with_retries(batch)
+                with metrics.HANDLE_SECONDS.labels(self._bus.service, batch[0].stream).time():
+                    await self._handle_with_retries(batch)
             except asyncio.CancelledError:
                 await self._hand_back(batch)
                 raise
@@ -321,7 +326,8 @@ class BatchLoop(Loop):
 
     async def _handle_failure(self, batch: list[Delivery], exc: Exception) -> None:
         if len(batch) == 1:
-            await self._bus.handle_failure(batch[0], exc)
+            result = await self._bus.handle_failure(batch[0], exc)
+            metrics.count_handled(self._bus.service, batch[0].stream, result)
             return
         log.warning("pull.batch_split", loop=self.name, size=len(batch))
         for delivery in batch:
@@ -333,7 +339,7 @@ class BatchLoop(Loop):
             # is the hottest path there is.
             with contextlib.suppress(NatsError, OSError):
                 await delivery.raw.ack()
-        telemetry.HANDLED.labels(self._bus.service, batch[0].stream, "ok").inc(len(batch))
+        metrics.count_handled(self._bus.service, batch[0].stream, "ok", len(batch))
 
     async def _handle_with_retries(self, batch: list[Delivery]) -> None:
         """Run the handler until it raises no Transient, or the loop stops."""

@@ -124,11 +124,21 @@ async def missing(js: JetStreamContext, topology: Topology) -> list[str]:
     return absent
 
 
-async def stream_usage(js: JetStreamContext, stream: str) -> float:
-    """The share of a stream's byte limit that is used, 0 to 1; 0 if it has no limit."""
+@dataclass(frozen=True)
+class StreamUsage:
+    """What a stream holds."""
+
+    share: float
+    """The share of its byte limit that is used, 0 to 1; 0 if it has no limit."""
+    messages: int
+
+
+async def stream_usage(js: JetStreamContext, stream: str) -> StreamUsage:
+    """What a stream holds now."""
     info = await js.stream_info(stream)
     limit = info.config.max_bytes or 0
-    return info.state.bytes / limit if limit > 0 else 0.0
+    share = info.state.bytes / limit if limit > 0 else 0.0
+    return StreamUsage(share, info.state.messages)
 
 
 def _stream_config(stream: Stream, replicas: int) -> api.StreamConfig:

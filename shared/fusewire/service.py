@@ -13,7 +13,7 @@ import structlog
 import uvloop
 from prometheus_client import generate_latest
 
-from fusewire import lifeline, telemetry
+from fusewire import lifeline, metrics, telemetry
 from fusewire.errors import StartupError, Transient
 from fusewire.http_server import (
     App,
@@ -82,8 +82,8 @@ def _endpoints(reasons: Callable[[str], Reasons], other: App, *, has_metrics: bo
         if path in ("/healthz", "/readyz"):
             await _report(send, reasons(path))
         elif path == "/metrics" and has_metrics:
-            metrics = generate_latest(telemetry.REGISTRY)
-            await respond(send, 200, metrics, b"text/plain; version=0.0.4")
+            body = generate_latest(metrics.REGISTRY)
+            await respond(send, 200, body, b"text/plain; version=0.0.4")
         else:
             await other(scope, receive, send)
 

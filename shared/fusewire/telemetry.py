@@ -1,4 +1,4 @@
-"""Logs, metrics and traces, set up once per process."""
+"""Logs and traces, set up once per process."""
 
 import contextlib
 import logging
@@ -10,76 +10,8 @@ from typing import Any, TextIO
 
 import structlog
 from opentelemetry import propagate, trace
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from fusewire.settings import Log, Telemetry
-
-REGISTRY = CollectorRegistry()
-"""One registry per process; /metrics shows it."""
-
-PUBLISHED = Counter(
-    "fusewire_messages_published_total",
-    "Messages the server has stored.",
-    ["service", "stream"],
-    registry=REGISTRY,
-)
-HANDLED = Counter(
-    "fusewire_messages_handled_total",
-    "Messages handled, by result: ok, retried, dead.",
-    ["service", "stream", "result"],
-    registry=REGISTRY,
-)
-HANDLE_SECONDS = Histogram(
-    "fusewire_message_handle_seconds",
-    "Time in the handler.",
-    ["service", "stream"],
-    registry=REGISTRY,
-)
-CANDIDATES = Counter(
-    "fusewire_candidates_total",
-    "Candidates made, by error code or ok.",
-    ["tier", "model", "result"],
-    registry=REGISTRY,
-)
-CALL_SECONDS = Histogram(
-    "fusewire_call_seconds",
-    "Time of one model call.",
-    ["tier", "model"],
-    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300),
-    registry=REGISTRY,
-)
-OUTCOMES = Counter(
-    "fusewire_outcomes_total",
-    "Outcomes stored.",
-    ["pool", "mode", "status", "degraded"],
-    registry=REGISTRY,
-)
-OUTCOME_SECONDS = Histogram(
-    "fusewire_outcome_seconds",
-    "Time from acceptance to outcome.",
-    ["pool", "mode"],
-    buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900),
-    registry=REGISTRY,
-)
-ACCEPTED = Counter(
-    "fusewire_prompts_accepted_total", "Prompts committed.", ["source"], registry=REGISTRY
-)
-STORE_USED = Gauge(
-    "fusewire_store_used_ratio",
-    "Share of a stream's limit that is taken, 0 to 1.",
-    ["stream"],
-    registry=REGISTRY,
-)
-UNPUBLISHED = Gauge(
-    "fusewire_prompts_unpublished", "Prompts committed and not yet published.", registry=REGISTRY
-)
-
-TRANSACTIONS = Counter(
-    "fusewire_transactions_total",
-    "Transactions begun on the database: read or write.",
-    ["kind"],
-    registry=REGISTRY,
-)
 
 _tracer = trace.get_tracer("fusewire")
 _tracing = False

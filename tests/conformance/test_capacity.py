@@ -8,7 +8,7 @@ import pytest
 from nats.js import JetStreamContext
 from structlog.testing import capture_logs
 
-from fusewire import provision, telemetry
+from fusewire import metrics, provision
 from fusewire.bus import Bus
 from fusewire.errors import Transient
 from fusewire.settings import Nats, Settings
@@ -52,7 +52,7 @@ async def test_it_is_told_how_full_they_are_before_the_doors_close(bus: Bus) -> 
         with pytest.raises(Transient, match=r"FW_PROMPT is 9.% full") as refused:
             room.check()
         assert refused.value.retry_after_s
-        used = telemetry.REGISTRY.get_sample_value(
+        used = metrics.REGISTRY.get_sample_value(
             "fusewire_store_used_ratio", {"stream": "FW_PROMPT"}
         )
         assert used == pytest.approx(0.9, abs=0.03)
@@ -69,7 +69,7 @@ async def test_a_broker_that_is_away_closes_no_door(
     asked: list[str] = []
     stream_usage = provision.stream_usage
 
-    async def counted(js: JetStreamContext, stream: str) -> float:
+    async def counted(js: JetStreamContext, stream: str) -> provision.StreamUsage:
         asked.append(stream)
         return await stream_usage(js, stream)
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import pytest
 
-from fusewire import telemetry
+from fusewire import metrics
 from fusewire.bus import Bus
 from fusewire.contracts import Wire
 from fusewire.settings import Nats, Settings
@@ -110,7 +110,7 @@ async def test_each_message_is_read_from_json_once_by_each_who_needs_it(
 
 
 def commits() -> float:
-    return float(telemetry.TRANSACTIONS.labels("write")._value.get())
+    return float(metrics.TRANSACTIONS.labels("write")._value.get())
 
 
 async def test_many_at_once_share_their_commits_and_need_few_tasks(

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from structlog.testing import capture_logs
 
 from fusewire import bus as bus_module
-from fusewire import ids, provision, replies, telemetry
+from fusewire import ids, metrics, provision, replies
 from fusewire.bus import Bus
 from fusewire.contracts import Plan
 from fusewire.settings import Database, Nats, Settings
@@ -128,7 +128,7 @@ async def test_no_series_is_added_by_a_fusion(settings: Settings, running: Runni
     """A label with an id in it would make the registry grow for ever."""
 
     def series() -> set[bytes]:
-        lines = generate_latest(telemetry.REGISTRY).splitlines()
+        lines = generate_latest(metrics.REGISTRY).splitlines()
         return {line.rpartition(b" ")[0] for line in lines if not line.startswith(b"#")}
 
     async with running(settings, *ALL) as client:

@@ -12,7 +12,7 @@ import structlog
 from nats.errors import Error as NatsError
 from nats.js.errors import APIError
 
-from fusewire import provision, telemetry
+from fusewire import metrics, provision
 from fusewire.bus import Bus
 from fusewire.errors import Transient
 from fusewire.tasks import BackgroundTasks
@@ -64,9 +64,10 @@ class StoreCapacity:
                 usage = await provision.stream_usage(self._bus.js, name)
             except (APIError, NatsError, TimeoutError, OSError):
                 continue
-            self._usage_by_store[name] = usage
-            telemetry.STORE_USED.labels(name).set(round(usage, 4))
-            _log_crossing(name, usage_before, usage)
+            self._usage_by_store[name] = usage.share
+            metrics.STORE_USED.labels(name).set(round(usage.share, 4))
+            metrics.STREAM_MESSAGES.labels(name).set(usage.messages)
+            _log_crossing(name, usage_before, usage.share)
 
     async def _run(self) -> None:
         while True:

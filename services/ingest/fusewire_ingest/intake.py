@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from fusewire import telemetry
+from fusewire import metrics, telemetry
 from fusewire.contracts import Prompt
 from fusewire.errors import Transient
 from fusewire_ingest.admission.admit import (
@@ -215,7 +215,7 @@ class Intake:
     def hand_over(self, batch: Sequence[Acceptance], source: str) -> None:
         """Offer the new prompts of a committed batch to the outbox, and count them."""
         new_prompts = [acceptance.prompt for acceptance in batch if acceptance.is_new]
-        telemetry.ACCEPTED.labels(source).inc(len(new_prompts))
+        metrics.ACCEPTED.labels(source).inc(len(new_prompts))
         traceparent = telemetry.trace_headers().get("traceparent")
         for prompt in new_prompts:
             self._outbox.offer(prompt, traceparent)

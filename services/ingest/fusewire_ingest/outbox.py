@@ -10,7 +10,7 @@ import structlog
 from nats.errors import Error as NatsError
 from nats.js.errors import APIError
 
-from fusewire import telemetry
+from fusewire import metrics
 from fusewire.bus import Bus, fault
 from fusewire.cancel import CancelledFusions
 from fusewire.contracts import Prompt
@@ -192,7 +192,7 @@ class Outbox:
         # Newer prompts are still in the queue.
         committed_before = self._clock() - timedelta(seconds=SWEEP_EVERY_S)
         waiting = await self._submissions.find_unpublished(committed_before, SWEEP_BATCH)
-        telemetry.UNPUBLISHED.set(len(waiting))
+        metrics.UNPUBLISHED.set(len(waiting))
         if not waiting:
             return 0
         count = await self.publish(waiting)

@@ -18,6 +18,7 @@ from fusewire_ingest.api.dependencies import Dependencies
 from fusewire_ingest.batches.changes import BatchChanges
 from fusewire_ingest.batches.check import InputCheck, LineRules, Reader
 from fusewire_ingest.batches.runner import Runner
+from fusewire_ingest.budget_metrics import BudgetMetrics
 from fusewire_ingest.capacity import StoreCapacity
 from fusewire_ingest.intake import Intake
 from fusewire_ingest.large_parts import LargeParts
@@ -61,6 +62,7 @@ class Ingest:
             if tenant.budget_usd is not None
         }
         self._budgets = Budgets(self._store, caps, lambda: load_catalogue(settings, clock()))
+        self._budget_metrics = BudgetMetrics(self._budgets, clock)
         self._capacity = StoreCapacity(self._bus)
         self._presence = Presence(self.name, self._bus, self._store, clock)
         submissions = Submissions(self._store, self._budgets, self._capacity.check)
@@ -164,6 +166,7 @@ class Ingest:
         self._commit.start()
         self._outbox.start()
         self._capacity.start()
+        self._budget_metrics.start()
         await self._outcomes.start()
         await self._open_requests.start()
         await self._files.forget_torn(datetime.now(UTC))
@@ -183,6 +186,7 @@ class Ingest:
         await self._presence.stop()
         await self._bus.stop()
         await self._capacity.stop()
+        await self._budget_metrics.stop()
         await self._outbox.stop()
         await self._commit.stop()
         await self._store.close()
@@ -195,6 +199,7 @@ class Ingest:
             *self._commit.faults(),
             *self._outbox.faults(),
             *self._capacity.faults(),
+            *self._budget_metrics.faults(),
             *self._runner.faults(),
             *self._cleaner.faults(),
         ]

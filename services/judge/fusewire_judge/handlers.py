@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 import structlog
 from sqlalchemy import Connection
 
-from fusewire import telemetry
+from fusewire import metrics, telemetry
 from fusewire.bus import Bus, Delivery, fault
 from fusewire.contracts import Candidate, ContractError, Outcome, Plan, Round
 from fusewire.errors import Transient, UnacceptableMessage
@@ -381,10 +381,7 @@ def _check_subject(candidate: Candidate, subject: str) -> None:
 
 def _report(final: Outcome) -> None:
     """Count an outcome in the metrics, and log it."""
-    telemetry.OUTCOMES.labels(
-        final.pool, final.mode, final.status, str(final.is_degraded).lower()
-    ).inc()
-    telemetry.OUTCOME_SECONDS.labels(final.pool, final.mode).observe(final.latency_ms / 1000)
+    metrics.count_outcome(final)
     log.info(
         "judge.decided",
         fusion_id=final.fusion_id,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import structlog
 
+from fusewire import metrics
 from fusewire.contracts import PRIORITIES, CallFailure, Candidate, Task, ToolCall, Usage
 from fusewire.ids import digest, seed
 from fusewire.settings import EdgeModel
@@ -70,7 +71,8 @@ class EdgeGenerate(FreeCalls):
         self._calls = itertools.count()
         self._running: defaultdict[str, list[_Running]] = defaultdict(list)
         self._engines: dict[Path, Engine] = {}
-        for model in models.values():
+        for name, model in models.items():
+            metrics.EDGE_SLOTS.labels(name).set(model.slots)
             folder = model.path.resolve()
             if folder not in self._engines:
                 self._engines[folder] = open_engine(folder, _options(model))
@@ -80,7 +82,8 @@ class EdgeGenerate(FreeCalls):
         running = _Running()
         self._running[task.fusion_id].append(running)
         try:
-            return await self._generate(task, tell, running)
+            with metrics.EDGE_RUNNING.labels(task.model).track_inprogress():
+                return await self._generate(task, tell, running)
         finally:
             self._running[task.fusion_id].remove(running)
             if not self._running[task.fusion_id]:

@@ -15,7 +15,7 @@ from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError,
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from fusewire import telemetry
+from fusewire import metrics
 from fusewire.errors import EXIT_STORED, DamagedError, StartupError, Transient
 from fusewire.settings import Database
 
@@ -50,9 +50,10 @@ _WRITE_LOCKS: WeakValueDictionary[tuple[str | None, int], asyncio.Lock] = WeakVa
 """By SQLite file and event loop: the lock for which the writers of this process queue."""
 
 
-_TRANSACTIONS = {
-    is_write: telemetry.TRANSACTIONS.labels("write" if is_write else "read")
-    for is_write in (True, False)
+_KINDS = {True: "write", False: "read"}
+_TRANSACTIONS = {write: metrics.TRANSACTIONS.labels(kind) for write, kind in _KINDS.items()}
+_TRANSACTION_SECONDS = {
+    write: metrics.TRANSACTION_SECONDS.labels(kind) for write, kind in _KINDS.items()
 }
 
 READERS = 2
@@ -129,8 +130,7 @@ class Store:
         (docs/decisions/0043). Raises Transient like `write`. If the caller is cancelled, the
         transaction may have been committed all the same.
         """
-        _TRANSACTIONS[write].inc()
-        with self._note_fault():
+        with self._measure(write=write):
             if self._plain is None:
                 async with self.engine.connect() as connection, connection.begin():
                     return await connection.run_sync(work)
@@ -142,8 +142,7 @@ class Store:
 
     @contextlib.asynccontextmanager
     async def _transaction(self, *, write: bool) -> AsyncIterator[AsyncConnection]:
-        _TRANSACTIONS[write].inc()
-        with self._note_fault():
+        with self._measure(write=write):
             async with (
                 self._turn() if write else contextlib.nullcontext(),
                 self.engine.connect() as plain,
@@ -153,12 +152,14 @@ class Store:
                     yield connection
 
     @contextlib.contextmanager
-    def _note_fault(self) -> Iterator[None]:
-        """Note whether the database could be used, for `unready`."""
+    def _measure(self, *, write: bool) -> Iterator[None]:
+        """Count and time a transaction, and note whether the database could be used."""
+        _TRANSACTIONS[write].inc()
         try:
-            with _translate_errors():
+            with _TRANSACTION_SECONDS[write].time(), _translate_errors():
                 yield
         except Transient as exc:
+            metrics.DATABASE_FAILURES.inc()
             self._fault = "the database does not answer"
             if isinstance(exc, DamagedError):
                 self._fault = exc.what

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from fusewire import metrics
 from fusewire.contracts import Candidate, Message, Sampling, Task
 from fusewire.settings import EdgeModel
 from fusewire.testing.factories import known_usage
@@ -515,3 +516,18 @@ async def test_how_probable_each_choice_was_is_passed_on() -> None:
 
     assert engine.requests[0].choices == ("K", "B")
     assert (candidate.content, candidate.choice_logprobs) == ("K", (-0.5, -1.0))
+
+
+async def test_slots_and_running_tasks_are_shown() -> None:
+    def value(name: str) -> float | None:
+        return metrics.REGISTRY.get_sample_value(name, {"model": "small"})
+
+    engine = FakeEngine(None)
+    generate = service(engine, small=edge_model(slots=3))
+    assert value("fusewire_edge_slots") == 3
+    tasks = [asyncio.create_task(generate.generate(make_task())) for _ in range(2)]
+    await engine.has_request.wait()
+    assert value("fusewire_edge_tasks_running") == 2
+    generate.cancel("f1")
+    await asyncio.gather(*tasks)
+    assert value("fusewire_edge_tasks_running") == 0

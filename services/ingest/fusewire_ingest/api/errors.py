@@ -3,6 +3,7 @@
 import asyncio
 import math
 import re
+import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from fusewire import replies
 from fusewire.bus import fault
 from fusewire.errors import TextsDeletedError, Transient
+from fusewire.metrics import count_request
 from fusewire_ingest.access import AccessError
 from fusewire_ingest.admission.admit import RefusedError
 
@@ -185,7 +187,7 @@ def error_response(
 
 
 class ErrorMiddleware:
-    """The outermost layer: gives each response an id, and replies to unhandled errors."""
+    """The outermost layer: counts requests, gives each an id, and replies to unhandled errors."""
 
     def __init__(self, app: ASGIApp, new_id: Callable[[], str]) -> None:
         self._app = app
@@ -196,6 +198,7 @@ class ErrorMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        started_at = time.perf_counter()
         request_id = self._new_id()
         response = _ResponseStream(send, request_id, is_head=scope["method"] == "HEAD")
         scope = _normalize(scope)
@@ -217,6 +220,9 @@ class ErrorMiddleware:
                 message = f"Fusewire failed; the log has more under {request_id}"
                 error = error_response(Request(scope), 500, "internal_error", message)
                 await response.send_first(error, scope, receive)
+            finally:
+                seconds = time.perf_counter() - started_at
+                count_request(scope["method"], _route(scope), response.status, seconds)
 
 
 class _ResponseStream:
@@ -226,12 +232,13 @@ class _ResponseStream:
         self._send = send
         self._request_id = request_id
         self._is_head = is_head
-        self._has_begun = False
+        self.status: int | None = None
+        """The status that was sent; None as long as none was."""
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
         """ASGI's send."""
         if message["type"] == "http.response.start":
-            self._has_begun = True
+            self.status = message["status"]
             message["headers"] = [
                 *message.get("headers", ()),
                 (b"x-request-id", self._request_id.encode()),
@@ -242,7 +249,7 @@ class _ResponseStream:
 
     async def send_first(self, response: Response, scope: Scope, receive: Receive) -> None:
         """Send a response unless one has begun; the web server then closes the connection."""
-        if not self._has_begun:
+        if self.status is None:
             await response(scope, receive, self.send)
 
 

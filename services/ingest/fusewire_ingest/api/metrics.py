@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Response
 from prometheus_client import generate_latest
 
-from fusewire import telemetry
+from fusewire.metrics import REGISTRY
 from fusewire_ingest.api.dependencies import AuthenticatedCaller
 
 
@@ -13,6 +13,6 @@ def routes() -> APIRouter:
 
     @router.get("/metrics")
     async def metrics(_caller: AuthenticatedCaller) -> Response:
-        return Response(generate_latest(telemetry.REGISTRY), media_type="text/plain; version=0.0.4")
+        return Response(generate_latest(REGISTRY), media_type="text/plain; version=0.0.4")
 
     return router

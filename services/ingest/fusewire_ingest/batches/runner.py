@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import structlog
 
+from fusewire import metrics
 from fusewire.bus import fault
 from fusewire.contracts import Prompt
 from fusewire.errors import Transient
@@ -151,8 +152,10 @@ class Runner:
         open_batches = await self._batches.find_open()
         self._has_open = bool(open_batches)
         if not open_batches:
+            metrics.BATCH_LINES.set(0)
             return
         in_flight = await self._lines.in_flight()
+        metrics.BATCH_LINES.set(sum(in_flight.values()))
         running = []
         for batch in open_batches:
             if batch.status in ("validating", "finalizing"):

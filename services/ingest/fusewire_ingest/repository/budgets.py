@@ -3,7 +3,7 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -72,6 +72,15 @@ class Budget:
 
     usd: float
     period: Period
+
+
+@dataclass(frozen=True)
+class Balance:
+    """What a tenant may spend in a period, and has spent and reserved of it, USD."""
+
+    limit_usd: float
+    spent_usd: float = 0.0
+    reserved_usd: float = 0.0
 
 
 def period_key(period: Period, at: datetime) -> str:
@@ -148,6 +157,24 @@ class Budgets:
         for tenant, period in sorted(requests):
             refusals |= self._reserve(connection, tenant, period, requests[tenant, period])
         return refusals
+
+    async def balances(self, at: datetime) -> dict[str, Balance]:
+        """The budgets in the periods that a time is in, by tenant. Raises Transient."""
+        if not self._caps:
+            return {}
+        keys = {tenant: period_key(cap.period, at) for tenant, cap in self._caps.items()}
+        query = select(budgets).where(
+            budgets.c.tenant.in_(keys), budgets.c.period.in_(set(keys.values()))
+        )
+        async with self._store.read() as connection:
+            rows = {(row.tenant, row.period): row for row in await connection.execute(query)}
+        balances = {tenant: Balance(cap.usd) for tenant, cap in self._caps.items()}
+        for key in rows.keys() & keys.items():
+            row = rows[key]
+            balances[row.tenant] = replace(
+                balances[row.tenant], spent_usd=row.spent_usd, reserved_usd=row.reserved_usd
+            )
+        return balances
 
     async def cost_since(self, tenant: str, since: datetime | None) -> float:
         """Sum the costs of a tenant's outcomes since a time, USD; unknown ones count as zero."""

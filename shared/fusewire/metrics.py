@@ -1,0 +1,275 @@
+"""The metrics that `/metrics` shows. No label holds an id: each has a few values.
+
+A label has the values that the configuration or the code names. What many replicas measure of one
+thing, such as a stream, each of them reports: take the maximum, not the sum.
+"""
+
+import functools
+from collections.abc import Sequence
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
+
+from fusewire.contracts import Candidate, Outcome
+from fusewire.contracts.degraded import DegradedReason
+
+REGISTRY = CollectorRegistry()
+"""One registry per process; /metrics shows it."""
+ProcessCollector(registry=REGISTRY)
+# Nobody reads the time at which a series began.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+LABELS: dict[str, tuple[str, ...]] = {}
+"""The names of each metric's labels."""
+
+CALL_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+OUTCOME_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
+RESULTS = ("ok", "retried", "dead")
+METHODS = ("GET", "POST", "DELETE", "OPTIONS")
+"""Methods that the API knows; a client may send any word as one."""
+
+
+def _counter(name: str, meaning: str, *labels: str) -> Counter:
+    LABELS[name] = labels
+    return Counter(name, meaning, labels, registry=REGISTRY)
+
+
+def _gauge(name: str, meaning: str, *labels: str) -> Gauge:
+    LABELS[name] = labels
+    return Gauge(name, meaning, labels, registry=REGISTRY)
+
+
+def _histogram(
+    name: str, meaning: str, *labels: str, buckets: Sequence[float] = Histogram.DEFAULT_BUCKETS
+) -> Histogram:
+    LABELS[name] = labels
+    return Histogram(name, meaning, labels, buckets=buckets, registry=REGISTRY)
+
+
+# -- messages ---------------------------------------------------------------------------------
+
+PUBLISHED = _counter(
+    "fusewire_messages_published_total", "Messages the server has stored.", "service", "stream"
+)
+HANDLED = _counter(
+    "fusewire_messages_handled_total",
+    "Messages handled, by result: ok, retried, dead.",
+    "service",
+    "stream",
+    "result",
+)
+HANDLE_SECONDS = _histogram(
+    "fusewire_message_handle_seconds",
+    "Time in the handler, of one message, or of the judge's batch of them.",
+    "service",
+    "stream",
+)
+CONSUMER_PENDING = _gauge(
+    "fusewire_consumer_pending",
+    "Messages that wait for a consumer. All replicas report the same.",
+    "stream",
+    "durable",
+)
+CONSUMER_IN_HAND = _gauge(
+    "fusewire_consumer_ack_pending",
+    "Messages that a consumer has handed out and that are not acknowledged. All replicas"
+    " report the same.",
+    "stream",
+    "durable",
+)
+STREAM_MESSAGES = _gauge(
+    "fusewire_stream_messages",
+    "Messages that a stream holds. All replicas of ingest report the same.",
+    "stream",
+)
+STORE_USED = _gauge(
+    "fusewire_store_used_ratio",
+    "Share of a stream's limit that is taken, 0 to 1. All replicas of ingest report the same.",
+    "stream",
+)
+
+# -- ingest -----------------------------------------------------------------------------------
+
+HTTP_REQUESTS = _counter(
+    "fusewire_http_requests_total",
+    "Requests of the API by route and status; status 'none': the client left before a response.",
+    "method",
+    "route",
+    "status",
+)
+HTTP_SECONDS = _histogram(
+    "fusewire_http_request_seconds",
+    "Time from a request of the API to the end of its response, the wait for an outcome included.",
+    "method",
+    "route",
+    buckets=CALL_BUCKETS,
+)
+ACCEPTED = _counter("fusewire_prompts_accepted_total", "Prompts committed.", "source")
+UNPUBLISHED = _gauge(
+    "fusewire_prompts_unpublished",
+    "Prompts committed and not yet published. All replicas of ingest report the same.",
+)
+BATCH_LINES = _gauge(
+    "fusewire_batch_lines_in_flight",
+    "Lines of batches that are submitted and not settled. All replicas of ingest report the same.",
+)
+BUDGET_LIMIT = _gauge(
+    "fusewire_budget_limit_usd", "What a tenant may spend in its current period, USD.", "tenant"
+)
+BUDGET_SPENT = _gauge(
+    "fusewire_budget_spent_usd",
+    "What a tenant has spent in its current period, USD. All replicas of ingest report the same.",
+    "tenant",
+)
+BUDGET_RESERVED = _gauge(
+    "fusewire_budget_reserved_usd",
+    "The most that a tenant's running fusions may cost, USD. All replicas of ingest report"
+    " the same.",
+    "tenant",
+)
+
+# -- workers ----------------------------------------------------------------------------------
+
+CANDIDATES = _counter(
+    "fusewire_candidates_total", "Candidates made, by error code or ok.", "tier", "model", "result"
+)
+CALL_SECONDS = _histogram(
+    "fusewire_call_seconds", "Time of one model call.", "tier", "model", buckets=CALL_BUCKETS
+)
+TOKENS = _counter(
+    "fusewire_tokens_total",
+    "Tokens of calls, as the provider or the engine counted them: prompt or completion.",
+    "tier",
+    "model",
+    "kind",
+)
+COST = _counter(
+    "fusewire_call_cost_usd_total",
+    "What calls of hosted models cost, USD; calls without a known price are left out.",
+    "model",
+)
+RETRIES = _counter(
+    "fusewire_call_retries_total",
+    "Calls made again for the same task, after the first.",
+    "tier",
+    "model",
+)
+AMBIGUOUS = _counter(
+    "fusewire_calls_maybe_paid_twice_total",
+    "Paid calls that were made again after a result was lost, so that both may be billed.",
+)
+EDGE_SLOTS = _gauge(
+    "fusewire_edge_slots", "Answers that an edge worker may generate at once.", "model"
+)
+EDGE_RUNNING = _gauge(
+    "fusewire_edge_tasks_running",
+    "Tasks that an edge worker's engine has; beyond the slots, one waits for the next free slot.",
+    "model",
+)
+
+# -- outcomes ---------------------------------------------------------------------------------
+
+OUTCOMES = _counter(
+    "fusewire_outcomes_total", "Outcomes stored.", "pool", "mode", "status", "degraded"
+)
+OUTCOME_SECONDS = _histogram(
+    "fusewire_outcome_seconds",
+    "Time from acceptance to outcome; batch: whether the prompt belongs to a batch.",
+    "pool",
+    "mode",
+    "batch",
+    buckets=OUTCOME_BUCKETS,
+)
+PANELS = _counter(
+    "fusewire_panels_closed_total",
+    "Panels closed, by what closed them: complete, certain, likely, gate, quorum, deadline.",
+    "pool",
+    "closed_by",
+)
+DEGRADED = _counter(
+    "fusewire_degraded_reasons_total",
+    "Reasons of degraded outcomes, by code; an outcome may have several.",
+    "pool",
+    "reason",
+)
+VERDICTS = _counter(
+    "fusewire_verdicts_total",
+    "Verdicts of judges, by how they were read: strict, repaired, reasked, fallback; or void.",
+    "model",
+    "result",
+)
+
+# -- database ---------------------------------------------------------------------------------
+
+TRANSACTIONS = _counter(
+    "fusewire_transactions_total", "Transactions begun on the database: read or write.", "kind"
+)
+TRANSACTION_SECONDS = _histogram(
+    "fusewire_transaction_seconds",
+    "Time of one transaction, the wait for a connection or for SQLite's write lock included.",
+    "kind",
+)
+DATABASE_FAILURES = _counter(
+    "fusewire_database_failures_total",
+    "Transactions that failed because the database did not answer.",
+)
+
+
+@functools.cache
+def _result_counters(service: str, stream: str) -> dict[str, Counter]:
+    # All results at once: Prometheus sees no increase in a series that begins with 1.
+    return {result: HANDLED.labels(service, stream, result) for result in RESULTS}
+
+
+def count_handled(service: str, stream: str, result: str, count: int = 1) -> None:
+    """Count messages that were handled, with one of `RESULTS`."""
+    _result_counters(service, stream)[result].inc(count)
+
+
+def count_request(method: str, route: str, status: int | None, seconds: float) -> None:
+    """Count a request of the API.
+
+    Args:
+        method: as the client sent it.
+        route: the route's template without its prefix, such as `/fusions/{fusion_id}`; empty if
+            there is none.
+        status: of the response; None if there was none.
+        seconds: until the end of the response.
+    """
+    method = method if method in METHODS else "other"
+    HTTP_REQUESTS.labels(method, route or "none", str(status or "none")).inc()
+    HTTP_SECONDS.labels(method, route or "none").observe(seconds)
+
+
+def count_candidate(candidate: Candidate) -> None:
+    """Count a candidate that a worker has published, and what it cost."""
+    tier, model = candidate.tier, candidate.model
+    CANDIDATES.labels(tier, model, candidate.error.code if candidate.error else "ok").inc()
+    CALL_SECONDS.labels(tier, model).observe(candidate.latency_ms / 1000)
+    RETRIES.labels(tier, model).inc(max(0, candidate.attempts - 1))
+    AMBIGUOUS.inc(candidate.maybe_paid_twice)
+    if candidate.usage:
+        TOKENS.labels(tier, model, "prompt").inc(candidate.usage.prompt_tokens)
+        TOKENS.labels(tier, model, "completion").inc(candidate.usage.completion_tokens)
+    if candidate.cost_usd:
+        COST.labels(model).inc(candidate.cost_usd)
+
+
+def count_outcome(final: Outcome) -> None:
+    """Count an outcome that the judge has stored, and its verdicts."""
+    is_degraded = str(final.is_degraded).lower()
+    is_batch = str(final.batch_id is not None).lower()
+    OUTCOMES.labels(final.pool, final.mode, final.status, is_degraded).inc()
+    OUTCOME_SECONDS.labels(final.pool, final.mode, is_batch).observe(final.latency_ms / 1000)
+    if final.closed_by:
+        PANELS.labels(final.pool, final.closed_by).inc()
+    for code in {DegradedReason.parse(reason).code for reason in final.degraded_reasons}:
+        DEGRADED.labels(final.pool, code).inc()
+    for verdict in final.verdicts:
+        VERDICTS.labels(verdict.judge_model, "void" if verdict.void else str(verdict.rung)).inc()
