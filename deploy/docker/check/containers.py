@@ -12,11 +12,14 @@ from pathlib import Path
 
 PACKAGES = ("buildah", "podman", "runc", "mmdebstrap")
 """What the check runs, each as the Debian package of its name."""
-HARDENING = (
+RUN_OPTIONS = (
+    # As the chart and compose.yaml run the images.
     *("--read-only", "--tmpfs", "/tmp", "--cap-drop", "all"),
     *("--security-opt", "no-new-privileges"),
+    # runc and these limits: crun wants more rights than a container in a container has.
+    *("--runtime", "runc", "--network", "host", "--log-driver", "none"),
+    *("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"),
 )
-"""As the chart and compose.yaml run the images."""
 STOP_S = 20
 
 
@@ -65,10 +68,7 @@ class Store:
         """Start a container on the host's network; what it writes to stderr goes to the log."""
         id_file = log.with_suffix(".id")
         id_file.unlink(missing_ok=True)
-        command = [*self._podman, "run", "--cidfile", str(id_file), *HARDENING]
-        # runc and these limits: crun wants more rights than a container of a container has.
-        command += ["--runtime", "runc", "--network", "host", "--log-driver", "none"]
-        command += ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]
+        command = [*self._podman, "run", "--cidfile", str(id_file), *RUN_OPTIONS]
         for name, value in env.items():
             command += ["--env", f"{name}={value}"]
         for mount in mounts:
