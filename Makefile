@@ -4,6 +4,8 @@ SHELL := /bin/bash
 export UV_SYSTEM_CERTS := 1
 # Never fetch an interpreter: the one that is here is the one that is meant.
 export UV_PYTHON_DOWNLOADS := never
+# Images of containers set it: each process would then compile anew all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 # uv from PATH, else one of our own in .uv/.
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
@@ -14,10 +16,12 @@ PYTHON ?= $(shell for v in python3.11 python3.12 python3.13 python3; do \
 BIN := .venv/bin
 MEMBERS := shared services/ingest services/dispatcher services/worker-edge services/worker-remote services/judge cli
 # One by one: two files named conftest.py are one module to mypy.
-TESTS := tests/contract tests/conformance tests/e2e tests/bench tests/fuzz $(wildcard tests/unit/*)
-SOURCES := $(MEMBERS) migrations tests examples
+TESTS := deploy/docker/check tests/contract tests/conformance tests/e2e tests/bench tests/fuzz $(wildcard tests/unit/*)
+SOURCES := $(MEMBERS) migrations tests examples deploy
+SERVICES := ingest dispatcher judge worker-edge worker-remote
+LOCKS := deploy/docker/requirements
 
-.PHONY: help setup demo test test-kills test-node test-planted test-batch test-unit check format bench bench-scale bench-plots bench-doors bench-edge bench-judge bench-fusion bench-views fuzz lock docs clean
+.PHONY: help setup demo test test-kills test-node test-planted test-batch test-unit check check-deploy format bench bench-scale bench-plots bench-doors bench-edge bench-judge bench-fusion bench-views image-check fuzz lock docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -62,14 +66,19 @@ test-unit: setup ## run the tests of pure code alone; ARGS="…" goes to pytest
 check: setup ## ruff, complexity, names, mypy, import contracts, lock, docs
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/ruff format --check -q $(SOURCES) || { echo "run make format"; exit 1; }
-	@$(BIN)/complexipy --plain --failed --color no --max-complexity-allowed 10 $(MEMBERS)
-	@$(BIN)/python tests/lint/names.py $(MEMBERS)
+	@$(BIN)/complexipy --plain --failed --color no --max-complexity-allowed 10 $(MEMBERS) deploy/checks
+	@$(BIN)/python tests/lint/names.py $(MEMBERS) deploy/checks
 	@$(BIN)/mypy $(addsuffix /fusewire*,$(MEMBERS))
+	@$(BIN)/mypy -p checks
 	@for folder in $(TESTS); do $(BIN)/mypy --no-error-summary $$folder || exit 1; done
 	@$(BIN)/lint-imports
 	@$(UV) pip check -q --python $(BIN)/python
 	@! grep -n '://' requirements.lock
 	@$(BIN)/python -m fusewire_cli.reference --check
+	@$(BIN)/python deploy/helm/config_schema.py --check
+
+check-deploy: setup ## check deploy/ without a cluster, and plant faults to see each found (fetches tools)
+	@deploy/check --faults
 
 format: setup ## let ruff mend what it can
 	@$(BIN)/ruff check -q --fix $(SOURCES); $(BIN)/ruff format -q $(SOURCES)
@@ -98,16 +107,27 @@ bench-fusion: setup ## measure how well the strategies fuse, simulated; writes b
 bench-views: setup ## measure the views on OUTCOMES (1,000,000) of both databases (takes 20 GB); writes build/bench-views.json
 	@$(BIN)/python tests/bench/views.py
 
+image-check: setup ## build all images with buildah, and run a batch through them with podman; BUILD_OPTIONS="…" goes to buildah
+	@$(BIN)/python deploy/docker/check
+
 fuzz: setup ## fuzz what reads model files; SECONDS=… for each of three readers (default 60)
 	@for target in gguf safetensors config; do \
 		$(BIN)/python tests/fuzz/models.py $$target --seconds $(or $(SECONDS),60) 2>&1 | tail -n 3; \
 		test $${PIPESTATUS[0]} -eq 0 || exit 1; done
 
-lock: | $(filter .uv/bin/uv,$(UV)) ## resolve dependencies anew into requirements.lock
-	@$(UV) lock -q && $(UV) export -q --frozen --all-packages --no-emit-workspace --no-header > requirements.lock
+EXPORT = $(UV) export -q --frozen --no-emit-workspace --no-header
+lock: | $(filter .uv/bin/uv,$(UV)) ## resolve dependencies anew into requirements.lock, and those of each image
+	@$(UV) lock -q && $(EXPORT) --all-packages > requirements.lock
+	@for name in $(SERVICES); do \
+		$(EXPORT) --no-dev --package fusewire-$$name --package fusewire --extra otel > $(LOCKS)/$$name.lock || exit 1; done
+	@$(EXPORT) --no-dev --package fusewire-cli > $(LOCKS)/tools.lock
+	@$(EXPORT) --no-dev --package fusewire-cli --extra analyst --extra parquet > $(LOCKS)/tools-analyst.lock
+	@printf 'setuptools\nuv>=0.9,<1\n' | $(UV) pip compile -q --universal --generate-hashes --no-header --no-annotate - \
+		> $(LOCKS)/build.lock
 
 docs: setup ## write the generated references anew
 	@$(BIN)/python -m fusewire_cli.reference
+	@$(BIN)/python deploy/helm/config_schema.py
 
 clean: ## remove what was installed and built (not .fusewire, your data)
 	@rm -rf .venv .uv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .complexipy_cache

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fusewire_cli.export import FileFormat
-from fusewire_cli.options import JsonOption, JudgeOption, WindowOption
+from fusewire_cli.options import JsonOption, JudgeOption, SinceOption, WindowOption
 from fusewire_cli.screen import QueryFormat, clear_errors
 
 app = typer.Typer(rich_markup_mode=None)
@@ -134,10 +134,7 @@ def export(
             "v_vote.",
         ),
     ] = None,
-    since: Annotated[
-        str | None,
-        typer.Option("--since", help="The first day: 2026-11-30, or 7d for seven days ago."),
-    ] = None,
+    since: SinceOption = None,
     full: Annotated[bool, typer.Option("--full", help="Write unchanged days too.")] = False,
     prune: Annotated[
         bool, typer.Option("--prune", help="Remove what the database has deleted since.")
@@ -169,9 +166,7 @@ def compare(
     judge: Annotated[
         str | None, typer.Option("--judge", help="Count only this judge's verdicts on models.")
     ] = None,
-    since: Annotated[
-        str | None, typer.Option("--since", help="How far to look back: 7d, 12h, or a date.")
-    ] = None,
+    since: SinceOption = None,
     margin: Annotated[
         float,
         typer.Option(
@@ -230,10 +225,7 @@ def ablate(
             help="Judge again what only a judge can tell. Judges are called, members are not.",
         ),
     ] = False,
-    since: Annotated[
-        str | None,
-        typer.Option("--since", help="Outcomes of the last 12h, 28d, 4w, or since an ISO date."),
-    ] = None,
+    since: SinceOption = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="The newest outcomes.")] = 5000,
     most_prompts: Annotated[
         int, typer.Option("--max-prompts", min=1, help="The newest prompts that are judged again.")
@@ -292,7 +284,7 @@ def rejudge(
 ) -> None:
     """Judge a batch's stored answers again in another way, and say what changed.
 
-    No member is called.
+    No member is called, except in debates, where members that are configured answer again.
 
     Exit codes: 0 judged, 1 fault, 2 bad input or nothing to do, 130 interrupted.
     """

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from fusewire.settings import read_file
+from fusewire_cli import local_models
 
 SMALL = Path(__file__).parent / "builtin.toml"
 EDGE = Path(__file__).parent / "builtin-edge.toml"
@@ -38,7 +39,9 @@ def missing() -> list[str]:
 
 
 def configuration() -> dict[str, Any]:
-    """`edge` if all its models have been pulled, else `small`."""
+    """`edge` if all its models have been pulled, else `small`; nothing where models cannot run."""
+    if not local_models.are_supported():
+        return {}
     return small() if missing() else edge()
 
 

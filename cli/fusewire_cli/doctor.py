@@ -19,6 +19,7 @@ from fusewire.settings import EdgeModel, Http, RemoteModel, Settings, find_file
 from fusewire.store import migrate
 from fusewire.store.engine import Store
 from fusewire.topology import ALARM, DIALECT_BUCKET, STORES, topology
+from fusewire_cli import local_models
 from fusewire_cli.local import nats
 from fusewire_cli.local.run_file import running, running_nats
 from fusewire_cli.local.runner import storage_mb
@@ -37,15 +38,17 @@ class CheckResult:
     mend: str = ""
 
 
-def doctor(*, as_json: bool, models: bool) -> None:
+def doctor(*, as_json: bool, models: bool, shared: bool) -> None:
     """Run every check and print the results; exit with code 2 if one finds a fault.
 
     Args:
         as_json: print JSON.
         models: also say which parameters hosted models refuse.
+        shared: check NATS and the database alone.
     """
     config = settings()
-    results = [*_local(config), *asyncio.run(_remote(config))]
+    results = [] if shared else [*_local(config)]
+    results += asyncio.run(_remote(config))
     if models:
         results += asyncio.run(_dialects(config))
     if as_json:
@@ -101,15 +104,9 @@ def _disk(config: Settings) -> CheckResult:
 
 
 def _models(config: Settings) -> Iterator[CheckResult]:
-    from fusewire_worker_edge.folder import ModelFolderError, verify
-
     for name, model in sorted(config.models.items()):
         if isinstance(model, EdgeModel):
-            try:
-                verify(model.path)
-                yield CheckResult("model", "ok", f"{name}: {model.path}")
-            except ModelFolderError as exc:
-                yield CheckResult("model", "fault", f"{name}: {exc.what} ({exc.folder})", exc.mend)
+            yield _edge_model(name, model)
         elif model.api_key_env and not os.environ.get(model.api_key_env):
             yield CheckResult(
                 "model",
@@ -119,6 +116,19 @@ def _models(config: Settings) -> Iterator[CheckResult]:
             )
         else:
             yield CheckResult("model", "ok", f"{name}: {model.model} at {model.base_url}")
+
+
+def _edge_model(name: str, model: EdgeModel) -> CheckResult:
+    if not local_models.are_supported():
+        what = f"{name}: {model.path} is not checked, as fusewire-cli[local] is not installed"
+        return CheckResult("model", "warning", what, "run `fusewire model verify` where it runs")
+    from fusewire_worker_edge.folder import ModelFolderError, verify
+
+    try:
+        verify(model.path)
+    except ModelFolderError as exc:
+        return CheckResult("model", "fault", f"{name}: {exc.what} ({exc.folder})", exc.mend)
+    return CheckResult("model", "ok", f"{name}: {model.path}")
 
 
 async def _remote(config: Settings) -> list[CheckResult]:

@@ -27,7 +27,6 @@ from fusewire.store.file_rewrite import rewrite_files
 from fusewire.topology import cancel_subject
 from fusewire_cli.local.guard import Guard
 from fusewire_cli.local.nats import EmbeddedNats
-from fusewire_cli.local.process import ProcessRecord
 from fusewire_cli.local.run_file import running_nats
 from fusewire_cli.screen import RowFormat, fail, note, rows
 from fusewire_cli.session import settings
@@ -103,7 +102,8 @@ async def _with_store(config: Settings, work: Callable[[Store], Awaitable[Any]])
     store = Store(config.database, is_patient=True)
     try:
         await store.ping()
-        await migrate.check(store)
+        # A newer schema may have tables with texts that this code does not know.
+        await migrate.check(store, exact=True)
         return await work(store)
     finally:
         await store.close()
@@ -175,10 +175,9 @@ async def _broker_url(config: Settings) -> AsyncIterator[tuple[str | None, bool]
         return
     guard = Guard()
     try:
-        await broker.start()
-        if process := ProcessRecord.of(broker.pid):
-            # If this process is killed, the broker must not live on and keep the store.
-            await guard.watch(process)
+        # If this process is killed, the broker must not live on and keep the store.
+        await guard.start()
+        await broker.start(guard)
         yield broker.url, False
     finally:
         await broker.stop()

@@ -147,13 +147,20 @@ def doctor(
     models: Annotated[
         bool, typer.Option("--models", help="Say too which parameters hosted models refuse.")
     ] = False,
+    shared: Annotated[
+        bool,
+        typer.Option(
+            "--shared",
+            help="Check NATS and the database alone: where models and their keys are elsewhere.",
+        ),
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Check what Fusewire needs: configuration, NATS, database, models, keys, disk."""
     from fusewire_cli import doctor as module
 
     with clear_errors():
-        module.doctor(as_json=json_, models=models)
+        module.doctor(as_json=json_, models=models, shared=shared)
 
 
 @eval_app.command("run")

@@ -16,9 +16,6 @@ topology_app = typer.Typer(help="Provision NATS.", no_args_is_help=True, rich_ma
 db_app = typer.Typer(
     help="Migrate and maintain the database.", no_args_is_help=True, rich_markup_mode=None
 )
-db_app = typer.Typer(
-    help="Migrate and maintain the database.", no_args_is_help=True, rich_markup_mode=None
-)
 keys_app = typer.Typer(
     help="Create, list and revoke API keys.", no_args_is_help=True, rich_markup_mode=None
 )
@@ -43,13 +40,53 @@ def topology_apply(json_: JsonOption = False) -> None:
         admin.topology_apply(as_json=json_)
 
 
+SiteOption = Annotated[
+    list[str] | None,
+    typer.Option("--edge-site", metavar="NAME", help="An edge site; can be repeated."),
+]
+
+
+@topology_app.command("accounts")
+def topology_accounts(
+    edge_site: SiteOption = None,
+    site: Annotated[
+        str | None,
+        typer.Option("--site", metavar="NAME", help="The users of a site's own server instead."),
+    ] = None,
+) -> None:
+    """Print the accounts, users and permissions for nats-server to include."""
+    from fusewire import accounts
+
+    print(accounts.render_site(site) if site else accounts.render(edge_site or []), end="")
+
+
+@topology_app.command("nkeys")
+def topology_nkeys(
+    folder: Annotated[Path, typer.Argument(help="A new folder for them.")],
+    edge_site: SiteOption = None,
+) -> None:
+    """Make an nkey for each user of NATS: its seed, and `public.env` with all public keys."""
+    from fusewire_cli import nkey_files
+
+    with clear_errors():
+        nkey_files.write(folder, edge_site or [])
+
+
 @db_app.command("upgrade")
-def db_upgrade() -> None:
+def db_upgrade(
+    allow_newer: Annotated[
+        bool,
+        typer.Option(
+            "--allow-newer",
+            help="Leave a newer schema as it is if this version may run on it, as in a rollback.",
+        ),
+    ] = False,
+) -> None:
     """Bring the database to the schema of this version; idempotent."""
     from fusewire_cli import admin
 
     with clear_errors():
-        admin.db_upgrade()
+        admin.db_upgrade(allow_newer=allow_newer)
 
 
 @db_app.command("analyst")

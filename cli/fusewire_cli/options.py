@@ -12,6 +12,15 @@ PoolOption = Annotated[
 ModeOption = Annotated[
     str | None, typer.Option("--mode", help="best-of, merge or debate; the default is the pool's.")
 ]
+SinceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--since",
+        metavar="PERIOD",
+        help="Back to 12h, 7d or 2w ago, or to 2026-11-01 or 2026-11-01T08:00 (UTC). Reports and "
+        "exports take whole UTC days.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 JudgeOption = Annotated[
     str | None,

@@ -1,4 +1,4 @@
-"""Writes docs/reference/ from the code itself: `python -m fusewire_cli.reference [--check]`."""
+"""Writes docs/reference/ and NATS's accounts: `python -m fusewire_cli.reference [--check]`."""
 
 import sys
 from pathlib import Path
@@ -10,13 +10,14 @@ import typer.main
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from fusewire import metrics
+from fusewire import accounts, metrics
 from fusewire.settings import EdgeModel, Member, Pool, RemoteModel, Settings, Tenant
 from fusewire.store.views import CONTRACT, VIEWS
 from fusewire_cli import schema
 from fusewire_cli.main import app
 
-FOLDER = Path(__file__).resolve().parents[2] / "docs" / "reference"
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = Path("docs/reference")
 HEADER = "<!-- Written by `make docs`; `make check` fails when it is out of step. -->\n"
 
 
@@ -161,23 +162,30 @@ def metrics_page() -> str:
     return "\n".join(rows) + "\n"
 
 
-def main() -> None:
-    """Write the pages, or with --check say which are out of step."""
-    pages = {
-        "commands.md": commands(),
-        "configuration.md": configuration(),
-        "metrics.md": metrics_page(),
-        "views.md": views(),
+def files() -> dict[Path, str]:
+    """All generated files, by their path from the root."""
+    return {
+        FOLDER / "commands.md": commands(),
+        FOLDER / "configuration.md": configuration(),
+        FOLDER / "metrics.md": metrics_page(),
+        FOLDER / "views.md": views(),
+        FOLDER / "views.json": schema.text(schema.contract()),
+        Path("deploy/nats/accounts.conf"): accounts.render(),
+        Path("deploy/nats/edge-site-users.conf"): accounts.render_site("site"),
     }
-    pages["views.json"] = schema.text(schema.contract())
-    stale = [name for name, text in pages.items() if not _same(FOLDER / name, text)]
+
+
+def main() -> None:
+    """Write the files, or with --check say which are out of step."""
+    pages = files()
+    stale = [str(path) for path, text in pages.items() if not _same(ROOT / path, text)]
     if "--check" in sys.argv[1:]:
         if stale:
             sys.exit(f"out of step: {', '.join(stale)}; run make docs")
         return
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    for name, text in pages.items():
-        (FOLDER / name).write_text(text, encoding="utf-8")
+    for path, text in pages.items():
+        (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
+        (ROOT / path).write_text(text, encoding="utf-8")
 
 
 def _same(path: Path, text: str) -> bool:

@@ -150,6 +150,8 @@ def submission(prompt: Prompt, answers: Sequence[RecordedAnswer], change: Policy
         body |= _tool_fields(prompt)
     if prompt.gold:
         body["gold"] = prompt.gold.model_dump(mode="json")
+    if prompt.preset:
+        body["preset"] = prompt.preset
     if judge := change.judge or prompt.judge:
         body["judge"] = judge
     if criteria := change.criteria or prompt.criteria:

@@ -18,6 +18,7 @@ from fusewire.errors import (
     TextsDeletedError,
     Transient,
 )
+from fusewire_cli import local_models
 
 EXIT_FAULT = 1
 EXIT_SOME_FAILED = 3
@@ -96,11 +97,18 @@ def clear_errors() -> Iterator[None]:
     except Exception as exc:
         if os.environ.get("FUSEWIRE_DEBUG"):
             raise
-        fail(
-            f"{type(exc).__name__}: {exc}",
-            "this is a fault of ours; run again with FUSEWIRE_DEBUG=1 and report it",
-            EXIT_FAULT,
-        )
+        _fail_unforeseen(exc)
+
+
+def _fail_unforeseen(exc: Exception) -> NoReturn:
+    """End the command with an error that no command expects."""
+    if local_models.is_absence(exc):
+        fail(local_models.WHAT, local_models.MEND)
+    fail(
+        f"{type(exc).__name__}: {exc}",
+        "this is a fault of ours; run again with FUSEWIRE_DEBUG=1 and report it",
+        EXIT_FAULT,
+    )
 
 
 def _log_to_stderr() -> None:

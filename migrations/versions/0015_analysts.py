@@ -10,6 +10,8 @@ revision = "0015"
 down_revision = "0014"
 branch_labels = None
 depends_on = None
+# What it stores has no sums by day: `fusewire db sums` makes them.
+oldest_code = "0014"
 
 PAGE = 500
 DAY = {

@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -36,6 +37,7 @@ from fusewire.topology import (
     CARRIERS,
     INGEST,
     MAX_DELIVERIES,
+    OUTBOX,
     STORE_KEY,
     Durable,
     dead_subject,
@@ -63,6 +65,8 @@ HANDLED_WITHIN_S = 60.0
 CRASHES = 3
 """After this many attempts that did not end, assume that the handler crashes, and dead-letter."""
 ERROR_LOG_PERIOD_S = 5.0
+LOCAL_PREFIX = "$JS.API"
+"""Subject prefix of the API of the server that a service is connected to."""
 ALREADY_THERE = 10071
 """JetStream's error code for a failed Nats-Expected-Last-Subject-Sequence."""
 
@@ -161,7 +165,12 @@ class Bus:
         self._heartbeat_task: asyncio.Task[None] | None = None
         self._background = BackgroundTasks()
         self._client: Client | None = None
-        self._js: JetStreamContext | None = None
+        self.site = settings.site
+        """The edge site that this is, where the hub may be out of reach while NATS answers."""
+        self._js_prefix = settings.js_prefix
+        # Of each site its own, so that no other can listen to what its workers are sent.
+        self._inbox_prefix = f"_INBOX_{service}" + (f"-{settings.site}" if settings.site else "")
+        self._contexts: dict[str, JetStreamContext] = {}
         self._down_since: float | None = None
         self._store_id: tuple[int | None, str] = (None, "")
         """The id of the broker's store, and the connection on which it was read."""
@@ -169,7 +178,7 @@ class Bus:
         self.broker = NatsBroker(
             settings.url,
             name=f"fusewire-{service}",
-            inbox_prefix=f"_INBOX_{service}",
+            inbox_prefix=self._inbox_prefix,
             allow_reconnect=True,
             # By default nats-py gives up reconnecting, and an outage may last longer.
             max_reconnect_attempts=-1,
@@ -268,10 +277,21 @@ class Bus:
 
     @property
     def js(self) -> JetStreamContext:
-        """The JetStream context."""
-        if self._js is None:
-            self._js = self.client.jetstream(timeout=PUBLISH_TIMEOUT_S)
-        return self._js
+        """The JetStream context; at an edge site that of the hub."""
+        return self._context(self._js_prefix)
+
+    def js_of(self, stream: str) -> JetStreamContext:
+        """The JetStream context of the server that has a stream."""
+        return self._context(self.api_prefix(stream))
+
+    def api_prefix(self, stream: str) -> str:
+        """Subject prefix of the API of the server that has a stream."""
+        return LOCAL_PREFIX if stream == OUTBOX.name else self._js_prefix
+
+    def _context(self, prefix: str) -> JetStreamContext:
+        if prefix not in self._contexts:
+            self._contexts[prefix] = self.client.jetstream(timeout=PUBLISH_TIMEOUT_S, prefix=prefix)
+        return self._contexts[prefix]
 
     async def key_value(self, bucket: str) -> KeyValue:
         """Open a bucket that `topology apply` has made."""
@@ -342,7 +362,7 @@ class Bus:
             pull_sub=PullSub(batch_size=concurrency, timeout=PULL_TIMEOUT_S),
             max_workers=concurrency,
             ack_policy=AckPolicy.MANUAL,
-            inbox_prefix=f"_INBOX_{self.service}.".encode(),
+            inbox_prefix=f"{self._inbox_prefix}.".encode(),
             decoder=_keep_bytes,
         )
 
@@ -361,13 +381,13 @@ class Bus:
         """
         for durable in durables:
             try:
-                await self.js.consumer_info(durable.stream, durable.name)
+                await self.js_of(durable.stream).consumer_info(durable.stream, durable.name)
             except (APIError, NatsError, TimeoutError):
                 raise StartupError(
                     f"the consumer {durable.stream}/{durable.name} is not on the server",
                     "run `fusewire topology apply`",
                 ) from None
-        self._background.start(f"{self.service}-consumers", consumers.watch(self.js, durables))
+        self._background.start(f"{self.service}-consumers", consumers.watch(self.js_of, durables))
 
     @property
     def last_store_id(self) -> str:
@@ -592,15 +612,37 @@ def _addresses(broker: NatsBroker) -> str:
 
 
 def _security(settings: Nats) -> Any:
-    if settings.credentials is None and settings.tls_ca is None:
+    if settings.credentials is None and settings.nkey is None and settings.tls_ca is None:
         return None
     import ssl  # noqa: PLC0415 - only where it is asked for
 
-    from faststream.nats.security import NatsCredentials, NatsSecurity  # noqa: PLC0415 - loaded only where it is needed
+    from faststream.nats.security import NatsCredentials, NatsNKey, NatsSecurity  # noqa: PLC0415 - loaded only where it is needed
 
     context = ssl.create_default_context(cafile=str(settings.tls_ca)) if settings.tls_ca else None
+    use_ssl = context is not None
     if settings.credentials is not None:
-        return NatsCredentials(
-            str(settings.credentials), ssl_context=context, use_ssl=context is not None
-        )
+        return NatsCredentials(str(settings.credentials), ssl_context=context, use_ssl=use_ssl)
+    if settings.nkey is not None:
+        return NatsNKey.from_seed(_seed(settings.nkey), ssl_context=context, use_ssl=use_ssl)
     return NatsSecurity(ssl_context=context, use_ssl=True)
+
+
+def _seed(path: Path) -> str:
+    """The seed in a file; the space around it is left out, as a line break at its end.
+
+    Raises:
+        StartupError: the file cannot be read, or holds no seed of a user.
+    """
+    try:
+        seed = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "it is no text"
+        raise StartupError(
+            f"the nkey {path} cannot be read: {reason}", "mend [nats] nkey (FUSEWIRE_NATS__NKEY)"
+        ) from None
+    if not seed.startswith("SU"):
+        raise StartupError(
+            f"{path} holds no seed of a user's nkey, which begins with SU",
+            "make one with `fusewire topology nkeys`, or point [nats] nkey at the right file",
+        )
+    return seed

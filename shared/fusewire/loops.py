@@ -81,7 +81,11 @@ class Loop:
             return []
         if self._task is None or self._task.done() or time.monotonic() - self.last_turn > STALLED_S:
             return [f"{self.name} no longer fetches"]
-        missing = [puller.name for puller in self.pullers() if puller.missing_s() > MISSING_S]
+        missing = [
+            puller.name
+            for puller in self.pullers()
+            if puller.missing_s() > MISSING_S and not puller.is_across_link
+        ]
         return [
             f"the durable {name} is not on the server: run `fusewire topology apply`"
             for name in missing

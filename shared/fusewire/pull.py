@@ -18,7 +18,7 @@ from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
 from fusewire.bus import Bus
-from fusewire.topology import Durable
+from fusewire.topology import OUTBOX, Durable
 
 log = structlog.get_logger(__name__)
 
@@ -66,7 +66,10 @@ class PullConsumer:
         self.name = f"{durable.stream}/{durable.name}"
         self._missing_since: float | None = None
         self._bus = bus
-        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{durable.stream}.{durable.name}"
+        api = bus.api_prefix(durable.stream)
+        self._subject = f"{api}.CONSUMER.MSG.NEXT.{durable.stream}.{durable.name}"
+        self.is_across_link = bus.site is not None and durable.stream != OUTBOX.name
+        """Whether it may be missing only because an edge site has lost its link to the hub."""
         self._inbox_queue: asyncio.Queue[Msg | None] = asyncio.Queue()
         """Messages, and None at the end of a request."""
         self._counter = itertools.count()

@@ -25,7 +25,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from fusewire.contracts import NAME, Mode, Policy, Residency
+from fusewire.contracts import NAME, VOTES_BESIDE_MEMBERS, Mode, Policy, Residency
 
 CONFIG_ENV = "FUSEWIRE_CONFIG"
 DEFAULT_FILE = Path("fusewire.toml")
@@ -92,6 +92,14 @@ class Nats(Section):
     """`nats://HOST:PORT`, or `embedded`: a server that `fusewire up` starts and ends."""
     credentials: FilePath | None = None
     """A NATS credentials file (JWT and seed)."""
+    nkey: FilePath | None = None
+    """A file with the seed of the nkey that the server knows this service by."""
+    js_prefix: str = "$JS.API"
+    """Subject prefix of JetStream's API: `fwjs` for workers whose NATS account is not that of the
+    streams, as in deploy/nats/accounts.conf."""
+    site: Name | None = None
+    """The name of the edge site whose NATS server this is, a leaf of the hub (docs/decisions/0049):
+    worker-edge stores its answers there, and forwards them when the link is up."""
     tls_ca: FilePath | None = None
     """The certificate authority to trust, where the system's store does not have it."""
     replicas: int = Field(default=1, ge=1, le=5)
@@ -99,6 +107,12 @@ class Nats(Section):
     storage_mb: int | None = Field(default=None, ge=128)
     """MiB that all streams together may take (one copy). Unset: 21 GiB; for the embedded server
     half of what is free on its disk, if that is less."""
+
+    @model_validator(mode="after")
+    def _identity(self) -> "Nats":
+        if self.credentials is not None and self.nkey is not None:
+            raise ValueError("credentials and nkey both say who this is; remove one of them")
+        return self
 
 
 class Http(Section):
@@ -407,6 +421,8 @@ class Pool(Policy, Section):
                 f"member {', '.join(repeated_names)} is named twice;"
                 " give each member a name of its own"
             )
+        for name in names:
+            _check_not_a_vote("member", name)
         return self
 
 
@@ -491,6 +507,9 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _references(self) -> "Settings":
+        for name in self.models:
+            # Where a prompt names the members itself, they are called as their models.
+            _check_not_a_vote("model", name)
         model_names = ", ".join(sorted(self.models)) or "none"
         for name, pool in self.pools.items():
             self._check_models(name, pool, model_names)
@@ -558,6 +577,14 @@ class Settings(BaseSettings):
             "models": {name: self.models[name].model_dump(mode="json") for name in sorted(names)},
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _check_not_a_vote(kind: str, name: str) -> None:
+    if name in VOTES_BESIDE_MEMBERS:
+        raise ValueError(
+            f"a {kind} cannot be called '{name}': who votes for '{name}' means no member by it;"
+            " give it another name"
+        )
 
 
 def _check_retention(where: str, keep_bodies_days: float | None, keep_days: float | None) -> None:

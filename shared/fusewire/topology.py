@@ -74,7 +74,7 @@ class ObjectStore:
 
 @dataclass(frozen=True)
 class Topology:
-    """All streams, durables and buckets."""
+    """All streams, durables and buckets of a server."""
 
     streams: tuple[Stream, ...]
     durables: tuple[Durable, ...]
@@ -133,6 +133,11 @@ STREAMS: tuple[Stream, ...] = (
     ),
     Stream("FW_IN", ("fw.in.*",), "workqueue", max_bytes=GIB),
 )
+
+OUTBOX = Stream("FW_OUTBOX", ("fw.outbox.*.*.*",), "workqueue", max_bytes=GIB, max_per_subject=1)
+"""Candidates that an edge site has made and the hub has not stored yet; on the site's own server
+(docs/decisions/0049)."""
+FORWARDER = Durable(OUTBOX.name, "forwarder", "", max_ack_pending=4096)
 
 REPEATED = "Fw-Repeated"
 """Header of tasks that may have been published before, to a store that was lost with its ledger.
@@ -212,6 +217,11 @@ def topology(
     return Topology(streams, tuple(durables), buckets, (blobs,), replicas, RETIRED)
 
 
+def site_topology() -> Topology:
+    """What an edge site's own server holds; all else is on the hub."""
+    return Topology((OUTBOX,), (FORWARDER,), (), ())
+
+
 def _queues(models: Mapping[str, Tier], pools: Collection[str]) -> list[tuple[str, Tier]]:
     """The queues of tasks: one per edge model, and one per pool if there are hosted models."""
     queues: list[tuple[str, Tier]] = [
@@ -248,6 +258,11 @@ def plan_subject(fusion: str) -> str:
 def candidate_subject(fusion: str, round_: int, call: str) -> str:
     """Where a worker publishes a candidate; the subject takes only one message."""
     return f"fw.candidate.{fusion}.{round_}.{call}"
+
+
+def outbox_subject(fusion: str, round_: int, call: str) -> str:
+    """Where a worker of an edge site stores a candidate until the hub has it."""
+    return f"fw.outbox.{fusion}.{round_}.{call}"
 
 
 def candidate_subjects(fusion: str) -> str:

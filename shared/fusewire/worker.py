@@ -139,6 +139,18 @@ class Generate(Protocol):
         ...
 
 
+class CandidateOutbox(Protocol):
+    """Where the candidates of an edge site wait until the hub has them."""
+
+    def subject(self, task: Task) -> str:
+        """Where the candidate of a task is published."""
+        ...
+
+    async def has_candidate(self, task: Task) -> bool:
+        """Whether a task has its candidate already. Raises Transient."""
+        ...
+
+
 class FreeCalls(abc.ABC):
     """The `hold` of engines whose calls cost nothing, so that no ledger is needed."""
 
@@ -228,6 +240,7 @@ class Worker:
         clock: the time now.
         on_cancel: called with each cancelled fusion, to abort its calls. Without it such calls end
             by themselves, and their candidates are stored.
+        outbox: where candidates go, at an edge site; None publishes them to the hub at once.
     """
 
     def __init__(
@@ -239,8 +252,10 @@ class Worker:
         tier: Tier,
         clock: Callable[[], datetime],
         on_cancel: Callable[[str], None] | None = None,
+        outbox: CandidateOutbox | None = None,
     ) -> None:
         self._bus = bus
+        self._outbox = outbox
         self._generate = generate
         self._cancelled = CancelledFusions(on_cancel)
         self._tier = tier
@@ -255,8 +270,12 @@ class Worker:
         """By `Tasks.key`, the messages in hand."""
 
     async def start(self) -> None:
-        """Check that every durable exists, listen for cancellations, then begin."""
-        await self._bus.require(*self._durables)
+        """Check that every durable exists, listen for cancellations, then begin.
+
+        At an edge site nothing is checked: the link to the hub may be down now.
+        """
+        if self._outbox is None:
+            await self._bus.require(*self._durables)
         await self._cancelled.listen(self._bus)
         for loop in self._loops:
             await loop.start()
@@ -266,6 +285,11 @@ class Worker:
         self._generate.stop()
         await asyncio.gather(*(loop.stop(drain_s) for loop in self._loops))
         await self._generate.aclose()
+
+    def is_cut_off(self) -> bool:
+        """Whether this is an edge site that does not reach the hub now."""
+        pullers = itertools.chain.from_iterable(loop.pullers() for loop in self._loops)
+        return any(puller.is_across_link and puller.missing_s() for puller in pullers)
 
     def faults(self) -> list[str]:
         """Why it does no work any more; empty while it does."""
@@ -320,7 +344,7 @@ class Worker:
         Raises:
             Transient: the deadline passed more than `KEPT_AFTER` ago.
         """
-        subject = candidate_subject(task.fusion_id, task.round, task.call)
+        subject = self._subject(task)
         for tries in itertools.count(1):
             try:
                 # The first candidate is the end of its call, whichever worker made it
@@ -338,6 +362,11 @@ class Worker:
                 await asyncio.sleep(retry_delay_s(tries, 1.0))
             else:
                 return
+
+    def _subject(self, task: Task) -> str:
+        if self._outbox:
+            return self._outbox.subject(task)
+        return candidate_subject(task.fusion_id, task.round, task.call)
 
     def _refusal(self, task: Task) -> CallFailure | None:
         """Why a task is not even tried; None if it is."""
@@ -360,6 +389,9 @@ class Worker:
         return None
 
     async def _candidate(self, task: Task, make: Make, deliveries: int) -> Candidate | None:
+        # The link may have lost an acknowledgement after the candidate was stored.
+        if self._outbox and deliveries > 1 and await self._outbox.has_candidate(task):
+            return None
         if refusal := self._refusal(task):
             # After a redelivery the cost is unknown: a call may have been made before.
             cost = 0.0 if deliveries == 1 else None
@@ -378,11 +410,7 @@ class Worker:
                 code="poison", message=f"the worker failed: {fault(exc)}", retryable=False
             )
             candidate = failure_candidate(task, failure, provider=self._tier, at=self._clock())
-            await self._bus.publish(
-                candidate_subject(task.fusion_id, task.round, task.call),
-                candidate,
-                only_if_new=True,
-            )
+            await self._bus.publish(self._subject(task), candidate, only_if_new=True)
             raise
 
     def _report(self, candidate: Candidate) -> None:

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from fusewire.testing.nats_server import NatsServer
 from fusewire.testing.postgres import PostgresServer
 from fusewire.topology import BLOB_STORE, topology
 from fusewire_cli.client import Client
-from fusewire_cli.local.runner import Stack
+from fusewire_cli.local.runner import Stack, build_service
 
 MakeBus = Callable[..., Awaitable[Bus]]
 MakeSettings = Callable[..., Settings]
@@ -136,20 +135,31 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 _numbers = itertools.count(1)
 
 
-async def _new_postgres(server: PostgresServer, template: str) -> Database:
+@contextlib.asynccontextmanager
+async def _copy(server: PostgresServer, template: str) -> AsyncIterator[Database]:
+    """A database of a test's own. It is removed after it: a thousand of them fill the memory."""
     name = f"t{next(_numbers)}"
     connection = await asyncpg.connect(server.dsn)
     await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield Database(url=server.url(name))
+    await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
     await connection.close()
-    return Database(url=server.url(name))
+
+
+@pytest.fixture
+async def empty_postgres(postgres: PostgresServer) -> AsyncIterator[Database]:
+    """A PostgreSQL database without tables."""
+    async with _copy(postgres, "template0") as database:
+        yield database
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-async def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
+def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
     """A database without tables, of either kind."""
     if request.param == "sqlite":
         return Database(url=f"sqlite+aiosqlite:///{tmp_path / 'fusewire.db'}")
-    return await _new_postgres(request.getfixturevalue("postgres"), "template0")
+    database: Database = request.getfixturevalue("empty_postgres")
+    return database
 
 
 @pytest.fixture
@@ -161,9 +171,10 @@ def sqlite_database(migrated_sqlite: Path, tmp_path: Path) -> Database:
 
 
 @pytest.fixture
-async def postgres_database(postgres: PostgresServer) -> Database:
+async def postgres_database(postgres: PostgresServer) -> AsyncIterator[Database]:
     """A migrated PostgreSQL database."""
-    return await _new_postgres(postgres, "migrated")
+    async with _copy(postgres, "migrated") as database:
+        yield database
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -275,7 +286,7 @@ async def running() -> Running:
         await bus.stop()
         sock = listen(settings.http)
         host = Host(
-            [_build(s, settings) if isinstance(s, str) else s for s in services],
+            [build_service(s, settings) if isinstance(s, str) else s for s in services],
             sock,
             settings.http,
         )
@@ -288,12 +299,6 @@ async def running() -> Running:
             await host.stop()
 
     return run
-
-
-def _build(name: str, settings: Settings) -> Service:
-    (point,) = entry_points(group="fusewire.services", name=name)
-    service: Service = point.load()(settings)
-    return service
 
 
 @pytest.fixture

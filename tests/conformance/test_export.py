@@ -6,6 +6,7 @@ import gc
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import resource
 import signal
@@ -13,6 +14,7 @@ import sqlite3
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
@@ -500,19 +502,24 @@ def test_without_pyarrow_the_extra_is_named(
     assert "fusewire-cli[parquet]" in refused(export, capsys, planted_sqlite)
 
 
-@pytest.mark.parametrize("text", ["yesterday", "d", "2026-13-01", "99999999999d"])
-def test_a_first_day_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(SystemExit) as ended:
-        command.options(None, text, full=False, prune=False)
-    assert ended.value.code == 2
-
-
 def test_a_first_day_is_a_date_or_a_number_of_days() -> None:
     options = command.options(["v_pair", "v_pair"], "2d", full=False, prune=False)
     assert options.since == options.now.date() - timedelta(days=2)
     assert options.views == ("v_pair",)
     exact = command.options(None, "2026-03-02", full=False, prune=False)
     assert exact.since == date(2026, 3, 2)
+
+
+def test_a_process_of_an_export_does_not_load_pandas(
+    planted_sqlite: Database, tmp_path: Path
+) -> None:
+    """Arrow would, and each process would start a second later."""
+    context = multiprocessing.get_context("spawn")
+    job = days.DayJob(date.fromisoformat(DAYS[0]), ("v_outcome",), FileFormat.parquet, tmp_path)
+    with ProcessPoolExecutor(1, context, days._start_child, (planted_sqlite,)) as pool:
+        (file,) = pool.submit(days._write_in_child, job).result()
+        assert file.rows
+        assert not pool.submit(eval, "'pandas' in __import__('sys').modules").result()
 
 
 def test_several_processes_write_what_alone_one_would(

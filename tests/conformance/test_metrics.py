@@ -205,7 +205,7 @@ async def test_what_waits_for_a_consumer_and_what_it_has_in_hand(make_bus: MakeB
     subscription = await bus.js.pull_subscribe_bind(DISPATCHER_ROUND.name, DISPATCHER_ROUND.stream)
     await subscription.fetch(1)
 
-    await consumers.look(bus.js, [DISPATCHER_ROUND])
+    await consumers.look(bus.js_of, [DISPATCHER_ROUND])
 
     labels = '{stream="FW_ROUND",durable="dispatcher"}'
     assert value(f"fusewire_consumer_pending{labels}") == 2

@@ -16,8 +16,8 @@ from fusewire.loops import BatchLoop, Loop, PriorityLoop, Release, ReleaseLoop
 from fusewire.pull import PullConsumer
 from fusewire.settings import Nats
 from fusewire.testing.eventually import eventually
+from fusewire.testing.link import Link
 from fusewire.testing.nats_server import NatsServer
-from fusewire.testing.slow_line import slow_line
 from fusewire.topology import MAX_DELIVERIES, Durable
 
 MakeBus = Callable[..., Awaitable[Bus]]
@@ -464,8 +464,8 @@ async def test_a_slow_server_is_waited_for(bus: Bus, nats: NatsServer, begin: Be
     async def note(batch: Sequence[Delivery]) -> None:
         deliveries.extend(d.deliveries for d in batch)
 
-    async with slow_line(int(nats.url.rpartition(":")[2]), delay_s=0.3) as port:
-        far = Bus("far", Nats(url=f"nats://127.0.0.1:{port}"), drain_s=2)
+    async with Link(int(nats.url.rpartition(":")[2]), delay_s=0.3) as link:
+        far = Bus("far", Nats(url=f"nats://127.0.0.1:{link.port}"), drain_s=2)
         await far.connect()
         loop = await begin(BatchLoop(far, LOW, note, batch=10))
         await emptied(bus)

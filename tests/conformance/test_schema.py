@@ -160,6 +160,7 @@ async def test_a_new_file_is_opened_while_another_writes_it(tmp_path: Path) -> N
 async def test_a_schema_that_is_newer_than_the_code_is_told_as_such(store: Store) -> None:
     async with store.write() as connection:
         await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        await connection.execute(text("UPDATE schema_compatibility SET oldest_code = '9999'"))
 
     for ask in (migrate.check, migrate.upgrade):
         with pytest.raises(StartupError, match="newer than this code") as caught:

@@ -7,6 +7,7 @@ import pytest
 from nats.aio.msg import Msg
 
 from fusewire.bus import Bus, Delivery
+from fusewire.candidate_lookup import JudgeLookup
 from fusewire.contracts import Candidate, Plan
 from fusewire.errors import Transient
 from fusewire.store.engine import Store
@@ -15,7 +16,6 @@ from fusewire.topology import candidate_subject, plan_subject, stored_subject
 from fusewire_ingest.repository.submissions import Submissions
 from fusewire_judge.candidate_lookup import StoredCandidates
 from fusewire_judge.handlers import Handlers
-from fusewire_worker_remote.candidate_lookup import JudgeLookup
 
 PROMPT = make_prompt()
 CALLS = ("a", "b", "c")
@@ -100,7 +100,7 @@ async def test_without_a_judge_nobody_can_tell(bus: Bus) -> None:
 async def test_a_judge_without_its_database_tells_nothing(
     bus: Bus, judge: Judge, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fusewire_worker_remote.candidate_lookup.ASK_S", 0.3)
+    monkeypatch.setattr("fusewire.candidate_lookup.ASK_S", 0.3)
     monkeypatch.setattr(store, "run", _down)
 
     with pytest.raises(Transient, match="TimeoutError"):

@@ -48,6 +48,15 @@ async def test_a_question_is_looked_up(full_store: Store, question: str) -> None
         assert [step for step in steps if "ix_outcomes_day" in step]
 
 
+async def test_the_candidates_of_a_period_are_looked_up(full_store: Store) -> None:
+    """Other events have far fewer rows, which are read through."""
+    question = "SELECT COUNT(*) FROM v_event WHERE at >= '2026-03-01' AND at < '2026-03-02'"
+    steps = await plan(full_store, question)
+
+    assert [step for step in steps if "ix_candidates_received" in step]
+    assert not [step for step in steps if step.endswith("SCAN candidates")]
+
+
 async def test_costs_of_answers_are_added_up_without_their_texts(full_store: Store) -> None:
     steps = await plan(full_store, "SELECT model, SUM(cost_usd) FROM v_answer GROUP BY model")
 

@@ -53,4 +53,4 @@ def test_members_are_left_out_and_a_replay_calls_the_judge_alone_and_once(
     assert "pool 'closed' has no outcomes to look at" in empty.stderr
     bad = cli.run("ablate", "default", "--since", "yesterday")
     assert bad.returncode == 2
-    assert "--since yesterday cannot be read" in bad.stderr
+    assert "'yesterday' is no period" in bad.stderr

@@ -229,6 +229,8 @@ def test_config_check_and_doctor_say_what_they_found(cli: Cli) -> None:
     found = json.loads(cli.run("doctor", "--json").stdout)
     assert {f["check"] for f in found} >= {"config", "python", "disk", "nats", "database", "model"}
     assert not [f for f in found if f["state"] == "fault"]
+    shared = json.loads(cli.run("doctor", "--shared", "--json").stdout)
+    assert {f["check"] for f in shared} == {"nats", "database"}
 
 
 def test_config_check_tells_a_model_without_its_key(cli: Cli) -> None:

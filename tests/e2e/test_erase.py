@@ -7,9 +7,12 @@ import signal
 import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from fusewire.testing.command_line import Cli, address
+from fusewire.testing.eventually import until
+from fusewire_cli.local.process import ProcessRecord
 
 
 @pytest.fixture
@@ -91,6 +94,25 @@ def test_one_that_was_killed_is_gone_on_with(cli: Cli, canary: str) -> None:
     assert report["erasure_id"] == cut["erasure_id"]
     assert report["counts"]["sql.fusions"] == 300
     assert list(held(cli, canary)) == []
+
+
+def test_a_killed_one_leaves_no_broker(cli: Cli, canary: str) -> None:
+    """Not even one that was just being started."""
+    store(cli, canary, "mine")
+    with cli.start("erase", "--tenant", "default", "--yes") as process:
+        until(lambda: brokers(process.pid), "a broker")
+        (broker,) = brokers(process.pid)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+        until(lambda: broker.find() is None, "the broker's end")
+
+
+def brokers(pid: int) -> list[ProcessRecord]:
+    """The nats-servers that a command runs."""
+    children = psutil.Process(pid).children()
+    records = [ProcessRecord.of(child.pid) for child in children if child.name() == "nats-server"]
+    return [record for record in records if record]
 
 
 def begun(cli: Cli) -> bool:

@@ -2,10 +2,9 @@
 
 import asyncio
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, NoReturn
 
 from sqlalchemy import bindparam, text
@@ -30,6 +29,7 @@ from fusewire_cli.client import Client
 from fusewire_cli.fusing import run
 from fusewire_cli.screen import fail, note
 from fusewire_cli.session import client, settings
+from fusewire_cli.since import since_time
 
 REPLAY_TENANT = "default"
 """Whose prompts are judged again unless --tenant says otherwise: those that no key submitted."""
@@ -43,8 +43,6 @@ _POOLS = text("SELECT DISTINCT pool FROM v_pool_day ORDER BY pool")
 _REPLAYED = text("SELECT batch_id, custom_id FROM v_outcome WHERE batch_id IN :batches").bindparams(
     bindparam("batches", expanding=True)
 )
-_PERIOD = re.compile(r"(\d{1,5})([hdw])")
-_HOURS = {"h": 1, "d": 24, "w": 168}
 
 
 @dataclass(frozen=True)
@@ -114,13 +112,7 @@ def _order(value: MemberValue) -> tuple[float, float, str]:
 
 def run_ablate(pool: str, since: str | None, *, as_json: bool, **options: Any) -> None:
     """Read the options and run."""
-    since_at = None
-    if since is not None:
-        try:
-            since_at = parse_since(since, datetime.now(UTC))
-        except (ValueError, OverflowError):
-            fail(f"--since {since} cannot be read", "give 12h, 28d, 4w, or a date as 2026-11-30")
-    ablate(AblationOptions(pool, since_at, **options), as_json=as_json)
+    ablate(AblationOptions(pool, since_time(since), **options), as_json=as_json)
 
 
 def ablate(options: AblationOptions, *, as_json: bool) -> None:
@@ -161,22 +153,6 @@ def _document(
         "left_out": ablation.left_out,
         "members": [asdict(value) | {"is_estimate": value.is_estimate} for value in values],
     }
-
-
-def parse_since(value: str, now: datetime) -> datetime:
-    """The time that `--since` means: `12h`, `28d`, `4w`, or an ISO date or time, in UTC.
-
-    >>> parse_since("2d", datetime(2026, 1, 3, tzinfo=UTC)).isoformat()
-    '2026-01-01T00:00:00+00:00'
-
-    Raises:
-        ValueError: it is none of these.
-    """
-    period = _PERIOD.fullmatch(value)
-    if period:
-        return now - timedelta(hours=int(period.group(1)) * _HOURS[period.group(2)])
-    at = datetime.fromisoformat(value)
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 # -- reading ----------------------------------------------------------------------------------

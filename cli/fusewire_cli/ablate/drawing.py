@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from fusewire.analysis.ablation import MemberValue, Rate
 from fusewire.analysis.measures import LEAST_N
+from fusewire_cli.money import usd
 
 WIDTH = 80
 UNSEEN = "–"
@@ -46,7 +47,7 @@ def _rows(values: Sequence[MemberValue]) -> str:
             mark + points(value.loss),
             mark + percent(value.changed),
             percent(value.sole_right),
-            money(value.cost_per_1000_usd),
+            usd(value.cost_per_1000_usd),
             UNSEEN if value.saved_ms is None else f"{value.saved_ms:,.0f}",
         )
     file = io.StringIO()
@@ -65,11 +66,6 @@ def points(rate: Rate) -> str:
 def percent(rate: Rate) -> str:
     """A share in percent."""
     return UNSEEN if rate.value is None else f"{100 * rate.value:.1f} %"
-
-
-def money(usd: float | None) -> str:
-    """An amount; "?" if it is unknown."""
-    return "?" if usd is None else f"{usd:,.2f}"
 
 
 def verdict(value: MemberValue) -> str:

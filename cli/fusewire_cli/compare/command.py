@@ -3,9 +3,8 @@
 import asyncio
 import dataclasses
 import json
-import re
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +15,7 @@ from fusewire.store.analyst import Analyst, QueryError
 from fusewire_cli.compare import reading, terminal
 from fusewire_cli.screen import EXIT_SOME_FAILED, fail, note
 from fusewire_cli.session import settings
+from fusewire_cli.since import since_time
 
 TIMEOUT_S = 300.0
 
@@ -36,7 +36,7 @@ def select(
     if models and pools:
         fail("--models and --pools contradict each other", "leave one out")
     kind: reading.Kind | None = "models" if models else None
-    return reading.Selection("pools" if pools else kind, pool, judge, parse_since(since))
+    return reading.Selection("pools" if pools else kind, pool, judge, since_time(since))
 
 
 def run(a: str, b: str, selection: reading.Selection, rules: Rules, output: Output) -> None:
@@ -88,18 +88,3 @@ def as_json(comparison: Comparison) -> str:
 
 def _plain(value: Any) -> str:
     return value.isoformat() if isinstance(value, datetime) else str(value)
-
-
-def parse_since(text: str | None) -> datetime | None:
-    """A time from `7d`, `12h` or an ISO 8601 date or time (UTC, if it names no zone)."""
-    if text is None:
-        return None
-    if match := re.fullmatch(r"(\d{1,5})([dh])", text):
-        count = int(match[1])
-        span = timedelta(days=count) if match[2] == "d" else timedelta(hours=count)
-        return datetime.now(UTC) - span
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        fail(f"--since cannot be '{text}'", "write 7d, 12h, or a date such as 2026-11-01")
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time

@@ -1,10 +1,13 @@
 """The figures of a comparison as words, for the terminal and for the page."""
 
+from collections.abc import Callable
+
 from fusewire.analysis.compare.comparison import Comparison
 from fusewire.analysis.compare.cost_lens import Price
 from fusewire.analysis.compare.human import HumanVotes
 from fusewire.analysis.compare.verdict import Header, Look
 from fusewire.analysis.measures import LEAST_N, Interval
+from fusewire_cli.money import usd
 
 DASH = "–"
 RULE = (
@@ -46,13 +49,11 @@ def round_up(count: int) -> int:
     return -(-count // step) * step
 
 
-def interval(bounds: Interval | None, form: str = "+z.1f", scale: float = 1.0) -> str:
+def interval(bounds: Interval | None, show: Callable[[float], str] = "{:+z.1f}".format) -> str:
     """`+1.2 (-0.3 to +2.7)`."""
     if bounds is None:
         return DASH
-    value, low, high = (
-        format(scale * number, form) for number in (bounds.value, bounds.low, bounds.high)
-    )
+    value, low, high = map(show, (bounds.value, bounds.low, bounds.high))
     return f"{value} ({low} to {high})"
 
 
@@ -66,22 +67,18 @@ def cost(look: Look) -> tuple[str, str]:
     """The difference in cost, and what each costs."""
     if look.interval is None or look.a is None or look.b is None:
         return DASH, f"{look.n:,} prompts have both prices; {LEAST_N} are the least"
-    text = f"{interval(look.interval, '+z.4g', 1000)} USD per 1,000 prompts"
-    return text, f"A {usd(1000 * look.a)}, B {usd(1000 * look.b)}"
+    text = interval(look.interval, lambda amount: usd(1000 * amount, "+z"))
+    return f"{text} USD per 1,000 prompts", f"A {usd(1000 * look.a)}, B {usd(1000 * look.b)}"
 
 
 def latency(look: Look) -> tuple[str, str]:
     """The median difference in latency, and both medians."""
     if look.interval is None or look.a is None or look.b is None:
         return DASH, f"{look.n:,} prompts have both latencies; {LEAST_N} are the least"
-    return f"{interval(look.interval, '+z,.0f')} ms", f"medians: A {look.a:,.0f}, B {look.b:,.0f}"
-
-
-def usd(amount: float | None) -> str:
-    """An amount with three digits or more; a dash if it is unknown."""
-    if amount is None:
-        return DASH
-    return f"{amount:,.2f}" if amount >= 1 or amount == 0 else f"{amount:.3g}"
+    return (
+        f"{interval(look.interval, '{:+z,.0f}'.format)} ms",
+        f"medians: A {look.a:,.0f}, B {look.b:,.0f}",
+    )
 
 
 def price(side: Price) -> str:

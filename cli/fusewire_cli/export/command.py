@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 from fusewire.settings import Database
@@ -20,6 +20,7 @@ from fusewire_cli.export.reading import Reader
 from fusewire_cli.export.writing import missing_library
 from fusewire_cli.screen import EXIT_FAULT, RowFormat, fail, note, rows
 from fusewire_cli.session import settings
+from fusewire_cli.since import since_time
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,10 @@ class Options:
 
 def options(views: Sequence[str] | None, since: str | None, *, full: bool, prune: bool) -> Options:
     """What a user asks for, as the command line says it."""
-    now = datetime.now(UTC)
     names = tuple(dict.fromkeys(views or selects.DEFAULT))
-    return Options(now, names, _first_day(since, now), full=full, prune=prune)
+    start = since_time(since)
+    first_day = start.date() if start else None
+    return Options(datetime.now(UTC), names, first_day, full=full, prune=prune)
 
 
 @dataclass
@@ -203,18 +205,6 @@ def _fingerprint(database: Database) -> str:
         name = str(Path(name).resolve())
     address = f"{url.get_backend_name()}://{url.host}:{url.port}/{name}"
     return hashlib.sha256(address.encode()).hexdigest()[:12]
-
-
-def _first_day(text: str | None, now: datetime) -> date | None:
-    """The first day of `--since`: a date, or a number of days before today, such as `7d`."""
-    if text is None:
-        return None
-    try:
-        if text.endswith("d"):
-            return now.date() - timedelta(days=int(text[:-1]))
-        return date.fromisoformat(text)
-    except (ValueError, OverflowError):
-        fail(f"--since {text} is neither a day nor a number of days", "write 2026-11-30 or 7d")
 
 
 @contextlib.contextmanager

@@ -26,7 +26,8 @@ from fusewire_cli.export.manifest import Stamp
 
 BATCH_BYTES = 8 * 1024**2
 """About what a batch of rows holds, so that memory does not grow with the length of answers."""
-_FIRST_ROWS, _MOST_ROWS = 200, 5_000
+_FIRST_ROWS, _MOST_ROWS = 200, 1_000
+"""More at once would be out of the processor's caches before they are columns."""
 _CACHE_KIB = 65_536
 _CONNECT_S = 5
 

@@ -29,8 +29,8 @@ class Guard:
         """The file descriptor that every user of the broker keeps open while it runs."""
         return self._write
 
-    async def watch(self, broker: ProcessRecord) -> None:
-        """Guard this broker in place of the last; start the guard if it does not run."""
+    async def start(self) -> None:
+        """Start the guard, if it does not run: before the broker, to watch it at once."""
         if self._process is None or self._process.returncode is not None:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "fusewire_cli.local.guard",
@@ -38,11 +38,15 @@ class Guard:
                 stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
                 start_new_session=True,
             )  # fmt: skip
-        os.write(self._write, f"{broker.encode()}\n".encode())
+
+    def watch(self, pid: int) -> None:
+        """Guard the broker that has this id, in place of the last."""
+        if broker := ProcessRecord.of(pid):
+            os.write(self._write, f"{broker.encode()}\n".encode())
 
     @property
     def has_ended(self) -> bool:
-        """Whether the guard has ended before its time, so that `watch` has to start it again."""
+        """Whether the guard has ended before its time, so that it has to be started again."""
         return self._process is not None and self._process.returncode is not None
 
     async def stop(self, within_s: float) -> None:

@@ -16,6 +16,7 @@ from nats.errors import Error as NatsError
 
 from fusewire.errors import StartupError
 from fusewire.topology import ATTEMPT_BUCKET
+from fusewire_cli.local.guard import Guard
 
 BINARY_ENV = "FUSEWIRE_NATS_SERVER"
 READY_S = 20.0
@@ -100,8 +101,12 @@ class EmbeddedNats:
         """Whether the process lives."""
         return self._process is not None and self._process.returncode is None
 
-    async def start(self) -> None:
+    async def start(self, guard: Guard | None = None) -> None:
         """Start it and wait until it accepts connections. A restart takes the same port.
+
+        Args:
+            guard: runs already, and ends the server if this process is killed, from its first
+                moment on.
 
         Raises:
             StartupError: it ended, was not ready in time, or another server uses the store.
@@ -123,6 +128,8 @@ class EmbeddedNats:
                 pass_fds=(lock.fileno(),),
                 env={"GOGC": GOGC, **os.environ},
             )  # fmt: skip
+            if guard:
+                guard.watch(self._process.pid)
         deadline = time.monotonic() + READY_S
         while time.monotonic() < deadline:
             if not self.is_running:

@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 import fcntl
+import functools
 import os
 import socket
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoints, entry_points
 from typing import IO, Any
 
 import structlog
@@ -20,7 +21,8 @@ from fusewire.service import Host, Service
 from fusewire.settings import Settings
 from fusewire.store import migrate
 from fusewire.store.engine import Store
-from fusewire.topology import FULL_STORAGE_MB, topology
+from fusewire.topology import FULL_STORAGE_MB, Topology, site_topology, topology
+from fusewire_cli import local_models
 from fusewire_cli.local import process, run_file
 from fusewire_cli.local.children import Children
 from fusewire_cli.local.guard import Guard
@@ -61,6 +63,11 @@ def storage_mb(settings: Settings) -> int:
     return measured_mb(EmbeddedNats(settings.data_dir).store)
 
 
+def _hub_topology(settings: Settings) -> Topology:
+    models = {name: model.kind for name, model in settings.models.items()}
+    return topology(models, settings.pools, settings.nats.replicas, storage_mb(settings))
+
+
 async def apply_topology(
     settings: Settings, nats_url: str | None = None
 ) -> list[provision.TopologyChange]:
@@ -77,26 +84,27 @@ async def apply_topology(
         StartupError: NATS does not answer.
     """
     nats = settings.nats.model_copy(update={"url": nats_url}) if nats_url else settings.nats
-    models = {name: model.kind for name, model in settings.models.items()}
-    target = topology(models, settings.pools, nats.replicas, storage_mb(settings))
+    target = site_topology() if nats.site else _hub_topology(settings)
     bus = Bus("ops", nats)
     await bus.connect(timeout_s=5)
     try:
-        return await provision.apply(bus.js, target)
+        return await provision.apply(bus.js_of(target.streams[0].name), target)
     finally:
         await bus.stop()
 
 
-async def upgrade_database(settings: Settings) -> tuple[str | None, str | None]:
-    """Migrate the database. Returns the schema version before and after.
+async def upgrade_database(
+    settings: Settings, *, allow_newer: bool = False
+) -> tuple[str | None, str | None]:
+    """Migrate the database; see `migrate.upgrade`. Returns the schema version before and after.
 
     Raises:
-        StartupError: the database does not answer.
+        StartupError: the database does not answer, or has a newer schema.
     """
     store = Store(settings.database, is_patient=True)
     try:
         await store.ping()
-        return await migrate.upgrade(store)
+        return await migrate.upgrade(store, allow_newer=allow_newer)
     finally:
         await store.close()
 
@@ -148,6 +156,8 @@ class Stack:
             raise
 
     async def _start(self) -> None:
+        if "worker-edge" in service_names(self._settings) and not local_models.are_supported():
+            raise StartupError(local_models.WHAT, local_models.MEND)
         data_dir = self._settings.data_dir
         data_dir.mkdir(parents=True, exist_ok=True)
         self._take_folder()
@@ -200,15 +210,15 @@ class Stack:
         """Start the embedded broker, if one is configured. Returns its address."""
         if self._nats is None:
             return None
-        await self._nats.start()
-        await self._note_processes()
+        assert self._guard is not None
+        await self._guard.start()
+        await self._nats.start(self._guard)
+        self._note_processes()
         return self._nats.url
 
-    async def _note_processes(self) -> None:
-        """Tell the guard and the run file which processes there are now."""
+    def _note_processes(self) -> None:
+        """Tell the run file which processes there are now."""
         broker = ProcessRecord.of(self._nats.pid) if self._nats else None
-        if broker and self._guard:
-            await self._guard.watch(broker)
         pids = self._children.pids.values() if self._children else ()
         services = [ProcessRecord.of(pid) for pid in pids]
         run_file.note_processes(self._settings.data_dir, filter(None, [*services, broker]))
@@ -223,13 +233,15 @@ class Stack:
     async def _start_services(self, settings: Settings, sock: socket.socket) -> None:
         names = service_names(settings)
         if not self._processes:
-            self._host = Host([_build(name, settings) for name in names], sock, settings.http)
+            self._host = Host(
+                [build_service(name, settings) for name in names], sock, settings.http
+            )
             await self._host.start()
             return
         assert self._guard is not None
         self._children = Children(settings, sock, self._guard.keep_open_fd)
         await self._children.start(names)
-        await self._note_processes()
+        self._note_processes()
         await self._children.ready(settings.http.host, READY_S)
 
     async def faulty(self) -> list[str]:
@@ -278,11 +290,15 @@ class Stack:
                 failed_probes = 0
 
     async def _restart_ended(self) -> None:
-        has_changed = self._guard is not None and self._guard.has_ended
+        has_changed = False
+        if self._nats and self._guard and self._guard.has_ended:
+            await self._guard.start()
+            if self._nats.is_running:
+                self._guard.watch(self._nats.pid)
         if self._nats and not self._nats.is_running:
             log.warning("up.restarted", what="nats-server")
             with contextlib.suppress(StartupError):
-                await self._nats.start()
+                await self._nats.start(self._guard)
                 has_changed = True
                 # If its store was wiped, the streams are missing; otherwise this changes nothing.
                 await apply_topology(self._settings, self._nats.url)
@@ -292,7 +308,7 @@ class Stack:
                 await self._children.spawn(name)
                 has_changed = True
         if has_changed:
-            await self._note_processes()
+            self._note_processes()
 
     async def stop(self) -> None:
         """Drain and stop everything, within `stop_s`."""
@@ -317,7 +333,13 @@ class Stack:
             self._lock.close()
 
 
-def _build(name: str, settings: Settings) -> Service:
-    (entry_point,) = entry_points(group="fusewire.services", name=name)
-    build: Callable[[Settings], Service] = entry_point.load()
+def build_service(name: str, settings: Settings) -> Service:
+    """The service of this name, not started."""
+    build: Callable[[Settings], Service] = _entry_points()[name].load()
     return build(settings)
+
+
+@functools.cache
+def _entry_points() -> EntryPoints:
+    """All services; finding them reads the metadata of each package that is installed."""
+    return entry_points(group="fusewire.services")

@@ -3,6 +3,7 @@
 import csv
 import io
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -22,7 +23,7 @@ GROUP_BYTES = 32 * 1024**2
 """A row group of Parquet ends at either: this is what is kept in memory."""
 
 
-class Writer:
+class Writer(ABC):
     """Writes a result to a binary stream. The end of the block completes it."""
 
     def __init__(self, stream: IO[bytes], columns: Sequence[ResultColumn]) -> None:
@@ -30,11 +31,11 @@ class Writer:
         self._columns = columns
         self._names = tuple(column.name for column in columns)
 
+    @abstractmethod
     def write(self, rows: Sequence[Row]) -> None:
         """Take some rows."""
-        raise NotImplementedError
 
-    def finish(self) -> None:
+    def finish(self) -> None:  # noqa: B027 - CSV ends with its last row
         """Write what stands after the last row."""
 
     def __enter__(self) -> Self:
@@ -154,7 +155,7 @@ def _open_parquet(
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        fail("Parquet needs pyarrow", "install fusewire-cli[analyst]")
+        fail("Parquet needs pyarrow", "install fusewire-cli[parquet]")
     types = {
         "integer": pa.int64(),
         "real": pa.float64(),

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from fusewire_cli.options import JsonOption, SinceOption
 from fusewire_cli.screen import clear_errors
 
 app = typer.Typer(
@@ -28,15 +29,6 @@ class CostGroup(StrEnum):
 
 PoolOption = Annotated[str | None, typer.Option("--pool", help="Only this pool.")]
 JudgeOption = Annotated[str | None, typer.Option("--judge", help="Only as this model judged.")]
-SinceOption = Annotated[
-    str | None,
-    typer.Option(
-        "--since",
-        metavar="PERIOD",
-        help="7d, 24h, 2w or 2026-11-01: whole UTC days until now. The default is all days.",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -104,9 +96,7 @@ def cost(
 
 @app.command()
 def drift(
-    since: Annotated[
-        str, typer.Option("--since", metavar="PERIOD", help="The recent period, until now.")
-    ] = "7d",
+    since: SinceOption = "7d",
     vs: Annotated[
         str,
         typer.Option(
@@ -118,7 +108,7 @@ def drift(
 ) -> None:
     """Compare a recent period with an earlier one: what differs, and did the configuration?
 
-    Periods are 7d, 24h, 2w or 2026-11-01, as whole UTC days. Each difference has a 95 % interval.
+    Each difference has a 95 % interval.
 
     Exit codes: 0 reported, also where there are no outcomes, 1 fault, 2 bad input.
     """

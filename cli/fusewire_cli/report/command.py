@@ -4,14 +4,13 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import TypeVar
 
 from fusewire.analysis.reports.cost import CostKey, cost_report
 from fusewire.analysis.reports.drift import DriftRows, drift_report
 from fusewire.analysis.reports.judge import judge_report
 from fusewire.analysis.reports.leaderboard import LeaderboardOptions, leaderboard
-from fusewire.analysis.reports.period import Period, parse_first_day, parse_periods
+from fusewire.analysis.reports.period import Period, parse_period, parse_periods
 from fusewire.analysis.reports.pool import pool_report
 from fusewire.analysis.reports.rows import plain
 from fusewire.settings import Settings
@@ -22,6 +21,7 @@ from fusewire_cli.report.page import Page
 from fusewire_cli.report.reading import ReportFilter
 from fusewire_cli.screen import EXIT_FAULT, fail, note
 from fusewire_cli.session import settings
+from fusewire_cli.since import read as read_since
 
 SEED = 20261201
 """Of the bootstrap, so that the same outcomes give the same report."""
@@ -96,23 +96,12 @@ def run_pool(options: ReportOptions) -> None:
     _finish(report, options, show.show_pool, is_empty=not report.pools)
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
 def _period(since: str | None) -> Period:
-    now = _now()
-    try:
-        return Period(parse_first_day(since, now) if since is not None else None, now.date())
-    except ValueError as exc:
-        fail(str(exc), "--since takes 7d, 24h, 2w or 2026-11-01")
+    return read_since(lambda now: parse_period(since, now))
 
 
 def _periods(since: str, vs: str) -> tuple[Period, Period]:
-    try:
-        return parse_periods(since, vs, _now())
-    except ValueError as exc:
-        fail(str(exc), "--since and --vs take 7d, 24h, 2w or 2026-11-01")
+    return read_since(lambda now: parse_periods(since, vs, now))
 
 
 def _families(config: Settings) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Bars, intervals and numbers as text, for terminals of 80 columns."""
 
 from fusewire.analysis.measures import Interval, Rate
+from fusewire_cli.money import usd
 
 DASH = "–"
 BLOCKS = " ▏▎▍▌▋▊▉█"
@@ -55,13 +56,6 @@ def rate_text(rate: Rate | None) -> str:
     if rate is None or not rate.n:
         return DASH
     return f"{percent(rate.value)} ({100 * rate.low:.1f}–{100 * rate.high:.1f})"
-
-
-def usd(amount: float | None) -> str:
-    """An amount with as many digits as tell it from 0; `unknown` for None."""
-    if amount is None:
-        return "unknown"
-    return f"{amount:,.2f}" if abs(amount) >= 10 else f"{amount:.4f}"
 
 
 def usd_interval(mean: Interval | None) -> str:

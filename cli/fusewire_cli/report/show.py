@@ -11,13 +11,13 @@ from fusewire.analysis.reports.leaderboard import (
     RankRow,
 )
 from fusewire.analysis.reports.pool import AblationRow, LiftRow, PoolReport, PoolRow
+from fusewire_cli.money import usd
 from fusewire_cli.report.drawing import (
     DASH,
     interval,
     milliseconds,
     percent,
     rate_text,
-    usd,
 )
 from fusewire_cli.report.page import Page, PageTable
 

@@ -2,7 +2,8 @@
 
 from fusewire.analysis.reports.cost import CallCostRow, CostKey, CostReport, CostRow
 from fusewire.analysis.reports.drift import DriftFigure, DriftReport, Estimate, PoolDrift, Unit
-from fusewire_cli.report.drawing import DASH, bar, milliseconds, percent, usd, usd_interval
+from fusewire_cli.money import usd
+from fusewire_cli.report.drawing import DASH, bar, milliseconds, percent, usd_interval
 from fusewire_cli.report.page import Page, PageTable
 
 BAR = 16
@@ -139,4 +140,4 @@ def _estimate_text(estimate: Estimate, unit: Unit) -> str:
 def _with_sign(value: float, unit: Unit) -> str:
     if unit == "share":
         return f"{100 * value:+.1f}"
-    return f"{value:+.4f}" if unit == "usd" else f"{value:+.0f}"
+    return usd(value, "+z") if unit == "usd" else f"{value:+.0f}"

@@ -3,6 +3,9 @@
 A folder holds `model.onnx` and its external data, the tokenizer, a `genai_config.json`, and our
 `manifest.json`, which lists every file with its hash. Loading a model runs a stranger's program on
 a stranger's data, so no file is opened for that before `verify` has accepted the folder.
+
+`python -m fusewire_worker_edge.folder FOLDER[=SHA256]…` verifies folders, whose manifest must have
+that hash if one is given; it is what an init container runs.
 """
 
 import fcntl
@@ -10,13 +13,16 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fusewire.errors import EXIT_BAD_INPUT
 
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
@@ -240,6 +246,23 @@ def verify(folder: Path) -> Manifest:
     return manifest
 
 
+def verify_pinned(folder: Path, manifest_sha256: str) -> Manifest:
+    """Verify a folder whose manifest must have this hash, so that no other model takes its place.
+
+    Raises:
+        ModelFolderError: a check failed.
+    """
+    read_manifest(folder)
+    actual = hash_file(folder, MANIFEST).sha256
+    if actual != manifest_sha256:
+        raise ModelFolderError(
+            folder,
+            f"'{MANIFEST}' has the hash {actual}, and {manifest_sha256} is expected",
+            "put the expected model there, or expect this one",
+        )
+    return verify(folder)
+
+
 def list_models(root: Path) -> list[ListedFolder]:
     """List the model folders directly under `root` by name. Reads manifests only, no weights."""
     if not root.is_dir():
@@ -304,3 +327,21 @@ def _sync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Verify folders, each `FOLDER` or `FOLDER=SHA256`; exit with code 2 at the first fault."""
+    if not arguments:
+        sys.exit("name folders: python -m fusewire_worker_edge.folder FOLDER[=SHA256] …")
+    for argument in arguments:
+        path, has_hash, sha256 = argument.rpartition("=")
+        try:
+            manifest = verify_pinned(Path(path), sha256) if has_hash else verify(Path(argument))
+        except ModelFolderError as exc:
+            sys.stderr.write(f"fusewire: {exc.folder}: {exc.what}\nfusewire: {exc.mend}\n")
+            sys.exit(EXIT_BAD_INPUT)
+        sys.stdout.write(f"{argument}: {len(manifest.files)} files as in the manifest\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -6,9 +6,11 @@ from datetime import UTC, datetime
 from fusewire.bus_service import BusService
 from fusewire.errors import StartupError
 from fusewire.settings import EdgeModel, Settings
+from fusewire.topology import FORWARDER
 from fusewire.worker import Worker
 from fusewire_worker_edge.folder import ModelFolderError, verify
 from fusewire_worker_edge.generate import EdgeGenerate
+from fusewire_worker_edge.outbox import Forwarder, Outbox
 
 AHEAD = 1
 """Tasks to fetch per model beyond its slots, so that a free slot never waits for the bus."""
@@ -21,6 +23,7 @@ class WorkerEdge(BusService):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
+        self._worker: Worker | None = None
         self._models = {
             name: model for name, model in settings.models.items() if isinstance(model, EdgeModel)
         }
@@ -45,11 +48,29 @@ class WorkerEdge(BusService):
         await self.bus.connect()
         generate = EdgeGenerate(self._models, clock)
         task_limits = {name: model.slots + AHEAD for name, model in self._models.items()}
+        outbox = Outbox(self.bus) if self.bus.site else None
         worker = Worker(
-            self.bus, generate, task_limits, tier="edge", clock=clock, on_cancel=generate.cancel
+            self.bus,
+            generate,
+            task_limits,
+            tier="edge",
+            clock=clock,
+            on_cancel=generate.cancel,
+            outbox=outbox,
         )
-        self.loops = [worker]
-        await worker.start()
+        self.loops, self._worker = [worker], worker
+        if outbox:
+            await self.bus.require(FORWARDER)
+            self.loops.append(Forwarder(self.bus).loop())
+        for loop in self.loops:
+            await loop.start()
+
+    def unready(self) -> list[str]:
+        """Why it should get no work now."""
+        reasons = super().unready()
+        if self._worker and self._worker.is_cut_off():
+            reasons.append("the hub is out of reach; answers wait in the outbox")
+        return reasons
 
 
 def build(settings: Settings) -> WorkerEdge:

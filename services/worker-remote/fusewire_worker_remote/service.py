@@ -7,10 +7,10 @@ import socket
 from datetime import UTC, datetime
 
 from fusewire.bus_service import BusService
+from fusewire.candidate_lookup import JudgeLookup
 from fusewire.settings import RemoteModel, Settings
 from fusewire.topology import BLOB_STORE, DIALECT_BUCKET, LEDGER_BUCKET
 from fusewire.worker import Worker
-from fusewire_worker_remote.candidate_lookup import JudgeLookup
 from fusewire_worker_remote.dialects import KvDialects
 from fusewire_worker_remote.generate import RemoteGenerate
 from fusewire_worker_remote.ledger_kv import KvLedger

@@ -13,6 +13,9 @@ Status = Literal["fused", "selected", "voted", "single", "failed", "expired", "c
 `single`: there was one."""
 ANSWERED: tuple[Status, ...] = ("fused", "selected", "voted", "single")
 """Statuses of outcomes that have an answer."""
+VOTES_BESIDE_MEMBERS = ("fused", "tie", "none")
+"""What people may vote for beside the members: the outcome's own answer, several equally good ones,
+no good one. No member may be called so."""
 
 ParseStage = Literal["strict", "repaired", "reasked", "fallback"]
 """How the judge's output was read: as written, repaired, after a second request, or not at all."""

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from sqlalchemy import Connection, bindparam, inspect, text
+from sqlalchemy import Connection, bindparam, delete, insert, inspect, select, text
 from sqlalchemy.exc import DBAPIError
 
 from fusewire.errors import EXIT_STORED, StartupError, Transient
 from fusewire.store import summaries
 from fusewire.store.engine import Store
+from fusewire.store.tables import schema_compatibility
 from fusewire.store.views import CONTRACT, VIEWS, View
 
 if TYPE_CHECKING:
@@ -70,8 +71,12 @@ async def current(store: Store) -> str | None:
         return await connection.run_sync(query)
 
 
-async def upgrade(store: Store) -> tuple[str | None, str | None]:
+async def upgrade(store: Store, *, allow_newer: bool = False) -> tuple[str | None, str | None]:
     """Migrate to the newest version and update the views; idempotent.
+
+    Args:
+        store: the database.
+        allow_newer: whether a newer schema on which this code may run is left as it is.
 
     Returns:
         The version before and after.
@@ -81,7 +86,9 @@ async def upgrade(store: Store) -> tuple[str | None, str | None]:
             migration.
     """
     before = await current(store)
-    _refuse_newer(before)
+    if _is_newer(before):
+        await _check_newer(store, before, is_allowed=allow_newer)
+        return before, before
 
     def migrate(connection: Connection) -> None:
         if not store.is_sqlite:
@@ -110,39 +117,76 @@ async def upgrade(store: Store) -> tuple[str | None, str | None]:
 def _migrate(connection: Connection, before: str | None) -> None:
     from alembic import command  # noqa: PLC0415 - takes a second or two that only a migration needs
 
-    command.upgrade(_config(connection), "head")
+    config = _config(connection)
+    command.upgrade(config, "head")
+    _store_oldest_code(connection, config)
     if (before or "") < FIRST_WITH_SUMS:
         summaries.rebuild(connection)
 
 
-def _refuse_newer(have: str | None) -> None:
-    if have is not None and have > head():
-        raise StartupError(
-            f"the database is at schema {have}, which is newer than this code, which knows"
-            f" {head()}",
-            "run the newer Fusewire; a schema does not go back by itself",
-            EXIT_STORED,
-        )
+def _store_oldest_code(connection: Connection, config: "Config") -> None:
+    """Store the oldest code that may run on this schema.
+
+    A migration names it as `oldest_code`; of one that names none, older code is refused.
+    """
+    from alembic.script import ScriptDirectory  # noqa: PLC0415 - see `_migrate`
+
+    scripts = ScriptDirectory.from_config(config).walk_revisions()
+    oldest_code = max(getattr(script.module, "oldest_code", script.revision) for script in scripts)
+    schema_compatibility.create(connection, checkfirst=True)
+    connection.execute(delete(schema_compatibility))
+    connection.execute(insert(schema_compatibility).values(oldest_code=oldest_code))
+
+
+def _is_newer(have: str | None) -> bool:
+    return have is not None and have > head()
+
+
+async def _check_newer(store: Store, have: str | None, *, is_allowed: bool) -> None:
+    """Check that this code may run on a newer schema (docs/decisions/0050).
+
+    Raises:
+        StartupError: it may not, or it is not allowed here.
+    """
+
+    def query(connection: Connection) -> str | None:
+        if not inspect(connection).has_table(schema_compatibility.name):
+            return None
+        return connection.execute(select(schema_compatibility.c.oldest_code)).scalar()
+
+    async with store.read() as connection:
+        oldest_code = await connection.run_sync(query)
+    if is_allowed and oldest_code is not None and oldest_code <= head():
+        return
+    raise StartupError(
+        f"the database is at schema {have}, which is newer than this code, which knows {head()}",
+        "run the newer Fusewire; a schema does not go back by itself",
+        EXIT_STORED,
+    )
 
 
 def _sqlstate(exc: BaseException | None) -> str | None:
     return getattr(getattr(exc, "orig", None), "sqlstate", None)
 
 
-async def check(store: Store, *, wait_s: float = 0.0) -> None:
-    """Check that the database answers and has the schema that this code needs.
+async def check(store: Store, *, wait_s: float = 0.0, exact: bool = False) -> None:
+    """Check that the database answers and has a schema on which this code may run.
 
     Args:
         store: the database.
         wait_s: how long to wait for its answer.
+        exact: whether a newer schema is refused though this code may run on it, because who calls
+            has to know every table.
 
     Raises:
         StartupError: it does not answer, or has another schema.
     """
     await _wait_for_answer(store, wait_s)
     have, want = await current(store), head()
-    _refuse_newer(have)
-    if have != want:
+    if _is_newer(have):
+        await _check_newer(store, have, is_allowed=not exact)
+        log.warning("store.schema_newer", schema=have, code=want)
+    elif have != want:
         raise StartupError(
             f"the database is at schema {have or 'none'}, this code needs {want}",
             "run `fusewire db upgrade`",

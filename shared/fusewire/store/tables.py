@@ -160,6 +160,8 @@ candidates = Table(
         sqlite_where=text("is_late"),
         postgresql_where=text("is_late"),
     ),
+    # For the events of a period. It grows at its end, so it costs the judge next to nothing.
+    Index("ix_candidates_received", "received_at"),
 )
 
 # Costs of candidates that came after the outcome. The judge adds a row, and ingest removes it once
@@ -333,6 +335,12 @@ erasures = Table(
 
 # One row: the broker's store that `prompts.published_at` refers to.
 published_to = Table("published_to", metadata, Column("store_id", String(32), primary_key=True))
+
+# One row: the oldest code that may run on this schema, as the number of the newest schema that it
+# knows. Made and written by `migrate.upgrade`, as `alembic_version` is (docs/decisions/0050).
+schema_compatibility = Table(
+    "schema_compatibility", metadata, Column("oldest_code", String(32), primary_key=True)
+)
 
 processes = Table(
     "processes",

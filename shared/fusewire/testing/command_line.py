@@ -16,11 +16,12 @@ from typing import IO
 
 from fusewire.testing.eventually import PATIENCE_S, until
 from fusewire.testing.processes import bound
-from fusewire.testing.warm import WarmStart
+from fusewire.testing.warm import WarmStart, is_warm
 
 END_S = 60.0
 """How long an ended command may take to be gone."""
 FUSEWIRE = Path(sys.executable).parent / "fusewire"
+"""The installed command."""
 
 
 class Command:
@@ -94,11 +95,9 @@ def background(
 ) -> Iterator[Command]:
     """A command that runs beside the test, and is ended with the block."""
     with _files(stdin) as (stdin_file, out, err):
-        warm = _warm() if command[0] == str(FUSEWIRE) else None
+        warm = _warm() if env is not None and is_warm(command, env) else None
         if warm and env is not None:
-            pid = warm.start(
-                command[1:], cwd, env, [file.fileno() for file in (stdin_file, out, err)]
-            )
+            pid = warm.start(command, cwd, env, [file.fileno() for file in (stdin_file, out, err)])
             running = Command(pid, functools.partial(_poll, pid, {}), out, err)
         else:
             process = subprocess.Popen(

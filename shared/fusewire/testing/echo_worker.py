@@ -59,6 +59,9 @@ class EchoEngine(FreeCalls):
             finished_at=now,
         )
 
+    def cancel(self, fusion_id: str) -> None:
+        """Its answers are not aborted."""
+
     async def aclose(self) -> None:
         """Nothing to end."""
 

@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,6 +16,14 @@ from fusewire.testing.eventually import PATIENCE_S
 from fusewire.testing.processes import bound
 
 BINARY_ENV = "FUSEWIRE_NATS_SERVER"
+
+# Streams may be larger than the share of the disk, or of the memory, that is the server's default.
+_CONFIG = """\
+jetstream {{
+  store_dir: {store}
+  max_file_store: 1TB
+}}
+"""
 
 
 def binary() -> Path:
@@ -34,10 +44,20 @@ class NatsServer:
 
     `kill` and `start` again is a crash and a restart on the same port and store; with `wipe`
     between them the store is lost.
+
+    Args:
+        folder: for its store, its log and what else it writes.
+        config: a configuration file, whose listening ports must be -1, and whose store must be
+            `store` in the folder.
+        env: further environment variables, to which a configuration may refer.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, config: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> None:
         self._folder = folder
+        self._config = config
+        self._env = {**os.environ, **(env or {})}
         self._process: asyncio.subprocess.Process | None = None
         self._port = 0
 
@@ -48,35 +68,45 @@ class NatsServer:
             raise RuntimeError("not started")
         return f"nats://127.0.0.1:{self._port}"
 
+    @property
+    def leaf_port(self) -> int:
+        """Where leaf nodes connect; another one after a restart."""
+        # The file of ports does not have it.
+        return int(re.findall(r"for leafnode connections on \S+:(\d+)", self.log())[-1])
+
+    def log(self) -> str:
+        """All that it has logged."""
+        return (self._folder / "nats.log").read_text()
+
     async def start(self) -> None:
         """Start it, and wait until it accepts connections."""
         ports = self._folder / "ports"
         shutil.rmtree(ports, ignore_errors=True)
         ports.mkdir(parents=True)
+        config = self._config or self._write_config()
         with (self._folder / "nats.log").open("ab") as log:
             command = (
-                *(
-                    str(binary()),
-                    "-a",
-                    "127.0.0.1",
-                    "-p",
-                    str(self._port or -1),
-                    "--ports_file_dir",
-                    str(ports),
-                ),
-                *("-js", "-sd", str(self._folder / "store")),
+                *(str(binary()), "-c", str(config), "-a", "127.0.0.1"),
+                *("-p", str(self._port or -1), "--ports_file_dir", str(ports)),
             )
             self._process = await asyncio.create_subprocess_exec(
-                *bound(command), stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
+                *bound(command),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._env,
             )
         async with asyncio.timeout(PATIENCE_S):
             while not (port := _read_port(ports)):
                 if self._process.returncode is not None:
-                    raise RuntimeError(
-                        f"nats-server ended: {(self._folder / 'nats.log').read_text()[-2000:]}"
-                    )
+                    raise RuntimeError(f"nats-server ended: {self.log()[-2000:]}")
                 await asyncio.sleep(0.01)
         self._port = port
+
+    def _write_config(self) -> Path:
+        config = self._folder / "nats.conf"
+        config.write_text(_CONFIG.format(store=json.dumps(str(self._folder / "store"))))
+        return config
 
     async def kill(self) -> None:
         """SIGKILL: nothing is flushed, nobody is told."""

@@ -141,6 +141,8 @@ class PostgresServer:
             "synchronous_commit": "on",
             "full_page_writes": self._syncs,
             "max_connections": "100",
+            # Data may lie in memory; the log would grow to 1 GB first.
+            "max_wal_size": "256MB",
         }
         arguments: list[str] = []
         for name, value in settings.items():

@@ -1,10 +1,10 @@
-"""For tests: new `fusewire` processes that need not import anything first.
+"""For tests: new `fusewire` processes and services that need not import anything first.
 
 Importing takes a command seconds of CPU, and tests run hundreds of commands. So one process imports
 what commands need, and forks for each of them. The new process takes over folder, environment and
-files and runs the command's entry point as the installed script does. It becomes a child of the
-test process (Linux's PR_SET_CHILD_SUBREAPER): it has an id, takes signals and gives an exit code
-like any other, and is killed when the test process ends.
+files and runs the command's entry point as the installed script does, or a service's module. It
+becomes a child of the test process (Linux's PR_SET_CHILD_SUBREAPER): it has an id, takes signals
+and gives an exit code like any other, and is killed when the test process ends.
 """
 
 import array
@@ -13,6 +13,7 @@ import ctypes
 import gc
 import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -31,6 +32,18 @@ LIMIT = 1_000_000
 """Bytes of one request."""
 
 
+def is_warm(command: Sequence[str], env: Mapping[str, str]) -> bool:
+    """Whether this is `fusewire …`, or `python -m fusewire_…`, the process of a service.
+
+    Not with a PYTHONPATH, from which it would have other code.
+    """
+    if "PYTHONPATH" in env:
+        return False
+    if command[0] == str(Path(sys.executable).parent / "fusewire"):
+        return True
+    return list(command[:2]) == [sys.executable, "-m"] and command[2].startswith("fusewire_")
+
+
 class WarmStart:
     """Starts `fusewire` commands from a process that has imported them. Linux only."""
 
@@ -47,14 +60,14 @@ class WarmStart:
         atexit.register(self.close)
 
     def start(
-        self, args: Sequence[str], cwd: Path, env: Mapping[str, str], files: Sequence[int]
+        self, command: Sequence[str], cwd: Path, env: Mapping[str, str], files: Sequence[int]
     ) -> int:
         """Start a command with these files as stdin, stdout and stderr. Returns its process id.
 
         Raises:
             RuntimeError: the process that forks has ended.
         """
-        request = json.dumps({"args": list(args), "cwd": str(cwd), "env": dict(env)}).encode()
+        request = json.dumps({"command": list(command), "cwd": str(cwd), "env": dict(env)}).encode()
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))
         self._socket.sendmsg([request], [rights])
         reply = self._socket.recv(100)
@@ -92,9 +105,20 @@ def _serve(requests: socket.socket, tester: int) -> None:
             os.write(writing_end, str(child).encode())
             os._exit(0)
         _close(reading_end, writing_end, requests.detach())
-        _become(json.loads(data), files, tester)
-        run()
+        request = json.loads(data)
+        _become(request, files, tester)
+        _run(request["command"], run)
         return
+
+
+def _run(command: list[str], run: Any) -> None:
+    """Run `python -m MODULE`, or else the command's entry point."""
+    if command[1:2] == ["-m"]:
+        sys.argv = command[2:]
+        runpy.run_module(command[2], run_name="__main__", alter_sys=True)
+        return
+    sys.argv = ["fusewire", *command[1:]]
+    run()
 
 
 def _close(*descriptors: int) -> None:
@@ -133,7 +157,6 @@ def _become(request: dict[str, Any], files: Sequence[int], tester: int) -> None:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
-    sys.argv = ["fusewire", *request["args"]]
 
 
 if __name__ == "__main__":

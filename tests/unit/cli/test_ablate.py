@@ -4,7 +4,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -32,7 +32,6 @@ from fusewire.testing.factories import (
     make_prompt,
     make_round,
 )
-from fusewire_cli.ablate.command import parse_since
 from fusewire_cli.ablate.course import StoredCase, stored_case
 from fusewire_cli.ablate.drawing import WIDTH, table, verdict
 from fusewire_cli.ablate.evidence import make_ablation, saved_ms
@@ -459,13 +458,3 @@ def test_the_table_fits_a_terminal_and_says_what_each_is_worth() -> None:
     assert "win rates ~+10.0 points" in verdict(values[4])
     assert verdict(values[5]).startswith("only 0 of 40 outcomes are known without it: --replay")
     assert verdict(values[6]).startswith("is free and adds nothing seen (changed 0.0 % (0.0 to 8.8")
-
-
-def test_since_is_a_period_or_a_date() -> None:
-    now = datetime(2026, 11, 30, 12, tzinfo=UTC)
-    assert parse_since("12h", now) == now - timedelta(hours=12)
-    assert parse_since("4w", now) == now - timedelta(days=28)
-    assert parse_since("2026-11-01", now) == datetime(2026, 11, 1, tzinfo=UTC)
-    assert parse_since("2026-11-01T00:00:00+01:00", now) == datetime(2026, 10, 31, 23, tzinfo=UTC)
-    with pytest.raises(ValueError, match="yesterday"):
-        parse_since("yesterday", now)

@@ -19,6 +19,7 @@ from fusewire.analysis.compare import (
     Side,
     compare,
 )
+from fusewire.analysis.compare.verdict import Look
 from fusewire.analysis.measures import Interval
 from fusewire_cli.compare import command, terminal, words
 from fusewire_cli.compare.html import WIDTH, draw, render
@@ -191,7 +192,8 @@ def test_how_many_more_are_rounded_up() -> None:
 
 def test_zero_has_no_minus() -> None:
     assert words.interval(Interval(-0.01, -0.04, 0.01)) == "+0.0 (+0.0 to +0.0)"
-    assert words.interval(Interval(-0.0123, -0.02, 0.01), "+z.4g", 1000) == "-12.3 (-20 to +10)"
+    difference = Look(40, Interval(-0.0123, -0.02, 0.0), None, 0.02, 0.0077)
+    assert words.cost(difference)[0] == "-12.30 (-20.00 to +0.00) USD per 1,000 prompts"
 
 
 # -- JSON -----------------------------------------------------------------------------------------
@@ -215,23 +217,6 @@ def test_json_holds_all_of_it() -> None:
 
 
 # -- options --------------------------------------------------------------------------------------
-
-
-def test_since() -> None:
-    now = datetime.now(UTC)
-    week = command.parse_since("7d")
-    assert week is not None
-    assert abs(week - (now - timedelta(days=7))) < timedelta(minutes=5)
-    assert command.parse_since("2026-11-01") == datetime(2026, 11, 1, tzinfo=UTC)
-    assert command.parse_since(None) is None
-
-
-@pytest.mark.parametrize("text", ["7", "d", "yesterday", "999999d", "7w"])
-def test_a_since_that_is_none(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        command.parse_since(text)
-    assert caught.value.code == 2
-    assert "write 7d, 12h, or a date" in capsys.readouterr().err
 
 
 def test_models_and_pools_contradict_each_other(capsys: pytest.CaptureFixture[str]) -> None:

@@ -145,6 +145,7 @@ def test_a_prompt_is_submitted_as_it_was_save_what_changes() -> None:
         tools=(Tool(name="look", description="looks"),),
         tool_choice="look",
         judge="j",
+        preset="fast",
         criteria="old",
         gold=Gold(answer="2", match="number"),
         residency="edge-only",
@@ -167,7 +168,7 @@ def test_a_prompt_is_submitted_as_it_was_save_what_changes() -> None:
         "merge",
         "default",
     )
-    assert (request.max_tokens, request.temperature) == (5, 0.5)
+    assert (request.max_tokens, request.temperature, request.preset) == (5, 0.5, "fast")
 
 
 def test_the_new_batch_is_named_by_what_changes() -> None:

@@ -34,13 +34,13 @@ from fusewire.analysis.reports.leaderboard import (
 )
 from fusewire.analysis.reports.period import Period, parse_periods
 from fusewire.analysis.reports.pool import AblationRow, LiftRow, PoolReport, PoolRow
+from fusewire_cli.money import usd
 from fusewire_cli.report.drawing import (
     bar,
     interval,
     milliseconds,
     percent,
     rate_text,
-    usd,
     usd_interval,
 )
 from fusewire_cli.report.page import Page, PageTable
@@ -99,9 +99,11 @@ def test_numbers_as_text() -> None:
     assert rate_text(rate(5, 10)) == "– (23.7–76.3)"
     assert rate_text(rate(0, 0)) == rate_text(None) == percent(None) == milliseconds(None) == "–"
     assert (usd(None), usd(0.0), usd(0.00412), usd(1234.5)) == (
-        "unknown", "0.0000", "0.0041", "1,234.50",
+        "unknown", "0.00", "0.00412", "1,234.50",
     )  # fmt: skip
-    assert usd_interval(Interval(0.5, 0.25, 0.75)) == "0.5000 (0.2500–0.7500)"
+    assert usd_interval(Interval(0.5, 0.25, 0.75)) == "0.500 (0.250–0.750)"
+    assert (usd(-0.5, "+z"), usd(1.5, "+z"), usd(0.0, "+z")) == ("-0.500", "+1.50", "+0.00")
+    assert usd(0.00000123) == "0.00000123"
     assert usd_interval(None) == "–"
     assert (milliseconds(812.4), milliseconds(1600.0)) == ("812 ms", "1.6 s")
 

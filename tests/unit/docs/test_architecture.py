@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from fusewire.topology import LEDGER, STREAMS, topology
+from fusewire.topology import LEDGER, OUTBOX, STREAMS, site_topology, topology
 from fusewire_cli.main import app
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -16,17 +16,17 @@ ROOT = Path(__file__).resolve().parents[3]
 def test_the_subject_table_is_the_topology() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     rows = {m[1]: m[2] for m in re.finditer(r"^\| (FW_\w+) \| (.+?) \|", text, re.MULTILINE)}
-    assert rows.keys() == {stream.name for stream in STREAMS}
-    for stream in STREAMS:
+    streams = [*STREAMS, OUTBOX]
+    assert rows.keys() == {stream.name for stream in streams}
+    for stream in streams:
         assert tuple(re.findall(r"`([^`]+)`", rows[stream.name])) == stream.subjects
     assert f"`{LEDGER.name}`" in text
 
 
 def test_every_durable_of_the_table_is_provisioned() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-    made = {
-        (d.stream, d.name) for d in topology({"m": "edge", "r": "remote"}, ["default"]).durables
-    }
+    servers = [topology({"m": "edge", "r": "remote"}, ["default"]), site_topology()]
+    made = {(d.stream, d.name) for server in servers for d in server.durables}
     for stream, name in (
         ("FW_PROMPT", "dispatcher-high"),
         ("FW_TIMER", "judge-due"),

@@ -176,6 +176,16 @@ BAD = [
         ["judge uses model 'g'", "gpt, tiny"],
     ),
     (
+        "a member that is called as a vote",
+        GOOD.replace('["gpt", ', '[{ name = "tie", model = "gpt" }, '),
+        ["pools.default", "a member cannot be called 'tie'", "give it another name"],
+    ),
+    (
+        "a model that is called as a vote",
+        GOOD.replace("[models.gpt]", "[models.none]").replace('"gpt"', '"none"'),
+        ["a member cannot be called 'none'"],
+    ),
+    (
         "a member twice",
         GOOD.replace('["gpt", ', '["gpt", "gpt", '),
         ["pools.default", "gpt is named twice", "give each"],

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from fusewire_worker_edge.folder import ModelFolderError, hash_file, list_models, verify
+from fusewire_worker_edge.folder import ModelFolderError, hash_file, list_models, main, verify
 from fusewire_worker_edge.graph_check import graph_problem
 
 
@@ -232,3 +232,44 @@ def test_models_are_listed_with_what_is_wrong_with_them(folder: Path) -> None:
         ("tiny", True, None),
     ]
     assert list_models(root / "none") == []
+
+
+# -- the check of an init container -----------------------------------------------------------
+
+
+def test_the_check_passes_whole_folders_with_the_expected_manifest(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest_sha256 = hash_file(folder, "manifest.json").sha256
+    main([str(folder), f"{folder}={manifest_sha256}"])
+    assert capsys.readouterr().out.count("files as in the manifest") == 2
+
+
+def test_the_check_fails_on_a_damaged_folder(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flip(folder / "model.onnx.data")
+    with pytest.raises(SystemExit) as end:
+        main([str(folder)])
+    assert end.value.code == 2
+    shown = capsys.readouterr().err
+    assert f"fusewire: {folder}: 'model.onnx.data' has another hash" in shown
+    assert "pull or import the model again" in shown
+
+
+def test_the_check_fails_on_another_model_that_is_whole_itself(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = hash_file(folder, "manifest.json").sha256
+    flip(folder / "model.onnx.data")
+    rehash(folder)
+    verify(folder)
+    with pytest.raises(SystemExit) as end:
+        main([f"{folder}={expected}"])
+    assert end.value.code == 2
+    assert f"{expected} is expected" in capsys.readouterr().err
+
+
+def test_the_check_of_nothing_is_a_fault() -> None:
+    with pytest.raises(SystemExit, match="name folders"):
+        main([])

@@ -8,12 +8,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from fusewire import ids
-from fusewire.contracts import ANSWERED
+from fusewire.contracts import ANSWERED, VOTES_BESIDE_MEMBERS
 from fusewire_ingest.admission.refusal import RefusedError, unknown, validate
 
-OWN_CHOICES = ("fused", "tie", "none")
-"""Choices beside the members: the outcome's own answer, several equally good ones, no good one.
-They win over members of the same names."""
 MOST_VOTER_CHARS = 256
 
 
@@ -35,7 +32,7 @@ def parse(fields: Mapping[str, Any]) -> VoteRequest:
 
 def choices(members: Sequence[str]) -> tuple[str, ...]:
     """All valid choices for an outcome, by the members that answered."""
-    return tuple(dict.fromkeys((*members, *OWN_CHOICES)))
+    return tuple(dict.fromkeys((*members, *VOTES_BESIDE_MEMBERS)))
 
 
 def check(choice: str, status: str, members: Sequence[str]) -> None:

@@ -1,11 +1,9 @@
 """Periods of UTC days, as `--since` and `--vs` give them."""
 
-import re
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
-HOURS = {"h": 1, "d": 24, "w": 168}
-MOST_DAYS = 3660
+from fusewire.analysis.period import FutureError, parse_time
 
 
 @dataclass(frozen=True)
@@ -20,32 +18,15 @@ class Period:
         return f"{self.first or 'the beginning'} to {self.last}"
 
 
-def parse_first_day(text: str, now: datetime) -> date:
-    """The UTC day with which a period begins: `7d`, `24h`, `2w` or `2026-11-01`.
+def parse_period(since: str | None, now: datetime) -> Period:
+    """The UTC days since a time, which `parse_time` reads, until now; all days for None.
 
-    A length goes back from now, and on to the beginning of that UTC day, so that a period is never
-    shorter than asked for.
-
-    Args:
-        text: as the user wrote it.
-        now: in UTC.
+    The day of that time is in it, so that a period is never shorter than asked for.
 
     Raises:
-        ValueError: it is none of these, or not in the past. Says how to write it.
+        ValueError: it is no period. Says how to write it.
     """
-    text = text.strip().lower()
-    if match := re.fullmatch(r"([1-9]\d{0,4})([hdw])", text):
-        length = timedelta(hours=int(match[1]) * HOURS[match[2]])
-        if length.days > MOST_DAYS:
-            raise ValueError(f"'{text}' is more than {MOST_DAYS} days: give a later day")
-        return (now - length).date()
-    try:
-        day = date.fromisoformat(text)
-    except ValueError:
-        raise ValueError(f"'{text[:40]}' is no period: write 7d, 24h, 2w or 2026-11-01") from None
-    if day > now.date():
-        raise ValueError(f"{day} is in the future: today is {now.date()} in UTC")
-    return day
+    return Period(parse_time(since, now).date() if since is not None else None, now.date())
 
 
 def parse_periods(since: str, vs: str, now: datetime) -> tuple[Period, Period]:
@@ -59,14 +40,12 @@ def parse_periods(since: str, vs: str, now: datetime) -> tuple[Period, Period]:
     Raises:
         ValueError: either is no period, or the earlier one does not begin before the recent one.
     """
-    recent = Period(parse_first_day(since, now), now.date())
+    recent = parse_period(since, now)
     assert recent.first is not None
     midnight = datetime.combine(recent.first, datetime.min.time(), now.tzinfo)
     try:
-        first = parse_first_day(vs, midnight)
-    except ValueError as exc:
-        if "future" not in str(exc):
-            raise
+        first = parse_time(vs, midnight).date()
+    except FutureError:
         first = recent.first
     if first >= recent.first:
         raise ValueError(

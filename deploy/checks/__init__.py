@@ -1,0 +1,1 @@
+"""The checks of `deploy/`: everything that can be known without a cluster."""

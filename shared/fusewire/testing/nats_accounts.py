@@ -1,0 +1,79 @@
+"""Real servers with the accounts of deploy/nats, and the keys for them, for tests only."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nkeys
+
+from fusewire.accounts import USERS, WORKER_PREFIX, render, render_site, users
+from fusewire.settings import Nats
+from fusewire.testing.nats_server import NatsServer
+
+
+@dataclass(frozen=True)
+class Keys:
+    """An nkey for each user, in a folder."""
+
+    folder: Path
+    public: Mapping[str, str]
+    """The variables with the public keys."""
+    sites: tuple[str, ...] = ()
+    """Names of the edge sites."""
+
+    @classmethod
+    def make(cls, folder: Path, sites: Sequence[str] = ()) -> "Keys":
+        """Make one for each user."""
+        folder.mkdir(parents=True)
+        public = {}
+        for user in users(sites):
+            seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
+            (folder / f"{user.name}.seed").write_bytes(seed)
+            public[user.variable.removeprefix("$")] = nkeys.from_seed(
+                bytearray(seed)
+            ).public_key.decode()
+        return cls(folder, public, tuple(sites))
+
+    def seed(self, user: str) -> str:
+        """The seed of a user."""
+        return (self.folder / f"{user}.seed").read_text()
+
+    def settings(self, user: str, url: str, site: str | None = None) -> Nats:
+        """How a user connects."""
+        accounts = {entry.name: entry.account for entry in USERS}
+        prefix = "$JS.API" if accounts.get(user) == "FW" else WORKER_PREFIX
+        return Nats(url=url, nkey=self.folder / f"{user}.seed", js_prefix=prefix, site=site)
+
+
+def hub(folder: Path, deploy: Path, keys: Keys) -> NatsServer:
+    """The hub of `deploy/nats/hub.conf`."""
+    config = _on_free_ports(deploy / "hub.conf", folder)
+    (folder / "accounts.conf").write_text(render(keys.sites))
+    return NatsServer(folder, config, keys.public)
+
+
+def edge_site(folder: Path, deploy: Path, keys: Keys, *, name: str, hub_port: int) -> NatsServer:
+    """A site of `deploy/nats/edge-site.conf`, which reaches the hub on a port of this machine."""
+    config = _on_free_ports(deploy / "edge-site.conf", folder)
+    (folder / "edge-site-users.conf").write_text(render_site(name))
+    env = {
+        **keys.public,
+        "FW_SITE": name,
+        "FW_HUB": f"nats://127.0.0.1:{hub_port}",
+        "FW_EDGE_SITE_SEED": keys.seed(f"edge-site-{name}"),
+    }
+    return NatsServer(folder, config, env)
+
+
+def _on_free_ports(config: Path, folder: Path) -> Path:
+    """A copy of a configuration that listens on free ports of this machine."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = config.read_text()
+    for listener in ("0.0.0.0:4222", "127.0.0.1:8222", "0.0.0.0:7422"):
+        text = text.replace(listener, "127.0.0.1:-1")
+    copy = folder / config.name
+    # As `NatsServer` does without a configuration, and for the same reason.
+    store = f'"{folder / "store"}"\n  max_file_store: 1TB'
+    copy.write_text(text.replace('"/var/lib/nats"', store))
+    return copy
