@@ -219,12 +219,13 @@ async def test_what_cannot_be_read_hides_no_other_consumer(
     gone = Durable("FW_ROUND", "gone", "fw.round.*")
     await bus.publish(round_subject("f1"), b"{}")
 
-    await consumers.look(bus.js, [gone, DISPATCHER_ROUND])
+    await consumers.look(bus.js_of, [gone, DISPATCHER_ROUND])
 
     pending = 'fusewire_consumer_pending{stream="FW_ROUND",durable="dispatcher"}'
     assert value(pending) == 1
     await nats.kill()
-    await consumers.look(bus.client.jetstream(timeout=0.1), [DISPATCHER_ROUND])
+    impatient = bus.client.jetstream(timeout=0.1)
+    await consumers.look(lambda _stream: impatient, [DISPATCHER_ROUND])
     assert value(pending) == 1
 
 
