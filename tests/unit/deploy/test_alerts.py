@@ -28,7 +28,7 @@ DASHBOARD = json.loads((FOLDER / "dashboard.json").read_text())
 
 ANCHORS = {
     heading.lower().replace(" ", "-")
-    for heading in re.findall("^#+ (.+)$", (REPOSITORY / "docs" / "operate.md").read_text(), re.M)
+    for heading in re.findall(r"(?m)^#+ (.+)$", (REPOSITORY / "docs" / "operate.md").read_text())
 }
 ENTRIES = [rule for group in RULES["groups"] for rule in group["rules"]]
 ALERTS = {rule["alert"]: rule for rule in ENTRIES if "alert" in rule}
