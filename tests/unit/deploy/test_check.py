@@ -172,6 +172,13 @@ def test_a_pod_without_policies_is_open() -> None:
     assert network_problems("judge", policy("ingest", NATS_RULE)) != []
 
 
+def test_a_policy_names_the_ports_that_may_be_reached() -> None:
+    open_rule = policy("judge", NATS_RULE, ingress=[{"from": [{"podSelector": {}}]}])
+    assert network_problems("judge", open_rule) == [
+        "NetworkPolicy/p: any port may be reached",
+    ]
+
+
 def test_a_policy_without_types_limits_egress_only_by_its_rules() -> None:
     assert network_problems("judge", policy("judge", NATS_RULE, policyTypes=None)) == []
     without = policy("judge", policyTypes=None)
@@ -326,10 +333,56 @@ def test_references_lead_somewhere() -> None:
         "PersistentVolumeClaim disk: neither rendered nor in the values: disk",
         "Secret s: neither rendered nor in the values: k",
     ]
+    assert list(references._of_references(pod_of(deployment()), shape_of(), set())) == [
+        "ServiceAccount fusewire: neither rendered nor in the values: fusewire"
+    ]
     assert list(references._of_mounts(pod_of(document))) == [
         "volume claim is mounted nowhere",
         "volume config is mounted nowhere",
     ]
+
+
+def test_a_mount_is_of_a_volume() -> None:
+    document = deployment()
+    container = document["spec"]["template"]["spec"]["containers"][0]
+    container["volumeMounts"] = [{"name": "gone", "mountPath": "/gone"}]
+    problems = list(references._of_mounts(pod_of(document)))
+    assert problems == ["gone is mounted and is no volume"]
+
+
+def test_the_words_of_values_are_their_keys_and_strings() -> None:
+    values = {"a": {"b": ["c", {"d": 1}]}, "e": "f", "g": None}
+    assert sorted(references._strings(values)) == ["a", "b", "c", "d", "e", "f", "g"]
+
+
+def selecting(kind: str, component: str, **spec: object) -> Document:
+    labels = {"app.kubernetes.io/component": component}
+    selector = labels if kind == "Service" else {"matchLabels": labels}
+    return {"kind": kind, "metadata": {"name": "x"}, "spec": {"selector": selector, **spec}}
+
+
+@pytest.mark.parametrize(
+    ("document", "problem"),
+    [
+        (selecting("PodMonitor", "judge"), ""),
+        (selecting("PodDisruptionBudget", "jugde"), "PodDisruptionBudget/x selects no pod"),
+        (selecting("Service", "jugde"), "Service/x selects no pod"),
+        (selecting("Service", "judge", ports=[{"targetPort": "operations"}]), ""),
+        (
+            selecting("Service", "judge", ports=[{"targetPort": "web"}]),
+            "Service/x leads to port web, which its pods lack",
+        ),
+    ],
+)
+def test_selectors_and_ports_lead_somewhere(document: Document, problem: str) -> None:
+    problems = list(references._of_selectors(shape_of(deployment(), document)))
+    assert problems == ([problem] if problem else [])
+
+
+def test_a_scaler_has_a_target() -> None:
+    alone = list(references._of_scalers(shape_of(scaler())))
+    assert alone == ["ScaledObject/ScaledObject scales judge, which is not there"]
+    assert list(references._of_scalers(shape_of(scaler(), deployment()))) == []
 
 
 def compose_problems(folder: Path, text: str) -> list[str]:
@@ -349,6 +402,11 @@ HARD = "read_only: true, cap_drop: [ALL], security_opt: ['no-new-privileges:true
             "image: fusewire-judge, cap_drop: [ALL], security_opt: ['no-new-privileges:true']",
             "read_only",
         ),
+        (
+            "image: fusewire-judge, read_only: true, security_opt: ['no-new-privileges:true']",
+            "cap_drop",
+        ),
+        ("image: fusewire-judge, read_only: true, cap_drop: [ALL]", "security_opt"),
         ("image: a, depends_on: [nobody]", "depends on nobody"),
         ("image: a, volumes: ['data:/data']", "volume data, which is not declared"),
         ("image: a, volumes: ['./nothing:/data']", "mounts ./nothing, which is not there"),
