@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from fusewire import lifeline
 from fusewire.errors import StartupError
-from fusewire.settings import Settings, find_file, load
+from fusewire.settings import Settings, load
 from fusewire_cli import builtin
 
 if TYPE_CHECKING:
@@ -29,8 +29,7 @@ _started_stacks: list["Stack"] = []
 
 def settings() -> Settings:
     """The configuration: fusewire.toml or $FUSEWIRE_CONFIG, else the built-in one."""
-    # To make the built-in one, the folders of models are read.
-    return load(fallback=None if find_file() else builtin.configuration())
+    return load(fallback=builtin.configuration())
 
 
 def is_elsewhere() -> bool:

@@ -23,7 +23,7 @@ from fusewire.testing.factories import make_prompt
 from fusewire.testing.model_script import Fault, FaultKind, ModelScript, Rule, Script
 from fusewire.testing.model_server import ModelServer
 from fusewire.testing.nats_server import NatsServer
-from fusewire.topology import DISPATCHER_ROUND, JUDGE, round_subject
+from fusewire.topology import DISPATCHER_ROUND, JUDGE, Durable, round_subject
 from fusewire_cli.client import Client
 from fusewire_ingest.admission.estimate import Catalogue, Member, Model, Pool, estimate
 from fusewire_ingest.budget_metrics import BudgetMetrics
@@ -212,6 +212,23 @@ async def test_what_waits_for_a_consumer_and_what_it_has_in_hand(make_bus: MakeB
     assert value(f"fusewire_consumer_ack_pending{labels}") == 1
 
 
+async def test_what_cannot_be_read_hides_no_other_consumer(
+    make_bus: MakeBus, nats: NatsServer
+) -> None:
+    bus = await make_bus("test", {"a": "remote"})
+    gone = Durable("FW_ROUND", "gone", "fw.round.*")
+    await bus.publish(round_subject("f1"), b"{}")
+
+    await consumers.look(bus.js_of, [gone, DISPATCHER_ROUND])
+
+    pending = 'fusewire_consumer_pending{stream="FW_ROUND",durable="dispatcher"}'
+    assert value(pending) == 1
+    await nats.kill()
+    impatient = bus.client.jetstream(timeout=0.1)
+    await consumers.look(lambda _stream: impatient, [DISPATCHER_ROUND])
+    assert value(pending) == 1
+
+
 async def test_a_service_watches_the_consumers_that_it_requires(
     make_bus: MakeBus, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,6 +325,11 @@ async def test_budgets_are_shown_with_what_is_spent_and_reserved(store: Store) -
 
     async with store.write() as connection:
         await connection.exec_driver_sql("UPDATE budgets SET spent_usd = 12.5, reserved_usd = 0")
+        # As if its budget had been for a day earlier.
+        await connection.exec_driver_sql(
+            "INSERT INTO budgets (tenant, period, reserved_usd, spent_usd)"
+            " VALUES ('acme', '2026-11-30', 0, 99)"
+        )
     await BudgetMetrics(budgets, lambda: now).look()
     assert value('fusewire_budget_spent_usd{tenant="acme"}') == 12.5
     assert value('fusewire_budget_reserved_usd{tenant="acme"}') == 0

@@ -14,6 +14,7 @@ from fusewire.errors import EXIT_STORED, StartupError
 from fusewire.settings import Database, Nats, Settings
 from fusewire.store import migrate
 from fusewire.store.engine import Store
+from fusewire.testing.command_line import bare
 from fusewire.testing.nats_server import NatsServer
 from fusewire_cli.client import Client
 
@@ -84,17 +85,20 @@ async def test_services_run_on_a_newer_schema_that_lets_them(
 
 
 async def test_an_upgrade_by_older_code_changes_nothing(
-    database: Database, migrate_further: MigrateFurther
+    database: Database, migrate_further: MigrateFurther, tmp_path: Path
 ) -> None:
-    """`db upgrade` refuses, unless it is told that this is a rollback; then it changes nothing."""
+    """It refuses, unless it is told that this is a rollback."""
     store = await migrate_further(database, f'oldest_code = "{migrate.head()}"')
     async with store.write() as connection:
         await connection.execute(text("DROP VIEW v_batch"))
+    cli = bare(tmp_path, FUSEWIRE_DATABASE__URL=database.url)
 
-    with pytest.raises(StartupError, match="newer than this code"):
-        await migrate.upgrade(store)
-    assert await migrate.upgrade(store, allow_newer=True) == (NEXT, NEXT)
+    refusal = cli.run("db", "upgrade")
+    success = cli.run("db", "upgrade", "--allow-newer")
 
+    assert refusal.returncode == EXIT_STORED, refusal
+    assert "newer than this code" in refusal.stderr
+    assert (success.returncode, success.stdout) == (0, f"schema {NEXT}\n")
     async with store.read() as connection:
         views = await connection.run_sync(lambda synced: inspect(synced).get_view_names())
     assert "v_outcome" in views
@@ -102,14 +106,17 @@ async def test_an_upgrade_by_older_code_changes_nothing(
     await store.close()
 
 
+@pytest.mark.parametrize("command", ["db sums", "erase --tenant default --yes"])
 async def test_who_has_to_know_every_table_refuses_a_newer_schema(
-    database: Database, migrate_further: MigrateFurther
+    database: Database, migrate_further: MigrateFurther, tmp_path: Path, command: str
 ) -> None:
     store = await migrate_further(database, f'oldest_code = "{migrate.head()}"')
 
     await migrate.check(store)
-    with pytest.raises(StartupError, match="newer than this code"):
-        await migrate.check(store, exact=True)
+    result = bare(tmp_path, FUSEWIRE_DATABASE__URL=database.url).run(*command.split())
+
+    assert result.returncode == EXIT_STORED, result
+    assert "newer than this code" in result.stderr
     await store.close()
 
 

@@ -5,13 +5,14 @@ Exit codes: 0 all is well, 1 an image is not as it must be, 2 this machine canno
 
 import asyncio
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
 
 from base import make_base, suite
 from batch import run_batch
-from containers import PACKAGES, CheckError, Store, absent_tools
+from containers import PACKAGES, CheckError, Store, absent_tools, open_store
 from images import DOCKERFILE, IMAGES, MOST_MB, ROOT, build, check_image, digest
 
 REPRODUCED = "dispatcher"
@@ -24,10 +25,13 @@ def main() -> int:
         return _refuse(f"there is no {absent}; on Debian: apt-get install {' '.join(PACKAGES)}")
     if os.geteuid() != 0:
         return _refuse("only root may build and run containers as it does; run it as root")
-    store = Store(ROOT / "build" / "image-check")
-    store.folder.mkdir(parents=True, exist_ok=True)
+    # So that containers are ended then too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        _check(store)
+        with open_store(ROOT / "build" / "image-check") as store:
+            _check(store)
+    except BlockingIOError:
+        return _refuse("another one runs in this folder; wait for its end")
     except CheckError as exc:
         print(f"image-check: {exc}", file=sys.stderr)
         return 1

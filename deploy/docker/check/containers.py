@@ -2,20 +2,24 @@
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGES = ("buildah", "podman", "runc", "mmdebstrap")
 """What the check runs, each as the Debian package of its name."""
-HARDENING = (
+RUN_OPTIONS = (
+    # As the chart and compose.yaml run the images.
     *("--read-only", "--tmpfs", "/tmp", "--cap-drop", "all"),
     *("--security-opt", "no-new-privileges"),
+    # runc and these limits: crun wants more rights than a container in a container has.
+    *("--runtime", "runc", "--network", "host", "--log-driver", "none"),
+    *("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"),
 )
-"""As the chart and compose.yaml run the images."""
 STOP_S = 20
 
 
@@ -34,6 +38,11 @@ class Store:
     """Images and containers in a folder."""
 
     folder: Path
+
+    def clear(self) -> None:
+        """Remove all containers, those of a run that was killed too; images are kept."""
+        self.podman("rm", "--all", "--force", "--time", "0")
+        self.buildah("rm", "--all")
 
     def buildah(self, *args: str, log: Path | None = None) -> str:
         """Run buildah; returns what it prints. With `log`, that goes to the file."""
@@ -59,10 +68,7 @@ class Store:
         """Start a container on the host's network; what it writes to stderr goes to the log."""
         id_file = log.with_suffix(".id")
         id_file.unlink(missing_ok=True)
-        command = [*self._podman, "run", "--cidfile", str(id_file), *HARDENING]
-        # runc and these limits: crun wants more rights than a container of a container has.
-        command += ["--runtime", "runc", "--network", "host", "--log-driver", "none"]
-        command += ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]
+        command = [*self._podman, "run", "--cidfile", str(id_file), *RUN_OPTIONS]
         for name, value in env.items():
             command += ["--env", f"{name}={value}"]
         for mount in mounts:
@@ -80,6 +86,28 @@ class Store:
     @property
     def _podman(self) -> list[str]:
         return ["podman", *self._options, "--cgroup-manager", "cgroupfs"]
+
+
+@contextlib.contextmanager
+def open_store(folder: Path) -> Iterator[Store]:
+    """The store in a folder, for one process at a time; no container is left with its end.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        store = Store(folder)
+        store.clear()
+        try:
+            yield store
+        finally:
+            store.clear()
+            # The store mounts its folder on itself, which could not be removed then.
+            subprocess.run(
+                ["umount", folder / "store" / "overlay"], check=False, capture_output=True
+            )
 
 
 @dataclass(frozen=True)
@@ -124,8 +152,8 @@ class Container:
         return self.log.with_suffix(".out").read_text()
 
     def last_lines(self) -> str:
-        """The end of what it wrote to stderr."""
-        return self.log.read_text(errors="replace")[-3000:]
+        """The end of what it wrote."""
+        return self.output[-3000:] + self.log.read_text(errors="replace")[-3000:]
 
 
 def run(

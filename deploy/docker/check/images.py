@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from base import EPOCH
-from containers import CheckError, Store
+from containers import RUN_OPTIONS, CheckError, Store
 from files import faults as file_faults
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -24,6 +24,11 @@ CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 OPTIONS_ENV = "BUILD_OPTIONS"
 """Further options of `buildah bud`, such as `--secret id=uv.toml,src=…`."""
 _USER = "10001:10001"
+_LOAD_LIBRARIES = """
+import ctypes, pathlib
+for path in pathlib.Path("/opt/fusewire/.venv/lib").rglob("*.so*"):
+    ctypes.CDLL(str(path))
+"""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def _bud(store: Store, base: str, service: str, *options: str) -> None:
 
 
 def check_image(store: Store, image: Image) -> None:
-    """Check an image's size, settings and files.
+    """Check an image's size, settings, files, and libraries, whose debug symbols were removed.
 
     Raises:
         CheckError: with all that is wrong with it.
@@ -83,6 +88,8 @@ def check_image(store: Store, image: Image) -> None:
         store.buildah("rm", container)
     if faults:
         raise CheckError(f"{image.name}:\n  " + "\n  ".join(faults))
+    options = ("--rm", "--no-healthcheck", "--entrypoint", "python", *RUN_OPTIONS)
+    store.podman("run", *options, image.name, "-c", _LOAD_LIBRARIES)
 
 
 def _setting_faults(store: Store, image: Image) -> Iterator[str]:

@@ -20,11 +20,16 @@ from fusewire.contracts.outcome import ClosedBy, ParseStage, Status
 from fusewire.topology import STREAMS
 from fusewire_cli.local.runner import ORDER
 
-FOLDER = Path(__file__).parents[3] / "deploy" / "alerts"
+REPOSITORY = Path(__file__).parents[3]
+FOLDER = REPOSITORY / "deploy" / "alerts"
 RULES = yaml.safe_load((FOLDER / "rules.yaml").read_text())
 TESTS = yaml.safe_load((FOLDER / "rules.test.yaml").read_text())
 DASHBOARD = json.loads((FOLDER / "dashboard.json").read_text())
 
+ANCHORS = {
+    heading.lower().replace(" ", "-")
+    for heading in re.findall("^#+ (.+)$", (REPOSITORY / "docs" / "operate.md").read_text(), re.M)
+}
 ENTRIES = [rule for group in RULES["groups"] for rule in group["rules"]]
 ALERTS = {rule["alert"]: rule for rule in ENTRIES if "alert" in rule}
 RECORDS = {rule["record"] for rule in ENTRIES if "record" in rule}
@@ -146,6 +151,7 @@ def test_an_alert_says_what_it_is_and_where_to_read_what_to_do(name: str) -> Non
     assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}
     kebab_case = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name).lower()
     assert rule["annotations"]["runbook_url"] == f"docs/operate.md#{kebab_case}"
+    assert kebab_case in ANCHORS, "write down what to do"
     text = rule["annotations"]["summary"] + rule["annotations"]["description"]
     assert set(re.findall(r"\$labels\.(\w+)", text)) <= labels_of(parse(rule["expr"]))
 
