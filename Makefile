@@ -109,6 +109,7 @@ bench-views: setup ## measure the views on OUTCOMES (1,000,000) of both database
 
 image-check: setup ## build all images with buildah, and run a batch through them with podman; BUILD_OPTIONS="…" goes to buildah
 	@$(BIN)/python deploy/docker/check
+	@deploy/check --kube-play
 
 fuzz: setup ## fuzz what reads model files; SECONDS=… for each of three readers (default 60)
 	@for target in gguf safetensors config; do \

@@ -58,7 +58,7 @@ class ContainerStore:
     folder: Path
     configuration: Path
 
-    def podman(self, *args: str | Path, stdin: str | None = None) -> str:
+    def podman(self, *args: str | Path, stdin: str | None = None, with_errors: bool = False) -> str:
         """Run podman; returns what it prints.
 
         Raises:
@@ -70,7 +70,7 @@ class ContainerStore:
         result = run(*command, stdin=stdin, variables=variables)
         if result.returncode:
             raise PodError(f"podman {args[0]} {args[1]}: {result.stderr.strip()[-2000:]}")
-        return result.stdout
+        return result.stdout + result.stderr * with_errors
 
     def lacks(self, image: str) -> bool:
         """Whether there is no such image."""
@@ -206,7 +206,11 @@ class PodStack:
         file = cluster.folder / f"{component}.yaml"
         file.write_text(yaml.safe_dump(play_pod(pod, self.documents, cluster)))
         self.files.append(file)
-        self.store.podman("kube", "play", "--network", "host", file)
+        try:
+            self.store.podman("kube", "play", "--network", "host", file)
+        except PodError as exc:
+            logs = self.store.podman("pod", "logs", name_of(pod.owner), with_errors=True)
+            raise PodError(f"{exc} {logs[-2000:]}") from None
         if pod.owner["kind"] == "Job":
             code = self.store.podman("wait", _container(pod)).strip()
             if code != "0":
@@ -221,12 +225,14 @@ class PodStack:
     def _wait_until_ready(self, component: str, pod: PodTemplate) -> None:
         until = time.monotonic() + PATIENCE_S
         while not _answers(f"http://127.0.0.1:{self.ports[component]}/readyz"):
-            if time.monotonic() > until:
+            state = self.store.podman("inspect", "--format", "{{.State.Status}}", _container(pod))
+            if state.strip() == "exited" or time.monotonic() > until:
                 raise PodError(f"{component} is not ready: {self._logs(pod)}")
             time.sleep(0.2)
 
     def _logs(self, pod: PodTemplate) -> str:
-        return self.store.podman("logs", "--tail", "20", _container(pod))
+        # It repeats on stdout and stderr what the container wrote there.
+        return self.store.podman("logs", "--tail", "20", _container(pod), with_errors=True)
 
     def run_batch(self) -> None:
         """Have a batch answered, as somebody would with `kubectl exec`.

@@ -25,7 +25,7 @@ from checks import (
     secrets,
     security,
 )
-from checks.faults import Fault, plant
+from checks.faults import Fault, keep_shapes, plant
 from checks.model import Check, SourceFolder, UnreadableError
 from checks.tools import ToolFolder, UnavailableError
 
@@ -107,18 +107,28 @@ def run_faults(source: SourceFolder, faults: Sequence[Fault]) -> int:
 
 def _find(source: SourceFolder, before: dict[str, set[str]], fault: Fault) -> str:
     """What is wrong with how a fault is found; nothing if all is well."""
-    new: dict[str, set[str]] = {}
-    checks = [check for check in CHECKS if check.name == fault.check or check.name not in DERIVED]
-    with tempfile.TemporaryDirectory(prefix="fault-") as folder:
+    with tempfile.TemporaryDirectory(prefix="fault-") as name:
+        folder = Path(name) / "deploy"
         try:
-            plant(fault, source.folder, Path(folder) / "deploy")
+            plant(fault, source.folder, folder)
         except (FileNotFoundError, LookupError) as exc:
             return f": cannot be planted: {exc}"
-        copy = SourceFolder(Path(folder) / "deploy", ToolFolder())
-        for check in checks:
-            result = result_of(check, copy)
-            problems = set(result.problems) - before[check.name]
-            new[check.name] = problems if result.word == "FAIL" else set()
-    complaint = "" if new.pop(fault.check) else ": not found"
-    more = [f": found by {name} too: {min(problems)}" for name, problems in new.items() if problems]
+        if fault.check not in DERIVED:
+            keep_shapes(folder)
+        new = _new_problems(SourceFolder(folder, ToolFolder()), before, fault)
+    complaint = "" if new.pop(fault.check, None) else ": not found"
+    more = [f": found by {name} too: {problem}" for name, problem in new.items()]
     return complaint + "".join(more)
+
+
+def _new_problems(copy: SourceFolder, before: dict[str, set[str]], fault: Fault) -> dict[str, str]:
+    """The checks that fail as they did not before, each with a problem."""
+    new: dict[str, str] = {}
+    for check in CHECKS:
+        if check.name in DERIVED - {fault.check}:
+            continue
+        result = result_of(check, copy)
+        problems = set(result.problems) - before[check.name]
+        if problems and result.word == "FAIL":
+            new[check.name] = min(problems)
+    return new

@@ -6,6 +6,7 @@ revision = "0016"
 down_revision = "0015"
 branch_labels = None
 depends_on = None
+oldest_code = "0014"
 
 
 def upgrade() -> None:

@@ -1,8 +1,9 @@
-"""The code of the release before on this schema, as during an upgrade and after a rollback.
+"""Older code on this schema, as during an upgrade and after a rollback.
 
-The release before is taken as the commit before the newest migration.
+The migrations say which is the oldest that may run there (`oldest_code`); the history has it.
 """
 
+import asyncio
 import io
 import os
 import subprocess
@@ -27,7 +28,7 @@ from fusewire_cli.client import Client
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("shared", "services", "migrations")
-FIRST_TOLERANT = "0015"
+FIRST_TOLERANT = "0016"
 """Code that knows this schema runs on a newer one that lets it. Older code has to be shown the
 newer migrations."""
 MANY = 4
@@ -40,42 +41,50 @@ def git(*arguments: str) -> bytes:
     result = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, check=False)
     assert result.returncode == 0, (
         f"git {' '.join(arguments)}: {result.stderr.decode().strip()}\n"
-        "This test takes the release before from the history. In a shallow clone run"
+        "This test takes older code from the history. In a shallow clone run"
         " `git fetch --unshallow`; CI has to fetch the whole history."
     )
     return result.stdout
 
 
-def previous_release() -> str:
-    """The commit before the newest migration; HEAD while that is not committed."""
-    newest = max(path.name for path in (ROOT / "migrations" / "versions").glob("[0-9]*_*.py"))
-    log = git("log", "--diff-filter=A", "--format=%H", "--", f"migrations/versions/{newest}")
+async def oldest_code(database: Database) -> str:
+    """The newest schema that the oldest code knows which may run on this database."""
+    store = Store(database)
+    async with store.read() as connection:
+        query = text("SELECT oldest_code FROM schema_compatibility")
+        number = (await connection.execute(query)).scalar_one()
+    await store.close()
+    return str(number)
+
+
+def commit_of(schema: str) -> str:
+    """The last commit whose code knows no newer schema than this one."""
+    names = sorted(path.name for path in (ROOT / "migrations" / "versions").glob("[0-9]*_*.py"))
+    newer = [name for name in names if name.partition("_")[0] > schema]
+    assert newer, f"no older release may run on schema {schema}: see CONTRIBUTING.md"
+    log = git("log", "--diff-filter=A", "--format=%H", "--", f"migrations/versions/{newer[0]}")
     commits = log.decode().split()
+    # The migration is not committed yet: HEAD does not have it.
     return git("rev-parse", "--verify", f"{commits[-1]}^").decode().strip() if commits else "HEAD"
 
 
-@pytest.fixture(scope="module")
-def previous_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The code of the release before."""
-    folder = tmp_path_factory.mktemp("previous")
-    with tarfile.open(fileobj=io.BytesIO(git("archive", previous_release(), *FOLDERS))) as archive:
-        archive.extractall(folder, filter="data")
-    return folder
-
-
 @pytest.fixture
-def previous_env(previous_tree: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+async def previous_env(postgres_database: Database, tmp_path: Path) -> dict[str, str]:
     """What makes a service run that code, with the libraries of this environment."""
-    members = [previous_tree / "shared", *sorted((previous_tree / "services").iterdir())]
+    schema, folder = await oldest_code(postgres_database), tmp_path / "previous"
+    content = git("archive", commit_of(schema), *FOLDERS)
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        archive.extractall(folder, filter="data")
+    migrations = (folder / "migrations" / "versions").glob("[0-9]*_*.py")
+    assert max(path.name for path in migrations).startswith(schema)
+    members = [folder / "shared", *sorted((folder / "services").iterdir())]
     env = {"PYTHONPATH": ":".join(str(member) for member in members)}
     show = [sys.executable, "-c", "import fusewire; print(fusewire.__file__)"]
-    module = subprocess.run(show, env={**os.environ, **env}, capture_output=True, check=True)
-    assert module.stdout.decode().startswith(str(previous_tree))
-    with monkeypatch.context() as previous:
-        previous.setenv(migrate.MIGRATIONS_ENV, str(previous_tree / "migrations"))
-        head = migrate.head()
-    assert head < migrate.head()
-    if head < FIRST_TOLERANT:
+    module = await asyncio.to_thread(
+        subprocess.run, show, env={**os.environ, **env}, capture_output=True, check=True
+    )
+    assert module.stdout.decode().startswith(str(folder))
+    if schema < FIRST_TOLERANT:
         env[migrate.MIGRATIONS_ENV] = str(migrate.folder())
     return env
 
@@ -109,7 +118,7 @@ async def submit(url: str, first: int) -> list[str]:
 
 
 @pytest.mark.slow
-async def test_the_release_before_runs_on_this_schema_and_this_one_goes_on(
+async def test_older_code_runs_on_this_schema_and_this_code_goes_on(
     replicas: Replicas,
     previous_env: dict[str, str],
     postgres_database: Database,
@@ -137,7 +146,7 @@ async def test_the_release_before_runs_on_this_schema_and_this_one_goes_on(
     assert {outcome.status for outcome in outcomes} == {"selected"}
     assert model_server.stats.by_model == {"a": 12, "b": 12, "c": 12, "j": 24}
     assert replicas.faults() == []
-    # The release before may not keep the sums by day, or not all of them.
+    # Older code may not keep the sums by day, or not all of them.
     result = replicas.cli.run("db", "sums")
     assert result.returncode == 0, result.stderr
     async with store.read() as connection:

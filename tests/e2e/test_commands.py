@@ -313,6 +313,7 @@ def test_a_newer_schema_has_its_own_message_and_code(cli: Cli) -> None:
     assert cli.run("db", "upgrade").returncode == 0
     with contextlib.closing(sqlite3.connect(cli.folder / ".fusewire" / "fusewire.db")) as database:
         database.execute("UPDATE alembic_version SET version_num = '9999'")
+        database.execute("UPDATE schema_compatibility SET oldest_code = '9999'")
         database.commit()
     for command in (("up",), ("db", "upgrade"), ("keys", "list")):
         refused = cli.run(*command)

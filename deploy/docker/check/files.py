@@ -1,6 +1,7 @@
 """What the file system of an image may hold."""
 
 import struct
+from itertools import product
 from pathlib import Path
 
 _FOLDERS = ("usr/bin", "usr/sbin", "usr/local/bin", "opt/fusewire/.venv/bin")
@@ -20,9 +21,8 @@ _UNCHECKED_HASH = 1
 
 def faults(root: Path) -> list[str]:
     """What is in an image's file system and must not be, or is not and must."""
-    patterns = [f"{folder}/{name}" for folder in _FOLDERS for name in _PROGRAMS]
     lines = []
-    for pattern in (*patterns, *_LEFTOVERS):
+    for pattern in (*map("/".join, product(_FOLDERS, _PROGRAMS)), *_LEFTOVERS):
         lines += [f"has {path.relative_to(root)}" for path in root.glob(pattern)]
     sources = sorted((root / "opt/fusewire/.venv/lib").rglob("*.py"))
     if not sources:

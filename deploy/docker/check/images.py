@@ -26,7 +26,8 @@ OPTIONS_ENV = "BUILD_OPTIONS"
 _USER = "10001:10001"
 _LOAD_LIBRARIES = """
 import ctypes, pathlib
-for path in pathlib.Path("/opt/fusewire/.venv/lib").rglob("*.so*"):
+folder = pathlib.Path("/opt/fusewire/.venv/lib")
+for path in [*folder.rglob("*.so"), *folder.rglob("*.so.[0-9]*")]:
     ctypes.CDLL(str(path))
 """
 

@@ -318,7 +318,8 @@ def test_compose_starts_in_order_and_gives_time_to_drain(ours: dict[str, Any]) -
         drain_s = limits.call_drain_s if name == "worker-remote" else limits.drain_s
         assert ours[name]["stop_grace_period"] == f"{drain_s + 10:g}s"
         assert ours[name]["restart"] == "unless-stopped"
-    assert "fusewire db upgrade --allow-newer && fusewire topology apply" in ours["prepare"]["entrypoint"]
+    command = "fusewire db upgrade --allow-newer && fusewire topology apply"
+    assert command in ours["prepare"]["entrypoint"]
 
 
 def test_compose_probes_as_the_images_do(
