@@ -221,12 +221,16 @@ class EdgeModel(Section):
     path: FilePath
     """The model folder, as `fusewire model pull` leaves it."""
     threads: int | None = Field(default=None, ge=1)
-    """Threads of one engine; unset takes the processors that this process may use."""
+    """Threads of one engine; unset takes the processors that this process may use, by its
+    affinity and by its container's CPU limit."""
     slots: int = Field(default=4, ge=1, le=64)
     """Answers that are generated at once."""
     kv_cache_mb: int = Field(default=2048, ge=1)
     """MiB for the keys and values of running answers, and of prompts kept for those that begin
     alike."""
+    prepacked_dir: FilePath | None = None
+    """A folder on this machine's disk for prepacked weights, which the replicas on it share; takes
+    up to 2.5 times the model's size. Unset packs the weights at each start, in every replica."""
     tools: bool = True
     """Whether it is asked where a prompt has tools."""
     max_tokens: int = Field(default=256, ge=1)

@@ -14,7 +14,7 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from fusewire.errors import EXIT_BAD_INPUT
 
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
+WEIGHTS = "model.onnx.data"
 
 _PULL_AGAIN = "delete the folder and pull or import the model again"
 
@@ -201,7 +202,7 @@ def hash_file(folder: Path, name: str) -> FileEntry:
         return FileEntry(sha256=digest, size=os.fstat(file.fileno()).st_size)
 
 
-def _check_files(folder: Path, manifest: Manifest) -> None:
+def _check_files(folder: Path, manifest: Manifest, unread: Collection[str]) -> None:
     present = {path.name for path in folder.iterdir()} - {MANIFEST}
     extra = sorted(present - manifest.files.keys())
     if extra:
@@ -209,6 +210,8 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
     if GRAPH not in manifest.files:
         raise ModelFolderError(folder, f"the manifest names no '{GRAPH}'")
     for name, expected in manifest.files.items():
+        if name in unread:
+            continue
         actual = hash_file(folder, name)
         if actual.size != expected.size:
             raise ModelFolderError(
@@ -218,11 +221,15 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
             raise ModelFolderError(folder, f"'{name}' has another hash than the manifest says")
 
 
-def verify(folder: Path) -> Manifest:
+def verify(folder: Path, unread: Collection[str] = ()) -> Manifest:
     """Check everything that can be checked without running the model.
 
     Every file is a regular file without links, with the size and hash of the manifest. There are no
     other files, and the graph uses known operators and data inside the folder only.
+
+    Args:
+        folder: the model folder.
+        unread: files that nobody is going to read, which are not checked.
 
     Returns:
         the folder's manifest.
@@ -233,9 +240,9 @@ def verify(folder: Path) -> Manifest:
     from fusewire_worker_edge import graph_check  # noqa: PLC0415 - onnx is slow to import
 
     manifest = read_manifest(folder)
-    _check_files(folder, manifest)
+    _check_files(folder, manifest, unread)
     for name in manifest.files:
-        if not name.endswith(".onnx"):
+        if name in unread or not name.endswith(".onnx"):
             continue
         graph = (folder / name).read_bytes()
         problem = graph_check.graph_problem(graph, manifest.files.keys())

@@ -228,7 +228,12 @@ def _is_in_steps(task: Task) -> bool:
 
 
 def _options(model: EdgeModel) -> EngineOptions:
-    return EngineOptions(threads=model.threads, slots=model.slots, kv_cache_mb=model.kv_cache_mb)
+    return EngineOptions(
+        threads=model.threads,
+        slots=model.slots,
+        kv_cache_mb=model.kv_cache_mb,
+        prepacked_dir=str(model.prepacked_dir) if model.prepacked_dir else None,
+    )
 
 
 async def _generate_streamed(

@@ -14,7 +14,7 @@ from fusewire.contracts import Message
 from fusewire_worker_edge.engine.api import GenerateRequest
 from fusewire_worker_edge.engine.generation import Generator
 from fusewire_worker_edge.engine.options import EngineOptions
-from fusewire_worker_edge.folder import verify
+from fusewire_worker_edge.folder import WEIGHTS, verify
 from fusewire_worker_edge.importers.gguf import GgufFile
 from fusewire_worker_edge.importers.reference import (
     Divergence,
@@ -27,7 +27,6 @@ from fusewire_worker_edge.importers.reference import (
 PROMPT_TOKENS = 256
 ANSWER_TOKENS = 48
 ROUNDS = 3
-WEIGHTS = "model.onnx.data"
 _LONG_TEXT = {"type": "string", "minLength": 8 * ANSWER_TOKENS}
 """A schema whose shortest answer is longer than `ANSWER_TOKENS`: all tokens are constrained."""
 

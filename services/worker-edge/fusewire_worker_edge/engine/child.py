@@ -7,6 +7,7 @@ The process ends when its input ends, so that it never outlives its parent.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import queue
@@ -28,8 +29,9 @@ from fusewire_worker_edge.engine.api import (
 from fusewire_worker_edge.engine.frames import Frame, pack, read
 from fusewire_worker_edge.engine.generation import Generator
 from fusewire_worker_edge.engine.options import EngineOptions
+from fusewire_worker_edge.engine.prepacked import PackedWeights, discard, obtain
 from fusewire_worker_edge.engine.scheduler import Event
-from fusewire_worker_edge.folder import ModelFolderError, verify
+from fusewire_worker_edge.folder import GRAPH, WEIGHTS, ModelFolderError, verify
 
 GOLDEN_AGREEMENT = 0.75
 """Smallest share of the golden answer's tokens that the model must reproduce on this machine.
@@ -62,13 +64,33 @@ class Inbox:
             os._exit(0)
 
 
-def load(folder: Path, options: EngineOptions) -> Generator:
+def load(folder: Path, options: EngineOptions) -> tuple[Generator, PackedWeights | None]:
+    """Load a model, with its prepacked weights if the options name a folder for them.
+
+    Raises:
+        ModelFolderError: the folder cannot be used, or the model computes something else.
+    """
+    if options.prepacked_dir is None:
+        return load_checked(folder, options), None
+    weights = obtain(folder, Path(options.prepacked_dir))
+    if weights.graph is None:
+        return load_checked(folder, options), weights
+    try:
+        return load_checked(folder, dataclasses.replace(options, graph=weights.graph)), weights
+    except ModelFolderError as exc:
+        discard(weights.graph)
+        return load_checked(folder, options), PackedWeights("off", reason=str(exc))
+
+
+def load_checked(folder: Path, options: EngineOptions) -> Generator:
     """Verify a folder, load its model, and compare it with the manifest's golden answer.
 
     Raises:
         ModelFolderError: the folder cannot be used, or the model computes something else.
     """
-    generator = Generator(folder, verify(folder), options)
+    # Prepacked weights have hashes of their own, and are read in place of these files.
+    manifest = verify(folder, unread=(GRAPH, WEIGHTS) if options.graph else ())
+    generator = Generator(folder, manifest, options)
     agreement = generator.golden_agreement()
     if agreement < GOLDEN_AGREEMENT:
         raise ModelFolderError(
@@ -138,19 +160,20 @@ def main() -> int:
 
     began = time.perf_counter()
     try:
-        generator = load(arguments.folder, arguments.options)
+        generator, weights = load(arguments.folder, arguments.options)
     except ModelFolderError as exc:
         send({"type": "unusable", "message": str(exc)})
         return 1
     load_s = time.perf_counter() - began
-    send(
-        {
-            "type": "ready",
-            "model": generator.manifest.name,
-            "load_s": load_s,
-            "onnxruntime": onnxruntime.__version__,
-        }
-    )
+    ready: Frame = {
+        "type": "ready",
+        "model": generator.manifest.name,
+        "load_s": load_s,
+        "onnxruntime": onnxruntime.__version__,
+    }
+    if weights:
+        ready |= {"prepacked": weights.state, "prepacked_reason": weights.reason}
+    send(ready)
     while True:
         for frame in inbox.take(wait=not generator.scheduler.is_busy):
             if refusal := receive(generator, frame):

@@ -1,6 +1,5 @@
 """The model in onnxruntime: token ids in, logits out, with the KV cache updated in place."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ import onnxruntime as ort
 
 from fusewire_worker_edge.engine.cache import KvCache
 from fusewire_worker_edge.engine.options import EngineOptions
+from fusewire_worker_edge.engine.processors import usable_processors
 from fusewire_worker_edge.engine.sampling import Floats
-from fusewire_worker_edge.folder import Manifest, ModelFolderError
+from fusewire_worker_edge.folder import GRAPH, Manifest, ModelFolderError
 
 SPIN_US = "20"
 """How long threads spin for their next operator, in microseconds.
@@ -25,12 +25,6 @@ FIRST_ROW = "first_row"
 A negative number counts from the end. The product with the vocabulary's matrix is the largest of
 all, and prefill needs it for the last row only.
 """
-
-
-def _usable_processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class OnnxModel:
@@ -135,7 +129,7 @@ class OnnxModel:
 
     def _load(self, folder: Path, options: EngineOptions) -> ort.InferenceSession:
         session = ort.SessionOptions()
-        session.intra_op_num_threads = options.threads or _usable_processors()
+        session.intra_op_num_threads = options.threads or usable_processors()
         session.inter_op_num_threads = 1
         session.log_severity_level = 3
         # Within a step, threads spin for the next operator, since waking up takes longer than the
@@ -145,7 +139,7 @@ class OnnxModel:
         session.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             return ort.InferenceSession(
-                folder / "model.onnx", session, providers=["CPUExecutionProvider"]
+                options.graph or folder / GRAPH, session, providers=["CPUExecutionProvider"]
             )
         except Exception as exc:  # noqa: BLE001 - onnxruntime's own exceptions share no base class
             raise ModelFolderError(

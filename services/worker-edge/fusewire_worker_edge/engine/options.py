@@ -1,6 +1,7 @@
-"""Options of an engine: threads, batch rows and the memory of the KV cache."""
+"""Options of an engine: threads, batch rows, the memory of the KV cache, and its weights."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from fusewire_worker_edge.folder import Manifest
 
@@ -13,14 +14,19 @@ class EngineOptions:
     """The options of an edge model's engine, from the configuration.
 
     Args:
-        threads: threads of one step of the model; None uses all processors of this process.
+        threads: threads of one step of the model; None uses the processors that this process may
+            use.
         slots: the largest batch, the answers that are generated at once.
         kv_cache_mb: mebibytes of KV cache, for running sequences and for cached prompts together.
+        prepacked_dir: folder of prepacked weights; None packs the weights at each start.
+        graph: the graph with prepacked weights that the engine's process found in `prepacked_dir`.
     """
 
     threads: int | None = None
     slots: int = 4
     kv_cache_mb: int = 2048
+    prepacked_dir: str | None = None
+    graph: Path | None = None
 
     def kv_tokens(self, manifest: Manifest) -> int:
         """Return how many positions fit into `kv_cache_mb`, at least 1."""

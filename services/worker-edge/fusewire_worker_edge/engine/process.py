@@ -264,6 +264,8 @@ class ProcessEngine:
         self._child = child
         self._listener = asyncio.create_task(self._listen(child))
         log.info("edge.engine_started", pid=process.pid, **ready)
+        if ready.get("prepacked") == "off":
+            log.warning("edge.prepacked_off", reason=ready["prepacked_reason"])
         return child
 
     async def _listen(self, child: _Child) -> None:
