@@ -21,7 +21,7 @@ SOURCES := $(MEMBERS) migrations tests examples deploy
 SERVICES := ingest dispatcher judge worker-edge worker-remote
 LOCKS := deploy/docker/requirements
 
-.PHONY: help setup demo test test-kills test-node test-edge test-planted test-edge test-batch test-unit check check-deploy format bench bench-scale bench-plots bench-doors bench-edge bench-judge bench-fusion bench-views image-check fuzz lock docs clean
+.PHONY: help setup demo test test-kills test-node test-planted test-edge test-batch test-unit check check-deploy format bench bench-scale bench-plots bench-doors bench-edge bench-judge bench-fusion bench-views image-check fuzz lock docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -53,9 +53,6 @@ test-node: setup ## run clients of node against a running stack; they are instal
 	@mkdir -p build/node && cp tests/e2e/node/package.json tests/e2e/node/calls.mjs build/node
 	@cd build/node && npm install --silent --no-package-lock --no-audit --no-fund
 	@$(BIN)/python -m pytest -n 2 tests/e2e/node/clients.py $(ARGS)
-
-test-edge: setup ## run SCHEDULES (200) random schedules of an edge engine, where make test runs 10
-	@SCHEDULES=$(or $(SCHEDULES),200) $(BIN)/python -m pytest tests/unit/worker-edge/test_schedules.py $(ARGS)
 
 test-planted: setup ## find planted strengths in SEEDS (200) samples, where make test takes 30
 	@PLANTED_SEEDS=$(or $(SEEDS),200) $(BIN)/python -m pytest tests/unit/shared/test_ranking.py $(ARGS)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from fusewire.settings import read_file
+from fusewire.configuration import read_file
 from fusewire_cli import local_models
 
 SMALL = Path(__file__).parent / "builtin.toml"

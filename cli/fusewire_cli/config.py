@@ -7,7 +7,8 @@ import re
 import sys
 from pathlib import Path
 
-from fusewire.settings import Member, Pool, Settings, find_file, load
+from fusewire.configuration import find_file, load
+from fusewire.settings import Member, Pool, Settings
 from fusewire_cli.screen import note
 from fusewire_cli.session import settings
 

@@ -13,9 +13,10 @@ from nats.js.errors import BucketNotFoundError
 
 from fusewire import provision
 from fusewire.bus import Bus
+from fusewire.configuration import find_file
 from fusewire.errors import EXIT_BAD_INPUT, StartupError, Transient
 from fusewire.http_server import listen, listen_operations
-from fusewire.settings import EdgeModel, Http, RemoteModel, Settings, find_file
+from fusewire.settings import EdgeModel, Http, RemoteModel, Settings
 from fusewire.store import migrate
 from fusewire.store.engine import Store
 from fusewire.topology import ALARM, DIALECT_BUCKET, STORES, topology

@@ -71,7 +71,7 @@ def clear_errors() -> Iterator[None]:
 
     An unknown error is raised with its traceback only if FUSEWIRE_DEBUG is set.
     """
-    from fusewire.settings import ConfigError
+    from fusewire.configuration import ConfigError
 
     _log_to_stderr()
     try:

@@ -7,8 +7,9 @@ import typer
 import uvloop
 
 from fusewire import lifeline, telemetry
+from fusewire.configuration import find_file
 from fusewire.service import end_stalled
-from fusewire.settings import Settings, find_file
+from fusewire.settings import Settings
 from fusewire_cli import builtin
 from fusewire_cli.local.runner import Stack, service_names
 from fusewire_cli.screen import EXIT_FAULT, EXIT_INTERRUPTED, note

@@ -11,8 +11,9 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, NoReturn
 
 from fusewire import lifeline
+from fusewire.configuration import load
 from fusewire.errors import StartupError
-from fusewire.settings import Settings, load
+from fusewire.settings import Settings
 from fusewire_cli import builtin
 
 if TYPE_CHECKING:

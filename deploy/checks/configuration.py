@@ -8,7 +8,8 @@ from pathlib import Path
 
 from checks.manifests import PodTemplate, for_containers, look_up
 from checks.model import Check, Document, Shape, once
-from fusewire.settings import ConfigError, Settings, load
+from fusewire.configuration import ConfigError, load
+from fusewire.settings import Settings
 
 OTHER_VARIABLES = {
     *("FUSEWIRE_CONFIG", "FUSEWIRE_KEY_PEPPER", "FUSEWIRE_MIGRATIONS"),

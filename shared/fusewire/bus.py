@@ -13,7 +13,6 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -26,7 +25,7 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError, KeyNotFoundError, NoStreamResponseError
 from nats.js.kv import KeyValue
 
-from fusewire import consumers, metrics, telemetry
+from fusewire import consumers, metrics, nats_identity, telemetry
 from fusewire.blobs import Blobs
 from fusewire.contracts import ContractError, Wire
 from fusewire.errors import StartupError, Transient, UnacceptableMessage
@@ -193,7 +192,7 @@ class Bus:
             disconnected_cb=self._on_disconnected,
             reconnected_cb=self._on_reconnected,
             closed_cb=self._on_closed,
-            security=_security(settings),
+            security=nats_identity.security(settings),
             middlewares=telemetry.broker_middlewares(),
             logger=None,
         )
@@ -609,40 +608,3 @@ def _addresses(broker: NatsBroker) -> str:
     """The broker's addresses without user and password."""
     urls = [str(url).rpartition("@")[2] for url in broker.specification.url]
     return ", ".join(urls)
-
-
-def _security(settings: Nats) -> Any:
-    if settings.credentials is None and settings.nkey is None and settings.tls_ca is None:
-        return None
-    import ssl  # noqa: PLC0415 - only where it is asked for
-
-    from faststream.nats.security import NatsCredentials, NatsNKey, NatsSecurity  # noqa: PLC0415 - loaded only where it is needed
-
-    context = ssl.create_default_context(cafile=str(settings.tls_ca)) if settings.tls_ca else None
-    use_ssl = context is not None
-    if settings.credentials is not None:
-        return NatsCredentials(str(settings.credentials), ssl_context=context, use_ssl=use_ssl)
-    if settings.nkey is not None:
-        return NatsNKey.from_seed(_seed(settings.nkey), ssl_context=context, use_ssl=use_ssl)
-    return NatsSecurity(ssl_context=context, use_ssl=True)
-
-
-def _seed(path: Path) -> str:
-    """The seed in a file; the space around it is left out, as a line break at its end.
-
-    Raises:
-        StartupError: the file cannot be read, or holds no seed of a user.
-    """
-    try:
-        seed = path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "it is no text"
-        raise StartupError(
-            f"the nkey {path} cannot be read: {reason}", "mend [nats] nkey (FUSEWIRE_NATS__NKEY)"
-        ) from None
-    if not seed.startswith("SU"):
-        raise StartupError(
-            f"{path} holds no seed of a user's nkey, which begins with SU",
-            "make one with `fusewire topology nkeys`, or point [nats] nkey at the right file",
-        )
-    return seed

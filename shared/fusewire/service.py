@@ -14,6 +14,7 @@ import uvloop
 from prometheus_client import generate_latest
 
 from fusewire import lifeline, metrics, telemetry
+from fusewire.configuration import ConfigError, load
 from fusewire.errors import StartupError, Transient
 from fusewire.http_server import (
     App,
@@ -28,7 +29,7 @@ from fusewire.http_server import (
     tls,
 )
 from fusewire.lifeline import STOP_S
-from fusewire.settings import ConfigError, Http, Settings, load
+from fusewire.settings import Http, Settings
 
 log = structlog.get_logger(__name__)
 

@@ -141,7 +141,7 @@ async def test_a_cancel_frees_the_slot(engine: Engine) -> None:
 async def test_sixteen_prompts_at_once_with_cancels_answer_what_each_does_alone(
     engine: Engine,
 ) -> None:
-    """Greedy, and to the last bit of the tokens' probabilities."""
+    """Greedy: the same tokens, and the same probabilities but for rounding."""
     chance = random.Random(5)
     subjects = ["copper", "the sea", "chess", "Peru", "glass", "rain", "a fugue", "yeast"]
     requests = [
@@ -176,7 +176,8 @@ async def test_sixteen_prompts_at_once_with_cancels_answer_what_each_does_alone(
     for one, answer in zip(requests, answers, strict=True):
         if answer:
             alone = await engine.generate(one)
-            assert (answer.text, answer.mean_logprob) == (alone.text, alone.mean_logprob)
+            assert answer.text == alone.text
+            assert answer.mean_logprob == pytest.approx(alone.mean_logprob, abs=1e-5, rel=0)
 
 
 async def test_the_conversion_is_faithful(folder: Path) -> None:

@@ -125,8 +125,10 @@ class Course:
         plan = self._case.plan
         if any(m.wave or m.hedge_after_s is not None for m in plan.members):
             return
-        for _ in range(min(2, len(plan.members))):
-            self._advance(plan.panel_deadline_at)
+        enough = min(2, len(plan.members))
+        # One turn of the judge may have received both at once, and the third later.
+        while len(self._case.received) < enough and self._advance(plan.panel_deadline_at):
+            pass
 
     def _advance(self, until: datetime) -> bool:
         """Go on to the next candidates, or to the end of the wait; False if there is neither."""

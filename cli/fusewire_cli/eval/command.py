@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fusewire.settings import Pool, Settings, find_file
+from fusewire.configuration import find_file
+from fusewire.settings import Pool, Settings
 from fusewire_cli.client import Client
 from fusewire_cli.eval import table, weighing
 from fusewire_cli.eval.asking import (

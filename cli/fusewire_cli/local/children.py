@@ -10,10 +10,11 @@ from collections.abc import Iterable
 
 import structlog
 
+from fusewire.configuration import CONFIG_ENV
 from fusewire.errors import StartupError
 from fusewire.http_server import LISTEN_ENV
 from fusewire.lifeline import LIFELINE_ENV
-from fusewire.settings import CONFIG_ENV, Settings
+from fusewire.settings import Settings
 
 log = structlog.get_logger(__name__)
 

@@ -141,6 +141,7 @@ def _array(field: "pa.Field", values: Sequence[Any]) -> "pa.Array":
         values = [None if value is None else cells.text(value) for value in values]
     try:
         return pa.array(values, type=field.type)
+    # The last is pyarrow's error for a conversion that it does not know.
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
         fail(
             f"the column {field.name} is not {field.type} in all rows",

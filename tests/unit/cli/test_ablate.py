@@ -345,6 +345,13 @@ def test_where_the_judge_was_late_nothing_is_exact() -> None:
     assert {r.basis for r in recompute_all(late, "abc", NO_RATES).values()} == {"estimated"}
 
 
+def test_answers_of_one_turn_close_the_panel_before_a_third_comes() -> None:
+    said = {"a": Said("4", 1.0), "b": Said("4", 1.0), "c": Said("5", 3.0)}
+    old = case_of(play(said, policy=Policy(early_stop=0.87), quorum=1.0))
+    assert old.panel_members == {"a", "b"}
+    assert repeats(old)
+
+
 def test_a_member_that_never_answered_makes_a_longer_wait_an_estimate() -> None:
     said = {"a": Said("4", 1.0), "b": Said("4", 2.0), "c": Said("5", 3.0), "d": Said("4", 4.0)}
     fusion = play(said, policy=Policy(early_stop=0.87))

@@ -1,6 +1,5 @@
 """The Helm chart as far as no helm is needed; `chart_rendering.py` has the rest."""
 
-import copy
 import importlib.util
 import json
 import re
@@ -14,6 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
+from checks.model import merge
 from fusewire.settings import Settings
 
 ROOT = Path(__file__).parents[3]
@@ -28,18 +28,6 @@ def read(path: Path) -> Values:
     values = yaml.safe_load(path.read_text())
     assert isinstance(values, dict)
     return values
-
-
-def merged(below: Values, above: Values) -> Values:
-    """As helm merges a values file over values.yaml."""
-    result = copy.deepcopy(below)
-    for key, value in above.items():
-        lower = result.get(key)
-        if isinstance(value, dict) and isinstance(lower, dict):
-            result[key] = merged(lower, value)
-        else:
-            result[key] = value
-    return result
 
 
 def fault(values: Values) -> str | None:
@@ -81,7 +69,7 @@ def test_the_default_values_pass(defaults: Values) -> None:
 
 @pytest.mark.parametrize("path", SHAPES, ids=lambda path: path.stem)
 def test_a_shape_passes_and_its_config_is_usable(path: Path, defaults: Values) -> None:
-    shape = merged(defaults, read(path))
+    shape = merge(defaults, read(path))
     assert fault(shape) is None
     assert Settings(**shape["config"]).models
 
@@ -138,7 +126,7 @@ MISTAKES = [
 def test_a_mistake_is_refused_by_its_place(
     text: str, place: str, reason: str, defaults: Values
 ) -> None:
-    message = fault(merged(defaults, yaml.safe_load(text)))
+    message = fault(merge(defaults, yaml.safe_load(text)))
     assert message
     assert message.startswith(place)
     assert reason in message

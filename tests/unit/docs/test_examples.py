@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fusewire.settings import load
+from fusewire.configuration import load
 
 ROOT = Path(__file__).parents[3]
 QUOTED = re.compile(r"<!-- (examples/[\w.-]+) -->\n```(?:python|toml)\n(.*?)```", re.DOTALL)

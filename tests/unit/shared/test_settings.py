@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from fusewire.settings import ConfigError, EdgeModel, Settings, load
+from fusewire.configuration import ConfigError, load
+from fusewire.settings import EdgeModel, Settings
 
 MEMBERS = '["gpt", {name = "calm", model = "tiny", temperature = 0.0}]'
 GOOD = f"""

@@ -6,9 +6,9 @@ in the batch: chunked prefill, after Agrawal et al., "Sarathi-Serve" (OSDI 2024)
 sequences are always in the first slots (batch rows), so that one run of the model advances them
 all; when one of them leaves, the last takes its slot.
 
-The tokens of a request depend on that request alone. Its logits are the same bit for bit, whatever
-else is in the batch, however its prompt was cut into chunks and however much of it came from the
-prefix cache. This module keeps the two conditions for that: a chunk has more than one token,
+The tokens of a request depend on that request alone: whatever else is in the batch, however its
+prompt was cut into chunks and however much of it came from the prefix cache, its logits differ by
+rounding at most. This module keeps the two conditions for that: a chunk has more than one token,
 because onnxruntime uses other kernels for a single token of each row; and only keys and values that
 were computed by prefill are reused, never those of decoding (docs/decisions/0028).
 """
