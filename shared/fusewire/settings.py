@@ -169,6 +169,9 @@ class Limits(Section):
     """The most bytes that the long texts of one request may have together, beside `prompt_bytes`,
     which hosted models alone are asked about then; 0 takes none. A body with more than
     `prompt_bytes` must say its length."""
+    unknown_price_usd_per_mtok: float | None = Field(default=None, ge=0)
+    """What a million tokens of a model without a known price count as, for budgets; unset refuses
+    prompts that could reach such a model and have a budget."""
     image_days: float = Field(default=7, ge=0.01)
     """How long a large image or text is kept after the last request with it; a replay later than
     that is without."""
@@ -418,9 +421,15 @@ class Tenant(Section):
 
     requests_per_minute: int | None = Field(default=None, ge=1)
     """Prompts and other requests of the API, per ingest process; lines of batches do not count."""
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    """Tokens of prompts and of the longest answers that they allow, likewise."""
+    prompts_in_flight: int | None = Field(default=None, ge=1)
+    """Prompts of the API that may wait for their outcomes at once, likewise."""
     budget_usd: float | None = Field(default=None, ge=0)
     """What may be spent in each period. The highest cost of a prompt is reserved when it is
     accepted, and its true cost settled at its outcome. All models it can reach need prices."""
+    budget_soft_usd: float | None = Field(default=None, ge=0)
+    """Spending beyond this is reported in each period, and stops nothing."""
     budget_period: Literal["day", "month", "total"] = "month"
     """When spending begins anew (UTC)."""
     residency: Residency = "any"
@@ -428,6 +437,9 @@ class Tenant(Section):
     it."""
     pools: tuple[Name, ...] = ()
     """The pools that it may use; empty: all."""
+    models: tuple[Name, ...] = ()
+    """The models that may see its prompts; empty: all. Pools with another member or judge cannot be
+    used."""
     keep_days: float | None = Field(default=None, gt=0)
     """How long what has ended is kept, in place of `limits.keep_days`."""
     keep_bodies_days: float | None = Field(default=None, gt=0)

@@ -141,6 +141,8 @@ class Prompt(Wire):
 
     fusion_id: str
     tenant: str = Field(pattern=NAME)
+    key_id: str | None = None
+    """The API key that it was sent with, if it was with one."""
     batch_id: str | None = None
     custom_id: str
     pool: str = Field(pattern=NAME)

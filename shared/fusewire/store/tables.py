@@ -408,6 +408,7 @@ batches = Table(
     Column("options", Text, nullable=False),
     Column("priority", String(8), nullable=False),
     Column("completion_window", String(16), nullable=False),
+    Column("key_id", String(16)),
     Column("errors", Text),
     Column("total", Integer, nullable=False),
     Column("completed", Integer, nullable=False),
@@ -473,20 +474,52 @@ api_keys = Table(
     Column("tenant", String(63), nullable=False),
     Column("name", String(128), nullable=False),
     Column("hash", String(64), nullable=False),
+    # Names, with spaces between them.
+    Column("scopes", String(64), nullable=False, server_default="submit read batch"),
     Column("created_at", UtcDateTime, nullable=False),
     Column("expires_at", UtcDateTime),
     Column("revoked_at", UtcDateTime),
+    # Written every minute at most.
+    Column("last_used_at", UtcDateTime),
+    Column("replaces", String(16)),
+    Column("requests_per_minute", Integer),
+    Column("tokens_per_minute", Integer),
+    Column("prompts_in_flight", Integer),
 )
 
+# What may be spent. An account is a tenant's name, `key:` and a key's id, or `pool:` and a name.
+budget_limits = Table(
+    "budget_limits",
+    metadata,
+    Column("account", String(80), primary_key=True),
+    Column("period", String(5), primary_key=True),
+    Column("soft_usd", Float),
+    Column("hard_usd", Float),
+    Column("changed_at", UtcDateTime, nullable=False),
+)
+
+# What accounts have spent and reserved, by period (a day, a month, or `total`).
 budgets = Table(
     "budgets",
     metadata,
-    Column("tenant", String(63), primary_key=True),
+    # It held tenants alone once.
+    Column("tenant", String(80), key="account", primary_key=True),
     Column("period", String(10), primary_key=True),
     Column("reserved_usd", Float, nullable=False),
     Column("spent_usd", Float, nullable=False),
+    Column("soft_passed_at", UtcDateTime),
 )
 
+budget_holds = Table(
+    "budget_holds",
+    metadata,
+    Column("fusion_id", String(27), primary_key=True),
+    Column("account", String(80), primary_key=True),
+    Column("period", String(10), primary_key=True),
+    Column("usd", Float, nullable=False),
+)
+
+# What code before 0017 reserves, one account of each fusion; moved to `budget_holds`.
 reservations = Table(
     "reservations",
     metadata,
@@ -494,4 +527,19 @@ reservations = Table(
     Column("tenant", String(63), nullable=False),
     Column("period", String(10), nullable=False),
     Column("usd", Float, nullable=False),
+)
+
+# Who did what. Triggers refuse to change a row or to delete one.
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column("event_id", String(32), primary_key=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("tenant", String(63)),
+    # `key:` and a key's id, `operator:` and a user's name, or `service:` and its name.
+    Column("actor", String(80), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("target", String(128)),
+    Column("detail", Text),
+    Index("ix_audit_log_at", "at"),
 )

@@ -26,7 +26,7 @@ _OPEN = {
     "postgresql": postgresql.insert(budgets).on_conflict_do_nothing(),
 }
 # Parameters must not be named like the columns: SQLAlchemy reserves those names in an UPDATE.
-_IS_BUDGET = and_(budgets.c.tenant == bindparam("of"), budgets.c.period == bindparam("within"))
+_IS_BUDGET = and_(budgets.c.account == bindparam("of"), budgets.c.period == bindparam("within"))
 _BALANCE = select(budgets.c.reserved_usd, budgets.c.spent_usd).where(_IS_BUDGET).with_for_update()
 _MOVE = (
     update(budgets)
@@ -164,15 +164,15 @@ class Budgets:
             return {}
         keys = {tenant: period_key(cap.period, at) for tenant, cap in self._caps.items()}
         query = select(budgets).where(
-            budgets.c.tenant.in_(keys), budgets.c.period.in_(set(keys.values()))
+            budgets.c.account.in_(keys), budgets.c.period.in_(set(keys.values()))
         )
         async with self._store.read() as connection:
-            rows = {(row.tenant, row.period): row for row in await connection.execute(query)}
+            rows = {(row.account, row.period): row for row in await connection.execute(query)}
         balances = {tenant: Balance(cap.usd) for tenant, cap in self._caps.items()}
         for key in rows.keys() & keys.items():
             row = rows[key]
-            balances[row.tenant] = replace(
-                balances[row.tenant], spent_usd=row.spent_usd, reserved_usd=row.reserved_usd
+            balances[row.account] = replace(
+                balances[row.account], spent_usd=row.spent_usd, reserved_usd=row.reserved_usd
             )
         return balances
 
@@ -271,7 +271,7 @@ class Budgets:
 
 def _empty_budget(tenant: str, period: str) -> dict[str, str | float]:
     """The row of a period in which nothing has been spent yet."""
-    return {"tenant": tenant, "period": period, "reserved_usd": 0.0, "spent_usd": 0.0}
+    return {"account": tenant, "period": period, "reserved_usd": 0.0, "spent_usd": 0.0}
 
 
 def _unknown_price(tenant: str, models: Sequence[str]) -> RefusedError:

@@ -33,6 +33,7 @@ from fusewire.store.tables import (
     api_keys,
     batch_lines,
     batches,
+    budget_holds,
     budgets,
     erasures,
     file_chunks,
@@ -55,7 +56,17 @@ SUMS = (
     summary_tables.judge_days,
     summary_tables.latency_days,
 )
-TOUCHED = (*OF_A_FUSION, images, files, file_chunks, batches, batch_lines, api_keys, reservations)
+TOUCHED = (
+    *OF_A_FUSION,
+    images,
+    files,
+    file_chunks,
+    batches,
+    batch_lines,
+    api_keys,
+    reservations,
+    budget_holds,
+)
 """The tables whose files must not keep what was erased."""
 
 
@@ -243,7 +254,8 @@ class Erasures:
             (files, files.c.tenant == tenant),
             (images, images.c.tenant == tenant),
             (reservations, reservations.c.tenant == tenant),
-            *((table, table.c.tenant == tenant) for table in (budgets, *SUMS)),
+            (budgets, budgets.c.account == tenant),
+            *((table, table.c.tenant == tenant) for table in SUMS),
         ]
         counts: Counter[str] = Counter()
         async with self._store.write() as connection:
@@ -303,7 +315,7 @@ async def _release(connection: AsyncConnection, fusion_ids: Sequence[str]) -> No
     for row in (await connection.execute(query)).all():
         spent_usd = row.usd if row.cost_usd is None else row.cost_usd
         budget = update(budgets).where(
-            budgets.c.tenant == row.tenant, budgets.c.period == row.period
+            budgets.c.account == row.tenant, budgets.c.period == row.period
         )
         await connection.execute(
             budget.values(

@@ -23,6 +23,14 @@ class Key:
     created_at: datetime
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
+    scopes: str = "submit read batch"
+    """What it may be used for, names with spaces between them."""
+    last_used_at: datetime | None = None
+    replaces: str | None = None
+    """The id of the key that it was made in place of."""
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    prompts_in_flight: int | None = None
 
     def is_valid(self, at: datetime) -> bool:
         """Whether it is neither revoked nor expired at a time."""
