@@ -51,9 +51,11 @@ def upgrade() -> None:
         sa.Column("actor", sa.String(80), nullable=False),
         sa.Column("action", sa.String(64), nullable=False),
         sa.Column("target", sa.String(128)),
+        sa.Column("fusion_id", sa.String(27)),
         sa.Column("detail", sa.Text),
     )
     op.create_index("ix_audit_log_at", "audit_log", ["at"])
+    op.create_index("ix_audit_log_fusion", "audit_log", ["fusion_id"])
     refuse_changes()
 
 
@@ -68,7 +70,8 @@ def refuse_changes() -> None:
         return
     op.execute(
         "CREATE FUNCTION audit_log_refuse() RETURNS trigger LANGUAGE plpgsql AS"
-        f" $$ BEGIN RAISE EXCEPTION '{REFUSAL}'; END $$"
+        f" $$ BEGIN RAISE EXCEPTION '{REFUSAL}' USING ERRCODE = 'integrity_constraint_violation';"
+        " END $$"
     )
     op.execute(
         "CREATE TRIGGER audit_log_change BEFORE UPDATE OR DELETE ON audit_log"

@@ -575,7 +575,19 @@ class Settings(BaseSettings):
             "pool": rules.model_dump(mode="json"),
             "models": {name: self.models[name].model_dump(mode="json") for name in sorted(names)},
         }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+        return _hash(content)
+
+    def rules_hash(self) -> str:
+        """Twelve hex digits over all that decides how prompts are answered, without secrets.
+
+        Addresses, ports and folders may differ from start to start, and are left out.
+        """
+        rules = {"models", "pools", "tenants", "aliases", "limits"}
+        return _hash(self.model_dump(mode="json", include=rules))
+
+
+def _hash(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _check_not_a_vote(kind: str, name: str) -> None:

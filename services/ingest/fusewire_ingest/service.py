@@ -25,6 +25,7 @@ from fusewire_ingest.large_parts import LargeParts
 from fusewire_ingest.memory import ByteBudget, give_back_large_buffers
 from fusewire_ingest.open_requests import OpenRequests
 from fusewire_ingest.outbox import Outbox
+from fusewire_ingest.repository.audit import record_configuration
 from fusewire_ingest.repository.batches import Batches
 from fusewire_ingest.repository.budgets import Budget, Budgets
 from fusewire_ingest.repository.files import Files
@@ -56,6 +57,7 @@ class Ingest:
         self.drain_s = settings.limits.drain_s
         self._bus = Bus(self.name, settings.nats, drain_s=self.drain_s)
         self._store = Store(settings.database)
+        self._rules_hash = settings.rules_hash()
         caps = {
             name: Budget(tenant.budget_usd, tenant.budget_period)
             for name, tenant in settings.tenants.items()
@@ -159,6 +161,7 @@ class Ingest:
         await migrate.check(self._store, wait_s=migrate.START_S)
         await self._access.start()
         await self._budgets.start()
+        await record_configuration(self._store, self._rules_hash, datetime.now(UTC))
         await self._bus.connect()
         await self._bus.require(INGEST)
         # Before anything is published, as another stack may publish it too (docs/decisions/0044).

@@ -540,6 +540,8 @@ audit_log = Table(
     Column("actor", String(80), nullable=False),
     Column("action", String(64), nullable=False),
     Column("target", String(128)),
+    Column("fusion_id", String(27)),
     Column("detail", Text),
     Index("ix_audit_log_at", "at"),
+    Index("ix_audit_log_fusion", "fusion_id"),
 )
