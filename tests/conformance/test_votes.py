@@ -29,7 +29,7 @@ from fusewire_ingest.admission.refusal import RefusedError
 from fusewire_ingest.api.run import OUTCOME_HEADER
 from fusewire_ingest.api.votes import BODY_BYTES
 from fusewire_ingest.pepper import pepper
-from fusewire_ingest.repository.keys import ApiKeys, Key
+from fusewire_ingest.repository.keys import ApiKeys, Change, Key
 from fusewire_ingest.repository.retention import Retention
 from fusewire_ingest.repository.submissions import Submissions
 from fusewire_ingest.repository.votes import StoredVote, Vote, Votes
@@ -332,7 +332,7 @@ async def key_of(guarded: Settings, store: Store, tenant: str) -> str:
     key = keys.make(secrets.token_bytes(keys.RANDOM_BYTES))
     digest = keys.digest(key, pepper(guarded))
     row = Key(keys.key_id(key) or "", tenant, "test", digest, datetime.now(UTC))
-    await ApiKeys(store).add(row)
+    await ApiKeys(store).add(row, Change("operator:test", row.created_at))
     return key
 
 

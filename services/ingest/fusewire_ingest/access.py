@@ -13,6 +13,7 @@ from fusewire.http_server import is_loopback
 from fusewire.settings import Http, Settings, Tenant
 from fusewire_ingest.admission import keys
 from fusewire_ingest.admission.rates import Rates
+from fusewire_ingest.key_usage import KeyUsage
 from fusewire_ingest.pepper import pepper
 from fusewire_ingest.repository.keys import ApiKeys, Key
 
@@ -34,6 +35,9 @@ class Caller:
     tenant: str
     rule: Tenant
     key_id: str | None = None
+    account: str | None = None
+    """The account of the key's own budgets; None without a key."""
+    scopes: frozenset[keys.Scope] = frozenset(keys.SCOPES)
 
 
 class AccessError(Exception):
@@ -84,28 +88,50 @@ class Access:
         self._cache: OrderedDict[str, tuple[Key | None, float]] = OrderedDict()
         """By key id: the key, or None if there is none, and until when (monotonic) it is cached."""
         self._rates = Rates()
+        self._key_usage = KeyUsage(api_keys, clock)
 
     async def start(self) -> None:
         """Check the HTTP settings and load the pepper if keys are required. Raises StartupError."""
         check(self._settings.http)
+        self._key_usage.start()
         if not self._is_required:
             return
         self._pepper = pepper(self._settings)
         if await self._api_keys.is_empty():
             log.warning("ingest.no_keys", mend="fusewire keys create --tenant NAME --name NAME")
 
-    async def caller(self, headers: Mapping[str, str]) -> Caller:
+    async def stop(self) -> None:
+        """Write the last uses of keys."""
+        await self._key_usage.stop()
+
+    def faults(self) -> list[str]:
+        """See Service."""
+        return self._key_usage.faults()
+
+    async def caller(self, headers: Mapping[str, str], scope: keys.Scope | None) -> Caller:
         """Identify the sender of these headers (names in lower case), and count the request.
 
+        Args:
+            headers: the request's.
+            scope: what the request needs; None if any valid key will do.
+
         Raises:
-            AccessError: a valid key is required and missing, or there were too many requests.
+            AccessError: a valid key is required and missing, or lacks the scope, or there were too
+                many requests.
             Transient: a key could not be looked up.
         """
         key_text = _key_in(headers)
         # SDKs always send a key, possibly one of another service.
         if key_text is not None and (self._is_required or key_text.startswith(keys.PREFIX)):
             key = await self._verify(key_text)
-            caller = Caller(key.tenant, self._settings.tenant(key.tenant), key.key_id)
+            self._key_usage.note(key.key_id)
+            caller = Caller(
+                key.tenant,
+                self._settings.tenant(key.tenant),
+                key.key_id,
+                key.account,
+                keys.read_scopes(key.scopes),
+            )
         elif self._is_required:
             raise AccessError(
                 401,
@@ -114,6 +140,7 @@ class Access:
             )
         else:
             caller = Caller(ANONYMOUS, self._settings.tenant(ANONYMOUS))
+        _check_scope(caller, scope)
         self._count(caller)
         return caller
 
@@ -158,6 +185,16 @@ class Access:
                 f"tenant '{caller.tenant}' may send {limit} requests a minute; wait {wait_s:.1f} s",
                 retry_after_s=wait_s,
             )
+
+
+def _check_scope(caller: Caller, scope: keys.Scope | None) -> None:
+    if scope is not None and scope not in caller.scopes:
+        raise AccessError(
+            403,
+            "missing_scope",
+            f"the key '{caller.key_id}' has no scope '{scope}'; ask the operator for one that has"
+            f" (fusewire keys create --scope {scope})",
+        )
 
 
 def _key_in(headers: Mapping[str, str]) -> str | None:
