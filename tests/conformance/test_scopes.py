@@ -55,6 +55,11 @@ ROUTES: dict[str, keys.Scope | None] = {
     "POST /batches/{batch_id}/resume": "batch",
     "POST /batches/{batch_id}/retry": "batch",
     "GET /batches/{batch_id}/results": "batch",
+    "GET /keys": "admin",
+    "POST /keys": "admin",
+    "GET /keys/{key_id}": "admin",
+    "PATCH /keys/{key_id}": "admin",
+    "DELETE /keys/{key_id}": "admin",
 }
 """By method and path, which are there under each of PREFIXES."""
 PREFIXES = ("/v1", "/api/v1")

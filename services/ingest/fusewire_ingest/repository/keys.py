@@ -76,7 +76,7 @@ class Change:
 
 
 class KeyStateError(Exception):
-    """A key that cannot be rotated."""
+    """A key of which this cannot be done, as it is revoked, expired, replaced or absent."""
 
 
 class ApiKeys:
@@ -88,13 +88,12 @@ class ApiKeys:
     async def add(self, key: Key, change: Change) -> None:
         """Store a new key."""
         async with self._store.write() as connection:
-            await _insert(connection, key)
-            await connection.execute(insert_action(change.action("created", key, _detail(key))))
+            await insert_key(connection, key, change)
 
     async def get(self, key_id: str) -> Key | None:
         """Read a key, valid or not; None if there is none of that id."""
         async with self._store.read() as connection:
-            return await _get(connection, key_id)
+            return await find_key(connection, key_id)
 
     async def all(self) -> list[Key]:
         """List all keys, the oldest first."""
@@ -123,7 +122,7 @@ class ApiKeys:
             KeyStateError: the key does not exist, is no longer valid, or was replaced already.
         """
         async with self._store.write() as connection:
-            old_key = await _get(connection, key_id, for_update=True)
+            old_key = await find_key(connection, key_id, for_update=True)
             if old_key is None:
                 raise KeyStateError(f"there is no key '{key_id[:16]}'")
             if not old_key.is_valid(change.at):
@@ -136,7 +135,7 @@ class ApiKeys:
             new_key = replace(new_key, **same, replaces=key_id, first_key_id=first_key_id)
             await _insert(connection, new_key)
             expires_at = min(keep_until, old_key.expires_at or keep_until)
-            await _set(connection, key_id, expires_at=expires_at)
+            await set_key(connection, key_id, expires_at=expires_at)
             detail = {"replaced_by": new_key.key_id, "expires_at": expires_at.isoformat()}
             await connection.execute(insert_action(change.action("rotated", old_key, detail)))
             return new_key
@@ -147,11 +146,11 @@ class ApiKeys:
         A key that was revoked before keeps the time of its first revocation.
         """
         async with self._store.write() as connection:
-            key = await _get(connection, key_id, for_update=True)
+            key = await find_key(connection, key_id, for_update=True)
             if key is None or tenant not in (None, key.tenant):
                 return False
             if key.revoked_at is None:
-                await _set(connection, key_id, revoked_at=change.at)
+                await set_key(connection, key_id, revoked_at=change.at)
                 await connection.execute(insert_action(change.action("revoked", key)))
             return True
 
@@ -180,18 +179,31 @@ class ApiKeys:
             await connection.execute(statement)
 
 
-async def _get(connection: AsyncConnection, key_id: str, *, for_update: bool = False) -> Key | None:
+async def find_key(
+    connection: AsyncConnection, key_id: str, *, for_update: bool = False
+) -> Key | None:
+    """Read a key, valid or not, and lock its row if it is to be changed."""
     query = _ONE.with_for_update() if for_update else _ONE
     row = (await connection.execute(query, {"id": key_id})).mappings().one_or_none()
     return Key(**row) if row else None
 
 
+async def insert_key(
+    connection: AsyncConnection, key: Key, change: Change, detail: Mapping[str, Any] | None = None
+) -> None:
+    """Store a new key, and enter it in the audit log with further details."""
+    await _insert(connection, key)
+    details = _detail(key) | dict(detail or {})
+    await connection.execute(insert_action(change.action("created", key, details)))
+
+
+async def set_key(connection: AsyncConnection, key_id: str, **values: Any) -> None:
+    """Set columns of a key."""
+    await connection.execute(update(api_keys).where(api_keys.c.key_id == key_id).values(**values))
+
+
 async def _insert(connection: AsyncConnection, key: Key) -> None:
     await connection.execute(insert(api_keys).values(**vars(key)))
-
-
-async def _set(connection: AsyncConnection, key_id: str, **values: Any) -> None:
-    await connection.execute(update(api_keys).where(api_keys.c.key_id == key_id).values(**values))
 
 
 def _detail(key: Key) -> dict[str, Any]:
