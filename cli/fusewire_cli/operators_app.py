@@ -44,11 +44,20 @@ SiteOption = Annotated[
     list[str] | None,
     typer.Option("--edge-site", metavar="NAME", help="An edge site; can be repeated."),
 ]
+TenantOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tenant",
+        metavar="NAME",
+        help="A tenant that submits prompts over NATS; can be repeated.",
+    ),
+]
 
 
 @topology_app.command("accounts")
 def topology_accounts(
     edge_site: SiteOption = None,
+    tenant: TenantOption = None,
     site: Annotated[
         str | None,
         typer.Option("--site", metavar="NAME", help="The users of a site's own server instead."),
@@ -57,19 +66,32 @@ def topology_accounts(
     """Print the accounts, users and permissions for nats-server to include."""
     from fusewire import accounts
 
-    print(accounts.render_site(site) if site else accounts.render(edge_site or []), end="")
+    try:
+        text = (
+            accounts.render_site(site) if site else accounts.render(edge_site or [], tenant or [])
+        )
+    except ValueError as exc:
+        fail(str(exc), "give --tenant and --edge-site other names")
+    print(text, end="")
 
 
 @topology_app.command("nkeys")
 def topology_nkeys(
     folder: Annotated[Path, typer.Argument(help="A new folder for them.")],
     edge_site: SiteOption = None,
+    tenant: TenantOption = None,
+    add: Annotated[
+        bool,
+        typer.Option(
+            "--add", help="The folder is there: make keys for users that have none in it."
+        ),
+    ] = False,
 ) -> None:
     """Make an nkey for each user of NATS: its seed, and `public.env` with all public keys."""
     from fusewire_cli import nkey_files
 
     with clear_errors():
-        nkey_files.write(folder, edge_site or [])
+        nkey_files.write(folder, edge_site or [], tenant or [], adds=add)
 
 
 @db_app.command("upgrade")

@@ -144,7 +144,7 @@ class ModelCountReply(TypedDict):
     data: ModelCount
 
 
-class ManagedKey(TypedDict):
+class TenantKey(TypedDict):
     """A key of the tenant, for those who manage it: never the key itself."""
 
     hash: str
@@ -182,22 +182,22 @@ class ManagedKey(TypedDict):
     """The tenant."""
 
 
-class ManagedKeyReply(TypedDict):
+class TenantKeyReply(TypedDict):
     """`GET` and `PATCH /keys/{hash}`."""
 
-    data: ManagedKey
+    data: TenantKey
 
 
-class ManagedKeyList(TypedDict):
+class TenantKeyList(TypedDict):
     """`GET /keys`."""
 
-    data: list[ManagedKey]
+    data: list[TenantKey]
 
 
-class NewKeyReply(TypedDict):
+class CreateKeyReply(TypedDict):
     """`POST /keys`."""
 
-    data: ManagedKey
+    data: TenantKey
     key: str
     """The key itself, which is shown this once."""
 

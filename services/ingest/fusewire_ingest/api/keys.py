@@ -20,11 +20,11 @@ from fusewire_ingest.api.errors import HttpError
 from fusewire_ingest.openai import key_request
 from fusewire_ingest.pepper import pepper
 from fusewire_ingest.repository.keys import Change, Key, KeyStateError
-from fusewire_ingest.repository.managed_keys import (
-    KeyUpdate,
-    LimitTooHighError,
-    ManagedKey,
-    ManagedKeys,
+from fusewire_ingest.repository.tenant_keys import (
+    KeyChange,
+    KeyLimitError,
+    TenantKey,
+    TenantKeys,
 )
 
 BODY_BYTES = 16 * 1024
@@ -36,12 +36,12 @@ _RESETS = {period: reset for reset, period in key_request.PERIODS.items()}
 def routes(dependencies: Dependencies) -> APIRouter:
     """`/keys`."""
     router = APIRouter(tags=["keys"])
-    keys, clock = ManagedKeys(dependencies.store), dependencies.clock
+    keys, clock = TenantKeys(dependencies.store), dependencies.clock
 
     @router.get(
         "/keys",
         summary="Your tenant's keys, the newest first",
-        responses=schemas.reply("ManagedKeyList"),
+        responses=schemas.reply("TenantKeyList"),
     )
     async def list_keys(
         caller: AdminCaller,
@@ -53,7 +53,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
         """At most 100; `offset` skips those that were listed before."""
         _manager_id(caller)
         states = {"revoked": include_disabled, "expired": include_expired}
-        page: list[ManagedKey] = []
+        page: list[TenantKey] = []
         if workspace_id in (None, caller.tenant):
             page = await keys.page(
                 caller.tenant,
@@ -62,12 +62,12 @@ def routes(dependencies: Dependencies) -> APIRouter:
                 limit=PAGE,
                 states=[state for state, is_included in states.items() if is_included],
             )
-        reply: replies.openrouter.ManagedKeyList = {
-            "data": [_object(managed, clock()) for managed in page]
+        reply: replies.openrouter.TenantKeyList = {
+            "data": [_object(tenant_key, clock()) for tenant_key in page]
         }
         return JSONResponse(reply)
 
-    @router.get("/keys/{key_id}", summary="One key", responses=schemas.reply("ManagedKeyReply"))
+    @router.get("/keys/{key_id}", summary="One key", responses=schemas.reply("TenantKeyReply"))
     async def get(key_id: str, caller: AdminCaller) -> Response:
         _manager_id(caller)
         return await _reply(keys, caller.tenant, key_id, clock())
@@ -76,7 +76,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
     return router
 
 
-def _add_changes(router: APIRouter, dependencies: Dependencies, keys: ManagedKeys) -> None:
+def _add_changes(router: APIRouter, dependencies: Dependencies, keys: TenantKeys) -> None:
     clock = dependencies.clock
     # Read at the first key that is made: without API keys, nothing needs it.
     load_pepper = functools.cache(lambda: pepper(dependencies.settings))
@@ -86,7 +86,7 @@ def _add_changes(router: APIRouter, dependencies: Dependencies, keys: ManagedKey
         summary="Make a key for your tenant",
         status_code=201,
         openapi_extra=schemas.body("NewKey"),
-        responses=schemas.reply("NewKeyReply", status=201),
+        responses=schemas.reply("CreateKeyReply", status=201),
     )
     async def create(request: Request, caller: AdminCaller) -> Response:
         """The key is in this reply and nowhere else. It may spend no more than the caller's."""
@@ -107,24 +107,24 @@ def _add_changes(router: APIRouter, dependencies: Dependencies, keys: ManagedKey
         )
         try:
             await keys.add(key, parsed_request.key_limit, manager_id, _change(caller, now))
-        except LimitTooHighError as exc:
+        except KeyLimitError as exc:
             raise invalid_error("limit", str(exc)) from None
-        managed = await _find(keys, caller.tenant, key_id, now)
-        reply: replies.openrouter.NewKeyReply = {"data": _object(managed, now), "key": secret}
+        tenant_key = await _find(keys, caller.tenant, key_id, now)
+        reply: replies.openrouter.CreateKeyReply = {"data": _object(tenant_key, now), "key": secret}
         return JSONResponse(reply, 201)
 
     @router.patch(
         "/keys/{key_id}",
         summary="Change a key",
         openapi_extra=schemas.body("ChangedKey"),
-        responses=schemas.reply("ManagedKeyReply"),
+        responses=schemas.reply("TenantKeyReply"),
     )
     async def change(request: Request, key_id: str, caller: AdminCaller) -> Response:
         """`disabled` revokes it for ever."""
         manager_id, now = _manager_id(caller), clock()
         body = await bodies.json_object(request, BODY_BYTES)
         parsed_request = key_request.parse_update(body, caller.tenant)
-        key_update = KeyUpdate(
+        key_change = KeyChange(
             parsed_request.name,
             parsed_request.disabled,
             parsed_request.limit,
@@ -133,10 +133,10 @@ def _add_changes(router: APIRouter, dependencies: Dependencies, keys: ManagedKey
         )
         try:
             if not await keys.update(
-                caller.tenant, _check_id(key_id), key_update, manager_id, _change(caller, now)
+                caller.tenant, _check_id(key_id), key_change, manager_id, _change(caller, now)
             ):
                 raise _not_found_error(key_id)
-        except LimitTooHighError as exc:
+        except KeyLimitError as exc:
             raise invalid_error("limit", str(exc)) from None
         except KeyStateError as exc:
             raise HttpError(409, "key_revoked", str(exc), is_final=True) from None
@@ -150,7 +150,7 @@ def _add_changes(router: APIRouter, dependencies: Dependencies, keys: ManagedKey
     async def delete(key_id: str, caller: AdminCaller) -> Response:
         """Every ingest refuses it within 5 seconds. It stays in the list of disabled keys."""
         manager_id, now = _manager_id(caller), clock()
-        revocation = KeyUpdate(is_revoked=True)
+        revocation = KeyChange(is_revoked=True)
         if not await keys.update(
             caller.tenant, _check_id(key_id), revocation, manager_id, _change(caller, now)
         ):
@@ -182,16 +182,16 @@ def _check_id(key_id: str) -> str:
     return key_id
 
 
-async def _find(keys: ManagedKeys, tenant: str, key_id: str, now: datetime) -> ManagedKey:
-    managed = await keys.get(tenant, _check_id(key_id), now)
-    if managed is None:
+async def _find(keys: TenantKeys, tenant: str, key_id: str, now: datetime) -> TenantKey:
+    tenant_key = await keys.get(tenant, _check_id(key_id), now)
+    if tenant_key is None:
         raise _not_found_error(key_id)
-    return managed
+    return tenant_key
 
 
-async def _reply(keys: ManagedKeys, tenant: str, key_id: str, now: datetime) -> Response:
-    managed = await _find(keys, tenant, key_id, now)
-    reply: replies.openrouter.ManagedKeyReply = {"data": _object(managed, now)}
+async def _reply(keys: TenantKeys, tenant: str, key_id: str, now: datetime) -> Response:
+    tenant_key = await _find(keys, tenant, key_id, now)
+    reply: replies.openrouter.TenantKeyReply = {"data": _object(tenant_key, now)}
     return JSONResponse(reply)
 
 
@@ -199,12 +199,12 @@ def _not_found_error(key_id: str) -> HttpError:
     return HttpError(404, "not_found", f"there is no key '{key_id[:16]}'")
 
 
-def _object(managed: ManagedKey, now: datetime) -> replies.openrouter.ManagedKey:
+def _object(tenant_key: TenantKey, now: datetime) -> replies.openrouter.TenantKey:
     """OpenRouter's object."""
-    key = managed.key
+    key = tenant_key.key
     names = _names(now)
-    limit, remaining_usd = _tightest(managed, names)
-    week_usd, month_usd = _usage(managed, now)
+    limit, remaining_usd = _tightest(tenant_key, names)
+    week_usd, month_usd = _usage(tenant_key, now)
     return {
         "hash": key.key_id,
         "name": key.name,
@@ -215,8 +215,8 @@ def _object(managed: ManagedKey, now: datetime) -> replies.openrouter.ManagedKey
         "limit_remaining": remaining_usd,
         "limit_reset": _RESETS[limit.period] if limit else None,
         "include_byok_in_limit": False,
-        "usage": managed.spending.total_usd,
-        "usage_daily": managed.spending.spent_usd.get(names["day"], 0.0),
+        "usage": tenant_key.spending.total_usd,
+        "usage_daily": tenant_key.spending.spent_usd.get(names["day"], 0.0),
         "usage_weekly": week_usd,
         "usage_monthly": month_usd,
         "byok_usage": 0.0,
@@ -244,15 +244,15 @@ def _names(now: datetime) -> dict[LimitPeriod, str]:
 
 
 def _tightest(
-    managed: ManagedKey, names: Mapping[LimitPeriod, str]
+    tenant_key: TenantKey, names: Mapping[LimitPeriod, str]
 ) -> tuple[KeyLimit | None, float | None]:
     """The limit of which the least is left, if there is one, and what is left of it, USD."""
-    spending = managed.spending
+    spending = tenant_key.spending
     remaining_usd = {
         limit: limit.usd
         - spending.spent_usd.get(names[limit.period], 0.0)
         - spending.reserved_usd.get(names[limit.period], 0.0)
-        for limit in managed.limits
+        for limit in tenant_key.limits
     }
     if not remaining_usd:
         return None, None
@@ -260,9 +260,9 @@ def _tightest(
     return limit, max(remaining_usd[limit], 0.0)
 
 
-def _usage(managed: ManagedKey, now: datetime) -> tuple[float, float]:
+def _usage(tenant_key: TenantKey, now: datetime) -> tuple[float, float]:
     """USD spent in this week, which begins on Monday, and in this month."""
-    spent_usd, today = managed.spending.spent_usd, now.astimezone(UTC).date()
+    spent_usd, today = tenant_key.spending.spent_usd, now.astimezone(UTC).date()
     monday, month = (today - timedelta(days=today.weekday())).isoformat(), f"{today:%Y-%m}"
     days = {name: usd for name, usd in spent_usd.items() if len(name) == len(monday)}
     days_of_month_usd = sum(usd for name, usd in days.items() if name.startswith(month))

@@ -59,7 +59,7 @@ class CreateKey(_KeyFields):
         return None if self.limit is None else KeyLimit(self.limit, PERIODS[self.limit_reset])
 
 
-class UpdateKey(_KeyFields):
+class ChangeKey(_KeyFields):
     """The body of `PATCH /keys/{hash}`. Fields that are absent stay as they are."""
 
     name: str | None = None
@@ -87,9 +87,9 @@ def parse_create(body: Mapping[str, Any], tenant: str, now: datetime) -> CreateK
     return request
 
 
-def parse_update(body: Mapping[str, Any], tenant: str) -> UpdateKey:
+def parse_update(body: Mapping[str, Any], tenant: str) -> ChangeKey:
     """Parse a request that changes a key. Raises RefusedError."""
-    request = validate(UpdateKey, body)
+    request = validate(ChangeKey, body)
     _check(request, request.name, tenant)
     return request
 

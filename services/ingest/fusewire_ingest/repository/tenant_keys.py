@@ -36,7 +36,7 @@ class KeySpending:
 
 
 @dataclass(frozen=True)
-class ManagedKey:
+class TenantKey:
     """A key, its hard limits and what it has spent."""
 
     key: Key
@@ -45,7 +45,7 @@ class ManagedKey:
 
 
 @dataclass(frozen=True)
-class KeyUpdate:
+class KeyChange:
     """What of a key is changed; None leaves it as it is."""
 
     name: str | None = None
@@ -56,11 +56,11 @@ class KeyUpdate:
     period: LimitPeriod | None = None
 
 
-class LimitTooHighError(Exception):
+class KeyLimitError(Exception):
     """A limit above that of the key which sets it."""
 
 
-class ManagedKeys:
+class TenantKeys:
     """Keys of one tenant at a time, and `budget_limits` of their accounts.
 
     Every method raises Transient when the database does not answer.
@@ -71,7 +71,7 @@ class ManagedKeys:
 
     async def page(
         self, tenant: str, now: datetime, *, offset: int, limit: int, states: Collection[str]
-    ) -> list[ManagedKey]:
+    ) -> list[TenantKey]:
         """List keys, the newest first.
 
         Args:
@@ -91,7 +91,7 @@ class ManagedKeys:
             rows = (await connection.execute(query.offset(offset).limit(limit))).mappings()
             return await _with_budgets(connection, [Key(**row) for row in rows], now)
 
-    async def get(self, tenant: str, key_id: str, now: datetime) -> ManagedKey | None:
+    async def get(self, tenant: str, key_id: str, now: datetime) -> TenantKey | None:
         """Read a key; None if the tenant has none of that id."""
         async with self._store.read() as connection:
             key = await find_key(connection, key_id)
@@ -103,7 +103,7 @@ class ManagedKeys:
         """Store a key and its limit. It has the rate limits of the key that makes it.
 
         Raises:
-            LimitTooHighError: the limit is above the manager's own.
+            KeyLimitError: the limit is above the manager's own.
         """
         async with self._store.write() as connection:
             manager = await _check_limit(connection, limit, manager_id)
@@ -118,45 +118,45 @@ class ManagedKeys:
                 await _set_limit(connection, key.account, limit, change.at)
 
     async def update(
-        self, tenant: str, key_id: str, key_update: KeyUpdate, manager_id: str, change: Change
+        self, tenant: str, key_id: str, key_change: KeyChange, manager_id: str, change: Change
     ) -> bool:
         """Change a key; returns whether the tenant has it.
 
         Raises:
             KeyStateError: it is revoked, and would have to be valid again.
-            LimitTooHighError: the limit would be above the manager's own.
+            KeyLimitError: the limit would be above the manager's own.
         """
         async with self._store.write() as connection:
             key = await find_key(connection, key_id, for_update=True)
             if key is None or key.tenant != tenant:
                 return False
-            if key_update.is_revoked is False and key.revoked_at:
+            if key_change.is_revoked is False and key.revoked_at:
                 raise KeyStateError(f"key '{key_id}' is revoked for ever; create another")
             detail: dict[str, Any] = {}
-            if key_update.name is not None and key_update.name != key.name:
-                detail["name"] = key_update.name
-                await set_key(connection, key_id, name=key_update.name)
-            detail |= await _update_limit(connection, key, key_update, manager_id, change.at)
+            if key_change.name is not None and key_change.name != key.name:
+                detail["name"] = key_change.name
+                await set_key(connection, key_id, name=key_change.name)
+            detail |= await _update_limit(connection, key, key_change, manager_id, change.at)
             if detail:
                 await connection.execute(insert_action(change.action("changed", key, detail)))
-            if key_update.is_revoked and not key.revoked_at:
+            if key_change.is_revoked and not key.revoked_at:
                 await set_key(connection, key_id, revoked_at=change.at)
                 await connection.execute(insert_action(change.action("revoked", key)))
             return True
 
 
 async def _update_limit(
-    connection: AsyncConnection, key: Key, key_update: KeyUpdate, manager_id: str, at: datetime
+    connection: AsyncConnection, key: Key, key_change: KeyChange, manager_id: str, at: datetime
 ) -> dict[str, Any]:
     """Change a key's limit; returns what the audit log tells of it."""
-    if not key_update.has_limit_usd and key_update.period is None:
+    if not key_change.has_limit_usd and key_change.period is None:
         return {}
     limits = (await _limits(connection, [key.account])).get(key.account, [])
     current = limits[0] if limits else None
     usd = current.usd if current else None
-    if key_update.has_limit_usd:
-        usd = key_update.limit_usd
-    period = key_update.period or (current.period if current else _TOTAL)
+    if key_change.has_limit_usd:
+        usd = key_change.limit_usd
+    period = key_change.period or (current.period if current else _TOTAL)
     limit = None if usd is None else KeyLimit(usd, period)
     if limits == ([limit] if limit else []):
         return {}
@@ -170,14 +170,12 @@ def _limit_detail(limit: KeyLimit | None) -> dict[str, Any]:
 
 
 async def _check_limit(connection: AsyncConnection, limit: KeyLimit | None, manager_id: str) -> Key:
-    """Read the key of the manager. Raises LimitTooHighError if a limit is above its own."""
+    """Read the key of the manager. Raises KeyLimitError if a limit is above its own."""
     manager = await find_key(connection, manager_id)
     assert manager is not None
     own_limits = (await _limits(connection, [manager.account])).get(manager.account, [])
     if own := excess(limit, own_limits):
-        raise LimitTooHighError(
-            f"the key that sets it may itself spend {own}; set a limit within that"
-        )
+        raise KeyLimitError(f"the key that sets it may itself spend {own}; set a limit within that")
     return manager
 
 
@@ -207,10 +205,10 @@ async def _set_limit(
     )
     if limit:
         is_period = budget_limits.c.period == limit.period
-        changed = await connection.execute(
+        result = await connection.execute(
             update(budget_limits).where(is_account, is_period).values(hard_usd=limit.usd)
         )
-        if not changed.rowcount:
+        if not result.rowcount:
             row = {"account": account, "period": limit.period, "hard_usd": limit.usd}
             await connection.execute(insert(budget_limits).values(**row, changed_at=at))
     is_empty = (budget_limits.c.hard_usd.is_(None), budget_limits.c.soft_usd.is_(None))
@@ -219,7 +217,7 @@ async def _set_limit(
 
 async def _with_budgets(
     connection: AsyncConnection, keys: Sequence[Key], now: datetime
-) -> list[ManagedKey]:
+) -> list[TenantKey]:
     accounts = {key.account for key in keys}
     if not accounts:
         return []
@@ -243,7 +241,7 @@ async def _with_budgets(
     for account, usd in await connection.execute(sums):
         totals_usd[account] = max(usd, totals_usd.get(account, 0.0))
     return [
-        ManagedKey(
+        TenantKey(
             key,
             limits.get(key.account, []),
             KeySpending(
