@@ -6,6 +6,8 @@ import sqlite3
 import time
 from contextlib import closing
 
+import pytest
+
 from fusewire.testing.command_line import Cli, address
 
 
@@ -81,3 +83,21 @@ def test_a_key_is_rotated_and_has_its_scopes(cli: Cli) -> None:
             (operator, "key.created", first["key_id"]),
             (operator, "key.rotated", first["key_id"]),
         ]
+
+
+def test_beyond_this_machine_a_proxy_has_to_be_named(cli: Cli) -> None:
+    open_cli = Cli(cli.folder, {**cli.env, "FUSEWIRE_HTTP__HOST": "0.0.0.0"})
+    refused = open_cli.run("up")
+    assert (refused.returncode, "there is no TLS" in refused.stderr) == (2, True)
+    assert "fusewire up --behind-proxy" in refused.stderr
+
+
+@pytest.mark.parametrize("options", [[], ["--processes"]], ids=["one process", "several"])
+def test_behind_a_proxy_keys_are_required_even_on_this_machine(
+    cli: Cli, options: list[str]
+) -> None:
+    with cli.start("up", "--behind-proxy", *options) as process:
+        address(cli, process)
+        refused = cli.run("ask", "Why?")
+    assert refused.returncode != 0
+    assert "send a key" in refused.stderr or "FUSEWIRE_API_KEY" in refused.stderr

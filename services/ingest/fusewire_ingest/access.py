@@ -64,8 +64,8 @@ def check(http: Http) -> None:
         raise StartupError(
             f"http.host is {http.host}, which others than this machine can reach, and there is no"
             " TLS: keys and prompts would cross the network in the clear",
-            "set [http] tls_cert and tls_key; or allow_insecure = true where a proxy before it has"
-            " TLS; or host = '127.0.0.1'",
+            "set [http] tls_cert and tls_key; or where a proxy before it has TLS, allow_insecure ="
+            " true (fusewire up --behind-proxy); or host = '127.0.0.1'",
         )
 
 
