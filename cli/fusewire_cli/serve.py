@@ -21,8 +21,8 @@ def up(*, processes: bool, behind_proxy: bool) -> None:
     config = settings()
     if behind_proxy:
         # Keys too: through the proxy others reach even an address of this machine alone.
-        proxied = {"allow_insecure": True, "keys": "required"}
-        config = config.model_copy(update={"http": config.http.model_copy(update=proxied)})
+        overrides = {"allow_insecure": True, "keys": "required"}
+        config = config.model_copy(update={"http": config.http.model_copy(update=overrides)})
     if find_file() is None:
         note(builtin.offer())
     telemetry.configure(config.log, config.telemetry, service="up")

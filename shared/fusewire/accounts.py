@@ -282,6 +282,13 @@ def _publish_list(user: User) -> Iterable[str]:
 
 def _exports(tenants: Iterable[str]) -> Iterator[str]:
     """What FW lets the accounts of workers and tenants reach."""
+    yield from _worker_exports()
+    for user in map(tenant_user, tenants):
+        for kind, subjects in (("service", user.publish), ("stream", user.subscribe)):
+            yield f'      {{ {kind}: "{subjects[0]}", accounts: [{user.account}] }}'
+
+
+def _worker_exports() -> Iterator[str]:
     accounts_by_subject: dict[str, list[Account]] = {}
     for user in USERS:
         if user.account != "FW":
@@ -291,9 +298,6 @@ def _exports(tenants: Iterable[str]) -> Iterator[str]:
         response = ", response: stream" if ".MSG.NEXT." in subject else ""
         yield f'      {{ service: "{subject}", accounts: [{", ".join(accounts)}]{response} }}'
     yield f'      {{ stream: "{cancel_subject("*")}", accounts: [EDGE, REMOTE] }}'
-    for user in map(tenant_user, tenants):
-        for kind, subjects in (("service", user.publish), ("stream", user.subscribe)):
-            yield f'      {{ {kind}: "{subjects[0]}", accounts: [{user.account}] }}'
 
 
 def _imports(account: Account) -> Iterator[str]:
