@@ -340,6 +340,29 @@ async def test_a_revoked_key_stays_revoked(ring: Keyring) -> None:
     assert (status, "revoked for ever; create another" in message) == (409, True)
 
 
+async def test_a_manager_that_was_just_revoked_changes_nothing(
+    ring: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it is still let in: no key must come of a key that has leaked."""
+    monkeypatch.setattr(access, "REMEMBERED_S", 300)
+    _, data = await ring.make()
+    change = Change("operator:test", datetime.now(UTC))
+    assert await ApiKeys(ring.store).revoke("admin000", change)
+    count = await ring.rows("SELECT count(*) FROM api_keys")
+
+    assert (await ring.ask("GET"))[0] == 200
+    path = f"/{data['hash']}"
+    for method, where, body in (
+        ("POST", "", {"name": "n"}),
+        ("PATCH", path, {"name": "n"}),
+        ("DELETE", path, None),
+    ):
+        status, reply = await ring.ask(method, where, body)
+        assert (status, reply["error"]["metadata"]["code"]) == (401, "invalid_api_key"), method
+    assert await ring.rows("SELECT count(*) FROM api_keys") == count
+    assert (await ring.ask("GET", path))[1]["data"] == data
+
+
 async def test_without_a_key_none_is_managed(settings: Settings, running: Running) -> None:
     local = settings.model_copy(update={"http": Http(port=0)})
     async with (

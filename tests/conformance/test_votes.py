@@ -399,6 +399,20 @@ async def test_a_voter_is_a_name_or_else_a_key(
     assert {row["key_id"] for row in recorded} == key_ids
 
 
+async def test_a_key_made_in_place_of_another_is_the_same_voter(
+    web: Web, key: str, guarded: Settings, store: Store
+) -> None:
+    assert (await ask(web, key, json={"choice": "a"}))[0] == 201
+    new_key = keys.make(secrets.token_bytes(keys.RANDOM_BYTES))
+    now = datetime.now(UTC)
+    row = Key(keys.key_id(new_key) or "", "", "", keys.digest(new_key, pepper(guarded)), now)
+    change = Change("operator:test", now)
+    await ApiKeys(store).rotate(keys.key_id(key) or "", row, now + timedelta(hours=1), change)
+
+    status, vote = await ask(web, new_key, json={"choice": "b"})
+    assert (status, vote["is_new"], vote["is_changed"]) == (200, False, True)
+
+
 async def test_who_voted_is_neither_stored_nor_logged(web: Web, key: str, store: Store) -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG))
     with capture_logs() as logged:

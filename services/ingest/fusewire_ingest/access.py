@@ -24,6 +24,13 @@ ANONYMOUS = "default"
 REMEMBERED_S = 3.0
 """How long a looked-up key is cached; a revoked key may be accepted for so long
 (docs/decisions/0026)."""
+INVALID_KEY = (
+    401,
+    "invalid_api_key",
+    "the key is unknown, expired or revoked; ask the operator for one",
+)
+"""The error of a key that is not valid. It is the same in all cases: a caller must not learn which
+ids exist."""
 MOST_REMEMBERED = 10_000
 """The most keys in the cache."""
 
@@ -35,8 +42,8 @@ class Caller:
     tenant: str
     rule: Tenant
     key_id: str | None = None
-    account: str | None = None
-    """The account of the key's own budgets; None without a key."""
+    first_key_id: str | None = None
+    """The id of the first of the keys that were made in place of each other up to this one."""
     scopes: frozenset[keys.Scope] = frozenset(keys.SCOPES)
 
 
@@ -129,7 +136,7 @@ class Access:
                 key.tenant,
                 self._settings.tenant(key.tenant),
                 key.key_id,
-                key.account,
+                key.first_key_id or key.key_id,
                 keys.read_scopes(key.scopes),
             )
         elif self._is_required:
@@ -153,12 +160,7 @@ class Access:
             is_same = keys.is_same(keys.digest(key_text, self._pepper), key.hash)
             if is_same and key.is_valid(self._clock()):
                 return key
-        # The same answer in all cases: a caller must not learn which key ids exist.
-        raise AccessError(
-            401,
-            "invalid_api_key",
-            "the key is unknown, expired or revoked; ask the operator for one",
-        )
+        raise AccessError(*INVALID_KEY)
 
     async def _look_up(self, key_id: str) -> Key | None:
         now = self._monotonic()

@@ -1,8 +1,9 @@
 """OpenRouter's routes for managing keys: those of the caller's own tenant (docs/decisions/0055)."""
 
+import contextlib
 import functools
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from fusewire import replies
-from fusewire_ingest.access import Caller
+from fusewire_ingest.access import INVALID_KEY, AccessError, Caller
 from fusewire_ingest.admission import keys as admission
 from fusewire_ingest.admission.key_limits import KeyLimit, LimitPeriod
 from fusewire_ingest.admission.refusal import invalid_error
@@ -21,6 +22,7 @@ from fusewire_ingest.openai import key_request
 from fusewire_ingest.pepper import pepper
 from fusewire_ingest.repository.keys import Change, Key, KeyStateError
 from fusewire_ingest.repository.tenant_keys import (
+    KeyAccessError,
     KeyChange,
     KeyLimitError,
     TenantKey,
@@ -105,10 +107,8 @@ def _add_changes(router: APIRouter, dependencies: Dependencies, keys: TenantKeys
             parsed_request.expires_at,
             scopes=admission.write_scopes(parsed_request.scopes),
         )
-        try:
+        with _clear_errors():
             await keys.add(key, parsed_request.key_limit, manager_id, _change(caller, now))
-        except KeyLimitError as exc:
-            raise invalid_error("limit", str(exc)) from None
         tenant_key = await _find(keys, caller.tenant, key_id, now)
         reply: replies.openrouter.CreateKeyReply = {"data": _object(tenant_key, now), "key": secret}
         return JSONResponse(reply, 201)
@@ -131,15 +131,11 @@ def _add_changes(router: APIRouter, dependencies: Dependencies, keys: TenantKeys
             "limit" in parsed_request.model_fields_set,
             parsed_request.limit_period,
         )
-        try:
+        with _clear_errors():
             if not await keys.update(
                 caller.tenant, _check_id(key_id), key_change, manager_id, _change(caller, now)
             ):
                 raise _not_found_error(key_id)
-        except KeyLimitError as exc:
-            raise invalid_error("limit", str(exc)) from None
-        except KeyStateError as exc:
-            raise HttpError(409, "key_revoked", str(exc), is_final=True) from None
         return await _reply(keys, caller.tenant, key_id, now)
 
     @router.delete(
@@ -151,12 +147,26 @@ def _add_changes(router: APIRouter, dependencies: Dependencies, keys: TenantKeys
         """Every ingest refuses it within 5 seconds. It stays in the list of disabled keys."""
         manager_id, now = _manager_id(caller), clock()
         revocation = KeyChange(is_revoked=True)
-        if not await keys.update(
-            caller.tenant, _check_id(key_id), revocation, manager_id, _change(caller, now)
-        ):
-            raise _not_found_error(key_id)
+        with _clear_errors():
+            if not await keys.update(
+                caller.tenant, _check_id(key_id), revocation, manager_id, _change(caller, now)
+            ):
+                raise _not_found_error(key_id)
         reply: replies.openrouter.KeyDeletion = {"deleted": True}
         return JSONResponse(reply)
+
+
+@contextlib.contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Turn what the database refuses into replies."""
+    try:
+        yield
+    except KeyAccessError:
+        raise AccessError(*INVALID_KEY) from None
+    except KeyLimitError as exc:
+        raise invalid_error("limit", str(exc)) from None
+    except KeyStateError as exc:
+        raise HttpError(409, "key_revoked", str(exc), is_final=True) from None
 
 
 def _manager_id(caller: Caller) -> str:

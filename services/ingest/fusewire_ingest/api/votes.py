@@ -93,7 +93,8 @@ async def _read_body(request: Request) -> dict[str, Any]:
 
 
 def _voter_hash(secret: bytes, caller: Caller, voter: str | None) -> str:
-    return admission.voter_hash(secret, caller.tenant, voter, caller.key_id)
+    # A key that replaces another is the same voter.
+    return admission.voter_hash(secret, caller.tenant, voter, caller.first_key_id)
 
 
 def _reply(outcome_id: str, vote: StoredVote) -> replies.votes.Vote:

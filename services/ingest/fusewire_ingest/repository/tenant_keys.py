@@ -56,6 +56,10 @@ class KeyChange:
     period: LimitPeriod | None = None
 
 
+class KeyAccessError(Exception):
+    """The key that would change another is no longer valid."""
+
+
 class KeyLimitError(Exception):
     """A limit above that of the key which sets it."""
 
@@ -103,10 +107,12 @@ class TenantKeys:
         """Store a key and its limit. It has the rate limits of the key that makes it.
 
         Raises:
+            KeyAccessError: the manager's key is no longer valid.
             KeyLimitError: the limit is above the manager's own.
         """
         async with self._store.write() as connection:
-            manager = await _check_limit(connection, limit, manager_id)
+            manager = await _find_manager(connection, manager_id, change.at)
+            await _check_limit(connection, limit, manager)
             key = replace(
                 key,
                 requests_per_minute=manager.requests_per_minute,
@@ -123,10 +129,12 @@ class TenantKeys:
         """Change a key; returns whether the tenant has it.
 
         Raises:
+            KeyAccessError: the manager's key is no longer valid.
             KeyStateError: it is revoked, and would have to be valid again.
             KeyLimitError: the limit would be above the manager's own.
         """
         async with self._store.write() as connection:
+            manager = await _find_manager(connection, manager_id, change.at)
             key = await find_key(connection, key_id, for_update=True)
             if key is None or key.tenant != tenant:
                 return False
@@ -136,7 +144,7 @@ class TenantKeys:
             if key_change.name is not None and key_change.name != key.name:
                 detail["name"] = key_change.name
                 await set_key(connection, key_id, name=key_change.name)
-            detail |= await _update_limit(connection, key, key_change, manager_id, change.at)
+            detail |= await _update_limit(connection, key, key_change, manager, change.at)
             if detail:
                 await connection.execute(insert_action(change.action("changed", key, detail)))
             if key_change.is_revoked and not key.revoked_at:
@@ -146,7 +154,7 @@ class TenantKeys:
 
 
 async def _update_limit(
-    connection: AsyncConnection, key: Key, key_change: KeyChange, manager_id: str, at: datetime
+    connection: AsyncConnection, key: Key, key_change: KeyChange, manager: Key, at: datetime
 ) -> dict[str, Any]:
     """Change a key's limit; returns what the audit log tells of it."""
     if not key_change.has_limit_usd and key_change.period is None:
@@ -160,7 +168,7 @@ async def _update_limit(
     limit = None if usd is None else KeyLimit(usd, period)
     if limits == ([limit] if limit else []):
         return {}
-    await _check_limit(connection, limit, manager_id)
+    await _check_limit(connection, limit, manager)
     await _set_limit(connection, key.account, limit, at)
     return _limit_detail(limit)
 
@@ -169,14 +177,23 @@ def _limit_detail(limit: KeyLimit | None) -> dict[str, Any]:
     return {"limit_usd": limit and limit.usd, "limit_period": limit and limit.period}
 
 
-async def _check_limit(connection: AsyncConnection, limit: KeyLimit | None, manager_id: str) -> Key:
-    """Read the key of the manager. Raises KeyLimitError if a limit is above its own."""
+async def _find_manager(connection: AsyncConnection, manager_id: str, at: datetime) -> Key:
+    """Read the key of the manager, who was let in by what is remembered of it for seconds.
+
+    Raises:
+        KeyAccessError: it was revoked meanwhile: no other key must come of it.
+    """
     manager = await find_key(connection, manager_id)
-    assert manager is not None
+    if manager is None or not manager.is_valid(at):
+        raise KeyAccessError
+    return manager
+
+
+async def _check_limit(connection: AsyncConnection, limit: KeyLimit | None, manager: Key) -> None:
+    """Raise KeyLimitError if a limit is above the manager's own."""
     own_limits = (await _limits(connection, [manager.account])).get(manager.account, [])
     if own := excess(limit, own_limits):
         raise KeyLimitError(f"the key that sets it may itself spend {own}; set a limit within that")
-    return manager
 
 
 async def _limits(
