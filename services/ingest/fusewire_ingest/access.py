@@ -136,8 +136,8 @@ class Access:
                 key.tenant,
                 self._settings.tenant(key.tenant),
                 key.key_id,
-                key.first_key_id or key.key_id,
-                keys.read_scopes(key.scopes),
+                first_key_id=key.first_key_id or key.key_id,
+                scopes=keys.read_scopes(key.scopes),
             )
         elif self._is_required:
             raise AccessError(
