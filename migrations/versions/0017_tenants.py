@@ -11,7 +11,13 @@ depends_on = None
 oldest_code = "0014"
 
 REFUSAL = "audit_log is append only"
-KEY_COLUMNS = ("last_used_at", "replaces", "requests_per_minute", "tokens_per_minute")
+KEY_COLUMNS = (
+    "last_used_at",
+    "replaces",
+    "first_key_id",
+    "requests_per_minute",
+    "tokens_per_minute",
+)
 
 
 def upgrade() -> None:
@@ -21,6 +27,7 @@ def upgrade() -> None:
     )
     op.add_column("api_keys", sa.Column("last_used_at", sa.DateTime(timezone=True)))
     op.add_column("api_keys", sa.Column("replaces", sa.String(16)))
+    op.add_column("api_keys", sa.Column("first_key_id", sa.String(16)))
     op.add_column("api_keys", sa.Column("requests_per_minute", sa.Integer))
     op.add_column("api_keys", sa.Column("tokens_per_minute", sa.Integer))
     op.add_column("api_keys", sa.Column("prompts_in_flight", sa.Integer))

@@ -192,6 +192,7 @@ class Ingest:
         await self._budget_metrics.stop()
         await self._outbox.stop()
         await self._commit.stop()
+        await self._access.stop()
         await self._store.close()
 
     def faults(self) -> list[str]:
@@ -205,6 +206,7 @@ class Ingest:
             *self._budget_metrics.faults(),
             *self._runner.faults(),
             *self._cleaner.faults(),
+            *self._access.faults(),
         ]
 
     def unready(self) -> list[str]:

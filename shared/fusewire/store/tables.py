@@ -482,6 +482,8 @@ api_keys = Table(
     # Written every minute at most.
     Column("last_used_at", UtcDateTime),
     Column("replaces", String(16)),
+    # Of the keys that were made in place of each other, the first: they have one budget.
+    Column("first_key_id", String(16)),
     Column("requests_per_minute", Integer),
     Column("tokens_per_minute", Integer),
     Column("prompts_in_flight", Integer),

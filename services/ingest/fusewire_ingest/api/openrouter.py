@@ -7,7 +7,7 @@ from fastapi.responses import JSONResponse, Response
 
 from fusewire import replies
 from fusewire_ingest.api import schemas
-from fusewire_ingest.api.dependencies import AuthenticatedCaller, Dependencies
+from fusewire_ingest.api.dependencies import AnyCaller, Dependencies, ReadCaller
 from fusewire_ingest.api.errors import HttpError
 from fusewire_ingest.openai import openrouter as openrouter_shape
 from fusewire_ingest.repository.budgets import period_start
@@ -22,7 +22,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
     @router.get(
         "/generation", summary="An outcome by its id", responses=schemas.reply("GenerationReply")
     )
-    async def generation(id: str, caller: AuthenticatedCaller) -> Response:  # noqa: A002 - the parameter is called so
+    async def generation(id: str, caller: ReadCaller) -> Response:  # noqa: A002 - the parameter is called so
         fusion = await dependencies.outcomes.get(
             caller.tenant, id.removeprefix(openrouter_shape.PREFIX)
         )
@@ -35,7 +35,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
         return JSONResponse(reply)
 
     @router.get("/key", summary="The caller's own key", responses=schemas.reply("KeyReply"))
-    async def key(caller: AuthenticatedCaller) -> Response:
+    async def key(caller: AnyCaller) -> Response:
         now, rule = dependencies.clock(), caller.rule
         starts = {
             "day": now - DAY,
@@ -54,7 +54,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
         return JSONResponse(reply)
 
     @router.get("/credits", summary="The tenant's budget", responses=schemas.reply("CreditsReply"))
-    async def credits_(caller: AuthenticatedCaller) -> Response:
+    async def credits_(caller: AnyCaller) -> Response:
         spent_usd = await dependencies.budgets.cost_since(caller.tenant, None)
         data: replies.openrouter.Credits = {
             "total_credits": caller.rule.budget_usd or 0.0,
