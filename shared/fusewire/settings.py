@@ -203,11 +203,14 @@ class EdgeModel(Section):
     """Where it runs."""
     path: FilePath
     """The model folder, as `fusewire model pull` leaves it."""
+    engine: Literal["onnxruntime", "genai"] = "onnxruntime"
+    """What runs it: onnxruntime, or onnxruntime-genai, which has to be installed, generates one
+    answer at a time and takes all of `kv_cache_mb` that its context needs at once."""
     threads: int | None = Field(default=None, ge=1)
     """Threads of one engine; unset takes the processors that this process may use, by its
     affinity and by its container's CPU limit."""
     slots: int = Field(default=4, ge=1, le=64)
-    """Answers that are generated at once."""
+    """Answers that are generated at once. With `engine = "genai"` it is 1, whatever is set."""
     kv_cache_mb: int = Field(default=2048, ge=1)
     """MiB for the keys and values of running answers, and of prompts kept for those that begin
     alike."""
@@ -220,6 +223,21 @@ class EdgeModel(Section):
     """Answer length where the prompt does not say."""
     family: str | None = None
     """Model family; derived from the name if it is not set."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_slot(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("engine") == "genai":
+            return {**data, "slots": 1}
+        return data
+
+    @model_validator(mode="after")
+    def _prepacked(self) -> "EdgeModel":
+        if self.engine == "genai" and self.prepacked_dir is not None:
+            raise ValueError(
+                "prepacked_dir is for engine = \"onnxruntime\" alone; remove one of them"
+            )
+        return self
 
 
 Provider = Literal["openai", "anthropic", "gemini", "mistral", "deepseek"]

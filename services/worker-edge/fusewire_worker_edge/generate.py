@@ -27,16 +27,18 @@ from fusewire_worker_edge.engine.api import (
     RequestCancelledError,
     RequestRefusedError,
 )
-from fusewire_worker_edge.engine.options import EngineOptions
+from fusewire_worker_edge.engine.options import EngineName, EngineOptions
 from fusewire_worker_edge.engine.process import ProcessEngine
 
 log = structlog.get_logger(__name__)
 
-PROVIDER = "onnxruntime"
+PROVIDERS: Mapping[EngineName, str] = {"onnxruntime": "onnxruntime", "genai": "onnxruntime-genai"}
+"""The provider of a candidate, by `EdgeModel.engine`."""
 ATTEMPTS = 2
 """Most attempts at a task if the engine's process dies under it."""
 
 OpenEngine = Callable[[Path, EngineOptions], Engine]
+_EngineKey = tuple[Path, EngineName]
 
 
 @dataclass
@@ -52,7 +54,7 @@ class _Running:
 class EdgeGenerate(FreeCalls):
     """`fusewire.worker.Generate` with the model folders of this machine.
 
-    Models with the same folder share one engine, with the options of the first.
+    Models with the same folder and library share one engine, with the options of the first.
 
     Args:
         models: the models by the name that tasks use.
@@ -70,12 +72,12 @@ class EdgeGenerate(FreeCalls):
         self._clock = clock
         self._calls = itertools.count()
         self._running: defaultdict[str, list[_Running]] = defaultdict(list)
-        self._engines: dict[Path, Engine] = {}
+        self._engines: dict[_EngineKey, Engine] = {}
         for name, model in models.items():
             metrics.EDGE_SLOTS.labels(name).set(model.slots)
-            folder = model.path.resolve()
-            if folder not in self._engines:
-                self._engines[folder] = open_engine(folder, _options(model))
+            key = _engine_key(model)
+            if key not in self._engines:
+                self._engines[key] = open_engine(key[0], _options(model))
 
     async def generate(self, task: Task, tell: TokenPublisher | None = None) -> Candidate:
         """Answer a task with its model; see `fusewire.worker.Generate`."""
@@ -144,10 +146,14 @@ class EdgeGenerate(FreeCalls):
         request_id = f"{task.task_id}.{next(self._calls)}"
         is_streamed = tell is not None and tell.is_enabled and not _is_in_steps(task)
         request = _request(task, model, request_id, is_streamed=is_streamed)
-        running.engine, running.request_id = self._engines[model.path.resolve()], request.id
+        running.engine, running.request_id = self._engines[_engine_key(model)], request.id
         if tell is None or not request.is_streamed:
             return await running.engine.generate(request)
         return await _generate_streamed(running.engine, request, tell)
+
+    def _provider(self, name: str) -> str:
+        model = self._models.get(name)
+        return PROVIDERS[model.engine if model else "onnxruntime"]
 
     def _candidate(
         self, task: Task, outcome: Completion | CallFailure, attempts: int, started_at: datetime
@@ -175,7 +181,7 @@ class EdgeGenerate(FreeCalls):
             member=task.member,
             model=task.model,
             tier="edge",
-            provider=PROVIDER,
+            provider=self._provider(task.model),
             content=None if error else _content(completion),
             tool_calls=_tool_calls(task, completion),
             error=error,
@@ -227,8 +233,13 @@ def _is_in_steps(task: Task) -> bool:
     return task.is_in_steps and not task.tools and not task.choices
 
 
+def _engine_key(model: EdgeModel) -> _EngineKey:
+    return model.path.resolve(), model.engine
+
+
 def _options(model: EdgeModel) -> EngineOptions:
     return EngineOptions(
+        engine=model.engine,
         threads=model.threads,
         slots=model.slots,
         kv_cache_mb=model.kv_cache_mb,

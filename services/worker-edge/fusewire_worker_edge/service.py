@@ -8,6 +8,7 @@ from fusewire.errors import StartupError
 from fusewire.settings import EdgeModel, Settings
 from fusewire.topology import FORWARDER
 from fusewire.worker import Worker
+from fusewire_worker_edge.engine.options import library_problem
 from fusewire_worker_edge.folder import ModelFolderError, verify
 from fusewire_worker_edge.generate import EdgeGenerate
 from fusewire_worker_edge.outbox import Forwarder, Outbox
@@ -32,8 +33,12 @@ class WorkerEdge(BusService):
         """Verify every model's folder, connect, and begin to take tasks.
 
         Raises:
-            StartupError: a model folder cannot be used.
+            StartupError: a model folder cannot be used, or an engine's library is not installed.
         """
+        for name, model in self._models.items():
+            if problem := library_problem(model.engine):
+                what, mend = problem
+                raise StartupError(f"models.{name}: {what}", mend)
         for folder in sorted({model.path for model in self._models.values()}):
             try:
                 await asyncio.to_thread(verify, folder)

@@ -169,6 +169,8 @@ def main() -> int:
         "type": "ready",
         "model": generator.manifest.name,
         "load_s": load_s,
+        "engine": arguments.options.engine,
+        "slots": generator.model.slots,
         "onnxruntime": onnxruntime.__version__,
     }
     if weights:

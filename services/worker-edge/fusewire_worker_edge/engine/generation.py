@@ -13,6 +13,7 @@ from fusewire_worker_edge.engine.api import Completion, GenerateRequest, OnPiece
 from fusewire_worker_edge.engine.comparison import Comparison
 from fusewire_worker_edge.engine.constraint import Grammars
 from fusewire_worker_edge.engine.dialects import BY_NAME, check_results
+from fusewire_worker_edge.engine.genai import GenaiModel
 from fusewire_worker_edge.engine.mistral import MistralVocabulary, find_tokenizer_file
 from fusewire_worker_edge.engine.model import OnnxModel
 from fusewire_worker_edge.engine.options import EngineOptions
@@ -39,13 +40,25 @@ def read_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary:
     return Vocabulary(tokenizer_json, config, BY_NAME.get(manifest.tool_calls or ""))
 
 
+def load_model(
+    folder: Path, manifest: Manifest, options: EngineOptions
+) -> OnnxModel | GenaiModel:
+    """Load the model of a verified folder with the engine that the options name.
+
+    Raises:
+        ModelFolderError: the engine's library is not installed, or does not load the folder.
+    """
+    load = GenaiModel if options.engine == "genai" else OnnxModel
+    return load(folder, manifest, options)
+
+
 class Generator:
     """A loaded model with its vocabulary, its grammars and its scheduler.
 
     Args:
         folder: a verified model folder.
         manifest: its manifest.
-        options: threads, slots and memory; None takes the defaults.
+        options: library, threads, slots and memory; None takes the defaults.
     """
 
     def __init__(
@@ -53,7 +66,7 @@ class Generator:
     ) -> None:
         self.manifest = manifest
         self.vocabulary = read_vocabulary(folder, manifest)
-        self.model = OnnxModel(folder, manifest, options or EngineOptions())
+        self.model = load_model(folder, manifest, options or EngineOptions())
         self.scheduler = Scheduler(self.model, self.model.budget, time.perf_counter)
         self._grammars = Grammars(
             self.vocabulary.tokenizer_json, manifest.vocab_size, manifest.end_tokens

@@ -1,9 +1,14 @@
-"""Options of an engine: threads, batch rows, the memory of the KV cache, and its weights."""
+"""Options of an engine: its library, threads, batch rows, the KV cache's memory, its weights."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 from fusewire_worker_edge.folder import Manifest
+
+EngineName = Literal["onnxruntime", "genai"]
+"""The library that runs the model: onnxruntime, or onnxruntime-genai."""
 
 _FLOAT_BYTES = 4
 _MEBIBYTE = 1024 * 1024
@@ -20,6 +25,7 @@ class EngineOptions:
         kv_cache_mb: mebibytes of KV cache, for running sequences and for cached prompts together.
         prepacked_dir: folder of prepacked weights; None packs the weights at each start.
         graph: the graph with prepacked weights that the engine's process found in `prepacked_dir`.
+        engine: the library that runs the model. `genai` has one slot and no prepacked weights.
     """
 
     threads: int | None = None
@@ -27,8 +33,17 @@ class EngineOptions:
     kv_cache_mb: int = 2048
     prepacked_dir: str | None = None
     graph: Path | None = None
+    engine: EngineName = "onnxruntime"
 
     def kv_tokens(self, manifest: Manifest) -> int:
         """Return how many positions fit into `kv_cache_mb`, at least 1."""
         per_token = 2 * manifest.layers * manifest.kv_heads * manifest.head_size * _FLOAT_BYTES
         return max(1, self.kv_cache_mb * _MEBIBYTE // per_token)
+
+
+def library_problem(engine: EngineName) -> tuple[str, str] | None:
+    """Return why an engine cannot be used here, and how to mend it; None if it can."""
+    if engine == "genai" and find_spec("onnxruntime_genai") is None:
+        what = 'engine = "genai" needs onnxruntime-genai, which is not installed'
+        return what, "install onnxruntime-genai>=0.18 where worker-edge runs, or leave `engine` out"
+    return None

@@ -58,7 +58,7 @@ def _array(ids: Sequence[int]) -> NDArray[np.int64]:
 class Model(Protocol):
     """A model with a KV cache of `slots` sequences of at most `positions` tokens.
 
-    Implemented by `fusewire_worker_edge.engine.model.OnnxModel`.
+    Implemented by `fusewire_worker_edge.engine.model.OnnxModel` and `…genai.GenaiModel`.
     """
 
     slots: int
