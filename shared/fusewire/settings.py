@@ -235,7 +235,7 @@ class EdgeModel(Section):
     def _prepacked(self) -> "EdgeModel":
         if self.engine == "genai" and self.prepacked_dir is not None:
             raise ValueError(
-                "prepacked_dir is for engine = \"onnxruntime\" alone; remove one of them"
+                'prepacked_dir is for engine = "onnxruntime" alone; remove one of them'
             )
         return self
 

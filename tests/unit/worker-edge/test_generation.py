@@ -13,6 +13,7 @@ from fusewire_worker_edge.engine.api import (
     RequestRefusedError,
 )
 from fusewire_worker_edge.engine.generation import Generator
+from fusewire_worker_edge.engine.model import OnnxModel
 from fusewire_worker_edge.engine.scheduler import CHUNK
 
 SCHEMA = {
@@ -62,6 +63,7 @@ def test_greedy_text_is_that_of_a_fresh_slot_each_time(tiny_generator: Generator
 
 def test_a_prompt_costs_the_product_of_one_row(tiny_generator: Generator) -> None:
     model = tiny_generator.model
+    assert isinstance(model, OnnxModel)
     prompt = tiny_generator.vocabulary.ids("a prompt of some length")
     all_logits = model.advance(0, prompt, 0)
     assert all_logits.shape == (len(prompt), tiny_generator.manifest.vocab_size)

@@ -21,6 +21,7 @@ from fusewire_worker_edge.engine.api import (
 from fusewire_worker_edge.engine.cache import KeyValues, KvCache, PrefixCache
 from fusewire_worker_edge.engine.comparison import Comparison
 from fusewire_worker_edge.engine.generation import Generator
+from fusewire_worker_edge.engine.model import OnnxModel
 from fusewire_worker_edge.engine.scheduler import (
     CHUNK,
     SHARED_CHUNK,
@@ -173,6 +174,7 @@ def test_a_late_joiner_has_its_first_token_within_one_step(generator: Generator)
 def test_the_memory_of_a_slot_is_given_back(generator: Generator) -> None:
     generator.generate(request("a", "x" * 500))
 
+    assert isinstance(generator.model, OnnxModel)
     assert not np.any(generator.model._cache.arrays[0][0])
 
 

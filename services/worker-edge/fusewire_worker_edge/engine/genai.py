@@ -20,6 +20,7 @@ from fusewire_worker_edge.engine.sampling import Floats
 from fusewire_worker_edge.folder import GRAPH, Manifest, ModelFolderError
 
 CONFIG = "genai_config.json"
+_MEND = 'leave `engine = "genai"` out, or import the model again'
 
 
 class GenaiModel:
@@ -44,7 +45,7 @@ class GenaiModel:
         self.budget = self.positions
         self._generator = _load(folder, options, self.positions)
 
-    def prefill(self, slot: int, ids: Sequence[int], past: int) -> Floats:
+    def prefill(self, slot: int, ids: Sequence[int], past: int) -> Floats:  # noqa: ARG002 - the signature is the protocol's
         """See `Model.prefill`."""
         return self._append(ids, past)
 
@@ -52,7 +53,7 @@ class GenaiModel:
         """See `Model.decode`."""
         return self._append(tokens, lengths[0])[None]
 
-    def advance(self, slot: int, ids: Sequence[int], past: int) -> Floats:
+    def advance(self, slot: int, ids: Sequence[int], past: int) -> Floats:  # noqa: ARG002 - the signature is the protocol's
         """See `Model.advance`."""
         self._append(ids, past)
         rows = np.asarray(self._generator.get_output("logits")[0], np.float32)
@@ -64,7 +65,7 @@ class GenaiModel:
     def move(self, source: int, target: int, length: int) -> None:
         """See `Model.move`; there is no second slot."""
 
-    def keep(self, slot: int, length: int) -> KeyValues | None:
+    def keep(self, slot: int, length: int) -> KeyValues | None:  # noqa: ARG002 - the signature is the protocol's
         """See `Model.keep`; onnxruntime-genai hands no keys and values out."""
         return None
 
@@ -155,12 +156,14 @@ def _check_config(folder: Path) -> None:
     try:
         _GenaiConfig.model_validate_json((folder / CONFIG).read_bytes())
     except FileNotFoundError:
-        raise ModelFolderError(folder, f"it has no '{CONFIG}', which engine = \"genai\" reads") from None
+        raise ModelFolderError(
+            folder, f"it has no '{CONFIG}', which engine = \"genai\" reads"
+        ) from None
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ModelFolderError(
             folder,
             f"'{CONFIG}' holds what this engine does not pass on: {where}: {first['msg']}",
-            'leave engine = "genai" out',
+            _MEND,
         ) from None

@@ -40,9 +40,7 @@ def read_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary:
     return Vocabulary(tokenizer_json, config, BY_NAME.get(manifest.tool_calls or ""))
 
 
-def load_model(
-    folder: Path, manifest: Manifest, options: EngineOptions
-) -> OnnxModel | GenaiModel:
+def load_model(folder: Path, manifest: Manifest, options: EngineOptions) -> OnnxModel | GenaiModel:
     """Load the model of a verified folder with the engine that the options name.
 
     Raises:
