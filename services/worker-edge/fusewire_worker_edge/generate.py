@@ -27,12 +27,13 @@ from fusewire_worker_edge.engine.api import (
     RequestCancelledError,
     RequestRefusedError,
 )
-from fusewire_worker_edge.engine.options import EngineOptions
+from fusewire_worker_edge.engine.options import CPU, EngineOptions
 from fusewire_worker_edge.engine.process import ProcessEngine
 
 log = structlog.get_logger(__name__)
 
 PROVIDER = "onnxruntime"
+"""What a candidate has as its provider; the execution provider follows unless it is the CPU."""
 ATTEMPTS = 2
 """Most attempts at a task if the engine's process dies under it."""
 
@@ -71,6 +72,7 @@ class EdgeGenerate(FreeCalls):
         self._calls = itertools.count()
         self._running: defaultdict[str, list[_Running]] = defaultdict(list)
         self._engines: dict[Path, Engine] = {}
+        self._providers: dict[str, str] = {}
         for name, model in models.items():
             metrics.EDGE_SLOTS.labels(name).set(model.slots)
             folder = model.path.resolve()
@@ -114,7 +116,20 @@ class EdgeGenerate(FreeCalls):
             )
         except EngineError as exc:
             outcome = _failure(RequestCancelledError() if running.is_cancelled else exc)
-        return self._candidate(task, outcome, max(running.attempts, 1), started_at)
+        provider = running.engine.provider if running.engine else None
+        if provider:
+            self._report_provider(task.model, provider)
+        return self._candidate(
+            task, outcome, max(running.attempts, 1), started_at, _provider(provider)
+        )
+
+    def _report_provider(self, model: str, provider: str) -> None:
+        """Show the execution provider of a model as a metric, in place of an earlier one."""
+        earlier = self._providers.get(model, provider)
+        if earlier != provider:
+            metrics.EDGE_PROVIDER.remove(model, earlier)
+        self._providers[model] = provider
+        metrics.EDGE_PROVIDER.labels(model, provider).set(1)
 
     async def _try_attempts(
         self, task: Task, tell: TokenPublisher | None, running: _Running
@@ -150,7 +165,12 @@ class EdgeGenerate(FreeCalls):
         return await _generate_streamed(running.engine, request, tell)
 
     def _candidate(
-        self, task: Task, outcome: Completion | CallFailure, attempts: int, started_at: datetime
+        self,
+        task: Task,
+        outcome: Completion | CallFailure,
+        attempts: int,
+        started_at: datetime,
+        provider: str,
     ) -> Candidate:
         completion = outcome if isinstance(outcome, Completion) else None
         error = outcome if isinstance(outcome, CallFailure) else None
@@ -175,7 +195,7 @@ class EdgeGenerate(FreeCalls):
             member=task.member,
             model=task.model,
             tier="edge",
-            provider=PROVIDER,
+            provider=provider,
             content=None if error else _content(completion),
             tool_calls=_tool_calls(task, completion),
             error=error,
@@ -227,12 +247,18 @@ def _is_in_steps(task: Task) -> bool:
     return task.is_in_steps and not task.tools and not task.choices
 
 
+def _provider(provider: str | None) -> str:
+    """A candidate's provider, of the execution provider."""
+    return PROVIDER if provider in (None, CPU) else f"{PROVIDER}:{provider}"
+
+
 def _options(model: EdgeModel) -> EngineOptions:
     return EngineOptions(
         threads=model.threads,
         slots=model.slots,
         kv_cache_mb=model.kv_cache_mb,
         prepacked_dir=str(model.prepacked_dir) if model.prepacked_dir else None,
+        providers=model.providers,
     )
 
 

@@ -55,6 +55,7 @@ class FakeEngine:
         self.has_request = asyncio.Event()
         self.given_up = 0
         self.is_closed = False
+        self.provider: str | None = None
 
     async def generate(
         self, request: GenerateRequest, on_piece: OnPiece | None = None

@@ -1,10 +1,13 @@
 """Options of an engine: threads, batch rows, the memory of the KV cache, and its weights."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fusewire_worker_edge.folder import Manifest
 
+CPU = "cpu"
+"""The name of onnxruntime's own execution provider."""
 _FLOAT_BYTES = 4
 _MEBIBYTE = 1024 * 1024
 
@@ -19,14 +22,18 @@ class EngineOptions:
         slots: the largest batch, the answers that are generated at once.
         kv_cache_mb: mebibytes of KV cache, for running sequences and for cached prompts together.
         prepacked_dir: folder of prepacked weights; None packs the weights at each start.
+        providers: execution providers in the order in which they are tried, the CPU last.
         graph: the graph with prepacked weights that the engine's process found in `prepacked_dir`.
+        provider: that of `providers` which the engine's process is trying.
     """
 
     threads: int | None = None
     slots: int = 4
     kv_cache_mb: int = 2048
     prepacked_dir: str | None = None
+    providers: Sequence[str] = (CPU,)
     graph: Path | None = None
+    provider: str = CPU
 
     def kv_tokens(self, manifest: Manifest) -> int:
         """Return how many positions fit into `kv_cache_mb`, at least 1."""
