@@ -120,10 +120,19 @@ def test_other_providers_are_given_no_input_that_may_be_left_out(
     assert [model._has_first_row for model in models] == [False, True]
 
 
-def test_onnxruntime_does_not_turn_to_the_cpu_by_itself(tiny_folder: Path) -> None:
-    provider = Provider("cuda", "CUDAExecutionProvider")
-    with pytest.raises(ValueError, match="not in available provider names"):
-        provider.open_session(tiny_folder / GRAPH, ort.SessionOptions())
+def test_onnxruntime_does_not_turn_to_the_cpu_by_itself(
+    tiny_folder: Path, with_device: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = []
+
+    def refuse(_session: Any, names: Any, *_: Any) -> None:
+        attempts.append(names)
+        raise RuntimeError("no driver")
+
+    monkeypatch.setattr(ort.InferenceSession, "_create_inference_session", refuse)
+    with pytest.raises(RuntimeError, match="no driver"):
+        find_provider("openvino").open_session(tiny_folder / GRAPH, ort.SessionOptions())
+    assert len(attempts) == 1
 
 
 def test_the_cpu_is_used_where_no_other_can_be(tiny_folder: Path) -> None:
