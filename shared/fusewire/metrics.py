@@ -167,6 +167,12 @@ AMBIGUOUS = _counter(
 EDGE_SLOTS = _gauge(
     "fusewire_edge_slots", "Answers that an edge worker may generate at once.", "model"
 )
+EDGE_PROVIDER = _gauge(
+    "fusewire_edge_provider",
+    "1 for the execution provider that computes an edge worker's model, once it is loaded.",
+    "model",
+    "provider",
+)
 EDGE_RUNNING = _gauge(
     "fusewire_edge_tasks_running",
     "Tasks that an edge worker's engine has; beyond the slots, one waits for the next free slot.",

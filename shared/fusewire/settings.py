@@ -45,6 +45,29 @@ def _database(value: str) -> str:
     raise ValueError(f"{what}; use sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER@HOST/NAME")
 
 
+EDGE_PROVIDERS = ("coreml", "cuda", "openvino", "qnn", "tensorrt-rtx", "vitisai", "webgpu")
+"""Execution providers of onnxruntime beside `cpu`, by our names."""
+EDGE_DEVICES = ("CPU", "GPU", "NPU")
+
+
+def _providers(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Check names of execution providers, and add `cpu`, which is tried after all others."""
+    for name in names:
+        source, separator, device = name.partition(":")
+        if source not in EDGE_PROVIDERS and name != "cpu":
+            known = ", ".join(EDGE_PROVIDERS)
+            raise ValueError(f"'{name}' is not a known provider; use {known} or cpu")
+        if separator and device not in EDGE_DEVICES:
+            raise ValueError(
+                f"'{name}' names no kind of device; after the colon, use {', '.join(EDGE_DEVICES)}"
+            )
+    if "cpu" in names[:-1]:
+        raise ValueError("'cpu' must be the last, as nothing after it would ever be tried")
+    if len(set(names)) < len(names):
+        raise ValueError("a provider is named twice; name each once")
+    return names if names and names[-1] == "cpu" else (*names, "cpu")
+
+
 Name = Annotated[str, AfterValidator(_name)]
 FilePath = Annotated[Path, AfterValidator(lambda p: p.expanduser())]
 
@@ -217,6 +240,9 @@ class EdgeModel(Section):
     prepacked_dir: FilePath | None = None
     """A folder on this machine's disk for prepacked weights, which the replicas on it share; takes
     up to 2.5 times the model's size. Unset packs the weights at each start, in every replica."""
+    providers: Annotated[tuple[str, ...], AfterValidator(_providers)] = ("cpu",)
+    """Execution providers of onnxruntime in the order in which they are tried, such as
+    `["openvino:NPU", "cpu"]`; the CPU comes last, named or not. See docs/edge.md."""
     tools: bool = True
     """Whether it is asked where a prompt has tools."""
     max_tokens: int = Field(default=256, ge=1)

@@ -26,9 +26,13 @@ def generate(request_id: str, **fields: Any) -> bytes:
 
 class Child:
     def __init__(
-        self, folder: Path, python: tuple[str, ...] = ("-m", "fusewire_worker_edge.engine.child")
+        self,
+        folder: Path,
+        python: tuple[str, ...] = ("-m", "fusewire_worker_edge.engine.child"),
+        **options: Any,
     ) -> None:
-        command = [sys.executable, *python, str(folder), json.dumps({"threads": 1, "slots": 2})]
+        text = json.dumps({"threads": 1, "slots": 2, **options})
+        command = [sys.executable, *python, str(folder), text]
         self.process = subprocess.Popen(
             bound(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
@@ -65,6 +69,16 @@ def test_it_says_that_it_is_ready_and_answers_in_order(child: Child) -> None:
     assert second is not None
     assert (first["type"], first["id"], second["id"]) == ("done", "a", "b")
     assert first["completion"]["completion_tokens"] == 5
+
+
+def test_it_says_which_provider_computes_and_why_others_do_not(tiny_folder: Path) -> None:
+    child = Child(tiny_folder, providers=["cuda", "cpu"])
+    ready = child.receive()
+    assert ready
+    assert ready["provider"] == "cpu"
+    assert list(ready["passed_over"]) == ["cuda"]
+    assert "is installed without it" in ready["passed_over"]["cuda"]
+    child.close()
 
 
 def test_the_pieces_of_a_streamed_request_come_before_its_answer_and_of_others_none(

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from structlog.testing import capture_logs
 
 from fusewire.contracts import Message
+from fusewire_worker_edge.engine import process
 from fusewire_worker_edge.engine.api import (
     Completion,
     EngineDiedError,
@@ -208,6 +210,37 @@ async def test_a_process_that_ignores_a_cancel_is_killed(
     with pytest.raises(EngineDiedError, match="-9"):
         await engine.generate(request("beside it"))
     assert (await engine.generate(request("next"))).completion_tokens == 5
+
+
+async def test_each_start_tells_which_providers_are_passed_over(tiny_folder: Path) -> None:
+    engine = ProcessEngine(tiny_folder, EngineOptions(threads=1, providers=("cuda", "cpu")))
+    assert engine.provider is None
+    with capture_logs() as logs:
+        await engine.generate(request("a"))
+        await engine.generate(request("b"))
+    await engine.aclose()
+
+    assert engine.provider == "cpu"
+    (fallback,) = [entry for entry in logs if entry["event"] == "edge.provider_fallback"]
+    assert (fallback["model"], fallback["wanted"]) == ("tiny", "cuda")
+    assert "is installed without it" in fallback["reason"]
+
+
+async def test_a_provider_that_ends_the_process_is_passed_over_at_the_next_start(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = tmp_path / "onnxruntime_ep_openvino.py"
+    module.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    engine = ProcessEngine(tiny_folder, EngineOptions(threads=1, providers=("openvino", "cpu")))
+    with pytest.raises(EngineDiedError, match="while it loaded"):
+        await engine.generate(request("a"))
+    with capture_logs() as logs:
+        assert (await engine.generate(request("b"))).completion_tokens == 5
+    await engine.aclose()
+
+    (fallback,) = [entry for entry in logs if entry["event"] == "edge.provider_fallback"]
+    assert (fallback["wanted"], fallback["reason"]) == ("openvino", process._DIED)
 
 
 async def test_a_folder_that_cannot_be_used_is_reported_until_it_is_mended(

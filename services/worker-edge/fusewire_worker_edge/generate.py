@@ -27,13 +27,14 @@ from fusewire_worker_edge.engine.api import (
     RequestCancelledError,
     RequestRefusedError,
 )
-from fusewire_worker_edge.engine.options import EngineName, EngineOptions
+from fusewire_worker_edge.engine.options import CPU, EngineName, EngineOptions
 from fusewire_worker_edge.engine.process import ProcessEngine
 
 log = structlog.get_logger(__name__)
 
-PROVIDERS: Mapping[EngineName, str] = {"onnxruntime": "onnxruntime", "genai": "onnxruntime-genai"}
-"""The provider of a candidate, by `EdgeModel.engine`."""
+LIBRARIES: Mapping[EngineName, str] = {"onnxruntime": "onnxruntime", "genai": "onnxruntime-genai"}
+"""What a candidate has as its provider, by `EdgeModel.engine`; the execution provider follows unless
+it is the CPU."""
 ATTEMPTS = 2
 """Most attempts at a task if the engine's process dies under it."""
 
@@ -73,6 +74,7 @@ class EdgeGenerate(FreeCalls):
         self._calls = itertools.count()
         self._running: defaultdict[str, list[_Running]] = defaultdict(list)
         self._engines: dict[_EngineKey, Engine] = {}
+        self._providers: dict[str, str] = {}
         for name, model in models.items():
             metrics.EDGE_SLOTS.labels(name).set(model.slots)
             key = _engine_key(model)
@@ -116,7 +118,19 @@ class EdgeGenerate(FreeCalls):
             )
         except EngineError as exc:
             outcome = _failure(RequestCancelledError() if running.is_cancelled else exc)
-        return self._candidate(task, outcome, max(running.attempts, 1), started_at)
+        provider = running.engine.provider if running.engine else None
+        if provider:
+            self._report_provider(task.model, provider)
+        shown = self._provider(task.model, provider)
+        return self._candidate(task, outcome, max(running.attempts, 1), started_at, shown)
+
+    def _report_provider(self, model: str, provider: str) -> None:
+        """Show the execution provider of a model as a metric, in place of an earlier one."""
+        earlier = self._providers.get(model, provider)
+        if earlier != provider:
+            metrics.EDGE_PROVIDER.remove(model, earlier)
+        self._providers[model] = provider
+        metrics.EDGE_PROVIDER.labels(model, provider).set(1)
 
     async def _try_attempts(
         self, task: Task, tell: TokenPublisher | None, running: _Running
@@ -151,12 +165,19 @@ class EdgeGenerate(FreeCalls):
             return await running.engine.generate(request)
         return await _generate_streamed(running.engine, request, tell)
 
-    def _provider(self, name: str) -> str:
+    def _provider(self, name: str, provider: str | None) -> str:
+        """A candidate's provider: the library, and the execution provider unless it is the CPU."""
         model = self._models.get(name)
-        return PROVIDERS[model.engine if model else "onnxruntime"]
+        library = LIBRARIES[model.engine if model else "onnxruntime"]
+        return library if provider in (None, CPU) else f"{library}:{provider}"
 
     def _candidate(
-        self, task: Task, outcome: Completion | CallFailure, attempts: int, started_at: datetime
+        self,
+        task: Task,
+        outcome: Completion | CallFailure,
+        attempts: int,
+        started_at: datetime,
+        provider: str,
     ) -> Candidate:
         completion = outcome if isinstance(outcome, Completion) else None
         error = outcome if isinstance(outcome, CallFailure) else None
@@ -181,7 +202,7 @@ class EdgeGenerate(FreeCalls):
             member=task.member,
             model=task.model,
             tier="edge",
-            provider=self._provider(task.model),
+            provider=provider,
             content=None if error else _content(completion),
             tool_calls=_tool_calls(task, completion),
             error=error,
@@ -244,6 +265,7 @@ def _options(model: EdgeModel) -> EngineOptions:
         slots=model.slots,
         kv_cache_mb=model.kv_cache_mb,
         prepacked_dir=str(model.prepacked_dir) if model.prepacked_dir else None,
+        providers=model.providers,
     )
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from fusewire import metrics
 from fusewire.contracts import Candidate, Message, Sampling, Task
-from fusewire.settings import EdgeModel
+from fusewire.settings import EDGE_DEVICES, EDGE_PROVIDERS, EdgeModel
+from fusewire.store import tables
 from fusewire.testing.factories import known_usage
 from fusewire.worker import TokenPublisher
 from fusewire_worker_edge.engine.api import (
@@ -55,6 +56,7 @@ class FakeEngine:
         self.has_request = asyncio.Event()
         self.given_up = 0
         self.is_closed = False
+        self.provider: str | None = None
 
     async def generate(
         self, request: GenerateRequest, on_piece: OnPiece | None = None
@@ -144,6 +146,49 @@ async def test_an_answer_becomes_a_candidate() -> None:
     assert (candidate.member, candidate.model, candidate.tier) == ("m", "small", "edge")
     assert (candidate.provider, candidate.cost_usd, candidate.attempts) == ("onnxruntime", 0.0, 1)
     assert candidate.latency_ms == 1000
+
+
+@pytest.mark.parametrize(
+    ("provider", "expected"),
+    [
+        (None, "onnxruntime"),
+        ("cpu", "onnxruntime"),
+        ("openvino:NPU", "onnxruntime:openvino:NPU"),
+    ],
+)
+async def test_a_candidate_names_the_execution_provider_unless_it_is_the_cpu(
+    provider: str | None, expected: str
+) -> None:
+    engine = FakeEngine(DONE)
+    engine.provider = provider
+    candidate = await service(engine).generate(make_task())
+    assert candidate.provider == expected
+
+
+def providers_shown() -> dict[str, float]:
+    (metric,) = metrics.EDGE_PROVIDER.collect()
+    return {
+        sample.labels["provider"]: sample.value
+        for sample in metric.samples
+        if sample.labels["model"] == "shown"
+    }
+
+
+async def test_the_metric_shows_the_present_provider_alone() -> None:
+    engine = FakeEngine(DONE)
+    edge = service(engine, shown=edge_model())
+    shown = []
+    for engine.provider in (None, "openvino:NPU", "openvino:NPU", "cpu"):
+        await edge.generate(make_task(model="shown"))
+        shown.append(providers_shown())
+    assert shown == [{}, {"openvino:NPU": 1}, {"openvino:NPU": 1}, {"cpu": 1}]
+
+
+def test_the_longest_name_of_a_provider_fits_its_column() -> None:
+    longest = max(
+        f"onnxruntime:{source}:{device}" for source in EDGE_PROVIDERS for device in EDGE_DEVICES
+    )
+    assert len(longest) <= tables.answers.c.provider.type.length
 
 
 async def test_what_the_task_leaves_open_is_the_models_default() -> None:

@@ -125,6 +125,11 @@ No piece is ever taken back: joined, the pieces of a complete answer are its tex
 class Engine(Protocol):
     """A model that answers several requests at once."""
 
+    @property
+    def provider(self) -> str | None:
+        """The execution provider in use, such as `cpu` or `openvino:NPU`; None before the start."""
+        ...
+
     async def generate(
         self, request: GenerateRequest, on_piece: OnPiece | None = None
     ) -> Completion:

@@ -28,8 +28,9 @@ from fusewire_worker_edge.engine.api import (
 )
 from fusewire_worker_edge.engine.frames import Frame, pack, read
 from fusewire_worker_edge.engine.generation import Generator
-from fusewire_worker_edge.engine.options import EngineOptions
+from fusewire_worker_edge.engine.options import CPU, EngineOptions
 from fusewire_worker_edge.engine.prepacked import PackedWeights, discard, obtain
+from fusewire_worker_edge.engine.providers import find_provider
 from fusewire_worker_edge.engine.scheduler import Event
 from fusewire_worker_edge.folder import GRAPH, WEIGHTS, ModelFolderError, verify
 
@@ -38,6 +39,8 @@ GOLDEN_AGREEMENT = 0.75
 
 Not 1: processors round differently, which may reverse a near tie.
 """
+REASON_LENGTH = 500
+"""Most characters of a reason: onnxruntime's errors tell the way through its own source files."""
 
 
 class Inbox:
@@ -64,7 +67,46 @@ class Inbox:
             os._exit(0)
 
 
-def load(folder: Path, options: EngineOptions) -> tuple[Generator, PackedWeights | None]:
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A model that reproduces its golden answer.
+
+    Args:
+        generator: the model.
+        weights: whether its weights are prepacked; None if the options name no folder for them.
+        provider: the execution provider in use.
+        passed_over: why those before it in the options are not.
+    """
+
+    generator: Generator
+    weights: PackedWeights | None = None
+    provider: str = CPU
+    passed_over: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def load(folder: Path, options: EngineOptions) -> LoadedModel:
+    """Load a model with the first provider that reproduces its golden answer, else on the CPU.
+
+    Raises:
+        ModelFolderError: the folder cannot be used, or the model computes something else.
+    """
+    passed_over: dict[str, str] = {}
+    for wanted in options.providers:
+        if wanted == CPU:
+            break
+        try:
+            provider = find_provider(wanted).name
+            generator = load_checked(folder, dataclasses.replace(options, provider=provider))
+        except Exception as exc:  # noqa: BLE001 - whatever one provider raises, the next is tried
+            what = exc.what if isinstance(exc, ModelFolderError) else str(exc)
+            passed_over[wanted] = " ".join(what.split())[:REASON_LENGTH]
+        else:
+            return LoadedModel(generator, provider=provider, passed_over=passed_over)
+    generator, weights = load_on_cpu(folder, options)
+    return LoadedModel(generator, weights, passed_over=passed_over)
+
+
+def load_on_cpu(folder: Path, options: EngineOptions) -> tuple[Generator, PackedWeights | None]:
     """Load a model, with its prepacked weights if the options name a folder for them.
 
     Raises:
@@ -160,11 +202,12 @@ def main() -> int:
 
     began = time.perf_counter()
     try:
-        generator, weights = load(arguments.folder, arguments.options)
+        loaded = load(arguments.folder, arguments.options)
     except ModelFolderError as exc:
         send({"type": "unusable", "message": str(exc)})
         return 1
     load_s = time.perf_counter() - began
+    generator = loaded.generator
     ready: Frame = {
         "type": "ready",
         "model": generator.manifest.name,
@@ -172,9 +215,11 @@ def main() -> int:
         "engine": arguments.options.engine,
         "slots": generator.model.slots,
         "onnxruntime": onnxruntime.__version__,
+        "provider": loaded.provider,
+        "passed_over": loaded.passed_over,
     }
-    if weights:
-        ready |= {"prepacked": weights.state, "prepacked_reason": weights.reason}
+    if loaded.weights:
+        ready |= {"prepacked": loaded.weights.state, "prepacked_reason": loaded.weights.reason}
     send(ready)
     while True:
         for frame in inbox.take(wait=not generator.scheduler.is_busy):

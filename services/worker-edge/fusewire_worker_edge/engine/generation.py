@@ -169,13 +169,18 @@ class Generator:
 
         Each token is predicted from the golden answer's tokens before it. 0 if the tokenizer or the
         template makes another prompt than at conversion.
+
+        The answer is computed after the prompt, in a run of its own, so that it depends on the KV
+        cache: a provider with memory of its own may write the cache and go on with an older copy.
         """
         golden = self.manifest.golden
         prompt = self.vocabulary.prompt([Message(role="user", content=golden.message)])
         if tuple(prompt) != golden.prompt_ids:
             return 0.0
-        rows = self.logits([*prompt, *golden.ids[:-1]])[len(prompt) - 1 :]
-        return float(np.mean(rows.argmax(axis=-1) == np.array(golden.ids)))
+        rows = [self.logits(prompt)[-1:]]
+        if len(golden.ids) > 1:
+            rows.append(self.model.advance(0, golden.ids[:-1], len(prompt)))
+        return float(np.mean(np.concatenate(rows).argmax(axis=-1) == np.array(golden.ids)))
 
 
 def _handle_events(events: Sequence[Event], on_piece: OnPiece | None) -> Completion | None:

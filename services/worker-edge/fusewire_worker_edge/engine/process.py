@@ -21,7 +21,7 @@ from fusewire_worker_edge.engine.api import (
     RequestRefusedError,
 )
 from fusewire_worker_edge.engine.frames import Frame, FrameError, pack, read_async
-from fusewire_worker_edge.engine.options import EngineOptions
+from fusewire_worker_edge.engine.options import CPU, EngineOptions
 
 log = structlog.get_logger(__name__)
 
@@ -30,6 +30,9 @@ _BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 _STUCK_S = 120.0
 """A child that has not reacted to a cancel after this time is killed."""
+
+_DIED = "the process before this one died before it answered"
+"""Why a provider is passed over that no process has tried."""
 
 _CLOSE_S = 5.0
 """How long a child may take to end by itself before it is killed."""
@@ -176,6 +179,12 @@ class ProcessEngine:
         self._listener: asyncio.Task[None] | None = None
         self._deaths = 0
         self._is_closed = False
+        self._provider: str | None = None
+
+    @property
+    def provider(self) -> str | None:
+        """The execution provider; see `Engine.provider`."""
+        return self._provider
 
     @property
     def pid(self) -> int | None:
@@ -246,7 +255,10 @@ class ProcessEngine:
 
     async def _start_child(self) -> _Child:
         await asyncio.sleep(_BACKOFF_S[min(self._deaths, len(_BACKOFF_S) - 1)])
-        options = json.dumps(dataclasses.asdict(self._options))
+        wanted = self._options.providers
+        # A provider may end the process, which no fallback inside it can prevent.
+        tried = (CPU,) if self._deaths else wanted
+        options = json.dumps(dataclasses.asdict(self._options) | {"providers": tried})
         process = await asyncio.create_subprocess_exec(
             # -P: a file in the working folder must not take the place of a module.
             sys.executable, "-P", "-m", "fusewire_worker_edge.engine.child",
@@ -262,8 +274,15 @@ class ProcessEngine:
             log.warning("edge.engine_not_started", reason=str(exc))
             raise
         self._child = child
+        self._provider = ready["provider"]
         self._listener = asyncio.create_task(self._listen(child))
+        passed_over = {name: _DIED for name in wanted if name not in tried}
+        passed_over |= ready.pop("passed_over")
         log.info("edge.engine_started", pid=process.pid, **ready)
+        for provider, reason in passed_over.items():
+            log.warning(
+                "edge.provider_fallback", model=ready["model"], wanted=provider, reason=reason
+            )
         if ready.get("prepacked") == "off":
             log.warning("edge.prepacked_off", reason=ready["prepacked_reason"])
         return child
