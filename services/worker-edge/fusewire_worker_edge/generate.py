@@ -33,8 +33,11 @@ from fusewire_worker_edge.engine.process import ProcessEngine
 log = structlog.get_logger(__name__)
 
 PROVIDER = "onnxruntime"
-ATTEMPTS = 2
+ATTEMPTS = 4
 """Most attempts at a task if the engine's process dies under it."""
+SHARED_ATTEMPTS = 2
+"""How many of them run beside other requests. A request that ends the process does so to all that
+run beside it, so the later attempts run alone: then only that request fails."""
 
 OpenEngine = Callable[[Path, EngineOptions], Engine]
 
@@ -119,7 +122,7 @@ class EdgeGenerate(FreeCalls):
     async def _try_attempts(
         self, task: Task, tell: TokenPublisher | None, running: _Running
     ) -> Completion | CallFailure:
-        """Answer a task, once more if the engine's process dies under it."""
+        """Answer a task, and try again if the engine's process dies under it."""
         while True:
             running.attempts += 1
             try:
@@ -144,6 +147,8 @@ class EdgeGenerate(FreeCalls):
         request_id = f"{task.task_id}.{next(self._calls)}"
         is_streamed = tell is not None and tell.is_enabled and not _is_in_steps(task)
         request = _request(task, model, request_id, is_streamed=is_streamed)
+        if running.attempts > SHARED_ATTEMPTS:
+            request = request.model_copy(update={"is_alone": True})
         running.engine, running.request_id = self._engines[model.path.resolve()], request.id
         if tell is None or not request.is_streamed:
             return await running.engine.generate(request)

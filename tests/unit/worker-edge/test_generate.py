@@ -211,15 +211,16 @@ async def test_a_failure_becomes_a_candidate(
     )
 
 
-async def test_a_death_is_tried_again_once() -> None:
+async def test_a_death_is_tried_again_beside_others_and_then_alone() -> None:
     engine = FakeEngine(EngineDiedError("x"), DONE)
     candidate = await service(engine).generate(make_task())
     assert (candidate.ok, candidate.attempts) == (True, 2)
     assert engine.requests[0].id != engine.requests[1].id
 
-    engine = FakeEngine(EngineDiedError("x"), EngineDiedError("y"), DONE)
+    engine = FakeEngine(EngineDiedError("x"))
     candidate = await service(engine).generate(make_task())
-    assert (candidate.ok, candidate.attempts, len(engine.requests)) == (False, 2, 2)
+    assert (candidate.ok, candidate.attempts) == (False, 4)
+    assert [request.is_alone for request in engine.requests] == [False, False, True, True]
 
 
 async def test_a_refusal_is_not_tried_again() -> None:

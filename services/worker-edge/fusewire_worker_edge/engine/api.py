@@ -39,6 +39,8 @@ class GenerateRequest(_EngineModel):
     """Whether to pass on the text piece by piece while it is generated."""
     rank: int = Field(default=1, ge=0)
     """Priority: of the waiting requests, the lowest rank is admitted first."""
+    is_alone: bool = False
+    """Whether to begin it when no other request is under way, and others after it."""
     choices: tuple[str, ...] = ()
     """Texts to score instead of generating: how probable each of them is as the answer."""
     top_logprobs: int | None = Field(default=None, ge=0, le=20)

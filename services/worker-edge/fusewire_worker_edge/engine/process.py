@@ -10,6 +10,7 @@ from typing import Any
 
 import structlog
 
+from fusewire_worker_edge.engine.admission import Admission
 from fusewire_worker_edge.engine.api import (
     Completion,
     EngineDiedError,
@@ -171,6 +172,7 @@ class ProcessEngine:
         self._folder = folder
         self._options = options or EngineOptions()
         self._under_way: dict[str, asyncio.Task[Completion]] = {}
+        self._admission = Admission()
         self._start: asyncio.Task[_Child] | None = None
         self._child: _Child | None = None
         self._listener: asyncio.Task[None] | None = None
@@ -219,6 +221,10 @@ class ProcessEngine:
             await self._listener
 
     async def _generate(self, request: GenerateRequest, on_piece: OnPiece | None) -> Completion:
+        async with self._admission.hold(is_alone=request.is_alone):
+            return await self._answer(request, on_piece)
+
+    async def _answer(self, request: GenerateRequest, on_piece: OnPiece | None) -> Completion:
         child = await self._ready()
         reply = child.submit(request, on_piece)
         try:
