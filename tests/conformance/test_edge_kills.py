@@ -23,6 +23,7 @@ from fusewire.settings import EdgeModel
 from fusewire.testing.edge_tasks import edge_task, publish_task
 from fusewire.testing.eventually import eventually
 from fusewire.worker import Worker
+from fusewire_worker_edge.engine.load import OnLoad
 from fusewire_worker_edge.engine.options import EngineOptions
 from fusewire_worker_edge.engine.process import ProcessEngine
 from fusewire_worker_edge.generate import ATTEMPTS, SHARED_ATTEMPTS, EdgeGenerate
@@ -85,8 +86,8 @@ class EdgeSite:
 async def site(make_bus: MakeBus, folder: Path) -> AsyncIterator[EdgeSite]:
     engines: list[ProcessEngine] = []
 
-    def open_engine(path: Path, options: EngineOptions) -> ProcessEngine:
-        engines.append(ProcessEngine(path, options))
+    def open_engine(path: Path, options: EngineOptions, on_load: OnLoad) -> ProcessEngine:
+        engines.append(ProcessEngine(path, options, on_load))
         return engines[-1]
 
     def clock() -> datetime:

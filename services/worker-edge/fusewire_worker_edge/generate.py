@@ -27,8 +27,10 @@ from fusewire_worker_edge.engine.api import (
     RequestCancelledError,
     RequestRefusedError,
 )
+from fusewire_worker_edge.engine.load import OnLoad
 from fusewire_worker_edge.engine.options import EngineOptions
 from fusewire_worker_edge.engine.process import ProcessEngine
+from fusewire_worker_edge.load_metrics import LoadMetrics
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +41,7 @@ SHARED_ATTEMPTS = 2
 """How many of them run beside other requests. A request that ends the process does so to all that
 run beside it, so the later attempts run alone: then only that request fails."""
 
-OpenEngine = Callable[[Path, EngineOptions], Engine]
+OpenEngine = Callable[[Path, EngineOptions, OnLoad], Engine]
 
 
 @dataclass
@@ -55,7 +57,8 @@ class _Running:
 class EdgeGenerate(FreeCalls):
     """`fusewire.worker.Generate` with the model folders of this machine.
 
-    Models with the same folder share one engine, with the options of the first.
+    Models with the same folder share one engine, with the options of the first. Its load is
+    reported under the name of the first.
 
     Args:
         models: the models by the name that tasks use.
@@ -78,7 +81,7 @@ class EdgeGenerate(FreeCalls):
             metrics.EDGE_SLOTS.labels(name).set(model.slots)
             folder = model.path.resolve()
             if folder not in self._engines:
-                self._engines[folder] = open_engine(folder, _options(model))
+                self._engines[folder] = open_engine(folder, _options(model), LoadMetrics(name))
 
     async def generate(self, task: Task, tell: TokenPublisher | None = None) -> Candidate:
         """Answer a task with its model; see `fusewire.worker.Generate`."""

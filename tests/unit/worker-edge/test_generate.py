@@ -22,6 +22,7 @@ from fusewire_worker_edge.engine.api import (
     RequestCancelledError,
     RequestRefusedError,
 )
+from fusewire_worker_edge.engine.load import OnLoad
 from fusewire_worker_edge.engine.options import EngineOptions
 from fusewire_worker_edge.generate import EdgeGenerate
 from fusewire_worker_edge.steps import STEPS_TOKENS
@@ -98,7 +99,7 @@ def edge_model(path: str = "/models/a", **fields: Any) -> EdgeModel:
 
 def service(engine: FakeEngine, **models: EdgeModel) -> EdgeGenerate:
     return EdgeGenerate(
-        models or {"small": edge_model()}, ticking(), lambda _folder, _options: engine
+        models or {"small": edge_model()}, ticking(), lambda _folder, _options, _on_load: engine
     )
 
 
@@ -278,7 +279,7 @@ async def test_models_of_one_folder_share_an_engine(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "real")
     engines_opened: list[tuple[Path, int | None, FakeEngine]] = []
 
-    def open_engine(folder: Path, options: EngineOptions) -> FakeEngine:
+    def open_engine(folder: Path, options: EngineOptions, _on_load: OnLoad) -> FakeEngine:
         engines_opened.append((folder, options.threads, FakeEngine(DONE)))
         return engines_opened[-1][2]
 
