@@ -193,6 +193,8 @@ class EdgeGenerate(FreeCalls):
             confidence=math.exp(completion.mean_logprob) if completion else None,
             logprob_mean=completion.mean_logprob if completion else None,
             logprob_min=completion.min_logprob if completion else None,
+            logprob_margin=completion.mean_margin if completion else None,
+            logprob_margin_min=completion.min_margin if completion else None,
             choice_logprobs=completion.choice_logprobs if completion else (),
             cost_usd=0.0,
             attempts=attempts,

@@ -35,6 +35,8 @@ DONE = Completion(
     completion_tokens=3,
     mean_logprob=math.log(0.8),
     min_logprob=-2.0,
+    mean_margin=1.5,
+    min_margin=-0.25,
     prefill_s=0.1,
     decode_s=0.2,
 )
@@ -131,6 +133,7 @@ async def test_an_answer_becomes_a_candidate() -> None:
     assert candidate.confidence == pytest.approx(0.8)
     assert candidate.logprob_mean == pytest.approx(math.log(0.8))
     assert candidate.logprob_min == -2.0
+    assert (candidate.logprob_margin, candidate.logprob_margin_min) == (1.5, -0.25)
     assert (candidate.content, candidate.finish_reason) == ("Paris.", "stop")
     assert (known_usage(candidate).prompt_tokens, known_usage(candidate).completion_tokens) == (
         11,

@@ -417,6 +417,8 @@ class Scheduler:
             finish_reason=answer.finish_reason,
             mean_logprob=answer.mean_logprob,
             min_logprob=answer.min_logprob,
+            mean_margin=answer.mean_margin,
+            min_margin=answer.min_margin,
             logprobs=tuple(answer.logprobs),
             prompt_tokens=len(job.prompt),
             cached_tokens=job.cached_tokens,
