@@ -21,7 +21,7 @@ SOURCES := $(MEMBERS) migrations tests examples deploy
 SERVICES := ingest dispatcher judge worker-edge worker-remote
 LOCKS := deploy/docker/requirements
 
-.PHONY: help setup demo test test-kills test-node test-planted test-edge test-batch test-unit check check-deploy format bench bench-scale bench-plots bench-doors bench-edge bench-judge bench-fusion bench-views image-check fuzz lock docs clean
+.PHONY: help setup demo test test-kills test-node test-planted test-edge test-edge-kills test-batch test-unit check check-deploy format bench bench-scale bench-plots bench-doors bench-edge bench-judge bench-fusion bench-views image-check fuzz lock docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -59,6 +59,9 @@ test-planted: setup ## find planted strengths in SEEDS (200) samples, where make
 
 test-edge: setup ## run SCHEDULES (200) random schedules of 16 prompts through the edge engine
 	@SCHEDULES=$(or $(SCHEDULES),200) $(BIN)/python -m pytest -n auto tests/unit/worker-edge/test_schedules.py $(ARGS)
+
+test-edge-kills: setup ## kill an edge engine KILLS (50) times while it answers
+	@KILLS=$(or $(KILLS),50) $(BIN)/python -m pytest -s tests/conformance/test_edge_kills.py $(ARGS)
 
 test-batch: setup ## kill a batch of 2,000 lines whole, and go on with it
 	@BATCH_LINES=2000 $(BIN)/python -m pytest tests/e2e/test_batch.py -k killed_run $(ARGS)

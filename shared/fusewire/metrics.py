@@ -178,6 +178,29 @@ EDGE_RUNNING = _gauge(
     "Tasks that an edge worker's engine has; beyond the slots, one waits for the next free slot.",
     "model",
 )
+EDGE_DECODING = _gauge(
+    "fusewire_edge_decoding",
+    "Answers that an edge engine is generating, one token of each in every step.",
+    "model",
+)
+EDGE_QUEUE = _gauge(
+    "fusewire_edge_queue",
+    "Requests that wait within an edge engine for a slot or for memory.",
+    "model",
+    "priority",
+)
+EDGE_KV = _gauge(
+    "fusewire_edge_kv_tokens",
+    "Tokens in an edge engine's KV cache: running (reserved), prefixes (kept) and limit (of both).",
+    "model",
+    "kind",
+)
+EDGE_TOKENS = _counter(
+    "fusewire_edge_tokens_total",
+    "Tokens of an edge engine: prefill (computed), cached (reused), decode (generated).",
+    "model",
+    "kind",
+)
 
 # -- outcomes ---------------------------------------------------------------------------------
 

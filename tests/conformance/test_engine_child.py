@@ -43,7 +43,11 @@ class Child:
         self.process.stdin.flush()
 
     def receive(self) -> Frame | None:
-        return read(cast("BinaryIO", self.process.stdout))
+        """The next frame that is no report of its load."""
+        while frame := read(cast("BinaryIO", self.process.stdout)):
+            if frame["type"] != "load":
+                return frame
+        return None
 
     def close(self) -> int:
         assert self.process.stdin

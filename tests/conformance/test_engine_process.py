@@ -11,6 +11,7 @@ import pytest_asyncio
 from structlog.testing import capture_logs
 
 from fusewire.contracts import Message
+from fusewire.testing.eventually import eventually
 from fusewire_worker_edge.engine import process
 from fusewire_worker_edge.engine.api import (
     Completion,
@@ -20,6 +21,7 @@ from fusewire_worker_edge.engine.api import (
     RequestCancelledError,
     RequestRefusedError,
 )
+from fusewire_worker_edge.engine.load import Load
 from fusewire_worker_edge.engine.options import EngineOptions
 from fusewire_worker_edge.engine.process import ProcessEngine
 
@@ -273,3 +275,26 @@ async def test_closing_while_the_model_loads_leaves_no_process(engine: ProcessEn
     await engine.aclose()
     with pytest.raises(EngineDiedError, match="closed"):
         await task
+
+
+async def test_the_process_reports_its_load_and_its_death_ends_it(tiny_folder: Path) -> None:
+    loads: list[Load | None] = []
+    engine = ProcessEngine(tiny_folder, ONE_THREAD, loads.append)
+    answer = await engine.generate(request("a", max_tokens=6))
+
+    async def is_idle() -> bool:
+        last = loads[-1]
+        return last is not None and last.decoded_tokens == 5 and last.kv_running == 0
+
+    await eventually(is_idle)
+    assert loads[0] is not None
+    assert loads[0].kv_limit > 0
+    assert loads[-1] is not None
+    assert loads[-1].prefilled_tokens == answer.prompt_tokens
+    assert engine.pid
+    os.kill(engine.pid, signal.SIGKILL)
+    await eventually(lambda: loads[-1] is None)
+    await engine.generate(request("b", max_tokens=3))
+    await eventually(lambda: loads[-1] is not None and loads[-1].decoded_tokens == 2)
+    await engine.aclose()
+    assert loads[-1] is None

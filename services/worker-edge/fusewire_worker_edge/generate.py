@@ -27,18 +27,23 @@ from fusewire_worker_edge.engine.api import (
     RequestCancelledError,
     RequestRefusedError,
 )
+from fusewire_worker_edge.engine.load import OnLoad
 from fusewire_worker_edge.engine.options import CPU, EngineName, EngineOptions
 from fusewire_worker_edge.engine.process import ProcessEngine
+from fusewire_worker_edge.load_metrics import LoadMetrics
 
 log = structlog.get_logger(__name__)
 
 LIBRARIES: Mapping[EngineName, str] = {"onnxruntime": "onnxruntime", "genai": "onnxruntime-genai"}
 """What a candidate has as its provider, by `EdgeModel.engine`; the execution provider follows unless
 it is the CPU."""
-ATTEMPTS = 2
+ATTEMPTS = 4
 """Most attempts at a task if the engine's process dies under it."""
+SHARED_ATTEMPTS = 2
+"""How many of them run beside other requests. A request that ends the process does so to all that
+run beside it, so the later attempts run alone: then only that request fails."""
 
-OpenEngine = Callable[[Path, EngineOptions], Engine]
+OpenEngine = Callable[[Path, EngineOptions, OnLoad], Engine]
 _EngineKey = tuple[Path, EngineName]
 
 
@@ -55,7 +60,8 @@ class _Running:
 class EdgeGenerate(FreeCalls):
     """`fusewire.worker.Generate` with the model folders of this machine.
 
-    Models with the same folder and library share one engine, with the options of the first.
+    Models with the same folder and library share one engine, with the options of the first. Its load
+    is reported under the name of the first.
 
     Args:
         models: the models by the name that tasks use.
@@ -79,7 +85,7 @@ class EdgeGenerate(FreeCalls):
             metrics.EDGE_SLOTS.labels(name).set(model.slots)
             key = _engine_key(model)
             if key not in self._engines:
-                self._engines[key] = open_engine(key[0], _options(model))
+                self._engines[key] = open_engine(key[0], _options(model), LoadMetrics(name))
 
     async def generate(self, task: Task, tell: TokenPublisher | None = None) -> Candidate:
         """Answer a task with its model; see `fusewire.worker.Generate`."""
@@ -135,7 +141,7 @@ class EdgeGenerate(FreeCalls):
     async def _try_attempts(
         self, task: Task, tell: TokenPublisher | None, running: _Running
     ) -> Completion | CallFailure:
-        """Answer a task, once more if the engine's process dies under it."""
+        """Answer a task, and try again if the engine's process dies under it."""
         while True:
             running.attempts += 1
             try:
@@ -160,6 +166,8 @@ class EdgeGenerate(FreeCalls):
         request_id = f"{task.task_id}.{next(self._calls)}"
         is_streamed = tell is not None and tell.is_enabled and not _is_in_steps(task)
         request = _request(task, model, request_id, is_streamed=is_streamed)
+        if running.attempts > SHARED_ATTEMPTS:
+            request = request.model_copy(update={"is_alone": True})
         running.engine, running.request_id = self._engines[_engine_key(model)], request.id
         if tell is None or not request.is_streamed:
             return await running.engine.generate(request)
@@ -212,6 +220,8 @@ class EdgeGenerate(FreeCalls):
             confidence=math.exp(completion.mean_logprob) if completion else None,
             logprob_mean=completion.mean_logprob if completion else None,
             logprob_min=completion.min_logprob if completion else None,
+            logprob_margin=completion.mean_margin if completion else None,
+            logprob_margin_min=completion.min_margin if completion else None,
             choice_logprobs=completion.choice_logprobs if completion else (),
             cost_usd=0.0,
             attempts=attempts,

@@ -23,6 +23,7 @@ from fusewire_worker_edge.engine.api import (
     RequestCancelledError,
     RequestRefusedError,
 )
+from fusewire_worker_edge.engine.load import OnLoad
 from fusewire_worker_edge.engine.options import EngineOptions
 from fusewire_worker_edge.generate import EdgeGenerate
 from fusewire_worker_edge.steps import STEPS_TOKENS
@@ -35,6 +36,8 @@ DONE = Completion(
     completion_tokens=3,
     mean_logprob=math.log(0.8),
     min_logprob=-2.0,
+    mean_margin=1.5,
+    min_margin=-0.25,
     prefill_s=0.1,
     decode_s=0.2,
 )
@@ -100,7 +103,7 @@ def edge_model(path: str = "/models/a", **fields: Any) -> EdgeModel:
 
 def service(engine: FakeEngine, **models: EdgeModel) -> EdgeGenerate:
     return EdgeGenerate(
-        models or {"small": edge_model()}, ticking(), lambda _folder, _options: engine
+        models or {"small": edge_model()}, ticking(), lambda _folder, _options, _on_load: engine
     )
 
 
@@ -132,6 +135,7 @@ async def test_an_answer_becomes_a_candidate() -> None:
     assert candidate.confidence == pytest.approx(0.8)
     assert candidate.logprob_mean == pytest.approx(math.log(0.8))
     assert candidate.logprob_min == -2.0
+    assert (candidate.logprob_margin, candidate.logprob_margin_min) == (1.5, -0.25)
     assert (candidate.content, candidate.finish_reason) == ("Paris.", "stop")
     assert (known_usage(candidate).prompt_tokens, known_usage(candidate).completion_tokens) == (
         11,
@@ -256,15 +260,16 @@ async def test_a_failure_becomes_a_candidate(
     )
 
 
-async def test_a_death_is_tried_again_once() -> None:
+async def test_a_death_is_tried_again_beside_others_and_then_alone() -> None:
     engine = FakeEngine(EngineDiedError("x"), DONE)
     candidate = await service(engine).generate(make_task())
     assert (candidate.ok, candidate.attempts) == (True, 2)
     assert engine.requests[0].id != engine.requests[1].id
 
-    engine = FakeEngine(EngineDiedError("x"), EngineDiedError("y"), DONE)
+    engine = FakeEngine(EngineDiedError("x"))
     candidate = await service(engine).generate(make_task())
-    assert (candidate.ok, candidate.attempts, len(engine.requests)) == (False, 2, 2)
+    assert (candidate.ok, candidate.attempts) == (False, 4)
+    assert [request.is_alone for request in engine.requests] == [False, False, True, True]
 
 
 async def test_a_refusal_is_not_tried_again() -> None:
@@ -322,7 +327,7 @@ async def test_models_of_one_folder_share_an_engine(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "real")
     engines_opened: list[tuple[Path, int | None, FakeEngine]] = []
 
-    def open_engine(folder: Path, options: EngineOptions) -> FakeEngine:
+    def open_engine(folder: Path, options: EngineOptions, _on_load: OnLoad) -> FakeEngine:
         engines_opened.append((folder, options.threads, FakeEngine(DONE)))
         return engines_opened[-1][2]
 

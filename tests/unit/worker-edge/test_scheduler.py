@@ -284,6 +284,7 @@ class FakeAnswer:
         self.tool_calls = ()
         self.choice_logprobs = ()
         self.mean_logprob = self.min_logprob = -1.0
+        self.mean_margin = self.min_margin = None
         self.logprobs: list[Any] = []
 
     def piece(self) -> str:

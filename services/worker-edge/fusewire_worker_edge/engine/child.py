@@ -2,7 +2,8 @@
 
 OPTIONS are `EngineOptions` as JSON. Frames on standard input: `generate` with a request, `cancel`
 with an id. Frames on standard output: first `ready` or `unusable`, then for each request `done`,
-`refused`, `cancelled` or `failed`, and before that any number of `piece` if it is streamed.
+`refused`, `cancelled` or `failed`, and before that any number of `piece` if it is streamed; in
+between `load` (see `LoadReports`).
 The process ends when its input ends, so that it never outlives its parent.
 """
 
@@ -28,6 +29,7 @@ from fusewire_worker_edge.engine.api import (
 )
 from fusewire_worker_edge.engine.frames import Frame, pack, read
 from fusewire_worker_edge.engine.generation import Generator
+from fusewire_worker_edge.engine.load import LoadReports
 from fusewire_worker_edge.engine.options import CPU, EngineOptions
 from fusewire_worker_edge.engine.prepacked import PackedWeights, discard, obtain
 from fusewire_worker_edge.engine.providers import find_provider
@@ -221,7 +223,10 @@ def main() -> int:
     if loaded.weights:
         ready |= {"prepacked": loaded.weights.state, "prepacked_reason": loaded.weights.reason}
     send(ready)
+    reports = LoadReports(generator.scheduler, time.monotonic)
     while True:
+        if report_due := reports.take():
+            send({"type": "load", "load": report_due.model_dump()})
         for frame in inbox.take(wait=not generator.scheduler.is_busy):
             if refusal := receive(generator, frame):
                 send(refusal)

@@ -10,6 +10,7 @@ from typing import Any
 
 import structlog
 
+from fusewire_worker_edge.engine.admission import Admission
 from fusewire_worker_edge.engine.api import (
     Completion,
     EngineDiedError,
@@ -21,6 +22,7 @@ from fusewire_worker_edge.engine.api import (
     RequestRefusedError,
 )
 from fusewire_worker_edge.engine.frames import Frame, FrameError, pack, read_async
+from fusewire_worker_edge.engine.load import Load, OnLoad
 from fusewire_worker_edge.engine.options import CPU, EngineOptions
 
 log = structlog.get_logger(__name__)
@@ -41,7 +43,7 @@ _CLOSE_S = 5.0
 class _Child:
     """One child process and its requests."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, on_load: OnLoad) -> None:
         if process.stdin is None or process.stdout is None:
             raise ValueError("the process has no pipes")
         self.process = process
@@ -50,6 +52,7 @@ class _Child:
         self._stdout = process.stdout
         self._replies: dict[str, asyncio.Future[Completion]] = {}
         self._callbacks: dict[str, OnPiece] = {}
+        self._on_load = on_load
 
     @property
     def is_alive(self) -> bool:
@@ -108,14 +111,12 @@ class _Child:
         """Resolve replies until the process ends. Open ones then fail with `EngineDiedError`."""
         try:
             while (frame := await read_async(self._stdout)) is not None:
-                if frame["type"] != "piece":
-                    self._resolve(frame)
-                elif on_piece := self._callbacks.get(frame["id"]):
-                    on_piece(frame["text"])
+                self._handle(frame)
         except FrameError as exc:
             log.warning("edge.engine_garbled", pid=self.process.pid, reason=str(exc))
         finally:
             await self.end()
+            self._on_load(None)
             for reply in self._replies.values():
                 reply.set_exception(
                     EngineDiedError(f"the engine's process ended with {self.process.returncode}")
@@ -140,6 +141,14 @@ class _Child:
         # No drain: the child reads at all times, and the worker limits the requests under way.
         self._stdin.write(pack(frame))
 
+    def _handle(self, frame: Frame) -> None:
+        if frame["type"] == "load":
+            self._on_load(Load.model_validate(frame["load"]))
+        elif frame["type"] != "piece":
+            self._resolve(frame)
+        elif on_piece := self._callbacks.get(frame["id"]):
+            on_piece(frame["text"])
+
     def _resolve(self, frame: Frame) -> None:
         reply = self._replies.pop(frame["id"])
         outcome = _outcome(frame)
@@ -162,18 +171,30 @@ def _outcome(frame: Frame) -> Completion | EngineError:
             return EngineError(frame["message"])
 
 
+def _ignore_load(_: Load | None) -> None:
+    """Ignore a report."""
+
+
 class ProcessEngine:
     """An `Engine` in a child process, started on the first request and again after it died.
 
     Args:
         folder: the model folder.
         options: threads, slots and memory; None takes the defaults.
+        on_load: called with what the process reports of its load.
     """
 
-    def __init__(self, folder: Path, options: EngineOptions | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        options: EngineOptions | None = None,
+        on_load: OnLoad = _ignore_load,
+    ) -> None:
         self._folder = folder
         self._options = options or EngineOptions()
+        self._on_load = on_load
         self._under_way: dict[str, asyncio.Task[Completion]] = {}
+        self._admission = Admission()
         self._start: asyncio.Task[_Child] | None = None
         self._child: _Child | None = None
         self._listener: asyncio.Task[None] | None = None
@@ -228,6 +249,10 @@ class ProcessEngine:
             await self._listener
 
     async def _generate(self, request: GenerateRequest, on_piece: OnPiece | None) -> Completion:
+        async with self._admission.hold(is_alone=request.is_alone):
+            return await self._answer(request, on_piece)
+
+    async def _answer(self, request: GenerateRequest, on_piece: OnPiece | None) -> Completion:
         child = await self._ready()
         reply = child.submit(request, on_piece)
         try:
@@ -265,7 +290,7 @@ class ProcessEngine:
             str(self._folder), options,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        child = _Child(process)
+        child = _Child(process, self._on_load)
         try:
             ready = await child.ready()
         except EngineError as exc:

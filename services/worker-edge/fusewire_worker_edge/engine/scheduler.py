@@ -187,6 +187,12 @@ class Scheduler:
     """The decoding sequences, by slot."""
     prefilling: Job | None = field(default=None, init=False)
     """The sequence in prefill, in the slot after the decoding ones."""
+    prefilled_tokens: int = field(default=0, init=False)
+    """Tokens of prompts and choices computed so far."""
+    decoded_tokens: int = field(default=0, init=False)
+    """Steps of decoding so far, one for each sequence that takes part."""
+    cached_tokens: int = field(default=0, init=False)
+    """Tokens of prompts copied so far and not computed."""
 
     def __post_init__(self) -> None:
         self._waiting: list[tuple[int, int, Job]] = []
@@ -197,6 +203,18 @@ class Scheduler:
     def is_busy(self) -> bool:
         """Whether any request is waiting or running."""
         return bool(self.decoding or self.prefilling or self._waiting)
+
+    @property
+    def waiting_jobs(self) -> list[Job]:
+        """The jobs that have no slot yet."""
+        return [job for _, _, job in self._waiting]
+
+    @property
+    def running_jobs(self) -> list[Job]:
+        """The jobs that have a slot."""
+        if self.prefilling:
+            return [*self.decoding, self.prefilling]
+        return [*self.decoding]
 
     def submit(self, job: Job) -> None:
         """Enqueue a request.
@@ -237,15 +255,8 @@ class Scheduler:
             events += self._decode()
         return events
 
-    def _running_jobs(self) -> list[Job]:
-        """The jobs that have a slot."""
-        if self.prefilling:
-            return [*self.decoding, self.prefilling]
-        return [*self.decoding]
-
     def _jobs(self) -> list[Job]:
-        waiting_jobs = [job for _, _, job in self._waiting]
-        return [*self._running_jobs(), *waiting_jobs]
+        return [*self.running_jobs, *self.waiting_jobs]
 
     def _drop_cancelled(self) -> list[Event]:
         if not self._cancelled:
@@ -300,6 +311,7 @@ class Scheduler:
         else:
             self.model.restore(slot, key_values, length)
         job.length = job.cached_tokens = length
+        self.cached_tokens += length
 
     def _prefill(self, job: Job) -> list[Event]:
         """Compute the next chunk of a prompt; after the last, decode or compare."""
@@ -308,6 +320,7 @@ class Scheduler:
         chunk = job.prompt[job.length : job.length + size]
         logits = self.model.prefill(slot, chunk, job.length)
         job.length += size
+        self.prefilled_tokens += size
         if job.length < len(job.prompt):
             return []
         job.prefilled_s = self.clock()
@@ -327,6 +340,7 @@ class Scheduler:
         ids = comparison.remaining[:size]
         comparison.take(self.model.advance(slot, ids, past))
         job.length = past + size
+        self.prefilled_tokens += size
         if not comparison.is_complete:
             return []
         self._leave_prefill(job)
@@ -338,6 +352,7 @@ class Scheduler:
         rows = self.model.decode([job.last_token for job in jobs], [job.length for job in jobs])
         for job in jobs:
             job.length += 1
+        self.decoded_tokens += len(jobs)
         return self._take(list(zip(jobs, rows, strict=True)))
 
     def _take(self, rows: Sequence[tuple[AnswerJob, Floats]]) -> list[Event]:
@@ -383,7 +398,7 @@ class Scheduler:
         """Add the prefilled part of a prompt to the prefix cache, if it fits and is not there."""
         # Never what was decoded: other kernels computed it (docs/decisions/0028).
         prefix = job.prompt[: job.length]
-        in_use = sum(other.reserved_positions for other in self._running_jobs() if other is not job)
+        in_use = sum(other.reserved_positions for other in self.running_jobs if other is not job)
         free_positions = self.budget - in_use
         if not WORTH_KEEPING <= len(prefix) <= free_positions or self.prefixes.holds(prefix):
             return
@@ -402,6 +417,8 @@ class Scheduler:
             finish_reason=answer.finish_reason,
             mean_logprob=answer.mean_logprob,
             min_logprob=answer.min_logprob,
+            mean_margin=answer.mean_margin,
+            min_margin=answer.min_margin,
             logprobs=tuple(answer.logprobs),
             prompt_tokens=len(job.prompt),
             cached_tokens=job.cached_tokens,
