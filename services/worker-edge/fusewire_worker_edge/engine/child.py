@@ -28,9 +28,9 @@ from fusewire_worker_edge.engine.api import (
 )
 from fusewire_worker_edge.engine.frames import Frame, pack, read
 from fusewire_worker_edge.engine.generation import Generator
+from fusewire_worker_edge.engine.jobs import Event
 from fusewire_worker_edge.engine.options import EngineOptions
 from fusewire_worker_edge.engine.prepacked import PackedWeights, discard, obtain
-from fusewire_worker_edge.engine.scheduler import Event
 from fusewire_worker_edge.folder import GRAPH, WEIGHTS, ModelFolderError, verify
 
 GOLDEN_AGREEMENT = 0.75
