@@ -35,8 +35,8 @@ from fusewire_worker_edge.load_metrics import LoadMetrics
 log = structlog.get_logger(__name__)
 
 LIBRARIES: Mapping[EngineName, str] = {"onnxruntime": "onnxruntime", "genai": "onnxruntime-genai"}
-"""What a candidate has as its provider, by `EdgeModel.engine`; the execution provider follows unless
-it is the CPU."""
+"""What a candidate has as its provider, by `EdgeModel.engine`; the execution provider follows
+unless it is the CPU."""
 ATTEMPTS = 4
 """Most attempts at a task if the engine's process dies under it."""
 SHARED_ATTEMPTS = 2
@@ -60,8 +60,8 @@ class _Running:
 class EdgeGenerate(FreeCalls):
     """`fusewire.worker.Generate` with the model folders of this machine.
 
-    Models with the same folder and library share one engine, with the options of the first. Its load
-    is reported under the name of the first.
+    Models with the same folder and library share one engine, with the options of the first.
+    Its load is reported under the name of the first.
 
     Args:
         models: the models by the name that tasks use.

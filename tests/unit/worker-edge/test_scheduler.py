@@ -1,6 +1,7 @@
 """The scheduler on the tiny model, and on a fake one that records what it is asked."""
 
 import itertools
+import mmap
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,14 +22,13 @@ from fusewire_worker_edge.engine.api import (
 from fusewire_worker_edge.engine.cache import KeyValues, KvCache, PrefixCache
 from fusewire_worker_edge.engine.comparison import Comparison
 from fusewire_worker_edge.engine.generation import Generator
+from fusewire_worker_edge.engine.jobs import AnswerJob, ComparisonJob, Event
 from fusewire_worker_edge.engine.model import OnnxModel
 from fusewire_worker_edge.engine.scheduler import (
     CHUNK,
+    MOST_PASSED_OVER,
     SHARED_CHUNK,
     WORTH_KEEPING,
-    AnswerJob,
-    ComparisonJob,
-    Event,
     Scheduler,
     chunk_size,
 )
@@ -258,13 +258,26 @@ class FakeModel:
         return np.array([[sum(self.sequences[slot])] for slot in range(len(tokens))], np.float32)
 
     def move(self, source: int, target: int, length: int) -> None:
-        assert length == len(self.sequences[source]) or target not in self.sequences
-        self.sequences[target] = self.sequences[source][:length]
+        moved, present = self.sequences.get(source, [])[:length], self.sequences.get(target, [])
+        assert len(moved) == length
+        # A whole sequence, or the beginning of a prompt of which the target has less already.
+        assert length == len(self.sequences.get(source, [])) or present == moved[: len(present)]
+        self.sequences[target] = moved
+
+    def swap(self, slots: tuple[int, int], lengths: tuple[int, int]) -> None:
+        first, second = slots
+        assert lengths == tuple(len(self.sequences.get(slot, ())) for slot in slots)
+        self.log.append(f"swap {first} {second}")
+        second_sequence = self.sequences[second]
+        self.sequences[second] = self.sequences.get(first, [])
+        self.sequences[first] = second_sequence
 
     def keep(self, slot: int, length: int) -> Any:
         return list(self.sequences[slot][:length])
 
     def restore(self, slot: int, key_values: Any, length: int) -> None:
+        present = self.sequences.get(slot, [])
+        assert present == key_values[: len(present)]
         self.sequences[slot] = key_values[:length]
 
     def release(self, slot: int) -> None:
@@ -352,6 +365,20 @@ def test_what_could_never_fit_is_refused_at_once() -> None:
     assert ends(run(batch)) == ["b"]
 
 
+@pytest.mark.parametrize(("positions", "budget"), [(10, 20), (20, 10)])
+def test_what_fits_either_the_positions_or_the_budget_alone_is_refused(
+    positions: int, budget: int
+) -> None:
+    """It would wait for ever, and everything behind it."""
+    batch = scheduler(FakeModel(positions=positions), budget)
+
+    with pytest.raises(RequestRefusedError, match="together they exceed the 10 ") as error:
+        batch.submit(job("a", [1] * 8, tokens=3))
+    assert error.value.code == "context_length_exceeded"
+    batch.submit(job("b", [1] * 8, tokens=2))
+    assert ends(run(batch)) == ["b"]
+
+
 def test_what_does_not_fit_now_waits_until_it_does() -> None:
     model = FakeModel()
     batch = scheduler(model, budget=20)
@@ -362,7 +389,7 @@ def test_what_does_not_fit_now_waits_until_it_does() -> None:
 
     assert [j.id for j in batch.decoding] == ["a", "b"]
     batch.step()
-    assert batch.prefilling is None
+    assert batch.prefilling == []
     assert ends(run(batch)) == ["a", "b", "c"]
     assert "decode 3" not in model.log
 
@@ -380,6 +407,110 @@ def test_a_long_prompt_is_computed_in_chunks_and_others_decode_between_them() ->
         "prefill 1 32", "decode 1", "prefill 1 31", "decode 1", "prefill 1 2", "decode 2",
     ]  # fmt: skip
     run(batch)
+
+
+def steps_until_first_token(batch: Scheduler, job: AnswerJob) -> int:
+    """Submit a job, and count the steps up to its first token."""
+    batch.submit(job)
+    for count in itertools.count(1):
+        batch.step()
+        if job.answer.tokens:
+            return count
+    raise AssertionError
+
+
+@pytest.mark.parametrize("before", range(6))
+@pytest.mark.parametrize("chunks", range(1, 4))
+def test_a_late_joiner_waits_for_one_step_of_a_long_prefill_at_most(
+    before: int, chunks: int
+) -> None:
+    model = FakeModel(positions=3000)
+    batch = scheduler(model)
+    batch.submit(job("decodes", tokens=500))
+    batch.step()
+    batch.submit(job("long", [1] * 2000))
+    for _ in range(before):
+        batch.step()
+    late = job("late", [2] * (30 + SHARED_CHUNK * (chunks - 1)), tokens=90)
+
+    assert steps_until_first_token(batch, late) <= chunks + 1
+    assert [j.id for j in batch.decoding] == ["decodes", "late"]
+    assert [j.id for j in batch.prefilling] == ["long"]
+    assert model.log.count("swap 1 2") == 1
+    run(batch)
+
+
+def test_a_long_prompt_is_not_starved_by_short_ones() -> None:
+    model = FakeModel(positions=3000)
+    batch = scheduler(model)
+    batch.submit(job("decodes", tokens=500))
+    batch.step()
+    long = job("long", [1] * 10 * SHARED_CHUNK)
+    batch.submit(long)
+    for number in range(10 * (MOST_PASSED_OVER + 1)):
+        assert not long.answer.tokens
+        batch.submit(job(f"short {number}", [number] * 30, tokens=1, rank=0))
+        batch.step()
+
+    assert long.answer.tokens
+    run(batch)
+
+
+def test_the_more_urgent_prompt_is_prefilled_before_a_shorter_one() -> None:
+    batch = scheduler(FakeModel())
+    for name, length, rank in (("a", 500, 1), ("b", 200, 2), ("c", 300, 0)):
+        batch.submit(job(name, [1] + [ord(name)] * length, rank=rank, tokens=1))
+
+    assert ends(run(batch)) == ["c", "a", "b"]
+
+
+def test_prompts_that_begin_alike_and_come_together_share_their_beginning() -> None:
+    model = FakeModel()
+    batch = scheduler(model)
+    jobs = [job(str(i), [1] * 400 + [i + 2] * 10, tokens=1 + i % 2) for i in range(4)]
+    for each in jobs:
+        batch.submit(each)
+    run(batch)
+
+    assert [j.cached_tokens for j in jobs] == [0, 400, 400, 400]
+
+
+def test_what_a_longer_prompt_in_prefill_has_computed_is_used_again() -> None:
+    batch = scheduler(FakeModel())
+    long, short = job("long", [1] * 300 + [2] * 300), job("short", [1] * 300 + [3] * 10)
+    batch.submit(long)
+    batch.step()
+    batch.submit(short)
+    run(batch)
+
+    # The short one computes the rest of what they share, and the long one copies that in its turn.
+    assert (short.cached_tokens, long.cached_tokens) == (CHUNK, 300 - CHUNK)
+
+
+def test_a_cancel_in_prefill_leaves_the_others_what_they_have() -> None:
+    batch = scheduler(FakeModel())
+    first, second = job("a", [1] * 600), job("b", [2] * 400)
+    batch.submit(first)
+    batch.step()
+    batch.submit(second)
+    batch.step()
+    assert [j.length for j in batch.prefilling] == [CHUNK, CHUNK]
+    batch.cancel("a")
+    run(batch)
+
+    answer: Any = second.answer
+    assert answer.first_logits[0] == sum(second.prompt)
+
+
+def test_a_kept_prompt_is_used_again_by_what_needs_its_memory() -> None:
+    batch = scheduler(FakeModel(), budget=200)
+    batch.submit(job("a", [1] * 100, tokens=1))
+    run(batch)
+    late = job("b", [1] * 100 + [2] * 95, tokens=5)
+    batch.submit(late)
+    run(batch)
+
+    assert late.cached_tokens == 100
 
 
 def test_alone_a_prompt_is_computed_in_larger_chunks() -> None:
@@ -409,10 +540,7 @@ def test_a_cancel_ends_it_before_the_next_step_wherever_it_is() -> None:
         batch.submit(job(name, prompt, tokens=100))
     batch.step()
     batch.step()
-    assert ([j.id for j in batch.decoding], batch.prefilling and batch.prefilling.id) == (
-        ["a"],
-        "b",
-    )
+    assert [[j.id for j in jobs] for jobs in (batch.decoding, batch.prefilling)] == [["a"], ["b"]]
     before = len(model.log)
     for name in ("a", "b", "c", "never heard of"):
         batch.cancel(name)
@@ -451,13 +579,13 @@ def test_kept_prompts_and_running_answers_stay_within_the_budget() -> None:
         batch.submit(job(str(i), [i] * 60, tokens=10))
     while batch.is_busy:
         batch.step()
-        running = [*batch.decoding, *([batch.prefilling] if batch.prefilling else [])]
+        running = [*batch.decoding, *batch.prefilling]
         assert batch.prefixes.tokens + sum(j.reserved_positions for j in running) <= 300
 
     assert batch.prefixes.tokens > 100
 
 
-PROMPTS = st.lists(st.sampled_from([2, 10, 40, 100, 180]), min_size=1, max_size=12)
+PROMPTS = st.lists(st.sampled_from([2, 10, 40, 100, 180, 350]), min_size=1, max_size=12)
 
 
 @settings(max_examples=60, deadline=None)
@@ -472,6 +600,7 @@ def test_whatever_comes_and_goes_each_answer_is_its_own(
             str(i),
             [5] * (length // 2) + [i + 9] * (length - length // 2),
             tokens=chance.randrange(1, 9),
+            rank=chance.randrange(3),
         )
         for i, length in enumerate(lengths)
     ]
@@ -535,6 +664,22 @@ def test_slots_do_not_touch_each_other() -> None:
         [2, 2, 2, 0, 0, 0],
         [3] * 6,
     ]
+
+
+def test_exchanged_and_moved_sequences_take_no_more_memory_than_their_length() -> None:
+    cache = KvCache(layers=1, heads=2, head_size=64, slots=3, positions=100)
+    page = mmap.PAGESIZE // (64 * 4)
+    for slot, length in ((0, 100), (1, 3), (2, 40)):
+        cache.arrays[0][slot, :, :length] = slot + 1
+    cache.swap((0, 1), (100, 3))
+
+    assert np.all(cache.arrays[0][0, :, :3] == 2)
+    assert not np.any(cache.arrays[0][0, :, page:])
+    assert np.all(cache.arrays[0][1, :, :100] == 1)
+    cache.move(2, 1, 40)
+    assert np.all(cache.arrays[0][1, :, :40] == 3)
+    assert not np.any(cache.arrays[0][1, :, -(-40 // page) * page :])
+    assert np.all(cache.arrays[0][2, :, :40] == 3)
 
 
 def test_a_low_share_is_not_worth_keeping(generator: Generator) -> None:

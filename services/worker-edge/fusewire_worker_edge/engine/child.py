@@ -29,11 +29,11 @@ from fusewire_worker_edge.engine.api import (
 )
 from fusewire_worker_edge.engine.frames import Frame, pack, read
 from fusewire_worker_edge.engine.generation import Generator
+from fusewire_worker_edge.engine.jobs import Event
 from fusewire_worker_edge.engine.load import LoadReports
 from fusewire_worker_edge.engine.options import CPU, EngineOptions
 from fusewire_worker_edge.engine.prepacked import PackedWeights, discard, obtain
 from fusewire_worker_edge.engine.providers import find_provider
-from fusewire_worker_edge.engine.scheduler import Event
 from fusewire_worker_edge.folder import GRAPH, WEIGHTS, ModelFolderError, verify
 
 GOLDEN_AGREEMENT = 0.75

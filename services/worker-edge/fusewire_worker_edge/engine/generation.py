@@ -14,18 +14,12 @@ from fusewire_worker_edge.engine.comparison import Comparison
 from fusewire_worker_edge.engine.constraint import Grammars
 from fusewire_worker_edge.engine.dialects import BY_NAME, check_results
 from fusewire_worker_edge.engine.genai import GenaiModel
+from fusewire_worker_edge.engine.jobs import AnswerJob, ComparisonJob, Event
 from fusewire_worker_edge.engine.mistral import MistralVocabulary, find_tokenizer_file
 from fusewire_worker_edge.engine.model import OnnxModel
 from fusewire_worker_edge.engine.options import EngineOptions
 from fusewire_worker_edge.engine.sampling import Floats
-from fusewire_worker_edge.engine.scheduler import (
-    CHUNK,
-    AnswerJob,
-    ComparisonJob,
-    Event,
-    Scheduler,
-    chunk_size,
-)
+from fusewire_worker_edge.engine.scheduler import CHUNK, Scheduler, chunk_size
 from fusewire_worker_edge.engine.tokens import Vocabulary
 from fusewire_worker_edge.folder import Manifest
 

@@ -57,7 +57,8 @@ class OnnxModel:
         self._cache = KvCache(
             manifest.layers, manifest.kv_heads, manifest.head_size, self.slots, self.positions
         )
-        self.move, self.keep = self._cache.move, self._cache.keep
+        self.move, self.swap = self._cache.move, self._cache.swap
+        self.keep = self._cache.keep
         self.restore, self.release = self._cache.restore, self._cache.release
         self._bindings: dict[tuple[int, int], Any] = {}
         optional_inputs = {node.name for node in self._session.get_overridable_initializers()}
