@@ -65,6 +65,9 @@ class GenaiModel:
     def move(self, source: int, target: int, length: int) -> None:
         """See `Model.move`; there is no second slot."""
 
+    def swap(self, slots: tuple[int, int], lengths: tuple[int, int]) -> None:
+        """See `Model.swap`; there is no second slot."""
+
     def keep(self, slot: int, length: int) -> KeyValues | None:  # noqa: ARG002 - the signature is the protocol's
         """See `Model.keep`; onnxruntime-genai hands no keys and values out."""
         return None

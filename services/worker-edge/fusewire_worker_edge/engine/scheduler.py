@@ -150,10 +150,8 @@ class Scheduler:
 
     @property
     def running_jobs(self) -> list[Job]:
-        """The jobs that have a slot."""
-        if self.prefilling:
-            return [*self.decoding, self.prefilling]
-        return [*self.decoding]
+        """The jobs that have a slot, by slot."""
+        return [*self.decoding, *self.prefilling]
 
     def submit(self, job: Job) -> None:
         """Enqueue a request.
