@@ -248,6 +248,13 @@ ROWS: dict[str, list[Panel]] = {
             },
         ),
         Panel(
+            "Execution providers",
+            "short",
+            {
+                "sum by (model, provider) (fusewire_edge_provider{NS})": "{{model}} {{provider}}",
+            },
+        ),
+        Panel(
             "Tasks that wait",
             "short",
             {
