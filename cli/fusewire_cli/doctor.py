@@ -138,12 +138,12 @@ def _providers(name: str, model: EdgeModel) -> CheckResult:
 
     passed_over = []
     provider = "cpu"
-    for wanted in model.providers:
+    for choice in model.providers:
         try:
-            provider = find_provider(wanted).name
+            provider = find_provider(choice).name
             break
         except ProviderError as exc:
-            passed_over.append(f"{wanted} is passed over: {exc}")
+            passed_over.append(f"{choice} is passed over: {exc}")
     what = f"{name}: {model.path}" + (f", on {provider}" if model.providers != ("cpu",) else "")
     if not passed_over:
         return CheckResult("model", "ok", what)

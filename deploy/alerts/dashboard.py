@@ -264,6 +264,13 @@ ROWS: dict[str, list[Panel]] = {
             {"sum by (model, priority) (fusewire_edge_queue{NS})": "{{model}} {{priority}}"},
         ),
         Panel(
+            "Execution providers",
+            "short",
+            {
+                "sum by (model, provider) (fusewire_edge_provider{NS})": "{{model}} {{provider}}",
+            },
+        ),
+        Panel(
             "Tasks that wait",
             "short",
             {

@@ -50,25 +50,29 @@ EDGE_PROVIDERS = ("coreml", "cuda", "openvino", "qnn", "tensorrt-rtx", "vitisai"
 EDGE_DEVICES = ("CPU", "GPU", "NPU")
 
 
+def _provider(name: str) -> str:
+    """Check the name of an execution provider, such as `cpu`, `qnn` or `openvino:NPU`."""
+    source, separator, device = name.partition(":")
+    if source not in EDGE_PROVIDERS and name != "cpu":
+        sources = ", ".join(EDGE_PROVIDERS)
+        raise ValueError(f"'{name}' is not a known provider; use {sources} or cpu")
+    if separator and device not in EDGE_DEVICES:
+        kinds = ", ".join(EDGE_DEVICES)
+        raise ValueError(f"'{name}' names no kind of device; after the colon, use {kinds}")
+    return name
+
+
 def _providers(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Check names of execution providers, and add `cpu`, which is tried after all others."""
-    for name in names:
-        source, separator, device = name.partition(":")
-        if source not in EDGE_PROVIDERS and name != "cpu":
-            known = ", ".join(EDGE_PROVIDERS)
-            raise ValueError(f"'{name}' is not a known provider; use {known} or cpu")
-        if separator and device not in EDGE_DEVICES:
-            raise ValueError(
-                f"'{name}' names no kind of device; after the colon, use {', '.join(EDGE_DEVICES)}"
-            )
+    """Add `cpu`, which is tried after all others."""
     if "cpu" in names[:-1]:
         raise ValueError("'cpu' must be the last, as nothing after it would ever be tried")
     if len(set(names)) < len(names):
         raise ValueError("a provider is named twice; name each once")
-    return names if names and names[-1] == "cpu" else (*names, "cpu")
+    return names if names[-1:] == ("cpu",) else (*names, "cpu")
 
 
 Name = Annotated[str, AfterValidator(_name)]
+EdgeProvider = Annotated[str, AfterValidator(_provider)]
 FilePath = Annotated[Path, AfterValidator(lambda p: p.expanduser())]
 
 
@@ -240,7 +244,7 @@ class EdgeModel(Section):
     prepacked_dir: FilePath | None = None
     """A folder on this machine's disk for prepacked weights, which the replicas on it share; takes
     up to 2.5 times the model's size. Unset packs the weights at each start, in every replica."""
-    providers: Annotated[tuple[str, ...], AfterValidator(_providers)] = ("cpu",)
+    providers: Annotated[tuple[EdgeProvider, ...], AfterValidator(_providers)] = ("cpu",)
     """Execution providers of onnxruntime in the order in which they are tried, such as
     `["openvino:NPU", "cpu"]`; the CPU comes last, named or not. See docs/edge.md."""
     tools: bool = True

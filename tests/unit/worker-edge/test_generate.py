@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from sqlalchemy import String
 
 from fusewire import metrics
 from fusewire.contracts import Candidate, Message, Sampling, Task
@@ -192,7 +193,9 @@ def test_the_longest_name_of_a_provider_fits_its_column() -> None:
     longest = max(
         f"onnxruntime:{source}:{device}" for source in EDGE_PROVIDERS for device in EDGE_DEVICES
     )
-    assert len(longest) <= tables.answers.c.provider.type.length
+    column = tables.answers.c.provider.type
+    assert isinstance(column, String)
+    assert len(longest) <= (column.length or 0)
 
 
 async def test_what_the_task_leaves_open_is_the_models_default() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from fusewire.settings import EDGE_DEVICES, EDGE_PROVIDERS
 from fusewire_worker_edge.engine import providers
-from fusewire_worker_edge.engine.child import LoadedModel, load
+from fusewire_worker_edge.engine.child import CheckedModel, load
 from fusewire_worker_edge.engine.generation import Generator
 from fusewire_worker_edge.engine.options import EngineOptions
 from fusewire_worker_edge.engine.providers import (
@@ -48,7 +48,7 @@ def without_operators(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(providers.SOURCES, "vitisai", source)
 
 
-def load_on(folder: Path, *names: str, prepacked_dir: Path | None = None) -> LoadedModel:
+def load_on(folder: Path, *names: str, prepacked_dir: Path | None = None) -> CheckedModel:
     cache = str(prepacked_dir) if prepacked_dir else None
     return load(folder, EngineOptions(threads=1, providers=names, prepacked_dir=cache))
 

@@ -41,8 +41,8 @@ GOLDEN_AGREEMENT = 0.75
 
 Not 1: processors round differently, which may reverse a near tie.
 """
-REASON_LENGTH = 500
-"""Most characters of a reason: onnxruntime's errors tell the way through its own source files."""
+REASON_LENGTH = 1000
+"""Most characters of a reason, its last: onnxruntime's errors begin with its own source files."""
 
 
 class Inbox:
@@ -70,7 +70,7 @@ class Inbox:
 
 
 @dataclasses.dataclass(frozen=True)
-class LoadedModel:
+class CheckedModel:
     """A model that reproduces its golden answer.
 
     Args:
@@ -86,26 +86,26 @@ class LoadedModel:
     passed_over: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def load(folder: Path, options: EngineOptions) -> LoadedModel:
+def load(folder: Path, options: EngineOptions) -> CheckedModel:
     """Load a model with the first provider that reproduces its golden answer, else on the CPU.
 
     Raises:
         ModelFolderError: the folder cannot be used, or the model computes something else.
     """
     passed_over: dict[str, str] = {}
-    for wanted in options.providers:
-        if wanted == CPU:
+    for name in options.providers:
+        if name == CPU:
             break
         try:
-            provider = find_provider(wanted).name
+            provider = find_provider(name).name
             generator = load_checked(folder, dataclasses.replace(options, provider=provider))
         except Exception as exc:  # noqa: BLE001 - whatever one provider raises, the next is tried
             what = exc.what if isinstance(exc, ModelFolderError) else str(exc)
-            passed_over[wanted] = " ".join(what.split())[:REASON_LENGTH]
+            passed_over[name] = " ".join(what.split())[-REASON_LENGTH:]
         else:
-            return LoadedModel(generator, provider=provider, passed_over=passed_over)
+            return CheckedModel(generator, provider=provider, passed_over=passed_over)
     generator, weights = load_on_cpu(folder, options)
-    return LoadedModel(generator, weights, passed_over=passed_over)
+    return CheckedModel(generator, weights, passed_over=passed_over)
 
 
 def load_on_cpu(folder: Path, options: EngineOptions) -> tuple[Generator, PackedWeights | None]:
@@ -204,12 +204,12 @@ def main() -> int:
 
     began = time.perf_counter()
     try:
-        loaded = load(arguments.folder, arguments.options)
+        model = load(arguments.folder, arguments.options)
     except ModelFolderError as exc:
         send({"type": "unusable", "message": str(exc)})
         return 1
     load_s = time.perf_counter() - began
-    generator = loaded.generator
+    generator = model.generator
     ready: Frame = {
         "type": "ready",
         "model": generator.manifest.name,
@@ -217,11 +217,11 @@ def main() -> int:
         "engine": arguments.options.engine,
         "slots": generator.model.slots,
         "onnxruntime": onnxruntime.__version__,
-        "provider": loaded.provider,
-        "passed_over": loaded.passed_over,
+        "provider": model.provider,
+        "passed_over": model.passed_over,
     }
-    if loaded.weights:
-        ready |= {"prepacked": loaded.weights.state, "prepacked_reason": loaded.weights.reason}
+    if model.weights:
+        ready |= {"prepacked": model.weights.state, "prepacked_reason": model.weights.reason}
     send(ready)
     reports = LoadReports(generator.scheduler, time.monotonic)
     while True:

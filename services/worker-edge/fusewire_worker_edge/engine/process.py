@@ -280,10 +280,10 @@ class ProcessEngine:
 
     async def _start_child(self) -> _Child:
         await asyncio.sleep(_BACKOFF_S[min(self._deaths, len(_BACKOFF_S) - 1)])
-        wanted = self._options.providers
+        providers = self._options.providers
         # A provider may end the process, which no fallback inside it can prevent.
-        tried = (CPU,) if self._deaths else wanted
-        options = json.dumps(dataclasses.asdict(self._options) | {"providers": tried})
+        choices = (CPU,) if self._deaths else providers
+        options = json.dumps(dataclasses.asdict(self._options) | {"providers": choices})
         process = await asyncio.create_subprocess_exec(
             # -P: a file in the working folder must not take the place of a module.
             sys.executable, "-P", "-m", "fusewire_worker_edge.engine.child",
@@ -301,13 +301,11 @@ class ProcessEngine:
         self._child = child
         self._provider = ready["provider"]
         self._listener = asyncio.create_task(self._listen(child))
-        passed_over = {name: _DIED for name in wanted if name not in tried}
+        passed_over = {name: _DIED for name in providers if name not in choices}
         passed_over |= ready.pop("passed_over")
         log.info("edge.engine_started", pid=process.pid, **ready)
-        for provider, reason in passed_over.items():
-            log.warning(
-                "edge.provider_fallback", model=ready["model"], wanted=provider, reason=reason
-            )
+        for name, reason in passed_over.items():
+            log.warning("edge.provider_fallback", model=ready["model"], wanted=name, reason=reason)
         if ready.get("prepacked") == "off":
             log.warning("edge.prepacked_off", reason=ready["prepacked_reason"])
         return child

@@ -98,14 +98,14 @@ def split_name(name: str) -> tuple[str, str | None]:
     return source, device or None
 
 
-def choose_device(kinds: Collection[str], wanted: str | None) -> str | None:
-    """Choose among the kinds of devices that there are; None if the wanted one is not there.
+def choose_device(kinds: Collection[str], kind: str | None) -> str | None:
+    """Choose among the kinds of devices that there are; None if that which is named is not there.
 
     >>> choose_device(["CPU", "GPU"], None), choose_device(["CPU", "GPU"], "NPU")
     ('GPU', None)
     """
-    choices = [wanted] if wanted else DEVICES
-    return next((kind for kind in choices if kind in kinds), None)
+    choices = [kind] if kind else DEVICES
+    return next((choice for choice in choices if choice in kinds), None)
 
 
 def find_provider(name: str) -> Provider:
@@ -114,7 +114,7 @@ def find_provider(name: str) -> Provider:
     Raises:
         ProviderError: this machine does not have it.
     """
-    source_name, wanted = split_name(name)
+    source_name, kind = split_name(name)
     source = SOURCES[source_name]
     if source_name == CPU:
         return Provider(CPU, source.name)
@@ -126,21 +126,21 @@ def find_provider(name: str) -> Provider:
         if device.ep_name == source.name
     }
     if devices:
-        kind = choose_device(devices, wanted)
-        if kind is None:
-            raise ProviderError(f"it has no {wanted} here, only {', '.join(sorted(devices))}")
-        return Provider(f"{source_name}:{kind}", source.name, devices[kind])
+        choice = choose_device(devices, kind)
+        if choice is None:
+            raise ProviderError(f"it has no {kind} here, only {', '.join(sorted(devices))}")
+        return Provider(f"{source_name}:{choice}", source.name, devices[choice])
     if problem:
         raise ProviderError(problem)
-    return _built_in(source_name, source, wanted)
+    return _built_in(source_name, source, kind)
 
 
-def _built_in(source_name: str, source: ProviderSource, wanted: str | None) -> Provider:
+def _built_in(source_name: str, source: ProviderSource, kind: str | None) -> Provider:
     if source.name not in ort.get_available_providers():
         if source.package:
             raise ProviderError("its library finds no device here")
         raise ProviderError(f"onnxruntime {ort.__version__} is installed without it")
-    if wanted:
+    if kind:
         raise ProviderError("this onnxruntime does not tell its devices; name it without one")
     return Provider(source_name, source.name)
 
