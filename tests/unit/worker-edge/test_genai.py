@@ -12,7 +12,7 @@ import pytest
 
 from fusewire.contracts import Message
 from fusewire.errors import StartupError
-from fusewire.settings import EdgeModel, Settings
+from fusewire.settings import EdgeModel, Nats, Settings
 from fusewire_worker_edge.engine.api import GenerateRequest
 from fusewire_worker_edge.engine.genai import CONFIG, GenaiModel
 from fusewire_worker_edge.engine.generation import Generator
@@ -165,7 +165,7 @@ def test_a_missing_package_is_named(tiny_folder: Path) -> None:
 @pytest.mark.usefixtures("_no_genai")
 async def test_a_worker_says_at_its_start_that_a_package_is_missing(tiny_folder: Path) -> None:
     models = {"tiny": EdgeModel(kind="edge", path=tiny_folder, engine="genai")}
-    worker = WorkerEdge(Settings(models=models))
+    worker = WorkerEdge(Settings(nats=Nats(url="nats://127.0.0.1:1"), models=models))
     with pytest.raises(StartupError) as error:
         await worker.start()
     assert error.value.what.startswith('models.tiny: engine = "genai" needs onnxruntime-genai')
