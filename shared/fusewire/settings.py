@@ -256,13 +256,13 @@ class EdgeModel(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_slot(cls, data: Any) -> Any:
+    def _set_slots(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("engine") == "genai":
             return {**data, "slots": 1}
         return data
 
     @model_validator(mode="after")
-    def _prepacked(self) -> "EdgeModel":
+    def _check_prepacked_dir(self) -> "EdgeModel":
         if self.engine == "genai" and self.prepacked_dir is not None:
             raise ValueError(
                 'prepacked_dir is for engine = "onnxruntime" alone; remove one of them'

@@ -35,10 +35,7 @@ class WorkerEdge(BusService):
         Raises:
             StartupError: a model folder cannot be used, or an engine's library is not installed.
         """
-        for name, model in self._models.items():
-            if problem := library_problem(model.engine):
-                what, mend = problem
-                raise StartupError(f"models.{name}: {what}", mend)
+        self._check_libraries()
         for folder in sorted({model.path for model in self._models.values()}):
             try:
                 await asyncio.to_thread(verify, folder)
@@ -69,6 +66,12 @@ class WorkerEdge(BusService):
             self.loops.append(Forwarder(self.bus).loop())
         for loop in self.loops:
             await loop.start()
+
+    def _check_libraries(self) -> None:
+        for name, model in self._models.items():
+            if problem := library_problem(model.engine):
+                what, mend = problem
+                raise StartupError(f"models.{name}: {what}", mend)
 
     def unready(self) -> list[str]:
         """Why it should get no work now."""

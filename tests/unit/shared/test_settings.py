@@ -384,3 +384,22 @@ def test_settings_cannot_be_load_with(file: Path) -> None:
 
     with pytest.raises(ValueError, match="frozen"):
         settings.nats.url = "nats://other:1"  # type: ignore[misc]
+
+
+def test_onnxruntime_genai_has_one_slot_whatever_is_set(file: Path) -> None:
+    file.write_text(
+        GOOD.replace(
+            'path = "~/models/tiny"', 'path = "~/models/tiny"\nengine = "genai"\nslots = 8'
+        )
+    )
+    tiny = load(file).models["tiny"]
+    assert isinstance(tiny, EdgeModel)
+    assert (tiny.engine, tiny.slots) == ("genai", 1)
+
+
+def test_prepacked_weights_are_for_one_engine(file: Path) -> None:
+    extra = 'engine = "genai"\nprepacked_dir = "/var/cache/fusewire"'
+    error = load_error(
+        file, GOOD.replace('path = "~/models/tiny"', f'path = "~/models/tiny"\n{extra}')
+    )
+    assert 'prepacked_dir is for engine = "onnxruntime" alone' in str(error)

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 
 from fusewire.contracts import Message
+from fusewire.errors import StartupError
+from fusewire.settings import EdgeModel, Nats, Settings
 from fusewire_worker_edge.engine.api import GenerateRequest
 from fusewire_worker_edge.engine.genai import CONFIG, GenaiModel
 from fusewire_worker_edge.engine.generation import Generator
 from fusewire_worker_edge.engine.options import EngineOptions
 from fusewire_worker_edge.folder import ModelFolderError, verify
+from fusewire_worker_edge.service import WorkerEdge
 
 GENAI = EngineOptions(engine="genai", threads=1, kv_cache_mb=1)
 
@@ -145,13 +148,24 @@ def test_what_it_does_not_load_is_said(tiny_folder: Path, tmp_path: Path) -> Non
         GenaiModel(folder, verify(tiny_folder), GENAI)
 
 
-def test_a_missing_package_is_named(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # As `find_spec` sees what is not installed.
-    monkeypatch.setattr(
-        sys,
-        "path",
-        [entry for entry in sys.path if not (Path(entry) / "onnxruntime_genai").exists()],
-    )
+@pytest.fixture
+def _no_genai(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where onnxruntime-genai is not installed."""
+    entries = [entry for entry in sys.path if not (Path(entry) / "onnxruntime_genai").exists()]
+    monkeypatch.setattr(sys, "path", entries)
     monkeypatch.delitem(sys.modules, "onnxruntime_genai", raising=False)
+
+
+@pytest.mark.usefixtures("_no_genai")
+def test_a_missing_package_is_named(tiny_folder: Path) -> None:
     with pytest.raises(ModelFolderError, match=r"install onnxruntime-genai>=0\.18"):
         GenaiModel(tiny_folder, verify(tiny_folder), GENAI)
+
+
+@pytest.mark.usefixtures("_no_genai")
+async def test_a_worker_says_at_its_start_that_a_package_is_missing(tiny_folder: Path) -> None:
+    models = {"tiny": EdgeModel(kind="edge", path=tiny_folder, engine="genai")}
+    worker = WorkerEdge(Settings(nats=Nats(url="nats://127.0.0.1:1"), models=models))
+    with pytest.raises(StartupError) as error:
+        await worker.start()
+    assert error.value.what.startswith('models.tiny: engine = "genai" needs onnxruntime-genai')

@@ -325,6 +325,26 @@ async def test_a_model_that_is_not_here_is_a_failure() -> None:
     assert (candidate.error.code, candidate.error.retryable) == ("model_not_found", False)
 
 
+async def test_a_candidate_names_the_library_that_answered() -> None:
+    generate = service(FakeEngine(DONE), small=edge_model(engine="genai"))
+
+    assert (await generate.generate(make_task())).provider == "onnxruntime-genai"
+    assert (await generate.generate(make_task(model="unknown"))).provider == "onnxruntime"
+
+
+async def test_two_libraries_on_one_folder_are_two_engines() -> None:
+    opened: list[EngineOptions] = []
+
+    def open_engine(_folder: Path, options: EngineOptions) -> FakeEngine:
+        opened.append(options)
+        return FakeEngine(DONE)
+
+    models = {"small": edge_model(), "other": edge_model(engine="genai")}
+    EdgeGenerate(models, ticking(), open_engine)
+
+    assert [(o.engine, o.slots) for o in opened] == [("onnxruntime", 4), ("genai", 1)]
+
+
 async def test_models_of_one_folder_share_an_engine(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")

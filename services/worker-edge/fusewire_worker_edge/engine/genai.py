@@ -117,13 +117,13 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class _SessionOptions(_Part):
+class _DecoderOptions(_Part):
     log_id: str = ""
     provider_options: list[Any] = []
 
 
 class _Decoder(_Part):
-    session_options: _SessionOptions
+    session_options: _DecoderOptions
     filename: str
     head_size: int
     hidden_size: int
