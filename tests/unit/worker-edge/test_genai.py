@@ -14,6 +14,7 @@ from fusewire.contracts import Message
 from fusewire.errors import StartupError
 from fusewire.settings import EdgeModel, Nats, Settings
 from fusewire_worker_edge.engine.api import GenerateRequest
+from fusewire_worker_edge.engine.child import load
 from fusewire_worker_edge.engine.genai import CONFIG, GenaiModel
 from fusewire_worker_edge.engine.generation import Generator
 from fusewire_worker_edge.engine.options import EngineOptions
@@ -169,3 +170,13 @@ async def test_a_worker_says_at_its_start_that_a_package_is_missing(tiny_folder:
     with pytest.raises(StartupError) as error:
         await worker.start()
     assert error.value.what.startswith('models.tiny: engine = "genai" needs onnxruntime-genai')
+
+
+def test_a_provider_that_is_not_here_is_passed_over(tiny_folder: Path) -> None:
+    options = EngineOptions(engine="genai", providers=("coreml", "qnn", "cuda"), kv_cache_mb=1)
+    model = load(tiny_folder, options)
+    assert isinstance(model.generator.model, GenaiModel)
+    assert model.provider == "cpu"
+    assert list(model.passed_over) == ["coreml", "qnn", "cuda"]
+    assert "does not know it" in model.passed_over["coreml"]
+    assert model.passed_over["qnn"] == "its package onnxruntime-qnn is not installed"

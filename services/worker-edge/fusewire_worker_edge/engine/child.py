@@ -97,7 +97,8 @@ def load(folder: Path, options: EngineOptions) -> CheckedModel:
         if name == CPU:
             break
         try:
-            provider = find_provider(name).name
+            # onnxruntime-genai has providers of its own.
+            provider = name if options.engine == "genai" else find_provider(name).name
             generator = load_checked(folder, dataclasses.replace(options, provider=provider))
         except Exception as exc:  # noqa: BLE001 - whatever one provider raises, the next is tried
             what = exc.what if isinstance(exc, ModelFolderError) else str(exc)

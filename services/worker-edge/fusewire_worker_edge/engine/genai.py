@@ -4,6 +4,7 @@ It runs one sequence at a time, whose keys and values it holds itself. On a CPU 
 `OnnxModel` does, and everything around the model is the same: scheduler, grammars, sampling.
 """
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,13 +14,28 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fusewire_worker_edge.engine.cache import KeyValues
-from fusewire_worker_edge.engine.model import SPIN_US
-from fusewire_worker_edge.engine.options import EngineOptions, library_problem
+from fusewire_worker_edge.engine.model import SPIN_US, without_first_row
+from fusewire_worker_edge.engine.options import CPU, EngineOptions, library_problem
 from fusewire_worker_edge.engine.processors import usable_processors
+from fusewire_worker_edge.engine.providers import (
+    SOURCES,
+    ProviderError,
+    library_path,
+    split_name,
+)
 from fusewire_worker_edge.engine.sampling import Floats
 from fusewire_worker_edge.folder import GRAPH, Manifest, ModelFolderError
 
 CONFIG = "genai_config.json"
+PROVIDERS = {
+    "cuda": "cuda",
+    "openvino": "OpenVINO",
+    "qnn": "QNN",
+    "tensorrt-rtx": "NvTensorRtRtx",
+    "vitisai": "VitisAI",
+    "webgpu": "WebGPU",
+}
+"""What onnxruntime-genai calls the execution providers, by their names in the configuration."""
 _MEND = 'leave `engine = "genai"` out, or import the model again'
 
 
@@ -89,7 +105,7 @@ def _load(folder: Path, options: EngineOptions, positions: int) -> Any:
     """Return a generator of onnxruntime-genai's with room for `positions` tokens."""
     import onnxruntime_genai as og  # noqa: PLC0415 - not installed with the worker
 
-    session_options = {
+    session_options: dict[str, Any] = {
         "intra_op_num_threads": options.threads or usable_processors(),
         "inter_op_num_threads": 1,
         "log_severity_level": 3,
@@ -102,15 +118,49 @@ def _load(folder: Path, options: EngineOptions, positions: int) -> Any:
     try:
         config = og.Config(str(folder))
         config.clear_providers()
+        if options.provider != CPU:
+            _add_provider(config, options.provider)
+            # It keeps no reference to the bytes, which have to last until the model is loaded.
+            graph = without_first_row(folder / GRAPH)
+            config.add_model_data(GRAPH, graph)
         config.overlay(json.dumps(overlay))
         model = og.Model(config)
         params = og.GeneratorParams(model)
         params.set_search_options(max_length=positions, past_present_share_buffer=True)
         return og.Generator(model, params)
+    except ProviderError:
+        raise
     except Exception as exc:  # noqa: BLE001 - its exceptions share no base class
         raise ModelFolderError(
             folder, f"onnxruntime-genai {og.__version__} does not load it: {exc}"
         ) from None
+
+
+def _add_provider(config: Any, name: str) -> None:
+    """Have onnxruntime-genai use an execution provider, of one kind of device if the name has it.
+
+    Raises:
+        ProviderError: onnxruntime-genai does not know it, or its package is not installed.
+    """
+    import onnxruntime_genai as og  # noqa: PLC0415 - not installed with the worker
+
+    source_name, device = split_name(name)
+    if source_name not in PROVIDERS:
+        raise ProviderError(f"onnxruntime-genai {og.__version__} does not know it")
+    source, genai_name = SOURCES[source_name], PROVIDERS[source_name]
+    if source.package:
+        _register_library(source.name, source.package)
+    config.append_provider(genai_name)
+    if device:
+        config.set_decoder_provider_options_hardware_device_type(genai_name, device)
+
+
+@functools.cache
+def _register_library(name: str, package: str) -> None:
+    """Load the library of a provider's package into this process, once. Raises ProviderError."""
+    import onnxruntime_genai as og  # noqa: PLC0415 - not installed with the worker
+
+    og.register_execution_provider_library(name, library_path(package))
 
 
 class _Part(BaseModel):

@@ -146,7 +146,7 @@ class OnnxModel:
         session.add_session_config_entry("session.force_spinning_stop", "1")
         graph: Path | bytes = options.graph or folder / GRAPH
         if provider.name != CPU:
-            graph = _without_first_row(folder / GRAPH)
+            graph = without_first_row(folder / GRAPH)
             session.add_session_config_entry(EXTERNAL_DATA, str(folder))
         try:
             return provider.open_session(graph, session)
@@ -172,7 +172,7 @@ class OnnxModel:
                 )
 
 
-def _without_first_row(graph: Path) -> bytes:
+def without_first_row(graph: Path) -> bytes:
     """Return a graph that always computes all rows.
 
     Inputs that may be left out are unknown to most providers; OpenVINO refuses such a graph.

@@ -151,14 +151,26 @@ def _register_library(source: ProviderSource) -> str | None:
     if source.package is None or source.name in ort.get_available_providers():
         return None
     try:
-        module = importlib.import_module(source.package.replace("-", "_"))
-    except ModuleNotFoundError:
-        return f"its package {source.package} is not installed"
-    except Exception as exc:  # noqa: BLE001 - a package may do anything when it is imported
-        return f"its package {source.package} cannot be imported: {exc}"
-    try:
+        path = library_path(source.package)
         # By the name in onnxruntime: some libraries take that which they are registered by.
-        ort.register_execution_provider_library(source.name, module.get_library_path())
+        ort.register_execution_provider_library(source.name, path)
+    except ProviderError as exc:
+        return str(exc)
     except Exception as exc:  # noqa: BLE001 - onnxruntime's own exceptions share no base class
         return f"its library cannot be loaded: {exc}"
     return None
+
+
+def library_path(package: str) -> str:
+    """Return the path of the library in a provider's package.
+
+    Raises:
+        ProviderError: the package is not installed, or cannot be imported.
+    """
+    try:
+        module = importlib.import_module(package.replace("-", "_"))
+        return str(module.get_library_path())
+    except ModuleNotFoundError:
+        raise ProviderError(f"its package {package} is not installed") from None
+    except Exception as exc:  # noqa: BLE001 - a package may do anything when it is imported
+        raise ProviderError(f"its package {package} cannot be imported: {exc}") from None
