@@ -214,6 +214,10 @@ class EdgeModel(Section):
     prepacked_dir: FilePath | None = None
     """A folder on this machine's disk for prepacked weights, which the replicas on it share; takes
     up to 2.5 times the model's size. Unset packs the weights at each start, in every replica."""
+    speculate: Literal["off", "prompt"] = "off"
+    """`prompt` guesses the next tokens of an answer that runs alone by what followed the same few
+    tokens before, and checks several in one step: faster where an answer repeats its prompt, as in
+    an edit of code. A near tie between two tokens may then go the other way."""
     tools: bool = True
     """Whether it is asked where a prompt has tools."""
     max_tokens: int = Field(default=256, ge=1)

@@ -233,6 +233,7 @@ def _options(model: EdgeModel) -> EngineOptions:
         slots=model.slots,
         kv_cache_mb=model.kv_cache_mb,
         prepacked_dir=str(model.prepacked_dir) if model.prepacked_dir else None,
+        speculate=model.speculate,
     )
 
 

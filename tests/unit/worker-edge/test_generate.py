@@ -272,6 +272,19 @@ async def test_a_model_that_is_not_here_is_a_failure() -> None:
     assert (candidate.error.code, candidate.error.retryable) == ("model_not_found", False)
 
 
+def test_speculation_is_off_unless_it_is_configured() -> None:
+    speculations = []
+
+    def open_engine(_folder: Path, options: EngineOptions) -> FakeEngine:
+        speculations.append(options.speculate)
+        return FakeEngine(DONE)
+
+    models = {"a": edge_model("/a"), "b": edge_model("/b", speculate="prompt")}
+    EdgeGenerate(models, ticking(), open_engine)
+
+    assert speculations == ["off", "prompt"]
+
+
 async def test_models_of_one_folder_share_an_engine(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from fusewire_worker_edge.folder import Manifest
 
@@ -19,6 +20,8 @@ class EngineOptions:
         slots: the largest batch, the answers that are generated at once.
         kv_cache_mb: mebibytes of KV cache, for running sequences and for cached prompts together.
         prepacked_dir: folder of prepacked weights; None packs the weights at each start.
+        speculate: how the next tokens of an answer are guessed while it runs alone: `prompt` looks
+            them up in its prompt and in itself, `off` guesses none.
         graph: the graph with prepacked weights that the engine's process found in `prepacked_dir`.
     """
 
@@ -26,6 +29,7 @@ class EngineOptions:
     slots: int = 4
     kv_cache_mb: int = 2048
     prepacked_dir: str | None = None
+    speculate: Literal["off", "prompt"] = "off"
     graph: Path | None = None
 
     def kv_tokens(self, manifest: Manifest) -> int:
