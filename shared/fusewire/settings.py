@@ -247,6 +247,10 @@ class EdgeModel(Section):
     providers: Annotated[tuple[EdgeProvider, ...], AfterValidator(_providers)] = ("cpu",)
     """Execution providers of onnxruntime in the order in which they are tried, such as
     `["openvino:NPU", "cpu"]`; the CPU comes last, named or not. See docs/edge.md."""
+    speculate: Literal["off", "prompt"] = "off"
+    """`prompt` guesses the next tokens of an answer that runs alone by what followed the same few
+    tokens before, and checks several in one step: faster where an answer repeats its prompt, as in
+    an edit of code. A near tie between two tokens may then go the other way."""
     tools: bool = True
     """Whether it is asked where a prompt has tools."""
     max_tokens: int = Field(default=256, ge=1)

@@ -276,6 +276,7 @@ def _options(model: EdgeModel) -> EngineOptions:
         kv_cache_mb=model.kv_cache_mb,
         prepacked_dir=str(model.prepacked_dir) if model.prepacked_dir else None,
         providers=model.providers,
+        speculate=model.speculate,
     )
 
 

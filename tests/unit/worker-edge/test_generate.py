@@ -345,6 +345,19 @@ async def test_two_libraries_on_one_folder_are_two_engines() -> None:
     assert [(o.engine, o.slots) for o in opened] == [("onnxruntime", 4), ("genai", 1)]
 
 
+def test_speculation_is_off_unless_it_is_configured() -> None:
+    speculations = []
+
+    def open_engine(_folder: Path, options: EngineOptions) -> FakeEngine:
+        speculations.append(options.speculate)
+        return FakeEngine(DONE)
+
+    models = {"a": edge_model("/a"), "b": edge_model("/b", speculate="prompt")}
+    EdgeGenerate(models, ticking(), open_engine)
+
+    assert speculations == ["off", "prompt"]
+
+
 async def test_models_of_one_folder_share_an_engine(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")

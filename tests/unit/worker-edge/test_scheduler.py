@@ -32,6 +32,7 @@ from fusewire_worker_edge.engine.scheduler import (
     Scheduler,
     chunk_size,
 )
+from fusewire_worker_edge.engine.speculation import PromptLookup
 
 SYSTEM = "You answer in one short sentence and never in two of them."
 
@@ -247,14 +248,17 @@ class FakeModel:
     def advance(self, slot: int, ids: Sequence[int], past: int) -> Any:
         assert len(ids) > 1
         self.sequences[slot] = [*self.sequences[slot][:past], *ids]
+        assert len(self.sequences[slot]) <= self.positions
         self.log.append(f"advance {slot} {past} {len(ids)}")
-        return np.zeros((len(ids), VOCABULARY), np.float32)
+        sums = np.cumsum(self.sequences[slot], dtype=np.float32)[past:]
+        return np.repeat(sums[:, None], VOCABULARY, axis=1)
 
     def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> Any:
         self.log.append(f"decode {len(tokens)}")
         for slot, (token, length) in enumerate(zip(tokens, lengths, strict=True)):
-            assert len(self.sequences[slot]) == length
-            self.sequences[slot].append(token)
+            # There may be more, of a draft that was not accepted.
+            assert len(self.sequences[slot]) >= length
+            self.sequences[slot] = [*self.sequences[slot][:length], token]
         return np.array([[sum(self.sequences[slot])] for slot in range(len(tokens))], np.float32)
 
     def move(self, source: int, target: int, length: int) -> None:
@@ -290,6 +294,7 @@ class FakeAnswer:
     def __init__(self, tokens: int, error: EngineError | None = None) -> None:
         self.remaining = tokens
         self.error = error
+        self.error_at = 0
         self.first_logits: list[float] = []
         self.tokens = 0
         self.finish_reason: str | None = None
@@ -304,7 +309,7 @@ class FakeAnswer:
         return f"{self.tokens}"
 
     def take(self, logits: Any) -> int:
-        if self.error:
+        if self.error and self.tokens >= self.error_at:
             raise self.error
         self.first_logits.append(float(logits[0]))
         self.tokens += 1
@@ -601,6 +606,8 @@ def test_whatever_comes_and_goes_each_answer_is_its_own(
             [5] * (length // 2) + [i + 9] * (length - length // 2),
             tokens=chance.randrange(1, 9),
             rank=chance.randrange(3),
+            # The answers are 1, 2, 3 …: some drafts are right to their end, others in part.
+            lookup=chance.choice([None, PromptLookup([1, 2, 3, 4, 5, 0]), PromptLookup(range(20))]),
         )
         for i, length in enumerate(lengths)
     ]
@@ -620,6 +627,100 @@ def test_whatever_comes_and_goes_each_answer_is_its_own(
         assert answer.first_logits == [
             total + sum(range(1, n + 1)) for n in range(len(answer.first_logits))
         ]
+
+
+# -- speculation --------------------------------------------------------------------------
+
+
+def speculating(name: str, known: Sequence[int], tokens: int, **fields: Any) -> AnswerJob:
+    """A job whose answer is 1, 2, 3 …, and whose drafts come of what is known before it."""
+    return job(name, tokens=tokens, lookup=PromptLookup(known), **fields)
+
+
+def test_one_run_checks_a_draft_and_gives_one_token_more() -> None:
+    model = FakeModel()
+    batch = scheduler(model)
+    counting = speculating("a", range(100), 30, is_streamed=True)
+    batch.submit(counting)
+    events = run(batch)
+
+    # After one token there is nothing to look up yet.
+    assert model.log == [
+        "prefill 0 2", "decode 1", "advance 0 3 5", "advance 0 8 17", "advance 0 25 6",
+    ]  # fmt: skip
+    answer: Any = counting.answer
+    assert answer.first_logits == [14 + sum(range(n + 1)) for n in range(30)]
+    assert [e.piece for e in events if e.piece] == [str(n + 1) for n in range(30)]
+    completion = completions(events)["a"]
+    assert (completion.drafted_tokens, completion.accepted_tokens) == (25, 25)
+    assert completion.completion_tokens == 30
+
+
+def test_a_draft_counts_up_to_its_first_wrong_token() -> None:
+    model = FakeModel()
+    batch = scheduler(model)
+    counting = speculating("a", [1, 2, 3, 4, 9, 9], 9)
+    batch.submit(counting)
+    completion = completions(run(batch))["a"]
+
+    assert model.log[:4] == ["prefill 0 2", "decode 1", "advance 0 3 5", "decode 1"]
+    assert (completion.drafted_tokens, completion.accepted_tokens) == (4, 2)
+    answer: Any = counting.answer
+    assert answer.first_logits == [14 + sum(range(n + 1)) for n in range(9)]
+
+
+def test_a_draft_leaves_the_last_token_to_the_run_itself() -> None:
+    model = FakeModel(positions=6)
+    batch = scheduler(model)
+    batch.submit(speculating("a", range(100), 4))
+    run(batch)
+
+    assert model.log == ["prefill 0 2", "decode 1", "advance 0 3 2"]
+
+
+def test_nothing_is_drafted_beside_another_sequence() -> None:
+    model = FakeModel()
+    batch = scheduler(model)
+    batch.submit(speculating("a", range(100), 60))
+    batch.step()
+    batch.submit(job("b", [2] * 100, tokens=5))
+    run(batch)
+
+    assert model.log[:11] == [
+        "prefill 0 2", "decode 1",
+        "prefill 1 32", "decode 1", "prefill 1 32", "decode 1", "prefill 1 32", "decode 1",
+        "prefill 1 4", "decode 2", "decode 2",
+    ]  # fmt: skip
+    assert model.log[11:14] == ["decode 2", "decode 2", "advance 0 10 6"]
+
+
+def test_an_answer_that_is_complete_within_a_draft_takes_no_more_of_it() -> None:
+    model = FakeModel()
+    batch = scheduler(model)
+    stopped = speculating("a", range(100), 5, max_tokens=60)
+    batch.submit(stopped)
+    completion = completions(run(batch))["a"]
+
+    assert model.log[-1] == "advance 0 3 5"
+    assert completion.completion_tokens == 5
+    assert (completion.drafted_tokens, completion.accepted_tokens) == (4, 3)
+    assert model.sequences == {}
+
+
+@pytest.mark.parametrize("failing_at", [3, 5])
+def test_an_answer_that_fails_within_a_draft_ends_there(failing_at: int) -> None:
+    model = FakeModel()
+    batch = scheduler(model)
+    failing = speculating("a", range(100), 60)
+    answer: Any = failing.answer
+    answer.error, answer.error_at = EngineError("the grammar"), failing_at
+    batch.submit(failing)
+    events = run(batch)
+
+    assert [(e.id, str(e.error)) for e in events] == [("a", "the grammar")]
+    assert answer.tokens == failing_at
+    assert model.log[-1].startswith("advance")
+    assert model.sequences == {}
 
 
 # -- memory -------------------------------------------------------------------------------

@@ -77,6 +77,10 @@ class Completion(_EngineModel):
     completion_tokens: int
     cached_tokens: int = 0
     """Tokens of the prompt whose keys and values were reused from another request."""
+    drafted_tokens: int = 0
+    """Tokens of the answer that were guessed before they were computed."""
+    accepted_tokens: int = 0
+    """Guessed tokens that were right."""
     mean_logprob: float = Field(le=0)
     """Mean log probability of the tokens at temperature 1; not calibrated."""
     min_logprob: float = Field(le=0)

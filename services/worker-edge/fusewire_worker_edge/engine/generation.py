@@ -20,6 +20,7 @@ from fusewire_worker_edge.engine.model import OnnxModel
 from fusewire_worker_edge.engine.options import EngineOptions
 from fusewire_worker_edge.engine.sampling import Floats
 from fusewire_worker_edge.engine.scheduler import CHUNK, Scheduler, chunk_size
+from fusewire_worker_edge.engine.speculation import PromptLookup
 from fusewire_worker_edge.engine.tokens import Vocabulary
 from fusewire_worker_edge.folder import Manifest
 
@@ -58,7 +59,9 @@ class Generator:
     ) -> None:
         self.manifest = manifest
         self.vocabulary = read_vocabulary(folder, manifest)
-        self.model = load_model(folder, manifest, options or EngineOptions())
+        options = options or EngineOptions()
+        self.model = load_model(folder, manifest, options)
+        self.speculate = options.speculate
         self.scheduler = Scheduler(self.model, self.model.budget, time.perf_counter)
         self._grammars = Grammars(
             self.vocabulary.tokenizer_json, manifest.vocab_size, manifest.end_tokens
@@ -94,6 +97,7 @@ class Generator:
             answer=answer,
             max_tokens=request.max_tokens,
             is_streamed=request.is_streamed,
+            lookup=PromptLookup(prompt) if self.speculate == "prompt" else None,
         )
 
     def _comparison_job(self, request: GenerateRequest, prompt: Sequence[int]) -> ComparisonJob:

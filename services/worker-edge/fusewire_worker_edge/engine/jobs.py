@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fusewire_worker_edge.engine.answer import AnswerTokens
 from fusewire_worker_edge.engine.api import Completion, EngineError
 from fusewire_worker_edge.engine.comparison import Comparison
+from fusewire_worker_edge.engine.speculation import PromptLookup
 
 
 @dataclass(eq=False, kw_only=True)
@@ -62,6 +63,8 @@ class AnswerJob(_Job):
     max_tokens: int
     is_streamed: bool = False
     last_token: int = 0
+    lookup: PromptLookup | None = None
+    """Drafts the next tokens; None leaves them to be decoded one by one."""
 
     @property
     def max_tokens_after(self) -> int:
@@ -97,6 +100,8 @@ class AnswerJob(_Job):
             prompt_tokens=len(self.prompt),
             cached_tokens=self.cached_tokens,
             completion_tokens=answer.tokens,
+            drafted_tokens=self.lookup.drafted_tokens if self.lookup else 0,
+            accepted_tokens=self.lookup.accepted_tokens if self.lookup else 0,
             prefill_s=self.prefilled_s - self.began_s,
             decode_s=now_s - self.prefilled_s,
         )

@@ -28,6 +28,8 @@ class EngineOptions:
         kv_cache_mb: mebibytes of KV cache, for running sequences and for cached prompts together.
         prepacked_dir: folder of prepacked weights; None packs the weights at each start.
         providers: execution providers in the order in which they are tried, the CPU last.
+        speculate: how the next tokens of an answer are guessed while it runs alone: `prompt` looks
+            them up in its prompt and in itself, `off` guesses none.
         graph: the graph with prepacked weights that the engine's process found in `prepacked_dir`.
         engine: the library that runs the model. `genai` has one slot and no prepacked weights.
         provider: that of `providers` which the engine's process is trying.
@@ -38,6 +40,7 @@ class EngineOptions:
     kv_cache_mb: int = 2048
     prepacked_dir: str | None = None
     providers: Sequence[str] = (CPU,)
+    speculate: Literal["off", "prompt"] = "off"
     graph: Path | None = None
     engine: EngineName = "onnxruntime"
     provider: str = CPU

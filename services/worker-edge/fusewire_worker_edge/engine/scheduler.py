@@ -314,12 +314,37 @@ class Scheduler:
 
     def _decode(self) -> list[Event]:
         """Append the last token of each sequence, and sample the next."""
+        if draft := self._draft():
+            return self._check_draft(self.decoding[0], draft)
         jobs = list(self.decoding)
         rows = self.model.decode([job.last_token for job in jobs], [job.length for job in jobs])
         for job in jobs:
             job.length += 1
         self.decoded_tokens += len(jobs)
         return self._take(list(zip(jobs, rows, strict=True)))
+
+    def _draft(self) -> Sequence[int]:
+        """The next tokens as they are guessed, if there is a single sequence to compute."""
+        if len(self.decoding) > 1 or self.prefilling:
+            # The rows of a batch gain more by running together than one of them does by a draft.
+            return []
+        job = self.decoding[0]
+        # The run itself gives one token more than the draft has.
+        return job.lookup.draft(job.max_tokens - job.answer.tokens - 1) if job.lookup else []
+
+    def _check_draft(self, job: AnswerJob, draft: Sequence[int]) -> list[Event]:
+        """Compute the logits after the last token and each drafted one, and sample by them.
+
+        The first token that differs ends it: what was computed after it is overwritten later.
+        """
+        events = []
+        rows = self.model.advance(0, [job.last_token, *draft], job.length)
+        for row, guess in zip(rows, [*draft, None], strict=True):
+            job.length += 1
+            events += self._take([(job, row)])
+            if job not in self.decoding or job.last_token != guess:
+                break
+        return events
 
     def _take(self, rows: Sequence[tuple[AnswerJob, Floats]]) -> list[Event]:
         """Sample the next token of each sequence; complete ones leave the batch."""
@@ -331,6 +356,8 @@ class Scheduler:
                 self._leave(job)
                 events.append(Event(job.id, error=exc))
                 continue
+            if job.lookup:
+                job.lookup.append(job.last_token)
             if job.is_streamed and (piece := job.answer.piece()):
                 events.append(Event(job.id, piece=piece))
             if job.answer.finish_reason:
