@@ -120,7 +120,9 @@ async def kill_in_mid_generation(site: EdgeSite, chance: random.Random) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300 + 30 * KILLS)
-async def test_each_task_is_answered_once_however_often_the_process_is_killed(site: EdgeSite) -> None:
+async def test_each_task_is_answered_once_however_often_the_process_is_killed(
+    site: EdgeSite,
+) -> None:
     """With several under way at each kill; what is answered is what it would have been."""
     chance = random.Random(20)
     questions = itertools.cycle(QUESTIONS.items())
