@@ -41,6 +41,8 @@ from fusewire_worker_edge.pull import pull
 BUILD = Path(__file__).parents[2] / "build"
 MODEL = "smollm2-135m"
 SLOTS = 4
+KV_CACHE_MB = 256
+"""Small, so that it is full before the warm-up ends."""
 STREAMS = ("FW_TASK_EDGE", "FW_CANDIDATE")
 WORDS = ("river", "stone", "lamp", "winter", "paper", "harbour", "copper", "letter", "garden")
 SYSTEM = "You are a careful assistant. " * 12
@@ -160,7 +162,7 @@ def open_files(pid: int) -> int:
 def worker_process(url: str, folder: Path, room: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The edge worker as a process."""
     config = room / "soak.json"
-    model = {"kind": "edge", "path": str(folder), "slots": SLOTS}
+    model = {"kind": "edge", "path": str(folder), "slots": SLOTS, "kv_cache_mb": KV_CACHE_MB}
     pool = {"members": ["small"], "judge": None}
     config.write_text(
         json.dumps(
