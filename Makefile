@@ -21,7 +21,7 @@ SOURCES := $(MEMBERS) migrations tests examples deploy
 SERVICES := ingest dispatcher judge worker-edge worker-remote
 LOCKS := deploy/docker/requirements
 
-.PHONY: help setup demo test test-kills test-node test-planted test-edge test-edge-kills test-batch test-unit check check-deploy format bench bench-scale bench-plots bench-doors bench-edge bench-judge bench-fusion bench-views image-check fuzz lock docs clean
+.PHONY: help setup demo test test-kills test-node test-planted test-edge test-edge-kills test-batch test-unit check check-deploy format bench bench-scale bench-plots bench-doors bench-edge bench-judge bench-fusion bench-views soak-edge image-check fuzz lock docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -116,6 +116,9 @@ bench-views: setup ## measure the views on OUTCOMES (1,000,000) of both database
 image-check: setup ## build all images with buildah, and run a batch through them with podman; BUILD_OPTIONS="…" goes to buildah
 	@$(BIN)/python deploy/docker/check
 	@deploy/check --kube-play
+
+soak-edge: setup ## keep an edge worker busy for MINUTES (20) and see whether it grows; writes build/soak-edge.json
+	@MINUTES=$(or $(MINUTES),20) $(BIN)/python tests/bench/soak_edge.py
 
 fuzz: setup ## fuzz what reads model files; SECONDS=… for each of three readers (default 60)
 	@for target in gguf safetensors config; do \

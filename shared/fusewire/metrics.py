@@ -175,7 +175,7 @@ EDGE_PROVIDER = _gauge(
 )
 EDGE_RUNNING = _gauge(
     "fusewire_edge_tasks_running",
-    "Tasks that an edge worker's engine has; beyond the slots, one waits for the next free slot.",
+    "Tasks that an edge worker's engine has, those that wait in it included.",
     "model",
 )
 EDGE_DECODING = _gauge(

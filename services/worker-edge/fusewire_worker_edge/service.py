@@ -13,9 +13,6 @@ from fusewire_worker_edge.folder import ModelFolderError, verify
 from fusewire_worker_edge.generate import EdgeGenerate
 from fusewire_worker_edge.outbox import Forwarder, Outbox
 
-AHEAD = 1
-"""Tasks to fetch per model beyond its slots, so that a free slot never waits for the bus."""
-
 
 class WorkerEdge(BusService):
     """The edge worker as a service."""
@@ -49,7 +46,9 @@ class WorkerEdge(BusService):
 
         await self.bus.connect()
         generate = EdgeGenerate(self._models, clock)
-        task_limits = {name: model.slots + AHEAD for name, model in self._models.items()}
+        # No more than can begin at once: another worker may be free for it. Fetching the next one
+        # takes 2 ms beside a broker, of answers that take seconds.
+        task_limits = {name: model.slots for name, model in self._models.items()}
         outbox = Outbox(self.bus) if self.bus.site else None
         worker = Worker(
             self.bus,

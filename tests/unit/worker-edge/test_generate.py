@@ -335,7 +335,7 @@ async def test_a_candidate_names_the_library_that_answered() -> None:
 async def test_two_libraries_on_one_folder_are_two_engines() -> None:
     opened: list[EngineOptions] = []
 
-    def open_engine(_folder: Path, options: EngineOptions) -> FakeEngine:
+    def open_engine(_folder: Path, options: EngineOptions, _on_load: OnLoad) -> FakeEngine:
         opened.append(options)
         return FakeEngine(DONE)
 
@@ -348,7 +348,7 @@ async def test_two_libraries_on_one_folder_are_two_engines() -> None:
 def test_speculation_is_off_unless_it_is_configured() -> None:
     speculations = []
 
-    def open_engine(_folder: Path, options: EngineOptions) -> FakeEngine:
+    def open_engine(_folder: Path, options: EngineOptions, _on_load: OnLoad) -> FakeEngine:
         speculations.append(options.speculate)
         return FakeEngine(DONE)
 

@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -181,6 +182,19 @@ def report(event: Event) -> Frame:
     return {"type": "piece", "id": event.id, "text": event.piece}
 
 
+def serve_step(
+    generator: Generator, inbox: Inbox, reports: LoadReports, send: Callable[[Frame], None]
+) -> None:
+    """Report the load, take what has arrived, and advance all requests; waits if there are none."""
+    if current := reports.take():
+        send({"type": "load", "load": current.model_dump()})
+    for frame in inbox.take(wait=not generator.scheduler.is_busy):
+        if refusal := receive(generator, frame):
+            send(refusal)
+    for event in generator.scheduler.step():
+        send(report(event))
+
+
 def _private_stdout() -> BinaryIO:
     """Reserve standard output for frames; the prints of libraries go to standard error."""
     frames = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
@@ -200,8 +214,12 @@ def main() -> int:
     inbox = Inbox(sys.stdin.buffer)
 
     def send(frame: Frame) -> None:
-        output.write(pack(frame))
-        output.flush()
+        try:
+            output.write(pack(frame))
+            output.flush()
+        except BrokenPipeError:
+            # The parent has gone, so nobody needs the rest.
+            os._exit(0)
 
     began = time.perf_counter()
     try:
@@ -226,13 +244,7 @@ def main() -> int:
     send(ready)
     reports = LoadReports(generator.scheduler, time.monotonic)
     while True:
-        if report_due := reports.take():
-            send({"type": "load", "load": report_due.model_dump()})
-        for frame in inbox.take(wait=not generator.scheduler.is_busy):
-            if refusal := receive(generator, frame):
-                send(refusal)
-        for event in generator.scheduler.step():
-            send(report(event))
+        serve_step(generator, inbox, reports, send)
 
 
 if __name__ == "__main__":
