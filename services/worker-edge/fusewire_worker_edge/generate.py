@@ -127,8 +127,8 @@ class EdgeGenerate(FreeCalls):
         provider = running.engine.provider if running.engine else None
         if provider:
             self._report_provider(task.model, provider)
-        shown = self._provider(task.model, provider)
-        return self._candidate(task, outcome, max(running.attempts, 1), started_at, shown)
+        provider_name = self._provider(task.model, provider)
+        return self._candidate(task, outcome, max(running.attempts, 1), started_at, provider_name)
 
     def _report_provider(self, model: str, provider: str) -> None:
         """Show the execution provider of a model as a metric, in place of an earlier one."""
