@@ -2,17 +2,20 @@
 
 Writes build/bench-edge.json, part by part: a run of some parts keeps the others' results.
 
-| part | figures |
-|---|---|
-| fidelity | KL and top-1 against the file's own weights in float32, over 2,048 tokens; ids of 200 strings beside llama.cpp's; right calls in 40 tasks with 8 tools |
-| speeds | those of `fusewire model bench`, and prompt and answer over llama.cpp's, in turn |
-| loads | prepacked weights over plain ones: CPU time, memory of a second replica |
-| parallel | answer tokens a second with 1, 4 and 8 requests at once, over llama.cpp's server, in turn |
-| goodput | 200 prompts of 20 to 2,000 tokens at once, a tenth cancelled: tokens of complete answers a second, time of the first token with the wait |
-| goodput-llama | the same, asked of llama.cpp's server |
-| random, random-loads | `speeds` without llama.cpp, and `loads`, of a folder of Mistral 7B's shape with random weights, made here |
+- `fidelity`: KL and top-1 against the file's own weights in float32, over 2,048 tokens of prose
+  and code; the ids of 200 strings beside llama.cpp's; right calls in 40 tasks with 8 tools, greedy.
+- `speeds`: those of `fusewire model bench`, and prompt and answer over llama.cpp's, in turn.
+- `loads`: prepacked weights over plain ones: CPU time, and memory of a second replica.
+- `variants`: tokens a second with one thread, with pinned threads and with huge pages, in turn.
+- `parallel`: tokens a second of answers with 1, 4 and 8 requests at once, over those of
+  llama.cpp's server, in turn.
+- `goodput`: 200 prompts of 20 to 2,000 tokens at once, a tenth cancelled: tokens of complete
+  answers a second, and the time of the first token, the wait in the queue included.
+- `goodput-llama`: the same, asked of llama.cpp's server.
+- `random`, `random-loads`: `speeds` without llama.cpp, and `loads`, of a folder of Mistral 7B's
+  shape with random weights, which is made for this.
 
-It fails when something does not run, never for a figure. A list is of one figure in each round.
+It fails when something does not run, never for a figure. A list has one figure of each round.
 """
 
 import argparse
@@ -25,7 +28,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from edge import fidelity, goodput, parallel
+from edge import fidelity, goodput, parallel, variants
 from edge.models import BUILD, MODELS, SMALLEST, model_folder, thread_count
 from edge.random_weights import SHAPES
 from fusewire_worker_edge.measure import measure, measure_loads
@@ -69,13 +72,19 @@ def _loads(name: str, _rounds: int, _quick: bool) -> dict[str, Any]:
     return asdict(measure_loads(model_folder(name), threads=thread_count(), room=BUILD))
 
 
-def _parallel(name: str, rounds: int, _quick: bool) -> dict[str, Any]:
-    return parallel.compare(name, rounds)
+def _variants(name: str, rounds: int, _quick: bool) -> dict[str, Any]:
+    return variants.compare(model_folder(name), rounds)
+
+
+def _parallel(name: str, rounds: int, quick: bool) -> dict[str, Any]:
+    return parallel.compare(name, rounds, 8 if quick else parallel.ANSWER_TOKENS)
 
 
 def _goodput(which: goodput.Which) -> Part:
     def measure_goodput(name: str, _rounds: int, quick: bool) -> dict[str, Any]:
-        return goodput.run(name, which, 20 if quick else goodput.PROMPTS)
+        return goodput.run(
+            name, which, goodput.Workload(20, 80, 4) if quick else goodput.Workload()
+        )
 
     return measure_goodput
 
@@ -89,6 +98,7 @@ PARTS: dict[str, tuple[Part, tuple[str, ...]]] = {
     "fidelity": (_fidelity, MODELS),
     "speeds": (_speeds, MODELS),
     "loads": (_loads, MODELS),
+    "variants": (_variants, LARGEST),
     "parallel": (_parallel, LARGEST),
     "goodput": (_goodput("ours"), (SMALLEST, "qwen2.5-coder-0.5b")),
     "goodput-llama": (_goodput("theirs"), (SMALLEST,)),
@@ -105,7 +115,7 @@ def _show(figures: dict[str, Any]) -> None:
             continue
         spread = f" ({min(values):.4g} to {max(values):.4g})" if len(values) > 1 else ""
         aim = f", aim {AIMS[figure]}" if figure in AIMS else ""
-        print(f"  {figure:26} {statistics.median(values):10.4g}{spread}{aim}")
+        print(f"  {figure:34} {statistics.median(values):10.4g}{spread}{aim}")
 
 
 def _write(part: str, name: str, figures: dict[str, Any]) -> None:

@@ -18,9 +18,7 @@ from fusewire_worker_edge.engine.api import RequestCancelledError
 from fusewire_worker_edge.engine.generation import read_vocabulary
 from fusewire_worker_edge.folder import verify
 
-PROMPTS = 200
-SHORTEST, LONGEST = 20, 2000
-ANSWER_TOKENS = 32
+SHORTEST = 20
 SLOTS = 4
 _CANCEL_EVERY = 10
 _SLOT_CONTEXT = 2304
@@ -28,8 +26,17 @@ _SLOT_CONTEXT = 2304
 Which = Literal["ours", "theirs"]
 
 
-def prompts(folder: Path, count: int) -> list[str]:
-    """Prompts of `SHORTEST` to `LONGEST` tokens, as many of each order of length, in mixed order.
+@dataclass(frozen=True)
+class Workload:
+    """What is submitted: how many prompts, the longest, and the answers' length, in tokens."""
+
+    prompts: int = 200
+    longest: int = 2000
+    answer_tokens: int = 32
+
+
+def prompt_texts(folder: Path, workload: Workload) -> list[str]:
+    """Prompts of `SHORTEST` tokens and more, as many of each order of length, in mixed order.
 
     Always the same ones. No two begin alike.
     """
@@ -38,8 +45,9 @@ def prompts(folder: Path, count: int) -> list[str]:
     width = len(text) / len(vocabulary.ids(text))
     rng = random.Random(7)
     texts = []
-    for number in range(count):
-        tokens = SHORTEST * (LONGEST / SHORTEST) ** (number / (count - 1))
+    for number in range(workload.prompts):
+        part = number / (workload.prompts - 1)
+        tokens = SHORTEST * (workload.longest / SHORTEST) ** part
         size = int(tokens * width)
         start = rng.randrange(len(text) - size)
         texts.append(f"{number}. Explain: {text[start : start + size]}")
@@ -52,6 +60,7 @@ class _Queue:
     """The requests of one run, and what became of them."""
 
     side: Side
+    answer_tokens: int
     tasks: list[asyncio.Task[Reply]] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
     cancelled: int = 0
@@ -63,7 +72,7 @@ class _Queue:
             # Of those to cancel, every other one has begun its answer by then.
             begins = number % (2 * _CANCEL_EVERY) == 0
             on_first = (lambda at=number: self.tasks[at].cancel()) if begins else (lambda: None)
-            ask = self.side.ask(text, ANSWER_TOKENS, on_first)
+            ask = self.side.ask(text, self.answer_tokens, on_first)
             self.tasks.append(asyncio.create_task(ask))
 
     async def drain(self) -> None:
@@ -91,10 +100,10 @@ async def _side(name: str, which: Which) -> AsyncIterator[Side]:
             yield side
 
 
-async def _run(name: str, which: Which, count: int) -> dict[str, Any]:
-    texts = prompts(model_folder(name), count)
+async def _run(name: str, which: Which, workload: Workload) -> dict[str, Any]:
+    texts = prompt_texts(model_folder(name), workload)
     async with _side(name, which) as side:
-        queue = _Queue(side)
+        queue = _Queue(side, workload.answer_tokens)
         began = time.perf_counter()
         queue.submit(texts)
         await queue.drain()
@@ -115,12 +124,12 @@ async def _run(name: str, which: Which, count: int) -> dict[str, Any]:
     }
 
 
-def run(name: str, which: Which, count: int) -> dict[str, Any]:
+def run(name: str, which: Which, workload: Workload) -> dict[str, Any]:
     """Tokens of complete answers a second, and the first token's time with the wait in the queue.
 
     Args:
         name: a model of the catalogue.
         which: the side that answers.
-        count: how many prompts are submitted at once; a tenth is cancelled.
+        workload: what is submitted at once; a tenth of it is cancelled.
     """
-    return asyncio.run(_run(name, which, count))
+    return asyncio.run(_run(name, which, workload))

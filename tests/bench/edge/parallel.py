@@ -21,7 +21,7 @@ _PROMPT = (
 )
 
 
-async def _speed(side: Side, requests: int, first_number: int) -> float:
+async def _speed(side: Side, requests: int, first_number: int, answer_tokens: int) -> float:
     """Tokens a second of all answers, from the submission to the last answer's end."""
     # Another beginning each time: neither side may reuse a prompt.
     prompts = [
@@ -30,12 +30,12 @@ async def _speed(side: Side, requests: int, first_number: int) -> float:
     ]
     began = time.perf_counter()
     replies = await asyncio.gather(
-        *(side.ask(prompt, ANSWER_TOKENS, lambda: None) for prompt in prompts)
+        *(side.ask(prompt, answer_tokens, lambda: None) for prompt in prompts)
     )
     return sum(reply.tokens for reply in replies) / (time.perf_counter() - began)
 
 
-async def _compare(name: str, rounds: int) -> dict[str, Any]:
+async def _compare(name: str, rounds: int, answer_tokens: int) -> dict[str, Any]:
     folder, file, threads = model_folder(name), gguf(name), thread_count()
     slots = max(REQUESTS)
     speeds: dict[int, list[tuple[float, float]]] = {requests: [] for requests in REQUESTS}
@@ -48,8 +48,8 @@ async def _compare(name: str, rounds: int) -> dict[str, Any]:
             for requests in REQUESTS:
                 # In turn: the one that is not asked waits without using a processor.
                 pair = (
-                    await _speed(ours, requests, number),
-                    await _speed(theirs, requests, number),
+                    await _speed(ours, requests, number, answer_tokens),
+                    await _speed(theirs, requests, number, answer_tokens),
                 )
                 speeds[requests].append(pair)
                 number += requests
@@ -61,6 +61,6 @@ async def _compare(name: str, rounds: int) -> dict[str, Any]:
     return figures
 
 
-def compare(name: str, rounds: int) -> dict[str, Any]:
+def compare(name: str, rounds: int, answer_tokens: int = ANSWER_TOKENS) -> dict[str, Any]:
     """Tokens a second of both sides, and their ratio in each round, by requests at once."""
-    return asyncio.run(_compare(name, rounds))
+    return asyncio.run(_compare(name, rounds, answer_tokens))
