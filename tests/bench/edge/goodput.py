@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import functools
 import inspect
 import random
 import statistics
@@ -55,6 +56,10 @@ def prompt_texts(folder: Path, workload: Workload) -> list[str]:
     return texts
 
 
+def _ignore() -> None:
+    """Go on after the first piece."""
+
+
 @dataclass
 class _Queue:
     """The requests of one run, and what became of them."""
@@ -70,10 +75,13 @@ class _Queue:
         """Submit all prompts at once."""
         for number, text in enumerate(texts):
             # Of those to cancel, every other one has begun its answer by then.
-            begins = number % (2 * _CANCEL_EVERY) == 0
-            on_first = (lambda at=number: self.tasks[at].cancel()) if begins else (lambda: None)
+            is_cut = number % (2 * _CANCEL_EVERY) == 0
+            on_first = functools.partial(self._cancel, number) if is_cut else _ignore
             ask = self.side.ask(text, self.answer_tokens, on_first)
             self.tasks.append(asyncio.create_task(ask))
+
+    def _cancel(self, number: int) -> None:
+        self.tasks[number].cancel()
 
     async def drain(self) -> None:
         """Wait for the end of every request; cancel the waiting ones after the first answer."""

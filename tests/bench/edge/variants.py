@@ -15,7 +15,7 @@ from typing import Any
 
 import onnxruntime as ort
 
-from fusewire_worker_edge.engine import model
+from fusewire_worker_edge.engine.model import OnnxModel
 from fusewire_worker_edge.engine.options import EngineOptions
 from fusewire_worker_edge.folder import read_manifest
 
@@ -53,13 +53,14 @@ def _pin(processors: list[int]) -> None:
         options.add_session_config_entry("session.intra_op_thread_affinities", places)
         return options
 
-    model.ort.SessionOptions = pinned_options
+    # The engine makes its options of this name.
+    ort.SessionOptions = pinned_options
     os.sched_setaffinity(0, processors[:1])
 
 
 def _decode(folder: Path, threads: int) -> dict[str, float]:
     """Decode one sequence."""
-    loaded = model.OnnxModel(folder, read_manifest(folder), EngineOptions(threads=threads, slots=1))
+    loaded = OnnxModel(folder, read_manifest(folder), EngineOptions(threads=threads, slots=1))
     loaded.prefill(0, list(_PROMPT), 0)
     length = len(_PROMPT)
     for _ in range(4):

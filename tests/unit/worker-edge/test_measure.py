@@ -9,7 +9,7 @@ from fusewire_worker_edge.engine.scheduler import Event
 from fusewire_worker_edge.folder import GRAPH
 from fusewire_worker_edge.importers.graph import WeightFile
 from fusewire_worker_edge.measure import measure
-from fusewire_worker_edge.measure.bandwidth import BandwidthReader, step_bytes
+from fusewire_worker_edge.measure.bandwidth import MemoryReader, step_bytes
 from fusewire_worker_edge.measure.batches import batch_speed, late_join_steps, prefix_reuse
 
 TEXT = list(range(10, 110)) * 10
@@ -65,7 +65,7 @@ def test_a_step_reads_matrices_and_one_row_of_tables(tmp_path: Path, head: str) 
 
 
 def test_memory_is_read_with_any_number_of_threads() -> None:
-    with BandwidthReader(2) as reader:
+    with MemoryReader(2) as reader:
         assert reader.measure() > 0
 
 

@@ -1,6 +1,6 @@
 """Measure a model folder on this machine: speed, memory, and fidelity to its source."""
 
-from fusewire_worker_edge.measure.loads import LoadMeasurement, measure_loads
+from fusewire_worker_edge.measure.loads import StartMeasurement, measure_loads
 from fusewire_worker_edge.measure.model import (
     ANSWER_TOKENS,
     PROMPT_TOKENS,
@@ -12,8 +12,8 @@ from fusewire_worker_edge.measure.model import (
 __all__ = [
     "ANSWER_TOKENS",
     "PROMPT_TOKENS",
-    "LoadMeasurement",
     "Measurement",
+    "StartMeasurement",
     "compare",
     "measure",
     "measure_loads",

@@ -22,7 +22,7 @@ _ROW_READERS = frozenset(
 """Operators that read of their tables, embeddings and rotations, only the row of a token."""
 
 
-class BandwidthReader:
+class MemoryReader:
     """Reads an array that no cache holds, with as many threads as the model has.
 
     Each thread takes the largest byte of its parts: numpy's vector instructions for that wait for
@@ -68,9 +68,10 @@ def step_bytes(graph: Path) -> int:
         graph: the ONNX graph of a model folder.
     """
     model = onnx.load(graph, load_external_data=False).graph
-    read_names = {
-        name for node in model.node if node.op_type not in _ROW_READERS for name in node.input
-    }
+    read_names: set[str] = set()
+    for node in model.node:
+        if node.op_type not in _ROW_READERS:
+            read_names.update(node.input)
     return sum(_size(tensor) for tensor in model.initializer if tensor.name in read_names)
 
 

@@ -6,20 +6,20 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from fusewire_worker_edge.engine.options import EngineOptions
 from fusewire_worker_edge.folder import WEIGHTS, ModelFolderError
-from fusewire_worker_edge.measure.replica import Load
+from fusewire_worker_edge.measure.replica import ReplicaMeasurement
 
 _ROUNDS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class LoadMeasurement:
+class StartMeasurement:
     """Loads with prepacked weights, relative to loads without. Medians of `_ROUNDS` in turn."""
 
     prepacked_over_plain_load: float
@@ -31,7 +31,7 @@ class LoadMeasurement:
 
 
 @contextmanager
-def _replica(folder: Path, options: EngineOptions) -> Iterator[Load]:
+def _replica(folder: Path, options: EngineOptions) -> Iterator[ReplicaMeasurement]:
     """A process that has loaded the model. It ends with the block, and with this process."""
     command = [
         sys.executable, "-P", "-m", "fusewire_worker_edge.measure.replica",
@@ -47,14 +47,14 @@ def _replica(folder: Path, options: EngineOptions) -> Iterator[Load]:
             if not line:
                 lines = process.stderr.read().strip().splitlines()
                 raise ModelFolderError(folder, f"it does not load: {lines[-1] if lines else ''}")
-            yield Load(**json.loads(line))
+            yield ReplicaMeasurement(**json.loads(line))
         finally:
             process.stdin.close()
 
 
 def measure_loads(
     folder: Path, *, threads: int | None = None, room: Path | None = None
-) -> LoadMeasurement:
+) -> StartMeasurement:
     """Load a model in processes of its own, plain and prepacked in turn.
 
     Args:
@@ -66,26 +66,29 @@ def measure_loads(
     Raises:
         ModelFolderError: the folder cannot be used, or there is no room.
     """
-    plain = EngineOptions(threads=threads)
-    plain_loads, prepacked_loads = [], []
+    options = EngineOptions(threads=threads)
+    plain_replicas, replicas = [], []
     with tempfile.TemporaryDirectory(dir=room) as cache:
-        prepacked = dataclasses.replace(plain, prepacked_dir=cache)
+        prepacked_options = dataclasses.replace(options, prepacked_dir=cache)
         # The first one makes the weights, and shares their pages with those after it.
-        with _replica(folder, prepacked) as first:
+        with _replica(folder, prepacked_options) as first:
             if first.prepacked == "off":
                 raise ModelFolderError(Path(cache), first.reason, "name another folder with TMPDIR")
             for _ in range(_ROUNDS):
-                with _replica(folder, prepacked) as load:
-                    prepacked_loads.append(load)
-                with _replica(folder, plain) as load:
-                    plain_loads.append(load)
+                with _replica(folder, prepacked_options) as replica:
+                    replicas.append(replica)
+                with _replica(folder, options) as replica:
+                    plain_replicas.append(replica)
     size = (folder / WEIGHTS).stat().st_size
-    return LoadMeasurement(
+    return StartMeasurement(
         prepacked_over_plain_load=statistics.median(
-            prepacked.cpu_s / plain.cpu_s
-            for prepacked, plain in zip(prepacked_loads, plain_loads, strict=True)
+            replica.cpu_s / plain_replica.cpu_s
+            for replica, plain_replica in zip(replicas, plain_replicas, strict=True)
         ),
-        replica_over_weights=statistics.median(one.private_bytes for one in prepacked_loads) / size,
-        plain_replica_over_weights=statistics.median(one.private_bytes for one in plain_loads)
-        / size,
+        replica_over_weights=_private_bytes(replicas) / size,
+        plain_replica_over_weights=_private_bytes(plain_replicas) / size,
     )
+
+
+def _private_bytes(replicas: Sequence[ReplicaMeasurement]) -> float:
+    return statistics.median(replica.private_bytes for replica in replicas)

@@ -24,7 +24,7 @@ from fusewire_worker_edge.importers.reference import (
     reference_head,
     reference_states,
 )
-from fusewire_worker_edge.measure.bandwidth import BandwidthReader, step_bytes
+from fusewire_worker_edge.measure.bandwidth import MemoryReader, step_bytes
 from fusewire_worker_edge.measure.batches import (
     PREFIX_TOKENS,
     batch_speed,
@@ -93,7 +93,7 @@ def measure(
     """
     manifest = verify(folder)
     threads = threads or usable_processors()
-    with BandwidthReader(threads) as reader:
+    with MemoryReader(threads) as reader:
         rss_before = _resident_bytes()
         began = time.perf_counter()
         options = EngineOptions(threads=threads, slots=max(_SLOTS))
@@ -129,7 +129,7 @@ def measure(
 
 
 @dataclass(frozen=True, slots=True)
-class _AloneSpeeds:
+class _AnswerMeasurement:
     """Tokens a second of one sequence, and bytes a second of memory, in one round."""
 
     prefill: float
@@ -139,9 +139,9 @@ class _AloneSpeeds:
 
 
 def _measure_alone(
-    generator: Generator, reader: BandwidthReader, text: Sequence[int], number: int
-) -> _AloneSpeeds:
-    return _AloneSpeeds(
+    generator: Generator, reader: MemoryReader, text: Sequence[int], number: int
+) -> _AnswerMeasurement:
+    return _AnswerMeasurement(
         prefill=_prefill_speed(generator, text[:PROMPT_TOKENS]),
         decode=_decode_speed(generator, f"plain-{number}", None),
         bandwidth=reader.measure(),
@@ -150,7 +150,7 @@ def _measure_alone(
 
 
 @dataclass(frozen=True, slots=True)
-class _TogetherSpeeds:
+class _BatchMeasurement:
     """Tokens a second of several sequences together, and the cost of a cached prefix."""
 
     of_one: float
@@ -159,12 +159,12 @@ class _TogetherSpeeds:
     prefix_reuse: float
 
 
-def _measure_together(generator: Generator, text: Sequence[int], number: int) -> _TogetherSpeeds:
+def _measure_together(generator: Generator, text: Sequence[int], number: int) -> _BatchMeasurement:
     of_one, of_four, of_eight = (batch_speed(generator, text, count) for count in _SLOTS)
     # Another part of the text each time: the prompts before it are cached.
     start = number * (PREFIX_TOKENS + PROMPT_TOKENS)
     reuse = prefix_reuse(generator, text[start : start + PREFIX_TOKENS + PROMPT_TOKENS])
-    return _TogetherSpeeds(of_one, of_four, of_eight, reuse)
+    return _BatchMeasurement(of_one, of_four, of_eight, reuse)
 
 
 def compare(generator: Generator, source: Path, tokens: int) -> Divergence:

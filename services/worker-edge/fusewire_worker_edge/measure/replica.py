@@ -2,8 +2,8 @@
 
 `python -m fusewire_worker_edge.measure.replica FOLDER OPTIONS`
 
-OPTIONS are `EngineOptions` as JSON. Prints a `Load` as JSON, and keeps the model until its input
-ends: memory is private or shared only beside other replicas.
+OPTIONS are `EngineOptions` as JSON. Prints a `ReplicaMeasurement` as JSON, and keeps the model
+until its input ends: memory is private or shared only beside other replicas.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from fusewire_worker_edge.engine.options import EngineOptions
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Load:
+class ReplicaMeasurement:
     """What a load took.
 
     Args:
@@ -54,17 +54,17 @@ def main() -> None:
     memory, began = _private_bytes(), time.process_time()
     generator, weights = load(arguments.folder, arguments.options)
     cpu_s = time.process_time() - began
-    # The model must live until here.
-    added = _private_bytes() - memory if generator else 0
-    result = Load(
+    result = ReplicaMeasurement(
         cpu_s,
-        added,
+        _private_bytes() - memory,
         weights.state if weights else None,
         weights.reason if weights else "",
     )
     sys.stdout.write(json.dumps(dataclasses.asdict(result)) + "\n")
     sys.stdout.flush()
     sys.stdin.read()
+    # Until here, so that its memory is not freed before it is measured.
+    del generator
 
 
 if __name__ == "__main__":
