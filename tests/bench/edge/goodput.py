@@ -20,6 +20,8 @@ from fusewire_worker_edge.engine.generation import read_vocabulary
 from fusewire_worker_edge.folder import verify
 
 SHORTEST = 20
+_MOST_CHARACTERS = 4
+"""Characters of a token of the text, at the most."""
 SLOTS = 4
 _CANCEL_EVERY = 10
 _SLOT_CONTEXT = 2304
@@ -37,21 +39,22 @@ class Workload:
 
 
 def prompt_texts(folder: Path, workload: Workload) -> list[str]:
-    """Prompts of `SHORTEST` tokens and more, as many of each order of length, in mixed order.
+    """Texts of about `SHORTEST` tokens and more, as many of each order of length, in mixed order.
 
     Always the same ones. No two begin alike.
     """
     vocabulary = read_vocabulary(folder, verify(folder))
     text = inspect.getsource(argparse) + inspect.getsource(inspect)
-    width = len(text) / len(vocabulary.ids(text))
     rng = random.Random(7)
     texts = []
     for number in range(workload.prompts):
         part = number / (workload.prompts - 1)
         tokens = SHORTEST * (workload.longest / SHORTEST) ** part
-        size = int(tokens * width)
-        start = rng.randrange(len(text) - size)
-        texts.append(f"{number}. Explain: {text[start : start + size]}")
+        # Tokens differ in length from place to place: the piece itself tells how many it has.
+        start = rng.randrange(len(text) - workload.longest * _MOST_CHARACTERS)
+        piece = text[start : start + int(tokens) * _MOST_CHARACTERS]
+        size = int(len(piece) * tokens / len(vocabulary.ids(piece)))
+        texts.append(f"{number}. Explain: {piece[:size]}")
     rng.shuffle(texts)
     return texts
 
