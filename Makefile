@@ -101,8 +101,8 @@ bench-plots: setup ## draw docs/scale.png of what bench-scale measured
 bench-doors: setup ## measure the API's overhead, intake, memory and streaming; writes build/bench-doors.json
 	@PYTHONPATH=tests/bench $(BIN)/python tests/bench/doors.py
 
-bench-edge: setup ## measure edge models beside llama.cpp (downloads 1.7 GB); writes build/bench-edge.json
-	@$(BIN)/python tests/bench/edge.py
+bench-edge: setup ## measure edge models beside llama.cpp (downloads 1.7 GB), or some PARTS and MODELS; writes build/bench-edge.json
+	@PYTHONPATH=tests/bench $(BIN)/python -m edge $(if $(PARTS),--parts $(PARTS)) $(if $(MODELS),--models $(MODELS))
 
 bench-judge: setup ## measure edge judges on 288 pairs of answers, with the models that have been pulled
 	@PYTHONPATH=tests/bench $(BIN)/python tests/bench/judge.py
