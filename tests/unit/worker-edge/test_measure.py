@@ -5,7 +5,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from fusewire_worker_edge.engine.generation import Generator
-from fusewire_worker_edge.engine.scheduler import Event
+from fusewire_worker_edge.engine.jobs import Event
 from fusewire_worker_edge.folder import GRAPH
 from fusewire_worker_edge.importers.graph import WeightFile
 from fusewire_worker_edge.measure import measure

@@ -7,7 +7,8 @@ from fusewire.contracts import Message
 from fusewire_worker_edge.engine.answer import AnswerTokens
 from fusewire_worker_edge.engine.api import GenerateRequest
 from fusewire_worker_edge.engine.generation import Generator
-from fusewire_worker_edge.engine.scheduler import SHARED_CHUNK, AnswerJob
+from fusewire_worker_edge.engine.jobs import AnswerJob
+from fusewire_worker_edge.engine.scheduler import SHARED_CHUNK
 
 PREFIX_TOKENS = 500
 _PROMPT_TOKENS = 24

@@ -52,7 +52,8 @@ def main() -> None:
     parser.add_argument("options", type=lambda text: EngineOptions(**json.loads(text)))
     arguments = parser.parse_args()
     memory, began = _private_bytes(), time.process_time()
-    generator, weights = load(arguments.folder, arguments.options)
+    model = load(arguments.folder, arguments.options)
+    weights = model.weights
     cpu_s = time.process_time() - began
     result = ReplicaMeasurement(
         cpu_s,
@@ -64,7 +65,7 @@ def main() -> None:
     sys.stdout.flush()
     sys.stdin.read()
     # Until here, so that its memory is not freed before it is measured.
-    del generator
+    del model
 
 
 if __name__ == "__main__":
