@@ -2,11 +2,15 @@
 
 from collections import Counter
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
 from fusewire.contracts import PRIORITIES
-from fusewire_worker_edge.engine.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    # The worker reads loads, and has no engine in its process.
+    from fusewire_worker_edge.engine.scheduler import Scheduler
 
 EVERY_S = 1.0
 """Seconds between two reports while there is work."""
@@ -39,7 +43,7 @@ OnLoad = Callable[[Load | None], None]
 """Called with each report of an engine's process, and with None when the process has ended."""
 
 
-def measure(scheduler: Scheduler) -> Load:
+def measure(scheduler: "Scheduler") -> Load:
     """Return the load of a scheduler."""
     last = len(PRIORITIES) - 1
     waiting = Counter(min(job.rank, last) for job in scheduler.waiting_jobs)
@@ -63,7 +67,7 @@ class LoadReports:
         clock: the time in seconds.
     """
 
-    def __init__(self, scheduler: Scheduler, clock: Callable[[], float]) -> None:
+    def __init__(self, scheduler: "Scheduler", clock: Callable[[], float]) -> None:
         self._scheduler = scheduler
         self._clock = clock
         self._last: Load | None = None
