@@ -15,10 +15,11 @@ from fusewire.settings import Database, Settings
 from fusewire.store.engine import Store
 from fusewire.store.tables import late_costs
 from fusewire.testing.eventually import eventually
-from fusewire.testing.factories import make_prompt
+from fusewire.testing.factories import T0, make_prompt
 from fusewire_cli.client import Client
 from fusewire_ingest.admission.estimate import Catalogue, Member, Model, Pool, estimate
-from fusewire_ingest.repository.budgets import Budget, Budgets, period_key
+from fusewire_ingest.admission.budgets import BudgetLimit, period_name
+from fusewire_ingest.repository.budgets import Budgets
 from fusewire_ingest.repository.submissions import Acceptance, Submissions
 
 BOOK = Catalogue(
@@ -42,7 +43,12 @@ async def known() -> Catalogue:
 
 def capped(store: Store, prompts_: float) -> Submissions:
     """The budget is for so many prompts at their highest cost."""
-    return Submissions(store, Budgets(store, {"acme": Budget(USD * prompts_, "month")}, known))
+    return limited(store, BudgetLimit("acme", "month", USD * prompts_))
+
+
+def limited(store: Store, *limits: BudgetLimit, **options: Any) -> Submissions:
+    """An ingest process with these limits in its configuration."""
+    return Submissions(store, Budgets(store, limits, known, **options))
 
 
 async def add(submissions: Submissions, *some: Prompt) -> list[Acceptance]:
@@ -63,7 +69,7 @@ async def standing(store: Store) -> tuple[float, float]:
     ("period", "key"), [("day", "2026-11-30"), ("month", "2026-11"), ("total", "total")]
 )
 def test_a_period_is_of_utc(period: Any, key: str) -> None:
-    assert period_key(period, datetime.fromisoformat("2026-12-01T00:30:00+01:00")) == key
+    assert period_name(period, datetime.fromisoformat("2026-12-01T00:30:00+01:00")) == key
 
 
 async def test_what_does_not_fit_is_refused_and_not_stored(store: Store) -> None:
@@ -72,7 +78,7 @@ async def test_what_does_not_fit_is_refused_and_not_stored(store: Store) -> None
     assert codes(accepted) == [None, None, "budget_exceeded", "budget_exceeded"]
     assert list(await standing(store)) == pytest.approx([2 * USD, 0.0])
     async with store.read() as connection:
-        for table in ("prompts", "fusions", "reservations"):
+        for table in ("prompts", "fusions", "budget_holds"):
             assert (
                 await connection.execute(text(f"SELECT count(*) FROM {table}"))
             ).scalar() == 2, table
@@ -121,8 +127,8 @@ async def test_what_came_after_its_outcome_is_spent_too(store: Store) -> None:
         ]
         await connection.execute(late_costs.insert(), rows)
 
-    assert await submissions.settle() == 4
-    assert await submissions.settle() == 0
+    assert await submissions.settle(T0) == 4
+    assert await submissions.settle(T0) == 0
 
     assert await standing(store) == pytest.approx((before[0], 0.875))
     async with store.read() as connection:
@@ -159,7 +165,7 @@ async def test_an_outcome_turns_what_was_reserved_into_what_it_cost(
                 {"prompt": f"Say something long of {mode}.", "mode": mode, "max_tokens": 50}
             )
             async with store.read() as connection:
-                rows = await connection.execute(text("SELECT fusion_id, usd FROM reservations"))
+                rows = await connection.execute(text("SELECT fusion_id, usd FROM budget_holds"))
                 most |= {row[0]: row[1] for row in rows}
             done = await client.get(shown["id"], wait_s=30)
             cost = done["cost_usd"]
@@ -177,7 +183,7 @@ async def test_an_outcome_turns_what_was_reserved_into_what_it_cost(
             (fusion,) = (
                 await connection.execute(text("SELECT min(fusion_id) FROM outcomes"))
             ).one()
-            period = period_key("month", datetime.now(UTC))
+            period = period_name("month", datetime.now(UTC))
             row = {"of": fusion, "period": period}
             await connection.execute(
                 text(

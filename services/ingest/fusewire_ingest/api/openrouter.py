@@ -6,11 +6,11 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
 from fusewire import replies
+from fusewire_ingest.admission.budgets import period_start
 from fusewire_ingest.api import schemas
 from fusewire_ingest.api.dependencies import AuthenticatedCaller, Dependencies
 from fusewire_ingest.api.errors import HttpError
 from fusewire_ingest.openai import openrouter as openrouter_shape
-from fusewire_ingest.repository.budgets import period_start
 
 DAY, WEEK, MONTH = timedelta(days=1), timedelta(days=7), timedelta(days=30)
 
