@@ -8,14 +8,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Boolean, DateTime, Float, Integer, Table, delete, insert, select, text
+from sqlalchemy import delete, insert, select, text
 
 from fusewire.contracts import Prompt, Usage
 from fusewire.settings import Database
 from fusewire.store.engine import Store
 from fusewire.store.tables import (
     api_keys,
-    budget_holds,
     budgets,
     candidates,
     late_costs,
@@ -24,6 +23,7 @@ from fusewire.store.tables import (
     reservations,
 )
 from fusewire.testing.factories import T0, make_candidate, make_prompt
+from fusewire.testing.rows import filled
 from fusewire_ingest.admission.budgets import BudgetKey, BudgetLimit
 from fusewire_ingest.admission.estimate import Catalogue, Member, Model, Pool, estimate
 from fusewire_ingest.repository.budget_holds import RELEASED_AFTER
@@ -60,24 +60,6 @@ async def add(submissions: Submissions, *batch: Prompt) -> list[Acceptance]:
 
 def codes(acceptances: Sequence[Acceptance]) -> list[str | None]:
     return [acceptance.refused.code if acceptance.refused else None for acceptance in acceptances]
-
-
-def filled(table: Table, **given: Any) -> dict[str, Any]:
-    """A row in which whatever must have a value has one."""
-
-    def value(kind: Any) -> Any:
-        if isinstance(kind, Boolean):
-            return False
-        if isinstance(kind, Integer | Float):
-            return 0
-        return T0 if isinstance(getattr(kind, "impl", kind), DateTime) else "x"
-
-    empty = {
-        column.name: value(column.type)
-        for column in table.columns
-        if not column.nullable and column.server_default is None
-    }
-    return {**empty, **given}
 
 
 async def end(store: Store, prompt: Prompt, cost_usd: float | None) -> None:

@@ -6,7 +6,6 @@ from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from typing import Any
 
-import aiohttp
 import pytest
 from sqlalchemy import text
 
@@ -17,8 +16,8 @@ from fusewire.store.tables import late_costs
 from fusewire.testing.eventually import eventually
 from fusewire.testing.factories import T0, make_prompt
 from fusewire_cli.client import Client
-from fusewire_ingest.admission.estimate import Catalogue, Member, Model, Pool, estimate
 from fusewire_ingest.admission.budgets import BudgetLimit, period_name
+from fusewire_ingest.admission.estimate import Catalogue, Member, Model, Pool, estimate
 from fusewire_ingest.repository.budgets import Budgets
 from fusewire_ingest.repository.submissions import Acceptance, Submissions
 
@@ -196,27 +195,3 @@ async def test_an_outcome_turns_what_was_reserved_into_what_it_cost(
         await eventually(nothing_reserved)
         assert (await standing(store))[1] == pytest.approx(sum(costs) + 5)
     await store.close()
-
-
-async def test_a_client_is_told_what_is_left(
-    settings: Settings, stack: Callable[..., AbstractAsyncContextManager[Client]]
-) -> None:
-    poor = settings.model_copy(
-        update={
-            "tenants": {
-                "default": settings.tenants["default"].model_copy(update={"budget_usd": 0.001})
-            }
-        }
-    )
-    async with stack(poor) as client, aiohttp.ClientSession(client.url) as http:
-        body = {"model": "fusion", "messages": [{"role": "user", "content": "Why?"}]}
-        async with http.post("/v1/chat/completions", json=body) as response:
-            error = (await response.json())["error"]
-
-    assert (response.status, error["code"], error["type"]) == (
-        429,
-        "budget_exceeded",
-        "rate_limit_error",
-    )
-    assert "0.001000 left" in error["message"]
-    assert response.headers["x-should-retry"] == "false"

@@ -698,7 +698,12 @@ async def test_reservations_are_given_back(store: Store) -> None:
 
 def test_each_table_with_content_is_rewritten() -> None:
     kept = {
-        "published_to", "processes", "budgets", "budget_limits", "audit_log", "erasures",
+        "published_to",
+        "processes",
+        "budgets",
+        "budget_limits",
+        "audit_log",
+        "erasures",
         "schema_compatibility",
     }
     sums = {table for table in metadata.tables if table.endswith("_days")}

@@ -25,10 +25,10 @@ from fusewire.testing.model_server import ModelServer
 from fusewire.testing.nats_server import NatsServer
 from fusewire.topology import DISPATCHER_ROUND, JUDGE, Durable, round_subject
 from fusewire_cli.client import Client
+from fusewire_ingest.admission.budgets import BudgetLimit
 from fusewire_ingest.admission.estimate import Catalogue, Member, Model, Pool, estimate
 from fusewire_ingest.budget_metrics import BudgetMetrics
 from fusewire_ingest.capacity import StoreCapacity
-from fusewire_ingest.admission.budgets import BudgetLimit
 from fusewire_ingest.repository.budgets import Budgets
 from fusewire_ingest.repository.submissions import Submissions
 
