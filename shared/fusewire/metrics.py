@@ -126,11 +126,6 @@ BUDGET_LIMIT = _gauge(
     "What a tenant or a pool may spend in its current period, USD.",
     *_BUDGET_LABELS,
 )
-BUDGET_SOFT_LIMIT = _gauge(
-    "fusewire_budget_soft_limit_usd",
-    "Spending of a tenant or a pool beyond which is reported, USD.",
-    *_BUDGET_LABELS,
-)
 BUDGET_SPENT = _gauge(
     "fusewire_budget_spent_usd",
     "What a tenant or a pool has spent in its current period, USD. All replicas of ingest report"

@@ -330,8 +330,7 @@ async def test_budgets_are_shown_with_what_is_spent_and_reserved(store: Store) -
 
     await BudgetMetrics(budgets, lambda: now).look()
 
-    assert (figure("limit", "acme"), figure("soft_limit", "acme")) == (50, 40)
-    assert (figure("limit", "pool:default"), figure("soft_limit", "pool:default")) == (70, None)
+    assert (figure("limit", "acme"), figure("limit", "pool:default")) == (50, 70)
     for whose in ("acme", "pool:default"):
         assert figure("spent", whose) == 0
         assert figure("reserved", whose) == pytest.approx(reserved_usd)
@@ -398,7 +397,7 @@ async def whole_stack(
     base = make_settings(
         models={"small": edge},
         pool={"members": ["a", "b", "c", "small"]},
-        tenants={"default": {"budget_soft_usd": 0.5, "budget_usd": 10_000}},
+        tenants={"default": {"budget_usd": 10_000}},
     )
     priced = {
         name: model.model_copy(update=PRICES) if model.kind == "remote" else model

@@ -118,6 +118,27 @@ def test_tenants(cli: Cli, url: str) -> None:
     assert cli.run("config", "check").returncode == 0
 
 
+def test_budgets(cli: Cli, url: str) -> None:
+    assert url
+    (snippet,) = blocks("how-to/tenants.md", "Budgets", "sh")
+    made = json.loads(
+        cli.run("keys", "create", "--tenant", "research", "--name", "mine", "--json").stdout
+    )
+
+    *changes, show, remove = snippet.splitlines()
+    for line in changes:
+        sh(cli, line.replace("ID", made["key_id"]))
+    shown = sh(cli, show)[1:]
+    assert [line.split()[0] for line in shown] == [
+        f"key:{made['key_id']}",
+        "pool:default",
+        "research",
+        "research",
+    ]
+    sh(cli, remove)
+    assert len(sh(cli, show)[1:]) == 3
+
+
 def test_quickstart(cli: Cli, url: str) -> None:
     (ask,) = blocks("quickstart.md", "Ask one question", "sh")
     assert sh(cli, ask)

@@ -17,7 +17,6 @@ log = structlog.get_logger(__name__)
 LOOK_EVERY_S = 15.0
 GAUGES = (
     metrics.BUDGET_LIMIT,
-    metrics.BUDGET_SOFT_LIMIT,
     metrics.BUDGET_SPENT,
     metrics.BUDGET_RESERVED,
 )
@@ -60,8 +59,6 @@ class BudgetMetrics:
             metrics.BUDGET_RESERVED.labels(*labels).set(balance.spending.reserved_usd)
             if balance.limit.hard_usd is not None:
                 metrics.BUDGET_LIMIT.labels(*labels).set(balance.limit.hard_usd)
-            if balance.limit.soft_usd is not None:
-                metrics.BUDGET_SOFT_LIMIT.labels(*labels).set(balance.limit.soft_usd)
 
     async def _run(self) -> None:
         while True:
