@@ -17,7 +17,13 @@ from fusewire.store.engine import Store
 from fusewire_cli.money import usd
 from fusewire_cli.screen import RowFormat, fail, note, rows
 from fusewire_cli.session import settings
-from fusewire_ingest.admission.budgets import BudgetLimit, Period, describe, split_account
+from fusewire_ingest.admission.budgets import (
+    BudgetLimit,
+    Period,
+    describe,
+    key_account,
+    split_account,
+)
 from fusewire_ingest.admission.rules import budget_limits, load_catalogue
 from fusewire_ingest.repository.budgets import Balance, Budgets
 from fusewire_ingest.repository.keys import ApiKeys
@@ -75,7 +81,7 @@ def change(
                     "are in its file",
                 )
             return None
-        limit = _changed(await _present(budgets, own_account, period), hard_usd, soft_usd)
+        limit = _merge(await _present(budgets, own_account, period), hard_usd, soft_usd)
         await budgets.limits.change(limit, now, _operator())
         return limit
 
@@ -101,7 +107,7 @@ async def _present(budgets: Budgets, account: str, period: Period) -> BudgetLimi
     return limits[0] if limits else BudgetLimit(account, period)
 
 
-def _changed(present: BudgetLimit, hard_usd: float | None, soft_usd: float | None) -> BudgetLimit:
+def _merge(present: BudgetLimit, hard_usd: float | None, soft_usd: float | None) -> BudgetLimit:
     limit = replace(
         present,
         hard_usd=present.hard_usd if hard_usd is None else hard_usd,
@@ -122,8 +128,8 @@ async def _existing_account(account: str, config: Settings, budgets: Budgets, st
     """Check that an account can exist; returns it, of a key that of its budget."""
     kind, name = split_account(account)
     if kind == "pool" and name not in config.pools:
-        known = ", ".join(sorted(config.pools)) or "none"
-        fail(f"there is no pool '{name[:63]}'", f"configured are: {known}")
+        pool_names = ", ".join(sorted(config.pools)) or "none"
+        fail(f"there is no pool '{name[:63]}'", f"configured are: {pool_names}")
     if kind == "tenant" and not re.fullmatch(NAME, name):
         fail(
             f"'{name[:63]}' is no account",
@@ -131,12 +137,15 @@ async def _existing_account(account: str, config: Settings, budgets: Budgets, st
         )
     if kind == "tenant" and name not in config.tenants:
         note(f"tenant '{name}' has no table [tenants.{name}] here; it may exist all the same")
-    if kind != "key":
-        return account
-    if "\x00" in name or await ApiKeys(store).get(name) is None:
+    return await _account_of_key(name, budgets, store) if kind == "key" else account
+
+
+async def _account_of_key(name: str, budgets: Budgets, store: Store) -> str:
+    """The account of a key that exists."""
+    if await ApiKeys(store).get(name) is None:
         fail(f"there is no key '{name[:8]}'", "`fusewire keys list` shows their ids")
     own_account = await budgets.account_of_key(name)
-    if own_account != account:
+    if own_account != key_account(name):
         note(f"key '{name}' was made in place of another, and goes on with its budget")
     return own_account
 

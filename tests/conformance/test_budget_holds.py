@@ -23,7 +23,7 @@ from fusewire.store.tables import (
     reservations,
 )
 from fusewire.testing.factories import T0, make_candidate, make_prompt
-from fusewire.testing.rows import filled
+from fusewire.testing.rows import make_row
 from fusewire_ingest.admission.budgets import BudgetKey, BudgetLimit
 from fusewire_ingest.admission.estimate import Catalogue, Member, Model, Pool, estimate
 from fusewire_ingest.repository.budget_holds import RELEASED_AFTER
@@ -64,14 +64,14 @@ def codes(acceptances: Sequence[Acceptance]) -> list[str | None]:
 
 async def end(store: Store, prompt: Prompt, cost_usd: float | None) -> None:
     """Store an outcome, as the judge does."""
-    row = filled(outcomes, fusion_id=prompt.fusion_id, tenant=prompt.tenant, cost_usd=cost_usd)
+    row = make_row(outcomes, fusion_id=prompt.fusion_id, tenant=prompt.tenant, cost_usd=cost_usd)
     async with store.write() as connection:
         await connection.execute(insert(outcomes).values(row))
 
 
 async def store_call(store: Store, prompt: Prompt, call: str, **fields: Any) -> None:
     candidate = make_candidate(call=call, prompt=prompt, **fields)
-    row = filled(
+    row = make_row(
         candidates, fusion_id=prompt.fusion_id, call=call, body=candidate.model_dump_json()
     )
     async with store.write() as connection:
@@ -98,7 +98,7 @@ async def replace_keys(store: Store, *key_ids: str) -> None:
     before = [None, *key_ids]
     async with store.write() as connection:
         for key_id, replaced_id in zip(key_ids, before, strict=False):
-            row = filled(api_keys, key_id=key_id, tenant="acme", replaces=replaced_id)
+            row = make_row(api_keys, key_id=key_id, tenant="acme", replaces=replaced_id)
             await connection.execute(insert(api_keys).values(row))
 
 

@@ -20,7 +20,7 @@ from fusewire.store.tables import audit_log, batches, budgets, outcomes, prompts
 from fusewire.testing.eventually import eventually
 from fusewire.testing.factories import T0, make_prompt
 from fusewire.testing.nats_server import NatsServer
-from fusewire.testing.rows import filled
+from fusewire.testing.rows import make_row
 from fusewire_cli.client import Client
 from fusewire_ingest.admission import keys
 from fusewire_ingest.admission.budgets import BudgetLimit, period_name
@@ -86,7 +86,7 @@ async def test_a_soft_limit_is_reported_once_a_period(store: Store) -> None:
         replica = replicas[number % 2]
         await replica.add([one_prompt], [None])
         async with store.write() as connection:
-            row = filled(outcomes, fusion_id=one_prompt.fusion_id, tenant="acme", cost_usd=0.75)
+            row = make_row(outcomes, fusion_id=one_prompt.fusion_id, tenant="acme", cost_usd=0.75)
             await connection.execute(insert(outcomes).values(row))
         assert await replica.settle(T0 + number * timedelta(seconds=1))
 
@@ -306,7 +306,7 @@ async def test_a_client_is_told_what_is_left(web: Web, settings: Settings, store
     async with store_.write() as connection:
         row = {"account": "acme", "period": month, "spent_usd": 300.0, "reserved_usd": 100.0}
         await connection.execute(insert(budgets).values(row))
-        row = filled(outcomes, fusion_id="f1", tenant="acme", cost_usd=300.0, submitted_at=now)
+        row = make_row(outcomes, fusion_id="f1", tenant="acme", cost_usd=300.0, submitted_at=now)
         await connection.execute(insert(outcomes).values(row))
 
     key, credits_ = await told(web, header)

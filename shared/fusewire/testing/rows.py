@@ -7,12 +7,12 @@ from sqlalchemy import Boolean, DateTime, Float, Integer, Table
 from fusewire.testing.factories import T0
 
 
-def filled(table: Table, **given: Any) -> dict[str, Any]:
+def make_row(table: Table, **values: Any) -> dict[str, Any]:
     """A row in which every column that must have a value has one: the given, or any."""
     columns = [
         column for column in table.columns if not column.nullable and not column.server_default
     ]
-    return {**{column.name: _value(column.type) for column in columns}, **given}
+    return {**{column.name: _value(column.type) for column in columns}, **values}
 
 
 def _value(kind: Any) -> Any:

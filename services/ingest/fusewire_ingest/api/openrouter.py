@@ -1,6 +1,6 @@
 """OpenRouter's own routes, which its clients use beside the chat."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 from fastapi import APIRouter
@@ -42,14 +42,8 @@ def routes(dependencies: Dependencies) -> APIRouter:
         """Its budget where it has one, else its tenant's: of several limits the tightest."""
         now = dependencies.clock()
         balances = await _balances(budgets, caller, now)
-        is_of_key = any(balance.limit.account != caller.tenant for balance in balances)
-        if is_of_key:
-            usd_by_period = await _usage_of_account(budgets, balances[0].limit.account, now)
-        else:
-            usd_by_period = {
-                name: await budgets.cost_since(caller.tenant, start)
-                for name, start in _starts(now).items()
-            }
+        account = balances[0].limit.account if balances else caller.tenant
+        usd_by_period = await _usage(budgets, account, caller.tenant, now)
         label = caller.key_id or caller.tenant
         data = openrouter_shape.key(label, _tightest(balances), usd_by_period, None)
         reply: replies.openrouter.KeyReply = {"data": data}
@@ -104,12 +98,15 @@ def _starts(now: datetime) -> dict[str, datetime | None]:
     }
 
 
-async def _usage_of_account(budgets: Budgets, account: str, now: datetime) -> dict[str, float]:
-    """What an account has spent since it has a limit, USD: see `BudgetLimits`."""
-    by_day = await budgets.spent_by_day(account)
-    return {
-        name: sum(
-            usd for day, usd in by_day.items() if start is None or day >= period_name("day", start)
-        )
-        for name, start in _starts(now).items()
-    }
+async def _usage(budgets: Budgets, account: str, tenant: str, now: datetime) -> dict[str, float]:
+    """What a tenant has spent, or its key since that has a limit, USD: see `BudgetLimits`."""
+    starts = _starts(now)
+    if account == tenant:
+        return {name: await budgets.cost_since(tenant, start) for name, start in starts.items()}
+    usd_by_day = await budgets.spent_by_day(account)
+    return {name: _sum_since(usd_by_day, start) for name, start in starts.items()}
+
+
+def _sum_since(usd_by_day: Mapping[str, float], start: datetime | None) -> float:
+    first_day = period_name("day", start) if start else ""
+    return sum(usd for day, usd in usd_by_day.items() if day >= first_day)

@@ -228,6 +228,7 @@ class Runner:
         )
         if has_ended:
             self._own.discard(batch.batch_id)
+            self._pause_ends.pop(batch.batch_id, None)
             log.info(
                 "batch.ended",
                 batch_id=batch.batch_id,
@@ -277,11 +278,10 @@ class Runner:
         # (docs/decisions/0022).
         room = self._window - sum(in_flight.values())
         now_s = asyncio.get_running_loop().time()
-        self._pause_ends = {key: end for key, end in self._pause_ends.items() if end > now_s}
         by_tenant: dict[str, list[str]] = defaultdict(list)
         limits: dict[str, int] = {}
         for batch in running:
-            if batch.batch_id not in self._pause_ends:
+            if self._pause_ends.get(batch.batch_id, 0.0) <= now_s:
                 by_tenant[batch.tenant].append(batch.batch_id)
                 flying = in_flight.get(batch.batch_id, 0)
                 limits[batch.batch_id] = _affordable_lines(batch, flying)

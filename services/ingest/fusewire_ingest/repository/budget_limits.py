@@ -4,6 +4,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from itertools import chain
 
 from sqlalchemy import Connection, Delete, bindparam, delete, insert, select, update
 
@@ -29,18 +30,18 @@ class BudgetLimits:
 
     Args:
         store: the database.
-        configured: the limits of the configuration.
+        limits: those of the configuration.
         monotonic: a clock, s.
     """
 
     def __init__(
         self,
         store: Store,
-        configured: Sequence[BudgetLimit],
+        limits: Sequence[BudgetLimit],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
-        self._configured = configured
+        self._file_limits = limits
         self._monotonic = monotonic
         self._read_at: float | None = None
         self._by_account: Mapping[str, Sequence[BudgetLimit]] = {}
@@ -55,8 +56,11 @@ class BudgetLimits:
             return
         async with self._store.read() as connection:
             rows = (await connection.execute(select(budget_limits))).all()
-        stored = [BudgetLimit(row.account, row.period, row.hard_usd, row.soft_usd) for row in rows]
-        limits = {(limit.account, limit.period): limit for limit in (*self._configured, *stored)}
+        sql_limits = [
+            BudgetLimit(row.account, row.period, row.hard_usd, row.soft_usd) for row in rows
+        ]
+        all_limits = (*self._file_limits, *sql_limits)
+        limits = {(limit.account, limit.period): limit for limit in all_limits}
         self._by_account = _group(_with_days_of_keys(limits))
         self._has_keys = any(split_account(account)[0] == "key" for account in self._by_account)
         self._read_at = now
@@ -68,7 +72,7 @@ class BudgetLimits:
 
     def all(self) -> list[BudgetLimit]:
         """List all limits, sorted by account."""
-        return [limit for _, limits in sorted(self._by_account.items()) for limit in limits]
+        return list(chain.from_iterable(self._by_account[key] for key in sorted(self._by_account)))
 
     def of(self, account: str) -> Sequence[BudgetLimit]:
         """The limits of an account."""
@@ -81,7 +85,7 @@ class BudgetLimits:
         accounts = [tenant, pool_account(pool)]
         if key_id is not None and self._has_keys:
             accounts.append(self.account_of_key_in(connection, key_id))
-        return [limit for account in accounts for limit in self.of(account)]
+        return list(chain.from_iterable(self.of(account) for account in accounts))
 
     def account_of_key_in(self, connection: Connection, key_id: str) -> str:
         """The account of a key: that of the first key of those that replaced each other."""
@@ -106,8 +110,8 @@ class BudgetLimits:
                 insert(budget_limits).values(account=limit.account, period=limit.period, **values)
             )
             account, period = limit.key(at)
-            marked = update(budgets).where(budgets.c.account == account, budgets.c.period == period)
-            await connection.execute(marked.values(soft_passed_at=None, hard_reached_at=None))
+            reset = update(budgets).where(budgets.c.account == account, budgets.c.period == period)
+            await connection.execute(reset.values(soft_passed_at=None, hard_reached_at=None))
             await connection.execute(insert_action(_set_action(limit.account, at, actor, detail)))
 
     async def remove(self, account: str, period: Period, at: datetime, actor: str) -> bool:

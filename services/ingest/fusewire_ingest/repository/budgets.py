@@ -3,10 +3,10 @@
 import asyncio
 import json
 import time
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import chain
 from typing import Any
 
 import structlog
@@ -62,6 +62,11 @@ class _BudgetRequest:
     limits: Mapping[BudgetKey, BudgetLimit]
     usd: float
 
+    @property
+    def holds(self) -> list[tuple[str, BudgetKey, float]]:
+        """What `budget_holds.hold_in` takes."""
+        return [(self.prompt.fusion_id, key, self.usd) for key in self.limits]
+
 
 class Budgets:
     """The tables `budgets` and `budget_holds`.
@@ -73,7 +78,7 @@ class Budgets:
 
     Args:
         store: the database.
-        configured: the limits of the configuration.
+        limits: those of the configuration.
         book: loads the prices.
         unknown_usd_per_mtok: what a million tokens of a model without a price count as.
         monotonic: a clock, s.
@@ -82,14 +87,14 @@ class Budgets:
     def __init__(
         self,
         store: Store,
-        configured: Sequence[BudgetLimit],
+        limits: Sequence[BudgetLimit],
         book: Callable[[], Awaitable[Catalogue]],
         *,
         unknown_usd_per_mtok: float | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
-        self.limits = BudgetLimits(store, configured, monotonic)
+        self.limits = BudgetLimits(store, limits, monotonic)
         self._load = book
         self._unknown_usd_per_mtok = unknown_usd_per_mtok
         self._book: Catalogue | None = None
@@ -167,11 +172,10 @@ class Budgets:
 
     def _settle_late_in(self, connection: Connection, now: datetime) -> int:
         rows = budget_holds.take_late_costs_in(connection)
-        costs = [
-            (limit.key(row.submitted_at), row.usd)
-            for row in rows
-            for limit in self.limits.of_prompt_in(connection, row.tenant, row.pool, _key_id(row))
-        ]
+        costs: list[tuple[BudgetKey, float]] = []
+        for row in rows:
+            limits = self.limits.of_prompt_in(connection, row.tenant, row.pool, _key_id(row))
+            costs += [(limit.key(row.submitted_at), row.usd) for limit in limits]
         self._report_soft_in(connection, budget_holds.spend_in(connection, costs), now)
         return len(rows)
 
@@ -241,49 +245,55 @@ class Budgets:
             return float((await connection.execute(query)).scalar_one())
 
 
+class _LockedBudgets:
+    """Rows of `budgets` that a transaction has locked, with what it reserves of them."""
+
+    def __init__(self, connection: Connection, keys: Collection[BudgetKey]) -> None:
+        # Sorted: transactions that lock several budgets must lock them in the same order.
+        self.spending = {key: budget_holds.lock_in(connection, key) for key in sorted(keys)}
+
+    def tightest_exceeded(self, request: _BudgetRequest) -> Balance | None:
+        """Of the limits that a request does not fit, the one with the least left."""
+        balances = [
+            Balance(limit, key[1], self.spending[key]) for key, limit in request.limits.items()
+        ]
+        # What costs nothing fits always, also where a limit was lowered below what is spent.
+        too_small = [
+            (balance.free_usd, balance)
+            for balance in balances
+            if balance.free_usd is not None and request.usd > balance.free_usd
+        ]
+        return min(too_small, key=lambda pair: pair[0])[1] if too_small else None
+
+    def reserve(self, request: _BudgetRequest) -> None:
+        """Count a request as reserved."""
+        for key in request.limits:
+            reserved_usd = self.spending[key].reserved_usd + request.usd
+            self.spending[key] = replace(self.spending[key], reserved_usd=reserved_usd)
+
+
 def _reserve_in(
     connection: Connection, requests: Sequence[_BudgetRequest]
 ) -> dict[str, RefusedError]:
     """Reserve costs in the order of the requests; returns, by fusion, why some do not fit."""
-    keys = {key for request in requests for key in request.limits}
-    # Sorted: transactions that lock several budgets must lock them in the same order.
-    spending = {key: budget_holds.lock_in(connection, key) for key in sorted(keys)}
-    added_usd: dict[BudgetKey, float] = defaultdict(float)
+    keys = set(chain.from_iterable(request.limits for request in requests))
+    rows = _LockedBudgets(connection, keys)
     refusals: dict[str, RefusedError] = {}
-    reached: dict[BudgetKey, _BudgetRequest] = {}
+    first_refusals: dict[BudgetKey, _BudgetRequest] = {}
     holds: list[tuple[str, BudgetKey, float]] = []
     for request in requests:
-        balances = [
-            Balance(limit, key[1], _plus(spending[key], added_usd[key]))
-            for key, limit in request.limits.items()
-        ]
-        fusion_id = request.prompt.fusion_id
-        tightest = _tightest_exceeded(balances, request.usd)
-        if tightest is not None:
-            refusals[fusion_id] = _budget_exceeded(tightest, request.usd)
-            reached.setdefault((tightest.limit.account, tightest.period), request)
-            continue
-        for key in request.limits:
-            added_usd[key] += request.usd
-            holds.append((fusion_id, key, request.usd))
+        tightest = rows.tightest_exceeded(request)
+        if tightest is None:
+            rows.reserve(request)
+            holds += request.holds
+        else:
+            refusals[request.prompt.fusion_id] = _budget_exceeded(tightest, request.usd)
+            first_refusals.setdefault((tightest.limit.account, tightest.period), request)
     budget_holds.hold_in(connection, holds)
-    for key, request in reached.items():
-        if spending[key].hard_reached_at is None:
+    for key, request in first_refusals.items():
+        if rows.spending[key].hard_reached_at is None:
             _report_hard_in(connection, key, request)
     return refusals
-
-
-def _plus(spending: Spending, reserved_usd: float) -> Spending:
-    return Spending(spending.spent_usd, spending.reserved_usd + reserved_usd)
-
-
-def _tightest_exceeded(balances: Sequence[Balance], usd: float) -> Balance | None:
-    """The balance with the least left of those that a cost does not fit; None if it fits all."""
-    # What costs nothing fits always, also where a limit was lowered below what is spent.
-    exceeded = [
-        balance for balance in balances if balance.free_usd is not None and usd > balance.free_usd
-    ]
-    return min(exceeded, key=lambda balance: balance.free_usd or 0.0, default=None)
 
 
 def _report_hard_in(connection: Connection, key: BudgetKey, request: _BudgetRequest) -> None:

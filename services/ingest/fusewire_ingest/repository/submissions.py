@@ -134,8 +134,8 @@ class Acceptance:
     @property
     def account_over_budget(self) -> str | None:
         """The account whose budget has to have more left before it can be accepted."""
-        refused = self.refused
-        return refused.account if isinstance(refused, BudgetRefusedError) else None
+        error = self.refused
+        return error.account if isinstance(error, BudgetRefusedError) else None
 
 
 _HASHED_FIELDS = {"messages", "sampling", "tools", "tool_choice", "parallel_tool_calls"}
