@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -194,4 +195,51 @@ async def test_an_outcome_turns_what_was_reserved_into_what_it_cost(
             await connection.execute(text("UPDATE budgets SET reserved_usd = reserved_usd + 5"))
         await eventually(nothing_reserved)
         assert (await standing(store))[1] == pytest.approx(sum(costs) + 5)
+    await store.close()
+
+
+async def test_a_batch_waits_for_the_budget_in_its_way_and_goes_on(
+    settings: Settings,
+    stack: Callable[..., AbstractAsyncContextManager[Client]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fusewire_ingest.batches.runner.BUDGET_PAUSE_S", 0.2)
+    monkeypatch.setattr("fusewire_ingest.repository.budget_limits.READ_EVERY_S", 0.1)
+    both_pools = {**settings.pools, "other": settings.pools["default"]}
+    settings = settings.model_copy(update={"pools": both_pools})
+    store = Store(settings.database)
+    limits = Budgets(store, [], known).limits
+    await limits.change(BudgetLimit("pool:default", "total", 0.0), T0, "operator:test")
+
+    async with stack(settings) as client:
+
+        async def create(pool: str) -> str:
+            path = tmp_path / f"{pool}.jsonl"
+            path.write_text('{"prompt": "Why?", "max_tokens": 5}\n' * 2)
+            body = {
+                "input_file_id": await client.upload(path),
+                "endpoint": "/v1/fusions",
+                "completion_window": "24h",
+                "x_fusewire": {"pool": pool},
+            }
+            return (await client.create_batch(body, pool))["id"]
+
+        async def waits_for(batch_id: str) -> str | None:
+            return (await client.batch(batch_id))["x_fusewire"]["waiting_for"]
+
+        async def is_completed(batch_id: str) -> bool:
+            batch = await client.batch(batch_id)
+            return batch["status"] == "completed" and batch["request_counts"]["completed"] == 2
+
+        waiting_id = await create("default")
+        assert await eventually(lambda: waits_for(waiting_id)) == "the budget of pool 'default'"
+        # Another batch of the tenant has another pool's budget.
+        other_id = await create("other")
+        await eventually(lambda: is_completed(other_id))
+        assert not await is_completed(waiting_id)
+
+        await limits.change(BudgetLimit("pool:default", "total", BUDGET), T0, "operator:test")
+        await eventually(lambda: is_completed(waiting_id))
+        assert await waits_for(waiting_id) is None
     await store.close()

@@ -92,6 +92,7 @@ MESSAGES_V1: tuple[Wire, ...] = (
     Prompt(
         fusion_id=FUSION,
         tenant="acme",
+        key_id="0a1b2c3d",
         batch_id="b1",
         custom_id="row 1",
         pool="default",
