@@ -21,7 +21,7 @@ SOURCES := $(MEMBERS) migrations tests examples deploy
 SERVICES := ingest dispatcher judge worker-edge worker-remote
 LOCKS := deploy/docker/requirements
 
-.PHONY: help setup demo test test-kills test-node test-planted test-edge test-batch test-unit check check-deploy format bench bench-scale bench-plots bench-doors bench-edge bench-judge bench-fusion bench-views image-check fuzz lock docs clean
+.PHONY: help setup demo test test-kills test-node test-planted test-edge test-edge-kills test-batch test-unit check check-deploy format bench bench-scale bench-plots bench-doors bench-edge bench-judge bench-fusion bench-views soak-edge image-check fuzz lock docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -59,6 +59,9 @@ test-planted: setup ## find planted strengths in SEEDS (200) samples, where make
 
 test-edge: setup ## run SCHEDULES (200) random schedules of 16 prompts through the edge engine
 	@SCHEDULES=$(or $(SCHEDULES),200) $(BIN)/python -m pytest -n auto tests/unit/worker-edge/test_schedules.py $(ARGS)
+
+test-edge-kills: setup ## kill an edge engine KILLS (50) times while it answers
+	@KILLS=$(or $(KILLS),50) $(BIN)/python -m pytest -s tests/conformance/test_edge_kills.py $(ARGS)
 
 test-batch: setup ## kill a batch of 2,000 lines whole, and go on with it
 	@BATCH_LINES=2000 $(BIN)/python -m pytest tests/e2e/test_batch.py -k killed_run $(ARGS)
@@ -98,8 +101,8 @@ bench-plots: setup ## draw docs/scale.png of what bench-scale measured
 bench-doors: setup ## measure the API's overhead, intake, memory and streaming; writes build/bench-doors.json
 	@PYTHONPATH=tests/bench $(BIN)/python tests/bench/doors.py
 
-bench-edge: setup ## measure edge models beside llama.cpp (downloads 1.7 GB); writes build/bench-edge.json
-	@$(BIN)/python tests/bench/edge.py
+bench-edge: setup ## measure edge models beside llama.cpp (downloads 1.7 GB), or some PARTS and MODELS; writes build/bench-edge.json
+	@PYTHONPATH=tests/bench $(BIN)/python -m edge $(if $(PARTS),--parts $(PARTS)) $(if $(MODELS),--models $(MODELS))
 
 bench-judge: setup ## measure edge judges on 288 pairs of answers, with the models that have been pulled
 	@PYTHONPATH=tests/bench $(BIN)/python tests/bench/judge.py
@@ -113,6 +116,9 @@ bench-views: setup ## measure the views on OUTCOMES (1,000,000) of both database
 image-check: setup ## build all images with buildah, and run a batch through them with podman; BUILD_OPTIONS="…" goes to buildah
 	@$(BIN)/python deploy/docker/check
 	@deploy/check --kube-play
+
+soak-edge: setup ## keep an edge worker busy for MINUTES (20) and see whether it grows; writes build/soak-edge.json
+	@MINUTES=$(or $(MINUTES),20) $(BIN)/python tests/bench/soak_edge.py
 
 fuzz: setup ## fuzz what reads model files; SECONDS=… for each of three readers (default 60)
 	@for target in gguf safetensors config; do \

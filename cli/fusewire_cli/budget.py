@@ -1,9 +1,7 @@
 """`fusewire budget`: limits and spending of accounts. Works on the database directly."""
 
 import asyncio
-import getpass
 import math
-import os
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -14,6 +12,7 @@ from fusewire.contracts import NAME
 from fusewire.settings import Settings
 from fusewire.store import migrate
 from fusewire.store.engine import Store
+from fusewire_cli.keys import operator
 from fusewire_cli.money import usd
 from fusewire_cli.screen import RowFormat, fail, note, rows
 from fusewire_cli.session import settings
@@ -74,7 +73,7 @@ def change(
         own_account = await _existing_account(account, config, budgets, store)
         now = datetime.now(UTC)
         if is_removed:
-            if not await budgets.limits.remove(own_account, period, now, _operator()):
+            if not await budgets.limits.remove(own_account, period, now, operator()):
                 fail(
                     f"no limit of {describe(own_account)} by {period} is stored here",
                     "`fusewire budget show` lists limits; those whose source is `configuration` "
@@ -82,7 +81,7 @@ def change(
                 )
             return None
         limit = _merge(await _present(budgets, own_account, period), hard_usd, soft_usd)
-        await budgets.limits.change(limit, now, _operator())
+        await budgets.limits.change(limit, now, operator())
         return limit
 
     limit = _with_budgets(config, store_limit)
@@ -174,16 +173,6 @@ def _cells(balance: Balance, form: RowFormat) -> list[Any]:
 
 def _amount(amount: float | None, form: RowFormat) -> Any:
     return usd(amount) if form is RowFormat.table else amount
-
-
-def _operator() -> str:
-    """Who runs this command, as the audit log names them."""
-    try:
-        name = getpass.getuser()
-    except (KeyError, OSError):
-        # In a container the user may have no name.
-        name = str(os.getuid())
-    return f"operator:{name}"[:80]
 
 
 def _with_budgets(config: Settings, work: Callable[[Budgets, Store], Awaitable[T]]) -> T:

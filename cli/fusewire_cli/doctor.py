@@ -129,7 +129,26 @@ def _edge_model(name: str, model: EdgeModel) -> CheckResult:
         verify(model.path)
     except ModelFolderError as exc:
         return CheckResult("model", "fault", f"{name}: {exc.what} ({exc.folder})", exc.mend)
-    return CheckResult("model", "ok", f"{name}: {model.path}")
+    return _providers(name, model)
+
+
+def _providers(name: str, model: EdgeModel) -> CheckResult:
+    """Which execution provider a model would be tried on first, and why those before it are not."""
+    from fusewire_worker_edge.engine.providers import ProviderError, find_provider
+
+    passed_over = []
+    provider = "cpu"
+    for choice in model.providers:
+        try:
+            provider = find_provider(choice).name
+            break
+        except ProviderError as exc:
+            passed_over.append(f"{choice} is passed over: {exc}")
+    what = f"{name}: {model.path}" + (f", on {provider}" if model.providers != ("cpu",) else "")
+    if not passed_over:
+        return CheckResult("model", "ok", what)
+    what = "; ".join([what, *passed_over])
+    return CheckResult("model", "warning", what, "see docs/edge.md, Execution providers")
 
 
 async def _remote(config: Settings) -> list[CheckResult]:

@@ -46,12 +46,20 @@ def up(
             help="Run each service as a process of its own, and restart it if it dies.",
         ),
     ] = False,
+    behind_proxy: Annotated[
+        bool,
+        typer.Option(
+            "--behind-proxy",
+            help="A proxy before it has TLS: listen without, as with [http] allow_insecure, and "
+            "require API keys.",
+        ),
+    ] = False,
 ) -> None:
     """Run broker, migrations and all services on this machine until Ctrl-C."""
     from fusewire_cli import serve
 
     with clear_errors():
-        serve.up(processes=processes)
+        serve.up(processes=processes, behind_proxy=behind_proxy)
 
 
 @app.command()

@@ -73,10 +73,11 @@ def bench(folder: Path, source: Path | None, tokens: int, *, as_json: bool) -> N
     """Measure a model folder on this machine, and print the figures."""
     from fusewire_worker_edge.folder import ModelFolderError
     from fusewire_worker_edge.importers import ModelImportError
-    from fusewire_worker_edge.measure import measure
+    from fusewire_worker_edge.measure import measure, measure_loads
 
     try:
-        figures = dataclasses.asdict(measure(folder, source, tokens=tokens))
+        figures = dataclasses.asdict(measure_loads(folder))
+        figures = dataclasses.asdict(measure(folder, source, tokens=tokens)) | figures
     except ModelImportError as exc:
         fail(str(exc))
     except ModelFolderError as exc:
@@ -86,7 +87,7 @@ def bench(folder: Path, source: Path | None, tokens: int, *, as_json: bool) -> N
         return
     records = []
     for name, figure in figures.items():
-        if figure:
+        if figure is not None:
             records.append([name, figure if isinstance(figure, int) else f"{figure:.4g}"])
     rows(["figure", "value"], records, RowFormat.table)
 

@@ -18,7 +18,7 @@ db_app = typer.Typer(
     help="Migrate and maintain the database.", no_args_is_help=True, rich_markup_mode=None
 )
 keys_app = typer.Typer(
-    help="Create, list and revoke API keys.", no_args_is_help=True, rich_markup_mode=None
+    help="Create, list, rotate and revoke API keys.", no_args_is_help=True, rich_markup_mode=None
 )
 dead_app = typer.Typer(
     help="Messages that no service could handle.", no_args_is_help=True, rich_markup_mode=None
@@ -51,11 +51,20 @@ SiteOption = Annotated[
     list[str] | None,
     typer.Option("--edge-site", metavar="NAME", help="An edge site; can be repeated."),
 ]
+TenantOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tenant",
+        metavar="NAME",
+        help="A tenant that submits prompts over NATS; can be repeated.",
+    ),
+]
 
 
 @topology_app.command("accounts")
 def topology_accounts(
     edge_site: SiteOption = None,
+    tenant: TenantOption = None,
     site: Annotated[
         str | None,
         typer.Option("--site", metavar="NAME", help="The users of a site's own server instead."),
@@ -64,19 +73,32 @@ def topology_accounts(
     """Print the accounts, users and permissions for nats-server to include."""
     from fusewire import accounts
 
-    print(accounts.render_site(site) if site else accounts.render(edge_site or []), end="")
+    try:
+        text = (
+            accounts.render_site(site) if site else accounts.render(edge_site or [], tenant or [])
+        )
+    except ValueError as exc:
+        fail(str(exc), "give --tenant and --edge-site other names")
+    print(text, end="")
 
 
 @topology_app.command("nkeys")
 def topology_nkeys(
     folder: Annotated[Path, typer.Argument(help="A new folder for them.")],
     edge_site: SiteOption = None,
+    tenant: TenantOption = None,
+    add: Annotated[
+        bool,
+        typer.Option(
+            "--add", help="The folder is there: make keys for users that have none in it."
+        ),
+    ] = False,
 ) -> None:
     """Make an nkey for each user of NATS: its seed, and `public.env` with all public keys."""
     from fusewire_cli import nkey_files
 
     with clear_errors():
-        nkey_files.write(folder, edge_site or [])
+        nkey_files.write(folder, edge_site or [], tenant or [], adds=add)
 
 
 @db_app.command("upgrade")
@@ -161,23 +183,44 @@ def dead_replay(
         dead.replay(numbers or [], everything=everything)
 
 
+ExpiryOption = Annotated[
+    float | None,
+    typer.Option("--expires-days", min=0.001, max=36_500, help="Days until it expires."),
+]
+
+
 @keys_app.command("create")
 def keys_create(
     tenant: Annotated[str, typer.Option("--tenant", help="The tenant that the key is for.")],
     name: Annotated[
         str, typer.Option("--name", help="What the key is for, as the list will show it.")
     ],
-    expires_days: Annotated[
-        float | None,
-        typer.Option("--expires-days", min=0.001, max=36_500, help="Days until it expires."),
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--scope",
+            help="What it may be used for: submit, read, batch, or admin (all, and the tenant's "
+            "keys); can be repeated. The default is submit, read and batch.",
+        ),
+    ] = None,
+    expires_days: ExpiryOption = None,
+    requests_per_minute: Annotated[
+        int | None, typer.Option("--requests-per-minute", min=1, help="Its limit, per ingest.")
+    ] = None,
+    tokens_per_minute: Annotated[
+        int | None, typer.Option("--tokens-per-minute", min=1, help="Its limit, per ingest.")
+    ] = None,
+    prompts_in_flight: Annotated[
+        int | None, typer.Option("--prompts-in-flight", min=1, help="Its limit, per ingest.")
     ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Make an API key. It is printed once, alone on stdout; only a hash of it is kept."""
     from fusewire_cli import keys
 
+    limits = keys.KeyLimits(requests_per_minute, tokens_per_minute, prompts_in_flight)
     with clear_errors():
-        keys.create(tenant, name, expires_days, as_json=json_)
+        keys.create(tenant, name, expires_days, scopes=scope or [], limits=limits, as_json=json_)
 
 
 @keys_app.command("list")
@@ -187,6 +230,28 @@ def keys_list(form: FormatOption = RowFormat.table, json_: JsonOption = False) -
 
     with clear_errors():
         keys.show(RowFormat.json if json_ else form)
+
+
+@keys_app.command("rotate")
+def keys_rotate(
+    key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="See `fusewire keys list`.")],
+    keep_hours: Annotated[
+        float,
+        typer.Option(
+            "--keep-hours", min=0, max=8_760, help="How long the replaced key still works."
+        ),
+    ] = 24,
+    expires_days: ExpiryOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Make a key in place of another: same tenant, name, scopes, limits and budgets.
+
+    It is printed once, alone on stdout. It expires after as many days as the other one had.
+    """
+    from fusewire_cli import keys
+
+    with clear_errors():
+        keys.rotate(key_id, expires_days, keep_hours=keep_hours, as_json=json_)
 
 
 @keys_app.command("revoke")

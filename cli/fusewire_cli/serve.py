@@ -16,9 +16,13 @@ from fusewire_cli.screen import EXIT_FAULT, EXIT_INTERRUPTED, note
 from fusewire_cli.session import end_at_once, register, settings
 
 
-def up(*, processes: bool) -> None:
+def up(*, processes: bool, behind_proxy: bool) -> None:
     """Run until Ctrl-C, SIGTERM, SIGHUP or a fault that only a new start can mend, then drain."""
     config = settings()
+    if behind_proxy:
+        # Keys too: through the proxy others reach even an address of this machine alone.
+        overrides = {"allow_insecure": True, "keys": "required"}
+        config = config.model_copy(update={"http": config.http.model_copy(update=overrides)})
     if find_file() is None:
         note(builtin.offer())
     telemetry.configure(config.log, config.telemetry, service="up")

@@ -249,7 +249,7 @@ ROWS: dict[str, list[Panel]] = {
     ],
     "Edge workers": [
         Panel(
-            "Tokens per second",
+            "Tokens per second of ended tasks",
             "short",
             {rate("model, kind", "fusewire_tokens_total", EDGE): "{{model}} {{kind}}"},
         ),
@@ -259,6 +259,29 @@ ROWS: dict[str, list[Panel]] = {
             {
                 "sum by (model) (fusewire_edge_slots{NS})": "{{model}} available",
                 "sum by (model) (fusewire_edge_tasks_running{NS})": "{{model}} used",
+                "sum by (model) (fusewire_edge_decoding{NS})": "{{model}} generating",
+            },
+        ),
+        Panel(
+            "Tokens per second in the engines",
+            "short",
+            {rate("model, kind", "fusewire_edge_tokens_total"): "{{model}} {{kind}}"},
+        ),
+        Panel(
+            "Tokens in the KV cache",
+            "short",
+            {"sum by (model, kind) (fusewire_edge_kv_tokens{NS})": "{{model}} {{kind}}"},
+        ),
+        Panel(
+            "Tasks that wait in the engines",
+            "short",
+            {"sum by (model, priority) (fusewire_edge_queue{NS})": "{{model}} {{priority}}"},
+        ),
+        Panel(
+            "Execution providers",
+            "short",
+            {
+                "sum by (model, provider) (fusewire_edge_provider{NS})": "{{model}} {{provider}}",
             },
         ),
         Panel(

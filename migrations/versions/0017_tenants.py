@@ -11,7 +11,13 @@ depends_on = None
 oldest_code = "0014"
 
 REFUSAL = "audit_log is append only"
-KEY_COLUMNS = ("last_used_at", "replaces", "requests_per_minute", "tokens_per_minute")
+KEY_COLUMNS = (
+    "last_used_at",
+    "replaces",
+    "first_key_id",
+    "requests_per_minute",
+    "tokens_per_minute",
+)
 
 
 def upgrade() -> None:
@@ -21,6 +27,7 @@ def upgrade() -> None:
     )
     op.add_column("api_keys", sa.Column("last_used_at", sa.DateTime(timezone=True)))
     op.add_column("api_keys", sa.Column("replaces", sa.String(16)))
+    op.add_column("api_keys", sa.Column("first_key_id", sa.String(16)))
     op.add_column("api_keys", sa.Column("requests_per_minute", sa.Integer))
     op.add_column("api_keys", sa.Column("tokens_per_minute", sa.Integer))
     op.add_column("api_keys", sa.Column("prompts_in_flight", sa.Integer))
@@ -52,9 +59,11 @@ def upgrade() -> None:
         sa.Column("actor", sa.String(80), nullable=False),
         sa.Column("action", sa.String(64), nullable=False),
         sa.Column("target", sa.String(128)),
+        sa.Column("fusion_id", sa.String(27)),
         sa.Column("detail", sa.Text),
     )
     op.create_index("ix_audit_log_at", "audit_log", ["at"])
+    op.create_index("ix_audit_log_fusion", "audit_log", ["fusion_id"])
     refuse_changes()
 
 
@@ -69,7 +78,8 @@ def refuse_changes() -> None:
         return
     op.execute(
         "CREATE FUNCTION audit_log_refuse() RETURNS trigger LANGUAGE plpgsql AS"
-        f" $$ BEGIN RAISE EXCEPTION '{REFUSAL}'; END $$"
+        f" $$ BEGIN RAISE EXCEPTION '{REFUSAL}' USING ERRCODE = 'integrity_constraint_violation';"
+        " END $$"
     )
     op.execute(
         "CREATE TRIGGER audit_log_change BEFORE UPDATE OR DELETE ON audit_log"

@@ -2,13 +2,16 @@
 
 The streams are in the account FW. Workers have accounts of their own, EDGE and REMOTE, and reach
 nothing of FW but the subjects that it exports to them: inside one account a client could have the
-server publish a reply to any subject for it (docs/decisions/0049).
+server publish a reply to any subject for it (docs/decisions/0049). So does each tenant that submits
+prompts over NATS (docs/decisions/0055).
 """
 
+import itertools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
+from fusewire.contracts import NAME
 from fusewire.topology import (
     ATTEMPT_BUCKET,
     BLOB_STORE,
@@ -24,6 +27,7 @@ from fusewire.topology import (
     cancel_subject,
     due_subject,
     held_subject,
+    intake_subject,
     outcome_subject,
     plan_subject,
     round_subject,
@@ -33,7 +37,8 @@ from fusewire.topology import (
     token_subject,
 )
 
-Account = Literal["FW", "EDGE", "REMOTE"]
+Account = str
+"""FW, EDGE, REMOTE, or that of a tenant."""
 
 API = "$JS.API"
 WORKER_PREFIX = "fwjs"
@@ -212,13 +217,41 @@ def site_user(site: str) -> User:
     )
 
 
-def users(sites: Iterable[str] = ()) -> tuple[User, ...]:
+def tenant_user(tenant: str) -> User:
+    """A tenant's producers: they submit prompts for it, and hear the replies to them."""
+    return User(
+        f"tenant-{tenant}",
+        f"TENANT_{tenant}",
+        publish=(intake_subject(tenant),),
+        subscribe=(_tenant_inbox(tenant),),
+    )
+
+
+def _tenant_inbox(tenant: str) -> str:
+    return f"_INBOX.{tenant}.>"
+
+
+def users(sites: Sequence[str] = (), tenants: Sequence[str] = ()) -> tuple[User, ...]:
     """All users of the hub.
 
     Args:
         sites: names of the edge sites.
+        tenants: names of the tenants that submit prompts over NATS.
+
+    Raises:
+        ValueError: a name cannot be one, or two have the same variable.
     """
-    return (*USERS, *map(site_user, sites))
+    for name in (*sites, *tenants):
+        if not re.fullmatch(NAME, name):
+            raise ValueError(f"the name '{name[:63]}' must be of a-z, 0-9, '-' and '_'")
+    all_users = (*USERS, *map(site_user, sites), *map(tenant_user, tenants))
+    names_by_variable: dict[str, str] = {}
+    for user in all_users:
+        if user.variable in names_by_variable:
+            earlier = names_by_variable[user.variable]
+            raise ValueError(f"'{earlier}' and '{user.name}' would have one key, {user.variable}")
+        names_by_variable[user.variable] = user.name
+    return all_users
 
 
 def _in_worker_account(subject: str) -> str:
@@ -247,8 +280,15 @@ def _publish_list(user: User) -> Iterable[str]:
     return user.publish if user.account == "FW" else map(_in_worker_account, user.publish)
 
 
-def _exports() -> Iterator[str]:
-    """What FW lets the accounts of workers reach."""
+def _exports(tenants: Iterable[str]) -> Iterator[str]:
+    """What FW lets the accounts of workers and tenants reach."""
+    yield from _worker_exports()
+    for user in map(tenant_user, tenants):
+        for kind, subjects in (("service", user.publish), ("stream", user.subscribe)):
+            yield f'      {{ {kind}: "{subjects[0]}", accounts: [{user.account}] }}'
+
+
+def _worker_exports() -> Iterator[str]:
     accounts_by_subject: dict[str, list[Account]] = {}
     for user in USERS:
         if user.account != "FW":
@@ -270,22 +310,35 @@ def _imports(account: Account) -> Iterator[str]:
     yield f'      {{ stream: {{ account: FW, subject: "{cancel_subject("*")}" }} }}'
 
 
-def _account_lines(account: Account, sites: Iterable[str]) -> Iterator[str]:
+def _tenant_imports(user: User) -> Iterator[str]:
+    for kind, subjects in (("service", user.publish), ("stream", user.subscribe)):
+        yield f'      {{ {kind}: {{ account: FW, subject: "{subjects[0]}" }} }}'
+
+
+def _account_lines(
+    account: Account, account_users: Iterable[User], grants: Iterable[str]
+) -> Iterator[str]:
+    """An account.
+
+    Args:
+        account: its name.
+        account_users: its users.
+        grants: lines with what it exports, if it is FW, or else imports.
+    """
     yield f"  {account} {{"
     if account == "FW":
         yield "    jetstream: enabled"
     yield "    users: ["
-    for user in users(sites):
-        if user.account == account:
-            yield from _user_lines(user, _publish_list(user))
+    for user in account_users:
+        yield from _user_lines(user, _publish_list(user))
     yield "    ]"
     yield "    exports: [" if account == "FW" else "    imports: ["
-    yield from _exports() if account == "FW" else _imports(account)
+    yield from grants
     yield "    ]"
     yield "  }"
 
 
-def render(sites: Sequence[str] = ()) -> str:
+def render(sites: Sequence[str] = (), tenants: Sequence[str] = ()) -> str:
     """The accounts as a file for nats-server to include.
 
     The public nkey of each user comes from a variable of the server's environment, such as
@@ -293,14 +346,23 @@ def render(sites: Sequence[str] = ()) -> str:
 
     Args:
         sites: names of the edge sites.
+        tenants: names of the tenants that submit prompts over NATS.
+
+    Raises:
+        ValueError: as `users` does.
     """
+    by_account: dict[Account, list[User]] = {}
+    for user in users(sites, tenants):
+        by_account.setdefault(user.account, []).append(user)
+    grants = {"FW": _exports(tenants), **{name: _imports(name) for name in ("EDGE", "REMOTE")}}
+    for user in map(tenant_user, tenants):
+        grants[user.account] = _tenant_imports(user)
+    account_lines = (_account_lines(name, by_account[name], grants[name]) for name in grants)
     lines = [
         "# Written by `fusewire topology accounts`.",
         "# Users are known by their nkeys: `fusewire topology nkeys FOLDER` makes them.",
         "accounts {",
-        *_account_lines("FW", sites),
-        *_account_lines("EDGE", sites),
-        *_account_lines("REMOTE", sites),
+        *itertools.chain.from_iterable(account_lines),
         "  SYS {}",
         "}",
         "system_account: SYS",

@@ -117,15 +117,24 @@ handler has not ended."""
 class _Priorities(Loop, abc.ABC):
     """Takes from several durables in strict order.
 
-    When all of them are empty it waits on each for one message, so for a moment it may handle
-    up to `len(durables) - 1` messages more than `concurrency`.
+    When all of them are empty it waits on each for one message, so that up to `len(durables) - 1`
+    messages more than `concurrency` may come. They are handled too, or handed back to the server
+    for another replica.
     """
 
-    def __init__(self, bus: Bus, durables: Sequence[Durable], concurrency: int) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        durables: Sequence[Durable],
+        concurrency: int,
+        *,
+        hands_back: bool = False,
+    ) -> None:
         super().__init__(f"{bus.service}-{durables[0].name}")
         self._bus = bus
         self._pullers = [PullConsumer(bus, durable) for durable in durables]
         self._concurrency = concurrency
+        self._hands_back = hands_back
         self._counted_messages = 0
         """Messages in hand that count against the concurrency."""
         self._capacity_change = asyncio.Event()
@@ -154,7 +163,16 @@ class _Priorities(Loop, abc.ABC):
         await self._wait_for_change()
         for rank in sorted(self._waits):
             if self._waits[rank].done():
-                self._begin(self._waits.pop(rank).result())
+                await self._begin_or_hand_back(self._waits.pop(rank).result())
+
+    async def _begin_or_hand_back(self, messages: Sequence[Msg]) -> None:
+        """Begin what came to an idle loop, unless more urgent messages have taken its place."""
+        if self._free() > 0 or not self._hands_back:
+            self._begin(messages)
+            return
+        for msg in messages:
+            with contextlib.suppress(NatsError, OSError):
+                await msg.nak()
 
     def _open_waits(self) -> None:
         """Wait for one message on each durable."""
@@ -242,7 +260,10 @@ class PriorityLoop(_Priorities):
 
 
 class ReleaseLoop(_Priorities):
-    """Like `PriorityLoop`, but a handler may release its message from the count before it ends."""
+    """Like `PriorityLoop`, but a handler may release its message from the count before it ends.
+
+    With `hands_back` it never takes more messages than it may handle at once.
+    """
 
     def __init__(
         self,
@@ -251,8 +272,9 @@ class ReleaseLoop(_Priorities):
         handler: Callable[[Delivery, Release], Awaitable[None]],
         *,
         concurrency: int,
+        hands_back: bool = False,
     ) -> None:
-        super().__init__(bus, durables, concurrency)
+        super().__init__(bus, durables, concurrency, hands_back=hands_back)
         self._handle_with_release = handler
 
     def _handler(self, release: Release) -> Handler:

@@ -188,10 +188,39 @@ AMBIGUOUS = _counter(
 EDGE_SLOTS = _gauge(
     "fusewire_edge_slots", "Answers that an edge worker may generate at once.", "model"
 )
+EDGE_PROVIDER = _gauge(
+    "fusewire_edge_provider",
+    "1 for the execution provider that computes an edge worker's model, once it is loaded.",
+    "model",
+    "provider",
+)
 EDGE_RUNNING = _gauge(
     "fusewire_edge_tasks_running",
-    "Tasks that an edge worker's engine has; beyond the slots, one waits for the next free slot.",
+    "Tasks that an edge worker's engine has, those that wait in it included.",
     "model",
+)
+EDGE_DECODING = _gauge(
+    "fusewire_edge_decoding",
+    "Answers that an edge engine is generating, one token of each in every step.",
+    "model",
+)
+EDGE_QUEUE = _gauge(
+    "fusewire_edge_queue",
+    "Requests that wait within an edge engine for a slot or for memory.",
+    "model",
+    "priority",
+)
+EDGE_KV = _gauge(
+    "fusewire_edge_kv_tokens",
+    "Tokens in an edge engine's KV cache: running (reserved), prefixes (kept) and limit (of both).",
+    "model",
+    "kind",
+)
+EDGE_TOKENS = _counter(
+    "fusewire_edge_tokens_total",
+    "Tokens of an edge engine: prefill (computed), cached (reused), decode (generated).",
+    "model",
+    "kind",
 )
 
 # -- outcomes ---------------------------------------------------------------------------------

@@ -127,11 +127,17 @@ def collect_rarely() -> None:
     gc.set_threshold(*GARBAGE_THRESHOLDS)
 
 
+def _is_open(http: Http) -> bool:
+    """Whether only this machine reaches the API, and without a key."""
+    # A proxy may pass on what comes from others to this machine's address.
+    return is_loopback(http.host) and http.keys != "required"
+
+
 class Host:
     """Runs services and their HTTP servers until told to stop.
 
     Health and metrics are served beside the services' app; with `http.operations_port`, health on
-    both ports, and metrics there alone, as an app that others can reach asks for keys.
+    both ports, and metrics there alone, as an app that others can reach asks for keys to its own.
 
     Args:
         services: in the order in which they start; the first is stopped last.
@@ -160,7 +166,7 @@ class Host:
             self._operations_server = Server(endpoints, operations_sock, None, http.keep_alive_s)
         if sock:
             app = next((app for service in services if (app := service.app())), None)
-            has_metrics = not operations_sock and (app is None or is_loopback(http.host))
+            has_metrics = not operations_sock and (app is None or _is_open(http))
             endpoints = _endpoints(self._reasons, app or _not_found, has_metrics=has_metrics)
             self._server = Server(endpoints, sock, context, http.keep_alive_s)
 

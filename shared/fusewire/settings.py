@@ -46,7 +46,34 @@ def _database(value: str) -> str:
     raise ValueError(f"{what}; use sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER@HOST/NAME")
 
 
+EDGE_PROVIDERS = ("coreml", "cuda", "openvino", "qnn", "tensorrt-rtx", "vitisai", "webgpu")
+"""Execution providers of onnxruntime beside `cpu`, by our names."""
+EDGE_DEVICES = ("CPU", "GPU", "NPU")
+
+
+def _provider(name: str) -> str:
+    """Check the name of an execution provider, such as `cpu`, `qnn` or `openvino:NPU`."""
+    source, separator, device = name.partition(":")
+    if source not in EDGE_PROVIDERS and name != "cpu":
+        sources = ", ".join(EDGE_PROVIDERS)
+        raise ValueError(f"'{name}' is not a known provider; use {sources} or cpu")
+    if separator and device not in EDGE_DEVICES:
+        kinds = ", ".join(EDGE_DEVICES)
+        raise ValueError(f"'{name}' names no kind of device; after the colon, use {kinds}")
+    return name
+
+
+def _providers(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Add `cpu`, which is tried after all others."""
+    if "cpu" in names[:-1]:
+        raise ValueError("'cpu' must be the last, as nothing after it would ever be tried")
+    if len(set(names)) < len(names):
+        raise ValueError("a provider is named twice; name each once")
+    return names if names[-1:] == ("cpu",) else (*names, "cpu")
+
+
 Name = Annotated[str, AfterValidator(_name)]
+EdgeProvider = Annotated[str, AfterValidator(_provider)]
 FilePath = Annotated[Path, AfterValidator(lambda p: p.expanduser())]
 
 
@@ -207,23 +234,48 @@ class EdgeModel(Section):
     """Where it runs."""
     path: FilePath
     """The model folder, as `fusewire model pull` leaves it."""
+    engine: Literal["onnxruntime", "genai"] = "onnxruntime"
+    """What runs it: onnxruntime, or onnxruntime-genai, which has to be installed, generates one
+    answer at a time and takes all of `kv_cache_mb` that its context needs at once."""
     threads: int | None = Field(default=None, ge=1)
     """Threads of one engine; unset takes the processors that this process may use, by its
     affinity and by its container's CPU limit."""
     slots: int = Field(default=4, ge=1, le=64)
-    """Answers that are generated at once."""
+    """Answers that are generated at once. With `engine = "genai"` it is 1, whatever is set."""
     kv_cache_mb: int = Field(default=2048, ge=1)
     """MiB for the keys and values of running answers, and of prompts kept for those that begin
     alike."""
     prepacked_dir: FilePath | None = None
     """A folder on this machine's disk for prepacked weights, which the replicas on it share; takes
     up to 2.5 times the model's size. Unset packs the weights at each start, in every replica."""
+    providers: Annotated[tuple[EdgeProvider, ...], AfterValidator(_providers)] = ("cpu",)
+    """Execution providers of onnxruntime in the order in which they are tried, such as
+    `["openvino:NPU", "cpu"]`; the CPU comes last, named or not. See docs/edge.md."""
+    speculate: Literal["off", "prompt"] = "off"
+    """`prompt` guesses the next tokens of an answer that runs alone by what followed the same few
+    tokens before, and checks several in one step: faster where an answer repeats its prompt, as in
+    an edit of code. A near tie between two tokens may then go the other way."""
     tools: bool = True
     """Whether it is asked where a prompt has tools."""
     max_tokens: int = Field(default=256, ge=1)
     """Answer length where the prompt does not say."""
     family: str | None = None
     """Model family; derived from the name if it is not set."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _set_slots(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("engine") == "genai":
+            return {**data, "slots": 1}
+        return data
+
+    @model_validator(mode="after")
+    def _check_prepacked_dir(self) -> "EdgeModel":
+        if self.engine == "genai" and self.prepacked_dir is not None:
+            raise ValueError(
+                'prepacked_dir is for engine = "onnxruntime" alone; remove one of them'
+            )
+        return self
 
 
 Provider = Literal["openai", "anthropic", "gemini", "mistral", "deepseek"]
@@ -587,7 +639,19 @@ class Settings(BaseSettings):
             "pool": rules.model_dump(mode="json"),
             "models": {name: self.models[name].model_dump(mode="json") for name in sorted(names)},
         }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+        return _hash(content)
+
+    def rules_hash(self) -> str:
+        """Twelve hex digits over all that decides how prompts are answered, without secrets.
+
+        Addresses, ports and folders may differ from start to start, and are left out.
+        """
+        rules = {"models", "pools", "tenants", "aliases", "limits"}
+        return _hash(self.model_dump(mode="json", include=rules))
+
+
+def _hash(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _check_not_a_vote(kind: str, name: str) -> None:

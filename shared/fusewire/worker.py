@@ -265,7 +265,12 @@ class Worker:
         for queue, limit in concurrency.items():
             durables = [task_durable(queue, tier, priority) for priority in PRIORITIES]
             self._durables += durables
-            self._loops.append(ReleaseLoop(bus, durables, self.handle, concurrency=limit))
+            # A call at the edge takes long, and another worker may be free for it. A call of a
+            # hosted model waits for nobody here, and its delivery is known to be the first.
+            loop = ReleaseLoop(
+                bus, durables, self.handle, concurrency=limit, hands_back=tier == "edge"
+            )
+            self._loops.append(loop)
         self._running: dict[str, asyncio.Future[None]] = {}
         """By `Tasks.key`, the messages in hand."""
 
@@ -393,8 +398,8 @@ class Worker:
         if self._outbox and deliveries > 1 and await self._outbox.has_candidate(task):
             return None
         if refusal := self._refusal(task):
-            # After a redelivery the cost is unknown: a call may have been made before.
-            cost = 0.0 if deliveries == 1 else None
+            # After a redelivery the cost of a paid call is unknown: it may have been made before.
+            cost = 0.0 if deliveries == 1 or self._tier == "edge" else None
             return failure_candidate(
                 task, refusal, provider=self._tier, at=self._clock(), cost_usd=cost
             )

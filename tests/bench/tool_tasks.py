@@ -7,7 +7,7 @@ from fusewire.contracts import Message, Tool
 from fusewire_worker_edge.engine.answer import AnswerTokens
 from fusewire_worker_edge.engine.api import Completion, GenerateRequest
 from fusewire_worker_edge.engine.generation import Generator
-from fusewire_worker_edge.engine.scheduler import AnswerJob
+from fusewire_worker_edge.engine.jobs import AnswerJob
 
 MAX_TOKENS = 160
 

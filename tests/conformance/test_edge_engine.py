@@ -1,4 +1,4 @@
-"""The engine on the real SmolLM2-135M, pulled on first use to $FUSEWIRE_MODELS or the cache."""
+"""Both engines on the real SmolLM2-135M, pulled on first use to $FUSEWIRE_MODELS or the cache."""
 
 import asyncio
 import json
@@ -22,14 +22,15 @@ from fusewire_worker_edge.engine.api import (
     GenerateRequest,
     RequestCancelledError,
 )
-from fusewire_worker_edge.engine.generation import Generator
-from fusewire_worker_edge.engine.options import EngineOptions
+from fusewire_worker_edge.engine.generation import Generator, read_vocabulary
+from fusewire_worker_edge.engine.options import EngineName, EngineOptions
 from fusewire_worker_edge.engine.process import ProcessEngine
 from fusewire_worker_edge.folder import verify
 from fusewire_worker_edge.pull import pull
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+ENGINES: tuple[EngineName, ...] = ("onnxruntime", "genai")
 CAREFUL = "You are a careful assistant who answers in a sentence or two. "
 SCHEMA = {
     "type": "object",
@@ -49,9 +50,9 @@ def folder() -> Path:
     return pull("smollm2-135m", Path(root) if root else None)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(folder: Path) -> AsyncIterator[Engine]:
-    started = ProcessEngine(folder)
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=ENGINES)
+async def engine(folder: Path, request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
+    started = ProcessEngine(folder, EngineOptions(engine=request.param))
     yield started
     await started.aclose()
 
@@ -75,8 +76,7 @@ async def test_the_golden_answer_comes_out_again(engine: Engine, folder: Path) -
     manifest = verify(folder)
     golden = manifest.golden
     completion = await ask(engine, golden.message, max_tokens=len(golden.ids))
-    vocabulary = Generator(folder, manifest, EngineOptions(threads=1)).vocabulary
-    stream = vocabulary.text_stream()
+    stream = read_vocabulary(folder, manifest).text_stream()
     for token in golden.ids:
         stream.append(token)
     assert completion.text == stream.text
@@ -138,6 +138,8 @@ async def test_a_cancel_frees_the_slot(engine: Engine) -> None:
     assert time.perf_counter() - began < whole / 2
 
 
+# onnxruntime-genai has one slot: its requests never run beside each other.
+@pytest.mark.parametrize("engine", ["onnxruntime"], indirect=True)
 async def test_sixteen_prompts_at_once_with_cancels_answer_what_each_does_alone(
     engine: Engine,
 ) -> None:

@@ -26,9 +26,13 @@ def generate(request_id: str, **fields: Any) -> bytes:
 
 class Child:
     def __init__(
-        self, folder: Path, python: tuple[str, ...] = ("-m", "fusewire_worker_edge.engine.child")
+        self,
+        folder: Path,
+        python: tuple[str, ...] = ("-m", "fusewire_worker_edge.engine.child"),
+        **options: Any,
     ) -> None:
-        command = [sys.executable, *python, str(folder), json.dumps({"threads": 1, "slots": 2})]
+        text = json.dumps({"threads": 1, "slots": 2, **options})
+        command = [sys.executable, *python, str(folder), text]
         self.process = subprocess.Popen(
             bound(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
@@ -39,7 +43,11 @@ class Child:
         self.process.stdin.flush()
 
     def receive(self) -> Frame | None:
-        return read(cast("BinaryIO", self.process.stdout))
+        """The next frame that is no report of its load."""
+        while frame := read(cast("BinaryIO", self.process.stdout)):
+            if frame["type"] != "load":
+                return frame
+        return None
 
     def close(self) -> int:
         assert self.process.stdin
@@ -61,10 +69,21 @@ def test_it_says_that_it_is_ready_and_answers_in_order(child: Child) -> None:
     ready, first, second = child.receive(), child.receive(), child.receive()
     assert ready is not None
     assert (ready["type"], ready["model"]) == ("ready", "tiny")
+    assert (ready["engine"], ready["slots"]) == ("onnxruntime", 2)
     assert first is not None
     assert second is not None
     assert (first["type"], first["id"], second["id"]) == ("done", "a", "b")
     assert first["completion"]["completion_tokens"] == 5
+
+
+def test_it_says_which_provider_computes_and_why_others_do_not(tiny_folder: Path) -> None:
+    child = Child(tiny_folder, providers=["cuda", "cpu"])
+    ready = child.receive()
+    assert ready
+    assert ready["provider"] == "cpu"
+    assert list(ready["passed_over"]) == ["cuda"]
+    assert "is installed without it" in ready["passed_over"]["cuda"]
+    child.close()
 
 
 def test_the_pieces_of_a_streamed_request_come_before_its_answer_and_of_others_none(
@@ -151,6 +170,39 @@ def test_a_model_that_computes_something_else_is_not_served(
     assert "agrees with its golden answer" in frame["message"]
     assert child.receive() is None
     child.close()
+
+
+def test_onnxruntime_genai_takes_one_request_after_the_other(tiny_folder: Path) -> None:
+    child = Child(tiny_folder, engine="genai", kv_cache_mb=1)
+    child.send(generate("a") + generate("b"))
+    ready, *answers = [child.receive() for _ in range(3)]
+    assert ready
+    assert (ready["type"], ready["engine"], ready["slots"]) == ("ready", "genai", 1)
+    assert [(answer["type"], answer["id"]) for answer in answers if answer] == [
+        ("done", "a"),
+        ("done", "b"),
+    ]
+    assert child.close() == 0
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "genai"])
+def test_nothing_is_reported_to_the_maker_of_a_library(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    # Set by this process, and where CI runs: each switches reports off by itself.
+    for name in ("ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS", "CI"):
+        monkeypatch.delenv(name, raising=False)
+    child = Child(tiny_folder, engine=engine, kv_cache_mb=1)
+    child.send(generate("a"))
+    assert [frame["type"] for frame in (child.receive(), child.receive()) if frame] == [
+        "ready",
+        "done",
+    ]
+    assert child.close() == 0
+    # The libraries keep what they are about to send, and an id of the machine, in such a folder.
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_printed_does_not_reach_the_frames(tiny_folder: Path) -> None:

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from structlog.testing import capture_logs
 
 from fusewire.contracts import Message
+from fusewire.testing.eventually import eventually
+from fusewire_worker_edge.engine import process
 from fusewire_worker_edge.engine.api import (
     Completion,
     EngineDiedError,
@@ -18,6 +21,7 @@ from fusewire_worker_edge.engine.api import (
     RequestCancelledError,
     RequestRefusedError,
 )
+from fusewire_worker_edge.engine.load import Load
 from fusewire_worker_edge.engine.options import EngineOptions
 from fusewire_worker_edge.engine.process import ProcessEngine
 
@@ -210,6 +214,37 @@ async def test_a_process_that_ignores_a_cancel_is_killed(
     assert (await engine.generate(request("next"))).completion_tokens == 5
 
 
+async def test_each_start_tells_which_providers_are_passed_over(tiny_folder: Path) -> None:
+    engine = ProcessEngine(tiny_folder, EngineOptions(threads=1, providers=("cuda", "cpu")))
+    assert engine.provider is None
+    with capture_logs() as logs:
+        await engine.generate(request("a"))
+        await engine.generate(request("b"))
+    await engine.aclose()
+
+    assert engine.provider == "cpu"
+    (fallback,) = [entry for entry in logs if entry["event"] == "edge.provider_fallback"]
+    assert (fallback["model"], fallback["wanted"]) == ("tiny", "cuda")
+    assert "is installed without it" in fallback["reason"]
+
+
+async def test_a_provider_that_ends_the_process_is_passed_over_at_the_next_start(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = tmp_path / "onnxruntime_ep_openvino.py"
+    module.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    engine = ProcessEngine(tiny_folder, EngineOptions(threads=1, providers=("openvino", "cpu")))
+    with pytest.raises(EngineDiedError, match="while it loaded"):
+        await engine.generate(request("a"))
+    with capture_logs() as logs:
+        assert (await engine.generate(request("b"))).completion_tokens == 5
+    await engine.aclose()
+
+    (fallback,) = [entry for entry in logs if entry["event"] == "edge.provider_fallback"]
+    assert (fallback["wanted"], fallback["reason"]) == ("openvino", process._DIED)
+
+
 async def test_a_folder_that_cannot_be_used_is_reported_until_it_is_mended(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -240,3 +275,26 @@ async def test_closing_while_the_model_loads_leaves_no_process(engine: ProcessEn
     await engine.aclose()
     with pytest.raises(EngineDiedError, match="closed"):
         await task
+
+
+async def test_the_process_reports_its_load_and_its_death_ends_it(tiny_folder: Path) -> None:
+    loads: list[Load | None] = []
+    engine = ProcessEngine(tiny_folder, ONE_THREAD, loads.append)
+    answer = await engine.generate(request("a", max_tokens=6))
+
+    async def is_idle() -> bool:
+        last = loads[-1]
+        return last is not None and last.decoded_tokens == 5 and last.kv_running == 0
+
+    await eventually(is_idle)
+    assert loads[0] is not None
+    assert loads[0].kv_limit > 0
+    assert loads[-1] is not None
+    assert loads[-1].prefilled_tokens == answer.prompt_tokens
+    assert engine.pid
+    os.kill(engine.pid, signal.SIGKILL)
+    await eventually(lambda: loads[-1] is None)
+    await engine.generate(request("b", max_tokens=3))
+    await eventually(lambda: loads[-1] is not None and loads[-1].decoded_tokens == 2)
+    await engine.aclose()
+    assert loads[-1] is None

@@ -78,10 +78,14 @@ async def test_metrics_have_a_port_of_their_own_that_asks_for_no_key(
             assert await get(f"{operations}/v1/models") == (404, "not found\n")
 
 
-async def test_without_one_an_api_that_others_can_reach_asks_for_a_key_to_its_metrics(
-    make_settings: MakeSettings, running: Running, nats: NatsServer
+@pytest.mark.parametrize(
+    "http",
+    [Http(port=0, keys="required"), Http(port=0, host="0.0.0.0", allow_insecure=True)],
+    ids=["this machine, with keys", "all addresses"],
+)
+async def test_without_one_an_api_that_requires_keys_asks_for_one_to_its_metrics(
+    make_settings: MakeSettings, running: Running, nats: NatsServer, http: Http
 ) -> None:
-    http = Http(port=0, host="0.0.0.0", allow_insecure=True)
     settings = make_settings(nats=Nats(url=nats.url), http=http)
     async with running(settings, "ingest") as client:
         api = client.url.replace("0.0.0.0", "127.0.0.1")

@@ -183,6 +183,31 @@ async def test_an_idle_loop_takes_what_comes_at_any_priority(bus: Bus, begin: Be
     assert handled == ["low-0", "high-1", "normal-2", "low-3"]
 
 
+async def test_what_comes_at_once_to_an_idle_loop_is_handed_back_for_another_that_is_free(
+    bus: Bus, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An idle loop waits on each durable, and all three may have a message at the same time."""
+    monkeypatch.setattr(loops, "PULL_TIMEOUT_S", 30)
+    full, free = Line(), Line()
+    await begin(ReleaseLoop(bus, RANKED, full, concurrency=1, hands_back=True))
+
+    async def waits_on_each() -> bool:
+        infos = [await bus.js.consumer_info("WORK", durable.name) for durable in RANKED]
+        return all(info.num_waiting == 1 for info in infos)
+
+    await eventually(waits_on_each)
+    for priority in PRIORITIES:
+        await send(bus, priority, priority)
+    await eventually(lambda: full.waiting)
+    await begin(ReleaseLoop(bus, RANKED, free, concurrency=2, hands_back=True))
+    await eventually(lambda: len(free.waiting) == 2, timeout_s=60)
+
+    assert len(full.waiting) == 1
+    full.gate.set()
+    free.gate.set()
+    await emptied(bus)
+
+
 # -- messages that count no more --------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ from fusewire_cli.client import Client
 from fusewire_ingest import access
 from fusewire_ingest.admission import keys
 from fusewire_ingest.pepper import pepper
-from fusewire_ingest.repository.keys import ApiKeys, Key
+from fusewire_ingest.repository.keys import ApiKeys, Change, Key
 
 MakeSettings = Callable[..., Settings]
 Running = Callable[..., AbstractAsyncContextManager[Client]]
@@ -54,9 +54,8 @@ async def key_of(settings: Settings, tenant: str, expires_at: datetime | None = 
     assert public
     store = Store(settings.database)
     now = datetime.now(UTC)
-    await ApiKeys(store).add(
-        Key(public, tenant, "test", keys.digest(made, pepper(settings)), now, expires_at)
-    )
+    key = Key(public, tenant, "test", keys.digest(made, pepper(settings)), now, expires_at)
+    await ApiKeys(store).add(key, Change("operator:test", now))
     await store.close()
     return made
 
@@ -103,7 +102,8 @@ async def test_a_revoked_key_is_refused_soon(
     key = await key_of(settings, "acme")
     assert await told(web, key) == (200, None)
     store = Store(settings.database)
-    assert await ApiKeys(store).revoke(keys.key_id(key) or "", datetime.now(UTC))
+    change = Change("operator:test", datetime.now(UTC))
+    assert await ApiKeys(store).revoke(keys.key_id(key) or "", change)
     await store.close()
 
     async def refused() -> bool:

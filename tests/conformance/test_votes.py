@@ -29,7 +29,7 @@ from fusewire_ingest.admission.refusal import RefusedError
 from fusewire_ingest.api.run import OUTCOME_HEADER
 from fusewire_ingest.api.votes import BODY_BYTES
 from fusewire_ingest.pepper import pepper
-from fusewire_ingest.repository.keys import ApiKeys, Key
+from fusewire_ingest.repository.keys import ApiKeys, Change, Key
 from fusewire_ingest.repository.retention import Retention
 from fusewire_ingest.repository.submissions import Submissions
 from fusewire_ingest.repository.votes import StoredVote, Vote, Votes
@@ -332,7 +332,7 @@ async def key_of(guarded: Settings, store: Store, tenant: str) -> str:
     key = keys.make(secrets.token_bytes(keys.RANDOM_BYTES))
     digest = keys.digest(key, pepper(guarded))
     row = Key(keys.key_id(key) or "", tenant, "test", digest, datetime.now(UTC))
-    await ApiKeys(store).add(row)
+    await ApiKeys(store).add(row, Change("operator:test", row.created_at))
     return key
 
 
@@ -397,6 +397,20 @@ async def test_a_voter_is_a_name_or_else_a_key(
     recorded = await read(store, "SELECT key_id FROM vote_changes")
     key_ids = {keys.key_id(key), keys.key_id(other_key)}
     assert {row["key_id"] for row in recorded} == key_ids
+
+
+async def test_a_key_made_in_place_of_another_is_the_same_voter(
+    web: Web, key: str, guarded: Settings, store: Store
+) -> None:
+    assert (await ask(web, key, json={"choice": "a"}))[0] == 201
+    new_key = keys.make(secrets.token_bytes(keys.RANDOM_BYTES))
+    now = datetime.now(UTC)
+    row = Key(keys.key_id(new_key) or "", "", "", keys.digest(new_key, pepper(guarded)), now)
+    change = Change("operator:test", now)
+    await ApiKeys(store).rotate(keys.key_id(key) or "", row, now + timedelta(hours=1), change)
+
+    status, vote = await ask(web, new_key, json={"choice": "b"})
+    assert (status, vote["is_new"], vote["is_changed"]) == (200, False, True)
 
 
 async def test_who_voted_is_neither_stored_nor_logged(web: Web, key: str, store: Store) -> None:

@@ -92,7 +92,7 @@ MESSAGES_V1: tuple[Wire, ...] = (
     Prompt(
         fusion_id=FUSION,
         tenant="acme",
-        key_id="0a1b2c3d",
+        key_id="0abcdefg",
         batch_id="b1",
         custom_id="row 1",
         pool="default",
@@ -249,6 +249,8 @@ MESSAGES_V1: tuple[Wire, ...] = (
         confidence=0.875,
         logprob_mean=-0.125,
         logprob_min=-2.5,
+        logprob_margin=3.25,
+        logprob_margin_min=0.5,
         choice_logprobs=(-0.25, -1.5),
         maybe_paid_twice=True,
         started_at=PLANNED,

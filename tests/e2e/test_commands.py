@@ -270,6 +270,19 @@ def test_model_verify_names_what_is_wrong(cli: Cli, tmp_path: Path) -> None:
     assert "smollm2-135m" in [one["name"] for one in listed]
 
 
+def test_model_bench_gives_every_figure(cli: Cli, tiny_folder: Path) -> None:
+    figures = json.loads(cli.run("model", "bench", str(tiny_folder), "--json").stdout)
+    assert {
+        "decode_over_bandwidth",
+        "slots4_over_1",
+        "slots8_over_1",
+        "late_join_steps",
+        "prefix_reuse_cpu",
+        "prepacked_over_plain_load",
+    } <= {name for name, figure in figures.items() if figure is not None}
+    assert figures["kl"] is None
+
+
 def test_a_reader_that_leaves_early_is_no_fault(cli: Cli) -> None:
     command = [str(FUSEWIRE), "config", "check"]
     with subprocess.Popen(

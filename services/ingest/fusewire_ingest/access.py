@@ -13,6 +13,7 @@ from fusewire.http_server import is_loopback
 from fusewire.settings import Http, Settings, Tenant
 from fusewire_ingest.admission import keys
 from fusewire_ingest.admission.rates import Rates
+from fusewire_ingest.key_usage import KeyUsage
 from fusewire_ingest.pepper import pepper
 from fusewire_ingest.repository.keys import ApiKeys, Key
 
@@ -23,6 +24,13 @@ ANONYMOUS = "default"
 REMEMBERED_S = 3.0
 """How long a looked-up key is cached; a revoked key may be accepted for so long
 (docs/decisions/0026)."""
+INVALID_KEY = (
+    401,
+    "invalid_api_key",
+    "the key is unknown, expired or revoked; ask the operator for one",
+)
+"""The error of a key that is not valid. It is the same in all cases: a caller must not learn which
+ids exist."""
 MOST_REMEMBERED = 10_000
 """The most keys in the cache."""
 
@@ -34,6 +42,9 @@ class Caller:
     tenant: str
     rule: Tenant
     key_id: str | None = None
+    first_key_id: str | None = None
+    """The id of the first of the keys that were made in place of each other up to this one."""
+    scopes: frozenset[keys.Scope] = frozenset(keys.SCOPES)
 
 
 class AccessError(Exception):
@@ -60,8 +71,8 @@ def check(http: Http) -> None:
         raise StartupError(
             f"http.host is {http.host}, which others than this machine can reach, and there is no"
             " TLS: keys and prompts would cross the network in the clear",
-            "set [http] tls_cert and tls_key; or allow_insecure = true where a proxy before it has"
-            " TLS; or host = '127.0.0.1'",
+            "set [http] tls_cert and tls_key; or where a proxy before it has TLS, allow_insecure ="
+            " true (fusewire up --behind-proxy); or host = '127.0.0.1'",
         )
 
 
@@ -84,28 +95,50 @@ class Access:
         self._cache: OrderedDict[str, tuple[Key | None, float]] = OrderedDict()
         """By key id: the key, or None if there is none, and until when (monotonic) it is cached."""
         self._rates = Rates()
+        self._key_usage = KeyUsage(api_keys, clock)
 
     async def start(self) -> None:
         """Check the HTTP settings and load the pepper if keys are required. Raises StartupError."""
         check(self._settings.http)
+        self._key_usage.start()
         if not self._is_required:
             return
         self._pepper = pepper(self._settings)
         if await self._api_keys.is_empty():
             log.warning("ingest.no_keys", mend="fusewire keys create --tenant NAME --name NAME")
 
-    async def caller(self, headers: Mapping[str, str]) -> Caller:
+    async def stop(self) -> None:
+        """Write the last uses of keys."""
+        await self._key_usage.stop()
+
+    def faults(self) -> list[str]:
+        """See Service."""
+        return self._key_usage.faults()
+
+    async def caller(self, headers: Mapping[str, str], scope: keys.Scope | None) -> Caller:
         """Identify the sender of these headers (names in lower case), and count the request.
 
+        Args:
+            headers: the request's.
+            scope: what the request needs; None if any valid key will do.
+
         Raises:
-            AccessError: a valid key is required and missing, or there were too many requests.
+            AccessError: a valid key is required and missing, or lacks the scope, or there were too
+                many requests.
             Transient: a key could not be looked up.
         """
         key_text = _key_in(headers)
         # SDKs always send a key, possibly one of another service.
         if key_text is not None and (self._is_required or key_text.startswith(keys.PREFIX)):
             key = await self._verify(key_text)
-            caller = Caller(key.tenant, self._settings.tenant(key.tenant), key.key_id)
+            self._key_usage.note(key.key_id)
+            caller = Caller(
+                key.tenant,
+                self._settings.tenant(key.tenant),
+                key.key_id,
+                first_key_id=key.first_key_id or key.key_id,
+                scopes=keys.read_scopes(key.scopes),
+            )
         elif self._is_required:
             raise AccessError(
                 401,
@@ -114,6 +147,7 @@ class Access:
             )
         else:
             caller = Caller(ANONYMOUS, self._settings.tenant(ANONYMOUS))
+        _check_scope(caller, scope)
         self._count(caller)
         return caller
 
@@ -126,12 +160,7 @@ class Access:
             is_same = keys.is_same(keys.digest(key_text, self._pepper), key.hash)
             if is_same and key.is_valid(self._clock()):
                 return key
-        # The same answer in all cases: a caller must not learn which key ids exist.
-        raise AccessError(
-            401,
-            "invalid_api_key",
-            "the key is unknown, expired or revoked; ask the operator for one",
-        )
+        raise AccessError(*INVALID_KEY)
 
     async def _look_up(self, key_id: str) -> Key | None:
         now = self._monotonic()
@@ -158,6 +187,16 @@ class Access:
                 f"tenant '{caller.tenant}' may send {limit} requests a minute; wait {wait_s:.1f} s",
                 retry_after_s=wait_s,
             )
+
+
+def _check_scope(caller: Caller, scope: keys.Scope | None) -> None:
+    if scope is not None and scope not in caller.scopes:
+        raise AccessError(
+            403,
+            "missing_scope",
+            f"the key '{caller.key_id}' has no scope '{scope}'; ask the operator for one that has"
+            f" (fusewire keys create --scope {scope})",
+        )
 
 
 def _key_in(headers: Mapping[str, str]) -> str | None:

@@ -31,6 +31,7 @@ from fusewire_ingest.large_parts import LargeParts
 from fusewire_ingest.memory import ByteBudget, give_back_large_buffers
 from fusewire_ingest.open_requests import OpenRequests
 from fusewire_ingest.outbox import Outbox
+from fusewire_ingest.repository.audit import record_configuration
 from fusewire_ingest.repository.batches import Batches
 from fusewire_ingest.repository.budgets import Budgets
 from fusewire_ingest.repository.files import Files
@@ -62,6 +63,7 @@ class Ingest:
         self.drain_s = settings.limits.drain_s
         self._bus = Bus(self.name, settings.nats, drain_s=self.drain_s)
         self._store = Store(settings.database)
+        self._rules_hash = settings.rules_hash()
         unknown_usd_per_mtok = settings.limits.unknown_price_usd_per_mtok
         self._budgets = Budgets(
             self._store,
@@ -166,6 +168,7 @@ class Ingest:
         await migrate.check(self._store, wait_s=migrate.START_S)
         await self._access.start()
         await self._budgets.ready()
+        await record_configuration(self._store, self._rules_hash, datetime.now(UTC))
         await self._bus.connect()
         await self._bus.require(INGEST)
         # Before anything is published, as another stack may publish it too (docs/decisions/0044).
@@ -196,6 +199,7 @@ class Ingest:
         await self._budget_metrics.stop()
         await self._outbox.stop()
         await self._commit.stop()
+        await self._access.stop()
         await self._store.close()
 
     def faults(self) -> list[str]:
@@ -209,6 +213,7 @@ class Ingest:
             *self._budget_metrics.faults(),
             *self._runner.faults(),
             *self._cleaner.faults(),
+            *self._access.faults(),
         ]
 
     def unready(self) -> list[str]:

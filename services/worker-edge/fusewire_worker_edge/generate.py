@@ -27,16 +27,24 @@ from fusewire_worker_edge.engine.api import (
     RequestCancelledError,
     RequestRefusedError,
 )
-from fusewire_worker_edge.engine.options import EngineOptions
+from fusewire_worker_edge.engine.load import OnLoad
+from fusewire_worker_edge.engine.options import CPU, EngineName, EngineOptions
 from fusewire_worker_edge.engine.process import ProcessEngine
+from fusewire_worker_edge.load_metrics import LoadMetrics
 
 log = structlog.get_logger(__name__)
 
-PROVIDER = "onnxruntime"
-ATTEMPTS = 2
+LIBRARIES: Mapping[EngineName, str] = {"onnxruntime": "onnxruntime", "genai": "onnxruntime-genai"}
+"""What a candidate has as its provider, by `EdgeModel.engine`; the execution provider follows
+unless it is the CPU."""
+ATTEMPTS = 4
 """Most attempts at a task if the engine's process dies under it."""
+SHARED_ATTEMPTS = 2
+"""How many of them run beside other requests. A request that ends the process does so to all that
+run beside it, so the later attempts run alone: then only that request fails."""
 
-OpenEngine = Callable[[Path, EngineOptions], Engine]
+OpenEngine = Callable[[Path, EngineOptions, OnLoad], Engine]
+_EngineKey = tuple[Path, EngineName]
 
 
 @dataclass
@@ -52,7 +60,8 @@ class _Running:
 class EdgeGenerate(FreeCalls):
     """`fusewire.worker.Generate` with the model folders of this machine.
 
-    Models with the same folder share one engine, with the options of the first.
+    Models with the same folder and library share one engine, with the options of the first.
+    Its load is reported under the name of the first.
 
     Args:
         models: the models by the name that tasks use.
@@ -70,12 +79,13 @@ class EdgeGenerate(FreeCalls):
         self._clock = clock
         self._calls = itertools.count()
         self._running: defaultdict[str, list[_Running]] = defaultdict(list)
-        self._engines: dict[Path, Engine] = {}
+        self._engines: dict[_EngineKey, Engine] = {}
+        self._providers: dict[str, str] = {}
         for name, model in models.items():
             metrics.EDGE_SLOTS.labels(name).set(model.slots)
-            folder = model.path.resolve()
-            if folder not in self._engines:
-                self._engines[folder] = open_engine(folder, _options(model))
+            key = _engine_key(model)
+            if key not in self._engines:
+                self._engines[key] = open_engine(key[0], _options(model), LoadMetrics(name))
 
     async def generate(self, task: Task, tell: TokenPublisher | None = None) -> Candidate:
         """Answer a task with its model; see `fusewire.worker.Generate`."""
@@ -114,12 +124,24 @@ class EdgeGenerate(FreeCalls):
             )
         except EngineError as exc:
             outcome = _failure(RequestCancelledError() if running.is_cancelled else exc)
-        return self._candidate(task, outcome, max(running.attempts, 1), started_at)
+        provider = running.engine.provider if running.engine else None
+        if provider:
+            self._report_provider(task.model, provider)
+        provider_name = self._provider(task.model, provider)
+        return self._candidate(task, outcome, max(running.attempts, 1), started_at, provider_name)
+
+    def _report_provider(self, model: str, provider: str) -> None:
+        """Show the execution provider of a model as a metric, in place of an earlier one."""
+        earlier = self._providers.get(model, provider)
+        if earlier != provider:
+            metrics.EDGE_PROVIDER.remove(model, earlier)
+        self._providers[model] = provider
+        metrics.EDGE_PROVIDER.labels(model, provider).set(1)
 
     async def _try_attempts(
         self, task: Task, tell: TokenPublisher | None, running: _Running
     ) -> Completion | CallFailure:
-        """Answer a task, once more if the engine's process dies under it."""
+        """Answer a task, and try again if the engine's process dies under it."""
         while True:
             running.attempts += 1
             try:
@@ -144,13 +166,26 @@ class EdgeGenerate(FreeCalls):
         request_id = f"{task.task_id}.{next(self._calls)}"
         is_streamed = tell is not None and tell.is_enabled and not _is_in_steps(task)
         request = _request(task, model, request_id, is_streamed=is_streamed)
-        running.engine, running.request_id = self._engines[model.path.resolve()], request.id
+        if running.attempts > SHARED_ATTEMPTS:
+            request = request.model_copy(update={"is_alone": True})
+        running.engine, running.request_id = self._engines[_engine_key(model)], request.id
         if tell is None or not request.is_streamed:
             return await running.engine.generate(request)
         return await _generate_streamed(running.engine, request, tell)
 
+    def _provider(self, name: str, provider: str | None) -> str:
+        """A candidate's provider: the library, and the execution provider unless it is the CPU."""
+        model = self._models.get(name)
+        library = LIBRARIES[model.engine if model else "onnxruntime"]
+        return library if provider in (None, CPU) else f"{library}:{provider}"
+
     def _candidate(
-        self, task: Task, outcome: Completion | CallFailure, attempts: int, started_at: datetime
+        self,
+        task: Task,
+        outcome: Completion | CallFailure,
+        attempts: int,
+        started_at: datetime,
+        provider: str,
     ) -> Candidate:
         completion = outcome if isinstance(outcome, Completion) else None
         error = outcome if isinstance(outcome, CallFailure) else None
@@ -175,7 +210,7 @@ class EdgeGenerate(FreeCalls):
             member=task.member,
             model=task.model,
             tier="edge",
-            provider=PROVIDER,
+            provider=provider,
             content=None if error else _content(completion),
             tool_calls=_tool_calls(task, completion),
             error=error,
@@ -185,6 +220,8 @@ class EdgeGenerate(FreeCalls):
             confidence=math.exp(completion.mean_logprob) if completion else None,
             logprob_mean=completion.mean_logprob if completion else None,
             logprob_min=completion.min_logprob if completion else None,
+            logprob_margin=completion.mean_margin if completion else None,
+            logprob_margin_min=completion.min_margin if completion else None,
             choice_logprobs=completion.choice_logprobs if completion else (),
             cost_usd=0.0,
             attempts=attempts,
@@ -227,12 +264,19 @@ def _is_in_steps(task: Task) -> bool:
     return task.is_in_steps and not task.tools and not task.choices
 
 
+def _engine_key(model: EdgeModel) -> _EngineKey:
+    return model.path.resolve(), model.engine
+
+
 def _options(model: EdgeModel) -> EngineOptions:
     return EngineOptions(
+        engine=model.engine,
         threads=model.threads,
         slots=model.slots,
         kv_cache_mb=model.kv_cache_mb,
         prepacked_dir=str(model.prepacked_dir) if model.prepacked_dir else None,
+        providers=model.providers,
+        speculate=model.speculate,
     )
 
 

@@ -8,12 +8,10 @@ from fusewire.errors import StartupError
 from fusewire.settings import EdgeModel, Settings
 from fusewire.topology import FORWARDER
 from fusewire.worker import Worker
+from fusewire_worker_edge.engine.options import library_problem
 from fusewire_worker_edge.folder import ModelFolderError, verify
 from fusewire_worker_edge.generate import EdgeGenerate
 from fusewire_worker_edge.outbox import Forwarder, Outbox
-
-AHEAD = 1
-"""Tasks to fetch per model beyond its slots, so that a free slot never waits for the bus."""
 
 
 class WorkerEdge(BusService):
@@ -32,8 +30,9 @@ class WorkerEdge(BusService):
         """Verify every model's folder, connect, and begin to take tasks.
 
         Raises:
-            StartupError: a model folder cannot be used.
+            StartupError: a model folder cannot be used, or an engine's library is not installed.
         """
+        self._check_libraries()
         for folder in sorted({model.path for model in self._models.values()}):
             try:
                 await asyncio.to_thread(verify, folder)
@@ -47,7 +46,9 @@ class WorkerEdge(BusService):
 
         await self.bus.connect()
         generate = EdgeGenerate(self._models, clock)
-        task_limits = {name: model.slots + AHEAD for name, model in self._models.items()}
+        # No more than can begin at once: another worker may be free for it. Fetching the next one
+        # takes 2 ms beside a broker, of answers that take seconds.
+        task_limits = {name: model.slots for name, model in self._models.items()}
         outbox = Outbox(self.bus) if self.bus.site else None
         worker = Worker(
             self.bus,
@@ -64,6 +65,12 @@ class WorkerEdge(BusService):
             self.loops.append(Forwarder(self.bus).loop())
         for loop in self.loops:
             await loop.start()
+
+    def _check_libraries(self) -> None:
+        for name, model in self._models.items():
+            if problem := library_problem(model.engine):
+                what, mend = problem
+                raise StartupError(f"models.{name}: {what}", mend)
 
     def unready(self) -> list[str]:
         """Why it should get no work now."""

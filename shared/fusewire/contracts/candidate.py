@@ -116,6 +116,11 @@ class Candidate(Wire):
     """Mean natural logarithm of those probabilities; confidence is its exponential."""
     logprob_min: float | None = Field(default=None, le=0)
     """The least of these logarithms: that of the least certain token."""
+    logprob_margin: float | None = None
+    """Mean margin of the tokens: how far the log probability of the chosen token is above that of
+    the best other one."""
+    logprob_margin_min: float | None = None
+    """The least of these margins; below 0 where a less probable token was sampled."""
     choice_logprobs: tuple[float, ...] = ()
     """By choice of the call: the mean natural logarithm of the probabilities of its tokens and of
     the end after them."""

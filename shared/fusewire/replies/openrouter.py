@@ -149,3 +149,67 @@ class ModelCountReply(TypedDict):
     """`GET /models/count`."""
 
     data: ModelCount
+
+
+class TenantKey(TypedDict):
+    """A key of the tenant, for those who manage it: never the key itself."""
+
+    hash: str
+    """Its id."""
+    name: str
+    label: str
+    """The beginning of the key."""
+    disabled: bool
+    """Whether it is revoked."""
+    scopes: list[str]
+    """What it may be used for; OpenRouter's keys have none."""
+    limit: float | None
+    """USD."""
+    limit_remaining: float | None
+    limit_reset: str | None
+    """`daily`, `monthly`, or null for a limit in total."""
+    include_byok_in_limit: bool
+    usage: float
+    """USD spent, as far as it is counted: since the key has a limit."""
+    usage_daily: float
+    usage_weekly: float
+    usage_monthly: float
+    byok_usage: float
+    byok_usage_daily: float
+    byok_usage_weekly: float
+    byok_usage_monthly: float
+    created_at: str
+    updated_at: None
+    expires_at: str | None
+    last_used_at: str | None
+    """Right to a minute or two."""
+    creator_user_id: None
+    external_user: None
+    workspace_id: str
+    """The tenant."""
+
+
+class TenantKeyReply(TypedDict):
+    """`GET` and `PATCH /keys/{hash}`."""
+
+    data: TenantKey
+
+
+class TenantKeyList(TypedDict):
+    """`GET /keys`."""
+
+    data: list[TenantKey]
+
+
+class CreateKeyReply(TypedDict):
+    """`POST /keys`."""
+
+    data: TenantKey
+    key: str
+    """The key itself, which is shown this once."""
+
+
+class KeyDeletion(TypedDict):
+    """`DELETE /keys/{hash}`."""
+
+    deleted: Literal[True]

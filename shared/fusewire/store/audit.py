@@ -22,6 +22,7 @@ class Action:
         action: a dotted name, such as `key.revoked`.
         tenant: whose matter it is; None if it is nobody's.
         target: what it was done to: an id or a name, never a secret.
+        fusion_id: the fusion that it is about, if it is about one.
         detail: further fields, without texts of prompts or answers.
     """
 
@@ -30,6 +31,7 @@ class Action:
     action: str
     tenant: str | None = None
     target: str | None = None
+    fusion_id: str | None = None
     detail: Mapping[str, Any] | None = None
 
 
@@ -42,5 +44,6 @@ def insert_action(action: Action) -> Insert:
         action=action.action,
         tenant=action.tenant,
         target=action.target,
+        fusion_id=action.fusion_id,
         detail=None if action.detail is None else json.dumps(dict(action.detail)),
     )

@@ -482,6 +482,8 @@ api_keys = Table(
     # Written every minute at most.
     Column("last_used_at", UtcDateTime),
     Column("replaces", String(16)),
+    # Of the keys that were made in place of each other, the first: they have one budget.
+    Column("first_key_id", String(16)),
     Column("requests_per_minute", Integer),
     Column("tokens_per_minute", Integer),
     Column("prompts_in_flight", Integer),
@@ -542,6 +544,8 @@ audit_log = Table(
     Column("actor", String(80), nullable=False),
     Column("action", String(64), nullable=False),
     Column("target", String(128)),
+    Column("fusion_id", String(27)),
     Column("detail", Text),
     Index("ix_audit_log_at", "at"),
+    Index("ix_audit_log_fusion", "fusion_id"),
 )

@@ -21,19 +21,21 @@ class Keys:
     """The variables with the public keys."""
     sites: tuple[str, ...] = ()
     """Names of the edge sites."""
+    tenants: tuple[str, ...] = ()
+    """Names of the tenants that submit prompts over NATS."""
 
     @classmethod
-    def make(cls, folder: Path, sites: Sequence[str] = ()) -> "Keys":
+    def make(cls, folder: Path, sites: Sequence[str] = (), tenants: Sequence[str] = ()) -> "Keys":
         """Make one for each user."""
         folder.mkdir(parents=True)
         public = {}
-        for user in users(sites):
+        for user in users(sites, tenants):
             seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
             (folder / f"{user.name}.seed").write_bytes(seed)
             public[user.variable.removeprefix("$")] = nkeys.from_seed(
                 bytearray(seed)
             ).public_key.decode()
-        return cls(folder, public, tuple(sites))
+        return cls(folder, public, tuple(sites), tuple(tenants))
 
     def seed(self, user: str) -> str:
         """The seed of a user."""
@@ -49,7 +51,7 @@ class Keys:
 def hub(folder: Path, deploy: Path, keys: Keys) -> NatsServer:
     """The hub of `deploy/nats/hub.conf`."""
     config = _on_free_ports(deploy / "hub.conf", folder)
-    (folder / "accounts.conf").write_text(render(keys.sites))
+    (folder / "accounts.conf").write_text(render(keys.sites, keys.tenants))
     return NatsServer(folder, config, keys.public)
 
 

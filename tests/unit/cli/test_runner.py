@@ -62,6 +62,6 @@ def test_up_ends_where_its_event_loop_stands_still(
 
     monkeypatch.setattr(stack, "start", start)
     with pytest.raises(StartupError):
-        serve.up(processes=False)
+        serve.up(processes=False, behind_proxy=False)
 
     assert stall_calls == [end_stalled]

@@ -55,6 +55,37 @@ def test_a_file_is_read(file: Path) -> None:
     assert tiny.path == Path.home() / "models/tiny"
 
 
+def edge_file(file: Path, providers: str) -> str:
+    return file.read_text().replace(
+        'path = "~/models/tiny"', f'path = "/models/tiny"\nproviders = {providers}'
+    )
+
+
+@pytest.mark.parametrize("providers", ['["openvino:NPU", "qnn"]', '["openvino:NPU", "qnn", "cpu"]'])
+def test_the_cpu_is_tried_after_all_other_providers(file: Path, providers: str) -> None:
+    file.write_text(edge_file(file, providers))
+    tiny = load(file).models["tiny"]
+    assert isinstance(tiny, EdgeModel)
+    assert tiny.providers == ("openvino:NPU", "qnn", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("providers", "problem"),
+    [
+        ('["openvno"]', "'openvno' is not a known provider; use coreml, cuda, openvino, qnn"),
+        ('["cpu:CPU"]', "'cpu:CPU' is not a known provider"),
+        ('["openvino:TPU"]', "'openvino:TPU' names no kind of device; after the colon, use CPU"),
+        ('["openvino:"]', "'openvino:' names no kind of device"),
+        ('["cpu", "qnn"]', "'cpu' must be the last"),
+        ('["qnn", "qnn"]', "a provider is named twice"),
+    ],
+)
+def test_a_list_of_providers_that_cannot_be_meant_is_refused(
+    file: Path, providers: str, problem: str
+) -> None:
+    assert problem in str(load_error(file, edge_file(file, providers)))
+
+
 def test_it_is_found_in_the_working_folder_or_where_the_environment_says(
     file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -353,3 +384,22 @@ def test_settings_cannot_be_load_with(file: Path) -> None:
 
     with pytest.raises(ValueError, match="frozen"):
         settings.nats.url = "nats://other:1"  # type: ignore[misc]
+
+
+def test_onnxruntime_genai_has_one_slot_whatever_is_set(file: Path) -> None:
+    file.write_text(
+        GOOD.replace(
+            'path = "~/models/tiny"', 'path = "~/models/tiny"\nengine = "genai"\nslots = 8'
+        )
+    )
+    tiny = load(file).models["tiny"]
+    assert isinstance(tiny, EdgeModel)
+    assert (tiny.engine, tiny.slots) == ("genai", 1)
+
+
+def test_prepacked_weights_are_for_one_engine(file: Path) -> None:
+    extra = 'engine = "genai"\nprepacked_dir = "/var/cache/fusewire"'
+    error = load_error(
+        file, GOOD.replace('path = "~/models/tiny"', f'path = "~/models/tiny"\n{extra}')
+    )
+    assert 'prepacked_dir is for engine = "onnxruntime" alone' in str(error)

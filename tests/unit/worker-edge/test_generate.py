@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from sqlalchemy import String
 
 from fusewire import metrics
 from fusewire.contracts import Candidate, Message, Sampling, Task
-from fusewire.settings import EdgeModel
+from fusewire.settings import EDGE_DEVICES, EDGE_PROVIDERS, EdgeModel
+from fusewire.store import tables
 from fusewire.testing.factories import known_usage
 from fusewire.worker import TokenPublisher
 from fusewire_worker_edge.engine.api import (
@@ -22,6 +24,7 @@ from fusewire_worker_edge.engine.api import (
     RequestCancelledError,
     RequestRefusedError,
 )
+from fusewire_worker_edge.engine.load import OnLoad
 from fusewire_worker_edge.engine.options import EngineOptions
 from fusewire_worker_edge.generate import EdgeGenerate
 from fusewire_worker_edge.steps import STEPS_TOKENS
@@ -34,6 +37,8 @@ DONE = Completion(
     completion_tokens=3,
     mean_logprob=math.log(0.8),
     min_logprob=-2.0,
+    mean_margin=1.5,
+    min_margin=-0.25,
     prefill_s=0.1,
     decode_s=0.2,
 )
@@ -55,6 +60,7 @@ class FakeEngine:
         self.has_request = asyncio.Event()
         self.given_up = 0
         self.is_closed = False
+        self.provider: str | None = None
 
     async def generate(
         self, request: GenerateRequest, on_piece: OnPiece | None = None
@@ -98,7 +104,7 @@ def edge_model(path: str = "/models/a", **fields: Any) -> EdgeModel:
 
 def service(engine: FakeEngine, **models: EdgeModel) -> EdgeGenerate:
     return EdgeGenerate(
-        models or {"small": edge_model()}, ticking(), lambda _folder, _options: engine
+        models or {"small": edge_model()}, ticking(), lambda _folder, _options, _on_load: engine
     )
 
 
@@ -130,6 +136,7 @@ async def test_an_answer_becomes_a_candidate() -> None:
     assert candidate.confidence == pytest.approx(0.8)
     assert candidate.logprob_mean == pytest.approx(math.log(0.8))
     assert candidate.logprob_min == -2.0
+    assert (candidate.logprob_margin, candidate.logprob_margin_min) == (1.5, -0.25)
     assert (candidate.content, candidate.finish_reason) == ("Paris.", "stop")
     assert (known_usage(candidate).prompt_tokens, known_usage(candidate).completion_tokens) == (
         11,
@@ -144,6 +151,51 @@ async def test_an_answer_becomes_a_candidate() -> None:
     assert (candidate.member, candidate.model, candidate.tier) == ("m", "small", "edge")
     assert (candidate.provider, candidate.cost_usd, candidate.attempts) == ("onnxruntime", 0.0, 1)
     assert candidate.latency_ms == 1000
+
+
+@pytest.mark.parametrize(
+    ("provider", "expected"),
+    [
+        (None, "onnxruntime"),
+        ("cpu", "onnxruntime"),
+        ("openvino:NPU", "onnxruntime:openvino:NPU"),
+    ],
+)
+async def test_a_candidate_names_the_execution_provider_unless_it_is_the_cpu(
+    provider: str | None, expected: str
+) -> None:
+    engine = FakeEngine(DONE)
+    engine.provider = provider
+    candidate = await service(engine).generate(make_task())
+    assert candidate.provider == expected
+
+
+def providers_shown() -> dict[str, float]:
+    (metric,) = metrics.EDGE_PROVIDER.collect()
+    return {
+        sample.labels["provider"]: sample.value
+        for sample in metric.samples
+        if sample.labels["model"] == "shown"
+    }
+
+
+async def test_the_metric_shows_the_present_provider_alone() -> None:
+    engine = FakeEngine(DONE)
+    edge = service(engine, shown=edge_model())
+    shown = []
+    for engine.provider in (None, "openvino:NPU", "openvino:NPU", "cpu"):
+        await edge.generate(make_task(model="shown"))
+        shown.append(providers_shown())
+    assert shown == [{}, {"openvino:NPU": 1}, {"openvino:NPU": 1}, {"cpu": 1}]
+
+
+def test_the_longest_name_of_a_provider_fits_its_column() -> None:
+    longest = max(
+        f"onnxruntime:{source}:{device}" for source in EDGE_PROVIDERS for device in EDGE_DEVICES
+    )
+    column = tables.answers.c.provider.type
+    assert isinstance(column, String)
+    assert len(longest) <= (column.length or 0)
 
 
 async def test_what_the_task_leaves_open_is_the_models_default() -> None:
@@ -211,15 +263,16 @@ async def test_a_failure_becomes_a_candidate(
     )
 
 
-async def test_a_death_is_tried_again_once() -> None:
+async def test_a_death_is_tried_again_beside_others_and_then_alone() -> None:
     engine = FakeEngine(EngineDiedError("x"), DONE)
     candidate = await service(engine).generate(make_task())
     assert (candidate.ok, candidate.attempts) == (True, 2)
     assert engine.requests[0].id != engine.requests[1].id
 
-    engine = FakeEngine(EngineDiedError("x"), EngineDiedError("y"), DONE)
+    engine = FakeEngine(EngineDiedError("x"))
     candidate = await service(engine).generate(make_task())
-    assert (candidate.ok, candidate.attempts, len(engine.requests)) == (False, 2, 2)
+    assert (candidate.ok, candidate.attempts) == (False, 4)
+    assert [request.is_alone for request in engine.requests] == [False, False, True, True]
 
 
 async def test_a_refusal_is_not_tried_again() -> None:
@@ -272,12 +325,45 @@ async def test_a_model_that_is_not_here_is_a_failure() -> None:
     assert (candidate.error.code, candidate.error.retryable) == ("model_not_found", False)
 
 
+async def test_a_candidate_names_the_library_that_answered() -> None:
+    generate = service(FakeEngine(DONE), small=edge_model(engine="genai"))
+
+    assert (await generate.generate(make_task())).provider == "onnxruntime-genai"
+    assert (await generate.generate(make_task(model="unknown"))).provider == "onnxruntime"
+
+
+async def test_two_libraries_on_one_folder_are_two_engines() -> None:
+    opened: list[EngineOptions] = []
+
+    def open_engine(_folder: Path, options: EngineOptions, _on_load: OnLoad) -> FakeEngine:
+        opened.append(options)
+        return FakeEngine(DONE)
+
+    models = {"small": edge_model(), "other": edge_model(engine="genai")}
+    EdgeGenerate(models, ticking(), open_engine)
+
+    assert [(o.engine, o.slots) for o in opened] == [("onnxruntime", 4), ("genai", 1)]
+
+
+def test_speculation_is_off_unless_it_is_configured() -> None:
+    speculations = []
+
+    def open_engine(_folder: Path, options: EngineOptions, _on_load: OnLoad) -> FakeEngine:
+        speculations.append(options.speculate)
+        return FakeEngine(DONE)
+
+    models = {"a": edge_model("/a"), "b": edge_model("/b", speculate="prompt")}
+    EdgeGenerate(models, ticking(), open_engine)
+
+    assert speculations == ["off", "prompt"]
+
+
 async def test_models_of_one_folder_share_an_engine(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     engines_opened: list[tuple[Path, int | None, FakeEngine]] = []
 
-    def open_engine(folder: Path, options: EngineOptions) -> FakeEngine:
+    def open_engine(folder: Path, options: EngineOptions, _on_load: OnLoad) -> FakeEngine:
         engines_opened.append((folder, options.threads, FakeEngine(DONE)))
         return engines_opened[-1][2]
 

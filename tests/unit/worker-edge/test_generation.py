@@ -13,6 +13,7 @@ from fusewire_worker_edge.engine.api import (
     RequestRefusedError,
 )
 from fusewire_worker_edge.engine.generation import Generator
+from fusewire_worker_edge.engine.model import OnnxModel
 from fusewire_worker_edge.engine.scheduler import CHUNK
 
 SCHEMA = {
@@ -62,6 +63,7 @@ def test_greedy_text_is_that_of_a_fresh_slot_each_time(tiny_generator: Generator
 
 def test_a_prompt_costs_the_product_of_one_row(tiny_generator: Generator) -> None:
     model = tiny_generator.model
+    assert isinstance(model, OnnxModel)
     prompt = tiny_generator.vocabulary.ids("a prompt of some length")
     all_logits = model.advance(0, prompt, 0)
     assert all_logits.shape == (len(prompt), tiny_generator.manifest.vocab_size)
@@ -201,6 +203,21 @@ def test_mean_and_least_log_probability_are_those_of_the_chosen_tokens(
     assert completion.mean_logprob == pytest.approx(np.log(token_probabilities).mean(), rel=1e-4)
     assert completion.min_logprob == pytest.approx(np.log(token_probabilities).min(), rel=1e-4)
     assert completion.logprobs == ()
+    highest = np.sort(rows, axis=-1)[:, -2:]
+    margins = highest[:, 1] - highest[:, 0]
+    assert completion.mean_margin == pytest.approx(margins.mean(), rel=1e-3)
+    assert completion.min_margin == pytest.approx(margins.min(), abs=1e-4)
+
+
+def test_a_margin_counts_only_tokens_about_which_there_was_a_choice(
+    tiny_generator: Generator,
+) -> None:
+    settled = run(tiny_generator, response_schema={"const": "yes"})
+    assert (settled.mean_margin, settled.min_margin) == (None, None)
+    chosen = run(tiny_generator, response_schema={"enum": ["yes", "no"]})
+    assert chosen.mean_margin == chosen.min_margin
+    assert chosen.mean_margin is not None
+    assert chosen.mean_margin > 0
 
 
 def test_logprobs_are_told_of_each_token_and_its_alternatives(tiny_generator: Generator) -> None:
@@ -326,6 +343,7 @@ def test_how_probable_each_choice_is_as_the_answer_is_told(tiny_generator: Gener
     assert completion.choice_logprobs == pytest.approx(expected, abs=1e-4)
     assert completion.text == CHOICES[int(np.argmax(expected))]
     assert (completion.finish_reason, completion.completion_tokens) == ("stop", 0)
+    assert completion.mean_margin is None
     assert completion.mean_logprob == max(completion.choice_logprobs) >= completion.min_logprob
     text_token_count = sum(len(tiny_generator.vocabulary.ids(choice)) + 1 for choice in CHOICES)
     assert (

@@ -40,9 +40,9 @@ def entry_of(cache: Path) -> Path:
 
 
 def load_with(folder: Path, cache: Path) -> tuple[Generator, PackedWeights]:
-    generator, outcome = load(folder, EngineOptions(threads=1, prepacked_dir=str(cache)))
-    assert outcome
-    return generator, outcome
+    loaded = load(folder, EngineOptions(threads=1, prepacked_dir=str(cache)))
+    assert loaded.weights
+    return loaded.generator, loaded.weights
 
 
 def test_the_first_makes_them_and_the_next_uses_them(tiny_folder: Path, tmp_path: Path) -> None:

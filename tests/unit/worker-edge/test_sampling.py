@@ -4,7 +4,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fusewire_worker_edge.engine.sampling import choose, generator, mask_logits, probabilities
+from fusewire_worker_edge.engine.sampling import (
+    choose,
+    generator,
+    margin,
+    mask_logits,
+    probabilities,
+)
 
 LOGITS = np.array([0.5, 2.0, -1.0, 1.0], np.float32)
 
@@ -45,6 +51,18 @@ def test_what_is_masked_is_never_drawn() -> None:
     allowed_tokens = np.array([True, False, True, False])
     assert set(draws(mask_logits(LOGITS, allowed_tokens), 2.0, 1.0, seed=5, count=500)) == {0, 2}
     assert choose(mask_logits(LOGITS, allowed_tokens), 0.0, 1.0, generator(0)) == 0
+
+
+@pytest.mark.parametrize(
+    ("token", "expected"), [(0, -1.5), (1, 1.0), (2, -3.0), (3, -1.0)], ids=str
+)
+def test_a_margin_is_towards_the_best_other_token(token: int, expected: float) -> None:
+    assert margin(LOGITS, token) == expected
+
+
+@pytest.mark.parametrize("token", range(4))
+def test_a_token_without_another_one_has_no_margin(token: int) -> None:
+    assert margin(mask_logits(LOGITS, np.arange(4) == token), token) is None
 
 
 def test_top_p_keeps_the_token_that_crosses_it() -> None:

@@ -1,6 +1,7 @@
 """The scheduler on the tiny model, and on a fake one that records what it is asked."""
 
 import itertools
+import mmap
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,16 +22,17 @@ from fusewire_worker_edge.engine.api import (
 from fusewire_worker_edge.engine.cache import KeyValues, KvCache, PrefixCache
 from fusewire_worker_edge.engine.comparison import Comparison
 from fusewire_worker_edge.engine.generation import Generator
+from fusewire_worker_edge.engine.jobs import AnswerJob, ComparisonJob, Event
+from fusewire_worker_edge.engine.model import OnnxModel
 from fusewire_worker_edge.engine.scheduler import (
     CHUNK,
+    MOST_PASSED_OVER,
     SHARED_CHUNK,
     WORTH_KEEPING,
-    AnswerJob,
-    ComparisonJob,
-    Event,
     Scheduler,
     chunk_size,
 )
+from fusewire_worker_edge.engine.speculation import PromptLookup
 
 SYSTEM = "You answer in one short sentence and never in two of them."
 
@@ -173,6 +175,7 @@ def test_a_late_joiner_has_its_first_token_within_one_step(generator: Generator)
 def test_the_memory_of_a_slot_is_given_back(generator: Generator) -> None:
     generator.generate(request("a", "x" * 500))
 
+    assert isinstance(generator.model, OnnxModel)
     assert not np.any(generator.model._cache.arrays[0][0])
 
 
@@ -245,24 +248,40 @@ class FakeModel:
     def advance(self, slot: int, ids: Sequence[int], past: int) -> Any:
         assert len(ids) > 1
         self.sequences[slot] = [*self.sequences[slot][:past], *ids]
+        assert len(self.sequences[slot]) <= self.positions
         self.log.append(f"advance {slot} {past} {len(ids)}")
-        return np.zeros((len(ids), VOCABULARY), np.float32)
+        sums = np.cumsum(self.sequences[slot], dtype=np.float32)[past:]
+        return np.repeat(sums[:, None], VOCABULARY, axis=1)
 
     def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> Any:
         self.log.append(f"decode {len(tokens)}")
         for slot, (token, length) in enumerate(zip(tokens, lengths, strict=True)):
-            assert len(self.sequences[slot]) == length
-            self.sequences[slot].append(token)
+            # There may be more, of a draft that was not accepted.
+            assert len(self.sequences[slot]) >= length
+            self.sequences[slot] = [*self.sequences[slot][:length], token]
         return np.array([[sum(self.sequences[slot])] for slot in range(len(tokens))], np.float32)
 
     def move(self, source: int, target: int, length: int) -> None:
-        assert length == len(self.sequences[source]) or target not in self.sequences
-        self.sequences[target] = self.sequences[source][:length]
+        moved, present = self.sequences.get(source, [])[:length], self.sequences.get(target, [])
+        assert len(moved) == length
+        # A whole sequence, or the beginning of a prompt of which the target has less already.
+        assert length == len(self.sequences.get(source, [])) or present == moved[: len(present)]
+        self.sequences[target] = moved
+
+    def swap(self, slots: tuple[int, int], lengths: tuple[int, int]) -> None:
+        first, second = slots
+        assert lengths == tuple(len(self.sequences.get(slot, ())) for slot in slots)
+        self.log.append(f"swap {first} {second}")
+        second_sequence = self.sequences[second]
+        self.sequences[second] = self.sequences.get(first, [])
+        self.sequences[first] = second_sequence
 
     def keep(self, slot: int, length: int) -> Any:
         return list(self.sequences[slot][:length])
 
     def restore(self, slot: int, key_values: Any, length: int) -> None:
+        present = self.sequences.get(slot, [])
+        assert present == key_values[: len(present)]
         self.sequences[slot] = key_values[:length]
 
     def release(self, slot: int) -> None:
@@ -275,6 +294,7 @@ class FakeAnswer:
     def __init__(self, tokens: int, error: EngineError | None = None) -> None:
         self.remaining = tokens
         self.error = error
+        self.error_at = 0
         self.first_logits: list[float] = []
         self.tokens = 0
         self.finish_reason: str | None = None
@@ -282,13 +302,14 @@ class FakeAnswer:
         self.tool_calls = ()
         self.choice_logprobs = ()
         self.mean_logprob = self.min_logprob = -1.0
+        self.mean_margin = self.min_margin = None
         self.logprobs: list[Any] = []
 
     def piece(self) -> str:
         return f"{self.tokens}"
 
     def take(self, logits: Any) -> int:
-        if self.error:
+        if self.error and self.tokens >= self.error_at:
             raise self.error
         self.first_logits.append(float(logits[0]))
         self.tokens += 1
@@ -349,6 +370,20 @@ def test_what_could_never_fit_is_refused_at_once() -> None:
     assert ends(run(batch)) == ["b"]
 
 
+@pytest.mark.parametrize(("positions", "budget"), [(10, 20), (20, 10)])
+def test_what_fits_either_the_positions_or_the_budget_alone_is_refused(
+    positions: int, budget: int
+) -> None:
+    """It would wait for ever, and everything behind it."""
+    batch = scheduler(FakeModel(positions=positions), budget)
+
+    with pytest.raises(RequestRefusedError, match="together they exceed the 10 ") as error:
+        batch.submit(job("a", [1] * 8, tokens=3))
+    assert error.value.code == "context_length_exceeded"
+    batch.submit(job("b", [1] * 8, tokens=2))
+    assert ends(run(batch)) == ["b"]
+
+
 def test_what_does_not_fit_now_waits_until_it_does() -> None:
     model = FakeModel()
     batch = scheduler(model, budget=20)
@@ -359,7 +394,7 @@ def test_what_does_not_fit_now_waits_until_it_does() -> None:
 
     assert [j.id for j in batch.decoding] == ["a", "b"]
     batch.step()
-    assert batch.prefilling is None
+    assert batch.prefilling == []
     assert ends(run(batch)) == ["a", "b", "c"]
     assert "decode 3" not in model.log
 
@@ -377,6 +412,110 @@ def test_a_long_prompt_is_computed_in_chunks_and_others_decode_between_them() ->
         "prefill 1 32", "decode 1", "prefill 1 31", "decode 1", "prefill 1 2", "decode 2",
     ]  # fmt: skip
     run(batch)
+
+
+def steps_until_first_token(batch: Scheduler, job: AnswerJob) -> int:
+    """Submit a job, and count the steps up to its first token."""
+    batch.submit(job)
+    for count in itertools.count(1):
+        batch.step()
+        if job.answer.tokens:
+            return count
+    raise AssertionError
+
+
+@pytest.mark.parametrize("before", range(6))
+@pytest.mark.parametrize("chunks", range(1, 4))
+def test_a_late_joiner_waits_for_one_step_of_a_long_prefill_at_most(
+    before: int, chunks: int
+) -> None:
+    model = FakeModel(positions=3000)
+    batch = scheduler(model)
+    batch.submit(job("decodes", tokens=500))
+    batch.step()
+    batch.submit(job("long", [1] * 2000))
+    for _ in range(before):
+        batch.step()
+    late = job("late", [2] * (30 + SHARED_CHUNK * (chunks - 1)), tokens=90)
+
+    assert steps_until_first_token(batch, late) <= chunks + 1
+    assert [j.id for j in batch.decoding] == ["decodes", "late"]
+    assert [j.id for j in batch.prefilling] == ["long"]
+    assert model.log.count("swap 1 2") == 1
+    run(batch)
+
+
+def test_a_long_prompt_is_not_starved_by_short_ones() -> None:
+    model = FakeModel(positions=3000)
+    batch = scheduler(model)
+    batch.submit(job("decodes", tokens=500))
+    batch.step()
+    long = job("long", [1] * 10 * SHARED_CHUNK)
+    batch.submit(long)
+    for number in range(10 * (MOST_PASSED_OVER + 1)):
+        assert not long.answer.tokens
+        batch.submit(job(f"short {number}", [number] * 30, tokens=1, rank=0))
+        batch.step()
+
+    assert long.answer.tokens
+    run(batch)
+
+
+def test_the_more_urgent_prompt_is_prefilled_before_a_shorter_one() -> None:
+    batch = scheduler(FakeModel())
+    for name, length, rank in (("a", 500, 1), ("b", 200, 2), ("c", 300, 0)):
+        batch.submit(job(name, [1] + [ord(name)] * length, rank=rank, tokens=1))
+
+    assert ends(run(batch)) == ["c", "a", "b"]
+
+
+def test_prompts_that_begin_alike_and_come_together_share_their_beginning() -> None:
+    model = FakeModel()
+    batch = scheduler(model)
+    jobs = [job(str(i), [1] * 400 + [i + 2] * 10, tokens=1 + i % 2) for i in range(4)]
+    for each in jobs:
+        batch.submit(each)
+    run(batch)
+
+    assert [j.cached_tokens for j in jobs] == [0, 400, 400, 400]
+
+
+def test_what_a_longer_prompt_in_prefill_has_computed_is_used_again() -> None:
+    batch = scheduler(FakeModel())
+    long, short = job("long", [1] * 300 + [2] * 300), job("short", [1] * 300 + [3] * 10)
+    batch.submit(long)
+    batch.step()
+    batch.submit(short)
+    run(batch)
+
+    # The short one computes the rest of what they share, and the long one copies that in its turn.
+    assert (short.cached_tokens, long.cached_tokens) == (CHUNK, 300 - CHUNK)
+
+
+def test_a_cancel_in_prefill_leaves_the_others_what_they_have() -> None:
+    batch = scheduler(FakeModel())
+    first, second = job("a", [1] * 600), job("b", [2] * 400)
+    batch.submit(first)
+    batch.step()
+    batch.submit(second)
+    batch.step()
+    assert [j.length for j in batch.prefilling] == [CHUNK, CHUNK]
+    batch.cancel("a")
+    run(batch)
+
+    answer: Any = second.answer
+    assert answer.first_logits[0] == sum(second.prompt)
+
+
+def test_a_kept_prompt_is_used_again_by_what_needs_its_memory() -> None:
+    batch = scheduler(FakeModel(), budget=200)
+    batch.submit(job("a", [1] * 100, tokens=1))
+    run(batch)
+    late = job("b", [1] * 100 + [2] * 95, tokens=5)
+    batch.submit(late)
+    run(batch)
+
+    assert late.cached_tokens == 100
 
 
 def test_alone_a_prompt_is_computed_in_larger_chunks() -> None:
@@ -406,10 +545,7 @@ def test_a_cancel_ends_it_before_the_next_step_wherever_it_is() -> None:
         batch.submit(job(name, prompt, tokens=100))
     batch.step()
     batch.step()
-    assert ([j.id for j in batch.decoding], batch.prefilling and batch.prefilling.id) == (
-        ["a"],
-        "b",
-    )
+    assert [[j.id for j in jobs] for jobs in (batch.decoding, batch.prefilling)] == [["a"], ["b"]]
     before = len(model.log)
     for name in ("a", "b", "c", "never heard of"):
         batch.cancel(name)
@@ -448,13 +584,13 @@ def test_kept_prompts_and_running_answers_stay_within_the_budget() -> None:
         batch.submit(job(str(i), [i] * 60, tokens=10))
     while batch.is_busy:
         batch.step()
-        running = [*batch.decoding, *([batch.prefilling] if batch.prefilling else [])]
+        running = [*batch.decoding, *batch.prefilling]
         assert batch.prefixes.tokens + sum(j.reserved_positions for j in running) <= 300
 
     assert batch.prefixes.tokens > 100
 
 
-PROMPTS = st.lists(st.sampled_from([2, 10, 40, 100, 180]), min_size=1, max_size=12)
+PROMPTS = st.lists(st.sampled_from([2, 10, 40, 100, 180, 350]), min_size=1, max_size=12)
 
 
 @settings(max_examples=60, deadline=None)
@@ -469,6 +605,9 @@ def test_whatever_comes_and_goes_each_answer_is_its_own(
             str(i),
             [5] * (length // 2) + [i + 9] * (length - length // 2),
             tokens=chance.randrange(1, 9),
+            rank=chance.randrange(3),
+            # The answers are 1, 2, 3 …: some drafts are right to their end, others in part.
+            lookup=chance.choice([None, PromptLookup([1, 2, 3, 4, 5, 0]), PromptLookup(range(20))]),
         )
         for i, length in enumerate(lengths)
     ]
@@ -488,6 +627,100 @@ def test_whatever_comes_and_goes_each_answer_is_its_own(
         assert answer.first_logits == [
             total + sum(range(1, n + 1)) for n in range(len(answer.first_logits))
         ]
+
+
+# -- speculation --------------------------------------------------------------------------
+
+
+def speculating(name: str, known: Sequence[int], tokens: int, **fields: Any) -> AnswerJob:
+    """A job whose answer is 1, 2, 3 …, and whose drafts come of what is known before it."""
+    return job(name, tokens=tokens, lookup=PromptLookup(known), **fields)
+
+
+def test_one_run_checks_a_draft_and_gives_one_token_more() -> None:
+    model = FakeModel()
+    batch = scheduler(model)
+    counting = speculating("a", range(100), 30, is_streamed=True)
+    batch.submit(counting)
+    events = run(batch)
+
+    # After one token there is nothing to look up yet.
+    assert model.log == [
+        "prefill 0 2", "decode 1", "advance 0 3 5", "advance 0 8 17", "advance 0 25 6",
+    ]  # fmt: skip
+    answer: Any = counting.answer
+    assert answer.first_logits == [14 + sum(range(n + 1)) for n in range(30)]
+    assert [e.piece for e in events if e.piece] == [str(n + 1) for n in range(30)]
+    completion = completions(events)["a"]
+    assert (completion.drafted_tokens, completion.accepted_tokens) == (25, 25)
+    assert completion.completion_tokens == 30
+
+
+def test_a_draft_counts_up_to_its_first_wrong_token() -> None:
+    model = FakeModel()
+    batch = scheduler(model)
+    counting = speculating("a", [1, 2, 3, 4, 9, 9], 9)
+    batch.submit(counting)
+    completion = completions(run(batch))["a"]
+
+    assert model.log[:4] == ["prefill 0 2", "decode 1", "advance 0 3 5", "decode 1"]
+    assert (completion.drafted_tokens, completion.accepted_tokens) == (4, 2)
+    answer: Any = counting.answer
+    assert answer.first_logits == [14 + sum(range(n + 1)) for n in range(9)]
+
+
+def test_a_draft_leaves_the_last_token_to_the_run_itself() -> None:
+    model = FakeModel(positions=6)
+    batch = scheduler(model)
+    batch.submit(speculating("a", range(100), 4))
+    run(batch)
+
+    assert model.log == ["prefill 0 2", "decode 1", "advance 0 3 2"]
+
+
+def test_nothing_is_drafted_beside_another_sequence() -> None:
+    model = FakeModel()
+    batch = scheduler(model)
+    batch.submit(speculating("a", range(100), 60))
+    batch.step()
+    batch.submit(job("b", [2] * 100, tokens=5))
+    run(batch)
+
+    assert model.log[:11] == [
+        "prefill 0 2", "decode 1",
+        "prefill 1 32", "decode 1", "prefill 1 32", "decode 1", "prefill 1 32", "decode 1",
+        "prefill 1 4", "decode 2", "decode 2",
+    ]  # fmt: skip
+    assert model.log[11:14] == ["decode 2", "decode 2", "advance 0 10 6"]
+
+
+def test_an_answer_that_is_complete_within_a_draft_takes_no_more_of_it() -> None:
+    model = FakeModel()
+    batch = scheduler(model)
+    stopped = speculating("a", range(100), 5, max_tokens=60)
+    batch.submit(stopped)
+    completion = completions(run(batch))["a"]
+
+    assert model.log[-1] == "advance 0 3 5"
+    assert completion.completion_tokens == 5
+    assert (completion.drafted_tokens, completion.accepted_tokens) == (4, 3)
+    assert model.sequences == {}
+
+
+@pytest.mark.parametrize("failing_at", [3, 5])
+def test_an_answer_that_fails_within_a_draft_ends_there(failing_at: int) -> None:
+    model = FakeModel()
+    batch = scheduler(model)
+    failing = speculating("a", range(100), 60)
+    answer: Any = failing.answer
+    answer.error, answer.error_at = EngineError("the grammar"), failing_at
+    batch.submit(failing)
+    events = run(batch)
+
+    assert [(e.id, str(e.error)) for e in events] == [("a", "the grammar")]
+    assert answer.tokens == failing_at
+    assert model.log[-1].startswith("advance")
+    assert model.sequences == {}
 
 
 # -- memory -------------------------------------------------------------------------------
@@ -532,6 +765,22 @@ def test_slots_do_not_touch_each_other() -> None:
         [2, 2, 2, 0, 0, 0],
         [3] * 6,
     ]
+
+
+def test_exchanged_and_moved_sequences_take_no_more_memory_than_their_length() -> None:
+    cache = KvCache(layers=1, heads=2, head_size=64, slots=3, positions=100)
+    page = mmap.PAGESIZE // (64 * 4)
+    for slot, length in ((0, 100), (1, 3), (2, 40)):
+        cache.arrays[0][slot, :, :length] = slot + 1
+    cache.swap((0, 1), (100, 3))
+
+    assert np.all(cache.arrays[0][0, :, :3] == 2)
+    assert not np.any(cache.arrays[0][0, :, page:])
+    assert np.all(cache.arrays[0][1, :, :100] == 1)
+    cache.move(2, 1, 40)
+    assert np.all(cache.arrays[0][1, :, :40] == 3)
+    assert not np.any(cache.arrays[0][1, :, -(-40 // page) * page :])
+    assert np.all(cache.arrays[0][2, :, :40] == 3)
 
 
 def test_a_low_share_is_not_worth_keeping(generator: Generator) -> None:

@@ -16,7 +16,8 @@ from fusewire.contracts import Message, Tool
 from fusewire_worker_edge.engine.api import Completion, EngineError, GenerateRequest
 from fusewire_worker_edge.engine.cache import PrefixCache
 from fusewire_worker_edge.engine.generation import Generator
-from fusewire_worker_edge.engine.scheduler import CHUNK, SHARED_CHUNK, AnswerJob, Scheduler
+from fusewire_worker_edge.engine.jobs import AnswerJob, ComparisonJob, Job
+from fusewire_worker_edge.engine.scheduler import CHUNK, SHARED_CHUNK, Scheduler
 
 SCHEDULES = int(os.environ.get("SCHEDULES", "10"))
 PROMPTS = 16
@@ -93,6 +94,7 @@ class Schedule:
     errors: dict[str, EngineError] = field(default_factory=dict)
     pieces: dict[str, str] = field(default_factory=dict)
     most_decoding: int = 0
+    most_prefilling: int = 0
 
     def __post_init__(self) -> None:
         self.chance = random.Random(self.seed)
@@ -116,7 +118,7 @@ class Schedule:
 
     def step(self, scheduler: Scheduler) -> None:
         decoding = {job: job.answer.tokens for job in scheduler.decoding}
-        past = {job: job.length for job in _slots(scheduler)}
+        computed = {job: _computed_tokens(job) for job in scheduler.prefilling}
         for event in scheduler.step():
             if event.piece:
                 self.pieces[event.id] = self.pieces.get(event.id, "") + event.piece
@@ -128,26 +130,28 @@ class Schedule:
             if event.error:
                 self.errors[event.id] = event.error
         self.most_decoding = max(self.most_decoding, len(scheduler.decoding))
-        self._check_nothing_stalled(scheduler, decoding, past)
+        self.most_prefilling = max(self.most_prefilling, len(scheduler.prefilling))
+        self._check_nothing_stalled(scheduler, decoding, computed)
 
     def _check_nothing_stalled(
-        self, scheduler: Scheduler, decoding: dict[AnswerJob, int], past: dict[Any, int]
+        self, scheduler: Scheduler, decoding: dict[AnswerJob, int], computed: dict[Job, int]
     ) -> None:
         """Each answer under way got its token, beside at most one chunk of one prompt."""
-        for job, tokens in decoding.items():
-            if job in scheduler.decoding:
-                assert job.answer.tokens == tokens + 1
-        prefilling = scheduler.prefilling
-        if prefilling is None or prefilling.length == 0:
-            return
-        before = past.get(prefilling, prefilling.cached_tokens)
-        if isinstance(prefilling, AnswerJob):
-            limit = SHARED_CHUNK if scheduler.decoding else CHUNK
-            assert prefilling.length - before <= limit
+        still_decoding = [job for job in decoding if job in scheduler.decoding]
+        for job in still_decoding:
+            assert job.answer.tokens == decoding[job] + 1
+        running: list[Job] = [*scheduler.decoding, *scheduler.prefilling]
+        chunks = [
+            _computed_tokens(job) - computed.get(job, 0) for job in running if job not in decoding
+        ]
+        assert sum(size > 0 for size in chunks) <= 1
+        assert sum(chunks) <= (SHARED_CHUNK if still_decoding else CHUNK)
 
 
-def _slots(scheduler: Scheduler) -> list[Any]:
-    return [*scheduler.decoding, *([scheduler.prefilling] if scheduler.prefilling else [])]
+def _computed_tokens(job: Job) -> int:
+    """How many tokens of its prompt, and of its choices, were computed for it."""
+    of_prompt = min(job.length, len(job.prompt)) - job.cached_tokens
+    return of_prompt + (job.read_tokens if isinstance(job, ComparisonJob) else 0)
 
 
 def alone(generator: Generator, request: GenerateRequest) -> Completion:
@@ -170,6 +174,7 @@ def test_sixteen_prompts_at_once_answer_what_each_does_alone(
     assert schedule.completions.keys() | schedule.errors.keys() == set(schedule.joins)
     assert schedule.errors.keys() <= schedule.cancels.keys()
     assert schedule.most_decoding > 1
+    assert schedule.most_prefilling > 1
     assert any(completion.cached_tokens for completion in schedule.completions.values())
     for request in schedule.requests:
         together = schedule.completions.get(request.id)

@@ -1,9 +1,29 @@
-"""API keys: make, parse and digest them. Pure; random bytes and pepper are arguments."""
+"""API keys and their scopes: make, parse and digest them.
+
+Pure; random bytes and pepper are arguments.
+"""
 
 import base64
 import hashlib
 import hmac
 import re
+from collections.abc import Iterable
+from typing import Final, Literal, get_args
+
+from fusewire_ingest.admission.refusal import unknown
+
+Scope = Literal["submit", "read", "batch", "admin"]
+"""What a key may be used for (docs/decisions/0055):
+
+- `submit`: send prompts, cancel them, vote;
+- `read`: outcomes, models and counts of votes;
+- `batch`: files and batches;
+- `admin`: all of these, the keys of its tenant, and the metrics.
+"""
+SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
+DEFAULT_SCOPES: Final[tuple[Scope, ...]] = ("submit", "read", "batch")
+MOST_NAME = 128
+"""The most characters of a key's name."""
 
 PREFIX = "fw-"
 """Prefix of every key of Fusewire, which tells it from other services' keys and finds leaks."""
@@ -45,3 +65,36 @@ def digest(key: str, pepper: bytes) -> str:
 def is_same(digest_a: str, digest_b: str) -> bool:
     """Whether two digests are equal, compared in constant time."""
     return hmac.compare_digest(digest_a.encode(), digest_b.encode())
+
+
+def write_scopes(names: Iterable[str]) -> str:
+    """The scopes as they are stored: in the order of SCOPES, with spaces between them.
+
+    Raises:
+        ValueError: there is none, or no scope of that name.
+
+    >>> write_scopes(["batch", "submit", "batch"])
+    'submit batch'
+    """
+    wanted_names = set(names)
+    if wrong_names := sorted(wanted_names - set(SCOPES)):
+        raise ValueError(unknown("scope", wrong_names[0], SCOPES))
+    if not wanted_names:
+        raise ValueError(f"a key needs a scope; known: {', '.join(SCOPES)}")
+    return " ".join(scope for scope in SCOPES if scope in wanted_names)
+
+
+def read_scopes(text: str) -> frozenset[Scope]:
+    """What a key with stored scopes may be used for.
+
+    >>> sorted(read_scopes("admin"))
+    ['admin', 'batch', 'read', 'submit']
+    """
+    names = text.split()
+    # Names that only newer code knows allow nothing here.
+    return frozenset(scope for scope in SCOPES if scope in names or "admin" in names)
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can be the name of a key."""
+    return 0 < len(text) <= MOST_NAME and text.isprintable()

@@ -10,6 +10,7 @@ from fusewire_ingest.api import (
     errors,
     files,
     fusions,
+    keys,
     metrics,
     models,
     openrouter,
@@ -37,7 +38,7 @@ def build(dependencies: Dependencies) -> FastAPI:
             expose_headers=["x-request-id", "x-fusewire-outcome", "retry-after"],
         )
     app.add_middleware(errors.ErrorMiddleware, new_id=dependencies.new_id)
-    modules = (fusions, models, chat, responses, files, batches, votes, openrouter)
+    modules = (fusions, models, chat, responses, files, batches, votes, openrouter, keys)
     routers = [module.routes(dependencies) for module in modules]
     for number, prefix in enumerate(PREFIXES):
         for router in routers:

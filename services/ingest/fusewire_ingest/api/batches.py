@@ -12,7 +12,7 @@ from fusewire import ids, replies
 from fusewire_ingest.access import Caller
 from fusewire_ingest.admission.refusal import invalid_error, validate
 from fusewire_ingest.api import bodies, schemas
-from fusewire_ingest.api.dependencies import AuthenticatedCaller, Dependencies
+from fusewire_ingest.api.dependencies import BatchCaller, Dependencies
 from fusewire_ingest.api.errors import HttpError
 from fusewire_ingest.api.files import paginate
 from fusewire_ingest.batches import output as batch_output
@@ -39,7 +39,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
         openapi_extra=schemas.body("NewBatch"),
         responses=schemas.reply("Batch"),
     )
-    async def create(request: Request, caller: AuthenticatedCaller) -> Response:
+    async def create(request: Request, caller: BatchCaller) -> Response:
         """The same `Idempotency-Key` gives the same batch.
 
         In place of a file it may hold up to 1,000 `requests`.
@@ -58,7 +58,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
         "/batches", summary="Your batches, the newest first", responses=schemas.reply("BatchList")
     )
     async def list_batches(
-        caller: AuthenticatedCaller,
+        caller: BatchCaller,
         limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 20,
         after: Annotated[str | None, Query(max_length=64)] = None,
     ) -> Response:
@@ -68,7 +68,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
         return JSONResponse(paginate([_object(batch, None, clock()) for batch in page], limit))
 
     @router.get("/batches/{batch_id}", summary="One batch", responses=schemas.reply("Batch"))
-    async def get(batch_id: str, caller: AuthenticatedCaller) -> Response:
+    async def get(batch_id: str, caller: BatchCaller) -> Response:
         return await _reply(
             dependencies, await batches.get(caller.tenant, _check_id(batch_id)), batch_id
         )
@@ -77,7 +77,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
         "/batches/{batch_id}/cancel", summary="Stop a batch", responses=schemas.reply("Batch")
     )
     async def cancel(
-        batch_id: str, caller: AuthenticatedCaller, drain: bool = False, reason: Reason = "request"
+        batch_id: str, caller: BatchCaller, drain: bool = False, reason: Reason = "request"
     ) -> Response:
         """Submit no further line. With `drain`, lines in flight finish. Settled lines stay."""
         batch = await batching.cancel(
@@ -99,7 +99,7 @@ def _add_own_routes(router: APIRouter, dependencies: Dependencies) -> None:
         openapi_extra=schemas.body("ResumedBatch"),
         responses=schemas.reply("Batch"),
     )
-    async def resume(request: Request, batch_id: str, caller: AuthenticatedCaller) -> Response:
+    async def resume(request: Request, batch_id: str, caller: BatchCaller) -> Response:
         body = await bodies.json_object(request, BODY_BYTES)
         options = validate(batch_shape.ResumeBatch, body)
         batch = await batching.resume(caller.tenant, _check_id(batch_id), options.max_cost_usd)
@@ -111,7 +111,7 @@ def _add_own_routes(router: APIRouter, dependencies: Dependencies) -> None:
         openapi_extra=schemas.body("RetriedBatch"),
         responses=schemas.reply("Batch"),
     )
-    async def retry(request: Request, batch_id: str, caller: AuthenticatedCaller) -> Response:
+    async def retry(request: Request, batch_id: str, caller: BatchCaller) -> Response:
         body = await bodies.json_object(request, BODY_BYTES)
         options = validate(batch_shape.RetryBatch, body)
         batch = await batching.retry(
@@ -131,7 +131,7 @@ def _add_own_routes(router: APIRouter, dependencies: Dependencies) -> None:
     )
     async def results(  # noqa: PLR0917 - the query's fields, which FastAPI gives by name
         batch_id: str,
-        caller: AuthenticatedCaller,
+        caller: BatchCaller,
         order: Literal["line", "settled"] = "line",
         after: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
         limit: Annotated[int, Query(ge=1, le=MOST_RESULTS)] = MOST_RESULTS,

@@ -12,7 +12,7 @@ from fusewire.contracts import Outcome
 from fusewire_ingest.access import Caller
 from fusewire_ingest.admission.rules import default_pool
 from fusewire_ingest.api import bodies, errors, schemas
-from fusewire_ingest.api.dependencies import AuthenticatedCaller, Dependencies
+from fusewire_ingest.api.dependencies import Dependencies, SubmitCaller
 from fusewire_ingest.api.run import Run, begin, stream_answer, wait_for_answer
 from fusewire_ingest.api.stream import DONE, data
 from fusewire_ingest.openai import chat_reply, chat_request
@@ -28,7 +28,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
         openapi_extra=schemas.body("ChatCompletionRequest"),
         responses=schemas.reply("ChatCompletion", "text/event-stream"),
     )
-    async def complete(request: Request, caller: AuthenticatedCaller) -> Response:
+    async def complete(request: Request, caller: SubmitCaller) -> Response:
         with telemetry.receiving("ingest", "http", request.headers):
             run = await _begin(dependencies, caller, request)
             if run.is_streamed:

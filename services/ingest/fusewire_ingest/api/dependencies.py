@@ -11,6 +11,7 @@ from fusewire.settings import Settings
 from fusewire.store.engine import Store
 from fusewire_ingest.access import Access, Caller
 from fusewire_ingest.admission.admit import PoolRule
+from fusewire_ingest.admission.keys import Scope
 from fusewire_ingest.batches.changes import BatchChanges
 from fusewire_ingest.intake import Intake
 from fusewire_ingest.large_parts import LargeParts
@@ -52,9 +53,20 @@ def _dependencies(request: Request) -> Dependencies:
     return cast("Dependencies", request.app.state.dependencies)
 
 
-async def _authenticate(request: Request) -> Caller:
-    return await _dependencies(request).access.caller(request.headers)
+class ScopeCheck:
+    """A dependency of a route: the caller, who has a scope; None if any valid key will do."""
+
+    def __init__(self, scope: Scope | None) -> None:
+        self.scope = scope
+
+    async def __call__(self, request: Request) -> Caller:
+        """Identify the caller. Raises AccessError for a request without access."""
+        return await _dependencies(request).access.caller(request.headers, self.scope)
 
 
-AuthenticatedCaller = Annotated[Caller, Depends(_authenticate)]
-"""The caller, as FastAPI injects it. Raises AccessError for a request without access."""
+# Each route has a parameter of one of these types.
+AnyCaller = Annotated[Caller, Depends(ScopeCheck(None))]
+SubmitCaller = Annotated[Caller, Depends(ScopeCheck("submit"))]
+ReadCaller = Annotated[Caller, Depends(ScopeCheck("read"))]
+BatchCaller = Annotated[Caller, Depends(ScopeCheck("batch"))]
+AdminCaller = Annotated[Caller, Depends(ScopeCheck("admin"))]

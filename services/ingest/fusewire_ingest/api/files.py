@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fusewire import replies
 from fusewire_ingest.admission.refusal import invalid_error
 from fusewire_ingest.api import schemas
-from fusewire_ingest.api.dependencies import AuthenticatedCaller, Dependencies
+from fusewire_ingest.api.dependencies import BatchCaller, Dependencies
 from fusewire_ingest.api.errors import HttpError, is_openrouter
 from fusewire_ingest.api.multipart import UploadForm
 from fusewire_ingest.batches import output as batch_output
@@ -34,7 +34,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
         openapi_extra=schemas.upload(),
         responses=schemas.reply("File"),
     )
-    async def upload(request: Request, caller: AuthenticatedCaller) -> Response:
+    async def upload(request: Request, caller: BatchCaller) -> Response:
         form = UploadForm(request)
         await form.to_file()
         purpose = _purpose(form, request)
@@ -52,7 +52,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
         "/files", summary="Your files, the newest first", responses=schemas.reply("FileList")
     )
     async def list_files(
-        caller: AuthenticatedCaller,
+        caller: BatchCaller,
         purpose: Annotated[str | None, Query(max_length=32)] = None,
         limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 1_000,
         after: FILE_ID | None = None,
@@ -71,13 +71,13 @@ def routes(dependencies: Dependencies) -> APIRouter:
         return JSONResponse(reply)
 
     @router.get("/files/{file_id}", summary="One file", responses=schemas.reply("File"))
-    async def get(file_id: str, caller: AuthenticatedCaller) -> Response:
+    async def get(file_id: str, caller: BatchCaller) -> Response:
         return JSONResponse(_object(await _find_file(dependencies, caller.tenant, file_id)))
 
     @router.delete(
         "/files/{file_id}", summary="Delete a file", responses=schemas.reply("FileDeletion")
     )
-    async def delete(file_id: str, caller: AuthenticatedCaller) -> Response:
+    async def delete(file_id: str, caller: BatchCaller) -> Response:
         await _find_file(dependencies, caller.tenant, file_id)
         if not await files.delete(caller.tenant, file_id, clock()):
             raise _not_found_error(file_id)
@@ -96,7 +96,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
             200: {"description": "Done", "content": {BYTES: {"schema": {"type": "string"}}}}
         },
     )
-    async def content(file_id: str, caller: AuthenticatedCaller) -> Response:
+    async def content(file_id: str, caller: BatchCaller) -> Response:
         file = await _find_file(dependencies, caller.tenant, file_id)
         pieces = await _content(dependencies, file)
         return StreamingResponse(pieces, media_type=BYTES)

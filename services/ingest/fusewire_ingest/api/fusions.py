@@ -15,7 +15,7 @@ from fusewire_ingest.access import Caller
 from fusewire_ingest.admission.admit import BATCH_ID, MOST_BATCH_CHARS
 from fusewire_ingest.admission.jsonl import lines
 from fusewire_ingest.api import bodies, schemas
-from fusewire_ingest.api.dependencies import AuthenticatedCaller, Dependencies
+from fusewire_ingest.api.dependencies import Dependencies, ReadCaller, SubmitCaller
 from fusewire_ingest.api.errors import HttpError
 from fusewire_ingest.api.leaving import while_connected
 from fusewire_ingest.intake import Intake, Line
@@ -50,7 +50,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
     )
     async def submit(
         request: Request,
-        caller: AuthenticatedCaller,
+        caller: SubmitCaller,
         wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0,
         batch_id: Annotated[
             str | None, Query(max_length=MOST_BATCH_CHARS, pattern=BATCH_ID)
@@ -79,7 +79,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
     async def get(
         request: Request,
         fusion_id: str,
-        caller: AuthenticatedCaller,
+        caller: ReadCaller,
         wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0,
     ) -> Response:
         fusion = await while_connected(
@@ -91,7 +91,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
 
     @router.get("/fusions", summary="Several fusions by id", responses=schemas.reply("FusionList"))
     async def get_many(
-        caller: AuthenticatedCaller,
+        caller: ReadCaller,
         id: Annotated[list[str], Query(max_length=MAX_IDS)],  # noqa: A002 - the query's name
     ) -> Response:
         fusions = await standings(store, caller.tenant, id)
@@ -108,7 +108,7 @@ def _add_cancel_and_erase(router: APIRouter, dependencies: Dependencies) -> None
         summary="Stop a fusion: no further call is made for it",
         responses=schemas.reply("Fusion"),
     )
-    async def cancel(fusion_id: str, caller: AuthenticatedCaller) -> Response:
+    async def cancel(fusion_id: str, caller: SubmitCaller) -> Response:
         """Its outcome says `cancelled` soon after; a fusion that has its outcome keeps it."""
         cancelled_ids = await dependencies.intake.cancel(caller.tenant, [fusion_id])
         fusion = await dependencies.outcomes.get(caller.tenant, fusion_id)
@@ -125,7 +125,7 @@ def _add_cancel_and_erase(router: APIRouter, dependencies: Dependencies) -> None
         summary="Erase the large images and texts of a fusion's prompt",
         responses=schemas.reply("ImageDeletion"),
     )
-    async def erase_images(fusion_id: str, caller: AuthenticatedCaller) -> Response:
+    async def erase_images(fusion_id: str, caller: SubmitCaller) -> Response:
         """Other prompts of the tenant with the same parts lose them too. Answers stay."""
         prompt = await dependencies.intake.prompt(caller.tenant, fusion_id)
         if prompt is None:

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import generate_latest
 
 from fusewire.metrics import REGISTRY
-from fusewire_ingest.api.dependencies import AuthenticatedCaller
+from fusewire_ingest.api.dependencies import AdminCaller
 
 
 def routes() -> APIRouter:
@@ -12,7 +12,7 @@ def routes() -> APIRouter:
     router = APIRouter(include_in_schema=False)
 
     @router.get("/metrics")
-    async def metrics(_caller: AuthenticatedCaller) -> Response:
+    async def metrics(_caller: AdminCaller) -> Response:
         return Response(generate_latest(REGISTRY), media_type="text/plain; version=0.0.4")
 
     return router

@@ -12,7 +12,7 @@ from fusewire_ingest.access import Caller
 from fusewire_ingest.admission.admit import resolve_model
 from fusewire_ingest.admission.model_names import ModelNames
 from fusewire_ingest.api import schemas
-from fusewire_ingest.api.dependencies import AuthenticatedCaller, Dependencies
+from fusewire_ingest.api.dependencies import Dependencies, ReadCaller
 from fusewire_ingest.api.errors import HttpError
 from fusewire_ingest.openai.chat_request import FUSION, POOL
 
@@ -44,7 +44,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
     router = APIRouter(tags=["models"])
 
     @router.get("/models", summary="List models", responses=schemas.reply("ModelList"))
-    async def list_all(caller: AuthenticatedCaller) -> Response:
+    async def list_all(caller: ReadCaller) -> Response:
         data = [await _model(dependencies, name) for name in _names(dependencies, caller)]
         reply: replies.models.ModelList = {
             "object": "list",
@@ -55,19 +55,19 @@ def routes(dependencies: Dependencies) -> APIRouter:
         return JSONResponse(reply)
 
     @router.get("/models/count", summary="Count models", responses=schemas.reply("ModelCountReply"))
-    async def count(caller: AuthenticatedCaller) -> Response:
+    async def count(caller: ReadCaller) -> Response:
         reply: replies.openrouter.ModelCountReply = {
             "data": {"count": len(_names(dependencies, caller))}
         }
         return JSONResponse(reply)
 
     @router.get("/models/{model:path}", summary="One model", responses=schemas.reply("Model"))
-    async def get(model: str, caller: AuthenticatedCaller) -> Response:
+    async def get(model: str, caller: ReadCaller) -> Response:
         return JSONResponse(await _model(dependencies, _find_name(dependencies, caller, model)))
 
     # The address of OpenRouter's SDK.
     @router.get("/model/{model:path}", include_in_schema=False)
-    async def get_data(model: str, caller: AuthenticatedCaller) -> Response:
+    async def get_data(model: str, caller: ReadCaller) -> Response:
         return JSONResponse(
             {"data": await _model(dependencies, _find_name(dependencies, caller, model))}
         )

@@ -10,7 +10,7 @@ from fusewire import replies
 from fusewire_ingest.access import Caller
 from fusewire_ingest.admission.budgets import period_name, period_start
 from fusewire_ingest.api import schemas
-from fusewire_ingest.api.dependencies import AuthenticatedCaller, Dependencies
+from fusewire_ingest.api.dependencies import AnyCaller, Dependencies, ReadCaller
 from fusewire_ingest.api.errors import HttpError
 from fusewire_ingest.openai import openrouter as openrouter_shape
 from fusewire_ingest.openai.openrouter import KeyLimit
@@ -25,7 +25,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
     @router.get(
         "/generation", summary="An outcome by its id", responses=schemas.reply("GenerationReply")
     )
-    async def generation(id: str, caller: AuthenticatedCaller) -> Response:  # noqa: A002 - the parameter is called so
+    async def generation(id: str, caller: ReadCaller) -> Response:  # noqa: A002 - the parameter is called so
         fusion = await dependencies.outcomes.get(
             caller.tenant, id.removeprefix(openrouter_shape.PREFIX)
         )
@@ -38,7 +38,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
         return JSONResponse(reply)
 
     @router.get("/key", summary="The caller's own key", responses=schemas.reply("KeyReply"))
-    async def key(caller: AuthenticatedCaller) -> Response:
+    async def key(caller: AnyCaller) -> Response:
         """Its budget where it has one, else its tenant's: of several limits the tightest."""
         now = dependencies.clock()
         balances = await _balances(budgets, caller, now)
@@ -52,7 +52,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
     @router.get(
         "/credits", summary="What is left of a budget", responses=schemas.reply("CreditsReply")
     )
-    async def credits_(caller: AuthenticatedCaller) -> Response:
+    async def credits_(caller: AnyCaller) -> Response:
         """The same limit as of `/key`."""
         limit = _tightest(await _balances(budgets, caller, dependencies.clock()))
         data: replies.openrouter.Credits

@@ -12,7 +12,7 @@ from fusewire_ingest.access import Caller
 from fusewire_ingest.admission.refusal import RefusedError
 from fusewire_ingest.admission.rules import default_pool
 from fusewire_ingest.api import bodies, schemas
-from fusewire_ingest.api.dependencies import AuthenticatedCaller, Dependencies
+from fusewire_ingest.api.dependencies import Dependencies, ReadCaller, SubmitCaller
 from fusewire_ingest.api.errors import HttpError
 from fusewire_ingest.api.run import Run, begin, stream_answer, wait_for_answer
 from fusewire_ingest.api.stream import data
@@ -31,7 +31,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
         openapi_extra=schemas.body("ResponseRequest"),
         responses=schemas.reply("Response", "text/event-stream"),
     )
-    async def respond(request: Request, caller: AuthenticatedCaller) -> Response:
+    async def respond(request: Request, caller: SubmitCaller) -> Response:
         with telemetry.receiving("ingest", "http", request.headers):
             run = await _begin(dependencies, caller, request)
             if run.is_streamed:
@@ -44,7 +44,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
         summary="One response",
         responses=schemas.reply("Response"),
     )
-    async def get(response_id: str, caller: AuthenticatedCaller) -> Response:
+    async def get(response_id: str, caller: ReadCaller) -> Response:
         fusion = await dependencies.outcomes.get(caller.tenant, _fusion_id(response_id))
         if fusion is None or fusion.outcome is None:
             raise HttpError(

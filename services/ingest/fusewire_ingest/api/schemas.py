@@ -13,6 +13,7 @@ from fusewire_ingest.admission.admit import Submission
 from fusewire_ingest.admission.votes import VoteRequest
 from fusewire_ingest.openai.batch_request import CreateBatch, ResumeBatch, RetryBatch
 from fusewire_ingest.openai.fusion_options import MOST_ANALYSTS, PRESETS
+from fusewire_ingest.openai.key_request import ChangeKey, CreateKey
 
 Schema = dict[str, Any]
 
@@ -229,6 +230,10 @@ REPLIES = (
     replies.openrouter.KeyReply,
     replies.openrouter.CreditsReply,
     replies.openrouter.ModelCountReply,
+    replies.openrouter.TenantKeyReply,
+    replies.openrouter.TenantKeyList,
+    replies.openrouter.CreateKeyReply,
+    replies.openrouter.KeyDeletion,
     replies.errors.Error,
 )
 
@@ -240,6 +245,8 @@ SCHEMAS: Final[dict[str, Schema]] = {
         ResumedBatch=ResumeBatch,
         RetriedBatch=RetryBatch,
         VoteRequest=VoteRequest,
+        NewKey=CreateKey,
+        ChangedKey=ChangeKey,
         **{reply_type.__name__: reply_type for reply_type in REPLIES},
     ),
     "ChatCompletionRequest": _CHAT,

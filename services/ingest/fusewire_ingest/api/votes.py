@@ -12,7 +12,7 @@ from fusewire_ingest.access import Caller
 from fusewire_ingest.admission import votes as admission
 from fusewire_ingest.admission.refusal import RefusedError
 from fusewire_ingest.api import bodies, schemas
-from fusewire_ingest.api.dependencies import AuthenticatedCaller, Dependencies
+from fusewire_ingest.api.dependencies import Dependencies, ReadCaller, SubmitCaller
 from fusewire_ingest.api.errors import HttpError
 from fusewire_ingest.pepper import pepper
 from fusewire_ingest.repository.votes import StoredVote, Vote, Votes
@@ -36,7 +36,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
         openapi_extra=schemas.body("VoteRequest"),
         responses={**schemas.reply("Vote", status=201), **schemas.reply("Vote")},
     )
-    async def create(request: Request, outcome_id: str, caller: AuthenticatedCaller) -> Response:
+    async def create(request: Request, outcome_id: str, caller: SubmitCaller) -> Response:
         """201 for a voter's first vote, 200 for a changed or repeated one.
 
         Each voter has one vote for an outcome. Without a `voter`, the API key is the voter.
@@ -66,7 +66,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
         summary="How many voted for each answer of an outcome",
         responses=schemas.reply("VoteCounts"),
     )
-    async def count(outcome_id: str, caller: AuthenticatedCaller) -> Response:
+    async def count(outcome_id: str, caller: ReadCaller) -> Response:
         counts = await votes.counts(caller.tenant, _check_id(outcome_id))
         if counts is None:
             raise _not_found_error(outcome_id)
@@ -93,7 +93,8 @@ async def _read_body(request: Request) -> dict[str, Any]:
 
 
 def _voter_hash(secret: bytes, caller: Caller, voter: str | None) -> str:
-    return admission.voter_hash(secret, caller.tenant, voter, caller.key_id)
+    # A key that replaces another is the same voter.
+    return admission.voter_hash(secret, caller.tenant, voter, caller.first_key_id)
 
 
 def _reply(outcome_id: str, vote: StoredVote) -> replies.votes.Vote:

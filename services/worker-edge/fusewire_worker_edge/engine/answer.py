@@ -15,6 +15,7 @@ from fusewire_worker_edge.engine.sampling import (
     choose,
     generator,
     log_probabilities,
+    margin,
     mask_logits,
 )
 from fusewire_worker_edge.engine.tokens import TextStream
@@ -50,6 +51,10 @@ class AnswerTokens:
         self._logprob_sum = 0.0
         self._min_logprob = 0.0
         self._sample_count = 0
+        self._margins_sum = 0.0
+        self._margins_count = 0
+        self.min_margin: float | None = None
+        """Smallest margin of a token sampled so far; see `mean_margin`."""
         self._piece_end = 0
         self.tokens = 0
         self.logprobs: list[TokenLogprob] = []
@@ -88,6 +93,14 @@ class AnswerTokens:
     def min_logprob(self) -> float:
         """Smallest log probability of a token sampled so far, the end token included."""
         return self._min_logprob
+
+    @property
+    def mean_margin(self) -> float | None:
+        """Mean margin (`sampling.margin`) of the tokens sampled so far, the end token included.
+
+        Tokens that the grammar left no choice about do not count; None if there are no others.
+        """
+        return self._margins_sum / self._margins_count if self._margins_count else None
 
     def piece(self) -> str:
         """Take the text since the last piece, without what a stop string may yet cut off.
@@ -141,10 +154,20 @@ class AnswerTokens:
         self._logprob_sum += token_logprob
         self._min_logprob = min(self._min_logprob, token_logprob)
         self._sample_count += 1
+        self._record_margin(logits, token)
         if top_count is not None and token not in self._end_tokens:
             spell = self._stream.spell
             top = tuple((spell(candidate), logprob) for candidate, logprob in top_tokens)
             self.logprobs.append(TokenLogprob(token=spell(token), logprob=token_logprob, top=top))
+
+    def _record_margin(self, logits: Floats, token: int) -> None:
+        token_margin = margin(logits, token)
+        if token_margin is None:
+            return
+        self._margins_sum += token_margin
+        self._margins_count += 1
+        if self.min_margin is None or token_margin < self.min_margin:
+            self.min_margin = token_margin
 
     def _is_complete(self, token: int, since: int) -> bool:
         """Advance the grammar by a token. Return whether it or a stop string ends the answer.

@@ -39,6 +39,8 @@ class GenerateRequest(_EngineModel):
     """Whether to pass on the text piece by piece while it is generated."""
     rank: int = Field(default=1, ge=0)
     """Priority: of the waiting requests, the lowest rank is admitted first."""
+    is_alone: bool = False
+    """Whether to begin it when no other request is under way, and others after it."""
     choices: tuple[str, ...] = ()
     """Texts to score instead of generating: how probable each of them is as the answer."""
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
@@ -75,10 +77,19 @@ class Completion(_EngineModel):
     completion_tokens: int
     cached_tokens: int = 0
     """Tokens of the prompt whose keys and values were reused from another request."""
+    drafted_tokens: int = 0
+    """Tokens of the answer that were guessed before they were computed."""
+    accepted_tokens: int = 0
+    """Guessed tokens that were right."""
     mean_logprob: float = Field(le=0)
     """Mean log probability of the tokens at temperature 1; not calibrated."""
     min_logprob: float = Field(le=0)
     """Smallest log probability of a token."""
+    mean_margin: float | None = None
+    """Mean margin of the tokens: how far a token's log probability is above that of the best other
+    one. None if there was never a choice, or if the request had choices."""
+    min_margin: float | None = None
+    """Smallest margin of a token; below 0 if a less probable one was sampled."""
     choice_logprobs: tuple[float, ...] = ()
     """By choice: mean natural log probability of its tokens and of the end after them."""
     logprobs: tuple[TokenLogprob, ...] = ()
@@ -124,6 +135,11 @@ No piece is ever taken back: joined, the pieces of a complete answer are its tex
 
 class Engine(Protocol):
     """A model that answers several requests at once."""
+
+    @property
+    def provider(self) -> str | None:
+        """The execution provider in use, such as `cpu` or `openvino:NPU`; None before the start."""
+        ...
 
     async def generate(
         self, request: GenerateRequest, on_piece: OnPiece | None = None

@@ -1,5 +1,6 @@
 """The KV cache of running sequences, and the prefix cache of earlier prompts."""
 
+import math
 import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +11,6 @@ from numpy.typing import NDArray
 from fusewire_worker_edge.engine.sampling import Floats
 
 _FLOAT_BYTES = 4
-_PAGE = 128
-"""The positions of a slot are a multiple of this, so that slots begin on memory pages."""
 
 KeyValues = list[Floats]
 """The keys and values of one sequence, by layer in turn: [heads, length, head size] each."""
@@ -32,8 +31,13 @@ class KvCache:
 
     def __init__(self, layers: int, heads: int, head_size: int, slots: int, positions: int) -> None:
         self.slots = slots
-        slot_positions = -(-positions // _PAGE) * _PAGE
-        self._slot_bytes = heads * slot_positions * head_size * _FLOAT_BYTES
+        self._heads = heads
+        self._position_bytes = head_size * _FLOAT_BYTES
+        # Every head of every slot begins on a memory page.
+        unit = mmap.PAGESIZE // math.gcd(mmap.PAGESIZE, self._position_bytes)
+        slot_positions = -(-positions // unit) * unit
+        self._head_bytes = slot_positions * self._position_bytes
+        self._slot_bytes = heads * self._head_bytes
         private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self._maps = [mmap.mmap(-1, slots * self._slot_bytes, private) for _ in range(2 * layers)]
         shape = (slots, heads, slot_positions, head_size)
@@ -46,6 +50,17 @@ class KvCache:
         """Copy the first `length` positions of one slot to another."""
         for array in self.arrays:
             array[target, :, :length] = array[source, :, :length]
+        self._trim(target, length)
+
+    def swap(self, slots: tuple[int, int], lengths: tuple[int, int]) -> None:
+        """Exchange the sequences of two slots, which have these lengths."""
+        (first, second), (first_length, second_length) = slots, lengths
+        for array in self.arrays:
+            copy = array[first, :, :first_length].copy()
+            array[first, :, :second_length] = array[second, :, :second_length]
+            array[second, :, :first_length] = copy
+        self._trim(first, second_length)
+        self._trim(second, first_length)
 
     def keep(self, slot: int, length: int) -> KeyValues:
         """Return a copy of the first `length` positions of a slot."""
@@ -60,6 +75,16 @@ class KvCache:
         """Return the memory of a slot to the operating system."""
         for memory in self._maps:
             memory.madvise(mmap.MADV_DONTNEED, slot * self._slot_bytes, self._slot_bytes)
+
+    def _trim(self, slot: int, length: int) -> None:
+        """Return the memory beyond the first `length` positions of a slot, in whole pages."""
+        kept_bytes = -(-length * self._position_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        if kept_bytes >= self._head_bytes:
+            return
+        for memory in self._maps:
+            for head in range(self._heads):
+                start = slot * self._slot_bytes + head * self._head_bytes + kept_bytes
+                memory.madvise(mmap.MADV_DONTNEED, start, self._head_bytes - kept_bytes)
 
 
 def common_prefix(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:

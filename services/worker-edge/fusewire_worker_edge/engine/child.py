@@ -2,7 +2,8 @@
 
 OPTIONS are `EngineOptions` as JSON. Frames on standard input: `generate` with a request, `cancel`
 with an id. Frames on standard output: first `ready` or `unusable`, then for each request `done`,
-`refused`, `cancelled` or `failed`, and before that any number of `piece` if it is streamed.
+`refused`, `cancelled` or `failed`, and before that any number of `piece` if it is streamed; in
+between `load` (see `LoadReports`).
 The process ends when its input ends, so that it never outlives its parent.
 """
 
@@ -15,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,9 +30,11 @@ from fusewire_worker_edge.engine.api import (
 )
 from fusewire_worker_edge.engine.frames import Frame, pack, read
 from fusewire_worker_edge.engine.generation import Generator
-from fusewire_worker_edge.engine.options import EngineOptions
+from fusewire_worker_edge.engine.jobs import Event
+from fusewire_worker_edge.engine.load import LoadReports
+from fusewire_worker_edge.engine.options import CPU, EngineOptions
 from fusewire_worker_edge.engine.prepacked import PackedWeights, discard, obtain
-from fusewire_worker_edge.engine.scheduler import Event
+from fusewire_worker_edge.engine.providers import find_provider
 from fusewire_worker_edge.folder import GRAPH, WEIGHTS, ModelFolderError, verify
 
 GOLDEN_AGREEMENT = 0.75
@@ -38,6 +42,8 @@ GOLDEN_AGREEMENT = 0.75
 
 Not 1: processors round differently, which may reverse a near tie.
 """
+REASON_LENGTH = 1000
+"""Most characters of a reason, its last: onnxruntime's errors begin with its own source files."""
 
 
 class Inbox:
@@ -64,7 +70,47 @@ class Inbox:
             os._exit(0)
 
 
-def load(folder: Path, options: EngineOptions) -> tuple[Generator, PackedWeights | None]:
+@dataclasses.dataclass(frozen=True)
+class CheckedModel:
+    """A model that reproduces its golden answer.
+
+    Args:
+        generator: the model.
+        weights: whether its weights are prepacked; None if the options name no folder for them.
+        provider: the execution provider in use.
+        passed_over: why those before it in the options are not.
+    """
+
+    generator: Generator
+    weights: PackedWeights | None = None
+    provider: str = CPU
+    passed_over: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def load(folder: Path, options: EngineOptions) -> CheckedModel:
+    """Load a model with the first provider that reproduces its golden answer, else on the CPU.
+
+    Raises:
+        ModelFolderError: the folder cannot be used, or the model computes something else.
+    """
+    passed_over: dict[str, str] = {}
+    for name in options.providers:
+        if name == CPU:
+            break
+        try:
+            # onnxruntime-genai has providers of its own.
+            provider = name if options.engine == "genai" else find_provider(name).name
+            generator = load_checked(folder, dataclasses.replace(options, provider=provider))
+        except Exception as exc:  # noqa: BLE001 - whatever one provider raises, the next is tried
+            what = exc.what if isinstance(exc, ModelFolderError) else str(exc)
+            passed_over[name] = " ".join(what.split())[-REASON_LENGTH:]
+        else:
+            return CheckedModel(generator, provider=provider, passed_over=passed_over)
+    generator, weights = load_on_cpu(folder, options)
+    return CheckedModel(generator, weights, passed_over=passed_over)
+
+
+def load_on_cpu(folder: Path, options: EngineOptions) -> tuple[Generator, PackedWeights | None]:
     """Load a model, with its prepacked weights if the options name a folder for them.
 
     Raises:
@@ -136,6 +182,19 @@ def report(event: Event) -> Frame:
     return {"type": "piece", "id": event.id, "text": event.piece}
 
 
+def serve_step(
+    generator: Generator, inbox: Inbox, reports: LoadReports, send: Callable[[Frame], None]
+) -> None:
+    """Report the load, take what has arrived, and advance all requests; waits if there are none."""
+    if current := reports.take():
+        send({"type": "load", "load": current.model_dump()})
+    for frame in inbox.take(wait=not generator.scheduler.is_busy):
+        if refusal := receive(generator, frame):
+            send(refusal)
+    for event in generator.scheduler.step():
+        send(report(event))
+
+
 def _private_stdout() -> BinaryIO:
     """Reserve standard output for frames; the prints of libraries go to standard error."""
     frames = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
@@ -155,31 +214,37 @@ def main() -> int:
     inbox = Inbox(sys.stdin.buffer)
 
     def send(frame: Frame) -> None:
-        output.write(pack(frame))
-        output.flush()
+        try:
+            output.write(pack(frame))
+            output.flush()
+        except BrokenPipeError:
+            # The parent has gone, so nobody needs the rest.
+            os._exit(0)
 
     began = time.perf_counter()
     try:
-        generator, weights = load(arguments.folder, arguments.options)
+        model = load(arguments.folder, arguments.options)
     except ModelFolderError as exc:
         send({"type": "unusable", "message": str(exc)})
         return 1
     load_s = time.perf_counter() - began
+    generator = model.generator
     ready: Frame = {
         "type": "ready",
         "model": generator.manifest.name,
         "load_s": load_s,
+        "engine": arguments.options.engine,
+        "slots": generator.model.slots,
         "onnxruntime": onnxruntime.__version__,
+        "provider": model.provider,
+        "passed_over": model.passed_over,
     }
-    if weights:
-        ready |= {"prepacked": weights.state, "prepacked_reason": weights.reason}
+    if model.weights:
+        ready |= {"prepacked": model.weights.state, "prepacked_reason": model.weights.reason}
     send(ready)
+    reports = LoadReports(generator.scheduler, time.monotonic)
     while True:
-        for frame in inbox.take(wait=not generator.scheduler.is_busy):
-            if refusal := receive(generator, frame):
-                send(refusal)
-        for event in generator.scheduler.step():
-            send(report(event))
+        serve_step(generator, inbox, reports, send)
 
 
 if __name__ == "__main__":

@@ -13,18 +13,14 @@ from fusewire_worker_edge.engine.api import Completion, GenerateRequest, OnPiece
 from fusewire_worker_edge.engine.comparison import Comparison
 from fusewire_worker_edge.engine.constraint import Grammars
 from fusewire_worker_edge.engine.dialects import BY_NAME, check_results
+from fusewire_worker_edge.engine.genai import GenaiModel
+from fusewire_worker_edge.engine.jobs import AnswerJob, ComparisonJob, Event
 from fusewire_worker_edge.engine.mistral import MistralVocabulary, find_tokenizer_file
 from fusewire_worker_edge.engine.model import OnnxModel
 from fusewire_worker_edge.engine.options import EngineOptions
 from fusewire_worker_edge.engine.sampling import Floats
-from fusewire_worker_edge.engine.scheduler import (
-    CHUNK,
-    AnswerJob,
-    ComparisonJob,
-    Event,
-    Scheduler,
-    chunk_size,
-)
+from fusewire_worker_edge.engine.scheduler import CHUNK, Scheduler, chunk_size
+from fusewire_worker_edge.engine.speculation import PromptLookup
 from fusewire_worker_edge.engine.tokens import Vocabulary
 from fusewire_worker_edge.folder import Manifest
 
@@ -39,13 +35,23 @@ def read_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary:
     return Vocabulary(tokenizer_json, config, BY_NAME.get(manifest.tool_calls or ""))
 
 
+def load_model(folder: Path, manifest: Manifest, options: EngineOptions) -> OnnxModel | GenaiModel:
+    """Load the model of a verified folder with the engine that the options name.
+
+    Raises:
+        ModelFolderError: the engine's library is not installed, or does not load the folder.
+    """
+    load = GenaiModel if options.engine == "genai" else OnnxModel
+    return load(folder, manifest, options)
+
+
 class Generator:
     """A loaded model with its vocabulary, its grammars and its scheduler.
 
     Args:
         folder: a verified model folder.
         manifest: its manifest.
-        options: threads, slots and memory; None takes the defaults.
+        options: library, threads, slots and memory; None takes the defaults.
     """
 
     def __init__(
@@ -53,7 +59,9 @@ class Generator:
     ) -> None:
         self.manifest = manifest
         self.vocabulary = read_vocabulary(folder, manifest)
-        self.model = OnnxModel(folder, manifest, options or EngineOptions())
+        options = options or EngineOptions()
+        self.model = load_model(folder, manifest, options)
+        self.speculate = options.speculate
         self.scheduler = Scheduler(self.model, self.model.budget, time.perf_counter)
         self._grammars = Grammars(
             self.vocabulary.tokenizer_json, manifest.vocab_size, manifest.end_tokens
@@ -89,6 +97,7 @@ class Generator:
             answer=answer,
             max_tokens=request.max_tokens,
             is_streamed=request.is_streamed,
+            lookup=PromptLookup(prompt) if self.speculate == "prompt" else None,
         )
 
     def _comparison_job(self, request: GenerateRequest, prompt: Sequence[int]) -> ComparisonJob:
@@ -158,13 +167,18 @@ class Generator:
 
         Each token is predicted from the golden answer's tokens before it. 0 if the tokenizer or the
         template makes another prompt than at conversion.
+
+        The answer is computed after the prompt, in a run of its own, so that it depends on the KV
+        cache: a provider with memory of its own may write the cache and go on with an older copy.
         """
         golden = self.manifest.golden
         prompt = self.vocabulary.prompt([Message(role="user", content=golden.message)])
         if tuple(prompt) != golden.prompt_ids:
             return 0.0
-        rows = self.logits([*prompt, *golden.ids[:-1]])[len(prompt) - 1 :]
-        return float(np.mean(rows.argmax(axis=-1) == np.array(golden.ids)))
+        rows = [self.logits(prompt)[-1:]]
+        if len(golden.ids) > 1:
+            rows.append(self.model.advance(0, golden.ids[:-1], len(prompt)))
+        return float(np.mean(np.concatenate(rows).argmax(axis=-1) == np.array(golden.ids)))
 
 
 def _handle_events(events: Sequence[Event], on_piece: OnPiece | None) -> Completion | None:

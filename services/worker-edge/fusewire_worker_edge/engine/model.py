@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from onnx import ModelProto
 
 from fusewire_worker_edge.engine.cache import KvCache
-from fusewire_worker_edge.engine.options import EngineOptions
+from fusewire_worker_edge.engine.options import CPU, EngineOptions
 from fusewire_worker_edge.engine.processors import usable_processors
+from fusewire_worker_edge.engine.providers import ProviderError, find_provider
 from fusewire_worker_edge.engine.sampling import Floats
 from fusewire_worker_edge.folder import GRAPH, Manifest, ModelFolderError
 
@@ -25,6 +27,8 @@ FIRST_ROW = "first_row"
 A negative number counts from the end. The product with the vocabulary's matrix is the largest of
 all, and prefill needs it for the last row only.
 """
+EXTERNAL_DATA = "session.model_external_initializers_file_folder_path"
+"""Onnxruntime's name for the folder of the weights of a graph that is handed over as bytes."""
 
 
 class OnnxModel:
@@ -36,10 +40,11 @@ class OnnxModel:
     Args:
         folder: a verified model folder.
         manifest: the folder's manifest.
-        options: threads, slots and memory.
+        options: threads, slots, memory and the execution provider.
 
     Raises:
         ModelFolderError: onnxruntime cannot load the graph, or its inputs do not fit the manifest.
+        ProviderError: the provider cannot be used.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, options: EngineOptions) -> None:
@@ -52,7 +57,8 @@ class OnnxModel:
         self._cache = KvCache(
             manifest.layers, manifest.kv_heads, manifest.head_size, self.slots, self.positions
         )
-        self.move, self.keep = self._cache.move, self._cache.keep
+        self.move, self.swap = self._cache.move, self._cache.swap
+        self.keep = self._cache.keep
         self.restore, self.release = self._cache.restore, self._cache.release
         self._bindings: dict[tuple[int, int], Any] = {}
         optional_inputs = {node.name for node in self._session.get_overridable_initializers()}
@@ -128,6 +134,7 @@ class OnnxModel:
         return binding
 
     def _load(self, folder: Path, options: EngineOptions) -> ort.InferenceSession:
+        provider = find_provider(options.provider)
         session = ort.SessionOptions()
         session.intra_op_num_threads = options.threads or usable_processors()
         session.inter_op_num_threads = 1
@@ -137,10 +144,14 @@ class OnnxModel:
         session.add_session_config_entry("session.intra_op.allow_spinning", "1")
         session.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_US)
         session.add_session_config_entry("session.force_spinning_stop", "1")
+        graph: Path | bytes = options.graph or folder / GRAPH
+        if provider.name != CPU:
+            graph = without_first_row(folder / GRAPH)
+            session.add_session_config_entry(EXTERNAL_DATA, str(folder))
         try:
-            return ort.InferenceSession(
-                options.graph or folder / GRAPH, session, providers=["CPUExecutionProvider"]
-            )
+            return provider.open_session(graph, session)
+        except ProviderError:
+            raise
         except Exception as exc:  # noqa: BLE001 - onnxruntime's own exceptions share no base class
             raise ModelFolderError(
                 folder, f"onnxruntime {ort.__version__} does not load it: {exc}"
@@ -159,6 +170,18 @@ class OnnxModel:
                 raise ModelFolderError(
                     folder, f"its graph and its manifest disagree about the input '{name}'"
                 )
+
+
+def without_first_row(graph: Path) -> bytes:
+    """Return a graph that always computes all rows.
+
+    Inputs that may be left out are unknown to most providers; OpenVINO refuses such a graph.
+    """
+    model = ModelProto.FromString(graph.read_bytes())
+    inputs = [node for node in model.graph.input if node.name != FIRST_ROW]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    return bytes(model.SerializeToString())
 
 
 def _fits(actual: Sequence[int | str | None] | None, expected: Sequence[int | None] | None) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import structlog
 
+from fusewire_worker_edge.engine.admission import Admission
 from fusewire_worker_edge.engine.api import (
     Completion,
     EngineDiedError,
@@ -21,7 +22,8 @@ from fusewire_worker_edge.engine.api import (
     RequestRefusedError,
 )
 from fusewire_worker_edge.engine.frames import Frame, FrameError, pack, read_async
-from fusewire_worker_edge.engine.options import EngineOptions
+from fusewire_worker_edge.engine.load import Load, OnLoad
+from fusewire_worker_edge.engine.options import CPU, EngineOptions
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +33,9 @@ _BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
 _STUCK_S = 120.0
 """A child that has not reacted to a cancel after this time is killed."""
 
+_DIED = "the process before this one died before it answered"
+"""Why a provider is passed over that no process has tried."""
+
 _CLOSE_S = 5.0
 """How long a child may take to end by itself before it is killed."""
 
@@ -38,7 +43,7 @@ _CLOSE_S = 5.0
 class _Child:
     """One child process and its requests."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, on_load: OnLoad) -> None:
         if process.stdin is None or process.stdout is None:
             raise ValueError("the process has no pipes")
         self.process = process
@@ -47,6 +52,7 @@ class _Child:
         self._stdout = process.stdout
         self._replies: dict[str, asyncio.Future[Completion]] = {}
         self._callbacks: dict[str, OnPiece] = {}
+        self._on_load = on_load
 
     @property
     def is_alive(self) -> bool:
@@ -105,14 +111,12 @@ class _Child:
         """Resolve replies until the process ends. Open ones then fail with `EngineDiedError`."""
         try:
             while (frame := await read_async(self._stdout)) is not None:
-                if frame["type"] != "piece":
-                    self._resolve(frame)
-                elif on_piece := self._callbacks.get(frame["id"]):
-                    on_piece(frame["text"])
+                self._handle(frame)
         except FrameError as exc:
             log.warning("edge.engine_garbled", pid=self.process.pid, reason=str(exc))
         finally:
             await self.end()
+            self._on_load(None)
             for reply in self._replies.values():
                 reply.set_exception(
                     EngineDiedError(f"the engine's process ended with {self.process.returncode}")
@@ -137,6 +141,14 @@ class _Child:
         # No drain: the child reads at all times, and the worker limits the requests under way.
         self._stdin.write(pack(frame))
 
+    def _handle(self, frame: Frame) -> None:
+        if frame["type"] == "load":
+            self._on_load(Load.model_validate(frame["load"]))
+        elif frame["type"] != "piece":
+            self._resolve(frame)
+        elif on_piece := self._callbacks.get(frame["id"]):
+            on_piece(frame["text"])
+
     def _resolve(self, frame: Frame) -> None:
         reply = self._replies.pop(frame["id"])
         outcome = _outcome(frame)
@@ -159,23 +171,41 @@ def _outcome(frame: Frame) -> Completion | EngineError:
             return EngineError(frame["message"])
 
 
+def _ignore_load(_: Load | None) -> None:
+    """Ignore a report."""
+
+
 class ProcessEngine:
     """An `Engine` in a child process, started on the first request and again after it died.
 
     Args:
         folder: the model folder.
         options: threads, slots and memory; None takes the defaults.
+        on_load: called with what the process reports of its load.
     """
 
-    def __init__(self, folder: Path, options: EngineOptions | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        options: EngineOptions | None = None,
+        on_load: OnLoad = _ignore_load,
+    ) -> None:
         self._folder = folder
         self._options = options or EngineOptions()
+        self._on_load = on_load
         self._under_way: dict[str, asyncio.Task[Completion]] = {}
+        self._admission = Admission()
         self._start: asyncio.Task[_Child] | None = None
         self._child: _Child | None = None
         self._listener: asyncio.Task[None] | None = None
         self._deaths = 0
         self._is_closed = False
+        self._provider: str | None = None
+
+    @property
+    def provider(self) -> str | None:
+        """The execution provider; see `Engine.provider`."""
+        return self._provider
 
     @property
     def pid(self) -> int | None:
@@ -219,6 +249,10 @@ class ProcessEngine:
             await self._listener
 
     async def _generate(self, request: GenerateRequest, on_piece: OnPiece | None) -> Completion:
+        async with self._admission.hold(is_alone=request.is_alone):
+            return await self._answer(request, on_piece)
+
+    async def _answer(self, request: GenerateRequest, on_piece: OnPiece | None) -> Completion:
         child = await self._ready()
         reply = child.submit(request, on_piece)
         try:
@@ -246,14 +280,17 @@ class ProcessEngine:
 
     async def _start_child(self) -> _Child:
         await asyncio.sleep(_BACKOFF_S[min(self._deaths, len(_BACKOFF_S) - 1)])
-        options = json.dumps(dataclasses.asdict(self._options))
+        providers = self._options.providers
+        # A provider may end the process, which no fallback inside it can prevent.
+        choices = (CPU,) if self._deaths else providers
+        options = json.dumps(dataclasses.asdict(self._options) | {"providers": choices})
         process = await asyncio.create_subprocess_exec(
             # -P: a file in the working folder must not take the place of a module.
             sys.executable, "-P", "-m", "fusewire_worker_edge.engine.child",
             str(self._folder), options,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        child = _Child(process)
+        child = _Child(process, self._on_load)
         try:
             ready = await child.ready()
         except EngineError as exc:
@@ -262,8 +299,13 @@ class ProcessEngine:
             log.warning("edge.engine_not_started", reason=str(exc))
             raise
         self._child = child
+        self._provider = ready["provider"]
         self._listener = asyncio.create_task(self._listen(child))
+        passed_over = {name: _DIED for name in providers if name not in choices}
+        passed_over |= ready.pop("passed_over")
         log.info("edge.engine_started", pid=process.pid, **ready)
+        for name, reason in passed_over.items():
+            log.warning("edge.provider_fallback", model=ready["model"], wanted=name, reason=reason)
         if ready.get("prepacked") == "off":
             log.warning("edge.prepacked_off", reason=ready["prepacked_reason"])
         return child

@@ -4,7 +4,11 @@ Requests join and leave the batch between steps: iteration-level scheduling, aft
 "Orca" (OSDI 2022). A step prefills one chunk of one prompt, then decodes one token of each sequence
 in the batch: chunked prefill, after Agrawal et al., "Sarathi-Serve" (OSDI 2024). The decoding
 sequences are always in the first slots (batch rows), so that one run of the model advances them
-all; when one of them leaves, the last takes its slot.
+all, and the prompts in prefill are in the slots after them. When a decoding sequence leaves, the
+last one takes its slot; a complete prompt changes places with the first one in prefill.
+
+The chunk is one of the shortest prompt, so that a short one that joins late does not wait for a
+long one, and every so often of the oldest (`MOST_PASSED_OVER`).
 
 The tokens of a request depend on that request alone: whatever else is in the batch, however its
 prompt was cut into chunks and however much of it came from the prefix cache, its logits differ by
@@ -15,23 +19,17 @@ were computed by prefill are reused, never those of decoding (docs/decisions/002
 
 import heapq
 import itertools
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fusewire_worker_edge.engine.answer import AnswerTokens
 from fusewire_worker_edge.engine.api import (
-    Completion,
     EngineError,
     RequestCancelledError,
     RequestRefusedError,
 )
 from fusewire_worker_edge.engine.cache import KeyValues, PrefixCache, common_prefix
-from fusewire_worker_edge.engine.comparison import Comparison
+from fusewire_worker_edge.engine.jobs import AnswerJob, ComparisonJob, Event, Job
 from fusewire_worker_edge.engine.sampling import Floats
 
 CHUNK = 128
@@ -40,6 +38,13 @@ SHARED_CHUNK = 32
 """Largest chunk while other sequences decode, so that they do not wait for long."""
 WORTH_KEEPING = 32
 """Shortest prefix worth caching, in tokens: a shorter one is computed as fast as it is copied."""
+MOST_PASSED_OVER = 3
+"""How many chunks in a row go to other prompts before the oldest one gets its next.
+
+So every fourth chunk at least is the oldest prompt's: however many short ones come, it takes four
+times as long as alone at most. And a short prompt of up to three chunks waits for one chunk of it
+at most, which is why the number is not smaller.
+"""
 
 
 def chunk_size(remaining: int, limit: int) -> int:
@@ -51,14 +56,10 @@ def chunk_size(remaining: int, limit: int) -> int:
     return limit - 1 if remaining == limit + 1 else min(remaining, limit)
 
 
-def _array(ids: Sequence[int]) -> NDArray[np.int64]:
-    return np.asarray(ids, np.int64)
-
-
 class Model(Protocol):
     """A model with a KV cache of `slots` sequences of at most `positions` tokens.
 
-    Implemented by `fusewire_worker_edge.engine.model.OnnxModel`.
+    Implemented by `fusewire_worker_edge.engine.model.OnnxModel` and `…genai.GenaiModel`.
     """
 
     slots: int
@@ -88,6 +89,10 @@ class Model(Protocol):
         """Copy the first `length` positions of one slot to another."""
         ...
 
+    def swap(self, slots: tuple[int, int], lengths: tuple[int, int]) -> None:
+        """Exchange the sequences of two slots, which have these lengths."""
+        ...
+
     def keep(self, slot: int, length: int) -> KeyValues | None:
         """Return a copy of the first `length` positions of a slot, or None if the model cannot."""
         ...
@@ -99,73 +104,6 @@ class Model(Protocol):
     def release(self, slot: int) -> None:
         """Free the memory of a slot."""
         ...
-
-
-@dataclass(eq=False, kw_only=True)
-class _Job(ABC):
-    """A request in the scheduler: waiting, prefilling or decoding."""
-
-    id: str
-    prompt: Sequence[int]
-    rank: int = 1
-    """The lowest is admitted first."""
-    began_s: float = 0.0
-    prefilled_s: float = 0.0
-    length: int = 0
-    """Positions of its slot that are filled."""
-    cached_tokens: int = 0
-    """Positions of the prompt that were copied and not computed."""
-
-    @property
-    @abstractmethod
-    def max_tokens_after(self) -> int:
-        """The most positions that it needs after its prompt."""
-
-    @property
-    def reserved_positions(self) -> int:
-        """The most positions that it needs."""
-        return len(self.prompt) + self.max_tokens_after
-
-
-@dataclass(eq=False, kw_only=True)
-class AnswerJob(_Job):
-    """A request that generates an answer."""
-
-    answer: AnswerTokens
-    max_tokens: int
-    is_streamed: bool = False
-    last_token: int = 0
-
-    @property
-    def max_tokens_after(self) -> int:
-        """See `_Job`."""
-        return self.max_tokens
-
-
-@dataclass(eq=False, kw_only=True)
-class ComparisonJob(_Job):
-    """A request that scores given texts as answers."""
-
-    comparison: Comparison
-    choices: Sequence[str]
-
-    @property
-    def max_tokens_after(self) -> int:
-        """See `_Job`."""
-        return self.comparison.longest
-
-
-Job = AnswerJob | ComparisonJob
-
-
-@dataclass(frozen=True)
-class Event:
-    """Progress of a request: a piece of its text, its completion, or its error."""
-
-    id: str
-    piece: str = ""
-    completion: Completion | None = None
-    error: EngineError | None = None
 
 
 @dataclass
@@ -185,30 +123,49 @@ class Scheduler:
     prefixes: PrefixCache = field(default_factory=PrefixCache)
     decoding: list[AnswerJob] = field(default_factory=list, init=False)
     """The decoding sequences, by slot."""
-    prefilling: Job | None = field(default=None, init=False)
-    """The sequence in prefill, in the slot after the decoding ones."""
+    prefilling: list[Job] = field(default_factory=list, init=False)
+    """The sequences in prefill, in the slots after the decoding ones."""
+    prefilled_tokens: int = field(default=0, init=False)
+    """Tokens of prompts and choices computed so far."""
+    decoded_tokens: int = field(default=0, init=False)
+    """Steps of decoding so far, one for each sequence that takes part."""
+    cached_tokens: int = field(default=0, init=False)
+    """Tokens of prompts copied so far and not computed."""
 
     def __post_init__(self) -> None:
         self._waiting: list[tuple[int, int, Job]] = []
         self._order = itertools.count()
         self._cancelled: set[str] = set()
+        self._passed_over = 0
 
     @property
     def is_busy(self) -> bool:
         """Whether any request is waiting or running."""
         return bool(self.decoding or self.prefilling or self._waiting)
 
+    @property
+    def waiting_jobs(self) -> list[Job]:
+        """The jobs that have no slot yet."""
+        return [job for _, _, job in self._waiting]
+
+    @property
+    def running_jobs(self) -> list[Job]:
+        """The jobs that have a slot, by slot."""
+        return [*self.decoding, *self.prefilling]
+
     def submit(self, job: Job) -> None:
         """Enqueue a request.
 
         Raises:
-            RequestRefusedError: prompt and answer together exceed the positions of a slot.
+            RequestRefusedError: prompt and answer together exceed the positions of a slot, or the
+                budget: the request would wait for ever.
         """
-        if job.reserved_positions > self.model.positions:
+        most_positions = min(self.model.positions, self.budget)
+        if job.reserved_positions > most_positions:
             raise RequestRefusedError(
                 "context_length_exceeded",
                 f"the prompt has {len(job.prompt)} tokens and the answer may have"
-                f" {job.max_tokens_after}; together they exceed the {self.model.positions} that"
+                f" {job.max_tokens_after}; together they exceed the {most_positions} that"
                 " this model has room for here",
             )
         job.began_s = self.clock()
@@ -223,13 +180,14 @@ class Scheduler:
     def step(self) -> list[Event]:
         """Advance all sequences.
 
-        Cancelled requests leave, at most one request is admitted, a chunk of its prompt is
-        prefilled, and each decoding sequence gets one token.
+        Cancelled requests leave, requests are admitted, a chunk of one prompt is prefilled, and
+        each decoding sequence gets one token.
         """
         events = self._drop_cancelled()
         self._admit()
-        if job := self.prefilling:
-            if isinstance(job, ComparisonJob) and job.length >= len(job.prompt):
+        if self.prefilling:
+            job = self._next_in_prefill()
+            if isinstance(job, ComparisonJob) and job.is_prefilled:
                 events += self._compare(job)
             else:
                 events += self._prefill(job)
@@ -237,15 +195,8 @@ class Scheduler:
             events += self._decode()
         return events
 
-    def _running_jobs(self) -> list[Job]:
-        """The jobs that have a slot."""
-        if self.prefilling:
-            return [*self.decoding, self.prefilling]
-        return [*self.decoding]
-
     def _jobs(self) -> list[Job]:
-        waiting_jobs = [job for _, _, job in self._waiting]
-        return [*self._running_jobs(), *waiting_jobs]
+        return [*self.running_jobs, *self.waiting_jobs]
 
     def _drop_cancelled(self) -> list[Event]:
         if not self._cancelled:
@@ -262,83 +213,138 @@ class Scheduler:
         """Take a job out of its slot, if it has one."""
         if isinstance(job, AnswerJob) and job in self.decoding:
             self._leave(job)
-        elif job is self.prefilling:
+        elif job in self.prefilling:
             self._leave_prefill(job)
 
     def _admit(self) -> None:
-        """Begin the first waiting job, if there is a slot and memory for it."""
-        slot = len(self.decoding)
-        if not self._waiting or self.prefilling or slot == self.model.slots:
-            return
-        job = self._waiting[0][2]
-        in_use = sum(other.reserved_positions for other in self.decoding)
-        free_positions = self.budget - in_use - job.reserved_positions
-        if free_positions < 0:
-            # Later ones must not overtake it, or a large request would wait for ever.
-            return
-        heapq.heappop(self._waiting)
-        # Before shrinking, which may drop the very prefix that is reused.
-        self._reuse_prefix(job, slot)
-        self.prefixes.shrink(free_positions)
-        self.prefilling = job
+        """Begin waiting jobs, the first ones first, while there is a slot and memory for them."""
+        while self._waiting and len(self.running_jobs) < self.model.slots:
+            job = self._waiting[0][2]
+            in_use = sum(other.reserved_positions for other in self.running_jobs)
+            free_positions = self.budget - in_use - job.reserved_positions
+            if free_positions < 0:
+                # Later ones must not overtake it, or a large request would wait for ever.
+                return
+            heapq.heappop(self._waiting)
+            self.prefilling.append(job)
+            # Before shrinking, which may drop the very prefix that is reused.
+            self._reuse_prefix(job)
+            self.prefixes.shrink(free_positions)
 
-    def _reuse_prefix(self, job: Job, slot: int) -> None:
-        """Copy the longest common prefix from a decoding sequence or from the prefix cache."""
+    def _next_in_prefill(self) -> Job:
+        """Choose the job whose turn the next chunk is."""
+        oldest = min(self.prefilling, key=lambda job: job.began_s)
+        job = min(self.prefilling, key=lambda job: (job.rank, job.unread_tokens, job.began_s))
+        if self._passed_over >= MOST_PASSED_OVER:
+            job = oldest
+        self._passed_over = 0 if job is oldest else self._passed_over + 1
+        return job
+
+    def _slot(self, job: Job) -> int:
+        """The slot of a job in prefill."""
+        return len(self.decoding) + self.prefilling.index(job)
+
+    def _reuse_prefix(self, job: Job) -> None:
+        """Copy the longest common prefix from another slot or from the prefix cache."""
         length, key_values = self.prefixes.match(job.prompt)
         source_slot = None
-        for other_slot, other in enumerate(self.decoding):
-            common = common_prefix(_array(other.prompt), _array(job.prompt))
+        for slot, other in enumerate(self.running_jobs):
+            if other is job:
+                continue
+            # Of a prompt that is still in prefill, only what was computed.
+            common = min(common_prefix(other.prompt_array, job.prompt_array), other.length)
             if common > length:
-                source_slot, length = other_slot, common
+                source_slot, length = slot, common
         # At least two tokens must remain: a single one would take other kernels than a prompt
         # (docs/decisions/0028).
         length = min(length, len(job.prompt) - 2)
-        if length < WORTH_KEEPING:
+        if length - job.length < WORTH_KEEPING:
             return
         if source_slot is not None:
-            self.model.move(source_slot, slot, length)
+            self.model.move(source_slot, self._slot(job), length)
         else:
-            self.model.restore(slot, key_values, length)
-        job.length = job.cached_tokens = length
+            self.model.restore(self._slot(job), key_values, length)
+        self.cached_tokens += length - job.length
+        job.cached_tokens += length - job.length
+        job.length = length
 
     def _prefill(self, job: Job) -> list[Event]:
         """Compute the next chunk of a prompt; after the last, decode or compare."""
-        slot = len(self.decoding)
+        # Again before every chunk: prompts that begin alike are often submitted together, and what
+        # one of them has computed by now is not computed by the next.
+        self._reuse_prefix(job)
         size = chunk_size(len(job.prompt) - job.length, SHARED_CHUNK if self.decoding else CHUNK)
         chunk = job.prompt[job.length : job.length + size]
-        logits = self.model.prefill(slot, chunk, job.length)
+        logits = self.model.prefill(self._slot(job), chunk, job.length)
         job.length += size
-        if job.length < len(job.prompt):
+        self.prefilled_tokens += size
+        if not job.is_prefilled:
             return []
         job.prefilled_s = self.clock()
         if isinstance(job, ComparisonJob):
             job.comparison.begin(logits)
             return []
-        self.prefilling = None
-        self.decoding.append(job)
+        self._begin_decoding(job)
         return self._take([(job, logits)])
+
+    def _begin_decoding(self, job: AnswerJob) -> None:
+        """Move a job from prefill to the decoding ones, whose slots must stay the first."""
+        first, slot = self.prefilling[0], self._slot(job)
+        if job is not first:
+            self.model.swap((len(self.decoding), slot), (first.length, job.length))
+            self.prefilling[self.prefilling.index(job)] = first
+        del self.prefilling[0]
+        self.decoding.append(job)
 
     def _compare(self, job: ComparisonJob) -> list[Event]:
         """Read the next chunk of a text. Each text overwrites the positions of the one before."""
-        slot, comparison = len(self.decoding), job.comparison
+        comparison = job.comparison
         past = len(job.prompt) + comparison.position
         # Small chunks: the logits after every token of a large one would fill much memory.
         size = chunk_size(len(comparison.remaining), SHARED_CHUNK)
         ids = comparison.remaining[:size]
-        comparison.take(self.model.advance(slot, ids, past))
+        comparison.take(self.model.advance(self._slot(job), ids, past))
         job.length = past + size
+        job.read_tokens += size
+        self.prefilled_tokens += size
         if not comparison.is_complete:
             return []
         self._leave_prefill(job)
-        return [Event(job.id, completion=self._comparison_completion(job))]
+        return [Event(job.id, completion=job.completion(self.clock()))]
 
     def _decode(self) -> list[Event]:
         """Append the last token of each sequence, and sample the next."""
+        if draft := self._draft():
+            return self._check_draft(self.decoding[0], draft)
         jobs = list(self.decoding)
         rows = self.model.decode([job.last_token for job in jobs], [job.length for job in jobs])
         for job in jobs:
             job.length += 1
+        self.decoded_tokens += len(jobs)
         return self._take(list(zip(jobs, rows, strict=True)))
+
+    def _draft(self) -> Sequence[int]:
+        """The next tokens as they are guessed, if there is a single sequence to compute."""
+        if len(self.decoding) > 1 or self.prefilling:
+            # The rows of a batch gain more by running together than one of them does by a draft.
+            return []
+        job = self.decoding[0]
+        # The run itself gives one token more than the draft has.
+        return job.lookup.draft(job.max_tokens - job.answer.tokens - 1) if job.lookup else []
+
+    def _check_draft(self, job: AnswerJob, draft: Sequence[int]) -> list[Event]:
+        """Compute the logits after the last token and each drafted one, and sample by them.
+
+        The first token that differs ends it: what was computed after it is overwritten later.
+        """
+        events = []
+        rows = self.model.advance(0, [job.last_token, *draft], job.length)
+        for row, guess in zip(rows, [*draft, None], strict=True):
+            job.length += 1
+            events += self._take([(job, row)])
+            if job not in self.decoding or job.last_token != guess:
+                break
+        return events
 
     def _take(self, rows: Sequence[tuple[AnswerJob, Floats]]) -> list[Event]:
         """Sample the next token of each sequence; complete ones leave the batch."""
@@ -350,11 +356,13 @@ class Scheduler:
                 self._leave(job)
                 events.append(Event(job.id, error=exc))
                 continue
+            if job.lookup:
+                job.lookup.append(job.last_token)
             if job.is_streamed and (piece := job.answer.piece()):
                 events.append(Event(job.id, piece=piece))
             if job.answer.finish_reason:
                 self._leave(job)
-                events.append(Event(job.id, completion=self._completion(job)))
+                events.append(Event(job.id, completion=job.completion(self.clock())))
         return events
 
     def _leave(self, job: AnswerJob) -> None:
@@ -367,23 +375,26 @@ class Scheduler:
             self.decoding[slot] = self.decoding[last]
         del self.decoding[last]
         if self.prefilling:
-            # Its slot is always the one after the decoding sequences.
-            self.model.move(last + 1, last, self.prefilling.length)
-            last += 1
-        self.model.release(last)
+            # The slots in prefill come directly after the decoding ones.
+            self.model.move(last + len(self.prefilling), last, self.prefilling[-1].length)
+            self.prefilling.insert(0, self.prefilling.pop())
+        self.model.release(last + len(self.prefilling))
 
     def _leave_prefill(self, job: Job) -> None:
-        """Take the sequence in prefill out of its slot."""
-        slot = len(self.decoding)
+        """Take a sequence in prefill out of its slot, and move the last one there."""
+        slot, last = self._slot(job), self.prefilling[-1]
         self._cache_prompt(job, slot)
-        self.model.release(slot)
-        self.prefilling = None
+        if job is not last:
+            self.model.move(self._slot(last), slot, last.length)
+            self.prefilling[self.prefilling.index(job)] = last
+        self.prefilling.pop()
+        self.model.release(len(self.running_jobs))
 
     def _cache_prompt(self, job: Job, slot: int) -> None:
         """Add the prefilled part of a prompt to the prefix cache, if it fits and is not there."""
         # Never what was decoded: other kernels computed it (docs/decisions/0028).
         prefix = job.prompt[: job.length]
-        in_use = sum(other.reserved_positions for other in self._running_jobs() if other is not job)
+        in_use = sum(other.reserved_positions for other in self.running_jobs if other is not job)
         free_positions = self.budget - in_use
         if not WORTH_KEEPING <= len(prefix) <= free_positions or self.prefixes.holds(prefix):
             return
@@ -391,37 +402,3 @@ class Scheduler:
         if key_values is not None:
             self.prefixes.shrink(free_positions - len(prefix))
             self.prefixes.add(prefix, key_values)
-
-    def _completion(self, job: AnswerJob) -> Completion:
-        answer = job.answer
-        if answer.finish_reason is None:
-            raise ValueError("the answer is not complete")
-        return Completion(
-            text=answer.text,
-            tool_calls=answer.tool_calls,
-            finish_reason=answer.finish_reason,
-            mean_logprob=answer.mean_logprob,
-            min_logprob=answer.min_logprob,
-            logprobs=tuple(answer.logprobs),
-            prompt_tokens=len(job.prompt),
-            cached_tokens=job.cached_tokens,
-            completion_tokens=answer.tokens,
-            prefill_s=job.prefilled_s - job.began_s,
-            decode_s=self.clock() - job.prefilled_s,
-        )
-
-    def _comparison_completion(self, job: ComparisonJob) -> Completion:
-        comparison = job.comparison
-        return Completion(
-            text=job.choices[comparison.best],
-            finish_reason="stop",
-            mean_logprob=comparison.logprobs[comparison.best],
-            min_logprob=comparison.min_logprob,
-            choice_logprobs=comparison.logprobs,
-            # The texts are read, not generated.
-            prompt_tokens=len(job.prompt) + comparison.tokens,
-            completion_tokens=0,
-            cached_tokens=job.cached_tokens,
-            prefill_s=job.prefilled_s - job.began_s,
-            decode_s=self.clock() - job.prefilled_s,
-        )

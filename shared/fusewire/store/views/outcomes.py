@@ -165,41 +165,62 @@ _NO_ROUND = "CAST(NULL AS integer)"
 _NO_CALL = "CAST(NULL AS varchar(80))"
 _NO_NAME = "CAST(NULL AS varchar(63))"
 _NO_PLACE = f"{_NO_ROUND}, {_NO_CALL}, {_NO_NAME}"
+_NO_TARGET = "CAST(NULL AS varchar(128))"
+_NO_ACTOR = "CAST(NULL AS varchar(80))"
+_NO_FIELDS = "CAST(NULL AS text)"
+_NOBODY = f"{_NO_NAME}, {_NO_ACTOR}, {_NO_TARGET}, {_NO_FIELDS}"
 _EVENTS = f"""(
   SELECT fusion_id, submitted_at AS at, 'accepted' AS event, {_NO_ROUND} AS round,
-    {_NO_CALL} AS call, {_NO_NAME} AS model, CAST(pool AS varchar(63)) AS detail FROM prompts
+    {_NO_CALL} AS call, {_NO_NAME} AS model, CAST(pool AS varchar(63)) AS detail,
+    {_NO_NAME} AS tenant, {_NO_ACTOR} AS actor, {_NO_TARGET} AS target, {_NO_FIELDS} AS fields
+    FROM prompts
   UNION ALL
-  SELECT fusion_id, published_at, 'published', {_NO_PLACE}, {_NO_NAME} FROM prompts
+  SELECT fusion_id, published_at, 'published', {_NO_PLACE}, {_NO_NAME}, {_NOBODY} FROM prompts
   UNION ALL
-  SELECT fusion_id, cancelled_at, 'cancelled', {_NO_PLACE}, {_NO_NAME} FROM prompts
+  SELECT fusion_id, cancelled_at, 'cancelled', {_NO_PLACE}, {_NO_NAME}, {_NOBODY} FROM prompts
   UNION ALL
-  SELECT fusion_id, asked_at, 'asked', round, {_NO_CALL}, {_NO_NAME}, {_NO_NAME} FROM rounds
+  SELECT fusion_id, asked_at, 'asked', round, {_NO_CALL}, {_NO_NAME}, {_NO_NAME}, {_NOBODY}
+    FROM rounds
   UNION ALL
   SELECT fusion_id, received_at,
     CASE WHEN is_late THEN 'late' WHEN error_code IS NULL THEN 'answered' ELSE 'failed' END,
-    round, call, model, error_code FROM candidates
+    round, call, model, error_code, {_NOBODY} FROM candidates
   UNION ALL
-  SELECT fusion_id, finished_at, 'decided', {_NO_PLACE}, status FROM outcomes
+  SELECT fusion_id, finished_at, 'decided', {_NO_PLACE}, status, {_NOBODY} FROM outcomes
   UNION ALL
-  SELECT fusion_id, voted_at, 'voted', {_NO_PLACE}, choice FROM vote_changes
+  SELECT fusion_id, voted_at, 'voted', {_NO_PLACE}, choice,
+    {_NO_NAME}, CAST('key:' || key_id AS varchar(80)), {_NO_TARGET}, {_NO_FIELDS} FROM vote_changes
+  UNION ALL
+  SELECT fusion_id, at, action || '', {_NO_PLACE}, {_NO_NAME},
+    tenant, actor, target, detail FROM audit_log
 ) e WHERE e.at IS NOT NULL"""
 
 V_EVENT = View(
     "v_event",
-    "One row per step of a fusion, from acceptance to the last vote.",
+    "One row per step of a fusion, from acceptance to the last vote, and per action on keys,"
+    " budgets, erasures and configuration.",
     (
-        text("outcome_id", "the fusion's id", "e.fusion_id"),
+        text("outcome_id", "the fusion's id; NULL for an action on no fusion", "e.fusion_id"),
         timestamp("at", "when (UTC)", "e.at"),
         text(
             "event",
             "accepted, published, cancelled, asked (a round of calls), answered, failed or late"
-            " (a call), decided, or voted",
+            " (a call), decided or voted; for an action its name, such as key.revoked",
             "e.event",
         ),
         integer("round", "the round, where it is of one", "e.round"),
         text("call", "the call, where it is of one", "e.call"),
         text("model", "the model that was called", "e.model"),
         text("detail", "pool, error code, status of the outcome, or choice of a vote", "e.detail"),
+        text("tenant", "whose matter an action is; v_outcome has it for a fusion", "e.tenant"),
+        text(
+            "actor",
+            "who acted or voted: key: and the id of an API key, operator: and a user's name, or"
+            " service: and its name",
+            "e.actor",
+        ),
+        text("target", "what an action was done to", "e.target"),
+        text("fields", "further fields of an action, as JSON", "e.fields"),
     ),
     _EVENTS,
 )

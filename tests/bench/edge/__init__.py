@@ -1,0 +1,1 @@
+"""What edge models give on this machine: alone, in batches, and beside llama.cpp."""
