@@ -3,6 +3,7 @@
 Each command imports what it needs when it runs, so that `--help` is quick.
 """
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +26,13 @@ dead_app = typer.Typer(
 app.add_typer(topology_app, name="topology")
 app.add_typer(db_app, name="db")
 app.add_typer(keys_app, name="keys")
+budget_app = typer.Typer(
+    help="Show and limit what tenants, keys and pools spend.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 app.add_typer(dead_app, name="dead")
+app.add_typer(budget_app, name="budget")
 
 
 @topology_app.command("apply")
@@ -256,6 +263,56 @@ def keys_revoke(
 
     with clear_errors():
         keys.revoke(key_id)
+
+
+class BudgetPeriod(StrEnum):
+    """When spending begins anew, UTC."""
+
+    day = "day"
+    month = "month"
+    total = "total"
+
+
+@budget_app.command("show")
+def budget_show(
+    account: Annotated[
+        str | None, typer.Argument(help="A tenant, key:ID or pool:NAME; all if not given.")
+    ] = None,
+    form: FormatOption = RowFormat.table,
+    json_: JsonOption = False,
+) -> None:
+    """Print limits, and what is spent and reserved in the current periods, USD."""
+    from fusewire_cli import budget
+
+    with clear_errors():
+        budget.show(account, RowFormat.json if json_ else form)
+
+
+@budget_app.command("set")
+def budget_set(
+    account: Annotated[str, typer.Argument(help="A tenant, key:ID or pool:NAME.")],
+    period: Annotated[
+        BudgetPeriod, typer.Option("--period", help="When spending begins anew (UTC).")
+    ] = BudgetPeriod.month,
+    usd: Annotated[
+        float | None,
+        typer.Option("--usd", min=0, help="Prompts that may cost more than is left are refused."),
+    ] = None,
+    soft_usd: Annotated[
+        float | None,
+        typer.Option("--soft-usd", min=0, help="Spending beyond it is reported once a period."),
+    ] = None,
+    none: Annotated[bool, typer.Option("--none", help="Remove the limit.")] = False,
+) -> None:
+    """Limit what an account may spend in each period.
+
+    It wins over the configuration's limit of the same account and period. Spending counts from the
+    account's first limit of that period.
+    """
+    from fusewire_cli import budget
+
+    with clear_errors():
+        budget.change(account, period.value, hard_usd=usd, soft_usd=soft_usd, is_removed=none)
 
 
 @app.command()

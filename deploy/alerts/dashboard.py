@@ -44,6 +44,8 @@ def latest(labels: str, gauge: str, selector: str = "NS") -> str:
 COMPONENT = "app_kubernetes_io_component"
 NAME = f"{{{{{COMPONENT}}}}}"
 EDGE = 'NS,tier="edge"'
+BUDGET = "tenant, pool, period"
+BUDGET_NAME = "{{tenant}}{{pool}} {{period}}"
 TWICE = "fusewire_calls_maybe_paid_twice_total"
 
 ROWS: dict[str, list[Panel]] = {
@@ -202,15 +204,27 @@ ROWS: dict[str, list[Panel]] = {
             {"sum by (model) (increase(fusewire_call_cost_usd_total{NS}[1h]))": "{{model}}"},
         ),
         Panel(
-            "Share of each tenant's budget",
+            "Share of each budget",
             "percentunit",
             {
-                latest("tenant", "fusewire_budget_spent_usd")
+                latest(BUDGET, "fusewire_budget_spent_usd")
                 + " / "
-                + latest("tenant", "fusewire_budget_limit_usd"): "{{tenant}} spent",
-                latest("tenant", "fusewire_budget_reserved_usd")
+                + latest(BUDGET, "fusewire_budget_limit_usd"): f"{BUDGET_NAME} spent",
+                latest(BUDGET, "fusewire_budget_reserved_usd")
                 + " / "
-                + latest("tenant", "fusewire_budget_limit_usd"): "{{tenant}} reserved",
+                + latest(BUDGET, "fusewire_budget_limit_usd"): f"{BUDGET_NAME} reserved",
+            },
+        ),
+        Panel(
+            "Refused by budgets, and soft limits passed, per hour",
+            "short",
+            {
+                "sum by (kind) (increase(fusewire_budget_refusals_total{NS}[1h]))": (
+                    "refused by the budget of a {{kind}}"
+                ),
+                "sum by (kind) (increase(fusewire_budget_soft_limits_passed_total{NS}[1h]))": (
+                    "soft limit of a {{kind}} passed"
+                ),
             },
         ),
         Panel(

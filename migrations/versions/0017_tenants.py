@@ -43,6 +43,7 @@ def upgrade() -> None:
     with op.batch_alter_table("budgets") as table:
         table.alter_column("tenant", existing_type=sa.String(63), type_=sa.String(80))
         table.add_column(sa.Column("soft_passed_at", sa.DateTime(timezone=True)))
+        table.add_column(sa.Column("hard_reached_at", sa.DateTime(timezone=True)))
     op.create_table(
         "budget_holds",
         sa.Column("fusion_id", sa.String(27), primary_key=True),
@@ -99,6 +100,7 @@ def downgrade() -> None:
     op.drop_table("budget_holds")
     op.execute("DELETE FROM budgets WHERE tenant LIKE '%:%'")
     with op.batch_alter_table("budgets") as table:
+        table.drop_column("hard_reached_at")
         table.drop_column("soft_passed_at")
         table.alter_column("tenant", existing_type=sa.String(80), type_=sa.String(63))
     op.drop_table("budget_limits")

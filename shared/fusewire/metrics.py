@@ -119,20 +119,41 @@ BATCH_LINES = _gauge(
     "fusewire_batch_lines_in_flight",
     "Lines of batches that are submitted and not settled. All replicas of ingest report the same.",
 )
+_BUDGET_LABELS = ("tenant", "pool", "period")
+"""The budget of a tenant has no pool, and that of a pool no tenant."""
 BUDGET_LIMIT = _gauge(
-    "fusewire_budget_limit_usd", "What a tenant may spend in its current period, USD.", "tenant"
+    "fusewire_budget_limit_usd",
+    "What a tenant or a pool may spend in its current period, USD.",
+    *_BUDGET_LABELS,
 )
 BUDGET_SPENT = _gauge(
     "fusewire_budget_spent_usd",
-    "What a tenant has spent in its current period, USD. All replicas of ingest report the same.",
-    "tenant",
+    "What a tenant or a pool has spent in its current period, USD. All replicas of ingest report"
+    " the same.",
+    *_BUDGET_LABELS,
 )
 BUDGET_RESERVED = _gauge(
     "fusewire_budget_reserved_usd",
-    "The most that a tenant's running fusions may cost, USD. All replicas of ingest report"
-    " the same.",
-    "tenant",
+    "The most that the running fusions of a tenant or a pool may cost, USD. All replicas of ingest"
+    " report the same.",
+    *_BUDGET_LABELS,
 )
+BUDGET_SOFT_PASSED = _counter(
+    "fusewire_budget_soft_limits_passed_total",
+    "Soft limits of budgets that were passed, once a period each, by whose they are: tenant, key or"
+    " pool.",
+    "kind",
+)
+BUDGET_REFUSED = _counter(
+    "fusewire_budget_refusals_total",
+    "Prompts that a budget refused, each try of a batch's line included, by whose budget it is:"
+    " tenant, key or pool.",
+    "kind",
+)
+for _kind in ("tenant", "key", "pool"):
+    # Shown before the first is counted.
+    BUDGET_SOFT_PASSED.labels(_kind)
+    BUDGET_REFUSED.labels(_kind)
 
 # -- workers ----------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -479,7 +480,8 @@ class Tenant(Section):
     """Prompts of the API that may wait for their outcomes at once, likewise."""
     budget_usd: float | None = Field(default=None, ge=0)
     """What may be spent in each period. The highest cost of a prompt is reserved when it is
-    accepted, and its true cost settled at its outcome. All models it can reach need prices."""
+    accepted, and its true cost settled at its outcome. All models it can reach need prices, or
+    `limits.unknown_price_usd_per_mtok`. A limit of `fusewire budget set` wins."""
     budget_soft_usd: float | None = Field(default=None, ge=0)
     """Spending beyond this is reported in each period, and stops nothing."""
     budget_period: Literal["day", "month", "total"] = "month"
@@ -498,6 +500,16 @@ class Tenant(Section):
     """How long its texts are kept, in place of `limits.keep_bodies_days`."""
     share: float = Field(default=1.0, ge=0.01, le=100)
     """Its share of the batch window, relative to other tenants that have lines waiting."""
+
+    @model_validator(mode="after")
+    def _soft_budget(self) -> "Tenant":
+        hard_usd = math.inf if self.budget_usd is None else self.budget_usd
+        if self.budget_soft_usd is not None and self.budget_soft_usd > hard_usd:
+            raise ValueError(
+                f"budget_soft_usd = {self.budget_soft_usd} is above budget_usd = {hard_usd} and"
+                " would never be passed; lower it"
+            )
+        return self
 
 
 class Settings(BaseSettings):

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 from sqlalchemy import text
 
@@ -15,10 +15,11 @@ from fusewire.settings import Database, Settings
 from fusewire.store.engine import Store
 from fusewire.store.tables import late_costs
 from fusewire.testing.eventually import eventually
-from fusewire.testing.factories import make_prompt
+from fusewire.testing.factories import T0, make_prompt
 from fusewire_cli.client import Client
+from fusewire_ingest.admission.budgets import BudgetLimit, period_name
 from fusewire_ingest.admission.estimate import Catalogue, Member, Model, Pool, estimate
-from fusewire_ingest.repository.budgets import Budget, Budgets, period_key
+from fusewire_ingest.repository.budgets import Budgets
 from fusewire_ingest.repository.submissions import Acceptance, Submissions
 
 BOOK = Catalogue(
@@ -42,7 +43,12 @@ async def known() -> Catalogue:
 
 def capped(store: Store, prompts_: float) -> Submissions:
     """The budget is for so many prompts at their highest cost."""
-    return Submissions(store, Budgets(store, {"acme": Budget(USD * prompts_, "month")}, known))
+    return limited(store, BudgetLimit("acme", "month", USD * prompts_))
+
+
+def limited(store: Store, *limits: BudgetLimit, **options: Any) -> Submissions:
+    """An ingest process with these limits in its configuration."""
+    return Submissions(store, Budgets(store, limits, known, **options))
 
 
 async def add(submissions: Submissions, *some: Prompt) -> list[Acceptance]:
@@ -63,7 +69,7 @@ async def standing(store: Store) -> tuple[float, float]:
     ("period", "key"), [("day", "2026-11-30"), ("month", "2026-11"), ("total", "total")]
 )
 def test_a_period_is_of_utc(period: Any, key: str) -> None:
-    assert period_key(period, datetime.fromisoformat("2026-12-01T00:30:00+01:00")) == key
+    assert period_name(period, datetime.fromisoformat("2026-12-01T00:30:00+01:00")) == key
 
 
 async def test_what_does_not_fit_is_refused_and_not_stored(store: Store) -> None:
@@ -72,7 +78,7 @@ async def test_what_does_not_fit_is_refused_and_not_stored(store: Store) -> None
     assert codes(accepted) == [None, None, "budget_exceeded", "budget_exceeded"]
     assert list(await standing(store)) == pytest.approx([2 * USD, 0.0])
     async with store.read() as connection:
-        for table in ("prompts", "fusions", "reservations"):
+        for table in ("prompts", "fusions", "budget_holds"):
             assert (
                 await connection.execute(text(f"SELECT count(*) FROM {table}"))
             ).scalar() == 2, table
@@ -121,8 +127,8 @@ async def test_what_came_after_its_outcome_is_spent_too(store: Store) -> None:
         ]
         await connection.execute(late_costs.insert(), rows)
 
-    assert await submissions.settle() == 4
-    assert await submissions.settle() == 0
+    assert await submissions.settle(T0) == 4
+    assert await submissions.settle(T0) == 0
 
     assert await standing(store) == pytest.approx((before[0], 0.875))
     async with store.read() as connection:
@@ -159,7 +165,7 @@ async def test_an_outcome_turns_what_was_reserved_into_what_it_cost(
                 {"prompt": f"Say something long of {mode}.", "mode": mode, "max_tokens": 50}
             )
             async with store.read() as connection:
-                rows = await connection.execute(text("SELECT fusion_id, usd FROM reservations"))
+                rows = await connection.execute(text("SELECT fusion_id, usd FROM budget_holds"))
                 most |= {row[0]: row[1] for row in rows}
             done = await client.get(shown["id"], wait_s=30)
             cost = done["cost_usd"]
@@ -177,7 +183,7 @@ async def test_an_outcome_turns_what_was_reserved_into_what_it_cost(
             (fusion,) = (
                 await connection.execute(text("SELECT min(fusion_id) FROM outcomes"))
             ).one()
-            period = period_key("month", datetime.now(UTC))
+            period = period_name("month", datetime.now(UTC))
             row = {"of": fusion, "period": period}
             await connection.execute(
                 text(
@@ -192,25 +198,48 @@ async def test_an_outcome_turns_what_was_reserved_into_what_it_cost(
     await store.close()
 
 
-async def test_a_client_is_told_what_is_left(
-    settings: Settings, stack: Callable[..., AbstractAsyncContextManager[Client]]
+async def test_a_batch_waits_for_the_budget_in_its_way_and_goes_on(
+    settings: Settings,
+    stack: Callable[..., AbstractAsyncContextManager[Client]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    poor = settings.model_copy(
-        update={
-            "tenants": {
-                "default": settings.tenants["default"].model_copy(update={"budget_usd": 0.001})
-            }
-        }
-    )
-    async with stack(poor) as client, aiohttp.ClientSession(client.url) as http:
-        body = {"model": "fusion", "messages": [{"role": "user", "content": "Why?"}]}
-        async with http.post("/v1/chat/completions", json=body) as response:
-            error = (await response.json())["error"]
+    monkeypatch.setattr("fusewire_ingest.batches.runner.BUDGET_PAUSE_S", 0.2)
+    monkeypatch.setattr("fusewire_ingest.repository.budget_limits.READ_EVERY_S", 0.1)
+    both_pools = {**settings.pools, "other": settings.pools["default"]}
+    settings = settings.model_copy(update={"pools": both_pools})
+    store = Store(settings.database)
+    limits = Budgets(store, [], known).limits
+    await limits.change(BudgetLimit("pool:default", "total", 0.0), T0, "operator:test")
 
-    assert (response.status, error["code"], error["type"]) == (
-        429,
-        "budget_exceeded",
-        "rate_limit_error",
-    )
-    assert "0.001000 left" in error["message"]
-    assert response.headers["x-should-retry"] == "false"
+    async with stack(settings) as client:
+
+        async def create(pool: str) -> str:
+            path = tmp_path / f"{pool}.jsonl"
+            path.write_text('{"prompt": "Why?", "max_tokens": 5}\n' * 2)
+            body = {
+                "input_file_id": await client.upload(path),
+                "endpoint": "/v1/fusions",
+                "completion_window": "24h",
+                "x_fusewire": {"pool": pool},
+            }
+            return (await client.create_batch(body, pool))["id"]
+
+        async def waits_for(batch_id: str) -> str | None:
+            return (await client.batch(batch_id))["x_fusewire"]["waiting_for"]
+
+        async def is_completed(batch_id: str) -> bool:
+            batch = await client.batch(batch_id)
+            return batch["status"] == "completed" and batch["request_counts"]["completed"] == 2
+
+        waiting_id = await create("default")
+        assert await eventually(lambda: waits_for(waiting_id)) == "the budget of pool 'default'"
+        # Another batch of the tenant has another pool's budget.
+        other_id = await create("other")
+        await eventually(lambda: is_completed(other_id))
+        assert not await is_completed(waiting_id)
+
+        await limits.change(BudgetLimit("pool:default", "total", BUDGET), T0, "operator:test")
+        await eventually(lambda: is_completed(waiting_id))
+        assert await waits_for(waiting_id) is None
+    await store.close()

@@ -64,7 +64,8 @@ SMALL = (
     "anon_1",  # what the statement has made itself, such as the newest hundred
     "(subquery",
     "CONSTANT ROW",
-    "reservations",  # of fusions that have not ended
+    "budget_holds",  # of fusions that have not ended
+    "reservations",  # of older code, until ingest has taken them over
     "late_costs",  # until ingest has counted them, two seconds
     "ix_fusions_due",  # holds the open ones, and no others
     "ix_batch_lines_flying",  # holds the lines in flight, and no others
@@ -103,13 +104,13 @@ async def test_the_judges_sweep_and_memory(plans: Plans, store: Store) -> None:
 
 
 async def test_ingests_sweeps(plans: Plans, store: Store) -> None:
-    submissions = Submissions(store, Budgets(store, {}, cast("Any", None)))
+    submissions = Submissions(store, Budgets(store, [], cast("Any", None)))
     await submissions.find_unpublished(T0, 10)
     await submissions.find_cancelled(T0, 10)
     await submissions.newest("t", "h", T0 - timedelta(minutes=1), T0)
     await submissions.mark_published([PROMPT.fusion_id], T0, "s1")
     await submissions.forget_stalled(T0)
-    await submissions.settle()
+    await submissions.settle(T0)
     await Images(store).forget(T0)
     await Images(store).withdraw_one(T0, cast("Any", None))
 

@@ -25,10 +25,11 @@ from fusewire.testing.model_server import ModelServer
 from fusewire.testing.nats_server import NatsServer
 from fusewire.topology import DISPATCHER_ROUND, JUDGE, Durable, round_subject
 from fusewire_cli.client import Client
+from fusewire_ingest.admission.budgets import BudgetLimit
 from fusewire_ingest.admission.estimate import Catalogue, Member, Model, Pool, estimate
 from fusewire_ingest.budget_metrics import BudgetMetrics
 from fusewire_ingest.capacity import StoreCapacity
-from fusewire_ingest.repository.budgets import Budget, Budgets
+from fusewire_ingest.repository.budgets import Budgets
 from fusewire_ingest.repository.submissions import Submissions
 
 MakeBus = Callable[..., Awaitable[Bus]]
@@ -309,19 +310,32 @@ async def test_budgets_are_shown_with_what_is_spent_and_reserved(store: Store) -
 
     now = datetime(2026, 11, 30, 8, tzinfo=UTC)
     prompt = make_prompt(WHY, tenant="acme", submitted_at=now, deadline_at=now + timedelta(60))
-    budgets = Budgets(store, {"acme": Budget(50.0, "month"), "idle": Budget(7.0, "day")}, book)
+    limits = [
+        BudgetLimit("acme", "month", 50.0, 40.0),
+        BudgetLimit("idle", "day", 7.0),
+        BudgetLimit("pool:default", "month", 70.0),
+        BudgetLimit("key:abc", "total", 1.0),
+    ]
+    budgets = Budgets(store, limits, book)
     submissions = Submissions(store, budgets)
     await submissions.add([prompt], [None])
     reserved_usd = estimate(prompt, BOOK).usd_max
     assert reserved_usd
 
+    def figure(name: str, whose: str, period: str = "month") -> float | None:
+        tenant, pool = ("", whose[5:]) if whose.startswith("pool:") else (whose, "")
+        return value(
+            f'fusewire_budget_{name}_usd{{tenant="{tenant}",pool="{pool}",period="{period}"}}'
+        )
+
     await BudgetMetrics(budgets, lambda: now).look()
 
-    assert value('fusewire_budget_limit_usd{tenant="acme"}') == 50
-    assert value('fusewire_budget_spent_usd{tenant="acme"}') == 0
-    assert value('fusewire_budget_reserved_usd{tenant="acme"}') == pytest.approx(reserved_usd)
-    assert value('fusewire_budget_limit_usd{tenant="idle"}') == 7
-    assert value('fusewire_budget_spent_usd{tenant="idle"}') == 0
+    assert (figure("limit", "acme"), figure("limit", "pool:default")) == (50, 70)
+    for whose in ("acme", "pool:default"):
+        assert figure("spent", whose) == 0
+        assert figure("reserved", whose) == pytest.approx(reserved_usd)
+    assert (figure("limit", "idle", "day"), figure("spent", "idle", "day")) == (7, 0)
+    assert not [sample for sample in _samples() if "abc" in sample], "no label holds an id"
 
     async with store.write() as connection:
         await connection.exec_driver_sql("UPDATE budgets SET spent_usd = 12.5, reserved_usd = 0")
@@ -331,12 +345,16 @@ async def test_budgets_are_shown_with_what_is_spent_and_reserved(store: Store) -
             " VALUES ('acme', '2026-11-30', 0, 99)"
         )
     await BudgetMetrics(budgets, lambda: now).look()
-    assert value('fusewire_budget_spent_usd{tenant="acme"}') == 12.5
-    assert value('fusewire_budget_reserved_usd{tenant="acme"}') == 0
+    assert (figure("spent", "acme"), figure("reserved", "acme")) == (12.5, 0)
 
     # Of the next month nothing is spent yet.
     await BudgetMetrics(budgets, lambda: now + timedelta(days=2)).look()
-    assert value('fusewire_budget_spent_usd{tenant="acme"}') == 0
+    assert figure("spent", "acme") == 0
+
+    # What has no limit any more has no figures.
+    await BudgetMetrics(Budgets(store, limits[1:], book), lambda: now).look()
+    assert (figure("limit", "acme"), figure("spent", "acme")) == (None, None)
+    assert figure("limit", "idle", "day") == 7
 
 
 async def upload_batch(http: aiohttp.ClientSession, lines: int) -> None:

@@ -132,10 +132,13 @@ async def test_a_fusion_goes_with_all_that_belongs_to_it(store: Store, kept: Ret
     assert await kept.delete_fusions("t", T0 + DAY) == 0
 
 
-async def test_what_a_budget_has_not_settled_yet_stays(store: Store, kept: Retention) -> None:
+@pytest.mark.parametrize("table", [reservations, budget_holds], ids=str)
+async def test_what_a_budget_has_not_settled_yet_stays(
+    store: Store, kept: Retention, table: Table
+) -> None:
     await store_fusion(store, "old", "t", T0)
     async with store.write() as connection:
-        await connection.execute(insert(reservations).values(row(reservations, fusion_id="old")))
+        await connection.execute(insert(table).values(row(table, fusion_id="old")))
 
     assert await kept.delete_fusions("t", T0 + DAY) == 0
     assert await ids(store, outcomes) == {"old"}

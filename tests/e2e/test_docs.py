@@ -141,6 +141,23 @@ def test_keys(cli: Cli, url: str) -> None:
     assert (reply["data"]["name"], reply["data"]["limit"]) == ("intern", 5)
 
 
+def test_budgets(cli: Cli, url: str) -> None:
+    assert url
+    (snippet,) = blocks("how-to/tenants.md", "Budgets", "sh")
+    made = json.loads(
+        cli.run("keys", "create", "--tenant", "research", "--name", "mine", "--json").stdout
+    )
+
+    *changes, show, remove = snippet.splitlines()
+    for line in changes:
+        sh(cli, line.replace("ID", made["key_id"]))
+    accounts = [line.split()[0] for line in sh(cli, show)[1:]]
+    assert {f"key:{made['key_id']}", "pool:default", "research"} <= set(accounts)
+    sh(cli, remove)
+    remaining = [line.split()[0] for line in sh(cli, show)[1:]]
+    assert remaining.count("research") == accounts.count("research") - 1
+
+
 def test_quickstart(cli: Cli, url: str) -> None:
     (ask,) = blocks("quickstart.md", "Ask one question", "sh")
     assert sh(cli, ask)

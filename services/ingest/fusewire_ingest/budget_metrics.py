@@ -1,4 +1,4 @@
-"""What tenants have spent of their budgets, as metrics."""
+"""What tenants and pools have spent of their budgets, as metrics."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,11 +9,17 @@ import structlog
 from fusewire import metrics
 from fusewire.errors import Transient
 from fusewire.tasks import BackgroundTasks
+from fusewire_ingest.admission.budgets import split_account
 from fusewire_ingest.repository.budgets import Budgets
 
 log = structlog.get_logger(__name__)
 
 LOOK_EVERY_S = 15.0
+GAUGES = (
+    metrics.BUDGET_LIMIT,
+    metrics.BUDGET_SPENT,
+    metrics.BUDGET_RESERVED,
+)
 
 
 class BudgetMetrics:
@@ -38,10 +44,21 @@ class BudgetMetrics:
 
     async def look(self) -> None:
         """Read once. Raises Transient."""
-        for tenant, balance in (await self._budgets.balances(self._clock())).items():
-            metrics.BUDGET_LIMIT.labels(tenant).set(balance.limit_usd)
-            metrics.BUDGET_SPENT.labels(tenant).set(balance.spent_usd)
-            metrics.BUDGET_RESERVED.labels(tenant).set(balance.reserved_usd)
+        balances = await self._budgets.balances(self._clock())
+        # A limit that was removed leaves no figures behind.
+        for gauge in GAUGES:
+            gauge.clear()
+        for balance in balances:
+            kind, name = split_account(balance.limit.account)
+            # No label holds an id.
+            if kind == "key":
+                continue
+            tenant, pool = (name, "") if kind == "tenant" else ("", name)
+            labels = (tenant, pool, balance.limit.period)
+            metrics.BUDGET_SPENT.labels(*labels).set(balance.spending.spent_usd)
+            metrics.BUDGET_RESERVED.labels(*labels).set(balance.spending.reserved_usd)
+            if balance.limit.hard_usd is not None:
+                metrics.BUDGET_LIMIT.labels(*labels).set(balance.limit.hard_usd)
 
     async def _run(self) -> None:
         while True:

@@ -74,6 +74,7 @@ class Intake:
         *,
         tenant: str,
         fallback_id: str,
+        key_id: str | None = None,
         batch_id: str | None = None,
         limit: int | None = None,
     ) -> Prompt:
@@ -83,13 +84,14 @@ class Intake:
             data: a Submission in JSON.
             tenant: the tenant that sends it.
             fallback_id: its custom_id if it has none.
+            key_id: the API key that it came with.
             batch_id: its batch if it names none.
             limit: the most bytes; by default that of a prompt without large images.
         """
         submission = parse(data, limit or self._prompt_bytes)
         if batch_id and submission.batch_id is None:
             submission = submission.model_copy(update={"batch_id": batch_id})
-        return self.admit(submission, tenant=tenant, fallback_id=fallback_id)
+        return self.admit(submission, tenant=tenant, fallback_id=fallback_id, key_id=key_id)
 
     def admit(
         self,
@@ -97,6 +99,7 @@ class Intake:
         *,
         tenant: str,
         fallback_id: str,
+        key_id: str | None = None,
         is_streamed: bool = False,
         depth: int = 0,
         deadline_at: datetime | None = None,
@@ -113,7 +116,7 @@ class Intake:
             depth=depth,
             deadline_at=deadline_at,
         )
-        return prompt.model_copy(update={"store_id": self._store_id()})
+        return prompt.model_copy(update={"store_id": self._store_id(), "key_id": key_id})
 
     async def attach(self, tenant: str, request_hash: str, *, is_again: bool) -> str | None:
         """Find the fusion that this request began when it was sent before, if it is a repetition.
@@ -190,7 +193,12 @@ class Intake:
         return acceptance
 
     async def submit_lines(
-        self, lines: Sequence[tuple[int, bytes]], *, tenant: str, batch_id: str
+        self,
+        lines: Sequence[tuple[int, bytes]],
+        *,
+        tenant: str,
+        batch_id: str,
+        key_id: str | None = None,
     ) -> list[Line]:
         """Commit the good lines of a JSONL body; bad lines do not affect them. Raises Transient."""
         results: dict[int, Line] = {}
@@ -199,7 +207,11 @@ class Intake:
             fallback_id = f"line-{number}"
             try:
                 prompts[number] = self.read(
-                    raw, tenant=tenant, fallback_id=fallback_id, batch_id=batch_id
+                    raw,
+                    tenant=tenant,
+                    fallback_id=fallback_id,
+                    key_id=key_id,
+                    batch_id=batch_id,
                 )
             except RefusedError as exc:
                 results[number] = Line(number, None, exc)

@@ -169,10 +169,10 @@ class Outbox:
             await asyncio.sleep(SWEEP_EVERY_S)
 
     async def settle(self) -> int:
-        """Settle the reservations of fusions that have ended; returns how many."""
+        """Settle the budgets of fusions that have ended; returns how many holds."""
         total = 0
         # Here and not in the judge, which has no business with money (docs/decisions/0025).
-        while count := await self._submissions.settle():
+        while count := await self._submissions.settle(self._clock()):
             total += count
         return total
 

@@ -12,7 +12,13 @@ from fusewire.store import migrate
 from fusewire.store.engine import Store
 from fusewire.topology import INGEST, MIB
 from fusewire_ingest.access import Access
-from fusewire_ingest.admission.rules import default_pool, load_catalogue, pool_rules, tenant_rule
+from fusewire_ingest.admission.rules import (
+    budget_limits,
+    default_pool,
+    load_catalogue,
+    pool_rules,
+    tenant_rule,
+)
 from fusewire_ingest.api import app as api
 from fusewire_ingest.api.dependencies import Dependencies
 from fusewire_ingest.batches.changes import BatchChanges
@@ -27,7 +33,7 @@ from fusewire_ingest.open_requests import OpenRequests
 from fusewire_ingest.outbox import Outbox
 from fusewire_ingest.repository.audit import record_configuration
 from fusewire_ingest.repository.batches import Batches
-from fusewire_ingest.repository.budgets import Budget, Budgets
+from fusewire_ingest.repository.budgets import Budgets
 from fusewire_ingest.repository.files import Files
 from fusewire_ingest.repository.group_commit import GroupCommit
 from fusewire_ingest.repository.images import Images
@@ -58,12 +64,13 @@ class Ingest:
         self._bus = Bus(self.name, settings.nats, drain_s=self.drain_s)
         self._store = Store(settings.database)
         self._rules_hash = settings.rules_hash()
-        caps = {
-            name: Budget(tenant.budget_usd, tenant.budget_period)
-            for name, tenant in settings.tenants.items()
-            if tenant.budget_usd is not None
-        }
-        self._budgets = Budgets(self._store, caps, lambda: load_catalogue(settings, clock()))
+        unknown_usd_per_mtok = settings.limits.unknown_price_usd_per_mtok
+        self._budgets = Budgets(
+            self._store,
+            budget_limits(settings),
+            lambda: load_catalogue(settings, clock(), unknown_usd_per_mtok),
+            unknown_usd_per_mtok=unknown_usd_per_mtok,
+        )
         self._budget_metrics = BudgetMetrics(self._budgets, clock)
         self._capacity = StoreCapacity(self._bus)
         self._presence = Presence(self.name, self._bus, self._store, clock)
@@ -160,7 +167,7 @@ class Ingest:
         give_back_large_buffers()
         await migrate.check(self._store, wait_s=migrate.START_S)
         await self._access.start()
-        await self._budgets.start()
+        await self._budgets.ready()
         await record_configuration(self._store, self._rules_hash, datetime.now(UTC))
         await self._bus.connect()
         await self._bus.require(INGEST)

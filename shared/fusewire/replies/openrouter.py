@@ -84,12 +84,17 @@ class RateLimit(TypedDict):
 
 
 class Key(TypedDict):
-    """A client's own key: its tenant's budget and what was spent of it, USD."""
+    """A client's own key, USD: its budget where it has one, else its tenant's.
+
+    Of several limits, the one with the least left.
+    """
 
     label: str
     limit: float | None
     limit_remaining: float | None
-    limit_reset: None
+    """What is left, without what running requests may cost."""
+    limit_reset: Literal["daily", "monthly"] | None
+    """When spending begins anew, UTC; null for a limit for ever."""
     usage: float
     usage_daily: float
     usage_weekly: float
@@ -120,10 +125,12 @@ class KeyReply(TypedDict):
 
 
 class Credits(TypedDict):
-    """A tenant's budget and what it has spent, USD."""
+    """The limit of `GET /key`, USD. Their difference is what is left of it."""
 
     total_credits: float
+    """The limit; 0 if there is none."""
     total_usage: float
+    """Spent and reserved of it in its period; all that the tenant has spent if there is none."""
 
 
 class CreditsReply(TypedDict):

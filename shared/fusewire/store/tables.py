@@ -509,7 +509,9 @@ budgets = Table(
     Column("period", String(10), primary_key=True),
     Column("reserved_usd", Float, nullable=False),
     Column("spent_usd", Float, nullable=False),
+    # When its limits were reported.
     Column("soft_passed_at", UtcDateTime),
+    Column("hard_reached_at", UtcDateTime),
 )
 
 budget_holds = Table(

@@ -239,7 +239,7 @@ async def test_what_shall_be_tried_later_is_tried_again(api: Client, service: Se
     service.faults = [(503, "unavailable"), (429, "rate_limited")]
     assert (await api.batch("batch_b"))["id"] == "batch_b"
     assert len(service.requests) == 3
-    service.faults = [(429, "budget_exceeded")]
+    service.faults = [(402, "budget_exceeded")]
     with pytest.raises(ApiError, match="budget_exceeded"):
         await api.batch("batch_b")
     service.faults = [(503, "unavailable")]
@@ -251,7 +251,7 @@ async def test_what_shall_be_tried_later_is_tried_again(api: Client, service: Se
     [
         (503, "unavailable", 1, "run the same command again later"),
         (429, "rate_limited", 1, "run the same command again later"),
-        (429, "budget_exceeded", 2, ""),
+        (402, "budget_exceeded", 2, ""),
         (401, "unauthorized", 2, "set FUSEWIRE_API_KEY"),
         (404, "unknown_pool", 2, ""),
     ],

@@ -317,7 +317,7 @@ def body_hash(prompt: Prompt) -> str:
     """SHA-256 in hex over everything that the client decides; equal for a true repetition."""
     # Without defaults: a field that a later version adds must not make old prompts look changed.
     client_fields = prompt.model_dump_json(
-        exclude={"v", "submitted_at", "deadline_at", "is_streamed", "depth", "store_id"},
+        exclude={"v", "submitted_at", "deadline_at", "is_streamed", "depth", "store_id", "key_id"},
         exclude_defaults=True,
     )
     return ids.digest("body", client_fields).hex()

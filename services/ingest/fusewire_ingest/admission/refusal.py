@@ -90,6 +90,20 @@ class RefusedError(Exception):
         return RefusedError(self.code, message, param)
 
 
+class BudgetRefusedError(RefusedError):
+    """A submission that may cost more than is left of a budget.
+
+    Attributes:
+        account: whose budget it is (`admission.budgets`).
+        fits_later: whether it fits once what is reserved is settled, if that costs nothing.
+    """
+
+    def __init__(self, message: str, *, account: str, fits_later: bool) -> None:
+        self.account = account
+        self.fits_later = fits_later
+        super().__init__("budget_exceeded", message)
+
+
 def invalid_error(path: str, reason: str) -> RefusedError:
     """The refusal of a part that is malformed."""
     return RefusedError("invalid_request", f"'{path}': {reason}", path)

@@ -7,6 +7,7 @@ from fusewire import pricing
 from fusewire.settings import PRESETS, EdgeModel, Model, Pool, Settings
 from fusewire_ingest.admission import estimate
 from fusewire_ingest.admission.admit import PoolRule, TenantRule
+from fusewire_ingest.admission.budgets import TOKENS_PER_MTOK, BudgetLimit
 from fusewire_ingest.admission.model_names import ModelNames
 
 
@@ -49,28 +50,52 @@ def tenant_rule(settings: Settings, tenant: str) -> TenantRule:
     return TenantRule(rule.residency, frozenset(rule.pools))
 
 
-async def load_catalogue(settings: Settings, at: datetime) -> estimate.Catalogue:
+def budget_limits(settings: Settings) -> list[BudgetLimit]:
+    """The limits of tenants' budgets in the configuration."""
+    return [
+        BudgetLimit(
+            name,
+            tenant.budget_period,
+            tenant.budget_usd,
+            tenant.budget_soft_usd,
+            is_configured=True,
+        )
+        for name, tenant in settings.tenants.items()
+        if tenant.budget_usd is not None or tenant.budget_soft_usd is not None
+    ]
+
+
+async def load_catalogue(
+    settings: Settings, at: datetime, unknown_usd_per_mtok: float | None = None
+) -> estimate.Catalogue:
     """Load the catalogue for estimates: pools, also under each preset, and models with prices.
 
     Args:
         settings: the configuration.
         at: the time at which prices hold.
+        unknown_usd_per_mtok: what a million tokens of a model without a price cost.
     """
     pools = settings.pools
     variants = {}
     for name, pool in pools.items():
         for preset, overrides in PRESETS.items():
             variants[name, preset] = _pool(pool.model_copy(update=overrides))
-    models = {name: await _model(model, at) for name, model in settings.models.items()}
+    models = {
+        name: await _model(model, at, unknown_usd_per_mtok)
+        for name, model in settings.models.items()
+    }
     return estimate.Catalogue({name: _pool(pool) for name, pool in pools.items()}, models, variants)
 
 
-async def _model(model: Model, at: datetime) -> estimate.Model:
+async def _model(model: Model, at: datetime, unknown_usd_per_mtok: float | None) -> estimate.Model:
     if isinstance(model, EdgeModel):
         return estimate.Model(
             is_edge=True, rates=None, max_tokens=model.max_tokens, has_tools=model.tools
         )
     rates = await pricing.rates(model, at)
+    if rates is None and unknown_usd_per_mtok is not None:
+        usd = unknown_usd_per_mtok / TOKENS_PER_MTOK
+        rates = (usd, usd)
     return estimate.Model(
         is_edge=False, rates=rates, max_tokens=model.max_tokens, has_images=model.images
     )

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from fusewire import ids, replies
+from fusewire_ingest.access import Caller
 from fusewire_ingest.admission.refusal import invalid_error, validate
 from fusewire_ingest.api import bodies, schemas
 from fusewire_ingest.api.dependencies import BatchCaller, Dependencies
@@ -47,9 +48,10 @@ def routes(dependencies: Dependencies) -> APIRouter:
         body = await bodies.json_object(request, BODY_BYTES)
         if "requests" in body:
             requests = batch_shape.parse_requests(body)
-            batch = await _create_from_requests(dependencies, caller.tenant, requests, key)
+            batch = await _create_from_requests(dependencies, caller, requests, key)
             return await _reply(dependencies, batch, "", status=202)
-        batch = await batching.create(caller.tenant, batch_shape.parse_create(body), key)
+        new_batch = batch_shape.parse_create(body)
+        batch = await batching.create(caller.tenant, new_batch, key, key_id=caller.key_id)
         return await _reply(dependencies, batch, batch.batch_id)
 
     @router.get(
@@ -112,7 +114,9 @@ def _add_own_routes(router: APIRouter, dependencies: Dependencies) -> None:
     async def retry(request: Request, batch_id: str, caller: BatchCaller) -> Response:
         body = await bodies.json_object(request, BODY_BYTES)
         options = validate(batch_shape.RetryBatch, body)
-        batch = await batching.retry(caller.tenant, _check_id(batch_id), options.only)
+        batch = await batching.retry(
+            caller.tenant, _check_id(batch_id), options.only, key_id=caller.key_id
+        )
         return await _reply(dependencies, batch, batch_id)
 
     @router.get(
@@ -152,10 +156,10 @@ def _batch_key(idempotency_key: str | None, dependencies: Dependencies) -> str:
 
 
 async def _create_from_requests(
-    dependencies: Dependencies, tenant: str, requests: batch_shape.Requests, key: str
+    dependencies: Dependencies, caller: Caller, requests: batch_shape.Requests, key: str
 ) -> Batch:
     """Store the requests as a file, as if the client had uploaded it, and create a batch of it."""
-    data, now = requests.file(), dependencies.clock()
+    tenant, data, now = caller.tenant, requests.file(), dependencies.clock()
     file_id = f"file-{ids.digest('requests', tenant, key, data.decode()).hex()[:24]}"
 
     async def pieces() -> AsyncIterator[bytes]:
@@ -164,7 +168,9 @@ async def _create_from_requests(
     if await dependencies.files.get(tenant, file_id, now) is None:
         file = File(file_id, tenant, "batch", "requests.jsonl", 0, now)
         await dependencies.files.keep(file, pieces(), dependencies.settings.limits.file_bytes)
-    return await dependencies.batching.create(tenant, requests.batch(file_id), key)
+    return await dependencies.batching.create(
+        tenant, requests.batch(file_id), key, key_id=caller.key_id
+    )
 
 
 async def _reply(

@@ -21,6 +21,8 @@ from fusewire.errors import TextsDeletedError, Transient
 from fusewire.metrics import count_request
 from fusewire_ingest.access import AccessError
 from fusewire_ingest.admission.admit import RefusedError
+from fusewire_ingest.admission.refusal import BudgetRefusedError
+from fusewire_ingest.openai import openrouter as openrouter_shape
 
 log = structlog.get_logger(__name__)
 
@@ -37,15 +39,22 @@ STATUS = {
     "batch_state": 409,
     "outcome_pending": 409,
     "no_answer": 409,
-    "budget_exceeded": 429,
+    "budget_exceeded": 402,
 }
 """HTTP status of refusals by code; all others are 400."""
-TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+TYPES = {
+    401: "authentication_error",
+    402: "insufficient_quota",
+    403: "permission_error",
+    429: "rate_limit_error",
+}
 """OpenAI's `type` of errors; other statuses have a general one."""
 GONE = 499
 """Status for a client that has disconnected, as nginx logs it."""
 UNAVAILABLE_S = 2.0
 """Default of `retry-after`, seconds."""
+IN_FLIGHT_S = 10.0
+"""`retry-after` where a budget is only reserved, and not spent, seconds."""
 OPENROUTER_PREFIX = "/api/v1"
 _OPENROUTER_SDK = re.compile(r"speakeasy-sdk/.*openrouter", re.IGNORECASE)
 _AI_SDK = "ai-sdk/"
@@ -140,8 +149,19 @@ def body(
     param: str | None = None,
     *,
     about: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> replies.errors.Error:
-    """An error in OpenAI's form."""
+    """An error in OpenAI's form.
+
+    Args:
+        request: the request.
+        status: the HTTP status.
+        code: Fusewire's code of the error.
+        message: what is wrong, and how to mend it.
+        param: the path of the faulty part.
+        about: the fusion's id, and its members' errors.
+        metadata: further fields for OpenRouter's clients.
+    """
     default_type = "invalid_request_error" if status < 500 else "server_error"
     detail: replies.errors.ErrorDetail = {
         "message": message,
@@ -153,7 +173,7 @@ def body(
     if is_openrouter(request):
         kind = _OPENROUTER_TYPES.get(status, "invalid_request" if status < 500 else "server")
         detail["code"] = status
-        detail["metadata"] = {"code": code, "error_type": kind}
+        detail["metadata"] = {"code": code, "error_type": kind, **(metadata or {})}
         if about:
             detail["metadata"]["fusion"] = about
     elif about:
@@ -172,6 +192,7 @@ def error_response(
     is_final: bool = False,
     headers: Mapping[str, str] | None = None,
     about: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> JSONResponse:
     """A response in OpenAI's form, with headers that tell SDKs whether and when to retry."""
     response_headers = dict(headers or {})
@@ -182,7 +203,7 @@ def error_response(
         }
     if is_final or (status < 500 and status != 429):
         response_headers["x-should-retry"] = "false"
-    content = body(request, status, code, message, param, about=about)
+    content = body(request, status, code, message, param, about=about, metadata=metadata)
     return JSONResponse(content, status, response_headers)
 
 
@@ -299,6 +320,18 @@ def add_handlers(app: FastAPI) -> None:
     async def _refusal(request: Request, exc: RefusedError) -> Response:
         return error_response(
             request, STATUS.get(exc.code, 400), exc.code, exc.message, exc.param, is_final=True
+        )
+
+    @app.exception_handler(BudgetRefusedError)
+    async def _budget(request: Request, exc: BudgetRefusedError) -> Response:
+        return error_response(
+            request,
+            STATUS[exc.code],
+            exc.code,
+            exc.message,
+            retry_after_s=IN_FLIGHT_S if exc.fits_later else None,
+            is_final=True,
+            metadata=openrouter_shape.payment_metadata(exc),
         )
 
     @app.exception_handler(AccessError)

@@ -11,6 +11,7 @@ from fusewire import replies, telemetry
 from fusewire.contracts import Prompt
 from fusewire.errors import Transient
 from fusewire.store.queries import FusionStatus, as_reply, standings
+from fusewire_ingest.access import Caller
 from fusewire_ingest.admission.admit import BATCH_ID, MOST_BATCH_CHARS
 from fusewire_ingest.admission.jsonl import lines
 from fusewire_ingest.api import bodies, schemas
@@ -58,9 +59,9 @@ def routes(dependencies: Dependencies) -> APIRouter:
         with telemetry.receiving("ingest", "http", request.headers):
             if bodies.media_type(request) in bodies.JSONL_TYPES:
                 return await _submit_lines(
-                    request, intake, prompt_bytes, batch_id or new_id(), caller.tenant
+                    request, intake, prompt_bytes, batch_id or new_id(), caller
                 )
-            prompt = await _read_prompt(dependencies, request, caller.tenant, batch_id)
+            prompt = await _read_prompt(dependencies, request, caller, batch_id)
             acceptance = await intake.submit(prompt, source="http")
         is_new = acceptance.is_new
         fusion = await _wait(dependencies, request, prompt, wait_s, just_begun=is_new)
@@ -141,14 +142,19 @@ def _not_found_error(fusion_id: str) -> HttpError:
 
 
 async def _read_prompt(
-    dependencies: Dependencies, request: Request, tenant: str, batch_id: str | None
+    dependencies: Dependencies, request: Request, caller: Caller, batch_id: str | None
 ) -> Prompt:
     limits, memory = dependencies.settings.limits, dependencies.body_memory
     async with bodies.room(request, limits, memory) as room:
         body = await bodies.whole(request, room.limit)
         fallback_id = request.headers.get("idempotency-key") or dependencies.new_id()
         prompt = dependencies.intake.read(
-            body, tenant=tenant, fallback_id=fallback_id, batch_id=batch_id, limit=room.limit
+            body,
+            tenant=caller.tenant,
+            fallback_id=fallback_id,
+            key_id=caller.key_id,
+            batch_id=batch_id,
+            limit=room.limit,
         )
         # The prompt has its texts; a large body is not held twice while its parts are stored.
         del body
@@ -178,17 +184,17 @@ async def _wait(
 
 
 async def _submit_lines(
-    request: Request, intake: Intake, limit: int, batch_id: str, tenant: str
+    request: Request, intake: Intake, limit: int, batch_id: str, caller: Caller
 ) -> Response:
     results: list[replies.fusions.SubmittedLine] = []
     group: list[tuple[int, bytes]] = []
     async for numbered_line in lines(bodies.pieces(request), limit, JSONL_LINES):
         group.append(numbered_line)
         if len(group) >= JSONL_GROUP:
-            await _submit_group(intake, group, results, batch_id=batch_id, tenant=tenant)
+            await _submit_group(intake, group, results, batch_id=batch_id, caller=caller)
             group.clear()
     if group:
-        await _submit_group(intake, group, results, batch_id=batch_id, tenant=tenant)
+        await _submit_group(intake, group, results, batch_id=batch_id, caller=caller)
     refused_count = sum("error" in result for result in results)
     body: replies.fusions.SubmittedLines = {
         "batch_id": batch_id,
@@ -205,11 +211,13 @@ async def _submit_group(
     results: list[replies.fusions.SubmittedLine],
     *,
     batch_id: str,
-    tenant: str,
+    caller: Caller,
 ) -> None:
     """Submit lines, and append their results. Raises Transient if nothing is accepted yet."""
     try:
-        submitted_lines = await intake.submit_lines(group, tenant=tenant, batch_id=batch_id)
+        submitted_lines = await intake.submit_lines(
+            group, tenant=caller.tenant, batch_id=batch_id, key_id=caller.key_id
+        )
     except Transient as exc:
         if not any("id" in result for result in results):
             raise

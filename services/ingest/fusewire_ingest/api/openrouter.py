@@ -1,23 +1,26 @@
 """OpenRouter's own routes, which its clients use beside the chat."""
 
-from datetime import timedelta
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
 from fusewire import replies
+from fusewire_ingest.access import Caller
+from fusewire_ingest.admission.budgets import period_name, period_start
 from fusewire_ingest.api import schemas
 from fusewire_ingest.api.dependencies import AnyCaller, Dependencies, ReadCaller
 from fusewire_ingest.api.errors import HttpError
 from fusewire_ingest.openai import openrouter as openrouter_shape
-from fusewire_ingest.repository.budgets import period_start
-
-DAY, WEEK, MONTH = timedelta(days=1), timedelta(days=7), timedelta(days=30)
+from fusewire_ingest.openai.openrouter import KeyLimit
+from fusewire_ingest.repository.budgets import Balance, Budgets
 
 
 def routes(dependencies: Dependencies) -> APIRouter:
     """`/generation`, `/key`, `/credits`."""
     router = APIRouter(tags=["openrouter"])
+    budgets = dependencies.budgets
 
     @router.get(
         "/generation", summary="An outcome by its id", responses=schemas.reply("GenerationReply")
@@ -36,31 +39,74 @@ def routes(dependencies: Dependencies) -> APIRouter:
 
     @router.get("/key", summary="The caller's own key", responses=schemas.reply("KeyReply"))
     async def key(caller: AnyCaller) -> Response:
-        now, rule = dependencies.clock(), caller.rule
-        starts = {
-            "day": now - DAY,
-            "week": now - WEEK,
-            "month": now - MONTH,
-            "total": None,
-            "period": period_start(rule.budget_period, now),
-        }
-        usd_by_period = {
-            period: await dependencies.budgets.cost_since(caller.tenant, start)
-            for period, start in starts.items()
-        }
+        """Its budget where it has one, else its tenant's: of several limits the tightest."""
+        now = dependencies.clock()
+        balances = await _balances(budgets, caller, now)
+        account = balances[0].limit.account if balances else caller.tenant
+        usd_by_period = await _usage(budgets, account, caller.tenant, now)
         label = caller.key_id or caller.tenant
-        data = openrouter_shape.key(label, rule.budget_usd, usd_by_period, None)
+        data = openrouter_shape.key(label, _tightest(balances), usd_by_period, None)
         reply: replies.openrouter.KeyReply = {"data": data}
         return JSONResponse(reply)
 
-    @router.get("/credits", summary="The tenant's budget", responses=schemas.reply("CreditsReply"))
+    @router.get(
+        "/credits", summary="What is left of a budget", responses=schemas.reply("CreditsReply")
+    )
     async def credits_(caller: AnyCaller) -> Response:
-        spent_usd = await dependencies.budgets.cost_since(caller.tenant, None)
-        data: replies.openrouter.Credits = {
-            "total_credits": caller.rule.budget_usd or 0.0,
-            "total_usage": spent_usd,
-        }
+        """The same limit as of `/key`."""
+        limit = _tightest(await _balances(budgets, caller, dependencies.clock()))
+        data: replies.openrouter.Credits
+        if limit is not None:
+            data = {"total_credits": limit.usd, "total_usage": limit.usd - limit.free_usd}
+        else:
+            spent_usd = await budgets.cost_since(caller.tenant, None)
+            data = {"total_credits": 0.0, "total_usage": spent_usd}
         reply: replies.openrouter.CreditsReply = {"data": data}
         return JSONResponse(reply)
 
     return router
+
+
+async def _balances(budgets: Budgets, caller: Caller, now: datetime) -> list[Balance]:
+    """What is left of the caller's key where it is limited, else of its tenant."""
+    if caller.key_id is not None:
+        account = await budgets.account_of_key(caller.key_id)
+        balances = await budgets.balances(now, {account})
+        if any(balance.limit.hard_usd is not None for balance in balances):
+            return balances
+    return await budgets.balances(now, {caller.tenant})
+
+
+def _tightest(balances: Sequence[Balance]) -> KeyLimit | None:
+    limits = [
+        KeyLimit(balance.limit.hard_usd, balance.free_usd, balance.limit.period)
+        for balance in balances
+        if balance.limit.hard_usd is not None and balance.free_usd is not None
+    ]
+    return min(limits, key=lambda limit: limit.free_usd, default=None)
+
+
+def _starts(now: datetime) -> dict[str, datetime | None]:
+    """The starts of the day, week (from Monday) and month that a time is in, UTC."""
+    day = period_start("day", now)
+    assert day is not None
+    return {
+        "day": day,
+        "week": day - timedelta(days=day.weekday()),
+        "month": period_start("month", now),
+        "total": None,
+    }
+
+
+async def _usage(budgets: Budgets, account: str, tenant: str, now: datetime) -> dict[str, float]:
+    """What a tenant has spent, or its key since that has a limit, USD: see `BudgetLimits`."""
+    starts = _starts(now)
+    if account == tenant:
+        return {name: await budgets.cost_since(tenant, start) for name, start in starts.items()}
+    usd_by_day = await budgets.spent_by_day(account)
+    return {name: _sum_since(usd_by_day, start) for name, start in starts.items()}
+
+
+def _sum_since(usd_by_day: Mapping[str, float], start: datetime | None) -> float:
+    first_day = period_name("day", start) if start else ""
+    return sum(usd for day, usd in usd_by_day.items() if day >= first_day)

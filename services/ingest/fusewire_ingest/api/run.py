@@ -90,6 +90,7 @@ async def begin(
         chat.submission,
         tenant=caller.tenant,
         fallback_id=f"key-{key}" if key else dependencies.new_id(),
+        key_id=caller.key_id,
         is_streamed=chat.is_streamed,
         depth=_depth(headers),
     )

@@ -43,8 +43,12 @@ class BatchChanges:
         self._wake = wake
         self._clock = clock
 
-    async def create(self, tenant: str, request: CreateBatch, key: str) -> Batch:
+    async def create(
+        self, tenant: str, request: CreateBatch, key: str, *, key_id: str | None = None
+    ) -> Batch:
         """Create a batch; if the idempotency key is known already, return the batch that it made.
+
+        Its lines count for the budget of the API key `key_id`, if it came with one.
 
         Raises:
             RefusedError: there is no such file, or the key made a batch of other options.
@@ -68,6 +72,7 @@ class BatchChanges:
             created_at=now,
             touched_at=now,
             expires_at=now + window(request.completion_window),
+            key_id=key_id,
         )
         # The id follows from the key, so a request that is sent again meets its own row.
         if await self._batches.add(batch):
@@ -163,8 +168,12 @@ class BatchChanges:
         log.info("batch.resumed", batch_id=batch_id, tenant=tenant)
         return await self._get(tenant, batch_id)
 
-    async def retry(self, tenant: str, batch_id: str, only: Only) -> Batch | None:
+    async def retry(
+        self, tenant: str, batch_id: str, only: Only, *, key_id: str | None = None
+    ) -> Batch | None:
         """Create a batch of a batch's failed lines; repeated requests get the same new batch.
+
+        Its lines count for the budget of the API key `key_id`, if it came with one.
 
         Returns:
             None if the tenant has no such batch.
@@ -181,7 +190,7 @@ class BatchChanges:
                 "batch_state", f"'{batch_id}' is {old.status}; only what has run is tried again"
             )
         await self._require_file(tenant, old.input_file_id)
-        new = _retry_of(old, only, now)
+        new = dataclasses.replace(_retry_of(old, only, now), key_id=key_id)
         async with self._store.write() as connection:
             if await self._batches.add_in(connection, new):
                 # Held lines of a cancelled batch are not retried: it may be resumed with them.

@@ -71,6 +71,7 @@ class Reader:
             line.submission.model_copy(update=changes),
             tenant=batch.tenant,
             fallback_id=f"line-{number}",
+            key_id=batch.key_id,
         )
         deadline_at = min(prompt.deadline_at, batch.expires_at)
         return prompt.model_copy(update={"deadline_at": deadline_at}), line.warnings

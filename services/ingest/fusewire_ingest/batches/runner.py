@@ -21,6 +21,7 @@ from fusewire.contracts import Prompt
 from fusewire.errors import Transient
 from fusewire.store.engine import Store
 from fusewire.tasks import BackgroundTasks, cancel
+from fusewire_ingest.admission.budgets import describe
 from fusewire_ingest.admission.refusal import RefusedError
 from fusewire_ingest.batches import output as batch_output
 from fusewire_ingest.batches.check import InputCheck, Reader
@@ -43,7 +44,7 @@ REST_S = 0.03
 ORPHANED_AFTER = timedelta(seconds=10)
 """A batch whose check or ending shows no sign of life for so long is taken over."""
 BUDGET_PAUSE_S = 5.0
-"""How soon lines of a tenant whose budget is used up are tried again."""
+"""How soon lines that a budget does not allow are tried again."""
 GROUP = 64
 """Lines that are submitted in one transaction."""
 GROUP_BYTES = 2 * 1024 * 1024
@@ -105,7 +106,7 @@ class Runner:
         self._jobs: dict[str, asyncio.Task[None]] = {}
         """Checks and endings in the background, by batch; a task is named by the batch's status."""
         self._pause_ends: dict[str, float] = {}
-        """By tenant whose budget is used up: when its lines are tried again (the loop's clock)."""
+        """By batch that waits for a budget: when its lines are tried again (the loop's clock)."""
         self._background = BackgroundTasks()
 
     def start(self) -> None:
@@ -227,6 +228,7 @@ class Runner:
         )
         if has_ended:
             self._own.discard(batch.batch_id)
+            self._pause_ends.pop(batch.batch_id, None)
             log.info(
                 "batch.ended",
                 batch_id=batch.batch_id,
@@ -279,7 +281,7 @@ class Runner:
         by_tenant: dict[str, list[str]] = defaultdict(list)
         limits: dict[str, int] = {}
         for batch in running:
-            if self._pause_ends.get(batch.tenant, 0.0) <= now_s:
+            if self._pause_ends.get(batch.batch_id, 0.0) <= now_s:
                 by_tenant[batch.tenant].append(batch.batch_id)
                 flying = in_flight.get(batch.batch_id, 0)
                 limits[batch.batch_id] = _affordable_lines(batch, flying)
@@ -316,14 +318,16 @@ class Runner:
                 connection, batch_id, errors + refusals, batch.completed + batch.failed
             )
             changes = _changed_sums(batch, new_lines)
-            is_over_budget = any(acceptance.is_over_budget for acceptance in acceptances)
-            waiting_for = f"the budget of tenant '{batch.tenant}'" if is_over_budget else None
+            accounts = [acceptance.account_over_budget for acceptance in acceptances]
+            account = next(filter(None, accounts), None)
+            waiting_for = f"the budget of {describe(account)}" if account else None
             if batch.waiting_for != waiting_for:
                 changes["waiting_for"] = waiting_for
             if changes:
                 await self._batches.change_in(connection, batch_id, **changes)
-        if is_over_budget:
-            self._pause_ends[batch.tenant] = asyncio.get_running_loop().time() + BUDGET_PAUSE_S
+        if account:
+            # The batch alone: another of the tenant may have a key or a pool with money left.
+            self._pause_ends[batch_id] = asyncio.get_running_loop().time() + BUDGET_PAUSE_S
         accepted = [acceptance for acceptance in acceptances if refusal(acceptance) is None]
         self._intake.hand_over(accepted, "batch")
 
@@ -349,12 +353,12 @@ def _split(
 ) -> tuple[list[tuple[int, str]], list[_LineError]]:
     """The fusion ids of accepted lines, and the errors of refused ones.
 
-    Lines over the tenant's budget are in neither: they stay held.
+    Lines that a budget does not allow now are in neither: they stay held.
     """
     fusion_ids: list[tuple[int, str]] = []
     errors: list[_LineError] = []
     for number, acceptance in zip(numbers, acceptances, strict=True):
-        if acceptance.is_over_budget:
+        if acceptance.account_over_budget:
             continue
         if error := refusal(acceptance):
             errors.append((number, _error(error)))

@@ -4,13 +4,21 @@ Their SDK requires every field; fields without a meaning here are null, or mean 
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from fusewire import replies
+from fusewire_ingest.admission.budgets import Period, describe, split_account
+from fusewire_ingest.admission.refusal import BudgetRefusedError
 from fusewire_ingest.openai import chat_reply
 
 PREFIX = "chatcmpl-"
+_RESETS: dict[Period, Literal["daily", "monthly"] | None] = {
+    "day": "daily",
+    "month": "monthly",
+    "total": None,
+}
 
 
 def generation(body: Mapping[str, Any]) -> replies.openrouter.Generation:
@@ -70,22 +78,58 @@ def generation(body: Mapping[str, Any]) -> replies.openrouter.Generation:
     }
 
 
+def payment_metadata(error: BudgetRefusedError) -> dict[str, str]:
+    """What OpenRouter tells of a request that a budget refuses, in `error.metadata`."""
+    if error.fits_later:
+        return {
+            "reason": "in_flight_budget_exhausted",
+            "limit_source": "openrouter_in_flight_budget",
+            "remedy_hint": "What is reserved for running requests is settled when they end.",
+        }
+    if split_account(error.account)[0] == "key":
+        return {
+            "limit_source": "openrouter_key_limit",
+            "remedy_hint": "Ask the operator for a higher budget of this key.",
+        }
+    return {
+        "limit_source": "openrouter_credits",
+        "remedy_hint": f"Ask the operator for a higher budget of {describe(error.account)}.",
+    }
+
+
+@dataclass(frozen=True)
+class KeyLimit:
+    """The tightest limit of a key, or of its tenant, USD.
+
+    Attributes:
+        usd: what may be spent in each period.
+        free_usd: what is left of it, without what running requests may cost.
+        period: when it begins anew.
+    """
+
+    usd: float
+    free_usd: float
+    period: Period
+
+
 def key(
-    label: str, limit: float | None, usd_by_period: Mapping[str, float], expires_at: datetime | None
+    label: str,
+    limit: KeyLimit | None,
+    usd_by_period: Mapping[str, float],
+    expires_at: datetime | None,
 ) -> replies.openrouter.Key:
     """A key, as its own client may see it.
 
     Args:
         label: the key's id, or the tenant's name where no key is needed.
-        limit: the tenant's budget per period, USD; None if it has none.
-        usd_by_period: USD spent, by `total`, `day`, `week`, `month`, and by `period` for the
-            budget's own.
+        limit: its limit; None if it has none.
+        usd_by_period: USD spent, by `total`, `day`, `week` and `month`.
         expires_at: when the key expires.
     """
     return {
         "label": label,
-        "limit": limit,
-        "limit_remaining": None if limit is None else max(limit - usd_by_period["period"], 0.0),
+        "limit": limit.usd if limit else None,
+        "limit_remaining": limit.free_usd if limit else None,
         "usage": usd_by_period["total"],
         "usage_daily": usd_by_period["day"],
         "usage_weekly": usd_by_period["week"],
@@ -105,7 +149,7 @@ def key(
         "expires_at": expires_at.isoformat() if expires_at else None,
         "creator_user_id": None,
         "effective_budget": None,
-        "limit_reset": None,
+        "limit_reset": _RESETS[limit.period] if limit else None,
         "organization_id": None,
         "workspace_id": None,
     }

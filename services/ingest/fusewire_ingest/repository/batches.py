@@ -63,6 +63,8 @@ class Batch:
     expired_at: datetime | None = None
     cancelling_at: datetime | None = None
     cancelled_at: datetime | None = None
+    key_id: str | None = None
+    """The API key that it was created with."""
 
     @property
     def parsed_options(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ its counts in its own transaction: one that was interrupted is gone on with by d
 import json
 import secrets
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -21,6 +21,7 @@ from sqlalchemy import (
     exists,
     func,
     insert,
+    literal,
     or_,
     select,
     update,
@@ -34,6 +35,7 @@ from fusewire.store.tables import (
     batch_lines,
     batches,
     budget_holds,
+    budget_limits,
     budgets,
     erasures,
     file_chunks,
@@ -45,6 +47,8 @@ from fusewire.store.tables import (
     prompts,
     reservations,
 )
+from fusewire_ingest.admission.budgets import key_account
+from fusewire_ingest.repository.budget_holds import release_in
 from fusewire_ingest.repository.retention import HAS_ENDED, OF_A_FUSION, delete_rows
 
 AT_ONCE = 200
@@ -56,6 +60,7 @@ SUMS = (
     summary_tables.judge_days,
     summary_tables.latency_days,
 )
+_OF_ACCOUNTS = (budget_holds, budgets, budget_limits)
 TOUCHED = (
     *OF_A_FUSION,
     images,
@@ -237,7 +242,7 @@ class Erasures:
             ids = list((await connection.execute(query)).scalars())
             if not ids:
                 return 0
-            await _release(connection, ids)
+            await connection.run_sync(release_in, ids)
             await delete_rows(connection, ids)
             await add_counts(connection, erasure_id, {"sql.fusions": len(ids)})
             return len(ids)
@@ -246,15 +251,21 @@ class Erasures:
         """Erase what a tenant has besides fusions: keys, batches, files, budgets and sums."""
         of_tenant = select(batches.c.batch_id).where(batches.c.tenant == tenant)
         its_files = select(files.c.file_id).where(files.c.tenant == tenant)
+        its_keys = select(literal(key_account("")) + api_keys.c.key_id).where(
+            api_keys.c.tenant == tenant
+        )
         deletions = [
+            *((table, table.c.account.in_(its_keys)) for table in _OF_ACCOUNTS),
+            # The operator's limit of the tenant stays, as that of the configuration does.
+            (budgets, budgets.c.account == tenant),
+            (budget_holds, budget_holds.c.account == tenant),
+            (reservations, reservations.c.tenant == tenant),
             (api_keys, api_keys.c.tenant == tenant),
             (batch_lines, batch_lines.c.batch_id.in_(of_tenant)),
             (batches, batches.c.tenant == tenant),
             (file_chunks, file_chunks.c.file_id.in_(its_files)),
             (files, files.c.tenant == tenant),
             (images, images.c.tenant == tenant),
-            (reservations, reservations.c.tenant == tenant),
-            (budgets, budgets.c.account == tenant),
             *((table, table.c.tenant == tenant) for table in SUMS),
         ]
         counts: Counter[str] = Counter()
@@ -302,26 +313,3 @@ def _large_parts(target: ErasureTarget) -> Select[Any]:
     return select(images.c.name).where(
         images.c.tenant == target.tenant, is_used_here, ~is_used_elsewhere
     )
-
-
-async def _release(connection: AsyncConnection, fusion_ids: Sequence[str]) -> None:
-    """Give back what was reserved for fusions; their true costs count as spent."""
-    query = (
-        select(reservations, outcomes.c.cost_usd)
-        .outerjoin(outcomes, outcomes.c.fusion_id == reservations.c.fusion_id)
-        .where(reservations.c.fusion_id.in_(fusion_ids))
-        .order_by(reservations.c.fusion_id)
-    )
-    for row in (await connection.execute(query)).all():
-        spent_usd = row.usd if row.cost_usd is None else row.cost_usd
-        budget = update(budgets).where(
-            budgets.c.account == row.tenant, budgets.c.period == row.period
-        )
-        await connection.execute(
-            budget.values(
-                reserved_usd=budgets.c.reserved_usd - row.usd,
-                spent_usd=budgets.c.spent_usd + spent_usd,
-            )
-        )
-    deletion = delete(reservations).where(reservations.c.fusion_id.in_(fusion_ids))
-    await connection.execute(deletion)

@@ -12,6 +12,7 @@ from fusewire.store.tables import (
     answers,
     batch_lines,
     batches,
+    budget_holds,
     candidates,
     file_chunks,
     files,
@@ -187,6 +188,7 @@ class Retention:
                 outcomes.c.finished_at < before,
                 ~exists().where(batches.c.batch_id == outcomes.c.batch_id),
                 ~exists().where(reservations.c.fusion_id == outcomes.c.fusion_id),
+                ~exists().where(budget_holds.c.fusion_id == outcomes.c.fusion_id),
             )
             .order_by(outcomes.c.finished_at)
             .limit(AT_ONCE)

@@ -26,7 +26,7 @@ from fusewire.errors import TextsDeletedError
 from fusewire.store.engine import Store
 from fusewire.store.tables import fusions, outcomes, prompts, published_to
 from fusewire_ingest.admission.admit import body_hash
-from fusewire_ingest.admission.refusal import RefusedError
+from fusewire_ingest.admission.refusal import BudgetRefusedError, RefusedError
 from fusewire_ingest.repository.budgets import Budgets
 from fusewire_ingest.repository.images import add_uses_in
 
@@ -129,12 +129,13 @@ class Acceptance:
     is_conflict: bool
     """The custom_id is another prompt's, with another body."""
     refused: RefusedError | None = None
-    """Why it was not stored: the tenant's budget (`budget_exceeded`, or `price_unknown`)."""
+    """Why it was not stored: a budget (`budget_exceeded`, or `price_unknown`)."""
 
     @property
-    def is_over_budget(self) -> bool:
-        """Whether it could be accepted when more of the budget is free."""
-        return self.refused is not None and self.refused.code == "budget_exceeded"
+    def account_over_budget(self) -> str | None:
+        """The account whose budget has to have more left before it can be accepted."""
+        error = self.refused
+        return error.account if isinstance(error, BudgetRefusedError) else None
 
 
 _HASHED_FIELDS = {"messages", "sampling", "tools", "tool_choice", "parallel_tool_calls"}
@@ -189,7 +190,7 @@ class Submissions:
         """
         self._check_capacity()
         if self._budgets:
-            await self._budgets.start()
+            await self._budgets.ready()
 
     def add_in(
         self,
@@ -234,11 +235,9 @@ class Submissions:
         first_prompts = {prompt.fusion_id: prompt for prompt in reversed(batch)}
         return self._budgets.reserve_in(connection, list(first_prompts.values())[::-1])
 
-    async def settle(self) -> int:
+    async def settle(self, now: datetime) -> int:
         """Settle the budgets of fusions that have ended; returns how many rows. See Budgets."""
-        if self._budgets is None:
-            return 0
-        return await self._budgets.settle() + await self._budgets.settle_late()
+        return await self._budgets.settle(now) if self._budgets else 0
 
     async def mark_published(self, fusion_ids: Sequence[str], at: datetime, store_id: str) -> None:
         """Note that a store of the broker has these prompts.
