@@ -1,6 +1,6 @@
 """The intake behind HTTP, JSONL, batches and the bus: admits, commits, hands to the outbox."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -10,7 +10,6 @@ from fusewire import metrics, telemetry
 from fusewire.contracts import Prompt
 from fusewire.errors import Transient
 from fusewire_ingest.admission.admit import (
-    PoolRule,
     RefusedError,
     Submission,
     TenantRule,
@@ -52,8 +51,7 @@ class Intake:
         outbox: Outbox,
         open_requests: OpenRequests,
         *,
-        pools: Mapping[str, PoolRule],
-        tenants: Callable[[str], TenantRule] = lambda _: TenantRule(),
+        tenants: Callable[[str], TenantRule],
         prompt_bytes: int,
         store_id: Callable[[], str] = lambda: "",
         clock: Callable[[], datetime],
@@ -63,7 +61,6 @@ class Intake:
         self._tenants = tenants
         self._outbox = outbox
         self.open_requests = open_requests
-        self._pools = pools
         self._prompt_bytes = prompt_bytes
         self._store_id = store_id
         self._clock = clock
@@ -102,13 +99,14 @@ class Intake:
         deadline_at: datetime | None = None,
     ) -> Prompt:
         """Make a prompt of a submission, by the rules of its tenant. Raises RefusedError."""
+        rule = self._tenants(tenant)
         prompt = admit(
             submission,
             tenant=tenant,
             fallback_id=fallback_id,
-            pools=self._pools,
+            pools=rule.pools,
             now=self._clock(),
-            rule=self._tenants(tenant),
+            residency=rule.residency,
             is_streamed=is_streamed,
             depth=depth,
             deadline_at=deadline_at,

@@ -12,7 +12,7 @@ from fusewire.store import migrate
 from fusewire.store.engine import Store
 from fusewire.topology import INGEST, MIB
 from fusewire_ingest.access import Access
-from fusewire_ingest.admission.rules import default_pool, load_catalogue, pool_rules, tenant_rule
+from fusewire_ingest.admission.rules import load_catalogue, tenant_rules
 from fusewire_ingest.api import app as api
 from fusewire_ingest.api.dependencies import Dependencies
 from fusewire_ingest.batches.changes import BatchChanges
@@ -70,15 +70,14 @@ class Ingest:
         large_parts = LargeParts(self._bus, Images(self._store), settings.limits, clock)
         self._outbox = Outbox(self._bus, submissions, large_parts, clock)
         self._open_requests = OpenRequests(self._bus)
-        pools = pool_rules(settings)
+        tenants = tenant_rules(settings)
         limit = settings.limits.prompt_bytes
         intake = Intake(
             self._commit,
             submissions,
             self._outbox,
             self._open_requests,
-            pools=pools,
-            tenants=lambda tenant: tenant_rule(settings, tenant),
+            tenants=tenants,
             prompt_bytes=limit,
             store_id=lambda: self._bus.last_store_id,
             clock=clock,
@@ -87,8 +86,7 @@ class Ingest:
         reader = Reader(
             intake,
             LineRules(
-                pools,
-                default_pool=lambda tenant: default_pool(pools, settings.tenant(tenant).pools),
+                pools=lambda tenant: tenants(tenant).pools,
                 line_bytes=limit,
                 most_lines=settings.limits.batch_lines,
             ),
@@ -142,7 +140,7 @@ class Ingest:
                 batching=batching,
                 access=self._access,
                 budgets=self._budgets,
-                pools=pools,
+                pools=lambda tenant: tenants(tenant).pools,
                 new_id=lambda: f"req-{secrets.token_hex(12)}",
                 clock=clock,
                 heartbeat_s=HEARTBEAT_S,

@@ -1,10 +1,10 @@
 """Build admission's rules from the configuration."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 
 from fusewire import pricing
-from fusewire.settings import PRESETS, EdgeModel, Model, Pool, Settings
+from fusewire.settings import PRESETS, EdgeModel, Model, Pool, Settings, Tenant
 from fusewire_ingest.admission import estimate
 from fusewire_ingest.admission.admit import PoolRule, TenantRule
 from fusewire_ingest.admission.model_names import ModelNames
@@ -30,23 +30,34 @@ def pool_rules(settings: Settings) -> dict[str, PoolRule]:
     }
 
 
-def default_pool(pools: Collection[str], tenant_pools: Collection[str]) -> str:
+def default_pool(pools: Collection[str]) -> str:
     """The pool for requests that name none: `default`, or else the first that the tenant may use.
 
     Args:
-        pools: all pools.
-        tenant_pools: those that the tenant may use; empty: all.
+        pools: those that the tenant may use.
     """
-    usable_pools = tenant_pools or pools
-    if "default" in usable_pools or not usable_pools:
-        return "default"
-    return next(iter(usable_pools))
+    return "default" if "default" in pools or not pools else next(iter(pools))
 
 
-def tenant_rule(settings: Settings, tenant: str) -> TenantRule:
-    """The rule of a tenant."""
-    rule = settings.tenant(tenant)
-    return TenantRule(rule.residency, frozenset(rule.pools))
+def tenant_rules(settings: Settings) -> Callable[[str], TenantRule]:
+    """A look-up of the rule of each tenant, by name."""
+    pools = pool_rules(settings)
+    rules = {name: _tenant_rule(tenant, pools) for name, tenant in settings.tenants.items()}
+    general_rule = _tenant_rule(Tenant(), pools)
+    return lambda tenant: rules.get(tenant, general_rule)
+
+
+def usable_models(settings: Settings, tenant: Tenant) -> dict[str, Model]:
+    """The models that may see a tenant's prompts, by name."""
+    return {
+        name: model
+        for name, model in settings.models.items()
+        if not tenant.models or name in tenant.models
+    }
+
+
+def _tenant_rule(tenant: Tenant, pools: Mapping[str, PoolRule]) -> TenantRule:
+    return TenantRule(tenant.residency, {name: pools[name] for name in tenant.pools or pools})
 
 
 async def load_catalogue(settings: Settings, at: datetime) -> estimate.Catalogue:

@@ -44,5 +44,5 @@ def build(dependencies: Dependencies) -> FastAPI:
             app.include_router(router, prefix=prefix, include_in_schema=number == 0)
     app.include_router(docs.routes(app))
     if dependencies.settings.http.operations_port is None:
-        app.include_router(metrics.routes())
+        app.include_router(metrics.routes(dependencies))
     return app

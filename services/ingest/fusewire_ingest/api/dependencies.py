@@ -41,7 +41,8 @@ class Dependencies:
     batching: BatchChanges
     access: Access
     budgets: Budgets
-    pools: Mapping[str, PoolRule]
+    pools: Callable[[str], Mapping[str, PoolRule]]
+    """By tenant, the pools that it may use."""
     new_id: Callable[[], str]
     clock: Callable[[], datetime]
     heartbeat_s: float
