@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -447,6 +448,15 @@ class Tenant(Section):
     share: float = Field(default=1.0, ge=0.01, le=100)
     """Its share of the batch window, relative to other tenants that have lines waiting."""
 
+    def usable_pools(self, pools: Mapping[str, Pool]) -> tuple[str, ...]:
+        """The names of the pools that it may use."""
+        return tuple(name for name in self.pools or pools if not self.barred_models(pools[name]))
+
+    def barred_models(self, pool: Pool) -> list[str]:
+        """The models of a pool that may not see its prompts, sorted."""
+        models = {member.model for member in pool.members} | set(pool.judges)
+        return sorted(models - set(self.models)) if self.models else []
+
 
 class Settings(BaseSettings):
     """Everything that can be configured."""
@@ -519,14 +529,34 @@ class Settings(BaseSettings):
                     f"alias '{alias}' names model '{model}', which is not configured"
                     f" (configured: {model_names})"
                 )
-        pool_names = ", ".join(sorted(self.pools)) or "none"
-        for tenant, rules in self.tenants.items():
-            if unknown_pools := sorted(set(rules.pools) - self.pools.keys()):
-                raise ValueError(
-                    f"tenant '{tenant}': pool '{unknown_pools[0]}' is not configured"
-                    f" (configured: {pool_names}); add it or mend the name"
-                )
+        for name, tenant in self.tenants.items():
+            self._check_tenant(name, tenant, model_names)
         return self
+
+    def _check_tenant(self, name: str, tenant: Tenant, model_names: str) -> None:
+        """Check what a tenant may use."""
+        pool_names = ", ".join(sorted(self.pools)) or "none"
+        if unknown_pools := sorted(set(tenant.pools) - self.pools.keys()):
+            raise ValueError(
+                f"tenant '{name}': pool '{unknown_pools[0]}' is not configured"
+                f" (configured: {pool_names}); add it or mend the name"
+            )
+        if unknown_models := sorted(set(tenant.models) - self.models.keys()):
+            raise ValueError(
+                f"tenant '{name}': model '{unknown_models[0]}' is not configured"
+                f" (configured: {model_names}); add it or mend the name"
+            )
+        for pool in tenant.pools:
+            if barred_models := tenant.barred_models(self.pools[pool]):
+                raise ValueError(
+                    f"tenant '{name}': its pool '{pool}' uses model '{barred_models[0]}', which is"
+                    " not among its models; add it to models, or take the pool from pools"
+                )
+        if self.pools and not tenant.usable_pools(self.pools):
+            raise ValueError(
+                f"tenant '{name}': every pool uses a model that is not among its models"
+                f" ({', '.join(tenant.models)}); add models, or a pool of these alone"
+            )
 
     @model_validator(mode="after")
     def _retention(self) -> "Settings":

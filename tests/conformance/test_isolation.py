@@ -45,7 +45,8 @@ CALLERS = (*OWNERS, "newcomer")
 POOLS = {name: f"pool-{number}" for number, name in enumerate(CALLERS)}
 """What each tenant has for itself. All names are as unlike each other: hints tell the nearest."""
 MODELS = {name: f"model-{number}" for number, name in enumerate(CALLERS)}
-TENANTS = {name: {"pools": ["default", POOLS[name]], "budget_usd": 1000} for name in CALLERS}
+TENANTS = {name: {"models": [*"abcj", MODELS[name]], "budget_usd": 1000} for name in CALLERS}
+"""Their models decide which pools they may use."""
 PRICES = {"input_usd_per_mtok": 1, "output_usd_per_mtok": 1}
 SLOW = ModelScript(latency_ms=3_600_000)
 """A model whose fusions do not end during the test."""
@@ -77,6 +78,8 @@ BATCHES = ("batch", "validated")
 FILES = ("file", "output")
 CASES: dict[str, list[Case]] = {
     "POST /fusions": [
+        Case("model", "/fusions", PROMPT | {"members": ["{id}"]}),
+        Case("model", "/fusions", PROMPT | {"judge": "{id}"}),
         Case("pool", "/fusions", PROMPT | {"pool": "{id}"}),
     ],
     "GET /fusions": [Case(kind, "/fusions?id={id}", status=200) for kind in FUSIONS],
@@ -88,16 +91,25 @@ CASES: dict[str, list[Case]] = {
     "GET /models": [],
     "GET /models/count": [],
     "GET /models/{model:path}": [
+        Case("model", "/models/{id}"),
         Case("pool", "/models/fusewire/{id}"),
     ],
     "GET /model/{model:path}": [
+        Case("model", "/model/{id}"),
         Case("pool", "/model/fusewire/{id}"),
     ],
     "POST /chat/completions": [
+        Case("model", "/chat/completions", CHAT | {"model": "{id}"}),
+        Case(
+            "model",
+            "/chat/completions",
+            CHAT | {"plugins": [{"id": "fusion", "analysis_models": ["{id}"]}]},
+        ),
         Case("pool", "/chat/completions", CHAT | {"model": "fusewire/{id}"}),
         Case("pool", "/chat/completions", CHAT | {"fusewire": {"pool": "{id}"}}),
     ],
     "POST /responses": [
+        Case("model", "/responses", {"input": "Why?", "model": "{id}"}),
         Case("response", "/responses", {"input": "Why?", "previous_response_id": "{id}"}),
         Case("pool", "/responses", {"input": "Why?", "model": "fusewire/{id}"}),
     ],
@@ -281,6 +293,7 @@ async def settle_in(world: World, owner: Owner) -> None:
         "batch": batch["id"],
         "validated": validated["id"],
         "pool": POOLS[name],
+        "model": MODELS[name],
     }
 
     async def is_flying() -> bool:
@@ -364,9 +377,13 @@ async def test_no_reply_names_anything_of_another_tenant(world: World) -> None:
     """Lists, counts, hints of errors and metrics, each as their own tenant reads them."""
     for caller in CALLERS:
         own = world.tenants[caller].ids
-        marks = [*CALLERS, *POOLS.values()]
+        marks = [*CALLERS, *POOLS.values(), *MODELS.values()]
         marks += [name for tenant in world.tenants.values() for name in tenant.ids.values()]
-        foreign = [mark for mark in marks if mark not in (caller, POOLS[caller], *own.values())]
+        foreign = [
+            mark
+            for mark in marks
+            if mark not in (caller, POOLS[caller], MODELS[caller], *own.values())
+        ]
         replies = []
         for route, cases in CASES.items():
             method, _, path = route.partition(" ")

@@ -5,8 +5,8 @@ It counts the calls that dispatcher plans and the judge's strategies make.
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 
 from fusewire.contracts import Message, Prompt
 from fusewire.tokens import CHARS_PER_TOKEN, UNKNOWN_TOKENS
@@ -79,6 +79,15 @@ class Catalogue:
     models: Mapping[str, Model]
     variants: Mapping[tuple[str, str], Pool] = field(default_factory=dict)
     """Pools under presets."""
+    tenant_models: Mapping[str, Set[str]] = field(default_factory=dict)
+    """By tenant, the models that may see its prompts; those of other tenants, all may see."""
+
+    def for_tenant(self, tenant: str) -> "Catalogue":
+        """The catalogue in which models that may not see a tenant's prompts are unknown."""
+        names = self.tenant_models.get(tenant)
+        if names is None:
+            return self
+        return replace(self, models={n: model for n, model in self.models.items() if n in names})
 
     def pool(self, prompt: Prompt) -> Pool | None:
         """The pool of a prompt, with the prompt's preset applied; None if there is none."""
@@ -125,6 +134,7 @@ def estimate(prompt: Prompt, catalogue: Catalogue) -> Estimate:
     their limits and one token for each byte.
     """
     pool = catalogue.pool(prompt)
+    catalogue = catalogue.for_tenant(prompt.tenant)
     if pool is None:
         return Estimate(0, 0, 0, 0.0, 0.0, 0.0, (), 0.0)
     estimator = _Estimator(prompt, pool, catalogue)

@@ -1,6 +1,6 @@
 """Build admission's rules from the configuration."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from datetime import datetime
 
 from fusewire import pricing
@@ -10,23 +10,25 @@ from fusewire_ingest.admission.admit import PoolRule, TenantRule
 from fusewire_ingest.admission.model_names import ModelNames
 
 
-def names(settings: Settings) -> ModelNames:
-    """All spellings of the configured models."""
+def names(settings: Settings, tenant: Tenant = Tenant()) -> ModelNames:
+    """All spellings of the models that may see a tenant's prompts."""
+    models = usable_models(settings, tenant)
     slugs = {
-        name: model.model if model.kind == "remote" else None
-        for name, model in settings.models.items()
+        name: model.model if model.kind == "remote" else None for name, model in models.items()
     }
-    return ModelNames.of(slugs, settings.aliases)
+    aliases = {alias: name for alias, name in settings.aliases.items() if name in models}
+    return ModelNames.of(slugs, aliases)
 
 
-def pool_rules(settings: Settings) -> dict[str, PoolRule]:
-    """Rules of all configured pools, by name."""
-    model_names = names(settings)
+def pool_rules(settings: Settings, tenant: Tenant = Tenant()) -> dict[str, PoolRule]:
+    """Rules of the pools that a tenant may use, by name."""
+    model_names = names(settings, tenant)
+    pools = {name: settings.pools[name] for name in tenant.usable_pools(settings.pools)}
     return {
         name: PoolRule(
             pool.mode, pool.residency, pool.deadline_s, pool.batch_deadline_s, model_names
         )
-        for name, pool in settings.pools.items()
+        for name, pool in pools.items()
     }
 
 
@@ -41,9 +43,8 @@ def default_pool(pools: Collection[str]) -> str:
 
 def tenant_rules(settings: Settings) -> Callable[[str], TenantRule]:
     """A look-up of the rule of each tenant, by name."""
-    pools = pool_rules(settings)
-    rules = {name: _tenant_rule(tenant, pools) for name, tenant in settings.tenants.items()}
-    general_rule = _tenant_rule(Tenant(), pools)
+    rules = {name: _tenant_rule(settings, tenant) for name, tenant in settings.tenants.items()}
+    general_rule = _tenant_rule(settings, Tenant())
     return lambda tenant: rules.get(tenant, general_rule)
 
 
@@ -56,8 +57,8 @@ def usable_models(settings: Settings, tenant: Tenant) -> dict[str, Model]:
     }
 
 
-def _tenant_rule(tenant: Tenant, pools: Mapping[str, PoolRule]) -> TenantRule:
-    return TenantRule(tenant.residency, {name: pools[name] for name in tenant.pools or pools})
+def _tenant_rule(settings: Settings, tenant: Tenant) -> TenantRule:
+    return TenantRule(tenant.residency, pool_rules(settings, tenant))
 
 
 async def load_catalogue(settings: Settings, at: datetime) -> estimate.Catalogue:
@@ -73,7 +74,12 @@ async def load_catalogue(settings: Settings, at: datetime) -> estimate.Catalogue
         for preset, overrides in PRESETS.items():
             variants[name, preset] = _pool(pool.model_copy(update=overrides))
     models = {name: await _model(model, at) for name, model in settings.models.items()}
-    return estimate.Catalogue({name: _pool(pool) for name, pool in pools.items()}, models, variants)
+    tenant_models = {
+        name: frozenset(tenant.models) for name, tenant in settings.tenants.items() if tenant.models
+    }
+    return estimate.Catalogue(
+        {name: _pool(pool) for name, pool in pools.items()}, models, variants, tenant_models
+    )
 
 
 async def _model(model: Model, at: datetime) -> estimate.Model:

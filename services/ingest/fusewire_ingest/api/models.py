@@ -11,6 +11,7 @@ from fusewire.settings import RemoteModel
 from fusewire_ingest.access import Caller
 from fusewire_ingest.admission.admit import resolve_model
 from fusewire_ingest.admission.model_names import ModelNames
+from fusewire_ingest.admission.rules import usable_models
 from fusewire_ingest.api import schemas
 from fusewire_ingest.api.dependencies import AuthenticatedCaller, Dependencies
 from fusewire_ingest.api.errors import HttpError
@@ -79,7 +80,8 @@ def _names(dependencies: Dependencies, caller: Caller) -> list[str]:
     """All names that the caller may use."""
     pools = dependencies.pools(caller.tenant)
     fusion_names = FUSION[:1] if pools else ()
-    return [*fusion_names, *(POOL + pool for pool in pools), *dependencies.settings.models]
+    models = usable_models(dependencies.settings, caller.rule)
+    return [*fusion_names, *(POOL + pool for pool in pools), *models]
 
 
 def _find_name(dependencies: Dependencies, caller: Caller, name: str) -> str:
