@@ -1,6 +1,6 @@
 """The intake behind HTTP, JSONL, batches and the bus: admits, commits, hands to the outbox."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -16,8 +16,10 @@ from fusewire_ingest.admission.admit import (
     admit,
     parse,
 )
+from fusewire_ingest.admission.rates import Limits
 from fusewire_ingest.open_requests import OpenRequests
 from fusewire_ingest.outbox import Outbox
+from fusewire_ingest.rate_limits import RateLimitError, RateLimits
 from fusewire_ingest.repository.group_commit import GroupCommit
 from fusewire_ingest.repository.submissions import (
     Acceptance,
@@ -30,6 +32,8 @@ log = structlog.get_logger(__name__)
 
 ATTACH_WITHIN = timedelta(minutes=15)
 """A repeated request finds its first one for so long after that was sent, or to its deadline."""
+
+NO_LIMITS: Limits = {}
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Intake:
         outbox: Outbox,
         open_requests: OpenRequests,
         *,
+        rate_limits: RateLimits,
         tenants: Callable[[str], TenantRule],
         prompt_bytes: int,
         store_id: Callable[[], str] = lambda: "",
@@ -61,6 +66,7 @@ class Intake:
         self._tenants = tenants
         self._outbox = outbox
         self.open_requests = open_requests
+        self._rate_limits = rate_limits
         self._prompt_bytes = prompt_bytes
         self._store_id = store_id
         self._clock = clock
@@ -166,7 +172,12 @@ class Intake:
         return cancelled_ids
 
     async def submit(
-        self, prompt: Prompt, *, source: str, request_hash: str | None = None
+        self,
+        prompt: Prompt,
+        *,
+        source: str,
+        request_hash: str | None = None,
+        limits: Limits = NO_LIMITS,
     ) -> Acceptance:
         """Commit one prompt.
 
@@ -174,41 +185,69 @@ class Intake:
             prompt: the admitted prompt.
             source: the way it came, for the metrics.
             request_hash: the hash by which `attach` finds it.
+            limits: the rate limits of its sender.
 
         Raises:
             RefusedError: its custom_id is another prompt's, or the budget does not allow it.
+            RateLimitError: its sender has to wait.
             Transient: it could not be committed.
         """
         traceparent = telemetry.trace_headers().get("traceparent")
         origin = RequestIdentity(request_hash, self.open_requests.name) if request_hash else None
-        (acceptance,) = await self._commit.add([prompt], traceparent, origin)
+        with self._rate_limits.counting(limits) as count:
+            count.add(prompt)
+            (acceptance,) = await self._commit.add([prompt], traceparent, origin)
+            count.begun([acceptance])
         if error := refusal(acceptance):
             raise error
         self.hand_over([acceptance], source)
         return acceptance
 
     async def submit_lines(
-        self, lines: Sequence[tuple[int, bytes]], *, tenant: str, batch_id: str
+        self,
+        lines: Sequence[tuple[int, bytes]],
+        *,
+        tenant: str,
+        batch_id: str,
+        limits: Limits = NO_LIMITS,
     ) -> list[Line]:
-        """Commit the good lines of a JSONL body; bad lines do not affect them. Raises Transient."""
+        """Commit the good lines of a JSONL body; bad lines do not affect them. Raises Transient.
+
+        Lines beyond the rate limits of their sender are refused.
+        """
         results: dict[int, Line] = {}
         prompts: dict[int, Prompt] = {}
-        for number, raw in lines:
-            fallback_id = f"line-{number}"
-            try:
-                prompts[number] = self.read(
-                    raw, tenant=tenant, fallback_id=fallback_id, batch_id=batch_id
-                )
-            except RefusedError as exc:
-                results[number] = Line(number, None, exc)
-        if prompts:
-            traceparent = telemetry.trace_headers().get("traceparent")
-            acceptances = await self._commit.add(list(prompts.values()), traceparent)
-            for number, acceptance in zip(prompts, acceptances, strict=True):
-                error = refusal(acceptance)
-                results[number] = Line(number, None if error else acceptance, error)
-            self.hand_over(acceptances, "jsonl")
+        with self._rate_limits.counting(limits) as count:
+            for number, raw in lines:
+                fallback_id = f"line-{number}"
+                try:
+                    prompt = self.read(
+                        raw, tenant=tenant, fallback_id=fallback_id, batch_id=batch_id
+                    )
+                    count.add(prompt)
+                    prompts[number] = prompt
+                except RefusedError as exc:
+                    results[number] = Line(number, None, exc)
+                except RateLimitError as exc:
+                    error = RefusedError("rate_limited", exc.message)
+                    results[number] = Line(number, None, error)
+            acceptances = await self._commit_lines(prompts, results)
+            count.begun(acceptances)
+        self.hand_over(acceptances, "jsonl")
         return [results[number] for number in sorted(results)]
+
+    async def _commit_lines(
+        self, prompts: Mapping[int, Prompt], results: dict[int, Line]
+    ) -> list[Acceptance]:
+        """Commit prompts by line, and add the result of each."""
+        if not prompts:
+            return []
+        traceparent = telemetry.trace_headers().get("traceparent")
+        acceptances = await self._commit.add(list(prompts.values()), traceparent)
+        for number, acceptance in zip(prompts, acceptances, strict=True):
+            error = refusal(acceptance)
+            results[number] = Line(number, None if error else acceptance, error)
+        return acceptances
 
     def hand_over(self, batch: Sequence[Acceptance], source: str) -> None:
         """Offer the new prompts of a committed batch to the outbox, and count them."""

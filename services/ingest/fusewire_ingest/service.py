@@ -25,6 +25,7 @@ from fusewire_ingest.large_parts import LargeParts
 from fusewire_ingest.memory import ByteBudget, give_back_large_buffers
 from fusewire_ingest.open_requests import OpenRequests
 from fusewire_ingest.outbox import Outbox
+from fusewire_ingest.rate_limits import RateLimits
 from fusewire_ingest.repository.batches import Batches
 from fusewire_ingest.repository.budgets import Budget, Budgets
 from fusewire_ingest.repository.files import Files
@@ -72,11 +73,13 @@ class Ingest:
         self._open_requests = OpenRequests(self._bus)
         tenants = tenant_rules(settings)
         limit = settings.limits.prompt_bytes
+        self._rate_limits = RateLimits(settings, clock)
         intake = Intake(
             self._commit,
             submissions,
             self._outbox,
             self._open_requests,
+            rate_limits=self._rate_limits,
             tenants=tenants,
             prompt_bytes=limit,
             store_id=lambda: self._bus.last_store_id,
@@ -123,8 +126,8 @@ class Ingest:
         batching = BatchChanges(
             self._store, batches, lines, files, intake, wake=self._runner.wake, clock=clock
         )
-        self._outcomes = Outcomes(self._bus, self._store, self._runner.outcome_announced)
-        self._access = Access(settings, ApiKeys(self._store), clock)
+        self._outcomes = Outcomes(self._bus, self._store, self._outcome_announced)
+        self._access = Access(settings, ApiKeys(self._store), self._rate_limits, clock)
         self._app = api.build(
             Dependencies(
                 settings=settings,
@@ -139,6 +142,7 @@ class Ingest:
                 lines=lines,
                 batching=batching,
                 access=self._access,
+                rate_limits=self._rate_limits,
                 budgets=self._budgets,
                 pools=lambda tenant: tenants(tenant).pools,
                 new_id=lambda: f"req-{secrets.token_hex(12)}",
@@ -156,6 +160,7 @@ class Ingest:
         give_back_large_buffers()
         await migrate.check(self._store, wait_s=migrate.START_S)
         await self._access.start()
+        await self._rate_limits.start()
         await self._budgets.start()
         await self._bus.connect()
         await self._bus.require(INGEST)
@@ -172,6 +177,10 @@ class Ingest:
         self._cleaner.start()
         # Last: from here on prompts come over NATS.
         await self._bus.start()
+
+    def _outcome_announced(self, fusion_id: str) -> None:
+        self._rate_limits.end(fusion_id)
+        self._runner.outcome_announced()
 
     def close(self) -> None:
         """End all waits for outcomes: clients get the status of now, and ask again."""

@@ -154,6 +154,18 @@ def estimate(prompt: Prompt, catalogue: Catalogue) -> Estimate:
     )
 
 
+def rate_tokens(prompt: Prompt, catalogue: Catalogue) -> int:
+    """The tokens of a prompt for a rate limit: its own, and those of its longest answer.
+
+    Its own are expected ones, as none is paid for them twice; of answers, one of a member counts,
+    at its limit. 0 for an unknown pool.
+    """
+    pool = catalogue.pool(prompt)
+    if pool is None:
+        return 0
+    return _Estimator(prompt, pool, catalogue.for_tenant(prompt.tenant)).rate_tokens()
+
+
 def _usd(groups: Iterable[_CallGroup], catalogue: Catalogue) -> float | None:
     total = 0.0
     for group in groups:
@@ -267,6 +279,13 @@ class _Estimator:
         )
 
     # -- sets of calls ------------------------------------------------------------------------
+
+    def rate_tokens(self) -> int:
+        size, most = _TokenCounts(is_most=False), _TokenCounts(is_most=True)
+        members = self._members or [Member("", "")]
+        tokens_in = max(self._tokens_in(member, size) for member in members)
+        tokens_out = (most.answer(self._limit(member.model)) for member in self._members)
+        return tokens_in + max(tokens_out, default=0)
 
     def least(self) -> list[_CallGroup]:
         size = _TokenCounts(is_most=False)

@@ -9,8 +9,11 @@ from fusewire_ingest.admission import estimate
 from fusewire_ingest.admission.admit import PoolRule, TenantRule
 from fusewire_ingest.admission.model_names import ModelNames
 
+UNLISTED = Tenant()
+"""The rules of a tenant without a table of its own."""
 
-def names(settings: Settings, tenant: Tenant = Tenant()) -> ModelNames:
+
+def names(settings: Settings, tenant: Tenant = UNLISTED) -> ModelNames:
     """All spellings of the models that may see a tenant's prompts."""
     models = usable_models(settings, tenant)
     slugs = {
@@ -20,7 +23,7 @@ def names(settings: Settings, tenant: Tenant = Tenant()) -> ModelNames:
     return ModelNames.of(slugs, aliases)
 
 
-def pool_rules(settings: Settings, tenant: Tenant = Tenant()) -> dict[str, PoolRule]:
+def pool_rules(settings: Settings, tenant: Tenant = UNLISTED) -> dict[str, PoolRule]:
     """Rules of the pools that a tenant may use, by name."""
     model_names = names(settings, tenant)
     pools = {name: settings.pools[name] for name in tenant.usable_pools(settings.pools)}
@@ -44,7 +47,7 @@ def default_pool(pools: Collection[str]) -> str:
 def tenant_rules(settings: Settings) -> Callable[[str], TenantRule]:
     """A look-up of the rule of each tenant, by name."""
     rules = {name: _tenant_rule(settings, tenant) for name, tenant in settings.tenants.items()}
-    general_rule = _tenant_rule(settings, Tenant())
+    general_rule = _tenant_rule(settings, UNLISTED)
     return lambda tenant: rules.get(tenant, general_rule)
 
 

@@ -17,9 +17,17 @@ from fusewire_ingest.api import (
     votes,
 )
 from fusewire_ingest.api.dependencies import Dependencies
+from fusewire_ingest.rate_limits import UNITS
 
 PREFIXES = ("/v1", errors.OPENROUTER_PREFIX)
 """OpenAI's, and OpenRouter's."""
+EXPOSED_HEADERS = (
+    "x-request-id",
+    "x-fusewire-outcome",
+    "retry-after",
+    *(f"x-ratelimit-{what}-{unit}" for unit in UNITS for what in ("limit", "remaining", "reset")),
+)
+"""Headers that scripts of a web page may read."""
 
 
 def build(dependencies: Dependencies) -> FastAPI:
@@ -34,9 +42,13 @@ def build(dependencies: Dependencies) -> FastAPI:
             allow_origins=origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "x-fusewire-outcome", "retry-after"],
+            expose_headers=EXPOSED_HEADERS,
         )
-    app.add_middleware(errors.ErrorMiddleware, new_id=dependencies.new_id)
+    app.add_middleware(
+        errors.ErrorMiddleware,
+        new_id=dependencies.new_id,
+        rate_headers=dependencies.rate_limits.headers,
+    )
     modules = (fusions, models, chat, responses, files, batches, votes, openrouter)
     routers = [module.routes(dependencies) for module in modules]
     for number, prefix in enumerate(PREFIXES):

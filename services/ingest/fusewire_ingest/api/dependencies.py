@@ -15,6 +15,7 @@ from fusewire_ingest.batches.changes import BatchChanges
 from fusewire_ingest.intake import Intake
 from fusewire_ingest.large_parts import LargeParts
 from fusewire_ingest.memory import ByteBudget
+from fusewire_ingest.rate_limits import RateLimits
 from fusewire_ingest.repository.batches import Batches
 from fusewire_ingest.repository.budgets import Budgets
 from fusewire_ingest.repository.files import Files
@@ -40,6 +41,7 @@ class Dependencies:
     lines: BatchLines
     batching: BatchChanges
     access: Access
+    rate_limits: RateLimits
     budgets: Budgets
     pools: Callable[[str], Mapping[str, PoolRule]]
     """By tenant, the pools that it may use."""
@@ -54,7 +56,9 @@ def _dependencies(request: Request) -> Dependencies:
 
 
 async def _authenticate(request: Request) -> Caller:
-    return await _dependencies(request).access.caller(request.headers)
+    caller = await _dependencies(request).access.caller(request.headers)
+    request.state.limits = caller.limits
+    return caller
 
 
 AuthenticatedCaller = Annotated[Caller, Depends(_authenticate)]

@@ -11,6 +11,7 @@ from fusewire import replies, telemetry
 from fusewire.contracts import Prompt
 from fusewire.errors import Transient
 from fusewire.store.queries import FusionStatus, as_reply, standings
+from fusewire_ingest.access import Caller
 from fusewire_ingest.admission.admit import BATCH_ID, MOST_BATCH_CHARS
 from fusewire_ingest.admission.jsonl import lines
 from fusewire_ingest.api import bodies, schemas
@@ -58,10 +59,10 @@ def routes(dependencies: Dependencies) -> APIRouter:
         with telemetry.receiving("ingest", "http", request.headers):
             if bodies.media_type(request) in bodies.JSONL_TYPES:
                 return await _submit_lines(
-                    request, intake, prompt_bytes, batch_id or new_id(), caller.tenant
+                    request, intake, prompt_bytes, batch_id or new_id(), caller
                 )
             prompt = await _read_prompt(dependencies, request, caller.tenant, batch_id)
-            acceptance = await intake.submit(prompt, source="http")
+            acceptance = await intake.submit(prompt, source="http", limits=caller.limits)
         is_new = acceptance.is_new
         fusion = await _wait(dependencies, request, prompt, wait_s, just_begun=is_new)
         reply: replies.fusions.Fusion = {
@@ -178,17 +179,17 @@ async def _wait(
 
 
 async def _submit_lines(
-    request: Request, intake: Intake, limit: int, batch_id: str, tenant: str
+    request: Request, intake: Intake, limit: int, batch_id: str, caller: Caller
 ) -> Response:
     results: list[replies.fusions.SubmittedLine] = []
     group: list[tuple[int, bytes]] = []
     async for numbered_line in lines(bodies.pieces(request), limit, JSONL_LINES):
         group.append(numbered_line)
         if len(group) >= JSONL_GROUP:
-            await _submit_group(intake, group, results, batch_id=batch_id, tenant=tenant)
+            await _submit_group(intake, group, results, batch_id=batch_id, caller=caller)
             group.clear()
     if group:
-        await _submit_group(intake, group, results, batch_id=batch_id, tenant=tenant)
+        await _submit_group(intake, group, results, batch_id=batch_id, caller=caller)
     refused_count = sum("error" in result for result in results)
     body: replies.fusions.SubmittedLines = {
         "batch_id": batch_id,
@@ -205,11 +206,13 @@ async def _submit_group(
     results: list[replies.fusions.SubmittedLine],
     *,
     batch_id: str,
-    tenant: str,
+    caller: Caller,
 ) -> None:
     """Submit lines, and append their results. Raises Transient if nothing is accepted yet."""
     try:
-        submitted_lines = await intake.submit_lines(group, tenant=tenant, batch_id=batch_id)
+        submitted_lines = await intake.submit_lines(
+            group, tenant=caller.tenant, batch_id=batch_id, limits=caller.limits
+        )
     except Transient as exc:
         if not any("id" in result for result in results):
             raise
