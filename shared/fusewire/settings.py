@@ -197,7 +197,8 @@ class Limits(Section):
     batch_lines: int = Field(default=1_000_000, ge=1)
     """The most lines that a batch may have."""
     batch_window: int = Field(default=256, ge=1)
-    """Lines of all batches that are in flight at once; tenants share them in fair turns."""
+    """Lines of all batches that are in flight at once, fewer while other prompts come and this
+    process is late; tenants share them in fair turns."""
 
 
 class EdgeModel(Section):

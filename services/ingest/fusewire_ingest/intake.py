@@ -1,5 +1,6 @@
 """The intake behind HTTP, JSONL, batches and the bus: admits, commits, hands to the outbox."""
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -67,6 +68,8 @@ class Intake:
         self._outbox = outbox
         self.open_requests = open_requests
         self._rate_limits = rate_limits
+        self.last_prompt_at: float | None = None
+        """When the last prompt came that is no line of a batch, by the event loop's clock."""
         self._prompt_bytes = prompt_bytes
         self._store_id = store_id
         self._clock = clock
@@ -192,12 +195,13 @@ class Intake:
             RateLimitError: its sender has to wait.
             Transient: it could not be committed.
         """
+        self.last_prompt_at = asyncio.get_running_loop().time()
         traceparent = telemetry.trace_headers().get("traceparent")
         origin = RequestIdentity(request_hash, self.open_requests.name) if request_hash else None
         with self._rate_limits.counting(limits) as count:
             count.add(prompt)
             (acceptance,) = await self._commit.add([prompt], traceparent, origin)
-            count.begun([acceptance])
+            count.note_acceptances([acceptance])
         if error := refusal(acceptance):
             raise error
         self.hand_over([acceptance], source)
@@ -232,7 +236,7 @@ class Intake:
                     error = RefusedError("rate_limited", exc.message)
                     results[number] = Line(number, None, error)
             acceptances = await self._commit_lines(prompts, results)
-            count.begun(acceptances)
+            count.note_acceptances(acceptances)
         self.hand_over(acceptances, "jsonl")
         return [results[number] for number in sorted(results)]
 

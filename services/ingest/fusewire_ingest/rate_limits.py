@@ -4,6 +4,7 @@ Each ingest process counts for itself what it lets in, and forgets it when it en
 """
 
 import contextlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,7 +13,7 @@ from datetime import datetime, timedelta
 from fusewire.contracts import Prompt
 from fusewire.settings import Settings
 from fusewire_ingest.admission.estimate import Catalogue, rate_tokens
-from fusewire_ingest.admission.rates import Excess, Limits, Rates, Unit, duration
+from fusewire_ingest.admission.rates import Limits, RateRefusal, Rates, Unit, duration
 from fusewire_ingest.admission.refusal import RefusedError
 from fusewire_ingest.admission.rules import load_catalogue
 from fusewire_ingest.repository.submissions import Acceptance
@@ -22,6 +23,11 @@ ENDED_AFTER = timedelta(seconds=30)
 IN_FLIGHT_RETRY_S = 1.0
 """When to send again what would be too much in flight: nobody knows when a prompt will end."""
 UNITS: tuple[Unit, ...] = ("requests", "tokens")
+RATE_HEADERS = tuple(
+    f"x-ratelimit-{figure}-{unit}"
+    for figure, unit in itertools.product(("limit", "remaining", "reset"), UNITS)
+)
+"""The headers about what is left of a caller's limits, by their names at OpenAI."""
 
 
 class RateLimitError(Exception):
@@ -143,11 +149,11 @@ class PromptCount:
         if self._rate_limits.begin(self._limits, prompt):
             self.waiting.add(prompt.fusion_id)
 
-    def begun(self, acceptances: Iterable[Acceptance]) -> None:
+    def note_acceptances(self, acceptances: Iterable[Acceptance]) -> None:
         """Note which of them have begun a fusion."""
         self.waiting -= {a.prompt.fusion_id for a in acceptances if a.is_new}
 
 
-def _too_much(excess: Excess, what: str, limits: Limits) -> RateLimitError:
+def _too_much(excess: RateRefusal, what: str, limits: Limits) -> RateLimitError:
     wait_s = IN_FLIGHT_RETRY_S if excess.wait_s is None else excess.wait_s
     return RateLimitError(f"{excess.account} may {what}; wait {wait_s:.1f} s", wait_s, limits)

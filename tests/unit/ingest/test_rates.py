@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusewire_ingest.admission.rates import Excess, RateBalance, RateLimit, Rates, duration
+from fusewire_ingest.admission.rates import RateBalance, RateLimit, RateRefusal, Rates, duration
 
 
 def waits(rates: Rates, at: float, per_minute: int, amount: int = 1) -> float:
@@ -46,7 +46,7 @@ def test_each_account_has_its_own() -> None:
     limits = [{account: RateLimit(1)} for account in ("acme", "acme", "other")]
 
     found = [rates.take(limit, "requests", 1, 0.0) for limit in limits]
-    assert found == [None, Excess("acme", 1, 60), None]
+    assert found == [None, RateRefusal("acme", 1, 60), None]
 
 
 def test_what_one_account_refuses_is_taken_from_no_other() -> None:
@@ -55,7 +55,7 @@ def test_what_one_account_refuses_is_taken_from_no_other() -> None:
     both = {**tenant, "key": RateLimit(tokens_per_minute=30)}
 
     assert rates.take(both, "tokens", 20, 0.0) is None
-    assert rates.take(both, "tokens", 20, 0.0) == Excess("key", 30, 20)
+    assert rates.take(both, "tokens", 20, 0.0) == RateRefusal("key", 30, 20)
     assert rates.take(tenant, "tokens", 80, 0.0) is None
     assert rates.take(tenant, "tokens", 1, 0.0) is not None
 
@@ -97,10 +97,10 @@ def test_prompts_in_flight_have_room_again_when_one_has_ended() -> None:
     tenant = {"tenant": limits["tenant"]}
 
     assert rates.hold(limits, "one", 100.0, 0.0) is None
-    assert rates.hold(limits, "two", 100.0, 0.0) == Excess("key", 1, None)
+    assert rates.hold(limits, "two", 100.0, 0.0) == RateRefusal("key", 1, None)
     assert rates.hold(limits, "one", 100.0, 0.0) is None, "it is the same one"
     assert rates.hold(tenant, "two", 100.0, 0.0) is None
-    assert rates.hold(tenant, "three", 100.0, 0.0) == Excess("tenant", 2, None)
+    assert rates.hold(tenant, "three", 100.0, 0.0) == RateRefusal("tenant", 2, None)
     rates.release("one")
     assert not rates.is_held("one")
     assert rates.hold(limits, "three", 100.0, 0.0) is None

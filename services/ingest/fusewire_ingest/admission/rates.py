@@ -1,9 +1,9 @@
 """Rate limits: requests and tokens a minute, and prompts in flight. Pure; the clock is an argument.
 
 Requests and tokens are counted by token buckets (J. Turner: New Directions in Communications, IEEE
-Communications Magazine 24:10, 1986), each of which holds what may be used in one minute, and refills
-evenly. An account is a tenant or a key of it; what a caller sends has to fit the limits of all its
-accounts.
+Communications Magazine 24:10, 1986), each of which holds what may be used in one minute, and
+refills evenly. An account is a tenant or a key of it; what a caller sends has to fit the limits of
+all its accounts.
 """
 
 import math
@@ -34,7 +34,7 @@ Limits = Mapping[str, RateLimit]
 
 
 @dataclass(frozen=True)
-class Excess:
+class RateRefusal:
     """A limit that something would exceed.
 
     Attributes:
@@ -102,15 +102,15 @@ class Rates:
     _accounts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """By fusion in flight: its accounts."""
 
-    def take(self, limits: Limits, unit: Unit, amount: int, now: float) -> Excess | None:
+    def take(self, limits: Limits, unit: Unit, amount: int, now: float) -> RateRefusal | None:
         """Use an amount of all accounts.
 
         Returns:
             None if it fits; otherwise nothing is used, and the limit with the longest wait.
         """
-        buckets = self._refilled(limits, unit, now)
+        buckets = self._refill_all(limits, unit, now)
         waits = [
-            Excess(account, bucket.per_minute, bucket.wait_s(amount))
+            RateRefusal(account, bucket.per_minute, bucket.wait_s(amount))
             for account, bucket in buckets.items()
         ]
         excess = max(waits, key=lambda wait: wait.wait_s or 0.0, default=None)
@@ -128,11 +128,11 @@ class Rates:
                 math.floor(bucket.level + _ROUNDING * bucket.per_minute),
                 (bucket.per_minute - bucket.level) * 60 / bucket.per_minute,
             )
-            for bucket in self._refilled(limits, unit, now).values()
+            for bucket in self._refill_all(limits, unit, now).values()
         ]
         return min(balances, key=lambda balance: (balance.remaining, balance.limit), default=None)
 
-    def _refilled(self, limits: Limits, unit: Unit, now: float) -> dict[str, TokenBucket]:
+    def _refill_all(self, limits: Limits, unit: Unit, now: float) -> dict[str, TokenBucket]:
         buckets = {}
         for account, limit in limits.items():
             if (per_minute := limit.per_minute(unit)) is None:
@@ -148,7 +148,7 @@ class Rates:
         """Whether a fusion is in flight."""
         return fusion_id in self._accounts
 
-    def hold(self, limits: Limits, fusion_id: str, until: float, now: float) -> Excess | None:
+    def hold(self, limits: Limits, fusion_id: str, until: float, now: float) -> RateRefusal | None:
         """Count a fusion as in flight in all accounts.
 
         Args:
@@ -162,21 +162,21 @@ class Rates:
         """
         if self.is_held(fusion_id):
             return None
-        limited = {
+        most_by_account = {
             account: limit.prompts_in_flight
             for account, limit in limits.items()
             if limit.prompts_in_flight is not None
         }
-        for account, most in limited.items():
-            held = self._in_flight.setdefault(account, {})
-            if len(held) >= most:
-                self._drop_ended(held, now)
-            if len(held) >= most:
-                return Excess(account, most, None)
-        for account in limited:
+        for account, most in most_by_account.items():
+            fusions = self._in_flight.setdefault(account, {})
+            if len(fusions) >= most:
+                self._drop_ended(fusions, now)
+            if len(fusions) >= most:
+                return RateRefusal(account, most, None)
+        for account in most_by_account:
             self._in_flight[account][fusion_id] = until
-        if limited:
-            self._accounts[fusion_id] = tuple(limited)
+        if most_by_account:
+            self._accounts[fusion_id] = tuple(most_by_account)
         return None
 
     def release(self, fusion_id: str) -> None:
@@ -184,8 +184,8 @@ class Rates:
         for account in self._accounts.pop(fusion_id, ()):
             self._in_flight[account].pop(fusion_id, None)
 
-    def _drop_ended(self, held: Mapping[str, float], now: float) -> None:
-        for fusion_id in [key for key, until in held.items() if until <= now]:
+    def _drop_ended(self, fusions: Mapping[str, float], now: float) -> None:
+        for fusion_id in [key for key, until in fusions.items() if until <= now]:
             self.release(fusion_id)
 
 

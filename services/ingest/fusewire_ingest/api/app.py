@@ -17,7 +17,7 @@ from fusewire_ingest.api import (
     votes,
 )
 from fusewire_ingest.api.dependencies import Dependencies
-from fusewire_ingest.rate_limits import UNITS
+from fusewire_ingest.rate_limits import RATE_HEADERS
 
 PREFIXES = ("/v1", errors.OPENROUTER_PREFIX)
 """OpenAI's, and OpenRouter's."""
@@ -25,7 +25,7 @@ EXPOSED_HEADERS = (
     "x-request-id",
     "x-fusewire-outcome",
     "retry-after",
-    *(f"x-ratelimit-{what}-{unit}" for unit in UNITS for what in ("limit", "remaining", "reset")),
+    *RATE_HEADERS,
 )
 """Headers that scripts of a web page may read."""
 

@@ -27,14 +27,14 @@ def routes(dependencies: Dependencies) -> APIRouter:
         pools = dependencies.pools(caller.tenant).keys()
         models = usable_models(settings, caller.rule).keys()
         registry = CollectorRegistry()
-        registry.register(VisibleMetrics(caller.tenant, pools, models, queues - pools - models))
+        registry.register(TenantMetrics(caller.tenant, pools, models, queues - pools - models))
         return Response(generate_latest(registry), media_type="text/plain; version=0.0.4")
 
     return router
 
 
 @dataclass(frozen=True, eq=False)
-class VisibleMetrics(Collector):
+class TenantMetrics(Collector):
     """The process's metrics, without samples about what a tenant does not know of.
 
     Attributes:

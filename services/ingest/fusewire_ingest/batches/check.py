@@ -21,7 +21,7 @@ from fusewire_ingest.repository.lines import BatchLines, HeldLine
 
 GROUP = 500
 """Lines that are committed at once."""
-TURN = 25
+TURN = 5
 """Lines that are read before other tasks of the event loop have their turn."""
 MOST_FAULTS = 20
 """The check stops after so many faults."""
