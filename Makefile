@@ -21,7 +21,7 @@ SOURCES := $(MEMBERS) migrations tests examples deploy
 SERVICES := ingest dispatcher judge worker-edge worker-remote
 LOCKS := deploy/docker/requirements
 
-.PHONY: help setup demo test test-kills test-node test-planted test-edge test-edge-kills test-batch test-unit check check-deploy format bench bench-scale bench-plots bench-doors bench-edge bench-judge bench-fusion bench-views soak-edge image-check fuzz lock docs clean
+.PHONY: help setup demo test test-kills test-node test-planted test-edge test-edge-kills test-batch test-unit check check-deploy format bench bench-scale bench-plots bench-doors bench-tenants bench-edge bench-judge bench-fusion bench-views soak-edge image-check fuzz lock docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -100,6 +100,9 @@ bench-plots: setup ## draw docs/scale.png of what bench-scale measured
 
 bench-doors: setup ## measure the API's overhead, intake, memory and streaming; writes build/bench-doors.json
 	@PYTHONPATH=tests/bench $(BIN)/python tests/bench/doors.py
+
+bench-tenants: setup ## measure what a tenant's batch costs another's prompts; writes build/bench-tenants.json
+	@PYTHONPATH=tests/bench $(BIN)/python tests/bench/tenants.py $(ARGS)
 
 bench-edge: setup ## measure edge models beside llama.cpp (downloads 1.7 GB), or some PARTS and MODELS; writes build/bench-edge.json
 	@PYTHONPATH=tests/bench $(BIN)/python -m edge $(if $(PARTS),--parts $(PARTS)) $(if $(MODELS),--models $(MODELS))

@@ -545,16 +545,24 @@ class Bus:
                 fault=type(exc).__name__,
             )
 
+    def hold(self, delivery: Delivery) -> None:
+        """Keep telling the server that a message is being worked on, until `holding` ends."""
+        self._live[id(delivery)] = delivery
+
+    def let_go(self, delivery: Delivery) -> None:
+        """Tell it no more."""
+        self._live.pop(id(delivery), None)
+
     @contextlib.contextmanager
     def holding(self, *deliveries: Delivery) -> Any:
         """Inside the block, keep telling the server that these messages are being worked on."""
         for delivery in deliveries:
-            self._live[id(delivery)] = delivery
+            self.hold(delivery)
         try:
             yield
         finally:
             for delivery in deliveries:
-                self._live.pop(id(delivery), None)
+                self.let_go(delivery)
 
     async def _heartbeat(self) -> None:
         while True:

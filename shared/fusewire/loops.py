@@ -22,9 +22,10 @@ from fusewire.bus import (
     Handler,
     within,
 )
+from fusewire.contracts import PRIORITIES
 from fusewire.errors import Transient
 from fusewire.pull import PullConsumer
-from fusewire.topology import Durable
+from fusewire.topology import PRIORITY, Durable
 
 log = structlog.get_logger(__name__)
 
@@ -36,6 +37,7 @@ AGAIN_LEAST_S, AGAIN_MOST_S = 0.05, 2.0
 MISSING_S = 30.0
 """A durable that is missing for longer will not come back by itself; during a change of its leader
 it does."""
+RANKS: dict[str, int] = {priority: rank for rank, priority in enumerate(PRIORITIES)}
 STALLED_S = 60.0
 """A loop without a turn for this long is reported as stalled."""
 MOST_IN_HAND = 512
@@ -109,6 +111,11 @@ class Loop:
         """Wait for what is still running."""
 
 
+def reserve_size(concurrency: int) -> int:
+    """How much of a concurrency is kept free of work of low priority: an eighth (decision 57)."""
+    return concurrency // 8
+
+
 Release = Callable[[], None]
 """A handler calls it when its message no longer counts against the loop's concurrency, though the
 handler has not ended."""
@@ -116,6 +123,9 @@ handler has not ended."""
 
 class _Priorities(Loop, abc.ABC):
     """Takes from several durables in strict order.
+
+    A part of its concurrency (`reserve_size`) is kept free of messages of the last one: what is
+    urgent need not wait for the end of what is not.
 
     When all of them are empty it waits on each for one message, so that up to `len(durables) - 1`
     messages more than `concurrency` may come. They are handled too, or handed back to the server
@@ -135,6 +145,7 @@ class _Priorities(Loop, abc.ABC):
         self._pullers = [PullConsumer(bus, durable) for durable in durables]
         self._concurrency = concurrency
         self._hands_back = hands_back
+        self._reserve = reserve_size(concurrency) if len(durables) > 1 else 0
         self._counted_messages = 0
         """Messages in hand that count against the concurrency."""
         self._capacity_change = asyncio.Event()
@@ -159,7 +170,7 @@ class _Priorities(Loop, abc.ABC):
             if messages := await self._take(free):
                 self._begin(messages)
                 return
-            self._open_waits()
+            self._open_waits(free)
         await self._wait_for_change()
         for rank in sorted(self._waits):
             if self._waits[rank].done():
@@ -174,10 +185,14 @@ class _Priorities(Loop, abc.ABC):
             with contextlib.suppress(NatsError, OSError):
                 await msg.nak()
 
-    def _open_waits(self) -> None:
-        """Wait for one message on each durable."""
+    def _room(self, rank: int, free: int) -> int:
+        """How many messages of a durable may be taken, of as many as may be taken at all."""
+        return free - self._reserve if rank == len(self._pullers) - 1 else free
+
+    def _open_waits(self, free: int) -> None:
+        """Wait for one message on each durable of which one may be taken."""
         for rank, puller in enumerate(self._pullers):
-            if rank not in self._waits:
+            if rank not in self._waits and self._room(rank, free) > 0:
                 self._waits[rank] = asyncio.create_task(puller.fetch(1, PULL_TIMEOUT_S))
 
     async def _wait_for_change(self) -> None:
@@ -192,8 +207,9 @@ class _Priorities(Loop, abc.ABC):
 
     async def _take(self, free: int) -> list[Msg]:
         for rank, puller in enumerate(self._pullers):
+            room = self._room(rank, free)
             # A durable with a wait still open is empty.
-            if rank not in self._waits and (messages := await puller.fetch(free)):
+            if rank not in self._waits and room > 0 and (messages := await puller.fetch(room)):
                 return messages
         return []
 
@@ -284,27 +300,45 @@ class ReleaseLoop(_Priorities):
         return min(super()._free(), MOST_IN_HAND - len(self._running))
 
 
+def _rank(delivery: Delivery) -> int:
+    """0 for the highest priority. A message without one is of normal priority."""
+    priority = delivery.headers.get(PRIORITY)
+    return RANKS.get(priority or "", RANKS["normal"])
+
+
 BatchHandler = Callable[[Sequence[Delivery]], Awaitable[None]]
 
 
 class BatchLoop(Loop):
     """Takes the messages that are there, up to a limit, and handles them as one batch.
 
+    Messages of higher priority, by their header, go first among those that wait here: `ahead` more
+    than a batch (docs/decisions/0057).
+
     While the handler raises `Transient`, the batch is kept and handled again, so work goes on as
     soon as the database is back. When it raises anything else, each message of the batch is
     handled alone, so that one bad message does not affect the others.
     """
 
-    def __init__(self, bus: Bus, durable: Durable, handler: BatchHandler, *, batch: int) -> None:
+    def __init__(
+        self, bus: Bus, durable: Durable, handler: BatchHandler, *, batch: int, ahead: int = 0
+    ) -> None:
         super().__init__(f"{bus.service}-{durable.stream}")
         self._bus = bus
         self._handler = handler
         self._puller = PullConsumer(bus, durable)
         self._batch = batch
+        self._most_waiting = batch + ahead
+        self._waiting: list[Delivery] = []
+        """Messages that are not handled yet."""
 
     def pullers(self) -> Sequence[PullConsumer]:
         """Its only consumer."""
         return (self._puller,)
+
+    def count_waiting(self) -> int:
+        """How many messages wait here."""
+        return len(self._waiting)
 
     async def start(self) -> None:
         """Bind to the durable and begin."""
@@ -312,14 +346,35 @@ class BatchLoop(Loop):
         await super().start()
 
     async def turn(self) -> None:
-        """Wait for a first message, take those that are there, and handle them."""
-        if messages := await self._puller.collect(self._batch, PULL_TIMEOUT_S, LINGER_S):
-            batch = [Delivery.from_message(msg) for msg in messages]
+        """Wait for a first message, take those that are there, and handle the most urgent."""
+        await self._fetch()
+        if batch := self._next_batch():
             # One by one, so that a crash is counted for no other message.
             for suspect in [d for d in batch if d.deliveries > SUSPECT_DELIVERIES]:
                 await self._bus.run_guarded(suspect, partial(self._process_one, suspect))
             if rest := [d for d in batch if d.deliveries <= SUSPECT_DELIVERIES]:
                 await self._process(rest)
+
+    async def _fetch(self) -> None:
+        """Take what is there; wait for it only if nothing waits here already."""
+        room = self._most_waiting - len(self._waiting)
+        if not self._waiting:
+            messages = await self._puller.collect(room, PULL_TIMEOUT_S, LINGER_S)
+        elif room:
+            messages = await self._puller.take_arrivals(room, PULL_TIMEOUT_S)
+        else:
+            return
+        for msg in messages:
+            delivery = Delivery.from_message(msg)
+            self._bus.hold(delivery)
+            self._waiting.append(delivery)
+
+    def _next_batch(self) -> list[Delivery]:
+        """The most urgent messages, in the order in which they came where they are equal."""
+        self._waiting.sort(key=_rank)
+        batch = self._waiting[: self._batch]
+        del self._waiting[: self._batch]
+        return batch
 
     async def _process_one(self, delivery: Delivery) -> str:
         await self._process([delivery])
@@ -342,9 +397,11 @@ class BatchLoop(Loop):
     async def _hand_back(self, batch: list[Delivery]) -> None:
         # The consumer stops first: it would receive again what is handed back.
         await self._puller.stop()
-        for delivery in batch:
+        for delivery in [*batch, *self._waiting]:
+            self._bus.let_go(delivery)
             with contextlib.suppress(NatsError, OSError):
                 await delivery.raw.nak()
+        self._waiting.clear()
 
     async def _handle_failure(self, batch: list[Delivery], exc: Exception) -> None:
         if len(batch) == 1:
@@ -385,5 +442,5 @@ class BatchLoop(Loop):
                 return
 
     async def finish(self) -> None:
-        """Let go of the durable."""
-        await self._puller.stop()
+        """Let go of the durable, and of what waits here."""
+        await self._hand_back([])

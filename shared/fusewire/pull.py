@@ -147,6 +147,21 @@ class PullConsumer:
         request.remaining -= len(more)
         return [first, *more]
 
+    async def take_arrivals(self, batch: int, wait_s: float) -> list[Msg]:
+        """Take what has arrived, without waiting for anything.
+
+        Args:
+            batch: as for `collect`.
+            wait_s: how long the server may wait for the first message, if nothing was asked of it.
+        """
+        request = self._open
+        if request is None or request.remaining <= 0 or request.connection != self._bus.connection:
+            request = await self._ask(batch, wait_s)
+        messages = list(itertools.islice(self._take_buffered(), batch))
+        if request:
+            request.remaining -= len(messages)
+        return messages
+
     async def _ask(self, batch: int, wait_s: float) -> _Request | None:
         """Open a request; None when there is no server."""
         if self._missing_since is not None:

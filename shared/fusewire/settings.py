@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -224,7 +225,8 @@ class Limits(Section):
     batch_lines: int = Field(default=1_000_000, ge=1)
     """The most lines that a batch may have."""
     batch_window: int = Field(default=256, ge=1)
-    """Lines of all batches that are in flight at once; tenants share them in fair turns."""
+    """Lines of all batches that are in flight at once, fewer while other prompts come and this
+    process is late; tenants share them in fair turns."""
 
 
 class EdgeModel(Section):
@@ -511,6 +513,15 @@ class Tenant(Section):
             )
         return self
 
+    def usable_pools(self, pools: Mapping[str, Pool]) -> tuple[str, ...]:
+        """The names of the pools that it may use."""
+        return tuple(name for name in self.pools or pools if not self.barred_models(pools[name]))
+
+    def barred_models(self, pool: Pool) -> list[str]:
+        """The models of a pool that may not see its prompts, sorted."""
+        models = {member.model for member in pool.members} | set(pool.judges)
+        return sorted(models - set(self.models)) if self.models else []
+
 
 class Settings(BaseSettings):
     """Everything that can be configured."""
@@ -583,14 +594,34 @@ class Settings(BaseSettings):
                     f"alias '{alias}' names model '{model}', which is not configured"
                     f" (configured: {model_names})"
                 )
-        pool_names = ", ".join(sorted(self.pools)) or "none"
-        for tenant, rules in self.tenants.items():
-            if unknown_pools := sorted(set(rules.pools) - self.pools.keys()):
-                raise ValueError(
-                    f"tenant '{tenant}': pool '{unknown_pools[0]}' is not configured"
-                    f" (configured: {pool_names}); add it or mend the name"
-                )
+        for name, tenant in self.tenants.items():
+            self._check_tenant(name, tenant, model_names)
         return self
+
+    def _check_tenant(self, name: str, tenant: Tenant, model_names: str) -> None:
+        """Check what a tenant may use."""
+        pool_names = ", ".join(sorted(self.pools)) or "none"
+        if unknown_pools := sorted(set(tenant.pools) - self.pools.keys()):
+            raise ValueError(
+                f"tenant '{name}': pool '{unknown_pools[0]}' is not configured"
+                f" (configured: {pool_names}); add it or mend the name"
+            )
+        if unknown_models := sorted(set(tenant.models) - self.models.keys()):
+            raise ValueError(
+                f"tenant '{name}': model '{unknown_models[0]}' is not configured"
+                f" (configured: {model_names}); add it or mend the name"
+            )
+        for pool in tenant.pools:
+            if barred_models := tenant.barred_models(self.pools[pool]):
+                raise ValueError(
+                    f"tenant '{name}': its pool '{pool}' uses model '{barred_models[0]}', which is"
+                    " not among its models; add it to models, or take the pool from pools"
+                )
+        if self.pools and not tenant.usable_pools(self.pools):
+            raise ValueError(
+                f"tenant '{name}': every pool uses a model that is not among its models"
+                f" ({', '.join(tenant.models)}); add models, or a pool of these alone"
+            )
 
     @model_validator(mode="after")
     def _retention(self) -> "Settings":

@@ -139,6 +139,8 @@ OUTBOX = Stream("FW_OUTBOX", ("fw.outbox.*.*.*",), "workqueue", max_bytes=GIB, m
 (docs/decisions/0049)."""
 FORWARDER = Durable(OUTBOX.name, "forwarder", "", max_ack_pending=4096)
 
+PRIORITY = "Fw-Priority"
+"""Header of plans and candidates: the priority of their prompt, by which the judge takes them."""
 REPEATED = "Fw-Repeated"
 """Header of tasks that may have been published before, to a store that was lost with its ledger.
 Calls may have been made for them that nobody knows of (docs/decisions/0041)."""

@@ -30,6 +30,7 @@ from fusewire.fence import UnfencedPrefix
 from fusewire.loops import Release, ReleaseLoop
 from fusewire.topology import (
     MAX_DELIVERIES,
+    PRIORITY,
     REPEATED,
     Durable,
     candidate_subject,
@@ -354,7 +355,13 @@ class Worker:
             try:
                 # The first candidate is the end of its call, whichever worker made it
                 # (docs/decisions/0041).
-                await self._bus.publish(subject, body, msg_id=task.task_id, only_if_new=True)
+                await self._bus.publish(
+                    subject,
+                    body,
+                    msg_id=task.task_id,
+                    headers={PRIORITY: task.priority},
+                    only_if_new=True,
+                )
             except Transient as exc:
                 if self._clock() > task.deadline_at + KEPT_AFTER:
                     raise

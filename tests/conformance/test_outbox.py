@@ -8,12 +8,14 @@ from sqlalchemy import select
 
 from fusewire import provision
 from fusewire.bus import Bus
+from fusewire.contracts import Prompt
 from fusewire.errors import Transient
 from fusewire.store.engine import Store
 from fusewire.store.tables import prompts
 from fusewire.testing.eventually import eventually
 from fusewire.testing.factories import T0, FakeClock, make_prompt
 from fusewire.topology import topology
+from fusewire_ingest import outbox as outbox_module
 from fusewire_ingest.outbox import Outbox
 from fusewire_ingest.repository.submissions import Submissions
 
@@ -80,6 +82,26 @@ async def test_what_is_published_is_marked_soon_and_when_it_stops(
     await outbox.stop()
 
     assert (await marks(store))["two"] is not None
+
+
+async def test_an_urgent_prompt_is_published_before_those_that_wait(
+    outbox: Outbox, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "IN_FLIGHT", 1)
+    for number in range(20):
+        outbox.offer(make_prompt(custom_id=f"line-{number}", priority="low"))
+    outbox.offer(make_prompt(custom_id="normal", priority="normal"))
+    outbox.offer(make_prompt(custom_id="high", priority="high"))
+    outbox.start()
+
+    async def are_published() -> bool:
+        return (await bus.js.stream_info("FW_PROMPT")).state.messages == 22
+
+    await eventually(are_published)
+    await outbox.stop()
+    published = [await bus.js.get_msg("FW_PROMPT", number) for number in range(1, 23)]
+    names = [Prompt.decode(message.data or b"").custom_id for message in published]
+    assert names == ["high", "normal", *(f"line-{number}" for number in range(20))]
 
 
 async def test_what_went_to_a_store_that_is_lost_meanwhile_is_not_marked(

@@ -18,7 +18,7 @@ from fusewire.settings import Nats
 from fusewire.testing.eventually import eventually
 from fusewire.testing.link import Link
 from fusewire.testing.nats_server import NatsServer
-from fusewire.topology import MAX_DELIVERIES, Durable
+from fusewire.topology import MAX_DELIVERIES, PRIORITY, Durable
 
 MakeBus = Callable[..., Awaitable[Bus]]
 RANKED = tuple(Durable("WORK", name, f"work.{name}", ack_wait_s=2500) for name in PRIORITIES)
@@ -72,9 +72,9 @@ async def begin() -> AsyncIterator[Callable[[Loop], Awaitable[Loop]]]:
 Begin = Callable[[Loop], Awaitable[Loop]]
 
 
-async def send(bus: Bus, priority: str, *bodies: str) -> None:
+async def send(bus: Bus, priority: str, *bodies: str, **headers: str) -> None:
     for body in bodies:
-        await bus.publish(f"work.{priority}", body.encode())
+        await bus.publish(f"work.{priority}", body.encode(), headers=headers)
 
 
 async def emptied(bus: Bus) -> None:
@@ -108,6 +108,31 @@ async def test_all_that_is_high_goes_before_what_is_normal_and_that_before_what_
     await emptied(bus)
 
     assert handled == [f"{priority}-{i}" for priority in PRIORITIES for i in range(5)]
+
+
+async def test_what_is_urgent_does_not_wait_for_the_end_of_what_is_low(
+    bus: Bus, begin: Begin
+) -> None:
+    """An eighth of the concurrency is kept free of it, also while nothing else comes."""
+    running: set[str] = set()
+    end = asyncio.Event()
+
+    async def run(delivery: Delivery) -> None:
+        running.add(delivery.data.decode())
+        await end.wait()
+
+    await send(bus, "low", *(f"low-{i}" for i in range(20)))
+    await begin(PriorityLoop(bus, RANKED, run, concurrency=16))
+    await eventually(lambda: len(running) >= 14)
+    await send(bus, "normal", "normal-0")
+    await eventually(lambda: "normal-0" in running)
+    await send(bus, "high", "high-0")
+    await eventually(lambda: "high-0" in running)
+
+    assert len(running) == 16
+    end.set()
+    await emptied(bus)
+    assert len(running) == 22
 
 
 async def test_what_is_high_overtakes_what_waits(bus: Bus, begin: Begin) -> None:
@@ -479,6 +504,62 @@ async def test_what_is_there_is_taken_as_one_batch_up_to_a_limit(bus: Bus, begin
 
     assert [len(batch) for batch in handler.taken] == [10, 10, 5]
     assert handler.done == [b"%d" % i for i in range(25)]
+
+
+class Gate(Batches):
+    """A handler of batches that begins none after its first until it is opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_open = asyncio.Event()
+
+    async def __call__(self, batch: Sequence[Delivery]) -> None:
+        if self.taken:
+            await self.is_open.wait()
+        await super().__call__(batch)
+
+
+async def test_what_is_urgent_goes_before_what_waits(bus: Bus, begin: Begin) -> None:
+    """By its header, within one durable; what has none is of normal priority."""
+    handler = Gate()
+    await send(bus, "low", *(f"low-{i}" for i in range(20)), **{PRIORITY: "low"})
+    await send(bus, "low", "plain")
+    await send(bus, "low", "odd", **{PRIORITY: "odd"})
+    await send(bus, "low", "high", **{PRIORITY: "high"})
+
+    loop = await begin(BatchLoop(bus, LOW, handler, batch=2, ahead=50))
+    assert isinstance(loop, BatchLoop)
+    await eventually(lambda: loop.count_waiting() + len(handler.done) + 2 >= 23)
+    handler.is_open.set()
+    await emptied(bus)
+
+    # Two batches may have been taken before the others had arrived.
+    rest = [body.decode() for body in handler.done[4:]]
+    low = [body for body in rest if body.startswith("low")]
+    assert rest == [b for b in ("high", "plain", "odd") if b in rest] + low
+    assert len(low) >= 16
+    assert sorted(handler.done) == sorted(
+        [b"plain", b"odd", b"high", *(b"low-%d" % i for i in range(20))]
+    )
+
+
+@pytest.mark.parametrize("drain_s", [30, 0.01])
+async def test_what_waits_is_handed_back_at_the_end(bus: Bus, begin: Begin, drain_s: float) -> None:
+    handler = Gate()
+    await send(bus, "low", *(str(i) for i in range(20)))
+    loop = BatchLoop(bus, LOW, handler, batch=2, ahead=50)
+    await loop.start()
+    await eventually(lambda: loop.count_waiting() + len(handler.done) + 2 >= 20)
+    stopping = asyncio.create_task(loop.stop(drain_s))
+    if drain_s > 1:
+        handler.is_open.set()
+    await stopping
+
+    # RANKED's ack_wait is longer than any test.
+    rest = Batches()
+    await begin(BatchLoop(bus, LOW, rest, batch=20))
+    await emptied(bus)
+    assert len(rest.done) >= 14
 
 
 async def test_a_slow_server_is_waited_for(bus: Bus, nats: NatsServer, begin: Begin) -> None:

@@ -10,7 +10,7 @@ from fusewire import telemetry
 from fusewire.bus import Bus, Delivery
 from fusewire.cancel import CancelledFusions
 from fusewire.contracts import Prompt, Round, Task
-from fusewire.topology import REPEATED, plan_subject, task_subject
+from fusewire.topology import PRIORITY, REPEATED, plan_subject, task_subject
 from fusewire_dispatcher.planning.catalogue import Catalogue
 from fusewire_dispatcher.planning.plan import plan_prompt
 from fusewire_dispatcher.planning.tasks import expand_round, group_by_queue
@@ -43,7 +43,12 @@ class Handlers:
         plan, tasks = plan_prompt(prompt, self._catalogue, self._clock())
         # In any order: the judge stores a candidate whose plan has not come yet.
         await asyncio.gather(
-            self._bus.publish(plan_subject(prompt.fusion_id), plan, only_if_new=True),
+            self._bus.publish(
+                plan_subject(prompt.fusion_id),
+                plan,
+                headers={PRIORITY: prompt.priority},
+                only_if_new=True,
+            ),
             self._publish(prompt.pool, tasks, prompt.store_id),
         )
         log.debug(

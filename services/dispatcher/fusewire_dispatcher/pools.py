@@ -15,6 +15,11 @@ def build_catalogue(settings: Settings) -> Catalogue:
         pools={name: _pool_spec(name, settings) for name in settings.pools},
         models={name: _model_spec(model) for name, model in settings.models.items()},
         variants=variants,
+        tenant_models={
+            name: frozenset(tenant.models)
+            for name, tenant in settings.tenants.items()
+            if tenant.models
+        },
     )
 
 

@@ -1,4 +1,4 @@
-"""Authentication of callers by API key, and their rate limits."""
+"""Authentication of callers by API key, and the counting of their requests."""
 
 import time
 from collections import OrderedDict
@@ -12,9 +12,10 @@ from fusewire.errors import StartupError
 from fusewire.http_server import is_loopback
 from fusewire.settings import Http, Settings, Tenant
 from fusewire_ingest.admission import keys
-from fusewire_ingest.admission.rates import Rates
+from fusewire_ingest.admission.rates import UNLIMITED, Limits, RateLimit
 from fusewire_ingest.key_usage import KeyUsage
 from fusewire_ingest.pepper import pepper
+from fusewire_ingest.rate_limits import RateLimits
 from fusewire_ingest.repository.keys import ApiKeys, Key
 
 log = structlog.get_logger(__name__)
@@ -45,18 +46,30 @@ class Caller:
     first_key_id: str | None = None
     """The id of the first of the keys that were made in place of each other up to this one."""
     scopes: frozenset[keys.Scope] = frozenset(keys.SCOPES)
+    key_limit: RateLimit = UNLIMITED
+    """The limit of its key alone."""
+
+    @property
+    def limits(self) -> Limits:
+        """Its rate limits, by what they are called in messages."""
+        rule = self.rule
+        limits = {
+            f"tenant '{self.tenant}'": RateLimit(
+                rule.requests_per_minute, rule.tokens_per_minute, rule.prompts_in_flight
+            )
+        }
+        if self.key_id is not None:
+            limits[f"key '{self.key_id}'"] = self.key_limit
+        return limits
 
 
 class AccessError(Exception):
-    """A caller that is not let in, or not now."""
+    """A caller that is not let in."""
 
-    def __init__(
-        self, status: int, code: str, message: str, retry_after_s: float | None = None
-    ) -> None:
+    def __init__(self, status: int, code: str, message: str) -> None:
         self.status = status
         self.code = code
         self.message = message
-        self.retry_after_s = retry_after_s
         super().__init__(message)
 
 
@@ -77,24 +90,25 @@ def check(http: Http) -> None:
 
 
 class Access:
-    """Identifies callers by their API keys, and limits their request rates."""
+    """Identifies callers by their API keys."""
 
     def __init__(
         self,
         settings: Settings,
         api_keys: ApiKeys,
+        rate_limits: RateLimits,
         clock: Callable[[], datetime],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._api_keys = api_keys
+        self._rate_limits = rate_limits
         self._clock = clock
         self._monotonic = monotonic
         self._is_required = needs_keys(settings.http)
         self._pepper: bytes | None = None
         self._cache: OrderedDict[str, tuple[Key | None, float]] = OrderedDict()
         """By key id: the key, or None if there is none, and until when (monotonic) it is cached."""
-        self._rates = Rates()
         self._key_usage = KeyUsage(api_keys, clock)
 
     async def start(self) -> None:
@@ -123,8 +137,8 @@ class Access:
             scope: what the request needs; None if any valid key will do.
 
         Raises:
-            AccessError: a valid key is required and missing, or lacks the scope, or there were too
-                many requests.
+            AccessError: a valid key is required and missing, or lacks the scope.
+            RateLimitError: there were too many requests.
             Transient: a key could not be looked up.
         """
         key_text = _key_in(headers)
@@ -138,6 +152,7 @@ class Access:
                 key.key_id,
                 first_key_id=key.first_key_id or key.key_id,
                 scopes=keys.read_scopes(key.scopes),
+                key_limit=_key_limit(key),
             )
         elif self._is_required:
             raise AccessError(
@@ -148,7 +163,7 @@ class Access:
         else:
             caller = Caller(ANONYMOUS, self._settings.tenant(ANONYMOUS))
         _check_scope(caller, scope)
-        self._count(caller)
+        self._rate_limits.count_request(caller.limits)
         return caller
 
     async def _verify(self, key_text: str) -> Key:
@@ -175,18 +190,9 @@ class Access:
             self._cache.popitem(last=False)
         return key
 
-    def _count(self, caller: Caller) -> None:
-        limit = caller.rule.requests_per_minute
-        if limit is None:
-            return
-        wait_s = self._rates.take(caller.tenant, limit, self._monotonic())
-        if wait_s:
-            raise AccessError(
-                429,
-                "rate_limited",
-                f"tenant '{caller.tenant}' may send {limit} requests a minute; wait {wait_s:.1f} s",
-                retry_after_s=wait_s,
-            )
+
+def _key_limit(key: Key) -> RateLimit:
+    return RateLimit(key.requests_per_minute, key.tokens_per_minute, key.prompts_in_flight)
 
 
 def _check_scope(caller: Caller, scope: keys.Scope | None) -> None:

@@ -1,5 +1,6 @@
 """The intake behind HTTP, JSONL, batches and the bus: admits, commits, hands to the outbox."""
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -10,15 +11,16 @@ from fusewire import metrics, telemetry
 from fusewire.contracts import Prompt
 from fusewire.errors import Transient
 from fusewire_ingest.admission.admit import (
-    PoolRule,
     RefusedError,
     Submission,
     TenantRule,
     admit,
     parse,
 )
+from fusewire_ingest.admission.rates import Limits
 from fusewire_ingest.open_requests import OpenRequests
 from fusewire_ingest.outbox import Outbox
+from fusewire_ingest.rate_limits import RateLimitError, RateLimits
 from fusewire_ingest.repository.group_commit import GroupCommit
 from fusewire_ingest.repository.submissions import (
     Acceptance,
@@ -31,6 +33,8 @@ log = structlog.get_logger(__name__)
 
 ATTACH_WITHIN = timedelta(minutes=15)
 """A repeated request finds its first one for so long after that was sent, or to its deadline."""
+
+NO_LIMITS: Limits = {}
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,8 @@ class Intake:
         outbox: Outbox,
         open_requests: OpenRequests,
         *,
-        pools: Mapping[str, PoolRule],
-        tenants: Callable[[str], TenantRule] = lambda _: TenantRule(),
+        rate_limits: RateLimits,
+        tenants: Callable[[str], TenantRule],
         prompt_bytes: int,
         store_id: Callable[[], str] = lambda: "",
         clock: Callable[[], datetime],
@@ -63,7 +67,9 @@ class Intake:
         self._tenants = tenants
         self._outbox = outbox
         self.open_requests = open_requests
-        self._pools = pools
+        self._rate_limits = rate_limits
+        self.last_prompt_at: float | None = None
+        """When the last prompt came that is no line of a batch, by the event loop's clock."""
         self._prompt_bytes = prompt_bytes
         self._store_id = store_id
         self._clock = clock
@@ -105,13 +111,14 @@ class Intake:
         deadline_at: datetime | None = None,
     ) -> Prompt:
         """Make a prompt of a submission, by the rules of its tenant. Raises RefusedError."""
+        rule = self._tenants(tenant)
         prompt = admit(
             submission,
             tenant=tenant,
             fallback_id=fallback_id,
-            pools=self._pools,
+            pools=rule.pools,
             now=self._clock(),
-            rule=self._tenants(tenant),
+            residency=rule.residency,
             is_streamed=is_streamed,
             depth=depth,
             deadline_at=deadline_at,
@@ -171,7 +178,12 @@ class Intake:
         return cancelled_ids
 
     async def submit(
-        self, prompt: Prompt, *, source: str, request_hash: str | None = None
+        self,
+        prompt: Prompt,
+        *,
+        source: str,
+        request_hash: str | None = None,
+        limits: Limits = NO_LIMITS,
     ) -> Acceptance:
         """Commit one prompt.
 
@@ -179,14 +191,20 @@ class Intake:
             prompt: the admitted prompt.
             source: the way it came, for the metrics.
             request_hash: the hash by which `attach` finds it.
+            limits: the rate limits of its sender.
 
         Raises:
             RefusedError: its custom_id is another prompt's, or the budget does not allow it.
+            RateLimitError: its sender has to wait.
             Transient: it could not be committed.
         """
+        self.last_prompt_at = asyncio.get_running_loop().time()
         traceparent = telemetry.trace_headers().get("traceparent")
         origin = RequestIdentity(request_hash, self.open_requests.name) if request_hash else None
-        (acceptance,) = await self._commit.add([prompt], traceparent, origin)
+        with self._rate_limits.counting(limits) as count:
+            count.add(prompt)
+            (acceptance,) = await self._commit.add([prompt], traceparent, origin)
+            count.note_acceptances([acceptance])
         if error := refusal(acceptance):
             raise error
         self.hand_over([acceptance], source)
@@ -199,30 +217,49 @@ class Intake:
         tenant: str,
         batch_id: str,
         key_id: str | None = None,
+        limits: Limits = NO_LIMITS,
     ) -> list[Line]:
-        """Commit the good lines of a JSONL body; bad lines do not affect them. Raises Transient."""
+        """Commit the good lines of a JSONL body; bad lines do not affect them. Raises Transient.
+
+        Lines beyond the rate limits of their sender are refused.
+        """
         results: dict[int, Line] = {}
         prompts: dict[int, Prompt] = {}
-        for number, raw in lines:
-            fallback_id = f"line-{number}"
-            try:
-                prompts[number] = self.read(
-                    raw,
-                    tenant=tenant,
-                    fallback_id=fallback_id,
-                    key_id=key_id,
-                    batch_id=batch_id,
-                )
-            except RefusedError as exc:
-                results[number] = Line(number, None, exc)
-        if prompts:
-            traceparent = telemetry.trace_headers().get("traceparent")
-            acceptances = await self._commit.add(list(prompts.values()), traceparent)
-            for number, acceptance in zip(prompts, acceptances, strict=True):
-                error = refusal(acceptance)
-                results[number] = Line(number, None if error else acceptance, error)
-            self.hand_over(acceptances, "jsonl")
+        with self._rate_limits.counting(limits) as count:
+            for number, raw in lines:
+                fallback_id = f"line-{number}"
+                try:
+                    prompt = self.read(
+                        raw,
+                        tenant=tenant,
+                        fallback_id=fallback_id,
+                        key_id=key_id,
+                        batch_id=batch_id,
+                    )
+                    count.add(prompt)
+                    prompts[number] = prompt
+                except RefusedError as exc:
+                    results[number] = Line(number, None, exc)
+                except RateLimitError as exc:
+                    error = RefusedError("rate_limited", exc.message)
+                    results[number] = Line(number, None, error)
+            acceptances = await self._commit_lines(prompts, results)
+            count.note_acceptances(acceptances)
+        self.hand_over(acceptances, "jsonl")
         return [results[number] for number in sorted(results)]
+
+    async def _commit_lines(
+        self, prompts: Mapping[int, Prompt], results: dict[int, Line]
+    ) -> list[Acceptance]:
+        """Commit prompts by line, and add the result of each."""
+        if not prompts:
+            return []
+        traceparent = telemetry.trace_headers().get("traceparent")
+        acceptances = await self._commit.add(list(prompts.values()), traceparent)
+        for number, acceptance in zip(prompts, acceptances, strict=True):
+            error = refusal(acceptance)
+            results[number] = Line(number, None if error else acceptance, error)
+        return acceptances
 
     def hand_over(self, batch: Sequence[Acceptance], source: str) -> None:
         """Offer the new prompts of a committed batch to the outbox, and count them."""

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 import structlog
@@ -13,7 +15,7 @@ from nats.js.errors import APIError
 from fusewire import metrics
 from fusewire.bus import Bus, fault
 from fusewire.cancel import CancelledFusions
-from fusewire.contracts import Prompt
+from fusewire.contracts import PRIORITIES, Prompt
 from fusewire.errors import Transient
 from fusewire.tasks import BackgroundTasks
 from fusewire.topology import CARRIERS, cancel_subject, due_subject, prompt_subject
@@ -41,6 +43,17 @@ NUDGE_AFTER_S = 5.0
 """How long the judge may take to end a cancelled fusion before the cancellation is repeated."""
 
 
+@dataclass(frozen=True, order=True)
+class _WaitingPrompt:
+    """A prompt that is to be published; the most urgent is the least."""
+
+    rank: int
+    number: int
+    """In the order in which they came."""
+    prompt: Prompt = field(compare=False)
+    traceparent: str | None = field(compare=False)
+
+
 class Outbox:
     """Publishes prompts right after their commit; a sweep publishes those that were missed."""
 
@@ -55,7 +68,8 @@ class Outbox:
         self._submissions = submissions
         self._large_parts = large_parts
         self._clock = clock
-        self._queue: asyncio.Queue[tuple[Prompt, str | None]] = asyncio.Queue(maxsize=10_000)
+        self._queue: asyncio.PriorityQueue[_WaitingPrompt] = asyncio.PriorityQueue(maxsize=10_000)
+        self._numbers = itertools.count()
         self._slots = asyncio.Semaphore(IN_FLIGHT)
         self._unmarked_ids: list[str] = []
         """Fusions whose prompts are published and not marked as such yet."""
@@ -86,14 +100,23 @@ class Outbox:
     def offer(self, prompt: Prompt, traceparent: str | None = None) -> None:
         """Publish a prompt soon. If the queue is full, the sweep will take it from SQL."""
         if not self._queue.full():
-            self._queue.put_nowait((prompt, traceparent))
+            rank = PRIORITIES.index(prompt.priority)
+            self._queue.put_nowait(_WaitingPrompt(rank, next(self._numbers), prompt, traceparent))
 
     async def _publish_loop(self) -> None:
-        while True:
-            batch = [await self._queue.get()]
-            while not self._queue.empty() and len(batch) < SWEEP_BATCH:
-                batch.append(self._queue.get_nowait())
-            await self.publish(batch)
+        """Publish the most urgent prompts first, a few at once."""
+        room = asyncio.Semaphore(IN_FLIGHT)
+
+        async def publish(waiting: _WaitingPrompt) -> None:
+            try:
+                await self.publish([(waiting.prompt, waiting.traceparent)])
+            finally:
+                room.release()
+
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await room.acquire()
+                group.create_task(publish(await self._queue.get()))
 
     async def publish_cancellations(self, fusion_ids: Sequence[str]) -> None:
         """Publish cancellations to workers and judge; the sweep repeats unacknowledged ones."""

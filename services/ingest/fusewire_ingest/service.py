@@ -12,13 +12,7 @@ from fusewire.store import migrate
 from fusewire.store.engine import Store
 from fusewire.topology import INGEST, MIB
 from fusewire_ingest.access import Access
-from fusewire_ingest.admission.rules import (
-    budget_limits,
-    default_pool,
-    load_catalogue,
-    pool_rules,
-    tenant_rule,
-)
+from fusewire_ingest.admission.rules import budget_limits, load_catalogue, tenant_rules
 from fusewire_ingest.api import app as api
 from fusewire_ingest.api.dependencies import Dependencies
 from fusewire_ingest.batches.changes import BatchChanges
@@ -31,6 +25,7 @@ from fusewire_ingest.large_parts import LargeParts
 from fusewire_ingest.memory import ByteBudget, give_back_large_buffers
 from fusewire_ingest.open_requests import OpenRequests
 from fusewire_ingest.outbox import Outbox
+from fusewire_ingest.rate_limits import RateLimits
 from fusewire_ingest.repository.audit import record_configuration
 from fusewire_ingest.repository.batches import Batches
 from fusewire_ingest.repository.budgets import Budgets
@@ -79,15 +74,16 @@ class Ingest:
         large_parts = LargeParts(self._bus, Images(self._store), settings.limits, clock)
         self._outbox = Outbox(self._bus, submissions, large_parts, clock)
         self._open_requests = OpenRequests(self._bus)
-        pools = pool_rules(settings)
+        tenants = tenant_rules(settings)
         limit = settings.limits.prompt_bytes
+        self._rate_limits = RateLimits(settings, clock)
         intake = Intake(
             self._commit,
             submissions,
             self._outbox,
             self._open_requests,
-            pools=pools,
-            tenants=lambda tenant: tenant_rule(settings, tenant),
+            rate_limits=self._rate_limits,
+            tenants=tenants,
             prompt_bytes=limit,
             store_id=lambda: self._bus.last_store_id,
             clock=clock,
@@ -96,8 +92,7 @@ class Ingest:
         reader = Reader(
             intake,
             LineRules(
-                pools,
-                default_pool=lambda tenant: default_pool(pools, settings.tenant(tenant).pools),
+                pools=lambda tenant: tenants(tenant).pools,
                 line_bytes=limit,
                 most_lines=settings.limits.batch_lines,
             ),
@@ -134,8 +129,8 @@ class Ingest:
         batching = BatchChanges(
             self._store, batches, lines, files, intake, wake=self._runner.wake, clock=clock
         )
-        self._outcomes = Outcomes(self._bus, self._store, self._runner.outcome_announced)
-        self._access = Access(settings, ApiKeys(self._store), clock)
+        self._outcomes = Outcomes(self._bus, self._store, self._outcome_announced)
+        self._access = Access(settings, ApiKeys(self._store), self._rate_limits, clock)
         self._app = api.build(
             Dependencies(
                 settings=settings,
@@ -150,8 +145,9 @@ class Ingest:
                 lines=lines,
                 batching=batching,
                 access=self._access,
+                rate_limits=self._rate_limits,
                 budgets=self._budgets,
-                pools=pools,
+                pools=lambda tenant: tenants(tenant).pools,
                 new_id=lambda: f"req-{secrets.token_hex(12)}",
                 clock=clock,
                 heartbeat_s=HEARTBEAT_S,
@@ -167,6 +163,7 @@ class Ingest:
         give_back_large_buffers()
         await migrate.check(self._store, wait_s=migrate.START_S)
         await self._access.start()
+        await self._rate_limits.start()
         await self._budgets.ready()
         await record_configuration(self._store, self._rules_hash, datetime.now(UTC))
         await self._bus.connect()
@@ -184,6 +181,10 @@ class Ingest:
         self._cleaner.start()
         # Last: from here on prompts come over NATS.
         await self._bus.start()
+
+    def _outcome_announced(self, fusion_id: str) -> None:
+        self._rate_limits.end(fusion_id)
+        self._runner.outcome_announced()
 
     def close(self) -> None:
         """End all waits for outcomes: clients get the status of now, and ask again."""

@@ -27,7 +27,7 @@ class Outcomes:
     """Wakes waiting clients when the judge announces an outcome, which is then read from SQL."""
 
     def __init__(
-        self, bus: Bus, store: Store, on_announcement: Callable[[], None] = lambda: None
+        self, bus: Bus, store: Store, on_announcement: Callable[[str], None] = lambda _: None
     ) -> None:
         self._bus = bus
         self._on_any_announcement = on_announcement
@@ -52,8 +52,9 @@ class Outcomes:
                 event.set()
 
     async def _on_announcement(self, msg: Msg) -> None:
-        self._on_any_announcement()
-        for event in self._events.get(msg.subject.rpartition(".")[2], ()):
+        fusion_id = msg.subject.rpartition(".")[2]
+        self._on_any_announcement(fusion_id)
+        for event in self._events.get(fusion_id, ()):
             event.set()
 
     async def get(

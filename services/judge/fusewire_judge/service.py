@@ -21,6 +21,9 @@ log = structlog.get_logger(__name__)
 
 BATCH = 64
 """The most messages that are handled in one transaction."""
+AHEAD = 1024
+"""Messages that may wait here, so that the urgent ones among them go first: those of as many lines
+of batches as are in flight by default."""
 SWEEP_EVERY_S = 1.0
 LEARN_EVERY_S = 30.0
 
@@ -39,7 +42,7 @@ class Judge(BusService):
             self.bus, self._store, _now, settings.pools, self._lookup.has_pending
         )
         self.loops = [
-            BatchLoop(self.bus, JUDGE, self._handlers.on_batch, batch=BATCH),
+            BatchLoop(self.bus, JUDGE, self._handlers.on_batch, batch=BATCH, ahead=AHEAD),
             BatchLoop(self.bus, JUDGE_DUE, self._handlers.on_due, batch=BATCH),
         ]
 

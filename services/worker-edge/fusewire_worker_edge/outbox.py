@@ -11,7 +11,7 @@ from fusewire.candidate_lookup import JudgeLookup
 from fusewire.contracts import Task
 from fusewire.errors import Transient
 from fusewire.loops import BatchLoop
-from fusewire.topology import FORWARDER, OUTBOX, candidate_subject, outbox_subject
+from fusewire.topology import FORWARDER, OUTBOX, PRIORITY, candidate_subject, outbox_subject
 
 FORWARD_AT_ONCE = 64
 """The most candidates that wait for the hub's acknowledgement at once."""
@@ -77,4 +77,8 @@ class Forwarder:
         _, _, fusion_id, round_, call = delivery.subject.split(".")
         subject = candidate_subject(fusion_id, int(round_), call)
         msg_id = delivery.headers.get("Nats-Msg-Id")
-        await self._bus.publish(subject, delivery.data, msg_id=msg_id, only_if_new=True)
+        priority = delivery.headers.get(PRIORITY)
+        headers = {PRIORITY: priority} if priority else {}
+        await self._bus.publish(
+            subject, delivery.data, msg_id=msg_id, headers=headers, only_if_new=True
+        )

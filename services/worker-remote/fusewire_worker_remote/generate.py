@@ -10,8 +10,9 @@ from functools import partial
 import structlog
 
 from fusewire import telemetry
-from fusewire.contracts import Candidate, Task, Tasks
+from fusewire.contracts import PRIORITIES, Candidate, Task, Tasks
 from fusewire.errors import Transient
+from fusewire.loops import reserve_size
 from fusewire.settings import RemoteModel
 from fusewire.worker import KEPT_AFTER, Make, TokenPublisher
 from fusewire_worker_remote.backoff import Backoff
@@ -23,6 +24,7 @@ from fusewire_worker_remote.large_body import BlobSource
 from fusewire_worker_remote.lease import FindEnded, LeaseTerms, LedgerLease
 from fusewire_worker_remote.ledger import MAX_UNKNOWN, Ledger, TaskCalls
 from fusewire_worker_remote.providers import ProviderReply
+from fusewire_worker_remote.slots import SlotQueue
 from fusewire_worker_remote.transport import Transport
 
 log = structlog.get_logger(__name__)
@@ -86,8 +88,13 @@ class RemoteGenerate:
         backoff: Backoff = Backoff(),  # noqa: B008 - frozen
     ) -> None:
         self._models = dict(models)
-        self._semaphores = {
-            name: asyncio.Semaphore(model.max_concurrency) for name, model in models.items()
+        self._slots = {
+            name: SlotQueue(
+                model.max_concurrency,
+                last_rank=len(PRIORITIES) - 1,
+                reserve=reserve_size(model.max_concurrency),
+            )
+            for name, model in models.items()
         }
         self._ledger = ledger
         self._lookup = lookup
@@ -169,7 +176,7 @@ class RemoteGenerate:
             return self._end_uncalled(task, model)
         if publisher is not None and not (task.is_streamed and publisher.is_enabled):
             publisher = None
-        slot = _Slot(self._semaphores[task.model])
+        slot = _Slot(self._slots[task.model], PRIORITIES.index(task.priority))
         try:
             async with asyncio.timeout((task.deadline_at - self._clock()).total_seconds()):
                 await slot.acquire()
@@ -281,15 +288,16 @@ class RemoteGenerate:
 class _Slot:
     """One of the calls of a model that may run at once; may be released twice."""
 
-    def __init__(self, semaphore: asyncio.Semaphore) -> None:
-        self._semaphore = semaphore
+    def __init__(self, slots: SlotQueue, rank: int) -> None:
+        self._slots = slots
+        self._rank = rank
         self._is_acquired = False
 
     async def acquire(self) -> None:
-        await self._semaphore.acquire()
+        await self._slots.acquire(self._rank)
         self._is_acquired = True
 
     def release(self) -> None:
         if self._is_acquired:
             self._is_acquired = False
-            self._semaphore.release()
+            self._slots.release()

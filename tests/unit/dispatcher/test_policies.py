@@ -16,6 +16,7 @@ from fusewire.contracts import (
     Tool,
     ToolCall,
 )
+from fusewire.errors import UnacceptableMessage
 from fusewire.settings import PRESETS, Pool
 from fusewire.testing.factories import T0, make_prompt, make_round
 from fusewire_dispatcher.planning.catalogue import Catalogue, MemberSpec, ModelSpec, PoolSpec
@@ -186,6 +187,29 @@ def test_a_recorded_hosted_member_cannot_be_asked_again_about_an_edge_only_promp
 
     assert [m.is_replay_only for m in plan.members] == [True]
     assert plan.judge is None
+
+
+def test_a_model_that_may_not_see_a_tenant_s_prompts_is_not_asked_in_any_round() -> None:
+    """Neither as a member, nor as a judge, nor because a recorded answer names it."""
+    spec = pool("tiny", "claude", judge="gpt")
+    whole = Catalogue({"default": spec}, MODELS, tenant_models={"acme": {"tiny"}})
+
+    plan, tasks = plan_prompt(make_prompt(tenant="acme"), whole, T0)
+    assert [task.model for task in tasks] == ["tiny"]
+    assert {(out.name, out.reason) for out in plan.excluded} == {
+        ("claude", "unknown_model"),
+        ("judge", "unknown_model"),
+    }
+    recorded = (
+        RecordedAnswer(member="one", model="gpt", content="4"),
+        RecordedAnswer(member="two", model="tiny", content="5"),
+    )
+    plan, _ = plan_prompt(make_prompt(tenant="acme", recorded=recorded), whole, T0)
+    assert [m.is_replay_only for m in plan.members] == [True, False]
+    call = Call(name="one-2", kind="answer", model="gpt", messages=make_prompt().messages)
+    with pytest.raises(UnacceptableMessage, match="model gpt is not configured"):
+        expand_round(make_round(make_prompt(tenant="acme"), calls=(call,)), whole)
+    assert len(plan_prompt(make_prompt(tenant="other"), whole, T0)[1]) == 2
 
 
 CALLED = (

@@ -6,9 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusewire.contracts import Message, Sampling, TextReference
+from fusewire.contracts import Message, RecordedAnswer, Sampling, TextReference
 from fusewire.testing.factories import make_prompt
-from fusewire_ingest.admission.estimate import Catalogue, Estimate, Member, Model, Pool, estimate
+from fusewire_ingest.admission.estimate import (
+    Catalogue,
+    Estimate,
+    Member,
+    Model,
+    Pool,
+    estimate,
+    rate_tokens,
+)
 
 PRICED = Model(is_edge=False, rates=(0.001, 0.01), max_tokens=100)
 MODELS = {
@@ -120,3 +128,21 @@ def test_the_least_is_not_more_than_expected_nor_that_than_the_most(
     assert prediction.usd_max is not None
     assert 0 <= prediction.usd_min <= prediction.usd_expected + 1e-12
     assert prediction.usd_expected <= prediction.usd_max + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens"),
+    [
+        ({"sampling": Sampling(max_tokens=70)}, 10 + 70),
+        ({}, 10 + 100),
+        ({"members": ("edge",)}, 10 + 50),
+        ({"recorded": (RecordedAnswer(member="x", model="a", content="4"),)}, 10),
+        ({"pool": "none"}, 0),
+    ],
+)
+def test_a_rate_limit_counts_the_prompt_once_and_one_longest_answer(
+    prompt: dict[str, Any], tokens: int
+) -> None:
+    catalogue = Catalogue({"default": pool("a", "b", "edge", judge="j")}, MODELS)
+
+    assert rate_tokens(make_prompt("x" * 40, **prompt), catalogue) == tokens

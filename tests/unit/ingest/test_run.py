@@ -41,6 +41,7 @@ async def test_what_was_accepted_is_named_though_the_database_is_away(
         warnings=(),
         prompt=prompt,
         fusion_id=prompt.fusion_id,
+        limits={},
         request_hash="h",
         cancel_on_disconnect=False,
     )

@@ -256,6 +256,21 @@ BAD = [
         GOOD.replace('["gpt", ', '[{ name = "gpt", model = "gpt", in_steps = true }, '),
         ["pool 'default'", "member 'gpt' is in_steps", "'gpt' is hosted", "remove in_steps"],
     ),
+    (
+        "an unknown model of a tenant",
+        GOOD + '\n[tenants.acme]\nmodels = ["gpd"]\n',
+        ["tenant 'acme'", "model 'gpd' is not configured", "gpt, tiny", "add it or mend the name"],
+    ),
+    (
+        "a pool of a tenant that needs another model",
+        GOOD + '\n[tenants.acme]\nmodels = ["gpt"]\npools = ["default"]\n',
+        ["tenant 'acme'", "pool 'default' uses model 'tiny'", "add it to models, or take the pool"],
+    ),
+    (
+        "a tenant without a pool of its models",
+        GOOD + '\n[tenants.acme]\nmodels = ["tiny"]\n',
+        ["tenant 'acme'", "every pool uses a model that is not among", "(tiny)", "add models, or"],
+    ),
 ]
 
 
@@ -345,6 +360,30 @@ def test_a_wrong_variable_is_named_like_a_wrong_key(
     monkeypatch.setenv("FUSEWIRE_HTTP__PORT", "many")
 
     assert load_error(file).problems[0].startswith("http.port: ")
+
+
+def test_a_tenant_s_pools_have_its_models_alone(file: Path) -> None:
+    """Members, judge and jury count."""
+    more = """
+[pools.gpt-alone]
+members = ["gpt"]
+[pools.judged]
+members = ["gpt"]
+judge = "tiny"
+[pools.with-jury]
+members = ["gpt"]
+jury = ["gpt", "tiny"]
+[tenants.acme]
+models = ["gpt"]
+[tenants.bolt]
+pools = ["judged", "default"]
+"""
+    file.write_text(GOOD + more)
+    settings = load(file)
+
+    usable = {name: settings.tenant(name).usable_pools(settings.pools) for name in ("acme", "bolt")}
+    assert usable == {"acme": ("gpt-alone",), "bolt": ("judged", "default")}
+    assert len(settings.tenant("other").usable_pools(settings.pools)) == 4
 
 
 def test_a_secret_is_read_when_it_is_used_and_never_shown(

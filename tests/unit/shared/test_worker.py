@@ -1,7 +1,7 @@
 """The part that both workers share: each task ends in exactly one candidate."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -15,7 +15,7 @@ from fusewire.bus import Bus, Delivery
 from fusewire.contracts import Candidate, ContractError, Task, Tasks, Tier, Token, ToolCall
 from fusewire.errors import Transient
 from fusewire.testing.factories import T0, FakeClock, make_candidate, make_prompt, make_task
-from fusewire.topology import MAX_DELIVERIES
+from fusewire.topology import MAX_DELIVERIES, PRIORITY
 from fusewire.worker import (
     MAX_CANDIDATE_BYTES,
     FreeCalls,
@@ -44,9 +44,11 @@ class FakeBus:
         message: Candidate | bytes,
         *,
         msg_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
         only_if_new: bool = False,
     ) -> bool:
         assert only_if_new
+        assert headers is None or headers == {PRIORITY: "normal"}
         if self.refusals:
             self.refusals -= 1
             raise Transient("the broker is away")

@@ -1,6 +1,6 @@
 """Pools and models, as far as planning needs them. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 
 from fusewire.contracts import Policy, Prompt, Sampling, Tier
@@ -72,6 +72,15 @@ class Catalogue:
     models: Mapping[str, ModelSpec]
     variants: Mapping[tuple[str, str], PoolSpec] = field(default_factory=dict)
     """By pool and preset: pools under the presets that prompts may ask for."""
+    tenant_models: Mapping[str, Set[str]] = field(default_factory=dict)
+    """By tenant, the models that may see its prompts; those of other tenants, all may see."""
+
+    def for_tenant(self, tenant: str) -> "Catalogue":
+        """Return the catalogue in which models that may not see a tenant's prompts are unknown."""
+        names = self.tenant_models.get(tenant)
+        if names is None:
+            return self
+        return replace(self, models={n: spec for n, spec in self.models.items() if n in names})
 
     def pool(self, prompt: Prompt) -> PoolSpec | None:
         """Return the pool of a prompt, under the preset that the prompt asks for."""

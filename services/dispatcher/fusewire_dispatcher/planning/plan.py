@@ -37,6 +37,7 @@ def plan_prompt(
     An unknown pool or one without a permitted member gives a plan without members, which
     the judge turns into a failed outcome at once: a prompt is never just forgotten.
     """
+    catalogue = catalogue.for_tenant(prompt.tenant)
     pool = catalogue.pool(prompt)
     policy = _policy(prompt, pool)
     members, excluded = _panel(prompt, pool, policy, catalogue)

@@ -82,6 +82,7 @@ def expand_round(round_: Round, catalogue: Catalogue) -> tuple[Task, ...]:
             prompt.
     """
     pool = catalogue.pools.get(round_.pool)
+    catalogue = catalogue.for_tenant(round_.tenant)
     return tuple(
         _round_task(round_, call, _permitted_model(round_, call, catalogue), pool)
         for call in round_.calls

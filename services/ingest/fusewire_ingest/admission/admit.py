@@ -135,8 +135,8 @@ class TenantRule:
     """The settings of a tenant that admission needs."""
 
     residency: Residency = "any"
-    pools: frozenset[str] = frozenset()
-    """Pools that it may use; empty: all."""
+    pools: Mapping[str, PoolRule] = field(default_factory=dict)
+    """The pools that it may use, by name."""
 
 
 def parse(data: bytes | str, limit: int) -> Submission:
@@ -168,7 +168,7 @@ def admit(
     fallback_id: str,
     pools: Mapping[str, PoolRule],
     now: datetime,
-    rule: TenantRule = TenantRule(),
+    residency: Residency = "any",
     is_streamed: bool = False,
     depth: int = 0,
     deadline_at: datetime | None = None,
@@ -179,9 +179,9 @@ def admit(
         submission: what the client wrote.
         tenant: the client's tenant.
         fallback_id: the custom_id where the client gave none.
-        pools: all configured pools, by name.
+        pools: the pools that the tenant may use, by name.
         now: the time of acceptance.
-        rule: what the tenant may do.
+        residency: the tenant's.
         is_streamed: whether a client reads the answer while it is written.
         depth: how many Fusewires the prompt has passed through.
         deadline_at: when the outcome is due. None: as the pool says. A `deadline_s` of the
@@ -190,7 +190,7 @@ def admit(
     Raises:
         RefusedError: the pool, mode or a model does not exist, or `fallback_id` cannot be an id.
     """
-    pool = _find_pool(submission.pool, pools, rule)
+    pool = _find_pool(submission.pool, pools)
     mode = _parse_mode(submission.mode or pool.mode)
     judge = resolve_model(submission.judge, pool.names, "judge") if submission.judge else None
     members = _resolve_members(submission.members, pool.names)
@@ -224,7 +224,7 @@ def admit(
         is_streamed=is_streamed,
         depth=depth,
         is_complete=submission.complete,
-        residency=_strictest_residency(rule.residency, pool.residency, submission.residency),
+        residency=_strictest_residency(residency, pool.residency, submission.residency),
         priority=submission.priority or _default_priority(submission),
         seed=submission.seed if submission.seed is not None else ids.seed(fusion_id),
         submitted_at=now,
@@ -232,9 +232,7 @@ def admit(
     )
 
 
-def _find_pool(name: str, pools: Mapping[str, PoolRule], rule: TenantRule) -> PoolRule:
-    if rule.pools:
-        pools = {pool_name: pool for pool_name, pool in pools.items() if pool_name in rule.pools}
+def _find_pool(name: str, pools: Mapping[str, PoolRule]) -> PoolRule:
     pool = pools.get(name)
     if pool is None:
         raise RefusedError("unknown_pool", unknown("pool", name, pools), "pool")

@@ -5,8 +5,8 @@ It counts the calls that dispatcher plans and the judge's strategies make.
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 
 from fusewire.contracts import Message, Prompt
 from fusewire.tokens import CHARS_PER_TOKEN, UNKNOWN_TOKENS
@@ -79,6 +79,15 @@ class Catalogue:
     models: Mapping[str, Model]
     variants: Mapping[tuple[str, str], Pool] = field(default_factory=dict)
     """Pools under presets."""
+    tenant_models: Mapping[str, Set[str]] = field(default_factory=dict)
+    """By tenant, the models that may see its prompts; those of other tenants, all may see."""
+
+    def for_tenant(self, tenant: str) -> "Catalogue":
+        """The catalogue in which models that may not see a tenant's prompts are unknown."""
+        names = self.tenant_models.get(tenant)
+        if names is None:
+            return self
+        return replace(self, models={n: model for n, model in self.models.items() if n in names})
 
     def pool(self, prompt: Prompt) -> Pool | None:
         """The pool of a prompt, with the prompt's preset applied; None if there is none."""
@@ -125,6 +134,7 @@ def estimate(prompt: Prompt, catalogue: Catalogue) -> Estimate:
     their limits and one token for each byte.
     """
     pool = catalogue.pool(prompt)
+    catalogue = catalogue.for_tenant(prompt.tenant)
     if pool is None:
         return Estimate(0, 0, 0, 0.0, 0.0, 0.0, (), 0.0)
     estimator = _Estimator(prompt, pool, catalogue)
@@ -142,6 +152,18 @@ def estimate(prompt: Prompt, catalogue: Catalogue) -> Estimate:
         unpriced=tuple(sorted(unpriced_models)),
         edge_share=edge_count / count if count else 0.0,
     )
+
+
+def rate_tokens(prompt: Prompt, catalogue: Catalogue) -> int:
+    """The tokens of a prompt for a rate limit: its own, and those of its longest answer.
+
+    Its own are expected ones, as none is paid for them twice; of answers, one of a member counts,
+    at its limit. 0 for an unknown pool.
+    """
+    pool = catalogue.pool(prompt)
+    if pool is None:
+        return 0
+    return _Estimator(prompt, pool, catalogue.for_tenant(prompt.tenant)).rate_tokens()
 
 
 def _usd(groups: Iterable[_CallGroup], catalogue: Catalogue) -> float | None:
@@ -257,6 +279,13 @@ class _Estimator:
         )
 
     # -- sets of calls ------------------------------------------------------------------------
+
+    def rate_tokens(self) -> int:
+        size, most = _TokenCounts(is_most=False), _TokenCounts(is_most=True)
+        members = self._members or [Member("", "")]
+        tokens_in = max(self._tokens_in(member, size) for member in members)
+        tokens_out = (most.answer(self._limit(member.model)) for member in self._members)
+        return tokens_in + max(tokens_out, default=0)
 
     def least(self) -> list[_CallGroup]:
         size = _TokenCounts(is_most=False)

@@ -44,6 +44,7 @@ Code = Literal[
     "custom_id_conflict",
     "recursion",
     "budget_exceeded",
+    "rate_limited",
     "price_unknown",
     "file_too_large",
     "file_in_use",

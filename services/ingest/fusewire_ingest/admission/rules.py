@@ -1,53 +1,68 @@
 """Build admission's rules from the configuration."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import datetime
 
 from fusewire import pricing
-from fusewire.settings import PRESETS, EdgeModel, Model, Pool, Settings
+from fusewire.settings import PRESETS, EdgeModel, Model, Pool, Settings, Tenant
 from fusewire_ingest.admission import estimate
 from fusewire_ingest.admission.admit import PoolRule, TenantRule
 from fusewire_ingest.admission.budgets import TOKENS_PER_MTOK, BudgetLimit
 from fusewire_ingest.admission.model_names import ModelNames
 
+UNLISTED = Tenant()
+"""The rules of a tenant without a table of its own."""
 
-def names(settings: Settings) -> ModelNames:
-    """All spellings of the configured models."""
+
+def names(settings: Settings, tenant: Tenant = UNLISTED) -> ModelNames:
+    """All spellings of the models that may see a tenant's prompts."""
+    models = usable_models(settings, tenant)
     slugs = {
-        name: model.model if model.kind == "remote" else None
-        for name, model in settings.models.items()
+        name: model.model if model.kind == "remote" else None for name, model in models.items()
     }
-    return ModelNames.of(slugs, settings.aliases)
+    aliases = {alias: name for alias, name in settings.aliases.items() if name in models}
+    return ModelNames.of(slugs, aliases)
 
 
-def pool_rules(settings: Settings) -> dict[str, PoolRule]:
-    """Rules of all configured pools, by name."""
-    model_names = names(settings)
+def pool_rules(settings: Settings, tenant: Tenant = UNLISTED) -> dict[str, PoolRule]:
+    """Rules of the pools that a tenant may use, by name."""
+    model_names = names(settings, tenant)
+    pools = {name: settings.pools[name] for name in tenant.usable_pools(settings.pools)}
     return {
         name: PoolRule(
             pool.mode, pool.residency, pool.deadline_s, pool.batch_deadline_s, model_names
         )
-        for name, pool in settings.pools.items()
+        for name, pool in pools.items()
     }
 
 
-def default_pool(pools: Collection[str], tenant_pools: Collection[str]) -> str:
+def default_pool(pools: Collection[str]) -> str:
     """The pool for requests that name none: `default`, or else the first that the tenant may use.
 
     Args:
-        pools: all pools.
-        tenant_pools: those that the tenant may use; empty: all.
+        pools: those that the tenant may use.
     """
-    usable_pools = tenant_pools or pools
-    if "default" in usable_pools or not usable_pools:
-        return "default"
-    return next(iter(usable_pools))
+    return "default" if "default" in pools or not pools else next(iter(pools))
 
 
-def tenant_rule(settings: Settings, tenant: str) -> TenantRule:
-    """The rule of a tenant."""
-    rule = settings.tenant(tenant)
-    return TenantRule(rule.residency, frozenset(rule.pools))
+def tenant_rules(settings: Settings) -> Callable[[str], TenantRule]:
+    """A look-up of the rule of each tenant, by name."""
+    rules = {name: _tenant_rule(settings, tenant) for name, tenant in settings.tenants.items()}
+    general_rule = _tenant_rule(settings, UNLISTED)
+    return lambda tenant: rules.get(tenant, general_rule)
+
+
+def usable_models(settings: Settings, tenant: Tenant) -> dict[str, Model]:
+    """The models that may see a tenant's prompts, by name."""
+    return {
+        name: model
+        for name, model in settings.models.items()
+        if not tenant.models or name in tenant.models
+    }
+
+
+def _tenant_rule(settings: Settings, tenant: Tenant) -> TenantRule:
+    return TenantRule(tenant.residency, pool_rules(settings, tenant))
 
 
 def budget_limits(settings: Settings) -> list[BudgetLimit]:
@@ -84,7 +99,12 @@ async def load_catalogue(
         name: await _model(model, at, unknown_usd_per_mtok)
         for name, model in settings.models.items()
     }
-    return estimate.Catalogue({name: _pool(pool) for name, pool in pools.items()}, models, variants)
+    tenant_models = {
+        name: frozenset(tenant.models) for name, tenant in settings.tenants.items() if tenant.models
+    }
+    return estimate.Catalogue(
+        {name: _pool(pool) for name, pool in pools.items()}, models, variants, tenant_models
+    )
 
 
 async def _model(model: Model, at: datetime, unknown_usd_per_mtok: float | None) -> estimate.Model:

@@ -18,9 +18,17 @@ from fusewire_ingest.api import (
     votes,
 )
 from fusewire_ingest.api.dependencies import Dependencies
+from fusewire_ingest.rate_limits import RATE_HEADERS
 
 PREFIXES = ("/v1", errors.OPENROUTER_PREFIX)
 """OpenAI's, and OpenRouter's."""
+EXPOSED_HEADERS = (
+    "x-request-id",
+    "x-fusewire-outcome",
+    "retry-after",
+    *RATE_HEADERS,
+)
+"""Headers that scripts of a web page may read."""
 
 
 def build(dependencies: Dependencies) -> FastAPI:
@@ -35,9 +43,13 @@ def build(dependencies: Dependencies) -> FastAPI:
             allow_origins=origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "x-fusewire-outcome", "retry-after"],
+            expose_headers=EXPOSED_HEADERS,
         )
-    app.add_middleware(errors.ErrorMiddleware, new_id=dependencies.new_id)
+    app.add_middleware(
+        errors.ErrorMiddleware,
+        new_id=dependencies.new_id,
+        rate_headers=dependencies.rate_limits.headers,
+    )
     modules = (fusions, models, chat, responses, files, batches, votes, openrouter, keys)
     routers = [module.routes(dependencies) for module in modules]
     for number, prefix in enumerate(PREFIXES):
@@ -45,5 +57,5 @@ def build(dependencies: Dependencies) -> FastAPI:
             app.include_router(router, prefix=prefix, include_in_schema=number == 0)
     app.include_router(docs.routes(app))
     if dependencies.settings.http.operations_port is None:
-        app.include_router(metrics.routes())
+        app.include_router(metrics.routes(dependencies))
     return app

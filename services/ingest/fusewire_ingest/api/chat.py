@@ -54,8 +54,9 @@ async def _begin(dependencies: Dependencies, caller: Caller, request: Request) -
     """Parse a request and begin its run. The memory of a large body is then given back."""
     async with bodies.room(request, dependencies.settings.limits, dependencies.body_memory) as room:
         body = await bodies.json_object(request, room.limit)
-        pool = default_pool(dependencies.pools, caller.rule.pools)
-        chat = chat_request.read(body, dependencies.pools, pool)
+        pools = dependencies.pools(caller.tenant)
+        pool = default_pool(pools)
+        chat = chat_request.read(body, pools, pool)
         return await begin(
             dependencies, caller, request.headers, chat, body, is_large=room.is_large
         )

@@ -16,6 +16,7 @@ from fusewire_ingest.batches.changes import BatchChanges
 from fusewire_ingest.intake import Intake
 from fusewire_ingest.large_parts import LargeParts
 from fusewire_ingest.memory import ByteBudget
+from fusewire_ingest.rate_limits import RateLimits
 from fusewire_ingest.repository.batches import Batches
 from fusewire_ingest.repository.budgets import Budgets
 from fusewire_ingest.repository.files import Files
@@ -41,8 +42,10 @@ class Dependencies:
     lines: BatchLines
     batching: BatchChanges
     access: Access
+    rate_limits: RateLimits
     budgets: Budgets
-    pools: Mapping[str, PoolRule]
+    pools: Callable[[str], Mapping[str, PoolRule]]
+    """By tenant, the pools that it may use."""
     new_id: Callable[[], str]
     clock: Callable[[], datetime]
     heartbeat_s: float
@@ -61,7 +64,9 @@ class ScopeCheck:
 
     async def __call__(self, request: Request) -> Caller:
         """Identify the caller. Raises AccessError for a request without access."""
-        return await _dependencies(request).access.caller(request.headers, self.scope)
+        caller = await _dependencies(request).access.caller(request.headers, self.scope)
+        request.state.limits = caller.limits
+        return caller
 
 
 # Each route has a parameter of one of these types.

@@ -21,8 +21,10 @@ from fusewire.errors import TextsDeletedError, Transient
 from fusewire.metrics import count_request
 from fusewire_ingest.access import AccessError
 from fusewire_ingest.admission.admit import RefusedError
+from fusewire_ingest.admission.rates import Limits
 from fusewire_ingest.admission.refusal import BudgetRefusedError
 from fusewire_ingest.openai import openrouter as openrouter_shape
+from fusewire_ingest.rate_limits import RateLimitError
 
 log = structlog.get_logger(__name__)
 
@@ -208,11 +210,20 @@ def error_response(
 
 
 class ErrorMiddleware:
-    """The outermost layer: counts requests, gives each an id, and replies to unhandled errors."""
+    """The outermost layer: counts requests, gives each an id, and replies to unhandled errors.
 
-    def __init__(self, app: ASGIApp, new_id: Callable[[], str]) -> None:
+    Replies to callers with rate limits tell what is left of them (`request.state.limits`).
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        new_id: Callable[[], str],
+        rate_headers: Callable[[Limits], Mapping[str, str]],
+    ) -> None:
         self._app = app
         self._new_id = new_id
+        self._rate_headers = rate_headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -221,8 +232,16 @@ class ErrorMiddleware:
             return
         started_at = time.perf_counter()
         request_id = self._new_id()
-        response = _ResponseStream(send, request_id, is_head=scope["method"] == "HEAD")
+        is_head = scope["method"] == "HEAD"
         scope = _normalize(scope)
+
+        def headers() -> Mapping[str, str]:
+            return {
+                "x-request-id": request_id,
+                **self._rate_headers(scope["state"].get("limits", {})),
+            }
+
+        response = _ResponseStream(send, headers, is_head=is_head)
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, response.send)
@@ -247,11 +266,14 @@ class ErrorMiddleware:
 
 
 class _ResponseStream:
-    """Sends one response, with its id as a header, and without a body if the request is HEAD."""
+    """Sends one response, with further headers, and without a body if the request is HEAD."""
 
-    def __init__(self, send: Send, request_id: str, *, is_head: bool) -> None:
+    def __init__(
+        self, send: Send, headers: Callable[[], Mapping[str, str]], *, is_head: bool
+    ) -> None:
         self._send = send
-        self._request_id = request_id
+        self._headers = headers
+        """The headers to add, as they are when the response begins."""
         self._is_head = is_head
         self.status: int | None = None
         """The status that was sent; None as long as none was."""
@@ -262,7 +284,7 @@ class _ResponseStream:
             self.status = message["status"]
             message["headers"] = [
                 *message.get("headers", ()),
-                (b"x-request-id", self._request_id.encode()),
+                *((name.encode(), value.encode()) for name, value in self._headers().items()),
             ]
         elif self._is_head:
             message = {**message, "body": b""}
@@ -275,12 +297,13 @@ class _ResponseStream:
 
 
 def _normalize(scope: Scope) -> Scope:
-    """Drop a slash at the end of the path, and turn HEAD into GET."""
+    """Drop a slash at the end of the path, turn HEAD into GET, and give it a state of its own."""
     method = scope["method"]
     return {
         **scope,
         "path": scope["path"].rstrip("/") or "/",
         "method": "GET" if method == "HEAD" else method,
+        "state": dict(scope.get("state", {})),
     }
 
 
@@ -337,13 +360,13 @@ def add_handlers(app: FastAPI) -> None:
     @app.exception_handler(AccessError)
     async def _no_access(request: Request, exc: AccessError) -> Response:
         headers = {"www-authenticate": "Bearer"} if exc.status == 401 else None
+        return error_response(request, exc.status, exc.code, exc.message, headers=headers)
+
+    @app.exception_handler(RateLimitError)
+    async def _rate_limited(request: Request, exc: RateLimitError) -> Response:
+        request.state.limits = exc.limits
         return error_response(
-            request,
-            exc.status,
-            exc.code,
-            exc.message,
-            retry_after_s=exc.retry_after_s,
-            headers=headers,
+            request, 429, "rate_limited", exc.message, retry_after_s=exc.retry_after_s
         )
 
     @app.exception_handler(TextsDeletedError)

@@ -62,7 +62,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
                     request, intake, prompt_bytes, batch_id or new_id(), caller
                 )
             prompt = await _read_prompt(dependencies, request, caller, batch_id)
-            acceptance = await intake.submit(prompt, source="http")
+            acceptance = await intake.submit(prompt, source="http", limits=caller.limits)
         is_new = acceptance.is_new
         fusion = await _wait(dependencies, request, prompt, wait_s, just_begun=is_new)
         reply: replies.fusions.Fusion = {
@@ -216,7 +216,11 @@ async def _submit_group(
     """Submit lines, and append their results. Raises Transient if nothing is accepted yet."""
     try:
         submitted_lines = await intake.submit_lines(
-            group, tenant=caller.tenant, batch_id=batch_id, key_id=caller.key_id
+            group,
+            tenant=caller.tenant,
+            batch_id=batch_id,
+            key_id=caller.key_id,
+            limits=caller.limits,
         )
     except Transient as exc:
         if not any("id" in result for result in results):

@@ -11,6 +11,7 @@ from fusewire.settings import RemoteModel
 from fusewire_ingest.access import Caller
 from fusewire_ingest.admission.admit import resolve_model
 from fusewire_ingest.admission.model_names import ModelNames
+from fusewire_ingest.admission.rules import usable_models
 from fusewire_ingest.api import schemas
 from fusewire_ingest.api.dependencies import Dependencies, ReadCaller
 from fusewire_ingest.api.errors import HttpError
@@ -77,19 +78,15 @@ def routes(dependencies: Dependencies) -> APIRouter:
 
 def _names(dependencies: Dependencies, caller: Caller) -> list[str]:
     """All names that the caller may use."""
-    pools = _pools(dependencies, caller)
+    pools = dependencies.pools(caller.tenant)
     fusion_names = FUSION[:1] if pools else ()
-    return [*fusion_names, *(POOL + pool for pool in pools), *dependencies.settings.models]
-
-
-def _pools(dependencies: Dependencies, caller: Caller) -> list[str]:
-    usable_pools = caller.rule.pools
-    return [name for name in dependencies.pools if not usable_pools or name in usable_pools]
+    models = usable_models(dependencies.settings, caller.rule)
+    return [*fusion_names, *(POOL + pool for pool in pools), *models]
 
 
 def _find_name(dependencies: Dependencies, caller: Caller, name: str) -> str:
     """The name under which a model is listed. Raises RefusedError or HttpError if there is none."""
-    pools = _pools(dependencies, caller)
+    pools = dependencies.pools(caller.tenant)
     if name in FUSION and pools:
         return name
     if name.startswith(POOL):
@@ -98,7 +95,7 @@ def _find_name(dependencies: Dependencies, caller: Caller, name: str) -> str:
             raise HttpError(404, "unknown_pool", f"there is no pool '{pool[:63]}'")
         return name
     # All pools have the same names.
-    names = next((pool.names for pool in dependencies.pools.values()), ModelNames())
+    names = next((pool.names for pool in pools.values()), ModelNames())
     return resolve_model(name, names, "model")
 
 

@@ -66,9 +66,10 @@ async def _begin(dependencies: Dependencies, caller: Caller, request: Request) -
         previous_id = body.get(responses_shape.PREVIOUS)
         earlier_messages = await _earlier_messages(dependencies, caller, previous_id)
         rewritten = responses_shape.chat_body(body, earlier_messages)
-        pool = default_pool(dependencies.pools, caller.rule.pools)
+        pools = dependencies.pools(caller.tenant)
+        pool = default_pool(pools)
         try:
-            chat = chat_request.read(rewritten.body, dependencies.pools, pool)
+            chat = chat_request.read(rewritten.body, pools, pool)
         except RefusedError as exc:
             raise exc.relocate(rewritten.origin) from None
         is_large = room.is_large or bool(earlier_messages)

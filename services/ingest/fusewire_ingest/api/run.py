@@ -13,6 +13,7 @@ from fusewire.errors import TextsDeletedError, Transient
 from fusewire.references.texts import END_CHARS
 from fusewire_ingest.access import Caller
 from fusewire_ingest.admission.admit import RefusedError
+from fusewire_ingest.admission.rates import Limits
 from fusewire_ingest.api.dependencies import Dependencies
 from fusewire_ingest.api.errors import UNAVAILABLE_S, ClientDisconnectedError, HttpError
 from fusewire_ingest.api.leaving import while_connected
@@ -46,6 +47,8 @@ class Run:
     """The prompt to submit, unless the run is attached to an earlier one."""
     fusion_id: str
     request_hash: str
+    limits: Limits
+    """The rate limits of the caller."""
     cancel_on_disconnect: bool
     """Whether the fusion is cancelled when the client disconnects."""
 
@@ -112,6 +115,7 @@ async def begin(
         prompt=prompt,
         fusion_id=earlier_id or prompt.fusion_id,
         request_hash=request_hash,
+        limits=caller.limits,
         cancel_on_disconnect=cancel_on_disconnect,
     )
 
@@ -193,7 +197,7 @@ async def _submit(dependencies: Dependencies, run: Run) -> bool:
         log.info("chat.attached", fusion_id=run.fusion_id)
         return False
     acceptance = await dependencies.intake.submit(
-        run.prompt, source="chat", request_hash=run.request_hash
+        run.prompt, source="chat", request_hash=run.request_hash, limits=run.limits
     )
     return acceptance.is_new
 
@@ -213,6 +217,9 @@ async def _wait_for_outcome(dependencies: Dependencies, run: Run, *, just_begun:
         message = f"{exc}; ask again with another Idempotency-Key"
         raise HttpError(410, "texts_deleted", message, is_final=True, headers=run.headers) from None
     outcome = fusion.outcome if fusion else None
+    if outcome is not None:
+        # Its announcement may have been lost.
+        dependencies.rate_limits.end(run.fusion_id)
     if outcome is None and outcomes.is_closing:
         message = (
             f"this Fusewire stops; fusion {run.fusion_id} goes on: "

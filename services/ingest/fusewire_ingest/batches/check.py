@@ -12,6 +12,7 @@ from fusewire_ingest.admission.admit import PoolRule
 from fusewire_ingest.admission.estimate import Catalogue, estimate
 from fusewire_ingest.admission.jsonl import located_lines
 from fusewire_ingest.admission.refusal import RefusedError
+from fusewire_ingest.admission.rules import default_pool
 from fusewire_ingest.intake import Intake
 from fusewire_ingest.openai import batch_line
 from fusewire_ingest.repository.batches import Batch, Batches
@@ -20,7 +21,7 @@ from fusewire_ingest.repository.lines import BatchLines, HeldLine
 
 GROUP = 500
 """Lines that are committed at once."""
-TURN = 25
+TURN = 5
 """Lines that are read before other tasks of the event loop have their turn."""
 MOST_FAULTS = 20
 """The check stops after so many faults."""
@@ -33,9 +34,8 @@ Fault = dict[str, Any]
 class LineRules:
     """Rules for the lines of batches."""
 
-    pools: Mapping[str, PoolRule]
-    default_pool: Callable[[str], str]
-    """By tenant, the pool of lines that name none."""
+    pools: Callable[[str], Mapping[str, PoolRule]]
+    """By tenant, the pools that it may use."""
     line_bytes: int
     """The most bytes of a line."""
     most_lines: int
@@ -55,11 +55,12 @@ class Reader:
         Its deadline is at the latest when its batch expires. Raises RefusedError.
         """
         options, rules = batch.parsed_options.get("x_fusewire", {}), self.rules
+        pools = rules.pools(batch.tenant)
         line = batch_line.read(
             data,
             rules.line_bytes,
-            rules.pools,
-            rules.default_pool(batch.tenant),
+            pools,
+            default_pool(pools),
             pool=options.get("pool"),
             mode=options.get("mode"),
             endpoint=batch.endpoint,

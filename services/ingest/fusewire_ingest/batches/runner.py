@@ -27,6 +27,7 @@ from fusewire_ingest.batches import output as batch_output
 from fusewire_ingest.batches.check import InputCheck, Reader
 from fusewire_ingest.fair_queue import FairQueue, PendingLine
 from fusewire_ingest.intake import Intake, refusal
+from fusewire_ingest.release_window import ReleaseWindow
 from fusewire_ingest.repository.batches import Batch, Batches
 from fusewire_ingest.repository.files import Files
 from fusewire_ingest.repository.lines import BatchLines, HeldLine, Kind, SettledLines
@@ -67,7 +68,7 @@ class Runner:
         check: checks inputs.
         reader: makes prompts of lines.
         shares: shares of the window by tenant, if other than 1.
-        window: how many lines of all batches may be in flight at once.
+        window: how many lines of all batches may be in flight at once, at most.
         clock: the time now, UTC.
     """
 
@@ -95,7 +96,9 @@ class Runner:
         self._check = check
         self._reader = reader
         self._shares = shares
-        self._window = window
+        self._window = ReleaseWindow(window, window)
+        self._late_s = 0.0
+        """How much later than it should the last look began."""
         self._clock = clock
         self._turns = FairQueue()
         self._wake_event = asyncio.Event()
@@ -144,7 +147,9 @@ class Runner:
             except Exception as exc:  # noqa: BLE001 - a loop that ended would hold every batch in silence
                 log.error("batch.look_broken", fault=fault(exc))  # noqa: TRY400 - no text of its
                 await asyncio.sleep(LOOK_EVERY_S)
+            rested_at = asyncio.get_running_loop().time()
             await asyncio.sleep(REST_S)
+            self._late_s = asyncio.get_running_loop().time() - rested_at - REST_S
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake_event.wait(), LOOK_EVERY_S)
 
@@ -275,9 +280,10 @@ class Runner:
     async def _release(self, running: Sequence[Batch], in_flight: Mapping[str, int]) -> None:
         """Submit lines while the window has room, each tenant's batches in their order."""
         # Over all batches: a short queue lets prompts of higher priority pass
-        # (docs/decisions/0022).
-        room = self._window - sum(in_flight.values())
+        # (docs/decisions/0022), and a shorter one while they come and this process is late (57).
         now_s = asyncio.get_running_loop().time()
+        window = self._window.adjust(self._late_s, self._intake.last_prompt_at, now_s)
+        room = window - sum(in_flight.values())
         by_tenant: dict[str, list[str]] = defaultdict(list)
         limits: dict[str, int] = {}
         for batch in running:

@@ -114,7 +114,10 @@ class Batches:
         query = select(*_COLUMNS).where(batches.c.tenant == tenant)
         if after is not None:
             since = (
-                select(batches.c.created_at).where(batches.c.batch_id == after).scalar_subquery()
+                select(batches.c.created_at)
+                # Another tenant's is unknown here too.
+                .where(batches.c.batch_id == after, batches.c.tenant == tenant)
+                .scalar_subquery()
             )
             # Ids break ties.
             same_time = (batches.c.created_at == since) & (batches.c.batch_id < after)

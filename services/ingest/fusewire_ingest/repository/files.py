@@ -141,7 +141,7 @@ class Files:
         if purpose is not None:
             query = query.where(files.c.purpose == purpose)
         if after is not None:
-            query = query.where(_is_after(after, is_newest_first=is_newest_first))
+            query = query.where(_is_after(tenant, after, is_newest_first=is_newest_first))
         sort_columns = (files.c.created_at, files.c.file_id)
         order = [column.desc() if is_newest_first else column.asc() for column in sort_columns]
         async with self._store.read() as connection:
@@ -228,9 +228,13 @@ def _visible(tenant: str, now: datetime) -> list[ColumnElement[bool]]:
     return [files.c.tenant == tenant, files.c.is_whole.is_(True), is_fresh]
 
 
-def _is_after(file_id: str, *, is_newest_first: bool) -> ColumnElement[bool]:
-    """Condition for files after another in the order of creation; ids break ties."""
-    created_at = select(files.c.created_at).where(files.c.file_id == file_id).scalar_subquery()
+def _is_after(tenant: str, file_id: str, *, is_newest_first: bool) -> ColumnElement[bool]:
+    """Condition for files after another of the tenant in the order of creation; ids break ties."""
+    created_at = (
+        select(files.c.created_at)
+        .where(files.c.file_id == file_id, files.c.tenant == tenant)
+        .scalar_subquery()
+    )
     is_same_time = files.c.created_at == created_at
     if is_newest_first:
         return or_(files.c.created_at < created_at, is_same_time & (files.c.file_id < file_id))
