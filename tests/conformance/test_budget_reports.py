@@ -27,7 +27,7 @@ from fusewire_ingest.admission.budgets import BudgetLimit, period_name
 from fusewire_ingest.admission.estimate import Catalogue, Member, Model, Pool, estimate
 from fusewire_ingest.pepper import pepper
 from fusewire_ingest.repository.budgets import Budgets
-from fusewire_ingest.repository.keys import ApiKeys, Key
+from fusewire_ingest.repository.keys import ApiKeys, Change, Key
 from fusewire_ingest.repository.submissions import Submissions
 
 Running = Callable[..., AbstractAsyncContextManager[Client]]
@@ -185,9 +185,9 @@ async def key_of(
     key_id = keys.key_id(made)
     assert key_id
     digest = keys.digest(made, pepper(settings))
-    await ApiKeys(store).add(
-        Key(key_id, tenant, "test", digest, datetime.now(UTC), replaces=replaces)
-    )
+    now = datetime.now(UTC)
+    key = Key(key_id, tenant, "test", digest, now, replaces=replaces)
+    await ApiKeys(store).add(key, Change("operator:test", now))
     return key_id, {"authorization": f"Bearer {made}"}
 
 

@@ -310,7 +310,8 @@ def _report_in(
     account, period = key
     kind, name = split_account(account)
     tenant = name if kind == "tenant" else None
-    entry = Action(at, ACTOR, action, tenant, account, {"period": period, **detail})
+    details = {"period": period, **detail}
+    entry = Action(at, ACTOR, action, tenant=tenant, target=account, detail=details)
     connection.execute(insert_action(entry))
     log.warning(action, account=account, period=period, **detail)
 

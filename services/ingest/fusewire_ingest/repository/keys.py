@@ -72,7 +72,7 @@ class Change:
 
     def action(self, name: str, key: Key, detail: Mapping[str, Any] | None = None) -> Action:
         """The action on a key, for the audit log."""
-        return Action(self.at, self.actor, f"key.{name}", key.tenant, key.key_id, detail)
+        return Action(self.at, self.actor, f"key.{name}", key.tenant, key.key_id, detail=detail)
 
 
 class KeyStateError(Exception):
