@@ -98,7 +98,8 @@ async def replace_keys(store: Store, *key_ids: str) -> None:
     before = [None, *key_ids]
     async with store.write() as connection:
         for key_id, replaced_id in zip(key_ids, before, strict=False):
-            row = make_row(api_keys, key_id=key_id, tenant="acme", replaces=replaced_id)
+            chain = {"replaces": replaced_id, "first_key_id": key_ids[0]}
+            row = make_row(api_keys, key_id=key_id, tenant="acme", **chain)
             await connection.execute(insert(api_keys).values(row))
 
 

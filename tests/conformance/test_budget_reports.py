@@ -186,7 +186,7 @@ async def key_of(
     assert key_id
     digest = keys.digest(made, pepper(settings))
     now = datetime.now(UTC)
-    key = Key(key_id, tenant, "test", digest, now, replaces=replaces)
+    key = Key(key_id, tenant, "test", digest, now, replaces=replaces, first_key_id=replaces)
     await ApiKeys(store).add(key, Change("operator:test", now))
     return key_id, {"authorization": f"Bearer {made}"}
 

@@ -33,7 +33,7 @@ from fusewire_ingest import access
 from fusewire_ingest.admission import keys
 from fusewire_ingest.api.app import PREFIXES
 from fusewire_ingest.pepper import pepper
-from fusewire_ingest.repository.keys import ApiKeys, Key
+from fusewire_ingest.repository.keys import ApiKeys, Change, Key
 
 MakeSettings = Callable[..., Settings]
 Running = Callable[..., AbstractAsyncContextManager[Client]]
@@ -51,7 +51,7 @@ PRICES = {"input_usd_per_mtok": 1, "output_usd_per_mtok": 1}
 SLOW = ModelScript(latency_ms=3_600_000)
 """A model whose fusions do not end during the test."""
 SAID = [{"role": "user", "content": "Why?"}]
-COMPARED = ("prompts", "outcomes", "batches", "batch_lines", "files", "votes", "images")
+COMPARED = ("prompts", "outcomes", "batches", "batch_lines", "files", "votes", "images", "api_keys")
 """Tables that no request about what another tenant has may change."""
 
 
@@ -137,6 +137,11 @@ CASES: dict[str, list[Case]] = {
     "GET /generation": [Case(kind, "/generation?id={id}") for kind in FUSIONS],
     "GET /key": [],
     "GET /credits": [],
+    "GET /keys": [],
+    "POST /keys": [],
+    "GET /keys/{key_id}": [Case("key", "/keys/{id}")],
+    "PATCH /keys/{key_id}": [Case("key", "/keys/{id}", {"name": "other"})],
+    "DELETE /keys/{key_id}": [Case("key", "/keys/{id}")],
 }
 """By route: requests with all places where it can name what a tenant has."""
 APART = {"GET /openapi.json", "GET /docs", "GET /docs/{name}", "GET /metrics"}
@@ -251,8 +256,9 @@ async def make_key(settings: Settings, tenant: str) -> str:
     public = keys.key_id(key)
     assert public
     store = Store(settings.database)
-    digest = keys.digest(key, pepper(settings))
-    await ApiKeys(store).add(Key(public, tenant, "test", digest, datetime.now(UTC)))
+    digest, now = keys.digest(key, pepper(settings)), datetime.now(UTC)
+    made = Key(public, tenant, "test", digest, now, scopes="admin")
+    await ApiKeys(store).add(made, Change("operator:test", now))
     await store.close()
     return key
 
@@ -284,7 +290,9 @@ async def settle_in(world: World, owner: Owner) -> None:
     slow = await world.json(name, "POST", "/files", data=upload(PROMPT | {"pool": POOLS[name]}))
     wanted["input_file_id"] = slow["id"]
     validated = await world.json(name, "POST", "/batches", json=wanted)
+    managed = await world.json(name, "POST", "/keys", json={"name": f"key-of-{name}"})
     owner.ids = {
+        "key": managed["data"]["hash"],
         "fusion": ended["id"],
         "open": running["id"],
         "response": f"resp_{ended['id']}",
@@ -345,7 +353,9 @@ async def stored(settings: Settings) -> dict[str, list[dict[str, Any]]]:
     for table in COMPARED:
         found = await rows(settings, f"SELECT * FROM {table}")
         # The outbox marks what was published before, half a second later.
-        tables[table] = sorted([row | {"published_at": None} for row in found], key=repr)
+        # And each minute the last use of keys is written.
+        noise = {"published_at": None, "last_used_at": None}
+        tables[table] = sorted([row | noise for row in found], key=repr)
     return tables
 
 

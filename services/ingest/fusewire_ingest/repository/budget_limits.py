@@ -22,7 +22,7 @@ from fusewire_ingest.admission.budgets import (
 READ_EVERY_S = 3.0
 """How old limits may be that a commit goes by: a change holds everywhere within 5 s."""
 
-_REPLACED = select(api_keys.c.replaces).where(api_keys.c.key_id == bindparam("id"))
+_FIRST_KEY = select(api_keys.c.first_key_id).where(api_keys.c.key_id == bindparam("id"))
 
 
 class BudgetLimits:
@@ -163,9 +163,4 @@ def _group(limits: Mapping[tuple[str, Period], BudgetLimit]) -> dict[str, list[B
 
 
 def _first_key_in(connection: Connection, key_id: str) -> str:
-    seen_ids = [key_id]
-    while True:
-        replaced_id = connection.execute(_REPLACED, {"id": seen_ids[-1]}).scalar()
-        if replaced_id is None or replaced_id in seen_ids:
-            return seen_ids[-1]
-        seen_ids.append(replaced_id)
+    return connection.execute(_FIRST_KEY, {"id": key_id}).scalar() or key_id
