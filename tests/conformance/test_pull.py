@@ -147,6 +147,13 @@ async def test_what_is_high_overtakes_what_waits(bus: Bus, begin: Begin) -> None
     await begin(PriorityLoop(bus, RANKED, note, concurrency=1))
     await eventually(lambda: handled)
     await send(bus, "high", "high-0", "high-1")
+
+    async def both_are_there() -> bool:
+        # A consumer learns of a message shortly after the stream has acknowledged it.
+        info = await bus.js.consumer_info("WORK", "high")
+        return (info.num_pending or 0) + len(handled) - 1 == 2
+
+    await eventually(both_are_there)
     gate.set()
     await emptied(bus)
 
