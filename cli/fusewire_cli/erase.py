@@ -25,6 +25,7 @@ from fusewire.store import migrate
 from fusewire.store.engine import Store
 from fusewire.store.file_rewrite import rewrite_files
 from fusewire.topology import cancel_subject
+from fusewire_cli.keys import operator
 from fusewire_cli.local.guard import Guard
 from fusewire_cli.local.nats import EmbeddedNats
 from fusewire_cli.local.run_file import running_nats
@@ -225,7 +226,7 @@ class ErasureRun:
         target, erasures = self._target, self._erasures
         await self._refuse_running_batches()
         await self._find_custom_id()
-        erasure = await erasures.begin(target.tenant, custom_id_hash, datetime.now(UTC))
+        erasure = await erasures.begin(target.tenant, custom_id_hash, datetime.now(UTC), operator())
         self._erasure_id = erasure.erasure_id
         await self._end_running()
         large_parts = await erasures.large_parts(target)
@@ -238,7 +239,7 @@ class ErasureRun:
         await self._erase_messages([])
         remains = await self._tidy()
         remains += await rewrite_files(self._store, TOUCHED)
-        erasure = await erasures.complete(self._erasure_id, datetime.now(UTC))
+        erasure = await erasures.complete(self._erasure_id, datetime.now(UTC), operator())
         return {**_cells(erasure), "remains": remains, "not_reached": list(NOT_REACHED)}
 
     async def _find_custom_id(self) -> None:

@@ -34,7 +34,7 @@ from fusewire.testing.eventually import eventually
 from fusewire.testing.model_script import ModelScript, Script
 from fusewire_ingest.admission import keys
 from fusewire_ingest.pepper import pepper
-from fusewire_ingest.repository.keys import ApiKeys, Key
+from fusewire_ingest.repository.keys import ApiKeys, Change, Key
 
 MEMBERS = ["a", "b", "c"]
 MODEL_MS = 300.0
@@ -138,7 +138,9 @@ async def make_key(settings: Settings, tenant: str) -> str:
     assert public
     store = Store(settings.database)
     digest = keys.digest(key, pepper(settings))
-    await ApiKeys(store).add(Key(public, tenant, "bench", digest, datetime.now(UTC)))
+    now = datetime.now(UTC)
+    made = Key(public, tenant, "bench", digest, now)
+    await ApiKeys(store).add(made, Change("operator:bench", now))
     await store.close()
     return key
 

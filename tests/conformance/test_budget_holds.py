@@ -366,7 +366,7 @@ async def test_a_fusion_that_is_erased_is_settled_before(store: Store, has_outco
     if has_outcome:
         await end(store, prompt, 0.25)
     erasures = Erasures(store)
-    erasure = await erasures.begin("acme", "hash", T0)
+    erasure = await erasures.begin("acme", "hash", T0, "operator:ada")
 
     await erasures.erase_fusions(erasure.erasure_id, ErasureTarget("acme", prompt.custom_id))
 
@@ -385,7 +385,7 @@ async def test_a_tenant_is_erased_with_the_budgets_of_its_keys(store: Store) -> 
     submissions = ingest(store, BudgetLimit("pool:default", "total", 50.0))
     await add(submissions, make_prompt(tenant="acme", key_id="k1"))
     erasures = Erasures(store)
-    erasure = await erasures.begin("acme", None, T0)
+    erasure = await erasures.begin("acme", None, T0, "operator:ada")
 
     await erasures.erase_fusions(erasure.erasure_id, ErasureTarget("acme"))
     await erasures.erase_tenant(erasure.erasure_id, "acme")

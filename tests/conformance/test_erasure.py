@@ -42,6 +42,7 @@ MakeSettings = Callable[..., Settings]
 Running = Callable[..., AbstractAsyncContextManager[Client]]
 Http = aiohttp.ClientSession
 
+ACTOR = "operator:ada"
 TOOL = {
     "type": "function",
     "function": {
@@ -684,7 +685,7 @@ async def test_reservations_are_given_back(store: Store) -> None:
         ):
             await connection.execute(text(statement))
     erasures = Erasures(store)
-    erasure = await erasures.begin("t", "hash", T0)
+    erasure = await erasures.begin("t", "hash", T0, ACTOR)
 
     await erasures.erase_fusions(erasure.erasure_id, ErasureTarget("t", "c"))
 
@@ -712,11 +713,15 @@ def test_each_table_with_content_is_rewritten() -> None:
 
 async def test_two_erasures_of_the_same_are_two_reports(store: Store) -> None:
     erasures = Erasures(store)
-    first = await erasures.begin("t", None, T0)
-    assert (await erasures.begin("t", None, T0)).erasure_id == first.erasure_id
-    assert (await erasures.begin("t", "hash", T0)).erasure_id != first.erasure_id
+    first = await erasures.begin("t", None, T0, ACTOR)
+    assert (await erasures.begin("t", None, T0, ACTOR)).erasure_id == first.erasure_id
+    assert (await erasures.begin("t", "hash", T0, ACTOR)).erasure_id != first.erasure_id
     await asyncio.gather(
         erasures.add(first.erasure_id, {"a": 1}), erasures.add(first.erasure_id, {"a": 2})
     )
-    assert (await erasures.complete(first.erasure_id, T0)).counts == {"a": 3}
-    assert (await erasures.begin("t", None, T0)).erasure_id != first.erasure_id
+    assert (await erasures.complete(first.erasure_id, T0, ACTOR)).counts == {"a": 3}
+    query = text("SELECT action, actor, tenant FROM audit_log WHERE target = :id ORDER BY action")
+    async with store.read() as connection:
+        actions = [tuple(r) for r in await connection.execute(query, {"id": first.erasure_id})]
+    assert actions == [("erasure.completed", ACTOR, "t"), ("erasure.requested", ACTOR, "t")]
+    assert (await erasures.begin("t", None, T0, ACTOR)).erasure_id != first.erasure_id

@@ -20,7 +20,7 @@ from fusewire.testing.nats_server import NatsServer
 from fusewire_cli.client import Client
 from fusewire_ingest.admission import keys
 from fusewire_ingest.pepper import pepper
-from fusewire_ingest.repository.keys import ApiKeys, Key
+from fusewire_ingest.repository.keys import ApiKeys, Change, Key
 
 MakeSettings = Callable[..., Settings]
 Running = Callable[..., AbstractAsyncContextManager[Client]]
@@ -84,8 +84,9 @@ async def make_key(settings: Settings, tenant: str, **limits: Any) -> str:
     public = keys.key_id(key)
     assert public
     store = Store(settings.database)
-    digest = keys.digest(key, pepper(settings))
-    await ApiKeys(store).add(Key(public, tenant, "test", digest, datetime.now(UTC), **limits))
+    digest, now = keys.digest(key, pepper(settings)), datetime.now(UTC)
+    made = Key(public, tenant, "test", digest, now, **limits)
+    await ApiKeys(store).add(made, Change("operator:test", now))
     await store.close()
     return key
 

@@ -115,17 +115,24 @@ def test_users_of_nats_for_tenants(cli: Cli) -> None:
 
 def test_tenants(cli: Cli, url: str) -> None:
     assert url
-    (snippet,) = blocks("how-to/tenants.md", "Tenants and keys", "sh")
+    (snippet,) = blocks("how-to/tenants.md", "Several teams", "sh")
 
     create, list_, revoke = snippet.splitlines()
     (key,) = sh(cli, create)
     assert key.startswith("fw")
     ((key_id, _),) = re.findall(r"(\w+).*?(notebook)", "\n".join(sh(cli, list_)))
     sh(cli, revoke.replace("ID", key_id))
-    (table,) = blocks("how-to/tenants.md", "Tenants and keys", "toml")
+    (table,) = blocks("how-to/tenants.md", "Several teams", "toml")
     with (cli.folder / "fusewire.toml").open("a") as file:
         file.write(table)
     assert cli.run("config", "check").returncode == 0
+
+    (query,) = blocks("how-to/tenants.md", "Who did what", "sh")
+    told = "\n".join(sh(cli, query))
+    assert "key.created" in told
+    assert "configuration.loaded" in told
+    assert key_id in told
+    assert key not in told
 
 
 def test_keys(cli: Cli, url: str) -> None:

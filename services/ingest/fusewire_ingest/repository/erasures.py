@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
+    Insert,
     Select,
     Table,
     and_,
@@ -29,6 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fusewire.store import summary_tables
+from fusewire.store.audit import Action, insert_action
 from fusewire.store.engine import Store
 from fusewire.store.tables import (
     api_keys,
@@ -126,8 +128,17 @@ class Erasures:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def begin(self, tenant: str, custom_id_hash: str | None, now: datetime) -> Erasure:
-        """Enter an erasure, or find the interrupted one of the same."""
+    async def begin(
+        self, tenant: str, custom_id_hash: str | None, now: datetime, actor: str
+    ) -> Erasure:
+        """Enter an erasure, or find the interrupted one of the same.
+
+        Args:
+            tenant: whose texts are erased.
+            custom_id_hash: of the one fusion; None if all is erased.
+            now: the time.
+            actor: who asks for it, as the audit log names them.
+        """
         query = select(erasures).where(
             erasures.c.tenant == tenant,
             erasures.c.custom_id_hash.is_not_distinct_from(custom_id_hash),
@@ -140,6 +151,7 @@ class Erasures:
             erasure = Erasure(f"erasure_{secrets.token_hex(8)}", tenant, custom_id_hash, now)
             values = {**vars(erasure), "counts": json.dumps({})}
             await connection.execute(insert(erasures).values(values))
+            await connection.execute(_action("erasure.requested", erasure, now, actor))
             return erasure
 
     async def all(self) -> list[Erasure]:
@@ -153,13 +165,15 @@ class Erasures:
         async with self._store.write() as connection:
             await add_counts(connection, erasure_id, counts)
 
-    async def complete(self, erasure_id: str, now: datetime) -> Erasure:
+    async def complete(self, erasure_id: str, now: datetime, actor: str) -> Erasure:
         """Note that all is erased. Returns the whole report."""
         change = update(erasures).where(erasures.c.erasure_id == erasure_id)
         query = select(erasures).where(erasures.c.erasure_id == erasure_id)
         async with self._store.write() as connection:
             await connection.execute(change.values(completed_at=now))
-            return _erasure((await connection.execute(query)).one())
+            erasure = _erasure((await connection.execute(query)).one())
+            await connection.execute(_action("erasure.completed", erasure, now, actor))
+            return erasure
 
     # -- what there is ---------------------------------------------------------------------------
 
@@ -275,6 +289,13 @@ class Erasures:
                 kind = "sums" if table in SUMS else table.name
                 counts[f"sql.{kind}"] += count
             await add_counts(connection, erasure_id, counts)
+
+
+def _action(name: str, erasure: Erasure, now: datetime, actor: str) -> Insert:
+    detail = {"is_whole_tenant": erasure.custom_id_hash is None}
+    return insert_action(
+        Action(now, actor, name, erasure.tenant, target=erasure.erasure_id, detail=detail)
+    )
 
 
 def _erasure(row: Any) -> Erasure:
