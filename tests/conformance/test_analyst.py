@@ -13,6 +13,7 @@ from sqlalchemy import make_url, text
 from fusewire.settings import Database
 from fusewire.store.analyst import Analyst, QueryFailed, QueryRefused, QueryTimeout, role
 from fusewire.store.analyst.result import size
+from fusewire.store.audit import Action, insert_action
 from fusewire.store.engine import Store
 from fusewire.store.tables import metadata
 from fusewire.store.views import VIEWS
@@ -329,6 +330,8 @@ async def test_no_column_of_a_view_is_always_null(database: Database) -> None:
             parameters = {"first": first} if ":first" in sql else {}
             statement = text(re.sub(r"(?<=\"):", r"\\:", sql))
             assert (await connection.execute(statement, parameters)).rowcount
+        action = Action(NOW, "operator:ada", "key.revoked", "t", target="0abc", detail={"n": 1})
+        await connection.execute(insert_action(action))
     await store.close()
     async with Analyst(await as_analyst(database)) as analyst:
         for view in VIEWS:

@@ -77,7 +77,9 @@ def test_a_key_is_rotated_and_has_its_scopes(cli: Cli) -> None:
     unknown = cli.run("keys", "create", "--tenant", "a", "--name", "n", "--scope", "sumbit")
     assert (unknown.returncode, "did you mean 'submit'?" in unknown.stderr) == (2, True)
     with closing(sqlite3.connect(folder / ".fusewire" / "fusewire.db")) as connection:
-        events = connection.execute("SELECT actor, action, target FROM audit_log ORDER BY at")
+        events = connection.execute(
+            "SELECT actor, action, target FROM audit_log WHERE action LIKE 'key.%' ORDER BY at"
+        )
         operator = f"operator:{getpass.getuser()}"
         assert events.fetchall() == [
             (operator, "key.created", first["key_id"]),
