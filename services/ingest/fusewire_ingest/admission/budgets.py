@@ -6,6 +6,7 @@ from typing import Literal
 
 Period = Literal["day", "month", "total"]
 PERIODS: tuple[Period, ...] = ("day", "month", "total")
+"""From the shortest to the longest."""
 
 BudgetKey = tuple[str, str]
 """An account, and the name of a period (`period_name`)."""

@@ -2,11 +2,8 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
 
-LimitPeriod = Literal["day", "month", "total"]
-PERIODS: Final[tuple[LimitPeriod, ...]] = get_args(LimitPeriod)
-"""From the shortest to the longest."""
+from fusewire_ingest.admission.budgets import PERIODS, Period
 
 
 @dataclass(frozen=True)
@@ -14,7 +11,7 @@ class KeyLimit:
     """The most that a key may spend in each period, USD."""
 
     usd: float
-    period: LimitPeriod
+    period: Period
 
     def __str__(self) -> str:
         every = "in total" if self.period == "total" else f"a {self.period}"

@@ -13,7 +13,8 @@ from fastapi.responses import JSONResponse, Response
 from fusewire import replies
 from fusewire_ingest.access import INVALID_KEY, AccessError, Caller
 from fusewire_ingest.admission import keys as admission
-from fusewire_ingest.admission.key_limits import KeyLimit, LimitPeriod
+from fusewire_ingest.admission.budgets import Period
+from fusewire_ingest.admission.key_limits import KeyLimit
 from fusewire_ingest.admission.refusal import invalid_error
 from fusewire_ingest.api import bodies, schemas
 from fusewire_ingest.api.dependencies import AdminCaller, Dependencies
@@ -247,14 +248,14 @@ def _time(at: datetime | None) -> str | None:
     return at.isoformat() if at else None
 
 
-def _names(now: datetime) -> dict[LimitPeriod, str]:
+def _names(now: datetime) -> dict[Period, str]:
     """The names of the periods that a time is in."""
     today = now.astimezone(UTC).date()
     return {"day": today.isoformat(), "month": f"{today:%Y-%m}", "total": "total"}
 
 
 def _tightest(
-    tenant_key: TenantKey, names: Mapping[LimitPeriod, str]
+    tenant_key: TenantKey, names: Mapping[Period, str]
 ) -> tuple[KeyLimit | None, float | None]:
     """The limit of which the least is left, if there is one, and what is left of it, USD."""
     spending = tenant_key.spending

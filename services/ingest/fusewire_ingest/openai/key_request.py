@@ -6,7 +6,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
-from fusewire_ingest.admission.key_limits import KeyLimit, LimitPeriod
+from fusewire_ingest.admission.budgets import Period
+from fusewire_ingest.admission.key_limits import KeyLimit
 from fusewire_ingest.admission.keys import (
     DEFAULT_SCOPES,
     MOST_NAME,
@@ -17,7 +18,7 @@ from fusewire_ingest.admission.keys import (
 from fusewire_ingest.admission.refusal import invalid_error, unsupported_error, validate
 
 LimitReset = Literal["daily", "weekly", "monthly"]
-PERIODS: Final[Mapping[LimitReset | None, LimitPeriod]] = {
+PERIODS: Final[Mapping[LimitReset | None, Period]] = {
     "daily": "day",
     "monthly": "month",
     None: "total",
@@ -66,7 +67,7 @@ class ChangeKey(_KeyFields):
     disabled: bool | None = None
 
     @property
-    def limit_period(self) -> LimitPeriod | None:
+    def limit_period(self) -> Period | None:
         """The period of the limit; None if it stays as it is."""
         return PERIODS[self.limit_reset] if "limit_reset" in self.model_fields_set else None
 

@@ -7,6 +7,7 @@ from datetime import datetime
 from itertools import chain
 
 from sqlalchemy import Connection, Delete, bindparam, delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fusewire.store.audit import Action, insert_action
 from fusewire.store.engine import Store
@@ -98,20 +99,9 @@ class BudgetLimits:
 
         What was reported of this account's period is reported again when it happens again.
         """
-        values = {
-            "soft_usd": limit.soft_usd,
-            "hard_usd": limit.hard_usd,
-            "changed_at": at,
-        }
         detail = {"period": limit.period, "usd": limit.hard_usd, "soft_usd": limit.soft_usd}
         async with self._store.write() as connection:
-            await connection.execute(_deletion(limit.account, limit.period))
-            await connection.execute(
-                insert(budget_limits).values(account=limit.account, period=limit.period, **values)
-            )
-            account, period = limit.key(at)
-            reset = update(budgets).where(budgets.c.account == account, budgets.c.period == period)
-            await connection.execute(reset.values(soft_passed_at=None, hard_reached_at=None))
+            await store_limit(connection, limit, at)
             await connection.execute(insert_action(_set_action(limit.account, at, actor, detail)))
 
     async def remove(self, account: str, period: Period, at: datetime, actor: str) -> bool:
@@ -126,6 +116,26 @@ class BudgetLimits:
             detail = {"period": period, "usd": None, "soft_usd": None}
             await connection.execute(insert_action(_set_action(account, at, actor, detail)))
             return True
+
+
+async def store_limit(connection: AsyncConnection, limit: BudgetLimit, at: datetime) -> None:
+    """Store a limit in place of the one of its account and period.
+
+    What was reported of this period is reported again when it happens again.
+    """
+    await connection.execute(_deletion(limit.account, limit.period))
+    await connection.execute(
+        insert(budget_limits).values(
+            account=limit.account,
+            period=limit.period,
+            soft_usd=limit.soft_usd,
+            hard_usd=limit.hard_usd,
+            changed_at=at,
+        )
+    )
+    account, period = limit.key(at)
+    reset = update(budgets).where(budgets.c.account == account, budgets.c.period == period)
+    await connection.execute(reset.values(soft_passed_at=None, hard_reached_at=None))
 
 
 def _deletion(account: str, period: Period) -> Delete:

@@ -5,13 +5,15 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import delete, func, insert, or_, select, update
+from sqlalchemy import delete, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fusewire.store.audit import insert_action
 from fusewire.store.engine import Store
 from fusewire.store.tables import api_keys, budget_limits, budgets
-from fusewire_ingest.admission.key_limits import KeyLimit, LimitPeriod, excess
+from fusewire_ingest.admission.budgets import BudgetLimit, Period
+from fusewire_ingest.admission.key_limits import KeyLimit, excess
+from fusewire_ingest.repository.budget_limits import store_limit
 from fusewire_ingest.repository.keys import (
     Change,
     Key,
@@ -21,7 +23,7 @@ from fusewire_ingest.repository.keys import (
     set_key,
 )
 
-_TOTAL: Final[LimitPeriod] = "total"
+_TOTAL: Final[Period] = "total"
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class KeyChange:
     limit_usd: float | None = None
     has_limit_usd: bool = False
     """Whether `limit_usd` holds; None then takes the limit away."""
-    period: LimitPeriod | None = None
+    period: Period | None = None
 
 
 class KeyAccessError(Exception):
@@ -216,18 +218,15 @@ async def _set_limit(
     connection: AsyncConnection, account: str, limit: KeyLimit | None, at: datetime
 ) -> None:
     """Make this the only hard limit of an account; soft limits stay."""
-    is_account = budget_limits.c.account == account
-    await connection.execute(
-        update(budget_limits).where(is_account).values(hard_usd=None, changed_at=at)
-    )
+    rows = select(budget_limits).where(budget_limits.c.account == account)
+    soft_usd = {row.period: row.soft_usd for row in await connection.execute(rows)}
+    period = limit.period if limit else None
+    for other in soft_usd.keys() - {period}:
+        await store_limit(connection, BudgetLimit(account, other, None, soft_usd[other]), at)
     if limit:
-        is_period = budget_limits.c.period == limit.period
-        result = await connection.execute(
-            update(budget_limits).where(is_account, is_period).values(hard_usd=limit.usd)
-        )
-        if not result.rowcount:
-            row = {"account": account, "period": limit.period, "hard_usd": limit.usd}
-            await connection.execute(insert(budget_limits).values(**row, changed_at=at))
+        own = BudgetLimit(account, limit.period, limit.usd, soft_usd.get(limit.period))
+        await store_limit(connection, own, at)
+    is_account = budget_limits.c.account == account
     is_empty = (budget_limits.c.hard_usd.is_(None), budget_limits.c.soft_usd.is_(None))
     await connection.execute(delete(budget_limits).where(is_account, *is_empty))
 
