@@ -14,11 +14,11 @@ PYTHON ?= $(shell for v in python3.11 python3.12 python3.13 python3; do \
 	command -v $$v >/dev/null 2>&1 && $$v -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	2>/dev/null && { echo $$v; break; }; done)
 BIN := .venv/bin
-MEMBERS := shared services/ingest services/dispatcher services/worker-edge services/worker-remote services/judge cli
+MEMBERS := shared services/ingest services/dispatcher services/worker-edge services/worker-remote services/judge services/console cli
 # One by one: two files named conftest.py are one module to mypy.
 TESTS := deploy/docker/check tests/contract tests/conformance tests/e2e tests/bench tests/fuzz $(wildcard tests/unit/*)
 SOURCES := $(MEMBERS) migrations tests examples deploy
-SERVICES := ingest dispatcher judge worker-edge worker-remote
+SERVICES := ingest dispatcher judge worker-edge worker-remote console
 LOCKS := deploy/docker/requirements
 
 .PHONY: help setup demo test test-kills test-node test-planted test-edge test-edge-kills test-batch test-unit check check-deploy format bench bench-scale bench-plots bench-doors bench-tenants bench-edge bench-judge bench-fusion bench-views soak-edge image-check fuzz lock docs clean

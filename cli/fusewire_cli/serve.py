@@ -66,6 +66,8 @@ async def _serve(config: Settings, *, processes: bool) -> int:
 def _show(stack: Stack, config: Settings) -> None:
     """Print where everything is."""
     print(f"API       {stack.url}/v1/fusions", flush=True)
+    if stack.console_url:
+        print(f"Console   {stack.console_url}/", flush=True)
     print(f"Health    {stack.url}/healthz  {stack.url}/readyz  {stack.url}/metrics", flush=True)
     print(f"Data      {config.data_dir.resolve()}", flush=True)
     print(f"Services  {', '.join(service_names(config))}", flush=True)

@@ -12,7 +12,7 @@ from typing import Any
 import uvicorn
 
 from fusewire.errors import StartupError
-from fusewire.settings import Http
+from fusewire.settings import Console, Http
 
 LISTEN_ENV = "FUSEWIRE_LISTEN_FD"
 """Environment variable with the file descriptor of a bound socket: a port that was closed for a
@@ -71,6 +71,15 @@ def listen(http: Http) -> socket.socket:
         sock.set_inheritable(False)
         return sock
     return _bind(http.host, http.port, "FUSEWIRE_HTTP__PORT")
+
+
+def listen_console(http: Http, console: Console, api_port: int) -> socket.socket:
+    """Bind the console's port beside that of the API, in this process.
+
+    Raises:
+        StartupError: the port is taken, or may not be used.
+    """
+    return _bind(http.host, console.port_beside(http.port and api_port), "FUSEWIRE_CONSOLE__PORT")
 
 
 def listen_operations(http: Http) -> socket.socket | None:

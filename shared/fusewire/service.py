@@ -6,7 +6,8 @@ import gc
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NoReturn, Protocol
 
 import structlog
@@ -143,19 +144,25 @@ class Host:
         services: in the order in which they start; the first is stopped last.
         sock: the bound socket to listen on; None if `needs_port` says so.
         http: settings of the HTTP servers.
+        other_socks: bound sockets of services whose app is not served on `sock`, by name.
 
     Raises:
         StartupError: TLS cannot be served as it is configured, or the operations port is taken.
     """
 
     def __init__(
-        self, services: Sequence[Service], sock: socket.socket | None, http: Http | None = None
+        self,
+        services: Sequence[Service],
+        sock: socket.socket | None,
+        http: Http | None = None,
+        other_socks: Mapping[str, socket.socket] = MappingProxyType({}),
     ) -> None:
         self._services = list(services)
         self._running_services: list[Service] = []
         self._drain_s = max(service.drain_s for service in services)
         self._is_stopping = False
-        self._server: Server | None = None
+        self._servers: dict[str, Server] = {}
+        """By the name of the port."""
         self._operations_server: Server | None = None
         http = http or Http()
         context = tls(http)
@@ -165,10 +172,19 @@ class Host:
             # Plain HTTP: probes and scrapers know no certificate of ours.
             self._operations_server = Server(endpoints, operations_sock, None, http.keep_alive_s)
         if sock:
-            app = next((app for service in services if (app := service.app())), None)
+            candidates = [service for service in services if service.name not in other_socks]
+            app = next((app for service in candidates if (app := service.app())), None)
             has_metrics = not operations_sock and (app is None or _is_open(http))
             endpoints = _endpoints(self._reasons, app or _not_found, has_metrics=has_metrics)
-            self._server = Server(endpoints, sock, context, http.keep_alive_s)
+            self._servers["port"] = Server(endpoints, sock, context, http.keep_alive_s)
+        for service in services:
+            if service.name in other_socks:
+                endpoints = _endpoints(
+                    self._reasons, service.app() or _not_found, has_metrics=False
+                )
+                self._servers[f"{service.name}_port"] = Server(
+                    endpoints, other_socks[service.name], context, http.keep_alive_s
+                )
 
     def _reasons(self, path: str) -> Reasons:
         """Each service's faults, and for `/readyz` also why it should get no work now."""
@@ -194,10 +210,12 @@ class Host:
             await self.stop()
             raise
         ports = {}
-        for name, server in (("port", self._server), ("operations_port", self._operations_server)):
-            if server:
-                server.start()
-                ports[name] = server.port
+        servers = dict(self._servers)
+        if self._operations_server:
+            servers["operations_port"] = self._operations_server
+        for name, server in servers.items():
+            server.start()
+            ports[name] = server.port
         log.info("service.started", services=[s.name for s in self._services], **ports)
 
     async def faulty(self) -> list[str]:
@@ -233,8 +251,7 @@ class Host:
         self._is_stopping = True
         for service in self._running_services:
             service.close()
-        if self._server:
-            await self._server.stop()
+        await asyncio.gather(*(server.stop() for server in self._servers.values()))
         first, rest = self._running_services[:1], self._running_services[1:]
         # The first, the judge, decides on the answers that workers bring while they drain.
         await _stop(rest, end - 1)

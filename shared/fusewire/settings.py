@@ -170,6 +170,28 @@ class Http(Section):
         return self
 
 
+class Console(Section):
+    """`[console]`: the web page of analysts and operators."""
+
+    enabled: bool = True
+    """Whether `fusewire up` serves it."""
+    port: int | None = Field(default=None, ge=0, le=65535)
+    """Where `fusewire up` serves it, on the address of `http.host`; unset is the port after
+    `http.port`, and 0 takes any free one. A process of its own serves it on `http.port`."""
+    api_url: str | None = None
+    """Where a process of its own reaches ingest's API, such as `http://fusewire-ingest:8484`;
+    `fusewire up` knows it."""
+    operators: tuple[Name, ...] = ("default",)
+    """Tenants whose keys with the scope `admin` see what adds up all tenants: judges, models,
+    costs, and SQL. Where no keys are asked for, everybody sees it."""
+
+    def port_beside(self, http_port: int) -> int:
+        """The port where `fusewire up` serves it beside the API on `http_port`."""
+        if self.port is not None:
+            return self.port
+        return http_port + 1 if 0 < http_port < 65535 else 0
+
+
 class Log(Section):
     """`[log]`"""
 
@@ -539,6 +561,7 @@ class Settings(BaseSettings):
     database: Database = Database()
     nats: Nats = Nats()
     http: Http = Http()
+    console: Console = Console()
     log: Log = Log()
     telemetry: Telemetry = Telemetry()
     limits: Limits = Limits()

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import structlog
 
@@ -30,15 +30,17 @@ class Children:
 
     Args:
         settings: the configuration they run with.
-        sock: a bound socket, on which ingest listens. It stays open here too, so that no other
-            process gets its port when ingest is restarted.
+        socks: by service, the bound socket on which it listens; ingest has one. They stay open
+            here too, so that no other process gets the port of a service that is restarted.
         keep_open_fd: a file descriptor that each of them inherits and keeps open while it lives.
     """
 
-    def __init__(self, settings: Settings, sock: socket.socket, keep_open_fd: int) -> None:
+    def __init__(
+        self, settings: Settings, socks: Mapping[str, socket.socket], keep_open_fd: int
+    ) -> None:
         self._settings = settings
         self._config = settings.data_dir / "effective.json"
-        self._sock = sock
+        self._socks = socks
         self._keep_open_fd = keep_open_fd
         self._processes: dict[str, asyncio.subprocess.Process] = {}
         # The writing end stays in this process alone: see fusewire.lifeline.
@@ -74,7 +76,7 @@ class Children:
             StartupError: a service has ended, or ingest does not listen in time.
         """
         deadline = asyncio.get_running_loop().time() + within_s
-        port = self._sock.getsockname()[1]
+        port = self._socks["ingest"].getsockname()[1]
         while not await _listens(host, port):
             for name, code in self.exit_codes().items():
                 raise StartupError(
@@ -96,9 +98,10 @@ class Children:
         env[LIFELINE_ENV] = str(self._lifeline)
         env["FUSEWIRE_HTTP__PORT"] = "0"
         inherited_fds = [self._lifeline, self._keep_open_fd]
+        if sock := self._socks.get(name):
+            env[LISTEN_ENV] = str(sock.fileno())
+            inherited_fds.append(sock.fileno())
         if name == "ingest":
-            env[LISTEN_ENV] = str(self._sock.fileno())
-            inherited_fds.append(self._sock.fileno())
             if (port := self._settings.http.operations_port) is not None:
                 env["FUSEWIRE_HTTP__OPERATIONS_PORT"] = str(port)
         module = f"fusewire_{name.replace('-', '_')}"
@@ -116,7 +119,8 @@ class Children:
         last = [process for name, process in self._processes.items() if name == "judge"]
         await _end(first, deadline - JUDGE_S)
         await _end(last, deadline)
-        self._sock.close()
+        for sock in self._socks.values():
+            sock.close()
         os.close(self._alive)
         os.close(self._lifeline)
 

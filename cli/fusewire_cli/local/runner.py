@@ -15,7 +15,7 @@ import structlog
 from fusewire import provision
 from fusewire.bus import Bus, fault
 from fusewire.errors import StartupError
-from fusewire.http_server import listen
+from fusewire.http_server import listen, listen_console
 from fusewire.lifeline import STOP_S
 from fusewire.service import Host, Service
 from fusewire.settings import Settings
@@ -32,7 +32,7 @@ from fusewire_cli.local.storage import has_room, measured_mb
 
 log = structlog.get_logger(__name__)
 
-ORDER = ("judge", "worker-edge", "worker-remote", "dispatcher", "ingest")
+ORDER = ("judge", "worker-edge", "worker-remote", "dispatcher", "console", "ingest")
 """The order in which services start; ingest, which accepts prompts, starts last."""
 READY_S = 120.0
 """How long ingest may take until it listens, s."""
@@ -46,8 +46,10 @@ BROKER_S = 1.0
 def service_names(settings: Settings) -> list[str]:
     """The services that this configuration needs: a worker only if there is a model for it."""
     tiers = {model.kind for model in settings.models.values()}
-    worker_names = {f"worker-{tier}" for tier in tiers}
-    return [name for name in ORDER if not name.startswith("worker-") or name in worker_names]
+    unneeded = {"worker-edge", "worker-remote"} - {f"worker-{tier}" for tier in tiers}
+    if not settings.console.enabled:
+        unneeded.add("console")
+    return [name for name in ORDER if name not in unneeded]
 
 
 def storage_mb(settings: Settings) -> int:
@@ -129,6 +131,7 @@ class Stack:
         if "worker-remote" in service_names(settings):
             self._drain_s = max(self._drain_s, settings.limits.call_drain_s)
         self.url = ""
+        self.console_url: str | None = None
 
     @property
     def stop_s(self) -> float:
@@ -163,17 +166,15 @@ class Stack:
         self._take_folder()
         self._guard = Guard()
         await self._end_leftovers()
-        sock = listen(self._settings.http)
-        host, port = sock.getsockname()[:2]
-        scheme = "https" if self._settings.http.tls_cert else "http"
-        self.url = f"{scheme}://{host}:{port}"
+        socks = self._bind()
         try:
             nats_url = await self._start_broker()
             await upgrade_database(self._settings)
             await apply_topology(self._settings, nats_url)
-            await self._start_services(self._with_broker(nats_url), sock)
+            await self._start_services(self._with_addresses(nats_url), socks)
         except BaseException:
-            sock.close()
+            for sock in socks.values():
+                sock.close()
             raise
         self._watch = asyncio.create_task(self._supervise(), name="supervise")
         if self._nats:
@@ -185,6 +186,26 @@ class Stack:
         run_file.write(
             data_dir, me, url=self.url, nats=nats_url or self._settings.nats.url, pids=self.pids
         )
+
+    def _bind(self) -> dict[str, socket.socket]:
+        """Bind the ports of services with an app, so that a taken one is told at once."""
+        http, console = self._settings.http, self._settings.console
+        socks = {"ingest": listen(http)}
+        self.url = self._url(socks["ingest"])
+        if console.enabled:
+            try:
+                api_port = socks["ingest"].getsockname()[1]
+                socks["console"] = listen_console(http, console, api_port)
+            except StartupError:
+                socks["ingest"].close()
+                raise
+            self.console_url = self._url(socks["console"])
+        return socks
+
+    def _url(self, sock: socket.socket) -> str:
+        host, port = sock.getsockname()[:2]
+        scheme = "https" if self._settings.http.tls_cert else "http"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     def _take_folder(self) -> None:
         """Lock the data folder. Raises StartupError if another Fusewire has it."""
@@ -223,23 +244,25 @@ class Stack:
         services = [ProcessRecord.of(pid) for pid in pids]
         run_file.note_processes(self._settings.data_dir, filter(None, [*services, broker]))
 
-    def _with_broker(self, nats_url: str | None) -> Settings:
-        """The configuration with the address of the embedded broker, if there is one."""
-        if nats_url is None:
-            return self._settings
-        nats = self._settings.nats.model_copy(update={"url": nats_url})
-        return self._settings.model_copy(update={"nats": nats})
+    def _with_addresses(self, nats_url: str | None) -> Settings:
+        """The configuration with the addresses of the API and of the embedded broker."""
+        console, nats = self._settings.console, self._settings.nats
+        if console.api_url is None:
+            console = console.model_copy(update={"api_url": self.url})
+        if nats_url is not None:
+            nats = nats.model_copy(update={"url": nats_url})
+        return self._settings.model_copy(update={"nats": nats, "console": console})
 
-    async def _start_services(self, settings: Settings, sock: socket.socket) -> None:
+    async def _start_services(self, settings: Settings, socks: dict[str, socket.socket]) -> None:
         names = service_names(settings)
         if not self._processes:
-            self._host = Host(
-                [build_service(name, settings) for name in names], sock, settings.http
-            )
+            services = [build_service(name, settings) for name in names]
+            other_socks = {name: sock for name, sock in socks.items() if name != "ingest"}
+            self._host = Host(services, socks["ingest"], settings.http, other_socks)
             await self._host.start()
             return
         assert self._guard is not None
-        self._children = Children(settings, sock, self._guard.keep_open_fd)
+        self._children = Children(settings, socks, self._guard.keep_open_fd)
         await self._children.start(names)
         self._note_processes()
         await self._children.ready(settings.http.host, READY_S)

@@ -1,0 +1,79 @@
+"""What holds for each request and response: where it may come from, and what a page may load."""
+
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fusewire.http_server import is_loopback
+from fusewire.settings import Http
+
+POLICY = "; ".join(
+    (
+        "default-src 'self'",
+        "object-src 'none'",
+        "base-uri 'none'",
+        "form-action 'self'",
+        "frame-ancestors 'none'",
+    )
+)
+"""No inline script, no inline style, nothing from elsewhere."""
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
+SAFE_METHODS = frozenset({"GET", "HEAD"})
+
+
+class Guard:
+    """Refuses what another web page sends, and adds the headers of every response.
+
+    Args:
+        app: what it guards.
+        http: where the console listens.
+        is_open: whether no key is asked for, so that only this machine may ask.
+    """
+
+    def __init__(self, app: ASGIApp, http: Http, *, is_open: bool) -> None:
+        self._app = app
+        self._http = http
+        self._is_open = is_open
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        is_static = scope["path"].startswith("/static/")
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers[name] = value
+                if not is_static:
+                    headers.setdefault("cache-control", "no-store")
+            await send(message)
+
+        reason = self._refusal(scope["method"], Headers(scope=scope))
+        app = PlainTextResponse(f"{reason}\n", 403) if reason else self._app
+        await app(scope, receive, send_with_headers)
+
+    def _refusal(self, method: str, headers: Headers) -> str | None:
+        """Why a request is refused; None if it is not."""
+        host = headers.get("host", "")
+        # Another page's script reaches this machine's address under a name of its own (DNS
+        # rebinding), and no key would stop it.
+        if self._is_open and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+            return f"'{host[:100]}' is not this machine; open the console by its address"
+        if method in SAFE_METHODS:
+            return None
+        origin = headers.get("origin")
+        if origin is None or urlsplit(origin).netloc != host:
+            return "only a form of this console may send this"
+        return None

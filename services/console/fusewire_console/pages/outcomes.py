@@ -1,0 +1,117 @@
+"""The list of outcomes: filters that stand in the address, pages by time, and CSV."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from fusewire.analysis.period import parse_time
+from fusewire_console.access import Visitor
+from fusewire_console.pages import page
+from fusewire_console.site import Site
+from fusewire_console.views import Rows
+
+PAGE_ROWS = 50
+STATUSES = ("fused", "selected", "voted", "single", "failed", "expired", "cancelled")
+COLUMNS = """o.outcome_id, o.finished_at, o.tenant, o.pool, o.mode, o.status, o.is_degraded,
+  o.degraded_reasons, o.winner_model, o.n_asked, o.n_answered, o.agreement, o.latency_ms,
+  o.cost_usd, o.custom_id, o.batch_id"""
+
+
+@dataclass(frozen=True)
+class OutcomeFilter:
+    """Which outcomes are listed; None or "" does not choose."""
+
+    parameters: Mapping[str, str]
+    """As they stand in the address."""
+    conditions: tuple[str, ...] = ()
+    values: Mapping[str, object] = field(default_factory=dict)
+    error: str | None = None
+    """What is wrong with a parameter, which then chooses nothing."""
+
+    @property
+    def where(self) -> str:
+        """The conditions, to follow WHERE."""
+        return " AND ".join(("{o.tenant}", *self.conditions))
+
+
+def parse(parameters: Mapping[str, str], now: datetime) -> OutcomeFilter:
+    """Read the filter from the parameters of an address."""
+    given = {name: value.strip() for name, value in parameters.items() if value.strip()}
+    conditions: list[str] = []
+    values: dict[str, object] = {}
+    error = None
+    for name in ("pool", "status", "batch_id", "tenant"):
+        if name in given:
+            conditions.append(f"o.{name} = :{name}")
+            values[name] = given[name]
+    if given.get("degraded") in ("yes", "no"):
+        conditions.append("o.is_degraded" if given["degraded"] == "yes" else "NOT o.is_degraded")
+    if "q" in given:
+        conditions.append("(o.outcome_id = :q OR o.custom_id = :q)")
+        values["q"] = given["q"]
+    if "since" in given:
+        try:
+            values["since"] = parse_time(given["since"], now)
+            conditions.append("o.finished_at >= :since")
+        except ValueError as exc:
+            error = str(exc)
+    return OutcomeFilter(given, tuple(conditions), values, error)
+
+
+async def read(site: Site, visitor: Visitor, which: OutcomeFilter, before: str | None) -> Rows:
+    """Read a page of outcomes, the newest first, and one more if there is one.
+
+    Args:
+        site: the parts.
+        visitor: who asks.
+        which: the filter.
+        before: `TIME,ID` of the last outcome of the page before.
+    """
+    where, values = which.where, dict(which.values)
+    if before and (position := _position(before)):
+        where += " AND (o.finished_at < :at OR o.finished_at = :at AND o.outcome_id < :id)"
+        # Alone it would be enough for the index.
+        where += " AND o.finished_at <= :at"
+        values |= position
+    return await site.views.of_tenant(
+        visitor,
+        f"""SELECT {COLUMNS} FROM v_outcome o WHERE {where}
+        ORDER BY o.finished_at DESC, o.outcome_id DESC LIMIT {PAGE_ROWS + 1}""",
+        values,
+    )
+
+
+def _position(text: str) -> dict[str, object] | None:
+    at, _, outcome_id = text.partition(",")
+    try:
+        return {"at": datetime.fromisoformat(at), "id": outcome_id}
+    except ValueError:
+        return None
+
+
+def routes(site: Site) -> list[Route]:
+    """`/outcomes`."""
+
+    async def show(request: Request, visitor: Visitor) -> Response:
+        which = parse(request.query_params, site.clock())
+        before = request.query_params.get("before")
+        rows = await read(site, visitor, which, before)
+        more = rows[PAGE_ROWS - 1] if len(rows) > PAGE_ROWS else None
+        return page.render(
+            site,
+            "outcomes.html",
+            visitor,
+            outcomes=rows[:PAGE_ROWS],
+            which=which,
+            next_before=more and f"{more['finished_at'].isoformat()},{more['outcome_id']}",
+            is_first=not before,
+            pools=sorted(site.settings.pools),
+            statuses=STATUSES,
+        )
+
+    return [page.route(site, "/outcomes", show)]

@@ -1,0 +1,40 @@
+"""What all pages do: find out who visits, and render."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import urlencode
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from fusewire_console.access import COOKIE, SignInError, Visitor
+from fusewire_console.site import Site
+
+Handler = Callable[[Request, Visitor], Awaitable[Response]]
+
+
+def route(site: Site, path: str, handler: Handler, *, method: str = "GET") -> Route:
+    """A route whose handler gets the visitor; who has not signed in is asked to."""
+
+    async def handle(request: Request) -> Response:
+        try:
+            visitor = await site.access.visitor(request.cookies.get(COOKIE))
+        except SignInError:
+            path = request.url.path
+            if request.url.query:
+                path += f"?{request.url.query}"
+            return RedirectResponse("/sign-in?" + urlencode({"next": path}), 303)
+        return await handler(request, visitor)
+
+    return Route(path, handle, methods=[method])
+
+
+def render(site: Site, template: str, visitor: Visitor, **context: Any) -> Response:
+    """A page for a visitor."""
+    return site.renderer.page(template, visitor=visitor, now=site.clock(), **context)
+
+
+def is_part(request: Request) -> bool:
+    """Whether htmx asks for a part of the page alone."""
+    return request.headers.get("hx-request") == "true"
