@@ -4,12 +4,11 @@ from typing import Any
 
 import structlog
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
+from starlette.types import ASGIApp, Scope
 
 from fusewire.store.analyst import QueryError
 from fusewire_console.api import ApiError
@@ -33,19 +32,16 @@ class _Static(StaticFiles):
         return response
 
 
-def build(site: Site) -> Starlette:
+def build(site: Site) -> ASGIApp:
     """Build the application."""
     routes: list[BaseRoute] = [route for module in ALL for route in module.routes(site)]
     routes += sign_in.routes(site)
-    routes.append(Mount("/static", _Static(packages=["fusewire_console"])))
-    app = Starlette(
-        routes=routes,
-        middleware=[Middleware(Guard, http=site.settings.http, is_open=not site.access.is_required)],
-        max_body_size=BODY_BYTES,
-    )
+    routes.append(Mount("/static", _Static(packages=[("fusewire_console", "static")])))
+    app = Starlette(routes=routes, max_body_size=BODY_BYTES)
     for error in (404, ApiError, QueryError, OperatorsOnlyError, Exception):
         app.add_exception_handler(error, _handler(site))
-    return app
+    # Outermost, so that pages about errors have its headers too.
+    return Guard(app, is_open=not site.access.is_required)
 
 
 def _handler(site: Site) -> Any:

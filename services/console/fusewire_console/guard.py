@@ -7,7 +7,6 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fusewire.http_server import is_loopback
-from fusewire.settings import Http
 
 POLICY = "; ".join(
     (
@@ -35,13 +34,11 @@ class Guard:
 
     Args:
         app: what it guards.
-        http: where the console listens.
         is_open: whether no key is asked for, so that only this machine may ask.
     """
 
-    def __init__(self, app: ASGIApp, http: Http, *, is_open: bool) -> None:
+    def __init__(self, app: ASGIApp, *, is_open: bool) -> None:
         self._app = app
-        self._http = http
         self._is_open = is_open
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
