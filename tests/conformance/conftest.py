@@ -36,6 +36,7 @@ from fusewire_cli.local.runner import Stack, build_service
 MakeBus = Callable[..., Awaitable[Bus]]
 MakeSettings = Callable[..., Settings]
 Running = Callable[..., AbstractAsyncContextManager[Client]]
+ConsoleRunning = Callable[..., AbstractAsyncContextManager[aiohttp.ClientSession]]
 
 
 @pytest.fixture(autouse=True)
@@ -297,6 +298,33 @@ async def running() -> Running:
                 yield client
         finally:
             await host.stop()
+
+    return run
+
+
+@pytest.fixture
+async def console(running: Running) -> ConsoleRunning:
+    """Runs services and the console: `async with console(settings, "ingest") as web`.
+
+    `web` is a session of a client at the console's address, which follows no redirects by itself.
+    """
+
+    @contextlib.asynccontextmanager
+    async def run(
+        settings: Settings, *services: str | Service
+    ) -> AsyncIterator[aiohttp.ClientSession]:
+        async with running(settings, *services) as api:
+            section = settings.console.model_copy(update={"api_url": str(api.url)})
+            page_settings = settings.model_copy(update={"console": section})
+            sock = listen(page_settings.http)
+            host = Host([build_service("console", page_settings)], sock, page_settings.http)
+            url = "http://{}:{}".format(*sock.getsockname()[:2])
+            await host.start()
+            try:
+                async with aiohttp.ClientSession(url, headers={"origin": url}) as web:
+                    yield web
+            finally:
+                await host.stop()
 
     return run
 
