@@ -18,6 +18,7 @@ from fusewire_ingest.api import (
     votes,
 )
 from fusewire_ingest.api.dependencies import Dependencies
+from fusewire_ingest.api.error_middleware import ErrorMiddleware
 from fusewire_ingest.rate_limits import RATE_HEADERS
 
 PREFIXES = ("/v1", errors.OPENROUTER_PREFIX)
@@ -46,7 +47,7 @@ def build(dependencies: Dependencies) -> FastAPI:
             expose_headers=EXPOSED_HEADERS,
         )
     app.add_middleware(
-        errors.ErrorMiddleware,
+        ErrorMiddleware,
         new_id=dependencies.new_id,
         rate_headers=dependencies.rate_limits.headers,
     )
