@@ -5,16 +5,20 @@ from starlette.middleware.cors import CORSMiddleware
 
 from fusewire_ingest.api import (
     batches,
+    caller,
     chat,
     docs,
     errors,
+    events,
     files,
     fusions,
     keys,
     metrics,
     models,
     openrouter,
+    prompt,
     responses,
+    status,
     votes,
 )
 from fusewire_ingest.api.dependencies import Dependencies
@@ -51,7 +55,21 @@ def build(dependencies: Dependencies) -> FastAPI:
         new_id=dependencies.new_id,
         rate_headers=dependencies.rate_limits.headers,
     )
-    modules = (fusions, models, chat, responses, files, batches, votes, openrouter, keys)
+    modules = (
+        fusions,
+        prompt,
+        events,
+        models,
+        chat,
+        responses,
+        files,
+        batches,
+        votes,
+        openrouter,
+        keys,
+        caller,
+        status,
+    )
     routers = [module.routes(dependencies) for module in modules]
     for number, prefix in enumerate(PREFIXES):
         for router in routers:
