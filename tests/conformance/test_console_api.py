@@ -1,6 +1,5 @@
 """What the console asks of the API: who it is, prompts, one fusion's events, what runs now."""
 
-import asyncio
 import json
 import secrets
 from collections import Counter
@@ -198,7 +197,10 @@ async def test_a_prompt_is_shown_as_it_was_submitted(
     bare = {"name": None, "tool_calls": [], "tool_call_id": None, "reasoning": None}
     assert messages[0] == {"role": "system", "content": "Be brief.", "parts": [], **bare}
     assert messages[2] == {
-        **{"role": "assistant", "content": "", "parts": [], **bare},
+        "role": "assistant",
+        "content": "",
+        "parts": [],
+        **bare,
         "tool_calls": [{"id": "c1", **function}],
     }
     answer = {"role": "tool", "content": "A cat.", "parts": [], **bare, "tool_call_id": "c1"}
