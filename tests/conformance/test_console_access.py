@@ -330,7 +330,7 @@ async def test_only_forms_of_the_console_are_taken(
         assert ("set-cookie" in response.headers) == is_taken
 
 
-@pytest.mark.parametrize("host", ["[::1", "", ":80", "a b"])
+@pytest.mark.parametrize("host", ["[::1", "", ":80", "a b", "a/b"])
 async def test_what_is_no_host_is_refused(web: aiohttp.ClientSession, host: str) -> None:
     status, body, _ = await get(web, "/sign-in", host=host)
     assert status in (400, 403), body

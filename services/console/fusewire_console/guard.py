@@ -1,5 +1,6 @@
 """What holds for each request and response: where it may come from, and what a page may load."""
 
+import re
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -27,6 +28,7 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
+_HOST = re.compile(r"[A-Za-z0-9._:\[\]-]+")
 SAFE_METHODS = frozenset({"GET", "HEAD"})
 
 
@@ -93,6 +95,6 @@ def _is_own(headers: Headers, host: str) -> bool:
 def _hostname(host: str) -> str:
     """The name or address in a header Host, without its port; empty if there is none."""
     try:
-        return urlsplit(f"//{host}").hostname or ""
+        return (_HOST.fullmatch(host) and urlsplit(f"//{host}").hostname) or ""
     except ValueError:
         return ""
