@@ -71,7 +71,7 @@ def _list(ports: set[object]) -> str:
 CHECKS = (
     Check(
         "network",
-        "only worker-remote reaches out; worker-edge reaches NATS and DNS alone, the console no NATS",
+        "only worker-remote reaches out; worker-edge NATS and DNS alone, the console no NATS",
         for_pods(network),
     ),
 )

@@ -103,9 +103,7 @@ async def sign_in(
 ) -> tuple[int, str, Mapping[str, str]]:
     """Send the form."""
     data = {"key": key, "next": path}
-    async with web.post(
-        "/sign-in", data=data, headers=headers, allow_redirects=False
-    ) as response:
+    async with web.post("/sign-in", data=data, headers=headers, allow_redirects=False) as response:
         return response.status, await response.text(), response.headers
 
 

@@ -1,5 +1,6 @@
 """The console of `fusewire up`: in its process or as a child of it, with TLS, and switched off."""
 
+import contextlib
 import json
 import os
 import re
@@ -88,20 +89,20 @@ def test_a_port_of_the_console_in_use_is_named_with_the_way_out(
         assert "set FUSEWIRE_CONSOLE__PORT to another port" in text
 
 
+def is_free(port: int) -> bool:
+    with socket.socket() as probe, contextlib.suppress(OSError):
+        probe.bind(("127.0.0.1", port))
+        return True
+    return False
+
+
 def free_ports(count: int) -> int:
-    """The first of some ports that follow each other and are free."""
-    for port in range(20_000, 60_000, 7):
-        probes = [socket.socket() for _ in range(count)]
-        try:
-            for number, probe in enumerate(probes):
-                probe.bind(("127.0.0.1", port + number))
-            return port
-        except OSError:
-            continue
-        finally:
-            for probe in probes:
-                probe.close()
-    raise AssertionError("no ports are free")
+    """The first of some ports that follow each other and are free, below those that systems give.
+
+    Where it begins is of this process, as others may look for some too.
+    """
+    begin = 20_000 + os.getpid() % 1000 * count
+    return next(p for p in range(begin, 32_000) if all(map(is_free, range(p, p + count))))
 
 
 def test_the_console_is_on_the_port_after_the_api_s_unless_that_has_the_metrics(cli: Cli) -> None:

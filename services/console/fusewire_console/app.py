@@ -77,11 +77,7 @@ def _handler(site: Site) -> Any:
 def _describe(exc: Exception, visitor: Visitor | None) -> tuple[int, str, str]:
     """Status, title and text of an error's page."""
     if isinstance(exc, ApiError):
-        if exc.status == 401:
-            message = "It asks for a key: set [http] keys = 'required' for the console too."
-            return 503, "The API refused this", message
-        title = "The API cannot answer now" if exc.status == 503 else "The API refused this"
-        return exc.status, title, exc.message
+        return _describe_refusal(exc)
     if isinstance(exc, QueryTimeout):
         return 503, "The database took too long", "Try it again, or choose less."
     if isinstance(exc, QueryError):
@@ -98,3 +94,11 @@ def _describe(exc: Exception, visitor: Visitor | None) -> tuple[int, str, str]:
     if getattr(exc, "status_code", 500) == 404:
         return 404, "There is nothing at this address", "The first page leads to what there is."
     return 500, "Fusewire failed", "The log of the console has more, under console.failed."
+
+
+def _describe_refusal(error: ApiError) -> tuple[int, str, str]:
+    if error.status == 401:
+        message = "It asks for a key: set [http] keys = 'required' for the console too."
+        return 503, "The API refused this", message
+    title = "The API cannot answer now" if error.status == 503 else "The API refused this"
+    return error.status, title, error.message

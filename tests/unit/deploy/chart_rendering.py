@@ -280,7 +280,9 @@ def test_the_console_reads_as_a_role_of_its_own_or_as_the_owner_of_the_tables(
 ) -> None:
     def database(rendering: Rendering) -> dict[str, str]:
         variables = rendering.pod("console")["containers"][0]["env"]
-        references = {v["name"]: v["valueFrom"]["secretKeyRef"] for v in variables if "valueFrom" in v}
+        references = {
+            v["name"]: v["valueFrom"]["secretKeyRef"] for v in variables if "valueFrom" in v
+        }
         return {name: reference["name"] for name, reference in references.items()}
 
     own = "fusewire-console-database"

@@ -83,9 +83,9 @@ def _form(site: Site, path: str, error: str) -> Response:
 
 
 def local_path(text: str | None) -> str:
-    """A path of this console; the first page for anything else, which could lead elsewhere.
+    r"""A path of this console; the first page for anything else, which could lead elsewhere.
 
-    >>> local_path("/outcomes?pool=a"), local_path("//evil.example"), local_path("/\\\\evil")
+    >>> local_path("/outcomes?pool=a"), local_path("//evil.example"), local_path("/\\evil")
     ('/outcomes?pool=a', '/', '/')
     """
     if not text or not text.startswith("/") or text.startswith("//") or "\\" in text:
