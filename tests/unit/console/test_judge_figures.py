@@ -4,6 +4,7 @@ from typing import Any
 
 from fusewire.analysis.reports.judge import JudgeRow, JudgeRows, judge_report
 from fusewire_console.figures.judge import (
+    RECENT_COLUMNS,
     agreement_figures,
     bias_figures,
     care_figures,
@@ -11,17 +12,23 @@ from fusewire_console.figures.judge import (
 )
 
 KEYS = {"pool": "p", "judge_model": "j"}
+COUNTS = (
+    "first_wins",
+    "second_wins",
+    "swapped",
+    "flips",
+    "repaired",
+    "reasked",
+    *RECENT_COLUMNS,
+)
 
 
 def judge_row(
     verdicts: dict[str, Any] | None = None, votes: list[dict[str, Any]] | None = None, **bias: Any
 ) -> JudgeRow:
     """A judge without verdicts, but for what is given."""
-    names = (
-        "first_wins second_wins swapped flips longer_wins longer_shown own_family_wins"
-        " own_family_shown repaired reasked presentations"
-    ).split()
-    row = {**KEYS, **dict.fromkeys(names, 0), "fair_first_rate": None, **bias}
+    zeros = dict.fromkeys(("presentations", *COUNTS), 0)
+    row = {**KEYS, **zeros, "fair_first_rate": None, **bias}
     sums = {**dict.fromkeys(("fair_longer", "fair_own_family", "controls", "control_wins"), 0)}
     rows = JudgeRows(
         biases=[row],
@@ -85,7 +92,9 @@ def test_controls_say_whether_the_judge_is_broken() -> None:
 
 
 def test_votes_have_kappa_from_thirty_on() -> None:
-    votes = [{"choice": "a" if i % 4 else "b", "winner": "a", "agrees": i % 4 > 0} for i in range(20)]
+    votes = [
+        {"choice": "a" if i % 4 else "b", "winner": "a", "agrees": i % 4 > 0} for i in range(20)
+    ]
     votes += [{"choice": "b", "winner": "b", "agrees": True}] * 20
     (people,) = agreement_figures(judge_row(votes=votes))
     assert people.rate
@@ -104,7 +113,13 @@ def test_length_and_family_are_of_the_verdicts_whose_fair_rate_is_known() -> Non
         {"judge_model": "k", "longer_wins": 900, "longer_shown": 1000, "flips": 8},
     ]
     recent = [
-        {"judge_model": "j", "longer_wins": 9, "longer_shown": 10, "own_family_wins": 1, "own_family_shown": 2}
+        {
+            "judge_model": "j",
+            "longer_wins": 9,
+            "longer_shown": 10,
+            "own_family_wins": 1,
+            "own_family_shown": 2,
+        }
     ]
     first, second = with_recent(biases, recent)
     assert (first["longer_wins"], first["longer_shown"], first["flips"]) == (9, 10, 7)

@@ -6,14 +6,18 @@ from fusewire.analysis.measures import Interval, rate
 from fusewire.analysis.reports.pool import AblationRow, LiftRow
 from fusewire_console.figures.pool_value import describe_lift, member_values, value_plot
 
+RIGHT_MORE_OFTEN = "Fused answers are right 3.1 points more often than those of alpha."
+ON_THE_SAME = "On the newest 1,200 outcomes that it answered too,"
+
 
 def ablation(model: str, losses: int, n: int, cost_usd: float | None) -> AblationRow:
     return AblationRow(model, rate(losses, n), rate(losses, n), 0, 0, cost_usd, None)
 
 
 def lift(value: float | None, source: str = "gold", paired: Interval | None = None) -> LiftRow:
-    score = rate(20, 40)
-    return LiftRow(source, 40, score, "alpha", score, score, value, paired, 1200)
+    n = 12 if value is None else 40
+    score = rate(6, n)
+    return LiftRow(source, n, score, "alpha", score, score, value, paired, 1200)
 
 
 def test_costs_are_per_outcome_that_a_model_was_asked_for() -> None:
@@ -37,19 +41,17 @@ def test_what_has_no_cost_or_too_few_labels_is_named_and_not_drawn() -> None:
 @pytest.mark.parametrize(
     ("row", "text"),
     [
-        (lift(None), "Too few outcomes to say: 40 of the 30 it needs."),
-        (lift(0.031), "Fused answers are right 3.1 points more often than those of alpha."),
+        (lift(None), "Too few outcomes to say: 12 of the 30 it needs."),
+        (lift(0.031), RIGHT_MORE_OFTEN),
         (lift(-0.02), "Fused answers are right 2.0 points less often than those of alpha."),
         (lift(0.0, "votes"), "Fused answers are chosen as often as those of alpha."),
         (
             lift(0.031, paired=Interval(0.03, 0.01, 0.05)),
-            "Fused answers are right 3.1 points more often than those of alpha. On the newest"
-            " 1,200 outcomes that it answered too, the difference is clear: +1.0 to +5.0 points.",
+            f"{RIGHT_MORE_OFTEN} {ON_THE_SAME} the difference is clear: +1.0 to +5.0 points.",
         ),
         (
             lift(0.031, paired=Interval(0.03, -0.01, 0.05)),
-            "Fused answers are right 3.1 points more often than those of alpha. On the newest"
-            " 1,200 outcomes that it answered too, no difference is seen: -1.0 to +5.0 points.",
+            f"{RIGHT_MORE_OFTEN} {ON_THE_SAME} no difference is seen: -1.0 to +5.0 points.",
         ),
     ],
 )

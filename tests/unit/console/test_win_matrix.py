@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from fusewire.analysis.ranking import MatrixCell
 from fusewire.analysis.measures import rate
+from fusewire.analysis.ranking import MatrixCell
 from fusewire_console.figures.win_matrix import MOST_MODELS, describe, shade, win_matrices
 
 
@@ -29,7 +29,10 @@ def test_the_model_that_wins_most_is_first_and_each_direction_has_its_rate() -> 
 
 def test_each_judge_has_its_matrix_and_its_flags() -> None:
     rows = [*both("a", "b", 20, 40), *both("a", "b", 30, 40, "k")]
-    biases = [{"judge_model": "k", "own_family_shown": 3}, {"judge_model": "j", "own_family_shown": 0}]
+    biases = [
+        {"judge_model": "k", "own_family_shown": 3},
+        {"judge_model": "j", "own_family_shown": 0},
+    ]
     first, second = win_matrices(rows, biases, [{"model": "j"}])
     assert (first.judge, first.is_self_graded, first.has_own_family) == ("j", True, False)
     assert (second.judge, second.is_self_graded, second.has_own_family) == ("k", False, True)

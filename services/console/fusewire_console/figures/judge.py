@@ -34,13 +34,11 @@ def with_recent(biases: Rows, recent_verdicts: Rows) -> list[dict[str, Any]]:
     Only of those is the fair rate known, without reading every verdict.
     """
     by_judge = {row["judge_model"]: row for row in recent_verdicts}
-    return [
-        {
-            **bias,
-            **{name: by_judge.get(bias["judge_model"], {}).get(name, 0) for name in RECENT_COLUMNS},
-        }
-        for bias in biases
-    ]
+    rows = []
+    for bias in biases:
+        recent = by_judge.get(bias["judge_model"], {})
+        rows.append({**bias, **{name: recent.get(name, 0) for name in RECENT_COLUMNS}})
+    return rows
 
 
 def bias_figures(row: JudgeRow) -> tuple[JudgeFigure, ...]:
@@ -91,7 +89,9 @@ def agreement_figures(row: JudgeRow) -> tuple[JudgeFigure, ...]:
                 "What a perfect judge would reach by choosing.",
             ),
             JudgeFigure(
-                "Right where one was there", row.labels.choice, "How well it tells right from wrong."
+                "Right where one was there",
+                row.labels.choice,
+                "How well it tells right from wrong.",
             ),
         ]
     return tuple(figures)

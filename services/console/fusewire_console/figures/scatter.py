@@ -123,11 +123,11 @@ def _shorten(name: str) -> str:
     return name if len(name) <= MOST_LETTERS else name[: MOST_LETTERS - 1] + "…"
 
 
-def _place_labels(
-    places: Sequence[tuple[float, float]], labels: Sequence[str]
-) -> list[LabelPlace]:
+def _place_labels(places: Sequence[tuple[float, float]], labels: Sequence[str]) -> list[LabelPlace]:
     """The first place of each label that is free at each width; the best one where none is."""
-    obstacles = {width: [_point_box(*place, width) for place in places] for width in WIDTHS_PX}
+    obstacles: dict[float, list[_Box]] = {}
+    for width in WIDTHS_PX:
+        obstacles[width] = [_point_box(*place, width) for place in places]
     label_places = []
     for number, (place, label) in enumerate(zip(places, labels, strict=True)):
         fitting = _fitting_places(place, label, number, obstacles)
@@ -151,14 +151,12 @@ def _is_free(box: _Box, number: int, boxes: Sequence[_Box], width: float) -> boo
     """Whether a box is inside the plot, and overlaps none but the point of its own number."""
     if box.left < -_OUTSIDE_PX or box.right > width + _OUTSIDE_PX or box.bottom > HEIGHT_PX:
         return False
-    return not any(
-        box.overlaps(other) for place, other in enumerate(boxes) if place != number
-    )
+    return not any(box.overlaps(other) for place, other in enumerate(boxes) if place != number)
 
 
 def _point_box(x: float, y: float, width: float) -> _Box:
-    left, top = x / 100 * width, y / 100 * HEIGHT_PX
-    return _Box(left - POINT_PX, left + POINT_PX, top - POINT_PX, top + POINT_PX)
+    x_px, y_px = x / 100 * width, y / 100 * HEIGHT_PX
+    return _Box(x_px - POINT_PX, x_px + POINT_PX, y_px - POINT_PX, y_px + POINT_PX)
 
 
 def _label_box(
@@ -166,7 +164,7 @@ def _label_box(
 ) -> _Box:
     x, y = place
     length = len(label) * LETTER_PX
-    at = x / 100 * width + label_place.dx
-    left = at - {"start": 0.0, "middle": length / 2, "end": length}[label_place.anchor]
-    base = y / 100 * HEIGHT_PX + label_place.dy
-    return _Box(left, left + length, base - LINE_PX + 3, base + 3)
+    anchor_px = {"start": 0.0, "middle": length / 2, "end": length}[label_place.anchor]
+    x_px = x / 100 * width + label_place.dx - anchor_px
+    base_px = y / 100 * HEIGHT_PX + label_place.dy
+    return _Box(x_px, x_px + length, base_px - LINE_PX + 3, base_px + 3)

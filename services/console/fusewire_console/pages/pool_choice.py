@@ -31,10 +31,12 @@ class PoolChoice:
 async def read(site: Site, visitor: Visitor, parameters: Mapping[str, str]) -> PoolChoice:
     """Choose a pool by the parameters of an address. Raises OperatorsOnlyError."""
     rows = await site.views.of_all(visitor, _POOLS)
-    n_outcomes = {name: 0 for name in site.settings.pools}
+    n_outcomes = dict.fromkeys(site.settings.pools, 0)
     n_outcomes |= {str(row["pool"]): int(row["n"]) for row in rows}
     pools = tuple(sorted(n_outcomes))
     name = parameters.get("pool", "").strip()
     if not name:
-        name = max(pools, key=lambda pool: (n_outcomes[pool], pool in site.settings.pools), default="")
+        name = max(
+            pools, key=lambda pool: (n_outcomes[pool], pool in site.settings.pools), default=""
+        )
     return PoolChoice(pools, name)
