@@ -105,6 +105,8 @@ class _TableReader(HTMLParser):
             self.tables[-1][-1].append("")
         elif tag == "br":
             self.handle_data(" ")
+        elif tag in ("p", "dd"):
+            self.text += " "
         self._is_cell = tag in ("th", "td") or (self._is_cell and tag in ("span", "br"))
 
     def handle_endtag(self, tag: str) -> None:

@@ -49,8 +49,15 @@ def test_a_bias_the_other_way_has_its_nearest_bound_first() -> None:
     row = judge_row({"fair_longer": 500.0}, longer_shown=1000, longer_wins=440)
     longest = bias_figures(row)[2]
     assert longest.sentence == (
-        "Names the longest answer 6.0 points less often than fair: 2.9 to 9.1."
-        " Longer answers may be better."
+        "Names the longest answer 6.0 points less often than fair: 2.9 to 9.0."
+    )
+
+
+def test_what_may_be_better_is_no_bias_for_certain() -> None:
+    row = judge_row({"fair_longer": 500.0}, longer_shown=1000, longer_wins=560)
+    assert bias_figures(row)[2].sentence == (
+        "Names the longest answer 6.0 points more often than fair: 2.9 to 9.0."
+        " Longer answers may be better ones."
     )
 
 

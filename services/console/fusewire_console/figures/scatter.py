@@ -18,7 +18,7 @@ LINE_PX = 13.0
 POINT_PX = 6.0
 """From the centre of a point to its edge, with a gap."""
 MOST_LETTERS = 20
-_OUTSIDE_PX = 6.0
+_OUTSIDE_PX = 7.0
 """How far a label may reach out of the plot."""
 
 
@@ -45,12 +45,14 @@ class LabelPlace:
 PLACES = (
     LabelPlace("start", 9, 4),
     LabelPlace("end", -9, 4),
-    LabelPlace("start", 7, -8),
-    LabelPlace("end", -7, -8),
-    LabelPlace("start", 7, 16),
-    LabelPlace("end", -7, 16),
+    LabelPlace("start", 7, -10),
+    LabelPlace("end", -7, -10),
+    LabelPlace("start", 7, 18),
+    LabelPlace("end", -7, 18),
     LabelPlace("middle", 0, -11),
     LabelPlace("middle", 0, 19),
+    LabelPlace("start", 7, -24),
+    LabelPlace("end", -7, -24),
 )
 """Where a label may stand, the best place first."""
 
@@ -149,7 +151,12 @@ def _fitting_places(
 
 def _is_free(box: _Box, number: int, boxes: Sequence[_Box], width: float) -> bool:
     """Whether a box is inside the plot, and overlaps none but the point of its own number."""
-    if box.left < -_OUTSIDE_PX or box.right > width + _OUTSIDE_PX or box.bottom > HEIGHT_PX:
+    is_inside = (
+        box.left >= -_OUTSIDE_PX
+        and box.right <= width + _OUTSIDE_PX
+        and box.bottom <= HEIGHT_PX + _OUTSIDE_PX
+    )
+    if not is_inside:
         return False
     return not any(box.overlaps(other) for place, other in enumerate(boxes) if place != number)
 
