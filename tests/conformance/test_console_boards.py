@@ -139,14 +139,14 @@ async def test_the_leaderboard_has_the_figures_of_the_report(
     assert [row[0].split()[0] for row in models[1:]] == [row.model for row in expected]
     for row, model in zip(models[1:], expected, strict=True):
         assert row[1] == formats.count(model.asked)
-        for text_, rate in zip(
-            row[2:5], (model.failure, model.accuracy, model.win_share), strict=True
-        ):
+        value, interval = formats.rate(model.failure).split(" (")
+        assert row[2] == f"{value} {interval.removesuffix(')')}, n {model.failure.n}"
+        assert row[3] == formats.count(model.wins)
+        assert row[4:6] == [formats.usd(model.cost_usd), formats.usd(model.cost_per_win_usd)]
+        assert row[6:] == [formats.ms(model.p50_ms), formats.ms(model.p95_ms)]
+        for rate in (model.win_share, model.accuracy):
             assert rate
-            value, interval = formats.rate(rate).split(" (")
-            assert text_ == f"{value} {interval.removesuffix(')')}, n {formats.count(rate.n)}"
-        assert row[5:7] == [formats.usd(model.cost_usd), formats.usd(model.cost_per_win_usd)]
-        assert row[7:] == [formats.ms(model.p50_ms), formats.ms(model.p95_ms)]
+            assert f"{model.model} {formats.rate(rate)} n {rate.n}" in board.text
     names = [row[0] for row in matrix[1:]]
     assert names == ["alpha", "beta", "gamma"]
     assert len(cells) == 6
@@ -190,10 +190,13 @@ async def test_the_judge_page_says_what_the_report_says(
     for figure in figures:
         assert figure.rate
         rate = formats.rate(figure.rate) if figure.rate.n else formats.DASH
-        words = (figure.title, figure.finding, figure.sentence, rate, f"n {figure.rate.n:,}")
+        n = f"n {figure.rate.n:,}"
+        if figure.fair_rate is not None:
+            n += f", fair {formats.percent(figure.fair_rate)}"
+        words = (figure.title, figure.finding, rate, n, figure.sentence)
         assert " ".join(filter(None, words)) in found
     (pool,) = report.pools
-    assert f"because the judge could not. {formats.rate(pool.fallbacks)} n 300" in found
+    assert f"Decided by a rule {formats.rate(pool.fallbacks)} n 300" in found
 
 
 async def test_the_value_of_a_pool_is_that_of_the_report(

@@ -46,7 +46,9 @@ def bias_figures(row: JudgeRow) -> tuple[JudgeFigure, ...]:
     return (
         _flips(row),
         _bias("First answer", row.place, "the first answer"),
-        _bias("Longest answer", row.length, "the longest answer", "Longer answers may be better ones."),
+        _bias(
+            "Longest answer", row.length, "the longest answer", "Longer answers may be better ones."
+        ),
         _bias(
             "Own family",
             row.family,

@@ -8,6 +8,16 @@ from fusewire.analysis.reports.pool import AblationRow, LiftRow
 from fusewire_console.figures.scatter import Plot, ScatterPoint, plot
 from fusewire_console.formats import count
 
+CLOSINGS = {
+    "complete": "Every member had answered or failed.",
+    "certain": "The vote was decided, whatever the others would say.",
+    "likely": "The vote was as good as decided.",
+    "gate": "Edge members agreed, so no hosted one was asked.",
+    "quorum": "Enough members had answered, and the grace for the others was over.",
+    "deadline": "The time was up.",
+}
+"""What `closed_by` of an outcome means."""
+
 
 @dataclass(frozen=True)
 class MemberValue:

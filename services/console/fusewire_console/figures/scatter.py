@@ -42,6 +42,13 @@ class LabelPlace:
     dy: float
 
 
+def _stacked_places() -> Iterator[LabelPlace]:
+    """Places ever higher above a point, for those that lie at the bottom of the plot."""
+    for level in range(1, 11):
+        for anchor, dx in (("start", 7.0), ("end", -7.0)):
+            yield LabelPlace(anchor, dx, -10 - (LINE_PX + 1) * level)
+
+
 PLACES = (
     LabelPlace("start", 9, 4),
     LabelPlace("end", -9, 4),
@@ -51,8 +58,7 @@ PLACES = (
     LabelPlace("end", -7, 18),
     LabelPlace("middle", 0, -11),
     LabelPlace("middle", 0, 19),
-    LabelPlace("start", 7, -24),
-    LabelPlace("end", -7, -24),
+    *_stacked_places(),
 )
 """Where a label may stand, the best place first."""
 
@@ -67,7 +73,13 @@ class PlotPoint:
     y: float
     low: float
     high: float
-    place: LabelPlace
+    place: LabelPlace | None
+    """None where there is no room for the label."""
+
+    @property
+    def has_leader(self) -> bool:
+        """Whether the label stands so far from its point that a line leads to it."""
+        return self.place is not None and self.place.dy < -12
 
 
 @dataclass(frozen=True)
@@ -125,17 +137,19 @@ def _shorten(name: str) -> str:
     return name if len(name) <= MOST_LETTERS else name[: MOST_LETTERS - 1] + "…"
 
 
-def _place_labels(places: Sequence[tuple[float, float]], labels: Sequence[str]) -> list[LabelPlace]:
-    """The first place of each label that is free at each width; the best one where none is."""
+def _place_labels(
+    places: Sequence[tuple[float, float]], labels: Sequence[str]
+) -> list[LabelPlace | None]:
+    """The first place of each label that is free at each width; None where none is."""
     obstacles: dict[float, list[_Box]] = {}
     for width in WIDTHS_PX:
         obstacles[width] = [_point_box(*place, width) for place in places]
-    label_places = []
+    label_places: list[LabelPlace | None] = []
     for number, (place, label) in enumerate(zip(places, labels, strict=True)):
         fitting = _fitting_places(place, label, number, obstacles)
-        label_place = next(fitting, PLACES[0])
+        label_place = next(fitting, None)
         label_places.append(label_place)
-        for width in WIDTHS_PX:
+        for width in WIDTHS_PX if label_place else ():
             obstacles[width].append(_label_box(place, label, label_place, width))
     return label_places
 
@@ -154,6 +168,7 @@ def _is_free(box: _Box, number: int, boxes: Sequence[_Box], width: float) -> boo
     is_inside = (
         box.left >= -_OUTSIDE_PX
         and box.right <= width + _OUTSIDE_PX
+        and box.top >= 0
         and box.bottom <= HEIGHT_PX + _OUTSIDE_PX
     )
     if not is_inside:

@@ -6,7 +6,7 @@ from starlette.routing import Route
 
 from fusewire.analysis.reports.judge import JudgeReport, JudgeRows, judge_report
 from fusewire_console.access import Visitor
-from fusewire_console.charts import Axis
+from fusewire_console.charts import Axis, axis
 from fusewire_console.figures.judge import (
     agreement_figures,
     bias_figures,
@@ -88,6 +88,7 @@ def routes(site: Site) -> list[Route]:
             (row, bias_figures(row), care_figures(row), agreement_figures(row))
             for row in report.judges
         ]
+        biases = [figure for _, figures, _, _ in judges for figure in figures]
         return page.render(
             site,
             "judge.html",
@@ -96,6 +97,7 @@ def routes(site: Site) -> list[Route]:
             judges=judges,
             fallbacks=report.pools[0].fallbacks if report.pools else None,
             tests=report.tests,
+            bias_axis=axis([rate.high for figure in biases if (rate := figure.rate) and rate.n]),
             whole_axis=Axis(0.0, 1.0),
             n_recent=RECENT_OUTCOMES,
         )

@@ -8,6 +8,7 @@ from fusewire.analysis.reports.pool import PoolRow, PoolRows, pool_report
 from fusewire_console.access import Visitor
 from fusewire_console.charts import Axis
 from fusewire_console.figures.pool_value import (
+    CLOSINGS,
     MemberValue,
     describe_lift,
     member_values,
@@ -88,6 +89,7 @@ def routes(site: Site) -> list[Route]:
             row=row,
             lifts={lift.audit_source: lift for lift in row.lifts} if row else {},
             describe_lift=describe_lift,
+            closings=CLOSINGS,
             members=members,
             plot=plot,
             not_drawn=not_drawn,
