@@ -21,7 +21,7 @@ from fusewire_console.access import COOKIE
 from fusewire_console.pages.batches import PAGE_ROWS
 from fusewire_ingest.admission import keys
 from fusewire_ingest.pepper import pepper
-from fusewire_ingest.repository.keys import ApiKeys, Key
+from fusewire_ingest.repository.keys import ApiKeys, Change, Key
 
 MakeSettings = Callable[..., Settings]
 ConsoleRunning = Callable[..., AbstractAsyncContextManager[aiohttp.ClientSession]]
@@ -199,7 +199,7 @@ async def test_a_tenant_sees_its_own_alone(
     key = keys.make(secrets.token_bytes(keys.RANDOM_BYTES))
     digest = keys.digest(key, pepper(settings))
     made = Key(keys.key_id(key) or "", "acme", "test", digest, NOW, scopes="read")
-    await ApiKeys(store).add(made)
+    await ApiKeys(store).add(made, Change("operator:test", NOW))
     async with console(settings, "ingest") as web:
         await add_batch(store, "batch_own", tenant="acme")
         await add_batch(store, "batch_other", tenant="bolt")

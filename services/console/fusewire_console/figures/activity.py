@@ -155,7 +155,9 @@ def queue_sums(queues: Rows) -> list[QueueSum]:
     return [
         QueueSum(
             stream,
-            *(_add(queues, stream, name) for name in ("waiting", "in_flight", "redelivered")),
+            _add(queues, stream, "waiting"),
+            _add(queues, stream, "in_flight"),
+            _add(queues, stream, "redelivered"),
         )
         for stream in streams
     ]
