@@ -38,9 +38,11 @@ def settings(make_settings: MakeSettings, database: Database, nats: NatsServer) 
 
 
 @pytest.fixture
-async def web(settings: Settings, console: ConsoleRunning) -> AsyncIterator[aiohttp.ClientSession]:
+async def web(
+    settings: Settings, console_alone: ConsoleRunning
+) -> AsyncIterator[aiohttp.ClientSession]:
     """The console alone: ingest would go on with batches that are said to run."""
-    async with console(settings) as web:
+    async with console_alone(settings) as web:
         yield web
 
 

@@ -54,7 +54,7 @@ def cells(html: str, section: str, row: str) -> list[str]:
 
 
 async def test_costs_are_those_of_the_outcomes_and_what_has_none_is_counted(
-    settings: Settings, store: Store, console: ConsoleRunning
+    settings: Settings, store: Store, console_alone: ConsoleRunning
 ) -> None:
     await fill(store, TRUTH, 100, 1)
     async with store.read() as connection:
@@ -62,7 +62,7 @@ async def test_costs_are_those_of_the_outcomes_and_what_has_none_is_counted(
         pools = {row[0]: row[1:] for row in await connection.execute(text(query))}
     n_unpriced = 100 - pools["unknown"][1]
     assert n_unpriced > 30
-    async with console(settings) as web:
+    async with console_alone(settings) as web:
         html = await get(web)
         own = await get(web, "/cost?pool=p&since=7d")
         none = await get(web, "/cost?pool=absent")
@@ -84,7 +84,7 @@ async def test_costs_are_those_of_the_outcomes_and_what_has_none_is_counted(
 
 
 async def test_percentiles_and_histograms_are_there_for_each_stage_and_model(
-    settings: Settings, store: Store, console: ConsoleRunning
+    settings: Settings, store: Store, console_alone: ConsoleRunning
 ) -> None:
     await fill(store, TRUTH, 100, 1)
     async with store.read() as connection:
@@ -92,7 +92,7 @@ async def test_percentiles_and_histograms_are_there_for_each_stage_and_model(
             text("SELECT latency_ms FROM outcomes WHERE pool = 'p' ORDER BY latency_ms")
         )
         latencies = list(rows.scalars())
-    async with console(settings) as web:
+    async with console_alone(settings) as web:
         html = await get(web, "/cost?pool=p")
     stage, model, n, p50, p95, p99, _ = cells(html, "latency", "total")
     assert stage.startswith("total")
@@ -105,8 +105,8 @@ async def test_percentiles_and_histograms_are_there_for_each_stage_and_model(
     assert html.count("Histogram of 100 latencies") == 4
 
 
-async def test_an_empty_database_says_so(settings: Settings, console: ConsoleRunning) -> None:
-    async with console(settings) as web:
+async def test_an_empty_database_says_so(settings: Settings, console_alone: ConsoleRunning) -> None:
+    async with console_alone(settings) as web:
         assert "No outcomes in this period" in await get(web)
 
 

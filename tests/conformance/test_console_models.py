@@ -112,10 +112,10 @@ async def test_a_model_that_was_not_asked_lately_has_the_day_of_its_last_answer(
 
 
 async def test_without_the_api_prices_are_missing_and_the_rest_is_shown(
-    settings: Settings, console: ConsoleRunning
+    settings: Settings, console_alone: ConsoleRunning
 ) -> None:
     # Without ingest nothing answers at the address of the API.
-    async with console(settings) as web:
+    async with console_alone(settings) as web:
         html, models = await rows(web)
     assert "Prices are missing: " in html
     assert models["small"][6] == "0 USD"

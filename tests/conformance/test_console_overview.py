@@ -3,8 +3,8 @@
 import json
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,14 +12,11 @@ import aiohttp
 import pytest
 from sqlalchemy import text
 
-from fusewire.http_server import listen
-from fusewire.service import Host
 from fusewire.settings import Database, Http, Nats, Settings
 from fusewire.store.engine import Store
 from fusewire.testing.nats_server import NatsServer
 from fusewire.testing.planted import JudgeTruth, MemberTruth, PoolTruth, Truth, fill
 from fusewire_cli.client import Client
-from fusewire_cli.local.runner import build_service
 from fusewire_console.access import COOKIE
 from fusewire_ingest.admission import keys
 from fusewire_ingest.pepper import pepper
@@ -46,22 +43,6 @@ def truth(days: float = 5.0, tenants: tuple[str, ...] = ("default",)) -> Truth:
 @pytest.fixture
 def settings(make_settings: MakeSettings, database: Database, nats: NatsServer) -> Settings:
     return make_settings(database=database, nats=Nats(url=nats.url))
-
-
-@asynccontextmanager
-async def console_alone(settings: Settings, api_url: str) -> AsyncIterator[aiohttp.ClientSession]:
-    """The console at an API that may not be there."""
-    section = settings.console.model_copy(update={"api_url": api_url})
-    own = settings.model_copy(update={"console": section})
-    sock = listen(own.http)
-    host = Host([build_service("console", own)], sock, own.http)
-    url = "http://{}:{}".format(*sock.getsockname()[:2])
-    await host.start()
-    try:
-        async with aiohttp.ClientSession(url) as web:
-            yield web
-    finally:
-        await host.stop()
 
 
 async def get(
@@ -202,10 +183,10 @@ async def test_a_part_is_the_inner_page_and_begins_anew_with_the_first_outcome(
 
 
 async def test_without_the_api_the_rest_is_shown(
-    settings: Settings, store: Store, console: ConsoleRunning
+    settings: Settings, store: Store, console_alone: ConsoleRunning
 ) -> None:
     await fill(store, truth(), 40, 1)
-    async with console_alone(settings, "http://127.0.0.1:1") as web:
+    async with console_alone(settings) as web:
         html = await get(web)
     assert "the API does not answer" in html
     assert stat(html, "Fusions running")[0] == "–"
@@ -213,7 +194,7 @@ async def test_without_the_api_the_rest_is_shown(
 
 
 async def test_without_the_database_the_rest_is_shown(
-    settings: Settings, running: Running, tmp_path: Path
+    settings: Settings, running: Running, console_alone: ConsoleRunning, tmp_path: Path
 ) -> None:
     absent = settings.model_copy(
         update={"database": Database(url=f"sqlite+aiosqlite:///{tmp_path}/absent/x.db")}

@@ -101,8 +101,8 @@ def reason_counts(rows: Rows) -> list[ReasonCount]:
     Args:
         rows: `status`, `error`, `degraded_reasons` and how many outcomes have these, `n`.
 
-    >>> rows = [{"status": "single", "error": None, "degraded_reasons": '["missing:b:0.3"]', "n": 2}]
-    >>> reason_counts(rows)
+    >>> row = {"status": "single", "error": None, "degraded_reasons": '["missing:b"]', "n": 2}
+    >>> reason_counts([row])
     [ReasonCount(kind='degraded', reason='missing: b', outcomes=2)]
     """
     counts: Counter[tuple[str, str]] = Counter()
