@@ -1,5 +1,14 @@
 """The pages, each a module with its routes, in the order of the navigation."""
 
-from fusewire_console.pages import judge, leaderboard, outcomes, pools
+from fusewire_console.pages import (
+    batches,
+    cost,
+    judge,
+    leaderboard,
+    models,
+    outcomes,
+    overview,
+    pools,
+)
 
-ALL = (outcomes, leaderboard, judge, pools)
+ALL = (overview, outcomes, batches, leaderboard, judge, pools, cost, models)
