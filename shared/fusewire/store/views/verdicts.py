@@ -1,6 +1,14 @@
 """Views of what judges said: verdicts, and the pairs of answers that they compare."""
 
+from fusewire.contracts.call_names import REPEAT
 from fusewire.store.views.view import View, boolean, day, integer, text
+
+# A judge whose output could not be read was asked again, in a call named after the first one.
+_OUTPUT = (
+    "FROM candidates c WHERE c.fusion_id = v.fusion_id"
+    f" AND c.call IN (v.call, v.call || '{REPEAT}') ORDER BY length(c.call) DESC, c.round DESC"
+    " LIMIT 1"
+)
 
 V_VERDICT = View(
     "v_verdict",
@@ -35,6 +43,20 @@ V_VERDICT = View(
             "is_consistent",
             "whether the same judge named the same winner in the opposite order",
             "v.is_consistent",
+        ),
+        text("shown", "members in the order shown, ~merged and ~control too, as JSON", "v.shown"),
+        text("swap_of", "the call that saw the opposite order, where one did", "v.swap_of"),
+        boolean(
+            "is_by_margin",
+            "whether the judge saw no order, but rated each answer",
+            "v.is_by_margin",
+        ),
+        text(
+            "output",
+            "what the judge wrote: a JSON object with its reason and its label of the winner,"
+            " unless it could not be read",
+            f"(SELECT json_extract(c.body, '$.content') {_OUTPUT})",
+            f"(SELECT c.body::json ->> 'content' {_OUTPUT})",
         ),
     ),
     "verdicts v JOIN outcomes o ON o.fusion_id = v.fusion_id",
