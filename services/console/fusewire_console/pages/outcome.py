@@ -238,6 +238,8 @@ async def _show(
         "submitted": datetime.fromisoformat(fusion["submitted_at"]) if fusion else None,
         "answers": stored.answers,
         "messages": _messages(stored.prompt),
+        "n_messages": len(stored.prompt["messages"]) if stored.prompt else 0,
+        "has_late": any(event["event"] == "late" for event in stored.events),
         "texts": texts,
         "is_deleted": _is_deleted(stored),
         "reasons": explanations.degraded(_reasons(outcome)),
