@@ -3,12 +3,17 @@
 from fusewire.contracts.call_names import REPEAT
 from fusewire.store.views.view import View, boolean, day, integer, text
 
-# A judge whose output could not be read was asked again, in a call named after the first one.
-_OUTPUT = (
-    "FROM candidates c WHERE c.fusion_id = v.fusion_id"
-    f" AND c.call IN (v.call, v.call || '{REPEAT}') ORDER BY length(c.call) DESC, c.round DESC"
-    " LIMIT 1"
-)
+
+def _output(content: str) -> str:
+    """SQL for what a judge wrote: at last, if it was asked again as that could not be read."""
+    calls = (f"v.call || '{REPEAT}'", "v.call")
+    texts = [
+        f"(SELECT {content} FROM candidates c"
+        f" WHERE c.fusion_id = v.fusion_id AND c.call = {call} LIMIT 1)"
+        for call in calls
+    ]
+    return f"COALESCE({', '.join(texts)})"
+
 
 V_VERDICT = View(
     "v_verdict",
@@ -55,8 +60,8 @@ V_VERDICT = View(
             "output",
             "what the judge wrote: a JSON object with its reason and its label of the winner,"
             " unless it could not be read",
-            f"(SELECT json_extract(c.body, '$.content') {_OUTPUT})",
-            f"(SELECT c.body::json ->> 'content' {_OUTPUT})",
+            _output("json_extract(c.body, '$.content')"),
+            _output("c.body::json ->> 'content'"),
         ),
     ),
     "verdicts v JOIN outcomes o ON o.fusion_id = v.fusion_id",
