@@ -6,9 +6,10 @@ from fusewire_console.pages import (
     judge,
     leaderboard,
     models,
+    outcome,
     outcomes,
     overview,
     pools,
 )
 
-ALL = (overview, outcomes, batches, leaderboard, judge, pools, cost, models)
+ALL = (overview, outcomes, outcome, batches, leaderboard, judge, pools, cost, models)
