@@ -13,12 +13,12 @@ from sqlalchemy import make_url, text
 from fusewire.settings import Database
 from fusewire.store.analyst import Analyst, QueryFailed, QueryRefused, QueryTimeout, role
 from fusewire.store.analyst.result import size
+from fusewire.store.analyst.saved import built_in
 from fusewire.store.audit import Action, insert_action
 from fusewire.store.engine import Store
 from fusewire.store.tables import metadata
 from fusewire.store.views import VIEWS
 from fusewire.testing.planted import Truth, fill
-from fusewire_cli.query.library import built_in
 
 NOW = dt.datetime(2026, 11, 30, tzinfo=dt.UTC)
 SECRET = "the s3cr3t prompt"
