@@ -2,6 +2,7 @@
 
 from fusewire_console.pages import (
     batches,
+    compare,
     cost,
     judge,
     leaderboard,
@@ -10,6 +11,19 @@ from fusewire_console.pages import (
     outcomes,
     overview,
     pools,
+    sql,
 )
 
-ALL = (overview, outcomes, outcome, batches, leaderboard, judge, pools, cost, models)
+ALL = (
+    overview,
+    outcomes,
+    outcome,
+    batches,
+    leaderboard,
+    judge,
+    pools,
+    cost,
+    compare,
+    sql,
+    models,
+)
