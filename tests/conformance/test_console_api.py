@@ -427,6 +427,7 @@ async def test_what_was_published_before_the_stream_and_stored_after_it_is_not_m
 
     monkeypatch.setattr(events, "history", read_before_it_is_stored)
     monkeypatch.setattr(events, "SETTLE_S", 0.05)
+    monkeypatch.setattr(service, "HEARTBEAT_S", 0.05)
     async with start(settings) as web:
         await submit(web)
 
@@ -435,9 +436,36 @@ async def test_what_was_published_before_the_stream_and_stored_after_it_is_not_m
 
         await eventually(has_answer)
         async with following(web) as reader:
-            await reader.until(lambda: len(reader.events) == 2)
+            # The first one, that of the first silence, and that of the second.
+            await reader.until(lambda: reader.comments == 3)
 
     assert reader.names == ["plan", "candidate"]
+
+
+async def test_a_round_is_told_with_its_first_result(
+    make_settings: MakeSettings,
+    nats: NatsServer,
+    database: Database,
+    start: Start,
+    model_server: ModelServer,
+) -> None:
+    model_server.set_script(Script(models={"k": SLOW}))
+    judge = {"kind": "remote", "base_url": model_server.base_url, "model": "k"}
+    settings = make_settings(
+        nats=Nats(url=nats.url), database=database, pool={"jury": ["j", "k"]}, models={"k": judge}
+    )
+    async with start(settings) as web:
+        await submit(web)
+        async with following(web) as reader:
+            await reader.until(lambda: any(number == 1 for number, _ in calls(reader)))
+            names = reader.names
+            await call(web, "POST", f"/fusions/{ONE}/cancel")
+            await reader.to_end()
+
+    assert names[-2:] == ["round", "candidate"]
+    assert "outcome" not in names
+    (round_,) = reader.of("round")
+    assert {asked["model"] for asked in round_["calls"]} == {"j", "k"}
 
 
 async def test_calls_that_nobody_asked_for_are_not_told(
