@@ -446,24 +446,35 @@ async def test_a_round_is_told_with_its_first_result(
     make_settings: MakeSettings,
     nats: NatsServer,
     database: Database,
+    running: Running,
     start: Start,
     model_server: ModelServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # No silence: what it is told comes with a message.
+    monkeypatch.setattr(events, "SETTLE_S", 3600.0)
+    monkeypatch.setattr(service, "HEARTBEAT_S", 3600.0)
     model_server.set_script(Script(models={"k": SLOW}))
     judge = {"kind": "remote", "base_url": model_server.base_url, "model": "k"}
     settings = make_settings(
         nats=Nats(url=nats.url), database=database, pool={"jury": ["j", "k"]}, models={"k": judge}
     )
-    async with start(settings) as web:
+    async with start(settings, "judge", "dispatcher", "ingest") as web:
         await submit(web)
-        async with following(web) as reader:
-            await reader.until(lambda: any(number == 1 for number, _ in calls(reader)))
-            names = reader.names
-            await call(web, "POST", f"/fusions/{ONE}/cancel")
-            await reader.to_end()
 
-    assert names[-2:] == ["round", "candidate"]
-    assert "outcome" not in names
+        async def is_planned() -> bool:
+            return bool(await rows(settings, "SELECT 1 FROM fusions WHERE plan IS NOT NULL"))
+
+        await eventually(is_planned)
+        async with following(web) as reader:
+            await reader.until(lambda: reader.names == ["plan"])
+            async with running(settings, "worker-remote"):
+                await reader.until(lambda: any(number == 1 for number, _ in calls(reader)))
+                names = reader.names
+                await call(web, "POST", f"/fusions/{ONE}/cancel")
+                await reader.to_end()
+
+    assert names == ["plan", *["candidate"] * 3, "round", "candidate"]
     (round_,) = reader.of("round")
     assert {asked["model"] for asked in round_["calls"]} == {"j", "k"}
 
