@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
 
+from starlette.datastructures import URL
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
@@ -25,13 +26,24 @@ def route(site: Site, path: str, handler: Handler, *, method: str = "GET") -> Ro
             if is_part(request):
                 # The whole page signs in, not its part.
                 return Response(status_code=401, headers={"hx-refresh": "true"})
-            path = request.url.path
-            if request.url.query:
-                path += f"?{request.url.query}"
-            return RedirectResponse("/sign-in?" + urlencode({"next": path}), 303)
+            return to_sign_in(request)
+        request.state.visitor = visitor
         return await handler(request, visitor)
 
     return Route(path, handle, methods=[method])
+
+
+def to_sign_in(request: Request) -> Response:
+    """Have a visitor sign in, and come back to this page."""
+    url = request.url
+    if is_part(request):
+        url = URL(request.headers.get("hx-current-url", "/"))
+    path = url.path + (f"?{url.query}" if url.query else "")
+    address = "/sign-in?" + urlencode({"next": path})
+    if is_part(request):
+        # A redirection would show the form in place of the part.
+        return Response(headers={"hx-redirect": address})
+    return RedirectResponse(address, 303)
 
 
 def render(site: Site, template: str, visitor: Visitor, **context: Any) -> Response:
