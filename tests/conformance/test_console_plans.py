@@ -66,9 +66,9 @@ async def test_rows_are_looked_up(
             # Small tables are read whole, unless that is forbidden.
             name = store.url.database
             await connection.execute(text(f"ALTER DATABASE {name} SET enable_seqscan = off"))
-    async with console_alone(make_settings(database=database)) as web:
-        async with web.get(path.format(batch_id)) as response:
-            assert response.status == 200
+    settings = make_settings(database=database)
+    async with console_alone(settings) as web, web.get(path.format(batch_id)) as response:
+        assert response.status == 200
     asked = [entry for entry in statements if any(view in entry[1] for view in ROWS)]
     assert len(asked) >= 3
     for analyst, sql, parameters in asked:
