@@ -29,7 +29,9 @@ EVENTS = [
 def test_bars_run_from_the_round_to_the_answer() -> None:
     timeline = draw(EVENTS)
     assert timeline is not None
-    bars = {step.call: (step.left, step.width, step.took_ms) for step in timeline.steps if step.call}
+    bars = {
+        step.call: (step.left, step.width, step.took_ms) for step in timeline.steps if step.call
+    }
     assert bars == {
         "alpha": (5.0, 25.0, 500.0),
         "beta": (5.0, 50.0, 1000.0),

@@ -216,9 +216,7 @@ async def _text(site: Site, visitor: Visitor, outcome_id: str, member: str) -> R
         rows = [row for row in answers if row["member"] == member]
     if not rows or rows[0]["content"] is None:
         _not_found()
-    return PlainTextResponse(
-        rows[0]["content"], headers=_attachment(f"{outcome_id}-{member}.txt")
-    )
+    return PlainTextResponse(rows[0]["content"], headers=_attachment(f"{outcome_id}-{member}.txt"))
 
 
 # -- the page ---------------------------------------------------------------------------------
@@ -285,8 +283,7 @@ def _texts(stored: _Stored) -> dict[str, ShownText]:
     known = {name: text for name, text in whole.items() if text[0] is not None}
     starts = excerpts.cut([text for text, _ in known.values()])
     shown = {
-        name: ShownText(start, known[name][1])
-        for name, start in zip(known, starts, strict=True)
+        name: ShownText(start, known[name][1]) for name, start in zip(known, starts, strict=True)
     }
     fused = shown.get(FUSED)
     for row in stored.answers:
