@@ -72,7 +72,7 @@ async def post_vote(web: Web, outcome_id: str, choice: str, status: int, **optio
 
 async def outcome_where(store: Store, condition: str) -> dict[str, Any]:
     """The first outcome of which the condition is true."""
-    sql = text(f"SELECT * FROM outcomes WHERE {condition} ORDER BY fusion_id LIMIT 1")  # noqa: S608 - the tests' own
+    sql = text(f"SELECT * FROM outcomes WHERE {condition} ORDER BY fusion_id LIMIT 1")
     async with store.read() as connection:
         return dict((await connection.execute(sql)).mappings().one())
 
@@ -167,7 +167,7 @@ async def test_a_fusion_that_runs_is_shown_and_asked_for_again(web: Web, store: 
     row = await outcome_where(store, SELECTED)
     path = f"/outcomes/{row['fusion_id']}"
     for table in ("answers", "verdicts", "outcomes"):
-        await execute(store, f"DELETE FROM {table} WHERE fusion_id = :id", id=row["fusion_id"])  # noqa: S608 - the tests' own
+        await execute(store, f"DELETE FROM {table} WHERE fusion_id = :id", id=row["fusion_id"])
     html = await page(web, path)
     assert "It is running" in html
     assert f'hx-get="{path}" hx-trigger="every 2s"' in html
@@ -218,7 +218,7 @@ async def test_hostile_texts_of_a_megabyte_are_cut_and_shown_as_text(
         )  # fmt: skip
     for column in ("content", "reason", "custom_id", "error", "judge_model"):
         value = HOSTILE * (30_000 if column == "content" else 2)
-        await execute(store, f"UPDATE outcomes SET {column} = :it", it=value)  # noqa: S608 - the tests' own
+        await execute(store, f"UPDATE outcomes SET {column} = :it", it=value)
     path = f"/outcomes/{row['fusion_id']}"
     async with console(settings, "ingest") as web:
         html = await page(web, path)

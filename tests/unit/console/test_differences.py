@@ -52,9 +52,7 @@ def test_the_runs_are_the_whole_text_in_order(text: str, reference: str) -> None
     assert "".join(run.text for run in comparison.runs) == text
     assert all(run.text for run in comparison.runs)
     assert all(run.is_own != next_run.is_own for run, next_run in pairwise(comparison.runs))
-    assert comparison.n_own + len(words(reference)) == (
-        comparison.n_lacking + comparison.n_words
-    )
+    assert comparison.n_own + len(words(reference)) == (comparison.n_lacking + comparison.n_words)
 
 
 @given(FEW_WORDS, FEW_WORDS)
