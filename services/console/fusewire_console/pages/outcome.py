@@ -43,7 +43,8 @@ _OUTCOME = f"""SELECT outcome_id, is_degraded, degraded_reasons, status, batch_i
   winner_model, n_asked, n_answered, is_fallback, fallback_reason, agreement, verdict_parse,
   swap_consistent, latency_ms, panel_ms, judge_ms, tokens_in, tokens_out, cost_panel_usd,
   cost_judge_usd, cost_usd, price_version, accepted, error, answer_kind, closed_by, missing_weight,
-  guard, hedges, is_replay, cost_late_usd, substr(tool_calls, 1, {excerpts.MOST_CHARS}) AS tool_calls, {_START}
+  guard, hedges, is_replay, cost_late_usd,
+  substr(tool_calls, 1, {excerpts.MOST_CHARS}) AS tool_calls, {_START}
   FROM v_outcome WHERE outcome_id = :id AND {{tenant}}"""
 _ANSWERS = f"""SELECT member, model, provider, tier, shown_position, status, error_code,
   error_status, provider_code, provider_param, attempts, latency_ms, tokens_in, tokens_out,
