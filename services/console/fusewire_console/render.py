@@ -55,9 +55,7 @@ class Renderer:
             status: the HTTP status.
             context: what the template shows.
         """
-        text = self._environment.get_template(template).render(
-            visitor=visitor, now=now, **context
-        )
+        text = self._environment.get_template(template).render(visitor=visitor, now=now, **context)
         return HTMLResponse(text, status)
 
 

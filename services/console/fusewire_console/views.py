@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fusewire.store.analyst import Analyst
 from fusewire.store.analyst import NONE as NO_PARAMETERS
+from fusewire.store.analyst import Analyst
 from fusewire_console.access import Visitor
 
 Rows = list[dict[str, Any]]

@@ -1,5 +1,29 @@
 """The pages, each a module with its routes, in the order of the navigation."""
 
-from fusewire_console.pages import outcome, outcomes
+from fusewire_console.pages import (
+    batches,
+    compare,
+    cost,
+    judge,
+    leaderboard,
+    models,
+    outcome,
+    outcomes,
+    overview,
+    pools,
+    sql,
+)
 
-ALL = (outcomes, outcome)
+ALL = (
+    overview,
+    outcomes,
+    outcome,
+    batches,
+    leaderboard,
+    judge,
+    pools,
+    cost,
+    compare,
+    sql,
+    models,
+)
