@@ -38,7 +38,7 @@ FUSED = "fused"
 """In an address: the outcome's own answer. No member may be called so."""
 _ID = re.compile(r"[0-9a-z]{1,64}")
 _START = f"substr(content, 1, {excerpts.MOST_CHARS}) AS content, length(content) AS chars"
-_OUTCOME = f"""SELECT outcome_id, is_degraded, degraded_reasons, status, batch_id, custom_id,
+OUTCOME_SQL = f"""SELECT outcome_id, is_degraded, degraded_reasons, status, batch_id, custom_id,
   tenant, submitted_at, finished_at, pool, mode, config_hash, reason, judge_model, winner,
   winner_model, n_asked, n_answered, is_fallback, fallback_reason, agreement, verdict_parse,
   swap_consistent, latency_ms, panel_ms, judge_ms, tokens_in, tokens_out, cost_panel_usd,
@@ -46,16 +46,21 @@ _OUTCOME = f"""SELECT outcome_id, is_degraded, degraded_reasons, status, batch_i
   guard, hedges, is_replay, cost_late_usd,
   substr(tool_calls, 1, {excerpts.MOST_CHARS}) AS tool_calls, {_START}
   FROM v_outcome WHERE outcome_id = :id AND {{tenant}}"""
-_ANSWERS = f"""SELECT member, model, provider, tier, shown_position, status, error_code,
+ANSWERS_SQL = f"""SELECT member, model, provider, tier, shown_position, status, error_code,
   error_status, provider_code, provider_param, attempts, latency_ms, tokens_in, tokens_out,
   cost_usd, is_winner, weight, agreed, vote_group, is_right, {_START}
   FROM v_answer WHERE outcome_id = :id ORDER BY member"""
-_VERDICTS = """SELECT call, kind, judge_model, winner, verdict_parse, void, is_consistent, shown,
+VERDICTS_SQL = """SELECT call, kind, judge_model, winner, verdict_parse, void, is_consistent, shown,
   swap_of, is_by_margin, substr(output, 1, 20000) AS output
   FROM v_verdict WHERE outcome_id = :id ORDER BY call"""
-_EVENTS = f"""SELECT at, event, round, call, model, detail FROM v_event
+EVENTS_SQL = f"""SELECT at, event, round, call, model, detail FROM v_event
   WHERE outcome_id = :id AND event <> 'voted' ORDER BY at LIMIT {MOST_EVENTS}"""
-_VOTES = "SELECT choice, COUNT(*) AS n FROM v_vote WHERE outcome_id = :id AND {tenant} GROUP BY 1"
+VOTES_SQL = (
+    "SELECT choice, COUNT(*) AS n FROM v_vote WHERE outcome_id = :id AND {tenant} GROUP BY 1"
+)
+
+STATEMENTS = (OUTCOME_SQL, ANSWERS_SQL, VERDICTS_SQL, EVENTS_SQL, VOTES_SQL)
+"""All that the page reads from views."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,7 @@ async def _read(site: Site, visitor: Visitor, outcome_id: str) -> _StoredFusion:
     values = {"id": outcome_id}
     # The API first: when it has the outcome, the view has it too.
     fusion, notice = await _ask(site, visitor, f"/v1/fusions/{outcome_id}")
-    found_rows = await site.views.of_tenant(visitor, _OUTCOME, values)
+    found_rows = await site.views.of_tenant(visitor, OUTCOME_SQL, values)
     outcome = found_rows[0] if found_rows else None
     if outcome is None and notice:
         raise ApiError(503, "unavailable", notice)
@@ -164,10 +169,10 @@ async def _read(site: Site, visitor: Visitor, outcome_id: str) -> _StoredFusion:
         _not_found()
     # It is this visitor's, so its rows may be read from views without a tenant.
     answers, verdict_rows, events, votes, (prompt, _) = await asyncio.gather(
-        site.views.of_fusion(outcome_id, _ANSWERS),
-        site.views.of_fusion(outcome_id, _VERDICTS),
-        site.views.of_fusion(outcome_id, _EVENTS),
-        site.views.of_tenant(visitor, _VOTES, values),
+        site.views.of_fusion(outcome_id, ANSWERS_SQL),
+        site.views.of_fusion(outcome_id, VERDICTS_SQL),
+        site.views.of_fusion(outcome_id, EVENTS_SQL),
+        site.views.of_tenant(visitor, VOTES_SQL, values),
         _ask(site, visitor, f"/v1/fusions/{outcome_id}/prompt"),
     )
     return _StoredFusion(
