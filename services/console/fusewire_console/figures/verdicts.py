@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-MOST_CHARS = 600
-"""Characters of a judge's sentence that are shown."""
+MOST_CHARS = 300
+"""Characters of a judge's sentence that are shown; a judge is asked for 240 at most."""
 
 
 @dataclass(frozen=True)

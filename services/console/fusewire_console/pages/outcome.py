@@ -245,6 +245,7 @@ async def _show(
         "n_messages": len(record.prompt["messages"]) if record.prompt else 0,
         "has_late": any(event["event"] == "late" for event in record.events),
         "texts": texts,
+        "tool_calls": _tool_calls(fusion),
         "is_deleted": _is_deleted(record),
         "reasons": explanations.degraded(_reasons(outcome)),
         "ending": explanations.ending(outcome) if outcome else [],
@@ -291,6 +292,12 @@ def _texts(record: _StoredFusion) -> dict[str, TextStart]:
     for member in {row["member"] for row in record.answers} & set(texts):
         texts[member] = _compare(texts[member], reference)
     return texts
+
+
+def _tool_calls(fusion: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The tool calls of answers by member, which only the API has."""
+    answers = fusion.get("answers", ()) if fusion else ()
+    return {answer["member"]: answer["tool_calls"] for answer in answers if answer["tool_calls"]}
 
 
 def _whole_texts(record: _StoredFusion) -> Iterator[tuple[str, tuple[Any, Any]]]:
