@@ -84,6 +84,11 @@ def _info(streams: Iterable[str]) -> tuple[str, ...]:
     return tuple(f"{API}.STREAM.INFO.{stream}" for stream in streams)
 
 
+def _consumers(streams: Iterable[str]) -> tuple[str, ...]:
+    """To read how much waits for the durables of streams."""
+    return tuple(f"{API}.CONSUMER.LIST.{stream}" for stream in streams)
+
+
 def _bucket(name: str) -> tuple[str, ...]:
     """To read and write a key-value bucket that allows direct reads."""
     return (
@@ -139,6 +144,7 @@ USERS: tuple[User, ...] = (
             # Replies to producers on the bus.
             "_INBOX.>",
             *_info(STORES),
+            *_consumers((*CARRIERS, INGEST.stream)),
             *_write_blobs(BLOB_STORE),
             *_service("ingest"),
         ),

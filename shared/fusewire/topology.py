@@ -269,7 +269,7 @@ def outbox_subject(fusion: str, round_: int, call: str) -> str:
 
 def candidate_subjects(fusion: str) -> str:
     """All candidates of a fusion."""
-    return f"fw.candidate.{fusion}.>"
+    return f"fw.candidate.{fusion}.*.*"
 
 
 def schedule_subject(fusion: str) -> str:

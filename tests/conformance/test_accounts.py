@@ -17,12 +17,16 @@ from nats.errors import Error as NatsError
 from fusewire import provision
 from fusewire.accounts import WORKER_PREFIX, render, users
 from fusewire.bus import Bus
+from fusewire.contracts import Plan
 from fusewire.errors import StartupError
 from fusewire.settings import Nats
 from fusewire.testing.eventually import eventually
+from fusewire.testing.factories import make_candidate, make_plan
 from fusewire.testing.nats_accounts import Keys, hub
 from fusewire.testing.nats_server import NatsServer
-from fusewire.topology import topology
+from fusewire.topology import candidate_subject, plan_subject, topology
+from fusewire_ingest.queues import STREAMS, QueueReader
+from fusewire_ingest.watching import Watcher
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "nats"
 SERVICES = [user.name for user in users(["north"]) if user.name != "ops"]
@@ -87,6 +91,9 @@ def api_requests(user: str) -> set[str]:
         for stream in ("FW_PROMPT", "FW_TASK_EDGE", "FW_TASK_REMOTE", "FW_DEAD_EDGE", "KV_fw_calls")
     }
     requests |= {"STREAM.LIST", "STREAM.NAMES", "CONSUMER.CREATE.FW_TASK_EDGE"}
+    # Ingest reads how much waits, of what every prompt passes.
+    streams = ["FW_DEAD_EDGE", "FW_TIMER", *(() if user == "ingest" else STREAMS)]
+    requests |= {f"CONSUMER.LIST.{stream}" for stream in streams}
     for other, durables in ALL_PULLS.items():
         if other != user and not (user == "edge-site-north" and other == "worker-edge"):
             requests |= {f"CONSUMER.MSG.NEXT.{durable}" for durable in durables}
@@ -157,6 +164,33 @@ async def test_no_reply_of_the_server_becomes_a_task(
         await bus.js.consumer_info(stream, consumer)
         for stream in ("FW_TASK_EDGE", "FW_TASK_REMOTE"):
             assert (await ops.js.stream_info(stream)).state.last_seq == 0
+
+
+async def test_ingest_hears_all_rounds_of_a_fusion(keys: Keys, server: NatsServer) -> None:
+    """Of one that a client follows; and how much waits in the queues."""
+    plan, candidate = make_plan(), make_candidate("judge", "~judge", round=2)
+    fusion_id = plan.fusion_id
+    async with (
+        connection("ingest", keys, server) as ingest,
+        connection("dispatcher", keys, server) as dispatcher,
+        connection("worker-edge", keys, server) as edge,
+        connection("worker-remote", keys, server) as remote,
+    ):
+        async with Watcher(ingest).follow(fusion_id) as messages:
+            await dispatcher.publish(plan_subject(fusion_id), plan)
+            for worker, round_ in ((edge, 0), (remote, 2)):
+                subject = candidate_subject(fusion_id, round_, "a")
+                await worker.publish(subject, candidate, only_if_new=True)
+            received = [await messages.next(60) for _ in range(3)]
+        lengths = {
+            (queue["stream"], queue["durable"]): queue["waiting"]
+            for queue in await QueueReader(ingest).read()
+        }
+    assert [type(message) for message in received].count(Plan) == 1
+    assert [message for message in received if message != plan] == [candidate] * 2
+    assert lengths["FW_CANDIDATE", "judge"] == 3
+    assert lengths["FW_TASK_EDGE", "m-high"] == lengths["FW_IN", "ingest"] == 0
+    assert "Subscription Violation" not in server.log()
 
 
 async def test_one_without_a_key_is_not_let_in(server: NatsServer) -> None:

@@ -26,7 +26,7 @@ from fusewire.testing.eventually import eventually
 from fusewire.testing.link import Link
 from fusewire.testing.nats_accounts import Keys, edge_site, hub
 from fusewire.testing.nats_server import NatsServer
-from fusewire.topology import OUTBOX, site_topology, topology
+from fusewire.topology import OUTBOX, PRIORITY, site_topology, topology
 from fusewire_cli.client import Client
 from fusewire_dispatcher.service import Dispatcher
 from fusewire_ingest.service import Ingest
@@ -247,6 +247,18 @@ async def test_a_lossy_link_loses_nothing_and_doubles_nothing(site: Site) -> Non
     await site.all_acknowledged()
     assert site.link.losses > 0
     assert_whole(site, outcomes, n=12)
+
+
+async def test_the_hub_learns_the_priority_of_what_an_outbox_held(site: Site) -> None:
+    """By it the judge takes the urgent ones of all that waits first."""
+    async with _heard_by("ops", site.keys, site.hub) as heard:
+        await site.outcomes(await site.begin(1, priority="high"))
+
+    candidates = [msg for msg in heard if msg.subject.startswith("fw.candidate.")]
+    priorities = {
+        msg.subject.rpartition(".")[2]: (msg.headers or {}).get(PRIORITY) for msg in candidates
+    }
+    assert priorities == dict.fromkeys(["tiny", "small", "a"], "high")
 
 
 async def test_no_content_of_the_edge_gets_to_the_other_side(site: Site, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, delete, event, insert
 
 from fusewire.bus import Bus
 from fusewire.store.engine import Store
+from fusewire.store.history import history
 from fusewire.store.queries import standings
 from fusewire.store.tables import outcomes
 from fusewire.testing.factories import T0, FakeClock, make_prompt
@@ -17,6 +18,7 @@ from fusewire_ingest.repository.budgets import Budgets
 from fusewire_ingest.repository.images import Images
 from fusewire_ingest.repository.lines import BatchLines
 from fusewire_ingest.repository.retention import OF_A_FUSION, Retention
+from fusewire_ingest.repository.running_counts import running_counts
 from fusewire_ingest.repository.submissions import Submissions
 from fusewire_ingest.repository.votes import Vote, Votes
 from fusewire_judge.handlers import Handlers
@@ -139,6 +141,23 @@ async def test_those_who_wait(plans: Plans, store: Store) -> None:
 
     assert plans.found
     assert plans.whole_reads() == []
+
+
+async def test_what_the_console_reads(plans: Plans, store: Store) -> None:
+    counts = await running_counts(store, PROMPT.tenant)
+    assert (counts.fusions, counts.oldest_at, counts.batches) == (1, T0, 0)
+    of_counts, steps = plans.found[:2], str(plans.found)
+    assert await history(store, [PROMPT.fusion_id])
+    assert await Images(store).sizes(PROMPT.tenant, ["a", "b"]) == {}
+
+    assert len(plans.found) >= 6
+    assert plans.whole_reads() == []
+    # Of all that a tenant has, only what is open is read.
+    assert len(of_counts) == 2
+    assert "ix_fusions_due" in str(of_counts[0])
+    assert "ix_batches_status" in str(of_counts[1])
+    assert "ix_prompts_batch" not in steps
+    assert "ix_batches_tenant" not in steps
 
 
 async def test_votes(plans: Plans, store: Store) -> None:

@@ -132,6 +132,15 @@ class LargeParts:
             parts[name] = data.decode()
         return references.images.put_back(references.texts.put_back(messages, parts), parts)
 
+    async def image_sizes(self, prompt: Prompt) -> dict[str, int]:
+        """Bytes of a prompt's large images by name, right to two of them; without expired ones."""
+        names = references.images.names(prompt.messages)
+        if not names:
+            return {}
+        sizes = await self._images.sizes(prompt.tenant, names)
+        # They are stored in base64, of which four characters are three bytes.
+        return {name: size * 3 // 4 for name, size in sizes.items()}
+
     async def publish(self, prompt: Prompt) -> None:
         """Put what the prompt refers to into the broker's store, if missing. Raises Transient."""
         if prompt.residency == "edge-only":

@@ -25,6 +25,7 @@ from fusewire_ingest.large_parts import LargeParts
 from fusewire_ingest.memory import ByteBudget, give_back_large_buffers
 from fusewire_ingest.open_requests import OpenRequests
 from fusewire_ingest.outbox import Outbox
+from fusewire_ingest.queues import QueueReader
 from fusewire_ingest.rate_limits import RateLimits
 from fusewire_ingest.repository.audit import record_configuration
 from fusewire_ingest.repository.batches import Batches
@@ -140,6 +141,7 @@ class Ingest:
                 body_memory=ByteBudget(settings.limits.image_memory_mb * MIB),
                 outcomes=self._outcomes,
                 watcher=Watcher(self._bus),
+                queues=QueueReader(self._bus),
                 files=files,
                 batches=batches,
                 lines=lines,

@@ -1,15 +1,25 @@
-"""Live progress of a running fusion: how many members have answered, and the answer's tokens."""
+"""What a running fusion publishes on the bus, for clients that read a stream of it."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
 
 from fusewire.bus import Bus
 from fusewire.contracts import Candidate, ContractError, Plan, Token
-from fusewire.topology import candidate_subject, plan_subject, token_subject
+from fusewire.topology import (
+    candidate_subject,
+    candidate_subjects,
+    plan_subject,
+    token_subject,
+)
+
+FLUSH_S = 2.0
+"""How long the broker may take to confirm subscriptions."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +34,36 @@ class Ended:
     """The last event: the outcome exists, or nobody waits for it any longer."""
 
 
-Event = Progress | str | Ended
-"""A string is a piece of the answer."""
+T = TypeVar("T")
 
 
 @dataclass
-class Watch:
-    """The events of one running fusion."""
+class EventQueue(Generic[T]):
+    """Events of one running fusion, in the order in which they came."""
 
-    _events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+    _events: asyncio.Queue[T | Ended] = field(default_factory=asyncio.Queue)
+
+    async def next(self, within_s: float) -> T | Ended | None:
+        """Wait for the next event; None if there is none within this time."""
+        try:
+            async with asyncio.timeout(within_s):
+                return await self._events.get()
+        except TimeoutError:
+            return None
+
+    def add(self, event: T) -> None:
+        """Append an event."""
+        self._events.put_nowait(event)
+
+    def end(self) -> None:
+        """Append Ended to the events so far."""
+        self._events.put_nowait(Ended())
+
+
+@dataclass
+class Watch(EventQueue[Progress | str]):
+    """The answer of one running fusion, in pieces, and how many members have answered."""
+
     _source: tuple[int, str, int] | None = None
     """The round, call and attempt whose text is streamed."""
     _offset: int = 0
@@ -41,18 +72,6 @@ class Watch:
     """Whether a piece was missed, so that no more text is streamed."""
     _members: set[str] = field(default_factory=set)
     _n_asked: int | None = None
-
-    async def next(self, within_s: float) -> Event | None:
-        """Wait for the next event; None if there is none within this time."""
-        try:
-            async with asyncio.timeout(within_s):
-                return await self._events.get()
-        except TimeoutError:
-            return None
-
-    def end(self) -> None:
-        """Append Ended to the events so far."""
-        self._events.put_nowait(Ended())
 
     def on_token(self, token: Token) -> None:
         """Stream a piece of text that continues the pieces before it.
@@ -66,7 +85,7 @@ class Watch:
         if not self._is_torn:
             self._source = source
             self._offset += len(token.text)
-            self._events.put_nowait(token.text)
+            self.add(token.text)
 
     def on_plan(self, plan: Plan) -> None:
         """Learn how many members are asked at first."""
@@ -83,11 +102,11 @@ class Watch:
             self._add_progress()
 
     def _add_progress(self) -> None:
-        self._events.put_nowait(Progress(len(self._members), self._n_asked))
+        self.add(Progress(len(self._members), self._n_asked))
 
 
 class Watcher:
-    """Subscribes to a fusion's progress on core NATS while a client streams it.
+    """Subscribes to what a fusion publishes, on core NATS, while a client streams it.
 
     Messages may be lost there; the outcome has everything.
     """
@@ -113,11 +132,37 @@ class Watcher:
         # Candidates of round 0, the panel's; those of the judge's later rounds are not counted.
         subjects = (tokens, plan, candidate_subject(fusion_id, 0, "*"))
         # The prompt is published later on the same connection, so the server has these before it.
+        async with self._subscriptions(subjects, on_message):
+            yield watch
+
+    @contextlib.asynccontextmanager
+    async def follow(self, fusion_id: str) -> AsyncIterator[EventQueue[Plan | Candidate]]:
+        """Subscribe to the plan and to the candidates of all rounds of an existing fusion.
+
+        The broker has the subscriptions when the block begins, unless it is away.
+        """
+        messages: EventQueue[Plan | Candidate] = EventQueue()
+        plan = plan_subject(fusion_id)
+
+        async def on_message(msg: Msg) -> None:
+            with contextlib.suppress(ContractError):
+                contract = Plan if msg.subject == plan else Candidate
+                messages.add(contract.decode(msg.data))
+
+        async with self._subscriptions((plan, candidate_subjects(fusion_id)), on_message):
+            with contextlib.suppress(NatsError, OSError, TimeoutError):
+                await self._bus.client.flush(FLUSH_S)
+            yield messages
+
+    @contextlib.asynccontextmanager
+    async def _subscriptions(
+        self, subjects: Sequence[str], on_message: Callable[[Msg], Awaitable[None]]
+    ) -> AsyncIterator[None]:
         subscriptions = [
             await self._bus.client.subscribe(subject, cb=on_message) for subject in subjects
         ]
         try:
-            yield watch
+            yield
         finally:
             for subscription in subscriptions:
                 with contextlib.suppress(Exception):

@@ -40,7 +40,7 @@ def put_aside(
 def names(messages: Iterable[Message]) -> tuple[str, ...]:
     """The names that the conversation refers to, each once."""
     images = itertools.chain.from_iterable(message.images for message in messages)
-    image_names = [_name(image.url) for image in images]
+    image_names = [name_in(image.url) for image in images]
     return tuple(dict.fromkeys(name for name in image_names if name))
 
 
@@ -56,13 +56,13 @@ def put_back(messages: Sequence[Message], data: Mapping[str, str]) -> tuple[Mess
     """
 
     def resolve(url: str) -> str:
-        name = _name(url)
+        name = name_in(url)
         return f"{url.partition(',')[0]},{data[name]}" if name else url
 
     return _with_urls(messages, resolve)
 
 
-def _name(url: str) -> str | None:
+def name_in(url: str) -> str | None:
     """The name in a reference; None for any other URL."""
     data = url.partition(",")[2] if url.startswith("data:") else ""
     return data.removeprefix(PREFIX) if data.startswith(PREFIX) else None

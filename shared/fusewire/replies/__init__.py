@@ -5,6 +5,28 @@ fields are OpenAI's ("API reference") and OpenRouter's; Fusewire's own are in `f
 `x_fusewire`. Unknown values are null.
 """
 
-from fusewire.replies import batches, chat, errors, fusions, models, openrouter, responses, votes
+from fusewire.replies import (
+    batches,
+    chat,
+    console,
+    errors,
+    events,
+    fusions,
+    models,
+    openrouter,
+    responses,
+    votes,
+)
 
-__all__ = ["batches", "chat", "errors", "fusions", "models", "openrouter", "responses", "votes"]
+__all__ = [
+    "batches",
+    "chat",
+    "console",
+    "errors",
+    "events",
+    "fusions",
+    "models",
+    "openrouter",
+    "responses",
+    "votes",
+]

@@ -16,9 +16,9 @@ Scope = Literal["submit", "read", "batch", "admin"]
 """What a key may be used for (docs/decisions/0055):
 
 - `submit`: send prompts, cancel them, vote;
-- `read`: outcomes, models and counts of votes;
+- `read`: prompts, outcomes, models, counts of votes, and what runs;
 - `batch`: files and batches;
-- `admin`: all of these, the keys of its tenant, and the metrics.
+- `admin`: all of these, the keys of its tenant, the queues, and the metrics.
 """
 SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
 DEFAULT_SCOPES: Final[tuple[Scope, ...]] = ("submit", "read", "batch")

@@ -5,19 +5,24 @@ from starlette.middleware.cors import CORSMiddleware
 
 from fusewire_ingest.api import (
     batches,
+    caller,
     chat,
     docs,
     errors,
+    events,
     files,
     fusions,
     keys,
     metrics,
     models,
     openrouter,
+    prompt,
     responses,
+    status,
     votes,
 )
 from fusewire_ingest.api.dependencies import Dependencies
+from fusewire_ingest.api.error_middleware import ErrorMiddleware
 from fusewire_ingest.rate_limits import RATE_HEADERS
 
 PREFIXES = ("/v1", errors.OPENROUTER_PREFIX)
@@ -46,11 +51,25 @@ def build(dependencies: Dependencies) -> FastAPI:
             expose_headers=EXPOSED_HEADERS,
         )
     app.add_middleware(
-        errors.ErrorMiddleware,
+        ErrorMiddleware,
         new_id=dependencies.new_id,
         rate_headers=dependencies.rate_limits.headers,
     )
-    modules = (fusions, models, chat, responses, files, batches, votes, openrouter, keys)
+    modules = (
+        fusions,
+        prompt,
+        events,
+        models,
+        chat,
+        responses,
+        files,
+        batches,
+        votes,
+        openrouter,
+        keys,
+        caller,
+        status,
+    )
     routers = [module.routes(dependencies) for module in modules]
     for number, prefix in enumerate(PREFIXES):
         for router in routers:

@@ -16,6 +16,7 @@ from fusewire_ingest.batches.changes import BatchChanges
 from fusewire_ingest.intake import Intake
 from fusewire_ingest.large_parts import LargeParts
 from fusewire_ingest.memory import ByteBudget
+from fusewire_ingest.queues import QueueReader
 from fusewire_ingest.rate_limits import RateLimits
 from fusewire_ingest.repository.batches import Batches
 from fusewire_ingest.repository.budgets import Budgets
@@ -37,6 +38,7 @@ class Dependencies:
     """Memory for bodies that exceed `limits.prompt_bytes`: those with large images or texts."""
     outcomes: Outcomes
     watcher: Watcher
+    queues: QueueReader
     files: Files
     batches: Batches
     lines: BatchLines

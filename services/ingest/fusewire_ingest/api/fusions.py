@@ -86,7 +86,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
             request.receive, outcomes.get(caller.tenant, fusion_id, wait_s)
         )
         if fusion is None:
-            raise _not_found_error(fusion_id)
+            raise not_found_error(fusion_id)
         return JSONResponse(as_reply(fusion))
 
     @router.get("/fusions", summary="Several fusions by id", responses=schemas.reply("FusionList"))
@@ -113,7 +113,7 @@ def _add_cancel_and_erase(router: APIRouter, dependencies: Dependencies) -> None
         cancelled_ids = await dependencies.intake.cancel(caller.tenant, [fusion_id])
         fusion = await dependencies.outcomes.get(caller.tenant, fusion_id)
         if fusion is None:
-            raise _not_found_error(fusion_id)
+            raise not_found_error(fusion_id)
         reply: replies.fusions.Fusion = {
             **as_reply(fusion),
             "is_cancelled": fusion_id in cancelled_ids,
@@ -129,7 +129,7 @@ def _add_cancel_and_erase(router: APIRouter, dependencies: Dependencies) -> None
         """Other prompts of the tenant with the same parts lose them too. Answers stay."""
         prompt = await dependencies.intake.prompt(caller.tenant, fusion_id)
         if prompt is None:
-            raise _not_found_error(fusion_id)
+            raise not_found_error(fusion_id)
         reply: replies.fusions.ImageDeletion = {
             "id": fusion_id,
             "erased": await dependencies.large_parts.erase(prompt),
@@ -137,7 +137,8 @@ def _add_cancel_and_erase(router: APIRouter, dependencies: Dependencies) -> None
         return JSONResponse(reply)
 
 
-def _not_found_error(fusion_id: str) -> HttpError:
+def not_found_error(fusion_id: str) -> HttpError:
+    """The error about a fusion that the caller's tenant does not have."""
     return HttpError(404, "not_found", f"there is no fusion '{fusion_id[:64]}'")
 
 

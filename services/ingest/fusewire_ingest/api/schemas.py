@@ -234,6 +234,13 @@ REPLIES = (
     replies.openrouter.TenantKeyList,
     replies.openrouter.CreateKeyReply,
     replies.openrouter.KeyDeletion,
+    replies.console.Caller,
+    replies.console.SubmittedPrompt,
+    replies.console.Status,
+    replies.events.PlanEvent,
+    replies.events.RoundEvent,
+    replies.events.CandidateEvent,
+    replies.events.ErrorEvent,
     replies.errors.Error,
 )
 

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, delete, exists, insert, select, update
+from sqlalchemy import Connection, delete, exists, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from fusewire import references
@@ -53,6 +53,14 @@ class Images:
         async with self._store.read() as connection:
             data = (await connection.execute(query)).scalar()
         return None if data is None else bytes(data)
+
+    async def sizes(self, tenant: str, names: Iterable[str]) -> dict[str, int]:
+        """Bytes of these parts of a tenant as they are stored, without those that have expired."""
+        query = select(images.c.name, func.length(images.c.data).label("size")).where(
+            images.c.name.in_(sorted(names)), images.c.tenant == tenant
+        )
+        async with self._store.read() as connection:
+            return {row.name: row.size for row in await connection.execute(query)}
 
     async def mark_published(self, tenant: str, name: str, at: datetime) -> bool:
         """Note that the broker has an image of a tenant; False if it has expired."""

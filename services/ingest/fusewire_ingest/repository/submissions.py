@@ -325,6 +325,9 @@ class Submissions:
 
     async def get(self, tenant: str, fusion_id: str) -> Prompt | None:
         """Read a prompt of a tenant; None if there is none of that id. Raises TextsDeletedError."""
+        # PostgreSQL refuses even to look for a NUL.
+        if "\x00" in fusion_id:
+            return None
         query = select(prompts.c.body).where(
             prompts.c.tenant == tenant, prompts.c.fusion_id == fusion_id
         )
