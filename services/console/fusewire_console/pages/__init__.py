@@ -1,5 +1,5 @@
 """The pages, each a module with its routes, in the order of the navigation."""
 
-from fusewire_console.pages import outcomes
+from fusewire_console.pages import ask, outcomes
 
-ALL = (outcomes,)
+ALL = (ask, outcomes)
