@@ -17,7 +17,9 @@ from fusewire.testing.planted import JudgeTruth, MemberTruth, PoolTruth, Truth, 
 MakeSettings = Callable[..., Settings]
 ConsoleRunning = Callable[..., AbstractAsyncContextManager[aiohttp.ClientSession]]
 NOW = datetime.now(UTC)
-MEMBERS = tuple(MemberTruth(name, strength=0.0, accuracy=0.8) for name in ("alpha", "beta", "gamma"))
+MEMBERS = tuple(
+    MemberTruth(name, strength=0.0, accuracy=0.8) for name in ("alpha", "beta", "gamma")
+)
 TRUTH = Truth(now=NOW, pools={"p": PoolTruth(MEMBERS, JudgeTruth())}, open_share=0.5, days=20.0)
 HOSTILE = "<script>alert(1)</script>"
 
@@ -69,9 +71,7 @@ async def test_a_filter_stands_in_the_address_and_chooses(web: aiohttp.ClientSes
     assert "is no period" in await page(web, "/outcomes?since=soon")
 
 
-async def test_what_is_stored_is_shown_as_text(
-    web: aiohttp.ClientSession, store: Store
-) -> None:
+async def test_what_is_stored_is_shown_as_text(web: aiohttp.ClientSession, store: Store) -> None:
     async with store.write() as connection:
         await connection.execute(text("UPDATE outcomes SET custom_id = :it"), {"it": HOSTILE})
     html = await page(web, "/outcomes")

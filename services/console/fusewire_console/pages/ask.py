@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
@@ -22,9 +21,6 @@ POOL_PREFIX = "fusewire/"
 FIELDS = ("prompt", "pool", "mode", "residency", "form")
 RESIDENCIES = ("any", "edge-only")
 NO_SCOPE = "This key may not submit prompts; sign in with one that has the scope 'submit'."
-TOO_LARGE = (
-    "This prompt is larger than a form may be (1 MB); submit it with the API or `fusewire ask`."
-)
 
 
 def routes(site: Site) -> list[Route]:
@@ -118,11 +114,7 @@ async def _form(
 
 
 async def _submit(site: Site, request: Request, visitor: Visitor) -> Response:
-    try:
-        given = await request.form()
-    except HTTPException as exc:
-        # Starlette refuses a field of over 1 MiB with 400.
-        return await _form(site, visitor, {}, TOO_LARGE, max(exc.status_code, 413))
+    given = await request.form()
     fields = {name: str(given.get(name, "")) for name in FIELDS}
     if not fields["prompt"].strip():
         return await _form(site, visitor, fields, "Write a prompt.", 400)
