@@ -2,10 +2,11 @@
 
 import json
 import re
+import time
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from fusewire.testing.console_stack import ANSWERS, REASON, RunningConsole, script
 from fusewire.testing.model_script import Fault, ModelScript
@@ -31,6 +32,12 @@ def ask(page: Page, url: str, prompt: str = PROMPT) -> str:
     page.keyboard.press("Enter")
     page.wait_for_url(re.compile("/ask/[0-9a-z-]+$"))
     return page.url.rpartition("/")[2]
+
+
+def _late(route: Route) -> None:
+    """The extension comes after htmx has started."""
+    time.sleep(0.5)
+    route.continue_()
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +71,7 @@ def test_members_answer_one_after_the_other_and_nothing_moves(
     planted.stack.script(script(beta=slow, gamma=hanging))
     with visit(planted, width=360) as watched:
         page = watched.page
+        page.route("**/hx-sse*", _late)
         ask(page, planted.url)
         places = page.locator("#ask-cards > article, #ask-answer, #ask-status")
         expect(places).to_have_count(5)
