@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from fusewire.testing import browser as chromium
 from fusewire.testing.browser import WatchedPage
@@ -16,6 +16,9 @@ from fusewire.testing.hostile import make_hostile
 
 AXE = Path(__file__).parent / "vendor/axe-4.14.1.min.js"
 OUTCOMES = 1000
+PATIENCE_MS = 60_000
+"""Only a test that is about to fail waits so long."""
+expect.set_options(timeout=PATIENCE_MS)
 
 Visit = Callable[..., AbstractContextManager[WatchedPage]]
 
@@ -39,7 +42,7 @@ def visit(browser: Browser) -> Visit:
         context = browser.new_context(viewport=size, reduced_motion="reduce", **options)
         try:
             watched = WatchedPage(context, console.url, AXE)
-            watched.page.set_default_timeout(60_000)
+            watched.page.set_default_timeout(PATIENCE_MS)
             yield watched
             assert watched.faults == []
         finally:

@@ -57,7 +57,7 @@ def test_ask_read_vote_and_find_the_vote(planted: RunningConsole, visit: Any) ->
         expect(page.get_by_text(REASON).first).to_be_visible()
         assert sql(planted, f"SELECT * FROM v_vote WHERE outcome_id = '{fusion_id}'") == []
         page.get_by_role("radio", name=re.compile("beta")).check()
-        page.get_by_role("button", name=re.compile("vote", re.IGNORECASE)).click()
+        page.get_by_role("button", name="Vote", exact=True).click()
         page.wait_for_load_state()
         votes = sql(planted, f"SELECT choice FROM v_vote WHERE outcome_id = '{fusion_id}'")
         assert [vote["choice"] for vote in votes] == ["beta"]

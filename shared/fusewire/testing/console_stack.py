@@ -27,12 +27,12 @@ MEMBERS = (
 )
 JUDGE = JudgeTruth(position_bias=0.3, length_bias=0.1)
 POOLS = {"default": PoolTruth(MEMBERS, JUDGE), "fast": PoolTruth(MEMBERS[:2], JUDGE)}
-REASON = "Alpha counts the votes and says why a majority is needed."
+REASON = "The first answer says what a quorum is, and why two of them cannot disagree."
 ANSWERS = {
     "alpha": "A quorum is the least number of members that must take part before a decision holds."
     " Two majorities always share a member, so no two of them can decide against each other.",
-    "beta": "A quorum is a majority of the members. It keeps a minority from deciding alone.",
-    "gamma": "It is the number of people in a room.",
+    "beta": "It is a majority of the members. It keeps a minority from deciding alone.",
+    "gamma": "The number of people in a room.",
 }
 """What the fake models answer to each prompt."""
 _CONFIG = """
@@ -123,7 +123,8 @@ def _fake_models(folder: Path) -> Iterator[FakeServer]:
 def _configure(folder: Path, server: FakeServer) -> None:
     names = [*(member.model for member in MEMBERS), JUDGE.model]
     models = "\n".join(
-        f'[models.{name}]\nkind = "remote"\nbase_url = "{server.base_url}"\nmodel = "{name}"'
+        f'[models.{name}]\nkind = "remote"\nbase_url = "{server.base_url}"\nmodel = "{name}"\n'
+        "input_usd_per_mtok = 3.0\noutput_usd_per_mtok = 15.0"
         for name in names
     )
     pools = "\n".join(
