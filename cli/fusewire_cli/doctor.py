@@ -1,6 +1,7 @@
 """`fusewire doctor`: check everything that Fusewire needs."""
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -15,8 +16,8 @@ from fusewire import provision
 from fusewire.bus import Bus
 from fusewire.configuration import find_file
 from fusewire.errors import EXIT_BAD_INPUT, StartupError, Transient
-from fusewire.http_server import listen, listen_operations
-from fusewire.settings import EdgeModel, Http, RemoteModel, Settings
+from fusewire.http_server import listen, listen_console, listen_operations
+from fusewire.settings import EdgeModel, RemoteModel, Settings
 from fusewire.store import migrate
 from fusewire.store.engine import Store
 from fusewire.topology import ALARM, DIALECT_BUCKET, STORES, topology
@@ -78,20 +79,26 @@ def _local(config: Settings) -> Iterator[CheckResult]:
     if url := running(config):
         yield CheckResult("stack", "ok", f"runs at {url}")
     else:
-        yield _ports(config.http)
+        yield _ports(config)
     yield from _models(config)
 
 
-def _ports(http: Http) -> CheckResult:
-    try:
-        listen(http).close()
-        if operations_sock := listen_operations(http):
-            operations_sock.close()
-    except StartupError as exc:
-        return CheckResult("port", "fault", exc.what, exc.mend)
-    if http.operations_port is None:
-        return CheckResult("port", "ok", f"{http.port} is free")
-    return CheckResult("port", "ok", f"{http.port} and {http.operations_port} are free")
+def _ports(config: Settings) -> CheckResult:
+    """Check that the ports of `fusewire up` are free."""
+    with contextlib.ExitStack() as stack:
+        try:
+            socks = [stack.enter_context(listen(config.http))]
+            if config.console.enabled:
+                api_port = socks[0].getsockname()[1]
+                sock = listen_console(config.http, config.console, api_port)
+                socks.append(stack.enter_context(sock))
+            if operations_sock := listen_operations(config.http):
+                socks.append(stack.enter_context(operations_sock))
+        except StartupError as exc:
+            return CheckResult("port", "fault", exc.what, exc.mend)
+        ports = [str(sock.getsockname()[1]) for sock in socks]
+    what = f"{ports[0]} is free" if len(ports) == 1 else f"{' and '.join(ports)} are free"
+    return CheckResult("port", "ok", what)
 
 
 def _disk(config: Settings) -> CheckResult:

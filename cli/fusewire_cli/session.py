@@ -76,7 +76,9 @@ async def client(
             # A command has waited for its calls already, so its stack need not drain them long.
             limits = config.limits.model_copy(update={"call_drain_s": config.limits.drain_s})
             http = config.http.model_copy(update={"port": 0, "operations_port": None})
-            own_config = config.model_copy(update={"http": http, "limits": limits})
+            console = config.console.model_copy(update={"enabled": False})
+            changes = {"http": http, "limits": limits, "console": console}
+            own_config = config.model_copy(update=changes)
             stack = register(Stack(own_config, processes=processes))
             await stack.start()
             exit_stack.callback(

@@ -16,7 +16,8 @@ OTHER_VARIABLES = {
     *("FUSEWIRE_API_KEY", "FUSEWIRE_URL"),
 }
 """Variables that are read beside the settings."""
-EXAMPLES = {"FUSEWIRE_DATABASE__URL": "postgresql+asyncpg://fusewire@database/fusewire"}
+ADDRESS = "postgresql+asyncpg://fusewire@database/fusewire"
+EXAMPLES = {"FUSEWIRE_DATABASE__URL": ADDRESS, "FUSEWIRE_DATABASE__ANALYST_URL": ADDRESS}
 """What stands here for the values of Secrets."""
 FILE = "fusewire.json"
 

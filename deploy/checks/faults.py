@@ -243,6 +243,13 @@ FAULTS: tuple[Fault, ...] = (
             'list "worker-edge" "judge"',
         ),
     ),
+    Fault(
+        "network",
+        "the console reaches NATS",
+        TextChange(
+            f"{TEMPLATES}/networkpolicies.yaml", 'if ne .name "console"', 'if ne .name "nobody"'
+        ),
+    ),
     Fault("network", "there are no policies", ValueChange("networkPolicy: {enabled: false}")),
     Fault(
         "references",
@@ -252,7 +259,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "references",
         "a Service leads to a port that is not there",
-        TextChange(f"{TEMPLATES}/ingest.yaml", "targetPort: http", "targetPort: web"),
+        TextChange(f"{TEMPLATES}/http.yaml", "targetPort: http", "targetPort: web"),
     ),
     Fault(
         "settings",

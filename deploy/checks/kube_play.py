@@ -31,7 +31,7 @@ from fusewire.testing.tiny_gguf import write_gguf
 from fusewire_worker_edge.importers.convert import import_model
 
 SHAPE = "small"
-SERVICES = ("ingest", "dispatcher", "judge", "worker-edge", "worker-remote")
+SERVICES = ("ingest", "dispatcher", "judge", "worker-edge", "worker-remote", "console")
 LINES = 20
 PATIENCE_S = 180.0
 CLAIM, KEYS, DATABASE, PEPPER = "models", "provider-keys", "database", "pepper"
@@ -131,8 +131,8 @@ def _make_pause(store: ContainerStore) -> None:
 
 
 def _free_ports() -> dict[str, str]:
-    """A port for the API, and one for the operations of each service; they share one host."""
-    names = ("api", *SERVICES)
+    """Ports of API and pages, and one for the operations of each service; they share one host."""
+    names = ("api", "pages", *SERVICES)
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in names]
         ports = [str(probe.getsockname()[1]) for probe in probes]
@@ -199,7 +199,8 @@ class PodStack:
         """
         pod = self._pod(component)
         variables = {
-            "FUSEWIRE_HTTP__PORT": self.ports["api"],
+            "FUSEWIRE_HTTP__PORT": self.ports["pages" if component == "console" else "api"],
+            "FUSEWIRE_CONSOLE__API_URL": f"http://127.0.0.1:{self.ports['api']}",
             "FUSEWIRE_HTTP__OPERATIONS_PORT": self.ports.get(component, ""),
         }
         cluster = replace(self.cluster, variables=variables)
@@ -257,6 +258,8 @@ class PodStack:
         counts = {row["member"]: row["n"] for row in json.loads(text)}
         if set(counts.values()) != {len(names)}:
             raise PodError(f"each member has {len(names)} answers, but there are {counts}")
+        if not _answers(f"http://127.0.0.1:{self.ports['pages']}/sign-in"):
+            raise PodError("the console asks nobody to sign in")
         print(f"a batch of {len(names)} lines was answered by {', '.join(counts)}")
 
     def _exec(self, *command: str, stdin: str | None = None) -> str:

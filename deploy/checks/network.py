@@ -8,7 +8,7 @@ from checks.model import Check, Document, Shape
 EVERYWHERE = {"0.0.0.0/0", "::/0"}
 OUTSIDE = {"worker-remote"}
 """The one service that calls hosted models."""
-WITH_DATABASE = {"ingest", "judge", "tools", "prepare", "test"}
+WITH_DATABASE = {"ingest", "judge", "console", "tools", "prepare", "test"}
 """Those that reach PostgreSQL, which may be anywhere, on its port."""
 NATS_PORTS = {4222, "nats", "client"}
 EDGE_PORTS = {*NATS_PORTS, 53, "dns", "dns-tcp"}
@@ -51,6 +51,8 @@ def _of_egress(rule: Document, component: str, database: int) -> Iterator[str]:
     is_database = component in WITH_DATABASE and ports == {database}
     if _is_open(rule) and component not in OUTSIDE and not is_database:
         yield f"reaches beyond the cluster on {_list(ports)}"
+    if component == "console" and ports & NATS_PORTS:
+        yield "reaches NATS"
     if component == "worker-edge" and (not ports or ports - EDGE_PORTS):
         yield f"reaches more than NATS and DNS: {_list(ports - EDGE_PORTS)}"
 
@@ -69,7 +71,7 @@ def _list(ports: set[object]) -> str:
 CHECKS = (
     Check(
         "network",
-        "only worker-remote reaches out; worker-edge reaches NATS and DNS alone",
+        "only worker-remote reaches out; worker-edge NATS and DNS alone, the console no NATS",
         for_pods(network),
     ),
 )

@@ -25,7 +25,7 @@ PROFILES = {"RuntimeDefault", "Localhost"}
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 RESOURCES = (("requests", "cpu"), ("requests", "memory"), ("limits", "memory"))
 LEAST_GRACE_S = {
-    **dict.fromkeys(("ingest", "dispatcher", "judge", "worker-edge"), 20),
+    **dict.fromkeys(("ingest", "dispatcher", "judge", "worker-edge", "console"), 20),
     "worker-remote": 130,
 }
 """Defaults of limits.drain_s and limits.call_drain_s, and 10 s for what follows."""

@@ -20,6 +20,7 @@ BY_CHART = {
     "data_dir": None,
     "database": ("url", "analyst_url"),
     "nats": ("url", "nkey", "js_prefix", "site", "tls_ca"),
+    "console": ("api_url",),
     "http": ("port", "operations_port", "tls_cert", "tls_key", "allow_insecure", "pepper_env"),
 }
 """Settings that the chart makes itself, or that are secret; `config` may not have them."""

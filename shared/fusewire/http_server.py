@@ -34,6 +34,22 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def needs_keys(http: Http) -> bool:
+    """Whether API and console require keys."""
+    return http.keys == "required" or not is_loopback(http.host)
+
+
+def check_encryption(http: Http) -> None:
+    """Raise StartupError if keys and prompts would cross a network unencrypted."""
+    if not is_loopback(http.host) and http.tls_cert is None and not http.allow_insecure:
+        raise StartupError(
+            f"http.host is {http.host}, which others than this machine can reach, and there is no"
+            " TLS: keys and prompts would cross the network in the clear",
+            "set [http] tls_cert and tls_key; or where a proxy before it has TLS, allow_insecure ="
+            " true (fusewire up --behind-proxy); or host = '127.0.0.1'",
+        )
+
+
 def tls(http: Http) -> ssl.SSLContext | None:
     """The server's TLS context; None if TLS is not configured.
 
@@ -79,7 +95,8 @@ def listen_console(http: Http, console: Console, api_port: int) -> socket.socket
     Raises:
         StartupError: the port is taken, or may not be used.
     """
-    return _bind(http.host, console.port_beside(http.port and api_port), "FUSEWIRE_CONSOLE__PORT")
+    port = console.port_beside(http.port and api_port, http.operations_port)
+    return _bind(http.host, port, "FUSEWIRE_CONSOLE__PORT")
 
 
 def listen_operations(http: Http) -> socket.socket | None:

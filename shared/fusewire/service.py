@@ -41,7 +41,7 @@ GARBAGE_THRESHOLDS = (50_000, 20, 50)
 
 
 class Service(Protocol):
-    """One of the five services."""
+    """One of the six services."""
 
     name: str
     drain_s: float

@@ -177,7 +177,8 @@ class Console(Section):
     """Whether `fusewire up` serves it."""
     port: int | None = Field(default=None, ge=0, le=65535)
     """Where `fusewire up` serves it, on the address of `http.host`; unset is the port after
-    `http.port`, and 0 takes any free one. A process of its own serves it on `http.port`."""
+    `http.port` that is not `http.operations_port`, and 0 takes any free one. A process of its own
+    serves it on `http.port`."""
     api_url: str | None = None
     """Where a process of its own reaches ingest's API, such as `http://fusewire-ingest:8484`;
     `fusewire up` knows it."""
@@ -185,11 +186,16 @@ class Console(Section):
     """Tenants whose keys with the scope `admin` see what adds up all tenants: judges, models,
     costs, and SQL. Where no keys are asked for, everybody sees it."""
 
-    def port_beside(self, http_port: int) -> int:
-        """The port where `fusewire up` serves it beside the API on `http_port`."""
+    def port_beside(self, http_port: int, operations_port: int | None) -> int:
+        """The port where `fusewire up` serves it beside the API on `http_port`.
+
+        >>> Console().port_beside(8484, None), Console().port_beside(8484, 8485)
+        (8485, 8486)
+        """
         if self.port is not None:
             return self.port
-        return http_port + 1 if 0 < http_port < 65535 else 0
+        port = http_port + (2 if operations_port == http_port + 1 else 1)
+        return port if http_port and port <= 65535 else 0
 
 
 class Log(Section):

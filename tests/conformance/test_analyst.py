@@ -8,37 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from sqlalchemy import make_url, text
+from sqlalchemy import text
 
 from fusewire.settings import Database
-from fusewire.store.analyst import Analyst, QueryFailed, QueryRefused, QueryTimeout, role
+from fusewire.store.analyst import Analyst, QueryFailed, QueryRefused, QueryTimeout
 from fusewire.store.analyst.result import size
+from fusewire.store.analyst.saved import built_in
 from fusewire.store.audit import Action, insert_action
 from fusewire.store.engine import Store
 from fusewire.store.tables import metadata
 from fusewire.store.views import VIEWS
+from fusewire.testing.analyst_role import as_analyst
 from fusewire.testing.planted import Truth, fill
-from fusewire_cli.query.library import built_in
 
 NOW = dt.datetime(2026, 11, 30, tzinfo=dt.UTC)
 SECRET = "the s3cr3t prompt"
-
-
-async def as_analyst(database: Database) -> Database:
-    """The settings with `analyst_url`, whose role is made for it on PostgreSQL."""
-    store = Store(database)
-    if store.is_sqlite:
-        await store.close()
-        return database
-    name = f"analyst_{store.url.database}"
-    try:
-        await role.grant(
-            store, name, role.scram_verifier("password1234", b"salt" * 4), is_reset=True
-        )
-    finally:
-        await store.close()
-    url = make_url(database.url).set(username=name, password="password1234")
-    return Database(url=database.url, analyst_url=url.render_as_string(hide_password=False))
 
 
 async def plant(database: Database, count: int) -> None:

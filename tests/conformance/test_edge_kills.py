@@ -29,7 +29,7 @@ from fusewire_worker_edge.engine.process import ProcessEngine
 from fusewire_worker_edge.generate import ATTEMPTS, SHARED_ATTEMPTS, EdgeGenerate
 from fusewire_worker_edge.pull import pull
 
-KILLS = int(os.environ.get("KILLS", "5"))
+KILLS = int(os.environ.get("KILLS", "3"))
 SLOTS = 4
 OPEN_TASKS = 6
 """Tasks that are published and not answered while the process is killed."""

@@ -256,6 +256,20 @@ async def test_a_changed_limit_is_the_only_hard_one_and_soft_ones_stay(ring: Key
     assert await ring.rows(f"{query}'{account}'") == [("day", 3.0, 1.0)]
 
 
+async def test_a_changed_limit_is_reported_again_when_it_is_reached_again(ring: Keyring) -> None:
+    _, data = await ring.make(limit=5, limit_reset="daily")
+    now = datetime.now(UTC)
+    row = {"account": f"key:{data['hash']}", "spent_usd": 5.0, "reserved_usd": 0.0}
+    marks = {"soft_passed_at": now, "hard_reached_at": now}
+    async with ring.store.write() as connection:
+        for day in (f"{now:%Y-%m-%d}", "2020-01-01"):
+            await connection.execute(insert(budgets).values(**row, **marks, period=day))
+    await ring.ask("PATCH", f"/{data['hash']}", {"limit": 7})
+
+    query = "SELECT period FROM budgets WHERE hard_reached_at IS NULL AND soft_passed_at IS NULL"
+    assert await ring.rows(query) == [(f"{now:%Y-%m-%d}",)]
+
+
 async def test_a_rotated_key_has_the_limit_and_the_usage_of_the_first(ring: Keyring) -> None:
     _, data = await ring.make(limit=5, limit_reset="daily")
     now = datetime.now(UTC)

@@ -101,9 +101,8 @@ class Children:
         if sock := self._socks.get(name):
             env[LISTEN_ENV] = str(sock.fileno())
             inherited_fds.append(sock.fileno())
-        if name == "ingest":
-            if (port := self._settings.http.operations_port) is not None:
-                env["FUSEWIRE_HTTP__OPERATIONS_PORT"] = str(port)
+        if name == "ingest" and (port := self._settings.http.operations_port) is not None:
+            env["FUSEWIRE_HTTP__OPERATIONS_PORT"] = str(port)
         module = f"fusewire_{name.replace('-', '_')}"
         self._processes[name] = await asyncio.create_subprocess_exec(
             sys.executable, "-m", module, env=env, stdin=asyncio.subprocess.DEVNULL,

@@ -48,9 +48,9 @@ class Stack:
         container.remove()
         return container.output
 
-    async def start_service(self, service: str, port: int) -> None:
+    async def start_service(self, service: str, port: int, **env: str) -> None:
         """Start a service, and wait until it is ready and healthy."""
-        container = await self._start(service, FUSEWIRE_HTTP__OPERATIONS_PORT=str(port))
+        container = await self._start(service, FUSEWIRE_HTTP__OPERATIONS_PORT=str(port), **env)
         loop = asyncio.get_running_loop()
         until = loop.time() + _PATIENCE_S
         while not await asyncio.to_thread(_answers, f"http://127.0.0.1:{port}/readyz"):
@@ -141,13 +141,17 @@ async def run_batch(store: Store, folder: Path) -> None:
         await stack.tools("db", "upgrade")
         await stack.tools("topology", "apply")
         key = await stack.tools("keys", "create", "--tenant", "default", "--name", "image-check")
-        port, *operations_ports = _free_ports(1 + len(SERVICES))
-        stack.env["FUSEWIRE_HTTP__PORT"] = str(port)
+        port, console_port, *operations_ports = _free_ports(2 + len(SERVICES))
+        url = f"http://127.0.0.1:{port}"
+        stack.env |= {"FUSEWIRE_HTTP__PORT": str(port), "FUSEWIRE_CONSOLE__API_URL": url}
         for service, operations_port in zip(SERVICES, operations_ports, strict=True):
-            await stack.start_service(service, operations_port)
+            # They share the host's network.
+            own_port = console_port if service == "console" else port
+            await stack.start_service(service, operations_port, FUSEWIRE_HTTP__PORT=str(own_port))
         print(f"{len(SERVICES)} services are ready and healthy", flush=True)
         names = write_lines(folder / "batch" / "in.jsonl", LINES)
-        url = f"http://127.0.0.1:{port}"
+        if not _answers(f"http://127.0.0.1:{console_port}/sign-in"):
+            raise CheckError("the console asks nobody to sign in")
         await stack.tools(
             *("batch", "run", "/batch/in.jsonl", "--out", "/batch/out.jsonl", "--progress", "none"),
             FUSEWIRE_URL=url,

@@ -15,7 +15,7 @@ from files import faults as file_faults
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCKERFILE = ROOT / "deploy" / "docker" / "Dockerfile"
-SERVICES = ("ingest", "dispatcher", "judge", "worker-edge", "worker-remote")
+SERVICES = ("ingest", "dispatcher", "judge", "worker-edge", "worker-remote", "console")
 IMAGES = (*SERVICES, "tools")
 MOST_MB = 250
 """No image may be larger, except worker-edge's, which has an inference engine."""

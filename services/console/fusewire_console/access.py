@@ -5,17 +5,16 @@ nothing is stored here, any replica serves any visitor, and a revoked key ends t
 (docs/decisions/0058).
 """
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from fusewire.http_server import is_loopback
-from fusewire.settings import Http
 from fusewire_console.api import Api, ApiError
 
 COOKIE = "fusewire_key"
-KEY_PREFIX = "fw-"
-MOST_KEY_CHARS = 200
+KEY = re.compile(r"fw-[A-Za-z0-9_-]{1,197}")
+"""Whatever may be a key: others are not sent to the API, as a line end would be two headers."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +31,15 @@ class Visitor:
 
 
 class SignInError(Exception):
-    """There is no valid key; the visitor has to give one."""
+    """There is no valid key; the visitor has to give one.
+
+    Attributes:
+        message: what is wrong with the key; empty if there is none.
+    """
 
     def __init__(self, message: str) -> None:
         self.message = message
         super().__init__(message)
-
-
-def needs_keys(http: Http) -> bool:
-    """Whether the console asks for a key: where the API does, or where others reach it."""
-    return http.keys == "required" or not is_loopback(http.host)
 
 
 class Access:
@@ -67,8 +65,10 @@ class Access:
         """
         if not self.is_required:
             return Visitor("default", None, None, frozenset({"admin", "read", "submit"}), True)
-        if not key or not key.startswith(KEY_PREFIX) or len(key) > MOST_KEY_CHARS:
-            raise SignInError("" if not key else "this is no key of a Fusewire; it begins with fw-")
+        if not key:
+            raise SignInError("")
+        if not KEY.fullmatch(key):
+            raise SignInError("this is no key of a Fusewire, which begins with fw-")
         try:
             caller = await self._api.get(key, "/v1/caller")
         except ApiError as exc:

@@ -5,15 +5,16 @@ from typing import Any
 import structlog
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Scope
 
-from fusewire.store.analyst import QueryError
+from fusewire.store.analyst import QueryError, QueryRefused, QueryTimeout
+from fusewire_console.access import Visitor
 from fusewire_console.api import ApiError
 from fusewire_console.guard import Guard
-from fusewire_console.pages import ALL, sign_in
+from fusewire_console.pages import ALL, page, sign_in
 from fusewire_console.site import Site
 from fusewire_console.views import OperatorsOnlyError
 
@@ -48,30 +49,42 @@ def _handler(site: Site) -> Any:
     """Shows an error as a page."""
 
     async def show(request: Request, exc: Exception) -> Response:
-        if isinstance(exc, ApiError) and exc.status == 401:
+        if isinstance(exc, ApiError) and exc.status == 401 and site.access.is_required:
             # The key was revoked meanwhile.
-            return RedirectResponse("/sign-in", 303)
-        status, title, message = _describe(exc)
-        if status == 500:
-            log.error("console.broken", fault=type(exc).__name__, path=request.url.path)
-        return site.renderer.page(
+            return page.to_sign_in(request)
+        visitor: Visitor | None = getattr(request.state, "visitor", None)
+        status, title, message = _describe(exc, visitor)
+        if status >= 500:
+            what = exc.what if isinstance(exc, QueryRefused) else None
+            fault, path = type(exc).__name__, request.url.path
+            log.error("console.failed", fault=fault, what=what, status=status, path=path)
+        response = site.renderer.page(
             "error.html",
-            visitor=None,
+            visitor=visitor,
             now=site.clock(),
             status=status,
             title=title,
             message=message,
         )
+        if page.is_part(request):
+            # The part stays as it is, until it is asked for again.
+            response.headers["hx-reswap"] = "none"
+        return response
 
     return show
 
 
-def _describe(exc: Exception) -> tuple[int, str, str]:
+def _describe(exc: Exception, visitor: Visitor | None) -> tuple[int, str, str]:
     """Status, title and text of an error's page."""
     if isinstance(exc, ApiError):
-        return exc.status, "The API refused this", exc.message
+        return _describe_refusal(exc)
+    if isinstance(exc, QueryTimeout):
+        return 503, "The database took too long", "Try it again, or choose less."
     if isinstance(exc, QueryError):
-        return 503, "The database gave no result", str(exc)
+        # It names the database, which is no business of tenants.
+        is_operator = visitor is not None and visitor.is_operator
+        message = str(exc) if is_operator else "Try it again, or tell an operator."
+        return 503, "The database gave no result", message
     if isinstance(exc, OperatorsOnlyError):
         return (
             403,
@@ -79,5 +92,13 @@ def _describe(exc: Exception) -> tuple[int, str, str]:
             "It needs a key with the scope 'admin' of a tenant in [console] operators.",
         )
     if getattr(exc, "status_code", 500) == 404:
-        return 404, "There is nothing at this address", "Choose a page on the left."
-    return 500, "Fusewire failed", "The log of the console has more, under console.broken."
+        return 404, "There is nothing at this address", "The first page leads to what there is."
+    return 500, "Fusewire failed", "The log of the console has more, under console.failed."
+
+
+def _describe_refusal(error: ApiError) -> tuple[int, str, str]:
+    if error.status == 401:
+        message = "It asks for a key: set [http] keys = 'required' for the console too."
+        return 503, "The API refused this", message
+    title = "The API cannot answer now" if error.status == 503 else "The API refused this"
+    return error.status, title, error.message

@@ -1,7 +1,7 @@
 """Figures as text, always with their unit. Pure; None, which is what nobody knows, is a dash."""
 
 import math
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from fusewire.analysis.measures import Rate
 
@@ -109,6 +109,7 @@ def moment(at: datetime | None) -> str:
 def ago(at: datetime | None, now: datetime) -> str:
     """How long ago a time was.
 
+    >>> from datetime import timedelta
     >>> now = datetime(2026, 1, 2, tzinfo=UTC)
     >>> ago(now - timedelta(minutes=3), now), ago(now, now)
     ('3.0 min ago', 'now')

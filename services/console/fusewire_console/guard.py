@@ -1,5 +1,6 @@
 """What holds for each request and response: where it may come from, and what a page may load."""
 
+import re
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -22,11 +23,12 @@ HEADERS = {
     "content-security-policy": POLICY,
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
-    # With "no-referrer" browsers send the origin "null" with forms, which are then refused.
+    # Not `no-referrer`, with which browsers send forms without their Origin.
     "referrer-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
+_HOST = re.compile(r"[A-Za-z0-9._:\[\]-]+")
 SAFE_METHODS = frozenset({"GET", "HEAD"})
 
 
@@ -58,20 +60,41 @@ class Guard:
                     headers.setdefault("cache-control", "no-store")
             await send(message)
 
-        reason = self._refusal(scope["method"], Headers(scope=scope))
+        reason = self._refusal(scope, Headers(scope=scope))
         app = PlainTextResponse(f"{reason}\n", 403) if reason else self._app
         await app(scope, receive, send_with_headers)
 
-    def _refusal(self, method: str, headers: Headers) -> str | None:
+    def _refusal(self, scope: Scope, headers: Headers) -> str | None:
         """Why a request is refused; None if it is not."""
         host = headers.get("host", "")
+        hostname = _hostname(host)
+        if not hostname:
+            return "the header Host names no host"
         # Another page's script reaches this machine's address under a name of its own (DNS
         # rebinding), and no key would stop it.
-        if self._is_open and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        if self._is_open and not is_loopback(hostname):
             return f"'{host[:100]}' is not this machine; open the console by its address"
-        if method in SAFE_METHODS:
-            return None
-        origin = headers.get("origin")
-        if origin is None or urlsplit(origin).netloc != host:
-            return "only a form of this console may send this"
+        if "\0" in scope["path"] or b"%00" in scope["query_string"]:
+            return "the address has a null character, which no database takes"
+        if scope["method"] not in SAFE_METHODS and not _is_own(headers, host):
+            return "only a form of this console may send this; a proxy must keep the header Host"
         return None
+
+
+def _is_own(headers: Headers, host: str) -> bool:
+    """Whether a page of this console sends a request.
+
+    Browsers say so in Sec-Fetch-Site, where they trust the connection, and else in Origin.
+    """
+    if (site := headers.get("sec-fetch-site")) is not None:
+        return site == "same-origin"
+    scheme, _, sender = headers.get("origin", "").partition("://")
+    return scheme in ("http", "https") and sender.lower() == host.lower()
+
+
+def _hostname(host: str) -> str:
+    """The name or address in a header Host, without its port; empty if there is none."""
+    try:
+        return (_HOST.fullmatch(host) and urlsplit(f"//{host}").hostname) or ""
+    except ValueError:
+        return ""

@@ -2,13 +2,14 @@
 
 from datetime import UTC, datetime
 from typing import cast
+from urllib.parse import urlsplit
 
 from fusewire.errors import StartupError
-from fusewire.http_server import App
+from fusewire.http_server import App, check_encryption, is_loopback, needs_keys
 from fusewire.settings import Settings
 from fusewire.store.analyst import Analyst, QueryRefused
 from fusewire_console import app
-from fusewire_console.access import Access, needs_keys
+from fusewire_console.access import Access
 from fusewire_console.api import Api, own_context
 from fusewire_console.render import Renderer
 from fusewire_console.site import Site
@@ -27,6 +28,7 @@ class Console:
 
     def __init__(self, settings: Settings) -> None:
         self.drain_s = settings.limits.drain_s
+        self._settings = settings
         if settings.console.api_url is None:
             raise StartupError(
                 "[console] api_url is not set, and the console asks the API for all but views",
@@ -35,7 +37,9 @@ class Console:
             )
         self._api = Api(settings.console.api_url, own_context(settings.http))
         self._analyst = Analyst(settings.database, timeout_s=TIMEOUT_S, trusted=True)
-        needed = needs_keys(settings.http)
+        # An API on another machine asks for keys, so whoever comes here needs one too.
+        is_elsewhere = not is_loopback(urlsplit(settings.console.api_url).hostname or "")
+        needed = needs_keys(settings.http) or is_elsewhere
         self._site = Site(
             settings=settings,
             api=self._api,
@@ -48,7 +52,8 @@ class Console:
         self._app = app.build(self._site)
 
     async def start(self) -> None:
-        """Check that the database can be read, and make ready to ask the API."""
+        """Check settings and that the database can be read, and make ready to ask the API."""
+        check_encryption(self._settings.http)
         try:
             async with self._analyst:
                 pass

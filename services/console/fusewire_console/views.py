@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fusewire.store.analyst import Analyst
 from fusewire.store.analyst import NONE as NO_PARAMETERS
+from fusewire.store.analyst import Analyst
 from fusewire_console.access import Visitor
 
 Rows = list[dict[str, Any]]
@@ -51,6 +51,17 @@ class Views:
         if not visitor.is_operator:
             raise OperatorsOnlyError
         return await self._analyst.fetch(sql, parameters)
+
+    async def of_fusion(self, fusion_id: str, sql: str) -> Rows:
+        """Rows of one fusion, which the caller has found to be one that the visitor may see.
+
+        Args:
+            fusion_id: the fusion.
+            sql: on views without a tenant, with a condition on `:id`.
+        """
+        if ":id" not in sql:
+            raise ValueError("a statement for a fusion has no condition on its id")
+        return await self._analyst.fetch(sql, {"id": fusion_id})
 
     @property
     def is_sqlite(self) -> bool:

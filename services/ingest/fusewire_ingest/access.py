@@ -8,9 +8,8 @@ from datetime import datetime
 
 import structlog
 
-from fusewire.errors import StartupError
-from fusewire.http_server import is_loopback
-from fusewire.settings import Http, Settings, Tenant
+from fusewire.http_server import check_encryption, needs_keys
+from fusewire.settings import Settings, Tenant
 from fusewire_ingest.admission import keys
 from fusewire_ingest.admission.rates import UNLIMITED, Limits, RateLimit
 from fusewire_ingest.key_usage import KeyUsage
@@ -73,22 +72,6 @@ class AccessError(Exception):
         super().__init__(message)
 
 
-def needs_keys(http: Http) -> bool:
-    """Whether the API requires keys."""
-    return http.keys == "required" or not is_loopback(http.host)
-
-
-def check(http: Http) -> None:
-    """Raise StartupError if keys and prompts would cross a network unencrypted."""
-    if not is_loopback(http.host) and http.tls_cert is None and not http.allow_insecure:
-        raise StartupError(
-            f"http.host is {http.host}, which others than this machine can reach, and there is no"
-            " TLS: keys and prompts would cross the network in the clear",
-            "set [http] tls_cert and tls_key; or where a proxy before it has TLS, allow_insecure ="
-            " true (fusewire up --behind-proxy); or host = '127.0.0.1'",
-        )
-
-
 class Access:
     """Identifies callers by their API keys."""
 
@@ -113,7 +96,7 @@ class Access:
 
     async def start(self) -> None:
         """Check the HTTP settings and load the pepper if keys are required. Raises StartupError."""
-        check(self._settings.http)
+        check_encryption(self._settings.http)
         self._key_usage.start()
         if not self._is_required:
             return

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 LEAST = 8
 """The least that it shrinks to."""
-LATE_S = 0.01
+LATE_S = 0.004
 """Mean lateness from which on there are too many lines: a prompt takes some twenty turns."""
 ADJUST_EVERY_S = 0.5
 DECREASE = 0.7

@@ -106,6 +106,9 @@ NO_IMAGE = "workerEdge: {weights: {existingClaim: '', images: {other: {reference
 NO_SUCH_MODEL = f"workerEdge: {{weights: {{manifestSha256: {{tinny: '{'a' * 64}'}}}}}}"
 NO_HOST = "ingest: {ingress: {enabled: true}}"
 NO_GATEWAY = "ingest: {httpRoute: {enabled: true}}"
+CONSOLE_ALONE = "{ingest: {enabled: false}, console: {enabled: true}}"
+NO_LAG = "console: {enabled: true, autoscaling: {keda: {enabled: true}}}"
+NO_CONSOLE_HOST = "console: {enabled: true, ingress: {enabled: true}}"
 BOTH_MONITORS = "monitoring: {podMonitor: {enabled: true}, serviceMonitor: {enabled: true}}"
 MISSPELT = "ingest: {replicaz: 2}"
 
@@ -126,6 +129,9 @@ MISSPELT = "ingest: {replicaz: 2}"
         (NO_SUCH_MODEL, "manifestSha256 names tinny, which is no edge model"),
         (NO_HOST, "ingest.ingress is enabled and has no hosts"),
         (NO_GATEWAY, "ingest.httpRoute is enabled and belongs to no Gateway"),
+        (CONSOLE_ALONE, "console is enabled and ingest is not, whose API it asks"),
+        (NO_LAG, "console.autoscaling.keda is enabled, and it takes no messages"),
+        (NO_CONSOLE_HOST, "console.ingress is enabled and has no hosts"),
         (BOTH_MONITORS, "monitoring has both podMonitor and serviceMonitor enabled"),
         (MISSPELT, "replicaz"),
     ],
@@ -154,10 +160,12 @@ def test_each_pod_gets_its_own_secrets_and_no_other(render: Renderer) -> None:
         "judge": {database, "judge.seed"},
         "worker-edge": {"worker-edge.seed"},
         "worker-remote": {key, "worker-remote.seed"},
+        "console": {"fusewire-console-database"},
         "tools": {database, pepper, "ops.seed"},
     }
     for service, names in wanted.items():
         assert secrets_of(rendering.pod(service)) - {"ca.crt"} == names, service
+    assert secrets_of(rendering.pod("console")) == wanted["console"], "it has no way to NATS"
     job = rendering.find("Job", "fw-fusewire-prepare")["spec"]["template"]["spec"]
     assert secrets_of(job) - {"ca.crt"} == {database, "ops.seed"}
 
@@ -204,7 +212,8 @@ def test_pods_have_the_time_that_draining_takes(render: Renderer) -> None:
     seconds = "terminationGracePeriodSeconds"
     rendering = render()
     assert rendering.pod("judge")[seconds] == 20
-    assert rendering.pod("ingest")[seconds] == 25  # with the wait before the stop
+    for service in ("ingest", "console"):  # with the wait before the stop
+        assert rendering.pod(service)[seconds] == 25
     assert rendering.pod("worker-remote")[seconds] == 130
     rendering = render("config: {limits: {drain_s: 30.5, call_drain_s: 20}}")
     assert rendering.pod("judge")[seconds] == 41
@@ -264,6 +273,45 @@ def test_the_api_has_tls_of_its_own_or_says_that_something_before_it_has(render:
     assert plain["FUSEWIRE_HTTP__ALLOW_INSECURE"] == "true"
     assert "FUSEWIRE_HTTP__ALLOW_INSECURE" not in own
     assert own["FUSEWIRE_HTTP__TLS_KEY"] == "/etc/fusewire/tls/tls.key"
+
+
+def test_the_console_reads_as_a_role_of_its_own_or_as_the_owner_of_the_tables(
+    render: Renderer,
+) -> None:
+    def database(rendering: Rendering) -> dict[str, str]:
+        variables = rendering.pod("console")["containers"][0]["env"]
+        references = {
+            v["name"]: v["valueFrom"]["secretKeyRef"] for v in variables if "valueFrom" in v
+        }
+        return {name: reference["name"] for name, reference in references.items()}
+
+    own = "fusewire-console-database"
+    variables = ("FUSEWIRE_DATABASE__URL", "FUSEWIRE_DATABASE__ANALYST_URL")
+    assert database(render(shape="production")) == dict.fromkeys(variables, own)
+    assert database(render()) == {"FUSEWIRE_DATABASE__URL": "fusewire-database"}
+
+
+def test_the_console_asks_the_api_and_has_its_certificate(render: Renderer) -> None:
+    plain, tls = render().env("console"), render(shape="air-gapped").env("console")
+    assert plain["FUSEWIRE_CONSOLE__API_URL"] == "http://fw-fusewire-ingest:8484"
+    assert plain["FUSEWIRE_HTTP__ALLOW_INSECURE"] == "true"
+    assert tls["FUSEWIRE_CONSOLE__API_URL"] == "https://fw-fusewire-ingest:8484"
+    assert tls["FUSEWIRE_HTTP__TLS_CERT"] == "/etc/fusewire/tls/tls.crt"
+    assert not [name for name in plain if name.startswith("FUSEWIRE_NATS__")]
+
+
+def test_only_who_shows_pages_reaches_the_console_and_it_reaches_no_bus(render: Renderer) -> None:
+    rendering = render(shape="production")
+    rules = rendering.find("NetworkPolicy", "fw-fusewire-console")["spec"]
+    peers = {rule["ports"][0]["port"]: rule["from"] for rule in rules["ingress"]}
+    gateway = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "gateways"}}}
+    assert peers["http"] == [gateway]
+    assert {port["port"] for rule in rules["egress"] for port in rule["ports"]} == {
+        *(53, 5432, "http"),
+        4318,  # traces
+    }
+    route = rendering.find("HTTPRoute", "fw-fusewire-console")["spec"]
+    assert route["rules"][0]["backendRefs"] == [{"name": "fw-fusewire-console", "port": 8484}]
 
 
 def test_devices_and_further_objects_are_rendered(render: Renderer) -> None:

@@ -151,6 +151,8 @@ DATABASE: Document = {"ports": [{"port": 5432}]}
         ("judge", [NATS_RULE, DATABASE], ""),
         ("worker-remote", [NATS_RULE, OUT], ""),
         ("worker-edge", [NATS_RULE, {"to": [{}], "ports": [{"port": 53}]}], ""),
+        ("console", [DATABASE, {"to": [{}], "ports": [{"port": 8484}]}], ""),
+        ("console", [NATS_RULE], "reaches NATS"),
         ("judge", [OUT], "reaches beyond the cluster on port 443"),
         ("judge", [{"to": []}], "reaches beyond the cluster on any port"),
         ("dispatcher", [DATABASE], "reaches beyond the cluster on port 5432"),

@@ -18,7 +18,7 @@ from fusewire.settings import Limits, Settings
 ROOT = Path(__file__).parents[3]
 DOCKER = ROOT / "deploy" / "docker"
 LOCKS = DOCKER / "requirements"
-SERVICES = ("ingest", "dispatcher", "judge", "worker-edge", "worker-remote")
+SERVICES = ("ingest", "dispatcher", "judge", "worker-edge", "worker-remote", "console")
 IMAGES = {
     **{service: ("shared", f"services/{service}") for service in SERVICES},
     "tools": (
@@ -295,24 +295,32 @@ def test_secrets_and_networks_reach_only_who_needs_them(
     with_database = {
         name for name, service in ours.items() if "FUSEWIRE_DATABASE__URL" in service["environment"]
     }
-    assert with_database == {"ingest", "judge", "prepare", "tools"}
+    assert with_database == {"ingest", "judge", "console", "prepare", "tools"}
     on_database = {name for name, s in compose["services"].items() if "database" in s["networks"]}
     assert on_database == {*with_database, "postgres"}
     peppered = {name for name, s in ours.items() if "FUSEWIRE_KEY_PEPPER" in s["environment"]}
     assert peppered == {"ingest", "tools"}
-    assert {name for name, s in ours.items() if "env_file" in s} == {"worker-remote"}
+    own_files = {name: s["env_file"] for name, s in ours.items() if "env_file" in s}
+    console_file = [{"path": "console.env", "required": False}]
+    assert own_files == {"worker-remote": "providers.env", "console": console_file}
+    on_bus = {name for name, s in compose["services"].items() if "bus" in s["networks"]}
+    assert on_bus == {*SERVICES, "nats", "prepare", "tools"} - {"console"}
+    assert "FUSEWIRE_NATS__URL" not in ours["console"]["environment"]
     inner = {name for name, network in compose["networks"].items() if network}
     outward = {name for name, s in compose["services"].items() if {*s["networks"]} - inner}
-    assert outward == {"ingest", "worker-remote"}
-    assert [s["ports"] for s in ours.values() if "ports" in s] == [["127.0.0.1:8484:8484"]]
+    assert outward == {"ingest", "worker-remote", "console"}
+    ports = {name: s["ports"] for name, s in ours.items() if "ports" in s}
+    assert ports == {"ingest": ["127.0.0.1:8484:8484"], "console": ["127.0.0.1:8485:8484"]}
 
 
 def test_compose_starts_in_order_and_gives_time_to_drain(ours: dict[str, Any]) -> None:
     limits = Limits()
     for name in SERVICES:
         after = {other: how["condition"] for other, how in ours[name]["depends_on"].items()}
-        expected = {"nats": "service_healthy", "prepare": "service_completed_successfully"}
-        if name in ("ingest", "judge"):
+        expected = {"prepare": "service_completed_successfully"}
+        if name != "console":
+            expected["nats"] = "service_healthy"
+        if name in ("ingest", "judge", "console"):
             expected["postgres"] = "service_healthy"
         assert after == expected
         drain_s = limits.call_drain_s if name == "worker-remote" else limits.drain_s

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusewire.errors import StartupError
+from fusewire.http_server import check_encryption, needs_keys
 from fusewire.settings import Http, Settings
-from fusewire_ingest.access import check, needs_keys
 from fusewire_ingest.admission import keys
 from fusewire_ingest.pepper import FILE, pepper
 
@@ -155,7 +155,7 @@ PUBLIC = [
 
 @pytest.mark.parametrize("host", HERE)
 def test_on_this_machine_neither_keys_nor_tls_are_needed(host: str) -> None:
-    check(Http(host=host))
+    check_encryption(Http(host=host))
     assert not needs_keys(Http(host=host))
     assert needs_keys(Http(host=host, keys="required"))
 
@@ -164,14 +164,14 @@ def test_on_this_machine_neither_keys_nor_tls_are_needed(host: str) -> None:
 def test_beyond_it_both_are(host: str) -> None:
     assert needs_keys(Http(host=host))
     with pytest.raises(StartupError) as error:
-        check(Http(host=host))
+        check_encryption(Http(host=host))
     assert "there is no TLS" in error.value.what
     assert all(
         word in error.value.mend for word in ("tls_cert", "tls_key", "allow_insecure", "127.0.0.1")
     )
 
-    check(Http(host=host, tls_cert=Path("cert.pem"), tls_key=Path("key.pem")))
-    check(Http(host=host, allow_insecure=True))
+    check_encryption(Http(host=host, tls_cert=Path("cert.pem"), tls_key=Path("key.pem")))
+    check_encryption(Http(host=host, allow_insecure=True))
     assert needs_keys(Http(host=host, allow_insecure=True)), (
         "a proxy's TLS says nothing of who comes"
     )

@@ -39,7 +39,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 
 {{/* The services by their keys in values.yaml; `tools` is no service. */}}
 {{- define "fusewire.services" -}}
-[ingest, dispatcher, judge, workerEdge, workerRemote]
+[ingest, dispatcher, judge, workerEdge, workerRemote, console]
 {{- end }}
 
 {{/*

@@ -90,6 +90,7 @@ volumeMounts:
 {{- $values := .root.Values }}
 {{- $component := .component }}
 {{- include "fusewire.fileEnv" . }}
+{{- if ne $component.key "console" }}
 - name: FUSEWIRE_NATS__URL
   value: {{ $values.nats.url | quote }}
 {{- if $values.nats.site }}
@@ -108,12 +109,29 @@ volumeMounts:
 - name: FUSEWIRE_NATS__TLS_CA
   value: /etc/fusewire/nats-tls/ca.crt
 {{- end }}
+{{- end }}
 {{- if and (has $component.key (list "ingest" "judge" "tools")) (include "fusewire.hasDatabase" .root) }}
 - name: FUSEWIRE_DATABASE__URL
   valueFrom:
     secretKeyRef:
       name: {{ $values.database.existingSecret }}
       key: url
+{{- end }}
+{{- if eq $component.key "console" }}
+- name: FUSEWIRE_CONSOLE__API_URL
+  value: {{ empty $values.ingest.tls.existingSecret | ternary "http" "https" }}://{{ include "fusewire.fullname" .root }}-ingest:{{ $values.ingest.service.port }}
+- name: FUSEWIRE_DATABASE__URL
+  valueFrom:
+    secretKeyRef:
+      name: {{ $component.database.existingSecret | default $values.database.existingSecret }}
+      key: url
+{{- with $component.database.existingSecret }}
+- name: FUSEWIRE_DATABASE__ANALYST_URL
+  valueFrom:
+    secretKeyRef:
+      name: {{ . }}
+      key: url
+{{- end }}
 {{- end }}
 {{- if or (eq $component.key "ingest") (and (eq $component.key "tools") $values.ingest.enabled (not .role)) }}
 - name: FUSEWIRE_KEY_PEPPER
@@ -133,10 +151,11 @@ volumeMounts:
 - name: FUSEWIRE_TELEMETRY__OTLP_ENDPOINT
   value: ""
 {{- end }}
-{{- if eq $component.key "ingest" }}
+{{- if has $component.key (list "ingest" "console") }}
 - name: FUSEWIRE_HTTP__PORT
   value: "8484"
-{{- if $component.tls.existingSecret }}
+{{- /* The console has ingest's certificate, by which it also knows the API. */}}
+{{- if $values.ingest.tls.existingSecret }}
 - name: FUSEWIRE_HTTP__TLS_CERT
   value: /etc/fusewire/tls/tls.crt
 - name: FUSEWIRE_HTTP__TLS_KEY
@@ -159,22 +178,20 @@ volumeMounts:
 
 {{- define "fusewire.mounts" -}}
 {{- include "fusewire.fileMounts" . }}
-{{- if .root.Values.nats.nkeys.existingSecret }}
+{{- if and .root.Values.nats.nkeys.existingSecret (ne .component.key "console") }}
 - name: nkey
   mountPath: /etc/fusewire/nats
   readOnly: true
 {{- end }}
-{{- if .root.Values.nats.tls.existingSecret }}
+{{- if and .root.Values.nats.tls.existingSecret (ne .component.key "console") }}
 - name: nats-ca
   mountPath: /etc/fusewire/nats-tls
   readOnly: true
 {{- end }}
-{{- if eq .component.key "ingest" }}
-{{- if .component.tls.existingSecret }}
+{{- if and .root.Values.ingest.tls.existingSecret (has .component.key (list "ingest" "console")) }}
 - name: tls
   mountPath: /etc/fusewire/tls
   readOnly: true
-{{- end }}
 {{- end }}
 {{- if eq .component.key "workerEdge" }}
 {{ include "fusewire.weightMounts" . | trim }}
@@ -192,6 +209,7 @@ volumeMounts:
 - name: tmp
   emptyDir:
     sizeLimit: {{ .component.tmpSizeLimit }}
+{{- if ne .component.key "console" }}
 {{- with $values.nats.nkeys.existingSecret }}
 - name: nkey
   secret:
@@ -210,8 +228,9 @@ volumeMounts:
       - key: ca.crt
         path: ca.crt
 {{- end }}
-{{- if eq .component.key "ingest" }}
-{{- with .component.tls.existingSecret }}
+{{- end }}
+{{- if has .component.key (list "ingest" "console") }}
+{{- with $values.ingest.tls.existingSecret }}
 - name: tls
   secret:
     secretName: {{ . }}

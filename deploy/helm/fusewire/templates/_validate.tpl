@@ -18,11 +18,17 @@
 {{- if and .Values.monitoring.podMonitor.enabled .Values.monitoring.serviceMonitor.enabled }}
 {{- fail "monitoring has both podMonitor and serviceMonitor enabled, and everything would be counted twice: disable one of them" }}
 {{- end }}
-{{- if and .Values.ingest.enabled .Values.ingest.ingress.enabled (not .Values.ingest.ingress.hosts) }}
-{{- fail "ingest.ingress is enabled and has no hosts: name one in ingest.ingress.hosts" }}
+{{- range $key := list "ingest" "console" }}
+{{- $own := index $.Values $key }}
+{{- if and $own.enabled $own.ingress.enabled (not $own.ingress.hosts) }}
+{{- fail (printf "%s.ingress is enabled and has no hosts: name one in %s.ingress.hosts" $key $key) }}
 {{- end }}
-{{- if and .Values.ingest.enabled .Values.ingest.httpRoute.enabled (not .Values.ingest.httpRoute.parentRefs) }}
-{{- fail "ingest.httpRoute is enabled and belongs to no Gateway: name one in ingest.httpRoute.parentRefs" }}
+{{- if and $own.enabled $own.httpRoute.enabled (not $own.httpRoute.parentRefs) }}
+{{- fail (printf "%s.httpRoute is enabled and belongs to no Gateway: name one in %s.httpRoute.parentRefs" $key $key) }}
+{{- end }}
+{{- end }}
+{{- if and .Values.console.enabled (not .Values.ingest.enabled) }}
+{{- fail "console is enabled and ingest is not, whose API it asks: set console.enabled=false here, and enable it where ingest runs" }}
 {{- end }}
 {{- end }}
 
@@ -34,6 +40,9 @@
 {{- end }}
 {{- if and $scaling.keda.enabled (eq 0 (int $scaling.keda.minReplicas)) (has .component.key (list "ingest" "judge")) }}
 {{- fail (printf "%s.autoscaling.keda.minReplicas is 0, and it has work without messages too: set 1 or more" .component.key) }}
+{{- end }}
+{{- if and $scaling.keda.enabled (eq .component.key "console") (not $scaling.keda.extraTriggers) }}
+{{- fail "console.autoscaling.keda is enabled, and it takes no messages that could lag: set console.autoscaling.keda.enabled=false and use hpa, or name extraTriggers" }}
 {{- end }}
 {{- if and $scaling.keda.enabled $prepare.enabled (not (or $prepare.hooks.helm $prepare.hooks.argocd)) }}
 {{- fail (printf "%s.autoscaling.keda is enabled and prepare has no hook: KEDA scales to the most replicas while consumers are missing, so they must be there before. Enable prepare.hooks.helm or prepare.hooks.argocd, or provision NATS yourself and set prepare.enabled=false" .component.key) }}

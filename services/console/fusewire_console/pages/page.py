@@ -1,9 +1,11 @@
 """What all pages do: find out who visits, and render."""
 
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
 
+from starlette.datastructures import URL
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
@@ -21,13 +23,27 @@ def route(site: Site, path: str, handler: Handler, *, method: str = "GET") -> Ro
         try:
             visitor = await site.access.visitor(request.cookies.get(COOKIE))
         except SignInError:
-            path = request.url.path
-            if request.url.query:
-                path += f"?{request.url.query}"
-            return RedirectResponse("/sign-in?" + urlencode({"next": path}), 303)
+            if is_part(request):
+                # The whole page signs in, not its part.
+                return Response(status_code=401, headers={"hx-refresh": "true"})
+            return to_sign_in(request)
+        request.state.visitor = visitor
         return await handler(request, visitor)
 
     return Route(path, handle, methods=[method])
+
+
+def to_sign_in(request: Request) -> Response:
+    """Have a visitor sign in, and come back to this page."""
+    url = request.url
+    if is_part(request):
+        url = URL(request.headers.get("hx-current-url", "/"))
+    path = url.path + (f"?{url.query}" if url.query else "")
+    address = "/sign-in?" + urlencode({"next": path})
+    if is_part(request):
+        # A redirection would show the form in place of the part.
+        return Response(headers={"hx-redirect": address})
+    return RedirectResponse(address, 303)
 
 
 def render(site: Site, template: str, visitor: Visitor, **context: Any) -> Response:
@@ -38,3 +54,12 @@ def render(site: Site, template: str, visitor: Visitor, **context: Any) -> Respo
 def is_part(request: Request) -> bool:
     """Whether htmx asks for a part of the page alone."""
     return request.headers.get("hx-request") == "true"
+
+
+def position(text: str) -> dict[str, object] | None:
+    """The time and the id of the last row of the page before, `TIME,ID`; None if it is neither."""
+    at, _, row_id = text.partition(",")
+    try:
+        return {"at": datetime.fromisoformat(at), "id": row_id}
+    except ValueError:
+        return None

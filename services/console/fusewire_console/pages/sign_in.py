@@ -1,29 +1,50 @@
 """Signing in with an API key, and out."""
 
+from urllib.parse import urlencode, urlsplit
+
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from fusewire.http_server import is_loopback
 from fusewire_console.access import COOKIE, SignInError
 from fusewire_console.site import Site
+
+IN_THE_CLEAR = (
+    "this page came over plain HTTP, so the browser would not keep the key, and others may have"
+    " seen it: open the page over HTTPS, and replace the key (fusewire keys rotate)"
+)
 
 
 def routes(site: Site) -> list[Route]:
     """`/sign-in` and `/sign-out`."""
 
     async def form(request: Request) -> Response:
-        return _form(site, local_path(request.query_params.get("next")))
+        path, key = local_path(request.query_params.get("next")), request.cookies.get(COOKIE)
+        try:
+            await site.access.visitor(key)
+        except SignInError as exc:
+            response = _form(site, path, exc.message)
+            if key:
+                response.delete_cookie(COOKIE, path="/")
+            elif _follows_link(request):
+                again = urlencode({"next": path, "again": 1})
+                response.headers["refresh"] = f"0; url=/sign-in?{again}"
+            return response
+        return RedirectResponse(path, 303)
 
     async def enter(request: Request) -> Response:
         fields = await request.form()
         key, path = str(fields.get("key", "")).strip(), local_path(str(fields.get("next", "")))
+        # With keys there is TLS, here or at a proxy, except on this machine.
+        is_secure = not is_loopback(request.url.hostname or "")
+        if is_secure and urlsplit(request.headers.get("origin", "")).scheme == "http":
+            return _form(site, path, IN_THE_CLEAR)
         try:
             await site.access.visitor(key)
         except SignInError as exc:
             return _form(site, path, exc.message or "give a key")
         response = RedirectResponse(path, 303)
-        # With keys there is TLS, here or at a proxy, except on this machine.
-        is_secure = request.url.hostname not in ("localhost", "127.0.0.1", "::1")
         response.set_cookie(
             COOKIE, key, httponly=True, samesite="strict", secure=is_secure, path="/"
         )
@@ -41,7 +62,16 @@ def routes(site: Site) -> list[Route]:
     ]
 
 
-def _form(site: Site, path: str, error: str | None = None) -> Response:
+def _follows_link(request: Request) -> bool:
+    """Whether the visitor comes by a link of another page.
+
+    Then browsers keep back a cookie that is SameSite=Strict, until this page itself asks.
+    """
+    is_other = request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
+    return is_other and "again" not in request.query_params
+
+
+def _form(site: Site, path: str, error: str) -> Response:
     return site.renderer.page(
         "sign_in.html",
         visitor=None,
@@ -53,9 +83,9 @@ def _form(site: Site, path: str, error: str | None = None) -> Response:
 
 
 def local_path(text: str | None) -> str:
-    """A path of this console; the first page for anything else, which could lead elsewhere.
+    r"""A path of this console; the first page for anything else, which could lead elsewhere.
 
-    >>> local_path("/outcomes?pool=a"), local_path("//evil.example"), local_path("/\\\\evil")
+    >>> local_path("/outcomes?pool=a"), local_path("//evil.example"), local_path("/\\evil")
     ('/outcomes?pool=a', '/', '/')
     """
     if not text or not text.startswith("/") or text.startswith("//") or "\\" in text:

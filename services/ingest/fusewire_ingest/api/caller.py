@@ -4,7 +4,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
 from fusewire import replies
-from fusewire_ingest.access import needs_keys
+from fusewire.http_server import needs_keys
 from fusewire_ingest.api import schemas
 from fusewire_ingest.api.dependencies import AnyCaller, Dependencies
 
