@@ -21,7 +21,7 @@ SOURCES := $(MEMBERS) migrations tests examples deploy
 SERVICES := ingest dispatcher judge worker-edge worker-remote console
 LOCKS := deploy/docker/requirements
 
-.PHONY: help setup demo test test-kills test-node test-console test-planted test-edge test-edge-kills test-batch test-unit check check-deploy format bench bench-scale bench-plots bench-doors bench-tenants bench-edge bench-judge bench-fusion bench-views soak-edge image-check fuzz lock docs clean
+.PHONY: help setup demo test test-kills test-node test-console test-planted test-edge test-edge-kills test-batch test-unit check check-deploy format bench bench-scale bench-plots bench-doors bench-tenants bench-edge bench-judge bench-fusion bench-views bench-console screenshots soak-edge image-check fuzz lock docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -119,6 +119,14 @@ bench-fusion: setup ## measure how well the strategies fuse, simulated; writes b
 
 bench-views: setup ## measure the views on OUTCOMES (1,000,000) of both databases (takes 20 GB); writes build/bench-views.json
 	@$(BIN)/python tests/bench/views.py
+
+bench-console: setup ## measure the console's pages on OUTCOMES (1,000,000) in Chromium; writes build/bench-console.json
+	@tests/console/chromium
+	@$(BIN)/python tests/bench/console.py
+
+screenshots: setup ## take the pictures of the console in docs/img anew
+	@tests/console/chromium
+	@$(BIN)/python tests/console/screenshots.py
 
 image-check: setup ## build all images with buildah, and run a batch through them with podman; BUILD_OPTIONS="…" goes to buildah
 	@$(BIN)/python deploy/docker/check

@@ -1,20 +1,17 @@
 """Every page, narrow and wide, light and dark, with nothing, much and hostile content to show."""
 
-import sqlite3
-from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Page
 
 from fusewire.testing import hostile as hostile_texts
-from fusewire.testing.console_stack import RunningConsole
+from fusewire.testing.console_stack import DETAILS, RunningConsole
 from fusewire_console.access import Visitor
 from fusewire_console.navigation import navigation
 
 OPERATOR = Visitor("default", None, None, frozenset({"admin"}), is_operator=True)
 LISTS = [path for _, links in navigation(OPERATOR) for path, _ in links]
-DETAILS = ("/outcomes/{outcome}", "/ask/{outcome}", "/batches/{batch}")
 OTHERS = ("/sign-in", "/absent")
 SHOWN = [
     *(("empty", path) for path in (*LISTS, *OTHERS)),
@@ -56,22 +53,6 @@ def consoles(
     return {"empty": empty, "planted": planted, "hostile": hostile}
 
 
-def newest(database: Path, column: str) -> str:
-    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
-        statement = (
-            f"SELECT {column} FROM outcomes WHERE {column} IS NOT NULL"
-            " ORDER BY finished_at DESC LIMIT 1"
-        )
-        return str(connection.execute(statement).fetchone()[0])
-
-
-def address(console: RunningConsole, path: str) -> str:
-    for name, column in (("{outcome}", "fusion_id"), ("{batch}", "batch_id")):
-        if name in path:
-            path = path.replace(name, newest(console.database, column))
-    return path
-
-
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize(("data", "path"), SHOWN)
 def test_a_page_is_as_it_should_be(
@@ -82,7 +63,7 @@ def test_a_page_is_as_it_should_be(
     with visit(console, width=width) as watched:
         for scheme in ("light", "dark"):
             watched.page.emulate_media(color_scheme=scheme)
-            watched.open(address(console, path), 404 if path == "/absent" else 200)
+            watched.open(console.path(path), 404 if path == "/absent" else 200)
             watched.page.wait_for_load_state("networkidle")
             faults += watched.check(f"{path} with {data} at {width} px, {scheme}")
     assert faults == []
@@ -95,14 +76,14 @@ def texts(page: Page) -> str:
 def test_hostile_texts_are_shown_as_they_are(hostile: RunningConsole, visit: Any) -> None:
     with visit(hostile) as watched:
         for path in ("/outcomes", "/outcomes/{outcome}"):
-            watched.open(address(hostile, path))
+            watched.open(hostile.path(path))
             assert hostile_texts.MARK in texts(watched.page)
 
 
 @pytest.mark.parametrize("path", [*LISTS, *DETAILS])
 def test_the_keyboard_reaches_everything(planted: RunningConsole, visit: Any, path: str) -> None:
     with visit(planted) as watched:
-        watched.open(address(planted, path))
+        watched.open(planted.path(path))
         watched.page.wait_for_load_state("networkidle")
         count = watched.page.evaluate(_MARK_PLACES)
         assert 0 < count < MOST_DEPTH
@@ -123,6 +104,6 @@ def test_a_page_is_small_and_whole_without_javascript(
     with visit(console, java_script_enabled=False) as watched:
         sizes: list[int] = []
         watched.page.on("response", lambda response: sizes.append(len(response.body())))
-        watched.open(address(console, path), 404 if path == "/absent" else 200)
+        watched.open(console.path(path), 404 if path == "/absent" else 200)
         assert watched.page.locator("main h1").inner_text().strip()
         assert sum(sizes) <= MOST_BYTES

@@ -51,7 +51,9 @@ def test_ask_read_vote_and_find_the_vote(planted: RunningConsole, visit: Any) ->
         fusion_id = ask(page, planted.url)
         for name, answer in ANSWERS.items():
             expect(page.get_by_label(f"Answer of {name}")).to_contain_text(answer)
-        expect(page.get_by_label("Answer", exact=True)).to_contain_text(ANSWERS["alpha"])
+        expect(page.get_by_role("group", name="Answer", exact=True)).to_contain_text(
+            ANSWERS["alpha"]
+        )
         page.get_by_role("link", name="Open the outcome").click()
         page.wait_for_url(f"**/outcomes/{fusion_id}")
         expect(page.get_by_text(REASON).first).to_be_visible()

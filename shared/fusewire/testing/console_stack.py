@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import json
 import re
+import sqlite3
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -64,6 +65,10 @@ def script(**models: ModelScript) -> Script:
     return Script(models=scripts | {JUDGE.model: ModelScript(reason=REASON)} | models)
 
 
+DETAILS = ("/outcomes/{outcome}", "/ask/{outcome}", "/batches/{batch}")
+"""Pages of one thing; see `RunningConsole.path`."""
+
+
 @dataclass(frozen=True)
 class RunningConsole:
     """A running stack with its console."""
@@ -72,12 +77,30 @@ class RunningConsole:
     """The console's address."""
     stack: RunningStack
     cli: Cli
-    pid: int
+    pids: Mapping[str, int]
+    """Process ids by service, where services are processes."""
 
     @property
     def database(self) -> Path:
         """The file of its SQLite database."""
         return self.cli.folder / ".fusewire" / "fusewire.db"
+
+    def path(self, template: str) -> str:
+        """The path of a page, with the newest `{outcome}` and the newest `{batch}` of one."""
+        return template.format(
+            outcome=self._newest("fusion_id") if "{outcome}" in template else "",
+            batch=self._newest("batch_id") if "{batch}" in template else "",
+        )
+
+    def _newest(self, column: str) -> str:
+        with contextlib.closing(
+            sqlite3.connect(f"file:{self.database}?mode=ro", uri=True)
+        ) as connection:
+            statement = (
+                f"SELECT {column} FROM outcomes WHERE {column} IS NOT NULL"
+                " ORDER BY finished_at DESC LIMIT 1"
+            )
+            return str(connection.execute(statement).fetchone()[0])
 
 
 Prepare = Callable[[Store], Awaitable[None]]
@@ -85,7 +108,7 @@ Prepare = Callable[[Store], Awaitable[None]]
 
 @contextlib.contextmanager
 def console_stack(
-    folder: Path, outcomes: int, prepare: Prepare | None = None
+    folder: Path, outcomes: int, prepare: Prepare | None = None, *, processes: bool = False
 ) -> Iterator[RunningConsole]:
     """Run a stack.
 
@@ -93,16 +116,18 @@ def console_stack(
         folder: an empty folder for all its files.
         outcomes: how many to plant before, about; half of them in each pool.
         prepare: changes the planted database.
+        processes: whether each service is a process of its own.
     """
     _in_thread(lambda: _fill(folder, outcomes, prepare))
     with _fake_models(folder) as server:
         _configure(folder, server)
         cli = bare(folder)
-        with cli.start("up") as command:
+        with cli.start("up", *(["--processes"] if processes else [])) as command:
             api = address(cli, command)
-            match = until(lambda: _console_url(command), "the console's address")
-            nats = json.loads((folder / ".fusewire" / "up.json").read_text())["nats"]
-            yield RunningConsole(match, RunningStack(api, nats, server), cli, command.pid)
+            url = until(lambda: _console_url(command), "the console's address")
+            noted = json.loads((folder / ".fusewire" / "up.json").read_text())
+            stack = RunningStack(api, noted["nats"], server)
+            yield RunningConsole(url, stack, cli, noted["pids"])
 
 
 def _console_url(command: Command) -> str | None:
