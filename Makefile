@@ -56,7 +56,7 @@ test-node: setup ## run clients of node against a running stack; they are instal
 
 test-console: setup ## test the console's pages in Chromium, which is installed if there is none and this is Debian
 	@tests/console/chromium
-	@$(BIN)/python -m pytest tests/console/story.py tests/console/pages.py $(ARGS)
+	@$(BIN)/python -m pytest tests/console/watching.py tests/console/story.py tests/console/pages.py $(ARGS)
 
 test-planted: setup ## find planted strengths in SEEDS (200) samples, where make test takes 30
 	@PLANTED_SEEDS=$(or $(SEEDS),200) $(BIN)/python -m pytest tests/unit/shared/test_ranking.py $(ARGS)

@@ -55,8 +55,8 @@ def _replace(connection: Connection) -> None:
             is_large = table.c.fusion_id.in_(large)
             connection.execute(update(table).where(is_large).values({column: LARGE}))
     for name in ("prompts", "outcomes"):
-        column = metadata.tables[name].c.custom_id
-        connection.execute(update(metadata.tables[name]).values(custom_id=TEXT[:200] + column))
+        table = metadata.tables[name]
+        connection.execute(update(table).values(custom_id=TEXT[:200] + table.c.custom_id))
     batches = metadata.tables["batches"]
     options = json.dumps({"metadata": {"name": TEXT, TEXT[:60]: TEXT}})
     connection.execute(update(batches).values(options=options, waiting_for=TEXT[:256]))
