@@ -471,9 +471,11 @@ async def test_a_round_is_told_with_its_first_result(
             async with running(settings, "worker-remote"):
                 await reader.until(lambda: any(number == 1 for number, _ in calls(reader)))
                 names = reader.names
+                _, fusion = await call(web, "GET", f"/fusions/{ONE}")
                 await call(web, "POST", f"/fusions/{ONE}/cancel")
                 await reader.to_end()
 
+    assert fusion["status"] == "running"
     assert names == ["plan", *["candidate"] * 3, "round", "candidate"]
     (round_,) = reader.of("round")
     assert {asked["model"] for asked in round_["calls"]} == {"j", "k"}
