@@ -202,7 +202,7 @@ async def test_a_prompt_is_shown_as_it_was_submitted(
         "preset": "fast",
         "tools": ["look_up"],
     }
-    bare = {"name": None, "tool_calls": [], "tool_call_id": None, "reasoning": None}
+    bare: dict[str, Any] = {"name": None, "tool_calls": [], "tool_call_id": None, "reasoning": None}
     assert messages[0] == {"role": "system", "content": "Be brief.", "parts": [], **bare}
     assert messages[2] == {
         "role": "assistant",
