@@ -8,12 +8,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+from fusewire.analysis.money import usd
 from fusewire.contracts import NAME
 from fusewire.settings import Settings
 from fusewire.store import migrate
 from fusewire.store.engine import Store
 from fusewire_cli.keys import operator
-from fusewire_cli.money import usd
 from fusewire_cli.screen import RowFormat, fail, note, rows
 from fusewire_cli.session import settings
 from fusewire_ingest.admission.budgets import (

@@ -45,6 +45,7 @@ Figures = dict[str, Any]
 
 SUMS = (
     "v_pool_day",
+    "v_tenant_day",
     "v_model",
     "v_model_day",
     "v_win_matrix",

@@ -303,28 +303,44 @@ async def running() -> Running:
 
 
 @pytest.fixture
-async def console(running: Running) -> ConsoleRunning:
-    """Runs services and the console: `async with console(settings, "ingest") as web`.
+async def console_alone() -> ConsoleRunning:
+    """Runs the console without an API: `async with console_alone(settings) as web`.
 
-    `web` is a session of a client at the console's address, which follows no redirects by itself.
+    `web` is a session of a client at the console's address.
     """
+
+    @contextlib.asynccontextmanager
+    async def run(
+        settings: Settings, api_url: str = "http://127.0.0.1:1"
+    ) -> AsyncIterator[aiohttp.ClientSession]:
+        section = settings.console.model_copy(update={"api_url": api_url})
+        page_settings = settings.model_copy(update={"console": section})
+        sock = listen(page_settings.http)
+        host = Host([build_service("console", page_settings)], sock, page_settings.http)
+        url = "http://{}:{}".format(*sock.getsockname()[:2])
+        await host.start()
+        try:
+            async with aiohttp.ClientSession(url, headers={"origin": url}) as web:
+                yield web
+        finally:
+            await host.stop()
+
+    return run
+
+
+@pytest.fixture
+async def console(running: Running, console_alone: ConsoleRunning) -> ConsoleRunning:
+    """Runs services and the console: `async with console(settings, "ingest") as web`."""
 
     @contextlib.asynccontextmanager
     async def run(
         settings: Settings, *services: str | Service
     ) -> AsyncIterator[aiohttp.ClientSession]:
-        async with running(settings, *services) as api:
-            section = settings.console.model_copy(update={"api_url": str(api.url)})
-            page_settings = settings.model_copy(update={"console": section})
-            sock = listen(page_settings.http)
-            host = Host([build_service("console", page_settings)], sock, page_settings.http)
-            url = "http://{}:{}".format(*sock.getsockname()[:2])
-            await host.start()
-            try:
-                async with aiohttp.ClientSession(url, headers={"origin": url}) as web:
-                    yield web
-            finally:
-                await host.stop()
+        async with (
+            running(settings, *services) as api,
+            console_alone(settings, str(api.url)) as web,
+        ):
+            yield web
 
     return run
 

@@ -3,42 +3,29 @@
 import asyncio
 import datetime as dt
 import re
+import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from sqlalchemy import make_url, text
+from sqlalchemy import text
 
 from fusewire.settings import Database
-from fusewire.store.analyst import Analyst, QueryFailed, QueryRefused, QueryTimeout, role
+from fusewire.store.analyst import Analyst, QueryFailed, QueryRefused, QueryTimeout, sqlite
 from fusewire.store.analyst.result import size
+from fusewire.store.analyst.saved import built_in
 from fusewire.store.audit import Action, insert_action
 from fusewire.store.engine import Store
 from fusewire.store.tables import metadata
 from fusewire.store.views import VIEWS
+from fusewire.testing.analyst_role import as_analyst
 from fusewire.testing.planted import Truth, fill
-from fusewire_cli.query.library import built_in
 
 NOW = dt.datetime(2026, 11, 30, tzinfo=dt.UTC)
+ENDLESS = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT max(x) FROM c"
 SECRET = "the s3cr3t prompt"
-
-
-async def as_analyst(database: Database) -> Database:
-    """The settings with `analyst_url`, whose role is made for it on PostgreSQL."""
-    store = Store(database)
-    if store.is_sqlite:
-        await store.close()
-        return database
-    name = f"analyst_{store.url.database}"
-    try:
-        await role.grant(
-            store, name, role.scram_verifier("password1234", b"salt" * 4), is_reset=True
-        )
-    finally:
-        await store.close()
-    url = make_url(database.url).set(username=name, password="password1234")
-    return Database(url=database.url, analyst_url=url.render_as_string(hide_password=False))
 
 
 async def plant(database: Database, count: int) -> None:
@@ -433,3 +420,29 @@ async def test_a_value_that_is_too_long_is_told(database: Database) -> None:
         with pytest.raises(QueryFailed, match="longer than 16 MB"):
             await analyst.fetch(f"SELECT {long_text} AS a FROM (SELECT 1) b; -- the end")
         assert await analyst.fetch("SELECT 'x' AS a, 1 AS a; -- the end") == [{"a": "x", "a_2": 1}]
+
+
+async def test_a_statement_that_is_cancelled_before_it_begins_ends(
+    sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread connects when it is cancelled, so that there is nothing to interrupt so far."""
+    opening, interrupted = threading.Event(), threading.Event()
+    connect, interrupt = sqlite._open, sqlite._Statement.interrupt
+
+    def wait_and_connect(path: Path) -> sqlite3.Connection:
+        opening.set()
+        interrupted.wait()
+        return connect(path)
+
+    def interrupt_and_go_on(statement: sqlite._Statement) -> None:
+        interrupt(statement)
+        interrupted.set()
+
+    monkeypatch.setattr(sqlite, "_open", wait_and_connect)
+    monkeypatch.setattr(sqlite._Statement, "interrupt", interrupt_and_go_on)
+    async with Analyst(sqlite_database, timeout_s=3600) as analyst:
+        statement = asyncio.ensure_future(analyst.fetch(ENDLESS))
+        await asyncio.to_thread(opening.wait)
+        statement.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await statement

@@ -10,10 +10,10 @@ from sqlalchemy import text
 
 from fusewire.analysis.compare import Comparison, Rules
 from fusewire.settings import Database
+from fusewire.store.analyst.comparisons import Selection
 from fusewire.store.engine import Store
 from fusewire.testing.planted import JudgeTruth, MemberTruth, PoolTruth, Truth, fill
 from fusewire_cli.compare import command
-from fusewire_cli.compare.reading import Selection
 
 OUTCOMES_THAT_TELL = """
 SELECT COUNT(*) FROM (

@@ -14,7 +14,7 @@ from sqlalchemy import text
 from fusewire import replies
 from fusewire.bus import Bus
 from fusewire.contracts import Plan, Task, Token
-from fusewire.settings import Nats, Settings
+from fusewire.settings import Database, Nats, Settings
 from fusewire.store.engine import Store
 from fusewire.testing.echo_worker import EchoWorker, echo
 from fusewire.testing.eventually import eventually
@@ -139,6 +139,27 @@ async def test_a_judge_that_picks_a_control_is_left_out(
         for row in found
     } == {(True, True, "picked_control", 4)}
     assert await rows(config, "SELECT * FROM v_judge_bias") == []
+
+
+async def test_verdicts_have_what_the_judge_wrote_the_last_time_it_was_asked(
+    make_settings: MakeSettings,
+    running: Running,
+    model_server: ModelServer,
+    nats: NatsServer,
+    database: Database,
+) -> None:
+    cut = Fault(kind="length")
+    model_server.set_script(script(j=ModelScript(faults=(cut, cut))))
+    config = make_settings(nats=Nats(url=nats.url), database=database)
+    async with running(config, *ALL) as client:
+        outcome = await ask(client)
+
+    assert outcome["judge_rung"] == "reasked"
+    found = await rows(config, "SELECT * FROM v_verdict ORDER BY call")
+    assert [row["call"] for row in found] == ["verdict-1-1", "verdict-1-2"]
+    assert [row["swap_of"] for row in found] == ["verdict-1-2", "verdict-1-1"]
+    assert json.loads(found[0]["shown"]) == json.loads(found[1]["shown"])[::-1]
+    assert [json.loads(row["output"])["reason"] for row in found] == [outcome["reason"]] * 2
 
 
 async def test_verdicts_tell_whether_a_judge_follows_place(

@@ -231,6 +231,15 @@ class Stored:
             for key, rows in groups.items()
         ]
 
+    def tenant_day(self) -> list[Row]:
+        groups = grouped(self.originals, lambda o: (day(o), o["tenant"]))
+        counts = ("outcomes", "failed", "cancelled", "degraded", "n_unpriced")
+        names = (*counts, "cost_usd", "cost_priced_usd")
+        return [
+            {"day": key[0], "tenant": key[1]} | {name: pool_sums(rows)[name] for name in names}
+            for key, rows in groups.items()
+        ]
+
     def model_rows(self, *names: str) -> list[Row]:
         """Rows of v_model, v_model_day or v_ablation before their rates, by these keys."""
         parts = [
@@ -372,6 +381,7 @@ def pool_sums(rows: list[Row]) -> Row:
         "labelled": labelled,
         "accepted": accepted,
         "cost_per_accepted_usd": ratio(cost_usd, accepted) if labelled == len(rows) else None,
+        "cost_priced_usd": total_usd(rows, 0),
     }
 
 
@@ -403,6 +413,8 @@ def model_sums(rows: list[Row]) -> Row:
         "cost_usd": total_usd(rows, unpriced),
         "tokens_in": sum(a["tokens_in"] or 0 for a in rows),
         "tokens_out": sum(a["tokens_out"] or 0 for a in rows),
+        "n_unpriced": unpriced,
+        "cost_priced_usd": total_usd(rows, 0),
     }
 
 
@@ -524,6 +536,7 @@ async def check(store: Store) -> dict[str, int]:
     model_days = stored.model_rows("day", "pool", "model", "tier")
     expected = {
         "v_pool_day": stored.pool_day(),
+        "v_tenant_day": stored.tenant_day(),
         "v_model": [model_view(row) for row in model_rows],
         "v_model_day": [model_view(row) for row in model_days],
         "v_win_matrix": stored.win_matrix(),

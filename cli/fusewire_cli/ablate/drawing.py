@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fusewire.analysis.ablation import MemberValue, Rate
 from fusewire.analysis.measures import LEAST_N
-from fusewire_cli.money import usd
+from fusewire.analysis.money import usd
 
 WIDTH = 80
 UNSEEN = "–"

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 from fusewire.analysis.compare import Comparison, Names, Rules
 from fusewire.analysis.compare import compare as compare_pairs
 from fusewire.settings import Database
-from fusewire.store.analyst import Analyst, QueryError
-from fusewire_cli.compare import reading, terminal
+from fusewire.store.analyst import Analyst, QueryError, comparisons
+from fusewire_cli.compare import terminal
 from fusewire_cli.screen import EXIT_SOME_FAILED, fail, note
 from fusewire_cli.session import settings
 from fusewire_cli.since import since_time
@@ -31,15 +31,15 @@ class Output:
 
 def select(
     models: bool, pools: bool, *, pool: str | None, judge: str | None, since: str | None
-) -> reading.Selection:
+) -> comparisons.Selection:
     """What the options choose; fails if they contradict each other."""
     if models and pools:
         fail("--models and --pools contradict each other", "leave one out")
-    kind: reading.Kind | None = "models" if models else None
-    return reading.Selection("pools" if pools else kind, pool, judge, since_time(since))
+    kind: comparisons.Kind | None = "models" if models else None
+    return comparisons.Selection("pools" if pools else kind, pool, judge, since_time(since))
 
 
-def run(a: str, b: str, selection: reading.Selection, rules: Rules, output: Output) -> None:
+def run(a: str, b: str, selection: comparisons.Selection, rules: Rules, output: Output) -> None:
     """Compare, and print; exit code 3 if `fail_if` holds."""
     if output.fail_if not in {None, "skip"}:
         fail(f"--fail-if knows no '{output.fail_if}'", "write --fail-if skip")
@@ -58,20 +58,23 @@ def run(a: str, b: str, selection: reading.Selection, rules: Rules, output: Outp
 
 
 async def compare(
-    database: Database, a: str, b: str, selection: reading.Selection, rules: Rules
+    database: Database, a: str, b: str, selection: comparisons.Selection, rules: Rules
 ) -> Comparison:
     """Read what is stored, and compare; fails with exit code 2 if there is nothing to compare."""
     try:
         async with Analyst(database, timeout_s=TIMEOUT_S, trusted=True) as analyst:
-            names, pairs, votes = await reading.read(analyst, a, b, selection)
+            names = await comparisons.find_names(analyst.fetch, a, b, selection.kind)
+            reading = await comparisons.read(analyst.fetch, names, selection)
     except QueryError as exc:
         fail(exc.what, exc.mend)
-    if not pairs:
+    if reading.is_cut:
+        note(f"fusewire: only the newest {comparisons.MOST_OUTCOMES:,} outcomes are compared")
+    if not reading.pairs:
         _fail_empty(names, selection)
-    return compare_pairs(names, rules, pairs, votes)
+    return compare_pairs(names, rules, reading.pairs, reading.votes)
 
 
-def _fail_empty(names: Names, selection: reading.Selection) -> NoReturn:
+def _fail_empty(names: Names, selection: comparisons.Selection) -> NoReturn:
     mend = "fuse the same prompts with both pools"
     if names.kind == "models":
         mend = "fuse prompts with a pool of both"

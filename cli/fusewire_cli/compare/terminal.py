@@ -2,9 +2,9 @@
 
 import textwrap
 
+from fusewire.analysis.compare import words
 from fusewire.analysis.compare.cards import Card
 from fusewire.analysis.compare.comparison import Comparison
-from fusewire_cli.compare import words
 
 WIDTH = 79
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import IO
 
 from fusewire.settings import Database
-from fusewire.store.analyst import Analyst, QueryError, QueryTimeout, ResultRows
+from fusewire.store.analyst import Analyst, QueryError, QueryTimeout, ResultRows, saved
 from fusewire.store.analyst.result import size
-from fusewire.store.analyst.statement import check_verb, parameter_names
+from fusewire.store.analyst.statement import check_verb, parameter_names, parameter_value
+from fusewire.store.analyst.writers import Writer
 from fusewire.store.engine import parse_url
-from fusewire_cli.query import library
-from fusewire_cli.query.writers import Writer, stdout_for, writer
+from fusewire_cli.query.writers import stdout_for, writer
 from fusewire_cli.schema import find_view
 from fusewire_cli.screen import EXIT_FAULT, QueryFormat, RowFormat, fail, note, rows
 from fusewire_cli.session import settings
@@ -59,20 +59,20 @@ class Request:
 def run(source: Source, request: Request) -> None:
     """Run a statement and write its rows."""
     config = settings()
-    sql = _statement(source, config.data_dir)
     parameters = _parameters(request.parameters)
     with _query_errors():
+        sql = _statement(source, config.data_dir)
         asyncio.run(_run(config.database, sql, parameters, request))
 
 
 def save(name: str, source: Source, request: Request) -> None:
     """Keep a statement under a name, if the database can run it."""
     config = settings()
-    library.check_name(name)
-    sql = _statement(source, config.data_dir)
     with _query_errors():
+        saved.check_name(name)
+        sql = _statement(source, config.data_dir)
         asyncio.run(_explain(config.database, sql, request))
-    path, is_replaced = library.keep(name, sql, config.data_dir)
+    path, is_replaced = saved.keep(name, sql, config.data_dir)
     note(f"{'replaced' if is_replaced else 'saved'}: {path}; run it with --saved {name}")
 
 
@@ -80,7 +80,7 @@ def list_saved(form: QueryFormat) -> None:
     """Print the saved queries, the user's own first."""
     if form is QueryFormat.parquet:
         fail("the list of queries is not written as Parquet", "use -f table, json or csv")
-    queries = (*library.own(settings().data_dir), *library.built_in())
+    queries = (*saved.own(settings().data_dir), *saved.built_in())
     records = [(query.name, query.source, query.about) for query in queries]
     rows(("name", "source", "answers"), records, RowFormat(form.value))
 
@@ -98,7 +98,7 @@ def _statement(source: Source, data_dir: Path) -> str:
     if sum(value is not None for value in (source.sql, source.view, source.saved)) != 1:
         fail("there must be one of SQL, --view and --saved", 'such as: fusewire query "SELECT 1"')
     if source.saved is not None:
-        return library.find(source.saved, data_dir).sql
+        return saved.find(source.saved, data_dir).sql
     if source.view is not None:
         return f"SELECT * FROM {find_view(source.view).name}"  # noqa: S608 - a name of ours
     return sys.stdin.read() if source.sql == "-" else source.sql or ""
@@ -112,17 +112,8 @@ def _parameters(texts: Sequence[str]) -> dict[str, object]:
             fail(f"'{text}' is no parameter", "write --param name=value")
         if name in parameters:
             fail(f"the parameter :{name} is given twice", "give each once")
-        parameters[name] = _number(value)
+        parameters[name] = parameter_value(value)
     return parameters
-
-
-def _number(text: str) -> object:
-    """A number where the text is just what a number is written as: '007' stays a text."""
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            if str(kind(text)) == text:
-                return kind(text)
-    return text
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Bars, intervals and numbers as text, for terminals of 80 columns."""
 
 from fusewire.analysis.measures import Interval, Rate
-from fusewire_cli.money import usd
+from fusewire.analysis.money import usd
 
 DASH = "–"
 BLOCKS = " ▏▎▍▌▋▊▉█"

@@ -1,6 +1,7 @@
 """The reports on the terminal. Numbers stand beside everything that is drawn."""
 
 from fusewire.analysis.measures import Interval
+from fusewire.analysis.money import usd
 from fusewire.analysis.ranking import MatrixCell
 from fusewire.analysis.reports.judge import BiasTest, JudgeReport, JudgeRow
 from fusewire.analysis.reports.leaderboard import (
@@ -11,7 +12,6 @@ from fusewire.analysis.reports.leaderboard import (
     RankRow,
 )
 from fusewire.analysis.reports.pool import AblationRow, LiftRow, PoolReport, PoolRow
-from fusewire_cli.money import usd
 from fusewire_cli.report.drawing import (
     DASH,
     interval,

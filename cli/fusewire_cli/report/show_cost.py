@@ -1,8 +1,8 @@
 """The reports on costs and drift on the terminal."""
 
+from fusewire.analysis.money import usd
 from fusewire.analysis.reports.cost import CallCostRow, CostKey, CostReport, CostRow
 from fusewire.analysis.reports.drift import DriftFigure, DriftReport, Estimate, PoolDrift, Unit
-from fusewire_cli.money import usd
 from fusewire_cli.report.drawing import DASH, bar, milliseconds, percent, usd_interval
 from fusewire_cli.report.page import Page, PageTable
 

@@ -52,6 +52,17 @@ class Views:
             raise OperatorsOnlyError
         return await self._analyst.fetch(sql, parameters)
 
+    async def of_fusion(self, fusion_id: str, sql: str) -> Rows:
+        """Rows of one fusion, which the caller has found to be one that the visitor may see.
+
+        Args:
+            fusion_id: the fusion.
+            sql: on views without a tenant, with a condition on `:id`.
+        """
+        if ":id" not in sql:
+            raise ValueError("a statement for a fusion has no condition on its id")
+        return await self._analyst.fetch(sql, {"id": fusion_id})
+
     @property
     def is_sqlite(self) -> bool:
         """Whether the database is SQLite."""

@@ -1,6 +1,8 @@
 """The names of calls, unique in their round. A member's calls are named after it."""
 
 HEDGE = "h"
+REPEAT = "-again"
+"""Ends the name of a judge's call that repeats one whose output could not be parsed."""
 
 
 def sample_names(member: str, count: int) -> tuple[str, ...]:

@@ -18,11 +18,10 @@ from fusewire.analysis.compare import (
     Rules,
     Side,
     compare,
+    words,
 )
-from fusewire.analysis.compare.verdict import Look
-from fusewire.analysis.measures import Interval
-from fusewire_cli.compare import command, terminal, words
-from fusewire_cli.compare.html import WIDTH, draw, render
+from fusewire_cli.compare import command, terminal
+from fusewire_cli.compare.html import render
 
 T0 = datetime(2026, 11, 1, tzinfo=UTC)
 ATTACK = "<script>alert(1)</script>"
@@ -152,17 +151,6 @@ def test_text_can_be_read_in_light_and_dark(number: int) -> None:
     assert contrast("#767676", "#ffffff") == pytest.approx(4.54, abs=0.01)
 
 
-def test_a_drawing_stays_in_its_frame() -> None:
-    for bounds in (Interval(5, 2, 80), Interval(-3, -3.5, -2), Interval(0, 0, 0)):
-        drawing = draw(bounds, "label", 3.0)
-        assert drawing is not None
-        assert drawing.margin_low is not None
-        assert drawing.zero == WIDTH / 2
-        assert 0 <= drawing.low <= drawing.value <= drawing.high <= WIDTH
-        assert 0 <= drawing.margin_low < drawing.zero
-    assert draw(None, "label") is None
-
-
 # -- the terminal ---------------------------------------------------------------------------------
 
 
@@ -184,16 +172,6 @@ def test_a_sentence_cannot_steer_the_terminal() -> None:
 def test_evidence_names_the_command_that_shows_it() -> None:
     text = terminal.render(make_comparison())
     assert re.search(r"fusewire trace f\d{26}\n", text)
-
-
-def test_how_many_more_are_rounded_up() -> None:
-    assert [words.round_up(n) for n in (7, 99, 101, 1234, 12_001)] == [7, 99, 110, 1300, 13_000]
-
-
-def test_zero_has_no_minus() -> None:
-    assert words.interval(Interval(-0.01, -0.04, 0.01)) == "+0.0 (+0.0 to +0.0)"
-    difference = Look(40, Interval(-0.0123, -0.02, 0.0), None, 0.02, 0.0077)
-    assert words.cost(difference)[0] == "-12.30 (-20.00 to +0.00) USD per 1,000 prompts"
 
 
 # -- JSON -----------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusewire.analysis.measures import Interval, rate
+from fusewire.analysis.money import usd
 from fusewire.analysis.ranking import MatrixCell
 from fusewire.analysis.reports.cost import CostKey, CostReport, CostRow
 from fusewire.analysis.reports.drift import (
@@ -34,7 +35,6 @@ from fusewire.analysis.reports.leaderboard import (
 )
 from fusewire.analysis.reports.period import Period, parse_periods
 from fusewire.analysis.reports.pool import AblationRow, LiftRow, PoolReport, PoolRow
-from fusewire_cli.money import usd
 from fusewire_cli.report.drawing import (
     bar,
     interval,

@@ -75,7 +75,7 @@ async def read(site: Site, visitor: Visitor, which: OutcomeFilter, before: str |
         before: `TIME,ID` of the last outcome of the page before.
     """
     where, values = which.where, dict(which.values)
-    if before and (position := _position(before)):
+    if before and (position := page.position(before)):
         where += " AND (o.finished_at < :at OR o.finished_at = :at AND o.outcome_id < :id)"
         # Alone it would be enough for the index.
         where += " AND o.finished_at <= :at"
@@ -86,14 +86,6 @@ async def read(site: Site, visitor: Visitor, which: OutcomeFilter, before: str |
         ORDER BY o.finished_at DESC, o.outcome_id DESC LIMIT {PAGE_ROWS + 1}""",
         values,
     )
-
-
-def _position(text: str) -> dict[str, object] | None:
-    at, _, outcome_id = text.partition(",")
-    try:
-        return {"at": datetime.fromisoformat(at), "id": outcome_id}
-    except ValueError:
-        return None
 
 
 def routes(site: Site) -> list[Route]:

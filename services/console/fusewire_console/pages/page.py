@@ -1,6 +1,7 @@
 """What all pages do: find out who visits, and render."""
 
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
 
@@ -22,6 +23,9 @@ def route(site: Site, path: str, handler: Handler, *, method: str = "GET") -> Ro
         try:
             visitor = await site.access.visitor(request.cookies.get(COOKIE))
         except SignInError:
+            if is_part(request):
+                # The whole page signs in, not its part.
+                return Response(status_code=401, headers={"hx-refresh": "true"})
             return to_sign_in(request)
         request.state.visitor = visitor
         return await handler(request, visitor)
@@ -50,3 +54,12 @@ def render(site: Site, template: str, visitor: Visitor, **context: Any) -> Respo
 def is_part(request: Request) -> bool:
     """Whether htmx asks for a part of the page alone."""
     return request.headers.get("hx-request") == "true"
+
+
+def position(text: str) -> dict[str, object] | None:
+    """The time and the id of the last row of the page before, `TIME,ID`; None if it is neither."""
+    at, _, row_id = text.partition(",")
+    try:
+        return {"at": datetime.fromisoformat(at), "id": row_id}
+    except ValueError:
+        return None

@@ -3,6 +3,18 @@
 
 const LINES = ["--a", "--b", "--c", "--d", "--e", "--f"];
 
+/** Formats of times by the seconds between them; see uPlot's documentation of `axis.values`. */
+const DATES = [
+  [28 * 86400, "{YYYY}-{MM}", null, null, null, null, null, null, 1],
+  [86400, "{MM}-{DD}", "\n{YYYY}", null, null, null, null, null, 1],
+  [60, "{HH}:{mm}", "\n{YYYY}-{MM}-{DD}", null, "\n{MM}-{DD}", null, null, null, 1],
+];
+
+/** A time of a table, which is in UTC wherever the reader is. */
+function utc(seconds) {
+  return uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC");
+}
+
 /** The colour that a name of the style sheet has now. */
 function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -28,12 +40,12 @@ function draw(figure) {
   const plot = document.createElement("div");
   const names = [...table.tHead.rows[0].cells].map((cell) => cell.textContent);
   figure.prepend(plot);
-  const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--line") }, ticks: { show: false } };
-  const series = names.map((name, i) => i === 0 ? {} : {
+  const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false } };
+  const series = names.map((name, i) => i === 0 ? { label: name, value: "{YYYY}-{MM}-{DD}" } : {
     label: name, stroke: colour(LINES[(i - 1) % LINES.length]), width: 2, spanGaps: false,
   });
   const size = () => ({ width: plot.clientWidth, height: 200 });
-  const chart = new uPlot({ ...size(), series, axes: [axis, { ...axis, size: 64 }], scales: { y: { range: (_, low, high) => [0, high || 1] } } }, data, plot);
+  const chart = new uPlot({ ...size(), series, axes: [{ ...axis, values: DATES }, { ...axis, size: 64 }], tzDate: utc, scales: { y: { range: (_, low, high) => [0, high || 1] } } }, data, plot);
   new ResizeObserver(() => chart.setSize(size())).observe(plot);
 }
 
@@ -41,8 +53,16 @@ function start(root) {
   for (const figure of root.querySelectorAll("figure.series")) draw(figure);
 }
 
+/** Follow the events that change a part of the page. */
+function follow(part) {
+  part.setAttribute("hx-sse:connect", part.dataset.events);
+  htmx.process(part);
+}
+
 document.addEventListener("DOMContentLoaded", () => {
   start(document);
+  // htmx starts in a task of its own, maybe before its extension is loaded, which would miss it.
+  setTimeout(() => document.querySelectorAll("[data-events]").forEach(follow));
   const menu = document.querySelector(".side details");
   if (menu && matchMedia("(max-width: 56rem)").matches) menu.open = false;
 });

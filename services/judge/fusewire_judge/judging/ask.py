@@ -5,14 +5,12 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 from fusewire.contracts import Call, Candidate, Message, ParseStage, PlannedJudge, Sampling
+from fusewire.contracts.call_names import REPEAT
 from fusewire_judge.judging.parse import Read, UnreadableVerdict, read
 from fusewire_judge.model import MakeCalls, Replies, ready_calls
 
 _First = TypeVar("_First")
 _Second = TypeVar("_Second")
-
-REPEAT = "-again"
-"""Ends the name of a call that repeats one whose output could not be parsed."""
 
 
 def read_reply(reply: Candidate | None, schema: dict[str, Any]) -> Read | UnreadableVerdict:

@@ -11,7 +11,8 @@ from functools import partial
 from itertools import chain
 
 from fusewire.contracts import CONTROL, Call, Candidate, PlannedJudge, Sampling, VerdictKind
-from fusewire_judge.judging.ask import REPEAT, read_reply
+from fusewire.contracts.call_names import REPEAT
+from fusewire_judge.judging.ask import read_reply
 from fusewire_judge.judging.parse import UnreadableVerdict
 from fusewire_judge.judging.prompts import (
     Lineup,

@@ -157,17 +157,39 @@ def _of_pool(rows: Rows, pool: str) -> list[Row]:
 
 
 def _pool_board(pool: str, rows: LeaderboardRows, options: LeaderboardOptions) -> PoolBoard:
-    latencies = histograms(_of_pool(rows.latencies, pool), "model")
-    models = [
-        _model_row(model_rows, latencies.get(model, {}), options.bounds)
-        for (model,), model_rows in group(_of_pool(rows.models, pool), "model").items()
-    ]
+    latencies = _of_pool(rows.latencies, pool)
     boards = [
         _judge_board(pool, judge, rows, options)
         for (judge,) in group(_of_pool(rows.pairs, pool), "judge_model")
     ]
-    ranking = sorted(models, key=lambda row: (-(row.win_share.value or 0.0), row.model))
-    return PoolBoard(pool, tuple(ranking), tuple(boards))
+    models = rank_by_wins(_of_pool(rows.models, pool), latencies, options.bounds)
+    return PoolBoard(pool, models, tuple(boards))
+
+
+def rank_by_wins(models: Rows, latencies: Rows, bounds: Sequence[int]) -> tuple[ModelRow, ...]:
+    """Add up the models of one pool, the one with the largest win share first.
+
+    Args:
+        models: rows of `v_model_day`, or sums of them by model and tier.
+        latencies: rows of `v_latency_hist` of stage `call`.
+        bounds: of the latency buckets, in ms.
+    """
+    counts = histograms(latencies, "model")
+    rows = [
+        _model_row(model_rows, counts.get(model, {}), bounds)
+        for (model,), model_rows in group(models, "model").items()
+    ]
+    return tuple(sorted(rows, key=lambda row: (-(row.win_share.value or 0.0), row.model)))
+
+
+def is_self_graded(judge: str, deciders: Rows) -> bool:
+    """Whether a judge graded outcomes that it decided itself.
+
+    Args:
+        judge: its model.
+        deciders: rows with `model`: who decided outcomes of the pool.
+    """
+    return not {str(row["model"]) for row in deciders}.isdisjoint({judge, JURY})
 
 
 def _model_row(rows: Rows, latencies: Mapping[int, int], bounds: Sequence[int]) -> ModelRow:
@@ -209,10 +231,9 @@ def _judge_board(
         for row in _of_pool(rows.own_families, pool)
         if row["judge_model"] == judge
     )
-    deciders = {str(row["model"]) for row in _of_pool(rows.deciders, pool)}
     return JudgeBoard(
         judge=judge,
-        is_self_graded=not deciders.isdisjoint({judge, JURY}),
+        is_self_graded=is_self_graded(judge, _of_pool(rows.deciders, pool)),
         has_own_family=own_family_shown > 0 or any(row.is_own_family for row in ranks),
         ranks=ranks,
         cells=matrix(pairs),

@@ -79,6 +79,19 @@ def parameter_names(sql: str) -> list[str]:
     return list(dict.fromkeys(name for name in matches if name))
 
 
+def parameter_value(text: str) -> object:
+    """What a person wrote as a value: a number where the text is just how a number is written.
+
+    >>> parameter_value("7"), parameter_value("007")
+    (7, '007')
+    """
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            if str(kind(text)) == text:
+                return kind(text)
+    return text
+
+
 def number_parameters(sql: str) -> tuple[str, list[str]]:
     """Replace `:name` by PostgreSQL's `$1`. Returns the statement, and the names by number."""
     names = parameter_names(sql)

@@ -14,6 +14,7 @@ from fusewire.store.views.sums import (
     V_MODEL,
     V_MODEL_DAY,
     V_POOL_DAY,
+    V_TENANT_DAY,
     V_WIN_MATRIX,
 )
 from fusewire.store.views.verdicts import V_PAIR, V_VERDICT
@@ -30,6 +31,7 @@ VIEWS: tuple[View, ...] = (
     V_VOTE,
     V_BATCH,
     V_POOL_DAY,
+    V_TENANT_DAY,
     V_MODEL,
     V_MODEL_DAY,
     V_WIN_MATRIX,

@@ -22,6 +22,11 @@ def _share(numerator: str, denominator: str) -> str:
 
 
 _COST = "CASE WHEN SUM(t.n_unpriced) = 0 THEN SUM(t.cost_usd) END"
+_PRICED_COST = real(
+    "cost_priced_usd",
+    "the same, without what has no known price",
+    "SUM(t.cost_usd)",
+)
 _TIER = "CASE t.tier WHEN 'remote' THEN 'hosted' ELSE t.tier END"
 
 V_POOL_DAY = View(
@@ -51,8 +56,26 @@ V_POOL_DAY = View(
             "CASE WHEN SUM(t.n_unpriced) = 0 AND SUM(t.labelled) = SUM(t.outcomes)"
             " THEN SUM(t.cost_usd) / NULLIF(SUM(t.accepted), 0) END",
         ),
+        _PRICED_COST,
     ),
     "pool_days t GROUP BY t.day, t.pool, t.mode, t.config_hash HAVING SUM(t.outcomes) > 0",
+)
+
+V_TENANT_DAY = View(
+    "v_tenant_day",
+    "One row per day and tenant. Replays are left out.",
+    (
+        _DAY,
+        text("tenant", "who submitted the prompts", "t.tenant"),
+        _count("outcomes", "outcomes"),
+        _count("failed", "those that failed or expired"),
+        _count("cancelled", "those that were cancelled"),
+        _count("degraded", "those in which something was missing or failed"),
+        real("cost_usd", "of members and judges; NULL when any price is unknown", _COST),
+        _count("n_unpriced", "outcomes whose cost is unknown"),
+        _PRICED_COST,
+    ),
+    "pool_days t GROUP BY t.day, t.tenant HAVING SUM(t.outcomes) > 0",
 )
 
 _MODEL_COLUMNS = (
@@ -77,6 +100,8 @@ _MODEL_COLUMNS = (
     _count("tokens_in", "prompt tokens, as far as they were counted"),
     _count("tokens_out", "completion tokens, likewise"),
     integer("tokens", "both", "CAST(SUM(t.tokens_in + t.tokens_out) AS bigint)"),
+    _count("n_unpriced", "answers whose cost is unknown"),
+    _PRICED_COST,
 )
 V_MODEL_DAY = View(
     "v_model_day",

@@ -1,6 +1,19 @@
 """Views of what judges said: verdicts, and the pairs of answers that they compare."""
 
+from fusewire.contracts.call_names import REPEAT
 from fusewire.store.views.view import View, boolean, day, integer, text
+
+
+def _output(content: str) -> str:
+    """SQL for what a judge wrote: at last, if it was asked again as that could not be read."""
+    calls = (f"v.call || '{REPEAT}'", "v.call")
+    texts = [
+        f"(SELECT {content} FROM candidates c"
+        f" WHERE c.fusion_id = v.fusion_id AND c.call = {call} LIMIT 1)"
+        for call in calls
+    ]
+    return f"COALESCE({', '.join(texts)})"
+
 
 V_VERDICT = View(
     "v_verdict",
@@ -35,6 +48,20 @@ V_VERDICT = View(
             "is_consistent",
             "whether the same judge named the same winner in the opposite order",
             "v.is_consistent",
+        ),
+        text("shown", "members in the order shown, ~merged and ~control too, as JSON", "v.shown"),
+        text("swap_of", "the call that saw the opposite order, where one did", "v.swap_of"),
+        boolean(
+            "is_by_margin",
+            "whether the judge saw no order, but rated each answer",
+            "v.is_by_margin",
+        ),
+        text(
+            "output",
+            "what the judge wrote: a JSON object with its reason and its label of the winner,"
+            " unless it could not be read",
+            _output("json_extract(c.body, '$.content')"),
+            _output("c.body::json ->> 'content'"),
         ),
     ),
     "verdicts v JOIN outcomes o ON o.fusion_id = v.fusion_id",

@@ -1,4 +1,4 @@
-"""Amounts of money as text."""
+"""Amounts of money as text. Pure."""
 
 import math
 

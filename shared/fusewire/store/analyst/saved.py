@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from fusewire.contracts import NAME
-from fusewire_cli.screen import fail
+from fusewire.store.analyst.result import QueryRefused
 
 FOLDER = "queries"
 
@@ -29,7 +29,7 @@ class SavedQuery:
 
 def built_in() -> list[SavedQuery]:
     """The queries that ship with Fusewire."""
-    folder = files("fusewire_cli") / FOLDER
+    folder = files("fusewire.store.analyst") / FOLDER
     return sorted(
         (
             SavedQuery(entry.name.removesuffix(".sql"), "built in", entry.read_text("utf-8"))
@@ -43,30 +43,30 @@ def built_in() -> list[SavedQuery]:
 def own(data_dir: Path) -> list[SavedQuery]:
     """The user's queries."""
     return [
-        SavedQuery(path.stem, "own", path.read_text("utf-8"))
+        SavedQuery(path.stem, "own", path.read_text("utf-8", errors="replace"))
         for path in sorted((data_dir / FOLDER).glob("*.sql"))
     ]
 
 
 def find(name: str, data_dir: Path) -> SavedQuery:
-    """The query of a name. Ends the command if there is none."""
+    """The query of a name. Raises QueryRefused if there is none."""
     queries = {query.name: query for query in (*own(data_dir), *built_in())}
     if name not in queries:
         near = difflib.get_close_matches(name, queries, 1)
         hint = f"did you mean '{near[0]}'?" if near else "`fusewire query --list-saved` lists them"
-        fail(f"no saved query is called '{name}'", hint)
+        raise QueryRefused(f"no saved query is called '{name}'", hint)
     return queries[name]
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that no query of a user can have."""
+    """Refuse a name that no query of a user can have. Raises QueryRefused."""
     if not re.fullmatch(NAME, name):
-        fail(
+        raise QueryRefused(
             f"'{name}' cannot be the name of a query",
             "use 1 to 63 of a-z, 0-9, '-' and '_', and begin with a letter or digit",
         )
     if name in {query.name for query in built_in()}:
-        fail(f"'{name}' is a query that ships with Fusewire", "choose another name")
+        raise QueryRefused(f"'{name}' is a query that ships with Fusewire", "choose another name")
 
 
 def keep(name: str, sql: str, data_dir: Path) -> tuple[Path, bool]:

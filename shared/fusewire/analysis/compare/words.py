@@ -7,7 +7,7 @@ from fusewire.analysis.compare.cost_lens import Price
 from fusewire.analysis.compare.human import HumanVotes
 from fusewire.analysis.compare.verdict import Header, Look
 from fusewire.analysis.measures import LEAST_N, Interval
-from fusewire_cli.money import usd
+from fusewire.analysis.money import usd
 
 DASH = "–"
 RULE = (

@@ -1,0 +1,123 @@
+"""Two models or two pools on the same prompts: what `fusewire compare` shows, as a page."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from fusewire.analysis.compare import Comparison, Names, Rules, drawing, words
+from fusewire.analysis.compare import compare as compare_pairs
+from fusewire.analysis.period import parse_time
+from fusewire.store.analyst import comparisons
+from fusewire.store.analyst.comparisons import Kind, Selection
+from fusewire_console.access import Visitor
+from fusewire_console.pages import page
+from fusewire_console.site import Site
+
+MOST_OUTCOMES = 2000
+"""What a page reads; `fusewire compare` reads 100,000, which takes it a minute."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Which two are compared, and on what."""
+
+    parameters: Mapping[str, str]
+    """As they stand in the address."""
+    kind: Kind
+    names: Names | None = None
+    """None if there are not two that can be compared."""
+    selection: Selection = field(default_factory=Selection)
+    error: str | None = None
+    """What is wrong with a parameter."""
+
+
+def parse(
+    parameters: Mapping[str, str], stored: Mapping[Kind, set[str]], now: datetime
+) -> Question:
+    """Read what is to be compared from the parameters of an address.
+
+    Args:
+        parameters: those of the address.
+        stored: the models and the pools that outcomes have.
+        now: the time.
+    """
+    given = {name: value.strip() for name, value in parameters.items() if value.strip()}
+    pair = [given[name] for name in ("a", "b") if name in given]
+    kind = _kind(given.get("kind"), pair, stored)
+    since, error = None, None
+    if "since" in given:
+        try:
+            since = parse_time(given["since"], now)
+        except ValueError as exc:
+            error = str(exc)
+    pool = given.get("pool") if kind == "models" else None
+    selection = Selection(kind, pool, None, since)
+    if error is None and len(pair) == 2:
+        error = _refusal(pair, kind, stored)
+    names = Names(kind, *pair) if len(pair) == 2 and error is None else None
+    return Question(given, kind, names, selection, error)
+
+
+def _kind(given: str | None, pair: list[str], stored: Mapping[Kind, set[str]]) -> Kind:
+    if given == "pools" or (given != "models" and _are_pools(pair, stored)):
+        return "pools"
+    return "models"
+
+
+def _are_pools(pair: list[str], stored: Mapping[Kind, set[str]]) -> bool:
+    """Whether an address that does not say so names pools, and no models."""
+    return bool(pair) and set(pair) <= stored["pools"] - stored["models"]
+
+
+def _refusal(pair: list[str], kind: Kind, stored: Mapping[Kind, set[str]]) -> str | None:
+    """Why two names cannot be compared; None if they can."""
+    if pair[0] == pair[1]:
+        return f"{pair[0]} would be compared with itself: choose two different {kind}"
+    if missing := [name for name in pair if name not in stored[kind]]:
+        return f"no outcome has the {kind.removesuffix('s')} {missing[0]}: choose another"
+    return None
+
+
+def routes(site: Site) -> list[Route]:
+    """`/compare`."""
+
+    async def show(request: Request, visitor: Visitor) -> Response:
+        fetch = partial(site.views.of_all, visitor)
+        stored = await comparisons.stored_names(fetch)
+        question = parse(request.query_params, stored, site.clock())
+        comparison, is_cut = None, False
+        if question.names:
+            reading = await comparisons.read(
+                fetch, question.names, question.selection, MOST_OUTCOMES
+            )
+            is_cut = reading.is_cut
+            if reading.pairs:
+                comparison = compare_pairs(question.names, Rules(), reading.pairs, reading.votes)
+        return page.render(
+            site,
+            "compare.html",
+            visitor,
+            question=question,
+            choices=sorted(stored[question.kind]),
+            pools=sorted(stored["pools"]),
+            is_cut=is_cut,
+            most=MOST_OUTCOMES,
+            words=words,
+            width=drawing.WIDTH,
+            **_figures(comparison),
+        )
+
+    return [page.route(site, "/compare", show)]
+
+
+def _figures(comparison: Comparison | None) -> dict[str, object]:
+    return {
+        "it": comparison,
+        "looks": drawing.look_figures(comparison) if comparison else [],
+        "cards": [drawing.card_figure(card) for card in comparison.cards] if comparison else [],
+    }
