@@ -273,6 +273,23 @@ async def test_a_tenant_sees_its_own_outcomes_and_an_operator_all(
     assert seen == {name for name, owner in tenants.items() if owner == TENANTS[0]}
 
 
+async def test_no_page_of_a_tenant_names_another_or_what_it_has(
+    web: aiohttp.ClientSession, settings: Settings, store: Store, routes: list[Route]
+) -> None:
+    own, other = TENANTS
+    async with store.read() as connection:
+        query = text("SELECT outcome_id, batch_id FROM v_outcome WHERE tenant = :tenant")
+        rows = (await connection.execute(query, {"tenant": other})).all()
+    foreign = {name for row in rows for name in row if name}
+    key = await add_key(settings, store, own, scopes="admin")
+    paths = {route.path for route in routes if "GET" in (route.methods or ())}
+    for path in sorted(paths):
+        for name in (rows[0].outcome_id, *{row.batch_id for row in rows if row.batch_id}):
+            status, html, _ = await get(web, re.sub(r"\{[^}]*\}", name, path), key)
+            assert status in ((303, 404) if "{" in path else (200, 403)), path
+            assert not {word for word in (other, *foreign - {name}) if word in html}, path
+
+
 async def test_what_adds_up_all_tenants_is_for_admins_of_operators(
     web: aiohttp.ClientSession, settings: Settings, store: Store, routes: list[Route]
 ) -> None:
