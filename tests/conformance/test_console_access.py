@@ -45,8 +45,15 @@ OPERATORS_PAGES = {
 
 @pytest.fixture
 def settings(make_settings: MakeSettings, database: Database, nats: NatsServer) -> Settings:
-    http = Http(port=0, keys="required")
-    return make_settings(database=database, nats=Nats(url=nats.url), http=http)
+    """With a pool that one tenant may not use."""
+    pools = {name: {"members": ["a", "b"], "judge": "j"} for name in ("default", "beeline-pool")}
+    return make_settings(
+        database=database,
+        nats=Nats(url=nats.url),
+        http=Http(port=0, keys="required"),
+        pools=pools,
+        tenants={"acme": {"pools": ["default"]}},
+    )
 
 
 @pytest.fixture
