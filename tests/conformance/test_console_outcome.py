@@ -3,7 +3,7 @@
 import json
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -16,18 +16,24 @@ from sqlalchemy import text
 
 from fusewire.settings import Database, Http, Nats, Settings
 from fusewire.store.engine import Store
+from fusewire.testing.model_script import ModelScript, Script, ScriptedCall
+from fusewire.testing.model_server import ModelServer
 from fusewire.testing.nats_server import NatsServer
 from fusewire.testing.planted import JudgeTruth, MemberTruth, PoolTruth, Truth, fill
+from fusewire_cli.client import Client
 from fusewire_console import formats
 from fusewire_console.access import COOKIE
+from fusewire_console.figures.differences import MOST_WORDS
 from fusewire_ingest.admission import keys
 from fusewire_ingest.pepper import pepper
 from fusewire_ingest.repository.keys import ApiKeys, Change, Key
 from fusewire_ingest.repository.retention import Retention
 
 MakeSettings = Callable[..., Settings]
+Running = Callable[..., AbstractAsyncContextManager[Client]]
 ConsoleRunning = Callable[..., AbstractAsyncContextManager[aiohttp.ClientSession]]
 Web = aiohttp.ClientSession
+ALL = ("judge", "worker-remote", "dispatcher", "ingest")
 NAMES = ("alpha", "beta", "gamma")
 MEMBERS = tuple(MemberTruth(name, accuracy=0.8, failure_rate=0.1) for name in NAMES)
 TRUTH = Truth(
@@ -72,7 +78,7 @@ async def post_vote(web: Web, outcome_id: str, choice: str, status: int, **optio
 
 async def outcome_where(store: Store, condition: str) -> dict[str, Any]:
     """The first outcome of which the condition is true."""
-    sql = text(f"SELECT * FROM outcomes WHERE {condition} ORDER BY fusion_id LIMIT 1")  # noqa: S608 - the tests' own
+    sql = text(f"SELECT * FROM outcomes WHERE {condition} ORDER BY fusion_id LIMIT 1")
     async with store.read() as connection:
         return dict((await connection.execute(sql)).mappings().one())
 
@@ -167,7 +173,7 @@ async def test_a_fusion_that_runs_is_shown_and_asked_for_again(web: Web, store: 
     row = await outcome_where(store, SELECTED)
     path = f"/outcomes/{row['fusion_id']}"
     for table in ("answers", "verdicts", "outcomes"):
-        await execute(store, f"DELETE FROM {table} WHERE fusion_id = :id", id=row["fusion_id"])  # noqa: S608 - the tests' own
+        await execute(store, f"DELETE FROM {table} WHERE fusion_id = :id", id=row["fusion_id"])
     html = await page(web, path)
     assert "It is running" in html
     assert f'hx-get="{path}" hx-trigger="every 2s"' in html
@@ -193,33 +199,95 @@ async def test_deleted_texts_are_said_and_figures_stay(web: Web, store: Store) -
     await page(web, f"/outcomes/{row['fusion_id']}/answers/alpha.txt", 404)
 
 
-@pytest.mark.parametrize("name", ["absent", "f%00", "..%2f..", "%252e", "f" * 5000, "Ä", "a b"])
+@pytest.mark.parametrize("name", ["absent", "..%2f..", "%252e", "f" * 5000, "Ä", "a b"])
 async def test_what_is_unknown_is_no_error_of_ours(web: Web, name: str) -> None:
     assert "There is nothing at this address" in await page(web, f"/outcomes/{name}", 404)
+
+
+@pytest.mark.parametrize("mode", ["best-of", "merge", "debate", "tools"])
+async def test_what_a_real_fusion_stores_is_shown(
+    mode: str,
+    settings: Settings,
+    running: Running,
+    console: ConsoleRunning,
+    model_server: ModelServer,
+) -> None:
+    tool = {"type": "function", "function": {"name": "look_up", "parameters": {}}}
+    fields: dict[str, Any] = {"mode": mode}
+    if mode == "tools":
+        call = ScriptedCall(name="look_up", arguments={"word": "quorum"})
+        script = Script(models={name: ModelScript(calls=(call,)) for name in "abc"})
+        model_server.set_script(script)
+        fields = {"tools": [tool]}
+    async with running(settings, *ALL) as client:
+        fusion = await client.submit({"prompt": "Why <b>so</b>?", **fields}, wait_s=250)
+    async with console(settings, "ingest") as web:
+        html = await page(web, f"/outcomes/{fusion['id']}")
+
+    shown = plain(html)
+    assert "Why &lt;b&gt;so&lt;/b&gt;?" in html
+    assert f"Mode {fusion['mode']}" in shown
+    texts = [fusion["content"], *(answer["content"] for answer in fusion["answers"])]
+    for text_ in texts:
+        assert " ".join((text_ or "").split()) in shown
+    for verdict in fusion["verdicts"]:
+        assert f"call {verdict['call']}" in shown
+    if mode == "tools":
+        assert shown.count('look_up({"word": "quorum"})') == 3, "of each member"
+    assert "None" not in shown.replace("None is good", "")
 
 
 # -- long and hostile texts -------------------------------------------------------------------
 
 
-async def test_hostile_texts_of_a_megabyte_are_cut_and_shown_as_text(
-    settings: Settings, store: Store, console: ConsoleRunning
-) -> None:
+async def plant_eight(store: Store) -> tuple[str, list[str]]:
+    """An outcome of eight members: its id, and their names."""
     names = [f"member{number}" for number in range(8)]
     pool = PoolTruth(tuple(MemberTruth(name) for name in names), JudgeTruth())
     await fill(store, replace(TRUTH, pools={"p": pool}, open_share=1.0), 1, 1)
-    row = await outcome_where(store, "status = 'selected'")
-    parts = (HOSTILE, RIGHT_TO_LEFT, COMBINING, "語", '"', "& ", "x", "a\n\n")
-    longs = {name: part * (1_000_000 // len(part)) for name, part in zip(names, parts, strict=True)}
-    for name, long_text in longs.items():
+    return (await outcome_where(store, "status = 'selected'"))["fusion_id"], names
+
+
+async def set_answers(store: Store, outcome_id: str, answers: Mapping[str, str]) -> None:
+    for name, answer in answers.items():
         await execute(
             store,
             "UPDATE answers SET content = :text WHERE fusion_id = :id AND member = :member",
-            text=long_text, id=row["fusion_id"], member=name,
+            text=answer, id=outcome_id, member=name,
         )  # fmt: skip
+
+
+def marked_texts() -> tuple[str, list[str]]:
+    """An answer, and eight others with as many marks as texts may have that are compared."""
+    words = [f"w{number}" for number in range(MOST_WORDS)]
+    other = ['"' if number % 4 == 0 else word for number, word in enumerate(words)]
+    return " ".join(words), [" ".join(other)] * 8
+
+
+async def test_as_many_marks_as_can_be_fit_on_a_page(
+    settings: Settings, store: Store, console: ConsoleRunning
+) -> None:
+    outcome_id, names = await plant_eight(store)
+    content, others = marked_texts()
+    await set_answers(store, outcome_id, dict(zip(names, others, strict=True)))
+    await execute(store, "UPDATE outcomes SET content = :it", it=content)
+    async with console(settings, "ingest") as web:
+        html = await page(web, f"/outcomes/{outcome_id}")
+    assert html.count("<mark>") > 8 * MOST_WORDS // 5
+    assert len(html.encode()) <= PAGE_BYTES
+
+
+async def test_hostile_texts_of_a_megabyte_are_cut_and_shown_as_text(
+    settings: Settings, store: Store, console: ConsoleRunning
+) -> None:
+    outcome_id, names = await plant_eight(store)
+    parts = (HOSTILE, RIGHT_TO_LEFT, COMBINING, "語", '"', "& ", "x", "a\n\n")
+    longs = {name: part * (1_000_000 // len(part)) for name, part in zip(names, parts, strict=True)}
+    await set_answers(store, outcome_id, longs)
     for column in ("content", "reason", "custom_id", "error", "judge_model"):
         value = HOSTILE * (30_000 if column == "content" else 2)
-        await execute(store, f"UPDATE outcomes SET {column} = :it", it=value)  # noqa: S608 - the tests' own
-    path = f"/outcomes/{row['fusion_id']}"
+        await execute(store, f"UPDATE outcomes SET {column} = :it", it=value)
+    path = f"/outcomes/{outcome_id}"
     async with console(settings, "ingest") as web:
         html = await page(web, path)
         assert len(html.encode()) <= PAGE_BYTES
@@ -235,7 +303,7 @@ async def test_hostile_texts_of_a_megabyte_are_cut_and_shown_as_text(
                 assert response.headers["content-disposition"].startswith("attachment;")
                 assert response.headers["content-type"] == "text/plain; charset=utf-8"
         async with web.get(f"{path}/fusion.json") as response:
-            assert (await response.json())["id"] == row["fusion_id"]
+            assert (await response.json())["id"] == outcome_id
             assert response.headers["content-disposition"].startswith("attachment;")
         await page(web, f"{path}/answers/absent.txt", 404)
 

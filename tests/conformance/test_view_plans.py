@@ -6,6 +6,7 @@ import pytest
 
 from fusewire.store.engine import Store
 from fusewire.testing.planted import Truth, fill
+from fusewire_console.pages import outcome
 
 BATCH = (
     "SELECT r.* FROM {} r JOIN v_outcome o ON o.outcome_id = r.outcome_id WHERE o.batch_id = 'b'"
@@ -16,6 +17,10 @@ QUESTIONS = [
     *(DAY.format(view) for view in ("v_outcome", "v_answer", "v_verdict", "v_pair")),
     "SELECT * FROM v_event WHERE outcome_id = 'f'",
     "SELECT * FROM v_outcome ORDER BY finished_at DESC LIMIT 1000",
+    *(
+        statement.replace(":id", "'f'").replace("{tenant}", "tenant = 't'")
+        for statement in outcome.STATEMENTS
+    ),
 ]
 
 

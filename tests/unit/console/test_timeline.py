@@ -29,16 +29,14 @@ EVENTS = [
 def test_bars_run_from_the_round_to_the_answer() -> None:
     timeline = draw(EVENTS)
     assert timeline is not None
-    bars = {
-        step.call: (step.left, step.width, step.took_ms) for step in timeline.steps if step.call
-    }
+    bars = {step.call: (step.x, step.width, step.took_ms) for step in timeline.steps if step.call}
     assert bars == {
         "alpha": (5.0, 25.0, 500.0),
         "beta": (5.0, 50.0, 1000.0),
         "gamma": (5.0, 95.0, 1900.0),
         "verdict-1-1": (55.0, 25.0, 500.0),
     }
-    assert (timeline.length_ms, timeline.decided) == (2000.0, 80.0)
+    assert (timeline.length_ms, timeline.end) == (2000.0, 80.0)
 
 
 def test_votes_are_no_part_of_it_and_steps_are_in_order() -> None:
@@ -56,11 +54,11 @@ def test_a_short_call_can_still_be_seen() -> None:
     assert timeline is not None
     bar = timeline.steps[-1]
     assert bar.width == LEAST_WIDTH
-    assert bar.left + bar.width <= 100
+    assert bar.x + bar.width <= 100
 
 
 def test_a_fusion_that_runs_has_no_decision() -> None:
     timeline = draw([event("accepted", 0)])
     assert timeline is not None
-    assert timeline.decided is None
+    assert timeline.end is None
     assert draw([]) is None

@@ -1,7 +1,6 @@
 """The judge's comparison of the answers, which a merge is written from, as lines of text."""
 
 from collections.abc import Mapping
-from typing import Any
 
 _TITLES = {
     "consensus": "What all say",
@@ -10,6 +9,8 @@ _TITLES = {
     "unique_insights": "What one alone says",
     "blind_spots": "What none says",
 }
+
+_POINTS = ("topic", "stance", "point", "insight")
 
 
 def lines(analysis: object) -> list[tuple[str, list[str]]]:
@@ -24,24 +25,25 @@ def lines(analysis: object) -> list[tuple[str, list[str]]]:
     """
     if not isinstance(analysis, Mapping):
         return []
-    parts = []
-    for key, title in _TITLES.items():
-        entries = analysis.get(key)
-        texts = [_line(entry) for entry in entries] if isinstance(entries, list) else []
-        if any(texts):
-            parts.append((title, [text for text in texts if text]))
-    return parts
+    parts = [(title, _texts(analysis.get(key))) for key, title in _TITLES.items()]
+    return [(title, texts) for title, texts in parts if texts]
 
 
-def _line(entry: Any) -> str:
+def _texts(entries: object) -> list[str]:
+    if not isinstance(entries, list):
+        return []
+    return [text for text in map(_text, entries) if text]
+
+
+def _text(entry: object) -> str:
+    """An entry on one line: whom it is about, and what is said."""
     if isinstance(entry, str):
         return entry
     if not isinstance(entry, Mapping):
         return ""
-    who = entry.get("model") or entry.get("models")
-    names = ", ".join(map(str, who)) if isinstance(who, list) else who
-    what = entry.get("insight") or entry.get("point") or entry.get("stance") or entry.get("topic")
-    stances = entry.get("stances")
-    if isinstance(stances, list):
-        what = f"{what or ''}: " + "; ".join(filter(None, map(_line, stances)))
-    return ": ".join(str(part) for part in (names, what) if part)
+    members = entry.get("model") or entry.get("models")
+    if isinstance(members, list):
+        members = ", ".join(map(str, members))
+    stances = "; ".join(_texts(entry.get("stances")))
+    parts = (members, *(entry.get(key) for key in _POINTS), stances)
+    return ": ".join(str(part) for part in parts if part)

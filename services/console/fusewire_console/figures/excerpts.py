@@ -7,8 +7,10 @@ from typing import Any
 
 MOST_CHARS = 20_000
 """Characters of one text that a page shows."""
-PAGE_BYTES = 110_000
+PAGE_BYTES = 90_000
 """Bytes that all texts of a page have together, as HTML in UTF-8."""
+JSON_BYTES = 20_000
+"""Bytes of JSON that a page shows, as HTML in UTF-8."""
 JSON_CHARS = 300
 """Characters of each string in JSON that a page shows."""
 
@@ -57,7 +59,7 @@ def short_json(value: Any) -> str:
     {
       "a": "x
     """
-    return json.dumps(_shorten(value), indent=2, ensure_ascii=False)[:MOST_CHARS]
+    return _fit(json.dumps(_shorten(value), indent=2, ensure_ascii=False), JSON_BYTES)
 
 
 def _shorten(value: Any) -> Any:

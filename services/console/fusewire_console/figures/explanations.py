@@ -1,5 +1,6 @@
 """Codes of outcomes as sentences. What another version wrote, and this one does not know, stays."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ _REASONS = {
     "undecidable": "The judge failed on it repeatedly.",
 }
 _WITHOUT_MEMBER = frozenset(
-    "judge_failed verdict_void guard_failed analysis_failed merge_failed capped".split()
+    {"judge_failed", "verdict_void", "guard_failed", "analysis_failed", "merge_failed", "capped"}
 )
 """Reasons whose subject is a code, and no member's name."""
 _DETAILS = {
@@ -38,6 +39,7 @@ _DETAILS = {
     "no_tools": "its model takes no tools",
     "no_images": "its model takes no images",
     "no_long_texts": "its model takes no text of this length",
+    "quarantined": "it preferred empty answers that were shown to it as controls",
     "token_cap": "the token limit of the prompt left no room",
     "picked_control": "the judge preferred an empty answer that was among them as a control",
     "one_order": "only one of the two orders could be read",
@@ -85,10 +87,8 @@ def _degraded(reason: DegradedReason) -> str:
     parts = reason.split(":", 2)
     detail = parts[2] if len(parts) > 2 else ""
     share = ""
-    try:
-        share = f"; it has {float(detail.partition(':')[0]):.0%} of the weight".replace("%", " %")
-    except ValueError:
-        pass
+    with contextlib.suppress(ValueError):
+        share = f"; it has {100 * float(detail.partition(':')[0]):.0f} % of the weight"
     # Names and codes may hold braces, so they are put in and never formatted themselves.
     subject = reason.subject or "it"
     if reason.code in _WITHOUT_MEMBER:

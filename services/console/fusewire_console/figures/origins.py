@@ -13,7 +13,7 @@ LEAST_WORDS = 4
 MOST_PAIRS = 40_000
 """Sentences of the merge times those of all members; more are not compared."""
 
-_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")  # noqa: RUF039 - no escape is meant
+_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class MergedPart:
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text, roughly.
+    r"""The sentences of a text, roughly.
 
-    >>> sentences("It is 3.5. Really?\\n\\nYes")
+    >>> sentences("It is 3.5. Really?\n\nYes")
     ['It is 3.5.', 'Really?', 'Yes']
     """
     return [part.strip() for part in _END.split(text) if part.strip()]
@@ -48,24 +48,26 @@ def trace(merge: str, answers: Mapping[str, str]) -> list[MergedPart] | None:
         The sentences of the merge in order; None if there are too many to compare.
     """
     parts = sentences(merge)
-    by_member = {
-        member: [frozenset(words(sentence)) for sentence in sentences(text)]
-        for member, text in answers.items()
-    }
+    by_member = {member: _word_sets(text) for member, text in answers.items()}
     if len(parts) * sum(map(len, by_member.values())) > MOST_PAIRS:
         return None
     return [_part(part, by_member) for part in parts]
+
+
+def _word_sets(text: str) -> list[frozenset[str]]:
+    return [frozenset(words(sentence)) for sentence in sentences(text)]
 
 
 def _part(part: str, by_member: Mapping[str, list[frozenset[str]]]) -> MergedPart:
     own_words = frozenset(words(part))
     if len(own_words) < LEAST_WORDS:
         return MergedPart(part, (), None)
-    counts = {
-        member: max((len(own_words & sentence) for sentence in member_sentences), default=0)
-        for member, member_sentences in by_member.items()
-    }
+    counts = {member: _most_common(own_words, sets) for member, sets in by_member.items()}
     best = max(counts.values(), default=0)
     share = best / len(own_words)
     members = [member for member, count in counts.items() if count == best]
     return MergedPart(part, tuple(members) if share >= LEAST_SHARE else (), share)
+
+
+def _most_common(own_words: frozenset[str], word_sets: list[frozenset[str]]) -> int:
+    return max((len(own_words & word_set) for word_set in word_sets), default=0)

@@ -23,7 +23,7 @@ class FusionStep:
     call: str | None
     model: str | None
     detail: str | None
-    left: float
+    x: float
     """Where it begins, in percent of the axis."""
     width: float
     """How wide its bar is, in percent of the axis; 0 for what is no call."""
@@ -36,7 +36,7 @@ class FusionSteps:
     steps: tuple[FusionStep, ...]
     length_ms: float
     """The length of the axis."""
-    decided: float | None
+    end: float | None
     """Where the outcome was decided, in percent of the axis; None if it runs."""
 
 
@@ -55,15 +55,15 @@ def draw(events: Sequence[Mapping[str, Any]]) -> FusionSteps | None:
     start = next((event["at"] for event in by_time if event["event"] == "accepted"), None)
     if start is None:
         return None
-    length_ms = max(max(_ms(start, event["at"]) for event in by_time), 1.0)
+    length_ms = max(1.0, *(_ms(start, event["at"]) for event in by_time))
     asked_at = _asked_at(by_time, start)
     steps = sorted(
         (_step(event, start, asked_at, length_ms) for event in by_time),
         key=lambda step: step.at_ms,
     )
     decided_at = next((event["at"] for event in by_time if event["event"] == "decided"), None)
-    decided = round(100 * _ms(start, decided_at) / length_ms, 2) if decided_at else None
-    return FusionSteps(tuple(steps), length_ms, decided)
+    end = round(100 * _ms(start, decided_at) / length_ms, 2) if decided_at else None
+    return FusionSteps(tuple(steps), length_ms, end)
 
 
 def _asked_at(events: Iterable[Mapping[str, Any]], start: datetime) -> dict[int, datetime]:
@@ -88,9 +88,9 @@ def _step(
     if took_ms is not None:
         width = max(round(100 * took_ms / length_ms, 2), LEAST_WIDTH)
     at_ms = _ms(start, began)
-    left = min(round(100 * at_ms / length_ms, 2), 100 - width)
+    x = min(round(100 * at_ms / length_ms, 2), 100 - width)
     names = {name: event[name] for name in ("event", "round", "call", "model", "detail")}
-    return FusionStep(at_ms=at_ms, took_ms=took_ms, left=left, width=width, **names)
+    return FusionStep(at_ms=at_ms, took_ms=took_ms, x=x, width=width, **names)
 
 
 def _ms(start: datetime, at: datetime) -> float:

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-MOST_CHARS = 600
-"""Characters of a judge's sentence that are shown."""
+MOST_CHARS = 300
+"""Characters of a judge's sentence that are shown; a judge is asked for 240 at most."""
 
 
 @dataclass(frozen=True)
@@ -45,23 +45,24 @@ def pairs(rows: Sequence[Mapping[str, Any]]) -> list[VerdictPair]:
         rows: of `v_verdict`, of one outcome, in the order of their calls.
     """
     rows_by_call = {row["call"]: row for row in rows}
-    pairs_, used = [], set()
-    for call, row in rows_by_call.items():
-        if call in used:
+    pairs_ = []
+    for row in rows:
+        # The second one of a pair came along with the first.
+        if rows_by_call.pop(row["call"], None) is None:
             continue
-        other = rows_by_call.get(row["swap_of"])
-        both = [row] if other is None else [row, other]
-        used |= {entry["call"] for entry in both}
-        pairs_.append(
-            VerdictPair(
-                kind=row["kind"],
-                judge_model=row["judge_model"],
-                is_by_margin=bool(row["is_by_margin"]),
-                is_consistent=row["is_consistent"],
-                verdicts=tuple(_verdict(entry) for entry in both),
-            )
-        )
+        other = rows_by_call.pop(row["swap_of"], None)
+        pairs_.append(_pair(row, [row, other] if other else [row]))
     return pairs_
+
+
+def _pair(row: Mapping[str, Any], both: Sequence[Mapping[str, Any]]) -> VerdictPair:
+    return VerdictPair(
+        kind=row["kind"],
+        judge_model=row["judge_model"],
+        is_by_margin=bool(row["is_by_margin"]),
+        is_consistent=row["is_consistent"],
+        verdicts=tuple(_verdict(entry) for entry in both),
+    )
 
 
 def _verdict(row: Mapping[str, Any]) -> Verdict:

@@ -3,8 +3,8 @@
 import asyncio
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, NoReturn
 from urllib.parse import quote
@@ -38,27 +38,33 @@ FUSED = "fused"
 """In an address: the outcome's own answer. No member may be called so."""
 _ID = re.compile(r"[0-9a-z]{1,64}")
 _START = f"substr(content, 1, {excerpts.MOST_CHARS}) AS content, length(content) AS chars"
-_OUTCOME = f"""SELECT outcome_id, is_degraded, degraded_reasons, status, batch_id, custom_id, tenant,
-  submitted_at, finished_at, pool, mode, config_hash, reason, judge_model, winner, winner_model,
-  n_asked, n_answered, is_fallback, fallback_reason, agreement, verdict_parse, swap_consistent,
-  latency_ms, panel_ms, judge_ms, tokens_in, tokens_out, cost_panel_usd, cost_judge_usd, cost_usd,
-  price_version, accepted, error, answer_kind, closed_by, missing_weight, guard, hedges, is_replay,
-  cost_late_usd, substr(tool_calls, 1, {excerpts.MOST_CHARS}) AS tool_calls, {_START}
+OUTCOME_SQL = f"""SELECT outcome_id, is_degraded, degraded_reasons, status, batch_id, custom_id,
+  tenant, submitted_at, finished_at, pool, mode, config_hash, reason, judge_model, winner,
+  winner_model, n_asked, n_answered, is_fallback, fallback_reason, agreement, verdict_parse,
+  swap_consistent, latency_ms, panel_ms, judge_ms, tokens_in, tokens_out, cost_panel_usd,
+  cost_judge_usd, cost_usd, price_version, accepted, error, answer_kind, closed_by, missing_weight,
+  guard, hedges, is_replay, cost_late_usd,
+  substr(tool_calls, 1, {excerpts.MOST_CHARS}) AS tool_calls, {_START}
   FROM v_outcome WHERE outcome_id = :id AND {{tenant}}"""
-_ANSWERS = f"""SELECT member, model, provider, tier, shown_position, status, error_code,
+ANSWERS_SQL = f"""SELECT member, model, provider, tier, shown_position, status, error_code,
   error_status, provider_code, provider_param, attempts, latency_ms, tokens_in, tokens_out,
   cost_usd, is_winner, weight, agreed, vote_group, is_right, {_START}
-  FROM v_answer WHERE outcome_id = :id"""
-_VERDICTS = """SELECT call, kind, judge_model, winner, verdict_parse, void, is_consistent, shown,
+  FROM v_answer WHERE outcome_id = :id ORDER BY member"""
+VERDICTS_SQL = """SELECT call, kind, judge_model, winner, verdict_parse, void, is_consistent, shown,
   swap_of, is_by_margin, substr(output, 1, 20000) AS output
   FROM v_verdict WHERE outcome_id = :id ORDER BY call"""
-_EVENTS = f"""SELECT at, event, round, call, model, detail FROM v_event
+EVENTS_SQL = f"""SELECT at, event, round, call, model, detail FROM v_event
   WHERE outcome_id = :id AND event <> 'voted' ORDER BY at LIMIT {MOST_EVENTS}"""
-_VOTES = "SELECT choice, COUNT(*) AS n FROM v_vote WHERE outcome_id = :id AND {tenant} GROUP BY 1"
+VOTES_SQL = (
+    "SELECT choice, COUNT(*) AS n FROM v_vote WHERE outcome_id = :id AND {tenant} GROUP BY 1"
+)
+
+STATEMENTS = (OUTCOME_SQL, ANSWERS_SQL, VERDICTS_SQL, EVENTS_SQL, VOTES_SQL)
+"""All that the page reads from views."""
 
 
 @dataclass(frozen=True)
-class ShownText:
+class TextStart:
     """The beginning of a text, as far as the page shows it."""
 
     text: str
@@ -84,7 +90,7 @@ class VoteReply:
 
 
 @dataclass(frozen=True)
-class _Stored:
+class _StoredFusion:
     """What is stored of a fusion."""
 
     fusion: Mapping[str, Any] | None
@@ -112,7 +118,7 @@ def routes(site: Site) -> list[Route]:
         reply = await _vote(site, visitor, outcome_id, choice)
         return await _show(site, visitor, request, reply)
 
-    async def voted(request: Request, _visitor: Visitor) -> Response:
+    async def return_from_votes(request: Request, _visitor: Visitor) -> Response:
         return RedirectResponse(f"/outcomes/{_id(request)}#votes", 303)
 
     async def text(request: Request, visitor: Visitor) -> Response:
@@ -126,7 +132,7 @@ def routes(site: Site) -> list[Route]:
     return [
         page.route(site, "/outcomes/{id}", show),
         page.route(site, "/outcomes/{id}/votes", vote, method="POST"),
-        page.route(site, "/outcomes/{id}/votes", voted),
+        page.route(site, "/outcomes/{id}/votes", return_from_votes),
         page.route(site, "/outcomes/{id}/answers/{member}.txt", text),
         page.route(site, "/outcomes/{id}/fusion.json", raw),
     ]
@@ -150,12 +156,12 @@ def _attachment(name: str) -> dict[str, str]:
 # -- reading ----------------------------------------------------------------------------------
 
 
-async def _read(site: Site, visitor: Visitor, outcome_id: str) -> _Stored:
+async def _read(site: Site, visitor: Visitor, outcome_id: str) -> _StoredFusion:
     """Read what is stored of a fusion. Raises HTTPException 404 without one of this visitor's."""
     values = {"id": outcome_id}
     # The API first: when it has the outcome, the view has it too.
     fusion, notice = await _ask(site, visitor, f"/v1/fusions/{outcome_id}")
-    found_rows = await site.views.of_tenant(visitor, _OUTCOME, values)
+    found_rows = await site.views.of_tenant(visitor, OUTCOME_SQL, values)
     outcome = found_rows[0] if found_rows else None
     if outcome is None and notice:
         raise ApiError(503, "unavailable", notice)
@@ -163,13 +169,13 @@ async def _read(site: Site, visitor: Visitor, outcome_id: str) -> _Stored:
         _not_found()
     # It is this visitor's, so its rows may be read from views without a tenant.
     answers, verdict_rows, events, votes, (prompt, _) = await asyncio.gather(
-        site.views.of_fusion(outcome_id, _ANSWERS),
-        site.views.of_fusion(outcome_id, _VERDICTS),
-        site.views.of_fusion(outcome_id, _EVENTS),
-        site.views.of_tenant(visitor, _VOTES, values),
+        site.views.of_fusion(outcome_id, ANSWERS_SQL),
+        site.views.of_fusion(outcome_id, VERDICTS_SQL),
+        site.views.of_fusion(outcome_id, EVENTS_SQL),
+        site.views.of_tenant(visitor, VOTES_SQL, values),
         _ask(site, visitor, f"/v1/fusions/{outcome_id}/prompt"),
     )
-    return _Stored(
+    return _StoredFusion(
         fusion=fusion,
         notice=notice,
         outcome=outcome,
@@ -225,30 +231,31 @@ async def _text(site: Site, visitor: Visitor, outcome_id: str, member: str) -> R
 async def _show(
     site: Site, visitor: Visitor, request: Request, vote: VoteReply | None = None
 ) -> Response:
-    stored = await _read(site, visitor, _id(request))
-    fusion, outcome = stored.fusion, stored.outcome
-    texts = _texts(stored)
+    record = await _read(site, visitor, _id(request))
+    fusion, outcome = record.fusion, record.outcome
+    texts = _texts(record)
     context = {
         "fusion": fusion,
-        "notice": stored.notice,
+        "notice": record.notice,
         "outcome_id": _id(request),
         "outcome": outcome,
         "submitted": datetime.fromisoformat(fusion["submitted_at"]) if fusion else None,
-        "answers": stored.answers,
-        "messages": _messages(stored.prompt),
-        "n_messages": len(stored.prompt["messages"]) if stored.prompt else 0,
-        "has_late": any(event["event"] == "late" for event in stored.events),
+        "answers": record.answers,
+        "messages": _messages(record.prompt),
+        "n_messages": len(record.prompt["messages"]) if record.prompt else 0,
+        "has_late": any(event["event"] == "late" for event in record.events),
         "texts": texts,
-        "is_deleted": _is_deleted(stored),
+        "tool_calls": _tool_calls(fusion),
+        "is_deleted": _is_deleted(record),
         "reasons": explanations.degraded(_reasons(outcome)),
         "ending": explanations.ending(outcome) if outcome else [],
         "explain": explanations.code,
-        "origins": _origins(stored),
+        "origins": _origins(record),
         "analysis": analysis.lines(fusion.get("analysis")) if fusion else [],
-        "verdicts": verdicts.pairs(stored.verdicts),
-        "timeline": timeline.draw(stored.events),
-        "choices": _choices(stored, visitor),
-        "votes": stored.votes,
+        "verdicts": verdicts.pairs(record.verdicts),
+        "timeline": timeline.draw(record.events),
+        "choices": _choices(record, visitor),
+        "votes": record.votes,
         "vote": vote,
         "raw": excerpts.short_json(fusion) if fusion else None,
     }
@@ -260,9 +267,9 @@ def _reasons(outcome: Mapping[str, Any] | None) -> Sequence[str]:
     return json.loads(outcome["degraded_reasons"] or "[]") if outcome else []
 
 
-def _is_deleted(stored: _Stored) -> bool:
+def _is_deleted(record: _StoredFusion) -> bool:
     """Whether the texts of an outcome are deleted, of which the figures are kept."""
-    outcome = stored.outcome
+    outcome = record.outcome
     if outcome is None:
         return False
     has_answer = outcome["content"] is not None or outcome["tool_calls"]
@@ -273,44 +280,59 @@ def _messages(prompt: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
     return list(prompt["messages"])[-MOST_MESSAGES:] if prompt else []
 
 
-def _texts(stored: _Stored) -> dict[str, ShownText]:
+def _texts(record: _StoredFusion) -> dict[str, TextStart]:
     """All texts of the page by member, `fused` and `message N`, as far as they fit on it."""
-    outcome = stored.outcome or {"content": None, "chars": None}
-    whole = {FUSED: (outcome["content"], outcome["chars"])}
-    whole |= {row["member"]: (row["content"], row["chars"]) for row in stored.answers}
-    for number, message in enumerate(_messages(stored.prompt)):
-        whole[f"message {number}"] = message["content"], len(message["content"])
-    known = {name: text for name, text in whole.items() if text[0] is not None}
-    starts = excerpts.cut([text for text, _ in known.values()])
-    shown = {
-        name: ShownText(start, known[name][1]) for name, start in zip(known, starts, strict=True)
+    whole_texts = {name: text for name, text in _whole_texts(record) if text[0] is not None}
+    starts = excerpts.cut([text for text, _ in whole_texts.values()])
+    texts = {
+        name: TextStart(start, chars)
+        for start, (name, (_, chars)) in zip(starts, whole_texts.items(), strict=True)
     }
-    fused = shown.get(FUSED)
-    for row in stored.answers:
-        text = shown.get(row["member"])
-        if fused and text and not fused.is_cut and not text.is_cut:
-            comparison = differences.compare(text.text, fused.text)
-            shown[row["member"]] = ShownText(text.text, text.chars, comparison)
-    return shown
+    reference = texts.get(FUSED)
+    for member in {row["member"] for row in record.answers} & set(texts):
+        texts[member] = _compare(texts[member], reference)
+    return texts
 
 
-def _origins(stored: _Stored) -> list[origins.MergedPart] | None:
+def _tool_calls(fusion: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The tool calls of answers by member, which only the API has."""
+    answers = fusion.get("answers", ()) if fusion else ()
+    return {answer["member"]: answer["tool_calls"] for answer in answers if answer["tool_calls"]}
+
+
+def _whole_texts(record: _StoredFusion) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Each text with its length, as far as it was read; None if there is none."""
+    if record.outcome:
+        yield FUSED, (record.outcome["content"], record.outcome["chars"])
+    for row in record.answers:
+        yield row["member"], (row["content"], row["chars"])
+    for number, message in enumerate(_messages(record.prompt)):
+        yield f"message {number}", (message["content"], len(message["content"]))
+
+
+def _compare(text: TextStart, reference: TextStart | None) -> TextStart:
+    if reference is None or reference.is_cut or text.is_cut:
+        return text
+    return replace(text, comparison=differences.compare(text.text, reference.text))
+
+
+def _origins(record: _StoredFusion) -> list[origins.MergedPart] | None:
     """The sentences of a merge with the members whose texts are closest; None if it is none."""
-    outcome = stored.outcome
+    outcome = record.outcome
     if outcome is None or outcome["status"] != "fused" or outcome["winner"]:
         return None
     if not outcome["content"] or outcome["chars"] > excerpts.MOST_CHARS:
         return None
     return origins.trace(
-        outcome["content"], {row["member"]: row["content"] or "" for row in stored.answers}
+        outcome["content"], {row["member"]: row["content"] or "" for row in record.answers}
     )
 
 
-def _choices(stored: _Stored, visitor: Visitor) -> list[str]:
+def _choices(record: _StoredFusion, visitor: Visitor) -> list[str]:
     """What this visitor may vote for; empty if it may not."""
-    outcome = stored.outcome
-    may_vote = stored.fusion is not None and "submit" in visitor.scopes
+    outcome = record.outcome
+    may_vote = record.fusion is not None and "submit" in visitor.scopes
     if not may_vote or outcome is None or outcome["status"] not in ANSWERED:
         return []
-    members = [row["member"] for row in stored.answers if row["status"] == "ok"]
+    members = [row["member"] for row in record.answers if row["status"] == "ok"]
     return [*members, *VOTES_BESIDE_MEMBERS]
