@@ -1,6 +1,7 @@
 """The configured models: where they are used, how they do lately, what they cost."""
 
 from collections import defaultdict
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,7 +12,7 @@ from starlette.routing import Route
 from fusewire.settings import Model, RemoteModel, Settings
 from fusewire_console.access import Visitor
 from fusewire_console.api import ApiError
-from fusewire_console.figures.models import judge_calls, member_calls, token_prices
+from fusewire_console.figures.models import TokenPrice, judge_calls, member_calls, token_prices
 from fusewire_console.pages import page
 from fusewire_console.site import Site
 
@@ -71,11 +72,27 @@ def served_name(model: Model) -> str:
     return model.model if isinstance(model, RemoteModel) else model.path.name
 
 
-def price_source(model: Model) -> str:
-    """Where its price is from: edge, configured or list."""
+@dataclass(frozen=True)
+class ModelPrice:
+    """USD per million tokens; None where it is not known."""
+
+    source: str
+    """edge, configured or list."""
+    prompt_usd: float | None = None
+    answer_usd: float | None = None
+    is_asked: bool = True
+    """Whether the API told what it knows."""
+
+
+def model_price(model: Model, listed: TokenPrice | None, *, is_asked: bool) -> ModelPrice:
+    """The price of a model, by its configuration or else by the price list."""
     if not isinstance(model, RemoteModel):
-        return "edge"
-    return "list" if model.input_usd_per_mtok is None else "configured"
+        return ModelPrice("edge", 0.0, 0.0)
+    if model.input_usd_per_mtok is not None:
+        return ModelPrice("configured", model.input_usd_per_mtok, model.output_usd_per_mtok)
+    if listed is None:
+        return ModelPrice("list", is_asked=is_asked)
+    return ModelPrice("list", listed.prompt_usd, listed.answer_usd)
 
 
 async def read(site: Site, visitor: Visitor, now: datetime) -> dict[str, Any]:
@@ -94,15 +111,21 @@ async def read(site: Site, visitor: Visitor, now: datetime) -> dict[str, Any]:
     }
 
 
-async def read_prices(site: Site, visitor: Visitor) -> tuple[dict[str, Any], str | None]:
-    """Prices by model, and why there are none."""
+async def read_prices(site: Site, visitor: Visitor) -> tuple[dict[str, ModelPrice], str | None]:
+    """Prices by model, and why those of the price list are not known."""
+    listed, fault = {}, None
     try:
         reply = await site.api.get(visitor.key, "/v1/models")
+        listed = token_prices(reply["data"])
     except ApiError as exc:
         if exc.status == 401:
             raise
-        return {}, exc.message
-    return dict(token_prices(reply["data"])), None
+        fault = exc.message
+    prices = {
+        name: model_price(model, listed.get(name), is_asked=fault is None)
+        for name, model in site.settings.models.items()
+    }
+    return prices, fault
 
 
 def routes(site: Site) -> list[Route]:
@@ -119,7 +142,6 @@ def routes(site: Site) -> list[Route]:
             models=sorted(settings.models.items()),
             places=places(settings),
             served_name=served_name,
-            price_source=price_source,
             prices=prices,
             fault=fault,
             sample=SAMPLE,

@@ -135,7 +135,7 @@ async def read(site: Site, visitor: Visitor, now: datetime, *, with_budget: bool
         except ApiError as exc:
             if exc.status == 401:
                 raise
-            overview.faults.append(f"Of the API: {exc.message}.")
+            overview.faults.append(f"The API did not tell what runs: {exc.message}.")
 
     await asyncio.gather(ask_database(), ask_api())
     return overview
