@@ -16,12 +16,12 @@ PYTHON ?= $(shell for v in python3.11 python3.12 python3.13 python3; do \
 BIN := .venv/bin
 MEMBERS := shared services/ingest services/dispatcher services/worker-edge services/worker-remote services/judge services/console cli
 # One by one: two files named conftest.py are one module to mypy.
-TESTS := deploy/docker/check tests/contract tests/conformance tests/e2e tests/bench tests/fuzz $(wildcard tests/unit/*)
+TESTS := deploy/docker/check tests/contract tests/conformance tests/console tests/e2e tests/bench tests/fuzz $(wildcard tests/unit/*)
 SOURCES := $(MEMBERS) migrations tests examples deploy
 SERVICES := ingest dispatcher judge worker-edge worker-remote console
 LOCKS := deploy/docker/requirements
 
-.PHONY: help setup demo test test-kills test-node test-planted test-edge test-edge-kills test-batch test-unit check check-deploy format bench bench-scale bench-plots bench-doors bench-tenants bench-edge bench-judge bench-fusion bench-views soak-edge image-check fuzz lock docs clean
+.PHONY: help setup demo test test-kills test-node test-console test-planted test-edge test-edge-kills test-batch test-unit check check-deploy format bench bench-scale bench-plots bench-doors bench-tenants bench-edge bench-judge bench-fusion bench-views bench-console screenshots soak-edge image-check fuzz lock docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -53,6 +53,10 @@ test-node: setup ## run clients of node against a running stack; they are instal
 	@mkdir -p build/node && cp tests/e2e/node/package.json tests/e2e/node/calls.mjs build/node
 	@cd build/node && npm install --silent --no-package-lock --no-audit --no-fund
 	@$(BIN)/python -m pytest -n 2 tests/e2e/node/clients.py $(ARGS)
+
+test-console: setup ## test the console's pages in Chromium, which is installed if there is none and this is Debian
+	@tests/console/chromium
+	@$(BIN)/python -m pytest tests/console/watching.py tests/console/story.py tests/console/pages.py $(ARGS)
 
 test-planted: setup ## find planted strengths in SEEDS (200) samples, where make test takes 30
 	@PLANTED_SEEDS=$(or $(SEEDS),200) $(BIN)/python -m pytest tests/unit/shared/test_ranking.py $(ARGS)
@@ -115,6 +119,14 @@ bench-fusion: setup ## measure how well the strategies fuse, simulated; writes b
 
 bench-views: setup ## measure the views on OUTCOMES (1,000,000) of both databases (takes 20 GB); writes build/bench-views.json
 	@$(BIN)/python tests/bench/views.py
+
+bench-console: setup ## measure the console's pages on OUTCOMES (1,000,000) in Chromium; writes build/bench-console.json
+	@tests/console/chromium
+	@$(BIN)/python tests/bench/console.py
+
+screenshots: setup ## take the pictures of the console in docs/img anew
+	@tests/console/chromium
+	@$(BIN)/python tests/console/screenshots.py
 
 image-check: setup ## build all images with buildah, and run a batch through them with podman; BUILD_OPTIONS="…" goes to buildah
 	@$(BIN)/python deploy/docker/check

@@ -117,6 +117,12 @@ def needs_port(services: Sequence[Service], http: Http) -> bool:
     return http.operations_port is None or any(service.app() for service in services)
 
 
+def _first_app(services: Sequence[Service], other_socks: Mapping[str, object]) -> App | None:
+    """The app of the services that is served on the main port."""
+    apps = [service.app() for service in services if service.name not in other_socks]
+    return next(filter(None, apps), None)
+
+
 def collect_rarely() -> None:
     """Run the cyclic garbage collector rarely, and never on the objects that exist now.
 
@@ -164,27 +170,27 @@ class Host:
         self._servers: dict[str, Server] = {}
         """By the name of the port."""
         self._operations_server: Server | None = None
-        http = http or Http()
-        context = tls(http)
+        self._http = http = http or Http()
+        self._tls = tls(http)
         operations_sock = listen_operations(http)
         if operations_sock:
             endpoints = _endpoints(self._reasons, _not_found, has_metrics=True)
             # Plain HTTP: probes and scrapers know no certificate of ours.
             self._operations_server = Server(endpoints, operations_sock, None, http.keep_alive_s)
         if sock:
-            candidates = [service for service in services if service.name not in other_socks]
-            app = next((app for service in candidates if (app := service.app())), None)
+            app = _first_app(services, other_socks)
             has_metrics = not operations_sock and (app is None or _is_open(http))
-            endpoints = _endpoints(self._reasons, app or _not_found, has_metrics=has_metrics)
-            self._servers["port"] = Server(endpoints, sock, context, http.keep_alive_s)
+            self._add_server("port", app, sock, has_metrics=has_metrics)
         for service in services:
-            if service.name in other_socks:
-                endpoints = _endpoints(
-                    self._reasons, service.app() or _not_found, has_metrics=False
-                )
-                self._servers[f"{service.name}_port"] = Server(
-                    endpoints, other_socks[service.name], context, http.keep_alive_s
-                )
+            if other_sock := other_socks.get(service.name):
+                name = f"{service.name}_port"
+                self._add_server(name, service.app(), other_sock, has_metrics=False)
+
+    def _add_server(
+        self, name: str, app: App | None, sock: socket.socket, *, has_metrics: bool
+    ) -> None:
+        endpoints = _endpoints(self._reasons, app or _not_found, has_metrics=has_metrics)
+        self._servers[name] = Server(endpoints, sock, self._tls, self._http.keep_alive_s)
 
     def _reasons(self, path: str) -> Reasons:
         """Each service's faults, and for `/readyz` also why it should get no work now."""

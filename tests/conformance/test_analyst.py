@@ -3,6 +3,8 @@
 import asyncio
 import datetime as dt
 import re
+import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from fusewire.settings import Database
-from fusewire.store.analyst import Analyst, QueryFailed, QueryRefused, QueryTimeout
+from fusewire.store.analyst import Analyst, QueryFailed, QueryRefused, QueryTimeout, sqlite
 from fusewire.store.analyst.result import size
 from fusewire.store.analyst.saved import built_in
 from fusewire.store.audit import Action, insert_action
@@ -22,6 +24,7 @@ from fusewire.testing.analyst_role import as_analyst
 from fusewire.testing.planted import Truth, fill
 
 NOW = dt.datetime(2026, 11, 30, tzinfo=dt.UTC)
+ENDLESS = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT max(x) FROM c"
 SECRET = "the s3cr3t prompt"
 
 
@@ -417,3 +420,29 @@ async def test_a_value_that_is_too_long_is_told(database: Database) -> None:
         with pytest.raises(QueryFailed, match="longer than 16 MB"):
             await analyst.fetch(f"SELECT {long_text} AS a FROM (SELECT 1) b; -- the end")
         assert await analyst.fetch("SELECT 'x' AS a, 1 AS a; -- the end") == [{"a": "x", "a_2": 1}]
+
+
+async def test_a_statement_that_is_cancelled_before_it_begins_ends(
+    sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread connects when it is cancelled, so that there is nothing to interrupt so far."""
+    opening, interrupted = threading.Event(), threading.Event()
+    connect, interrupt = sqlite._open, sqlite._Statement.interrupt
+
+    def wait_and_connect(path: Path) -> sqlite3.Connection:
+        opening.set()
+        interrupted.wait()
+        return connect(path)
+
+    def interrupt_and_go_on(statement: sqlite._Statement) -> None:
+        interrupt(statement)
+        interrupted.set()
+
+    monkeypatch.setattr(sqlite, "_open", wait_and_connect)
+    monkeypatch.setattr(sqlite._Statement, "interrupt", interrupt_and_go_on)
+    async with Analyst(sqlite_database, timeout_s=3600) as analyst:
+        statement = asyncio.ensure_future(analyst.fetch(ENDLESS))
+        await asyncio.to_thread(opening.wait)
+        statement.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await statement

@@ -12,6 +12,8 @@ from typing import Any, cast
 import aiohttp
 import pytest
 from fastapi import FastAPI
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
 
 from fusewire import ids
 from fusewire.bus import Bus
@@ -145,12 +147,17 @@ def content(*urls: str) -> list[dict[str, Any]]:
 
 
 async def test_a_prompt_is_shown_as_it_was_submitted(
-    make_settings: MakeSettings, nats: NatsServer, database: Database, start: Start
+    make_settings: MakeSettings,
+    nats: NatsServer,
+    database: Database,
+    model_server: ModelServer,
+    start: Start,
 ) -> None:
+    hosted = {"kind": "remote", "base_url": model_server.base_url, "images": True}
     settings = make_settings(
         nats=Nats(url=nats.url),
         database=database,
-        models={name: {"kind": "remote", "model": name, "images": True} for name in "abcj"},
+        models={name: {**hosted, "model": name} for name in "abcj"},
     )
     web_image = "https://example.com/a.png"
     function = {"name": "look_up", "arguments": "{}"}
@@ -181,7 +188,8 @@ async def test_a_prompt_is_shown_as_it_was_submitted(
     assert status == 200
     messages = reply.pop("messages")
     times = [datetime.fromisoformat(reply.pop(name)) for name in ("submitted_at", "deadline_at")]
-    assert times[1] - times[0] == timedelta(seconds=250)
+    # That of the pool for lines of batches.
+    assert times[1] - times[0] == timedelta(days=1)
     assert reply == {
         "object": "prompt",
         "id": fusion_id,
@@ -419,6 +427,7 @@ async def test_what_was_published_before_the_stream_and_stored_after_it_is_not_m
 
     monkeypatch.setattr(events, "history", read_before_it_is_stored)
     monkeypatch.setattr(events, "SETTLE_S", 0.05)
+    monkeypatch.setattr(service, "HEARTBEAT_S", 0.05)
     async with start(settings) as web:
         await submit(web)
 
@@ -427,9 +436,47 @@ async def test_what_was_published_before_the_stream_and_stored_after_it_is_not_m
 
         await eventually(has_answer)
         async with following(web) as reader:
-            await reader.until(lambda: len(reader.events) == 2)
+            # The first one, that of the first silence, and that of the second.
+            await reader.until(lambda: reader.comments == 3)
 
     assert reader.names == ["plan", "candidate"]
+
+
+async def test_a_round_is_told_with_its_first_result(
+    make_settings: MakeSettings,
+    nats: NatsServer,
+    database: Database,
+    running: Running,
+    start: Start,
+    model_server: ModelServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # No silence: what it is told comes with a message.
+    monkeypatch.setattr(events, "SETTLE_S", 3600.0)
+    monkeypatch.setattr(service, "HEARTBEAT_S", 3600.0)
+    model_server.set_script(Script(models={"k": SLOW}))
+    judge = {"kind": "remote", "base_url": model_server.base_url, "model": "k"}
+    settings = make_settings(
+        nats=Nats(url=nats.url), database=database, pool={"jury": ["j", "k"]}, models={"k": judge}
+    )
+    async with start(settings, "judge", "dispatcher", "ingest") as web:
+        await submit(web)
+
+        async def is_planned() -> bool:
+            return bool(await rows(settings, "SELECT 1 FROM fusions WHERE plan IS NOT NULL"))
+
+        await eventually(is_planned)
+        async with following(web) as reader:
+            await reader.until(lambda: reader.names == ["plan"])
+            async with running(settings, "worker-remote"):
+                await reader.until(lambda: any(number == 1 for number, _ in calls(reader)))
+                names = reader.names
+                await call(web, "POST", f"/fusions/{ONE}/cancel")
+                await reader.to_end()
+
+    assert names == ["plan", *["candidate"] * 3, "round", "candidate"]
+    (round_,) = reader.of("round")
+    assert {asked["model"] for asked in round_["calls"]} == {"j", "k"}
 
 
 async def test_calls_that_nobody_asked_for_are_not_told(
@@ -485,10 +532,9 @@ async def test_a_long_answer_is_cut_and_stands_on_one_line(
 
     assert len(raw.splitlines()) == raw.count("\n")
     told = [json.loads(line[6:]) for line in raw.split("\n") if line.startswith("data: ")]
-    candidates = [event for event in told if "is_cut" in event]
-    assert len(candidates) >= 3
-    for event in candidates:
-        assert (event["content"], event["is_cut"]) == (answer[: event_encoder.MOST_CHARS], True)
+    answers = [event for event in told if event.get("kind") == "answer"]
+    assert [event["content"] for event in answers] == [answer[: event_encoder.MOST_CHARS]] * 3
+    assert all(event["is_cut"] for event in answers)
 
 
 async def test_a_stream_is_never_silent_and_leaves_nothing_when_its_client_leaves(
@@ -603,22 +649,31 @@ async def test_what_has_ended_does_not_run(settings: Settings, start: Start) -> 
     assert (reply["running"], reply["oldest_running_s"], reply["batches"]) == (0, None, 0)
 
 
+async def fetch(pull: JetStreamContext.PullSubscription, count: int) -> list[Msg]:
+    """So many messages, however many come at once."""
+    messages: list[Msg] = []
+    while len(messages) < count:
+        messages += await pull.fetch(count - len(messages), timeout=60)
+    return messages
+
+
 async def test_an_admin_sees_what_waits_in_the_queues(
     settings: Settings, start: Start, ops: Bus
 ) -> None:
     async with start(settings, "ingest") as web:
-        for number in range(3):
-            await submit(web, custom_id=str(number), priority="high")
+        await submit(web, custom_id="1", priority="high")
+        await submit(web, custom_id="2", priority="high")
+        # Delivered and not acknowledged, and one of them twice.
+        pull = await ops.js.pull_subscribe_bind("dispatcher-high", stream="FW_PROMPT")
+        first, *_ = await fetch(pull, 2)
+        await first.nak()
+        await fetch(pull, 1)
+        await submit(web, custom_id="3", priority="high")
 
         async def are_published() -> bool:
             return (await ops.js.stream_info("FW_PROMPT")).state.messages == 3
 
         await eventually(are_published)
-        # Delivered and not acknowledged, and one of them twice.
-        pull = await ops.js.pull_subscribe_bind("dispatcher-high", stream="FW_PROMPT")
-        first, _ = await pull.fetch(2, timeout=60)
-        await first.nak()
-        await pull.fetch(1, timeout=60)
         _, reply = await call(web, "GET", "/status")
 
     assert reply["queues_error"] is None

@@ -46,8 +46,10 @@ async def web(
         yield web
 
 
-async def get(web: aiohttp.ClientSession, path: str, status: int = 200, **headers: str) -> str:
-    async with web.get(path, headers=headers or None, allow_redirects=False) as response:
+async def get(
+    web: aiohttp.ClientSession, path: str, status: int = 200, headers: dict[str, str] | None = None
+) -> str:
+    async with web.get(path, headers=headers, allow_redirects=False) as response:
         assert response.status == status, await response.text()
         return await response.text()
 
@@ -121,7 +123,7 @@ async def test_a_batch_that_runs_is_asked_for_until_it_ends(
         assert "fusewire batch re" not in html.replace("fusewire batch results", "")
         # 80 of 200 lines took an hour.
         assert "1.5 h" in html
-        part = await get(web, path, **PART)
+        part = await get(web, path, headers=PART)
         assert "<html" not in part
         assert "80 of 200" in part
 
@@ -205,9 +207,9 @@ async def test_a_tenant_sees_its_own_alone(
     async with console(settings, "ingest") as web:
         await add_batch(store, "batch_own", tenant="acme")
         await add_batch(store, "batch_other", tenant="bolt")
-        cookie = f"{COOKIE}={key}"
-        html = await get(web, "/batches", cookie=cookie)
+        own = {"cookie": f"{COOKIE}={key}"}
+        html = await get(web, "/batches", headers=own)
         assert "batch_own" in html
         assert "batch_other" not in html
-        await get(web, "/batches/batch_own", cookie=cookie)
-        await get(web, "/batches/batch_other", 404, cookie=cookie)
+        await get(web, "/batches/batch_own", headers=own)
+        await get(web, "/batches/batch_other", 404, own)

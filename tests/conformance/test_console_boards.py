@@ -29,6 +29,7 @@ from fusewire_console import formats
 from fusewire_console.access import Access, Visitor
 from fusewire_console.figures.judge import agreement_figures, bias_figures, care_figures
 from fusewire_console.figures.pool_value import describe_lift
+from fusewire_console.pages import judge, pools
 
 MakeSettings = Callable[..., Settings]
 ConsoleRunning = Callable[..., AbstractAsyncContextManager[aiohttp.ClientSession]]
@@ -123,6 +124,27 @@ def read(html: str) -> _TableReader:
     reader.feed(html)
     reader.text = " ".join(reader.text.split())
     return reader
+
+
+@pytest.mark.parametrize(
+    "sql", [judge.VERDICTS, judge.LABELS, judge.VOTES, pools.CLOSINGS, pools.RIGHTS]
+)
+async def test_rows_that_are_no_sums_are_looked_up(store: Store, sql: str) -> None:
+    """However many outcomes there are, the newest are found by an index, and votes by outcome."""
+    await fill(store, TRUTH, 100, 1)
+    async with store.read() as connection:
+        explain = "EXPLAIN QUERY PLAN " if store.is_sqlite else "EXPLAIN "
+        if not store.is_sqlite:
+            # Small tables are read whole, unless that is forbidden.
+            await connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+        rows = await connection.exec_driver_sql(explain + sql.replace(":pool", "'p'"))
+        steps = [str(row[-1]).strip() for row in rows]
+    if sql != judge.VOTES:
+        assert [step for step in steps if "ix_outcomes_pool" in step]
+        assert not [step for step in steps if re.search("SCAN (o|a|v)$|Seq Scan", step)]
+    elif store.is_sqlite:
+        assert [step for step in steps if step.startswith("SEARCH o")]
+        assert not [step for step in steps if "ix_outcomes_pool" in step]
 
 
 async def test_the_leaderboard_has_the_figures_of_the_report(

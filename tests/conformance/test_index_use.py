@@ -5,13 +5,13 @@ from datetime import timedelta
 from typing import Any, cast
 
 import pytest
-from sqlalchemy import Connection, delete, event, insert
+from sqlalchemy import Connection, delete, event, insert, update
 
 from fusewire.bus import Bus
 from fusewire.store.engine import Store
 from fusewire.store.history import history
 from fusewire.store.queries import standings
-from fusewire.store.tables import outcomes
+from fusewire.store.tables import fusions, outcomes
 from fusewire.testing.factories import T0, FakeClock, make_prompt
 from fusewire_ingest.repository.batches import Batches
 from fusewire_ingest.repository.budgets import Budgets
@@ -144,20 +144,29 @@ async def test_those_who_wait(plans: Plans, store: Store) -> None:
 
 
 async def test_what_the_console_reads(plans: Plans, store: Store) -> None:
+    others = [make_prompt(custom_id=f"ended-{number}") for number in range(300)]
+    await Submissions(store).add(others, [None] * len(others))
+    async with store.write() as connection:
+        ids = [prompt.fusion_id for prompt in others]
+        ended = update(fusions).where(fusions.c.fusion_id.in_(ids)).values(is_done=True)
+        await connection.execute(ended)
+        if not store.is_sqlite:
+            # As the server does by itself in time.
+            await connection.exec_driver_sql("ANALYZE prompts, fusions")
+    plans.found.clear()
+
     counts = await running_counts(store, PROMPT.tenant)
     assert (counts.fusions, counts.oldest_at, counts.batches) == (1, T0, 0)
-    of_counts, steps = plans.found[:2], str(plans.found)
+    of_fusions, of_batches = (str(steps) for _, steps in plans.found)
     assert await history(store, [PROMPT.fusion_id])
     assert await Images(store).sizes(PROMPT.tenant, ["a", "b"]) == {}
 
     assert len(plans.found) >= 6
     assert plans.whole_reads() == []
     # Of all that a tenant has, only what is open is read.
-    assert len(of_counts) == 2
-    assert "ix_fusions_due" in str(of_counts[0])
-    assert "ix_batches_status" in str(of_counts[1])
-    assert "ix_prompts_batch" not in steps
-    assert "ix_batches_tenant" not in steps
+    assert "ix_fusions_due" in of_fusions
+    assert "ix_prompts_batch" not in of_fusions
+    assert "ix_batches_status" in of_batches
 
 
 async def test_votes(plans: Plans, store: Store) -> None:

@@ -233,7 +233,8 @@ class Stored:
 
     def tenant_day(self) -> list[Row]:
         groups = grouped(self.originals, lambda o: (day(o), o["tenant"]))
-        names = "outcomes failed cancelled degraded cost_usd n_unpriced cost_priced_usd".split()
+        counts = ("outcomes", "failed", "cancelled", "degraded", "n_unpriced")
+        names = (*counts, "cost_usd", "cost_priced_usd")
         return [
             {"day": key[0], "tenant": key[1]} | {name: pool_sums(rows)[name] for name in names}
             for key, rows in groups.items()

@@ -46,10 +46,10 @@ BROKER_S = 1.0
 def service_names(settings: Settings) -> list[str]:
     """The services that this configuration needs: a worker only if there is a model for it."""
     tiers = {model.kind for model in settings.models.values()}
-    unneeded = {"worker-edge", "worker-remote"} - {f"worker-{tier}" for tier in tiers}
+    absent_names = {"worker-edge", "worker-remote"} - {f"worker-{tier}" for tier in tiers}
     if not settings.console.enabled:
-        unneeded.add("console")
-    return [name for name in ORDER if name not in unneeded]
+        absent_names.add("console")
+    return [name for name in ORDER if name not in absent_names]
 
 
 def storage_mb(settings: Settings) -> int:

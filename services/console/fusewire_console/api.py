@@ -2,7 +2,7 @@
 
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 import aiohttp
@@ -89,7 +89,7 @@ class Api:
         async with self._send("POST", key, path, json=dict(body)) as response:
             return await _json(response)
 
-    async def stream(self, key: str | None, path: str) -> AsyncIterator[bytes]:
+    async def stream(self, key: str | None, path: str) -> AsyncGenerator[bytes, None]:
         """Read server-sent events as they come, in pieces of any length."""
         async with self._send("GET", key, path, timeout=_STREAM_TIMEOUT) as response:
             with _no_answer():

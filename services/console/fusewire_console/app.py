@@ -35,8 +35,9 @@ class _Static(StaticFiles):
 
 def build(site: Site) -> ASGIApp:
     """Build the application."""
-    routes: list[BaseRoute] = [route for module in ALL for route in module.routes(site)]
-    routes += sign_in.routes(site)
+    routes: list[BaseRoute] = []
+    for module in (*ALL, sign_in):
+        routes += module.routes(site)
     routes.append(Mount("/static", _Static(packages=[("fusewire_console", "static")])))
     app = Starlette(routes=routes, max_body_size=BODY_BYTES)
     for error in (404, ApiError, QueryError, OperatorsOnlyError, Exception):

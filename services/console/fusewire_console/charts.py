@@ -31,9 +31,9 @@ def axis(values: Sequence[float | None], length: float = 100.0, *, from_zero: bo
     >>> axis([3, None, 87])
     Axis(lowest=0.0, highest=100.0, length=100.0)
     """
-    known = [value for value in values if value is not None]
-    lowest = 0.0 if from_zero else min(known, default=0.0)
-    return Axis(lowest, _round_up(max(known, default=1.0)), length)
+    numbers = [value for value in values if value is not None]
+    lowest = 0.0 if from_zero else min(numbers, default=0.0)
+    return Axis(lowest, _round_up(max(numbers, default=1.0)), length)
 
 
 def _round_up(value: float) -> float:

@@ -74,10 +74,10 @@ def percent(share: float | None, digits: int = 1) -> str:
 def rate(value: Rate | None) -> str:
     """A share with its 95 % interval.
 
-    >>> rate(Rate(0.5, 0.4, 0.6, 96))
-    '50.0 % (40.0 to 60.0)'
+    >>> rate(Rate(48, 96, 0.5, 0.4, 0.6)), rate(Rate(2, 4, None, 0.15, 0.85))
+    ('50.0 % (40.0 to 60.0)', '–')
     """
-    if value is None or not value.n:
+    if value is None or value.value is None:
         return DASH
     return f"{percent(value.value)} ({100 * value.low:.1f} to {100 * value.high:.1f})"
 

@@ -55,8 +55,11 @@ class Renderer:
             status: the HTTP status.
             context: what the template shows.
         """
-        text = self._environment.get_template(template).render(visitor=visitor, now=now, **context)
-        return HTMLResponse(text, status)
+        return HTMLResponse(self.text(template, visitor=visitor, now=now, **context), status)
+
+    def text(self, template: str, **context: Any) -> str:
+        """The HTML of a template."""
+        return self._environment.get_template(template).render(**context)
 
 
 class _Assets:

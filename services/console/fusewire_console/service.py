@@ -39,13 +39,13 @@ class Console:
         self._analyst = Analyst(settings.database, timeout_s=TIMEOUT_S, trusted=True)
         # An API on another machine asks for keys, so whoever comes here needs one too.
         is_elsewhere = not is_loopback(urlsplit(settings.console.api_url).hostname or "")
-        needed = needs_keys(settings.http) or is_elsewhere
+        is_required = needs_keys(settings.http) or is_elsewhere
         self._site = Site(
             settings=settings,
             api=self._api,
             views=Views(self._analyst),
             sql_analyst=Analyst(settings.database, timeout_s=SQL_TIMEOUT_S),
-            access=Access(self._api, settings.console.operators, is_required=needed),
+            access=Access(self._api, settings.console.operators, is_required=is_required),
             renderer=Renderer(),
             clock=lambda: datetime.now(UTC),
         )

@@ -213,6 +213,8 @@ class ModelScript(_Data):
     judges: Literal["text", "first"] = "text"
     """Asked for a verdict it names the candidate whose text sorts first, or the one that is shown
     first."""
+    reason: str | None = None
+    """What it gives as its reason for a verdict; None gives something that fits the schema."""
     seed: int = 0
 
 
@@ -312,12 +314,15 @@ class Model:
         )
 
     def _verdict(self, prompt: str, schema: Mapping[str, Any]) -> dict[str, str]:
-        """The winner that a judge names: the candidate whose text sorts first."""
+        """The reason that a judge gives, and its winner: the candidate whose text sorts first."""
         labels = schema.get("properties", {}).get("winner", {}).get("enum", ())
         texts = {label: text for label, text in _CANDIDATE.findall(prompt) if label in labels}
-        if not texts or self._script.judges == "first":
+        if not texts:
             return {}
-        return {"winner": min(texts, key=lambda label: texts[label])}
+        reason = {"reason": self._script.reason} if self._script.reason else {}
+        if self._script.judges == "first":
+            return reason
+        return reason | {"winner": min(texts, key=lambda label: texts[label])}
 
     def calls(self, request: Mapping[str, Any]) -> tuple[ScriptedCall, ...]:
         """The tool calls in place of a text; none if the request offers or allows no tools."""

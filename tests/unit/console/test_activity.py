@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 
 from fusewire_console.figures.activity import (
     DayCount,
@@ -17,8 +18,8 @@ NOW = datetime(2026, 11, 30, 10, 41, 30, tzinfo=UTC)
 
 
 def test_every_minute_is_there_and_the_one_that_runs_is_last() -> None:
-    rows = [{"minute": "2026-11-30 10:40", "outcomes": 3}, {"minute": "2026-11-30 10:20"}]
-    counts = minute_counts(rows[:1], NOW, 2)
+    early = {"minute": "2026-11-30 10:20", "outcomes": 9}
+    counts = minute_counts([early, {"minute": "2026-11-30 10:40", "outcomes": 3}], NOW, 2)
     assert [(f"{count.at:%H:%M}", count.outcomes) for count in counts] == [
         ("10:39", 0),
         ("10:40", 3),
@@ -48,7 +49,7 @@ def test_a_share_of_few_has_no_value_but_an_interval() -> None:
 
 
 def test_reasons_are_counted_once_for_each_outcome_the_failed_first() -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "status": "failed",
             "error": "every member failed (timeout)",

@@ -30,7 +30,7 @@ def test_failures_have_their_codes_the_most_frequent_first() -> None:
 
 
 def test_a_verdict_that_does_not_count_has_failed() -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"model": "j", "void": None, "n": 7, "last_at": NOW},
         {"model": "j", "void": "not_json", "n": 2, "last_at": NOW},
     ]

@@ -1,1 +1,1 @@
-"""What pages compute from rows of views. Pure."""
+"""What pages compute. Pure."""

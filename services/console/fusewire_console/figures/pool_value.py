@@ -8,7 +8,7 @@ from fusewire.analysis.reports.pool import AblationRow, LiftRow
 from fusewire_console.figures.scatter import Plot, ScatterPoint, plot
 from fusewire_console.formats import count
 
-CLOSINGS = {
+CLOSING_MEANINGS = {
     "complete": "Every member had answered or failed.",
     "certain": "The vote was decided, whatever the others would say.",
     "likely": "The vote was as good as decided.",

@@ -146,11 +146,11 @@ def _place_labels(
         obstacles[width] = [_point_box(*place, width) for place in places]
     label_places: list[LabelPlace | None] = []
     for number, (place, label) in enumerate(zip(places, labels, strict=True)):
-        fitting = _fitting_places(place, label, number, obstacles)
-        label_place = next(fitting, None)
+        label_place = next(_fitting_places(place, label, number, obstacles), None)
         label_places.append(label_place)
-        for width in WIDTHS_PX if label_place else ():
-            obstacles[width].append(_label_box(place, label, label_place, width))
+        if label_place is not None:
+            for width in WIDTHS_PX:
+                obstacles[width].append(_label_box(place, label, label_place, width))
     return label_places
 
 

@@ -1,6 +1,6 @@
 """Win matrices: how often each model beat each other one, as a judge saw it. Pure."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,8 +66,8 @@ def win_matrices(pairs: Rows, biases: Rows, deciders: Rows) -> tuple[WinMatrix, 
 
 def _models(cells: Mapping[tuple[str, str], MatrixCell]) -> tuple[tuple[str, ...], int]:
     """The models that are shown, in their order, and how many are not."""
-    wins: Counter[str] = Counter()
-    n: Counter[str] = Counter()
+    wins: dict[str, float] = defaultdict(float)
+    n: dict[str, int] = defaultdict(int)
     for cell in cells.values():
         wins[cell.model] += cell.rate.count
         n[cell.model] += cell.rate.n

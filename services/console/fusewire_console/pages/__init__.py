@@ -1,6 +1,7 @@
 """The pages, each a module with its routes, in the order of the navigation."""
 
 from fusewire_console.pages import (
+    ask,
     batches,
     compare,
     cost,
@@ -16,6 +17,7 @@ from fusewire_console.pages import (
 
 ALL = (
     overview,
+    ask,
     outcomes,
     outcome,
     batches,

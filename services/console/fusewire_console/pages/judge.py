@@ -25,7 +25,7 @@ _RECENT = f"""(SELECT outcome_id, pool, judge_model, accepted FROM v_outcome
 _COUNTS = "v.control IS NULL AND v.winner IS NOT NULL"
 _HAS_LONGEST = f"{_COUNTS} AND v.longest_position IS NOT NULL"
 _HAS_FAMILY = f"{_COUNTS} AND v.n_own_family BETWEEN 1 AND v.n_shown - 1"
-_VERDICTS = f"""
+VERDICTS = f"""
 SELECT v.pool, v.judge_model,
   SUM(CASE WHEN {_HAS_LONGEST} THEN 1 ELSE 0 END) AS longer_shown,
   SUM(CASE WHEN {_HAS_LONGEST} AND v.winner_position = v.longest_position
@@ -39,7 +39,7 @@ SELECT v.pool, v.judge_model,
   SUM(CASE WHEN v.is_control_winner THEN 1 ELSE 0 END) AS control_wins
 FROM {_RECENT} JOIN v_verdict v ON v.outcome_id = r.outcome_id GROUP BY v.pool, v.judge_model
 """
-_LABELS = f"""
+LABELS = f"""
 SELECT pool, judge_model, COUNT(*) AS n, SUM(is_accepted) AS accepted,
   SUM(has_right) AS oracle, SUM(is_accepted * has_right) AS accepted_of_oracle
 FROM (
@@ -50,8 +50,11 @@ FROM (
   FROM {_RECENT} WHERE r.accepted IS NOT NULL AND r.judge_model IS NOT NULL
 ) judged GROUP BY pool, judge_model
 """
-_VOTES = f"""SELECT pool, judge_model, choice, winner, agrees FROM v_vote
-WHERE pool = :pool AND judge_model IS NOT NULL ORDER BY changed_at DESC LIMIT {MOST_VOTES}"""
+# Votes are few and outcomes many: `|| ''` keeps a database from beginning with the pool's index.
+VOTES = f"""SELECT pool, judge_model, choice, winner, agrees FROM v_vote
+WHERE pool || '' = :pool AND judge_model IS NOT NULL ORDER BY changed_at DESC LIMIT {MOST_VOTES}"""
+FALLBACKS = """SELECT pool, SUM(outcomes) AS outcomes, SUM(fallbacks) AS fallbacks FROM v_pool_day
+WHERE pool = :pool GROUP BY pool"""
 
 
 async def read(site: Site, visitor: Visitor, pool: str) -> JudgeReport:
@@ -66,14 +69,14 @@ async def read(site: Site, visitor: Visitor, pool: str) -> JudgeReport:
         return await site.views.of_all(visitor, sql, values)
 
     biases = await fetch("SELECT * FROM v_judge_bias WHERE pool = :pool")
-    verdicts = await fetch(_VERDICTS) if biases else []
+    verdicts = await fetch(VERDICTS) if biases else []
     return judge_report(
         JudgeRows(
             biases=with_recent(biases, verdicts),
             verdicts=verdicts,
-            votes=await fetch(_VOTES),
-            labels=await fetch(_LABELS) if biases else [],
-            days=await fetch("SELECT pool, outcomes, fallbacks FROM v_pool_day WHERE pool = :pool"),
+            votes=await fetch(VOTES),
+            labels=await fetch(LABELS) if biases else [],
+            days=await fetch(FALLBACKS),
         )
     )
 

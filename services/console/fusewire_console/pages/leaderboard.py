@@ -47,7 +47,15 @@ async def read_models(
     if period.first is not None:
         days += " AND day >= :first_day"
         values["first_day"] = period.first
-    models = await site.views.of_all(visitor, f"SELECT * FROM v_model_day WHERE {days}", values)
+    models = await site.views.of_all(
+        visitor,
+        f"""SELECT model, tier, SUM(asked) AS asked, SUM(answered) AS answered,
+          SUM(failed) AS failed, SUM(wins) AS wins, SUM(labelled) AS labelled,
+          SUM(rights) AS rights, CASE WHEN COUNT(*) = COUNT(cost_usd) THEN SUM(cost_usd) END
+            AS cost_usd
+        FROM v_model_day WHERE {days} GROUP BY model, tier""",
+        values,
+    )
     latencies = await site.views.of_all(
         visitor,
         f"""SELECT model, bucket_ms, SUM(n) AS n FROM v_latency_hist

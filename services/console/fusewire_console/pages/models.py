@@ -16,7 +16,7 @@ from fusewire_console.pages import page
 from fusewire_console.site import Site
 
 HOURS = 1
-SAMPLE = 2000
+SAMPLE = 1000
 """So many of the newest outcomes of the last hour are read at most."""
 
 _SAMPLE = f"""

@@ -15,6 +15,8 @@ from fusewire_console.site import Site
 from fusewire_console.views import Rows
 
 PAGE_ROWS = 50
+DEGRADED = {"yes": "o.is_degraded", "no": "NOT o.is_degraded"}
+EQUAL_COLUMNS = ("pool", "status", "batch_id", "tenant")
 STATUSES = ("fused", "selected", "voted", "single", "failed", "expired", "cancelled")
 COLUMNS = """o.outcome_id, o.finished_at, o.tenant, o.pool, o.mode, o.status, o.is_degraded,
   o.degraded_reasons, o.winner_model, o.n_asked, o.n_answered, o.agreement, o.latency_ms,
@@ -40,26 +42,27 @@ class OutcomeFilter:
 
 def parse(parameters: Mapping[str, str], now: datetime) -> OutcomeFilter:
     """Read the filter from the parameters of an address."""
-    given = {name: value.strip() for name, value in parameters.items() if value.strip()}
-    conditions: list[str] = []
-    values: dict[str, object] = {}
-    error = None
-    for name in ("pool", "status", "batch_id", "tenant"):
-        if name in given:
-            conditions.append(f"o.{name} = :{name}")
-            values[name] = given[name]
-    if given.get("degraded") in ("yes", "no"):
-        conditions.append("o.is_degraded" if given["degraded"] == "yes" else "NOT o.is_degraded")
-    if "q" in given:
+    filters = {name: value.strip() for name, value in parameters.items() if value.strip()}
+    values: dict[str, object] = {name: filters[name] for name in EQUAL_COLUMNS if name in filters}
+    conditions = [f"o.{name} = :{name}" for name in values]
+    if condition := DEGRADED.get(filters.get("degraded", "")):
+        conditions.append(condition)
+    if "q" in filters:
         conditions.append("(o.outcome_id = :q OR o.custom_id = :q)")
-        values["q"] = given["q"]
-    if "since" in given:
-        try:
-            values["since"] = parse_time(given["since"], now)
-            conditions.append("o.finished_at >= :since")
-        except ValueError as exc:
-            error = str(exc)
-    return OutcomeFilter(given, tuple(conditions), values, error)
+        values["q"] = filters["q"]
+    since, error = _time(filters.get("since"), now)
+    if since:
+        conditions.append("o.finished_at >= :since")
+        values["since"] = since
+    return OutcomeFilter(filters, tuple(conditions), values, error)
+
+
+def _time(text: str | None, now: datetime) -> tuple[datetime | None, str | None]:
+    """A time, or what is wrong with it."""
+    try:
+        return (parse_time(text, now), None) if text else (None, None)
+    except ValueError as exc:
+        return None, str(exc)
 
 
 async def read(site: Site, visitor: Visitor, which: OutcomeFilter, before: str | None) -> Rows:

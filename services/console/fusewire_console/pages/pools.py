@@ -8,7 +8,7 @@ from fusewire.analysis.reports.pool import PoolRow, PoolRows, pool_report
 from fusewire_console.access import Visitor
 from fusewire_console.charts import Axis
 from fusewire_console.figures.pool_value import (
-    CLOSINGS,
+    CLOSING_MEANINGS,
     MemberValue,
     describe_lift,
     member_values,
@@ -18,13 +18,18 @@ from fusewire_console.pages import page, pool_choice
 from fusewire_console.pages.pool_choice import RECENT_OUTCOMES
 from fusewire_console.site import Site
 
+TOTALS = """
+SELECT pool, SUM(outcomes) AS outcomes, SUM(degraded) AS degraded, SUM(failed) AS failed,
+  SUM(fallbacks) AS fallbacks, SUM(disagreements) AS disagreements
+FROM v_pool_day WHERE pool = :pool GROUP BY pool
+"""
 _RECENT = f"""(SELECT outcome_id, pool, accepted, closed_by FROM v_outcome
   WHERE pool = :pool AND NOT is_replay ORDER BY finished_at DESC LIMIT {RECENT_OUTCOMES}) r"""
-_CLOSINGS = f"""SELECT r.pool, r.closed_by, COUNT(*) AS n FROM {_RECENT}
+CLOSINGS = f"""SELECT r.pool, r.closed_by, COUNT(*) AS n FROM {_RECENT}
 WHERE r.closed_by IS NOT NULL GROUP BY r.pool, r.closed_by"""
 # A model that is several members of a pool is right where any of them is. What was not asked for a
 # prompt is neither right nor wrong.
-_RIGHTS = f"""
+RIGHTS = f"""
 SELECT pool, model, fused_right, single_right, COUNT(*) AS n FROM (
   SELECT r.pool, a.model, r.outcome_id, MAX(CASE WHEN r.accepted THEN 1 ELSE 0 END) AS fused_right,
     MAX(CASE WHEN a.is_right THEN 1 ELSE 0 END) AS single_right
@@ -44,16 +49,16 @@ async def read(site: Site, visitor: Visitor, pool: str) -> PoolRow | None:
     async def fetch(sql: str) -> list[dict[str, object]]:
         return await site.views.of_all(visitor, sql, values)
 
-    days = await fetch("SELECT * FROM v_pool_day WHERE pool = :pool")
-    if not days:
+    totals = await fetch(TOTALS)
+    if not totals:
         return None
     report = pool_report(
         PoolRows(
-            days=days,
+            days=totals,
             lifts=await fetch("SELECT * FROM v_lift WHERE pool = :pool"),
-            pairs=await fetch(_RIGHTS),
+            pairs=await fetch(RIGHTS),
             ablations=await fetch("SELECT * FROM v_ablation WHERE pool = :pool"),
-            closings=await fetch(_CLOSINGS),
+            closings=await fetch(CLOSINGS),
         )
     )
     return report.pools[0]
@@ -89,7 +94,7 @@ def routes(site: Site) -> list[Route]:
             row=row,
             lifts={lift.audit_source: lift for lift in row.lifts} if row else {},
             describe_lift=describe_lift,
-            closings=CLOSINGS,
+            closings=CLOSING_MEANINGS,
             members=members,
             plot=plot,
             not_drawn=not_drawn,

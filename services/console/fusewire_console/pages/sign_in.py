@@ -20,35 +20,10 @@ def routes(site: Site) -> list[Route]:
     """`/sign-in` and `/sign-out`."""
 
     async def form(request: Request) -> Response:
-        path, key = local_path(request.query_params.get("next")), request.cookies.get(COOKIE)
-        try:
-            await site.access.visitor(key)
-        except SignInError as exc:
-            response = _form(site, path, exc.message)
-            if key:
-                response.delete_cookie(COOKIE, path="/")
-            elif _follows_link(request):
-                again = urlencode({"next": path, "again": 1})
-                response.headers["refresh"] = f"0; url=/sign-in?{again}"
-            return response
-        return RedirectResponse(path, 303)
+        return await _show(site, request)
 
     async def enter(request: Request) -> Response:
-        fields = await request.form()
-        key, path = str(fields.get("key", "")).strip(), local_path(str(fields.get("next", "")))
-        # With keys there is TLS, here or at a proxy, except on this machine.
-        is_secure = not is_loopback(request.url.hostname or "")
-        if is_secure and urlsplit(request.headers.get("origin", "")).scheme == "http":
-            return _form(site, path, IN_THE_CLEAR)
-        try:
-            await site.access.visitor(key)
-        except SignInError as exc:
-            return _form(site, path, exc.message or "give a key")
-        response = RedirectResponse(path, 303)
-        response.set_cookie(
-            COOKIE, key, httponly=True, samesite="strict", secure=is_secure, path="/"
-        )
-        return response
+        return await _enter(site, request)
 
     async def leave(_request: Request) -> Response:
         response = RedirectResponse("/sign-in", 303)
@@ -60,6 +35,39 @@ def routes(site: Site) -> list[Route]:
         Route("/sign-in", enter, methods=["POST"]),
         Route("/sign-out", leave, methods=["POST"]),
     ]
+
+
+async def _show(site: Site, request: Request) -> Response:
+    """The form; whoever has signed in goes on."""
+    path, key = local_path(request.query_params.get("next")), request.cookies.get(COOKIE)
+    try:
+        await site.access.visitor(key)
+    except SignInError as exc:
+        response = _form(site, path, exc.message)
+        if key:
+            response.delete_cookie(COOKIE, path="/")
+        elif _follows_link(request):
+            query = urlencode({"next": path, "again": 1})
+            response.headers["refresh"] = f"0; url=/sign-in?{query}"
+        return response
+    return RedirectResponse(path, 303)
+
+
+async def _enter(site: Site, request: Request) -> Response:
+    """Keep a valid key in the cookie."""
+    async with request.form() as fields:
+        key, path = str(fields.get("key", "")).strip(), local_path(str(fields.get("next", "")))
+    # With keys there is TLS, here or at a proxy, except on this machine.
+    is_secure = not is_loopback(request.url.hostname or "")
+    if is_secure and urlsplit(request.headers.get("origin", "")).scheme == "http":
+        return _form(site, path, IN_THE_CLEAR)
+    try:
+        await site.access.visitor(key)
+    except SignInError as exc:
+        return _form(site, path, exc.message or "give a key")
+    response = RedirectResponse(path, 303)
+    response.set_cookie(COOKIE, key, httponly=True, samesite="strict", secure=is_secure, path="/")
+    return response
 
 
 def _follows_link(request: Request) -> bool:

@@ -53,8 +53,16 @@ function start(root) {
   for (const figure of root.querySelectorAll("figure.series")) draw(figure);
 }
 
+/** Follow the events that change a part of the page. */
+function follow(part) {
+  part.setAttribute("hx-sse:connect", part.dataset.events);
+  htmx.process(part);
+}
+
 document.addEventListener("DOMContentLoaded", () => {
   start(document);
+  // htmx starts in a task of its own, maybe before its extension is loaded, which would miss it.
+  setTimeout(() => document.querySelectorAll("[data-events]").forEach(follow));
   const menu = document.querySelector(".side details");
   if (menu && matchMedia("(max-width: 56rem)").matches) menu.open = false;
 });

@@ -170,7 +170,7 @@ def rank_by_wins(models: Rows, latencies: Rows, bounds: Sequence[int]) -> tuple[
     """Add up the models of one pool, the one with the largest win share first.
 
     Args:
-        models: rows of `v_model_day`.
+        models: rows of `v_model_day`, or sums of them by model and tier.
         latencies: rows of `v_latency_hist` of stage `call`.
         bounds: of the latency buckets, in ms.
     """

@@ -159,6 +159,7 @@ class _Statement:
         self._timeout_s = timeout_s
         self._remaining_s = timeout_s
         self._deadline = 0.0
+        self._is_interrupted = False
         self._connection: sqlite3.Connection | None = None
         self._cursor: sqlite3.Cursor | None = None
         self._guard = _Guard()
@@ -245,7 +246,7 @@ class _Statement:
             self._remaining_s -= time.monotonic() - start
 
     def _is_late(self) -> bool:
-        return time.monotonic() > self._deadline
+        return self._is_interrupted or time.monotonic() > self._deadline
 
     @contextlib.contextmanager
     def _errors(self) -> Any:
@@ -270,7 +271,9 @@ class _Statement:
         return _statement_error(exc)
 
     def interrupt(self) -> None:
-        """End what runs; may be called from any thread."""
+        """End what runs, or will; may be called from any thread."""
+        # SQLite's own interrupt ends only what has begun.
+        self._is_interrupted = True
         if self._connection is not None:
             self._connection.interrupt()
 

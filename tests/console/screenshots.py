@@ -1,0 +1,58 @@
+"""Pictures of the console for the README. `make screenshots`.
+
+Writes docs/img/overview.png and docs/img/outcome.png: planted outcomes, and one prompt that fake
+models have answered.
+"""
+
+import re
+import tempfile
+from pathlib import Path
+
+from playwright.sync_api import Page
+
+from fusewire.testing.browser import browser
+from fusewire.testing.console_stack import console_stack, script
+
+IMAGES = Path(__file__).parents[2] / "docs" / "img"
+OUTCOMES = 1000
+PROMPT = "What is a quorum, and why does a vote need one?"
+SIZE = {"width": 1440, "height": 900}
+MOST_BYTES = 200_000
+
+
+def ask(page: Page, url: str) -> str:
+    """Ask, and wait for the outcome; returns the fusion's id."""
+    page.goto(f"{url}/ask")
+    page.get_by_label("Prompt").fill(PROMPT)
+    page.get_by_role("button", name="Ask", exact=True).click()
+    page.wait_for_url(re.compile("/ask/[0-9a-z-]+$"))
+    page.get_by_role("link", name="Open the outcome").wait_for()
+    return page.url.rpartition("/")[2]
+
+
+def main() -> None:
+    """Take the pictures."""
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="fusewire-shots-") as folder,
+        console_stack(Path(folder), OUTCOMES) as console,
+        browser() as running,
+    ):
+        console.stack.script(script())
+        page = running.new_page(
+            viewport={"width": SIZE["width"], "height": SIZE["height"]},
+            color_scheme="light",
+            reduced_motion="reduce",
+        )
+        outcome = ask(page, console.url)
+        for name, path in (("overview", "/"), ("outcome", f"/outcomes/{outcome}")):
+            page.goto(console.url + path, wait_until="networkidle")
+            file = IMAGES / f"{name}.png"
+            page.screenshot(path=file)
+            size = file.stat().st_size
+            assert size <= MOST_BYTES, f"{file} has {size} bytes, more than {MOST_BYTES}"
+            print(f"{file.relative_to(IMAGES.parents[1])}: {size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
