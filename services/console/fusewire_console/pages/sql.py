@@ -26,6 +26,8 @@ TABLE_ROWS = 500
 CELL_CHARS = 300
 TABLE_CHARS = 500_000
 """What a page shows of a result at most: so that it opens at once, however wide its rows are."""
+NARROW_CHARS = 40
+"""Of the longest text of a column that is not wrapped."""
 ADDRESS_CHARS = 4000
 """Of an address; a longer statement stands in no address."""
 PARAMETER = "p."
@@ -118,7 +120,7 @@ def _cell_class(kind: str | None, texts: list[str | None]) -> str:
     if kind in ("integer", "real", "timestamp", "date"):
         return "number"
     longest = max((len(text) for text in texts if text), default=0)
-    return "text wide" if longest > 24 else "text"
+    return "text wide" if longest > NARROW_CHARS else "text"
 
 
 def routes(site: Site) -> list[Route]:
