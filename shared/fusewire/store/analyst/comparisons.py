@@ -32,16 +32,18 @@ class Selection:
         """SQL on the outcome `o`, to follow a WHERE."""
         pool = " AND o.pool = :pool" if self.pool else ""
         if self.pools:
-            pool += f" AND o.pool IN ({', '.join(':' + name for name in _numbered(self.pools))})"
+            pool += (
+                f" AND o.pool IN ({', '.join(':' + name for name in _pool_parameters(self.pools))})"
+            )
         return pool + (" AND o.finished_at >= :since" if self.since else "")
 
     def parameters(self) -> dict[str, Any]:
         """The values of `conditions`."""
-        values = {"pool": self.pool, "since": self.since, **_numbered(self.pools)}
+        values = {"pool": self.pool, "since": self.since, **_pool_parameters(self.pools)}
         return {name: value for name, value in values.items() if value}
 
 
-def _numbered(pools: Sequence[str]) -> dict[str, str]:
+def _pool_parameters(pools: Sequence[str]) -> dict[str, str]:
     """The names of parameters for pools, with their values."""
     return {f"pool_{number}": pool for number, pool in enumerate(pools)}
 
@@ -84,8 +86,8 @@ async def find_names(fetch: Fetch, a: str, b: str, kind: Kind | None = None) -> 
     if a == b:
         raise QueryRefused(f"{a} would be compared with itself", "name two models or two pools")
     choices = await stored_names(fetch)
-    choices["models"] |= await _replayed(fetch, "model", "v_answer", {a, b} - choices["models"])
-    choices["pools"] |= await _replayed(fetch, "pool", "v_outcome", {a, b} - choices["pools"])
+    choices["models"] |= await _replay_names(fetch, "model", "v_answer", {a, b} - choices["models"])
+    choices["pools"] |= await _replay_names(fetch, "pool", "v_outcome", {a, b} - choices["pools"])
     kinds: list[Kind] = [kind for kind, names in choices.items() if {a, b} <= names]
     if kind is None and len(kinds) > 1:
         raise QueryRefused(f"{a} and {b} are both models and pools", "add --models or --pools")
@@ -96,16 +98,16 @@ async def find_names(fetch: Fetch, a: str, b: str, kind: Kind | None = None) -> 
     return Names(kind, a, b)
 
 
-async def _replayed(fetch: Fetch, column: str, view: str, names: set[str]) -> set[str]:
+async def _replay_names(fetch: Fetch, column: str, view: str, names: set[str]) -> set[str]:
     """Which names only replays have: those are in no sums."""
-    names_of_replays = set()
+    names_with_replays = set()
     for name in names:
         rows = await fetch(
             f"SELECT {column} AS name FROM {view} WHERE {column} = :name LIMIT 1",  # noqa: S608 - names of ours
             {"name": name},
         )
-        names_of_replays |= {row["name"] for row in rows}
-    return names_of_replays
+        names_with_replays |= {row["name"] for row in rows}
+    return names_with_replays
 
 
 def _unknown(a: str, b: str, choices: dict[Kind, set[str]], kind: Kind | None) -> QueryRefused:
@@ -164,11 +166,9 @@ async def _narrow(
 
     None if no pool has both models.
     """
-    pools, limit = (names.a, names.b), 2 * most
-    if names.kind == "models":
-        pools, limit = await _pools_of_both(fetch, names), most
-        if selection.pool:
-            pools = tuple(pool for pool in pools if pool == selection.pool)
+    is_models = names.kind == "models"
+    pools = await _pools_of_both(fetch, names, selection) if is_models else (names.a, names.b)
+    limit = most if is_models else 2 * most
     if not pools:
         return None
     since = " AND finished_at >= :since" if selection.since else ""
@@ -176,26 +176,27 @@ async def _narrow(
     newest = " UNION ALL ".join(
         f"""SELECT * FROM (SELECT finished_at FROM v_outcome WHERE pool = :{name} {since}
           ORDER BY finished_at DESC LIMIT {limit + 1}) {name}"""  # noqa: S608 - as above
-        for name in _numbered(pools)
+        for name in _pool_parameters(pools)
     )
-    selection = replace(selection, pools=pools if names.kind == "models" else ())
+    selection = replace(selection, pools=pools)
     rows = await fetch(
         f"""SELECT finished_at FROM ({newest}) newest
         ORDER BY finished_at DESC LIMIT 2 OFFSET {limit - 1}""",  # noqa: S608 - as above
-        _numbered(pools) | ({"since": selection.since} if since else {}),
+        _pool_parameters(pools) | ({"since": selection.since} if since else {}),
     )
     if len(rows) < 2:
         return selection, False
     return replace(selection, since=as_time(rows[0]["finished_at"])), True
 
 
-async def _pools_of_both(fetch: Fetch, names: Names) -> tuple[str, ...]:
+async def _pools_of_both(fetch: Fetch, names: Names, selection: Selection) -> tuple[str, ...]:
+    """The selected pools that have outcomes of both models."""
     rows = await fetch(
         """SELECT pool FROM v_model WHERE model IN (:a, :b)
         GROUP BY pool HAVING COUNT(DISTINCT model) = 2 ORDER BY pool""",
         {"a": names.a, "b": names.b},
     )
-    return tuple(row["pool"] for row in rows)
+    return tuple(row["pool"] for row in rows if selection.pool in (None, row["pool"]))
 
 
 async def _read_rows(
