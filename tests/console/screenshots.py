@@ -7,11 +7,13 @@ models have answered.
 import re
 import tempfile
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from playwright.sync_api import Page
 from sqlalchemy import Connection, select, update
 
+from fusewire.store import summaries
 from fusewire.store.engine import Store
 from fusewire.store.tables import outcomes
 from fusewire.testing.browser import browser
@@ -38,6 +40,8 @@ async def make_recent(store: Store) -> None:
             connection.execute(statement.values(finished_at=now - ago))
 
     await store.run(change, write=True)
+    for day in await store.run(summaries.days, write=False):
+        await store.run(partial(summaries.rebuild_day, day=day), write=True)
 
 
 def ask(page: Page, url: str) -> str:

@@ -117,8 +117,8 @@ async def _form(
 
 
 async def _submit(site: Site, request: Request, visitor: Visitor) -> Response:
-    given = await request.form()
-    fields = {name: str(given.get(name, "")) for name in FIELDS}
+    form = await request.form()
+    fields = {name: str(form.get(name, "")) for name in FIELDS}
     if not fields["prompt"].strip():
         return await _form(site, visitor, fields, "Write a prompt.", 400)
     try:
