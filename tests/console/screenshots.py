@@ -6,18 +6,42 @@ models have answered.
 
 import re
 import tempfile
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from playwright.sync_api import Page
+from sqlalchemy import Connection, select, update
 
+from fusewire.store import summaries
+from fusewire.store.engine import Store
+from fusewire.store.tables import outcomes
 from fusewire.testing.browser import browser
 from fusewire.testing.console_stack import console_stack, script
 
 IMAGES = Path(__file__).parents[2] / "docs" / "img"
 OUTCOMES = 1000
+RECENT = 90
 PROMPT = "What is a quorum, and why does a vote need one?"
 SIZE = {"width": 1440, "height": 900}
 MOST_BYTES = 200_000
+
+
+async def make_recent(store: Store) -> None:
+    """Let the newest planted outcomes have ended within the last quarter of an hour."""
+    now = datetime.now(UTC)
+
+    def change(connection: Connection) -> None:
+        newest = select(outcomes.c.fusion_id).order_by(outcomes.c.finished_at.desc()).limit(RECENT)
+        for number, fusion_id in enumerate(connection.execute(newest).scalars()):
+            # Unevenly, as prompts come.
+            ago = timedelta(minutes=14 * (number / RECENT) ** 1.3, seconds=45)
+            statement = update(outcomes).where(outcomes.c.fusion_id == fusion_id)
+            connection.execute(statement.values(finished_at=now - ago))
+
+    await store.run(change, write=True)
+    for day in await store.run(summaries.days, write=False):
+        await store.run(partial(summaries.rebuild_day, day=day), write=True)
 
 
 def ask(page: Page, url: str) -> str:
@@ -35,7 +59,7 @@ def main() -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix="fusewire-shots-") as folder,
-        console_stack(Path(folder), OUTCOMES) as console,
+        console_stack(Path(folder), OUTCOMES, make_recent) as console,
         browser() as running,
     ):
         console.stack.script(script())

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Route
 
-from fusewire.testing.browser import WatchedPage
+from fusewire.testing.browser import PageWatch
 from fusewire_console.guard import HEADERS
 
 URL = "http://127.0.0.1:9"
@@ -28,14 +28,14 @@ SCRIPTS = {"/dialog.js": 'alert("planted")', "/broken.js": 'throw new Error("pla
 
 
 @pytest.fixture
-def watched(browser: Browser) -> Iterator[WatchedPage]:
+def watched(browser: Browser) -> Iterator[PageWatch]:
     context = browser.new_context()
-    yield WatchedPage(context, URL, AXE)
+    yield PageWatch(context, URL, AXE)
     context.close()
 
 
 @pytest.mark.parametrize(("body", "fault"), FAULTS.items())
-def test_a_fault_of_a_page_is_seen(watched: WatchedPage, body: str, fault: str | None) -> None:
+def test_a_fault_of_a_page_is_seen(watched: PageWatch, body: str, fault: str | None) -> None:
     def reply(route: Route) -> None:
         path = route.request.url.removeprefix(URL)
         if path in SCRIPTS:
@@ -58,7 +58,7 @@ def test_a_fault_of_a_page_is_seen(watched: WatchedPage, body: str, fault: str |
         assert any(fault in text for text in faults), faults
 
 
-def test_a_status_that_is_not_meant_is_a_fault(watched: WatchedPage) -> None:
+def test_a_status_that_is_not_meant_is_a_fault(watched: PageWatch) -> None:
     watched.page.route("**/*", lambda route: route.fulfill(status=404, body=PAGE.format("")))
     watched.open("/page")
     assert any("status 404, not 200" in fault for fault in watched.faults)

@@ -38,8 +38,7 @@ def chromium() -> str:
     Raises:
         FileNotFoundError: there is none.
     """
-    given = os.environ.get("CHROMIUM")
-    path = given or next(filter(None, map(shutil.which, NAMES)), None)
+    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
         raise FileNotFoundError("no Chromium: install the package chromium, or name it in CHROMIUM")
     return path
@@ -56,7 +55,7 @@ def browser() -> Iterator[Browser]:
             running.close()
 
 
-class WatchedPage:
+class PageWatch:
     """A page, and its faults.
 
     A fault is: a request to another origin, an error on the browser's console, a violation of the
@@ -122,8 +121,11 @@ class WatchedPage:
         violations: list[dict[str, Any]] = self.page.evaluate(
             "axe.run(document, {resultTypes: ['violations']}).then((all) => all.violations)"
         )
-        return [
-            f"axe {violation['id']}: {node['html'][:200]} ({node['failureSummary'][:300]})"
-            for violation in violations
-            for node in violation["nodes"][:5]
-        ]
+        return [_describe(violation) for violation in violations]
+
+
+def _describe(violation: dict[str, Any]) -> str:
+    """A violation, with the first element that it concerns."""
+    nodes = violation["nodes"]
+    first = f"{nodes[0]['html'][:200]} ({nodes[0]['failureSummary'][:300]})"
+    return f"axe {violation['id']} at {len(nodes)} elements: {first}"

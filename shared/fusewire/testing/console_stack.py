@@ -125,9 +125,9 @@ def console_stack(
         with cli.start("up", *(["--processes"] if processes else [])) as command:
             api = address(cli, command)
             url = until(lambda: _console_url(command), "the console's address")
-            noted = json.loads((folder / ".fusewire" / "up.json").read_text())
-            stack = RunningStack(api, noted["nats"], server)
-            yield RunningConsole(url, stack, cli, noted["pids"])
+            record = json.loads((folder / ".fusewire" / "up.json").read_text())
+            stack = RunningStack(api, record["nats"], server)
+            yield RunningConsole(url, stack, cli, record["pids"])
 
 
 def _console_url(command: Command) -> str | None:
@@ -152,13 +152,13 @@ def _configure(folder: Path, server: FakeServer) -> None:
         "input_usd_per_mtok = 3.0\noutput_usd_per_mtok = 15.0"
         for name in names
     )
-    pools = "\n".join(
-        _POOL.format(
-            name=name, members=json.dumps([m.model for m in pool.members]), judge=JUDGE.model
-        )
-        for name, pool in POOLS.items()
-    )
+    pools = "\n".join(_pool(name, pool) for name, pool in POOLS.items())
     (folder / "fusewire.toml").write_text(_CONFIG.format(models=models, pools=pools))
+
+
+def _pool(name: str, pool: PoolTruth) -> str:
+    members = json.dumps([member.model for member in pool.members])
+    return _POOL.format(name=name, members=members, judge=JUDGE.model)
 
 
 async def _fill(folder: Path, outcomes: int, prepare: Prepare | None) -> None:

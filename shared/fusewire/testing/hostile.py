@@ -7,10 +7,9 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Connection, String, Table, bindparam, select, update
+from sqlalchemy import Connection, MetaData, String, Table, bindparam, select, update
 
 from fusewire.store.engine import Store
-from fusewire.store.tables import metadata
 
 MARK = "<script>alert(1)</script>"
 NAME = "<script>alert(2)"
@@ -42,6 +41,9 @@ async def make_hostile(store: Store) -> None:
 
 
 def _replace(connection: Connection) -> None:
+    # Tables are the business of the store: here they are what the database has.
+    metadata = MetaData()
+    metadata.reflect(connection)
     outcomes = metadata.tables["outcomes"]
     newest = select(outcomes.c.fusion_id).order_by(outcomes.c.finished_at.desc())
     large = set(connection.execute(newest.limit(LARGE_OUTCOMES)).scalars())
@@ -65,32 +67,27 @@ def _replace(connection: Connection) -> None:
 
 def _replace_bodies(connection: Connection, table: Table, large: set[str]) -> None:
     keys = list(table.primary_key)
-    changes = [
-        {f"key_{column.name}": row[column] for column in keys}
-        | {
-            "new": json.dumps(
-                _hostile(json.loads(row[table.c.body]), row[table.c.fusion_id] in large)
-            )
-        }
-        for row in connection.execute(select(*keys, table.c.body)).mappings()
-    ]
+    changes = []
+    for row in connection.execute(select(*keys, table.c.body)).mappings():
+        text = LARGE if row[table.c.fusion_id] in large else TEXT
+        body = json.dumps(_hostile(json.loads(row[table.c.body]), text))
+        changes.append({f"key_{column.name}": row[column] for column in keys} | {"new": body})
     statement = update(table).values(body=bindparam("new"))
     for column in keys:
         statement = statement.where(column == bindparam(f"key_{column.name}"))
     connection.execute(statement, changes)
 
 
-def _hostile(value: Any, is_large: bool) -> Any:
-    if isinstance(value, dict):
-        return {
-            key: (LARGE if is_large else TEXT)
-            if key in _KEYS and isinstance(inner, str)
-            else _hostile(inner, is_large)
-            for key, inner in value.items()
-        }
+def _hostile(value: Any, text: str) -> Any:
     if isinstance(value, list):
-        return [_hostile(inner, is_large) for inner in value]
+        return [_hostile(inner, text) for inner in value]
+    if isinstance(value, dict):
+        return {key: _hostile_field(key, inner, text) for key, inner in value.items()}
     return value
+
+
+def _hostile_field(key: str, value: Any, text: str) -> Any:
+    return text if key in _KEYS and isinstance(value, str) else _hostile(value, text)
 
 
 def _rename(connection: Connection, tables: Iterable[Table]) -> None:

@@ -119,10 +119,10 @@ class FusionProgress:
             return f"{what}: {n_done} of {n_done + len(open_calls)} calls have ended."
         if not self.has_plan:
             return "Waiting for the plan."
-        asked = [card for card in self.cards if card.state not in ("left out", "unasked")]
-        n_ended = sum(card.state != "waiting" for card in asked)
-        if n_ended < len(asked):
-            return f"{n_ended} of {len(asked)} members have answered."
+        asked_cards = [card for card in self.cards if card.state not in ("left out", "unasked")]
+        n_ended = sum(card.state != "waiting" for card in asked_cards)
+        if n_ended < len(asked_cards):
+            return f"{n_ended} of {len(asked_cards)} members have answered."
         return "All members have answered; the judge decides."
 
     @property

@@ -20,6 +20,8 @@ POOL_PREFIX = "fusewire/"
 """Before the names of pools in the API's list of models."""
 FIELDS = ("prompt", "pool", "mode", "residency", "form")
 RESIDENCIES = ("any", "edge-only")
+MOST_PROMPT_CHARS = 10_000
+"""Characters of each message that the page of a fusion shows."""
 NO_SCOPE = "This key may not submit prompts; sign in with one that has the scope 'submit'."
 
 
@@ -44,6 +46,7 @@ def routes(site: Site) -> list[Route]:
             visitor,
             fusion_id=fusion_id,
             prompt=prompt,
+            most_chars=MOST_PROMPT_CHARS,
             progress=progress,
         )
 
@@ -114,8 +117,8 @@ async def _form(
 
 
 async def _submit(site: Site, request: Request, visitor: Visitor) -> Response:
-    given = await request.form()
-    fields = {name: str(given.get(name, "")) for name in FIELDS}
+    form = await request.form()
+    fields = {name: str(form.get(name, "")) for name in FIELDS}
     if not fields["prompt"].strip():
         return await _form(site, visitor, fields, "Write a prompt.", 400)
     try:

@@ -78,23 +78,26 @@ async def take(events: Events, progress: FusionProgress, first_s: float) -> bool
     """
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + first_s
-    is_first = True
+    last_at: float | None = None
     while True:
         try:
             async with asyncio.timeout_at(ends_at):
                 event = await events.get()
         except TimeoutError:
             return True
-        if isinstance(event, ApiError):
-            raise event
         if event is None:
             return False
-        if event.name:
-            progress.apply(event.name, json.loads(event.data))
-        if is_first:
-            last_at = loop.time() + MOST_S
-            is_first = False
+        _apply(event, progress)
+        last_at = last_at or loop.time() + MOST_S
         ends_at = min(loop.time() + QUIET_S, last_at)
+
+
+def _apply(event: sse.ServerEvent | ApiError, progress: FusionProgress) -> None:
+    if isinstance(event, ApiError):
+        raise event
+    # A comment has no name.
+    if event.name:
+        progress.apply(event.name, json.loads(event.data))
 
 
 async def read_progress(
@@ -110,7 +113,7 @@ async def read_progress(
 
 
 class PartWriter:
-    """Writes what has changed on the page as events for htmx.
+    """Writes what has differences on the page as events for htmx.
 
     Args:
         site: the parts.
@@ -121,7 +124,7 @@ class PartWriter:
         self._site = site
         self._fusion_id = fusion_id
         self._layout: tuple[str, ...] | None = None
-        self._shown: dict[str, str] = {}
+        self._parts: dict[str, str] = {}
 
     def changes(self, progress: FusionProgress) -> str:
         """The parts of the page that differ from the last time; at first, all of them."""
@@ -129,15 +132,15 @@ class PartWriter:
         parts = {
             name: self._part(name, progress) for name in ("status", "answer", *cards, "rounds")
         }
-        changed = {name: html for name, html in parts.items() if self._shown.get(name) != html}
+        differences = {name: html for name, html in parts.items() if self._parts.get(name) != html}
         if progress.layout != self._layout:
             for name in cards:
-                changed.pop(name, None)
-            changed["cards"] = self._part("cards", progress)
-        self._shown, self._layout = parts, progress.layout
+                differences.pop(name, None)
+            differences["cards"] = self._part("cards", progress)
+        self._parts, self._layout = parts, progress.layout
         return "".join(
             f'<hx-partial hx-target="#ask-{name}" hx-swap="innerMorph">{html}</hx-partial>'
-            for name, html in changed.items()
+            for name, html in differences.items()
         )
 
     def _part(self, name: str, progress: FusionProgress) -> str:
