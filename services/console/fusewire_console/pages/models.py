@@ -48,23 +48,25 @@ _COUNT = f"{_SAMPLE} SELECT COUNT(*) AS n FROM newest"
 _LAST_DAYS = """
 SELECT model, MAX(day) AS day FROM v_model_day WHERE answered > 0 GROUP BY model
 """
-_PRICE_LIST = """
-SELECT price_version, finished_at FROM v_outcome o
-WHERE o.finished_at >= :since AND o.price_version IS NOT NULL AND o.price_version <> 'configured'
-ORDER BY o.finished_at DESC LIMIT 1
+_PRICE_LIST = f"""
+SELECT price_version, finished_at FROM (
+  SELECT o.price_version, o.finished_at FROM v_outcome o WHERE o.finished_at >= :since
+  ORDER BY o.finished_at DESC LIMIT {SAMPLE}
+) newest
+WHERE price_version <> 'configured' ORDER BY finished_at DESC LIMIT 1
 """
 
 
 def places(settings: Settings) -> dict[str, list[tuple[str, str]]]:
     """Pools and roles of each model."""
-    found: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    roles: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for name, pool in settings.pools.items():
         for member in pool.members:
             role = "member" if member.name == member.model else f"member {member.name}"
-            found[member.model].append((name, role))
+            roles[member.model].append((name, role))
         for model in pool.judges:
-            found[model].append((name, "judge"))
-    return dict(found)
+            roles[model].append((name, "judge"))
+    return dict(roles)
 
 
 def served_name(model: Model) -> str:
@@ -84,15 +86,15 @@ class ModelPrice:
     """Whether the API told what it knows."""
 
 
-def model_price(model: Model, listed: TokenPrice | None, *, is_asked: bool) -> ModelPrice:
+def model_price(model: Model, list_price: TokenPrice | None, *, is_asked: bool) -> ModelPrice:
     """The price of a model, by its configuration or else by the price list."""
     if not isinstance(model, RemoteModel):
         return ModelPrice("edge", 0.0, 0.0)
     if model.input_usd_per_mtok is not None:
         return ModelPrice("configured", model.input_usd_per_mtok, model.output_usd_per_mtok)
-    if listed is None:
+    if list_price is None:
         return ModelPrice("list", is_asked=is_asked)
-    return ModelPrice("list", listed.prompt_usd, listed.answer_usd)
+    return ModelPrice("list", list_price.prompt_usd, list_price.answer_usd)
 
 
 async def read(site: Site, visitor: Visitor, now: datetime) -> dict[str, Any]:
@@ -100,7 +102,7 @@ async def read(site: Site, visitor: Visitor, now: datetime) -> dict[str, Any]:
     values = {"since": now - timedelta(hours=HOURS)}
     fetch = site.views.of_all
     p95_rows = await fetch(visitor, _P95, values)
-    price_lists = await fetch(visitor, _PRICE_LIST, {"since": now - timedelta(hours=HOURS)})
+    price_lists = await fetch(visitor, _PRICE_LIST, values)
     return {
         "members": member_calls(await fetch(visitor, _CALLS, values)),
         "judges": judge_calls(await fetch(visitor, _VERDICTS, values)),
@@ -113,16 +115,17 @@ async def read(site: Site, visitor: Visitor, now: datetime) -> dict[str, Any]:
 
 async def read_prices(site: Site, visitor: Visitor) -> tuple[dict[str, ModelPrice], str | None]:
     """Prices by model, and why those of the price list are not known."""
-    listed, fault = {}, None
+    list_prices: dict[str, TokenPrice] = {}
+    fault = None
     try:
         reply = await site.api.get(visitor.key, "/v1/models")
-        listed = token_prices(reply["data"])
+        list_prices = token_prices(reply["data"])
     except ApiError as exc:
         if exc.status == 401:
             raise
         fault = exc.message
     prices = {
-        name: model_price(model, listed.get(name), is_asked=fault is None)
+        name: model_price(model, list_prices.get(name), is_asked=fault is None)
         for name, model in site.settings.models.items()
     }
     return prices, fault
