@@ -69,7 +69,7 @@ def words(text: str) -> list[str]:
     """The words of a text as they are compared.
 
     >>> words("The answer: **42**!")
-    ['the', 'answer', '42', '!']
+    ['the', 'answer', '42']
     """
     return [_key(word) for word in _WORD.findall(text)]
 

@@ -235,12 +235,15 @@ class Budgets:
         return {row.period: row.spent_usd for row in rows if period_of(row.period) == "day"}
 
     async def cost_since(self, tenant: str, since: datetime | None) -> float:
-        """Sum the costs of a tenant's outcomes since a time, USD; unknown ones count as zero."""
+        """Sum the costs of a tenant's outcomes since a time, USD; unknown ones count as zero.
+
+        Without a time it reads all of them.
+        """
         query = select(func.coalesce(func.sum(outcomes.c.cost_usd), 0.0)).where(
             outcomes.c.tenant == tenant
         )
         if since is not None:
-            query = query.where(outcomes.c.submitted_at >= since)
+            query = query.where(outcomes.c.finished_at >= since)
         async with self._store.read() as connection:
             return float((await connection.execute(query)).scalar_one())
 
