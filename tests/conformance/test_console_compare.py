@@ -44,9 +44,10 @@ def settings(make_settings: MakeSettings, database: Database, nats: NatsServer) 
 
 @pytest.fixture
 async def web(
-    settings: Settings, store: Store, console: ConsoleRunning
+    settings: Settings, store: Store, console: ConsoleRunning, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[aiohttp.ClientSession]:
-    """The console on 400 planted outcomes."""
+    """The console on 400 planted prompts, whose outcomes of both pools it may all compare."""
+    monkeypatch.setattr(compare, "MOST_OUTCOMES", 1000)
     await fill(store, TRUTH, 400, 1)
     async with console(settings, "ingest") as web:
         yield web
