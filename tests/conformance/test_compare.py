@@ -2,15 +2,19 @@
 
 import json
 import random
+import re
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
 
-from fusewire.analysis.compare import Comparison, Rules
+from fusewire.analysis.compare import Comparison, Names, Rules
 from fusewire.settings import Database
-from fusewire.store.analyst.comparisons import Selection
+from fusewire.store.analyst import Analyst, comparisons
+from fusewire.store.analyst.comparisons import Kind, Reading, Selection
 from fusewire.store.engine import Store
 from fusewire.testing.planted import JudgeTruth, MemberTruth, PoolTruth, Truth, fill
 from fusewire_cli.compare import command
@@ -289,3 +293,70 @@ def test_the_command_prints_writes_and_fails_as_told(
     assert (kept.exit_code, wrong.exit_code, unwritten.exit_code) == (0, 2, 2)
     assert "write --fail-if skip" in wrong.stderr
     assert "name another file" in unwritten.stderr
+
+
+async def bounded(analyst: Analyst, kind: Kind, most: int, **selection: str) -> Reading:
+    names = Names(kind, *(("alpha", "beta") if kind == "models" else ("one", "two")))
+    return await comparisons.read(
+        analyst.fetch, names, Selection(kind, selection.get("pool")), most
+    )
+
+
+@pytest.fixture
+async def two_pools(store: Store, database: Database) -> AsyncIterator[Analyst]:
+    members = (MemberTruth("alpha"), MemberTruth("beta"), GAMMA)
+    pools = {
+        "one": PoolTruth(members, JudgeTruth()),
+        "two": PoolTruth(members[:2], JudgeTruth()),
+        "other": PoolTruth((members[0], GAMMA), JudgeTruth()),
+    }
+    await fill(store, Truth(NOW, pools, days=28, gold_share=0.5), 100, 5)
+    async with Analyst(database, trusted=True) as analyst:
+        yield analyst
+
+
+@pytest.mark.parametrize(("kind", "n"), [("models", 200), ("pools", 100)])
+async def test_a_bound_that_is_not_reached_changes_nothing(
+    two_pools: Analyst, kind: Kind, n: int
+) -> None:
+    names = Names(kind, *(("alpha", "beta") if kind == "models" else ("one", "two")))
+    whole = await comparisons.read(two_pools.fetch, names, Selection(kind))
+    assert len(whole.pairs) == n
+    assert await bounded(two_pools, kind, n) == whole
+    assert not whole.is_cut
+
+
+@pytest.mark.parametrize("kind", ["models", "pools"])
+async def test_the_newest_pairs_are_read_up_to_a_bound(two_pools: Analyst, kind: Kind) -> None:
+    names = Names(kind, *(("alpha", "beta") if kind == "models" else ("one", "two")))
+    whole = await comparisons.read(two_pools.fetch, names, Selection(kind))
+    newest = await bounded(two_pools, kind, 40)
+    assert newest.is_cut
+    # A prompt's two outcomes are not equally old, so that the oldest may be without the other.
+    assert 38 <= len(newest.pairs) <= 40
+    assert newest.pairs == whole.pairs[-len(newest.pairs) :]
+    one = await bounded(two_pools, "models", 40, pool="one")
+    assert len(one.pairs) == 40
+    assert (await bounded(two_pools, "models", 40, pool="other")).pairs == []
+
+
+async def test_a_bounded_comparison_reads_no_table_whole(
+    sqlite_database: Database,
+) -> None:
+    store = Store(sqlite_database)
+    await fill(store, truth(MemberTruth("alpha"), MemberTruth("beta")), 60, 6)
+    await store.close()
+    steps: list[str] = []
+    async with Analyst(sqlite_database) as analyst:
+
+        async def fetch(sql: str, values: Mapping[str, object]) -> list[dict[str, Any]]:
+            rows = await analyst.fetch(f"EXPLAIN QUERY PLAN {sql}", values)
+            steps.extend(row["detail"] for row in rows)
+            return await analyst.fetch(sql, values)
+
+        for names in (Names("models", "alpha", "beta"), Names("pools", "default", "other")):
+            await comparisons.read(fetch, names, Selection(names.kind), 20)
+    assert len(steps) > 20
+    whole = [step for step in steps if re.match(r"SCAN [oatvwl]\b(?! VIRTUAL)|MATERIALIZE", step)]
+    # Of `v_model`, which has a row for each model of a pool.
+    assert whole == ["SCAN t"]

@@ -5,14 +5,13 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
-from typing import Any, cast
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import aiohttp
 import pytest
 from sqlalchemy import text
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
 
 from fusewire.http_server import listen
 from fusewire.service import Host
@@ -24,7 +23,6 @@ from fusewire_cli.local.runner import build_service
 from fusewire_console import app, pages
 from fusewire_console.access import COOKIE, Visitor
 from fusewire_console.navigation import navigation
-from fusewire_console.pages import page
 from fusewire_console.site import Site
 from fusewire_ingest import access
 from fusewire_ingest.admission import keys
@@ -40,7 +38,6 @@ TRUTH = Truth(
     now=NOW, pools={"p": PoolTruth(MEMBERS, JudgeTruth())}, open_share=0.0, tenants=TENANTS
 )
 ANYONE = Visitor("default", None, None, frozenset({"admin"}), is_operator=True)
-ROUTES = [route for module in pages.ALL for route in module.routes(cast("Site", None))]
 OPERATORS_PAGES = {
     path for group, links in navigation(ANYONE) if group != "Work" for path, _ in links
 }
@@ -48,33 +45,45 @@ OPERATORS_PAGES = {
 
 @pytest.fixture
 def settings(make_settings: MakeSettings, database: Database, nats: NatsServer) -> Settings:
-    http = Http(port=0, keys="required")
-    return make_settings(database=database, nats=Nats(url=nats.url), http=http)
+    """With a pool that one tenant may not use."""
+    pools = {name: {"members": ["a", "b"], "judge": "j"} for name in ("default", "beeline-pool")}
+    return make_settings(
+        database=database,
+        nats=Nats(url=nats.url),
+        http=Http(port=0, keys="required"),
+        pools=pools,
+        tenants={"acme": {"pools": ["default"]}},
+    )
+
+
+@pytest.fixture
+def routes() -> list[Route]:
+    """The routes of all pages, once the console runs."""
+    return []
 
 
 @pytest.fixture
 async def web(
-    settings: Settings, store: Store, console: ConsoleRunning, monkeypatch: pytest.MonkeyPatch
+    settings: Settings,
+    store: Store,
+    console: ConsoleRunning,
+    routes: list[Route],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[aiohttp.ClientSession]:
-    """The console on 60 planted outcomes of two tenants, and a page of a test's own.
-
-    Other pages that add up all tenants are in their own modules.
-    """
+    """The console on 60 planted outcomes of two tenants."""
     await fill(store, TRUTH, 60, 1)
-    sums = SimpleNamespace(routes=lambda site: [page.route(site, "/sums", _sums(site))])
-    monkeypatch.setattr(app, "ALL", (*pages.ALL, sums))
+
+    def note(module: ModuleType) -> SimpleNamespace:
+        def of_site(site: Site) -> list[Route]:
+            module_routes: list[Route] = module.routes(site)
+            routes.extend(module_routes)
+            return module_routes
+
+        return SimpleNamespace(routes=of_site)
+
+    monkeypatch.setattr(app, "ALL", tuple(map(note, pages.ALL)))
     async with console(settings, "ingest") as web:
         yield web
-
-
-def _sums(site: Site) -> page.Handler:
-    """Shows what adds up all tenants."""
-
-    async def show(_request: Request, visitor: Visitor) -> Response:
-        rows = await site.views.of_all(visitor, "SELECT sum(outcomes) AS n FROM v_pool_day")
-        return PlainTextResponse(str(rows[0]["n"]))
-
-    return show
 
 
 async def add_key(settings: Settings, store: Store, tenant: str, **fields: Any) -> str:
@@ -114,9 +123,11 @@ def listed(html: str) -> set[str]:
 # -- without a key ----------------------------------------------------------------------------
 
 
-async def test_without_a_key_every_page_asks_to_sign_in(web: aiohttp.ClientSession) -> None:
-    assert ROUTES
-    for route in ROUTES:
+async def test_without_a_key_every_page_asks_to_sign_in(
+    web: aiohttp.ClientSession, routes: list[Route]
+) -> None:
+    assert routes
+    for route in routes:
         path = re.sub(r"\{[^}]*\}", "x", route.path)
         for method in route.methods or ():
             async with web.request(method, f"{path}?a=b", allow_redirects=False) as response:
@@ -132,10 +143,8 @@ async def test_without_a_key_every_page_asks_to_sign_in(web: aiohttp.ClientSessi
 async def test_without_a_key_a_part_of_a_page_has_the_whole_page_ask(
     web: aiohttp.ClientSession,
 ) -> None:
-    parts = {"hx-request": "true", "hx-current-url": "http://127.0.0.1/outcomes?pool=p"}
-    status, body, headers = await get(web, "/outcomes", **parts)
-    assert (status, body) == (200, "")
-    assert headers["hx-redirect"] == "/sign-in?next=%2Foutcomes%3Fpool%3Dp"
+    status, body, headers = await get(web, "/outcomes", **{"hx-request": "true"})
+    assert (status, body, headers["hx-refresh"]) == (401, "", "true")
 
 
 # -- signing in -------------------------------------------------------------------------------
@@ -271,10 +280,27 @@ async def test_a_tenant_sees_its_own_outcomes_and_an_operator_all(
     assert seen == {name for name, owner in tenants.items() if owner == TENANTS[0]}
 
 
-async def test_what_adds_up_all_tenants_is_for_admins_of_operators(
-    web: aiohttp.ClientSession, settings: Settings, store: Store
+async def test_no_page_of_a_tenant_names_another_or_what_it_has(
+    web: aiohttp.ClientSession, settings: Settings, store: Store, routes: list[Route]
 ) -> None:
-    paths = {"/sums"} | {route.path for route in ROUTES if route.path in OPERATORS_PAGES}
+    own, other = TENANTS
+    async with store.read() as connection:
+        query = text("SELECT outcome_id, batch_id FROM v_outcome WHERE tenant = :tenant")
+        rows = (await connection.execute(query, {"tenant": other})).all()
+    foreign = {name for row in rows for name in row if name}
+    key = await add_key(settings, store, own, scopes="admin")
+    paths = {route.path for route in routes if "GET" in (route.methods or ())}
+    for path in sorted(paths):
+        for name in (rows[0].outcome_id, *{row.batch_id for row in rows if row.batch_id}):
+            status, html, _ = await get(web, re.sub(r"\{[^}]*\}", name, path), key)
+            assert status in ((303, 404) if "{" in path else (200, 403)), path
+            assert not {word for word in (other, *foreign - {name}) if word in html}, path
+
+
+async def test_what_adds_up_all_tenants_is_for_admins_of_operators(
+    web: aiohttp.ClientSession, settings: Settings, store: Store, routes: list[Route]
+) -> None:
+    assert {route.path for route in routes} >= OPERATORS_PAGES
     for tenant, scopes, expected in (
         ("acme", "read", 403),
         ("acme", "admin", 403),
@@ -282,7 +308,7 @@ async def test_what_adds_up_all_tenants_is_for_admins_of_operators(
         ("default", "admin", 200),
     ):
         key = await add_key(settings, store, tenant, scopes=scopes)
-        for path in sorted(paths):
+        for path in sorted(OPERATORS_PAGES):
             status, html, _ = await get(web, path, key)
             assert status == expected, (path, tenant, scopes)
             assert ("adds up all tenants" in html) == (expected == 403)

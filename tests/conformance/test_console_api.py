@@ -202,7 +202,7 @@ async def test_a_prompt_is_shown_as_it_was_submitted(
         "preset": "fast",
         "tools": ["look_up"],
     }
-    bare = {"name": None, "tool_calls": [], "tool_call_id": None, "reasoning": None}
+    bare: dict[str, Any] = {"name": None, "tool_calls": [], "tool_call_id": None, "reasoning": None}
     assert messages[0] == {"role": "system", "content": "Be brief.", "parts": [], **bare}
     assert messages[2] == {
         "role": "assistant",
@@ -471,9 +471,11 @@ async def test_a_round_is_told_with_its_first_result(
             async with running(settings, "worker-remote"):
                 await reader.until(lambda: any(number == 1 for number, _ in calls(reader)))
                 names = reader.names
+                _, fusion = await call(web, "GET", f"/fusions/{ONE}")
                 await call(web, "POST", f"/fusions/{ONE}/cancel")
                 await reader.to_end()
 
+    assert fusion["status"] == "running"
     assert names == ["plan", *["candidate"] * 3, "round", "candidate"]
     (round_,) = reader.of("round")
     assert {asked["model"] for asked in round_["calls"]} == {"j", "k"}

@@ -48,7 +48,7 @@ async def rows(web: aiohttp.ClientSession) -> tuple[str, dict[str, list[str]]]:
         html = await response.text()
         assert response.status == 200, html
     found = {}
-    for row in re.findall(r"<tr>\s*<th scope=\"row\">.*?</tr>", html, re.DOTALL):
+    for row in re.findall(r"<tr>\s*<th scope=\"row\"[^>]*>.*?</tr>", html, re.DOTALL):
         cells = [re.sub(r"<[^>]+>", " ", cell) for cell in re.split(r"</t[dh]>", row)[:-1]]
         texts = [" ".join(cell.split()) for cell in cells]
         found[texts[0].split()[0]] = texts
@@ -84,14 +84,14 @@ async def test_models_have_their_places_prices_and_health_and_no_secret(
     assert a[2] == "120"
     assert a[3].startswith(f"{n_failed} {100 * n_failed / 120:.1f} % (")
     assert a[3].endswith(f"timeout {n_failed}")
-    assert a[6:] == ["2.50 USD", "10.00 USD", "configuration", "text, tools, images"]
+    assert a[6:] == ["2.50 USD prompt 10.00 USD answer configuration", "text, tools, images"]
     assert b[1] == "default member second"
     assert b[3] == "0"
     number, unit = b[4].split(" of ")[0].split()
     assert float(number) * {"ms": 1, "s": 1000}[unit] == pytest.approx(slowest[113], rel=0.01)
-    assert b[6:9] == ["–", "–", "unknown"]
+    assert b[6] == "unknown"
     assert small[0] == "small edge smollm2-135m"
-    assert small[6:] == ["0 USD", "0 USD", "runs here", "text"]
+    assert small[6:] == ["0 USD runs here", "text"]
     assert models["j"][1] == "default judge"
     assert "verdicts" in models["j"][2]
     assert models["c"][1:4] == ["none", "0", "–"]
@@ -117,6 +117,7 @@ async def test_without_the_api_prices_are_missing_and_the_rest_is_shown(
     # Without ingest nothing answers at the address of the API.
     async with console_alone(settings) as web:
         html, models = await rows(web)
-    assert "Prices are missing: " in html
-    assert models["small"][6] == "0 USD"
-    assert models["a"][6:9] == ["–", "–", "configuration"]
+    assert "Prices of the price list are missing: the API does not answer" in html
+    assert models["small"][6] == "0 USD runs here"
+    assert models["a"][6] == "2.50 USD prompt 10.00 USD answer configuration"
+    assert models["b"][6] == "–"

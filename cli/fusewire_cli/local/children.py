@@ -70,24 +70,25 @@ class Children:
             await self.spawn(name)
 
     async def ready(self, host: str, within_s: float) -> None:
-        """Wait until ingest listens.
+        """Wait until all services that have a socket listen on it.
 
         Raises:
-            StartupError: a service has ended, or ingest does not listen in time.
+            StartupError: a service has ended, or one does not listen in time.
         """
         deadline = asyncio.get_running_loop().time() + within_s
-        port = self._socks["ingest"].getsockname()[1]
-        while not await _listens(host, port):
-            for name, code in self.exit_codes().items():
-                raise StartupError(
-                    f"{name} ended with exit code {code}", "its message stands above"
-                )
-            if asyncio.get_running_loop().time() > deadline:
-                raise StartupError(
-                    f"ingest did not listen within {within_s:g} s",
-                    "see the log for what holds it up",
-                )
-            await asyncio.sleep(0.05)
+        for name, sock in self._socks.items():
+            while not await _listens(host, sock.getsockname()[1]):
+                self._check_start(name, deadline)
+                await asyncio.sleep(0.05)
+
+    def _check_start(self, awaited_name: str, deadline: float) -> None:
+        """Raise StartupError if a service has ended, or the deadline (loop's time) is over."""
+        for name, code in self.exit_codes().items():
+            raise StartupError(f"{name} ended with exit code {code}", "its message stands above")
+        if asyncio.get_running_loop().time() > deadline:
+            raise StartupError(
+                f"{awaited_name} did not listen in time", "see the log for what holds it up"
+            )
 
     async def spawn(self, name: str) -> None:
         """Start one service, or start it again."""

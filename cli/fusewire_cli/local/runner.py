@@ -35,7 +35,7 @@ log = structlog.get_logger(__name__)
 ORDER = ("judge", "worker-edge", "worker-remote", "dispatcher", "console", "ingest")
 """The order in which services start; ingest, which accepts prompts, starts last."""
 READY_S = 120.0
-"""How long ingest may take until it listens, s."""
+"""How long ingest and console may take until they listen, s."""
 PROBE_EVERY_S = 5.0
 PROBES = 4
 """A broker that has failed this many probes in a row is restarted."""

@@ -18,7 +18,7 @@ from fusewire.topology import (
     token_subject,
 )
 
-FLUSH_S = 2.0
+FLUSH_S = 2
 """How long the broker may take to confirm subscriptions."""
 
 

@@ -30,7 +30,7 @@ def batch(**changes: Any) -> BatchProgress:
 def test_a_batch_that_runs() -> None:
     running = batch()
     assert running.is_running
-    assert (running.done, running.done_share, running.failed_share) == (40, 0.4, 0.1)
+    assert (running.ended_lines, running.done_share, running.failed_share) == (40, 0.4, 0.1)
     assert (running.time_left_s, running.lines_per_s) == (120.0, 0.5)
     assert running.cost_share == 0.25
     assert running.retry_command is None

@@ -87,6 +87,16 @@ def test_counts_are_of_words_and_not_of_marks() -> None:
     assert comparison.runs == (TextRun("x a y", is_own=True),)
 
 
+@pytest.mark.parametrize(("n_own", "is_unlike"), [(20, False), (25, True)])
+def test_a_text_of_which_nearly_all_differs_is_unlike(n_own: int, is_unlike: bool) -> None:
+    comparison = compare("x " * n_own + "a " * 10, "a " * 10)
+    assert comparison is not None
+    assert comparison.is_unlike is is_unlike
+    short = compare("43", "42")
+    assert short is not None
+    assert not short.is_unlike, "one word is marked"
+
+
 def test_long_texts_are_not_compared() -> None:
     assert compare("a " * MOST_WORDS, "a") is not None
     assert compare("a " * (MOST_WORDS + 1), "a") is None

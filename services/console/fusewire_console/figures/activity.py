@@ -15,14 +15,14 @@ Rows = Sequence[Row]
 
 
 @dataclass(frozen=True)
-class MinuteCount:
-    """How many outcomes a minute had."""
+class TimeCount:
+    """How many outcomes the minute from a time on had."""
 
     at: datetime
     outcomes: int
 
 
-def minute_counts(rows: Rows, now: datetime, minutes: int) -> list[MinuteCount]:
+def minute_counts(rows: Rows, now: datetime, minutes: int) -> list[TimeCount]:
     """The last whole minutes and the one that runs, oldest first.
 
     Args:
@@ -33,7 +33,7 @@ def minute_counts(rows: Rows, now: datetime, minutes: int) -> list[MinuteCount]:
     counts = {str(row["minute"]): int(row["outcomes"]) for row in rows}
     current = now.astimezone(UTC).replace(second=0, microsecond=0)
     times = [current - timedelta(minutes=ago) for ago in range(minutes, -1, -1)]
-    return [MinuteCount(at, counts.get(f"{at:%Y-%m-%d %H:%M}", 0)) for at in times]
+    return [TimeCount(at, counts.get(f"{at:%Y-%m-%d %H:%M}", 0)) for at in times]
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def tokens_per_s(row: Row, now: datetime, since: datetime, most: int) -> float |
 
 
 @dataclass(frozen=True)
-class QueueSum:
+class QueueTotals:
     """What waits in all queues of a stream."""
 
     stream: str
@@ -149,11 +149,11 @@ class QueueSum:
     redelivered: int
 
 
-def queue_sums(queues: Rows) -> list[QueueSum]:
+def queue_sums(queues: Rows) -> list[QueueTotals]:
     """Queues, as the API returns them, added up by stream, in the API's order."""
     streams = dict.fromkeys(str(queue["stream"]) for queue in queues)
     return [
-        QueueSum(
+        QueueTotals(
             stream,
             _add(queues, stream, "waiting"),
             _add(queues, stream, "in_flight"),

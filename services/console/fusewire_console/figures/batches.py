@@ -27,14 +27,14 @@ class BatchProgress:
         return _TONES.get(self.row["status"], "accent")
 
     @property
-    def done(self) -> int:
+    def ended_lines(self) -> int:
         """Lines that ended."""
         return int(self.row["completed"]) + int(self.row["failed"])
 
     @property
     def done_share(self) -> float | None:
         """The share of its lines that ended; None before they are counted."""
-        return self.done / self.row["total"] if self.row["total"] else None
+        return self.ended_lines / self.row["total"] if self.row["total"] else None
 
     @property
     def failed_share(self) -> float:
@@ -51,11 +51,11 @@ class BatchProgress:
     def lines_per_s(self) -> float | None:
         """Lines per second: of what is left in the time left, or of all from begin to end."""
         if self.time_left_s:
-            return (int(self.row["total"]) - self.done) / self.time_left_s
-        if self.is_running or self.row["finished_at"] is None or not self.done:
+            return (int(self.row["total"]) - self.ended_lines) / self.time_left_s
+        if self.is_running or self.row["finished_at"] is None or not self.ended_lines:
             return None
         length_s = (self.row["finished_at"] - self.row["created_at"]).total_seconds()
-        return self.done / length_s if length_s > 0 else None
+        return self.ended_lines / length_s if length_s > 0 else None
 
     @property
     def cost_share(self) -> float | None:
@@ -81,7 +81,7 @@ class BatchProgress:
 
         As in ingest: what was refused has no lines to ask, and what expired has those that it held.
         """
-        is_cut = self.row["status"] == "expired" and self.done < self.row["total"]
+        is_cut = self.row["status"] == "expired" and self.ended_lines < self.row["total"]
         if self.is_running or self.row["status"] == "failed" or not (self.row["failed"] or is_cut):
             return None
         return f"fusewire batch retry {self.row['batch_id']}"

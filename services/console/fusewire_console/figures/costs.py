@@ -12,7 +12,7 @@ from fusewire.analysis.measures import LEAST_N
 
 
 @dataclass(frozen=True)
-class CostSum:
+class CostTotals:
     """What the outcomes of a pool or a day cost, or the answers of a model or a tier."""
 
     key: tuple[str, ...]
@@ -32,7 +32,7 @@ class CostSum:
         return self.usd / n_priced if self.usd is not None and n_priced >= LEAST_N else None
 
 
-def cost_sums(rows: Sequence[Mapping[str, Any]], *keys: str) -> list[CostSum]:
+def cost_sums(rows: Sequence[Mapping[str, Any]], *keys: str) -> list[CostTotals]:
     """One sum for each row, in their order.
 
     Args:
@@ -43,20 +43,20 @@ def cost_sums(rows: Sequence[Mapping[str, Any]], *keys: str) -> list[CostSum]:
     return [_cost_sum(row, keys, total_usd) for row in rows]
 
 
-def _cost_sum(row: Mapping[str, Any], keys: Sequence[str], total_usd: float) -> CostSum:
+def _cost_sum(row: Mapping[str, Any], keys: Sequence[str], total_usd: float) -> CostTotals:
     n, n_unpriced, usd = int(row["n"]), int(row["unpriced"]), float(row["usd"] or 0.0)
     # Failures may have a cost of 0 where nothing is known of what an answer costs.
     is_known = n_unpriced < n or bool(usd)
     share = usd / total_usd if is_known and total_usd else None
-    return CostSum(
+    return CostTotals(
         tuple(str(row[key]) for key in keys), n, n_unpriced, usd if is_known else None, share
     )
 
 
-def add_up(sums: Sequence[CostSum], key: str) -> CostSum:
+def add_up(sums: Sequence[CostTotals], key: str) -> CostTotals:
     """All of them as one."""
     amounts = [row.usd for row in sums if row.usd is not None]
-    return CostSum(
+    return CostTotals(
         (key,),
         sum(row.n for row in sums),
         sum(row.unpriced for row in sums),

@@ -9,6 +9,7 @@ MOST_WORDS = 1500
 MERGED_WORDS = 3
 """Fewer words than this between two marks are marked with them: single words that two texts share
 by chance would make confetti of a text that is another one altogether."""
+UNLIKE_WORDS, UNLIKE_SHARE = 20, 0.7
 
 # Han, Hiragana, Katakana: scripts without spaces, in which a character stands for a word.
 _WIDE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -35,6 +36,11 @@ class TextComparison:
     """Words that the reference lacks, in this order."""
     n_lacking: int
     """Words of the reference that the text lacks."""
+
+    @property
+    def is_unlike(self) -> bool:
+        """Whether it is a text of its own altogether, so that marks would only disturb."""
+        return self.n_words >= UNLIKE_WORDS and self.n_own > UNLIKE_SHARE * self.n_words
 
 
 def compare(text: str, reference: str) -> TextComparison | None:

@@ -117,7 +117,8 @@ def ending(outcome: Mapping[str, Any]) -> list[str]:
         why = _CLOSED_BY.get(outcome["closed_by"], outcome["closed_by"])
         sentences.append(f"The panel closed because {why}.")
     if outcome["hedges"]:
-        sentences.append(f"Slow members were asked a second time: {outcome['hedges']} calls.")
+        calls = "call" if outcome["hedges"] == 1 else "calls"
+        sentences.append(f"Slow members were asked again, in {outcome['hedges']} {calls}.")
     for texts, key in ((_PARSES, "verdict_parse"), (_GUARDS, "guard")):
         if outcome[key] in texts:
             sentences.append(texts[outcome[key]])

@@ -89,7 +89,7 @@ class BucketAxis:
 
 def bucket_axis(rows: Sequence[LatencyRow], bounds: Sequence[int]) -> BucketAxis:
     """An axis on which all rows fit, so that they can be compared."""
-    full = [bound for row in rows for bound, n in row.counts.items() if n]
+    full: set[int] = set().union(*(row.counts for row in rows))
     if not full:
         return BucketAxis((), 0)
     first, last = bounds.index(min(full)), bounds.index(max(full))

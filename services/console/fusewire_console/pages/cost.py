@@ -80,14 +80,14 @@ def routes(site: Site) -> list[Route]:
     """`/cost`."""
 
     async def show(request: Request, visitor: Visitor) -> Response:
-        given = {name: value.strip() for name, value in request.query_params.items()}
-        since, error = given.get("since") or SINCE, None
+        parameters = {name: value.strip() for name, value in request.query_params.items()}
+        since, error = parameters.get("since") or SINCE, None
         now = site.clock()
         try:
             period = parse_period(since, now)
         except ValueError as exc:
             period, error = parse_period(SINCE, now), str(exc)
-        pool = given.get("pool") or None
+        pool = parameters.get("pool") or None
         return page.render(
             site,
             "cost.html",

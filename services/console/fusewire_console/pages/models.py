@@ -1,6 +1,7 @@
 """The configured models: where they are used, how they do lately, what they cost."""
 
 from collections import defaultdict
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,7 +12,7 @@ from starlette.routing import Route
 from fusewire.settings import Model, RemoteModel, Settings
 from fusewire_console.access import Visitor
 from fusewire_console.api import ApiError
-from fusewire_console.figures.models import judge_calls, member_calls, token_prices
+from fusewire_console.figures.models import TokenPrice, judge_calls, member_calls, token_prices
 from fusewire_console.pages import page
 from fusewire_console.site import Site
 
@@ -47,23 +48,25 @@ _COUNT = f"{_SAMPLE} SELECT COUNT(*) AS n FROM newest"
 _LAST_DAYS = """
 SELECT model, MAX(day) AS day FROM v_model_day WHERE answered > 0 GROUP BY model
 """
-_PRICE_LIST = """
-SELECT price_version, finished_at FROM v_outcome o
-WHERE o.finished_at >= :since AND o.price_version IS NOT NULL AND o.price_version <> 'configured'
-ORDER BY o.finished_at DESC LIMIT 1
+_PRICE_LIST = f"""
+SELECT price_version, finished_at FROM (
+  SELECT o.price_version, o.finished_at FROM v_outcome o WHERE o.finished_at >= :since
+  ORDER BY o.finished_at DESC LIMIT {SAMPLE}
+) newest
+WHERE price_version <> 'configured' ORDER BY finished_at DESC LIMIT 1
 """
 
 
 def places(settings: Settings) -> dict[str, list[tuple[str, str]]]:
     """Pools and roles of each model."""
-    found: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    roles: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for name, pool in settings.pools.items():
         for member in pool.members:
             role = "member" if member.name == member.model else f"member {member.name}"
-            found[member.model].append((name, role))
+            roles[member.model].append((name, role))
         for model in pool.judges:
-            found[model].append((name, "judge"))
-    return dict(found)
+            roles[model].append((name, "judge"))
+    return dict(roles)
 
 
 def served_name(model: Model) -> str:
@@ -71,11 +74,27 @@ def served_name(model: Model) -> str:
     return model.model if isinstance(model, RemoteModel) else model.path.name
 
 
-def price_source(model: Model) -> str:
-    """Where its price is from: edge, configured or list."""
+@dataclass(frozen=True)
+class ModelPrice:
+    """USD per million tokens; None where it is not known."""
+
+    source: str
+    """edge, configured or list."""
+    prompt_usd: float | None = None
+    answer_usd: float | None = None
+    is_asked: bool = True
+    """Whether the API told what it knows."""
+
+
+def model_price(model: Model, list_price: TokenPrice | None, *, is_asked: bool) -> ModelPrice:
+    """The price of a model, by its configuration or else by the price list."""
     if not isinstance(model, RemoteModel):
-        return "edge"
-    return "list" if model.input_usd_per_mtok is None else "configured"
+        return ModelPrice("edge", 0.0, 0.0)
+    if model.input_usd_per_mtok is not None:
+        return ModelPrice("configured", model.input_usd_per_mtok, model.output_usd_per_mtok)
+    if list_price is None:
+        return ModelPrice("list", is_asked=is_asked)
+    return ModelPrice("list", list_price.prompt_usd, list_price.answer_usd)
 
 
 async def read(site: Site, visitor: Visitor, now: datetime) -> dict[str, Any]:
@@ -83,7 +102,7 @@ async def read(site: Site, visitor: Visitor, now: datetime) -> dict[str, Any]:
     values = {"since": now - timedelta(hours=HOURS)}
     fetch = site.views.of_all
     p95_rows = await fetch(visitor, _P95, values)
-    price_lists = await fetch(visitor, _PRICE_LIST, {"since": now - timedelta(hours=HOURS)})
+    price_lists = await fetch(visitor, _PRICE_LIST, values)
     return {
         "members": member_calls(await fetch(visitor, _CALLS, values)),
         "judges": judge_calls(await fetch(visitor, _VERDICTS, values)),
@@ -94,15 +113,22 @@ async def read(site: Site, visitor: Visitor, now: datetime) -> dict[str, Any]:
     }
 
 
-async def read_prices(site: Site, visitor: Visitor) -> tuple[dict[str, Any], str | None]:
-    """Prices by model, and why there are none."""
+async def read_prices(site: Site, visitor: Visitor) -> tuple[dict[str, ModelPrice], str | None]:
+    """Prices by model, and why those of the price list are not known."""
+    list_prices: dict[str, TokenPrice] = {}
+    fault = None
     try:
         reply = await site.api.get(visitor.key, "/v1/models")
+        list_prices = token_prices(reply["data"])
     except ApiError as exc:
         if exc.status == 401:
             raise
-        return {}, exc.message
-    return dict(token_prices(reply["data"])), None
+        fault = exc.message
+    prices = {
+        name: model_price(model, list_prices.get(name), is_asked=fault is None)
+        for name, model in site.settings.models.items()
+    }
+    return prices, fault
 
 
 def routes(site: Site) -> list[Route]:
@@ -119,7 +145,6 @@ def routes(site: Site) -> list[Route]:
             models=sorted(settings.models.items()),
             places=places(settings),
             served_name=served_name,
-            price_source=price_source,
             prices=prices,
             fault=fault,
             sample=SAMPLE,

@@ -88,6 +88,14 @@ async def read(site: Site, visitor: Visitor, which: OutcomeFilter, before: str |
     )
 
 
+def _pools(site: Site, visitor: Visitor) -> list[str]:
+    """The names of the pools that the visitor may know."""
+    pools = site.settings.pools
+    if visitor.is_operator:
+        return sorted(pools)
+    return sorted(site.settings.tenant(visitor.tenant).usable_pools(pools))
+
+
 def routes(site: Site) -> list[Route]:
     """`/outcomes`."""
 
@@ -104,7 +112,7 @@ def routes(site: Site) -> list[Route]:
             which=which,
             next_before=more and f"{more['finished_at'].isoformat()},{more['outcome_id']}",
             is_first=not before,
-            pools=sorted(site.settings.pools),
+            pools=_pools(site, visitor),
             statuses=STATUSES,
         )
 

@@ -62,11 +62,11 @@ FROM newest n JOIN v_answer a ON a.outcome_id = n.outcome_id WHERE a.tier = 'edg
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredStatistics:
     """What the database says."""
 
     days: list[activity.DayCount]
-    minutes: list[activity.MinuteCount]
+    minutes: list[activity.TimeCount]
     newest: Rows
     reasons: list[activity.ReasonCount]
     edge_tokens_per_s: float | None
@@ -78,10 +78,10 @@ class Stored:
 
 
 @dataclass
-class Overview:
+class PageContent:
     """What the page shows; None is what did not answer, and `faults` say why."""
 
-    stored: Stored | None = None
+    statistics: StoredStatistics | None = None
     status: dict[str, Any] | None = None
     budget: dict[str, Any] | None = None
     faults: list[str] = field(default_factory=list)
@@ -89,10 +89,10 @@ class Overview:
     @property
     def is_new(self) -> bool:
         """Whether nothing was ever fused."""
-        return self.stored is not None and not self.stored.newest
+        return self.statistics is not None and not self.statistics.newest
 
 
-async def read_stored(site: Site, visitor: Visitor, now: datetime) -> Stored:
+async def read_stored(site: Site, visitor: Visitor, now: datetime) -> StoredStatistics:
     """Read the views. One statement after the other: each has a connection of its own."""
     fetch = site.views.of_tenant
     today = now.date()
@@ -108,7 +108,7 @@ async def read_stored(site: Site, visitor: Visitor, now: datetime) -> Stored:
     newest = await fetch(visitor, _NEWEST)
     reasons = await fetch(visitor, _REASONS)
     edge = await fetch(visitor, _EDGE, {"since": edge_since})
-    return Stored(
+    return StoredStatistics(
         activity.day_counts(days, today, DAYS),
         activity.minute_counts(minutes, now, MINUTES),
         newest,
@@ -117,13 +117,13 @@ async def read_stored(site: Site, visitor: Visitor, now: datetime) -> Stored:
     )
 
 
-async def read(site: Site, visitor: Visitor, now: datetime, *, with_budget: bool) -> Overview:
+async def read(site: Site, visitor: Visitor, now: datetime, *, with_budget: bool) -> PageContent:
     """Read all that answers. Raises ApiError where the visitor's key is valid no more."""
-    overview = Overview()
+    overview = PageContent()
 
     async def ask_database() -> None:
         try:
-            overview.stored = await read_stored(site, visitor, now)
+            overview.statistics = await read_stored(site, visitor, now)
         except QueryError as exc:
             overview.faults.append(f"The database gave no result: {exc}.")
 
@@ -135,7 +135,7 @@ async def read(site: Site, visitor: Visitor, now: datetime, *, with_budget: bool
         except ApiError as exc:
             if exc.status == 401:
                 raise
-            overview.faults.append(f"Of the API: {exc.message}.")
+            overview.faults.append(f"The API did not tell what runs: {exc.message}.")
 
     await asyncio.gather(ask_database(), ask_api())
     return overview
@@ -165,10 +165,11 @@ def routes(site: Site) -> list[Route]:
             visitor,
             overview=overview,
             budget=overview.budget,
-            today=overview.stored and overview.stored.days[-1],
-            degraded_today=overview.stored and activity.degraded_rate(overview.stored.days[-1:]),
-            degraded_week=overview.stored
-            and activity.degraded_rate(overview.stored.days[-WEEK_DAYS:]),
+            today=overview.statistics and overview.statistics.days[-1],
+            degraded_today=overview.statistics
+            and activity.degraded_rate(overview.statistics.days[-1:]),
+            degraded_week=overview.statistics
+            and activity.degraded_rate(overview.statistics.days[-WEEK_DAYS:]),
             queues=activity.queue_sums((overview.status or {}).get("queues") or ()),
             api_url=str(site.settings.console.api_url).rstrip("/"),
             limits={"reasons": MOST_REASONS, "sample": SAMPLE, "minutes": MINUTES, "days": DAYS},

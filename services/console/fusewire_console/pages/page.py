@@ -5,7 +5,6 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
 
-from starlette.datastructures import URL
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
@@ -23,9 +22,6 @@ def route(site: Site, path: str, handler: Handler, *, method: str = "GET") -> Ro
         try:
             visitor = await site.access.visitor(request.cookies.get(COOKIE))
         except SignInError:
-            if is_part(request):
-                # The whole page signs in, not its part.
-                return Response(status_code=401, headers={"hx-refresh": "true"})
             return to_sign_in(request)
         request.state.visitor = visitor
         return await handler(request, visitor)
@@ -35,15 +31,11 @@ def route(site: Site, path: str, handler: Handler, *, method: str = "GET") -> Ro
 
 def to_sign_in(request: Request) -> Response:
     """Have a visitor sign in, and come back to this page."""
-    url = request.url
     if is_part(request):
-        url = URL(request.headers.get("hx-current-url", "/"))
-    path = url.path + (f"?{url.query}" if url.query else "")
-    address = "/sign-in?" + urlencode({"next": path})
-    if is_part(request):
-        # A redirection would show the form in place of the part.
-        return Response(headers={"hx-redirect": address})
-    return RedirectResponse(address, 303)
+        # The whole page signs in, not its part.
+        return Response(status_code=401, headers={"hx-refresh": "true"})
+    path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    return RedirectResponse("/sign-in?" + urlencode({"next": path}), 303)
 
 
 def render(site: Site, template: str, visitor: Visitor, **context: Any) -> Response:

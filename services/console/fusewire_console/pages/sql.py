@@ -1,8 +1,10 @@
 """SQL on the views: one SELECT of an operator, its rows as a table, and as CSV or Parquet."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from operator import itemgetter
 from typing import Any
 from urllib.parse import urlencode
 
@@ -11,14 +13,23 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from fusewire.store.analyst import Analyst, QueryError, QueryTimeout, ResultRows, cells, saved
+from fusewire.store.analyst import (
+    Analyst,
+    QueryError,
+    QueryTimeout,
+    ResultColumn,
+    ResultRows,
+    cells,
+    saved,
+)
+from fusewire.store.analyst.result import Row
 from fusewire.store.analyst.statement import parameter_names, parameter_value
 from fusewire.store.analyst.writers import has_parquet
 from fusewire.store.views import VIEWS
 from fusewire_console.access import Visitor
 from fusewire_console.pages import page
+from fusewire_console.pages.disconnect import DisconnectError, until_disconnect
 from fusewire_console.pages.download import FORMS, MOST_ROWS, Download
-from fusewire_console.pages.leaving import LeftError, unless_left
 from fusewire_console.site import Site
 from fusewire_console.views import OperatorsOnlyError
 
@@ -26,10 +37,14 @@ TABLE_ROWS = 500
 CELL_CHARS = 300
 TABLE_CHARS = 500_000
 """What a page shows of a result at most: so that it opens at once, however wide its rows are."""
+NARROW_CHARS = 40
+"""Of the longest text of a column that is not wrapped."""
 ADDRESS_CHARS = 4000
 """Of an address; a longer statement stands in no address."""
 PARAMETER = "p."
 """What the names of a statement's parameters begin with in a form."""
+
+Cells = tuple[str | None, ...]
 
 
 @dataclass(frozen=True)
@@ -53,8 +68,8 @@ class Statement:
     @property
     def address(self) -> str | None:
         """Where it is run again; None if it is too long for an address."""
-        given = {PARAMETER + name: text for name, text in self.texts.items() if text}
-        address = "/sql?" + urlencode({"sql": self.sql, **given})
+        fields = {PARAMETER + name: text for name, text in self.texts.items() if text}
+        address = "/sql?" + urlencode({"sql": self.sql, **fields})
         return address if len(address) <= ADDRESS_CHARS else None
 
 
@@ -64,7 +79,7 @@ class Result:
 
     columns: list[tuple[str, str]]
     """Name, and the class of its cells."""
-    rows: list[tuple[str | None, ...]]
+    rows: list[Cells]
     """Texts; None for NULL."""
     is_cut: bool
     """Whether there are more rows."""
@@ -85,26 +100,28 @@ async def run(analyst: Analyst, statement: Statement) -> Result:
     start = time.perf_counter()
     async with analyst, analyst.stream(statement.sql, statement.values) as result:
         rows, is_cut = await _read(result)
-        kinds = [column.type for column in result.columns]
-        names = [column.name for column in result.columns]
-    columns = [
-        (name, _cell_class(kind, [row[place] for row in rows]))
-        for place, (name, kind) in enumerate(zip(names, kinds, strict=True))
-    ]
+        columns = [
+            (column.name, _cell_class(column, map(itemgetter(place), rows)))
+            for place, column in enumerate(result.columns)
+        ]
     return Result(columns, rows, is_cut, 1000 * (time.perf_counter() - start))
 
 
-async def _read(result: ResultRows) -> tuple[list[tuple[str | None, ...]], bool]:
+async def _read(result: ResultRows) -> tuple[list[Cells], bool]:
     """The texts of the first rows, and whether there are more."""
-    rows: list[tuple[str | None, ...]] = []
+    rows: list[Cells] = []
     n_chars = 0
     async for chunk in result:
-        for row in chunk:
+        for row in map(_cells, chunk):
             if len(rows) == TABLE_ROWS or n_chars > TABLE_CHARS:
                 return rows, True
-            rows.append(tuple(map(_cell, row)))
-            n_chars += sum(len(text or "") for text in rows[-1])
+            rows.append(row)
+            n_chars += len("".join(filter(None, row)))
     return rows, False
+
+
+def _cells(row: Row) -> Cells:
+    return tuple(map(_cell, row))
 
 
 def _cell(value: Any) -> str | None:
@@ -114,11 +131,11 @@ def _cell(value: Any) -> str | None:
     return text if len(text) <= CELL_CHARS else text[:CELL_CHARS] + " …"
 
 
-def _cell_class(kind: str | None, texts: list[str | None]) -> str:
-    if kind in ("integer", "real", "timestamp", "date"):
+def _cell_class(column: ResultColumn, texts: Iterable[str | None]) -> str:
+    if column.type in ("integer", "real", "timestamp", "date"):
         return "number"
-    longest = max((len(text) for text in texts if text), default=0)
-    return "text wide" if longest > 24 else "text"
+    longest = max(map(len, filter(None, texts)), default=0)
+    return "text wide" if longest > NARROW_CHARS else "text"
 
 
 def routes(site: Site) -> list[Route]:
@@ -142,28 +159,30 @@ def routes(site: Site) -> list[Route]:
             return RedirectResponse(statement.address, 303)
         return await _run_and_show(site, request, visitor, statement)
 
-    def download(form: str) -> page.Handler:
-        async def handle(request: Request, visitor: Visitor) -> Response:
-            _check(visitor)
-            statement = parse(await request.form())
-            if statement.missing:
-                return _page(site, visitor, statement)
-            rows = Download(site.sql_analyst, statement.sql, statement.values, form)
-            try:
-                await unless_left(request, rows.start())
-            except QueryError as exc:
-                return _page(site, visitor, statement, error=exc)
-            except LeftError:
-                return Response()
-            return rows
-
-        return handle
-
+    downloads = [
+        page.route(site, f"/sql/rows.{form}", partial(_download, site, form), method="POST")
+        for form in FORMS
+    ]
     return [
         page.route(site, "/sql", show),
         page.route(site, "/sql", send, method="POST"),
-        *(page.route(site, f"/sql/rows.{form}", download(form), method="POST") for form in FORMS),
+        *downloads,
     ]
+
+
+async def _download(site: Site, form: str, request: Request, visitor: Visitor) -> Response:
+    _check(visitor)
+    statement = parse(await request.form())
+    if statement.missing:
+        return _page(site, visitor, statement)
+    rows = Download(site.sql_analyst, statement.sql, statement.values, form)
+    try:
+        await until_disconnect(request, rows.start())
+    except QueryError as exc:
+        return _page(site, visitor, statement, error=exc)
+    except DisconnectError:
+        return Response()
+    return rows
 
 
 def _check(visitor: Visitor) -> None:
@@ -182,10 +201,10 @@ async def _run_and_show(
     if not statement.sql or statement.missing or is_foreign:
         return _page(site, visitor, statement, query=query, is_foreign=is_foreign)
     try:
-        result = await unless_left(request, run(site.sql_analyst, statement))
+        result = await until_disconnect(request, run(site.sql_analyst, statement))
     except QueryError as exc:
         return _page(site, visitor, statement, query=query, error=exc)
-    except LeftError:
+    except DisconnectError:
         return Response()
     return _page(site, visitor, statement, query=query, result=result)
 

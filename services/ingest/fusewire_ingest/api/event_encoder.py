@@ -47,8 +47,8 @@ class EventEncoder:
         for member in plan.members:
             # The others are called in a round.
             if member.wave == 0:
-                calls = {(0, call): ("answer", member.model) for call in member.calls}
-                self._calls.update(calls)
+                for call in member.calls:
+                    self._calls[0, call] = "answer", member.model
         yield data(self._plan_event(plan), "plan")
 
     def candidate(self, candidate: Candidate) -> Iterator[bytes]:

@@ -1,6 +1,6 @@
 """Reads what is compared from the views."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
@@ -25,16 +25,27 @@ class Selection:
     pool: str | None = None
     judge: str | None = None
     since: datetime | None = None
+    pools: tuple[str, ...] = ()
+    """Further limits `pool` to these; none limit it."""
 
     def conditions(self) -> str:
         """SQL on the outcome `o`, to follow a WHERE."""
         pool = " AND o.pool = :pool" if self.pool else ""
+        if self.pools:
+            pool += (
+                f" AND o.pool IN ({', '.join(':' + name for name in _pool_parameters(self.pools))})"
+            )
         return pool + (" AND o.finished_at >= :since" if self.since else "")
 
     def parameters(self) -> dict[str, Any]:
         """The values of `conditions`."""
-        values = {"pool": self.pool, "since": self.since}
+        values = {"pool": self.pool, "since": self.since, **_pool_parameters(self.pools)}
         return {name: value for name, value in values.items() if value}
+
+
+def _pool_parameters(pools: Sequence[str]) -> dict[str, str]:
+    """The names of parameters for pools, with their values."""
+    return {f"pool_{number}": pool for number, pool in enumerate(pools)}
 
 
 @dataclass(frozen=True)
@@ -49,11 +60,14 @@ class Reading:
 
 async def stored_names(fetch: Fetch) -> dict[Kind, set[str]]:
     """The models and the pools that outcomes have, but for those that only replays have."""
-    models = await fetch("SELECT DISTINCT model AS name FROM v_model", {})
-    pools = await fetch("SELECT DISTINCT pool AS name FROM v_pool_day", {})
+    rows = await fetch(
+        """SELECT 'models' AS kind, model AS name FROM v_model GROUP BY model
+        UNION ALL SELECT 'pools', pool FROM v_pool_day GROUP BY pool""",
+        {},
+    )
     return {
-        "models": {row["name"] for row in models},
-        "pools": {row["name"] for row in pools},
+        "models": {row["name"] for row in rows if row["kind"] == "models"},
+        "pools": {row["name"] for row in rows if row["kind"] == "pools"},
     }
 
 
@@ -72,8 +86,8 @@ async def find_names(fetch: Fetch, a: str, b: str, kind: Kind | None = None) -> 
     if a == b:
         raise QueryRefused(f"{a} would be compared with itself", "name two models or two pools")
     choices = await stored_names(fetch)
-    choices["models"] |= await _replayed(fetch, "model", "v_answer", {a, b} - choices["models"])
-    choices["pools"] |= await _replayed(fetch, "pool", "v_outcome", {a, b} - choices["pools"])
+    choices["models"] |= await _replay_names(fetch, "model", "v_answer", {a, b} - choices["models"])
+    choices["pools"] |= await _replay_names(fetch, "pool", "v_outcome", {a, b} - choices["pools"])
     kinds: list[Kind] = [kind for kind, names in choices.items() if {a, b} <= names]
     if kind is None and len(kinds) > 1:
         raise QueryRefused(f"{a} and {b} are both models and pools", "add --models or --pools")
@@ -84,16 +98,16 @@ async def find_names(fetch: Fetch, a: str, b: str, kind: Kind | None = None) -> 
     return Names(kind, a, b)
 
 
-async def _replayed(fetch: Fetch, column: str, view: str, names: set[str]) -> set[str]:
+async def _replay_names(fetch: Fetch, column: str, view: str, names: set[str]) -> set[str]:
     """Which names only replays have: those are in no sums."""
-    names_of_replays = set()
+    names_with_replays = set()
     for name in names:
         rows = await fetch(
             f"SELECT {column} AS name FROM {view} WHERE {column} = :name LIMIT 1",  # noqa: S608 - names of ours
             {"name": name},
         )
-        names_of_replays |= {row["name"] for row in rows}
-    return names_of_replays
+        names_with_replays |= {row["name"] for row in rows}
+    return names_with_replays
 
 
 def _unknown(a: str, b: str, choices: dict[Kind, set[str]], kind: Kind | None) -> QueryRefused:
@@ -107,7 +121,7 @@ def _unknown(a: str, b: str, choices: dict[Kind, set[str]], kind: Kind | None) -
 
 
 async def read(
-    fetch: Fetch, names: Names, selection: Selection, most: int = MOST_OUTCOMES
+    fetch: Fetch, names: Names, selection: Selection, most: int | None = None
 ) -> Reading:
     """Read the pairs of two models or pools, and people's votes on them.
 
@@ -115,17 +129,25 @@ async def read(
         fetch: runs a statement, as `Analyst.fetch` does.
         names: the two.
         selection: which outcomes count.
-        most: how many outcomes are read at most, the newest.
+        most: how many outcomes (of pools: of each) are read at most, the newest; of two models
+            those of pools that have both, as sums tell. What that takes does not grow with what is
+            stored. None reads MOST_OUTCOMES.
 
     Raises:
         QueryRefused: the selection does not fit pools.
         QueryError: as `Analyst.fetch` raises it.
     """
-    rows = await _read_rows(fetch, names, selection, 2 * most)
-    is_cut = len(rows) == 2 * most
-    if is_cut:
+    is_cut = False
+    if most is not None:
+        newest_selection = await _narrow(fetch, names, selection, most)
+        if newest_selection is None:
+            return Reading([], [], is_cut=False)
+        selection, is_cut = newest_selection
+    rows = await _read_rows(fetch, names, selection, 2 * MOST_OUTCOMES)
+    if len(rows) == 2 * MOST_OUTCOMES:
         # What was said of older outcomes would be thrown away.
         selection = replace(selection, since=as_time(rows[-1]["finished_at"]))
+        is_cut = True
     if names.kind == "models":
         pairs = pair_models(names, rows, await _read_verdicts(fetch, names, selection))
     else:
@@ -135,6 +157,46 @@ async def read(
 
 _OUTCOME = """o.outcome_id, o.prompt_hash, o.finished_at, o.answer_kind, o.agreement, o.reason,
   o.judge_model, o.verdict_parse, o.is_replay, o.accepted"""
+
+
+async def _narrow(
+    fetch: Fetch, names: Names, selection: Selection, most: int
+) -> tuple[Selection, bool] | None:
+    """The selection of the newest outcomes, and whether there are older ones that it leaves out.
+
+    None if no pool has both models.
+    """
+    is_models = names.kind == "models"
+    pools = await _pools_of_both(fetch, names, selection) if is_models else (names.a, names.b)
+    limit = most if is_models else 2 * most
+    if not pools:
+        return None
+    since = " AND finished_at >= :since" if selection.since else ""
+    # Each pool by its index: all of them at once would be sorted first.
+    newest = " UNION ALL ".join(
+        f"""SELECT * FROM (SELECT finished_at FROM v_outcome WHERE pool = :{name} {since}
+          ORDER BY finished_at DESC LIMIT {limit + 1}) {name}"""  # noqa: S608 - as above
+        for name in _pool_parameters(pools)
+    )
+    selection = replace(selection, pools=pools)
+    rows = await fetch(
+        f"""SELECT finished_at FROM ({newest}) newest
+        ORDER BY finished_at DESC LIMIT 2 OFFSET {limit - 1}""",  # noqa: S608 - as above
+        _pool_parameters(pools) | ({"since": selection.since} if since else {}),
+    )
+    if len(rows) < 2:
+        return selection, False
+    return replace(selection, since=as_time(rows[0]["finished_at"])), True
+
+
+async def _pools_of_both(fetch: Fetch, names: Names, selection: Selection) -> tuple[str, ...]:
+    """The selected pools that have outcomes of both models."""
+    rows = await fetch(
+        """SELECT pool FROM v_model WHERE model IN (:a, :b)
+        GROUP BY pool HAVING COUNT(DISTINCT model) = 2 ORDER BY pool""",
+        {"a": names.a, "b": names.b},
+    )
+    return tuple(row["pool"] for row in rows if selection.pool in (None, row["pool"]))
 
 
 async def _read_rows(
@@ -191,11 +253,12 @@ async def _read_verdicts(fetch: Fetch, names: Names, selection: Selection) -> li
 
 
 async def _read_votes(fetch: Fetch, names: Names, selection: Selection) -> list[HumanVote]:
+    # A join with the answers would read all of them first on SQLite.
     rows = await fetch(
         f"""SELECT t.outcome_id, t.choice, t.agrees, t.pool, o.winner_model,
-          m.model AS choice_model
+          (SELECT m.model FROM v_answer m
+            WHERE m.outcome_id = t.outcome_id AND m.member = t.choice) AS choice_model
         FROM v_vote t JOIN v_outcome o ON o.outcome_id = t.outcome_id
-        LEFT JOIN v_answer m ON m.outcome_id = t.outcome_id AND m.member = t.choice
         WHERE 1 = 1 {selection.conditions()}""",  # noqa: S608 - as above
         selection.parameters(),
     )

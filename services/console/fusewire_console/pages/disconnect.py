@@ -10,11 +10,11 @@ from starlette.requests import Request
 T = TypeVar("T")
 
 
-class LeftError(Exception):
+class DisconnectError(Exception):
     """The visitor has left, so nobody reads the response."""
 
 
-async def unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of work, which is cancelled if the visitor leaves meanwhile.
 
     Args:
@@ -22,23 +22,23 @@ async def unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
         work: what takes long.
 
     Raises:
-        LeftError: the visitor has left.
+        DisconnectError: the visitor has left.
     """
     task = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_left(request))
+    disconnect = asyncio.ensure_future(_disconnect(request))
     try:
-        await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, disconnect), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise LeftError
+            raise DisconnectError
         return task.result()
     finally:
-        for future in (task, leaving):
+        for future in (task, disconnect):
             future.cancel()
             # What a statement holds is given back before the request ends.
             with contextlib.suppress(Exception, asyncio.CancelledError):
                 await future
 
 
-async def _left(request: Request) -> None:
+async def _disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
