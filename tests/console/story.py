@@ -83,6 +83,7 @@ def test_members_answer_one_after_the_other_and_nothing_moves(
         assert [place.bounding_box() for place in places.all()] == before
         page.get_by_role("button", name="Cancel").click()
         expect(page.get_by_role("status")).to_contain_text("It was cancelled.")
+        assert [place.bounding_box() for place in places.all()] == before
         assert watched.check("a cancelled fusion") == []
 
 
