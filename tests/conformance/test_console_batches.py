@@ -55,7 +55,8 @@ async def get(
 
 
 async def add_batch(store: Store, batch_id: str, **changes: Any) -> None:
-    """A batch that its limit of cost has stopped."""
+    """A batch that its limit of cost has stopped, after an hour until now."""
+    now = datetime.now(UTC)
     row = {
         "batch_id": batch_id,
         "tenant": "default",
@@ -75,10 +76,10 @@ async def add_batch(store: Store, batch_id: str, **changes: Any) -> None:
         "cost_usd": 0.75,
         "n_unpriced": 0,
         "max_cost_usd": 1.0,
-        "created_at": NOW - timedelta(hours=1),
-        "touched_at": NOW,
-        "in_progress_at": NOW - timedelta(hours=1),
-        "expires_at": NOW + timedelta(days=1),
+        "created_at": now - timedelta(hours=1),
+        "touched_at": now,
+        "in_progress_at": now - timedelta(hours=1),
+        "expires_at": now + timedelta(days=1),
     }
     async with store.write() as connection:
         await connection.execute(insert(batches), {**row, **changes})

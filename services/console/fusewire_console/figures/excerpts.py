@@ -57,7 +57,7 @@ def short_json(value: Any) -> str:
 
     >>> print(short_json({"a": "x" * 400})[:12])
     {
-      "a": "x
+      "a": "xx
     """
     return _fit(json.dumps(_shorten(value), indent=2, ensure_ascii=False), JSON_BYTES)
 
