@@ -1,5 +1,7 @@
 """Whether the judges of a pool can be trusted."""
 
+from itertools import chain
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -91,7 +93,7 @@ def routes(site: Site) -> list[Route]:
             (row, bias_figures(row), care_figures(row), agreement_figures(row))
             for row in report.judges
         ]
-        biases = [figure for _, figures, _, _ in judges for figure in figures]
+        biases = chain.from_iterable(figures for _, figures, _, _ in judges)
         return page.render(
             site,
             "judge.html",
