@@ -21,19 +21,20 @@ from fusewire.testing.console_stack import console_stack, script
 
 IMAGES = Path(__file__).parents[2] / "docs" / "img"
 OUTCOMES = 1000
-RECENT = 90
+RECENT = 60
 PROMPT = "What is a quorum, and why does a vote need one?"
 SIZE = {"width": 1440, "height": 900}
 MOST_BYTES = 200_000
 
 
 async def make_recent(store: Store) -> None:
-    """Let the newest planted outcomes have ended within the last quarter of an hour."""
+    """Let some planted outcomes have ended within the last quarter of an hour."""
     now = datetime.now(UTC)
 
     def change(connection: Connection) -> None:
-        newest = select(outcomes.c.fusion_id).order_by(outcomes.c.finished_at.desc()).limit(RECENT)
-        for number, fusion_id in enumerate(connection.execute(newest).scalars()):
+        # In the order of their ids, which are hashes: as many of each day.
+        some = select(outcomes.c.fusion_id).order_by(outcomes.c.fusion_id).limit(RECENT)
+        for number, fusion_id in enumerate(connection.execute(some).scalars()):
             # Unevenly, as prompts come.
             ago = timedelta(minutes=14 * (number / RECENT) ** 1.3, seconds=45)
             statement = update(outcomes).where(outcomes.c.fusion_id == fusion_id)
