@@ -306,7 +306,7 @@ async def test_a_client_is_told_what_is_left(web: Web, settings: Settings, store
     async with store_.write() as connection:
         row = {"account": "acme", "period": month, "spent_usd": 300.0, "reserved_usd": 100.0}
         await connection.execute(insert(budgets).values(row))
-        row = make_row(outcomes, fusion_id="f1", tenant="acme", cost_usd=300.0, submitted_at=now)
+        row = make_row(outcomes, fusion_id="f1", tenant="acme", cost_usd=300.0, finished_at=now)
         await connection.execute(insert(outcomes).values(row))
 
     key, credits_ = await told(web, header)

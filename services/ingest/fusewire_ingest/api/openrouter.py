@@ -1,20 +1,21 @@
 """OpenRouter's own routes, which its clients use beside the chat."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
 from fusewire import replies
 from fusewire_ingest.access import Caller
-from fusewire_ingest.admission.budgets import period_name, period_start
+from fusewire_ingest.admission.budgets import period_name
 from fusewire_ingest.api import schemas
 from fusewire_ingest.api.dependencies import AnyCaller, Dependencies, ReadCaller
 from fusewire_ingest.api.errors import HttpError
 from fusewire_ingest.openai import openrouter as openrouter_shape
 from fusewire_ingest.openai.openrouter import KeyLimit
 from fusewire_ingest.repository.budgets import Balance, Budgets
+from fusewire_ingest.repository.tenant_costs import period_starts
 
 
 def routes(dependencies: Dependencies) -> APIRouter:
@@ -59,8 +60,10 @@ def routes(dependencies: Dependencies) -> APIRouter:
         if limit is not None:
             data = {"total_credits": limit.usd, "total_usage": limit.usd - limit.free_usd}
         else:
-            spent_usd = await budgets.cost_since(caller.tenant, None)
-            data = {"total_credits": 0.0, "total_usage": spent_usd}
+            usd_by_period = await budgets.tenant_costs.by_period(
+                caller.tenant, dependencies.clock()
+            )
+            data = {"total_credits": 0.0, "total_usage": usd_by_period["total"]}
         reply: replies.openrouter.CreditsReply = {"data": data}
         return JSONResponse(reply)
 
@@ -86,25 +89,12 @@ def _tightest(balances: Sequence[Balance]) -> KeyLimit | None:
     return min(limits, key=lambda limit: limit.free_usd, default=None)
 
 
-def _starts(now: datetime) -> dict[str, datetime | None]:
-    """The starts of the day, week (from Monday) and month that a time is in, UTC."""
-    day = period_start("day", now)
-    assert day is not None
-    return {
-        "day": day,
-        "week": day - timedelta(days=day.weekday()),
-        "month": period_start("month", now),
-        "total": None,
-    }
-
-
 async def _usage(budgets: Budgets, account: str, tenant: str, now: datetime) -> dict[str, float]:
     """What a tenant has spent, or its key since that has a limit, USD: see `BudgetLimits`."""
-    starts = _starts(now)
     if account == tenant:
-        return {name: await budgets.cost_since(tenant, start) for name, start in starts.items()}
+        return await budgets.tenant_costs.by_period(tenant, now)
     usd_by_day = await budgets.spent_by_day(account)
-    return {name: _sum_since(usd_by_day, start) for name, start in starts.items()}
+    return {name: _sum_since(usd_by_day, start) for name, start in period_starts(now).items()}
 
 
 def _sum_since(usd_by_day: Mapping[str, float], start: datetime | None) -> float:

@@ -10,13 +10,13 @@ from itertools import chain
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, select
 
 from fusewire import metrics
 from fusewire.contracts import Prompt
 from fusewire.store.audit import Action, insert_action
 from fusewire.store.engine import Store
-from fusewire.store.tables import budgets, outcomes
+from fusewire.store.tables import budgets
 from fusewire_ingest.admission.budgets import (
     DIGITS,
     BudgetKey,
@@ -30,6 +30,7 @@ from fusewire_ingest.admission.refusal import BudgetRefusedError, RefusedError
 from fusewire_ingest.repository import budget_holds
 from fusewire_ingest.repository.budget_holds import Spending
 from fusewire_ingest.repository.budget_limits import BudgetLimits
+from fusewire_ingest.repository.tenant_costs import TenantCosts
 
 log = structlog.get_logger(__name__)
 
@@ -95,6 +96,7 @@ class Budgets:
     ) -> None:
         self._store = store
         self.limits = BudgetLimits(store, limits, monotonic)
+        self.tenant_costs = TenantCosts(store)
         self._load = book
         self._unknown_usd_per_mtok = unknown_usd_per_mtok
         self._book: Catalogue | None = None
@@ -233,19 +235,6 @@ class Budgets:
         async with self._store.read() as connection:
             rows = (await connection.execute(query)).all()
         return {row.period: row.spent_usd for row in rows if period_of(row.period) == "day"}
-
-    async def cost_since(self, tenant: str, since: datetime | None) -> float:
-        """Sum the costs of a tenant's outcomes since a time, USD; unknown ones count as zero.
-
-        Without a time it reads all of them.
-        """
-        query = select(func.coalesce(func.sum(outcomes.c.cost_usd), 0.0)).where(
-            outcomes.c.tenant == tenant
-        )
-        if since is not None:
-            query = query.where(outcomes.c.finished_at >= since)
-        async with self._store.read() as connection:
-            return float((await connection.execute(query)).scalar_one())
 
 
 class _LockedBudgets:
