@@ -44,7 +44,7 @@ LATER = LAST + timedelta(days=30)
 DAYS = ["2026-03-01", "2026-03-02", "2026-03-03", "2026-03-04"]
 COUNT = 160
 TRUTH = Truth(LAST, days=3, gold_share=1.0)
-SUMS = ("v_pool_day", "v_model_day", "v_model", "v_win_matrix", "v_judge_bias")
+SUMS = ("v_pool_day", "v_tenant_day", "v_model_day", "v_model", "v_win_matrix", "v_judge_bias")
 Export = Callable[..., dict[str, Any]]
 
 

@@ -43,7 +43,19 @@ _POOL_DAY = """
   COUNT(accepted) AS labelled,
   COUNT(*) FILTER (accepted) AS accepted,
   CASE WHEN COUNT(cost_usd) = COUNT(*) AND COUNT(accepted) = COUNT(*)
-    THEN SUM(cost_usd) / NULLIF(COUNT(*) FILTER (accepted), 0) END AS cost_per_accepted_usd
+    THEN SUM(cost_usd) / NULLIF(COUNT(*) FILTER (accepted), 0) END AS cost_per_accepted_usd,
+  COALESCE(SUM(cost_usd), 0) AS cost_priced_usd
+FROM v_outcome WHERE NOT is_replay GROUP BY ALL"""
+
+_TENANT_DAY = """
+  day, tenant,
+  COUNT(*) AS outcomes,
+  COUNT(*) FILTER (status IN ('failed', 'expired')) AS failed,
+  COUNT(*) FILTER (status = 'cancelled') AS cancelled,
+  COUNT(*) FILTER (is_degraded) AS degraded,
+  CASE WHEN COUNT(cost_usd) = COUNT(*) THEN SUM(cost_usd) END AS cost_usd,
+  COUNT(*) - COUNT(cost_usd) AS n_unpriced,
+  COALESCE(SUM(cost_usd), 0) AS cost_priced_usd
 FROM v_outcome WHERE NOT is_replay GROUP BY ALL"""
 
 _MODEL = """
@@ -66,7 +78,9 @@ _MODEL = """
     END AS cost_per_win_usd,
   CAST(COALESCE(SUM(a.tokens_in), 0) AS BIGINT) AS tokens_in,
   CAST(COALESCE(SUM(a.tokens_out), 0) AS BIGINT) AS tokens_out,
-  CAST(COALESCE(SUM(a.tokens_in), 0) + COALESCE(SUM(a.tokens_out), 0) AS BIGINT) AS tokens
+  CAST(COALESCE(SUM(a.tokens_in), 0) + COALESCE(SUM(a.tokens_out), 0) AS BIGINT) AS tokens,
+  COUNT(*) FILTER (a.status = 'ok' AND a.cost_usd IS NULL) AS n_unpriced,
+  COALESCE(SUM(a.cost_usd), 0) AS cost_priced_usd
 FROM v_answer a JOIN v_outcome o USING (outcome_id)
 WHERE NOT o.is_replay"""
 
@@ -74,6 +88,10 @@ _SUMS: dict[str, tuple[tuple[str, ...], str]] = {
     "v_pool_day": (
         ("v_outcome",),
         f"SELECT{_POOL_DAY}",
+    ),
+    "v_tenant_day": (
+        ("v_outcome",),
+        f"SELECT{_TENANT_DAY}",
     ),
     "v_model_day": (
         ("v_outcome", "v_answer"),
