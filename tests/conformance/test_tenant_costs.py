@@ -7,7 +7,7 @@ from sqlalchemy import insert
 from fusewire.store.engine import Store
 from fusewire.store.tables import outcomes
 from fusewire.testing.rows import make_row
-from fusewire_ingest.repository.tenant_costs import TenantCosts
+from fusewire_ingest.repository.tenant_costs import TenantCost
 
 NOW = datetime(2026, 12, 2, 10, tzinfo=UTC)
 """A Wednesday: its week began in the month before."""
@@ -22,7 +22,7 @@ async def add(
 
 
 async def test_costs_are_counted_by_the_period_in_which_they_ended(store: Store) -> None:
-    costs = TenantCosts(store)
+    costs = TenantCost(store)
     assert await costs.by_period("a", NOW) == {"day": 0, "week": 0, "month": 0, "total": 0}
     days = (0, 1, 2, 3, 400)
     for number, day in enumerate(days):
@@ -30,7 +30,7 @@ async def test_costs_are_counted_by_the_period_in_which_they_ended(store: Store)
     await add(store, 10, NOW, None)
     await add(store, 11, NOW, 500_000.0, tenant="b")
 
-    fresh_costs = TenantCosts(store)
+    fresh_costs = TenantCost(store)
     expected = {"day": 1, "week": 111, "month": 11, "total": 11_111}
     assert await fresh_costs.by_period("a", NOW) == expected
     assert (await fresh_costs.by_period("b", NOW))["total"] == 500_000

@@ -30,7 +30,7 @@ from fusewire_ingest.admission.refusal import BudgetRefusedError, RefusedError
 from fusewire_ingest.repository import budget_holds
 from fusewire_ingest.repository.budget_holds import Spending
 from fusewire_ingest.repository.budget_limits import BudgetLimits
-from fusewire_ingest.repository.tenant_costs import TenantCosts
+from fusewire_ingest.repository.tenant_costs import TenantCost
 
 log = structlog.get_logger(__name__)
 
@@ -96,7 +96,7 @@ class Budgets:
     ) -> None:
         self._store = store
         self.limits = BudgetLimits(store, limits, monotonic)
-        self.tenant_costs = TenantCosts(store)
+        self.tenant_costs = TenantCost(store)
         self._load = book
         self._unknown_usd_per_mtok = unknown_usd_per_mtok
         self._book: Catalogue | None = None

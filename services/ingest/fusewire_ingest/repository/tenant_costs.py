@@ -22,7 +22,7 @@ def period_starts(now: datetime) -> dict[str, datetime | None]:
     }
 
 
-class TenantCosts:
+class TenantCost:
     """Sums of the costs of outcomes, USD; unknown ones count as zero.
 
     A tenant may have millions of outcomes, and their costs do not change. So those of the days
