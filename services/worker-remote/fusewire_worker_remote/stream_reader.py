@@ -1,9 +1,9 @@
 """Reads a provider's SSE stream, and publishes tokens as they come."""
 
+from fusewire.sse import Event, EventReader
 from fusewire.worker import TokenPublisher
 from fusewire_worker_remote.errors import Failure
 from fusewire_worker_remote.providers import Assembly, ProviderReply
-from fusewire_worker_remote.sse import Event, EventReader
 
 
 class StreamReader:

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusewire.contracts import Usage
+from fusewire.sse import Event
 from fusewire_worker_remote.errors import Failure
 from fusewire_worker_remote.providers import PROVIDERS, HttpResponse, ProviderReply
-from fusewire_worker_remote.sse import Event
 
 NOW = datetime(2026, 11, 28, tzinfo=UTC)
 KEYS = (

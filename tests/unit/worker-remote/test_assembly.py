@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusewire.contracts import ToolCall, Usage
+from fusewire.sse import Event
 from fusewire_worker_remote.errors import Failure
 from fusewire_worker_remote.providers import PROVIDERS, ProviderReply
-from fusewire_worker_remote.sse import Event
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from starlette.responses import StreamingResponse
 from starlette.types import Send
 
-from fusewire_console import sse
+from fusewire import sse
 from fusewire_console.access import Visitor
 from fusewire_console.api import ApiError
 from fusewire_console.figures.fusion_progress import FusionProgress
@@ -25,8 +25,8 @@ HEARTBEAT_S = 15.0
 """The longest silence: proxies end connections that are silent for a minute."""
 RETRY_MS = 2000
 
-Events = asyncio.Queue[sse.ServerEvent | ApiError | None]
-"""None is the end of the stream."""
+Events = asyncio.Queue[list[sse.Event] | ApiError | None]
+"""What comes together: no event tells that the sender lives, and None is the end of the stream."""
 
 
 @contextlib.asynccontextmanager
@@ -40,8 +40,7 @@ async def follow(site: Site, visitor: Visitor, fusion_id: str) -> AsyncIterator[
         try:
             async with contextlib.aclosing(site.api.stream(visitor.key, path)) as pieces:
                 async for piece in pieces:
-                    for event in reader.feed(piece):
-                        events.put_nowait(event)
+                    events.put_nowait(reader.feed(piece))
         except ApiError as exc:
             events.put_nowait(exc)
         events.put_nowait(None)
@@ -82,21 +81,20 @@ async def take(events: Events, progress: FusionProgress, first_s: float) -> bool
     while True:
         try:
             async with asyncio.timeout_at(ends_at):
-                event = await events.get()
+                batch = await events.get()
         except TimeoutError:
             return True
-        if event is None:
+        if batch is None:
             return False
-        _apply(event, progress)
+        _apply(batch, progress)
         last_at = last_at or loop.time() + MOST_S
         ends_at = min(loop.time() + QUIET_S, last_at)
 
 
-def _apply(event: sse.ServerEvent | ApiError, progress: FusionProgress) -> None:
-    if isinstance(event, ApiError):
-        raise event
-    # A comment has no name.
-    if event.name:
+def _apply(batch: list[sse.Event] | ApiError, progress: FusionProgress) -> None:
+    if isinstance(batch, ApiError):
+        raise batch
+    for event in batch:
         progress.apply(event.name, json.loads(event.data))
 
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from fusewire.sse import Event
 from fusewire_worker_remote.errors import Failure, classify, is_error, truncation
 from fusewire_worker_remote.providers.base import ProviderReply
-from fusewire_worker_remote.sse import Event
 
 _DONE = "[DONE]"
 _KEEP_ALIVES = ("ping", "keepalive", "keep-alive", "heartbeat")

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from fusewire.contracts import FinishReason, Task, ToolCall, Usage
 from fusewire.settings import RemoteModel
+from fusewire.sse import Event
 from fusewire_worker_remote.dialect import PLAIN, Dialect
 from fusewire_worker_remote.errors import Failure
-from fusewire_worker_remote.sse import Event
 
 DEPTH_HEADER = "x-fusewire-depth"
 """Number of Fusewires that a request has come through, so that a loop of them is noticed."""

@@ -6,9 +6,9 @@ from datetime import datetime
 from typing import Any
 
 from fusewire.contracts import FinishReason, ToolCall, Usage
+from fusewire.sse import EventReader
 from fusewire_worker_remote.errors import Failure, classify, is_error, truncation
 from fusewire_worker_remote.providers.base import Assembly, HttpResponse, ProviderReply
-from fusewire_worker_remote.sse import EventReader
 
 _LENGTH = {
     "length",

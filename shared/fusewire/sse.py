@@ -1,4 +1,4 @@
-"""Server-sent events, read as their bytes come in.
+"""Server-sent events, read as their bytes come in, and written.
 
 After the event stream format of the HTML standard, section 9.2.6. No IO. Two deviations, for
 servers as they are: an event whose closing blank line is missing counts at the end of the stream,
@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
+_TEXT_LINE_END = re.compile("\r\n|\r|\n")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -77,3 +78,21 @@ class EventReader:
         elif field == b"event":
             self._name = text
         return None
+
+
+def encode(data: str, *, name: str = "", retry_ms: int | None = None) -> bytes:
+    r"""Write an event.
+
+    Args:
+        data: its text; each of its lines becomes a line of the event.
+        name: its name; htmx puts events without a name into the page.
+        retry_ms: how long the browser shall wait before it connects again.
+
+    >>> encode("a\r\nb", name="end")
+    b'event: end\ndata: a\ndata: b\n\n'
+    """
+    lines = [f"event: {name}"] if name else []
+    if retry_ms is not None:
+        lines.append(f"retry: {retry_ms}")
+    lines += [f"data: {line}" for line in _TEXT_LINE_END.split(data)]
+    return ("\n".join(lines) + "\n\n").encode()

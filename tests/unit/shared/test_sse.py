@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusewire_worker_remote.sse import Event, EventReader
+from fusewire.sse import Event, EventReader, encode
 
 
 def read(*chunks: bytes) -> list[Event]:
@@ -93,3 +93,13 @@ def test_a_long_line_takes_time_in_proportion() -> None:
         early_events += reader.feed(piece)
     (event,) = reader.feed(b"\n\n")
     assert (len(event.data), early_events) == (16 * 1024 * 1024, [])
+
+
+@given(st.text())
+def test_what_is_written_is_read(text: str) -> None:
+    lines = text.replace("\r\n", "\n").replace("\r", "\n")
+    assert EventReader().feed(encode(text, name="x")) == [Event(lines, "x")]
+
+
+def test_a_retry_comes_with_its_data() -> None:
+    assert encode("a", retry_ms=10) == b"retry: 10\ndata: a\n\n"
