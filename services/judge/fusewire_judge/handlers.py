@@ -17,7 +17,12 @@ from fusewire.store.engine import Store
 from fusewire.topology import due_subject, outcome_subject, round_subject, schedule_subject
 from fusewire_judge import outcome
 from fusewire_judge.learning.hedge_budget import HedgeBudget
-from fusewire_judge.learning.statistics import OUTCOME_WINDOW, Statistics, learn_statistics
+from fusewire_judge.learning.statistics import (
+    OUTCOME_WINDOW,
+    Statistics,
+    StoredAnswer,
+    learn_statistics,
+)
 from fusewire_judge.panel import recorded
 from fusewire_judge.recent import RecentFusions
 from fusewire_judge.repository.history import control_picks, newest_answers
@@ -76,11 +81,15 @@ class Handlers:
         """Learn anew from the newest stored outcomes."""
         since = self._clock() - QUARANTINE
 
-        def learn(connection: Connection) -> Statistics:
+        def read(connection: Connection) -> tuple[list[StoredAnswer], dict[str, list[bool]]]:
             answers = newest_answers(connection, self._pools, OUTCOME_WINDOW)
-            return learn_statistics(answers, control_picks(connection, since))
+            return answers, control_picks(connection, since)
 
-        statistics = await self._store.run(learn, write=False)
+        answers, picks = await self._store.run(read, write=False)
+        # In a thread: a fit takes tenths of a second for a pool of many members.
+        statistics = await asyncio.to_thread(
+            learn_statistics, answers, picks, self._statistics.votes
+        )
         for judge in statistics.quarantined - self._statistics.quarantined:
             log.warning("judge.quarantined", model=judge)
         self._statistics = statistics

@@ -7,7 +7,7 @@ from typing import Any
 
 from fusewire_judge.learning.statistics import StoredAnswer, learn_statistics
 from fusewire_judge.model import MemberAnswer
-from fusewire_judge.scoring.answers import agrees_with_others, kind_of, votes
+from fusewire_judge.scoring.answers import heaviest_group, kind_of, votes
 
 from . import stats
 from .world import Question, World
@@ -26,16 +26,16 @@ ByKind = Mapping[str, Weights]
 
 
 def elect(ballot: Ballot, weights: ByKind) -> str | None:
-    """The member that gave the heaviest answer; of equals the first of the pool.
+    """A member that gave the answer that wins the vote.
 
     None if no answer has a vote.
     """
     kind_weights = weights.get(kind_of(list(ballot.values()), None), {})
-    groups = votes(
-        [MemberAnswer(name, kind_weights.get(name, 1.0), text, 0) for name, text in ballot.items()],
-        None,
-    )
-    return next(iter(groups.values()))[0].member if groups else None
+    answers = [
+        MemberAnswer(name, kind_weights.get(name, 1.0), text, 0) for name, text in ballot.items()
+    ]
+    groups = votes(answers, None)
+    return heaviest_group(groups, answers)[0][0].member if groups else None
 
 
 def learn(ballots: Sequence[Ballot], is_right: Callable[[int, str], bool] | None = None) -> ByKind:
@@ -43,8 +43,7 @@ def learn(ballots: Sequence[Ballot], is_right: Callable[[int, str], bool] | None
 
     Args:
         ballots: the answers.
-        is_right: by the number of the ballot and the member. None if there are no labels: a member
-            then counts as right if it agrees with a strict plurality of at least two others.
+        is_right: by the number of the ballot and the member. None if there are no labels.
     """
     stored_answers = []
     for number, ballot in enumerate(ballots):
@@ -57,7 +56,6 @@ def learn(ballots: Sequence[Ballot], is_right: Callable[[int, str], bool] | None
                 fusion_id=str(number),
                 kind=kind,
                 member=name,
-                agreed=agrees_with_others(name, groups) if groups else None,
                 is_right=is_right(number, name) if is_right else None,
                 vote_group=group_of.get(name),
                 latency_ms=None,

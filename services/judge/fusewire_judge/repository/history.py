@@ -26,7 +26,6 @@ _ANSWERS = select(
     _NEWEST.c.fusion_id,
     _NEWEST.c.answer_kind,
     answers.c.member,
-    answers.c.agreed,
     answers.c.is_right,
     answers.c.vote_group,
     answers.c.latency_ms,

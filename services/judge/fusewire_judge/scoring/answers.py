@@ -174,6 +174,31 @@ def is_tied(groups: Mapping[str, Sequence[MemberAnswer]]) -> bool:
     return len(weights) > 1 and abs(weights[0] - weights[1]) < 1e-9
 
 
+def heaviest_group(
+    groups: Mapping[str, Sequence[MemberAnswer]], answers: Sequence[MemberAnswer]
+) -> tuple[Sequence[MemberAnswer], str | None]:
+    """The group that wins a vote without a judge, and the rule if it was a tie.
+
+    Of groups that weigh the same, the one whose heaviest member has the best record and configured
+    weight; if these are the same too, the one with the answer most like the others.
+
+    Args:
+        groups: as `votes` returns them.
+        answers: all of them, for what is most like the others.
+    """
+    by_weight = list(groups.values())
+    if not is_tied(groups):
+        return by_weight[0], None
+    most = _weight(by_weight[0]) - 1e-9
+    tied = [group for group in by_weight if _weight(group) > most]
+    best_record = max(answer.weight for group in tied for answer in group) - 1e-9
+    leading = [group for group in tied if max(a.weight for a in group) > best_record]
+    if len(leading) == 1:
+        return leading[0], "tie, the member with the best record"
+    likeness = [max(round(gain(a, answers), 9) for a in group) for group in leading]
+    return leading[likeness.index(max(likeness))], "tie, the answer most like the others"
+
+
 def share(groups: Mapping[str, Sequence[MemberAnswer]]) -> float:
     """The heaviest group's share of the weight."""
     weights = [_weight(group) for group in groups.values()]

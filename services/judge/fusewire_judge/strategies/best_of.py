@@ -8,7 +8,15 @@ from fusewire.contracts.degraded import DegradedReason
 from fusewire_judge.judging.ballot import poll
 from fusewire_judge.judging.tally import Tally
 from fusewire_judge.model import Case, Draft, MakeCalls, MemberAnswer, Panel, Replies, Steps
-from fusewire_judge.scoring.answers import agreement, gain, is_tied, medoid, share, votes
+from fusewire_judge.scoring.answers import (
+    agreement,
+    gain,
+    heaviest_group,
+    is_tied,
+    medoid,
+    share,
+    votes,
+)
 
 MOST_TURNS = 4
 """Answers up to which each is put first once; beyond, a poll on two of them costs fewer calls
@@ -44,20 +52,32 @@ def vote(
     groups = votes([*current_answers, *trail], case.prompt.sampling.response_schema)
     if panel.kind == "open" or not groups or (is_tied(groups) and case.plan.jurors):
         return None
-    heaviest = next(iter(groups.values()))
+    heaviest, tie_rule = heaviest_group(groups, current_answers)
     winner = _current_or_first(heaviest, current_answers)
-    total = sum(len(group) for group in groups.values())
-    reason = f"vote, {len(heaviest)} of {total} say the same"
-    if is_tied(groups):
-        reason = "tie, the first of the pool"
     return Draft(
         status="voted",
         content=winner.content,
         winner=winner.member,
         answers=tuple(winner if a.member == winner.member else a for a in current_answers),
-        reason=reason,
+        reason=tie_rule or _vote_reason(list(groups.values())),
         agreement=share(groups),
     )
+
+
+def _vote_reason(by_weight: Sequence[Sequence[MemberAnswer]]) -> str:
+    """Why the first of several groups wins a vote: by number, or by the record of its members."""
+    total = sum(len(group) for group in by_weight)
+    winners = len(by_weight[0])
+    if winners > 1 and winners >= max(len(group) for group in by_weight):
+        return f"vote, {winners} of {total} say the same"
+    others = [answer for group in by_weight[1:] for answer in group]
+    others.sort(key=lambda answer: -answer.weight)
+    own_weight, rival_weight = sum(answer.weight for answer in by_weight[0]), 0.0
+    for count, answer in enumerate(others, 1):
+        rival_weight += answer.weight
+        if rival_weight > own_weight:
+            return f"vote by record, {count} of the {len(others)} others would have to agree"
+    return "vote by record, which no agreement of the others outweighs"
 
 
 def _current_or_first(

@@ -218,7 +218,7 @@ def _vote(answers: Sequence[Reply], *, has_judge: bool) -> Choice | None:
         return None
     reason = f"vote, {len(found_groups[0])} of {len(answers)} say the same"
     if is_tied:
-        reason = "tie, the first of the pool"
+        reason = "tie, the answer most like the others"
     return Choice("voted", found_groups[0][0], reason, weights[0] / sum(weights))
 
 
