@@ -33,7 +33,7 @@ one (docs/fusion.md)."""
 PRIOR_COLLISION = 0.25
 """Mean of the prior Beta(1, 3) of the collision rate."""
 STEPS = 60
-TOLERANCE = 1e-4
+TOLERANCE = 1e-3
 """The fit ends once no ability changes by more."""
 
 Groups = Sequence[Sequence[str]]
