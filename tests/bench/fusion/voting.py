@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from fusewire_judge.learning.statistics import StoredAnswer, learn_statistics
+from fusewire_judge.learning.statistics import Learnable, StoredAnswer, learn_statistics
 from fusewire_judge.model import MemberAnswer
 from fusewire_judge.scoring.answers import heaviest_group, kind_of, votes
 
@@ -63,7 +63,8 @@ def learn(ballots: Sequence[Ballot], is_right: Callable[[int, str], bool] | None
             for name in ballot
         ]
     return {
-        kind: weights for (_, kind), weights in learn_statistics(stored_answers, {}).weights.items()
+        kind: weights
+        for (_, kind), weights in learn_statistics(Learnable(stored_answers)).weights.items()
     }
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from fusewire.contracts import ExcludedMember, Plan, PlannedMember
 from fusewire_judge.learning.agreement_model import AgreementModel, Pattern, fit
+from fusewire_judge.learning.judged_model import Preference, odds_weights
 from fusewire_judge.learning.weights import (
     MIN_OBSERVATIONS,
     SuccessCount,
@@ -20,6 +21,8 @@ CONTROL_WINDOW = 50
 QUARANTINE_PICKS = 2
 QUARANTINE_SHARE = 0.05
 """A judge is quarantined that picked at least so many controls, and more than this share."""
+
+OPEN = "open"
 
 PoolKind = tuple[str, str]
 """A pool, and a kind of answer."""
@@ -38,6 +41,28 @@ class StoredAnswer:
     vote_group: int | None
     """Equal answers to one prompt have the same; None if it had no vote."""
     latency_ms: float | None
+
+
+@dataclass(frozen=True)
+class StoredVerdict:
+    """What a judge that saw an order named in one stored outcome."""
+
+    pool: str
+    fusion_id: str
+    kind: str
+    shown: tuple[str, ...]
+    winner: str
+
+
+@dataclass(frozen=True)
+class Learnable:
+    """What is learned from."""
+
+    answers: Sequence[StoredAnswer] = ()
+    verdicts: Sequence[StoredVerdict] = ()
+    """Of judges that saw an order."""
+    control_picks: Mapping[str, Sequence[bool]] = field(default_factory=dict)
+    """By judge, whether it picked the control, the newest first."""
 
 
 @dataclass(frozen=True)
@@ -129,30 +154,31 @@ def _judge_name(plan: Plan, model: str) -> str:
 
 
 def learn_statistics(
-    answers: Sequence[StoredAnswer],
-    control_picks: Mapping[str, Sequence[bool]],
-    earlier: Mapping[PoolKind, VoteRecord] | None = None,
+    learnable: Learnable, earlier: Mapping[PoolKind, VoteRecord] | None = None
 ) -> Statistics:
     """Learn from stored outcomes.
 
     Args:
-        answers: those of the newest outcomes, of all pools.
-        control_picks: by judge, whether it picked the control, the newest first.
+        learnable: what is stored of the newest outcomes of all pools.
         earlier: the records of votes that were learned last, which take less time to go on from.
     """
+    answers = learnable.answers
     latencies: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
     for answer in answers:
         if answer.latency_ms is not None:
             latencies[answer.pool, answer.member].append(answer.latency_ms)
     votes = learn_votes(answers, earlier or {})
     weights = _learn_record_weights(answers)
+    weights |= _learn_odds(answers, learnable.verdicts)
     weights |= {key: vote_weights(record.model, record.patterns) for key, record in votes.items()}
     return Statistics(
         weights=weights,
         votes=votes,
         latencies={key: sorted(latencies_ms) for key, latencies_ms in latencies.items()},
         quarantined=frozenset(
-            judge for judge, picks in control_picks.items() if _is_broken(picks[:CONTROL_WINDOW])
+            judge
+            for judge, picks in learnable.control_picks.items()
+            if _is_broken(picks[:CONTROL_WINDOW])
         ),
     )
 
@@ -195,6 +221,37 @@ def _pattern(voters: Iterable[StoredAnswer]) -> Pattern:
 
 
 def _learn_record_weights(answers: Iterable[StoredAnswer]) -> dict[PoolKind, dict[str, float]]:
+    return {
+        key: record_weights(labels)
+        for key, labels in _count_labels(answers).items()
+        if key[1] != OPEN
+    }
+
+
+def _learn_odds(
+    answers: Sequence[StoredAnswer], verdicts: Iterable[StoredVerdict]
+) -> dict[PoolKind, dict[str, float]]:
+    """By pool, the weights for open prompts. A label is believed over the verdicts beside it."""
+    labels = {key: counts for key, counts in _count_labels(answers).items() if key[1] == OPEN}
+    labelled = {answer.fusion_id for answer in answers if answer.is_right is not None}
+    preferences: defaultdict[PoolKind, Counter[Preference]] = defaultdict(Counter)
+    for verdict in verdicts:
+        if verdict.kind == OPEN and verdict.fusion_id not in labelled:
+            preference = Preference(tuple(sorted(verdict.shown)), verdict.winner)
+            preferences[verdict.pool, OPEN][preference] += 1
+    return {
+        key: odds_weights(
+            # A judge sees two orders, whose verdicts are one opinion.
+            {preference: count / 2 for preference, count in preferences[key].items()},
+            labels.get(key, {}),
+        )
+        for key in {*labels, *preferences}
+    }
+
+
+def _count_labels(
+    answers: Iterable[StoredAnswer],
+) -> dict[PoolKind, dict[str, SuccessCount]]:
     tallies: defaultdict[PoolKind, defaultdict[str, list[int]]] = defaultdict(
         lambda: defaultdict(lambda: [0, 0])
     )
@@ -203,7 +260,7 @@ def _learn_record_weights(answers: Iterable[StoredAnswer]) -> dict[PoolKind, dic
         if answer.is_right is not None:
             tallies[answer.pool, answer.kind][answer.member][0 if answer.is_right else 1] += 1
     return {
-        key: record_weights({m: SuccessCount(*tally) for m, tally in by_member.items()})
+        key: {member: SuccessCount(*tally) for member, tally in by_member.items()}
         for key, by_member in tallies.items()
     }
 

@@ -1,7 +1,7 @@
 """Best-of: choose one answer. Closed answers are voted, open ones judged."""
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 
 from fusewire.contracts.degraded import DegradedReason
@@ -28,7 +28,17 @@ def best_of(case: Case, panel: Panel) -> Steps:
     draft = vote(case, panel)
     if draft is not None:
         return draft
-    return (yield from ask_judges(case, panel.answers))
+    return (yield from ask_judges(case, panel.answers, odds_of(case, panel)))
+
+
+def odds_of(case: Case, panel: Panel) -> dict[str, float]:
+    """By member, its odds of being right as learned from stored outcomes; only of open answers.
+
+    The weights of votes on closed answers, and configured ones, are no odds.
+    """
+    if panel.kind != "open":
+        return {}
+    return {member.name: member.learned.get("open", 1.0) for member in case.plan.members}
 
 
 def vote(
@@ -94,17 +104,22 @@ def _current_or_first(
     return group[0]
 
 
-def ask_judges(case: Case, answers: Sequence[MemberAnswer]) -> Steps:
-    """Choose the answer that the judges name; without a usable verdict, the medoid.
+def ask_judges(case: Case, answers: Sequence[MemberAnswer], odds: Mapping[str, float]) -> Steps:
+    """Choose by what the judges name and the members' odds; without a usable verdict, the medoid.
 
     Judges that do not agree with themselves or each other are asked once more; if it is still a
     tie, a rule decides (`_break_tie`, `_choose_winner`).
+
+    Args:
+        case: the fusion.
+        answers: at least two.
+        odds: by member, of being right.
     """
     jurors = case.plan.jurors
     if not jurors:
         return choose_medoid(answers, "no judge, the answer most like the others")
     tally = yield from poll(case, answers, "verdict", "listwise", jurors)
-    leaders = tally.leaders()
+    leaders = tally.leaders(odds)
     if not leaders and tally.verdicts:
         return _fallback_draft(answers, tally)
     # Answers that no judge may vote on, because they are its own. One that was cut off by the
@@ -115,7 +130,7 @@ def ask_judges(case: Case, answers: Sequence[MemberAnswer]) -> Steps:
     # Judges by margin see no order, and would say the same again.
     may_change = any(not juror.by_margin for juror in jurors)
     if may_change and len(leaders) > 1 and len(tally.appearances) > 2:
-        tally, leaders = yield from _break_tie(case, answers, tally)
+        tally, leaders = yield from _break_tie(case, answers, tally, odds)
     winner, rule = _choose_winner(leaders, unjudged_members, answers)
     return Draft(
         status="selected" if tally.verdicts else "voted",
@@ -124,7 +139,8 @@ def ask_judges(case: Case, answers: Sequence[MemberAnswer]) -> Steps:
         answers=tuple(answers),
         lineup=tally.lineup,
         parse_stage=tally.parse_stage,
-        reason=rule or tally.reasons.get(winner.member),
+        reason=rule
+        or tally.reasons.get(winner.member, "right so often that no verdict outweighs it"),
         verdicts=tally.verdicts,
         agreement=agreement(answers),
         degraded=tuple(DegradedReason("verdict_void", fault) for fault in tally.faults),
@@ -144,7 +160,7 @@ def _fallback_draft(answers: Sequence[MemberAnswer], tally: Tally) -> Draft:
 
 
 def _break_tie(
-    case: Case, answers: Sequence[MemberAnswer], tally: Tally
+    case: Case, answers: Sequence[MemberAnswer], tally: Tally, odds: Mapping[str, float]
 ) -> Generator[MakeCalls, Replies, tuple[Tally, list[str]]]:
     """Poll the judges once more on a tie.
 
@@ -155,18 +171,18 @@ def _break_tie(
     Returns:
         (tally of both polls, leaders)
     """
-    leaders, jurors = tally.leaders(), case.plan.jurors
+    leaders, jurors = tally.leaders(odds), case.plan.jurors
     trailing = [member for member in tally.appearances if member not in leaders]
     if trailing and tally.follows_place and len(tally.appearances) <= MOST_TURNS:
         turns = yield from poll(case, answers, "turn", "listwise", jurors, firsts=trailing)
         tally = tally.plus(turns)
-        return tally, tally.leaders()
+        return tally, tally.leaders(odds)
     leading_answers = [answer for answer in answers if answer.member in leaders]
     first_two = sorted(leading_answers, key=_preference(answers))[:2]
     pair_members = [answer.member for answer in first_two]
     pair = [answer for answer in answers if answer.member in pair_members]
     pair_tally = yield from poll(case, pair, "pair", "pair", jurors)
-    leaders = pair_tally.leaders() or [answer.member for answer in pair]
+    leaders = pair_tally.leaders(odds) or [answer.member for answer in pair]
     return tally.plus(pair_tally), leaders
 
 
