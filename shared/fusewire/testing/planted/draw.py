@@ -213,13 +213,37 @@ def _weight(answers: Sequence[Reply]) -> float:
 def _vote(answers: Sequence[Reply], *, has_judge: bool) -> Choice | None:
     found_groups = groups(answers)
     weights = [_weight(group) for group in found_groups]
-    is_tied = len(weights) > 1 and abs(weights[0] - weights[1]) < 1e-9
-    if is_tied and has_judge:
+    tied = [
+        group for group, weight in zip(found_groups, weights, strict=True)
+        if weight > weights[0] - 1e-9
+    ]  # fmt: skip
+    if len(tied) > 1 and has_judge:
         return None
-    reason = f"vote, {len(found_groups[0])} of {len(answers)} say the same"
-    if is_tied:
-        reason = "tie, the answer most like the others"
-    return Choice("voted", found_groups[0][0], reason, weights[0] / sum(weights))
+    winners, reason = found_groups[0], _vote_reason(found_groups)
+    if len(tied) > 1:
+        winners, reason = _break_tie(tied)
+    return Choice("voted", winners[0], reason, weights[0] / sum(weights))
+
+
+def _break_tie(tied: Sequence[Sequence[Reply]]) -> tuple[Sequence[Reply], str]:
+    """The group of the heaviest member; if there are several, no answer is like another."""
+    heaviest = [max(answer.member.weight for answer in group) for group in tied]
+    if heaviest.count(max(heaviest)) == 1:
+        return tied[heaviest.index(max(heaviest))], "tie, the member with the best record"
+    return tied[heaviest.index(max(heaviest))], "tie, the answer most like the others"
+
+
+def _vote_reason(found_groups: Sequence[Sequence[Reply]]) -> str:
+    winners = found_groups[0]
+    others = [answer for group in found_groups[1:] for answer in group]
+    if len(winners) > 1 and len(winners) >= max(map(len, found_groups)):
+        return f"vote, {len(winners)} of {len(winners) + len(others)} say the same"
+    rival_weight = 0.0
+    for count, weight in enumerate(sorted((a.member.weight for a in others), reverse=True), 1):
+        rival_weight += weight
+        if rival_weight > _weight(winners):
+            return f"vote by record, {count} of the {len(others)} others would have to agree"
+    return "vote by record, which no agreement of the others outweighs"
 
 
 def _similarity(answer: Reply, other: Reply, question: Question) -> float:
