@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from fusewire.store.engine import Store
 from fusewire.testing.planted import JudgeTruth, MemberTruth, PoolTruth, Truth, fill
-from fusewire_judge.learning.statistics import Learnable, learn_statistics
+from fusewire_judge.learning.statistics import StoredHistory, learn_statistics
 from fusewire_judge.repository.history import control_picks, newest_answers, newest_verdicts
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
@@ -19,15 +19,15 @@ TRUTH = Truth(NOW, {"default": PoolTruth(MEMBERS, JudgeTruth(family="f4"))}, ope
 async def test_verdicts_and_votes_show_who_is_right_more_often(store: Store) -> None:
     await fill(store, TRUTH, 600, seed=1)
 
-    learnable = await store.run(
-        lambda connection: Learnable(
+    data = await store.run(
+        lambda connection: StoredHistory(
             newest_answers(connection, ["default"], 1000),
             newest_verdicts(connection, ["default"], 1000),
             control_picks(connection, NOW),
         ),
         write=False,
     )
-    statistics = learn_statistics(learnable)
+    statistics = learn_statistics(data)
 
     for kind in ("open", "number"):
         weights = statistics.weights["default", kind]

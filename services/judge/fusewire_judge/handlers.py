@@ -19,8 +19,8 @@ from fusewire_judge import outcome
 from fusewire_judge.learning.hedge_budget import HedgeBudget
 from fusewire_judge.learning.statistics import (
     OUTCOME_WINDOW,
-    Learnable,
     Statistics,
+    StoredHistory,
     learn_statistics,
 )
 from fusewire_judge.panel import recorded
@@ -81,16 +81,16 @@ class Handlers:
         """Learn anew from the newest stored outcomes."""
         since = self._clock() - QUARANTINE
 
-        def read(connection: Connection) -> Learnable:
-            return Learnable(
+        def read(connection: Connection) -> StoredHistory:
+            return StoredHistory(
                 answers=newest_answers(connection, self._pools, OUTCOME_WINDOW),
                 verdicts=newest_verdicts(connection, self._pools, OUTCOME_WINDOW),
                 control_picks=control_picks(connection, since),
             )
 
-        learnable = await self._store.run(read, write=False)
+        data = await self._store.run(read, write=False)
         # In a thread: a fit takes tenths of a second for a pool of many members.
-        statistics = await asyncio.to_thread(learn_statistics, learnable, self._statistics.votes)
+        statistics = await asyncio.to_thread(learn_statistics, data, self._statistics.votes)
         for judge in statistics.quarantined - self._statistics.quarantined:
             log.warning("judge.quarantined", model=judge)
         self._statistics = statistics

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from fusewire.contracts import CONTROL, Mode
-from fusewire_judge.learning.statistics import Learnable, StoredVerdict, learn_statistics
+from fusewire_judge.learning.statistics import StoredHistory, StoredVerdict, learn_statistics
 
 from . import stats
 from .minds import Judge, ModelPool
@@ -79,7 +79,7 @@ def learned_odds(world: World) -> Mapping[str, float]:
             for verdict in draft.verdicts
             if verdict.winner and not verdict.void and CONTROL not in verdict.shown
         ]
-    return learn_statistics(Learnable(verdicts=verdicts)).weights["", "open"]
+    return learn_statistics(StoredHistory(verdicts=verdicts)).weights["", "open"]
 
 
 def rows(pool: str, name: str, seed: str, start: int, stop: int) -> list[Row]:

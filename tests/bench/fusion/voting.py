@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from fusewire_judge.learning.statistics import Learnable, StoredAnswer, learn_statistics
+from fusewire_judge.learning.statistics import StoredAnswer, StoredHistory, learn_statistics
 from fusewire_judge.model import MemberAnswer
 from fusewire_judge.scoring.answers import heaviest_group, kind_of, votes
 
@@ -65,7 +65,7 @@ def learn(ballots: Sequence[Ballot], is_right: Callable[[int, str], bool] | None
         ]
     return {
         kind: weights
-        for (_, kind), weights in learn_statistics(Learnable(stored_answers)).weights.items()
+        for (_, kind), weights in learn_statistics(StoredHistory(stored_answers)).weights.items()
     }
 
 

@@ -21,8 +21,8 @@ from fusewire_judge.learning.judged_model import (
     odds_weights,
 )
 from fusewire_judge.learning.statistics import (
-    Learnable,
     StoredAnswer,
+    StoredHistory,
     StoredVerdict,
     learn_statistics,
 )
@@ -112,26 +112,26 @@ def labels(right: str, fusions: range) -> list[StoredAnswer]:
 
 
 def test_a_label_is_believed_over_the_verdicts_beside_it() -> None:
-    learnable = Learnable(labels("b", range(30)), verdicts("a", range(30)))
+    data = StoredHistory(labels("b", range(30)), verdicts("a", range(30)))
 
-    weights = learn_statistics(learnable).weights["p", "open"]
+    weights = learn_statistics(data).weights["p", "open"]
 
     assert weights["b"] > 1 > weights["a"]
 
 
 def test_verdicts_without_labels_are_learned_from() -> None:
-    learnable = Learnable(labels("b", range(10)), verdicts("a", range(10, 60)))
+    data = StoredHistory(labels("b", range(10)), verdicts("a", range(10, 60)))
 
-    weights = learn_statistics(learnable).weights["p", "open"]
+    weights = learn_statistics(data).weights["p", "open"]
 
     assert weights["a"] > 1 > weights["b"]
 
 
 def test_verdicts_on_closed_answers_teach_nothing() -> None:
     """A vote that was tied is no sample of what members answer."""
-    learnable = Learnable(verdicts=verdicts("a", range(60), kind="number"))
+    data = StoredHistory(verdicts=verdicts("a", range(60), kind="number"))
 
-    assert learn_statistics(learnable).weights == {}
+    assert learn_statistics(data).weights == {}
 
 
 # -- the ballot ----------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ from fusewire.testing.factories import make_member, make_plan, make_round
 from fusewire_judge.learning.hedge_budget import HedgeBudget
 from fusewire_judge.learning.statistics import (
     CONTROL_WINDOW,
-    Learnable,
     Statistics,
     StoredAnswer,
+    StoredHistory,
     learn_statistics,
 )
 from fusewire_judge.learning.weights import (
@@ -104,7 +104,7 @@ def stored_answer(member: str = "a", fusion: int = 0, **overrides: Any) -> Store
 def learned_weights(
     rows: list[StoredAnswer], key: tuple[str, str] = ("p", "number")
 ) -> dict[str, float]:
-    return dict(learn_statistics(Learnable(rows)).weights.get(key, {}))
+    return dict(learn_statistics(StoredHistory(rows)).weights.get(key, {}))
 
 
 def answers_of_two(a: dict[str, Any], b: dict[str, Any], count: int = 40) -> list[StoredAnswer]:
@@ -171,9 +171,9 @@ def test_two_that_were_right_against_the_best_outvote_it_and_two_that_were_wrong
 def test_votes_that_have_not_changed_are_not_fitted_anew() -> None:
     rows = votes_of(("xxy", "x", 30), ("xyz", "y", 10))
 
-    first = learn_statistics(Learnable(rows))
-    second = learn_statistics(Learnable(rows), first.votes)
-    third = learn_statistics(Learnable(rows[:-3]), first.votes)
+    first = learn_statistics(StoredHistory(rows))
+    second = learn_statistics(StoredHistory(rows), first.votes)
+    third = learn_statistics(StoredHistory(rows[:-3]), first.votes)
 
     assert second.votes["p", "number"] is first.votes["p", "number"]
     assert third.votes["p", "number"] is not first.votes["p", "number"]
@@ -187,7 +187,7 @@ def test_each_pool_and_kind_is_for_itself() -> None:
     ]
     rows += [stored_answer("a", i, pool="q", is_right=False) for i in range(40)]
 
-    weights = learn_statistics(Learnable(rows)).weights
+    weights = learn_statistics(StoredHistory(rows)).weights
 
     assert weights["p", "number"]["a"] > 1
     assert weights["p", "label"] == weights["q", "number"] == {"a": 1.0}
@@ -199,7 +199,7 @@ def test_latencies_are_sorted_by_pool_and_member() -> None:
         stored_answer("b"),
     ]
 
-    assert learn_statistics(Learnable(rows)).latencies == {
+    assert learn_statistics(StoredHistory(rows)).latencies == {
         ("p", "a"): [10.0, 20.0, 30.0],
         ("p", "b"): [5.0],
     }
@@ -221,9 +221,9 @@ PICKS = [
 
 @pytest.mark.parametrize(("picks", "out"), [r[1:] for r in PICKS], ids=[r[0] for r in PICKS])
 def test_a_judge_that_picks_controls_is_quarantined(picks: list[bool], out: bool) -> None:
-    assert learn_statistics(Learnable(control_picks={"j": picks, "good": [False]})).quarantined == (
-        frozenset({"j"}) if out else frozenset()
-    )
+    assert learn_statistics(
+        StoredHistory(control_picks={"j": picks, "good": [False]})
+    ).quarantined == (frozenset({"j"}) if out else frozenset())
 
 
 # -- the snapshot onto a plan ------------------------------------------------------------------

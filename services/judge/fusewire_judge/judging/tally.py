@@ -81,17 +81,28 @@ class Tally:
         shares = {member: self.wins[member] / count for member, count in self.appearances.items()}
         if max(shares.values(), default=0.0) <= 0:
             return []
-        verdicts = [verdict for verdict in self.verdicts if verdict.winner and not verdict.void]
-        # A judge by margin has weighed the odds already.
-        if any(verdict.logprobs for verdict in verdicts):
-            odds = None
-        judges = len({verdict.judge_model for verdict in verdicts}) or 1
+        log_odds = self._log_odds(odds or {})
         scores = {}
         for member, share in shares.items():
-            scores[member] = EDGE * judges * share + math.log((odds or {}).get(member, 1.0))
+            scores[member] = EDGE * self._judge_count * share + log_odds[member]
         best = max(scores.values())
         # Equal scores may differ in their last digit.
         return [member for member, score in scores.items() if score > best - 1e-9]
+
+    def _log_odds(self, odds: Mapping[str, float]) -> dict[str, float]:
+        # A judge by margin has weighed the odds already.
+        if any(verdict.logprobs for verdict in self._valid_verdicts):
+            odds = {}
+        return {member: math.log(odds.get(member, 1.0)) for member in self.appearances}
+
+    @property
+    def _judge_count(self) -> int:
+        """How many judges have a verdict that counts."""
+        return len({verdict.judge_model for verdict in self._valid_verdicts}) or 1
+
+    @property
+    def _valid_verdicts(self) -> list[Verdict]:
+        return [verdict for verdict in self.verdicts if verdict.winner and not verdict.void]
 
     @property
     def follows_place(self) -> bool:

@@ -81,22 +81,32 @@ class AgreementModel:
 
     def scenarios(self, groups: Groups) -> list[list[float]]:
         """The probability of these groups with each of them right, and with none; by node."""
-        right = {
-            m: _chances_of_right(self.abilities[m], self.spread) for group in groups for m in group
-        }
-        sizes = tuple(len(group) for group in groups)
+        chances = [_group_chances(self, group) for group in groups]
+        sizes = [len(group) for group in groups]
         scenarios = []
         for number in range(len(groups) + 1):
             wrong_sizes = tuple(sorted(sizes[:number] + sizes[number + 1 :]))
             coincidence = _ewens(wrong_sizes, self.collision)
             nodes = [coincidence * weight for weight in NODE_WEIGHTS]
-            for place, group in enumerate(groups):
-                for member in group:
-                    chances = right[member]
-                    for node, chance in enumerate(chances):
-                        nodes[node] *= chance if place == number else 1 - chance
+            for place, (right, wrong) in enumerate(chances):
+                _multiply(nodes, right if place == number else wrong)
             scenarios.append(nodes)
         return scenarios
+
+
+def _group_chances(model: AgreementModel, group: Sequence[str]) -> tuple[list[float], list[float]]:
+    """By node, the probability that all members of a group are right, and that all are wrong."""
+    right, wrong = [1.0] * len(NODES), [1.0] * len(NODES)
+    for member in group:
+        chances = _chances_of_right(model.abilities[member], model.spread)
+        _multiply(right, chances)
+        _multiply(wrong, [1 - chance for chance in chances])
+    return right, wrong
+
+
+def _multiply(products: list[float], factors: Sequence[float]) -> None:
+    for place, factor in enumerate(factors):
+        products[place] *= factor
 
 
 def _chances_of_right(ability: float, spread: float) -> list[float]:
@@ -129,24 +139,25 @@ def fit(patterns: Mapping[Pattern, int], start: AgreementModel | None = None) ->
         patterns: with their counts; members may be missing from some.
         start: a model fitted to much the same, from which fewer steps are needed.
     """
-    members = sorted({m for pattern in patterns for group in pattern.groups for m in group})
-    known = start.abilities if start else {}
-    model = AgreementModel(
-        {member: known.get(member, PRIOR_ABILITY) for member in members},
-        start.spread if start else PRIOR_SPREAD,
-        start.collision if start else PRIOR_COLLISION,
-    )
+    model = _first_guess(patterns, start or AgreementModel({}))
     for _ in range(STEPS):
-        expected = _expect(model, patterns.items())
-        after = expected.maximize(model)
-        change = max((abs(after.abilities[m] - model.abilities[m]) for m in members), default=0.0)
+        after = _expect(model, patterns.items()).maximize(model)
+        change = max((abs(after.abilities[m] - a) for m, a in model.abilities.items()), default=0.0)
         model = after
         if change < TOLERANCE:
             break
     return model
 
 
-class _Expected:
+def _first_guess(patterns: Iterable[Pattern], start: AgreementModel) -> AgreementModel:
+    members: set[str] = set()
+    for pattern in patterns:
+        members.update(*pattern.groups)
+    abilities = {m: start.abilities.get(m, PRIOR_ABILITY) for m in sorted(members)}
+    return AgreementModel(abilities, start.spread, start.collision)
+
+
+class _ExpectedCounts:
     """What the patterns are expected to hold by a model: who was right, and which wrong ones agree.
 
     Attributes:
@@ -207,8 +218,8 @@ class _Expected:
         return zip(self.right[member], self.total[member], chances, strict=True)
 
 
-def _expect(model: AgreementModel, patterns: Iterable[tuple[Pattern, int]]) -> _Expected:
-    expected = _Expected()
+def _expect(model: AgreementModel, patterns: Iterable[tuple[Pattern, int]]) -> _ExpectedCounts:
+    counts = _ExpectedCounts()
     for pattern, count in patterns:
         scenarios = model.scenarios(pattern.groups)
         numbers: Iterable[int] = range(len(scenarios))
@@ -217,8 +228,8 @@ def _expect(model: AgreementModel, patterns: Iterable[tuple[Pattern, int]]) -> _
         total = sum(sum(scenarios[number]) for number in numbers)
         for number in numbers:
             nodes = [count * value / total for value in scenarios[number]]
-            expected.add(pattern.groups, number, nodes)
-    return expected
+            counts.add(pattern.groups, number, nodes)
+    return counts
 
 
 def _add(sums: list[float], values: Sequence[float]) -> None:

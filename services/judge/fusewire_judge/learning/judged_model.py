@@ -8,9 +8,10 @@ Only the members' order and distances are learned from verdicts: that all were r
 would change no verdict, so their level is the prior's.
 """
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -57,12 +58,12 @@ def odds_weights(
     for preference, count in preferences.items():
         observations.update(dict.fromkeys(preference.shown, count))
     log_odds = fit_log_odds(preferences, labels)
-    known = [member for member in log_odds if observations[member] >= MIN_OBSERVATIONS]
+    members = [member for member in log_odds if observations[member] >= MIN_OBSERVATIONS]
     weights = dict.fromkeys(log_odds, 1.0)
-    if len(known) < 2:
+    if len(members) < 2:
         return weights
-    mean = sum(math.exp(log_odds[member]) for member in known) / len(known)
-    for member in known:
+    mean = sum(math.exp(log_odds[member]) for member in members) / len(members)
+    for member in members:
         weights[member] = min(max(math.exp(log_odds[member]) / mean, MIN_ODDS), MAX_ODDS)
     return weights
 
@@ -71,21 +72,29 @@ def fit_log_odds(
     preferences: Mapping[Preference, float], labels: Mapping[str, SuccessCount]
 ) -> dict[str, float]:
     """The members' log odds of being right; arguments as of `odds_weights`."""
-    members = sorted({m for preference in preferences for m in preference.shown} | labels.keys())
-    log_odds = dict.fromkeys(members, PRIOR_LOG_ODDS)
+    members = set(labels).union(*(preference.shown for preference in preferences))
+    log_odds = dict.fromkeys(sorted(members), PRIOR_LOG_ODDS)
     for _ in range(STEPS):
-        right: Counter[str] = Counter({m: float(count.yes) for m, count in labels.items()})
-        total: Counter[str] = Counter({m: float(count.total) for m, count in labels.items()})
-        for preference, count in preferences.items():
-            total.update(dict.fromkeys(preference.shown, count))
-            for member, chance in _chances_given(preference, log_odds).items():
-                right[member] += count * chance
-        after = {m: _step(log_odds[m], right[m], total[m]) for m in members}
-        change = max((abs(after[m] - log_odds[m]) for m in members), default=0.0)
+        after = _improve(log_odds, preferences, labels)
+        change = max((abs(after[m] - old) for m, old in log_odds.items()), default=0.0)
         log_odds = after
         if change < TOLERANCE:
             break
     return log_odds
+
+
+def _improve(
+    log_odds: Mapping[str, float],
+    preferences: Mapping[Preference, float],
+    labels: Mapping[str, SuccessCount],
+) -> dict[str, float]:
+    right = {m: float(labels[m].yes) if m in labels else 0.0 for m in log_odds}
+    total = {m: float(labels[m].total) if m in labels else 0.0 for m in log_odds}
+    for preference, count in preferences.items():
+        for member, chance in _chances_given(preference, log_odds).items():
+            right[member] += count * chance
+            total[member] += count
+    return {m: _step(old, right[m], total[m]) for m, old in log_odds.items()}
 
 
 def _step(log_odds: float, right: float, total: float) -> float:
@@ -97,16 +106,24 @@ def _step(log_odds: float, right: float, total: float) -> float:
 
 def _chances_given(preference: Preference, log_odds: Mapping[str, float]) -> dict[str, float]:
     """By member that was shown: the probability that it was right, given what was named."""
-    shown = preference.shown
-    place = shown.index(preference.winner)
-    sums = [0.0] * len(shown)
+    members = preference.shown
+    place = members.index(preference.winner)
+    sums = dict.fromkeys(members, 0.0)
     total = 0.0
-    for is_right in product((False, True), repeat=len(shown)):
+    for is_right in product((False, True), repeat=len(members)):
         merits = [math.exp(EDGE) if right else 1.0 for right in is_right]
-        probability = merits[place] / sum(merits)
-        for member, right in zip(shown, is_right, strict=True):
-            probability /= 1 + math.exp(-log_odds[member] if right else log_odds[member])
+        probability = merits[place] / sum(merits) * _chance_of(is_right, members, log_odds)
         total += probability
-        for number, right in enumerate(is_right):
-            sums[number] += probability if right else 0.0
-    return {member: value / total for member, value in zip(shown, sums, strict=True)}
+        for member in itertools.compress(members, is_right):
+            sums[member] += probability
+    return {member: value / total for member, value in sums.items()}
+
+
+def _chance_of(
+    is_right: Sequence[bool], members: Sequence[str], log_odds: Mapping[str, float]
+) -> float:
+    """The probability that just these members are right."""
+    probability = 1.0
+    for member, right in zip(members, is_right, strict=True):
+        probability /= 1 + math.exp(-log_odds[member] if right else log_odds[member])
+    return probability

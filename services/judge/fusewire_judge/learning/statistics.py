@@ -55,7 +55,7 @@ class StoredVerdict:
 
 
 @dataclass(frozen=True)
-class Learnable:
+class StoredHistory:
     """What is learned from."""
 
     answers: Sequence[StoredAnswer] = ()
@@ -154,22 +154,22 @@ def _judge_name(plan: Plan, model: str) -> str:
 
 
 def learn_statistics(
-    learnable: Learnable, earlier: Mapping[PoolKind, VoteRecord] | None = None
+    data: StoredHistory, earlier: Mapping[PoolKind, VoteRecord] | None = None
 ) -> Statistics:
     """Learn from stored outcomes.
 
     Args:
-        learnable: what is stored of the newest outcomes of all pools.
+        data: what is stored of the newest outcomes of all pools.
         earlier: the records of votes that were learned last, which take less time to go on from.
     """
-    answers = learnable.answers
+    answers = data.answers
     latencies: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
     for answer in answers:
         if answer.latency_ms is not None:
             latencies[answer.pool, answer.member].append(answer.latency_ms)
     votes = learn_votes(answers, earlier or {})
     weights = _learn_record_weights(answers)
-    weights |= _learn_odds(answers, learnable.verdicts)
+    weights |= _learn_odds(answers, data.verdicts)
     weights |= {key: vote_weights(record.model, record.patterns) for key, record in votes.items()}
     return Statistics(
         weights=weights,
@@ -177,7 +177,7 @@ def learn_statistics(
         latencies={key: sorted(latencies_ms) for key, latencies_ms in latencies.items()},
         quarantined=frozenset(
             judge
-            for judge, picks in learnable.control_picks.items()
+            for judge, picks in data.control_picks.items()
             if _is_broken(picks[:CONTROL_WINDOW])
         ),
     )
@@ -192,6 +192,16 @@ def learn_votes(
         answers: stored ones; those that had no vote are left out.
         earlier: the records that were learned last.
     """
+    records = {}
+    for key, patterns in _count_patterns(answers).items():
+        last = earlier.get(key)
+        if last is None or last.patterns != patterns:
+            last = VoteRecord(patterns, fit(patterns, last.model if last else None))
+        records[key] = last
+    return records
+
+
+def _count_patterns(answers: Iterable[StoredAnswer]) -> dict[PoolKind, Counter[Pattern]]:
     by_fusion: defaultdict[tuple[PoolKind, str], list[StoredAnswer]] = defaultdict(list)
     for answer in answers:
         if answer.vote_group is not None:
@@ -199,13 +209,7 @@ def learn_votes(
     patterns: defaultdict[PoolKind, Counter[Pattern]] = defaultdict(Counter)
     for (key, _fusion_id), voters in by_fusion.items():
         patterns[key][_pattern(voters)] += 1
-    records = {}
-    for key, counts in patterns.items():
-        last = earlier.get(key)
-        if last is None or last.patterns != counts:
-            last = VoteRecord(counts, fit(counts, last.model if last else None))
-        records[key] = last
-    return records
+    return patterns
 
 
 def _pattern(voters: Iterable[StoredAnswer]) -> Pattern:
@@ -233,20 +237,19 @@ def _learn_odds(
 ) -> dict[PoolKind, dict[str, float]]:
     """By pool, the weights for open prompts. A label is believed over the verdicts beside it."""
     labels = {key: counts for key, counts in _count_labels(answers).items() if key[1] == OPEN}
-    labelled = {answer.fusion_id for answer in answers if answer.is_right is not None}
+    labelled_fusions = {answer.fusion_id for answer in answers if answer.is_right is not None}
     preferences: defaultdict[PoolKind, Counter[Preference]] = defaultdict(Counter)
     for verdict in verdicts:
-        if verdict.kind == OPEN and verdict.fusion_id not in labelled:
+        if verdict.kind == OPEN and verdict.fusion_id not in labelled_fusions:
             preference = Preference(tuple(sorted(verdict.shown)), verdict.winner)
             preferences[verdict.pool, OPEN][preference] += 1
-    return {
-        key: odds_weights(
-            # A judge sees two orders, whose verdicts are one opinion.
-            {preference: count / 2 for preference, count in preferences[key].items()},
-            labels.get(key, {}),
-        )
-        for key in {*labels, *preferences}
-    }
+    keys = {*labels, *preferences}
+    return {key: odds_weights(_halve(preferences[key]), labels.get(key, {})) for key in keys}
+
+
+def _halve(counts: Mapping[Preference, int]) -> dict[Preference, float]:
+    """A judge sees two orders, whose verdicts are one opinion."""
+    return {preference: count / 2 for preference, count in counts.items()}
 
 
 def _count_labels(
@@ -259,10 +262,11 @@ def _count_labels(
     for answer in answers:
         if answer.is_right is not None:
             tallies[answer.pool, answer.kind][answer.member][0 if answer.is_right else 1] += 1
-    return {
-        key: {member: SuccessCount(*tally) for member, tally in by_member.items()}
-        for key, by_member in tallies.items()
-    }
+    return {key: _as_counts(by_member) for key, by_member in tallies.items()}
+
+
+def _as_counts(tallies: Mapping[str, Sequence[int]]) -> dict[str, SuccessCount]:
+    return {member: SuccessCount(*tally) for member, tally in tallies.items()}
 
 
 def _is_broken(picks: Sequence[bool]) -> bool:

@@ -47,30 +47,41 @@ def vote_weights(model: AgreementModel, patterns: Mapping[Pattern, int]) -> dict
     Returns:
         By member, with a mean of 1; 1.0 for a member with fewer than 20 observations.
     """
+    members = _often_seen(patterns)
+    if not members:
+        return dict.fromkeys(model.abilities, 1.0)
+    base = dict.fromkeys(model.abilities, 1.0) | _log_odds(model, members)
+    best = max(members, key=lambda member: (model.abilities[member], member))
+    disagreements = _disagreements(model, patterns, best)
+    decisive = max(sum(base.values()) - 2 * base[best], 0.0) + MIN_WEIGHT
+    candidates = [base | {best: base[best] + more} for more in (*ADVANTAGES, decisive)]
+    weights = max(candidates, key=lambda weights: sum(d.gain(weights) for d in disagreements))
+    return _scale(weights, members)
+
+
+def _often_seen(patterns: Mapping[Pattern, int]) -> list[str]:
     observations: Counter[str] = Counter()
-    counts: Counter[tuple[tuple[str, ...], ...]] = Counter()
     for pattern, count in patterns.items():
-        counts[pattern.groups] += count
         for group in pattern.groups:
             observations.update(dict.fromkeys(group, count))
-    known = [member for member, count in observations.items() if count >= MIN_OBSERVATIONS]
-    if not known:
-        return dict.fromkeys(model.abilities, 1.0)
-    base = dict.fromkeys(model.abilities, 1.0) | _log_odds(model, known)
-    best = max(known, key=lambda member: (model.abilities[member], member))
-    rivals = [
-        _Rivalry(groups, model.chances(groups), count, best)
+    return [member for member, count in observations.items() if count >= MIN_OBSERVATIONS]
+
+
+def _disagreements(
+    model: AgreementModel, patterns: Mapping[Pattern, int], best: str
+) -> list["_Disagreement"]:
+    counts: Counter[tuple[tuple[str, ...], ...]] = Counter()
+    for pattern, count in patterns.items():
+        if any(best in group for group in pattern.groups):
+            counts[pattern.groups] += count
+    return [
+        _Disagreement(groups, model.chances(groups), count, best)
         for groups, count in counts.items()
-        if any(best in group for group in groups)
     ]
-    decisive = max(sum(base.values()) - 2 * base[best], 0.0) + MIN_WEIGHT
-    candidates = [base | {best: base[best] + advantage} for advantage in (*ADVANTAGES, decisive)]
-    chosen = max(candidates, key=lambda weights: sum(rival.gain(weights) for rival in rivals))
-    return _scaled(chosen, known)
 
 
 @dataclass(frozen=True)
-class _Rivalry:
+class _Disagreement:
     """A pattern in which the best member answered."""
 
     groups: Groups
@@ -103,9 +114,9 @@ def _log_odds(model: AgreementModel, members: list[str]) -> dict[str, float]:
     return {member: max(value / mean, MIN_WEIGHT) for member, value in odds.items()}
 
 
-def _scaled(weights: Mapping[str, float], known: list[str]) -> dict[str, float]:
-    mean = sum(weights[member] for member in known) / len(known)
-    return {m: weight / mean if m in known else 1.0 for m, weight in weights.items()}
+def _scale(weights: Mapping[str, float], members: list[str]) -> dict[str, float]:
+    mean = sum(weights[member] for member in members) / len(members)
+    return {m: weight / mean if m in members else 1.0 for m, weight in weights.items()}
 
 
 def record_weights(success_counts: Mapping[str, SuccessCount]) -> dict[str, float]:

@@ -63,8 +63,8 @@ def newest_verdicts(
     stored_verdicts: list[StoredVerdict] = []
     for pool in pools:
         rows = connection.execute(_VERDICTS, {"pool": pool, "newest": outcome_limit})
-        for fusion_id, kind, shown, winner in rows:
-            members = tuple(name for name in json.loads(shown) if name != CONTROL)
+        for fusion_id, kind, lineup, winner in rows:
+            members = tuple(name for name in json.loads(lineup) if name != CONTROL)
             if winner in members:
                 stored_verdicts.append(StoredVerdict(pool, fusion_id, kind, members, winner))
     return stored_verdicts

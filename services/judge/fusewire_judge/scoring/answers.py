@@ -5,7 +5,7 @@ import math
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from itertools import combinations
@@ -189,14 +189,20 @@ def heaviest_group(
     by_weight = list(groups.values())
     if not is_tied(groups):
         return by_weight[0], None
-    most = _weight(by_weight[0]) - 1e-9
-    tied = [group for group in by_weight if _weight(group) > most]
-    best_record = max(answer.weight for group in tied for answer in group) - 1e-9
-    leading = [group for group in tied if max(a.weight for a in group) > best_record]
+    leading = _highest(by_weight, _weight)
+    leading = _highest(leading, lambda group: max(answer.weight for answer in group))
     if len(leading) == 1:
         return leading[0], "tie, the member with the best record"
-    likeness = [max(round(gain(a, answers), 9) for a in group) for group in leading]
-    return leading[likeness.index(max(likeness))], "tie, the answer most like the others"
+    most_alike = _highest(leading, lambda group: max(gain(a, answers) for a in group))
+    return most_alike[0], "tie, the answer most like the others"
+
+
+def _highest(
+    groups: Sequence[Sequence[MemberAnswer]], key: Callable[[Sequence[MemberAnswer]], float]
+) -> list[Sequence[MemberAnswer]]:
+    """The groups with the highest value; equal values may differ in their last digit."""
+    values = [key(group) for group in groups]
+    return [g for g, value in zip(groups, values, strict=True) if value > max(values) - 1e-9]
 
 
 def share(groups: Mapping[str, Sequence[MemberAnswer]]) -> float:

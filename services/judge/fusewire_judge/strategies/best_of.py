@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 
 from fusewire.contracts.degraded import DegradedReason
 from fusewire_judge.judging.ballot import poll
@@ -76,17 +77,15 @@ def vote(
 
 def _vote_reason(by_weight: Sequence[Sequence[MemberAnswer]]) -> str:
     """Why the first of several groups wins a vote: by number, or by the record of its members."""
-    total = sum(len(group) for group in by_weight)
-    winners = len(by_weight[0])
-    if winners > 1 and winners >= max(len(group) for group in by_weight):
-        return f"vote, {winners} of {total} say the same"
-    others = [answer for group in by_weight[1:] for answer in group]
-    others.sort(key=lambda answer: -answer.weight)
-    own_weight, rival_weight = sum(answer.weight for answer in by_weight[0]), 0.0
-    for count, answer in enumerate(others, 1):
-        rival_weight += answer.weight
+    winners = by_weight[0]
+    losers = list(chain.from_iterable(by_weight[1:]))
+    if len(winners) > 1 and len(winners) >= max(map(len, by_weight)):
+        return f"vote, {len(winners)} of {len(winners) + len(losers)} say the same"
+    own_weight, rival_weight = sum(answer.weight for answer in winners), 0.0
+    for count, weight in enumerate(sorted((a.weight for a in losers), reverse=True), 1):
+        rival_weight += weight
         if rival_weight > own_weight:
-            return f"vote by record, {count} of the {len(others)} others would have to agree"
+            return f"vote by record, {count} of the {len(losers)} others would have to agree"
     return "vote by record, which no agreement of the others outweighs"
 
 
