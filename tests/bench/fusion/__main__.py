@@ -78,7 +78,7 @@ def _vote_worlds(seed: str) -> dict[str, World]:
         "pool_of_5": (0.50, 0.60, 0.65, 0.70, 0.80),
         "lopsided": (0.45, 0.55, 0.80),
     }
-    worlds = {}
+    worlds: dict[str, World] = {}
     for name, pool in accuracies.items():
         members = tuple(Member(f"m{i}", p) for i, p in enumerate(pool))
         world = World(members, f"{seed}/vote/{name}")
