@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +46,7 @@ def fake_models(latency: str) -> Iterator[FakeServer]:
         "--latency-ms",
         latency,
     ]
-    with background(command, cwd=Path.cwd()) as process:
+    with background(command, cwd=Path.cwd(), env=os.environ) as process:
         until(
             lambda: process.stdout.endswith("\n") or process.returncode is not None,
             "the fake's port",

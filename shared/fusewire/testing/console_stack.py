@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import re
 import sqlite3
 import sys
@@ -140,7 +141,7 @@ def _fake_models(folder: Path) -> Iterator[FakeServer]:
     file = folder / "script.json"
     file.write_text(script().model_dump_json())
     command = [sys.executable, "-m", "fusewire.testing.model_server", "--script", str(file)]
-    with background(command, cwd=folder) as process:
+    with background(command, cwd=folder, env=os.environ) as process:
         until(lambda: process.stdout.endswith("\n"), "the fake's port")
         yield FakeServer(json.loads(process.stdout)["port"])
 
