@@ -173,7 +173,8 @@ class Endpoint:
         if change == "closed":
             if guard is self._model_guard:
                 self._limit.restart(self.slots.taken_count)
-            log.info("breaker.closed", breaker=guard.kind, **who)
+            # A warning too: who is told that it opened is told that it closed.
+            log.warning("breaker.closed", breaker=guard.kind, **who)
             return
         guard.cause = failure
         for endpoint in guard.endpoints:

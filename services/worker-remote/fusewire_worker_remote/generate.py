@@ -295,9 +295,7 @@ class RemoteGenerate:
         # A result that is unknowable may be paid for: once more is called, and not again.
         if not failure.retryable or task_calls.unknown + failure.ambiguous >= MAX_UNKNOWN:
             return None
-        if place.is_refused(is_retry=_takes_budget(failure)):
-            return None
-        return self._backoff.wait_s(
+        wait_s = self._backoff.wait_s(
             attempt=task_calls.attempts,
             max_attempts=model.max_attempts,
             now=self._clock(),
@@ -306,6 +304,9 @@ class RemoteGenerate:
             random=self._times.rng(),
             retry_after_s=failure.retry_after_s,
         )
+        if wait_s is None or place.is_refused(is_retry=_takes_budget(failure)):
+            return None
+        return wait_s
 
     async def _end(
         self, task: Task, lease: LedgerLease, result: ProviderReply | Failure, tally: CallTally
