@@ -333,7 +333,11 @@ class RemoteModel(Section):
     api_key_env: str | None = None
     """The environment variable that holds the key."""
     max_concurrency: int = Field(default=32, ge=1)
-    """Calls in flight at once, per worker."""
+    """The most calls in flight at once, per worker. Fewer are made while the provider has too many,
+    and models with the same address, name and key share the least of theirs."""
+    breaker: bool = True
+    """Whether it is not called for a while where its calls fail, so that fusions go on without it;
+    `false` suits a proxy that chooses among providers by itself."""
     timeout_s: float = Field(default=120, gt=0)
     """How long one call may take."""
     max_attempts: int = Field(default=3, ge=1, le=10)

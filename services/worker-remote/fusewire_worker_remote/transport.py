@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 
 import aiohttp
 
+from fusewire.contracts import ErrorCode
 from fusewire_worker_remote.errors import Failure, truncation
 from fusewire_worker_remote.large_body import BlobSource, LargeBody, with_large_parts
 from fusewire_worker_remote.providers.base import HttpRequest, HttpResponse
@@ -97,6 +99,7 @@ class Transport:
                 "bad_request",
                 "there is no store to read its images and long texts from",
                 retryable=False,
+                origin="store",
             )
         return await with_large_parts(request.body, names, self._images)
 
@@ -134,7 +137,7 @@ class Transport:
                     return _too_large(self._max_body_bytes)
                 chunks.append(chunk)
         except aiohttp.ClientError:
-            return truncation("the connection closed within the response")
+            return _break("the connection closed within the response")
         return HttpResponse(response.status, _headers(response), b"".join(chunks))
 
     async def _read_stream(
@@ -151,7 +154,7 @@ class Transport:
                     return _too_large(MAX_STREAM_BYTES)
                 is_over = await reader(chunk)
         except aiohttp.ClientError:
-            return truncation("the connection closed within the stream")
+            return _break("the connection closed within the stream")
         return HttpResponse(response.status, _headers(response), b"", is_streamed=True)
 
 
@@ -180,13 +183,17 @@ async def _mark_sent(
     context.trace_request_ctx.is_sent = True
 
 
+def _break(message: str) -> Failure:
+    return replace(truncation(message), origin="connection")
+
+
 def _wire_failure(exc: Exception, *, is_sent: bool, timeout_s: float) -> Failure:
+    fault = type(exc).__name__
+    code: ErrorCode
     if not is_sent:
-        return Failure("connect_error", f"not connected ({type(exc).__name__})", retryable=True)
-    if isinstance(exc, TimeoutError):
-        return Failure(
-            "timeout", f"no answer within {timeout_s:.3g} s", retryable=True, ambiguous=True
-        )
-    return Failure(
-        "truncated", f"the connection broke ({type(exc).__name__})", retryable=True, ambiguous=True
-    )
+        code, message = "connect_error", f"not connected ({fault})"
+    elif isinstance(exc, TimeoutError):
+        code, message = "timeout", f"no answer within {timeout_s:.3g} s"
+    else:
+        code, message = "truncated", f"the connection broke ({fault})"
+    return Failure(code, message, retryable=True, ambiguous=is_sent, origin="connection")
