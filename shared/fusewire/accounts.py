@@ -210,6 +210,12 @@ USERS: tuple[User, ...] = (
 )
 
 
+def api_prefix(name: str) -> str:
+    """The subject prefix of JetStream's API for a service."""
+    is_in_fw = any(user.name == name and user.account == "FW" for user in USERS)
+    return API if is_in_fw else WORKER_PREFIX
+
+
 def site_user(site: str) -> User:
     """The server of an edge site, which passes on what the worker behind it does.
 

@@ -158,6 +158,7 @@ class Bus:
                 "nats.url is 'embedded', which only the fusewire command can start",
                 "set [nats] url (or FUSEWIRE_NATS__URL) to nats://HOST:PORT",
             )
+        settings = nats_identity.of_service(service, settings)
         self.service = service
         self._closed_event = asyncio.Event()
         self._live: dict[int, Delivery] = {}
