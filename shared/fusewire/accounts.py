@@ -270,6 +270,9 @@ def users(sites: Sequence[str] = (), tenants: Sequence[str] = ()) -> tuple[User,
 
 def _in_worker_account(subject: str) -> str:
     """What a worker calls a subject of FW."""
+    if subject.startswith(f"$KV.{ATTEMPT_BUCKET}."):
+        # The server of an edge site keeps `$KV` to itself.
+        return f"{WORKER_PREFIX}.{subject}"
     return subject.replace(API, WORKER_PREFIX, 1) if subject.startswith(API) else subject
 
 

@@ -28,7 +28,8 @@ class Duty:
         measures: streams whose size it reads.
         counts: streams of whose durables it reads how much waits.
         looks_up: streams of which it reads single messages.
-        keeps: key-value buckets that it reads and writes.
+        keeps: key-value buckets that it reads and writes; `fw_attempts` by a name that gets
+            through an edge site's server, where it is no user of FW.
         stores: object stores that it writes, reads and deletes from.
         inbox: where it gets its replies.
     """
@@ -54,6 +55,14 @@ class Duty:
         """What its account calls JetStream's API."""
         return OWN_API.get(self.account, "fwjs")
 
+    @property
+    def puts(self) -> Sequence[str]:
+        """Where it writes what it keeps."""
+        prefix = "" if self.api == "$JS.API" else f"{self.api}."
+        return [
+            f"{prefix if bucket == 'fw_attempts' else ''}$KV.{bucket}.*" for bucket in self.keeps
+        ]
+
     def _requests(self) -> Iterator[str]:
         for durable in self.takes:
             yield f"{self.api}.CONSUMER.INFO.{durable}"
@@ -78,8 +87,7 @@ class Duty:
         yield from (*self.sends, *self.requests)
         for durable in self.takes:
             yield f"$JS.ACK.{durable}.>"
-        for bucket in self.keeps:
-            yield f"$KV.{bucket}.*"
+        yield from self.puts
         for store in self.stores:
             yield from (f"$O.{store}.C.*", f"$O.{store}.M.*")
 
@@ -193,6 +201,11 @@ def covers(pattern: str, subject: str) -> bool:
     return len(wanted) == len(tokens)
 
 
+def in_fw(subject: str) -> str:
+    """What FW calls a subject on which somebody sends."""
+    return subject.replace("fwjs.$KV.", "$KV.").replace("fwjs.", "$JS.API.")
+
+
 def core_subjects(topology: Topology) -> Sequence[str]:
     """A subject of each kind that Fusewire uses, and some that are nearly one."""
     tasks = [durable.subject for durable in topology.durables if ".task." in durable.subject]
@@ -262,7 +275,7 @@ def system_subjects(topology: Topology) -> Sequence[str]:
             for verb, (stream, durable) in itertools.product(_DURABLE_VERBS, sorted(durables))
         ),
         *(f"CONSUMER.CREATE.{d.stream}.{d.name}.{d.subject or '>'}" for d in all_durables),
-        *direct,
+        *(*direct, *keys),
         "DIRECT.GET.FW_CANDIDATE.fw.candidate.f.1.a",
         *(f"DIRECT.GET.OBJ_{piece.split('.')[1]}.{piece}" for piece in pieces),
     )
