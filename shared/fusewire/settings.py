@@ -105,10 +105,11 @@ class Nats(Section):
     credentials: FilePath | None = None
     """A NATS credentials file (JWT and seed)."""
     nkey: FilePath | None = None
-    """A file with the seed of the nkey that the server knows this service by."""
+    """A file with the seed of the nkey that the server knows this service by; or the folder that
+    `fusewire topology nkeys` makes, where each service takes its own."""
     js_prefix: str = "$JS.API"
     """Subject prefix of JetStream's API: `fwjs` for workers whose NATS account is not that of the
-    streams, as in deploy/nats/accounts.conf."""
+    streams, as in deploy/nats/accounts.conf. With a folder of nkeys it is set by itself."""
     site: Name | None = None
     """The name of the edge site whose NATS server this is, a leaf of the hub (docs/decisions/0049):
     worker-edge stores its answers there, and forwards them when the link is up."""

@@ -82,8 +82,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
         cli = configured(folder, server)
         with cli.start("up") as process:
             url = address(cli, process)
-            nats = json.loads((folder / ".fusewire" / "up.json").read_text())["nats"]
-            yield RunningStack(url, nats, server)
+            yield RunningStack(url, folder / ".fusewire", server)
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from fusewire.store.engine import Store
 from fusewire.testing.chaos import Fault, StackProcess, schedule
 from fusewire.testing.command_line import Cli, FakeServer, address
 from fusewire.testing.eventually import PATIENCE_S, eventually
+from fusewire.testing.nats_accounts import embedded
 from fusewire.testing.postgres import PostgresServer
 from fusewire.topology import CARRIERS
 from fusewire_cli.client import Client
@@ -133,8 +134,7 @@ async def test_whatever_is_killed_everything_accepted_has_one_outcome_and_repeat
                 ended_at = time.time()
                 shown = await eventually(lambda: finished(api, list(accepted.values())))
                 again = await finished(api, list(accepted.values()))
-            nats = json.loads((data / "up.json").read_text())["nats"]
-            await eventually(lambda: is_empty(nats))
+            await eventually(lambda: is_empty(embedded(data)))
             store = Store(Database(url=url))
             stored = await rows(
                 store, "SELECT fusion_id, count(*) FROM outcomes GROUP BY fusion_id"
@@ -184,9 +184,9 @@ async def finished(api: Client, ids: list[str]) -> list[Shown]:
     return [dict(one) for one in found] if all(one["status"] != "running" for one in found) else []
 
 
-async def is_empty(url: str) -> bool:
+async def is_empty(nats: Nats) -> bool:
     """Whether no stream holds any work."""
-    bus = Bus("ops", Nats(url=url))
+    bus = Bus("ops", nats)
     await bus.connect(timeout_s=PATIENCE_S)
     try:
         return not any([(await bus.js.stream_info(stream)).state.messages for stream in CARRIERS])

@@ -127,7 +127,7 @@ def console_stack(
             api = address(cli, command)
             url = until(lambda: _console_url(command), "the console's address")
             record = json.loads((folder / ".fusewire" / "up.json").read_text())
-            stack = RunningStack(api, record["nats"], server)
+            stack = RunningStack(api, folder / ".fusewire", server)
             yield RunningConsole(url, stack, cli, record["pids"])
 
 
