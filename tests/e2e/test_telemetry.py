@@ -23,7 +23,7 @@ def test_a_fusion_leaves_one_trace_and_its_log_and_neither_holds_the_prompt(cli:
     assert CANARY in asked.stdout
     spans = [
         span
-        for body in collector.received
+        for body in collector.bodies
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans
         for scope in resource.scope_spans
         for span in scope.spans
@@ -43,7 +43,7 @@ def test_a_fusion_leaves_one_trace_and_its_log_and_neither_holds_the_prompt(cli:
     log = (cli.folder / ".fusewire" / "fusewire.log").read_text()
     for event in ("ingest.accepted", "dispatcher.planned", "worker.candidate", "judge.decided"):
         assert event in log
-    assert CANARY.encode() not in b"".join(collector.received)
+    assert CANARY.encode() not in b"".join(collector.bodies)
     assert CANARY not in log
     assert CANARY not in asked.stderr
 

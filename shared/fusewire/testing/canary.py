@@ -7,7 +7,8 @@ import base64
 import re
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 _COMPRESSED = re.compile(rb"\x1f\x8b\x08|\x78[\x01\x5e\x9c\xda]")
@@ -19,21 +20,18 @@ _LEAST_INFLATED = 16
 def forms(canary: str) -> dict[str, bytes]:
     """What a canary looks like, by encoding: of base64 the part that its neighbours leave alone."""
     plain = canary.encode()
-    base64_forms = {
-        f"base64 at {shift}": base64.b64encode(b"\0" * shift + plain)[shift and 4 : -4]
-        for shift in range(3)
-    }
+    shifts = (base64.b64encode(b"\0" * shift + plain)[shift and 4 : -4] for shift in range(3))
     return {
         "plain": plain,
         "reversed": plain[::-1],
         "UTF-16": canary.encode("utf-16-le"),
         "hex": plain.hex().encode(),
         "HEX": plain.hex().upper().encode(),
-        **base64_forms,
+        **{f"base64 at {shift}": data for shift, data in enumerate(shifts)},
     }
 
 
-def _inflated(data: bytes) -> Iterator[bytes]:
+def _inflate(data: bytes) -> Iterator[bytes]:
     """What is compressed within data."""
     for match in _COMPRESSED.finditer(data):
         try:
@@ -46,14 +44,18 @@ def _inflated(data: bytes) -> Iterator[bytes]:
 
 def find(places: Mapping[str, Iterable[bytes]], canaries: Iterable[str]) -> set[tuple[str, str]]:
     """The places that hold a canary, each with the encoding."""
-    patterns = [(form, data) for canary in canaries for form, data in forms(canary).items()]
+    patterns = list(chain.from_iterable(forms(canary).items() for canary in canaries))
     results = set()
     for place, chunks in places.items():
         for chunk in chunks:
-            results |= {(place, form) for form, data in patterns if data in chunk}
-            for inner in _inflated(chunk):
-                results |= {(place, f"packed {form}") for form, data in patterns if data in inner}
+            results |= {(place, form) for form in _matches(chunk, patterns)}
+            for inner in _inflate(chunk):
+                results |= {(place, f"packed {form}") for form in _matches(inner, patterns)}
     return results
+
+
+def _matches(data: bytes, patterns: Sequence[tuple[str, bytes]]) -> Iterator[str]:
+    return (form for form, pattern in patterns if pattern in data)
 
 
 def memory_of(pid: int) -> Iterator[bytes]:

@@ -10,8 +10,8 @@ class Collector(ThreadingHTTPServer):
     """Takes OTLP over HTTP and keeps the bytes. A fake, on a real socket."""
 
     def __init__(self) -> None:
-        self.received: list[bytes] = []
-        super().__init__(("127.0.0.1", 0), _Receiver)
+        self.bodies: list[bytes] = []
+        super().__init__(("127.0.0.1", 0), _CollectorHandler)
 
     @property
     def endpoint(self) -> str:
@@ -19,11 +19,11 @@ class Collector(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/v1/traces"
 
 
-class _Receiver(BaseHTTPRequestHandler):
+class _CollectorHandler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Keep a body."""
         assert isinstance(self.server, Collector)
-        self.server.received.append(self.rfile.read(int(self.headers["content-length"])))
+        self.server.bodies.append(self.rfile.read(int(self.headers["content-length"])))
         self.send_response(200)
         self.end_headers()
 
