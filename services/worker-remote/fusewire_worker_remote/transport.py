@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import aiohttp
 
 from fusewire.contracts import ErrorCode
+from fusewire_worker_remote.addresses import forbidden, open_socket
 from fusewire_worker_remote.errors import Failure, truncation
 from fusewire_worker_remote.large_body import BlobSource, LargeBody, with_large_parts
 from fusewire_worker_remote.providers.base import HttpRequest, HttpResponse
@@ -29,7 +30,9 @@ ChunkReader = Callable[[bytes], Awaitable[bool]]
 
 
 class Transport:
-    """Posts requests. Only the configured address is called: no redirects, no proxy variables.
+    """Posts requests.
+
+    Only the configured address is called: no redirects, no proxy variables, no metadata services.
 
     Args:
         max_body_bytes: most bytes of a response that is no stream.
@@ -87,7 +90,8 @@ class Transport:
                 return await self._read_whole(response, first_chunk)
         except (TimeoutError, aiohttp.ClientError, OSError) as exc:
             body_failure = body.failure if isinstance(body, LargeBody) else None
-            return body_failure or _wire_failure(exc, is_sent=trace.is_sent, timeout_s=timeout_s)
+            failure = body_failure or forbidden(exc)
+            return failure or _wire_failure(exc, is_sent=trace.is_sent, timeout_s=timeout_s)
 
     async def _with_large_parts(
         self, request: HttpRequest, names: Mapping[str, str]
@@ -115,7 +119,9 @@ class Transport:
             # No limit here: each model has a limit of its own. Streams close their connection:
             # llama.cpp's server closes it after each stream without saying so, and a call begun on
             # it meanwhile fails like one whose answer was lost, which may be paid for.
-            connector = aiohttp.TCPConnector(limit=0, force_close=is_streamed)
+            connector = aiohttp.TCPConnector(
+                limit=0, force_close=is_streamed, socket_factory=open_socket
+            )
             self._sessions[is_streamed] = aiohttp.ClientSession(
                 connector=connector,
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
