@@ -11,6 +11,7 @@ import structlog
 
 from fusewire import telemetry
 from fusewire.contracts import PRIORITIES, Candidate, Task, Tasks
+from fusewire.crash_points import CrashPoint, reach
 from fusewire.errors import Transient
 from fusewire.loops import reserve_size
 from fusewire.settings import RemoteModel
@@ -226,11 +227,13 @@ class RemoteGenerate:
         tally = CallTally(usage=None) if task_calls.unknown else CallTally()
         # Retried here and by no SDK: the ledger needs to see each attempt (docs/decisions/0020).
         while True:
+            reach(CrashPoint.REMOTE_SENT)
             tally.attempts += 1
             with telemetry.span(
                 "model call", model=task.model, call=task.call, attempt=task_calls.attempts
             ):
                 result = await lease.during(self._caller.call(task, model, publisher, tally))
+            reach(CrashPoint.REMOTE_CALLED)
             if isinstance(result, ProviderReply):
                 return await self._end(task, lease, result, tally)
             log.warning(
@@ -246,6 +249,7 @@ class RemoteGenerate:
                 return await self._end(task, lease, result, tally)
             tally.add_failure(result)
             await lease.pause(task.call, ambiguous=result.ambiguous)
+            reach(CrashPoint.REMOTE_PAUSED)
             # Other tasks may use the slot during the wait.
             slot.release()
             await self._sleep(wait_s)

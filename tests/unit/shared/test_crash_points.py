@@ -1,13 +1,17 @@
 """A planted crash point ends one process once, and nothing without its environment variable."""
 
+import ast
 import os
 import signal
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from fusewire.crash_points import CRASH_FOLDER_ENV, CrashPoint, reach
 
+REPOSITORY = Path(__file__).parents[3]
 POINT = CrashPoint.JUDGE_COMMITTED
 REACHES = f"""
 from fusewire.crash_points import CrashPoint, reach
@@ -59,3 +63,27 @@ def test_without_the_variable_nothing_ends(tmp_path: Path) -> None:
 
     assert end(start(None)) == (0, "passed\n")
     reach(POINT)
+
+
+def test_the_code_reaches_each_point_in_one_place() -> None:
+    uses = Counter(name for file in sources() for name in points(file))
+
+    assert uses == dict.fromkeys(CrashPoint.__members__, 1)
+
+
+def sources() -> Iterator[Path]:
+    """All modules that ship."""
+    for folder in ("shared", "services", "cli"):
+        for file in (REPOSITORY / folder).rglob("*.py"):
+            if "testing" not in file.parts and file.name != "crash_points.py":
+                yield file
+
+
+def points(file: Path) -> Iterator[str]:
+    """The names of points in calls of `reach`."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        match node:
+            case ast.Call(
+                func=ast.Name("reach"), args=[ast.Attribute(ast.Name("CrashPoint"), name)]
+            ):
+                yield name
