@@ -76,6 +76,8 @@ class CrashStack:
     database: str
     points: Path
     runner: psutil.Process
+    _planted: Sequence[psutil.Process] = ()
+    """The processes that ran when points were planted."""
     _numbers: Iterator[int] = field(default_factory=lambda: iter(range(100_000)))
 
     def name(self) -> str:
@@ -130,17 +132,17 @@ class CrashStack:
         Raises:
             AssertionError: one is never reached, or no process ended there.
         """
-        processes = await asyncio.to_thread(self.runner.children)
         files = [self.points / point for point in points]
         await asyncio.to_thread(_wait_for_first, files)
         killed_at = time.time()
         await eventually(lambda: not [file.name for file in files if file.exists()])
         if not is_command:
-            await eventually(lambda: any(not _is_alive(process) for process in processes))
+            await eventually(lambda: any(not _is_alive(process) for process in self._planted))
         return killed_at
 
     def plant(self, points: Sequence[CrashPoint]) -> None:
         """End the next process that reaches each of them."""
+        self._planted = self.runner.children()
         for point in points:
             (self.points / point).touch()
 
