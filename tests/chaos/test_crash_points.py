@@ -46,6 +46,7 @@ call_drain_s = 2
 members = ["a", "b", "c"]
 judge = "j"
 control_share = 0.0
+deadline_s = 250
 [pools.merge]
 members = ["a", "b", "c"]
 judge = "j"
@@ -53,20 +54,23 @@ mode = "merge"
 control_share = 0.0
 [pools.vote]
 members = ["a", "b", "c"]
+deadline_s = 250
 [pools.solo]
 members = ["streamed"]
+deadline_s = 250
 [pools.flaky]
 members = ["flaky"]
+deadline_s = 250
 [pools.stalled]
-members = ["silent"]
-deadline_s = 20
+members = ["slow"]
+deadline_s = 250
 [pools.quorum]
-members = ["a", "b", "silent"]
+members = ["a", "b", "slow"]
 quorum = 0.6
 early_stop = 1.0
-deadline_s = 8
+deadline_s = 250
 [pools.late]
-members = ["a", "silent"]
+members = ["a", "slow"]
 deadline_s = 12
 """
 EDGE = """
@@ -77,16 +81,19 @@ max_tokens = 4
 threads = 1
 [pools.edge]
 members = ["tiny"]
+deadline_s = 250
 [pools.mixed]
 members = ["a", "tiny"]
+deadline_s = 250
 """
-REMOTE = ("a", "b", "c", "j", "streamed", "flaky", "silent")
+REMOTE = ("a", "b", "c", "j", "streamed", "flaky", "slow")
 MODELS: dict[str, Any] = {
     "*": {"latency_ms": 60, "latency_sigma": 0.3},
     "streamed": {"token_ms": 40},
     # The first call of each fails, and the second is answered.
     "flaky": {"faults": [{"kind": "server_error"}, {"kind": "none"}], "repeat_faults": True},
-    "silent": {"faults": [{"kind": "hang"}], "repeat_faults": True},
+    # Later than the deadline of `late`.
+    "slow": {"latency_ms": 15_000},
 }
 
 Names = list[str]
