@@ -16,7 +16,7 @@ PYTHON ?= $(shell for v in python3.11 python3.12 python3.13 python3; do \
 BIN := .venv/bin
 MEMBERS := shared services/ingest services/dispatcher services/worker-edge services/worker-remote services/judge services/console cli
 # One by one: two files named conftest.py are one module to mypy.
-TESTS := deploy/docker/check tests/contract tests/conformance tests/console tests/e2e tests/bench tests/fuzz $(wildcard tests/unit/*)
+TESTS := deploy/docker/check tests/contract tests/conformance tests/console tests/chaos tests/e2e tests/bench tests/fuzz $(wildcard tests/unit/*)
 SOURCES := $(MEMBERS) migrations tests examples deploy
 SERVICES := ingest dispatcher judge worker-edge worker-remote console
 LOCKS := deploy/docker/requirements

@@ -17,6 +17,7 @@ from typing import Any
 
 from fusewire.bus import Bus
 from fusewire.contracts import NAME
+from fusewire.crash_points import CrashPoint, reach
 from fusewire.erasure import BrokerEraser, MessageOrigin
 from fusewire.errors import Transient
 from fusewire.ids import fusion_id
@@ -228,17 +229,22 @@ class ErasureRun:
         await self._find_custom_id()
         erasure = await erasures.begin(target.tenant, custom_id_hash, datetime.now(UTC), operator())
         self._erasure_id = erasure.erasure_id
+        reach(CrashPoint.ERASE_ENTERED)
         await self._end_running()
         large_parts = await erasures.large_parts(target)
         await self._erase_messages(large_parts)
+        reach(CrashPoint.ERASE_MESSAGES_ERASED)
         if target.custom_id is not None:
             await erase_lines(self._store, self._erasure_id, target)
         await erasures.erase_fusions(self._erasure_id, target)
+        reach(CrashPoint.ERASE_FUSIONS_ERASED)
         if target.custom_id is None:
             await erasures.erase_tenant(self._erasure_id, target.tenant)
+        reach(CrashPoint.ERASE_ROWS_ERASED)
         await self._erase_messages([])
         remains = await self._tidy()
         remains += await rewrite_files(self._store, TOUCHED)
+        reach(CrashPoint.ERASE_FILES_REWRITTEN)
         erasure = await erasures.complete(self._erasure_id, datetime.now(UTC), operator())
         return {**_cells(erasure), "remains": remains, "not_reached": list(NOT_REACHED)}
 

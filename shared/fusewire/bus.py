@@ -28,6 +28,7 @@ from nats.js.kv import KeyValue
 from fusewire import consumers, metrics, nats_identity, telemetry
 from fusewire.blobs import Blobs
 from fusewire.contracts import ContractError, Wire
+from fusewire.crash_points import CrashPoint, reach
 from fusewire.errors import StartupError, Transient, UnacceptableMessage
 from fusewire.settings import Nats
 from fusewire.tasks import BackgroundTasks
@@ -529,6 +530,7 @@ class Bus:
             if not is_open:
                 body_subject = sealed_subject(delivery.stream, delivery.sequence)
                 await self.publish(body_subject, delivery.data, msg_id=dead_id)
+                reach(CrashPoint.BUS_BODY_SEALED)
             await self.publish(
                 dead_subject(self.service, delivery.stream),
                 delivery.data if is_open else b"",
@@ -537,6 +539,7 @@ class Bus:
             )
         except Transient as exc:
             return await self.handle_failure(delivery, exc)
+        reach(CrashPoint.BUS_DEAD_LETTERED)
         log.error(
             "bus.message_buried", stream=delivery.stream, sequence=delivery.sequence, reason=reason
         )

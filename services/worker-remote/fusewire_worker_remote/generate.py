@@ -12,6 +12,7 @@ import structlog
 
 from fusewire import telemetry
 from fusewire.contracts import PRIORITIES, Candidate, Task, Tasks
+from fusewire.crash_points import CrashPoint, reach
 from fusewire.errors import Transient
 from fusewire.settings import RemoteModel
 from fusewire.worker import KEPT_AFTER, Make, TokenPublisher
@@ -246,6 +247,7 @@ class RemoteGenerate:
                 return await self._end(task, lease, result, tally)
             tally.add_failure(result)
             await lease.pause(task.call, ambiguous=result.ambiguous)
+            reach(CrashPoint.REMOTE_PAUSED)
             await self._sleep(wait_s)
             if await place.take(is_retry=_takes_budget(result)) is not None:
                 # What it may cost is in the ledger and the tally already.
@@ -269,8 +271,10 @@ class RemoteGenerate:
         calls_before = tally.calls
         tally.attempts += 1
         attempt = task_calls.attempts if (task_calls := lease.calls(task.call)) else 0
+        reach(CrashPoint.REMOTE_SENT)
         with telemetry.span("model call", model=task.model, call=task.call, attempt=attempt):
             result = await lease.during(self._caller.call(task, model, publisher, tally))
+        reach(CrashPoint.REMOTE_CALLED)
         place.leave(result if tally.calls > calls_before else None)
         if isinstance(result, Failure):
             log.warning(
