@@ -1,0 +1,288 @@
+"""For tests: what must hold of any history, whatever befell the stack. Pure: reads no clock or file.
+
+Each invariant is a function of its own, from a history to its violations.
+
+| | holds |
+|---|---|
+| I1 | what was accepted has exactly one stored outcome |
+| I2 | no outcome without an acceptance |
+| I3 | a task's paid calls are one, and one more for each fault between them at most; candidates say so |
+| I4 | no account spends more than its limit and what was in flight |
+| I5 | what an edge-only prompt holds is nowhere outside the edge |
+| I6 | a batch's output has the lines of its input, in their order |
+| I7 | a final state never changes |
+| I8 | a winner is a candidate of its fusion |
+| I9 | at the end nothing is left in queues, and no call is held |
+| I10 | after a fault something ends soon |
+| I11 | memory does not grow |
+"""
+
+import itertools
+import math
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from fusewire.testing.history import (
+    Acceptance,
+    BatchOrder,
+    CanaryScan,
+    Event,
+    FaultEnd,
+    FaultStart,
+    MemorySample,
+    ModelCall,
+    OutcomeCount,
+    OutcomeView,
+    Remainder,
+    Spend,
+    StoredCandidate,
+    StoredVerdict,
+)
+
+_E = TypeVar("_E", bound=Event)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What is still good.
+
+    Attributes:
+        recovery_s: the 99th percentile of the time from a fault's end to the next final state, s.
+        after_fault_s: how long after its end a fault may still be the cause of a second call, s:
+            the broker delivers again what a dead worker had when its `ack_wait` is over.
+        growth_mb_per_hour: of one process, by least squares over the second half of its samples.
+        least_span_s: samples over a shorter time tell nothing about growth, s.
+    """
+
+    recovery_s: float = 10.0
+    after_fault_s: float = 60.0
+    growth_mb_per_hour: float = 60.0
+    least_span_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class Violation:
+    """An invariant that does not hold, of what, and why."""
+
+    invariant: str
+    subject: str
+    why: str
+
+
+@dataclass(frozen=True)
+class _Span:
+    """A fault, from its beginning to its end."""
+
+    kind: str
+    start: float
+    end: float
+
+
+def of_kind(history: Sequence[Event], kind: type[_E]) -> list[_E]:
+    """The events of a kind, in order."""
+    return [event for event in history if isinstance(event, kind)]
+
+
+def check(history: Sequence[Event], bounds: Bounds | None = None) -> list[Violation]:
+    """All violations of a history."""
+    return [
+        violation
+        for check_one in INVARIANTS.values()
+        for violation in check_one(history, bounds or Bounds())
+    ]
+
+
+def _lost_or_double(history: Sequence[Event], _bounds: Bounds) -> Iterator[Violation]:
+    counts = {event.fusion: event.count for event in of_kind(history, OutcomeCount)}
+    for event in of_kind(history, Acceptance):
+        if (count := counts.get(event.fusion, 0)) != 1:
+            yield Violation("I1", event.fusion, f"{count} outcomes of {event.name}")
+
+
+def _unasked(history: Sequence[Event], _bounds: Bounds) -> Iterator[Violation]:
+    fusions = {event.fusion for event in of_kind(history, Acceptance)}
+    for event in of_kind(history, OutcomeCount):
+        if event.fusion not in fusions:
+            yield Violation("I2", event.fusion, "an outcome of what nobody was told is accepted")
+
+
+def _spans(history: Sequence[Event]) -> list[_Span]:
+    ends = {event.number: event.at for event in of_kind(history, FaultEnd)}
+    return [
+        _Span(event.kind, event.at, ends.get(event.number, math.inf))
+        for event in of_kind(history, FaultStart)
+    ]
+
+
+def paid_calls(history: Sequence[Event]) -> Mapping[str, list[float]]:
+    """Times of the calls that are paid for, by task."""
+    times: defaultdict[str, list[float]] = defaultdict(list)
+    for event in of_kind(history, ModelCall):
+        if event.fate == "answered":
+            times[event.task].append(event.at)
+    return times
+
+
+def paid_duplicates(history: Sequence[Event]) -> int:
+    """Paid calls beyond the first of each task."""
+    return sum(len(times) - 1 for times in paid_calls(history).values())
+
+
+def _paid_twice(history: Sequence[Event], bounds: Bounds) -> Iterator[Violation]:
+    spans = _spans(history)
+    stored = {event.task: event for event in of_kind(history, StoredCandidate)}
+    for task, times in paid_calls(history).items():
+        extra = len(times) - 1
+        if not extra:
+            continue
+        first, last = min(times), max(times)
+        causes = [s for s in spans if s.start <= last and s.end + bounds.after_fault_s >= first]
+        if extra > len(causes):
+            yield Violation("I3", task, f"{len(times)} paid calls and {len(causes)} faults")
+        candidate = stored.get(task)
+        if candidate and not (candidate.maybe_paid_twice or candidate.attempts > extra):
+            yield Violation("I3", task, f"{len(times)} paid calls, and its candidate tells of one")
+
+
+def _overspent(history: Sequence[Event], _bounds: Bounds) -> Iterator[Violation]:
+    for event in of_kind(history, Spend):
+        if event.usd > event.limit_usd + event.in_flight_usd:
+            yield Violation("I4", event.account, f"{event.usd} USD of {event.limit_usd}")
+
+
+def _leaked(history: Sequence[Event], _bounds: Bounds) -> Iterator[Violation]:
+    for event in of_kind(history, CanaryScan):
+        if event.hits:
+            yield Violation("I5", event.place, f"{event.hits} times in {event.size} bytes")
+
+
+def misplaced_lines(order: BatchOrder) -> int:
+    """Lines of a batch's output that are not those of the input at their place.
+
+    >>> misplaced_lines(BatchOrder(0, "b", ("x", "y", "z"), ("x", "z")))
+    2
+    """
+    return sum(a != b for a, b in itertools.zip_longest(order.written, order.read))
+
+
+def _out_of_order(history: Sequence[Event], _bounds: Bounds) -> Iterator[Violation]:
+    for event in of_kind(history, BatchOrder):
+        if count := misplaced_lines(event):
+            yield Violation("I6", event.batch, f"{count} lines are not at their place")
+
+
+def _changed(history: Sequence[Event], _bounds: Bounds) -> Iterator[Violation]:
+    first: dict[str, OutcomeView] = {}
+    for event in of_kind(history, OutcomeView):
+        before = first.setdefault(event.fusion, event)
+        if (before.status, before.digest) != (event.status, event.digest):
+            yield Violation("I7", event.fusion, f"was {before.status}, is {event.status}")
+
+
+def _invented(history: Sequence[Event], _bounds: Bounds) -> Iterator[Violation]:
+    for event in of_kind(history, StoredVerdict):
+        if event.winner not in event.candidates:
+            yield Violation("I8", event.fusion, f"{event.winner} wins and was no candidate")
+
+
+def _left_over(history: Sequence[Event], _bounds: Bounds) -> Iterator[Violation]:
+    for event in of_kind(history, Remainder):
+        if event.count:
+            yield Violation("I9", event.what, f"{event.count} are left")
+
+
+def recoveries(history: Sequence[Event]) -> list[float]:
+    """Times from the end of a fault to the next final state that a client sees, s.
+
+    Of faults at whose end something is unfinished, and that no other fault follows before: then
+    that one counts.
+    """
+    accepted = {event.fusion: event.at for event in of_kind(history, Acceptance)}
+    ends: dict[str, float] = {}
+    for event in of_kind(history, OutcomeView):
+        ends.setdefault(event.fusion, event.at)
+    spans = _spans(history)
+    times: list[float] = []
+    for span in spans:
+        waiting = any(at <= span.end < ends.get(f, math.inf) for f, at in accepted.items())
+        is_followed_until = min((end for end in ends.values() if end > span.end), default=math.inf)
+        is_followed = any(
+            other is not span and other.start <= is_followed_until and other.end > span.end
+            for other in spans
+        )
+        if waiting and not is_followed:
+            times.append(is_followed_until - span.end)
+    return times
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least `share` of them do not exceed; 0 of none.
+
+    >>> percentile([3, 1, 2], 0.99)
+    3
+    """
+    return sorted(values)[math.ceil(share * len(values)) - 1] if values else 0.0
+
+
+def _slow_recovery(history: Sequence[Event], bounds: Bounds) -> Iterator[Violation]:
+    p99 = percentile(recoveries(history), 0.99)
+    if p99 > bounds.recovery_s:
+        yield Violation("I10", "recovery", f"p99 is {p99:.1f} s, of {bounds.recovery_s:g}")
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """By least squares, of what is at least two points; 0 of fewer.
+
+    >>> slope([(0, 1), (1, 3), (2, 5)])
+    2.0
+    """
+    if len({x for x, _ in points}) < 2:
+        return 0.0
+    return float(statistics.linear_regression(*zip(*points, strict=True)).slope)
+
+
+def second_half(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
+    """Those points whose time is past the middle."""
+    middle = (points[0][0] + points[-1][0]) / 2
+    return [point for point in points if point[0] >= middle]
+
+
+def growths(history: Sequence[Event], bounds: Bounds) -> dict[str, float]:
+    """MB per hour by process, of those that were seen for long enough."""
+    samples: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
+    for event in of_kind(history, MemorySample):
+        samples[event.process].append((event.at, event.rss_mb))
+    return {
+        process: slope(second_half(points)) * 3600
+        for process, points in samples.items()
+        if points[-1][0] - points[0][0] >= bounds.least_span_s
+    }
+
+
+def _growing(history: Sequence[Event], bounds: Bounds) -> Iterator[Violation]:
+    for process, growth in growths(history, bounds).items():
+        if growth > bounds.growth_mb_per_hour:
+            yield Violation("I11", process, f"grows by {growth:.0f} MB an hour")
+
+
+def fault_counts(history: Sequence[Event]) -> Counter[str]:
+    """How many faults of each kind there were, by `kind target`."""
+    return Counter(f"{event.kind} {event.target}" for event in of_kind(history, FaultStart))
+
+
+INVARIANTS: dict[str, Callable[[Sequence[Event], Bounds], Iterator[Violation]]] = {
+    "I1": _lost_or_double,
+    "I2": _unasked,
+    "I3": _paid_twice,
+    "I4": _overspent,
+    "I5": _leaked,
+    "I6": _out_of_order,
+    "I7": _changed,
+    "I8": _invented,
+    "I9": _left_over,
+    "I10": _slow_recovery,
+    "I11": _growing,
+}
