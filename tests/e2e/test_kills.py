@@ -29,15 +29,15 @@ from fusewire.store.engine import Store
 from fusewire.testing.chaos import StackProcess, schedule
 from fusewire.testing.command_line import Cli, FakeServer, address
 from fusewire.testing.eventually import eventually
-from fusewire.testing.history import Acceptance, CanaryScan, History
-from fusewire.testing.invariants import Bounds, check
+from fusewire.testing.history import Acceptance, History, LeakCheck
+from fusewire.testing.invariants import Limits, check
 from fusewire.testing.postgres import PostgresServer
 from fusewire.testing.stack_events import (
     Watch,
     control,
     model_calls,
     occurrences,
-    remainders,
+    queue_counts,
     stored_events,
 )
 from fusewire_cli.client import Client
@@ -49,7 +49,7 @@ REPORT = os.environ.get("KILL_REPORT")
 RATE = 5.0
 """Prompts a second."""
 CANARY = "zebracanary78"
-UNTIMED = Bounds(recovery_s=math.inf, after_fault_s=300)
+UNTIMED = Limits(recovery_s=math.inf, after_fault_s=300)
 """A test fails on no time."""
 _NAME = re.compile(r"\bq\d{4}\b")
 
@@ -154,9 +154,9 @@ async def test_whatever_is_killed_everything_accepted_has_one_outcome_and_repeat
             assert process.returncode is None, process.stderr[-2000:]
             log = (process.stderr + process.stdout).encode()
             (hits,) = occurrences(CANARY, {"log": log}).values()
-            history.add(CanaryScan(time.time(), "log", len(log), hits))
+            history.add(LeakCheck(time.time(), "log", len(log), hits))
 
-    shown = list(watch.shown.values())
+    shown = list(watch.final.values())
     extra, most = repeated(recorded(server))
     marked = Counter((submitted[c.fusion_id], c.model) for c in bodies if c.maybe_paid_twice)
     figures = {
@@ -182,7 +182,7 @@ def report(figures: Shown) -> None:
 
 async def is_empty(url: str) -> bool:
     """Whether no stream holds any work."""
-    return not check(await remainders(url))
+    return not check(await queue_counts(url))
 
 
 def at(one: Mapping[str, Any]) -> float:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import random
 import shutil
@@ -109,7 +110,7 @@ def plan(
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class StackParts:
     """What stands around the processes of a stack, where the test has put it there.
 
     Attributes:
@@ -142,12 +143,12 @@ class StackProcess:
         runner: int,
         data_dir: Path,
         postgres: PostgresServer | None,
-        around: Surroundings | None = None,
+        around: StackParts | None = None,
     ) -> None:
         self._runner = psutil.Process(runner)
         self._data_dir = data_dir
         self._postgres = postgres
-        self._around = around or Surroundings()
+        self._around = around or StackParts()
 
     async def befall(self, fault: Fault) -> None:
         """Make a fault happen; returns at its end."""
@@ -228,7 +229,7 @@ class StackProcess:
         for service in SERVICES:
             process = await asyncio.to_thread(self._process, service)
             process.send_signal(signal.SIGTERM)
-            await asyncio.to_thread(until, lambda p=process: _is_gone(p), "its end")
+            await asyncio.to_thread(until, functools.partial(_is_gone, process), "its end")
             await asyncio.to_thread(self._process, service)
 
     async def _kill_leader(self, _fault: Fault) -> None:
@@ -236,15 +237,15 @@ class StackProcess:
         await self._around.nats.kill_leader(LEADER_OF)
 
     def _freeze(self, fault: Fault) -> None:
-        process = self._process(fault.target)
-        processes = [process, *(process.children() if fault.target == DATABASE else ())]
+        main = self._process(fault.target)
+        processes = [main, *(main.children() if fault.target == DATABASE else ())]
         with contextlib.suppress(psutil.NoSuchProcess):
-            for one in processes:
-                one.suspend()
+            for process in processes:
+                process.suspend()
         time.sleep(fault.for_s)
-        for one in processes:
+        for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
-                one.resume()
+                process.resume()
 
     def _take_database_away(self, fault: Fault) -> None:
         if self._postgres:

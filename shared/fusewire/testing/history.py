@@ -100,7 +100,7 @@ class StoredVerdict:
 
 
 @dataclass(frozen=True)
-class Spend:
+class AccountCost:
     """At the end an account has spent so much; `in_flight_usd` is what one call may cost more."""
 
     at: float
@@ -111,7 +111,7 @@ class Spend:
 
 
 @dataclass(frozen=True)
-class CanaryScan:
+class LeakCheck:
     """All bytes of a place were searched for what an edge-only prompt holds."""
 
     at: float
@@ -121,7 +121,7 @@ class CanaryScan:
 
 
 @dataclass(frozen=True)
-class BatchOrder:
+class BatchLines:
     """The custom_ids of a batch's input, and those of its output."""
 
     at: float
@@ -131,7 +131,7 @@ class BatchOrder:
 
 
 @dataclass(frozen=True)
-class Remainder:
+class QueueCount:
     """At the end so much is left of what must be empty, such as a stream."""
 
     at: float
@@ -157,10 +157,10 @@ Event = (
     | ModelCall
     | StoredCandidate
     | StoredVerdict
-    | Spend
-    | CanaryScan
-    | BatchOrder
-    | Remainder
+    | AccountCost
+    | LeakCheck
+    | BatchLines
+    | QueueCount
     | MemorySample
 )
 _BY_NAME: dict[str, type] = {kind.__name__: kind for kind in get_args(Event)}
@@ -178,7 +178,7 @@ def encode(event: Event) -> str:
 def decode(line: str) -> Event:
     """The event of a line.
 
-    >>> decode(encode(BatchOrder(1, "b", ("x", "y"), ("x", "y")))).read
+    >>> decode(encode(BatchLines(1, "b", ("x", "y"), ("x", "y")))).read
     ('x', 'y')
     """
     fields = json.loads(line)

@@ -1,4 +1,4 @@
-"""For tests: what must hold of any history, whatever befell the stack. Pure: reads no clock or file.
+"""For tests: what must hold of any history, whatever befell the stack. Pure.
 
 Each invariant is a function of its own, from a history to its violations.
 
@@ -6,13 +6,13 @@ Each invariant is a function of its own, from a history to its violations.
 |---|---|
 | I1 | what was accepted has exactly one stored outcome |
 | I2 | no outcome without an acceptance |
-| I3 | a task's paid calls are one, and one more for each fault between them at most; candidates say so |
+| I3 | a task is paid for once, and once more for each fault between; its candidate says so |
 | I4 | no account spends more than its limit and what was in flight |
 | I5 | what an edge-only prompt holds is nowhere outside the edge |
 | I6 | a batch's output has the lines of its input, in their order |
 | I7 | a final state never changes |
 | I8 | a winner is a candidate of its fusion |
-| I9 | at the end nothing is left in queues, and no call is held |
+| I9 | at the end no work is left in queues |
 | I10 | after a fault something ends soon |
 | I11 | memory does not grow |
 """
@@ -27,17 +27,17 @@ from typing import TypeVar
 
 from fusewire.testing.history import (
     Acceptance,
-    BatchOrder,
-    CanaryScan,
+    AccountCost,
+    BatchLines,
     Event,
     FaultEnd,
     FaultStart,
+    LeakCheck,
     MemorySample,
     ModelCall,
     OutcomeCount,
     OutcomeView,
-    Remainder,
-    Spend,
+    QueueCount,
     StoredCandidate,
     StoredVerdict,
 )
@@ -46,7 +46,7 @@ _E = TypeVar("_E", bound=Event)
 
 
 @dataclass(frozen=True)
-class Bounds:
+class Limits:
     """What is still good.
 
     Attributes:
@@ -64,7 +64,7 @@ class Bounds:
 
 
 @dataclass(frozen=True)
-class Violation:
+class InvariantFault:
     """An invariant that does not hold, of what, and why."""
 
     invariant: str
@@ -73,7 +73,7 @@ class Violation:
 
 
 @dataclass(frozen=True)
-class _Span:
+class _FaultTime:
     """A fault, from its beginning to its end."""
 
     kind: str
@@ -86,33 +86,34 @@ def of_kind(history: Sequence[Event], kind: type[_E]) -> list[_E]:
     return [event for event in history if isinstance(event, kind)]
 
 
-def check(history: Sequence[Event], bounds: Bounds | None = None) -> list[Violation]:
-    """All violations of a history."""
-    return [
-        violation
-        for check_one in INVARIANTS.values()
-        for violation in check_one(history, bounds or Bounds())
-    ]
+def check(history: Sequence[Event], limits: Limits | None = None) -> list[InvariantFault]:
+    """All that does not hold of a history."""
+    faults: list[InvariantFault] = []
+    for find in INVARIANTS.values():
+        faults += find(history, limits or Limits())
+    return faults
 
 
-def _lost_or_double(history: Sequence[Event], _bounds: Bounds) -> Iterator[Violation]:
+def _lost_or_double(history: Sequence[Event], _limits: Limits) -> Iterator[InvariantFault]:
     counts = {event.fusion: event.count for event in of_kind(history, OutcomeCount)}
     for event in of_kind(history, Acceptance):
         if (count := counts.get(event.fusion, 0)) != 1:
-            yield Violation("I1", event.fusion, f"{count} outcomes of {event.name}")
+            yield InvariantFault("I1", event.fusion, f"{count} outcomes of {event.name}")
 
 
-def _unasked(history: Sequence[Event], _bounds: Bounds) -> Iterator[Violation]:
+def _unknown_outcomes(history: Sequence[Event], _limits: Limits) -> Iterator[InvariantFault]:
     fusions = {event.fusion for event in of_kind(history, Acceptance)}
     for event in of_kind(history, OutcomeCount):
         if event.fusion not in fusions:
-            yield Violation("I2", event.fusion, "an outcome of what nobody was told is accepted")
+            yield InvariantFault(
+                "I2", event.fusion, "an outcome of what nobody was told is accepted"
+            )
 
 
-def _spans(history: Sequence[Event]) -> list[_Span]:
+def _spans(history: Sequence[Event]) -> list[_FaultTime]:
     ends = {event.number: event.at for event in of_kind(history, FaultEnd)}
     return [
-        _Span(event.kind, event.at, ends.get(event.number, math.inf))
+        _FaultTime(event.kind, event.at, ends.get(event.number, math.inf))
         for event in of_kind(history, FaultStart)
     ]
 
@@ -131,67 +132,69 @@ def paid_duplicates(history: Sequence[Event]) -> int:
     return sum(len(times) - 1 for times in paid_calls(history).values())
 
 
-def _paid_twice(history: Sequence[Event], bounds: Bounds) -> Iterator[Violation]:
+def _paid_twice(history: Sequence[Event], limits: Limits) -> Iterator[InvariantFault]:
     spans = _spans(history)
-    stored = {event.task: event for event in of_kind(history, StoredCandidate)}
+    candidates = {event.task: event for event in of_kind(history, StoredCandidate)}
     for task, times in paid_calls(history).items():
         extra = len(times) - 1
         if not extra:
             continue
         first, last = min(times), max(times)
-        causes = [s for s in spans if s.start <= last and s.end + bounds.after_fault_s >= first]
+        causes = [s for s in spans if s.start <= last and s.end + limits.after_fault_s >= first]
         if extra > len(causes):
-            yield Violation("I3", task, f"{len(times)} paid calls and {len(causes)} faults")
-        candidate = stored.get(task)
+            yield InvariantFault("I3", task, f"{len(times)} paid calls and {len(causes)} faults")
+        candidate = candidates.get(task)
         if candidate and not (candidate.maybe_paid_twice or candidate.attempts > extra):
-            yield Violation("I3", task, f"{len(times)} paid calls, and its candidate tells of one")
+            yield InvariantFault(
+                "I3", task, f"{len(times)} paid calls, and its candidate tells of one"
+            )
 
 
-def _overspent(history: Sequence[Event], _bounds: Bounds) -> Iterator[Violation]:
-    for event in of_kind(history, Spend):
+def _overspent(history: Sequence[Event], _limits: Limits) -> Iterator[InvariantFault]:
+    for event in of_kind(history, AccountCost):
         if event.usd > event.limit_usd + event.in_flight_usd:
-            yield Violation("I4", event.account, f"{event.usd} USD of {event.limit_usd}")
+            yield InvariantFault("I4", event.account, f"{event.usd} USD of {event.limit_usd}")
 
 
-def _leaked(history: Sequence[Event], _bounds: Bounds) -> Iterator[Violation]:
-    for event in of_kind(history, CanaryScan):
+def _leaks(history: Sequence[Event], _limits: Limits) -> Iterator[InvariantFault]:
+    for event in of_kind(history, LeakCheck):
         if event.hits:
-            yield Violation("I5", event.place, f"{event.hits} times in {event.size} bytes")
+            yield InvariantFault("I5", event.place, f"{event.hits} times in {event.size} bytes")
 
 
-def misplaced_lines(order: BatchOrder) -> int:
+def misplaced_lines(order: BatchLines) -> int:
     """Lines of a batch's output that are not those of the input at their place.
 
-    >>> misplaced_lines(BatchOrder(0, "b", ("x", "y", "z"), ("x", "z")))
+    >>> misplaced_lines(BatchLines(0, "b", ("x", "y", "z"), ("x", "z")))
     2
     """
     return sum(a != b for a, b in itertools.zip_longest(order.written, order.read))
 
 
-def _out_of_order(history: Sequence[Event], _bounds: Bounds) -> Iterator[Violation]:
-    for event in of_kind(history, BatchOrder):
+def _out_of_order(history: Sequence[Event], _limits: Limits) -> Iterator[InvariantFault]:
+    for event in of_kind(history, BatchLines):
         if count := misplaced_lines(event):
-            yield Violation("I6", event.batch, f"{count} lines are not at their place")
+            yield InvariantFault("I6", event.batch, f"{count} lines are not at their place")
 
 
-def _changed(history: Sequence[Event], _bounds: Bounds) -> Iterator[Violation]:
+def _changes(history: Sequence[Event], _limits: Limits) -> Iterator[InvariantFault]:
     first: dict[str, OutcomeView] = {}
     for event in of_kind(history, OutcomeView):
         before = first.setdefault(event.fusion, event)
         if (before.status, before.digest) != (event.status, event.digest):
-            yield Violation("I7", event.fusion, f"was {before.status}, is {event.status}")
+            yield InvariantFault("I7", event.fusion, f"was {before.status}, is {event.status}")
 
 
-def _invented(history: Sequence[Event], _bounds: Bounds) -> Iterator[Violation]:
+def _unknown_winners(history: Sequence[Event], _limits: Limits) -> Iterator[InvariantFault]:
     for event in of_kind(history, StoredVerdict):
         if event.winner not in event.candidates:
-            yield Violation("I8", event.fusion, f"{event.winner} wins and was no candidate")
+            yield InvariantFault("I8", event.fusion, f"{event.winner} wins and was no candidate")
 
 
-def _left_over(history: Sequence[Event], _bounds: Bounds) -> Iterator[Violation]:
-    for event in of_kind(history, Remainder):
+def _left_over(history: Sequence[Event], _limits: Limits) -> Iterator[InvariantFault]:
+    for event in of_kind(history, QueueCount):
         if event.count:
-            yield Violation("I9", event.what, f"{event.count} are left")
+            yield InvariantFault("I9", event.what, f"{event.count} are left")
 
 
 def recoveries(history: Sequence[Event]) -> list[float]:
@@ -227,10 +230,10 @@ def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[math.ceil(share * len(values)) - 1] if values else 0.0
 
 
-def _slow_recovery(history: Sequence[Event], bounds: Bounds) -> Iterator[Violation]:
+def _slow_recovery(history: Sequence[Event], limits: Limits) -> Iterator[InvariantFault]:
     p99 = percentile(recoveries(history), 0.99)
-    if p99 > bounds.recovery_s:
-        yield Violation("I10", "recovery", f"p99 is {p99:.1f} s, of {bounds.recovery_s:g}")
+    if p99 > limits.recovery_s:
+        yield InvariantFault("I10", "recovery", f"p99 is {p99:.1f} s, of {limits.recovery_s:g}")
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
@@ -250,7 +253,7 @@ def second_half(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, 
     return [point for point in points if point[0] >= middle]
 
 
-def growths(history: Sequence[Event], bounds: Bounds) -> dict[str, float]:
+def growths(history: Sequence[Event], limits: Limits) -> dict[str, float]:
     """MB per hour by process, of those that were seen for long enough."""
     samples: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
     for event in of_kind(history, MemorySample):
@@ -258,14 +261,14 @@ def growths(history: Sequence[Event], bounds: Bounds) -> dict[str, float]:
     return {
         process: slope(second_half(points)) * 3600
         for process, points in samples.items()
-        if points[-1][0] - points[0][0] >= bounds.least_span_s
+        if points[-1][0] - points[0][0] >= limits.least_span_s
     }
 
 
-def _growing(history: Sequence[Event], bounds: Bounds) -> Iterator[Violation]:
-    for process, growth in growths(history, bounds).items():
-        if growth > bounds.growth_mb_per_hour:
-            yield Violation("I11", process, f"grows by {growth:.0f} MB an hour")
+def _growing(history: Sequence[Event], limits: Limits) -> Iterator[InvariantFault]:
+    for process, growth in growths(history, limits).items():
+        if growth > limits.growth_mb_per_hour:
+            yield InvariantFault("I11", process, f"grows by {growth:.0f} MB an hour")
 
 
 def fault_counts(history: Sequence[Event]) -> Counter[str]:
@@ -273,15 +276,15 @@ def fault_counts(history: Sequence[Event]) -> Counter[str]:
     return Counter(f"{event.kind} {event.target}" for event in of_kind(history, FaultStart))
 
 
-INVARIANTS: dict[str, Callable[[Sequence[Event], Bounds], Iterator[Violation]]] = {
+INVARIANTS: dict[str, Callable[[Sequence[Event], Limits], Iterator[InvariantFault]]] = {
     "I1": _lost_or_double,
-    "I2": _unasked,
+    "I2": _unknown_outcomes,
     "I3": _paid_twice,
     "I4": _overspent,
-    "I5": _leaked,
+    "I5": _leaks,
     "I6": _out_of_order,
-    "I7": _changed,
-    "I8": _invented,
+    "I7": _changes,
+    "I8": _unknown_winners,
     "I9": _left_over,
     "I10": _slow_recovery,
     "I11": _growing,

@@ -20,7 +20,7 @@ class _Connection:
 
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter
-    carried: int = 0
+    byte_count: int = 0
     is_half_closed: bool = False
 
 
@@ -98,7 +98,7 @@ class Link:
                 self.is_black_hole = True
             case "truncate":
                 for connection in self._connections:
-                    connection.carried = 0
+                    connection.byte_count = 0
                 self.truncate_after = 150
             case "reset":
                 self.reset()
@@ -182,12 +182,12 @@ class Link:
 
     def _truncates(self, connection: _Connection, data: bytes) -> bool:
         """Whether a connection ends within this piece, of which it then carries a part."""
-        connection.carried += len(data)
-        if self.truncate_after is None or connection.carried <= self.truncate_after:
+        connection.byte_count += len(data)
+        if self.truncate_after is None or connection.byte_count <= self.truncate_after:
             return False
-        kept = len(data) - (connection.carried - self.truncate_after)
-        if kept > 0:
-            _write(connection.client, data[:kept])
+        kept_size = len(data) - (connection.byte_count - self.truncate_after)
+        if kept_size > 0:
+            _write(connection.client, data[:kept_size])
         return True
 
 

@@ -1,6 +1,7 @@
 """A real NATS cluster of three servers on this machine, for tests only."""
 
 import asyncio
+import contextlib
 import json
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -66,6 +67,7 @@ class NatsCluster:
         """
 
         async def look() -> str | None:
+            leader = None
             try:
                 client = await nats.connect(
                     [server.url for server in self.servers], connect_timeout=1,
@@ -73,13 +75,11 @@ class NatsCluster:
                 )  # fmt: skip
             except (NatsError, OSError, TimeoutError):
                 return None
-            try:
+            with contextlib.suppress(NatsError, TimeoutError):
                 info = await client.jetstream(timeout=2).stream_info(stream)
-                return info.cluster.leader if info.cluster else None
-            except (NatsError, TimeoutError):
-                return None
-            finally:
-                await client.close()
+                leader = info.cluster.leader if info.cluster else None
+            await client.close()
+            return leader
 
         name: str = await eventually(look)
         return self.servers[int(name.removeprefix("n"))]

@@ -25,7 +25,7 @@ from fusewire.testing.history import (
     ModelCall,
     OutcomeCount,
     OutcomeView,
-    Remainder,
+    QueueCount,
     StoredCandidate,
     StoredVerdict,
 )
@@ -42,9 +42,9 @@ class Api(Protocol):
     async def get_many(self, fusion_ids: Sequence[str]) -> Sequence[Mapping[str, Any]]: ...
 
 
-def digest(shown: Mapping[str, Any]) -> str:
+def digest(fusion: Mapping[str, Any]) -> str:
     """Of all of a fusion that must not change once it has ended."""
-    parts = [shown.get(key) for key in ("id", "status", "content", "winner", "finished_at")]
+    parts = [fusion.get(key) for key in ("id", "status", "content", "winner", "finished_at")]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -55,7 +55,7 @@ class Watch:
         self._api = api
         self._history = history
         self._open: set[str] = set()
-        self.shown: dict[str, Mapping[str, Any]] = {}
+        self.final: dict[str, Mapping[str, Any]] = {}
         """Final states, by id."""
 
     def add(self, fusion_id: str) -> None:
@@ -76,18 +76,18 @@ class Watch:
 
     async def look_again(self) -> None:
         """Note once more what has ended."""
-        for one in await self._api.get_many(list(self.shown)):
-            self._note(one)
+        for fusion in await self._api.get_many(list(self.final)):
+            self._note(fusion)
 
     async def _look(self) -> None:
-        for one in await self._api.get_many(list(self._open)):
-            if one["status"] != "running":
-                self._open.discard(one["id"])
-                self.shown[one["id"]] = one
-                self._note(one)
+        for fusion in await self._api.get_many(list(self._open)):
+            if fusion["status"] != "running":
+                self._open.discard(fusion["id"])
+                self.final[fusion["id"]] = fusion
+                self._note(fusion)
 
-    def _note(self, one: Mapping[str, Any]) -> None:
-        self._history.add(OutcomeView(time.time(), one["id"], one["status"], digest(one)))
+    def _note(self, fusion: Mapping[str, Any]) -> None:
+        self._history.add(OutcomeView(time.time(), fusion["id"], fusion["status"], digest(fusion)))
 
 
 def control(port: int, what: str, body: bytes | None = None) -> bytes:
@@ -138,13 +138,13 @@ async def stored_events(store: Store) -> list[Event]:
     return events
 
 
-async def remainders(url: str) -> list[Event]:
+async def queue_counts(url: str) -> list[Event]:
     """What the streams of work hold."""
     bus = Bus("ops", Nats(url=url))
     await bus.connect(timeout_s=PATIENCE_S)
     try:
         return [
-            Remainder(time.time(), stream, (await bus.js.stream_info(stream)).state.messages)
+            QueueCount(time.time(), stream, (await bus.js.stream_info(stream)).state.messages)
             for stream in CARRIERS
         ]
     finally:
