@@ -18,7 +18,8 @@ RATE = 3.0
 GAP_S = 3.0
 """Between faults, at least."""
 DISK_MB = 192
-FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
+FAKETIME = "faketime/libfaketimeMT.so.1"
+"""Below a folder of libraries."""
 
 Faults = list[tuple[Kind, str]]
 
@@ -132,15 +133,16 @@ def mounted(folder: Path) -> Iterator[Path]:
 
 def clock(part: Part, prompts: int, kill_count: int, seed: int, folder: Path) -> Iterator[Scene]:
     """The services' clock jumps by an hour or a day, to and fro; broker's and database's do not."""
-    if not Path(FAKETIME).exists():
+    library = next(Path("/usr/lib").glob(f"*/{FAKETIME}"), None)
+    if library is None:
         raise MissingError(
-            f"jumping clocks need {FAKETIME}: install the package libfaketime, "
+            "jumping clocks need libfaketime: install Debian's package of this name, "
             "or leave clock out of PARTS"
         )
     offset = folder / "offset"
     offset.write_text("+0s")
     env = {
-        "LD_PRELOAD": FAKETIME,
+        "LD_PRELOAD": str(library),
         "FAKETIME_TIMESTAMP_FILE": str(offset),
         "FAKETIME_NO_CACHE": "1",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",

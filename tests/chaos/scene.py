@@ -95,8 +95,7 @@ class Scene:
         is_postgres: behind a link where the broker is not the runner's own.
         env: of the stack, such as what makes its clock another one.
         clock: the file that libfaketime reads.
-        disk: a small file system for the broker's store or the database.
-        seconds: the faults' schedule is over after so long, and the load with it.
+        disks: small file systems for the broker's store or the database.
     """
 
     name: str
@@ -111,7 +110,8 @@ class Scene:
 
     @property
     def seconds(self) -> float:
-        return max(fault.at_s + fault.for_s for fault in self.faults) + 2
+        """The faults' schedule is over after so long, and the load with it."""
+        return max((fault.at_s + fault.for_s for fault in self.faults), default=0.0) + 2
 
 
 @dataclass(frozen=True)
@@ -403,9 +403,6 @@ async def note_end(stack: Stack, history: History) -> None:
         await store.close()
     recorded = json.loads(control(stack.models.port, "stats"))["recorded"]
     history.add(*model_calls(recorded))
-    for kind, count in Counter(call["fault"] for call in recorded if call["fault"]).items():
-        for _ in range(count):
-            history.end(history.begin("model", kind))
     for row in json.loads(await output_of(stack.cli, "budget", "show", "--json")):
         history.add(AccountCost(time.time(), row["account"], row["spent_usd"], row["limit_usd"]))
     places = {

@@ -32,13 +32,14 @@ class Acceptance:
 class OutcomeView:
     """A client was shown a final state.
 
-    `digest` is that of all that must not change.
+    `digest` is that of all that must not change; `ended_at` when it ended, by its judge's clock.
     """
 
     at: float
     fusion: str
     status: str
     digest: str
+    ended_at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class ModelCall:
     task: str
     model: str
     fate: Fate
+    fault: str = ""
+    """What befell it by the model server's script."""
 
 
 @dataclass(frozen=True)

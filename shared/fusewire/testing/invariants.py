@@ -110,7 +110,7 @@ def _unknown_outcomes(history: Sequence[Event], _limits: Limits) -> Iterator[Inv
             )
 
 
-def _spans(history: Sequence[Event]) -> list[_FaultTime]:
+def _fault_times(history: Sequence[Event]) -> list[_FaultTime]:
     ends = {event.number: event.at for event in of_kind(history, FaultEnd)}
     return [
         _FaultTime(event.kind, event.at, ends.get(event.number, math.inf))
@@ -127,20 +127,32 @@ def paid_calls(history: Sequence[Event]) -> Mapping[str, list[float]]:
     return times
 
 
-def paid_duplicates(history: Sequence[Event]) -> int:
-    """Paid calls beyond the first of each task."""
-    return sum(len(times) - 1 for times in paid_calls(history).values())
+def paid_duplicates(history: Sequence[Event], limits: Limits | None = None) -> Counter[str]:
+    """Paid calls beyond the first of each task, by the kinds of the faults between them."""
+    faults, counts = _fault_times(history), Counter[str]()
+    for times in paid_calls(history).values():
+        if len(times) > 1:
+            causes = {fault.kind for fault in _causes(times, faults, limits or Limits())}
+            counts[" ".join(sorted(causes))] += len(times) - 1
+    return counts
+
+
+def _causes(
+    calls: Sequence[float], faults: Sequence[_FaultTime], limits: Limits
+) -> list[_FaultTime]:
+    """The faults between the first and the last of a task's calls."""
+    first, last = min(calls), max(calls)
+    return [f for f in faults if f.start <= last and f.end + limits.after_fault_s >= first]
 
 
 def _paid_twice(history: Sequence[Event], limits: Limits) -> Iterator[InvariantFault]:
-    spans = _spans(history)
+    spans = _fault_times(history)
     candidates = {event.task: event for event in of_kind(history, StoredCandidate)}
     for task, times in paid_calls(history).items():
         extra = len(times) - 1
         if not extra:
             continue
-        first, last = min(times), max(times)
-        causes = [s for s in spans if s.start <= last and s.end + limits.after_fault_s >= first]
+        causes = _causes(times, spans, limits)
         if extra > len(causes):
             yield InvariantFault("I3", task, f"{len(times)} paid calls and {len(causes)} faults")
         candidate = candidates.get(task)
@@ -207,7 +219,7 @@ def recoveries(history: Sequence[Event]) -> list[float]:
     ends: dict[str, float] = {}
     for event in of_kind(history, OutcomeView):
         ends.setdefault(event.fusion, event.at)
-    spans = _spans(history)
+    spans = _fault_times(history)
     times: list[float] = []
     for span in spans:
         waiting = any(at <= span.end < ends.get(f, math.inf) for f, at in accepted.items())
@@ -272,8 +284,10 @@ def _growing(history: Sequence[Event], limits: Limits) -> Iterator[InvariantFaul
 
 
 def fault_counts(history: Sequence[Event]) -> Counter[str]:
-    """How many faults of each kind there were, by `kind target`."""
-    return Counter(f"{event.kind} {event.target}" for event in of_kind(history, FaultStart))
+    """How many faults of each kind there were, by `kind target`; of models by what befell calls."""
+    counts = Counter(f"{event.kind} {event.target}" for event in of_kind(history, FaultStart))
+    counts.update(f"model {event.fault}" for event in of_kind(history, ModelCall) if event.fault)
+    return counts
 
 
 INVARIANTS: dict[str, Callable[[Sequence[Event], Limits], Iterator[InvariantFault]]] = {

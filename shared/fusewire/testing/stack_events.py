@@ -8,6 +8,7 @@ import re
 import time
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Protocol
 
 import aiohttp
@@ -87,7 +88,10 @@ class Watch:
                 self._note(fusion)
 
     def _note(self, fusion: Mapping[str, Any]) -> None:
-        self._history.add(OutcomeView(time.time(), fusion["id"], fusion["status"], digest(fusion)))
+        ended_at = datetime.fromisoformat(fusion["finished_at"]).timestamp()
+        self._history.add(
+            OutcomeView(time.time(), fusion["id"], fusion["status"], digest(fusion), ended_at)
+        )
 
 
 def control(port: int, what: str, body: bytes | None = None) -> bytes:
@@ -101,7 +105,8 @@ def control(port: int, what: str, body: bytes | None = None) -> bytes:
 def model_calls(recorded: Iterable[Mapping[str, Any]]) -> list[ModelCall]:
     """The calls that a fake model server has recorded; a task's id is its idempotency key."""
     return [
-        ModelCall(call["at"], call["key"], call["model"], _fate(call["fault"])) for call in recorded
+        ModelCall(call["at"], call["key"], call["model"], _fate(call["fault"]), call["fault"])
+        for call in recorded
     ]
 
 

@@ -124,7 +124,7 @@ def test_each_invariant_is_planted_and_only_its_own_check_sees_it(
 def test_a_second_call_after_a_kill_is_no_violation_where_its_candidate_tells() -> None:
     history = (*without(StoredCandidate), MARKED, PAID_AGAIN)
     assert check(history) == []
-    assert paid_duplicates(history) == 1
+    assert paid_duplicates(history) == {"kill": 1}
 
 
 def test_recovery_is_that_of_the_last_of_faults_that_follow_each_other() -> None:
