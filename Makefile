@@ -21,7 +21,7 @@ SOURCES := $(MEMBERS) migrations tests examples deploy
 SERVICES := ingest dispatcher judge worker-edge worker-remote console
 LOCKS := deploy/docker/requirements
 
-.PHONY: help setup demo test test-kills test-node test-console test-planted test-edge test-edge-kills test-batch test-unit check check-deploy format bench bench-scale bench-plots bench-doors bench-tenants bench-edge bench-judge bench-fusion bench-views bench-console screenshots soak-edge image-check fuzz audit sbom lock docs clean
+.PHONY: help setup demo test test-kills chaos soak test-node test-console test-planted test-edge test-edge-kills test-batch test-unit check check-deploy format bench bench-scale bench-plots bench-doors bench-tenants bench-edge bench-judge bench-fusion bench-views bench-console screenshots soak-edge image-check fuzz audit sbom lock docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -48,6 +48,14 @@ test: setup ## run all tests (PostgreSQL and NATS are started by the tests); ARG
 test-kills: setup ## run schedules of kills, freezes and outages from ten seeds; writes build/kills.jsonl
 	@mkdir -p build && rm -f build/kills.jsonl
 	@KILL_SEEDS=$(or $(SEEDS),10) KILL_SECONDS=$(or $(SECONDS),30) KILL_REPORT=build/kills.jsonl $(BIN)/python -m pytest tests/e2e/test_kills.py $(ARGS)
+
+chaos: setup ## break a stack in all ways under load: PARTS, PROMPTS (2000), KILLS (60), SEED; writes build/chaos.json
+	@tests/chaos/faketime
+	@$(BIN)/python tests/chaos/run.py $(if $(PARTS),--parts $(PARTS)) $(if $(PROMPTS),--prompts $(PROMPTS)) \
+		$(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED))
+
+soak: setup ## keep a stack at half of its capacity for MINUTES (30) and see whether it grows; writes build/soak.json
+	@MINUTES=$(or $(MINUTES),30) $(BIN)/python tests/chaos/soak.py
 
 test-node: setup ## run clients of node against a running stack; they are installed from npm
 	@mkdir -p build/node && cp tests/e2e/node/package.json tests/e2e/node/calls.mjs build/node
