@@ -288,3 +288,23 @@ async def test_a_site_s_operator_hears_of_the_hub_what_its_worker_does(
         await eventually(lambda: operator.messages[-1].subject == "fw.cancel.end")
     heard = {message.subject for message in operator.messages if message.data == marker}
     assert heard == {fence, "fw.cancel.f", "fw.cancel.end"}
+
+
+async def test_a_site_s_worker_counts_attempts_that_do_not_end(
+    keys: Keys, server: NatsServer, tmp_path: Path
+) -> None:
+    """At the hub, by a name that the site's server lets through: `$KV` it keeps to itself."""
+    north = edge_site(tmp_path / "site", DEPLOY, keys, name="north", hub_port=server.leaf_port)
+    async with north:
+        bus = Bus("worker-edge", keys.settings("worker-edge", north.url, "north"), drain_s=2)
+        await bus.connect(timeout_s=PATIENCE_S)
+
+        async def is_counted() -> bool:
+            return await bus._count_attempt("first") > 0
+
+        # Until the link is up.
+        await eventually(is_counted)
+        assert [await bus._count_attempt("key") for _ in range(3)] == [1, 2, 3]
+        await bus._put_attempt("key", b"", {"KV-Operation": "DEL"})
+        assert await bus._count_attempt("key") == 1
+        await bus.stop()
