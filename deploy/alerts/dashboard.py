@@ -242,6 +242,16 @@ ROWS: dict[str, list[Panel]] = {
             {rate("tier, model", "fusewire_call_retries_total"): "{{tier}} {{model}}"},
         ),
         Panel(
+            "Calls not made, as the model fails",
+            "ops",
+            {rate("model, reason", "fusewire_calls_refused_total"): "{{model}} {{reason}}"},
+        ),
+        Panel(
+            "Calls of hosted models at once, at most",
+            "short",
+            {"min by (model) (fusewire_concurrency_limit{NS})": "{{model}}"},
+        ),
+        Panel(
             "Calls that may be paid for twice, per hour",
             "short",
             {f"sum by (namespace) (increase({TWICE}{{NS}}[1h]))": "{{namespace}}"},

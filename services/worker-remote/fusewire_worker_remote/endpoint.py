@@ -25,6 +25,9 @@ log = structlog.get_logger(__name__)
 
 _STATE_VALUES: dict[State, int] = {"closed": 0, "probing": 1, "open": 2}
 
+ALERT_REASONS = ("unauthorized", "insufficient_quota", "model_not_found")
+"""Codes for which a breaker opens and an alert fires: deploy/alerts/rules.yaml names them too."""
+
 
 @dataclass(frozen=True, slots=True)
 class TimeSource:
@@ -94,6 +97,10 @@ class Endpoint:
         self._last_state: State | None = None
         self.retries = RetryBudget()
         self.slots = SlotQueue(most, last_rank=len(PRIORITIES) - 1, reserve=reserve_size)
+        for name in names:
+            for reason in ALERT_REASONS:
+                # Prometheus sees no increase in a series that begins with 1.
+                metrics.BREAKER_OPENS.labels(name, reason)
         self._count = 0
         self._apply_limit()
         self.show_state()
