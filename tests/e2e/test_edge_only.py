@@ -37,7 +37,7 @@ from fusewire.testing.command_line import FakeServer
 from fusewire.testing.eventually import PATIENCE_S, eventually
 from fusewire.testing.nats_server import NatsServer
 from fusewire.testing.replicas import Replica, Replicas
-from fusewire.topology import topology
+from fusewire.topology import CARRIERS, topology
 from fusewire_cli.client import Client
 from fusewire_ingest.admission.keys import RANDOM_BYTES, digest, key_id, make
 from fusewire_ingest.pepper import pepper
@@ -299,14 +299,15 @@ async def on_the_bus(stack: Stack, words: Words) -> None:
         "fw.candidate.f.0.tiny",
     ):  # fmt: skip
         await stack.bus.publish(subject, f'{{"prompt": ["{words.new()}'.encode())
+    open_body = {"residency": "any", "prompt": words.open}
+    await stack.bus.publish("fw.task.remote.default.normal", json.dumps(open_body).encode())
 
     async def is_done() -> bool:
         states = [
-            (await stack.bus.js.stream_info(name)).state.messages
-            for name in ("FW_IN", "FW_PROMPT", "FW_ROUND", "FW_TASK_EDGE", "FW_CANDIDATE")
+            (await stack.bus.js.stream_info(name)).state.messages for name in ("FW_IN", *CARRIERS)
         ]
         dead = (await stack.bus.js.stream_info("FW_DEAD")).state.messages
-        return dead >= 5 and not any(states)
+        return dead >= 6 and not any(states)
 
     await eventually(is_done)
 
@@ -409,7 +410,7 @@ async def test_no_byte_of_edge_only_content_is_found_beyond_the_edge_and_no_key_
     assert find(without_keys, [provider_key, *keys]) == set()
     # What may be seen is found by the same search where it has to be.
     assert {place for place, _ in find(places, [words.open])} >= {
-        "model server", "subject fw.task.remote", "stream FW_TASK_REMOTE",
+        "model server", "subject fw.task.remote", "stream FW_DEAD",
     }  # fmt: skip
     assert "model server" in {place for place, _ in find(places, [provider_key])}
     assert {"stream FW_DEAD", "stream KV_fw_calls", "stream OBJ_fw_blobs"} <= places.keys()
