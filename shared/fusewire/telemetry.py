@@ -4,14 +4,18 @@ import contextlib
 import logging
 import sys
 import traceback
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import structlog
 from opentelemetry import propagate, trace
 
 from fusewire.settings import Log, Telemetry
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.sdk.trace.export import SpanExportResult
 
 _tracer = trace.get_tracer("fusewire")
 _tracing = False
@@ -94,9 +98,42 @@ def _export_traces(endpoint: str, service: str) -> None:
     from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 - loaded only where it is needed
     from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415 - loaded only where it is needed
 
+    class Exporter(OTLPSpanExporter):
+        """Exports no text of an exception."""
+
+        def export(self, spans: Sequence["ReadableSpan"]) -> "SpanExportResult":
+            return super().export([without_exception_text(span) for span in spans])
+
     provider = TracerProvider(resource=Resource.create({"service.name": f"fusewire-{service}"}))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
+    provider.add_span_processor(BatchSpanProcessor(Exporter(endpoint=endpoint)))
     trace.set_tracer_provider(provider)
+
+
+def without_exception_text(span: "ReadableSpan") -> "ReadableSpan":
+    """The same span, with exceptions as their types alone: their texts may hold a prompt.
+
+    OpenTelemetry records the text and the stack of an exception that leaves a span, as an event and
+    as the description of the span's status.
+    """
+    from opentelemetry.sdk.trace import ReadableSpan  # noqa: PLC0415 - an extra
+
+    faults = [str((event.attributes or {}).get("exception.type")) for event in span.events]
+    attributes = dict(span.attributes or {})
+    if faults:
+        attributes["error.type"] = faults[-1]
+    return ReadableSpan(
+        span.name,
+        span.context,
+        span.parent,
+        span.resource,
+        attributes,
+        links=span.links,
+        kind=span.kind,
+        status=trace.Status(span.status.status_code),
+        start_time=span.start_time,
+        end_time=span.end_time,
+        instrumentation_scope=span.instrumentation_scope,
+    )
 
 
 def broker_middlewares() -> list[Any]:

@@ -13,6 +13,9 @@ from pathlib import Path
 
 _COMPRESSED = re.compile(rb"\x1f\x8b\x08|\x78[\x01\x5e\x9c\xda]")
 """The beginnings of gzip and zlib."""
+_MOST_SEARCHED = 8 * 1024 * 1024
+"""Nothing is unpacked of longer data, in which anything looks packed."""
+_MOST_PACKED = 64 * 1024
 _MOST_INFLATED = 4 * 1024 * 1024
 _LEAST_INFLATED = 16
 
@@ -32,10 +35,12 @@ def forms(canary: str) -> dict[str, bytes]:
 
 
 def _inflate(data: bytes) -> Iterator[bytes]:
-    """What is compressed within data."""
-    for match in _COMPRESSED.finditer(data):
+    """The beginning of each part of data that is compressed."""
+    for match in _COMPRESSED.finditer(data) if len(data) <= _MOST_SEARCHED else ():
+        start = match.start()
+        packed = data[start : start + _MOST_PACKED]
         try:
-            inner = zlib.decompressobj(wbits=47).decompress(data[match.start() :], _MOST_INFLATED)
+            inner = zlib.decompressobj(wbits=47).decompress(packed, _MOST_INFLATED)
         except zlib.error:
             continue
         if len(inner) >= _LEAST_INFLATED:

@@ -11,6 +11,7 @@ import structlog
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
 
 from fusewire import telemetry
 from fusewire.settings import Log, Telemetry
@@ -130,6 +131,29 @@ def test_a_span_is_a_part_of_one_trace_or_has_links_to_several(
     if trace_id is not None:
         assert span.context is not None
         assert span.context.trace_id == trace_id
+    provider.shutdown()
+
+
+def test_a_span_is_exported_without_the_text_of_its_exception(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(telemetry, "_tracing", True)
+    monkeypatch.setattr(telemetry, "_tracer", provider.get_tracer("test"))
+    with pytest.raises(ValueError, match=SECRET), telemetry.span("judge turn", PARENTS, fusions=2):
+        raise ValueError(f"cannot read {SECRET}")
+
+    (span,) = exporter.get_finished_spans()
+    assert SECRET in span.to_json(), "OpenTelemetry records it"
+    cleaned_span = telemetry.without_exception_text(span)
+    assert SECRET not in cleaned_span.to_json()
+    assert cleaned_span.attributes == {"fusewire.fusions": 2, "error.type": "ValueError"}
+    assert cleaned_span.status.status_code is StatusCode.ERROR
+    for field in ("name", "context", "parent", "resource", "links", "kind", "start_time",
+                  "end_time", "instrumentation_scope"):  # fmt: skip
+        assert getattr(cleaned_span, field) == getattr(span, field)
     provider.shutdown()
 
 
