@@ -21,7 +21,7 @@ SOURCES := $(MEMBERS) migrations tests examples deploy
 SERVICES := ingest dispatcher judge worker-edge worker-remote console
 LOCKS := deploy/docker/requirements
 
-.PHONY: help setup demo test test-kills test-node test-console test-planted test-edge test-edge-kills test-batch test-unit check check-deploy format bench bench-scale bench-plots bench-doors bench-tenants bench-edge bench-judge bench-fusion bench-views bench-console screenshots soak-edge image-check fuzz lock docs clean
+.PHONY: help setup demo test test-kills chaos soak test-node test-console test-planted test-edge test-edge-kills test-batch test-unit check check-deploy format bench bench-scale bench-plots bench-doors bench-tenants bench-edge bench-judge bench-fusion bench-views bench-console screenshots soak-edge image-check fuzz audit sbom lock docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -49,6 +49,14 @@ test-kills: setup ## run schedules of kills, freezes and outages from ten seeds;
 	@mkdir -p build && rm -f build/kills.jsonl
 	@KILL_SEEDS=$(or $(SEEDS),10) KILL_SECONDS=$(or $(SECONDS),30) KILL_REPORT=build/kills.jsonl $(BIN)/python -m pytest tests/e2e/test_kills.py $(ARGS)
 
+chaos: setup ## break a stack in all ways under load: PARTS, PROMPTS (2000), KILLS (60), SEED; writes build/chaos.json
+	@tests/chaos/faketime
+	@$(BIN)/python tests/chaos/run.py $(if $(PARTS),--parts $(PARTS)) $(if $(PROMPTS),--prompts $(PROMPTS)) \
+		$(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED))
+
+soak: setup ## keep a stack at half of its capacity for MINUTES (30) and see whether it grows; writes build/soak.json
+	@MINUTES=$(or $(MINUTES),30) $(BIN)/python tests/chaos/soak.py
+
 test-node: setup ## run clients of node against a running stack; they are installed from npm
 	@mkdir -p build/node && cp tests/e2e/node/package.json tests/e2e/node/calls.mjs build/node
 	@cd build/node && npm install --silent --no-package-lock --no-audit --no-fund
@@ -73,7 +81,8 @@ test-batch: setup ## kill a batch of 2,000 lines whole, and go on with it
 test-unit: setup ## run the tests of pure code alone; ARGS="…" goes to pytest
 	@$(BIN)/python -m pytest -n auto --dist worksteal tests/unit tests/contract $(ARGS)
 
-check: setup ## ruff, complexity, names, mypy, import contracts, lock, docs
+check: setup ## ruff, complexity, names, mypy, import contracts, lock, docs, known vulnerabilities
+	@$(BIN)/python tests/lint/audit.py > /dev/null 2>&1 &
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/ruff format --check -q $(SOURCES) || { echo "run make format"; exit 1; }
 	@$(BIN)/complexipy --plain --failed --color no --max-complexity-allowed 10 $(MEMBERS) deploy/checks
@@ -86,6 +95,7 @@ check: setup ## ruff, complexity, names, mypy, import contracts, lock, docs
 	@! grep -n '://' requirements.lock
 	@$(BIN)/python -m fusewire_cli.reference --check
 	@$(BIN)/python deploy/helm/config_schema.py --check
+	@$(BIN)/python tests/lint/audit.py
 
 check-deploy: setup ## check deploy/ without a cluster, and plant faults to see each found (fetches tools)
 	@deploy/check --faults
@@ -139,6 +149,17 @@ fuzz: setup ## fuzz what reads model files; SECONDS=… for each of three reader
 	@for target in gguf safetensors config; do \
 		$(BIN)/python tests/fuzz/models.py $$target --seconds $(or $(SECONDS),60) 2>&1 | tail -n 3; \
 		test $${PIPESTATUS[0]} -eq 0 || exit 1; done
+
+audit: setup ## look for known vulnerabilities of what is locked, now; make check does so once a day
+	@rm -f build/audit.json && $(BIN)/python tests/lint/audit.py
+
+SBOM := build/sbom
+LIST = @mkdir -p $(SBOM) && { $(BIN)/cyclonedx-py requirements --no-validate --output-reproducible -o $@ --pyproject
+$(SBOM)/fusewire.cdx.json: requirements.lock pyproject.toml
+	$(LIST) pyproject.toml $< 2> $@.log || { cat $@.log; exit 1; }; }
+$(SBOM)/%.cdx.json: $(LOCKS)/%.lock
+	$(LIST) $(or $(wildcard services/$*/pyproject.toml),cli/pyproject.toml) $< 2> $@.log || { cat $@.log; exit 1; }; }
+sbom: setup $(SBOM)/fusewire.cdx.json $(patsubst $(LOCKS)/%.lock,$(SBOM)/%.cdx.json,$(wildcard $(LOCKS)/*.lock)) ## list what is locked, in all and for each image, as CycloneDX in build/sbom
 
 EXPORT = $(UV) export -q --frozen --no-emit-workspace --no-header
 lock: | $(filter .uv/bin/uv,$(UV)) ## resolve dependencies anew into requirements.lock, and those of each image

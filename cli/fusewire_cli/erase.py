@@ -21,15 +21,15 @@ from fusewire.crash_points import CrashPoint, reach
 from fusewire.erasure import BrokerEraser, MessageOrigin
 from fusewire.errors import Transient
 from fusewire.ids import fusion_id
-from fusewire.settings import Settings
+from fusewire.settings import Nats, Settings
 from fusewire.store import migrate
 from fusewire.store.engine import Store
 from fusewire.store.file_rewrite import rewrite_files
 from fusewire.topology import cancel_subject
 from fusewire_cli.keys import operator
+from fusewire_cli.local import run_file
 from fusewire_cli.local.guard import Guard
 from fusewire_cli.local.nats import EmbeddedNats
-from fusewire_cli.local.run_file import running_nats
 from fusewire_cli.screen import RowFormat, fail, note, rows
 from fusewire_cli.session import settings
 from fusewire_ingest.pepper import pepper
@@ -153,11 +153,11 @@ async def _broker(config: Settings) -> AsyncIterator[tuple[Bus | None, bool]]:
 
     The embedded broker is started for the moment if no stack runs; None if it never ran.
     """
-    async with _broker_url(config) as (url, has_services):
-        if url is None:
+    async with _connection(config) as (nats, has_services):
+        if nats is None:
             yield None, has_services
             return
-        bus = Bus("ops", config.nats.model_copy(update={"url": url}))
+        bus = Bus("ops", nats)
         try:
             await bus.connect(timeout_s=5)
             yield bus, has_services
@@ -166,10 +166,10 @@ async def _broker(config: Settings) -> AsyncIterator[tuple[Bus | None, bool]]:
 
 
 @asynccontextmanager
-async def _broker_url(config: Settings) -> AsyncIterator[tuple[str | None, bool]]:
-    url = config.nats.url if config.nats.url != "embedded" else running_nats(config)
-    if url is not None:
-        yield url, True
+async def _connection(config: Settings) -> AsyncIterator[tuple[Nats | None, bool]]:
+    nats = run_file.broker(config)
+    if nats is not None:
+        yield nats, True
         return
     broker = EmbeddedNats(config.data_dir)
     if not broker.store.exists():
@@ -180,7 +180,7 @@ async def _broker_url(config: Settings) -> AsyncIterator[tuple[str | None, bool]
         # If this process is killed, the broker must not live on and keep the store.
         await guard.start()
         await broker.start(guard)
-        yield broker.url, False
+        yield broker.connection(config.nats), False
     finally:
         await broker.stop()
         await guard.stop(1)

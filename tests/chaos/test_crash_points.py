@@ -25,7 +25,7 @@ from fusewire.crash_points import CrashPoint
 from fusewire.settings import Database
 from fusewire.store.engine import Store
 from fusewire.testing.command_line import FakeServer, background, bare
-from fusewire.testing.crash_stack import CrashStack, Figures, crash_stack
+from fusewire.testing.crash_stack import PRODUCERS, CrashStack, Figures, crash_stack
 from fusewire.testing.eventually import eventually, until
 from fusewire.testing.large_parts import picture
 from fusewire.testing.postgres import PostgresServer
@@ -187,10 +187,7 @@ async def cancel(stack: CrashStack) -> Names:
 async def produce(stack: CrashStack) -> Names:
     """Prompts from a producer on the bus."""
     names = [stack.name() for _ in range(PROMPTS)]
-    async with stack.bus() as bus:
-        for name in names:
-            body = {"prompt": question(name), "pool": "vote"}
-            await bus.publish("fw.in.acme", json.dumps(body).encode(), msg_id=name)
+    await stack.produce(PRODUCERS[0], *({"prompt": question(n), "pool": "vote"} for n in names))
     return names
 
 
@@ -204,7 +201,7 @@ async def produce_refused(stack: CrashStack) -> Names:
 
         before = await counts()
         body = {"prompt": stack.name(), "pool": "nowhere"}
-        await bus.publish("fw.in.acme", json.dumps(body).encode())
+        await stack.produce(PRODUCERS[0], body)
         await eventually(lambda: not any(stack.points.iterdir()))
 
         async def is_handled() -> bool:
@@ -246,10 +243,8 @@ async def run_batch(stack: CrashStack) -> Names:
 
 async def erase(stack: CrashStack) -> Names:
     """A tenant that is erased by a command that dies, and then by one that does not."""
-    tenant = f"tenant-{stack.name()}"
-    async with stack.bus() as bus:
-        body = {"prompt": question(stack.name()), "pool": "vote"}
-        await bus.publish(f"fw.in.{tenant}", json.dumps(body).encode())
+    tenant = next(stack.erased_tenants)
+    await stack.produce(tenant, {"prompt": question(stack.name()), "pool": "vote"})
     ended = f"SELECT fusion_id FROM outcomes WHERE tenant = '{tenant}'"
     (fusion_id,) = await eventually(lambda: column(stack, ended))
     for code in (-signal.SIGKILL, 0):

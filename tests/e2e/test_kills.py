@@ -1,17 +1,18 @@
 """Schedules of kills, freezes, outages and lost stores, from seeds, and what must hold after each.
 
-`make test-kills` runs ten seeds on each database; `make test` one.
+`make test-kills` runs ten seeds on each database, `make test` one, and `make chaos` all other
+faults under a longer load (tests/chaos).
 """
 
 import asyncio
 import itertools
 import json
+import math
 import os
 import re
 import time
-import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
@@ -22,15 +23,24 @@ import aiohttp
 import pytest
 from sqlalchemy import text
 
-from fusewire.bus import Bus
 from fusewire.contracts import Candidate
 from fusewire.settings import Database, Nats
 from fusewire.store.engine import Store
-from fusewire.testing.chaos import Fault, StackProcess, schedule
+from fusewire.testing.chaos import StackProcess, schedule
 from fusewire.testing.command_line import Cli, FakeServer, address
-from fusewire.testing.eventually import PATIENCE_S, eventually
+from fusewire.testing.eventually import eventually
+from fusewire.testing.history import Acceptance, History, LeakCheck
+from fusewire.testing.invariants import Limits, check
+from fusewire.testing.nats_accounts import embedded
 from fusewire.testing.postgres import PostgresServer
-from fusewire.topology import CARRIERS
+from fusewire.testing.stack_events import (
+    Watch,
+    control,
+    model_calls,
+    occurrences,
+    queue_counts,
+    stored_events,
+)
 from fusewire_cli.client import Client
 
 SEEDS = tuple(range(1, 1 + int(os.environ.get("KILL_SEEDS", "1"))))
@@ -40,6 +50,8 @@ REPORT = os.environ.get("KILL_REPORT")
 RATE = 5.0
 """Prompts a second."""
 CANARY = "zebracanary78"
+UNTIMED = Limits(recovery_s=math.inf, after_fault_s=300)
+"""A test fails on no time."""
 _NAME = re.compile(r"\bq\d{4}\b")
 
 Shown = dict[str, Any]
@@ -55,7 +67,7 @@ def database_of(kind: str) -> Iterator[PostgresServer | None]:
         yield server
 
 
-async def load(api: Client, seconds: float) -> dict[str, str]:
+async def load(api: Client, seconds: float, history: History, watch: Watch) -> dict[str, str]:
     """Submit prompts at a rate, each until it is accepted; returns their ids by name."""
     accepted: dict[str, str] = {}
 
@@ -63,9 +75,13 @@ async def load(api: Client, seconds: float) -> dict[str, str]:
         prompt = f"Say something of your own about {name} and the {CANARY}, in a sentence or two."
         while name not in accepted:
             try:
-                accepted[name] = (await api.submit({"custom_id": name, "prompt": prompt}))["id"]
+                fusion = (await api.submit({"custom_id": name, "prompt": prompt}))["id"]
             except (aiohttp.ClientError, TimeoutError, OSError):
                 await asyncio.sleep(0.2)
+                continue
+            accepted[name] = fusion
+            history.add(Acceptance(time.time(), fusion, name))
+            watch.add(fusion)
 
     async with asyncio.TaskGroup() as group:
         for number in range(int(seconds * RATE)):
@@ -74,24 +90,13 @@ async def load(api: Client, seconds: float) -> dict[str, str]:
     return accepted
 
 
-async def befall(victim: StackProcess, faults: list[Fault]) -> None:
-    started = time.monotonic()
-    for fault in faults:
-        await asyncio.sleep(max(0.0, started + fault.at_s - time.monotonic()))
-        await asyncio.to_thread(victim.befall, fault)
-
-
 def recorded(server: FakeServer) -> list[Shown]:
-    with urllib.request.urlopen(
-        f"http://127.0.0.1:{server.port}/_control/stats", timeout=PATIENCE_S
-    ) as reply:
-        return list(json.load(reply)["recorded"])
+    return list(json.loads(control(server.port, "stats"))["recorded"])
 
 
 def play(server: FakeServer) -> None:
     script = {"models": {"*": {"latency_ms": 300, "latency_sigma": 0.5}}, "recording": True}
-    address = f"http://127.0.0.1:{server.port}/_control/script"
-    urllib.request.urlopen(address, data=json.dumps(script).encode(), timeout=PATIENCE_S).close()
+    control(server.port, "script", json.dumps(script).encode())
 
 
 def repeated(calls: list[Shown]) -> tuple[Counter[Key], int]:
@@ -126,19 +131,20 @@ async def test_whatever_is_killed_everything_accepted_has_one_outcome_and_repeat
         with quick.start("up", "--processes") as process:
             base = address(quick, process)
             victim = StackProcess(process.pid, data, postgres)
+            history, are_all_accepted = History(), asyncio.Event()
             async with Client(base) as api:
-                befalling = asyncio.create_task(befall(victim, faults))
-                accepted = await load(api, SECONDS)
+                watch = Watch(api, history)
+                befalling = asyncio.create_task(victim.befall_all(faults, history))
+                watching = asyncio.create_task(watch.run(are_all_accepted))
+                accepted = await load(api, SECONDS, history, watch)
                 await befalling
                 ended_at = time.time()
-                shown = await eventually(lambda: finished(api, list(accepted.values())))
-                again = await finished(api, list(accepted.values()))
-            nats = json.loads((data / "up.json").read_text())["nats"]
-            await eventually(lambda: is_empty(nats))
+                are_all_accepted.set()
+                await watching
+                await watch.look_again()
+            await eventually(lambda: is_empty(embedded(data)))
             store = Store(Database(url=url))
-            stored = await rows(
-                store, "SELECT fusion_id, count(*) FROM outcomes GROUP BY fusion_id"
-            )
+            history.add(*await stored_events(store), *model_calls(recorded(server)))
             bodies = [
                 Candidate.decode(body)
                 for (body,) in await rows(store, "SELECT body FROM candidates")
@@ -146,8 +152,11 @@ async def test_whatever_is_killed_everything_accepted_has_one_outcome_and_repeat
             submitted = dict(await rows(store, "SELECT fusion_id, custom_id FROM prompts"))
             await store.close()
             assert process.returncode is None, process.stderr[-2000:]
-            log = process.stderr + process.stdout
+            log = (process.stderr + process.stdout).encode()
+            (hits,) = occurrences(CANARY, {"log": log}).values()
+            history.add(LeakCheck(time.time(), "log", len(log), hits))
 
+    shown = list(watch.final.values())
     extra, most = repeated(recorded(server))
     marked = Counter((submitted[c.fusion_id], c.model) for c in bodies if c.maybe_paid_twice)
     figures = {
@@ -159,14 +168,10 @@ async def test_whatever_is_killed_everything_accepted_has_one_outcome_and_repeat
     }  # fmt: skip
     report({**figures, "schedule": [asdict(fault) for fault in faults]})
 
-    assert sorted(stored) == sorted((fusion, 1) for fusion in accepted.values()), (
-        "one outcome each, and no other"
-    )
-    assert [unchanging(one) for one in shown] == [unchanging(one) for one in again]
+    assert check(history.events, UNTIMED) == [], figures
     assert extra <= marked, f"calls made again that nobody was told of: {extra - marked}, {figures}"
     lost = sum(fault.kind == "store_lost" for fault in faults)
     assert most <= 2 + lost, figures
-    assert CANARY not in log
 
 
 def report(figures: Shown) -> None:
@@ -175,34 +180,16 @@ def report(figures: Shown) -> None:
             file.write(json.dumps(figures) + "\n")
 
 
-async def finished(api: Client, ids: list[str]) -> list[Shown]:
-    """The fusions; none while one of them has no outcome."""
-    try:
-        found = await api.get_many(ids)
-    except (aiohttp.ClientError, TimeoutError, OSError):
-        return []
-    return [dict(one) for one in found] if all(one["status"] != "running" for one in found) else []
-
-
-async def is_empty(url: str) -> bool:
+async def is_empty(nats: Nats) -> bool:
     """Whether no stream holds any work."""
-    bus = Bus("ops", Nats(url=url))
-    await bus.connect(timeout_s=PATIENCE_S)
-    try:
-        return not any([(await bus.js.stream_info(stream)).state.messages for stream in CARRIERS])
-    finally:
-        await bus.stop()
+    return not check(await queue_counts(nats))
 
 
-def unchanging(one: Shown) -> Shown:
-    return {key: one[key] for key in ("id", "status", "content", "winner", "finished_at")}
-
-
-def at(one: Shown) -> float:
+def at(one: Mapping[str, Any]) -> float:
     return datetime.fromisoformat(one["finished_at"]).timestamp()
 
 
-def longest_gap(shown: list[Shown]) -> float:
+def longest_gap(shown: list[Mapping[str, Any]]) -> float:
     """The longest time in which no fusion ended, s."""
     ends = sorted(at(one) for one in shown)
     return max(after - before for before, after in itertools.pairwise(ends))

@@ -18,10 +18,15 @@ from fusewire.store.engine import Store
 from fusewire.topology import due_subject, outcome_subject, round_subject, schedule_subject
 from fusewire_judge import outcome
 from fusewire_judge.learning.hedge_budget import HedgeBudget
-from fusewire_judge.learning.statistics import OUTCOME_WINDOW, Statistics, learn_statistics
+from fusewire_judge.learning.statistics import (
+    OUTCOME_WINDOW,
+    Statistics,
+    StoredHistory,
+    learn_statistics,
+)
 from fusewire_judge.panel import recorded
 from fusewire_judge.recent import RecentFusions
-from fusewire_judge.repository.history import control_picks, newest_answers
+from fusewire_judge.repository.history import control_picks, newest_answers, newest_verdicts
 from fusewire_judge.repository.results import EncodedCandidate, Results
 from fusewire_judge.turn import TurnResult, decide_fusion, sendable_rounds
 
@@ -77,11 +82,16 @@ class Handlers:
         """Learn anew from the newest stored outcomes."""
         since = self._clock() - QUARANTINE
 
-        def learn(connection: Connection) -> Statistics:
-            answers = newest_answers(connection, self._pools, OUTCOME_WINDOW)
-            return learn_statistics(answers, control_picks(connection, since))
+        def read(connection: Connection) -> StoredHistory:
+            return StoredHistory(
+                answers=newest_answers(connection, self._pools, OUTCOME_WINDOW),
+                verdicts=newest_verdicts(connection, self._pools, OUTCOME_WINDOW),
+                control_picks=control_picks(connection, since),
+            )
 
-        statistics = await self._store.run(learn, write=False)
+        data = await self._store.run(read, write=False)
+        # In a thread: a fit takes tenths of a second for a pool of many members.
+        statistics = await asyncio.to_thread(learn_statistics, data, self._statistics.votes)
         for judge in statistics.quarantined - self._statistics.quarantined:
             log.warning("judge.quarantined", model=judge)
         self._statistics = statistics

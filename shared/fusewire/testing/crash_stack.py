@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import re
+import secrets
 import time
 import urllib.request
 from collections import Counter
@@ -13,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import nkeys
 import psutil
 from sqlalchemy import text
 
@@ -23,12 +25,18 @@ from fusewire.settings import Database, Nats
 from fusewire.store.engine import Store
 from fusewire.testing.command_line import Cli, FakeServer, address
 from fusewire.testing.eventually import PATIENCE_S, eventually
+from fusewire.testing.nats_accounts import connect, embedded
 from fusewire.testing.postgres import PostgresServer
 from fusewire.topology import CARRIERS, INGEST
 from fusewire_cli.client import Client
+from fusewire_cli.local import broker_keys
 
 ACK_WAIT_S = 5.0
 """How soon what a dead process had in hand comes again, in place of 15 s: more than a heartbeat."""
+ERASED = tuple(f"erased-{number}" for number in range(40))
+"""Tenants that are erased one after the other."""
+PRODUCERS = ("acme", *ERASED)
+"""Tenants whose producers have a user of NATS."""
 NAME = re.compile(r"\bzq\d{5}\b")
 """A word in each prompt, by which it is found in rows and in calls."""
 
@@ -64,7 +72,7 @@ class CrashStack:
         cli: the command line in its folder, for the database that it uses.
         server: the fake models.
         url: where it listens.
-        nats: the broker's address.
+        nats: how to connect to its broker.
         database: SQLAlchemy's address of its database.
         points: the folder of planted points.
     """
@@ -72,12 +80,13 @@ class CrashStack:
     cli: Cli
     server: FakeServer
     url: str
-    nats: str
+    nats: Nats
     database: str
     points: Path
     runner: psutil.Process
     _planted: Sequence[psutil.Process] = ()
     """The processes that ran when points were planted."""
+    erased_tenants: Iterator[str] = field(default_factory=lambda: iter(ERASED))
     _numbers: Iterator[int] = field(default_factory=lambda: iter(range(100_000)))
 
     def name(self) -> str:
@@ -93,12 +102,21 @@ class CrashStack:
     @contextlib.asynccontextmanager
     async def bus(self) -> AsyncIterator[Bus]:
         """A connection of its own to the broker."""
-        bus = Bus("ops", Nats(url=self.nats), drain_s=1)
+        bus = Bus("ops", self.nats, drain_s=1)
         await bus.connect(timeout_s=PATIENCE_S)
         try:
             yield bus
         finally:
             await bus.stop()
+
+    async def produce(self, tenant: str, *bodies: dict[str, Any]) -> None:
+        """Publish prompts as a producer of a tenant does, which has to be one of `PRODUCERS`."""
+        client = await connect(self.cli.folder / ".fusewire", f"tenant-{tenant}")
+        try:
+            for body in bodies:
+                await client.jetstream().publish(f"fw.in.{tenant}", json.dumps(body).encode())
+        finally:
+            await client.close()
 
     def script(self, models: dict[str, Any]) -> None:
         """Tell the models what to do; forgets what was recorded."""
@@ -206,13 +224,22 @@ def crash_stack(
         "PYTHONPATH": "",
     }
     cli = replace(cli, env={**cli.env, **env})
+    _make_seeds(broker_keys.folder_of(data))
     with cli.start("up", "--processes") as process:
         url = address(cli, process)
-        nats = json.loads((data / "up.json").read_text())["nats"]
+        nats = embedded(data)
         stack = CrashStack(cli, server, url, nats, database, points, psutil.Process(process.pid))
         asyncio.run(stack.redeliver_soon())
         yield stack
         assert process.returncode is None, process.stderr[-2000:]
+
+
+def _make_seeds(folder: Path) -> None:
+    """Make a key for each producer; the stack makes all others when it starts."""
+    folder.mkdir(mode=0o700, parents=True)
+    for tenant in PRODUCERS:
+        seed = nkeys.encode_seed(secrets.token_bytes(32), nkeys.PREFIX_BYTE_USER)
+        (folder / f"tenant-{tenant}.seed").write_bytes(seed)
 
 
 def _wait_for_first(files: Sequence[Path]) -> None:

@@ -50,6 +50,10 @@ class RecordedRequest:
     body: dict[str, Any]
     request: dict[str, Any]
     """The body in OpenAI's form, whatever the protocol."""
+    at: float = 0.0
+    """When it arrived, Unix time, s."""
+    fault: str = ""
+    """What befalls it by the script; empty if it is answered."""
 
 
 @dataclass
@@ -235,22 +239,26 @@ class Connection(asyncio.Protocol):
         key = _header(head, b"idempotency-key").decode("latin-1")
         server.count(name, key)
         stats = server.stats
-        if server.script.recording:
-            stats.recorded.append(
-                RecordedRequest(name, key, head.decode("latin-1"), body, request.fields)
-            )
         self._busy = name
         # Kept to leave it, also if the script is replaced in the meantime.
         self._in_flight = server.in_flight
         self._in_flight[name] += 1
         stats.peak_by_model[name] = max(stats.peak_by_model[name], self._in_flight[name])
         model = server.model(name)
-        if refusal := model.refusal(body):
+        refusal = model.refusal(body)
+        fault = None if refusal else model.next_fault()
+        if server.script.recording:
+            fate = "refused" if refusal else fault.kind if fault else ""
+            text = head.decode("latin-1")
+            stats.recorded.append(
+                RecordedRequest(name, key, text, body, request.fields, time.time(), fate)
+            )
+        if refusal:
             message = refusal.message.replace("{parameter}", refusal.parameter)
             parameter = refusal.parameter if refusal.is_named else None
             self._send(*request.dialect.refusal(message, parameter))
             return
-        fault, delay_s = model.next_fault(), model.next_latency_s()
+        delay_s = model.next_latency_s()
         if delay_s > 0:
             self._timer = self._loop.call_later(delay_s, self._reply, model, request, fault)
         else:

@@ -69,6 +69,13 @@ class NatsServer:
         return f"nats://127.0.0.1:{self._port}"
 
     @property
+    def pid(self) -> int:
+        """Of its process; another one after a restart."""
+        if self._process is None:
+            raise RuntimeError("not started")
+        return self._process.pid
+
+    @property
     def leaf_port(self) -> int:
         """Where leaf nodes connect; another one after a restart."""
         # The file of ports does not have it.

@@ -89,7 +89,7 @@ class PostgresServer:
         if not self._data.exists():
             self._make_cluster()
         for _ in range(5):  # another process may take the port that was free a moment ago
-            self._port = self._port or _free_port()
+            self._port = self._port or free_port()
             if self._launch():
                 return
             self._port = 0
@@ -200,7 +200,8 @@ class PostgresServer:
         self.stop()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
