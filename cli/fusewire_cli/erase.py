@@ -206,6 +206,8 @@ class ErasureRun:
         self._erasures = Erasures(store)
         self._erasure_id = ""
         self._is_owned: dict[str, bool] = {}
+        self._has_erased_fusions = False
+        """Whether an interrupted run has erased rows already, that said whose fusions were."""
         self._fusion_ids: set[str] = set()
         """Those of a custom_id, also when their rows are gone."""
 
@@ -229,6 +231,8 @@ class ErasureRun:
         await self._find_custom_id()
         erasure = await erasures.begin(target.tenant, custom_id_hash, datetime.now(UTC), operator())
         self._erasure_id = erasure.erasure_id
+        self._has_erased_fusions = "sql.fusions" in erasure.counts
+        self._is_owned.clear()
         reach(CrashPoint.ERASE_ENTERED)
         await self._end_running()
         large_parts = await erasures.large_parts(target)
@@ -308,7 +312,11 @@ class ErasureRun:
     async def _owns(self, key: str) -> bool:
         """Whether a fusion is the tenant's; remembered also once its row is gone."""
         if key not in self._is_owned:
-            self._is_owned[key] = await self._erasures.owns(self._target, key)
+            # Of a fusion without a row nothing is needed: it may be one that an interrupted run
+            # has erased, and what came of it afterwards.
+            self._is_owned[key] = await self._erasures.owns(self._target, key) or (
+                self._has_erased_fusions and not await self._erasures.is_stored(key)
+            )
         return self._is_owned[key]
 
     async def _tidy(self) -> list[str]:

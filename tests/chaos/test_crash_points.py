@@ -52,6 +52,7 @@ members = ["a", "b", "c"]
 judge = "j"
 mode = "merge"
 control_share = 0.0
+deadline_s = 250
 [pools.vote]
 members = ["a", "b", "c"]
 deadline_s = 250
@@ -151,16 +152,16 @@ async def stream(stack: CrashStack) -> Names:
     """A stream whose client sees the whole answer, or an error; never a piece twice."""
     name = stack.name()
     body = {
-        "model": "fusewire",
+        "model": "fusewire/solo",
         "messages": [{"role": "user", "content": question(name)}],
         "stream": True,
-        "fusewire": {"pool": "solo"},
     }
     async with (
         aiohttp.ClientSession(stack.url) as http,
         http.post("/v1/chat/completions", json=body) as response,
     ):
         lines = (await response.text()).splitlines()
+        assert response.status == 200, lines
     chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
     pieces = [c["choices"][0]["delta"].get("content") or "" for c in chunks if c["choices"]]
     (content,) = await column(stack, f"SELECT content FROM outcomes WHERE {about(name)}")
@@ -245,17 +246,28 @@ async def erase(stack: CrashStack) -> Names:
     tenant = next(stack.erased_tenants)
     await stack.produce(tenant, {"prompt": question(stack.name()), "pool": "vote"})
     ended = f"SELECT fusion_id FROM outcomes WHERE tenant = '{tenant}'"
-    await eventually(lambda: column(stack, ended))
+    (fusion_id,) = await eventually(lambda: column(stack, ended))
     for code in (-signal.SIGKILL, 0):
         command = await asyncio.to_thread(stack.cli.run, "erase", tenant, "--yes")
         assert command.returncode == code, command.stderr
+        if code:
+            await write_late_letter(stack, fusion_id)
     for table in ("prompts", "outcomes", "pool_days"):
         query = f"SELECT tenant FROM {table} WHERE tenant = '{tenant}'"
         assert await column(stack, query) == []
     async with stack.bus() as bus:
         info = await bus.js.stream_info("FW_OUTCOME", subjects_filter=f"fw.outcome.{tenant}.>")
         assert not info.state.subjects
+        info = await bus.js.stream_info("FW_DEAD", subjects_filter="fw.dead.test.>")
+        assert not info.state.subjects
     return await submitting("vote", 1)(stack)
+
+
+async def write_late_letter(stack: CrashStack, fusion_id: str) -> None:
+    """A dead letter with what a worker has answered, which comes after the command's death."""
+    headers = {"Fw-Subject": f"fw.candidate.{fusion_id}.0.a", "Fw-Body": "whole"}
+    async with stack.bus() as bus:
+        await bus.publish("fw.dead.test.FW_CANDIDATE", b"an answer", headers=headers)
 
 
 def about(name: str) -> str:

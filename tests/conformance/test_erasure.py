@@ -267,6 +267,36 @@ async def test_a_message_that_comes_in_between_is_erased_too(
         assert files.of(canary) == []
 
 
+async def test_a_message_of_a_fusion_whose_rows_an_interrupted_run_has_erased_is_erased_too(
+    settings: Settings,
+    stack: Running,
+    files: Files,
+    canary: str,
+    erase: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It names its fusion alone, and no row says any more whose that was."""
+
+    async def end(self: Erasures, erasure_id: str, tenant: str) -> None:
+        raise Transient("killed")
+
+    async with stack(settings) as client:
+        key = (await client.submit({"prompt": f"Why {canary}?"}, wait_s=100))["id"]
+        with monkeypatch.context() as patch:
+            patch.setattr(Erasures, "erase_tenant", end)
+            with pytest.raises(Transient, match="killed"):
+                await erase()
+        bus = Bus("ops", embedded(settings.data_dir))
+        await bus.connect(timeout_s=30)
+        headers = {"Fw-Subject": candidate_subject(key, 0, "a")}
+        await bus.publish("fw.dead.judge.FW_CANDIDATE", canary.encode(), headers=headers)
+        await bus.stop()
+
+        await erase()
+
+        assert files.of(canary) == []
+
+
 STEPS = (
     (BrokerEraser, "_delete", 2),
     (BrokerEraser, "tidy", 1),

@@ -233,6 +233,12 @@ class Erasures:
         async with self._store.read() as connection:
             return (await connection.execute(query)).first() is not None
 
+    async def is_stored(self, fusion_id: str) -> bool:
+        """Whether a fusion has a row, whosever it is."""
+        query = select(prompts.c.fusion_id).where(prompts.c.fusion_id == fusion_id)
+        async with self._store.read() as connection:
+            return (await connection.execute(query)).first() is not None
+
     async def large_parts(self, target: ErasureTarget) -> list[str]:
         """List the names of the images and texts that only the target uses."""
         async with self._store.read() as connection:
