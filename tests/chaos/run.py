@@ -108,7 +108,7 @@ def run_part(name: str, prompts: int, kills: int, seed: int) -> int:
             (home / "nats").mkdir()
             history = History(BUILD / f"{scene.name}.jsonl")
             started = time.monotonic()
-            beside = asyncio.run(perform(scene, home, history))
+            beside = asyncio.run(perform(scene, home, history, BUILD / f"{scene.name}.stack.log"))
             history.close()
             results[scene.name] = {
                 **figures(history.events),

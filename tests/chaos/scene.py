@@ -348,9 +348,10 @@ def has_ended(command: Command) -> bool:
 # -- a whole run ------------------------------------------------------------------------------
 
 
-async def perform(scene: Scene, folder: Path, history: History) -> dict[str, Any]:
-    """Run a scene; returns what is no event."""
+async def perform(scene: Scene, folder: Path, history: History, log: Path) -> dict[str, Any]:
+    """Run a scene, and keep the stack's log; returns what is no event."""
     async with running(scene, folder) as stack, AsyncExitStack() as clients_stack:
+        clients_stack.callback(lambda: log.write_text(stack.command.stderr))
         clients = {
             tenant: await clients_stack.enter_async_context(Client(stack.url, key))
             for tenant, key in stack.keys.items()

@@ -166,19 +166,21 @@ class Link:
         due = 0.0
         with contextlib.suppress(OSError):
             while data := await reader.read(65_536):
-                if self._random.random() < self.loss:
-                    self.losses += 1
+                if self._is_lost() or (to_client and self._truncates(connection, data)):
                     return
                 if self.is_black_hole or (to_client and connection.is_half_closed):
                     continue
-                if to_client and self._truncates(connection, data):
-                    return
                 if self.rate:
                     await asyncio.sleep(len(data) / self.rate)
                 delay_s = self.delay_s + self._random.uniform(0, self.jitter_s)
                 # Times that are equal would lose the order.
                 due = max(due + 1e-6, loop.time() + delay_s)
                 loop.call_at(due, _write, writer, data)
+
+    def _is_lost(self) -> bool:
+        is_lost = self._random.random() < self.loss
+        self.losses += is_lost
+        return is_lost
 
     def _truncates(self, connection: _Connection, data: bytes) -> bool:
         """Whether a connection ends within this piece, of which it then carries a part."""
