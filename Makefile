@@ -16,12 +16,12 @@ PYTHON ?= $(shell for v in python3.11 python3.12 python3.13 python3; do \
 BIN := .venv/bin
 MEMBERS := shared services/ingest services/dispatcher services/worker-edge services/worker-remote services/judge services/console cli
 # One by one: two files named conftest.py are one module to mypy.
-TESTS := deploy/docker/check tests/contract tests/conformance tests/chaos tests/console tests/e2e tests/bench tests/fuzz $(wildcard tests/unit/*)
+TESTS := deploy/docker/check tests/contract tests/conformance tests/console tests/chaos tests/e2e tests/bench tests/fuzz $(wildcard tests/unit/*)
 SOURCES := $(MEMBERS) migrations tests examples deploy
 SERVICES := ingest dispatcher judge worker-edge worker-remote console
 LOCKS := deploy/docker/requirements
 
-.PHONY: help setup demo test test-kills chaos soak test-node test-console test-planted test-edge test-edge-kills test-batch test-unit check check-deploy format bench bench-scale bench-plots bench-doors bench-tenants bench-edge bench-judge bench-fusion bench-views bench-console screenshots soak-edge image-check fuzz lock docs clean
+.PHONY: help setup demo test test-kills chaos soak test-node test-console test-planted test-edge test-edge-kills test-batch test-unit check check-deploy format bench bench-scale bench-plots bench-doors bench-tenants bench-edge bench-judge bench-fusion bench-views bench-console screenshots soak-edge image-check fuzz audit sbom lock docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -81,7 +81,8 @@ test-batch: setup ## kill a batch of 2,000 lines whole, and go on with it
 test-unit: setup ## run the tests of pure code alone; ARGS="…" goes to pytest
 	@$(BIN)/python -m pytest -n auto --dist worksteal tests/unit tests/contract $(ARGS)
 
-check: setup ## ruff, complexity, names, mypy, import contracts, lock, docs
+check: setup ## ruff, complexity, names, mypy, import contracts, lock, docs, known vulnerabilities
+	@$(BIN)/python tests/lint/audit.py > /dev/null 2>&1 &
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/ruff format --check -q $(SOURCES) || { echo "run make format"; exit 1; }
 	@$(BIN)/complexipy --plain --failed --color no --max-complexity-allowed 10 $(MEMBERS) deploy/checks
@@ -94,6 +95,7 @@ check: setup ## ruff, complexity, names, mypy, import contracts, lock, docs
 	@! grep -n '://' requirements.lock
 	@$(BIN)/python -m fusewire_cli.reference --check
 	@$(BIN)/python deploy/helm/config_schema.py --check
+	@$(BIN)/python tests/lint/audit.py
 
 check-deploy: setup ## check deploy/ without a cluster, and plant faults to see each found (fetches tools)
 	@deploy/check --faults
@@ -147,6 +149,17 @@ fuzz: setup ## fuzz what reads model files; SECONDS=… for each of three reader
 	@for target in gguf safetensors config; do \
 		$(BIN)/python tests/fuzz/models.py $$target --seconds $(or $(SECONDS),60) 2>&1 | tail -n 3; \
 		test $${PIPESTATUS[0]} -eq 0 || exit 1; done
+
+audit: setup ## look for known vulnerabilities of what is locked, now; make check does so once a day
+	@rm -f build/audit.json && $(BIN)/python tests/lint/audit.py
+
+SBOM := build/sbom
+LIST = @mkdir -p $(SBOM) && { $(BIN)/cyclonedx-py requirements --no-validate --output-reproducible -o $@ --pyproject
+$(SBOM)/fusewire.cdx.json: requirements.lock pyproject.toml
+	$(LIST) pyproject.toml $< 2> $@.log || { cat $@.log; exit 1; }; }
+$(SBOM)/%.cdx.json: $(LOCKS)/%.lock
+	$(LIST) $(or $(wildcard services/$*/pyproject.toml),cli/pyproject.toml) $< 2> $@.log || { cat $@.log; exit 1; }; }
+sbom: setup $(SBOM)/fusewire.cdx.json $(patsubst $(LOCKS)/%.lock,$(SBOM)/%.cdx.json,$(wildcard $(LOCKS)/*.lock)) ## list what is locked, in all and for each image, as CycloneDX in build/sbom
 
 EXPORT = $(UV) export -q --frozen --no-emit-workspace --no-header
 lock: | $(filter .uv/bin/uv,$(UV)) ## resolve dependencies anew into requirements.lock, and those of each image

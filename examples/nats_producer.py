@@ -7,8 +7,12 @@ import nats
 
 
 async def main():
-    # The address of an embedded server is in .fusewire/up.json.
-    client = await nats.connect("nats://localhost:4222")
+    # The address of an embedded server is in .fusewire/up.json, and its keys are beside it.
+    client = await nats.connect(
+        "nats://localhost:4222",
+        nkeys_seed=".fusewire/nats/keys/tenant-default.seed",
+        inbox_prefix=b"_INBOX.default",
+    )
     inbox = client.new_inbox()
     replies = await client.subscribe(inbox)
     prompt = json.dumps({"prompt": "Is copper a metal?"}).encode()

@@ -111,7 +111,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 _TESTS = Path(__file__).parent
-_LADDER = ("e2e", "console", "conformance", "unit", "contract", "bench")
+_LADDER = ("chaos", "e2e", "console", "conformance", "unit", "contract", "bench")
 
 
 # -- a small model ----------------------------------------------------------------------------

@@ -6,10 +6,10 @@ from dataclasses import asdict
 from functools import partial
 
 from fusewire.provision import TopologyConflictError, summary
-from fusewire.settings import Database, Settings
+from fusewire.settings import Database, Nats, Settings
 from fusewire.store import migrate, summaries
 from fusewire.store.engine import Store
-from fusewire_cli.local.run_file import running_nats
+from fusewire_cli.local.run_file import broker
 from fusewire_cli.local.runner import apply_topology, upgrade_database
 from fusewire_cli.screen import fail, note
 from fusewire_cli.session import settings
@@ -19,7 +19,7 @@ def topology_apply(*, as_json: bool) -> None:
     """Create and update streams, durables and buckets; print each change."""
     config = settings()
     try:
-        changes = asyncio.run(apply_topology(config, _embedded_url(config)))
+        changes = asyncio.run(apply_topology(config, _broker(config)))
     except TopologyConflictError as exc:
         fail(str(exc))
     if as_json:
@@ -31,16 +31,14 @@ def topology_apply(*, as_json: bool) -> None:
     print(", ".join(f"{count} {action}" for action, count in summary(changes).items()))
 
 
-def _embedded_url(config: Settings) -> str | None:
-    if config.nats.url != "embedded":
-        return None
-    url = running_nats(config)
-    if url is None:
+def _broker(config: Settings) -> Nats:
+    nats = broker(config)
+    if nats is None:
         fail(
             "nats.url is 'embedded' and no `fusewire up` runs here",
             "`fusewire up` provisions its own broker; for another one set [nats] url",
         )
-    return url
+    return nats
 
 
 def db_upgrade(*, allow_newer: bool) -> None:

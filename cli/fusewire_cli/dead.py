@@ -14,7 +14,7 @@ from nats.js.errors import NotFoundError
 from fusewire.bus import Bus
 from fusewire.errors import StartupError, Transient
 from fusewire.topology import sealed_subject
-from fusewire_cli.local.run_file import running_nats
+from fusewire_cli.local.run_file import broker
 from fusewire_cli.screen import EXIT_SOME_FAILED, RowFormat, fail, note, rows
 from fusewire_cli.session import settings
 
@@ -168,12 +168,12 @@ def _parse(message: RawStreamMsg) -> DeadLetter:
 async def _operator() -> AsyncIterator[Bus]:
     """A connection to the broker of the running stack, or to the configured one."""
     config = settings()
-    url = running_nats(config) if config.nats.url == "embedded" else config.nats.url
-    if url is None:
+    nats = broker(config)
+    if nats is None:
         raise StartupError(
             "no broker runs here", "start `fusewire up`, or set [nats] url (FUSEWIRE_NATS__URL)"
         )
-    bus = Bus("ops", config.nats.model_copy(update={"url": url}))
+    bus = Bus("ops", nats)
     try:
         await bus.connect(timeout_s=5)
         yield bus

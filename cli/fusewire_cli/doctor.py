@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -17,13 +17,13 @@ from fusewire.bus import Bus
 from fusewire.configuration import find_file
 from fusewire.errors import EXIT_BAD_INPUT, StartupError, Transient
 from fusewire.http_server import listen, listen_console, listen_operations
-from fusewire.settings import EdgeModel, RemoteModel, Settings
+from fusewire.settings import EdgeModel, Nats, RemoteModel, Settings
 from fusewire.store import migrate
 from fusewire.store.engine import Store
 from fusewire.topology import ALARM, DIALECT_BUCKET, STORES, topology
 from fusewire_cli import local_models
 from fusewire_cli.local import nats
-from fusewire_cli.local.run_file import running, running_nats
+from fusewire_cli.local.run_file import broker, running
 from fusewire_cli.local.runner import storage_mb
 from fusewire_cli.session import settings
 
@@ -163,21 +163,29 @@ async def _remote(config: Settings) -> list[CheckResult]:
 
 
 async def _nats(config: Settings) -> CheckResult:
-    url = config.nats.url
-    if url == "embedded":
+    connection = broker(config)
+    if config.nats.url == "embedded":
         try:
             binary = nats.find()
         except StartupError as exc:
             return CheckResult("nats", "fault", exc.what, exc.mend)
-        url = running_nats(config) or ""
-        if not url:
+        if connection is None:
             return CheckResult("nats", "ok", f"embedded, {binary}")
-    bus = Bus("ops", config.nats.model_copy(update={"url": url}))
+    assert connection is not None
     try:
-        await bus.connect(timeout_s=3)
-        return await _streams(bus, config, url)
+        async with _operator(connection) as bus:
+            return await _streams(bus, config, connection.url)
     except (StartupError, Transient) as exc:
         return CheckResult("nats", "fault", str(exc))
+
+
+@contextlib.asynccontextmanager
+async def _operator(connection: Nats) -> AsyncIterator[Bus]:
+    """A connection to the broker. Raises StartupError."""
+    bus = Bus("ops", connection)
+    try:
+        await bus.connect(timeout_s=3)
+        yield bus
     finally:
         await bus.stop()
 
@@ -203,8 +211,8 @@ async def _dialects(config: Settings) -> list[CheckResult]:
     """What workers have found each hosted model to refuse."""
     from fusewire_worker_remote.dialects import KvDialects
 
-    url = running_nats(config) if config.nats.url == "embedded" else config.nats.url
-    if url is None:
+    connection = broker(config)
+    if connection is None:
         what = "no broker runs here, which keeps it"
         return [CheckResult("dialect", "warning", what, "start `fusewire up`")]
     models = {
@@ -212,16 +220,13 @@ async def _dialects(config: Settings) -> list[CheckResult]:
         for name, model in sorted(config.models.items())
         if isinstance(model, RemoteModel)
     }
-    bus = Bus("ops", config.nats.model_copy(update={"url": url}))
     try:
-        await bus.connect(timeout_s=3)
-        dialects = KvDialects(await bus.key_value(DIALECT_BUCKET))
-        await dialects.load(list(models.values()))
+        async with _operator(connection) as bus:
+            dialects = KvDialects(await bus.key_value(DIALECT_BUCKET))
+            await dialects.load(list(models.values()))
     except (StartupError, Transient, BucketNotFoundError) as exc:
         what = f"what models refuse cannot be read: {exc}"
         return [CheckResult("dialect", "fault", what, "see the check `nats`")]
-    finally:
-        await bus.stop()
     results = []
     for name, model in models.items():
         refusals = dialects.of(model).describe() or "nothing is refused"

@@ -17,18 +17,19 @@ from typing import Any
 
 from fusewire.bus import Bus
 from fusewire.contracts import NAME
+from fusewire.crash_points import CrashPoint, reach
 from fusewire.erasure import BrokerEraser, MessageOrigin
 from fusewire.errors import Transient
 from fusewire.ids import fusion_id
-from fusewire.settings import Settings
+from fusewire.settings import Nats, Settings
 from fusewire.store import migrate
 from fusewire.store.engine import Store
 from fusewire.store.file_rewrite import rewrite_files
 from fusewire.topology import cancel_subject
 from fusewire_cli.keys import operator
+from fusewire_cli.local import run_file
 from fusewire_cli.local.guard import Guard
 from fusewire_cli.local.nats import EmbeddedNats
-from fusewire_cli.local.run_file import running_nats
 from fusewire_cli.screen import RowFormat, fail, note, rows
 from fusewire_cli.session import settings
 from fusewire_ingest.pepper import pepper
@@ -152,11 +153,11 @@ async def _broker(config: Settings) -> AsyncIterator[tuple[Bus | None, bool]]:
 
     The embedded broker is started for the moment if no stack runs; None if it never ran.
     """
-    async with _broker_url(config) as (url, has_services):
-        if url is None:
+    async with _connection(config) as (nats, has_services):
+        if nats is None:
             yield None, has_services
             return
-        bus = Bus("ops", config.nats.model_copy(update={"url": url}))
+        bus = Bus("ops", nats)
         try:
             await bus.connect(timeout_s=5)
             yield bus, has_services
@@ -165,10 +166,10 @@ async def _broker(config: Settings) -> AsyncIterator[tuple[Bus | None, bool]]:
 
 
 @asynccontextmanager
-async def _broker_url(config: Settings) -> AsyncIterator[tuple[str | None, bool]]:
-    url = config.nats.url if config.nats.url != "embedded" else running_nats(config)
-    if url is not None:
-        yield url, True
+async def _connection(config: Settings) -> AsyncIterator[tuple[Nats | None, bool]]:
+    nats = run_file.broker(config)
+    if nats is not None:
+        yield nats, True
         return
     broker = EmbeddedNats(config.data_dir)
     if not broker.store.exists():
@@ -179,7 +180,7 @@ async def _broker_url(config: Settings) -> AsyncIterator[tuple[str | None, bool]
         # If this process is killed, the broker must not live on and keep the store.
         await guard.start()
         await broker.start(guard)
-        yield broker.url, False
+        yield broker.connection(config.nats), False
     finally:
         await broker.stop()
         await guard.stop(1)
@@ -228,17 +229,22 @@ class ErasureRun:
         await self._find_custom_id()
         erasure = await erasures.begin(target.tenant, custom_id_hash, datetime.now(UTC), operator())
         self._erasure_id = erasure.erasure_id
+        reach(CrashPoint.ERASE_ENTERED)
         await self._end_running()
         large_parts = await erasures.large_parts(target)
         await self._erase_messages(large_parts)
+        reach(CrashPoint.ERASE_MESSAGES_ERASED)
         if target.custom_id is not None:
             await erase_lines(self._store, self._erasure_id, target)
         await erasures.erase_fusions(self._erasure_id, target)
+        reach(CrashPoint.ERASE_FUSIONS_ERASED)
         if target.custom_id is None:
             await erasures.erase_tenant(self._erasure_id, target.tenant)
+        reach(CrashPoint.ERASE_ROWS_ERASED)
         await self._erase_messages([])
         remains = await self._tidy()
         remains += await rewrite_files(self._store, TOUCHED)
+        reach(CrashPoint.ERASE_FILES_REWRITTEN)
         erasure = await erasures.complete(self._erasure_id, datetime.now(UTC), operator())
         return {**_cells(erasure), "remains": remains, "not_reached": list(NOT_REACHED)}
 

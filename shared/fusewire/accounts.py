@@ -2,8 +2,8 @@
 
 The streams are in the account FW. Workers have accounts of their own, EDGE and REMOTE, and reach
 nothing of FW but the subjects that it exports to them: inside one account a client could have the
-server publish a reply to any subject for it (docs/decisions/0049). So does each tenant that submits
-prompts over NATS (docs/decisions/0055).
+server publish a reply to any subject for it (docs/decisions/0049). So has each edge site
+(docs/decisions/0061), and each tenant that submits prompts over NATS (docs/decisions/0055).
 """
 
 import itertools
@@ -17,6 +17,8 @@ from fusewire.topology import (
     BLOB_STORE,
     CARRIERS,
     DIALECT_BUCKET,
+    DISPATCHER_PROMPTS,
+    DISPATCHER_ROUND,
     FORWARDER,
     INGEST,
     JUDGE,
@@ -38,7 +40,7 @@ from fusewire.topology import (
 )
 
 Account = str
-"""FW, EDGE, REMOTE, or that of a tenant."""
+"""FW, EDGE, REMOTE, or that of an edge site or of a tenant."""
 
 API = "$JS.API"
 WORKER_PREFIX = "fwjs"
@@ -165,8 +167,8 @@ USERS: tuple[User, ...] = (
             "fw.task.edge.*.*",
             "fw.task.remote.*.*",
             plan_subject("*"),
-            *_pull("FW_PROMPT", "*"),
-            *_pull("FW_ROUND", "*"),
+            *itertools.chain(*(_pull(prompt.stream, prompt.name) for prompt in DISPATCHER_PROMPTS)),
+            *_pull(DISPATCHER_ROUND.stream, DISPATCHER_ROUND.name),
             *_info([STORE_STREAM]),
             *_service("dispatcher"),
         ),
@@ -210,6 +212,12 @@ USERS: tuple[User, ...] = (
 )
 
 
+def api_prefix(name: str) -> str:
+    """The subject prefix of JetStream's API for a service."""
+    is_in_fw = any(user.name == name and user.account == "FW" for user in USERS)
+    return API if is_in_fw else WORKER_PREFIX
+
+
 def site_user(site: str) -> User:
     """The server of an edge site, which passes on what the worker behind it does.
 
@@ -217,7 +225,7 @@ def site_user(site: str) -> User:
     """
     return User(
         f"edge-site-{site}",
-        "EDGE",
+        f"EDGE_{site}",
         publish=_worker("worker-edge", task_stream("edge")),
         subscribe=(_inbox(f"worker-edge-{site}"), cancel_subject("*"), "_R_.>"),
     )
@@ -262,6 +270,9 @@ def users(sites: Sequence[str] = (), tenants: Sequence[str] = ()) -> tuple[User,
 
 def _in_worker_account(subject: str) -> str:
     """What a worker calls a subject of FW."""
+    if subject.startswith(f"$KV.{ATTEMPT_BUCKET}."):
+        # The server of an edge site keeps `$KV` to itself.
+        return f"{WORKER_PREFIX}.{subject}"
     return subject.replace(API, WORKER_PREFIX, 1) if subject.startswith(API) else subject
 
 
@@ -286,33 +297,27 @@ def _publish_list(user: User) -> Iterable[str]:
     return user.publish if user.account == "FW" else map(_in_worker_account, user.publish)
 
 
-def _exports(tenants: Iterable[str]) -> Iterator[str]:
+def _exports(workers: Iterable[User], tenants: Iterable[User]) -> Iterator[str]:
     """What FW lets the accounts of workers and tenants reach."""
-    yield from _worker_exports()
-    for user in map(tenant_user, tenants):
+    accounts_by_subject: dict[str, list[Account]] = {cancel_subject("*"): []}
+    for user in workers:
+        for subject in (*user.publish, cancel_subject("*")):
+            accounts_by_subject.setdefault(subject, []).append(user.account)
+    cancelling = accounts_by_subject.pop(cancel_subject("*"))
+    for subject, accounts in accounts_by_subject.items():
+        response = ", response: stream" if ".MSG.NEXT." in subject else ""
+        yield f'      {{ service: "{subject}", accounts: [{", ".join(accounts)}]{response} }}'
+    yield f'      {{ stream: "{cancel_subject("*")}", accounts: [{", ".join(cancelling)}] }}'
+    for user in tenants:
         for kind, subjects in (("service", user.publish), ("stream", user.subscribe)):
             yield f'      {{ {kind}: "{subjects[0]}", accounts: [{user.account}] }}'
 
 
-def _worker_exports() -> Iterator[str]:
-    accounts_by_subject: dict[str, list[Account]] = {}
-    for user in USERS:
-        if user.account != "FW":
-            for subject in user.publish:
-                accounts_by_subject.setdefault(subject, []).append(user.account)
-    for subject, accounts in accounts_by_subject.items():
-        response = ", response: stream" if ".MSG.NEXT." in subject else ""
-        yield f'      {{ service: "{subject}", accounts: [{", ".join(accounts)}]{response} }}'
-    yield f'      {{ stream: "{cancel_subject("*")}", accounts: [EDGE, REMOTE] }}'
-
-
-def _imports(account: Account) -> Iterator[str]:
-    for user in USERS:
-        if user.account == account:
-            for subject in user.publish:
-                name = _in_worker_account(subject)
-                to = "" if name == subject else f', to: "{name}"'
-                yield f'      {{ service: {{ account: FW, subject: "{subject}" }}{to} }}'
+def _worker_imports(user: User) -> Iterator[str]:
+    for subject in user.publish:
+        name = _in_worker_account(subject)
+        to = "" if name == subject else f', to: "{name}"'
+        yield f'      {{ service: {{ account: FW, subject: "{subject}" }}{to} }}'
     yield f'      {{ stream: {{ account: FW, subject: "{cancel_subject("*")}" }} }}'
 
 
@@ -360,9 +365,13 @@ def render(sites: Sequence[str] = (), tenants: Sequence[str] = ()) -> str:
     by_account: dict[Account, list[User]] = {}
     for user in users(sites, tenants):
         by_account.setdefault(user.account, []).append(user)
-    grants = {"FW": _exports(tenants), **{name: _imports(name) for name in ("EDGE", "REMOTE")}}
-    for user in map(tenant_user, tenants):
-        grants[user.account] = _tenant_imports(user)
+    workers = [user for user in (*USERS, *map(site_user, sites)) if user.account != "FW"]
+    producers = [tenant_user(tenant) for tenant in tenants]
+    grants = {
+        "FW": _exports(workers, producers),
+        **{user.account: _worker_imports(user) for user in workers},
+        **{user.account: _tenant_imports(user) for user in producers},
+    }
     account_lines = (_account_lines(name, by_account[name], grants[name]) for name in grants)
     lines = [
         "# Written by `fusewire topology accounts`.",

@@ -17,6 +17,7 @@ from nats.js.errors import APIError, NotFoundError
 
 from fusewire import ids
 from fusewire.contracts import Priority
+from fusewire.crash_points import CrashPoint, reach
 from fusewire.topology import (
     BLOBS,
     LEDGER,
@@ -226,6 +227,7 @@ class BrokerEraser:
                 # It was handled, or has expired, in the meantime.
                 if exc.description != NO_MESSAGE:
                     raise
+        reach(CrashPoint.ERASE_STREAM_ERASED)
         await self._on_erased(stream, len(numbers))
 
 

@@ -23,6 +23,7 @@ from fusewire.bus import (
     within,
 )
 from fusewire.contracts import PRIORITIES
+from fusewire.crash_points import CrashPoint, reach
 from fusewire.errors import Transient
 from fusewire.pull import PullConsumer
 from fusewire.topology import PRIORITY, Durable
@@ -418,6 +419,7 @@ class BatchLoop(Loop):
             # is the hottest path there is.
             with contextlib.suppress(NatsError, OSError):
                 await delivery.raw.ack()
+            reach(CrashPoint.LOOP_ACKNOWLEDGED)
         metrics.count_handled(self._bus.service, batch[0].stream, "ok", len(batch))
 
     async def _handle_with_retries(self, batch: list[Delivery]) -> None:

@@ -185,6 +185,31 @@ AMBIGUOUS = _counter(
     "fusewire_calls_maybe_paid_twice_total",
     "Paid calls that were made again after a result was lost, so that both may be billed.",
 )
+CONCURRENCY_LIMIT = _gauge(
+    "fusewire_concurrency_limit",
+    "Calls of a hosted model that a worker makes at once: max_concurrency, or fewer while the"
+    " provider has too many.",
+    "model",
+)
+BREAKER_STATE = _gauge(
+    "fusewire_breaker_state",
+    "Whether a worker calls a hosted model: 0 yes, 1 one call is under way that shows whether it"
+    " works again, 2 no; from 2 it changes with the next call after the open time.",
+    "model",
+)
+BREAKER_OPENS = _counter(
+    "fusewire_breaker_opens_total",
+    "Times that a hosted model was no longer called, by the error code that led to it; each try"
+    " that fails counts.",
+    "model",
+    "reason",
+)
+CALLS_REFUSED = _counter(
+    "fusewire_calls_refused_total",
+    "Calls that were not made, or not made again: breaker, retry_budget.",
+    "model",
+    "reason",
+)
 EDGE_SLOTS = _gauge(
     "fusewire_edge_slots", "Answers that an edge worker may generate at once.", "model"
 )

@@ -3,8 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+from fusewire.accounts import api_prefix
 from fusewire.errors import StartupError
 from fusewire.settings import Nats
+
+
+def of_service(service: str, settings: Nats) -> Nats:
+    """How a service connects: with its own key, where the settings name a folder of keys."""
+    if settings.nkey is None or not settings.nkey.is_dir():
+        return settings
+    changes = {"nkey": settings.nkey / f"{service}.seed", "js_prefix": api_prefix(service)}
+    return settings.model_copy(update=changes)
 
 
 def security(settings: Nats) -> Any:

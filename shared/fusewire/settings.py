@@ -105,10 +105,11 @@ class Nats(Section):
     credentials: FilePath | None = None
     """A NATS credentials file (JWT and seed)."""
     nkey: FilePath | None = None
-    """A file with the seed of the nkey that the server knows this service by."""
+    """A file with the seed of the nkey that the server knows this service by; or the folder that
+    `fusewire topology nkeys` makes, where each service takes its own."""
     js_prefix: str = "$JS.API"
     """Subject prefix of JetStream's API: `fwjs` for workers whose NATS account is not that of the
-    streams, as in deploy/nats/accounts.conf."""
+    streams, as in deploy/nats/accounts.conf. With a folder of nkeys it is set by itself."""
     site: Name | None = None
     """The name of the edge site whose NATS server this is, a leaf of the hub (docs/decisions/0049):
     worker-edge stores its answers there, and forwards them when the link is up."""
@@ -333,7 +334,11 @@ class RemoteModel(Section):
     api_key_env: str | None = None
     """The environment variable that holds the key."""
     max_concurrency: int = Field(default=32, ge=1)
-    """Calls in flight at once, per worker."""
+    """The most calls in flight at once, per worker. Fewer are made while the provider has too many,
+    and models with the same address, name and key share the least of theirs."""
+    breaker: bool = True
+    """Whether it is not called for a while where its calls fail, so that fusions go on without it;
+    `false` suits a proxy that chooses among providers by itself."""
     timeout_s: float = Field(default=120, gt=0)
     """How long one call may take."""
     max_attempts: int = Field(default=3, ge=1, le=10)

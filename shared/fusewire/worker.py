@@ -25,6 +25,7 @@ from fusewire.contracts import (
     Tier,
     Token,
 )
+from fusewire.crash_points import CrashPoint, reach
 from fusewire.errors import Transient
 from fusewire.fence import UnfencedPrefix
 from fusewire.loops import Release, ReleaseLoop
@@ -83,6 +84,7 @@ class TokenPublisher:
         # A lost piece is harmless: the candidate holds the whole text.
         with contextlib.suppress(NatsError, OSError):
             await self._bus.client.publish(token_subject(self._task.fusion_id), token.encode())
+        reach(CrashPoint.WORKER_PIECE_PUBLISHED)
 
     def restart(self) -> None:
         """Begin a new attempt: readers drop what was published of the one before."""
@@ -332,6 +334,7 @@ class Worker:
             for result in results:
                 if isinstance(result, BaseException):
                     raise result
+            reach(CrashPoint.WORKER_DONE)
 
     async def _process_task(self, task: Task, make: Make, deliveries: int) -> None:
         candidate = await self._candidate(task, make, deliveries)
@@ -341,7 +344,9 @@ class Worker:
         if len(body) > MAX_CANDIDATE_BYTES:
             candidate = _too_large(candidate)
             body = _encode_storable(candidate)
+        reach(CrashPoint.WORKER_ANSWERED)
         await self._publish(task, body)
+        reach(CrashPoint.WORKER_PUBLISHED)
         self._report(candidate)
 
     async def _publish(self, task: Task, body: bytes) -> None:

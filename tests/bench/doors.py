@@ -32,11 +32,10 @@ from typing import Any
 import aiohttp
 from cost.machine import BUILD, ROOT, fusewire_up, models, spread
 from cost.scenes import MEMBERS
-from nats import connect
 from nats.aio.msg import Msg
 
 from fusewire.testing.model_script import ModelScript, Script
-from fusewire_cli.local.run_file import RUN_FILE
+from fusewire.testing.nats_accounts import connect
 
 JUDGE = "judge"
 LINE_CHARS = 1000
@@ -201,7 +200,7 @@ def write_lines(file: Path, lines: int, chars: int) -> None:
             out.write(json.dumps(line) + "\n")
 
 
-async def overheads_ms(door: Door, nats: str, requests: int) -> tuple[list[float], list[float]]:
+async def overheads_ms(door: Door, folder: Path, requests: int) -> tuple[list[float], list[float]]:
     """Of the chat endpoint, beyond the fusion as the bus hears its end, and as judge dates it."""
     await door.play(script())
     heard: dict[str, float] = {}
@@ -209,7 +208,7 @@ async def overheads_ms(door: Door, nats: str, requests: int) -> tuple[list[float
     async def hear(msg: Msg) -> None:
         heard[msg.subject.rpartition(".")[2]] = time.time()
 
-    ears = await connect(nats)
+    ears = await connect(folder)
     await ears.subscribe("fw.outcome.>", cb=hear)
     beyond_bus, beyond_decision = [], []
     for number in range(requests + 5):
@@ -329,8 +328,7 @@ async def bench(lines: int, intake_lines: int, requests: int, pictures: int) -> 
             )
             session = await end.enter_async_context(aiohttp.ClientSession(timeout=TIMEOUT))
             door = Door(url, fake.base_url, session)
-            nats = json.loads((folder / RUN_FILE).read_text())["nats"]
-            beyond_bus, beyond_decision = await overheads_ms(door, nats, requests)
+            beyond_bus, beyond_decision = await overheads_ms(door, folder, requests)
             figures: dict[str, Any] = {
                 "chat_overhead_ms": spread(beyond_bus),
                 "chat_beyond_decision_ms": spread(beyond_decision),

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from sqlalchemy import text
 
-from fusewire.settings import Database
+from fusewire.settings import Database, Nats
 from fusewire.store.engine import Store
 from fusewire.testing.chaos import Fault, StackParts, StackProcess
 from fusewire.testing.command_line import Cli, Command, FakeServer, background, bare
@@ -41,6 +41,7 @@ from fusewire.testing.history import (
 from fusewire.testing.link import Link
 from fusewire.testing.model_script import Fault as ModelFault
 from fusewire.testing.model_script import ModelScript, Script
+from fusewire.testing.nats_accounts import embedded
 from fusewire.testing.nats_cluster import NatsCluster
 from fusewire.testing.nats_server import NatsServer
 from fusewire.testing.postgres import PostgresServer
@@ -121,7 +122,7 @@ class Stack:
     cli: Cli
     command: Command
     url: str
-    nats: str
+    nats: Nats
     database: str
     models: FakeServer
     keys: Mapping[str, str]
@@ -241,7 +242,7 @@ async def running(scene: Scene, folder: Path) -> AsyncIterator[Stack]:
         told = json.loads(run_file.read_text())
         parts = StackParts(broker, links, scene.clock, scene.disks, random.Random(scene.seed))
         victim = StackProcess(command.pid, data, postgres, parts)
-        queues = broker.url if broker else told["nats"]
+        queues = Nats(url=broker.url) if broker else embedded(data)
         logs = [data, folder / "nats"]
         yield Stack(cli, command, told["url"], queues, direct, models, keys, victim, logs)
 
@@ -423,5 +424,5 @@ def contents(folders: Sequence[Path], pattern: str) -> bytes:
     return b"".join(path.read_bytes() for path in paths)
 
 
-async def are_empty(url: str) -> bool:
-    return not any(e.count for e in await queue_counts(url) if isinstance(e, QueueCount))
+async def are_empty(nats: Nats) -> bool:
+    return not any(e.count for e in await queue_counts(nats) if isinstance(e, QueueCount))

@@ -25,7 +25,6 @@ import psutil
 from scene import Load, Scene, Stack, note_end, running
 
 from fusewire.bus import Bus
-from fusewire.settings import Nats
 from fusewire.testing.chaos import Fault
 from fusewire.testing.history import History, MemorySample
 from fusewire.testing.invariants import check, second_half, slope
@@ -71,7 +70,7 @@ class Sampler:
         self.series: Series = defaultdict(list)
 
     async def run(self) -> None:
-        bus = Bus("ops", Nats(url=self._stack.nats))
+        bus = Bus("ops", self._stack.nats)
         await bus.connect(timeout_s=60)
         try:
             while True:

@@ -5,6 +5,8 @@ Two real nats-servers with the files of deploy/nats, and the real services, each
 
 import asyncio
 import contextlib
+import signal
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
@@ -17,10 +19,13 @@ from nats.aio.msg import Msg
 from fusewire import bus as bus_module
 from fusewire import loops, provision, replies
 from fusewire.bus import Bus
+from fusewire.configuration import CONFIG_ENV
 from fusewire.contracts import Task
+from fusewire.crash_points import CRASH_FOLDER_ENV, CrashPoint
 from fusewire.http_server import listen
 from fusewire.service import Host, Service
-from fusewire.settings import Settings
+from fusewire.settings import EdgeModel, Settings
+from fusewire.testing.command_line import background, bare
 from fusewire.testing.echo_worker import EchoEngine, echo
 from fusewire.testing.eventually import eventually
 from fusewire.testing.link import Link
@@ -239,6 +244,50 @@ async def test_a_worker_that_is_started_again_while_the_link_is_cut_answers_noth
     outcomes = await site.outcomes(ids)
     await site.all_acknowledged()
     assert_whole(site, outcomes, n=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "point",
+    [CrashPoint.WORKER_PUBLISHED, CrashPoint.WORKER_DONE, CrashPoint.FORWARDER_FORWARDED],
+)
+async def test_a_worker_that_dies_on_the_way_to_the_hub_loses_nothing_and_doubles_nothing(
+    site: Site, tiny_folder: Path, tmp_path: Path, point: CrashPoint
+) -> None:
+    """A process of its own, with a model, killed at a crash point (docs/decisions/0059)."""
+    await site.stop_worker()
+    nats = site.keys.settings("worker-edge", site.server.url, "north")
+    edge = EdgeModel(kind="edge", path=tiny_folder, max_tokens=4, threads=1)
+    settings = site.settings.model_copy(
+        update={"nats": nats, "models": {**site.settings.models, "tiny": edge, "small": edge}}
+    )
+    (tmp_path / "site.json").write_text(settings.model_dump_json())
+    (tmp_path / "points").mkdir()
+    (tmp_path / "points" / point).touch()
+    env = {
+        **bare(tmp_path).env,
+        CRASH_FOLDER_ENV: str(tmp_path / "points"),
+        CONFIG_ENV: str(tmp_path / "site.json"),
+        "PYTHONPATH": "",  # else it would have imported the points before it has the folder
+    }
+    command = [sys.executable, "-m", "fusewire_worker_edge"]
+
+    ids = [(await site.client.submit({"prompt": f"{SECRET} {n}"}))["id"] for n in range(3)]
+    with background(command, cwd=tmp_path, env=env) as worker:
+        await eventually(lambda: worker.returncode is not None)
+        assert worker.returncode == -signal.SIGKILL, worker.stderr
+    with background(command, cwd=tmp_path, env=env):
+        outcomes = await site.outcomes(ids)
+        await site.all_acknowledged()
+
+        async def is_empty() -> bool:
+            return await site.in_outbox() == 0
+
+        await eventually(is_empty)
+    assert [outcome["is_degraded"] for outcome in outcomes] == [False] * 3
+    async with _connection("ops", site.keys.settings("ops", site.hub.url)) as ops:
+        # Each plan, and each answer of three members, once.
+        assert (await ops.js.stream_info("FW_CANDIDATE")).state.last_seq == 3 * (1 + 3)
 
 
 async def test_a_lossy_link_loses_nothing_and_doubles_nothing(site: Site) -> None:

@@ -23,7 +23,8 @@ MakeSettings = Callable[..., Settings]
 async def broker(tmp_path: Path) -> AsyncIterator[EmbeddedNats]:
     broker = EmbeddedNats(tmp_path)
     await broker.start()
-    await apply_topology(Settings(data_dir=tmp_path), broker.url)
+    settings = Settings(data_dir=tmp_path)
+    await apply_topology(settings, broker.connection(settings.nats))
     yield broker
     await broker.stop()
 

@@ -12,12 +12,14 @@ from nats.aio.msg import Msg
 from fusewire.bus import Bus
 from fusewire.contracts import Candidate, Task
 from fusewire.settings import Nats, Settings
+from fusewire.testing.canary import find
 from fusewire.testing.echo_worker import EchoWorker
 from fusewire.testing.eventually import eventually
 from fusewire.testing.model_script import Script
 from fusewire.testing.model_server import ModelServer
 from fusewire.testing.nats_server import NatsServer
 from fusewire_cli.client import Client
+from fusewire_dispatcher.planning import plan, tasks
 
 MakeSettings = Callable[..., Settings]
 Running = Callable[..., AbstractAsyncContextManager[Client]]
@@ -178,6 +180,31 @@ async def test_the_same_prompt_without_the_mark_goes_everywhere(
         if SECRET.encode() in msg.data and msg.subject.startswith("fw.task.remote")
     ]
     assert model_server.stats.requests == 4
+
+
+async def test_without_the_dispatcher_s_guard_it_is_found_and_the_worker_s_guard_holds(
+    make_settings: MakeSettings,
+    nats: NatsServer,
+    running: Running,
+    model_server: ModelServer,
+    traffic: list[Msg],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in (plan, tasks):
+        monkeypatch.setattr(module, "permits", lambda residency, tier: True)
+    model_server.set_script(Script(recording=True))
+    settings = make_settings(nats=Nats(url=nats.url))
+    async with running(settings, *SERVICES) as client:
+        shown = await client.submit(
+            {"prompt": f"Keep {SECRET}!", "residency": "edge-only"}, wait_s=250
+        )
+
+    places: dict[str, list[bytes]] = {}
+    for message in traffic:
+        places.setdefault(".".join(message.subject.split(".")[:3]), []).append(message.data)
+    assert "fw.task.remote" in {place for place, _ in find(places, [SECRET])}
+    assert shown["status"] == "failed"
+    assert model_server.stats.connections == 0
 
 
 async def test_no_log_holds_what_a_failing_service_had_in_hand(

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +46,7 @@ def fake_models(latency: str) -> Iterator[FakeServer]:
         "--latency-ms",
         latency,
     ]
-    with background(command, cwd=Path.cwd()) as process:
+    with background(command, cwd=Path.cwd(), env=os.environ) as process:
         until(
             lambda: process.stdout.endswith("\n") or process.returncode is not None,
             "the fake's port",
@@ -81,8 +82,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
         cli = configured(folder, server)
         with cli.start("up") as process:
             url = address(cli, process)
-            nats = json.loads((folder / ".fusewire" / "up.json").read_text())["nats"]
-            yield RunningStack(url, nats, server)
+            yield RunningStack(url, folder / ".fusewire", server)
 
 
 @pytest.fixture

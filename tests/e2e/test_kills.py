@@ -24,13 +24,14 @@ import pytest
 from sqlalchemy import text
 
 from fusewire.contracts import Candidate
-from fusewire.settings import Database
+from fusewire.settings import Database, Nats
 from fusewire.store.engine import Store
 from fusewire.testing.chaos import StackProcess, schedule
 from fusewire.testing.command_line import Cli, FakeServer, address
 from fusewire.testing.eventually import eventually
 from fusewire.testing.history import Acceptance, History, LeakCheck
 from fusewire.testing.invariants import Limits, check
+from fusewire.testing.nats_accounts import embedded
 from fusewire.testing.postgres import PostgresServer
 from fusewire.testing.stack_events import (
     Watch,
@@ -141,8 +142,7 @@ async def test_whatever_is_killed_everything_accepted_has_one_outcome_and_repeat
                 are_all_accepted.set()
                 await watching
                 await watch.look_again()
-            nats = json.loads((data / "up.json").read_text())["nats"]
-            await eventually(lambda: is_empty(nats))
+            await eventually(lambda: is_empty(embedded(data)))
             store = Store(Database(url=url))
             history.add(*await stored_events(store), *model_calls(recorded(server)))
             bodies = [
@@ -180,9 +180,9 @@ def report(figures: Shown) -> None:
             file.write(json.dumps(figures) + "\n")
 
 
-async def is_empty(url: str) -> bool:
+async def is_empty(nats: Nats) -> bool:
     """Whether no stream holds any work."""
-    return not check(await queue_counts(url))
+    return not check(await queue_counts(nats))
 
 
 def at(one: Mapping[str, Any]) -> float:

@@ -1,52 +1,29 @@
 """Traces and logs go where they are sent, and no prompt goes with them."""
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from fusewire.testing.collector import collecting
 from fusewire.testing.command_line import Cli, bare
 
 CANARY = "zebracanary77"
 
 
-class Collector(ThreadingHTTPServer):
-    """Takes OTLP over HTTP and keeps the bytes. A fake for this test, on a real socket."""
-
-    def __init__(self) -> None:
-        self.received: list[bytes] = []
-        super().__init__(("127.0.0.1", 0), Receiver)
-
-
-class Receiver(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        assert isinstance(self.server, Collector)
-        self.server.received.append(self.rfile.read(int(self.headers["content-length"])))
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
 def test_a_fusion_leaves_one_trace_and_its_log_and_neither_holds_the_prompt(cli: Cli) -> None:
-    with Collector() as collector:
-        thread = threading.Thread(target=collector.serve_forever, daemon=True)
-        thread.start()
-        endpoint = f"http://127.0.0.1:{collector.server_address[1]}/v1/traces"
+    with collecting() as collector:
         traced = bare(
-            cli.folder, FUSEWIRE_TELEMETRY__OTLP_ENDPOINT=endpoint, FUSEWIRE_LOG__LEVEL="debug"
+            cli.folder,
+            FUSEWIRE_TELEMETRY__OTLP_ENDPOINT=collector.endpoint,
+            FUSEWIRE_LOG__LEVEL="debug",
         )
         asked = traced.run("ask", f"What is {CANARY}?")
-        collector.shutdown()
-        thread.join()
     assert asked.returncode == 0, asked.stderr
     # The fake model repeats what it is asked, so an answer in a log would show as well.
     assert CANARY in asked.stdout
     spans = [
         span
-        for body in collector.received
+        for body in collector.bodies
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans
         for scope in resource.scope_spans
         for span in scope.spans
@@ -66,7 +43,7 @@ def test_a_fusion_leaves_one_trace_and_its_log_and_neither_holds_the_prompt(cli:
     log = (cli.folder / ".fusewire" / "fusewire.log").read_text()
     for event in ("ingest.accepted", "dispatcher.planned", "worker.candidate", "judge.decided"):
         assert event in log
-    assert CANARY.encode() not in b"".join(collector.received)
+    assert CANARY.encode() not in b"".join(collector.bodies)
     assert CANARY not in log
     assert CANARY not in asked.stderr
 

@@ -4,13 +4,13 @@ A weight is never learned from the question that it is used on.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 from fusewire import ids
 from fusewire_cli.eval.suite import MemberReply, Question
-from fusewire_judge.learning.weights import SuccessCount, learn_weights
+from fusewire_judge.learning.agreement_model import Pattern, fit
+from fusewire_judge.learning.weights import vote_weights
 from fusewire_judge.scoring.answers import canonical
 from fusewire_judge.scoring.gold import is_right
 
@@ -19,14 +19,11 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class AnsweredQuestion:
-    """A question with its scored answers; `right` holds the members that answered."""
+    """A question with its scored answers."""
 
     fold: int
-    right: Mapping[str, bool]
-    same: int
-    """Pairs of wrong answers that are the same."""
-    different: int
-    """Pairs of wrong answers that differ."""
+    pattern: Pattern
+    """Which members gave the same answer, and which of the answers is right."""
 
 
 def fold(custom_id: str) -> int:
@@ -35,38 +32,29 @@ def fold(custom_id: str) -> int:
 
 
 def label(question: Question, replies: Iterable[MemberReply]) -> AnsweredQuestion:
-    """Score the answers to a question."""
-    answers = [reply.recorded for reply in replies if reply.recorded.content is not None]
-    right = {answer.member: is_right(answer.content, question.gold) for answer in answers}
-    schema = question.body.get("response_schema")
-    wrong = [
-        canonical(answer.content or "", schema) for answer in answers if not right[answer.member]
-    ]
-    # An answer without a canonical form (None) counts as different from every other.
-    pairs = Counter(a is not None and a == b for a, b in combinations(wrong, 2))
-    return AnsweredQuestion(fold(question.custom_id), right, pairs[True], pairs[False])
+    """Score the answers to a question.
+
+    An answer without a canonical form is equal to no other.
+    """
+    groups: dict[str, list[str]] = {}
+    right_values = []
+    for reply in replies:
+        member, content = reply.recorded.member, reply.recorded.content
+        if content is None:
+            continue
+        value = canonical(content, question.body.get("response_schema")) or f"open:{member}"
+        groups.setdefault(value, []).append(member)
+        if is_right(content, question.gold):
+            right_values.append(value)
+    right = list(groups).index(right_values[0]) if right_values else -1
+    pattern = Pattern(tuple(map(tuple, groups.values())), right)
+    return AnsweredQuestion(fold(question.custom_id), pattern)
 
 
 def cross_validate(questions: Sequence[AnsweredQuestion]) -> list[dict[str, float]]:
     """By fold, the members' weights as learned from the other folds."""
     weights = []
     for left_out in range(FOLDS):
-        training = [question for question in questions if question.fold != left_out]
-        weights.append(_learn(training))
+        patterns = Counter(q.pattern for q in questions if q.fold != left_out and q.pattern.groups)
+        weights.append(vote_weights(fit(patterns), patterns))
     return weights
-
-
-def _learn(training: Sequence[AnsweredQuestion]) -> dict[str, float]:
-    right_counts: Counter[str] = Counter()
-    wrong_counts: Counter[str] = Counter()
-    for question in training:
-        for member, right in question.right.items():
-            counts = right_counts if right else wrong_counts
-            counts[member] += 1
-    by_member = {
-        member: SuccessCount(right_counts[member], wrong_counts[member])
-        for member in sorted(right_counts | wrong_counts)
-    }
-    same = sum(question.same for question in training)
-    different = sum(question.different for question in training)
-    return learn_weights(by_member, SuccessCount(same, different))

@@ -8,14 +8,18 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
+from fusewire.accounts import render
 from fusewire.errors import StartupError
+from fusewire.settings import Nats
 from fusewire.topology import ATTEMPT_BUCKET
+from fusewire_cli.local import broker_keys, run_file
 from fusewire_cli.local.guard import Guard
 
 BINARY_ENV = "FUSEWIRE_NATS_SERVER"
@@ -42,7 +46,11 @@ jetstream {{
   # what is free when it starts, would refuse streams on a disk that has become fuller.
   max_file_store: 1TB
 }}
+include "accounts.conf"
 """
+_ACCOUNT = "FW"
+_ACCOUNT_BEFORE = "$G"
+"""The account that had the streams before there were keys: the server's only one."""
 
 
 def find() -> Path:
@@ -78,6 +86,8 @@ class EmbeddedNats:
 
     def __init__(self, data_dir: Path) -> None:
         self._folder = data_dir / "nats"
+        self._keys = broker_keys.folder_of(data_dir)
+        self._public_keys: Mapping[str, str] = {}
         self._process: asyncio.subprocess.Process | None = None
         self._port = 0
 
@@ -90,6 +100,10 @@ class EmbeddedNats:
     def url(self) -> str:
         """Where it listens."""
         return f"nats://127.0.0.1:{self._port}"
+
+    def connection(self, nats: Nats) -> Nats:
+        """How to connect to it; further settings are those that are given."""
+        return run_file.with_keys(nats, self.url, self._keys)
 
     @property
     def pid(self) -> int:
@@ -109,24 +123,24 @@ class EmbeddedNats:
                 moment on.
 
         Raises:
-            StartupError: it ended, was not ready in time, or another server uses the store.
+            StartupError: it ended, was not ready in time, another server uses the store, or a key
+                is lost or damaged.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        config = self._folder / "nats.conf"
-        config.write_text(_CONFIG.format(store=json.dumps(str(self.store.resolve()))))
         ports = self._folder / "ports"
         shutil.rmtree(ports, ignore_errors=True)
         ports.mkdir()
         log = (self._folder / "nats.log").open("ab")
         port_option = ["-p", str(self._port)] if self._port else []
         with log, self._lock_store() as lock:
+            config = self._configure()
             self._process = await asyncio.create_subprocess_exec(
                 str(find()), "-c", str(config), "--ports_file_dir", str(ports), *port_option,
                 stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
                 # A terminal's Ctrl-C is for the runner, which ends the server last.
                 start_new_session=True,
                 pass_fds=(lock.fileno(),),
-                env={"GOGC": GOGC, **os.environ},
+                env={"GOGC": GOGC, **os.environ, **self._public_keys},
             )  # fmt: skip
             if guard:
                 guard.watch(self._process.pid)
@@ -142,6 +156,26 @@ class EmbeddedNats:
         raise StartupError(
             "the embedded nats-server did not start", f"see {self._folder / 'nats.log'}"
         )
+
+    def _configure(self) -> Path:
+        """Write the server's configuration. Returns its file."""
+        # A running stack has read its keys: a restart of its server needs no files.
+        self._public_keys = self._public_keys or broker_keys.prepare(self._keys)
+        accounts = render(tenants=broker_keys.tenants(self._keys))
+        (self._folder / "accounts.conf").write_text(accounts)
+        config = self._folder / "nats.conf"
+        config.write_text(_CONFIG.format(store=json.dumps(str(self.store.resolve()))))
+        self._move_streams()
+        return config
+
+    def _move_streams(self) -> None:
+        """Give what a release without keys has stored to the account that has the streams now."""
+        accounts = self.store / "jetstream"
+        before, now = accounts / _ACCOUNT_BEFORE, accounts / _ACCOUNT
+        if before.is_dir():
+            # After a rollback there are both, and what the older release has left is newer.
+            shutil.rmtree(now, ignore_errors=True)
+            before.rename(now)
 
     def _lock_store(self) -> IO[str]:
         """The lock of the store, for the server to inherit."""
@@ -169,6 +203,7 @@ class EmbeddedNats:
                 allow_reconnect=False,
                 error_cb=_quiet,
                 name="fusewire-probe",
+                nkeys_seed=str(self._keys / "ops.seed"),
             )
             attempts = await client.jetstream(timeout=PROBE_S).key_value(ATTEMPT_BUCKET)
             await attempts.put("probe", b"")

@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fusewire.settings import Settings
+from fusewire.settings import Nats, Settings
+from fusewire_cli.local import broker_keys
 from fusewire_cli.local.process import ProcessRecord
 
 RUN_FILE = "up.json"
@@ -39,9 +40,23 @@ def running(settings: Settings) -> str | None:
     return _read(settings, "url")
 
 
-def running_nats(settings: Settings) -> str | None:
-    """The address of that stack's broker."""
-    return _read(settings, "nats")
+def broker(settings: Settings) -> Nats | None:
+    """How to connect to the broker that is configured.
+
+    If that is the embedded one, None unless a stack runs on this data folder.
+    """
+    if settings.nats.url != "embedded":
+        return settings.nats
+    url = _read(settings, "nats")
+    if url is None:
+        return None
+    return with_keys(settings.nats, url, broker_keys.folder_of(settings.data_dir))
+
+
+def with_keys(nats: Nats, url: str, keys: Path) -> Nats:
+    """How to connect to an embedded broker. One that an earlier release runs has no keys."""
+    nkey = keys if keys.exists() else None
+    return nats.model_copy(update={"url": url, "nkey": nkey, "credentials": None})
 
 
 def _read(settings: Settings, key: str) -> str | None:

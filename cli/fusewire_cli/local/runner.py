@@ -18,7 +18,7 @@ from fusewire.errors import StartupError
 from fusewire.http_server import listen, listen_console
 from fusewire.lifeline import STOP_S
 from fusewire.service import Host, Service
-from fusewire.settings import Settings
+from fusewire.settings import Nats, Settings
 from fusewire.store import migrate
 from fusewire.store.engine import Store
 from fusewire.topology import FULL_STORAGE_MB, Topology, site_topology, topology
@@ -71,13 +71,13 @@ def _hub_topology(settings: Settings) -> Topology:
 
 
 async def apply_topology(
-    settings: Settings, nats_url: str | None = None
+    settings: Settings, nats: Nats | None = None
 ) -> list[provision.TopologyChange]:
     """Provision streams, durables and buckets.
 
     Args:
         settings: models, pools, and the room for streams.
-        nats_url: the address of the embedded broker; None takes the configured one.
+        nats: how to connect to the embedded broker; None takes the configured one.
 
     Returns:
         What was changed, and what was not.
@@ -85,7 +85,7 @@ async def apply_topology(
     Raises:
         StartupError: NATS does not answer.
     """
-    nats = settings.nats.model_copy(update={"url": nats_url}) if nats_url else settings.nats
+    nats = nats or settings.nats
     target = site_topology() if nats.site else _hub_topology(settings)
     bus = Bus("ops", nats)
     await bus.connect(timeout_s=5)
@@ -168,10 +168,10 @@ class Stack:
         await self._end_leftovers()
         socks = self._bind()
         try:
-            nats_url = await self._start_broker()
+            nats = await self._start_broker()
             await upgrade_database(self._settings)
-            await apply_topology(self._settings, nats_url)
-            await self._start_services(self._with_addresses(nats_url), socks)
+            await apply_topology(self._settings, nats)
+            await self._start_services(self._with_addresses(nats), socks)
         except BaseException:
             for sock in socks.values():
                 sock.close()
@@ -183,9 +183,7 @@ class Stack:
             )
         me = ProcessRecord.of(os.getpid())
         assert me is not None
-        run_file.write(
-            data_dir, me, url=self.url, nats=nats_url or self._settings.nats.url, pids=self.pids
-        )
+        run_file.write(data_dir, me, url=self.url, nats=nats.url, pids=self.pids)
 
     def _bind(self) -> dict[str, socket.socket]:
         """Bind the ports of services with an app, so that a taken one is told at once."""
@@ -227,15 +225,15 @@ class Stack:
             if await asyncio.to_thread(process.end, [leftover], within_s=self.stop_s):
                 log.warning("up.leftover_ended", pid=leftover.pid)
 
-    async def _start_broker(self) -> str | None:
-        """Start the embedded broker, if one is configured. Returns its address."""
+    async def _start_broker(self) -> Nats:
+        """Start the embedded broker, if it is configured. Returns how to connect to the broker."""
         if self._nats is None:
-            return None
+            return self._settings.nats
         assert self._guard is not None
         await self._guard.start()
         await self._nats.start(self._guard)
         self._note_processes()
-        return self._nats.url
+        return self._nats.connection(self._settings.nats)
 
     def _note_processes(self) -> None:
         """Tell the run file which processes there are now."""
@@ -244,13 +242,11 @@ class Stack:
         services = [ProcessRecord.of(pid) for pid in pids]
         run_file.note_processes(self._settings.data_dir, filter(None, [*services, broker]))
 
-    def _with_addresses(self, nats_url: str | None) -> Settings:
-        """The configuration with the addresses of the API and of the embedded broker."""
-        console, nats = self._settings.console, self._settings.nats
+    def _with_addresses(self, nats: Nats) -> Settings:
+        """The configuration with the addresses of the API and of the broker."""
+        console = self._settings.console
         if console.api_url is None:
             console = console.model_copy(update={"api_url": self.url})
-        if nats_url is not None:
-            nats = nats.model_copy(update={"url": nats_url})
         return self._settings.model_copy(update={"nats": nats, "console": console})
 
     async def _start_services(self, settings: Settings, socks: dict[str, socket.socket]) -> None:
@@ -324,7 +320,7 @@ class Stack:
                 await self._nats.start(self._guard)
                 has_changed = True
                 # If its store was wiped, the streams are missing; otherwise this changes nothing.
-                await apply_topology(self._settings, self._nats.url)
+                await apply_topology(self._settings, self._nats.connection(self._settings.nats))
         if self._children:
             for name, code in self._children.exit_codes().items():
                 log.warning("up.restarted", what=name, exit_code=code)

@@ -1,5 +1,6 @@
 """Pages from templates: everything that is stored is escaped, and missing names are errors."""
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from datetime import datetime
@@ -19,23 +20,6 @@ FILTERS = ("count", "usd", "ms", "duration", "percent", "rate", "size", "moment"
 
 class Renderer:
     """Renders the templates of this package."""
-
-    def __init__(self) -> None:
-        self._environment = Environment(
-            loader=PackageLoader("fusewire_console"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        self._environment.filters |= {name: getattr(formats, name) for name in FILTERS}
-        self._environment.globals |= {
-            "DASH": formats.DASH,
-            "asset": _Assets().url,
-            "charts": charts,
-            "navigation": navigation,
-            "query": _query,
-        }
 
     def page(
         self,
@@ -59,7 +43,28 @@ class Renderer:
 
     def text(self, template: str, **context: Any) -> str:
         """The HTML of a template."""
-        return self._environment.get_template(template).render(**context)
+        return _environment().get_template(template).render(**context)
+
+
+@functools.cache
+def _environment() -> Environment:
+    """One for all consoles of a process, as templates are compiled at their first use."""
+    environment = Environment(
+        loader=PackageLoader("fusewire_console"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {name: getattr(formats, name) for name in FILTERS}
+    environment.globals |= {
+        "DASH": formats.DASH,
+        "asset": _Assets().url,
+        "charts": charts,
+        "navigation": navigation,
+        "query": _query,
+    }
+    return environment
 
 
 class _Assets:

@@ -1,7 +1,7 @@
 """Prompts in, plans and tasks out; rounds in, tasks out."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 
 import structlog
@@ -9,7 +9,8 @@ import structlog
 from fusewire import telemetry
 from fusewire.bus import Bus, Delivery
 from fusewire.cancel import CancelledFusions
-from fusewire.contracts import Prompt, Round, Task
+from fusewire.contracts import Plan, Prompt, Round, Task, Tasks
+from fusewire.crash_points import CrashPoint, reach
 from fusewire.topology import PRIORITY, REPEATED, plan_subject, task_subject
 from fusewire_dispatcher.planning.catalogue import Catalogue
 from fusewire_dispatcher.planning.plan import plan_prompt
@@ -41,16 +42,12 @@ class Handlers:
             log.info("dispatcher.cancelled", round=0)
             return
         plan, tasks = plan_prompt(prompt, self._catalogue, self._clock())
+        reach(CrashPoint.DISPATCHER_PLANNED)
         # In any order: the judge stores a candidate whose plan has not come yet.
         await asyncio.gather(
-            self._bus.publish(
-                plan_subject(prompt.fusion_id),
-                plan,
-                headers={PRIORITY: prompt.priority},
-                only_if_new=True,
-            ),
-            self._publish(prompt.pool, tasks, prompt.store_id),
+            self._publish_plan(prompt, plan), self._publish(prompt.pool, tasks, prompt.store_id)
         )
+        reach(CrashPoint.DISPATCHER_PROMPT_DONE)
         log.debug(
             "dispatcher.planned",
             members=len(plan.members),
@@ -66,7 +63,17 @@ class Handlers:
             return
         tasks = expand_round(round_, self._catalogue)
         await self._publish(round_.pool, tasks, round_.store_id)
+        reach(CrashPoint.DISPATCHER_ROUND_DONE)
         log.debug("dispatcher.round_expanded", round=round_.round, calls=len(tasks))
+
+    async def _publish_plan(self, prompt: Prompt, plan: Plan) -> None:
+        await self._bus.publish(
+            plan_subject(prompt.fusion_id),
+            plan,
+            headers={PRIORITY: prompt.priority},
+            only_if_new=True,
+        )
+        reach(CrashPoint.DISPATCHER_PLAN_PUBLISHED)
 
     async def _publish(self, pool: str, tasks: Iterable[Task], store_id: str) -> None:
         """Publish tasks, marked as repeated if they were first published to a lost store.
@@ -75,14 +82,10 @@ class Handlers:
         """
         is_repeated = bool(store_id) and store_id != await self._bus.store_id()
         headers = {REPEATED: "1"} if is_repeated else {}
-        await asyncio.gather(
-            *(
-                self._bus.publish(
-                    task_subject(group.tier, group.queue, group.priority),
-                    group,
-                    msg_id=group.key,
-                    headers=headers,
-                )
-                for group in group_by_queue(pool, tasks)
-            )
-        )
+        groups = group_by_queue(pool, tasks)
+        await asyncio.gather(*(self._publish_group(group, headers) for group in groups))
+
+    async def _publish_group(self, group: Tasks, headers: Mapping[str, str]) -> None:
+        subject = task_subject(group.tier, group.queue, group.priority)
+        await self._bus.publish(subject, group, msg_id=group.key, headers=headers)
+        reach(CrashPoint.DISPATCHER_TASKS_PUBLISHED)

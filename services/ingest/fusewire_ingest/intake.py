@@ -9,6 +9,7 @@ import structlog
 
 from fusewire import metrics, telemetry
 from fusewire.contracts import Prompt
+from fusewire.crash_points import CrashPoint, reach
 from fusewire.errors import Transient
 from fusewire_ingest.admission.admit import (
     RefusedError,
@@ -173,6 +174,7 @@ class Intake:
         already paid for may end, and are stored. Raises Transient.
         """
         cancelled_ids = await self._submissions.cancel(tenant, fusion_ids, self._clock())
+        reach(CrashPoint.INGEST_CANCELLED)
         await self._outbox.publish_cancellations(cancelled_ids)
         log.info("ingest.cancelled", asked=len(fusion_ids), running=len(cancelled_ids))
         return cancelled_ids

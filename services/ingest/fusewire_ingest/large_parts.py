@@ -16,6 +16,7 @@ import structlog
 from fusewire import references
 from fusewire.bus import Bus
 from fusewire.contracts import Message, Prompt
+from fusewire.crash_points import CrashPoint, reach
 from fusewire.errors import Transient
 from fusewire.settings import Limits
 from fusewire.topology import BLOB_STORE
@@ -80,6 +81,7 @@ class LargeParts:
             # One after the other: they are large, and on SQLite the others would time out.
             async with self._commit:
                 await self._images.add(prompt.tenant, parts, self._clock())
+            reach(CrashPoint.PARTS_COMMITTED)
         return slim_prompt
 
     def _split_texts(self, prompt: Prompt) -> tuple[Prompt, dict[str, str]]:
@@ -157,6 +159,7 @@ class LargeParts:
             # The model call that needs it fails with its own error.
             log.warning("ingest.large_part_expired", fusion_id=prompt.fusion_id)
             return
+        reach(CrashPoint.PARTS_MARKED)
         blobs = self._bus.blobs(BLOB_STORE)
         if await blobs.has(name):
             return
@@ -197,3 +200,4 @@ class LargeParts:
                 await self._bus.blobs(BLOB_STORE).delete(name)
         except TimeoutError:
             raise Transient("the broker does not erase a large part") from None
+        reach(CrashPoint.PARTS_WITHDRAWN)

@@ -16,6 +16,7 @@ from fusewire import metrics
 from fusewire.bus import Bus, fault
 from fusewire.cancel import CancelledFusions
 from fusewire.contracts import PRIORITIES, Prompt
+from fusewire.crash_points import CrashPoint, reach
 from fusewire.errors import Transient
 from fusewire.tasks import BackgroundTasks
 from fusewire.topology import CARRIERS, cancel_subject, due_subject, prompt_subject
@@ -173,8 +174,10 @@ class Outbox:
         async with self._slots:
             try:
                 await self._large_parts.publish(prompt)
+                reach(CrashPoint.INGEST_PARTS_PUBLISHED)
                 subject = prompt_subject(prompt.priority, prompt.tenant)
                 await self._bus.publish(subject, prompt, msg_id=prompt.fusion_id, headers=headers)
+                reach(CrashPoint.INGEST_PUBLISHED)
             except Transient as exc:
                 log.warning("ingest.publish_failed", fusion_id=prompt.fusion_id, fault=str(exc))
                 return None

@@ -9,6 +9,7 @@ from nats.errors import Error as NatsError
 
 from fusewire.bus import Bus, Delivery
 from fusewire.contracts import NAME
+from fusewire.crash_points import CrashPoint, reach
 from fusewire.errors import UnacceptableMessage
 from fusewire_ingest.admission.admit import RefusedError
 from fusewire_ingest.intake import Intake
@@ -59,7 +60,9 @@ class BusSubscriber:
             # The message may quote the prompt, which may be edge-only: only the producer gets it
             # (docs/decisions/0007).
             raise UnacceptableMessage(exc.code) from None
+        reach(CrashPoint.INTAKE_COMMITTED)
         await self._reply(reply_to, reply)
+        reach(CrashPoint.INTAKE_REPLIED)
 
     async def _submit(self, delivery: Delivery, tenant: str) -> dict[str, Any]:
         if not re.match(NAME, tenant):

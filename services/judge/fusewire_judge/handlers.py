@@ -12,15 +12,21 @@ from sqlalchemy import Connection
 from fusewire import metrics, telemetry
 from fusewire.bus import Bus, Delivery, fault
 from fusewire.contracts import Candidate, ContractError, Outcome, Plan, Round
+from fusewire.crash_points import CrashPoint, reach
 from fusewire.errors import Transient, UnacceptableMessage
 from fusewire.store.engine import Store
 from fusewire.topology import due_subject, outcome_subject, round_subject, schedule_subject
 from fusewire_judge import outcome
 from fusewire_judge.learning.hedge_budget import HedgeBudget
-from fusewire_judge.learning.statistics import OUTCOME_WINDOW, Statistics, learn_statistics
+from fusewire_judge.learning.statistics import (
+    OUTCOME_WINDOW,
+    Statistics,
+    StoredHistory,
+    learn_statistics,
+)
 from fusewire_judge.panel import recorded
 from fusewire_judge.recent import RecentFusions
-from fusewire_judge.repository.history import control_picks, newest_answers
+from fusewire_judge.repository.history import control_picks, newest_answers, newest_verdicts
 from fusewire_judge.repository.results import EncodedCandidate, Results
 from fusewire_judge.turn import TurnResult, decide_fusion, sendable_rounds
 
@@ -76,11 +82,16 @@ class Handlers:
         """Learn anew from the newest stored outcomes."""
         since = self._clock() - QUARANTINE
 
-        def learn(connection: Connection) -> Statistics:
-            answers = newest_answers(connection, self._pools, OUTCOME_WINDOW)
-            return learn_statistics(answers, control_picks(connection, since))
+        def read(connection: Connection) -> StoredHistory:
+            return StoredHistory(
+                answers=newest_answers(connection, self._pools, OUTCOME_WINDOW),
+                verdicts=newest_verdicts(connection, self._pools, OUTCOME_WINDOW),
+                control_picks=control_picks(connection, since),
+            )
 
-        statistics = await self._store.run(learn, write=False)
+        data = await self._store.run(read, write=False)
+        # In a thread: a fit takes tenths of a second for a pool of many members.
+        statistics = await asyncio.to_thread(learn_statistics, data, self._statistics.votes)
         for judge in statistics.quarantined - self._statistics.quarantined:
             log.warning("judge.quarantined", model=judge)
         self._statistics = statistics
@@ -111,6 +122,7 @@ class Handlers:
         ready_ids = [key for key in fusion_ids if key not in pending_ids]
         if ready_ids:
             await self._run_turn({}, [], due_ids=ready_ids, timer_fired=True)
+            reach(CrashPoint.JUDGE_TIMER_DONE)
 
     async def _pending(self, fusion_ids: Sequence[str]) -> set[str]:
         """Return those fusions of which messages wait in the stream."""
@@ -141,6 +153,7 @@ class Handlers:
             self._published_marks = {**marks, **self._published_marks}
             raise
         if turn.marks:
+            reach(CrashPoint.JUDGE_REPEATS_READ)
             log.warning(
                 "judge.published_again", fusions=len(turn.marks), messages=len(turn.repeats)
             )
@@ -177,6 +190,7 @@ class Handlers:
                 raise
             await self._sweep_each(due_ids)
         else:
+            reach(CrashPoint.JUDGE_SWEPT)
             self._keep_recent(turn)
             await self._publish(turn, {})
         return len(due_ids)
@@ -243,6 +257,7 @@ class Handlers:
                 ),
                 write=True,
             )
+            reach(CrashPoint.JUDGE_COMMITTED)
             self._keep_recent(turn)
             await self._publish(turn, traces or {})
 
@@ -263,6 +278,7 @@ class Handlers:
         """Do everything that happens inside the transaction."""
         turn = TurnResult(self._clock(), timer_fired, self._bus.last_store_id)
         results.lock(keys, self._recent)
+        reach(CrashPoint.JUDGE_LOADED)
         unknown_ids = keys - results.locked_fusions.keys()
         for key in sorted(unknown_ids):
             # Nobody accepted a prompt of this id: the message is forged, or its tenant was erased
@@ -281,6 +297,7 @@ class Handlers:
         self._hedges.spend(round_ for round_, _ in turn.rounds)
         self._save(results, turn)
         turn.repeats += results.messages_to_repeat(plans.keys() - unknown_ids, records)
+        reach(CrashPoint.JUDGE_STORED)
         ended_ids = {final.fusion_id for final, _ in turn.outcomes}
         turn.open_records = {
             key: record for key, record in results.open_records().items() if key not in ended_ids
@@ -338,6 +355,7 @@ class Handlers:
             *(self._announce(message, traces) for message in messages),
             *(self._set_timer(key, timer_at) for key, timer_at in turn.timers.items()),
         )
+        reach(CrashPoint.JUDGE_PUBLISHED)
         self._published_marks |= turn.marks
 
     async def _announce(self, message: Round | Outcome, traces: Mapping[str, str]) -> None:
@@ -351,6 +369,7 @@ class Handlers:
         await self._bus.publish(
             subject, message, msg_id=msg_id, headers={"traceparent": trace} if trace else None
         )
+        reach(CrashPoint.JUDGE_ANNOUNCED)
 
     async def _set_timer(self, fusion_id: str, timer_at: datetime) -> None:
         # No message id: setting the same timer again must not be swallowed as a duplicate.
@@ -359,6 +378,7 @@ class Handlers:
             "Nats-Schedule-Target": due_subject(fusion_id),
         }
         await self._bus.publish(schedule_subject(fusion_id), b"{}", headers=headers)
+        reach(CrashPoint.JUDGE_TIMER_SET)
 
 
 def _fusion_id(delivery: Delivery) -> str:

@@ -9,6 +9,7 @@ from nats.js.errors import NotFoundError
 from fusewire.bus import Bus, Delivery
 from fusewire.candidate_lookup import JudgeLookup
 from fusewire.contracts import Task
+from fusewire.crash_points import CrashPoint, reach
 from fusewire.errors import Transient
 from fusewire.loops import BatchLoop
 from fusewire.topology import FORWARDER, OUTBOX, PRIORITY, candidate_subject, outbox_subject
@@ -82,3 +83,4 @@ class Forwarder:
         await self._bus.publish(
             subject, delivery.data, msg_id=msg_id, headers=headers, only_if_new=True
         )
+        reach(CrashPoint.FORWARDER_FORWARDED)

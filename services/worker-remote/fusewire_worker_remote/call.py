@@ -16,6 +16,7 @@ from fusewire_worker_remote.candidate import CallTally
 from fusewire_worker_remote.dialect import Dialect, Refusal, parse_refusal, without_fence
 from fusewire_worker_remote.dialects import DialectStore
 from fusewire_worker_remote.errors import Failure
+from fusewire_worker_remote.place import DEADLINE_PASSED
 from fusewire_worker_remote.providers import PROVIDERS, HttpRequest, HttpResponse, ProviderReply
 from fusewire_worker_remote.stream_reader import StreamReader
 from fusewire_worker_remote.transport import Transport
@@ -28,10 +29,6 @@ MAX_ANSWER_BYTES = 768 * 1024
 MOST_REFUSALS = 8
 """Most parameters that are negotiated in one call."""
 REFUSAL_STATUS = (400, 422)
-
-DEADLINE_PASSED = Failure(
-    "deadline_exceeded", "the deadline passed before a call could be made", retryable=False
-)
 
 
 class ModelCaller:

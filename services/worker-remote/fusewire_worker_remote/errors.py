@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from fusewire.contracts import ErrorCode, FinishReason, Usage
 from fusewire_worker_remote.backoff import retry_after_s
@@ -57,6 +57,9 @@ class Failure:
     status: int | None = None
     provider_code: str | None = None
     param: str | None = None
+    origin: Literal["response", "connection", "store"] = "response"
+    """Where it was seen: in what the server answered, in the connection to it, or in our own store
+    of large parts, which says nothing of the server."""
 
 
 def truncation(message: str, usage: Usage | None = None) -> Failure:

@@ -1,9 +1,10 @@
-"""Runs tasks on hosted models: a slot, the ledger, the retry loop, a candidate."""
+"""Runs tasks on hosted models: a place, the ledger, the retry loop, a candidate."""
 
-import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -11,20 +12,21 @@ import structlog
 
 from fusewire import telemetry
 from fusewire.contracts import PRIORITIES, Candidate, Task, Tasks
+from fusewire.crash_points import CrashPoint, reach
 from fusewire.errors import Transient
-from fusewire.loops import reserve_size
 from fusewire.settings import RemoteModel
 from fusewire.worker import KEPT_AFTER, Make, TokenPublisher
 from fusewire_worker_remote.backoff import Backoff
-from fusewire_worker_remote.call import DEADLINE_PASSED, ModelCaller
+from fusewire_worker_remote.call import ModelCaller
 from fusewire_worker_remote.candidate import CallTally, make_candidate, uncalled_candidate
 from fusewire_worker_remote.dialects import DialectStore, MemoryDialects
+from fusewire_worker_remote.endpoint import Endpoints, TimeSource
 from fusewire_worker_remote.errors import Failure
 from fusewire_worker_remote.large_body import BlobSource
 from fusewire_worker_remote.lease import FindEnded, LeaseTerms, LedgerLease
 from fusewire_worker_remote.ledger import MAX_UNKNOWN, Ledger, TaskCalls
+from fusewire_worker_remote.place import Place
 from fusewire_worker_remote.providers import ProviderReply
-from fusewire_worker_remote.slots import SlotQueue
 from fusewire_worker_remote.transport import Transport
 
 log = structlog.get_logger(__name__)
@@ -66,6 +68,7 @@ class RemoteGenerate:
         clock: gives the current time, with a zone.
         sleep: waits for seconds between attempts.
         rng: draws from [0, 1), for jitter.
+        timer: gives seconds that never go back.
         images: the store of the large parts of prompts.
         worker_id: differs from that of every other worker that runs at the same time.
         lease_s: seconds after this worker's death until another may take its tasks.
@@ -82,25 +85,19 @@ class RemoteGenerate:
         clock: Callable[[], datetime],
         sleep: Callable[[float], Awaitable[None]],
         rng: Callable[[], float],
+        timer: Callable[[], float] = time.monotonic,
         images: BlobSource | None = None,
         worker_id: str,
         lease_s: float = 15.0,
         backoff: Backoff = Backoff(),  # noqa: B008 - frozen
     ) -> None:
         self._models = dict(models)
-        self._slots = {
-            name: SlotQueue(
-                model.max_concurrency,
-                last_rank=len(PRIORITIES) - 1,
-                reserve=reserve_size(model.max_concurrency),
-            )
-            for name, model in models.items()
-        }
+        self._times = TimeSource(timer, clock, rng)
+        self._endpoints = Endpoints(self._models, self._times)
         self._ledger = ledger
         self._lookup = lookup
         self._clock = clock
         self._sleep = sleep
-        self._rng = rng
         # With the time of the start, so that a restarted worker is not taken for its former self.
         self._owner = f"{worker_id}@{clock():%Y%m%dT%H%M%S.%f}"
         self._lease_numbers = itertools.count(1)
@@ -149,7 +146,10 @@ class RemoteGenerate:
         """Run a single task, noted under its own id; otherwise like `hold`."""
         find_ended = partial(self._lookup, task.fusion_id, task.round)
         async with self._lease(task.task_id, task.deadline_at, find_ended, is_first=False) as lease:
-            return await self._generate(task, publisher, lease, _ignore_start)
+            candidate = await self._generate(task, publisher, lease, _ignore_start)
+        if candidate is None:
+            raise Transient("the fusion is over", retry_after_s=0)
+        return candidate
 
     def _lease(
         self,
@@ -170,24 +170,37 @@ class RemoteGenerate:
         publisher: TokenPublisher | None,
         lease: LedgerLease,
         on_start: Callable[[], None],
-    ) -> Candidate:
+    ) -> Candidate | None:
         model = self._find_model(task)
         if isinstance(model, Failure):
             return self._end_uncalled(task, model)
         if publisher is not None and not (task.is_streamed and publisher.is_enabled):
             publisher = None
-        slot = _Slot(self._slots[task.model], PRIORITIES.index(task.priority))
+        place = Place(
+            self._endpoints.of(task.model),
+            PRIORITIES.index(task.priority),
+            task.deadline_at,
+            times=self._times,
+            sleep=self._sleep,
+            raise_if_stopping=self._raise_if_stopping,
+        )
         try:
-            async with asyncio.timeout((task.deadline_at - self._clock()).total_seconds()):
-                await slot.acquire()
-        except TimeoutError:
-            return self._end_uncalled(task, DEADLINE_PASSED)
-        try:
-            self._raise_if_stopping()
+            refusal = await place.take()
+            if refusal is not None:
+                return self._end_uncalled(task, refusal)
+            if place.has_waited and await self._is_over(task):
+                return None
             on_start()
-            return await self._call(task, model, lease, publisher, slot)
+            return await self._call(task, model, lease, publisher, place)
         finally:
-            slot.release()
+            place.leave()
+
+    async def _is_over(self, task: Task) -> bool:
+        """Whether nobody needs the task any more, as its fusion was decided without it."""
+        try:
+            return task.call in await self._lookup(task.fusion_id, task.round, (task.call,))
+        except Transient:
+            return False
 
     def _find_model(self, task: Task) -> RemoteModel | Failure:
         """Return the model to call for a task, or the failure if it cannot be called."""
@@ -217,7 +230,7 @@ class RemoteGenerate:
         model: RemoteModel,
         lease: LedgerLease,
         publisher: TokenPublisher | None,
-        slot: "_Slot",
+        place: Place,
     ) -> Candidate:
         """Call until there is an answer or a final failure: the only retry loop there is."""
         task_calls = await lease.begin(task.call, model.max_attempts)
@@ -226,50 +239,78 @@ class RemoteGenerate:
         tally = CallTally(usage=None) if task_calls.unknown else CallTally()
         # Retried here and by no SDK: the ledger needs to see each attempt (docs/decisions/0020).
         while True:
-            tally.attempts += 1
-            with telemetry.span(
-                "model call", model=task.model, call=task.call, attempt=task_calls.attempts
-            ):
-                result = await lease.during(self._caller.call(task, model, publisher, tally))
+            result = await self._attempt(task, model, lease, publisher, place=place, tally=tally)
             if isinstance(result, ProviderReply):
                 return await self._end(task, lease, result, tally)
+            wait_s = self._wait_s(task, model, task_calls, result, place)
+            if wait_s is None:
+                return await self._end(task, lease, result, tally)
+            tally.add_failure(result)
+            await lease.pause(task.call, ambiguous=result.ambiguous)
+            reach(CrashPoint.REMOTE_PAUSED)
+            await self._sleep(wait_s)
+            if await place.take(is_retry=_takes_budget(result)) is not None:
+                # What it may cost is in the ledger and the tally already.
+                failure = replace(result, ambiguous=False, billed=False, usage=None)
+                return await self._end(task, lease, failure, tally)
+            task_calls = await lease.resend(task.call)
+
+    async def _attempt(
+        self,
+        task: Task,
+        model: RemoteModel,
+        lease: LedgerLease,
+        publisher: TokenPublisher | None,
+        *,
+        place: Place,
+        tally: CallTally,
+    ) -> ProviderReply | Failure:
+        """Make one attempt, and leave the place to others."""
+        if publisher is not None and tally.attempts:
+            publisher.restart()
+        calls_before = tally.calls
+        tally.attempts += 1
+        attempt = task_calls.attempts if (task_calls := lease.calls(task.call)) else 0
+        reach(CrashPoint.REMOTE_SENT)
+        with telemetry.span("model call", model=task.model, call=task.call, attempt=attempt):
+            result = await lease.during(self._caller.call(task, model, publisher, tally))
+        reach(CrashPoint.REMOTE_CALLED)
+        place.leave(result if tally.calls > calls_before else None)
+        if isinstance(result, Failure):
             log.warning(
                 "remote.call_failed",
                 task_id=task.task_id,
                 model=task.model,
                 code=result.code,
-                attempt=task_calls.attempts,
+                attempt=attempt,
                 ambiguous=result.ambiguous,
             )
-            wait_s = self._wait_s(task, model, task_calls, result)
-            if wait_s is None:
-                return await self._end(task, lease, result, tally)
-            tally.add_failure(result)
-            await lease.pause(task.call, ambiguous=result.ambiguous)
-            # Other tasks may use the slot during the wait.
-            slot.release()
-            await self._sleep(wait_s)
-            await slot.acquire()
-            self._raise_if_stopping()
-            task_calls = await lease.resend(task.call)
-            if publisher is not None:
-                publisher.restart()
+        return result
 
     def _wait_s(
-        self, task: Task, model: RemoteModel, task_calls: TaskCalls, failure: Failure
+        self,
+        task: Task,
+        model: RemoteModel,
+        task_calls: TaskCalls,
+        failure: Failure,
+        place: Place,
     ) -> float | None:
         """Return the seconds until the next attempt, or None if there is none."""
         # A result that is unknowable may be paid for: once more is called, and not again.
         if not failure.retryable or task_calls.unknown + failure.ambiguous >= MAX_UNKNOWN:
             return None
-        return self._backoff.wait_s(
+        wait_s = self._backoff.wait_s(
             attempt=task_calls.attempts,
             max_attempts=model.max_attempts,
             now=self._clock(),
-            deadline=task.deadline_at,
-            random=self._rng(),
+            # An attempt that cannot end by the deadline is not made.
+            deadline=task.deadline_at - timedelta(seconds=place.latency_s or 0.0),
+            random=self._times.rng(),
             retry_after_s=failure.retry_after_s,
         )
+        if wait_s is None or place.is_refused(is_retry=_takes_budget(failure)):
+            return None
+        return wait_s
 
     async def _end(
         self, task: Task, lease: LedgerLease, result: ProviderReply | Failure, tally: CallTally
@@ -285,19 +326,9 @@ class RemoteGenerate:
         return uncalled_candidate(task, self._models.get(task.model), failure, self._clock())
 
 
-class _Slot:
-    """One of the calls of a model that may run at once; may be released twice."""
+def _takes_budget(failure: Failure) -> bool:
+    """Whether a call that is made again takes of the retry budget.
 
-    def __init__(self, slots: SlotQueue, rank: int) -> None:
-        self._slots = slots
-        self._rank = rank
-        self._is_acquired = False
-
-    async def acquire(self) -> None:
-        await self._slots.acquire(self._rank)
-        self._is_acquired = True
-
-    def release(self) -> None:
-        if self._is_acquired:
-            self._is_acquired = False
-            self._slots.release()
+    One that the provider asks for, by telling when, does not multiply an outage.
+    """
+    return failure.code != "rate_limited" or failure.retry_after_s is None

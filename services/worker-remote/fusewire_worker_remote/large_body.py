@@ -54,7 +54,10 @@ class LargeBody:
             # It was there a moment ago: another ingest has stored it anew, or it was erased.
             # The next attempt finds out.
             self.failure = Failure(
-                "connect_error", "a large part of it was replaced while it was sent", retryable=True
+                "connect_error",
+                "a large part of it was replaced while it was sent",
+                retryable=True,
+                origin="store",
             )
             raise
         except (Transient, BlobDamagedError) as exc:
@@ -82,9 +85,12 @@ async def with_large_parts(
 
 def _failure(exc: Exception) -> Failure:
     if isinstance(exc, Transient):
-        return Failure("connect_error", str(exc), retryable=True)
+        return Failure("connect_error", str(exc), retryable=True, origin="store")
     is_missing = isinstance(exc, BlobMissingError)
     fault = "is no longer kept (limits.image_days)" if is_missing else "is damaged"
     return Failure(
-        "bad_request", f"an image or a long text {fault}; send the prompt again", retryable=False
+        "bad_request",
+        f"an image or a long text {fault}; send the prompt again",
+        retryable=False,
+        origin="store",
     )

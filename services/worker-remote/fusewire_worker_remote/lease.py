@@ -11,6 +11,7 @@ from typing import Self, TypeVar
 import structlog
 
 from fusewire.contracts import Candidate
+from fusewire.crash_points import CrashPoint, reach
 from fusewire_worker_remote.ledger import (
     ConflictError,
     EntryBusy,
@@ -196,6 +197,7 @@ class LedgerLease:
         }
         if self._calls:
             await self._put(self._terms.clock() + self._terms.duration)
+            reach(CrashPoint.REMOTE_TAKEN_OVER)
 
     async def _assume_lost_calls(self) -> None:
         """Take earlier calls without a candidate as sent, with an unknowable result."""

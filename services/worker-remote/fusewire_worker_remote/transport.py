@@ -2,10 +2,13 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 
 import aiohttp
 
+from fusewire.contracts import ErrorCode
+from fusewire_worker_remote.addresses import forbidden, open_socket
 from fusewire_worker_remote.errors import Failure, truncation
 from fusewire_worker_remote.large_body import BlobSource, LargeBody, with_large_parts
 from fusewire_worker_remote.providers.base import HttpRequest, HttpResponse
@@ -27,7 +30,9 @@ ChunkReader = Callable[[bytes], Awaitable[bool]]
 
 
 class Transport:
-    """Posts requests. Only the configured address is called: no redirects, no proxy variables.
+    """Posts requests.
+
+    Only the configured address is called: no redirects, no proxy variables, no metadata services.
 
     Args:
         max_body_bytes: most bytes of a response that is no stream.
@@ -85,7 +90,8 @@ class Transport:
                 return await self._read_whole(response, first_chunk)
         except (TimeoutError, aiohttp.ClientError, OSError) as exc:
             body_failure = body.failure if isinstance(body, LargeBody) else None
-            return body_failure or _wire_failure(exc, is_sent=trace.is_sent, timeout_s=timeout_s)
+            failure = body_failure or forbidden(exc)
+            return failure or _wire_failure(exc, is_sent=trace.is_sent, timeout_s=timeout_s)
 
     async def _with_large_parts(
         self, request: HttpRequest, names: Mapping[str, str]
@@ -97,6 +103,7 @@ class Transport:
                 "bad_request",
                 "there is no store to read its images and long texts from",
                 retryable=False,
+                origin="store",
             )
         return await with_large_parts(request.body, names, self._images)
 
@@ -112,7 +119,9 @@ class Transport:
             # No limit here: each model has a limit of its own. Streams close their connection:
             # llama.cpp's server closes it after each stream without saying so, and a call begun on
             # it meanwhile fails like one whose answer was lost, which may be paid for.
-            connector = aiohttp.TCPConnector(limit=0, force_close=is_streamed)
+            connector = aiohttp.TCPConnector(
+                limit=0, force_close=is_streamed, socket_factory=open_socket
+            )
             self._sessions[is_streamed] = aiohttp.ClientSession(
                 connector=connector,
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
@@ -134,7 +143,7 @@ class Transport:
                     return _too_large(self._max_body_bytes)
                 chunks.append(chunk)
         except aiohttp.ClientError:
-            return truncation("the connection closed within the response")
+            return _break("the connection closed within the response")
         return HttpResponse(response.status, _headers(response), b"".join(chunks))
 
     async def _read_stream(
@@ -151,7 +160,7 @@ class Transport:
                     return _too_large(MAX_STREAM_BYTES)
                 is_over = await reader(chunk)
         except aiohttp.ClientError:
-            return truncation("the connection closed within the stream")
+            return _break("the connection closed within the stream")
         return HttpResponse(response.status, _headers(response), b"", is_streamed=True)
 
 
@@ -180,13 +189,17 @@ async def _mark_sent(
     context.trace_request_ctx.is_sent = True
 
 
+def _break(message: str) -> Failure:
+    return replace(truncation(message), origin="connection")
+
+
 def _wire_failure(exc: Exception, *, is_sent: bool, timeout_s: float) -> Failure:
+    fault = type(exc).__name__
+    code: ErrorCode
     if not is_sent:
-        return Failure("connect_error", f"not connected ({type(exc).__name__})", retryable=True)
-    if isinstance(exc, TimeoutError):
-        return Failure(
-            "timeout", f"no answer within {timeout_s:.3g} s", retryable=True, ambiguous=True
-        )
-    return Failure(
-        "truncated", f"the connection broke ({type(exc).__name__})", retryable=True, ambiguous=True
-    )
+        code, message = "connect_error", f"not connected ({fault})"
+    elif isinstance(exc, TimeoutError):
+        code, message = "timeout", f"no answer within {timeout_s:.3g} s"
+    else:
+        code, message = "truncated", f"the connection broke ({fault})"
+    return Failure(code, message, retryable=True, ambiguous=is_sent, origin="connection")

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import re
 import sqlite3
 import sys
@@ -126,7 +127,7 @@ def console_stack(
             api = address(cli, command)
             url = until(lambda: _console_url(command), "the console's address")
             record = json.loads((folder / ".fusewire" / "up.json").read_text())
-            stack = RunningStack(api, record["nats"], server)
+            stack = RunningStack(api, folder / ".fusewire", server)
             yield RunningConsole(url, stack, cli, record["pids"])
 
 
@@ -140,7 +141,7 @@ def _fake_models(folder: Path) -> Iterator[FakeServer]:
     file = folder / "script.json"
     file.write_text(script().model_dump_json())
     command = [sys.executable, "-m", "fusewire.testing.model_server", "--script", str(file)]
-    with background(command, cwd=folder) as process:
+    with background(command, cwd=folder, env=os.environ) as process:
         until(lambda: process.stdout.endswith("\n"), "the fake's port")
         yield FakeServer(json.loads(process.stdout)["port"])
 

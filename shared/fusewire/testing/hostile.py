@@ -4,10 +4,12 @@ Names of a model are too, which no configuration allows: what shows them must no
 """
 
 import json
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import Connection, MetaData, String, Table, bindparam, select, update
+from sqlalchemy.exc import SAWarning
 
 from fusewire.store.engine import Store
 
@@ -43,7 +45,10 @@ async def make_hostile(store: Store) -> None:
 def _replace(connection: Connection) -> None:
     # Tables are the business of the store: here they are what the database has.
     metadata = MetaData()
-    metadata.reflect(connection)
+    with warnings.catch_warnings():
+        # Indexes by an expression are not read, and not needed.
+        warnings.filterwarnings("ignore", "Skipped unsupported reflection", SAWarning)
+        metadata.reflect(connection)
     outcomes = metadata.tables["outcomes"]
     newest = select(outcomes.c.fusion_id).order_by(outcomes.c.finished_at.desc())
     large = set(connection.execute(newest.limit(LARGE_OUTCOMES)).scalars())

@@ -1,13 +1,15 @@
 """Real servers with the accounts of deploy/nats, and the keys for them, for tests only."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import nkeys
+from nats.aio.client import Client
 
-from fusewire.accounts import USERS, WORKER_PREFIX, render, render_site, users
+from fusewire.accounts import api_prefix, render, render_site, users
 from fusewire.settings import Nats
 from fusewire.testing.nats_server import NatsServer
 
@@ -43,9 +45,27 @@ class Keys:
 
     def settings(self, user: str, url: str, site: str | None = None) -> Nats:
         """How a user connects."""
-        accounts = {entry.name: entry.account for entry in USERS}
-        prefix = "$JS.API" if accounts.get(user) == "FW" else WORKER_PREFIX
-        return Nats(url=url, nkey=self.folder / f"{user}.seed", js_prefix=prefix, site=site)
+        nkey = self.folder / f"{user}.seed"
+        return Nats(url=url, nkey=nkey, js_prefix=api_prefix(user), site=site)
+
+
+def embedded(data_dir: Path) -> Nats:
+    """How to connect to the embedded broker of a stack that runs on a data folder."""
+    record = json.loads((data_dir / "up.json").read_text())
+    return Nats(url=record["nats"], nkey=data_dir / "nats" / "keys")
+
+
+async def connect(data_dir: Path, user: str = "ops") -> Client:
+    """A connection to the embedded broker of such a stack, as one of its users."""
+    settings = embedded(data_dir)
+    assert settings.nkey is not None
+    client = Client()
+    await client.connect(
+        settings.url,
+        nkeys_seed=str(settings.nkey / f"{user}.seed"),
+        inbox_prefix=f"_INBOX_{user}".encode(),
+    )
+    return client
 
 
 def hub(folder: Path, deploy: Path, keys: Keys) -> NatsServer:

@@ -8,13 +8,13 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-
-from nats.aio.client import Client
 
 from fusewire.contracts import Token
 from fusewire.testing.command_line import FakeServer
 from fusewire.testing.model_script import Script
+from fusewire.testing.nats_accounts import connect
 from fusewire.topology import token_subject
 
 
@@ -29,7 +29,7 @@ class RunningStack:
     """A running stack, and the fake models behind it."""
 
     url: str
-    nats: str
+    data_dir: Path
     server: FakeServer
 
     def script(self, script: Script) -> None:
@@ -58,8 +58,7 @@ class RunningStack:
         """Tell, as a worker does, that it has begun to write this."""
 
         async def publish() -> None:
-            client = Client()
-            await client.connect(self.nats)
+            client = await connect(self.data_dir, "worker-remote")
             token = Token(fusion_id=fusion_id, round=1, call="write", offset=0, text=text)
             await client.publish(token_subject(fusion_id), token.encode())
             await client.drain()

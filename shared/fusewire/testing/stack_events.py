@@ -143,9 +143,9 @@ async def stored_events(store: Store) -> list[Event]:
     return events
 
 
-async def queue_counts(url: str) -> list[Event]:
+async def queue_counts(nats: Nats) -> list[Event]:
     """What the streams of work hold."""
-    bus = Bus("ops", Nats(url=url))
+    bus = Bus("ops", nats)
     await bus.connect(timeout_s=PATIENCE_S)
     try:
         return [

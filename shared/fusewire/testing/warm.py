@@ -33,7 +33,7 @@ LIMIT = 1_000_000
 
 
 def is_warm(command: Sequence[str], env: Mapping[str, str]) -> bool:
-    """Whether this is `fusewire …`, or `python -m fusewire_…`, the process of a service.
+    """Whether this is `fusewire …`, or `python -m` with a service or the fake model server.
 
     Not with a PYTHONPATH, from which it would have other code.
     """
@@ -41,7 +41,8 @@ def is_warm(command: Sequence[str], env: Mapping[str, str]) -> bool:
         return False
     if command[0] == str(Path(sys.executable).parent / "fusewire"):
         return True
-    return list(command[:2]) == [sys.executable, "-m"] and command[2].startswith("fusewire_")
+    modules = ("fusewire_", "fusewire.testing.model_server")
+    return list(command[:2]) == [sys.executable, "-m"] and command[2].startswith(modules)
 
 
 class WarmStart:
@@ -142,6 +143,8 @@ def _load() -> Any:
         "eval.command",
     ):
         __import__(f"{script.module.partition('.')[0]}.{module}")
+    # What the fake model server imports; itself is run, and a module is run only before its import.
+    __import__("fusewire.testing.model_connection")
     return script.load()
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -12,12 +11,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import aiohttp
-import nats
 
 from cost.machine import Models, Pids, cpu_s, fusewire_up, kill
 from cost.scenes import JUDGE, KILL_AT, KILLED, KILLED_IN_FLIGHT, MEMBERS, Scene, prompt, together
+from fusewire.testing.nats_accounts import connect
 from fusewire_cli.client import Client
-from fusewire_cli.local.run_file import RUN_FILE
 
 WAIT_S = 600.0
 SETTLE_S = 1.5
@@ -139,7 +137,7 @@ class Fusewire:
     async def written(self) -> dict[str, int]:
         """Messages that each stream of the broker ever took, and transactions that wrote to SQL."""
         await asyncio.sleep(SETTLE_S)
-        connection = await nats.connect(json.loads((self._folder / RUN_FILE).read_text())["nats"])
+        connection = await connect(self._folder)
         infos = await connection.jetstream().streams_info()
         await connection.close()
         found = {info.config.name or "": info.state.last_seq for info in infos}

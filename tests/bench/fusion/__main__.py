@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -63,15 +63,29 @@ def _begin_votes(pool: Pool, prompts: int, seed: str) -> Begun:
     reports: Begun = {}
     histories = min(max(prompts // 50, 2), voting.HISTORIES)
     each = prompts // histories
-    for size, accuracies in (("3", (0.55, 0.65, 0.80)), ("5", (0.50, 0.60, 0.65, 0.70, 0.80))):
-        members = tuple(Member(f"m{i}", p) for i, p in enumerate(accuracies))
-        world = World(members, f"{seed}/vote{size}")
-        for condition, variant in (("", world), ("_independent", _independent(world))):
-            votes = pool.begin(voting.rows, variant, each, n=histories)
-            reports[f"simulated.vote_vs_optimal.pool_of_{size}{condition}"] = partial(
-                lambda votes: voting.report(votes(), each), votes
-            )
+    for name, world in _vote_worlds(seed).items():
+        votes = pool.begin(voting.rows, world, each, n=histories)
+        reports[f"simulated.vote_vs_optimal.{name}"] = partial(
+            lambda votes: voting.report(votes(), each), votes
+        )
     return reports
+
+
+def _vote_worlds(seed: str) -> dict[str, World]:
+    """Pools of members that are near each other or far apart, and how their errors go together."""
+    accuracies = {
+        "pool_of_3": (0.55, 0.65, 0.80),
+        "pool_of_5": (0.50, 0.60, 0.65, 0.70, 0.80),
+        "lopsided": (0.45, 0.55, 0.80),
+    }
+    worlds: dict[str, World] = {}
+    for name, pool in accuracies.items():
+        members = tuple(Member(f"m{i}", p) for i, p in enumerate(pool))
+        world = World(members, f"{seed}/vote/{name}")
+        worlds |= {name: world, f"{name}_independent": replace(world, rho=0.0)}
+        for collision in (0.6, 0.9):
+            worlds[f"{name}_collisions_{collision:.0%}"] = replace(world, collision=collision)
+    return worlds
 
 
 def _begin_positions(pool: Pool, prompts: int, seed: str) -> Begun:
@@ -97,10 +111,6 @@ def _begin_tails(pool: Pool, prompts: int, seed: str) -> Begun:
                 len(members),
             )
     return reports
-
-
-def _independent(world: World) -> World:
-    return World(world.members, world.seed, rho=0.0, own=0.3, collision=world.collision)
 
 
 def measure(pool: Pool, prompts: int, seed: str, folder: Path) -> dict[str, Any]:

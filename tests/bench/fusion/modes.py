@@ -1,18 +1,22 @@
 """Every mode against the best member alone, prompt by prompt."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from fusewire.contracts import Mode
+from fusewire.contracts import CONTROL, Mode
+from fusewire_judge.learning.statistics import StoredHistory, StoredVerdict, learn_statistics
 
 from . import stats
 from .minds import Judge, ModelPool
 from .simulation import PoolSettings, make_member, play, with_weights
-from .voting import learned_weights
+from .voting import HISTORY, learned_weights
 from .world import Member, World
 
+EARLIER = 10_000_000
+"""The number of the first earlier prompt."""
 AIM = "lower 95 % bound of fused less best member at least -1 point"
 
 NEAR = (Member("a", 0.62, words=16), Member("b", 0.68, words=24), Member("c", 0.74, words=32))
@@ -55,9 +59,27 @@ class Row:
 def setup(contest: Contest, world: World) -> PoolSettings:
     """A pool as it comes, its weights learned from 500 earlier prompts without labels."""
     members = tuple(make_member(m.name) for m in world.members)
-    if not contest.is_open:
+    if contest.is_open:
+        members = with_weights(members, "open", learned_odds(world))
+    else:
         members = with_weights(members, "number", learned_weights(world))
     return PoolSettings(contest.mode, members)
+
+
+@cache
+def learned_odds(world: World) -> Mapping[str, float]:
+    """The weights that the judge would learn from its own verdicts on earlier, open answers."""
+    members = tuple(make_member(member.name) for member in world.members)
+    pool, cast = PoolSettings("best-of", members), ModelPool({"judge": JUDGE})
+    verdicts = []
+    for number in range(EARLIER, EARLIER + HISTORY):
+        draft = play(world.question(number), pool, cast).draft
+        verdicts += [
+            StoredVerdict("", str(number), "open", verdict.shown, verdict.winner)
+            for verdict in draft.verdicts
+            if verdict.winner and not verdict.void and CONTROL not in verdict.shown
+        ]
+    return learn_statistics(StoredHistory(verdicts=verdicts)).weights["", "open"]
 
 
 def rows(pool: str, name: str, seed: str, start: int, stop: int) -> list[Row]:

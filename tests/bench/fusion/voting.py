@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from fusewire_judge.learning.statistics import StoredAnswer, learn_statistics
+from fusewire_judge.learning.statistics import StoredAnswer, StoredHistory, learn_statistics
 from fusewire_judge.model import MemberAnswer
-from fusewire_judge.scoring.answers import agrees_with_others, kind_of, votes
+from fusewire_judge.scoring.answers import heaviest_group, kind_of, votes
 
 from . import stats
 from .world import Question, World
@@ -17,6 +17,7 @@ HISTORIES = 40
 NUMBER = "number"
 EQUAL, UNLABELLED, LABELLED, OPTIMAL = "equal", "learned", "label_learned", "optimal"
 AIM = "at most 1 point below the optimal vote (lower 95 % bound)"
+BEST_AIM = "at most 1 point below the best member (lower 95 % bound)"
 
 Ballot = Mapping[str, str]
 """What each member answered."""
@@ -26,16 +27,16 @@ ByKind = Mapping[str, Weights]
 
 
 def elect(ballot: Ballot, weights: ByKind) -> str | None:
-    """The member that gave the heaviest answer; of equals the first of the pool.
+    """A member that gave the answer that wins the vote.
 
     None if no answer has a vote.
     """
     kind_weights = weights.get(kind_of(list(ballot.values()), None), {})
-    groups = votes(
-        [MemberAnswer(name, kind_weights.get(name, 1.0), text, 0) for name, text in ballot.items()],
-        None,
-    )
-    return next(iter(groups.values()))[0].member if groups else None
+    answers = [
+        MemberAnswer(name, kind_weights.get(name, 1.0), text, 0) for name, text in ballot.items()
+    ]
+    groups = votes(answers, None)
+    return heaviest_group(groups, answers)[0][0].member if groups else None
 
 
 def learn(ballots: Sequence[Ballot], is_right: Callable[[int, str], bool] | None = None) -> ByKind:
@@ -43,8 +44,7 @@ def learn(ballots: Sequence[Ballot], is_right: Callable[[int, str], bool] | None
 
     Args:
         ballots: the answers.
-        is_right: by the number of the ballot and the member. None if there are no labels: a member
-            then counts as right if it agrees with a strict plurality of at least two others.
+        is_right: by the number of the ballot and the member. None if there are no labels.
     """
     stored_answers = []
     for number, ballot in enumerate(ballots):
@@ -57,7 +57,6 @@ def learn(ballots: Sequence[Ballot], is_right: Callable[[int, str], bool] | None
                 fusion_id=str(number),
                 kind=kind,
                 member=name,
-                agreed=agrees_with_others(name, groups) if groups else None,
                 is_right=is_right(number, name) if is_right else None,
                 vote_group=group_of.get(name),
                 latency_ms=None,
@@ -65,7 +64,8 @@ def learn(ballots: Sequence[Ballot], is_right: Callable[[int, str], bool] | None
             for name in ballot
         ]
     return {
-        kind: weights for (_, kind), weights in learn_statistics(stored_answers, {}).weights.items()
+        kind: weights
+        for (_, kind), weights in learn_statistics(StoredHistory(stored_answers)).weights.items()
     }
 
 
@@ -146,7 +146,7 @@ def rows(world: World, prompts: int, start: int, stop: int) -> list[Row]:
 
 
 def report(results: Sequence[Row], prompts: int) -> dict[str, Any]:
-    """Each scheme less the optimal one; the interval is over histories, which weigh alike."""
+    """Each scheme less the optimal one, and less the best member; histories weigh alike."""
     figures: dict[str, Any] = {}
     for scheme in (UNLABELLED, LABELLED, EQUAL, "best"):
         value, ci = stats.mean([row[scheme] - row[OPTIMAL] for row in results])
@@ -154,5 +154,10 @@ def report(results: Sequence[Row], prompts: int) -> dict[str, Any]:
         aim, is_met = (AIM, ci[0] >= -0.01) if scheme == UNLABELLED else ("", None)
         figures[scheme] = stats.figure(
             value, ci, len(results) * prompts, aim, is_met, accuracy=accuracy
+        )
+    for scheme in (UNLABELLED, LABELLED):
+        value, ci = stats.mean([row[scheme] - row["best"] for row in results])
+        figures[f"{scheme}_less_best"] = stats.figure(
+            value, ci, len(results) * prompts, BEST_AIM, ci[0] >= -0.01
         )
     return figures

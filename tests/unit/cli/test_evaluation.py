@@ -19,6 +19,7 @@ from fusewire_cli.eval.asking import (
 from fusewire_cli.eval.command import replay_config, restrict
 from fusewire_cli.eval.suite import MemberReply, Question
 from fusewire_cli.eval.table import Score
+from fusewire_judge.learning.agreement_model import Pattern
 
 TARGET = Target("default", None, "hash")
 
@@ -66,30 +67,32 @@ def test_folds_are_stable_and_about_even() -> None:
     assert all(150 < folds.count(fold) < 250 for fold in range(weighing.FOLDS))
 
 
-def test_a_question_is_labelled_by_its_gold_and_by_the_wrong_answers_that_coincide() -> None:
+def test_a_question_is_labelled_by_its_gold_and_by_who_agrees() -> None:
     member_replies = [
         reply("a", "A: 2"),
         reply("b", "3"),
         reply("c", "3.0"),
         reply("d", "4"),
         reply("e", None),
+        reply("f", "I do not know, and that is a long story."),
+        reply("g", "I do not know, and that is a long story."),
     ]
-    labels = weighing.label(question(), member_replies)
-    assert labels.right == {"a": True, "b": False, "c": False, "d": False}
-    assert (labels.same, labels.different) == (1, 2)
+
+    assert weighing.label(question(), member_replies).pattern == Pattern(
+        (("a",), ("b", "c"), ("d",), ("f",), ("g",)), 0
+    )
+    assert weighing.label(question(), member_replies[1:]).pattern.right == -1
 
 
 def test_weights_are_learned_from_the_other_folds_alone() -> None:
+    groups = (("strong",), ("weak",))
+
     def make_questions(flipped_fold: int) -> list[weighing.AnsweredQuestion]:
         questions = []
         for number in range(200):
             fold = number % weighing.FOLDS
-            strong, weak = number % 10 < 8, number % 10 < 3
-            right = {
-                "strong": strong != (fold == flipped_fold),
-                "weak": weak != (fold == flipped_fold),
-            }
-            questions.append(weighing.AnsweredQuestion(fold, right, same=1, different=4))
+            right = 0 if (number % 10 < 8) != (fold == flipped_fold) else 1
+            questions.append(weighing.AnsweredQuestion(fold, Pattern(groups, right)))
         return questions
 
     plain = weighing.cross_validate(make_questions(-1))
@@ -101,7 +104,8 @@ def test_weights_are_learned_from_the_other_folds_alone() -> None:
 
 
 def test_few_labels_leave_all_weights_at_one() -> None:
-    few = [weighing.AnsweredQuestion(n % 5, {"a": True, "b": False}, 0, 0) for n in range(20)]
+    pattern = Pattern((("a",), ("b",)), 0)
+    few = [weighing.AnsweredQuestion(n % 5, pattern) for n in range(20)]
     assert weighing.cross_validate(few) == [{"a": 1.0, "b": 1.0}] * 5
 
 

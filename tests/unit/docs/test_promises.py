@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
-ROW = re.compile(r"`((?:unit|conformance|e2e)/[\w/-]+\.py)::(test_\w+)`")
+ROW = re.compile(r"`((?:unit|conformance|chaos|e2e)/[\w/-]+\.py)::(test_\w+)`")
 
 
 def test_the_tests_of_each_promise_are_there() -> None:

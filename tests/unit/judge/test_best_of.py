@@ -77,14 +77,55 @@ def test_a_tie_goes_to_the_judge(begin: Begin) -> None:
     assert (draft.status, draft.winner, draft.parse_stage) == ("selected", "b", "strict")
 
 
-def test_a_tie_without_a_judge_goes_to_the_first_of_the_pool(begin: Begin) -> None:
-    draft = begin(members="ab", judge=None).says(b="5", a="4").ends()
+TIES = [
+    # what, answers by member (weight, text), who wins, why
+    (
+        "two against two",
+        {"a": (1.0, "4"), "b": (1.0, "4"), "c": (1.5, "5"), "d": (0.5, "5")},
+        "c",
+        "tie, the member with the best record",
+    ),
+    (
+        "all differ",
+        {"a": (1, "By guess.\nA: 4"), "b": (1, "Six by two.\nA: 12"), "c": (1, "Six by 2.\nA: 3")},
+        "b",
+        "tie, the answer most like the others",
+    ),
+    ("all alike", {"a": (1, "4"), "b": (1, "5")}, "a", "tie, the answer most like the others"),
+]
 
-    assert (draft.status, draft.winner, draft.reason) == (
-        "voted",
-        "a",
-        "tie, the first of the pool",
-    )
+
+@pytest.mark.parametrize(
+    ("answers", "winner", "reason"), [r[1:] for r in TIES], ids=[r[0] for r in TIES]
+)
+def test_a_tie_without_a_judge_is_decided_by_records_and_then_by_likeness(
+    begin: Begin, answers: dict[str, tuple[float, str]], winner: str, reason: str
+) -> None:
+    members = [make_member(name, weight) for name, (weight, _) in answers.items()]
+    texts = {name: text for name, (_, text) in answers.items()}
+
+    draft = begin(members=members, judge=None).says(**texts).ends()
+
+    assert (draft.status, draft.winner, draft.reason) == ("voted", winner, reason)
+
+
+RECORDS = [
+    # weights of a, b and c; what they say; the reason
+    ((1, 3, 1), "454", "vote by record, which no agreement of the others outweighs"),
+    ((1, 1.5, 1), "456", "vote by record, 2 of the 2 others would have to agree"),
+    ((1, 1.5, 1), "454", "vote, 2 of 3 say the same"),
+]
+
+
+@pytest.mark.parametrize(("weights", "texts", "reason"), RECORDS)
+def test_the_reason_of_a_vote_tells_what_would_have_outweighed_it(
+    begin: Begin, weights: tuple[float, ...], texts: str, reason: str
+) -> None:
+    members = [make_member(name, weight) for name, weight in zip("abc", weights, strict=True)]
+
+    draft = begin(members=members).says(**dict(zip("abc", texts, strict=True))).ends()
+
+    assert draft.reason == reason
 
 
 # -- both orders --------------------------------------------------------------------------

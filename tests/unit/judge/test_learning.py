@@ -1,5 +1,6 @@
 """What is learned from stored outcomes, its snapshot onto plans, and the hedge budget."""
 
+import itertools
 import math
 from typing import Any
 
@@ -14,6 +15,7 @@ from fusewire_judge.learning.statistics import (
     CONTROL_WINDOW,
     Statistics,
     StoredAnswer,
+    StoredHistory,
     learn_statistics,
 )
 from fusewire_judge.learning.weights import (
@@ -21,26 +23,24 @@ from fusewire_judge.learning.weights import (
     MIN_OBSERVATIONS,
     MIN_WEIGHT,
     SuccessCount,
-    learn_weights,
+    record_weights,
 )
 
-# -- weights ----------------------------------------------------------------------------------
+# -- weights of what is not voted on -----------------------------------------------------------
 
 
 def test_below_twenty_observations_a_weight_is_one() -> None:
     counts = {"a": SuccessCount(19, 0), "b": SuccessCount(0, 19), "c": SuccessCount()}
 
-    assert learn_weights(counts, SuccessCount()) == {"a": 1.0, "b": 1.0, "c": 1.0}
-    assert learn_weights({"a": SuccessCount(19, 0), "b": SuccessCount(20, 0)}, SuccessCount()) == {
+    assert record_weights(counts) == {"a": 1.0, "b": 1.0, "c": 1.0}
+    assert record_weights({"a": SuccessCount(19, 0), "b": SuccessCount(20, 0)}) == {
         "a": 1.0,
         "b": 1.0,
     }
 
 
 def test_weights_are_log_odds_with_a_mean_of_one() -> None:
-    weights = learn_weights(
-        {"a": SuccessCount(29, 9), "b": SuccessCount(19, 19)}, SuccessCount(0, 0)
-    )
+    weights = record_weights({"a": SuccessCount(29, 9), "b": SuccessCount(19, 19)})
 
     # Wrong answers are taken to coincide one time in four.
     strong, weak = math.log(3 * 4), math.log(1 * 4)
@@ -49,35 +49,21 @@ def test_weights_are_log_odds_with_a_mean_of_one() -> None:
     )
 
 
-def test_wrong_answers_that_seldom_coincide_make_a_weak_member_worth_more() -> None:
-    counts = {"a": SuccessCount(60, 40), "b": SuccessCount(30, 70)}
-
-    often, seldom = (
-        learn_weights(counts, SuccessCount(*collisions)) for collisions in ((90, 10), (0, 100))
-    )
-
-    assert often["b"] < seldom["b"] < seldom["a"] < often["a"]
-    # Two that agree outweigh the best one alone where coincidence is rare.
-    assert 2 * seldom["b"] > seldom["a"]
-
-
 def test_weights_are_clipped() -> None:
     many = {f"m{i}": SuccessCount(10, 90) for i in range(9)}
 
-    weights = learn_weights({**many, "a": SuccessCount(10_000, 0)}, SuccessCount(99, 1))
+    weights = record_weights({**many, "a": SuccessCount(10_000, 0)})
 
     assert weights["a"] == MAX_WEIGHT
     assert weights["m0"] == MIN_WEIGHT
 
 
 def test_members_that_know_nothing_weigh_the_same() -> None:
-    assert learn_weights(
-        {"a": SuccessCount(0, 50), "b": SuccessCount(1, 49)}, SuccessCount(300, 0)
-    ) == {
+    assert record_weights({"a": SuccessCount(0, 50), "b": SuccessCount(1, 49)}) == {
         "a": 1.0,
         "b": 1.0,
     }
-    assert learn_weights({}, SuccessCount()) == {}
+    assert record_weights({}) == {}
 
 
 @given(
@@ -86,12 +72,9 @@ def test_members_that_know_nothing_weigh_the_same() -> None:
         st.builds(SuccessCount, st.integers(0, 99), st.integers(0, 99)),
         max_size=4,
     ),
-    st.builds(SuccessCount, st.integers(0, 99), st.integers(0, 99)),
 )
-def test_weights_follow_the_share_of_right_answers(
-    counts: dict[str, SuccessCount], collisions: SuccessCount
-) -> None:
-    weights = learn_weights(counts, collisions)
+def test_weights_follow_the_share_of_right_answers(counts: dict[str, SuccessCount]) -> None:
+    weights = record_weights(counts)
 
     assert set(weights) == set(counts)
     assert all(MIN_WEIGHT <= weight <= MAX_WEIGHT for weight in weights.values())
@@ -109,7 +92,6 @@ def test_weights_follow_the_share_of_right_answers(
 
 def stored_answer(member: str = "a", fusion: int = 0, **overrides: Any) -> StoredAnswer:
     fields = {
-        "agreed": None,
         "is_right": None,
         "vote_group": None,
         "latency_ms": None,
@@ -122,7 +104,7 @@ def stored_answer(member: str = "a", fusion: int = 0, **overrides: Any) -> Store
 def learned_weights(
     rows: list[StoredAnswer], key: tuple[str, str] = ("p", "number")
 ) -> dict[str, float]:
-    return dict(learn_statistics(rows, {}).weights.get(key, {}))
+    return dict(learn_statistics(StoredHistory(rows)).weights.get(key, {}))
 
 
 def answers_of_two(a: dict[str, Any], b: dict[str, Any], count: int = 40) -> list[StoredAnswer]:
@@ -132,22 +114,69 @@ def answers_of_two(a: dict[str, Any], b: dict[str, Any], count: int = 40) -> lis
     return answers
 
 
+def votes_of(*rows: tuple[str, str | None, int]) -> list[StoredAnswer]:
+    """Votes of members named by letters, so often: `aab` if the first two agree.
+
+    The label is the letter of the answer that was right, "-" if none was.
+    """
+    answers: list[StoredAnswer] = []
+    fusions = itertools.count()
+    for pattern, right, count in rows:
+        for fusion in itertools.islice(fusions, count):
+            answers += [
+                stored_answer(
+                    member,
+                    fusion,
+                    vote_group=ord(letter),
+                    is_right=None if right is None else letter == right,
+                )
+                for member, letter in zip("abcd", pattern, strict=False)
+            ]
+    return answers
+
+
 def test_a_label_is_believed_over_the_majority() -> None:
-    a, b = {"agreed": True, "is_right": False}, {"agreed": False, "is_right": True}
+    weights = learned_weights(votes_of(("xxy", "y", 40)))
 
-    weights = learned_weights(answers_of_two(a, b))
-
-    assert weights["b"] > 1 > weights["a"]
+    assert weights["c"] > weights["a"] + weights["b"]
 
 
 def test_without_a_label_the_majority_stands_in() -> None:
-    weights = learned_weights(answers_of_two({"agreed": True}, {"agreed": False}))
+    weights = learned_weights(votes_of(("xxy", None, 40), ("xxx", None, 40)))
+
+    assert weights["a"] == pytest.approx(weights["b"])
+    assert weights["a"] > 1 > weights["c"]
+
+
+def test_what_has_neither_label_nor_vote_teaches_nothing() -> None:
+    assert learned_weights(answers_of_two({}, {})) == {}
+
+
+def test_labels_weigh_what_is_not_voted_on() -> None:
+    weights = learned_weights(answers_of_two({"is_right": True}, {"is_right": False}))
 
     assert weights["a"] > 1 > weights["b"]
 
 
-def test_what_is_neither_right_nor_agreed_teaches_nothing() -> None:
-    assert learned_weights(answers_of_two({}, {})) == {}
+def test_two_that_were_right_against_the_best_outvote_it_and_two_that_were_wrong_do_not() -> None:
+    alone_right = ("xyz", "z", 60)
+
+    trusted = learned_weights(votes_of(alone_right, ("xxz", "x", 30), ("zzz", "z", 30)))
+    beaten = learned_weights(votes_of(alone_right, ("xxz", "z", 30), ("zzz", "z", 30)))
+
+    assert trusted["a"] + trusted["b"] > trusted["c"] > trusted["a"]
+    assert beaten["a"] + beaten["b"] < beaten["c"]
+
+
+def test_votes_that_have_not_changed_are_not_fitted_anew() -> None:
+    rows = votes_of(("xxy", "x", 30), ("xyz", "y", 10))
+
+    first = learn_statistics(StoredHistory(rows))
+    second = learn_statistics(StoredHistory(rows), first.votes)
+    third = learn_statistics(StoredHistory(rows[:-3]), first.votes)
+
+    assert second.votes["p", "number"] is first.votes["p", "number"]
+    assert third.votes["p", "number"] is not first.votes["p", "number"]
 
 
 def test_each_pool_and_kind_is_for_itself() -> None:
@@ -158,27 +187,10 @@ def test_each_pool_and_kind_is_for_itself() -> None:
     ]
     rows += [stored_answer("a", i, pool="q", is_right=False) for i in range(40)]
 
-    weights = learn_statistics(rows, {}).weights
+    weights = learn_statistics(StoredHistory(rows)).weights
 
     assert weights["p", "number"]["a"] > 1
     assert weights["p", "label"] == weights["q", "number"] == {"a": 1.0}
-
-
-def test_wrong_answers_that_are_the_same_are_counted_as_collisions() -> None:
-    def weights(groups: tuple[int, int]) -> dict[str, float]:
-        a, b = ({"is_right": False, "vote_group": group} for group in groups)
-        return learned_weights(
-            [
-                *answers_of_two(a, b, count=60),
-                *(stored_answer("a", i, is_right=True) for i in range(100, 200)),
-                *(stored_answer("b", i, is_right=True) for i in range(100, 120)),
-            ]
-        )
-
-    # Where wrong answers differ, being right at random is worth something; where they are the
-    # same, nothing.
-    assert weights((1, 1))["b"] == MIN_WEIGHT
-    assert weights((1, 2))["b"] > MIN_WEIGHT
 
 
 def test_latencies_are_sorted_by_pool_and_member() -> None:
@@ -187,7 +199,7 @@ def test_latencies_are_sorted_by_pool_and_member() -> None:
         stored_answer("b"),
     ]
 
-    assert learn_statistics(rows, {}).latencies == {
+    assert learn_statistics(StoredHistory(rows)).latencies == {
         ("p", "a"): [10.0, 20.0, 30.0],
         ("p", "b"): [5.0],
     }
@@ -209,9 +221,9 @@ PICKS = [
 
 @pytest.mark.parametrize(("picks", "out"), [r[1:] for r in PICKS], ids=[r[0] for r in PICKS])
 def test_a_judge_that_picks_controls_is_quarantined(picks: list[bool], out: bool) -> None:
-    assert learn_statistics([], {"j": picks, "good": [False]}).quarantined == (
-        frozenset({"j"}) if out else frozenset()
-    )
+    assert learn_statistics(
+        StoredHistory(control_picks={"j": picks, "good": [False]})
+    ).quarantined == (frozenset({"j"}) if out else frozenset())
 
 
 # -- the snapshot onto a plan ------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 import asyncio
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from fusewire_worker_remote.slots import SlotQueue
 
 
@@ -62,7 +65,7 @@ async def test_who_no_longer_waits_takes_no_slot() -> None:
 
 
 async def test_the_least_urgent_leave_some_free() -> None:
-    slots, served = SlotQueue(3, last_rank=2, reserve=1), list[str]()
+    slots, served = SlotQueue(3, last_rank=2, reserve=lambda _: 1), list[str]()
     low = [await wait_for(slots, 2, f"low-{number}", served) for number in range(4)]
     assert served == ["low-0", "low-1"]
 
@@ -80,3 +83,86 @@ async def test_the_least_urgent_leave_some_free() -> None:
     slots.release()
     await low[3]
     assert served[4:] == ["low-2", "low-3"]
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_with_fewer_slots_nobody_loses_one_and_nobody_gets_one_too_many() -> None:
+    slots, served = SlotQueue(4, last_rank=2), list[str]()
+    for _ in range(4):
+        await slots.acquire(1)
+    slots.resize(2)
+    assert slots.taken_count == 4
+    waiter = await wait_for(slots, 0, "waiter", served)
+    for taken_count in (3, 2):
+        slots.release()
+        await settle()
+        assert (slots.taken_count, served) == (taken_count, [])
+    slots.release()
+    await waiter
+    assert (slots.taken_count, served) == (2, ["waiter"])
+
+
+async def test_with_more_slots_the_most_urgent_are_served_and_the_reserve_grows_too() -> None:
+    slots, served = SlotQueue(1, last_rank=2, reserve=lambda count: count // 4), list[str]()
+    await slots.acquire(1)
+    waiters = [("low-1", 2), ("high", 0), ("low-2", 2), ("normal", 1), ("low-3", 2)]
+    tasks = [await wait_for(slots, rank, name, served) for name, rank in waiters]
+
+    slots.resize(4)
+    await settle()
+    assert served == ["high", "normal"], "the last of four is not for those of low priority"
+    slots.resize(8)
+    await settle()
+    assert served == ["high", "normal", "low-1", "low-2", "low-3"]
+    await asyncio.gather(*tasks)
+
+
+async def test_dismissed_waiters_have_no_slot() -> None:
+    slots = SlotQueue(1, last_rank=2)
+    assert await slots.acquire(1)
+    waiters = [asyncio.create_task(slots.acquire(rank)) for rank in (2, 1, 0)]
+    await settle()
+    slots.dismiss_waiters()
+    waiters[0].cancel()  # has been dismissed, and is cancelled before it could run
+    assert await asyncio.gather(*waiters[1:]) == [False, False]
+    await asyncio.gather(waiters[0], return_exceptions=True)
+    assert slots.taken_count == 1
+    slots.release()
+    assert await slots.acquire(2)
+
+
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from(["take", "release", "resize", "leave"]), st.integers(0, 8)),
+        max_size=60,
+    )
+)
+@settings(max_examples=100, deadline=None)
+async def test_whatever_is_resized_the_most_urgent_are_served_and_no_slot_is_lost(
+    steps: list[tuple[str, int]],
+) -> None:
+    slots, count, held = SlotQueue(3, last_rank=2), 3, 0
+    waiting: list[asyncio.Task[bool]] = []
+    for kind, number in steps:
+        if kind == "take":
+            waiting.append(asyncio.create_task(slots.acquire(number % 3)))
+        elif kind == "release" and held:
+            slots.release()
+            held -= 1
+        elif kind == "resize":
+            count = number + 1
+            slots.resize(count)
+        elif kind == "leave" and waiting:
+            waiting.pop(number % len(waiting)).cancel()
+        await settle()
+        held += sum(task.done() for task in waiting)
+        waiting = [task for task in waiting if not task.done()]
+        assert slots.taken_count == held
+        assert not waiting or held >= count, "somebody waits beside a free slot"
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)

@@ -18,6 +18,7 @@ import structlog
 from fusewire import metrics
 from fusewire.bus import fault
 from fusewire.contracts import Prompt
+from fusewire.crash_points import CrashPoint, reach
 from fusewire.errors import Transient
 from fusewire.store.engine import Store
 from fusewire.tasks import BackgroundTasks, cancel
@@ -206,6 +207,7 @@ class Runner:
 
     async def _validate(self, batch: Batch) -> None:
         total, faults = await self._check.run(batch)
+        reach(CrashPoint.BATCH_CHECKED)
         now = self._clock()
         changes: dict[str, Any]
         if faults:
@@ -228,6 +230,7 @@ class Runner:
             size = await _size(batch_output.file_lines(self._lines, ended_batch, kind))
             if size:
                 file_rows.append(_file_row(batch, kind, size, now))
+        reach(CrashPoint.BATCH_RENDERED)
         has_ended = await self._batches.end(
             batch, file_rows, status=status, waiting_for=None, **{f"{status}_at": now}
         )
@@ -275,6 +278,7 @@ class Runner:
                 self.wake(batch.batch_id)
             if changes:
                 await self._batches.change_in(connection, batch.batch_id, **changes)
+            reach(CrashPoint.BATCH_SETTLED)
         return not is_stopped and changes.get("status") is None
 
     async def _release(self, running: Sequence[Batch], in_flight: Mapping[str, int]) -> None:
@@ -331,6 +335,8 @@ class Runner:
                 changes["waiting_for"] = waiting_for
             if changes:
                 await self._batches.change_in(connection, batch_id, **changes)
+            reach(CrashPoint.BATCH_LINES_STORED)
+        reach(CrashPoint.BATCH_LINES_COMMITTED)
         if account:
             # The batch alone: another of the tenant may have a key or a pool with money left.
             self._pause_ends[batch_id] = asyncio.get_running_loop().time() + BUDGET_PAUSE_S

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fusewire.contracts import Prompt
+from fusewire.crash_points import CrashPoint, reach
 from fusewire.errors import Transient
 from fusewire.tasks import BackgroundTasks
 from fusewire_ingest.repository.submissions import Acceptance, RequestIdentity, Submissions
@@ -89,6 +90,7 @@ class GroupCommit:
         except Exception as exc:  # noqa: BLE001 - it belongs to those who wait
             await self._fail(waiting, exc)
             return
+        reach(CrashPoint.INGEST_COMMITTED)
         remaining = iter(acceptances)
         for caller in waiting:
             share = list(itertools.islice(remaining, len(caller.batch)))

@@ -22,6 +22,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from fusewire import ids
 from fusewire.contracts import Prompt
+from fusewire.crash_points import CrashPoint, reach
 from fusewire.errors import TextsDeletedError
 from fusewire.store.engine import Store
 from fusewire.store.tables import fusions, outcomes, prompts, published_to
@@ -178,9 +179,13 @@ class Submissions:
             Transient: nothing was committed.
         """
         await self.ready()
-        return await self._store.run(
-            lambda connection: self.add_in(connection, batch, traceparents, origins), write=True
-        )
+
+        def add(connection: Connection) -> list[Acceptance]:
+            acceptances = self.add_in(connection, batch, traceparents, origins)
+            reach(CrashPoint.INGEST_STORED)
+            return acceptances
+
+        return await self._store.run(add, write=True)
 
     async def ready(self) -> None:
         """Prepare for `add_in`, which must not wait.

@@ -1,5 +1,6 @@
 """Tally the verdicts of all judges: who was named how often, and which verdicts count. Pure."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -8,6 +9,7 @@ from typing import Any
 from fusewire.contracts import CONTROL, ParseStage, PlannedJudge, Verdict, VerdictKind
 from fusewire_judge.judging.parse import UnreadableVerdict
 from fusewire_judge.judging.prompts import Lineup, verdict_schema
+from fusewire_judge.learning.judged_model import EDGE
 
 PARSE_STAGES: tuple[ParseStage, ...] = ("strict", "repaired", "reasked", "fallback")
 """From the best to the worst."""
@@ -63,14 +65,44 @@ class Tally:
     faults: tuple[str, ...] = ()
     """Why verdicts do not count."""
 
-    def leaders(self) -> list[str]:
-        """The members with the highest share of wins in appearances; several on a tie."""
-        scores = {member: self.wins[member] / count for member, count in self.appearances.items()}
-        best = max(scores.values(), default=0.0)
-        if best <= 0:
+    def leaders(self, odds: Mapping[str, float] | None = None) -> list[str]:
+        """The members that are most probably right, given the verdicts; several on a tie.
+
+        By Bayes: to the logarithm of a member's odds comes, of each judge, `EDGE` times the share
+        of its verdicts that named the member.
+
+        Args:
+            odds: by member, of being right whatever the judges say; missing ones are 1. Without
+                any, those lead that were named most often.
+
+        Returns:
+            Empty if no verdict counts.
+        """
+        shares = {member: self.wins[member] / count for member, count in self.appearances.items()}
+        if max(shares.values(), default=0.0) <= 0:
             return []
-        # Equal shares may differ in their last digit.
+        log_odds = self._log_odds(odds or {})
+        scores = {}
+        for member, share in shares.items():
+            scores[member] = EDGE * self._judge_count * share + log_odds[member]
+        best = max(scores.values())
+        # Equal scores may differ in their last digit.
         return [member for member, score in scores.items() if score > best - 1e-9]
+
+    def _log_odds(self, odds: Mapping[str, float]) -> dict[str, float]:
+        # A judge by margin has weighed the odds already.
+        if any(verdict.logprobs for verdict in self._valid_verdicts):
+            odds = {}
+        return {member: math.log(odds.get(member, 1.0)) for member in self.appearances}
+
+    @property
+    def _judge_count(self) -> int:
+        """How many judges have a verdict that counts."""
+        return len({verdict.judge_model for verdict in self._valid_verdicts}) or 1
+
+    @property
+    def _valid_verdicts(self) -> list[Verdict]:
+        return [verdict for verdict in self.verdicts if verdict.winner and not verdict.void]
 
     @property
     def follows_place(self) -> bool:

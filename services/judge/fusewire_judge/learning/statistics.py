@@ -1,12 +1,18 @@
 """Vote weights, latency percentiles and judge quarantine, learned from stored outcomes. Pure."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 
 from fusewire.contracts import ExcludedMember, Plan, PlannedMember
-from fusewire_judge.learning.weights import MIN_OBSERVATIONS, SuccessCount, learn_weights
+from fusewire_judge.learning.agreement_model import AgreementModel, Pattern, fit
+from fusewire_judge.learning.judged_model import Preference, odds_weights
+from fusewire_judge.learning.weights import (
+    MIN_OBSERVATIONS,
+    SuccessCount,
+    record_weights,
+    vote_weights,
+)
 
 OUTCOME_WINDOW = 1000
 """Newest outcomes of a pool that are learned from: models and prompts change."""
@@ -15,6 +21,8 @@ CONTROL_WINDOW = 50
 QUARANTINE_PICKS = 2
 QUARANTINE_SHARE = 0.05
 """A judge is quarantined that picked at least so many controls, and more than this share."""
+
+OPEN = "open"
 
 PoolKind = tuple[str, str]
 """A pool, and a kind of answer."""
@@ -28,19 +36,41 @@ class StoredAnswer:
     fusion_id: str
     kind: str
     member: str
-    agreed: bool | None
     is_right: bool | None
+    """By its label; None without one."""
     vote_group: int | None
+    """Equal answers to one prompt have the same; None if it had no vote."""
     latency_ms: float | None
 
-    @property
-    def was_right(self) -> bool | None:
-        """Whether it was right by its label, or else by the majority of the other members.
 
-        Members that are wrong together teach a wrong lesson, which only labels cure
-        (docs/decisions/0011).
-        """
-        return self.is_right if self.is_right is not None else self.agreed
+@dataclass(frozen=True)
+class StoredVerdict:
+    """What a judge that saw an order named in one stored outcome."""
+
+    pool: str
+    fusion_id: str
+    kind: str
+    shown: tuple[str, ...]
+    winner: str
+
+
+@dataclass(frozen=True)
+class StoredHistory:
+    """What is learned from."""
+
+    answers: Sequence[StoredAnswer] = ()
+    verdicts: Sequence[StoredVerdict] = ()
+    """Of judges that saw an order."""
+    control_picks: Mapping[str, Sequence[bool]] = field(default_factory=dict)
+    """By judge, whether it picked the control, the newest first."""
+
+
+@dataclass(frozen=True)
+class VoteRecord:
+    """Who agreed with whom in the votes of one pool on one kind of answer, and what fits it."""
+
+    patterns: Mapping[Pattern, int]
+    model: AgreementModel
 
 
 @dataclass(frozen=True)
@@ -49,6 +79,8 @@ class Statistics:
 
     weights: Mapping[PoolKind, Mapping[str, float]] = field(default_factory=dict)
     """By pool and kind of answer, then by member."""
+    votes: Mapping[PoolKind, VoteRecord] = field(default_factory=dict)
+    """By pool and kind of answer: what the weights for votes were learned from."""
     latencies: Mapping[tuple[str, str], Sequence[float]] = field(default_factory=dict)
     """By pool and member, milliseconds, ascending."""
     quarantined: frozenset[str] = frozenset()
@@ -122,59 +154,119 @@ def _judge_name(plan: Plan, model: str) -> str:
 
 
 def learn_statistics(
-    answers: Sequence[StoredAnswer], control_picks: Mapping[str, Sequence[bool]]
+    data: StoredHistory, earlier: Mapping[PoolKind, VoteRecord] | None = None
 ) -> Statistics:
     """Learn from stored outcomes.
 
     Args:
-        answers: those of the newest outcomes, of all pools.
-        control_picks: by judge, whether it picked the control, the newest first.
+        data: what is stored of the newest outcomes of all pools.
+        earlier: the records of votes that were learned last, which take less time to go on from.
     """
+    answers = data.answers
     latencies: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
     for answer in answers:
         if answer.latency_ms is not None:
             latencies[answer.pool, answer.member].append(answer.latency_ms)
+    votes = learn_votes(answers, earlier or {})
+    weights = _learn_record_weights(answers)
+    weights |= _learn_odds(answers, data.verdicts)
+    weights |= {key: vote_weights(record.model, record.patterns) for key, record in votes.items()}
     return Statistics(
-        weights=_learn_weights_by_kind(answers),
+        weights=weights,
+        votes=votes,
         latencies={key: sorted(latencies_ms) for key, latencies_ms in latencies.items()},
         quarantined=frozenset(
-            judge for judge, picks in control_picks.items() if _is_broken(picks[:CONTROL_WINDOW])
+            judge
+            for judge, picks in data.control_picks.items()
+            if _is_broken(picks[:CONTROL_WINDOW])
         ),
     )
 
 
-def _learn_weights_by_kind(answers: Iterable[StoredAnswer]) -> dict[PoolKind, dict[str, float]]:
+def learn_votes(
+    answers: Iterable[StoredAnswer], earlier: Mapping[PoolKind, VoteRecord]
+) -> dict[PoolKind, VoteRecord]:
+    """Fit the model of agreement to the votes of each pool on each kind of answer.
+
+    Args:
+        answers: stored ones; those that had no vote are left out.
+        earlier: the records that were learned last.
+    """
+    records = {}
+    for key, patterns in _count_patterns(answers).items():
+        last = earlier.get(key)
+        if last is None or last.patterns != patterns:
+            last = VoteRecord(patterns, fit(patterns, last.model if last else None))
+        records[key] = last
+    return records
+
+
+def _count_patterns(answers: Iterable[StoredAnswer]) -> dict[PoolKind, Counter[Pattern]]:
+    by_fusion: defaultdict[tuple[PoolKind, str], list[StoredAnswer]] = defaultdict(list)
+    for answer in answers:
+        if answer.vote_group is not None:
+            by_fusion[(answer.pool, answer.kind), answer.fusion_id].append(answer)
+    patterns: defaultdict[PoolKind, Counter[Pattern]] = defaultdict(Counter)
+    for (key, _fusion_id), voters in by_fusion.items():
+        patterns[key][_pattern(voters)] += 1
+    return patterns
+
+
+def _pattern(voters: Iterable[StoredAnswer]) -> Pattern:
+    groups: defaultdict[int | None, list[str]] = defaultdict(list)
+    right_group, is_labelled = None, False
+    for voter in sorted(voters, key=lambda answer: answer.member):
+        groups[voter.vote_group].append(voter.member)
+        is_labelled = is_labelled or voter.is_right is not None
+        if voter.is_right and right_group is None:
+            right_group = voter.vote_group
+    right = list(groups).index(right_group) if right_group is not None else -1
+    return Pattern(tuple(map(tuple, groups.values())), right if is_labelled else None)
+
+
+def _learn_record_weights(answers: Iterable[StoredAnswer]) -> dict[PoolKind, dict[str, float]]:
+    return {
+        key: record_weights(labels)
+        for key, labels in _count_labels(answers).items()
+        if key[1] != OPEN
+    }
+
+
+def _learn_odds(
+    answers: Sequence[StoredAnswer], verdicts: Iterable[StoredVerdict]
+) -> dict[PoolKind, dict[str, float]]:
+    """By pool, the weights for open prompts. A label is believed over the verdicts beside it."""
+    labels = {key: counts for key, counts in _count_labels(answers).items() if key[1] == OPEN}
+    labelled_fusions = {answer.fusion_id for answer in answers if answer.is_right is not None}
+    preferences: defaultdict[PoolKind, Counter[Preference]] = defaultdict(Counter)
+    for verdict in verdicts:
+        if verdict.kind == OPEN and verdict.fusion_id not in labelled_fusions:
+            preference = Preference(tuple(sorted(verdict.shown)), verdict.winner)
+            preferences[verdict.pool, OPEN][preference] += 1
+    keys = {*labels, *preferences}
+    return {key: odds_weights(_halve(preferences[key]), labels.get(key, {})) for key in keys}
+
+
+def _halve(counts: Mapping[Preference, int]) -> dict[Preference, float]:
+    """A judge sees two orders, whose verdicts are one opinion."""
+    return {preference: count / 2 for preference, count in counts.items()}
+
+
+def _count_labels(
+    answers: Iterable[StoredAnswer],
+) -> dict[PoolKind, dict[str, SuccessCount]]:
     tallies: defaultdict[PoolKind, defaultdict[str, list[int]]] = defaultdict(
         lambda: defaultdict(lambda: [0, 0])
     )
     """By member, how often it was right, and how often wrong."""
-    wrong_groups: defaultdict[tuple[PoolKind, str], list[int]] = defaultdict(list)
-    """By fusion, the vote groups of its wrong answers."""
     for answer in answers:
-        was_right = answer.was_right
-        if was_right is None:
-            continue
-        key = answer.pool, answer.kind
-        tallies[key][answer.member][0 if was_right else 1] += 1
-        if not was_right and answer.vote_group is not None:
-            wrong_groups[key, answer.fusion_id].append(answer.vote_group)
-    collisions = _count_collisions(wrong_groups)
-    weights: dict[PoolKind, dict[str, float]] = {}
-    for key, by_member in tallies.items():
-        counts = {member: SuccessCount(*tally) for member, tally in by_member.items()}
-        weights[key] = learn_weights(counts, collisions.get(key, SuccessCount()))
-    return weights
+        if answer.is_right is not None:
+            tallies[answer.pool, answer.kind][answer.member][0 if answer.is_right else 1] += 1
+    return {key: _as_counts(by_member) for key, by_member in tallies.items()}
 
 
-def _count_collisions(
-    wrong_groups: Mapping[tuple[PoolKind, str], Sequence[int]],
-) -> dict[PoolKind, SuccessCount]:
-    """Count the pairs of wrong answers to one prompt that are the same, and those that differ."""
-    tallies: defaultdict[PoolKind, list[int]] = defaultdict(lambda: [0, 0])
-    for (key, _fusion_id), groups in wrong_groups.items():
-        for a, b in combinations(groups, 2):
-            tallies[key][0 if a == b else 1] += 1
-    return {key: SuccessCount(*tally) for key, tally in tallies.items()}
+def _as_counts(tallies: Mapping[str, Sequence[int]]) -> dict[str, SuccessCount]:
+    return {member: SuccessCount(*tally) for member, tally in tallies.items()}
 
 
 def _is_broken(picks: Sequence[bool]) -> bool:

@@ -1,12 +1,21 @@
-"""Vote weights of a pool's members, learned from how often they were right. Pure."""
+"""Vote weights of a pool's members, learned from stored outcomes. Pure."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from fusewire_judge.learning.agreement_model import AgreementModel, Groups, Pattern
 
 MIN_OBSERVATIONS = 20
 """Observations before a member's weight moves from 1."""
 MIN_WEIGHT, MAX_WEIGHT = 0.25, 4.0
+ADVANTAGES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+"""What the best member's weight may gain beyond its own record, in mean weights."""
+MARGIN = 0.05
+"""How much more probably than the best member those that outvote it must be right."""
+COINCIDENCE = 0.25
+"""How often two wrong answers say the same, where that is not observed."""
 
 
 @dataclass(frozen=True)
@@ -22,36 +31,113 @@ class SuccessCount:
         return self.yes + self.no
 
 
-def learn_weights(
-    success_counts: Mapping[str, SuccessCount], collisions: SuccessCount
-) -> dict[str, float]:
-    """Learn the multipliers of the members' weights for one kind of answer.
+def vote_weights(model: AgreementModel, patterns: Mapping[Pattern, int]) -> dict[str, float]:
+    """The multipliers of the members' weights in votes on one kind of closed answer.
 
-    The optimal weight of an independent voter that is right with probability p is
-    log(p / (1 - p)) where there are two answers (Nitzan and Paroush, 1982), and
-    log(p / (1 - p)) - log(c) where two wrong answers are the same with probability c: wrong
-    numbers rarely coincide, so two that agree are worth more than the one member that is
-    best alone. Weights are scaled to a mean of 1, so that a member with too few observations
-    counts as an average one, and clipped to [0.25, 4].
+    The optimal weight of an independent voter that is right with probability p, where two wrong
+    answers are the same with probability c, is log(p / (1 - p)) - log(c) (after Nitzan and Paroush,
+    1982). Members are not independent, so the best of them gets an advantage: of `ADVANTAGES`, or
+    so much that nobody outvotes it, the one with which the vote is most often right on the
+    patterns that occurred, where each vote against the best member first costs `MARGIN`.
+
+    Args:
+        model: fitted to these patterns.
+        patterns: of agreement, and how often each occurred.
+
+    Returns:
+        By member, with a mean of 1; 1.0 for a member with fewer than 20 observations.
+    """
+    members = _often_seen(patterns)
+    if not members:
+        return dict.fromkeys(model.abilities, 1.0)
+    base = dict.fromkeys(model.abilities, 1.0) | _log_odds(model, members)
+    best = max(members, key=lambda member: (model.abilities[member], member))
+    disagreements = _disagreements(model, patterns, best)
+    decisive = max(sum(base.values()) - 2 * base[best], 0.0) + MIN_WEIGHT
+    candidates = [base | {best: base[best] + more} for more in (*ADVANTAGES, decisive)]
+    weights = max(candidates, key=lambda weights: sum(d.gain(weights) for d in disagreements))
+    return _scale(weights, members)
+
+
+def _often_seen(patterns: Mapping[Pattern, int]) -> list[str]:
+    observations: Counter[str] = Counter()
+    for pattern, count in patterns.items():
+        for group in pattern.groups:
+            observations.update(dict.fromkeys(group, count))
+    return [member for member, count in observations.items() if count >= MIN_OBSERVATIONS]
+
+
+def _disagreements(
+    model: AgreementModel, patterns: Mapping[Pattern, int], best: str
+) -> list["_Disagreement"]:
+    counts: Counter[tuple[tuple[str, ...], ...]] = Counter()
+    for pattern, count in patterns.items():
+        if any(best in group for group in pattern.groups):
+            counts[pattern.groups] += count
+    return [
+        _Disagreement(groups, model.chances(groups), count, best)
+        for groups, count in counts.items()
+    ]
+
+
+@dataclass(frozen=True)
+class _Disagreement:
+    """A pattern in which the best member answered."""
+
+    groups: Groups
+    chances: list[float]
+    """The probability that each group is right."""
+    count: int
+    best: str
+
+    def gain(self, weights: Mapping[str, float]) -> float:
+        """How often more than the best member alone a vote with these weights is right."""
+        winner = max(
+            range(len(self.groups)),
+            key=lambda number: sum(weights[member] for member in self.groups[number]),
+        )
+        own = next(number for number, group in enumerate(self.groups) if self.best in group)
+        if winner == own:
+            return 0.0
+        return self.count * (self.chances[winner] - self.chances[own] - MARGIN)
+
+
+def _log_odds(model: AgreementModel, members: list[str]) -> dict[str, float]:
+    """The weights of independent voters, with a mean of about 1, none below `MIN_WEIGHT`."""
+    odds = {}
+    for member in members:
+        accuracy = model.accuracy(member)
+        odds[member] = math.log(accuracy / (1 - accuracy) / model.collision)
+    mean = sum(max(value, 0.0) for value in odds.values()) / len(odds)
+    if not mean:
+        return dict.fromkeys(members, 1.0)
+    return {member: max(value / mean, MIN_WEIGHT) for member, value in odds.items()}
+
+
+def _scale(weights: Mapping[str, float], members: list[str]) -> dict[str, float]:
+    mean = sum(weights[member] for member in members) / len(members)
+    return {m: weight / mean if m in members else 1.0 for m, weight in weights.items()}
+
+
+def record_weights(success_counts: Mapping[str, SuccessCount]) -> dict[str, float]:
+    """The multipliers of the members' weights for one kind of answer that is not voted on.
+
+    Log odds of being right by label, as those of independent voters; scaled to a mean of 1 and
+    clipped to [0.25, 4].
 
     >>> counts = {"strong": SuccessCount(yes=90, no=10), "weak": SuccessCount(yes=60, no=40)}
-    >>> weights = learn_weights(counts, collisions=SuccessCount(yes=10, no=30))
+    >>> weights = record_weights(counts)
     >>> {member: round(weight, 2) for member, weight in weights.items()}
     {'strong': 1.32, 'weak': 0.68}
 
     Args:
-        success_counts: by member, how often it was right (by label, or by what the majority
-            of the other members said).
-        collisions: how often two wrong answers to one prompt were the same. Without labels,
-            three members never show it: if two agree, they count as right. So c starts from
-            a prior of Beta(1, 3), a quarter (docs/decisions/0011).
+        success_counts: by member, how often it was right.
 
     Returns:
         By member; 1.0 for a member with fewer than 20 observations.
     """
-    collision_rate = (collisions.yes + 1) / (collisions.total + 4)
     log_odds = {
-        member: max(math.log((count.yes + 1) / (count.no + 1) / collision_rate), 0.0)
+        member: max(math.log((count.yes + 1) / (count.no + 1) / COINCIDENCE), 0.0)
         for member, count in success_counts.items()
         if count.total >= MIN_OBSERVATIONS
     }

@@ -1,13 +1,15 @@
 """What is learned from: how members did, and which judges picked controls."""
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import datetime
 
 from sqlalchemy import Connection, bindparam, select
 
+from fusewire.contracts import CONTROL
 from fusewire.store.tables import answers, outcomes, verdicts
-from fusewire_judge.learning.statistics import StoredAnswer
+from fusewire_judge.learning.statistics import StoredAnswer, StoredVerdict
 
 # Built once: to build a statement takes longer than to run it.
 _NEWEST = (
@@ -26,7 +28,6 @@ _ANSWERS = select(
     _NEWEST.c.fusion_id,
     _NEWEST.c.answer_kind,
     answers.c.member,
-    answers.c.agreed,
     answers.c.is_right,
     answers.c.vote_group,
     answers.c.latency_ms,
@@ -37,6 +38,36 @@ _CONTROLS = (
     .order_by(verdicts.c.decided_at.desc())
     .limit(10_000)
 )
+
+
+_VERDICTS = (
+    select(_NEWEST.c.fusion_id, _NEWEST.c.answer_kind, verdicts.c.shown, verdicts.c.winner)
+    .join(verdicts, verdicts.c.fusion_id == _NEWEST.c.fusion_id)
+    .where(
+        _NEWEST.c.answer_kind == "open",
+        verdicts.c.kind != "guard",
+        verdicts.c.is_by_margin.is_(False),
+        verdicts.c.void.is_(None),
+        verdicts.c.winner.is_not(None),
+    )
+)
+
+
+def newest_verdicts(
+    connection: Connection, pools: Iterable[str], outcome_limit: int
+) -> list[StoredVerdict]:
+    """Return the verdicts on open answers in the newest outcomes of each pool.
+
+    Those of judges by margin are left out: they have weighed what is to be learned.
+    """
+    stored_verdicts: list[StoredVerdict] = []
+    for pool in pools:
+        rows = connection.execute(_VERDICTS, {"pool": pool, "newest": outcome_limit})
+        for fusion_id, kind, lineup, winner in rows:
+            members = tuple(name for name in json.loads(lineup) if name != CONTROL)
+            if winner in members:
+                stored_verdicts.append(StoredVerdict(pool, fusion_id, kind, members, winner))
+    return stored_verdicts
 
 
 def newest_answers(

@@ -5,7 +5,7 @@ import math
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from itertools import combinations
@@ -172,6 +172,37 @@ def is_tied(groups: Mapping[str, Sequence[MemberAnswer]]) -> bool:
     """Whether the two heaviest groups weigh the same."""
     weights = [_weight(group) for group in groups.values()]
     return len(weights) > 1 and abs(weights[0] - weights[1]) < 1e-9
+
+
+def heaviest_group(
+    groups: Mapping[str, Sequence[MemberAnswer]], answers: Sequence[MemberAnswer]
+) -> tuple[Sequence[MemberAnswer], str | None]:
+    """The group that wins a vote without a judge, and the rule if it was a tie.
+
+    Of groups that weigh the same, the one whose heaviest member has the best record and configured
+    weight; if these are the same too, the one with the answer most like the others.
+
+    Args:
+        groups: as `votes` returns them.
+        answers: all of them, for what is most like the others.
+    """
+    by_weight = list(groups.values())
+    if not is_tied(groups):
+        return by_weight[0], None
+    leading = _highest(by_weight, _weight)
+    leading = _highest(leading, lambda group: max(answer.weight for answer in group))
+    if len(leading) == 1:
+        return leading[0], "tie, the member with the best record"
+    most_alike = _highest(leading, lambda group: max(gain(a, answers) for a in group))
+    return most_alike[0], "tie, the answer most like the others"
+
+
+def _highest(
+    groups: Sequence[Sequence[MemberAnswer]], key: Callable[[Sequence[MemberAnswer]], float]
+) -> list[Sequence[MemberAnswer]]:
+    """The groups with the highest value; equal values may differ in their last digit."""
+    values = [key(group) for group in groups]
+    return [g for g, value in zip(groups, values, strict=True) if value > max(values) - 1e-9]
 
 
 def share(groups: Mapping[str, Sequence[MemberAnswer]]) -> float:

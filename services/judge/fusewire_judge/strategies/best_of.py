@@ -1,14 +1,23 @@
 """Best-of: choose one answer. Closed answers are voted, open ones judged."""
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 
 from fusewire.contracts.degraded import DegradedReason
 from fusewire_judge.judging.ballot import poll
 from fusewire_judge.judging.tally import Tally
 from fusewire_judge.model import Case, Draft, MakeCalls, MemberAnswer, Panel, Replies, Steps
-from fusewire_judge.scoring.answers import agreement, gain, is_tied, medoid, share, votes
+from fusewire_judge.scoring.answers import (
+    agreement,
+    gain,
+    heaviest_group,
+    is_tied,
+    medoid,
+    share,
+    votes,
+)
 
 MOST_TURNS = 4
 """Answers up to which each is put first once; beyond, a poll on two of them costs fewer calls
@@ -20,7 +29,17 @@ def best_of(case: Case, panel: Panel) -> Steps:
     draft = vote(case, panel)
     if draft is not None:
         return draft
-    return (yield from ask_judges(case, panel.answers))
+    return (yield from ask_judges(case, panel.answers, odds_of(case, panel)))
+
+
+def odds_of(case: Case, panel: Panel) -> dict[str, float]:
+    """By member, its odds of being right as learned from stored outcomes; only of open answers.
+
+    The weights of votes on closed answers, and configured ones, are no odds.
+    """
+    if panel.kind != "open":
+        return {}
+    return {member.name: member.learned.get("open", 1.0) for member in case.plan.members}
 
 
 def vote(
@@ -44,20 +63,30 @@ def vote(
     groups = votes([*current_answers, *trail], case.prompt.sampling.response_schema)
     if panel.kind == "open" or not groups or (is_tied(groups) and case.plan.jurors):
         return None
-    heaviest = next(iter(groups.values()))
+    heaviest, tie_rule = heaviest_group(groups, current_answers)
     winner = _current_or_first(heaviest, current_answers)
-    total = sum(len(group) for group in groups.values())
-    reason = f"vote, {len(heaviest)} of {total} say the same"
-    if is_tied(groups):
-        reason = "tie, the first of the pool"
     return Draft(
         status="voted",
         content=winner.content,
         winner=winner.member,
         answers=tuple(winner if a.member == winner.member else a for a in current_answers),
-        reason=reason,
+        reason=tie_rule or _vote_reason(list(groups.values())),
         agreement=share(groups),
     )
+
+
+def _vote_reason(by_weight: Sequence[Sequence[MemberAnswer]]) -> str:
+    """Why the first of several groups wins a vote: by number, or by the record of its members."""
+    winners = by_weight[0]
+    losers = list(chain.from_iterable(by_weight[1:]))
+    if len(winners) > 1 and len(winners) >= max(map(len, by_weight)):
+        return f"vote, {len(winners)} of {len(winners) + len(losers)} say the same"
+    own_weight, rival_weight = sum(answer.weight for answer in winners), 0.0
+    for count, weight in enumerate(sorted((a.weight for a in losers), reverse=True), 1):
+        rival_weight += weight
+        if rival_weight > own_weight:
+            return f"vote by record, {count} of the {len(losers)} others would have to agree"
+    return "vote by record, which no agreement of the others outweighs"
 
 
 def _current_or_first(
@@ -74,17 +103,22 @@ def _current_or_first(
     return group[0]
 
 
-def ask_judges(case: Case, answers: Sequence[MemberAnswer]) -> Steps:
-    """Choose the answer that the judges name; without a usable verdict, the medoid.
+def ask_judges(case: Case, answers: Sequence[MemberAnswer], odds: Mapping[str, float]) -> Steps:
+    """Choose by what the judges name and the members' odds; without a usable verdict, the medoid.
 
     Judges that do not agree with themselves or each other are asked once more; if it is still a
     tie, a rule decides (`_break_tie`, `_choose_winner`).
+
+    Args:
+        case: the fusion.
+        answers: at least two.
+        odds: by member, of being right.
     """
     jurors = case.plan.jurors
     if not jurors:
         return choose_medoid(answers, "no judge, the answer most like the others")
     tally = yield from poll(case, answers, "verdict", "listwise", jurors)
-    leaders = tally.leaders()
+    leaders = tally.leaders(odds)
     if not leaders and tally.verdicts:
         return _fallback_draft(answers, tally)
     # Answers that no judge may vote on, because they are its own. One that was cut off by the
@@ -95,7 +129,7 @@ def ask_judges(case: Case, answers: Sequence[MemberAnswer]) -> Steps:
     # Judges by margin see no order, and would say the same again.
     may_change = any(not juror.by_margin for juror in jurors)
     if may_change and len(leaders) > 1 and len(tally.appearances) > 2:
-        tally, leaders = yield from _break_tie(case, answers, tally)
+        tally, leaders = yield from _break_tie(case, answers, tally, odds)
     winner, rule = _choose_winner(leaders, unjudged_members, answers)
     return Draft(
         status="selected" if tally.verdicts else "voted",
@@ -104,7 +138,8 @@ def ask_judges(case: Case, answers: Sequence[MemberAnswer]) -> Steps:
         answers=tuple(answers),
         lineup=tally.lineup,
         parse_stage=tally.parse_stage,
-        reason=rule or tally.reasons.get(winner.member),
+        reason=rule
+        or tally.reasons.get(winner.member, "right so often that no verdict outweighs it"),
         verdicts=tally.verdicts,
         agreement=agreement(answers),
         degraded=tuple(DegradedReason("verdict_void", fault) for fault in tally.faults),
@@ -124,7 +159,7 @@ def _fallback_draft(answers: Sequence[MemberAnswer], tally: Tally) -> Draft:
 
 
 def _break_tie(
-    case: Case, answers: Sequence[MemberAnswer], tally: Tally
+    case: Case, answers: Sequence[MemberAnswer], tally: Tally, odds: Mapping[str, float]
 ) -> Generator[MakeCalls, Replies, tuple[Tally, list[str]]]:
     """Poll the judges once more on a tie.
 
@@ -135,18 +170,18 @@ def _break_tie(
     Returns:
         (tally of both polls, leaders)
     """
-    leaders, jurors = tally.leaders(), case.plan.jurors
+    leaders, jurors = tally.leaders(odds), case.plan.jurors
     trailing = [member for member in tally.appearances if member not in leaders]
     if trailing and tally.follows_place and len(tally.appearances) <= MOST_TURNS:
         turns = yield from poll(case, answers, "turn", "listwise", jurors, firsts=trailing)
         tally = tally.plus(turns)
-        return tally, tally.leaders()
+        return tally, tally.leaders(odds)
     leading_answers = [answer for answer in answers if answer.member in leaders]
     first_two = sorted(leading_answers, key=_preference(answers))[:2]
     pair_members = [answer.member for answer in first_two]
     pair = [answer for answer in answers if answer.member in pair_members]
     pair_tally = yield from poll(case, pair, "pair", "pair", jurors)
-    leaders = pair_tally.leaders() or [answer.member for answer in pair]
+    leaders = pair_tally.leaders(odds) or [answer.member for answer in pair]
     return tally.plus(pair_tally), leaders
 
 

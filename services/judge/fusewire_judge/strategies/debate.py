@@ -13,7 +13,7 @@ from fusewire_judge.judging.parse import Read, read
 from fusewire_judge.judging.prompts import debate_messages, make_lineup, rebuttal_schema
 from fusewire_judge.model import Case, MemberAnswer, Panel, Replies, Steps
 from fusewire_judge.scoring.answers import ALIKE, agreement, canonical, flaw, votes
-from fusewire_judge.strategies.best_of import ask_judges, vote
+from fusewire_judge.strategies.best_of import ask_judges, odds_of, vote
 
 ERROR_TOKENS = 160
 """Tokens allowed for the error that a member states, on top of its answer."""
@@ -44,7 +44,7 @@ def debate(case: Case, panel: Panel) -> Steps:
             break
     draft = vote(case, panel, current, trail)
     if draft is None:
-        draft = yield from ask_judges(case, current)
+        draft = yield from ask_judges(case, current, odds_of(case, panel))
     return replace(draft, reason=f"{draft.reason} ({_course(turns, obstacle)})")
 
 

@@ -26,7 +26,7 @@ from fusewire_judge.model import (
 )
 from fusewire_judge.panel.convene import convene
 from fusewire_judge.panel.recorded import RECORDED
-from fusewire_judge.scoring.answers import agreement, kind_of, share, votes
+from fusewire_judge.scoring.answers import agreement, heaviest_group, kind_of, share, votes
 from fusewire_judge.strategies.best_of import best_of
 from fusewire_judge.strategies.debate import debate
 from fusewire_judge.strategies.merge import merge
@@ -249,7 +249,7 @@ def _draft_without_choice(case: Case, panel: Panel) -> Draft | None:
 def _gate_draft(case: Case, answers: tuple[MemberAnswer, ...]) -> Draft:
     """The draft of a first wave that was sufficient."""
     groups = votes(answers, case.prompt.sampling.response_schema)
-    winner = next(iter(groups.values()))[0] if groups else answers[0]
+    winner = heaviest_group(groups, answers)[0][0] if groups else answers[0]
     second_wave = ", ".join(member.name for member in case.plan.members if member.wave)
     return Draft(
         status="voted" if len(answers) > 1 else "single",

@@ -34,7 +34,7 @@ from fusewire_judge.model import (
     ready_calls,
 )
 from fusewire_judge.scoring.answers import agreement
-from fusewire_judge.strategies.best_of import ask_judges, best_of, choose_medoid
+from fusewire_judge.strategies.best_of import ask_judges, best_of, choose_medoid, odds_of
 from fusewire_judge.strategies.grounding import ungrounded_claims
 
 ANALYSIS_TOKENS = 768
@@ -71,7 +71,7 @@ def merge(case: Case, panel: Panel) -> Steps:
         make_draft = _draft if merged_text.text else _failed_draft
         return make_draft(answers, merged_text)
     single, merged_text = yield from run_together(
-        ask_judges(case, answers), _write(case, writer, answers)
+        ask_judges(case, answers, odds_of(case, panel)), _write(case, writer, answers)
     )
     if not merged_text.text:
         degraded = (*single.degraded, *merged_text.degraded)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
-from itertools import combinations
+from itertools import chain, combinations
 from random import Random
 
 from fusewire import ids
@@ -213,13 +213,39 @@ def _weight(answers: Sequence[Reply]) -> float:
 def _vote(answers: Sequence[Reply], *, has_judge: bool) -> Choice | None:
     found_groups = groups(answers)
     weights = [_weight(group) for group in found_groups]
-    is_tied = len(weights) > 1 and abs(weights[0] - weights[1]) < 1e-9
-    if is_tied and has_judge:
+    leading_groups = [group for group in found_groups if _weight(group) > weights[0] - 1e-9]
+    if len(leading_groups) > 1 and has_judge:
         return None
-    reason = f"vote, {len(found_groups[0])} of {len(answers)} say the same"
-    if is_tied:
-        reason = "tie, the first of the pool"
-    return Choice("voted", found_groups[0][0], reason, weights[0] / sum(weights))
+    winners, reason = found_groups[0], _vote_reason(found_groups)
+    if len(leading_groups) > 1:
+        winners, reason = _break_tie(leading_groups)
+    return Choice("voted", winners[0], reason, weights[0] / sum(weights))
+
+
+def _break_tie(tied_groups: Sequence[list[Reply]]) -> tuple[list[Reply], str]:
+    """The group of the heaviest member; if there are several, no answer is like another."""
+    heaviest = [_heaviest(group) for group in tied_groups]
+    reason = "tie, the answer most like the others"
+    if heaviest.count(max(heaviest)) == 1:
+        reason = "tie, the member with the best record"
+    return tied_groups[heaviest.index(max(heaviest))], reason
+
+
+def _heaviest(group: Sequence[Reply]) -> float:
+    return max(answer.member.weight for answer in group)
+
+
+def _vote_reason(found_groups: Sequence[Sequence[Reply]]) -> str:
+    winners = found_groups[0]
+    losers = [answer.member.weight for answer in chain.from_iterable(found_groups[1:])]
+    if len(winners) > 1 and len(winners) >= max(map(len, found_groups)):
+        return f"vote, {len(winners)} of {len(winners) + len(losers)} say the same"
+    rival_weight = 0.0
+    for count, weight in enumerate(sorted(losers, reverse=True), 1):
+        rival_weight += weight
+        if rival_weight > _weight(winners):
+            return f"vote by record, {count} of the {len(losers)} others would have to agree"
+    return "vote by record, which no agreement of the others outweighs"
 
 
 def _similarity(answer: Reply, other: Reply, question: Question) -> float:

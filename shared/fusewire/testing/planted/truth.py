@@ -84,8 +84,8 @@ class PoolTruth:
 
     members: tuple[MemberTruth, ...]
     judge: JudgeTruth | None = None
-    """None: a tie is won by the first of the pool, an open prompt by the answer most like the
-    others. A judge decides ties too."""
+    """None: a tie is won by the heaviest member, an open prompt by the answer most like the others.
+    A judge decides ties too."""
     config_hash: str = "0123456789ab"
 
     @cached_property

@@ -1,0 +1,51 @@
+"""What the judge learns is read from stored outcomes alike, on both databases."""
+
+from datetime import UTC, datetime
+
+from fusewire.store.engine import Store
+from fusewire.testing.planted import JudgeTruth, MemberTruth, PoolTruth, Truth, fill
+from fusewire_judge.learning.statistics import StoredHistory, learn_statistics
+from fusewire_judge.repository.history import control_picks, newest_answers, newest_verdicts
+
+NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
+MEMBERS = (
+    MemberTruth("weak", strength=-1.5, accuracy=0.4, family="f1"),
+    MemberTruth("good", strength=1.0, accuracy=0.85, family="f2"),
+    MemberTruth("fair", strength=0.0, accuracy=0.6, family="f3"),
+)
+TRUTH = Truth(NOW, {"default": PoolTruth(MEMBERS, JudgeTruth(family="f4"))}, open_share=0.5)
+
+
+async def test_verdicts_and_votes_show_who_is_right_more_often(store: Store) -> None:
+    await fill(store, TRUTH, 600, seed=1)
+
+    data = await store.run(
+        lambda connection: StoredHistory(
+            newest_answers(connection, ["default"], 1000),
+            newest_verdicts(connection, ["default"], 1000),
+            control_picks(connection, NOW),
+        ),
+        write=False,
+    )
+    statistics = learn_statistics(data)
+
+    for kind in ("open", "number"):
+        weights = statistics.weights["default", kind]
+        assert weights["good"] > weights["fair"] > weights["weak"], kind
+
+
+async def test_only_verdicts_on_open_answers_of_the_newest_outcomes_are_read(store: Store) -> None:
+    await fill(store, TRUTH, 200, seed=1)
+
+    few, all_, none = await store.run(
+        lambda connection: [
+            newest_verdicts(connection, pools, limit)
+            for pools, limit in ((["default"], 20), (["default"], 1000), (["other"], 1000))
+        ],
+        write=False,
+    )
+
+    assert 0 < len(few) <= 2 * 20 < len(all_)
+    assert none == []
+    assert {verdict.kind for verdict in all_} == {"open"}
+    assert all(verdict.winner in verdict.shown for verdict in all_)

@@ -1,0 +1,206 @@
+"""What is learned of members from verdicts, and what it is worth in a ballot."""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fusewire.contracts import Verdict
+from fusewire.testing.factories import OPEN_ANSWERS as OPEN
+from fusewire.testing.factories import make_member
+from fusewire_judge.judging.tally import Tally
+from fusewire_judge.learning.judged_model import (
+    EDGE,
+    MAX_ODDS,
+    MIN_ODDS,
+    Preference,
+    fit_log_odds,
+    odds_weights,
+)
+from fusewire_judge.learning.statistics import (
+    StoredAnswer,
+    StoredHistory,
+    StoredVerdict,
+    learn_statistics,
+)
+from fusewire_judge.learning.weights import MIN_OBSERVATIONS, SuccessCount
+from fusewire_judge.model import Draft
+
+if TYPE_CHECKING:
+    from conftest import ScriptedFusion
+
+Begin = Callable[..., "ScriptedFusion"]
+
+
+def draw(accuracies: dict[str, float], count: int, seed: str) -> Counter[Preference]:
+    """What a judge names that prefers the right one of two four times in five."""
+    rng = random.Random(seed)
+    shown = tuple(sorted(accuracies))
+    preferences: Counter[Preference] = Counter()
+    for _ in range(count):
+        merits = [4.0 if rng.random() < accuracies[member] else 1.0 for member in shown]
+        preferences[Preference(shown, rng.choices(shown, merits)[0])] += 1
+    return preferences
+
+
+# -- learning ------------------------------------------------------------------------------------
+
+
+def test_verdicts_show_how_far_members_are_apart() -> None:
+    accuracies = {"a": 0.45, "b": 0.55, "c": 0.8}
+
+    log_odds = fit_log_odds(draw(accuracies, 4000, "apart"), {})
+
+    true_log_odds = {m: math.log(p / (1 - p)) for m, p in accuracies.items()}
+    for member in "ab":
+        assert log_odds["c"] - log_odds[member] == pytest.approx(
+            true_log_odds["c"] - true_log_odds[member], abs=0.5
+        )
+
+
+def test_labels_show_how_often_each_is_right() -> None:
+    log_odds = fit_log_odds({}, {"a": SuccessCount(300, 700), "b": SuccessCount(800, 200)})
+
+    assert log_odds["a"] == pytest.approx(math.log(3 / 7), abs=0.02)
+    assert log_odds["b"] == pytest.approx(math.log(4), abs=0.02)
+
+
+def test_weights_are_odds_with_a_mean_of_one() -> None:
+    weights = odds_weights({}, {"a": SuccessCount(500, 500), "b": SuccessCount(600, 400)})
+
+    assert weights["b"] / weights["a"] == pytest.approx(1.5, abs=0.02)
+    assert sum(weights.values()) / 2 == pytest.approx(1.0)
+
+
+def test_weights_are_clipped() -> None:
+    strong = {f"m{i}": SuccessCount(1, 999) for i in range(9)} | {"a": SuccessCount(999, 1)}
+
+    weights = odds_weights({}, strong)
+
+    assert weights["a"] == MAX_ODDS
+    assert weights["m0"] == MIN_ODDS
+
+
+@pytest.mark.parametrize("count", [2 * MIN_OBSERVATIONS - 1, 2 * MIN_OBSERVATIONS])
+def test_below_twenty_opinions_a_weight_is_one(count: int) -> None:
+    opinions = {Preference(("a", "b"), "a"): count / 2}
+
+    weights = odds_weights(opinions, {})
+
+    assert (weights["a"] > 1 > weights["b"]) is (count == 2 * MIN_OBSERVATIONS)
+    assert count == 2 * MIN_OBSERVATIONS or set(weights.values()) == {1.0}
+
+
+def verdicts(winner: str, fusions: range, kind: str = "open") -> list[StoredVerdict]:
+    """Of two orders each."""
+    return [
+        StoredVerdict("p", f"f{number}", kind, shown, winner)
+        for number in fusions
+        for shown in (("a", "b"), ("b", "a"))
+    ]
+
+
+def labels(right: str, fusions: range) -> list[StoredAnswer]:
+    return [
+        StoredAnswer("p", f"f{number}", "open", member, member == right, None, None)
+        for number in fusions
+        for member in "ab"
+    ]
+
+
+def test_a_label_is_believed_over_the_verdicts_beside_it() -> None:
+    data = StoredHistory(labels("b", range(30)), verdicts("a", range(30)))
+
+    weights = learn_statistics(data).weights["p", "open"]
+
+    assert weights["b"] > 1 > weights["a"]
+
+
+def test_verdicts_without_labels_are_learned_from() -> None:
+    data = StoredHistory(labels("b", range(10)), verdicts("a", range(10, 60)))
+
+    weights = learn_statistics(data).weights["p", "open"]
+
+    assert weights["a"] > 1 > weights["b"]
+
+
+def test_verdicts_on_closed_answers_teach_nothing() -> None:
+    """A vote that was tied is no sample of what members answer."""
+    data = StoredHistory(verdicts=verdicts("a", range(60), kind="number"))
+
+    assert learn_statistics(data).weights == {}
+
+
+# -- the ballot ----------------------------------------------------------------------------------
+
+
+def verdict(winner: str, judge: str = "j", **fields: object) -> Verdict:
+    values = {"call": "c", "kind": "listwise", "judge_model": judge, "shown": ("a", "b", "c")}
+    return Verdict.model_validate({**values, "winner": winner, **fields})
+
+
+def tally(*winners: tuple[str, str]) -> Tally:
+    """Of verdicts: the winner, and the judge that named it."""
+    wins = {m: sum(winner == m for winner, _ in winners) for m in "abc"}
+    named = tuple(verdict(winner, judge) for winner, judge in winners)
+    return Tally(wins, dict.fromkeys("abc", len(winners)), named)
+
+
+BOTH = math.exp(EDGE)
+"""The odds for which a verdict in both orders makes up."""
+BALLOTS = [
+    # what, verdicts, odds of a, b and c, leaders
+    ("no odds", (("a", "j"), ("a", "j")), (1, 1, 1), ["a"]),
+    ("no odds, a split", (("a", "j"), ("b", "j")), (1, 1, 1), ["a", "b"]),
+    ("odds decide a split", (("a", "j"), ("b", "j")), (1, 1.1, 1), ["b"]),
+    ("a little less than the verdict", (("a", "j"), ("a", "j")), (1, 1, BOTH * 0.99), ["a"]),
+    ("a little more than the verdict", (("a", "j"), ("a", "j")), (1, 1, BOTH * 1.01), ["c"]),
+    ("one order is half of it", (("a", "j"), ("b", "j")), (1, 1, BOTH**0.5 * 1.01), ["c"]),
+    ("two judges are twice of it", (("a", "j"), ("a", "k")), (1, 1, BOTH * 1.01), ["a"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("winners", "odds", "leaders"), [r[1:] for r in BALLOTS], ids=[r[0] for r in BALLOTS]
+)
+def test_a_verdict_is_evidence(
+    winners: tuple[tuple[str, str], ...], odds: tuple[float, ...], leaders: list[str]
+) -> None:
+    assert tally(*winners).leaders(dict(zip("abc", odds, strict=True))) == leaders
+
+
+def test_a_judge_by_margin_has_weighed_the_odds_already() -> None:
+    by_margin = verdict("a", logprobs=(-1.0, -2.0, -3.0))
+
+    found = Tally({"a": 1, "b": 0, "c": 0}, dict.fromkeys("abc", 1), (by_margin,))
+
+    assert found.leaders({"a": 0.25, "b": 0.25, "c": 4.0}) == ["a"]
+
+
+def test_without_a_verdict_nobody_leads() -> None:
+    assert Tally().leaders({"a": 4.0}) == []
+
+
+def judged(play: "ScriptedFusion", winner: str) -> Draft:
+    """Open answers of three members, of which the judge names one in both orders."""
+    play.says(**OPEN).asks()
+    return play.judge_says(winner).ends()
+
+
+def test_a_member_that_is_right_far_more_often_is_chosen_against_the_verdict(begin: Begin) -> None:
+    members = [make_member("a"), make_member("b", learned={"open": 0.4}), make_member("c")]
+    strong = [make_member("a", learned={"open": 3.0}), *members[1:]]
+
+    close, far = (judged(begin(members=pool), "b") for pool in (members, strong))
+
+    assert (close.winner, far.winner, far.status) == ("b", "a", "selected")
+    assert far.reason == "right so often that no verdict outweighs it"
+
+
+def test_configured_weights_are_no_odds(begin: Begin) -> None:
+    members = [make_member("a", 50.0), make_member("b"), make_member("c")]
+
+    assert judged(begin(members=members), "b").winner == "b"
