@@ -216,15 +216,14 @@ def recoveries(history: Sequence[Event]) -> list[float]:
     that one counts.
     """
     accepted = {event.fusion: event.at for event in of_kind(history, Acceptance)}
-    ends: dict[str, float] = {}
-    for event in of_kind(history, OutcomeView):
-        ends.setdefault(event.fusion, event.at)
+    views = reversed(of_kind(history, OutcomeView))
+    ends = {event.fusion: event.at for event in views}
     faults = _fault_times(history)
     times: list[float] = []
     for fault in faults:
-        is_waiting = any(at <= fault.end < ends.get(f, math.inf) for f, at in accepted.items())
-        next_end = min((end for end in ends.values() if end > fault.end), default=math.inf)
-        if is_waiting and not _is_followed(fault, next_end, faults):
+        waiting = {f for f, at in accepted.items() if at <= fault.end < ends.get(f, math.inf)}
+        next_end = min(filter(fault.end.__lt__, ends.values()), default=math.inf)
+        if waiting and not _is_followed(fault, next_end, faults):
             times.append(next_end - fault.end)
     return times
 
